@@ -1,0 +1,246 @@
+"""One Kafka broker as a child process: Apache Kafka's own jars, no Docker, no ZooKeeper.
+
+    with Broker(Path(".fairlead/kafka")) as broker:
+        KafkaLog(KafkaOptions(bootstrap_servers=broker.bootstrap_servers))
+
+Everything it writes is in its folder: `data/`, `server.properties`, `broker.log`. Tests stop, kill,
+freeze and restart it to see what the rest of the system makes of that.
+
+The one rule: it listens on 127.0.0.1 only, and never outlives the process that started it.
+"""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from infra.kafka.errors import JAVA_VERSION_MIN, BrokerFailed, JavaMissing
+from infra.kafka.jars import HERE, fetch_jars
+
+COMMON_PROPERTIES = HERE / "config" / "server.properties"
+HOST = "127.0.0.1"
+# Measured: ready in 3 s alone on two cores, 370 MB resident. A busy machine is given a minute.
+READY_S_MAX = 60.0
+STOP_S_MAX = 30.0
+LOOK_S = 0.02  # how often a file is looked at while waiting for a line in it
+HEAP_MB = 384
+READY_LINE = b"Kafka Server started"
+# The first compiler only, and the plain collector: ready a second sooner, and other processes
+# keep their cores. Throughput of one Python client is not limited by either.
+JAVA_FLAGS = (f"-Xmx{HEAP_MB}m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+LOG_FLAGS = tuple(
+    f"-Dorg.slf4j.simpleLogger.{key}={value}"
+    for key, value in {
+        "logFile": "System.out",
+        # It prints some 400 settings at each start, which would bury what went wrong.
+        "log.org.apache.kafka.common.config": "warn",
+        "showDateTime": "true",
+        "dateTimeFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSXXX",
+        "showThreadName": "false",
+    }.items()
+)
+PR_SET_PDEATHSIG = 1  # from linux/prctl.h
+
+
+class Broker:
+    """A single-node KRaft broker whose files are in `folder`.
+
+    `port` 0 means any free one. The port stays the same over restarts, so clients find it again.
+    Used by one thread. Start it from a thread that lives at least as long as the broker should:
+    Linux ends a child when the *thread* that made it ends.
+    """
+
+    def __init__(self, folder: Path, port: int = 0) -> None:
+        """Choose ports and say where everything is; `start` does the work."""
+        self.folder = folder.resolve()
+        self.data, self.log_path = self.folder / "data", self.folder / "broker.log"
+        self.port = port or _free_port()
+        self._controller_port = _free_port(but=self.port)
+        self._properties = self.folder / "server.properties"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """Where clients find it: "host:port"."""
+        return f"{HOST}:{self.port}"
+
+    @property
+    def pid(self) -> int | None:
+        """Process id while it runs (a frozen broker runs too), else None."""
+        running = self._process is not None and self._process.poll() is None
+        return self._process.pid if running else None
+
+    def start(self, timeout_s: float = READY_S_MAX) -> Broker:
+        """Start it and wait until it serves clients; does nothing if it runs already.
+
+        Raises JavaMissing, MavenMissing, JarsMissing and BrokerFailed.
+        """
+        if self.pid is not None:
+            return self
+        java, libs = find_java(), fetch_jars()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._properties.write_text(self._settings())
+        command = [java, *JAVA_FLAGS, *LOG_FLAGS, "-cp", f"{libs}/*"]
+        with self.log_path.open("ab") as log:
+            if not (self.data / "meta.properties").exists():
+                self._format(command, log.fileno())
+            begin = log.tell()
+            self._process = subprocess.Popen(
+                [*command, "kafka.Kafka", str(self._properties)],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                cwd=self.folder,  # the JVM leaves its crash reports there
+                start_new_session=True,  # Ctrl-C is for us; we stop the broker in order
+                preexec_fn=_die_with_parent(),
+            )
+        try:
+            self._wait_ready(begin, timeout_s)
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def stop(self, timeout_s: float = STOP_S_MAX) -> None:
+        """End it in order, so that it writes its checkpoints; SIGKILL after `timeout_s`."""
+        if self.pid is not None:
+            self.resume()  # a frozen process does not hear SIGTERM
+            self._send(signal.SIGTERM)
+            try:
+                self._process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+    def kill(self) -> None:
+        """End it as a power cut would, as far as the process is concerned."""
+        if self.pid is not None:
+            self._send(signal.SIGKILL)
+            self._process.wait()
+
+    def restart(self, timeout_s: float = READY_S_MAX) -> None:
+        """Stop it if it still runs, and start it on the same ports and data."""
+        self.stop()
+        self.start(timeout_s)
+
+    def pause(self) -> None:
+        """Freeze it: connections stay open and nothing is answered any more."""
+        self._send(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on after `pause`."""
+        self._send(signal.SIGCONT)
+
+    def wait(self) -> int:
+        """Wait until it ends by itself; its exit status."""
+        assert self._process is not None, "not started"
+        return self._process.wait()
+
+    def __enter__(self) -> Broker:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _send(self, number: signal.Signals) -> None:
+        """Signal our own child by its id; a child that has ended can't be mistaken for another."""
+        assert self._process is not None, "not started"
+        self._process.send_signal(number)
+
+    def _settings(self) -> str:
+        """The common settings, then this broker's addresses and folder."""
+        own = {
+            "listeners": f"PLAINTEXT://{HOST}:{self.port},CONTROLLER://{HOST}:{self._controller_port}",
+            "advertised.listeners": f"PLAINTEXT://{HOST}:{self.port}",
+            "controller.quorum.voters": f"1@{HOST}:{self._controller_port}",
+            "log.dirs": str(self.data),
+        }
+        return COMMON_PROPERTIES.read_text() + "".join(f"{k}={v}\n" for k, v in own.items())
+
+    def _format(self, java: list[str], log: int) -> None:
+        """Prepare an empty data folder, as KRaft wants it."""
+        # As kafka.tools.StorageTool makes them; one that begins with "-" would look like a flag.
+        cluster_id = "A" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode()[1:22]
+        tool = [*java, "kafka.tools.StorageTool", "format", "-t", cluster_id]
+        done = subprocess.run(
+            [*tool, "-c", str(self._properties)], stdout=log, stderr=log, check=False
+        )
+        if done.returncode != 0:
+            raise BrokerFailed("could not format its data folder", *self._log_end())
+
+    def _wait_ready(self, begin: int, timeout_s: float) -> None:
+        """Wait for the line in the log that says so, and for nothing longer than the process."""
+        deadline = time.monotonic() + timeout_s
+        while READY_LINE not in self._log_from(begin):
+            if self._process.poll() is not None:
+                raise BrokerFailed(f"ended with {self._process.returncode}", *self._log_end())
+            if time.monotonic() > deadline:
+                raise BrokerFailed(f"was not ready within {timeout_s:.0f} s", *self._log_end())
+            time.sleep(LOOK_S)
+
+    def _log_from(self, begin: int) -> bytes:
+        with self.log_path.open("rb") as log:
+            log.seek(begin)
+            return log.read()
+
+    def _log_end(self) -> tuple[str, str]:
+        end = self.log_path.read_bytes()[-2000:].decode(errors="replace")
+        return str(self.log_path), end
+
+
+def find_java() -> str:
+    """Path of a Java that is new enough. Raises JavaMissing."""
+    java = shutil.which("java")
+    if java is None:
+        raise JavaMissing(None)
+    said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
+    found = re.search(r'version "(\d+)', said)
+    if found is None or int(found[1]) < JAVA_VERSION_MIN:
+        raise JavaMissing(said.partition("\n")[0])
+    return java
+
+
+def _free_port(but: int = 0) -> int:
+    """A port of 127.0.0.1 that nobody listens on, below those the kernel hands out.
+
+    A client that tries again and again to reach a dead broker on a port the kernel hands out may
+    be given that very port as its own, connect to itself, and keep the broker from coming back.
+    """
+    while True:
+        port = random.randint(15_000, 32_000)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+        if port != but:
+            return port
+
+
+def _die_with_parent() -> Callable[[], None] | None:
+    """What the child runs before it becomes the broker: SIGKILL me when my parent ends.
+
+    Linux only; elsewhere a broker outlives a parent that was killed, and `stop` is all there is.
+    """
+    if sys.platform != "linux":
+        return None
+    libc, parent = ctypes.CDLL(None), os.getpid()  # loaded before the fork: no locks after it
+
+    def ask_kernel() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended before the kernel knew
+            os._exit(1)
+
+    return ask_kernel

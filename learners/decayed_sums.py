@@ -1,0 +1,101 @@
+"""Sums that fade with age and are still exact: the same outcomes give the same bits in any order.
+
+An outcome of age `a` counts 2^(−a / half_life). Time is cut into *epochs* of one half-life, and
+
+    2^((t − t₀) / half_life)  =  2^epoch · fraction,   fraction in [1, 2)
+
+so each outcome enters its epoch's sum with `fraction` as an integer of 1/256, times integers.
+Integer addition does not round and does not care for order: batches of any size, shards added in
+any order and a restart half-way all end in equal bits. Fading is a division by a power of two
+when the sums are *read*, so nothing is ever multiplied down, drifts or winds up.
+
+The one rule: nothing but `add` and `merge` changes a sum, and both are integer additions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+FRACTION_ONE = 256  # the integer weight of an outcome at the very start of its epoch
+# After 16 half-lives an outcome weighs 1/65,536: it is left out, which bounds the memory.
+EPOCHS_KEPT = 16
+
+
+@dataclass(slots=True, eq=False)
+class DecayedSums:
+    """One array of `shape` per key (a model, a pool), summed over time with a half-life.
+
+    >>> sums = DecayedSums(shape=(1,), half_life_ms=1000)
+    >>> for t_ms in (0, 1000):
+    ...     epoch, weight = sums.epochs_and_weights(np.array([t_ms]))
+    ...     sums.add(7, int(epoch[0]), weight[:, None])
+    >>> sums.read([7], as_of_ms=1000)  # half of the first, all of the second
+    array([[1.5]])
+    """
+
+    shape: tuple[int, ...]
+    half_life_ms: int
+    # (key, epoch) → int64 array of `shape`
+    sums: dict[tuple[int, int], NDArray[np.int64]] = field(default_factory=dict)
+
+    def epochs_and_weights(
+        self, t_ms: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Epoch and integer weight (256 … 511) of outcomes at times (n,)."""
+        epochs = t_ms // self.half_life_ms
+        fraction = (t_ms - epochs * self.half_life_ms) / self.half_life_ms
+        return epochs, np.floor(np.exp2(fraction) * FRACTION_ONE).astype(np.int64)
+
+    def add(self, key: int, epoch: int, total: NDArray[np.int64]) -> None:
+        """Add a sum of weighted integers (`shape`) to one key's epoch."""
+        held = self.sums.get((key, epoch))
+        if held is None:
+            self.sums[key, epoch] = total.astype(np.int64).reshape(self.shape)
+        else:
+            held += total.reshape(self.shape)
+
+    def merge(self, other: DecayedSums) -> None:
+        """Add everything another shard has summed."""
+        assert (self.shape, self.half_life_ms) == (other.shape, other.half_life_ms)
+        for (key, epoch), total in other.sums.items():
+            self.add(key, epoch, total)
+
+    @property
+    def last_epoch(self) -> int:
+        """The newest epoch anything was added to; 0 when empty."""
+        return max((epoch for _, epoch in self.sums), default=0)
+
+    def forget(self) -> None:
+        """Drop epochs too old to weigh anything. What is left does not depend on when this runs."""
+        oldest = self.last_epoch - EPOCHS_KEPT
+        for gone in [at for at in self.sums if at[1] <= oldest]:
+            del self.sums[gone]
+
+    def read(self, keys: list[int], as_of_ms: int) -> NDArray[np.float64]:
+        """The faded sums of `keys` at a time, (len(keys), *shape); zero for an unknown key."""
+        faded = np.zeros((len(keys), *self.shape))
+        row_of = {key: row for row, key in enumerate(keys)}
+        oldest = self.last_epoch - EPOCHS_KEPT
+        for (key, epoch), total in sorted(self.sums.items(), key=lambda item: item[0]):
+            if key in row_of and epoch > oldest:
+                fade = 2.0 ** (epoch - as_of_ms / self.half_life_ms) / FRACTION_ONE
+                faded[row_of[key]] += total * fade
+        return faded
+
+    def arrays(self) -> dict[str, NDArray]:
+        """Everything held, in canonical order: equal sums give equal bytes."""
+        self.forget()
+        at = sorted(self.sums)
+        return {
+            "keys": np.array([key for key, _ in at], np.uint64),
+            "epochs": np.array([epoch for _, epoch in at], np.int64),
+            "sums": np.array([self.sums[a] for a in at], np.int64).reshape(len(at), *self.shape),
+        }
+
+    def load(self, arrays: dict[str, NDArray]) -> None:
+        """Take over what `arrays` gave, replacing what is held."""
+        at = zip(arrays["keys"].tolist(), arrays["epochs"].tolist(), strict=True)
+        self.sums = dict(zip(at, np.array(arrays["sums"], np.int64), strict=True))

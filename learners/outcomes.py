@@ -1,0 +1,51 @@
+"""A batch of outcomes as columns: the only thing learners ever learn from.
+
+Row i says: in context `contexts[i]`, model `models[i]` in pool `pools[i]` gave `values[i]`, of
+which `known[i]` were reported. Several rows may belong to one decision (latency now, quality
+later); each reported value appears in exactly one row, which the trainer sees to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.context import N_FEATURES, Contexts
+from learners.targets import N_TARGETS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Outcomes:
+    """Columns of n outcomes, checked where they are made.
+
+    `targets` are on the learned scale (see `learners.targets`) as fixed-point integers;
+    `figures` hold what averages report: error share, output tokens, cost, latency (see `ema`).
+    """
+
+    issuers: NDArray[np.uint64]  # (n,) with `sequences`, the decision each row belongs to
+    sequences: NDArray[np.uint64]  # (n,)
+    decided_at_ms: NDArray[np.int64]  # (n,) Unix time of the decision: the event time of decay
+    models: NDArray[np.uint64]  # (n,) key of the model that answered
+    pools: NDArray[np.uint64]  # (n,) key of the pool that answered
+    contexts: Contexts  # (n, 64)
+    targets: NDArray[np.int64]  # (n, 3) fixed point
+    known: NDArray[np.bool_]  # (n, 3) which targets were reported
+    figures: NDArray[np.int64]  # (n, 4) fixed point, units in `ema.FIGURE_UNITS`
+    figures_known: NDArray[np.bool_]  # (n, 4)
+
+    def __post_init__(self) -> None:
+        n = len(self.issuers)
+        assert self.contexts.shape == (n, N_FEATURES) and self.contexts.dtype == np.int8
+        assert self.targets.shape == self.known.shape == (n, N_TARGETS)
+        assert self.figures.shape == self.figures_known.shape == (n, 4)
+        assert self.sequences.shape == self.decided_at_ms.shape == (n,)
+        assert self.models.shape == self.pools.shape == (n,)
+
+    def __len__(self) -> int:
+        return len(self.issuers)
+
+    def take(self, rows: NDArray) -> Outcomes:
+        """The outcomes at `rows`: indices or a mask."""
+        return Outcomes(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})

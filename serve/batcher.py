@@ -1,0 +1,81 @@
+"""Group commit: whatever arrived while the last batch was scored is scored together.
+
+There is no timer. A lone request is scored as soon as the event loop turns to it; under load
+batches grow by themselves, and cost per request falls.
+
+The one rule: the queue is bounded. Beyond it a request is refused at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from serve.errors import QueueFull
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatcherOptions:
+    """How many requests wait, and how many are scored together."""
+
+    waiting_max: int = 4096  # at 10,000 a second this is 0.4 s of waiting
+    batch_max: int = 256  # scored in about 5 ms; longer would hold up the event loop
+
+
+class Batcher(Generic[Item, Result]):
+    """Gives items to `score` in batches, in order of arrival, on the event loop."""
+
+    def __init__(
+        self,
+        score: Callable[[Sequence[Item]], Sequence[Result | Exception]],
+        options: BatcherOptions,
+    ) -> None:
+        """`score` returns a result or an exception per item, in order, and does not block."""
+        self._score, self._options = score, options
+        self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+        self._scheduled = False
+
+    def submit(self, item: Item) -> asyncio.Future[Result]:
+        """Queue an item; the future has its result. Raises QueueFull."""
+        if len(self._waiting) >= self._options.waiting_max:
+            raise QueueFull(
+                f"{len(self._waiting)} requests wait already, which is the limit; "
+                f"try again later or at another router"
+            )
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+        self._waiting.append((item, future))
+        if not self._scheduled:
+            self._scheduled = True
+            loop.call_soon(self._flush)
+        return future
+
+    def _flush(self) -> None:
+        """Score one batch, then let the event loop read what has arrived meanwhile."""
+        batch = []
+        while self._waiting and len(batch) < self._options.batch_max:
+            item, future = self._waiting.popleft()
+            if not future.done():  # its caller has gone: nothing to score
+                batch.append((item, future))
+        if batch:
+            self._settle(batch)
+        self._scheduled = bool(self._waiting)
+        if self._scheduled:
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _settle(self, batch: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:
+        try:
+            results = self._score([item for item, _ in batch])
+        except Exception as error:  # noqa: BLE001 - our bug; every caller must hear of it
+            results = [error] * len(batch)
+        for (_, future), result in zip(batch, results, strict=True):
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)

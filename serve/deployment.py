@@ -1,0 +1,175 @@
+"""The router and the trainer as Ray Serve deployments: placed, health-checked, restarted, scaled.
+
+Ray Serve runs the replicas; requests do not pass through it (see `listener`). The trainer is a
+deployment of one replica, so that the same machinery brings it back when it dies.
+
+The one rule: this is the only file of this folder that knows Ray. What it is handed is plain data
+and importable classes, because it travels to other processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from ray import serve as ray_serve
+
+from serve.catalogue import CatalogueSource
+from serve.encoders import EncoderOptions, identity, make_encoder
+from serve.replica import Replica, ReplicaOptions
+from streams.errors import StreamError
+from streams.log import Log
+from streams.snapshots import Store
+from streams.ticket import Sealer
+from streams.trainer import Trainer, TrainerOptions
+
+logger = logging.getLogger(__name__)
+
+ROUTER_APP, TRAINER_APP = "router", "trainer"
+# Ray's defaults find a wedged replica after a minute and a half; a router must do better. A
+# health check is one call on the replica's own event loop.
+HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 1.0, 5.0
+GRACE_S = 10.0
+RESTART_S_MAX = 5.0  # between attempts of a trainer that keeps failing
+
+
+class Site(Protocol):
+    """Where this router lives: opens what processes share. Implemented by `infra.site`."""
+
+    def log(self) -> Log:
+        """The log, opened anew in the calling process."""
+
+    def store(self) -> Store:
+        """The snapshot store."""
+
+    def catalogue(self) -> CatalogueSource:
+        """Where the catalogue comes from."""
+
+    def ticket_keys(self) -> list[bytes]:
+        """Keys that tickets are sealed with, newest first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentOptions:
+    """How the parts run."""
+
+    replicas: int = 2
+    replica: ReplicaOptions
+    trainer: TrainerOptions
+    encoder: EncoderOptions
+    seed: int | None = None
+
+
+def now_ms() -> int:
+    """Unix time in milliseconds: the one clock that the parts are handed."""
+    return time.time_ns() // 1_000_000
+
+
+class RouterDeployment:
+    """One replica of the router."""
+
+    async def __init__(self, options: DeploymentOptions, site: Site) -> None:
+        # Loading weights and a snapshot takes a second; the event loop must answer Ray meanwhile.
+        self._replica: Replica = await asyncio.to_thread(
+            Replica,
+            options.replica,
+            site.log(),
+            site.store(),
+            site.catalogue(),
+            site.ticket_keys(),
+            options.seed,
+            now_ms,
+        )
+        await self._replica.start()
+
+    def check_health(self) -> None:
+        """Called by Ray Serve; raising replaces this replica."""
+        problem = self._replica.problem()
+        if problem:
+            raise RuntimeError(problem)
+
+    async def __del__(self) -> None:
+        """Called by Ray Serve when it stops this replica."""
+        if hasattr(self, "_replica"):
+            await self._replica.stop()
+
+
+class TrainerDeployment:
+    """The one trainer. Its thread comes back from errors, its process from death."""
+
+    def __init__(self, options: DeploymentOptions, site: Site) -> None:
+        self._stopping = threading.Event()
+
+        def make() -> Trainer:
+            return Trainer(
+                site.log(),
+                site.store(),
+                Sealer(site.ticket_keys()),
+                identity(make_encoder(options.encoder)),
+                options.trainer,
+                now_ms,
+            )
+
+        self._thread = threading.Thread(
+            target=supervise, args=(make, self._stopping), name="trainer", daemon=True
+        )
+        self._thread.start()
+
+    def check_health(self) -> None:
+        """Called by Ray Serve; raising replaces this replica."""
+        if not self._thread.is_alive():
+            raise RuntimeError("the trainer's thread has died")
+
+    async def __del__(self) -> None:
+        """Called by Ray Serve when it stops this replica: save what was learned last."""
+        if hasattr(self, "_thread"):
+            self._stopping.set()
+            await asyncio.to_thread(self._thread.join, GRACE_S)
+
+
+def supervise(make: Callable[[], Trainer], stopping: threading.Event) -> None:
+    """Run trainers, each recovered from the last snapshot, until told to stop."""
+    rest_s = 0.1
+    while not stopping.is_set():
+        started_s = time.monotonic()
+        try:
+            make().run(stopping.is_set)
+        except (StreamError, OSError) as error:
+            logger.error("the trainer stopped and will start again: %s", error)
+        except Exception:
+            logger.exception("the trainer failed by our fault and will start again")
+        # A trainer that ran for a while had recovered: its next failure is a new one.
+        rest_s = 0.1 if time.monotonic() - started_s > 10 else min(2 * rest_s, RESTART_S_MAX)
+        stopping.wait(rest_s)
+
+
+def deploy(options: DeploymentOptions, site: Site) -> None:
+    """Run trainer and router in the connected Ray cluster; returns when both are up.
+
+    Raises what Ray raises when a deployment can't start, with the replica's error in its text.
+    """
+    common = {
+        "health_check_period_s": HEALTH_PERIOD_S,
+        "health_check_timeout_s": HEALTH_TIMEOUT_S,
+        "graceful_shutdown_timeout_s": GRACE_S,
+        "graceful_shutdown_wait_loop_s": 0.1,
+    }
+    router = ray_serve.deployment(RouterDeployment).options(
+        name="Router",
+        num_replicas=options.replicas,
+        ray_actor_options={"num_cpus": 0},  # load is watched, not reserved
+        **common,
+    )
+    trainer = ray_serve.deployment(TrainerDeployment).options(
+        name="Trainer", num_replicas=1, ray_actor_options={"num_cpus": 0}, **common
+    )
+    for app, name in (
+        (trainer.bind(options, site), TRAINER_APP),
+        (router.bind(options, site), ROUTER_APP),
+    ):
+        ray_serve.run(app, name=name, route_prefix=None)

@@ -1,0 +1,106 @@
+"""What can go wrong with serving.
+
+ServeError
+├── EncoderUnavailable  the configured encoder is not installed, not reachable or answers nonsense
+├── TextRefused         this router takes embeddings, and got a text
+├── OptionRefused       an option has a value that can't work
+└── RequestRefused      one request gets no decision; the others go on
+    ├── InvalidRequest      a field is malformed or out of bounds
+    ├── UnknownModel        it names a model that is not in the catalogue
+    ├── NoModelFits         every model is denied, or beyond the request's limits
+    ├── DeadlinePassed      its deadline had passed before it could be scored
+    ├── QueueFull           too many requests wait already
+    └── NotServing          the router is starting or stopping
+
+How each becomes a gRPC status is the table in `status.py`.
+
+Constructors are positional and pass their arguments on, so that every error survives pickling.
+"""
+
+from __future__ import annotations
+
+
+class ServeError(Exception):
+    """Base of all errors of this folder."""
+
+
+class EncoderUnavailable(ServeError):
+    """The configured encoder can't turn texts into vectors, now or at all.
+
+    `remedy` names what to install or to check. Requests that bring an embedding are not affected.
+    """
+
+    def __init__(self, encoder: str, problem: str, remedy: str) -> None:
+        super().__init__(encoder, problem, remedy)
+        self.encoder, self.problem, self.remedy = encoder, problem, remedy
+
+    def __str__(self) -> str:
+        return f"the encoder {self.encoder} can't be used: {self.problem}. {self.remedy}."
+
+
+class TextRefused(ServeError):
+    """A text came to a router that has no encoder, because its callers encode."""
+
+    def __init__(self, encoder: str, dim: int) -> None:
+        super().__init__(encoder, dim)
+        self.encoder, self.dim = encoder, dim
+
+    def __str__(self) -> str:
+        return (
+            f"a text was sent, but this router takes embeddings of length {self.dim} "
+            f"({self.encoder}) and has no encoder of its own. Send `embedding` instead of `text`, "
+            f"or set the encoder's `kind` to one that reads text."
+        )
+
+
+class OptionRefused(ServeError):
+    """An option has a value that can't work. Found at start-up, before any request."""
+
+    def __init__(self, option: str, value: object, allowed: str) -> None:
+        super().__init__(option, value, allowed)
+        self.option, self.value, self.allowed = option, value, allowed
+
+    def __str__(self) -> str:
+        return f"{self.option} is {self.value!r}, but must be {self.allowed}."
+
+
+class RequestRefused(ServeError):
+    """One request gets no decision. The message is for its sender."""
+
+
+class InvalidRequest(RequestRefused):
+    """A field is malformed or out of bounds."""
+
+    def __init__(self, field: str, value: object, limit: str) -> None:
+        super().__init__(field, value, limit)
+        self.field, self.value, self.limit = field, value, limit
+
+    def __str__(self) -> str:
+        return f"{self.field} is {self.value}; it must be {self.limit}"
+
+
+class UnknownModel(RequestRefused):
+    """The request names a model that is not in the catalogue."""
+
+    def __init__(self, field: str, model: str, known: tuple[str, ...]) -> None:
+        super().__init__(field, model, known)
+        self.field, self.model, self.known = field, model, known
+
+    def __str__(self) -> str:
+        return f"{self.field} names {self.model!r}; the catalogue has {', '.join(self.known)}"
+
+
+class NoModelFits(RequestRefused):
+    """Every model is denied, or beyond the request's limits."""
+
+
+class DeadlinePassed(RequestRefused):
+    """The deadline had passed before the request could be scored."""
+
+
+class QueueFull(RequestRefused):
+    """Too many requests wait already; failing at once is kinder than answering late."""
+
+
+class NotServing(RequestRefused):
+    """The router is starting or stopping."""

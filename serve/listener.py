@@ -1,0 +1,78 @@
+"""A replica's own gRPC server, on an address shared with the other replicas of this host.
+
+Every replica binds the same port with SO_REUSEPORT; the kernel spreads connections over them.
+Ray Serve's proxy would cost an extra hop (500 calls a second against 6,900 here) and can neither
+do TLS nor bind to one address.
+
+The one rule: stopping is stop accepting, finish what is under way, then close.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from serve.proto.fairlead.v1 import router_pb2, router_pb2_grpc
+from serve.servicer import RouterServicer
+
+SERVICE = router_pb2.DESCRIPTOR.services_by_name["Router"].full_name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenerOptions:
+    """Where and how to listen."""
+
+    host: str = "127.0.0.1"
+    port: int = 7480
+    # A connection stays with one replica; this is how new replicas come to their share.
+    connection_age_s_max: float = 300.0
+    grace_s: float = 5.0  # for what is under way when stopping
+    message_bytes_max: int = 16 * 1024 * 1024  # 1,024 requests of 16 KB
+    # TLS when both are given: PEM texts, not paths.
+    tls_certificate: bytes = b""
+    tls_key: bytes = b""
+
+
+class Listener:
+    """Starts and stops one server around a servicer."""
+
+    def __init__(self, servicer: RouterServicer, options: ListenerOptions) -> None:
+        self._servicer, self._options = servicer, options
+        self._health = health.aio.HealthServicer()
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.so_reuseport", 1),
+                ("grpc.max_connection_age_ms", int(options.connection_age_s_max * 1000)),
+                ("grpc.max_connection_age_grace_ms", int(options.grace_s * 1000)),
+                ("grpc.max_receive_message_length", options.message_bytes_max),
+                ("grpc.max_send_message_length", options.message_bytes_max),
+            ]
+        )
+        self.port = 0
+
+    async def start(self) -> None:
+        """Bind and serve. Raises RuntimeError if the address can't be bound."""
+        router_pb2_grpc.add_RouterServicer_to_server(self._servicer, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        address = f"{self._options.host}:{self._options.port}"
+        if self._options.tls_certificate:
+            pair = (self._options.tls_key, self._options.tls_certificate)
+            self.port = self._server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+        else:
+            self.port = self._server.add_insecure_port(address)
+        await self._server.start()
+        await self._say(health_pb2.HealthCheckResponse.SERVING)
+
+    async def stop(self) -> None:
+        """Say so to health checks, refuse new work, let ongoing work finish, close."""
+        await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._server.stop(self._options.grace_s)
+
+    async def _say(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for name in ("", SERVICE):
+            await self._health.set(name, status)

@@ -1,0 +1,120 @@
+"""One router replica, assembled: view, decider, outboxes, listener. Knows nothing of Ray.
+
+The one rule: whatever is started here is stopped here, in the reverse order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import faiss
+import numpy as np
+
+from learners.learned import MemoryOptions
+from learners.policy import Policy
+from serve.catalogue import CatalogueSource
+from serve.decider import Decider
+from serve.encoders import EncoderOptions, identity, make_encoder
+from serve.listener import Listener, ListenerOptions
+from serve.live import LiveOptions, LiveView
+from serve.servicer import RouterServicer, ServicerOptions
+from streams import decisions
+from streams.feedback import FeedbackOptions, Ingest
+from streams.log import DECISIONS, FEEDBACK, Log
+from streams.outbox import Outbox, OutboxOptions
+from streams.snapshots import Store
+from streams.ticket import ISSUER_BYTES, Issuer, Sealer, key_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaOptions:
+    """All a replica is set up with, except what it shares with the trainer."""
+
+    encoder: EncoderOptions
+    policy: Policy
+    memory: MemoryOptions
+    live: LiveOptions
+    servicer: ServicerOptions
+    listener: ListenerOptions
+    outbox: OutboxOptions
+    feedback: FeedbackOptions
+    log_decisions: bool = True
+
+
+class Replica:
+    """Start it on an event loop, stop it on the same."""
+
+    def __init__(
+        self,
+        options: ReplicaOptions,
+        log: Log,
+        store: Store,
+        source: CatalogueSource,
+        ticket_keys: list[bytes],
+        seed: int | None = None,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        """Load encoder and view. Raises EncoderUnavailable, OptionRefused, SnapshotForeign.
+
+        `seed` makes the draws repeatable; without one they come from the system.
+        """
+        faiss.omp_set_num_threads(1)  # parallel by replica, not inside one search
+        encoder = make_encoder(options.encoder)
+        name = identity(encoder)
+        sealer = Sealer(ticket_keys)
+        self.log = log
+        self.view = LiveView(store, source, name, options.memory, options.live)
+        self.decisions: Outbox[decisions.DecisionBatch] = Outbox(
+            log, DECISIONS, decisions.encode, options.outbox
+        )
+        self.feedback: Outbox[tuple[bytes, bytes]] = Outbox(log, FEEDBACK, list, options.outbox)
+        decider = Decider(
+            encoder,
+            options.policy,
+            sealer,
+            Issuer(secrets.randbits(8 * ISSUER_BYTES)),
+            np.random.default_rng(seed),
+            now_ms,
+        )
+        self.servicer = RouterServicer(
+            decider,
+            encoder,
+            self.view,
+            sealer,
+            Ingest(sealer, key_of(name), options.feedback),
+            self.decisions if options.log_decisions else None,
+            self.feedback,
+            [repr(options.policy)],
+            options.servicer,
+        )
+        self._options = options
+        self._listener: Listener | None = None
+
+    @property
+    def port(self) -> int:
+        """The port being listened on; 0 before `start`."""
+        return self._listener.port if self._listener else 0
+
+    async def start(self) -> None:
+        """Watch the store and answer calls. Raises RuntimeError if the port can't be bound."""
+        self.view.start()
+        self._listener = Listener(self.servicer, self._options.listener)
+        await self._listener.start()
+
+    def problem(self) -> str:
+        """Why this replica should be replaced; "" while it is well."""
+        return "" if self.view.watching else "the thread that watches for snapshots has died"
+
+    async def stop(self) -> None:
+        """Refuse new calls, finish those under way, write what waits, let go of the rest."""
+        self.servicer.draining = True
+        if self._listener:
+            await self._listener.stop()
+        self.view.stop()
+        for outbox in (self.feedback, self.decisions):
+            await asyncio.to_thread(outbox.close)
+        self.log.close()

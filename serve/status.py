@@ -1,0 +1,43 @@
+"""Which gRPC status an error becomes. The table is the mapping; a test keeps it complete."""
+
+from __future__ import annotations
+
+from grpc import StatusCode
+
+from serve.errors import (
+    DeadlinePassed,
+    EncoderUnavailable,
+    InvalidRequest,
+    NoModelFits,
+    NotServing,
+    OptionRefused,
+    QueueFull,
+    TextRefused,
+    UnknownModel,
+)
+from streams.errors import BadFeedback, BadTicket, LogUnavailable, OutboxClosed
+
+STATUS: dict[type[Exception], StatusCode] = {
+    InvalidRequest: StatusCode.INVALID_ARGUMENT,
+    BadTicket: StatusCode.INVALID_ARGUMENT,
+    BadFeedback: StatusCode.INVALID_ARGUMENT,
+    UnknownModel: StatusCode.NOT_FOUND,
+    NoModelFits: StatusCode.FAILED_PRECONDITION,
+    TextRefused: StatusCode.FAILED_PRECONDITION,
+    OptionRefused: StatusCode.FAILED_PRECONDITION,
+    DeadlinePassed: StatusCode.DEADLINE_EXCEEDED,
+    QueueFull: StatusCode.RESOURCE_EXHAUSTED,
+    EncoderUnavailable: StatusCode.UNAVAILABLE,
+    NotServing: StatusCode.UNAVAILABLE,
+    LogUnavailable: StatusCode.UNAVAILABLE,
+    OutboxClosed: StatusCode.UNAVAILABLE,
+}
+
+
+def status_of(error: Exception) -> tuple[StatusCode, str]:
+    """Status and message for a caller. An error that is not in the table is our bug."""
+    for kind in type(error).__mro__:
+        if kind in STATUS:
+            return STATUS[kind], str(error)
+    # The details of a bug belong into our log, not to strangers.
+    return StatusCode.INTERNAL, f"internal error ({type(error).__name__}); see the router's log"

@@ -1,0 +1,117 @@
+"""The decision log: what was decided, for off-policy evaluation and audits.
+
+A batch of decisions is one Arrow IPC stream in one record, so that a million of them read back as
+columns. Contexts are the 64 small integers the request was judged by; prompts are not logged.
+
+The one rule: each row has the propensities of *all* models considered, not only of the chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from learners.context import N_FEATURES
+
+SCHEMA = pa.schema(
+    [
+        ("decision_id", pa.binary(12)),
+        ("decided_at_ms", pa.int64()),  # Unix time
+        ("tenant", pa.string()),
+        ("session", pa.string()),
+        ("model", pa.string()),
+        ("pool", pa.string()),
+        ("propensity", pa.float32()),
+        ("utility", pa.float32()),  # predicted, quality points
+        ("quality", pa.float32()),  # predicted, 0 to 1
+        ("cost_usd", pa.float32()),  # predicted
+        ("latency_ms", pa.float32()),  # predicted
+        ("preference", pa.list_(pa.float32(), 3)),  # weights of quality, USD, seconds
+        ("prompt_tokens", pa.float32()),  # 0: unknown
+        ("snapshot_version", pa.uint64()),
+        ("policy", pa.string()),
+        ("encoder", pa.string()),
+        ("context", pa.list_(pa.int8(), N_FEATURES)),
+        ("models", pa.list_(pa.string())),  # all in the catalogue
+        ("propensities", pa.list_(pa.float32())),  # of each of `models`
+    ]
+)
+
+
+class DecisionBatch(NamedTuple):
+    """Columns of n decisions over k models, as the router made them."""
+
+    ids: Sequence[bytes]
+    decided_at_ms: int
+    tenants: Sequence[str]
+    sessions: Sequence[str]
+    models: Sequence[str]  # (k,)
+    pools: Sequence[str]  # (k,) of each model
+    chosen: NDArray[np.intp]  # (n,)
+    propensities: NDArray[np.floating]  # (n, k)
+    utility: NDArray[np.floating]  # (n, k)
+    quality: NDArray[np.floating]  # (n, k)
+    cost_usd: NDArray[np.floating]  # (n, k)
+    latency_ms: NDArray[np.floating]  # (n, k)
+    preference: NDArray[np.floating]  # (n, 3)
+    prompt_tokens: NDArray[np.floating]  # (n,)
+    snapshot_version: int
+    policy: str
+    encoder: str
+    contexts: NDArray[np.int8]  # (n, 64)
+
+
+def encode(batches: Sequence[DecisionBatch]) -> list[tuple[bytes | None, bytes]]:
+    """All batches as one record: an Arrow IPC stream of one record batch each."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, SCHEMA) as writer:
+        for batch in batches:
+            writer.write_batch(_columns(batch))
+    return [(None, sink.getvalue().to_pybytes())]
+
+
+def decode(value: bytes) -> pa.Table:
+    """The decisions of one record."""
+    return pa.ipc.open_stream(value).read_all()
+
+
+def _columns(batch: DecisionBatch) -> pa.RecordBatch:
+    n, k = batch.propensities.shape
+    of = np.arange(n), batch.chosen
+    models, pools = pa.array(batch.models), pa.array(batch.pools)
+    row_ends = pa.array(np.arange(0, n * k + 1, k), pa.int32())
+
+    def figure(values: NDArray) -> pa.Array:
+        return pa.array(values.astype(np.float32))
+
+    def constant(value: object, kind: pa.DataType) -> pa.Array:
+        return pa.repeat(pa.scalar(value, kind), n)
+
+    return pa.record_batch(
+        [
+            pa.array(batch.ids, pa.binary(12)),
+            constant(batch.decided_at_ms, pa.int64()),
+            pa.array(batch.tenants, pa.string()),
+            pa.array(batch.sessions, pa.string()),
+            models.take(pa.array(batch.chosen)),
+            pools.take(pa.array(batch.chosen)),
+            figure(batch.propensities[of]),
+            figure(batch.utility[of]),
+            figure(batch.quality[of]),
+            figure(batch.cost_usd[of]),
+            figure(batch.latency_ms[of]),
+            pa.FixedSizeListArray.from_arrays(figure(batch.preference.ravel()), 3),
+            figure(batch.prompt_tokens),
+            constant(batch.snapshot_version, pa.uint64()),
+            constant(batch.policy, pa.string()),
+            constant(batch.encoder, pa.string()),
+            pa.FixedSizeListArray.from_arrays(pa.array(batch.contexts.ravel()), N_FEATURES),
+            pa.ListArray.from_arrays(row_ends, models.take(pa.array(np.tile(np.arange(k), n)))),
+            pa.ListArray.from_arrays(row_ends, figure(batch.propensities.ravel())),
+        ],
+        schema=SCHEMA,
+    )

@@ -1,0 +1,97 @@
+"""What can go wrong with streams.
+
+StreamError
+├── LogUnavailable      the log can't be reached or did not answer in time; try again
+├── LogTruncated        the log no longer holds the offset asked for; nothing may be skipped silently
+├── LogReplaced         the topic was deleted and made again; offsets no longer mean the same
+├── BadFeedback         one feedback record can't be learned from (see `feedback.Reason`)
+├── BadTicket           a ticket is malformed, forged, foreign or of another version
+├── SnapshotError
+│   ├── SnapshotDamaged     a snapshot does not match its checksums or can't be read
+│   ├── SnapshotForeign     it was made by another encoder, another version or other options
+│   └── SnapshotFenced      another trainer publishes here; this one must stop
+└── OutboxClosed        something was handed to an outbox that is shutting down
+
+Constructors are positional and pass their arguments on, so that every error survives pickling.
+"""
+
+from __future__ import annotations
+
+
+class StreamError(Exception):
+    """Base of all errors of this folder."""
+
+
+class LogUnavailable(StreamError):
+    """The log can't be reached or did not answer in time. What was not acknowledged may be lost."""
+
+
+class LogTruncated(StreamError):
+    """The log begins after, or ends before, the offset asked for.
+
+    Going on anyway would skip records without a trace.
+    """
+
+    def __init__(self, topic: str, partition: int, wanted: int, first: int, end: int) -> None:
+        super().__init__(topic, partition, wanted, first, end)
+        self.topic, self.partition, self.wanted = topic, partition, wanted
+        self.first, self.end = first, end
+
+    def __str__(self) -> str:
+        return (
+            f"{self.topic}[{self.partition}] holds offsets {self.first} to {self.end - 1}, but "
+            f"reading was to go on at {self.wanted}. Most likely retention is shorter than the "
+            f"longest trainer outage, or the topic was made again. Raise retention; then set "
+            f"`on_gap = \"continue\"` once to learn what is left."
+        )
+
+
+class LogReplaced(StreamError):
+    """The topic under this name is not the one the snapshot was learned from."""
+
+    def __init__(self, topic: str, wanted: str, found: str) -> None:
+        super().__init__(topic, wanted, found)
+        self.topic, self.wanted, self.found = topic, wanted, found
+
+    def __str__(self) -> str:
+        return (
+            f"{self.topic} has identity {self.found}, the snapshot was learned from {self.wanted}: "
+            f"the topic was deleted and made again, so its offsets mean other records. Set "
+            f"`on_gap = \"continue\"` once to keep what was learned and read the new topic from "
+            f"its start."
+        )
+
+
+class BadFeedback(StreamError):
+    """One feedback record can't be learned from. `reason` is a `feedback.Reason`."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
+class BadTicket(StreamError):
+    """A ticket can't be opened: it is malformed, forged, foreign or of another version."""
+
+
+class SnapshotError(StreamError):
+    """Something about a snapshot."""
+
+
+class SnapshotDamaged(SnapshotError):
+    """A snapshot does not match its checksums or can't be read."""
+
+
+class SnapshotForeign(SnapshotError):
+    """A snapshot made by another encoder, another version, or with other options."""
+
+
+class SnapshotFenced(SnapshotError):
+    """Another trainer publishes to this store; this one must stop."""
+
+
+class OutboxClosed(StreamError):
+    """Something was handed to an outbox that is shutting down."""

@@ -1,0 +1,69 @@
+"""The log: topics of partitions of records, appended at the end and read from any offset.
+
+Two implementations keep this contract, and one set of tests checks both: `sqlite_log` (a file,
+for one machine) and `kafka_log` (a real broker).
+
+The one rule: an append that returned is durable; one that raised may or may not be in the log.
+Readers keep their own offsets (they live in snapshots), so there are no consumer groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+DECISIONS = "fairlead.decisions"
+FEEDBACK = "fairlead.feedback"
+DEAD_LETTER = "fairlead.feedback.dead-letter"
+TELEMETRY = "fairlead.telemetry"
+TOPICS = (DECISIONS, FEEDBACK, DEAD_LETTER, TELEMETRY)
+
+
+class Record(NamedTuple):
+    """One record as read back."""
+
+    partition: int
+    offset: int
+    appended_at_ms: int  # Unix time, set by the log, never decreasing within a partition
+    key: bytes | None
+    value: bytes | None  # None only where another producer wrote a null
+
+
+class Reader(Protocol):
+    """Reads one topic from stated offsets on. Used by one thread at a time."""
+
+    def read(self, records_max: int, timeout_s: float) -> list[Record]:
+        """The next records of any partition, in offset order within each; [] after `timeout_s`.
+
+        Raises LogUnavailable (try again) and LogTruncated (the next offset is gone).
+        """
+
+    def close(self) -> None:
+        """Let go of connections. Safe to call twice."""
+
+
+class Log(Protocol):
+    """Safe to use from several threads."""
+
+    def append(
+        self, topic: str, records: Sequence[tuple[bytes | None, bytes]], timeout_s: float = 30.0
+    ) -> None:
+        """Append (key, value) pairs; on return all are durable. Raises LogUnavailable.
+
+        Records of one key keep their order and share a partition.
+        """
+
+    def reader(self, topic: str, offsets: Mapping[int, int]) -> Reader:
+        """Read exactly the partitions in `offsets`, each from its offset on."""
+
+    def end_offsets(self, topic: str) -> dict[int, int]:
+        """For every partition, the offset its next record will get. Raises LogUnavailable."""
+
+    def first_offsets(self, topic: str) -> dict[int, int]:
+        """For every partition, the oldest offset still held. Raises LogUnavailable."""
+
+    def topic_id(self, topic: str) -> str:
+        """Identity of the topic: changes when it is deleted and made again."""
+
+    def close(self) -> None:
+        """Let go of files and connections. Safe to call twice."""

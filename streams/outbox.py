@@ -1,0 +1,155 @@
+"""Between the request path and the log: takes at once, writes later, never waits, never grows.
+
+    request path ──offer──▶ queue (bounded) ──thread──▶ log.append
+
+One thread drains the queue in batches. While the log is away the queue fills; when it is full new
+items are refused and counted, so memory stays bounded and requests go on.
+
+The one rule: `offer` does no I/O and takes no lock that is held during I/O.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from streams.errors import LogUnavailable, OutboxClosed
+from streams.log import Log
+
+logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Pairs = list[tuple[bytes | None, bytes]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxOptions:
+    """How much is held while the log is away."""
+
+    items_max: int = 20_000
+    batch_max: int = 1000  # items written together
+    append_timeout_s: float = 10.0
+    retry_s: float = 0.25  # rest after a failed write
+    close_s_max: float = 5.0  # how long closing tries to write what is waiting
+
+
+@dataclass(slots=True)
+class OutboxCounts:
+    """What became of everything offered; `offered = written + dropped + waiting`."""
+
+    offered: int = 0
+    written: int = 0
+    dropped: int = 0
+
+
+class Outbox(Generic[Item]):
+    """One topic's outbox: `encode` turns a batch of items into records, in the writing thread."""
+
+    def __init__(
+        self,
+        log: Log,
+        topic: str,
+        encode: Callable[[Sequence[Item]], Pairs],
+        options: OutboxOptions,
+    ) -> None:
+        self._log, self._topic, self._encode, self._options = log, topic, encode, options
+        self._queue: queue.SimpleQueue[tuple[Item, Future[None] | None] | None] = queue.SimpleQueue()
+        self._closing = threading.Event()
+        self.counts = OutboxCounts()
+        self._counting = threading.Lock()  # held for a few additions, never during I/O
+        self._thread = threading.Thread(target=self._drain, name=f"outbox {topic}", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Items not written yet, those being written included."""
+        return self.counts.offered - self.counts.written - self.counts.dropped
+
+    def offer(self, item: Item) -> bool:
+        """Hand over an item and forget it; False if it was dropped because the queue is full."""
+        return self._enqueue(item, None)
+
+    def submit(self, item: Item) -> Future[None]:
+        """Hand over an item; the future is done when it is durable.
+
+        It raises LogUnavailable if the queue is full, and OutboxClosed when shutting down. An
+        item whose future nobody waits for any more may still be written.
+        """
+        future: Future[None] = Future()
+        if not self._enqueue(item, future):
+            future.set_exception(
+                LogUnavailable(
+                    f"{self._options.items_max} items wait for {self._topic} already: the log has "
+                    f"been away or slow; try again later"
+                )
+            )
+        return future
+
+    def _enqueue(self, item: Item, future: Future[None] | None) -> bool:
+        if self._closing.is_set():
+            raise OutboxClosed(f"the outbox of {self._topic} is shutting down")
+        with self._counting:
+            self.counts.offered += 1
+            if self.waiting > self._options.items_max:
+                self.counts.dropped += 1
+                return False
+        self._queue.put((item, future))
+        return True
+
+    def _drain(self) -> None:
+        while (batch := self._take()) is not None:
+            if not batch:
+                continue
+            items, futures = zip(*batch, strict=True)
+            written = self._write(items)
+            for future in futures:
+                if future is not None and not future.cancelled():
+                    if written:
+                        future.set_result(None)
+                    else:
+                        future.set_exception(OutboxClosed(f"{self._topic}: stopped before written"))
+
+    def _take(self) -> list[tuple[Item, Future[None] | None]] | None:
+        """Wait for an item, then take what else is there; None when closed and empty."""
+        first = self._queue.get()
+        if first is None:
+            return None
+        batch = [first]
+        while len(batch) < self._options.batch_max:
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if item is None:
+                self._queue.put(None)  # write what is taken, then see the end again
+                break
+            batch.append(item)
+        return batch
+
+    def _write(self, items: Sequence[Item]) -> bool:
+        """Write until it succeeds; False if the outbox was closed meanwhile."""
+        records = self._encode(items)
+        while True:
+            try:
+                self._log.append(self._topic, records, self._options.append_timeout_s)
+            except LogUnavailable as error:
+                logger.warning("%d records of %s wait: %s", len(items), self._topic, error)
+                if self._closing.wait(self._options.retry_s):
+                    with self._counting:
+                        self.counts.dropped += len(items)
+                    return False
+                continue
+            with self._counting:
+                self.counts.written += len(items)
+            return True
+
+    def close(self) -> None:
+        """Refuse new items, write what is waiting, give up on it after `close_s_max`."""
+        self._closing.set()
+        self._queue.put(None)
+        self._thread.join(self._options.close_s_max)

@@ -1,0 +1,138 @@
+"""Which values of which decisions have been learned: one byte per decision, never a false answer.
+
+A decision's sequence number is its position in a page of flags; each reportable value has a bit.
+Claiming a value sets its bit and says whether it was clear before. Pages fade out of the window
+once every decision in them is older than the oldest feedback that would still be accepted.
+
+The one rule: a bit that was claimed stays claimed for as long as its value could still arrive.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+PAGE = 4096  # decisions per page: 4 KiB, about four seconds of one busy replica
+GROUP = 64  # pages stored together in a snapshot
+
+
+class Seen:
+    """The claimed bits, by issuer and sequence number.
+
+    >>> seen = Seen()
+    >>> claim = lambda sequence, bits: int(seen.claim(*(np.array([x], np.uint64) for x in
+    ...     (9, sequence)), np.array([bits], np.uint8), np.array([0]))[0])
+    >>> claim(5, 0b011), claim(5, 0b110), claim(5, 0b111)  # what was new each time
+    (3, 4, 0)
+    """
+
+    def __init__(self) -> None:
+        self._slot_of: dict[tuple[int, int], int] = {}  # (issuer, page number) → row of `_flags`
+        self._flags = np.zeros((0, PAGE), np.uint8)
+        self._newest_ms = np.zeros(0, np.int64)  # newest decision time per page
+        self._stamps: list[int] = []  # per group of pages: counts changes, see `groups`
+
+    def __len__(self) -> int:
+        """Decisions with at least one claimed value."""
+        return int(np.count_nonzero(self._flags))
+
+    def claim(
+        self,
+        issuers: NDArray[np.uint64],
+        sequences: NDArray[np.uint64],
+        bits: NDArray[np.uint8],
+        decided_at_ms: NDArray[np.int64],
+    ) -> NDArray[np.uint8]:
+        """Claim `bits` (n,) of each decision; return those (n,) that were not claimed before.
+
+        Within a batch the first row wins, as if rows were claimed one by one.
+        """
+        slots = self._slots(issuers, sequences // PAGE, decided_at_ms)
+        cells = slots * PAGE + (sequences % PAGE).astype(np.intp)
+        flags = self._flags.reshape(-1)
+        fresh = bits & ~flags[cells]
+        for bit in (1 << np.arange(8)).astype(np.uint8):
+            rows = np.flatnonzero(fresh & bit)
+            first = np.unique(cells[rows], return_index=True)[1]
+            repeated = np.ones(len(rows), bool)
+            repeated[first] = False
+            fresh[rows[repeated]] &= ~bit
+        np.bitwise_or.at(flags, cells, fresh)
+        return fresh
+
+    def claimed(
+        self, issuers: NDArray[np.uint64], sequences: NDArray[np.uint64]
+    ) -> NDArray[np.uint8]:
+        """The bits (n,) claimed so far; 0 for a decision never seen."""
+        known = [
+            self._slot_of.get(at, -1)
+            for at in zip(issuers.tolist(), (sequences // PAGE).tolist(), strict=True)
+        ]
+        slots = np.array(known, np.intp)
+        if not len(self._flags):
+            return np.zeros(len(slots), np.uint8)
+        bits = self._flags[np.maximum(slots, 0), (sequences % PAGE).astype(np.intp)]
+        return np.where(slots >= 0, bits, 0).astype(np.uint8)
+
+    def _slots(
+        self, issuers: NDArray[np.uint64], pages: NDArray[np.uint64], decided_at_ms: NDArray
+    ) -> NDArray[np.intp]:
+        """Rows of the pages (n,), made where missing, their times and stamps brought up to date."""
+        at, which = np.unique(np.stack([issuers, pages]), axis=1, return_inverse=True)
+        slots = np.array(
+            [self._slot(issuer, page) for issuer, page in zip(*at.tolist(), strict=True)], np.intp
+        )
+        which = which.ravel()
+        np.maximum.at(self._newest_ms, slots[which], decided_at_ms)
+        for group in np.unique(slots // GROUP).tolist():
+            self._stamps[group] += 1
+        return slots[which]
+
+    def _slot(self, issuer: int, page: int) -> int:
+        slot = self._slot_of.setdefault((issuer, page), len(self._slot_of))
+        if slot == len(self._flags):  # grow by a group, doubling the buffer is not worth its peak
+            more = max(GROUP, slot // 4 // GROUP * GROUP)
+            self._flags = np.concatenate([self._flags, np.zeros((more, PAGE), np.uint8)])
+            self._newest_ms = np.concatenate([self._newest_ms, np.zeros(more, np.int64)])
+            self._stamps += [0] * (more // GROUP)
+        return slot
+
+    def forget(self, before_ms: int) -> None:
+        """Drop pages whose every decision was made before a time."""
+        n = len(self._slot_of)
+        keep = self._newest_ms[:n] >= before_ms
+        if keep.all():
+            return
+        kept = [at for at, slot in self._slot_of.items() if keep[slot]]
+        rows = np.array([self._slot_of[at] for at in kept], np.intp)
+        last_stamp = max(self._stamps, default=0)
+        flags, newest = self._flags[rows], self._newest_ms[rows]
+        self.__init__()  # type: ignore[misc]
+        for at, flag, newest_ms in zip(kept, flags, newest, strict=True):
+            slot = self._slot(*at)
+            self._flags[slot], self._newest_ms[slot] = flag, newest_ms
+        self._stamps = [last_stamp + 1] * len(self._stamps)
+
+    def groups(self) -> list[tuple[int, dict[str, NDArray]]]:
+        """The pages in groups, each with a stamp that changes whenever the group does."""
+        at = list(self._slot_of)
+        found = []
+        for group in range(-(-len(at) // GROUP)):
+            rows = slice(group * GROUP, min((group + 1) * GROUP, len(at)))
+            arrays = {
+                "issuers": np.array([issuer for issuer, _ in at[rows]], np.uint64),
+                "pages": np.array([page for _, page in at[rows]], np.uint64),
+                "newest_ms": self._newest_ms[rows],
+                "flags": self._flags[rows],
+            }
+            found.append((self._stamps[group], arrays))
+        return found
+
+    def load(self, arrays: dict[str, NDArray]) -> None:
+        """Add one group of pages, as `groups` gave it or from another shard."""
+        columns = (arrays["issuers"].tolist(), arrays["pages"].tolist())
+        for row, at in enumerate(zip(*columns, strict=True)):
+            slot = self._slot(*at)
+            self._flags[slot] |= arrays["flags"][row]
+            self._newest_ms[slot] = max(self._newest_ms[slot], arrays["newest_ms"][row])
+            self._stamps[slot // GROUP] += 1

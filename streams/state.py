@@ -1,0 +1,202 @@
+"""What a snapshot holds: the learners' state, what has been seen, and up to where it was read.
+
+    State ──save──▶ parts + about ──Store──▶ a version
+    State ◀─load─── parts + about ◀─Store─── a version
+
+Parts that did not change since they were last saved are not written again.
+
+The one rule: learned state, seen values, offsets and counts are saved together or not at all.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.history import COLUMNS, no_rows
+from learners.learned import Learned, MemoryOptions
+from streams.errors import SnapshotDamaged, SnapshotForeign
+from streams.seen import Seen
+from streams.snapshots import Blob, Manifest, Store
+
+ROWS_PER_PART = 4096
+STATISTICS, INDEX, SEEN = "statistics", "history/index", "seen/"
+
+
+@dataclass(slots=True)
+class State:
+    """All that the trainer knows. `encoder` is the identity of the encoder it learned with."""
+
+    encoder: str
+    learned: Learned
+    seen: Seen = field(default_factory=Seen)
+    offsets: dict[int, int] = field(default_factory=dict)  # next offset to read, by partition
+    topic_id: str = ""  # of the feedback topic those offsets belong to
+    dead_letter_offsets: dict[int, int] = field(default_factory=dict)  # end when this was saved
+    counts: dict[str, int] = field(default_factory=dict)  # see `trainer`
+
+    def count(self, name: str, n: int = 1) -> None:
+        """Add to a counter."""
+        if n:
+            self.counts[name] = self.counts.get(name, 0) + n
+
+
+class Saver:
+    """Saves states of one trainer, remembering which parts are stored already."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._stored: dict[str, tuple[object, Blob]] = {}  # part → what it was made of, where
+
+    def save(self, state: State, published_at_ms: int) -> int:
+        """Publish the state as a new version. Raises SnapshotFenced and OSError."""
+        learned = state.learned
+        learned.history.settle()
+        blobs = {STATISTICS: self._store.put(_pack(_flat(learned.statistics())))}
+        blobs |= self._history(state)
+        for number, (stamp, arrays) in enumerate(state.seen.groups()):
+            name = f"{SEEN}{number:06d}"
+            blobs[name] = self._part(name, (id(state.seen), stamp), lambda a=arrays: _pack(a))
+        self._stored = {name: self._stored[name] for name in blobs if name in self._stored}
+        about = {
+            "encoder": state.encoder,
+            "memory": asdict(learned.options),
+            "published_at_ms": published_at_ms,
+            "offsets": state.offsets,
+            "topic_id": state.topic_id,
+            "dead_letter_offsets": state.dead_letter_offsets,
+            "counts": state.counts,
+        }
+        return self._store.publish(about, blobs)
+
+    def _history(self, state: State) -> dict[str, Blob]:
+        history = state.learned.history
+        blobs = {}
+        for start in range(0, len(history), ROWS_PER_PART):
+            stop = min(start + ROWS_PER_PART, len(history))
+            name = f"history/{start // ROWS_PER_PART:06d}"
+            blobs[name] = self._part(
+                name,
+                (id(history), history.generation, stop),
+                lambda a=start, b=stop: _pack({c: v[a:b] for c, v in history.rows.items()}),
+            )
+        if history.index is not None:
+            blobs[INDEX] = self._part(
+                INDEX, id(history.index), lambda: faiss.serialize_index(history.index).tobytes()
+            )
+        return blobs
+
+    def _part(self, name: str, made_of: object, make: Callable[[], bytes]) -> Blob:
+        held = self._stored.get(name)
+        if held is None or held[0] != made_of:
+            held = self._stored[name] = (made_of, self._store.put(make()))
+        return held[1]
+
+
+class Loader:
+    """Loads states, keeping the parts of the last one so that only changes are read again."""
+
+    def __init__(
+        self, store: Store, encoder: str, memory: MemoryOptions, *, with_seen: bool = True
+    ) -> None:
+        """Readers that do not train leave out what has been seen: it is most of the bytes."""
+        self._store, self._encoder, self._memory = store, encoder, memory
+        self._with_seen = with_seen
+        self._parts: dict[Blob, object] = {}
+
+    def load(self, version: int) -> tuple[State, Manifest]:
+        """Load a version, whole and verified. Raises SnapshotDamaged and SnapshotForeign."""
+        manifest = self._store.load(version)
+        self._check_ours(manifest)
+        try:
+            parts = {
+                name: self._parts.get(blob) or self._unpack(name, blob)
+                for name, blob in manifest.blobs.items()
+                if self._with_seen or not name.startswith(SEEN)
+            }
+            state = self._state(manifest, parts)
+        except (KeyError, ValueError, RuntimeError, OSError, EOFError) as error:
+            raise SnapshotDamaged(f"snapshot {version} has a part that is malformed: {error}") from error
+        self._parts = {manifest.blobs[name]: part for name, part in parts.items()}
+        return state, manifest
+
+    def load_newest(self) -> tuple[State, Manifest] | None:
+        """The newest version that is whole; None where there is no snapshot at all.
+
+        Raises SnapshotForeign if it is not ours, SnapshotDamaged if every version is damaged.
+        """
+        damage: SnapshotDamaged | None = None
+        for version in reversed(self._store.versions()):
+            try:
+                return self.load(version)
+            except SnapshotDamaged as error:
+                damage = damage or error
+        if damage is not None:
+            raise damage
+        return None
+
+    def _check_ours(self, manifest: Manifest) -> None:
+        found = str(manifest.about["encoder"])
+        if found != self._encoder:
+            raise SnapshotForeign(
+                f"snapshot {manifest.version} was learned with encoder {found}, this program uses "
+                f"{self._encoder}; their numbers can't be mixed. Go back to the former encoder, "
+                f"or start anew in another `state_dir`"
+            )
+        made_with = manifest.about["memory"]
+        if made_with != asdict(self._memory):
+            raise SnapshotForeign(
+                f"snapshot {manifest.version} was learned with memory options {made_with}, now "
+                f"{asdict(self._memory)}. Change them back, or start anew in another `state_dir`"
+            )
+
+    def _unpack(self, name: str, blob: Blob) -> object:
+        content = self._store.get(blob)
+        if name == INDEX:
+            return faiss.deserialize_index(np.frombuffer(content, np.uint8))
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    def _state(self, manifest: Manifest, parts: Mapping[str, object]) -> State:
+        history = [parts[name] for name in sorted(parts) if re.fullmatch(r"history/\d+", name)]
+        rows = {c: np.concatenate([part[c] for part in history]) for c in COLUMNS} if history else no_rows()
+        learned = Learned.restore(self._memory, _grouped(parts[STATISTICS]), rows)
+        learned.history.index = parts.get(INDEX)
+        about = manifest.about
+        state = State(
+            encoder=self._encoder,
+            learned=learned,
+            offsets={int(p): int(o) for p, o in about["offsets"].items()},
+            topic_id=str(about["topic_id"]),
+            dead_letter_offsets={int(p): int(o) for p, o in about["dead_letter_offsets"].items()},
+            counts={str(name): int(n) for name, n in about["counts"].items()},
+        )
+        for name in sorted(parts):
+            if name.startswith(SEEN):
+                state.seen.load(parts[name])
+        return state
+
+
+def _pack(arrays: Mapping[str, NDArray]) -> bytes:
+    """Arrays as an uncompressed npz: no pickles, the same bytes for the same arrays."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def _flat(groups: Mapping[str, Mapping[str, NDArray]]) -> dict[str, NDArray]:
+    return {f"{group}.{name}": a for group, arrays in groups.items() for name, a in arrays.items()}
+
+
+def _grouped(flat: Mapping[str, NDArray]) -> dict[str, dict[str, NDArray]]:
+    groups: dict[str, dict[str, NDArray]] = {}
+    for path, array in flat.items():
+        group, _, name = path.partition(".")
+        groups.setdefault(group, {})[name] = array
+    return groups
