@@ -4,7 +4,8 @@
                    ├──▶ Settings (checked) ──▶ options of each part
     FAIRLEAD__… ───┘    environment variables win, as in FAIRLEAD__LISTENER__PORT=9000
 
-Models and pools are read again while running; everything else counts from the next start.
+Models and pools are read again while running; everything else counts from the next start. The
+documentation of settings is generated from this file (`fairlead settings`).
 
 The one rule: no other file of the project reads configuration files or environment variables.
 """
@@ -12,13 +13,16 @@ The one rule: no other file of the project reads configuration files or environm
 from __future__ import annotations
 
 import math
-import os
-import tomllib
-from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from infra.errors import SettingsInvalid, SettingsUnreadable
 from learners import policy as policies
@@ -29,7 +33,8 @@ from learners.ridge import RidgeOptions
 from serve.batcher import BatcherOptions
 from serve.catalogue import Catalogue, Model, Pool
 from serve.deployment import DeploymentOptions
-from serve.encoders import KINDS, EncoderOptions
+from serve.encoders import DIM_MAX, EncoderOptions
+from serve.errors import OptionRefused
 from serve.listener import ListenerOptions
 from serve.live import LiveOptions
 from serve.replica import ReplicaOptions
@@ -38,3 +43,396 @@ from serve.servicer import ServicerOptions
 from streams.feedback import FeedbackOptions
 from streams.outbox import OutboxOptions
 from streams.trainer import TrainerOptions
+
+
+class Section(BaseModel):
+    """Unknown keys are refused: a misspelt one would otherwise be a default nobody chose."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RouterSection(Section):
+    """The router's replicas on this host."""
+
+    replicas: int = Field(2, ge=1, le=64, description="Replicas. Two survive the loss of one.")
+    policy: Literal["greedy", "epsilon-greedy", "linucb", "thompson", "squarecb"] = Field(
+        "squarecb",
+        description="How to explore. SquareCB did best over three outcome tables (DESIGN.md).",
+    )
+    policy_strength: float = Field(
+        0.0,
+        ge=0,
+        le=1e6,
+        description="The policy's one number: ε, α, the scale of deviations, or γ. 0: its default.",
+    )
+    waiting_max: int = Field(
+        4096, ge=1, le=1_000_000, description="Requests that may wait in a replica; more are refused."
+    )
+    batch_max: int = Field(
+        256, ge=1, le=4096, description="Requests scored together: about 5 ms of the event loop."
+    )
+    log_decisions: bool = Field(True, description="Write every decision to the decision log.")
+    seed: int | None = Field(
+        None, ge=0, description="Seed of the draws, to repeat a run. None: from the system."
+    )
+
+
+class ListenerSection(Section):
+    """Where the router listens."""
+
+    host: str = Field(
+        "127.0.0.1", description="Address to bind. Only this host can call unless it is changed."
+    )
+    port: int = Field(7480, ge=1, le=65_535, description="TCP port, shared by all replicas.")
+    connection_age_s_max: float = Field(
+        300.0,
+        ge=1,
+        le=86_400,
+        description="Seconds after which a connection is renewed, so that new replicas get a share.",
+    )
+    grace_s: float = Field(5.0, ge=0, le=600, description="Seconds for ongoing calls when stopping.")
+    tls_certificate: Path | None = Field(None, description="PEM file; with `tls_key`, serve TLS.")
+    tls_key: Path | None = Field(None, description="PEM file of the certificate's key.")
+
+
+class EncoderSection(Section):
+    """How prompts become vectors. Changing it means starting anew: vectors don't mix."""
+
+    kind: Literal[
+        "wordllama", "hashing", "minilm", "sentence-transformers", "openai", "embeddings-only"
+    ] = Field("wordllama", description="Encoder. The default's weights come with its package.")
+    dim: int = Field(
+        0,
+        ge=0,
+        le=DIM_MAX,
+        description="Length of vectors; 0 is the kind's own. openai and embeddings-only need it.",
+    )
+    model: str = Field("", description="The encoder's model, where the kind leaves a choice.")
+    url: str = Field("", description="openai: base URL, up to and with the version.")
+    api_key: str = Field(
+        "", repr=False, description="openai: bearer token. Better set FAIRLEAD__ENCODER__API_KEY."
+    )
+    timeout_s: float = Field(
+        2.0, gt=0, le=60, description="openai: seconds the server may take; the request waits."
+    )
+
+
+class PreferenceSection(Section):
+    """What matters to callers who don't say, in quality points (see `Preference` in the API)."""
+
+    quality: float = Field(1.0, ge=0, le=WEIGHT_MAX, description="Points per point of quality.")
+    cost: float = Field(
+        20.0, ge=0, le=WEIGHT_MAX, description="Points per US dollar; at 20, 5 cents buy a point."
+    )
+    latency: float = Field(0.01, ge=0, le=WEIGHT_MAX, description="Points per second of waiting.")
+
+
+class LearningSection(Section):
+    """How the past counts. Memory keys (half-lives, `history_rows_max`) need a new state_dir."""
+
+    model_half_life_s: float = Field(
+        MemoryOptions().model_half_life_s,
+        ge=60,
+        le=1e9,
+        description="Seconds after which an outcome counts half for what models can do.",
+    )
+    pool_half_life_s: float = Field(
+        MemoryOptions().pool_half_life_s,
+        ge=60,
+        le=1e9,
+        description="The same for a pool's latency and failures, which change faster.",
+    )
+    history_rows_max: int = Field(
+        HistoryOptions().rows_max,
+        ge=1000,
+        le=2_000_000,
+        description="Outcomes searched for similar requests; 100,000 take 26 MB per replica.",
+    )
+    neighbours: int = Field(
+        HistoryOptions().neighbours,
+        ge=1,
+        le=1000,
+        description="Similar outcomes weighed per request; 50 to 200 do equally well.",
+    )
+    neighbours_share: float = Field(
+        BlendOptions().neighbours_share,
+        ge=0,
+        le=1,
+        description="Share of the neighbours in the estimate; the rest is the linear model's.",
+    )
+    shared_penalty: float = Field(
+        RidgeOptions().shared_penalty,
+        gt=0,
+        le=1e6,
+        description="Outcomes' worth of doubt in what all models share.",
+    )
+    own_penalty: float = Field(
+        RidgeOptions().own_penalty,
+        gt=0,
+        le=1e6,
+        description="Outcomes' worth of doubt in what sets a model apart.",
+    )
+    publish_s: float = Field(
+        TrainerOptions().publish_s,
+        ge=0.05,
+        le=3600,
+        description="Seconds between snapshots: how soon an outcome has effect.",
+    )
+    poll_s: float = Field(
+        LiveOptions().poll_s, ge=0.01, le=3600, description="Seconds between looks at the store."
+    )
+
+
+class FeedbackSection(Section):
+    """What feedback is believed."""
+
+    age_s_max: float = Field(
+        FeedbackOptions().age_s_max,
+        ge=60,
+        le=90 * 86_400,
+        description="Seconds after its decision that feedback still counts; 1 byte per decision.",
+    )
+    clock_skew_s_max: float = Field(
+        FeedbackOptions().clock_skew_s_max,
+        ge=0,
+        le=3600,
+        description="Seconds that feedback may seem older than its decision: clocks differ.",
+    )
+    on_gap: Literal["stop", "continue"] = Field(
+        "stop", description="What to do when the log has lost feedback that was not read yet."
+    )
+    waiting_max: int = Field(
+        OutboxOptions().items_max,
+        ge=1,
+        le=10_000_000,
+        description="Items held in memory while the log is away; more are dropped and counted.",
+    )
+
+
+class LogSection(Section):
+    """Where decisions and feedback are logged."""
+
+    kind: Literal["sqlite", "kafka"] = Field(
+        "sqlite", description="sqlite: a file in state_dir, for one host. kafka: a real broker."
+    )
+
+
+class ModelSection(Section):
+    """One model of the catalogue. Read again while running."""
+
+    name: str = Field(min_length=1, max_length=200, description="Its name, unique.")
+    usd_per_1m_input_tokens: float = Field(0.0, ge=0, le=1e6, description="List price, USD.")
+    usd_per_1m_output_tokens: float = Field(0.0, ge=0, le=1e6, description="List price, USD.")
+    usd_per_call: float = Field(0.0, ge=0, le=100, description="Fixed price of a call, USD.")
+    output_tokens: float = Field(300.0, ge=0, le=1e7, description="Tokens of a typical answer.")
+    latency_ms: float = Field(
+        1000.0, gt=0, le=86_400_000, description="Milliseconds of a typical complete answer."
+    )
+    quality: float | None = Field(
+        None, ge=0, le=1, description="Expected quality, before outcomes. None: that of the others."
+    )
+    context_tokens_max: float = Field(
+        1e9, gt=0, le=1e9, description="Longest prompt it takes, tokens."
+    )
+
+
+class PoolSection(Section):
+    """One pool of the catalogue. Read again while running."""
+
+    name: str = Field(min_length=1, max_length=200, description="Its name, unique.")
+    model: str = Field(description="The model it serves.")
+    region: str = Field("", max_length=200, description="Where it is.")
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Times are in seconds unless a name says otherwise."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        env_prefix="FAIRLEAD__",
+        env_nested_delimiter="__",
+        nested_model_default_partial_update=True,
+    )
+
+    state_dir: Path = Field(
+        Path(".fairlead"),
+        description="Folder of the log, the ticket key and, unless `snapshots` says otherwise, "
+        "snapshots.",
+    )
+    snapshots: str = Field(
+        "", description="Folder or object store URI of snapshots. Empty: in state_dir."
+    )
+    prompt_tokens: float = Field(
+        500.0, gt=0, le=1e7, description="Tokens of a prompt whose length nobody states."
+    )
+    router: RouterSection = RouterSection()
+    listener: ListenerSection = ListenerSection()
+    encoder: EncoderSection = EncoderSection()
+    preference: PreferenceSection = PreferenceSection()
+    learning: LearningSection = LearningSection()
+    feedback: FeedbackSection = FeedbackSection()
+    log: LogSection = LogSection()
+    models: tuple[ModelSection, ...] = Field((), description="The catalogue's models.")
+    pools: tuple[PoolSection, ...] = Field(
+        (), description="Their pools. A model without one gets a pool of its own name."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment wins over what was read from the file."""
+        del settings_cls, dotenv_settings, file_secret_settings
+        return env_settings, init_settings
+
+    def catalogue(self) -> Catalogue:
+        """Models and pools. Raises OptionRefused where they don't fit together."""
+        models = [
+            Model(**section.model_dump(exclude={"quality"}), quality=_quality(section))
+            for section in self.models
+        ]
+        pools = [Pool(**section.model_dump()) for section in self.pools]
+        served = {pool.model for pool in pools}
+        pools += [Pool(name=m.name, model=m.name) for m in models if m.name not in served]
+        return Catalogue(models, pools, self.prompt_tokens)
+
+    def deployment(self) -> DeploymentOptions:
+        """The options of all parts. Raises OptionRefused and SettingsUnreadable."""
+        learning, feedback = self.learning, self.feedback
+        encoder = EncoderOptions(**self.encoder.model_dump())
+        feedback_options = FeedbackOptions(
+            age_s_max=feedback.age_s_max, clock_skew_s_max=feedback.clock_skew_s_max
+        )
+        memory = MemoryOptions(
+            model_half_life_s=learning.model_half_life_s,
+            pool_half_life_s=learning.pool_half_life_s,
+            history=HistoryOptions(
+                rows_max=learning.history_rows_max, neighbours=learning.neighbours
+            ),
+        )
+        blend = BlendOptions(
+            neighbours_share=learning.neighbours_share,
+            ridge=RidgeOptions(
+                shared_penalty=learning.shared_penalty, own_penalty=learning.own_penalty
+            ),
+        )
+        replica = ReplicaOptions(
+            encoder=encoder,
+            policy=self._policy(),
+            memory=memory,
+            live=LiveOptions(poll_s=learning.poll_s, blend=blend),
+            servicer=ServicerOptions(
+                preference=PreferenceDefaults(**self.preference.model_dump()),
+                batcher=BatcherOptions(
+                    waiting_max=self.router.waiting_max, batch_max=self.router.batch_max
+                ),
+            ),
+            listener=self._listener(),
+            outbox=OutboxOptions(items_max=feedback.waiting_max),
+            feedback=feedback_options,
+            log_decisions=self.router.log_decisions,
+        )
+        trainer = TrainerOptions(
+            publish_s=learning.publish_s,
+            on_gap=feedback.on_gap,
+            feedback=feedback_options,
+            memory=memory,
+        )
+        return DeploymentOptions(
+            replicas=self.router.replicas,
+            replica=replica,
+            trainer=trainer,
+            encoder=encoder,
+            seed=self.router.seed,
+        )
+
+    def _policy(self) -> policies.Policy:
+        strength = self.router.policy_strength
+        kind, name = {
+            "greedy": (policies.Greedy, ""),
+            "epsilon-greedy": (policies.EpsilonGreedy, "epsilon"),
+            "linucb": (policies.LinUcb, "alpha"),
+            "thompson": (policies.Thompson, "scale"),
+            "squarecb": (policies.SquareCb, "gamma"),
+        }[self.router.policy]
+        if kind is policies.EpsilonGreedy and strength > 1:
+            raise OptionRefused("router.policy_strength", strength, "0 to 1 for epsilon-greedy")
+        return kind(**{name: strength}) if name and strength else kind()
+
+    def _listener(self) -> ListenerOptions:
+        section = self.listener
+        if (section.tls_certificate is None) != (section.tls_key is None):
+            raise OptionRefused(
+                "listener.tls_certificate and tls_key", "one of the two", "both given, or neither"
+            )
+        tls = {
+            name: _bytes_of(path)
+            for name in ("tls_certificate", "tls_key")
+            if (path := getattr(section, name)) is not None
+        }
+        plain = section.model_dump(exclude={"tls_certificate", "tls_key"})
+        return ListenerOptions(**plain, **tls)
+
+
+def read_settings(path: Path | None, **overrides: object) -> Settings:
+    """Settings of a file (None: defaults alone), the environment and `overrides`, in rising order.
+
+    Raises SettingsUnreadable and SettingsInvalid.
+    """
+    found: dict[str, object] = {}
+    if path is not None:
+        try:
+            found = TomlConfigSettingsSource(Settings, path)()
+        except (OSError, ValueError) as error:
+            raise SettingsUnreadable(str(path), str(error)) from error
+        if not path.is_file():
+            raise SettingsUnreadable(str(path), "there is no such file")
+    try:
+        settings = Settings(**{**found, **overrides})
+        settings.catalogue() if settings.models else None
+    except ValidationError as error:
+        problems = tuple(
+            f"{'.'.join(map(str, p['loc']))} is {p['input']!r}: {p['msg'].lower()}"
+            for p in error.errors()
+        )
+        raise SettingsInvalid(str(path), problems) from error
+    except OptionRefused as error:
+        raise SettingsInvalid(str(path), (str(error),)) from error
+    return settings
+
+
+class FileCatalogue:
+    """The catalogue of a settings file, parsed again whenever the file has changed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen: tuple[int, int] | None = None  # the file's time of change and size
+        self._catalogue: Catalogue | None = None
+
+    def read(self) -> Catalogue:
+        """The catalogue as the file has it now. Raises SettingsUnreadable and SettingsInvalid."""
+        try:
+            status = self._path.stat()
+        except OSError as error:
+            raise SettingsUnreadable(str(self._path), str(error)) from error
+        seen = (status.st_mtime_ns, status.st_size)
+        if self._catalogue is None or seen != self._seen:
+            self._catalogue, self._seen = read_settings(self._path).catalogue(), seen
+        return self._catalogue
+
+
+def _quality(section: ModelSection) -> float:
+    return math.nan if section.quality is None else section.quality
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SettingsUnreadable(str(path), str(error)) from error

@@ -168,8 +168,9 @@ def deploy(options: DeploymentOptions, site: Site) -> None:
     trainer = ray_serve.deployment(TrainerDeployment).options(
         name="Trainer", num_replicas=1, ray_actor_options={"num_cpus": 0}, **common
     )
-    for app, name in (
-        (trainer.bind(options, site), TRAINER_APP),
-        (router.bind(options, site), ROUTER_APP),
-    ):
-        ray_serve.run(app, name=name, route_prefix=None)
+    ray_serve.run_many(
+        [
+            ray_serve.RunTarget(trainer.bind(options, site), TRAINER_APP, route_prefix=None),
+            ray_serve.RunTarget(router.bind(options, site), ROUTER_APP, route_prefix=None),
+        ]
+    )

@@ -4,6 +4,9 @@ StreamError
 ├── LogUnavailable      the log can't be reached or did not answer in time; try again
 ├── LogTruncated        the log no longer holds the offset asked for; nothing may be skipped silently
 ├── LogReplaced         the topic was deleted and made again; offsets no longer mean the same
+├── RecordTooLarge      one record is larger than the log takes; trying again won't help
+├── TopicUnfit          a topic that exists is set up so that the log can't keep its promises
+├── OptionRefused       an option has a name or a value that can't work
 ├── BadFeedback         one feedback record can't be learned from (see `feedback.Reason`)
 ├── BadTicket           a ticket is malformed, forged, foreign or of another version
 ├── SnapshotError
@@ -60,6 +63,52 @@ class LogReplaced(StreamError):
             f"`on_gap = \"continue\"` once to keep what was learned and read the new topic from "
             f"its start."
         )
+
+
+class RecordTooLarge(StreamError):
+    """One record is larger than the log takes. Of the records handed over with it, none was sent.
+
+    `bytes_max` is None where the broker refused it and did not say what it takes.
+    """
+
+    def __init__(self, topic: str, bytes_found: int, bytes_max: int | None) -> None:
+        super().__init__(topic, bytes_found, bytes_max)
+        self.topic, self.bytes_found, self.bytes_max = topic, bytes_found, bytes_max
+
+    def __str__(self) -> str:
+        allowed = "what the broker takes" if self.bytes_max is None else f"{self.bytes_max} bytes"
+        return (
+            f"a record of {self.bytes_found} bytes for {self.topic} is larger than {allowed}. "
+            f"Trying again can't help: make it smaller, or raise `record_bytes_max` and the "
+            f"topic's `max.message.bytes` together."
+        )
+
+
+class TopicUnfit(StreamError):
+    """A topic that exists is set up so that the log can't keep its promises."""
+
+    def __init__(self, topic: str, setting: str, found: str, wanted: str) -> None:
+        super().__init__(topic, setting, found, wanted)
+        self.topic, self.setting, self.found, self.wanted = topic, setting, found, wanted
+
+    def __str__(self) -> str:
+        return (
+            f"topic {self.topic} has {self.setting}={self.found}, but must have {self.wanted}. "
+            f"Most likely it was made by hand or by another program. Change it with "
+            f"`kafka-configs.sh --alter --entity-type topics --entity-name {self.topic} "
+            f"--add-config {self.setting}={self.wanted}`, or name another topic."
+        )
+
+
+class OptionRefused(StreamError):
+    """An option has a name or a value that can't work. Found at start-up."""
+
+    def __init__(self, option: str, value: object, allowed: str) -> None:
+        super().__init__(option, value, allowed)
+        self.option, self.value, self.allowed = option, value, allowed
+
+    def __str__(self) -> str:
+        return f"{self.option} is {self.value!r}, but must be {self.allowed}."
 
 
 class BadFeedback(StreamError):

@@ -29,8 +29,20 @@ class Record(NamedTuple):
     value: bytes | None  # None only where another producer wrote a null
 
 
+class Damage(NamedTuple):
+    """Records that are in the log but can't be read: their bytes fail the checksum."""
+
+    partition: int
+    first_offset: int  # the first that can't be read
+    end_offset: int  # the next that can
+
+
 class Reader(Protocol):
     """Reads one topic from stated offsets on. Used by one thread at a time."""
+
+    # What was skipped because it can't be read, oldest first; whoever counts it takes it out.
+    # `read` goes on after it, so the offsets to go on from lie after both records and damage.
+    damaged: list[Damage]
 
     def read(self, records_max: int, timeout_s: float) -> list[Record]:
         """The next records of any partition, in offset order within each; [] after `timeout_s`.
@@ -50,7 +62,8 @@ class Log(Protocol):
     ) -> None:
         """Append (key, value) pairs; on return all are durable. Raises LogUnavailable.
 
-        Records of one key keep their order and share a partition.
+        Records of one key keep their order and share a partition. A record larger than the log
+        takes raises RecordTooLarge.
         """
 
     def reader(self, topic: str, offsets: Mapping[int, int]) -> Reader:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from streams.errors import LogTruncated, LogUnavailable
-from streams.log import Record
+from streams.log import Damage, Record
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS topics (name TEXT PRIMARY KEY, id TEXT NOT NULL, end INTEGER NOT NULL);
@@ -107,6 +107,7 @@ class SqliteReader:
 
     def __init__(self, path: Path, topic: str, offset: int | None) -> None:
         self._topic, self._next = topic, offset
+        self.damaged: list[Damage] = []  # stays empty: a file is whole or it can't be read at all
         self._connection = _connect(path)
 
     def read(self, records_max: int, timeout_s: float) -> list[Record]:

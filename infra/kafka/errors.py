@@ -11,10 +11,12 @@ Constructors are positional and pass their arguments on, so that every error sur
 
 from __future__ import annotations
 
+from infra.errors import InfraError
+
 JAVA_VERSION_MIN = 17  # Kafka 4 brokers refuse older ones
 
 
-class BrokerError(Exception):
+class BrokerError(InfraError):
     """Base of all errors of this folder."""
 
 

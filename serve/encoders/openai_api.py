@@ -65,7 +65,7 @@ class OpenAiApi:
     def _vectors(self, texts: list[str]) -> list[Any]:
         answer = self._post(json.dumps({"model": self._model, "input": texts}).encode(), len(texts))
         try:
-            rows = sorted(json.loads(answer)["data"], key=lambda row: 0)
+            rows = sorted(json.loads(answer)["data"], key=lambda row: row["index"])
             return [row["embedding"] for row in rows]
         except (ValueError, TypeError, LookupError) as error:
             problem = f"the answer of {self._url} is not an embeddings answer ({error!r})"

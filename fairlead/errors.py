@@ -1,0 +1,149 @@
+"""What can go wrong for a caller, and what to do about it.
+
+FairleadError
+├── InvalidRequest      something asked is malformed or out of bounds; correct the named field
+├── UnknownModel        a model named in the request is not in the router's catalogue
+├── NoModelFits         the request leaves no model, or needs an encoder this router lacks
+├── DeadlineExceeded    no answer in time: too late to be useful, or the router can't be reached
+├── Overloaded          the router's queue is full; try later or elsewhere, not at once
+├── Unavailable         the router is starting, stopping or gone; it was tried more than once
+├── NotAllowed          the router, or something in front of it, does not know this caller
+├── Unsupported         the router lacks this method; most likely it is older than this client
+├── RouterFault         the router broke while answering: a bug there, not in the request
+├── InvalidOption       an argument of the client itself makes no sense
+└── ClientClosed        the client was closed before or during the call
+
+The one rule: every gRPC status has its class in `BY_STATUS`, so no caller ever needs to catch
+`grpc.RpcError`. Constructors are positional, so that every error survives pickling.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import grpc
+
+
+class FairleadError(Exception):
+    """Base of all errors of the client: what was being done, what happened, what to do."""
+
+    advice: ClassVar[str] = ""
+    retriable: ClassVar[bool] = False  # may the very same call succeed later?
+
+    def __init__(self, doing: str, message: str) -> None:
+        super().__init__(doing, message)  # args survive pickling
+        self.doing, self.message = doing, message
+
+    def __str__(self) -> str:
+        return f"{self.doing}: {self.message.rstrip('.')}. {self.advice}".rstrip()
+
+
+class InvalidRequest(FairleadError):
+    """A field is malformed or out of bounds, or a ticket can't be opened."""
+
+    advice = "The same request will fail again: correct the field named here."
+
+
+class UnknownModel(FairleadError):
+    """A model named in the request is not in the catalogue."""
+
+    advice = "Correct the name, or add the model to the router's catalogue."
+
+
+class NoModelFits(FairleadError):
+    """The request is well-formed, but no model satisfies it, or its encoder is missing."""
+
+    advice = "Loosen the limits or the lists of models, or send the form of prompt named here."
+
+
+class DeadlineExceeded(FairleadError):
+    """The time allowed had passed before there was an answer.
+
+    While nothing listens, a call waits for a connection as long as it may (see `channels`), so
+    this is also how a router that is down shows itself.
+    """
+
+    advice = (
+        "If this happens at every call, nothing answers there: see that the router is running and "
+        "that the address is right. If only at times, the router is slow: allow more time."
+    )
+    retriable = True
+
+
+class Overloaded(FairleadError):
+    """The router's queue is full. Not retried by the client, for that would fill it further."""
+
+    advice = "Slow down, wait before trying again, or choose a model without the router."
+    retriable = True
+
+
+class Unavailable(FairleadError):
+    """The router is starting, stopping or has gone away under the call.
+
+    Seen only after the attempts allowed, or once the retry budget is spent (see `channels`).
+    """
+
+    advice = "Try again in a moment; see that the router is running."
+    retriable = True
+
+
+class NotAllowed(FairleadError):
+    """The caller is not known, or not known to be allowed."""
+
+    advice = "Check the credentials given to the client."
+
+
+class Unsupported(FairleadError):
+    """The router has no such method."""
+
+    advice = "Most likely the router is older than this client, or another service answers there."
+
+
+class RouterFault(FairleadError):
+    """The router broke while answering."""
+
+    advice = "This is a bug in the router: look for the cause in its log."
+
+
+class InvalidOption(FairleadError):
+    """An argument of the client itself makes no sense."""
+
+
+class ClientClosed(FairleadError):
+    """The client was closed before the call or while it was under way."""
+
+    advice = "Close the client only after its last call; a closed one can't be opened again."
+
+
+# What the statuses mean is written at the top of router.proto. CANCELLED is not there: callers
+# see it only when a server stops under their call, since cancelling their own raises elsewhere.
+BY_STATUS: dict[grpc.StatusCode, type[FairleadError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
+    grpc.StatusCode.OUT_OF_RANGE: InvalidRequest,
+    grpc.StatusCode.NOT_FOUND: UnknownModel,
+    grpc.StatusCode.FAILED_PRECONDITION: NoModelFits,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
+    grpc.StatusCode.UNAVAILABLE: Unavailable,
+    grpc.StatusCode.CANCELLED: Unavailable,
+    grpc.StatusCode.UNAUTHENTICATED: NotAllowed,
+    grpc.StatusCode.PERMISSION_DENIED: NotAllowed,
+    grpc.StatusCode.UNIMPLEMENTED: Unsupported,
+    grpc.StatusCode.UNKNOWN: RouterFault,
+    grpc.StatusCode.INTERNAL: RouterFault,
+    grpc.StatusCode.DATA_LOSS: RouterFault,
+    grpc.StatusCode.ABORTED: RouterFault,
+    grpc.StatusCode.ALREADY_EXISTS: RouterFault,
+}
+
+_BY_NUMBER = {status.value[0]: error for status, error in BY_STATUS.items()}
+
+
+def from_status(doing: str, status: grpc.StatusCode, message: str) -> FairleadError:
+    """Return the error for a call that ended with `status`."""
+    return BY_STATUS[status](doing, message or status.name)
+
+
+def from_number(doing: str, number: int, message: str) -> FairleadError:
+    """Return the error for a status given as its number, as in a `Problem` on the wire."""
+    return _BY_NUMBER.get(number, RouterFault)(doing, message or f"status {number}")

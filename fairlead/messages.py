@@ -1,0 +1,189 @@
+"""What callers say and hear: plain frozen values, free of gRPC and protobuf.
+
+    Request ─▶ router ─▶ Decision, or Problem when one of many fails
+    Outcome ─▶ router                      ticket ─▶ router ─▶ Explanation
+
+Money is US dollars (`_usd`), time is milliseconds (`_ms`) unless the name says otherwise, quality
+is a number from 0 (useless) to 1 (perfect). What is checked here is only what would otherwise be
+silently misunderstood; bounds are the router's to know, and it names them when it refuses.
+
+The one rule: None means "not said", which is different from zero and from empty, and travels so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+from fairlead import errors
+from fairlead.embeddings import Embedding, to_f32
+from fairlead.errors import FairleadError, InvalidRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preference:
+    """What matters to the caller, in quality points. None: as the router's settings say.
+
+    The router maximises  quality · predicted quality − cost · predicted USD − latency · predicted
+    seconds.  With `Preference(quality=1, cost=20, latency=0.01)` a dollar is worth 20 points, so
+    5 cents buy one, and a second of waiting is worth a hundredth of a point.
+    """
+
+    quality: float | None = None  # points per point of quality
+    cost: float | None = None  # points per US dollar
+    latency: float | None = None  # points per second
+
+
+class RequestOptions(TypedDict, total=False):
+    """The fields of `Request` besides the text, as keyword arguments of `route`."""
+
+    embedding: Embedding | None
+    request_id: str
+    prompt_tokens: int | None
+    tenant: str
+    session: str
+    preference: Preference | None
+    allowed_models: Sequence[str]
+    denied_models: Sequence[str]
+    cost_usd_max: float | None
+    latency_ms_max: float | None
+    deadline_unix_ms: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One prompt that needs a model: its text or its embedding, and what the choice must respect.
+
+    Whatever form the embedding came in, it is kept as little-endian 32-bit floats (`embeddings`),
+    so changing an array afterwards does not change the request.
+    """
+
+    text: str | None = None
+    embedding: Embedding | None = None
+    request_id: str = ""  # echoed in the reply; needed in streams
+    prompt_tokens: int | None = None
+    tenant: str = ""  # on whose behalf
+    session: str = ""  # the conversation this belongs to
+    preference: Preference | None = None
+    allowed_models: Sequence[str] = ()  # consider only these; empty: all
+    denied_models: Sequence[str] = ()  # never these
+    cost_usd_max: float | None = None  # predicted US dollars for this call
+    latency_ms_max: float | None = None  # predicted, until the answer is complete
+    deadline_unix_ms: int | None = None  # when the decision stops being useful
+
+    def __post_init__(self) -> None:
+        if (self.text is None) == (self.embedding is None):
+            given = "neither" if self.text is None else "both"
+            raise InvalidRequest("request", f"text or embedding: {given} given, one is needed")
+        if self.embedding is not None:
+            object.__setattr__(self, "embedding", to_f32(self.embedding))
+        for field in ("allowed_models", "denied_models"):
+            object.__setattr__(self, field, _names(field, getattr(self, field)))
+
+
+def _names(field: str, models: Sequence[str]) -> tuple[str, ...]:
+    # A lone string is a sequence too, of letters: each would be taken for a model.
+    if isinstance(models, str):
+        raise InvalidRequest("request", f"{field} is the string {models!r}; give a list of names")
+    return tuple(models)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What happened to one decision. Say what is known, later the rest.
+
+    Every value of a decision counts once: saying it again is harmless, and changes nothing.
+    """
+
+    ticket: bytes  # as it came with the decision
+    quality: float | None = None  # 0 to 1
+    cost_usd: float | None = None  # for the whole call
+    latency_ms: float | None = None  # until the answer was complete
+    output_tokens: int | None = None
+    error: bool | None = None  # the call failed; leave quality out then
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A prediction, and how far off a single outcome may be."""
+
+    mean: float
+    deviation: float  # standard deviation, in the unit of the mean
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alternative:
+    """A model that could also take the request."""
+
+    model: str
+    pool: str
+    utility: float  # predicted, in quality points; see `Preference`
+    propensity: float  # probability with which it would have been chosen, 0 to 1
+    quality: Estimate  # 0 to 1
+    cost_usd: Estimate  # for this call
+    latency_ms: Estimate  # until the answer is complete
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """Which model answers, in which pool, and what to expect of it."""
+
+    request_id: str  # as in the request
+    decision_id: str  # unique; 24 hexadecimal digits
+    model: str  # who should answer
+    pool: str  # where
+    propensity: float  # probability of this very choice, in (0, 1]
+    utility: float  # predicted, in quality points; see `Preference`
+    quality: Estimate  # 0 to 1
+    cost_usd: Estimate  # for this call
+    latency_ms: Estimate  # until the answer is complete
+    fallbacks: tuple[Alternative, ...]  # the other allowed models, best first
+    snapshot_version: int  # what had been learned when this was decided; 0: nothing yet
+    snapshot_age_ms: int  # since that snapshot was published
+    ticket: bytes  # hand it to whoever reports the outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Why one request of a batch or a stream got no decision, while the others did."""
+
+    request_id: str  # as in the request
+    code: int  # a gRPC status code, see the table in router.proto
+    message: str  # names the field, its value and the limit
+
+    @property
+    def error(self) -> FairleadError:
+        """The error that `route` would have raised: `raise problem.error`."""
+        doing = f"request {self.request_id!r}" if self.request_id else "request"
+        return errors.from_number(doing, self.code, self.message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Considered:
+    """One model's case, as seen when a decision was made."""
+
+    model: str  # its name, or its key in hexadecimal if it has left the catalogue since
+    pool: str
+    chosen: bool
+    propensity: float  # 0 to 1
+    utility: float  # in quality points; see `Preference`
+    quality: float  # predicted, 0 to 1
+    cost_usd: float  # predicted, for this call
+    latency_ms: float  # predicted, until the answer is complete
+    reason: str  # why it won, or why it lost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """What a ticket holds: what was known when its decision was made, and why it fell so."""
+
+    decision_id: str
+    tenant: str
+    decided_at_unix_ms: int
+    snapshot_version: int  # what had been learned then; 0: nothing yet
+    encoder: str  # which text encoder the context was made with
+    context: tuple[float, ...]  # the numbers the request was judged by
+    preference: Preference  # the weights in force
+    policy: str  # how probabilities were made from utilities
+    models: tuple[Considered, ...]  # all in the catalogue then, best utility first

@@ -1,0 +1,175 @@
+"""Between `messages` and protobuf: one function a message, and nothing else knows both.
+
+The one rule: a field that was not set here is not set on the wire, and the other way round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
+
+from fairlead import messages
+from fairlead.errors import InvalidRequest
+from serve.proto.fairlead.v1 import router_pb2 as pb
+
+Built = TypeVar("Built", bound=Message)
+
+
+def route_request(request: messages.Request) -> pb.RouteRequest:
+    """Write a request."""
+    return _built(
+        pb.RouteRequest,
+        request_id=request.request_id,
+        text=request.text,
+        embedding_f32=request.embedding,
+        prompt_tokens=request.prompt_tokens,
+        tenant=request.tenant,
+        session=request.session,
+        preference=None if request.preference is None else _preference(request.preference),
+        allowed_models=request.allowed_models,
+        denied_models=request.denied_models,
+        cost_usd_max=request.cost_usd_max,
+        latency_ms_max=request.latency_ms_max,
+        deadline_unix_ms=request.deadline_unix_ms,
+    )
+
+
+def stream_request(request: messages.Request) -> pb.RouteRequest:
+    """Write a request of a stream, where replies find their requests by id alone."""
+    if not request.request_id:
+        raise InvalidRequest("stream", "request_id is empty, but replies come in any order")
+    return route_request(request)
+
+
+def batch_request(requests: Iterable[messages.Request]) -> pb.RouteBatchRequest:
+    """Write a batch."""
+    return pb.RouteBatchRequest(requests=[route_request(request) for request in requests])
+
+
+def feedback_request(outcomes: Iterable[messages.Outcome]) -> pb.FeedbackRequest:
+    """Write what happened to some decisions."""
+    return pb.FeedbackRequest(outcomes=[_outcome(outcome) for outcome in outcomes])
+
+
+def explain_request(ticket: bytes) -> pb.ExplainRequest:
+    """Write the wish to have a ticket opened."""
+    return _built(pb.ExplainRequest, ticket=ticket)
+
+
+def _preference(preference: messages.Preference) -> pb.Preference:
+    return _built(
+        pb.Preference,
+        quality=preference.quality,
+        cost=preference.cost,
+        latency=preference.latency,
+    )
+
+
+def _outcome(outcome: messages.Outcome) -> pb.Outcome:
+    return _built(
+        pb.Outcome,
+        ticket=outcome.ticket,
+        quality=outcome.quality,
+        cost_usd=outcome.cost_usd,
+        latency_ms=outcome.latency_ms,
+        output_tokens=outcome.output_tokens,
+        error=outcome.error,
+    )
+
+
+def _built(kind: type[Built], **fields: Any) -> Built:
+    """Return a message of `kind`; fields that are None stay unset."""
+    try:
+        return kind(**fields)
+    except (TypeError, ValueError) as problem:
+        raise InvalidRequest(kind.DESCRIPTOR.name, _culprit(kind, fields)) from problem
+
+
+def _culprit(kind: type[Message], fields: dict[str, Any]) -> str:
+    """Say which field can't be written; protobuf's own errors leave out its name."""
+    for name, value in fields.items():
+        try:
+            kind(**{name: value})
+        except (TypeError, ValueError) as problem:
+            return f"{name} is {value!r:.100}: {problem}"
+    raise AssertionError(f"{kind} refused its fields together, but each alone passes")
+
+
+def decision(reply: pb.Decision) -> messages.Decision:
+    """Read a decision."""
+    return messages.Decision(
+        request_id=reply.request_id,
+        decision_id=reply.decision_id,
+        model=reply.model,
+        pool=reply.pool,
+        propensity=reply.propensity,
+        utility=reply.utility,
+        quality=_estimate(reply.quality),
+        cost_usd=_estimate(reply.cost_usd),
+        latency_ms=_estimate(reply.latency_ms),
+        fallbacks=tuple(_alternative(fallback) for fallback in reply.fallbacks),
+        snapshot_version=reply.snapshot_version,
+        snapshot_age_ms=reply.snapshot_age_ms,
+        ticket=reply.ticket,
+    )
+
+
+def route_reply(reply: pb.RouteReply) -> messages.Decision | messages.Problem:
+    """Read what became of one request of a batch or a stream."""
+    if reply.HasField("decision"):
+        return decision(reply.decision)
+    return messages.Problem(
+        request_id=reply.request_id, code=reply.problem.code, message=reply.problem.message
+    )
+
+
+def explanation(reply: pb.Explanation) -> messages.Explanation:
+    """Read what a ticket holds."""
+    weights = reply.preference
+    return messages.Explanation(
+        decision_id=reply.decision_id,
+        tenant=reply.tenant,
+        decided_at_unix_ms=reply.decided_at_unix_ms,
+        snapshot_version=reply.snapshot_version,
+        encoder=reply.encoder,
+        context=tuple(reply.context),
+        preference=messages.Preference(
+            quality=weights.quality if weights.HasField("quality") else None,
+            cost=weights.cost if weights.HasField("cost") else None,
+            latency=weights.latency if weights.HasField("latency") else None,
+        ),
+        policy=reply.policy,
+        models=tuple(_considered(model) for model in reply.models),
+    )
+
+
+def _estimate(reply: pb.Estimate) -> messages.Estimate:
+    return messages.Estimate(mean=reply.mean, deviation=reply.deviation)
+
+
+def _alternative(reply: pb.Alternative) -> messages.Alternative:
+    return messages.Alternative(
+        model=reply.model,
+        pool=reply.pool,
+        utility=reply.utility,
+        propensity=reply.propensity,
+        quality=_estimate(reply.quality),
+        cost_usd=_estimate(reply.cost_usd),
+        latency_ms=_estimate(reply.latency_ms),
+    )
+
+
+def _considered(reply: pb.Considered) -> messages.Considered:
+    return messages.Considered(
+        model=reply.model,
+        pool=reply.pool,
+        chosen=reply.chosen,
+        propensity=reply.propensity,
+        utility=reply.utility,
+        quality=reply.quality,
+        cost_usd=reply.cost_usd,
+        latency_ms=reply.latency_ms,
+        reason=reply.reason,
+    )

@@ -1,0 +1,1 @@
+"""The world outside: outcome tables, callers, replays, benchmarks, and reports people look at."""
