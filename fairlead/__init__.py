@@ -1,0 +1,74 @@
+"""Fairlead chooses, for every request, which model answers and in which pool, and learns from
+what comes back. This is its public face: a client, and the errors it raises.
+
+    from fairlead import Client
+
+    with Client("127.0.0.1:7480") as router:
+        decision = router.route("Who wrote Moby-Dick?", cost_usd_max=0.01)
+        answer = ...  # call decision.model in decision.pool
+        router.send_feedback(decision.ticket, quality=0.9, cost_usd=0.0004, latency_ms=830)
+
+The ticket is all that learning needs: hand it to whoever learns how the answer was, now or days
+later, in any process. `AsyncClient` is the same for asyncio.
+
+The one rule: importing this takes grpcio and protobuf and nothing else, so that a service which
+only asks never installs what answering needs.
+"""
+
+from fairlead.async_client import AsyncClient
+from fairlead.channels import RetryOptions
+from fairlead.client import Client
+from fairlead.errors import (
+    ClientClosed,
+    DeadlineExceeded,
+    FairleadError,
+    InvalidOption,
+    InvalidRequest,
+    NoModelFits,
+    NotAllowed,
+    Overloaded,
+    RouterFault,
+    Unavailable,
+    UnknownModel,
+    Unsupported,
+)
+from fairlead.messages import (
+    Alternative,
+    Considered,
+    Decision,
+    Estimate,
+    Explanation,
+    Outcome,
+    Preference,
+    Problem,
+    Request,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Alternative",
+    "AsyncClient",
+    "Client",
+    "ClientClosed",
+    "Considered",
+    "DeadlineExceeded",
+    "Decision",
+    "Estimate",
+    "Explanation",
+    "FairleadError",
+    "InvalidOption",
+    "InvalidRequest",
+    "NoModelFits",
+    "NotAllowed",
+    "Outcome",
+    "Overloaded",
+    "Preference",
+    "Problem",
+    "Request",
+    "RetryOptions",
+    "RouterFault",
+    "Unavailable",
+    "UnknownModel",
+    "Unsupported",
+]

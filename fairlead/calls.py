@@ -1,39 +1,26 @@
 """One call, ready to send: all that the two clients share.
 
-    arguments ──▶ Call(method, message, read) ──▶ sent by `Client` or `AsyncClient`
-                              reply ──read──▶ plain values
-                              failure ──failed──▶ an error of `errors`
+    arguments ──▶ Call(method, message, read) ──sent by `Client` or `AsyncClient`──▶ router
+                                       values ◀──read── reply ◀──────────────────────┘
 
 The one rule: nothing here waits, so there is one of it and not a sync and an async twin.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-import grpc
 from google.protobuf.message import Message
 
-from fairlead import errors, wire
-from fairlead.channels import RetryOptions
-from fairlead.errors import ClientClosed, FairleadError, InvalidOption, RouterFault
+from fairlead import wire
+from fairlead.connections import Connection
+from fairlead.errors import RouterFault
 from fairlead.messages import Decision, Explanation, Outcome, Problem, Request
 from serve.proto.fairlead.v1 import router_pb2 as pb
 
 Answer = TypeVar("Answer")
-
-# A stream is one gRPC call, so its time-out is that of its whole life. A dead connection ends it
-# sooner (see `channels`), and each request in it may have its own `deadline_unix_ms`.
-STREAM_TIMEOUT_S = 3_600.0
-
-# grpc.health.v1, by hand: one method and one enum do not need another package. The empty message
-# asks about the server as a whole; field 1 of the reply is the status, and 1 is SERVING.
-HEALTH_METHOD = "/grpc.health.v1.Health/Check"
-HEALTH_QUESTION = b""
-HEALTH_SERVING = b"\x08\x01"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +28,25 @@ class Call(Generic[Answer]):
     """One call of the service Router: what to send, and how to read what comes back."""
 
     method: str
-    message: Message
+    message: Message | bytes
     read: Callable[[Any], Answer]
+
+    def on(self, connection: Connection) -> Callable[..., Any]:
+        """Return the method itself, of `grpc` or of `grpc.aio`, on one connection."""
+        return getattr(connection.router, self.method)
+
+
+class HealthCall(Call[bool]):
+    """The one call of another service, grpc.health.v1, whose generated code is not installed."""
+
+    def on(self, connection: Connection) -> Callable[..., Any]:
+        """Return the method, which takes and gives plain bytes."""
+        return connection.channel.unary_unary("/grpc.health.v1.Health/Check")
+
+
+# One method and one enum, so written by hand: the empty message asks about the server as a whole;
+# field 1 of the reply is its status, and 1 is SERVING.
+HEALTH = HealthCall("Check", b"", b"\x08\x01".__eq__)
 
 
 def route(request: Request) -> Call[Decision]:
@@ -93,7 +97,7 @@ class Outgoing:
         try:
             for request in requests:
                 yield wire.stream_request(request)
-        except Exception as failure:  # raised to the caller by the client, after the last reply
+        except Exception as failure:  # noqa: BLE001 - the caller gets it, see above
             self.failure = failure
 
     async def each_async(self, requests: AsyncIterable[Request]) -> AsyncIterator[pb.RouteRequest]:
@@ -101,35 +105,5 @@ class Outgoing:
         try:
             async for request in requests:
                 yield wire.stream_request(request)
-        except Exception as failure:  # raised to the caller by the client, after the last reply
+        except Exception as failure:  # noqa: BLE001 - the caller gets it, see above
             self.failure = failure
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What a client is told when it is made, checked there."""
-
-    target: str
-    timeout_s: float
-    connections: int
-    credentials: grpc.ChannelCredentials | None
-    retries: RetryOptions
-
-    def __post_init__(self) -> None:
-        if self.connections < 1:
-            raise InvalidOption("client", f"connections {self.connections} is not at least 1")
-        self.timeout_of(None, self.timeout_s)
-
-    def timeout_of(self, given_s: float | None, default_s: float) -> float:
-        """Return the time-out of one call. There always is one, and it is finite."""
-        timeout_s = default_s if given_s is None else given_s
-        if not 0.0 < timeout_s < math.inf:
-            raise InvalidOption("client", f"timeout_s {timeout_s} is not positive and finite")
-        return timeout_s
-
-    def failed(self, method: str, failure: grpc.RpcError, *, is_closed: bool) -> FairleadError:
-        """Return the error a caller sees for a call that failed."""
-        doing = f"{method} at {self.target}"
-        if is_closed and failure.code() is grpc.StatusCode.CANCELLED:
-            return ClientClosed(doing, "cancelled by close()")
-        return errors.from_status(doing, failure.code(), failure.details() or "")

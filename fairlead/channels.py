@@ -47,9 +47,8 @@ RETRIED = ("UNAVAILABLE", "CANCELLED")
 OPTIONS = (
     # Without it all channels of a process would share one connection, and so one replica.
     ("grpc.use_local_subchannel_pool", 1),
-    # How soon to connect again after a failed attempt. gRPC allows no less than 100 ms; its own
-    # default of 1 s would cost a call its whole time-out, and a minute's pause at most is for
-    # networks, not for the port next door.
+    # How soon to connect again after a failed attempt, at first and at most. gRPC allows no less
+    # than 100 ms; its defaults, 1 s and 2 min, would cost a waiting call its whole time-out.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     # In spite of its name, how long one attempt to connect may take. At 100 ms attempts on a busy
@@ -125,3 +124,21 @@ def service_config(retries: RetryOptions) -> str:
             },
         }
     )
+
+
+def tls(
+    root_certificates: bytes | None, credentials: grpc.ChannelCredentials | None
+) -> grpc.ChannelCredentials | None:
+    """Return the credentials asked for in either way; None: no TLS."""
+    if root_certificates is None:
+        return credentials
+    if credentials is not None:
+        raise InvalidOption(
+            "client", "root_certificates and credentials are both given; credentials hold both"
+        )
+    return grpc.ssl_channel_credentials(root_certificates)
+
+
+def connect(target: str, connections: int) -> list[grpc.aio.Channel]:
+    """Return so many asyncio channels to a router without TLS, for replays and benchmarks."""
+    return [opened(grpc.aio, target, None, RetryOptions()) for _ in range(connections)]

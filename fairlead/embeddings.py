@@ -14,7 +14,7 @@ import struct
 import sys
 from array import array
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fairlead.errors import InvalidRequest
 
@@ -31,13 +31,19 @@ def to_f32(embedding: Embedding) -> bytes:
     """Return the embedding's numbers as little-endian 32-bit floats."""
     if isinstance(embedding, str):
         raise InvalidRequest("embedding", "it is a str; give a prompt as text=")
-    try:
-        view = memoryview(embedding)
-    except (TypeError, ValueError):  # no buffer, or, as with bfloat16, one without a format
+    view = _buffer_of(embedding)
+    if view is None:
         return _from_numbers(embedding)
     if isinstance(embedding, bytes | bytearray | memoryview) and view.itemsize == 1:
         return _raw(view)
     return _from_buffer(view)
+
+
+def _buffer_of(embedding: Any) -> memoryview | None:
+    try:
+        return memoryview(embedding)
+    except (TypeError, ValueError):  # it has none, or, as with bfloat16, one without a format
+        return None
 
 
 def _raw(view: memoryview) -> bytes:
@@ -63,7 +69,7 @@ def _is_little_endian(order: str) -> bool:
     return order == "<" or (order in {"", "@", "="} and sys.byteorder == "little")
 
 
-def _from_numbers(numbers: Sequence[float]) -> bytes:
+def _from_numbers(numbers: Any) -> bytes:
     try:
         floats = array("f", numbers)
     except (TypeError, ValueError, OverflowError) as problem:

@@ -89,6 +89,16 @@ def _names(field: str, models: Sequence[str]) -> tuple[str, ...]:
     return tuple(models)
 
 
+class OutcomeValues(TypedDict, total=False):
+    """The fields of `Outcome` besides the ticket, as keyword arguments of `send_feedback`."""
+
+    quality: float | None
+    cost_usd: float | None
+    latency_ms: float | None
+    output_tokens: int | None
+    error: bool | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What happened to one decision. Say what is known, later the rest.

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import grpc
@@ -24,7 +24,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from load.tables import OutcomeTable
-from serve.channels import open_channels
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.proto.fairlead.v1 import router_pb2_grpc
 from streams.feedback import encode_report
@@ -63,11 +62,15 @@ class Replayed:
 
 
 Progress = Callable[[int, Replayed], None]
+# Opens so many channels to an address. Handed in, because how a client connects and retries is
+# the business of the public client, which is above this folder.
+Connect = Callable[[str, int], Sequence[grpc.aio.Channel]]
 
 
 async def replay(
     table: OutcomeTable,
     address: str,
+    connect: Connect,
     log: Log,
     options: ReplayOptions,
     rng: np.random.Generator,
@@ -80,7 +83,7 @@ async def replay(
     )
     column = {model: i for i, model in enumerate(table.models)}
     reports = _Reports(log, options, rng)
-    channels = open_channels(address, options.connections)
+    channels = connect(address, options.connections)
     stubs = [router_pb2_grpc.RouterStub(channel) for channel in channels]
     preference = pb.Preference(
         quality=options.preference[0], cost=options.preference[1], latency=options.preference[2]

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from streams.errors import OptionRefused
 from streams.log import DEAD_LETTER, DECISIONS, FEEDBACK, TELEMETRY
 
-# What kafka-python is handed as it is. Left out: objects (an SSLContext, a token provider), which
-# a settings file can't hold, and `ssl_check_hostname`'s friends that nobody should need.
+# What kafka-python is handed as it is. Left out are objects, such as an SSLContext or a provider
+# of tokens, which a settings file can't hold.
 SECURITY_KEYS = frozenset(
     {
         "security_protocol",
@@ -35,8 +34,8 @@ SECURITY_KEYS = frozenset(
     }
 )
 # Ours, and Kafka's name for the same on a topic.
-COMPRESSIONS = MappingProxyType({"zstd": "zstd", "gzip": "gzip", "none": "uncompressed"})
-PARTITIONS = MappingProxyType({DECISIONS: 4, FEEDBACK: 4, DEAD_LETTER: 1, TELEMETRY: 1})
+COMPRESSIONS = {"zstd": "zstd", "gzip": "gzip", "none": "uncompressed"}
+PARTITIONS = {DECISIONS: 4, FEEDBACK: 4, DEAD_LETTER: 1, TELEMETRY: 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +51,7 @@ class KafkaOptions:
     # Topics made by `ensure_topics`; those that exist stay as they are.
     # More partitions than trainer shards and brokers there will ever be: adding some later sends
     # the records of a key elsewhere.
-    partitions: Mapping[str, int] = PARTITIONS
+    partitions: Mapping[str, int] = field(default_factory=PARTITIONS.copy)
     replication_factor: int = 1  # 3 where a broker may be lost; then two must have a record
     retention_ms: int = 7 * 24 * 3_600_000  # longer than the longest time no trainer runs
     # Twice what gRPC hands over at once. A record is held in memory several times on its way.

@@ -1,0 +1,149 @@
+"""The client for asyncio; `client` has the one for threads, with the same methods.
+
+The one rule: a client belongs to the event loop of its first call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from typing import Self, TypeVar, Unpack
+
+import grpc
+import grpc.aio
+
+from fairlead import calls, wire
+from fairlead.calls import Call
+from fairlead.connections import STREAM_TIMEOUT_S, Connections
+from fairlead.errors import ClientClosed, DeadlineExceeded, Unavailable
+from fairlead.messages import (
+    Decision,
+    Explanation,
+    Outcome,
+    OutcomeValues,
+    Problem,
+    Request,
+    RequestOptions,
+)
+
+Answer = TypeVar("Answer")
+
+
+class AsyncClient(Connections):
+    """Asks a router which model to use, and tells it what came of that.
+
+        async with AsyncClient("127.0.0.1:7480") as router:
+            decision = await router.route("Who wrote Moby-Dick?", tenant="library")
+            ...  # call decision.model in decision.pool
+            await router.send_feedback(decision.ticket, quality=0.9, cost_usd=0.0004)
+
+    Every method takes `timeout_s` for this one call and raises nothing but `FairleadError`s, and
+    CancelledError where its own task is cancelled.
+    """
+
+    flavour = grpc.aio
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *failure: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Let go of the connections; calls under way raise ClientClosed. Safe to call twice."""
+        self.is_closed = True
+        for connection in self._opened:
+            await connection.channel.close()
+
+    async def route(
+        self,
+        text: str | None = None,
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Decision:
+        """Choose a model for one prompt: its text, or its `embedding=`.
+
+        The other options are the fields of `Request`: request_id, prompt_tokens, tenant, session,
+        preference, allowed_models, denied_models, cost_usd_max, latency_ms_max, deadline_unix_ms.
+        """
+        return await self._send(calls.route(Request(text=text, **options)), timeout_s)
+
+    async def route_batch(
+        self, requests: Sequence[Request], *, timeout_s: float | None = None
+    ) -> list[Decision | Problem]:
+        """Choose for many prompts at once, in their order. A bad one gets a `Problem`."""
+        return await self._send(calls.route_batch(requests), timeout_s)
+
+    async def route_stream(
+        self, requests: AsyncIterable[Request], *, timeout_s: float = STREAM_TIMEOUT_S
+    ) -> AsyncIterator[Decision | Problem]:
+        """Choose for prompts as they come. Replies come in any order: match by `request_id`.
+
+        Begins with the first reply asked for. `requests` is read in a task of its own. `timeout_s`
+        is for the whole stream. If the stream breaks, what had no reply may be sent again. To stop
+        early, wrap it in `contextlib.aclosing`, or it ends only when it is collected.
+        """
+        outgoing = calls.Outgoing()
+        replies = self._next("RouteStream").router.RouteStream(
+            outgoing.each_async(requests), timeout=self._time_out_s(timeout_s), wait_for_ready=True
+        )
+        try:
+            async for reply in replies:
+                yield wire.route_reply(reply)
+        except grpc.RpcError as failure:
+            raise self._failed("RouteStream", failure) from failure
+        except asyncio.CancelledError as cancelled:
+            raise self._cancelled("RouteStream", cancelled) from None
+        finally:
+            replies.cancel()  # the caller may have stopped listening before the end
+        if outgoing.failure is not None:
+            raise outgoing.failure
+
+    async def send_feedback(
+        self, ticket: bytes, *, timeout_s: float | None = None, **values: Unpack[OutcomeValues]
+    ) -> None:
+        """Report what happened to one decision: what is known now, the rest later.
+
+        The values are the fields of `Outcome`: quality, cost_usd, latency_ms, output_tokens, error.
+        Returns once they are durably in the feedback log. After an error, report again: each value
+        of a decision counts once.
+        """
+        await self._send(calls.send_feedback([Outcome(ticket=ticket, **values)]), timeout_s)
+
+    async def send_feedback_batch(
+        self, outcomes: Sequence[Outcome], *, timeout_s: float | None = None
+    ) -> int:
+        """Report what happened to many decisions, all or none; returns how many were written."""
+        return await self._send(calls.send_feedback(outcomes), timeout_s)
+
+    async def explain(self, ticket: bytes, *, timeout_s: float | None = None) -> Explanation:
+        """Open a ticket: what was known, what was predicted, and why the other models lost."""
+        return await self._send(calls.explain(ticket), timeout_s)
+
+    async def healthy(self, *, timeout_s: float | None = None) -> bool:
+        """Say whether a replica is there and serving. Does not wait for one to come up."""
+        try:
+            return await self._send(calls.HEALTH, timeout_s, wait_for_ready=False)
+        except (Unavailable, DeadlineExceeded):
+            return False
+
+    async def _send(
+        self, call: Call[Answer], timeout_s: float | None, *, wait_for_ready: bool = True
+    ) -> Answer:
+        timeout_s = self._time_out_s(timeout_s)
+        send = call.on(self._next(call.method))
+        try:
+            reply = await send(call.message, timeout=timeout_s, wait_for_ready=wait_for_ready)
+        except grpc.RpcError as failure:
+            raise self._failed(call.method, failure) from failure
+        except asyncio.CancelledError as cancelled:
+            raise self._cancelled(call.method, cancelled) from None
+        return call.read(reply)
+
+    def _cancelled(self, method: str, cancelled: asyncio.CancelledError) -> BaseException:
+        """Tell `close()` apart from the caller's own task being cancelled: both look alike."""
+        task = asyncio.current_task()
+        if self.is_closed and task is not None and not task.cancelling():
+            return ClientClosed(f"{method} at {self.target}", "cancelled by close()")
+        return cancelled

@@ -1,0 +1,137 @@
+"""The client for threads and plain scripts; `async_client` has the one for asyncio.
+
+What they share is not written twice: `calls` holds what is said, `connections` over what and for
+how long. Left here is only how to wait.
+
+The one rule: a client may be shared between threads, and one is enough for a process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Self, TypeVar, Unpack
+
+import grpc
+
+from fairlead import calls, wire
+from fairlead.calls import Call
+from fairlead.connections import STREAM_TIMEOUT_S, Connections
+from fairlead.errors import DeadlineExceeded, Unavailable
+from fairlead.messages import (
+    Decision,
+    Explanation,
+    Outcome,
+    OutcomeValues,
+    Problem,
+    Request,
+    RequestOptions,
+)
+
+Answer = TypeVar("Answer")
+
+
+class Client(Connections):
+    """Asks a router which model to use, and tells it what came of that.
+
+        with Client("127.0.0.1:7480") as router:
+            decision = router.route("Who wrote Moby-Dick?", tenant="library")
+            ...  # call decision.model in decision.pool
+            router.send_feedback(decision.ticket, quality=0.9, cost_usd=0.0004)
+
+    Every method takes `timeout_s` for this one call and raises nothing but `FairleadError`s.
+    """
+
+    flavour = grpc
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the connections; calls under way raise ClientClosed. Safe to call twice."""
+        self.is_closed = True
+        for connection in self._opened:
+            connection.channel.close()
+
+    def route(
+        self,
+        text: str | None = None,
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Decision:
+        """Choose a model for one prompt: its text, or its `embedding=`.
+
+        The other options are the fields of `Request`: request_id, prompt_tokens, tenant, session,
+        preference, allowed_models, denied_models, cost_usd_max, latency_ms_max, deadline_unix_ms.
+        """
+        return self._send(calls.route(Request(text=text, **options)), timeout_s)
+
+    def route_batch(
+        self, requests: Sequence[Request], *, timeout_s: float | None = None
+    ) -> list[Decision | Problem]:
+        """Choose for many prompts at once, in their order. A bad one gets a `Problem`."""
+        return self._send(calls.route_batch(requests), timeout_s)
+
+    def route_stream(
+        self, requests: Iterable[Request], *, timeout_s: float = STREAM_TIMEOUT_S
+    ) -> Iterator[Decision | Problem]:
+        """Choose for prompts as they come. Replies come in any order: match by `request_id`.
+
+        Begins with the first `next`. `requests` is read in a thread of its own. `timeout_s` is
+        for the whole stream. If the stream breaks, what had no reply may be sent again.
+        """
+        outgoing = calls.Outgoing()
+        replies = self._next("RouteStream").router.RouteStream(
+            outgoing.each(requests), timeout=self._time_out_s(timeout_s), wait_for_ready=True
+        )
+        try:
+            for reply in replies:
+                yield wire.route_reply(reply)
+        except grpc.RpcError as failure:
+            raise self._failed("RouteStream", failure) from failure
+        finally:
+            replies.cancel()  # the caller may have stopped listening before the end
+        if outgoing.failure is not None:
+            raise outgoing.failure
+
+    def send_feedback(
+        self, ticket: bytes, *, timeout_s: float | None = None, **values: Unpack[OutcomeValues]
+    ) -> None:
+        """Report what happened to one decision: what is known now, the rest later.
+
+        The values are the fields of `Outcome`: quality, cost_usd, latency_ms, output_tokens, error.
+        Returns once they are durably in the feedback log. After an error, report again: each value
+        of a decision counts once.
+        """
+        self._send(calls.send_feedback([Outcome(ticket=ticket, **values)]), timeout_s)
+
+    def send_feedback_batch(
+        self, outcomes: Sequence[Outcome], *, timeout_s: float | None = None
+    ) -> int:
+        """Report what happened to many decisions, all or none; returns how many were written."""
+        return self._send(calls.send_feedback(outcomes), timeout_s)
+
+    def explain(self, ticket: bytes, *, timeout_s: float | None = None) -> Explanation:
+        """Open a ticket: what was known, what was predicted, and why the other models lost."""
+        return self._send(calls.explain(ticket), timeout_s)
+
+    def healthy(self, *, timeout_s: float | None = None) -> bool:
+        """Say whether a replica is there and serving. Does not wait for one to come up."""
+        try:
+            return self._send(calls.HEALTH, timeout_s, wait_for_ready=False)
+        except (Unavailable, DeadlineExceeded):
+            return False
+
+    def _send(
+        self, call: Call[Answer], timeout_s: float | None, *, wait_for_ready: bool = True
+    ) -> Answer:
+        timeout_s = self._time_out_s(timeout_s)
+        send = call.on(self._next(call.method))
+        try:
+            reply = send(call.message, timeout=timeout_s, wait_for_ready=wait_for_ready)
+        except grpc.RpcError as failure:
+            raise self._failed(call.method, failure) from failure
+        return call.read(reply)

@@ -1,0 +1,147 @@
+"""The command line: `up`, `demo`, `bench`, `settings`.
+
+Progress and messages go to standard error, results to standard output; with `--json` a result is
+one JSON object and nothing else is on standard output, whatever libraries print.
+
+The one rule: an error that a person can mend is one message saying what to do, not a trace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+try:
+    import typer
+    from rich.console import Console
+except ImportError:  # the base installation is a client
+    sys.exit("The command line needs more than the client: pip install 'fairlead[server]'")
+
+app = typer.Typer(
+    help="Fairlead: which model, in which pool, should take each request.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+bench_app = typer.Typer(help="Measure, on this machine.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
+
+console = Console(stderr=True)
+
+SettingsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--settings", "-s", help="Settings file. Default: fairlead.toml, if there is one."
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+def main() -> None:
+    """Run the command line; mendable errors become one message and exit code 1."""
+    # Imported here, so that `--help` is quick and a client-only installation gets its message.
+    from infra.errors import InfraError
+    from load.errors import LoadError
+    from serve.errors import ServeError
+    from streams.errors import StreamError
+
+    try:
+        app()
+    except (InfraError, LoadError, ServeError, StreamError) as error:
+        console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
+        console.print(str(error), markup=False, highlight=False)
+        sys.exit(1)
+
+
+@contextlib.contextmanager
+def only_json(wanted: bool) -> Iterator[Callable[[object], None]]:
+    """Hand out what prints the result; meanwhile everything else goes to standard error.
+
+    Done on the file descriptor, because Ray's native code and child processes write there too.
+    """
+    if not wanted:
+        yield lambda result: None
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        result: list[object] = []
+        yield result.append
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+    for one in result:
+        print(json.dumps(one, indent=2))
+
+
+@app.command()
+def up(settings: SettingsOption = None) -> None:
+    """Run the router and its trainer on this machine until Ctrl-C."""
+    from fairlead.up import run_until_stopped
+
+    run_until_stopped(settings, console)
+
+
+@app.command()
+def demo(
+    requests: Annotated[int, typer.Option(min=40, help="Requests per seed.")] = 3559,
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="How many orders to try.")] = 3,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where the router listens.")] = 7481,
+    folder: Annotated[Path, typer.Option(help="State, settings and picture go here.")] = Path(
+        ".fairlead/demo"
+    ),
+    table: Annotated[
+        Path | None, typer.Option(help="An outcome table (Parquet) instead of the bundled one.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the whole loop on real outcomes and show what it learned."""
+    from fairlead.demo import show
+    from load.demo import DemoOptions
+    from load.tables import bundled, read
+
+    options = DemoOptions(requests=requests, seeds=tuple(range(seeds)), folder=folder, port=port)
+    with only_json(as_json) as emit:
+        emit(show(bundled() if table is None else read(table), options, console, quiet=as_json))
+
+
+@bench_app.command("loop")
+def bench_loop(
+    seconds: Annotated[float, typer.Option(min=1, max=600, help="Of each timed part.")] = 8.0,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 7482,
+    as_json: JsonOption = False,
+) -> None:
+    """Time the scorer, unary calls, the first decision, and an outcome's way into effect."""
+    from fairlead.channels import connect
+    from load.bench_loop import measure
+
+    with only_json(as_json) as emit:
+        found = measure(seconds, port, connect, lambda text: console.print(f"[dim]{text}[/]"))
+        emit(found)
+    if not as_json:
+        for name, value in found.items():
+            typer.echo(f"{name:28} {value}")
+
+
+@app.command()
+def settings(
+    check: Annotated[
+        Path | None, typer.Option(help="Say whether this settings file is valid instead.")
+    ] = None,
+) -> None:
+    """Explain every setting, as Markdown; or check a file."""
+    from infra.settings import read_settings
+    from infra.settings_docs import markdown
+
+    if check is None:
+        typer.echo(markdown(), nl=False)
+        return
+    found = read_settings(check)
+    typer.echo(f"{check} is valid: {len(found.models)} models, {len(found.pools)} pools stated.")

@@ -1,0 +1,52 @@
+"""`fairlead up`: the router and its trainer on this machine, until told to stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from importlib import resources
+from pathlib import Path
+
+from rich.console import Console
+
+from infra.cluster import local_ray, running
+from infra.settings import read_settings
+
+DEFAULT = Path("fairlead.toml")
+
+
+def run_until_stopped(path: Path | None, console: Console) -> None:
+    """Start, say where, wait for Ctrl-C or SIGTERM, stop everything. Raises InfraError."""
+    path = path or (DEFAULT if DEFAULT.exists() else _example(console))
+    settings = read_settings(path)
+    settings.catalogue()  # say what is wrong before starting anything
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same way out as Ctrl-C
+    try:
+        with console.status("starting Ray …") as status, local_ray():
+            status.update("starting the router …")
+            with running(settings, path) as router:
+                status.stop()
+                console.print(f"[bold green]Fairlead is up[/] at [bold]{router.address}[/]")
+                console.print(_how_to_call(router.address), highlight=False, markup=False)
+                threading.Event().wait()
+    except KeyboardInterrupt:
+        pass
+    console.print("Fairlead has stopped. What it learned is kept for the next start.")
+
+
+def _example(console: Console) -> Path:
+    path = Path(str(resources.files("infra") / "example.toml"))
+    console.print(f"No {DEFAULT} here: using the example, {path}. Copy it here to make it yours.")
+    return path
+
+
+def _how_to_call(address: str) -> str:
+    return f"""\
+
+  from fairlead import Client
+  with Client("{address}") as client:
+      decision = client.route(text="What is the capital of France?")
+      print(decision.model, decision.pool, decision.propensity)
+      client.send_feedback(decision.ticket, quality=1.0, cost_usd=0.0004, latency_ms=850)
+
+Ctrl-C stops it."""
