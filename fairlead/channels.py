@@ -12,21 +12,27 @@ When a replica dies, two kinds of call are in danger, and each needs its own cur
   * those that come while the connection is made anew would fail at once too, and by the hundred
     if the first attempt is refused: they *wait for ready*, up to their own time-out.
 
-Measured with two replicas of 5 ms, one of them killed under 64 callers on 4 connections, 64,000
-calls and 15 kills a row (both replicas killed and restarted: 13,000 calls and 4 times; stopped
-gently with SIGTERM: 5 to 15 times; the first three rows had 32 callers, 20,000 calls, 5 kills):
+Measured with two replicas of 5 ms and 4 connections, one replica killed (-9) under closed-loop
+callers, five to fifteen times a row:
 
-    neither                                         1,019 lost
-    wait for ready alone                               87 lost: those in flight
-    both, a budget of 10 tokens                        38 lost: more in flight than the budget has
-    retries alone, 1,000 tokens                        67 lost; 686 when both replicas restart
-    both, 100 tokens                                    0 lost; 0 when both restart
-    stopped gently: both, retrying UNAVAILABLE        130 lost: `grpc.aio` cancels what it had not
-                                                          begun, even within the grace period
-    stopped gently: both, retrying CANCELLED too        0 lost
+    callers   cure                                          calls    lost
+         32   neither                                      21,846   1,019
+         32   waiting alone                                21,136      87   those in flight
+         32   both, a budget of 10 tokens                  20,182      38   more than it covers
+         64   retrying alone, 1,000 tokens                 58,865      67   reconnecting, refused
+         64   both, 1,000 tokens                           60,694       0
+        400   both, 200 tokens                             29,956     106   100 in flight on each
+        400   both, 1,000 tokens                           65,720       0
 
-The price is that a router which is down shows as DEADLINE_EXCEEDED after the time-out, not at
-once; `healthy()` does not wait.
+and where both replicas die and come back (4 times), or one is stopped gently (8 times):
+
+         64   retrying alone; both die                     12,946     686
+         64   both cures; both die                         12,941       0   late by 0.3 s
+         64   both cures, UNAVAILABLE retried; stopped     26,386     130   see `RETRIED`
+         64   both cures, CANCELLED retried too            34,941       0
+
+The price: a router that is down shows as DEADLINE_EXCEEDED after the time-out, not at once.
+`healthy()` does not wait.
 """
 
 from __future__ import annotations
@@ -40,8 +46,9 @@ import grpc
 
 from fairlead.errors import InvalidOption
 
-# CANCELLED comes from a server that stops (see above). A call that is cancelled here, by closing
-# the client or by its own task, is over and is not retried (tried).
+# A stopping `grpc.aio` server answers CANCELLED to calls it had not begun, even within its grace
+# period. A call cancelled on this side, by closing the client or by its own task, is over and is
+# not retried (tried).
 RETRIED = ("UNAVAILABLE", "CANCELLED")
 
 OPTIONS = (
@@ -78,16 +85,22 @@ class RetryOptions:
     """
 
     attempts_max: int = 3  # the first included; gRPC allows 2 to 5
-    backoff_ms: int = 10  # mean wait before the second attempt; then three times that
+    # Mean wait before the second attempt; before the third, three times that. At least 2: gRPC
+    # varies it by a fifth and drops the fraction, and after a wait of 0 ms a call hangs
+    # (grpc/grpc#41036; with 1 ms half the calls hung until their time-out, with 2 ms none).
+    backoff_ms: int = 10
     backoff_ms_max: int = 100  # with three attempts, a retried call is late by 40 ms on average
-    # Half of it covers the calls in flight on one connection when it breaks, or else they are
-    # lost; 100 calls in flight on each is over ten times what one core can drive at 5 ms a call.
-    tokens_max: int = 200  # gRPC allows up to 1,000
+    # Half of it must cover the calls in flight on one connection when that breaks, or the rest is
+    # lost (measured above). The most gRPC allows: 500 a connection. It is spent once, so against
+    # a router that is down for good it adds a second's traffic at most and then nothing.
+    tokens_max: int = 1_000
     tokens_per_success: float = 0.1
 
     def __post_init__(self) -> None:
         if not 2 <= self.attempts_max <= 5:
             raise InvalidOption("RetryOptions", f"attempts_max {self.attempts_max} is not 2 to 5")
+        if self.backoff_ms < 2:
+            raise InvalidOption("RetryOptions", f"backoff_ms {self.backoff_ms} is not at least 2")
         if not 1 <= self.tokens_max <= 1_000:
             raise InvalidOption("RetryOptions", f"tokens_max {self.tokens_max} is not 1 to 1,000")
 

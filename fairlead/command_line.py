@@ -137,8 +137,9 @@ def settings(
     ] = None,
 ) -> None:
     """Explain every setting, as Markdown; or check a file."""
-    from infra.settings import read_settings
     from infra.settings_docs import markdown
+
+    from infra.settings import read_settings
 
     if check is None:
         typer.echo(markdown(), nl=False)

@@ -64,8 +64,9 @@ class DeadlineExceeded(FairleadError):
     """
 
     advice = (
-        "If this happens at every call, nothing answers there: see that the router is running and "
-        "that the address is right. If only at times, the router is slow: allow more time."
+        "If this happens at every call, nothing answers there: see that the router is running, "
+        "that the address is right and that both sides agree on TLS (`healthy()` does not wait). "
+        "If only at times, the router is slow: allow more time."
     )
     retriable = True
 

@@ -66,7 +66,10 @@ class RouterSection(Section):
         description="The policy's one number: ε, α, the scale of deviations, or γ. 0: its default.",
     )
     waiting_max: int = Field(
-        4096, ge=1, le=1_000_000, description="Requests that may wait in a replica; more are refused."
+        4096,
+        ge=1,
+        le=1_000_000,
+        description="Requests that may wait in a replica; more are refused.",
     )
     batch_max: int = Field(
         256, ge=1, le=4096, description="Requests scored together: about 5 ms of the event loop."
@@ -88,9 +91,11 @@ class ListenerSection(Section):
         300.0,
         ge=1,
         le=86_400,
-        description="Seconds after which a connection is renewed, so that new replicas get a share.",
+        description="Seconds after which a connection is renewed, so that new replicas get calls.",
     )
-    grace_s: float = Field(5.0, ge=0, le=600, description="Seconds for ongoing calls when stopping.")
+    grace_s: float = Field(
+        5.0, ge=0, le=600, description="Seconds for ongoing calls when stopping."
+    )
     tls_certificate: Path | None = Field(None, description="PEM file; with `tls_key`, serve TLS.")
     tls_key: Path | None = Field(None, description="PEM file of the certificate's key.")
 

@@ -1,8 +1,8 @@
 """One estimate per request and model, blended from ridge, history and means.
 
-    context ─┬─▶ ridge      w₀ + w_k : what models share, how one departs        ─┐
-             ├─▶ neighbours residuals of similar requests, own and shared, shrunk ├─▶ mean, deviation
-             └─▶ means      what is known of a model without looking at context  ─┘
+    context ─┬─▶ ridge       w₀ + w_k: what models share, how one departs    ─┐
+             ├─▶ neighbours  residuals of similar requests, shrunk            ├─▶ mean, deviation
+             └─▶ means       what is known of a model whatever the context   ─┘
 
 Ridge and neighbours both estimate the departure from the model's mean; the blend is their
 weighted average (measured in DESIGN.md: better than either on every table).
@@ -75,9 +75,7 @@ class Estimator:
         rows, index = learned.history.rows, learned.history.index
         half_life_ms = learned.ridge.half_life_ms
         fade = np.exp2(-np.maximum(as_of_ms - rows["decided_at_ms"], 0) / half_life_ms)
-        self.neighbours = Neighbours(
-            rows, index, models, means, fade, learned.history.options
-        )
+        self.neighbours = Neighbours(rows, index, models, means, fade, learned.history.options)
         # The mean itself is uncertain by noise² / outcomes; ridge covers the departure from it.
         counts = self.ridge.counts[:, Target.QUALITY] + options.prior_weight
         self.mean_variance = (self.ridge.noise[:, 0] ** 2 / counts).astype(np.float32)

@@ -135,7 +135,9 @@ def solve(
     departure = np.einsum("ktde,kte->ktd", own, sxy - np.einsum("ktde,te->ktd", sxx, shared))
     weights = shared + departure  # (k, 3, d)
 
-    residual = syy - 2 * (weights * sxy).sum(-1) + np.einsum("ktd,ktde,kte->kt", weights, sxx, weights)
+    residual = (
+        syy - 2 * (weights * sxy).sum(-1) + np.einsum("ktd,ktde,kte->kt", weights, sxx, weights)
+    )
     # Two imaginary outcomes at the prior noise: a model seen once is not believed to be noiseless.
     noise = np.sqrt((np.maximum(residual, 0.0) + 2 * noise_prior**2) / (counts + 2))
     lower = np.linalg.cholesky(own[:, 0])  # (k, d, d)
@@ -146,4 +148,3 @@ def solve(
         spread=np.ascontiguousarray(lower.transpose(1, 0, 2).reshape(d, k * d), np.float32),
         counts=counts,
     )
-

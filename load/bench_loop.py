@@ -193,9 +193,7 @@ def _request(rng: np.random.Generator | None = None) -> pb.RouteRequest:
     return pb.RouteRequest(embedding_f32=vector.tobytes())
 
 
-async def _unary(
-    address: str, connect: Connect, seconds: float
-) -> tuple[float, float, float]:
+async def _unary(address: str, connect: Connect, seconds: float) -> tuple[float, float, float]:
     """Calls per second with `UNDER_WAY` callers, and percentiles of their latency in ms."""
     channels = connect(address, CONNECTIONS)
     stubs = [router_pb2_grpc.RouterStub(channel) for channel in channels]
@@ -261,4 +259,3 @@ async def _effects(address: str, connect: Connect, settings: Path) -> Sequence[f
     await asyncio.gather(*(channel.close() for channel in channels))
     log.close()
     return took_s
-

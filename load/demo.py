@@ -243,9 +243,7 @@ def account(replayed: Replayed, state: State) -> Accounts:
 def _wait_until_learned(site: LocalSite, settings: Settings, ends: dict[int, int]) -> State:
     """The first snapshot that has learned up to the given end of the log."""
     options = settings.deployment()
-    loader = Loader(
-        site.store(), identity(make_encoder(options.encoder)), options.trainer.memory
-    )
+    loader = Loader(site.store(), identity(make_encoder(options.encoder)), options.trainer.memory)
     deadline_s = time.monotonic() + LEARNED_S_MAX
     while True:
         try:
@@ -299,4 +297,3 @@ usd_per_1m_input_tokens = {usd_in}
 usd_per_1m_output_tokens = {usd_out}
 output_tokens = {tokens}
 """
-

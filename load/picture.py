@@ -47,10 +47,18 @@ def draw(lines: Mapping[str, Quarters], subtitle: str, path: Path) -> None:
                 fontsize=9,
                 fontweight="bold" if strong else "normal",
             )
-        left.set(title="Utility by quarter", xlabel="quarter of the requests", ylabel="utility, quality points")
+        left.set(
+            title="Utility by quarter",
+            xlabel="quarter of the requests",
+            ylabel="utility, quality points",
+        )
         left.set_xticks(list(quarters))
         left.legend(fontsize=8, frameon=False, ncols=2)
-        right.set(title="Last quarter: quality against cost", xlabel="US dollars per request", ylabel="quality")
+        right.set(
+            title="Last quarter: quality against cost",
+            xlabel="US dollars per request",
+            ylabel="quality",
+        )
         right.set_xscale("log")
         right.margins(x=0.25)
         for axes in (left, right):

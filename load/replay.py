@@ -78,9 +78,7 @@ async def replay(
 ) -> Replayed:
     """Play all of a table. Returns when every request has ended and every outcome is sent."""
     n = len(table)
-    result = Replayed(
-        np.full(n, -1), np.zeros(n), np.zeros(n, np.int64), np.zeros(n), [""] * n
-    )
+    result = Replayed(np.full(n, -1), np.zeros(n), np.zeros(n, np.int64), np.zeros(n), [""] * n)
     column = {model: i for i, model in enumerate(table.models)}
     reports = _Reports(log, options, rng)
     channels = connect(address, options.connections)
@@ -109,9 +107,7 @@ async def replay(
             decision.snapshot_version,
             decision.decision_id,
         )
-        reports.add(
-            decision, float(table.quality[row, chosen]), float(table.cost_usd[row, chosen])
-        )
+        reports.add(decision, float(table.quality[row, chosen]), float(table.cost_usd[row, chosen]))
 
     reporting = asyncio.create_task(reports.run())
     try:

@@ -84,7 +84,10 @@ def compare(
 
     def of(columns: NDArray[np.intp], counts: NDArray[np.bool_]) -> Quarters:
         return _quarters(
-            *(np.where(counts, v[rows, columns], 0.0) for v in (table.quality, table.cost_usd, utility))
+            *(
+                np.where(counts, v[rows, columns], 0.0)
+                for v in (table.quality, table.cost_usd, utility)
+            )
         )
 
     everything = np.ones(n, bool)

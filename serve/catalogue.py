@@ -62,10 +62,9 @@ class Catalogue:
         self.latency_ms = column("latency_ms")
         self.context_tokens_max = column("context_tokens_max")
         self._usd_per_input_token = column("usd_per_1m_input_tokens") / 1e6
-        self._usd_fixed = (
-            column("usd_per_1m_output_tokens") / 1e6 * column("output_tokens")
-            + column("usd_per_call")
-        )
+        self._usd_fixed = column("usd_per_1m_output_tokens") / 1e6 * column(
+            "output_tokens"
+        ) + column("usd_per_call")
 
     def _column(self, name: str) -> NDArray[np.float64]:
         return np.array([getattr(model, name) for model in self.models], np.float64)
@@ -78,7 +77,7 @@ class Catalogue:
         for kind, names in (("models", self.names), ("pools", [p.name for p in self.pools])):
             twice = {name for name in names if list(names).count(name) > 1}
             if twice:
-                raise OptionRefused(f"{kind}.name", sorted(twice)[0], "unique")
+                raise OptionRefused(f"{kind}.name", min(twice), "unique")
         for pool in self.pools:
             if pool.model not in self.column_of:
                 raise OptionRefused(

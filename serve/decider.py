@@ -175,7 +175,7 @@ class Decider:
             return None
         return DecisionBatch(
             ids=[ids[i] for i in rows],
-            decided_at_ms=now_ms,
+            decided_at_ms=np.full(len(rows), now_ms, np.int64),
             tenants=[asked[i].tenant.decode() for i in rows],
             sessions=[asked[i].session for i in rows],
             models=live.catalogue.names,

@@ -72,7 +72,9 @@ def read_request(request: pb.RouteRequest, defaults: PreferenceDefaults) -> Aske
         preference=_preference(request.preference, defaults),
         allowed_models=_names("allowed_models", request.allowed_models),
         denied_models=_names("denied_models", request.denied_models),
-        cost_usd_max=_limit("cost_usd_max", request.cost_usd_max) if has("cost_usd_max") else math.inf,
+        cost_usd_max=_limit("cost_usd_max", request.cost_usd_max)
+        if has("cost_usd_max")
+        else math.inf,
         latency_ms_max=(
             _limit("latency_ms_max", request.latency_ms_max) if has("latency_ms_max") else math.inf
         ),
@@ -93,9 +95,7 @@ def _embedding(request: pb.RouteRequest, kind: str) -> NDArray[np.float32]:
         return np.array(request.embedding.values, np.float32)
     raw = request.embedding_f32
     if not raw or len(raw) % 4:
-        raise InvalidRequest(
-            "embedding_f32", f"{len(raw)} bytes", "a positive multiple of 4 bytes"
-        )
+        raise InvalidRequest("embedding_f32", f"{len(raw)} bytes", "a positive multiple of 4 bytes")
     return np.frombuffer(raw, "<f4")
 
 

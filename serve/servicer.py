@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -166,9 +167,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         finally:
             reading.cancel()
 
-    async def SendFeedback(
-        self, request: pb.FeedbackRequest, context: Context
-    ) -> pb.FeedbackReply:
+    async def SendFeedback(self, request: pb.FeedbackRequest, context: Context) -> pb.FeedbackReply:
         """Check all outcomes as the trainer will, then write them; durable on return."""
         try:
             _check_count("outcomes", len(request.outcomes))
@@ -184,7 +183,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         """Key and value of one feedback record. Raises InvalidRequest and BadTicket."""
         reported = {name: getattr(outcome, name) for name in REPORTED if outcome.HasField(name)}
         for name, value in reported.items():
-            if value != value or value in (float("inf"), float("-inf")):
+            if not math.isfinite(value):
                 raise InvalidRequest(f"outcomes[{position}].{name}", value, "finite")
         decision_id, _ = self._sealer.open_body(outcome.ticket)
         value = encode_report(outcome.ticket, **reported)
@@ -213,4 +212,3 @@ def _check_time_left(context: Context) -> None:
     left_s = context.time_remaining()
     if left_s is not None and left_s <= 0:
         raise DeadlinePassed("the gRPC deadline had passed before the request was scored")
-

@@ -8,6 +8,7 @@ The one rule: each row has the propensities of *all* models considered, not only
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -46,7 +47,7 @@ class DecisionBatch(NamedTuple):
     """Columns of n decisions over k models, as the router made them."""
 
     ids: Sequence[bytes]
-    decided_at_ms: int
+    decided_at_ms: NDArray[np.int64]  # (n,)
     tenants: Sequence[str]
     sessions: Sequence[str]
     models: Sequence[str]  # (k,)
@@ -66,12 +67,29 @@ class DecisionBatch(NamedTuple):
 
 
 def encode(batches: Sequence[DecisionBatch]) -> list[tuple[bytes | None, bytes]]:
-    """All batches as one record: an Arrow IPC stream of one record batch each."""
+    """All batches as one record: an Arrow IPC stream of few record batches."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, SCHEMA) as writer:
-        for batch in batches:
-            writer.write_batch(_columns(batch))
+        for _, alike in itertools.groupby(batches, key=_constants):
+            writer.write_batch(_columns(_joined(list(alike))))
     return [(None, sink.getvalue().to_pybytes())]
+
+
+def _constants(batch: DecisionBatch) -> tuple[object, ...]:
+    """What all rows of a batch share: batches that agree in it can be joined."""
+    return (batch.models, batch.pools, batch.snapshot_version, batch.policy, batch.encoder)
+
+
+def _joined(batches: Sequence[DecisionBatch]) -> DecisionBatch:
+    """Batches that share their constants as one: arrays end to end, lists end to end."""
+
+    def end_to_end(name: str, values: list) -> object:
+        if name in ("ids", "tenants", "sessions"):
+            return list(itertools.chain.from_iterable(values))
+        return np.concatenate(values) if isinstance(values[0], np.ndarray) else values[0]
+
+    columns = zip(DecisionBatch._fields, zip(*batches, strict=True), strict=True)
+    return DecisionBatch(**{name: end_to_end(name, list(values)) for name, values in columns})
 
 
 def decode(value: bytes) -> pa.Table:
@@ -94,7 +112,7 @@ def _columns(batch: DecisionBatch) -> pa.RecordBatch:
     return pa.record_batch(
         [
             pa.array(batch.ids, pa.binary(12)),
-            constant(batch.decided_at_ms, pa.int64()),
+            pa.array(batch.decided_at_ms, pa.int64()),
             pa.array(batch.tenants, pa.string()),
             pa.array(batch.sessions, pa.string()),
             models.take(pa.array(batch.chosen)),

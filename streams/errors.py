@@ -2,7 +2,7 @@
 
 StreamError
 ├── LogUnavailable      the log can't be reached or did not answer in time; try again
-├── LogTruncated        the log no longer holds the offset asked for; nothing may be skipped silently
+├── LogTruncated        the log no longer holds the offset asked for; no silent skipping
 ├── LogReplaced         the topic was deleted and made again; offsets no longer mean the same
 ├── RecordTooLarge      one record is larger than the log takes; trying again won't help
 ├── TopicUnfit          a topic that exists is set up so that the log can't keep its promises
@@ -45,7 +45,7 @@ class LogTruncated(StreamError):
             f"{self.topic}[{self.partition}] holds offsets {self.first} to {self.end - 1}, but "
             f"reading was to go on at {self.wanted}. Most likely retention is shorter than the "
             f"longest trainer outage, or the topic was made again. Raise retention; then set "
-            f"`on_gap = \"continue\"` once to learn what is left."
+            f'`on_gap = "continue"` once to learn what is left.'
         )
 
 
@@ -60,27 +60,23 @@ class LogReplaced(StreamError):
         return (
             f"{self.topic} has identity {self.found}, the snapshot was learned from {self.wanted}: "
             f"the topic was deleted and made again, so its offsets mean other records. Set "
-            f"`on_gap = \"continue\"` once to keep what was learned and read the new topic from "
+            f'`on_gap = "continue"` once to keep what was learned and read the new topic from '
             f"its start."
         )
 
 
 class RecordTooLarge(StreamError):
-    """One record is larger than the log takes. Of the records handed over with it, none was sent.
+    """One record is larger than the log takes; nothing handed over with it may be relied on."""
 
-    `bytes_max` is None where the broker refused it and did not say what it takes.
-    """
-
-    def __init__(self, topic: str, bytes_found: int, bytes_max: int | None) -> None:
+    def __init__(self, topic: str, bytes_found: int, bytes_max: int) -> None:
         super().__init__(topic, bytes_found, bytes_max)
         self.topic, self.bytes_found, self.bytes_max = topic, bytes_found, bytes_max
 
     def __str__(self) -> str:
-        allowed = "what the broker takes" if self.bytes_max is None else f"{self.bytes_max} bytes"
         return (
-            f"a record of {self.bytes_found} bytes for {self.topic} is larger than {allowed}. "
-            f"Trying again can't help: make it smaller, or raise `record_bytes_max` and the "
-            f"topic's `max.message.bytes` together."
+            f"a record of {self.bytes_found} bytes for {self.topic} is larger than what it takes, "
+            f"{self.bytes_max} bytes. Trying again can't help: make it smaller, or raise "
+            f"`record_bytes_max` and the topic's `max.message.bytes` together."
         )
 
 

@@ -196,9 +196,7 @@ class Ingest:
         return wrong
 
 
-def _outcomes(
-    ids: Sequence[bytes], reports: Sequence[Report], heads: NDArray[np.void]
-) -> Outcomes:
+def _outcomes(ids: Sequence[bytes], reports: Sequence[Report], heads: NDArray[np.void]) -> Outcomes:
     """Columns for the learners, all reported values known."""
     reported = np.array(
         [(r.quality, r.cost_usd, r.latency_ms, r.output_tokens, r.error) for r in reports],
@@ -209,9 +207,7 @@ def _outcomes(
     targets = np.zeros((len(reports), len(Target)))
     targets[:, Target.QUALITY] = quality
     targets[:, Target.COST] = log_ratio(cost_usd, heads["expected_cost_usd"], COST_USD_MIN)
-    targets[:, Target.LATENCY] = log_ratio(
-        latency_ms, heads["expected_latency_ms"], LATENCY_MS_MIN
-    )
+    targets[:, Target.LATENCY] = log_ratio(latency_ms, heads["expected_latency_ms"], LATENCY_MS_MIN)
     figures = np.stack([error, output_tokens, cost_usd, latency_ms], axis=1) / FIGURE_UNITS
     issuers, sequences = split_ids(ids)
     return Outcomes(

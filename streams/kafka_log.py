@@ -19,17 +19,18 @@ from __future__ import annotations
 
 import logging
 import random
-import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, Self, TypeVar
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import ConfigFilterType, ConfigResource, ConfigResourceType, OffsetSpec
 from kafka.errors import (
     CorruptRecordError,
+    KafkaConfigurationError,
     KafkaTimeoutError,
     LogTruncationError,
     MessageSizeTooLargeError,
@@ -42,15 +43,23 @@ from kafka.errors import (
 from kafka.net.compat import KafkaNetClient
 from kafka.producer.future import FutureRecordMetadata
 
-from streams.errors import LogTruncated, LogUnavailable, RecordTooLarge, TopicUnfit
+from streams.bounded import Backlog, Held, within
+from streams.errors import (
+    LogTruncated,
+    LogUnavailable,
+    OptionRefused,
+    RecordTooLarge,
+    StreamError,
+    TopicUnfit,
+)
 from streams.kafka_options import COMPRESSIONS, KafkaOptions
 from streams.log import Damage, Record
 
 __all__ = ["KafkaLog", "KafkaOptions", "KafkaReader"]
 
-# At DEBUG kafka-python prints the records.
-if logging.getLogger("kafka").level < logging.INFO:
-    logging.getLogger("kafka").setLevel(logging.INFO)
+# At DEBUG kafka-python prints the records: held at INFO, or above if that is what is configured.
+_theirs = logging.getLogger("kafka")
+_theirs.setLevel(max(logging.INFO, _theirs.getEffectiveLevel()))
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -58,12 +67,15 @@ Pairs = Sequence[tuple[bytes | None, bytes]]
 
 RETRY_S = 0.1
 RECONNECT_MS_MAX = 1000  # between tries to reach a broker that is away; kafka-python's own is 30 s
-CLOSE_S_MAX = 5.0
+# How long a client is given to end in order; then its connections are cut, which takes no longer
+# than the other.
+CLOSE_S, CLOSE_S_MAX = 1.0, 5.0
 # Bytes of a partition that are sent together. Measured: 256 KiB takes a third less CPU per record
 # than kafka-python's 16 KiB, and compresses better.
 BATCH_BYTES = 256 << 10
-# Around a record: its own header, its batch's, and what zstd adds to bytes it can't shrink.
-ENVELOPE_BYTES = 64 << 10
+# Around a record: its header and its batch's; and all that, with what a codec adds to bytes it
+# can't shrink, for the largest record that is reasonable.
+HEADER_BYTES, ENVELOPE_BYTES = 100, 64 << 10
 SILENCE_S = 10.0  # after this long without records, a reader asks whether there are any
 
 
@@ -73,15 +85,16 @@ class KafkaLog:
     def __init__(self, options: KafkaOptions) -> None:
         """Remember the options; nothing is reached yet."""
         self._options = options
-        self._producer = _Held(lambda timeout_s: _connect_producer(options, timeout_s))
-        self._admin = _Held(lambda timeout_s: _connect(KafkaAdminClient, options, timeout_s))
-        self._backlog = _Backlog(options.buffer_bytes_max)
+        self._producer = Held(partial(_connect_producer, options), _close)
+        self._admin = Held(partial(_connect, KafkaAdminClient, options), _close)
+        self._backlog = Backlog(options.buffer_bytes_max)
 
     def append(self, topic: str, records: Pairs, timeout_s: float = 30.0) -> None:
         """Append all and wait until they are durable. Raises LogUnavailable and RecordTooLarge.
 
         What was handed to kafka-python before an error may still be written later, up to
-        `delivery_timeout_s` after.
+        `delivery_timeout_s` after. A producer that failed to deliver is replaced: an idempotent one
+        whose record expired asks for no new identity and waits for ever (kafka-python 3.0.12).
         """
         if not records:
             return
@@ -90,16 +103,19 @@ class KafkaLog:
             raise RecordTooLarge(topic, max(sizes), self._options.record_bytes_max)
         deadline = time.monotonic() + timeout_s
         futures: list[FutureRecordMetadata] = []
-        with self._backlog.holding(sum(sizes), futures):
+        with self._backlog.holding(sum(sizes), futures) as some_expired:
+            if some_expired:
+                self._producer.drop()
             producer = self._producer.get(max(timeout_s, self._options.connect_s_min))
             try:
                 _send(producer, topic, records, futures, deadline)
                 _await_acknowledgement(futures, deadline)
             except MessageSizeTooLargeError as error:
-                raise RecordTooLarge(topic, max(sizes), None) from error
+                # From here on this producer says so of every record, of any thread.
+                self._producer.drop(producer)
+                self._blame(topic, max(sizes), error)
             except Exception as error:
-                if not isinstance(error, RetriableError):
-                    # An idempotent producer that met one of these may refuse all later records.
+                if not isinstance(error, KafkaTimeoutError) or _any_failed(futures):
                     self._producer.drop(producer)
                 raise LogUnavailable(f"{len(records)} records for {topic}: {error!r}") from error
 
@@ -117,28 +133,35 @@ class KafkaLog:
 
     def topic_id(self, topic: str) -> str:
         """The UUID Kafka gave the topic when it was made. Raises LogUnavailable."""
-        return self._ask(lambda admin: str(_describe(admin, topic)["topic_id"]))
+        return str(self._ask(partial(_describe, topic))["topic_id"])
 
     def ensure_topics(self) -> None:
         """Make the topics of `options.partitions` that don't exist, and check those that do.
 
         Raises LogUnavailable and TopicUnfit.
         """
-        wanted = self._options.partitions
-        missing = set(wanted) - set(self._ask(lambda admin: admin.list_topics()))
+        wanted = set(self._options.partitions)
+        missing = wanted - set(self._ask(KafkaAdminClient.list_topics))
         for topic in sorted(missing):
-            self._ask(lambda admin, topic=topic: self._create(admin, topic, wanted[topic]))
-        for topic in sorted(set(wanted) - missing):
-            self._ask(lambda admin, topic=topic: _check_settings(admin, topic))
+            self._ask(partial(self._create, topic))
+        for topic in sorted(wanted - missing):
+            self._check(topic, self._ask(partial(_settings, topic)))
 
     def close(self) -> None:
         """Let go of connections. Safe to call twice."""
-        self._producer.close()
-        self._admin.close()
+        self._producer.close(CLOSE_S)
+        self._admin.close(CLOSE_S)
+
+    def _blame(self, topic: str, largest: int, error: Exception) -> None:
+        """Raise RecordTooLarge if a record of `largest` bytes is, LogUnavailable if another was."""
+        limit = int(self._ask(partial(_settings, topic))["max.message.bytes"])
+        if largest + largest // 100 + HEADER_BYTES > limit:
+            raise RecordTooLarge(topic, largest, limit) from error
+        raise LogUnavailable(f"{topic}: the producer met another thread's too large record")
 
     def _offsets(self, topic: str, which: OffsetSpec) -> dict[int, int]:
         def question(admin: KafkaAdminClient) -> dict[int, int]:
-            partitions = [p["partition_index"] for p in _describe(admin, topic)["partitions"]]
+            partitions = [p["partition_index"] for p in _describe(topic, admin)["partitions"]]
             found = admin.list_partition_offsets(
                 {TopicPartition(topic, partition): which for partition in sorted(partitions)},
                 timeout_ms=_ms(self._options.request_timeout_s),
@@ -147,7 +170,7 @@ class KafkaLog:
 
         return self._ask(question)
 
-    def _create(self, admin: KafkaAdminClient, topic: str, n_partitions: int) -> None:
+    def _create(self, topic: str, admin: KafkaAdminClient) -> None:
         copies = self._options.replication_factor
         settings = {
             **PROMISED_SETTINGS,
@@ -158,10 +181,25 @@ class KafkaLog:
             "compression.type": COMPRESSIONS[self._options.compression],
             "min.insync.replicas": max(1, copies - 1),  # durable, and one broker may be away
         }
-        made = {"num_partitions": n_partitions, "replication_factor": copies}
+        made = {
+            "num_partitions": self._options.partitions[topic],
+            "replication_factor": copies,
+            "configs": settings,
+        }
         with suppress(TopicAlreadyExistsError):  # another process was faster
-            admin.create_topics({topic: {**made, "configs": settings}})
+            admin.create_topics({topic: made})
         admin.wait_for_topics([topic], timeout_ms=_ms(self._options.request_timeout_s))
+
+    def _check(self, topic: str, settings: Mapping[str, str]) -> None:
+        """Raise TopicUnfit if a topic that exists does not let the log keep its promises."""
+        for setting, wanted in PROMISED_SETTINGS.items():
+            if settings[setting] != wanted:
+                raise TopicUnfit(topic, setting, settings[setting], wanted)
+        bytes_max = _message_bytes_max(self._options)
+        if int(settings["max.message.bytes"]) < bytes_max:
+            raise TopicUnfit(
+                topic, "max.message.bytes", settings["max.message.bytes"], str(bytes_max)
+            )
 
     def _ask(self, question: Callable[[KafkaAdminClient], T]) -> T:
         """Ask the cluster, again after passing errors, for `request_timeout_s` in all."""
@@ -178,8 +216,8 @@ class KafkaLog:
                     time.sleep(RETRY_S)
 
         try:
-            return _within(patience_s, keep_asking)
-        except (LogUnavailable, TopicUnfit):
+            return within(patience_s, keep_asking)
+        except StreamError:
             raise
         except Exception as error:
             self._admin.drop()
@@ -197,12 +235,15 @@ class KafkaReader:
         self._consumer: KafkaConsumer | None = None
         self._asked_at_s = time.monotonic()  # when it was last known that somebody answers
         self._ends: dict[TopicPartition, int] = {}  # as they were then
+        self._lost: LogTruncated | None = None  # once records are gone, they stay gone
 
     def read(self, records_max: int, timeout_s: float) -> list[Record]:
         """The next records, or [] after `timeout_s`. Raises LogUnavailable and LogTruncated.
 
-        To connect, and to find out how far damage reaches, it may take `connect_s_min`.
+        It may take `connect_s_min` to connect, and `request_timeout_s` to pass over damage.
         """
+        if self._lost is not None:
+            raise self._lost
         if not self._next:
             time.sleep(timeout_s)
             return []
@@ -218,8 +259,7 @@ class KafkaReader:
             self._pass_damage()
             return []
         except OffsetOutOfRangeError as error:
-            (place,) = error.args[0]
-            self._raise_truncated(consumer, place, error)
+            self._raise_truncated(consumer, next(iter(error.args[0])), error)
         except LogTruncationError as error:
             self._raise_truncated(consumer, next(iter(error.divergent_offsets)), error)
         except Exception as error:
@@ -255,7 +295,7 @@ class KafkaReader:
     def _forget_consumer(self) -> None:
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            _close(consumer)
+            _close(consumer, CLOSE_S)
 
     def _raise_truncated(
         self, consumer: KafkaConsumer, place: TopicPartition, cause: Exception
@@ -270,9 +310,14 @@ class KafkaReader:
             raise LogUnavailable(f"{self._topic} can't be read: {error!r}") from error
         finally:
             self._forget_consumer()
-        if isinstance(cause, OffsetOutOfRangeError) and first <= wanted <= end:
+        if isinstance(cause, LogTruncationError):
+            # The log has grown again since, with other records: what was read ends where it forked.
+            fork = cause.divergent_offsets[place]
+            end = min(end, wanted - 1 if fork is None else fork.offset)
+        if first <= wanted <= end:
             raise LogUnavailable(f"{self._topic}: a broker was behind the others: {cause}")
-        raise LogTruncated(self._topic, place.partition, wanted, first, end) from cause
+        self._lost = LogTruncated(self._topic, place.partition, wanted, first, end)
+        raise self._lost from cause
 
     def _check_silence(self, consumer: KafkaConsumer) -> None:
         """After a while without records, ask for the ends; complain if they were there before.
@@ -313,15 +358,18 @@ class _Probe:
     def __init__(self, options: KafkaOptions, place: TopicPartition, deadline: float) -> None:
         """Connect. Raises LogUnavailable."""
         self._place, self._deadline = place, deadline
-        # A broker never sends less than one whole batch, however little it is asked for.
-        self._consumer = _connect_consumer(options, 0.0, max_partition_fetch_bytes=1)
+        # A broker never sends less than one whole batch, however little it is asked for. What is
+        # asked ahead, at the end of the log, must not keep the next question waiting.
+        self._consumer = _connect_consumer(
+            options, 0.0, max_partition_fetch_bytes=1, fetch_max_wait_ms=1
+        )
         self._consumer.assign([place])
 
-    def __enter__(self) -> _Probe:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        _close(self._consumer)
+        _close(self._consumer, CLOSE_S)
 
     def end_of_damage(self, first: int) -> int:
         """The offset after the damaged batch that holds `first`; `first` if it can be read."""
@@ -378,84 +426,11 @@ class _Producer(KafkaProducer):
             super().flush(timeout)
 
     def __del__(self) -> None:
-        """The original silences the logger of all producers. Ours are closed where they are used."""
+        """The original silences the logger of all producers. Ours are closed by hand."""
 
 
-class _Held:
-    """One connected client for all threads: made when first needed, made anew after a drop."""
-
-    def __init__(self, connect: Callable[[float], Any]) -> None:
-        """`connect(timeout_s)` makes one or raises LogUnavailable."""
-        self._connect, self._client, self._closed = connect, None, False
-        self._lock = threading.Lock()
-
-    def get(self, timeout_s: float) -> Any:
-        """The client, connected within `timeout_s` if there is none. Raises LogUnavailable."""
-        if self._client is not None:
-            return self._client
-        deadline = time.monotonic() + timeout_s
-        if not self._lock.acquire(timeout=max(0.0, timeout_s)):
-            raise LogUnavailable(f"another thread has tried to connect for {timeout_s:.1f} s")
-        try:
-            if self._closed:
-                raise LogUnavailable("this log was closed")
-            if self._client is None:
-                self._client = self._connect(deadline - time.monotonic())
-            return self._client
-        finally:
-            self._lock.release()
-
-    def drop(self, client: Any = None) -> None:
-        """Let go of the client; of `client` only, if given, as another thread may have been here."""
-        with self._lock:
-            if self._client is None or client not in (None, self._client):
-                return
-            dropped, self._client = self._client, None
-        _close(dropped)
-
-    def close(self) -> None:
-        """Let go of the client for good."""
-        with self._lock:
-            self._closed = True
-        self.drop()
-
-
-class _Backlog:
-    """How many bytes are on their way or may still be, so that an outage can't fill the memory."""
-
-    def __init__(self, bytes_max: int) -> None:
-        """Admit no more than `bytes_max`, but always one append when there is nothing else."""
-        self._bytes_max, self._lock = bytes_max, threading.Lock()
-        self._bytes_on_way = 0
-        self._given_up: list[tuple[int, list[FutureRecordMetadata]]] = []
-
-    @contextmanager
-    def holding(self, n_bytes: int, futures: list[FutureRecordMetadata]) -> Iterator[None]:
-        """Count `n_bytes` until the block ends; if it raises, until all `futures` are settled."""
-        with self._lock:
-            self._given_up = [
-                (n, waiting)
-                for n, waiting in self._given_up
-                if not all(future.is_done for future in waiting)
-            ]
-            held = self._bytes_on_way + sum(n for n, _ in self._given_up)
-            if held and held + n_bytes > self._bytes_max:
-                raise LogUnavailable(
-                    f"{held} bytes wait to be acknowledged already, {n_bytes} more would be above "
-                    f"{self._bytes_max}: the brokers are away or slow"
-                )
-            self._bytes_on_way += n_bytes
-        try:
-            yield
-        except BaseException:
-            with self._lock:
-                self._given_up.append((n_bytes, futures))
-            raise
-        finally:
-            with self._lock:
-                self._bytes_on_way -= n_bytes
-
-
+# What kafka-python says of settings, or of codecs that are not installed.
+NEVER_WORKS = (KafkaConfigurationError, ValueError, TypeError, AssertionError, RuntimeError)
 # What the log promises rests on these.
 PROMISED_SETTINGS = {
     "message.timestamp.type": "LogAppendTime",  # else `appended_at_ms` is the producers' word
@@ -500,7 +475,11 @@ def _await_acknowledgement(futures: list[FutureRecordMetadata], deadline: float)
         future.get(max(0.0, deadline - time.monotonic()))
 
 
-def _describe(admin: KafkaAdminClient, topic: str) -> dict[str, Any]:
+def _any_failed(futures: list[FutureRecordMetadata]) -> bool:
+    return any(future.failed() for future in futures)
+
+
+def _describe(topic: str, admin: KafkaAdminClient) -> dict[str, Any]:
     """Identity and partitions. Raises LogUnavailable if there is no such topic."""
     (found,) = admin.describe_topics([topic])
     error = for_code(found["error_code"])
@@ -509,13 +488,11 @@ def _describe(admin: KafkaAdminClient, topic: str) -> dict[str, Any]:
     return found
 
 
-def _check_settings(admin: KafkaAdminClient, topic: str) -> None:
-    """Raise TopicUnfit if the topic is not what the log promises."""
+def _settings(topic: str, admin: KafkaAdminClient) -> dict[str, str]:
+    """All settings of a topic that exists."""
     asked = [ConfigResource(ConfigResourceType.TOPIC, topic)]
     found = admin.describe_configs(asked, config_filter=ConfigFilterType.ALL)["topic"][topic]
-    for setting, wanted in PROMISED_SETTINGS.items():
-        if found[setting]["value"] != wanted:
-            raise TopicUnfit(topic, setting, found[setting]["value"], wanted)
+    return {name: setting["value"] for name, setting in found.items()}
 
 
 def _connect_producer(options: KafkaOptions, timeout_s: float) -> KafkaProducer:
@@ -535,22 +512,22 @@ def _connect_producer(options: KafkaOptions, timeout_s: float) -> KafkaProducer:
 
 
 def _connect_consumer(options: KafkaOptions, timeout_s: float, **settings: Any) -> KafkaConsumer:
-    return _connect(
-        KafkaConsumer,
-        options,
-        max(timeout_s, options.connect_s_min),
-        group_id=None,
-        enable_auto_commit=False,
-        auto_offset_reset="none",
-        allow_auto_create_topics=False,
-        check_crcs=True,
-        isolation_level="read_committed",  # never learn from what its producer took back
-        **settings,
-    )
+    usual: dict[str, Any] = {
+        "group_id": None,
+        "enable_auto_commit": False,
+        "auto_offset_reset": "none",
+        "allow_auto_create_topics": False,
+        "check_crcs": True,
+        "isolation_level": "read_committed",  # never learn from what its producer took back
+        # Brokers answer a fetch that found nothing after this long, before we give up on them.
+        "fetch_max_wait_ms": _ms(min(0.5, options.request_timeout_s / 2)),
+    }
+    patience_s = max(timeout_s, options.connect_s_min)
+    return _connect(KafkaConsumer, options, patience_s, **{**usual, **settings})
 
 
 def _connect(kind: Callable[..., T], options: KafkaOptions, timeout_s: float, **settings: Any) -> T:
-    """A client that has reached the cluster. Raises LogUnavailable."""
+    """A client that has reached the cluster. Raises LogUnavailable and OptionRefused."""
     inner: list[KafkaNetClient] = []
 
     def remember(**given: Any) -> KafkaNetClient:
@@ -573,47 +550,25 @@ def _connect(kind: Callable[..., T], options: KafkaOptions, timeout_s: float, **
     except Exception as error:
         for client in inner:  # its thread would live on, one more with each try
             client.close()
+        if isinstance(error, NEVER_WORKS):
+            raise OptionRefused("KafkaOptions", repr(error), "what kafka-python takes") from error
         raise LogUnavailable(
             f"no Kafka broker at {options.bootstrap_servers} answered within {timeout_s:.1f} s "
             f"({error!r}). Most likely none runs there, or `security` does not match its listener."
         ) from error
 
 
-def _close(client: Any) -> None:
+def _close(client: Any, patience_s: float) -> None:
     """Let go of any client; what goes wrong now can't matter any more, but is said."""
     try:
         if isinstance(client, KafkaProducer):
-            client.close(timeout=1.0)
+            client.close(timeout=patience_s)  # 0: what is on its way fails at once
         elif isinstance(client, KafkaConsumer):
-            _within(CLOSE_S_MAX, lambda: client.close(autocommit=False, timeout_ms=1000))
+            within(CLOSE_S_MAX, lambda: client.close(autocommit=False, timeout_ms=_ms(patience_s)))
         else:
-            _within(CLOSE_S_MAX, client.close)
-    except Exception as error:
+            within(CLOSE_S_MAX, client.close)
+    except Exception as error:  # noqa: BLE001
         logger.warning("closing a connection to Kafka: %r", error)
-
-
-def _within(timeout_s: float, call: Callable[[], T]) -> T:
-    """What `call` returns or raises, if it does so in time; else KafkaTimeoutError.
-
-    A call that never ends keeps its thread: better that than ours.
-    """
-    result: list[T] = []
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            result.append(call())
-        except BaseException as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=run, name="ask kafka", daemon=True)
-    thread.start()
-    thread.join(timeout_s)
-    if failure:
-        raise failure[0]
-    if not result:
-        raise KafkaTimeoutError(f"no answer within {timeout_s:.1f} s")
-    return result[0]
 
 
 def _message_bytes_max(options: KafkaOptions) -> int:

@@ -24,7 +24,6 @@ SECURITY_KEYS = frozenset(
         "ssl_keyfile",
         "ssl_password",
         "ssl_crlfile",
-        "ssl_ciphers",
         "ssl_check_hostname",
         "sasl_mechanism",
         "sasl_plain_username",
@@ -72,7 +71,9 @@ class KafkaOptions:
             if key not in SECURITY_KEYS:
                 raise OptionRefused("security", key, f"one of {', '.join(sorted(SECURITY_KEYS))}")
         if self.compression not in COMPRESSIONS:
-            raise OptionRefused("compression", self.compression, f"one of {', '.join(COMPRESSIONS)}")
+            raise OptionRefused(
+                "compression", self.compression, f"one of {', '.join(COMPRESSIONS)}"
+            )
         if self.delivery_timeout_s < self.request_timeout_s:
             raise OptionRefused(
                 "delivery_timeout_s",

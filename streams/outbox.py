@@ -34,6 +34,8 @@ class OutboxOptions:
     items_max: int = 20_000
     batch_max: int = 1000  # items written together
     append_timeout_s: float = 10.0
+    # Rest between writes, so that they are few and large. 0 where somebody waits for the write.
+    linger_s: float = 0.0
     retry_s: float = 0.25  # rest after a failed write
     close_s_max: float = 5.0  # how long closing tries to write what is waiting
 
@@ -58,7 +60,9 @@ class Outbox(Generic[Item]):
         options: OutboxOptions,
     ) -> None:
         self._log, self._topic, self._encode, self._options = log, topic, encode, options
-        self._queue: queue.SimpleQueue[tuple[Item, Future[None] | None] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Item, Future[None] | None] | None] = (
+            queue.SimpleQueue()
+        )
         self._closing = threading.Event()
         self.counts = OutboxCounts()
         self._counting = threading.Lock()  # held for a few additions, never during I/O
@@ -103,8 +107,6 @@ class Outbox(Generic[Item]):
 
     def _drain(self) -> None:
         while (batch := self._take()) is not None:
-            if not batch:
-                continue
             items, futures = zip(*batch, strict=True)
             written = self._write(items)
             for future in futures:
@@ -113,6 +115,7 @@ class Outbox(Generic[Item]):
                         future.set_result(None)
                     else:
                         future.set_exception(OutboxClosed(f"{self._topic}: stopped before written"))
+            self._closing.wait(self._options.linger_s)
 
     def _take(self) -> list[tuple[Item, Future[None] | None]] | None:
         """Wait for an item, then take what else is there; None when closed and empty."""

@@ -122,7 +122,9 @@ class Loader:
             }
             state = self._state(manifest, parts)
         except (KeyError, ValueError, RuntimeError, OSError, EOFError) as error:
-            raise SnapshotDamaged(f"snapshot {version} has a part that is malformed: {error}") from error
+            raise SnapshotDamaged(
+                f"snapshot {version} has a part that is malformed: {error}"
+            ) from error
         self._parts = {manifest.blobs[name]: part for name, part in parts.items()}
         return state, manifest
 
@@ -165,7 +167,11 @@ class Loader:
 
     def _state(self, manifest: Manifest, parts: Mapping[str, object]) -> State:
         history = [parts[name] for name in sorted(parts) if re.fullmatch(r"history/\d+", name)]
-        rows = {c: np.concatenate([part[c] for part in history]) for c in COLUMNS} if history else no_rows()
+        rows = (
+            {c: np.concatenate([part[c] for part in history]) for c in COLUMNS}
+            if history
+            else no_rows()
+        )
         learned = Learned.restore(self._memory, _grouped(parts[STATISTICS]), rows)
         learned.history.index = parts.get(INDEX)
         about = manifest.about

@@ -120,9 +120,7 @@ class Sealer:
         return [
             clear
             + ids[i]
-            + encrypt(
-                ids[i], head[i * h : i * h + h] + cell[i * c : i * c + c] + tenants[i], clear
-            )
+            + encrypt(ids[i], head[i * h : i * h + h] + cell[i * c : i * c + c] + tenants[i], clear)
             for i in range(len(ids))
         ]
 

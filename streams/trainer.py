@@ -219,5 +219,3 @@ def _came_from(record: Record) -> tuple[int, int]:
     assert record.key is not None, "the dead-letter topic is written by trainers alone"
     partition, _, offset = record.key.partition(b"/")
     return int(partition), int(offset)
-
-

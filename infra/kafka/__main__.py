@@ -1,4 +1,4 @@
-"""`python -m infra.kafka start`: a broker until Ctrl-C. `python -m infra.kafka jars`: fetch only."""
+"""`python -m infra.kafka start`: a broker until Ctrl-C; `… jars`: fetch its jars only."""
 
 from __future__ import annotations
 

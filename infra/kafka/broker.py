@@ -25,6 +25,7 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 from infra.kafka.errors import JAVA_VERSION_MIN, BrokerFailed, JavaMissing
 from infra.kafka.jars import HERE, fetch_jars
@@ -37,6 +38,7 @@ STOP_S_MAX = 30.0
 LOOK_S = 0.02  # how often a file is looked at while waiting for a line in it
 HEAP_MB = 384
 READY_LINE = b"Kafka Server started"
+TROUBLE = re.compile(r" (ERROR|FATAL) |Exception|OutOfMemory")
 # The first compiler only, and the plain collector: ready a second sooner, and other processes
 # keep their cores. Throughput of one Python client is not limited by either.
 JAVA_FLAGS = (f"-Xmx{HEAP_MB}m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
@@ -79,10 +81,11 @@ class Broker:
     @property
     def pid(self) -> int | None:
         """Process id while it runs (a frozen broker runs too), else None."""
-        running = self._process is not None and self._process.poll() is None
-        return self._process.pid if running else None
+        if self._process is None or self._process.poll() is not None:
+            return None
+        return self._process.pid
 
-    def start(self, timeout_s: float = READY_S_MAX) -> Broker:
+    def start(self, timeout_s: float = READY_S_MAX) -> Self:
         """Start it and wait until it serves clients; does nothing if it runs already.
 
         Raises JavaMissing, MavenMissing, JarsMissing and BrokerFailed.
@@ -94,9 +97,9 @@ class Broker:
         self._properties.write_text(self._settings())
         command = [java, *JAVA_FLAGS, *LOG_FLAGS, "-cp", f"{libs}/*"]
         with self.log_path.open("ab") as log:
-            if not (self.data / "meta.properties").exists():
-                self._format(command, log.fileno())
             begin = log.tell()
+            if not (self.data / "meta.properties").exists():
+                self._format(command, log.fileno(), begin)
             self._process = subprocess.Popen(
                 [*command, "kafka.Kafka", str(self._properties)],
                 stdout=log,
@@ -104,7 +107,7 @@ class Broker:
                 stdin=subprocess.DEVNULL,
                 cwd=self.folder,  # the JVM leaves its crash reports there
                 start_new_session=True,  # Ctrl-C is for us; we stop the broker in order
-                preexec_fn=_die_with_parent(),
+                preexec_fn=_die_with_parent(),  # noqa: PLW1509 (takes no locks)
             )
         try:
             self._wait_ready(begin, timeout_s)
@@ -119,7 +122,7 @@ class Broker:
             self.resume()  # a frozen process does not hear SIGTERM
             self._send(signal.SIGTERM)
             try:
-                self._process.wait(timeout_s)
+                self._child().wait(timeout_s)
             except subprocess.TimeoutExpired:
                 self.kill()
 
@@ -127,7 +130,7 @@ class Broker:
         """End it as a power cut would, as far as the process is concerned."""
         if self.pid is not None:
             self._send(signal.SIGKILL)
-            self._process.wait()
+            self._child().wait()
 
     def restart(self, timeout_s: float = READY_S_MAX) -> None:
         """Stop it if it still runs, and start it on the same ports and data."""
@@ -144,10 +147,9 @@ class Broker:
 
     def wait(self) -> int:
         """Wait until it ends by itself; its exit status."""
-        assert self._process is not None, "not started"
-        return self._process.wait()
+        return self._child().wait()
 
-    def __enter__(self) -> Broker:
+    def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
@@ -155,8 +157,11 @@ class Broker:
 
     def _send(self, number: signal.Signals) -> None:
         """Signal our own child by its id; a child that has ended can't be mistaken for another."""
+        self._child().send_signal(number)
+
+    def _child(self) -> subprocess.Popen[bytes]:
         assert self._process is not None, "not started"
-        self._process.send_signal(number)
+        return self._process
 
     def _settings(self) -> str:
         """The common settings, then this broker's addresses and folder."""
@@ -168,7 +173,7 @@ class Broker:
         }
         return COMMON_PROPERTIES.read_text() + "".join(f"{k}={v}\n" for k, v in own.items())
 
-    def _format(self, java: list[str], log: int) -> None:
+    def _format(self, java: list[str], log: int, begin: int) -> None:
         """Prepare an empty data folder, as KRaft wants it."""
         # As kafka.tools.StorageTool makes them; one that begins with "-" would look like a flag.
         cluster_id = "A" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode()[1:22]
@@ -177,16 +182,16 @@ class Broker:
             [*tool, "-c", str(self._properties)], stdout=log, stderr=log, check=False
         )
         if done.returncode != 0:
-            raise BrokerFailed("could not format its data folder", *self._log_end())
+            raise BrokerFailed("could not format its data folder", *self._log_end(begin))
 
     def _wait_ready(self, begin: int, timeout_s: float) -> None:
         """Wait for the line in the log that says so, and for nothing longer than the process."""
         deadline = time.monotonic() + timeout_s
         while READY_LINE not in self._log_from(begin):
-            if self._process.poll() is not None:
-                raise BrokerFailed(f"ended with {self._process.returncode}", *self._log_end())
+            if (status := self._child().poll()) is not None:
+                raise BrokerFailed(f"ended with {status}", *self._log_end(begin))
             if time.monotonic() > deadline:
-                raise BrokerFailed(f"was not ready within {timeout_s:.0f} s", *self._log_end())
+                raise BrokerFailed(f"was not ready in {timeout_s:.0f} s", *self._log_end(begin))
             time.sleep(LOOK_S)
 
     def _log_from(self, begin: int) -> bytes:
@@ -194,9 +199,11 @@ class Broker:
             log.seek(begin)
             return log.read()
 
-    def _log_end(self) -> tuple[str, str]:
-        end = self.log_path.read_bytes()[-2000:].decode(errors="replace")
-        return str(self.log_path), end
+    def _log_end(self, begin: int) -> tuple[str, str]:
+        """Where the log is, and its last lines that tell of trouble: shutting down is wordy."""
+        lines = self._log_from(begin).decode(errors="replace").splitlines()
+        trouble = [line for line in lines if TROUBLE.search(line)]
+        return str(self.log_path), "\n".join(line[:500] for line in (trouble or lines)[-8:])
 
 
 def find_java() -> str:

@@ -67,7 +67,7 @@ class JarsMissing(BrokerError):
 
 
 class BrokerFailed(BrokerError):
-    """`happened` says what, `log_path` where all of it is, `log_end` its last lines."""
+    """`happened` says what, `log_path` where all of it is, `log_end` its last telling lines."""
 
     def __init__(self, happened: str, log_path: str, log_end: str) -> None:
         super().__init__(happened, log_path, log_end)
@@ -76,5 +76,5 @@ class BrokerFailed(BrokerError):
     def __str__(self) -> str:
         return (
             f"the Kafka broker {self.happened}. Most likely its port is taken, another broker uses "
-            f"its folder, or memory ran out. {self.log_path} ends with:\n{self.log_end}"
+            f"its folder, or memory ran out. {self.log_path} says:\n{self.log_end}"
         )

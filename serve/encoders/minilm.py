@@ -103,7 +103,7 @@ class MiniLm:
 
 
 def _gelu(x: Rows) -> Rows:
-    """x Φ(x), with the error function by Abramowitz and Stegun 7.1.26: exact to 1.5e-7."""
+    """X Φ(x), with the error function by Abramowitz and Stegun 7.1.26: exact to 1.5e-7."""
     z = np.abs(x) * np.float32(np.sqrt(0.5))
     t = 1 / (1 + np.float32(0.3275911) * z)
     series = np.full_like(t, 1.061405429)

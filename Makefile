@@ -1,0 +1,44 @@
+# Fairlead on one machine. Needs Python 3.11, make and git; everything else is installed here.
+#
+#   make run      installs, then runs the demo: the whole loop on real outcomes
+#   make test     installs, then runs all tests
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: run test test-slow lint proto docs kafka clean
+
+run: $(INSTALLED)
+	$(BIN)/python -m fairlead demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not slow"
+
+# The longer matrices: every crash point, long outages, the whole demo.
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
+
+# The code made from the proto is kept in the repository, so that a client needs no compiler.
+proto: $(INSTALLED)
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. \
+	  serve/proto/fairlead/v1/router.proto
+
+docs: $(INSTALLED)
+	$(BIN)/fairlead settings > docs/settings.md
+
+# A real broker on 127.0.0.1, without Docker; needs Java 17 and Maven. Ctrl-C stops it.
+kafka: $(INSTALLED)
+	$(BIN)/python -m infra.kafka start
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python 3.11 or newer is needed: install it, or say make PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(INSTALLED)
+
+clean:
+	rm -rf $(VENV) .fairlead build *.egg-info
