@@ -62,9 +62,11 @@ def local_ray() -> Iterator[None]:
         raise ClusterFailed(f"Ray could not be started on this host: {error}") from error
     try:
         ray_serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         yield
     finally:
-        ray_serve.shutdown()
+        # Serve has nothing left to run by now; its own shutdown would only make Ray print that
+        # the controller died while it was asked to.
         ray.shutdown()
 
 

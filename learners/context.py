@@ -89,6 +89,7 @@ class Projection:
         n = len(embeddings)
         features = np.empty((n, N_FEATURES), np.float32)
         projected = (_unit_rows(embeddings) - self.mean) @ self.directions
+        projected[~embeddings.any(axis=1)] = 0.0  # else it would point away from the mean
         features[:, :N_DIRECTIONS] = _unit_rows(projected) * np.float32(
             RMS * np.sqrt(N_DIRECTIONS) / STEP
         )

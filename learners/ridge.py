@@ -22,11 +22,14 @@ from numpy.typing import NDArray
 from learners.context import BIAS, BIAS_FEATURE, N_FEATURES, STEP
 from learners.decayed_sums import DecayedSums
 from learners.outcomes import Outcomes
-from learners.targets import N_TARGETS, ONE
+from learners.targets import N_TARGETS, ONE, Target
 
-# 16,384 rows of |y| ≤ 8 (2^15), squared, times a weight below 2^9, stay below 2^53: sums of that
-# many rows are exact integers even in the float64 of a BLAS product.
+# 16,384 rows of |x| ≤ 127 times |y| ≤ 8 (2^15) times a weight below 2^9 stay below 2^53: sums of
+# that many rows are exact integers even in the float64 of a BLAS product.
 ROWS_EXACT = 1 << 14
+# y² is summed in units of 64 / ONE²: at 1 / ONE² the int64 of a model whose stated latency is 20
+# times too low would wrap round after 90 million outcomes in one half-life; so it takes 6 billion.
+SQUARE_UNIT = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +41,7 @@ class RidgeOptions:
 
 
 def new_statistics(half_life_ms: int) -> DecayedSums:
-    """Empty sums of zzᵀ, (3, 65, 65) per model."""
+    """Empty sums of zzᵀ, (3, 65, 65) per model; the last entry, y², in units of its own."""
     return DecayedSums((N_TARGETS, N_FEATURES + 1, N_FEATURES + 1), half_life_ms)
 
 
@@ -56,7 +59,7 @@ def update(statistics: DecayedSums, outcomes: Outcomes) -> None:
         xy = (weighted.T @ y).astype(np.int64)  # (d, t)
         total[known, :-1, -1] = xy.T
         total[known, -1, :-1] = xy.T
-        total[known, -1, -1] = (weight @ (y * y)).astype(np.int64)
+        total[known, -1, -1] = (weight @ np.rint(y * y / SQUARE_UNIT)).astype(np.int64)
         statistics.add(int(outcomes.models[at]), int(epochs[at]), total)
 
 
@@ -121,7 +124,7 @@ def solve(
     sy = sums[:, :, BIAS_FEATURE, d] / (BIAS * ONE)
     # Centre y on μ: Σ x (y − μ) and Σ (y − μ)².
     sxy = sums[:, :, :d, d] * (STEP / ONE) - sx * means[:, :, None]
-    syy = sums[:, :, d, d] / ONE**2 - 2 * means * sy + means**2 * counts
+    syy = sums[:, :, d, d] * (SQUARE_UNIT / ONE**2) - 2 * means * sy + means**2 * counts
 
     own = np.linalg.inv(sxx + options.own_penalty * np.eye(d))  # (k, 3, d, d): (S + λ₁)⁻¹
     # Eliminating w_k leaves Σ_k λ₁ (S_k + λ₁)⁻¹ (S_k w₀ − b_k) + λ₀ w₀ = 0; S(S + λ₁)⁻¹ λ₁ is
@@ -140,11 +143,14 @@ def solve(
     )
     # Two imaginary outcomes at the prior noise: a model seen once is not believed to be noiseless.
     noise = np.sqrt((np.maximum(residual, 0.0) + 2 * noise_prior**2) / (counts + 2))
-    lower = np.linalg.cholesky(own[:, 0])  # (k, d, d)
+    # (S + λ₁)⁻¹ = C⁻ᵀC⁻¹ with S + λ₁ = CCᵀ: the sum is positive definite however many outcomes,
+    # while its computed inverse may not be.
+    factor = np.linalg.cholesky(sxx[:, Target.QUALITY] + options.own_penalty * np.eye(d))
+    upper = np.linalg.inv(factor).transpose(0, 2, 1)  # (k, d, d)
     return Ridge(
         weights=weights.transpose(2, 0, 1).reshape(d, -1).astype(np.float32),
         means=means.astype(np.float32),
         noise=noise.astype(np.float32),
-        spread=np.ascontiguousarray(lower.transpose(1, 0, 2).reshape(d, k * d), np.float32),
+        spread=np.ascontiguousarray(upper.transpose(1, 0, 2).reshape(d, k * d), np.float32),
         counts=counts,
     )

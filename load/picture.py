@@ -42,7 +42,7 @@ def draw(lines: Mapping[str, Quarters], subtitle: str, path: Path) -> None:
             right.annotate(
                 name,
                 (scores.by_quarter[-1].cost_usd, scores.by_quarter[-1].quality),
-                xytext=(6, 5),
+                xytext=(-10, -16) if strong else (6, 5),
                 textcoords="offset points",
                 fontsize=9,
                 fontweight="bold" if strong else "normal",
@@ -53,7 +53,7 @@ def draw(lines: Mapping[str, Quarters], subtitle: str, path: Path) -> None:
             ylabel="utility, quality points",
         )
         left.set_xticks(list(quarters))
-        left.legend(fontsize=8, frameon=False, ncols=2)
+        figure.legend(loc="outside lower center", fontsize=8, frameon=False, ncols=len(lines))
         right.set(
             title="Last quarter: quality against cost",
             xlabel="US dollars per request",

@@ -22,6 +22,8 @@ from pathlib import Path
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.errors import LogTruncationError
+from kafka.structs import OffsetAndMetadata
 
 from infra.kafka.broker import Broker
 from streams import errors, kafka_log
@@ -666,6 +668,29 @@ def test_a_silence_is_questioned_and_found_to_be_just_that(kafka, monkeypatch):
         log.append(topic, pairs(5, n))
         assert len(read_all(reader, 5)) == 5
     reader.close()
+    log.close()
+
+
+@pytest.mark.kafka
+def test_a_log_that_forked_counts_as_truncated(kafka, monkeypatch):
+    """
+    After an unclean election the offsets read last hold other records. It stays an error.
+    """
+    topic, log = kafka.topic(n_partitions=1), kafka.log()
+    log.append(topic, pairs(5))
+    reader = log.reader(topic, {0: 0})
+    read_all(reader, 4, records_max=4)
+    fork = {TopicPartition(topic, 0): OffsetAndMetadata(2, "", 0)}
+
+    def poll(*_: object) -> None:
+        raise LogTruncationError(fork)
+
+    monkeypatch.setattr(kafka_log.KafkaConsumer, "poll", poll)
+    for _ in range(2):
+        with pytest.raises(LogTruncated) as caught:
+            reader.read(10, 1.0)
+        assert (caught.value.wanted, caught.value.first, caught.value.end) == (4, 0, 2)
+        monkeypatch.undo()
     log.close()
 
 
