@@ -13,6 +13,8 @@ The one rule: no other file of the project reads configuration files or environm
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +23,7 @@ from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -40,9 +43,14 @@ from serve.live import LiveOptions
 from serve.replica import ReplicaOptions
 from serve.request import WEIGHT_MAX, PreferenceDefaults
 from serve.servicer import ServicerOptions
+from streams.audit import AuditOptions
 from streams.feedback import FeedbackOptions
+from streams.kafka_options import KafkaOptions
+from streams.log import DECISIONS, FEEDBACK
 from streams.outbox import OutboxOptions
 from streams.trainer import TrainerOptions
+
+PREFIX = "FAIRLEAD__"  # of environment variables; `__` also goes from a section to its key
 
 
 class Section(BaseModel):
@@ -133,7 +141,10 @@ class PreferenceSection(Section):
 
 
 class LearningSection(Section):
-    """How the past counts. Memory keys (half-lives, `history_rows_max`) need a new state_dir."""
+    """How the past counts.
+
+    Memory keys (half-lives, `history_rows_max`, `neighbours`) need a new `state_dir` when changed.
+    """
 
     model_half_life_s: float = Field(
         MemoryOptions().model_half_life_s,
@@ -177,6 +188,12 @@ class LearningSection(Section):
         le=1e6,
         description="Outcomes' worth of doubt in what sets a model apart.",
     )
+    trainers: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Trainers that share the feedback; more than one needs kafka and partitions.",
+    )
     publish_s: float = Field(
         TrainerOptions().publish_s,
         ge=0.05,
@@ -203,6 +220,18 @@ class FeedbackSection(Section):
         le=3600,
         description="Seconds that feedback may seem older than its decision: clocks differ.",
     )
+    answer_s: float = Field(
+        AuditOptions().answer_s,
+        ge=1,
+        le=90 * 86_400,
+        description="Seconds after which a decision without any feedback counts as unanswered.",
+    )
+    silence_s: float = Field(
+        600.0,
+        ge=1,
+        le=1e9,
+        description="Alarm when nothing was learned for so many seconds while decisions flow.",
+    )
     on_gap: Literal["stop", "continue"] = Field(
         "stop", description="What to do when the log has lost feedback that was not read yet."
     )
@@ -219,6 +248,48 @@ class LogSection(Section):
 
     kind: Literal["sqlite", "kafka"] = Field(
         "sqlite", description="sqlite: a file in state_dir, for one host. kafka: a real broker."
+    )
+    bootstrap_servers: str = Field(
+        KafkaOptions().bootstrap_servers,
+        description='kafka: "host:port,host:port", any of which knows the others.',
+    )
+    feedback_partitions: int = Field(
+        KafkaOptions().partitions[FEEDBACK],
+        ge=1,
+        le=1024,
+        description="kafka: partitions of the feedback topic when it is made; at least `trainers`.",
+    )
+    decisions_partitions: int = Field(
+        KafkaOptions().partitions[DECISIONS],
+        ge=1,
+        le=1024,
+        description="kafka: partitions of the decision log when it is made.",
+    )
+    replication_factor: int = Field(
+        KafkaOptions().replication_factor,
+        ge=1,
+        le=16,
+        description="kafka: copies of every record; 3 where a broker may be lost.",
+    )
+    retention_s: float = Field(
+        KafkaOptions().retention_ms / 1000,
+        ge=60,
+        le=1e9,
+        description="kafka: seconds that records are kept; longer than any outage of the trainer.",
+    )
+    compression: Literal["zstd", "gzip", "none"] = Field(
+        "zstd", description="kafka: how records are compressed; JSON shrinks to a third."
+    )
+    buffer_bytes_max: int = Field(
+        KafkaOptions().buffer_bytes_max,
+        ge=1 << 20,
+        le=1 << 34,
+        description="kafka: bytes held in memory while brokers are away; then appends fail.",
+    )
+    security: dict[str, str | int | bool] = Field(
+        {},
+        repr=False,
+        description="kafka: TLS and SASL settings by kafka-python's names, such as ssl_cafile.",
     )
 
 
@@ -255,7 +326,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         extra="forbid",
         frozen=True,
-        env_prefix="FAIRLEAD__",
+        env_prefix=PREFIX,
         env_nested_delimiter="__",
         nested_model_default_partial_update=True,
     )
@@ -269,7 +340,10 @@ class Settings(BaseSettings):
         "", description="Folder or object store URI of snapshots. Empty: in state_dir."
     )
     prompt_tokens: float = Field(
-        500.0, gt=0, le=1e7, description="Tokens of a prompt whose length nobody states."
+        500.0,
+        gt=0,
+        le=1e7,
+        description="Tokens of a prompt whose length nobody states. Read again while running.",
     )
     router: RouterSection = RouterSection()
     listener: ListenerSection = ListenerSection()
@@ -348,13 +422,44 @@ class Settings(BaseSettings):
             on_gap=feedback.on_gap,
             feedback=feedback_options,
             memory=memory,
+            audit=AuditOptions(answer_s=feedback.answer_s),
         )
         return DeploymentOptions(
             replicas=self.router.replicas,
+            trainers=self._trainers(),
             replica=replica,
             trainer=trainer,
             encoder=encoder,
             seed=self.router.seed,
+        )
+
+    def _trainers(self) -> int:
+        """Each trainer needs a partition of its own."""
+        trainers, log = self.learning.trainers, self.log
+        partitions = log.feedback_partitions if log.kind == "kafka" else 1
+        if trainers > partitions:
+            raise OptionRefused(
+                "learning.trainers", trainers, f"at most the feedback's {partitions} partitions"
+            )
+        return trainers
+
+    def kafka(self) -> KafkaOptions | None:
+        """How to reach Kafka; None where the log is a file. Raises OptionRefused."""
+        log = self.log
+        if log.kind != "kafka":
+            return None
+        return KafkaOptions(
+            bootstrap_servers=log.bootstrap_servers,
+            security=log.security,
+            partitions={
+                **KafkaOptions().partitions,
+                FEEDBACK: log.feedback_partitions,
+                DECISIONS: log.decisions_partitions,
+            },
+            replication_factor=log.replication_factor,
+            retention_ms=round(log.retention_s * 1000),
+            compression=log.compression,
+            buffer_bytes_max=log.buffer_bytes_max,
         )
 
     def _policy(self) -> policies.Policy:
@@ -385,8 +490,8 @@ class Settings(BaseSettings):
         return ListenerOptions(**plain, **tls)
 
 
-def read_settings(path: Path | None, **overrides: object) -> Settings:
-    """Settings of a file (None: defaults alone), the environment and `overrides`, in rising order.
+def read_settings(path: Path | None) -> Settings:
+    """Settings of a file (None: defaults alone), where the environment says nothing else.
 
     Raises SettingsUnreadable and SettingsInvalid.
     """
@@ -398,18 +503,35 @@ def read_settings(path: Path | None, **overrides: object) -> Settings:
             raise SettingsUnreadable(str(path), str(error)) from error
         if not path.is_file():
             raise SettingsUnreadable(str(path), "there is no such file")
+    where = "from the environment" if path is None else str(path)
+    unknown = tuple(f"{name} is set, but names no setting" for name in _unknown_variables())
+    if unknown:
+        raise SettingsInvalid(where, unknown)
     try:
-        settings = Settings(**{**found, **overrides})
+        settings = Settings(**found)
         settings.catalogue() if settings.models else None
     except ValidationError as error:
-        problems = tuple(
-            f"{'.'.join(map(str, p['loc']))} is {p['input']!r}: {p['msg'].lower()}"
-            for p in error.errors()
-        )
-        raise SettingsInvalid(str(path), problems) from error
-    except OptionRefused as error:
-        raise SettingsInvalid(str(path), (str(error),)) from error
+        raise SettingsInvalid(where, tuple(map(_said, error.errors()))) from error
+    except (OptionRefused, SettingsError) as error:
+        raise SettingsInvalid(where, (str(error),)) from error
     return settings
+
+
+def _unknown_variables() -> list[str]:
+    """Environment variables of ours that would be ignored: pydantic looks for known names only."""
+    ours = sorted(name for name in os.environ if name.upper().startswith(PREFIX))
+    first = {name: name[len(PREFIX) :].lower().partition("__")[0] for name in ours}
+    return [name for name in ours if first[name] not in Settings.model_fields]
+
+
+def _said(problem: Mapping) -> str:
+    """One problem as pydantic found it: the key, its value unless that is a secret, the limit."""
+    key = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":  # a misspelt secret is a secret, too
+        return f"{key} is not a setting"
+    secret = problem["loc"] == ("encoder", "api_key")
+    value = "(hidden)" if secret else repr(problem["input"])
+    return f"{key} is {value}: {problem['msg'].lower()}"
 
 
 class FileCatalogue:
@@ -428,8 +550,15 @@ class FileCatalogue:
             raise SettingsUnreadable(str(self._path), str(error)) from error
         seen = (status.st_mtime_ns, status.st_size)
         if self._catalogue is None or seen != self._seen:
-            self._catalogue, self._seen = read_settings(self._path).catalogue(), seen
+            self._catalogue, self._seen = self._parse(), seen
         return self._catalogue
+
+    def _parse(self) -> Catalogue:
+        settings = read_settings(self._path)
+        try:
+            return settings.catalogue()
+        except OptionRefused as error:  # no models: fine for other uses of the file
+            raise SettingsInvalid(str(self._path), (str(error),)) from error
 
 
 def _quality(section: ModelSection) -> float:

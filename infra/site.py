@@ -15,6 +15,7 @@ from pathlib import Path
 from infra.settings import FileCatalogue, Settings
 from serve.deployment import now_ms
 from streams.folder import Folder
+from streams.kafka_options import KafkaOptions
 from streams.log import Log
 from streams.snapshots import Store
 from streams.sqlite_log import SqliteLog
@@ -27,23 +28,31 @@ class LocalSite:
 
     state_dir: Path  # absolute, because processes have different working folders
     settings: Path  # likewise
-    snapshots: str
+    snapshots: str  # likewise, or a URI
+    kafka: KafkaOptions | None = None  # None: the log is a SQLite file
 
     @classmethod
     def of(cls, settings: Settings, path: Path) -> LocalSite:
         """The site that settings, read from `path`, describe; its folder and key are made."""
         state_dir = settings.state_dir.absolute()
         state_dir.mkdir(parents=True, exist_ok=True)
+        snapshots = settings.snapshots or str(state_dir / "snapshots")
         site = cls(
             state_dir=state_dir,
             settings=path.absolute(),
-            snapshots=settings.snapshots or str(state_dir / "snapshots"),
+            snapshots=snapshots if "://" in snapshots else str(Path(snapshots).absolute()),
+            kafka=settings.kafka(),
         )
         site._make_key()
         return site
 
     def log(self) -> Log:
-        """The SQLite log."""
+        """The log: on Kafka, or in the state folder."""
+        if self.kafka is not None:
+            # Only where it is used: a router on a file needs no kafka-python.
+            from streams.kafka_log import KafkaLog
+
+            return KafkaLog(self.kafka)
         return SqliteLog(self.state_dir / "log.sqlite", now_ms)
 
     def store(self) -> Store:

@@ -64,12 +64,16 @@ class Learned:
 
     def merge(self, other: Learned) -> None:
         """Add another shard's state, learned from other outcomes."""
+        self.merge_statistics(other)
+        other.history.settle()
+        self.history.append(other.history.rows)
+
+    def merge_statistics(self, other: Learned) -> None:
+        """Add another shard's state except its history rows."""
         assert self.options == other.options, "shards must learn with the same options"
         self.ridge.merge(other.ridge)
         self.models.merge(other.models)
         self.pools.merge(other.pools)
-        other.history.settle()
-        self.history.append(other.history.rows)
         self.n_values += other.n_values
         self.as_of_ms = max(self.as_of_ms, other.as_of_ms)
 

@@ -28,6 +28,9 @@ from typing import Generic, TypeVar
 from serve.errors import QueueFull
 
 RESTS = 3  # length of a rest, in lengths of the scoring before it
+# A scoring that seemed to take longer than a third of this did not compute but was held up, by a
+# frozen process or a busy machine; resting three times as long would make it worse.
+REST_S_MAX = 0.25
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -89,7 +92,7 @@ class Batcher(Generic[Item, Result]):
         if batch:
             self._settle(batch)
         took_s = time.monotonic() - began_s
-        self._rested_s = began_s + took_s * (1 + RESTS)
+        self._rested_s = began_s + took_s + min(took_s * RESTS, REST_S_MAX)
         self._scheduled = False
         if self._waiting:
             self._schedule(loop)
@@ -97,6 +100,7 @@ class Batcher(Generic[Item, Result]):
     def _settle(self, batch: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:
         try:
             results = self._score([item for item, _ in batch])
+            assert len(results) == len(batch), "a result or an exception per item"
         except Exception as error:  # noqa: BLE001 - our bug; every caller must hear of it
             results = [error] * len(batch)
         for (_, future), result in zip(batch, results, strict=True):

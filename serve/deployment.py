@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from ray import serve as ray_serve
@@ -22,8 +23,9 @@ from ray import serve as ray_serve
 from serve.catalogue import CatalogueSource
 from serve.encoders import EncoderOptions, identity, make_encoder
 from serve.replica import Replica, ReplicaOptions
-from streams.errors import StreamError
-from streams.log import Log
+from streams.errors import SnapshotFenced, StreamError
+from streams.log import FEEDBACK, Log
+from streams.shards import Layout, Merger, PartitionShare, lay_out, start_of
 from streams.snapshots import Store
 from streams.ticket import Sealer
 from streams.trainer import Trainer, TrainerOptions
@@ -40,6 +42,8 @@ RESTART_S_MAX = 5.0  # between attempts of a trainer that keeps failing
 
 class Site(Protocol):
     """Where this router lives: opens what processes share. Implemented by `infra.site`."""
+
+    snapshots: str  # folder or URI of the snapshot store
 
     def log(self) -> Log:
         """The log, opened anew in the calling process."""
@@ -59,6 +63,7 @@ class DeploymentOptions:
     """How the parts run."""
 
     replicas: int = 2
+    trainers: int = 1  # shards of learning; each owns a part of the feedback's partitions
     replica: ReplicaOptions
     trainer: TrainerOptions
     encoder: EncoderOptions
@@ -99,24 +104,24 @@ class RouterDeployment:
             await self._replica.stop()
 
 
+class Worker(Protocol):
+    """What a supervised thread runs: a trainer, or the merger of several."""
+
+    def run(self, stopping: Callable[[], bool]) -> None:
+        """Work until `stopping()`."""
+
+
 class TrainerDeployment:
-    """The one trainer. Its thread comes back from errors, its process from death."""
+    """A trainer. Its thread comes back from errors, its process from death."""
 
-    def __init__(self, options: DeploymentOptions, site: Site) -> None:
+    def __init__(
+        self, options: DeploymentOptions, site: Site, layout: Layout, shard: int | None
+    ) -> None:
+        """`shard` is which of the layout's trainers this is; None: the merger of all."""
         self._stopping = threading.Event()
-
-        def make() -> Trainer:
-            return Trainer(
-                site.log(),
-                site.store(),
-                Sealer(site.ticket_keys()),
-                identity(make_encoder(options.encoder)),
-                options.trainer,
-                now_ms,
-            )
-
+        work = partial(_merger if shard is None else _trainer, options, site, layout, shard or 0)
         self._thread = threading.Thread(
-            target=supervise, args=(make, self._stopping), name="trainer", daemon=True
+            target=supervise, args=(work, self._stopping), name="trainer", daemon=True
         )
         self._thread.start()
 
@@ -132,13 +137,43 @@ class TrainerDeployment:
             await asyncio.to_thread(self._thread.join, GRACE_S)
 
 
-def supervise(make: Callable[[], Trainer], stopping: threading.Event) -> None:
-    """Run trainers, each recovered from the last snapshot, until told to stop."""
+def _trainer(options: DeploymentOptions, site: Site, layout: Layout, shard: int) -> Worker:
+    """A trainer of everything, or of one shard."""
+    log, encoder = site.log(), identity(make_encoder(options.encoder))
+    log.ensure_topics()
+    sealer = Sealer(site.ticket_keys())
+    if layout.n_shards == 1:
+        return Trainer(log, site.store(), sealer, encoder, options.trainer, now_ms)
+    return Trainer(
+        log,
+        layout.store(site.snapshots, shard),
+        sealer,
+        encoder,
+        options.trainer,
+        now_ms,
+        PartitionShare(shard, layout.n_shards, len(log.end_offsets(FEEDBACK))),
+        partial(start_of, site.snapshots, layout, shard, encoder, options.trainer.memory),
+    )
+
+
+def _merger(options: DeploymentOptions, site: Site, layout: Layout, shard: int) -> Worker:
+    """What publishes the sum of all shards."""
+    del shard
+    encoder = identity(make_encoder(options.encoder))
+    return Merger(site.snapshots, layout, encoder, options.trainer.memory, now_ms)
+
+
+def supervise(make: Callable[[], Worker], stopping: threading.Event) -> None:
+    """Run workers, each recovered from the last snapshot, until told to stop."""
     rest_s = 0.1
     while not stopping.is_set():
         started_s = time.monotonic()
         try:
             make().run(stopping.is_set)
+        except SnapshotFenced as error:
+            # Taking the store back would only fence the other one in turn.
+            logger.error("this trainer is done: %s", error)
+            stopping.wait()
         except (StreamError, OSError) as error:
             logger.error("the trainer stopped and will start again: %s", error)
         except Exception:
@@ -168,9 +203,14 @@ def deploy(options: DeploymentOptions, site: Site) -> None:
     trainer = ray_serve.deployment(TrainerDeployment).options(
         name="Trainer", num_replicas=1, ray_actor_options={"num_cpus": 0}, **common
     )
+    layout = lay_out(site.snapshots, options.trainers)
+    learning = {
+        f"{TRAINER_APP}-{shard}": trainer.bind(options, site, layout, shard)
+        for shard in range(layout.n_shards)
+    }
+    if layout.n_shards > 1:
+        learning[f"{TRAINER_APP}-merger"] = trainer.bind(options, site, layout, None)
+    apps = {**learning, ROUTER_APP: router.bind(options, site)}
     ray_serve.run_many(
-        [
-            ray_serve.RunTarget(trainer.bind(options, site), TRAINER_APP, route_prefix=None),
-            ray_serve.RunTarget(router.bind(options, site), ROUTER_APP, route_prefix=None),
-        ]
+        [ray_serve.RunTarget(app, name, route_prefix=None) for name, app in apps.items()]
     )

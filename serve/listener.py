@@ -9,16 +9,21 @@ The one rule: stopping is stop accepting, finish what is under way, then close.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import grpc
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from serve.proto.fairlead.v1 import router_pb2, router_pb2_grpc
+from serve.errors import InvalidRequest
+from serve.proto.fairlead.v1 import router_pb2
 from serve.servicer import RouterServicer
 
-SERVICE = router_pb2.DESCRIPTOR.services_by_name["Router"].full_name
+ROUTER = router_pb2.DESCRIPTOR.services_by_name["Router"]
+SERVICE = ROUTER.full_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +35,7 @@ class ListenerOptions:
     # A connection stays with one replica; this is how new replicas come to their share.
     connection_age_s_max: float = 300.0
     grace_s: float = 5.0  # for what is under way when stopping
-    message_bytes_max: int = 16 * 1024 * 1024  # 1,024 requests of 16 KB
+    message_bytes_max: int = 16 * 1024 * 1024  # taken: 1,024 requests of 16 KB
     # TLS when both are given: PEM texts, not paths.
     tls_certificate: bytes = b""
     tls_key: bytes = b""
@@ -48,14 +53,15 @@ class Listener:
                 ("grpc.max_connection_age_ms", int(options.connection_age_s_max * 1000)),
                 ("grpc.max_connection_age_grace_ms", int(options.grace_s * 1000)),
                 ("grpc.max_receive_message_length", options.message_bytes_max),
-                ("grpc.max_send_message_length", options.message_bytes_max),
+                # A reply is as long as what was asked: 1,024 decisions between 255 models, 70 MB.
+                ("grpc.max_send_message_length", -1),
             ]
         )
         self.port = 0
 
     async def start(self) -> None:
         """Bind and serve. Raises RuntimeError if the address can't be bound."""
-        router_pb2_grpc.add_RouterServicer_to_server(self._servicer, self._server)
+        self._server.add_generic_rpc_handlers((_handlers(self._servicer),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
@@ -76,3 +82,37 @@ class Listener:
     async def _say(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for name in ("", SERVICE):
             await self._health.set(name, status)
+
+
+def _handlers(servicer: RouterServicer) -> grpc.GenericRpcHandler:
+    """The service's methods, as the generated code registers them but for reading messages.
+
+    Bytes that are no message are handed on as the error they are, to be refused like any bad
+    input. By itself `grpc.aio` answers them with UNKNOWN, and in a stream never.
+    """
+    found = {}
+    for method in ROUTER.methods:
+        handler = (
+            grpc.stream_stream_rpc_method_handler
+            if method.client_streaming
+            else grpc.unary_unary_rpc_method_handler
+        )
+        found[method.name] = handler(
+            getattr(servicer, method.name),
+            request_deserializer=_reader(GetMessageClass(method.input_type)),
+            response_serializer=GetMessageClass(method.output_type).SerializeToString,
+        )
+    return grpc.method_handlers_generic_handler(SERVICE, found)
+
+
+def _reader(kind: type[Message]) -> Callable[[bytes], Message | InvalidRequest]:
+    name = kind.DESCRIPTOR.full_name
+
+    def read(content: bytes) -> Message | InvalidRequest:
+        try:
+            return kind.FromString(content)
+        except DecodeError as error:
+            problem = f"{len(content)} bytes that can't be read ({error})"
+            return InvalidRequest("the message", problem, f"a {name}")
+
+    return read

@@ -133,14 +133,28 @@ class LiveView:
         return self._thread.is_alive()
 
     def refresh(self) -> bool:
-        """Look once; whether a new view was swapped in. Raises what looking raises."""
-        changed = self._load_newer()
-        catalogue = self._source.read()
-        if not changed and catalogue == self.current.catalogue:
-            return False
-        self.current = self._build(catalogue)
-        self._on_swap(self.current)
-        return True
+        """Look once; whether a new view was swapped in. Raises what looking raises.
+
+        Either source may be away or broken: what the other one says takes effect all the same.
+        """
+        problems: list[Exception] = []
+        catalogue = self.current.catalogue
+        try:
+            self._load_newer()
+        except Exception as error:  # noqa: BLE001 - raised below
+            problems.append(error)
+        try:
+            catalogue = self._source.read()
+        except Exception as error:  # noqa: BLE001 - raised below
+            problems.append(error)
+        # Compared with the view, not with the last look: that one may have failed half-way.
+        changed = self._version != self.current.version or catalogue != self.current.catalogue
+        if changed:
+            self.current = self._build(catalogue)
+            self._on_swap(self.current)
+        if problems:
+            raise problems[0]
+        return changed
 
     def _watch(self) -> None:
         """Look again and again; a failed look changes nothing and is said once."""
@@ -164,22 +178,21 @@ class LiveView:
         if loaded:
             self._take(*loaded)
 
-    def _load_newer(self) -> bool:
+    def _load_newer(self) -> None:
         """Load the newest version if it is newer, or of a newer trainer."""
         newest = self._store.newest()
         if newest in (0, self._version, self._passed_over):
-            return False
+            return
         if newest < self._version and self._store.load(newest).term <= self._term:
             self._passed_over = newest  # the newest was deleted; what is held is still the best
-            return False
+            return
         try:
             self._take(*self._loader.load(newest))
         except SnapshotDamaged:
             if newest not in self._store.versions():
-                return False  # pruned while being read; a newer one is there
+                return  # pruned while being read; a newer one is there
             self._passed_over = newest
             raise
-        return True
 
     def _take(self, state: State, manifest: Manifest) -> None:
         self._learned = state.learned

@@ -93,6 +93,7 @@ class Replica:
             self.feedback,
             [repr(options.policy)],
             options.servicer,
+            now_ms,
         )
         self._options = options
         self._listener: Listener | None = None

@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import grpc
 
 from serve.batcher import Batcher, BatcherOptions
 from serve.decider import Decider
 from serve.encoders import Encoder
-from serve.errors import DeadlinePassed, InvalidRequest, NotServing
+from serve.errors import DeadlinePassed, InvalidRequest, NotServing, QueueFull
 from serve.live import LiveView
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.proto.fairlead.v1 import router_pb2_grpc
@@ -25,13 +26,16 @@ from serve.reply import write_explanation
 from serve.request import BATCH_MAX, Asked, PreferenceDefaults, read_request
 from serve.status import status_of
 from streams.decisions import DecisionBatch
+from streams.errors import BadTicket
 from streams.feedback import REPORTED, Ingest, encode_report
+from streams.log import Record
 from streams.outbox import Outbox
 from streams.ticket import Sealer
 
 logger = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext
+Whole = TypeVar("Whole")  # a message as the proto describes it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,11 +70,13 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         feedback: Outbox[tuple[bytes, bytes]],
         policies: Sequence[str],
         options: ServicerOptions,
+        now_ms: Callable[[], int],
     ) -> None:
         self._decider, self._encoder, self._view = decider, encoder, view
         self._sealer, self._ingest = sealer, ingest
         self._decisions, self._feedback = decisions, feedback
-        self._policies, self._options = policies, options
+        self._policies, self._options, self._now_ms = policies, options, now_ms
+        self._encoding = 0  # texts being encoded in threads
         self._batcher: Batcher[Asked, pb.Decision] = Batcher(self._score, options.batcher)
         self.counts = ServicerCounts()
         self.draining = False
@@ -86,25 +92,35 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         """One request's decision. Raises what `status_of` maps."""
         if self.draining:
             raise NotServing("this replica is shutting down; another one serves the same address")
-        asked = read_request(request, self._options.preference)
+        asked = read_request(_whole(request), self._options.preference)
         if self._encoder.blocking and asked.text is not None:
             asked = await self._encoded_elsewhere(asked)
         return await self._batcher.submit(asked)
 
     async def _encoded_elsewhere(self, asked: Asked) -> Asked:
         """Encode a text in a thread, because this encoder would hold up the event loop."""
+        if self._encoding >= self._options.batcher.waiting_max:
+            raise QueueFull(
+                f"{self._encoding} texts wait to be encoded already, which is the limit; "
+                f"try again later or at another router"
+            )
         loop = asyncio.get_running_loop()
-        vectors = await loop.run_in_executor(None, self._encoder.encode, [asked.text])
+        self._encoding += 1
+        try:
+            vectors = await loop.run_in_executor(None, self._encoder.encode, [asked.text])
+        finally:
+            self._encoding -= 1
         return replace(asked, embedding=vectors[0])
 
     async def _reply(self, request: pb.RouteRequest) -> pb.RouteReply:
         """One request's decision or problem."""
+        request_id = getattr(request, "request_id", "")  # a message that can't be read has none
         try:
             decision = await self._decide(request)
         except Exception as error:  # noqa: BLE001 - becomes a status
-            return pb.RouteReply(request_id=request.request_id, problem=self._problem(error))
+            return pb.RouteReply(request_id=request_id, problem=self._problem(error))
         self.counts.decisions += 1
-        return pb.RouteReply(request_id=request.request_id, decision=decision)
+        return pb.RouteReply(request_id=request_id, decision=decision)
 
     def _problem(self, error: Exception) -> pb.Problem:
         code, message = self._refuse(error)
@@ -133,7 +149,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
     ) -> pb.RouteBatchReply:
         """Many requests, scored together; each bad one fails alone."""
         try:
-            _check_count("requests", len(request.requests))
+            _check_count("requests", len(_whole(request).requests))
             _check_time_left(context)
         except Exception as error:  # noqa: BLE001 - becomes a status
             await context.abort(*self._refuse(error))
@@ -145,7 +161,6 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         self, requests: AsyncIterator[pb.RouteRequest], context: Context
     ) -> AsyncIterator[pb.RouteReply]:
         """Requests in, replies out as they are ready; reading pauses when too many are ongoing."""
-        del context
         done: asyncio.Queue[pb.RouteReply | None] = asyncio.Queue()
         room = asyncio.Semaphore(self._options.stream_ongoing_max)
 
@@ -153,25 +168,31 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
             done.put_nowait(await self._reply(request))
 
         async def read() -> None:
-            async with asyncio.TaskGroup() as ongoing:
-                async for request in requests:
-                    await room.acquire()
-                    ongoing.create_task(answer(request))
-            done.put_nowait(None)
+            try:
+                async with asyncio.TaskGroup() as ongoing:
+                    async for request in requests:
+                        await room.acquire()
+                        ongoing.create_task(answer(request))
+            finally:
+                done.put_nowait(None)  # also when reading fails: nobody may wait for ever
 
         reading = asyncio.create_task(read())
         try:
             while (reply := await done.get()) is not None:
                 yield reply
                 room.release()
+            await reading
+        except Exception as error:  # noqa: BLE001 - becomes a status
+            await context.abort(*self._refuse(error))
         finally:
             reading.cancel()
 
     async def SendFeedback(self, request: pb.FeedbackRequest, context: Context) -> pb.FeedbackReply:
         """Check all outcomes as the trainer will, then write them; durable on return."""
         try:
-            _check_count("outcomes", len(request.outcomes))
+            _check_count("outcomes", len(_whole(request).outcomes))
             records = [self._record(i, outcome) for i, outcome in enumerate(request.outcomes)]
+            self._check_learnable(records)
             written = [asyncio.wrap_future(self._feedback.submit(record)) for record in records]
             await asyncio.gather(*written)
         except Exception as error:  # noqa: BLE001 - becomes a status
@@ -180,27 +201,45 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         return pb.FeedbackReply(accepted=len(records))
 
     def _record(self, position: int, outcome: pb.Outcome) -> tuple[bytes, bytes]:
-        """Key and value of one feedback record. Raises InvalidRequest and BadTicket."""
+        """Key and value of one feedback record. Raises InvalidRequest."""
         reported = {name: getattr(outcome, name) for name in REPORTED if outcome.HasField(name)}
         for name, value in reported.items():
             if not math.isfinite(value):
                 raise InvalidRequest(f"outcomes[{position}].{name}", value, "finite")
-        decision_id, _ = self._sealer.open_body(outcome.ticket)
-        value = encode_report(outcome.ticket, **reported)
         try:
-            self._ingest.check(value)
-        except Exception as error:
-            raise InvalidRequest(f"outcomes[{position}]", str(error), "valid feedback") from error
-        return decision_id.hex().encode(), value
+            decision_id, _ = self._sealer.open_body(outcome.ticket)
+        except BadTicket as error:
+            raise InvalidRequest(
+                f"outcomes[{position}].ticket", error, "as it came with a decision"
+            ) from error
+        return decision_id.hex().encode(), encode_report(outcome.ticket, **reported)
+
+    def _check_learnable(self, pairs: Sequence[tuple[bytes, bytes]]) -> None:
+        """Refuse what the trainer would set aside, were it written now. Raises InvalidRequest."""
+        now_ms = self._now_ms()
+        records = [Record(0, i, now_ms, key, value) for i, (key, value) in enumerate(pairs)]
+        for letter in self._ingest.take(records).dead:
+            raise InvalidRequest(
+                f"outcomes[{letter.record.offset}]",
+                f"{letter.reason}: {letter.detail}",
+                "feedback that can be learned from",
+            )
 
     async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.Explanation:
         """Open a ticket."""
         try:
-            ticket = self._sealer.open(request.ticket)
+            ticket = self._sealer.open(_whole(request).ticket)
             return write_explanation(ticket, self._view.current, self._policies)
         except Exception as error:  # noqa: BLE001 - becomes a status
             await context.abort(*self._refuse(error))
             raise AssertionError("abort raises") from error
+
+
+def _whole(message: Whole | InvalidRequest) -> Whole:
+    """The message, unless the listener could not read one. Raises InvalidRequest."""
+    if isinstance(message, InvalidRequest):
+        raise message
+    return message
 
 
 def _check_count(field: str, n: int) -> None:

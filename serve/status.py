@@ -34,10 +34,22 @@ STATUS: dict[type[Exception], StatusCode] = {
 }
 
 
+# A status travels in trailing metadata, where gRPC escapes what is not ASCII to thrice its length
+# and begins to drop calls at 8 KiB: names of 255 models would turn any status into another one.
+MESSAGE_BYTES_MAX = 2000
+
+
 def status_of(error: Exception) -> tuple[StatusCode, str]:
     """Status and message for a caller. An error that is not in the table is our bug."""
     for kind in type(error).__mro__:
         if kind in STATUS:
-            return STATUS[kind], str(error)
+            return STATUS[kind], _shortened(str(error))
     # The details of a bug belong into our log, not to strangers.
     return StatusCode.INTERNAL, f"internal error ({type(error).__name__}); see the router's log"
+
+
+def _shortened(message: str) -> str:
+    data = message.encode("utf-8", "replace")
+    if len(data) <= MESSAGE_BYTES_MAX:
+        return message
+    return data[:MESSAGE_BYTES_MAX].decode(errors="ignore") + " …"

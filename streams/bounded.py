@@ -93,10 +93,7 @@ class Held(Generic[T]):
 class Delivery(Protocol):
     """One item on its way."""
 
-    is_done: bool
-
-    def failed(self) -> bool:
-        """Whether it is done and did not arrive."""
+    is_done: bool  # it arrived, or never will
 
 
 class Backlog:
@@ -109,14 +106,13 @@ class Backlog:
         self._given_up: list[tuple[int, Sequence[Delivery]]] = []
 
     @contextmanager
-    def holding(self, n_bytes: int, deliveries: Sequence[Delivery]) -> Iterator[bool]:
+    def holding(self, n_bytes: int, deliveries: Sequence[Delivery]) -> Iterator[None]:
         """Count `n_bytes` until the block ends; if it raises, until all `deliveries` are done.
 
-        Yields whether any of those given up by earlier blocks is now known to have failed.
         Raises LogUnavailable when there is no room.
         """
         with self._lock:
-            some_failed = self._settle()
+            self._given_up = [left for left in self._given_up if not _all_done(left[1])]
             held = self._bytes_awaited + sum(n for n, _ in self._given_up)
             if held and held + n_bytes > self._bytes_max:
                 raise LogUnavailable(
@@ -125,7 +121,7 @@ class Backlog:
                 )
             self._bytes_awaited += n_bytes
         try:
-            yield some_failed
+            yield
         except BaseException:
             with self._lock:
                 self._given_up.append((n_bytes, deliveries))
@@ -134,13 +130,6 @@ class Backlog:
             with self._lock:
                 self._bytes_awaited -= n_bytes
 
-    def _settle(self) -> bool:
-        """Forget what is done; whether any of it failed."""
-        some_failed, left = False, []
-        for n_bytes, deliveries in self._given_up:
-            if all(delivery.is_done for delivery in deliveries):
-                some_failed |= any(delivery.failed() for delivery in deliveries)
-            else:
-                left.append((n_bytes, deliveries))
-        self._given_up = left
-        return some_failed
+
+def _all_done(deliveries: Sequence[Delivery]) -> bool:
+    return all(delivery.is_done for delivery in deliveries)

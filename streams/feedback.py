@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
@@ -76,6 +77,7 @@ class Report(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defa
 
 REPORTED = ("quality", "cost_usd", "latency_ms", "output_tokens", "error")
 _decode = msgspec.json.Decoder(Report).decode
+_decode_raw = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -107,6 +109,7 @@ class DeadLetter:
 class Ingested:
     """What became of a run of records: outcomes with the bits they report, and dead letters."""
 
+    records: list[Record]  # (n,) what each outcome was read from
     outcomes: Outcomes
     bits: NDArray[np.uint8]  # (n,) which of `REPORTED`, bit i for the i-th
     dead: list[DeadLetter]
@@ -130,7 +133,7 @@ class Ingest:
         try:
             report = _decode(value)
         except msgspec.ValidationError as error:
-            raise BadFeedback(Reason.BAD_FIELD, str(error)) from None
+            raise BadFeedback(Reason.BAD_FIELD, f"{error}{_found(value, str(error))}") from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BadFeedback(Reason.NOT_JSON, str(error)) from None
         if (
@@ -157,7 +160,7 @@ class Ingest:
             except BadFeedback as error:
                 dead.append(DeadLetter(record, Reason(error.reason), error.detail))
         if not kept:
-            return Ingested(_outcomes([], [], heads_of([])), np.zeros(0, np.uint8), dead)
+            return Ingested([], _outcomes([], [], heads_of([])), np.zeros(0, np.uint8), dead)
         heads = heads_of([body for *_, body in kept])
         wrong = self._wrong(heads, np.array([record.appended_at_ms for record, *_ in kept]))
         dead += [DeadLetter(kept[row][0], *wrong[row]) for row in sorted(wrong)]
@@ -167,7 +170,8 @@ class Ingest:
         reports = [report for _, report, _, _ in kept]
         outcomes = _outcomes([decision_id for _, _, decision_id, _ in kept], reports, heads)
         known = np.concatenate([outcomes.known, outcomes.figures_known[:, [1, 0]]], axis=1)
-        return Ingested(outcomes, np.packbits(known, axis=1, bitorder="little")[:, 0], dead)
+        bits = np.packbits(known, axis=1, bitorder="little")[:, 0]
+        return Ingested([record for record, *_ in kept], outcomes, bits, dead)
 
     def _wrong(
         self, heads: NDArray[np.void], appended_at_ms: NDArray[np.int64]
@@ -182,6 +186,12 @@ class Ingest:
                 f"decided with encoder {heads['encoder'][row]:016x}; "
                 f"this router learns with {self._encoder:016x}",
             )
+        for name in ("expected_cost_usd", "expected_latency_ms"):
+            for row in np.flatnonzero(~np.isfinite(heads[name])).tolist():
+                wrong[row] = (
+                    Reason.BAD_TICKET,
+                    f"{name} is {heads[name][row]}: the router that sealed it had a broken catalogue",
+                )
         for row in np.flatnonzero(age_s > options.age_s_max).tolist():
             wrong[row] = (
                 Reason.TOO_LATE,
@@ -194,6 +204,14 @@ class Ingest:
                 f"{options.clock_skew_s_max:.0f} s",
             )
         return wrong
+
+
+def _found(value: bytes, message: str) -> str:
+    """What the record has in the field a message of msgspec names, or nothing if that is unclear."""
+    field = message.rpartition("$.")[2].rstrip("`")
+    with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError):
+        return f", found {bytes(_decode_raw(value)[field])[:40].decode(errors='replace')}"
+    return ""
 
 
 def _outcomes(ids: Sequence[bytes], reports: Sequence[Report], heads: NDArray[np.void]) -> Outcomes:

@@ -93,8 +93,7 @@ class KafkaLog:
         """Append all and wait until they are durable. Raises LogUnavailable and RecordTooLarge.
 
         What was handed to kafka-python before an error may still be written later, up to
-        `delivery_timeout_s` after. A producer that failed to deliver is replaced: an idempotent one
-        whose record expired asks for no new identity and waits for ever (kafka-python 3.0.12).
+        `delivery_timeout_s` after.
         """
         if not records:
             return
@@ -103,9 +102,7 @@ class KafkaLog:
             raise RecordTooLarge(topic, max(sizes), self._options.record_bytes_max)
         deadline = time.monotonic() + timeout_s
         futures: list[FutureRecordMetadata] = []
-        with self._backlog.holding(sum(sizes), futures) as some_expired:
-            if some_expired:
-                self._producer.drop()
+        with self._backlog.holding(sum(sizes), futures):
             producer = self._producer.get(max(timeout_s, self._options.connect_s_min))
             try:
                 _send(producer, topic, records, futures, deadline)
@@ -115,8 +112,7 @@ class KafkaLog:
                 self._producer.drop(producer)
                 self._blame(topic, max(sizes), error)
             except Exception as error:
-                if not isinstance(error, KafkaTimeoutError) or _any_failed(futures):
-                    self._producer.drop(producer)
+                self._replace_if_any_fails(producer, futures, error)
                 raise LogUnavailable(f"{len(records)} records for {topic}: {error!r}") from error
 
     def reader(self, topic: str, offsets: Mapping[int, int]) -> KafkaReader:
@@ -151,6 +147,19 @@ class KafkaLog:
         """Let go of connections. Safe to call twice."""
         self._producer.close(CLOSE_S)
         self._admin.close(CLOSE_S)
+
+    def _replace_if_any_fails(
+        self, producer: KafkaProducer, futures: Sequence[FutureRecordMetadata], error: Exception
+    ) -> None:
+        """Let go of the producer, unless it may yet deliver all: then as soon as it does not.
+
+        An idempotent producer that sent a record which then expired gives up its identity, asks
+        for no other, and sends nothing ever again (kafka-python 3.0.12).
+        """
+        if not isinstance(error, KafkaTimeoutError):
+            self._producer.drop(producer)
+        for future in futures:
+            future.add_errback(lambda _: self._producer.drop(producer))
 
     def _blame(self, topic: str, largest: int, error: Exception) -> None:
         """Raise RecordTooLarge if a record of `largest` bytes is, LogUnavailable if another was."""
@@ -473,10 +482,6 @@ def _await_acknowledgement(futures: list[FutureRecordMetadata], deadline: float)
     """Wait for all, in order. Raises what kafka-python found wrong with the first that failed."""
     for future in futures:
         future.get(max(0.0, deadline - time.monotonic()))
-
-
-def _any_failed(futures: list[FutureRecordMetadata]) -> bool:
-    return any(future.failed() for future in futures)
 
 
 def _describe(topic: str, admin: KafkaAdminClient) -> dict[str, Any]:

@@ -57,6 +57,9 @@ class Reader(Protocol):
 class Log(Protocol):
     """Safe to use from several threads."""
 
+    def ensure_topics(self) -> None:
+        """Make missing topics. Raises LogUnavailable, and TopicUnfit for one that won't do."""
+
     def append(
         self, topic: str, records: Sequence[tuple[bytes | None, bytes]], timeout_s: float = 30.0
     ) -> None:

@@ -92,6 +92,10 @@ class Store:
             raise SnapshotDamaged(f"part {blob.sha256[:12]} does not match its checksum")
         return content
 
+    def has(self, blob: Blob) -> bool:
+        """Whether a part is stored here, by name and length; `get` verifies it."""
+        return self._folder.size(f"{BLOBS}/{blob.sha256}") == blob.size
+
     # --- writing
 
     def claim(self) -> int:
@@ -111,7 +115,7 @@ class Store:
     def put(self, content: bytes) -> Blob:
         """Store a part, unless it is there already. Raises OSError."""
         blob = Blob(hashlib.sha256(content).hexdigest(), len(content))
-        if self._folder.size(f"{BLOBS}/{blob.sha256}") != blob.size:
+        if not self.has(blob):
             self._folder.write(f"{BLOBS}/{blob.sha256}", content)
         return blob
 

@@ -40,6 +40,9 @@ class SqliteLog:
         with _unavailable():
             self._connection.executescript(SCHEMA)
 
+    def ensure_topics(self) -> None:
+        """Nothing to do: a topic is made when it is first used."""
+
     def append(
         self, topic: str, records: Sequence[tuple[bytes | None, bytes]], timeout_s: float = 30.0
     ) -> None:

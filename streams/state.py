@@ -39,6 +39,8 @@ class State:
     offsets: dict[int, int] = field(default_factory=dict)  # next offset to read, by partition
     topic_id: str = ""  # of the feedback topic those offsets belong to
     dead_letter_offsets: dict[int, int] = field(default_factory=dict)  # end when this was saved
+    audit_offsets: dict[int, int] = field(default_factory=dict)  # decision log, see `audit`
+    learned_at_ms: int = 0  # Unix time at which something was last learned
     counts: dict[str, int] = field(default_factory=dict)  # see `trainer`
 
     def count(self, name: str, n: int = 1) -> None:
@@ -54,8 +56,16 @@ class Saver:
         self._store = store
         self._stored: dict[str, tuple[object, Blob]] = {}  # part → what it was made of, where
 
-    def save(self, state: State, published_at_ms: int) -> int:
-        """Publish the state as a new version. Raises SnapshotFenced and OSError."""
+    def save(
+        self,
+        state: State,
+        published_at_ms: int,
+        seen_elsewhere: Mapping[str, Blob] | None = None,
+    ) -> int:
+        """Publish the state as a new version. Raises SnapshotFenced and OSError.
+
+        `seen_elsewhere` are stored parts of what other shards have seen, by part name.
+        """
         learned = state.learned
         learned.history.settle()
         blobs = {STATISTICS: self._store.put(_pack(_flat(learned.statistics())))}
@@ -71,9 +81,11 @@ class Saver:
             "offsets": state.offsets,
             "topic_id": state.topic_id,
             "dead_letter_offsets": state.dead_letter_offsets,
+            "audit_offsets": state.audit_offsets,
+            "learned_at_ms": state.learned_at_ms,
             "counts": state.counts,
         }
-        return self._store.publish(about, blobs)
+        return self._store.publish(about, {**blobs, **(seen_elsewhere or {})})
 
     def _history(self, state: State) -> dict[str, Blob]:
         history = state.learned.history
@@ -181,6 +193,8 @@ class Loader:
             offsets={int(p): int(o) for p, o in about["offsets"].items()},
             topic_id=str(about["topic_id"]),
             dead_letter_offsets={int(p): int(o) for p, o in about["dead_letter_offsets"].items()},
+            audit_offsets={int(p): int(o) for p, o in about["audit_offsets"].items()},
+            learned_at_ms=int(about["learned_at_ms"]),
             counts={str(name): int(n) for name, n in about["counts"].items()},
         )
         for name in sorted(parts):

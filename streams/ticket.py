@@ -102,9 +102,11 @@ class Sealer:
     def __init__(self, keys: Sequence[bytes]) -> None:
         """`keys` are 32 bytes each, newest first."""
         assert keys and all(len(key) == KEY_BYTES for key in keys)
-        self._ciphers = {_key_id(key): AESGCM(key) for key in reversed(keys)}
+        self._ciphers: dict[int, list[AESGCM]] = {}  # one key in 256 shares another one's id
+        for key in keys:
+            self._ciphers.setdefault(_key_id(key), []).append(AESGCM(key))
         self._clear = bytes([VERSION, _key_id(keys[0])])
-        self._cipher = self._ciphers[_key_id(keys[0])]
+        self._cipher = self._ciphers[_key_id(keys[0])][0]
 
     def seal(
         self,
@@ -133,14 +135,15 @@ class Sealer:
             )
         if ticket[0] != VERSION:
             raise BadTicket(f"a ticket of version {ticket[0]}; this is version {VERSION}")
-        cipher = self._ciphers.get(ticket[1])
-        if cipher is None:
+        if ticket[1] not in self._ciphers:
             raise BadTicket("a ticket sealed with a key that is not held here")
         decision_id = ticket[2:CLEAR_BYTES]
-        try:
-            return decision_id, cipher.decrypt(decision_id, ticket[CLEAR_BYTES:], ticket[:2])
-        except InvalidTag:
-            raise BadTicket("a ticket that was not sealed here, or was changed since") from None
+        for cipher in self._ciphers[ticket[1]]:
+            try:
+                return decision_id, cipher.decrypt(decision_id, ticket[CLEAR_BYTES:], ticket[:2])
+            except InvalidTag:
+                continue
+        raise BadTicket("a ticket that was not sealed here, or was changed since")
 
     def open(self, ticket: bytes) -> Ticket:
         """Open one ticket. Raises BadTicket."""
@@ -164,6 +167,14 @@ def split_ids(ids: Sequence[bytes]) -> tuple[NDArray[np.uint64], NDArray[np.uint
     wide[:, 16 - SEQUENCE_BYTES :] = raw[:, ISSUER_BYTES:]
     numbers = wide.reshape(-1).view(">u8").astype(np.uint64).reshape(-1, 2)
     return numbers[:, 0], numbers[:, 1]
+
+
+def join_ids(issuers: NDArray[np.uint64], sequences: NDArray[np.uint64]) -> list[bytes]:
+    """Decision ids of issuers and sequences (n,): the inverse of `split_ids`."""
+    return [
+        issuer.to_bytes(ISSUER_BYTES, "big") + sequence.to_bytes(SEQUENCE_BYTES, "big")
+        for issuer, sequence in zip(issuers.tolist(), sequences.tolist(), strict=True)
+    ]
 
 
 def _key_id(key: bytes) -> int:

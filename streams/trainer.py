@@ -2,7 +2,7 @@
 
     1 read      a run of feedback records from where the state ends
     2 sort      into outcomes and dead letters                          (pure)
-    3 set aside the dead letters, in their own topic
+    3 set aside the dead letters, in their own topic; move what belongs to another shard
     4 learn     the values not seen before, and advance the offsets     (memory only)
     5 save      state and offsets as one snapshot                       (every `publish_s`)
 
@@ -16,25 +16,32 @@ The one rule: state and offsets change together in memory (step 4) and on disk (
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
-import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from learners.learned import Learned, MemoryOptions
+from streams.audit import Audit, AuditOptions
+from streams.dead_letters import came_from, dead_letter
 from streams.errors import LogReplaced, LogTruncated, LogUnavailable
-from streams.feedback import DeadLetter, FeedbackOptions, Ingest, keep_fresh
-from streams.log import DEAD_LETTER, FEEDBACK, Log, Reader, Record
+from streams.feedback import DeadLetter, FeedbackOptions, Ingest, Ingested, Reason, keep_fresh
+from streams.log import DEAD_LETTER, FEEDBACK, Damage, Log, Reader, Record
 from streams.snapshots import Store
 from streams.state import Loader, Saver, State
-from streams.ticket import Sealer, key_of
+from streams.ticket import Sealer, join_ids, key_of
 
 logger = logging.getLogger(__name__)
 
 # Counters kept with the state, so that they are exact across restarts.
-RECORDS, LEARNED, DUPLICATE = "records", "learned", "duplicate"
+RECORDS, LEARNED, DUPLICATE, MOVED = "records", "learned", "duplicate", "moved"
 DEAD = "dead_letter."  # followed by a reason
 SKIPPED = "skipped"  # records the log lost before they were read, see `on_gap`
+
+# A partition that has been read to its end may get a record stamped a little before now.
+CLOCK_MARGIN_MS = 60_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +56,39 @@ class TrainerOptions:
     on_gap: str = "stop"
     feedback: FeedbackOptions = field(default_factory=FeedbackOptions)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
+    audit: AuditOptions = field(default_factory=AuditOptions)
+
+
+class Share(Protocol):
+    """Which part of the feedback one of several trainers learns, see `shards`."""
+
+    def owns(self, partition: int) -> bool:
+        """Whether it reads this partition of the feedback topic."""
+
+    def keeps(
+        self, issuers: NDArray[np.uint64], sequences: NDArray[np.uint64]
+    ) -> NDArray[np.bool_]:
+        """Which decisions (n,) it keeps account of."""
+
+
+class Everything:
+    """The share of a trainer that is alone."""
+
+    def owns(self, partition: int) -> bool:
+        """All partitions."""
+        del partition
+        return True
+
+    def keeps(
+        self, issuers: NDArray[np.uint64], sequences: NDArray[np.uint64]
+    ) -> NDArray[np.bool_]:
+        """All decisions."""
+        del sequences
+        return np.ones(len(issuers), bool)
 
 
 class Trainer:
-    """One trainer over all partitions of the feedback topic. Used by one thread."""
+    """One trainer over its share of the feedback topic. Used by one thread."""
 
     def __init__(
         self,
@@ -62,24 +98,31 @@ class Trainer:
         encoder: str,
         options: TrainerOptions,
         now_ms: Callable[[], int],
+        share: Share | None = None,
+        start: Callable[[], State | None] = lambda: None,
     ) -> None:
         """Claim the store, recover the newest snapshot, and go to where it ends.
 
+        `start` gives the state to begin with where the store has no snapshot; None: from nothing.
         Raises LogUnavailable, LogReplaced, LogTruncated, SnapshotForeign, SnapshotDamaged.
         """
         self._log, self._store, self._options, self._now_ms = log, store, options, now_ms
+        self._share = share or Everything()
         self._ingest = Ingest(sealer, key_of(encoder), options.feedback)
         store.claim()
         self._saver = Saver(store)
-        self.state = self._recover(encoder)
+        loaded = Loader(store, encoder, options.memory).load_newest()
+        # A first snapshot is saved at once: whoever merges or watches then knows of this trainer.
+        self._dirty = loaded is None
+        self.state = self._positioned(encoder, loaded[0] if loaded else start())
         self._already_dead = self._dead_since_snapshot()
         self._watermark_ms: dict[int, int] = {}
-        self._dirty = self.state.topic_id == ""
         self._published_at_ms = 0
         self._n_published = 0
         if not self.state.topic_id:
             self.state.topic_id = log.topic_id(FEEDBACK)
         self._reader: Reader = log.reader(FEEDBACK, self.state.offsets)
+        self._audit = Audit(log, self.state, self._share, options.audit)
 
     def run(self, stopping: Callable[[], bool]) -> None:
         """Step until `stopping()`, then save what is new. Errors other than a silent log raise."""
@@ -88,54 +131,87 @@ class Trainer:
                 self.step()
             self.publish_if_due(at_once=True)
         finally:
-            self._reader.close()
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the log's readers."""
+        self._reader.close()
+        self._audit.close()
 
     def step(self) -> int:
         """Read, learn and perhaps save once; return how many records were read."""
+        records: list[Record] = []
         try:
             records = self._reader.read(self._options.records_max, self._options.wait_s)
+            self._dirty |= self._audit.step(self._now_ms())
         except LogUnavailable as error:
-            logger.warning("feedback can't be read now, will try again: %s", error)
-            records = []
-        if records:
-            self.learn(records)
+            logger.warning("the log can't be read now, will try again: %s", error)
+        damaged, self._reader.damaged[:] = list(self._reader.damaged), []
+        if records or damaged:
+            self.learn(records, damaged)
         self.publish_if_due()
         return len(records)
 
-    def learn(self, records: Sequence[Record]) -> None:
-        """Steps 2 to 4 for records that continue where the state ends."""
+    def learn(self, records: Sequence[Record], damaged: Sequence[Damage] = ()) -> None:
+        """Steps 2 to 4 for records, and unreadable stretches, that continue where the state ends."""
         ingested = self._ingest.take(records)
-        self._set_aside(ingested.dead)
-        state, outcomes = self.state, ingested.outcomes
+        dead = ingested.dead + [letter for damage in damaged for letter in _unreadable(damage)]
+        self._set_aside(dead)
+        found = ingested.outcomes
+        home = self._share.keeps(found.issuers, found.sequences)
+        self._move(ingested, home)
+        state, outcomes = self.state, found.take(home)
         fresh = state.seen.claim(
-            outcomes.issuers, outcomes.sequences, ingested.bits, outcomes.decided_at_ms
+            outcomes.issuers, outcomes.sequences, ingested.bits[home], outcomes.decided_at_ms
         )
         new = keep_fresh(outcomes, fresh)
         state.learned.update(new)
+        if len(new):
+            state.learned_at_ms = self._now_ms()
         state.count(RECORDS, len(records))
         state.count(LEARNED, len(new))
         state.count(DUPLICATE, len(outcomes) - len(new))
-        for letter in ingested.dead:
+        state.count(MOVED, int((~home).sum()))
+        for letter in dead:
             state.count(DEAD + letter.reason)
         for record in records:
             state.offsets[record.partition] = record.offset + 1
             self._watermark_ms[record.partition] = record.appended_at_ms
+        for damage in damaged:
+            end = max(state.offsets[damage.partition], damage.end_offset)
+            state.offsets[damage.partition] = end
         self._dirty = True
 
     def publish_if_due(self, *, at_once: bool = False) -> None:
-        """Step 5. Raises SnapshotFenced and OSError."""
+        """Step 5. Raises SnapshotFenced and OSError; a silent log only puts it off."""
         now_ms = self._now_ms()
         due = now_ms - self._published_at_ms >= self._options.publish_s * 1000
         if not self._dirty or not (due or at_once):
             return
-        self._forget_seen()
-        self.state.dead_letter_offsets = self._log.end_offsets(DEAD_LETTER)
-        self._already_dead.clear()
+        try:
+            self._forget_seen(now_ms)
+            self.state.dead_letter_offsets = self._log.end_offsets(DEAD_LETTER)
+        except LogUnavailable as error:
+            logger.warning("the snapshot waits for the log: %s", error)
+            return
         self._saver.save(self.state, now_ms)
+        self._already_dead.clear()
         self._dirty, self._published_at_ms = False, now_ms
         self._n_published += 1
         if self._n_published % self._options.prune_every == 0:
             self._store.prune()
+
+    def _move(self, ingested: Ingested, home: NDArray[np.bool_]) -> None:
+        """Append what belongs to another trainer again, under the key that leads there.
+
+        A crash may move a record twice: its second copy is a duplicate there.
+        """
+        away = np.flatnonzero(~home)
+        if len(away):
+            outcomes = ingested.outcomes
+            ids = join_ids(outcomes.issuers[away], outcomes.sequences[away])
+            moved = [(i.hex().encode(), ingested.records[row].value) for i, row in zip(ids, away, strict=True)]
+            self._log.append(FEEDBACK, moved)
 
     # --- dead letters
 
@@ -143,13 +219,14 @@ class Trainer:
         """Step 3: write dead letters that a former trainer has not written already."""
         fresh = [d for d in dead if (d.record.partition, d.record.offset) not in self._already_dead]
         if fresh:
-            self._log.append(DEAD_LETTER, [_dead_letter(letter) for letter in fresh])
+            self._log.append(DEAD_LETTER, [dead_letter(letter) for letter in fresh])
             self._already_dead |= {(d.record.partition, d.record.offset) for d in fresh}
 
     def _dead_since_snapshot(self) -> set[tuple[int, int]]:
         """Where the dead letters came from that were written after the snapshot was saved."""
         ends = self._log.end_offsets(DEAD_LETTER)
-        starts = {p: self.state.dead_letter_offsets.get(p, 0) for p in ends}
+        firsts = self._log.first_offsets(DEAD_LETTER)
+        starts = {p: max(firsts[p], self.state.dead_letter_offsets.get(p, 0)) for p in ends}
         left = sum(max(0, ends[p] - starts[p]) for p in ends)
         found: set[tuple[int, int]] = set()
         reader = self._log.reader(DEAD_LETTER, starts)
@@ -159,25 +236,26 @@ class Trainer:
                 if not records:
                     raise LogUnavailable(f"{left} dead letters could not be read back in 10 s")
                 left -= len(records)
-                found |= {_came_from(record) for record in records}
+                found |= {came_from(record) for record in records}
         finally:
             reader.close()
         return found
 
     # --- recovery
 
-    def _recover(self, encoder: str) -> State:
-        """The newest whole snapshot's state, or a new one; its offsets checked against the log."""
-        loader = Loader(self._store, encoder, self._options.memory)
-        loaded = loader.load_newest()
-        state = loaded[0] if loaded else State(encoder, Learned(self._options.memory))
+    def _positioned(self, encoder: str, known: State | None) -> State:
+        """A known state, or a new one, its offsets checked against the log."""
+        state = known or State(encoder, Learned(self._options.memory))
         topic_id = self._log.topic_id(FEEDBACK)
         if state.topic_id and state.topic_id != topic_id:
             self._gap(LogReplaced(FEEDBACK, state.topic_id, topic_id))
             state.topic_id, state.offsets = topic_id, {}
         first, end = self._log.first_offsets(FEEDBACK), self._log.end_offsets(FEEDBACK)
-        for partition in end:
-            wanted = state.offsets.setdefault(partition, 0 if not loaded else first[partition])
+        owned = {p for p in end if self._share.owns(p)}
+        state.offsets = {p: o for p, o in state.offsets.items() if p in owned}
+        for partition in owned:
+            # A partition the snapshot does not know is new; nothing of it was learned.
+            wanted = state.offsets.setdefault(partition, first[partition] if not known else 0)
             if not first[partition] <= wanted <= end[partition]:
                 self._gap(
                     LogTruncated(FEEDBACK, partition, wanted, first[partition], end[partition])
@@ -192,30 +270,20 @@ class Trainer:
             raise error
         logger.error("%s Continuing without them, as `on_gap` says.", error)
 
-    def _forget_seen(self) -> None:
+    def _forget_seen(self, now_ms: int) -> None:
         """Drop what can't arrive any more: older than the most backward partition would accept."""
-        if self._watermark_ms and len(self._watermark_ms) == len(self.state.offsets):
-            age_ms = round(self._options.feedback.age_s_max * 1000)
-            self.state.seen.forget(min(self._watermark_ms.values()) - age_ms)
+        state = self.state
+        ends = self._log.end_offsets(FEEDBACK)
+        horizon_ms = now_ms
+        for partition, offset in state.offsets.items():
+            if offset < ends.get(partition, 0):
+                horizon_ms = min(horizon_ms, self._watermark_ms.get(partition, 0))
+        age_ms = round(self._options.feedback.age_s_max * 1000)
+        state.seen.forget(horizon_ms - CLOCK_MARGIN_MS - age_ms)
 
 
-def _dead_letter(letter: DeadLetter) -> tuple[bytes, bytes]:
-    """Key and value on the dead-letter topic: the key says where it came from."""
-    record = letter.record
-    value = {
-        "reason": letter.reason,
-        "detail": letter.detail,
-        "partition": record.partition,
-        "offset": record.offset,
-        "appended_at_ms": record.appended_at_ms,
-        "key": record.key,  # bytes become base64 in JSON
-        "value": record.value,
-    }
-    return f"{record.partition}/{record.offset}".encode(), msgspec.json.encode(value)
-
-
-def _came_from(record: Record) -> tuple[int, int]:
-    """Partition and offset of the feedback record a dead letter was made of."""
-    assert record.key is not None, "the dead-letter topic is written by trainers alone"
-    partition, _, offset = record.key.partition(b"/")
-    return int(partition), int(offset)
+def _unreadable(damage: Damage) -> Iterable[DeadLetter]:
+    """A dead letter for every record that can't be read, so that each is accounted for."""
+    for offset in range(damage.first_offset, damage.end_offset):
+        record = Record(damage.partition, offset, 0, None, None)
+        yield DeadLetter(record, Reason.DAMAGED, "its bytes in the log fail the checksum")

@@ -926,7 +926,7 @@ def _read_or_nothing(reader: Reader) -> list[Record]:
 # --- Kafka: damage on disk
 
 BATCH_HEADER = struct.Struct(">qiibIhi")  # up to lastOffsetDelta; the CRC is the fifth
-N_BATCHES, BATCH_RECORDS = 6, 25
+BATCH_RECORDS = (1, 2, 3, 26, 31, 7)  # per batch: the search for an end must not rely on luck
 
 
 class Batch:
@@ -956,8 +956,8 @@ class Damaged:
         """A topic of some six batches, of which those in `hits` will be damaged."""
         topic = self._kafka.topic(n_partitions=1)
         other = self._kafka.producer(compression_type="zstd", linger_ms=1000)
-        for batch in range(N_BATCHES):
-            for i in range(BATCH_RECORDS):
+        for batch, n_records in enumerate(BATCH_RECORDS):
+            for i in range(n_records):
                 other.send(topic, value=b"%d %d" % (batch, i))
             other.flush()
         other.close()
@@ -984,7 +984,7 @@ def damage(kafka_broker: Broker) -> Iterator[tuple[KafkaLog, dict[str, str], Dam
     """One restart for all kinds of damage: a log, the topic of each kind, their batches."""
     bench = KafkaBench(kafka_broker)
     damaged = Damaged(bench)
-    kinds = {"first": (0,), "middle": (2,), "two apart": (1, 3), "adjacent": (2, 3), "last": (-1,)}
+    kinds = {"first": (0,), "middle": (4,), "two apart": (1, 3), "adjacent": (2, 3), "last": (-1,)}
     topics = {kind: damaged.topic(*hits) for kind, hits in kinds.items()}
     damaged.damage()
     log = bench.log()
@@ -1029,13 +1029,34 @@ def test_a_damaged_batch_is_passed_over_exactly_and_reported(damage, kind):
     reader.close()
 
 
+@pytest.mark.parametrize("n_bad", range(1, 70))
+def test_the_end_of_damage_is_found_whatever_follows_it(n_bad):
+    """
+    Good batches, other damage, or nothing; and no offset is asked for twice.
+    """
+    first = 1000
+    for end in (first + n_bad, first + n_bad + 1, first + n_bad + 50):
+        for after in (None, "other damage"):
+            asked = [first]
+
+            def complaint(offset: int, after=after, asked=asked, end=end) -> str | None:
+                assert first < offset < end
+                asked.append(offset)
+                return "this damage" if offset < first + n_bad else after
+
+            probe = object.__new__(kafka_log._Probe)
+            probe._complaint = complaint
+            assert probe._search(first, end, "this damage") == first + n_bad
+            assert len(asked) == len(set(asked)) <= 2 * 7 + 2
+
+
 @pytest.mark.kafka
 def test_reading_that_starts_inside_damage_goes_on_behind_it(damage):
     """
     What is reported begins where reading was to begin.
     """
     log, topics, damaged = damage
-    hit = damaged.batches[topics["middle"]][2]
+    hit = damaged.batches[topics["middle"]][4]
     inside = (hit.first + hit.end) // 2
     assert hit.first < inside < hit.end
     reader = log.reader(topics["middle"], {0: inside})

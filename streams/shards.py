@@ -1,0 +1,254 @@
+"""Several trainers, each learning its share of the feedback, published as one snapshot.
+
+    partitions 0, 2 ─▶ trainer 0 ─▶ shards/<layout>/0 ─┐
+    partitions 1, 3 ─▶ trainer 1 ─▶ shards/<layout>/1 ─┴─▶ merger ─▶ the published snapshots
+
+A shard's trainer is the ordinary one with a share and a store of its own; sums add up, so the
+merger only adds. A decision's *home* is the partition that a keyed record of it lands in (Kafka's
+murmur2 of its id). A record found elsewhere, because its producer partitions differently or gave
+no key, is appended again under its id: so all that is reported of a decision meets in one trainer,
+which counts each value once.
+
+A *layout* is a number of shards and the published version they began from. Another number of
+shards is a new layout: it begins from what was published, trainer 0 with all that was learned, and
+every trainer with all that was seen and its own partitions' offsets.
+
+The one rule: every outcome is in exactly one shard's state, together with the offset it came from.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.history import COLUMNS, History, Rows
+from learners.learned import Learned, MemoryOptions
+from streams.errors import SnapshotDamaged
+from streams.folder import Folder
+from streams.snapshots import Blob, Manifest, Store
+from streams.state import SEEN, Loader, Saver, State
+from streams.ticket import ISSUER_BYTES, SEQUENCE_BYTES
+
+LAYOUTS, SHARDS = "layouts", "shards"
+MERGES_PER_PRUNE = 20
+LOOK_S = 0.05  # between looks at the shards' stores, each a listing of ten names
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How many shards there are, and the published version they began from (0: from nothing)."""
+
+    number: int
+    n_shards: int
+    base_version: int
+
+    def store(self, uri: str, shard: int) -> Store:
+        """The store of one shard's own snapshots, below the published ones."""
+        return Store(Folder(f"{uri}/{SHARDS}/{self.number}/{shard}"))
+
+
+def lay_out(uri: str, n_shards: int) -> Layout:
+    """The layout to run with: the last one if it has as many shards, else a new one.
+
+    A new one fences whoever published before, so that nothing is published after its base.
+    """
+    folder = Folder(uri)
+    numbers = [int(name) for name in folder.names(LAYOUTS) if name.isdigit()]
+    if numbers:
+        last = Layout(**json.loads(folder.read(f"{LAYOUTS}/{max(numbers)}")))
+        if last.n_shards == n_shards:
+            return last
+    store = Store(folder)
+    store.claim()
+    layout = Layout(max(numbers, default=0) + 1, n_shards, store.newest())
+    described = json.dumps(
+        {"number": layout.number, "n_shards": n_shards, "base_version": layout.base_version}
+    )
+    folder.write(f"{LAYOUTS}/{layout.number}", described.encode(), exclusive=True)
+    return layout
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionShare:
+    """The share of shard `shard` of `n_shards`, of a topic of `n_partitions`."""
+
+    shard: int
+    n_shards: int
+    n_partitions: int
+
+    def owns(self, partition: int) -> bool:
+        """Partitions are dealt out in turn."""
+        return partition % self.n_shards == self.shard
+
+    def keeps(
+        self, issuers: NDArray[np.uint64], sequences: NDArray[np.uint64]
+    ) -> NDArray[np.bool_]:
+        """Which decisions (n,) have their home in a partition of this shard."""
+        home = home_partitions(issuers, sequences, self.n_partitions)
+        return home % self.n_shards == self.shard
+
+
+def start_of(
+    uri: str, layout: Layout, shard: int, encoder: str, memory: MemoryOptions
+) -> State | None:
+    """The state that a shard of a layout begins with; None: nothing has been published yet.
+
+    Raises SnapshotDamaged and SnapshotForeign.
+    """
+    if not layout.base_version:
+        return None
+    state, _ = Loader(Store(Folder(uri)), encoder, memory).load(layout.base_version)
+    if shard:
+        state.learned, state.counts = Learned(memory), {}
+    return state
+
+
+class Merger:
+    """Publishes the sum of what the shards have saved. Used by one thread."""
+
+    def __init__(
+        self,
+        uri: str,
+        layout: Layout,
+        encoder: str,
+        memory: MemoryOptions,
+        now_ms: Callable[[], int],
+    ) -> None:
+        """Claim the published store. Raises OSError."""
+        self._store = Store(Folder(uri))
+        self._encoder, self._memory, self._now_ms = encoder, memory, now_ms
+        self._shards = [layout.store(uri, shard) for shard in range(layout.n_shards)]
+        self._loaders = [Loader(s, encoder, memory, with_seen=False) for s in self._shards]
+        self._saver = Saver(self._store)
+        self._merged: tuple[int, ...] = (0,) * layout.n_shards  # versions last published
+        self._history = _JoinedHistory(memory, layout.n_shards)
+        self._n_published = 0
+        self._store.claim()
+
+    def run(self, stopping: Callable[[], bool]) -> None:
+        """Look at the shards again and again until `stopping()`."""
+        while not stopping():
+            if not self.step():
+                time.sleep(LOOK_S)
+
+    def step(self) -> bool:
+        """Publish if every shard has saved something and any has since; whether it was done.
+
+        Raises SnapshotFenced and OSError.
+        """
+        versions = tuple(store.newest() for store in self._shards)
+        if not all(versions) or versions == self._merged:
+            return False
+        try:
+            loaded = [
+                loader.load(version)
+                for loader, version in zip(self._loaders, versions, strict=True)
+            ]
+            seen = self._copy_seen([manifest for _, manifest in loaded])
+        except SnapshotDamaged:
+            return False  # pruned while it was read; the next look finds a newer one
+        state = self._sum([state for state, _ in loaded])
+        self._saver.save(state, self._now_ms(), seen)
+        self._merged = versions
+        self._n_published += 1
+        if self._n_published % MERGES_PER_PRUNE == 0:
+            self._store.prune()
+        return True
+
+    def _sum(self, states: Sequence[State]) -> State:
+        learned = Learned(self._memory)
+        for state in states:
+            learned.merge_statistics(state.learned)
+        learned.history = self._history.of([state.learned.history for state in states])
+        merged = State(self._encoder, learned, topic_id=states[0].topic_id)
+        for state in states:
+            merged.offsets.update(state.offsets)
+            merged.learned_at_ms = max(merged.learned_at_ms, state.learned_at_ms)
+            for name, n in state.counts.items():
+                merged.count(name, n)
+            # What one shard has not looked at yet is looked at again.
+            _keep_least(merged.dead_letter_offsets, state.dead_letter_offsets)
+            _keep_least(merged.audit_offsets, state.audit_offsets)
+        return merged
+
+    def _copy_seen(self, manifests: Sequence[Manifest]) -> dict[str, Blob]:
+        """Copy what shards have seen into the published store, the parts it lacks. By part name.
+
+        Copied as bytes, unread: a store refers to its own parts only, so each can be pruned alone.
+        """
+        copied = {}
+        for shard, (store, manifest) in enumerate(zip(self._shards, manifests, strict=True)):
+            for name, blob in manifest.blobs.items():
+                if name.startswith(SEEN):
+                    if not self._store.has(blob):
+                        self._store.put(store.get(blob))
+                    copied[f"{SEEN}{shard}/{name.removeprefix(SEEN)}"] = blob
+        return copied
+
+
+class _JoinedHistory:
+    """The rows of all shards in one history, each row added once, so that its index is kept."""
+
+    def __init__(self, memory: MemoryOptions, n_shards: int) -> None:
+        self._memory, self._taken = memory, [(0, 0)] * n_shards  # (generation, rows) per shard
+        self._history = History(memory.history)
+
+    def of(self, histories: Sequence[History]) -> History:
+        """The joined history of the shards' present ones."""
+        generations = [history.generation for history in histories]
+        if generations != [generation for generation, _ in self._taken] or any(
+            len(history) < n for history, (_, n) in zip(histories, self._taken, strict=True)
+        ):
+            self._history = History(self._memory.history)
+            self._taken = [(generation, 0) for generation in generations]
+        for shard, history in enumerate(histories):
+            generation, n = self._taken[shard]
+            self._history.append(_rows_from(history.rows, n))
+            self._taken[shard] = (generation, len(history))
+        self._history.settle()
+        return self._history
+
+
+def _rows_from(rows: Rows, first: int) -> Rows:
+    return {name: rows[name][first:] for name in COLUMNS}
+
+
+def _keep_least(merged: dict[int, int], offsets: Mapping[int, int]) -> None:
+    for partition, offset in offsets.items():
+        merged[partition] = min(merged.get(partition, offset), offset)
+
+
+def home_partitions(
+    issuers: NDArray[np.uint64], sequences: NDArray[np.uint64], n_partitions: int
+) -> NDArray[np.int64]:
+    """The partition (n,) that Kafka's default partitioner gives to records keyed by decision ids.
+
+    The key is the id in hexadecimal, 24 ASCII letters; the hash is murmur2 with Kafka's seed, as in
+    `org.apache.kafka.common.utils.Utils.murmur2`, here for keys of 24 bytes.
+    """
+    words = _hexadecimal(issuers, sequences).view("<u4")  # (n, 6)
+    mix = np.uint32(0x5BD1E995)
+    with np.errstate(over="ignore"):
+        hashed = np.full(len(words), np.uint32(0x9747B28C ^ 24), np.uint32)
+        for column in range(words.shape[1]):
+            word = words[:, column] * mix
+            word = (word ^ (word >> np.uint32(24))) * mix
+            hashed = (hashed * mix) ^ word
+        hashed = (hashed ^ (hashed >> np.uint32(13))) * mix
+        hashed ^= hashed >> np.uint32(15)
+    return (hashed & np.uint32(0x7FFFFFFF)).astype(np.int64) % n_partitions
+
+
+def _hexadecimal(issuers: NDArray[np.uint64], sequences: NDArray[np.uint64]) -> NDArray[np.uint8]:
+    """Decision ids as ASCII hexadecimal, (n, 24)."""
+    wide = np.stack([issuers, sequences], axis=1).astype(">u8").view(np.uint8).reshape(-1, 16)
+    raw = np.concatenate([wide[:, 8 - ISSUER_BYTES : 8], wide[:, 16 - SEQUENCE_BYTES :]], axis=1)
+    letters = np.frombuffer(b"0123456789abcdef", np.uint8)
+    return np.ascontiguousarray(
+        letters[np.stack([raw >> 4, raw & 15], axis=2).reshape(len(raw), -1)]
+    )
