@@ -30,6 +30,8 @@ app = typer.Typer(
 )
 bench_app = typer.Typer(help="Measure, on this machine.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
+decisions_app = typer.Typer(help="The decision log.", no_args_is_help=True)
+app.add_typer(decisions_app, name="decisions")
 
 console = Console(stderr=True)
 
@@ -128,6 +130,38 @@ def bench_loop(
     if not as_json:
         for name, value in found.items():
             typer.echo(f"{name:28} {value}")
+
+
+@app.command()
+def status(settings: SettingsOption = None, as_json: JsonOption = False) -> None:
+    """Show what the loop is doing: accounts of feedback, lag, alarms. Exit code 1 on an alarm."""
+    from fairlead.status import show
+    from fairlead.up import settings_of
+
+    with only_json(as_json) as emit:
+        found = show(*settings_of(settings, console), quiet=as_json)
+        emit(found)
+    if found["alarms"]:
+        raise typer.Exit(1)
+
+
+@decisions_app.command("export")
+def decisions_export(
+    out: Annotated[Path, typer.Option(help="The Parquet file to write.")] = Path(
+        "decisions.parquet"
+    ),
+    settings: SettingsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write all decisions the log holds to one Parquet file."""
+    from fairlead.status import export_decisions
+    from fairlead.up import settings_of
+
+    with only_json(as_json) as emit:
+        found = export_decisions(*settings_of(settings, console), out, console)
+        emit(found)
+    if not as_json:
+        typer.echo(f"{out}: {found['decisions']:,} decisions")
 
 
 @app.command()

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
 from rich.console import Console
 
 from infra.cluster import local_ray, running
-from infra.settings import read_settings
+from infra.metrics import serve_metrics
+from infra.settings import Settings, read_settings
+from infra.site import LocalSite
+from infra.status import look
+from serve.deployment import now_ms
 
 DEFAULT = Path("fairlead.toml")
 
 
 def run_until_stopped(path: Path | None, console: Console) -> None:
     """Start, say where, wait for Ctrl-C or SIGTERM, stop everything. Raises InfraError."""
-    path = path or (DEFAULT if DEFAULT.exists() else _example(console))
-    settings = read_settings(path)
+    settings, path = settings_of(path, console)
     settings.catalogue()  # say what is wrong before starting anything
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same way out as Ctrl-C
     try:
         with console.status("starting Ray …") as status, local_ray():
             status.update("starting the router …")
-            with running(settings, path) as router:
+            with running(settings, path) as router, _metrics(settings, router.site):
                 status.stop()
                 console.print(f"[bold green]Fairlead is up[/] at [bold]{router.address}[/]")
                 console.print(_how_to_call(router.address), highlight=False, markup=False)
@@ -32,6 +37,29 @@ def run_until_stopped(path: Path | None, console: Console) -> None:
     except KeyboardInterrupt:
         pass
     console.print("Fairlead has stopped. What it learned is kept for the next start.")
+
+
+@contextlib.contextmanager
+def _metrics(settings: Settings, site: LocalSite) -> Iterator[None]:
+    """Serve metrics meanwhile, if a port is set."""
+    if not settings.metrics.port:
+        yield
+        return
+    log, store = site.log(), site.store()
+    stop = serve_metrics(
+        settings.metrics.port, lambda: look(store, log, now_ms(), settings.feedback.silence_s)
+    )
+    try:
+        yield
+    finally:
+        stop()
+        log.close()
+
+
+def settings_of(path: Path | None, console: Console) -> tuple[Settings, Path]:
+    """The settings of a file, of fairlead.toml, or of the example; and where they are."""
+    path = path or (DEFAULT if DEFAULT.exists() else _example(console))
+    return read_settings(path), path
 
 
 def _example(console: Console) -> Path:

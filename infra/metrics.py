@@ -7,10 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from infra.status import Status
+
+
+def serve_metrics(port: int, look: Callable[[], Status]) -> Callable[[], None]:
+    """Serve metrics on 127.0.0.1; return what stops it. Raises OSError if the port is taken."""
+    registry = CollectorRegistry()
+    registry.register(LoopCollector(look))
+    server, thread = start_http_server(port, addr="127.0.0.1", registry=registry)
+
+    def stop() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join(5.0)
+
+    return stop
 
 
 class LoopCollector(Collector):

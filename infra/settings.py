@@ -83,6 +83,9 @@ class RouterSection(Section):
         256, ge=1, le=4096, description="Requests scored together: about 5 ms of the event loop."
     )
     log_decisions: bool = Field(True, description="Write every decision to the decision log.")
+    log_prompts: bool = Field(
+        False, description="Put prompts into the decision log, too. They may be personal data."
+    )
     seed: int | None = Field(
         None, ge=0, description="Seed of the draws, to repeat a run. None: from the system."
     )
@@ -293,6 +296,14 @@ class LogSection(Section):
     )
 
 
+class MetricsSection(Section):
+    """Prometheus metrics of the loop."""
+
+    port: int = Field(
+        0, ge=0, le=65_535, description="TCP port on 127.0.0.1 for Prometheus; 0: no metrics."
+    )
+
+
 class ModelSection(Section):
     """One model of the catalogue. Read again while running."""
 
@@ -352,6 +363,7 @@ class Settings(BaseSettings):
     learning: LearningSection = LearningSection()
     feedback: FeedbackSection = FeedbackSection()
     log: LogSection = LogSection()
+    metrics: MetricsSection = MetricsSection()
     models: tuple[ModelSection, ...] = Field((), description="The catalogue's models.")
     pools: tuple[PoolSection, ...] = Field(
         (), description="Their pools. A model without one gets a pool of its own name."
@@ -416,6 +428,7 @@ class Settings(BaseSettings):
             outbox=OutboxOptions(items_max=feedback.waiting_max),
             feedback=feedback_options,
             log_decisions=self.router.log_decisions,
+            log_prompts=self.router.log_prompts,
         )
         trainer = TrainerOptions(
             publish_s=learning.publish_s,

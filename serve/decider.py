@@ -58,7 +58,11 @@ class Decider:
         issuer: Issuer,
         rng: np.random.Generator,
         now_ms: Callable[[], int],
+        *,
+        log_prompts: bool = False,
     ) -> None:
+        """`log_prompts` puts texts into the decision log; they may be personal, so not by default."""
+        self._log_prompts = log_prompts
         self._encoder, self._policy, self._sealer, self._issuer = encoder, policy, sealer, issuer
         self._rng, self._now_ms = rng, now_ms
         self._policy_key = key_of(repr(policy))
@@ -192,6 +196,7 @@ class Decider:
             policy=repr(self._policy),
             encoder=live.encoder,
             contexts=requests.contexts[rows],
+            prompts=[asked[i].text if self._log_prompts else None for i in rows],
         )
 
 

@@ -46,6 +46,7 @@ class ReplicaOptions:
     outbox: OutboxOptions
     feedback: FeedbackOptions
     log_decisions: bool = True
+    log_prompts: bool = False
 
 
 class Replica:
@@ -82,6 +83,7 @@ class Replica:
             Issuer(secrets.randbits(8 * ISSUER_BYTES)),
             np.random.default_rng(seed),
             now_ms,
+            log_prompts=options.log_prompts,
         )
         self.servicer = RouterServicer(
             decider,

@@ -1,7 +1,8 @@
 """The decision log: what was decided, for off-policy evaluation and audits.
 
 A batch of decisions is one Arrow IPC stream in one record, so that a million of them read back as
-columns. Contexts are the 64 small integers the request was judged by; prompts are not logged.
+columns. Contexts are the 64 small integers the request was judged by; prompts are logged
+only where that is switched on.
 
 The one rule: each row has the propensities of *all* models considered, not only of the chosen.
 """
@@ -39,6 +40,7 @@ SCHEMA = pa.schema(
         ("context", pa.list_(pa.int8(), N_FEATURES)),
         ("models", pa.list_(pa.string())),  # all in the catalogue
         ("propensities", pa.list_(pa.float32())),  # of each of `models`
+        ("prompt", pa.string()),  # null unless the router logs prompts, and for embeddings
     ]
 )
 
@@ -64,6 +66,7 @@ class DecisionBatch(NamedTuple):
     policy: str
     encoder: str
     contexts: NDArray[np.int8]  # (n, 64)
+    prompts: Sequence[str | None]  # (n,)
 
 
 def encode(batches: Sequence[DecisionBatch]) -> list[tuple[bytes | None, bytes]]:
@@ -84,7 +87,7 @@ def _joined(batches: Sequence[DecisionBatch]) -> DecisionBatch:
     """Batches that share their constants as one: arrays end to end, lists end to end."""
 
     def end_to_end(name: str, values: list) -> object:
-        if name in ("ids", "tenants", "sessions"):
+        if name in ("ids", "tenants", "sessions", "prompts"):
             return list(itertools.chain.from_iterable(values))
         return np.concatenate(values) if isinstance(values[0], np.ndarray) else values[0]
 
@@ -130,6 +133,7 @@ def _columns(batch: DecisionBatch) -> pa.RecordBatch:
             pa.FixedSizeListArray.from_arrays(pa.array(batch.contexts.ravel()), N_FEATURES),
             pa.ListArray.from_arrays(row_ends, models.take(pa.array(np.tile(np.arange(k), n)))),
             pa.ListArray.from_arrays(row_ends, figure(batch.propensities.ravel())),
+            pa.array(batch.prompts, pa.string()),
         ],
         schema=SCHEMA,
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from contextlib import suppress
 from pathlib import PurePosixPath
 
 from pyarrow import fs
@@ -46,7 +47,9 @@ class Folder:
 
     def _write_local(self, path: str, content: bytes, exclusive: bool) -> None:
         parent = os.path.dirname(path)
-        os.makedirs(parent, exist_ok=True)
+        if not os.path.isdir(parent):
+            os.makedirs(parent, exist_ok=True)
+            _sync_directory(os.path.dirname(parent))
         partial = os.path.join(parent, f"{PARTIAL}{uuid.uuid4().hex}")
         try:
             with open(partial, "xb") as file:
@@ -81,7 +84,8 @@ class Folder:
     def delete(self, name: str) -> None:
         """Remove a name; nothing happens if it is absent."""
         if self._fs.get_file_info(self._path(name)).type == fs.FileType.File:
-            self._fs.delete_file(self._path(name))
+            with suppress(FileNotFoundError):  # another process was faster
+                self._fs.delete_file(self._path(name))
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"

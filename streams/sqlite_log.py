@@ -27,6 +27,7 @@ CREATE TABLE IF NOT EXISTS records (
 """
 # How long a reader rests before looking again. Twenty looks a second cost under 1 % of a core.
 POLL_S = 0.05
+OPEN_S_MAX = 30.0  # to wait for other processes that use the file
 
 
 class SqliteLog:
@@ -166,11 +167,27 @@ def _connect(path: Path) -> sqlite3.Connection:
     """A connection in WAL mode whose commits are durable. Raises LogUnavailable."""
     with _unavailable():
         path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(path, timeout=30.0, check_same_thread=False)
+        connection = sqlite3.connect(path, timeout=OPEN_S_MAX, check_same_thread=False)
         connection.isolation_level = None  # transactions are begun here, by name
-        connection.execute("PRAGMA journal_mode = WAL")
+        _use_write_ahead_log(connection)
         connection.execute("PRAGMA synchronous = FULL")
         return connection
+
+
+def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
+    """Switch, trying again while others do: processes that make one file at the same time block
+    each other here, and SQLite then gives up without waiting, whatever its time-out.
+    """
+    deadline = time.monotonic() + OPEN_S_MAX
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_S)
+        else:
+            return
 
 
 @contextmanager

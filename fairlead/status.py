@@ -1,0 +1,62 @@
+"""`fairlead status` and `fairlead decisions export`: what is known of the loop, for people."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from infra.settings import Settings
+from infra.site import LocalSite
+from infra.status import look
+from serve.deployment import now_ms
+from streams.export import export
+
+
+def show(settings: Settings, path: Path, *, quiet: bool) -> dict[str, object]:
+    """Look once; return the status as JSON. Without `quiet`, print it as tables."""
+    site = LocalSite.of(settings, path)
+    log = site.log()
+    try:
+        status = look(site.store(), log, now_ms(), settings.feedback.silence_s)
+    finally:
+        log.close()
+    found = status.json()
+    if not quiet:
+        _print(found)
+    return found
+
+
+def _print(found: dict[str, object]) -> None:
+    out = Console(file=sys.stdout, width=100)
+    table = Table(show_header=False, box=None)
+    for name, value in found.items():
+        if isinstance(value, dict):
+            for label, n in value.items():
+                table.add_row(f"{name} {label}", f"{n:,}")
+        elif name != "alarms":
+            shown = f"{value:,.1f}" if isinstance(value, float) else value
+            table.add_row(name, "unknown" if value is None else str(shown))
+    out.print(table)
+    for alarm in found["alarms"]:
+        out.print(f"[bold red]alarm[/] {alarm}", highlight=False)
+    if not found["alarms"]:
+        out.print("no alarms")
+
+
+def export_decisions(
+    settings: Settings, path: Path, out: Path, console: Console
+) -> dict[str, int]:
+    """Write the decision log to a Parquet file, with a progress bar on `console`."""
+    log = LocalSite.of(settings, path).log()
+    try:
+        with Progress(console=console, transient=True) as progress:
+            bar = progress.add_task("reading decisions", total=None)
+            return export(
+                log, out, lambda done, total: progress.update(bar, completed=done, total=total)
+            )
+    finally:
+        log.close()
