@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.history import COLUMNS, History, Rows
+from learners.history import COLUMNS, History
 from learners.learned import Learned, MemoryOptions
 from streams.errors import SnapshotDamaged
 from streams.folder import Folder
@@ -152,7 +152,8 @@ class Merger:
             seen = self._copy_seen([manifest for _, manifest in loaded])
         except SnapshotDamaged:
             return False  # pruned while it was read; the next look finds a newer one
-        state = self._sum([state for state, _ in loaded])
+        terms = [manifest.term for _, manifest in loaded]
+        state = self._sum([state for state, _ in loaded], terms)
         self._saver.save(state, self._now_ms(), seen)
         self._merged = versions
         self._n_published += 1
@@ -160,11 +161,13 @@ class Merger:
             self._store.prune()
         return True
 
-    def _sum(self, states: Sequence[State]) -> State:
+    def _sum(self, states: Sequence[State], terms: Sequence[int]) -> State:
         learned = Learned(self._memory)
         for state in states:
             learned.merge_statistics(state.learned)
-        learned.history = self._history.of([state.learned.history for state in states])
+        learned.history = self._history.of(
+            [(state.learned.history, term) for state, term in zip(states, terms, strict=True)]
+        )
         merged = State(self._encoder, learned, topic_id=states[0].topic_id)
         for state in states:
             merged.offsets.update(state.offsets)
@@ -195,27 +198,24 @@ class _JoinedHistory:
     """The rows of all shards in one history, each row added once, so that its index is kept."""
 
     def __init__(self, memory: MemoryOptions, n_shards: int) -> None:
-        self._memory, self._taken = memory, [(0, 0)] * n_shards  # (generation, rows) per shard
+        self._options = memory.history
         self._history = History(memory.history)
+        self._rows_taken = [0] * n_shards
+        # Within a term and a generation a shard's rows are only added to.
+        self._era: list[tuple[int, int]] = [(0, 0)] * n_shards
 
-    def of(self, histories: Sequence[History]) -> History:
-        """The joined history of the shards' present ones."""
-        generations = [history.generation for history in histories]
-        if generations != [generation for generation, _ in self._taken] or any(
-            len(history) < n for history, (_, n) in zip(histories, self._taken, strict=True)
-        ):
-            self._history = History(self._memory.history)
-            self._taken = [(generation, 0) for generation in generations]
-        for shard, history in enumerate(histories):
-            generation, n = self._taken[shard]
-            self._history.append(_rows_from(history.rows, n))
-            self._taken[shard] = (generation, len(history))
+    def of(self, shards: Sequence[tuple[History, int]]) -> History:
+        """The joined history of the shards' present ones, each with its trainer's term."""
+        era = [(term, history.generation) for history, term in shards]
+        if era != self._era:
+            self._era, self._rows_taken = era, [0] * len(shards)
+            self._history = History(self._options)
+        for shard, (history, _) in enumerate(shards):
+            first = self._rows_taken[shard]
+            self._history.append({name: history.rows[name][first:] for name in COLUMNS})
+            self._rows_taken[shard] = len(history)
         self._history.settle()
         return self._history
-
-
-def _rows_from(rows: Rows, first: int) -> Rows:
-    return {name: rows[name][first:] for name in COLUMNS}
 
 
 def _keep_least(merged: dict[int, int], offsets: Mapping[int, int]) -> None:

@@ -23,7 +23,7 @@ from streams.folder import Folder
 
 FORMAT = 1
 KEPT = 10  # versions; at a few a second, readers have seconds to load one before it goes
-# A new trainer starts at the next multiple, so that a version deleted by hand is never reused.
+# A new trainer starts at a later multiple, so that a version deleted by hand is not used again.
 VERSIONS_PER_TERM = 1000
 BLOBS, MANIFESTS, TERMS = "blobs", "manifests", "terms"
 
@@ -74,10 +74,11 @@ class Store:
         if hashlib.sha256(body).hexdigest().encode() != head:
             raise SnapshotDamaged(f"snapshot {version} does not match its checksum")
         described = json.loads(body)
-        if described["format"] != FORMAT or described["version"] != version:
+        says = described.get("version"), described.get("format")
+        if says != (version, FORMAT):
             raise SnapshotDamaged(
-                f"snapshot {version} says it is version {described['version']} in format "
-                f"{described['format']}; this program reads format {FORMAT}"
+                f"snapshot {version} says it is version {says[0]} in format {says[1]}; this "
+                f"program reads format {FORMAT}"
             )
         blobs = {name: Blob(sha, size) for name, (sha, size) in described["blobs"].items()}
         return Manifest(version, int(described["term"]), described["about"], blobs)
@@ -107,7 +108,7 @@ class Store:
             except FileExistsError:
                 continue  # another trainer took this term just now; it is fenced by the next
             self._term = term
-            self._version = (self.newest() // VERSIONS_PER_TERM + 1) * VERSIONS_PER_TERM
+            self._version = max(self.newest() // VERSIONS_PER_TERM + 1, term) * VERSIONS_PER_TERM
             for old in range(max(1, term - 100), term):
                 self._folder.delete(f"{TERMS}/{old}")
             return term
@@ -122,7 +123,7 @@ class Store:
     def publish(self, about: Mapping[str, object], blobs: Mapping[str, Blob]) -> int:
         """Make a new version of stored parts. Raises SnapshotFenced and OSError."""
         self.check_fence()
-        version = self._version + 1
+        version = self._version = self._version + 1  # used up even if writing it fails
         described = {
             "format": FORMAT,
             "version": version,
@@ -139,7 +140,6 @@ class Store:
                 f"snapshot {version} was published by somebody else: another trainer learns the "
                 f"same partitions into this store; this one (term {self._term}) stops"
             ) from None
-        self._version = version
         return version
 
     def check_fence(self) -> None:
@@ -153,8 +153,13 @@ class Store:
             )
 
     def prune(self, kept: int = KEPT) -> None:
-        """Delete all but the newest versions, then the parts no version has."""
-        versions = self.versions()
+        """Delete all but the newest versions, then the parts no version has. Raises SnapshotFenced.
+
+        Looks at the fence after listing the parts: what a later claimant has stored, and not yet
+        named in a version, is then not among them.
+        """
+        versions, parts = self.versions(), set(self._folder.names(BLOBS))
+        self.check_fence()
         for version in versions[:-kept]:
             self._folder.delete(_manifest(version))
         needed: set[str] = set()
@@ -163,7 +168,7 @@ class Store:
                 needed |= {blob.sha256 for blob in self.load(version).blobs.values()}
             except SnapshotDamaged:
                 continue  # a damaged manifest keeps nothing alive
-        self._delete_blobs(set(self._folder.names(BLOBS)) - needed)
+        self._delete_blobs(parts - needed)
 
     def _delete_blobs(self, names: Iterable[str]) -> None:
         for name in names:

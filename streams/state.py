@@ -72,7 +72,7 @@ class Saver:
         blobs |= self._history(state)
         for number, (stamp, arrays) in enumerate(state.seen.groups()):
             name = f"{SEEN}{number:06d}"
-            blobs[name] = self._part(name, (id(state.seen), stamp), lambda a=arrays: _pack(a))
+            blobs[name] = self._part(name, (state.seen, stamp), lambda a=arrays: _pack(a))
         self._stored = {name: self._stored[name] for name in blobs if name in self._stored}
         about = {
             "encoder": state.encoder,
@@ -83,6 +83,7 @@ class Saver:
             "dead_letter_offsets": state.dead_letter_offsets,
             "audit_offsets": state.audit_offsets,
             "learned_at_ms": state.learned_at_ms,
+            "history_generation": learned.history.generation,
             "counts": state.counts,
         }
         return self._store.publish(about, {**blobs, **(seen_elsewhere or {})})
@@ -185,8 +186,9 @@ class Loader:
             else no_rows()
         )
         learned = Learned.restore(self._memory, _grouped(parts[STATISTICS]), rows)
-        learned.history.index = parts.get(INDEX)
         about = manifest.about
+        learned.history.index = parts.get(INDEX)
+        learned.history.generation = int(about["history_generation"])
         state = State(
             encoder=self._encoder,
             learned=learned,

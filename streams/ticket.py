@@ -128,16 +128,9 @@ class Sealer:
 
     def open_body(self, ticket: bytes) -> tuple[bytes, bytes]:
         """Decision id and decrypted body: the fast half of `open`. Raises BadTicket."""
-        if not CLEAR_BYTES + 16 + HEAD.itemsize <= len(ticket) <= TICKET_BYTES_MAX:
-            raise BadTicket(
-                f"a ticket of {len(ticket)} bytes; tickets have "
-                f"{CLEAR_BYTES + 16 + HEAD.itemsize} to {TICKET_BYTES_MAX}"
-            )
-        if ticket[0] != VERSION:
-            raise BadTicket(f"a ticket of version {ticket[0]}; this is version {VERSION}")
+        decision_id = check_shape(ticket)
         if ticket[1] not in self._ciphers:
             raise BadTicket("a ticket sealed with a key that is not held here")
-        decision_id = ticket[2:CLEAR_BYTES]
         for cipher in self._ciphers[ticket[1]]:
             try:
                 return decision_id, cipher.decrypt(decision_id, ticket[CLEAR_BYTES:], ticket[:2])
@@ -152,6 +145,18 @@ class Sealer:
         candidates = np.frombuffer(body, CANDIDATE, int(head["n_candidates"]), HEAD.itemsize)
         tenant = body[HEAD.itemsize + candidates.nbytes :]
         return Ticket(decision_id, head, candidates, tenant.decode())
+
+
+def check_shape(ticket: bytes) -> bytes:
+    """The decision id of what looks like a ticket; no key is needed. Raises BadTicket."""
+    if not CLEAR_BYTES + 16 + HEAD.itemsize <= len(ticket) <= TICKET_BYTES_MAX:
+        raise BadTicket(
+            f"a ticket of {len(ticket)} bytes; tickets have "
+            f"{CLEAR_BYTES + 16 + HEAD.itemsize} to {TICKET_BYTES_MAX}"
+        )
+    if ticket[0] != VERSION:
+        raise BadTicket(f"a ticket of version {ticket[0]}; this is version {VERSION}")
+    return ticket[2:CLEAR_BYTES]
 
 
 def heads_of(bodies: Sequence[bytes]) -> NDArray[np.void]:

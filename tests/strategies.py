@@ -37,11 +37,11 @@ def outcomes(
     n: int,
     rng: np.random.Generator,
     *,
-    models: Sequence[int] = MODELS,
+    among: Sequence[int] = MODELS,
     span_ms: int = 10_000,
     **columns: NDArray,
 ) -> Outcomes:
-    """N outcomes at random over `span_ms`, as true to life as a generator can; `columns` replace.
+    """N outcomes at random, of models `among`, over `span_ms`; `columns` replace what was made.
 
     One in four values was not reported, and neighbouring rows share a decision now and then.
     """
@@ -53,7 +53,7 @@ def outcomes(
         "issuers": np.array([7, 2**63 + 7], np.uint64)[decision % 2],
         "sequences": decision.astype(np.uint64),
         "decided_at_ms": rng.integers(0, span_ms, n // 2 + 1)[decision],
-        "models": np.array(models, np.uint64)[rng.integers(0, len(models), n // 2 + 1)[decision]],
+        "models": np.array(among, np.uint64)[rng.integers(0, len(among), n // 2 + 1)[decision]],
         "pools": np.array(POOLS, np.uint64)[rng.integers(0, len(POOLS), n // 2 + 1)[decision]],
         "contexts": contexts(n // 2 + 1, rng)[decision],
         "targets": rng.integers(-2 * ONE, 2 * ONE, (n, N_TARGETS)),

@@ -118,7 +118,7 @@ def test_a_value_that_was_not_reported_does_not_count(column):
     """
     Whichever value is missing from every outcome, its weight is zero and the others stay.
     """
-    rows = outcomes(60, np.random.default_rng(4), models=(5,))
+    rows = outcomes(60, np.random.default_rng(4), among=(5,))
     rows = changed(rows, known=np.ones((60, 3), bool), figures_known=np.ones((60, 4), bool))
     known, figures_known = rows.known.copy(), rows.figures_known.copy()
     if column < N_TARGETS:
@@ -197,7 +197,7 @@ def test_targets_come_back_on_the_learned_scale():
     """
     The first three columns are the targets, an integer of 4,096 being one.
     """
-    rows = outcomes(2, np.random.default_rng(0), models=(5,), span_ms=1)
+    rows = outcomes(2, np.random.default_rng(0), among=(5,), span_ms=1)
     rows = changed(
         rows,
         targets=np.tile([ONE // 2, -8 * ONE, 8 * ONE], (2, 1)),

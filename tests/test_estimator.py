@@ -43,7 +43,7 @@ def estimator(
 
 def graded(n: int, model: int, quality: float, *, at_ms: int = 0, seed: int = 0) -> Outcomes:
     """N outcomes of one model that report its quality alone, always the same."""
-    rows = outcomes(n, np.random.default_rng(seed), models=(model,))
+    rows = outcomes(n, np.random.default_rng(seed), among=(model,))
     targets, known = np.zeros((n, N_TARGETS), np.int64), np.zeros((n, N_TARGETS), bool)
     targets[:, Target.QUALITY], known[:, Target.QUALITY] = round(quality * ONE), True
     return changed(rows, targets=targets, known=known, decided_at_ms=np.full(n, at_ms))
@@ -209,7 +209,6 @@ def test_a_new_model_changes_nothing_for_the_others():
     np.testing.assert_array_equal(state.ridge.read([*KEYS, 12], state.as_of_ms)[:3], sums)
     np.testing.assert_allclose(after.mean[:, :3], before.mean, atol=1e-5)
     np.testing.assert_allclose(after.deviation[:, :3], before.deviation, rtol=1e-5)
-    assert (after.deviation[:, 3] > before.deviation.max(axis=1)).all()
 
 
 def test_a_removed_model_no_longer_teaches_the_others():
@@ -220,12 +219,12 @@ def test_a_removed_model_no_longer_teaches_the_others():
     rows = outcomes(300, rng)
     left = [KEYS[0], KEYS[2]]
     others = rows.take(rows.models != np.uint64(KEYS[1]))
-    newest = outcomes(1, rng, models=(KEYS[0],), decided_at_ms=np.array([20_000]))
+    newest = outcomes(1, rng, among=(KEYS[0],), decided_at_ms=np.array([20_000]))
 
     with_it = estimator(learned(rows, newest), left).estimate(ASKED)
     without = estimator(learned(others, newest), left).estimate(ASKED)
 
-    np.testing.assert_allclose(with_it.mean, without.mean, atol=0.05)
+    np.testing.assert_allclose(with_it.mean, without.mean, atol=1e-5)
     np.testing.assert_allclose(with_it.deviation, without.deviation, rtol=1e-5)
 
 

@@ -85,7 +85,7 @@ def test_sums_of_a_mixed_batch_are_those_of_its_rows_one_by_one():
 
 def largest(n: int) -> Outcomes:
     """N outcomes whose contexts and targets are as large as there are, and odd."""
-    rows = outcomes(n, np.random.default_rng(0), models=(5,))
+    rows = outcomes(n, np.random.default_rng(0), among=(5,))
     return changed(
         rows,
         contexts=np.full((n, N_FEATURES), 127, np.int8),
@@ -315,7 +315,7 @@ def test_the_noise_that_was_put_in_is_found(noise):
 
 def known_line(n: int, rng: np.random.Generator, noise: float) -> Outcomes:
     """Outcomes of model 5 whose quality is linear in the context, but for noise."""
-    rows = outcomes(n, rng, models=(5,), span_ms=1)
+    rows = outcomes(n, rng, among=(5,), span_ms=1)
     line = rng.normal(0, 0.05, N_FEATURES)
     quality = 0.5 + rows.contexts / 32 @ line + rng.normal(0, noise, n)
     targets, known = rows.targets.copy(), rows.known.copy()
