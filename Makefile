@@ -29,6 +29,7 @@ proto: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/fairlead settings > docs/settings.md
+	$(BIN)/fairlead feedback schema > docs/feedback.schema.json
 
 # A real broker on 127.0.0.1, without Docker; needs Java 17 and Maven. Ctrl-C stops it.
 kafka: $(INSTALLED)

@@ -32,6 +32,8 @@ bench_app = typer.Typer(help="Measure, on this machine.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 decisions_app = typer.Typer(help="The decision log.", no_args_is_help=True)
 app.add_typer(decisions_app, name="decisions")
+feedback_app = typer.Typer(help="For those who report outcomes.", no_args_is_help=True)
+app.add_typer(feedback_app, name="feedback")
 
 console = Console(stderr=True)
 
@@ -164,6 +166,35 @@ def decisions_export(
         typer.echo(f"{out}: {found['decisions']:,} decisions")
 
 
+@feedback_app.command("schema")
+def feedback_schema() -> None:
+    """Print the JSON schema of a feedback record; docs/feedback.md is the whole contract."""
+    from streams.feedback_schema import published
+
+    typer.echo(json.dumps(published(), indent=2))
+
+
+@feedback_app.command("check")
+def feedback_check(
+    file: Annotated[
+        typer.FileBinaryRead, typer.Argument(help="One JSON record per line; - is standard input.")
+    ],
+    settings: SettingsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what would be accepted, and what refused and why. Exit code 1 if anything would be."""
+    from fairlead.feedback import check_lines, lines_of
+    from fairlead.up import settings_of
+
+    with only_json(as_json) as emit:
+        found = check_lines(file, settings_of(settings, console)[0], console)
+        emit(found.as_dict())
+    if not as_json:
+        typer.echo("\n".join(lines_of(found)))
+    if found.refused:
+        raise typer.Exit(1)
+
+
 @app.command()
 def settings(
     check: Annotated[
@@ -171,9 +202,8 @@ def settings(
     ] = None,
 ) -> None:
     """Explain every setting, as Markdown; or check a file."""
-    from infra.settings_docs import markdown
-
     from infra.settings import read_settings
+    from infra.settings_docs import markdown
 
     if check is None:
         typer.echo(markdown(), nl=False)

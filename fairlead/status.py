@@ -47,9 +47,7 @@ def _print(found: dict[str, object]) -> None:
         out.print("no alarms")
 
 
-def export_decisions(
-    settings: Settings, path: Path, out: Path, console: Console
-) -> dict[str, int]:
+def export_decisions(settings: Settings, path: Path, out: Path, console: Console) -> dict[str, int]:
     """Write the decision log to a Parquet file, with a progress bar on `console`."""
     log = LocalSite.of(settings, path).log()
     try:

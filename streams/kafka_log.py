@@ -20,7 +20,6 @@ from __future__ import annotations
 import logging
 import random
 import time
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -54,6 +53,7 @@ from streams.errors import (
 )
 from streams.kafka_options import COMPRESSIONS, KafkaOptions
 from streams.log import Damage, Record
+from streams.partitioner import partitions_of
 
 __all__ = ["KafkaLog", "KafkaOptions", "KafkaReader"]
 
@@ -458,10 +458,10 @@ def _send(
     partitions = _partitions(producer, topic, deadline)
     # Records without a key go to one partition per append, and so into few batches.
     anywhere = random.choice(partitions)
+    keyed = iter(partitions_of([key for key, _ in records if key is not None], len(partitions)))
     for key, value in records:
-        # Chosen here because kafka-python's murmur2 takes longer than all else per record. Other
-        # producers choose differently anyway: nothing may rely on where a key goes.
-        chosen = anywhere if key is None else partitions[zlib.crc32(key) % len(partitions)]
+        # Chosen here because kafka-python's murmur2 takes longer than all else per record.
+        chosen = anywhere if key is None else partitions[next(keyed)]
         futures.append(producer.send(topic, value, key, partition=chosen))
 
 

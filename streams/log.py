@@ -65,8 +65,8 @@ class Log(Protocol):
     ) -> None:
         """Append (key, value) pairs; on return all are durable. Raises LogUnavailable.
 
-        Records of one key keep their order and share a partition. A record larger than the log
-        takes raises RecordTooLarge.
+        Records of one key keep their order and share a partition: the one that
+        `partitioner.partitions_of` says. A record larger than the log takes raises RecordTooLarge.
         """
 
     def reader(self, topic: str, offsets: Mapping[int, int]) -> Reader:

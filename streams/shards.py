@@ -4,8 +4,8 @@
     partitions 1, 3 ─▶ trainer 1 ─▶ shards/<layout>/1 ─┴─▶ merger ─▶ the published snapshots
 
 A shard's trainer is the ordinary one with a share and a store of its own; sums add up, so the
-merger only adds. A decision's *home* is the partition that a keyed record of it lands in (Kafka's
-murmur2 of its id). A record found elsewhere, because its producer partitions differently or gave
+merger only adds. A decision's *home* is the partition that a record keyed by its id lands in
+(see `partitioner`). A record found elsewhere, because its producer partitions differently or gave
 no key, is appended again under its id: so all that is reported of a decision meets in one trainer,
 which counts each value once.
 
@@ -30,6 +30,7 @@ from learners.history import COLUMNS, History
 from learners.learned import Learned, MemoryOptions
 from streams.errors import SnapshotDamaged
 from streams.folder import Folder
+from streams.partitioner import partitions
 from streams.snapshots import Blob, Manifest, Store
 from streams.state import SEEN, Loader, Saver, State
 from streams.ticket import ISSUER_BYTES, SEQUENCE_BYTES
@@ -226,22 +227,8 @@ def _keep_least(merged: dict[int, int], offsets: Mapping[int, int]) -> None:
 def home_partitions(
     issuers: NDArray[np.uint64], sequences: NDArray[np.uint64], n_partitions: int
 ) -> NDArray[np.int64]:
-    """The partition (n,) that Kafka's default partitioner gives to records keyed by decision ids.
-
-    The key is the id in hexadecimal, 24 ASCII letters; the hash is murmur2 with Kafka's seed, as in
-    `org.apache.kafka.common.utils.Utils.murmur2`, here for keys of 24 bytes.
-    """
-    words = _hexadecimal(issuers, sequences).view("<u4")  # (n, 6)
-    mix = np.uint32(0x5BD1E995)
-    with np.errstate(over="ignore"):
-        hashed = np.full(len(words), np.uint32(0x9747B28C ^ 24), np.uint32)
-        for column in range(words.shape[1]):
-            word = words[:, column] * mix
-            word = (word ^ (word >> np.uint32(24))) * mix
-            hashed = (hashed * mix) ^ word
-        hashed = (hashed ^ (hashed >> np.uint32(13))) * mix
-        hashed ^= hashed >> np.uint32(15)
-    return (hashed & np.uint32(0x7FFFFFFF)).astype(np.int64) % n_partitions
+    """The partition (n,) that records keyed by decision ids, in hexadecimal, go to."""
+    return partitions(_hexadecimal(issuers, sequences), n_partitions)
 
 
 def _hexadecimal(issuers: NDArray[np.uint64], sequences: NDArray[np.uint64]) -> NDArray[np.uint8]:

@@ -114,11 +114,18 @@ class Store:
             return term
 
     def put(self, content: bytes) -> Blob:
-        """Store a part, unless it is there already. Raises OSError."""
+        """Store a part, unless it is there already and whole. Raises OSError."""
         blob = Blob(hashlib.sha256(content).hexdigest(), len(content))
-        if not self.has(blob):
+        if not (self.has(blob) and self._is_whole(blob)):
             self._folder.write(f"{BLOBS}/{blob.sha256}", content)
         return blob
+
+    def _is_whole(self, blob: Blob) -> bool:
+        try:
+            self.get(blob)
+        except SnapshotDamaged:
+            return False
+        return True
 
     def publish(self, about: Mapping[str, object], blobs: Mapping[str, Blob]) -> int:
         """Make a new version of stored parts. Raises SnapshotFenced and OSError."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 
@@ -27,6 +28,8 @@ from streams.snapshots import Blob, Manifest, Store
 
 ROWS_PER_PART = 4096
 STATISTICS, INDEX, SEEN = "statistics", "history/index", "seen/"
+# What unpacking raises where bytes are whole but not what this program writes.
+MALFORMED = (KeyError, ValueError, TypeError, RuntimeError, OSError, EOFError, zipfile.BadZipFile)
 
 
 @dataclass(slots=True)
@@ -96,12 +99,15 @@ class Saver:
             name = f"history/{start // ROWS_PER_PART:06d}"
             blobs[name] = self._part(
                 name,
-                (id(history), history.generation, stop),
+                (history, history.generation, stop),
                 lambda a=start, b=stop: _pack({c: v[a:b] for c, v in history.rows.items()}),
             )
         if history.index is not None:
             blobs[INDEX] = self._part(
-                INDEX, id(history.index), lambda: faiss.serialize_index(history.index).tobytes()
+                INDEX,
+                # Not the index itself: the next one may get the address of the last.
+                (history, history.generation, history.n_indexed),
+                lambda: faiss.serialize_index(history.index).tobytes(),
             )
         return blobs
 
@@ -126,17 +132,17 @@ class Loader:
     def load(self, version: int) -> tuple[State, Manifest]:
         """Load a version, whole and verified. Raises SnapshotDamaged and SnapshotForeign."""
         manifest = self._store.load(version)
-        self._check_ours(manifest)
         try:
+            self._check_ours(manifest)
             parts = {
                 name: self._parts.get(blob) or self._unpack(name, blob)
                 for name, blob in manifest.blobs.items()
                 if self._with_seen or not name.startswith(SEEN)
             }
             state = self._state(manifest, parts)
-        except (KeyError, ValueError, RuntimeError, OSError, EOFError) as error:
+        except MALFORMED as error:
             raise SnapshotDamaged(
-                f"snapshot {version} has a part that is malformed: {error}"
+                f"snapshot {version} has a part that is malformed: {error!r}"
             ) from error
         self._parts = {manifest.blobs[name]: part for name, part in parts.items()}
         return state, manifest

@@ -17,12 +17,12 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from streams.errors import LogTruncated, LogUnavailable, RecordTooLarge
 from streams.log import Damage, Record
+from streams.partitioner import partitions_of
 
 
 class Crash(BaseException):
@@ -121,8 +121,9 @@ class MemoryLog:
             raise LogUnavailable(f"{sum(sizes)} bytes are more than may wait at once")
         with self.storage.changed:
             n = len(self.storage.topic(topic))
-            for key, value in records:
-                self._place(topic, zlib.crc32(key or b"") % n, key, value, self.now_ms())
+            chosen = partitions_of([key or b"" for key, _ in records], n)
+            for partition, (key, value) in zip(chosen, records, strict=True):
+                self._place(topic, partition, key, value, self.now_ms())
             self.storage.changed.notify_all()
         self.after("append")
 

@@ -31,7 +31,7 @@ class World:
     def prompts(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Contexts (n, 64) and the true quality (n, 3) of each model."""
         topic = self.rng.integers(0, 3, n)
-        embeddings = self.topics[topic] + 1.2 * self.rng.standard_normal((n, DIM))
+        embeddings = self.topics[topic] + 0.7 * self.rng.standard_normal((n, DIM))
         prompt_tokens = self.rng.integers(10, 2000, n).astype(np.float32)
         contexts = self.projection.contexts(embeddings.astype(np.float32), prompt_tokens)
         return contexts, QUALITY[topic]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from streams.errors import SnapshotFenced
 from streams.folder import Folder
 from streams.log import FEEDBACK
+from streams.partitioner import partitions_of
 from streams.shards import Merger, PartitionShare, home_partitions, lay_out, start_of
 from streams.snapshots import Store
 from streams.state import Loader
@@ -22,17 +24,6 @@ N_PARTITIONS = 4
 OPTIONS = TrainerOptions(memory=MEMORY, wait_s=0.0, publish_s=0.0, records_max=50)
 
 
-class KeyedLog(MemoryLog):
-    """Places keyed records where Kafka would: by murmur2 of the decision id."""
-
-    def append(self, topic, records, timeout_s=30.0):
-        if topic != FEEDBACK:
-            return super().append(topic, records, timeout_s)
-        for key, value in records:
-            self.place(topic, home_of(key), value, key=key)
-        return None
-
-
 def home_of(key: bytes) -> int:
     return int(home_partitions(*split_ids([bytes.fromhex(key.decode())]), N_PARTITIONS)[0])
 
@@ -40,7 +31,7 @@ def home_of(key: bytes) -> int:
 def written(*, misplaced: bool) -> Storage:
     """A log of reports on 300 decisions: keyed properly, or dealt out at random, some repeated."""
     storage = Storage({FEEDBACK: N_PARTITIONS})
-    log, rng = KeyedLog(storage, lambda: NOW_MS), np.random.default_rng(3)
+    log, rng = MemoryLog(storage, lambda: NOW_MS), np.random.default_rng(3)
     decisions = decided(300, seed=1)
     for decision, values in zip(decisions, reports(decisions), strict=True):
         for value in values * int(rng.integers(1, 3)):
@@ -60,7 +51,7 @@ class Site:
         layout = lay_out(self.uri, n)
         trainers = [
             Trainer(
-                KeyedLog(self.storage, lambda: NOW_MS),
+                MemoryLog(self.storage, lambda: NOW_MS),
                 layout.store(self.uri, shard),
                 SEALER,
                 ENCODER,
@@ -89,7 +80,7 @@ def finish(trainers, merger) -> None:
 def alone(storage: Storage, folder):
     """What one trainer of everything learns."""
     trainer = Trainer(
-        KeyedLog(storage, lambda: NOW_MS), Store(Folder(str(folder))), SEALER, ENCODER, OPTIONS,
+        MemoryLog(storage, lambda: NOW_MS), Store(Folder(str(folder))), SEALER, ENCODER, OPTIONS,
         lambda: NOW_MS,
     )  # fmt: skip
     while trainer.step():
@@ -190,7 +181,7 @@ def test_a_shard_without_records_does_not_hold_up_the_others(tmp_path):
     storage = Storage({FEEDBACK: N_PARTITIONS})
     (decision,) = decided(1)
     key = decision.decision_id.hex().encode()
-    KeyedLog(storage, lambda: NOW_MS).append(FEEDBACK, [(key, report(decision.ticket, quality=1))])
+    MemoryLog(storage, lambda: NOW_MS).append(FEEDBACK, [(key, report(decision.ticket, quality=1))])
     site = Site(tmp_path / "site", storage)
 
     finish(*site.trainers(4))
@@ -198,11 +189,15 @@ def test_a_shard_without_records_does_not_hold_up_the_others(tmp_path):
     assert site.published().counts["learned"] == 1
 
 
-def test_home_is_where_kafka_puts_a_key():
+def test_keys_go_where_kafka_puts_them():
     """
-    kafka-python's murmur2 is Kafka's own; the vectorised one must agree on every id.
+    kafka-python's murmur2 is Kafka's own; ours must agree on keys of any length, and on all ids.
     """
     from kafka.partitioner.default import murmur2
+
+    for length in range(40):
+        keys = [random.Random(seed).randbytes(length) for seed in range(20)]
+        assert partitions_of(keys, 7) == [(murmur2(key) & 0x7FFFFFFF) % 7 for key in keys]
 
     rng = np.random.default_rng(0)
     issuers = rng.integers(0, 1 << 56, 500, dtype=np.uint64)

@@ -48,6 +48,7 @@ func main() {
 	}
 	var records []*kgo.Record
 	lines := bufio.NewScanner(file)
+	lines.Buffer(nil, 1<<20) // longer than any record may be
 	for lines.Scan() {
 		if line := bytes.Clone(lines.Bytes()); len(bytes.TrimSpace(line)) > 0 {
 			records = append(records, &kgo.Record{Key: keyOf(line), Value: line})

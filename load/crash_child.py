@@ -1,0 +1,161 @@
+"""A trainer that dies by its own hand, by SIGKILL, before or after a named step.
+
+    calls made by trainer, state, snapshots, folder ──profile hook──▶ "caller → callee"
+                                                          └── the n-th time it is the point: kill
+
+The trainer is the real one, unwrapped. A *step* is a call that one of the four files of the write
+path makes: of a function of ours, or of the operating system. So steps are found by running, and
+a test compares what was found with `STEPS`: a new step can't be missed.
+
+The one rule: SIGKILL and nothing else. No `finally` runs, no buffer is flushed, nobody is told.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import BuiltinFunctionType, CodeType, FrameType
+
+from learners import learned
+from learners.learned import MemoryOptions
+from streams import folder, snapshots, state, trainer
+from streams.errors import LogUnavailable
+from streams.folder import Folder
+from streams.kafka_log import KafkaLog
+from streams.kafka_options import KafkaOptions
+from streams.log import FEEDBACK, Log
+from streams.snapshots import Store
+from streams.ticket import Sealer
+from streams.trainer import Trainer, TrainerOptions
+
+ENCODER = "made-up"
+KEY = bytes(range(32))
+UNAVAILABLE = 3  # exit status: the log gave up; as for any other end, start a new trainer
+
+WATCHED = frozenset(module.__file__ for module in (trainer, state, snapshots, folder))
+OURS = tuple(str(Path(str(module.__file__)).parent) + os.sep for module in (trainer, learned))
+OF_A_LOG = re.compile(r"^[A-Z]\w+?(Log|Reader)\.")  # whichever implementation it is
+SAVED = "Trainer.publish_if_due → Saver.save"
+
+# Calls that change neither memory that lasts nor the disk nor the log: dying before one of these is
+# dying before the next step.
+HARMLESS = frozenset(
+    """
+    Everything.keeps Everything.owns Folder._path Folder.names Folder.read Folder.size
+    History.__len__ Ingest.__init__ Learned.__init__ Learned.restore Learned.statistics
+    Loader.__init__ Loader._check_ours Loader._state Loader._unpack Outcomes.__len__ Outcomes.take
+    Saver.__init__ Seen.groups Store._newest_term Store.get Store.has Store.load Store.newest
+    Store.versions _flat _grouped _manifest _pack dead_letter fileno getvalue keep_fresh key_of
+    """.split()
+)
+STEPS: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Where to die: before or after the n-th time that a step is done."""
+
+    when: str  # "before" or "after"
+    step: str
+    nth: int = 1
+
+
+class Steps:
+    """A profile function that says of every step when it begins ("before") and ends ("after")."""
+
+    def __init__(self, tell: Callable[[str, str], None]) -> None:
+        self._tell = tell
+
+    def __call__(self, frame: FrameType, event: str, arg: object) -> None:
+        """See `sys.setprofile`."""
+        if event in {"call", "return"}:
+            caller, name = frame.f_back, _of_ours(frame.f_code)
+        else:
+            caller, name = frame, _of_the_system(arg)
+        if name and name not in HARMLESS and caller and caller.f_code.co_filename in WATCHED:
+            when = "before" if event in {"call", "c_call"} else "after"
+            self._tell(when, f"{_callers(caller)} → {name}")
+
+
+def _callers(frame: FrameType) -> str:
+    """Who makes a call; for a call of `folder` also who asked it to."""
+    name, asking = _plain(frame.f_code), frame
+    while asking.f_back and asking.f_code.co_filename == folder.__file__:
+        asking = asking.f_back
+    return name if asking is frame else f"{_plain(asking.f_code)} → {name}"
+
+
+def _of_ours(code: CodeType) -> str | None:
+    if code.co_name.startswith("<") or not code.co_filename.startswith(OURS):
+        return None
+    return OF_A_LOG.sub(r"\1.", _plain(code))
+
+
+def _of_the_system(arg: object) -> str | None:
+    if not isinstance(arg, BuiltinFunctionType):
+        return None
+    module = arg.__module__ or type(arg.__self__).__module__
+    return arg.__name__ if module in {"posix", "io", "_io"} else None
+
+
+def _plain(code: CodeType) -> str:
+    """A function's name; loops written as comprehensions belong to the function they are in."""
+    return code.co_qualname.partition(".<")[0]
+
+
+class Death:
+    """Ends this process when the point is reached."""
+
+    def __init__(self, point: Point | None, saved: Callable[[], None]) -> None:
+        """`saved` is called whenever a snapshot has been saved."""
+        self._point, self._saved, self._n = point, saved, 0
+
+    def __call__(self, when: str, step: str) -> None:
+        """Take note of one end of a step."""
+        point = self._point
+        if point is not None and (when, step) == (point.when, point.step):
+            self._n += 1
+            if self._n == point.nth:
+                os.kill(os.getpid(), signal.SIGKILL)
+        if step == SAVED and when == "after":
+            self._saved()
+
+
+def run(
+    servers: str, uri: str, options: TrainerOptions, point: Point | None, saves: Connection
+) -> None:
+    """Train until the end of the topic, or until the point. Sends the time of every save."""
+    log = KafkaLog(KafkaOptions(bootstrap_servers=servers))
+    sys.setprofile(Steps(Death(point, lambda: saves.send(time.monotonic()))))
+    try:
+        _finish(log, uri, options)
+    except LogUnavailable as error:
+        sys.setprofile(None)
+        print(f"trainer: {error}", file=sys.stderr)
+        sys.exit(UNAVAILABLE)
+    sys.setprofile(None)
+    saves.send(None)
+
+
+def _finish(log: Log, uri: str, options: TrainerOptions) -> None:
+    ends = log.end_offsets(FEEDBACK)
+    learning = trainer_of(log, uri, options)
+    learning.run(lambda: learning.state.offsets == ends)
+
+
+def trainer_of(log: Log, uri: str, options: TrainerOptions) -> Trainer:
+    """A trainer on its own snapshot folder, as the service makes it."""
+    store = Store(Folder(uri))
+    return Trainer(log, store, Sealer([KEY]), ENCODER, options, lambda: time.time_ns() // 1_000_000)
+
+
+def memory() -> MemoryOptions:
+    """What a trainer of `options` keeps, for those who load its snapshots."""
+    return MemoryOptions()
