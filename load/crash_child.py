@@ -48,14 +48,103 @@ SAVED = "Trainer.publish_if_due → Saver.save"
 # dying before the next step.
 HARMLESS = frozenset(
     """
-    Everything.keeps Everything.owns Folder._path Folder.names Folder.read Folder.size
-    History.__len__ Ingest.__init__ Learned.__init__ Learned.restore Learned.statistics
-    Loader.__init__ Loader._check_ours Loader._state Loader._unpack Outcomes.__len__ Outcomes.take
-    Saver.__init__ Seen.groups Store._newest_term Store.get Store.has Store.load Store.newest
-    Store.versions _flat _grouped _manifest _pack dead_letter fileno getvalue keep_fresh key_of
+    Everything.keeps Everything.owns Folder._path Folder._write_local Folder.names Folder.read
+    Folder.size History.__len__ Ingest.__init__ Learned.__init__ Learned.restore Learned.statistics
+    Loader.__init__ Loader._check_ours Loader._state Loader._unpack Loader.load Outcomes.__len__
+    Outcomes.take Saver.__init__ Saver._history Saver._part Seen.groups Store._newest_term
+    Store.check_fence Store.get Store.has Store.load Store.newest Store.versions _flat _grouped
+    _manifest _pack _sync_directory came_from dead_letter fileno getvalue keep_fresh key_of
     """.split()
 )
-STEPS: tuple[str, ...] = ()
+# Once in every life, before the first records are read.
+STARTING = (
+    "Trainer.__init__ → Store.claim",
+    "Store.claim → Folder.write",
+    "Store.claim → Folder._write_local → open",
+    "Store.claim → Folder._write_local → write",
+    "Store.claim → Folder._write_local → flush",
+    "Store.claim → Folder._write_local → fsync",
+    "Store.claim → Folder._write_local → __exit__",
+    "Store.claim → Folder._write_local → link",
+    "Store.claim → Folder._write_local → unlink",
+    "Store.claim → _sync_directory → open",
+    "Store.claim → _sync_directory → fsync",
+    "Store.claim → _sync_directory → close",
+    "Store.claim → Folder.delete",
+    "Trainer.__init__ → Loader.load_newest",
+    "Loader._state → Seen.load",
+    "Trainer.__init__ → Trainer._positioned",
+    "Trainer._positioned → Log.topic_id",
+    "Trainer._positioned → Log.first_offsets",
+    "Trainer._positioned → Log.end_offsets",
+    "Trainer.__init__ → Trainer._dead_since_snapshot",
+    "Trainer._dead_since_snapshot → Log.end_offsets",
+    "Trainer._dead_since_snapshot → Log.first_offsets",
+    "Trainer._dead_since_snapshot → Log.reader",
+    "Trainer._dead_since_snapshot → Reader.close",
+    "Trainer.__init__ → Log.topic_id",
+    "Trainer.__init__ → Log.reader",
+    "Trainer.__init__ → Audit.__init__",
+)
+# Again and again: read, sort, set aside, learn, save, prune.
+STEPPING = (
+    "Trainer.run → Trainer.step",
+    "Trainer.step → Reader.read",
+    "Trainer.step → Audit.step",
+    "Trainer.step → Trainer.learn",
+    "Trainer.learn → Ingest.take",
+    "Trainer.learn → Trainer._set_aside",
+    "Trainer._set_aside → Log.append",
+    "Trainer.learn → Trainer._move",
+    "Trainer.learn → Seen.claim",
+    "Trainer.learn → Learned.update",
+    "Trainer.learn → State.count",
+    "Trainer.step → Trainer.publish_if_due",
+    "Trainer.publish_if_due → Trainer._forget_seen",
+    "Trainer._forget_seen → Log.end_offsets",
+    "Trainer._forget_seen → Seen.forget",
+    "Trainer.publish_if_due → Log.end_offsets",
+    "Trainer.publish_if_due → Saver.save",
+    "Saver.save → History.settle",
+    "Saver.save → Store.put",
+    "Saver._part → Store.put",
+    "Store.put → Folder.write",
+    "Store.put → Folder._write_local → open",
+    "Store.put → Folder._write_local → write",
+    "Store.put → Folder._write_local → flush",
+    "Store.put → Folder._write_local → fsync",
+    "Store.put → Folder._write_local → __exit__",
+    "Store.put → Folder._write_local → rename",
+    "Store.put → _sync_directory → open",
+    "Store.put → _sync_directory → fsync",
+    "Store.put → _sync_directory → close",
+    "Saver.save → Store.publish",
+    "Store.publish → Folder.write",
+    "Store.publish → Folder._write_local → open",
+    "Store.publish → Folder._write_local → write",
+    "Store.publish → Folder._write_local → flush",
+    "Store.publish → Folder._write_local → fsync",
+    "Store.publish → Folder._write_local → __exit__",
+    "Store.publish → Folder._write_local → link",
+    "Store.publish → Folder._write_local → unlink",
+    "Store.publish → _sync_directory → open",
+    "Store.publish → _sync_directory → fsync",
+    "Store.publish → _sync_directory → close",
+    "Trainer.publish_if_due → Store.prune",
+    "Store.prune → Folder.delete",
+    "Store.prune → Store._delete_blobs",
+    "Store._delete_blobs → Folder.delete",
+)
+# Once, when the topic has been learned to its end.
+ENDING = (
+    "Trainer.run → Trainer.publish_if_due",
+    "Trainer.run → Trainer.close",
+    "Trainer.close → Reader.close",
+    "Trainer.close → Audit.close",
+)
+# Only where dead letters were written after the last snapshot.
+REREADING = ("Trainer._dead_since_snapshot → Reader.read",)
+STEPS = (*STARTING, *STEPPING, *REREADING, *ENDING)
 
 
 @dataclass(frozen=True, slots=True)

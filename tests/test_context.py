@@ -168,9 +168,7 @@ def test_an_unknown_length_is_neutral(projection, unknown):
     """
     A count of zero or less, or none at all, leaves the feature in the middle and the rest alone.
     """
-    known, neutral = projection.contexts(
-        np.repeat(embeddings(1), 2, axis=0), tokens(8192, unknown)
-    )
+    known, neutral = projection.contexts(np.repeat(embeddings(1), 2, axis=0), tokens(8192, unknown))
 
     assert neutral[TOKENS_FEATURE] == 0
     np.testing.assert_array_equal(neutral[:N_DIRECTIONS], known[:N_DIRECTIONS])

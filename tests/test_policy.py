@@ -15,15 +15,7 @@ from strategies import contexts, lightly, outcomes
 from learners import ridge
 from learners.context import real
 from learners.outcomes import Outcomes
-from learners.policy import (
-    EpsilonGreedy,
-    Greedy,
-    LinUcb,
-    Policy,
-    SquareCb,
-    Thompson,
-    draw,
-)
+from learners.policy import EpsilonGreedy, Greedy, LinUcb, SquareCb, Thompson, draw
 from learners.ridge import RidgeOptions
 from learners.targets import ONE, Target
 
@@ -416,9 +408,7 @@ def test_a_model_of_probability_zero_is_never_drawn(policy, case, uniform):
 
 
 @thoroughly
-@given(
-    arrays(float, (3, 5), elements=st.just(0.0) | st.floats(1e-300, 1.0)), st.floats(0, LAST)
-)
+@given(arrays(float, (3, 5), elements=st.just(0.0) | st.floats(1e-300, 1.0)), st.floats(0, LAST))
 def test_whatever_the_probabilities_and_the_number_the_draw_is_possible(weights, uniform):
     """
     Any non-negative weights, normalised, with zeros anywhere: what is drawn has a probability.
@@ -481,12 +471,3 @@ def test_each_row_is_drawn_by_its_own_number():
     p = np.array([[0.5, 0.5], [0.5, 0.5], [0.1, 0.9]])
 
     assert draw(p, np.array([0.4, 0.6, 0.4])).tolist() == [0, 1, 1]
-
-
-def test_policies_satisfy_the_protocol():
-    """
-    What stands in for a policy has its one method.
-    """
-    stand_ins: list[Policy] = list(POLICIES.values())
-
-    assert all(callable(policy.probabilities) for policy in stand_ins)

@@ -362,7 +362,8 @@ def test_deviation_shrinks_with_outcomes_of_that_model_alone():
 
 
 @pytest.mark.parametrize(
-    ("times", "own_penalty"), [(1.0, 150.0), (1e6, 1e-3), (1e9, 150.0), (1e11, 150.0), (1e12, 150.0)]
+    ("times", "own_penalty"),
+    [(1.0, 150.0), (1e6, 1e-3), (1e9, 150.0), (1e11, 150.0), (1e12, 150.0)],
 )
 def test_one_context_over_and_over_is_solved(times, own_penalty):
     """

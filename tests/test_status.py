@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import pickle
 import re
-from itertools import pairwise
 from pathlib import Path
 
 import grpc
@@ -59,15 +58,14 @@ def _argument(annotation: str) -> object:
 # --- the table -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "kind", [c for c in classes(serve.errors) if issubclass(c, RequestRefused)]
-)
+REFUSALS = [c for c in classes(serve.errors) if RequestRefused in c.__mro__[1:]]
+
+
+@pytest.mark.parametrize("kind", REFUSALS)
 def test_every_refusal_has_a_status_of_its_own_choosing(kind):
     """
     A refusal added without a line in the table would reach its sender as our bug.
     """
-    if kind is RequestRefused:
-        return  # the base is never raised
     code, message = status_of(an(kind))
 
     assert kind in STATUS
@@ -263,12 +261,3 @@ def test_every_number_in_a_request_comment_is_checked_here():
     }
 
     assert bounded <= set(LIMITS)
-
-
-def test_pairs_of_limits_are_told_apart():
-    """
-    The two sizes of names differ, so a mix-up in the proto can't pass.
-    """
-    sizes = sorted({request.NAME_BYTES_MAX, request.TENANT_BYTES_MAX, request.TEXT_BYTES_MAX})
-    assert all(small < large for small, large in pairwise(sizes))
-    assert len(sizes) == 3

@@ -1,0 +1,273 @@
+"""Kills a trainer again and again, and counts what was lost and what was counted twice.
+
+    made-up feedback ─▶ Kafka ─┬─▶ calm trainer, undisturbed ──────────────▶ state ─┐
+                               └─▶ trainer ✗ trainer ✗ … ✗ trainer ─────────▶ state ─┴─▶ compare
+                                           kills, broker bounces
+
+The trainer dies at every named step (see `crash_child`), and at random times; the broker is killed
+and brought back under it. Both runs read one topic; each has snapshots and dead letters of its own.
+
+The one rule: equal means equal bits. The hash covers all that was learned, every value seen, every
+counter and every offset.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import numpy as np
+
+from infra.kafka.broker import Broker
+from load.crash_child import (
+    ENCODER,
+    ENDING,
+    KEY,
+    REREADING,
+    STARTING,
+    STEPPING,
+    UNAVAILABLE,
+    Point,
+    run,
+    trainer_of,
+)
+from load.errors import LoopStuck
+from load.made_feedback import Mix, made_feedback
+from streams.feedback import REPORTED
+from streams.folder import Folder
+from streams.kafka_log import KafkaLog, KafkaReader
+from streams.kafka_options import KafkaOptions
+from streams.log import DEAD_LETTER, DECISIONS, FEEDBACK
+from streams.snapshots import Store
+from streams.state import Loader, State
+from streams.ticket import Sealer
+from streams.trainer import TrainerOptions
+
+CALM_DEAD_LETTER = f"{DEAD_LETTER}.calm"
+PARTITIONS = {FEEDBACK: 4, DEAD_LETTER: 1, CALM_DEAD_LETTER: 1, DECISIONS: 1}
+APPENDED_TOGETHER = 5000
+LIFE_S_MAX = 120.0  # a life that takes longer is stuck
+SOON_S_MAX = 1.5  # random kills come at most this long after a life began to save
+BOUNCED_SAVES = 3  # a trainer has recovered from a bounce when it saved as often
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryOptions:
+    """How much is learned, and how often it is interrupted."""
+
+    records: int = 100_000
+    points: Sequence[Point] = field(default_factory=lambda: every_point(("before", "after"), 3))
+    random_kills: int = 10
+    bounces: int = 5
+    # Small runs and a snapshot after each, so that every life passes every step.
+    trainer: TrainerOptions = field(
+        default_factory=lambda: TrainerOptions(records_max=100, publish_s=0.0, prune_every=3)
+    )
+    # "spawn" is a new interpreter that imports everything, as after a real crash; "forkserver"
+    # leaves the imports out, for tests that have no time.
+    start: str = "spawn"
+    seed: int = 0
+
+
+def every_point(ends: Sequence[str], nth_max: int) -> tuple[Point, ...]:
+    """Every named step, before it or after it; those that recur, at one of their first times."""
+    rng = np.random.default_rng(7)
+    stepping = [Point(when, s, int(rng.integers(nth_max)) + 1) for s in STEPPING for when in ends]
+    # Dead letters are read again only after a life that wrote some and did not save.
+    unsaved = Point("before", "Trainer.publish_if_due → Log.end_offsets")
+    rereading = [point for s in REREADING for w in ends for point in (unsaved, Point(w, s))]
+    once = [[Point(when, s) for s in steps for when in ends] for steps in (STARTING, ENDING)]
+    return (*once[0], *stepping, *rereading, *once[1])
+
+
+def quick() -> RecoveryOptions:
+    """Under a minute: the steps that change the disk or the log, and a bounce."""
+    lasting = ("append", "fsync", "link", "rename", "Saver.save", "Learned.update", "Folder.delete")
+    points = [p for p in every_point(("before",), 2) if p.step.endswith(lasting)]
+    return RecoveryOptions(records=8000, points=points, random_kills=2, bounces=1)
+
+
+def measure(options: RecoveryOptions, say: Say) -> dict[str, float | bool]:
+    """Run calm and disturbed, and compare. Raises LoopStuck, and what starting a broker raises."""
+    with tempfile.TemporaryDirectory() as folder, Broker(Path(folder) / "kafka") as broker:
+        log = KafkaLog(
+            KafkaOptions(bootstrap_servers=broker.bootstrap_servers, partitions=PARTITIONS)
+        )
+        say(f"{options.records} records into Kafka …")
+        _fill(log, options)
+        say("the calm run …")
+        calm_folder, folder_ = f"{folder}/calm", f"{folder}/disturbed"
+        calm = _calm(log, calm_folder)
+        disturbed = Disturbed(broker, folder_, options, say)
+        disturbed.run()
+        found = _compared(calm, _loaded(folder_), log)
+        log.close()
+    recovery_s = disturbed.recovery_s
+    return {
+        "kills": disturbed.kills,
+        "broker_bounces": disturbed.bounces,
+        "records": options.records,
+        **found,
+        "recovery_p50_s": round(float(np.percentile(recovery_s, 50)), 3),
+        "recovery_p99_s": round(float(np.percentile(recovery_s, 99)), 3),
+        "points": len({(p.when, p.step) for p in options.points}),
+        "lives": disturbed.lives,
+    }
+
+
+def _fill(log: KafkaLog, options: RecoveryOptions) -> None:
+    log.ensure_topics()
+    now_ms = time.time_ns() // 1_000_000
+    rng = np.random.default_rng(options.seed)
+    records = made_feedback(options.records, Sealer([KEY]), ENCODER, now_ms, rng, Mix())
+    for first in range(0, len(records), APPENDED_TOGETHER):
+        log.append(FEEDBACK, records[first : first + APPENDED_TOGETHER])
+
+
+class _OwnDeadLetters:
+    """The log as another trainer sees it whose dead letters go to a topic of their own."""
+
+    def __init__(self, log: KafkaLog, topic: str) -> None:
+        self._log, self._topic = log, topic
+
+    def _name(self, topic: str) -> str:
+        return self._topic if topic == DEAD_LETTER else topic
+
+    def append(
+        self, topic: str, records: Sequence[tuple[bytes | None, bytes]], timeout_s: float = 30.0
+    ) -> None:
+        self._log.append(self._name(topic), records, timeout_s)
+
+    def reader(self, topic: str, offsets: Mapping[int, int]) -> KafkaReader:
+        return self._log.reader(self._name(topic), offsets)
+
+    def end_offsets(self, topic: str) -> dict[int, int]:
+        return self._log.end_offsets(self._name(topic))
+
+    def first_offsets(self, topic: str) -> dict[int, int]:
+        return self._log.first_offsets(self._name(topic))
+
+    def topic_id(self, topic: str) -> str:
+        return self._log.topic_id(self._name(topic))
+
+
+def _calm(log: KafkaLog, uri: str) -> State:
+    """The state of one trainer that nobody disturbs, in large runs."""
+    ends = log.end_offsets(FEEDBACK)
+    trainer = trainer_of(_OwnDeadLetters(log, CALM_DEAD_LETTER), uri, TrainerOptions())
+    trainer.run(lambda: trainer.state.offsets == ends)
+    return trainer.state
+
+
+# --- the disturbed run
+
+
+class Disturbed:
+    """Trainer after trainer on one topic and one snapshot folder, until the topic is learned."""
+
+    def __init__(self, broker: Broker, uri: str, options: RecoveryOptions, say: Say) -> None:
+        self._broker, self._uri, self._options, self._say = broker, uri, options, say
+        self._context = multiprocessing.get_context(options.start)
+        if options.start == "forkserver":
+            self._context.set_forkserver_preload(["load.crash_child"])
+        self._rng = np.random.default_rng(options.seed)
+        self.kills = self.bounces = self.lives = 0
+        self.recovery_s: list[float] = []  # from the start after a kill to the first new snapshot
+
+    def run(self) -> None:
+        """Kill at all points, with bounces and kills at random times between; then let it end."""
+        options = self._options
+        self._kill_at_random()  # the first life: there is no snapshot yet
+        points = list(options.points)
+        ending = [point for point in points if point.step in ENDING]
+        others = [point for point in points if point.step not in ENDING]
+        extra = [self._bounce] * options.bounces + [self._kill_at_random] * options.random_kills
+        at = np.linspace(0, len(others), len(extra), endpoint=False).astype(int).tolist()
+        for number, point in enumerate(others):
+            for _ in range(at.count(number)):
+                extra.pop(int(self._rng.integers(len(extra))))()
+            self._kill_at(point)
+            if number % 20 == 0:
+                self._say(f"{self.kills} kills, {self.bounces} bounces …")
+        self._say("to the end of the topic …")
+        for point in ending:
+            self._kill_at(point)
+        self._until_it_ends()
+
+    def _kill_at(self, point: Point) -> None:
+        while (status := self._live(point)) == UNAVAILABLE:
+            self._say("a trainer gave up on the log; starting another")
+        if status != -signal.SIGKILL:
+            raise LoopStuck(
+                f"the trainer ended with {status} before it was killed {point.when} "
+                f"{point.step} ({point.nth}): the topic is too short for so many kills"
+            )
+        self.kills += 1
+
+    def _kill_at_random(self) -> None:
+        def kill(child: BaseProcess, saves: Connection) -> None:
+            saves.poll(LIFE_S_MAX)
+            child.join(self._rng.uniform(0.0, SOON_S_MAX / 3))
+            child.kill()
+
+        if self._live(None, kill) == -signal.SIGKILL:
+            self.kills += 1
+
+    def _bounce(self) -> None:
+        """Kill the broker under a trainer that is saving, bring it back, then kill the trainer."""
+
+        def bounce(child: BaseProcess, saves: Connection) -> None:
+            saves.poll(LIFE_S_MAX)
+            self._broker.kill()
+            self._broker.start()
+            self.bounces += 1
+            for _ in range(BOUNCED_SAVES):
+                if not saves.poll(LIFE_S_MAX) or saves.recv() is None:
+                    break
+            child.kill()
+
+        if self._live(None, bounce) == -signal.SIGKILL:
+            self.kills += 1
+
+    def _until_it_ends(self) -> None:
+        while (status := self._live(None)) == UNAVAILABLE:
+            self._say("a trainer gave up on the log; starting another")
+        if status != 0:
+            raise LoopStuck(f"the last trainer ended with {status}")
+
+    def _live(
+        self,
+        point: Point | None,
+        meanwhile: Callable[[BaseProcess, Connection], None] = lambda _, __: None,
+    ) -> int | None:
+        """One life of the trainer; how its process ended."""
+        saves, their_end = self._context.Pipe(duplex=False)
+        servers, trainer = self._broker.bootstrap_servers, self._options.trainer
+        child = self._context.Process(
+            target=run, args=(servers, self._uri, trainer, point, their_end)
+        )
+        began_s = time.monotonic()
+        child.start()
+        their_end.close()
+        self.lives += 1
+        first = _First(saves)
+        meanwhile(child, first)
+        first.drain(child, began_s + LIFE_S_MAX)
+        if child.is_alive():
+            child.kill()
+            raise LoopStuck(f"a trainer was still running after {LIFE_S_MAX:.0f} s, at {point}")
+        if first.at_s is not None and self.lives > 1:
+            self.recovery_s.append(first.at_s - began_s)
+        return child.exitcode
