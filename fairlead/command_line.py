@@ -48,6 +48,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 
 def main() -> None:
     """Run the command line; mendable errors become one message and exit code 1."""
+    # One thread per product and search, as in the replicas; read when numpy is first imported.
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
     # Imported here, so that `--help` is quick and a client-only installation gets its message.
     from infra.errors import InfraError
     from load.errors import LoadError
@@ -126,8 +129,37 @@ def bench_loop(
     from fairlead.channels import connect
     from load.bench_loop import measure
 
+    _bench(lambda say: measure(seconds, port, connect, say), as_json)
+
+
+@bench_app.command("recovery")
+def bench_recovery(
+    quick: Annotated[bool, typer.Option(help="Fewer records and kills; under a minute.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Kill the trainer at every step and its broker too; count what is lost or counted twice."""
+    from load import bench_recovery as bench
+
+    options = bench.quick() if quick else bench.RecoveryOptions()
+    _bench(lambda say: bench.measure(options, say), as_json)
+
+
+@bench_app.command("feedback")
+def bench_feedback(
+    quick: Annotated[bool, typer.Option(help="A quarter of the records.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Time how fast one trainer learns feedback from Kafka, and how fast it could read it."""
+    from load.bench_feedback import FeedbackBench, measure
+
+    options = FeedbackBench(records=50_000) if quick else FeedbackBench()
+    _bench(lambda say: measure(options, say), as_json)
+
+
+def _bench(measure: Callable[[Callable[[str], None]], dict[str, float]], as_json: bool) -> None:
+    """Measure and print, with progress on standard error."""
     with only_json(as_json) as emit:
-        found = measure(seconds, port, connect, lambda text: console.print(f"[dim]{text}[/]"))
+        found = measure(lambda text: console.print(f"[dim]{text}[/]"))
         emit(found)
     if not as_json:
         for name, value in found.items():

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -44,6 +44,7 @@ from serve.replica import ReplicaOptions
 from serve.request import WEIGHT_MAX, PreferenceDefaults
 from serve.servicer import ServicerOptions
 from streams.audit import AuditOptions
+from streams.errors import OptionRefused as KafkaOptionRefused
 from streams.feedback import FeedbackOptions
 from streams.kafka_options import KafkaOptions
 from streams.log import DECISIONS, FEEDBACK
@@ -523,9 +524,10 @@ def read_settings(path: Path | None) -> Settings:
     try:
         settings = Settings(**found)
         settings.catalogue() if settings.models else None
+        settings.deployment(), settings.kafka()  # keys that must fit together
     except ValidationError as error:
         raise SettingsInvalid(where, tuple(map(_said, error.errors()))) from error
-    except (OptionRefused, SettingsError) as error:
+    except (OptionRefused, KafkaOptionRefused, SettingsError) as error:
         raise SettingsInvalid(where, (str(error),)) from error
     return settings
 
@@ -542,9 +544,21 @@ def _said(problem: Mapping) -> str:
     key = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":  # a misspelt secret is a secret, too
         return f"{key} is not a setting"
-    secret = problem["loc"] == ("encoder", "api_key")
-    value = "(hidden)" if secret else repr(problem["input"])
+    value = "(hidden)" if _secret(problem["loc"]) else repr(problem["input"])
     return f"{key} is {value}: {problem['msg'].lower()}"
+
+
+def _secret(path: Sequence[int | str]) -> bool:
+    """Whether a key, or the table it is in, is one that is not to be shown."""
+    kind: object = Settings
+    for part in path:
+        field = getattr(kind, "model_fields", {}).get(part)
+        if field is None:
+            return False
+        if not field.repr:
+            return True
+        kind = field.annotation
+    return False
 
 
 class FileCatalogue:

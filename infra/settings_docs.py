@@ -46,7 +46,14 @@ whether a file is valid.
 """
 
 COLUMNS = ("key", "type", "default", "bounds", "meaning")
-TYPES = {int: "integer", float: "number", bool: "true or false", str: "text", Path: "path"}
+TYPES = {
+    bool: "true or false",
+    int: "integer",
+    float: "number",
+    str: "text",
+    Path: "path",
+    dict: "table",
+}
 BOUNDS = {Ge: ("ge", "≥ {}"), Gt: ("gt", "> {}"), Le: ("le", "≤ {}"), Lt: ("lt", "< {}")}
 LENGTHS = {MinLen: ("min_length", "≥ {} long"), MaxLen: ("max_length", "≤ {} long")}
 
@@ -99,10 +106,13 @@ def _type(field: FieldInfo) -> str:
     kinds = [field.annotation]
     if get_origin(field.annotation) in (Union, UnionType):
         kinds = [kind for kind in get_args(field.annotation) if kind is not NoneType]
-    return ", ".join(
-        ", ".join(map(_toml, get_args(kind))) if get_origin(kind) is Literal else TYPES[kind]
-        for kind in kinds
-    )
+    return ", ".join(map(_kind, kinds))
+
+
+def _kind(kind: object) -> str:
+    if get_origin(kind) is Literal:
+        return ", ".join(map(_toml, get_args(kind)))
+    return TYPES[get_origin(kind) or kind]
 
 
 def _default(field: FieldInfo) -> str:
@@ -125,6 +135,9 @@ def _toml(value: object) -> str:
         return f"`{str(value).lower()}`"
     if isinstance(value, int | float):
         return f"`{_number(value)}`"
+    if isinstance(value, dict):
+        assert not value, "a table's default is the empty one"
+        return "`{}`"
     return f'`"{value}"`'
 
 

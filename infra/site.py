@@ -7,11 +7,13 @@ The one rule: the ticket key is made once, is readable by its owner alone, and i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from infra.errors import SettingsInvalid, SettingsUnreadable
 from infra.settings import FileCatalogue, Settings
 from serve.deployment import now_ms
 from streams.folder import Folder
@@ -20,6 +22,8 @@ from streams.log import Log
 from streams.snapshots import Store
 from streams.sqlite_log import SqliteLog
 from streams.ticket import KEY_BYTES
+
+TICKET_KEYS = "ticket.keys"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,15 +68,35 @@ class LocalSite:
         return FileCatalogue(self.settings)
 
     def ticket_keys(self) -> list[bytes]:
-        """The keys in `ticket.keys`, a line of hexadecimal each, newest first."""
-        lines = (self.state_dir / "ticket.keys").read_text().split()
-        return [bytes.fromhex(line) for line in lines]
+        """The keys in `ticket.keys`, a line of hexadecimal each, newest first.
+
+        Raises SettingsUnreadable and SettingsInvalid, which do not show what is in the file.
+        """
+        path = self.state_dir / TICKET_KEYS
+        try:
+            keys = [bytes.fromhex(line) for line in path.read_text().split()]
+        except OSError as error:
+            raise SettingsUnreadable(str(path), str(error)) from error
+        except ValueError:
+            keys = []
+        if not keys or {len(key) for key in keys} != {KEY_BYTES}:
+            wanted = f"every line must be a key of {2 * KEY_BYTES} hexadecimal digits"
+            raise SettingsInvalid(str(path), (f"{wanted}, and there must be one",))
+        return keys
 
     def _make_key(self) -> None:
-        try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-            descriptor = os.open(self.state_dir / "ticket.keys", flags, 0o600)
-        except FileExistsError:
+        """Make the first key; linked to its name when whole, as others may start right now."""
+        path = self.state_dir / TICKET_KEYS
+        if path.exists():
             return
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_bytes(KEY_BYTES).hex() + "\n")
+        partial = path.with_name(f".{TICKET_KEYS}-{secrets.token_hex(8)}")
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(secrets.token_bytes(KEY_BYTES).hex() + "\n")
+                file.flush()
+                os.fsync(descriptor)
+            with contextlib.suppress(FileExistsError):
+                os.link(partial, path)
+        finally:
+            partial.unlink()

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import signal
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -29,9 +28,11 @@ from pathlib import Path
 import numpy as np
 
 from infra.kafka.broker import Broker
+from learners.targets import N_TARGETS
 from load.crash_child import (
     ENCODER,
     ENDING,
+    FIRST,
     KEY,
     REREADING,
     STARTING,
@@ -43,7 +44,6 @@ from load.crash_child import (
 )
 from load.errors import LoopStuck
 from load.made_feedback import Mix, made_feedback
-from streams.feedback import REPORTED
 from streams.folder import Folder
 from streams.kafka_log import KafkaLog, KafkaReader
 from streams.kafka_options import KafkaOptions
@@ -58,7 +58,6 @@ PARTITIONS = {FEEDBACK: 4, DEAD_LETTER: 1, CALM_DEAD_LETTER: 1, DECISIONS: 1}
 APPENDED_TOGETHER = 5000
 LIFE_S_MAX = 120.0  # a life that takes longer is stuck
 SOON_S_MAX = 1.5  # random kills come at most this long after a life began to save
-BOUNCED_SAVES = 3  # a trainer has recovered from a bounce when it saved as often
 
 Say = Callable[[str], None]
 
@@ -88,15 +87,17 @@ def every_point(ends: Sequence[str], nth_max: int) -> tuple[Point, ...]:
     # Dead letters are read again only after a life that wrote some and did not save.
     unsaved = Point("before", "Trainer.publish_if_due → Log.end_offsets")
     rereading = [point for s in REREADING for w in ends for point in (unsaved, Point(w, s))]
-    once = [[Point(when, s) for s in steps for when in ends] for steps in (STARTING, ENDING)]
-    return (*once[0], *stepping, *rereading, *once[1])
+    first, starting, ending = (
+        [Point(when, s) for s in steps for when in ends] for steps in (FIRST, STARTING, ENDING)
+    )
+    return (*first, *starting, *stepping, *rereading, *ending)
 
 
 def quick() -> RecoveryOptions:
     """Under a minute: the steps that change the disk or the log, and a bounce."""
     lasting = ("append", "fsync", "link", "rename", "Saver.save", "Learned.update", "Folder.delete")
     points = [p for p in every_point(("before",), 2) if p.step.endswith(lasting)]
-    return RecoveryOptions(records=8000, points=points, random_kills=2, bounces=1)
+    return RecoveryOptions(records=5000, points=points, random_kills=2, bounces=1)
 
 
 def measure(options: RecoveryOptions, say: Say) -> dict[str, float | bool]:
@@ -189,8 +190,10 @@ class Disturbed:
     def run(self) -> None:
         """Kill at all points, with bounces and kills at random times between; then let it end."""
         options = self._options
-        self._kill_at_random()  # the first life: there is no snapshot yet
         points = list(options.points)
+        while points and points[0].step in FIRST:
+            self._kill_at(points.pop(0))
+        self._kill_at_random()
         ending = [point for point in points if point.step in ENDING]
         others = [point for point in points if point.step not in ENDING]
         extra = [self._bounce] * options.bounces + [self._kill_at_random] * options.random_kills
@@ -217,29 +220,30 @@ class Disturbed:
         self.kills += 1
 
     def _kill_at_random(self) -> None:
-        def kill(child: BaseProcess, saves: Connection) -> None:
-            saves.poll(LIFE_S_MAX)
-            child.join(self._rng.uniform(0.0, SOON_S_MAX / 3))
+        def kill(child: BaseProcess, saves: _Saves) -> None:
+            saves.wait()
+            child.join(self._rng.uniform(0.0, SOON_S_MAX))
             child.kill()
 
-        if self._live(None, kill) == -signal.SIGKILL:
-            self.kills += 1
+        self._note(self._live(None, kill))
 
     def _bounce(self) -> None:
         """Kill the broker under a trainer that is saving, bring it back, then kill the trainer."""
 
-        def bounce(child: BaseProcess, saves: Connection) -> None:
-            saves.poll(LIFE_S_MAX)
+        def bounce(child: BaseProcess, saves: _Saves) -> None:
+            saves.wait()
             self._broker.kill()
             self._broker.start()
             self.bounces += 1
-            for _ in range(BOUNCED_SAVES):
-                if not saves.poll(LIFE_S_MAX) or saves.recv() is None:
-                    break
+            began_s = time.monotonic()
+            while saves.wait() and saves.last_s < began_s:
+                pass  # those from before the bounce
             child.kill()
 
-        if self._live(None, bounce) == -signal.SIGKILL:
-            self.kills += 1
+        self._note(self._live(None, bounce))
+
+    def _note(self, status: int | None) -> None:
+        self.kills += status == -signal.SIGKILL
 
     def _until_it_ends(self) -> None:
         while (status := self._live(None)) == UNAVAILABLE:
@@ -250,24 +254,106 @@ class Disturbed:
     def _live(
         self,
         point: Point | None,
-        meanwhile: Callable[[BaseProcess, Connection], None] = lambda _, __: None,
+        meanwhile: Callable[[BaseProcess, _Saves], None] = lambda child, saves: None,
     ) -> int | None:
         """One life of the trainer; how its process ended."""
-        saves, their_end = self._context.Pipe(duplex=False)
+        ours, theirs = self._context.Pipe(duplex=False)
         servers, trainer = self._broker.bootstrap_servers, self._options.trainer
-        child = self._context.Process(
-            target=run, args=(servers, self._uri, trainer, point, their_end)
-        )
+        child = self._context.Process(target=run, args=(servers, self._uri, trainer, point, theirs))
         began_s = time.monotonic()
         child.start()
-        their_end.close()
+        theirs.close()
         self.lives += 1
-        first = _First(saves)
-        meanwhile(child, first)
-        first.drain(child, began_s + LIFE_S_MAX)
-        if child.is_alive():
+        try:
+            saves = _Saves(ours)
+            meanwhile(child, saves)
+            while saves.wait():
+                pass
+            child.join()
+        finally:
             child.kill()
-            raise LoopStuck(f"a trainer was still running after {LIFE_S_MAX:.0f} s, at {point}")
-        if first.at_s is not None and self.lives > 1:
-            self.recovery_s.append(first.at_s - began_s)
+        if saves.first_s is not None and self.lives > 1:
+            self.recovery_s.append(saves.first_s - began_s)
         return child.exitcode
+
+
+class _Saves:
+    """When a trainer has saved snapshots, as it tells through a pipe until it ends."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self.first_s: float | None = None
+        self.last_s = 0.0
+
+    def wait(self) -> bool:
+        """Wait for one more; False when the trainer has ended. Raises LoopStuck."""
+        if not self._pipe.poll(LIFE_S_MAX):
+            raise LoopStuck(f"a trainer has neither saved nor ended in {LIFE_S_MAX:.0f} s")
+        try:
+            self.last_s = self._pipe.recv()
+        except (EOFError, OSError):  # it ended, perhaps in the middle of telling
+            return False
+        self.first_s = self.first_s or self.last_s
+        return True
+
+
+# --- comparing
+
+
+def _loaded(uri: str) -> State:
+    found = Loader(Store(Folder(uri)), ENCODER, TrainerOptions().memory).load_newest()
+    assert found is not None, "the disturbed run has saved"
+    return found[0]
+
+
+def _compared(calm: State, disturbed: State, log: KafkaLog) -> dict[str, float | bool]:
+    """What is missing in the disturbed state, and what is in it too often."""
+    expected, found = _seen(calm), _seen(disturbed)
+    seen, learned = _n_seen(found), disturbed.learned.n_values.tolist()
+    unlearned = sum(max(0, s - n) for s, n in zip(seen, learned, strict=True))
+    dead, calm_dead = _keys(log, DEAD_LETTER), _keys(log, CALM_DEAD_LETTER)
+    return {
+        "lost": unlearned
+        + sum((bits & ~found.get(at, 0)).bit_count() for at, bits in expected.items()),
+        "counted_twice": sum(max(0, n - s) for s, n in zip(seen, learned, strict=True)),
+        "hash_equal": state_hash(calm) == state_hash(disturbed),
+        "dead_letters": sum(calm_dead.values()),
+        "dead_letters_lost": len(calm_dead.keys() - dead.keys()),
+        "dead_letters_twice": sum(dead.values()) - len(dead),
+    }
+
+
+def state_hash(state: State) -> str:
+    """A hash of all that a state says, equal whatever happened on the way to it."""
+    digest = hashlib.sha256(state.learned.digest().encode())
+    for part in (_seen(state), state.counts, state.offsets):
+        digest.update(repr(sorted(part.items())).encode())
+    return digest.hexdigest()
+
+
+def _seen(state: State) -> dict[tuple[int, int, int], int]:
+    """Bits of the values seen, by issuer, page and place in it."""
+    found = {}
+    for _, group in state.seen.groups():
+        at = zip(group["issuers"].tolist(), group["pages"].tolist(), group["flags"], strict=True)
+        for issuer, page, flags in at:
+            places = np.flatnonzero(flags)
+            for place, bits in zip(places.tolist(), flags[places].tolist(), strict=True):
+                found[issuer, page, place] = bits
+    return found
+
+
+def _n_seen(seen: Mapping[tuple[int, int, int], int]) -> list[int]:
+    """How many values of each learned target have been seen: quality, cost, latency."""
+    return [sum(bits >> bit & 1 for bits in seen.values()) for bit in range(N_TARGETS)]
+
+
+def _keys(log: KafkaLog, topic: str) -> Counter[bytes | None]:
+    """How often each record key is in a topic."""
+    found: Counter[bytes | None] = Counter()
+    first, end = log.first_offsets(topic), log.end_offsets(topic)
+    reader = log.reader(topic, first)
+    while found.total() < sum(end.values()) - sum(first.values()):
+        found.update(record.key for record in reader.read(APPENDED_TOGETHER, 1.0))
+    reader.close()
+    return found

@@ -12,6 +12,7 @@ The one rule: SIGKILL and nothing else. No `finally` runs, no buffer is flushed,
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -24,7 +25,6 @@ from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FrameType
 
 from learners import learned
-from learners.learned import MemoryOptions
 from streams import folder, snapshots, state, trainer
 from streams.errors import LogUnavailable
 from streams.folder import Folder
@@ -34,6 +34,8 @@ from streams.log import FEEDBACK, Log
 from streams.snapshots import Store
 from streams.ticket import Sealer
 from streams.trainer import Trainer, TrainerOptions
+
+logger = logging.getLogger(__name__)
 
 ENCODER = "made-up"
 KEY = bytes(range(32))
@@ -46,16 +48,17 @@ SAVED = "Trainer.publish_if_due → Saver.save"
 
 # Calls that change neither memory that lasts nor the disk nor the log: dying before one of these is
 # dying before the next step.
-HARMLESS = frozenset(
-    """
-    Everything.keeps Everything.owns Folder._path Folder._write_local Folder.names Folder.read
-    Folder.size History.__len__ Ingest.__init__ Learned.__init__ Learned.restore Learned.statistics
-    Loader.__init__ Loader._check_ours Loader._state Loader._unpack Loader.load Outcomes.__len__
-    Outcomes.take Saver.__init__ Saver._history Saver._part Seen.groups Store._newest_term
-    Store.check_fence Store.get Store.has Store.load Store.newest Store.versions _flat _grouped
-    _manifest _pack _sync_directory came_from dead_letter fileno getvalue keep_fresh key_of
-    """.split()
-)
+PURE = """
+Everything.keeps Everything.owns Folder._path Folder._write_local Folder.names Folder.read
+Folder.size History.__len__ Ingest.__init__ Learned.__init__ Learned.restore Learned.statistics
+Loader.__init__ Loader._check_ours Loader._state Loader._unpack Loader.load Outcomes.__len__
+Outcomes.take Saver.__init__ Saver._history Saver._part Seen.groups Store._newest_term
+Store.check_fence Store.get Store.has Store.load Store.newest Store.versions _flat _grouped
+_manifest _pack _sync_directory came_from dead_letter fileno getvalue keep_fresh key_of
+"""
+HARMLESS = frozenset(PURE.split())
+# Only before there is a snapshot.
+FIRST = ("Trainer.__init__ → Log.topic_id",)
 # Once in every life, before the first records are read.
 STARTING = (
     "Trainer.__init__ → Store.claim",
@@ -82,7 +85,6 @@ STARTING = (
     "Trainer._dead_since_snapshot → Log.first_offsets",
     "Trainer._dead_since_snapshot → Log.reader",
     "Trainer._dead_since_snapshot → Reader.close",
-    "Trainer.__init__ → Log.topic_id",
     "Trainer.__init__ → Log.reader",
     "Trainer.__init__ → Audit.__init__",
 )
@@ -144,7 +146,7 @@ ENDING = (
 )
 # Only where dead letters were written after the last snapshot.
 REREADING = ("Trainer._dead_since_snapshot → Reader.read",)
-STEPS = (*STARTING, *STEPPING, *REREADING, *ENDING)
+STEPS = (*FIRST, *STARTING, *STEPPING, *REREADING, *ENDING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,10 +229,9 @@ def run(
         _finish(log, uri, options)
     except LogUnavailable as error:
         sys.setprofile(None)
-        print(f"trainer: {error}", file=sys.stderr)
+        logger.error("the trainer ends: %s", error)
         sys.exit(UNAVAILABLE)
     sys.setprofile(None)
-    saves.send(None)
 
 
 def _finish(log: Log, uri: str, options: TrainerOptions) -> None:
@@ -243,8 +244,3 @@ def trainer_of(log: Log, uri: str, options: TrainerOptions) -> Trainer:
     """A trainer on its own snapshot folder, as the service makes it."""
     store = Store(Folder(uri))
     return Trainer(log, store, Sealer([KEY]), ENCODER, options, lambda: time.time_ns() // 1_000_000)
-
-
-def memory() -> MemoryOptions:
-    """What a trainer of `options` keeps, for those who load its snapshots."""
-    return MemoryOptions()

@@ -48,7 +48,7 @@ class Mix:
 def made_feedback(
     n: int, sealer: Sealer, encoder: str, now_ms: int, rng: np.random.Generator, mix: Mix
 ) -> list[Pair]:
-    """n records as (key, value), in the order to append them; keys are decision ids."""
+    """Make n records as (key, value), in the order to append them; keys are decision ids."""
     n_poison, n_copies = round(n * mix.poison), round(n * mix.copies)
     n_genuine = n - n_poison - n_copies
     genuine: list[Pair] = []

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from streams.errors import LogUnavailable
 
@@ -103,7 +103,13 @@ class Backlog:
         """Admit no more than `bytes_max`, but always one block when there is no other."""
         self._bytes_max, self._lock = bytes_max, threading.Lock()
         self._bytes_awaited = 0
-        self._given_up: list[tuple[int, Sequence[Delivery]]] = []
+        self._given_up: list[_GivenUp] = []
+
+    def oldest_s(self) -> float:
+        """How long ago the oldest was given up that is not done yet; 0 if there is none."""
+        with self._lock:
+            since_s = [left.since_s for left in self._given_up if not left.is_done()]
+        return time.monotonic() - min(since_s) if since_s else 0.0
 
     @contextmanager
     def holding(self, n_bytes: int, deliveries: Sequence[Delivery]) -> Iterator[None]:
@@ -112,8 +118,8 @@ class Backlog:
         Raises LogUnavailable when there is no room.
         """
         with self._lock:
-            self._given_up = [left for left in self._given_up if not _all_done(left[1])]
-            held = self._bytes_awaited + sum(n for n, _ in self._given_up)
+            self._given_up = [left for left in self._given_up if not left.is_done()]
+            held = self._bytes_awaited + sum(left.n_bytes for left in self._given_up)
             if held and held + n_bytes > self._bytes_max:
                 raise LogUnavailable(
                     f"{held} bytes wait to be acknowledged already, {n_bytes} more would be above "
@@ -124,12 +130,19 @@ class Backlog:
             yield
         except BaseException:
             with self._lock:
-                self._given_up.append((n_bytes, deliveries))
+                self._given_up.append(_GivenUp(n_bytes, deliveries, time.monotonic()))
             raise
         finally:
             with self._lock:
                 self._bytes_awaited -= n_bytes
 
 
-def _all_done(deliveries: Sequence[Delivery]) -> bool:
-    return all(delivery.is_done for delivery in deliveries)
+class _GivenUp(NamedTuple):
+    """What a block left behind that raised."""
+
+    n_bytes: int
+    deliveries: Sequence[Delivery]
+    since_s: float  # on the monotonic clock
+
+    def is_done(self) -> bool:
+        return all(delivery.is_done for delivery in self.deliveries)

@@ -154,9 +154,11 @@ class KafkaLog:
         """Let go of the producer, unless it may yet deliver all: then as soon as it does not.
 
         An idempotent producer that sent a record which then expired gives up its identity, asks
-        for no other, and sends nothing ever again (kafka-python 3.0.12).
+        for no other, and sends nothing ever again (kafka-python 3.0.12). One whose thread is in
+        trouble does not even let records expire.
         """
-        if not isinstance(error, KafkaTimeoutError):
+        stuck = self._backlog.oldest_s() > self._options.delivery_timeout_s
+        if stuck or not isinstance(error, KafkaTimeoutError):
             self._producer.drop(producer)
         for future in futures:
             future.add_errback(lambda _: self._producer.drop(producer))

@@ -51,6 +51,9 @@ class TrainerOptions:
     records_max: int = 8192  # per read; about 0.2 s of work, so stopping is never far away
     wait_s: float = 0.1  # for records, when there are none
     publish_s: float = 0.25  # between snapshots while there is something new
+    # Rest after a snapshot, in units of the time it took: so at most a fifth of the time goes into
+    # snapshots, however fast feedback comes, and four fifths into learning it.
+    publish_rest: float = 4.0
     prune_every: int = 20  # snapshots
     # When the log has lost records not read yet: "stop" (an alarm) or "continue" without them.
     on_gap: str = "stop"
@@ -117,7 +120,7 @@ class Trainer:
         self.state = self._positioned(encoder, loaded[0] if loaded else start())
         self._already_dead = self._dead_since_snapshot()
         self._watermark_ms: dict[int, int] = {}
-        self._published_at_ms = 0
+        self._publish_next_ms = 0
         self._n_published = 0
         if not self.state.topic_id:
             self.state.topic_id = log.topic_id(FEEDBACK)
@@ -185,8 +188,7 @@ class Trainer:
     def publish_if_due(self, *, at_once: bool = False) -> None:
         """Step 5. Raises SnapshotFenced and OSError; a silent log only puts it off."""
         now_ms = self._now_ms()
-        due = now_ms - self._published_at_ms >= self._options.publish_s * 1000
-        if not self._dirty or not (due or at_once):
+        if not self._dirty or not (now_ms >= self._publish_next_ms or at_once):
             return
         try:
             self._forget_seen(now_ms)
@@ -196,7 +198,10 @@ class Trainer:
             return
         self._saver.save(self.state, now_ms)
         self._already_dead.clear()
-        self._dirty, self._published_at_ms = False, now_ms
+        saved_at_ms = self._now_ms()
+        rest_ms = (saved_at_ms - now_ms) * self._options.publish_rest
+        self._publish_next_ms = max(now_ms + self._options.publish_s * 1000, saved_at_ms + rest_ms)
+        self._dirty = False
         self._n_published += 1
         if self._n_published % self._options.prune_every == 0:
             self._store.prune()

@@ -45,6 +45,8 @@ from streams.ticket import KEY_BYTES, Sealer, key_of
 from streams.trainer import Trainer, TrainerOptions
 
 DIM = 8  # of the embeddings of most tests
+EMBEDDINGS = EncoderOptions(kind="embeddings-only", dim=DIM)
+EXPLORING, BATCHER, FEEDBACK = SquareCb(), BatcherOptions(), FeedbackOptions()
 NOON_MS = 1_760_000_000_000  # some time in 2025
 PATIENCE_S = 20.0  # for what must come; a test that waits this long has failed
 
@@ -119,11 +121,11 @@ class Router:
         self,
         folder: Path,
         *,
-        encoder: EncoderOptions = EncoderOptions(kind="embeddings-only", dim=DIM),
-        policy: Policy = SquareCb(),
+        encoder: EncoderOptions = EMBEDDINGS,
+        policy: Policy = EXPLORING,
         models: Catalogue | None = None,
-        batcher: BatcherOptions = BatcherOptions(),
-        feedback: FeedbackOptions = FeedbackOptions(),
+        batcher: BatcherOptions = BATCHER,
+        feedback: FeedbackOptions = FEEDBACK,
         stream_ongoing_max: int = 256,
         keys: Sequence[bytes] = (),
         port: int = 0,

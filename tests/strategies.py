@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from itertools import pairwise
 
 import numpy as np
 from hypothesis import settings
@@ -122,6 +123,4 @@ def cuts(n: int) -> st.SearchStrategy[list[slice]]:
     edges = st.sets(st.integers(1, max(1, n - 1)), max_size=n).map(
         lambda inner: sorted({0, n} | {edge for edge in inner if edge < n})
     )
-    return edges.map(
-        lambda at: [slice(start, stop) for start, stop in zip(at, at[1:], strict=False)]
-    )
+    return edges.map(lambda at: [slice(start, stop) for start, stop in pairwise(at)])

@@ -55,7 +55,9 @@ class Bench:
         await asyncio.sleep(1000.0 + at_s - self.loop.now_s)
         arrived_s = self.loop.now_s
         assert await self.batcher.submit(item) == item
-        begun_s = next(s for s, batch in zip(self.begun_s, self.batches, strict=True) if item in batch)
+        begun_s = next(
+            s for s, batch in zip(self.begun_s, self.batches, strict=True) if item in batch
+        )
         return begun_s - arrived_s
 
 

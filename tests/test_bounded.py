@@ -176,3 +176,19 @@ def test_what_was_given_up_counts_until_it_is_done():
     deliveries[1].is_done = True
     with backlog.holding(60, []):
         pass
+
+
+def test_the_age_of_what_was_given_up_is_known():
+    """
+    A client that never lets go of anything shows.
+    """
+    backlog, delivery = Backlog(100), Delivery()
+    assert backlog.oldest_s() == 0.0
+    with pytest.raises(KeyError), backlog.holding(1, [delivery]):
+        raise KeyError
+
+    time.sleep(0.05)
+
+    assert 0.05 <= backlog.oldest_s() < 5.0
+    delivery.is_done = True
+    assert backlog.oldest_s() == 0.0

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import batches, changed, cuts, joined, lightly, outcomes
 
@@ -20,6 +20,7 @@ OPTIONS = MemoryOptions(
     model_half_life_s=5.0, pool_half_life_s=1.0, history=HistoryOptions(rows_max=6)
 )
 ROOMY = replace(OPTIONS, history=HistoryOptions())
+lighter = settings(lightly, max_examples=25)  # a state is 100 kB a model and epoch
 
 
 def learned(*parts: Outcomes, options: MemoryOptions = OPTIONS) -> Learned:
@@ -47,7 +48,7 @@ def through_bytes(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 # --- the same outcomes --------------------------------------------------------------------------
 
 
-@lightly
+@lighter
 @given(batches(), st.data())
 def test_any_order_and_any_batches_end_in_the_same_state(rows, data):
     """
@@ -66,7 +67,7 @@ def test_any_order_and_any_batches_end_in_the_same_state(rows, data):
     assert state.digest() == learned(rows).digest()
 
 
-@lightly
+@lighter
 @given(batches(), st.data())
 def test_any_shards_merged_in_any_order_end_in_the_same_state(rows, data):
     """
@@ -83,7 +84,7 @@ def test_any_shards_merged_in_any_order_end_in_the_same_state(rows, data):
     assert merged.as_of_ms == rows.decided_at_ms.max()
 
 
-@lightly
+@lighter
 @given(batches(), st.data())
 def test_saved_and_restored_between_any_batches_it_ends_in_the_same_state(rows, data):
     """

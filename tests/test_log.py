@@ -859,6 +859,39 @@ def test_memory_is_bounded_while_the_broker_is_frozen(kafka, frozen):
 
 
 @pytest.mark.kafka
+@pytest.mark.parametrize("broken", ["closed", "in trouble"])
+def test_a_client_that_broke_is_replaced(kafka, broken):
+    """
+    One error, not one for ever: of those who append, of those who ask, and of those who read.
+    """
+    topic = kafka.topic(n_partitions=1)
+    log = kafka.log(request_timeout_s=1.0, delivery_timeout_s=1.0)
+    log.append(topic, pairs(2))
+    log.end_offsets(topic)
+    reader = log.reader(topic, {0: 0})
+    read_all(reader, 1, records_max=1)
+
+    def trouble() -> None:
+        time.sleep(0.1)
+        raise RuntimeError
+
+    for client in (log._producer.get(1.0), log._admin.get(1.0), reader._consumer):
+        if broken == "closed":
+            client.close()
+        elif isinstance(client, KafkaProducer):
+            client._sender.run_once = trouble
+        else:
+            client._client.close()
+
+    until(lambda: _appended(log, topic, b"again", timeout_s=0.5))
+    assert [r.offset for r in read_all(reader, 2)] == [1, 2]
+    until(lambda: _answers(log.end_offsets, topic))
+    assert log.end_offsets(topic) == {0: 3}
+    reader.close()
+    log.close()
+
+
+@pytest.mark.kafka
 @pytest.mark.slow
 def test_records_that_expired_on_their_way_do_not_stop_the_producer(kafka, frozen):
     """
@@ -908,9 +941,17 @@ def test_a_killed_broker_keeps_what_it_acknowledged(kafka, kafka_broker):
     reader.close()
 
 
-def _appended(log: Log, topic: str, value: bytes) -> bool:
+def _appended(log: Log, topic: str, value: bytes, timeout_s: float = 2.0) -> bool:
     try:
-        log.append(topic, [(None, value)], timeout_s=2.0)
+        log.append(topic, [(None, value)], timeout_s)
+    except LogUnavailable:
+        return False
+    return True
+
+
+def _answers(ask: Callable[[str], object], topic: str) -> bool:
+    try:
+        ask(topic)
     except LogUnavailable:
         return False
     return True

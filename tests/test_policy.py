@@ -34,7 +34,7 @@ POLICIES = {
 }
 every_policy = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 named_policies = st.sampled_from(list(POLICIES))
-thoroughly = settings(lightly, max_examples=250)
+thoroughly = settings(lightly, max_examples=200)
 Case = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 UTILITIES = (0.0, 0.5, 1.0, -1e6, 1e6, 1e-9)  # equals, gaps of a million, near-equals
@@ -395,16 +395,15 @@ LAST = 1 - 2**-53  # the largest number a generator draws
 
 @every_policy
 @every_width
-@pytest.mark.parametrize("uniform", [0.0, 2**-53, 0.5, LAST])
-def test_a_model_of_probability_zero_is_never_drawn(policy, case, uniform):
+def test_a_model_of_probability_zero_is_never_drawn(policy, case):
     """
     At both ends of the unit interval too, and wherever the zeros stand.
     """
     p = policy.probabilities(*case)
 
-    chosen = draw(p, np.full(len(p), uniform))
-
-    assert (p[np.arange(len(p)), chosen] > 0).all()
+    for uniform in (0.0, 2**-53, 0.5, LAST):
+        chosen = draw(p, np.full(len(p), uniform))
+        assert (p[np.arange(len(p)), chosen] > 0).all()
 
 
 @thoroughly

@@ -95,7 +95,9 @@ def test_utility_is_the_documented_formula():
     quality = [0.8 * 0.75, 0.9]  # a failed call is worth nothing
     cost = [0.001 * 2 * math.exp(0.4**2 / 2), 0.010 * math.exp(0.2**2 / 2)]
     latency = [500 * 0.5 * math.exp(0.6**2 / 2), 2000 * 3.0]
-    by_hand = [2 * q - 30 * c - 0.5 * t / 1000 for q, c, t in zip(quality, cost, latency, strict=True)]
+    by_hand = [
+        2 * q - 30 * c - 0.5 * t / 1000 for q, c, t in zip(quality, cost, latency, strict=True)
+    ]
     np.testing.assert_allclose(choices.utility, [by_hand], rtol=1e-6)
     np.testing.assert_allclose(choices.quality, [quality], rtol=1e-6)
     np.testing.assert_allclose(choices.cost_usd, [cost], rtol=1e-6)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
+import asyncio
+import datetime as dt
 import queue
 import socket
 import ssl
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 import grpc
 import numpy as np
 import pytest
+import router_bench
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -29,7 +31,6 @@ from router_bench import (
     router,
 )
 
-import router_bench
 from learners.context import BIAS, N_FEATURES, STEP
 from learners.policy import Greedy, SquareCb
 from serve.batcher import BatcherOptions
@@ -48,6 +49,8 @@ from streams.log import DECISIONS, FEEDBACK
 from streams.ticket import Sealer, key_of
 
 HASHING = EncoderOptions(kind="hashing", dim=64)
+# A stopping `grpc.aio` server answers CANCELLED to calls it had not begun, see `fairlead.channels`.
+TURNED_AWAY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +253,7 @@ def test_largest_batch_over_many_models_is_answered(tmp_path):
     """
     What may be asked can be answered: 1,024 decisions between 70 models are a reply of 18 MB.
     """
-    models = [Model(name=f"model-of-some-length-{i:03d}") for i in range(70)]
+    models = [Model(name=f"{'a-model-with-a-long-name' * 4}-{i}") for i in range(70)]
     asked = [pb.RouteRequest(embedding_f32=embedding())] * 1024
 
     with router(tmp_path, models=catalogue(models), log_decisions=False) as up:
@@ -310,8 +313,6 @@ def tasks(up: Router) -> int:
     """Tasks alive on the replica's loop."""
 
     async def count() -> int:
-        import asyncio
-
         return len(asyncio.all_tasks()) - 1
 
     return up.run(count())
@@ -536,6 +537,21 @@ def test_texts_waiting_for_a_blocking_encoder_are_bounded(tmp_path, slow):
         assert up.route(text="again").model
 
 
+def test_text_whose_caller_gave_up_is_not_scored(tmp_path, slow):
+    """
+    The gRPC deadline passes while the text is being encoded: nothing is decided for nobody.
+    """
+    with router(tmp_path) as up:
+        with pytest.raises(grpc.RpcError) as late:
+            up.stub.Route(pb.RouteRequest(text="hello"), timeout=0.1)
+        assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        until(lambda: up.replica.servicer._encoding == 0, "the call to end here too")
+        slow.gate.set()
+
+        assert up.route(embedding_f32=embedding(dim=64)).model
+        assert up.replica.servicer.counts.decisions == 1
+
+
 def test_encoder_that_fails_fails_its_text_alone(tmp_path, slow):
     """
     UNAVAILABLE with what to do about it; a request with an embedding in the same batch goes on.
@@ -753,12 +769,16 @@ def test_every_method_of_the_proto_is_served(shared):
     None is answered with UNIMPLEMENTED.
     """
     for method in pb.DESCRIPTOR.services_by_name["Router"].methods:
-        kind = shared.channel.stream_stream if method.client_streaming else shared.channel.unary_unary
+        kind = (
+            shared.channel.stream_stream if method.client_streaming else shared.channel.unary_unary
+        )
         call = kind(f"/{SERVICE}/{method.name}")
-        try:
-            list(call(iter([b""]), timeout=5)) if method.client_streaming else call(b"", timeout=5)
-        except grpc.RpcError as error:
-            assert error.code() is grpc.StatusCode.INVALID_ARGUMENT, method.name
+        if method.client_streaming:
+            assert len(list(call(iter([b""]), timeout=5))) == 1
+        else:
+            with pytest.raises(grpc.RpcError) as refused:
+                call(b"", timeout=5)
+            assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT, method.name
 
 
 def test_two_replicas_share_one_port(tmp_path):
@@ -766,9 +786,10 @@ def test_two_replicas_share_one_port(tmp_path):
     Connections spread over replicas on the same port, any replica's ticket is good at any other,
     and when one stops the other answers all.
     """
-    with router(tmp_path) as first, router(
-        tmp_path, keys=first.keys, port=first.replica.port
-    ) as second:
+    with (
+        router(tmp_path) as first,
+        router(tmp_path, keys=first.keys, port=first.replica.port) as second,
+    ):
         reached = []
         for _ in range(60):
             channel = first.connect()
@@ -836,15 +857,15 @@ def self_signed() -> tuple[bytes, bytes]:
     """A private key and its certificate for localhost, as PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
         .sign(key, hashes.SHA256())
     )
@@ -900,12 +921,10 @@ def test_stopping_finishes_what_is_under_way_and_refuses_what_is_new(tmp_path, s
 
 def refused(stub: router_pb2_grpc.RouterStub) -> bool:
     """Whether a new call is turned away; it must not fail otherwise."""
-    try:
-        stub.Route(pb.RouteRequest(embedding_f32=embedding(dim=64)), timeout=PATIENCE_S)
-    except grpc.RpcError as error:
-        assert error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-        return True
-    return False
+    asked = pb.RouteRequest(embedding_f32=embedding(dim=64))
+    problem = stub.Route.future(asked, timeout=PATIENCE_S).exception()
+    assert problem is None or problem.code() in TURNED_AWAY
+    return problem is not None
 
 
 def test_stopping_under_load_gives_every_call_an_answer_or_a_status_to_retry(tmp_path):
@@ -941,7 +960,7 @@ def test_stopping_under_load_gives_every_call_an_answer_or_a_status_to_retry(tmp
             for record in logged(up, DECISIONS)
             for row in decisions.decode(record.value).to_pylist()
         }
-    assert set(ended) <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+    assert set(ended) <= TURNED_AWAY
     assert len(ended) == 4
     assert set(seen) <= rows
 

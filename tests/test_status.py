@@ -92,7 +92,7 @@ def test_statuses_are_those_the_proto_explains():
     """
     The proto's table of errors has every status of ours and no other.
     """
-    explained = set(re.findall(r"^//   ([A-Z_]+) ", PROTO.read_text(), re.M))
+    explained = set(re.findall(r"^//   ([A-Z_]+) ", PROTO.read_text(), re.MULTILINE))
 
     assert {code.name for code in STATUS.values()} | {"INTERNAL"} == explained
 

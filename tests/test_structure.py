@@ -85,12 +85,12 @@ def test_readme_commands_exist():
     from fairlead.command_line import app
 
     readme = (ROOT / "README.md").read_text()
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"`?make ([a-z-]+)", readme))
     assert {"run", "test"} <= named <= targets
 
     group = get_command(app)
-    commands = re.findall(r"(?:python -m|bin/|^|`)fairlead (\w[\w-]*)(?: ([a-z]+))?", readme, re.M)
+    commands = re.findall(r"(?:python -m|bin/|^|`)fairlead (\w[\w-]*)(?: ([a-z]+))?", readme, re.MULTILINE)
     assert {first for first, _ in commands} >= {"up", "demo", "bench"}
     for first, second in commands:
         assert first in group.commands, f"README names `fairlead {first}`"
