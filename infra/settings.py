@@ -524,7 +524,8 @@ def read_settings(path: Path | None) -> Settings:
     try:
         settings = Settings(**found)
         settings.catalogue() if settings.models else None
-        settings.deployment(), settings.kafka()  # keys that must fit together
+        settings.deployment()  # and other keys that must fit together
+        settings.kafka()
     except ValidationError as error:
         raise SettingsInvalid(where, tuple(map(_said, error.errors()))) from error
     except (OptionRefused, KafkaOptionRefused, SettingsError) as error:

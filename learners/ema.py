@@ -52,13 +52,13 @@ def update(statistics: DecayedSums, keys: NDArray[np.uint64], outcomes: Outcomes
     known = np.concatenate([outcomes.known, outcomes.figures_known], axis=1).astype(np.int64)
     values = np.concatenate([outcomes.targets, outcomes.figures], axis=1) * known
     terms = np.stack([values, known], axis=2) * weights[:, None, None]  # (n, 7, 2)
-    groups, group_of = np.unique(
-        np.stack([keys.view(np.int64), epochs]), axis=1, return_inverse=True
-    )
-    totals = np.zeros((groups.shape[1], N_COLUMNS, 2), np.int64)
-    np.add.at(totals, group_of.ravel(), terms)
-    for key, epoch, total in zip(groups[0].view(np.uint64), groups[1], totals, strict=True):
-        statistics.add(int(key), int(epoch), total)
+    order = np.lexsort((epochs, keys))
+    keys, epochs = keys[order], epochs[order]
+    changes = (keys[1:] != keys[:-1]) | (epochs[1:] != epochs[:-1])
+    starts = np.flatnonzero(np.concatenate([np.ones(min(1, len(keys)), bool), changes]))
+    totals = np.add.reduceat(terms[order], starts, axis=0)  # (groups, 7, 2)
+    for start, total in zip(starts, totals, strict=True):
+        statistics.add(int(keys[start]), int(epochs[start]), total)
 
 
 def read(statistics: DecayedSums, keys: list[int], as_of_ms: int) -> Means:

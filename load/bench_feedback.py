@@ -2,8 +2,8 @@
 
     raw_consumed_per_s    kafka-python's own consumer, bytes only
     read_per_s            our reader: the same, as records with known positions
-    folded_per_s          the trainer, from nothing to the end of the topic: read, opened, validated,
-                          de-duplicated, learned, with dead letters and snapshots as in service
+    folded_per_s          the trainer, from nothing to the end of the topic: read, opened,
+                          validated, de-duplicated, learned, with dead letters and snapshots
 
 One thread does the work; kafka-python's own thread and the broker share the machine's cores.
 
@@ -19,13 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from kafka import KafkaConsumer, TopicPartition
 
 from infra.kafka.broker import Broker
 from load.crash_child import ENCODER, KEY, trainer_of
 from load.made_feedback import Mix, made_feedback
-from streams.kafka_log import KafkaLog, raw_consumer
+from streams.folder import Folder
+from streams.kafka_log import KafkaLog
 from streams.kafka_options import KafkaOptions
 from streams.log import DEAD_LETTER, DECISIONS, FEEDBACK
+from streams.snapshots import VERSIONS_PER_TERM, Store
 from streams.ticket import Sealer
 from streams.trainer import DUPLICATE, TrainerOptions
 
@@ -50,7 +53,7 @@ def measure(options: FeedbackBench, say: Callable[[str], None]) -> dict[str, flo
         say(f"{options.records} records into Kafka …")
         record_bytes = _fill(log, options)
         say("reading …")
-        raw_s = _timed(lambda: _consume(kafka, log.end_offsets(FEEDBACK)))
+        raw_s = _timed(lambda: _consume(broker.bootstrap_servers, log.end_offsets(FEEDBACK)))
         read_s = _timed(lambda: _read(log))
         say("learning …")
         trainer = trainer_of(log, f"{folder}/state", TrainerOptions())
@@ -59,17 +62,19 @@ def measure(options: FeedbackBench, say: Callable[[str], None]) -> dict[str, flo
         learn_s = _timed(lambda: trainer.run(lambda: trainer.state.offsets == ends))
         learn_cpu_s = time.thread_time() - began_cpu_s
         log.close()
-    n = options.records
-    return {
-        "folded_per_s": round(n / learn_s),
-        "raw_consumed_per_s": round(n / raw_s),
-        "read_per_s": round(n / read_s),
-        "folded_per_cpu_s": round(n / learn_cpu_s),  # of the trainer's thread, on a busy machine
-        "records": n,
-        "record_bytes": round(record_bytes),
-        "duplicates": trainer.state.counts[DUPLICATE],
-        "snapshots": trainer.n_published,
-    }
+        n = options.records
+        return {
+            "folded_per_s": round(n / learn_s),
+            "raw_consumed_per_s": round(n / raw_s),
+            "read_per_s": round(n / read_s),
+            "folded_per_cpu_s": round(
+                n / learn_cpu_s
+            ),  # of the trainer's thread, on a busy machine
+            "records": n,
+            "record_bytes": round(record_bytes),
+            "duplicates": trainer.state.counts[DUPLICATE],
+            "snapshots": Store(Folder(f"{folder}/state")).newest() % VERSIONS_PER_TERM,
+        }
 
 
 def _timed(work: Callable[[], object]) -> float:
@@ -91,11 +96,17 @@ def _fill(log: KafkaLog, options: FeedbackBench) -> float:
     return n_bytes / options.records
 
 
-def _consume(kafka: KafkaOptions, ends: dict[int, int]) -> None:
-    with raw_consumer(kafka, FEEDBACK, dict.fromkeys(ends, 0)) as consumer:
-        left = sum(ends.values())
-        while left:
-            left -= sum(len(found) for found in consumer.poll(1000, POLLED_MAX).values())
+def _consume(servers: str, ends: dict[int, int]) -> None:
+    consumer = KafkaConsumer(
+        bootstrap_servers=servers, group_id=None, enable_auto_commit=False, metrics_enabled=False
+    )
+    places = [TopicPartition(FEEDBACK, partition) for partition in ends]
+    consumer.assign(places)
+    consumer.seek_to_beginning(*places)
+    left = sum(ends.values())
+    while left:
+        left -= sum(len(found) for found in consumer.poll(1000, max_records=POLLED_MAX).values())
+    consumer.close(autocommit=False)
 
 
 def _read(log: KafkaLog) -> None:

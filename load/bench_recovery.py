@@ -72,7 +72,9 @@ class RecoveryOptions:
     bounces: int = 5
     # Small runs and a snapshot after each, so that every life passes every step.
     trainer: TrainerOptions = field(
-        default_factory=lambda: TrainerOptions(records_max=100, publish_s=0.0, prune_every=3)
+        default_factory=lambda: TrainerOptions(
+            records_max=100, publish_s=0.0, publish_rest=0.0, prune_every=3
+        )
     )
     # "spawn" is a new interpreter that imports everything, as after a real crash; "forkserver"
     # leaves the imports out, for tests that have no time.
@@ -85,7 +87,7 @@ def every_point(ends: Sequence[str], nth_max: int) -> tuple[Point, ...]:
     rng = np.random.default_rng(7)
     stepping = [Point(when, s, int(rng.integers(nth_max)) + 1) for s in STEPPING for when in ends]
     # Dead letters are read again only after a life that wrote some and did not save.
-    unsaved = Point("before", "Trainer.publish_if_due → Log.end_offsets")
+    unsaved = Point("after", "Trainer._set_aside → Log.append")
     rereading = [point for s in REREADING for w in ends for point in (unsaved, Point(w, s))]
     first, starting, ending = (
         [Point(when, s) for s in steps for when in ends] for steps in (FIRST, STARTING, ENDING)

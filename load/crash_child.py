@@ -13,6 +13,7 @@ The one rule: SIGKILL and nothing else. No `finally` runs, no buffer is flushed,
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import re
 import signal
@@ -102,10 +103,13 @@ STEPPING = (
     "Trainer.learn → Learned.update",
     "Trainer.learn → State.count",
     "Trainer.step → Trainer.publish_if_due",
+    "Trainer.publish_if_due → Trainer._check_same_topic",
+    "Trainer._check_same_topic → Log.topic_id",
     "Trainer.publish_if_due → Trainer._forget_seen",
     "Trainer._forget_seen → Log.end_offsets",
     "Trainer._forget_seen → Seen.forget",
-    "Trainer.publish_if_due → Log.end_offsets",
+    "Trainer.publish_if_due → Trainer._forget_dead",
+    "Trainer._forget_dead → Log.end_offsets",
     "Trainer.publish_if_due → Saver.save",
     "Saver.save → History.settle",
     "Saver.save → Store.put",
@@ -237,7 +241,10 @@ def run(
 def _finish(log: Log, uri: str, options: TrainerOptions) -> None:
     ends = log.end_offsets(FEEDBACK)
     learning = trainer_of(log, uri, options)
-    learning.run(lambda: learning.state.offsets == ends)
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a child is started by multiprocessing"
+    # An orphan would look for its broker for ever.
+    learning.run(lambda: learning.state.offsets == ends or not parent.is_alive())
 
 
 def trainer_of(log: Log, uri: str, options: TrainerOptions) -> Trainer:

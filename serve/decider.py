@@ -61,7 +61,7 @@ class Decider:
         *,
         log_prompts: bool = False,
     ) -> None:
-        """`log_prompts` puts texts into the decision log; they may be personal, so not by default."""
+        """`log_prompts` puts texts into the decision log; they may be personal: off by default."""
         self._log_prompts = log_prompts
         self._encoder, self._policy, self._sealer, self._issuer = encoder, policy, sealer, issuer
         self._rng, self._now_ms = rng, now_ms

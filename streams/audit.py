@@ -40,7 +40,7 @@ class AuditOptions:
 
 
 class Audit:
-    """Counts decisions and unanswered ones into a state's counters. Used by the trainer's thread."""
+    """Counts decisions, and those unanswered, into a state's counters. Used by one thread."""
 
     def __init__(self, log: Log, state: State, share: Share, options: AuditOptions) -> None:
         self._state, self._share, self._options = state, share, options

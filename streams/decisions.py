@@ -96,8 +96,18 @@ def _joined(batches: Sequence[DecisionBatch]) -> DecisionBatch:
 
 
 def decode(value: bytes) -> pa.Table:
-    """The decisions of one record."""
-    return pa.ipc.open_stream(value).read_all()
+    """The decisions of one record. Raises pyarrow.ArrowInvalid.
+
+    Checked in full: a damaged offset would else be followed out of memory and end the process.
+    """
+    try:
+        table = pa.ipc.open_stream(value).read_all()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise pa.ArrowInvalid(f"no table: {error}") from error
+    if table.schema != SCHEMA or table["decision_id"].null_count or table["model"].null_count:
+        raise pa.ArrowInvalid("a table, but not of decisions")
+    return table
 
 
 def _columns(batch: DecisionBatch) -> pa.RecordBatch:

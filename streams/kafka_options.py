@@ -55,7 +55,7 @@ class KafkaOptions:
     retention_ms: int = 7 * 24 * 3_600_000  # longer than the longest time no trainer runs
     # Twice what gRPC hands over at once. A record is held in memory several times on its way.
     record_bytes_max: int = 8 << 20
-    compression: str = "zstd"  # or "gzip", "none": a third of the bytes of JSON remain
+    compression: str = "zstd"  # or "gzip", "none"; brokers store what others send in this too
 
     # Waiting. A call that is given less time than this and must connect first takes this long:
     # names, TCP, TLS, SASL and two requests, over a slow line.

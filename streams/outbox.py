@@ -15,6 +15,7 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Pairs = list[tuple[bytes | None, bytes]]
+Entry = tuple[Item, Future[None] | None]  # an item and who waits for it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,10 +62,8 @@ class Outbox(Generic[Item]):
         options: OutboxOptions,
     ) -> None:
         self._log, self._topic, self._encode, self._options = log, topic, encode, options
-        self._queue: queue.SimpleQueue[tuple[Item, Future[None] | None] | None] = (
-            queue.SimpleQueue()
-        )
-        self._closing = threading.Event()
+        self._queue: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()  # None: the end
+        self._closing, self._gave_up = threading.Event(), threading.Event()
         self.counts = OutboxCounts()
         self._counting = threading.Lock()  # held for a few additions, never during I/O
         self._thread = threading.Thread(target=self._drain, name=f"outbox {topic}", daemon=True)
@@ -95,64 +95,92 @@ class Outbox(Generic[Item]):
         return future
 
     def _enqueue(self, item: Item, future: Future[None] | None) -> bool:
-        if self._closing.is_set():
-            raise OutboxClosed(f"the outbox of {self._topic} is shutting down")
-        with self._counting:
+        with self._counting:  # so that nothing comes after the end that `close` puts
+            if self._closing.is_set():
+                raise OutboxClosed(f"the outbox of {self._topic} is shutting down")
             self.counts.offered += 1
             if self.waiting > self._options.items_max:
                 self.counts.dropped += 1
                 return False
-        self._queue.put((item, future))
+            self._queue.put((item, future))
         return True
 
     def _drain(self) -> None:
-        while (batch := self._take()) is not None:
-            items, futures = zip(*batch, strict=True)
-            written = self._write(items)
-            for future in futures:
-                if future is not None and not future.cancelled():
-                    if written:
-                        future.set_result(None)
-                    else:
-                        future.set_exception(OutboxClosed(f"{self._topic}: stopped before written"))
+        while batch := self._take():
+            self._write(batch)
             self._closing.wait(self._options.linger_s)
 
-    def _take(self) -> list[tuple[Item, Future[None] | None]] | None:
-        """Wait for an item, then take what else is there; None when closed and empty."""
-        first = self._queue.get()
-        if first is None:
-            return None
-        batch = [first]
+    def _take(self) -> list[Entry]:
+        """Wait for an item, then take what else is there; [] when closed and empty."""
+        batch: list[Entry] = []
         while len(batch) < self._options.batch_max:
             try:
-                item = self._queue.get_nowait()
+                entry = self._queue.get(block=not batch)
             except queue.Empty:
                 break
-            if item is None:
+            if entry is None:
                 self._queue.put(None)  # write what is taken, then see the end again
                 break
-            batch.append(item)
+            batch.append(entry)
         return batch
 
-    def _write(self, items: Sequence[Item]) -> bool:
-        """Write until it succeeds; False if the outbox was closed meanwhile."""
-        records = self._encode(items)
+    def _write(self, batch: Sequence[Entry]) -> None:
+        """Write until it succeeds, or never will."""
+        try:
+            self._append(self._encode([item for item, _ in batch]))
+        except Exception as error:
+            if len(batch) > 1 and not isinstance(error, OutboxClosed):
+                # One of them can't be written, now or later: find it, and spare the others.
+                middle = len(batch) // 2
+                self._write(batch[:middle])
+                self._write(batch[middle:])
+                return
+            logger.error("%d items of %s are dropped: %s", len(batch), self._topic, error)
+            self._settle(batch, error)
+        else:
+            self._settle(batch, None)
+
+    def _append(self, records: Pairs) -> None:
+        """Append, again while the log is away. Raises OutboxClosed when there is no more time."""
         while True:
             try:
                 self._log.append(self._topic, records, self._options.append_timeout_s)
             except LogUnavailable as error:
-                logger.warning("%d records of %s wait: %s", len(items), self._topic, error)
-                if self._closing.wait(self._options.retry_s):
-                    with self._counting:
-                        self.counts.dropped += len(items)
-                    return False
+                logger.warning("%d records of %s wait: %s", len(records), self._topic, error)
+            else:
+                return
+            if self._gave_up.wait(self._options.retry_s):
+                raise OutboxClosed(f"{self._topic}: stopped before it was written")
+
+    def _settle(self, batch: Sequence[Entry], error: Exception | None) -> None:
+        """Count what became of a batch, and tell who waits for it."""
+        with self._counting:
+            if error is None:
+                self.counts.written += len(batch)
+            else:
+                self.counts.dropped += len(batch)
+        for _, future in batch:
+            # From here on it can't be cancelled any more.
+            if future is None or not future.set_running_or_notify_cancel():
                 continue
-            with self._counting:
-                self.counts.written += len(items)
-            return True
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
 
     def close(self) -> None:
-        """Refuse new items, write what is waiting, give up on it after `close_s_max`."""
-        self._closing.set()
-        self._queue.put(None)
+        """Refuse new items, write what is waiting, give up on it after `close_s_max`.
+
+        What the log has in hand then stays in doubt until the log answers.
+        """
+        with self._counting:
+            self._closing.set()
+            self._queue.put(None)
         self._thread.join(self._options.close_s_max)
+        self._gave_up.set()
+        left: list[Entry] = []
+        with suppress(queue.Empty):
+            while True:
+                left += filter(None, [self._queue.get_nowait()])
+        self._queue.put(None)
+        self._settle(left, OutboxClosed(f"{self._topic}: stopped before it was written"))

@@ -51,12 +51,11 @@ class Seen:
         cells = slots * PAGE + (sequences % PAGE).astype(np.intp)
         flags = self._flags.reshape(-1)
         fresh = bits & ~flags[cells]
+        order = np.argsort(cells, kind="stable")  # rows of one decision together, the first first
         for bit in (1 << np.arange(8)).astype(np.uint8):
-            rows = np.flatnonzero(fresh & bit)
-            first = np.unique(cells[rows], return_index=True)[1]
-            repeated = np.ones(len(rows), bool)
-            repeated[first] = False
-            fresh[rows[repeated]] &= ~bit
+            rows = order[(fresh[order] & bit) > 0]
+            repeated = rows[1:][cells[rows[1:]] == cells[rows[:-1]]]
+            fresh[repeated] &= ~bit
         np.bitwise_or.at(flags, cells, fresh)
         return fresh
 
@@ -78,11 +77,14 @@ class Seen:
         self, issuers: NDArray[np.uint64], pages: NDArray[np.uint64], decided_at_ms: NDArray
     ) -> NDArray[np.intp]:
         """Rows of the pages (n,), made where missing, their times and stamps brought up to date."""
-        at, which = np.unique(np.stack([issuers, pages]), axis=1, return_inverse=True)
-        slots = np.array(
-            [self._slot(issuer, page) for issuer, page in zip(*at.tolist(), strict=True)], np.intp
-        )
-        which = which.ravel()
+        order = np.lexsort((pages, issuers))
+        issuers, pages = issuers[order], pages[order]
+        begins = np.ones(len(order), bool)
+        begins[1:] = (issuers[1:] != issuers[:-1]) | (pages[1:] != pages[:-1])
+        at = zip(issuers[begins].tolist(), pages[begins].tolist(), strict=True)
+        slots = np.array([self._slot(issuer, page) for issuer, page in at], np.intp)
+        which = np.empty(len(order), np.intp)
+        which[order] = np.cumsum(begins) - 1
         np.maximum.at(self._newest_ms, slots[which], decided_at_ms)
         for group in np.unique(slots // GROUP).tolist():
             self._stamps[group] += 1

@@ -40,7 +40,7 @@ RECORDS, LEARNED, DUPLICATE, MOVED = "records", "learned", "duplicate", "moved"
 DEAD = "dead_letter."  # followed by a reason
 SKIPPED = "skipped"  # records the log lost before they were read, see `on_gap`
 
-# A partition that has been read to its end may get a record stamped a little before now.
+# Brokers' clocks differ: a partition read to its end may get a record stamped a little earlier.
 CLOCK_MARGIN_MS = 60_000
 
 
@@ -117,15 +117,19 @@ class Trainer:
         loaded = Loader(store, encoder, options.memory).load_newest()
         # A first snapshot is saved at once: whoever merges or watches then knows of this trainer.
         self._dirty = loaded is None
+        self._passed_gap = False
         self.state = self._positioned(encoder, loaded[0] if loaded else start())
         self._already_dead = self._dead_since_snapshot()
         self._watermark_ms: dict[int, int] = {}
-        self._publish_next_ms = 0
+        self._saved_at_ms = self._publish_next_ms = 0
         self._n_published = 0
         if not self.state.topic_id:
             self.state.topic_id = log.topic_id(FEEDBACK)
         self._reader: Reader = log.reader(FEEDBACK, self.state.offsets)
         self._audit = Audit(log, self.state, self._share, options.audit)
+        if self._passed_gap:
+            # At once, so that no dead letter of a new topic precedes the snapshot that knows it.
+            self.publish_if_due(at_once=True)
 
     def run(self, stopping: Callable[[], bool]) -> None:
         """Step until `stopping()`, then save what is new. Errors other than a silent log raise."""
@@ -156,7 +160,7 @@ class Trainer:
         return len(records)
 
     def learn(self, records: Sequence[Record], damaged: Sequence[Damage] = ()) -> None:
-        """Steps 2 to 4 for records, and unreadable stretches, that continue where the state ends."""
+        """Steps 2 to 4 for records, and unreadable stretches, that go on where the state ends."""
         ingested = self._ingest.take(records)
         dead = ingested.dead + [letter for damage in damaged for letter in _unreadable(damage)]
         self._set_aside(dead)
@@ -186,19 +190,21 @@ class Trainer:
         self._dirty = True
 
     def publish_if_due(self, *, at_once: bool = False) -> None:
-        """Step 5. Raises SnapshotFenced and OSError; a silent log only puts it off."""
+        """Step 5. Raises LogReplaced, SnapshotFenced, OSError; a silent log only puts it off."""
         now_ms = self._now_ms()
-        if not self._dirty or not (now_ms >= self._publish_next_ms or at_once):
+        # A clock that was set back must not put it off.
+        due = now_ms >= self._publish_next_ms or now_ms < self._saved_at_ms
+        if not self._dirty or not (due or at_once):
             return
         try:
-            self._forget_seen(now_ms)
-            self.state.dead_letter_offsets = self._log.end_offsets(DEAD_LETTER)
+            self._check_same_topic()
+            self._forget_seen()
+            self._forget_dead()
         except LogUnavailable as error:
             logger.warning("the snapshot waits for the log: %s", error)
             return
         self._saver.save(self.state, now_ms)
-        self._already_dead.clear()
-        saved_at_ms = self._now_ms()
+        self._saved_at_ms = saved_at_ms = self._now_ms()
         rest_ms = (saved_at_ms - now_ms) * self._options.publish_rest
         self._publish_next_ms = max(now_ms + self._options.publish_s * 1000, saved_at_ms + rest_ms)
         self._dirty = False
@@ -215,8 +221,9 @@ class Trainer:
         if len(away):
             outcomes = ingested.outcomes
             ids = join_ids(outcomes.issuers[away], outcomes.sequences[away])
-            moved = [(i.hex().encode(), ingested.records[row].value) for i, row in zip(ids, away, strict=True)]
-            self._log.append(FEEDBACK, moved)
+            moved = [ingested.records[row].value for row in away]
+            keys = [decision_id.hex().encode() for decision_id in ids]
+            self._log.append(FEEDBACK, list(zip(keys, moved, strict=True)))
 
     # --- dead letters
 
@@ -226,6 +233,16 @@ class Trainer:
         if fresh:
             self._log.append(DEAD_LETTER, [dead_letter(letter) for letter in fresh])
             self._already_dead |= {(d.record.partition, d.record.offset) for d in fresh}
+
+    def _forget_dead(self) -> None:
+        """Keep account of dead letters until the state is past where they came from.
+
+        A former trainer may have written them far ahead of the snapshot this one began with.
+        """
+        offsets = self.state.offsets
+        self._already_dead = {(p, o) for p, o in self._already_dead if o >= offsets.get(p, o + 1)}
+        if not self._already_dead:
+            self.state.dead_letter_offsets = self._log.end_offsets(DEAD_LETTER)
 
     def _dead_since_snapshot(self) -> set[tuple[int, int]]:
         """Where the dead letters came from that were written after the snapshot was saved."""
@@ -255,6 +272,8 @@ class Trainer:
         if state.topic_id and state.topic_id != topic_id:
             self._gap(LogReplaced(FEEDBACK, state.topic_id, topic_id))
             state.topic_id, state.offsets = topic_id, {}
+            # Those there are came from the former topic.
+            state.dead_letter_offsets = self._log.end_offsets(DEAD_LETTER)
         first, end = self._log.first_offsets(FEEDBACK), self._log.end_offsets(FEEDBACK)
         owned = {p for p in end if self._share.owns(p)}
         state.offsets = {p: o for p, o in state.offsets.items() if p in owned}
@@ -269,17 +288,31 @@ class Trainer:
                 state.offsets[partition] = first[partition]
         return state
 
+    def _check_same_topic(self) -> None:
+        """Raise LogReplaced if the topic was made again under the reader.
+
+        If it has grown past our offsets since, reading went on in it without a complaint. Asked
+        after reading and before saving, so that nothing read there is ever saved.
+        """
+        found = self._log.topic_id(FEEDBACK)
+        if found != self.state.topic_id:
+            raise LogReplaced(FEEDBACK, self.state.topic_id, found)
+
     def _gap(self, error: LogReplaced | LogTruncated) -> None:
         """The log has lost records: raise, or say so loudly and go on, as the options state."""
         if self._options.on_gap != "continue":
             raise error
+        self._dirty = self._passed_gap = True
         logger.error("%s Continuing without them, as `on_gap` says.", error)
 
-    def _forget_seen(self, now_ms: int) -> None:
-        """Drop what can't arrive any more: older than the most backward partition would accept."""
+    def _forget_seen(self) -> None:
+        """Drop what can't arrive any more: older than the most backward partition would accept.
+
+        By the log's clock, which judges lateness. Ours may be wrong by days.
+        """
         state = self.state
         ends = self._log.end_offsets(FEEDBACK)
-        horizon_ms = now_ms
+        horizon_ms = max(self._watermark_ms.values(), default=0)
         for partition, offset in state.offsets.items():
             if offset < ends.get(partition, 0):
                 horizon_ms = min(horizon_ms, self._watermark_ms.get(partition, 0))

@@ -19,7 +19,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 from unittest.mock import patch
 
 from memory_log import Fuse
@@ -90,7 +90,7 @@ class Disk:
 
     def _open(self, path: str, mode: str) -> File:
         self._step("create", path)
-        file = File(self, builtins.open(path, mode), path)
+        file = File(self, builtins.open(path, mode), path)  # noqa: SIM115 - its caller closes it
         self._unsafe_names.add(path)
         return file
 
@@ -144,7 +144,7 @@ class File:
     def fileno(self) -> int:
         return self._file.fileno()
 
-    def __enter__(self) -> File:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

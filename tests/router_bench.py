@@ -132,6 +132,7 @@ class Router:
         grace_s: float = 10.0,
         seed: int | None = 1,
         log_decisions: bool = True,
+        log_prompts: bool = False,
     ) -> None:
         self.clock, self.source = Clock(), Source(models or catalogue())
         self.keys = list(keys) or [secrets.token_bytes(KEY_BYTES)]
@@ -150,6 +151,7 @@ class Router:
                 outbox=OutboxOptions(),
                 feedback=feedback,
                 log_decisions=log_decisions,
+                log_prompts=log_prompts,
             ),
             SqliteLog(folder / "log.sqlite", self.clock),
             self.store,

@@ -499,3 +499,20 @@ def test_an_example_fails_if_a_single_record_was_not_written(language, tmp_path,
 
     assert done.returncode != 0
     assert b"records written" not in done.stderr
+
+
+def test_tickets_without_padding_are_understood():
+    """
+    JavaScript and Go leave base64's padding out unless told otherwise.
+    """
+    from streams.feedback import FeedbackOptions, Ingest
+    from streams.ticket import key_of
+    from tests.made_up import ENCODER, SEALER, decided
+
+    (decision,) = decided(1)
+    text = base64.urlsafe_b64encode(decision.ticket).decode().rstrip("=")
+    value = json.dumps({"ticket": text, "quality": 0.5}).encode()
+
+    _, decision_id, _ = Ingest(SEALER, key_of(ENCODER), FeedbackOptions()).check(value)
+
+    assert decision_id == decision.decision_id

@@ -1,8 +1,8 @@
 """Ten thousand records that nobody can learn from, and a damaged disk: the loop does not notice.
 
-    broken JSON, wrong types, nulls, blobs, forged tickets, NaN ─┐
-    a thousand good records ─────────────────────────────────────┼─▶ a real broker ─▶ trainer
-    a batch whose checksum fails ────────────────────────────────┘
+broken JSON, wrong types, nulls, blobs, forged tickets, NaN ─┐
+a thousand good records ─────────────────────────────────────┼─▶ a real broker ─▶ trainer
+a batch whose checksum fails ────────────────────────────────┘
 """
 
 from __future__ import annotations
@@ -37,12 +37,13 @@ from streams.trainer import DEAD, LEARNED, RECORDS, Trainer, TrainerOptions
 N_BAD, N_GOOD, N_BLOBS, N_DAMAGED = 10_000, 1_000, 80, 26
 BLOB_BYTES = 1 << 20
 PATIENCE_S = 60.0  # for what must come; a test that waits this long has failed
-STEP_S_MAX = 10.0  # one step, on a busy machine: eighty blobs go through three times each
+STEP_S_MAX = 10.0  # one step, on a busy machine
 QUIET_S = 1.0
 # Of one core. Ten looks a second at the log take some 3 %; spinning takes 100 %.
 IDLE_SHARE_MAX = 0.25
 MEMORY = MemoryOptions(history=HistoryOptions(rows_max=10_000))
 Place = tuple[int, int]  # partition and offset
+Bad = tuple[bytes | None, str]  # a value, and the reason it must be set aside for; "" if it is good
 
 
 def now_ms() -> int:
@@ -54,8 +55,8 @@ def good_values() -> list[bytes]:
     return [parts[0] for parts in reports(made)]
 
 
-def bad_values() -> list[tuple[bytes | None, str]]:
-    """Values nobody can learn from, each with the reason it must be set aside for."""
+def bad_values() -> list[Bad]:
+    """Values nobody can learn from."""
     rng = random.Random(5)
     tickets = [d.ticket for d in decided(500, seed=2, decided_at_ms=now_ms())]
     forged = [d.ticket for d in decided(500, seed=3, sealer=Sealer([bytes(32)]))]
@@ -63,7 +64,7 @@ def bad_values() -> list[tuple[bytes | None, str]]:
     def ticket() -> bytes:
         return rng.choice(tickets)
 
-    def one(i: int) -> tuple[bytes | None, str]:
+    def one(i: int) -> Bad:
         whole = report(ticket(), quality=0.5, latency_ms=100)
         kind = i % 10
         if kind < 2:
@@ -85,8 +86,8 @@ def bad_values() -> list[tuple[bytes | None, str]]:
     return [one(i) for i in range(N_BAD - N_BLOBS)] + blobs
 
 
-def write(log: RenamedLog, values: list[bytes | None]) -> list[Place]:
-    """As somebody else's producer does, to any partition; where each record went."""
+def write(log: RenamedLog, pairs: list[Bad]) -> dict[Place, Bad]:
+    """As somebody else's producer does, to any partition; what went where."""
     producer = KafkaProducer(
         bootstrap_servers=log.kafka._options.bootstrap_servers,
         enable_idempotence=True,
@@ -99,15 +100,15 @@ def write(log: RenamedLog, values: list[bytes | None]) -> list[Place]:
     topic = log.prefix + FEEDBACK
     written = [
         producer.send(topic, value, b"%d" % i, partition=i % n_partitions)
-        for i, value in enumerate(values)
+        for i, (value, _) in enumerate(pairs)
     ]
     producer.flush()
-    places = [(found.partition, found.offset) for found in (f.get(0) for f in written)]
+    found = [one.get(0) for one in written]
     producer.close()
-    return places
+    return {(at.partition, at.offset): pair for at, pair in zip(found, pairs, strict=True)}
 
 
-def damage(broker: Broker, log: RenamedLog, place: Place) -> list[Place]:
+def damage(broker: Broker, log: RenamedLog, place: Place) -> set[Place]:
     """Flip a bit in the batch that holds a record; all the records in that batch."""
     partition, offset = place
     broker.stop()
@@ -117,7 +118,7 @@ def damage(broker: Broker, log: RenamedLog, place: Place) -> list[Place]:
     raw[hit.at + hit.size - 1] ^= 1
     path.write_bytes(raw)
     broker.start()
-    return [(partition, o) for o in range(hit.first, hit.end)]
+    return {(partition, o) for o in range(hit.first, hit.end)}
 
 
 def trainer(log: Log, folder: Path) -> Trainer:
@@ -149,7 +150,19 @@ def letters_of(log: RenamedLog) -> list[tuple[Place, dict]]:
     return [(came_from(r), json.loads(r.value)) for r in log.read_all(DEAD_LETTER)]
 
 
-def idle_share(one: Trainer, broker: Broker) -> tuple[float, float]:
+def read_to(ends: dict[int, int], one: Trainer) -> float:
+    """Step until there, and publish; the longest step's seconds."""
+    begin, longest_s = time.monotonic(), 0.0
+    while one.state.offsets != ends:
+        step = time.monotonic()
+        assert step - begin < PATIENCE_S, f"stalled at {one.state.offsets} of {ends}"
+        one.step()
+        longest_s = max(longest_s, time.monotonic() - step)
+    one.publish_if_due(at_once=True)
+    return longest_s
+
+
+def idle_shares(one: Trainer, broker: Broker) -> tuple[float, float]:
     """Shares of a core that we and the broker take while nothing happens."""
     processes = (psutil.Process(), psutil.Process(broker.pid))
     begin, used = time.monotonic(), [sum(p.cpu_times()[:2]) for p in processes]
@@ -167,52 +180,41 @@ def test_poison_is_set_aside_exactly_and_the_rest_is_learned(log, kafka_broker, 
     records alone; no step hangs; afterwards there is quiet.
     """
     good, bad = good_values(), bad_values()
-    mixed: list[tuple[bytes | None, str]] = [*bad, *((value, "") for value in good)]
+    mixed: list[Bad] = [*bad, *((value, "") for value in good)]
     random.Random(4).shuffle(mixed)
-    places = write(log, [value for value, _ in mixed])
-    wanted = dict(zip(places, (reason for _, reason in mixed), strict=True))
-    originals = dict(zip(places, (value for value, _ in mixed), strict=True))
-    doomed = write(log, [report(d.ticket, quality=1) for d in decided(N_DAMAGED, seed=4, decided_at_ms=0)])
-    write(log, [good[0]])  # damage is not the last thing in the log
-    hit = damage(kafka_broker, log, doomed[0])
-    wanted |= dict.fromkeys(hit, "damaged")
-    lost = [place for place in doomed if place not in hit]
+    # Too late, all of them; those that share a batch on disk will be unreadable.
+    doomed = [report(d.ticket, quality=1) for d in decided(N_DAMAGED, seed=4, decided_at_ms=0)]
+    values = write(log, mixed) | write(log, [(value, "too_late") for value in doomed])
+    hit = damage(kafka_broker, log, max(values))
+    write(log, [(good[0], "")] * 4)  # so that damage is not the last thing in the log
+    reasons = {place: reason for place, (_, reason) in values.items() if reason}
+    reasons |= dict.fromkeys(hit, "damaged")
+    assert 1 <= len(hit) < N_DAMAGED
     quiet = clean(good, tmp_path / "clean")
 
-    one, begin, longest_s = trainer(log, tmp_path / "kafka"), time.monotonic(), 0.0
-    ends = log.end_offsets(FEEDBACK)
-    while one.state.offsets != ends:
-        step = time.monotonic()
-        assert step - begin < PATIENCE_S, f"stalled at {one.state.offsets} of {ends}"
-        one.step()
-        longest_s = max(longest_s, time.monotonic() - step)
-    one.publish_if_due(at_once=True)
+    one, ends = trainer(log, tmp_path / "kafka"), log.end_offsets(FEEDBACK)
+    longest_s = read_to(ends, one)
 
     letters = letters_of(log)
-    wanted |= dict.fromkeys(lost, "too_late")
-    found = {place: letter["reason"] for place, letter in letters}
-    assert found == {place: reason for place, reason in wanted.items() if reason}
-    assert len(letters) == len(found), "a record has two dead letters"
-    reasons = Counter(found.values())
-    assert {r: one.state.counts[DEAD + r] for r in reasons} == reasons
-    assert sum(reasons.values()) == N_BAD + N_DAMAGED
+    found = {(place, letter["reason"]) for place, letter in letters}
+    assert sorted(found ^ set(reasons.items()))[:5] == [], "the first that are missing or wrong"
+    assert len(letters) == len(reasons) == N_BAD + N_DAMAGED, "a record has two dead letters"
+    for reason, n in Counter(reasons.values()).items():
+        assert one.state.counts[DEAD + reason] == n, reason
     for place, letter in letters:
-        if letter["reason"] != "damaged":
-            original = originals.get(place)
-            kept = None if letter["value"] is None else base64.b64decode(letter["value"])
-            if place in originals:
-                assert kept == (None if original is None else original[:VALUE_BYTES_MAX])
+        original = None if place in hit else values[place][0]
+        kept = letter["value"] and base64.b64decode(letter["value"])
+        assert kept == (original and original[:VALUE_BYTES_MAX])
     assert one.state.learned.digest() == quiet.learned.digest()
     assert one.state.counts[LEARNED] == N_GOOD
-    assert one.state.counts[RECORDS] == N_BAD + N_GOOD + N_DAMAGED + 1 - len(hit)
+    assert one.state.counts[RECORDS] == sum(ends.values()) - len(hit)
     assert longest_s < STEP_S_MAX
-    one.step()
-    ours, brokers = idle_share(one, kafka_broker)
-    assert ours < IDLE_SHARE_MAX
-    assert brokers < 2 * IDLE_SHARE_MAX
+
+    ours, brokers = idle_shares(one, kafka_broker)
+    assert ours < IDLE_SHARE_MAX and brokers < IDLE_SHARE_MAX
+
     one.close()
     again = trainer(log, tmp_path / "kafka")
     assert again.step() == 0
     again.close()
     assert sum(log.end_offsets(DEAD_LETTER).values()) == len(letters), "written a second time"
-    print(f"longest step {longest_s:.2f} s, idle {ours:.3f} and {brokers:.3f}, {dict(reasons)}")

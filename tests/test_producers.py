@@ -28,7 +28,7 @@ from streams.folder import Folder
 from streams.log import DEAD_LETTER, FEEDBACK, Log
 from streams.shards import Layout, Merger, PartitionShare
 from streams.snapshots import Store
-from streams.state import State
+from streams.state import Loader, State
 from streams.trainer import DUPLICATE, LEARNED, RECORDS, Share, Trainer, TrainerOptions
 
 PRODUCER = Path(__file__).parent.parent / "examples" / "feedback" / "Producer.java"
@@ -41,11 +41,16 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+def new_log(broker: Broker) -> RenamedLog:
+    broker.start()
+    log = RenamedLog(broker.bootstrap_servers)
+    log.ensure_topics()
+    return log
+
+
 @pytest.fixture
 def log(kafka_broker: Broker) -> Iterator[RenamedLog]:
-    kafka_broker.start()
-    log = RenamedLog(kafka_broker.bootstrap_servers)
-    log.ensure_topics()
+    log = new_log(kafka_broker)
     yield log
     log.close()
 
@@ -117,61 +122,67 @@ def write_with_python(log: RenamedLog, values: list[bytes]) -> None:
     producer.close()
 
 
-def misbehave(log: RenamedLog, decisions: list[Decided], tmp_path: Path) -> int:
-    """Every record `TIMES` times, shuffled, by both producers; how many records that made."""
+@pytest.fixture(scope="module")
+def flooded(
+    kafka_broker: Broker, decisions: list[Decided], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RenamedLog]:
+    """Topics with every record `TIMES` times, shuffled, half of them by each producer."""
+    log = new_log(kafka_broker)
     values = [value for parts in reports(decisions) for value in parts] * TIMES
     random.Random(3).shuffle(values)
     half = len(values) // 2
     write_with_python(log, values[:half])
-    write_with_java(log, values[half:], tmp_path / "records.ndjson")
-    return len(values)
+    write_with_java(log, values[half:], tmp_path_factory.mktemp("java") / "records.ndjson")
+    assert sum(log.end_offsets(FEEDBACK).values()) == len(values)
+    yield log
+    log.close()
 
 
 @pytest.mark.kafka
-def test_records_times_ten_shuffled_and_a_day_late_are_learned_once(log, decisions, tmp_path):
+def test_records_times_ten_shuffled_and_a_day_late_are_learned_once(flooded, decisions, tmp_path):
     """
     Same digest as clean, nothing set aside, and every record accounted for.
     """
     wanted = clean(tmp_path / "clean", decisions)
-    n = misbehave(log, decisions, tmp_path)
+    n = sum(flooded.end_offsets(FEEDBACK).values())
 
-    one = trainer(log, tmp_path / "kafka")
-    learn([one], log)
+    one = trainer(flooded, tmp_path / "kafka")
+    learn([one], flooded)
 
     assert one.state.learned.digest() == wanted.learned.digest()
     counts = one.state.counts
     assert counts[RECORDS] == n
     assert counts[LEARNED] + counts[DUPLICATE] == n
     assert counts[LEARNED] == wanted.counts[LEARNED]
-    assert sum(log.end_offsets(DEAD_LETTER).values()) == 0
+    assert sum(flooded.end_offsets(DEAD_LETTER).values()) == 0
 
 
 @pytest.mark.kafka
-def test_two_trainers_that_share_the_topic_learn_the_same(log, decisions, tmp_path):
+def test_two_trainers_that_share_the_topic_learn_the_same(flooded, decisions, tmp_path):
     """
     Records that are not where their key leads are handed on, once, and counted by one of the two.
     """
     wanted = clean(tmp_path / "clean", decisions)
-    n = misbehave(log, decisions, tmp_path)
-    layout, uri = Layout(1, 2, 0), str(tmp_path / "kafka")
-    n_partitions = len(log.end_offsets(FEEDBACK))
+    n = sum(flooded.end_offsets(FEEDBACK).values())
+    uri = str(tmp_path / "kafka")
+    n_partitions = len(flooded.end_offsets(FEEDBACK))
 
     trainers = [
-        trainer(log, tmp_path / f"kafka/shards/1/{shard}", PartitionShare(shard, 2, n_partitions))
+        trainer(
+            flooded, tmp_path / f"kafka/shards/1/{shard}", PartitionShare(shard, 2, n_partitions)
+        )
         for shard in range(2)
     ]
-    learn(trainers, log)
-    merger = Merger(uri, layout, ENCODER, MEMORY, now_ms)
-    assert merger.step()
+    learn(trainers, flooded)
+    assert Merger(uri, Layout(1, 2, 0), ENCODER, MEMORY, now_ms).step()
 
     learned = [one.state.counts for one in trainers]
     assert sum(counts[LEARNED] for counts in learned) == wanted.counts[LEARNED]
     moved = sum(counts["moved"] for counts in learned)
     assert 0 < moved < n / 2
     assert sum(counts[RECORDS] for counts in learned) == n + moved
-    one, other = trainers
-    one.state.learned.merge(other.state.learned)
-    assert one.state.learned.digest() == wanted.learned.digest()
+    published = Loader(Store(Folder(uri)), ENCODER, MEMORY).load_newest()
+    assert published[0].learned.digest() == wanted.learned.digest()
 
 
 @pytest.mark.kafka

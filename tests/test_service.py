@@ -46,6 +46,7 @@ from serve.router import Verdict
 from streams import decisions
 from streams.errors import LogUnavailable
 from streams.log import DECISIONS, FEEDBACK
+from streams.sqlite_log import SqliteLog
 from streams.ticket import Sealer, key_of
 
 HASHING = EncoderOptions(kind="hashing", dim=64)
@@ -67,6 +68,12 @@ def until(condition, what: str):
         assert time.monotonic() < deadline_s, f"waited in vain for {what}"
         time.sleep(0.005)
     return found
+
+
+def decided(up: Router) -> list[dict]:
+    """All rows of the decision log."""
+    tables = [decisions.decode(record.value) for record in logged(up, DECISIONS)]
+    return [row for table in tables for row in table.to_pylist()]
 
 
 def logged(up: Router, topic: str) -> list:
@@ -673,12 +680,8 @@ def test_every_decision_is_in_the_decision_log(tmp_path):
         made = [alone, replies[0].decision, replies[2].decision]
         assert replies[1].WhichOneof("result") == "problem"
 
-        def rows() -> list[dict]:
-            tables = [decisions.decode(record.value) for record in logged(up, DECISIONS)]
-            found = [row for table in tables for row in table.to_pylist()]
-            return found if len(found) >= 3 else []
-
-        found = until(rows, "the decision log")
+        until(lambda: len(decided(up)) >= 3, "the decision log")
+        found = decided(up)
 
     assert [row["decision_id"].hex() for row in found] == [d.decision_id for d in made]
     for row, decision in zip(found, made, strict=True):
@@ -696,6 +699,20 @@ def test_every_decision_is_in_the_decision_log(tmp_path):
     assert first["prompt_tokens"] == 77
     assert (first["policy"], first["encoder"]) == (repr(SquareCb()), up.encoder)
     assert len(first["context"]) == N_FEATURES
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_prompts_are_in_the_decision_log_only_where_that_is_switched_on(tmp_path, wanted):
+    """
+    They may be personal. An embedding is no prompt either way.
+    """
+    with router(tmp_path, encoder=HASHING, log_prompts=wanted) as up:
+        up.route(text="my name is …")
+        up.route(embedding_f32=embedding(dim=64))
+
+    up.log = SqliteLog(tmp_path / "log.sqlite", up.clock)
+    prompts = [row["prompt"] for row in decided(up)]
+    assert prompts == (["my name is …", None] if wanted else [None, None])
 
 
 def test_decision_log_can_be_switched_off(tmp_path):
@@ -910,11 +927,7 @@ def test_stopping_finishes_what_is_under_way_and_refuses_what_is_new(tmp_path, s
         assert late.request_id == "s2"
         ids = {call.result().decision_id for call in calls}
         stopping.result(PATIENCE_S)
-        rows = [
-            row["decision_id"].hex()
-            for record in logged(up, DECISIONS)
-            for row in decisions.decode(record.value).to_pylist()
-        ]
+        rows = [row["decision_id"].hex() for row in decided(up)]
         assert ids < set(rows)
         assert len(rows) == 4
 
@@ -955,11 +968,7 @@ def test_stopping_under_load_gives_every_call_an_answer_or_a_status_to_retry(tmp
         for caller in callers:
             caller.join(PATIENCE_S)
 
-        rows = {
-            row["decision_id"].hex()
-            for record in logged(up, DECISIONS)
-            for row in decisions.decode(record.value).to_pylist()
-        }
+        rows = {row["decision_id"].hex() for row in decided(up)}
     assert set(ended) <= TURNED_AWAY
     assert len(ended) == 4
     assert set(seen) <= rows

@@ -368,9 +368,7 @@ def test_a_damaged_part_is_refused(folder, store):
     content = bytes(range(256)) * 4
     blob = store.put(content)
     flipped = [
-        content[: bit // 8]
-        + bytes([content[bit // 8] ^ 1 << bit % 8])
-        + content[bit // 8 + 1 :]
+        content[: bit // 8] + bytes([content[bit // 8] ^ 1 << bit % 8]) + content[bit // 8 + 1 :]
         for bit in range(0, 8 * len(content), 37)
     ]
 
@@ -415,18 +413,18 @@ def test_another_format_is_refused_by_name(folder, store, described):
 # --- dying at any step
 
 
-def life(folder: Folder) -> None:
+def life(folder: Folder, published: list[int]) -> None:
     """A publisher's: three versions with a shared part, then pruning."""
     store = claimed(folder)
     for i in range(3):
-        publish(store, b"shared", b"own %d" % i, about={"number": i})
+        published.append(publish(store, b"shared", b"own %d" % i, about={"number": i}))
     store.prune(kept=2)
 
 
 def steps_of_a_life(root) -> int:
     disk = Disk(root)
     with disk.mounted() as folder:
-        life(folder)
+        life(folder, [])
     return len(disk.fuse.steps)
 
 
@@ -440,10 +438,7 @@ def test_whenever_it_dies_what_was_published_loads_and_another_goes_on(tmp_path,
         root, published = tmp_path / str(crash_at), []
         disk = Disk(root, Fuse(crash_at))
         with disk.mounted() as folder, pytest.raises(Crash):
-            store = claimed(folder)
-            for i in range(3):
-                published.append(publish(store, b"shared", b"own %d" % i, about={"number": i}))
-            store.prune(kept=2)
+            life(folder, published)
         if lose != "nothing":
             disk.power_cut(lose)
 
@@ -454,7 +449,7 @@ def test_whenever_it_dies_what_was_published_loads_and_another_goes_on(tmp_path,
             assert contents(reader, version) == [b"shared", b"own %d" % number]
         assert set(published[-2:]) <= set(reader.versions())
         before = reader.newest()
-        life(folder)
+        life(folder, [])
         assert min(reader.versions()) > before
 
 

@@ -181,7 +181,7 @@ def test_a_foreign_key_opens_nothing():
     """
     And the message does not say whether the key or the ticket is wrong, only what is known.
     """
-    with pytest.raises(BadTicket, match="key that is not held here|not sealed here"):
+    with pytest.raises(BadTicket, match=r"key that is not held here|not sealed here"):
         Sealer([OTHER_KEY]).open(sealed())
 
 
@@ -252,7 +252,8 @@ def test_ids_of_an_issuer_are_never_repeated(counts, issuer):
 @given(
     st.lists(
         st.tuples(
-            st.integers(0, (1 << 8 * ISSUER_BYTES) - 1), st.integers(0, (1 << 8 * SEQUENCE_BYTES) - 1)
+            st.integers(0, (1 << 8 * ISSUER_BYTES) - 1),
+            st.integers(0, (1 << 8 * SEQUENCE_BYTES) - 1),
         ),
         max_size=20,
     )

@@ -14,7 +14,6 @@ from made_up import DAY_MS, ENCODER, MEMORY, NOW_MS, SEALER, decided, report, re
 from memory_log import Crash, Fuse, MemoryLog, Storage
 
 from learners.learned import Learned
-from streams import snapshots
 from streams.errors import (
     LogReplaced,
     LogTruncated,
@@ -33,8 +32,8 @@ from streams.ticket import key_of
 from streams.trainer import Trainer, TrainerOptions
 
 N_PARTITIONS = 2
-# Nine records at a time, a snapshot after each, so that every life has many of every step.
-OPTIONS = TrainerOptions(memory=MEMORY, records_max=9, wait_s=0.0, publish_s=0.0, prune_every=2)
+# A dozen records at a time, a snapshot after each, so that every life has several of every step.
+OPTIONS = TrainerOptions(memory=MEMORY, records_max=12, wait_s=0.0, publish_s=0.0, prune_every=2)
 BAD = [b"not JSON", b"", b'{"ticket":"?","quality":1}', b'{"quality":NaN}', b"\xff" * 70_000]
 
 
@@ -120,9 +119,7 @@ def fold(records: list[Record]) -> tuple[Learned, Counter]:
     for record in records:
         found = ingest.take([record])
         out = found.outcomes
-        new = keep_fresh(
-            out, seen.claim(out.issuers, out.sequences, found.bits, out.decided_at_ms)
-        )
+        new = keep_fresh(out, seen.claim(out.issuers, out.sequences, found.bits, out.decided_at_ms))
         learned.update(new)
         counts["records"] += 1
         counts["learned"] += len(new)
@@ -252,13 +249,20 @@ def copied(storage: Storage) -> Storage:
     return copy
 
 
+@pytest.fixture(autouse=True)
+def few_kept(monkeypatch):
+    """Pruning deletes all but one version, so that a short life has something to delete."""
+    monkeypatch.setattr(Store.prune, "__defaults__", (1,))
+
+
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory):
     """An undisturbed life: its steps, its end, its dead letters; and the records it learned."""
     storage = mixed()
     ground = Ground(tmp_path_factory.mktemp("calm"), copied(storage))
-    ground.storage.ids[FEEDBACK] = storage.ids[FEEDBACK]
-    disk = life(ground)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(Store.prune, "__defaults__", (1,))
+        disk = life(ground)
     return storage, disk.fuse.steps, told(ground.saved()), sorted(ground.dead())
 
 
@@ -272,8 +276,8 @@ def test_the_steps_cover_the_whole_run(calm):
 
     assert len(dead) == len(BAD)
     assert kinds["append"] >= 2
-    assert kinds[f"link {MANIFESTS}"] >= 4
-    assert kinds["rename blobs"] >= 4
+    assert kinds[f"link {MANIFESTS}"] >= 3
+    assert kinds["rename blobs"] >= 6
     assert kinds["fsync blobs/partial"] == kinds["rename blobs"]
     assert {"link terms", "delete manifests", "delete blobs", "read", "reader"} <= set(kinds)
     assert {"end_offsets", "first_offsets", "topic_id"} <= set(kinds)
@@ -297,7 +301,8 @@ def test_killed_before_any_step_then_restarted_learns_each_value_once(tmp_path, 
         if lose != "nothing":
             disk.power_cut(lose)
 
-        state = finish(ground.trainer())
+        # It reads in other portions, so nothing may depend on where the dead one stopped reading.
+        state = finish(ground.trainer(records_max=17))
 
         where = f"killed before step {crash_at}, {steps[crash_at - 1]}"
         assert told(state) == expected, where
@@ -325,11 +330,10 @@ def test_killed_again_and_again_it_still_gets_there(tmp_path, calm, seed):
     assert sorted(ground.dead()) == dead
 
 
-def test_offsets_and_state_agree_in_every_version(tmp_path, monkeypatch):
+def test_offsets_and_state_agree_in_every_version(tmp_path):
     """
     Each published version is the fold of exactly the records before its offsets.
     """
-    monkeypatch.setattr(snapshots, "KEPT", 1000)
     ground = Ground(tmp_path, mixed(seed=2))
     records = ground.log().records(FEEDBACK)
     finish(ground.trainer(prune_every=10**9, records_max=5))
@@ -340,7 +344,7 @@ def test_offsets_and_state_agree_in_every_version(tmp_path, monkeypatch):
         learned, counts = fold([r for r in records if r.offset < state.offsets[r.partition]])
         assert state.learned.digest() == learned.digest()
         assert state.counts == counts
-    assert len(store.versions()) > 8
+    assert len(store.versions()) > 6
 
 
 def test_a_dead_letter_written_ahead_of_the_snapshot_is_remembered_for_long(ground):
@@ -351,9 +355,9 @@ def test_a_dead_letter_written_ahead_of_the_snapshot_is_remembered_for_long(grou
     good = [value for parts in reports(decided(10)) for value in parts]
     ground.write([*good, BAD[0], *good, BAD[1]])
     log = ground.log()
+    trainer = ground.trainer(log, records_max=1000)
+    log.before = fails("end_offsets", error=Crash("before it saves"))
     with pytest.raises(Crash):
-        trainer = ground.trainer(log, records_max=1000)
-        log.fuse.crash_at = len(log.fuse.steps) + 3  # read, append; then the end
         trainer.step()
     assert len(ground.dead()) == 2, "the letters were written, and nothing was saved"
 
@@ -370,7 +374,7 @@ def test_a_dead_letter_written_ahead_of_the_snapshot_is_remembered_for_long(grou
 # --- a log that fails
 
 
-def fails(*names: str, times: int = 1, error: Exception | None = None):
+def fails(*names: str, times: int = 1, error: BaseException | None = None):
     """A hook that makes the next calls of these names fail."""
     left = [times]
 
@@ -669,7 +673,7 @@ def test_dead_letters_of_a_topic_made_again_are_not_taken_for_the_former_ones(gr
     ground.write(BAD[:1])
     log = ground.log()
     trainer = ground.trainer(log)
-    log.fuse.crash_at = len(log.fuse.steps) + 3  # read, append, then nothing is saved
+    log.before = fails("end_offsets", error=Crash("before it saves"))
     with pytest.raises(Crash):
         trainer.step()
     assert ground.dead() == [b"0/4"]
@@ -796,7 +800,7 @@ def test_nothing_new_is_not_saved(ground):
 
 
 @pytest.mark.parametrize("clock_error_ms", [0, 30 * DAY_MS, -30 * DAY_MS])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_forgetting_lets_nothing_be_counted_twice(tmp_path, seed, clock_error_ms):
     """
     Six weeks in which every report comes again, in either partition, up to ten days later; one
@@ -805,38 +809,31 @@ def test_forgetting_lets_nothing_be_counted_twice(tmp_path, seed, clock_error_ms
     """
     rng, ground = np.random.default_rng(seed), Ground(tmp_path)
     arrivals: list[tuple[int, bytes]] = []
-    for number in range(80):
+    for number in range(60):
         at_ms = NOW_MS + int(rng.integers(0, 42 * DAY_MS))
         # A page of sequence numbers for each, so that pages can go.
         (decision,) = decided(1, seed=number, issuer=number, decided_at_ms=at_ms)
         value = report(decision.ticket, quality=0.5)
-        delays = rng.integers(0, 10 * DAY_MS, 4)
-        arrivals += [(at_ms + int(delay), value) for delay in delays]
-    arrivals.sort()
-    lag = [0, 40]  # records the second partition is behind
-    queues: list[list[tuple[int, bytes]]] = [[], []]
-    trainer = ground.trainer(records_max=7)
-    held, most = 0, 0
-    for i, (at_ms, value) in enumerate(arrivals):
+        arrivals += [(at_ms + int(d), value) for d in rng.integers(0, 10 * DAY_MS, 4)]
+    late: list[bytes] = []  # waits for the second partition
+    trainer, held = ground.trainer(records_max=7, publish_s=43_200.0), []
+    for at_ms, value in sorted(arrivals):
         ground.clock.now_ms = at_ms + clock_error_ms
-        queues[int(rng.integers(2))].append((at_ms, value))
-        for partition, queue in enumerate(queues):
-            while len(queue) > lag[partition]:
-                _, waiting = queue.pop(0)
-                # The log stamps a record when it gets it.
-                ground.log().place(FEEDBACK, partition, waiting, at_ms=at_ms)
-        if rng.integers(20) == 0:
-            trainer = ground.trainer(records_max=7)
+        if rng.integers(2):
+            ground.write([value], 0, at_ms)
+        else:
+            late.append(value)
+        while len(late) > 30:
+            ground.write([late.pop(0)], 1, at_ms)  # the log stamps a record when it gets it
+        if rng.integers(40) == 0:
+            trainer = ground.trainer(records_max=7, publish_s=43_200.0)
         trainer.step()
-        held, most = len(trainer.state.seen), max(most, len(trainer.state.seen))
-        assert i < 100 or held < 70, "nothing is ever forgotten"
-    for partition, queue in enumerate(queues):
-        for _, waiting in queue:
-            ground.log().place(FEEDBACK, partition, waiting, at_ms=arrivals[-1][0])
+        held.append(len(trainer.state.seen))
+    ground.write(late, 1, at_ms)
 
     state = finish(trainer)
 
     learned, counts = fold(sorted(ground.log().records(FEEDBACK), key=lambda r: r.appended_at_ms))
-    assert state.learned.n_values.tolist() == learned.n_values.tolist()
     assert state.counts["learned"] == counts["learned"]
     assert state.learned.digest() == learned.digest()
+    assert max(held) < 40, "nothing is ever forgotten"

@@ -32,15 +32,16 @@ from infra.kafka.jars import HERE, fetch_jars
 
 COMMON_PROPERTIES = HERE / "config" / "server.properties"
 HOST = "127.0.0.1"
-# Measured: ready in 3 s alone on two cores, 370 MB resident. A busy machine is given a minute.
+# Measured: ready in 3 s on two cores, 4 s with a new folder, 350 MB resident. A busy machine is
+# given a minute.
 READY_S_MAX = 60.0
 STOP_S_MAX = 30.0
 LOOK_S = 0.02  # how often a file is looked at while waiting for a line in it
 HEAP_MB = 384
 READY_LINE = b"Kafka Server started"
 TROUBLE = re.compile(r" (ERROR|FATAL) |Exception|OutOfMemory")
-# The first compiler only, and the plain collector: ready a second sooner, and other processes
-# keep their cores. Throughput of one Python client is not limited by either.
+# The first compiler only, and the plain collector: a start takes 3.5 s of CPU time instead of 6.3.
+# Python clients are at their own limit long before this broker is.
 JAVA_FLAGS = (f"-Xmx{HEAP_MB}m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 LOG_FLAGS = tuple(
     f"-Dorg.slf4j.simpleLogger.{key}={value}"

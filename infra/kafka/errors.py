@@ -60,9 +60,9 @@ class JarsMissing(BrokerError):
 
     def __str__(self) -> str:
         return (
-            f"Maven could not fetch Kafka's jars (about 45 MB) into {self.libs}. Most likely it "
-            f"can't reach a repository: check the network, or name a mirror in "
-            f"~/.m2/settings.xml; then run `python -m infra.kafka jars`. It said:\n{self.said}"
+            f"Kafka's jars (43 MB) could not be fetched into {self.libs}. Most likely Maven can't "
+            f"reach a repository: check the network, or name a mirror in ~/.m2/settings.xml; then "
+            f"run `python -m infra.kafka jars`. What was said:\n{self.said}"
         )
 
 

@@ -29,11 +29,15 @@ def fetch_jars(pom: Path = POM, libs: Path = LIBS) -> Path:
     """
     digest = hashlib.sha256(pom.read_bytes()).hexdigest()
     complete = libs / "pom.sha256"
-    if not _says(complete, digest):
+    if _says(complete, digest):
+        return libs
+    try:
         with _alone(libs):
             if not _says(complete, digest):  # nobody else was faster
                 _copy_dependencies(pom, libs)
                 complete.write_text(digest)
+    except OSError as error:
+        raise JarsMissing(str(libs), str(error)) from error
     return libs
 
 
