@@ -7,7 +7,10 @@ import urllib.request
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from made_up import DAY_MS, ENCODER, MEMORY, NOW_MS, SEALER, decided, report
+from memory_log import MemoryLog
 from prometheus_client.parser import text_string_to_metric_families
+from test_loop import free_port
 
 from infra.metrics import serve_metrics
 from infra.status import look
@@ -20,9 +23,6 @@ from streams.folder import Folder
 from streams.log import DECISIONS, FEEDBACK
 from streams.snapshots import Store
 from streams.trainer import Trainer, TrainerOptions
-from tests.made_up import DAY_MS, ENCODER, MEMORY, NOW_MS, SEALER, decided, report
-from tests.memory_log import MemoryLog
-from tests.test_loop import free_port
 
 OPTIONS = TrainerOptions(
     memory=MEMORY, wait_s=0.0, publish_s=0.0, audit=AuditOptions(answer_s=3600.0)

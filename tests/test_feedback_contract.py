@@ -505,9 +505,10 @@ def test_tickets_without_padding_are_understood():
     """
     JavaScript and Go leave base64's padding out unless told otherwise.
     """
+    from made_up import SEALER
+
     from streams.feedback import FeedbackOptions, Ingest
     from streams.ticket import key_of
-    from tests.made_up import ENCODER, SEALER, decided
 
     (decision,) = decided(1)
     text = base64.urlsafe_b64encode(decision.ticket).decode().rstrip("=")

@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import pytest
+from test_loop import ROOT, decides, fairlead, free_port, settings_file, until
 
 from fairlead import Client
-from tests.test_loop import ROOT, decides, fairlead, free_port, settings_file, until
 
 pytestmark = pytest.mark.kafka
 

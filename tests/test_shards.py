@@ -7,6 +7,8 @@ import random
 
 import numpy as np
 import pytest
+from made_up import ENCODER, MEMORY, NOW_MS, SEALER, decided, report, reports
+from memory_log import MemoryLog, Storage
 
 from streams.errors import SnapshotFenced
 from streams.folder import Folder
@@ -17,8 +19,6 @@ from streams.snapshots import Store
 from streams.state import Loader
 from streams.ticket import join_ids, split_ids
 from streams.trainer import Trainer, TrainerOptions
-from tests.made_up import ENCODER, MEMORY, NOW_MS, SEALER, decided, report, reports
-from tests.memory_log import MemoryLog, Storage
 
 N_PARTITIONS = 4
 OPTIONS = TrainerOptions(memory=MEMORY, wait_s=0.0, publish_s=0.0, records_max=50)

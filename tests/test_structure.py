@@ -90,7 +90,9 @@ def test_readme_commands_exist():
     assert {"run", "test"} <= named <= targets
 
     group = get_command(app)
-    commands = re.findall(r"(?:python -m|bin/|^|`)fairlead (\w[\w-]*)(?: ([a-z]+))?", readme, re.MULTILINE)
+    commands = re.findall(
+        r"(?:python -m|bin/|^|`)fairlead (\w[\w-]*)(?: ([a-z]+))?", readme, re.MULTILINE
+    )
     assert {first for first, _ in commands} >= {"up", "demo", "bench"}
     for first, second in commands:
         assert first in group.commands, f"README names `fairlead {first}`"
@@ -104,8 +106,9 @@ def test_ci_calls_the_readme_test_command():
 
 
 def test_python_dash_m_is_the_same_command_line():
-    assert run(str(BIN / "fairlead"), "--help").split("Options")[1:] == (
-        run(sys.executable, "-m", "fairlead", "--help").split("Options")[1:]
+    assert (
+        run(str(BIN / "fairlead"), "--help").split("Options")[1:]
+        == (run(sys.executable, "-m", "fairlead", "--help").split("Options")[1:])
     )
 
 
