@@ -215,9 +215,12 @@ class Disturbed:
         while (status := self._live(point)) == UNAVAILABLE:
             self._say("a trainer gave up on the log; starting another")
         if status != -signal.SIGKILL:
+            why = (
+                "the topic is too short for so many kills" if status == 0 else "see its error above"
+            )
             raise LoopStuck(
-                f"the trainer ended with {status} before it was killed {point.when} "
-                f"{point.step} ({point.nth}): the topic is too short for so many kills"
+                f"the trainer ended with status {status} before it was killed {point.when} "
+                f"{point.step} (time {point.nth}): {why}"
             )
         self.kills += 1
 
