@@ -37,14 +37,13 @@ from serve.batcher import BatcherOptions
 from serve.catalogue import Catalogue, Model, Pool
 from serve.deployment import DeploymentOptions
 from serve.encoders import DIM_MAX, EncoderOptions
-from serve.errors import OptionRefused
 from serve.listener import ListenerOptions
 from serve.live import LiveOptions
 from serve.replica import ReplicaOptions
 from serve.request import WEIGHT_MAX, PreferenceDefaults
 from serve.servicer import ServicerOptions
 from streams.audit import AuditOptions
-from streams.errors import OptionRefused as KafkaOptionRefused
+from streams.errors import OptionRefused
 from streams.feedback import FeedbackOptions
 from streams.kafka_options import KafkaOptions
 from streams.log import DECISIONS, FEEDBACK
@@ -528,7 +527,7 @@ def read_settings(path: Path | None) -> Settings:
         settings.kafka()
     except ValidationError as error:
         raise SettingsInvalid(where, tuple(map(_said, error.errors()))) from error
-    except (OptionRefused, KafkaOptionRefused, SettingsError) as error:
+    except (OptionRefused, SettingsError) as error:
         raise SettingsInvalid(where, (str(error),)) from error
     return settings
 

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.errors import OptionRefused
+from streams.errors import OptionRefused
 from streams.ticket import key_of
 
 

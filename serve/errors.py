@@ -3,7 +3,6 @@
 ServeError
 ├── EncoderUnavailable  the configured encoder is not installed, not reachable or answers nonsense
 ├── TextRefused         this router takes embeddings, and got a text
-├── OptionRefused       an option has a value that can't work
 └── RequestRefused      one request gets no decision; the others go on
     ├── InvalidRequest      a field is malformed or out of bounds
     ├── UnknownModel        it names a model that is not in the catalogue
@@ -12,6 +11,7 @@ ServeError
     ├── QueueFull           too many requests wait already
     └── NotServing          the router is starting or stopping
 
+An option with a value that can't work is `streams.errors.OptionRefused`, here as there.
 How each becomes a gRPC status is the table in `status.py`.
 
 Constructors are positional and pass their arguments on, so that every error survives pickling.
@@ -51,17 +51,6 @@ class TextRefused(ServeError):
             f"({self.encoder}) and has no encoder of its own. Send `embedding` instead of `text`, "
             f"or set the encoder's `kind` to one that reads text."
         )
-
-
-class OptionRefused(ServeError):
-    """An option has a value that can't work. Found at start-up, before any request."""
-
-    def __init__(self, option: str, value: object, allowed: str) -> None:
-        super().__init__(option, value, allowed)
-        self.option, self.value, self.allowed = option, value, allowed
-
-    def __str__(self) -> str:
-        return f"{self.option} is {self.value!r}, but must be {self.allowed}."
 
 
 class RequestRefused(ServeError):

@@ -116,6 +116,8 @@ BAD: dict[str, tuple[dict, StatusCode, tuple[str, ...]]] = {
     "tenant too long in bytes": ({"tenant": "😀" * 17}, INVALID, ("tenant is 68 bytes", "64 bytes")),
     "session too long": ({"session": "s" * 129}, INVALID, ("session is 129 bytes", "at most 128 bytes")),
     "request_id too long": ({"request_id": "r" * 129}, INVALID, ("request_id is 129 bytes", "at most 128 bytes")),
+    "session too long in bytes": ({"session": "é" * 65}, INVALID, ("session is 130 bytes", "128 bytes")),
+    "request_id too long in bytes": ({"request_id": "模" * 43}, INVALID, ("request_id is 129 bytes", "128 bytes")),
     "weights all zero": (preference(quality=0, cost=0, latency=0), INVALID, ("preference is all zero", "positive")),
     "unknown allowed": ({"allowed_models": ["small", "gpt-9"]}, UNKNOWN, ("allowed_models names 'gpt-9'", "small, medium, large")),
     "unknown denied": ({"denied_models": ["gpt-9"]}, UNKNOWN, ("denied_models names 'gpt-9'", "small, medium, large")),
@@ -222,6 +224,22 @@ def test_bad_request_in_a_stream_is_answered_and_the_stream_goes_on(up, case):
     check_problem(case, bad.problem.code, bad.problem.message)
     for name in ("before", "after"):
         check_decision(up, replies[name].decision)
+
+
+def test_all_bad_requests_in_one_batch_each_get_their_own_status(up):
+    """
+    However many fail around it, for whatever reasons, a request gets its own answer in its place.
+    """
+    cases = sorted(BAD)
+    asked = [one for case in cases for one in (bad_request(case), good_request(f"after {case}"))]
+
+    replies = up.stub.RouteBatch(pb.RouteBatchRequest(requests=asked), timeout=PATIENCE_S).replies
+
+    assert [r.request_id for r in replies] == [one.request_id for one in asked]
+    for case, bad, good in zip(cases, replies[::2], replies[1::2], strict=True):
+        check_problem(case, bad.problem.code, bad.problem.message)
+        assert good.decision.request_id == f"after {case}"
+        check_decision(up, good.decision)
 
 
 def check_decision(up: Router, decision: pb.Decision) -> None:

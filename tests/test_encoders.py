@@ -26,7 +26,8 @@ from serve.encoders import DEFAULT_DIM, KINDS, EncoderOptions, identity, make_en
 from serve.encoders.excerpt import BYTES_MAX, excerpt
 from serve.encoders.hashing import Hashing
 from serve.encoders.projections import FITTED_DIMS, fitted, projection_for
-from serve.errors import EncoderUnavailable, OptionRefused, TextRefused
+from serve.errors import EncoderUnavailable, TextRefused
+from streams.errors import OptionRefused
 
 INSTALL = {
     "wordllama": ("wordllama", "pip install wordllama"),

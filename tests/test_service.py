@@ -9,7 +9,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import grpc
 import numpy as np
@@ -298,6 +298,32 @@ def test_stream_answers_before_it_is_complete(shared):
     assert list(replies) == []
 
 
+def test_stream_that_breaks_off_ends_with_a_status(shared, caplog):
+    """
+    If reading requests fails for a reason nobody foresaw, what was asked is answered, and then the
+    call ends: it does not wait for ever.
+    """
+    statuses = []
+
+    class Call:
+        async def abort(self, code: grpc.StatusCode, details: str) -> None:
+            statuses.append(code)
+            raise ValueError(details)
+
+    async def breaking() -> AsyncIterator[pb.RouteRequest]:
+        yield pb.RouteRequest(request_id="r1", embedding_f32=embedding())
+        raise RuntimeError("the transport broke")
+
+    async def stream() -> list[pb.RouteReply]:
+        return [reply async for reply in shared.replica.servicer.RouteStream(breaking(), Call())]
+
+    with pytest.raises(ValueError, match="internal error"):
+        shared.run(stream())
+
+    assert statuses == [grpc.StatusCode.INTERNAL]
+    assert "our fault" in caplog.text
+
+
 def test_cancelled_stream_leaves_nothing_behind(tmp_path, caplog):
     """
     A caller who hangs up ends his stream's tasks, and no error is logged for it.
@@ -328,37 +354,41 @@ def tasks(up: Router) -> int:
 # --- tickets ---------------------------------------------------------------------------------------
 
 
-def test_ticket_holds_the_very_numbers_of_the_decision(shared):
+def test_ticket_holds_the_very_numbers_of_the_decision(tmp_path):
     """
-    Learning later sees what the caller saw, in 32 bits.
+    Learning later sees what the caller saw, in 32 bits; also where the choice was to explore.
     """
-    decision = shared.route(
-        tenant="tenant ü", preference=pb.Preference(quality=2, cost=30, latency=0.5)
-    )
+    weights = pb.Preference(quality=2, cost=30, latency=0.5)
+    with router(tmp_path, policy=SquareCb(gamma=1.0)) as up:
+        made = [
+            up.route(embedding_f32=embedding(i), tenant="tenant ü", preference=weights)
+            for i in range(12)
+        ]
+    assert len({decision.model for decision in made}) == 3
 
-    ticket = Sealer(shared.keys).open(decision.ticket)
-
-    head = ticket.head
-    assert ticket.decision_id.hex() == decision.decision_id
-    assert ticket.tenant == "tenant ü"
-    assert head["decided_at_ms"] == NOON_MS
-    assert head["model"] == key_of(decision.model)
-    assert head["pool"] == key_of(decision.pool)
-    assert head["encoder"] == key_of(shared.encoder)
-    assert head["propensity"] == np.float32(decision.propensity)
-    assert head["preference"].tolist() == [2.0, 30.0, 0.5]
-    assert head["snapshot_version"] == decision.snapshot_version
-    stated = catalogue()
-    column = stated.column_of[decision.model]
-    assert head["expected_latency_ms"] == np.float32(stated.latency_ms[column])
-    assert head["expected_cost_usd"] == np.float32(stated.expected_cost_usd(np.zeros(1))[0, column])
-    for case in [decision, *decision.fallbacks]:
-        (seen,) = [c for c in ticket.candidates if c["model"] == key_of(case.model)]
-        shown = (case.propensity, case.utility, case.quality.mean, case.cost_usd.mean)
-        names = ("propensity", "utility", "quality", "cost_usd")
-        assert [seen[name] for name in names] == [np.float32(value) for value in shown]
-        assert seen["latency_ms"] == np.float32(case.latency_ms.mean)
-        assert seen["verdict"] == Verdict.ELIGIBLE
+    for decision in made:
+        ticket = Sealer(up.keys).open(decision.ticket)
+        head, stated = ticket.head, catalogue()
+        column = stated.column_of[decision.model]
+        expected_cost = stated.expected_cost_usd(np.zeros(1))[0, column]
+        assert ticket.decision_id.hex() == decision.decision_id
+        assert ticket.tenant == "tenant ü"
+        assert head["decided_at_ms"] == NOON_MS
+        assert head["model"] == key_of(decision.model)
+        assert head["pool"] == key_of(decision.pool)
+        assert head["encoder"] == key_of(up.encoder)
+        assert head["propensity"] == np.float32(decision.propensity)
+        assert head["preference"].tolist() == [2.0, 30.0, 0.5]
+        assert head["snapshot_version"] == decision.snapshot_version
+        assert head["expected_latency_ms"] == np.float32(stated.latency_ms[column])
+        assert head["expected_cost_usd"] == np.float32(expected_cost)
+        for case in [decision, *decision.fallbacks]:
+            (seen,) = [c for c in ticket.candidates if c["model"] == key_of(case.model)]
+            shown = (case.propensity, case.utility, case.quality.mean, case.cost_usd.mean)
+            names = ("propensity", "utility", "quality", "cost_usd")
+            assert [seen[name] for name in names] == [np.float32(value) for value in shown]
+            assert seen["latency_ms"] == np.float32(case.latency_ms.mean)
+            assert seen["verdict"] == Verdict.ELIGIBLE
 
 
 def test_explain_tells_the_whole_case(shared):
@@ -674,7 +704,7 @@ def test_every_decision_is_in_the_decision_log(tmp_path):
         asked = [
             pb.RouteRequest(embedding_f32=embedding(1), tenant="t"),
             pb.RouteRequest(embedding_f32=embedding(2), cost_usd_max=1e-12),
-            pb.RouteRequest(embedding_f32=embedding(3)),
+            pb.RouteRequest(embedding_f32=embedding(3), tenant="u", session="s3"),
         ]
         replies = up.stub.RouteBatch(pb.RouteBatchRequest(requests=asked)).replies
         made = [alone, replies[0].decision, replies[2].decision]
@@ -694,8 +724,9 @@ def test_every_decision_is_in_the_decision_log(tmp_path):
         seen = {c.model: c.propensity for c in [decision, *decision.fallbacks]}
         assert shares == {m.name: np.float32(seen.get(m.name, 0.0)) for m in MODELS}
         assert sum(shares.values()) == pytest.approx(1.0)
+    assert [row["tenant"] for row in found] == ["acme", "t", "u"]
+    assert [row["session"] for row in found] == ["s1", "", "s3"]
     first = found[0]
-    assert (first["tenant"], first["session"]) == ("acme", "s1")
     assert first["prompt_tokens"] == 77
     assert (first["policy"], first["encoder"]) == (repr(SquareCb()), up.encoder)
     assert len(first["context"]) == N_FEATURES
@@ -986,7 +1017,9 @@ def test_stopped_replica_has_let_go_of_everything(tmp_path):
         up.run(up.replica.stop())
         assert "watches for snapshots" in up.replica.problem()
         with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # past connections linger
             probe.bind(("127.0.0.1", port))
+            probe.listen()
         assert len(logged(up, FEEDBACK)) == 1
 
     ours = [t for t in set(threading.enumerate()) - before if t.name.startswith(("outbox", "live"))]

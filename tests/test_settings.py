@@ -27,7 +27,8 @@ from infra.settings import FileCatalogue, Settings, read_settings
 from infra.settings_docs import markdown
 from infra.site import LocalSite
 from learners import policy as policies
-from serve.catalogue import Model, Pool
+from serve.catalogue import Catalogue, Model, Pool
+from serve.errors import OptionRefused
 from streams.ticket import KEY_BYTES, Sealer
 
 ROOT = Path(__file__).parent.parent
@@ -624,6 +625,16 @@ POOL = "[[pools]]\nname = '{}'\nmodel = '{}'\n"
 )
 def test_catalogue_that_does_not_add_up_is_refused(text, says, file):
     assert says in refusal(file(text))
+
+
+def test_catalogue_by_itself_makes_up_no_pool():
+    """
+    Where models and pools come from elsewhere, a model that nothing serves is a mistake.
+    """
+    with pytest.raises(OptionRefused, match="pools of model m is 'none'"):
+        Catalogue([Model(name="m")], [])
+    with pytest.raises(OptionRefused, match="at least one model"):
+        Catalogue([], [])
 
 
 def test_model_without_a_pool_gets_one_of_its_own_name(file):

@@ -35,7 +35,7 @@ from serve.encoders.projections import MINILM, WORDLLAMA, projection_for
 from serve.encoders.sentence_transformer import SentenceTransformer
 from serve.encoders.wordllama import DIM as WORDLLAMA_DIM
 from serve.encoders.wordllama import WordLlama
-from serve.errors import OptionRefused
+from streams.errors import OptionRefused
 
 KINDS = ("wordllama", "hashing", "minilm", "sentence-transformers", "openai", "embeddings-only")
 
