@@ -28,7 +28,7 @@ from learners.targets import N_TARGETS, ONE, Target
 # that many rows are exact integers even in the float64 of a BLAS product.
 ROWS_EXACT = 1 << 14
 # y² is summed in units of 64 / ONE²: at 1 / ONE² the int64 of a model whose stated latency is 20
-# times too low would wrap round after 90 million outcomes in one half-life; so it takes 6 billion.
+# times too low would wrap round after 120 million outcomes in one half-life; so it takes 7 billion.
 SQUARE_UNIT = 64
 
 

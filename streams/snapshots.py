@@ -107,6 +107,8 @@ class Store:
                 self._folder.write(f"{TERMS}/{term}", b"", exclusive=True)
             except FileExistsError:
                 continue  # another trainer took this term just now; it is fenced by the next
+            if self._newest_term() != term:
+                continue  # others took later ones, and cleared this one away, while we looked
             self._term = term
             self._version = max(self.newest() // VERSIONS_PER_TERM + 1, term) * VERSIONS_PER_TERM
             for old in range(max(1, term - 100), term):

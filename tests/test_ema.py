@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
 from river.stats import EWMean
-from strategies import MODELS, POOLS, changed, outcomes
+from strategies import MODELS, POOLS, batches, changed, lightly, outcomes
 
 from learners import ema
 from learners.ema import FIGURE_UNITS, FIGURES, N_COLUMNS, UNITS, Means
@@ -91,6 +92,30 @@ def test_an_outcome_a_half_life_older_counts_half():
     column = N_TARGETS + FIGURES.index("latency_ms")
     assert means.means[0, column] == pytest.approx(200.0)
     assert means.weights[0, column] == pytest.approx(1.5)
+
+
+@lightly
+@given(batches())
+def test_sums_are_those_of_a_loop_over_rows_in_exact_integers(rows):
+    """
+    Whatever the batch holds, extremes and gaps included, and also if it holds nothing.
+    """
+    statistics = ema.new_statistics(HALF_LIFE_MS)
+    ema.update(statistics, rows.models[:0], rows.take(slice(0, 0)))
+
+    ema.update(statistics, rows.models, rows)
+
+    values = np.concatenate([rows.targets, rows.figures], axis=1).tolist()
+    known = np.concatenate([rows.known, rows.figures_known], axis=1).tolist()
+    want: dict[tuple[int, int], list[list[int]]] = {}
+    for i in range(len(rows)):
+        epoch, into_ms = divmod(int(rows.decided_at_ms[i]), HALF_LIFE_MS)
+        weight = int(256 * 2 ** (into_ms / HALF_LIFE_MS))
+        total = want.setdefault((int(rows.models[i]), epoch), [[0, 0] for _ in range(N_COLUMNS)])
+        for column in np.flatnonzero(known[i]):
+            total[column][0] += weight * values[i][column]
+            total[column][1] += weight
+    assert {at: total.tolist() for at, total in statistics.sums.items()} == want
 
 
 # --- no data ------------------------------------------------------------------------------------

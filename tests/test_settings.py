@@ -28,7 +28,7 @@ from infra.settings_docs import markdown
 from infra.site import LocalSite
 from learners import policy as policies
 from serve.catalogue import Catalogue, Model, Pool
-from serve.errors import OptionRefused
+from streams.errors import OptionRefused
 from streams.ticket import KEY_BYTES, Sealer
 
 ROOT = Path(__file__).parent.parent

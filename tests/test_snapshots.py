@@ -163,8 +163,10 @@ def test_a_second_claimant_fences_the_first(folder):
 
 def test_of_many_claimants_the_last_alone_can_publish(folder):
     """
-    Started at the same moment, each in its own process or thread.
+    Started at the same moment, each in its own process or thread; none of them is fenced already
+    by one that claimed before it.
     """
+    claimed(folder)
     ready, stores = threading.Barrier(6), [Store(folder) for _ in range(6)]
     terms: list[int] = []
 
