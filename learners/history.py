@@ -4,8 +4,9 @@ Rows are kept by `History` (trainer side: append and forget) and searched throug
 (serving side: frozen). Older rows are searched through an IVF index that the trainer builds now
 and then; the rows since then exactly. An index is never changed once built, only replaced.
 
-The one rule: which rows are held depends on the outcomes alone (the newest `rows_max` by decision
-time), never on the order they came in.
+The one rule: which rows count (`canonical`: the newest `rows_max` by decision time) depends on the
+outcomes alone, never on the order they came in. Between forgettings up to an eighth more are held,
+and searched.
 """
 
 from __future__ import annotations

@@ -837,3 +837,21 @@ def test_forgetting_lets_nothing_be_counted_twice(tmp_path, seed, clock_error_ms
     assert state.counts["learned"] == counts["learned"]
     assert state.learned.digest() == learned.digest()
     assert max(held) < 40, "nothing is ever forgotten"
+
+
+def test_a_partition_that_is_read_slowly_holds_back_forgetting(ground):
+    """
+    One partition has been read up to the ninth day, the other is still at the first, where a copy
+    waits that was in time.
+    """
+    (decision,) = decided(1, decided_at_ms=NOW_MS)
+    value = report(decision.ticket, quality=0.5)
+    ground.write([value], 0)
+    ground.write([b"filler"] * 20, 1)
+    ground.write([value], 1, NOW_MS + DAY_MS)
+    ground.write([b"filler"] * 20, 0, NOW_MS + 9 * DAY_MS)
+
+    state = finish(ground.trainer(records_max=2))
+
+    assert (state.counts["learned"], state.counts["duplicate"]) == (1, 1)
+    assert len(state.seen) == 0, "and when both are through, it is forgotten"
