@@ -114,7 +114,7 @@ def test_killed_before_every_step_with_a_bounce_it_ends_as_if_undisturbed():
     On a real broker, which is itself killed once under the trainer.
     """
     options = RecoveryOptions(
-        records=3000,
+        records=5000,
         points=every_point(("before",), 1),
         random_kills=0,
         bounces=1,

@@ -153,7 +153,8 @@ def test_a_topic_made_again_while_the_trainer_was_away_is_an_alarm(ground, caplo
     assert counts[LEARNED] == counts[RECORDS] == 100 + n_new
     caplog.clear()
     assert learn(ground.trainer("stop"), ground.log)[LEARNED] == 100 + n_new
-    assert not caplog.records, "an alarm again, after it was answered"
+    ours = [r for r in caplog.records if r.name.startswith("streams")]
+    assert not ours, "an alarm again, after it was answered"
 
 
 @pytest.mark.kafka
