@@ -135,10 +135,10 @@ def test_one_saver_saves_every_change(folder, store):
     Decisions come in no order of time, so rows are cut anywhere and the index is built anew.
     """
     state, saver = new_state(SHORT), Saver(store)
-    for seed in range(16):
-        learn(state, 17, seed, decided_at_ms=NOW_MS - (seed * 7919 % 16) * DAY_MS // 8)
+    for seed in range(12):
+        learn(state, 17, seed, decided_at_ms=NOW_MS - (seed * 7919 % 12) * DAY_MS // 8)
         if seed % 3 == 0:
-            state.seen.forget(NOW_MS - (16 - seed) * DAY_MS // 8)
+            state.seen.forget(NOW_MS - (12 - seed) * DAY_MS // 8)
         saver.save(state, NOW_MS)
         gc.collect()
 

@@ -686,6 +686,27 @@ def test_dead_letters_of_a_topic_made_again_are_not_taken_for_the_former_ones(gr
     assert sorted(ground.dead()) == sorted([b"0/4", *(b"0/%d" % i for i in range(6))])
 
 
+def test_killed_after_it_passed_a_gap_it_has_passed_it_once(ground):
+    """
+    It goes on in the new topic, sets poison aside and dies before it was due to save: the next one
+    neither counts the gap again nor takes the poison for another topic's.
+    """
+    learned_then(ground)
+    ground.log().delete_topic(FEEDBACK)
+    ground.write(BAD)
+    ground.log().drop_before(FEEDBACK, 0, 1)
+    log = ground.log()
+    trainer = ground.trainer(log, on_gap="continue")
+    log.after = fails("append", error=Crash("the letters are written, nothing else"))
+    with pytest.raises(Crash):
+        trainer.step()
+
+    state = finish(ground.trainer(on_gap="stop"))
+
+    assert sorted(ground.dead()) == [b"0/%d" % i for i in range(1, len(BAD))]
+    assert state.counts["skipped"] == 1
+
+
 def test_a_new_partition_is_read_from_its_start(ground):
     """
     Partitions may be added; those the snapshot does not know hold nothing learned.
