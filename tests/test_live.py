@@ -444,7 +444,9 @@ def test_watching_survives_everything_that_looking_raises(snapshots, source, cap
     view.stop()
     assert not view.watching
     assert quality(view) == 0.9  # the view stays usable
-    assert [r.getMessage().count("broken file") for r in caplog.records if r.name == "serve.live"] == [1]
+    assert [
+        r.getMessage().count("broken file") for r in caplog.records if r.name == "serve.live"
+    ] == [1]
 
 
 def raised(error: Exception) -> None:
