@@ -236,6 +236,5 @@ def _hexadecimal(issuers: NDArray[np.uint64], sequences: NDArray[np.uint64]) -> 
     wide = np.stack([issuers, sequences], axis=1).astype(">u8").view(np.uint8).reshape(-1, 16)
     raw = np.concatenate([wide[:, 8 - ISSUER_BYTES : 8], wide[:, 16 - SEQUENCE_BYTES :]], axis=1)
     letters = np.frombuffer(b"0123456789abcdef", np.uint8)
-    return np.ascontiguousarray(
-        letters[np.stack([raw >> 4, raw & 15], axis=2).reshape(len(raw), -1)]
-    )
+    halves = np.stack([raw >> 4, raw & 15], axis=2)
+    return np.ascontiguousarray(letters[halves.reshape(len(raw), 2 * raw.shape[1])])

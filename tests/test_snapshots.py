@@ -190,6 +190,26 @@ def test_of_many_claimants_the_last_alone_can_publish(folder):
     assert len(published) == 1
 
 
+def test_a_claimant_that_was_slow_is_not_fenced_by_those_before_it(folder, monkeypatch):
+    """
+    While it looks, two others claim, and the second clears the first one's term away: the term it
+    then takes is an old one. It must take another, or nobody would be left to publish.
+    """
+    slow, others = Store(folder), [Store(folder), Store(folder)]
+    looking = slow._newest_term
+
+    def look_slowly() -> int:
+        found = looking()
+        while others:
+            others.pop().claim()
+        return found
+
+    monkeypatch.setattr(slow, "_newest_term", look_slowly)
+
+    assert slow.claim() == 3
+    assert contents(slow, publish(slow, b"x")) == [b"x"]
+
+
 def test_a_publisher_that_looked_before_the_claim_does_no_harm(folder):
     """
     It looks at the fence, sleeps, the other claims, it wakes and writes: its version is the older.

@@ -26,6 +26,7 @@ from streams.feedback import Ingest, Reason, keep_fresh
 from streams.folder import Folder
 from streams.log import DEAD_LETTER, FEEDBACK, Record
 from streams.seen import Seen
+from streams.shards import PartitionShare
 from streams.snapshots import MANIFESTS, Store
 from streams.state import Loader, State
 from streams.ticket import key_of
@@ -550,6 +551,21 @@ def test_a_trainer_that_was_replaced_stops_at_its_next_save(tmp_path, calm):
     assert told(finish(second)) == expected
 
 
+def test_a_trainer_that_was_replaced_sets_nothing_aside(ground):
+    """
+    The other one does: else every dead letter would be there twice.
+    """
+    first = ground.trainer()
+    second = ground.trainer()
+    ground.write(BAD)
+
+    with pytest.raises(SnapshotFenced):
+        first.step()
+    finish(second)
+
+    assert len(ground.dead()) == len(BAD)
+
+
 def test_a_foreign_snapshot_is_refused(ground):
     """
     By encoder and by memory options: its numbers can't be added to.
@@ -737,6 +753,24 @@ def test_dead_letters_that_retention_took_do_not_stop_a_start(ground):
     ground.trainer()
 
 
+@pytest.mark.parametrize(("first", "end"), [(0, 2), (2, 3), (0, 5), (3, 5)])
+def test_dead_letters_that_can_not_be_read_back_do_not_stop_a_start(ground, first, end):
+    """
+    A damaged batch of them: those that can be read are known, the others are written again.
+    """
+    ground.write(BAD)
+    log = ground.log()
+    trainer = ground.trainer(log)
+    log.before = fails("end_offsets", error=Crash("before it saves"))
+    with pytest.raises(Crash):
+        trainer.step()
+    ground.log().damage(DEAD_LETTER, 0, first, end)
+
+    finish(ground.trainer())
+
+    assert len(ground.dead()) == len(BAD) + end - first
+
+
 def test_records_that_can_not_be_read_are_dead_letters_each(tmp_path):
     """
     A batch that fails its checksum is passed over, counted exactly, and not read again.
@@ -767,6 +801,32 @@ def test_poison_of_any_size_is_set_aside(ground):
 
     assert len(ground.dead()) == len(BAD) + 4
     assert sum(n for name, n in state.counts.items() if name.startswith("dead_letter.")) == 9
+
+
+@pytest.mark.parametrize("n_shards", [1, 2, 3])
+def test_a_shard_that_reads_nothing_but_poison_goes_on(ground, n_shards):
+    """
+    Not one outcome in a batch, for whichever shard: each letter is written once.
+    """
+    for partition in range(N_PARTITIONS):
+        ground.write(BAD, partition)
+
+    for shard in range(n_shards):
+        finish(
+            Trainer(
+                ground.log(),
+                Store(Folder(str(ground.folder / str(shard)))),
+                SEALER,
+                ENCODER,
+                OPTIONS,
+                ground.clock,
+                PartitionShare(shard, n_shards, N_PARTITIONS),
+            )
+        )
+
+    assert sorted(ground.dead()) == sorted(
+        b"%d/%d" % (partition, i) for partition in range(N_PARTITIONS) for i in range(len(BAD))
+    )
 
 
 # --- when to save
