@@ -260,7 +260,8 @@ class LogSection(Section):
         KafkaOptions().partitions[FEEDBACK],
         ge=1,
         le=1024,
-        description="kafka: partitions of the feedback topic when it is made; at least `trainers`.",
+        description="kafka: partitions of the feedback topic when it is made; at least `trainers`. "
+        "Don't add any later: with several trainers, decisions would change hands.",
     )
     decisions_partitions: int = Field(
         KafkaOptions().partitions[DECISIONS],
