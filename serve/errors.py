@@ -9,7 +9,16 @@ ServeError
     ├── NoModelFits         every model is denied, or beyond the request's limits
     ├── DeadlinePassed      its deadline had passed before it could be scored
     ├── QueueFull           too many requests wait already
-    └── NotServing          the router is starting or stopping
+    ├── NotServing          the router is starting or stopping
+    └── AttemptFailed       an endpoint of a pool gave no whole answer; another one may
+        ├── EndpointUnreachable  no connection, or it broke
+        ├── EndpointOverloaded   it said that it has too much to do
+        ├── EndpointFailed       it answered with an error of its own
+        ├── AnswerGarbled        its bytes are no answer
+        ├── AnswerLate           no first token in time, or silence after one
+        ├── CallRefused          it says the call itself is wrong; no other is tried
+        ├── AnswerBroken         it failed after its first token: too late for another one
+        └── NoAnswer             all attempts failed
 
 An option with a value that can't work is `streams.errors.OptionRefused`, here as there.
 How each becomes a gRPC status is the table in `status.py`.
@@ -93,3 +102,67 @@ class QueueFull(RequestRefused):
 
 class NotServing(RequestRefused):
     """The router is starting or stopping."""
+
+
+class AttemptFailed(RequestRefused):
+    """An endpoint of a pool gave no whole answer.
+
+    `kind` names the class in counters and replies.
+    """
+
+    kind = "failed"
+
+    def __init__(self, where: str, problem: str) -> None:
+        super().__init__(where, problem)
+        self.where, self.problem = where, problem
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.problem}"
+
+
+class EndpointUnreachable(AttemptFailed):
+    """No connection could be made, or it broke before the answer was whole."""
+
+    kind = "unreachable"
+
+
+class EndpointOverloaded(AttemptFailed):
+    """The endpoint said that it has too much to do."""
+
+    kind = "overloaded"
+
+
+class EndpointFailed(AttemptFailed):
+    """The endpoint answered with an error of its own."""
+
+    kind = "error"
+
+
+class AnswerGarbled(AttemptFailed):
+    """What the endpoint sent is no answer."""
+
+    kind = "garbled"
+
+
+class AnswerLate(AttemptFailed):
+    """No first token came in time, or the answer stopped coming."""
+
+    kind = "late"
+
+
+class CallRefused(AttemptFailed):
+    """The endpoint says that the call itself is wrong. Another one would say so, too."""
+
+    kind = "refused"
+
+
+class AnswerBroken(AttemptFailed):
+    """The endpoint failed after its first token, so no other one could be tried."""
+
+    kind = "broken"
+
+
+class NoAnswer(AttemptFailed):
+    """All attempts failed. `problem` lists them."""
+
+    kind = "no answer"

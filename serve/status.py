@@ -5,6 +5,9 @@ from __future__ import annotations
 from grpc import StatusCode
 
 from serve.errors import (
+    AnswerBroken,
+    AttemptFailed,
+    CallRefused,
     DeadlinePassed,
     EncoderUnavailable,
     InvalidRequest,
@@ -25,6 +28,9 @@ STATUS: dict[type[Exception], StatusCode] = {
     TextRefused: StatusCode.FAILED_PRECONDITION,
     DeadlinePassed: StatusCode.DEADLINE_EXCEEDED,
     QueueFull: StatusCode.RESOURCE_EXHAUSTED,
+    CallRefused: StatusCode.INVALID_ARGUMENT,
+    AnswerBroken: StatusCode.ABORTED,
+    AttemptFailed: StatusCode.UNAVAILABLE,
     EncoderUnavailable: StatusCode.UNAVAILABLE,
     NotServing: StatusCode.UNAVAILABLE,
     LogUnavailable: StatusCode.UNAVAILABLE,

@@ -1,0 +1,111 @@
+"""What a pool can do for the dispatcher: take a chat completion, stream the answer in pieces.
+
+    Call ──Endpoint.stream──▶ Piece, Piece, …, Usage          or AttemptFailed
+
+The language is OpenAI's chat completions, because every server of models speaks it: a call's body
+and a piece's delta are passed through as they are, so tools and options this project never heard
+of work all the same. `infra` implements these protocols; nothing here knows a network.
+
+The one rule: an endpoint that has yielded a piece has begun to answer. What failed before may be
+tried elsewhere, what fails after may not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One chat completion to be answered."""
+
+    # An OpenAI chat completion request without `model`, `stream` and `stream_options`.
+    body: Mapping[str, object]
+    prompt_tokens: int  # estimated, where nobody counted
+    confidence: bool = False  # ask for the tokens' log-probabilities
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """A part of an answer, as it came."""
+
+    delta: Mapping[str, object]  # OpenAI's `choices[0].delta`: role, content, tool_calls, …
+    finish_reason: str | None = None
+    logprobs: Mapping[str, object] | None = None
+
+    @property
+    def text(self) -> str:
+        """The words in it; "" where it carries something else."""
+        return str(self.delta.get("content") or "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What an answer took; comes once, after the last piece."""
+
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int = 0  # of the prompt, found in the server's cache
+    counted: bool = True  # False: the server did not say, pieces were counted
+
+
+class Endpoint(Protocol):
+    """One server of one pool."""
+
+    address: str  # unique within the pool
+
+    def stream(self, call: Call) -> AsyncGenerator[Piece | Usage, None]:
+        """The answer, piece by piece, then its usage. Closing the generator ends the call.
+
+        Raises AttemptFailed: EndpointUnreachable, EndpointOverloaded, EndpointFailed,
+        AnswerGarbled, CallRefused.
+        """
+
+
+class Pools(Protocol):
+    """Which endpoints every pool has right now. Reading is a look into memory."""
+
+    async def start(self) -> None:
+        """Begin to follow where endpoints are."""
+
+    async def stop(self) -> None:
+        """Let go of connections."""
+
+    def endpoints(self, pool: str) -> Mapping[str, Endpoint]:
+        """Endpoints by address; empty where the pool has none now."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Answer:
+    """A whole answer, put together from its pieces."""
+
+    message: dict[str, object] = field(default_factory=lambda: {"role": "assistant"})
+    finish_reason: str | None = None
+    logprobs: list[object] = field(default_factory=list)
+
+    def add(self, piece: Piece) -> None:
+        """Append what a piece carries, by the rules of OpenAI's streams."""
+        for name, value in piece.delta.items():
+            if name == "tool_calls":
+                _add_tools(self.message.setdefault("tool_calls", []), value)
+            elif name != "role" and isinstance(value, str):
+                self.message[name] = str(self.message.get(name) or "") + value
+            elif value is not None or name not in self.message:
+                self.message[name] = value
+        self.finish_reason = piece.finish_reason or self.finish_reason
+        if piece.logprobs:
+            self.logprobs.extend(piece.logprobs.get("content") or [])
+
+
+def _add_tools(calls: list[dict], deltas: object) -> None:
+    """Merge fragments of tool calls: each names its call by `index`, arguments come in parts."""
+    for delta in deltas if isinstance(deltas, list) else []:
+        at = delta.get("index", len(calls))
+        while len(calls) <= at:
+            calls.append({"type": "function", "function": {"name": "", "arguments": ""}})
+        call = calls[at]
+        call.update({k: v for k, v in delta.items() if k not in ("index", "function") and v})
+        for name, part in (delta.get("function") or {}).items():
+            call["function"][name] = call["function"].get(name, "") + (part or "")
