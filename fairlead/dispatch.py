@@ -1,0 +1,149 @@
+"""What a dispatched request is asked with, and what comes of it; and between these and protobuf.
+
+    DispatchRequest ─▶ dispatcher ─▶ Routed, Piece, Piece, …, Ended      per answer
+
+The one rule: an answer's `Routed` comes first and its `Ended` last, each once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from fairlead import wire
+from fairlead.errors import FairleadError, InvalidRequest, from_number
+from fairlead.messages import Decision, Request
+from serve.proto.fairlead.v1 import dispatch_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DispatchRequest:
+    """A request to be answered, and how."""
+
+    route: Request | None  # who asks and what matters; None: all as the router's settings say
+    # The conversation as OpenAI has it, {"role": …, "content": …}; empty: the route's text.
+    messages: Sequence[Mapping[str, object]] = ()
+    # Further fields of an OpenAI chat completion: max_tokens, temperature, tools, …
+    options: Mapping[str, object] = field(default_factory=dict)
+    confidence_min: float | None = None  # cascade: ask a better model below this; 0 to 1
+    fan_out: int | None = None  # ask so many models at once; 1 to 8
+
+    def message(self) -> pb.DispatchRequest:
+        """Write it. Raises InvalidRequest."""
+        options = dict(self.options)
+        if self.messages:
+            options["messages"] = list(self.messages)
+        try:
+            text = json.dumps(options) if options else ""
+        except (TypeError, ValueError) as problem:
+            raise InvalidRequest("dispatch", f"options or messages: {problem}") from problem
+        cascade = self.confidence_min
+        return pb.DispatchRequest(
+            route=None if self.route is None else wire.route_request(self.route),
+            options_json=text,
+            cascade=None if cascade is None else pb.Cascade(confidence_min=cascade),
+            fan_out=self.fan_out,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One call to one endpoint of a pool."""
+
+    model: str
+    pool: str
+    endpoint: str
+    kind: str  # first, retry, hedge, reroute, cascade, escalation, fan-out
+    outcome: str  # answered, unsure, cancelled, or why it failed
+    detail: str
+    began_ms: float  # since the request came in
+    took_ms: float
+    cost_usd: float  # paid for it, whether or not it answered
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Routed:
+    """Who answers; comes with the first token."""
+
+    answer: int  # which of the fan-out, from 0
+    model: str
+    pool: str
+    endpoint: str
+    ticket: bytes  # of the attempt that answers: report its quality with it
+    decision: Decision
+    attempts: tuple[Attempt, ...]  # those before it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """A part of an answer."""
+
+    answer: int
+    text: str
+    delta: Mapping[str, object]  # as OpenAI has it; more than the text for tool calls and the like
+    finish_reason: str  # "" but in the last piece
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """The end of an answer."""
+
+    answer: int
+    prompt_tokens: int
+    output_tokens: int
+    cost_usd: float  # of the attempt that answered
+    paid_usd: float  # of all attempts
+    first_token_ms: float  # since the request came in
+    latency_ms: float
+    confidence: float | None
+    attempts: tuple[Attempt, ...]
+    problem: FairleadError | None  # fan-out: why this answer failed; the others go on
+
+
+DispatchEvent = Routed | Piece | Ended
+
+
+def read(reply: pb.DispatchReply) -> DispatchEvent:
+    """Read one event."""
+    kind = reply.WhichOneof("part")
+    if kind == "piece":
+        piece = reply.piece
+        delta = json.loads(piece.delta_json) if piece.delta_json else {"content": piece.text}
+        return Piece(
+            answer=reply.answer, text=piece.text, delta=delta, finish_reason=piece.finish_reason
+        )
+    if kind == "routed":
+        routed = reply.routed
+        return Routed(
+            answer=reply.answer,
+            model=routed.model,
+            pool=routed.pool,
+            endpoint=routed.endpoint,
+            ticket=routed.ticket,
+            decision=wire.decision(routed.decision),
+            attempts=_attempts(routed.attempts),
+        )
+    return _ended(reply.answer, reply.ended)
+
+
+def _ended(answer: int, ended: pb.Ended) -> Ended:
+    return Ended(
+        answer=answer,
+        prompt_tokens=ended.prompt_tokens,
+        output_tokens=ended.output_tokens,
+        cost_usd=ended.cost_usd,
+        paid_usd=ended.paid_usd,
+        first_token_ms=ended.first_token_ms,
+        latency_ms=ended.latency_ms,
+        confidence=ended.confidence if ended.HasField("confidence") else None,
+        attempts=_attempts(ended.attempts),
+        problem=from_number("Dispatch", ended.problem_code, ended.problem)
+        if ended.problem_code
+        else None,
+    )
+
+
+def _attempts(attempts: Sequence[pb.Attempt]) -> tuple[Attempt, ...]:
+    names = Attempt.__slots__
+    return tuple(Attempt(**{name: getattr(one, name) for name in names}) for one in attempts)

@@ -1,0 +1,109 @@
+"""A replica's own HTTP server, on an address shared with the other replicas of this host.
+
+As with gRPC (see `listener`), every replica binds the same port with SO_REUSEPORT and the kernel
+spreads connections over them. uvicorn does the HTTP; it runs within the event loop that is already
+there, in whatever thread that is, and leaves signals alone.
+
+The one rule: stopping is stop accepting, finish what is under way, then close.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import uvicorn
+from starlette.types import ASGIApp
+
+FAREWELL_S = 1.0  # for telling the clients of answers that are cut off
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpListenerOptions:
+    """Where and how to listen."""
+
+    host: str = "127.0.0.1"
+    port: int = 7481  # 0: any free one
+    grace_s: float = 30.0  # for what is under way when stopping: a long answer takes that long
+    # Longer than clients keep idle connections (the official one: 5 s), so that it is they who
+    # close: a server that closes first now and then meets a request already on its way.
+    keep_alive_s: int = 75
+    backlog: int = 2048  # connections waiting to be accepted
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, without its handling of signals, and telling when it is up."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.up = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals belong to the process, which is not ours."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept connections."""
+        await super().startup(sockets)
+        self.up.set()
+
+
+class HttpListener:
+    """Starts and stops one server around an app."""
+
+    def __init__(self, app: ASGIApp, options: HttpListenerOptions) -> None:
+        self._app, self._options = app, options
+        self._server: _Server | None = None
+        self._serving: asyncio.Task[None] | None = None
+        self.port = 0
+
+    async def start(self) -> None:
+        """Bind and serve. Raises OSError if the address can't be bound."""
+        bound = _bound(self._options)
+        self.port = bound.getsockname()[1]
+        self._server = _Server(self._config())
+        self._serving = asyncio.create_task(self._server.serve(sockets=[bound]))
+        up = asyncio.create_task(self._server.up.wait())
+        await asyncio.wait((up, self._serving), return_when=asyncio.FIRST_COMPLETED)
+        if not up.done():
+            up.cancel()
+            await self._serving  # raises what kept it from starting
+
+    def _config(self) -> uvicorn.Config:
+        return uvicorn.Config(
+            self._app,
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,  # nobody's address is asked for
+            backlog=self._options.backlog,
+            timeout_keep_alive=self._options.keep_alive_s,
+            timeout_graceful_shutdown=self._options.grace_s,  # type: ignore[arg-type]
+        )
+
+    async def stop(self) -> None:
+        """Accept no more, let ongoing answers finish within the grace, cut off the rest."""
+        if self._server is None or self._serving is None:
+            return
+        self._server.should_exit = True
+        await self._serving
+        # What took longer has been cancelled by now, and says so to its client, if that reads.
+        if late := list(self._server.server_state.tasks):
+            _, stuck = await asyncio.wait(late, timeout=FAREWELL_S)
+            for connection in list(self._server.server_state.connections) if stuck else ():
+                connection.transport.abort()
+        self._server = self._serving = None
+
+
+def _bound(options: HttpListenerOptions) -> socket.socket:
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    address = (options.host, options.port)
+    return socket.create_server(address, family=family, backlog=options.backlog, reuse_port=True)

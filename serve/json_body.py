@@ -1,0 +1,73 @@
+"""A JSON body from a stranger, checked against a struct: what is wrong is said by its field's name.
+
+    bytes ──read_body(kind)──▶ (all of it as a dict, the checked part as `kind`)   or InvalidRequest
+
+The one rule: whatever bytes come, nothing but InvalidRequest is raised.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TypeVar
+
+import msgspec
+
+from serve.errors import InvalidRequest
+
+Kind = TypeVar("Kind", bound=msgspec.Struct)
+
+VALUE_CHARS_MAX = 60  # of a wrong value repeated in a message: enough to find it by
+
+_FORM = re.compile(r"(?P<problem>.*?)(?: - at `\$(?P<path>.*)`)?", re.DOTALL)
+_STEP = re.compile(r"\.(?P<key>\w+)|\[(?P<position>\d+)\]")
+_decode = msgspec.json.Decoder().decode
+
+
+def read_body(content: bytes, kind: type[Kind]) -> tuple[dict[str, object], Kind]:
+    """The object as it came, and its fields that `kind` names. Raises InvalidRequest."""
+    try:
+        body = _decode(content)
+    # Nested deeper than Python's stack, and text that is no UTF-8, have errors of their own.
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        problem = f"{len(content)} bytes that are no JSON ({error})"
+        raise InvalidRequest("body", problem, "one JSON object in UTF-8") from error
+    if not isinstance(body, dict):
+        raise InvalidRequest("body", _shown(body), "a JSON object")
+    try:
+        return body, msgspec.convert(body, kind)
+    except msgspec.ValidationError as error:
+        raise _named(str(error), body) from error
+
+
+def _named(message: str, body: object) -> InvalidRequest:
+    """What msgspec says, with field and value. Its forms are pinned by tests."""
+    found = _FORM.fullmatch(message)
+    problem, path = found["problem"], found["path"] or ""
+    if name := re.fullmatch(r"Object missing required field `(.+)`", problem):
+        return InvalidRequest(_joined(path, name[1]), "missing", "given")
+    if name := re.fullmatch(r"Object contains unknown field `(.+)`", problem):
+        value = _shown(_at(body, f"{path}.{name[1]}"))
+        return InvalidRequest(
+            _joined(path, name[1]), value, "left out: there is no field of that name here"
+        )
+    limit = problem.removeprefix("Expected ").split(", got ")[0]
+    return InvalidRequest(_joined(path, ""), _shown(_at(body, path)), limit)
+
+
+def _joined(path: str, name: str) -> str:
+    return ".".join(part for part in (path.removeprefix("."), name) if part)
+
+
+def _at(body: object, path: str) -> object:
+    """The value at msgspec's path; None where the path is not as plain as ours are."""
+    for step in _STEP.finditer(path):
+        try:
+            body = body[step["key"] if step["key"] is not None else int(step["position"])]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return body
+
+
+def _shown(value: object) -> str:
+    text = msgspec.json.encode(value).decode()
+    return text if len(text) <= VALUE_CHARS_MAX else text[:VALUE_CHARS_MAX] + " …"
