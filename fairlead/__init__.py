@@ -11,6 +11,17 @@ what comes back. This is its public face: a client, and the errors it raises.
 The ticket is all that learning needs: hand it to whoever learns how the answer was, now or days
 later, in any process. `AsyncClient` is the same for asyncio.
 
+Where dispatchers run, the router makes the call, too, and reports what it took:
+
+    from fairlead import Client, DispatchRequest, Piece, Request, Routed
+
+    with Client("127.0.0.1:7490") as dispatcher:
+        for event in dispatcher.dispatch(DispatchRequest(route=Request(text="Who wrote …?"))):
+            if isinstance(event, Routed):
+                ticket = event.ticket  # to report the answer's quality with
+            elif isinstance(event, Piece):
+                print(event.text, end="")
+
 The one rule: importing this takes grpcio and protobuf and nothing else, so that a service which
 only asks never installs what answering needs.
 """
@@ -18,7 +29,9 @@ only asks never installs what answering needs.
 from fairlead.async_client import AsyncClient
 from fairlead.channels import RetryOptions
 from fairlead.client import Client
+from fairlead.dispatch import Attempt, DispatchRequest, Ended, Piece, Routed
 from fairlead.errors import (
+    AnswerBroken,
     ClientClosed,
     DeadlineExceeded,
     FairleadError,
@@ -48,12 +61,16 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Alternative",
+    "AnswerBroken",
     "AsyncClient",
+    "Attempt",
     "Client",
     "ClientClosed",
     "Considered",
     "DeadlineExceeded",
     "Decision",
+    "DispatchRequest",
+    "Ended",
     "Estimate",
     "Explanation",
     "FairleadError",
@@ -63,10 +80,12 @@ __all__ = [
     "NotAllowed",
     "Outcome",
     "Overloaded",
+    "Piece",
     "Preference",
     "Problem",
     "Request",
     "RetryOptions",
+    "Routed",
     "RouterFault",
     "Unavailable",
     "UnknownModel",

@@ -130,8 +130,17 @@ def service_config(retries: RetryOptions) -> str:
     }
     return json.dumps(
         {
-            # All methods. A stream is retried only while it has had no reply.
-            "methodConfig": [{"name": [{"service": "fairlead.v1.Router"}], "retryPolicy": policy}],
+            # All methods. A stream is retried only while it has had no reply; a dispatcher whose
+            # pools have all failed says that it is not to be asked again.
+            "methodConfig": [
+                {
+                    "name": [
+                        {"service": "fairlead.v1.Router"},
+                        {"service": "fairlead.v1.Dispatcher"},
+                    ],
+                    "retryPolicy": policy,
+                }
+            ],
             "retryThrottling": {
                 "maxTokens": retries.tokens_max,
                 "tokenRatio": retries.tokens_per_success,

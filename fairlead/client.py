@@ -15,7 +15,8 @@ import grpc
 
 from fairlead import calls, wire
 from fairlead.calls import Call
-from fairlead.connections import STREAM_TIMEOUT_S, Connections
+from fairlead.connections import ANSWER_TIMEOUT_S, STREAM_TIMEOUT_S, Connections
+from fairlead.dispatch import DispatchEvent, DispatchRequest, read
 from fairlead.errors import DeadlineExceeded, Unavailable
 from fairlead.messages import (
     Decision,
@@ -97,12 +98,34 @@ class Client(Connections):
         if outgoing.failure is not None:
             raise outgoing.failure
 
+    def dispatch(
+        self, request: DispatchRequest, *, timeout_s: float = ANSWER_TIMEOUT_S
+    ) -> Iterator[DispatchEvent]:
+        """Have a request answered: the events of its answers as they come (see `dispatch`).
+
+        Begins with the first `next`. The target must be a dispatcher's port. `timeout_s` is for the
+        whole answer. Closing the iterator early ends every call made for it. Once an answer has
+        begun nothing is tried again: AnswerBroken says that it broke off.
+        """
+        replies = self._next("Dispatch").dispatcher.Dispatch(
+            request.message(), timeout=self._time_out_s(timeout_s), wait_for_ready=True
+        )
+        try:
+            for reply in replies:
+                if (event := read(reply)) is not None:
+                    yield event
+        except grpc.RpcError as failure:
+            raise self._failed("Dispatch", failure) from failure
+        finally:
+            replies.cancel()  # the caller may have stopped listening before the end
+
     def send_feedback(
         self, ticket: bytes, *, timeout_s: float | None = None, **values: Unpack[OutcomeValues]
     ) -> None:
         """Report what happened to one decision: what is known now, the rest later.
 
-        The values are the fields of `Outcome`: quality, cost_usd, latency_ms, output_tokens, error.
+        The values are the fields of `Outcome`: quality, cost_usd, latency_ms, output_tokens, error,
+        paid_usd.
         Returns once they are durably in the feedback log. After an error, report again: each value
         of a decision counts once.
         """

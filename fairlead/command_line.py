@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 try:
     import typer
@@ -34,6 +34,8 @@ decisions_app = typer.Typer(help="The decision log.", no_args_is_help=True)
 app.add_typer(decisions_app, name="decisions")
 feedback_app = typer.Typer(help="For those who report outcomes.", no_args_is_help=True)
 app.add_typer(feedback_app, name="feedback")
+telemetry_app = typer.Typer(help="For those who run pools and routers.", no_args_is_help=True)
+app.add_typer(telemetry_app, name="telemetry")
 
 console = Console(stderr=True)
 
@@ -156,14 +158,65 @@ def bench_feedback(
     _bench(lambda say: measure(options, say), as_json)
 
 
-def _bench(measure: Callable[[Callable[[str], None]], dict[str, float]], as_json: bool) -> None:
+@bench_app.command("dispatch")
+def bench_dispatch(
+    tokens: Annotated[int, typer.Option(min=1000, help="Streamed and checked.")] = 100_000,
+    port: Annotated[int, typer.Option(min=1, max=65533, help="And the next two.")] = 7493,
+    as_json: JsonOption = False,
+) -> None:
+    """Time what dispatching adds to a direct call, and check every streamed token."""
+    from fairlead.channels import connect
+    from load.bench_dispatch import DispatchBench, measure
+
+    options = DispatchBench(tokens=tokens, port=port)
+    _bench(lambda say: measure(options, connect, say), as_json)
+
+
+@bench_app.command("faults")
+def bench_faults(
+    quick: Annotated[bool, typer.Option(help="Each fault once, for a shorter time.")] = False,
+    port: Annotated[int, typer.Option(min=1, max=65533, help="And the next two.")] = 7496,
+    as_json: JsonOption = False,
+) -> None:
+    """Break pools under load, one fault after another; count what callers notice."""
+    from fairlead.channels import connect
+    from load.bench_faults import FaultsBench, measure
+
+    options = FaultsBench(port=port, rounds=1, fault_s=8.0) if quick else FaultsBench(port=port)
+    _bench(lambda say: measure(options, connect, say), as_json)
+
+
+@bench_app.command("emulator")
+def bench_emulator(as_json: JsonOption = False) -> None:
+    """Compare the emulated engine with measurements that it was not fitted to."""
+    from load.bench_emulator import measure
+
+    _bench(measure, as_json)
+
+
+def _bench(measure: Callable[[Callable[[str], None]], dict[str, Any]], as_json: bool) -> None:
     """Measure and print, with progress on standard error."""
     with only_json(as_json) as emit:
         found = measure(lambda text: console.print(f"[dim]{text}[/]"))
         emit(found)
-    if not as_json:
-        for name, value in found.items():
+    if as_json:
+        return
+    for name, value in found.items():
+        if isinstance(value, dict) and all(isinstance(row, dict) for row in value.values()):
+            _table(name, value)
+        else:
             typer.echo(f"{name:28} {value}")
+
+
+def _table(name: str, rows: dict[str, dict[str, Any]]) -> None:
+    """Print a nested result: a row per key."""
+    from rich.table import Table
+
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    table = Table(name, *columns)
+    for key, row in rows.items():
+        table.add_row(key, *(str(row.get(column, "")) for column in columns))
+    Console().print(table)
 
 
 @app.command()
@@ -202,6 +255,14 @@ def decisions_export(
 def feedback_schema() -> None:
     """Print the JSON schema of a feedback record; docs/feedback.md is the whole contract."""
     from streams.feedback_schema import published
+
+    typer.echo(json.dumps(published(), indent=2))
+
+
+@telemetry_app.command("schema")
+def telemetry_schema() -> None:
+    """Print the JSON schema of a telemetry record; docs/telemetry.md is the whole contract."""
+    from streams.telemetry_schema import published
 
     typer.echo(json.dumps(published(), indent=2))
 

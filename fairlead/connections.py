@@ -17,18 +17,22 @@ import grpc
 from fairlead import channels, errors
 from fairlead.channels import RetryOptions
 from fairlead.errors import ClientClosed, FairleadError, InvalidOption
+from serve.proto.fairlead.v1.dispatch_pb2_grpc import DispatcherStub
 from serve.proto.fairlead.v1.router_pb2_grpc import RouterStub
 
 # A stream is one gRPC call, so its time-out is that of its whole life. A dead connection ends it
 # sooner (see `channels`), and each request in it may have its own `deadline_unix_ms`.
 STREAM_TIMEOUT_S = 3_600.0
+# A long answer of a large model, from the first try to the last token.
+ANSWER_TIMEOUT_S = 600.0
 
 
 class Connection(NamedTuple):
-    """One channel and the methods of the router on it."""
+    """One channel and the methods of router and dispatcher on it."""
 
     channel: Any  # of grpc or grpc.aio
     router: RouterStub
+    dispatcher: DispatcherStub
 
 
 class Connections:
@@ -84,7 +88,9 @@ class Connections:
                     channel = channels.opened(
                         self.flavour, self.target, self._credentials, self.retries
                     )
-                    self._opened.append(Connection(channel, RouterStub(channel)))
+                    self._opened.append(
+                        Connection(channel, RouterStub(channel), DispatcherStub(channel))
+                    )
                 self._turns = cycle(self._opened)
             return self._turns
 

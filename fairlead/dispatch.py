@@ -2,7 +2,8 @@
 
     DispatchRequest ─▶ dispatcher ─▶ Routed, Piece, Piece, …, Ended      per answer
 
-The one rule: an answer's `Routed` comes first and its `Ended` last, each once.
+The one rule: an answer's `Routed` comes first and its `Ended` last, each once. Of several answers
+one may fail before it begins: it has an `Ended` alone, with its `problem`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from fairlead import wire
 from fairlead.errors import FairleadError, InvalidRequest, from_number
 from fairlead.messages import Decision, Request
 from serve.proto.fairlead.v1 import dispatch_pb2 as pb
+from serve.proto.fairlead.v1 import router_pb2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,16 +37,25 @@ class DispatchRequest:
         if self.messages:
             options["messages"] = list(self.messages)
         try:
-            text = json.dumps(options) if options else ""
-        except (TypeError, ValueError) as problem:
-            raise InvalidRequest("dispatch", f"options or messages: {problem}") from problem
-        cascade = self.confidence_min
-        return pb.DispatchRequest(
-            route=None if self.route is None else wire.route_request(self.route),
+            # JSON has no NaN; Python would write one all the same.
+            text = json.dumps(options, allow_nan=False) if options else ""
+        except (TypeError, ValueError, RecursionError) as problem:
+            raise InvalidRequest("Dispatch", f"options or messages: {problem}") from problem
+        sure = self.confidence_min
+        return wire.built(
+            pb.DispatchRequest,
+            route=self._route(bool(options.get("messages"))),
             options_json=text,
-            cascade=None if cascade is None else pb.Cascade(confidence_min=cascade),
+            cascade=None if sure is None else wire.built(pb.Cascade, confidence_min=sure),
             fan_out=self.fan_out,
         )
+
+    def _route(self, with_messages: bool) -> router_pb2.RouteRequest | None:
+        if self.route is None and not with_messages:
+            raise InvalidRequest("Dispatch", "route and messages: neither given, one is needed")
+        if self.route is None:
+            return None
+        return wire.route_request(self.route, prompt_elsewhere=with_messages)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +115,8 @@ class Ended:
 DispatchEvent = Routed | Piece | Ended
 
 
-def read(reply: pb.DispatchReply) -> DispatchEvent:
-    """Read one event."""
+def read(reply: pb.DispatchReply) -> DispatchEvent | None:
+    """Read one event; None for one that this client is too old to know."""
     kind = reply.WhichOneof("part")
     if kind == "piece":
         piece = reply.piece
@@ -124,7 +135,7 @@ def read(reply: pb.DispatchReply) -> DispatchEvent:
             decision=wire.decision(routed.decision),
             attempts=_attempts(routed.attempts),
         )
-    return _ended(reply.answer, reply.ended)
+    return _ended(reply.answer, reply.ended) if kind == "ended" else None
 
 
 def _ended(answer: int, ended: pb.Ended) -> Ended:

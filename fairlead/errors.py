@@ -7,6 +7,7 @@ FairleadError
 ├── DeadlineExceeded    no answer in time: too late to be useful, or the router can't be reached
 ├── Overloaded          the router's queue is full; try later or elsewhere, not at once
 ├── Unavailable         the router is starting, stopping or gone; it was tried more than once
+├── AnswerBroken        a dispatched answer broke off after its first token
 ├── NotAllowed          the router, or something in front of it, does not know this caller
 ├── Unsupported         the router lacks this method; most likely it is older than this client
 ├── RouterFault         the router broke while answering: a bug there, not in the request
@@ -88,6 +89,13 @@ class Unavailable(FairleadError):
     retriable = True
 
 
+class AnswerBroken(FairleadError):
+    """A dispatched answer broke off after its first token, so that no other pool was asked."""
+
+    advice = "What came is not whole: ask again from the beginning, if it may be asked twice."
+    retriable = True
+
+
 class NotAllowed(FairleadError):
     """The caller is not known, or not known to be allowed."""
 
@@ -133,7 +141,7 @@ BY_STATUS: dict[grpc.StatusCode, type[FairleadError]] = {
     grpc.StatusCode.UNKNOWN: RouterFault,
     grpc.StatusCode.INTERNAL: RouterFault,
     grpc.StatusCode.DATA_LOSS: RouterFault,
-    grpc.StatusCode.ABORTED: RouterFault,
+    grpc.StatusCode.ABORTED: AnswerBroken,
     grpc.StatusCode.ALREADY_EXISTS: RouterFault,
 }
 

@@ -55,6 +55,7 @@ class RequestOptions(TypedDict, total=False):
 class Request:
     """One prompt that needs a model: its text or its embedding, and what the choice must respect.
 
+    Only one that is dispatched with messages may have neither: it is routed by their texts.
     Whatever form the embedding came in, it is kept as little-endian 32-bit floats (`embeddings`),
     so changing an array afterwards does not change the request.
     """
@@ -73,9 +74,8 @@ class Request:
     deadline_unix_ms: int | None = None  # when the decision stops being useful
 
     def __post_init__(self) -> None:
-        if (self.text is None) == (self.embedding is None):
-            given = "neither" if self.text is None else "both"
-            raise InvalidRequest("request", f"text or embedding: {given} given, one is needed")
+        if self.text is not None and self.embedding is not None:
+            raise InvalidRequest("request", "text or embedding: both given, one is needed")
         if self.embedding is not None:
             object.__setattr__(self, "embedding", to_f32(self.embedding))
         for field in ("allowed_models", "denied_models"):
@@ -97,6 +97,7 @@ class OutcomeValues(TypedDict, total=False):
     latency_ms: float | None
     output_tokens: int | None
     error: bool | None
+    paid_usd: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +113,7 @@ class Outcome:
     latency_ms: float | None = None  # until the answer was complete
     output_tokens: int | None = None
     error: bool | None = None  # the call failed; leave quality out then
+    paid_usd: float | None = None  # for a call that answered nobody; counted, not learned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

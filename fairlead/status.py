@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from fairlead.fleet_tables import SECTIONS, print_fleet
 from infra.settings import Settings
 from infra.site import LocalSite
 from infra.status import look
@@ -34,6 +35,8 @@ def _print(found: dict[str, object]) -> None:
     out = Console(file=sys.stdout, width=100)
     table = Table(show_header=False, box=None)
     for name, value in found.items():
+        if name in SECTIONS:
+            continue
         if isinstance(value, dict):
             for label, n in value.items():
                 table.add_row(f"{name} {label}", f"{n:,}")
@@ -41,6 +44,7 @@ def _print(found: dict[str, object]) -> None:
             shown = f"{value:,.1f}" if isinstance(value, float) else value
             table.add_row(name, "unknown" if value is None else str(shown))
     out.print(table)
+    print_fleet(found, out)
     for alarm in found["alarms"]:
         out.print(f"[bold red]alarm[/] {alarm}", highlight=False)
     if not found["alarms"]:

@@ -27,11 +27,14 @@ def run_until_stopped(path: Path | None, console: Console) -> None:
     settings.catalogue()  # say what is wrong before starting anything
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same way out as Ctrl-C
     try:
-        with console.status("starting Ray …") as status, local_ray():
+        gpus = settings.fleet().resources()
+        with console.status("starting Ray …") as status, local_ray(gpus, settings.ray_address):
             status.update("starting the router …")
             with running(settings, path) as router, _metrics(settings, router.site):
                 status.stop()
                 console.print(f"[bold green]Fairlead is up[/] at [bold]{router.address}[/]")
+                if router.dispatch:
+                    console.print(f"It answers, too: {router.dispatch} (gRPC), {router.openai}")
                 console.print(_how_to_call(router.address), highlight=False, markup=False)
                 threading.Event().wait()
     except KeyboardInterrupt:

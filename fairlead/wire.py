@@ -17,9 +17,11 @@ from serve.proto.fairlead.v1 import router_pb2 as pb
 Built = TypeVar("Built", bound=Message)
 
 
-def route_request(request: messages.Request) -> pb.RouteRequest:
-    """Write a request."""
-    return _built(
+def route_request(request: messages.Request, *, prompt_elsewhere: bool = False) -> pb.RouteRequest:
+    """Write a request. Raises InvalidRequest."""
+    if request.text is None and request.embedding is None and not prompt_elsewhere:
+        raise InvalidRequest("request", "text or embedding: neither given, one is needed")
+    return built(
         pb.RouteRequest,
         request_id=request.request_id,
         text=request.text,
@@ -55,11 +57,11 @@ def feedback_request(outcomes: Iterable[messages.Outcome]) -> pb.FeedbackRequest
 
 def explain_request(ticket: bytes) -> pb.ExplainRequest:
     """Write the wish to have a ticket opened."""
-    return _built(pb.ExplainRequest, ticket=ticket)
+    return built(pb.ExplainRequest, ticket=ticket)
 
 
 def _preference(preference: messages.Preference) -> pb.Preference:
-    return _built(
+    return built(
         pb.Preference,
         quality=preference.quality,
         cost=preference.cost,
@@ -68,7 +70,7 @@ def _preference(preference: messages.Preference) -> pb.Preference:
 
 
 def _outcome(outcome: messages.Outcome) -> pb.Outcome:
-    return _built(
+    return built(
         pb.Outcome,
         ticket=outcome.ticket,
         quality=outcome.quality,
@@ -76,11 +78,12 @@ def _outcome(outcome: messages.Outcome) -> pb.Outcome:
         latency_ms=outcome.latency_ms,
         output_tokens=outcome.output_tokens,
         error=outcome.error,
+        paid_usd=outcome.paid_usd,
     )
 
 
-def _built(kind: type[Built], **fields: Any) -> Built:
-    """Return a message of `kind`; fields that are None stay unset."""
+def built(kind: type[Built], **fields: Any) -> Built:
+    """Return a message of `kind`; fields that are None stay unset. Raises InvalidRequest."""
     try:
         return kind(**fields)
     except (TypeError, ValueError) as problem:

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from infra.fleet_metrics import fleet_metrics
 from infra.status import Status
 
 
@@ -67,3 +68,4 @@ class LoopCollector(Collector):
         ):
             if number is not None:
                 yield GaugeMetricFamily(f"fairlead_{name}", text, value=number)
+        yield from fleet_metrics(status)

@@ -1,6 +1,6 @@
 """What the loop is doing: accounts of feedback, lag, alarms. Read from the log and the snapshots.
 
-    newest snapshot's counts + the log's ends ─▶ Status ─▶ `fairlead status`, Prometheus metrics
+    newest snapshot's counts, fleet + log's ends ─▶ Status ─▶ `fairlead status`, Prometheus metrics
 
 Nothing has to be running for it: what is not reachable is said to be so.
 
@@ -10,12 +10,17 @@ The one rule: a number here is the one that recovery would start from, not a pro
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 
+from streams import fleet_view
 from streams.audit import DECIDED, UNANSWERED
 from streams.errors import LogTruncated, LogUnavailable, SnapshotDamaged
+from streams.fleet_state import FleetState
+from streams.fleet_view import ClassView, PoolView, RouterView
 from streams.log import DECISIONS, FEEDBACK, Log
 from streams.snapshots import Manifest, Store
+from streams.state import load_fleet
 from streams.trainer import DEAD, DUPLICATE, LEARNED, MOVED, RECORDS, SKIPPED
 
 READ_S = 2.0  # for the one record that says how long ago something was appended
@@ -40,10 +45,18 @@ class Status:
     lag_records: int | None = None
     lag_s: float | None = None
     alarms: tuple[str, ...] = ()
+    # What telemetry says; see `streams.fleet_view`.
+    telemetry: dict[str, int] = field(default_factory=dict)  # records by what became of them
+    workload: dict[str, ClassView] = field(default_factory=dict)  # by class
+    router: RouterView | None = None  # None where no router was ever heard of
+    pools: dict[str, PoolView] = field(default_factory=dict)  # by pool
 
     def json(self) -> dict[str, object]:
         """As plain JSON."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        found = {name: getattr(self, name) for name in self.__slots__}
+        for name in ("workload", "pools"):
+            found[name] = {key: asdict(view) for key, view in found[name].items()}
+        return found | {"router": self.router and asdict(self.router)}
 
 
 def look(store: Store, log: Log, now_ms: int, silence_s: float) -> Status:
@@ -66,6 +79,7 @@ def look(store: Store, log: Log, now_ms: int, silence_s: float) -> Status:
         alarms.append(f"the log can't be reached: {error}")
     if counts.get(SKIPPED):
         alarms.append(f"{counts[SKIPPED]} feedback records were lost by the log before being read")
+    fleet = _fleet(store, manifest)
     return Status(
         snapshot_version=manifest.version if manifest else 0,
         snapshot_age_s=(now_ms - int(about["published_at_ms"])) / 1000 if manifest else None,
@@ -82,6 +96,10 @@ def look(store: Store, log: Log, now_ms: int, silence_s: float) -> Status:
         lag_records=lag_records,
         lag_s=lag_s,
         alarms=tuple(alarms),
+        telemetry={**_under(counts, "telemetry."), "missing": fleet.missing},
+        workload=fleet_view.workload(fleet, now_ms),
+        router=fleet_view.router(fleet, now_ms) if fleet.routers or fleet.totals.mix else None,
+        pools=fleet_view.pools(fleet, now_ms),
     )
 
 
@@ -92,6 +110,14 @@ def _newest(store: Store) -> Manifest | None:
         except SnapshotDamaged:
             continue
     return None
+
+
+def _fleet(store: Store, manifest: Manifest | None) -> FleetState:
+    """The fleet of a snapshot; an empty one where it can't be read."""
+    if manifest is not None:
+        with suppress(SnapshotDamaged):  # pruned just now; the rest was read before
+            return load_fleet(store, manifest)
+    return FleetState()
 
 
 def _under(counts: Mapping[str, int], prefix: str) -> dict[str, int]:

@@ -27,12 +27,12 @@ from load.made_feedback import Mix, made_feedback
 from streams.folder import Folder
 from streams.kafka_log import KafkaLog
 from streams.kafka_options import KafkaOptions
-from streams.log import DEAD_LETTER, DECISIONS, FEEDBACK
+from streams.log import DEAD_LETTER, DECISIONS, FEEDBACK, TELEMETRY
 from streams.snapshots import VERSIONS_PER_TERM, Store
 from streams.ticket import Sealer
 from streams.trainer import DUPLICATE, TrainerOptions
 
-PARTITIONS = {FEEDBACK: 4, DEAD_LETTER: 1, DECISIONS: 1}
+PARTITIONS = {FEEDBACK: 4, DEAD_LETTER: 1, DECISIONS: 1, TELEMETRY: 1}
 MADE_TOGETHER = 10_000
 POLLED_MAX = 8192  # records, as the trainer asks for
 

@@ -39,22 +39,26 @@ from load.crash_child import (
     STEPPING,
     UNAVAILABLE,
     Point,
+    ends_of,
+    offsets_of,
     run,
     trainer_of,
 )
 from load.errors import LoopStuck
 from load.made_feedback import Mix, made_feedback
+from load.made_telemetry import made_telemetry
 from streams.folder import Folder
 from streams.kafka_log import KafkaLog, KafkaReader
 from streams.kafka_options import KafkaOptions
-from streams.log import DEAD_LETTER, DECISIONS, FEEDBACK
+from streams.log import DEAD_LETTER, DECISIONS, FEEDBACK, TELEMETRY
 from streams.snapshots import Store
 from streams.state import Loader, State
 from streams.ticket import Sealer
 from streams.trainer import TrainerOptions
 
 CALM_DEAD_LETTER = f"{DEAD_LETTER}.calm"
-PARTITIONS = {FEEDBACK: 4, DEAD_LETTER: 1, CALM_DEAD_LETTER: 1, DECISIONS: 1}
+PARTITIONS = {FEEDBACK: 4, DEAD_LETTER: 1, CALM_DEAD_LETTER: 1, DECISIONS: 1, TELEMETRY: 2}
+TELEMETRY_RECORDS = 600  # about ten minutes of one process's, or a minute of ten
 APPENDED_TOGETHER = 5000
 LIFE_S_MAX = 120.0  # a life that takes longer is stuck
 SOON_S_MAX = 1.5  # random kills come at most this long after a life began to save
@@ -73,7 +77,11 @@ class RecoveryOptions:
     # Small runs and a snapshot after each, so that every life passes every step.
     trainer: TrainerOptions = field(
         default_factory=lambda: TrainerOptions(
-            records_max=100, publish_s=0.0, publish_rest=0.0, prune_every=3
+            records_max=100,
+            publish_s=0.0,
+            publish_rest=0.0,
+            prune_every=3,
+            telemetry_records_max=5,
         )
     )
     # "spawn" is a new interpreter that imports everything, as after a real crash; "forkserver"
@@ -137,6 +145,7 @@ def _fill(log: KafkaLog, options: RecoveryOptions) -> None:
     records = made_feedback(options.records, Sealer([KEY]), ENCODER, now_ms, rng, Mix())
     for first in range(0, len(records), APPENDED_TOGETHER):
         log.append(FEEDBACK, records[first : first + APPENDED_TOGETHER])
+    log.append(TELEMETRY, made_telemetry(TELEMETRY_RECORDS, now_ms, rng))
 
 
 class _OwnDeadLetters:
@@ -168,9 +177,9 @@ class _OwnDeadLetters:
 
 def _calm(log: KafkaLog, uri: str) -> State:
     """The state of one trainer that nobody disturbs, in large runs."""
-    ends = log.end_offsets(FEEDBACK)
+    ends = ends_of(log)
     trainer = trainer_of(_OwnDeadLetters(log, CALM_DEAD_LETTER), uri, TrainerOptions())
-    trainer.run(lambda: trainer.state.offsets == ends)
+    trainer.run(lambda: offsets_of(trainer.state) == ends)
     return trainer.state
 
 
@@ -337,7 +346,8 @@ def _compared(calm: State, disturbed: State, log: KafkaLog) -> dict[str, float |
 def state_hash(state: State) -> str:
     """A hash of all that a state says, equal whatever happened on the way to it."""
     digest = hashlib.sha256(state.learned.digest().encode())
-    for part in (_seen(state), state.counts, state.offsets):
+    digest.update(state.fleet.pack())
+    for part in (_seen(state), state.counts, state.offsets, state.telemetry_offsets):
         digest.update(repr(sorted(part.items())).encode())
     return digest.hexdigest()
 

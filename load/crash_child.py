@@ -31,8 +31,9 @@ from streams.errors import LogUnavailable
 from streams.folder import Folder
 from streams.kafka_log import KafkaLog
 from streams.kafka_options import KafkaOptions
-from streams.log import FEEDBACK, Log
+from streams.log import FEEDBACK, TELEMETRY, Log
 from streams.snapshots import Store
+from streams.state import State
 from streams.ticket import Sealer
 from streams.trainer import Trainer, TrainerOptions
 
@@ -50,12 +51,14 @@ SAVED = "Trainer.publish_if_due → Saver.save"
 # Calls that change neither memory that lasts nor the disk nor the log: dying before one of these is
 # dying before the next step.
 PURE = """
-Everything.keeps Everything.owns Folder._path Folder._write_local Folder.names Folder.read
-Folder.size History.__len__ Ingest.__init__ Learned.__init__ Learned.restore Learned.statistics
-Loader.__init__ Loader._check_ours Loader._state Loader._unpack Loader.load Outcomes.__len__
-Outcomes.take Saver.__init__ Saver._history Saver._part Seen.groups Store._newest_term
-Store.check_fence Store.get Store.has Store.load Store.newest Store.versions _flat _grouped
-_manifest _pack _sync_directory came_from dead_letter fileno getvalue keep_fresh key_of
+Everything.keeps Everything.owns Everything.watches FleetState.__init__ FleetState.pack Folder._path
+Folder._write_local Folder.names Folder.read Folder.size History.__len__ Ingest.__init__
+Learned.__init__ Learned.restore Learned.statistics Loader.__init__ Loader._check_ours
+Loader._learned_of Loader._restored Loader._state Loader._unpack Loader.load Outcomes.__len__
+Outcomes.take Saver.__init__ Saver._history Saver._part Seen.groups Store._is_whole
+Store._newest_term Store.check_fence Store.get Store.has Store.load Store.newest Store.versions
+_flat _grouped _manifest _pack _sync_directory came_from dead_letter fileno getvalue keep_fresh
+key_of
 """
 HARMLESS = frozenset(PURE.split())
 # Only before there is a snapshot.
@@ -88,12 +91,14 @@ STARTING = (
     "Trainer._dead_since_snapshot → Reader.close",
     "Trainer.__init__ → Log.reader",
     "Trainer.__init__ → Audit.__init__",
+    "Trainer.__init__ → TelemetryFold.__init__",
 )
 # Again and again: read, sort, set aside, learn, save, prune.
 STEPPING = (
     "Trainer.run → Trainer.step",
     "Trainer.step → Reader.read",
     "Trainer.step → Audit.step",
+    "Trainer.step → TelemetryFold.step",
     "Trainer.step → Trainer.learn",
     "Trainer.learn → Ingest.take",
     "Trainer.learn → Trainer._set_aside",
@@ -102,6 +107,8 @@ STEPPING = (
     "Trainer.learn → Seen.claim",
     "Trainer.learn → Learned.update",
     "Trainer.learn → State.count",
+    "Trainer.learn → Trainer._count_money",
+    "Trainer._count_money → State.count",
     "Trainer.step → Trainer.publish_if_due",
     "Trainer.publish_if_due → Trainer._check_same_topic",
     "Trainer._check_same_topic → Log.topic_id",
@@ -147,6 +154,7 @@ ENDING = (
     "Trainer.run → Trainer.close",
     "Trainer.close → Reader.close",
     "Trainer.close → Audit.close",
+    "Trainer.close → TelemetryFold.close",
 )
 # Only where dead letters were written after the last snapshot.
 REREADING = ("Trainer._dead_since_snapshot → Reader.read",)
@@ -239,12 +247,22 @@ def run(
 
 
 def _finish(log: Log, uri: str, options: TrainerOptions) -> None:
-    ends = log.end_offsets(FEEDBACK)
+    ends = ends_of(log)
     learning = trainer_of(log, uri, options)
     parent = multiprocessing.parent_process()
     assert parent is not None, "a child is started by multiprocessing"
     # An orphan would look for its broker for ever.
-    learning.run(lambda: learning.state.offsets == ends or not parent.is_alive())
+    learning.run(lambda: offsets_of(learning.state) == ends or not parent.is_alive())
+
+
+def ends_of(log: Log) -> tuple[dict[int, int], dict[int, int]]:
+    """Where feedback and telemetry end."""
+    return log.end_offsets(FEEDBACK), log.end_offsets(TELEMETRY)
+
+
+def offsets_of(learned: State) -> tuple[dict[int, int], dict[int, int]]:
+    """How far a state has read both."""
+    return learned.offsets, learned.telemetry_offsets
 
 
 def trainer_of(log: Log, uri: str, options: TrainerOptions) -> Trainer:

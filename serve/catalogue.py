@@ -93,6 +93,13 @@ class Catalogue:
         tokens = np.where(prompt_tokens > 0, prompt_tokens, self.prompt_tokens)
         return tokens[:, None] * self._usd_per_input_token + self._usd_fixed
 
+    def cost_usd(self, model: str, prompt_tokens: int, output_tokens: int) -> float:
+        """What a call of so many tokens costs by the list prices."""
+        column = self.column_of[model]
+        stated = self.models[column]
+        output = output_tokens * stated.usd_per_1m_output_tokens / 1e6 + stated.usd_per_call
+        return prompt_tokens * float(self._usd_per_input_token[column]) + output
+
     def __len__(self) -> int:
         return len(self.models)
 

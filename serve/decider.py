@@ -9,7 +9,7 @@ The one rule: one bad request never spoils its batch, and a batch costs little m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,15 +26,14 @@ from serve.errors import (
 from serve.live import Live
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.reply import write_decisions
-from serve.request import Asked
+from serve.request import BYTES_PER_TOKEN, Asked
 from serve.router import Choices, Requests, Verdict, route
+from serve.sessions import Held, SessionOptions, Sessions
 from streams.decisions import DecisionBatch
 from streams.ticket import CANDIDATE, HEAD, Issuer, Sealer, key_of
 
 # Longer vectors are not embeddings, and squares of much longer ones overflow float32.
 NORM_MIN, NORM_MAX = 1e-9, 1e9
-# A prompt's length when only its text is known: English runs at about four bytes a token.
-BYTES_PER_TOKEN = 4.0
 
 Refusals = dict[int, ServeError]  # by position in the batch
 
@@ -45,6 +44,8 @@ class Decided:
 
     replies: list[pb.Decision | ServeError]
     log: DecisionBatch | None
+    # Of each row of `log`, whether another eligible model had a higher utility.
+    explored: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
 
 
 class Decider:
@@ -58,11 +59,13 @@ class Decider:
         issuer: Issuer,
         rng: np.random.Generator,
         now_ms: Callable[[], int],
+        sessions: Sessions | None = None,
         *,
         log_prompts: bool = False,
     ) -> None:
         """`log_prompts` puts texts into the decision log; they may be personal: off by default."""
         self._log_prompts = log_prompts
+        self._sessions = sessions or Sessions(SessionOptions())
         self._encoder, self._policy, self._sealer, self._issuer = encoder, policy, sealer, issuer
         self._rng, self._now_ms = rng, now_ms
         self._policy_key = key_of(repr(policy))
@@ -79,7 +82,7 @@ class Decider:
         if not rows:
             return Decided(replies, None)
         taken = [asked[i] for i in rows]
-        requests = self._columns(taken, embeddings[rows], allowed[rows])
+        requests = self._columns(taken, embeddings[rows], allowed[rows], live, now_ms)
         choices = route(requests, live, self._policy, self._rng.random(len(rows)))
         ids = self._issuer.take(len(rows))
         tickets = self._tickets(ids, taken, requests, choices, live, now_ms)
@@ -87,9 +90,11 @@ class Decider:
             rows, write_decisions(taken, ids, tickets, choices, live, now_ms), strict=True
         ):
             replies[row] = reply
+        self._hold_sessions(taken, choices, live, now_ms)
         for row in np.flatnonzero(~choices.fits).tolist():
             replies[rows[row]] = _no_model_fits(taken[row], row, choices, live)
-        return Decided(replies, self._log(ids, taken, requests, choices, live, now_ms))
+        log = self._log(ids, taken, requests, choices, live, now_ms)
+        return Decided(replies, log, _explored(choices))
 
     def _embeddings(self, asked: Sequence[Asked], refused: Refusals) -> NDArray[np.float32]:
         """Embeddings (n, dim), texts encoded; rows that can't be used are refused."""
@@ -119,7 +124,12 @@ class Decider:
         return embeddings
 
     def _columns(
-        self, asked: Sequence[Asked], embeddings: NDArray[np.float32], allowed: NDArray[np.bool_]
+        self,
+        asked: Sequence[Asked],
+        embeddings: NDArray[np.float32],
+        allowed: NDArray[np.bool_],
+        live: Live,
+        now_ms: int,
     ) -> Requests:
         tokens = np.array([_tokens(one) for one in asked], np.float64)
         return Requests(
@@ -129,7 +139,35 @@ class Decider:
             allowed=allowed,
             cost_usd_max=np.array([one.cost_usd_max for one in asked]),
             latency_ms_max=np.array([one.latency_ms_max for one in asked]),
+            switch_ms=self._switch_ms(asked, tokens, live, now_ms),
         )
+
+    def _switch_ms(
+        self, asked: Sequence[Asked], tokens: NDArray[np.float64], live: Live, now_ms: int
+    ) -> NDArray[np.float64] | None:
+        """What leaving the model that holds its session costs each request, (n, k)."""
+        column_of, switch_ms = live.catalogue.column_of, None
+        for i, one in enumerate(asked):
+            held = self._sessions.held(one.session, now_ms) if one.session else None
+            if held is not None and held.model in column_of:
+                if switch_ms is None:
+                    switch_ms = np.zeros((len(asked), len(live.catalogue)))
+                switch_ms[i] = self._sessions.switch_ms(tokens[i])
+                switch_ms[i, column_of[held.model]] = 0.0
+        return switch_ms
+
+    def _hold_sessions(
+        self, asked: Sequence[Asked], choices: Choices, live: Live, now_ms: int
+    ) -> None:
+        """Remember where sessions were sent; who dispatches corrects it by who answered."""
+        for i, one in enumerate(asked):
+            if one.session and choices.fits[i]:
+                chosen = int(choices.chosen[i])
+                model, pool = live.catalogue.names[chosen], live.pools[chosen]
+                held = self._sessions.held(one.session, now_ms)
+                if held is None or held.model != model:
+                    held = Held(model, pool, "", now_ms)
+                self._sessions.hold(one.session, held._replace(at_ms=now_ms))
 
     def _tickets(
         self,
@@ -198,6 +236,14 @@ class Decider:
             contexts=requests.contexts[rows],
             prompts=[asked[i].text if self._log_prompts else None for i in rows],
         )
+
+
+def _explored(choices: Choices) -> NDArray[np.bool_]:
+    """Of each row that fits, whether the chosen model is not the best by utility."""
+    eligible = choices.verdict == Verdict.ELIGIBLE
+    best = np.where(eligible, choices.utility, -np.inf).max(axis=1)
+    chosen = choices.utility[np.arange(len(best)), choices.chosen]
+    return (chosen < best)[choices.fits]
 
 
 def _allowed(asked: Sequence[Asked], live: Live, refused: Refusals) -> NDArray[np.bool_]:

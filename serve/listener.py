@@ -9,8 +9,8 @@ The one rule: stopping is stop accepting, finish what is under way, then close.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -19,11 +19,14 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from serve.errors import InvalidRequest
-from serve.proto.fairlead.v1 import router_pb2
-from serve.servicer import RouterServicer
+from serve.proto.fairlead.v1 import dispatch_pb2, router_pb2
 
-ROUTER = router_pb2.DESCRIPTOR.services_by_name["Router"]
-SERVICE = ROUTER.full_name
+SERVICES = {
+    service.full_name: service
+    for file in (router_pb2, dispatch_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
+}
+ROUTER, DISPATCHER = "fairlead.v1.Router", "fairlead.v1.Dispatcher"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,15 +40,15 @@ class ListenerOptions:
     grace_s: float = 5.0  # for what is under way when stopping
     message_bytes_max: int = 16 * 1024 * 1024  # taken: 1,024 requests of 16 KB
     # TLS when both are given: PEM texts, not paths.
-    tls_certificate: bytes = b""
-    tls_key: bytes = b""
+    tls_certificate: bytes = field(default=b"", repr=False)
+    tls_key: bytes = field(default=b"", repr=False)
 
 
 class Listener:
-    """Starts and stops one server around a servicer."""
+    """Starts and stops one server around the servicers of its services, by name."""
 
-    def __init__(self, servicer: RouterServicer, options: ListenerOptions) -> None:
-        self._servicer, self._options = servicer, options
+    def __init__(self, servicers: Mapping[str, object], options: ListenerOptions) -> None:
+        self._servicers, self._options = servicers, options
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
             options=[
@@ -61,9 +64,10 @@ class Listener:
 
     async def start(self) -> None:
         """Bind and serve. Raises RuntimeError if the address can't be bound."""
-        self._server.add_generic_rpc_handlers((_handlers(self._servicer),))
+        for name, servicer in self._servicers.items():
+            self._server.add_generic_rpc_handlers((_handlers(name, servicer),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (*self._servicers, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
         address = f"{self._options.host}:{self._options.port}"
         if self._options.tls_certificate:
@@ -80,29 +84,32 @@ class Listener:
         await self._server.stop(self._options.grace_s)
 
     async def _say(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
-        for name in ("", SERVICE):
+        for name in ("", *self._servicers):
             await self._health.set(name, status)
 
 
-def _handlers(servicer: RouterServicer) -> grpc.GenericRpcHandler:
-    """The service's methods, as the generated code registers them but for reading messages.
+KINDS = {  # by whether the client streams, and the server
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+
+
+def _handlers(service: str, servicer: object) -> grpc.GenericRpcHandler:
+    """A service's methods, as the generated code registers them but for reading messages.
 
     Bytes that are no message are handed on as the error they are, to be refused like any bad
     input. By itself `grpc.aio` answers them with UNKNOWN, and in a stream never.
     """
     found = {}
-    for method in ROUTER.methods:
-        handler = (
-            grpc.stream_stream_rpc_method_handler
-            if method.client_streaming
-            else grpc.unary_unary_rpc_method_handler
-        )
+    for method in SERVICES[service].methods:
+        handler = KINDS[method.client_streaming, method.server_streaming]
         found[method.name] = handler(
             getattr(servicer, method.name),
             request_deserializer=_reader(GetMessageClass(method.input_type)),
             response_serializer=GetMessageClass(method.output_type).SerializeToString,
         )
-    return grpc.method_handlers_generic_handler(SERVICE, found)
+    return grpc.method_handlers_generic_handler(service, found)
 
 
 def _reader(kind: type[Message]) -> Callable[[bytes], Message | InvalidRequest]:

@@ -11,6 +11,7 @@ The one rule: whoever scores takes the reference once and uses that view to the 
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 from collections.abc import Callable
@@ -23,8 +24,9 @@ from learners import ema
 from learners.context import N_FEATURES
 from learners.estimator import BlendOptions, Estimator
 from learners.learned import Learned, MemoryOptions
-from serve.catalogue import Catalogue, CatalogueSource, Pool
+from serve.catalogue import Catalogue, CatalogueSource
 from streams.errors import SnapshotDamaged
+from streams.fleet_state import FleetState
 from streams.snapshots import Manifest, Store
 from streams.state import Loader, State
 from streams.ticket import key_of
@@ -55,30 +57,43 @@ class Live:
         *,
         version: int = 0,
         published_at_ms: int = 0,
+        fleet: FleetState | None = None,
     ) -> None:
+        self.fleet = fleet or FleetState()  # read when something is first asked of it
         self.catalogue, self.encoder = catalogue, encoder
         self.version, self.published_at_ms = version, published_at_ms
         self.estimator = Estimator(learned, catalogue.keys, catalogue.quality, options.blend)
         means = self.estimator.model_means
         self.error_share = means.figure("error", 0.0, options.error_prior_weight)  # (k,)
-        best = [self._best_pool(learned, column, options) for column in range(len(catalogue))]
-        self.pools = tuple(pool.name for pool in best)
+        # Every model's pools, the best first; `pools` (k,) is the best of each.
+        self.pools_of = {
+            name: self._ranked_pools(learned, column, options)
+            for column, name in enumerate(catalogue.names)
+        }
+        self.pools = tuple(self.pools_of[name][0] for name in catalogue.names)
         self.model_keys = np.array(catalogue.keys, np.uint64)
         self.pool_keys = np.array([key_of(name) for name in self.pools], np.uint64)
         self.encoder_key = key_of(encoder)
         # The first search and product of a process are slow; let no request pay for them.
         self.estimator.estimate(np.zeros((1, N_FEATURES), np.int8))
 
-    def _best_pool(self, learned: Learned, column: int, options: LiveOptions) -> Pool:
-        """Of a model's pools, the one with the lowest mean latency lately, failures counted in."""
-        pools = self.catalogue.pools_of[column]
+    def _ranked_pools(self, learned: Learned, column: int, options: LiveOptions) -> tuple[str, ...]:
+        """A model's pools by their mean latency lately, failures counted in."""
+        pools = [pool.name for pool in self.catalogue.pools_of[column]]
         if len(pools) == 1:
-            return pools[0]
-        means = ema.read(learned.pools, [key_of(pool.name) for pool in pools], learned.as_of_ms)
+            return tuple(pools)
+        means = ema.read(learned.pools, [key_of(pool) for pool in pools], learned.as_of_ms)
         stated_ms = float(self.catalogue.latency_ms[column])
         latency_ms = means.figure("latency_ms", stated_ms, options.latency_prior_weight)
         errors = means.figure("error", 0.0, options.error_prior_weight)
-        return pools[int(np.argmin(_with_retries(latency_ms, errors)))]
+        order = np.argsort(_with_retries(latency_ms, errors), kind="stable")
+        return tuple(pools[i] for i in order.tolist())
+
+    def renewed(self, version: int, published_at_ms: int, fleet: FleetState) -> Live:
+        """The view of a later snapshot in which nothing but telemetry is new."""
+        later = copy.copy(self)
+        later.version, later.published_at_ms, later.fleet = version, published_at_ms, fleet
+        return later
 
     def age_ms(self, now_ms: int) -> int:
         """Time since the snapshot was published; 0 before there is one."""
@@ -111,6 +126,8 @@ class LiveView:
         self._loader = Loader(store, encoder, memory, with_seen=False)
         self._on_swap = on_swap
         self._learned, self._version, self._term, self._published_at_ms = Learned(memory), 0, 0, 0
+        self._fleet = FleetState()
+        self._built_of: Learned | None = None  # what `current` was solved from
         self._passed_over = 0  # a version looked at and not taken
         self._load_first()
         self.current = self._build(source.read())
@@ -195,17 +212,23 @@ class LiveView:
             raise
 
     def _take(self, state: State, manifest: Manifest) -> None:
-        self._learned = state.learned
+        self._learned, self._fleet = state.learned, state.fleet
         self._version, self._term = manifest.version, manifest.term
         self._published_at_ms = int(manifest.about["published_at_ms"])
         self._passed_over = 0
 
     def _build(self, catalogue: Catalogue) -> Live:
-        return Live(
+        """A view of what is loaded. Telemetry alone, every second, is no reason to solve again."""
+        if self._built_of is self._learned and catalogue == self.current.catalogue:
+            return self.current.renewed(self._version, self._published_at_ms, self._fleet)
+        live = Live(
             catalogue,
             self._learned,
             self._encoder,
             self._options,
             version=self._version,
             published_at_ms=self._published_at_ms,
+            fleet=self._fleet,
         )
+        self._built_of = self._learned
+        return live

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import faiss
@@ -19,18 +19,27 @@ from learners.policy import Policy
 from serve.catalogue import CatalogueSource
 from serve.decider import Decider
 from serve.encoders import EncoderOptions, identity, make_encoder
-from serve.listener import Listener, ListenerOptions
+from serve.listener import ROUTER, Listener, ListenerOptions
 from serve.live import LiveOptions, LiveView
+from serve.retickets import REASONS
 from serve.servicer import RouterServicer, ServicerOptions
+from serve.sessions import SessionOptions, Sessions
+from serve.vitals import Vitals
 from streams import decisions
 from streams.feedback import FeedbackOptions, Ingest
-from streams.log import DECISIONS, FEEDBACK, Log
+from streams.log import DECISIONS, FEEDBACK, TELEMETRY, Log
 from streams.outbox import Outbox, OutboxOptions
 from streams.snapshots import Store
+from streams.telemetry import Telemetry, encode_all
+from streams.telemetry_window import Reporter, RouterWindow
 from streams.ticket import ISSUER_BYTES, Issuer, Sealer, key_of
 
 # Nobody waits for the decision log. Four writes a second take 1 % of a core; one per batch took 15.
 DECISIONS_LINGER_S = 0.25
+# A minute of windows is kept while the log is away; what is older is of no use to anybody, and
+# what can't be written when stopping is soon forgotten.
+TELEMETRY_OUTBOX = OutboxOptions(items_max=60, close_s_max=1.0)
+SOURCE_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +54,11 @@ class ReplicaOptions:
     listener: ListenerOptions
     outbox: OutboxOptions
     feedback: FeedbackOptions
+    sessions: SessionOptions = SessionOptions()
     log_decisions: bool = True
     log_prompts: bool = False
+    # Between reports of what was decided; a few records a second are nothing to a log. 0: none.
+    telemetry_s: float = 1.0
 
 
 class Replica:
@@ -76,15 +88,20 @@ class Replica:
             log, DECISIONS, decisions.encode, replace(options.outbox, linger_s=DECISIONS_LINGER_S)
         )
         self.feedback: Outbox[tuple[bytes, bytes]] = Outbox(log, FEEDBACK, list, options.outbox)
+        self.sealer, self.issuer = sealer, Issuer(secrets.randbits(8 * ISSUER_BYTES))
+        self.rng, self.now_ms = np.random.default_rng(seed), now_ms
+        self.sessions = Sessions(options.sessions)
         decider = Decider(
             encoder,
             options.policy,
             sealer,
-            Issuer(secrets.randbits(8 * ISSUER_BYTES)),
-            np.random.default_rng(seed),
+            self.issuer,
+            self.rng,
             now_ms,
+            self.sessions,
             log_prompts=options.log_prompts,
         )
+        self.window = RouterWindow() if options.telemetry_s else None
         self.servicer = RouterServicer(
             decider,
             encoder,
@@ -93,12 +110,33 @@ class Replica:
             Ingest(sealer, key_of(name), options.feedback),
             self.decisions if options.log_decisions else None,
             self.feedback,
-            [repr(options.policy)],
+            [repr(options.policy), *REASONS],
             options.servicer,
             now_ms,
+            self.window,
         )
+        self.reporter = Reporter(secrets.token_hex(SOURCE_BYTES), now_ms())
+        self.telemetry: Outbox[Sequence[Telemetry]] | None = None
+        self.vitals: Vitals | None = None
+        if self.window is not None:
+            self.telemetry = Outbox(log, TELEMETRY, encode_all, TELEMETRY_OUTBOX)
+            self.vitals = Vitals(
+                self.window,
+                self.telemetry,
+                self.view,
+                self.servicer.counts,
+                self.reporter,
+                options.telemetry_s,
+                now_ms,
+            )
+        self.servicers: dict[str, object] = {ROUTER: self.servicer}  # others may be added
         self._options = options
         self._listener: Listener | None = None
+
+    @property
+    def logs_decisions(self) -> bool:
+        """Whether decisions go into the log."""
+        return self._options.log_decisions
 
     @property
     def port(self) -> int:
@@ -108,19 +146,29 @@ class Replica:
     async def start(self) -> None:
         """Watch the store and answer calls. Raises RuntimeError if the port can't be bound."""
         self.view.start()
-        self._listener = Listener(self.servicer, self._options.listener)
+        self._listener = Listener(self.servicers, self._options.listener)
         await self._listener.start()
+        if self.vitals is not None:
+            self.vitals.start()
 
     def problem(self) -> str:
         """Why this replica should be replaced; "" while it is well."""
         return "" if self.view.watching else "the thread that watches for snapshots has died"
 
-    async def stop(self) -> None:
-        """Refuse new calls, finish those under way, write what waits, let go of the rest."""
+    async def stop_listening(self) -> None:
+        """Refuse new calls and finish those under way."""
         self.servicer.draining = True
         if self._listener:
             await self._listener.stop()
+            self._listener = None
+
+    async def stop(self) -> None:
+        """Refuse new calls, finish those under way, write what waits, let go of the rest."""
+        await self.stop_listening()
+        if self.vitals is not None:
+            await self.vitals.stop()
         self.view.stop()
-        for outbox in (self.feedback, self.decisions):
-            await asyncio.to_thread(outbox.close)
+        for outbox in (self.feedback, self.decisions, self.telemetry):
+            if outbox is not None:
+                await asyncio.to_thread(outbox.close)
         self.log.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,11 @@ NAME_BYTES_MAX = 128  # request and session ids
 WEIGHT_MAX = 1e6
 MODELS_LISTED_MAX = 255
 BATCH_MAX = 1024
+
+Whole = TypeVar("Whole")  # a message as a proto describes it
+
+# A prompt's length when only its text is known: English runs at about four bytes a token.
+BYTES_PER_TOKEN = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +86,13 @@ def read_request(request: pb.RouteRequest, defaults: PreferenceDefaults) -> Aske
         ),
         deadline_ms=request.deadline_unix_ms if has("deadline_unix_ms") else math.inf,
     )
+
+
+def whole(message: Whole | InvalidRequest) -> Whole:
+    """The message, unless the listener could not read one. Raises InvalidRequest."""
+    if isinstance(message, InvalidRequest):
+        raise message
+    return message
 
 
 def _text(text: str) -> str:

@@ -48,6 +48,8 @@ class Requests:
     allowed: NDArray[np.bool_]  # (n, k)
     cost_usd_max: Floats  # (n,) infinity: no limit
     latency_ms_max: Floats  # (n,) likewise
+    # (n, k) what a session's other models would take longer; None where no session is held.
+    switch_ms: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.contexts)
@@ -87,6 +89,8 @@ def route(requests: Requests, live: Live, policy: Policy, uniform: Floats) -> Ch
         estimates.mean[:, :, Target.LATENCY],
         estimates.noise[:, Target.LATENCY],
     )
+    if requests.switch_ms is not None:
+        latency = latency + requests.switch_ms
     weights = requests.preference
     utility = (
         weights[:, :1] * quality - weights[:, 1:2] * cost - weights[:, 2:] * (latency / 1000.0)

@@ -11,9 +11,10 @@ import logging
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import grpc
+import numpy as np
+from numpy.typing import NDArray
 
 from serve.batcher import Batcher, BatcherOptions
 from serve.decider import Decider
@@ -23,19 +24,19 @@ from serve.live import LiveView
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.proto.fairlead.v1 import router_pb2_grpc
 from serve.reply import write_explanation
-from serve.request import BATCH_MAX, Asked, PreferenceDefaults, read_request
+from serve.request import BATCH_MAX, Asked, PreferenceDefaults, read_request, whole
 from serve.status import status_of
 from streams.decisions import DecisionBatch
 from streams.errors import BadTicket
 from streams.feedback import REPORTED, Ingest, encode_report
 from streams.log import Record
 from streams.outbox import Outbox
+from streams.telemetry_window import DecidedBatch, RouterWindow
 from streams.ticket import Sealer
 
 logger = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext
-Whole = TypeVar("Whole")  # a message as the proto describes it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +72,9 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         policies: Sequence[str],
         options: ServicerOptions,
         now_ms: Callable[[], int],
+        telemetry: RouterWindow | None = None,
     ) -> None:
+        self._telemetry = telemetry
         self._decider, self._encoder, self._view = decider, encoder, view
         self._sealer, self._ingest = sealer, ingest
         self._decisions, self._feedback = decisions, feedback
@@ -86,13 +89,15 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         decided = self._decider.decide(asked, self._view.current)
         if decided.log is not None and self._decisions is not None:
             self._decisions.offer(decided.log)
+        if decided.log is not None and self._telemetry is not None:
+            self._telemetry.count_batch(_counted(decided.log, decided.explored))
         return decided.replies
 
-    async def _decide(self, request: pb.RouteRequest) -> pb.Decision:
+    async def decide(self, request: pb.RouteRequest) -> pb.Decision:
         """One request's decision. Raises what `status_of` maps."""
         if self.draining:
             raise NotServing("this replica is shutting down; another one serves the same address")
-        asked = read_request(_whole(request), self._options.preference)
+        asked = read_request(whole(request), self._options.preference)
         if self._encoder.blocking and asked.text is not None:
             asked = await self._encoded_elsewhere(asked)
         return await self._batcher.submit(asked)
@@ -116,7 +121,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         """One request's decision or problem."""
         request_id = getattr(request, "request_id", "")  # a message that can't be read has none
         try:
-            decision = await self._decide(request)
+            decision = await self.decide(request)
         except Exception as error:  # noqa: BLE001 - becomes a status
             return pb.RouteReply(request_id=request_id, problem=self._problem(error))
         self.counts.decisions += 1
@@ -138,7 +143,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         """One request, one decision."""
         try:
             _check_time_left(context)
-            decision = await self._decide(request)
+            decision = await self.decide(request)
         except Exception as error:  # noqa: BLE001 - becomes a status
             await context.abort(*self._refuse(error))
         self.counts.decisions += 1
@@ -149,7 +154,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
     ) -> pb.RouteBatchReply:
         """Many requests, scored together; each bad one fails alone."""
         try:
-            _check_count("requests", len(_whole(request).requests))
+            _check_count("requests", len(whole(request).requests))
             _check_time_left(context)
         except Exception as error:  # noqa: BLE001 - becomes a status
             await context.abort(*self._refuse(error))
@@ -190,13 +195,18 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
     async def SendFeedback(self, request: pb.FeedbackRequest, context: Context) -> pb.FeedbackReply:
         """Check all outcomes as the trainer will, then write them; durable on return."""
         try:
-            _check_count("outcomes", len(_whole(request).outcomes))
-            records = [self._record(i, outcome) for i, outcome in enumerate(request.outcomes)]
-            self._check_learnable(records)
-            written = [asyncio.wrap_future(self._feedback.submit(record)) for record in records]
-            await asyncio.gather(*written)
+            return await self.send_feedback(whole(request))
         except Exception as error:  # noqa: BLE001 - becomes a status
             await context.abort(*self._refuse(error))
+            raise AssertionError("abort raises") from error
+
+    async def send_feedback(self, request: pb.FeedbackRequest) -> pb.FeedbackReply:
+        """The same, for other front ends. Raises what `status_of` maps."""
+        _check_count("outcomes", len(request.outcomes))
+        records = [self._record(i, outcome) for i, outcome in enumerate(request.outcomes)]
+        self._check_learnable(records)
+        written = [asyncio.wrap_future(self._feedback.submit(record)) for record in records]
+        await asyncio.gather(*written)
         self.counts.feedback += len(records)
         return pb.FeedbackReply(accepted=len(records))
 
@@ -228,18 +238,16 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
     async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.Explanation:
         """Open a ticket."""
         try:
-            ticket = self._sealer.open(_whole(request).ticket)
+            ticket = self._sealer.open(whole(request).ticket)
             return write_explanation(ticket, self._view.current, self._policies)
         except Exception as error:  # noqa: BLE001 - becomes a status
             await context.abort(*self._refuse(error))
             raise AssertionError("abort raises") from error
 
 
-def _whole(message: Whole | InvalidRequest) -> Whole:
-    """The message, unless the listener could not read one. Raises InvalidRequest."""
-    if isinstance(message, InvalidRequest):
-        raise message
-    return message
+def _counted(log: DecisionBatch, explored: NDArray[np.bool_]) -> DecidedBatch:
+    """What telemetry counts of a batch."""
+    return DecidedBatch(log.models, log.pools, log.chosen, explored, log.tenants, log.prompt_tokens)
 
 
 def _check_count(field: str, n: int) -> None:

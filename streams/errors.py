@@ -8,6 +8,7 @@ StreamError
 ├── TopicUnfit          a topic that exists is set up so that the log can't keep its promises
 ├── OptionRefused       an option has a name or a value that can't work
 ├── BadFeedback         one feedback record can't be learned from (see `feedback.Reason`)
+├── BadTelemetry        one telemetry record can't be folded (see `telemetry.Reason`)
 ├── BadTicket           a ticket is malformed, forged, foreign or of another version
 ├── SnapshotError
 │   ├── SnapshotDamaged     a snapshot does not match its checksums or can't be read
@@ -109,6 +110,17 @@ class OptionRefused(StreamError):
 
 class BadFeedback(StreamError):
     """One feedback record can't be learned from. `reason` is a `feedback.Reason`."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
+class BadTelemetry(StreamError):
+    """One telemetry record can't be folded. `reason` is a `telemetry.Reason`."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)

@@ -76,9 +76,24 @@ class Report(
         Annotated[int, Meta(ge=0, le=OUTPUT_TOKENS_MAX, description="Tokens generated.")] | None
     ) = None
     error: Annotated[bool, Meta(description="The call failed; leave quality out.")] | None = None
+    paid_usd: (
+        Annotated[
+            float,
+            Meta(
+                ge=0.0,
+                le=COST_USD_MAX,
+                description="US dollars paid for a call that answered nobody (failed, cancelled, "
+                "not sure enough): counted, not learned. Leave cost_usd out then.",
+            ),
+        ]
+        | None
+    ) = None
 
 
-REPORTED = ("quality", "cost_usd", "latency_ms", "output_tokens", "error")
+REPORTED = ("quality", "cost_usd", "latency_ms", "output_tokens", "error", "paid_usd")
+LEARNED_BITS = 0b011111  # of those, the ones that are learned; what was paid in vain only counts
+COST_BIT, PAID_BIT = (1 << REPORTED.index(name) for name in ("cost_usd", "paid_usd"))
+NANO_USD = 1e9  # money is counted in whole billionths of a dollar: exact, in any order
 _decode = msgspec.json.Decoder(Report).decode
 _decode_raw = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
@@ -115,6 +130,7 @@ class Ingested:
     records: list[Record]  # (n,) what each outcome was read from
     outcomes: Outcomes
     bits: NDArray[np.uint8]  # (n,) which of `REPORTED`, bit i for the i-th
+    spent_nano_usd: NDArray[np.int64]  # (n, 2) cost of an answer, and paid in vain
     dead: list[DeadLetter]
 
 
@@ -145,6 +161,7 @@ class Ingest:
             and report.latency_ms is None
             and report.output_tokens is None
             and report.error is None
+            and report.paid_usd is None
         ):
             raise BadFeedback(Reason.NOTHING_REPORTED, f"none of {', '.join(REPORTED)} is given")
         try:
@@ -180,10 +197,12 @@ class Ingest:
             right = [row for row in range(len(kept)) if row not in wrong]
             kept, reports, ids = ([rows[i] for i in right] for rows in (kept, reports, ids))
             heads = heads[right]
-        outcomes = _outcomes(ids, reports, heads)
-        known = np.concatenate([outcomes.known, outcomes.figures_known[:, [1, 0]]], axis=1)
+        reported = _reported(reports)
+        known = ~np.isnan(reported)
+        outcomes = _outcomes(ids, np.nan_to_num(reported), known, heads)
         bits = np.packbits(known, axis=1, bitorder="little").reshape(-1)
-        return Ingested(kept, outcomes, bits, dead)
+        spent = np.nan_to_num(reported[:, [REPORTED.index("cost_usd"), REPORTED.index("paid_usd")]])
+        return Ingested(kept, outcomes, bits, np.rint(spent * NANO_USD).astype(np.int64), dead)
 
     def _wrong(
         self, heads: NDArray[np.void], appended_at_ms: NDArray[np.int64]
@@ -226,15 +245,26 @@ def _found(value: bytes, message: str) -> str:
     return ""
 
 
-def _outcomes(ids: Sequence[bytes], reports: Sequence[Report], heads: NDArray[np.void]) -> Outcomes:
-    """Columns for the learners, all reported values known."""
-    reported = np.array(
-        [(r.quality, r.cost_usd, r.latency_ms, r.output_tokens, r.error) for r in reports],
+def _reported(reports: Sequence[Report]) -> NDArray[np.float64]:
+    """What was reported (n, 6), in the order of `REPORTED`; NaN where it was not."""
+    return np.array(
+        [
+            (r.quality, r.cost_usd, r.latency_ms, r.output_tokens, r.error, r.paid_usd)
+            for r in reports
+        ],
         np.float64,  # None becomes NaN
     ).reshape(-1, len(REPORTED))
-    known = ~np.isnan(reported)
-    quality, cost_usd, latency_ms, output_tokens, error = np.nan_to_num(reported).T
-    targets = np.zeros((len(reports), len(Target)))
+
+
+def _outcomes(
+    ids: Sequence[bytes],
+    reported: NDArray[np.float64],
+    known: NDArray[np.bool_],
+    heads: NDArray[np.void],
+) -> Outcomes:
+    """Columns for the learners of what was reported (n, 6), zero where it is not known."""
+    quality, cost_usd, latency_ms, output_tokens, error, _ = reported.T
+    targets = np.zeros((len(ids), len(Target)))
     targets[:, Target.QUALITY] = quality
     targets[:, Target.COST] = log_ratio(cost_usd, heads["expected_cost_usd"], COST_USD_MIN)
     targets[:, Target.LATENCY] = log_ratio(latency_ms, heads["expected_latency_ms"], LATENCY_MS_MIN)
@@ -257,7 +287,7 @@ def _outcomes(ids: Sequence[bytes], reports: Sequence[Report], heads: NDArray[np
 def keep_fresh(outcomes: Outcomes, fresh: NDArray[np.uint8]) -> Outcomes:
     """The outcomes with only the values whose bits (n,) are fresh; rows with none are dropped."""
     bits = np.unpackbits(fresh[:, None], axis=1, bitorder="little")[:, : len(REPORTED)].astype(bool)
-    rows = np.flatnonzero(fresh)
+    rows = np.flatnonzero(fresh & LEARNED_BITS)
     columns = {name: getattr(outcomes, name)[rows] for name in outcomes.__slots__}
     known = bits[rows, :3]
     columns["known"], columns["targets"] = known, columns["targets"] * known

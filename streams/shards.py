@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from learners.history import COLUMNS, History
 from learners.learned import Learned, MemoryOptions
 from streams.errors import SnapshotDamaged
+from streams.fleet_state import FleetState
 from streams.folder import Folder
 from streams.partitioner import partitions
 from streams.snapshots import Blob, Manifest, Store
@@ -93,6 +94,10 @@ class PartitionShare:
         home = home_partitions(issuers, sequences, self.n_partitions)
         return home % self.n_shards == self.shard
 
+    def watches(self) -> bool:
+        """The first shard folds telemetry."""
+        return self.shard == 0
+
 
 def start_of(
     uri: str, layout: Layout, shard: int, encoder: str, memory: MemoryOptions
@@ -106,6 +111,7 @@ def start_of(
     state, _ = Loader(Store(Folder(uri)), encoder, memory).load(layout.base_version)
     if shard:
         state.learned, state.counts = Learned(memory), {}
+        state.fleet, state.telemetry_offsets = FleetState(), {}  # shard 0's
     return state
 
 
@@ -169,7 +175,15 @@ class Merger:
         learned.history = self._history.of(
             [(state.learned.history, term) for state, term in zip(states, terms, strict=True)]
         )
-        merged = State(self._encoder, learned, topic_id=states[0].topic_id)
+        first = states[0]
+        merged = State(
+            self._encoder,
+            learned,
+            topic_id=first.topic_id,
+            fleet=first.fleet,
+            telemetry_offsets=first.telemetry_offsets,
+            telemetry_topic_id=first.telemetry_topic_id,
+        )
         for state in states:
             merged.offsets.update(state.offsets)
             merged.learned_at_ms = max(merged.learned_at_ms, state.learned_at_ms)

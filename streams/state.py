@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from learners.history import COLUMNS, no_rows
 from learners.learned import Learned, MemoryOptions
 from streams.errors import SnapshotDamaged, SnapshotForeign
+from streams.fleet_state import FleetState
 from streams.seen import Seen
 from streams.snapshots import Blob, Manifest, Store
 
 ROWS_PER_PART = 4096
-STATISTICS, INDEX, SEEN = "statistics", "history/index", "seen/"
+STATISTICS, INDEX, SEEN, FLEET = "statistics", "history/index", "seen/", "fleet"
 # What unpacking raises where bytes are whole but not what this program writes.
 MALFORMED = (KeyError, ValueError, TypeError, RuntimeError, OSError, EOFError, zipfile.BadZipFile)
 
@@ -43,6 +44,9 @@ class State:
     topic_id: str = ""  # of the feedback topic those offsets belong to
     dead_letter_offsets: dict[int, int] = field(default_factory=dict)  # end when this was saved
     audit_offsets: dict[int, int] = field(default_factory=dict)  # decision log, see `audit`
+    fleet: FleetState = field(default_factory=FleetState)  # see `telemetry_fold`, like the next two
+    telemetry_offsets: dict[int, int] = field(default_factory=dict)
+    telemetry_topic_id: str = ""
     learned_at_ms: int = 0  # Unix time at which something was last learned
     counts: dict[str, int] = field(default_factory=dict)  # see `trainer`
 
@@ -72,6 +76,10 @@ class Saver:
         learned = state.learned
         learned.history.settle()
         blobs = {STATISTICS: self._store.put(_pack(_flat(learned.statistics())))}
+        fleet = state.fleet.pack()
+        blobs[FLEET] = self._part(
+            FLEET, fleet, lambda: _pack({FLEET: np.frombuffer(fleet, np.uint8)})
+        )
         blobs |= self._history(state)
         for number, (stamp, arrays) in enumerate(state.seen.groups()):
             name = f"{SEEN}{number:06d}"
@@ -85,6 +93,8 @@ class Saver:
             "topic_id": state.topic_id,
             "dead_letter_offsets": state.dead_letter_offsets,
             "audit_offsets": state.audit_offsets,
+            "telemetry_offsets": state.telemetry_offsets,
+            "telemetry_topic_id": state.telemetry_topic_id,
             "learned_at_ms": state.learned_at_ms,
             "history_generation": learned.history.generation,
             "counts": state.counts,
@@ -124,10 +134,14 @@ class Loader:
     def __init__(
         self, store: Store, encoder: str, memory: MemoryOptions, *, with_seen: bool = True
     ) -> None:
-        """Readers that do not train leave out what has been seen: it is most of the bytes."""
+        """Readers that do not train leave out what has been seen: it is most of the bytes.
+
+        As they change nothing, states whose parts are alike share one `learned`.
+        """
         self._store, self._encoder, self._memory = store, encoder, memory
         self._with_seen = with_seen
         self._parts: dict[Blob, object] = {}
+        self._last: tuple[object, Learned] | None = None  # what the last was made of, and it
 
     def load(self, version: int) -> tuple[State, Manifest]:
         """Load a version, whole and verified. Raises SnapshotDamaged and SnapshotForeign."""
@@ -184,7 +198,17 @@ class Loader:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return dict(arrays)
 
-    def _state(self, manifest: Manifest, parts: Mapping[str, object]) -> State:
+    def _learned_of(self, manifest: Manifest, parts: Mapping[str, object]) -> Learned:
+        """What was learned; by a reader made only if it differs from the last."""
+        made_of = (
+            manifest.about["history_generation"],
+            {n: b for n, b in manifest.blobs.items() if n != FLEET and not n.startswith(SEEN)},
+        )
+        if self._with_seen or self._last is None or self._last[0] != made_of:
+            self._last = (made_of, self._restored(manifest, parts))
+        return self._last[1]
+
+    def _restored(self, manifest: Manifest, parts: Mapping[str, object]) -> Learned:
         history = [parts[name] for name in sorted(parts) if re.fullmatch(r"history/\d+", name)]
         rows = (
             {c: np.concatenate([part[c] for part in history]) for c in COLUMNS}
@@ -192,12 +216,21 @@ class Loader:
             else no_rows()
         )
         learned = Learned.restore(self._memory, _grouped(parts[STATISTICS]), rows)
-        about = manifest.about
         learned.history.index = parts.get(INDEX)
-        learned.history.generation = int(about["history_generation"])
+        learned.history.generation = int(manifest.about["history_generation"])
+        return learned
+
+    def _state(self, manifest: Manifest, parts: Mapping[str, object]) -> State:
+        about = manifest.about
+        # A snapshot made before there was telemetry says nothing of it.
+        fleet = parts[FLEET][FLEET].tobytes() if FLEET in parts else b""
+        telemetry_offsets = about.get("telemetry_offsets", {})
         state = State(
             encoder=self._encoder,
-            learned=learned,
+            learned=self._learned_of(manifest, parts),
+            fleet=FleetState(fleet),
+            telemetry_offsets={int(p): int(o) for p, o in telemetry_offsets.items()},
+            telemetry_topic_id=str(about.get("telemetry_topic_id", "")),
             offsets={int(p): int(o) for p, o in about["offsets"].items()},
             topic_id=str(about["topic_id"]),
             dead_letter_offsets={int(p): int(o) for p, o in about["dead_letter_offsets"].items()},
@@ -209,6 +242,17 @@ class Loader:
             if name.startswith(SEEN):
                 state.seen.load(parts[name])
         return state
+
+
+def load_fleet(store: Store, manifest: Manifest) -> FleetState:
+    """The fleet of a snapshot alone. Raises SnapshotDamaged."""
+    if FLEET not in manifest.blobs:
+        return FleetState()
+    try:
+        with np.load(io.BytesIO(store.get(manifest.blobs[FLEET])), allow_pickle=False) as arrays:
+            return FleetState(arrays[FLEET].tobytes())
+    except MALFORMED as error:
+        raise SnapshotDamaged(f"the fleet of snapshot {manifest.version} is malformed") from error
 
 
 def _pack(arrays: Mapping[str, NDArray]) -> bytes:

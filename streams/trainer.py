@@ -27,10 +27,20 @@ from learners.learned import Learned, MemoryOptions
 from streams.audit import Audit, AuditOptions
 from streams.dead_letters import came_from, dead_letter
 from streams.errors import LogReplaced, LogTruncated, LogUnavailable
-from streams.feedback import DeadLetter, FeedbackOptions, Ingest, Ingested, Reason, keep_fresh
+from streams.feedback import (
+    COST_BIT,
+    PAID_BIT,
+    DeadLetter,
+    FeedbackOptions,
+    Ingest,
+    Ingested,
+    Reason,
+    keep_fresh,
+)
 from streams.log import DEAD_LETTER, FEEDBACK, Damage, Log, Reader, Record
 from streams.snapshots import Store
 from streams.state import Loader, Saver, State
+from streams.telemetry_fold import TelemetryFold
 from streams.ticket import Sealer, join_ids, key_of
 
 logger = logging.getLogger(__name__)
@@ -38,6 +48,8 @@ logger = logging.getLogger(__name__)
 # Counters kept with the state, so that they are exact across restarts.
 RECORDS, LEARNED, DUPLICATE, MOVED = "records", "learned", "duplicate", "moved"
 DEAD = "dead_letter."  # followed by a reason
+# Followed by a pool's key in hexadecimal: billionths of a US dollar, for answers and in vain.
+SPENT, IN_VAIN = "spent_nano_usd.", "in_vain_nano_usd."
 SKIPPED = "skipped"  # records the log lost before they were read, see `on_gap`
 
 # Brokers' clocks differ: a partition read to its end may get a record stamped a little earlier.
@@ -55,6 +67,10 @@ class TrainerOptions:
     # snapshots, however fast feedback comes, and four fifths into learning it.
     publish_rest: float = 4.0
     prune_every: int = 20  # snapshots
+    # Between snapshots that only telemetry asks for: it comes all the time.
+    publish_fleet_s: float = 1.0
+    # Telemetry records per step: about 15 ms beside the 200 ms of feedback that a step learns.
+    telemetry_records_max: int = 256
     # When the log has lost records not read yet: "stop" (an alarm) or "continue" without them.
     on_gap: str = "stop"
     feedback: FeedbackOptions = field(default_factory=FeedbackOptions)
@@ -73,6 +89,9 @@ class Share(Protocol):
     ) -> NDArray[np.bool_]:
         """Which decisions (n,) it keeps account of."""
 
+    def watches(self) -> bool:
+        """Whether it folds telemetry; one of all trainers does."""
+
 
 class Everything:
     """The share of a trainer that is alone."""
@@ -88,6 +107,10 @@ class Everything:
         """All decisions."""
         del sequences
         return np.ones(len(issuers), bool)
+
+    def watches(self) -> bool:
+        """It does."""
+        return True
 
 
 class Trainer:
@@ -116,7 +139,7 @@ class Trainer:
         self._saver = Saver(store)
         loaded = Loader(store, encoder, options.memory).load_newest()
         # A first snapshot is saved at once: whoever merges or watches then knows of this trainer.
-        self._dirty = loaded is None
+        self._dirty, self._fleet_dirty = loaded is None, False
         self._passed_gap = False
         self.state = self._positioned(encoder, loaded[0] if loaded else start())
         self._already_dead = self._dead_since_snapshot()
@@ -127,6 +150,10 @@ class Trainer:
             self.state.topic_id = log.topic_id(FEEDBACK)
         self._reader: Reader = log.reader(FEEDBACK, self.state.offsets)
         self._audit = Audit(log, self.state, self._share, options.audit)
+        self._fold: TelemetryFold | None = None
+        if self._share.watches():
+            most = options.telemetry_records_max
+            self._fold = TelemetryFold(log, self.state, most, now_ms())
         if self._passed_gap:
             # At once, so that no dead letter of a new topic precedes the snapshot that knows it.
             self.publish_if_due(at_once=True)
@@ -144,20 +171,26 @@ class Trainer:
         """Let go of the log's readers."""
         self._reader.close()
         self._audit.close()
+        if self._fold is not None:
+            self._fold.close()
 
     def step(self) -> int:
         """Read, learn and perhaps save once; return how many records were read."""
         records: list[Record] = []
+        n_telemetry = 0
         try:
             records = self._reader.read(self._options.records_max, self._options.wait_s)
             self._dirty |= self._audit.step(self._now_ms())
+            if self._fold is not None:
+                n_telemetry = self._fold.step(self._now_ms())
+                self._fleet_dirty |= n_telemetry > 0
         except LogUnavailable as error:
             logger.warning("the log can't be read now, will try again: %s", error)
         damaged, self._reader.damaged[:] = list(self._reader.damaged), []
         if records or damaged:
             self.learn(records, damaged)
         self.publish_if_due()
-        return len(records)
+        return len(records) + n_telemetry
 
     def learn(self, records: Sequence[Record], damaged: Sequence[Damage] = ()) -> None:
         """Steps 2 to 4 for records, and unreadable stretches, that go on where the state ends."""
@@ -176,8 +209,12 @@ class Trainer:
         if len(new):
             state.learned_at_ms = self._now_ms()
         state.count(RECORDS, len(records))
-        state.count(LEARNED, len(new))
-        state.count(DUPLICATE, len(outcomes) - len(new))
+        n_fresh = int(np.count_nonzero(fresh))
+        state.count(LEARNED, n_fresh)
+        state.count(DUPLICATE, len(outcomes) - n_fresh)
+        nano_usd = ingested.spent_nano_usd[home]
+        self._count_money(SPENT, outcomes.pools, fresh & COST_BIT, nano_usd[:, 0])
+        self._count_money(IN_VAIN, outcomes.pools, fresh & PAID_BIT, nano_usd[:, 1])
         state.count(MOVED, int((~home).sum()))
         for letter in dead:
             state.count(DEAD + letter.reason)
@@ -189,12 +226,28 @@ class Trainer:
             state.offsets[damage.partition] = end
         self._dirty = True
 
+    def _count_money(
+        self,
+        kind: str,
+        pools: NDArray[np.uint64],
+        fresh: NDArray[np.uint8],
+        nano_usd: NDArray[np.int64],
+    ) -> None:
+        """Add up the money (n,) of rows where `fresh` (n,) is not zero, by pool."""
+        rows = np.flatnonzero(fresh)
+        for pool in np.unique(pools[rows]).tolist():
+            self.state.count(f"{kind}{pool:016x}", int(nano_usd[rows][pools[rows] == pool].sum()))
+
     def publish_if_due(self, *, at_once: bool = False) -> None:
         """Step 5. Raises LogReplaced, SnapshotFenced, OSError; a silent log only puts it off."""
         now_ms = self._now_ms()
         # A clock that was set back must not put it off.
-        due = now_ms >= self._publish_next_ms or now_ms < self._saved_at_ms
-        if not self._dirty or not (due or at_once):
+        set_back = now_ms < self._saved_at_ms
+        due = set_back or now_ms >= self._publish_next_ms
+        fleet_due = set_back or now_ms >= self._saved_at_ms + self._options.publish_fleet_s * 1000
+        if not (at_once or (due and (self._dirty or fleet_due))):
+            return
+        if not (self._dirty or self._fleet_dirty):
             return
         try:
             self._check_same_topic()
@@ -207,7 +260,7 @@ class Trainer:
         self._saved_at_ms = saved_at_ms = self._now_ms()
         rest_ms = (saved_at_ms - now_ms) * self._options.publish_rest
         self._publish_next_ms = max(now_ms + self._options.publish_s * 1000, saved_at_ms + rest_ms)
-        self._dirty = False
+        self._dirty = self._fleet_dirty = False
         self._n_published += 1
         if self._n_published % self._options.prune_every == 0:
             self._store.prune()

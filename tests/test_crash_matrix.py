@@ -15,15 +15,28 @@ import pytest
 
 from infra.kafka.errors import JarsMissing, JavaMissing, MavenMissing
 from load.bench_recovery import RecoveryOptions, every_point, measure, state_hash
-from load.crash_child import ENCODER, KEY, REREADING, STEPS, Steps, trainer_of
+from load.crash_child import (
+    ENCODER,
+    KEY,
+    REREADING,
+    STEPS,
+    Steps,
+    ends_of,
+    offsets_of,
+    trainer_of,
+)
 from load.made_feedback import Mix, made_feedback
-from streams.log import DEAD_LETTER, FEEDBACK
+from load.made_telemetry import made_telemetry
+from streams.log import DEAD_LETTER, FEEDBACK, TELEMETRY
 from streams.sqlite_log import SqliteLog
+from streams.telemetry import decode
 from streams.ticket import Sealer
 from streams.trainer import TrainerOptions
 
 NOW_MS = 1_790_000_000_000
-STEPPING = TrainerOptions(records_max=40, publish_s=0.0, publish_rest=0.0, prune_every=3)
+STEPPING = TrainerOptions(
+    records_max=40, publish_s=0.0, publish_rest=0.0, prune_every=3, telemetry_records_max=5
+)
 NEVER_SAVING = TrainerOptions(records_max=50, publish_s=1e9)
 
 
@@ -31,6 +44,7 @@ def log_of(folder: Path, n: int = 1500) -> SqliteLog:
     log = SqliteLog(folder / "log.sqlite", lambda: time.time_ns() // 1_000_000)
     rng, now_ms = np.random.default_rng(0), time.time_ns() // 1_000_000
     log.append(FEEDBACK, made_feedback(n, Sealer([KEY]), ENCODER, now_ms, rng, Mix()))
+    log.append(TELEMETRY, made_telemetry(60, now_ms, rng))
     return log
 
 
@@ -39,10 +53,10 @@ def steps_of_a_life(log: SqliteLog, uri: str, options: TrainerOptions, n: int | 
     found: dict[str, set[str]] = {}
     sys.setprofile(Steps(lambda when, step: found.setdefault(step, set()).add(when)))
     try:
-        ends = log.end_offsets(FEEDBACK)
+        ends = ends_of(log)
         trainer = trainer_of(log, uri, options)
         if n is None:
-            trainer.run(lambda: trainer.state.offsets == ends)
+            trainer.run(lambda: offsets_of(trainer.state) == ends)
         else:
             for _ in range(n):
                 trainer.step()
@@ -89,7 +103,10 @@ def test_the_hash_tells_states_apart(tmp_path):
     One value, counter or offset more or less is another state.
     """
     log = log_of(tmp_path, 400)
-    trainer = trainer_of(log, str(tmp_path / "state"), TrainerOptions())
+    trainer, rng = (
+        trainer_of(log, str(tmp_path / "state"), TrainerOptions()),
+        np.random.default_rng(1),
+    )
     trainer.step()
     state = trainer.state
     hashes = [state_hash(state)]
@@ -97,6 +114,11 @@ def test_the_hash_tells_states_apart(tmp_path):
     state.count("learned")
     hashes.append(state_hash(state))
     state.offsets[0] += 1
+    hashes.append(state_hash(state))
+    state.telemetry_offsets[0] += 1
+    hashes.append(state_hash(state))
+    (record,) = [decode(value) for _, value in made_telemetry(6, NOW_MS, rng)[:1]]
+    state.fleet.fold(record, NOW_MS)
     hashes.append(state_hash(state))
     at = (np.array([7], np.uint64), np.array([7], np.uint64))
     state.seen.claim(*at, np.array([1], np.uint8), np.array([NOW_MS]))

@@ -21,6 +21,9 @@ from streams.feedback import (
     LATENCY_MS_MAX,
     OUTPUT_TOKENS_MAX,
     RECORD_BYTES_MAX,
+    LEARNED_BITS,
+    NANO_USD,
+    PAID_BIT,
     REPORTED,
     FeedbackOptions,
     Ingest,
@@ -242,6 +245,8 @@ def reported(found: Ingested) -> dict[str, float]:
     values = {name: figures[name] for name in figures if known[name]}
     if out.known[0, Target.QUALITY]:
         values["quality"] = float(out.targets[0, Target.QUALITY]) / ONE
+    if found.bits[0] & PAID_BIT:
+        values["paid_usd"] = found.spent_nano_usd[0, 1] / NANO_USD
     assert known["cost_usd"] == out.known[0, Target.COST]
     assert known["latency_ms"] == out.known[0, Target.LATENCY]
     return values
@@ -385,12 +390,19 @@ def test_only_fresh_values_of_an_outcome_are_kept():
     assert kept.figures_known.tolist() == [[False] * 4, [True, False, False, True]]
 
 
-@given(st.integers(0, 31))
+@given(st.integers(0, 63))
 def test_every_bit_stands_for_the_same_value_on_both_sides(pattern):
     """
     What is reported, what is claimed and what is kept name one field by one bit.
     """
-    every = {"quality": 0.5, "cost_usd": 0.5, "latency_ms": 5.0, "output_tokens": 5, "error": True}
+    every = {
+        "quality": 0.5,
+        "cost_usd": 0.5,
+        "latency_ms": 5.0,
+        "output_tokens": 5,
+        "error": True,
+        "paid_usd": 0.25,
+    }
     fields = {name: every[name] for i, name in enumerate(REPORTED) if pattern >> i & 1}
 
     part, whole = take(report(TICKET, **fields)), take(report(TICKET, **every))
@@ -398,6 +410,9 @@ def test_every_bit_stands_for_the_same_value_on_both_sides(pattern):
     if pattern:
         kept = keep_fresh(whole.outcomes, part.bits)
         assert part.bits.tolist() == [pattern]
+        if not pattern & LEARNED_BITS:
+            assert len(kept) == 0
+            return
         for column in ("known", "targets", "figures_known"):
             expected = getattr(part.outcomes, column)
             assert getattr(kept, column).tolist() == expected.tolist()
@@ -478,6 +493,7 @@ def test_a_number_is_learned_exactly_if_it_is_within_its_bounds(fields):
         "cost_usd": COST_USD_MAX,
         "latency_ms": LATENCY_MS_MAX,
         "output_tokens": OUTPUT_TOKENS_MAX,
+        "paid_usd": COST_USD_MAX,
     }
     fits = bool(fields) and all(
         name != "error"

@@ -5,17 +5,20 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 from router_bench import MODELS, NOON_MS, PATIENCE_S, Source, catalogue, outcomes
 
 from learners.history import HistoryOptions
 from learners.learned import Learned, MemoryOptions
+from load.made_telemetry import made_telemetry
 from serve.catalogue import Model
 from serve.live import LiveOptions, LiveView
 from streams.errors import SnapshotDamaged, SnapshotForeign
 from streams.folder import Folder
 from streams.snapshots import Store
 from streams.state import Saver, State
+from streams.telemetry import AnyTelemetry, decode
 
 ENCODER = "encoder-8/0123"
 
@@ -62,6 +65,12 @@ def source() -> Source:
 
 def view_of(snapshots: Snapshots, source: Source, **options) -> LiveView:
     return LiveView(snapshots.store, source, ENCODER, MemoryOptions(), LiveOptions(**options))
+
+
+def telemetry_records() -> list[AnyTelemetry]:
+    """A window of each of six processes."""
+    made = made_telemetry(6, NOON_MS, np.random.default_rng(0))
+    return [decode(value) for key, value in made if key]
 
 
 def quality(view: LiveView, model: str = "small") -> float:
@@ -475,3 +484,47 @@ def test_search_options_in_the_snapshot_are_compared_too(snapshots, source):
 
     with pytest.raises(SnapshotForeign):
         LiveView(snapshots.store, source, ENCODER, memory, LiveOptions())
+
+
+# --- telemetry ------------------------------------------------------------------------------------
+
+
+def test_snapshot_with_nothing_new_but_telemetry_is_swapped_in_without_solving(snapshots, source):
+    """
+    It comes every second: the view has its version, age and fleet, and shares everything else.
+    """
+    state = State(ENCODER, Learned(MemoryOptions()))
+    state.learned.update(outcomes("small", n=400, quality=0.9))
+    snapshots.saver.save(state, NOON_MS)
+    view = view_of(snapshots, source)
+    before = view.current
+    for record in telemetry_records():
+        state.fleet.fold(record, NOON_MS)
+    newest = snapshots.saver.save(state, NOON_MS + 1000)
+
+    assert view.refresh()
+
+    live = view.current
+    assert (live.version, live.published_at_ms) == (newest, NOON_MS + 1000)
+    assert live.fleet == state.fleet and live.fleet.n_sources > 0
+    assert live.estimator is before.estimator
+    assert (before.version, before.fleet.n_sources) == (newest - 1, 0)
+
+
+def test_what_is_learned_or_stated_anew_is_solved_again(snapshots, source):
+    """
+    With the fleet of the newest snapshot, too.
+    """
+    snapshots.publish(0.1)
+    view = view_of(snapshots, source)
+    first = view.current
+    snapshots.publish(0.9)
+    view.refresh()
+    second = view.current
+    source.now = catalogue((*MODELS, Model(name="new")))
+    view.refresh()
+
+    assert second.estimator is not first.estimator
+    assert view.current.estimator is not second.estimator
+    assert view.current.version == second.version
+    assert view.current.fleet is second.fleet

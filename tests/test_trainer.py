@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,6 +15,7 @@ from made_up import DAY_MS, ENCODER, MEMORY, NOW_MS, SEALER, decided, report, re
 from memory_log import Crash, Fuse, MemoryLog, Storage
 
 from learners.learned import Learned
+from load.made_telemetry import made_telemetry
 from streams.errors import (
     LogReplaced,
     LogTruncated,
@@ -22,9 +24,9 @@ from streams.errors import (
     SnapshotFenced,
     SnapshotForeign,
 )
-from streams.feedback import Ingest, Reason, keep_fresh
+from streams.feedback import REPORTED, Ingest, Reason, keep_fresh
 from streams.folder import Folder
-from streams.log import DEAD_LETTER, FEEDBACK, Record
+from streams.log import DEAD_LETTER, FEEDBACK, TELEMETRY, Record
 from streams.seen import Seen
 from streams.shards import PartitionShare
 from streams.snapshots import MANIFESTS, Store
@@ -34,7 +36,15 @@ from streams.trainer import Trainer, TrainerOptions
 
 N_PARTITIONS = 2
 # A dozen records at a time, a snapshot after each, so that every life has several of every step.
-OPTIONS = TrainerOptions(memory=MEMORY, records_max=12, wait_s=0.0, publish_s=0.0, prune_every=2)
+OPTIONS = TrainerOptions(
+    memory=MEMORY,
+    records_max=12,
+    wait_s=0.0,
+    publish_s=0.0,
+    prune_every=2,
+    publish_fleet_s=0.0,
+    telemetry_records_max=4,
+)
 BAD = [b"not JSON", b"", b'{"ticket":"?","quality":1}', b'{"quality":NaN}', b"\xff" * 70_000]
 
 
@@ -107,6 +117,9 @@ def mixed(seed: int = 0) -> Storage:
     """Reports in parts and twice, and poison, dealt out to two partitions."""
     storage, rng = Storage({FEEDBACK: N_PARTITIONS}), np.random.default_rng(seed)
     values = [value for parts in reports(decided(16, seed=seed)) for value in parts]
+    vain = decided(6, seed=seed + 50)  # called for nobody: paid, and not all of them failed
+    values += [report(d.ticket, paid_usd=0.1 + i, error=i < 3) for i, d in enumerate(vain[:5])]
+    values += [report(vain[5].ticket, paid_usd=0.25)]
     values += values[::3] + BAD
     for i in rng.permutation(len(values)):
         MemoryLog(storage, lambda: NOW_MS).place(FEEDBACK, int(rng.integers(2)), values[i])
@@ -120,11 +133,15 @@ def fold(records: list[Record]) -> tuple[Learned, Counter]:
     for record in records:
         found = ingest.take([record])
         out = found.outcomes
-        new = keep_fresh(out, seen.claim(out.issuers, out.sequences, found.bits, out.decided_at_ms))
-        learned.update(new)
+        fresh = seen.claim(out.issuers, out.sequences, found.bits, out.decided_at_ms)
+        learned.update(keep_fresh(out, fresh))
         counts["records"] += 1
-        counts["learned"] += len(new)
-        counts["duplicate"] += len(out) - len(new)
+        counts["learned"] += int(fresh.any())
+        counts["duplicate"] += len(out) - int(fresh.any())
+        for name, kind in (("cost_usd", "spent"), ("paid_usd", "in_vain")):
+            if fresh.any() and fresh[0] >> REPORTED.index(name) & 1:
+                usd = json.loads(record.value)[name]
+                counts[f"{kind}_nano_usd.{int(out.pools[0]):016x}"] += round(usd * 1e9)
         counts.update(f"dead_letter.{letter.reason}" for letter in found.dead)
     return learned, +counts
 
@@ -145,6 +162,8 @@ def told(state: State) -> dict[str, object]:
         "counts": counts,
         "offsets": dict(state.offsets),
         "topic": state.topic_id,
+        "fleet": state.fleet.pack(),
+        "telemetry_offsets": dict(state.telemetry_offsets),
     }
 
 
@@ -163,7 +182,9 @@ def test_a_calm_run_is_the_fold_of_its_records(tmp_path):
 
     assert state.learned.digest() == learned.digest()
     assert state.counts == counts
-    assert counts["records"] == sum(counts.values()) - counts["records"]
+    records_by_fate = [n for name, n in counts.items() if "nano_usd" not in name]
+    assert counts["records"] == sum(records_by_fate) - counts["records"]
+    assert sum("in_vain" in name for name in counts) == 2  # pools
     assert state.offsets == ground.log().end_offsets(FEEDBACK)
     bad = [r for r in records if r.value in BAD]
     assert sorted(ground.dead()) == sorted(f"{r.partition}/{r.offset}".encode() for r in bad)
@@ -244,9 +265,10 @@ def life(ground: Ground, fuse: Fuse | None = None, *, crashes: bool = False) -> 
 def copied(storage: Storage) -> Storage:
     """The same records once more, with no dead letters."""
     copy = Storage(storage.n_partitions)
-    for record in MemoryLog(storage).records(FEEDBACK):
-        MemoryLog(copy).place(FEEDBACK, record.partition, record.value, at_ms=NOW_MS)
-    copy.ids[FEEDBACK] = storage.ids[FEEDBACK]
+    for topic in (FEEDBACK, TELEMETRY):
+        for record in MemoryLog(storage).records(topic):
+            MemoryLog(copy).place(topic, record.partition, record.value, at_ms=NOW_MS)
+        copy.ids[topic] = storage.ids[topic]
     return copy
 
 
@@ -260,6 +282,8 @@ def few_kept(monkeypatch):
 def calm(tmp_path_factory):
     """An undisturbed life: its steps, its end, its dead letters; and the records it learned."""
     storage = mixed()
+    telemetry = made_telemetry(12, NOW_MS, np.random.default_rng(2))
+    MemoryLog(storage, lambda: NOW_MS).append(TELEMETRY, telemetry)
     ground = Ground(tmp_path_factory.mktemp("calm"), copied(storage))
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(Store.prune, "__defaults__", (1,))
@@ -288,7 +312,7 @@ def test_the_steps_cover_the_whole_run(calm):
 def test_killed_before_any_step_then_restarted_learns_each_value_once(tmp_path, calm, lose):
     """
     Whichever call of log or disk it dies before, a restart ends as the calm run did: learned
-    state, counts, offsets, and every dead letter once. With power cuts, what was not synced is
+    state, the fleet, counts, offsets, and every dead letter once. With power cuts, what was not synced is
     lost as well.
     """
     storage, steps, expected, dead = calm

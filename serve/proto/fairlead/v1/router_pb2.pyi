@@ -139,20 +139,22 @@ class RouteBatchReply(_message.Message):
     def __init__(self, replies: _Optional[_Iterable[_Union[RouteReply, _Mapping]]] = ...) -> None: ...
 
 class Outcome(_message.Message):
-    __slots__ = ("ticket", "quality", "cost_usd", "latency_ms", "output_tokens", "error")
+    __slots__ = ("ticket", "quality", "cost_usd", "latency_ms", "output_tokens", "error", "paid_usd")
     TICKET_FIELD_NUMBER: _ClassVar[int]
     QUALITY_FIELD_NUMBER: _ClassVar[int]
     COST_USD_FIELD_NUMBER: _ClassVar[int]
     LATENCY_MS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    PAID_USD_FIELD_NUMBER: _ClassVar[int]
     ticket: bytes
     quality: float
     cost_usd: float
     latency_ms: float
     output_tokens: int
     error: bool
-    def __init__(self, ticket: _Optional[bytes] = ..., quality: _Optional[float] = ..., cost_usd: _Optional[float] = ..., latency_ms: _Optional[float] = ..., output_tokens: _Optional[int] = ..., error: _Optional[bool] = ...) -> None: ...
+    paid_usd: float
+    def __init__(self, ticket: _Optional[bytes] = ..., quality: _Optional[float] = ..., cost_usd: _Optional[float] = ..., latency_ms: _Optional[float] = ..., output_tokens: _Optional[int] = ..., error: _Optional[bool] = ..., paid_usd: _Optional[float] = ...) -> None: ...
 
 class FeedbackRequest(_message.Message):
     __slots__ = ("outcomes",)

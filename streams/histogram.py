@@ -1,0 +1,83 @@
+"""Histograms with fixed, log-spaced buckets: counts that add up, and percentiles out of them.
+
+    37.2 ms ──index──▶ bucket 122 ──count──▶ {122: 1}  +  {122: 4, 123: 1}  =  {122: 5, 123: 1}
+
+Every process uses the same edges, so histograms of any number of processes, and of any windows,
+are merged by adding. Only buckets that hold something are kept.
+
+The one rule: the edges never change. Other edges are another field with another name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Counts = dict[int, int]  # bucket → how many
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Buckets:
+    """Bucket i > 0 holds values in [least·ratio^(i−1), least·ratio^i); bucket 0 what is smaller.
+
+    The last one also holds everything larger.
+    """
+
+    least: float
+    ratio: float
+    last: int  # index of the last bucket
+
+    def indexes(self, values: ArrayLike) -> NDArray[np.int64]:
+        """Buckets (n,) of finite values (n,)."""
+        scaled = np.maximum(np.asarray(values, np.float64) / self.least, 0.5)
+        # Edges are powers computed with rounding: a value that is an edge must not fall below it.
+        found = np.floor(np.log(scaled) / math.log(self.ratio) + 1e-9).astype(np.int64) + 1
+        return np.clip(np.where(scaled < 1.0, 0, found), 0, self.last)
+
+    def index(self, value: float) -> int:
+        """The bucket of one finite value."""
+        if value < self.least:
+            return 0
+        found = math.floor(math.log(value / self.least) / math.log(self.ratio) + 1e-9) + 1
+        return min(found, self.last)
+
+    def edge(self, index: int) -> float:
+        """Where bucket `index` ends."""
+        return self.least * self.ratio**index
+
+    def typical(self, index: int) -> float:
+        """The value that stands for a bucket: its geometric middle, at most √ratio off."""
+        return self.edge(index) / math.sqrt(self.ratio) if index else self.least / 2
+
+    def percentile(self, counts: Mapping[int, int], share: float) -> float | None:
+        """The value that `share` (0 to 1) of what was counted does not exceed; None of nothing."""
+        rank = math.ceil(share * sum(counts.values()))
+        passed = 0
+        for index in sorted(counts):
+            passed += counts[index]
+            if passed >= rank and passed:
+                return self.typical(index)
+        return None
+
+
+# A tenth of a millisecond to 8 hours. 5 % wide: percentiles are at most 2.5 % off.
+LATENCY_MS = Buckets(least=0.1, ratio=1.05, last=400)
+# 1 to 10 million tokens, four buckets to a doubling: at most 9 % off. Sums are sent beside them.
+TOKENS = Buckets(least=1.0, ratio=2**0.25, last=93)
+
+
+def pairs(counts: Mapping[int, int]) -> list[tuple[int, int]]:
+    """Counts as a record has them: (bucket, how many), ascending."""
+    return sorted(counts.items())
+
+
+def counted(found: Sequence[tuple[int, int]]) -> Counts:
+    """The inverse of `pairs`; a bucket that is named twice counts for both."""
+    counts: Counts = {}
+    for index, n in found:
+        counts[index] = counts.get(index, 0) + n
+    return counts
