@@ -37,7 +37,7 @@ kafka: $(INSTALLED)
 	$(BIN)/python -m infra.kafka start
 
 # Two small language models on the CPU behind the router; ends by itself. The first time it downloads
-# 0.34 GB, weights under two licences among them, and builds llama.cpp: see examples/llm_pools.
+# 0.4 GB, weights under two licences among them, and builds llama.cpp: see examples/llm_pools.
 LLM := examples/llm_pools
 LLM_BIN := .venv-llm/bin
 

@@ -171,18 +171,17 @@ def _endpoint(name: str, url: str, connections: Connections) -> OpenAiEndpoint:
 
 async def _ready(stub: dispatch_pb2_grpc.DispatcherStub) -> str:
     """Wait for an answer; where it came from. Raises LoopStuck."""
-    ends_s = time.perf_counter() + START_S_MAX
-    while True:
+    ends_s, endpoint = time.perf_counter() + START_S_MAX, ""
+    while not endpoint:
         try:
             request = _request(0)
             async for reply in stub.Dispatch(request, timeout=ANSWER_S_MAX, wait_for_ready=True):
-                if reply.HasField("routed"):
-                    endpoint = reply.routed.endpoint
-            return endpoint
+                endpoint = reply.routed.endpoint or endpoint
         except grpc.aio.AioRpcError as error:
             if time.perf_counter() > ends_s:
                 raise LoopStuck(f"no answer within {START_S_MAX:.0f} s: {error}") from error
             await asyncio.sleep(0.1)
+    return endpoint
 
 
 async def _open_loop(ask: Callable[[int], Awaitable[None]], number: int) -> int:
