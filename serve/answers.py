@@ -5,8 +5,8 @@
 gRPC and HTTP are two ways of writing these down (`dispatch_servicer`, `openai_http`). With fan-out
 several answers come interleaved, told apart by `answer`.
 
-The one rule: an answer's `Routed` comes first and once, its `Ended` last and once, and nothing is
-streamed between two answers' events that belongs to neither.
+The one rule: an answer's `Routed` comes first and once, its `Ended` last and once. Only one of
+several answers may end without having been routed: with its problem.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from serve.request import BYTES_PER_TOKEN, TOKENS_MAX
 FAN_OUT_MAX = 8
 
 # Why an attempt is made: as decided; after another failed; because another is late; because the
-# decided pool could not be called; the cheap one of a cascade, the better one; one of a fan-out.
+# decided pool could not be called or the session is in another; the cheap one of a cascade, the
+# better one; one of a fan-out.
 Kind = Literal["first", "retry", "hedge", "reroute", "cascade", "escalation", "fan-out"]
 
 

@@ -12,7 +12,7 @@ tried elsewhere, what fails after may not.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -64,6 +64,16 @@ class Endpoint(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watched:
+    """A pool that does not report of itself: its callers do."""
+
+    pool: str
+    model: str
+    gpu: str = ""
+    region: str = ""
+
+
 class Pools(Protocol):
     """Which endpoints every pool has right now. Reading is a look into memory."""
 
@@ -75,6 +85,9 @@ class Pools(Protocol):
 
     def endpoints(self, pool: str) -> Mapping[str, Endpoint]:
         """Endpoints by address; empty where the pool has none now."""
+
+    def watched(self) -> Sequence[Watched]:
+        """The pools whose callers report on them."""
 
 
 @dataclass(slots=True, kw_only=True)

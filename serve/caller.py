@@ -97,7 +97,7 @@ class Caller:
         raise self.no_answer(request, "no pool has an endpoint that can be called")
 
     def _lease(self, request: Request, place: Place, now_s: float) -> Lease | None:
-        """An endpoint of a pool: first the session's, then another than the last one tried there."""
+        """An endpoint of a pool: the session's, or another than the last one tried there."""
         prefer = avoid = ""
         if here := [trial.lease.address for trial in request.own if trial.place == place]:
             avoid = here[-1]
@@ -137,6 +137,7 @@ class Caller:
             stream=stream,
             first=first,
             prompt_tokens=request.call.prompt_tokens,
+            tenant=request.ask.route.tenant,
             catalogue=request.live.catalogue,
             why=why,
             began_s=now_s,

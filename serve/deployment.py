@@ -20,6 +20,7 @@ from typing import Protocol
 
 from ray import serve as ray_serve
 
+from serve.backend import Pools
 from serve.catalogue import CatalogueSource
 from serve.encoders import EncoderOptions, identity, make_encoder
 from serve.replica import Replica, ReplicaOptions
@@ -37,6 +38,13 @@ ROUTER_APP, TRAINER_APP = "router", "trainer"
 # health check is one call on the replica's own event loop.
 HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 1.0, 5.0
 GRACE_S = 10.0
+COMMON = {
+    "health_check_period_s": HEALTH_PERIOD_S,
+    "health_check_timeout_s": HEALTH_TIMEOUT_S,
+    "graceful_shutdown_timeout_s": GRACE_S,
+    "graceful_shutdown_wait_loop_s": 0.1,
+    "ray_actor_options": {"num_cpus": 0},  # load is watched, not reserved
+}
 RESTART_S_MAX = 5.0  # between attempts of a trainer that keeps failing
 
 
@@ -56,6 +64,9 @@ class Site(Protocol):
 
     def ticket_keys(self) -> list[bytes]:
         """Keys that tickets are sealed with, newest first."""
+
+    def pools(self) -> Pools:
+        """The pools that requests are dispatched to, opened anew in the calling process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,20 +199,11 @@ def deploy(options: DeploymentOptions, site: Site) -> None:
 
     Raises what Ray raises when a deployment can't start, with the replica's error in its text.
     """
-    common = {
-        "health_check_period_s": HEALTH_PERIOD_S,
-        "health_check_timeout_s": HEALTH_TIMEOUT_S,
-        "graceful_shutdown_timeout_s": GRACE_S,
-        "graceful_shutdown_wait_loop_s": 0.1,
-    }
     router = ray_serve.deployment(RouterDeployment).options(
-        name="Router",
-        num_replicas=options.replicas,
-        ray_actor_options={"num_cpus": 0},  # load is watched, not reserved
-        **common,
+        name="Router", num_replicas=options.replicas, **COMMON
     )
     trainer = ray_serve.deployment(TrainerDeployment).options(
-        name="Trainer", num_replicas=1, ray_actor_options={"num_cpus": 0}, **common
+        name="Trainer", num_replicas=1, **COMMON
     )
     layout = lay_out(site.snapshots, options.trainers)
     learning = {

@@ -26,7 +26,7 @@ class HttpListenerOptions:
     """Where and how to listen."""
 
     host: str = "127.0.0.1"
-    port: int = 7481  # 0: any free one
+    port: int = 7491  # 0: any free one
     grace_s: float = 30.0  # for what is under way when stopping: a long answer takes that long
     # Longer than clients keep idle connections (the official one: 5 s), so that it is they who
     # close: a server that closes first now and then meets a request already on its way.

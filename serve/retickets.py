@@ -94,8 +94,7 @@ def _row(
         return np.array([[0.0 if cell is None else cell[name] for cell in cells]], np.float64)
 
     chosen = live.catalogue.column_of[model]
-    pools = [*live.pools]
-    pools[chosen] = pool
+    pools = (*live.pools[:chosen], pool, *live.pools[chosen + 1 :])
     return DecisionBatch(
         ids=[new_id],
         decided_at_ms=heads["decided_at_ms"],

@@ -165,3 +165,6 @@ class FakePools:
 
     def endpoints(self, pool: str) -> Mapping[str, FakeEndpoint]:
         return {endpoint.address: endpoint for endpoint in self.pools.get(pool, ())}
+
+    def watched(self) -> tuple[()]:
+        return ()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import threading
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,9 @@ class Router:
         seed: int | None = 1,
         log_decisions: bool = True,
         log_prompts: bool = False,
+        within: Callable[[Replica], Any] = lambda replica: replica,
     ) -> None:
+        """`within` may put the replica into something larger, to be started instead of it."""
         self.clock, self.source = Clock(), Source(models or catalogue())
         self.keys = list(keys) or [secrets.token_bytes(KEY_BYTES)]
         self.log = SqliteLog(folder / "log.sqlite", self.clock)
@@ -163,7 +165,8 @@ class Router:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self.run(self.replica.start())
+        self.whole = within(self.replica)
+        self.run(self.whole.start())
         self.channel = self.connect()
         self.stub = router_pb2_grpc.RouterStub(self.channel)
         self.trainer = Trainer(
@@ -215,7 +218,7 @@ class Router:
     def stop(self) -> None:
         """Stop the replica and let go of everything else."""
         self.channel.close()
-        self.run(self.replica.stop())
+        self.run(self.whole.stop())
         self.trainer.close()
         self.log.close()
         self._loop.call_soon_threadsafe(self._loop.stop)

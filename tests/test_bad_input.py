@@ -20,7 +20,7 @@ from router_bench import MODELS, NOON_MS, PATIENCE_S, Router, catalogue, embeddi
 
 from serve.catalogue import Model
 from serve.encoders import EncoderOptions
-from serve.listener import SERVICE
+from serve.listener import ROUTER as SERVICE
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from streams.errors import BadTicket
 from streams.feedback import FeedbackOptions

@@ -19,11 +19,11 @@ from streams.errors import BadFeedback
 from streams.feedback import (
     COST_USD_MAX,
     LATENCY_MS_MAX,
-    OUTPUT_TOKENS_MAX,
-    RECORD_BYTES_MAX,
     LEARNED_BITS,
     NANO_USD,
+    OUTPUT_TOKENS_MAX,
     PAID_BIT,
+    RECORD_BYTES_MAX,
     REPORTED,
     FeedbackOptions,
     Ingest,

@@ -370,6 +370,7 @@ def some_requests(n: int) -> Requests:
         preference=rng.uniform(0.1, 2, (n, 3)),
         prompt_tokens=rng.integers(0, 5000, n).astype(float),
         allowed=rng.random((n, 3)) < 0.8,
+        switch_ms=rng.choice([0.0, 200.0], (n, 3)),
     )
 
 

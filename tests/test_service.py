@@ -39,7 +39,8 @@ from serve.encoders import EncoderOptions
 from serve.encoders.hashing import Hashing
 from serve.encoders.projections import projection_for
 from serve.errors import EncoderUnavailable
-from serve.listener import SERVICE, Listener, ListenerOptions
+from serve.listener import ROUTER as SERVICE
+from serve.listener import Listener, ListenerOptions
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.proto.fairlead.v1 import router_pb2_grpc
 from serve.router import Verdict
@@ -880,7 +881,7 @@ def test_tls_is_served_when_a_certificate_is_given(tmp_path, shared):
     listener = None
 
     async def start() -> Listener:
-        listener = Listener(shared.replica.servicer, options)
+        listener = Listener(shared.replica.servicers, options)
         await listener.start()
         return listener
 

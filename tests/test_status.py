@@ -15,6 +15,8 @@ import serve.errors
 import streams.errors
 from learners.context import N_FEATURES
 from serve import decider, request
+from serve.answers import FAN_OUT_MAX
+from serve.dispatch_servicer import OPTIONS_BYTES_MAX
 from serve.errors import InvalidRequest, RequestRefused, ServeError, UnknownModel
 from serve.listener import ListenerOptions
 from serve.status import MESSAGE_BYTES_MAX, STATUS, status_of
@@ -23,12 +25,14 @@ from streams.errors import StreamError
 from streams.ticket import ID_BYTES
 
 PROTO = Path(request.__file__).parent / "proto/fairlead/v1/router.proto"
+DISPATCH = PROTO.with_name("dispatch.proto")
+DISPATCHING_ALONE = {"ABORTED"}  # statuses that only an answer on its way can end with
 SENTENCE = "what happened, with its numbers"
 
 # Errors of the folder below that no call can meet: they stop a trainer, or a start.
 NEVER_IN_A_CALL = {
     "StreamError", "LogTruncated", "LogReplaced", "RecordTooLarge", "TopicUnfit", "OptionRefused",
-    "SnapshotError", "SnapshotDamaged", "SnapshotForeign", "SnapshotFenced",
+    "SnapshotError", "SnapshotDamaged", "SnapshotForeign", "SnapshotFenced", "BadTelemetry",
 }  # fmt: skip
 
 
@@ -43,7 +47,7 @@ def classes(module) -> list[type[Exception]]:
 
 def an(kind: type[Exception]) -> Exception:
     """An instance, with arguments of the kinds its constructor names."""
-    if "__init__" not in vars(kind):
+    if kind.__init__ is Exception.__init__:
         return kind(SENTENCE)
     hints = list(inspect.signature(kind).parameters.values())
     return kind(*(_argument(str(hint.annotation)) for hint in hints))
@@ -90,11 +94,17 @@ def test_every_stream_error_is_in_the_table_or_never_in_a_call():
 
 def test_statuses_are_those_the_proto_explains():
     """
-    The proto's table of errors has every status of ours and no other.
+    The proto's table of errors has every status of ours and no other; that of dispatching has those
+    that come with it, or mean more there.
     """
-    explained = set(re.findall(r"^//   ([A-Z_]+) ", PROTO.read_text(), re.MULTILINE))
+    explained, more = (
+        set(re.findall(r"^//   ([A-Z_]+) ", proto.read_text(), re.MULTILINE))
+        for proto in (PROTO, DISPATCH)
+    )
 
-    assert {code.name for code in STATUS.values()} | {"INTERNAL"} == explained
+    assert {code.name for code in STATUS.values()} | {"INTERNAL"} == explained | DISPATCHING_ALONE
+    assert more - explained == DISPATCHING_ALONE
+    assert more == {STATUS[kind].name for kind in classes(serve.errors) if may_end(kind)}
 
 
 @pytest.mark.parametrize("error", [ValueError("a secret"), AssertionError("a secret"), KeyError(1)])
@@ -135,6 +145,11 @@ def test_message_fits_into_grpc_metadata_whatever_the_models_are_called(name):
 def test_message_that_fits_is_not_touched():
     error = InvalidRequest("text", "x" * (MESSAGE_BYTES_MAX - 30), "y")
     assert status_of(error)[1] == str(error)
+
+
+def may_end(kind: type[Exception]) -> bool:
+    """Whether it is an attempt's failure."""
+    return issubclass(kind, serve.errors.AttemptFailed)
 
 
 # --- the errors themselves -------------------------------------------------------------------------
@@ -194,7 +209,7 @@ def test_error_says_all_it_was_given(kind):
 def comments() -> dict[str, str]:
     """Every field's comment, by message and field: the lines above it and what follows it."""
     found, message, above = {}, "", []
-    for line in PROTO.read_text().splitlines():
+    for line in (PROTO.read_text() + DISPATCH.read_text()).splitlines():
         text = line.strip()
         if opened := re.match(r"message (\w+) {", text):
             message, above = opened.group(1), []
@@ -226,6 +241,10 @@ LIMITS = {
     "Outcome.cost_usd": ("0 to {}", feedback.COST_USD_MAX),
     "Outcome.latency_ms": ("0 to {}", feedback.LATENCY_MS_MAX),
     "Outcome.output_tokens": ("0 to {}", feedback.OUTPUT_TOKENS_MAX),
+    "Outcome.paid_usd": ("0 to {}.", feedback.COST_USD_MAX),
+    "DispatchRequest.options_json": ("At most {} MiB", OPTIONS_BYTES_MAX >> 20),
+    "DispatchRequest.fan_out": ("1 to {}.", FAN_OUT_MAX),
+    "Cascade.confidence_min": ("0 to {}.", 1),
     "Decision.decision_id": ("{} hexadecimal digits", 2 * ID_BYTES),
     "Explanation.context": ("the {} numbers", N_FEATURES),
 }
@@ -249,6 +268,11 @@ def test_proto_says_the_other_limits():
     assert f"above {ListenerOptions().message_bytes_max >> 20} MiB" in text.replace("// ", "")
 
 
+REQUESTS = (
+    "RouteRequest.", "Preference.", "FeedbackRequest.", "Outcome.", "DispatchRequest.", "Cascade.",
+)  # fmt: skip
+
+
 def test_every_number_in_a_request_comment_is_checked_here():
     """
     A limit that is added to the proto is added to `LIMITS`: no request field says a bound unseen.
@@ -256,8 +280,8 @@ def test_every_number_in_a_request_comment_is_checked_here():
     bounded = {
         name
         for name, comment in comments().items()
-        if name.startswith(("RouteRequest.", "Preference.", "FeedbackRequest.", "Outcome."))
-        and re.search(r"\d[\d,]* (bytes|names)|1 to \d|≤ \d|\b0 to \d|between \d", comment)
+        if name.startswith(REQUESTS)
+        and re.search(r"\d[\d,]* (bytes|names|MiB)|1 to \d|≤ \d|\b0 to \d|between \d", comment)
     }
 
     assert bounded <= set(LIMITS)

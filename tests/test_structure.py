@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
@@ -48,10 +49,12 @@ def test_generated_code_matches_the_proto(tmp_path):
     here = Path("serve/proto/fairlead/v1")
     run(
         sys.executable, "-m", "grpc_tools.protoc", "-I.", f"--python_out={tmp_path}",
-        f"--pyi_out={tmp_path}", f"--grpc_python_out={tmp_path}", str(here / "router.proto"),
+        f"--pyi_out={tmp_path}", f"--grpc_python_out={tmp_path}",
+        str(here / "router.proto"), str(here / "dispatch.proto"),
     )  # fmt: skip
 
-    for name in ("router_pb2.py", "router_pb2.pyi", "router_pb2_grpc.py"):
+    for proto, end in itertools.product(("router", "dispatch"), (".py", ".pyi", "_grpc.py")):
+        name = f"{proto}_pb2{end}"
         assert (tmp_path / here / name).read_text() == (ROOT / here / name).read_text(), name
 
 
@@ -61,7 +64,7 @@ def test_file_opens_by_explaining_itself(path):
     A file is one idea, and its first words say which.
     """
     text = path.read_text()
-    assert not text.strip() or text.startswith('"""'), "begin with a docstring"
+    assert not text.strip() or text.startswith(('"""', 'r"""')), "begin with a docstring"
 
 
 def test_no_file_is_called_utils():

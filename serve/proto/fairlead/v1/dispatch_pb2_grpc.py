@@ -45,7 +45,8 @@ class DispatcherServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Dispatch(self, request, context):
-        """Decides, calls, streams. Per answer: `routed` once, then pieces, then `ended` once.
+        """Decides, calls, streams. Per answer: `routed` once, then pieces, then `ended` once. One of
+        several answers that fails before it begins has an `ended` alone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
