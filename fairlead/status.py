@@ -22,7 +22,8 @@ def show(settings: Settings, path: Path, *, quiet: bool) -> dict[str, object]:
     site = LocalSite.of(settings, path)
     log = site.log()
     try:
-        status = look(site.store(), log, now_ms(), settings.feedback.silence_s)
+        silence_s, pools = settings.feedback.silence_s, settings.pool_names()
+        status = look(site.store(), log, now_ms(), silence_s, pools)
     finally:
         log.close()
     found = status.json()
@@ -39,7 +40,7 @@ def _print(found: dict[str, object]) -> None:
             continue
         if isinstance(value, dict):
             for label, n in value.items():
-                table.add_row(f"{name} {label}", f"{n:,}")
+                table.add_row(f"{name} {label}", f"{n:,.6f}" if isinstance(n, float) else f"{n:,}")
         elif name != "alarms":
             shown = f"{value:,.1f}" if isinstance(value, float) else value
             table.add_row(name, "unknown" if value is None else str(shown))

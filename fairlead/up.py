@@ -25,10 +25,11 @@ def run_until_stopped(path: Path | None, console: Console) -> None:
     """Start, say where, wait for Ctrl-C or SIGTERM, stop everything. Raises InfraError."""
     settings, path = settings_of(path, console)
     settings.catalogue()  # say what is wrong before starting anything
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same way out as Ctrl-C
     try:
         gpus = settings.fleet().resources()
         with console.status("starting Ray …") as status, local_ray(gpus, settings.ray_address):
+            # The same way out as Ctrl-C. Not before: Ray takes the signal for itself at its start.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
             status.update("starting the router …")
             with running(settings, path) as router, _metrics(settings, router.site):
                 status.stop()
@@ -49,8 +50,9 @@ def _metrics(settings: Settings, site: LocalSite) -> Iterator[None]:
         yield
         return
     log, store = site.log(), site.store()
+    silence_s, pools = settings.feedback.silence_s, settings.pool_names()
     stop = serve_metrics(
-        settings.metrics.port, lambda: look(store, log, now_ms(), settings.feedback.silence_s)
+        settings.metrics.port, lambda: look(store, log, now_ms(), silence_s, pools)
     )
     try:
         yield

@@ -59,6 +59,14 @@ class LoopCollector(Collector):
             for value, n in counts.items():
                 family.add_metric([value], n)
             yield family
+        for name, text, usd in (
+            ("spent_usd", "Paid for answers, US dollars", status.spent_usd),
+            ("paid_in_vain_usd", "Paid for calls that answered nobody", status.paid_in_vain_usd),
+        ):
+            money = CounterMetricFamily(f"fairlead_{name}", text, labels=["pool"])
+            for pool, value in usd.items():
+                money.add_metric([pool], value)
+            yield money
         for name, text, number in (
             ("feedback_lag_records", "Feedback not learned yet", status.lag_records),
             ("feedback_lag_seconds", "Age of the oldest of it", status.lag_s),

@@ -9,19 +9,30 @@ The one rule: a number here is the one that recovery would start from, not a pro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 
 from streams import fleet_view
 from streams.audit import DECIDED, UNANSWERED
 from streams.errors import LogTruncated, LogUnavailable, SnapshotDamaged
+from streams.feedback import NANO_USD
 from streams.fleet_state import FleetState
 from streams.fleet_view import ClassView, PoolView, RouterView
 from streams.log import DECISIONS, FEEDBACK, Log
 from streams.snapshots import Manifest, Store
 from streams.state import load_fleet
-from streams.trainer import DEAD, DUPLICATE, LEARNED, MOVED, RECORDS, SKIPPED
+from streams.ticket import key_of
+from streams.trainer import (
+    DEAD,
+    DUPLICATE,
+    IN_VAIN,
+    LEARNED,
+    MOVED,
+    RECORDS,
+    SKIPPED,
+    SPENT,
+)
 
 READ_S = 2.0  # for the one record that says how long ago something was appended
 
@@ -45,6 +56,9 @@ class Status:
     lag_records: int | None = None
     lag_s: float | None = None
     alarms: tuple[str, ...] = ()
+    # US dollars by pool: for answers, and for calls that answered nobody.
+    spent_usd: dict[str, float] = field(default_factory=dict)
+    paid_in_vain_usd: dict[str, float] = field(default_factory=dict)
     # What telemetry says; see `streams.fleet_view`.
     telemetry: dict[str, int] = field(default_factory=dict)  # records by what became of them
     workload: dict[str, ClassView] = field(default_factory=dict)  # by class
@@ -59,8 +73,13 @@ class Status:
         return found | {"router": self.router and asdict(self.router)}
 
 
-def look(store: Store, log: Log, now_ms: int, silence_s: float) -> Status:
-    """Look at store and log once. Raises OSError if the store can't be reached."""
+def look(
+    store: Store, log: Log, now_ms: int, silence_s: float, pools: Sequence[str] = ()
+) -> Status:
+    """Look at store and log once. Raises OSError if the store can't be reached.
+
+    Money is counted by the keys of pools; those of `pools` are shown by their names.
+    """
     manifest = _newest(store)
     about: Mapping = manifest.about if manifest else {}
     counts: Mapping[str, int] = about.get("counts", {})
@@ -96,6 +115,8 @@ def look(store: Store, log: Log, now_ms: int, silence_s: float) -> Status:
         lag_records=lag_records,
         lag_s=lag_s,
         alarms=tuple(alarms),
+        spent_usd=_usd(counts, SPENT, pools),
+        paid_in_vain_usd=_usd(counts, IN_VAIN, pools),
         telemetry={**_under(counts, "telemetry."), "missing": fleet.missing},
         workload=fleet_view.workload(fleet, now_ms),
         router=fleet_view.router(fleet, now_ms) if fleet.routers or fleet.totals.mix else None,
@@ -122,6 +143,13 @@ def _fleet(store: Store, manifest: Manifest | None) -> FleetState:
 
 def _under(counts: Mapping[str, int], prefix: str) -> dict[str, int]:
     return {n.removeprefix(prefix): c for n, c in sorted(counts.items()) if n.startswith(prefix)}
+
+
+def _usd(counts: Mapping[str, int], prefix: str, pools: Sequence[str]) -> dict[str, float]:
+    """What was spent by pool; by the pool's key in hexadecimal where its name is not known."""
+    names = {f"{key_of(pool):016x}": pool for pool in pools}
+    found = _under(counts, prefix)
+    return {names.get(key, key): nano_usd / NANO_USD for key, nano_usd in found.items()}
 
 
 def _lag(log: Log, offsets: Mapping[int, int], now_ms: int) -> tuple[int, float]:

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import grpc
 import numpy as np
+import uvloop
 
 from infra.connections import Connections
 from infra.openai_endpoint import OpenAiEndpoint, OpenAiOptions
@@ -85,7 +86,7 @@ def measure(
         settings.write_text(_settings(folder, options.port))
         say("starting `fairlead up` with a dispatcher and an emulated pool …")
         with started(settings):
-            return asyncio.run(_measure(options, connect, say))
+            return uvloop.run(_measure(options, connect, say))
 
 
 def _settings(folder: str, port: int) -> str:

@@ -24,7 +24,8 @@ from serve.retickets import Reticket, Retickets
 from serve.sessions import Sessions
 from serve.trial import Place, Trial, began
 
-SESSION_ELSEWHERE = "the session is in another pool"
+# Why an able pool was passed over.
+SESSION_ELSEWHERE, SLOW = "the session is in another pool", "far slower than it was"
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -118,7 +119,7 @@ class Caller:
         health, decided, why = self._health, request.decided, ""
         if kind == "first" and place != decided:
             kind = "reroute"
-            why = f"{decided.pool}: {health.reason(decided.pool, now_s) or SESSION_ELSEWHERE}"
+            why = f"{decided.pool}: {self._reason(decided.pool) or SESSION_ELSEWHERE}"
         try:
             ticket = self._ticket(request, place, kind)
             endpoint = self._pools.endpoints(place.pool)[lease.address]
@@ -156,7 +157,15 @@ class Caller:
         place_of = {place.pool: place for place in places}
         tried = {trial.place.pool for trial in request.own}
         ranked = sorted(place_of, key=tried.__contains__) if tried else list(place_of)
-        return map(place_of.__getitem__, self._health.order(ranked, now_s))
+        ordered = self._health.order(ranked, now_s)
+        if len(ordered) > 1:
+            ordered.sort(key=lambda pool: self._rank(pool, now_s))
+        return map(place_of.__getitem__, ordered)
+
+    def _rank(self, pool: str, now_s: float) -> tuple[bool, bool]:
+        """Pools that can't answer come last, those far slower than they were before them."""
+        health = self._health
+        return health.reason(pool, now_s) != "", health.slow(pool, now_s)
 
     def _tell_health(self, pool: str, now_s: float) -> None:
         """Tell health which endpoints the pool has, if they have changed."""
@@ -188,11 +197,14 @@ class Caller:
     def no_answer(self, request: Request, why: str) -> NoAnswer:
         """An error that says all that was tried."""
         attempts = listed(request.attempts())
-        places = ", ".join(f"{p.pool} ({self._reason(p.pool)})" for p in request.places[:8])
+        reasons = [(p.pool, self._reason(p.pool) or "able") for p in request.places[:8]]
+        places = ", ".join(f"{pool} ({reason})" for pool, reason in reasons)
         return NoAnswer("dispatch", f"{why}. Attempts: {attempts or 'none'}. Pools: {places}")
 
     def _reason(self, pool: str) -> str:
-        return self._health.reason(pool, self._now_s()) or "able"
+        """Why a pool comes behind others; "" if it does not."""
+        unable, slow = self._rank(pool, now_s := self._now_s())
+        return self._health.reason(pool, now_s) if unable else SLOW if slow else ""
 
 
 def listed(attempts: Sequence[Attempt]) -> str:

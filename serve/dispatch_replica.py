@@ -19,12 +19,14 @@ from dataclasses import dataclass, field
 
 from serve.backend import Pools
 from serve.dispatch_servicer import DispatcherServicer
+from serve.dispatch_vitals import DispatchVitals
 from serve.dispatcher import Dispatcher, DispatchOptions
 from serve.http_listener import HttpListener, HttpListenerOptions
 from serve.listener import DISPATCHER
 from serve.openai_http import HttpOptions, make_app
 from serve.replica import Replica
 from serve.retickets import Reticket, Retickets
+from serve.trial import Trial
 from streams.errors import OutboxClosed
 from streams.feedback import encode_report
 
@@ -53,6 +55,7 @@ class DispatchReplica:
         """`replica` is not started yet; its listener will serve `Dispatcher`, too."""
         self.replica, self._pools = replica, pools
         decisions = replica.decisions if replica.logs_decisions else None
+        window = replica.window
         self.dispatcher = Dispatcher(
             replica.servicer.decide,
             replica.view,
@@ -64,7 +67,16 @@ class DispatchReplica:
             now_s,
             replica.now_ms,
             replica.rng.random,
+            self._note,
         )
+        self._vitals = DispatchVitals(
+            self.dispatcher.health,
+            pools.watched,
+            window.count_answer if window else lambda tenant, output_tokens: None,
+            now_s,
+        )
+        if replica.vitals:
+            replica.vitals.add(self._vitals.take)
         answer = self.dispatcher.answer
         replica.servicers[DISPATCHER] = DispatcherServicer(answer, replica.now_ms)
         app = make_app(
@@ -79,6 +91,10 @@ class DispatchReplica:
     def http_port(self) -> int:
         """The HTTP port being listened on; 0 before `start`."""
         return self._http.port
+
+    def _note(self, trial: Trial) -> None:
+        """Count a settled trial; only when the dispatcher is made there is a health to report."""
+        self._vitals.note(trial)
 
     def _report(self, ticket: Reticket, **values: float | bool | None) -> None:
         """Feed an outcome back. A full outbox drops and counts it: requests go on."""

@@ -688,6 +688,38 @@ def test_a_pool_that_can_not_be_called_is_passed_over_and_the_reply_says_so(reas
         assert own == [{"paid_usd": 0.0}]
 
 
+def slow_lately(up: Bench, pool: str) -> None:
+    """First tokens that came within 0.1 s for long, and now take 2 s."""
+    health = up.dispatcher.health
+    health.set_endpoints(pool, [f"{pool}:1"], 0.0)
+    for wait_s in [0.1] * 60 + [2.0] * 30:
+        lease = health.pick(pool, 0.0, 0.0)
+        lease.first_token(wait_s)
+        lease.succeeded(wait_s)
+
+
+@pytest.mark.parametrize("others", ["fast", "slow", "none"])
+def test_a_pool_that_has_become_far_slower_is_asked_after_those_that_have_not(others):
+    """
+    Not when all have become slow, or there is no other: then the ranking is as good as any.
+    """
+    pools = {"large": FakeEndpoint("large:1"), "medium": FakeEndpoint("medium:1")}
+    if others == "none":
+        del pools["medium"]
+    with bench(pools) as up:
+        slow_lately(up, "large")
+        if others == "slow":
+            slow_lately(up, "medium")
+
+        got = up.get()
+
+        if others == "fast":
+            assert got.story == [("medium", "reroute", "answered")]
+            assert got.ended.attempts[0].detail == "large: far slower than it was"
+        else:
+            assert got.story == [("large", "first", "answered")]
+
+
 def test_with_no_endpoint_anywhere_there_is_no_answer():
     with bench({}) as up:
         got = up.get()
