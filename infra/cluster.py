@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +18,13 @@ from pathlib import Path
 import ray
 from ray import serve as ray_serve
 
+from infra.directory import close_directory
 from infra.errors import ClusterFailed
+from infra.pools import deploy_pools, is_pool
 from infra.settings import Settings
 from infra.site import LocalSite
-from serve.deployment import deploy
+from serve.deployment import ROUTER_APP, TRAINER_APP, deploy
+from serve.dispatch_deployment import DISPATCH_APP, deploy_dispatchers
 
 # Shared memory for Ray's objects. None travel between our parts; this is Ray's smallest sensible.
 OBJECT_STORE_BYTES = 128 * 1024 * 1024
@@ -42,24 +45,31 @@ class Running:
 
     site: LocalSite
     address: str  # host:port to call
+    dispatch: str = ""  # host:port of `Dispatcher` over gRPC; "": there is none
+    openai: str = ""  # base URL of OpenAI's API
 
 
 @contextmanager
-def local_ray() -> Iterator[None]:
-    """A Ray cluster of this host for the length of a `with` block. Raises ClusterFailed."""
+def local_ray(resources: Mapping[str, float] | None = None, address: str = "") -> Iterator[None]:
+    """A Ray cluster for the length of a `with` block: of this host, or the one at `address`.
+
+    `resources` are logical ones: the GPUs that this host shall pass for. "GPU", Ray's own name for
+    devices, is as many as there are unless it is given. A cluster at an address states its own,
+    and goes on without us. Raises ClusterFailed.
+    """
     os.environ.update(ENVIRONMENT)
+    where = {"address": address} if address else _this_host(resources or {})
     try:
         ray.init(
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
             configure_logging=True,
             logging_level=logging.ERROR,
             log_to_driver=False,
             namespace="serve",
-            _node_ip_address="127.0.0.1",
+            **where,
         )
     except Exception as error:
-        raise ClusterFailed(f"Ray could not be started on this host: {error}") from error
+        at = address or "this host"
+        raise ClusterFailed(f"Ray could not be started or joined at {at}: {error}") from error
     try:
         ray_serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -70,13 +80,51 @@ def local_ray() -> Iterator[None]:
         ray.shutdown()
 
 
+def _this_host(resources: Mapping[str, float]) -> dict[str, object]:
+    """How a cluster of this host alone is started, whatever others run on it."""
+    logical = dict(resources)
+    devices = logical.pop("GPU", None)
+    return {
+        "address": "local",
+        "include_dashboard": False,
+        "object_store_memory": OBJECT_STORE_BYTES,
+        "num_gpus": None if devices is None else int(devices),
+        "resources": logical,
+        "_node_ip_address": "127.0.0.1",
+    }
+
+
 @contextmanager
 def running(settings: Settings, path: Path) -> Iterator[Running]:
     """The router of these settings, up, in the connected Ray cluster. Raises ClusterFailed."""
     site = LocalSite.of(settings, path)
+    options, dispatchers = settings.deployment(), settings.dispatchers()
     try:
-        deploy(settings.deployment(), site)
-        yield Running(site, f"{settings.listener.host}:{settings.listener.port}")
+        deploy(options, site)
+        deploy_pools(site.fleet)
+        deploy_dispatchers(options, dispatchers, site)
+        yield _addresses(settings, site)
     finally:
-        for name in ray_serve.status().applications:
-            ray_serve.delete(name)
+        _stop_all()
+
+
+def _addresses(settings: Settings, site: LocalSite) -> Running:
+    host, dispatch = settings.listener.host, settings.dispatch
+    router = f"{host}:{settings.listener.port}"
+    if not dispatch.replicas:
+        return Running(site, router)
+    http = f"http://{host}:{dispatch.http_port}/v1"
+    return Running(site, router, f"{host}:{dispatch.port}", http)
+
+
+def _stop_all() -> None:
+    """Stop what was deployed: dispatchers before the pools that they are still reading from."""
+    there = filter(_is_ours, ray_serve.status().applications)
+    for name in sorted(there, key=lambda name: (name != DISPATCH_APP, is_pool(name))):
+        ray_serve.delete(name)
+    close_directory()
+
+
+def _is_ours(app: str) -> bool:
+    """Whether we deployed it: others may have applications in the same cluster."""
+    return app in {ROUTER_APP, DISPATCH_APP} or app.startswith(TRAINER_APP) or is_pool(app)

@@ -3,7 +3,8 @@
 InfraError
 ├── SettingsUnreadable   the settings file is missing or is not TOML
 ├── SettingsInvalid      a setting is unknown, of the wrong type or out of bounds
-└── ClusterFailed        the local cluster could not be started
+├── ClusterFailed        the local cluster could not be started
+└── ServerFailed         a pool's model server could not be started
 """
 
 from __future__ import annotations
@@ -39,3 +40,17 @@ class SettingsInvalid(InfraError):
 
 class ClusterFailed(InfraError):
     """The local cluster could not be started."""
+
+
+class ServerFailed(InfraError):
+    """A pool's model server could not be started."""
+
+    def __init__(self, command: str, problem: str) -> None:
+        super().__init__(command, problem)
+        self.command, self.problem = command, problem
+
+    def __str__(self) -> str:
+        return (
+            f"the model server {self.command} failed: {self.problem}. Run the pool's `command` by "
+            f"hand to see what it says."
+        )

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -28,6 +28,19 @@ from pydantic_settings import (
 )
 
 from infra.errors import SettingsInvalid, SettingsUnreadable
+from infra.fleet import Fleet, PoolPlan
+from infra.fleet_plans import fleet_of
+from infra.settings_fleet import (
+    DispatchSection,
+    GpuSection,
+    HealthSection,
+    ModelSection,
+    PoolSection,
+    Section,
+    dispatchers_of,
+    section_of,
+    sessions_of,
+)
 from learners import policy as policies
 from learners.estimator import BlendOptions
 from learners.history import HistoryOptions
@@ -36,6 +49,7 @@ from learners.ridge import RidgeOptions
 from serve.batcher import BatcherOptions
 from serve.catalogue import Catalogue, Model, Pool
 from serve.deployment import DeploymentOptions
+from serve.dispatch_deployment import DispatchersOptions
 from serve.encoders import DIM_MAX, EncoderOptions
 from serve.listener import ListenerOptions
 from serve.live import LiveOptions
@@ -51,12 +65,6 @@ from streams.outbox import OutboxOptions
 from streams.trainer import TrainerOptions
 
 PREFIX = "FAIRLEAD__"  # of environment variables; `__` also goes from a section to its key
-
-
-class Section(BaseModel):
-    """Unknown keys are refused: a misspelt one would otherwise be a default nobody chose."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class RouterSection(Section):
@@ -305,31 +313,16 @@ class MetricsSection(Section):
     )
 
 
-class ModelSection(Section):
-    """One model of the catalogue. Read again while running."""
+class TelemetrySection(Section):
+    """What processes report of themselves, shown by `fairlead status` and as metrics."""
 
-    name: str = Field(min_length=1, max_length=200, description="Its name, unique.")
-    usd_per_1m_input_tokens: float = Field(0.0, ge=0, le=1e6, description="List price, USD.")
-    usd_per_1m_output_tokens: float = Field(0.0, ge=0, le=1e6, description="List price, USD.")
-    usd_per_call: float = Field(0.0, ge=0, le=100, description="Fixed price of a call, USD.")
-    output_tokens: float = Field(300.0, ge=0, le=1e7, description="Tokens of a typical answer.")
-    latency_ms: float = Field(
-        1000.0, gt=0, le=86_400_000, description="Milliseconds of a typical complete answer."
+    period_s: float = Field(
+        1.0,
+        ge=0,
+        le=5,
+        description="Seconds between reports; below 0.1 counts as 0.1. 0: none. A process that is "
+        "silent for 10 s is taken to be gone.",
     )
-    quality: float | None = Field(
-        None, ge=0, le=1, description="Expected quality, before outcomes. None: that of the others."
-    )
-    context_tokens_max: float = Field(
-        1e9, gt=0, le=1e9, description="Longest prompt it takes, tokens."
-    )
-
-
-class PoolSection(Section):
-    """One pool of the catalogue. Read again while running."""
-
-    name: str = Field(min_length=1, max_length=200, description="Its name, unique.")
-    model: str = Field(description="The model it serves.")
-    region: str = Field("", max_length=200, description="Where it is.")
 
 
 class Settings(BaseSettings):
@@ -338,6 +331,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         extra="forbid",
         frozen=True,
+        hide_input_in_errors=True,  # it may be a secret; `_said` shows what is none
         env_prefix=PREFIX,
         env_nested_delimiter="__",
         nested_model_default_partial_update=True,
@@ -350,6 +344,12 @@ class Settings(BaseSettings):
     )
     snapshots: str = Field(
         "", description="Folder or object store URI of snapshots. Empty: in state_dir."
+    )
+    ray_address: str = Field(
+        "",
+        description='Ray cluster to run in: "host:port", or "auto" on one of its machines. Its '
+        "nodes state their GPUs as resources, gpu_<name of the type>. Empty: a cluster of this "
+        "machine alone, which then passes for one with all `[[gpus]]`.",
     )
     prompt_tokens: float = Field(
         500.0,
@@ -365,9 +365,23 @@ class Settings(BaseSettings):
     feedback: FeedbackSection = FeedbackSection()
     log: LogSection = LogSection()
     metrics: MetricsSection = MetricsSection()
-    models: tuple[ModelSection, ...] = Field((), description="The catalogue's models.")
+    telemetry: TelemetrySection = TelemetrySection()
+    dispatch: DispatchSection = DispatchSection()
+    health: HealthSection = HealthSection()
+    gpus: tuple[GpuSection, ...] = Field(
+        (),
+        description="The types of GPU that pools run on. One that is known by its name needs no "
+        "figures but its price: those of its data sheet are taken.",
+    )
+    models: tuple[ModelSection, ...] = Field(
+        (),
+        description="The catalogue's models. `shape` and what follows it say how one is run, and "
+        "count from the next start.",
+    )
     pools: tuple[PoolSection, ...] = Field(
-        (), description="Their pools. A model without one gets a pool of its own name."
+        (),
+        description="Their pools. A model without one gets a pool of its own name. `backend` and "
+        "what follows it count from the next start.",
     )
 
     @classmethod
@@ -385,11 +399,17 @@ class Settings(BaseSettings):
 
     def catalogue(self) -> Catalogue:
         """Models and pools. Raises OptionRefused where they don't fit together."""
+        ours = {"quality", "context_tokens_max"}
+        emulated = [plan for plan in self.fleet().pools if plan.emulation is not None]
         models = [
-            Model(**section.model_dump(exclude={"quality"}), quality=_quality(section))
+            Model(
+                **section.model_dump(include=set(Model.__slots__) - ours),
+                quality=_quality(section),
+                context_tokens_max=_context_tokens(section, emulated),
+            )
             for section in self.models
         ]
-        pools = [Pool(**section.model_dump()) for section in self.pools]
+        pools = [Pool(**section.model_dump(include=set(Pool.__slots__))) for section in self.pools]
         served = {pool.model for pool in pools}
         pools += [Pool(name=m.name, model=m.name) for m in models if m.name not in served]
         return Catalogue(models, pools, self.prompt_tokens)
@@ -427,9 +447,11 @@ class Settings(BaseSettings):
             ),
             listener=self._listener(),
             outbox=OutboxOptions(items_max=feedback.waiting_max),
+            sessions=sessions_of(self.dispatch),
             feedback=feedback_options,
             log_decisions=self.router.log_decisions,
             log_prompts=self.router.log_prompts,
+            telemetry_s=self.telemetry.period_s,
         )
         trainer = TrainerOptions(
             publish_s=learning.publish_s,
@@ -446,6 +468,18 @@ class Settings(BaseSettings):
             encoder=encoder,
             seed=self.router.seed,
         )
+
+    def pool_names(self) -> list[str]:
+        """The names of all pools, those included that models have by themselves."""
+        return [pool.name for pool in self.catalogue().pools] if self.models else []
+
+    def fleet(self) -> Fleet:
+        """GPU types and pools. Raises OptionRefused where they don't fit together."""
+        return fleet_of(self.gpus, self.models, self.pools)
+
+    def dispatchers(self) -> DispatchersOptions:
+        """How dispatchers run. Raises OptionRefused and SettingsUnreadable."""
+        return dispatchers_of(self.dispatch, self.health, self._listener())
 
     def _trainers(self) -> int:
         """Each trainer needs a partition of its own."""
@@ -523,8 +557,11 @@ def read_settings(path: Path | None) -> Settings:
         raise SettingsInvalid(where, unknown)
     try:
         settings = Settings(**found)
-        settings.catalogue() if settings.models else None
+        if settings.models or settings.pools:
+            settings.catalogue()
+        settings.fleet()
         settings.deployment()  # and other keys that must fit together
+        settings.dispatchers()
         settings.kafka()
     except ValidationError as error:
         raise SettingsInvalid(where, tuple(map(_said, error.errors()))) from error
@@ -545,21 +582,26 @@ def _said(problem: Mapping) -> str:
     key = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":  # a misspelt secret is a secret, too
         return f"{key} is not a setting"
-    value = "(hidden)" if _secret(problem["loc"]) else repr(problem["input"])
+    if problem["type"] == "missing":
+        return f"{key} is missing"
+    value = "(hidden)" if _secret(problem["loc"], problem["input"]) else repr(problem["input"])
     return f"{key} is {value}: {problem['msg'].lower()}"
 
 
-def _secret(path: Sequence[int | str]) -> bool:
-    """Whether a key, or the table it is in, is one that is not to be shown."""
-    kind: object = Settings
+def _secret(path: Sequence[int | str], value: object) -> bool:
+    """Whether a value is, or has in it, something that is not to be shown."""
+    section: type[BaseModel] | None = Settings
     for part in path:
-        field = getattr(kind, "model_fields", {}).get(part)
+        if isinstance(part, int):  # an entry of a list of sections
+            continue
+        field = section.model_fields.get(part) if section else None
         if field is None:
             return False
         if not field.repr:
             return True
-        kind = field.annotation
-    return False
+        section = section_of(field)
+    holds = section is not None and any(not field.repr for field in section.model_fields.values())
+    return holds and isinstance(value, dict | list)
 
 
 class FileCatalogue:
@@ -587,6 +629,12 @@ class FileCatalogue:
             return settings.catalogue()
         except OptionRefused as error:  # no models: fine for other uses of the file
             raise SettingsInvalid(str(self._path), (str(error),)) from error
+
+
+def _context_tokens(section: ModelSection, emulated: Sequence[PoolPlan]) -> float:
+    """What all of a model's pools take: a request may come to any of them."""
+    room = [p.emulation.context_tokens_max for p in emulated if p.model == section.name]
+    return min([section.context_tokens_max, *map(float, room)])
 
 
 def _quality(section: ModelSection) -> float:

@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from infra.settings import Settings
+from infra.settings_fleet import section_of
 
 HEAD = """\
 # Settings
@@ -29,8 +30,8 @@ HEAD = """\
 
 One TOML file sets everything: `fairlead.toml` in the working folder, or the one named with
 `--settings`. Every key has a default, so the file says only what differs; a router needs at least
-one model. `infra/example.toml` is a file to start from, and `fairlead settings --check FILE` says
-whether a file is valid.
+one model. `infra/example.toml` is a file to start from, `infra/example-fleet.toml` one with pools
+that answer, and `fairlead settings --check FILE` says whether a file is valid.
 
 - **Environment variables win over the file**, key by key. `FAIRLEAD__` and the key in capitals;
   `__` goes one section down: `FAIRLEAD__LISTENER__PORT=9000` is `port` of `[listener]`. Lists are
@@ -40,7 +41,7 @@ whether a file is valid.
 - **Models and pools are read again while the router runs**, every `poll_s` of `[learning]`: a
   model that is added takes requests, one that is removed takes none, and coming back under its
   name it is remembered. A file that is not valid changes nothing until it is mended. Everything
-  else counts from the next start.
+  else, and how a pool is run, counts from the next start.
 - Times are in seconds and money in US dollars unless a name says otherwise. A relative path
   starts at the folder where the router is started.
 """
@@ -64,7 +65,7 @@ def markdown() -> str:
 
 
 def _page(settings: type[BaseModel]) -> Iterator[str]:
-    sections = {name: _section(field) for name, field in settings.model_fields.items()}
+    sections = {name: section_of(field) for name, field in settings.model_fields.items()}
     top = {name: settings.model_fields[name] for name in sections if sections[name] is None}
     yield from _part("Top of the file", _about(settings), top)
     for name, section in sections.items():
@@ -73,14 +74,6 @@ def _page(settings: type[BaseModel]) -> Iterator[str]:
             title = f"`[[{name}]]`, once for each" if listed else f"`[{name}]`"
             about = settings.model_fields[name].description or _about(section)
             yield from _part(title, about, section.model_fields)
-
-
-def _section(field: FieldInfo) -> type[BaseModel] | None:
-    """The section a field holds, one or a list of them; None for a plain key."""
-    for kind in (field.annotation, *get_args(field.annotation)):
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            return kind
-    return None
 
 
 def _part(title: str, about: str, fields: Mapping[str, FieldInfo]) -> Iterator[str]:
@@ -112,6 +105,8 @@ def _type(field: FieldInfo) -> str:
 def _kind(kind: object) -> str:
     if get_origin(kind) is Literal:
         return ", ".join(map(_toml, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return f"list of {_kind(get_args(kind)[0])}"
     return TYPES[get_origin(kind) or kind]
 
 
@@ -124,6 +119,9 @@ def _default(field: FieldInfo) -> str:
 def _bounds(field: FieldInfo) -> str:
     limits = []
     for limit in field.metadata:
+        if pattern := getattr(limit, "pattern", None):
+            limits.append(f"`{pattern}`")
+            continue
         attribute, form = {**BOUNDS, **LENGTHS}[type(limit)]
         limits.append(form.format(_number(getattr(limit, attribute))))
     return ", ".join(limits)
@@ -135,9 +133,9 @@ def _toml(value: object) -> str:
         return f"`{str(value).lower()}`"
     if isinstance(value, int | float):
         return f"`{_number(value)}`"
-    if isinstance(value, dict):
-        assert not value, "a table's default is the empty one"
-        return "`{}`"
+    if isinstance(value, dict | tuple):
+        assert not value, "a table's or a list's default is the empty one"
+        return "`{}`" if isinstance(value, dict) else "`[]`"
     return f'`"{value}"`'
 
 

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infra.errors import SettingsInvalid, SettingsUnreadable
+from infra.fleet import Fleet
 from infra.settings import FileCatalogue, Settings
+from serve.backend import Pools
 from serve.deployment import now_ms
 from streams.folder import Folder
 from streams.kafka_options import KafkaOptions
@@ -34,6 +36,7 @@ class LocalSite:
     settings: Path  # likewise
     snapshots: str  # likewise, or a URI
     kafka: KafkaOptions | None = None  # None: the log is a SQLite file
+    fleet: Fleet = Fleet()
 
     @classmethod
     def of(cls, settings: Settings, path: Path) -> LocalSite:
@@ -46,6 +49,7 @@ class LocalSite:
             settings=path.absolute(),
             snapshots=snapshots if "://" in snapshots else str(Path(snapshots).absolute()),
             kafka=settings.kafka(),
+            fleet=settings.fleet(),
         )
         site._make_key()
         return site
@@ -66,6 +70,14 @@ class LocalSite:
     def catalogue(self) -> FileCatalogue:
         """The settings file's models and pools."""
         return FileCatalogue(self.settings)
+
+    def pools(self) -> Pools:
+        """The pools' endpoints, those that Ray runs by asking the cluster's directory."""
+        # Only where it is used: a router that only decides calls nobody.
+        from infra.directory import DirectoryClient
+        from infra.pool_clients import PoolClients
+
+        return PoolClients(self.fleet.pools, DirectoryClient().ask)
 
     def ticket_keys(self) -> list[bytes]:
         """The keys in `ticket.keys`, a line of hexadecimal each, newest first.

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from strategies import lightly
 
 from infra.connections import Connections
+from infra.emulated_answers import ChatRequest
 from infra.emulated_prefixes import Prefixes
-from infra.emulated_server import ChatRequest, EmulatedServer, TooLong
+from infra.emulated_server import EmulatedServer, TooLong
 from infra.openai_endpoint import OpenAiEndpoint, OpenAiOptions
 from serve.backend import Call, Piece, Usage
 from serve.errors import AnswerGarbled, CallRefused, EndpointFailed

@@ -9,8 +9,8 @@ import pytest
 
 from infra.emulator import catalogue as known
 from infra.fleet import Fleet, PoolPlan
+from infra.fleet_plans import fleet_of
 from infra.settings import Settings, read_settings
-from infra.settings_fleet import fleet_of
 from streams.errors import OptionRefused
 
 ROOT = Path(__file__).parent.parent

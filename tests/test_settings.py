@@ -10,6 +10,7 @@ import re
 import stat
 import threading
 import tomllib
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import NoneType, UnionType
@@ -98,6 +99,14 @@ def file(tmp_path) -> Callable[[str], Path]:
     return write
 
 
+# What one of a list can't do without.
+NEEDED = {
+    "gpus": {"name": "l4", "usd_per_hour": 1.0},
+    "models": {"name": "m"},
+    "pools": {"name": "m", "model": "m"},
+}
+
+
 def toml(value: object) -> str:
     """A value as TOML has it."""
     if isinstance(value, float) and not math.isfinite(value):
@@ -109,10 +118,7 @@ def file_with(key: Key, value: object) -> str:
     """A settings file in which one key has a value, and what it can't do without."""
     line = f"{key.name} = {toml(value)}\n"
     if key.listed:
-        needed = (
-            {"name": 'name = "m"\n', "model": 'model = "m"\n'} if key.section == "pools" else {}
-        )
-        needed = needed or {"name": 'name = "m"\n'}
+        needed = {name: f"{name} = {toml(of)}\n" for name, of in NEEDED[key.section].items()}
         needed.pop(key.name, None)
         first = ONE_MODEL if key.section == "pools" else ""
         return f"{first}[[{key.section}]]\n{''.join(needed.values())}{line}"
@@ -158,7 +164,8 @@ def test_key_has_its_row_with_meaning_default_and_bounds(key):
     assert key.field.description.endswith(".")
     assert f"| {key.field.description} |" in row
     default, bounds = row.split(" | ")[2:4]
-    shown = {float(number) for number in re.findall(r"[\d.]+", bounds.replace("_", ""))}
+    bounds = re.sub("`.*`", "", bounds).replace("_", "")  # without what a name must look like
+    shown = {float(number) for number in re.findall(r"[\d.]+", bounds)}
     assert shown == {float(limit) for limit in key.limits(Ge, Gt, Le, Lt, MinLen, MaxLen)}
     if key.kind in (int, float) and isinstance(key.field.default, int | float):
         assert float(default.strip("`")) == key.field.default
@@ -234,7 +241,8 @@ def test_number_right_at_a_bound_is_taken(key, file, monkeypatch):
     """
     The documented bound itself is within bounds, where it says ≥ or ≤.
     """
-    monkeypatch.setattr(Settings, "deployment", lambda self: None)  # other keys need not fit
+    for name in ("deployment", "dispatchers", "fleet", "catalogue"):  # other keys need not fit
+        monkeypatch.setattr(Settings, name, lambda self: None)
     for limit in key.limits(Ge, Le):
         value = int(limit) if key.kind is int else float(limit)
         settings = read_settings(file(file_with(key, value)))
@@ -256,7 +264,8 @@ def test_number_that_is_none_is_refused(key, value, file):
 def test_choice_that_is_none_is_refused_with_all_there_are(key, file):
     message = refusal(file(file_with(key, "none of these")))
 
-    assert f"{key} is 'none of these'" in message
+    named = f"{key.section}.0.{key.name}" if key.listed else str(key)
+    assert f"{named} is 'none of these'" in message
     for choice in get_args(key.kind):
         assert f"'{choice}'" in message
 
@@ -272,11 +281,11 @@ def test_text_of_a_wrong_length_is_refused(key, file):
 @every_key
 def test_value_of_a_wrong_type_is_refused(key, file):
     """
-    A list is no value of any key, and the message says which one has it.
+    A list of a number and a list is no value of any key, and the message says which one has it.
     """
-    message = refusal(file(file_with(key, ["surprise"])))
+    message = refusal(file(file_with(key, [1, ["surprise"]])))
 
-    assert re.search(rf"\b{key.name} is ", message)
+    assert re.search(rf"\b{key.name}(\.\d)? is ", message)
 
 
 # --- files that are wrong --------------------------------------------------------------------------
@@ -352,6 +361,9 @@ def test_file_that_is_not_there_is_unreadable(name, tmp_path):
         ("[learning]\ntrainers = 2", "learning.trainers is 2"),
         ("[log]\nkind = 'kafka'\n[learning]\ntrainers = 5", "at most the feedback's 4 partitions"),
         ("[log]\nkind = 'kafka'\n[log.security]\npassword = 'x'", "security is 'password'"),
+        ("[dispatch]\nreplicas = 1\nport = 7480", "dispatch.http_port is (7480, 7480, 7491)"),
+        ("[dispatch]\nreplicas = 1\nhttp_port = 7490", "must be three different ones"),
+        ("[dispatch]\napi_keys = ['']", "dispatch.api_keys is '(hidden)'"),
     ],
 )  # fmt: skip
 def test_keys_that_do_not_fit_together_are_refused_when_read(text, says, file):
@@ -421,16 +433,27 @@ KAFKA = "[log]\nkind = 'kafka'\n[log.security]\nsasl_plain_password = "
 
 def test_secrets_are_in_no_representation(file, tmp_path):
     """
-    What is logged or shown in a trace has neither the API key nor Kafka's password.
+    What is logged or shown in a trace has no API key, no password of Kafka's, no key of TLS.
     """
-    text = f"state_dir = '{tmp_path}'\n{OPENAI}api_key = '{SECRET}'\n{KAFKA}'{SECRET}'"
+    (tmp_path / "key.pem").write_text(SECRET)
+    text = (
+        f"state_dir = '{tmp_path}'\n{OPENAI}api_key = '{SECRET}'\n{KAFKA}'{SECRET}'\n"
+        f"[listener]\ntls_certificate = '{tmp_path}/key.pem'\ntls_key = '{tmp_path}/key.pem'\n"
+        f"[dispatch]\nreplicas = 1\napi_keys = ['{SECRET}']\n{ONE_MODEL}"
+        f"[[pools]]\nname = 'p'\nmodel = 'm'\nbackend = 'openai'\nurls = ['http://h/v1']\n"
+        f"api_key = '{SECRET}'\n"
+    )
     settings = read_settings(file(text))
     site = LocalSite.of(settings, tmp_path / "fairlead.toml")
 
     assert settings.encoder.api_key == SECRET
     assert settings.deployment().encoder.api_key == SECRET
+    assert settings.deployment().replica.listener.tls_key == SECRET.encode()
     assert site.kafka.security["sasl_plain_password"] == SECRET
-    for shown in (settings, settings.encoder, settings.deployment(), site, settings.kafka()):
+    assert settings.dispatchers().replica.http.api_keys == (SECRET,)
+    assert site.fleet.pools[0].api_key == SECRET
+    parts = (settings.encoder, settings.deployment(), settings.kafka(), settings.dispatchers())
+    for shown in (settings, *parts, settings.fleet(), *settings.pools, site):
         assert SECRET not in repr(shown)
         assert SECRET not in str(shown)
 
@@ -445,13 +468,29 @@ def test_secrets_are_in_no_representation(file, tmp_path):
         f"{KAFKA}{{ a = '{SECRET}' }}",
         f"[log]\nsecurity = '{SECRET}'",
         f"[log]\nsecurty = '{SECRET}'",
+        f"[dispatch]\napi_keys = '{SECRET}'",
+        f"[dispatch]\napi_keys = [['{SECRET}']]",
+        f"[dispatch]\napi_keys = ['{SECRET}', '']",
+        f"[dispatch]\napi_key = ['{SECRET}']",
+        f"[[dispatch]]\napi_keys = ['{SECRET}']",
+        f"[[encoder]]\napi_key = '{SECRET}'",
+        f"[pools]\napi_key = '{SECRET}'",
+        f"[[pools]]\napi_key = ['{SECRET}']",
+        f"[[pools]]\napi_key = '{SECRET}'",  # its name is missing, and what is there is not shown
+        f"[[pools]]\nname = 'p'\nmodel = 'm'\napi_keey = '{SECRET}'",
+        f"{ONE_MODEL}{{pool}}urls = ['http://h/v1']\napi_key = '''{SECRET}\n'''",
+        f"{ONE_MODEL}{{pool}}urls = ['http://me:{SECRET}@h/v1']",
     ],
 )
 def test_secrets_are_in_no_error(text, file):
     """
     Not when misspelt, of a wrong type, or with the line break of the file it came from.
     """
-    assert SECRET not in refusal(file(text))
+    text = text.replace("{pool}", "[[pools]]\nname = 'p'\nmodel = 'm'\nbackend = 'openai'\n")
+    with pytest.raises(SettingsInvalid) as refused:
+        read_settings(file(text))
+
+    assert SECRET not in "".join(traceback.format_exception(refused.value))
 
 
 # --- every key reaches what it configures ----------------------------------------------------------
@@ -473,12 +512,36 @@ url = "http://localhost/v1"
 trainers = 2
 [log]
 kind = "kafka"
+[dispatch]
+replicas = 1
+[[gpus]]
+name = "h100_sxm"
+usd_per_hour = 2.0
+[[gpus]]
+name = "h200_sxm"
+usd_per_hour = 3.0
 [[models]]
 name = "m"
+parameters_1e9 = 32.0
+active_parameters_1e9 = 16.0
+kv_values_per_token = 100000
 [[pools]]
 name = "p"
 model = "m"
+backend = "emulated"
+gpu = "h100_sxm"
+[[pools]]
+name = "q"
+model = "m"
+backend = "openai"
+urls = ["http://localhost/v1"]
 """
+# Keys that only a server has which is called or started, not an emulated one.
+OF_SERVERS = {"pools.urls", "pools.command", "pools.upstream_model", "pools.api_key", "pools.extra"}
+BESIDE = {  # what has to be there for a key to have an effect
+    "pools.load_s": {"residency": "cold"},
+    "pools.command": {"urls": []},
+}
 OTHER = {  # where another value is not found by moving away from the default
     "snapshots": "{folder}/elsewhere",
     "state_dir": "{folder}/other",
@@ -492,9 +555,27 @@ OTHER = {  # where another value is not found by moving away from the default
     "log.security": {"ssl_cafile": "ca.pem"},
     "pools.model": "other",
     "models.name": "other",
+    "models.shape": "Qwen3-32B",
+    "models.precision": "bf16",
+    "models.context_tokens_max": 1000.0,
+    "gpus.name": "b200_sxm",
+    "gpus.memory_gib": 70.0,
+    "gpus.bandwidth_tb_per_s": 3.0,
+    "gpus.bf16_tflops": 900.0,
+    "gpus.fp8_tflops": 1900.0,
+    "gpus.power_w": 500.0,
+    "dispatch.port": 7500,
+    "dispatch.http_port": 7501,
+    "dispatch.api_keys": [SECRET],
+    "pools.backend": "none",
+    "pools.gpu": "h200_sxm",
+    "pools.replicas_min": 1,
+    "pools.urls": ["http://elsewhere/v1"],
+    "pools.command": ["serve"],
+    "pools.extra": {"top_k": 5, "nested": {"a": [1]}},
 }
 # Read where they are used, which a look at the sources confirms.
-READ_ELSEWHERE = {"metrics.port", "feedback.silence_s"}
+READ_ELSEWHERE = {"metrics.port", "feedback.silence_s", "ray_address"}
 
 
 def other(key: Key, now: object) -> object:
@@ -516,7 +597,10 @@ def effects(settings: Settings, path: Path) -> object:
     """Everything that settings are turned into."""
     catalogue = settings.catalogue()
     site = LocalSite.of(settings, path)
-    return (settings.deployment(), catalogue, site.state_dir, site.snapshots, site.kafka)
+    fleet, dispatchers = settings.fleet(), settings.dispatchers()
+    assert site.fleet == fleet
+    parts = (settings.deployment(), catalogue, site.state_dir, site.snapshots, site.kafka)
+    return (*parts, fleet, dispatchers)
 
 
 @every_key
@@ -536,17 +620,25 @@ def test_key_reaches_what_it_configures(key, tmp_path):
     if str(key) == "log.kind":
         document["learning"]["trainers"] = 1  # more need partitions
     path.touch()
-    settings = Settings(**document)
-    before = effects(settings, path)
-    holder = getattr(settings, key.section) if key.section else settings
-    now = getattr(holder[0] if key.listed else holder, key.name)
+    at = 1 if str(key) in OF_SERVERS else 0
+    section = document.setdefault(key.section, {}) if key.section else document
+    holder = section[at] if key.listed else section
+    holder |= BESIDE.get(str(key), {})
+    if str(key) == "pools.command":  # where there were URLs
+        before = effects(Settings(**tomllib.loads(BASE.format(folder=tmp_path))), path)
+    else:
+        before = effects(Settings(**document), path)
+    now = holder.get(key.name, key.field.default)
 
     value = other(key, now)
     value = value.format(folder=tmp_path) if isinstance(value, str) else value
-    section = document.setdefault(key.section, {}) if key.section else document
-    (section[0] if key.listed else section)[key.name] = value
+    holder[key.name] = value
     if str(key) in ("pools.model", "models.name"):
-        document["models"].append({"name": "other" if key.section == "pools" else "m"})
+        document["models"].append(
+            document["models"][0] | {"name": "other" if key.section == "pools" else "m"}
+        )
+    if str(key) == "gpus.name":
+        document["gpus"].append({"name": "h100_sxm", "usd_per_hour": 2.0})
 
     assert value != now
     assert effects(Settings(**document), path) != before
@@ -724,6 +816,30 @@ def test_example_is_valid_and_complete(tmp_path):
     done = CliRunner().invoke(app, ["settings", "--check", str(ROOT / "infra" / "example.toml")])
     assert done.exit_code == 0
     assert "is valid" in done.stdout
+
+
+def test_example_of_a_fleet_is_valid_and_says_which_speeds_are_derived():
+    """
+    Measurements are only of some GPUs; what was derived for the others is marked.
+    """
+    path = ROOT / "infra" / "example-fleet.toml"
+    settings = read_settings(path)
+    fleet = settings.fleet()
+
+    done = CliRunner().invoke(app, ["settings", "--check", str(path)])
+    assert done.exit_code == 0
+    assert settings.dispatchers().replicas > 0
+    assert {gpu.name for gpu in fleet.gpus} == {
+        "l4", "l40s", "a100_sxm", "h100_sxm", "h200_sxm", "b200_sxm"
+    }  # fmt: skip
+    assert {plan.gpu.name for plan in fleet.pools} == {gpu.name for gpu in fleet.gpus}
+    assert len({plan.model for plan in fleet.pools}) == 4
+    unmeasured = {"l4", "l40s", "a100_sxm"}
+    assert {p.name for p in fleet.pools if p.gpu.name in unmeasured} <= {
+        p.name for p in fleet.pools if p.derived
+    }
+    assert not all(plan.derived for plan in fleet.pools)
+    assert any(plan.load_s for plan in fleet.pools)
 
 
 # --- the site --------------------------------------------------------------------------------------

@@ -1,0 +1,120 @@
+"""Where the pools' replicas listen: one small actor that they tell, and dispatchers ask.
+
+    replica ──report, twice a second──▶ Directory ◀──ask, four times a second── dispatcher
+
+Ray Serve places replicas and knows which live, but not on which port their own server listens. An
+address is believed for `KEPT_S` after it was last reported. When the actor is restarted it knows
+nothing for a moment; it says how long it has been there, so that nobody takes that for an empty
+fleet (see `pool_clients`).
+
+The one rule: no request waits for it. Replicas go on serving while they can't report, dispatchers
+keep the last addresses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import Any
+
+import ray
+
+NAME, NAMESPACE = "fairlead.directory", "serve"
+REPORT_S = 0.5
+KEPT_S = 3.0  # six reports: a replica that is busy for a second is not gone
+
+
+class Directory:
+    """Addresses by pool."""
+
+    def __init__(self) -> None:
+        self._began_s = time.monotonic()
+        self._seen: dict[tuple[str, str], float] = {}
+
+    def report(self, pool: str, address: str) -> None:
+        """A replica of the pool listens there, now."""
+        self._seen[pool, address] = time.monotonic()
+
+    def forget(self, pool: str, address: str) -> None:
+        """A replica stops listening."""
+        self._seen.pop((pool, address), None)
+
+    def addresses(self) -> tuple[float, dict[str, list[str]]]:
+        """Seconds since this actor began, and the addresses of every pool."""
+        now_s = time.monotonic()
+        self._seen = {at: seen for at, seen in self._seen.items() if now_s - seen <= KEPT_S}
+        found: dict[str, list[str]] = {}
+        for pool, address in sorted(self._seen):
+            found.setdefault(pool, []).append(address)
+        return now_s - self._began_s, found
+
+
+def open_directory() -> ray.actor.ActorHandle:
+    """The cluster's directory, made if there is none. On the head node: without it Ray is gone."""
+    made = ray.remote(Directory).options(
+        name=NAME,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        num_cpus=0,
+        resources={"node:__internal_head__": 0.001},
+    )
+    return made.remote()
+
+
+def close_directory() -> None:
+    """End the cluster's directory, if there is one."""
+    with contextlib.suppress(ValueError):
+        ray.kill(find_directory())
+
+
+def find_directory() -> ray.actor.ActorHandle:
+    """The cluster's directory. Raises ValueError while there is none."""
+    return ray.get_actor(NAME, namespace=NAMESPACE)
+
+
+class DirectoryClient:
+    """Talks to the directory from an event loop, without ever holding that up.
+
+    Every method raises whatever Ray raises while the directory can't be reached.
+    """
+
+    def __init__(self) -> None:
+        self._found: ray.actor.ActorHandle | None = None
+        self._finding: asyncio.Task[ray.actor.ActorHandle] | None = None
+
+    async def ask(self) -> tuple[float, dict[str, list[str]]]:
+        """What the directory says."""
+        return await self._call("addresses")
+
+    async def report(self, pool: str, address: str) -> None:
+        """A replica of the pool listens there, now."""
+        await self._call("report", pool, address)
+
+    async def forget(self, pool: str, address: str) -> None:
+        """A replica stops listening."""
+        await self._call("forget", pool, address)
+
+    async def _call(self, method: str, *arguments: str) -> Any:
+        if self._found is None:
+            self._found = await self._find()
+        try:
+            return await getattr(self._found, method).remote(*arguments)
+        except ray.exceptions.RayError:
+            self._found = None  # it may have been ended, and another one made
+            raise
+
+    async def _find(self) -> ray.actor.ActorHandle:
+        # In a thread, because Ray waits for its head node here, for minutes if that is away; in one
+        # alone, however often the caller loses patience.
+        if self._finding is None or self._finding.done():
+            self._finding = asyncio.create_task(asyncio.to_thread(find_directory))
+            self._finding.add_done_callback(lambda found: found.cancelled() or found.exception())
+        return await asyncio.shield(self._finding)
+
+
+async def ask() -> tuple[float, dict[str, list[str]]]:
+    """What the directory says, asked once. Raises whatever Ray raises if it can't be reached."""
+    return await DirectoryClient().ask()

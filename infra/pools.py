@@ -1,0 +1,182 @@
+"""Pools as Ray Serve deployments: each replica a server of its own, on the GPUs it needs.
+
+    PoolPlan ─▶ deployment "pool-<name>", resources {gpu_<type>: n} ─▶ replicas, on any raylet
+                                                                          └─▶ directory: address
+
+Ray Serve places, checks, replaces and scales them; requests do not pass through it. A machine that
+states its GPUs as logical resources runs the same configuration as a cluster that has them.
+
+The one rule: a replica that is in the directory answers. It is entered when it is ready and taken
+out before it stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable
+from typing import Protocol
+
+import ray
+from ray import serve as ray_serve
+
+from infra.directory import REPORT_S, DirectoryClient, open_directory
+from infra.emulated_server import EmulatedServer
+from infra.errors import ServerFailed
+from infra.fleet import Fleet, PoolPlan
+from infra.server_process import ServerProcess
+from serve.deployment import COMMON, GRACE_S
+from serve.http_listener import HttpListener, HttpListenerOptions
+
+logger = logging.getLogger(__name__)
+
+POOL = "pool-"  # how the names of pools' applications begin
+TELL_S_MAX = 1.0  # then it is told again; an address is kept for longer
+
+
+class Server(Protocol):
+    """What a replica runs."""
+
+    address: str
+
+    async def start(self) -> None:
+        """Start and wait until it answers."""
+
+    async def stop(self) -> None:
+        """Finish what is under way, then end."""
+
+    def problem(self) -> str:
+        """Why this replica should be replaced; "" while it is well."""
+
+
+class Emulated:
+    """An emulated engine behind an HTTP listener, in this process."""
+
+    def __init__(self, plan: PoolPlan, host: str) -> None:
+        assert plan.emulation is not None
+        name = plan.upstream_model or plan.model
+        self.server = EmulatedServer(name, plan.emulation, time.monotonic, lambda: int(time.time()))
+        self._host, self._load_s = host, plan.load_s / plan.emulation.speed
+        options = HttpListenerOptions(host=host, port=0, grace_s=GRACE_S / 2)
+        self._listener = HttpListener(self.server.app, options)
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return f"{self._host}:{self._listener.port}"
+
+    async def start(self) -> None:
+        """Load the model, so to speak, and listen."""
+        await asyncio.sleep(self._load_s)
+        await self._listener.start()
+
+    async def stop(self) -> None:
+        """Finish what is under way, then end."""
+        await self._listener.stop()
+
+    def problem(self) -> str:
+        """It lives as long as this process."""
+        return ""
+
+
+class Started:
+    """A program that serves a model, run as a child of this process."""
+
+    def __init__(self, plan: PoolPlan, host: str) -> None:
+        self._process = ServerProcess(plan.command, host)
+        self.address = self._process.address
+
+    async def start(self) -> None:
+        """Start it and wait until it answers. Raises ServerFailed."""
+        await self._process.start()
+
+    async def stop(self) -> None:
+        """End it."""
+        await self._process.stop()
+
+    def problem(self) -> str:
+        """Whether it has died."""
+        return "" if self._process.running else "the model server's process has ended"
+
+
+class PoolDeployment:
+    """One replica of one pool."""
+
+    async def __init__(self, plan: PoolPlan) -> None:
+        self._plan = plan
+        host = ray.util.get_node_ip_address()
+        kind = Started if plan.command else Emulated
+        self._server: Server = kind(plan, host)
+        await self._server.start()
+        self._directory = DirectoryClient()
+        self._telling = asyncio.create_task(self._tell())
+
+    async def _tell(self) -> None:
+        """Say that we are here, until told to stop."""
+        while True:
+            await self._try(self._directory.report(self._plan.name, self._server.address))
+            await asyncio.sleep(REPORT_S)
+
+    async def _try(self, telling: Awaitable[None]) -> None:
+        """The directory may be about to be restarted: it is told again, or forgets by itself."""
+        try:
+            await asyncio.wait_for(telling, TELL_S_MAX)
+        except Exception as error:  # noqa: BLE001 - whatever Ray raises
+            logger.warning("the directory of pools can't be told: %s", error)
+
+    def check_health(self) -> None:
+        """Called by Ray Serve; raising replaces this replica."""
+        problem = self._server.problem()
+        if problem:
+            raise ServerFailed(self._plan.name, problem)
+
+    async def __del__(self) -> None:
+        """Called by Ray Serve when it stops this replica."""
+        if not hasattr(self, "_telling"):
+            return
+        self._telling.cancel()
+        await asyncio.gather(self._telling, return_exceptions=True)  # so as not to be entered again
+        await self._try(self._directory.forget(self._plan.name, self._server.address))
+        await self._server.stop()
+
+
+def app_name(pool: str) -> str:
+    """The name of a pool's application in Ray Serve."""
+    return f"{POOL}{pool}"
+
+
+def is_pool(app: str) -> bool:
+    """Whether an application of Ray Serve is a pool."""
+    return app.startswith(POOL)
+
+
+def deploy_pools(fleet: Fleet) -> None:
+    """Run the pools that Ray is to run; returns when all have their first replicas.
+
+    Raises what Ray raises when one can't start, with the replica's error in its text.
+    """
+    plans = [plan for plan in fleet.pools if plan.deployed and plan.replicas]
+    if not plans:
+        return
+    open_directory()
+    targets = [
+        ray_serve.RunTarget(_deployment(plan).bind(plan), app_name(plan.name), route_prefix=None)
+        for plan in plans
+    ]
+    ray_serve.run_many(targets)
+
+
+def _deployment(plan: PoolPlan) -> ray_serve.Deployment:
+    return ray_serve.deployment(PoolDeployment).options(
+        **COMMON
+        | {
+            "name": "Pool",
+            "num_replicas": plan.replicas,
+            "ray_actor_options": {
+                "num_cpus": 0,
+                "num_gpus": plan.device_gpus,
+                "resources": plan.resources(),
+            },
+        }
+    )
