@@ -26,6 +26,9 @@ from infra.site import LocalSite
 from serve.deployment import ROUTER_APP, TRAINER_APP, deploy
 from serve.dispatch_deployment import DISPATCH_APP, deploy_dispatchers
 
+# Where Ray and the pools' replicas listen: the loopback. Not 127.0.0.1, because Ray takes that for
+# "this host" and listens at the address of a network card.
+HOST = "127.0.0.2"
 # Shared memory for Ray's objects. None travel between our parts; this is Ray's smallest sensible.
 OBJECT_STORE_BYTES = 128 * 1024 * 1024
 # Set before Ray starts anything, for it and its workers. One thread per search or product: the
@@ -90,7 +93,7 @@ def _this_host(resources: Mapping[str, float]) -> dict[str, object]:
         "object_store_memory": OBJECT_STORE_BYTES,
         "num_gpus": None if devices is None else int(devices),
         "resources": logical,
-        "_node_ip_address": "127.0.0.1",
+        "_node_ip_address": HOST,
     }
 
 
@@ -101,7 +104,7 @@ def running(settings: Settings, path: Path) -> Iterator[Running]:
     options, dispatchers = settings.deployment(), settings.dispatchers()
     try:
         deploy(options, site)
-        deploy_pools(site.fleet)
+        deploy_pools(site, settings.telemetry.period_s)
         deploy_dispatchers(options, dispatchers, site)
         yield _addresses(settings, site)
     finally:

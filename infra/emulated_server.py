@@ -44,6 +44,7 @@ from infra.emulator.engine import WATERMARK, Engine
 from infra.emulator.real_time import RealTimeEngine
 from infra.errors import InfraError
 from infra.fleet import Emulation
+from streams.pool_window import PoolWindow, ReplicaIdentity
 
 SPREAD = 0.5  # standard deviation of the logarithm of answers' lengths
 JSON, EVENTS = b"application/json", b"text/event-stream; charset=utf-8"
@@ -83,6 +84,8 @@ class EmulatedServer:
         self, name: str, emulation: Emulation, now_s: Callable[[], float], unix_s: Callable[[], int]
     ) -> None:
         self._name, self._emulation, self._unix_s = name, emulation, unix_s
+        self._now_s = now_s
+        self.window = PoolWindow(ReplicaIdentity(pool=name, model=name, replica=name))
         self.engine = Engine(emulation.performance, emulation.power, now_s())
         self.clock = RealTimeEngine(self.engine, now_s, speed=emulation.speed)
         self._fault = FaultOrder(kind="none")
@@ -136,7 +139,7 @@ class EmulatedServer:
 
     async def words(self, planned: Planned) -> AsyncIterator[tuple[int, int]]:
         """Which words are ready now: from, to. At the engine's pace."""
-        made = 0
+        made, came_s = 0, self._now_s()
         generated = self.clock.generate(
             planned.prompt_tokens, planned.output_tokens, planned.cached_tokens
         )
@@ -144,8 +147,12 @@ class EmulatedServer:
             async for n in steps:
                 if not made:  # the prompt has been read
                     self._prefixes.keep(planned.messages)
+                    first_s = self._now_s()
+                    self.window.count_first_token((first_s - came_s) * 1000.0)
                 yield made, made + n
                 made += n
+        if made > 1:
+            self.window.count_answer((self._now_s() - first_s) * 1000.0 / (made - 1))
         answer = {"role": "assistant", "content": text(0, made)}
         self._prefixes.keep([*planned.messages, answer])
 

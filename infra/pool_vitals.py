@@ -44,6 +44,7 @@ class PoolVitals:
             log, TELEMETRY, encode_all, TELEMETRY_OUTBOX
         )
         self._reporter = Reporter(secrets.token_hex(SOURCE_BYTES), now_ms())
+        self.state: Literal["starting", "ready", "draining"] = "starting"
         self._tokens, self._energy_j = 0, 0.0  # of the engine, as last reported
         self._task: asyncio.Task[None] | None = None
 
@@ -56,34 +57,36 @@ class PoolVitals:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-            self.report("draining")
+            self.state = "draining"
+            self.report()
         await asyncio.to_thread(self._outbox.close)
         self._log.close()
 
     async def _run(self) -> None:
         while True:
+            self.report()
             await asyncio.sleep(self._period_s)
-            self.report("ready")
 
-    def report(self, state: Literal["ready", "draining"]) -> None:
+    def report(self) -> None:
         """Hand over the record of the window that ends now."""
         try:
             window = self._reporter.window(self._now_ms())
-            self._outbox.offer([self._record(state, window)])
+            self._outbox.offer([self._record(window)])
         except OutboxClosed:
             pass
         except Exception:  # our bug, but a replica that answers is worth more than its telemetry
             logger.exception("a window of telemetry is lost")
 
-    def _record(self, state: Literal["ready", "draining"], window: tuple[int, int]) -> Telemetry:
+    def _record(self, window: tuple[int, int]) -> Telemetry:
         engine = self._server.engine
+        self._server.clock.advance()  # as far as it has come by now
         tokens, energy_j = engine.tokens_made_total, engine.energy_j
         spent_j = max(0.0, energy_j - self._energy_j)
         self._window.count_tokens(max(0, tokens - self._tokens))
         self._window.count_joules(spent_j)
         self._tokens, self._energy_j = tokens, energy_j
         gauges = ReplicaGauges(
-            state=state,
+            state=self.state,
             queued=engine.queued,
             running=engine.running,
             kv_use=engine.kv_use,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import Awaitable
 from typing import Protocol
@@ -24,10 +25,13 @@ from ray import serve as ray_serve
 from infra.directory import REPORT_S, DirectoryClient, open_directory
 from infra.emulated_server import EmulatedServer
 from infra.errors import ServerFailed
-from infra.fleet import Fleet, PoolPlan
+from infra.fleet import PoolPlan
+from infra.pool_vitals import PoolVitals
 from infra.server_process import ServerProcess
-from serve.deployment import COMMON, GRACE_S
+from infra.site import LocalSite
+from serve.deployment import COMMON, GRACE_S, now_ms
 from serve.http_listener import HttpListener, HttpListenerOptions
+from streams.pool_window import ReplicaIdentity
 
 logger = logging.getLogger(__name__)
 
@@ -103,12 +107,21 @@ class Started:
 class PoolDeployment:
     """One replica of one pool."""
 
-    async def __init__(self, plan: PoolPlan) -> None:
+    async def __init__(self, plan: PoolPlan, site: LocalSite, telemetry_s: float) -> None:
+        """`telemetry_s` is how often an emulated replica reports of itself; 0: never."""
         self._plan = plan
         host = ray.util.get_node_ip_address()
         kind = Started if plan.command else Emulated
         self._server: Server = kind(plan, host)
+        self._vitals: PoolVitals | None = None
+        if isinstance(self._server, Emulated) and telemetry_s:
+            log = await asyncio.to_thread(site.log)
+            server = self._server.server
+            self._vitals = PoolVitals(_identity(plan), server, log, telemetry_s, now_ms)
+            self._vitals.start()
         await self._server.start()
+        if self._vitals:
+            self._vitals.state = "ready"
         self._directory = DirectoryClient()
         self._telling = asyncio.create_task(self._tell())
 
@@ -139,6 +152,8 @@ class PoolDeployment:
         await asyncio.gather(self._telling, return_exceptions=True)  # so as not to be entered again
         await self._try(self._directory.forget(self._plan.name, self._server.address))
         await self._server.stop()
+        if self._vitals:
+            await self._vitals.stop()
 
 
 def app_name(pool: str) -> str:
@@ -151,17 +166,31 @@ def is_pool(app: str) -> bool:
     return app.startswith(POOL)
 
 
-def deploy_pools(fleet: Fleet) -> None:
+def _identity(plan: PoolPlan) -> ReplicaIdentity:
+    """What a replica is called in telemetry."""
+    return ReplicaIdentity(
+        pool=plan.name,
+        model=plan.model,
+        replica=f"{plan.name}-{secrets.token_hex(4)}",
+        gpu=plan.gpu.name if plan.gpu else "",
+        region=plan.region,
+        derived=plan.derived,
+    )
+
+
+def deploy_pools(site: LocalSite, telemetry_s: float) -> None:
     """Run the pools that Ray is to run; returns when all have their first replicas.
 
     Raises what Ray raises when one can't start, with the replica's error in its text.
     """
-    plans = [plan for plan in fleet.pools if plan.deployed and plan.replicas]
+    plans = [plan for plan in site.fleet.pools if plan.deployed and plan.replicas]
     if not plans:
         return
     open_directory()
     targets = [
-        ray_serve.RunTarget(_deployment(plan).bind(plan), app_name(plan.name), route_prefix=None)
+        ray_serve.RunTarget(
+            _deployment(plan).bind(plan, site, telemetry_s), app_name(plan.name), route_prefix=None
+        )
         for plan in plans
     ]
     ray_serve.run_many(targets)

@@ -30,6 +30,8 @@ from infra.fleet import PoolPlan
 from infra.pool_clients import PoolClients
 from infra.pools import app_name
 from infra.settings import read_settings
+from infra.status import look
+from serve.deployment import now_ms
 from streams.trainer import LEARNED, SPENT
 
 PROGRAM = Path(__file__).parent / "small_openai_server.py"
@@ -285,6 +287,34 @@ def test_what_dispatched_requests_took_is_learned(up):
     nano_usd = sum(round(end.cost_usd * 1e9) for end in ended)
     until(lambda: counts(up[0])[0] >= before[0] + len(asked), "learning")
     until(lambda: counts(up[0])[1] >= before[1] + nano_usd, "the money to be counted")
+
+
+def test_status_shows_pools_as_they_report_of_themselves_and_as_they_are_called(up):
+    """
+    Emulated replicas tell what goes on inside them, dispatchers what became of their calls. A
+    server that reports nothing is seen by its callers.
+    """
+    for model in ("small", "program"):
+        ask(up[0], "What is a fairlead?", model)
+
+    def shown():
+        log = up[0].site.log()
+        try:
+            names = [POOL, "program-here"]
+            found = look(up[0].site.store(), log, now_ms(), 600.0, names)
+        finally:
+            log.close()
+        emulated, program = found.pools.get(POOL), found.pools.get("program-here")
+        told = emulated and program and emulated.tokens and emulated.answered and program.answered
+        return found if told and emulated.replicas.get("ready") == 2 and program.tokens else None
+
+    found = until(shown, "telemetry")
+    pool = found.pools[POOL]
+    assert (pool.model, pool.gpu, pool.derived) == ("small", "h100_sxm", False)
+    assert pool.ttft_ms["p50"] > 0.0
+    assert pool.joules > 0.0
+    assert found.spent_usd[POOL] > 0.0
+    assert found.workload["default"].output_tokens_mean > 0.0
 
 
 def test_router_only_decides_on_its_own_port(up):
