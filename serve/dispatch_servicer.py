@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
 
 import grpc
 import msgspec
 
 from serve.answers import Ask, Attempt, Ended, Event, Routed, Streamed, texts_in
 from serve.errors import AttemptFailed, InvalidRequest
+from serve.paced import PacedWriter
 from serve.proto.fairlead.v1 import dispatch_pb2 as pb
 from serve.proto.fairlead.v1 import dispatch_pb2_grpc, router_pb2
 from serve.request import TEXT_BYTES_MAX, whole
@@ -43,17 +43,15 @@ class DispatcherServicer(dispatch_pb2_grpc.DispatcherServicer):
     ) -> None:
         """Decide, call, stream.
 
-        Written piece by piece: of a generator gRPC would let go without closing it, when the
-        caller leaves while it waits to be asked for more.
+        Written, not yielded: of a generator gRPC would let go without closing it, when the caller
+        leaves while it waits to be asked for more.
         """
         try:
             ask = read_ask(whole(request))
             left_s = context.time_remaining()
             if left_s is not None:
                 _limit_deadline(ask.route, self._now_ms() + int(left_s * 1000))
-            async with aclosing(self._answer(ask)) as events:
-                async for event in events:
-                    await context.write(write(event))
+            await PacedWriter(lambda event: context.write(write(event))).send(self._answer(ask))
         except Exception as error:  # noqa: BLE001 - becomes a status
             code, message = status_of(error)
             if code is grpc.StatusCode.INTERNAL:

@@ -1,7 +1,7 @@
 """The emulated engine, one iteration after the other: slow and obvious, the oracle of the fast one.
 
 It keeps lists of sequences and adds up what they hold each time. It shares no code with the fast
-engine but the duration of an iteration.
+engine but the durations of an iteration and of the front end.
 
 The one rule: no closed form, no counter that could be computed anew.
 """
@@ -37,6 +37,7 @@ class SteppedEngine:
         self.running: list[Request] = []
         self.chunks: dict[Request, int] = {}  # prompt tokens in the iteration under way
         self.boundary_s, self.end_s = 0.0, None  # end of the iteration under way
+        self.ready_s = 0.0  # of the latest arrival
         self.now_s, self.busy, self.prefilled_s, self.tokens = 0.0, 0.0, 0.0, 0
         self.events: list[tuple] = []
 
@@ -44,7 +45,10 @@ class SteppedEngine:
 
     def submit(self, id, prompt, output, now_s, cached=0):
         self.advance(now_s)
-        self.waiting.append(Request(id, prompt, output, cached, now_s + self.p.request_s))
+        here = [r for r in self.waiting + self.running if not r.cancelled]
+        front_end_s = self.p.front_end_s(prompt, len(here) + 1)
+        self.ready_s = max(self.ready_s, now_s + front_end_s)
+        self.waiting.append(Request(id, prompt, output, cached, self.ready_s))
 
     def cancel(self, id, now_s):
         self.advance(now_s)

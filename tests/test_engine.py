@@ -55,6 +55,8 @@ def performances(draw, *, exact: bool) -> Performance:
             "per_context_token_s": draw(st.sampled_from([0.0, TICK_S])),
             "per_prompt_token_s": draw(st.sampled_from([0.0, 0.0, 1 / 256])),
             "request_s": draw(st.sampled_from([0.0, 1 / 16])),
+            "request_per_prompt_token_s": draw(st.sampled_from([0.0, 1 / 256])),
+            "request_crowd_s": 0.0,  # a root is not exact
             "experts_s": draw(st.sampled_from([0.0, 1 / 16])),
             "expert_share": 1.0,
         }
@@ -66,6 +68,8 @@ def performances(draw, *, exact: bool) -> Performance:
             "per_context_token_s": draw(ms) / 64,
             "per_prompt_token_s": draw(ms) / 4,
             "request_s": draw(ms),
+            "request_per_prompt_token_s": draw(ms) / 16,
+            "request_crowd_s": draw(ms),
             "experts_s": draw(ms),
             "expert_share": 0.1,
         }
@@ -233,6 +237,38 @@ def test_a_request_reaches_the_scheduler_after_its_own_time():
 
     assert events(engine, 100.0)[0] == ("a", FIRST_TOKEN, 2.75)
     assert engine.busy_s == 1.5
+
+
+def test_the_front_end_takes_longer_for_long_prompts_and_in_a_crowd():
+    """
+    1/1024 s per prompt token, and 1/4 s times the root of how many are in the server.
+    """
+    of = performance(request_per_prompt_token_s=TICK_S, request_crowd_s=0.25)
+    engine, crowded = Engine(of), Engine(of)
+
+    engine.submit("a", 512, 1, 1.0)
+    for request in "abcd":
+        crowded.submit(request, 512, 1, 1.0)
+    for request in "abc":
+        crowded.cancel(request, 1.0)
+
+    assert events(engine)[0] == ("a", FIRST_TOKEN, 1.0 + 0.5 + 0.25 + 1.5)
+    assert events(crowded)[0] == ("d", FIRST_TOKEN, 1.0 + 0.5 + 0.25 * 2 + 1.5)
+    assert of.front_end_s(1024, 9) == 1.0 + 0.75
+
+
+def test_nobody_overtakes_in_the_front_end():
+    """
+    A short prompt behind a long one waits for it.
+    """
+    engine = Engine(performance(request_per_prompt_token_s=TICK_S))
+
+    engine.submit("long", 1024, 1, 0.0)
+    engine.submit("short", 1, 1, 0.5)
+
+    assert [event[:2] for event in events(engine) if event[1] == FIRST_TOKEN] == [
+        ("long", FIRST_TOKEN), ("short", FIRST_TOKEN),
+    ]  # fmt: skip
 
 
 def test_iterations_get_longer_as_contexts_grow():
