@@ -27,7 +27,6 @@ from typing import Generic, TypeVar
 
 from serve.errors import QueueFull
 
-RESTS = 3  # length of a rest, in lengths of the scoring before it
 # A scoring that seemed to take longer than a third of this did not compute but was held up, by a
 # frozen process or a busy machine; resting three times as long would make it worse.
 REST_S_MAX = 0.25
@@ -42,6 +41,7 @@ class BatcherOptions:
 
     waiting_max: int = 4096  # at 10,000 a second this is 0.4 s of waiting
     batch_max: int = 256  # scored in about 5 ms; longer would hold up the event loop
+    rests: float = 3.0  # length of a rest, in lengths of the scoring before it
 
 
 class Batcher(Generic[Item, Result]):
@@ -92,7 +92,7 @@ class Batcher(Generic[Item, Result]):
         if batch:
             self._settle(batch)
         took_s = time.monotonic() - began_s
-        self._rested_s = began_s + took_s + min(took_s * RESTS, REST_S_MAX)
+        self._rested_s = began_s + took_s + min(took_s * self._options.rests, REST_S_MAX)
         self._scheduled = False
         if self._waiting:
             self._schedule(loop)

@@ -36,10 +36,13 @@ class DispatchDeployment:
         self, options: DeploymentOptions, dispatchers: DispatchersOptions, site: Site
     ) -> None:
         listener = replace(options.replica.listener, port=dispatchers.port)
+        # A dispatched request costs many times its scoring: there is no crowd to score at once.
+        batcher = replace(options.replica.servicer.batcher, rests=0.0)
+        servicer = replace(options.replica.servicer, batcher=batcher)
         # Loading weights and a snapshot takes a second; the event loop must answer Ray meanwhile.
         replica: Replica = await asyncio.to_thread(
             Replica,
-            replace(options.replica, listener=listener),
+            replace(options.replica, listener=listener, servicer=servicer),
             site.log(),
             site.store(),
             site.catalogue(),

@@ -9,8 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from serve.batcher import REST_S_MAX, RESTS, Batcher, BatcherOptions
+from serve.batcher import REST_S_MAX, Batcher, BatcherOptions
 from serve.errors import InvalidRequest, QueueFull
+
+RESTS = BatcherOptions().rests
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -295,3 +297,24 @@ def test_wrong_number_of_results_fails_its_batch_and_no_other(played, results):
     failures, after = played(scenario)
     assert [type(failure) for failure in failures] == [AssertionError] * 3
     assert after == "next"
+
+
+def test_without_rests_every_request_is_scored_as_soon_as_the_loop_comes_to_it():
+    """
+    Where a request costs many times its scoring, as in a dispatcher, there is no crowd to wait for.
+    """
+    order: list[str] = []
+
+    def score(items):
+        order.append("scored")
+        return list(items)
+
+    async def scene():
+        batcher = Batcher(score, BatcherOptions(rests=0.0))
+        for i in range(20):
+            assert await batcher.submit(i) == i
+            order.append("answered")
+
+    asyncio.run(scene())
+
+    assert order == ["scored", "answered"] * 20
