@@ -14,12 +14,13 @@ from collections.abc import AsyncGenerator, Callable
 import grpc
 import msgspec
 
-from serve.answers import Ask, Attempt, Ended, Event, Routed, Streamed, texts_in
+from serve.answers import Ask, Attempt, Ended, Event, Routed, Streamed
 from serve.errors import AttemptFailed, InvalidRequest
 from serve.paced import PacedWriter
 from serve.proto.fairlead.v1 import dispatch_pb2 as pb
 from serve.proto.fairlead.v1 import dispatch_pb2_grpc, router_pb2
-from serve.request import TEXT_BYTES_MAX, whole
+from serve.request import whole
+from serve.routing_text import routing_text
 from serve.status import status_of
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def read_ask(request: pb.DispatchRequest) -> Ask:
             raise InvalidRequest("messages", "empty", "given, or `route.text`")
         body["messages"] = messages
     if kind is None:
-        route.text = prompt_of(body["messages"])
+        route.text = routing_text(_contents(body["messages"]))
     return Ask(
         route=route,
         body=body,
@@ -84,16 +85,8 @@ def read_ask(request: pb.DispatchRequest) -> Ask:
     )
 
 
-def prompt_of(messages: object) -> str:
-    """What a conversation is routed by: its texts, the last 64 KiB of them.
-
-    Raises InvalidRequest if there is no text.
-    """
-    found = [m.get("content") for m in messages if isinstance(m, dict)] if messages else []
-    text = "\n".join(text for content in found for text in texts_in(content) if text)
-    if not text:
-        raise InvalidRequest("messages", "without any text", "at least one with text")
-    return text.encode()[-TEXT_BYTES_MAX:].decode(errors="ignore")
+def _contents(messages: object) -> list[object]:
+    return [message.get("content") for message in messages if isinstance(message, dict)]
 
 
 def _options(text: str) -> dict[str, object]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -25,11 +24,11 @@ from serve.catalogue import Catalogue
 from serve.errors import InvalidRequest, UnknownModel
 from serve.json_body import read_body
 from serve.proto.fairlead.v1 import router_pb2 as pb
-from serve.request import TENANT_BYTES_MAX, TEXT_BYTES_MAX
+from serve.request import TENANT_BYTES_MAX
+from serve.routing_text import routing_text
 from streams.feedback import OUTPUT_TOKENS_MAX
 
 AUTO = "auto"  # the "model" that means: the router chooses
-NO_TEXT = "[no text]"  # what a conversation without a single word is routed by
 OURS = ("model", "stream", "stream_options", "fairlead")  # not passed through
 INT64_MAX = 2**63 - 1
 
@@ -138,7 +137,7 @@ def _route(chat: ChatBody, options: Options, catalogue: Catalogue) -> pb.RouteRe
     """Who asks and what matters. A field of None is a field not set, to protobuf."""
     weights = options.preference
     return pb.RouteRequest(
-        text=routing_text(chat.messages),
+        text=routing_text(message.content for message in chat.messages),
         request_id=options.request_id,
         tenant=options.tenant or _tenant(chat.user),
         session=options.session,
@@ -166,33 +165,6 @@ def _allowed(model: str | None, options: Options, catalogue: Catalogue) -> list[
 def _tenant(user: str | None) -> str | None:
     """OpenAI's end user stands in for a tenant; no reason to refuse a call if it can't."""
     return user if user and len(user.encode()) <= TENANT_BYTES_MAX else None
-
-
-def routing_text(messages: list[Message]) -> str:
-    """The words of all messages, a message a line; at most the last 65,536 bytes.
-
-    The last, because what is asked now stands at the end. What is no text leaves its type as a
-    word, `[image_url]`: it tells apart what the words alone do not.
-    """
-    text = "\n".join(words for message in messages if (words := _words(message.content)))
-    if not text.strip():
-        return NO_TEXT
-    encoded = text.encode()
-    if len(encoded) <= TEXT_BYTES_MAX:
-        return text
-    return encoded[-TEXT_BYTES_MAX:].decode(errors="ignore")  # drops the rest of a cut character
-
-
-def _words(content: object) -> str:
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else []
-    return "\n".join(_part(part) for part in parts if isinstance(part, Mapping))
-
-
-def _part(part: Mapping[str, object]) -> str:
-    text = part.get("text")
-    return text if isinstance(text, str) else f"[{part.get('type', 'unknown')}]"
 
 
 def read_feedback(content: bytes) -> pb.FeedbackRequest:

@@ -14,7 +14,6 @@ from openai_stand_in import CATALOGUE
 from serve.errors import InvalidRequest, UnknownModel
 from serve.json_body import read_body
 from serve.openai_request import (
-    NO_TEXT,
     ChatBody,
     Message,
     Options,
@@ -23,11 +22,11 @@ from serve.openai_request import (
     read_chat,
     read_feedback,
     read_ticket,
-    routing_text,
     write_ticket,
 )
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.request import TEXT_BYTES_MAX
+from serve.routing_text import NO_TEXT, routing_text
 
 ASKED = [{"role": "user", "content": "Say hello."}]
 
@@ -224,21 +223,25 @@ def messages(*contents):
     return [Message("user", content) for content in contents]
 
 
+def contents(*given: object) -> list[object]:
+    return [message.content for message in messages(*given)]
+
+
 def test_routing_text_is_all_that_is_said():
     parts = [{"type": "text", "text": "b"}, {"type": "image_url", "image_url": {"url": "x"}}]
-    assert routing_text(messages("a", parts, None, "c")) == "a\nb\n[image_url]\nc"
+    assert routing_text(contents("a", parts, None, "c")) == "a\nb\n[image_url]\nc"
 
 
 @pytest.mark.parametrize(
     "content", [None, "", " \n", [], [7], 7, {"text": "x"}, [{"type": "text", "text": ""}]]
 )
 def test_conversation_without_a_word_is_routed_all_the_same(content):
-    assert routing_text(messages(content)) == NO_TEXT
+    assert routing_text(contents(content)) == NO_TEXT
 
 
 @pytest.mark.parametrize("content", [[{}], [{"type": ["x"]}], [{"text": 7}]])
 def test_parts_of_no_known_form_do_no_harm(content):
-    assert routing_text(messages(content)).startswith("[")
+    assert routing_text(contents(content)).startswith("[")
 
 
 @given(st.text(alphabet="aé模😀", min_size=1), st.integers(-3, 3))
@@ -248,7 +251,7 @@ def test_routing_text_is_cut_to_the_last_bytes_at_a_character(tail, off):
     """
     text = "x" * (TEXT_BYTES_MAX - len(tail.encode()) + off) + tail
     for long in (text, "模" * TEXT_BYTES_MAX + text):
-        cut = routing_text(messages(long))
+        cut = routing_text(contents(long))
         assert long.endswith(cut)
         assert TEXT_BYTES_MAX - 3 <= len(cut.encode()) <= TEXT_BYTES_MAX or cut == long
 
