@@ -1,4 +1,4 @@
-"""Machines: settings, the local cluster, the site a router lives in; later pools and autoscaling.
+"""Machines: settings, the cluster and the site a router lives in, pools and the emulated engine.
 
 `settings` is the only place that reads files and environment variables.
 """

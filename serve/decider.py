@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.policy import Policy
+from serve.crowding import Crowding
 from serve.encoders import Encoder
 from serve.errors import (
     DeadlinePassed,
@@ -69,10 +70,12 @@ class Decider:
         self._encoder, self._policy, self._sealer, self._issuer = encoder, policy, sealer, issuer
         self._rng, self._now_ms = rng, now_ms
         self._policy_key = key_of(repr(policy))
+        self._crowding = Crowding()
 
     def decide(self, asked: Sequence[Asked], live: Live) -> Decided:
         """Decide n requests against one view. Texts are encoded here, so only if that is quick."""
         now_ms = self._now_ms()
+        live = self._crowding.corrected(live, now_ms)
         refused: Refusals = {}
         embeddings = self._embeddings(asked, refused)
         allowed = _allowed(asked, live, refused)
@@ -93,6 +96,8 @@ class Decider:
         self._hold_sessions(taken, choices, live, now_ms)
         for row in np.flatnonzero(~choices.fits).tolist():
             replies[rows[row]] = _no_model_fits(taken[row], row, choices, live)
+        if live.loads:
+            self._crowding.sent(live.pools[chosen] for chosen in choices.chosen[choices.fits])
         log = self._log(ids, taken, requests, choices, live, now_ms)
         return Decided(replies, log, _explored(choices))
 

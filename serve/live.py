@@ -27,6 +27,7 @@ from learners.learned import Learned, MemoryOptions
 from serve.catalogue import Catalogue, CatalogueSource
 from streams.errors import SnapshotDamaged
 from streams.fleet_state import FleetState
+from streams.fleet_view import loads
 from streams.snapshots import Manifest, Store
 from streams.state import Loader, State
 from streams.ticket import key_of
@@ -65,6 +66,7 @@ class Live:
         self.estimator = Estimator(learned, catalogue.keys, catalogue.quality, options.blend)
         means = self.estimator.model_means
         self.error_share = means.figure("error", 0.0, options.error_prior_weight)  # (k,)
+        self.pool_latency_ms: dict[str, float] = {}  # of models that have several
         # Every model's pools, the best first; `pools` (k,) is the best of each.
         self.pools_of = {
             name: self._ranked_pools(learned, column, options)
@@ -74,6 +76,7 @@ class Live:
         self.model_keys = np.array(catalogue.keys, np.uint64)
         self.pool_keys = np.array([key_of(name) for name in self.pools], np.uint64)
         self.encoder_key = key_of(encoder)
+        self._read_loads()
         # The first search and product of a process are slow; let no request pay for them.
         self.estimator.estimate(np.zeros((1, N_FEATURES), np.int8))
 
@@ -86,13 +89,27 @@ class Live:
         stated_ms = float(self.catalogue.latency_ms[column])
         latency_ms = means.figure("latency_ms", stated_ms, options.latency_prior_weight)
         errors = means.figure("error", 0.0, options.error_prior_weight)
-        order = np.argsort(_with_retries(latency_ms, errors), kind="stable")
-        return tuple(pools[i] for i in order.tolist())
+        expected_ms = _with_retries(latency_ms, errors)
+        self.pool_latency_ms.update(zip(pools, expected_ms.tolist(), strict=True))
+        return tuple(pools[i] for i in np.argsort(expected_ms, kind="stable").tolist())
+
+    def _read_loads(self) -> None:
+        """How full pools are, where there is a choice between them; see `crowding`."""
+        self.loads = loads(self.fleet) if self.pool_latency_ms else {}
+        self.loads_as_of_ms = self.fleet.newest_ms if self.loads else 0
+
+    def with_pools(self, pools: tuple[str, ...]) -> Live:
+        """The same view, with other pools (k,) of the models."""
+        other = copy.copy(self)
+        other.pools = pools
+        other.pool_keys = np.array([key_of(name) for name in pools], np.uint64)
+        return other
 
     def renewed(self, version: int, published_at_ms: int, fleet: FleetState) -> Live:
         """The view of a later snapshot in which nothing but telemetry is new."""
         later = copy.copy(self)
         later.version, later.published_at_ms, later.fleet = version, published_at_ms, fleet
+        later._read_loads()
         return later
 
     def age_ms(self, now_ms: int) -> int:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from streams.fleet_state import SLOT_MS, FleetState
 from streams.heard import Replica
@@ -101,6 +102,24 @@ class PoolView:
     refusals: int
     derived: bool  # some live replica is emulated, with parameters that were not measured
     silent_s: float | None  # since the last word of any replica; None: there was none
+
+
+class Load(NamedTuple):
+    """What is in a pool, by the last word of its live replicas."""
+
+    queued: int
+    running: int
+
+
+def loads(fleet: FleetState) -> dict[str, Load]:
+    """The load of every pool that reports; cheap, for whoever asks at every snapshot."""
+    found: dict[str, Load] = {}
+    newest_ms = max((replica.heard_ms for replica in fleet.replicas.values()), default=0)
+    for key, replica in fleet.replicas.items():
+        if newest_ms - replica.heard_ms <= SILENT_MS:
+            queued, running = found.get(parted(key)[0], (0, 0))
+            found[parted(key)[0]] = Load(queued + replica.queued, running + replica.running)
+    return found
 
 
 def end_of(fleet: FleetState, now_ms: int) -> int:
