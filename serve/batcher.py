@@ -41,7 +41,8 @@ class BatcherOptions:
 
     waiting_max: int = 4096  # at 10,000 a second this is 0.4 s of waiting
     batch_max: int = 256  # scored in about 5 ms; longer would hold up the event loop
-    rests: float = 3.0  # length of a rest, in lengths of the scoring before it
+    # Length of a rest, in lengths of the scoring before it. 0: each request is scored at once.
+    rests: float = 3.0
 
 
 class Batcher(Generic[Item, Result]):
@@ -67,6 +68,9 @@ class Batcher(Generic[Item, Result]):
             )
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
+        if not self._options.rests:  # there is no crowd to wait for
+            self._settle([(item, future)])
+            return future
         self._waiting.append((item, future))
         if not self._scheduled:
             self._schedule(loop)

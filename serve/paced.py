@@ -1,7 +1,7 @@
 """Writes an answer's events to gRPC: the first token at once, the others at most so often.
 
-    events ──read──▶ waiting ──merged──▶ write
-                       └── for 20 ms after a write, pieces wait for those that come next
+    events ──▶ write
+         └──▶ waiting ──merged──▶ write     pieces that come within 20 ms of a write
 
 A message costs grpc.aio some 150 µs of its event loop, whatever is in it: with 100 streams of
 fast models that is more than everything else a dispatcher does, and each first token would wait
@@ -22,64 +22,65 @@ from dataclasses import replace
 from serve.answers import Event, Streamed
 
 PACE_S = 0.02  # between two writes of pieces
-WAITING_MAX = 256  # then a reader who is slow holds the answer up
 
 
 class PacedWriter:
-    """Writes one call's events. Used once."""
+    """Writes one call's events. Used once, from one event loop."""
 
     def __init__(self, write: Callable[[Event], Awaitable[None]]) -> None:
         self._write = write
         self._waiting: list[Event] = []
-        self._ready, self._room = asyncio.Event(), asyncio.Event()
+        self._writing = asyncio.Lock()  # writers take their turns, so that order is kept
         self._timer: asyncio.TimerHandle | None = None
+        self._later: asyncio.Task[None] | None = None  # what a timer writes
         self._wrote_s = -math.inf  # pieces, by the loop's clock
 
     async def send(self, events: AsyncGenerator[Event, None]) -> None:
-        """Write all events. Raises what reading them raises, after what came before it."""
-        reading = asyncio.ensure_future(self._read(events))
-        reading.add_done_callback(lambda task: self._ready.set())
+        """Write all events. Raises what reading them raises, after what came before it.
+
+        A reader who is slow holds the answer up: nothing is read while a write takes its time.
+        """
         try:
-            while self._waiting or not reading.done():
-                await self._ready.wait()
-                self._ready.clear()
-                await self._flush()
-            await reading
+            async with aclosing(events):
+                async for event in events:
+                    await self._take(event)
+        except Exception:
+            await self._flush()
+            raise
+        else:
+            await self._flush()
         finally:
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
-            if self._timer is not None:
-                self._timer.cancel()
+            await self._end_timer()
 
-    async def _read(self, events: AsyncGenerator[Event, None]) -> None:
-        async with aclosing(events):
-            async for event in events:
-                self._waiting.append(event)
-                self._schedule(event)
-                while len(self._waiting) >= WAITING_MAX:
-                    self._room.clear()
-                    self._ready.set()
-                    await self._room.wait()
-
-    def _schedule(self, event: Event) -> None:
-        """Have it written at once, unless it is a piece soon after others."""
+    async def _take(self, event: Event) -> None:
+        """Write an event at once, unless it is a piece soon after others."""
         loop = asyncio.get_running_loop()
+        self._waiting.append(event)
         rest_s = self._wrote_s + PACE_S - loop.time()
         if rest_s <= 0.0 or not isinstance(event, Streamed):
-            self._ready.set()
+            await self._flush()
         elif self._timer is None:
-            self._timer = loop.call_later(rest_s, self._ready.set)
+            self._timer = loop.call_later(rest_s, self._flush_later)
+
+    def _flush_later(self) -> None:
+        self._timer = None
+        self._later = asyncio.get_running_loop().create_task(self._flush())
 
     async def _flush(self) -> None:
-        waiting, self._waiting = self._waiting, []
+        """Write what waits."""
+        async with self._writing:
+            waiting, self._waiting = self._waiting, []
+            if any(isinstance(event, Streamed) for event in waiting):
+                self._wrote_s = asyncio.get_running_loop().time()
+            for event in merged(waiting):
+                await self._write(event)
+
+    async def _end_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
-        if any(isinstance(event, Streamed) for event in waiting):
-            self._wrote_s = asyncio.get_running_loop().time()
-        for event in merged(waiting):
-            await self._write(event)
-        self._room.set()
+        if self._later is not None:
+            self._later.cancel()  # nothing waits any more, or nobody does
+            await asyncio.gather(self._later, return_exceptions=True)
 
 
 def merged(events: Sequence[Event]) -> Iterator[Event]:
