@@ -352,7 +352,10 @@ def summary(found: Sequence[Experiment]) -> dict[str, object]:
         "recovery_p99_s": {fault: of["recovery_p99_s"] for fault, of in by_fault.items()},
         "settled_s": {fault: of["settled_s"] for fault, of in by_fault.items()},
         "by_fault": by_fault,
-        "problems": sorted({a.error for one in found for a in one.seen.dispatched if a.lost})[:5],
+        "problems": sorted(
+            {a.error for one in found for a in one.seen.dispatched if a.lost}
+            | {problem for one in found for problem in one.seen.undecided}
+        )[:5],
     }
 
 
