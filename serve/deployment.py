@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+import ray
 from ray import serve as ray_serve
 
 from serve.backend import Pools
@@ -194,13 +196,25 @@ def supervise(make: Callable[[], Worker], stopping: threading.Event) -> None:
         stopping.wait(rest_s)
 
 
+def spread(replicas: int) -> dict[str, int]:
+    """So many replicas, on machines such that the loss of one leaves some of them.
+
+    Ray spreads by itself, but does not promise to: with two replicas on one machine, its death
+    leaves nobody to decide for as long as it takes to start others. Where there are too few
+    machines for that, nothing is asked for that could not be had after one's loss.
+    """
+    machines = sum(node["Alive"] for node in ray.nodes())
+    per_machine = math.ceil(replicas / max(1, machines - 1))
+    return {"num_replicas": replicas, "max_replicas_per_node": min(per_machine, 100)}
+
+
 def deploy(options: DeploymentOptions, site: Site) -> None:
     """Run trainer and router in the connected Ray cluster; returns when both are up.
 
     Raises what Ray raises when a deployment can't start, with the replica's error in its text.
     """
     router = ray_serve.deployment(RouterDeployment).options(
-        name="Router", num_replicas=options.replicas, **COMMON
+        name="Router", **COMMON, **spread(options.replicas)
     )
     trainer = ray_serve.deployment(TrainerDeployment).options(
         name="Trainer", num_replicas=1, **COMMON

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from ray import serve as ray_serve
 
-from serve.deployment import COMMON, GRACE_S, DeploymentOptions, Site, now_ms
+from serve.deployment import COMMON, GRACE_S, DeploymentOptions, Site, now_ms, spread
 from serve.dispatch_replica import DispatchReplica, DispatchReplicaOptions
 from serve.replica import Replica
 
@@ -77,7 +77,7 @@ def deploy_dispatchers(
         graces_s = dispatchers.replica.http_listener.grace_s + options.replica.listener.grace_s
         settings = COMMON | {"graceful_shutdown_timeout_s": GRACE_S + graces_s}
         dispatch = ray_serve.deployment(DispatchDeployment).options(
-            name="Dispatch", num_replicas=dispatchers.replicas, **settings
+            name="Dispatch", **settings, **spread(dispatchers.replicas)
         )
         app = dispatch.bind(options, dispatchers, site)
         ray_serve.run_many([ray_serve.RunTarget(app, DISPATCH_APP, route_prefix=None)])
