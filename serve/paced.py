@@ -22,6 +22,7 @@ from dataclasses import replace
 from serve.answers import Event, Streamed
 
 PACE_S = 0.02  # between two writes of pieces
+WAITING_MAX = 64  # pieces; a pool that sends more within the pace is not waited for
 
 
 class PacedWriter:
@@ -57,7 +58,8 @@ class PacedWriter:
         loop = asyncio.get_running_loop()
         self._waiting.append(event)
         rest_s = self._wrote_s + PACE_S - loop.time()
-        if rest_s <= 0.0 or not isinstance(event, Streamed):
+        full = len(self._waiting) >= WAITING_MAX
+        if rest_s <= 0.0 or full or not isinstance(event, Streamed):
             await self._flush()
         elif self._timer is None:
             self._timer = loop.call_later(rest_s, self._flush_later)
@@ -85,24 +87,29 @@ class PacedWriter:
 
 def merged(events: Sequence[Event]) -> Iterator[Event]:
     """The events, pieces that are nothing but text joined to those before them."""
-    last: Event | None = None
+    run: list[Streamed] = []  # that become one piece
     for event in events:
-        if last is not None and _joins(last, event):
-            assert isinstance(last, Streamed) and isinstance(event, Streamed)
-            text = last.piece.text + event.piece.text
-            last = replace(event, piece=replace(event.piece, delta={"content": text}))
-            continue
-        if last is not None:
-            yield last
-        last = event
-    if last is not None:
-        yield last
+        if run and not _joins(run[-1], event):
+            yield _joined(run)
+            run = []
+        if isinstance(event, Streamed):
+            run.append(event)
+        else:
+            yield event
+    if run:
+        yield _joined(run)
 
 
-def _joins(one: Event, other: Event) -> bool:
+def _joined(run: Sequence[Streamed]) -> Streamed:
+    if len(run) == 1:
+        return run[0]
+    text = "".join(one.piece.text for one in run)
+    return replace(run[-1], piece=replace(run[-1].piece, delta={"content": text}))
+
+
+def _joins(one: Streamed, other: Event) -> bool:
     return (
-        isinstance(one, Streamed)
-        and isinstance(other, Streamed)
+        isinstance(other, Streamed)
         and one.answer == other.answer
         and one.piece.finish_reason is None
         and all(set(e.piece.delta) == {"content"} and not e.piece.logprobs for e in (one, other))

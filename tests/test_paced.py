@@ -13,7 +13,7 @@ from virtual_loop import virtual_loop
 from serve.answers import Ended, Event, Routed, Streamed
 from serve.backend import Piece, Usage
 from serve.errors import AnswerBroken
-from serve.paced import PACE_S, PacedWriter
+from serve.paced import PACE_S, WAITING_MAX, PacedWriter
 from serve.proto.fairlead.v1 import router_pb2 as pb
 
 ROUTED = Routed(
@@ -88,6 +88,18 @@ def test_pieces_of_a_slow_model_are_written_as_they_come():
     written = sent([(0.0, ROUTED), *[(0.03, word(c)) for c in "abc"], (0.03, ENDED)])
 
     assert [at_s for at_s, _ in written.pieces] == pytest.approx([0.03, 0.06, 0.09])
+
+
+def test_a_pool_that_sends_faster_than_the_pace_fills_no_memory():
+    """
+    However much comes at once, a message has at most so many pieces.
+    """
+    words = [(0.0, word("x")) for _ in range(1000)]
+
+    written = sent([(0.0, ROUTED), *words, (0.0, ENDED)])
+
+    assert max(len(e.piece.text) for _, e in written.pieces) <= WAITING_MAX
+    assert written.text() == "x" * 1000
 
 
 def test_what_has_more_than_text_is_not_joined():
