@@ -35,7 +35,7 @@ MUTATIONS = {
         "streams/trainer.py",
         "new = keep_fresh(outcomes, fresh)",
         "new = keep_fresh(outcomes, ingested.bits[home])",
-        ("tests/test_accounts.py",),
+        ("tests/test_trainer.py::test_a_calm_run_is_the_fold_of_its_records",),
     ),
     "checksum": Mutation(
         "streams/snapshots.py",
