@@ -73,6 +73,7 @@ class DispatchReplica:
             self.dispatcher.health,
             pools.watched,
             window.count_answer if window else lambda tenant, output_tokens: None,
+            replica.reporter.source,
             now_s,
         )
         if replica.vitals:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from serve.backend import Watched
-from serve.health import EndpointStatus, Health, PoolStatus
+from serve.health import Health, PoolStatus
 from serve.trial import Trial
 from streams.pool_window import DispatchWindow, PoolWindow, ReplicaGauges, ReplicaIdentity
 from streams.telemetry import Telemetry
@@ -30,10 +30,15 @@ class DispatchVitals:
         health: Health,
         watched: Callable[[], Sequence[Watched]],
         count_answer: Callable[[str, int], None],
+        source: str,
         now_s: Callable[[], float],
     ) -> None:
-        """`count_answer(tenant, output_tokens)` counts answers by class of request."""
-        self._health, self._watched, self._now_s = health, watched, now_s
+        """`count_answer(tenant, output_tokens)` counts answers by class; `source` is this process.
+
+        Raises nothing later: whoever settles a trial must not be disturbed.
+        """
+        self._health, self._now_s, self._source = health, now_s, source
+        self._watched = {pool.pool: pool for pool in watched()}  # the settings', so for good
         self._count_answer = count_answer
         self._window = DispatchWindow()
         self._seen: dict[tuple[str, str], PoolWindow] = {}  # watched servers, by pool and address
@@ -60,9 +65,15 @@ class DispatchVitals:
                 self._window.count_failed(pool, failure)
         if trial.kind in {"reroute", "retry"} and pool != trial.decided.pool:
             self._window.count_rerouted(trial.decided.pool, pool)
-        seen = self._seen.get((pool, trial.lease.address))
-        if seen is not None:
-            _note_pace(seen, trial)
+        if pool in self._watched:
+            _note_pace(self._pace_of(pool, trial.lease.address), trial)
+
+    def _pace_of(self, pool: str, address: str) -> PoolWindow:
+        """The open window of a watched server."""
+        at = pool, address
+        if at not in self._seen:
+            self._seen[at] = PoolWindow(_identity(self._watched[pool], address, self._source))
+        return self._seen[at]
 
     def take(self, reporter: Reporter, window: tuple[int, int]) -> list[Telemetry]:
         """The records of the window; a new one begins."""
@@ -71,15 +82,16 @@ class DispatchVitals:
             self._count_health(status)
         dispatched = self._window.take(reporter, window)
         records: list[Telemetry] = [] if dispatched is None else [dispatched]
-        before, self._seen = self._seen, {}
-        for watched in self._watched():
-            for endpoint in statuses[watched.pool].endpoints if watched.pool in statuses else ():
-                at = watched.pool, endpoint.address
-                self._seen[at] = before.get(at) or PoolWindow(
-                    _identity(watched, endpoint, reporter)
-                )
-                gauges = ReplicaGauges(running=endpoint.in_flight)
-                records.append(self._seen[at].take(reporter, window, gauges))
+        running = {
+            (pool, endpoint.address): endpoint.in_flight
+            for pool in self._watched.keys() & statuses.keys()
+            for endpoint in statuses[pool].endpoints
+        }
+        for at in sorted({*running, *self._seen}):
+            gauges = ReplicaGauges(running=running.get(at, 0))
+            records.append(self._pace_of(*at).take(reporter, window, gauges))
+            if at not in running:  # it has gone, and this was its last word
+                del self._seen[at]
         return records
 
     def _count_health(self, status: PoolStatus) -> None:
@@ -92,12 +104,12 @@ class DispatchVitals:
             self._window.count(status.pool, "refusals", status.refusals - before[1])
 
 
-def _identity(watched: Watched, endpoint: EndpointStatus, reporter: Reporter) -> ReplicaIdentity:
+def _identity(watched: Watched, address: str, source: str) -> ReplicaIdentity:
     return ReplicaIdentity(
         pool=watched.pool,
         model=watched.model,
         # Several dispatchers watch one server: each reports its own share of it.
-        replica=f"{endpoint.address} from {reporter.source}",
+        replica=f"{address} from {source}",
         gpu=watched.gpu,
         region=watched.region,
     )
