@@ -20,6 +20,7 @@ that begins then is composed.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Hashable
@@ -190,6 +191,17 @@ class Engine:
     def tokens_made_total(self) -> int:
         """Tokens made since the beginning, those of cancelled requests too."""
         return self._tokens + self._n * self._done()
+
+    @property
+    def iterations(self) -> int:
+        """Iterations ended since the beginning."""
+        return self._iteration + self._done()
+
+    @property
+    def waiting_prompt_tokens(self) -> int:
+        """Tokens of prompts that nothing has been read of yet, those in the front end too."""
+        waiting = itertools.chain(self._arrivals, self._queue)
+        return sum(s.prefill_left for s in waiting if s.state != _GONE)
 
     @property
     def busy_s(self) -> float:

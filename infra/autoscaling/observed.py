@@ -1,0 +1,71 @@
+"""What a scaler sees, and what it says: the contract between the fleet and whoever sizes it.
+
+    snapshot + fleet + clock ──▶ Observed ──Scaler.step──▶ Plan ──▶ Ray Serve, or the simulation
+
+The one rule: a scaler is a function of what it has observed, in order. It asks nobody for anything,
+and what it remembers can be saved and restored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """Requests of one class that want one model: as they would choose if every pool were there
+    and uncrowded, at the reference prices of GPUs. So a model without replicas has a demand, too.
+    """
+
+    class_name: str
+    model: str
+    requests_per_s: float  # over the last minute
+    prompt_tokens: float  # mean
+    output_tokens: float  # mean
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolCondition:
+    """One pool, as last heard of."""
+
+    ready: int = 0  # replicas
+    starting: int = 0
+    draining: int = 0
+    queued: int = 0  # requests waiting, all replicas together
+    running: int = 0
+    load: float | None = None  # mean of the ready replicas; 1: as much as they carry within target
+    price: float = 0.0  # of its capacity, in multiples of what its GPUs cost
+    requests_per_s: float = 0.0  # decided for it, over the last minute
+    available: bool = True  # False: its region or its type of GPU is gone
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """The world at a time."""
+
+    at_s: float  # of the clock that the scaler is stepped by
+    demands: tuple[Demand, ...]
+    pools: Mapping[str, PoolCondition]
+    usd_per_hour: Mapping[str, float]  # of one GPU, by type: prices change
+    gpus_available: Mapping[str, int]  # by type
+    routers: int = 0  # replicas alive
+    router_busy_share: float = 0.0  # of their event loops, summed
+    telemetry_age_s: float = 0.0  # since anything was heard; large: all of this is old
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How many replicas there should be."""
+
+    replicas: Mapping[str, int]  # by pool
+    routers: int
+    lines: tuple[str, ...] = field(default=())  # what changed and why, one line each, for people
+
+
+class Scaler(Protocol):
+    """Sizes the fleet: ours, and its rivals in the benchmark."""
+
+    def step(self, observed: Observed) -> Plan:
+        """The plan from now on. Times of calls never go back."""
