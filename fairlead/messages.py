@@ -14,11 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 from fairlead import errors
 from fairlead.embeddings import Embedding, to_f32
 from fairlead.errors import FairleadError, InvalidRequest
+
+# When the fleet is full the first of these are refused first, the last never.
+Criticality = Literal["sheddable", "sheddable_plus", "critical", "critical_plus"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,13 +29,15 @@ class Preference:
     """What matters to the caller, in quality points. None: as the router's settings say.
 
     The router maximises  quality · predicted quality − cost · predicted USD − latency · predicted
-    seconds.  With `Preference(quality=1, cost=20, latency=0.01)` a dollar is worth 20 points, so
-    5 cents buy one, and a second of waiting is worth a hundredth of a point.
+    seconds − energy · predicted kilojoules.  With `Preference(quality=1, cost=20, latency=0.01)` a
+    dollar is worth 20 points, so 5 cents buy one, and a second of waiting is worth a hundredth of a
+    point.
     """
 
     quality: float | None = None  # points per point of quality
     cost: float | None = None  # points per US dollar
     latency: float | None = None  # points per second
+    energy: float | None = None  # points per kilojoule
 
 
 class RequestOptions(TypedDict, total=False):
@@ -49,6 +54,7 @@ class RequestOptions(TypedDict, total=False):
     cost_usd_max: float | None
     latency_ms_max: float | None
     deadline_unix_ms: int | None
+    criticality: Criticality | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +78,7 @@ class Request:
     cost_usd_max: float | None = None  # predicted US dollars for this call
     latency_ms_max: float | None = None  # predicted, until the answer is complete
     deadline_unix_ms: int | None = None  # when the decision stops being useful
+    criticality: Criticality | None = None  # when the fleet is full; None: critical
 
     def __post_init__(self) -> None:
         if self.text is not None and self.embedding is not None:
@@ -135,6 +142,7 @@ class Alternative:
     quality: Estimate  # 0 to 1
     cost_usd: Estimate  # for this call
     latency_ms: Estimate  # until the answer is complete
+    energy_j: float  # predicted, for this call; 0: not known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +162,7 @@ class Decision:
     snapshot_version: int  # what had been learned when this was decided; 0: nothing yet
     snapshot_age_ms: int  # since that snapshot was published
     ticket: bytes  # hand it to whoever reports the outcome
+    energy_j: float  # predicted, for this call; 0: not known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +193,7 @@ class Considered:
     cost_usd: float  # predicted, for this call
     latency_ms: float  # predicted, until the answer is complete
     reason: str  # why it won, or why it lost
+    energy_j: float  # predicted, for this call; 0: not known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ The one rule: a field that was not set here is not set on the wire, and the othe
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from google.protobuf.message import Message
 
@@ -35,6 +35,7 @@ def route_request(request: messages.Request, *, prompt_elsewhere: bool = False) 
         cost_usd_max=request.cost_usd_max,
         latency_ms_max=request.latency_ms_max,
         deadline_unix_ms=request.deadline_unix_ms,
+        criticality=_criticality(request.criticality),
     )
 
 
@@ -66,7 +67,17 @@ def _preference(preference: messages.Preference) -> pb.Preference:
         quality=preference.quality,
         cost=preference.cost,
         latency=preference.latency,
+        energy=preference.energy,
     )
+
+
+def _criticality(name: messages.Criticality | None) -> str | None:
+    names = get_args(messages.Criticality)
+    if name is None:
+        return None
+    if name not in names:
+        raise InvalidRequest("request", f"criticality is {name!r}; it must be one of {names}")
+    return name.upper()  # as the proto has it
 
 
 def _outcome(outcome: messages.Outcome) -> pb.Outcome:
@@ -116,6 +127,7 @@ def decision(reply: pb.Decision) -> messages.Decision:
         snapshot_version=reply.snapshot_version,
         snapshot_age_ms=reply.snapshot_age_ms,
         ticket=reply.ticket,
+        energy_j=reply.energy_j,
     )
 
 
@@ -142,6 +154,7 @@ def explanation(reply: pb.Explanation) -> messages.Explanation:
             quality=weights.quality if weights.HasField("quality") else None,
             cost=weights.cost if weights.HasField("cost") else None,
             latency=weights.latency if weights.HasField("latency") else None,
+            energy=weights.energy if weights.HasField("energy") else None,
         ),
         policy=reply.policy,
         models=tuple(_considered(model) for model in reply.models),
@@ -161,6 +174,7 @@ def _alternative(reply: pb.Alternative) -> messages.Alternative:
         quality=_estimate(reply.quality),
         cost_usd=_estimate(reply.cost_usd),
         latency_ms=_estimate(reply.latency_ms),
+        energy_j=reply.energy_j,
     )
 
 
@@ -175,4 +189,5 @@ def _considered(reply: pb.Considered) -> messages.Considered:
         cost_usd=reply.cost_usd,
         latency_ms=reply.latency_ms,
         reason=reply.reason,
+        energy_j=reply.energy_j,
     )

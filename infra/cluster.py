@@ -18,9 +18,11 @@ from pathlib import Path
 import ray
 from ray import serve as ray_serve
 
+from infra.autoscaling.planner_actor import Scaling, close_planner, open_planner
+from infra.declared_apps import withdraw
 from infra.directory import close_directory
 from infra.errors import ClusterFailed
-from infra.pools import deploy_pools, is_pool
+from infra.pools import POOLS_APP, deploy_pools, routers_scaling
 from infra.settings import Settings
 from infra.site import LocalSite
 from serve.deployment import ROUTER_APP, TRAINER_APP, deploy
@@ -98,13 +100,19 @@ def _this_host(resources: Mapping[str, float]) -> dict[str, object]:
 
 
 @contextmanager
-def running(settings: Settings, path: Path) -> Iterator[Running]:
-    """The router of these settings, up, in the connected Ray cluster. Raises ClusterFailed."""
+def running(settings: Settings, path: Path, scaling: Scaling | None = None) -> Iterator[Running]:
+    """The router of these settings, up, in the connected Ray cluster. Raises ClusterFailed.
+
+    Without `scaling` there are as many replicas as the settings say.
+    """
     site = LocalSite.of(settings, path)
     options, dispatchers = settings.deployment(), settings.dispatchers()
+    scaled = scaling is not None and scaling.options.enabled
     try:
-        deploy(options, site)
-        deploy_pools(site, settings.telemetry.period_s)
+        if scaled:
+            open_planner(site, settings.telemetry.period_s, scaling)
+        deploy(options, site, routers_scaling(scaling.options) if scaled else None)
+        deploy_pools(site, settings.telemetry.period_s, scaled=scaled)
         deploy_dispatchers(options, dispatchers, site)
         yield _addresses(settings, site)
     finally:
@@ -122,12 +130,13 @@ def _addresses(settings: Settings, site: LocalSite) -> Running:
 
 def _stop_all() -> None:
     """Stop what was deployed: dispatchers before the pools that they are still reading from."""
+    close_planner()
     there = filter(_is_ours, ray_serve.status().applications)
-    for name in sorted(there, key=lambda name: (name != DISPATCH_APP, is_pool(name))):
-        ray_serve.delete(name)
+    for name in sorted(there, key=lambda name: (name != DISPATCH_APP, name == POOLS_APP)):
+        withdraw(name)
     close_directory()
 
 
 def _is_ours(app: str) -> bool:
     """Whether we deployed it: others may have applications in the same cluster."""
-    return app in {ROUTER_APP, DISPATCH_APP} or app.startswith(TRAINER_APP) or is_pool(app)
+    return app in {ROUTER_APP, DISPATCH_APP, POOLS_APP} or app.startswith(TRAINER_APP)

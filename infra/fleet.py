@@ -16,8 +16,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from infra.emulator.capacity import rates_of
 from infra.emulator.performance import Performance
 from infra.emulator.power import Power
+from infra.latency_target import LatencyTarget
+from learners.work import WorkRates
 
 Backend = Literal["none", "emulated", "openai"]
 
@@ -74,6 +77,24 @@ class PoolPlan:
     api_key: str | None = field(default=None, repr=False)
     extra: Mapping[str, object] = field(default_factory=dict)  # into every call's body
     emulation: Emulation | None = None
+    target: LatencyTarget = LatencyTarget()
+
+    @property
+    def rates(self) -> WorkRates:
+        """What a request takes of a replica; zeros where that is not known."""
+        if self.emulation is None:
+            return WorkRates()
+        return rates_of(self.emulation.performance, self.target)
+
+    @property
+    def usd_per_hour(self) -> float:
+        """Of one replica."""
+        return self.gpu.usd_per_hour * self.gpus_per_replica if self.gpu else 0.0
+
+    @property
+    def watts(self) -> float:
+        """Of one replica at full load: it prefills and decodes by turns; the more counts."""
+        return self.emulation.power.prefill_w if self.emulation else 0.0
 
     @property
     def deployed(self) -> bool:

@@ -20,6 +20,7 @@ from infra.emulator.fitted import efficiency, performance_of, power_of
 from infra.emulator.performance import Performance
 from infra.emulator.roofline import Deployment, derive
 from infra.fleet import Emulation, Fleet, GpuType, PoolPlan
+from infra.latency_target import LatencyTarget
 from infra.openai_endpoint import OpenAiOptions
 from infra.settings_fleet import GpuSection, ModelSection, PoolSection
 from streams.errors import OptionRefused
@@ -29,12 +30,15 @@ RAY_NAME = re.compile("[A-Za-z0-9._-]+")  # Ray puts names into paths and splits
 
 
 def fleet_of(
-    gpus: Sequence[GpuSection], models: Sequence[ModelSection], pools: Sequence[PoolSection]
+    gpus: Sequence[GpuSection],
+    models: Sequence[ModelSection],
+    pools: Sequence[PoolSection],
+    target: LatencyTarget,
 ) -> Fleet:
     """The fleet that these sections describe. Raises OptionRefused."""
     types = _by_name("gpus", [section.gpu() for section in gpus])
     by_name = _by_name("models", models)
-    plans = _by_name("pools", [_plan(pool, by_name, types) for pool in pools])
+    plans = _by_name("pools", [_plan(pool, by_name, types, target) for pool in pools])
     fleet = Fleet(gpus=tuple(types.values()), pools=tuple(plans.values()))
     _check_room(fleet)
     return fleet
@@ -62,7 +66,10 @@ def _check_room(fleet: Fleet) -> None:
 
 
 def _plan(
-    pool: PoolSection, models: Mapping[str, ModelSection], gpus: Mapping[str, GpuType]
+    pool: PoolSection,
+    models: Mapping[str, ModelSection],
+    gpus: Mapping[str, GpuType],
+    target: LatencyTarget,
 ) -> PoolPlan:
     """One pool, checked."""
     where = f"pools.{pool.name}"
@@ -92,6 +99,7 @@ def _plan(
         api_key=pool.api_key or None,
         extra=pool.extra,
         emulation=_emulation(pool, model, gpu) if gpu and pool.backend == "emulated" else None,
+        target=target,
     )
 
 

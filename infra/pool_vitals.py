@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from infra.emulated_server import EmulatedServer
+from infra.emulator.capacity import LoadGauge
+from infra.latency_target import LatencyTarget
 from serve.replica import SOURCE_BYTES, TELEMETRY_OUTBOX
 from streams.errors import OutboxClosed
 from streams.log import TELEMETRY, Log
@@ -34,6 +36,7 @@ class PoolVitals:
         identity: ReplicaIdentity,
         server: EmulatedServer,
         log: Log,
+        target: LatencyTarget,
         period_s: float,
         now_ms: Callable[[], int],
     ) -> None:
@@ -45,6 +48,7 @@ class PoolVitals:
         )
         self._reporter = Reporter(secrets.token_hex(SOURCE_BYTES), now_ms())
         self.state: Literal["starting", "ready", "draining"] = "starting"
+        self._gauge = LoadGauge(server.engine, target)
         self._tokens, self._energy_j = 0, 0.0  # of the engine, as last reported
         self._task: asyncio.Task[None] | None = None
 
@@ -91,5 +95,6 @@ class PoolVitals:
             running=engine.running,
             kv_use=engine.kv_use,
             watts=spent_j / ((window[1] - window[0]) / 1000.0),
+            load=self._gauge.read(),
         )
         return self._window.take(self._reporter, window, gauges)

@@ -1,207 +1,112 @@
-"""Pools as Ray Serve deployments: each replica a server of its own, on the GPUs it needs.
+"""Pools as an application of Ray Serve: one deployment for each, on the GPUs its replicas need.
 
-    PoolPlan ─▶ deployment "pool-<name>", resources {gpu_<type>: n} ─▶ replicas, on any raylet
-                                                                          └─▶ directory: address
+    PoolPlan ─▶ deployment "<pool>", resources {gpu_<type>: n} ─▶ replicas, on any raylet
+                     ▲ so many replicas as the plan says
+    planner ─▶ PlannedPools, the policy of the whole application
 
 Ray Serve places, checks, replaces and scales them; requests do not pass through it. A machine that
 states its GPUs as logical resources runs the same configuration as a cluster that has them.
 
-The one rule: a replica that is in the directory answers. It is entered when it is ready and taken
-out before it stops.
+Pools are one application because one policy then sees them all. Without autoscaling each has the
+number of replicas that the settings say.
+
+The one rule: what a pool is comes from its `PoolPlan`, how many replicas it has from the policy.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import secrets
-import time
-from collections.abc import Awaitable
-from typing import Protocol
+from collections.abc import Sequence
 
 import ray
 from ray import serve as ray_serve
+from ray.serve.config import AutoscalingPolicy
+from ray.serve.schema import ServeApplicationSchema
 
-from infra.directory import REPORT_S, DirectoryClient, open_directory
-from infra.emulated_server import EmulatedServer
-from infra.errors import ServerFailed
+from infra.autoscaling.options import AutoscalingOptions
+from infra.autoscaling.plan_reader import find_planner
+from infra.declared_apps import declare
+from infra.directory import open_directory
 from infra.fleet import PoolPlan
-from infra.pool_vitals import PoolVitals
-from infra.server_process import ServerProcess
+from infra.pool_replica import PoolDeployment
 from infra.site import LocalSite
-from serve.deployment import COMMON, GRACE_S, now_ms
-from serve.http_listener import HttpListener, HttpListenerOptions
-from streams.pool_window import ReplicaIdentity
+from serve.deployment import COMMON
 
-logger = logging.getLogger(__name__)
-
-POOL = "pool-"  # how the names of pools' applications begin
-TELL_S_MAX = 1.0  # then it is told again; an address is kept for longer
-
-
-class Server(Protocol):
-    """What a replica runs."""
-
-    address: str
-
-    async def start(self) -> None:
-        """Start and wait until it answers."""
-
-    async def stop(self) -> None:
-        """Finish what is under way, then end."""
-
-    def problem(self) -> str:
-        """Why this replica should be replaced; "" while it is well."""
+POOLS_APP = "pools"
+POLICY = "infra.autoscaling.ray_policy:PlannedPools"
+ROUTERS_POLICY = "infra.autoscaling.ray_policy:PlannedRouters"
+# Plans have their own hysteresis; a second one would only make them late.
+AT_ONCE = {"upscale_delay_s": 0.0, "downscale_delay_s": 0.0, "downscale_to_zero_delay_s": 0.0}
 
 
-class Emulated:
-    """An emulated engine behind an HTTP listener, in this process."""
+def deploy_pools(site: LocalSite, telemetry_s: float, *, scaled: bool = False) -> None:
+    """Run the pools that Ray is to run; returns when all have their first replicas.
 
-    def __init__(self, plan: PoolPlan, host: str) -> None:
-        assert plan.emulation is not None
-        name = plan.upstream_model or plan.model
-        self.server = EmulatedServer(name, plan.emulation, time.monotonic, lambda: int(time.time()))
-        self._host, self._load_s = host, plan.load_s / plan.emulation.speed
-        options = HttpListenerOptions(host=host, port=0, grace_s=GRACE_S / 2)
-        self._listener = HttpListener(self.server.app, options)
-
-    @property
-    def address(self) -> str:
-        """Where it listens."""
-        return f"{self._host}:{self._listener.port}"
-
-    async def start(self) -> None:
-        """Load the model, so to speak, and listen."""
-        await asyncio.sleep(self._load_s)
-        await self._listener.start()
-
-    async def stop(self) -> None:
-        """Finish what is under way, then end."""
-        await self._listener.stop()
-
-    def problem(self) -> str:
-        """It lives as long as this process."""
-        return ""
+    Where they are to be scaled, the planner must be there (see `planner_actor`). Raises what Ray
+    raises when one can't start, with the replica's error in its text; scaled, ClusterFailed.
+    """
+    if not _run_by_ray(site, scaled=scaled):
+        return
+    open_directory()
+    if scaled:
+        declare(_declaration())
+    else:
+        app = _application(site, telemetry_s, scaled=False)
+        ray_serve.run_many([ray_serve.RunTarget(app, POOLS_APP, route_prefix=None)])
 
 
-class Started:
-    """A program that serves a model, run as a child of this process."""
-
-    def __init__(self, plan: PoolPlan, host: str) -> None:
-        self._process = ServerProcess(plan.command, host)
-        self.address = self._process.address
-
-    async def start(self) -> None:
-        """Start it and wait until it answers. Raises ServerFailed."""
-        await self._process.start()
-
-    async def stop(self) -> None:
-        """End it."""
-        await self._process.stop()
-
-    def problem(self) -> str:
-        """Whether it has died."""
-        return "" if self._process.running else "the model server's process has ended"
+def routers_scaling(options: AutoscalingOptions) -> dict[str, object]:
+    """Ray's autoscaling configuration of the router's deployment."""
+    return {
+        "min_replicas": options.routers_min,
+        "initial_replicas": options.routers_min,
+        "max_replicas": options.routers_max,
+        "policy": AutoscalingPolicy(policy_function=ROUTERS_POLICY),
+        **AT_ONCE,
+    }
 
 
-class PoolDeployment:
-    """One replica of one pool."""
+def _declaration() -> ServeApplicationSchema:
+    """The application as Ray is told of it where a policy comes with it.
 
-    async def __init__(self, plan: PoolPlan, site: LocalSite, telemetry_s: float) -> None:
-        """`telemetry_s` is how often an emulated replica reports of itself; 0: never."""
-        self._plan = plan
-        host = ray.util.get_node_ip_address()
-        kind = Started if plan.command else Emulated
-        self._server: Server = kind(plan, host)
-        self._vitals: PoolVitals | None = None
-        if isinstance(self._server, Emulated) and telemetry_s:
-            log = await asyncio.to_thread(site.log)
-            server = self._server.server
-            self._vitals = PoolVitals(_identity(plan), server, log, telemetry_s, now_ms)
-            self._vitals.start()
-        await self._server.start()
-        if self._vitals:
-            self._vitals.state = "ready"
-        self._directory = DirectoryClient()
-        self._telling = asyncio.create_task(self._tell())
-
-    async def _tell(self) -> None:
-        """Say that we are here, until told to stop."""
-        while True:
-            await self._try(self._directory.report(self._plan.name, self._server.address))
-            await asyncio.sleep(REPORT_S)
-
-    async def _try(self, telling: Awaitable[None]) -> None:
-        """The directory may be about to be restarted: it is told again, or forgets by itself."""
-        try:
-            await asyncio.wait_for(telling, TELL_S_MAX)
-        except Exception as error:  # noqa: BLE001 - whatever Ray raises
-            logger.warning("the directory of pools can't be told: %s", error)
-
-    def check_health(self) -> None:
-        """Called by Ray Serve; raising replaces this replica."""
-        problem = self._server.problem()
-        if problem:
-            raise ServerFailed(self._plan.name, problem)
-
-    async def __del__(self) -> None:
-        """Called by Ray Serve when it stops this replica."""
-        if not hasattr(self, "_telling"):
-            return
-        self._telling.cancel()
-        await asyncio.gather(self._telling, return_exceptions=True)  # so as not to be entered again
-        await self._try(self._directory.forget(self._plan.name, self._server.address))
-        await self._server.stop()
-        if self._vitals:
-            await self._vitals.stop()
-
-
-def app_name(pool: str) -> str:
-    """The name of a pool's application in Ray Serve."""
-    return f"{POOL}{pool}"
-
-
-def is_pool(app: str) -> bool:
-    """Whether an application of Ray Serve is a pool."""
-    return app.startswith(POOL)
-
-
-def _identity(plan: PoolPlan) -> ReplicaIdentity:
-    """What a replica is called in telemetry."""
-    return ReplicaIdentity(
-        pool=plan.name,
-        model=plan.model,
-        replica=f"{plan.name}-{secrets.token_hex(4)}",
-        gpu=plan.gpu.name if plan.gpu else "",
-        region=plan.region,
-        derived=plan.derived,
+    It goes by import path, and its arguments are logged, so what there are secrets in does not
+    travel this way: `scaled_pools` asks the planner.
+    """
+    return ServeApplicationSchema(
+        name=POOLS_APP,
+        route_prefix=None,
+        import_path="infra.pools:scaled_pools",
+        autoscaling_policy={"policy_function": POLICY},
     )
 
 
-def deploy_pools(site: LocalSite, telemetry_s: float) -> None:
-    """Run the pools that Ray is to run; returns when all have their first replicas.
+def scaled_pools(arguments: dict) -> ray_serve.Application:
+    """Called by Ray Serve to make the application, in a process of its own."""
+    del arguments
+    site, telemetry_s = ray.get(find_planner().deployed.remote())
+    return _application(site, telemetry_s, scaled=True)
 
-    Raises what Ray raises when one can't start, with the replica's error in its text.
+
+def _run_by_ray(site: LocalSite, *, scaled: bool) -> Sequence[PoolPlan]:
+    """Pools without replicas are deployed if they can get some."""
+    return [plan for plan in site.fleet.pools if plan.deployed and (plan.replicas or scaled)]
+
+
+def _application(site: LocalSite, telemetry_s: float, *, scaled: bool) -> ray_serve.Application:
+    """Ray finds an application's deployments as arguments of one that is its entrance.
+
+    Nobody enters here, so that is any of them.
     """
-    plans = [plan for plan in site.fleet.pools if plan.deployed and plan.replicas]
-    if not plans:
-        return
-    open_directory()
-    targets = [
-        ray_serve.RunTarget(
-            _deployment(plan).bind(plan, site, telemetry_s), app_name(plan.name), route_prefix=None
-        )
-        for plan in plans
-    ]
-    ray_serve.run_many(targets)
+    first, *others = _run_by_ray(site, scaled=scaled)
+    bound = [_deployment(plan, scaled=scaled).bind(plan, site, telemetry_s) for plan in others]
+    return _deployment(first, scaled=scaled).bind(first, site, telemetry_s, *bound)
 
 
-def _deployment(plan: PoolPlan) -> ray_serve.Deployment:
+def _deployment(plan: PoolPlan, *, scaled: bool) -> ray_serve.Deployment:
     return ray_serve.deployment(PoolDeployment).options(
         **COMMON
+        | (_bounds(plan) if scaled else {"num_replicas": plan.replicas})
         | {
-            "name": "Pool",
-            "num_replicas": plan.replicas,
+            "name": plan.name,  # of characters that Ray takes, see `infra.settings_fleet`
             "ray_actor_options": {
                 "num_cpus": 0,
                 "num_gpus": plan.device_gpus,
@@ -209,3 +114,14 @@ def _deployment(plan: PoolPlan) -> ray_serve.Deployment:
             },
         }
     )
+
+
+def _bounds(plan: PoolPlan) -> dict[str, object]:
+    return {
+        "autoscaling_config": {
+            "min_replicas": plan.replicas_min,
+            "initial_replicas": plan.replicas,
+            "max_replicas": max(1, plan.replicas_max),
+            **AT_ONCE,
+        }
+    }

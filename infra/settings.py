@@ -27,6 +27,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from infra.autoscaling.options import AutoscalingOptions
 from infra.errors import SettingsInvalid, SettingsUnreadable
 from infra.fleet import Fleet, PoolPlan
 from infra.fleet_plans import fleet_of
@@ -41,6 +42,7 @@ from infra.settings_fleet import (
     section_of,
     sessions_of,
 )
+from infra.settings_scaling import AutoscalingSection, PricesSection, TargetsSection
 from learners import policy as policies
 from learners.estimator import BlendOptions
 from learners.history import HistoryOptions
@@ -149,6 +151,12 @@ class PreferenceSection(Section):
         20.0, ge=0, le=WEIGHT_MAX, description="Points per US dollar; at 20, 5 cents buy a point."
     )
     latency: float = Field(0.01, ge=0, le=WEIGHT_MAX, description="Points per second of waiting.")
+    energy: float = Field(
+        0.0,
+        ge=0,
+        le=WEIGHT_MAX,
+        description="Points per kilojoule; 0: energy counts only as far as it is in the cost.",
+    )
 
 
 class LearningSection(Section):
@@ -366,6 +374,9 @@ class Settings(BaseSettings):
     log: LogSection = LogSection()
     metrics: MetricsSection = MetricsSection()
     telemetry: TelemetrySection = TelemetrySection()
+    targets: TargetsSection = TargetsSection()
+    prices: PricesSection = PricesSection()
+    autoscaling: AutoscalingSection = AutoscalingSection()
     dispatch: DispatchSection = DispatchSection()
     health: HealthSection = HealthSection()
     gpus: tuple[GpuSection, ...] = Field(
@@ -400,7 +411,8 @@ class Settings(BaseSettings):
     def catalogue(self) -> Catalogue:
         """Models and pools. Raises OptionRefused where they don't fit together."""
         ours = {"quality", "context_tokens_max"}
-        emulated = [plan for plan in self.fleet().pools if plan.emulation is not None]
+        plans = self.fleet().pools
+        emulated = [plan for plan in plans if plan.emulation is not None]
         models = [
             Model(
                 **section.model_dump(include=set(Model.__slots__) - ours),
@@ -409,7 +421,7 @@ class Settings(BaseSettings):
             )
             for section in self.models
         ]
-        pools = [Pool(**section.model_dump(include=set(Pool.__slots__))) for section in self.pools]
+        pools = [_pool(plan, reports=self._reports(plan)) for plan in plans]
         served = {pool.model for pool in pools}
         pools += [Pool(name=m.name, model=m.name) for m in models if m.name not in served]
         return Catalogue(models, pools, self.prompt_tokens)
@@ -448,6 +460,7 @@ class Settings(BaseSettings):
             listener=self._listener(),
             outbox=OutboxOptions(items_max=feedback.waiting_max),
             sessions=sessions_of(self.dispatch),
+            placement=self.prices.placement(),
             feedback=feedback_options,
             log_decisions=self.router.log_decisions,
             log_prompts=self.router.log_prompts,
@@ -459,6 +472,7 @@ class Settings(BaseSettings):
             feedback=feedback_options,
             memory=memory,
             audit=AuditOptions(answer_s=feedback.answer_s),
+            pricing=self.prices.pricing(),
         )
         return DeploymentOptions(
             replicas=self.router.replicas,
@@ -475,11 +489,20 @@ class Settings(BaseSettings):
 
     def fleet(self) -> Fleet:
         """GPU types and pools. Raises OptionRefused where they don't fit together."""
-        return fleet_of(self.gpus, self.models, self.pools)
+        return fleet_of(self.gpus, self.models, self.pools, self.targets.target())
+
+    def scaling(self) -> AutoscalingOptions:
+        """How the fleet is sized."""
+        return self.autoscaling.options(self.router.replicas)
 
     def dispatchers(self) -> DispatchersOptions:
         """How dispatchers run. Raises OptionRefused and SettingsUnreadable."""
         return dispatchers_of(self.dispatch, self.health, self._listener())
+
+    def _reports(self, plan: PoolPlan) -> bool:
+        """Whether a pool's replicas are told of in telemetry, by themselves or by dispatchers."""
+        watched = plan.backend == "emulated" or self.dispatch.replicas > 0
+        return self.telemetry.period_s > 0 and plan.deployed and watched
 
     def _trainers(self) -> int:
         """Each trainer needs a partition of its own."""
@@ -635,6 +658,19 @@ def _context_tokens(section: ModelSection, emulated: Sequence[PoolPlan]) -> floa
     """What all of a model's pools take: a request may come to any of them."""
     room = [p.emulation.context_tokens_max for p in emulated if p.model == section.name]
     return min([section.context_tokens_max, *map(float, room)])
+
+
+def _pool(plan: PoolPlan, *, reports: bool) -> Pool:
+    """What the router knows of a pool."""
+    return Pool(
+        name=plan.name,
+        model=plan.model,
+        region=plan.region,
+        rates=plan.rates,
+        usd_per_hour=plan.usd_per_hour,
+        watts=plan.watts,
+        reports=reports,
+    )
 
 
 def _quality(section: ModelSection) -> float:

@@ -34,7 +34,9 @@ class Means:
         total = weight * self.means[:, :N_TARGETS] + prior_weight * prior
         return total / (weight + prior_weight)
 
-    def figure(self, name: str, prior: float, prior_weight: float) -> NDArray[np.float64]:
+    def figure(
+        self, name: str, prior: float | NDArray[np.float64], prior_weight: float
+    ) -> NDArray[np.float64]:
         """Means (k,) of one of `FIGURES`, pulled to `prior` by `prior_weight` outcomes."""
         column = N_TARGETS + FIGURES.index(name)
         weight = self.weights[:, column]

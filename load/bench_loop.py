@@ -130,7 +130,7 @@ def _requests(live: Live, rng: np.random.Generator) -> Requests:
     return Requests(
         contexts=_contexts(BATCH, rng),
         prompt_tokens=np.zeros(BATCH),
-        preference=np.tile([1.0, 20.0, 0.01], (BATCH, 1)),
+        preference=np.tile([1.0, 20.0, 0.01, 0.0], (BATCH, 1)),
         allowed=np.ones((BATCH, len(live.catalogue)), bool),
         cost_usd_max=np.full(BATCH, np.inf),
         latency_ms_max=np.full(BATCH, np.inf),

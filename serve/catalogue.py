@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from learners.work import WorkRates, WorkTable
 from streams.errors import OptionRefused
 from streams.ticket import key_of
 
@@ -36,11 +37,15 @@ class Model:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
-    """Replicas of one model in one place."""
+    """Replicas of one model in one place. What one replica can do, costs and takes, if known."""
 
     name: str
     model: str
     region: str = ""
+    rates: WorkRates = WorkRates()  # zeros: requests are no work to it, so it has no price
+    usd_per_hour: float = 0.0  # of one replica
+    watts: float = 0.0  # of one replica at full load
+    reports: bool = False  # it tells telemetry of itself: silent, it has no replicas
 
 
 class Catalogue:
@@ -61,6 +66,12 @@ class Catalogue:
         self.quality = column("quality")
         self.latency_ms = column("latency_ms")
         self.context_tokens_max = column("context_tokens_max")
+        self.pool_names = tuple(pool.name for pool in pools)  # (P,)
+        self.model_of_pool = np.array([self.column_of[pool.model] for pool in pools], np.intp)
+        self.work = WorkTable([pool.rates for pool in pools])
+        self.usd_per_s = self._pool_column("usd_per_hour") / 3600.0  # (P,)
+        self.watts = self._pool_column("watts")  # (P,)
+        self.output_tokens = column("output_tokens")
         self._usd_per_input_token = column("usd_per_1m_input_tokens") / 1e6
         self._usd_fixed = column("usd_per_1m_output_tokens") / 1e6 * column(
             "output_tokens"
@@ -68,6 +79,9 @@ class Catalogue:
 
     def _column(self, name: str) -> NDArray[np.float64]:
         return np.array([getattr(model, name) for model in self.models], np.float64)
+
+    def _pool_column(self, name: str) -> NDArray[np.float64]:
+        return np.array([getattr(pool, name) for pool in self.pools], np.float64)
 
     def _check(self) -> None:
         if not self.models:

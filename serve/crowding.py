@@ -1,14 +1,19 @@
-"""Which of a model's pools is the least crowded now: telemetry, and what was sent there since.
+"""How full pools are now: telemetry, and what was sent there since.
 
-    snapshot: latency, queued, running ──┐
-    this replica's own decisions since ──┴─▶ expected latency of each pool ─▶ the best one
+    snapshot: load, queued, running, price ──┐
+    this replica's own decisions since ──────┴─▶ expected latency, load and price of every pool
 
 Telemetry is a second old, and a burst may come within it. With R requests running that take L each,
 a pool finishes R / L of them per second, so what has not been answered yet is about
 
     Q = max(0, queued + sent since − R · time since / L)        and a new one takes  L · (1 + Q / R)
 
-A pool nobody reports on is taken by its latency alone.
+A pool that tells its load ρ works off as much per second as it takes in at that load. What was
+sent beyond it fills the pool; it takes about `FILL_S` of twice the work to double the load:
+
+    ρ + (work sent since · routers / replicas − ρ · time since) / FILL_S
+
+and its price goes on from the snapshot's by the proportional part of the ascent (`learners.prices`).
 
 The one rule: what is counted here is this replica's own and a second's; the next telemetry, which
 has everybody's, replaces it.
@@ -16,45 +21,68 @@ has everybody's, replaces it.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.prices import multiples
 from serve.live import Live
+from streams.prices import PricingOptions
+
+Floats = NDArray[np.float64]
+
+FILL_S = (
+    10.0  # about how long a request is in a pool: what it does to the load, it does for so long
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Crowd:
+    """All P pools at a moment."""
+
+    latency_ms: Floats  # (P,) of a request sent now
+    load: Floats  # (P,) 1: as much as it should carry; 0 where nobody tells
+    multiple: Floats  # (P,) price of its capacity, in multiples of what it costs
 
 
 class Crowding:
-    """Corrects views. Used from one event loop."""
+    """Counts what was sent. Used from one event loop."""
 
-    def __init__(self) -> None:
-        self._as_of_ms = -1
-        self._sent: Counter[str] = Counter()  # since then, by pool
+    def __init__(self, options: PricingOptions, *, priced: bool = True) -> None:
+        """Without `priced` all capacity is free: the router is blind to prices."""
+        self._options, self._priced = options, priced
+        self._of: tuple[int, tuple[str, ...]] | None = None  # telemetry and pools counted for
+        self._sent = self._work_s = np.zeros(0)  # (P,) requests, and their work
 
-    def corrected(self, live: Live, now_ms: int) -> Live:
-        """The view, with the pool of every model that is best now."""
-        if not live.loads:
-            return live
-        if live.loads_as_of_ms != self._as_of_ms:
-            self._as_of_ms = live.loads_as_of_ms
-            self._sent.clear()
-        pools = tuple(
-            ranked[0]
-            if len(ranked) == 1
-            else min(ranked, key=lambda pool: self._expected_ms(pool, live, now_ms))
-            for ranked in live.pools_of.values()
+    def now(self, live: Live, now_ms: int) -> Crowd:
+        """How full pools are."""
+        self._begin(live)
+        since_s = max(0, now_ms - live.loads_as_of_ms) / 1000.0 if live.loads else 0.0
+        latency_s = live.pool_latency_ms / 1000.0
+        waiting = live.queued + self._sent - live.running * since_s / latency_s
+        crowded = 1.0 + np.maximum(0.0, np.where(live.told, waiting, 0.0)) / live.running
+        fresh = self._work_s * live.n_routers / live.ready / self._options.load_target
+        more = np.where(live.loaded, (fresh - live.load * since_s) / FILL_S, 0.0)
+        load = np.maximum(0.0, live.load + more)
+        free = np.zeros_like(load)
+        priced = multiples(live.log_price, load, self._options.ascent) if self._priced else free
+        return Crowd(
+            latency_ms=live.pool_latency_ms * crowded,
+            load=load,
+            multiple=np.where(live.loaded, priced, 0.0),
         )
-        return live if pools == live.pools else live.with_pools(pools)
 
-    def sent(self, pools: Iterable[str]) -> None:
-        """Note what was decided."""
-        if self._as_of_ms >= 0:
-            self._sent.update(pools)
+    def sent(self, live: Live, pools: NDArray[np.intp], work_s: Floats) -> None:
+        """Note n decisions: their pools (n,), columns of `live`, and their work (n,)."""
+        self._begin(live)
+        n_pools = len(live.pool_names)
+        self._sent += np.bincount(pools, minlength=n_pools)
+        self._work_s += np.bincount(pools, work_s, minlength=n_pools)
 
-    def _expected_ms(self, pool: str, live: Live, now_ms: int) -> float:
-        latency_ms = live.pool_latency_ms[pool]
-        load = live.loads.get(pool)
-        if load is None:
-            return latency_ms
-        since_ms = max(0, now_ms - live.loads_as_of_ms)
-        running = max(1, load.running)
-        waiting = load.queued + self._sent[pool] - running * since_ms / latency_ms
-        return latency_ms * (1.0 + max(0.0, waiting) / running)
+    def _begin(self, live: Live) -> None:
+        """Forget what newer telemetry has counted in."""
+        of = (live.loads_as_of_ms, live.pool_names)
+        if of != self._of:
+            self._of = of
+            self._sent, self._work_s = np.zeros((2, len(live.pool_names)))

@@ -9,16 +9,17 @@ The one rule: one bad request never spoils its batch, and a batch costs little m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.policy import Policy
-from serve.crowding import Crowding
+from learners.prices import Criticality
+from serve.chooser import Chooser
 from serve.encoders import Encoder
 from serve.errors import (
     DeadlinePassed,
+    FleetFull,
     InvalidRequest,
     NoModelFits,
     ServeError,
@@ -28,9 +29,10 @@ from serve.live import Live
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.reply import write_decisions
 from serve.request import BYTES_PER_TOKEN, Asked
-from serve.router import Choices, Requests, Verdict, route
+from serve.router import Choices, Requests, Verdict, explored
 from serve.sessions import Held, SessionOptions, Sessions
 from streams.decisions import DecisionBatch
+from streams.telemetry_window import DecidedBatch
 from streams.ticket import CANDIDATE, HEAD, Issuer, Sealer, key_of
 
 # Longer vectors are not embeddings, and squares of much longer ones overflow float32.
@@ -45,8 +47,7 @@ class Decided:
 
     replies: list[pb.Decision | ServeError]
     log: DecisionBatch | None
-    # Of each row of `log`, whether another eligible model had a higher utility.
-    explored: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+    counted: DecidedBatch | None = None  # for telemetry: those shed, too
 
 
 class Decider:
@@ -55,10 +56,9 @@ class Decider:
     def __init__(
         self,
         encoder: Encoder,
-        policy: Policy,
+        chooser: Chooser,
         sealer: Sealer,
         issuer: Issuer,
-        rng: np.random.Generator,
         now_ms: Callable[[], int],
         sessions: Sessions | None = None,
         *,
@@ -67,15 +67,13 @@ class Decider:
         """`log_prompts` puts texts into the decision log; they may be personal: off by default."""
         self._log_prompts = log_prompts
         self._sessions = sessions or Sessions(SessionOptions())
-        self._encoder, self._policy, self._sealer, self._issuer = encoder, policy, sealer, issuer
-        self._rng, self._now_ms = rng, now_ms
-        self._policy_key = key_of(repr(policy))
-        self._crowding = Crowding()
+        self._encoder, self._chooser, self._sealer, self._issuer = encoder, chooser, sealer, issuer
+        self._now_ms = now_ms
+        self._policy_key = key_of(repr(chooser.policy))
 
     def decide(self, asked: Sequence[Asked], live: Live) -> Decided:
         """Decide n requests against one view. Texts are encoded here, so only if that is quick."""
         now_ms = self._now_ms()
-        live = self._crowding.corrected(live, now_ms)
         refused: Refusals = {}
         embeddings = self._embeddings(asked, refused)
         allowed = _allowed(asked, live, refused)
@@ -86,7 +84,7 @@ class Decider:
             return Decided(replies, None)
         taken = [asked[i] for i in rows]
         requests = self._columns(taken, embeddings[rows], allowed[rows], live, now_ms)
-        choices = route(requests, live, self._policy, self._rng.random(len(rows)))
+        choices = self._chooser.choose(requests, live, now_ms)
         ids = self._issuer.take(len(rows))
         tickets = self._tickets(ids, taken, requests, choices, live, now_ms)
         for row, reply in zip(
@@ -96,10 +94,10 @@ class Decider:
         self._hold_sessions(taken, choices, live, now_ms)
         for row in np.flatnonzero(~choices.fits).tolist():
             replies[rows[row]] = _no_model_fits(taken[row], row, choices, live)
-        if live.loads:
-            self._crowding.sent(live.pools[chosen] for chosen in choices.chosen[choices.fits])
+        for row in np.flatnonzero(choices.shed).tolist():
+            replies[rows[row]] = _fleet_full(taken[row], float(choices.multiple[row]))
         log = self._log(ids, taken, requests, choices, live, now_ms)
-        return Decided(replies, log, _explored(choices))
+        return Decided(replies, log, _counted(taken, requests, choices, live))
 
     def _embeddings(self, asked: Sequence[Asked], refused: Refusals) -> NDArray[np.float32]:
         """Embeddings (n, dim), texts encoded; rows that can't be used are refused."""
@@ -144,6 +142,7 @@ class Decider:
             allowed=allowed,
             cost_usd_max=np.array([one.cost_usd_max for one in asked]),
             latency_ms_max=np.array([one.latency_ms_max for one in asked]),
+            criticality=np.array([one.criticality for one in asked], np.int8),
             switch_ms=self._switch_ms(asked, tokens, live, now_ms),
         )
 
@@ -166,9 +165,9 @@ class Decider:
     ) -> None:
         """Remember where sessions were sent; who dispatches corrects it by who answered."""
         for i, one in enumerate(asked):
-            if one.session and choices.fits[i]:
-                chosen = int(choices.chosen[i])
-                model, pool = live.catalogue.names[chosen], live.pools[chosen]
+            if one.session and choices.fits[i] and not choices.shed[i]:
+                model = live.catalogue.names[choices.chosen[i]]
+                pool = live.pool_names[choices.pool[i]]
                 held = self._sessions.held(one.session, now_ms)
                 if held is None or held.model != model:
                     held = Held(model, pool, "", now_ms)
@@ -191,7 +190,7 @@ class Decider:
         heads["encoder"] = live.encoder_key
         heads["snapshot_version"] = live.version
         heads["model"] = live.model_keys[choices.chosen]
-        heads["pool"] = live.pool_keys[choices.chosen]
+        heads["pool"] = live.pool_keys[choices.pool]
         heads["propensity"] = choices.propensity[of]
         heads["preference"] = requests.preference
         heads["expected_cost_usd"] = choices.expected_cost_usd[of]
@@ -202,7 +201,8 @@ class Decider:
         heads["context"] = requests.contexts
         candidates = np.zeros((n, k), CANDIDATE)
         candidates["model"] = live.model_keys
-        candidates["pool"] = live.pool_keys
+        candidates["pool"] = live.pool_keys[choices.pools]
+        candidates["pool"][of] = heads["pool"]
         for name in ("propensity", "utility", "quality", "cost_usd", "latency_ms", "verdict"):
             candidates[name] = getattr(choices, name)
         return self._sealer.seal(ids, heads, candidates, [one.tenant for one in asked])
@@ -217,7 +217,7 @@ class Decider:
         now_ms: int,
     ) -> DecisionBatch | None:
         """What the decision log gets: the rows that were decided."""
-        rows = np.flatnonzero(choices.fits)
+        rows = np.flatnonzero(choices.fits & ~choices.shed)
         if not len(rows):
             return None
         return DecisionBatch(
@@ -226,8 +226,9 @@ class Decider:
             tenants=[asked[i].tenant.decode() for i in rows],
             sessions=[asked[i].session for i in rows],
             models=live.catalogue.names,
-            pools=live.pools,
+            pools=live.pool_names,
             chosen=choices.chosen[rows],
+            pool=choices.pool[rows],
             propensities=choices.propensity[rows],
             utility=choices.utility[rows],
             quality=choices.quality[rows],
@@ -236,19 +237,35 @@ class Decider:
             preference=requests.preference[rows],
             prompt_tokens=requests.prompt_tokens[rows],
             snapshot_version=live.version,
-            policy=repr(self._policy),
+            policy=repr(self._chooser.policy),
             encoder=live.encoder,
             contexts=requests.contexts[rows],
             prompts=[asked[i].text if self._log_prompts else None for i in rows],
         )
 
 
-def _explored(choices: Choices) -> NDArray[np.bool_]:
-    """Of each row that fits, whether the chosen model is not the best by utility."""
-    eligible = choices.verdict == Verdict.ELIGIBLE
-    best = np.where(eligible, choices.utility, -np.inf).max(axis=1)
-    chosen = choices.utility[np.arange(len(best)), choices.chosen]
-    return (chosen < best)[choices.fits]
+def _counted(
+    asked: Sequence[Asked], requests: Requests, choices: Choices, live: Live
+) -> DecidedBatch | None:
+    """What telemetry counts: the rows for which there was a model."""
+    rows = np.flatnonzero(choices.fits)
+    if not len(rows):
+        return None
+    return DecidedBatch(
+        models=live.catalogue.names,
+        pools=live.pool_names,
+        chosen=choices.chosen[rows],
+        pool=choices.pool[rows],
+        explored=explored(choices)[rows],
+        wished=choices.wished[rows],
+        shed=choices.shed[rows],
+        tenants=[asked[i].tenant.decode() for i in rows],
+        prompt_tokens=requests.prompt_tokens[rows],
+    )
+
+
+def _fleet_full(one: Asked, multiple: float) -> FleetFull:
+    return FleetFull(Criticality(one.criticality).name, multiple)
 
 
 def _allowed(asked: Sequence[Asked], live: Live, refused: Refusals) -> NDArray[np.bool_]:
@@ -318,6 +335,7 @@ def _no_model_fits(one: Asked, row: int, choices: Choices, live: Live) -> NoMode
         Verdict.PROMPT_TOO_LONG: lambda j: (
             f"the prompt has more than its {live.catalogue.context_tokens_max[j]:.0f} tokens"
         ),
+        Verdict.NO_REPLICA: lambda j: "none of its pools has a replica now",
     }
     reasons = [
         f"{name}: {why[Verdict(int(choices.verdict[row, j]))](j)}"

@@ -14,10 +14,10 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import ray
 from ray import serve as ray_serve
@@ -208,13 +208,24 @@ def spread(replicas: int) -> dict[str, int]:
     return {"num_replicas": replicas, "max_replicas_per_node": min(per_machine, 100)}
 
 
-def deploy(options: DeploymentOptions, site: Site) -> None:
+def _scaled(autoscaling: Mapping[str, Any]) -> dict[str, object]:
+    """As many replicas as a policy of Ray's says; there is room for all on all machines but one."""
+    room = spread(autoscaling["max_replicas"])["max_replicas_per_node"]
+    return {"autoscaling_config": dict(autoscaling), "max_replicas_per_node": room}
+
+
+def deploy(
+    options: DeploymentOptions, site: Site, autoscaling: Mapping[str, Any] | None = None
+) -> None:
     """Run trainer and router in the connected Ray cluster; returns when both are up.
 
+    `autoscaling` is Ray's configuration for the router; None: it has `options.replicas`.
     Raises what Ray raises when a deployment can't start, with the replica's error in its text.
     """
     router = ray_serve.deployment(RouterDeployment).options(
-        name="Router", **COMMON, **spread(options.replicas)
+        name="Router",
+        **COMMON,
+        **(spread(options.replicas) if autoscaling is None else _scaled(autoscaling)),
     )
     trainer = ray_serve.deployment(TrainerDeployment).options(
         name="Trainer", num_replicas=1, **COMMON

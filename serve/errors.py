@@ -9,6 +9,7 @@ ServeError
     ├── NoModelFits         every model is denied, or beyond the request's limits
     ├── DeadlinePassed      its deadline had passed before it could be scored
     ├── QueueFull           too many requests wait already
+    ├── FleetFull           every pool it could go to is full, and others need them more
     ├── NotServing          the router is starting or stopping
     └── AttemptFailed       an endpoint of a pool gave no whole answer; another one may
         ├── EndpointUnreachable  no connection, or it broke
@@ -98,6 +99,25 @@ class DeadlinePassed(RequestRefused):
 
 class QueueFull(RequestRefused):
     """Too many requests wait already; failing at once is kinder than answering late."""
+
+
+class FleetFull(RequestRefused):
+    """Every pool it could go to is full, and requests of higher criticality need them more.
+
+    `multiple` is what capacity costs in the cheapest of these pools, in prices of its GPUs.
+    """
+
+    def __init__(self, criticality: str, multiple: float) -> None:
+        super().__init__(criticality, multiple)
+        self.criticality, self.multiple = criticality, multiple
+
+    def __str__(self) -> str:
+        return (
+            f"the fleet is full: where this request would be cheapest, capacity costs "
+            f"{self.multiple:.3g} times the price of its GPUs, and requests of criticality "
+            f"{self.criticality} are being refused. Try again later, or send what can't wait with "
+            f"a higher criticality."
+        )
 
 
 class NotServing(RequestRefused):

@@ -28,6 +28,7 @@ from serve.catalogue import Catalogue, CatalogueSource
 from streams.errors import SnapshotDamaged
 from streams.fleet_state import FleetState
 from streams.fleet_view import loads
+from streams.prices import Prices
 from streams.snapshots import Manifest, Store
 from streams.state import Loader, State
 from streams.ticket import key_of
@@ -59,57 +60,77 @@ class Live:
         version: int = 0,
         published_at_ms: int = 0,
         fleet: FleetState | None = None,
+        prices: Prices | None = None,
     ) -> None:
         self.fleet = fleet or FleetState()  # read when something is first asked of it
+        self.prices = prices or Prices()
         self.catalogue, self.encoder = catalogue, encoder
         self.version, self.published_at_ms = version, published_at_ms
         self.estimator = Estimator(learned, catalogue.keys, catalogue.quality, options.blend)
         means = self.estimator.model_means
         self.error_share = means.figure("error", 0.0, options.error_prior_weight)  # (k,)
-        self.pool_latency_ms: dict[str, float] = {}  # of models that have several
-        # Every model's pools, the best first; `pools` (k,) is the best of each.
-        self.pools_of = {
-            name: self._ranked_pools(learned, column, options)
-            for column, name in enumerate(catalogue.names)
-        }
-        self.pools = tuple(self.pools_of[name][0] for name in catalogue.names)
+        self.output_tokens = means.figure(  # (k,)
+            "output_tokens", catalogue.output_tokens, options.latency_prior_weight
+        )
         self.model_keys = np.array(catalogue.keys, np.uint64)
-        self.pool_keys = np.array([key_of(name) for name in self.pools], np.uint64)
+        self.pool_names = catalogue.pool_names  # (P,)
+        self.pool_keys = np.array([key_of(name) for name in self.pool_names], np.uint64)
+        self.pool_latency_ms = self._pool_latency_ms(learned, options)  # (P,)
+        self.columns_of = [  # (k,) of (its pools,): columns of the model's pools
+            np.flatnonzero(catalogue.model_of_pool == column) for column in range(len(catalogue))
+        ]
+        self.pools_of = {  # names of every model's pools, the fastest lately first
+            name: tuple(
+                self.pool_names[p]
+                for p in columns[np.argsort(self.pool_latency_ms[columns], kind="stable")].tolist()
+            )
+            for name, columns in zip(catalogue.names, self.columns_of, strict=True)
+        }
         self.encoder_key = key_of(encoder)
-        self._read_loads()
+        self._read_telemetry()
         # The first search and product of a process are slow; let no request pay for them.
         self.estimator.estimate(np.zeros((1, N_FEATURES), np.int8))
 
-    def _ranked_pools(self, learned: Learned, column: int, options: LiveOptions) -> tuple[str, ...]:
-        """A model's pools by their mean latency lately, failures counted in."""
-        pools = [pool.name for pool in self.catalogue.pools_of[column]]
-        if len(pools) == 1:
-            return tuple(pools)
-        means = ema.read(learned.pools, [key_of(pool) for pool in pools], learned.as_of_ms)
-        stated_ms = float(self.catalogue.latency_ms[column])
+    def _pool_latency_ms(self, learned: Learned, options: LiveOptions) -> NDArray[np.float64]:
+        """The pools' mean latencies lately (P,), failures counted in."""
+        means = ema.read(learned.pools, self.pool_keys.tolist(), learned.as_of_ms)
+        stated_ms = self.catalogue.latency_ms[self.catalogue.model_of_pool]
         latency_ms = means.figure("latency_ms", stated_ms, options.latency_prior_weight)
         errors = means.figure("error", 0.0, options.error_prior_weight)
-        expected_ms = _with_retries(latency_ms, errors)
-        self.pool_latency_ms.update(zip(pools, expected_ms.tolist(), strict=True))
-        return tuple(pools[i] for i in np.argsort(expected_ms, kind="stable").tolist())
+        return _with_retries(latency_ms, errors)
 
-    def _read_loads(self) -> None:
-        """How full pools are, where there is a choice between them; see `crowding`."""
-        self.loads = loads(self.fleet) if self.pool_latency_ms else {}
+    def _read_telemetry(self) -> None:
+        """How full pools are, and what their capacity is worth; see `crowding`. All are (P,)."""
+        pools, prices = self.catalogue.pools, self.prices
+        several = len(pools) > len(self.catalogue)
+        self.loads = loads(self.fleet) if several or any(p.reports for p in pools) else {}
         self.loads_as_of_ms = self.fleet.newest_ms if self.loads else 0
+        self.n_routers = max(1, len(self.fleet.routers)) if self.loads else 1
+        found = [self.loads.get(name) for name in self.pool_names]
+        self.told = np.array([one is not None for one in found])
+        self.queued = np.array([one.queued if one else 0.0 for one in found])
+        self.running = np.maximum(1.0, [one.running if one else 0.0 for one in found])
+        self.ready = np.maximum(1.0, [one.ready if one else 0.0 for one in found])
+        priced = [prices.capacity.get(name) for name in self.pool_names]
+        self.loaded = np.array([one is not None for one in priced])
+        self.load = np.array([one.load if one else 0.0 for one in priced])
+        self.log_price = np.array([one.log_price if one else 0.0 for one in priced])
+        # While nothing at all was heard, nobody is taken to be gone.
+        self.open = np.array(
+            [
+                one.ready > 0 if one else not (pool.reports and self.loads)
+                for pool, one in zip(pools, found, strict=True)
+            ]
+        )
 
-    def with_pools(self, pools: tuple[str, ...]) -> Live:
-        """The same view, with other pools (k,) of the models."""
-        other = copy.copy(self)
-        other.pools = pools
-        other.pool_keys = np.array([key_of(name) for name in pools], np.uint64)
-        return other
-
-    def renewed(self, version: int, published_at_ms: int, fleet: FleetState) -> Live:
+    def renewed(
+        self, version: int, published_at_ms: int, fleet: FleetState, prices: Prices
+    ) -> Live:
         """The view of a later snapshot in which nothing but telemetry is new."""
         later = copy.copy(self)
-        later.version, later.published_at_ms, later.fleet = version, published_at_ms, fleet
-        later._read_loads()
+        later.version, later.published_at_ms = version, published_at_ms
+        later.fleet, later.prices = fleet, prices
+        later._read_telemetry()
         return later
 
     def age_ms(self, now_ms: int) -> int:
@@ -143,7 +164,7 @@ class LiveView:
         self._loader = Loader(store, encoder, memory, with_seen=False)
         self._on_swap = on_swap
         self._learned, self._version, self._term, self._published_at_ms = Learned(memory), 0, 0, 0
-        self._fleet = FleetState()
+        self._fleet, self._prices = FleetState(), Prices()
         self._built_of: Learned | None = None  # what `current` was solved from
         self._passed_over = 0  # a version looked at and not taken
         self._load_first()
@@ -229,7 +250,7 @@ class LiveView:
             raise
 
     def _take(self, state: State, manifest: Manifest) -> None:
-        self._learned, self._fleet = state.learned, state.fleet
+        self._learned, self._fleet, self._prices = state.learned, state.fleet, state.prices
         self._version, self._term = manifest.version, manifest.term
         self._published_at_ms = int(manifest.about["published_at_ms"])
         self._passed_over = 0
@@ -237,7 +258,9 @@ class LiveView:
     def _build(self, catalogue: Catalogue) -> Live:
         """A view of what is loaded. Telemetry alone, every second, is no reason to solve again."""
         if self._built_of is self._learned and catalogue == self.current.catalogue:
-            return self.current.renewed(self._version, self._published_at_ms, self._fleet)
+            return self.current.renewed(
+                self._version, self._published_at_ms, self._fleet, self._prices
+            )
         live = Live(
             catalogue,
             self._learned,
@@ -246,6 +269,7 @@ class LiveView:
             version=self._version,
             published_at_ms=self._published_at_ms,
             fleet=self._fleet,
+            prices=self._prices,
         )
         self._built_of = self._learned
         return live

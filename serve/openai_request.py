@@ -15,7 +15,7 @@ from __future__ import annotations
 import base64
 import binascii
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, structs
 
@@ -32,6 +32,9 @@ AUTO = "auto"  # the "model" that means: the router chooses
 OURS = ("model", "stream", "stream_options", "fairlead")  # not passed through
 INT64_MAX = 2**63 - 1
 
+# The names in router.proto, in lower case.
+Criticality = Literal["sheddable", "sheddable_plus", "critical", "critical_plus"]
+
 
 class Preference(Struct, forbid_unknown_fields=True):
     """What matters, see the message of the same name in router.proto."""
@@ -39,6 +42,7 @@ class Preference(Struct, forbid_unknown_fields=True):
     quality: float | None = None
     cost: float | None = None
     latency: float | None = None
+    energy: float | None = None
 
 
 class Cascade(Struct, forbid_unknown_fields=True):
@@ -59,6 +63,7 @@ class Options(Struct, forbid_unknown_fields=True):
     cost_usd_max: float | None = None
     latency_ms_max: float | None = None
     deadline_unix_ms: Annotated[int, Meta(ge=0, le=INT64_MAX)] | None = None
+    criticality: Criticality | None = None
     cascade: Cascade | None = None
     fan_out: int | None = None
 
@@ -147,6 +152,7 @@ def _route(chat: ChatBody, options: Options, catalogue: Catalogue) -> pb.RouteRe
         cost_usd_max=options.cost_usd_max,
         latency_ms_max=options.latency_ms_max,
         deadline_unix_ms=options.deadline_unix_ms,
+        criticality=options.criticality.upper() if options.criticality else None,
     )
 
 

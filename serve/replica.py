@@ -17,10 +17,12 @@ import numpy as np
 from learners.learned import MemoryOptions
 from learners.policy import Policy
 from serve.catalogue import CatalogueSource
+from serve.chooser import Chooser
 from serve.decider import Decider
 from serve.encoders import EncoderOptions, identity, make_encoder
 from serve.listener import ROUTER, Listener, ListenerOptions
 from serve.live import LiveOptions, LiveView
+from serve.placement import PlacementOptions
 from serve.retickets import REASONS
 from serve.servicer import RouterServicer, ServicerOptions
 from serve.sessions import SessionOptions, Sessions
@@ -55,6 +57,7 @@ class ReplicaOptions:
     outbox: OutboxOptions
     feedback: FeedbackOptions
     sessions: SessionOptions = SessionOptions()
+    placement: PlacementOptions = PlacementOptions()
     log_decisions: bool = True
     log_prompts: bool = False
     # Between reports of what was decided; a few records a second are nothing to a log. 0: none.
@@ -93,10 +96,9 @@ class Replica:
         self.sessions = Sessions(options.sessions)
         decider = Decider(
             encoder,
-            options.policy,
+            Chooser(options.policy, options.placement, self.rng),
             sealer,
             self.issuer,
-            self.rng,
             now_ms,
             self.sessions,
             log_prompts=options.log_prompts,

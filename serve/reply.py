@@ -12,7 +12,7 @@ import numpy as np
 from learners.context import real
 from serve.live import Live
 from serve.proto.fairlead.v1 import router_pb2 as pb
-from serve.request import Asked
+from serve.request import WEIGHTS, Asked
 from serve.router import Choices, Verdict
 from streams.ticket import Ticket, key_of
 
@@ -21,6 +21,7 @@ REASONS = {
     Verdict.TOO_DEAR: "predicted cost above the request's limit",
     Verdict.TOO_SLOW: "predicted latency above the request's limit",
     Verdict.PROMPT_TOO_LONG: "the prompt is longer than the model takes",
+    Verdict.NO_REPLICA: "none of its pools had a replica",
 }
 
 
@@ -38,6 +39,7 @@ def write_decisions(
     order = np.argsort(-ranked, axis=1, kind="stable").tolist()
     eligible = (choices.verdict == Verdict.ELIGIBLE).tolist()
     # Python floats once per batch: reading numpy scalars one by one costs as much as scoring.
+    taken = choices.chosen.tolist()
     propensity, utility = choices.propensity.tolist(), choices.utility.tolist()
     figures = [
         (mean.tolist(), deviation.tolist())
@@ -47,7 +49,9 @@ def write_decisions(
             (choices.latency_ms, choices.latency_ms_deviation),
         )
     ]
-    names, pools, estimate = live.catalogue.names, live.pools, pb.Estimate
+    names, pools, estimate = live.catalogue.names, live.pool_names, pb.Estimate
+    best, placed = choices.pools.tolist(), choices.pool.tolist()
+    energy_j = choices.energy_j.tolist()
 
     def case(i: int, j: int) -> dict[str, object]:
         quality, cost, latency = (
@@ -55,12 +59,13 @@ def write_decisions(
         )
         return {
             "model": names[j],
-            "pool": pools[j],
+            "pool": pools[placed[i] if j == taken[i] else best[i][j]],
             "propensity": propensity[i][j],
             "utility": utility[i][j],
             "quality": quality,
             "cost_usd": cost,
             "latency_ms": latency,
+            "energy_j": energy_j[i][j],
         }
 
     return [
@@ -75,7 +80,7 @@ def write_decisions(
             ],
             **case(i, chosen),
         )
-        for i, chosen in enumerate(choices.chosen.tolist())
+        for i, chosen in enumerate(taken)
     ]
 
 
@@ -96,9 +101,7 @@ def write_explanation(ticket: Ticket, live: Live, policies: Sequence[str]) -> pb
         snapshot_version=int(head["snapshot_version"]),
         encoder=_name({live.encoder_key: live.encoder}, int(head["encoder"])),
         context=real(head["context"]).tolist(),
-        preference=pb.Preference(
-            quality=head["preference"][0], cost=head["preference"][1], latency=head["preference"][2]
-        ),
+        preference=pb.Preference(**dict(zip(WEIGHTS, head["preference"], strict=True))),
         policy=_name(policy_of, int(head["policy"])),
         models=[
             pb.Considered(

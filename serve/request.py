@@ -26,6 +26,10 @@ MODELS_LISTED_MAX = 255
 BATCH_MAX = 1024
 
 Whole = TypeVar("Whole")  # a message as a proto describes it
+Weights = tuple[float, float, float, float]  # of quality, US dollars, seconds, kilojoules
+WEIGHTS = ("quality", "cost", "latency", "energy")  # their names in `Preference`
+
+CRITICAL = 2  # what a request is whose sender does not say
 
 # A prompt's length when only its text is known: English runs at about four bytes a token.
 BYTES_PER_TOKEN = 4.0
@@ -38,6 +42,7 @@ class PreferenceDefaults:
     quality: float = 1.0
     cost: float = 20.0  # a US dollar is worth 20 points: 5 cents buy one
     latency: float = 0.01  # a second is worth a hundredth of a point
+    energy: float = 0.0  # points per kilojoule: who pays for it has it in the cost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,12 +55,13 @@ class Asked:
     prompt_tokens: int  # 0: unknown
     tenant: bytes  # UTF-8
     session: str
-    preference: tuple[float, float, float]  # weights of quality, US dollars, seconds
+    preference: Weights
     allowed_models: tuple[str, ...]
     denied_models: tuple[str, ...]
     cost_usd_max: float  # infinity: no limit
     latency_ms_max: float  # infinity: no limit
     deadline_ms: float  # Unix time; infinity: none
+    criticality: int = CRITICAL  # 0 SHEDDABLE, 1 SHEDDABLE_PLUS, 2 CRITICAL, 3 CRITICAL_PLUS
 
 
 def read_request(request: pb.RouteRequest, defaults: PreferenceDefaults) -> Asked:
@@ -85,6 +91,7 @@ def read_request(request: pb.RouteRequest, defaults: PreferenceDefaults) -> Aske
             _limit("latency_ms_max", request.latency_ms_max) if has("latency_ms_max") else math.inf
         ),
         deadline_ms=request.deadline_unix_ms if has("deadline_unix_ms") else math.inf,
+        criticality=_criticality(request.criticality),
     )
 
 
@@ -118,17 +125,27 @@ def _tokens(tokens: int) -> int:
     return tokens
 
 
-def _preference(given: pb.Preference, defaults: PreferenceDefaults) -> tuple[float, float, float]:
+def _preference(given: pb.Preference, defaults: PreferenceDefaults) -> Weights:
     weights = tuple(
         getattr(given, name) if given.HasField(name) else getattr(defaults, name)
-        for name in ("quality", "cost", "latency")
+        for name in WEIGHTS
     )
-    for name, weight in zip(("quality", "cost", "latency"), weights, strict=True):
+    for name, weight in zip(WEIGHTS, weights, strict=True):
         if not 0.0 <= weight <= WEIGHT_MAX:  # also refuses NaN
             raise InvalidRequest(f"preference.{name}", weight, f"0 to {WEIGHT_MAX:,.0f}")
     if not any(weights):
         raise InvalidRequest("preference", "all zero", "at least one positive weight")
     return weights
+
+
+def _criticality(given: int) -> int:
+    """From the proto's number to ours, which begin at 0 and have none for "not said"."""
+    if given == pb.CRITICALITY_UNSPECIFIED:
+        return CRITICAL
+    if given not in pb.Criticality.values():  # protobuf lets numbers of later versions through
+        known = ", ".join(pb.Criticality.keys()[1:])
+        raise InvalidRequest("criticality", given, f"one of {known}")
+    return given - pb.SHEDDABLE
 
 
 def _names(field: str, names: object) -> tuple[str, ...]:

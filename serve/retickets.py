@@ -94,15 +94,15 @@ def _row(
         return np.array([[0.0 if cell is None else cell[name] for cell in cells]], np.float64)
 
     chosen = live.catalogue.column_of[model]
-    pools = (*live.pools[:chosen], pool, *live.pools[chosen + 1 :])
     return DecisionBatch(
         ids=[new_id],
         decided_at_ms=heads["decided_at_ms"],
         tenants=[ticket.tenant],
         sessions=[route.session],
         models=live.catalogue.names,
-        pools=pools,
+        pools=(pool,),
         chosen=np.array([chosen]),
+        pool=np.zeros(1, np.intp),
         propensities=np.eye(len(cells))[[chosen]],
         utility=column("utility"),
         quality=column("quality"),

@@ -1,13 +1,16 @@
 """The heart: requests in, decisions out, as arrays. No I/O, no clock, no Ray.
 
     contexts ──estimator──▶ quality, cost, latency per model
-                                  │ preference            │ limits
-                                  ▼                       ▼
-                               utility               who is eligible
-                                  └──── policy ────▶ probabilities ──draw──▶ choice
+                                  │ preference    ▲ charges of its best pool    │ limits
+                                  ▼               │ (`placement`)               ▼
+                               utility ───────────┘                    who is eligible
+                                  └──── policy ────▶ probabilities ──draw──▶ model ─▶ its pool
 
-Serving and simulation call this very function. For the same requests, live view and uniform
+Serving and simulation call this very function. For the same requests, live view, crowd and uniform
 numbers it gives the same bits.
+
+When all the pools that a request could go to are dearer than its criticality may pay, it is *shed*:
+refused, so that those above it are served in time (docs/prices.md).
 
 The one rule: a model that is not eligible has probability zero, whatever it scored.
 """
@@ -22,8 +25,11 @@ from numpy.typing import NDArray
 
 from learners.context import Contexts
 from learners.policy import Policy, draw
+from learners.prices import shed_share
 from learners.targets import Target
+from serve.crowding import Crowd
 from serve.live import Live
+from serve.placement import PlacementOptions, best_pools, charge, place
 
 Floats = NDArray[np.float64]
 
@@ -36,6 +42,7 @@ class Verdict(IntEnum):
     TOO_DEAR = 2
     TOO_SLOW = 3
     PROMPT_TOO_LONG = 4
+    NO_REPLICA = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -44,10 +51,11 @@ class Requests:
 
     contexts: Contexts  # (n, 64)
     prompt_tokens: Floats  # (n,) 0: unknown
-    preference: Floats  # (n, 3) weights of quality, US dollars, seconds
+    preference: Floats  # (n, 4) weights of quality, US dollars, seconds, kilojoules
     allowed: NDArray[np.bool_]  # (n, k)
     cost_usd_max: Floats  # (n,) infinity: no limit
     latency_ms_max: Floats  # (n,) likewise
+    criticality: NDArray[np.int8]  # (n,) `learners.prices.Criticality`
     # (n, k) what a session's other models would take longer; None where no session is held.
     switch_ms: Floats | None = None
 
@@ -57,66 +65,107 @@ class Requests:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Choices:
-    """Columns of n decisions, and what they were based on, (n, k) each.
+    """Columns of n decisions, and what they were based on, (n, k) each unless it says otherwise.
 
-    Where no model is eligible `fits` is False and the row's other values mean nothing.
+    Where no model is eligible `fits` is False; where it is refused for want of capacity, `shed` is
+    True. The row's other values then say what would have been.
     """
 
     chosen: NDArray[np.intp]  # (n,) column of the chosen model
+    pool: NDArray[np.intp]  # (n,) of its pool, among `Live.pool_names`
     fits: NDArray[np.bool_]  # (n,)
+    shed: NDArray[np.bool_]  # (n,)
+    multiple: Floats  # (n,) least price of the pools that it could go to, multiples of their cost
+    wished: NDArray[np.intp]  # (n,) model chosen if all pools were there and capacity free
+    pools: NDArray[np.intp]  # best pool of each model
     verdict: NDArray[np.uint8]
     propensity: Floats
     utility: Floats
     quality: Floats
     cost_usd: Floats
     latency_ms: Floats
+    energy_j: Floats  # 0: not known
+    work_s: Floats  # (n,) in the chosen pool
     quality_deviation: Floats
     cost_usd_deviation: Floats
     latency_ms_deviation: Floats
     expected_cost_usd: Floats  # by the catalogue
 
 
-def route(requests: Requests, live: Live, policy: Policy, uniform: Floats) -> Choices:
-    """Decide n requests at once; `uniform` (n,) in [0, 1) are the draws."""
+def route(
+    requests: Requests,
+    live: Live,
+    crowd: Crowd,
+    policy: Policy,
+    uniform: Floats,
+    options: PlacementOptions,
+) -> Choices:
+    """Decide n requests at once; `uniform` (n, 2) in [0, 1) are the draws."""
     estimates = live.estimator.estimate(requests.contexts)
-    expected_cost = live.catalogue.expected_cost_usd(requests.prompt_tokens)
+    catalogue, weights = live.catalogue, requests.preference
+    expected_cost = catalogue.expected_cost_usd(requests.prompt_tokens)
     quality = np.clip(estimates.mean[:, :, Target.QUALITY], 0.0, 1.0) * (1.0 - live.error_share)
     cost, cost_deviation = _from_ratio(
         expected_cost, estimates.mean[:, :, Target.COST], estimates.noise[:, Target.COST]
     )
     latency, latency_deviation = _from_ratio(
-        live.catalogue.latency_ms,
+        catalogue.latency_ms,
         estimates.mean[:, :, Target.LATENCY],
         estimates.noise[:, Target.LATENCY],
     )
     if requests.switch_ms is not None:
         latency = latency + requests.switch_ms
-    weights = requests.preference
-    utility = (
-        weights[:, :1] * quality - weights[:, 1:2] * cost - weights[:, 2:] * (latency / 1000.0)
+    known_tokens = np.where(
+        requests.prompt_tokens > 0, requests.prompt_tokens, catalogue.prompt_tokens
     )
+    charged = charge(weights, known_tokens, live, crowd, options)
+    pools = best_pools(charged.rank, live)
+    rows = np.arange(len(requests))
+    energy = np.take_along_axis(charged.energy_j, pools, axis=1)
+    free = weights[:, :1] * quality - weights[:, 1:2] * cost - weights[:, 2:3] * (latency / 1000.0)
+    utility = free - np.take_along_axis(charged.points, pools, axis=1)
+    if options.priced and live.prices.budget.log_price:
+        utility -= charged.money[:, None] * (live.prices.budget.multiple() * cost)
     verdict = _verdicts(requests, live, cost, latency)
-    eligible = verdict == Verdict.ELIGIBLE
+    able = verdict == Verdict.ELIGIBLE
+    eligible = _with_replicas(able, live, verdict)
     fits = eligible.any(axis=1)
     eligible[~fits] = True  # any probabilities will do, the row is refused
     scale = _scale(weights, cost, latency)
     propensity = policy.probabilities(
         utility / scale, weights[:, :1] * estimates.deviation / scale, eligible
     )
+    chosen = draw(propensity, uniform[:, 0])
+    least = _least_multiple(crowd.multiple, eligible, live)
+    pool = place(chosen, charged, weights, live, crowd, options)
     return Choices(
-        chosen=draw(propensity, uniform),
+        chosen=chosen,
+        pool=pool,
         fits=fits,
+        shed=fits & (uniform[:, 1] < shed_share(least, requests.criticality)),
+        multiple=least,
+        wished=_wished(free, cost, charged.reference_usd, weights, able, live),
+        pools=pools,
         verdict=verdict,
         propensity=propensity,
         utility=utility,
         quality=quality,
         cost_usd=cost,
         latency_ms=latency,
+        energy_j=energy,
+        work_s=charged.work_s[rows, pool],
         quality_deviation=np.hypot(estimates.deviation, estimates.noise[:, Target.QUALITY]),
         cost_usd_deviation=cost_deviation,
         latency_ms_deviation=latency_deviation,
         expected_cost_usd=expected_cost,
     )
+
+
+def explored(choices: Choices) -> NDArray[np.bool_]:
+    """Of each row (n,), whether another eligible model had a higher utility than the chosen."""
+    eligible = choices.verdict == Verdict.ELIGIBLE
+    best = np.where(eligible, choices.utility, -np.inf).max(axis=1)
+    return choices.utility[np.arange(len(best)), choices.chosen] < best
 
 
 def _from_ratio(expected: Floats, log_ratio: NDArray, noise: NDArray) -> tuple[Floats, Floats]:
@@ -134,6 +183,47 @@ def _verdicts(requests: Requests, live: Live, cost: Floats, latency: Floats) -> 
     verdict[too_long] = Verdict.PROMPT_TOO_LONG
     verdict[~requests.allowed] = Verdict.NOT_ALLOWED
     return verdict.astype(np.uint8)
+
+
+def _with_replicas(
+    able: NDArray[np.bool_], live: Live, verdict: NDArray[np.uint8]
+) -> NDArray[np.bool_]:
+    """Of the models (n, k) that would do, those with replicas; all, where none has any.
+
+    The others' verdict is changed. Our news may be old: a request is not refused for it.
+    """
+    there = np.array([live.open[columns].any() for columns in live.columns_of])
+    if there.all():
+        return able.copy()
+    some = (able & there).any(axis=1)
+    gone = able & ~there & some[:, None]
+    verdict[gone] = Verdict.NO_REPLICA
+    return able & ~gone
+
+
+def _least_multiple(multiple: Floats, eligible: NDArray[np.bool_], live: Live) -> Floats:
+    """The least price (n,) of the capacity that requests could take."""
+    where = np.where(live.open, multiple, np.inf)
+    of_model = np.array([where[columns].min() for columns in live.columns_of])
+    of_model[np.isinf(of_model)] = 0.0  # nothing is known of it
+    return np.where(eligible, of_model, np.inf).min(axis=1)
+
+
+def _wished(
+    free: Floats,
+    cost: Floats,
+    reference_usd: Floats,
+    weights: Floats,
+    able: NDArray[np.bool_],
+    live: Live,
+) -> NDArray[np.intp]:
+    """The models (n,) that would be chosen if every pool were there and its capacity free.
+
+    At no less than what the GPUs cost: a model that asks nothing of its callers is not free to run.
+    """
+    least = np.stack([reference_usd[:, c].min(axis=1) for c in live.columns_of], axis=1)
+    beyond = weights[:, 1:2] * np.maximum(0.0, least - cost)
+    return np.where(able, free - beyond, -np.inf).argmax(axis=1)
 
 
 def _scale(weights: Floats, cost: Floats, latency: Floats) -> Floats:

@@ -13,8 +13,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 
 import grpc
-import numpy as np
-from numpy.typing import NDArray
 
 from serve.batcher import Batcher, BatcherOptions
 from serve.decider import Decider
@@ -31,7 +29,7 @@ from streams.errors import BadTicket
 from streams.feedback import REPORTED, Ingest, encode_report
 from streams.log import Record
 from streams.outbox import Outbox
-from streams.telemetry_window import DecidedBatch, RouterWindow
+from streams.telemetry_window import RouterWindow
 from streams.ticket import Sealer
 
 logger = logging.getLogger(__name__)
@@ -89,8 +87,8 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         decided = self._decider.decide(asked, self._view.current)
         if decided.log is not None and self._decisions is not None:
             self._decisions.offer(decided.log)
-        if decided.log is not None and self._telemetry is not None:
-            self._telemetry.count_batch(_counted(decided.log, decided.explored))
+        if decided.counted is not None and self._telemetry is not None:
+            self._telemetry.count_batch(decided.counted)
         return decided.replies
 
     async def decide(self, request: pb.RouteRequest) -> pb.Decision:
@@ -243,11 +241,6 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         except Exception as error:  # noqa: BLE001 - becomes a status
             await context.abort(*self._refuse(error))
             raise AssertionError("abort raises") from error
-
-
-def _counted(log: DecisionBatch, explored: NDArray[np.bool_]) -> DecidedBatch:
-    """What telemetry counts of a batch."""
-    return DecidedBatch(log.models, log.pools, log.chosen, explored, log.tenants, log.prompt_tokens)
 
 
 def _check_count(field: str, n: int) -> None:

@@ -32,7 +32,7 @@ SCHEMA = pa.schema(
         ("quality", pa.float32()),  # predicted, 0 to 1
         ("cost_usd", pa.float32()),  # predicted
         ("latency_ms", pa.float32()),  # predicted
-        ("preference", pa.list_(pa.float32(), 3)),  # weights of quality, USD, seconds
+        ("preference", pa.list_(pa.float32(), 4)),  # weights of quality, USD, seconds, kilojoules
         ("prompt_tokens", pa.float32()),  # 0: unknown
         ("snapshot_version", pa.uint64()),
         ("policy", pa.string()),
@@ -44,6 +44,10 @@ SCHEMA = pa.schema(
     ]
 )
 
+# Logs keep decisions for weeks: those from before the weight of energy read back with one of 0.
+PREFERENCE = SCHEMA.get_field_index("preference")
+SCHEMA_BEFORE_ENERGY = SCHEMA.set(PREFERENCE, pa.field("preference", pa.list_(pa.float32(), 3)))
+
 
 class DecisionBatch(NamedTuple):
     """Columns of n decisions over k models, as the router made them."""
@@ -53,14 +57,15 @@ class DecisionBatch(NamedTuple):
     tenants: Sequence[str]
     sessions: Sequence[str]
     models: Sequence[str]  # (k,)
-    pools: Sequence[str]  # (k,) of each model
-    chosen: NDArray[np.intp]  # (n,)
+    pools: Sequence[str]  # (P,) those that `pool` points into
+    chosen: NDArray[np.intp]  # (n,) index of the model
+    pool: NDArray[np.intp]  # (n,) index of the pool it is called in
     propensities: NDArray[np.floating]  # (n, k)
     utility: NDArray[np.floating]  # (n, k)
     quality: NDArray[np.floating]  # (n, k)
     cost_usd: NDArray[np.floating]  # (n, k)
     latency_ms: NDArray[np.floating]  # (n, k)
-    preference: NDArray[np.floating]  # (n, 3)
+    preference: NDArray[np.floating]  # (n, 4)
     prompt_tokens: NDArray[np.floating]  # (n,)
     snapshot_version: int
     policy: str
@@ -96,7 +101,7 @@ def _joined(batches: Sequence[DecisionBatch]) -> DecisionBatch:
 
 
 def decode(value: bytes) -> pa.Table:
-    """The decisions of one record. Raises pyarrow.ArrowInvalid.
+    """The decisions of one record, of `SCHEMA` whenever logged. Raises pyarrow.ArrowInvalid.
 
     Checked in full: a damaged offset would else be followed out of memory and end the process.
     """
@@ -105,9 +110,18 @@ def decode(value: bytes) -> pa.Table:
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise pa.ArrowInvalid(f"no table: {error}") from error
+    if table.schema == SCHEMA_BEFORE_ENERGY:
+        table = _with_energy(table)
     if table.schema != SCHEMA or table["decision_id"].null_count or table["model"].null_count:
         raise pa.ArrowInvalid("a table, but not of decisions")
     return table
+
+
+def _with_energy(table: pa.Table) -> pa.Table:
+    """Decisions from before the weight of energy, with one of 0."""
+    weights = [row and [*row, 0.0] for row in table["preference"].to_pylist()]
+    column = pa.array(weights, pa.list_(pa.float32(), 4))
+    return table.set_column(PREFERENCE, SCHEMA.field(PREFERENCE), column)
 
 
 def _columns(batch: DecisionBatch) -> pa.RecordBatch:
@@ -129,13 +143,13 @@ def _columns(batch: DecisionBatch) -> pa.RecordBatch:
             pa.array(batch.tenants, pa.string()),
             pa.array(batch.sessions, pa.string()),
             models.take(pa.array(batch.chosen)),
-            pools.take(pa.array(batch.chosen)),
+            pools.take(pa.array(batch.pool)),
             figure(batch.propensities[of]),
             figure(batch.utility[of]),
             figure(batch.quality[of]),
             figure(batch.cost_usd[of]),
             figure(batch.latency_ms[of]),
-            pa.FixedSizeListArray.from_arrays(figure(batch.preference.ravel()), 3),
+            pa.FixedSizeListArray.from_arrays(figure(batch.preference.ravel()), 4),
             figure(batch.prompt_tokens),
             constant(batch.snapshot_version, pa.uint64()),
             constant(batch.policy, pa.string()),

@@ -74,6 +74,11 @@ class FleetState:
         return self._opened().newest_ms
 
     @property
+    def heard_ms(self) -> int:
+        """The latest time that the log took a record, Unix time; 0: it took none."""
+        return self._opened().heard_ms
+
+    @property
     def missing(self) -> int:
         """Records that never came, as gaps in sequences tell."""
         return self._opened().missing

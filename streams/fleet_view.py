@@ -36,6 +36,7 @@ class ClassView:
     """Requests of one class. Lengths are of the last five minutes."""
 
     arrivals: int  # since the state began
+    shed: int  # likewise, of them
     arrivals_per_s: dict[str, float]  # by names of SPANS_MS
     prompt_tokens_per_s: float  # over one minute
     prompt_tokens_mean: float | None
@@ -104,22 +105,65 @@ class PoolView:
     silent_s: float | None  # since the last word of any replica; None: there was none
 
 
+class Wish(NamedTuple):
+    """Requests of one class that want one model, over the last minute."""
+
+    requests_per_s: float
+    prompt_tokens: float  # mean
+
+
+def wishes(fleet: FleetState, now_ms: int) -> dict[tuple[str, str], Wish]:
+    """What is wanted, by class and model, whatever there is capacity for."""
+    span_s = SPANS_MS["1m"] / 1000
+    found: dict[tuple[str, str], tuple[float, float]] = {}
+    for share, tally in spans(fleet, now_ms, SPANS_MS["1m"]):
+        for name, of_class in tally.classes.items():
+            for model, wish in of_class.wishes.items():
+                n, tokens = found.get((name, model), (0.0, 0.0))
+                found[name, model] = n + share * wish.requests, tokens + share * wish.prompt_tokens
+    return {
+        key: Wish(n / span_s, tokens / n) for key, (n, tokens) in sorted(found.items()) if n > 0
+    }
+
+
 class Load(NamedTuple):
     """What is in a pool, by the last word of its live replicas."""
 
-    queued: int
-    running: int
+    queued: int = 0
+    running: int = 0
+    ready: int = 0  # replicas
+    starting: int = 0
+    draining: int = 0
+    # Mean of the ready replicas that tell: 1 is as much as they carry within the latency target.
+    load: float | None = None
+    watts: float = 0.0
 
 
 def loads(fleet: FleetState) -> dict[str, Load]:
-    """The load of every pool that reports; cheap, for whoever asks at every snapshot."""
-    found: dict[str, Load] = {}
-    newest_ms = max((replica.heard_ms for replica in fleet.replicas.values()), default=0)
-    for key, replica in fleet.replicas.items():
-        if newest_ms - replica.heard_ms <= SILENT_MS:
-            queued, running = found.get(parted(key)[0], (0, 0))
-            found[parted(key)[0]] = Load(queued + replica.queued, running + replica.running)
-    return found
+    """The load of every pool that reports; cheap, for whoever asks at every snapshot.
+
+    Replicas are live if they were heard of lately when anything was: so all of them while telemetry
+    as a whole is silent.
+    """
+    live: dict[str, list[Replica]] = {}
+    for key in sorted(fleet.replicas):
+        if fleet.heard_ms - fleet.replicas[key].heard_ms <= SILENT_MS:
+            live.setdefault(parted(key)[0], []).append(fleet.replicas[key])
+    return {pool: _load_of(replicas) for pool, replicas in live.items()}
+
+
+def _load_of(replicas: list[Replica]) -> Load:
+    states = Counter(replica.state for replica in replicas)
+    told = [r.load for r in replicas if r.state == "ready" and r.load is not None]
+    return Load(
+        queued=sum(r.queued for r in replicas),
+        running=sum(r.running for r in replicas),
+        ready=states["ready"],
+        starting=states["starting"],
+        draining=states["draining"],
+        load=sum(told) / len(told) if told else None,
+        watts=sum(r.watts for r in replicas),
+    )
 
 
 def end_of(fleet: FleetState, now_ms: int) -> int:
@@ -169,6 +213,7 @@ def _class_view(
 ) -> ClassView:
     return ClassView(
         arrivals=total.arrivals,
+        shed=total.shed,
         arrivals_per_s=per_s,
         prompt_tokens_per_s=tokens_per_s,
         prompt_tokens_mean=_ratio(lately.prompt_tokens, sum(lately.prompt_lengths.values())),

@@ -39,6 +39,7 @@ class Replica(msgspec.Struct, array_like=True, frozen=True, gc=False):
     kv_use: float
     watts: float
     derived: bool
+    load: float | None = None  # 1: as much as it carries within the latency target
 
 
 class Router(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -83,6 +84,7 @@ def replica_of(record: PoolState, heard_ms: int) -> Replica:
         record.kv_use,
         record.watts,
         record.derived,
+        record.load,
     )
 
 

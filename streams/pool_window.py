@@ -43,6 +43,7 @@ class ReplicaGauges:
     running: int = 0
     kv_use: float = 0.0  # 0 to 1
     watts: float = 0.0
+    load: float | None = None  # 1: as much as it carries within its latency target
 
 
 class PoolWindow:
@@ -88,6 +89,7 @@ class PoolWindow:
             running=gauges.running,
             kv_use=min(max(gauges.kv_use, 0.0), 1.0),
             watts=gauges.watts,
+            load=gauges.load,
             joules=self._joules,
             tokens=self._tokens,
             ttft_ms=pairs(self._ttft_ms),

@@ -32,6 +32,7 @@ from streams.errors import SnapshotDamaged
 from streams.fleet_state import FleetState
 from streams.folder import Folder
 from streams.partitioner import partitions
+from streams.prices import Prices
 from streams.snapshots import Blob, Manifest, Store
 from streams.state import SEEN, Loader, Saver, State
 from streams.ticket import ISSUER_BYTES, SEQUENCE_BYTES
@@ -98,6 +99,11 @@ class PartitionShare:
         """The first shard folds telemetry."""
         return self.shard == 0
 
+    @property
+    def parts(self) -> int:
+        """All shards."""
+        return self.n_shards
+
 
 def start_of(
     uri: str, layout: Layout, shard: int, encoder: str, memory: MemoryOptions
@@ -111,7 +117,8 @@ def start_of(
     state, _ = Loader(Store(Folder(uri)), encoder, memory).load(layout.base_version)
     if shard:
         state.learned, state.counts = Learned(memory), {}
-        state.fleet, state.telemetry_offsets = FleetState(), {}  # shard 0's
+        state.fleet, state.telemetry_offsets = FleetState(), {}  # shard 0's, like the prices
+        state.prices = Prices()
     return state
 
 
@@ -183,6 +190,7 @@ class Merger:
             fleet=first.fleet,
             telemetry_offsets=first.telemetry_offsets,
             telemetry_topic_id=first.telemetry_topic_id,
+            prices=first.prices,
         )
         for state in states:
             merged.offsets.update(state.offsets)

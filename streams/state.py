@@ -24,6 +24,7 @@ from learners.history import COLUMNS, no_rows
 from learners.learned import Learned, MemoryOptions
 from streams.errors import SnapshotDamaged, SnapshotForeign
 from streams.fleet_state import FleetState
+from streams.prices import Prices
 from streams.seen import Seen
 from streams.snapshots import Blob, Manifest, Store
 
@@ -47,6 +48,7 @@ class State:
     fleet: FleetState = field(default_factory=FleetState)  # see `telemetry_fold`, like the next two
     telemetry_offsets: dict[int, int] = field(default_factory=dict)
     telemetry_topic_id: str = ""
+    prices: Prices = field(default_factory=Prices)  # likewise
     learned_at_ms: int = 0  # Unix time at which something was last learned
     counts: dict[str, int] = field(default_factory=dict)  # see `trainer`
 
@@ -95,6 +97,7 @@ class Saver:
             "audit_offsets": state.audit_offsets,
             "telemetry_offsets": state.telemetry_offsets,
             "telemetry_topic_id": state.telemetry_topic_id,
+            "prices": state.prices.as_dict(),
             "learned_at_ms": state.learned_at_ms,
             "history_generation": learned.history.generation,
             "counts": state.counts,
@@ -231,6 +234,7 @@ class Loader:
             fleet=FleetState(fleet),
             telemetry_offsets={int(p): int(o) for p, o in telemetry_offsets.items()},
             telemetry_topic_id=str(about.get("telemetry_topic_id", "")),
+            prices=Prices.from_dict(about["prices"]) if "prices" in about else Prices(),
             offsets={int(p): int(o) for p, o in about["offsets"].items()},
             topic_id=str(about["topic_id"]),
             dead_letter_offsets={int(p): int(o) for p, o in about["dead_letter_offsets"].items()},

@@ -21,9 +21,11 @@ from streams.histogram import Counts, counted
 from streams.telemetry import (
     CLASSES_MAX,
     KINDS_MAX,
+    MODELS_MAX,
     OTHER,
     POOLS_MAX,
     AnyTelemetry,
+    ClassWindow,
     DispatchState,
     DispatchWindow,
     PoolState,
@@ -46,6 +48,13 @@ class Summed(msgspec.Struct, array_like=True, frozen=True, gc=False):
         return type(self)(*[_plus(getattr(self, n), getattr(other, n)) for n in names])
 
 
+class WishTally(Summed, frozen=True):
+    """Requests that wanted one model."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+
+
 class ClassTally(Summed, frozen=True):
     """Requests of one class."""
 
@@ -54,6 +63,8 @@ class ClassTally(Summed, frozen=True):
     output_tokens: int = 0
     prompt_lengths: Counts = {}
     output_lengths: Counts = {}
+    shed: int = 0
+    wishes: dict[str, WishTally] = {}  # by model
 
     def bare(self) -> ClassTally:
         """Without histograms."""
@@ -137,6 +148,8 @@ def tally_of(record: AnyTelemetry) -> Tally:
                 one.output_tokens_sum,
                 counted(one.prompt_tokens),
                 counted(one.output_tokens),
+                one.shed,
+                _wishes(one),
             )
             add_under(tally.classes, one.name, found, CLASSES_MAX)
     elif isinstance(record, RouterState):
@@ -155,6 +168,13 @@ def tally_of(record: AnyTelemetry) -> Tally:
         for window in record.pools:
             add_under(tally.pools, window.pool, _dispatched(window), POOLS_MAX)
     return tally
+
+
+def _wishes(window: ClassWindow) -> dict[str, WishTally]:
+    found: dict[str, WishTally] = {}
+    for wish in window.wishes:
+        add_under(found, wish.model, WishTally(wish.requests, wish.prompt_tokens_sum), MODELS_MAX)
+    return found
 
 
 def _dispatched(window: DispatchWindow) -> PoolTally:
@@ -197,8 +217,9 @@ def _plus(one: Value, other: Value) -> Value:
     if isinstance(next(iter(one)), int):
         return _plus_counts(one, other)
     table = dict(one)
+    most = KINDS_MAX if isinstance(next(iter(one.values())), int) else MODELS_MAX
     for name, n in other.items():
-        add_under(table, name, n, KINDS_MAX)
+        add_under(table, name, n, most)
     return table
 
 

@@ -26,6 +26,7 @@ from streams.histogram import LATENCY_MS, TOKENS
 
 RECORD_BYTES_MAX = 262_144  # a pool's two full histograms are 8 KB; 64 classes with theirs 130 KB
 CLASSES_MAX = 64  # of requests, in one record and in one slot of the state; then OTHER
+MODELS_MAX = 256  # a catalogue has at most 255, and then OTHER
 POOLS_MAX = 1024  # pools, and pairs of model and pool; then OTHER
 KINDS_MAX = 64  # of failures, and targets of rerouting, per pool; then OTHER
 WINDOW_MS_MAX = 60_000  # a longer window would blur what the last minute was like
@@ -85,11 +86,26 @@ class Telemetry(Part, tag_field="kind"):
     to_unix_ms: Annotated[UnixMs, Meta(description="Where it ends; itself not in it.")]
 
 
+class WishWindow(Part):
+    """Requests for which one model would have been chosen, had all capacity been there and free."""
+
+    model: Name
+    requests: Count
+    prompt_tokens_sum: Annotated[Count, Meta(description="Tokens of their prompts.")] = 0
+
+
 class ClassWindow(Part):
     """Requests of one class."""
 
     name: Annotated[Name, Meta(description="The class: the tenant, or `default`.")]
-    arrivals: Annotated[Count, Meta(description="Requests that were decided.")] = 0
+    arrivals: Annotated[Count, Meta(description="Requests that were decided, or shed.")] = 0
+    shed: Annotated[
+        Count, Meta(description="Of them, refused because the fleet was too full for them.")
+    ] = 0
+    wishes: Annotated[
+        list[WishWindow],
+        Meta(max_length=MODELS_MAX, description="What they wanted, whatever they got."),
+    ] = []
     prompt_tokens_sum: Annotated[Count, Meta(description="Tokens of their prompts.")] = 0
     prompt_tokens: TokenHistogram = []
     output_tokens_sum: Annotated[Count, Meta(description="Tokens of answers that ended.")] = 0
@@ -140,6 +156,10 @@ class PoolState(Telemetry, tag="pool"):
     queued: Annotated[Count, Meta(description="Requests waiting in it.")] = 0
     running: Annotated[Count, Meta(description="Requests being answered.")] = 0
     kv_use: Annotated[Share, Meta(description="Share of its key-value cache in use.")] = 0.0
+    load: Annotated[
+        Amount | None,
+        Meta(description="1: as much as it carries within the latency target. Prices rest on it."),
+    ] = None
     watts: Annotated[Amount, Meta(description="Power now.")] = 0.0
     joules: Annotated[Amount, Meta(description="Energy in the window.")] = 0.0
     tokens: Annotated[Count, Meta(description="Output tokens made in the window.")] = 0

@@ -12,9 +12,11 @@ The one rule: state and offsets change together, and nothing here raises.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from streams.errors import BadTelemetry, LogUnavailable, StreamError
 from streams.log import TELEMETRY, Log, Reader, Record
+from streams.prices import PricingOptions
 from streams.state import State
 from streams.telemetry import decode
 
@@ -30,9 +32,18 @@ RETRY_MS = 10_000  # between looks for a topic that is not there; each may wait 
 class TelemetryFold:
     """Reads telemetry with offsets of its own, kept in the state. Used by one thread."""
 
-    def __init__(self, log: Log, state: State, records_max: int, now_ms: int) -> None:
-        """`records_max` is the most that a step folds."""
+    def __init__(
+        self,
+        log: Log,
+        state: State,
+        records_max: int,
+        now_ms: int,
+        pricing: PricingOptions | None = None,
+        spent_usd: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        """`records_max` is the most that a step folds; `spent_usd` what was ever spent."""
         self._log, self._state, self._records_max = log, state, records_max
+        self._pricing, self._spent_usd = pricing or PricingOptions(), spent_usd
         self._reader: Reader | None = None
         self._try_at_ms = 0
         try:
@@ -84,6 +95,10 @@ class TelemetryFold:
 
     def _fold(self, record: Record) -> None:
         state = self._state
+        if state.prices.due(record.appended_at_ms):
+            state.prices = state.prices.advanced(
+                state.fleet, self._spent_usd(), record.appended_at_ms, self._pricing
+            )
         try:
             fresh = state.fleet.fold(decode(record.value), record.appended_at_ms)
             state.count(FOLDED if fresh else REPEATED)

@@ -31,6 +31,7 @@ from streams.telemetry import (
     MixWindow,
     RouterState,
     Telemetry,
+    WishWindow,
     Workload,
 )
 
@@ -79,12 +80,15 @@ class RouterGauges:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecidedBatch:
-    """Columns of n decisions over k models."""
+    """Columns of n decisions over k models in P pools."""
 
     models: Sequence[str]  # (k,)
-    pools: Sequence[str]  # (k,) of each model
-    chosen: NDArray[np.intp]  # (n,)
+    pools: Sequence[str]  # (P,)
+    chosen: NDArray[np.intp]  # (n,) index of the model
+    pool: NDArray[np.intp]  # (n,) index of the pool it is called in
     explored: NDArray[np.bool_]  # (n,) whether another eligible model had a higher utility
+    wished: NDArray[np.intp]  # (n,) index of the model, were all capacity there and free
+    shed: NDArray[np.bool_]  # (n,) whether it was refused because the fleet was too full
     tenants: Sequence[str]  # (n,) "" is the default class
     prompt_tokens: NDArray[np.floating]  # (n,) 0: unknown
 
@@ -96,11 +100,17 @@ class _Class:
     arrivals: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
+    shed: int = 0
     prompt_lengths: Counts = field(default_factory=Counter)
     output_lengths: Counts = field(default_factory=Counter)
+    wishes: Counter[str] = field(default_factory=Counter)  # requests, by model
+    wished_tokens: Counter[str] = field(default_factory=Counter)  # of their prompts
 
     def add(self, other: _Class) -> None:
         self.arrivals += other.arrivals
+        self.shed += other.shed
+        self.wishes.update(other.wishes)
+        self.wished_tokens.update(other.wished_tokens)
         self.prompt_tokens += other.prompt_tokens
         self.output_tokens += other.output_tokens
         self.prompt_lengths.update(other.prompt_lengths)
@@ -164,37 +174,44 @@ class RouterWindow:
             batches, key=lambda batch: (batch.models, batch.pools)
         ):
             same = list(alike)
-            chosen = np.concatenate([batch.chosen for batch in same])
-            explored = np.concatenate([batch.explored for batch in same])
-            self._count_mix(models, pools, chosen, explored)
-        if batches:
-            tenants = list(itertools.chain.from_iterable(batch.tenants for batch in batches))
-            self._count_arrivals(tenants, np.concatenate([b.prompt_tokens for b in batches]))
+            decided = ~np.concatenate([batch.shed for batch in same])
+            chosen = np.concatenate([batch.chosen for batch in same])[decided]
+            pool = np.concatenate([batch.pool for batch in same])[decided]
+            explored = np.concatenate([batch.explored for batch in same])[decided]
+            self._count_mix(models, pools, chosen, pool, explored)
+            self._count_arrivals(same)
 
     def _count_mix(
         self,
         models: Sequence[str],
         pools: Sequence[str],
         chosen: NDArray[np.intp],
+        pool: NDArray[np.intp],
         explored: NDArray[np.bool_],
     ) -> None:
-        k = len(models)
+        cells, of = np.unique(chosen * len(pools) + pool, return_inverse=True)
+        n = len(cells)
         counts = np.stack(
-            [np.bincount(chosen, minlength=k), np.bincount(chosen[explored], minlength=k)], axis=1
+            [np.bincount(of, minlength=n), np.bincount(of[explored], minlength=n)], axis=1
         )
-        for column in np.flatnonzero(counts[:, 0]).tolist():
-            pair = (models[column], pools[column])
-            self._mix[pair] = self._mix.get(pair, 0) + counts[column]
+        for cell, counted in zip(cells.tolist(), counts, strict=True):
+            pair = (models[cell // len(pools)], pools[cell % len(pools)])
+            self._mix[pair] = self._mix.get(pair, 0) + counted
 
-    def _count_arrivals(self, tenants: Sequence[str], tokens: NDArray[np.floating]) -> None:
+    def _count_arrivals(self, batches: Sequence[DecidedBatch]) -> None:
+        """Count the requests of batches over the same models, by class."""
+        tenants = list(itertools.chain.from_iterable(batch.tenants for batch in batches))
+        tokens = np.concatenate([batch.prompt_tokens for batch in batches])
         number_of = {name: number for number, name in enumerate(dict.fromkeys(tenants))}
-        of = np.fromiter(map(number_of.__getitem__, tenants), np.intp, len(tenants))
-        arrivals = np.bincount(of).tolist()
-        sums = np.rint(np.bincount(of, tokens)).astype(np.int64).tolist()
         classes = [self._class(name) for name in number_of]
-        for found, n, total in zip(classes, arrivals, sums, strict=True):
+        of = np.fromiter(map(number_of.__getitem__, tenants), np.intp, len(tenants))
+        shed = np.bincount(of, np.concatenate([batch.shed for batch in batches])).tolist()
+        arrivals, sums = np.bincount(of).tolist(), _sums(of, tokens)
+        for found, n, total, refused in zip(classes, arrivals, sums, shed, strict=True):
             found.arrivals += n
             found.prompt_tokens += total
+            found.shed += int(refused)
+        self._count_wishes(classes, of, tokens, batches)
         known = tokens > 0
         width = TOKENS.last + 1
         cells, counts = np.unique(
@@ -202,6 +219,22 @@ class RouterWindow:
         )
         for cell, n in zip(cells.tolist(), counts.tolist(), strict=True):
             classes[cell // width].prompt_lengths[cell % width] += n
+
+    def _count_wishes(
+        self,
+        classes: Sequence[_Class],
+        of: NDArray[np.intp],
+        tokens: NDArray[np.floating],
+        batches: Sequence[DecidedBatch],
+    ) -> None:
+        models = batches[0].models
+        cells = of * len(models) + np.concatenate([batch.wished for batch in batches])
+        counts, sums = np.bincount(cells).tolist(), _sums(cells, tokens)
+        for cell, (n, total) in enumerate(zip(counts, sums, strict=True)):
+            if n:
+                model = models[cell % len(models)]
+                classes[cell // len(models)].wishes[model] += n
+                classes[cell // len(models)].wished_tokens[model] += total
 
     def _class(self, tenant: str) -> _Class:
         """The class of a tenant; of too many, the rest is one."""
@@ -227,6 +260,13 @@ class RouterWindow:
                 prompt_tokens=pairs(found.prompt_lengths),
                 output_tokens_sum=found.output_tokens,
                 output_tokens=pairs(found.output_lengths),
+                shed=found.shed,
+                wishes=[
+                    WishWindow(
+                        model=clean(model), requests=n, prompt_tokens_sum=found.wished_tokens[model]
+                    )
+                    for model, n in sorted(found.wishes.items())
+                ],
             )
             for name, found in kept.items()
         ]
@@ -241,6 +281,11 @@ class RouterWindow:
             MixWindow(model=model, pool=pool, decisions=int(counts[0]), explored=int(counts[1]))
             for (model, pool), counts in kept.items()
         ]
+
+
+def _sums(of: NDArray[np.intp], values: NDArray[np.floating]) -> list[int]:
+    """Whole sums of values by group."""
+    return np.rint(np.bincount(of, values)).astype(np.int64).tolist()
 
 
 def clean(name: str) -> str:

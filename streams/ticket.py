@@ -6,7 +6,8 @@ The decision id doubles as the cipher's nonce: it is unique per decision, which 
 nonce must be. It is made of an *issuer* (56 random bits drawn at start by each replica) and a
 *sequence* number (40 bits), so that "seen before" can be kept as one bit per decision.
 
-Heads are fixed-size records, so a batch of opened tickets becomes columns without a loop.
+Heads are fixed-size records, so a batch of opened tickets becomes columns without a loop. A ticket
+of version 1 opens as one of version 2 whose weight of energy is 0.
 
 The one rule: only a holder of the key can make a ticket that opens, so what is in an opened
 ticket can be believed, and what comes beside it must be validated.
@@ -26,13 +27,14 @@ from numpy.typing import NDArray
 from learners.context import N_FEATURES
 from streams.errors import BadTicket
 
-VERSION = 1
+VERSION = 2
 KEY_BYTES = 32
 ID_BYTES = 12
 ISSUER_BYTES, SEQUENCE_BYTES = 7, 5
 SEQUENCE_MAX = (1 << (8 * SEQUENCE_BYTES)) - 1
 TICKET_BYTES_MAX = 16_384  # 255 candidates and the longest tenant stay below this
 CLEAR_BYTES = 2 + ID_BYTES
+TAG_BYTES = 16
 
 HEAD = np.dtype(
     [
@@ -42,7 +44,7 @@ HEAD = np.dtype(
         ("model", "<u8"),  # key of the chosen model
         ("pool", "<u8"),  # key of the chosen pool
         ("propensity", "<f4"),  # of the chosen model, in (0, 1]
-        ("preference", "<f4", (3,)),  # weights of quality, USD and seconds
+        ("preference", "<f4", (4,)),  # weights of quality, USD, seconds and kilojoules
         ("expected_cost_usd", "<f4"),  # by the catalogue, what cost is learned relative to
         ("expected_latency_ms", "<f4"),  # likewise
         ("policy", "<u8"),  # key of the policy's description
@@ -51,6 +53,10 @@ HEAD = np.dtype(
         ("context", "i1", (N_FEATURES,)),
     ]
 )
+# Tickets of version 1 had no weight of energy. Callers hold tickets for days, so both are opened.
+ENERGY_AT = HEAD.fields["preference"][1] + 12  # where a head of version 1 lacks its four bytes
+NO_ENERGY = bytes(4)
+HEAD_BYTES = {1: HEAD.itemsize - len(NO_ENERGY), VERSION: HEAD.itemsize}
 CANDIDATE = np.dtype(
     [
         ("model", "<u8"),
@@ -127,15 +133,19 @@ class Sealer:
         ]
 
     def open_body(self, ticket: bytes) -> tuple[bytes, bytes]:
-        """Decision id and decrypted body: the fast half of `open`. Raises BadTicket."""
+        """Decision id and decrypted body: the fast half of `open`. Raises BadTicket.
+
+        Bodies are of this version, whichever the ticket is of.
+        """
         decision_id = check_shape(ticket)
         if ticket[1] not in self._ciphers:
             raise BadTicket("a ticket sealed with a key that is not held here")
         for cipher in self._ciphers[ticket[1]]:
             try:
-                return decision_id, cipher.decrypt(decision_id, ticket[CLEAR_BYTES:], ticket[:2])
+                body = cipher.decrypt(decision_id, ticket[CLEAR_BYTES:], ticket[:2])
             except InvalidTag:
                 continue
+            return decision_id, body if ticket[0] == VERSION else _with_energy(body)
         raise BadTicket("a ticket that was not sealed here, or was changed since")
 
     def open(self, ticket: bytes) -> Ticket:
@@ -149,14 +159,20 @@ class Sealer:
 
 def check_shape(ticket: bytes) -> bytes:
     """The decision id of what looks like a ticket; no key is needed. Raises BadTicket."""
-    if not CLEAR_BYTES + 16 + HEAD.itemsize <= len(ticket) <= TICKET_BYTES_MAX:
+    version = ticket[0] if ticket else VERSION
+    least = CLEAR_BYTES + TAG_BYTES + HEAD_BYTES.get(version, 0)
+    if not least <= len(ticket) <= TICKET_BYTES_MAX:
         raise BadTicket(
-            f"a ticket of {len(ticket)} bytes; tickets have "
-            f"{CLEAR_BYTES + 16 + HEAD.itemsize} to {TICKET_BYTES_MAX}"
+            f"a ticket of {len(ticket)} bytes; tickets have {least} to {TICKET_BYTES_MAX}"
         )
-    if ticket[0] != VERSION:
-        raise BadTicket(f"a ticket of version {ticket[0]}; this is version {VERSION}")
+    if version not in HEAD_BYTES:
+        raise BadTicket(f"a ticket of version {version}; this is version {VERSION}")
     return ticket[2:CLEAR_BYTES]
+
+
+def _with_energy(body: bytes) -> bytes:
+    """A body of version 1 as one of this version: its weight of energy was 0."""
+    return body[:ENERGY_AT] + NO_ENERGY + body[ENERGY_AT:]
 
 
 def heads_of(bodies: Sequence[bytes]) -> NDArray[np.void]:

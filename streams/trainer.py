@@ -29,6 +29,7 @@ from streams.dead_letters import came_from, dead_letter
 from streams.errors import LogReplaced, LogTruncated, LogUnavailable
 from streams.feedback import (
     COST_BIT,
+    NANO_USD,
     PAID_BIT,
     DeadLetter,
     FeedbackOptions,
@@ -38,6 +39,7 @@ from streams.feedback import (
     keep_fresh,
 )
 from streams.log import DEAD_LETTER, FEEDBACK, Damage, Log, Reader, Record
+from streams.prices import PricingOptions
 from streams.snapshots import Store
 from streams.state import Loader, Saver, State
 from streams.telemetry_fold import TelemetryFold
@@ -76,6 +78,7 @@ class TrainerOptions:
     feedback: FeedbackOptions = field(default_factory=FeedbackOptions)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     audit: AuditOptions = field(default_factory=AuditOptions)
+    pricing: PricingOptions = field(default_factory=PricingOptions)
 
 
 class Share(Protocol):
@@ -91,6 +94,10 @@ class Share(Protocol):
 
     def watches(self) -> bool:
         """Whether it folds telemetry; one of all trainers does."""
+
+    @property
+    def parts(self) -> int:
+        """How many equal parts the feedback is in, of which this is one."""
 
 
 class Everything:
@@ -111,6 +118,11 @@ class Everything:
     def watches(self) -> bool:
         """It does."""
         return True
+
+    @property
+    def parts(self) -> int:
+        """One."""
+        return 1
 
 
 class Trainer:
@@ -153,7 +165,9 @@ class Trainer:
         self._fold: TelemetryFold | None = None
         if self._share.watches():
             most = options.telemetry_records_max
-            self._fold = TelemetryFold(log, self.state, most, now_ms())
+            self._fold = TelemetryFold(
+                log, self.state, most, now_ms(), options.pricing, self._spent_usd
+            )
         if self._passed_gap:
             # At once, so that no dead letter of a new topic precedes the snapshot that knows it.
             self.publish_if_due(at_once=True)
@@ -319,6 +333,12 @@ class Trainer:
         finally:
             reader.close()
         return found
+
+    def _spent_usd(self) -> float:
+        """US dollars for answers and in vain, ever; of all shards, if they are like this one."""
+        counts = self.state.counts
+        nano = sum(n for name, n in counts.items() if name.startswith((SPENT, IN_VAIN)))
+        return nano * self._share.parts / NANO_USD
 
     # --- recovery
 

@@ -29,11 +29,13 @@ from learners.learned import Learned, MemoryOptions
 from learners.policy import Greedy
 from serve.answers import Ask, Ended, Event, Routed, Streamed
 from serve.catalogue import Catalogue, Model
+from serve.chooser import Chooser
 from serve.decider import Decider
 from serve.dispatcher import Dispatcher, DispatchOptions
 from serve.encoders import identity, make_encoder
 from serve.errors import ServeError
 from serve.live import Live, LiveOptions
+from serve.placement import PlacementOptions
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.request import PreferenceDefaults, read_request
 from serve.retickets import Reticket, Retickets
@@ -102,10 +104,9 @@ class Bench:
         self.sessions = Sessions(sessions or SessionOptions())
         self._decider = Decider(
             make_encoder(EMBEDDINGS),
-            Greedy(),
+            Chooser(Greedy(), PlacementOptions(), np.random.default_rng(0)),
             sealer,
             issuer,
-            np.random.default_rng(0),
             self.now_ms,
             self.sessions,
         )

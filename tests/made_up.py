@@ -41,7 +41,7 @@ def heads(n: int, rng: np.random.Generator, **columns: object) -> np.ndarray:
     head["model"] = [key_of(MODELS[i]) for i in rng.integers(0, len(MODELS), n)]
     head["pool"] = [key_of(f"pool-{i}") for i in rng.integers(0, 2, n)]
     head["propensity"] = rng.uniform(0.1, 1.0, n)
-    head["preference"] = (1.0, 10.0, 0.01)
+    head["preference"] = (1.0, 10.0, 0.01, 0.5)
     head["expected_cost_usd"] = rng.uniform(1e-5, 1e-2, n)
     head["expected_latency_ms"] = rng.uniform(100.0, 5000.0, n)
     head["context"] = rng.integers(-127, 128, (n, HEAD["context"].shape[0]))

@@ -1,12 +1,11 @@
-"""A log in memory, for unit tests, and the fuse that kills whoever uses it at a chosen step.
+"""The log in memory with the fuse that kills whoever uses it at a chosen step.
 
     MemoryLog ──┐
                 ├──step──▶ Fuse ──▶ Crash before the n-th step, and before every one after it
     Disk ───────┘
 
-The log keeps `streams.log`'s contract (tests/test_memory_log.py runs the contract's own tests over
-it). `Disk` (see `crashing_disk`) blows the same fuse, so that one number enumerates every place a
-trainer can die at.
+`Disk` (see `crashing_disk`) blows the same fuse, so that one number enumerates every place a
+trainer can die at. tests/test_memory_log.py runs the log's own contract tests over this.
 
 The one rule: a process that has crashed does nothing more. A blown fuse stays blown, and what its
 owner still tries (`finally` blocks) has no effect; a restart is a new handle with a new fuse.
@@ -14,15 +13,13 @@ owner still tries (`finally` blocks) has no effect; a restart is a new handle wi
 
 from __future__ import annotations
 
-import threading
 import time
-import uuid
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
-from streams.errors import LogTruncated, LogUnavailable, RecordTooLarge
-from streams.log import Damage, Record
-from streams.partitioner import partitions_of
+from streams import memory_log
+from streams.memory_log import Storage
+
+__all__ = ["Crash", "Fuse", "MemoryLog", "Storage"]
 
 
 class Crash(BaseException):
@@ -51,41 +48,8 @@ class Fuse:
         self.steps.append(name)
 
 
-@dataclass(slots=True)
-class Partition:
-    """Records from `first` on; those in `damaged` ranges can't be read."""
-
-    number: int
-    first: int = 0
-    records: list[Record] = field(default_factory=list)
-    damaged: list[Damage] = field(default_factory=list)
-
-    @property
-    def end(self) -> int:
-        return self.first + len(self.records)
-
-
-class Storage:
-    """What outlives processes: topics of partitions, and the condition readers wait on."""
-
-    def __init__(self, n_partitions: int | Mapping[str, int] = 1) -> None:
-        self.n_partitions = n_partitions
-        self.topics: dict[str, list[Partition]] = {}
-        self.ids: dict[str, str] = {}
-        self.changed = threading.Condition()
-
-    def topic(self, name: str) -> list[Partition]:
-        """The topic's partitions, made at first use. Call with `changed` held."""
-        if name not in self.topics:
-            n = self.n_partitions
-            n = n if isinstance(n, int) else n.get(name, 1)
-            self.topics[name] = [Partition(number) for number in range(n)]
-            self.ids[name] = uuid.uuid4().hex
-        return self.topics[name]
-
-
-class MemoryLog:
-    """One process's handle on a `Storage`. See `streams.log.Log` for the contract."""
+class MemoryLog(memory_log.MemoryLog):
+    """One process's handle on a `Storage`, with a fuse, and hooks around every call."""
 
     def __init__(
         self,
@@ -94,165 +58,19 @@ class MemoryLog:
         *,
         crash_at: int | None = None,
         fuse: Fuse | None = None,
-        record_bytes_max: int = 8 << 20,
-        append_bytes_max: int = 64 << 20,
+        **limits: int,
     ) -> None:
-        """The limits are those of `kafka_log`: of one record, and of one append's backlog."""
-        self.storage = storage or Storage()
+        super().__init__(storage or Storage(), now_ms, **limits)
         self.fuse = fuse or Fuse(crash_at)
-        self.now_ms = now_ms
-        self.record_bytes_max, self.append_bytes_max = record_bytes_max, append_bytes_max
         # Called with the call's name before and after it; may raise, as a broker may fail before
         # or after it has done what it was asked.
         self.before: Callable[[str], None] = lambda _: None
         self.after: Callable[[str], None] = lambda _: None
-        self._closed = False
 
-    # --- the contract
-
-    def append(
-        self, topic: str, records: Sequence[tuple[bytes | None, bytes]], timeout_s: float = 30.0
-    ) -> None:
-        self._call("append")
-        sizes = [len(key or b"") + len(value) for key, value in records]
-        if max(sizes, default=0) > self.record_bytes_max:
-            raise RecordTooLarge(topic, max(sizes), self.record_bytes_max)
-        if sum(sizes) > self.append_bytes_max:
-            raise LogUnavailable(f"{sum(sizes)} bytes are more than may wait at once")
-        with self.storage.changed:
-            n = len(self.storage.topic(topic))
-            chosen = partitions_of([key or b"" for key, _ in records], n)
-            for partition, (key, value) in zip(chosen, records, strict=True):
-                self._place(topic, partition, key, value, self.now_ms())
-            self.storage.changed.notify_all()
-        self.after("append")
-
-    def reader(self, topic: str, offsets: Mapping[int, int]) -> MemoryReader:
-        self._call("reader")
-        return MemoryReader(self, topic, offsets)
-
-    def end_offsets(self, topic: str) -> dict[int, int]:
-        self._call("end_offsets")
-        with self.storage.changed:
-            return {p.number: p.end for p in self.storage.topic(topic)}
-
-    def first_offsets(self, topic: str) -> dict[int, int]:
-        self._call("first_offsets")
-        with self.storage.changed:
-            return {p.number: p.first for p in self.storage.topic(topic)}
-
-    def topic_id(self, topic: str) -> str:
-        self._call("topic_id")
-        with self.storage.changed:
-            self.storage.topic(topic)
-            return self.storage.ids[topic]
-
-    def close(self) -> None:
-        self._closed = True
-
-    # --- what a log itself can't do
-
-    def place(
-        self,
-        topic: str,
-        partition: int,
-        value: bytes | None,
-        *,
-        key: bytes | None = None,
-        at_ms: int | None = None,
-    ) -> None:
-        """Append as another producer would: to any partition, nulls included."""
-        with self.storage.changed:
-            self._place(topic, partition, key, value, self.now_ms() if at_ms is None else at_ms)
-            self.storage.changed.notify_all()
-
-    def drop_before(self, topic: str, partition: int, offset: int) -> None:
-        """Retention."""
-        with self.storage.changed:
-            held = self.storage.topic(topic)[partition]
-            del held.records[: offset - held.first]
-            held.first = offset
-
-    def drop_from(self, topic: str, partition: int, offset: int) -> None:
-        """A log restored from a backup: it ends earlier than it did."""
-        with self.storage.changed:
-            held = self.storage.topic(topic)[partition]
-            del held.records[offset - held.first :]
-
-    def delete_topic(self, topic: str) -> None:
-        """Its next use makes a new one."""
-        with self.storage.changed:
-            self.storage.topics.pop(topic, None)
-
-    def damage(self, topic: str, partition: int, first: int, end: int) -> None:
-        """Flip a bit in a batch of records."""
-        with self.storage.changed:
-            held = self.storage.topic(topic)[partition]
-            held.damaged.append(Damage(partition, first, end))
-
-    def records(self, topic: str) -> list[Record]:
-        """Everything held, whatever the fuse says."""
-        with self.storage.changed:
-            return [record for p in self.storage.topic(topic) for record in p.records]
-
-    # --- inside
-
-    def _call(self, name: str) -> None:
+    def _called(self, name: str) -> None:
         self.fuse.step(name)
-        if self._closed:
-            raise LogUnavailable("the log is closed")
+        super()._called(name)
         self.before(name)
 
-    def _place(
-        self, topic: str, partition: int, key: bytes | None, value: bytes | None, at_ms: int
-    ) -> None:
-        held = self.storage.topic(topic)[partition]
-        newest_ms = held.records[-1].appended_at_ms if held.records else at_ms
-        held.records.append(Record(partition, held.end, max(at_ms, newest_ms), key, value))
-
-
-class MemoryReader:
-    """See `streams.log.Reader`. Partitions take turns at being read first."""
-
-    def __init__(self, log: MemoryLog, topic: str, offsets: Mapping[int, int]) -> None:
-        self._log, self._topic, self._next = log, topic, dict(offsets)
-        self._identity: str | None = None
-        self.damaged: list[Damage] = []
-
-    def read(self, records_max: int, timeout_s: float) -> list[Record]:
-        self._log._call("read")
-        deadline = time.monotonic() + timeout_s
-        storage = self._log.storage
-        with storage.changed:
-            while not (found := self._look(records_max)):
-                rest_s = deadline - time.monotonic()
-                if rest_s <= 0 or not storage.changed.wait(rest_s):
-                    break
-        self._log.after("read")
-        return found
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-    def _look(self, records_max: int) -> list[Record]:
-        partitions = self._log.storage.topic(self._topic)
-        found: list[Record] = []
-        for number in list(self._next):
-            held, wanted = partitions[number], self._next[number]
-            if not held.first <= wanted <= held.end:
-                raise LogTruncated(self._topic, number, wanted, held.first, held.end)
-            while len(found) < records_max and self._next[number] < held.end:
-                offset = self._next[number]
-                damage = next(
-                    (d for d in held.damaged if d.first_offset <= offset < d.end_offset), None
-                )
-                if damage:
-                    self.damaged.append(Damage(number, offset, damage.end_offset))
-                    self._next[number] = damage.end_offset
-                else:
-                    found.append(held.records[offset - held.first])
-                    self._next[number] = offset + 1
-        if self._next:
-            last = next(iter(self._next))
-            self._next[last] = self._next.pop(last)
-        return found
+    def _returns(self, name: str) -> None:
+        self.after(name)

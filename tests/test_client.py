@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from concurrent import futures
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import grpc
 import numpy as np
@@ -49,6 +49,7 @@ DECISION = pb.Decision(
     quality=pb.Estimate(mean=0.875, deviation=0.125),
     cost_usd=pb.Estimate(mean=0.25, deviation=0.0625),
     latency_ms=pb.Estimate(mean=800.0, deviation=90.0),
+    energy_j=450.0,
     fallbacks=[
         pb.Alternative(
             model="opus",
@@ -58,6 +59,7 @@ DECISION = pb.Decision(
             quality=pb.Estimate(mean=0.9375, deviation=0.5),
             cost_usd=pb.Estimate(mean=4.0, deviation=2.0),
             latency_ms=pb.Estimate(mean=3000.0, deviation=100.0),
+            energy_j=1200.5,
         )
     ],
     snapshot_version=7,
@@ -72,7 +74,7 @@ EXPLANATION = pb.Explanation(
     snapshot_version=7,
     encoder="wordllama-256",
     context=[0.5, -0.25, 1.0],
-    preference=pb.Preference(quality=1.0, cost=0.0),
+    preference=pb.Preference(quality=1.0, cost=0.0, energy=0.25),
     policy="squarecb",
     models=[
         pb.Considered(
@@ -84,6 +86,7 @@ EXPLANATION = pb.Explanation(
             quality=0.875,
             cost_usd=0.25,
             latency_ms=800.0,
+            energy_j=450.5,
             reason="best utility",
         )
     ],
@@ -278,12 +281,13 @@ def test_every_option_arrives_as_sent(client, router):
         prompt_tokens=6,
         tenant="library",
         session="s1",
-        preference=fairlead.Preference(quality=1.0, cost=20.0, latency=0.01),
+        preference=fairlead.Preference(quality=1.0, cost=20.0, latency=0.01, energy=0.5),
         allowed_models=["haiku", "opus"],
         denied_models=("gpt",),
         cost_usd_max=0.5,
         latency_ms_max=2000.0,
         deadline_unix_ms=1_700_000_000_123,
+        criticality="sheddable_plus",
     )
 
     assert router.asked == [
@@ -293,14 +297,27 @@ def test_every_option_arrives_as_sent(client, router):
             prompt_tokens=6,
             tenant="library",
             session="s1",
-            preference=pb.Preference(quality=1.0, cost=20.0, latency=0.01),
+            preference=pb.Preference(quality=1.0, cost=20.0, latency=0.01, energy=0.5),
             allowed_models=["haiku", "opus"],
             denied_models=["gpt"],
             cost_usd_max=0.5,
             latency_ms_max=2000.0,
             deadline_unix_ms=1_700_000_000_123,
+            criticality=pb.SHEDDABLE_PLUS,
         )
     ]
+
+
+def test_every_criticality_has_its_name_and_another_is_refused_here(client, router):
+    names = get_args(messages.Criticality)
+    for name in names:
+        client.route("hi", criticality=name)
+
+    assert [asked.criticality for asked in router.asked] == [1, 2, 3, 4]
+    assert [name.upper() for name in names] == pb.Criticality.keys()[1:]
+    with pytest.raises(fairlead.InvalidRequest, match=r"is 'CRITICAL'.*'critical_plus'"):
+        client.route("hi", criticality="CRITICAL")
+    assert len(router.asked) == len(names)
 
 
 def test_what_is_not_said_is_not_sent_and_zero_is(client, router):
@@ -429,6 +446,7 @@ def test_a_decision_is_read_whole(client):
         quality=fairlead.Estimate(mean=0.875, deviation=0.125),
         cost_usd=fairlead.Estimate(mean=0.25, deviation=0.0625),
         latency_ms=fairlead.Estimate(mean=800.0, deviation=90.0),
+        energy_j=450.0,
         fallbacks=(
             fairlead.Alternative(
                 model="opus",
@@ -438,6 +456,7 @@ def test_a_decision_is_read_whole(client):
                 quality=fairlead.Estimate(mean=0.9375, deviation=0.5),
                 cost_usd=fairlead.Estimate(mean=4.0, deviation=2.0),
                 latency_ms=fairlead.Estimate(mean=3000.0, deviation=100.0),
+                energy_j=1200.5,
             ),
         ),
         snapshot_version=7,
@@ -458,7 +477,7 @@ def test_an_explanation_is_read_whole(client, router):
         snapshot_version=7,
         encoder="wordllama-256",
         context=(0.5, -0.25, 1.0),
-        preference=fairlead.Preference(quality=1.0, cost=0.0, latency=None),
+        preference=fairlead.Preference(quality=1.0, cost=0.0, latency=None, energy=0.25),
         policy="squarecb",
         models=(
             fairlead.Considered(
@@ -470,6 +489,7 @@ def test_an_explanation_is_read_whole(client, router):
                 quality=0.875,
                 cost_usd=0.25,
                 latency_ms=800.0,
+                energy_j=450.5,
                 reason="best utility",
             ),
         ),

@@ -6,12 +6,16 @@ import itertools
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from memory_log import MemoryLog
 
 from learners.context import N_FEATURES
 from streams.decisions import SCHEMA, DecisionBatch, decode, encode
+from streams.export import export
+from streams.log import DECISIONS
 from streams.ticket import Issuer
 
 FLOATS = ("propensity", "utility", "quality", "cost_usd", "latency_ms")
@@ -35,14 +39,15 @@ def batch(
         tenants=[tenant] * n,
         sessions=[f"session {i}" for i in range(n)],
         models=models,
-        pools=tuple(f"{model}-pool" for model in models),
+        pools=tuple(f"{model}-pool-{i}" for i in range(3) for model in models),
         chosen=rng.integers(0, k, n),
+        pool=rng.integers(0, 3 * k, n),
         propensities=rng.dirichlet(np.ones(k), n).reshape(n, k),
         utility=rng.standard_normal((n, k)),
         quality=rng.uniform(0, 1, (n, k)),
         cost_usd=rng.uniform(0, 1, (n, k)),
         latency_ms=rng.uniform(0, 9000, (n, k)),
-        preference=rng.uniform(0, 9, (n, 3)),
+        preference=rng.uniform(0, 9, (n, 4)),
         prompt_tokens=rng.integers(0, 5000, n).astype(np.float64),
         snapshot_version=version,
         policy=policy,
@@ -66,7 +71,7 @@ def rows(batches: list[DecisionBatch]) -> list[dict[str, object]]:
                     "tenant": b.tenants[i],
                     "session": b.sessions[i],
                     "model": b.models[chosen],
-                    "pool": b.pools[chosen],
+                    "pool": b.pools[int(b.pool[i])],
                     **{name: float(np.float32(values[i, chosen])) for name, values in figures},
                     "preference": b.preference[i].astype(np.float32).tolist(),
                     "prompt_tokens": float(b.prompt_tokens[i]),
@@ -167,6 +172,87 @@ def test_alike_batches_share_one_record_batch():
     assert len(pa.ipc.open_stream(value).read_all().to_batches()) == 1
     ((_, alone),) = encode([batch(1)])
     assert len(value) < 10 * len(alone)
+
+
+def test_each_row_has_a_pool_of_its_own():
+    """
+    Requests of one batch for one model may go to different pools.
+    """
+    alike = batch(3)._replace(chosen=np.zeros(3, int), pool=np.array([2, 0, 2]))
+
+    found = read_back([alike]).to_pylist()
+
+    assert [row["model"] for row in found] == ["small"] * 3
+    assert [row["pool"] for row in found] == ["small-pool-1", "small-pool-0", "small-pool-1"]
+
+
+def logged_before_energy(batches: list[DecisionBatch], *, unknown: int = 0) -> bytes:
+    """A record as it was written when a preference was three weights; the first few have none."""
+    now = read_back(batches)
+    old = SCHEMA.set(11, pa.field("preference", pa.list_(pa.float32(), 3)))
+    three = pa.array(
+        [None if i < unknown else w[:3] for i, w in enumerate(now["preference"].to_pylist())],
+        old.field(11).type,
+    )
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, old) as writer:
+        writer.write_table(now.set_column(11, old.field(11), three))
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize("batches", [[batch(3)], [batch(2), batch(1, version=1002)], [batch(0)]])
+def test_decisions_from_before_the_weight_of_energy_read_back_with_none(batches):
+    """
+    Logs are kept for weeks: the other columns are as they were, the fourth weight is 0.
+    """
+    table = decode(logged_before_energy(batches))
+
+    expected = rows(batches)
+    for row in expected:
+        row["preference"][3] = 0.0
+    assert table.schema == SCHEMA
+    assert table.to_pylist() == expected
+
+
+def test_old_decision_without_weights_stays_without():
+    """
+    A null is no reason to lose the record's other rows.
+    """
+    table = decode(logged_before_energy([batch(3)], unknown=1))
+
+    assert [weights is None for weights in table["preference"].to_pylist()] == [True, False, False]
+
+
+def test_flipped_bit_in_an_old_record_can_be_survived():
+    """
+    As in one of today: one error, or a table whose every row can be read.
+    """
+    value = logged_before_energy([batch(3)])
+
+    for bit in range(0, 8 * len(value), 41):
+        changed = bytearray(value)
+        changed[bit // 8] ^= 1 << bit % 8
+        try:
+            table = decode(bytes(changed))
+        except pa.ArrowInvalid:
+            continue
+        assert table.schema == SCHEMA
+        assert len(table.to_pylist()) == table.num_rows
+
+
+def test_old_and_new_decisions_are_exported_into_one_file(tmp_path):
+    """
+    What a log holds across the change is one table, none of it lost.
+    """
+    log = MemoryLog()
+    ((_, new),) = encode([batch(2, seed=1)])
+    log.append(DECISIONS, [(None, logged_before_energy([batch(3)])), (None, new)])
+
+    counts = export(log, tmp_path / "all.parquet", lambda done, total: None)
+
+    assert counts == {"decisions": 5, "records": 2, "records_unreadable": 0}
+    weights = pq.read_table(tmp_path / "all.parquet")["preference"].to_pylist()
+    assert sorted(row[3] == 0.0 for row in weights) == [False] * 2 + [True] * 3
 
 
 def test_joining_changes_no_batch():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from typing import get_args
 
 import msgspec
 import pytest
@@ -15,6 +16,7 @@ from serve.errors import InvalidRequest, UnknownModel
 from serve.json_body import read_body
 from serve.openai_request import (
     ChatBody,
+    Criticality,
     Message,
     Options,
     Outcome,
@@ -70,7 +72,8 @@ def test_options_of_ours_reach_the_router_and_the_dispatcher():
         fairlead={
             "request_id": "r", "tenant": "t", "session": "s", "allowed_models": ["small"],
             "denied_models": ["org/large"], "cost_usd_max": 1, "latency_ms_max": 2.5,
-            "deadline_unix_ms": 1_800_000_000_000, "preference": {"quality": 2, "cost": 0},
+            "deadline_unix_ms": 1_800_000_000_000, "preference": {"quality": 2, "cost": 0, "energy": 3},
+            "criticality": "critical_plus",
             "cascade": {"confidence_min": 0.8},
         }
     )  # fmt: skip
@@ -78,12 +81,22 @@ def test_options_of_ours_reach_the_router_and_the_dispatcher():
     assert chat.ask.route == pb.RouteRequest(
         text="Say hello.", request_id="r", tenant="t", session="s", allowed_models=["small"],
         denied_models=["org/large"], cost_usd_max=1.0, latency_ms_max=2.5,
-        deadline_unix_ms=1_800_000_000_000, preference=pb.Preference(quality=2.0, cost=0.0),
+        deadline_unix_ms=1_800_000_000_000, preference=pb.Preference(quality=2.0, cost=0.0, energy=3.0),
+        criticality=pb.CRITICAL_PLUS,
     )  # fmt: skip
     assert not chat.ask.route.preference.HasField("latency")
     assert not chat.ask.route.HasField("prompt_tokens")
     assert (chat.ask.confidence_min, chat.ask.fan_out) == (0.8, 1)
     assert read(fairlead={"fan_out": 3}).ask.fan_out == 3
+
+
+def test_criticality_has_the_names_of_the_proto():
+    names = get_args(Criticality)
+    read_back = [read(fairlead={"criticality": name}).ask.route.criticality for name in names]
+
+    assert [pb.Criticality.Name(number).lower() for number in read_back] == [*names]
+    assert len(names) + 1 == len(pb.Criticality.keys())
+    assert read().ask.route.criticality == pb.CRITICALITY_UNSPECIFIED
 
 
 def test_every_option_of_a_request_can_be_given():
@@ -145,6 +158,7 @@ def test_streaming_is_as_asked_for(fields, streamed, counted):
         ({"fairlead": {"preference": {"cost": True}}}, "fairlead.preference.cost", "true; it must"),
         ({"fairlead": {"deadline_unix_ms": 2**63}}, "fairlead.deadline_unix_ms", "9223372036854775808"),
         ({"fairlead": {"deadline_unix_ms": -1}}, "fairlead.deadline_unix_ms", "-1; it must be"),
+        ({"fairlead": {"criticality": "high"}}, "fairlead.criticality", '"high"; it must be '),
         ({"fairlead": {"allowed_models": ["a", 1]}}, "fairlead.allowed_models[1]", "1; it must be `str`"),
         ({"fairlead": {"cascade": {}}}, "fairlead.cascade.confidence_min", "missing"),
         ({"fairlead": {"cascade": {"confidence_min": 2}}}, "cascade.confidence_min", "2.0"),

@@ -28,7 +28,7 @@ from infra.cluster import Running, local_ray, running
 from infra.directory import DirectoryClient, find_directory
 from infra.fleet import PoolPlan
 from infra.pool_clients import PoolClients
-from infra.pools import app_name
+from infra.pools import POOLS_APP
 from infra.settings import read_settings
 from infra.status import look
 from serve.deployment import now_ms
@@ -340,7 +340,8 @@ def pool(up) -> PoolPlan:
 
 def replicas() -> list[str]:
     named = ray.util.list_named_actors(all_namespaces=True)
-    return [a["name"] for a in named if a["name"].startswith(f"SERVE_REPLICA::{app_name(POOL)}#")]
+    ours = f"SERVE_REPLICA::{POOLS_APP}#{POOL}#"
+    return [a["name"] for a in named if a["name"].startswith(ours)]
 
 
 def test_replicas_take_their_logical_gpus(pool):

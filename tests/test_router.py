@@ -31,7 +31,7 @@ def requests(n: int = 1, k: int = 2, **columns) -> Requests:
     plain = {
         "contexts": contexts,
         "prompt_tokens": np.zeros(n),
-        "preference": np.tile([1.0, 0.0, 0.0], (n, 1)),
+        "preference": np.tile([1.0, 0.0, 0.0, 0.0], (n, 1)),
         "allowed": np.ones((n, k), bool),
         "cost_usd_max": np.full(n, np.inf),
         "latency_ms_max": np.full(n, np.inf),
@@ -90,7 +90,7 @@ def test_utility_is_the_documented_formula():
     noise = [[0.1, 0.4, 0.6], [0.1, 0.2, 0.0]]
     live = Told(mean, noise=noise, error_share=[0.25, 0.0], models=TWO)
 
-    choices = route(requests(preference=[[2.0, 30.0, 0.5]]), live, Greedy(), np.zeros(1))
+    choices = route(requests(preference=[[2.0, 30.0, 0.5, 0.0]]), live, Greedy(), np.zeros(1))
 
     quality = [0.8 * 0.75, 0.9]  # a failed call is worth nothing
     cost = [0.001 * 2 * math.exp(0.4**2 / 2), 0.010 * math.exp(0.2**2 / 2)]
@@ -244,7 +244,7 @@ def test_cost_limit_holds_against_any_preference(policy):
     draws = np.linspace(0.0, 1.0, 101)[:-1]
     n = len(draws)
     live = Told([[[0.0, 0, 0], [1.0, 0, 0]]] * n, models=TWO)
-    asked = requests(n, preference=[[1e6, 0.0, 0.0]] * n, cost_usd_max=np.full(n, 0.005))
+    asked = requests(n, preference=[[1e6, 0.0, 0.0, 0.0]] * n, cost_usd_max=np.full(n, 0.005))
 
     choices = route(asked, live, policy, draws)
 
@@ -260,7 +260,7 @@ def test_squarecb_explores_by_the_gap_in_shares_of_what_is_at_stake():
     average, so a policy means the same whatever the caller's units.
     """
     live = Told([[[0.9, 0, 0], [0.5, 0, 0]]], models=TWO)
-    weights = [1.0, 20.0, 0.1]
+    weights = [1.0, 20.0, 0.1, 0.0]
 
     choices = route(requests(preference=[weights]), live, SquareCb(gamma=10.0), np.zeros(1))
 
@@ -272,7 +272,7 @@ def test_squarecb_explores_by_the_gap_in_shares_of_what_is_at_stake():
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda p: type(p).__name__)
 @given(
-    weights=st.tuples(*[st.floats(0.01, 100)] * 3),
+    weights=st.tuples(*[st.floats(0.01, 100)] * 4),
     factor=st.sampled_from([1e-4, 0.1, 10.0, 1000.0]),
     qualities=st.lists(st.floats(0, 1, width=32), min_size=3, max_size=3),
 )
@@ -303,7 +303,7 @@ def test_scale_of_the_weights_does_not_matter(policy, weights, factor, qualities
 @given(
     rows=st.lists(
         st.tuples(
-            st.tuples(*[st.sampled_from([0.0, 1e-320, 1e-9, 1.0, 1e6])] * 3),
+            st.tuples(*[st.sampled_from([0.0, 1e-320, 1e-9, 1.0, 1e6])] * 4),
             st.lists(st.booleans(), min_size=3, max_size=3),
             st.sampled_from([5e-324, 1e-4, 0.01, np.inf]),
             st.sampled_from([5e-324, 600.0, np.inf]),
@@ -367,7 +367,7 @@ def some_requests(n: int) -> Requests:
         n,
         3,
         contexts=contexts,
-        preference=rng.uniform(0.1, 2, (n, 3)),
+        preference=rng.uniform(0.1, 2, (n, 4)),
         prompt_tokens=rng.integers(0, 5000, n).astype(float),
         allowed=rng.random((n, 3)) < 0.8,
         switch_ms=rng.choice([0.0, 200.0], (n, 3)),

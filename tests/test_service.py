@@ -113,6 +113,7 @@ def test_fields_of_a_decision_are_those_checked_here():
     assert {f.name for f in pb.Decision.DESCRIPTOR.fields} == {
         "request_id", "decision_id", "model", "pool", "propensity", "utility", "quality",
         "cost_usd", "latency_ms", "fallbacks", "snapshot_version", "snapshot_age_ms", "ticket",
+        "energy_j",
     }  # fmt: skip
 
 
@@ -163,11 +164,12 @@ def test_weights_left_out_are_the_settings_and_zero_is_not_left_out(shared):
     def weights(**given: float) -> tuple[float, ...]:
         ticket = shared.route(preference=pb.Preference(**given)).ticket
         shown = shared.stub.Explain(pb.ExplainRequest(ticket=ticket)).preference
-        return tuple(round(w, 6) for w in (shown.quality, shown.cost, shown.latency))
+        return tuple(round(w, 6) for w in (shown.quality, shown.cost, shown.latency, shown.energy))
 
-    assert weights() == (1.0, 20.0, 0.01)
-    assert weights(cost=0.0) == (1.0, 0.0, 0.01)
-    assert weights(quality=3.0, cost=5.0, latency=0.5) == (3.0, 5.0, 0.5)
+    assert weights() == (1.0, 20.0, 0.01, 0.0)
+    assert weights(cost=0.0) == (1.0, 0.0, 0.01, 0.0)
+    assert weights(quality=3.0, cost=5.0, latency=0.5) == (3.0, 5.0, 0.5, 0.0)
+    assert weights(energy=2.0) == (1.0, 20.0, 0.01, 2.0)
 
 
 def test_both_forms_of_an_embedding_are_the_same_request(shared):
@@ -360,7 +362,7 @@ def test_ticket_holds_the_very_numbers_of_the_decision(tmp_path):
     """
     Learning later sees what the caller saw, in 32 bits; also where the choice was to explore.
     """
-    weights = pb.Preference(quality=2, cost=30, latency=0.5)
+    weights = pb.Preference(quality=2, cost=30, latency=0.5, energy=0.25)
     with router(tmp_path, policy=SquareCb(gamma=1.0)) as up:
         made = [
             up.route(embedding_f32=embedding(i), tenant="tenant ü", preference=weights)
@@ -380,7 +382,7 @@ def test_ticket_holds_the_very_numbers_of_the_decision(tmp_path):
         assert head["pool"] == key_of(decision.pool)
         assert head["encoder"] == key_of(up.encoder)
         assert head["propensity"] == np.float32(decision.propensity)
-        assert head["preference"].tolist() == [2.0, 30.0, 0.5]
+        assert head["preference"].tolist() == [2.0, 30.0, 0.5, 0.25]
         assert head["snapshot_version"] == decision.snapshot_version
         assert head["expected_latency_ms"] == np.float32(stated.latency_ms[column])
         assert head["expected_cost_usd"] == np.float32(expected_cost)

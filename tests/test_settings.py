@@ -600,7 +600,7 @@ def effects(settings: Settings, path: Path) -> object:
     fleet, dispatchers = settings.fleet(), settings.dispatchers()
     assert site.fleet == fleet
     parts = (settings.deployment(), catalogue, site.state_dir, site.snapshots, site.kafka)
-    return (*parts, fleet, dispatchers)
+    return (*parts, fleet, dispatchers, settings.scaling())
 
 
 @every_key

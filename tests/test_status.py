@@ -56,7 +56,7 @@ def an(kind: type[Exception]) -> Exception:
 def _argument(annotation: str) -> object:
     if annotation.startswith("tuple"):
         return ("one", "two")
-    return 7 if annotation == "int" else "text"
+    return 7 if annotation in ("int", "float") else "text"
 
 
 # --- the table -------------------------------------------------------------------------------------
@@ -235,6 +235,7 @@ LIMITS = {
     "Preference.quality": ("≥ 0, ≤ {}.", request.WEIGHT_MAX),
     "Preference.cost": ("≥ 0, ≤ {}.", request.WEIGHT_MAX),
     "Preference.latency": ("≥ 0, ≤ {}.", request.WEIGHT_MAX),
+    "Preference.energy": ("≥ 0, ≤ {}.", request.WEIGHT_MAX),
     "RouteBatchRequest.requests": ("1 to {}", request.BATCH_MAX),
     "FeedbackRequest.outcomes": ("1 to {}", request.BATCH_MAX),
     "Outcome.quality": ("0 to {}", 1),

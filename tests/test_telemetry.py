@@ -51,11 +51,14 @@ def batch(
     tokens: list[float],
     explored: list[bool] | None = None,
     models: tuple[str, ...] = ("small", "large"),
+    pool: list[int] | None = None,
 ) -> DecidedBatch:
+    """Each model is called in a pool of its own, but for what `pool` says."""
     return DecidedBatch(
         models,
         tuple(f"{model}-pool" for model in models),
         np.array(chosen, np.intp),
+        np.array(chosen if pool is None else pool, np.intp),
         np.array(explored or [False] * len(chosen), bool),
         tenants,
         np.array(tokens, np.float64),
@@ -297,6 +300,24 @@ def test_catalogue_that_changes_within_a_window_is_counted_by_its_names():
     mix = {one.model: one.decisions for one in taken(window)["RouterState"].mix}
 
     assert mix == {"small": 1, "tiny": 1}
+
+
+def test_requests_for_one_model_are_counted_by_the_pool_they_went_to():
+    """
+    Each request of a batch has a pool of its own.
+    """
+    window = RouterWindow()
+    window.count_batch(
+        batch([0, 0, 0, 1], [""] * 4, [0.0] * 4, [True, True, False, False], pool=[0, 1, 1, 1])
+    )
+
+    (router,) = [r for r in taken(window).values() if type(r).__name__ == "RouterState"]
+
+    assert {(one.model, one.pool): (one.decisions, one.explored) for one in router.mix} == {
+        ("small", "small-pool"): (1, 1),
+        ("small", "large-pool"): (2, 1),
+        ("large", "large-pool"): (1, 0),
+    }
 
 
 def test_of_too_many_classes_those_with_the_fewest_arrivals_become_other():

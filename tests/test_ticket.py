@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import secrets
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from made_up import KEY, SEALER, decided, heads
+from made_up import ENCODER, KEY, NOW_MS, SEALER, decided, heads, report
 
+from learners.context import N_FEATURES
 from streams import ticket as ticket_module
 from streams.errors import BadTicket
+from streams.feedback import FeedbackOptions, Ingest
+from streams.log import Record
 from streams.ticket import (
     CANDIDATE,
     HEAD,
@@ -117,6 +122,80 @@ def test_any_bits_of_a_head_and_any_tenant_survive(head, tenant):
 
     opened = SEALER.open(ticket)
     assert (opened.head.tobytes(), opened.tenant) == (record.tobytes(), tenant)
+
+
+# --- tickets of version 1
+
+# As version 1 had it, written out: what callers hold does not change when this file does.
+HEAD_1 = np.dtype(
+    [
+        ("decided_at_ms", "<i8"), ("encoder", "<u8"), ("snapshot_version", "<u8"), ("model", "<u8"),
+        ("pool", "<u8"), ("propensity", "<f4"), ("preference", "<f4", (3,)),
+        ("expected_cost_usd", "<f4"), ("expected_latency_ms", "<f4"), ("policy", "<u8"),
+        ("n_candidates", "u1"), ("tenant_bytes", "u1"), ("context", "i1", (N_FEATURES,)),
+    ]
+)  # fmt: skip
+
+
+def of_version_1(head: np.ndarray, cells: np.ndarray, tenant: bytes, number: int = 5) -> bytes:
+    """One ticket as a router before the weight of energy sealed it, with `KEY`."""
+    old = np.zeros(1, HEAD_1)
+    for name in HEAD_1.names:
+        old[name] = head[name][:, :3] if name == "preference" else head[name]
+    clear = bytes([1, hashlib.blake2b(KEY, digest_size=1).digest()[0]])
+    (decision_id,) = Issuer(number).take(1)
+    body = old.tobytes() + cells.tobytes() + tenant
+    return clear + decision_id + AESGCM(KEY).encrypt(decision_id, body, clear)
+
+
+@pytest.mark.parametrize("n_candidates", [0, 2, 255])
+def test_ticket_of_version_1_opens_with_no_weight_of_energy(n_candidates):
+    """
+    Callers hold tickets for days: everything else in them is as it was sealed.
+    """
+    head = heads(1, np.random.default_rng(3), n_candidates=n_candidates)
+    cells = candidates(1, n_candidates)
+    old = of_version_1(head, cells, "ß".encode())
+
+    opened = Sealer([OTHER_KEY, KEY]).open(old)
+
+    head["preference"][:, 3] = 0.0
+    assert opened.head.tobytes() == head.tobytes()
+    assert opened.candidates.tobytes() == cells.tobytes()
+    assert (opened.tenant, opened.decision_id) == ("ß", Issuer(5).take(1)[0])
+    bodies = [SEALER.open_body(ticket)[1] for ticket in (old, sealed())]
+    assert heads_of(bodies)["n_candidates"].tolist() == [n_candidates, 2]  # both in one batch
+
+
+def test_outcome_with_a_ticket_of_version_1_is_learned():
+    """
+    As it would have been before: the model and the context it was judged by are found.
+    """
+    head = heads(1, np.random.default_rng(3), context=np.arange(N_FEATURES, dtype=np.int8))
+    old = of_version_1(head, candidates(1, 0), b"")
+    ingest = Ingest(SEALER, key_of(ENCODER), FeedbackOptions())
+
+    found = ingest.take([Record(0, 0, NOW_MS, b"key", report(old, quality=0.5))])
+
+    assert not found.dead
+    assert found.outcomes.models.tolist() == head["model"].tolist()
+    assert found.outcomes.contexts.tolist() == [list(range(N_FEATURES))]
+
+
+def test_ticket_of_version_1_is_as_hard_to_forge():
+    """
+    A flipped bit, a byte too few, and either version said to be the other.
+    """
+    old = of_version_1(heads(1, np.random.default_rng(3)), candidates(1, 0), b"")
+
+    for changed in (
+        *(old[:at] + bytes([old[at] ^ 1]) + old[at + 1 :] for at in range(len(old))),
+        *(old[:n] for n in range(len(old))),
+        bytes([VERSION]) + old[1:],
+        b"\1" + sealed()[1:],
+    ):
+        with pytest.raises(BadTicket):
+            SEALER.open(changed)
 
 
 # --- what does not open

@@ -24,45 +24,47 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$serve/proto/fairlead/v1/router.proto\x12\x0b\x66\x61irlead.v1\"l\n\nPreference\x12\x14\n\x07quality\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\x04\x63ost\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x07latency\x18\x03 \x01(\x01H\x02\x88\x01\x01\x42\n\n\x08_qualityB\x07\n\x05_costB\n\n\x08_latency\"\xbd\x03\n\x0cRouteRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12+\n\tembedding\x18\x03 \x01(\x0b\x32\x16.fairlead.v1.EmbeddingH\x00\x12\x17\n\rembedding_f32\x18\x04 \x01(\x0cH\x00\x12\x1a\n\rprompt_tokens\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x0e\n\x06tenant\x18\x06 \x01(\t\x12\x0f\n\x07session\x18\x07 \x01(\t\x12+\n\npreference\x18\x08 \x01(\x0b\x32\x17.fairlead.v1.Preference\x12\x16\n\x0e\x61llowed_models\x18\t \x03(\t\x12\x15\n\rdenied_models\x18\n \x03(\t\x12\x19\n\x0c\x63ost_usd_max\x18\x0b \x01(\x01H\x02\x88\x01\x01\x12\x1b\n\x0elatency_ms_max\x18\x0c \x01(\x01H\x03\x88\x01\x01\x12\x1d\n\x10\x64\x65\x61\x64line_unix_ms\x18\r \x01(\x03H\x04\x88\x01\x01\x42\x08\n\x06promptB\x10\n\x0e_prompt_tokensB\x0f\n\r_cost_usd_maxB\x11\n\x0f_latency_ms_maxB\x13\n\x11_deadline_unix_ms\"\x1b\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\"+\n\x08\x45stimate\x12\x0c\n\x04mean\x18\x01 \x01(\x01\x12\x11\n\tdeviation\x18\x02 \x01(\x01\"\xcb\x01\n\x0b\x41lternative\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x0f\n\x07utility\x18\x03 \x01(\x01\x12\x12\n\npropensity\x18\x04 \x01(\x01\x12&\n\x07quality\x18\x05 \x01(\x0b\x32\x15.fairlead.v1.Estimate\x12\'\n\x08\x63ost_usd\x18\x06 \x01(\x0b\x32\x15.fairlead.v1.Estimate\x12)\n\nlatency_ms\x18\x07 \x01(\x0b\x32\x15.fairlead.v1.Estimate\"\xe1\x02\n\x08\x44\x65\x63ision\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0c\n\x04pool\x18\x04 \x01(\t\x12\x12\n\npropensity\x18\x05 \x01(\x01\x12\x0f\n\x07utility\x18\x06 \x01(\x01\x12&\n\x07quality\x18\x07 \x01(\x0b\x32\x15.fairlead.v1.Estimate\x12\'\n\x08\x63ost_usd\x18\x08 \x01(\x0b\x32\x15.fairlead.v1.Estimate\x12)\n\nlatency_ms\x18\t \x01(\x0b\x32\x15.fairlead.v1.Estimate\x12+\n\tfallbacks\x18\n \x03(\x0b\x32\x18.fairlead.v1.Alternative\x12\x18\n\x10snapshot_version\x18\x0b \x01(\x04\x12\x17\n\x0fsnapshot_age_ms\x18\x0c \x01(\x03\x12\x0e\n\x06ticket\x18\r \x01(\x0c\"(\n\x07Problem\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\"~\n\nRouteReply\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0b\x32\x15.fairlead.v1.DecisionH\x00\x12\'\n\x07problem\x18\x03 \x01(\x0b\x32\x14.fairlead.v1.ProblemH\x00\x42\x08\n\x06result\"@\n\x11RouteBatchRequest\x12+\n\x08requests\x18\x01 \x03(\x0b\x32\x19.fairlead.v1.RouteRequest\";\n\x0fRouteBatchReply\x12(\n\x07replies\x18\x01 \x03(\x0b\x32\x17.fairlead.v1.RouteReply\"\xf7\x01\n\x07Outcome\x12\x0e\n\x06ticket\x18\x01 \x01(\x0c\x12\x14\n\x07quality\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08\x63ost_usd\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x17\n\nlatency_ms\x18\x04 \x01(\x01H\x02\x88\x01\x01\x12\x1a\n\routput_tokens\x18\x05 \x01(\rH\x03\x88\x01\x01\x12\x12\n\x05\x65rror\x18\x06 \x01(\x08H\x04\x88\x01\x01\x12\x15\n\x08paid_usd\x18\x07 \x01(\x01H\x05\x88\x01\x01\x42\n\n\x08_qualityB\x0b\n\t_cost_usdB\r\n\x0b_latency_msB\x10\n\x0e_output_tokensB\x08\n\x06_errorB\x0b\n\t_paid_usd\"9\n\x0f\x46\x65\x65\x64\x62\x61\x63kRequest\x12&\n\x08outcomes\x18\x01 \x03(\x0b\x32\x14.fairlead.v1.Outcome\"!\n\rFeedbackReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\r\" \n\x0e\x45xplainRequest\x12\x0e\n\x06ticket\x18\x01 \x01(\x0c\"\xf0\x01\n\x0b\x45xplanation\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x1a\n\x12\x64\x65\x63ided_at_unix_ms\x18\x03 \x01(\x03\x12\x18\n\x10snapshot_version\x18\x04 \x01(\x04\x12\x0f\n\x07\x65ncoder\x18\x05 \x01(\t\x12\x0f\n\x07\x63ontext\x18\x06 \x03(\x02\x12+\n\npreference\x18\x07 \x01(\x0b\x32\x17.fairlead.v1.Preference\x12\x0e\n\x06policy\x18\x08 \x01(\t\x12\'\n\x06models\x18\t \x03(\x0b\x32\x17.fairlead.v1.Considered\"\xa5\x01\n\nConsidered\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x0e\n\x06\x63hosen\x18\x03 \x01(\x08\x12\x12\n\npropensity\x18\x04 \x01(\x01\x12\x0f\n\x07utility\x18\x05 \x01(\x01\x12\x0f\n\x07quality\x18\x06 \x01(\x01\x12\x10\n\x08\x63ost_usd\x18\x07 \x01(\x01\x12\x12\n\nlatency_ms\x18\x08 \x01(\x01\x12\x0e\n\x06reason\x18\t \x01(\t2\xe2\x02\n\x06Router\x12\x39\n\x05Route\x12\x19.fairlead.v1.RouteRequest\x1a\x15.fairlead.v1.Decision\x12J\n\nRouteBatch\x12\x1e.fairlead.v1.RouteBatchRequest\x1a\x1c.fairlead.v1.RouteBatchReply\x12\x45\n\x0bRouteStream\x12\x19.fairlead.v1.RouteRequest\x1a\x17.fairlead.v1.RouteReply(\x01\x30\x01\x12H\n\x0cSendFeedback\x12\x1c.fairlead.v1.FeedbackRequest\x1a\x1a.fairlead.v1.FeedbackReply\x12@\n\x07\x45xplain\x12\x1b.fairlead.v1.ExplainRequest\x1a\x18.fairlead.v1.Explanationb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$serve/proto/fairlead/v1/router.proto\x12\x0b\x66\x61irlead.v1\"\x8c\x01\n\nPreference\x12\x14\n\x07quality\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\x04\x63ost\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x07latency\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x13\n\x06\x65nergy\x18\x04 \x01(\x01H\x03\x88\x01\x01\x42\n\n\x08_qualityB\x07\n\x05_costB\n\n\x08_latencyB\t\n\x07_energy\"\xec\x03\n\x0cRouteRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12+\n\tembedding\x18\x03 \x01(\x0b\x32\x16.fairlead.v1.EmbeddingH\x00\x12\x17\n\rembedding_f32\x18\x04 \x01(\x0cH\x00\x12\x1a\n\rprompt_tokens\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x0e\n\x06tenant\x18\x06 \x01(\t\x12\x0f\n\x07session\x18\x07 \x01(\t\x12+\n\npreference\x18\x08 \x01(\x0b\x32\x17.fairlead.v1.Preference\x12\x16\n\x0e\x61llowed_models\x18\t \x03(\t\x12\x15\n\rdenied_models\x18\n \x03(\t\x12\x19\n\x0c\x63ost_usd_max\x18\x0b \x01(\x01H\x02\x88\x01\x01\x12\x1b\n\x0elatency_ms_max\x18\x0c \x01(\x01H\x03\x88\x01\x01\x12\x1d\n\x10\x64\x65\x61\x64line_unix_ms\x18\r \x01(\x03H\x04\x88\x01\x01\x12-\n\x0b\x63riticality\x18\x0e \x01(\x0e\x32\x18.fairlead.v1.CriticalityB\x08\n\x06promptB\x10\n\x0e_prompt_tokensB\x0f\n\r_cost_usd_maxB\x11\n\x0f_latency_ms_maxB\x13\n\x11_deadline_unix_ms\"\x1b\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\"+\n\x08\x45stimate\x12\x0c\n\x04mean\x18\x01 \x01(\x01\x12\x11\n\tdeviation\x18\x02 \x01(\x01\"\xdd\x01\n\x0b\x41lternative\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x0f\n\x07utility\x18\x03 \x01(\x01\x12\x12\n\npropensity\x18\x04 \x01(\x01\x12&\n\x07quality\x18\x05 \x01(\x0b\x32\x15.fairlead.v1.Estimate\x12\'\n\x08\x63ost_usd\x18\x06 \x01(\x0b\x32\x15.fairlead.v1.Estimate\x12)\n\nlatency_ms\x18\x07 \x01(\x0b\x32\x15.fairlead.v1.Estimate\x12\x10\n\x08\x65nergy_j\x18\x08 \x01(\x01\"\xf3\x02\n\x08\x44\x65\x63ision\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0c\n\x04pool\x18\x04 \x01(\t\x12\x12\n\npropensity\x18\x05 \x01(\x01\x12\x0f\n\x07utility\x18\x06 \x01(\x01\x12&\n\x07quality\x18\x07 \x01(\x0b\x32\x15.fairlead.v1.Estimate\x12\'\n\x08\x63ost_usd\x18\x08 \x01(\x0b\x32\x15.fairlead.v1.Estimate\x12)\n\nlatency_ms\x18\t \x01(\x0b\x32\x15.fairlead.v1.Estimate\x12+\n\tfallbacks\x18\n \x03(\x0b\x32\x18.fairlead.v1.Alternative\x12\x18\n\x10snapshot_version\x18\x0b \x01(\x04\x12\x17\n\x0fsnapshot_age_ms\x18\x0c \x01(\x03\x12\x0e\n\x06ticket\x18\r \x01(\x0c\x12\x10\n\x08\x65nergy_j\x18\x0e \x01(\x01\"(\n\x07Problem\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\"~\n\nRouteReply\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0b\x32\x15.fairlead.v1.DecisionH\x00\x12\'\n\x07problem\x18\x03 \x01(\x0b\x32\x14.fairlead.v1.ProblemH\x00\x42\x08\n\x06result\"@\n\x11RouteBatchRequest\x12+\n\x08requests\x18\x01 \x03(\x0b\x32\x19.fairlead.v1.RouteRequest\";\n\x0fRouteBatchReply\x12(\n\x07replies\x18\x01 \x03(\x0b\x32\x17.fairlead.v1.RouteReply\"\xf7\x01\n\x07Outcome\x12\x0e\n\x06ticket\x18\x01 \x01(\x0c\x12\x14\n\x07quality\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08\x63ost_usd\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x17\n\nlatency_ms\x18\x04 \x01(\x01H\x02\x88\x01\x01\x12\x1a\n\routput_tokens\x18\x05 \x01(\rH\x03\x88\x01\x01\x12\x12\n\x05\x65rror\x18\x06 \x01(\x08H\x04\x88\x01\x01\x12\x15\n\x08paid_usd\x18\x07 \x01(\x01H\x05\x88\x01\x01\x42\n\n\x08_qualityB\x0b\n\t_cost_usdB\r\n\x0b_latency_msB\x10\n\x0e_output_tokensB\x08\n\x06_errorB\x0b\n\t_paid_usd\"9\n\x0f\x46\x65\x65\x64\x62\x61\x63kRequest\x12&\n\x08outcomes\x18\x01 \x03(\x0b\x32\x14.fairlead.v1.Outcome\"!\n\rFeedbackReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\r\" \n\x0e\x45xplainRequest\x12\x0e\n\x06ticket\x18\x01 \x01(\x0c\"\xf0\x01\n\x0b\x45xplanation\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x1a\n\x12\x64\x65\x63ided_at_unix_ms\x18\x03 \x01(\x03\x12\x18\n\x10snapshot_version\x18\x04 \x01(\x04\x12\x0f\n\x07\x65ncoder\x18\x05 \x01(\t\x12\x0f\n\x07\x63ontext\x18\x06 \x03(\x02\x12+\n\npreference\x18\x07 \x01(\x0b\x32\x17.fairlead.v1.Preference\x12\x0e\n\x06policy\x18\x08 \x01(\t\x12\'\n\x06models\x18\t \x03(\x0b\x32\x17.fairlead.v1.Considered\"\xb7\x01\n\nConsidered\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x0e\n\x06\x63hosen\x18\x03 \x01(\x08\x12\x12\n\npropensity\x18\x04 \x01(\x01\x12\x0f\n\x07utility\x18\x05 \x01(\x01\x12\x0f\n\x07quality\x18\x06 \x01(\x01\x12\x10\n\x08\x63ost_usd\x18\x07 \x01(\x01\x12\x12\n\nlatency_ms\x18\x08 \x01(\x01\x12\x0e\n\x06reason\x18\t \x01(\t\x12\x10\n\x08\x65nergy_j\x18\n \x01(\x01*n\n\x0b\x43riticality\x12\x1b\n\x17\x43RITICALITY_UNSPECIFIED\x10\x00\x12\r\n\tSHEDDABLE\x10\x01\x12\x12\n\x0eSHEDDABLE_PLUS\x10\x02\x12\x0c\n\x08\x43RITICAL\x10\x03\x12\x11\n\rCRITICAL_PLUS\x10\x04\x32\xe2\x02\n\x06Router\x12\x39\n\x05Route\x12\x19.fairlead.v1.RouteRequest\x1a\x15.fairlead.v1.Decision\x12J\n\nRouteBatch\x12\x1e.fairlead.v1.RouteBatchRequest\x1a\x1c.fairlead.v1.RouteBatchReply\x12\x45\n\x0bRouteStream\x12\x19.fairlead.v1.RouteRequest\x1a\x17.fairlead.v1.RouteReply(\x01\x30\x01\x12H\n\x0cSendFeedback\x12\x1c.fairlead.v1.FeedbackRequest\x1a\x1a.fairlead.v1.FeedbackReply\x12@\n\x07\x45xplain\x12\x1b.fairlead.v1.ExplainRequest\x1a\x18.fairlead.v1.Explanationb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'serve.proto.fairlead.v1.router_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PREFERENCE']._serialized_start=53
-  _globals['_PREFERENCE']._serialized_end=161
-  _globals['_ROUTEREQUEST']._serialized_start=164
-  _globals['_ROUTEREQUEST']._serialized_end=609
-  _globals['_EMBEDDING']._serialized_start=611
-  _globals['_EMBEDDING']._serialized_end=638
-  _globals['_ESTIMATE']._serialized_start=640
-  _globals['_ESTIMATE']._serialized_end=683
-  _globals['_ALTERNATIVE']._serialized_start=686
-  _globals['_ALTERNATIVE']._serialized_end=889
-  _globals['_DECISION']._serialized_start=892
-  _globals['_DECISION']._serialized_end=1245
-  _globals['_PROBLEM']._serialized_start=1247
-  _globals['_PROBLEM']._serialized_end=1287
-  _globals['_ROUTEREPLY']._serialized_start=1289
-  _globals['_ROUTEREPLY']._serialized_end=1415
-  _globals['_ROUTEBATCHREQUEST']._serialized_start=1417
-  _globals['_ROUTEBATCHREQUEST']._serialized_end=1481
-  _globals['_ROUTEBATCHREPLY']._serialized_start=1483
-  _globals['_ROUTEBATCHREPLY']._serialized_end=1542
-  _globals['_OUTCOME']._serialized_start=1545
-  _globals['_OUTCOME']._serialized_end=1792
-  _globals['_FEEDBACKREQUEST']._serialized_start=1794
-  _globals['_FEEDBACKREQUEST']._serialized_end=1851
-  _globals['_FEEDBACKREPLY']._serialized_start=1853
-  _globals['_FEEDBACKREPLY']._serialized_end=1886
-  _globals['_EXPLAINREQUEST']._serialized_start=1888
-  _globals['_EXPLAINREQUEST']._serialized_end=1920
-  _globals['_EXPLANATION']._serialized_start=1923
-  _globals['_EXPLANATION']._serialized_end=2163
-  _globals['_CONSIDERED']._serialized_start=2166
-  _globals['_CONSIDERED']._serialized_end=2331
-  _globals['_ROUTER']._serialized_start=2334
-  _globals['_ROUTER']._serialized_end=2688
+  _globals['_CRITICALITY']._serialized_start=2467
+  _globals['_CRITICALITY']._serialized_end=2577
+  _globals['_PREFERENCE']._serialized_start=54
+  _globals['_PREFERENCE']._serialized_end=194
+  _globals['_ROUTEREQUEST']._serialized_start=197
+  _globals['_ROUTEREQUEST']._serialized_end=689
+  _globals['_EMBEDDING']._serialized_start=691
+  _globals['_EMBEDDING']._serialized_end=718
+  _globals['_ESTIMATE']._serialized_start=720
+  _globals['_ESTIMATE']._serialized_end=763
+  _globals['_ALTERNATIVE']._serialized_start=766
+  _globals['_ALTERNATIVE']._serialized_end=987
+  _globals['_DECISION']._serialized_start=990
+  _globals['_DECISION']._serialized_end=1361
+  _globals['_PROBLEM']._serialized_start=1363
+  _globals['_PROBLEM']._serialized_end=1403
+  _globals['_ROUTEREPLY']._serialized_start=1405
+  _globals['_ROUTEREPLY']._serialized_end=1531
+  _globals['_ROUTEBATCHREQUEST']._serialized_start=1533
+  _globals['_ROUTEBATCHREQUEST']._serialized_end=1597
+  _globals['_ROUTEBATCHREPLY']._serialized_start=1599
+  _globals['_ROUTEBATCHREPLY']._serialized_end=1658
+  _globals['_OUTCOME']._serialized_start=1661
+  _globals['_OUTCOME']._serialized_end=1908
+  _globals['_FEEDBACKREQUEST']._serialized_start=1910
+  _globals['_FEEDBACKREQUEST']._serialized_end=1967
+  _globals['_FEEDBACKREPLY']._serialized_start=1969
+  _globals['_FEEDBACKREPLY']._serialized_end=2002
+  _globals['_EXPLAINREQUEST']._serialized_start=2004
+  _globals['_EXPLAINREQUEST']._serialized_end=2036
+  _globals['_EXPLANATION']._serialized_start=2039
+  _globals['_EXPLANATION']._serialized_end=2279
+  _globals['_CONSIDERED']._serialized_start=2282
+  _globals['_CONSIDERED']._serialized_end=2465
+  _globals['_ROUTER']._serialized_start=2580
+  _globals['_ROUTER']._serialized_end=2934
 # @@protoc_insertion_point(module_scope)

@@ -1,4 +1,5 @@
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
@@ -6,18 +7,33 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Criticality(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CRITICALITY_UNSPECIFIED: _ClassVar[Criticality]
+    SHEDDABLE: _ClassVar[Criticality]
+    SHEDDABLE_PLUS: _ClassVar[Criticality]
+    CRITICAL: _ClassVar[Criticality]
+    CRITICAL_PLUS: _ClassVar[Criticality]
+CRITICALITY_UNSPECIFIED: Criticality
+SHEDDABLE: Criticality
+SHEDDABLE_PLUS: Criticality
+CRITICAL: Criticality
+CRITICAL_PLUS: Criticality
+
 class Preference(_message.Message):
-    __slots__ = ("quality", "cost", "latency")
+    __slots__ = ("quality", "cost", "latency", "energy")
     QUALITY_FIELD_NUMBER: _ClassVar[int]
     COST_FIELD_NUMBER: _ClassVar[int]
     LATENCY_FIELD_NUMBER: _ClassVar[int]
+    ENERGY_FIELD_NUMBER: _ClassVar[int]
     quality: float
     cost: float
     latency: float
-    def __init__(self, quality: _Optional[float] = ..., cost: _Optional[float] = ..., latency: _Optional[float] = ...) -> None: ...
+    energy: float
+    def __init__(self, quality: _Optional[float] = ..., cost: _Optional[float] = ..., latency: _Optional[float] = ..., energy: _Optional[float] = ...) -> None: ...
 
 class RouteRequest(_message.Message):
-    __slots__ = ("request_id", "text", "embedding", "embedding_f32", "prompt_tokens", "tenant", "session", "preference", "allowed_models", "denied_models", "cost_usd_max", "latency_ms_max", "deadline_unix_ms")
+    __slots__ = ("request_id", "text", "embedding", "embedding_f32", "prompt_tokens", "tenant", "session", "preference", "allowed_models", "denied_models", "cost_usd_max", "latency_ms_max", "deadline_unix_ms", "criticality")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +47,7 @@ class RouteRequest(_message.Message):
     COST_USD_MAX_FIELD_NUMBER: _ClassVar[int]
     LATENCY_MS_MAX_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    CRITICALITY_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     text: str
     embedding: Embedding
@@ -44,7 +61,8 @@ class RouteRequest(_message.Message):
     cost_usd_max: float
     latency_ms_max: float
     deadline_unix_ms: int
-    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ..., embedding_f32: _Optional[bytes] = ..., prompt_tokens: _Optional[int] = ..., tenant: _Optional[str] = ..., session: _Optional[str] = ..., preference: _Optional[_Union[Preference, _Mapping]] = ..., allowed_models: _Optional[_Iterable[str]] = ..., denied_models: _Optional[_Iterable[str]] = ..., cost_usd_max: _Optional[float] = ..., latency_ms_max: _Optional[float] = ..., deadline_unix_ms: _Optional[int] = ...) -> None: ...
+    criticality: Criticality
+    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ..., embedding_f32: _Optional[bytes] = ..., prompt_tokens: _Optional[int] = ..., tenant: _Optional[str] = ..., session: _Optional[str] = ..., preference: _Optional[_Union[Preference, _Mapping]] = ..., allowed_models: _Optional[_Iterable[str]] = ..., denied_models: _Optional[_Iterable[str]] = ..., cost_usd_max: _Optional[float] = ..., latency_ms_max: _Optional[float] = ..., deadline_unix_ms: _Optional[int] = ..., criticality: _Optional[_Union[Criticality, str]] = ...) -> None: ...
 
 class Embedding(_message.Message):
     __slots__ = ("values",)
@@ -61,7 +79,7 @@ class Estimate(_message.Message):
     def __init__(self, mean: _Optional[float] = ..., deviation: _Optional[float] = ...) -> None: ...
 
 class Alternative(_message.Message):
-    __slots__ = ("model", "pool", "utility", "propensity", "quality", "cost_usd", "latency_ms")
+    __slots__ = ("model", "pool", "utility", "propensity", "quality", "cost_usd", "latency_ms", "energy_j")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
     UTILITY_FIELD_NUMBER: _ClassVar[int]
@@ -69,6 +87,7 @@ class Alternative(_message.Message):
     QUALITY_FIELD_NUMBER: _ClassVar[int]
     COST_USD_FIELD_NUMBER: _ClassVar[int]
     LATENCY_MS_FIELD_NUMBER: _ClassVar[int]
+    ENERGY_J_FIELD_NUMBER: _ClassVar[int]
     model: str
     pool: str
     utility: float
@@ -76,10 +95,11 @@ class Alternative(_message.Message):
     quality: Estimate
     cost_usd: Estimate
     latency_ms: Estimate
-    def __init__(self, model: _Optional[str] = ..., pool: _Optional[str] = ..., utility: _Optional[float] = ..., propensity: _Optional[float] = ..., quality: _Optional[_Union[Estimate, _Mapping]] = ..., cost_usd: _Optional[_Union[Estimate, _Mapping]] = ..., latency_ms: _Optional[_Union[Estimate, _Mapping]] = ...) -> None: ...
+    energy_j: float
+    def __init__(self, model: _Optional[str] = ..., pool: _Optional[str] = ..., utility: _Optional[float] = ..., propensity: _Optional[float] = ..., quality: _Optional[_Union[Estimate, _Mapping]] = ..., cost_usd: _Optional[_Union[Estimate, _Mapping]] = ..., latency_ms: _Optional[_Union[Estimate, _Mapping]] = ..., energy_j: _Optional[float] = ...) -> None: ...
 
 class Decision(_message.Message):
-    __slots__ = ("request_id", "decision_id", "model", "pool", "propensity", "utility", "quality", "cost_usd", "latency_ms", "fallbacks", "snapshot_version", "snapshot_age_ms", "ticket")
+    __slots__ = ("request_id", "decision_id", "model", "pool", "propensity", "utility", "quality", "cost_usd", "latency_ms", "fallbacks", "snapshot_version", "snapshot_age_ms", "ticket", "energy_j")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -93,6 +113,7 @@ class Decision(_message.Message):
     SNAPSHOT_VERSION_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_AGE_MS_FIELD_NUMBER: _ClassVar[int]
     TICKET_FIELD_NUMBER: _ClassVar[int]
+    ENERGY_J_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     decision_id: str
     model: str
@@ -106,7 +127,8 @@ class Decision(_message.Message):
     snapshot_version: int
     snapshot_age_ms: int
     ticket: bytes
-    def __init__(self, request_id: _Optional[str] = ..., decision_id: _Optional[str] = ..., model: _Optional[str] = ..., pool: _Optional[str] = ..., propensity: _Optional[float] = ..., utility: _Optional[float] = ..., quality: _Optional[_Union[Estimate, _Mapping]] = ..., cost_usd: _Optional[_Union[Estimate, _Mapping]] = ..., latency_ms: _Optional[_Union[Estimate, _Mapping]] = ..., fallbacks: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ..., snapshot_version: _Optional[int] = ..., snapshot_age_ms: _Optional[int] = ..., ticket: _Optional[bytes] = ...) -> None: ...
+    energy_j: float
+    def __init__(self, request_id: _Optional[str] = ..., decision_id: _Optional[str] = ..., model: _Optional[str] = ..., pool: _Optional[str] = ..., propensity: _Optional[float] = ..., utility: _Optional[float] = ..., quality: _Optional[_Union[Estimate, _Mapping]] = ..., cost_usd: _Optional[_Union[Estimate, _Mapping]] = ..., latency_ms: _Optional[_Union[Estimate, _Mapping]] = ..., fallbacks: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ..., snapshot_version: _Optional[int] = ..., snapshot_age_ms: _Optional[int] = ..., ticket: _Optional[bytes] = ..., energy_j: _Optional[float] = ...) -> None: ...
 
 class Problem(_message.Message):
     __slots__ = ("code", "message")
@@ -197,7 +219,7 @@ class Explanation(_message.Message):
     def __init__(self, decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., decided_at_unix_ms: _Optional[int] = ..., snapshot_version: _Optional[int] = ..., encoder: _Optional[str] = ..., context: _Optional[_Iterable[float]] = ..., preference: _Optional[_Union[Preference, _Mapping]] = ..., policy: _Optional[str] = ..., models: _Optional[_Iterable[_Union[Considered, _Mapping]]] = ...) -> None: ...
 
 class Considered(_message.Message):
-    __slots__ = ("model", "pool", "chosen", "propensity", "utility", "quality", "cost_usd", "latency_ms", "reason")
+    __slots__ = ("model", "pool", "chosen", "propensity", "utility", "quality", "cost_usd", "latency_ms", "reason", "energy_j")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
     CHOSEN_FIELD_NUMBER: _ClassVar[int]
@@ -207,6 +229,7 @@ class Considered(_message.Message):
     COST_USD_FIELD_NUMBER: _ClassVar[int]
     LATENCY_MS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    ENERGY_J_FIELD_NUMBER: _ClassVar[int]
     model: str
     pool: str
     chosen: bool
@@ -216,4 +239,5 @@ class Considered(_message.Message):
     cost_usd: float
     latency_ms: float
     reason: str
-    def __init__(self, model: _Optional[str] = ..., pool: _Optional[str] = ..., chosen: _Optional[bool] = ..., propensity: _Optional[float] = ..., utility: _Optional[float] = ..., quality: _Optional[float] = ..., cost_usd: _Optional[float] = ..., latency_ms: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
+    energy_j: float
+    def __init__(self, model: _Optional[str] = ..., pool: _Optional[str] = ..., chosen: _Optional[bool] = ..., propensity: _Optional[float] = ..., utility: _Optional[float] = ..., quality: _Optional[float] = ..., cost_usd: _Optional[float] = ..., latency_ms: _Optional[float] = ..., reason: _Optional[str] = ..., energy_j: _Optional[float] = ...) -> None: ...

@@ -1,0 +1,193 @@
+"""How many requests a second there will be in a few minutes, from how many there were.
+
+    observed rate ──▶ a value per minute ──┬─▶ level, fast and slow          ─┐
+                                           ├─▶ level + damped trend           ├─▶ mean ─▶ + margin
+                                           └─▶ level · yesterday's course     ─┘            ▲
+                                                      errors made so far, their quantile ───┘
+
+Four simple forecasts are kept side by side: two exponentially smoothed levels, a level with a damped
+trend (Gardner and McKenzie 1985), and, with a day of history, the level times what yesterday became
+of the same time of the day. At each horizon they are averaged with weights that fall with the
+absolute errors each of them made lately (Bates and Granger 1969). The margin is a quantile of the
+errors that the average itself made, relative to the root of the level, as those of arrivals are.
+
+The one rule: it knows its own history and nothing else, so it can be saved, and repeats itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+BIN_S = 60.0
+DAY = 1440  # bins
+HORIZONS = (2, 5, 10, 15)  # bins; between them it is interpolated
+AROUND = 7  # bins to either side of yesterday's, averaged: a minute alone is noise
+RATIO_MAX = 5.0  # of yesterday's course; beyond, yesterday was another thing
+SHARPNESS = 3.0  # of weights in errors: twice the error has an eighth of the weight
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForecastOptions:
+    """The defaults were chosen on the first halves of the traces that they are measured on."""
+
+    fast: float = 0.5  # share of the newest minute in the fast level
+    slow: float = 0.12  # in the slow one
+    level: float = 0.3  # in the one that has a trend
+    trend: float = 0.08
+    damping: float = 0.9  # of the trend, per minute
+    quantile: float = 0.9  # of the errors: so often there is no more than is expected
+    errors_kept: int = 240  # per horizon: four hours
+    forgetting: float = 0.99  # per minute, of the errors that weights are made of
+    kept: int = 2 * DAY  # bins
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """Requests a second at a time to come."""
+
+    mean: float
+    upper: float  # with the margin
+
+
+class Forecast:
+    """Of one series. Times never go back; rates are finite and not negative."""
+
+    def __init__(self, options: ForecastOptions) -> None:
+        self._options = options
+        self._bin = -1  # the minute that `_latest` is of
+        self._latest = 0.0
+        self._bins: deque[float] = deque(maxlen=options.kept)  # of the minutes before it
+        self._levels = [0.0, 0.0, 0.0]  # fast, slow, with trend
+        self._trend = 0.0
+        self._losses = [[0.0] * 4 for _ in HORIZONS]
+        self._made: list[deque[list[float]]] = [deque(maxlen=h) for h in HORIZONS]
+        self._errors: list[deque[float]] = [deque(maxlen=options.errors_kept) for _ in HORIZONS]
+
+    def observe(self, at_s: float, rate: float) -> None:
+        """The rate over the minute before `at_s`. A minute nothing was heard of is as the last."""
+        assert math.isfinite(rate) and rate >= 0.0, "what is not a rate is left out before"
+        now = int(at_s // BIN_S)
+        if self._bin < 0:
+            self._levels = [rate] * 3
+        else:
+            assert now >= self._bin, "time only goes on"
+            for _ in range(min(now - self._bin, self._options.kept)):
+                self._close()
+        self._bin, self._latest = now, rate
+
+    def expect(self, in_s: float) -> Expected:
+        """In so many seconds from the newest observation."""
+        horizon = min(max(in_s / BIN_S, HORIZONS[0]), HORIZONS[-1])
+        k = max(i for i, h in enumerate(HORIZONS[:-1]) if h <= horizon)
+        share = (horizon - HORIZONS[k]) / (HORIZONS[k + 1] - HORIZONS[k])
+        levels, trend = self._after(self._latest)
+        low, high = (self._combined(i, self._single(i, levels, trend)) for i in (k, k + 1))
+        mean = low + share * (high - low)
+        margin = self._margin(k) + share * (self._margin(k + 1) - self._margin(k))
+        return Expected(mean=mean, upper=max(0.0, mean + margin * _scale(mean)))
+
+    # --- a minute ends
+
+    def _close(self) -> None:
+        """The newest rate was its minute's: tell forecasts by it, then make those from here on."""
+        rate = self._latest
+        for i, made in enumerate(self._made):
+            if len(made) == HORIZONS[i]:
+                self._judge(i, made[0], rate)
+        self._levels, self._trend = self._after(rate)
+        self._bins.append(rate)
+        for i, made in enumerate(self._made):
+            single = self._single(i, self._levels, self._trend)
+            made.append([self._combined(i, single), *single])
+
+    def _judge(self, i: int, made: list[float], rate: float) -> None:
+        combined, *single = made
+        keep = self._options.forgetting
+        for k, one in enumerate(single):
+            error = abs(one - rate) / _scale(rate)
+            self._losses[i][k] = keep * self._losses[i][k] + (1.0 - keep) * error
+        self._errors[i].append((rate - combined) / _scale(combined))
+
+    def _after(self, rate: float) -> tuple[list[float], float]:
+        """Levels and trend with one more minute."""
+        o, (fast, slow, level) = self._options, self._levels
+        before = level + o.damping * self._trend
+        new = before + o.level * (rate - before)
+        trend = o.damping * self._trend + o.trend * (rate - before)
+        return [fast + o.fast * (rate - fast), slow + o.slow * (rate - slow), new], trend
+
+    # --- what is said of a horizon
+
+    def _single(self, i: int, levels: list[float], trend: float) -> list[float]:
+        """The four forecasts, each not negative."""
+        fast, slow, level = levels
+        damping, h = self._options.damping, HORIZONS[i]
+        ahead = damping * (1.0 - damping**h) / (1.0 - damping)
+        course = self._yesterday(h)
+        return [
+            fast,
+            slow,
+            max(0.0, level + ahead * trend),
+            fast if course is None else slow * course,
+        ]
+
+    def _yesterday(self, h: int) -> float | None:
+        """What the same time of yesterday became h minutes later, as a ratio; None: unknown."""
+        n = len(self._bins)
+        if n < DAY + AROUND + 1:
+            return None
+        then = n - DAY
+        was = self._mean(then - AROUND - 1, then + AROUND)
+        became = self._mean(then + h - AROUND - 1, then + h + AROUND)
+        return min(max((became + 1e-9) / (was + 1e-9), 1.0 / RATIO_MAX), RATIO_MAX)
+
+    def _mean(self, begin: int, end: int) -> float:
+        begin = max(0, begin)
+        return sum(islice(self._bins, begin, end)) / (end - begin)
+
+    def _combined(self, i: int, single: list[float]) -> float:
+        losses = self._losses[i]
+        weights = [(0.02 + loss) ** -SHARPNESS for loss in losses]
+        return sum(w * one for w, one in zip(weights, single, strict=True)) / sum(weights)
+
+    def _margin(self, i: int) -> float:
+        errors = sorted(self._errors[i])
+        if len(errors) < 10:
+            return 0.3
+        return errors[min(len(errors) - 1, int(self._options.quantile * len(errors)))]
+
+    # --- saved and restored
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "bin": self._bin,
+            "latest": self._latest,
+            "bins": list(self._bins),
+            "levels": list(self._levels),
+            "trend": self._trend,
+            "losses": [list(one) for one in self._losses],
+            "made": [[list(one) for one in made] for made in self._made],
+            "errors": [list(one) for one in self._errors],
+        }
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any], options: ForecastOptions) -> Forecast:
+        """What `as_dict` said."""
+        found = cls(options)
+        found._bin, found._latest, found._trend = saved["bin"], saved["latest"], saved["trend"]
+        found._bins.extend(saved["bins"])
+        found._levels = list(saved["levels"])
+        found._losses = [list(one) for one in saved["losses"]]
+        for i, (made, errors) in enumerate(zip(saved["made"], saved["errors"], strict=True)):
+            found._made[i].extend(list(one) for one in made)
+            found._errors[i].extend(errors)
+        return found
+
+
+def _scale(rate: float) -> float:
+    return math.sqrt(max(rate, 0.0)) + 0.1

@@ -1,0 +1,168 @@
+"""The cheapest replicas that carry what is asked for: an integer programme, solved by HiGHS.
+
+    asks:   so many requests a second want this model      n_p    replicas of pool p, whole
+    offers: a pool, what its replica costs and carries     x_dp   share of ask d that pool p takes
+                                                           s_d    share that nobody takes
+
+    minimise  horizon · Σ usd_p · n_p          GPUs, for as long as a plan is looked ahead
+              + Σ start_p · (more than now)    a starting replica is paid for, too
+              + Σ change · |other than now|    nothing changes for nothing
+              + horizon · Σ loss_dp · rate_d · x_dp     another model than was wished for
+              + Σ unmet_d · s_d                dearest; the more critical the more so
+    so that   Σ_p x_dp + s_d = 1,   Σ_d work_dp · x_dp ≤ load_max_p · n_p,
+              Σ_p gpus_p · n_p ≤ GPUs there are of a type,   least_p ≤ n_p ≤ most_p
+
+The one rule: the same asks and offers give the same mix. It stops at a gap or a number of nodes,
+never at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import coo_array
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixOptions:
+    """What a solution may cost in exactness."""
+
+    horizon_s: float = 900.0  # a replica is bought for a quarter of an hour: forecasts end there
+    change_usd: float = 0.02  # per replica: half a minute of an H100, against to and fro
+    gap: float = 0.005  # of the cost: a plan is renewed before such a difference adds up
+    nodes_max: int = 200  # of the search tree; more is the rare tie between equals
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """A pool whose replicas may be had."""
+
+    pool: str
+    gpu: str
+    gpus_per_replica: int
+    usd_per_s: float  # of a replica
+    start_usd: float  # of a replica, until it is ready
+    load_max: float
+    least: int
+    most: int
+    now: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """Requests that are to be carried; one entry per offer, in the offers' order."""
+
+    work_per_s: tuple[float, ...]  # replicas' worth of work, if that pool took them all
+    loss_usd_per_s: tuple[float, ...]  # of quality, if that pool took them all; inf: it may not
+    unmet_usd: float  # if nobody took them, over the horizon
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mix:
+    """What is best."""
+
+    replicas: tuple[int, ...]  # per offer
+    shares: Floats  # (asks, offers)
+    unmet: Floats  # (asks,) shares
+    proved: bool  # that nothing is cheaper by more than the gap
+
+
+def cheapest(
+    asks: Sequence[Ask], offers: Sequence[Offer], gpus: Mapping[str, int], options: MixOptions
+) -> Mix | None:
+    """The best mix; None if the solver found none, which a caller treats as no news."""
+    n, d = len(offers), len(asks)
+    if not n:
+        return Mix(replicas=(), shares=np.zeros((d, 0)), unmet=np.ones(d), proved=True)
+    # Columns: replicas (n), more (n), fewer (n), shares (d·n), unmet (d).
+    loss = np.array([ask.loss_usd_per_s for ask in asks], np.float64).reshape(d, n)
+    allowed = np.isfinite(loss)
+    usd = np.array([offer.usd_per_s for offer in offers]) * options.horizon_s
+    start = np.array([offer.start_usd for offer in offers])
+    objective = np.concatenate([
+        usd,
+        start + options.change_usd,
+        np.full(n, options.change_usd),
+        np.where(allowed, loss, 0.0).ravel() * options.horizon_s,
+        [ask.unmet_usd for ask in asks],
+    ])  # fmt: skip
+    least, most = _limits(offers, gpus)
+    bounds = Bounds(
+        np.concatenate([least, np.zeros(2 * n + d * n + d)]),
+        np.concatenate([most, np.full(2 * n, np.inf), allowed.ravel().astype(float), np.ones(d)]),
+    )
+    integrality = np.zeros(len(objective))
+    integrality[:n] = 1
+    found = milp(
+        objective,
+        integrality=integrality,
+        bounds=bounds,
+        constraints=_constraints(asks, offers, gpus),
+        options={"mip_rel_gap": options.gap, "node_limit": options.nodes_max},
+    )
+    if found.x is None:
+        return None
+    shares = found.x[3 * n : 3 * n + d * n].reshape(d, n)
+    return Mix(
+        replicas=tuple(int(round(one)) for one in found.x[:n]),
+        shares=np.clip(shares, 0.0, 1.0),
+        unmet=np.clip(found.x[3 * n + d * n :], 0.0, 1.0),
+        proved=found.status == 0,
+    )
+
+
+def _limits(offers: Sequence[Offer], gpus: Mapping[str, int]) -> tuple[Floats, Floats]:
+    """Replicas at least and at most: where GPUs are gone, the least gives way, in offers' order."""
+    left = dict(gpus)
+    least, most = np.zeros(len(offers)), np.zeros(len(offers))
+    for k, offer in enumerate(offers):
+        room = left.get(offer.gpu, 0) // offer.gpus_per_replica
+        least[k] = max(0, min(offer.least, offer.most, room))
+        left[offer.gpu] = left.get(offer.gpu, 0) - int(least[k]) * offer.gpus_per_replica
+        most[k] = max(least[k], min(offer.most, gpus.get(offer.gpu, 0) // offer.gpus_per_replica))
+    return least, most
+
+
+def _constraints(
+    asks: Sequence[Ask], offers: Sequence[Offer], gpus: Mapping[str, int]
+) -> LinearConstraint:
+    """All rows, each between two bounds."""
+    n, d = len(offers), len(asks)
+    rows = _Rows(3 * n + d * n + d)
+    for k, offer in enumerate(offers):
+        rows.add([(k, 1.0), (n + k, -1.0), (2 * n + k, 1.0)], offer.now, offer.now)
+        carried = [(3 * n + i * n + k, ask.work_per_s[k]) for i, ask in enumerate(asks)]
+        rows.add([*carried, (k, -offer.load_max)], -np.inf, 0.0)
+    for i in range(d):
+        taken = [(3 * n + i * n + k, 1.0) for k in range(n)]
+        rows.add([*taken, (3 * n + d * n + i, 1.0)], 1.0, 1.0)
+    for gpu in sorted({offer.gpu for offer in offers}):
+        of = [(k, float(o.gpus_per_replica)) for k, o in enumerate(offers) if o.gpu == gpu]
+        rows.add(of, -np.inf, float(max(0, gpus.get(gpu, 0))))
+    return rows.constraint()
+
+
+class _Rows:
+    """Sparse rows as they are written down."""
+
+    def __init__(self, columns: int) -> None:
+        self._columns = columns
+        self._entries: list[tuple[int, int, float]] = []
+        self._bounds: list[tuple[float, float]] = []
+
+    def add(self, entries: Sequence[tuple[int, float]], least: float, most: float) -> None:
+        row = len(self._bounds)
+        self._entries += [(row, column, value) for column, value in entries]
+        self._bounds.append((least, most))
+
+    def constraint(self) -> LinearConstraint:
+        row, column, value = zip(*self._entries, strict=True)
+        shape = (len(self._bounds), self._columns)
+        least, most = zip(*self._bounds, strict=True)
+        return LinearConstraint(coo_array((value, (row, column)), shape).tocsr(), least, most)

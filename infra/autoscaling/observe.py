@@ -1,0 +1,87 @@
+"""From what a snapshot says of fleet and prices to what a scaler sees.
+
+    FleetState ─wishes─▶ Demand, output tokens from what was learned
+               ─loads──▶ PoolCondition, price from `Prices`
+    Fleet      ─────────▶ USD per hour and number of GPUs, by type
+
+The one rule: a pure function of its arguments: the same live and in virtual time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from infra.autoscaling.observed import Demand, Observed, PoolCondition
+from infra.fleet import Fleet
+from streams.fleet_state import FleetState
+from streams.fleet_view import SILENT_MS, SPANS_MS, Load, loads, spans, wishes
+from streams.prices import Prices
+from streams.tally import parted
+
+
+def observe(
+    state: FleetState,
+    prices: Prices,
+    fleet: Fleet,
+    output_tokens: Mapping[str, float],
+    now_ms: int,
+    lost_regions: frozenset[str] = frozenset(),
+) -> Observed:
+    """What there is to see at a time; `output_tokens` are means, by model."""
+    demands = tuple(
+        Demand(
+            class_name=name,
+            model=model,
+            requests_per_s=wish.requests_per_s,
+            prompt_tokens=wish.prompt_tokens,
+            output_tokens=output_tokens[model],
+        )
+        for (name, model), wish in wishes(state, now_ms).items()
+        if model in output_tokens
+    )
+    found, rates = loads(state), _decided_per_s(state, now_ms)
+    alive = [r for r in state.routers.values() if state.heard_ms - r.heard_ms <= SILENT_MS]
+    return Observed(
+        at_s=now_ms / 1000.0,
+        demands=demands,
+        pools={
+            plan.name: _condition(
+                found.get(plan.name, Load()),
+                prices.capacity[plan.name].multiple() if plan.name in prices.capacity else 0.0,
+                rates.get(plan.name, 0.0),
+                available=plan.region not in lost_regions,
+            )
+            for plan in fleet.pools
+        },
+        usd_per_hour={gpu.name: gpu.usd_per_hour for gpu in fleet.gpus},
+        gpus_available={gpu.name: gpu.available for gpu in fleet.gpus},
+        routers=len(alive),
+        router_busy_share=sum(router.loop_busy_share for router in alive),
+        telemetry_age_s=max(0, now_ms - state.heard_ms) / 1000.0,
+    )
+
+
+def _condition(
+    load: Load, price: float, requests_per_s: float, *, available: bool
+) -> PoolCondition:
+    return PoolCondition(
+        ready=load.ready,
+        starting=load.starting,
+        draining=load.draining,
+        queued=load.queued,
+        running=load.running,
+        load=load.load,
+        price=price,
+        requests_per_s=requests_per_s,
+        available=available,
+    )
+
+
+def _decided_per_s(state: FleetState, now_ms: int) -> dict[str, float]:
+    """Decisions a second for every pool, over the last minute."""
+    span_ms, found = SPANS_MS["1m"], {}
+    for share, tally in spans(state, now_ms, span_ms):
+        for key, mix in tally.mix.items():
+            pool = parted(key)[1]
+            found[pool] = found.get(pool, 0.0) + share * mix.decisions * 1000 / span_ms
+    return found

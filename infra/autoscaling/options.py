@@ -1,0 +1,28 @@
+"""How the fleet is scaled: how often it is thought about, and between which bounds.
+
+The one rule: what a pool may have is in its settings; here is what concerns all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AutoscalingOptions:
+    """Of the planner, and of what follows its plans."""
+
+    enabled: bool = False
+    # A replica takes longer to come than this; telemetry is a second or two old.
+    step_s: float = 5.0
+    routers_min: int = 2  # two survive the loss of one
+    routers_max: int = 8
+    # The plan of a planner that was away for longer is not gone back to: the settings are.
+    plan_kept_s: float = 900.0
+    lines_kept: int = 200  # of what was done and why
+    # Then a step is taken to hang, and the planner is started anew. Solving has its own limit.
+    step_s_max: float = 60.0
+
+    def __post_init__(self) -> None:
+        assert 0.0 < self.step_s < self.step_s_max
+        assert 1 <= self.routers_min <= self.routers_max

@@ -1,0 +1,212 @@
+"""The fleet's planner: how many replicas of every pool, and of routers, and why.
+
+    Observed ─▶ expected demand ─┐
+    prices ───▶ correction ──────┼─▶ mix ─▶ steady ─▶ Plan, one line for each change
+    GPUs, their prices, states ──┘
+
+Each pool is sized for the time at which a replica that is started now will be ready. What a price
+above zero says is that capacity is worth more than its GPU: that a replica carries less than it was
+thought to. So while a model's pools all have a price m, its work counts for more,
+
+    correction ← min(2, correction · exp(0.1 · min(m, 1) · minutes)),   else halves in half an hour
+
+With `prices_used` off every pool is sized on its own, for what is decided for it: blind to prices,
+to what else could carry it, and to what its GPU costs.
+
+The one rule: what it does not know it does not act on. With old telemetry the last plan holds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from infra.autoscaling.corrections import Corrections
+from infra.autoscaling.expected import ExpectedDemand, ExpectedOptions
+from infra.autoscaling.mix import MixOptions
+from infra.autoscaling.observed import Observed, Plan
+from infra.autoscaling.sizing import Needs, Sizing, SizingOptions
+from infra.autoscaling.steady import Limits, Steady, SteadyOptions
+from infra.autoscaling.wording import Wording
+from infra.fleet import Fleet, PoolPlan
+from infra.latency_target import LatencyTarget
+from learners.work import WorkRates
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterOptions:
+    """Of routers: an event loop that is busy all the time answers nobody in time."""
+
+    least: int = 1
+    most: int = 64
+    busy_max: float = 0.6  # share of a replica's loop; above, waiting grows fast
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannerOptions:
+    """Everything of the planner that can be chosen."""
+
+    prices_used: bool = True  # False: each pool on its own
+    stale_s: float = 30.0  # telemetry older than this tells of another time; it comes each second
+    expected: ExpectedOptions = field(default_factory=ExpectedOptions)
+    sizing: SizingOptions = field(default_factory=SizingOptions)
+    mix: MixOptions = field(default_factory=MixOptions)
+    steady: SteadyOptions = field(default_factory=SteadyOptions)
+    routers: RouterOptions = field(default_factory=RouterOptions)
+
+
+class Planner:
+    """A `Scaler`. Pools without GPUs or `rates` are not ours to size: they stay as described."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        rates: Mapping[str, WorkRates],
+        target: LatencyTarget,
+        quality: Mapping[str, float],
+        options: PlannerOptions | None = None,
+        remembered: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`rates` by pool, `quality` (0 to 1) by model, `remembered` as `as_dict` told it."""
+        self._options = options = options or PlannerOptions()
+        remembered = remembered or {}
+        self._fleet = fleet
+        self._pools = {p.name: p for p in fleet.pools if p.gpu is not None and p.name in rates}
+        self._gpus = {gpu.name: gpu for gpu in fleet.gpus}
+        self._demand = ExpectedDemand(options.expected, remembered.get("demand"))
+        self._decided = ExpectedDemand(options.expected, remembered.get("decided"))
+        self._corrections = Corrections(self._pools, remembered.get("corrections"))
+        self._steady = Steady(options.steady, remembered.get("steady"))
+        self._router_steady = Steady(options.steady, remembered.get("router_steady"))
+        self._sizing = Sizing(self._pools, rates, target, quality, options.sizing, options.mix)
+        self._sizing.restore(remembered.get("sizing"))
+        self._wording = Wording(self._pools)
+        plan = remembered.get("plan")
+        self._plan = None if plan is None else Plan(replicas=plan[0], routers=plan[1])
+        self._usd_per_hour: dict[str, float] = dict(remembered.get("usd_per_hour", {}))
+        self._stale = bool(remembered.get("stale", False))
+
+    def step(self, observed: Observed) -> Plan:
+        """The plan from now on."""
+        before = self._plan or self._first(observed)
+        if not observed.telemetry_age_s <= self._options.stale_s:  # also if it is no number
+            return self._hold(before, observed)
+        said = ["telemetry is back: planning goes on"] if self._stale else []
+        self._stale = False
+        at_s = observed.at_s
+        said += self._demand.observe(at_s, observed.demands)
+        said += self._read_prices(observed)
+        self._corrections.observe(at_s, observed.pools)
+        limits, gpus = self._limits(observed)
+        now = {pool: before.replicas.get(pool, 0) for pool in self._pools}
+        needs = self._needs(observed, now, limits, gpus)
+        held = self._sizing.held(needs, self._demand, observed.pools, now)
+        settled = self._steady.settle(at_s, now, needs.replicas, limits, gpus, held)
+        self._steady.planned(at_s, settled)
+        routers = self._routers(observed, before.routers)
+        replicas = {p.name: settled.get(p.name, p.replicas) for p in self._fleet.pools}
+        said += self._wording.lines(now, settled, needs, limits, gpus, self._usd_per_hour)
+        if routers != before.routers:
+            busy = observed.router_busy_share
+            said.append(f"routers: {before.routers} → {routers}: {busy:.2f} event loops are busy")
+        self._plan = Plan(replicas=replicas, routers=routers)
+        return Plan(replicas=replicas, routers=routers, lines=tuple(said))
+
+    def as_dict(self) -> dict[str, Any]:
+        """All that it remembers, for JSON."""
+        return {
+            "demand": self._demand.as_dict(),
+            "decided": self._decided.as_dict(),
+            "corrections": self._corrections.as_dict(),
+            "steady": self._steady.as_dict(),
+            "router_steady": self._router_steady.as_dict(),
+            "sizing": self._sizing.as_dict(),
+            "plan": self._plan and [dict(self._plan.replicas), self._plan.routers],
+            "usd_per_hour": dict(self._usd_per_hour),
+            "stale": self._stale,
+        }
+
+    # --- what is observed, checked
+
+    def _first(self, observed: Observed) -> Plan:
+        """Where nothing was planned yet: what there is, or else what is described."""
+        replicas = {}
+        for pool in self._fleet.pools:
+            there = observed.pools.get(pool.name)
+            replicas[pool.name] = pool.replicas if there is None else there.ready + there.starting
+        least = self._options.routers.least
+        return Plan(replicas=replicas, routers=max(least, observed.routers))
+
+    def _hold(self, before: Plan, observed: Observed) -> Plan:
+        told, self._stale, self._plan = self._stale, True, before
+        line = (
+            f"telemetry is {observed.telemetry_age_s:.0f} s old: nothing changes until it is back"
+        )
+        lines = () if told else (line,)
+        return Plan(replicas=before.replicas, routers=before.routers, lines=lines)
+
+    def _read_prices(self, observed: Observed) -> list[str]:
+        said = []
+        for name, gpu in self._gpus.items():
+            price = observed.usd_per_hour.get(name, gpu.usd_per_hour)
+            if math.isfinite(price) and price >= 0.0:
+                self._usd_per_hour[name] = price
+            else:
+                said.append(f"{name}: {price} is no price; the last one holds")
+                self._usd_per_hour.setdefault(name, gpu.usd_per_hour)
+        return said
+
+    def _limits(self, observed: Observed) -> tuple[dict[str, Limits], dict[str, int]]:
+        gpus = {
+            name: max(0, int(observed.gpus_available.get(name, gpu.available)))
+            for name, gpu in self._gpus.items()
+        }
+        limits = {}
+        for name, pool in self._pools.items():
+            there = observed.pools.get(name)
+            room = gpus[_gpu(pool)] // pool.gpus_per_replica
+            most = 0 if there is not None and not there.available else pool.replicas_max
+            most = min(most, room)
+            limits[name] = Limits(
+                gpu=_gpu(pool),
+                gpus_per_replica=pool.gpus_per_replica,
+                least=min(pool.replicas_min, most),
+                most=most,
+            )
+        return limits, gpus
+
+    # --- what is needed
+
+    def _needs(
+        self,
+        observed: Observed,
+        now: Mapping[str, int],
+        limits: Mapping[str, Limits],
+        gpus: Mapping[str, int],
+    ) -> Needs:
+        if self._options.prices_used:
+            factors = self._corrections.factors()
+            return self._sizing.together(
+                self._demand, factors, self._usd_per_hour, now, limits, gpus
+            )
+        decided = self._sizing.decided(observed.pools, self._demand)
+        self._decided.observe(observed.at_s, decided)
+        return self._sizing.alone(self._demand, self._decided, self._usd_per_hour, limits, gpus)
+
+    def _routers(self, observed: Observed, now: int) -> int:
+        o, busy = self._options.routers, observed.router_busy_share
+        if not (math.isfinite(busy) and busy >= 0.0):
+            return now
+        needed = {"routers": min(max(math.ceil(busy / o.busy_max - 1e-9), o.least), o.most)}
+        limits = {"routers": Limits(gpu="", gpus_per_replica=1, least=o.least, most=o.most)}
+        there, room = {"routers": now}, {"": o.most}
+        settled = self._router_steady.settle(observed.at_s, there, needed, limits, room)
+        self._router_steady.planned(observed.at_s, settled)
+        return settled["routers"]
+
+
+def _gpu(pool: PoolPlan) -> str:
+    assert pool.gpu is not None
+    return pool.gpu.name

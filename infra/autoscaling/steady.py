@@ -1,0 +1,123 @@
+"""From what is needed to what is done: growing at once, shrinking late, neither without limits.
+
+    needed now ──────────▶ more: at once, but no more than three times as many a minute
+    needed in 5 minutes ─▶ fewer: only what no plan of that time needed …
+    load, ready ─────────▶ … and only if those that are *ready* then carry what is carried now
+
+If n of N replicas go, the load of the others rises by N / (N − n): whoever ignores that goes from
+two to one and back for ever. Where a replica is replaced by one of another pool, it stays until
+the other one is there.
+
+The one rule: all delays are in seconds, never in steps.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from typing import Any
+
+Replicas = dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SteadyOptions:
+    """How fast a fleet follows its plan."""
+
+    down_s: float = 300.0  # as Kubernetes' autoscaler; a machine takes two minutes to come back
+    grow_s: float = 60.0
+    grow_factor: float = 3.0  # in `grow_s`; a flood of ×5 is met in two minutes, as machines start
+    grow_least: int = 4  # replicas in `grow_s`, however few there are
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Of one pool, which nothing exceeds."""
+
+    gpu: str
+    gpus_per_replica: int
+    least: int
+    most: int
+
+
+class Steady:
+    """Remembers what was needed and what was planned."""
+
+    def __init__(self, options: SteadyOptions, remembered: Mapping[str, Any] | None = None) -> None:
+        self._options = options
+        remembered = remembered or {}
+        self._needed = _restored(remembered.get("needed", ()))
+        self._planned = _restored(remembered.get("planned", ()))
+
+    def settle(
+        self,
+        at_s: float,
+        now: Mapping[str, int],
+        needed: Mapping[str, int],
+        limits: Mapping[str, Limits],
+        gpus: Mapping[str, int],
+        held: Set[str] = frozenset(),
+    ) -> Replicas:
+        """What is to be had: not fewer than any plan of the last minutes needed, as far as it may.
+
+        All keys are pools; `needed` is within the limits and the GPUs. Those `held` don't shrink.
+        """
+        self._remember(self._needed, at_s, needed, self._options.down_s)
+        wanted = {}
+        for pool in limits:
+            lately = max(one.get(pool, 0) for _, one in self._needed)
+            lately = max(lately, now[pool] if pool in held else 0)
+            kept = max(needed[pool], min(now[pool], lately))
+            wanted[pool] = min(kept, self._growth(at_s, pool, now[pool]))
+        return within(wanted, needed, limits, gpus)
+
+    def planned(self, at_s: float, replicas: Mapping[str, int]) -> None:
+        """What was decided in the end."""
+        self._remember(self._planned, at_s, replicas, self._options.grow_s)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "needed": [[at_s, dict(one)] for at_s, one in self._needed],
+            "planned": [[at_s, dict(one)] for at_s, one in self._planned],
+        }
+
+    def _growth(self, at_s: float, pool: str, now: int) -> int:
+        """The most replicas that it may have at this time."""
+        o = self._options
+        before = [one.get(pool, 0) for _, one in self._planned]
+        base = min([now, *before])
+        return max(now, round(o.grow_factor * base) + o.grow_least)
+
+    @staticmethod
+    def _remember(
+        past: deque[tuple[float, Replicas]], at_s: float, entry: Mapping[str, int], kept_s: float
+    ) -> None:
+        past.append((at_s, dict(entry)))
+        while past[0][0] <= at_s - kept_s:
+            past.popleft()
+
+
+def within(
+    wanted: Mapping[str, int],
+    needed: Mapping[str, int],
+    limits: Mapping[str, Limits],
+    gpus: Mapping[str, int],
+) -> Replicas:
+    """As wanted, within the limits. What is kept, but not needed, makes way for what is."""
+    found = {pool: min(max(wanted[pool], at.least), at.most) for pool, at in limits.items()}
+    for gpu in sorted({at.gpu for at in limits.values()}):
+        of = [pool for pool, at in limits.items() if at.gpu == gpu]
+        over = sum(found[p] * limits[p].gpus_per_replica for p in of) - gpus.get(gpu, 0)
+        for floor in ({pool: needed[pool] for pool in of}, dict.fromkeys(of, 0)):
+            for pool in reversed(of):
+                each = limits[pool].gpus_per_replica
+                gone = min(max(0, found[pool] - floor[pool]), -(-max(0, over) // each))
+                found[pool] -= gone
+                over -= gone * each
+    return found
+
+
+def _restored(entries: Any) -> deque[tuple[float, Replicas]]:
+    return deque((float(at_s), dict(one)) for at_s, one in entries)

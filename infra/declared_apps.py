@@ -1,0 +1,75 @@
+"""Applications that Ray Serve is told of by a configuration: the only ones that may have a policy.
+
+    declare(app)     ─▶ all that is declared, with it     ─▶ running
+    withdraw(name)   ─▶ all that is declared, without it  ─▶ gone
+
+Ray takes a configuration for all there is to be declared: what is not in it any more is deleted.
+So others' applications are repeated in ours. (Whoever declares his own without ours, by `serve
+deploy`, deletes ours.) And Ray remembers the configuration: an application that is only deleted
+comes back when Ray's controller is restarted, so it is withdrawn.
+
+The one rule: what others have declared stays as it is.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from ray import serve as ray_serve
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ApplicationStatus, ServeApplicationSchema, ServeDeploySchema
+
+from infra.errors import ClusterFailed
+
+logger = logging.getLogger(__name__)
+
+LOOK_S = 0.1
+
+
+def declare(app: ServeApplicationSchema) -> None:
+    """Run it; returns when all its deployments have their first replicas. Raises ClusterFailed."""
+    _apply(app.name, [app])
+    said = ""
+    while (seen := _status(app.name)) is None or seen.status != ApplicationStatus.RUNNING:
+        if seen and seen.status in {ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY}:
+            raise ClusterFailed(f"application {app.name} could not be started: {_problem(seen)}")
+        if seen and (waits := _problem(seen)) != said:
+            said = waits
+            logger.warning("application %s is waiting: %s", app.name, said)
+        time.sleep(LOOK_S)
+
+
+def withdraw(name: str) -> None:
+    """End an application, declared or not; returns when it is gone."""
+    if _is_declared(name):
+        _apply(name, [])
+    ray_serve.delete(name)
+
+
+def _apply(name: str, apps: list[ServeApplicationSchema]) -> None:
+    """Declare `apps` in the place of the one of that name."""
+    client = _get_global_client()  # there is no public call for it but the dashboard's
+    known = client.get_serve_details()
+    others = [
+        ServeApplicationSchema.model_validate(of["deployed_app_config"])
+        for of in known["applications"].values()
+        if of["name"] != name and of["source"] == "declarative" and of["deployed_app_config"]
+    ]
+    capacity = known.get("target_capacity")
+    client.deploy_apps(ServeDeploySchema(applications=[*others, *apps], target_capacity=capacity))
+
+
+def _is_declared(name: str) -> bool:
+    of = _get_global_client().get_serve_details()["applications"].get(name)
+    return of is not None and of["source"] == "declarative"
+
+
+def _status(name: str) -> ray_serve.schema.ApplicationStatusOverview | None:
+    return ray_serve.status().applications.get(name)
+
+
+def _problem(seen: ray_serve.schema.ApplicationStatusOverview) -> str:
+    """What it and its deployments say of themselves."""
+    said = [seen.message, *(of.message for of in seen.deployments.values())]
+    return "\n".join(dict.fromkeys(text for text in said if text))

@@ -1,0 +1,121 @@
+"""Prices of what is scarce: pools' capacities, a budget, a cap on power.
+
+Every resource r has a relative load ρ (1: as full as it may be) and a log-price z ≥ 0:
+
+    z ← z + η·dt·(ρ − 1)                within [0, ln(1 + m_max)]          `ascend`, by the trainer
+    m = exp(z + κ·(ρ − 1)) − 1          within [0, m_max]                  `multiples`, by everyone
+
+    m ──▶ every request pays  m · what its GPUs cost · its work  ──▶ some choose another pool ─▶ ρ
+
+m is a multiple of what the resource costs to have, on top of that cost. This is mirror ascent on
+the dual of "most utility within capacity", with a proportional part that damps it. Its loop through
+the requests has a gain per second k = η·s, where s = −dρ/dz is how steeply they respond. With the
+load following the choice at a lag T, heard of τ later, and T₀ = κ/η, the phase margin is at least
+
+    π/2 − k·τ − asin((T − T₀) / (T + T₀))        where T ≥ T₀
+    π/2 − k·τ / √(1 − (k·T₀)²)                   where T < T₀, if k·T₀ < 1
+
+docs/prices.md derives this and says what follows; tests/test_prices.py shows it.
+
+The one rule: a price is never negative, never without bound, and zero where there is slack.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+class Criticality(IntEnum):
+    """Who is refused first when nothing is left to give (the four classes of Google's SRE book)."""
+
+    SHEDDABLE = 0
+    SHEDDABLE_PLUS = 1
+    CRITICAL = 2
+    CRITICAL_PLUS = 3  # never refused for load
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriceOptions:
+    """How prices move. Steady for s ≤ 4, T ≤ 15 s and τ ≤ 5 s, by 42 degrees of phase margin."""
+
+    # η: k = 0.1 per second at s = 4, a fifth of the k·τ = π/2·... at which a delay of 5 s alone
+    # would make it swing.
+    step_per_s: float = 0.025
+    # κ: T₀ = 8 s, in the middle of how long requests stay (2 to 15 s), and κ·s = 0.8 < 1.
+    damping: float = 0.2
+    # Above all bands of refusal, so that even the last can be passed through to its end.
+    multiple_max: float = 63.0
+    # What waits has no bound in a load. Five times too much is as urgent as any more of it.
+    load_max: float = 5.0
+    # Two usual periods of telemetry: one lost record is made up for, a silence is not.
+    elapsed_s_max: float = 2.0
+
+    def __post_init__(self) -> None:
+        assert min(self.step_per_s, self.multiple_max, self.elapsed_s_max) > 0.0
+        assert self.damping >= 0.0
+        assert self.load_max > 1.0
+
+    @property
+    def z_max(self) -> float:
+        """The log-price of `multiple_max`."""
+        return float(np.log1p(self.multiple_max))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShedOptions:
+    """Between which multiples requests are refused, (none, all), by criticality from the lowest.
+
+    One after the other, so no class loses a request before the class below has lost all. They
+    begin where a GPU's time is worth 16 times its cost: whoever has a smaller model to go to has
+    gone. `CRITICAL_PLUS` has no band, and none can be given to it.
+    """
+
+    bands: tuple[tuple[float, float], tuple[float, float], tuple[float, float]] = (
+        (16.0, 24.0),
+        (24.0, 32.0),
+        (32.0, 48.0),
+    )
+
+
+def ascend(z: Floats, load: Floats, elapsed_s: float, options: PriceOptions) -> Floats:
+    """The log-prices (R,) after `elapsed_s` at these loads (R,), which are finite and ≥ 0.
+
+    A resource that nobody reported on is passed with load 1, which leaves it as it is.
+    """
+    assert np.isfinite(load).all() and (load >= 0.0).all(), "clean loads before they are priced"
+    assert elapsed_s >= 0.0, "time does not go back"
+    step = options.step_per_s * min(elapsed_s, options.elapsed_s_max)
+    return np.clip(z + step * _excess(load, options), 0.0, options.z_max)
+
+
+def multiples(z: Floats, load: Floats, options: PriceOptions) -> Floats:
+    """The prices (R,) to charge at loads (R,), in multiples of what the resource costs to have.
+
+    Loads are finite; they may be a reckoning ahead, so one below zero passes for zero.
+    """
+    assert np.isfinite(load).all(), "clean loads before they are priced"
+    damped = z + options.damping * _excess(np.maximum(load, 0.0), options)
+    # Rounding may take the exponential a hair beyond.
+    return np.minimum(np.expm1(np.clip(damped, 0.0, options.z_max)), options.multiple_max)
+
+
+def shed_share(
+    multiple: Floats, criticality: NDArray[np.integer], options: ShedOptions | None = None
+) -> Floats:
+    """Probabilities (n,) of refusal, from the multiple (n,) of the cheapest pool each may take."""
+    assert not np.isnan(multiple).any(), "a request has a price"
+    share = np.zeros(len(criticality))
+    for level, (low, high) in enumerate((options or ShedOptions()).bands):
+        of_level = criticality == level
+        share[of_level] = np.clip((multiple[of_level] - low) / (high - low), 0.0, 1.0)
+    return share
+
+
+def _excess(load: Floats, options: PriceOptions) -> Floats:
+    return np.minimum(load, options.load_max) - 1.0

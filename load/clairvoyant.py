@@ -1,0 +1,237 @@
+"""What it would cost at least: a fleet that knows the trace, and that machines obey at once.
+
+    wished model of every request ─▶ work per minute and pool ─▶ LP (HiGHS), minute by minute ─▶ USD
+
+For every interval the linear programme chooses how many replicas x_p of each pool run (any real
+number of them, there at once, gone at once, GPUs within the market's limits) and which share of
+each model's work goes to which of its pools:
+
+    min Σ_p x_p · usd_p    so that    Σ_p share_mp = 1,    share_mp · work_mp ≤ x_p · load_p · interval
+
+`load_p` is the highest load at which a large pool still has 99 % within the target, measured on the
+emulator with the trace's own lengths (`load.pool_limits`).
+
+It is a bound on the GPU cost of answering *this mix of models* within the target: every request at
+the model it would choose if all pools were there at their GPUs' prices, as a router that has
+learned the whole outcome table estimates it. A policy that changes the mix (sends requests to
+smaller models) can cost less, at a loss of quality that is reported beside it. What the bound
+leaves out makes it lower, never higher: whole replicas, start-up, draining, requests that wait from
+one interval to the next, arrivals that are burstier within an interval than a Poisson process.
+
+The one rule: if not even the whole market suffices, what is left over is told, not priced.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linprog
+from scipy.sparse import coo_matrix
+
+from infra.emulator.capacity import rates_of
+from infra.fleet import Fleet
+from infra.latency_target import LatencyTarget
+from load.fleet_scenario import Scenario, usd_per_s, work_s_of
+from load.pool_limits import LimitOptions, load_max
+from load.tables import OutcomeTable
+from load.traces import Trace
+from load.traffic import Traffic
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClairvoyantOptions:
+    """How finely the trace is known, and how pools' limits are measured."""
+
+    interval_s: float = 60.0  # shorter than a replica takes to come, so nothing real is smoothed
+    limits: LimitOptions = LimitOptions()
+    ridge: float = 3.0  # of the estimates that wishes are made of
+    unserved_usd: float = 1e3  # per second of work: more than any GPU, so that it is a last resort
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Bound:
+    """The programme's solution."""
+
+    gpu_cost_usd: float
+    quality: float  # mean, of the wished models
+    joules_per_request: float
+    replica_changes_per_h: float  # if replicas were whole: of those rounded up
+    replicas: Floats  # (intervals, P) running
+    loads: Floats  # (P,) the limits that were used; 0: the pool can't meet the target
+    unserved: float  # share of the work that the whole market can't carry
+
+
+def bound(scenario: Scenario, options: ClairvoyantOptions, seed: int) -> Bound:
+    """The lower bound on a scenario."""
+    traffic, fleet = scenario.traffic, scenario.fleet
+    loads = limits_of(fleet, traffic, scenario.target, options.limits, seed)
+    wished = wishes(scenario, options.ridge)
+    work = work_per_interval(fleet, traffic, wished, scenario, options.interval_s)
+    solved = [_interval(fleet, scenario, need, loads, options) for need in work]
+    replicas = np.array([x for x, _, _ in solved])
+    served = np.array([share for _, share, _ in solved])  # (intervals, P)
+    usd = replicas @ np.array([usd_per_s(pool) for pool in fleet.pools]) * options.interval_s
+    whole = np.ceil(replicas - 1e-6)
+    hours = len(work) * options.interval_s / 3600.0
+    return Bound(
+        gpu_cost_usd=float(usd.sum()),
+        quality=float(scenario.table.quality[traffic.rows, wished].mean()),
+        joules_per_request=_joules(scenario, replicas, served * work, options) / len(traffic),
+        replica_changes_per_h=float(np.abs(np.diff(whole, axis=0)).sum() / hours),
+        replicas=replicas,
+        loads=loads,
+        unserved=float(sum(left for _, _, left in solved) / len(solved)),
+    )
+
+
+def limits_of(
+    fleet: Fleet, lengths: Traffic, target: LatencyTarget, options: LimitOptions, seed: int
+) -> Floats:
+    """The highest load (P,) of each pool. Pools that are alike are measured once."""
+    sample = Trace("lengths", lengths.at_s, lengths.prompt_tokens, lengths.output_tokens)
+    return np.array(
+        [load_max(p.emulation.performance, target, sample, options, seed) for p in fleet.pools]
+    )
+
+
+def wishes(scenario: Scenario, ridge: float) -> NDArray[np.intp]:
+    """The column (n,) of the model that each request would choose at GPUs' prices.
+
+    Quality as linear regression on the embedding estimates it, from the whole table: what a router
+    comes to know. Cost by the list prices, which are those of the models' cheapest GPUs.
+    """
+    estimates = estimated(scenario.table, ridge)[scenario.traffic.rows]
+    prompt = scenario.traffic.prompt_tokens.astype(float)
+    usd = scenario.catalogue.expected_cost_usd(prompt)
+    columns = [scenario.catalogue.names.index(name) for name in scenario.table.models]
+    preference = scenario.preference
+    utility = preference.quality * estimates - preference.per_usd * usd[:, columns]
+    return utility.argmax(axis=1)
+
+
+def estimated(table: OutcomeTable, ridge: float) -> Floats:
+    """Quality (n, k) by ridge regression, each half of the table from the other."""
+    x = np.column_stack([table.embeddings, np.ones(len(table))]).astype(float)
+    x[:, :-1] /= np.linalg.norm(x[:, :-1], axis=1, keepdims=True)
+    found = np.empty_like(table.quality)
+    odd = np.arange(len(table)) % 2 == 1
+    for half in (odd, ~odd):
+        gram = x[half].T @ x[half] + ridge * np.eye(x.shape[1])
+        found[~half] = x[~half] @ np.linalg.solve(gram, x[half].T @ table.quality[half])
+    return found
+
+
+def work_per_interval(
+    fleet: Fleet,
+    traffic: Traffic,
+    wished: NDArray[np.intp],
+    scenario: Scenario,
+    interval_s: float,
+) -> Floats:
+    """Seconds (intervals, P) of a full replica: all that wish a pool's model, were they there."""
+    n = int(np.ceil((traffic.at_s[-1] + 1e-9) / interval_s))
+    interval = np.minimum((traffic.at_s / interval_s).astype(int), n - 1)
+    work_s = work_s_of(fleet, traffic, scenario.target)
+    found = np.zeros((n, len(fleet.pools)))
+    for column, pool in enumerate(fleet.pools):
+        rows = wished == scenario.table.models.index(pool.model)
+        found[:, column] = np.bincount(interval[rows], work_s[rows, column], minlength=n)
+    return found
+
+
+def replicas_for(scenario: Scenario, traffic: Traffic, loads: Floats, spare: float) -> dict:
+    """Whole replicas for a stretch's mean demand, `spare` times over: how every run begins."""
+    part = replace(scenario, traffic=traffic)
+    wished = wishes(part, ClairvoyantOptions().ridge)
+    span_s = float(traffic.at_s[-1])
+    work = work_per_interval(scenario.fleet, traffic, wished, part, span_s + 1.0)
+    options = ClairvoyantOptions(interval_s=span_s + 1.0)
+    x, _, _ = _interval(scenario.fleet, part, work[0] * spare, loads, options)
+    whole = np.ceil(x - 1e-6).astype(int)
+    return _within_market(scenario.fleet, dict(zip(_names(scenario.fleet), whole, strict=True)))
+
+
+def _interval(
+    fleet: Fleet, scenario: Scenario, work: Floats, loads: Floats, options: ClairvoyantOptions
+) -> tuple[Floats, Floats, float]:
+    """Replicas (P,), the share (P,) of its model's work each pool takes, and what is left over.
+
+    Variables: shares (P,), then replicas (P,), then the share (M,) of each model left unserved.
+    """
+    pools, models = fleet.pools, scenario.table.models
+    n, m = len(pools), len(models)
+    usd = np.array([usd_per_s(pool) for pool in pools]) * options.interval_s
+    need = np.array([work[[p.model == name for p in pools]].max(initial=0.0) for name in models])
+    cost = np.concatenate([np.zeros(n), usd, need * options.unserved_usd])
+    column = [models.index(pool.model) for pool in pools]
+    whole = coo_matrix(
+        (np.ones(n + m), (column + list(range(m)), [*range(n), *range(2 * n, 2 * n + m)])),
+        shape=(m, 2 * n + m),
+    )
+    room = np.maximum(loads, 1e-12) * options.interval_s
+    capacity = coo_matrix(
+        (np.concatenate([work, -room]), ([*range(n), *range(n)], range(2 * n))),
+        shape=(n, 2 * n + m),
+    )
+    types = {gpu.name: row for row, gpu in enumerate(fleet.gpus)}
+    market = coo_matrix(
+        (
+            [pool.gpus_per_replica for pool in pools],
+            ([types[pool.gpu.name] for pool in pools], range(n, 2 * n)),
+        ),
+        shape=(len(types), 2 * n + m),
+    )
+    from scipy.sparse import vstack
+
+    solved = linprog(
+        cost,
+        A_ub=vstack([capacity, market]).tocsr(),
+        b_ub=np.concatenate([np.zeros(n), [float(gpu.available) for gpu in fleet.gpus]]),
+        A_eq=whole.tocsr(),
+        b_eq=np.ones(m),
+        bounds=(0, None),
+        method="highs",
+    )
+    assert solved.status == 0, solved.message
+    left = solved.x[2 * n :]
+    total = need.sum()
+    unserved = float(left @ need / total) if total else 0.0
+    return solved.x[n : 2 * n], solved.x[:n], unserved
+
+
+def _joules(
+    scenario: Scenario, replicas: Floats, work: Floats, options: ClairvoyantOptions
+) -> float:
+    """Work times watts, and the watts of doing nothing for the rest of the time.
+
+    The reading of prompts is the share of the work that it is of the mean request.
+    """
+    total = 0.0
+    prompt = float(scenario.traffic.prompt_tokens.mean())
+    mean_s = work_s_of(scenario.fleet, scenario.traffic, scenario.target).mean(axis=0)
+    for column, pool in enumerate(scenario.fleet.pools):
+        rates = rates_of(pool.emulation.performance, scenario.target)
+        reading = min(1.0, rates.prompt_token_s * prompt / mean_s[column])
+        busy_s = float(work[:, column].sum())
+        all_s = float(replicas[:, column].sum()) * options.interval_s
+        power = pool.emulation.power
+        total += power.energy_j(max(all_s, busy_s), busy_s, busy_s * reading)
+    return total
+
+
+def _within_market(fleet: Fleet, replicas: dict[str, int]) -> dict[str, int]:
+    """Rounding up may ask for more than there is: the largest pools of a type give."""
+    for gpu in fleet.gpus:
+        of = [pool for pool in fleet.pools if pool.gpu == gpu]
+        while sum(replicas[p.name] * p.gpus_per_replica for p in of) > gpu.available:
+            most = max(of, key=lambda p: replicas[p.name])
+            replicas[most.name] -= 1
+    return {name: int(count) for name, count in replicas.items()}
+
+
+def _names(fleet: Fleet) -> list[str]:
+    return [pool.name for pool in fleet.pools]

@@ -1,0 +1,73 @@
+"""What goes wrong in a simulation, and when: one thing at a time.
+
+    Shock(at_s, what) ──at that time──▶ GPUs, regions, prices, telemetry
+
+    Repriced      a type of GPU costs something else from now on
+    Available     there are so many GPUs of a type from now on; replicas beyond that die, youngest
+                  first, and what they were answering is lost
+    RegionLost    every replica there dies, and none can be launched there …
+    RegionBack    … until now
+    Silent        no telemetry arrives for so long
+    Garbled       what arrives for so long is broken, or says what can't be
+
+The one rule: a shock changes the world, never the program: nobody is told but by its effects.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repriced:
+    """One GPU of a type costs this from now on."""
+
+    gpu: str
+    usd_per_hour: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Available:
+    """There are so many GPUs of a type from now on."""
+
+    gpu: str
+    gpus: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegionLost:
+    """All replicas of a region die."""
+
+    region: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegionBack:
+    """Replicas can be launched there again."""
+
+    region: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Silent:
+    """No telemetry arrives."""
+
+    for_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Garbled:
+    """Telemetry is broken bytes and absurd numbers."""
+
+    for_s: float
+
+
+What = Repriced | Available | RegionLost | RegionBack | Silent | Garbled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shock:
+    """Something that happens at a time."""
+
+    at_s: float
+    what: What

@@ -1,0 +1,57 @@
+"""Requests of a simulation, as columns: when each comes, how long it is, what it is about, whose.
+
+    trace or generator ──▶ Traffic ──▶ simulate
+
+What a request is about is a row of an outcome table: its context, and how good every model's answer
+to it would be. Lengths are the traffic's own, and the same whichever model answers.
+
+The one rule: traffic says nothing of models or machines; so all policies are asked the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.prices import Criticality
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Traffic:
+    """n requests in the order of their arrival."""
+
+    at_s: NDArray[np.float64]  # (n,) ascending, from 0 on
+    prompt_tokens: NDArray[np.int64]  # (n,) at least 1
+    output_tokens: NDArray[np.int64]  # (n,) of a typical answer, at least 1
+    rows: NDArray[np.intp]  # (n,) of the outcome table
+    classes: NDArray[np.intp]  # (n,) index into `class_names`
+    class_names: tuple[str, ...] = ("default",)
+    criticality: tuple[Criticality, ...] = (Criticality.CRITICAL,)  # of each class
+
+    def __post_init__(self) -> None:
+        n = len(self.at_s)
+        columns = (self.prompt_tokens, self.output_tokens, self.rows, self.classes)
+        assert all(len(column) == n for column in columns), "columns are of one length"
+        assert len(self.criticality) == len(self.class_names)
+        if n:
+            assert self.at_s[0] >= 0.0 and (np.diff(self.at_s) >= 0.0).all(), "in order of time"
+            assert min(self.prompt_tokens.min(), self.output_tokens.min()) >= 1
+            assert 0 <= self.classes.min() and self.classes.max() < len(self.class_names)
+
+    def __len__(self) -> int:
+        return len(self.at_s)
+
+    def until(self, end_s: float) -> Traffic:
+        """The requests before a time."""
+        n = int(np.searchsorted(self.at_s, end_s))
+        return Traffic(
+            at_s=self.at_s[:n],
+            prompt_tokens=self.prompt_tokens[:n],
+            output_tokens=self.output_tokens[:n],
+            rows=self.rows[:n],
+            classes=self.classes[:n],
+            class_names=self.class_names,
+            criticality=self.criticality,
+        )

@@ -1,0 +1,124 @@
+"""The trainer in virtual time, and the view of what it knows that routers decide from.
+
+    log in memory ──feedback, telemetry──▶ Trainer ─┬─ every step ──▶ Live.renewed (loads, prices)
+                                                    └─ `publish_s` ─▶ Live (all that was learned)
+
+It is the real trainer on the real topics. Only the way of its state to the routers is shorter: it
+is handed over in memory and not through a store. What it has read is dropped from the log.
+
+The one rule: between two views a router sees nothing new, as between two snapshots.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+
+from load.remembered import Remembered
+from serve.catalogue import Catalogue
+from serve.live import Live, LiveOptions
+from streams.fleet_state import FleetState
+from streams.folder import Folder
+from streams.log import FEEDBACK, TELEMETRY
+from streams.memory_log import MemoryLog
+from streams.prices import Prices
+from streams.snapshots import Store
+from streams.state import State
+from streams.ticket import Sealer
+from streams.trainer import Trainer, TrainerOptions
+
+TELEMETRY_RECORDS_MAX = 8192  # per step: all there is, as nothing else waits for the trainer
+
+
+class VirtualTrainer:
+    """See above. Close it, or use it in a `with` block."""
+
+    def __init__(
+        self,
+        log: MemoryLog,
+        catalogue: Catalogue,
+        sealer: Sealer,
+        encoder: str,
+        options: TrainerOptions,
+        publish_s: float,
+        now_ms: Callable[[], int],
+        start: Callable[[], State | None],
+        *,
+        keep_log: bool,
+    ) -> None:
+        """`start` gives what is known to begin with. Records are kept if `keep_log`."""
+        self._log, self._catalogue, self._encoder = log, catalogue, encoder
+        self._now_ms, self._publish_ms, self._keep_log = now_ms, publish_s * 1000.0, keep_log
+        # A trainer claims a store and saves what it began with: once, as nobody reads it.
+        self._folder = tempfile.TemporaryDirectory()
+        never = replace(
+            options,
+            wait_s=0.0,
+            publish_s=math.inf,
+            publish_fleet_s=math.inf,
+            telemetry_records_max=TELEMETRY_RECORDS_MAX,
+        )
+        store = Store(Folder(self._folder.name))
+        self._trainer = Trainer(log, store, sealer, encoder, never, now_ms, start=start)
+        self._version = 0
+        self.live = self._published()
+
+    @property
+    def state(self) -> State:
+        """All that it knows."""
+        return self._trainer.state
+
+    def step(self) -> None:
+        """Read all there is, and renew the view."""
+        while self._trainer.step():
+            pass
+        if not self._keep_log:
+            self._drop_read()
+        self._version += 1
+        now_ms, state = self._now_ms(), self.state
+        if now_ms >= self._publish_next_ms:
+            self.live = self._published()
+        else:
+            self.live = self.live.renewed(self._version, now_ms, state.fleet, state.prices)
+
+    def _published(self) -> Live:
+        """A view of all that was learned."""
+        state, now_ms = self.state, self._now_ms()
+        self._publish_next_ms = now_ms + self._publish_ms
+        state.learned.history.settle()
+        live = Live(
+            self._catalogue,
+            state.learned,
+            self._encoder,
+            LiveOptions(),
+            version=self._version,
+            published_at_ms=now_ms,
+            fleet=state.fleet,
+            prices=state.prices,
+        )
+        live.estimator = Remembered(live.estimator)
+        return live
+
+    def _drop_read(self) -> None:
+        read = {FEEDBACK: self.state.offsets, TELEMETRY: self.state.telemetry_offsets}
+        for topic, offsets in read.items():
+            for partition, offset in offsets.items():
+                self._log.drop_before(topic, partition, offset)
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self._trainer.close()
+        self._folder.cleanup()
+
+    def __enter__(self) -> VirtualTrainer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def blind(live: Live) -> Live:
+    """The same view without pools' loads and prices: for a router that does not look at them."""
+    return live.renewed(live.version, live.published_at_ms, FleetState(), Prices())
