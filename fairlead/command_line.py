@@ -194,6 +194,25 @@ def bench_emulator(as_json: JsonOption = False) -> None:
     _bench(measure, as_json)
 
 
+@bench_app.command("fleet")
+def bench_fleet(
+    quick: Annotated[
+        bool, typer.Option(help="A few minutes of each trace; under a minute.")
+    ] = False,
+    picture: Annotated[
+        Path | None, typer.Option(help="Also draw two days of the fleet, into this PNG.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Size a mixed fleet in virtual time, beside tuned rivals and a clairvoyant bound."""
+    from dataclasses import replace
+
+    from load import bench_fleet as bench
+
+    options = replace(bench.quick() if quick else bench.FleetBench(), picture=picture)
+    _bench(lambda say: bench.measure(options, say), as_json)
+
+
 def _bench(measure: Callable[[Callable[[str], None]], dict[str, Any]], as_json: bool) -> None:
     """Measure and print, with progress on standard error."""
     with only_json(as_json) as emit:

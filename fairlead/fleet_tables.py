@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-SECTIONS = ("workload", "router", "pools")
+SECTIONS = ("workload", "router", "pools", "prices")
 
 
 def print_fleet(found: Mapping[str, object], out: Console) -> None:
@@ -24,6 +24,8 @@ def print_fleet(found: Mapping[str, object], out: Console) -> None:
         out.print(_mix(found["router"]["mix"]))
     if found["pools"]:
         out.print(_pools(found["pools"]))
+    if found["prices"]:
+        out.print(_prices(found["prices"]))
 
 
 def _workload(classes: Mapping[str, Mapping]) -> Table:
@@ -89,6 +91,11 @@ def _pools(pools: Mapping[str, Mapping]) -> Table:
     )
     heads = ("pool", "replicas", "queue", "run", "kv", "ttft ms", "tpot ms", "tok/s", "W", "J")
     return _table("pools (latencies: p50 · p99)", (*heads, "silent s"), rows)
+
+
+def _prices(prices: Mapping[str, Mapping]) -> Table:
+    rows = ((name, _share(of["load"]), _number(of["multiple"], 2)) for name, of in prices.items())
+    return _table("prices", ("of", "load", "multiple of its cost"), rows)
 
 
 def _table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:

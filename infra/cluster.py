@@ -19,6 +19,7 @@ import ray
 from ray import serve as ray_serve
 
 from infra.autoscaling.planner_actor import Scaling, close_planner, open_planner
+from infra.autoscaling.site_scaling import scaling_of
 from infra.declared_apps import withdraw
 from infra.directory import close_directory
 from infra.errors import ClusterFailed
@@ -103,11 +104,12 @@ def _this_host(resources: Mapping[str, float]) -> dict[str, object]:
 def running(settings: Settings, path: Path, scaling: Scaling | None = None) -> Iterator[Running]:
     """The router of these settings, up, in the connected Ray cluster. Raises ClusterFailed.
 
-    Without `scaling` there are as many replicas as the settings say.
+    `scaling` is another than the settings describe.
     """
     site = LocalSite.of(settings, path)
     options, dispatchers = settings.deployment(), settings.dispatchers()
-    scaled = scaling is not None and scaling.options.enabled
+    scaling = scaling or scaling_of(settings)
+    scaled = scaling.options.enabled
     try:
         if scaled:
             open_planner(site, settings.telemetry.period_s, scaling)

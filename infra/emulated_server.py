@@ -40,6 +40,7 @@ from infra.emulated_answers import (
     text,
 )
 from infra.emulated_prefixes import Prefixes
+from infra.emulator.capacity import LoadGauge
 from infra.emulator.engine import WATERMARK, Engine
 from infra.emulator.real_time import RealTimeEngine
 from infra.errors import InfraError
@@ -86,6 +87,7 @@ class EmulatedServer:
         self._name, self._emulation, self._unix_s = name, emulation, unix_s
         self._now_s = now_s
         self.window = PoolWindow(ReplicaIdentity(pool=name, model=name, replica=name))
+        self.gauge: LoadGauge | None = None  # of whoever reports; None: nobody does
         self.engine = Engine(emulation.performance, emulation.power, now_s())
         self.clock = RealTimeEngine(self.engine, now_s, speed=emulation.speed)
         self._fault = FaultOrder(kind="none")
@@ -140,6 +142,9 @@ class EmulatedServer:
     async def words(self, planned: Planned) -> AsyncIterator[tuple[int, int]]:
         """Which words are ready now: from, to. At the engine's pace."""
         made, came_s = 0, self._now_s()
+        if self.gauge is not None:
+            read = planned.prompt_tokens - planned.cached_tokens
+            self.gauge.came(read, planned.output_tokens)
         generated = self.clock.generate(
             planned.prompt_tokens, planned.output_tokens, planned.cached_tokens
         )

@@ -21,6 +21,7 @@ from infra.emulator.performance import Performance
 from infra.emulator.power import Power
 from infra.latency_target import LatencyTarget
 from learners.work import WorkRates
+from serve.catalogue import Pool
 
 Backend = Literal["none", "emulated", "openai"]
 
@@ -95,6 +96,18 @@ class PoolPlan:
     def watts(self) -> float:
         """Of one replica at full load: it prefills and decodes by turns; the more counts."""
         return self.emulation.power.prefill_w if self.emulation else 0.0
+
+    def for_router(self, *, reports: bool) -> Pool:
+        """What a router knows of it; `reports`: telemetry tells of its replicas."""
+        return Pool(
+            name=self.name,
+            model=self.model,
+            region=self.region,
+            rates=self.rates,
+            usd_per_hour=self.usd_per_hour,
+            watts=self.watts,
+            reports=reports,
+        )
 
     @property
     def deployed(self) -> bool:

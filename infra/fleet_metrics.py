@@ -25,11 +25,19 @@ def fleet_metrics(status: Status) -> Iterator[Metric]:
     if status.router is not None:
         yield from _router(status.router)
     yield from _pools(status.pools)
+    for what, text in (
+        ("load", "Of what it should carry"),
+        ("multiple", "Price of its capacity, in multiples of what it costs to have"),
+    ):
+        samples = (((name,), getattr(price, what)) for name, price in status.prices.items())
+        yield _gauge(f"price_{what}", text, ["resource"], samples)
 
 
 def _workload(classes: Mapping[str, ClassView]) -> Iterator[Metric]:
     yield _counter("arrivals", "Requests that were decided", ["class"],
                    (((name,), of.arrivals) for name, of in classes.items()))  # fmt: skip
+    yield _counter("shed", "Requests refused because the fleet was full", ["class"],
+                   (((name,), of.shed) for name, of in classes.items()))  # fmt: skip
     yield _gauge(
         "arrivals_per_second",
         "Requests a second, over a span",

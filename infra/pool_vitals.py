@@ -48,7 +48,7 @@ class PoolVitals:
         )
         self._reporter = Reporter(secrets.token_hex(SOURCE_BYTES), now_ms())
         self.state: Literal["starting", "ready", "draining"] = "starting"
-        self._gauge = LoadGauge(server.engine, target)
+        self._gauge = server.gauge = LoadGauge(server.engine, target)
         self._tokens, self._energy_j = 0, 0.0  # of the engine, as last reported
         self._task: asyncio.Task[None] | None = None
 

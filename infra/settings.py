@@ -421,7 +421,7 @@ class Settings(BaseSettings):
             )
             for section in self.models
         ]
-        pools = [_pool(plan, reports=self._reports(plan)) for plan in plans]
+        pools = [plan.for_router(reports=self._reports(plan)) for plan in plans]
         served = {pool.model for pool in pools}
         pools += [Pool(name=m.name, model=m.name) for m in models if m.name not in served]
         return Catalogue(models, pools, self.prompt_tokens)
@@ -658,19 +658,6 @@ def _context_tokens(section: ModelSection, emulated: Sequence[PoolPlan]) -> floa
     """What all of a model's pools take: a request may come to any of them."""
     room = [p.emulation.context_tokens_max for p in emulated if p.model == section.name]
     return min([section.context_tokens_max, *map(float, room)])
-
-
-def _pool(plan: PoolPlan, *, reports: bool) -> Pool:
-    """What the router knows of a pool."""
-    return Pool(
-        name=plan.name,
-        model=plan.model,
-        region=plan.region,
-        rates=plan.rates,
-        usd_per_hour=plan.usd_per_hour,
-        watts=plan.watts,
-        reports=reports,
-    )
 
 
 def _quality(section: ModelSection) -> float:

@@ -21,7 +21,7 @@ from streams.fleet_state import FleetState
 from streams.fleet_view import ClassView, PoolView, RouterView
 from streams.log import DECISIONS, FEEDBACK, Log
 from streams.snapshots import Manifest, Store
-from streams.state import load_fleet
+from streams.state import load_fleet, prices_of
 from streams.ticket import key_of
 from streams.trainer import (
     DEAD,
@@ -35,6 +35,14 @@ from streams.trainer import (
 )
 
 READ_S = 2.0  # for the one record that says how long ago something was appended
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriceView:
+    """What one scarce thing is worth."""
+
+    load: float  # 1: as much as there should be
+    multiple: float  # price, in multiples of what it costs to have
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,11 +72,12 @@ class Status:
     workload: dict[str, ClassView] = field(default_factory=dict)  # by class
     router: RouterView | None = None  # None where no router was ever heard of
     pools: dict[str, PoolView] = field(default_factory=dict)  # by pool
+    prices: dict[str, PriceView] = field(default_factory=dict)  # by pool; also budget and power
 
     def json(self) -> dict[str, object]:
         """As plain JSON."""
         found = {name: getattr(self, name) for name in self.__slots__}
-        for name in ("workload", "pools"):
+        for name in ("workload", "pools", "prices"):
             found[name] = {key: asdict(view) for key, view in found[name].items()}
         return found | {"router": self.router and asdict(self.router)}
 
@@ -121,6 +130,7 @@ def look(
         workload=fleet_view.workload(fleet, now_ms),
         router=fleet_view.router(fleet, now_ms) if fleet.routers or fleet.totals.mix else None,
         pools=fleet_view.pools(fleet, now_ms),
+        prices=_prices(manifest),
     )
 
 
@@ -139,6 +149,19 @@ def _fleet(store: Store, manifest: Manifest | None) -> FleetState:
         with suppress(SnapshotDamaged):  # pruned just now; the rest was read before
             return load_fleet(store, manifest)
     return FleetState()
+
+
+def _prices(manifest: Manifest | None) -> dict[str, PriceView]:
+    """What is scarce, and what it costs."""
+    if manifest is None:
+        return {}
+    found = prices_of(manifest)
+    named = {**found.capacity, "(budget)": found.budget, "(power)": found.power}
+    return {
+        name: PriceView(load=price.load, multiple=price.multiple())
+        for name, price in named.items()
+        if name in found.capacity or price.load
+    }
 
 
 def _under(counts: Mapping[str, int], prefix: str) -> dict[str, int]:

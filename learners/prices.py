@@ -44,8 +44,8 @@ class Criticality(IntEnum):
 class PriceOptions:
     """How prices move. Steady for s ≤ 4, T ≤ 15 s and τ ≤ 5 s, by 42 degrees of phase margin."""
 
-    # η: k = 0.1 per second at s = 4, a fifth of the k·τ = π/2·... at which a delay of 5 s alone
-    # would make it swing.
+    # η: k = 0.1 per second at s = 4, a third of what a delay of 5 s alone would bear. Load five
+    # times too much makes 1 + m tenfold in 23 s; 0.04 would do so in 14 s, and leave 14 degrees.
     step_per_s: float = 0.025
     # κ: T₀ = 8 s, in the middle of how long requests stay (2 to 15 s), and κ·s = 0.8 < 1.
     damping: float = 0.2
@@ -53,6 +53,9 @@ class PriceOptions:
     multiple_max: float = 63.0
     # What waits has no bound in a load. Five times too much is as urgent as any more of it.
     load_max: float = 5.0
+    # For the proportional part of it there is more: when everything is dear beyond measure, it still
+    # tells the fuller pool from the other, so that they fill evenly.
+    crowd_max: float = 30.0
     # Two usual periods of telemetry: one lost record is made up for, a silence is not.
     elapsed_s_max: float = 2.0
 
@@ -65,6 +68,11 @@ class PriceOptions:
     def z_max(self) -> float:
         """The log-price of `multiple_max`."""
         return float(np.log1p(self.multiple_max))
+
+    @property
+    def log_multiple_max(self) -> float:
+        """ln(1 + m) of the highest price there is: with the proportional part."""
+        return self.z_max + self.damping * (self.crowd_max - 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,9 +108,8 @@ def multiples(z: Floats, load: Floats, options: PriceOptions) -> Floats:
     Loads are finite; they may be a reckoning ahead, so one below zero passes for zero.
     """
     assert np.isfinite(load).all(), "clean loads before they are priced"
-    damped = z + options.damping * _excess(np.maximum(load, 0.0), options)
-    # Rounding may take the exponential a hair beyond.
-    return np.minimum(np.expm1(np.clip(damped, 0.0, options.z_max)), options.multiple_max)
+    excess = np.clip(load, 0.0, options.crowd_max) - 1.0
+    return np.expm1(np.clip(z + options.damping * excess, 0.0, options.log_multiple_max))
 
 
 def shed_share(
@@ -110,8 +117,10 @@ def shed_share(
 ) -> Floats:
     """Probabilities (n,) of refusal, from the multiple (n,) of the cheapest pool each may take."""
     assert not np.isnan(multiple).any(), "a request has a price"
-    share = np.zeros(len(criticality))
-    for level, (low, high) in enumerate((options or ShedOptions()).bands):
+    share, bands = np.zeros(len(criticality)), (options or ShedOptions()).bands
+    if multiple.max(initial=0.0) <= min(low for low, _ in bands):
+        return share  # as almost always
+    for level, (low, high) in enumerate(bands):
         of_level = criticality == level
         share[of_level] = np.clip((multiple[of_level] - low) / (high - low), 0.0, 1.0)
     return share

@@ -45,9 +45,15 @@ class WorkRates:
         assert min(self.sequences_max, self.kv_tokens_max) > 0.0
 
     def work_s(self, prompt_tokens: float, output_tokens: float) -> float:
-        """Work of one request."""
-        table = WorkTable([self])
-        return float(table.work_s(np.array([prompt_tokens]), np.array([[output_tokens]]))[0, 0])
+        """Work of one request; plain arithmetic, for who asks once per request."""
+        held = (prompt_tokens + output_tokens / 2.0) * output_tokens
+        least = (
+            prompt_tokens * self.prompt_token_s
+            + output_tokens * self.output_token_s
+            + held * self.context_token_s
+        )
+        full = self.fixed_s * max(output_tokens / self.sequences_max, held / self.kv_tokens_max)
+        return max(least / (1.0 - self.fixed_s / self.tpot_s), least + full)
 
 
 class WorkTable:

@@ -30,11 +30,14 @@ from learners.context import N_FEATURES
 from learners.learned import Learned, MemoryOptions
 from learners.outcomes import Outcomes
 from learners.policy import SquareCb
+from learners.prices import Criticality
 from learners.targets import ONE
 from load.errors import LoopStuck
 from load.replay import Connect
 from serve.catalogue import Catalogue, Model, Pool
+from serve.crowding import Crowding
 from serve.live import Live, LiveOptions
+from serve.placement import PlacementOptions
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.proto.fairlead.v1 import router_pb2_grpc
 from serve.router import Requests, route
@@ -85,13 +88,14 @@ def scorer_us_per_decision(seconds: float) -> float:
     rng = np.random.default_rng(0)
     live = synthetic_live(rng)
     batches = [_requests(live, rng) for _ in range(20)]
-    uniform = rng.random(BATCH)
+    uniform, options = rng.random((BATCH, 2)), PlacementOptions()
+    crowd = Crowding(options.pricing).now(live, 0)
     took_s: list[float] = []
     ends_s = time.perf_counter() + seconds
     while time.perf_counter() < ends_s:
         for batch in batches:
             began_s = time.perf_counter()
-            route(batch, live, SquareCb(), uniform)
+            route(batch, live, crowd, SquareCb(), uniform, options)
             took_s.append(time.perf_counter() - began_s)
     return float(np.median(took_s)) / BATCH * 1e6
 
@@ -134,6 +138,7 @@ def _requests(live: Live, rng: np.random.Generator) -> Requests:
         allowed=np.ones((BATCH, len(live.catalogue)), bool),
         cost_usd_max=np.full(BATCH, np.inf),
         latency_ms_max=np.full(BATCH, np.inf),
+        criticality=np.full(BATCH, Criticality.CRITICAL, np.int8),
     )
 
 

@@ -6,14 +6,14 @@ For every interval the linear programme chooses how many replicas x_p of each po
 number of them, there at once, gone at once, GPUs within the market's limits) and which share of
 each model's work goes to which of its pools:
 
-    min Σ_p x_p · usd_p    so that    Σ_p share_mp = 1,    share_mp · work_mp ≤ x_p · load_p · interval
+    min Σ_p x_p · usd_p   so that   Σ_p share_mp = 1,  share_mp · work_mp ≤ x_p · load_p · seconds
 
 `load_p` is the highest load at which a large pool still has 99 % within the target, measured on the
 emulator with the trace's own lengths (`load.pool_limits`).
 
 It is a bound on the GPU cost of answering *this mix of models* within the target: every request at
-the model it would choose if all pools were there at their GPUs' prices, as a router that has
-learned the whole outcome table estimates it. A policy that changes the mix (sends requests to
+the model it would choose if all pools were there at their GPUs' prices, as the router's own
+estimators have it. A policy that changes the mix (sends requests to
 smaller models) can cost less, at a loss of quality that is reported beside it. What the bound
 leaves out makes it lower, never higher: whole replicas, start-up, draining, requests that wait from
 one interval to the next, arrivals that are burstier within an interval than a Poisson process.
@@ -35,9 +35,9 @@ from infra.fleet import Fleet
 from infra.latency_target import LatencyTarget
 from load.fleet_scenario import Scenario, usd_per_s, work_s_of
 from load.pool_limits import LimitOptions, load_max
-from load.tables import OutcomeTable
 from load.traces import Trace
 from load.traffic import Traffic
+from load.warm_start import estimated_quality
 
 Floats = NDArray[np.float64]
 
@@ -48,7 +48,6 @@ class ClairvoyantOptions:
 
     interval_s: float = 60.0  # shorter than a replica takes to come, so nothing real is smoothed
     limits: LimitOptions = LimitOptions()
-    ridge: float = 3.0  # of the estimates that wishes are made of
     unserved_usd: float = 1e3  # per second of work: more than any GPU, so that it is a last resort
 
 
@@ -69,7 +68,7 @@ def bound(scenario: Scenario, options: ClairvoyantOptions, seed: int) -> Bound:
     """The lower bound on a scenario."""
     traffic, fleet = scenario.traffic, scenario.fleet
     loads = limits_of(fleet, traffic, scenario.target, options.limits, seed)
-    wished = wishes(scenario, options.ridge)
+    wished = wishes(scenario)
     work = work_per_interval(fleet, traffic, wished, scenario, options.interval_s)
     solved = [_interval(fleet, scenario, need, loads, options) for need in work]
     replicas = np.array([x for x, _, _ in solved])
@@ -98,31 +97,18 @@ def limits_of(
     )
 
 
-def wishes(scenario: Scenario, ridge: float) -> NDArray[np.intp]:
+def wishes(scenario: Scenario) -> NDArray[np.intp]:
     """The column (n,) of the model that each request would choose at GPUs' prices.
 
-    Quality as linear regression on the embedding estimates it, from the whole table: what a router
-    comes to know. Cost by the list prices, which are those of the models' cheapest GPUs.
+    Quality as the router estimates it to begin with. Cost by the list prices, which are those of
+    the models' cheapest GPUs.
     """
-    estimates = estimated(scenario.table, ridge)[scenario.traffic.rows]
-    prompt = scenario.traffic.prompt_tokens.astype(float)
-    usd = scenario.catalogue.expected_cost_usd(prompt)
-    columns = [scenario.catalogue.names.index(name) for name in scenario.table.models]
-    preference = scenario.preference
-    utility = preference.quality * estimates - preference.per_usd * usd[:, columns]
+    traffic, preference = scenario.traffic, scenario.preference
+    quality = estimated_quality(scenario.table, scenario.known, scenario.catalogue)
+    usd = scenario.catalogue.expected_cost_usd(traffic.prompt_tokens.astype(float))
+    columns = [scenario.catalogue.column_of[name] for name in scenario.table.models]
+    utility = preference.quality * quality[traffic.rows] - preference.per_usd * usd[:, columns]
     return utility.argmax(axis=1)
-
-
-def estimated(table: OutcomeTable, ridge: float) -> Floats:
-    """Quality (n, k) by ridge regression, each half of the table from the other."""
-    x = np.column_stack([table.embeddings, np.ones(len(table))]).astype(float)
-    x[:, :-1] /= np.linalg.norm(x[:, :-1], axis=1, keepdims=True)
-    found = np.empty_like(table.quality)
-    odd = np.arange(len(table)) % 2 == 1
-    for half in (odd, ~odd):
-        gram = x[half].T @ x[half] + ridge * np.eye(x.shape[1])
-        found[~half] = x[~half] @ np.linalg.solve(gram, x[half].T @ table.quality[half])
-    return found
 
 
 def work_per_interval(
@@ -143,14 +129,14 @@ def work_per_interval(
     return found
 
 
-def replicas_for(scenario: Scenario, traffic: Traffic, loads: Floats, spare: float) -> dict:
-    """Whole replicas for a stretch's mean demand, `spare` times over: how every run begins."""
+def replicas_for(scenario: Scenario, traffic: Traffic, loads: Floats) -> dict[str, int]:
+    """Whole replicas for a stretch's mean demand, no fuller than `loads` (P,)."""
     part = replace(scenario, traffic=traffic)
-    wished = wishes(part, ClairvoyantOptions().ridge)
+    wished = wishes(part)
     span_s = float(traffic.at_s[-1])
     work = work_per_interval(scenario.fleet, traffic, wished, part, span_s + 1.0)
     options = ClairvoyantOptions(interval_s=span_s + 1.0)
-    x, _, _ = _interval(scenario.fleet, part, work[0] * spare, loads, options)
+    x, _, _ = _interval(scenario.fleet, part, work[0], loads, options)
     whole = np.ceil(x - 1e-6).astype(int)
     return _within_market(scenario.fleet, dict(zip(_names(scenario.fleet), whole, strict=True)))
 

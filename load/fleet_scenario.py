@@ -7,12 +7,13 @@
     python -m load.fleet_scenario mmlu_pro.parquet     rebuilds the bundled outcome table
 
 *The market.* Prices are those of `infra/example-fleet.toml`, which names their sources. H100 and
-B200 are the cheapest per unit of work and scarce, so that a busy hour needs a mix; of H200 there are
-enough to carry everything alone, so that a fleet of one type has its chance.
+B200 are the cheapest per unit of work and scarce, so that a busy hour needs a mix; of H200 there
+are enough to carry everything alone, so that a fleet of one type has its chance.
 
 *The models.* Speeds are those of the emulator for the model's own shape. Qualities are real answers
 to 3,000 questions of MMLU-Pro (TIGER-AI-Lab/MMLU-Pro, Apache-2.0: figures and embeddings only), but
-of stand-ins, as these very four were not all measured there: see `STAND_INS`. A model's list price
+of stand-ins, as these very four were not all measured there: see `STAND_INS`. Half of them are
+asked, the other half was learned before. A model's list price
 is what serving costs on its cheapest GPU at full load, so no policy earns on the difference.
 
 *The promise.* With Azure's lengths the default target. With Mooncake's, prompts of 12,000 tokens:
@@ -32,7 +33,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.emulator import catalogue as known
+from infra.emulator import catalogue as data_sheets
 from infra.emulator.capacity import rates_of
 from infra.emulator.fitted import performance_of, power_of
 from infra.emulator.roofline import Deployment
@@ -43,7 +44,8 @@ from load import tables, traces
 from load.tables import OutcomeTable
 from load.traces import Trace
 from load.traffic import Traffic
-from serve.catalogue import Catalogue, Model, Pool
+from load.warm_start import halves
+from serve.catalogue import Catalogue, Model
 
 TABLE = Path(__file__).parent / "data" / "fleet_outcomes.parquet"
 PROMPTS = 3000
@@ -72,7 +74,9 @@ MODELS = {
 # GPUs of one replica, by model and type: what carries most per USD within the target, of 1 to 8,
 # as `load.pool_limits` measures it. Left out: what costs thrice as much as elsewhere, or can't.
 PARALLEL = {
-    "llama-3.1-8b": {"l4": 2, "l40s": 1, "a100_sxm": 1, "h100_sxm": 1, "h200_sxm": 1, "b200_sxm": 1},
+    "llama-3.1-8b": {
+        "l4": 2, "l40s": 1, "a100_sxm": 1, "h100_sxm": 1, "h200_sxm": 1, "b200_sxm": 1,
+    },
     "gpt-oss-120b": {"l40s": 4, "h100_sxm": 2, "h200_sxm": 1, "b200_sxm": 1},
     "qwen3-32b": {"l40s": 4, "h100_sxm": 1, "h200_sxm": 2, "b200_sxm": 1},
     "llama-3.1-70b": {"l40s": 8, "h100_sxm": 2, "h200_sxm": 2, "b200_sxm": 2},
@@ -116,7 +120,8 @@ class Scenario:
     name: str
     traffic: Traffic
     tuning: Traffic  # a stretch that rivals are tuned on
-    table: OutcomeTable
+    table: OutcomeTable  # what is asked about
+    known: OutcomeTable  # what routers have learned before, see `load.warm_start`
     fleet: Fleet
     catalogue: Catalogue
     target: LatencyTarget
@@ -143,7 +148,7 @@ def scenario(name: str, options: ScenarioOptions) -> Scenario:
     """One of `azure`, `mooncake`, `diurnal`, from its seed."""
     rng = np.random.default_rng([options.seed, sorted(BUILT).index(name)])
     trace, (begin_s, end_s), tuning_s, target, per_usd = BUILT[name](options, rng)
-    table = outcomes()
+    table, known = halves(outcomes())
     fleet = fleet_of_market()
     whole = traffic_of(trace, len(table), rng)
     return Scenario(
@@ -151,6 +156,7 @@ def scenario(name: str, options: ScenarioOptions) -> Scenario:
         traffic=between(whole, begin_s, end_s),
         tuning=between(whole, *tuning_s),
         table=table,
+        known=known,
         fleet=fleet,
         catalogue=catalogue_of(fleet, trace, target),
         target=target,
@@ -160,18 +166,18 @@ def scenario(name: str, options: ScenarioOptions) -> Scenario:
 
 def _azure(options: ScenarioOptions, rng: np.random.Generator) -> tuple:
     trace = traces.scaled(traces.azure(), options.azure_users, rng)
-    return trace, options.azure_s, options.azure_tuning_s, SHORT_TARGET, 1600.0
+    return trace, options.azure_s, options.azure_tuning_s, SHORT_TARGET, 2200.0
 
 
 def _mooncake(options: ScenarioOptions, rng: np.random.Generator) -> tuple:
     trace = traces.scaled(traces.mooncake(), options.mooncake_users, rng)
-    return trace, options.mooncake_s, options.mooncake_tuning_s, LONG_TARGET, 160.0
+    return trace, options.mooncake_s, options.mooncake_tuning_s, LONG_TARGET, 220.0
 
 
 def _diurnal(options: ScenarioOptions, rng: np.random.Generator) -> tuple:
     # Mooncake's lengths: a day of Azure's would be ten times the requests for the same GPUs.
     trace = traces.diurnal(traces.mooncake(), options.diurnal, rng)
-    return trace, options.diurnal_s, options.diurnal_tuning_s, LONG_TARGET, 160.0
+    return trace, options.diurnal_s, options.diurnal_tuning_s, LONG_TARGET, 220.0
 
 
 BUILT = {"azure": _azure, "mooncake": _mooncake, "diurnal": _diurnal}
@@ -232,7 +238,7 @@ def gpu_types() -> tuple[GpuType, ...]:
     """The market, with the data sheets' figures."""
     return tuple(
         GpuType(
-            **{name: getattr(known.GPUS[gpu], name) for name in known.Gpu.__slots__},
+            **{name: getattr(data_sheets.GPUS[gpu], name) for name in data_sheets.Gpu.__slots__},
             usd_per_hour=usd,
             available=available,
             startup_s=startup_s,
@@ -246,7 +252,9 @@ def pool_plan(model: str, gpu: str, region: str, gpus: int | None = None) -> Poo
     shape, precision, load_s = MODELS[model]
     gpus = gpus or PARALLEL[model][gpu]
     performance = performance_of(shape, gpu, precision=precision, gpus=gpus)
-    on = Deployment(model=known.MODELS[shape], gpu=known.GPUS[gpu], precision=precision, gpus=gpus)
+    on = Deployment(
+        model=data_sheets.MODELS[shape], gpu=data_sheets.GPUS[gpu], precision=precision, gpus=gpus
+    )
     return PoolPlan(
         name=f"{model}-{gpu.removesuffix('_sxm')}-{region}",
         model=model,
@@ -292,21 +300,22 @@ def catalogue_of(fleet: Fleet, lengths: Trace, target: LatencyTarget) -> Catalog
     for model in MODELS:
         of = [column for column, pool in enumerate(fleet.pools) if pool.model == model]
         column = min(of, key=lambda c: mean_s[c] * usd_per_s(fleet.pools[c]))
-        pool, rates = fleet.pools[column], None
+        pool = fleet.pools[column]
         rates = rates_of(pool.emulation.performance, target)
         input_s = rates.prompt_token_s / (1.0 - rates.fixed_s / rates.tpot_s)
         output_s = (mean_s[column] - input_s * prompt) / output
         models.append(
             Model(
                 name=model,
-                usd_per_1m_input_tokens=input_s * usd_per_s(pool) * 1e6,
-                usd_per_1m_output_tokens=output_s * usd_per_s(pool) * 1e6,
+                usd_per_1m_input_tokens=float(input_s * usd_per_s(pool) * 1e6),
+                usd_per_1m_output_tokens=float(output_s * usd_per_s(pool) * 1e6),
                 output_tokens=output,
                 latency_ms=output * rates.tpot_s / 3 * 1e3,
                 context_tokens_max=pool.emulation.context_tokens_max,
             )
         )
-    pools = [Pool(name=p.name, model=p.model, region=p.region) for p in fleet.pools]
+    plans = [replace(plan, target=target) for plan in fleet.pools]
+    pools = [plan.for_router(reports=True) for plan in plans]
     return Catalogue(models, pools, prompt_tokens=prompt)
 
 

@@ -1,8 +1,8 @@
 """How full a pool may be and still keep its promise, by running it.
 
-    lengths, load ─▶ Poisson arrivals ─▶ a few replicas, the least loaded first ─▶ share within target
-                          ▲                                                           │
-                          └───────────────── bisection on the load ◀──────────────────┘
+    lengths, load ─▶ Poisson arrivals ─▶ replicas, the least loaded first ─▶ share within target
+                          ▲                                                     │
+                          └────────────── bisection on the load ◀───────────────┘
 
 The work of requests (`learners.work`) says what a replica carries if all arrive evenly. They do
 not: queues form, long prompts stand in others' way. So how full a pool can be depends on the model,
@@ -33,11 +33,11 @@ class LimitOptions:
     """How it is tried."""
 
     share_min: float = 0.99  # of requests, within the target
-    replicas: int = 8  # enough that one more hardly matters: a limit is that of a large pool
-    requests: int = 3000
+    replicas: int = 4  # enough that one more hardly matters: a limit is that of a large pool
+    requests: int = 2400
     warm_up: float = 0.1  # share of the requests that is not judged: the pool is empty at first
     loads: tuple[float, float] = (0.2, 1.1)  # what is between is tried
-    halvings: int = 5
+    halvings: int = 4  # to a sixteenth of that
 
 
 def load_max(

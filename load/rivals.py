@@ -84,12 +84,13 @@ class QueueLength:
         self._direction, self._since_s = 0, 0.0
 
     def desired(self, at_s: float, signals: Signals) -> int:
+        """See `Policy`; Ray calls it ten times a second, here it is each step of the scaler."""
         o = self._options
         ongoing = self._mean(at_s, signals.ongoing)
         if signals.ready == 0:
             if ongoing > 0.0:
                 return max(math.ceil(o.upscaling_factor), signals.current)
-            return self._delayed(at_s, signals.current, signals.current)
+            return signals.current
         wanted = ongoing / o.target
         return self._delayed(at_s, max(0, self._damped(wanted, signals.ready)), signals.current)
 
@@ -149,6 +150,7 @@ class Utilisation:
         self._looked_s = -math.inf
 
     def desired(self, at_s: float, signals: Signals) -> int:
+        """See `Policy`."""
         o = self._options
         if at_s - self._looked_s + EPSILON_S < o.period_s:
             return signals.current
@@ -182,6 +184,7 @@ class Static:
     """Never anything else than what there was at first."""
 
     def desired(self, at_s: float, signals: Signals) -> int:
+        """See `Policy`."""
         del at_s
         return signals.current
 
@@ -223,9 +226,10 @@ class Rival:
 
     groups: Sequence[Group]
     policy: Callable[[], Policy]
+    initial: Mapping[str, int]  # replicas by pool, as the fleet begins
     units_min: int = 1  # of each group: a blind router sends nothing where nothing is
     _policies: dict[str, Policy] = field(default_factory=dict, init=False)
-    _planned: dict[str, int] = field(default_factory=dict, init=False)  # replicas by pool
+    _planned: dict[str, int] | None = field(default=None, init=False)  # replicas by pool
 
     def step(self, observed: Observed) -> Plan:
         """The plan from now on."""
@@ -244,8 +248,8 @@ class Rival:
 
     def _held(self, pool: str, observed: Observed) -> int:
         condition = observed.pools.get(pool, PoolCondition())
-        there = condition.ready + condition.starting
-        return self._planned.get(pool, there) if condition.available else 0
+        planned = self.initial if self._planned is None else self._planned
+        return planned.get(pool, 0) if condition.available else 0
 
     def _wanted(self, group: Group, observed: Observed) -> float:
         policy = self._policies.setdefault(group.name, self.policy())

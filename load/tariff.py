@@ -43,8 +43,8 @@ class Tariff:
         first = bisect_right(times, from_s) - 1
         ends = [*times[first + 1 :], to_s]
         total, begin_s = 0.0, from_s
-        for end_s, price in zip(ends, prices[first:], strict=True):
-            end_s = min(max(end_s, begin_s), to_s)
+        for next_s, price in zip(ends, prices[first:], strict=True):
+            end_s = max(begin_s, min(next_s, to_s))
             total += (end_s - begin_s) * price
             begin_s = end_s
         return total / HOUR_S

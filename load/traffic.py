@@ -38,7 +38,7 @@ class Traffic:
         if n:
             assert self.at_s[0] >= 0.0 and (np.diff(self.at_s) >= 0.0).all(), "in order of time"
             assert min(self.prompt_tokens.min(), self.output_tokens.min()) >= 1
-            assert 0 <= self.classes.min() and self.classes.max() < len(self.class_names)
+            assert self.classes.min() >= 0 and self.classes.max() < len(self.class_names)
 
     def __len__(self) -> int:
         return len(self.at_s)

@@ -20,9 +20,10 @@ from dataclasses import replace
 import numpy as np
 
 from infra.emulator.engine import FINISHED, FIRST_TOKEN
-from infra.fleet import Fleet, GpuType, PoolPlan
+from infra.fleet import Fleet
 from infra.latency_target import LatencyTarget
 from load.tariff import Tariff
+from load.virtual_pool import VirtualPool
 from load.virtual_replica import Flight, VirtualReplica
 from serve.health import less_loaded
 from streams.telemetry import PoolState
@@ -34,37 +35,6 @@ UNIX_MS = 1_760_000_000_000  # what a simulation's time 0 is to telemetry: some 
 def unix_ms(at_s: float) -> int:
     """A time of the simulation as Unix time."""
     return UNIX_MS + round(at_s * 1000.0)
-
-
-class VirtualPool:
-    """The replicas of one pool."""
-
-    def __init__(self, plan: PoolPlan) -> None:
-        self.plan = plan
-        self.gpu: GpuType = _gpu(plan)
-        self.wanted = plan.replicas
-        self.replicas: list[VirtualReplica] = []  # not gone, the oldest first
-        self.ready: list[VirtualReplica] = []  # of them, those that requests are shared among
-        self.launched = 0  # ever
-
-    def n(self, state: str) -> int:
-        """Replicas in a state."""
-        return sum(replica.state == state for replica in self.replicas)
-
-    @property
-    def n_kept(self) -> int:
-        """Replicas that are not to go."""
-        return len(self.replicas) - self.n("draining")
-
-    def arrange(self) -> None:
-        """After states have changed."""
-        self.replicas = [r for r in self.replicas if r.state != "gone"]
-        self.ready = [r for r in self.replicas if r.state == "ready"]
-
-    def next_to_go(self) -> VirtualReplica:
-        """Of those that are not to go yet, the one that is missed least; the youngest of equals."""
-        kept = [r for r in reversed(self.replicas) if r.state in ("starting", "ready")]
-        return min(kept, key=lambda r: (r.state == "ready", r.in_flight))
 
 
 class VirtualFleet:
@@ -85,7 +55,7 @@ class VirtualFleet:
         self._last_words: list[PoolState] = []  # of those that went in good order
         for pool in self.pools:
             for _ in range(pool.plan.replicas):
-                self._launch(pool, 0.0, startup_s=0.0)
+                self._launch(pool, 0.0, ready_s=0.0)
         self.changes = 0
         self.start(0.0)
 
@@ -156,7 +126,7 @@ class VirtualFleet:
         for pool in self.pools:
             for replica in pool.replicas:
                 if replica.state == "starting" and replica.ready_s <= now_s:
-                    replica.state = "ready"
+                    replica.begin()
             pool.arrange()
 
     def _release(self, pool: VirtualPool, now_s: float) -> None:
@@ -172,15 +142,17 @@ class VirtualFleet:
 
     def _say_goodbye(self, replica: VirtualReplica, now_s: float) -> None:
         """As a real one does when it is stopped, so that it is not taken to be there."""
+        if replica.state == "starting" and replica.speaks_s > now_s:
+            return
         replica.state = "draining"
         self._last_words.append(replica.report(now_s, unix_ms(now_s)))
 
     def _launch_wanted(self, now_s: float) -> None:
         for pool in self.pools:
             while pool.n_kept < pool.wanted and self.available(pool) and self._room(pool):
-                self._launch(pool, now_s, pool.gpu.startup_s + pool.plan.load_s)
+                self._launch(pool, now_s, now_s + pool.gpu.startup_s + pool.plan.load_s)
 
-    def _launch(self, pool: VirtualPool, now_s: float, startup_s: float) -> None:
+    def _launch(self, pool: VirtualPool, now_s: float, ready_s: float) -> None:
         source = self._rng.bytes(8).hex()
         pool.launched += 1
         self.changes += 1
@@ -189,7 +161,7 @@ class VirtualFleet:
                 pool.plan,
                 pool.launched,
                 now_s,
-                now_s + startup_s,
+                ready_s,
                 self._target,
                 Reporter(source, unix_ms(now_s)),
             )
@@ -262,7 +234,8 @@ class VirtualFleet:
         """A record of every replica's telemetry window, and the last words of those that went."""
         now_ms = unix_ms(now_s)
         said, self._last_words = self._last_words, []
-        return said + [replica.report(now_s, now_ms) for replica in self._all()]
+        there = [r for r in self._all() if r.state != "starting" or r.speaks_s <= now_s]
+        return said + [replica.report(now_s, now_ms) for replica in there]
 
     def described(self) -> Fleet:
         """The fleet as its description would say now: prices and GPUs as they are."""
@@ -285,8 +258,3 @@ class VirtualFleet:
 
     def _all(self) -> Iterator[VirtualReplica]:
         return (replica for pool in self.pools for replica in pool.replicas)
-
-
-def _gpu(plan: PoolPlan) -> GpuType:
-    assert plan.gpu is not None, f"{plan.name}: only pools on GPUs run in virtual time"
-    return plan.gpu

@@ -41,8 +41,9 @@ class VirtualReplica:
     """See above. Times are seconds of the simulation."""
 
     __slots__ = (
-        "_energy_j", "_gauge", "_reporter", "_tokens", "_window", "address", "context_tokens_max",
-        "engine", "flights", "gone_s", "launched_s", "plan", "ready_s", "state",
+        "_energy_j", "_gauge", "_looked_s", "_reporter", "_target", "_tokens", "_window", "address",
+        "context_tokens_max", "engine", "flights", "gone_s", "launched_s", "plan", "ready_s",
+        "state",
     )  # fmt: skip
 
     def __init__(
@@ -61,11 +62,23 @@ class VirtualReplica:
         self.flights: dict[Flight, None] = {}  # that it has, in the order they came
         emulation = _emulation(plan)
         self.engine = Engine(emulation.performance, emulation.power, launched_s)
-        self._gauge = LoadGauge(self.engine, target)
+        self._target, self._gauge = target, LoadGauge(self.engine, target)
         self.context_tokens_max = context_tokens_max(plan)
         self._window = PoolWindow(_identity(plan, self.address))
         self._reporter = reporter
-        self._tokens, self._energy_j = 0, 0.0  # as last reported
+        # As last reported.
+        self._tokens, self._energy_j, self._looked_s = 0, 0.0, launched_s
+
+    @property
+    def speaks_s(self) -> float:
+        """From when on there is a machine that tells of it."""
+        return self.ready_s - self.plan.load_s
+
+    def begin(self) -> None:
+        """Be ready; its load is told from now on."""
+        self.engine.advance(self.ready_s)
+        self._gauge = LoadGauge(self.engine, self._target)
+        self.state = "ready"
 
     @property
     def in_flight(self) -> int:
@@ -82,6 +95,7 @@ class VirtualReplica:
             return False
         flight.output_tokens = min(output_tokens, room)
         self.engine.submit(flight, prompt_tokens, flight.output_tokens, at_s)
+        self._gauge.came(prompt_tokens, flight.output_tokens)
         self.flights[flight] = None
         return True
 
@@ -111,23 +125,23 @@ class VirtualReplica:
 
     def report(self, now_s: float, now_ms: int) -> PoolState:
         """What it tells of itself. Of an engine that is behind `now_s`, nothing is to come."""
-        engine, (from_ms, to_ms) = self.engine, self._reporter.window(now_ms)
+        engine, window = self.engine, self._reporter.window(now_ms)
         if engine.now_s < now_s:
             engine.advance(now_s)
         tokens, energy_j = engine.tokens_made_total, engine.energy_j
+        spent_j, looked_s = energy_j - self._energy_j, self._looked_s
         self._window.count_tokens(tokens - self._tokens)
-        self._window.count_joules(energy_j - self._energy_j)
-        watts = (energy_j - self._energy_j) / ((to_ms - from_ms) / 1000.0)
-        self._tokens, self._energy_j = tokens, energy_j
+        self._window.count_joules(spent_j)
+        self._tokens, self._energy_j, self._looked_s = tokens, energy_j, engine.now_s
         gauges = ReplicaGauges(
             state=self.state,
             queued=engine.queued,
             running=engine.running,
             kv_use=engine.kv_use,
-            watts=watts,
-            load=self._gauge.read(),
+            watts=spent_j / (engine.now_s - looked_s) if engine.now_s > looked_s else 0.0,
+            load=None if self.state == "starting" else self._gauge.read(),
         )
-        return self._window.take(self._reporter, (from_ms, to_ms), gauges)
+        return self._window.take(self._reporter, window, gauges)
 
 
 def context_tokens_max(plan: PoolPlan) -> int:

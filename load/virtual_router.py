@@ -11,13 +11,14 @@ The one rule: what is decided here is decided by the very class that serves.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from learners.context import Contexts
 from load.traffic import Traffic
+from load.virtual_split import Split
 from serve.chooser import Chooser
 from serve.live import Live
 from serve.router import Choices, Requests, explored
@@ -62,9 +63,12 @@ class VirtualRouter:
         sealer: Sealer,
         issuer: Issuer,
         reporter: Reporter,
+        split: Split | None = None,
     ) -> None:
+        """With a `split` pools are taken by turns, not by what the chooser says of them."""
         self._asking, self._chooser = asking, chooser
         self._sealer, self._issuer, self._reporter = sealer, issuer, reporter
+        self._split = split
         self._policy_key = key_of(repr(chooser.policy))
         self._window = RouterWindow()
         self._n_chosen = 0  # in the open window
@@ -73,6 +77,8 @@ class VirtualRouter:
         """Decide a batch, and count it."""
         requests = self._asking.requests(numbers, len(live.catalogue))
         choices = self._chooser.choose(requests, live, now_ms)
+        if self._split is not None:
+            choices = replace(choices, pool=self._split.pools(choices.chosen, choices.pool))
         self._count(numbers, requests, choices, live)
         return requests, choices
 

@@ -1,10 +1,14 @@
 """The trainer in virtual time, and the view of what it knows that routers decide from.
 
     log in memory ──feedback, telemetry──▶ Trainer ─┬─ every step ──▶ Live.renewed (loads, prices)
-                                                    └─ `publish_s` ─▶ Live (all that was learned)
+                                                    └─ now and then ▶ Live (all that was learned)
 
 It is the real trainer on the real topics. Only the way of its state to the routers is shorter: it
 is handed over in memory and not through a store. What it has read is dropped from the log.
+
+A view of all that was learned costs milliseconds, and every estimate made anew thereafter. So there
+is one after 10 s, one when twice the time has passed, and so on until they come every `publish_s`:
+each is made of about twice the outcomes of the last, as long as there are few.
 
 The one rule: between two views a router sees nothing new, as between two snapshots.
 """
@@ -15,6 +19,7 @@ import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Self
 
 from load.remembered import Remembered
 from serve.catalogue import Catalogue
@@ -29,7 +34,8 @@ from streams.state import State
 from streams.ticket import Sealer
 from streams.trainer import Trainer, TrainerOptions
 
-TELEMETRY_RECORDS_MAX = 8192  # per step: all there is, as nothing else waits for the trainer
+FIRST_PUBLISH_S = 10.0
+RECORDS_MAX = 65_536  # per step and topic: all there is, as nothing else waits for the trainer
 
 
 class VirtualTrainer:
@@ -58,11 +64,12 @@ class VirtualTrainer:
             wait_s=0.0,
             publish_s=math.inf,
             publish_fleet_s=math.inf,
-            telemetry_records_max=TELEMETRY_RECORDS_MAX,
+            records_max=RECORDS_MAX,
+            telemetry_records_max=RECORDS_MAX,
         )
         store = Store(Folder(self._folder.name))
         self._trainer = Trainer(log, store, sealer, encoder, never, now_ms, start=start)
-        self._version = 0
+        self._version, self._began_ms = 0, now_ms()
         self.live = self._published()
 
     @property
@@ -72,8 +79,7 @@ class VirtualTrainer:
 
     def step(self) -> None:
         """Read all there is, and renew the view."""
-        while self._trainer.step():
-            pass
+        self._trainer.step()
         if not self._keep_log:
             self._drop_read()
         self._version += 1
@@ -83,10 +89,16 @@ class VirtualTrainer:
         else:
             self.live = self.live.renewed(self._version, now_ms, state.fleet, state.prices)
 
+    def restate(self, catalogue: Catalogue) -> None:
+        """From now on the catalogue states this."""
+        self._catalogue = catalogue
+        self.live = self._published()
+
     def _published(self) -> Live:
         """A view of all that was learned."""
         state, now_ms = self.state, self._now_ms()
-        self._publish_next_ms = now_ms + self._publish_ms
+        gap_ms = max(FIRST_PUBLISH_S * 1000.0, now_ms - self._began_ms)
+        self._publish_next_ms = now_ms + min(gap_ms, self._publish_ms)
         state.learned.history.settle()
         live = Live(
             self._catalogue,
@@ -112,7 +124,7 @@ class VirtualTrainer:
         self._trainer.close()
         self._folder.cleanup()
 
-    def __enter__(self) -> VirtualTrainer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -69,6 +69,9 @@ class Catalogue:
         self.pool_names = tuple(pool.name for pool in pools)  # (P,)
         self.model_of_pool = np.array([self.column_of[pool.model] for pool in pools], np.intp)
         self.work = WorkTable([pool.rates for pool in pools])
+        one_token = np.ones((1, len(pools)))
+        self.has_work = self.work.work_s(np.ones(1), one_token)[0] > 0.0  # (P,): requests are work
+        self.any_work = bool(self.has_work.any())
         self.usd_per_s = self._pool_column("usd_per_hour") / 3600.0  # (P,)
         self.watts = self._pool_column("watts")  # (P,)
         self.output_tokens = column("output_tokens")

@@ -13,7 +13,8 @@ sent beyond it fills the pool; it takes about `FILL_S` of twice the work to doub
 
     ρ + (work sent since · routers / replicas − ρ · time since) / FILL_S
 
-and its price goes on from the snapshot's by the proportional part of the ascent (`learners.prices`).
+and its price goes on from the snapshot's by the proportional part of the ascent, see
+`learners.prices`.
 
 The one rule: what is counted here is this replica's own and a second's; the next telemetry, which
 has everybody's, replaces it.
@@ -32,9 +33,7 @@ from streams.prices import PricingOptions
 
 Floats = NDArray[np.float64]
 
-FILL_S = (
-    10.0  # about how long a request is in a pool: what it does to the load, it does for so long
-)
+FILL_S = 5.0  # a load is of the last few seconds: `infra.emulator.capacity.FLOW_S`
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,6 +41,7 @@ class Crowd:
     """All P pools at a moment."""
 
     latency_ms: Floats  # (P,) of a request sent now
+    waiting: Floats  # (P,) requests that wait, less those there is room for; 0 where nobody tells
     load: Floats  # (P,) 1: as much as it should carry; 0 where nobody tells
     multiple: Floats  # (P,) price of its capacity, in multiples of what it costs
 
@@ -57,11 +57,15 @@ class Crowding:
 
     def now(self, live: Live, now_ms: int) -> Crowd:
         """How full pools are."""
+        if not live.loads and not live.priced:  # nothing is known, so nothing is to be corrected
+            free = np.zeros(len(live.load))
+            return Crowd(live.pool_latency_ms, free, live.load, free)
         self._begin(live)
         since_s = max(0, now_ms - live.loads_as_of_ms) / 1000.0 if live.loads else 0.0
         latency_s = live.pool_latency_ms / 1000.0
-        waiting = live.queued + self._sent - live.running * since_s / latency_s
-        crowded = 1.0 + np.maximum(0.0, np.where(live.told, waiting, 0.0)) / live.running
+        left = live.queued + self._sent - live.running * since_s / latency_s
+        waiting = np.where(live.told, left, 0.0)
+        crowded = 1.0 + np.maximum(0.0, waiting) / live.running
         fresh = self._work_s * live.n_routers / live.ready / self._options.load_target
         more = np.where(live.loaded, (fresh - live.load * since_s) / FILL_S, 0.0)
         load = np.maximum(0.0, live.load + more)
@@ -69,6 +73,7 @@ class Crowding:
         priced = multiples(live.log_price, load, self._options.ascent) if self._priced else free
         return Crowd(
             latency_ms=live.pool_latency_ms * crowded,
+            waiting=waiting,
             load=load,
             multiple=np.where(live.loaded, priced, 0.0),
         )

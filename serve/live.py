@@ -79,6 +79,12 @@ class Live:
         self.columns_of = [  # (k,) of (its pools,): columns of the model's pools
             np.flatnonzero(catalogue.model_of_pool == column) for column in range(len(catalogue))
         ]
+        self.several = [  # columns of models that have a choice of pools, with those of the pools
+            (model, columns) for model, columns in enumerate(self.columns_of) if len(columns) > 1
+        ]
+        self.first_pool = np.array([columns[0] for columns in self.columns_of])  # (k,)
+        self._by_model = np.concatenate(self.columns_of)
+        self._starts = np.cumsum([0, *map(len, self.columns_of)])[:-1]
         self.pools_of = {  # names of every model's pools, the fastest lately first
             name: tuple(
                 self.pool_names[p]
@@ -112,7 +118,12 @@ class Live:
         self.running = np.maximum(1.0, [one.running if one else 0.0 for one in found])
         self.ready = np.maximum(1.0, [one.ready if one else 0.0 for one in found])
         priced = [prices.capacity.get(name) for name in self.pool_names]
-        self.loaded = np.array([one is not None for one in priced])
+        # Where requests are no work they can't be charged: such a pool has no price.
+        # One that has just begun to be ready is taken to be empty until it says more.
+        ready = [one is not None and one.ready > 0 for one in found]
+        known = np.array(ready) | np.array([one is not None for one in priced])
+        self.loaded = known & self.catalogue.has_work
+        self.priced = bool(self.loaded.any())
         self.load = np.array([one.load if one else 0.0 for one in priced])
         self.log_price = np.array([one.log_price if one else 0.0 for one in priced])
         # While nothing at all was heard, nobody is taken to be gone.
@@ -122,6 +133,12 @@ class Live:
                 for pool, one in zip(pools, found, strict=True)
             ]
         )
+        self.model_open = np.array([self.open[c].any() for c in self.columns_of])  # (k,)
+        self.all_open = bool(self.model_open.all())
+
+    def least(self, of_pools: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The least of every model's pools (…, k), of values by pool (…, P)."""
+        return np.minimum.reduceat(of_pools[..., self._by_model], self._starts, axis=-1)
 
     def renewed(
         self, version: int, published_at_ms: int, fleet: FleetState, prices: Prices

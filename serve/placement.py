@@ -5,9 +5,12 @@
     charge, energy, expected latency, load ─▶ rank of every pool ─▶ the best of each model
                                                                 └─▶ after the draw: one by one
 
+Where requests are no work nothing is charged, and where every model has one pool none is ranked: a
+small site pays nothing for what it does not use.
+
 A request is charged what its work takes up, at the pool's price, turned into points by its own
-weight of money. Who does not weigh money is taken to value a point of quality at `value_usd`: or else
-free riders would hold the capacity that others pay for.
+weight of money. Who does not weigh money is taken to value a point of quality at `value_usd`: or
+else free riders would hold the capacity that others pay for.
 
 Requests of one batch are placed one after another, each counting for the next: the pools of a model
 fill evenly, also if a thousand requests come at once.
@@ -56,8 +59,8 @@ class Placement:
     work_s: Floats
     energy_j: Floats
     points: Floats  # all charges, points
-    rank: Floats  # the less the better; infinite where there are no replicas
     reference_usd: Floats  # work at the price of the GPUs
+    best: NDArray[np.intp]  # (n, k) the best pool of each model, among `Live.pool_names`
 
 
 def charge(
@@ -69,9 +72,12 @@ def charge(
 ) -> Placement:
     """Charge n requests; `preference` (n, 4), `prompt_tokens` (n,)."""
     catalogue = live.catalogue
+    money = np.maximum(preference[:, 1], preference[:, 0] / options.value_usd)
+    if not catalogue.any_work:
+        none = np.zeros((len(preference), len(live.pool_names)))
+        return Placement(money, none, none, none, none, best_pools(none, preference, live, crowd))
     work_s = catalogue.work.work_s(prompt_tokens, live.output_tokens[catalogue.model_of_pool][None])
     energy_j = work_s * catalogue.watts
-    money = np.maximum(preference[:, 1], preference[:, 0] / options.value_usd)
     reference_usd = work_s * catalogue.usd_per_s
     usd = reference_usd * crowd.multiple
     points = preference[:, 3:] / 1000.0 * energy_j
@@ -79,17 +85,20 @@ def charge(
         usd_per_j = live.prices.power.multiple() * options.usd_per_kwh / JOULES_PER_KWH
         usd = usd + usd_per_j * energy_j
     points = points + money[:, None] * usd
-    latency = np.maximum(preference[:, 2:3], LATENCY_WEIGHT_MIN)
-    rank = points + latency * (crowd.latency_ms / 1000.0) + HEADROOM * crowd.load
-    rank[:, ~live.open] = np.inf
-    return Placement(money, work_s, energy_j, points, rank, reference_usd)
+    best = best_pools(points, preference, live, crowd)
+    return Placement(money, work_s, energy_j, points, reference_usd, best)
 
 
-def best_pools(rank: Floats, live: Live) -> NDArray[np.intp]:
-    """The best pool (n, k) of each model by rank (n, P), as columns of the latter."""
-    return np.stack(
-        [columns[rank[:, columns].argmin(axis=1)] for columns in live.columns_of], axis=1
-    )
+def best_pools(points: Floats, preference: Floats, live: Live, crowd: Crowd) -> NDArray[np.intp]:
+    """The best pool (n, k) of each model, where n requests are charged `points` (n, P)."""
+    best = live.first_pool[None].repeat(len(points), axis=0)
+    if live.several:
+        latency = np.maximum(preference[:, 2:3], LATENCY_WEIGHT_MIN)
+        rank = points + latency * (crowd.latency_ms / 1000.0) + HEADROOM * crowd.load
+        rank[:, ~live.open] = np.inf
+        for model, columns in live.several:
+            best[:, model] = columns[rank[:, columns].argmin(axis=1)]
+    return best
 
 
 def place(
@@ -101,59 +110,68 @@ def place(
     options: PlacementOptions,
 ) -> NDArray[np.intp]:
     """The pools (n,) of n requests whose models (n,) are chosen, each counting for the next."""
-    best = best_pools(placement.rank, live)
-    pools = best[np.arange(len(chosen)), chosen]
-    if len(chosen) == 1 or not live.told.any():
+    pools = placement.best[np.arange(len(chosen)), chosen]
+    if len(chosen) == 1 or not live.several or not live.told.any():
         return pools
     filling = _Filling(live, crowd, options)
     several = {
-        model: [p for p in columns.tolist() if live.open[p]]
-        for model, columns in enumerate(live.columns_of)
+        model: [p for p in columns.tolist() if live.open[p]] for model, columns in live.several
     }
-    usd = (placement.money[:, None] * placement.reference_usd).tolist()
-    fixed = (placement.points - np.asarray(usd) * crowd.multiple).tolist()
-    work = placement.work_s.tolist()
+    at_one = placement.money[:, None] * placement.reference_usd  # points at a multiple of one
+    fixed = (placement.points - at_one * crowd.multiple).tolist()
+    priced, work = at_one.tolist(), placement.work_s.tolist()
     weight = np.maximum(preference[:, 2], LATENCY_WEIGHT_MIN).tolist()
     for i, model in enumerate(chosen.tolist()):
-        if len(several[model]) > 1:
-            pools[i] = filling.take(several[model], usd[i], fixed[i], work[i], weight[i])
+        if len(several.get(model, ())) > 1:
+            pools[i] = filling.take(several[model], fixed[i], priced[i], weight[i], work[i])
     return pools
 
 
 class _Filling:
-    """Pools that fill up while a batch is placed."""
+    """Pools that fill up while a batch is placed. Lists: numpy is slow at single numbers."""
 
     def __init__(self, live: Live, crowd: Crowd, options: PlacementOptions) -> None:
-        ascent = options.pricing.ascent
-        self._damping, self._most = ascent.damping, math.log1p(ascent.multiple_max)
+        self._ascent = options.pricing.ascent
+        self._most = self._ascent.log_multiple_max
         self._priced = (live.loaded & options.priced).tolist()
         self._log_price, self._load = live.log_price.tolist(), crowd.load.tolist()
-        self._latency_s = (crowd.latency_ms / 1000.0).tolist()
-        # What one more request, and its work, do to latency and load.
-        per_request = np.where(live.told, live.pool_latency_ms / 1000.0 / live.running, 0.0)
-        self._per_request = per_request.tolist()
+        self._multiple = crowd.multiple.tolist()
+        self._latency_s, self._waiting = (
+            (crowd.latency_ms / 1000.0).tolist(),
+            crowd.waiting.tolist(),
+        )
+        self._empty_s = (live.pool_latency_ms / 1000.0).tolist()
+        # What one more request that waits, and a request's work, do to latency and load.
+        self._per_request = (live.told / live.running).tolist()
         filled = live.n_routers / live.ready / options.pricing.load_target / FILL_S
         self._per_work = np.where(live.loaded, filled, 0.0).tolist()
 
     def take(
         self,
         pools: list[int],
-        usd: list[float],
         fixed: list[float],
-        work: list[float],
+        priced: list[float],
         weight: float,
+        work: list[float],
     ) -> int:
         """The best of these pools for one request, which takes its place in it."""
+        latency_s, load, multiple = self._latency_s, self._load, self._multiple
         best, least = pools[0], math.inf
         for p in pools:
-            load = self._load[p]
-            points = fixed[p] + weight * self._latency_s[p] + HEADROOM * load
-            if self._priced[p]:
-                log_price = self._log_price[p] + self._damping * (load - 1.0)
-                if log_price > 0.0:
-                    points += usd[p] * math.expm1(min(log_price, self._most))
+            points = fixed[p] + priced[p] * multiple[p] + weight * latency_s[p] + HEADROOM * load[p]
             if points < least:
                 best, least = p, points
-        self._latency_s[best] += self._per_request[best]
-        self._load[best] += self._per_work[best] * work[best]
+        self._waiting[best] += 1.0
+        waits = max(0.0, self._waiting[best]) * self._per_request[best]
+        latency_s[best] = self._empty_s[best] * (1.0 + waits)
+        if self._priced[best]:
+            load[best] += self._per_work[best] * work[best]
+            multiple[best] = self._multiple_of(best)
         return best
+
+    def _multiple_of(self, p: int) -> float:
+        """As `learners.prices.multiples`, of one pool."""
+        ascent = self._ascent
+        excess = min(self._load[p], ascent.crowd_max) - 1.0
+        damped = self._log_price[p] + ascent.damping * excess
+        return math.expm1(min(damped, self._most)) if damped > 0.0 else 0.0

@@ -29,7 +29,7 @@ from learners.prices import shed_share
 from learners.targets import Target
 from serve.crowding import Crowd
 from serve.live import Live
-from serve.placement import PlacementOptions, best_pools, charge, place
+from serve.placement import PlacementOptions, charge, place
 
 Floats = NDArray[np.float64]
 
@@ -119,11 +119,10 @@ def route(
         requests.prompt_tokens > 0, requests.prompt_tokens, catalogue.prompt_tokens
     )
     charged = charge(weights, known_tokens, live, crowd, options)
-    pools = best_pools(charged.rank, live)
-    rows = np.arange(len(requests))
-    energy = np.take_along_axis(charged.energy_j, pools, axis=1)
+    pools, rows = charged.best, np.arange(len(requests))
+    energy = charged.energy_j[rows[:, None], pools]
     free = weights[:, :1] * quality - weights[:, 1:2] * cost - weights[:, 2:3] * (latency / 1000.0)
-    utility = free - np.take_along_axis(charged.points, pools, axis=1)
+    utility = free - charged.points[rows[:, None], pools]
     if options.priced and live.prices.budget.log_price:
         utility -= charged.money[:, None] * (live.prices.budget.multiple() * cost)
     verdict = _verdicts(requests, live, cost, latency)
@@ -137,12 +136,13 @@ def route(
     )
     chosen = draw(propensity, uniform[:, 0])
     least = _least_multiple(crowd.multiple, eligible, live)
+    shed = shed_share(least, requests.criticality) if live.priced else 0.0
     pool = place(chosen, charged, weights, live, crowd, options)
     return Choices(
         chosen=chosen,
         pool=pool,
         fits=fits,
-        shed=fits & (uniform[:, 1] < shed_share(least, requests.criticality)),
+        shed=fits & (uniform[:, 1] < shed),
         multiple=least,
         wished=_wished(free, cost, charged.reference_usd, weights, able, live),
         pools=pools,
@@ -192,19 +192,19 @@ def _with_replicas(
 
     The others' verdict is changed. Our news may be old: a request is not refused for it.
     """
-    there = np.array([live.open[columns].any() for columns in live.columns_of])
-    if there.all():
+    if live.all_open:
         return able.copy()
-    some = (able & there).any(axis=1)
-    gone = able & ~there & some[:, None]
+    some = (able & live.model_open).any(axis=1)
+    gone = able & ~live.model_open & some[:, None]
     verdict[gone] = Verdict.NO_REPLICA
     return able & ~gone
 
 
 def _least_multiple(multiple: Floats, eligible: NDArray[np.bool_], live: Live) -> Floats:
     """The least price (n,) of the capacity that requests could take."""
-    where = np.where(live.open, multiple, np.inf)
-    of_model = np.array([where[columns].min() for columns in live.columns_of])
+    if not live.priced:
+        return np.zeros(len(eligible))
+    of_model = live.least(np.where(live.open, multiple, np.inf))
     of_model[np.isinf(of_model)] = 0.0  # nothing is known of it
     return np.where(eligible, of_model, np.inf).min(axis=1)
 
@@ -221,8 +221,7 @@ def _wished(
 
     At no less than what the GPUs cost: a model that asks nothing of its callers is not free to run.
     """
-    least = np.stack([reference_usd[:, c].min(axis=1) for c in live.columns_of], axis=1)
-    beyond = weights[:, 1:2] * np.maximum(0.0, least - cost)
+    beyond = weights[:, 1:2] * np.maximum(0.0, live.least(reference_usd) - cost)
     return np.where(able, free - beyond, -np.inf).argmax(axis=1)
 
 

@@ -114,7 +114,7 @@ class Wish(NamedTuple):
 
 def wishes(fleet: FleetState, now_ms: int) -> dict[tuple[str, str], Wish]:
     """What is wanted, by class and model, whatever there is capacity for."""
-    span_s = SPANS_MS["1m"] / 1000
+    span_s = heard_within(fleet, now_ms, SPANS_MS["1m"]) / 1000
     found: dict[tuple[str, str], tuple[float, float]] = {}
     for share, tally in spans(fleet, now_ms, SPANS_MS["1m"]):
         for name, of_class in tally.classes.items():
@@ -179,6 +179,17 @@ def spans(fleet: FleetState, now_ms: int, span_ms: int) -> Iterator[tuple[float,
     for number, tally in fleet.slots(begin_ms // SLOT_MS, (end_ms - 1) // SLOT_MS):
         outside_ms = max(0, begin_ms - number * SLOT_MS)
         yield 1.0 - outside_ms / SLOT_MS, tally
+
+
+def heard_within(fleet: FleetState, now_ms: int, span_ms: int) -> int:
+    """So much of the last `span_ms` as anything can have been heard of, in ms, one slot at least.
+
+    A state that began half a minute ago knows of half a minute, and its rates are over that.
+    """
+    first = next(iter(fleet.slots(0, end_of(fleet, now_ms) // SLOT_MS)), None)
+    if first is None:
+        return span_ms
+    return max(SLOT_MS, min(span_ms, end_of(fleet, now_ms) - first[0] * SLOT_MS))
 
 
 def _within(fleet: FleetState, now_ms: int, span_ms: int) -> Tally:

@@ -77,7 +77,7 @@ class MemoryLog:
     # --- the contract
 
     def ensure_topics(self) -> None:
-        """See `streams.log.Log`, like all of this part."""
+        """Make those of `streams.log.TOPICS` that are missing."""
         self._called("ensure_topics")
         with self.storage.changed:
             for topic in TOPICS:
@@ -86,6 +86,7 @@ class MemoryLog:
     def append(
         self, topic: str, records: Sequence[tuple[bytes | None, bytes]], timeout_s: float = 30.0
     ) -> None:
+        """Append (key, value) pairs; durable as long as the storage."""
         del timeout_s
         self._called("append")
         sizes = [len(key or b"") + len(value) for key, value in records]
@@ -102,26 +103,31 @@ class MemoryLog:
         self._returns("append")
 
     def reader(self, topic: str, offsets: Mapping[int, int]) -> MemoryReader:
+        """Read the partitions in `offsets`, each from its offset on."""
         self._called("reader")
         return MemoryReader(self, topic, offsets)
 
     def end_offsets(self, topic: str) -> dict[int, int]:
+        """The offset every partition's next record will get."""
         self._called("end_offsets")
         with self.storage.changed:
             return {p.number: p.end for p in self.storage.topic(topic)}
 
     def first_offsets(self, topic: str) -> dict[int, int]:
+        """The oldest offset that every partition still holds."""
         self._called("first_offsets")
         with self.storage.changed:
             return {p.number: p.first for p in self.storage.topic(topic)}
 
     def topic_id(self, topic: str) -> str:
+        """Changes when the topic is deleted and made again."""
         self._called("topic_id")
         with self.storage.changed:
             self.storage.topic(topic)
             return self.storage.ids[topic]
 
     def close(self) -> None:
+        """Every further call raises LogUnavailable."""
         self._closed = True
 
     # --- what a log itself can't do

@@ -4,7 +4,7 @@
     feedback  ──US dollars spent──────────┴─▶ Prices.advance, once a second ─▶ snapshot ─▶ routers
 
 One entry per pool's capacity, one for the budget, one for the power cap; each holds its load (1: as
-much as there should be) and the logarithm of one plus its price (`learners.prices`, docs/prices.md).
+much as there should be) and the logarithm of one plus its price (`learners.prices`).
 A second is one of the log's: prices advance when a record comes that the log took a second after
 the last advance, from what was folded before it. So while telemetry is silent prices stay as they
 are, and the silence itself moves nothing.
@@ -83,7 +83,8 @@ class Prices:
         watts = sum(load.watts for load in told.values())
         before = [self.capacity.get(name, Price()) for name in told]
         now = [_believed(load.load, options.load_target) for load in told.values()]
-        spent_usd_per_hour = (spent_usd - self.spent_usd) / elapsed_s * 3600.0
+        # Less than before: it is counted anew, by another number of trainers.
+        spent_usd_per_hour = max(0.0, spent_usd - self.spent_usd) / elapsed_s * 3600.0
         spending = spent_usd_per_hour / options.budget_usd_per_hour
         share = min(1.0, elapsed_s / SPENDING_S)
         after = _step(

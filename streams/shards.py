@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,6 +115,8 @@ def start_of(
     if not layout.base_version:
         return None
     state, _ = Loader(Store(Folder(uri)), encoder, memory).load(layout.base_version)
+    # What was spent until now is counted otherwise from now on, so it is only noted at first.
+    state.prices = replace(state.prices, as_of_ms=0)
     if shard:
         state.learned, state.counts = Learned(memory), {}
         state.fleet, state.telemetry_offsets = FleetState(), {}  # shard 0's, like the prices

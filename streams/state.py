@@ -234,7 +234,7 @@ class Loader:
             fleet=FleetState(fleet),
             telemetry_offsets={int(p): int(o) for p, o in telemetry_offsets.items()},
             telemetry_topic_id=str(about.get("telemetry_topic_id", "")),
-            prices=Prices.from_dict(about["prices"]) if "prices" in about else Prices(),
+            prices=prices_of(manifest),
             offsets={int(p): int(o) for p, o in about["offsets"].items()},
             topic_id=str(about["topic_id"]),
             dead_letter_offsets={int(p): int(o) for p, o in about["dead_letter_offsets"].items()},
@@ -257,6 +257,25 @@ def load_fleet(store: Store, manifest: Manifest) -> FleetState:
             return FleetState(arrays[FLEET].tobytes())
     except MALFORMED as error:
         raise SnapshotDamaged(f"the fleet of snapshot {manifest.version} is malformed") from error
+
+
+def load_means(store: Store, manifest: Manifest, memory: MemoryOptions) -> Learned:
+    """What was learned, without its history: means and sums alone. Raises SnapshotDamaged."""
+    try:
+        with np.load(io.BytesIO(store.get(manifest.blobs[STATISTICS])), allow_pickle=False) as flat:
+            return Learned.restore(memory, _grouped(dict(flat)), no_rows())
+    except MALFORMED as error:
+        raise SnapshotDamaged(f"statistics of snapshot {manifest.version} malformed") from error
+
+
+def prices_of(manifest: Manifest) -> Prices:
+    """The prices of a snapshot; none in one that was made before there were any."""
+    try:
+        return (
+            Prices.from_dict(manifest.about["prices"]) if "prices" in manifest.about else Prices()
+        )
+    except MALFORMED as error:
+        raise SnapshotDamaged(f"the prices of snapshot {manifest.version} are malformed") from error
 
 
 def _pack(arrays: Mapping[str, NDArray]) -> bytes:

@@ -36,6 +36,7 @@ from streams.telemetry import (
 )
 
 ROWS_MAX = 1024  # kept before they are counted
+WISHES_MAX = 1024  # in a record: 72 KB of names and numbers, beside histograms of at most 130 KB
 NAMES_MAX = 1024  # classes counted apart within a window; callers choose their names
 CONTROL = re.compile(r"[\x00-\x1f]")
 
@@ -241,7 +242,9 @@ class RouterWindow:
         name = tenant or DEFAULT
         if name not in self._classes and len(self._classes) >= NAMES_MAX:
             name = OTHER
-        return self._classes.setdefault(name, _Class())
+        if name not in self._classes:  # `setdefault` would make a new one for every answer
+            self._classes[name] = _Class()
+        return self._classes[name]
 
     # --- as records
 
@@ -252,6 +255,7 @@ class RouterWindow:
         for number, (name, found) in enumerate(ranked):
             shown = clean(name) if number < CLASSES_MAX else OTHER
             kept.setdefault(shown, _Class()).add(found)
+        wishes_max = WISHES_MAX // max(1, len(kept))
         return [
             ClassWindow(
                 name=name,
@@ -261,12 +265,7 @@ class RouterWindow:
                 output_tokens_sum=found.output_tokens,
                 output_tokens=pairs(found.output_lengths),
                 shed=found.shed,
-                wishes=[
-                    WishWindow(
-                        model=clean(model), requests=n, prompt_tokens_sum=found.wished_tokens[model]
-                    )
-                    for model, n in sorted(found.wishes.items())
-                ],
+                wishes=_wish_windows(found, wishes_max),
             )
             for name, found in kept.items()
         ]
@@ -281,6 +280,20 @@ class RouterWindow:
             MixWindow(model=model, pool=pool, decisions=int(counts[0]), explored=int(counts[1]))
             for (model, pool), counts in kept.items()
         ]
+
+
+def _wish_windows(of_class: _Class, most: int) -> list[WishWindow]:
+    """The models that a class wishes for most; the rest is summed up."""
+    ranked = sorted(of_class.wishes.items(), key=lambda item: (-item[1], item[0]))
+    kept: dict[str, list[int]] = {}
+    for number, (model, n) in enumerate(ranked):
+        sums = kept.setdefault(clean(model) if number < most else OTHER, [0, 0])
+        sums[0] += n
+        sums[1] += of_class.wished_tokens[model]
+    return [
+        WishWindow(model=model, requests=n, prompt_tokens_sum=tokens)
+        for model, (n, tokens) in sorted(kept.items())
+    ]
 
 
 def _sums(of: NDArray[np.intp], values: NDArray[np.floating]) -> list[int]:

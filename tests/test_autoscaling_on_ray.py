@@ -6,13 +6,16 @@ One cluster of three raylets for the whole file: starting it takes longer than a
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Self
 
+import psutil
 import pytest
 import ray
 from ray import serve as ray_serve
@@ -39,6 +42,9 @@ MACHINES = [{"gpu_l4": 2}, {"gpu_h100_sxm": 1}]
 LOW_PER_S, HIGH_PER_S, TOO_HIGH_PER_S = 4.0, 30.0, 90.0  # decisions; between them, twice as many
 SMALL, LARGE = "small-l4", "large-h100"
 OTHERS = "others"  # an application that is not ours
+STEP_S = 0.5
+ARRIVED: deque[tuple[float, int]] = deque(maxlen=8)  # times and decisions so far; in the planner
+HANG = "hang"  # a file; while it is there, looking never ends
 SLOW_S = 3  # after which Ray says that a replica finds no place
 
 
@@ -58,7 +64,7 @@ class Steps:
         return Plan(replicas=planned, routers=1 + high, lines=lines)
 
     def as_dict(self) -> dict[str, int]:
-        return {"steps": self.steps}
+        return {"steps": self.steps, "pid": os.getpid()}
 
 
 def made(site: LocalSite, remembered: Mapping[str, int]) -> Steps:
@@ -67,14 +73,20 @@ def made(site: LocalSite, remembered: Mapping[str, int]) -> Steps:
 
 
 def observed(site: LocalSite, now_ms: int) -> Observed | None:
-    """Decisions of the last ten seconds, whatever they were for."""
+    """Decisions of the last few seconds, whatever they were for: a test can't wait a minute."""
+    while (site.state_dir / HANG).exists():
+        time.sleep(STEP_S)
     store = site.store()
     if not store.newest():
         return None
     with contextlib.suppress(SnapshotDamaged):
         fleet = load_fleet(store, store.load(store.newest()))
         classes = fleet_view.workload(fleet, now_ms)
-        rate = sum(of.arrivals_per_s["10s"] for of in classes.values())
+        ARRIVED.append((now_ms / 1000, sum(of.arrivals for of in classes.values())))
+        (then_s, before), (now_s, arrived) = ARRIVED[0], ARRIVED[-1]
+        if len(ARRIVED) < ARRIVED.maxlen:
+            return None
+        rate = (arrived - before) / (now_s - then_s)
         demand = Demand(
             class_name="", model="", requests_per_s=rate, prompt_tokens=1.0, output_tokens=1.0
         )
@@ -190,13 +202,16 @@ def up(tmp_path_factory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("up")
     path = settings_file(folder)
     scaling = Scaling(
-        options=AutoscalingOptions(enabled=True, step_s=0.5, routers_min=1, routers_max=2),
+        options=AutoscalingOptions(
+            enabled=True, step_s=STEP_S, routers_min=1, routers_max=2, step_s_max=2.0
+        ),
         observe=observed,
         make=made,
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_SERVE_SLOW_STARTUP_WARNING_S", str(SLOW_S))
-        patch.setenv("PYTHONPATH", f"{folder}:{':'.join(sys.path[:1])}")
+        patch.setenv("RAY_SERVE_SLOW_STARTUP_WARNING_PERIOD_S", "1")
+        patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
         (folder / "of_others.py").write_text(
             "from ray import serve\n@serve.deployment\nclass Others: pass\napp = Others.bind()\n"
         )
@@ -243,28 +258,27 @@ def record(up: Running) -> PlanRecord:
     return found
 
 
-def test_replicas_follow_the_load_to_zero_and_back(up, load):
+def test_replicas_follow_the_load_from_zero_and_back(up, load):
     """
     Pools and router grow with what is asked for and shrink with it; every step is explained, and
     meanwhile every decision is served and every dispatched request answered.
     """
     with recording(0.25, time.monotonic) as counts:
         reached(1, 0, 1)
-        for _ in range(2):
-            load.per_s = HIGH_PER_S
-            reached(2, 1, 2)
-            load.per_s = LOW_PER_S
-            reached(1, 0, 1)
+        load.per_s = HIGH_PER_S
+        reached(2, 1, 2)
+        load.per_s = LOW_PER_S
+        until(lambda: course(counts, LARGE)[1:] == [1, 0], "a large one to come and go")
+        until(lambda: course(counts, SMALL)[1:] == [2, 1], "a second small one to come and go")
+        reached(1, 0, 1)
 
-    assert courses(counts, LARGE) == [0, 1, 0, 1, 0]
-    assert courses(counts, SMALL) == [1, 2, 1, 2, 1]
     texts = [line.text for line in record(up).lines]
-    assert sum("because much" in text for text in texts) >= 2
+    assert any(text.endswith("because much is asked for") for text in texts)
     assert load.decided > 100
     assert load.answered > 10
 
 
-def courses(counts: list[ReplicaCount], pool: str) -> list[int]:
+def course(counts: list[ReplicaCount], pool: str) -> list[int]:
     """The replica counts of a pool in order, repetitions left out."""
     numbers = [count.by_pool[pool] for count in counts]
     return [n for i, n in enumerate(numbers) if not i or n != numbers[i - 1]]
@@ -272,7 +286,8 @@ def courses(counts: list[ReplicaCount], pool: str) -> list[int]:
 
 def test_killed_planner_leaves_its_plan_and_goes_on(up, load):
     """
-    Nothing changes while it is away; the next one knows what it did before, and plans.
+    From zero, again, replicas have come. Nothing changes while it is away; the next one knows what
+    it did before, and plans.
     """
     load.per_s = HIGH_PER_S
     reached(2, 1, 2)
@@ -286,10 +301,22 @@ def test_killed_planner_leaves_its_plan_and_goes_on(up, load):
         return record(up).scaler["steps"] > steps + 2
 
     until(planned_again, "the planner")
-    assert {tuple(one.values()) for one in seen} == {(2, 1, 2)}
-    assert record(up).scaler["steps"] > steps
+    assert all(one == {SMALL: 2, LARGE: 1, "router": 2} for one in seen)
     load.per_s = LOW_PER_S
     reached(1, 0, 1)
+
+
+def test_planner_that_hangs_is_started_anew(up, load):
+    """
+    Its thread can't be ended, so its process is.
+    """
+    first = record(up).scaler["pid"]
+    (up.site.state_dir / HANG).touch()
+
+    until(lambda: not psutil.pid_exists(first), "the planner to end")
+
+    (up.site.state_dir / HANG).unlink()
+    until(lambda: record(up).scaler["pid"] != first, "another one to plan")
 
 
 def test_replica_without_a_place_is_reported_and_stops_nobody(up, load):
@@ -298,11 +325,12 @@ def test_replica_without_a_place_is_reported_and_stops_nobody(up, load):
     """
     load.per_s = TOO_HIGH_PER_S
 
-    until(lambda: pool_replicas()[LARGE].problem, "Ray to say what is missing")
+    def said() -> list[str]:
+        lines = [line.text for line in record(up).lines]
+        lines = [text for text in lines if text.startswith(f"{LARGE}: 1 ready, 1 starting: ")]
+        return [text for text in lines if "gpu_h100_sxm" in text]
 
+    until(said, "a line about it")
     found = pool_replicas()[LARGE]
     assert (found.ready, found.starting) == (1, 1)
-    missing = [line.text for line in record(up).lines if line.text.startswith(f"{LARGE}: 1 ready")]
-    assert "gpu_h100_sxm" in missing[0]
-    load.per_s = LOW_PER_S
-    reached(1, 0, 1)
+    assert ready()[SMALL] == 2

@@ -2,75 +2,68 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
+import numpy as np
 import pytest
-from router_bench import NOON_MS, catalogue
-from test_live import LiveOptions  # the same options as the view's own tests
+from pools_told import WORKING, requests, told, view, working
+from router_bench import NOON_MS
 
-from learners.learned import Learned, MemoryOptions
-from serve.catalogue import Pool
-from serve.crowding import Crowding
+from learners.policy import Greedy
+from serve.chooser import Chooser
+from serve.crowding import FILL_S, Crowd, Crowding
 from serve.live import Live
-from streams.fleet_state import FleetState
+from serve.placement import PlacementOptions
 from streams.fleet_view import Load, loads
-from streams.telemetry import PoolState
+from streams.prices import Price, PricingOptions
+from streams.telemetry import RouterState
 
-POOLS = [Pool(name="near", model="small"), Pool(name="far", model="small")]
-
-
-def told(pool: str, queued: int, running: int, at_ms: int, source: str = "a") -> PoolState:
-    return PoolState(
-        pool=pool,
-        model="small",
-        replica=pool,
-        queued=queued,
-        running=running,
-        source=source * 16,
-        sequence=at_ms,
-        from_unix_ms=at_ms - 1000,
-        to_unix_ms=at_ms,
-    )
+PRICING = PricingOptions()
+FAST, SLOW = 100.0, 150.0
+LATENCY_MS = {"near": FAST, "far": SLOW}
 
 
-def view(*records: PoolState, latency_ms: tuple[float, float] = (100.0, 150.0)) -> Live:
-    """A view of two pools of one model, and what they last said."""
-    fleet = FleetState()
-    for record in records:
-        fleet.fold(record, record.to_unix_ms)
-    live = Live(
-        catalogue(pools=POOLS), Learned(MemoryOptions()), "test", LiveOptions(), fleet=fleet
-    )
-    live.pool_latency_ms = dict(zip(("near", "far"), latency_ms, strict=True))
-    live.pools_of["small"] = ("near", "far")
-    return live.with_pools(("near", *live.pools[1:]))
-
-
-def sent(crowding: Crowding, live: Live, n: int, now_ms: int = NOON_MS) -> Counter[str]:
+def went(live: Live, n: int, now_ms: int = NOON_MS, chooser: Chooser | None = None) -> Counter[str]:
     """Where n requests for the model go, one after the other."""
-    went: Counter[str] = Counter()
+    chooser = chooser or Chooser(Greedy(), PlacementOptions(), np.random.default_rng(0))
+    found: Counter[str] = Counter()
     for _ in range(n):
-        pool = crowding.corrected(live, now_ms).pools[0]
-        crowding.sent([pool])
-        went[pool] += 1
-    return went
+        (pool,) = chooser.choose(requests(live, models=["small"]), live, now_ms).pool
+        found[live.pool_names[pool]] += 1
+    return found
+
+
+def of(crowd: Crowd, live: Live, pool: str = "near") -> tuple[float, float, float]:
+    """Latency, load and price of one pool."""
+    at = live.pool_names.index(pool)
+    return tuple(float(column[at]) for column in (crowd.latency_ms, crowd.load, crowd.multiple))
+
+
+def send(crowding: Crowding, live: Live, pool: str, n: int = 1, work_s: float = 0.0) -> None:
+    at = live.pool_names.index(pool)
+    crowding.sent(live, np.full(n, at), np.full(n, work_s / n))
+
+
+# --- waiting ---------------------------------------------------------------------------------------
 
 
 def test_without_telemetry_the_pool_that_was_fastest_lately_is_taken():
-    live = view()
+    live = view(latency_ms=LATENCY_MS)
 
     assert live.loads == {}
-    assert sent(Crowding(), live, 100) == {"near": 100}
+    assert went(live, 100) == {"near": 100}
 
 
 def test_a_queue_sends_requests_elsewhere():
     """
     Ten run at once and ten wait: the next one takes twice as long, which is more than 150 ms.
     """
-    live = view(told("near", 10, 10, NOON_MS), told("far", 0, 10, NOON_MS, "b"))
+    live = view(told("near", queued=10, running=10), told("far", running=10), latency_ms=LATENCY_MS)
 
-    assert sent(Crowding(), live, 1) == {"far": 1}
-    assert live.loads == {"near": Load(10, 10), "far": Load(0, 10)}
+    assert live.loads == {"near": Load(10, 10, 1), "far": Load(0, 10, 1)}
+    assert of(Crowding(PRICING).now(live, NOON_MS), live)[0] == 200.0
+    assert went(live, 1) == {"far": 1}
 
 
 def test_a_burst_between_two_words_of_telemetry_is_spread():
@@ -78,45 +71,182 @@ def test_a_burst_between_two_words_of_telemetry_is_spread():
     By the latencies: after the first five, pools are kept equally slow, 100 (1 + n/10) and
     150 (1 + m/10).
     """
-    live = view(told("near", 0, 10, NOON_MS), told("far", 0, 10, NOON_MS, "b"))
+    live = view(told("near", running=10), told("far", running=10), latency_ms=LATENCY_MS)
 
-    went = sent(Crowding(), live, 100)
+    found = went(live, 100)
 
-    assert went["near"] == pytest.approx(62, abs=2)
-    assert went["far"] == pytest.approx(38, abs=2)
+    assert found["near"] == pytest.approx(62, abs=2)
+    assert found["far"] == pytest.approx(38, abs=2)
 
 
 def test_what_a_pool_has_finished_meanwhile_does_not_wait():
     """
     In a second, ten that take 100 ms each make room for a hundred.
     """
-    live = view(told("near", 0, 10, NOON_MS), told("far", 0, 10, NOON_MS, "b"))
+    live = view(told("near", running=10), told("far", running=10), latency_ms=LATENCY_MS)
 
-    assert sent(Crowding(), live, 100, NOON_MS + 1000) == {"near": 100}
+    assert went(live, 100, NOON_MS + 1000) == {"near": 100}
+    assert Crowding(PRICING).now(live, NOON_MS + 1000).waiting[:2].tolist() == [
+        -100.0,
+        pytest.approx(-10 * 1000 / 150),
+    ]
 
 
 def test_newer_telemetry_replaces_what_was_counted():
-    crowding = Crowding()
-    sent(crowding, view(told("near", 0, 1, NOON_MS), told("far", 0, 1, NOON_MS, "b")), 50)
+    chooser = Chooser(Greedy(), PlacementOptions(), np.random.default_rng(0))
+    before = view(told("near", running=1), told("far", running=1), latency_ms=LATENCY_MS)
+    went(before, 50, chooser=chooser)
     later = NOON_MS + 1000
-    live = view(told("near", 0, 1, later), told("far", 0, 1, later, "b"))
+    live = view(
+        told("near", later, running=1), told("far", later, running=1), latency_ms=LATENCY_MS
+    )
 
-    assert crowding.corrected(live, later).pools[0] == "near"
-    assert sent(crowding, live, 1, later) == {"near": 1}
+    assert went(live, 1, later, chooser) == {"near": 1}
+
+
+def test_a_changed_catalogue_begins_the_count_anew():
+    """
+    Counts are by column, and the columns are others now.
+    """
+    crowding = Crowding(PRICING)
+    live = view(told("near", running=1))
+    send(crowding, live, "near", 5)
+    other = view(told("near", running=1), pools=(working("new", "large"), *WORKING))
+
+    crowd = crowding.now(other, NOON_MS)
+
+    assert crowd.waiting.tolist() == [0.0] * len(other.pool_names)
 
 
 def test_a_pool_that_fell_silent_has_no_load():
     """
     Its replicas are gone, or telemetry is: what they last said is no reason to avoid or to prefer.
     """
-    live = view(told("near", 90, 1, NOON_MS), told("far", 0, 1, NOON_MS + 60_000, "b"))
+    later = NOON_MS + 60_000
+    live = view(
+        told("near", queued=90, running=1), told("far", later, running=1), latency_ms=LATENCY_MS
+    )
 
-    assert live.loads == {"far": Load(0, 1)}
+    assert live.loads == {"far": Load(0, 1, 1)}
     assert loads(live.fleet) == live.loads
-    assert sent(Crowding(), live, 1, NOON_MS + 60_000) == {"near": 1}
+    assert went(live, 1, later) == {"near": 1}
 
 
-def test_models_with_one_pool_are_not_touched():
-    live = Live(catalogue(), Learned(MemoryOptions()), "test", LiveOptions())
+def test_where_every_model_has_one_pool_that_does_not_report_nothing_is_counted():
+    live = view(pools=())
 
-    assert Crowding().corrected(live, NOON_MS) is live
+    crowd = Crowding(PRICING).now(live, NOON_MS)
+
+    assert crowd.latency_ms is live.pool_latency_ms
+    assert not crowd.load.any()
+    assert not crowd.multiple.any()
+
+
+# --- load and price --------------------------------------------------------------------------------
+
+
+def priced(load: float = 0.85, log_price: float = 1.0, **options: object) -> Live:
+    """Two pools with work: near has a price, far none."""
+    return view(
+        told("near", running=10, load=load),
+        told("far", running=10, load=0.1),
+        pools=WORKING,
+        prices={"near": Price(log_price, load / PRICING.load_target), "far": Price()},
+        **options,
+    )
+
+
+def test_price_is_the_snapshots_with_the_proportional_part():
+    """
+    At a load of 1.5 times what it should carry, exp(1 + 0.2 · 0.5) − 1.
+    """
+    live = priced(load=1.5 * PRICING.load_target)
+
+    _, load, multiple = of(Crowding(PRICING).now(live, NOON_MS), live)
+
+    assert load == pytest.approx(1.5)
+    assert multiple == pytest.approx(math.exp(1 + PRICING.ascent.damping * 0.5) - 1)
+
+
+def test_work_sent_since_raises_load_and_price_and_time_lowers_them():
+    """
+    By hand: 4 s of work to one replica, of which half a second was worked off at a load of 1.
+    """
+    live, crowding = priced(), Crowding(PRICING)
+    send(crowding, live, "near", 8, work_s=4.0)
+
+    _, load, multiple = of(crowding.now(live, NOON_MS + 500), live)
+
+    by_hand = 1.0 + (4.0 / PRICING.load_target - 1.0 * 0.5) / FILL_S
+    assert load == pytest.approx(by_hand)
+    assert multiple == pytest.approx(math.exp(1 + PRICING.ascent.damping * (by_hand - 1)) - 1)
+    assert of(crowding.now(live, NOON_MS + 500), live, "far")[2] == 0.0
+
+
+def test_work_is_shared_by_replicas_and_sent_by_all_routers():
+    """
+    A router knows its own requests only; it takes the others to send as many.
+    """
+    records = [told("near", replica=f"r{i}", load=0.85) for i in range(4)]
+    routers = [
+        RouterState(source=f"{i:016x}", sequence=1, from_unix_ms=NOON_MS - 1000,
+                    to_unix_ms=NOON_MS)
+        for i in range(3)
+    ]  # fmt: skip
+    live = view(*records, *routers, pools=WORKING, prices={"near": Price(1.0, 1.0)})
+    crowding = Crowding(PRICING)
+    send(crowding, live, "near", 1, work_s=2.0)
+
+    _, load, _ = of(crowding.now(live, NOON_MS), live)
+
+    assert load == pytest.approx(1.0 + 2.0 * 3 / 4 / PRICING.load_target / FILL_S)
+
+
+def test_load_does_not_fall_below_nothing_while_telemetry_is_silent():
+    live = priced()
+
+    _, load, multiple = of(Crowding(PRICING).now(live, NOON_MS + 3_600_000), live)
+
+    assert load == 0.0
+    assert multiple == pytest.approx(math.exp(1 - PRICING.ascent.damping) - 1)
+
+
+def test_capacity_is_free_to_a_router_that_is_blind_to_prices():
+    live = priced()
+
+    crowd = Crowding(PRICING, priced=False).now(live, NOON_MS)
+
+    assert not crowd.multiple.any()
+    assert of(crowd, live)[1] == 1.0  # load is seen all the same
+
+
+def test_a_pool_in_which_requests_are_no_work_has_no_price():
+    """
+    There is nothing to charge, so a price would move nobody and only refuse; its load stays.
+    """
+    live = view(told("near", running=1, load=3.0), told("far"), prices={"near": Price(4.0, 3.0)})
+
+    _, load, multiple = of(Crowding(PRICING).now(live, NOON_MS + 2000), live)
+
+    assert (load, multiple) == (3.0, 0.0)
+
+
+def test_those_who_were_refused_are_not_counted_as_sent():
+    """
+    Neither those that no model fits nor those that were shed take up capacity.
+    """
+    full = Price(math.log1p(40.0), 1.0)
+    live = view(
+        told("near", running=1, load=0.85),
+        pools=(working("near"),),
+        prices={"near": full},
+    )
+    chooser = Chooser(Greedy(), PlacementOptions(), np.random.default_rng(0))
+    asked = requests(live, 3, ["small"], criticality=np.array([0, 3, 3], np.int8),
+                     cost_usd_max=[np.inf, np.inf, 1e-12])  # fmt: skip
+
+    choices = chooser.choose(asked, live, NOON_MS)
+
+    assert choices.shed.tolist() == [True, False, False]
+    assert choices.fits.tolist() == [True, True, False]
+    assert chooser._crowding.now(live, NOON_MS).waiting[0] == 1.0

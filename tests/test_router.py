@@ -15,10 +15,14 @@ from router_bench import NOON_MS, catalogue, outcomes
 from learners.context import BIAS, BIAS_FEATURE, N_FEATURES
 from learners.estimator import Estimates
 from learners.learned import Learned, MemoryOptions
-from learners.policy import EpsilonGreedy, Greedy, LinUcb, SquareCb, Thompson
+from learners.policy import EpsilonGreedy, Greedy, LinUcb, Policy, SquareCb, Thompson
 from serve.catalogue import Model, Pool
+from serve.crowding import Crowding
 from serve.live import Live, LiveOptions
-from serve.router import Choices, Requests, Verdict, route
+from serve.placement import PlacementOptions
+from serve.router import Choices, Requests, Verdict
+from serve.router import route as route_in_crowd
+from streams.prices import PricingOptions
 
 POLICIES = (Greedy(), EpsilonGreedy(), LinUcb(), Thompson(), SquareCb())
 lightly = settings(max_examples=60, deadline=None, derandomize=True)
@@ -35,16 +39,25 @@ def requests(n: int = 1, k: int = 2, **columns) -> Requests:
         "allowed": np.ones((n, k), bool),
         "cost_usd_max": np.full(n, np.inf),
         "latency_ms_max": np.full(n, np.inf),
+        "criticality": np.full(n, 2, np.int8),
     }
     return Requests(**plain | {name: np.asarray(value) for name, value in columns.items()})
 
 
-class Told:
+def route(asked: Requests, live: Live, policy: Policy, draws: np.ndarray) -> Choices:
+    """Decide where no pool is crowded; nobody is shed."""
+    crowd = Crowding(PricingOptions()).now(live, 0)
+    uniform = np.stack([draws, np.full(len(draws), 0.99)], axis=1)
+    return route_in_crowd(asked, live, crowd, policy, uniform, PlacementOptions())
+
+
+class Told(Live):
     """A live view whose estimator says what a test tells it."""
 
     def __init__(
         self, mean, *, deviation=None, noise=None, error_share=None, models: list[Model]
     ) -> None:
+        super().__init__(catalogue(models), Learned(MemoryOptions()), "encoder", LiveOptions())
         mean = np.asarray(mean, np.float32)  # (n, k, 3)
         n, k, _ = mean.shape
         self.estimates = Estimates(
@@ -55,7 +68,6 @@ class Told:
         )
         self.estimator = SimpleNamespace(estimate=lambda contexts: self.estimates)
         self.error_share = np.zeros(k) if error_share is None else np.asarray(error_share)
-        self.catalogue = catalogue(models)
 
 
 TWO = [
@@ -203,6 +215,7 @@ def test_verdicts_keep_their_numbers():
         "TOO_DEAR": 2,
         "TOO_SLOW": 3,
         "PROMPT_TOO_LONG": 4,
+        "NO_REPLICA": 5,
     }
 
 
@@ -410,6 +423,14 @@ def test_batch_is_decided_as_its_requests_one_by_one(policy):
 # --- pools -----------------------------------------------------------------------------------------
 
 
+def pool_of(live: Live) -> str:
+    """The pool that a request for "small" alone goes to."""
+    asked = requests(
+        k=len(live.catalogue), allowed=[[name == "small" for name in live.catalogue.names]]
+    )
+    return live.pool_names[route(asked, live, Greedy(), np.zeros(1)).pool[0]]
+
+
 def pool_chosen(*learned_of: tuple[str, dict[str, float]]) -> str:
     """Which of two pools of model "small" a view takes, after 50 outcomes in some of them."""
     learned = Learned(MemoryOptions())
@@ -417,7 +438,7 @@ def pool_chosen(*learned_of: tuple[str, dict[str, float]]) -> str:
         learned.update(outcomes("small", pool, **values))
     learned.history.settle()
     pools = [Pool(name=name, model="small") for name in ("near", "far")]
-    return Live(catalogue(pools=pools), learned, "encoder", LiveOptions()).pools[0]
+    return pool_of(Live(catalogue(pools=pools), learned, "encoder", LiveOptions()))
 
 
 def test_first_pool_is_taken_while_nothing_is_known():
@@ -463,4 +484,4 @@ def test_old_outcomes_of_a_pool_fade_within_hours():
 
     live = Live(catalogue(pools=pools), learned, "encoder", LiveOptions())
 
-    assert live.pools[0] == "near"
+    assert pool_of(live) == "near"

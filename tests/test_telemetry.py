@@ -52,14 +52,18 @@ def batch(
     explored: list[bool] | None = None,
     models: tuple[str, ...] = ("small", "large"),
     pool: list[int] | None = None,
+    wished: list[int] | None = None,
+    shed: list[bool] | None = None,
 ) -> DecidedBatch:
-    """Each model is called in a pool of its own, but for what `pool` says."""
+    """Each model is called in a pool of its own, and was wished for, but where it says otherwise."""
     return DecidedBatch(
         models,
         tuple(f"{model}-pool" for model in models),
         np.array(chosen, np.intp),
         np.array(chosen if pool is None else pool, np.intp),
         np.array(explored or [False] * len(chosen), bool),
+        np.array(chosen if wished is None else wished, np.intp),
+        np.array(shed or [False] * len(chosen), bool),
         tenants,
         np.array(tokens, np.float64),
     )
@@ -147,6 +151,7 @@ BAD = [
     (b"{", Reason.NOT_JSON),
     (b"\xff\xfe", Reason.NOT_JSON),
     (b'{"x":' + b"[" * 100_000, Reason.NOT_JSON),
+    (json.dumps({**POOL, "load": float("nan")}).encode(), Reason.NOT_JSON),
     (b"[]", Reason.BAD_FIELD),
     (b"{}", Reason.BAD_FIELD),
 ]
@@ -175,6 +180,8 @@ def test_bytes_that_are_no_record_are_refused_with_their_reason(value, reason):
         ("pool", "p" * 201, Reason.BAD_FIELD),
         ("model", None, Reason.BAD_FIELD),
         ("kv_use", 1.1, Reason.BAD_FIELD),
+        ("load", -0.1, Reason.BAD_FIELD),
+        ("load", 1e10, Reason.BAD_FIELD),
         ("queued", 10**10, Reason.BAD_FIELD),
         ("joules", -1.0, Reason.BAD_FIELD),
         ("state", "asleep", Reason.BAD_FIELD),
@@ -300,6 +307,69 @@ def test_catalogue_that_changes_within_a_window_is_counted_by_its_names():
     mix = {one.model: one.decisions for one in taken(window)["RouterState"].mix}
 
     assert mix == {"small": 1, "tiny": 1}
+
+
+def test_shed_requests_arrive_and_wish_but_are_no_decisions():
+    """
+    Of five requests two are shed. All arrive and say what they wished for, with their tokens; the
+    mix is of the other three, and so is what was explored.
+    """
+    window = RouterWindow()
+    window.count_batch(
+        batch(
+            [0, 0, 1, 0, 0],
+            ["a", "a", "a", "b", "b"],
+            [100, 50, 0, 7, 3],
+            explored=[True, False, False, True, False],
+            wished=[1, 1, 0, 1, 0],
+            shed=[True, False, False, False, True],
+        )
+    )
+
+    found = taken(window)
+
+    a, b = found["Workload"].classes
+    assert (a.name, a.arrivals, a.shed, b.name, b.arrivals, b.shed) == ("a", 3, 1, "b", 2, 1)
+    assert wishes(a) == {"small": (1, 0), "large": (2, 150)}
+    assert wishes(b) == {"small": (1, 3), "large": (1, 7)}
+    assert {(m.model, m.decisions, m.explored) for m in found["RouterState"].mix} == {
+        ("small", 2, 1),
+        ("large", 1, 0),
+    }
+
+
+def wishes(of_class: telemetry.ClassWindow) -> dict[str, tuple[int, int]]:
+    return {wish.model: (wish.requests, wish.prompt_tokens_sum) for wish in of_class.wishes}
+
+
+def test_wishes_of_many_classes_for_many_models_fit_a_record():
+    """
+    The least wished for are summed up, so that none is lost and the record is not too large.
+    """
+    models = tuple(f"provider/some-model-of-a-usual-name-{i:03d}" for i in range(255))
+    window = RouterWindow()
+    for name in range(CLASSES_MAX + 6):
+        chosen = [*range(255), *range(0, 255, 3)]
+        tenants = [f"tenant-{name}"] * len(chosen)
+        window.count_batch(batch(chosen, tenants, [10.0] * len(chosen), models=models))
+
+    classes = taken(window)["Workload"].classes  # decoded: it is not too large
+
+    for found in classes:
+        assert sum(wish.requests for wish in found.wishes) == found.arrivals
+        assert sum(wish.prompt_tokens_sum for wish in found.wishes) == found.prompt_tokens_sum
+        kept = [wish.model for wish in found.wishes if wish.model != OTHER]
+        assert set(kept) <= set(models[::3])
+
+
+def test_wishes_of_one_class_are_all_told():
+    models = tuple(f"m{i}" for i in range(255))
+    window = RouterWindow()
+    window.count_batch(batch(list(range(255)), [""] * 255, [0.0] * 255, models=models))
+
+    (found,) = taken(window)["Workload"].classes
+
+    assert wishes(found) == dict.fromkeys(models, (1, 0))
 
 
 def test_requests_for_one_model_are_counted_by_the_pool_they_went_to():
@@ -451,7 +521,7 @@ def test_the_page_names_every_field_reason_and_limit():
     """
     named = set(re.findall(r"`([a-z_]+)(?:\[\])?`", PAGE))
     for kind in (
-        telemetry.Workload, telemetry.ClassWindow, telemetry.RouterState, telemetry.MixWindow,
+        telemetry.Workload, telemetry.ClassWindow, telemetry.WishWindow, telemetry.RouterState, telemetry.MixWindow,
         telemetry.PoolState, telemetry.DispatchState, telemetry.DispatchWindow,
     ):  # fmt: skip
         for field in kind.__struct_fields__:

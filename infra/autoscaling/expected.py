@@ -70,7 +70,7 @@ class ExpectedDemand:
         self, options: ExpectedOptions, remembered: Mapping[str, Any] | None = None
     ) -> None:
         self._options = options
-        self._at_s = -math.inf
+        self.at_s = -math.inf  # of the last step
         self.series: dict[Key, Series] = {}
         for entry in (remembered or {}).get("series", ()):
             made = dict(entry["of"])
@@ -79,11 +79,11 @@ class ExpectedDemand:
                 made["heard_s"] = -math.inf
             self.series[(entry["class"], entry["model"])] = Series(**made)
         if remembered and remembered["at_s"] is not None:
-            self._at_s = remembered["at_s"]
+            self.at_s = remembered["at_s"]
 
     def observe(self, at_s: float, demands: Iterable[Demand]) -> list[str]:
         """One step's demand; returns what was not believed. Who is not named has none."""
-        passed_s, self._at_s = at_s - self._at_s, at_s
+        passed_s, self.at_s = at_s - self.at_s, at_s
         said, named = [], set()
         for demand in demands:
             key = (demand.class_name, demand.model)
@@ -115,7 +115,7 @@ class ExpectedDemand:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            "at_s": None if math.isinf(self._at_s) else self._at_s,
+            "at_s": None if math.isinf(self.at_s) else self.at_s,
             "series": [
                 {"class": key[0], "model": key[1], "of": self.series[key].as_dict()}
                 for key in sorted(self.series)
@@ -123,7 +123,7 @@ class ExpectedDemand:
         }
 
     def _idle(self, key: Key) -> bool:
-        return self._at_s - self.series[key].heard_s >= self._options.idle_s
+        return self.at_s - self.series[key].heard_s >= self._options.idle_s
 
     def _hear(self, key: Key, demand: Demand, at_s: float, passed_s: float) -> list[str]:
         name = f"{demand.class_name or 'requests'} for {demand.model}"

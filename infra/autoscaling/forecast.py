@@ -1,15 +1,18 @@
 """How many requests a second there will be in a few minutes, from how many there were.
 
-    observed rate ──▶ a value per minute ──┬─▶ level, fast and slow          ─┐
-                                           ├─▶ level + damped trend           ├─▶ mean ─▶ + margin
-                                           └─▶ level · yesterday's course     ─┘            ▲
+    observed rate ──▶ a value per minute ──┬─▶ the last one                  ─┐
+                                           ├─▶ level, fast and slow           ├─▶ mean ─▶ + margin
+                                           ├─▶ level + damped trend           │             ▲
+                                           └─▶ last · yesterday's course     ─┘             │
                                                       errors made so far, their quantile ───┘
 
-Four simple forecasts are kept side by side: two exponentially smoothed levels, a level with a damped
-trend (Gardner and McKenzie 1985), and, with a day of history, the level times what yesterday became
-of the same time of the day. At each horizon they are averaged with weights that fall with the
-absolute errors each of them made lately (Bates and Granger 1969). The margin is a quantile of the
-errors that the average itself made, relative to the root of the level, as those of arrivals are.
+Five simple forecasts are kept side by side: the last value, two exponentially smoothed levels, a
+level with a damped trend (Gardner and McKenzie 1985), and, with a day of history, the fast level
+times what yesterday became of the same time of the day. At each horizon they are averaged with
+weights that fall with the absolute errors each of them made lately (Bates and Granger 1969). The
+margin is a quantile of the errors that the average itself made, relative to the root of the level,
+as those of arrivals are; until there are many, it leans on the changes from one minute to the next
+(noise) and over five (drift, whose square grows with the horizon).
 
 The one rule: it knows its own history and nothing else, so it can be saved, and repeats itself.
 """
@@ -18,15 +21,23 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
+from statistics import NormalDist
 from typing import Any
 
 BIN_S = 60.0
 DAY = 1440  # bins
 HORIZONS = (2, 5, 10, 15)  # bins; between them it is interpolated
 AROUND = 7  # bins to either side of yesterday's, averaged: a minute alone is noise
+TREND_MAX = 1.5  # so many times the level at most: a jump is not a trend
+CHANGE_MAX = 9.0  # times the mean square counts of one change: a jump is not a habit
+LAGS = (1, 5)  # minutes
+CHANGE_SHARE = 0.05  # of the newest minute in the mean squares of changes
+LEANING = 30.0  # errors, that the spread of changes counts for
 RATIO_MAX = 5.0  # of yesterday's course; beyond, yesterday was another thing
+SINGLE = 5  # forecasts side by side
 SHARPNESS = 3.0  # of weights in errors: twice the error has an eighth of the weight
 
 
@@ -63,7 +74,8 @@ class Forecast:
         self._bins: deque[float] = deque(maxlen=options.kept)  # of the minutes before it
         self._levels = [0.0, 0.0, 0.0]  # fast, slow, with trend
         self._trend = 0.0
-        self._losses = [[0.0] * 4 for _ in HORIZONS]
+        self._changes = [0.1, 0.1]  # mean squares of changes over the lags, scaled
+        self._losses = [[0.0] * SINGLE for _ in HORIZONS]
         self._made: list[deque[list[float]]] = [deque(maxlen=h) for h in HORIZONS]
         self._errors: list[deque[float]] = [deque(maxlen=options.errors_kept) for _ in HORIZONS]
 
@@ -85,7 +97,9 @@ class Forecast:
         k = max(i for i, h in enumerate(HORIZONS[:-1]) if h <= horizon)
         share = (horizon - HORIZONS[k]) / (HORIZONS[k + 1] - HORIZONS[k])
         levels, trend = self._after(self._latest)
-        low, high = (self._combined(i, self._single(i, levels, trend)) for i in (k, k + 1))
+        low, high = (
+            self._combined(i, self._single(i, self._latest, levels, trend)) for i in (k, k + 1)
+        )
         mean = low + share * (high - low)
         margin = self._margin(k) + share * (self._margin(k + 1) - self._margin(k))
         return Expected(mean=mean, upper=max(0.0, mean + margin * _scale(mean)))
@@ -95,13 +109,18 @@ class Forecast:
     def _close(self) -> None:
         """The newest rate was its minute's: tell forecasts by it, then make those from here on."""
         rate = self._latest
+        for k, lag in enumerate(LAGS):
+            if len(self._bins) >= lag:
+                change = (rate - self._bins[-lag]) / _scale(self._bins[-lag])
+                square = min(change * change, CHANGE_MAX * self._changes[k])
+                self._changes[k] += CHANGE_SHARE * (square - self._changes[k])
         for i, made in enumerate(self._made):
             if len(made) == HORIZONS[i]:
                 self._judge(i, made[0], rate)
         self._levels, self._trend = self._after(rate)
         self._bins.append(rate)
         for i, made in enumerate(self._made):
-            single = self._single(i, self._levels, self._trend)
+            single = self._single(i, rate, self._levels, self._trend)
             made.append([self._combined(i, single), *single])
 
     def _judge(self, i: int, made: list[float], rate: float) -> None:
@@ -122,18 +141,14 @@ class Forecast:
 
     # --- what is said of a horizon
 
-    def _single(self, i: int, levels: list[float], trend: float) -> list[float]:
-        """The four forecasts, each not negative."""
+    def _single(self, i: int, last: float, levels: list[float], trend: float) -> list[float]:
+        """The five forecasts, each not negative."""
         fast, slow, level = levels
         damping, h = self._options.damping, HORIZONS[i]
         ahead = damping * (1.0 - damping**h) / (1.0 - damping)
         course = self._yesterday(h)
-        return [
-            fast,
-            slow,
-            max(0.0, level + ahead * trend),
-            fast if course is None else slow * course,
-        ]
+        rising = min(max(level + ahead * trend, level / TREND_MAX), level * TREND_MAX)
+        return [last, fast, slow, rising, fast if course is None else fast * course]
 
     def _yesterday(self, h: int) -> float | None:
         """What the same time of yesterday became h minutes later, as a ratio; None: unknown."""
@@ -155,10 +170,14 @@ class Forecast:
         return sum(w * one for w, one in zip(weights, single, strict=True)) / sum(weights)
 
     def _margin(self, i: int) -> float:
-        errors = sorted(self._errors[i])
-        if len(errors) < 10:
-            return 0.3
-        return errors[min(len(errors) - 1, int(self._options.quantile * len(errors)))]
+        o, errors = self._options, sorted(self._errors[i])
+        short, long = self._changes
+        drift = max(0.0, (long - short) / (LAGS[1] - LAGS[0]))  # what does not even out
+        spread = math.sqrt(short / 2.0 + drift * HORIZONS[i]) * NormalDist().inv_cdf(o.quantile)
+        if not errors:
+            return spread
+        found = errors[min(len(errors) - 1, int(o.quantile * len(errors)))]
+        return (len(errors) * found + LEANING * spread) / (len(errors) + LEANING)
 
     # --- saved and restored
 
@@ -170,6 +189,7 @@ class Forecast:
             "bins": list(self._bins),
             "levels": list(self._levels),
             "trend": self._trend,
+            "changes": list(self._changes),
             "losses": [list(one) for one in self._losses],
             "made": [[list(one) for one in made] for made in self._made],
             "errors": [list(one) for one in self._errors],
@@ -181,6 +201,7 @@ class Forecast:
         found = cls(options)
         found._bin, found._latest, found._trend = saved["bin"], saved["latest"], saved["trend"]
         found._bins.extend(saved["bins"])
+        found._changes = list(saved["changes"])
         found._levels = list(saved["levels"])
         found._losses = [list(one) for one in saved["losses"]]
         for i, (made, errors) in enumerate(zip(saved["made"], saved["errors"], strict=True)):

@@ -2,14 +2,14 @@
 
     asks:   so many requests a second want this model      n_p    replicas of pool p, whole
     offers: a pool, what its replica costs and carries     x_dp   share of ask d that pool p takes
-                                                           s_d    share that nobody takes
+                                                           s_dr   share that nobody takes, by rank
 
     minimise  horizon · Σ usd_p · n_p          GPUs, for as long as a plan is looked ahead
               + Σ start_p · (more than now)    a starting replica is paid for, too
               + Σ change · |other than now|    nothing changes for nothing
-              + horizon · Σ loss_dp · rate_d · x_dp     another model than was wished for
-              + Σ unmet_d · s_d                dearest; the more critical the more so
-    so that   Σ_p x_dp + s_d = 1,   Σ_d work_dp · x_dp ≤ load_max_p · n_p,
+              + horizon · Σ loss_dp · x_dp     another model than was wished for
+              + Σ unmet_dr · s_dr              dearest; the more critical (r) the more so
+    so that   Σ_p x_dp + Σ_r s_dr = 1,   Σ_d work_dp · x_dp ≤ load_max_p · n_p,
               Σ_p gpus_p · n_p ≤ GPUs there are of a type,   least_p ≤ n_p ≤ most_p
 
 The one rule: the same asks and offers give the same mix. It stops at a gap or a number of nodes,
@@ -34,9 +34,9 @@ class MixOptions:
     """What a solution may cost in exactness."""
 
     horizon_s: float = 900.0  # a replica is bought for a quarter of an hour: forecasts end there
-    change_usd: float = 0.02  # per replica: half a minute of an H100, against to and fro
-    gap: float = 0.005  # of the cost: a plan is renewed before such a difference adds up
-    nodes_max: int = 200  # of the search tree; more is the rare tie between equals
+    change_usd: float = 0.05  # per replica: a minute and a half of an H100, against to and fro
+    gap: float = 0.01  # of the cost: a plan is renewed before such a difference adds up
+    nodes_max: int = 50  # of the search tree; more is the rare tie between equals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +55,20 @@ class Offer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unmet:
+    """A part of an ask, and what it costs if nobody takes it."""
+
+    share: float
+    usd: float  # over the horizon, if all of the ask were of this part
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
     """Requests that are to be carried; one entry per offer, in the offers' order."""
 
     work_per_s: tuple[float, ...]  # replicas' worth of work, if that pool took them all
-    loss_usd_per_s: tuple[float, ...]  # of quality, if that pool took them all; inf: it may not
-    unmet_usd: float  # if nobody took them, over the horizon
+    loss_usd_per_s: tuple[float, ...]  # of quality, if that pool took them all
+    unmet: tuple[Unmet, ...]  # shares add up to 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,41 +86,38 @@ def cheapest(
 ) -> Mix | None:
     """The best mix; None if the solver found none, which a caller treats as no news."""
     n, d = len(offers), len(asks)
-    if not n:
-        return Mix(replicas=(), shares=np.zeros((d, 0)), unmet=np.ones(d), proved=True)
-    # Columns: replicas (n), more (n), fewer (n), shares (d·n), unmet (d).
-    loss = np.array([ask.loss_usd_per_s for ask in asks], np.float64).reshape(d, n)
-    allowed = np.isfinite(loss)
+    parts = [(i, part) for i, ask in enumerate(asks) for part in ask.unmet]
+    # Columns: replicas (n), more than now (n), shares (d·n), parts unmet. Fewer than now is what is
+    # more, less the difference: |other| = 2 · more − (replicas − now).
     usd = np.array([offer.usd_per_s for offer in offers]) * options.horizon_s
     start = np.array([offer.start_usd for offer in offers])
+    loss = np.array([ask.loss_usd_per_s for ask in asks]).reshape(d * n)
     objective = np.concatenate([
-        usd,
-        start + options.change_usd,
-        np.full(n, options.change_usd),
-        np.where(allowed, loss, 0.0).ravel() * options.horizon_s,
-        [ask.unmet_usd for ask in asks],
+        usd - options.change_usd,
+        start + 2.0 * options.change_usd,
+        loss * options.horizon_s,
+        [part.usd for _, part in parts],
     ])  # fmt: skip
     least, most = _limits(offers, gpus)
-    bounds = Bounds(
-        np.concatenate([least, np.zeros(2 * n + d * n + d)]),
-        np.concatenate([most, np.full(2 * n, np.inf), allowed.ravel().astype(float), np.ones(d)]),
-    )
-    integrality = np.zeros(len(objective))
-    integrality[:n] = 1
     found = milp(
         objective,
-        integrality=integrality,
-        bounds=bounds,
-        constraints=_constraints(asks, offers, gpus),
-        options={"mip_rel_gap": options.gap, "node_limit": options.nodes_max},
+        integrality=np.repeat([1, 0], [n, len(objective) - n]),
+        bounds=Bounds(
+            np.concatenate([least, np.zeros(len(objective) - n)]),
+            np.concatenate([most, most, np.ones(d * n), [part.share for _, part in parts]]),
+        ),
+        constraints=_constraints(asks, offers, gpus, [i for i, _ in parts]),
+        # With presolve HiGHS now and then prints, whatever it is told (jump-dev/HiGHS.jl 312),
+        # and a programme of this size is no faster with it.
+        options={"mip_rel_gap": options.gap, "node_limit": options.nodes_max, "presolve": False},
     )
     if found.x is None:
         return None
-    shares = found.x[3 * n : 3 * n + d * n].reshape(d, n)
+    shares = np.clip(found.x[2 * n : 2 * n + d * n], 0.0, 1.0).reshape(d, n)
     return Mix(
-        replicas=tuple(int(round(one)) for one in found.x[:n]),
-        shares=np.clip(shares, 0.0, 1.0),
-        unmet=np.clip(found.x[3 * n + d * n :], 0.0, 1.0),
+        replicas=tuple(round(one) for one in found.x[:n].tolist()),
+        shares=shares,
+        unmet=np.clip(1.0 - shares.sum(axis=1), 0.0, 1.0),
         proved=found.status == 0,
     )
 
@@ -122,26 +127,28 @@ def _limits(offers: Sequence[Offer], gpus: Mapping[str, int]) -> tuple[Floats, F
     left = dict(gpus)
     least, most = np.zeros(len(offers)), np.zeros(len(offers))
     for k, offer in enumerate(offers):
-        room = left.get(offer.gpu, 0) // offer.gpus_per_replica
+        room = max(0, left.get(offer.gpu, 0)) // offer.gpus_per_replica
         least[k] = max(0, min(offer.least, offer.most, room))
         left[offer.gpu] = left.get(offer.gpu, 0) - int(least[k]) * offer.gpus_per_replica
-        most[k] = max(least[k], min(offer.most, gpus.get(offer.gpu, 0) // offer.gpus_per_replica))
+        there = max(0, gpus.get(offer.gpu, 0)) // offer.gpus_per_replica
+        most[k] = max(least[k], min(offer.most, there))
     return least, most
 
 
 def _constraints(
-    asks: Sequence[Ask], offers: Sequence[Offer], gpus: Mapping[str, int]
+    asks: Sequence[Ask], offers: Sequence[Offer], gpus: Mapping[str, int], parts: Sequence[int]
 ) -> LinearConstraint:
-    """All rows, each between two bounds."""
+    """All rows, each between two bounds; `parts`: the asks that parts are of."""
     n, d = len(offers), len(asks)
-    rows = _Rows(3 * n + d * n + d)
+    rows = _Rows(2 * n + d * n + len(parts))
     for k, offer in enumerate(offers):
-        rows.add([(k, 1.0), (n + k, -1.0), (2 * n + k, 1.0)], offer.now, offer.now)
-        carried = [(3 * n + i * n + k, ask.work_per_s[k]) for i, ask in enumerate(asks)]
+        rows.add([(k, 1.0), (n + k, -1.0)], -np.inf, float(offer.now))
+        carried = [(2 * n + i * n + k, ask.work_per_s[k]) for i, ask in enumerate(asks)]
         rows.add([*carried, (k, -offer.load_max)], -np.inf, 0.0)
     for i in range(d):
-        taken = [(3 * n + i * n + k, 1.0) for k in range(n)]
-        rows.add([*taken, (3 * n + d * n + i, 1.0)], 1.0, 1.0)
+        taken = [(2 * n + i * n + k, 1.0) for k in range(n)]
+        unmet = [(2 * n + d * n + j, 1.0) for j, of in enumerate(parts) if of == i]
+        rows.add(taken + unmet, 1.0, 1.0)
     for gpu in sorted({offer.gpu for offer in offers}):
         of = [(k, float(o.gpus_per_replica)) for k, o in enumerate(offers) if o.gpu == gpu]
         rows.add(of, -np.inf, float(max(0, gpus.get(gpu, 0))))

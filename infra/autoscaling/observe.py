@@ -14,7 +14,15 @@ from collections.abc import Mapping
 from infra.autoscaling.observed import Demand, Observed, PoolCondition
 from infra.fleet import Fleet
 from streams.fleet_state import FleetState
-from streams.fleet_view import SILENT_MS, SPANS_MS, Load, loads, spans, wishes
+from streams.fleet_view import (
+    SILENT_MS,
+    SPANS_MS,
+    Load,
+    heard_within,
+    loads,
+    spans,
+    wishes,
+)
 from streams.prices import Prices
 from streams.tally import parted
 
@@ -79,9 +87,10 @@ def _condition(
 
 def _decided_per_s(state: FleetState, now_ms: int) -> dict[str, float]:
     """Decisions a second for every pool, over the last minute."""
-    span_ms, found = SPANS_MS["1m"], {}
-    for share, tally in spans(state, now_ms, span_ms):
+    heard_s = heard_within(state, now_ms, SPANS_MS["1m"]) / 1000.0
+    found: dict[str, float] = {}
+    for share, tally in spans(state, now_ms, SPANS_MS["1m"]):
         for key, mix in tally.mix.items():
             pool = parted(key)[1]
-            found[pool] = found.get(pool, 0.0) + share * mix.decisions * 1000 / span_ms
+            found[pool] = found.get(pool, 0.0) + share * mix.decisions / heard_s
     return found

@@ -23,12 +23,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from infra.autoscaling.alone import alone, decided
 from infra.autoscaling.corrections import Corrections
 from infra.autoscaling.expected import ExpectedDemand, ExpectedOptions
 from infra.autoscaling.mix import MixOptions
+from infra.autoscaling.needs import Needs
 from infra.autoscaling.observed import Observed, Plan
-from infra.autoscaling.sizing import Needs, Sizing, SizingOptions
+from infra.autoscaling.sizing import Sizing, SizingOptions
 from infra.autoscaling.steady import Limits, Steady, SteadyOptions
+from infra.autoscaling.survivors import held
 from infra.autoscaling.wording import Wording
 from infra.fleet import Fleet, PoolPlan
 from infra.latency_target import LatencyTarget
@@ -72,7 +75,7 @@ class Planner:
         """`rates` by pool, `quality` (0 to 1) by model, `remembered` as `as_dict` told it."""
         self._options = options = options or PlannerOptions()
         remembered = remembered or {}
-        self._fleet = fleet
+        self._fleet, self._rates, self._target = fleet, dict(rates), target
         self._pools = {p.name: p for p in fleet.pools if p.gpu is not None and p.name in rates}
         self._gpus = {gpu.name: gpu for gpu in fleet.gpus}
         self._demand = ExpectedDemand(options.expected, remembered.get("demand"))
@@ -102,8 +105,8 @@ class Planner:
         limits, gpus = self._limits(observed)
         now = {pool: before.replicas.get(pool, 0) for pool in self._pools}
         needs = self._needs(observed, now, limits, gpus)
-        held = self._sizing.held(needs, self._demand, observed.pools, now)
-        settled = self._steady.settle(at_s, now, needs.replicas, limits, gpus, held)
+        kept = held(self._pools, needs, observed.pools)
+        settled = self._steady.settle(at_s, now, needs.replicas, limits, gpus, kept)
         self._steady.planned(at_s, settled)
         routers = self._routers(observed, before.routers)
         replicas = {p.name: settled.get(p.name, p.replicas) for p in self._fleet.pools}
@@ -159,16 +162,15 @@ class Planner:
         return said
 
     def _limits(self, observed: Observed) -> tuple[dict[str, Limits], dict[str, int]]:
-        gpus = {
-            name: max(0, int(observed.gpus_available.get(name, gpu.available)))
-            for name, gpu in self._gpus.items()
-        }
+        gpus = {}
+        for name, gpu in self._gpus.items():
+            there = observed.gpus_available.get(name, gpu.available)
+            gpus[name] = max(0, int(there if math.isfinite(there) else gpu.available))
         limits = {}
         for name, pool in self._pools.items():
-            there = observed.pools.get(name)
-            room = gpus[_gpu(pool)] // pool.gpus_per_replica
-            most = 0 if there is not None and not there.available else pool.replicas_max
-            most = min(most, room)
+            condition = observed.pools.get(name)
+            lost = condition is not None and not condition.available
+            most = 0 if lost else min(pool.replicas_max, gpus[_gpu(pool)] // pool.gpus_per_replica)
             limits[name] = Limits(
                 gpu=_gpu(pool),
                 gpus_per_replica=pool.gpus_per_replica,
@@ -191,9 +193,13 @@ class Planner:
             return self._sizing.together(
                 self._demand, factors, self._usd_per_hour, now, limits, gpus
             )
-        decided = self._sizing.decided(observed.pools, self._demand)
-        self._decided.observe(observed.at_s, decided)
-        return self._sizing.alone(self._demand, self._decided, self._usd_per_hour, limits, gpus)
+        o = self._options.sizing
+        asked = decided(self._pools, observed.pools, self._demand, o)
+        self._decided.observe(observed.at_s, asked)
+        return alone(
+            self._pools, self._rates, self._target, o, self._demand, self._decided,
+            self._sizing.lead_s, self._usd_per_hour, limits, gpus,
+        )  # fmt: skip
 
     def _routers(self, observed: Observed, now: int) -> int:
         o, busy = self._options.routers, observed.router_busy_share

@@ -19,12 +19,14 @@ from dataclasses import dataclass, replace
 
 from ray import serve as ray_serve
 from ray.exceptions import RayError
-from ray.serve.schema import DeploymentStatusOverview
+from ray.serve.schema import DeploymentStatus, DeploymentStatusOverview
 
 from infra.autoscaling.observed import Observed, PoolCondition
 from infra.pools import POOLS_APP
 
 STARTING, DRAINING = "STARTING", "STOPPING"
+ILL = (DeploymentStatus.UNHEALTHY, DeploymentStatus.DEPLOY_FAILED)
+AS_PLANNED = ("Upscaling from", "Downscaling from")  # how Ray Serve's words begin, if all is well
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +57,14 @@ def pool_replicas() -> dict[str, PoolReplicas]:
 def _replicas(of: DeploymentStatusOverview) -> PoolReplicas:
     states = of.replica_states
     starting, draining = states.get(STARTING, 0), states.get(DRAINING, 0)
+    # What was said of a replica that was slow stays there when it has come.
+    well = not starting and of.status not in ILL
     return PoolReplicas(
         # Of whatever other state Ray says: its process is there and answers.
         ready=sum(states.values()) - starting - draining,
         starting=starting,
         draining=draining,
-        problem=of.message,
+        problem="" if well or of.message.startswith(AS_PLANNED) else of.message,
     )
 
 
@@ -82,10 +86,16 @@ def problems(
 ) -> tuple[str, ...]:
     """A line for every pool that Ray Serve says something new of."""
     return tuple(
-        f"{pool}: {of.ready} ready, {of.starting} starting: {of.problem}"
+        f"{pool}: {of.ready} ready, {of.starting} starting: {_one_line(of.problem)}"
         for pool, of in sorted(now.items())
         if of.problem and of.problem != before.get(pool, PoolReplicas()).problem
     )
+
+
+def _one_line(problem: str) -> str:
+    """Of a traceback, what happened and why."""
+    first, *others = problem.strip().splitlines()
+    return f"{first} … {others[-1]}" if others else first
 
 
 @contextmanager

@@ -14,7 +14,7 @@ The one rule: all delays are in seconds, never in steps.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Set
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,19 +57,21 @@ class Steady:
         needed: Mapping[str, int],
         limits: Mapping[str, Limits],
         gpus: Mapping[str, int],
-        held: Set[str] = frozenset(),
+        held: Collection[str] = (),
     ) -> Replicas:
         """What is to be had: not fewer than any plan of the last minutes needed, as far as it may.
 
         All keys are pools; `needed` is within the limits and the GPUs. Those `held` don't shrink.
         """
+        if not self._needed:  # whoever started what is there had a reason
+            self._remember(self._needed, at_s, now, self._options.down_s)
         self._remember(self._needed, at_s, needed, self._options.down_s)
         wanted = {}
         for pool in limits:
             lately = max(one.get(pool, 0) for _, one in self._needed)
             lately = max(lately, now[pool] if pool in held else 0)
             kept = max(needed[pool], min(now[pool], lately))
-            wanted[pool] = min(kept, self._growth(at_s, pool, now[pool]))
+            wanted[pool] = min(kept, self._growth(pool, now[pool]))
         return within(wanted, needed, limits, gpus)
 
     def planned(self, at_s: float, replicas: Mapping[str, int]) -> None:
@@ -83,7 +85,7 @@ class Steady:
             "planned": [[at_s, dict(one)] for at_s, one in self._planned],
         }
 
-    def _growth(self, at_s: float, pool: str, now: int) -> int:
+    def _growth(self, pool: str, now: int) -> int:
         """The most replicas that it may have at this time."""
         o = self._options
         before = [one.get(pool, 0) for _, one in self._planned]

@@ -1,23 +1,27 @@
 """What an emulated replica can carry within a latency target, and how near to it it is.
 
-The coefficients of its iteration are those of `learners.work`. Its *load* is told from what it did:
+The coefficients of its iteration are those of `learners.work`. Its *load* is told from what came and
+from what it is behind with:
 
-    load = work done in the window / window  +  time to read the prompts that wait / target
+    load = work that came per second, lately  +  time to read the prompts that wait / target
+                                              +  time per token / target − 1, where that is more
 
-Work done is the time of iterations without their fixed part, over the share of the target that the
-fixed part leaves. It stops at what a replica can do; what waits has no such bound, so a load well
-above one says how much too much there is.
+What comes, not what is done: that stops at what a replica can do. Lately is the last few seconds,
+later ones count more. The other two are zero while it keeps up, and have no bound when it does not.
 
 The one rule: 1 means as much as it carries within the target, on every GPU alike.
 """
 
 from __future__ import annotations
 
+import math
+
 from infra.emulator.engine import Engine
 from infra.emulator.performance import Performance
 from infra.latency_target import LatencyTarget
 from learners.work import WorkRates
 
+FLOW_S = 5.0  # what came is averaged over: a few requests even of a slow replica
 FIXED_SHARE_MAX = 0.95  # of the target; a replica slower than that is sized as if it just met it
 
 
@@ -44,17 +48,25 @@ class LoadGauge:
     def __init__(self, engine: Engine, target: LatencyTarget) -> None:
         self._engine, self._target = engine, target
         self._rates = rates_of(engine.performance, target)
+        self._came_s = self._flow = 0.0
         self._looked = (engine.now_s, engine.busy_s, engine.iterations)
 
+    def came(self, prompt_tokens: int, output_tokens: int) -> None:
+        """A request was submitted."""
+        self._came_s += self._rates.work_s(prompt_tokens, output_tokens)
+
     def read(self) -> float:
-        """The load since the last look; advance the engine first. 0 if no time has passed."""
-        engine, rates = self._engine, self._rates
+        """The load now; advance the engine first."""
+        engine, target = self._engine, self._target
         before_s, busy_s, iterations = self._looked
         self._looked = (engine.now_s, engine.busy_s, engine.iterations)
         window_s = engine.now_s - before_s
-        if window_s <= 0.0:
-            return 0.0
-        fixed_s = rates.fixed_s * (engine.iterations - iterations)
-        done_s = max(0.0, engine.busy_s - busy_s - fixed_s) / (1.0 - rates.fixed_s / rates.tpot_s)
-        waiting_s = engine.waiting_prompt_tokens * rates.prompt_token_s
-        return done_s / window_s + waiting_s / self._target.ttft_s
+        if window_s > 0.0:
+            kept = math.exp(-window_s / FLOW_S)
+            self._flow = kept * self._flow + (1.0 - kept) * self._came_s / window_s
+            self._came_s = 0.0
+        waiting_s = engine.waiting_prompt_tokens * self._rates.prompt_token_s
+        iterations = engine.iterations - iterations
+        token_s = (engine.busy_s - busy_s) / iterations if iterations else 0.0
+        late = max(0.0, token_s / target.tpot_s - 1.0)
+        return self._flow + waiting_s / target.ttft_s + late

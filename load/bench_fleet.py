@@ -1,0 +1,353 @@
+"""The whole fleet in virtual time: what Fairlead costs and keeps, beside its rivals and a bound.
+
+    for every trace:   Fairlead, and with the coupling cut in three ways ─┐
+                       rivals: tuned on a stretch, then run on all of it ─┼─▶ figures, ratios
+                       the clairvoyant bound                             ─┘
+    overload, and how fast the simulation is
+
+Runs are independent and go to two processes. The figures do not depend on which run is where.
+
+The one rule: all policies of a trace answer the same requests, and every request counts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from load import overload
+from load.clairvoyant import ClairvoyantOptions, bound, wishes
+from load.fleet_picture import Curves, Watched, curves_of, draw
+from load.fleet_runs import built, first_replicas, run_on, scaler_of, simulate_with, with_fleet
+from load.fleet_scenario import (
+    BUILT,
+    MARKET,
+    Scenario,
+    ScenarioOptions,
+    between,
+    homogeneous,
+    work_s_of,
+)
+from load.overload import OverloadOptions
+from load.pool_limits import LimitOptions
+from load.traces import HOUR_S, DiurnalOptions
+from load.tuning import (
+    AUTOSCALER_BLIND,
+    BOTH_BLIND,
+    FAIRLEAD,
+    QUEUE_LENGTH,
+    ROUTER_BLIND,
+    UTILISATION,
+    Contender,
+    Grid,
+    Tuned,
+    best_homogeneous,
+    tune,
+)
+
+Say = Callable[[str], None]
+OURS = {
+    "fairlead": FAIRLEAD,
+    "router_blind": ROUTER_BLIND,
+    "autoscaler_blind": AUTOSCALER_BLIND,
+    "both_blind": BOTH_BLIND,
+}
+RIVALS = ("ray_default", "hpa", "homogeneous")
+DIGITS = {
+    "within_target": 5,
+    "gpu_cost_usd": 3,
+    "quality": 4,
+    "joules_per_request": 2,
+    "replica_changes_per_h": 2,
+}
+SPEED_POOLS, SPEED_S = 10, 120.0  # of the run that tells the simulation's speed
+FULL_ENOUGH = 0.9  # a type of GPU that is fuller than this at the peak is not tried alone
+PICTURED = "diurnal"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetBench:
+    """What is run."""
+
+    scenarios: ScenarioOptions = field(default_factory=ScenarioOptions)
+    traces: tuple[str, ...] = ("diurnal", "azure", "mooncake")  # the longest first
+    queue_length: Grid = QUEUE_LENGTH
+    utilisation: Grid = UTILISATION
+    clairvoyant: ClairvoyantOptions = field(default_factory=ClairvoyantOptions)
+    overload: OverloadOptions | None = field(default_factory=OverloadOptions)
+    workers: int = 2
+    picture: Path | None = None
+
+
+def quick() -> FleetBench:
+    """Under a minute: a few minutes of each trace, fewer users, two settings per rival."""
+    return FleetBench(
+        scenarios=ScenarioOptions(
+            azure_users=5.0,
+            azure_s=(1500.0, 1860.0),
+            azure_tuning_s=(1200.0, 1380.0),
+            mooncake_users=2.0,
+            mooncake_s=(0.0, 600.0),
+            mooncake_tuning_s=(600.0, 900.0),
+            diurnal=DiurnalOptions(requests_per_s=4.0, days=0.5),
+            diurnal_s=(8 * HOUR_S, 8.5 * HOUR_S),
+            diurnal_tuning_s=(7.75 * HOUR_S, 8 * HOUR_S),
+        ),
+        queue_length=Grid(scaling="queue_length", targets=(0.15, 0.3), layouts=("cheapest_first",)),
+        utilisation=Grid(scaling="utilisation", targets=(0.5, 0.7), layouts=("cheapest_first",)),
+        clairvoyant=ClairvoyantOptions(limits=LimitOptions(requests=500, halvings=2)),
+        overload=OverloadOptions(
+            market_share=0.25,
+            static_s=60.0,
+            halvings=2,
+            ramp_s=120.0,
+            top_s=40.0,
+            multiples=(2.0, 4.0),
+        ),
+    )
+
+
+def measure(options: FleetBench, say: Say) -> dict[str, Any]:
+    """Run everything."""
+    began_s = time.monotonic()
+
+    def told(text: str) -> None:
+        say(f"{time.monotonic() - began_s:5.0f} s  {text}")
+
+    context = get_context("spawn")
+    with (
+        ProcessPoolExecutor(options.workers, mp_context=context) as processes,
+        ThreadPoolExecutor(len(options.traces) + 2) as threads,
+    ):
+        # Alone first: a neighbour would slow it down.
+        speed = processes.submit(simulated_requests_per_s, options).result()
+        told(f"{speed:,.0f} simulated requests per second of one core with {SPEED_POOLS} pools")
+        traces = {n: threads.submit(_trace, n, options, processes, told) for n in options.traces}
+        beyond = threads.submit(_overload, options, processes, told) if options.overload else None
+        found = {name: one.result() for name, one in traces.items()}
+        overloaded = beyond.result() if beyond else None
+    return {
+        "traces": {name: one["policies"] for name, one in found.items()},
+        "overload": overloaded,
+        "simulated_requests_per_s": round(speed),
+        "ratios": {name: one["ratios"] for name, one in found.items()},
+        "tuned": {name: one["tuned"] for name, one in found.items()},
+        "requests": {name: one["requests"] for name, one in found.items()},
+        "peak_gpus": {name: one["peak_gpus"] for name, one in found.items()},
+        "bound_unserved": {name: one["bound_unserved"] for name, one in found.items()},
+        "digests": {name: one["digests"] for name, one in found.items()},
+        "seed": options.scenarios.seed,
+        "seconds": round(time.monotonic() - began_s),
+    }
+
+
+# --- in a worker
+
+
+def simulated_requests_per_s(options: FleetBench) -> float:
+    """Of one core, with ten pools, on the first minutes of the Azure trace."""
+    of = built("azure", options.scenarios)
+    pools = of.fleet.pools[-SPEED_POOLS:]
+    served = {pool.model for pool in pools}
+    pools = (*pools[len(set(of.catalogue.names) - served) :],) + tuple(
+        next(pool for pool in of.fleet.pools if pool.model == model)
+        for model in of.catalogue.names
+        if model not in served
+    )
+    of = with_fleet(of, replace(of.fleet, pools=pools))
+    of = replace(of, traffic=between(of.traffic, 0.0, SPEED_S))
+    first = first_replicas(of, FAIRLEAD)
+    scaler = scaler_of(of, FAIRLEAD, first)
+    done = simulate_with(of, first, scaler, FAIRLEAD, options.scenarios.seed)
+    return done.simulated_requests_per_s
+
+
+def run_contender(
+    name: str, options: ScenarioOptions, contender: Contender, *, tuning: bool
+) -> dict[str, Any]:
+    """One run's figures, its most GPUs at once, and its digest."""
+    done = run_on(name, options, contender, tuning=tuning)
+    of = built(name, options)
+    fleet = of.fleet if contender.gpu is None else homogeneous(contender.gpu)
+    gpus = np.array([pool.gpus_per_replica for pool in fleet.pools])
+    series = done.replicas
+    running = (series.ready + series.starting + series.draining) @ gpus
+    return {
+        **done.figures(),
+        "requests": len(done.traffic),
+        "peak_gpus": int(running.max(initial=0)),
+        "digest": done.digest(),
+    }
+
+
+def run_pictured(name: str, options: ScenarioOptions) -> Curves:
+    """Fairlead's curves on a trace."""
+    of = built(name, options)
+    first = first_replicas(of, FAIRLEAD)
+    watched = Watched(scaler_of(of, FAIRLEAD, first))
+    done = simulate_with(of, first, watched, FAIRLEAD, options.seed)
+    return curves_of(done, of, watched)
+
+
+def run_bound(name: str, options: ScenarioOptions, how: ClairvoyantOptions) -> dict[str, float]:
+    """The clairvoyant bound's figures."""
+    found = bound(built(name, options), how, options.seed)
+    return {
+        "within_target": 1.0,
+        "gpu_cost_usd": found.gpu_cost_usd,
+        "quality": found.quality,
+        "joules_per_request": found.joules_per_request,
+        "replica_changes_per_h": found.replica_changes_per_h,
+        "unserved": found.unserved,
+    }
+
+
+def types_that_carry(name: str, options: ScenarioOptions) -> list[str]:
+    """GPU types of which there are enough for every model at the tuning stretch's peak minute."""
+    of = built(name, options)
+    of = replace(of, traffic=of.tuning)
+    found = {gpu: _fullness(of, gpu) for gpu in MARKET if homogeneous(gpu) is not None}
+    carrying = [gpu for gpu, full in found.items() if full <= FULL_ENOUGH]
+    return carrying or [min(found, key=lambda gpu: found[gpu])]
+
+
+def _fullness(of: Scenario, gpu: str) -> float:
+    """GPUs needed at full load in the busiest minute, over those there are."""
+    fleet = homogeneous(gpu)
+    assert fleet is not None
+    wished = wishes(of)
+    work_s = work_s_of(fleet, of.traffic, of.target)
+    minute = (of.traffic.at_s / 60.0).astype(int)
+    total = np.zeros(minute.max(initial=0) + 1)
+    for column, pool in enumerate(fleet.pools):
+        rows = wished == of.table.models.index(pool.model)
+        work = np.bincount(minute[rows], work_s[rows, column], minlength=len(total))
+        total += work / 60.0 * pool.gpus_per_replica
+    return float(total.max() / MARKET[gpu][1])
+
+
+def overload_base(options: ScenarioOptions, how: OverloadOptions) -> tuple[float, float]:
+    """The static fleet's rate, and the mean quality of its model."""
+    of = overload.tried_scenario(options, how)
+    largest = of.table.quality[:, of.table.models.index(overload.LARGEST)].mean()
+    return overload.static_rate(of, how), float(largest)
+
+
+def overload_at(
+    options: ScenarioOptions, how: OverloadOptions, base: float, multiple: float
+) -> dict[str, float]:
+    """What comes of one multiple of it."""
+    return overload.at_multiple(overload.tried_scenario(options, how), base, multiple, how)
+
+
+# --- in the main process: what runs after what
+
+
+def _trace(
+    name: str, options: FleetBench, processes: ProcessPoolExecutor, say: Say
+) -> dict[str, Any]:
+    """All policies on one trace."""
+    scenarios = options.scenarios
+
+    def submit(contender: Contender, *, tuning: bool) -> Future:
+        return processes.submit(run_contender, name, scenarios, contender, tuning=tuning)
+
+    def run_all(contenders: Sequence[Contender]) -> list[Mapping[str, float]]:
+        runs = [submit(contender, tuning=True) for contender in contenders]
+        return [one.result() for one in runs]
+
+    ours = {policy: submit(contender, tuning=False) for policy, contender in OURS.items()}
+    limit = processes.submit(run_bound, name, scenarios, options.clairvoyant)
+    pictured = None
+    if options.picture is not None and name == PICTURED:
+        pictured = processes.submit(run_pictured, name, scenarios)
+    tuned = _tuned(name, options, processes, run_all)
+    rivals = {policy: submit(one.contender, tuning=False) for policy, one in tuned.items()}
+    figures = {}
+    for policy, one in {**ours, **rivals, "clairvoyant": limit}.items():
+        figures[policy] = one.result()
+        say(f"{name} {policy}: {_line(figures[policy])}")
+    if pictured is not None:
+        draw(pictured.result(), options.picture)
+        say(f"picture: {options.picture}")
+    return {
+        "policies": {policy: rounded(one) for policy, one in figures.items()},
+        "ratios": ratios(figures),
+        "tuned": {policy: one.as_dict() for policy, one in tuned.items()},
+        "requests": figures["fairlead"]["requests"],
+        "peak_gpus": figures["fairlead"]["peak_gpus"],
+        "bound_unserved": round(figures["clairvoyant"]["unserved"], 5),
+        "digests": {p: one["digest"] for p, one in figures.items() if "digest" in one},
+    }
+
+
+def _tuned(
+    name: str,
+    options: FleetBench,
+    processes: ProcessPoolExecutor,
+    run_all: Callable[[Sequence[Contender]], Sequence[Mapping[str, float]]],
+) -> dict[str, Tuned]:
+    gpus = processes.submit(types_that_carry, name, options.scenarios).result()
+    grids = (options.queue_length, options.utilisation)
+    return {
+        "ray_default": tune(options.queue_length, run_all),
+        "hpa": tune(options.utilisation, run_all),
+        "homogeneous": best_homogeneous(grids, gpus, run_all),
+    }
+
+
+def _overload(options: FleetBench, processes: ProcessPoolExecutor, say: Say) -> dict[str, Any]:
+    how = options.overload
+    assert how is not None
+    base, largest = processes.submit(overload_base, options.scenarios, how).result()
+    say(f"overload: a static fleet of {overload.LARGEST} holds {base:.1f} requests/s")
+
+    def run_all(rate: float, multiples: Sequence[float]) -> list[dict]:
+        runs = [
+            processes.submit(overload_at, options.scenarios, how, rate, multiple)
+            for multiple in multiples
+        ]
+        return [one.result() for one in runs]
+
+    found = overload.summed_up(base, overload.search(base, how, run_all), largest, how)
+    say(f"overload: {found['rate_gain']} times that within target, at {found['quality_loss']} less")
+    return found
+
+
+# --- figures
+
+
+def rounded(figures: Mapping[str, Any]) -> dict[str, float]:
+    """The contract's figures, to as many digits as mean something."""
+    return {name: round(float(figures[name]), digits) for name, digits in DIGITS.items()}
+
+
+def ratios(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Fairlead's cost over that of others, and its quality less theirs."""
+    ours = figures["fairlead"]
+    costs = {
+        f"cost_to_{policy}": round(ours["gpu_cost_usd"] / figures[policy]["gpu_cost_usd"], 3)
+        for policy in (*RIVALS, "clairvoyant")
+        if figures[policy]["gpu_cost_usd"]
+    }
+    return costs | {
+        f"quality_over_{policy}": round(ours["quality"] - figures[policy]["quality"], 4)
+        for policy in (*RIVALS, "clairvoyant")
+    }
+
+
+def _line(figures: Mapping[str, Any]) -> str:
+    return (
+        f"{figures['within_target']:.4f} within target, ${figures['gpu_cost_usd']:.2f}, "
+        f"quality {figures['quality']:.4f}, {figures['replica_changes_per_h']:.0f} changes/h"
+    )
+
+
+assert set(BUILT) >= set(FleetBench().traces)

@@ -1,0 +1,612 @@
+"""Prices: every claim of docs/prices.md, for any loads, and in loops with requests that respond."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.optimize import linprog
+from strategies import lightly
+
+from learners.prices import Criticality, PriceOptions, ShedOptions, ascend, multiples, shed_share
+
+OPTIONS = PriceOptions()
+Z_MAX = OPTIONS.z_max
+thoroughly = settings(lightly, max_examples=300)
+in_loops = settings(lightly, max_examples=25)
+
+# The region that prices are stated to be steady in.
+STEEPNESS_MAX, LAG_S_MAX, DELAY_S_MAX = 4.0, 15.0, 5.0
+
+some_load = st.floats(0.0, 100.0) | st.sampled_from([0.0, 1.0, 5.0, 1e12, 5e-324])
+some_loads = arrays(np.float64, 3, elements=some_load)
+some_z = arrays(np.float64, 3, elements=st.floats(0.0, Z_MAX) | st.sampled_from([0.0, Z_MAX]))
+some_s = st.floats(0.0, 3.0) | st.sampled_from([0.0, 300.0, np.inf])
+# Stabler and wilder than the defaults: what holds for any loads holds for any options.
+some_options = st.builds(
+    PriceOptions,
+    step_per_s=st.floats(1e-3, 2.0),
+    damping=st.floats(0.0, 2.0),
+    multiple_max=st.floats(1.0, 1e3),
+    load_max=st.floats(1.5, 50.0),
+)
+Demand = Callable[[np.ndarray], np.ndarray]  # multiples (R,) → loads (R,)
+
+
+# --- one step -----------------------------------------------------------------------------------
+
+
+@thoroughly
+@given(st.lists(st.tuples(some_loads, some_s), max_size=8), some_z, some_options)
+def test_prices_are_never_negative_and_never_above_their_bound(history, z, options):
+    """
+    Whatever loads come, for however long, under whatever options: of the log-price and the price.
+    """
+    z = np.minimum(z, options.z_max)
+    for load, elapsed_s in history:
+        z = ascend(z, load, elapsed_s, options)
+        m = multiples(z, load, options)
+
+        assert ((z >= 0.0) & (z <= options.z_max)).all()
+        assert ((m >= 0.0) & (np.log1p(m) <= options.log_multiple_max * (1 + 1e-9))).all()
+
+
+def test_a_load_that_was_reckoned_ahead_may_fall_below_zero():
+    """
+    Fresh counts correct a load by a difference; less than nothing passes for nothing.
+    """
+    z = np.array([1.0, 1.0])
+
+    below, none = multiples(z, np.array([-3.0, 0.0]), OPTIONS)
+
+    assert below == none > 0.0
+
+
+@thoroughly
+@given(some_z, some_loads, some_loads, some_z, some_s)
+def test_more_load_never_makes_a_price_lower(z, load, other, other_z, elapsed_s):
+    """
+    In the step, in the price charged, and from any two log-prices one of which is higher: so one
+    history of loads that is nowhere below another ends nowhere below it.
+    """
+    low, high = np.minimum(load, other), np.maximum(load, other)
+    low_z, high_z = np.minimum(z, other_z), np.maximum(z, other_z)
+
+    stepped_low, stepped_high = (
+        ascend(at, on, elapsed_s, OPTIONS) for at, on in ((low_z, low), (high_z, high))
+    )
+
+    assert (stepped_low <= stepped_high).all()
+    assert (multiples(low_z, low, OPTIONS) <= multiples(high_z, high, OPTIONS)).all()
+
+
+def test_more_load_makes_a_price_higher_between_the_bounds():
+    """
+    Strictly so, both the step and the price.
+    """
+    z, load = np.full(4, 1.0), np.array([0.5, 1.0, 1.5, 4.9])
+
+    assert (np.diff(ascend(z, load, 1.0, OPTIONS)) > 0.0).all()
+    assert (np.diff(multiples(z, load, OPTIONS)) > 0.0).all()
+
+
+@lightly
+@given(some_z, st.floats(0.05, 1.0), st.data())
+def test_a_price_is_zero_once_there_was_slack_for_long_enough(z, slack, data):
+    """
+    With loads of at most 1 − δ, after z_max / (η·δ) at the latest; and it stays zero.
+    """
+    steps = int(np.ceil(Z_MAX / (OPTIONS.step_per_s * slack))) + 1
+    below = arrays(np.float64, (5, 3), elements=st.floats(0.0, 1.0 - slack))
+    loads = np.resize(data.draw(below), (steps, 3))
+
+    for load in loads:
+        z = ascend(z, load, 1.0, OPTIONS)
+
+    assert (z == 0.0).all()
+    assert (multiples(z, loads[-1], OPTIONS) == 0.0).all()
+
+
+@thoroughly
+@given(st.lists(some_loads, min_size=1, max_size=40), some_z)
+def test_over_any_time_the_mean_load_is_at_most_one_plus_what_the_price_rose(loads, z):
+    """
+    mean(ρ) ≤ 1 + (z_end − z_start) / (η·t), while no price is at its bound: what is too much now
+    is made up for later, or the price is higher. Loads count as far as `load_max`.
+    """
+    path = [z]
+    for load in loads:
+        path.append(ascend(path[-1], load, 1.0, OPTIONS))
+    assume((np.array(path) < Z_MAX).all())
+
+    mean = np.minimum(loads, OPTIONS.load_max).mean(axis=0)
+
+    rose = (path[-1] - path[0]) / (OPTIONS.step_per_s * len(loads))
+    assert (mean <= 1.0 + rose + 1e-9).all()
+
+
+@thoroughly
+@given(some_z, some_loads, some_s, st.permutations(range(3)))
+def test_resources_do_not_know_of_each_other(z, load, elapsed_s, order):
+    """
+    In any order, and each alone, they come to the same bits.
+    """
+    stepped, charged = ascend(z, load, elapsed_s, OPTIONS), multiples(z, load, OPTIONS)
+
+    for rows in (list(order), [0], [1, 2]):
+        np.testing.assert_array_equal(
+            ascend(z[rows], load[rows], elapsed_s, OPTIONS), stepped[rows]
+        )
+        np.testing.assert_array_equal(multiples(z[rows], load[rows], OPTIONS), charged[rows])
+
+
+@thoroughly
+@given(some_z, some_loads, some_s)
+def test_equal_inputs_give_equal_bits(z, load, elapsed_s):
+    """
+    Wherever the arrays lie in memory; and they are not changed.
+    """
+    kept_z, kept_load = np.repeat(z, 2)[::2], np.repeat(load, 2)[::2]  # strided copies
+
+    one = ascend(z, load, elapsed_s, OPTIONS), multiples(z, load, OPTIONS)
+    two = ascend(kept_z, kept_load, elapsed_s, OPTIONS), multiples(kept_z, kept_load, OPTIONS)
+
+    assert [a.tobytes() for a in one] == [a.tobytes() for a in two]
+    np.testing.assert_array_equal(z, kept_z)
+    np.testing.assert_array_equal(load, kept_load)
+
+
+# --- time ---------------------------------------------------------------------------------------
+
+
+@thoroughly
+@given(some_z, some_loads, st.floats(OPTIONS.elapsed_s_max, 1e9))
+def test_a_silence_makes_no_jump(z, load, silent_s):
+    """
+    The first word after it moves a price as far as two seconds do, however long it was.
+    """
+    after = ascend(z, load, silent_s, OPTIONS)
+
+    np.testing.assert_array_equal(after, ascend(z, load, OPTIONS.elapsed_s_max, OPTIONS))
+    furthest = OPTIONS.step_per_s * OPTIONS.elapsed_s_max * (OPTIONS.load_max - 1.0)
+    assert (np.abs(after - z) <= furthest + 1e-12).all()
+    assert furthest < np.log(1.25)  # a price goes up by a quarter at most
+
+
+@thoroughly
+@given(some_z, some_loads)
+def test_no_time_and_a_load_of_one_change_nothing(z, load):
+    """
+    So a resource that nobody reported on is passed as 1.
+    """
+    np.testing.assert_array_equal(ascend(z, load, 0.0, OPTIONS), z)
+    np.testing.assert_array_equal(ascend(z, np.ones(3), 1.0, OPTIONS), z)
+
+
+@thoroughly
+@given(some_z, some_loads, st.floats(0.0, OPTIONS.elapsed_s_max), st.floats(0.0, 1.0))
+def test_it_does_not_matter_how_time_is_cut(z, load, elapsed_s, cut):
+    """
+    Two steps at one load are one of their sum, also where a bound is met on the way.
+    """
+    part_s = cut * elapsed_s
+
+    twice = ascend(ascend(z, load, part_s, OPTIONS), load, elapsed_s - part_s, OPTIONS)
+
+    np.testing.assert_allclose(twice, ascend(z, load, elapsed_s, OPTIONS), atol=1e-12)
+
+
+@pytest.mark.parametrize("load", [-0.1, np.nan, np.inf, -np.inf])
+def test_a_load_that_makes_no_sense_is_a_broken_invariant(load):
+    """
+    Garbage is for the caller to clean: here it would stay in the price for good.
+    """
+    with pytest.raises(AssertionError, match="clean loads"):
+        ascend(np.zeros(2), np.array([1.0, load]), 1.0, OPTIONS)
+
+
+def test_time_that_goes_back_is_a_broken_invariant():
+    """
+    As is time that is no number.
+    """
+    for elapsed_s in (-1.0, np.nan):
+        with pytest.raises(AssertionError, match="time"):
+            ascend(np.zeros(1), np.ones(1), elapsed_s, OPTIONS)
+
+
+def test_a_price_that_can_not_be_reckoned_is_a_broken_invariant():
+    """
+    A reckoning ahead may be negative, not infinite.
+    """
+    with pytest.raises(AssertionError, match="clean loads"):
+        multiples(np.zeros(1), np.array([np.nan]), OPTIONS)
+
+
+# --- the optimum --------------------------------------------------------------------------------
+
+
+def shares_of(multiple: np.ndarray, worth: np.ndarray, work: np.ndarray) -> np.ndarray:
+    """What requests (n,) choose, as a table (n, P) of zeros and ones, at prices in GPU costs."""
+    net = worth - work * multiple
+    best = net == net.max(axis=1, keepdims=True)
+    return (best & (net > 0.0)).astype(float)
+
+
+@settings(lightly, max_examples=8)
+@given(st.integers(0, 2**32 - 1))
+def test_prices_find_the_optimum_of_the_linear_programme(seed):
+    """
+    Requests that each choose what is best for them alone are, on average over time, within
+    capacity by 1 %, within 1 % of the most utility there is, and pay what capacity is worth (the
+    programme's dual, within 6 %).
+    """
+    rng = np.random.default_rng(seed)
+    n, pools = 150, 3
+    work = rng.lognormal(0.0, 0.5, (n, pools))
+    worth = rng.lognormal(1.0, 0.7, (n, pools))  # over the refuge, which has room for all
+    capacity = work.sum() / pools * rng.uniform(0.1, 0.3, pools)
+    best = programme(worth, work, capacity)
+    z, load, taken, paid = np.zeros(pools), np.zeros(pools), np.zeros((n, pools)), np.zeros(pools)
+
+    for step in range(4000):
+        z = ascend(z, load, 1.0, OPTIONS)
+        m = multiples(z, load, OPTIONS)
+        chosen = shares_of(m, worth, work)
+        load = (chosen * work).sum(axis=0) / capacity
+        if step >= 1000:
+            taken, paid = taken + chosen / 3000, paid + m / 3000
+
+    assert ((taken * work).sum(axis=0) <= 1.01 * capacity).all()
+    assert (taken * worth).sum() == pytest.approx(-best.fun, rel=0.01)
+    np.testing.assert_allclose(paid, -best.ineqlin.marginals[n:], rtol=0.06, atol=0.02)
+
+
+def programme(worth: np.ndarray, work: np.ndarray, capacity: np.ndarray):
+    """Most worth, each request once at most, each pool within its capacity; shares may be parts."""
+    n, pools = worth.shape
+    once = np.kron(np.eye(n), np.ones((1, pools)))
+    within = np.concatenate([np.diag(row) for row in work], axis=1)
+    return linprog(
+        -worth.ravel(),
+        A_ub=np.concatenate([once, within]),
+        b_ub=np.concatenate([np.ones(n), capacity]),
+        bounds=(0, None),
+        method="highs",
+    )
+
+
+# --- the loop, made linear ----------------------------------------------------------------------
+
+
+def response(omega, k, lead_s, lag_s, delay_s):
+    """The open loop at frequencies ω: k·(1 + iωT₀) / (iω·(1 + iωT)) · exp(−iωτ)."""
+    turn = 1j * omega
+    return k * (1 + turn * lead_s) / (turn * (1 + turn * lag_s)) * np.exp(-turn * delay_s)
+
+
+def phase_margin(k: float, lead_s: float, lag_s: float, delay_s: float) -> float:
+    """In radians. The gain falls with frequency throughout, so it is one at one frequency only."""
+    a, b = lag_s**2, 1.0 - (k * lead_s) ** 2
+    omega = np.sqrt(2.0 * k**2 / (b + np.sqrt(b**2 + 4.0 * a * k**2)))
+    lag = np.arctan(omega * lag_s) - np.arctan(omega * lead_s) + omega * delay_s
+    return np.pi / 2 - lag
+
+
+def margin_promised(k: float, lead_s: float, lag_s: float, delay_s: float) -> float:
+    """What the docs derive."""
+    if lag_s >= lead_s:
+        return np.pi / 2 - k * delay_s - np.arcsin((lag_s - lead_s) / (lag_s + lead_s))
+    return np.pi / 2 - k * delay_s / np.sqrt(1.0 - (k * lead_s) ** 2)
+
+
+@thoroughly
+@given(st.floats(1e-3, 1.0), st.floats(0.1, 30), st.floats(0, 60), st.floats(0, 30))
+def test_the_phase_margin_is_at_least_what_is_derived(k, lead_s, lag_s, delay_s):
+    """
+    For any gain, lag and delay that the derivation covers.
+    """
+    assume(lag_s >= lead_s or k * lead_s < 0.999)
+
+    exact = phase_margin(k, lead_s, lag_s, delay_s)
+
+    assert exact >= margin_promised(k, lead_s, lag_s, delay_s) - 1e-9
+
+
+@given(st.floats(0.01, 0.15), st.floats(0.5, 15), st.floats(0, 5))
+@lightly
+def test_the_phase_margin_is_that_of_the_response(k, lag_s, delay_s):
+    """
+    The closed form of where the gain is one, against the response itself on a grid.
+    """
+    omega = np.geomspace(1e-4, 10, 200_000)
+    loop = response(omega, k, 5.0, lag_s, delay_s)
+    at = np.abs(np.abs(loop) - 1.0).argmin()
+
+    beyond = -np.angle(-loop[at])  # from −180°, the other way round
+
+    difference = beyond + phase_margin(k, 5.0, lag_s, delay_s)
+    assert np.remainder(difference + np.pi, 2 * np.pi) - np.pi == pytest.approx(0, abs=1e-2)
+
+
+def gain_and_lead() -> tuple[float, float]:
+    """Of the defaults, where requests are as steep as the region allows."""
+    return OPTIONS.step_per_s * STEEPNESS_MAX, OPTIONS.damping / OPTIONS.step_per_s
+
+
+def region() -> tuple[np.ndarray, np.ndarray]:
+    """Lags and delays of the region stated, as two columns of a grid."""
+    lag_s, delay_s = np.meshgrid(np.linspace(0.0, LAG_S_MAX, 31), np.linspace(0, DELAY_S_MAX, 21))
+    return lag_s.ravel(), delay_s.ravel()
+
+
+def test_in_the_region_stated_the_margin_is_forty_two_degrees():
+    """
+    With the defaults, of one resource alone, at every lag, delay and steepness.
+    """
+    k, lead_s = gain_and_lead()
+
+    promised = [margin_promised(k, lead_s, *at) for at in zip(*region(), strict=True)]
+
+    assert np.degrees(min(promised)) == pytest.approx(42, abs=1)
+
+
+def test_pools_of_different_lags_and_delays_do_not_shake_each_other():
+    """
+    Of many resources the eigenvalues of the loop lie in the convex hull of zero and all s·h(iω).
+    It is stable if −1 is outside at every ω: if 1 + s·h turns through less than half a circle.
+    """
+    k, lead_s = gain_and_lead()
+    lag_s, delay_s = region()
+
+    turned = [
+        np.ptp(np.append(np.angle(1 + response(omega, k, lead_s, lag_s, delay_s)), 0.0))
+        for omega in np.geomspace(1e-3, 30, 500)
+    ]
+
+    assert np.degrees(max(turned)) < 120
+
+
+def test_without_damping_the_budget_still_has_a_margin():
+    """
+    Spending is averaged over a minute, and charged without the proportional part.
+    """
+    k = 2.0 * OPTIONS.step_per_s
+
+    assert np.degrees(phase_margin(k, 0.0, 60.0, DELAY_S_MAX)) == pytest.approx(24, abs=1)
+
+
+# --- the loop, with requests --------------------------------------------------------------------
+
+
+def crowd(seed: int, pools: int, spread: float) -> Demand:
+    """A thousand kinds of requests of random worth and work choose between pools, or none.
+
+    Together they would fill the pools one and a half to six times over. `spread` is how unlike
+    they are; the more alike, the more of them leave at one price.
+    """
+    rng = np.random.default_rng(seed)
+    n = 1000
+    work = rng.lognormal(0.0, spread, (n, 1)) * rng.lognormal(0.0, 0.15, (n, pools))
+    worth = rng.lognormal(rng.uniform(0.5, 2.0, pools), spread, (n, pools))
+    over = rng.uniform(1.5, 6.0)
+    capacity = work.mean(axis=1).sum() / pools / over * rng.uniform(0.6, 1.6, pools)
+    return lambda m: (shares_of(m, worth, work) * work).sum(axis=0) / capacity
+
+
+def run(demand: Demand, lag_s, delay_s, options=OPTIONS, seconds=900, z=0.0):
+    """Log-prices and loads (seconds, R), of pools whose load follows demand late, told later."""
+    lag_s, delay_s = np.atleast_1d(lag_s), np.atleast_1d(delay_s).astype(int)
+    each = np.arange(len(lag_s))
+    z, follow = np.full(len(lag_s), z), 1.0 - np.exp(-1.0 / lag_s)
+    loads, path = np.zeros((seconds, len(lag_s))), []
+    for second in range(1, seconds):
+        told = loads[np.maximum(0, second - delay_s), each]
+        z = ascend(z, told, 1.0, options)
+        asked = demand(multiples(z, told, options))
+        loads[second] = loads[second - 1] + follow * (asked - loads[second - 1])
+        path.append(z)
+    return np.array(path), loads
+
+
+def steepness(demand: Demand, z: np.ndarray) -> float:
+    """How much load a unit of log-price moves, in the direction in which it moves most."""
+    h = 0.1
+    slopes = [
+        (demand(np.expm1(np.maximum(z - h * one, 0))) - demand(np.expm1(z + h * one))) / (2 * h)
+        for one in np.eye(len(z))
+    ]
+    return float(np.linalg.eigvals(np.array(slopes)).real.max())
+
+
+lags = arrays(np.float64, 3, elements=st.floats(2.0, LAG_S_MAX))
+delays = arrays(np.int64, 3, elements=st.integers(1, int(DELAY_S_MAX)))
+seeds = st.integers(0, 2**32 - 1)
+
+
+def at_the_border(demand: Demand, pools: int, times: float = 1.0) -> PriceOptions:
+    """The step and the damping at which this demand is as steep as the region allows, `times`."""
+    slow = replace(OPTIONS, step_per_s=0.02, damping=0.05)
+    settled, _ = run(demand, np.full(pools, 2.0), np.ones(pools), slow)
+    more = times * STEEPNESS_MAX / steepness(demand, settled[-100:].mean(axis=0))
+    step_per_s, damping = more * OPTIONS.step_per_s, more * OPTIONS.damping
+    return replace(OPTIONS, step_per_s=step_per_s, damping=damping)
+
+
+@in_loops
+@given(seeds, st.integers(1, 3), st.floats(0.55, 1.2), lags, delays)
+def test_prices_settle_where_pools_are_just_full(seed, pools, spread, lag_s, delay_s):
+    """
+    Requests of any kind whose steepness is in the region, pools of unlike lags and delays: after a
+    quarter of an hour prices stand still, and every pool is full or free.
+    """
+    demand = crowd(seed, pools, spread)
+
+    z, load = run(demand, lag_s[:pools], delay_s[:pools])
+
+    assume(steepness(demand, z[-1]) <= STEEPNESS_MAX)
+    assert np.ptp(z[-100:], axis=0).max() < 0.02
+    full_or_free = np.where(z[-1] > 0.0, np.abs(load[-1] - 1.0), np.maximum(0.0, load[-1] - 1.0))
+    assert full_or_free.max() < 0.03
+
+
+@in_loops
+@given(seeds, st.integers(1, 3), st.floats(0.5, 1.2), lags, delays)
+def test_swings_die_out_at_the_border_of_the_region(seed, pools, spread, lag_s, delay_s):
+    """
+    The same where steps are scaled to what each crowd just bears.
+    """
+    demand = crowd(seed, pools, spread)
+    options = at_the_border(demand, pools)
+
+    z, _ = run(demand, lag_s[:pools], delay_s[:pools], options)
+
+    assert np.ptp(z[-100:], axis=0).max() < 0.05
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_far_outside_the_region_prices_swing_for_ever(seed):
+    """
+    Four times as steep at the longest delay: so the tests above can fail.
+    """
+    demand = crowd(seed, 2, 0.7)
+    options = at_the_border(demand, 2, times=4.0)
+
+    z, _ = run(demand, np.array([2.0, 2.0]), np.array([5, 5]), options)
+
+    assert np.ptp(z[-100:], axis=0).max() > 0.3
+
+
+@pytest.mark.parametrize("delay_s, steepness_max", [(1, 18), (2, 10.5), (5, 6.2)])
+def test_the_shorter_the_delay_the_steeper_a_demand_is_borne(delay_s, steepness_max):
+    """
+    The table in the docs: where lags are of 2 to 15 s, the margin is just above nothing.
+    """
+    k = OPTIONS.step_per_s * steepness_max
+    _, lead_s = gain_and_lead()
+
+    margins = [phase_margin(k, lead_s, lag_s, delay_s) for lag_s in np.linspace(2, LAG_S_MAX, 27)]
+
+    assert 0 < np.degrees(min(margins)) < 10
+
+
+def test_without_damping_the_margin_is_gone():
+    """
+    At the longest lag and delay, and twice the steepness stated: what κ is for.
+    """
+    k, lead_s = gain_and_lead()
+
+    damped, bare = (phase_margin(2 * k, lead, LAG_S_MAX, DELAY_S_MAX) for lead in (lead_s, 0.0))
+
+    assert np.degrees(damped) > 20
+    assert np.degrees(bare) < 2
+
+
+@in_loops
+@given(seeds, st.floats(2.0, LAG_S_MAX), st.integers(1, 5), st.floats(0.05, 1.0))
+def test_what_waits_does_not_keep_prices_swinging(seed, lag_s, delay_s, weight):
+    """
+    A pool that works off no more than 1.2 lets the rest wait, and its load tells of both: five
+    times too much at once builds a queue; it is gone in ten minutes, and prices stand still.
+    """
+    demand = crowd(seed, 1, 0.6)
+    z, running, waiting, loads = np.zeros(1), 0.0, 0.0, [0.0] * delay_s
+    path = []
+
+    for _ in range(1200):
+        told = np.array([loads[-delay_s]])
+        z = ascend(z, told, 1.0, OPTIONS)
+        asked = float(demand(multiples(z, told, OPTIONS))[0])
+        running += (asked - running) * (1.0 - np.exp(-1.0 / lag_s))
+        done = min(1.2, running + waiting)
+        waiting = max(0.0, waiting + running - done)
+        loads.append(done + weight * waiting)
+        path.append(z[0])
+
+    assert max(loads[600:]) < 1.2
+    assert np.ptp(path[-100:]) < 0.02
+
+
+# --- refusals -----------------------------------------------------------------------------------
+
+ALL = np.array(list(Criticality))
+
+
+@thoroughly
+@given(st.floats(0.0, 1e6) | st.just(np.inf), st.floats(0.0, 100.0))
+def test_the_lowest_class_is_refused_first_and_the_highest_never(multiple, more):
+    """
+    At any price: a class loses nothing before the class below has lost all; more price never
+    refuses less; and however high, `CRITICAL_PLUS` is served.
+    """
+    share = shed_share(np.full(4, multiple), ALL)
+
+    assert ((share >= 0.0) & (share <= 1.0)).all()
+    assert all(share[c] == 0.0 or share[c - 1] == 1.0 for c in (1, 2, 3))
+    assert (shed_share(np.full(4, multiple + more), ALL) >= share).all()
+    assert share[Criticality.CRITICAL_PLUS] == 0.0
+
+
+def test_refusal_rises_linearly_through_each_band():
+    """
+    The bands as they are documented; nobody is refused below 16.
+    """
+    multiple = np.array([16, 18, 20, 24, 28, 40, 48, 63.0])
+
+    shares = {c.name: shed_share(multiple, np.full(8, c)).tolist() for c in Criticality}
+
+    assert shares == {
+        "SHEDDABLE": [0, 0.25, 0.5, 1, 1, 1, 1, 1],
+        "SHEDDABLE_PLUS": [0, 0, 0, 0, 0.5, 1, 1, 1],
+        "CRITICAL": [0, 0, 0, 0, 0, 0.5, 1, 1],
+        "CRITICAL_PLUS": [0] * 8,
+    }
+
+
+def test_prices_reach_the_end_of_every_band():
+    """
+    Else a class could not be refused altogether. And bands are in order, one after the other.
+    """
+    edges = [edge for band in ShedOptions().bands for edge in band]
+
+    assert edges == sorted(edges)
+    assert edges[-1] < OPTIONS.multiple_max
+    assert multiples(np.array([Z_MAX]), np.array([1.0]), OPTIONS)[0] == pytest.approx(63.0)
+
+
+@in_loops
+@given(
+    arrays(np.float64, 3, elements=st.floats(0.0, 1.0)),
+    st.floats(0.0, 0.9),
+    st.floats(2.0, LAG_S_MAX),
+    st.integers(1, int(DELAY_S_MAX)),
+)
+def test_with_nowhere_else_to_go_just_enough_are_refused(asked, top, lag_s, delay_s):
+    """
+    Four classes, each of which asks for at most a whole fleet, and one pool, from the price at
+    which refusals begin: it is full, refusals stand still, and once load falls by nine tenths everyone is served again within four minutes.
+    """
+    asked = np.append(asked, top)
+
+    def demand(m: np.ndarray) -> np.ndarray:
+        return np.array([(asked * (1.0 - shed_share(np.repeat(m, 4), ALL))).sum()])
+
+    z, load = run(demand, lag_s, delay_s, seconds=1500, z=np.log1p(16.0))
+    after, _ = run(lambda m: demand(m) / 10, lag_s, delay_s, seconds=240, z=z[-1, 0])
+
+    assert np.ptp(load[-100:]) < 0.05
+    assert load[-1, 0] == pytest.approx(min(1.0, asked.sum()), abs=0.05)
+    assert (shed_share(np.repeat(np.expm1(after[-1]), 4), ALL) == 0.0).all()
+
+
+@pytest.mark.parametrize("broken", [{"step_per_s": 0.0}, {"damping": -0.1}, {"load_max": 1.0}])
+def test_options_that_can_not_work_are_a_broken_invariant(broken):
+    """
+    A step of nothing, damping that excites, a load that can't rise above one.
+    """
+    with pytest.raises(AssertionError):
+        PriceOptions(**broken)
