@@ -3,7 +3,7 @@
 Every resource r has a relative load ρ (1: as full as it may be) and a log-price z ≥ 0:
 
     z ← z + η·dt·(ρ − 1)                within [0, ln(1 + m_max)]          `ascend`, by the trainer
-    m = exp(z + κ·(ρ − 1)) − 1          within [0, m_max]                  `multiples`, by everyone
+    m = exp(z + κ·(ρ − 1)) − 1          ≥ 0                                `multiples`, by everyone
 
     m ──▶ every request pays  m · what its GPUs cost · its work  ──▶ some choose another pool ─▶ ρ
 
@@ -13,11 +13,11 @@ the requests has a gain per second k = η·s, where s = −dρ/dz is how steeply
 load following the choice at a lag T, heard of τ later, and T₀ = κ/η, the phase margin is at least
 
     π/2 − k·τ − asin((T − T₀) / (T + T₀))        where T ≥ T₀
-    π/2 − k·τ / √(1 − (k·T₀)²)                   where T < T₀, if k·T₀ < 1
+    π/2 − k·τ·T₀ / T                             where T < T₀
 
 docs/prices.md derives this and says what follows; tests/test_prices.py shows it.
 
-The one rule: a price is never negative, never without bound, and zero where there is slack.
+The one rule: a price is never negative, zero where there is slack, and dearer where it is fuller.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ class Criticality(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PriceOptions:
-    """How prices move. Steady for s ≤ 4, T ≤ 15 s and τ ≤ 5 s, by 42 degrees of phase margin."""
+    """How prices move. Steady for s ≤ 4, 4 ≤ T ≤ 7 s, τ ≤ 3.5 s, with a phase margin of 40 degrees."""
 
-    # η: k = 0.1 per second at s = 4, a third of what a delay of 5 s alone would bear. Load five
-    # times too much makes 1 + m tenfold in 23 s; 0.04 would do so in 14 s, and leave 14 degrees.
-    step_per_s: float = 0.025
-    # κ: T₀ = 8 s, in the middle of how long requests stay (2 to 15 s), and κ·s = 0.8 < 1.
-    damping: float = 0.2
-    # Above all bands of refusal, so that even the last can be passed through to its end.
-    multiple_max: float = 63.0
+    # η: k = 0.2 per second at s = 4, less than half of what a delay of 3.5 s alone would bear. Load
+    # five times what it should be makes 1 + m tenfold in 12 s.
+    step_per_s: float = 0.05
+    # κ: T₀ = κ/η = 5 s, which is T: a load is averaged over that long (`infra.emulator.capacity`).
+    damping: float = 0.25
+    # Of z alone. Above all bands of refusal, so that even the last can be passed to its end.
+    multiple_max: float = 1023.0
     # What waits has no bound in a load. Five times too much is as urgent as any more of it.
     load_max: float = 5.0
-    # For the proportional part of it there is more: when everything is dear beyond measure, it still
-    # tells the fuller pool from the other, so that they fill evenly.
+    # The proportional part counts more of it, and may take m beyond `multiple_max`: in total overload
+    # it still tells the fuller pool from the other, so that they fill evenly.
     crowd_max: float = 30.0
     # Two usual periods of telemetry: one lost record is made up for, a silence is not.
     elapsed_s_max: float = 2.0
@@ -62,7 +62,7 @@ class PriceOptions:
     def __post_init__(self) -> None:
         assert min(self.step_per_s, self.multiple_max, self.elapsed_s_max) > 0.0
         assert self.damping >= 0.0
-        assert self.load_max > 1.0
+        assert min(self.load_max, self.crowd_max) > 1.0
 
     @property
     def z_max(self) -> float:
@@ -71,7 +71,7 @@ class PriceOptions:
 
     @property
     def log_multiple_max(self) -> float:
-        """ln(1 + m) of the highest price there is: with the proportional part."""
+        """ln(1 + m) of the highest price there is, z and the proportional part at their bounds."""
         return self.z_max + self.damping * (self.crowd_max - 1.0)
 
 
@@ -80,14 +80,16 @@ class ShedOptions:
     """Between which multiples requests are refused, (none, all), by criticality from the lowest.
 
     One after the other, so no class loses a request before the class below has lost all. They
-    begin where a GPU's time is worth 16 times its cost: whoever has a smaller model to go to has
-    gone. `CRITICAL_PLUS` has no band, and none can be given to it.
+    begin where a GPU's time is worth 15 times its cost: whoever has a smaller model to go to has
+    gone. Each is one doubling of 1 + m wide, so all are as steep to the loop, s = 1.44 per fleet of
+    requests in the band; a doubling between them keeps one class's swings out of the next one's.
+    `CRITICAL_PLUS` has no band, and none can be given to it.
     """
 
     bands: tuple[tuple[float, float], tuple[float, float], tuple[float, float]] = (
-        (16.0, 24.0),
-        (24.0, 32.0),
-        (32.0, 48.0),
+        (15.0, 31.0),
+        (63.0, 127.0),
+        (255.0, 511.0),
     )
 
 
@@ -105,7 +107,7 @@ def ascend(z: Floats, load: Floats, elapsed_s: float, options: PriceOptions) -> 
 def multiples(z: Floats, load: Floats, options: PriceOptions) -> Floats:
     """The prices (R,) to charge at loads (R,), in multiples of what the resource costs to have.
 
-    Loads are finite; they may be a reckoning ahead, so one below zero passes for zero.
+    At most exp(`log_multiple_max`) − 1. Loads are finite; they may be a reckoning ahead, so one below zero passes for zero.
     """
     assert np.isfinite(load).all(), "clean loads before they are priced"
     excess = np.clip(load, 0.0, options.crowd_max) - 1.0
@@ -115,14 +117,18 @@ def multiples(z: Floats, load: Floats, options: PriceOptions) -> Floats:
 def shed_share(
     multiple: Floats, criticality: NDArray[np.integer], options: ShedOptions | None = None
 ) -> Floats:
-    """Probabilities (n,) of refusal, from the multiple (n,) of the cheapest pool each may take."""
+    """Probabilities (n,) of refusal, from the multiple (n,) of the cheapest pool each may take.
+
+    They rise linearly in ln(1 + m), which is what prices move in.
+    """
     assert not np.isnan(multiple).any(), "a request has a price"
     share, bands = np.zeros(len(criticality)), (options or ShedOptions()).bands
     if multiple.max(initial=0.0) <= min(low for low, _ in bands):
         return share  # as almost always
-    for level, (low, high) in enumerate(bands):
+    log_price = np.log1p(multiple)
+    for level, (low, high) in enumerate(np.log1p(bands)):
         of_level = criticality == level
-        share[of_level] = np.clip((multiple[of_level] - low) / (high - low), 0.0, 1.0)
+        share[of_level] = np.clip((log_price[of_level] - low) / (high - low), 0.0, 1.0)
     return share
 
 

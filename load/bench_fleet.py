@@ -68,6 +68,7 @@ DIGITS = {
     "replica_changes_per_h": 2,
 }
 SPEED_POOLS, SPEED_S = 10, 120.0  # of the run that tells the simulation's speed
+SPEED_LEFT_OUT = ("llama-3.1-8b-l4-eu", "llama-3.1-8b-a100-us", "llama-3.1-70b-h100-us")
 FULL_ENOUGH = 0.9  # a type of GPU that is fuller than this at the peak is not tried alone
 PICTURED = "diurnal"
 
@@ -78,6 +79,7 @@ class FleetBench:
 
     scenarios: ScenarioOptions = field(default_factory=ScenarioOptions)
     traces: tuple[str, ...] = ("diurnal", "azure", "mooncake")  # the longest first
+    alone: tuple[str, ...] = tuple(MARKET)  # types of GPU that homogeneous fleets are tried of
     queue_length: Grid = QUEUE_LENGTH
     utilisation: Grid = UTILISATION
     clairvoyant: ClairvoyantOptions = field(default_factory=ClairvoyantOptions)
@@ -87,18 +89,18 @@ class FleetBench:
 
 
 def quick() -> FleetBench:
-    """Under a minute: a few minutes of each trace, fewer users, two settings per rival."""
+    """Under a minute: minutes of each trace, two settings per rival. It shows that all runs."""
     return FleetBench(
         scenarios=ScenarioOptions(
-            azure_users=5.0,
-            azure_s=(1500.0, 1860.0),
-            azure_tuning_s=(1200.0, 1380.0),
-            mooncake_users=2.0,
-            mooncake_s=(0.0, 600.0),
-            mooncake_tuning_s=(600.0, 900.0),
-            diurnal=DiurnalOptions(requests_per_s=4.0, days=0.5),
-            diurnal_s=(8 * HOUR_S, 8.5 * HOUR_S),
-            diurnal_tuning_s=(7.75 * HOUR_S, 8 * HOUR_S),
+            azure_users=12.0,
+            azure_s=(1500.0, 1740.0),
+            azure_tuning_s=(1260.0, 1380.0),
+            mooncake_users=6.0,
+            mooncake_s=(0.0, 480.0),
+            mooncake_tuning_s=(600.0, 780.0),
+            diurnal=DiurnalOptions(days=0.5),
+            diurnal_s=(9 * HOUR_S, 9.2 * HOUR_S),
+            diurnal_tuning_s=(8.8 * HOUR_S, 8.9 * HOUR_S),
         ),
         queue_length=Grid(scaling="queue_length", targets=(0.15, 0.3), layouts=("cheapest_first",)),
         utilisation=Grid(scaling="utilisation", targets=(0.5, 0.7), layouts=("cheapest_first",)),
@@ -154,13 +156,8 @@ def measure(options: FleetBench, say: Say) -> dict[str, Any]:
 def simulated_requests_per_s(options: FleetBench) -> float:
     """Of one core, with ten pools, on the first minutes of the Azure trace."""
     of = built("azure", options.scenarios)
-    pools = of.fleet.pools[-SPEED_POOLS:]
-    served = {pool.model for pool in pools}
-    pools = (*pools[len(set(of.catalogue.names) - served) :],) + tuple(
-        next(pool for pool in of.fleet.pools if pool.model == model)
-        for model in of.catalogue.names
-        if model not in served
-    )
+    pools = tuple(pool for pool in of.fleet.pools if pool.name not in SPEED_LEFT_OUT)
+    assert len(pools) == SPEED_POOLS, "the speed is told of so many pools"
     of = with_fleet(of, replace(of.fleet, pools=pools))
     of = replace(of, traffic=between(of.traffic, 0.0, SPEED_S))
     first = first_replicas(of, FAIRLEAD)
@@ -209,11 +206,13 @@ def run_bound(name: str, options: ScenarioOptions, how: ClairvoyantOptions) -> d
     }
 
 
-def types_that_carry(name: str, options: ScenarioOptions) -> list[str]:
+def types_that_carry(
+    name: str, options: ScenarioOptions, among: Sequence[str] = tuple(MARKET)
+) -> list[str]:
     """GPU types of which there are enough for every model at the tuning stretch's peak minute."""
     of = built(name, options)
     of = replace(of, traffic=of.tuning)
-    found = {gpu: _fullness(of, gpu) for gpu in MARKET if homogeneous(gpu) is not None}
+    found = {gpu: _fullness(of, gpu) for gpu in among if homogeneous(gpu) is not None}
     carrying = [gpu for gpu, full in found.items() if full <= FULL_ENOUGH]
     return carrying or [min(found, key=lambda gpu: found[gpu])]
 
@@ -294,7 +293,7 @@ def _tuned(
     processes: ProcessPoolExecutor,
     run_all: Callable[[Sequence[Contender]], Sequence[Mapping[str, float]]],
 ) -> dict[str, Tuned]:
-    gpus = processes.submit(types_that_carry, name, options.scenarios).result()
+    gpus = processes.submit(types_that_carry, name, options.scenarios, options.alone).result()
     grids = (options.queue_length, options.utilisation)
     return {
         "ray_default": tune(options.queue_length, run_all),

@@ -66,7 +66,8 @@ class Decider:
     ) -> None:
         """`log_prompts` puts texts into the decision log; they may be personal: off by default."""
         self._log_prompts = log_prompts
-        self._sessions = sessions or Sessions(SessionOptions())
+        # An empty one is false: `or` would give it up for one that nobody else knows.
+        self._sessions = Sessions(SessionOptions()) if sessions is None else sessions
         self._encoder, self._chooser, self._sealer, self._issuer = encoder, chooser, sealer, issuer
         self._now_ms = now_ms
         self._policy_key = key_of(repr(chooser.policy))

@@ -81,9 +81,9 @@ def charge(
     reference_usd = work_s * catalogue.usd_per_s
     usd = reference_usd * crowd.multiple
     points = preference[:, 3:] / 1000.0 * energy_j
-    if options.priced and live.prices.power.log_price:
-        usd_per_j = live.prices.power.multiple() * options.usd_per_kwh / JOULES_PER_KWH
-        usd = usd + usd_per_j * energy_j
+    power = live.prices.power.charged(options.pricing.ascent) if options.priced else 0.0
+    if power:
+        usd = usd + power * options.usd_per_kwh / JOULES_PER_KWH * energy_j
     points = points + money[:, None] * usd
     best = best_pools(points, preference, live, crowd)
     return Placement(money, work_s, energy_j, points, reference_usd, best)

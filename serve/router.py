@@ -123,8 +123,9 @@ def route(
     energy = charged.energy_j[rows[:, None], pools]
     free = weights[:, :1] * quality - weights[:, 1:2] * cost - weights[:, 2:3] * (latency / 1000.0)
     utility = free - charged.points[rows[:, None], pools]
-    if options.priced and live.prices.budget.log_price:
-        utility -= charged.money[:, None] * (live.prices.budget.multiple() * cost)
+    budget = live.prices.budget.charged(options.pricing.ascent) if options.priced else 0.0
+    if budget:
+        utility -= charged.money[:, None] * (budget * cost)
     verdict = _verdicts(requests, live, cost, latency)
     able = verdict == Verdict.ELIGIBLE
     eligible = _with_replicas(able, live, verdict)

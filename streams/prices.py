@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
-from learners.prices import PriceOptions, ascend
+from learners.prices import PriceOptions, ascend, multiples
 from streams.fleet_state import FleetState
 from streams.fleet_view import SILENT_MS, loads
 
@@ -39,8 +39,15 @@ class Price:
     load: float = 0.0  # relative to what it should be
 
     def multiple(self) -> float:
-        """The price without its proportional part."""
+        """The price without its proportional part: what lasts of it."""
         return math.expm1(self.log_price)
+
+    def charged(self, ascent: PriceOptions) -> float:
+        """The price to charge, with its proportional part: `multiples` for one."""
+        if not self.log_price and not self.load:
+            return 0.0  # as almost always: there is no limit
+        (multiple,) = multiples(np.array([self.log_price]), np.array([self.load]), ascent)
+        return float(multiple)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,9 +139,9 @@ def _step(
     before: list[Price], now: list[float | None], elapsed_s: float, options: PriceOptions
 ) -> list[Price]:
     """One step of the ascent for all; who is silent keeps its price and load."""
-    silent = np.array([load is None for load in now])
-    load = np.array([b.load if n is None else n for b, n in zip(before, now, strict=True)])
-    log_price = np.array([b.log_price for b in before])
-    moved = ascend(log_price, load, elapsed_s, options)
-    kept = np.where(silent, log_price, moved)
-    return [Price(float(z), float(r)) for z, r in zip(kept, load, strict=True)]
+    load = np.array([1.0 if told is None else told for told in now])  # 1 leaves a price as it is
+    moved = ascend(np.array([price.log_price for price in before]), load, elapsed_s, options)
+    return [
+        Price(z, price.load if told is None else told)
+        for z, price, told in zip(moved.tolist(), before, now, strict=True)
+    ]

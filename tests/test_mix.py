@@ -13,7 +13,7 @@ from scipy.optimize import linprog
 from infra.autoscaling.mix import Ask, Mix, MixOptions, Offer, Unmet, cheapest
 from tests.strategies import lightly
 
-EXACT = MixOptions(horizon_s=100.0, change_usd=0.02, gap=0.0, nodes_max=10_000)
+EXACT = MixOptions(horizon_s=100.0, change_usd=0.5, gap=0.0, nodes_max=10_000)
 
 
 def offer(**given) -> Offer:

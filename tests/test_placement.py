@@ -22,6 +22,7 @@ from serve.live import Live
 from serve.placement import HEADROOM, LATENCY_WEIGHT_MIN, Placement, PlacementOptions, charge
 from serve.router import Choices, Requests, Verdict, route
 from streams.prices import Price, PricingOptions
+from streams.telemetry import RouterState
 
 OPTIONS = PlacementOptions()
 BLIND = PlacementOptions(priced=False)
@@ -269,6 +270,12 @@ def busy(conditions: list[tuple[int, int, float, float, float]]) -> Live:
         records.append(told(name, running=running, queued=queued, load=load))
         prices[name] = Price(log_price, load / LOAD)
         latency_ms[name] = latency
+    records += [told(name, replica="second", load=0.5) for name in names[1:]]
+    records += [
+        RouterState(source=f"{i:016x}", sequence=1, from_unix_ms=NOON_MS - 1000,
+                    to_unix_ms=NOON_MS)
+        for i in range(3)
+    ]  # fmt: skip
     return view(*records, pools=pools, prices=prices, latency_ms=latency_ms)
 
 
@@ -364,6 +371,24 @@ def test_a_batch_fills_pools_by_the_work_it_brings():
 
     went = [live.pool_names[p] for p in placed]
     assert went == ["far", "far", "near", "far", "near", "far"]
+
+
+def test_where_there_is_room_a_request_more_makes_nobody_wait():
+    """
+    Ten milliseconds after both said that a thousand run, ten thousand have room: latency is the
+    pools' own, however much weight it has, and price decides as if there were none.
+    """
+    added = OPTIONS.pricing.ascent.damping / LOAD / FILL_S
+    live = view(
+        told("near", load=LOAD, running=1000), told("far", load=LOAD, running=1000), pools=WORKING,
+        prices={"near": Price(1.0, 1.0), "far": Price(1.0 - 1.5 * added, 1.0)},
+        latency_ms={"near": 1.0, "far": 1.0},
+    )  # fmt: skip
+    asked = requests(live, 6, ["small"], preference=weights(1.0, 0.0, 1.0, 0.0, n=6))
+
+    placed = decide(asked, live, now_ms=NOON_MS + 10).pool
+
+    assert [live.pool_names[p] for p in placed[:4]] == ["far", "far", "near", "far"]
 
 
 def test_a_thousand_requests_at_once_do_not_all_go_to_the_best_pool():

@@ -363,7 +363,7 @@ def test_replicas_are_those_that_ray_has_where_it_runs_them():
 
 def test_problem_is_said_once():
     """
-    In one line, however much Ray says of it.
+    In one line, however much Ray says of it; again if it is about other replicas.
     """
     well, ill = PoolReplicas(ready=1), PoolReplicas(ready=1, starting=1, problem="no GPU")
 
@@ -372,4 +372,5 @@ def test_problem_is_said_once():
         "p: 0 ready, 0 starting: failed: … Error: why",
     )
     assert problems({"p": ill}, {"p": ill}) == ()
+    assert problems({"p": PoolReplicas(starting=1, problem="no GPU")}, {"p": ill}) != ()
     assert problems({"p": ill}, {"p": well}) == ()

@@ -82,6 +82,14 @@ def test_a_load_is_a_share_and_grows_with_the_pool(prompt, output, cv2, replicas
     assert load >= load_max(SLOW, TARGET, prompt, output, cv2 + 1.0, replicas) - 1e-9
 
 
+def test_prompts_that_hold_up_answers_are_what_limits_a_pool():
+    """By the equation: with S = 0.286 s, CV² = 1 and D = 20 s one replica may be half full, ..."""
+    spread = 34.0 * (2e-4 * 1000 / 0.7) * math.sqrt(2.0) / 20.0
+    for replicas, share in ((1, spread), (16, spread / 4.0)):  # ... and sixteen much fuller
+        load = load_max(SLOW, TARGET, 1000, 200, 1.0, replicas)
+        assert load + share * math.sqrt(load) == pytest.approx(1.0)
+
+
 def test_long_prompts_leave_less_room_than_short_ones():
     """Those of Mooncake hold up others' answers; a slow pool has to be emptier for them."""
     assert (

@@ -7,25 +7,30 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from emulated import POWER
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulated_world import EMULATION, GPU, Scripted, fleet, pool, run, table, traffic
+from simulated_world import EMULATION, GPU, Scripted, catalogue, fleet, pool, run, table, traffic
 from strategies import lightly
 
 from infra.emulator.engine import FINISHED, FIRST_TOKEN, Engine
 from infra.latency_target import LatencyTarget
 from learners.learned import Learned, MemoryOptions
+from load.remembered import Remembered
 from load.shocks import Available, Garbled, RegionBack, RegionLost, Repriced, Shock, Silent
 from load.simulated import Fate, Run
 from load.simulation import SimulationOptions, contexts_of, encoder_of
 from load.tariff import Tariff
-from load.virtual_fleet import UNIX_MS
+from load.virtual_fleet import UNIX_MS, VirtualFleet
+from load.virtual_replica import Flight
 from load.virtual_time import TICKET_KEY
+from load.virtual_trainer import VirtualTrainer
+from serve.live import Live, LiveOptions
 from streams.folder import Folder
 from streams.log import FEEDBACK, TELEMETRY
 from streams.memory_log import MemoryLog, Storage
 from streams.snapshots import Store
 from streams.state import State
+from streams.telemetry import encode
 from streams.telemetry_fold import BAD, FOLDED
 from streams.ticket import Sealer
 from streams.trainer import LEARNED, Trainer, TrainerOptions
@@ -41,6 +46,11 @@ def changed(**options: object):
 def state_of(asked_table) -> State:
     """A state to begin with, which a test keeps hold of."""
     return State(encoder_of(asked_table), Learned(MemoryOptions()))
+
+
+def idle_fleet() -> VirtualFleet:
+    """Two pools of a replica each, at time 0."""
+    return VirtualFleet(fleet(), LatencyTarget(), np.random.default_rng(0))
 
 
 def accounted(found: Run) -> None:
@@ -80,7 +90,7 @@ def test_digest_is_over_everything_but_the_time_it_took():
     tick_s=st.sampled_from([0.05, 0.3, 1.0]),
     tick_requests=st.sampled_from([1, 7, 500]),
 )
-@lightly
+@settings(lightly, max_examples=12)
 def test_where_routing_is_fixed_ticks_do_not_matter(tick_s, tick_requests):
     """
     One model, one replica: first tokens, ends, bill and energy are those of any other ticks.
@@ -127,7 +137,7 @@ def test_one_replica_answers_as_its_engine_alone_would():
     tail_s=st.sampled_from([0.5, 20.0]),
     seed=st.integers(0, 5),
 )
-@lightly
+@settings(lightly, max_examples=12)
 def test_every_request_ends_in_exactly_one_of_four_ways(per_s, replicas, gone_s, tail_s, seed):
     """
     Whatever the load, wherever machines die, whatever the scaler says.
@@ -274,7 +284,8 @@ def test_draining_replica_finishes_what_it_has_and_gets_no_more():
     assert found.replicas.draining[at[10.0], 0] == 0
     drained_s = found.gpu_cost_usd / USD_PER_S - found.end_s
     assert 5.0 < drained_s < 10.0
-    assert np.isclose(found.requests.finished_s, drained_s).any()
+    had = asked.at_s < 5.0
+    assert np.isclose(found.requests.finished_s[had], drained_s).any()
 
 
 def test_never_more_gpus_than_there_are():
@@ -286,6 +297,42 @@ def test_never_more_gpus_than_there_are():
 
     total = found.replicas.ready + found.replicas.starting + found.replicas.draining
     assert total.max() == 2
+
+
+def test_replica_that_goes_says_so_and_takes_no_energy_after():
+    """
+    Its last answer ends at some time before it is looked at; what it would have idled is not
+    counted, and the router hears that it is not ready any more.
+    """
+    machines = idle_fleet()
+    assert machines.take(0, Flight(0, 1.0, "default"), 100, 50, 1.0, 0.5)
+    machines.resize({"small-h100": 0, "large-h100": 0}, 1.01)
+    (_,), (ended_s,) = machines.advance(9.0)
+
+    engine = Engine(EMULATION.performance, POWER)
+    engine.submit(0, 100, 50, 1.0)
+    engine.advance(ended_s)
+    assert machines.joules == pytest.approx(engine.energy_j + 1.01 * POWER.idle_w, rel=1e-9)
+    said = {(report.pool, report.state) for report in machines.reports(10.0)}
+    assert said == {("small-h100", "draining"), ("large-h100", "draining")}
+    assert machines.reports(11.0) == []
+
+
+def test_replica_with_the_fewest_requests_goes_first_and_before_it_one_that_starts():
+    three = fleet(pool(replicas=3))
+    machines = VirtualFleet(three, LatencyTarget(), np.random.default_rng(0))
+    replicas = list(machines.pools[0].replicas)
+    for replica, n in zip(replicas, (2, 1, 3), strict=True):
+        for number in range(n):
+            replica.take(Flight(number, 1.0, "default"), 100, 1000, 1.0)
+
+    machines.resize({"small-h100": 4}, 1.0)
+    machines.resize({"small-h100": 3}, 1.1)
+    assert machines.pools[0].replicas == replicas  # the one that was starting is gone
+    machines.resize({"small-h100": 2}, 1.2)
+    assert [r.state for r in replicas] == ["ready", "draining", "ready"]
+    machines.resize({"small-h100": 1}, 1.3)
+    assert [r.state for r in replicas] == ["draining", "draining", "ready"]
 
 
 def test_what_was_wanted_is_launched_when_a_gpu_is_free():
@@ -358,6 +405,26 @@ def test_requests_not_begun_when_their_replica_dies_are_answered_elsewhere():
     assert (asked.at_s[again] + found.requests.ttft_s[again] > 1.0).all()
 
 
+def test_request_that_loses_two_replicas_is_lost():
+    """
+    Prompts take seconds to read, so nothing has begun when one pool dies, and then the next.
+    """
+    slow = replace(EMULATION, performance=replace(EMULATION.performance, per_prompt_token_s=0.01))
+    types = [replace(GPU, name=name) for name in ("a", "b", "c")]
+    pools = [pool(f"small-{gpu.name}", gpu=gpu, emulation=slow) for gpu in types]
+    asked = traffic(30, at_s=np.linspace(0.1, 0.9, 30))
+    gone = [
+        Shock(at_s=at_s, what=Available(gpu=gpu.name, gpus=0))
+        for at_s, gpu in zip((1.0, 1.5, 2.0), types, strict=True)
+    ]
+
+    found = run(asked, fleet(*pools), shocks=gone)
+
+    accounted(found)
+    assert found.count(Fate.LOST) > 0 and found.count(Fate.FINISHED) == 0
+    assert (found.requests.tried[found.requests.fate == Fate.LOST] == 2).all()
+
+
 def test_youngest_replicas_die_first_when_some_gpus_go():
     scaler = Scripted({5.0: {"small-h100": 3}})
     some = Shock(at_s=40.0, what=Available(gpu="h100", gpus=2))
@@ -384,13 +451,21 @@ def test_lost_region_dies_and_comes_back_when_it_is_wanted():
     assert all(observed.pools["small-us"].available for observed in scaler.seen)
 
 
-def test_a_new_price_is_seen_by_the_scaler():
-    scaler = Scripted()
-    shock = Shock(at_s=12.0, what=Repriced(gpu="h100", usd_per_hour=7.2))
-    run(traffic(), scaler=scaler, shocks=[shock])
+def test_a_new_price_is_seen_by_scaler_and_router():
+    """
+    The large model's GPU becomes 10,000 times as dear: nobody wishes for the model any more.
+    """
+    other = replace(GPU, name="l4")
+    there = fleet(pool("small-l4", gpu=other), pool("large-h100"))
+    scaler, asked = Scripted(), traffic(2400)
+    shock = Shock(at_s=32.0, what=Repriced(gpu="h100", usd_per_hour=36_000.0))
+
+    run(asked, there, scaler, [shock], changed(preference=(1.0, 20.0, 0.0, 0.0)))
 
     prices = [observed.usd_per_hour["h100"] for observed in scaler.seen]
-    assert prices[:4] == [3.6, 3.6, 7.2, 7.2]
+    assert prices[:8] == [3.6] * 6 + [36_000.0] * 2
+    wished = [{d.model for d in observed.demands} for observed in scaler.seen]
+    assert "large" in wished[5] and wished[20] == {"small"}
 
 
 def test_silent_telemetry_leaves_the_last_word_and_grows_old():
@@ -461,11 +536,34 @@ def test_router_learns_which_prompts_need_the_large_model():
     assert found.quality == found.requests.quality[found.requests.fate == Fate.FINISHED].mean()
 
 
-def test_what_was_read_is_dropped_unless_the_log_is_kept():
-    kept, asked = Storage(), traffic(200)
-    run(asked, storage=kept)
-    records = MemoryLog(kept, lambda: 0).records(TELEMETRY)
-    assert len(records) > 30 and records[0].offset == 0
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_was_read_is_dropped_unless_the_log_is_kept(kept):
+    machines, log = idle_fleet(), MemoryLog(Storage(), lambda: UNIX_MS + 1000)
+    log.ensure_topics()
+    options = TrainerOptions(), 60.0, log.now_ms, lambda: None
+    with VirtualTrainer(
+        log, catalogue(fleet()), Sealer([TICKET_KEY]), "any", *options, keep_log=kept
+    ) as trainer:
+        log.append(TELEMETRY, encode(machines.reports(1.0)))
+        trainer.step()
+
+        assert set(trainer.live.loads) == {"small-h100", "large-h100"}
+        assert len(log.records(TELEMETRY)) == (2 if kept else 0)
+
+
+def test_remembered_estimates_are_the_estimators_own():
+    """
+    Whatever is asked before and beside a context, to the last bits of a product of matrices.
+    """
+    live = Live(catalogue(fleet()), Learned(MemoryOptions()), "any", LiveOptions())
+    remembered, contexts = Remembered(live.estimator), contexts_of(table())
+    rng = np.random.default_rng(0)
+    for n in (1, 7, 50, 3):
+        rows = rng.integers(0, len(contexts), n)
+        found, fresh = (of.estimate(contexts[rows]) for of in (remembered, live.estimator))
+        np.testing.assert_allclose(found.mean, fresh.mean, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found.deviation, fresh.deviation, rtol=1e-5)
+        np.testing.assert_array_equal(found.noise, fresh.noise)
 
 
 def test_scaler_sees_demand_replicas_and_prices():

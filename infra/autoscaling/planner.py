@@ -31,7 +31,7 @@ from infra.autoscaling.needs import Needs
 from infra.autoscaling.observed import Observed, Plan
 from infra.autoscaling.sizing import Sizing, SizingOptions
 from infra.autoscaling.steady import Limits, Steady, SteadyOptions
-from infra.autoscaling.survivors import held
+from infra.autoscaling.survivors import held, urgent
 from infra.autoscaling.wording import Wording
 from infra.fleet import Fleet, PoolPlan
 from infra.latency_target import LatencyTarget
@@ -105,8 +105,10 @@ class Planner:
         limits, gpus = self._limits(observed)
         now = {pool: before.replicas.get(pool, 0) for pool in self._pools}
         needs = self._needs(observed, now, limits, gpus)
+        there = {name: min(now[name], limits[name].most) for name in now}
+        pressing = urgent(self._pools, needs, there) or not self._options.prices_used
         kept = held(self._pools, needs, observed.pools)
-        settled = self._steady.settle(at_s, now, needs.replicas, limits, gpus, kept)
+        settled = self._steady.settle(at_s, now, needs.replicas, limits, gpus, kept, pressing)
         self._steady.planned(at_s, settled)
         routers = self._routers(observed, before.routers)
         replicas = {p.name: settled.get(p.name, p.replicas) for p in self._fleet.pools}

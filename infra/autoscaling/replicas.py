@@ -84,11 +84,11 @@ def with_replicas(observed: Observed, replicas: Mapping[str, PoolReplicas]) -> O
 def problems(
     before: Mapping[str, PoolReplicas], now: Mapping[str, PoolReplicas]
 ) -> tuple[str, ...]:
-    """A line for every pool that Ray Serve says something new of."""
+    """A line for every pool that Ray Serve says something of, and new: of other replicas, too."""
     return tuple(
         f"{pool}: {of.ready} ready, {of.starting} starting: {_one_line(of.problem)}"
         for pool, of in sorted(now.items())
-        if of.problem and of.problem != before.get(pool, PoolReplicas()).problem
+        if of.problem and of != before.get(pool)
     )
 
 

@@ -1,6 +1,7 @@
 """From what is needed to what is done: growing at once, shrinking late, neither without limits.
 
-    needed now ──────────▶ more: at once, but no more than three times as many a minute
+    needed now ──────────▶ more: at once, but no more than three times as many a minute;
+                           if what there is would do, too: only what every plan of 5 minutes wanted
     needed in 5 minutes ─▶ fewer: only what no plan of that time needed …
     load, ready ─────────▶ … and only if those that are *ready* then carry what is carried now
 
@@ -58,10 +59,12 @@ class Steady:
         limits: Mapping[str, Limits],
         gpus: Mapping[str, int],
         held: Collection[str] = (),
+        urgent: bool = True,
     ) -> Replicas:
         """What is to be had: not fewer than any plan of the last minutes needed, as far as it may.
 
         All keys are pools; `needed` is within the limits and the GPUs. Those `held` don't shrink.
+        If nothing is `urgent` they grow by what all plans of the last minutes wanted.
         """
         if not self._needed:  # whoever started what is there had a reason
             self._remember(self._needed, at_s, now, self._options.down_s)
@@ -70,7 +73,9 @@ class Steady:
         for pool in limits:
             lately = max(one.get(pool, 0) for _, one in self._needed)
             lately = max(lately, now[pool] if pool in held else 0)
-            kept = max(needed[pool], min(now[pool], lately))
+            always = min(one.get(pool, 0) for _, one in self._needed)
+            more = needed[pool] if urgent else min(needed[pool], max(now[pool], always))
+            kept = max(more, min(now[pool], lately))
             wanted[pool] = min(kept, self._growth(pool, now[pool]))
         return within(wanted, needed, limits, gpus)
 

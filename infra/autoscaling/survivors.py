@@ -1,4 +1,4 @@
-"""Which pools may not shrink yet: those whose survivors would not carry what there is to carry.
+"""Whether what is there carries what comes: before anything goes, and before anything is replaced.
 
     load · ready replicas / work of a request = requests a second that a pool carries now
     replicas that stay and are ready · how full they may be / work  ≥  that of the model's pools
@@ -40,6 +40,22 @@ def held(
         if carries < carried * share and any(ready[n] < needs.replicas[n] for n in names):
             return set(fleet)  # what is to take over is still to come
     return found
+
+
+def urgent(fleet: Mapping[str, PoolPlan], needs: Needs, now: Mapping[str, int]) -> bool:
+    """Whether the replicas that are there, or coming, do not carry what is expected.
+
+    If they do, what the mix wants beside them is only cheaper, and can be thought about. Models
+    whose requests others are to answer may go on answering them.
+    """
+    short = spare = 0.0
+    for model in sorted({pool.model for pool in fleet.values()}):
+        names = [n for n, p in fleet.items() if p.model == model and needs.work_s[n] > 0.0]
+        carries = sum(now[n] * needs.load_max[n] / needs.work_s[n] for n in names)
+        wished, carried = needs.wished.get(model, 0.0), needs.carried.get(model, 0.0)
+        short += max(0.0, carried - carries)
+        spare += max(0.0, min(carries, wished) - carried)
+    return short > spare
 
 
 def _share_now(needs: Needs) -> float:
