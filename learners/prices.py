@@ -42,7 +42,7 @@ class Criticality(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PriceOptions:
-    """How prices move. Steady for s ≤ 4, 4 ≤ T ≤ 7 s, τ ≤ 3.5 s, with a phase margin of 40 degrees."""
+    """How prices move. Steady for s ≤ 4, 4 s ≤ T ≤ 7 s, τ ≤ 3.5 s: 40 degrees of phase margin."""
 
     # η: k = 0.2 per second at s = 4, less than half of what a delay of 3.5 s alone would bear. Load
     # five times what it should be makes 1 + m tenfold in 12 s.
@@ -53,9 +53,14 @@ class PriceOptions:
     multiple_max: float = 1023.0
     # What waits has no bound in a load. Five times too much is as urgent as any more of it.
     load_max: float = 5.0
-    # The proportional part counts more of it, and may take m beyond `multiple_max`: in total overload
-    # it still tells the fuller pool from the other, so that they fill evenly.
+    # The proportional part counts more of it, and may take m beyond `multiple_max`: in total
+    # overload it still tells the fuller pool from the other, so that they fill evenly.
     crowd_max: float = 30.0
+    # A price falls the faster the more room there is; around full, nothing is changed by it.
+    room_from: float = 0.8
+    room_factor: float = 3.0
+    # Above all bands of refusal, by half a doubling: see `level`.
+    multiple_top: float = 180.0
     # Two usual periods of telemetry: one lost record is made up for, a silence is not.
     elapsed_s_max: float = 2.0
 
@@ -80,16 +85,16 @@ class ShedOptions:
     """Between which multiples requests are refused, (none, all), by criticality from the lowest.
 
     One after the other, so no class loses a request before the class below has lost all. They
-    begin where a GPU's time is worth 15 times its cost: whoever has a smaller model to go to has
-    gone. Each is one doubling of 1 + m wide, so all are as steep to the loop, s = 1.44 per fleet of
+    begin where the time of every GPU that a request could use is worth three times its cost more:
+    whoever has a pool with room to go to has gone there. Each is one doubling of 1 + m wide, so all are as steep to the loop, s = 1.44 per fleet of
     requests in the band; a doubling between them keeps one class's swings out of the next one's.
     `CRITICAL_PLUS` has no band, and none can be given to it.
     """
 
     bands: tuple[tuple[float, float], tuple[float, float], tuple[float, float]] = (
+        (3.0, 7.0),
         (15.0, 31.0),
         (63.0, 127.0),
-        (255.0, 511.0),
     )
 
 
@@ -104,10 +109,21 @@ def ascend(z: Floats, load: Floats, elapsed_s: float, options: PriceOptions) -> 
     return np.clip(z + step * _excess(load, options), 0.0, options.z_max)
 
 
+def level(z: Floats, options: PriceOptions) -> Floats:
+    """The log-prices (R,) of all pools together, no higher than it takes.
+
+    When even the cheapest is above `multiple_top`, all are lowered by what is too much. Whoever
+    can be moved or refused by then has been; higher prices would move nobody, and only take
+    longer to fall. What tells one pool from another, the differences, stays.
+    """
+    return z - max(0.0, float(z.min(initial=np.inf)) - float(np.log1p(options.multiple_top)))
+
+
 def multiples(z: Floats, load: Floats, options: PriceOptions) -> Floats:
     """The prices (R,) to charge at loads (R,), in multiples of what the resource costs to have.
 
-    At most exp(`log_multiple_max`) − 1. Loads are finite; they may be a reckoning ahead, so one below zero passes for zero.
+    At most exp(`log_multiple_max`) − 1. Loads are finite; they may be a reckoning ahead, so one
+    below zero passes for zero.
     """
     assert np.isfinite(load).all(), "clean loads before they are priced"
     excess = np.clip(load, 0.0, options.crowd_max) - 1.0
@@ -133,4 +149,5 @@ def shed_share(
 
 
 def _excess(load: Floats, options: PriceOptions) -> Floats:
-    return np.minimum(load, options.load_max) - 1.0
+    room = np.maximum(0.0, options.room_from - load)
+    return np.minimum(load, options.load_max) - 1.0 - options.room_factor * room

@@ -18,10 +18,12 @@ import numpy as np
 
 from infra.autoscaling.observed import Observed, Plan, Scaler
 from infra.autoscaling.planner import Planner, PlannerOptions
+from infra.autoscaling.sizing import SizingOptions
 from infra.emulator.capacity import rates_of
 from infra.fleet import Fleet
 from load.clairvoyant import replicas_for
 from load.fleet_scenario import (
+    CLASSES,
     Scenario,
     ScenarioOptions,
     between,
@@ -180,7 +182,13 @@ def scaler_of(of: Scenario, contender: Contender, first: Mapping[str, int]) -> S
             {p.name: rates_of(p.emulation.performance, of.target) for p in of.fleet.pools},
             of.target,
             dict(zip(of.known.models, of.known.quality.mean(axis=0).tolist(), strict=True)),
-            PlannerOptions(prices_used=contender.prices_used),
+            PlannerOptions(
+                prices_used=contender.prices_used,
+                sizing=SizingOptions(
+                    value_usd=of.preference.quality / of.preference.per_usd,
+                    criticality={name: level for name, _, level in CLASSES},
+                ),
+            ),
         )
     layout = cheapest_first if contender.layout == "cheapest_first" else side_by_side
     return Rival(groups=layout(rival_pools(of)), policy=_policy(contender), initial=dict(first))

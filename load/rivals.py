@@ -106,7 +106,7 @@ class QueueLength:
         factor = o.upscaling_factor if change > 0 else o.downscaling_factor
         damped = math.ceil(ready + factor * change)
         stuck = math.ceil(wanted) < ready and damped == ready
-        return damped
+        return damped - 1 if stuck else damped
 
     def _delayed(self, at_s: float, wanted: int, current: int) -> int:
         direction = (wanted > current) - (wanted < current)

@@ -35,9 +35,9 @@ class VirtualPool:
         self.ready = [r for r in self.replicas if r.state == "ready"]
 
     def next_to_go(self) -> VirtualReplica:
-        """Of those that are not to go yet, the one that is missed least; the youngest of equals."""
+        """Of those that are not to go yet, the one that has least to do; the youngest of equals."""
         kept = [r for r in reversed(self.replicas) if r.state in ("starting", "ready")]
-        return min(kept, key=lambda r: (r.state == "ready", r.in_flight))
+        return min(kept, key=lambda r: r.in_flight)
 
 
 def _gpu(plan: PoolPlan) -> GpuType:

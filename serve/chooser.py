@@ -15,7 +15,7 @@ import numpy as np
 from learners.policy import Policy
 from serve.crowding import Crowding
 from serve.live import Live
-from serve.placement import PlacementOptions
+from serve.placement import PlacementOptions, spread_of
 from serve.router import Choices, Requests, route
 
 
@@ -30,7 +30,8 @@ class Chooser:
         """Decide a batch against one view."""
         crowd = self._crowding.now(live, now_ms)
         uniform = self._rng.random((len(requests), 2))
-        choices = route(requests, live, crowd, self.policy, uniform, self._options)
+        spread = spread_of(len(requests), live, crowd, self._options, self._rng)
+        choices = route(requests, live, crowd, self.policy, uniform, spread, self._options)
         if live.loads:
             sent = choices.fits & ~choices.shed
             self._crowding.sent(live, choices.pool[sent], choices.work_s[sent])

@@ -12,6 +12,10 @@ A request is charged what its work takes up, at the pool's price, turned into po
 weight of money. Who does not weigh money is taken to value a point of quality at `value_usd`: or
 else free riders would hold the capacity that others pay for.
 
+What requests are charged varies a little between them, at random (`spread`). When capacity is so dear
+that nothing else counts, all would choose the same pool, then all another: a demand without slope,
+that no price can steer. So varied, it has one that the step size was made for (docs/prices.md).
+
 Requests of one batch are placed one after another, each counting for the next: the pools of a model
 fill evenly, also if a thousand requests come at once.
 
@@ -49,6 +53,18 @@ class PlacementOptions:
     value_usd: float = 0.05
     usd_per_kwh: float = 0.2  # the price of power is a multiple of this
     priced: bool = True  # False: blind to prices
+    # Of the logarithm of prices, between requests: then a load falls by at most 1 / SPREAD for one
+    # unit of log-price more, 3, of the 4 that the ascent is steady for.
+    spread: float = 0.35
+
+
+def spread_of(
+    n: int, live: Live, crowd: Crowd, options: PlacementOptions, rng: np.random.Generator
+) -> Floats | None:
+    """How much prices vary, factors (n, P); None where there are no prices to vary."""
+    if not options.priced or not crowd.multiple.any():
+        return None
+    return np.exp(options.spread * rng.standard_normal((n, len(live.pool_names))))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,6 +76,7 @@ class Placement:
     energy_j: Floats
     points: Floats  # all charges, points
     reference_usd: Floats  # work at the price of the GPUs
+    at_one: Floats  # what a price multiple of one is to each request, points
     best: NDArray[np.intp]  # (n, k) the best pool of each model, among `Live.pool_names`
 
 
@@ -68,25 +85,29 @@ def charge(
     prompt_tokens: Floats,
     live: Live,
     crowd: Crowd,
+    spread: Floats | None,
     options: PlacementOptions,
 ) -> Placement:
-    """Charge n requests; `preference` (n, 4), `prompt_tokens` (n,)."""
+    """Charge n requests; `preference` (n, 4), `prompt_tokens` (n,), `spread` (n, P) of prices."""
     catalogue = live.catalogue
     money = np.maximum(preference[:, 1], preference[:, 0] / options.value_usd)
     if not catalogue.any_work:
         none = np.zeros((len(preference), len(live.pool_names)))
-        return Placement(money, none, none, none, none, best_pools(none, preference, live, crowd))
+        best = best_pools(none, preference, live, crowd)
+        return Placement(money, none, none, none, none, none, best)
     work_s = catalogue.work.work_s(prompt_tokens, live.output_tokens[catalogue.model_of_pool][None])
     energy_j = work_s * catalogue.watts
     reference_usd = work_s * catalogue.usd_per_s
-    usd = reference_usd * crowd.multiple
+    at_one_usd = reference_usd if spread is None else reference_usd * spread
+    usd = at_one_usd * crowd.multiple
     points = preference[:, 3:] / 1000.0 * energy_j
     power = live.prices.power.charged(options.pricing.ascent) if options.priced else 0.0
     if power:
         usd = usd + power * options.usd_per_kwh / JOULES_PER_KWH * energy_j
     points = points + money[:, None] * usd
     best = best_pools(points, preference, live, crowd)
-    return Placement(money, work_s, energy_j, points, reference_usd, best)
+    at_one = money[:, None] * at_one_usd
+    return Placement(money, work_s, energy_j, points, reference_usd, at_one, best)
 
 
 def best_pools(points: Floats, preference: Floats, live: Live, crowd: Crowd) -> NDArray[np.intp]:
@@ -117,9 +138,8 @@ def place(
     several = {
         model: [p for p in columns.tolist() if live.open[p]] for model, columns in live.several
     }
-    at_one = placement.money[:, None] * placement.reference_usd  # points at a multiple of one
-    fixed = (placement.points - at_one * crowd.multiple).tolist()
-    priced, work = at_one.tolist(), placement.work_s.tolist()
+    fixed = (placement.points - placement.at_one * crowd.multiple).tolist()
+    priced, work = placement.at_one.tolist(), placement.work_s.tolist()
     weight = np.maximum(preference[:, 2], LATENCY_WEIGHT_MIN).tolist()
     for i, model in enumerate(chosen.tolist()):
         if len(several.get(model, ())) > 1:

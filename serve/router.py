@@ -33,6 +33,8 @@ from serve.placement import PlacementOptions, charge, place
 
 Floats = NDArray[np.float64]
 
+ROOM_FROM = 0.7  # a load below has room for whoever comes
+
 
 class Verdict(IntEnum):
     """Why a model was eligible for a request, or not. Stored in tickets: numbers never change."""
@@ -98,9 +100,13 @@ def route(
     crowd: Crowd,
     policy: Policy,
     uniform: Floats,
+    spread: Floats | None,
     options: PlacementOptions,
 ) -> Choices:
-    """Decide n requests at once; `uniform` (n, 2) in [0, 1) are the draws."""
+    """Decide n requests at once; `uniform` (n, 2) in [0, 1) are the draws.
+
+    `spread` (n, P) are factors on the prices of pools, see `placement`; None: all one.
+    """
     estimates = live.estimator.estimate(requests.contexts)
     catalogue, weights = live.catalogue, requests.preference
     expected_cost = catalogue.expected_cost_usd(requests.prompt_tokens)
@@ -118,7 +124,7 @@ def route(
     known_tokens = np.where(
         requests.prompt_tokens > 0, requests.prompt_tokens, catalogue.prompt_tokens
     )
-    charged = charge(weights, known_tokens, live, crowd, options)
+    charged = charge(weights, known_tokens, live, crowd, spread, options)
     pools, rows = charged.best, np.arange(len(requests))
     energy = charged.energy_j[rows[:, None], pools]
     free = weights[:, :1] * quality - weights[:, 1:2] * cost - weights[:, 2:3] * (latency / 1000.0)
@@ -136,7 +142,7 @@ def route(
         utility / scale, weights[:, :1] * estimates.deviation / scale, eligible
     )
     chosen = draw(propensity, uniform[:, 0])
-    least = _least_multiple(crowd.multiple, eligible, live)
+    least = _least_multiple(crowd.multiple * _crowded(crowd.load), eligible, live)
     shed = shed_share(least, requests.criticality) if live.priced else 0.0
     pool = place(chosen, charged, weights, live, crowd, options)
     return Choices(
@@ -199,6 +205,12 @@ def _with_replicas(
     gone = able & ~live.model_open & some[:, None]
     verdict[gone] = Verdict.NO_REPLICA
     return able & ~gone
+
+
+def _crowded(load: Floats) -> Floats:
+    """0 where a pool has room, 1 where it is full: prices fall later than loads, and nobody is
+    to be refused where there is room again."""
+    return np.clip((load - ROOM_FROM) / (1.0 - ROOM_FROM), 0.0, 1.0)
 
 
 def _least_multiple(multiple: Floats, eligible: NDArray[np.bool_], live: Live) -> Floats:

@@ -106,17 +106,19 @@ class PoolView:
 
 
 class Wish(NamedTuple):
-    """Requests of one class that want one model, over the last minute."""
+    """Requests of one class that want one model, over a span."""
 
     requests_per_s: float
     prompt_tokens: float  # mean
 
 
-def wishes(fleet: FleetState, now_ms: int) -> dict[tuple[str, str], Wish]:
+def wishes(
+    fleet: FleetState, now_ms: int, span_ms: int = SPANS_MS["1m"]
+) -> dict[tuple[str, str], Wish]:
     """What is wanted, by class and model, whatever there is capacity for."""
-    span_s = heard_within(fleet, now_ms, SPANS_MS["1m"]) / 1000
+    span_s = heard_within(fleet, now_ms, span_ms) / 1000
     found: dict[tuple[str, str], tuple[float, float]] = {}
-    for share, tally in spans(fleet, now_ms, SPANS_MS["1m"]):
+    for share, tally in spans(fleet, now_ms, span_ms):
         for name, of_class in tally.classes.items():
             for model, wish in of_class.wishes.items():
                 n, tokens = found.get((name, model), (0.0, 0.0))
@@ -179,6 +181,18 @@ def spans(fleet: FleetState, now_ms: int, span_ms: int) -> Iterator[tuple[float,
     for number, tally in fleet.slots(begin_ms // SLOT_MS, (end_ms - 1) // SLOT_MS):
         outside_ms = max(0, begin_ms - number * SLOT_MS)
         yield 1.0 - outside_ms / SLOT_MS, tally
+
+
+def prompt_variation(fleet: FleetState, now_ms: int) -> dict[str, float]:
+    """The squared coefficient of variation of prompts' lengths over five minutes, by class."""
+    found = {}
+    for name, of_class in sorted(_within(fleet, now_ms, WORKLOAD_SPAN_MS).classes.items()):
+        n = sum(of_class.prompt_lengths.values())
+        mean = of_class.prompt_tokens / of_class.arrivals if of_class.arrivals else 0.0
+        if n and mean:
+            square = sum(c * TOKENS.typical(i) ** 2 for i, c in of_class.prompt_lengths.items()) / n
+            found[name] = max(0.0, square / mean**2 - 1.0)
+    return found
 
 
 def heard_within(fleet: FleetState, now_ms: int, span_ms: int) -> int:

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
-from learners.prices import PriceOptions, ascend, multiples
+from learners.prices import PriceOptions, ascend, level, multiples
 from streams.fleet_state import FleetState
 from streams.fleet_view import SILENT_MS, loads
 
@@ -55,9 +55,8 @@ class PricingOptions:
     """What is scarce, and how prices follow it."""
 
     ascent: PriceOptions = field(default_factory=PriceOptions)
-    # Of what a replica carries within its target. Bursts come within the second that telemetry is
-    # old, and single requests vary: at 0.85 almost all pools still keep 99 % within target.
-    load_target: float = 0.85
+    # Of the load that a replica tells: 1 is what it carries with 99 % within target.
+    load_target: float = 1.0
     budget_usd_per_hour: float = math.inf
     power_w_max: float = math.inf
 
@@ -88,7 +87,9 @@ class Prices:
         elapsed_s = (at_ms - self.as_of_ms) / 1000.0
         told = loads(fleet)  # a pool without replicas has no capacity, and so no price
         watts = sum(load.watts for load in told.values())
-        before = [self.capacity.get(name, Price()) for name in told]
+        # A pool that comes to a market begins at what the others charge: it would be flooded else.
+        market = min((price.log_price for price in self.capacity.values()), default=0.0)
+        before = [self.capacity.get(name, Price(log_price=market)) for name in told]
         now = [_believed(load.load, options.load_target) for load in told.values()]
         # Less than before: it is counted anew, by another number of trainers.
         spent_usd_per_hour = max(0.0, spent_usd - self.spent_usd) / elapsed_s * 3600.0
@@ -104,9 +105,14 @@ class Prices:
             elapsed_s,
             options.ascent,
         )
+        levels = level(np.array([price.log_price for price in after[:-2]]), options.ascent)
+        capacity = [
+            replace(price, log_price=z)
+            for price, z in zip(after[:-2], levels.tolist(), strict=True)
+        ]
         return Prices(
             as_of_ms=at_ms,
-            capacity=dict(zip(told, after[:-2], strict=True)),
+            capacity=dict(zip(told, capacity, strict=True)),
             budget=after[-2],
             power=after[-1],
             spent_usd=spent_usd,

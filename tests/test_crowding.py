@@ -101,7 +101,21 @@ def test_newer_telemetry_replaces_what_was_counted():
         told("near", later, running=1), told("far", later, running=1), latency_ms=LATENCY_MS
     )
 
-    assert went(live, 1, later, chooser) == {"near": 1}
+    crowd = chooser._crowding.now(live, later)
+
+    assert not crowd.waiting.any()
+    assert of(crowd, live, "near")[0] == FAST
+
+
+def test_a_pool_that_nobody_speaks_of_is_taken_by_its_latency_alone():
+    """
+    How many it runs at once is not known, so nor is when one more has to wait.
+    """
+    live = view(told("near", running=10), latency_ms=LATENCY_MS)
+    crowding = Crowding(PRICING)
+    send(crowding, live, "far", 500)
+
+    assert of(crowding.now(live, NOON_MS), live, "far")[0] == SLOW
 
 
 def test_a_changed_catalogue_begins_the_count_anew():
@@ -111,7 +125,9 @@ def test_a_changed_catalogue_begins_the_count_anew():
     crowding = Crowding(PRICING)
     live = view(told("near", running=1))
     send(crowding, live, "near", 5)
-    other = view(told("near", running=1), pools=(working("new", "large"), *WORKING))
+    other = view(
+        told("near", running=1), told("new", running=1), pools=(working("new", "large"), *WORKING)
+    )
 
     crowd = crowding.now(other, NOON_MS)
 
@@ -250,3 +266,4 @@ def test_those_who_were_refused_are_not_counted_as_sent():
     assert choices.shed.tolist() == [True, False, False]
     assert choices.fits.tolist() == [True, True, False]
     assert chooser._crowding.now(live, NOON_MS).waiting[0] == 1.0
+    assert chooser._crowding._sent.sum() == 1.0

@@ -75,7 +75,7 @@ def test_charge_is_the_documented_formula():
     USD; the power of 1,000 J at e^0.5 − 1 times 0.2 USD per kWh comes on top; both are worth 30
     points a dollar, and a kilojoule is worth a quarter of a point.
     """
-    live = two_pools(near=3.0, power=Price(0.5, 1.0))
+    live = two_pools(near=3.0, power=Price(0.5 - OPTIONS.pricing.ascent.damping, 2.0))
     asked = requests(live, prompt_tokens=[2000.0], preference=weights(1.0, 30.0, 0.0, 0.25))
 
     found = charged(asked, live)
@@ -121,9 +121,10 @@ def test_utility_is_less_by_the_charge_of_the_best_pool():
 
 def test_budget_price_is_charged_on_what_a_model_costs():
     """
-    At a multiple of one, every dollar counts twice.
+    At a multiple of one, every dollar counts twice; here a part of it is proportional.
     """
-    free, short = two_pools(), two_pools(budget=at(1.0))
+    twice = Price(math.log(2.0) - OPTIONS.pricing.ascent.damping, 2.0)
+    free, short = two_pools(), two_pools(budget=twice)
     asked = requests(free, preference=weights(1.0, 50.0, 0.0, 0.0))
 
     before, after = decide(asked, free), decide(asked, short)
@@ -391,6 +392,17 @@ def test_where_there_is_room_a_request_more_makes_nobody_wait():
     assert [live.pool_names[p] for p in placed[:4]] == ["far", "far", "near", "far"]
 
 
+def test_who_is_blind_to_prices_does_not_see_them_rise_within_a_batch():
+    """
+    Far is a hair faster and there is room for all: none goes to near, however full far becomes.
+    """
+    live = two_pools(near=5.0, far=9.0, latency_ms={"near": 1.1, "far": 1.0})
+
+    placed = decide(requests(live, 40, ["small"]), live, options=BLIND, now_ms=NOON_MS + 10).pool
+
+    assert {live.pool_names[p] for p in placed} == {"far"}
+
+
 def test_a_thousand_requests_at_once_do_not_all_go_to_the_best_pool():
     live = view(*(told(f"p{i}", running=10) for i in range(4)),
                 pools=[Pool(name=f"p{i}", model="small") for i in range(4)])  # fmt: skip
@@ -522,7 +534,7 @@ def test_share_that_is_shed_rises_through_the_band_of_its_criticality(level):
         asked = requests(live, models=["small"], criticality=np.array([level], np.int8))
         return bool(decide(asked, live, uniform).shed[0])
 
-    half = (low + high) / 2
+    half = math.sqrt((1 + low) * (1 + high)) - 1  # shares rise with the log-price
     assert not shed(low * 0.999, 0.0)
     assert shed(half, 0.499)
     assert not shed(half, 0.501)
@@ -530,7 +542,8 @@ def test_share_that_is_shed_rises_through_the_band_of_its_criticality(level):
 
 
 def test_who_may_not_be_refused_never_is():
-    live = two_pools(near=63.0, far=63.0)
+    dearest = OPTIONS.pricing.ascent.multiple_max
+    live = two_pools(near=dearest, far=dearest)
     asked = requests(live, models=["small"], criticality=np.array([3], np.int8))
 
     assert not decide(asked, live, uniform=0.0).shed[0]

@@ -215,12 +215,13 @@ def test_record_is_read_as_it_was_written(record, tmp_path_factory):
     assert [path.name for path in folder.iterdir()] == [FILE]
 
 
-BAD_LINE = json.dumps({"format": 1, "at_ms": 1, "plan": None, "lines": [[1]], "scaler": {}})
+GOOD = {"format": 1, "at_ms": 1, "plan": None, "lines": [], "scaler": {}}
+BAD_LINE, BAD_FORMAT = json.dumps(GOOD | {"lines": [[1]]}), json.dumps(GOOD | {"format": 2})
 
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", "1", "{}", '{"format": 2}', '{"format": 1, "plan": 7}', "\x00", BAD_LINE],
+    ["", "{", "[]", "1", "{}", BAD_FORMAT, '{"format": 1, "plan": 7}', "\x00", BAD_LINE],
 )
 def test_record_that_is_damaged_is_as_good_as_none(content, tmp_path, caplog):
     """

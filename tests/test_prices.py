@@ -564,7 +564,7 @@ def test_far_outside_the_region_prices_swing_for_ever(seed):
     assert np.ptp(fresh[-100:], axis=0).max() < 0.02
 
 
-@pytest.mark.parametrize("delay_s, steepness_max", [(1, 31), (2, 15.5), (3.5, 8.8)])
+@pytest.mark.parametrize("delay_s, steepness_max", [(1, 25.5), (2, 13), (3.5, 7.8)])
 def test_the_shorter_the_delay_the_steeper_a_demand_is_borne(delay_s, steepness_max):
     """
     The table in the docs: where lags are of 4 to 7 s, the margin is just above nothing.

@@ -67,6 +67,19 @@ def test_a_price_follows_its_pools_load(load, relative):
     assert found == Price(pytest.approx(1.0 + ASCENT.step_per_s * (relative - 1)), relative)
 
 
+def test_twice_the_time_moves_prices_twice_as_far():
+    """
+    And spending is a rate: a dollar in two seconds is half of a dollar in one, twice as long.
+    """
+    options = PricingOptions(budget_usd_per_hour=1800.0)
+    prices = Prices(as_of_ms=NOW_MS - 2 * PERIOD_MS, capacity={"p": Price(1.0, 1.0)})
+
+    after = prices.advanced(fleet(word(2 * LOAD)), 1.0, NOW_MS, options)
+
+    assert after.capacity["p"].log_price == pytest.approx(1.0 + 2 * ASCENT.step_per_s)
+    assert after.budget.load == pytest.approx(2 / SPENDING_S)
+
+
 def test_load_is_the_mean_of_ready_replicas_that_tell():
     """
     One that starts, one that drains and one that says nothing of it have no part.

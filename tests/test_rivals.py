@@ -58,7 +58,14 @@ def observed(pools: dict[str, PoolCondition], at_s: float = 0.0, **gpus: int) ->
         min_size=1,
         max_size=40,
     ),
-    st.sampled_from([(30.0, 600.0, 1.0, 1.0), (0.0, 0.0, 1.0, 1.0), (20.0, 50.0, 0.5, 0.3)]),
+    st.sampled_from(
+        [
+            (30.0, 600.0, 1.0, 1.0),
+            (0.0, 0.0, 1.0, 1.0),
+            (20.0, 50.0, 0.5, 0.3),
+            (0.0, 0.0, 0.5, 0.1),
+        ]
+    ),
 )
 @lightly
 def test_the_queue_length_policy_is_that_of_ray(steps, options):
@@ -240,6 +247,24 @@ def test_the_next_pool_is_used_when_gpus_of_the_cheaper_one_are():
     plan = rival.step(observed(seen, h100=2, l4=9))
 
     assert plan.replicas == {"fast": 2, "slow": 2}
+
+
+def test_weaker_replicas_fill_less_of_what_is_wanted():
+    """
+    Four units: one, then two halves, and the last two on the dearest pool.
+    """
+    pools = [
+        pool("fast"),
+        pool("slow", gpu="l4", requests_per_s=5.0, usd_per_hour=1.5),
+        pool("dear", gpu="h200", usd_per_hour=9.0),
+    ]
+    policy = lambda: Utilisation(UtilisationOptions(target=0.5))  # noqa: E731
+    rival = Rival(groups=cheapest_first(pools), policy=policy, initial={"fast": 1})
+    seen = {"fast": PoolCondition(ready=1, load=2.0)}
+
+    plan = rival.step(observed(seen, h100=1, l4=2, h200=9))
+
+    assert plan.replicas == {"fast": 1, "slow": 2, "dear": 2}
 
 
 def test_what_runs_keeps_its_gpus_from_other_groups():

@@ -10,6 +10,7 @@ from pools_told import told, view, working
 from router_bench import EMBEDDINGS, NOON_MS, embedding
 
 from learners.policy import Greedy
+from learners.prices import PriceOptions, ShedOptions
 from serve.catalogue import Model
 from serve.chooser import Chooser
 from serve.decider import Decided, Decider
@@ -28,12 +29,13 @@ from streams.ticket import KEY_BYTES, Issuer, Sealer
 
 MODELS = [Model(name="small", quality=0.5), Model(name="large", quality=0.9)]
 POOLS = [working("s"), working("l", "large")]
+DEAREST = PriceOptions().multiple_max
 GAUGES = RouterGauges(
     snapshot_version=1, snapshot_age_ms=0, loop_lag_ms_max=0.0, loop_busy_share=0.0
 )
 
 
-def full(multiple: float = 63.0) -> Live:
+def full(multiple: float = DEAREST) -> Live:
     """Everything is as full as it should be, at this price."""
     price = Price(math.log1p(multiple), 1.0)
     return view(
@@ -68,7 +70,7 @@ def test_who_is_shed_is_told_why():
 
     assert isinstance(error, FleetFull)
     assert error.criticality == "SHEDDABLE"
-    assert error.multiple == pytest.approx(63.0)
+    assert error.multiple == pytest.approx(DEAREST)
     assert "the fleet is full" in str(error)
 
 
@@ -83,28 +85,30 @@ def test_who_does_not_say_is_critical_and_the_highest_are_never_refused():
     assert error.criticality == "CRITICAL"
 
 
-@pytest.mark.parametrize(
-    ("multiple", "refused"),
-    [
-        (15.9, {"SHEDDABLE": 0.0, "SHEDDABLE_PLUS": 0.0, "CRITICAL": 0.0}),
-        (20.0, {"SHEDDABLE": 0.5, "SHEDDABLE_PLUS": 0.0, "CRITICAL": 0.0}),
-        (28.0, {"SHEDDABLE": 1.0, "SHEDDABLE_PLUS": 0.5, "CRITICAL": 0.0}),
-        (40.0, {"SHEDDABLE": 1.0, "SHEDDABLE_PLUS": 1.0, "CRITICAL": 0.5}),
-    ],
-)
-def test_no_class_loses_a_request_before_the_class_below_has_lost_all(multiple, refused):
-    levels = [*refused, "CRITICAL_PLUS"] * 250
+LEVELS = ("SHEDDABLE", "SHEDDABLE_PLUS", "CRITICAL", "CRITICAL_PLUS")
 
-    found = decide(full(multiple), *({"criticality": level} for level in levels))
 
-    shares = {
-        level: np.mean([kind == "FleetFull" for kind, of in zip(kinds(found), levels, strict=True)
-                        if of == level])
-        for level in dict.fromkeys(levels)
-    }  # fmt: skip
-    assert shares == {
-        level: pytest.approx(share, abs=0.1 if share == 0.5 else 0.0)
-        for level, share in (refused | {"CRITICAL_PLUS": 0.0}).items()
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_no_class_loses_a_request_before_the_class_below_has_lost_all(level):
+    """
+    Half-way through one's band all below are refused, half of its own, and nobody above.
+    """
+    low, high = ShedOptions().bands[level]
+    asked = [{"criticality": name} for name in LEVELS] * 250
+
+    found = kinds(decide(full(math.sqrt((1 + low) * (1 + high)) - 1), *asked))
+
+    refused = [found[i::4].count("FleetFull") for i in range(4)]
+    assert refused[:level] == [250] * level
+    assert refused[level] == pytest.approx(125, abs=25)
+    assert refused[level + 1 :] == [0] * (3 - level)
+
+
+def test_nobody_is_refused_below_the_first_band():
+    low, _ = ShedOptions().bands[0]
+
+    assert set(kinds(decide(full(low * 0.99), *[{"criticality": pb.SHEDDABLE}] * 250))) == {
+        "Decision"
     }
 
 

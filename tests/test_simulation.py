@@ -180,6 +180,17 @@ def test_prompt_that_leaves_no_room_for_an_answer_is_refused():
     assert np.flatnonzero(found.requests.fate == Fate.REFUSED).tolist() == [7]
 
 
+def test_answer_ends_where_the_context_does():
+    """
+    Room for 96 tokens: after the first, 95 more at a thousandth of a second each.
+    """
+    asked = traffic(1, prompt_tokens=np.array([4000]), output_tokens=500)
+    found = run(asked, fleet(pool()))
+
+    first_s = asked.at_s + found.requests.ttft_s
+    assert found.requests.finished_s - first_s == pytest.approx(0.095)
+
+
 def test_what_the_chosen_pool_cannot_take_goes_to_another():
     """
     The router has heard of nothing yet and chooses the large model; it has no replica.
@@ -253,19 +264,19 @@ def test_tariff_bills_each_stretch_at_its_price():
 
 def test_replica_starts_loads_and_is_seen_starting_and_then_answers():
     """
-    Wanted at 5 s, the machine comes 20 s later, the model is loaded 10 s later: ready at 35 s.
+    Wanted at 5 s, the machine comes 20 s later, the model is loaded 10.3 s later: ready at 35.3 s.
     """
     asked = traffic(2000, per_s=20.0)
-    there = fleet(pool(replicas=0, load_s=10.0))
+    there = fleet(pool(replicas=0, load_s=10.3))
     found = run(asked, there, Scripted({5.0: {"small-h100": 1}}))
 
     finished = found.requests.fate == Fate.FINISHED
     refused = found.requests.fate == Fate.REFUSED
     # Requests of a tick that begins before are asked before.
-    assert (refused == (asked.at_s < 35.0)).all() and (finished == (asked.at_s >= 35.0)).all()
+    assert (refused == (asked.at_s < 35.3)).all() and (finished == (asked.at_s >= 35.3)).all()
     at = dict(zip(found.replicas.at_s.tolist(), range(99), strict=False))
     assert found.replicas.starting[at[5.0], 0] == 1 and found.replicas.ready[at[30.0], 0] == 0
-    assert found.replicas.ready[at[35.0], 0] == 1
+    assert found.replicas.ready[at[40.0], 0] == 1
     assert found.gpu_cost_usd == pytest.approx((found.end_s - 5.0) * USD_PER_S)
 
 
@@ -349,6 +360,7 @@ def test_what_was_wanted_is_launched_when_a_gpu_is_free():
     assert found.replicas.draining[at[5.0]].tolist() == [1, 0]
     assert found.replicas.starting[at[5.0]].tolist() == [0, 0]
     assert found.replicas.starting[at[10.0]].tolist() == [0, 1]
+    assert found.gpu_cost_usd > (found.end_s - 1.0) * USD_PER_S  # free for less than a second
 
 
 def test_requests_of_a_pool_are_shared_between_its_replicas():
@@ -427,11 +439,13 @@ def test_request_that_loses_two_replicas_is_lost():
 
 def test_youngest_replicas_die_first_when_some_gpus_go():
     scaler = Scripted({5.0: {"small-h100": 3}})
-    some = Shock(at_s=40.0, what=Available(gpu="h100", gpus=2))
+    some = Shock(at_s=14.0, what=Available(gpu="h100", gpus=2))
     found = run(traffic(10, per_s=1.0), fleet(pool()), scaler, [some], changed(tail_s=60.0))
 
     alive_s = found.gpu_cost_usd / USD_PER_S
-    assert alive_s == pytest.approx(found.end_s + (found.end_s - 5.0) + (40.0 - 5.0))
+    assert alive_s == pytest.approx(found.end_s + (found.end_s - 5.0) + (14.0 - 5.0))
+    at = dict(zip(found.replicas.at_s.tolist(), range(99), strict=False))
+    assert found.replicas.ready[at[15.0], 0] == 1 and found.replicas.starting[at[15.0], 0] == 1
 
 
 def test_lost_region_dies_and_comes_back_when_it_is_wanted():
@@ -519,6 +533,7 @@ def test_trainer_learns_what_one_outside_learns_from_the_same_log(tmp_path):
     outside.close()
     assert outside.state.learned.digest() == state.learned.digest()
     assert outside.state.fleet == state.fleet
+    assert state.fleet.totals.classes["default"].arrivals == len(found.traffic)
     assert len(log.records(FEEDBACK)) == pytest.approx(300, abs=60)
     assert state.counts[LEARNED] == len(log.records(FEEDBACK))
 

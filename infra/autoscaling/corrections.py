@@ -1,12 +1,12 @@
 """What prices say about how much a model's replicas carry: less than was thought, while m > 0.
 
-    every pool of the model has a price ─▶ its work counts for more, up to twice
-    one of them has none ────────────────▶ back to what was thought, half of the way in half an hour
+    every pool of the model has a price ─▶ its work counts for more, up to 1.3 times
+    one of them has none ────────────────▶ back to what was thought, half of the way in 5 minutes
 
 A price above zero that lasts means that what is there does not carry what comes, whatever the rates
 and lengths promised. It is the only thing that the router tells the fleet.
 
-The one rule: between one and two. A price can make the fleet dearer, but not without bounds.
+The one rule: between one and 1.3. A price can make the fleet dearer, but not without bounds.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from infra.fleet import PoolPlan
 
 RISE_PER_S = 0.1 / 60.0  # at m = 1, where capacity is worth twice its GPUs: 10 % a minute
 M_MAX = 1.0  # what is more only says how much too late it is
-HALF_LIFE_S = 1800.0
-CORRECTION_MAX = 2.0
+# Most of what a price says is that a rise was not foreseen, and that is over when the replicas have
+# come. What is wrong for longer is found again at once.
+HALF_LIFE_S = 300.0
+CORRECTION_MAX = 1.3
 PASSED_S_MAX = 60.0  # a silence says nothing about the time it lasted
 
 
@@ -52,7 +54,7 @@ class Corrections:
                 self._logs[model] *= 0.5 ** (passed_s / HALF_LIFE_S)
 
     def factors(self) -> dict[str, float]:
-        """By model, from 1 to 2; rounded so that a hair's difference makes no new plan."""
+        """By model, from 1 to 1.3; rounded so that a hair's difference makes no new plan."""
         return {model: round(math.exp(log), 2) for model, log in self._logs.items()}
 
     def as_dict(self) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class Series:
     rate: float = 0.0
     prompt_tokens: float = 0.0  # 0: not known yet
     output_tokens: float = 0.0
+    prompt_cv2: float | None = None  # squared variation of prompts' lengths, last told
     heard_s: float = -math.inf  # the last request
     doubted_s: float | None = None  # since when its rate has been too high to believe
 
@@ -58,6 +59,7 @@ class Series:
             "rate": self.rate,
             "prompt_tokens": self.prompt_tokens,
             "output_tokens": self.output_tokens,
+            "prompt_cv2": self.prompt_cv2,
             "heard_s": None if math.isinf(self.heard_s) else self.heard_s,
             "doubted_s": self.doubted_s,
         }
@@ -147,6 +149,9 @@ class ExpectedDemand:
             new = 1.0 - math.exp(-max(0.0, passed_s) / o.lengths_s) if one.prompt_tokens else 1.0
             one.prompt_tokens += new * (lengths[0] - one.prompt_tokens)
             one.output_tokens += new * (lengths[1] - one.output_tokens)
+            told = demand.prompt_cv2
+            if told is not None and math.isfinite(told) and told >= 0.0:
+                one.prompt_cv2 = told
         return []
 
     def _one(self, key: Key) -> Series:

@@ -9,6 +9,7 @@ The one rule: a pure function of its arguments: the same live and in virtual tim
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from infra.autoscaling.observed import Demand, Observed, PoolCondition
@@ -18,13 +19,19 @@ from streams.fleet_view import (
     SILENT_MS,
     SPANS_MS,
     Load,
+    Wish,
     heard_within,
     loads,
+    prompt_variation,
     spans,
     wishes,
 )
 from streams.prices import Prices
 from streams.tally import parted
+
+# A minute's mean is half a minute old, and a machine takes two to come: a rise is looked for in the
+# last twenty seconds, too, and believed if it is twice what chance would make.
+LATELY_MS, DEVIATIONS = 20_000, 2.0
 
 
 def observe(
@@ -36,13 +43,15 @@ def observe(
     lost_regions: frozenset[str] = frozenset(),
 ) -> Observed:
     """What there is to see at a time; `output_tokens` are means, by model."""
+    lately, variation = wishes(state, now_ms, LATELY_MS), prompt_variation(state, now_ms)
     demands = tuple(
         Demand(
             class_name=name,
             model=model,
-            requests_per_s=wish.requests_per_s,
+            requests_per_s=max(wish.requests_per_s, _certain(lately.get((name, model)))),
             prompt_tokens=wish.prompt_tokens,
             output_tokens=output_tokens[model],
+            prompt_cv2=variation.get(name),
         )
         for (name, model), wish in wishes(state, now_ms).items()
         if model in output_tokens
@@ -67,6 +76,14 @@ def observe(
         router_busy_share=sum(router.loop_busy_share for router in alive),
         telemetry_age_s=max(0, now_ms - state.heard_ms) / 1000.0,
     )
+
+
+def _certain(lately: Wish | None) -> float:
+    """Requests a second that there were lately, less what may be chance (Poisson's deviation)."""
+    if lately is None:
+        return 0.0
+    per_s = lately.requests_per_s
+    return per_s - DEVIATIONS * math.sqrt(per_s * 1000.0 / LATELY_MS)
 
 
 def _condition(

@@ -21,9 +21,10 @@ class Demand:
 
     class_name: str
     model: str
-    requests_per_s: float  # over the last minute
+    requests_per_s: float  # over the last minute, or lately if that is certainly more
     prompt_tokens: float  # mean
     output_tokens: float  # mean
+    prompt_cv2: float | None = None  # squared variation of prompts' lengths; None: not known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ Each pool is sized for the time at which a replica that is started now will be r
 above zero says is that capacity is worth more than its GPU: that a replica carries less than it was
 thought to. So while a model's pools all have a price m, its work counts for more,
 
-    correction ← min(2, correction · exp(0.1 · min(m, 1) · minutes)),   else halves in half an hour
+    correction ← min(1.3, correction · exp(0.1 · min(m, 1) · minutes)),   else halves in 5 minutes
 
 With `prices_used` off every pool is sized on its own, for what is decided for it: blind to prices,
 to what else could carry it, and to what its GPU costs.

@@ -17,6 +17,7 @@ from infra.autoscaling.observe import observe
 from infra.autoscaling.observed import Observed
 from infra.autoscaling.planner import Planner, PlannerOptions, RouterOptions
 from infra.autoscaling.planner_actor import Scaling
+from infra.autoscaling.sizing import SizingOptions
 from infra.settings import Settings, read_settings
 from infra.site import LocalSite
 from learners import ema
@@ -67,7 +68,10 @@ def planner_of(site: LocalSite, remembered: Mapping[str, Any]) -> Planner:
         {plan.name: plan.rates for plan in plans},
         settings.targets.target(),
         _quality(site),
-        PlannerOptions(routers=RouterOptions(least=options.routers_min, most=options.routers_max)),
+        PlannerOptions(
+            routers=RouterOptions(least=options.routers_min, most=options.routers_max),
+            sizing=SizingOptions(value_usd=settings.prices.value_usd),
+        ),
         remembered,
     )
 

@@ -29,6 +29,7 @@ from infra.latency_target import LatencyTarget
 from learners.work import WorkRates, WorkTable
 
 CRITICAL = 2  # of 0 SHEDDABLE, 1 SHEDDABLE_PLUS, 2 CRITICAL, 3 CRITICAL_PLUS
+OUTPUT_CV2 = 0.6  # squared variation of answers' lengths: of Azure's and of Mooncake's, alike
 WORK_LEAST = 1e-3  # replicas' worth: what is less drowns in the solver's tolerance of 1e-6
 WISH_SHARE = 1e-3  # of a request's value: between equals the model that was wished for
 
@@ -39,7 +40,7 @@ class SizingOptions:
 
     value_usd: float = 0.05  # of a point of quality, for one request: as routers take it
     criticality: Mapping[str, int] = field(default_factory=dict)  # by class; missing: CRITICAL
-    cv2: float = 1.0  # squared variation of work within a class: Azure 0.4, chat 0.6, Mooncake 2
+    cv2: float = 1.0  # squared variation of work within a class, where lengths are not told
     lead_s: float = 30.0  # beside the start: until a plan is made and carried out
     lead_s_max: float = 900.0  # forecasts end there
     rate_least: float = 1e-3  # requests/s; less is nothing
@@ -112,7 +113,20 @@ class Sizing:
             [[by_lead[self.lead_s[name]][key].upper for name in self._names] for key in keys]
         ).reshape(len(keys), len(self._names))
         prompt, output = self._lengths(demand, keys)
-        return keys, rate, self._table.work_s(prompt, output[:, None])
+        work = self._table.work_s(prompt, output[:, None])
+        reading = 1.0 - self._table.work_s(0.0 * prompt, output[:, None]) / np.maximum(work, 1e-12)
+        self._cv2 = self._variation(demand, keys, reading)
+        return keys, rate, work
+
+    def _variation(
+        self, demand: ExpectedDemand, keys: Sequence[Key], reading: np.ndarray
+    ) -> np.ndarray:
+        """Squared variation (asks, pools) of work, of which a share is `reading` prompts."""
+        told = [demand.series[key].prompt_cv2 for key in keys]
+        known = np.array([one is not None for one in told]).reshape(-1, 1)
+        prompts = np.array([one or 0.0 for one in told]).reshape(-1, 1)
+        found = reading**2 * prompts + (1.0 - reading) ** 2 * OUTPUT_CV2
+        return np.where(known, found, self._options.cv2)
 
     def _lengths(
         self, demand: ExpectedDemand, keys: Sequence[Key]
@@ -176,17 +190,17 @@ class Sizing:
         """How full each pool may be with so many replicas, of those who want its model."""
         found = []
         for k, name in enumerate(self._names):
-            mean = self._mean(keys, rate[:, k], work[:, k], self._pools[name].model)
+            mean = self._mean(keys, rate[:, k], work[:, k], k)
             found.append(
                 load_max(self._rates[name], self._target, mean[0], mean[1], mean[2], counts[k])
             )
         return found
 
     def _mean(
-        self, keys: list[Key], rate: np.ndarray, work: np.ndarray, model: str
+        self, keys: list[Key], rate: np.ndarray, work: np.ndarray, column: int
     ) -> tuple[float, float, float, float]:
-        """Mean prompt, output, squared variation and work of who wants a model, or else of all."""
-        o = self._options
+        """Mean prompt, output, squared variation, work of who wants a pool's model, or of all."""
+        o, model = self._options, self._pools[self._names[column]].model
         weight = np.array(
             [float(r) if key[1] == model else 0.0 for r, key in zip(rate, keys, strict=True)]
         )
@@ -199,7 +213,8 @@ class Sizing:
         prompt, output = (weight @ lengths).tolist()
         mean_s = float(weight @ work)
         between = float(weight @ work**2) / mean_s**2 if mean_s else 1.0
-        return prompt, output, (1.0 + o.cv2) * between - 1.0, mean_s
+        within = float(weight @ self._cv2[:, column])
+        return prompt, output, (1.0 + within) * between - 1.0, mean_s
 
     def _offers(
         self,
@@ -283,7 +298,7 @@ class Sizing:
         work_s = {}
         for k, name in enumerate(self._names):
             carried = float(taken[:, k].sum())
-            mean = self._mean(keys, rate[:, k], work[:, k], models[k])[3]
+            mean = self._mean(keys, rate[:, k], work[:, k], k)[3]
             work_s[name] = float(taken[:, k] @ work[:, k]) / carried if carried else mean
         return Needs(
             replicas=dict(zip(self._names, mix.replicas, strict=True)),

@@ -1,6 +1,6 @@
 """Whether what is there carries what comes: before anything goes, and before anything is replaced.
 
-    load · ready replicas / work of a request = requests a second that a pool carries now
+    load · how full · ready replicas / work of a request = requests/s that a pool carries now
     replicas that stay and are ready · how full they may be / work  ≥  that of the model's pools
 
 If n of N replicas go, the load of the others rises by N / (N − n): whoever ignores that goes from
@@ -34,7 +34,9 @@ def held(
         wished, carried = needs.wished.get(model, 0.0), needs.carried.get(model, 0.0)
         # Of what it carries now, others may be going to take a part.
         kept = min(1.0, carried / wished) if wished else 0.0
-        carries_now = sum(_load(pools.get(n)) * ready[n] / needs.work_s[n] for n in names)
+        carries_now = sum(
+            _load(pools.get(n)) * needs.load_max[n] * ready[n] / needs.work_s[n] for n in names
+        )
         if carries < kept * carries_now:
             found |= {n for n, p in fleet.items() if p.model == model}
         if carries < carried * share and any(ready[n] < needs.replicas[n] for n in names):
