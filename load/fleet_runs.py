@@ -53,8 +53,10 @@ from serve.catalogue import Catalogue, Pool
 
 # Rows of the table come again and again, which prompts do not: more would be learning by heart.
 FEEDBACK_SHARE = 0.002
-FIRST_S = 300.0  # of the stretch: what the first replicas are for
-FIRST_LOAD = 0.75  # at which they have some to spare
+# What the first replicas are for: the busiest of the first ten minutes. A trace begins at once, and
+# no way of scaling has had the time before it in which a fleet would have grown.
+FIRST_S = 600.0
+FIRST_LOAD = 0.8  # at which they have some to spare
 SAMPLE = 5000  # requests that lengths are told by, for limits and rates
 
 
@@ -94,12 +96,14 @@ def run(of: Scenario, contender: Contender, seed: int) -> Run:
 
 
 def first_replicas(of: Scenario, contender: Contender) -> dict[str, int]:
-    """What every run begins with: the cheapest mix for the first minutes, rounded up.
+    """What every run begins with: the cheapest mix for the busiest of the first minutes.
 
     Side by side every pool has a replica: with none it would never be asked.
     """
     loads = np.full(len(of.fleet.pools), FIRST_LOAD)
-    found = replicas_for(of, between(of.traffic, 0.0, FIRST_S), loads)
+    minutes = np.bincount((of.traffic.at_s[of.traffic.at_s < FIRST_S] // 60.0).astype(int))
+    busiest_s = 60.0 * int(minutes.argmax())
+    found = replicas_for(of, between(of.traffic, busiest_s, busiest_s + 60.0), loads)
     rival = contender.scaling in ("queue_length", "utilisation")
     least = int(rival and contender.layout == "side_by_side")
     return {name: max(least, replicas) for name, replicas in found.items()}

@@ -12,9 +12,13 @@ A request is charged what its work takes up, at the pool's price, turned into po
 weight of money. Who does not weigh money is taken to value a point of quality at `value_usd`: or
 else free riders would hold the capacity that others pay for.
 
-What requests are charged varies a little between them, at random (`spread`). When capacity is so dear
-that nothing else counts, all would choose the same pool, then all another: a demand without slope,
-that no price can steer. So varied, it has one that the step size was made for (docs/prices.md).
+A price moves requests from model to model, never between pools of one model: they are perfect
+substitutes, so the least difference of price would move all requests at once, to and fro. Among them
+the fastest is taken while it has room, then the one with the most headroom.
+
+What requests are charged varies a little between them, at random (`spread`). When capacity is so
+dear that nothing else counts, all would choose the same model, then all another: a demand without
+slope, that no price can steer. So varied, it has one that the step size was made for.
 
 Requests of one batch are placed one after another, each counting for the next: the pools of a model
 fill evenly, also if a thousand requests come at once.
@@ -40,6 +44,10 @@ Floats = NDArray[np.float64]
 # not weigh it, and headroom, in points. Both are far below what anybody weighs.
 LATENCY_WEIGHT_MIN = 1e-6
 HEADROOM = 1e-4
+# Above this load an answer's chance of being late begins to grow: it costs its quality's worth by
+# as much as the load is more. So a fast pool is preferred while it has room, and no longer.
+ROOM_FROM = 0.7
+QUALITY_WEIGHT_MIN = 1e-3
 JOULES_PER_KWH = 3.6e6
 
 
@@ -75,8 +83,8 @@ class Placement:
     work_s: Floats
     energy_j: Floats
     points: Floats  # all charges, points
+    fixed: Floats  # of them, those that do not depend on how full a pool is: for energy and power
     reference_usd: Floats  # work at the price of the GPUs
-    at_one: Floats  # what a price multiple of one is to each request, points
     best: NDArray[np.intp]  # (n, k) the best pool of each model, among `Live.pool_names`
 
 
@@ -98,24 +106,25 @@ def charge(
     work_s = catalogue.work.work_s(prompt_tokens, live.output_tokens[catalogue.model_of_pool][None])
     energy_j = work_s * catalogue.watts
     reference_usd = work_s * catalogue.usd_per_s
-    at_one_usd = reference_usd if spread is None else reference_usd * spread
-    usd = at_one_usd * crowd.multiple
-    points = preference[:, 3:] / 1000.0 * energy_j
+    fixed = preference[:, 3:] / 1000.0 * energy_j
     power = live.prices.power.charged(options.pricing.ascent) if options.priced else 0.0
     if power:
-        usd = usd + power * options.usd_per_kwh / JOULES_PER_KWH * energy_j
-    points = points + money[:, None] * usd
-    best = best_pools(points, preference, live, crowd)
-    at_one = money[:, None] * at_one_usd
-    return Placement(money, work_s, energy_j, points, reference_usd, at_one, best)
+        usd_per_j = power * options.usd_per_kwh / JOULES_PER_KWH
+        fixed = fixed + money[:, None] * (usd_per_j * energy_j)
+    usd = reference_usd * crowd.multiple
+    points = fixed + money[:, None] * (usd if spread is None else usd * spread)
+    best = best_pools(fixed, preference, live, crowd)
+    return Placement(money, work_s, energy_j, points, fixed, reference_usd, best)
 
 
-def best_pools(points: Floats, preference: Floats, live: Live, crowd: Crowd) -> NDArray[np.intp]:
-    """The best pool (n, k) of each model, where n requests are charged `points` (n, P)."""
-    best = live.first_pool[None].repeat(len(points), axis=0)
+def best_pools(fixed: Floats, preference: Floats, live: Live, crowd: Crowd) -> NDArray[np.intp]:
+    """The best pool (n, k) of each model, where n requests are charged `fixed` (n, P) anyway."""
+    best = live.first_pool[None].repeat(len(preference), axis=0)
     if live.several:
         latency = np.maximum(preference[:, 2:3], LATENCY_WEIGHT_MIN)
-        rank = points + latency * (crowd.latency_ms / 1000.0) + HEADROOM * crowd.load
+        late = np.maximum(preference[:, :1], QUALITY_WEIGHT_MIN)
+        rank = fixed + latency * (crowd.latency_ms / 1000.0) + HEADROOM * crowd.load
+        rank += late * np.maximum(0.0, crowd.load - ROOM_FROM)
         rank[:, ~live.open] = np.inf
         for model, columns in live.several:
             best[:, model] = columns[rank[:, columns].argmin(axis=1)]
@@ -138,12 +147,12 @@ def place(
     several = {
         model: [p for p in columns.tolist() if live.open[p]] for model, columns in live.several
     }
-    fixed = (placement.points - placement.at_one * crowd.multiple).tolist()
-    priced, work = placement.at_one.tolist(), placement.work_s.tolist()
-    weight = np.maximum(preference[:, 2], LATENCY_WEIGHT_MIN).tolist()
+    fixed, work = placement.fixed.tolist(), placement.work_s.tolist()
+    latency = np.maximum(preference[:, 2], LATENCY_WEIGHT_MIN).tolist()
+    late = np.maximum(preference[:, 0], QUALITY_WEIGHT_MIN).tolist()
     for i, model in enumerate(chosen.tolist()):
         if len(several.get(model, ())) > 1:
-            pools[i] = filling.take(several[model], fixed[i], priced[i], weight[i], work[i])
+            pools[i] = filling.take(several[model], fixed[i], latency[i], late[i], work[i])
     return pools
 
 
@@ -151,15 +160,9 @@ class _Filling:
     """Pools that fill up while a batch is placed. Lists: numpy is slow at single numbers."""
 
     def __init__(self, live: Live, crowd: Crowd, options: PlacementOptions) -> None:
-        self._ascent = options.pricing.ascent
-        self._most = self._ascent.log_multiple_max
-        self._priced = (live.loaded & options.priced).tolist()
-        self._log_price, self._load = live.log_price.tolist(), crowd.load.tolist()
-        self._multiple = crowd.multiple.tolist()
-        self._latency_s, self._waiting = (
-            (crowd.latency_ms / 1000.0).tolist(),
-            crowd.waiting.tolist(),
-        )
+        self._load = crowd.load.tolist()
+        self._latency_s = (crowd.latency_ms / 1000.0).tolist()
+        self._waiting = crowd.waiting.tolist()
         self._empty_s = (live.pool_latency_ms / 1000.0).tolist()
         # What one more request that waits, and a request's work, do to latency and load.
         self._per_request = (live.told / live.running).tolist()
@@ -167,31 +170,19 @@ class _Filling:
         self._per_work = np.where(live.loaded, filled, 0.0).tolist()
 
     def take(
-        self,
-        pools: list[int],
-        fixed: list[float],
-        priced: list[float],
-        weight: float,
-        work: list[float],
+        self, pools: list[int], fixed: list[float], latency: float, late: float, work: list[float]
     ) -> int:
         """The best of these pools for one request, which takes its place in it."""
-        latency_s, load, multiple = self._latency_s, self._load, self._multiple
+        latency_s, load = self._latency_s, self._load
         best, least = pools[0], math.inf
         for p in pools:
-            points = fixed[p] + priced[p] * multiple[p] + weight * latency_s[p] + HEADROOM * load[p]
-            if points < least:
-                best, least = p, points
+            rank = fixed[p] + latency * latency_s[p] + HEADROOM * load[p]
+            if load[p] > ROOM_FROM:
+                rank += late * (load[p] - ROOM_FROM)
+            if rank < least:
+                best, least = p, rank
         self._waiting[best] += 1.0
         waits = max(0.0, self._waiting[best]) * self._per_request[best]
         latency_s[best] = self._empty_s[best] * (1.0 + waits)
-        if self._priced[best]:
-            load[best] += self._per_work[best] * work[best]
-            multiple[best] = self._multiple_of(best)
+        load[best] += self._per_work[best] * work[best]
         return best
-
-    def _multiple_of(self, p: int) -> float:
-        """As `learners.prices.multiples`, of one pool."""
-        ascent = self._ascent
-        excess = min(self._load[p], ascent.crowd_max) - 1.0
-        damped = self._log_price[p] + ascent.damping * excess
-        return math.expm1(min(damped, self._most)) if damped > 0.0 else 0.0

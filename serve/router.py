@@ -29,11 +29,9 @@ from learners.prices import shed_share
 from learners.targets import Target
 from serve.crowding import Crowd
 from serve.live import Live
-from serve.placement import PlacementOptions, charge, place
+from serve.placement import ROOM_FROM, PlacementOptions, charge, place
 
 Floats = NDArray[np.float64]
-
-ROOM_FROM = 0.7  # a load below has room for whoever comes
 
 
 class Verdict(IntEnum):

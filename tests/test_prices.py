@@ -151,14 +151,16 @@ def test_a_price_is_zero_once_there_was_slack_for_long_enough(z, slack, data):
 def test_over_any_time_the_mean_load_is_at_most_one_plus_what_the_price_rose(loads, z):
     """
     mean(ρ) ≤ 1 + (z_end − z_start) / (η·t), while no price is at its bound: what is too much now
-    is made up for later, or the price is higher. Loads count as far as `load_max`.
+    is made up for later, or the price is higher. Loads count as far as `load_max`, and room below
+    `room_from` counts more.
     """
     path = [z]
     for load in loads:
         path.append(ascend(path[-1], load, 1.0, OPTIONS))
     assume((np.array(path) < Z_MAX).all())
 
-    mean = np.minimum(loads, OPTIONS.load_max).mean(axis=0)
+    room = np.maximum(0.0, OPTIONS.room_from - np.array(loads))
+    mean = (np.minimum(loads, OPTIONS.load_max) - OPTIONS.room_factor * room).mean(axis=0)
 
     rose = (path[-1] - path[0]) / (OPTIONS.step_per_s * len(loads))
     assert (mean <= 1.0 + rose + 1e-9).all()
@@ -641,9 +643,9 @@ def test_the_lowest_class_is_refused_first_and_the_highest_never(multiple, more)
 
 def test_refusal_rises_linearly_in_the_log_price_through_each_band():
     """
-    The bands as they are documented, each a doubling of 1 + m; nobody is refused below 15.
+    The bands as they are documented, each a doubling of 1 + m; nobody is refused below 3.
     """
-    doublings = np.array([4, 4.25, 4.5, 5, 6, 6.5, 7, 8, 8.75, 9, 20])
+    doublings = np.array([2, 2.25, 2.5, 3, 4, 4.5, 5, 6, 6.75, 7, 20])
 
     shares = {
         c.name: pytest.approx(shed_share(2**doublings - 1, np.full(11, c)), abs=1e-12)
@@ -670,7 +672,7 @@ def test_prices_reach_the_end_of_every_band():
 
 
 @pytest.mark.parametrize(
-    "level, load", [(0, 12.09), (1, 17.64), (2, 23.18)], ids=["lowest", "middle", "default"]
+    "level, load", [(0, 6.545), (1, 12.09), (2, 17.64)], ids=["lowest", "middle", "default"]
 )
 def test_a_load_beyond_measure_is_refused_at_once(level, load):
     """
@@ -708,8 +710,8 @@ def test_with_nowhere_else_to_go_just_enough_are_refused(asked, top, lag_s, dela
     z, load = run(demand, lag_s, delay_s, seconds=1800)
     after, _ = run(less, lag_s, delay_s, seconds=240, z=z[-1, 0])
 
-    refused = shed_share(np.expm1(np.repeat(z[-100:], 4, axis=0)).ravel(), np.tile(ALL, 100))
-    assert np.ptp(refused.reshape(100, 4), axis=0).max() < 0.02
+    share = shed_share(np.expm1(np.repeat(z[-100:], 4, axis=0)).ravel(), np.tile(ALL, 100))
+    assert np.ptp(share.reshape(100, 4) * asked, axis=0).max() < 0.02
     assert np.ptp(load[-100:]) < 0.05
     assert load[-1, 0] == pytest.approx(min(1.0, asked.sum()), abs=0.05)
     assert (shed_share(np.repeat(np.expm1(after[-1]), 4), ALL) == 0.0).all()

@@ -40,6 +40,9 @@ class SizingOptions:
 
     value_usd: float = 0.05  # of a point of quality, for one request: as routers take it
     criticality: Mapping[str, int] = field(default_factory=dict)  # by class; missing: CRITICAL
+    # Of how full a pool may be, it is planned to be: loads swing within a minute, and where there is
+    # nothing to spare the swings have a price.
+    filled: float = 0.9
     cv2: float = 1.0  # squared variation of work within a class, where lengths are not told
     lead_s: float = 30.0  # beside the start: until a plan is made and carried out
     lead_s_max: float = 900.0  # forecasts end there
@@ -191,9 +194,8 @@ class Sizing:
         found = []
         for k, name in enumerate(self._names):
             mean = self._mean(keys, rate[:, k], work[:, k], k)
-            found.append(
-                load_max(self._rates[name], self._target, mean[0], mean[1], mean[2], counts[k])
-            )
+            full = load_max(self._rates[name], self._target, mean[0], mean[1], mean[2], counts[k])
+            found.append(self._options.filled * full)
         return found
 
     def _mean(
