@@ -213,6 +213,26 @@ def bench_fleet(
     _bench(lambda say: bench.measure(options, say), as_json)
 
 
+@bench_app.command("autoscaling")
+def bench_autoscaling(
+    quick: Annotated[bool, typer.Option(help="Only up; about a minute.")] = False,
+    picture: Annotated[
+        Path | None, typer.Option(help="Also draw both runs' replicas, into this PNG.")
+    ] = None,
+    port: Annotated[int, typer.Option(min=1, max=65533, help="And the next two.")] = 7500,
+    as_json: JsonOption = False,
+) -> None:
+    """Scale pools on raylets under live load, through Ray's interface; and in virtual time."""
+    from dataclasses import replace
+
+    from fairlead.channels import connect
+    from load import bench_autoscaling as bench
+
+    options = bench.quick() if quick else bench.AutoscalingBench()
+    options = replace(options, picture=picture, port=port)
+    _bench(lambda say: bench.measure(options, connect, say), as_json)
+
+
 def _bench(measure: Callable[[Callable[[str], None]], dict[str, Any]], as_json: bool) -> None:
     """Measure and print, with progress on standard error."""
     with only_json(as_json) as emit:

@@ -1,4 +1,4 @@
-"""Workload, routers and pools as tables for people: a row per class, model and pool.
+"""Workload, routers, pools and plans as tables for people: a row per class, model and pool.
 
 The one rule: it shows what `infra.status` gives as JSON, and computes nothing.
 """
@@ -6,13 +6,14 @@ The one rule: it shows what `infra.status` gives as JSON, and computes nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-SECTIONS = ("workload", "router", "pools", "prices")
+SECTIONS = ("workload", "router", "pools", "prices", "scaling")
 
 
 def print_fleet(found: Mapping[str, object], out: Console) -> None:
@@ -26,6 +27,8 @@ def print_fleet(found: Mapping[str, object], out: Console) -> None:
         out.print(_pools(found["pools"]))
     if found["prices"]:
         out.print(_prices(found["prices"]))
+    if found["scaling"]:
+        out.print(_scaling(found["scaling"]))
 
 
 def _workload(classes: Mapping[str, Mapping]) -> Table:
@@ -96,6 +99,16 @@ def _pools(pools: Mapping[str, Mapping]) -> Table:
 def _prices(prices: Mapping[str, Mapping]) -> Table:
     rows = ((name, _share(of["load"]), _number(of["multiple"], 2)) for name, of in prices.items())
     return _table("prices", ("of", "load", "multiple of its cost"), rows)
+
+
+def _scaling(lines: Sequence[Mapping]) -> Table:
+    table = Table(title="scaling", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("UTC")
+    table.add_column("what changed and why")
+    for of in lines:
+        at = datetime.fromtimestamp(of["at_unix_ms"] / 1000, tz=UTC)
+        table.add_row(f"{at:%m-%d %H:%M:%S}", of["line"])
+    return table
 
 
 def _table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:

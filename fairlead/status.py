@@ -10,11 +10,14 @@ from rich.progress import Progress
 from rich.table import Table
 
 from fairlead.fleet_tables import SECTIONS, print_fleet
+from infra.autoscaling.plan_record import read_record
 from infra.settings import Settings
 from infra.site import LocalSite
 from infra.status import look
 from serve.deployment import now_ms
 from streams.export import export
+
+LINES_MAX = 20  # of what the planner did: the last screenful
 
 
 def show(settings: Settings, path: Path, *, quiet: bool) -> dict[str, object]:
@@ -26,10 +29,17 @@ def show(settings: Settings, path: Path, *, quiet: bool) -> dict[str, object]:
         status = look(site.store(), log, now_ms(), silence_s, pools)
     finally:
         log.close()
-    found = status.json()
+    found = status.json() | {"scaling": _scaling(site.state_dir)}
     if not quiet:
         _print(found)
     return found
+
+
+def _scaling(folder: Path) -> list[dict[str, object]]:
+    """What the planner said last, oldest first; nothing where there is none."""
+    record = read_record(folder)
+    lines = record.lines[-LINES_MAX:] if record else ()
+    return [{"at_unix_ms": line.at_ms, "line": line.text} for line in lines]
 
 
 def _print(found: dict[str, object]) -> None:

@@ -95,7 +95,7 @@ def scorer_us_per_decision(seconds: float) -> float:
     while time.perf_counter() < ends_s:
         for batch in batches:
             began_s = time.perf_counter()
-            route(batch, live, crowd, SquareCb(), uniform, options)
+            route(batch, live, crowd, SquareCb(), uniform, None, options)
             took_s.append(time.perf_counter() - began_s)
     return float(np.median(took_s)) / BATCH * 1e6
 

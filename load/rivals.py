@@ -156,6 +156,8 @@ class Utilisation:
             return signals.current
         self._looked_s = at_s
         wanted = self._recommended(signals)
+        if not self._wanted:  # what is there is the first recommendation, as in Kubernetes
+            self._wanted.append((at_s, signals.current))
         self._wanted.append((at_s, wanted))
         while self._wanted[0][0] < at_s - o.down_window_s:
             self._wanted.popleft()

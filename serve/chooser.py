@@ -34,5 +34,5 @@ class Chooser:
         choices = route(requests, live, crowd, self.policy, uniform, spread, self._options)
         if live.loads:
             sent = choices.fits & ~choices.shed
-            self._crowding.sent(live, choices.pool[sent], choices.work_s[sent])
+            self._crowding.sent(live, choices.pool[sent], choices.work_s[sent], now_ms)
         return choices

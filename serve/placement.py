@@ -13,7 +13,7 @@ weight of money. Who does not weigh money is taken to value a point of quality a
 else free riders would hold the capacity that others pay for.
 
 A price moves requests from model to model, never between pools of one model: they are perfect
-substitutes, so the least difference of price would move all requests at once, to and fro. Among them
+substitutes, so the least difference of price would move all requests at once, to and fro. Of them
 the fastest is taken while it has room, then the one with the most headroom.
 
 What requests are charged varies a little between them, at random (`spread`). When capacity is so
@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.crowding import FILL_S, Crowd
+from serve.crowding import Crowd
 from serve.live import Live
 from streams.prices import PricingOptions
 
@@ -137,13 +137,12 @@ def place(
     preference: Floats,
     live: Live,
     crowd: Crowd,
-    options: PlacementOptions,
 ) -> NDArray[np.intp]:
     """The pools (n,) of n requests whose models (n,) are chosen, each counting for the next."""
     pools = placement.best[np.arange(len(chosen)), chosen]
     if len(chosen) == 1 or not live.several or not live.told.any():
         return pools
-    filling = _Filling(live, crowd, options)
+    filling = _Filling(live, crowd)
     several = {
         model: [p for p in columns.tolist() if live.open[p]] for model, columns in live.several
     }
@@ -159,15 +158,14 @@ def place(
 class _Filling:
     """Pools that fill up while a batch is placed. Lists: numpy is slow at single numbers."""
 
-    def __init__(self, live: Live, crowd: Crowd, options: PlacementOptions) -> None:
+    def __init__(self, live: Live, crowd: Crowd) -> None:
         self._load = crowd.load.tolist()
         self._latency_s = (crowd.latency_ms / 1000.0).tolist()
         self._waiting = crowd.waiting.tolist()
         self._empty_s = (live.pool_latency_ms / 1000.0).tolist()
         # What one more request that waits, and a request's work, do to latency and load.
         self._per_request = (live.told / live.running).tolist()
-        filled = live.n_routers / live.ready / options.pricing.load_target / FILL_S
-        self._per_work = np.where(live.loaded, filled, 0.0).tolist()
+        self._per_work = crowd.per_work.tolist()
 
     def take(
         self, pools: list[int], fixed: list[float], latency: float, late: float, work: list[float]

@@ -142,7 +142,7 @@ def route(
     chosen = draw(propensity, uniform[:, 0])
     least = _least_multiple(crowd.multiple * _crowded(crowd.load), eligible, live)
     shed = shed_share(least, requests.criticality) if live.priced else 0.0
-    pool = place(chosen, charged, weights, live, crowd, options)
+    pool = place(chosen, charged, weights, live, crowd)
     return Choices(
         chosen=chosen,
         pool=pool,
@@ -206,8 +206,10 @@ def _with_replicas(
 
 
 def _crowded(load: Floats) -> Floats:
-    """0 where a pool has room, 1 where it is full: prices fall later than loads, and nobody is
-    to be refused where there is room again."""
+    """0 where a pool has room, 1 where it is full.
+
+    Prices fall later than loads, and nobody is to be refused where there is room again.
+    """
     return np.clip((load - ROOM_FROM) / (1.0 - ROOM_FROM), 0.0, 1.0)
 
 

@@ -188,8 +188,8 @@ def prompt_variation(fleet: FleetState, now_ms: int) -> dict[str, float]:
     found = {}
     for name, of_class in sorted(_within(fleet, now_ms, WORKLOAD_SPAN_MS).classes.items()):
         n = sum(of_class.prompt_lengths.values())
-        mean = of_class.prompt_tokens / of_class.arrivals if of_class.arrivals else 0.0
-        if n and mean:
+        if n and of_class.prompt_tokens:  # of lengths that are known: an unknown one adds nothing
+            mean = of_class.prompt_tokens / n
             square = sum(c * TOKENS.typical(i) ** 2 for i, c in of_class.prompt_lengths.items()) / n
             found[name] = max(0.0, square / mean**2 - 1.0)
     return found

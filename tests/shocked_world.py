@@ -10,9 +10,10 @@ two minutes, and most of them are few: a run of twenty minutes takes a second or
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -46,7 +47,7 @@ POOLS = (
 GPUS = {"l40s": 6, "l4": 8, "h100_sxm": 12, "h200_sxm": 12}
 STARTUP_S = 40.0
 FIRST = {SMALL_US: 1, LARGE_EU: 2}  # what carries the usual load
-USUAL_PER_S = 8.0
+LEAST = {SMALL_US: 1}  # what is left when everything else goes
 PROMPT, OUTPUT = 1000, 200  # tokens, mean
 CLASSES = (
     ("top", Criticality.CRITICAL_PLUS, 0.2),
@@ -75,6 +76,7 @@ def fleet(gpus: dict[str, int] | None = None, replicas: dict[str, int] | None = 
             plan,
             gpu=types[plan.gpu.name],
             replicas=first.get(plan.name, 0),
+            replicas_min=LEAST.get(plan.name, 0),
             replicas_max=there[plan.gpu.name] // plan.gpus_per_replica,
         )
         for plan in plans
@@ -140,6 +142,14 @@ def traffic(rates: Sequence[tuple[float, float]], seed: int = 1) -> Traffic:
     )
 
 
+@cache
+def capacity_per_s() -> dict[str, float]:
+    """Mean requests a second that a replica of each pool carries when it is full."""
+    of = fleet()
+    mean_s = work_s_of(of, traffic([(0.0, 1.0), (100.0, 1.0)]), TARGET).mean(axis=0)
+    return {pool.name: 1.0 / s for pool, s in zip(of.pools, mean_s.tolist(), strict=True)}
+
+
 class Watched:
     """A scaler that keeps what it was shown and what it said, by second of the run."""
 
@@ -194,14 +204,28 @@ class Shocked:
         """The plan at a time."""
         return dict(self.watched.plans[max(t for t in self.watched.plans if t <= at_s)].replicas)
 
+    def pool(self, name: str) -> int:
+        """Its place among the fleet's pools."""
+        return self.run.replicas.pools.index(name)
+
+    def within_target_everywhere(self, stretch_s: float) -> float:
+        """The worst share of any stretch of this length."""
+        last_s = float(self.run.traffic.at_s[-1])
+        begins = np.arange(0.0, last_s - stretch_s, stretch_s).tolist()
+        return min(self.within(begin_s, begin_s + stretch_s) for begin_s in begins)
+
     def changes(self, begin_s: float, end_s: float) -> int:
         """Replicas that plans of a stretch asked for more or fewer."""
-        found, before = 0, None
-        for at_s, plan in sorted(self.watched.plans.items()):
-            if before is not None and begin_s <= at_s < end_s:
-                found += sum(abs(plan.replicas[pool] - before[pool]) for pool in before)
-            before = plan.replicas
-        return found
+        return sum(abs(step) for step in self._steps(begin_s, end_s))
+
+    def fewer(self, begin_s: float, end_s: float) -> int:
+        """Replicas that plans of a stretch took away."""
+        return sum(max(0, -step) for step in self._steps(begin_s, end_s))
+
+    def _steps(self, begin_s: float, end_s: float) -> Iterator[int]:
+        for (_, before), (at_s, plan) in pairwise(sorted(self.watched.plans.items())):
+            if begin_s <= at_s < end_s:
+                yield from (plan.replicas[pool] - n for pool, n in before.replicas.items())
 
     def price(self, at_s: float, pool: str) -> float:
         """What the scaler was told that a pool's capacity is worth, as a multiple."""

@@ -12,7 +12,7 @@ from router_bench import NOON_MS
 
 from learners.policy import Greedy
 from serve.chooser import Chooser
-from serve.crowding import FILL_S, Crowd, Crowding
+from serve.crowding import FILL_S, FULL, SLOTS_MAX, Crowd, Crowding
 from serve.live import Live
 from serve.placement import PlacementOptions
 from streams.fleet_view import Load, loads
@@ -40,9 +40,16 @@ def of(crowd: Crowd, live: Live, pool: str = "near") -> tuple[float, float, floa
     return tuple(float(column[at]) for column in (crowd.latency_ms, crowd.load, crowd.multiple))
 
 
-def send(crowding: Crowding, live: Live, pool: str, n: int = 1, work_s: float = 0.0) -> None:
+def send(
+    crowding: Crowding,
+    live: Live,
+    pool: str,
+    n: int = 1,
+    work_s: float = 0.0,
+    now_ms: int = NOON_MS,
+) -> None:
     at = live.pool_names.index(pool)
-    crowding.sent(live, np.full(n, at), np.full(n, work_s / n))
+    crowding.sent(live, np.full(n, at), np.full(n, work_s / n), now_ms)
 
 
 # --- waiting ---------------------------------------------------------------------------------------
@@ -174,7 +181,7 @@ def priced(load: float = 0.85, log_price: float = 1.0, **options: object) -> Liv
 
 def test_price_is_the_snapshots_with_the_proportional_part():
     """
-    At a load of 1.5 times what it should carry, exp(1 + 0.2 · 0.5) − 1.
+    At a load of 1.5 times what it should carry, exp(1 + 0.25 · 0.5) − 1.
     """
     live = priced(load=1.5 * PRICING.load_target)
 
@@ -186,14 +193,15 @@ def test_price_is_the_snapshots_with_the_proportional_part():
 
 def test_work_sent_since_raises_load_and_price_and_time_lowers_them():
     """
-    By hand: 4 s of work to one replica, of which half a second was worked off at a load of 1.
+    By hand: 4 s of work to one replica, of which half a second was worked off at a load of 0.85.
+    At a load of 1 it takes in 0.9 of it a second, until more is known.
     """
     live, crowding = priced(), Crowding(PRICING)
     send(crowding, live, "near", 8, work_s=4.0)
 
     _, load, multiple = of(crowding.now(live, NOON_MS + 500), live)
 
-    by_hand = 1.0 + (4.0 / PRICING.load_target - 1.0 * 0.5) / FILL_S
+    by_hand = 0.85 + (4.0 / FULL - 0.85 * 0.5) / FILL_S
     assert load == pytest.approx(by_hand)
     assert multiple == pytest.approx(math.exp(1 + PRICING.ascent.damping * (by_hand - 1)) - 1)
     assert of(crowding.now(live, NOON_MS + 500), live, "far")[2] == 0.0
@@ -215,7 +223,108 @@ def test_work_is_shared_by_replicas_and_sent_by_all_routers():
 
     _, load, _ = of(crowding.now(live, NOON_MS), live)
 
-    assert load == pytest.approx(1.0 + 2.0 * 3 / 4 / PRICING.load_target / FILL_S)
+    assert load == pytest.approx(1.0 + 2.0 * 3 / 4 / FULL / FILL_S)
+
+
+# --- how much work a load of one is ----------------------------------------------------------------
+
+
+def steady(
+    crowding: Crowding, seconds: int, work_per_s: float, load: float, *, routers: int = 1
+) -> Live:
+    """So many seconds of work sent a second to one replica that tells this load; the last view."""
+    live = None
+    for second in range(seconds):
+        at_ms = NOON_MS + 1000 * second
+        heard = [
+            RouterState(source=f"{i:016x}", sequence=second, from_unix_ms=at_ms - 1000,
+                        to_unix_ms=at_ms)
+            for i in range(routers)
+        ]  # fmt: skip
+        live = view(
+            told("near", at_ms, running=1000), *heard, pools=WORKING,
+            prices={"near": Price(0.0, load)},
+        )  # fmt: skip
+        crowding.now(live, at_ms)
+        for tenth in range(10):
+            send(crowding, live, "near", work_s=work_per_s / 10, now_ms=at_ms + 100 * tenth)
+    return live
+
+
+@pytest.mark.parametrize(
+    ("work_per_s", "load", "routers"),
+    [(0.15, 1.0, 1), (0.4, 0.5, 1), (0.76, 0.8, 1), (0.2, 0.8, 4), (0.475, 0.5, 2)],
+)
+def test_at_a_steady_load_a_reckoning_ahead_stays_where_it_is(work_per_s, load, routers):
+    """
+    However full a load of 1 is, 0.15 to 0.95, and whatever part of the requests a router gets: what
+    it sends makes up for what is worked off. The guess of 0.9 alone would be wrong by a quarter of
+    a load, or more.
+    """
+    crowding, seconds = Crowding(PRICING), 180
+
+    live = steady(crowding, seconds, work_per_s, load, routers=routers)
+
+    after = crowding.now(live, NOON_MS + 1000 * seconds)
+    assert of(after, live)[1] == pytest.approx(load, rel=0.05)
+
+
+def test_a_pool_beyond_its_limit_teaches_nothing():
+    """
+    Its load tells of what waits, not of how much work a load is.
+    """
+    crowding = Crowding(PRICING)
+
+    live = steady(crowding, 60, 1.2, 3.0)
+
+    per_work = crowding.now(live, NOON_MS + 59_000).per_work[live.pool_names.index("near")]
+    assert per_work == pytest.approx(1.0 / FULL / FILL_S)
+
+
+def test_nothing_is_learned_from_a_silence():
+    """
+    A replica that was not asked for a while knows nothing of what others sent in it.
+    """
+    crowding = Crowding(PRICING)
+    before = view(told("near", running=1), pools=WORKING, prices={"near": Price(0.0, 0.5)})
+    crowding.now(before, NOON_MS)
+    later = NOON_MS + 11_000
+    after = view(told("near", later, running=1), pools=WORKING, prices={"near": Price(0.0, 0.5)})
+
+    per_work = crowding.now(after, later).per_work[after.pool_names.index("near")]
+
+    assert per_work == pytest.approx(1.0 / FULL / FILL_S)
+
+
+# --- what counts, and how long ---------------------------------------------------------------------
+
+
+def test_what_was_sent_after_telemetrys_time_counts_when_it_is_heard():
+    """
+    Three at 0.0 s, five at 1.5 s. At 2 s word comes of how it was at 1 s: the three are in it.
+    """
+    crowding = Crowding(PRICING)
+    before = view(told("near", running=10))
+    send(crowding, before, "near", 3, now_ms=NOON_MS)
+    send(crowding, before, "near", 5, now_ms=NOON_MS + 1500)
+    after = view(told("near", NOON_MS + 1000, running=10, queued=7), latency_ms={"near": 1e12})
+
+    crowd = crowding.now(after, NOON_MS + 2000)
+
+    assert crowd.waiting[after.pool_names.index("near")] == pytest.approx(12.0)
+
+
+def test_in_a_long_silence_nothing_sent_is_lost_and_memory_is_bounded():
+    crowding, n = Crowding(PRICING), 4 * SLOTS_MAX
+    live = view(told("near", running=10), latency_ms={"near": 1e12})
+
+    for i in range(n):
+        send(crowding, live, "near", now_ms=NOON_MS + 100 * i)
+
+    assert crowding.now(live, NOON_MS).waiting[live.pool_names.index("near")] == n
+    assert len(crowding._slots) == SLOTS_MAX
+    newer = view(told("near", NOON_MS + 100 * (n - 5), running=10), latency_ms={"near": 1e12})
+    assert crowding.now(newer, NOON_MS).waiting[newer.pool_names.index("near")] == 5
 
 
 def test_load_does_not_fall_below_nothing_while_telemetry_is_silent():
@@ -233,7 +342,7 @@ def test_capacity_is_free_to_a_router_that_is_blind_to_prices():
     crowd = Crowding(PRICING, priced=False).now(live, NOON_MS)
 
     assert not crowd.multiple.any()
-    assert of(crowd, live)[1] == 1.0  # load is seen all the same
+    assert of(crowd, live)[1] == 0.85  # load is seen all the same
 
 
 def test_a_pool_in_which_requests_are_no_work_has_no_price():
@@ -266,4 +375,4 @@ def test_those_who_were_refused_are_not_counted_as_sent():
     assert choices.shed.tolist() == [True, False, False]
     assert choices.fits.tolist() == [True, True, False]
     assert chooser._crowding.now(live, NOON_MS).waiting[0] == 1.0
-    assert chooser._crowding._sent.sum() == 1.0
+    assert chooser._crowding._since[0].sum() == 1.0

@@ -69,6 +69,13 @@ def test_a_rise_is_followed():
     assert expected.upper > 66.0
 
 
+def test_a_start_from_nothing_is_doubled_at_most():
+    """Where nothing was expected, an error is no larger than what came: so much may come again."""
+    for minutes in (5, 20, 60):
+        expected = told([0.0] * 30 + [300.0] * minutes).expect(300.0)
+        assert expected.upper < 2.1 * 300.0
+
+
 def test_a_jump_is_not_a_trend():
     """From 10 to 50 at once: what is expected stays near 50."""
     forecast = told([10.0] * 60 + [50.0] * 3)

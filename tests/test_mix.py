@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
+from infra.autoscaling import mix as of_mixes
 from infra.autoscaling.mix import Ask, Mix, MixOptions, Offer, Unmet, cheapest
 from tests.strategies import lightly
 
@@ -174,3 +177,37 @@ def test_where_gpus_are_gone_even_the_least_gives_way():
 def test_no_offers_leave_everything_unmet():
     """A fleet without pools of ours."""
     assert mixed([ask()], [], {}).unmet.tolist() == [1.0]
+
+
+def test_the_solver_prints_nothing(monkeypatch, capfd):
+    """HiGHS has a line that no setting turns off. What others print before and after is printed."""
+    libc = ctypes.CDLL(None)
+
+    def printing(*given, **options):
+        libc.puts(b"tmpSolver.run();")
+        os.write(1, b"written")
+        return solve(*given, **options)
+
+    solve = of_mixes.milp
+    monkeypatch.setattr(of_mixes, "milp", printing)
+    libc.puts(b"before")
+    found = mixed([ask(0.5)], [offer()], {"g": 9})
+    libc.puts(b"after")
+    libc.fflush(None)
+    assert found.replicas == (1,)
+    assert capfd.readouterr().out == "before\nafter\n"
+
+
+def test_standard_output_comes_back_when_solving_fails(monkeypatch, capfd):
+    """And no file descriptor is left open."""
+
+    def failing(*given, **options):
+        raise MemoryError
+
+    monkeypatch.setattr(of_mixes, "milp", failing)
+    open_before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(MemoryError):
+        mixed([ask(0.5)], [offer()], {"g": 9})
+    os.write(1, b"here")
+    assert capfd.readouterr().out == "here"
+    assert len(os.listdir("/proc/self/fd")) == open_before

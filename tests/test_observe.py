@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from pools_told import told
 
-from infra.autoscaling.observe import observe
+from infra.autoscaling.observe import DEVIATIONS, LATELY_MS, observe
 from infra.autoscaling.observed import Demand, Observed, PoolCondition
 from infra.fleet import Fleet, GpuType, PoolPlan
 from streams.fleet_state import FleetState
-from streams.fleet_view import SILENT_MS
+from streams.fleet_view import SILENT_MS, prompt_variation, wishes
+from streams.histogram import TOKENS
 from streams.prices import Price, Prices
 from streams.telemetry import ClassWindow, MixWindow, RouterState, WishWindow, Workload
 
@@ -81,6 +84,97 @@ def test_demand_is_what_classes_wish_for():
         Demand(class_name="chat", model="small", requests_per_s=pytest.approx(1.0),
                prompt_tokens=pytest.approx(90.0), output_tokens=200.0),
     )  # fmt: skip
+
+
+def rising(before: int, lately: int) -> FleetState:
+    """A minute of so many wishes a second, and then, in its last twenty seconds, so many."""
+    state = FleetState()
+    for second in range(SECONDS):
+        to_ms = NOW_MS - 1000 * (SECONDS - 1 - second)
+        n = lately if second >= SECONDS - LATELY_MS // 1000 else before
+        wish = WishWindow(model="large", requests=n, prompt_tokens_sum=400 * n)
+        window = ClassWindow(name="chat", arrivals=n, wishes=[wish] if n else [])
+        state.fold(
+            Workload(classes=[window], source="a" * 16, sequence=second, from_unix_ms=to_ms - 1000,
+                     to_unix_ms=to_ms),
+            to_ms,
+        )  # fmt: skip
+    return state
+
+
+def test_wishes_are_of_the_span_that_is_asked_for():
+    """
+    Ten a second for forty seconds, then 25: 15 over the minute, 25 over its last twenty seconds.
+    """
+    state = rising(10, 25)
+
+    assert wishes(state, NOW_MS)["chat", "large"].requests_per_s == pytest.approx(15.0)
+    assert wishes(state, NOW_MS, LATELY_MS)["chat", "large"] == (pytest.approx(25.0), 400.0)
+
+
+@pytest.mark.parametrize(
+    ("before", "lately", "seen_per_s"),
+    [
+        (10, 25, 25 - 2 * math.sqrt(25 / 20)),  # a rise, less what chance may have made of it
+        (10, 11, 31 / 3),  # may be chance: the minute's mean
+        (25, 10, 20.0),  # a fall is believed as the minute forgets
+        (0, 1, 1 - 2 * math.sqrt(1 / 20)),
+    ],
+)
+def test_a_rise_of_the_last_seconds_is_believed_beyond_chance(before, lately, seen_per_s):
+    assert DEVIATIONS == 2.0
+
+    (demand,) = observe(rising(before, lately), Prices(), FLEET, OUTPUT_TOKENS, NOW_MS).demands
+
+    assert demand.requests_per_s == pytest.approx(seen_per_s)
+
+
+def told_lengths(counts: dict[int, int], *, unknown: int = 0) -> FleetState:
+    """Prompts of these lengths, and some whose lengths nobody told."""
+    state, histogram = FleetState(), {}
+    for tokens, n in counts.items():
+        index = int(TOKENS.index(tokens))
+        histogram[index] = histogram.get(index, 0) + n
+    window = ClassWindow(
+        name="chat",
+        arrivals=sum(counts.values()) + unknown,
+        prompt_tokens_sum=sum(tokens * n for tokens, n in counts.items()),
+        prompt_tokens=sorted(histogram.items()),
+        wishes=[WishWindow(model="large", requests=1, prompt_tokens_sum=1)],
+    )
+    state.fold(
+        Workload(classes=[window], source="a" * 16, sequence=0, from_unix_ms=NOW_MS - 1000,
+                 to_unix_ms=NOW_MS),
+        NOW_MS,
+    )  # fmt: skip
+    return state
+
+
+@pytest.mark.parametrize(
+    ("counts", "cv2"),
+    [({1000: 50}, 0.0), ({500: 50, 1500: 50}, 0.25), ({200: 90, 8200: 10}, 5.76)],
+)
+def test_prompts_vary_as_their_histogram_says(counts, cv2):
+    """
+    By hand: variance / mean², as well as buckets tell lengths. Prompts whose lengths nobody told
+    are no prompts of nothing. The scaler is told it with the demand.
+    """
+    state = told_lengths(counts, unknown=70)
+
+    found = prompt_variation(state, NOW_MS)["chat"]
+
+    assert found == pytest.approx(cv2, rel=0.25, abs=0.15)
+    (demand,) = observe(state, Prices(), FLEET, OUTPUT_TOKENS, NOW_MS).demands
+    assert demand.prompt_cv2 == found
+
+
+def test_where_no_length_was_told_nothing_is_known_of_their_variation():
+    state = told_lengths({}, unknown=5)
+
+    assert prompt_variation(state, NOW_MS) == {}
+    assert prompt_variation(FleetState(), NOW_MS) == {}
+    (demand,) = observe(state, Prices(), FLEET, OUTPUT_TOKENS, NOW_MS).demands
+    assert demand.prompt_cv2 is None
 
 
 def test_pools_are_as_last_heard_of():

@@ -17,9 +17,17 @@ from learners.policy import Greedy, SquareCb
 from learners.prices import ShedOptions
 from serve.catalogue import Model, Pool
 from serve.chooser import Chooser
-from serve.crowding import FILL_S, Crowding
+from serve.crowding import FILL_S, FULL, Crowd, Crowding
 from serve.live import Live
-from serve.placement import HEADROOM, LATENCY_WEIGHT_MIN, Placement, PlacementOptions, charge
+from serve.placement import (
+    HEADROOM,
+    LATENCY_WEIGHT_MIN,
+    ROOM_FROM,
+    Placement,
+    PlacementOptions,
+    charge,
+    spread_of,
+)
 from serve.router import Choices, Requests, Verdict, route
 from streams.prices import Price, PricingOptions
 from streams.telemetry import RouterState
@@ -30,9 +38,18 @@ LOAD = PricingOptions().load_target  # as much as a pool should carry: no propor
 lightly = settings(max_examples=40, deadline=None, derandomize=True)
 
 
-def charged(asked: Requests, live: Live, options: PlacementOptions = OPTIONS) -> Placement:
-    crowd = Crowding(options.pricing, priced=options.priced).now(live, NOON_MS)
-    return charge(asked.preference, asked.prompt_tokens, live, crowd, options)
+def charged(
+    asked: Requests,
+    live: Live,
+    options: PlacementOptions = OPTIONS,
+    spread: np.ndarray | None = None,
+) -> Placement:
+    crowd = crowd_of(live, options)
+    return charge(asked.preference, asked.prompt_tokens, live, crowd, spread, options)
+
+
+def crowd_of(live: Live, options: PlacementOptions = OPTIONS) -> Crowd:
+    return Crowding(options.pricing, priced=options.priced).now(live, NOON_MS)
 
 
 def decide(
@@ -45,7 +62,7 @@ def decide(
     """Decide greedily; `uniform` decides who is shed."""
     crowd = Crowding(options.pricing, priced=options.priced).now(live, now_ms)
     draws = np.full((len(asked), 2), uniform)
-    return route(asked, live, crowd, Greedy(), draws, options)
+    return route(asked, live, crowd, Greedy(), draws, None, options)
 
 
 def at(multiple: float) -> Price:
@@ -106,9 +123,14 @@ def test_who_does_not_weigh_money_is_charged_at_what_quality_is_worth(quality, c
 
 def test_utility_is_less_by_the_charge_of_the_best_pool():
     """
-    And the other models', whose capacity is free, are as before.
+    The best one is what it is for its headroom, dearer or not. The other models', whose capacity is
+    free, are as before.
     """
-    free, dear = two_pools(), two_pools(near=5.0, far=2.0)
+    free = two_pools()
+    dear = view(
+        told("near", running=10), told("far", running=10), pools=WORKING,
+        prices={"near": at(1.0), "far": Price(math.log1p(2.0) + OPTIONS.pricing.ascent.damping * 0.1, 0.9)},
+    )  # fmt: skip
     asked = requests(free)
 
     before, after = decide(asked, free), decide(asked, dear)
@@ -305,6 +327,7 @@ def test_a_batch_goes_where_its_requests_would_go_one_by_one(
             [np.ones(n), rng.uniform(0, 60, n), np.full(n, latency_weight), rng.uniform(0, 1, n)],
             axis=1,
         ),
+        criticality=np.full(n, 3, np.int8),  # who is refused does not count for the next
     )
 
     def chooser() -> Chooser:
@@ -337,34 +360,30 @@ def test_a_large_batch_of_equals_levels_its_models_pools(conditions):
 
     crowding = Crowding(OPTIONS.pricing)
     pools = np.array([p for p, count in went.items() for _ in range(count)])
-    crowding.sent(live, pools, np.ones(n))  # a second of work each
+    crowding.sent(live, pools, np.ones(n), NOON_MS)  # a second of work each
     crowd = crowding.now(live, NOON_MS)
-    reached = _score(live, crowd.latency_ms, crowd.load, crowd.multiple)
+    reached = _score(crowd)
     least = min(reached[p] for p in live.columns_of[0].tolist())
     for p in went:
-        gone = np.eye(1, len(live.pool_names), p)[0]
         less = Crowding(OPTIONS.pricing)
-        less.sent(live, np.delete(pools, np.argmax(pools == p)), np.ones(n - 1))
-        before = less.now(live, NOON_MS)
-        its = _score(live, before.latency_ms, before.load, before.multiple) @ gone
-        assert its <= least + 1e-9
+        less.sent(live, np.delete(pools, np.argmax(pools == p)), np.ones(n - 1), NOON_MS)
+        assert _score(less.now(live, NOON_MS))[p] <= least + 1e-9
 
 
-def _score(live: Live, latency_ms, load, multiple) -> np.ndarray:
-    usd = live.catalogue.usd_per_s * multiple
-    return 20 * usd + 0.05 * latency_ms / 1000 + HEADROOM * load
+def _score(crowd: Crowd) -> np.ndarray:
+    late = np.maximum(0.0, crowd.load - ROOM_FROM)
+    return 0.05 * crowd.latency_ms / 1000 + HEADROOM * crowd.load + late
 
 
 def test_a_batch_fills_pools_by_the_work_it_brings():
     """
-    With room for any number, price alone spreads them. Far's log-price is less than near's by what
-    one and a half requests of a second's work add to it: the third is the first to go to near.
+    With room for any number, headroom alone spreads them. Far's load is less than near's by what one
+    and a half requests of a second's work add to it: the third is the first to go to near.
     """
-    ascent = OPTIONS.pricing.ascent
-    added = ascent.damping / LOAD / FILL_S  # per request
+    added = 1.0 / FULL / FILL_S  # per request
     live = view(
-        told("near", load=LOAD, running=1000), told("far", load=LOAD, running=1000), pools=WORKING,
-        prices={"near": Price(1.0, 1.0), "far": Price(1.0 - 1.5 * added, 1.0)},
+        told("near", running=1000), told("far", running=1000), pools=WORKING,
+        prices={"near": Price(1.0, 1.0), "far": Price(1.0, 1.0 - 1.5 * added)},
         latency_ms={"near": 1e-3, "far": 1e-3},
     )  # fmt: skip
 
@@ -377,12 +396,12 @@ def test_a_batch_fills_pools_by_the_work_it_brings():
 def test_where_there_is_room_a_request_more_makes_nobody_wait():
     """
     Ten milliseconds after both said that a thousand run, ten thousand have room: latency is the
-    pools' own, however much weight it has, and price decides as if there were none.
+    pools' own, however much weight it has, and headroom decides as if there were none.
     """
-    added = OPTIONS.pricing.ascent.damping / LOAD / FILL_S
+    added = 1.0 / FULL / FILL_S
     live = view(
-        told("near", load=LOAD, running=1000), told("far", load=LOAD, running=1000), pools=WORKING,
-        prices={"near": Price(1.0, 1.0), "far": Price(1.0 - 1.5 * added, 1.0)},
+        told("near", running=1000), told("far", running=1000), pools=WORKING,
+        prices={"near": Price(1.0, 1.0), "far": Price(1.0, 1.0 - 1.5 * added)},
         latency_ms={"near": 1.0, "far": 1.0},
     )  # fmt: skip
     asked = requests(live, 6, ["small"], preference=weights(1.0, 0.0, 1.0, 0.0, n=6))
@@ -392,15 +411,22 @@ def test_where_there_is_room_a_request_more_makes_nobody_wait():
     assert [live.pool_names[p] for p in placed[:4]] == ["far", "far", "near", "far"]
 
 
-def test_who_is_blind_to_prices_does_not_see_them_rise_within_a_batch():
+@pytest.mark.parametrize("options", [OPTIONS, BLIND], ids=["priced", "blind"])
+def test_no_price_moves_a_request_between_pools_of_one_model(options):
     """
-    Far is a hair faster and there is room for all: none goes to near, however full far becomes.
+    Far is a hair emptier and a hundred times as dear: it is taken first all the same, and then both
+    alike, whoever sees prices.
     """
-    live = two_pools(near=5.0, far=9.0, latency_ms={"near": 1.1, "far": 1.0})
+    live = view(
+        told("near", running=1000), told("far", running=1000), pools=WORKING,
+        prices={"near": Price(0.0, 1.0), "far": Price(4.6, 0.99)},
+        latency_ms={"near": 1.0, "far": 1.0},
+    )  # fmt: skip
 
-    placed = decide(requests(live, 40, ["small"]), live, options=BLIND, now_ms=NOON_MS + 10).pool
+    placed = decide(requests(live, 40, ["small"]), live, options=options, now_ms=NOON_MS + 10).pool
 
-    assert {live.pool_names[p] for p in placed} == {"far"}
+    assert live.pool_names[placed[0]] == "far"
+    assert np.bincount(placed)[:2].tolist() == [20, 20]
 
 
 def test_a_thousand_requests_at_once_do_not_all_go_to_the_best_pool():
@@ -445,6 +471,176 @@ def test_equal_inputs_give_equal_bits():
         }
 
     assert run() == run()
+
+
+# --- headroom within a model ----------------------------------------------------------------------
+
+FILLED = st.tuples(
+    st.floats(0.0, 2.0),  # load
+    st.floats(0.0, 5.0),  # log-price
+    st.integers(1, 6),  # replicas
+)
+
+
+@given(conditions=st.lists(FILLED, min_size=2, max_size=4), seed=st.integers(0, 9))
+@lightly
+def test_loads_of_a_models_pools_become_equal(conditions, seed):
+    """
+    A batch large enough for all of them leaves no two further apart than one request's part, at
+    whatever loads, prices and sizes they began.
+    """
+    names = [f"p{i}" for i in range(len(conditions))]
+    live = view(
+        *(
+            told(name, replica=f"r{i}", running=10_000)
+            for name, (_, _, replicas) in zip(names, conditions, strict=True)
+            for i in range(replicas)
+        ),
+        pools=[working(name) for name in names],
+        prices={n: Price(z, load) for n, (load, z, _) in zip(names, conditions, strict=True)},
+        latency_ms=dict.fromkeys(names, 1.0),
+    )
+    n, crowding = 1000, Crowding(OPTIONS.pricing)
+    tokens = np.random.default_rng(seed).uniform(100.0, 2000.0, n)
+    asked = requests(live, n, ["small"], prompt_tokens=tokens)
+
+    choices = decide(asked, live, now_ms=NOON_MS + 10)
+    crowding.sent(live, choices.pool, choices.work_s, NOON_MS)
+
+    of_model = live.columns_of[0]
+    crowd = crowding.now(live, NOON_MS + 10)
+    reached = crowd.load[of_model]
+    assert reached.min() > ROOM_FROM
+    assert np.ptp(reached) <= 2.0 * crowd.per_work[of_model].max() + 1e-9
+
+
+def test_a_fast_pool_is_preferred_while_it_has_room_and_no_longer():
+    """
+    To who weighs a second at a tenth of a point, 100 ms less are worth a hundredth of load above
+    70 %, and all headroom below.
+    """
+
+    def taken(load: float) -> str:
+        live = view(
+            told("near", running=1000), told("far", running=1000), pools=WORKING,
+            prices={"near": Price(0.0, load), "far": Price(0.0, 0.1)},
+            latency_ms={"near": 100.0, "far": 200.0},
+        )  # fmt: skip
+        asked = requests(live, models=["small"], preference=weights(1, 0, 0.1, 0))
+        return live.pool_names[decide(asked, live).pool[0]]
+
+    assert [taken(load) for load in (0.6, 0.705, 0.72)] == ["near", "near", "far"]
+
+
+def test_two_equal_pools_do_not_take_turns():
+    """
+    A closed loop: loads follow what is sent at a lag of 5 s and are heard of 2 s later, prices
+    ascend. One begins empty, the other full; a minute later both carry the same, and go on to.
+    """
+    names, work = ("near", "far"), np.array([0.0, 2.0])
+    load, z, told_loads, seen = np.array([0.0, 1.6]), np.array([0.0, 2.0]), [], []
+    chooser = Chooser(Greedy(), OPTIONS, np.random.default_rng(1))
+    ascent = OPTIONS.pricing.ascent
+    for second in range(240):
+        told_loads.append(load)
+        heard = told_loads[max(0, second - 2)]
+        z = np.clip(z + ascent.step_per_s * (heard - 1.0), 0.0, ascent.z_max)
+        now_ms = NOON_MS + 1000 * second
+        live = view(
+            *(told(name, now_ms - 2000, running=1000) for name in names), pools=WORKING,
+            prices={n: Price(*pair) for n, *pair in zip(names, z.tolist(), heard.tolist(), strict=True)},
+            latency_ms=dict.fromkeys(names, 1.0),
+        )  # fmt: skip
+        asked = requests(live, 20, ["small"], prompt_tokens=np.full(20, 80.0),
+                         criticality=np.full(20, 3, np.int8))  # fmt: skip
+        placed = chooser.choose(asked, live, now_ms)
+        work = np.bincount(placed.pool, placed.work_s, minlength=2)[:2]
+        load = load + (1.0 - math.exp(-1.0 / 5.0)) * (work / FULL - load)
+        seen.append(load)
+
+    apart = np.abs(np.diff(np.array(seen[60:]), axis=1))
+    assert apart.max() < 0.2
+    np.testing.assert_allclose(np.mean(seen[60:], axis=0), 1.6 / FULL / 2, rtol=0.03)
+
+
+# --- spread ----------------------------------------------------------------------------------------
+
+
+def test_prices_vary_between_requests_by_as_much_as_is_said():
+    """
+    Factors around one whose logarithms deviate by 0.35, for each request and pool on its own.
+    """
+    live = two_pools(near=3.0)
+
+    found = spread_of(20_000, live, crowd_of(live), OPTIONS, np.random.default_rng(2))
+
+    logs = np.log(found)
+    assert found.shape == (20_000, len(live.pool_names))
+    np.testing.assert_allclose(logs.mean(axis=0), 0.0, atol=0.01)
+    np.testing.assert_allclose(logs.std(axis=0), OPTIONS.spread, rtol=0.03)
+    assert abs(np.corrcoef(logs[:, 0], logs[:, 1])[0, 1]) < 0.03
+
+
+def test_equal_numbers_give_equal_spreads():
+    live = two_pools(near=3.0)
+
+    one, other = (
+        spread_of(9, live, crowd_of(live), OPTIONS, np.random.default_rng(2)) for _ in range(2)
+    )
+
+    assert one.tobytes() == other.tobytes()
+
+
+def test_where_nothing_has_a_price_nothing_varies():
+    """
+    And no number is drawn: sites without prices decide as they did. Nor for who is blind to them.
+    """
+    rng = np.random.default_rng(2)
+    before = rng.bit_generator.state
+
+    assert spread_of(9, two_pools(), crowd_of(two_pools()), OPTIONS, rng) is None
+    dear = two_pools(near=3.0)
+    assert spread_of(9, dear, crowd_of(dear, BLIND), BLIND, rng) is None
+    assert spread_of(9, dear, crowd_of(dear), BLIND, rng) is None
+    assert rng.bit_generator.state == before
+
+
+def test_spread_varies_what_capacity_is_charged_and_nothing_else():
+    """
+    Energy is not scarce to one and plenty to the other.
+    """
+    live = two_pools(near=3.0, far=1.0)
+    asked = requests(live, preference=weights(1.0, 30.0, 0.0, 0.25))
+    spread = np.full((1, len(live.pool_names)), 2.0)
+
+    plain, varied = charged(asked, live), charged(asked, live, spread=spread)
+
+    np.testing.assert_allclose(varied.points - varied.fixed, 2.0 * (plain.points - plain.fixed))
+    np.testing.assert_array_equal(varied.fixed, plain.fixed)
+    np.testing.assert_array_equal(varied.best, plain.best)
+
+
+def test_demand_has_a_slope_even_where_all_are_equal():
+    """
+    Equal requests at a price just as high as the larger model is worth: without spread all go
+    together, from one side of it to the other. With it, a third leave for one e^0.3 of price.
+    """
+    models = [Model(name="small", quality=0.5), Model(name="large", quality=0.75)]
+    pools = (working("s"), working("l", "large"))
+    even = 0.25 * OPTIONS.value_usd / 0.001  # at this multiple a second of work is a quarter point
+
+    def share(multiple: float, spread: float) -> float:
+        options = PlacementOptions(spread=spread)
+        live = view(told("s"), told("l"), models=models, pools=pools, prices={"l": at(multiple)})
+        asked = requests(live, 4000, criticality=np.full(4000, 3, np.int8))
+        chooser = Chooser(Greedy(), options, np.random.default_rng(3))
+        return float(chooser.choose(asked, live, NOON_MS).chosen.mean())
+
+    assert [share(even * factor, 0.0) for factor in (0.95, 1.05)] == [1.0, 0.0]
+    cheap, fair, dear = (share(even * math.exp(by), OPTIONS.spread) for by in (-0.3, 0.0, 0.3))
+    assert fair == pytest.approx(0.5, abs=0.03)
+    assert cheap == pytest.approx(0.804, abs=0.03)  # Φ(0.3 / 0.35)
+    assert dear == pytest.approx(0.196, abs=0.03)
 
 
 # --- wishes ----------------------------------------------------------------------------------------
@@ -570,6 +766,25 @@ def test_nobody_is_shed_who_has_a_cheap_pool_to_go_to():
     assert multiple(gone, models=["small"]) == (60.0, True)
     dear = two_pools(60.0, 60.0)  # only small is cheaper than a thousandth of a dollar
     assert multiple(dear, cost_usd_max=[0.0005]) == (60.0, True)
+
+
+@pytest.mark.parametrize(
+    ("load", "multiple"), [(0.3, 0.0), (ROOM_FROM, 0.0), (0.85, 30.0), (1.0, 60.0), (2.0, 60.0)]
+)
+def test_nobody_is_refused_while_a_pool_has_room(load, multiple):
+    """
+    A price outlasts the rush that made it. What counts for refusals is as much of it as the pool is
+    filled between 70 and 100 %.
+    """
+    damped = OPTIONS.pricing.ascent.damping * (load - 1.0)
+    price = Price(math.log1p(60.0) - damped, load)
+    live = view(told("near"), pools=(working("near"),), prices={"near": price})
+    asked = requests(live, models=["small"], criticality=np.zeros(1, np.int8))
+
+    found = decide(asked, live, uniform=0.0)
+
+    assert found.multiple[0] == pytest.approx(multiple, abs=1e-6)
+    assert bool(found.shed[0]) is (multiple > 0.0)
 
 
 def test_a_request_that_no_model_fits_is_not_shed():

@@ -13,7 +13,15 @@ from hypothesis.extra.numpy import arrays
 from scipy.optimize import linprog
 from strategies import lightly
 
-from learners.prices import Criticality, PriceOptions, ShedOptions, ascend, multiples, shed_share
+from learners.prices import (
+    Criticality,
+    PriceOptions,
+    ShedOptions,
+    ascend,
+    level,
+    multiples,
+    shed_share,
+)
 from streams.prices import Price
 
 OPTIONS = PriceOptions()
@@ -222,6 +230,53 @@ def test_no_time_and_a_load_of_one_change_nothing(z, load):
     """
     np.testing.assert_array_equal(ascend(z, load, 0.0, OPTIONS), z)
     np.testing.assert_array_equal(ascend(z, np.ones(3), 1.0, OPTIONS), z)
+
+
+@pytest.mark.parametrize(
+    ("load", "excess"), [(1.5, 0.5), (1.0, 0.0), (0.8, -0.2), (0.5, -1.4), (0.0, -3.4)]
+)
+def test_a_price_falls_faster_the_more_room_there_is(load, excess):
+    """
+    Below a load of 0.8, by three times what is missing to it. Around full nothing is changed.
+    """
+    z = ascend(np.array([3.0]), np.array([load]), 1.0, OPTIONS)
+
+    assert z[0] == pytest.approx(3.0 + OPTIONS.step_per_s * excess)
+
+
+@thoroughly
+@given(some_z)
+def test_prices_are_levelled_no_higher_than_it_takes(z):
+    """
+    The cheapest ends at `multiple_top` or where it was, the differences stay, and levelling twice
+    is levelling once.
+    """
+    top = float(np.log1p(OPTIONS.multiple_top))
+
+    levelled = level(z, OPTIONS)
+
+    assert levelled.min() == pytest.approx(min(z.min(), top))
+    np.testing.assert_allclose(levelled - levelled[0], z - z[0], atol=1e-12)
+    np.testing.assert_allclose(level(levelled, OPTIONS), levelled, atol=1e-12)
+
+
+def test_one_pool_that_is_cheap_keeps_all_from_being_levelled():
+    """
+    To it, requests can still be moved by what the others cost. Of no pools none is levelled.
+    """
+    z = np.array([0.0, OPTIONS.z_max])
+
+    assert level(z, OPTIONS).tolist() == z.tolist()
+    assert level(np.zeros(0), OPTIONS).tolist() == []
+
+
+def test_levelled_prices_are_beyond_every_band_of_refusal():
+    """
+    At its limit a pool at `multiple_top` refuses all who may be refused.
+    """
+    share = shed_share(np.full(4, OPTIONS.multiple_top), np.arange(4))
+
+    assert share.tolist() == [1.0, 1.0, 1.0, 0.0]
 
 
 @thoroughly

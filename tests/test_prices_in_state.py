@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -57,7 +58,7 @@ def word(load: float | None, **gauges: object):
 # --- one advance -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("load", "relative"), [(LOAD, 1.0), (2 * LOAD, 2.0), (0.5 * LOAD, 0.5)])
+@pytest.mark.parametrize(("load", "relative"), [(LOAD, 1.0), (2 * LOAD, 2.0), (0.9 * LOAD, 0.9)])
 def test_a_price_follows_its_pools_load(load, relative):
     """
     By hand: ln(1 + m) moves by η · 1 s · (ρ − 1), where ρ is relative to what it should carry.
@@ -65,6 +66,15 @@ def test_a_price_follows_its_pools_load(load, relative):
     found = of_pool(begun(capacity={"p": Price(1.0, 1.0)}), word(load))
 
     assert found == Price(pytest.approx(1.0 + ASCENT.step_per_s * (relative - 1)), relative)
+
+
+def test_a_price_falls_faster_with_room():
+    """
+    By hand: at half load, 0.3 are missing to 0.8, and three times as much is taken off besides.
+    """
+    found = of_pool(begun(capacity={"p": Price(1.0, 1.0)}), word(0.5 * LOAD))
+
+    assert found == Price(pytest.approx(1.0 + ASCENT.step_per_s * (-0.5 - 3 * 0.3)), 0.5)
 
 
 def test_twice_the_time_moves_prices_twice_as_far():
@@ -115,7 +125,7 @@ def test_load_that_makes_no_sense_holds_no_other_price():
 
 def test_a_pool_without_live_replicas_has_no_price():
     """
-    It has no capacity that could be dear. Heard of again, it begins at nothing.
+    It has no capacity that could be dear. Heard of again, it begins at what the others charge.
     """
     state = fleet(word(2.0), at_ms=NOW_MS - SILENT_MS - 1)
     state.fold(told("other", NOW_MS, load=0.5), NOW_MS)
@@ -126,7 +136,42 @@ def test_a_pool_without_live_replicas_has_no_price():
     again = after.advanced(state, 0.0, NOW_MS + PERIOD_MS, OPTIONS)
 
     assert list(after.capacity) == ["other"]
-    assert again.capacity["p"] == Price(0.0, 1.0)
+    assert after.capacity["other"].log_price > 2.0
+    assert again.capacity["p"] == Price(after.capacity["other"].log_price, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("others", "market"), [({}, 0.0), ({"q": 2.0}, 2.0), ({"q": 2.0, "r": 3.0}, 2.0)]
+)
+def test_a_pool_that_comes_to_a_market_begins_at_its_least_price(others, market):
+    """
+    At nothing it would be flooded. Where there is no market, or one without prices, it is free.
+    """
+    prices = begun(capacity={name: Price(z, 1.0) for name, z in others.items()})
+    records = [told(name, NOW_MS, load=LOAD) for name in others]
+
+    after = prices.advanced(fleet(*records, word(LOAD)), 0.0, NOW_MS, OPTIONS).capacity
+
+    assert after["p"] == Price(pytest.approx(market), 1.0)
+    assert {name: after[name].log_price for name in others} == pytest.approx(others)
+
+
+def test_when_all_are_dearer_than_it_takes_all_are_lowered():
+    """
+    The cheapest to `multiple_top`, the rest by as much; budget and power are no part of it.
+    """
+    top, options = math.log1p(ASCENT.multiple_top), PricingOptions(budget_usd_per_hour=1.0)
+    prices = begun(
+        capacity={"p": Price(top + 0.5, 1.0), "q": Price(top + 1.5, 1.0)},
+        budget=Price(top + 1.0, 1.0),
+    )
+    state = fleet(word(LOAD), told("q", NOW_MS, load=LOAD))
+
+    after = prices.advanced(state, 0.0, NOW_MS, options)
+
+    assert after.capacity["p"].log_price == pytest.approx(top)
+    assert after.capacity["q"].log_price == pytest.approx(top + 1.0)
+    assert after.budget.log_price > top + 0.9
 
 
 def test_silence_holds_all_prices():
@@ -217,7 +262,8 @@ def test_without_a_budget_or_a_cap_neither_has_a_price():
 
     after = prices.advanced(fleet(word(0.5, watts=1e6)), 1e6, NOW_MS, OPTIONS)
 
-    falling = Price(pytest.approx(1.0 - ASCENT.step_per_s), 0.0)
+    empty = -1.0 - ASCENT.room_factor * ASCENT.room_from
+    falling = Price(pytest.approx(1.0 + ASCENT.step_per_s * empty), 0.0)
     assert (after.budget, after.power) == (falling, falling)
 
 

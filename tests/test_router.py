@@ -48,7 +48,7 @@ def route(asked: Requests, live: Live, policy: Policy, draws: np.ndarray) -> Cho
     """Decide where no pool is crowded; nobody is shed."""
     crowd = Crowding(PricingOptions()).now(live, 0)
     uniform = np.stack([draws, np.full(len(draws), 0.99)], axis=1)
-    return route_in_crowd(asked, live, crowd, policy, uniform, PlacementOptions())
+    return route_in_crowd(asked, live, crowd, policy, uniform, None, PlacementOptions())
 
 
 class Told(Live):

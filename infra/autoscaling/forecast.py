@@ -43,7 +43,11 @@ SHARPNESS = 3.0  # of weights in errors: twice the error has an eighth of the we
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForecastOptions:
-    """The defaults were chosen on the first halves of the traces that they are measured on."""
+    """The defaults were chosen among a few on the very series that DESIGN.md shows errors of.
+
+    Chosen on first halves only, other trends and leanings were better there and worse in the
+    second halves, so they were left as they are.
+    """
 
     fast: float = 0.5  # share of the newest minute in the fast level
     slow: float = 0.12  # in the slow one
@@ -129,7 +133,8 @@ class Forecast:
         for k, one in enumerate(single):
             error = abs(one - rate) / _scale(rate)
             self._losses[i][k] = keep * self._losses[i][k] + (1.0 - keep) * error
-        self._errors[i].append((rate - combined) / _scale(combined))
+        # Where nothing was expected any rate is a thousand times its root: at most its own.
+        self._errors[i].append(min((rate - combined) / _scale(combined), _scale(rate)))
 
     def _after(self, rate: float) -> tuple[list[float], float]:
         """Levels and trend with one more minute."""

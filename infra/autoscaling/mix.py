@@ -12,13 +12,19 @@
     so that   Σ_p x_dp + Σ_r s_dr = 1,   Σ_d work_dp · x_dp ≤ load_max_p · n_p,
               Σ_p gpus_p · n_p ≤ GPUs there are of a type,   least_p ≤ n_p ≤ most_p
 
+Most take some 10 ms, but nothing bounds the time: with a dozen pools one in some hundred takes more
+than 50 ms. So whoever answers requests, or Ray's controller, must not solve one in between.
+
 The one rule: the same asks and offers give the same mix. It stops at a gap or a number of nodes,
 never at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import ctypes
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +33,8 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
 Floats = NDArray[np.float64]
+STDOUT = 1  # the file descriptor
+C = ctypes.CDLL(None)  # the C library that HiGHS prints with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,18 +107,23 @@ def cheapest(
         [part.usd for _, part in parts],
     ])  # fmt: skip
     least, most = _limits(offers, gpus)
-    found = milp(
-        objective,
-        integrality=np.repeat([1, 0], [n, len(objective) - n]),
-        bounds=Bounds(
-            np.concatenate([least, np.zeros(len(objective) - n)]),
-            np.concatenate([most, most, np.ones(d * n), [part.share for _, part in parts]]),
-        ),
-        constraints=_constraints(asks, offers, gpus, [i for i, _ in parts]),
-        # With presolve HiGHS now and then prints, whatever it is told (jump-dev/HiGHS.jl 312),
-        # and a programme of this size is no faster with it.
-        options={"mip_rel_gap": options.gap, "node_limit": options.nodes_max, "presolve": False},
+    bounds = Bounds(
+        np.concatenate([least, np.zeros(len(objective) - n)]),
+        np.concatenate([most, most, np.ones(d * n), [part.share for _, part in parts]]),
     )
+    with silenced():
+        found = milp(
+            objective,
+            integrality=np.repeat([1, 0], [n, len(objective) - n]),
+            bounds=bounds,
+            constraints=_constraints(asks, offers, gpus, [i for i, _ in parts]),
+            # A programme of this size is no faster with presolve.
+            options={
+                "mip_rel_gap": options.gap,
+                "node_limit": options.nodes_max,
+                "presolve": False,
+            },
+        )
     if found.x is None:
         return None
     shares = np.clip(found.x[2 * n : 2 * n + d * n], 0.0, 1.0).reshape(d, n)
@@ -120,6 +133,30 @@ def cheapest(
         unmet=np.clip(1.0 - shares.sum(axis=1), 0.0, 1.0),
         proved=found.status == 0,
     )
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Nothing that C code prints meanwhile, in any thread, comes to standard output.
+
+    HiGHS now and then prints a line, whatever it is told (jump-dev/HiGHS.jl 312), and standard
+    output may be somebody's JSON. What it leaves in C's buffer is thrown away, too.
+    """
+    try:
+        kept = os.dup(STDOUT)
+    except OSError:  # it is closed: nothing can be printed
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    C.fflush(None)
+    os.dup2(nowhere, STDOUT)
+    try:
+        yield
+    finally:
+        C.fflush(None)
+        os.dup2(kept, STDOUT)
+        os.close(nowhere)
+        os.close(kept)
 
 
 def _limits(offers: Sequence[Offer], gpus: Mapping[str, int]) -> tuple[Floats, Floats]:

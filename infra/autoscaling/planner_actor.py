@@ -29,7 +29,13 @@ from infra.autoscaling.observed import Observed, Plan
 from infra.autoscaling.options import AutoscalingOptions
 from infra.autoscaling.plan_reader import NAME, NAMESPACE, find_planner
 from infra.autoscaling.planning import Planning, RememberingScaler
-from infra.autoscaling.replicas import PoolReplicas, pool_replicas, problems, with_replicas
+from infra.autoscaling.replicas import (
+    PoolReplicas,
+    all_deployed,
+    pool_replicas,
+    problems,
+    with_replicas,
+)
 from infra.site import LocalSite
 from serve.deployment import now_ms
 from streams.errors import StreamError
@@ -95,6 +101,8 @@ class Planner:
         found = pool_replicas()
         self._planning.say(at_ms, *problems(self._replicas, found))
         self._replicas = found
+        if not all_deployed(self._site.fleet, found):
+            return None  # what settings begin with is still to come, and must not be planned away
         return observed and with_replicas(observed, found)
 
 

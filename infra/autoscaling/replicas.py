@@ -22,6 +22,7 @@ from ray.exceptions import RayError
 from ray.serve.schema import DeploymentStatus, DeploymentStatusOverview
 
 from infra.autoscaling.observed import Observed, PoolCondition
+from infra.fleet import Fleet
 from infra.pools import POOLS_APP
 
 STARTING, DRAINING = "STARTING", "STOPPING"
@@ -66,6 +67,11 @@ def _replicas(of: DeploymentStatusOverview) -> PoolReplicas:
         draining=draining,
         problem="" if well or of.message.startswith(AS_PLANNED) else of.message,
     )
+
+
+def all_deployed(fleet: Fleet, replicas: Mapping[str, PoolReplicas]) -> bool:
+    """Whether Ray knows all pools that it is to run, be it without replicas."""
+    return all(plan.name in replicas for plan in fleet.pools if plan.deployed)
 
 
 def with_replicas(observed: Observed, replicas: Mapping[str, PoolReplicas]) -> Observed:

@@ -41,16 +41,19 @@ def scaling_of(settings: Settings) -> Scaling:
 
 
 def observe_site(site: LocalSite, now_ms: int) -> Observed | None:
-    """What there is to see; None while there is no snapshot. Raises StreamError and OSError."""
+    """What there is to see; None until something was heard. Raises StreamError and OSError."""
     store = site.store()
     manifest = _newest(store)
     if manifest is None:
+        return None
+    fleet = load_fleet(store, manifest)
+    if not fleet.heard_ms:  # the trainer was here, but no telemetry yet
         return None
     catalogue = site.catalogue().read()
     means = _means(site, store, manifest, catalogue)
     tokens = means.figure("output_tokens", catalogue.output_tokens, PRIOR_WEIGHT)
     return observe(
-        load_fleet(store, manifest),
+        fleet,
         prices_of(manifest),
         site.fleet,
         dict(zip(catalogue.names, tokens.tolist(), strict=True)),
@@ -58,21 +61,31 @@ def observe_site(site: LocalSite, now_ms: int) -> Observed | None:
     )
 
 
-def planner_of(site: LocalSite, remembered: Mapping[str, Any]) -> Planner:
-    """The planner of a site's settings, with what one remembered."""
+def planner_of(
+    site: LocalSite, remembered: Mapping[str, Any], options: PlannerOptions | None = None
+) -> Planner:
+    """The planner of a site's settings, with what one remembered.
+
+    `options` are others than the settings describe.
+    """
     settings = read_settings(site.settings)
-    options = settings.scaling()
     plans = [plan for plan in site.fleet.pools if plan.deployed and plan.emulation is not None]
     return Planner(
         site.fleet,
         {plan.name: plan.rates for plan in plans},
         settings.targets.target(),
         _quality(site),
-        PlannerOptions(
-            routers=RouterOptions(least=options.routers_min, most=options.routers_max),
-            sizing=SizingOptions(value_usd=settings.prices.value_usd),
-        ),
+        options or planner_options(settings),
         remembered,
+    )
+
+
+def planner_options(settings: Settings) -> PlannerOptions:
+    """What these settings say of planning."""
+    scaling = settings.scaling()
+    return PlannerOptions(
+        routers=RouterOptions(least=scaling.routers_min, most=scaling.routers_max),
+        sizing=SizingOptions(value_usd=settings.prices.value_usd),
     )
 
 

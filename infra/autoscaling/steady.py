@@ -26,7 +26,9 @@ Replicas = dict[str, int]
 class SteadyOptions:
     """How fast a fleet follows its plan."""
 
-    down_s: float = 300.0  # as Kubernetes' autoscaler; a machine takes two minutes to come back
+    # As long as a machine takes to come back: keeping one for that long costs what bringing it back
+    # would, so at worst it is twice what was needed (the ski-rental problem).
+    down_s: float = 180.0
     grow_s: float = 60.0
     grow_factor: float = 3.0  # in `grow_s`; a flood of ×5 is met in two minutes, as machines start
     grow_least: int = 4  # replicas in `grow_s`, however few there are
