@@ -107,7 +107,7 @@ def _scaling(lines: Sequence[Mapping]) -> Table:
     table.add_column("what changed and why")
     for of in lines:
         at = datetime.fromtimestamp(of["at_unix_ms"] / 1000, tz=UTC)
-        table.add_row(f"{at:%m-%d %H:%M:%S}", of["line"])
+        table.add_row(f"{at:%m-%d %H:%M:%S}", escape(of["line"]))
     return table
 
 

@@ -49,7 +49,7 @@ from load.simulation import SimulationOptions, simulate
 from load.traffic import Traffic
 from load.tuning import Contender
 from load.warm_start import learned_state
-from serve.catalogue import Catalogue, Pool
+from serve.catalogue import Catalogue
 
 # Rows of the table come again and again, which prompts do not: more would be learning by heart.
 FEEDBACK_SHARE = 0.002
@@ -139,7 +139,8 @@ def simulate_with(
 
 def with_fleet(of: Scenario, fleet: Fleet) -> Scenario:
     """The same scenario on other pools; list prices stay as they are."""
-    pools = [Pool(name=pool.name, model=pool.model, region=pool.region) for pool in fleet.pools]
+    plans = [replace(plan, target=of.target) for plan in fleet.pools]
+    pools = [plan.for_router(reports=True) for plan in plans]
     catalogue = Catalogue(of.catalogue.models, pools, of.catalogue.prompt_tokens)
     return replace(of, fleet=fleet, catalogue=catalogue)
 

@@ -142,9 +142,9 @@ class ScenarioOptions:
     mooncake_users: float = 6.0
     mooncake_s: tuple[float, float] = (0.0, 3600.0)
     mooncake_tuning_s: tuple[float, float] = (0.0, 1200.0)
-    diurnal: traces.DiurnalOptions = traces.DiurnalOptions(requests_per_s=12.0)
+    diurnal: traces.DiurnalOptions = traces.DiurnalOptions(requests_per_s=5.0)
     diurnal_s: tuple[float, float] = (0.0, 2 * traces.DAY_S)
-    diurnal_tuning_s: tuple[float, float] = (7 * traces.HOUR_S, 11 * traces.HOUR_S)
+    diurnal_tuning_s: tuple[float, float] = (8 * traces.HOUR_S, 10 * traces.HOUR_S)
     seed: int = 0
 
 

@@ -141,6 +141,22 @@ def test_a_changed_catalogue_begins_the_count_anew():
     assert crowd.waiting.tolist() == [0.0] * len(other.pool_names)
 
 
+def test_a_pool_that_has_just_become_ready_is_empty_and_fills():
+    """
+    Before it has told a load or got a price: what is sent there counts, or all would go to it.
+    """
+    crowding = Crowding(PRICING)
+    live = view(told("near", running=1), told("far", state="starting"), pools=WORKING)
+    send(crowding, live, "near", work_s=2.0)
+    send(crowding, live, "far", work_s=2.0)
+
+    crowd = crowding.now(live, NOON_MS)
+
+    assert live.loaded[:2].tolist() == [True, False]
+    assert of(crowd, live)[1] == pytest.approx(2.0 / FULL / FILL_S)
+    assert of(crowd, live, "far")[1] == 0.0
+
+
 def test_a_pool_that_fell_silent_has_no_load():
     """
     Its replicas are gone, or telemetry is: what they last said is no reason to avoid or to prefer.
