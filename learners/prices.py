@@ -86,8 +86,9 @@ class ShedOptions:
 
     One after the other, so no class loses a request before the class below has lost all. They
     begin where the time of every GPU that a request could use is worth three times its cost more:
-    whoever has a pool with room to go to has gone there. Each is one doubling of 1 + m wide, so all are as steep to the loop, s = 1.44 per fleet of
-    requests in the band; a doubling between them keeps one class's swings out of the next one's.
+    whoever has a pool with room to go to has gone there. Each is one doubling of 1 + m wide, so all
+    are as steep to the loop, s = 1.44 per fleet of requests in the band; a doubling between them
+    keeps one class's swings out of the next one's.
     `CRITICAL_PLUS` has no band, and none can be given to it.
     """
 

@@ -78,8 +78,8 @@ def quick() -> AutoscalingBench:
     """Up, and no further."""
     return AutoscalingBench(
         phases=(
-            Phase(seconds=8.0, dispatched_per_s=LOW),
-            Phase(seconds=32.0, dispatched_per_s=HIGH),
+            Phase(seconds=6.0, dispatched_per_s=LOW),
+            Phase(seconds=28.0, dispatched_per_s=HIGH),
         )
     )
 

@@ -182,6 +182,8 @@ def test_no_offers_leave_everything_unmet():
 def test_the_solver_prints_nothing(monkeypatch, capfd):
     """HiGHS has a line that no setting turns off. What others print before and after is printed."""
     libc = ctypes.CDLL(None)
+    stdout = ctypes.c_void_p.in_dll(libc, "stdout")
+    libc.setvbuf(stdout, None, 0, 4096)  # as into a pipe: C keeps what it prints for a while
 
     def printing(*given, **options):
         libc.puts(b"tmpSolver.run();")

@@ -16,7 +16,6 @@ from infra.autoscaling.sizing import SizingOptions
 from infra.autoscaling.steady import SteadyOptions
 from tests.autoscaled import TARGET, USD, World, demand, fleet, planner, rates
 
-
 DOWN_S = SteadyOptions().down_s
 
 
@@ -438,4 +437,4 @@ def test_little_news_is_no_reason_to_solve_again(monkeypatch):
     world.run(1800, small=50.0)
     solved.clear()
     world.run(600, small=50.0)
-    assert len(solved) <= 4
+    assert 2 <= len(solved) <= 4

@@ -90,6 +90,17 @@ def test_prompts_that_hold_up_answers_are_what_limits_a_pool():
         assert load + share * math.sqrt(load) == pytest.approx(1.0)
 
 
+def test_prompts_that_wait_for_prompts_are_what_limits_a_pool_with_long_answers():
+    """At that load the 99th percentile of the wait is what the target leaves beside reading."""
+    prompt, cv2 = 2000.0, 1.0
+    reading_s = 2e-4 * prompt / 0.7
+    left_s = TARGET.first_token_s(prompt) - 2e-4 * prompt
+    for replicas in (1, 3):
+        load = load_max(SLOW, TARGET, prompt, 50_000.0, cv2, replicas)
+        assert LOAD_MIN < load < LOAD_MAX
+        assert wait_s(replicas, load, 0.88 * reading_s, cv2) == pytest.approx(left_s, rel=1e-3)
+
+
 def test_long_prompts_leave_less_room_than_short_ones():
     """Those of Mooncake hold up others' answers; a slow pool has to be emptier for them."""
     assert (

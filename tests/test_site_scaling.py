@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from made_up import ENCODER
 from pools_told import told
+from test_state import learn
 
-from infra.autoscaling.site_scaling import observe_site, planner_of, scaling_of
+from infra.autoscaling.site_scaling import PRIOR_WEIGHT, observe_site, planner_of, scaling_of
 from infra.settings import read_settings
 from infra.site import LocalSite
+from learners import ema
 from learners.learned import Learned
 from streams.fleet_state import FleetState
 from streams.prices import Price, Prices
 from streams.snapshots import MANIFESTS
 from streams.state import Saver, State
 from streams.telemetry import ClassWindow, WishWindow, Workload
+from streams.ticket import key_of
 
 NOW_MS = 1_790_000_060_000  # where a slot ends
 SECONDS = 60
@@ -118,6 +122,22 @@ def test_what_is_seen_is_of_the_newest_snapshot(site):
     assert pool.price == Price(1.5, 1.5).multiple() > 0.0
     assert found.usd_per_hour == {"h100_sxm": 2.5} and found.gpus_available == {"h100_sxm": 8}
     assert found.at_s == NOW_MS / 1000.0
+
+
+def test_output_tokens_that_were_learned_count(site):
+    """
+    Together with what is stated, which counts as a few outcomes.
+    """
+    state = State(ENCODER, Learned(read_settings(site.settings).deployment().trainer.memory))
+    learn(state, 60)
+    publish(site, heard(), learned=state.learned)
+
+    (demand,) = observe_site(site, NOW_MS).demands
+
+    means = ema.read(state.learned.models, np.array([key_of("small")]), state.learned.as_of_ms)
+    (expected,) = means.figure("output_tokens", 200.0, PRIOR_WEIGHT)
+    assert demand.output_tokens == pytest.approx(expected)
+    assert abs(demand.output_tokens - 200.0) > 1.0
 
 
 def test_a_damaged_snapshot_is_passed_over(site, caplog):

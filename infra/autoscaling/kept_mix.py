@@ -5,7 +5,7 @@
     not much less comes ─────────────────┤
     younger than five minutes ───────────┘
 
-A solve takes some 10 ms, with a dozen pools now and then more than 50; and solved at every step a
+A solve takes tens of milliseconds, with a dozen pools at times over 50; and solved at every step a
 forecast's every tremble would be another plan between mixes that cost nearly the same.
 
 The one rule: a mix is looked at afresh after five minutes in any case.

@@ -26,7 +26,7 @@ from streams.fleet_view import (
     spans,
     wishes,
 )
-from streams.prices import Prices
+from streams.prices import LOAD_MAX, Prices
 from streams.tally import parted
 
 # A minute's mean is half a minute old, and a machine takes two to come: a rise is looked for in the
@@ -74,7 +74,7 @@ def observe(
         gpus_available={gpu.name: gpu.available for gpu in fleet.gpus},
         routers=len(alive),
         router_busy_share=sum(router.loop_busy_share for router in alive),
-        telemetry_age_s=max(0, now_ms - state.heard_ms) / 1000.0,
+        telemetry_age_s=max(0, now_ms - _heard_ms(state)) / 1000.0,
     )
 
 
@@ -86,6 +86,11 @@ def _certain(lately: Wish | None) -> float:
     return per_s - DEVIATIONS * math.sqrt(per_s * 1000.0 / LATELY_MS)
 
 
+def _heard_ms(state: FleetState) -> int:
+    """When a router was last heard of, because they tell what is asked for; else anybody."""
+    return max((router.heard_ms for router in state.routers.values()), default=state.heard_ms)
+
+
 def _condition(
     load: Load, price: float, requests_per_s: float, *, available: bool
 ) -> PoolCondition:
@@ -95,7 +100,7 @@ def _condition(
         draining=load.draining,
         queued=load.queued,
         running=load.running,
-        load=load.load,
+        load=load.load if load.load is None or load.load <= LOAD_MAX else None,
         price=price,
         requests_per_s=requests_per_s,
         available=available,

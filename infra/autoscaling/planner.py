@@ -96,7 +96,10 @@ class Planner:
         before = self._plan or self._first(observed)
         if not observed.telemetry_age_s <= self._options.stale_s:  # also if it is no number
             return self._hold(before, observed)
-        said = ["telemetry is back: planning goes on"] if self._stale else []
+        said = []
+        if self._stale:
+            said.append("telemetry is back: planning goes on")
+            self._steady.resume(observed.at_s, before.replicas)
         self._stale = False
         at_s = observed.at_s
         said += self._demand.observe(at_s, observed.demands)

@@ -81,6 +81,10 @@ class Steady:
             wanted[pool] = min(kept, self._growth(pool, now[pool]))
         return within(wanted, needed, limits, gpus)
 
+    def resume(self, at_s: float, now: Mapping[str, int]) -> None:
+        """After a time of which nothing is known: what is there is taken to have been needed."""
+        self._remember(self._needed, at_s, now, self._options.down_s)
+
     def planned(self, at_s: float, replicas: Mapping[str, int]) -> None:
         """What was decided in the end."""
         self._remember(self._planned, at_s, replicas, self._options.grow_s)
