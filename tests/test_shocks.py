@@ -287,11 +287,6 @@ def test_when_telemetry_is_back_planning_goes_on():
     assert found.within(620.0, 660.0, TOP) > 0.97
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="what was needed is forgotten in a silence longer than `down_s`, and the first rates "
-    "after it are over a minute of which little was heard",
-)
 def test_after_a_silence_of_any_length_nothing_is_taken_away_at_once():
     """
     In the first minute after it rates are a part of what they are.
@@ -332,15 +327,10 @@ def test_garbled_records_are_counted_and_absurd_numbers_are_not_believed():
     assert {name.removeprefix(BAD) for name in counts} >= {"not_json", "bad_field"}
     assert sum(counts.values()) > 500
     during = [o for at_s, o in found.watched.seen.items() if STRUCK_S + STEP_S <= at_s <= 500.0]
-    assert max(pool.load or 0.0 for o in during for pool in o.pools.values()) > LOAD_MAX
+    assert max(pool.load or 0.0 for o in during for pool in o.pools.values()) <= LOAD_MAX
     assert max(pool.price for o in during for pool in o.pools.values()) < 1.0
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="observe() takes the age of any record for that of the routers': where pools' records "
-    "come and routers' don't, demand looks like zero and replicas are taken away",
-)
 def test_garbled_telemetry_changes_no_replicas_that_would_not_change_without():
     found, plain = garbled(), undisturbed()
 

@@ -1,7 +1,7 @@
 """What an emulated replica can carry within a latency target, and how near to it it is.
 
-The coefficients of its iteration are those of `learners.work`. Its *load* is told from what came and
-from what it is behind with:
+The coefficients of its iteration are those of `learners.work`. Its *load* is told from what came
+and from what it is behind with:
 
     load = work that came per second, lately, / how full it may be (`autoscaling.queueing`)
          + time to read the prompts that wait / target
