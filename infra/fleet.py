@@ -85,7 +85,8 @@ class PoolPlan:
         """What a request takes of a replica; zeros where that is not known."""
         if self.emulation is None:
             return WorkRates()
-        return rates_of(self.emulation.performance, self.target)
+        speed = self.emulation.speed  # of its clock: within the target it has so much more time
+        return rates_of(self.emulation.performance, self.target.times(speed)).faster(speed)
 
     @property
     def usd_per_hour(self) -> float:

@@ -19,6 +19,14 @@ class LatencyTarget:
     ttft_s_per_1k_prompt_tokens: float = 0.5  # and so much more for the prompt
     tpot_s: float = 0.1  # mean per token after the first: ten a second, twice as fast as reading
 
+    def times(self, factor: float) -> LatencyTarget:
+        """The same target on a clock that is so many times as fast."""
+        return LatencyTarget(
+            ttft_s=factor * self.ttft_s,
+            ttft_s_per_1k_prompt_tokens=factor * self.ttft_s_per_1k_prompt_tokens,
+            tpot_s=factor * self.tpot_s,
+        )
+
     def first_token_s(self, prompt_tokens: float) -> float:
         """The latest that a first token may come, after the request."""
         return self.ttft_s + self.ttft_s_per_1k_prompt_tokens * prompt_tokens / 1000.0

@@ -119,10 +119,8 @@ class PoolDeployment:
         self._vitals: PoolVitals | None = None
         if isinstance(self._server, Emulated) and telemetry_s:
             log = await asyncio.to_thread(site.log)
-            server = self._server.server
-            self._vitals = PoolVitals(
-                _identity(plan), server, log, plan.target, telemetry_s, now_ms
-            )
+            server, target = self._server.server, plan.target.times(plan.emulation.speed)
+            self._vitals = PoolVitals(_identity(plan), server, log, target, telemetry_s, now_ms)
             self._vitals.start()
         await self._server.start()
         if self._vitals:

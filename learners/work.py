@@ -20,7 +20,7 @@ The one rule: work adds up. Where an approximation is needed it is on the side o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,17 @@ class WorkRates:
     def __post_init__(self) -> None:
         assert 0.0 <= self.fixed_s < self.tpot_s, "an idle replica must meet the target"
         assert min(self.sequences_max, self.kv_tokens_max) > 0.0
+
+    def faster(self, factor: float) -> WorkRates:
+        """The same, on a replica whose clock is so many times as fast."""
+        return replace(
+            self,
+            prompt_token_s=self.prompt_token_s / factor,
+            output_token_s=self.output_token_s / factor,
+            context_token_s=self.context_token_s / factor,
+            fixed_s=self.fixed_s / factor,
+            tpot_s=self.tpot_s / factor,
+        )
 
     def work_s(self, prompt_tokens: float, output_tokens: float) -> float:
         """Work of one request; plain arithmetic, for who asks once per request."""

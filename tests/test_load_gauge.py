@@ -13,6 +13,7 @@ from strategies import lightly
 from infra.autoscaling.queueing import load_max
 from infra.emulator.capacity import FLOW_S, LENGTHS_S, REPLICAS, LoadGauge, rates_of
 from infra.emulator.engine import Engine
+from infra.emulator.fitted import performance_of
 from infra.emulator.performance import Performance
 from infra.latency_target import LatencyTarget
 
@@ -180,3 +181,19 @@ def test_of_nothing_that_came_the_load_is_nothing():
     assert gauge.read() == 0.0
     engine.advance(100.0)
     assert gauge.read() == 0.0
+
+
+def test_a_pool_that_runs_twenty_times_as_fast_takes_a_twentieth_of_the_work():
+    """
+    Its clock is faster, not its target: the share of the target that its fixed part takes, and how
+    many sequences it holds, are as on a clock of its own.
+    """
+    rates = rates_of(
+        performance_of("Llama-3.1-8B-Instruct", "l40s", precision="fp8", gpus=1),
+        LatencyTarget().times(20.0),
+    )
+
+    fast = rates.faster(20.0)
+
+    assert fast.tpot_s == pytest.approx(LatencyTarget().tpot_s)
+    assert fast.work_s(1000, 200) == pytest.approx(rates.work_s(1000, 200) / 20.0)

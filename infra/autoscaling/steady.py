@@ -1,8 +1,8 @@
 """From what is needed to what is done: growing at once, shrinking late, neither without limits.
 
     needed now ──────────▶ more: at once, but no more than three times as many a minute;
-                           if what there is would do, too: only what every plan of 5 minutes wanted
-    needed in 5 minutes ─▶ fewer: only what no plan of that time needed …
+                           if what there is would do, too: only what every plan of 3 minutes wanted
+    needed in 3 minutes ─▶ fewer: only what no plan of that time needed …
     load, ready ─────────▶ … and only if those that are *ready* then carry what is carried now
 
 If n of N replicas go, the load of the others rises by N / (N − n): whoever ignores that goes from
