@@ -503,7 +503,7 @@ def test_garbled_telemetry_is_counted_and_nothing_breaks():
     bad = sum(n for name, n in state.counts.items() if name.startswith(BAD))
     assert bad >= 5 and state.counts[FOLDED] > 50
     loads = [observed.pools["small-h100"].load for observed in scaler.seen]
-    assert max(loads[1:3]) > 1e6 and loads[-1] < 2.0
+    assert None in loads[1:3] and loads[-1] < 2.0  # what makes no sense is not told
     assert found.count(Fate.FINISHED) == len(asked)
 
 
