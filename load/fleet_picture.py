@@ -102,7 +102,7 @@ def draw(curves: Curves, path: Path) -> None:
         figure = Figure(figsize=(11, 8), layout="constrained")
         load, gpus, price, quality = figure.subplots(4, 1, sharex=True)
         load.fill_between(curves.hours, curves.requests_per_s, color="#0b6e99", alpha=0.5)
-        load.set(ylabel="requests per second", title="Two days in virtual time")
+        load.set(ylabel="requests per second", title="A fleet in virtual time")
         shown = {name: of for name, of in curves.gpus.items() if of.any()}
         gpus.stackplot(
             curves.hours,
