@@ -20,10 +20,11 @@ from ray import serve as ray_serve
 
 from infra.autoscaling.planner_actor import Scaling, close_planner, open_planner
 from infra.autoscaling.site_scaling import scaling_of
-from infra.declared_apps import withdraw
+from infra.declared_apps import FAILED, problem, withdraw
 from infra.directory import close_directory
-from infra.errors import ClusterFailed
+from infra.errors import AddressTaken, ClusterFailed
 from infra.pools import POOLS_APP, deploy_pools, routers_scaling
+from infra.ports import is_free
 from infra.settings import Settings
 from infra.site import LocalSite
 from serve.deployment import ROUTER_APP, TRAINER_APP, deploy
@@ -102,10 +103,14 @@ def _this_host(resources: Mapping[str, float]) -> dict[str, object]:
 
 @contextmanager
 def running(settings: Settings, path: Path, scaling: Scaling | None = None) -> Iterator[Running]:
-    """The router of these settings, up, in the connected Ray cluster. Raises ClusterFailed.
+    """The router of these settings, up, in the connected Ray cluster.
 
-    `scaling` is another than the settings describe.
+    `scaling` is another than the settings describe. Raises AddressTaken, ClusterFailed.
     """
+    for setting, (host, port) in settings.addresses().items():
+        if not is_free(port, host):
+            # Replicas share their port, so ones of another router would share it, too.
+            raise AddressTaken(setting, host, port)
     site = LocalSite.of(settings, path)
     options, dispatchers = settings.deployment(), settings.dispatchers()
     scaling = scaling or scaling_of(settings)
@@ -113,12 +118,24 @@ def running(settings: Settings, path: Path, scaling: Scaling | None = None) -> I
     try:
         if scaled:
             open_planner(site, settings.telemetry.period_s, scaling)
-        deploy(options, site, routers_scaling(scaling.options) if scaled else None)
-        deploy_pools(site, settings.telemetry.period_s, scaled=scaled)
-        deploy_dispatchers(options, dispatchers, site)
+        with _explained():
+            deploy(options, site, routers_scaling(scaling.options) if scaled else None)
+            deploy_pools(site, settings.telemetry.period_s, scaled=scaled)
+            deploy_dispatchers(options, dispatchers, site)
         yield _addresses(settings, site)
     finally:
         _stop_all()
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Ray says that a deployment failed. Why is in its status, with the replica's error in it."""
+    try:
+        yield
+    except RuntimeError as error:
+        there = ray_serve.status().applications.values()
+        said = [problem(of) for of in there if of.status in FAILED]
+        raise ClusterFailed("\n".join([str(error), *said])) from error
 
 
 def _addresses(settings: Settings, site: LocalSite) -> Running:

@@ -25,6 +25,7 @@ from infra.errors import ClusterFailed
 logger = logging.getLogger(__name__)
 
 LOOK_S = 0.1
+FAILED = {ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY}
 
 
 def declare(app: ServeApplicationSchema) -> None:
@@ -32,9 +33,9 @@ def declare(app: ServeApplicationSchema) -> None:
     _apply(app.name, [app])
     said = ""
     while (seen := _status(app.name)) is None or seen.status != ApplicationStatus.RUNNING:
-        if seen and seen.status in {ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY}:
-            raise ClusterFailed(f"application {app.name} could not be started: {_problem(seen)}")
-        if seen and (waits := _problem(seen)) != said:
+        if seen and seen.status in FAILED:
+            raise ClusterFailed(f"application {app.name} could not be started: {problem(seen)}")
+        if seen and (waits := problem(seen)) != said:
             said = waits
             logger.warning("application %s is waiting: %s", app.name, said)
         time.sleep(LOOK_S)
@@ -69,7 +70,7 @@ def _status(name: str) -> ray_serve.schema.ApplicationStatusOverview | None:
     return ray_serve.status().applications.get(name)
 
 
-def _problem(seen: ray_serve.schema.ApplicationStatusOverview) -> str:
+def problem(seen: ray_serve.schema.ApplicationStatusOverview) -> str:
     """What it and its deployments say of themselves."""
     said = [seen.message, *(of.message for of in seen.deployments.values())]
     return "\n".join(dict.fromkeys(text for text in said if text))

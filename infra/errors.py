@@ -3,7 +3,8 @@
 InfraError
 ├── SettingsUnreadable   the settings file is missing or is not TOML
 ├── SettingsInvalid      a setting is unknown, of the wrong type or out of bounds
-├── ClusterFailed        the local cluster could not be started
+├── AddressTaken         somebody listens already where we are to
+├── ClusterFailed        the local cluster could not be started, or what is to run in it
 └── ServerFailed         a pool's model server could not be started
 """
 
@@ -38,8 +39,22 @@ class SettingsInvalid(InfraError):
         )
 
 
+class AddressTaken(InfraError):
+    """Somebody listens already where we are to."""
+
+    def __init__(self, setting: str, host: str, port: int) -> None:
+        super().__init__(setting, host, port)
+        self.setting, self.host, self.port = setting, host, port
+
+    def __str__(self) -> str:
+        return (
+            f"{self.setting}: somebody listens at {self.host}:{self.port} already. End that "
+            f"process, or set another port."
+        )
+
+
 class ClusterFailed(InfraError):
-    """The local cluster could not be started."""
+    """The local cluster could not be started, or what is to run in it."""
 
 
 class ServerFailed(InfraError):

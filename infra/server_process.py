@@ -18,7 +18,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from dataclasses import dataclass
 import aiohttp
 
 from infra.errors import ServerFailed
+from infra.ports import free_ports
 
 ASK_S, ASK_S_MAX = 0.25, 2.0
 # $1: the group, $2: seconds between asking it to end and ending it.
@@ -51,7 +51,8 @@ class ServerProcess:
         self, command: Sequence[str], host: str, options: ServerProcessOptions | None = None
     ) -> None:
         """`command` may have {host} and {port} in it, anywhere."""
-        self._host, self._port = host, _free_port(host)
+        [self._port] = free_ports(1, host)
+        self._host = host
         self._options = options or ServerProcessOptions()
         filled = {"{host}": host, "{port}": str(self._port)}
         self._command = [_filled(part, filled) for part in command]
@@ -151,8 +152,3 @@ def _filled(part: str, values: dict[str, str]) -> str:
     for name, value in values.items():
         part = part.replace(name, value)
     return part
-
-
-def _free_port(host: str) -> int:
-    with socket.create_server((host, 0)) as taken:
-        return taken.getsockname()[1]

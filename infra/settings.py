@@ -491,6 +491,17 @@ class Settings(BaseSettings):
         """GPU types and pools. Raises OptionRefused where they don't fit together."""
         return fleet_of(self.gpus, self.models, self.pools, self.targets.target())
 
+    def addresses(self) -> dict[str, tuple[str, int]]:
+        """Where is listened, host and port, by the setting that says so."""
+        host, dispatch = self.listener.host, self.dispatch
+        found = {"listener.port": (host, self.listener.port)}
+        if dispatch.replicas:
+            found["dispatch.port"] = (host, dispatch.port)
+            found["dispatch.http_port"] = (host, dispatch.http_port)
+        if self.metrics.port:
+            found["metrics.port"] = ("127.0.0.1", self.metrics.port)
+        return found
+
     def scaling(self) -> AutoscalingOptions:
         """How the fleet is sized."""
         return self.autoscaling.options(self.router.replicas)

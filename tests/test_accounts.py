@@ -10,9 +10,9 @@ import pytest
 from made_up import DAY_MS, ENCODER, MEMORY, NOW_MS, SEALER, decided, report
 from memory_log import MemoryLog
 from prometheus_client.parser import text_string_to_metric_families
-from test_loop import free_port
 
 from infra.metrics import serve_metrics
+from infra.ports import free_ports
 from infra.status import look
 from learners.context import N_FEATURES
 from streams import decisions
@@ -186,7 +186,7 @@ def test_metrics_say_what_the_status_says(loop):
     (decision,) = decided(1)
     loop.report(report(decision.ticket, quality=1.0), b"{")
     loop.trainer.step()
-    port = free_port()
+    [port] = free_ports(1)
     stop = serve_metrics(port, loop.look)
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:

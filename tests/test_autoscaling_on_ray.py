@@ -20,7 +20,7 @@ import pytest
 import ray
 from ray import serve as ray_serve
 from ray.serve.schema import ServeApplicationSchema
-from test_pools_on_ray import free_ports, until
+from test_pools_on_ray import until
 
 from fairlead import Client, DispatchRequest, Ended, FairleadError, Request
 from infra.autoscaling.observed import Demand, Observed, Plan
@@ -31,6 +31,7 @@ from infra.autoscaling.planner_actor import Scaling
 from infra.autoscaling.replicas import ReplicaCount, pool_replicas, recording
 from infra.cluster import Running, running
 from infra.declared_apps import declare, withdraw
+from infra.ports import free_ports
 from infra.raylets import raylets
 from infra.settings import read_settings
 from infra.site import LocalSite

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ import psutil
 import pytest
 
 from fairlead import Client, FairleadError
+from infra.ports import free_ports, is_free
 
 ROOT = Path(__file__).parent.parent
 KEYS = {
@@ -27,12 +27,6 @@ KEYS = {
     "last_quarter_quality_share", "last_quarter_cost_share",
     "outcomes_sent", "outcomes_learned", "outcomes_lost", "outcomes_counted_twice",
 }  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def until(condition, what: str, seconds: float = 60.0):
@@ -132,7 +126,7 @@ class Demo:
 
 @contextlib.contextmanager
 def demo(folder: Path, requests: int):
-    arguments = ("--requests", str(requests), "--seeds", "1", "--port", str(free_port()))
+    arguments = ("--requests", str(requests), "--seeds", "1", "--port", str(*free_ports(1)))
     with fairlead(
         "demo", "--json", "--folder", str(folder), *arguments, stdout=subprocess.PIPE
     ) as process:
@@ -200,7 +194,7 @@ def test_up_answers_until_ctrl_c_and_leaves_nothing_behind(tmp_path):
     """
     Ctrl-C reaches every process of a terminal's group; all must end, and the port be free again.
     """
-    port = free_port()
+    [port] = free_ports(1)
     with fairlead("up", "--settings", str(settings_file(tmp_path, port))) as process:
         with Client(f"127.0.0.1:{port}") as client:
             until(lambda: decides(client), "the first decision")
@@ -212,8 +206,7 @@ def test_up_answers_until_ctrl_c_and_leaves_nothing_behind(tmp_path):
         assert process.wait(60) == 0
         _, alive = psutil.wait_procs(family, timeout=20)
     assert [p for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", port))
+    assert is_free(port)
 
 
 def test_catalogue_changes_without_a_restart_and_without_forgetting(tmp_path):
@@ -221,7 +214,7 @@ def test_catalogue_changes_without_a_restart_and_without_forgetting(tmp_path):
     A model added to the file is chosen from within seconds, one removed no longer; coming back it
     is remembered, and the others never notice.
     """
-    port = free_port()
+    [port] = free_ports(1)
     path = settings_file(tmp_path, port)
     both = path.read_text()
 

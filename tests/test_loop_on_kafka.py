@@ -7,9 +7,10 @@ import subprocess
 import sys
 
 import pytest
-from test_loop import ROOT, decides, fairlead, free_port, settings_file, until
+from test_loop import ROOT, decides, fairlead, settings_file, until
 
 from fairlead import Client
+from infra.ports import free_ports
 
 pytestmark = pytest.mark.kafka
 
@@ -30,7 +31,7 @@ def test_two_trainers_on_kafka_learn_each_outcome_once(tmp_path, kafka_broker):
     Feedback through the router and through Kafka is learned by the shard it belongs to, published
     as one snapshot, and accounted for by `fairlead status`.
     """
-    port = free_port()
+    [port] = free_ports(1)
     path = settings_file(tmp_path, port)
     path.write_text(
         path.read_text()

@@ -26,9 +26,11 @@ from ray import serve as ray_serve
 from fairlead import Client, DispatchRequest, Ended, FairleadError, Piece, Request, Routed
 from infra.cluster import Running, local_ray, running
 from infra.directory import DirectoryClient, find_directory
+from infra.errors import ClusterFailed
 from infra.fleet import PoolPlan
 from infra.pool_clients import PoolClients
 from infra.pools import POOLS_APP
+from infra.ports import free_ports
 from infra.settings import read_settings
 from infra.status import look
 from serve.deployment import now_ms
@@ -98,16 +100,6 @@ class Following:
 # --- all of it -------------------------------------------------------------------------------------
 
 
-def free_ports(n: int) -> list[int]:
-    probes = [socket.socket() for _ in range(n)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
 def settings_file(folder: Path) -> Path:
     port, dispatch, http = free_ports(3)
     path = folder / "fairlead.toml"
@@ -164,6 +156,22 @@ backend = "openai"
 command = {command!r}
 """)
     return path
+
+
+def test_deployment_that_fails_says_why_and_leaves_nothing(tmp_path):
+    """
+    First of this file: there must be nothing running yet. The address is nobody's.
+    """
+    path = settings_file(tmp_path)
+    path.write_text(path.read_text().replace("[listener]", '[listener]\nhost = "192.0.2.7"'))
+
+    with (
+        pytest.raises(ClusterFailed, match=r"Failed to bind to address 192\.0\.2\.7"),
+        running(read_settings(path), path),
+    ):
+        pass
+
+    assert ray_serve.status().applications == {}
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,9 @@ from __future__ import annotations
 import base64
 import ctypes
 import os
-import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -29,6 +27,7 @@ from typing import Self
 
 from infra.kafka.errors import JAVA_VERSION_MIN, BrokerFailed, JavaMissing
 from infra.kafka.jars import HERE, fetch_jars
+from infra.ports import free_ports
 
 COMMON_PROPERTIES = HERE / "config" / "server.properties"
 HOST = "127.0.0.1"
@@ -69,8 +68,8 @@ class Broker:
         """Choose ports and say where everything is; `start` does the work."""
         self.folder = folder.resolve()
         self.data, self.log_path = self.folder / "data", self.folder / "broker.log"
-        self.port = port or _free_port()
-        self._controller_port = _free_port(but=self.port)
+        free, self._controller_port = free_ports(2)
+        self.port = port or free
         self._properties = self.folder / "server.properties"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -217,24 +216,6 @@ def find_java() -> str:
     if found is None or int(found[1]) < JAVA_VERSION_MIN:
         raise JavaMissing(said.partition("\n")[0])
     return java
-
-
-def _free_port(but: int = 0) -> int:
-    """A port of 127.0.0.1 that nobody listens on, below those the kernel hands out.
-
-    A client that tries again and again to reach a dead broker on a port the kernel hands out may
-    be given that very port as its own, connect to itself, and keep the broker from coming back.
-    """
-    while True:
-        port = random.randint(15_000, 32_000)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                continue
-        if port != but:
-            return port
 
 
 def _die_with_parent() -> Callable[[], None] | None:
