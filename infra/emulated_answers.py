@@ -28,6 +28,7 @@ class ChatRequest(msgspec.Struct):
     max_tokens: Annotated[int, Meta(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
     logprobs: bool | None = False
+    priority: int = 0  # vLLM's: lower is served earlier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,7 @@ class Planned:
     finish_reason: str
     logprob: float | None  # of each token
     messages: list[dict[str, Any]]
+    priority: int
 
 
 def chunk(planned: Planned, first: int, end: int) -> dict[str, Any]:

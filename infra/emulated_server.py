@@ -7,7 +7,8 @@
 The answer is numbered words ("w0 w1 w2 …"), so that one that is lost, doubled or out of order can
 be seen. How many depends on the conversation alone: a log-normal around the model's typical answer,
 drawn from a hash of the messages. A conversation that goes on finds its former messages, and the
-answers to them, in the prefix cache (see `emulated_prefixes`).
+answers to them, in the prefix cache (see `emulated_prefixes`). `priority` is read as by a vLLM that
+was started with `--scheduling-policy priority`.
 
 The one rule: to whoever calls, nothing but the words tells it from a real server.
 """
@@ -132,6 +133,7 @@ class EmulatedServer:
             finish_reason="stop" if natural <= most else "length",
             logprob=math.log(self._confidence(rng)) if request.logprobs else None,
             messages=request.messages,
+            priority=request.priority,
         )
 
     def _confidence(self, rng: np.random.Generator) -> float:
@@ -146,7 +148,10 @@ class EmulatedServer:
             read = planned.prompt_tokens - planned.cached_tokens
             self.gauge.came(read, planned.output_tokens)
         generated = self.clock.generate(
-            planned.prompt_tokens, planned.output_tokens, planned.cached_tokens
+            planned.prompt_tokens,
+            planned.output_tokens,
+            planned.cached_tokens,
+            planned.priority,
         )
         async with aclosing(generated) as steps:
             async for n in steps:

@@ -77,6 +77,7 @@ class PoolPlan:
     upstream_model: str = ""  # the model's name there
     api_key: str | None = field(default=None, repr=False)
     extra: Mapping[str, object] = field(default_factory=dict)  # into every call's body
+    priority: bool = False  # openai: calls say who goes first; emulated ones are always told
     emulation: Emulation | None = None
     target: LatencyTarget = LatencyTarget()
 

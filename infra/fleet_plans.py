@@ -98,6 +98,7 @@ def _plan(
         upstream_model=pool.upstream_model,
         api_key=pool.api_key or None,
         extra=pool.extra,
+        priority=pool.priority,
         emulation=_emulation(pool, model, gpu) if gpu and pool.backend == "emulated" else None,
         target=target,
     )
@@ -113,6 +114,8 @@ def _check_backend(pool: PoolSection, where: str) -> None:
         raise OptionRefused(
             f"{where}.backend", pool.backend, "openai where urls or command are set"
         )
+    if pool.backend != "openai" and pool.priority:
+        raise OptionRefused(f"{where}.backend", pool.backend, "openai where priority is set")
     if (pool.backend == "emulated" or pool.command) and not RAY_NAME.fullmatch(pool.name):
         wanted = "letters, digits, '.', '_' and '-': Ray runs it under this name"
         raise OptionRefused("pools.name", pool.name, wanted)

@@ -65,6 +65,7 @@ class OpenAiOptions:
     line_bytes_max: int = 1 << 20  # a token is 300 bytes, with 20 alternatives 4 kB
     answer_bytes_max: int = 64 << 20  # 128,000 tokens of 500 bytes
     include_usage: bool = True  # ask for token counts in the stream
+    priority: bool = False  # say who goes first; a vLLM without that policy refuses all but 0
     extra: Mapping[str, object] = field(default_factory=dict)  # into the body, over the call's own
 
     def __post_init__(self) -> None:
@@ -165,6 +166,8 @@ class OpenAiEndpoint:
 
     def _body(self, call: Call, *, include_usage: bool) -> bytes:
         body = {**call.body, **({"logprobs": True} if call.confidence else {})}
+        if self._options.priority:
+            body["priority"] = call.priority
         body |= {**self._options.extra, "model": self._options.model, "stream": True}
         if include_usage:
             body["stream_options"] = {"include_usage": True}

@@ -121,6 +121,7 @@ class PoolClients:
                     model=plan.upstream_model or plan.model,
                     api_key=plan.api_key,
                     extra=plan.extra,
+                    priority=plan.priority or plan.backend == "emulated",
                 ),
                 self._connections,
             )

@@ -299,6 +299,12 @@ class PoolSection(Section):
     extra: dict[str, JsonValue] = Field(
         {}, description="openai: put into every call's body, over what the caller has there."
     )
+    priority: bool = Field(
+        False,
+        description="openai: tell the server who goes first, by `criticality`. For a vLLM started "
+        "with `--scheduling-policy priority`; others may refuse the field. Emulated pools are "
+        "always told.",
+    )
     speed: float = Field(
         1.0, gt=0, le=1000, description="emulated: times as fast as what it emulates."
     )

@@ -94,13 +94,13 @@ def quick() -> FleetBench:
     return FleetBench(
         scenarios=ScenarioOptions(
             azure_users=12.0,
-            azure_s=(1500.0, 1740.0),
+            azure_s=(1500.0, 1680.0),
             azure_tuning_s=(1260.0, 1380.0),
             mooncake_users=6.0,
-            mooncake_s=(0.0, 480.0),
+            mooncake_s=(0.0, 360.0),
             mooncake_tuning_s=(600.0, 780.0),
             diurnal=DiurnalOptions(days=0.5),
-            diurnal_s=(9 * HOUR_S, 9.2 * HOUR_S),
+            diurnal_s=(9 * HOUR_S, 9.12 * HOUR_S),
             diurnal_tuning_s=(8.8 * HOUR_S, 8.9 * HOUR_S),
         ),
         queue_length=Grid(scaling="queue_length", targets=(0.15, 0.3), layouts=("cheapest_first",)),
@@ -111,9 +111,9 @@ def quick() -> FleetBench:
             static_s=60.0,
             halvings=2,
             ramp_s=60.0,
-            settle_s=120.0,
+            settle_s=270.0,
             top_s=40.0,
-            multiples=(2.0, 4.0),
+            multiples=(6.0, 10.0),
         ),
     )
 
@@ -234,11 +234,9 @@ def _fullness(of: Scenario, gpu: str) -> float:
     return float(total.max() / MARKET[gpu][1])
 
 
-def overload_base(options: ScenarioOptions, how: OverloadOptions) -> tuple[float, float]:
-    """The static fleet's rate, and the mean quality of its model."""
-    of = overload.tried_scenario(options, how)
-    largest = of.table.quality[:, of.table.models.index(overload.LARGEST)].mean()
-    return overload.static_rate(of, how), float(largest)
+def overload_base(options: ScenarioOptions, how: OverloadOptions) -> overload.Base:
+    """What a static fleet of the largest model holds."""
+    return overload.base_of(overload.tried_scenario(options, how), how)
 
 
 def overload_at(
@@ -307,8 +305,9 @@ def _tuned(
 def _overload(options: FleetBench, processes: ProcessPoolExecutor, say: Say) -> dict[str, Any]:
     how = options.overload
     assert how is not None
-    base, largest = processes.submit(overload_base, options.scenarios, how).result()
-    say(f"overload: a static fleet of {overload.LARGEST} holds {base:.1f} requests/s")
+    base = processes.submit(overload_base, options.scenarios, how).result()
+    rate = base.requests_per_s
+    say(f"overload: a static fleet of {overload.LARGEST} holds {rate:.1f} requests/s")
 
     def run_all(rate: float, multiples: Sequence[float]) -> list[dict]:
         runs = [
@@ -317,7 +316,7 @@ def _overload(options: FleetBench, processes: ProcessPoolExecutor, say: Say) -> 
         ]
         return [one.result() for one in runs]
 
-    found = overload.summed_up(base, overload.search(base, how, run_all), largest, how)
+    found = overload.summed_up(base, overload.search(rate, how, run_all), how)
     say(f"overload: {found['rate_gain']} times that within target, at {found['quality_loss']} less")
     return found
 

@@ -12,9 +12,11 @@ are enough to carry everything alone, so that a fleet of one type has its chance
 
 *The models.* Speeds are those of the emulator for the model's own shape. Qualities are real answers
 to 3,000 questions of MMLU-Pro (TIGER-AI-Lab/MMLU-Pro, Apache-2.0: figures and embeddings only), but
-of stand-ins, as these very four were not all measured there: see `STAND_INS`. Half of them are
+of stand-ins, as these very models were not all measured there: see `STAND_INS`. Half of them are
 asked, the other half was learned before. A model's list price
 is what serving costs on its cheapest GPU at full load, so no policy earns on the difference.
+
+A fifth, smaller than all, is there only where the whole market is not enough: see `overload`.
 
 *The promise.* With Azure's lengths the default target. With Mooncake's, prompts of 12,000 tokens:
 reading one takes a 70B model seconds on any GPU, and who comes next waits for it; the target is
@@ -54,6 +56,7 @@ STAND_INS = {
     "gpt-oss-120b": "jamba-1.5-large",  # a mixture of experts, too
     "qwen3-32b": "gemini-1.5-flash-002",
     "llama-3.1-70b": "gpt-4o-2024-05",
+    "llama-3.2-3b": "Phi-3-mini-4k-instruct",  # of 3.8B
 }
 # USD per hour, how many there are, seconds until one is there.
 MARKET = {
@@ -71,6 +74,7 @@ MODELS = {
     "qwen3-32b": ("Qwen3-32B", "fp8", 40.0),
     "llama-3.1-70b": ("Llama-3.1-70B", "fp8", 60.0),
 }
+LAST_RESORT = {"llama-3.2-3b": ("Llama-3.2-3B-Instruct", "fp8", 20.0)}
 # GPUs of one replica, by model and type: what carries most per USD within the target, of 1 to 8,
 # as `load.pool_limits` measures it. Left out: what costs thrice as much as elsewhere, or can't.
 PARALLEL = {
@@ -80,6 +84,9 @@ PARALLEL = {
     "gpt-oss-120b": {"l40s": 4, "h100_sxm": 2, "h200_sxm": 1, "b200_sxm": 1},
     "qwen3-32b": {"l40s": 4, "h100_sxm": 1, "h200_sxm": 2, "b200_sxm": 1},
     "llama-3.1-70b": {"l40s": 8, "h100_sxm": 2, "h200_sxm": 2, "b200_sxm": 2},
+    "llama-3.2-3b": {
+        "l4": 1, "l40s": 1, "a100_sxm": 1, "h100_sxm": 1, "h200_sxm": 1, "b200_sxm": 1,
+    },
 }  # fmt: skip
 POOLS = (
     ("llama-3.1-8b", "l4", "eu"),
@@ -152,7 +159,7 @@ def scenario(name: str, options: ScenarioOptions) -> Scenario:
     """One of `azure`, `mooncake`, `diurnal`, from its seed."""
     rng = np.random.default_rng([options.seed, sorted(BUILT).index(name)])
     trace, (begin_s, end_s), tuning_s, target, per_usd = BUILT[name](options, rng)
-    table, known = halves(outcomes())
+    table, known = halves(outcomes().only(list(MODELS)))
     fleet = fleet_of_market()
     whole = traffic_of(trace, len(table), rng)
     return Scenario(
@@ -188,7 +195,7 @@ BUILT = {"azure": _azure, "mooncake": _mooncake, "diurnal": _diurnal}
 
 
 def outcomes() -> OutcomeTable:
-    """The bundled table, columns by the names of `MODELS`; costs are the catalogue's business."""
+    """The bundled table, columns by our names of models; costs are the catalogue's business."""
     return tables.read(TABLE)
 
 
@@ -232,9 +239,9 @@ def homogeneous(gpu: str) -> Fleet | None:
     return Fleet(gpus=gpu_types(), pools=tuple(pool_plan(m, gpu, "eu") for m in MODELS))
 
 
-def one_model(model: str) -> Fleet:
-    """Every type that can run it, with this model alone."""
-    pools = tuple(pool_plan(model, gpu, "eu") for gpu in PARALLEL[model])
+def everywhere(*models: str) -> Fleet:
+    """These models, each on every type that can run it."""
+    pools = tuple(pool_plan(model, gpu, "eu") for model in models for gpu in PARALLEL[model])
     return Fleet(gpus=gpu_types(), pools=pools)
 
 
@@ -253,7 +260,7 @@ def gpu_types() -> tuple[GpuType, ...]:
 
 def pool_plan(model: str, gpu: str, region: str, gpus: int | None = None) -> PoolPlan:
     """One pool without replicas, as large as the market allows."""
-    shape, precision, load_s = MODELS[model]
+    shape, precision, load_s = (MODELS | LAST_RESORT)[model]
     gpus = gpus or PARALLEL[model][gpu]
     performance = performance_of(shape, gpu, precision=precision, gpus=gpus)
     on = Deployment(
@@ -296,12 +303,12 @@ def usd_per_s(pool: PoolPlan) -> float:
     return pool.gpu.usd_per_hour * pool.gpus_per_replica / 3600.0
 
 
-def catalogue_of(fleet: Fleet, lengths: Trace, target: LatencyTarget) -> Catalogue:
+def catalogue_of(fleet: Fleet, lengths: Traffic | Trace, target: LatencyTarget) -> Catalogue:
     """List prices: what a token costs on the model's cheapest GPU when that is full."""
     prompt, output = float(lengths.prompt_tokens.mean()), float(lengths.output_tokens.mean())
     mean_s = work_s_of(fleet, lengths, target).mean(axis=0)
     models = []
-    for model in MODELS:
+    for model in dict.fromkeys(pool.model for pool in fleet.pools):
         of = [column for column, pool in enumerate(fleet.pools) if pool.model == model]
         column = min(of, key=lambda c: mean_s[c] * usd_per_s(fleet.pools[c]))
         pool = fleet.pools[column]

@@ -1,11 +1,13 @@
 """More than the whole fleet can carry: how far it goes by answering with smaller models.
 
-    static   every GPU runs the largest model        ──bisection──▶ the most it holds within target
-    Fairlead its own pools, the same market's GPUs   ──a ramp to a multiple of that, and it stays──▶
-                                                     share within target, quality
+    static   every GPU runs the largest model      ──bisection──▶ the most it holds within target
+    Fairlead any model on any GPU of that market   ──a ramp to a multiple of that, and it stays──▶
+                                                   share within target, quality
 
 The rate gained is the largest multiple that was tried at which at least 95 % of the requests at the
-top of the ramp were within the target; what they lost in quality is told beside it.
+top of the ramp were within the target; what they lost in quality is told beside it, and what would
+be gained if every GPU ran the model that carries most on it, at full load. Beside the scenario's
+four models there is one of last resort: without it even that would be less than seven times.
 
 The one rule: both have the same GPUs, and all of them may run.
 """
@@ -19,11 +21,21 @@ import numpy as np
 
 from infra.fleet import Fleet
 from load.fleet_runs import Fixed, run, simulate_with, with_fleet
-from load.fleet_scenario import Scenario, ScenarioOptions, one_model, scenario, work_s_of
+from load.fleet_scenario import (
+    LAST_RESORT,
+    MODELS,
+    Scenario,
+    ScenarioOptions,
+    catalogue_of,
+    everywhere,
+    outcomes,
+    scenario,
+    work_s_of,
+)
 from load.simulated import Fate, Run
-from load.tables import OutcomeTable
 from load.traffic import Traffic
 from load.tuning import FAIRLEAD, Contender
+from load.warm_start import halves
 from serve.catalogue import Catalogue, Pool
 
 LARGEST = "llama-3.1-70b"
@@ -42,8 +54,17 @@ class OverloadOptions:
     ramp_s: float = 480.0  # longer than a machine takes to come
     settle_s: float = 600.0  # GPUs change hands one after the other: 165 s each, three times over
     top_s: float = 180.0
-    multiples: tuple[float, ...] = (2.0, 3.0, 4.0, 6.0)  # the gap that holds is halved once more
+    multiples: tuple[float, ...] = (8.0, 11.0, 14.0)  # the gap that holds is halved once more
     seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """What a rate is a multiple of."""
+
+    requests_per_s: float  # that the static fleet holds
+    quality: float  # of its model, on average
+    full_per_s: float  # at full load on the same GPUs, of the models that carry most
 
 
 def shrunk(of: Scenario, share: float) -> Scenario:
@@ -82,7 +103,7 @@ def steady(of: Scenario, rates: Sequence[tuple[float, float]], seed: int) -> Tra
 
 def static_scenario(of: Scenario) -> Scenario:
     """The largest model on every GPU that can run it, and no other."""
-    large = one_model(LARGEST)
+    large = everywhere(LARGEST)
     available = {gpu.name: gpu.available for gpu in of.fleet.gpus}
     pools = tuple(p for p in large.pools if available[p.gpu.name] >= p.gpus_per_replica)
     model = of.catalogue.models[of.catalogue.column_of[LARGEST]]
@@ -90,21 +111,9 @@ def static_scenario(of: Scenario) -> Scenario:
     return replace(
         of,
         fleet=Fleet(gpus=of.fleet.gpus, pools=pools),
-        table=_column(of.table, LARGEST),
-        known=_column(of.known, LARGEST),
+        table=of.table.only([LARGEST]),
+        known=of.known.only([LARGEST]),
         catalogue=Catalogue([model], named, of.catalogue.prompt_tokens),
-    )
-
-
-def _column(table: OutcomeTable, model: str) -> OutcomeTable:
-    one = [table.models.index(model)]
-    return OutcomeTable(
-        table.name,
-        (model,),
-        table.embeddings,
-        table.prompt_tokens,
-        table.quality[:, one],
-        table.cost_usd[:, one],
     )
 
 
@@ -129,16 +138,22 @@ def static_rate(of: Scenario, options: OverloadOptions) -> float:
 
 
 def at_multiple(of: Scenario, base: float, multiple: float, options: OverloadOptions) -> dict:
-    """What comes of a ramp to so many times the base rate."""
+    """What comes of a ramp to so many times the base rate.
+
+    Shares within the target: of all at the top, and of the highest class all the way.
+    """
     judged_s = options.ramp_s + options.settle_s
     end_s = judged_s + options.top_s
     rates = [(0.0, base), (options.ramp_s, base * multiple), (end_s, base * multiple)]
     done = run(replace(of, traffic=steady(of, rates, options.seed)), FAIRLEAD, options.seed)
     top = (done.traffic.at_s >= judged_s) & (done.requests.fate == Fate.FINISHED)
+    criticality = np.array(done.traffic.criticality)
+    highest = criticality[done.traffic.classes] == criticality.max()
     quality = float(done.requests.quality[top].mean()) if top.any() else 0.0
     return {
         "multiple": multiple,
         "within_target": _within(done, judged_s),
+        "highest_class": float(done.requests.within(done.traffic, done.target)[highest].mean()),
         "quality": quality,
     }
 
@@ -149,8 +164,31 @@ def _within(done: Run, from_s: float) -> float:
 
 
 def tried_scenario(options: ScenarioOptions, overload: OverloadOptions) -> Scenario:
-    """Azure's lengths on a part of the market."""
-    return shrunk(scenario("azure", options), overload.market_share)
+    """Azure's lengths on a part of the market, every model on every type that can run it."""
+    of = scenario("azure", options)
+    table, known = halves(outcomes())
+    fleet = everywhere(*MODELS, *LAST_RESORT)
+    catalogue = catalogue_of(fleet, of.traffic, of.target)
+    of = replace(of, table=table.only(catalogue.names), known=known.only(catalogue.names))
+    return shrunk(replace(of, fleet=fleet, catalogue=catalogue), overload.market_share)
+
+
+def base_of(of: Scenario, options: OverloadOptions) -> Base:
+    """Of a scenario's GPUs."""
+    quality = of.table.quality[:, of.table.models.index(LARGEST)].mean()
+    return Base(
+        requests_per_s=static_rate(of, options), quality=float(quality), full_per_s=full_rate(of)
+    )
+
+
+def full_rate(of: Scenario) -> float:
+    """Requests per second if every GPU ran, at full load, the model that carries most on it."""
+    work_s = work_s_of(of.fleet, of.traffic, of.target).mean(axis=0).tolist()
+    best: dict[str, float] = {}
+    for pool, each_s in zip(of.fleet.pools, work_s, strict=True):
+        carried = pool.gpu.available // pool.gpus_per_replica / each_s
+        best[pool.gpu.name] = max(best.get(pool.gpu.name, 0.0), carried)
+    return sum(best.values())
 
 
 RunMultiples = Callable[[float, Sequence[float]], Sequence[dict]]
@@ -168,21 +206,20 @@ def search(base: float, options: OverloadOptions, run_all: RunMultiples) -> list
     return sorted(tried, key=lambda one: one["multiple"])
 
 
-def summed_up(base: float, tried: Sequence[dict], largest: float, options: OverloadOptions) -> dict:
-    """For JSON; `largest` is the mean quality of the largest model.
-
-    Where no multiple holds, the least one is told with what it reached.
-    """
+def summed_up(base: Base, tried: Sequence[dict], options: OverloadOptions) -> dict:
+    """For JSON. Where no multiple holds, the least one is told with what it reached."""
     held = [one for one in tried if one["within_target"] >= options.within_min]
     told = held[-1] if held else tried[0]
     return {
         "rate_gain": round(told["multiple"] if held else 0.0, 2),
         "within_target": round(told["within_target"], 4),
-        "quality_loss": round(largest - told["quality"], 4),
-        "static_requests_per_s": round(base, 1),
+        "quality_loss": round(base.quality - told["quality"], 4),
+        "static_requests_per_s": round(base.requests_per_s, 1),
+        "most_possible": round(base.full_per_s / base.requests_per_s, 2),
         "tried": {
             f"{one['multiple']:.2f}": {
                 "within_target": round(one["within_target"], 4),
+                "highest_class": round(one["highest_class"], 4),
                 "quality": round(one["quality"], 4),
             }
             for one in tried

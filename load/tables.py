@@ -15,6 +15,7 @@ The one rule: a table is only figures; which of them a router gets to see is the
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -51,6 +52,18 @@ class OutcomeTable:
             self.prompt_tokens[rows],
             self.quality[rows],
             self.cost_usd[rows],
+        )
+
+    def only(self, models: Sequence[str]) -> OutcomeTable:
+        """These models' columns, in that order."""
+        columns = [self.models.index(model) for model in models]
+        return OutcomeTable(
+            self.name,
+            tuple(models),
+            self.embeddings,
+            self.prompt_tokens,
+            self.quality[:, columns],
+            self.cost_usd[:, columns],
         )
 
     def shuffled(self, seed: int, n_max: int) -> OutcomeTable:

@@ -20,6 +20,7 @@ from load.virtual_answers import Ledger
 from load.virtual_fleet import VirtualFleet
 from load.virtual_replica import Flight
 from load.virtual_router import Numbers
+from serve.backend import priority_of
 from serve.catalogue import Catalogue
 from serve.live import Live
 from serve.router import Choices, Verdict
@@ -44,6 +45,7 @@ class Dispatch:
         assert not missing, f"the catalogue has pools that the fleet has not: {missing}"
         self._place = [places[name] for name in catalogue.pool_names]
         self._model_of = catalogue.model_of_pool.tolist()
+        self._priority = [priority_of(level) for level in traffic.criticality]  # of each class
 
     def send(
         self,
@@ -61,13 +63,14 @@ class Dispatch:
         classes = traffic.classes[numbers].tolist()
         uniform = self._rng.random(len(numbers)).tolist()
         pools = choices.pool.tolist()
-        goes = (choices.fits & ~choices.shed).tolist()
+        goes, priority = (choices.fits & ~choices.shed).tolist(), self._priority
         taken = np.full(len(numbers), -1)
         place, take = self._place, self._fleet.take
         for row, number in enumerate(numbers.tolist()):
             if not goes[row]:
                 continue
-            flight = Flight(number, at_s[row], names[classes[row]])
+            of = classes[row]
+            flight = Flight(number, at_s[row], names[of], priority[of])
             begin_s, pool = max(at_s[row], now_s), pools[row]
             asked = (prompts[row], outputs[row], begin_s, uniform[row])
             if take(place[pool], flight, *asked):

@@ -6,7 +6,8 @@
 
 To have fewer, a pool first gives up those that are still starting, the youngest first, and then the
 one with the fewest requests, which drains. What was wanted and found no GPU is launched when one
-is free.
+is free. A GPU that goes straight from one replica to another of its region is a machine that is
+there already: only the model is loaded. One that nobody wants at that moment is given back.
 
 The one rule: GPUs in use, draining replicas' too, are never more than there are.
 """
@@ -14,6 +15,7 @@ The one rule: GPUs in use, draining replicas' too, are never more than there are
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
@@ -53,6 +55,7 @@ class VirtualFleet:
         self.usd = {gpu.name: 0.0 for gpu in fleet.gpus}  # of replicas that are gone
         self.joules = 0.0  # likewise
         self._last_words: list[PoolState] = []  # of those that went in good order
+        self._warm: Counter[tuple[str, str]] = Counter()  # GPUs just let go, by type and region
         for pool in self.pools:
             for _ in range(pool.plan.replicas):
                 self._launch(pool, 0.0, ready_s=0.0)
@@ -150,7 +153,17 @@ class VirtualFleet:
     def _launch_wanted(self, now_s: float) -> None:
         for pool in self.pools:
             while pool.n_kept < pool.wanted and self.available(pool) and self._room(pool):
-                self._launch(pool, now_s, now_s + pool.gpu.startup_s + pool.plan.load_s)
+                startup_s = 0.0 if self._take_warm(pool) else pool.gpu.startup_s
+                self._launch(pool, now_s, now_s + startup_s + pool.plan.load_s)
+        self._warm.clear()
+
+    def _take_warm(self, pool: VirtualPool) -> bool:
+        """Whether there are machines for one more replica; they are taken."""
+        place, n_gpus = (pool.gpu.name, pool.plan.region), pool.plan.gpus_per_replica
+        if self._warm[place] < n_gpus:
+            return False
+        self._warm[place] -= n_gpus
+        return True
 
     def _launch(self, pool: VirtualPool, now_s: float, ready_s: float) -> None:
         source = self._rng.bytes(8).hex()
@@ -173,6 +186,8 @@ class VirtualFleet:
         replica.leave(at_s)
         pool.arrange()
         n_gpus = replica.plan.gpus_per_replica
+        if at_s >= replica.speaks_s:  # before that its machine has not come yet
+            self._warm[pool.gpu.name, pool.plan.region] += n_gpus
         self.usd[pool.gpu.name] += n_gpus * self.tariff.usd(
             pool.gpu.name, replica.launched_s, replica.gone_s
         )
@@ -226,6 +241,7 @@ class VirtualFleet:
             lost += replica.flights
             replica.flights.clear()
             self._leave(replica, now_s)
+        self._warm.clear()  # their machines are gone with them
         return lost
 
     # --- what is told of it

@@ -27,10 +27,13 @@ State = Literal["starting", "ready", "draining", "gone"]
 class Flight:
     """A request on its way: the engine's name for it, and what is known of it so far."""
 
-    __slots__ = ("at_s", "class_name", "first_s", "number", "output_tokens", "retried", "ticket")
+    __slots__ = (
+        "at_s", "class_name", "first_s", "number", "output_tokens", "priority", "retried", "ticket",
+    )  # fmt: skip
 
-    def __init__(self, number: int, at_s: float, class_name: str) -> None:
+    def __init__(self, number: int, at_s: float, class_name: str, priority: int = 0) -> None:
         self.number, self.at_s, self.class_name = number, at_s, class_name  # position in traffic
+        self.priority = priority  # lower is served earlier
         self.first_s = 0.0  # when its first token came
         self.output_tokens = 0
         self.retried = False
@@ -94,7 +97,9 @@ class VirtualReplica:
         if room < 1:
             return False
         flight.output_tokens = min(output_tokens, room)
-        self.engine.submit(flight, prompt_tokens, flight.output_tokens, at_s)
+        self.engine.submit(
+            flight, prompt_tokens, flight.output_tokens, at_s, priority=flight.priority
+        )
         self._gauge.came(prompt_tokens, flight.output_tokens)
         self.flights[flight] = None
         return True

@@ -33,7 +33,7 @@ class Ask:
     """A request to be answered."""
 
     route: pb.RouteRequest  # who asks and what matters; with a prompt to be routed by
-    # An OpenAI chat completion request without `model`, `stream` and `stream_options`.
+    # An OpenAI chat completion request without `model`, `stream`, `stream_options` and `priority`.
     body: Mapping[str, object]
     confidence_min: float | None = None  # 0 to 1: cascade; None: no cascade
     fan_out: int = 1  # 1 to 8 models at once

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 NO_RETRY = ("grpc-retry-pushback-ms", "-1")  # gRPC's word for "don't" (grpc/proposal A6)
 OPTIONS_BYTES_MAX = 1024 * 1024  # also said in the proto
 # The dispatcher says these itself; in the options they would contradict it.
-OURS = ("model", "stream", "stream_options")
+OURS = ("model", "stream", "stream_options", "priority")
 
 
 class DispatcherServicer(dispatch_pb2_grpc.DispatcherServicer):

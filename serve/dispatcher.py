@@ -16,7 +16,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from serve.answers import Ask, Event, estimated_tokens
-from serve.backend import Call, Pools
+from serve.backend import Call, Pools, priority_of
 from serve.budget import HedgeBudget, HedgeOptions, RetryBudget, RetryOptions
 from serve.caller import Caller, Request
 from serve.cascade import Cascade
@@ -26,6 +26,7 @@ from serve.live import Live, LiveView
 from serve.one_answer import OneAnswer
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.race import Race
+from serve.request import read_criticality
 from serve.retickets import Reticket, Retickets
 from serve.sessions import Sessions
 from serve.settlement import Settlement
@@ -126,11 +127,16 @@ class Dispatcher:
             deadline_s = min(deadline_s, self._now_s() + left_s)
         live = self._view.current
         models = [decision.model, *(other.model for other in decision.fallbacks)]
+        call = Call(
+            body=ask.body,
+            prompt_tokens=ask.route.prompt_tokens,
+            priority=priority_of(read_criticality(ask.route.criticality)),
+        )
         return Request(
             ask=ask,
             decision=decision,
             live=live,
-            call=Call(body=ask.body, prompt_tokens=ask.route.prompt_tokens),
+            call=call,
             began_s=began_s,
             deadline_s=deadline_s,
             places=self._places(models, live, ask, decision),

@@ -29,7 +29,7 @@ from serve.routing_text import routing_text
 from streams.feedback import OUTPUT_TOKENS_MAX
 
 AUTO = "auto"  # the "model" that means: the router chooses
-OURS = ("model", "stream", "stream_options", "fairlead")  # not passed through
+OURS = ("model", "stream", "stream_options", "priority", "fairlead")  # not passed through
 INT64_MAX = 2**63 - 1
 
 # The names in router.proto, in lower case.
@@ -89,6 +89,7 @@ class ChatBody(Struct):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = None
+    priority: int | None = None
     user: str | None = None
     fairlead: Options | None = None
 
@@ -126,6 +127,9 @@ def read_chat(content: bytes, catalogue: Catalogue) -> Chat:
     options = chat.fairlead or Options()
     if chat.n is not None and chat.n != 1:
         raise InvalidRequest("n", chat.n, "1; `fairlead.fan_out` asks several models at once")
+    if chat.priority:  # a caller's own would jump the queues of pools
+        allowed = "0 or left out; `fairlead.criticality` says who goes first"
+        raise InvalidRequest("priority", chat.priority, allowed)
     return Chat(
         ask=Ask(
             route=_route(chat, options, catalogue),

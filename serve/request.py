@@ -91,7 +91,7 @@ def read_request(request: pb.RouteRequest, defaults: PreferenceDefaults) -> Aske
             _limit("latency_ms_max", request.latency_ms_max) if has("latency_ms_max") else math.inf
         ),
         deadline_ms=request.deadline_unix_ms if has("deadline_unix_ms") else math.inf,
-        criticality=_criticality(request.criticality),
+        criticality=read_criticality(request.criticality),
     )
 
 
@@ -138,8 +138,11 @@ def _preference(given: pb.Preference, defaults: PreferenceDefaults) -> Weights:
     return weights
 
 
-def _criticality(given: int) -> int:
-    """From the proto's number to ours, which begin at 0 and have none for "not said"."""
+def read_criticality(given: int) -> int:
+    """From the proto's number to ours, which begin at 0 and have none for "not said".
+
+    Raises InvalidRequest.
+    """
     if given == pb.CRITICALITY_UNSPECIFIED:
         return CRITICAL
     if given not in pb.Criticality.values():  # protobuf lets numbers of later versions through

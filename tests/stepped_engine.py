@@ -14,8 +14,9 @@ from infra.emulator.performance import Performance
 class Request:
     """A request and how far it is."""
 
-    def __init__(self, id, prompt, output, cached, ready_s):
+    def __init__(self, id, prompt, output, cached, ready_s, order):
         self.id, self.prompt, self.output, self.ready_s = id, prompt, output, ready_s
+        self.order = order  # priority, then number
         self.made, self.prefill_left, self.decoding, self.cancelled = (
             0,
             max(1, prompt - cached),
@@ -40,15 +41,18 @@ class SteppedEngine:
         self.ready_s = 0.0  # of the latest arrival
         self.now_s, self.busy, self.prefilled_s, self.tokens = 0.0, 0.0, 0.0, 0
         self.events: list[tuple] = []
+        self.submitted = 0
 
     # --- inputs
 
-    def submit(self, id, prompt, output, now_s, cached=0):
+    def submit(self, id, prompt, output, now_s, cached=0, priority=0):
         self.advance(now_s)
         here = [r for r in self.waiting + self.running if not r.cancelled]
         front_end_s = self.p.front_end_s(prompt, len(here) + 1)
         self.ready_s = max(self.ready_s, now_s + front_end_s)
-        self.waiting.append(Request(id, prompt, output, cached, self.ready_s))
+        self.submitted += 1
+        order = priority, self.submitted
+        self.waiting.append(Request(id, prompt, output, cached, self.ready_s, order))
 
     def cancel(self, id, now_s):
         self.advance(now_s)
@@ -75,6 +79,10 @@ class SteppedEngine:
         return sum(r.held for r in self.running)
 
     @property
+    def ready(self):
+        return [r for r in self.waiting if r.ready_s <= self.boundary_s]
+
+    @property
     def decoding(self):
         return [r for r in self.running if r.decoding]
 
@@ -86,25 +94,25 @@ class SteppedEngine:
         preempted = False
         while self.kv + len(self.decoding) > self.p.kv_tokens_max:
             preempted = True  # then nobody is admitted in this iteration
-            youngest = self.running.pop()
-            youngest.prefill_left, youngest.decoding = youngest.prompt + youngest.made, False
-            self.waiting.insert(0, youngest)
-            self.events.append((youngest.id, "preempted", self.boundary_s))
+            last = max(self.running, key=lambda r: r.order)
+            self.running.remove(last)
+            last.prefill_left, last.decoding = last.prompt + last.made, False
+            self.waiting.append(last)
+            self.events.append((last.id, "preempted", self.boundary_s))
         left, self.chunks = self.p.prefill_tokens_max, {}
         for request in self.running:
             if not request.decoding:
                 self.chunks[request] = min(left, request.prefill_left)
                 left -= self.chunks[request]
-        while (
-            left and not preempted and self.waiting and self.waiting[0].ready_s <= self.boundary_s
-        ):
-            first = self.waiting[0]
+        while left and not preempted and self.ready:
+            first = min(self.ready, key=lambda r: r.order)
             needs = self.kv + len(self.decoding) + first.prompt + first.made
             if self.running and (
                 len(self.running) >= self.p.sequences_max or needs > self.p.kv_tokens_max * 0.99
             ):
                 break
-            self.running.append(self.waiting.pop(0))
+            self.waiting.remove(first)
+            self.running.append(first)
             self.chunks[first] = min(left, first.prefill_left)
             left -= self.chunks[first]
         duration_s = self.p.iteration_s(

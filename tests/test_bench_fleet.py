@@ -15,6 +15,7 @@ from load.clairvoyant import ClairvoyantOptions
 from load.fleet_picture import draw
 from load.fleet_runs import built, first_replicas, rival_pools, run_on, with_fleet
 from load.fleet_scenario import (
+    LAST_RESORT,
     MARKET,
     MODELS,
     PARALLEL,
@@ -29,7 +30,17 @@ from load.fleet_scenario import (
     usd_per_s,
     work_s_of,
 )
-from load.overload import OverloadOptions, search, shrunk, static_scenario, steady, summed_up
+from load.overload import (
+    Base,
+    OverloadOptions,
+    full_rate,
+    search,
+    shrunk,
+    static_scenario,
+    steady,
+    summed_up,
+    tried_scenario,
+)
 from load.pool_limits import LimitOptions
 from load.traces import DiurnalOptions
 from load.tuning import FAIRLEAD, ROUTER_BLIND, Contender, Grid
@@ -70,7 +81,13 @@ def measured() -> dict:
         utilisation=Grid(scaling="utilisation", targets=(0.6,), layouts=("cheapest_first",)),
         clairvoyant=ClairvoyantOptions(limits=LimitOptions(requests=60, halvings=1)),
         overload=OverloadOptions(
-            market_share=0.1, static_s=20.0, halvings=1, ramp_s=20.0, top_s=10.0, multiples=(2.0,)
+            market_share=0.1,
+            static_s=20.0,
+            halvings=1,
+            ramp_s=20.0,
+            settle_s=10.0,
+            top_s=10.0,
+            multiples=(2.0,),
         ),
     )
     return measure(options, lambda text: None)
@@ -124,15 +141,17 @@ def test_the_same_seed_gives_the_same_bits_in_another_process():
 # --- the scenario
 
 
-def test_the_bundled_outcomes_are_small_and_of_four_unlike_models():
+def test_the_bundled_outcomes_are_small_and_of_unlike_models():
     """
     Figures and embeddings alone; the stand-ins' qualities are as their source has them.
     """
     table = outcomes()
 
     assert TABLE.stat().st_size < 1_500_000
-    assert table.models == tuple(STAND_INS) == tuple(MODELS)
-    np.testing.assert_allclose(table.quality.mean(axis=0), [0.44, 0.49, 0.64, 0.72], atol=0.02)
+    assert table.models == tuple(STAND_INS) == (*MODELS, *LAST_RESORT)
+    np.testing.assert_allclose(
+        table.quality.mean(axis=0), [0.44, 0.49, 0.64, 0.72, 0.42], atol=0.02
+    )
 
 
 def test_all_models_are_in_pools_of_several_types_and_the_market_is_shared():
@@ -210,7 +229,7 @@ def test_routers_know_models_but_none_of_the_questions_that_are_asked():
     """
     Estimates are near each model's mean, differ by question, and rest on the other half.
     """
-    asked, known = halves(outcomes())
+    asked, known = halves(outcomes().only(list(MODELS)))
     of = built("azure", TINY)
 
     estimates = estimated_quality(asked, known, of.catalogue)
@@ -286,6 +305,17 @@ def test_a_homogeneous_fleet_has_every_model_on_one_type():
 
 # --- overload
 
+BASE = Base(requests_per_s=10.0, quality=0.7, full_per_s=120.0)
+
+
+def tried(multiple: float, within: float, quality: float) -> dict:
+    return {
+        "multiple": multiple,
+        "within_target": within,
+        "highest_class": 1.0,
+        "quality": quality,
+    }
+
 
 def test_the_static_fleet_is_the_largest_model_on_all_gpus_that_can_run_it():
     """
@@ -309,6 +339,22 @@ def test_arrivals_follow_a_ramp():
     np.testing.assert_allclose(counts, [15.0, 25.0, 30.0], rtol=0.1)
 
 
+def test_the_last_resort_carries_most_everywhere():
+    """
+    It is the only one more: the same GPUs, and every type runs whatever fits it.
+    """
+    options = OverloadOptions(market_share=0.5)
+    of = tried_scenario(TINY, options)
+
+    assert {pool.model for pool in of.fleet.pools} == {*MODELS, *LAST_RESORT}
+    assert set(of.table.models) == set(of.known.models) == set(of.catalogue.names)
+    alone = replace(of, fleet=replace(of.fleet, pools=tuple(
+        pool for pool in of.fleet.pools if pool.model in LAST_RESORT
+    )))  # fmt: skip
+    assert full_rate(of) == full_rate(alone)
+    assert full_rate(of) > 2.0 * full_rate(static_scenario(of))
+
+
 def test_the_highest_multiple_that_holds_is_searched_between_those_that_were_tried():
     """
     Holding up to 7: of 3, 6, 9 and then 7 and 8 it is 7.
@@ -316,16 +362,14 @@ def test_the_highest_multiple_that_holds_is_searched_between_those_that_were_tri
     options = OverloadOptions(multiples=(3.0, 6.0, 9.0))
 
     def run_all(base, multiples):
-        return [
-            {"multiple": m, "within_target": 1.0 if m <= 7.0 else 0.5, "quality": 0.5}
-            for m in multiples
-        ]
+        return [tried(m, 1.0 if m <= 7.0 else 0.5, 0.5) for m in multiples]
 
-    found = summed_up(10.0, search(10.0, options, run_all), 0.7, options)
+    found = summed_up(BASE, search(10.0, options, run_all), options)
 
     assert found["rate_gain"] == 7.0
     assert found["within_target"] == 1.0
     assert found["quality_loss"] == pytest.approx(0.2)
+    assert found["most_possible"] == 12.0
 
 
 def test_nothing_gained_is_told_as_nothing():
@@ -333,9 +377,8 @@ def test_nothing_gained_is_told_as_nothing():
     Not even the least multiple holds.
     """
     options = OverloadOptions(multiples=(2.0,))
-    tried = [{"multiple": 2.0, "within_target": 0.3, "quality": 0.6}]
 
-    assert summed_up(10.0, tried, 0.7, options)["rate_gain"] == 0.0
+    assert summed_up(BASE, [tried(2.0, 0.3, 0.6)], options)["rate_gain"] == 0.0
 
 
 # --- the picture

@@ -340,6 +340,7 @@ BAD = {
     "long": ({"options_json": " " * (OPTIONS_BYTES_MAX + 1)}, "options_json is 1048577 bytes"),
     "a model": ({"options_json": '{"model": "x"}'}, "options_json.model is given"),
     "a stream": ({"options_json": '{"stream": true}'}, "options_json.stream is given"),
+    "a priority": ({"options_json": '{"priority": 0}'}, "options_json.priority is given"),
     "no list": ({"options_json": '{"messages": 3}'}, "options_json.messages is no list"),
     "fan-out 0": ({"fan_out": 0}, "fan_out is 0"),
     "fan-out 9": ({"fan_out": 9}, "fan_out is 9"),

@@ -27,6 +27,7 @@ from serve.errors import (
     NoAnswer,
 )
 from serve.health import HealthOptions
+from serve.proto.fairlead.v1 import router_pb2 as pb
 
 HEDGING = HedgeOptions(share_max=1.0)
 HEDGE_S, LATE_S = 2.0, 30.0  # the defaults for pools nobody knows yet
@@ -75,6 +76,28 @@ def test_the_decided_pool_answers_and_is_learned_of():
             "output_tokens": 4,
             "error": False,
         }
+
+
+@pytest.mark.parametrize(
+    ("criticality", "priority"),
+    [
+        (pb.SHEDDABLE, 3),
+        (pb.SHEDDABLE_PLUS, 2),
+        (pb.CRITICAL, 1),
+        (pb.CRITICALITY_UNSPECIFIED, 1),
+        (pb.CRITICAL_PLUS, 0),
+    ],
+)
+@pytest.mark.parametrize("how", [{}, {"confidence_min": 0.5}, {"fan_out": 2}])
+def test_every_call_says_who_goes_first(criticality, priority, how):
+    """
+    By the request's criticality, the highest first; retries and all other ways included.
+    """
+    pools = {"large": [FakeEndpoint("large:1", fails(), Script())], "small": answers(1)}
+    with bench(pools) as up:
+        assert up.get(criticality=criticality, **how).error is None
+
+        assert {call.priority for end in up.calls() for call in end.calls} == {priority}
 
 
 def test_an_answer_without_a_word_is_an_answer():

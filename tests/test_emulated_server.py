@@ -6,6 +6,7 @@ import asyncio
 import statistics
 from collections.abc import Awaitable
 from contextlib import aclosing
+from dataclasses import replace
 
 import httpx2
 import openai
@@ -19,6 +20,7 @@ from infra.connections import Connections
 from infra.emulated_answers import ChatRequest
 from infra.emulated_prefixes import Prefixes
 from infra.emulated_server import EmulatedServer, TooLong
+from infra.emulator.engine import FIRST_TOKEN, Event
 from infra.openai_endpoint import OpenAiEndpoint, OpenAiOptions
 from serve.backend import Call, Piece, Usage
 from serve.errors import AnswerGarbled, CallRefused, EndpointFailed
@@ -169,6 +171,8 @@ def test_prompt_that_the_cache_could_never_take_is_refused():
         b'{"messages": [{"role": "user", "content": "x"}], "max_tokens": 0}',
         b'{"messages": [{"role": "user", "content": "x"}], "max_tokens": -1}',
         b'{"messages": [{"role": "user", "content": "x"}], "max_tokens": "many"}',
+        b'{"messages": [{"role": "user", "content": "x"}], "priority": "high"}',
+        b'{"messages": [{"role": "user", "content": "x"}], "priority": 1.5}',
         b"\xff",
     ],
 )
@@ -181,6 +185,34 @@ def test_request_that_is_wrong_is_refused(body):
 
     assert reply.status_code == 400
     assert reply.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_lower_priority_is_answered_earlier():
+    """
+    Of those that wait while another is answered; who says none has 0.
+    """
+    bodies = [{"priority": 9}, {"priority": 3}, {}, {"priority": 1}, {"priority": -1}]
+    told: list[Event] = []
+
+    def noted(events: list[Event]) -> list[Event]:
+        told.extend(events)
+        return events
+
+    async def work():
+        async with emulated(performance=replace(PERFORMANCE, sequences_max=1)) as up:
+            engine, tasks = up.server.engine, []
+            advance = engine.advance
+            engine.advance = lambda to_s: noted(advance(to_s))
+            await order(up, kind="slow", factor=1e6)  # until all are there
+            for n, body in enumerate(bodies):
+                tasks.append(asyncio.create_task(create(up, extra_body=body)))
+                await until(lambda n=n: engine.queued + engine.running == n + 1)
+            await order(up, kind="none")
+            await asyncio.gather(*tasks)
+
+    run(work())
+
+    assert [e.request_id for e in told if e.kind == FIRST_TOKEN] == [0, 4, 2, 3, 1]
 
 
 def test_logprobs_are_given_for_every_word_where_asked_for():

@@ -89,7 +89,8 @@ def steps(draw, *, exact: bool) -> list[tuple]:
     else:
         waits = st.floats(1e-5, 0.5, allow_subnormal=False)
     submit = st.tuples(
-        st.just("submit"), waits, st.integers(1, 60), st.integers(1, 30), st.sampled_from([0, 0, 3, 99])
+        st.just("submit"), waits, st.integers(1, 60), st.integers(1, 30), st.sampled_from([0, 0, 3, 99]),
+        st.sampled_from(draw(st.sampled_from([(0,), (0, 1), (3, -2, 0, 0, 1)]))),
     )  # fmt: skip
     other = st.tuples(st.sampled_from(["cancel", "look", "advance"]), waits, st.integers(0, 20))
     return draw(st.lists(submit | other, min_size=1, max_size=40))
@@ -101,10 +102,11 @@ def play(of: Performance, script: list[tuple]) -> None:
     for what, wait_s, *more in script:
         now_s += wait_s
         if what == "submit":
-            prompt, output, cached = more[0], min(more[1], of.kv_tokens_max // 3), more[2]
+            prompt, output, cached, priority = more
+            output = min(output, of.kv_tokens_max // 3)
             prompt = min(prompt, of.kv_tokens_max - output)
-            fast.submit(n, prompt, output, now_s, cached_tokens=cached)
-            slow.submit(n, prompt, output, now_s, cached)
+            fast.submit(n, prompt, output, now_s, cached_tokens=cached, priority=priority)
+            slow.submit(n, prompt, output, now_s, cached, priority)
             n += 1
         elif what == "cancel":
             fast.cancel(more[0], now_s)
@@ -182,7 +184,8 @@ def test_advancing_more_often_changes_nothing(script, of, times_s):
             told += often.advance(looks.pop(0))
         for engine in (once, often):
             if what == "submit":
-                engine.submit(n, min(more[0], 15), min(more[1], 15), now_s)
+                prompt, output, _, priority = more
+                engine.submit(n, min(prompt, 15), min(output, 15), now_s, priority=priority)
             elif what == "cancel":
                 engine.cancel(more[0], now_s)
 
@@ -381,6 +384,168 @@ def test_what_never_fits_is_refused():
     with pytest.raises(NeverFits, match="101 tokens of KV cache and the engine has 100"):
         engine.submit("b", 90, 12, 0.0)
     assert ("a", FINISHED, 11 + 90 * TICK_S) in events(engine)
+
+
+# --- priorities
+
+
+@lightly
+@given(st.lists(st.tuples(st.integers(-2, 3), st.integers(1, 40)), min_size=1, max_size=20))
+def test_a_lower_priority_goes_first_and_equals_in_order_of_arrival(asked):
+    """
+    Where one is admitted at a time, after the one that came first of all.
+    """
+    engine = Engine(performance(sequences_max=1))
+    engine.submit("running", 1, 1, 0.0)
+    engine.advance(0.5)
+
+    for number, (priority, prompt) in enumerate(asked):
+        engine.submit(number, prompt, 2, 0.5, priority=priority)
+
+    first = [name for name, kind, _ in events(engine) if kind == FIRST_TOKEN]
+    by_rank = sorted(range(len(asked)), key=lambda number: (asked[number][0], number))
+    assert first == ["running", *by_rank]
+
+
+@lightly
+@given(steps(exact=True), performances(exact=True), st.integers(-9, 9))
+def test_equal_priorities_are_first_come_first_served(script, of, priority):
+    """
+    Whatever their number is, and to the last bit.
+    """
+    said, unsaid, now_s = Engine(of), Engine(of), 0.0
+
+    for n, (what, wait_s, *more) in enumerate(script):
+        now_s += wait_s
+        if what == "submit":
+            said.submit(n, min(more[0], 15), min(more[1], 15), now_s, priority=priority)
+            unsaid.submit(n, min(more[0], 15), min(more[1], 15), now_s)
+
+    told = events(said)
+    assert told == events(unsaid)
+    first = [name for name, kind, _ in told if kind == FIRST_TOKEN]
+    assert first == sorted(first)
+
+
+@pytest.mark.parametrize("first_comes", ["nobody", "an equal that does not fit", "one that waits"])
+def test_an_arrival_that_outranks_all_who_wait_joins_at_the_next_boundary(first_comes):
+    """
+    Not when something else happens to change, and also behind others in the front end.
+    """
+    engine = Engine(performance(kv_tokens_max=1000, request_per_prompt_token_s=TICK_S))
+    engine.submit("a", 512, 400, 0.0)  # boundaries at 0.5 (the front end), 2, 3, 4, …
+    if first_comes == "one that waits":
+        engine.submit("big", 600, 1, 1.0, priority=1)
+    engine.advance(10.0)
+    if first_comes == "an equal that does not fit":
+        engine.submit("big", 600, 1, 10.0, priority=1)
+
+    engine.submit("urgent", 128, 1, 10.0)
+
+    front_end_s = 600 * TICK_S if first_comes == "an equal that does not fit" else 128 * TICK_S
+    assert ("urgent", FINISHED, math.ceil(10.0 + front_end_s) + 1.125) in events(engine)
+
+
+def test_an_arrival_behind_those_who_wait_changes_nothing_of_what_runs():
+    """
+    Not even its last bits: iterations are added up as if it had not come.
+    """
+    engine = Engine(performance(kv_tokens_max=1000, request_per_prompt_token_s=TICK_S))
+    engine.submit("a", 512, 400, 0.0)
+    engine.submit("big", 600, 1, 1.0)
+    engine.submit("equal", 300, 1, 1.75)  # in the front end when the run is planned, at 2.0
+    engine.advance(2.01)
+
+    engine.submit("another", 10, 1, 2.01)
+    engine.submit("lower", 10, 1, 2.01, priority=1)
+
+    assert engine.next_change_s() == 0.5 + 1.5 + 399
+
+
+def test_one_that_left_the_front_end_outranks_nobody():
+    """
+    It would not have fitted; the small one behind it does.
+    """
+    engine = Engine(performance(kv_tokens_max=1000, request_per_prompt_token_s=TICK_S))
+    engine.submit("a", 512, 400, 0.0)
+    engine.submit("big", 900, 1, 10.0)
+    engine.cancel("big", 10.0)
+    engine.advance(10.5)  # in a run that was planned without it, while it would be in the front end
+
+    engine.submit("small", 128, 1, 10.5)
+
+    assert engine.waiting_prompt_tokens == 128
+    assert ("small", FINISHED, 11 + 1.125) in events(engine)
+
+
+def test_when_the_head_of_the_queue_leaves_others_join_together_at_the_next_boundary():
+    """
+    One that has been ready for long, and an urgent one that comes in the same iteration.
+    """
+    engine = Engine(performance(kv_tokens_max=1000))
+    engine.submit("a", 512, 400, 0.0)
+    engine.submit("big", 900, 1, 1.0, priority=1)
+    engine.advance(1.75)  # in the run that goes on for long
+    engine.submit("patient", 128, 1, 2.0, priority=1)
+    engine.advance(10.0)
+
+    engine.cancel("big", 10.0)
+    engine.submit("urgent", 128, 1, 10.25)
+
+    finished = {name: at_s for name, kind, at_s in events(engine) if kind == FINISHED}
+    assert finished["patient"] == finished["urgent"] == 10.5 + 1.25
+
+
+def test_the_highest_number_is_preempted_though_it_is_not_the_youngest():
+    """
+    Of two with the same number, the younger.
+    """
+    of = performance(kv_tokens_max=400, prefill_tokens_max=400)
+    engine = Engine(of)
+    for at_s, name, priority in (
+        (0.0, "old", 2),
+        (0.0, "young", 2),
+        (1.0, "urgent", 0),
+        (1.0, "normal", 1),
+    ):
+        engine.submit(name, 90, 60, at_s, priority=priority)
+
+    told = events(engine)
+
+    preempted = [name for name, kind, _ in told if kind == PREEMPTED]
+    finished = [name for name, kind, _ in told if kind == FINISHED]
+    assert preempted == ["young", "old"]
+    assert finished == ["urgent", "normal", "old", "young"]
+
+
+def test_nobody_is_preempted_for_one_that_waits():
+    """
+    What runs goes on; the urgent one is the next to be admitted.
+    """
+    engine = Engine(performance(sequences_max=1))
+    engine.submit("a", 128, 10, 0.0, priority=3)
+    engine.submit("b", 128, 1, 0.0, priority=3)
+    engine.advance(5.0)
+
+    engine.submit("urgent", 128, 1, 5.0)
+
+    assert [name for name, kind, _ in events(engine) if kind == FINISHED] == ["a", "urgent", "b"]
+
+
+def test_who_fits_again_after_a_preemption_is_admitted_one_iteration_later():
+    """
+    The iteration that preempts admits nobody, as vLLM's.
+    """
+    engine = Engine(performance(kv_tokens_max=1000, prefill_tokens_max=1000))
+    engine.submit("a", 400, 300, 0.0)
+    engine.submit("b", 400, 300, 0.0, priority=1)
+    engine.advance(50.0)
+    engine.submit("urgent", 250, 1, 50.0)
+
+    told = {(name, kind): at_s for name, kind, at_s in events(engine)}
+
+    at_s = told["b", PREEMPTED]
+    assert told["urgent", FIRST_TOKEN] == at_s + 1 + 1 + 250 * TICK_S
 
 
 # --- cancelling

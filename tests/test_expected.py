@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from infra.autoscaling.expected import ExpectedDemand, ExpectedOptions
+from infra.autoscaling.expected import ALL, ExpectedDemand, ExpectedOptions
 from infra.autoscaling.observed import Demand
 
 STEP_S = 10.0
@@ -54,6 +54,18 @@ def test_margins_of_many_are_smaller_than_their_sum():
     joint = sum(max(0.0, each.upper - each.mean) for each in together.values())
     assert sum(each.mean for each in together.values()) == pytest.approx(sum(e.mean for e in one))
     assert 0.25 * alone < joint < 0.75 * alone
+
+
+def test_all_go_along_with_a_ramp_of_the_sum():
+    """Three quarters rise by half in four minutes, one does not: each is expected to go on as all do."""
+    calm = [[wanted(90.0, "a"), wanted(30.0, "b")]] * 180
+    rising = [[wanted(90.0 + 2.0 * k, "a"), wanted(30.0, "b")] for k in range(1, 25)]
+    found = heard(*calm, *rising)
+    ramp = found.series[ALL].forecast.ramp(180.0)
+    assert ramp == pytest.approx(1.0 + 36.0 / 168.0, rel=0.02)
+    rates = found.rates(180.0)
+    assert rates[("a", "m")].upper == pytest.approx(ramp * 138.0)
+    assert rates[("b", "m")].upper == pytest.approx(ramp * 30.0)
 
 
 def test_what_is_expected_is_not_less_than_what_is():

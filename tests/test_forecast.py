@@ -82,6 +82,51 @@ def test_a_jump_is_not_a_trend():
     assert 20.0 < forecast.expect(300.0).mean < 65.0
 
 
+@pytest.mark.parametrize("step_s", [10.0, 60.0])
+def test_a_ramp_is_told_as_if_it_went_on(step_s):
+    """After half an hour at 100 it rises by 30 a minute: to 310 in three minutes, and no farther."""
+    forecast = Forecast(ForecastOptions())
+    for at_s in np.arange(0.0, 1800.0 + step_s, step_s):
+        forecast.observe(at_s, 100.0)
+    for at_s in np.arange(1800.0 + step_s, 2040.0 + step_s, step_s):
+        forecast.observe(at_s, 100.0 + (at_s - 1800.0) / 2.0)
+
+    assert forecast.ramp(60.0) * 220.0 == pytest.approx(250.0)
+    assert forecast.ramp(180.0) * 220.0 == pytest.approx(310.0)
+    assert forecast.ramp(900.0) == forecast.ramp(180.0)
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        [],
+        [300.0],
+        [200.0, 300.0],
+        [150.0, 200.0, 200.0],
+        [101.0, 200.0, 300.0],
+        [200.0, 300.0, 250.0],
+    ],
+)
+def test_what_does_not_rise_evenly_for_three_minutes_is_no_ramp(then):
+    """Neither a level, nor a jump, which is seen whole in two, nor what falls again."""
+    assert told([100.0] * 30 + then).ramp(180.0) == 1.0
+
+
+def test_of_nothing_there_is_no_ramp():
+    """Nor of what has hardly begun."""
+    assert told([]).ramp(60.0) == told([5.0]).ramp(60.0) == told([0.0] * 9).ramp(60.0) == 1.0
+
+
+def test_noise_is_no_ramp():
+    """Nor is a day's course: in five days of chance there is none."""
+    rng = np.random.default_rng(5)
+    for _ in range(5):
+        forecast = Forecast(ForecastOptions())
+        for k, rate in enumerate(day(1440, rng)):
+            forecast.observe(k * MINUTE_S, float(rate))
+            assert forecast.ramp(180.0) == 1.0
+
+
 def test_the_newest_rate_counts_at_once():
     """Within the minute, for a flood is not to wait for its end."""
     forecast = told([10.0] * 60)

@@ -14,6 +14,7 @@ import traceback
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import aiohttp
 import pytest
@@ -386,6 +387,23 @@ def test_body_is_the_callers_with_what_the_pool_adds():
         "stream": True,
         "stream_options": {"include_usage": True},
     }
+
+
+@pytest.mark.parametrize(
+    ("options", "sent"),
+    [
+        ({}, {}),
+        ({"priority": True}, {"priority": 3}),
+        ({"priority": True, "extra": {"priority": 7}}, {"priority": 7}),
+    ],
+)
+def test_server_is_told_who_goes_first_where_it_understands(options, sent):
+    """
+    A vLLM without that policy refuses the call. What the pool's owner states wins.
+    """
+    *_, server = over_http(follow(Script()), replace(CALL, priority=3), **options)
+
+    assert {k: v for k, v in server.talks[0].body.items() if k == "priority"} == sent
 
 
 def test_nothing_is_added_that_was_not_asked_for():

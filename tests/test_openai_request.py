@@ -62,7 +62,9 @@ def test_body_is_passed_through_without_what_is_read_here():
         "tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "auto", "n": 1,
         "response_format": {"type": "json_object"}, "user": "me", "from_next_year": {"a": [None]},
     }  # fmt: skip
-    own = {"model": "small", "stream": True, "stream_options": {"x": 1}, "fairlead": {}}
+    own = {
+        "model": "small", "stream": True, "stream_options": {"x": 1}, "fairlead": {}, "priority": 0,
+    }  # fmt: skip
 
     assert read(**passed, **own).ask.body == {"messages": ASKED, **passed}
 
@@ -150,6 +152,8 @@ def test_streaming_is_as_asked_for(fields, streamed, counted):
         ({"stream": "yes"}, "stream", '"yes"; it must be `bool | null`'),
         ({"n": 2}, "n", "2; it must be 1; `fairlead.fan_out` asks several models at once"),
         ({"n": 0}, "n", "0; it must be 1;"),
+        ({"priority": -1}, "priority", "-1; it must be 0 or left out; `fairlead.criticality` says"),
+        ({"priority": "1"}, "priority", '"1"; it must be `int | null`'),
         ({"user": ["x" * 99]}, "user", '["' + "x" * 58 + " …; it must be `str | null`"),
         ({"fairlead": {"tenat": "x"}}, "fairlead.tenat", '"x"; it must be left out'),
         ({"fairlead": {"tenant": 7}}, "fairlead.tenant", "7; it must be `str | null`"),

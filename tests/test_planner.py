@@ -309,6 +309,16 @@ def test_beyond_the_fleet_a_smaller_model_answers():
     assert plan["small-l4"] * 0.95 > work("small-l4", 50.0)
 
 
+def test_who_wishes_for_a_model_has_the_prompts_it_is_better_at():
+    """
+    A point is worth next to nothing on average, and yet a third of the requests wishes for the dear
+    model: by their own weights it is worth its cost to them.
+    """
+    options = PlannerOptions(sizing=SizingOptions(value_usd=1e-9))
+    plan = World(planner=planner(options)).run(1800, small=400.0, large=200.0)
+    assert capacity(plan, "large") >= 200.0
+
+
 def test_little_is_not_worth_a_machine_of_its_own():
     """A request in ten seconds for the large model is answered by the small one that is there."""
     options = PlannerOptions(sizing=SizingOptions(value_usd=0.001))

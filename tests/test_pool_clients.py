@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable
+from dataclasses import replace
 
 from emulated import emulation
 from hypothesis import given
@@ -78,6 +79,21 @@ def test_servers_that_run_already_are_endpoints_from_the_start():
     options = found["a:1"]._options
     assert (options.url, options.model) == ("http://a:1/v1", "M-1")
     assert (options.api_key, options.extra) == ("key", {"top_k": 5})
+
+
+def test_pools_that_understand_it_are_told_who_goes_first():
+    """
+    Emulated ones always, others where their settings say so.
+    """
+    told = replace(CALLED, name="told", priority=True)
+    pools = clients(RUN, CALLED, told)
+    pools.learn(OLD, {"run": ["10.0.0.1:1"]})
+
+    said = {
+        name: {endpoint._options.priority for endpoint in pools.endpoints(name).values()}
+        for name in ("run", "called", "told")
+    }
+    assert said == {"run": {True}, "called": {False}, "told": {True}}
 
 
 def test_what_nobody_can_call_has_no_endpoints():

@@ -537,7 +537,10 @@ backend = "openai"
 urls = ["http://localhost/v1"]
 """
 # Keys that only a server has which is called or started, not an emulated one.
-OF_SERVERS = {"pools.urls", "pools.command", "pools.upstream_model", "pools.api_key", "pools.extra"}
+OF_SERVERS = {
+    "pools.urls", "pools.command", "pools.upstream_model", "pools.api_key", "pools.extra",
+    "pools.priority",
+}  # fmt: skip
 BESIDE = {  # what has to be there for a key to have an effect
     "pools.load_s": {"residency": "cold"},
     "pools.command": {"urls": []},

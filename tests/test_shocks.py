@@ -169,7 +169,7 @@ def test_pools_of_a_gone_gpu_type_are_not_chosen_and_the_small_model_answers_mea
     since = found.rows(STRUCK_S, 520.0)
     assert not (requests.pool[since] == found.pool(LARGE_EU)).any()
     assert found.watched.seen[300.0].pools[LARGE_EU].requests_per_s == 0.0
-    assert found.large(STRUCK_S + 1.0, STRUCK_S + 90.0) == 0.0
+    assert found.large(STRUCK_S + 1.0, STRUCK_S + 80.0) == 0.0
 
 
 def test_requests_in_a_pool_that_dies_are_tried_once_elsewhere():
@@ -210,8 +210,8 @@ def test_doubled_price_moves_the_fleet_without_a_late_answer_and_stays_there():
 
     orderly(found, peak_per_s=14.0)
     before, after = found.planned(STRUCK_S), found.planned(760.0)
-    assert before[LARGE_EU] >= 1 and before[LARGE_US] == 0
-    assert after[LARGE_EU] == 0 and after[LARGE_US] >= 1
+    assert before[LARGE_EU] >= 1
+    assert after[LARGE_EU] == 0 and after[LARGE_US] > before[LARGE_US]
     assert found.fewer(STRUCK_S, STRUCK_S + DELAY_S) == 0
     assert found.within_target_everywhere(30.0) > 0.97
     assert found.run.count(Fate.REFUSED) == 0

@@ -15,6 +15,7 @@ from strategies import lightly
 from infra.emulator.engine import FINISHED, FIRST_TOKEN, Engine
 from infra.latency_target import LatencyTarget
 from learners.learned import Learned, MemoryOptions
+from learners.prices import Criticality
 from load.remembered import Remembered
 from load.shocks import Available, Garbled, RegionBack, RegionLost, Repriced, Shock, Silent
 from load.simulated import Fate, Run
@@ -329,6 +330,47 @@ def test_replica_that_goes_says_so_and_takes_no_energy_after():
     assert machines.reports(11.0) == []
 
 
+@pytest.mark.parametrize(
+    ("changed", "ready_s"),
+    [
+        ({}, 1.0 + 5.0),
+        ({"region": "us"}, 1.0 + 20.0 + 5.0),
+        ({"gpus_per_replica": 2}, 1.0 + 20.0 + 5.0),
+        ({"gpu": replace(GPU, name="l4")}, 1.0 + 20.0 + 5.0),
+    ],
+)
+def test_machine_that_changes_hands_has_only_to_load(changed, ready_s):
+    """
+    Of the same type and region, and as many GPUs as are needed; else one is sent for.
+    """
+    next_one = pool("large-h100", replicas=0, load_s=5.0, **{"region": "eu", **changed})
+    there = fleet(pool(region="eu"), next_one)
+    machines = VirtualFleet(there, LatencyTarget(), np.random.default_rng(0))
+
+    machines.resize({"small-h100": 0, "large-h100": 1}, 1.0)
+
+    assert machines.next_start_s() == pytest.approx(ready_s)
+
+
+def test_machine_that_nobody_wants_is_given_back():
+    """
+    Whoever wants one a second later sends for it, as for one that died, or had not come yet.
+    """
+    there = fleet(pool(replicas=2), pool("large-h100", replicas=0, load_s=5.0))
+    machines = VirtualFleet(there, LatencyTarget(), np.random.default_rng(0))
+
+    machines.resize({"small-h100": 1}, 1.0)
+    machines.resize({"large-h100": 1}, 2.0)
+    assert machines.next_start_s() == pytest.approx(2.0 + 20.0 + 5.0)
+    machines.resize({"small-h100": 2, "large-h100": 0}, 3.0)
+    assert machines.next_start_s() == pytest.approx(3.0 + 20.0)
+
+    machines.resize({"small-h100": 1, "large-h100": 0}, 4.0)
+    machines.set_available("h100", 0, 5.0)
+    machines.set_available("h100", 8, 6.0)
+    assert machines.next_start_s() == pytest.approx(6.0 + 20.0)
+
+
 def test_replica_with_the_fewest_requests_goes_first_and_before_it_one_that_starts():
     three = fleet(pool(replicas=3))
     machines = VirtualFleet(three, LatencyTarget(), np.random.default_rng(0))
@@ -359,7 +401,7 @@ def test_what_was_wanted_is_launched_when_a_gpu_is_free():
     at = dict(zip(found.replicas.at_s.tolist(), range(99), strict=False))
     assert found.replicas.draining[at[5.0]].tolist() == [1, 0]
     assert found.replicas.starting[at[5.0]].tolist() == [0, 0]
-    assert found.replicas.starting[at[10.0]].tolist() == [0, 1]
+    assert found.replicas.ready[at[10.0]].tolist() == [0, 1]  # the machine is there
     assert found.gpu_cost_usd > (found.end_s - 1.0) * USD_PER_S  # free for less than a second
 
 
@@ -480,6 +522,33 @@ def test_a_new_price_is_seen_by_scaler_and_router():
     assert prices[:8] == [3.6] * 6 + [36_000.0] * 2
     wished = [{d.model for d in observed.demands} for observed in scaler.seen]
     assert "large" in wished[5] and wished[20] == {"small"}
+
+
+@pytest.mark.parametrize("flood", [Criticality.SHEDDABLE, Criticality.CRITICAL_PLUS])
+def test_highest_class_waits_behind_nobody_of_a_lower_one(flood):
+    """
+    2,000 requests in half a second, before prices could rise, are seven seconds' work for the only
+    replica. Where the few that matter are of no higher class than the flood, they wait with it.
+    """
+    at_s = np.concatenate([np.linspace(1.0, 1.5, 2000), np.linspace(1.0, 4.0, 30)])
+    order = np.argsort(at_s, kind="stable")
+    asked = traffic(
+        2030,
+        at_s=at_s[order],
+        classes=np.repeat([0, 1], [2000, 30])[order],
+        class_names=("flood", "urgent"),
+        criticality=(flood, Criticality.CRITICAL_PLUS),
+    )
+
+    found = run(asked, fleet(pool("small-h100")))
+
+    urgent, refused = asked.classes == 1, found.requests.fate == Fate.REFUSED
+    assert not refused.any()
+    within = found.requests.within(asked, found.target)[urgent]
+    if flood < Criticality.CRITICAL_PLUS:
+        assert within.all()
+    else:
+        assert within.mean() < 0.5
 
 
 def test_silent_telemetry_leaves_the_last_word_and_grows_old():

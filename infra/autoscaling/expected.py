@@ -5,7 +5,8 @@
                     rates(in_s): mean of each + its part of the margin
 
 Margins of single series do not add up: what one has more, another has less. The margin of all is
-the larger of that of the sum and the root of the squares, and each has its part of it.
+the larger of that of the sum and the root of the squares, and each has its part of it. A ramp is
+one of the sum, too, and all go along with it.
 
 What can't be true is left out and said: what is not finite or negative, and a rate a hundred times
 the last one, until it has lasted for two minutes.
@@ -107,9 +108,11 @@ class ExpectedDemand:
         added = sum(margins.values())
         joint = max(total.upper - total.mean, math.hypot(*margins.values()))
         part = min(1.0, joint / added) if added > 0.0 else 0.0
+        ramp = self.series[ALL].forecast.ramp(in_s)
         return {
             key: Expected(
-                mean=one.mean, upper=max(one.mean + part * margins[key], self.series[key].rate)
+                mean=one.mean,
+                upper=max(one.mean + part * margins[key], ramp * self.series[key].rate),
             )
             for key, one in each.items()
         }

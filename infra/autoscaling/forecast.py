@@ -14,6 +14,11 @@ margin is a quantile of the errors that the average itself made, relative to the
 as those of arrivals are; until there are many, it leans on the changes from one minute to the next
 (noise) and over five (drift, whose square grows with the horizon).
 
+A ramp, minutes of even rise far beyond noise, is told on its own, as if it went on for three more:
+smoothed trends see it when it is over, and replicas take as long as that to come. Noise is told by
+second differences, which a ramp does not have. A jump takes up to two minutes to be seen whole in
+rates over one, so a ramp is what rises in three.
+
 The one rule: it knows its own history and nothing else, so it can be saved, and repeats itself.
 """
 
@@ -23,7 +28,7 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from statistics import NormalDist
 from typing import Any
 
@@ -39,6 +44,10 @@ LEANING = 30.0  # errors, that the spread of changes counts for
 RATIO_MAX = 5.0  # of yesterday's course; beyond, yesterday was another thing
 SINGLE = 5  # forecasts side by side
 SHARPNESS = 3.0  # of weights in errors: twice the error has an eighth of the weight
+RAMP = 5.0  # deviations of one minute's change, that a rise is a ramp from
+RAMP_RISES = 3  # in as many minutes, the one that is not over too
+RAMP_EVEN = 0.25  # of the mean slope is the least of a minute
+RAMP_S = 180.0  # that it is taken to go on for; nobody knows for longer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,11 +83,13 @@ class Forecast:
     def __init__(self, options: ForecastOptions) -> None:
         self._options = options
         self._bin = -1  # the minute that `_latest` is of
-        self._latest = 0.0
+        self._latest, self._at_s = 0.0, 0.0
+        self._told_s: deque[float] = deque(maxlen=RAMP_RISES)  # when the last bins were last told
         self._bins: deque[float] = deque(maxlen=options.kept)  # of the minutes before it
         self._levels = [0.0, 0.0, 0.0]  # fast, slow, with trend
         self._trend = 0.0
         self._changes = [0.1, 0.1]  # mean squares of changes over the lags, scaled
+        self._noise = 0.1  # the same of one minute's change, as second differences tell it
         self._losses = [[0.0] * SINGLE for _ in HORIZONS]
         self._made: list[deque[list[float]]] = [deque(maxlen=h) for h in HORIZONS]
         self._errors: list[deque[float]] = [deque(maxlen=options.errors_kept) for _ in HORIZONS]
@@ -93,7 +104,7 @@ class Forecast:
             assert now >= self._bin, "time only goes on"
             for _ in range(min(now - self._bin, self._options.kept)):
                 self._close()
-        self._bin, self._latest = now, rate
+        self._bin, self._at_s, self._latest = now, at_s, rate
 
     def expect(self, in_s: float) -> Expected:
         """In so many seconds from the newest observation."""
@@ -108,16 +119,40 @@ class Forecast:
         margin = self._margin(k) + share * (self._margin(k + 1) - self._margin(k))
         return Expected(mean=mean, upper=max(0.0, mean + margin * _scale(mean)))
 
+    def ramp(self, in_s: float) -> float:
+        """How many times the newest rate it becomes if a ramp goes on; 1 if there is none."""
+        if len(self._bins) < RAMP_RISES or not self._latest:
+            return 1.0
+        levels = [*(self._bins[k] for k in range(-RAMP_RISES, 0)), self._latest]
+        told_s = [*self._told_s, self._at_s]
+        rise, noise = levels[-1] - levels[0], _scale(levels[0]) * math.sqrt(self._noise)
+        slope = rise / (told_s[-1] - told_s[0])
+        even = all(
+            after - before > RAMP_EVEN * slope * (after_s - before_s)
+            for (before, after), (before_s, after_s) in zip(
+                pairwise(levels), pairwise(told_s), strict=True
+            )
+        )
+        if not even or rise <= RAMP * noise:
+            return 1.0
+        return 1.0 + slope * min(in_s, RAMP_S) / self._latest
+
     # --- a minute ends
 
     def _close(self) -> None:
         """The newest rate was its minute's: tell forecasts by it, then make those from here on."""
         rate = self._latest
+        self._told_s.append(self._at_s)
         for k, lag in enumerate(LAGS):
             if len(self._bins) >= lag:
                 change = (rate - self._bins[-lag]) / _scale(self._bins[-lag])
                 square = min(change * change, CHANGE_MAX * self._changes[k])
                 self._changes[k] += CHANGE_SHARE * (square - self._changes[k])
+        if len(self._bins) >= 2:
+            bend = (rate - 2.0 * self._bins[-1] + self._bins[-2]) / _scale(self._bins[-1])
+            share = max(CHANGE_SHARE, 1.0 / len(self._bins))
+            # Of independent minutes it varies three times as much as their change.
+            self._noise += share * (min(bend * bend / 3.0, CHANGE_MAX * self._noise) - self._noise)
         for i, made in enumerate(self._made):
             if len(made) == HORIZONS[i]:
                 self._judge(i, made[0], rate)
@@ -190,11 +225,14 @@ class Forecast:
         """For JSON."""
         return {
             "bin": self._bin,
+            "at_s": self._at_s,
+            "told_s": list(self._told_s),
             "latest": self._latest,
             "bins": list(self._bins),
             "levels": list(self._levels),
             "trend": self._trend,
             "changes": list(self._changes),
+            "noise": self._noise,
             "losses": [list(one) for one in self._losses],
             "made": [[list(one) for one in made] for made in self._made],
             "errors": [list(one) for one in self._errors],
@@ -205,8 +243,10 @@ class Forecast:
         """What `as_dict` said."""
         found = cls(options)
         found._bin, found._latest, found._trend = saved["bin"], saved["latest"], saved["trend"]
+        found._at_s = saved["at_s"]
+        found._told_s.extend(saved["told_s"])
         found._bins.extend(saved["bins"])
-        found._changes = list(saved["changes"])
+        found._changes, found._noise = list(saved["changes"]), saved["noise"]
         found._levels = list(saved["levels"])
         found._losses = [list(one) for one in saved["losses"]]
         for i, (made, errors) in enumerate(zip(saved["made"], saved["errors"], strict=True)):

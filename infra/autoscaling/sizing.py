@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from infra.autoscaling.expected import ExpectedDemand
 from infra.autoscaling.kept_mix import KeptMix, KeptMixOptions
@@ -30,9 +31,11 @@ from infra.fleet import PoolPlan
 from infra.latency_target import LatencyTarget
 from learners.work import WorkRates, WorkTable
 
+Floats = NDArray[np.float64]
 CRITICAL = 2  # of 0 SHEDDABLE, 1 SHEDDABLE_PLUS, 2 CRITICAL, 3 CRITICAL_PLUS
 WORK_LEAST = 1e-3  # replicas' worth: what is less drowns in the solver's tolerance of 1e-6
 WISH_SHARE = 1e-3  # of a request's value: between equals the model that was wished for
+SHARE_MAX = 0.8  # of wishes, that tells of how much better a model is: all of them would of no end
 FULL_ALIKE = 0.05  # a pool may be fuller or emptier by so much than it was thought to
 
 
@@ -180,7 +183,11 @@ class Sizing:
         for model in load.models():
             of = load.of(model)
             requests_per_s, asked = load.rate[of].sum(axis=0), load.asked[of].sum(axis=0)
-            gap = np.array([self._gap(model, other) for other in self._models])
+            request_usd = self._request_usd(usd * load.work_s[of].mean(axis=0))
+            share = float(requests_per_s.sum() / load.rate.sum())
+            loss = np.array(
+                [self._loss_usd(model, other, request_usd, share) for other in self._models]
+            )
             dearest = o.value_usd + 2.0 * float((usd * load.work_s[of]).max(initial=0.0))
             requests = float(requests_per_s.max(initial=0.0)) * self._mix.horizon_s
             refused_usd, each = 2.0 * max(requests * dearest, a_replica), load.rate[of].max(axis=1)
@@ -191,7 +198,7 @@ class Sizing:
             found.append(
                 Ask(
                     work_per_s=tuple(np.maximum(asked, WORK_LEAST).tolist()),
-                    loss_usd_per_s=tuple((requests_per_s * gap * o.value_usd).tolist()),
+                    loss_usd_per_s=tuple((requests_per_s * loss).tolist()),
                     unmet=parts,
                 )
             )
@@ -201,13 +208,30 @@ class Sizing:
         """How much worse it is to refuse a class than the least critical one."""
         return float(2.0 ** self._options.criticality.get(class_name, CRITICAL))
 
-    def _gap(self, wished: str, other: str) -> float:
-        """Points of quality lost where another model answers."""
+    def _request_usd(self, each_usd: Floats) -> dict[str, float]:
+        """What a request costs at full load with each model, on the cheapest of its pools."""
+        found: dict[str, float] = {}
+        for model, usd in zip(self._models, each_usd.tolist(), strict=True):
+            found[model] = min(usd, found.get(model, usd))
+        return found
+
+    def _loss_usd(
+        self, wished: str, other: str, request_usd: Mapping[str, float], share: float
+    ) -> float:
+        """What is lost where another model answers a request of those who wish for one.
+
+        Quality, of the mean prompt. But who wishes for a model has the prompts it is better at, by
+        at least what it costs more, c: else the other had been wished for. If what it is better by
+        is spread evenly from nothing to M, and a share p is above c, then M = c / (1 − p), and the
+        mean of those above is (c + M) / 2.
+        """
         if wished == other:
             return 0.0
-        known = self._quality
+        known, value_usd = self._quality, self._options.value_usd
         lost = known[wished] - known[other] if wished in known and other in known else 0.0
-        return max(0.0, lost) + WISH_SHARE
+        dearer_usd = request_usd[wished] - request_usd[other]
+        revealed_usd = dearer_usd * (1.0 + 1.0 / (1.0 - min(share, SHARE_MAX))) / 2.0
+        return max(0.0, lost * value_usd, revealed_usd) + WISH_SHARE * value_usd
 
     # --- and what its solution means
 

@@ -54,6 +54,13 @@ MODELS = {
     model.name: model
     for model in (
         Model(
+            name="Llama-3.2-3B-Instruct",
+            parameters=3.21e9,
+            active_parameters=3.21e9,
+            kv_values_per_token=2 * 28 * 8 * 128,
+            context_tokens_max=131_072,
+        ),
+        Model(
             name="Llama-3.1-8B-Instruct",
             parameters=8.03e9,
             active_parameters=8.03e9,

@@ -1,8 +1,8 @@
 """An LLM inference engine with continuous batching, in virtual time.
 
-    submit ──▶ arrivals ──▶ queue ──▶ prefill ──▶ decode ──▶ FINISHED
-              (tokenising)  FCFS  ◀── PREEMPTED ──┘
-                                      (the youngest, when the KV cache is full)
+    submit ──▶ front end ──▶ queue ──▶ prefill ──▶ decode ──▶ FINISHED
+              (tokenising)   by priority ◀── PREEMPTED ──┘
+                             (see `waiting`)  (the last of them, when the KV cache is full)
 
 An engine works in iterations. Each makes one token for every decoding sequence and prefills a
 chunk of prompts (chunked prefill, mixed with decode). It takes `Performance.iteration_s`.
@@ -13,6 +13,10 @@ A sequence with m tokens made holds prompt + m − 1 tokens of the cache. A wait
 admitted while fewer than `sequences_max` run, this iteration's prefill budget is not used up, and
 its prompt fits with 1 % of the cache left free, as in vLLM. A preempted one computes all again.
 
+Order is vLLM's: a lower `priority` first, then who came first (see `waiting`). Nobody is overtaken
+by one behind it, and nobody preempted for one that waits: when the cache is full, of the running
+the one with the highest number goes back, the youngest of equals.
+
 The one rule: what happens depends on the inputs and their times alone, not on how often time is
 advanced. What happens at a time happens before that time's inputs, and these before the iteration
 that begins then is composed.
@@ -20,22 +24,22 @@ that begins then is composed.
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections import deque
 from collections.abc import Hashable
 from heapq import heappop, heappush
+from operator import attrgetter
 from typing import NamedTuple
 
 from infra.emulator.errors import NeverFits
 from infra.emulator.iterations import Run
 from infra.emulator.performance import Performance
 from infra.emulator.power import Power
+from infra.emulator.waiting import DECODING, GONE, PREFILLING, WAITING, Sequence, Waiting
 
 FIRST_TOKEN, FINISHED, PREEMPTED = "first_token", "finished", "preempted"
 WATERMARK = 0.01  # share of the cache that admission leaves free: vLLM's own figure
 
 RequestId = Hashable
+PRIORITY = attrgetter("priority")
 
 
 class Event(NamedTuple):
@@ -44,20 +48,6 @@ class Event(NamedTuple):
     request_id: RequestId
     kind: str  # FIRST_TOKEN, FINISHED or PREEMPTED
     at_s: float
-
-
-_WAITING, _PREFILLING, _DECODING, _GONE = range(4)
-
-
-class _Sequence:
-    __slots__ = ("finishes", "id", "made", "output", "prefill_left", "prompt", "ready_s", "state")
-
-    def __init__(
-        self, request_id: RequestId, prompt: int, output: int, prefill: int, ready_s: float
-    ) -> None:
-        self.id, self.prompt, self.output, self.ready_s = request_id, prompt, output, ready_s
-        self.prefill_left, self.made, self.state = prefill, 0, _WAITING
-        self.finishes = 0  # number of the iteration that makes its last token, while decoding
 
 
 class Engine:
@@ -72,15 +62,14 @@ class Engine:
         self._boundary_s = now_s  # where the next run begins
         self._ready_s = now_s  # of the latest arrival: in the front end nobody overtakes
         self._run: Run | None = None  # None: not composed yet
-        self._known: dict[RequestId, _Sequence] = {}  # submitted, not finished or cancelled
-        self._arrivals: deque[_Sequence] = deque()  # not ready yet
-        self._queue: deque[_Sequence] = deque()  # ready
-        self._running: dict[RequestId, _Sequence] = {}  # in order of admission
-        self._partial: _Sequence | None = None  # its prefill goes on in the next iteration
-        self._completing: list[_Sequence] = []  # their prefill ends with this iteration
-        self._leaving: list[tuple[_Sequence, int]] = []  # cancelled in this run, and their state
-        self._finishes: list[tuple[int, int, _Sequence]] = []  # heap; entries may be outdated
-        self._iteration = self._pushed = 0
+        self._known: dict[RequestId, Sequence] = {}  # submitted, not finished or cancelled
+        self._waiting = Waiting()
+        self._running: dict[RequestId, Sequence] = {}  # in order of admission
+        self._partial: Sequence | None = None  # its prefill goes on in the next iteration
+        self._completing: list[Sequence] = []  # their prefill ends with this iteration
+        self._leaving: list[tuple[Sequence, int]] = []  # cancelled in this run, and their state
+        self._finishes: list[tuple[int, int, Sequence]] = []  # heap; entries may be outdated
+        self._iteration = self._pushed = self._submitted = 0
         self._n = self._context = 0  # sequences decoding, and their tokens in the cache
         self._kv = 0  # tokens in the cache or reserved
         self._events: list[Event] = []
@@ -95,8 +84,12 @@ class Engine:
         output_tokens: int,
         now_s: float,
         cached_tokens: int = 0,
+        priority: int = 0,
     ) -> None:
-        """Queue a request; `cached_tokens` of its prompt need no prefill. Raises NeverFits."""
+        """Queue a request; `cached_tokens` of its prompt need no prefill. Raises NeverFits.
+
+        A lower `priority` is served earlier.
+        """
         assert prompt_tokens > 0 and output_tokens > 0, "a request has tokens"
         needs = prompt_tokens + output_tokens - 1
         if needs > self.performance.kv_tokens_max:
@@ -106,10 +99,13 @@ class Engine:
         ready_s = now_s + self.performance.front_end_s(prompt_tokens, len(self._known) + 1)
         ready_s = self._ready_s = max(ready_s, self._ready_s)
         prefill = max(1, prompt_tokens - cached_tokens)
-        sequence = _Sequence(request_id, prompt_tokens, output_tokens, prefill, ready_s)
-        self._known[request_id] = sequence
-        self._arrivals.append(sequence)
-        if self._run is not None and len(self._arrivals) == 1:
+        self._submitted += 1
+        sequence = self._known[request_id] = Sequence(
+            request_id, prompt_tokens, output_tokens, prefill, ready_s, priority, self._submitted
+        )
+        joins = self._run is not None and self._waiting.outranks(sequence)
+        self._waiting.add(sequence)
+        if joins:
             self._stop_for_arrival(self._run)
 
     def cancel(self, request_id: RequestId, now_s: float) -> None:
@@ -118,9 +114,9 @@ class Engine:
         sequence = self._known.pop(request_id, None)
         if sequence is None:
             return
-        if sequence.state != _WAITING:
+        if sequence.state != WAITING:
             self._leaving.append((sequence, sequence.state))
-        sequence.state = _GONE
+        sequence.state = GONE
         if self._run is None:
             self._leave()
         else:
@@ -147,11 +143,10 @@ class Engine:
             return self._now_s
         if self._run is not None:
             return self._run.end_s(self._run.k)
-        if self._running or self._queue:
-            return self._boundary_s + self.performance.fixed_s
-        if self._arrivals:
-            return max(self._boundary_s, self._arrivals[0].ready_s) + self.performance.fixed_s
-        return math.inf
+        begins_s = self._boundary_s
+        if not self._running and self._waiting.first() is None:
+            begins_s = max(begins_s, self._waiting.next_ready_s())
+        return begins_s + self.performance.fixed_s
 
     def next_token_s(self) -> float:
         """When the next iteration ends, told as `next_change_s` tells it."""
@@ -163,7 +158,7 @@ class Engine:
         """Tokens of an unfinished request so far; raises KeyError for any other."""
         self._go(now_s)
         sequence = self._known[request_id]
-        if sequence.state != _DECODING:
+        if sequence.state != DECODING:
             return sequence.made
         return sequence.output - (sequence.finishes - self._iteration - self._done())
 
@@ -200,8 +195,7 @@ class Engine:
     @property
     def waiting_prompt_tokens(self) -> int:
         """Tokens of prompts that nothing has been read of yet, those in the front end too."""
-        waiting = itertools.chain(self._arrivals, self._queue)
-        return sum(s.prefill_left for s in waiting if s.state != _GONE)
+        return self._waiting.prompt_tokens
 
     @property
     def busy_s(self) -> float:
@@ -245,56 +239,59 @@ class Engine:
 
     def _compose(self, to_s: float) -> Run | None:
         """Plan the run that begins at the boundary; None if there is none before `to_s`."""
-        arrivals, queue, p = self._arrivals, self._queue, self.performance
-        _skip_gone(queue)
-        if not self._running and not queue:
-            _skip_gone(arrivals)
-            if not arrivals or arrivals[0].ready_s >= to_s:
+        waiting, p = self._waiting, self.performance
+        if not self._running and waiting.first() is None:
+            ready_s = waiting.next_ready_s()
+            if ready_s >= to_s:
                 return None
-            self._boundary_s = max(self._boundary_s, arrivals[0].ready_s)
-        while arrivals and arrivals[0].ready_s <= self._boundary_s:
-            queue.append(arrivals.popleft())
-        if self._kv + self._n > p.kv_tokens_max:
+            self._boundary_s = max(self._boundary_s, ready_s)
+        if waiting.arrivals:
+            waiting.reach(self._boundary_s)
+        full = self._kv + self._n > p.kv_tokens_max
+        if full:
             self._make_room()
-        prompt = self._chunk() if queue or self._partial else 0
+        prompt = self._chunk(admits=not full) if waiting.queue or self._partial else 0
         n = self._n
         assert prompt or n, "there is something to do"
         first_s = p.iteration_s(n, self._context, prompt)
         if prompt:
             return Run(self._boundary_s, 1, first_s, 0.0, prompt)
         k = min(self._next_finish() - self._iteration, (p.kv_tokens_max - self._kv) // n)
+        if full and self._fits(waiting.first()):  # one that was preempted, at least
+            k = 1  # the next one admits again
         run = Run(self._boundary_s, k, first_s, n * p.per_context_token_s)
-        if arrivals:
+        if waiting.arrivals:
             self._stop_for_arrival(run)
         return run
 
     def _stop_for_arrival(self, run: Run) -> None:
-        """End the run when the next arrival could join; while others wait, it could not."""
-        _skip_gone(self._arrivals)
-        _skip_gone(self._queue)
-        if self._arrivals and not self._queue and self._fits(self._arrivals[0]):
-            run.stop(self._arrivals[0].ready_s)
+        """End the run when an arrival could join: when it outranks all who wait, and fits."""
+        for sequence in self._waiting.firsts_to_come():
+            if self._fits(sequence):
+                run.stop(max(sequence.ready_s, self._now_s))
+                return
 
     def _make_room(self) -> None:
-        """Preempt the youngest until every decoding sequence has room for its next token.
+        """Preempt the last in order until every decoding sequence has room for its next token.
 
-        None of them can be admitted at once again: what did not fit without its prefill does not
-        with it.
+        The iteration that does so admits nobody, as in vLLM. Equals are admitted in order of
+        arrival, so the youngest of them is the one admitted last.
         """
+        running = self._running
         while self._kv + self._n > self.performance.kv_tokens_max:
-            sequence = self._running[next(reversed(self._running))]
+            sequence = max(reversed(running.values()), key=PRIORITY)
             self._release(sequence, sequence.state)
-            sequence.state, sequence.prefill_left = _WAITING, sequence.prompt + sequence.made
-            self._queue.appendleft(sequence)
+            sequence.state, sequence.prefill_left = WAITING, sequence.prompt + sequence.made
+            self._waiting.put_back(sequence)
             self._events.append(Event(sequence.id, PREEMPTED, self._boundary_s))
 
-    def _chunk(self) -> int:
+    def _chunk(self, *, admits: bool) -> int:
         """Fill this iteration's prefill budget; returns how many prompt tokens are prefilled."""
         budget = left = self.performance.prefill_tokens_max
         sequence, self._partial = self._partial, None
         while left:
             if sequence is None:
-                sequence = self._admit()
+                sequence = self._admit() if admits else None
                 if sequence is None:
                     break
             taken = min(left, sequence.prefill_left)
@@ -307,18 +304,17 @@ class Engine:
             sequence = None
         return budget - left
 
-    def _admit(self) -> _Sequence | None:
-        queue = self._queue
-        _skip_gone(queue)
-        if not queue or not self._fits(queue[0]):
+    def _admit(self) -> Sequence | None:
+        sequence = self._waiting.first()
+        if sequence is None or not self._fits(sequence):
             return None
-        sequence = queue.popleft()
-        sequence.state = _PREFILLING
+        self._waiting.pop()
+        sequence.state = PREFILLING
         self._running[sequence.id] = sequence
         self._kv += sequence.prompt + sequence.made
         return sequence
 
-    def _fits(self, sequence: _Sequence) -> bool:
+    def _fits(self, sequence: Sequence) -> bool:
         p = self.performance
         if not self._running:
             return True
@@ -328,7 +324,7 @@ class Engine:
     def _next_finish(self) -> int:
         """The iteration in which a sequence will be the next to finish."""
         heap = self._finishes
-        while heap[0][2].state != _DECODING or heap[0][2].finishes != heap[0][0]:
+        while heap[0][2].state != DECODING or heap[0][2].finishes != heap[0][0]:
             heappop(heap)
         return heap[0][0]
 
@@ -346,31 +342,31 @@ class Engine:
         if run.prompt_tokens:
             self._prefill_s += run.prompt_tokens * self.performance.per_prompt_token_s
             for sequence in self._completing:
-                if sequence.state != _GONE:
+                if sequence.state != GONE:
                     self._begin_to_decode(sequence)
             self._completing.clear()
         heap = self._finishes
         while heap and heap[0][0] <= self._iteration:
             finishes, _, sequence = heappop(heap)
-            if sequence.state == _DECODING and sequence.finishes == finishes:
+            if sequence.state == DECODING and sequence.finishes == finishes:
                 self._finish(sequence)
         if self._leaving:
             self._leave()
 
-    def _begin_to_decode(self, sequence: _Sequence) -> None:
+    def _begin_to_decode(self, sequence: Sequence) -> None:
         self._context += sequence.prompt + sequence.made
         self._n += 1
         sequence.made += 1
-        sequence.state = _DECODING
+        sequence.state = DECODING
         sequence.finishes = self._iteration + sequence.output - sequence.made
         if sequence.made == 1:
             self._events.append(Event(sequence.id, FIRST_TOKEN, self._boundary_s))
         self._pushed += 1
         heappush(self._finishes, (sequence.finishes, self._pushed, sequence))
 
-    def _finish(self, sequence: _Sequence) -> None:
-        self._release(sequence, _DECODING)
-        sequence.state = _GONE
+    def _finish(self, sequence: Sequence) -> None:
+        self._release(sequence, DECODING)
+        sequence.state = GONE
         del self._known[sequence.id]
         self._events.append(Event(sequence.id, FINISHED, self._boundary_s))
 
@@ -379,11 +375,11 @@ class Engine:
             self._release(sequence, state)
         self._leaving.clear()
 
-    def _release(self, sequence: _Sequence, state: int) -> None:
+    def _release(self, sequence: Sequence, state: int) -> None:
         """Free what a sequence in this state holds."""
         del self._running[sequence.id]
         held = sequence.prompt + sequence.made
-        if state == _DECODING:
+        if state == DECODING:
             sequence.made = sequence.output - (sequence.finishes - self._iteration)
             held = sequence.prompt + sequence.made - 1
             self._context -= held
@@ -391,8 +387,3 @@ class Engine:
         elif self._partial is sequence:
             self._partial = None
         self._kv -= held
-
-
-def _skip_gone(waiting: deque[_Sequence]) -> None:
-    while waiting and waiting[0].state == _GONE:
-        waiting.popleft()

@@ -69,7 +69,7 @@ class RealTimeEngine:
         self._tell()
 
     async def generate(
-        self, prompt_tokens: int, output_tokens: int, cached_tokens: int = 0
+        self, prompt_tokens: int, output_tokens: int, cached_tokens: int = 0, priority: int = 0
     ) -> AsyncGenerator[int, None]:
         """Yield the number of new tokens each time some are made. Raises NeverFits.
 
@@ -77,7 +77,7 @@ class RealTimeEngine:
         """
         request = next(self._ids)
         self.engine.submit(
-            request, prompt_tokens, output_tokens, self.engine_now_s(), cached_tokens
+            request, prompt_tokens, output_tokens, self.engine_now_s(), cached_tokens, priority
         )
         queue = self._tokens[request] = asyncio.Queue()
         self._told[request] = (0, output_tokens)
