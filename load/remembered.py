@@ -5,7 +5,8 @@
 
 A simulation draws its requests from a few thousand rows of a table, and an estimate rests on the
 context and on what was learned, on nothing else. So between two snapshots each row is estimated
-once, which saves most of a decision's time.
+once, which saves most of a decision's time; and what was asked before a snapshot is estimated with
+it, all at once, because it will be asked again.
 
 The one rule: it belongs to one estimator. Another snapshot has another, and remembers nothing.
 """
@@ -20,12 +21,14 @@ from learners.history import Evidence
 from learners.targets import N_TARGETS
 
 ROW = np.dtype((np.void, N_FEATURES))  # a context as one value
+BLOCK = 512  # contexts estimated at once
 
 
 class Remembered:
     """Stands in for an `Estimator` where only `estimate` is asked."""
 
-    def __init__(self, estimator: Estimator) -> None:
+    def __init__(self, estimator: Estimator, before: Remembered | None = None) -> None:
+        """`before` is what remembered until now."""
         self._estimator = estimator
         self.model_means = estimator.model_means
         k = len(estimator.models)
@@ -33,6 +36,11 @@ class Remembered:
         self._mean = np.zeros((0, k, N_TARGETS), np.float32)
         self._deviation = np.zeros((0, k), np.float32)
         self._noise = estimator.ridge.noise
+        if before is not None:
+            keys = list(before._place)
+            contexts = np.array(keys, ROW).view(np.int8).reshape(-1, N_FEATURES)
+            for begin in range(0, len(keys), BLOCK):
+                self._learn(keys[begin : begin + BLOCK], contexts[begin : begin + BLOCK])
 
     def estimate(self, contexts: Contexts) -> Estimates:
         """Estimates for contexts (n, 64); the neighbours' evidence, which nobody asks, is empty."""

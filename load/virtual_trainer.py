@@ -70,6 +70,7 @@ class VirtualTrainer:
         store = Store(Folder(self._folder.name))
         self._trainer = Trainer(log, store, sealer, encoder, never, now_ms, start=start)
         self._version, self._began_ms = 0, now_ms()
+        self._estimates: Remembered | None = None
         self.live = self._published()
 
     @property
@@ -110,7 +111,7 @@ class VirtualTrainer:
             fleet=state.fleet,
             prices=state.prices,
         )
-        live.estimator = Remembered(live.estimator)
+        self._estimates = live.estimator = Remembered(live.estimator, self._estimates)
         return live
 
     def _drop_read(self) -> None:

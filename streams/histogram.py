@@ -11,8 +11,9 @@ The one rule: the edges never change. Other edges are another field with another
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,20 +31,18 @@ class Buckets:
     least: float
     ratio: float
     last: int  # index of the last bucket
+    edges: list[float] = field(init=False, repr=False, compare=False)  # where all but it end
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "edges", [self.edge(i) for i in range(self.last)])
 
     def indexes(self, values: ArrayLike) -> NDArray[np.int64]:
         """Buckets (n,) of finite values (n,)."""
-        scaled = np.maximum(np.asarray(values, np.float64) / self.least, 0.5)
-        # Edges are powers computed with rounding: a value that is an edge must not fall below it.
-        found = np.floor(np.log(scaled) / math.log(self.ratio) + 1e-9).astype(np.int64) + 1
-        return np.clip(np.where(scaled < 1.0, 0, found), 0, self.last)
+        return np.searchsorted(self.edges, np.asarray(values, np.float64), side="right")
 
     def index(self, value: float) -> int:
         """The bucket of one finite value."""
-        if value < self.least:
-            return 0
-        found = math.floor(math.log(value / self.least) / math.log(self.ratio) + 1e-9) + 1
-        return min(found, self.last)
+        return bisect_right(self.edges, value)
 
     def edge(self, index: int) -> float:
         """Where bucket `index` ends."""

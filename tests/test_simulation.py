@@ -648,6 +648,8 @@ def test_remembered_estimates_are_the_estimators_own():
         np.testing.assert_allclose(found.mean, fresh.mean, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(found.deviation, fresh.deviation, rtol=1e-5)
         np.testing.assert_array_equal(found.noise, fresh.noise)
+    again = Remembered(live.estimator, remembered).estimate(contexts)
+    np.testing.assert_allclose(again.mean, remembered.estimate(contexts).mean, rtol=1e-5, atol=1e-6)
 
 
 def test_scaler_sees_demand_replicas_and_prices():
