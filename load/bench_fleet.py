@@ -146,6 +146,7 @@ def measure(options: FleetBench, say: Say) -> dict[str, Any]:
         "requests": {name: one["requests"] for name, one in found.items()},
         "peak_gpus": {name: one["peak_gpus"] for name, one in found.items()},
         "bound_unserved": {name: one["bound_unserved"] for name, one in found.items()},
+        "bound_whole_usd": {name: one["bound_whole_usd"] for name, one in found.items()},
         "digests": {name: one["digests"] for name, one in found.items()},
         "seed": options.scenarios.seed,
         "seconds": round(time.monotonic() - began_s),
@@ -205,6 +206,7 @@ def run_bound(name: str, options: ScenarioOptions, how: ClairvoyantOptions) -> d
         "joules_per_request": found.joules_per_request,
         "replica_changes_per_h": found.replica_changes_per_h,
         "unserved": found.unserved,
+        "whole_usd": found.whole_usd,
     }
 
 
@@ -283,6 +285,7 @@ def _trace(
         "requests": figures["fairlead"]["requests"],
         "peak_gpus": figures["fairlead"]["peak_gpus"],
         "bound_unserved": round(figures["clairvoyant"]["unserved"], 5),
+        "bound_whole_usd": round(figures["clairvoyant"]["whole_usd"], 3),
         "digests": {p: one["digest"] for p, one in figures.items() if "digest" in one},
     }
 

@@ -18,6 +18,10 @@ smaller models) can cost less, at a loss of quality that is reported beside it. 
 leaves out makes it lower, never higher: whole replicas, start-up, draining, requests that wait from
 one interval to the next, arrivals that are burstier within an interval than a Poisson process.
 
+What of the distance to it is due to that is told by a second figure, `whole_usd`: replicas are
+whole, and as many for `kept_s`, about the time that one takes to come, as the busiest interval in it
+needs. It knows the trace as well.
+
 The one rule: if not even the whole market suffices, what is left over is told, not priced.
 """
 
@@ -28,8 +32,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linprog
-from scipy.sparse import coo_matrix
+from scipy.sparse import coo_matrix, vstack
 
+from infra.autoscaling.mix import silenced
 from infra.emulator.capacity import rates_of
 from infra.fleet import Fleet
 from infra.latency_target import LatencyTarget
@@ -40,6 +45,7 @@ from load.traffic import Traffic
 from load.warm_start import estimated_quality
 
 Floats = NDArray[np.float64]
+WHOLE_GAP = 0.002  # relative, that a programme in whole numbers may be above its optimum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +53,7 @@ class ClairvoyantOptions:
     """How finely the trace is known, and how pools' limits are measured."""
 
     interval_s: float = 60.0  # shorter than a replica takes to come, so nothing real is smoothed
+    kept_s: float = 180.0  # of `whole_usd`; as long as a machine and its model take
     limits: LimitOptions = LimitOptions()
     unserved_usd: float = 1e3  # per second of work: more than any GPU, so that it is a last resort
 
@@ -56,6 +63,7 @@ class Bound:
     """The programme's solution."""
 
     gpu_cost_usd: float
+    whole_usd: float  # if replicas were whole, and kept as long as they take to come
     quality: float  # mean, of the wished models
     joules_per_request: float
     replica_changes_per_h: float  # if replicas were whole: of those rounded up
@@ -78,6 +86,7 @@ def bound(scenario: Scenario, options: ClairvoyantOptions, seed: int) -> Bound:
     hours = len(work) * options.interval_s / 3600.0
     return Bound(
         gpu_cost_usd=float(usd.sum()),
+        whole_usd=whole_usd(scenario, work, loads, options),
         quality=float(scenario.table.quality[traffic.rows, wished].mean()),
         joules_per_request=_joules(scenario, replicas, served * work, options) / len(traffic),
         replica_changes_per_h=float(np.abs(np.diff(whole, axis=0)).sum() / hours),
@@ -85,6 +94,21 @@ def bound(scenario: Scenario, options: ClairvoyantOptions, seed: int) -> Bound:
         loads=loads,
         unserved=float(sum(left for _, _, left in solved) / len(solved)),
     )
+
+
+def whole_usd(
+    scenario: Scenario, work: Floats, loads: Floats, options: ClairvoyantOptions
+) -> float:
+    """US dollars of whole replicas that change every `kept_s`; `work` (intervals, P)."""
+    fleet, total = scenario.fleet, 0.0
+    each = max(1, round(options.kept_s / options.interval_s))
+    usd = np.array([usd_per_s(pool) for pool in fleet.pools]) * options.interval_s
+    for begin in range(0, len(work), each):
+        stretch = work[begin : begin + each]
+        most = stretch.max(axis=0)
+        replicas, _, _ = _interval(fleet, scenario, most, loads, options, whole=True)
+        total += float(replicas @ usd) * len(stretch)
+    return total
 
 
 def limits_of(
@@ -142,7 +166,13 @@ def replicas_for(scenario: Scenario, traffic: Traffic, loads: Floats) -> dict[st
 
 
 def _interval(
-    fleet: Fleet, scenario: Scenario, work: Floats, loads: Floats, options: ClairvoyantOptions
+    fleet: Fleet,
+    scenario: Scenario,
+    work: Floats,
+    loads: Floats,
+    options: ClairvoyantOptions,
+    *,
+    whole: bool = False,
 ) -> tuple[Floats, Floats, float]:
     """Replicas (P,), the share (P,) of its model's work each pool takes, and what is left over.
 
@@ -154,7 +184,7 @@ def _interval(
     need = np.array([work[[p.model == name for p in pools]].max(initial=0.0) for name in models])
     cost = np.concatenate([np.zeros(n), usd, need * options.unserved_usd])
     column = [models.index(pool.model) for pool in pools]
-    whole = coo_matrix(
+    all_of_it = coo_matrix(
         (np.ones(n + m), (column + list(range(m)), [*range(n), *range(2 * n, 2 * n + m)])),
         shape=(m, 2 * n + m),
     )
@@ -171,17 +201,18 @@ def _interval(
         ),
         shape=(len(types), 2 * n + m),
     )
-    from scipy.sparse import vstack
-
-    solved = linprog(
-        cost,
-        A_ub=vstack([capacity, market]).tocsr(),
-        b_ub=np.concatenate([np.zeros(n), [float(gpu.available) for gpu in fleet.gpus]]),
-        A_eq=whole.tocsr(),
-        b_eq=np.ones(m),
-        bounds=(0, None),
-        method="highs",
-    )
+    with silenced():
+        solved = linprog(
+            cost,
+            A_ub=vstack([capacity, market]).tocsr(),
+            b_ub=np.concatenate([np.zeros(n), [float(gpu.available) for gpu in fleet.gpus]]),
+            A_eq=all_of_it.tocsr(),
+            b_eq=np.ones(m),
+            bounds=(0, None),
+            integrality=np.repeat([0, int(whole), 0], [n, n, m]),
+            method="highs",
+            options={"mip_rel_gap": WHOLE_GAP} if whole else None,
+        )
     assert solved.status == 0, solved.message
     left = solved.x[2 * n :]
     total = need.sum()

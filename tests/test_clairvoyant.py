@@ -19,6 +19,7 @@ from load.clairvoyant import (
     _interval,
     bound,
     replicas_for,
+    whole_usd,
     wishes,
     work_per_interval,
 )
@@ -146,6 +147,31 @@ def test_no_whole_fleet_that_carries_the_work_is_cheaper(work, loads):
         carried = sum(n * 60.0 * u / w for n, u, w in zip(whole, loads, work, strict=True))
         if carried >= 1.0:
             assert usd @ replicas <= usd @ np.array(whole) + 1e-9
+
+
+def test_whole_replicas_are_kept_for_the_busiest_of_their_minutes():
+    """
+    2.5 replicas in the second of three minutes are three in each; of the fourth, one.
+    """
+    of = one_model("h100_sxm")
+    work = np.array([[48.0], [120.0], [0.0], [24.0]])
+
+    usd = whole_usd(of, work, np.array([0.8]), OPTIONS)
+
+    assert usd == pytest.approx((3 * 3 + 1) * 60.0 * usd_per_s(of.fleet.pools[0]))
+
+
+def test_of_two_types_the_cheapest_whole_numbers_are_taken():
+    """
+    Against every pair of whole numbers of replicas; not the fractions rounded up.
+    """
+    of = one_model("l40s", "h100_sxm")
+    usd, work = np.array([usd_per_s(p) for p in of.fleet.pools]), np.array([400.0, 130.0])
+
+    found = whole_usd(of, work[None, :], np.array([0.9, 0.9]), OPTIONS)
+
+    enough = [n for n in product(range(9), repeat=2) if (np.array(n) * 54.0 / work).sum() >= 1.0]
+    assert found == pytest.approx(60.0 * min(usd @ np.array(n) for n in enough), rel=0.01)
 
 
 # --- the whole trace
