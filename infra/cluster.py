@@ -107,10 +107,7 @@ def running(settings: Settings, path: Path, scaling: Scaling | None = None) -> I
 
     `scaling` is another than the settings describe. Raises AddressTaken, ClusterFailed.
     """
-    for setting, (host, port) in settings.addresses().items():
-        if not is_free(port, host):
-            # Replicas share their port, so ones of another router would share it, too.
-            raise AddressTaken(setting, host, port)
+    _refuse_taken(settings)
     site = LocalSite.of(settings, path)
     options, dispatchers = settings.deployment(), settings.dispatchers()
     scaling = scaling or scaling_of(settings)
@@ -125,6 +122,18 @@ def running(settings: Settings, path: Path, scaling: Scaling | None = None) -> I
         yield _addresses(settings, site)
     finally:
         _stop_all()
+
+
+def _refuse_taken(settings: Settings) -> None:
+    """Replicas share their port, so ones of another router would share it, too.
+
+    What was left here by one of us that was killed is ours: it is deployed anew.
+    """
+    if ray.is_initialized() and any(map(_is_ours, ray_serve.status().applications)):
+        return
+    for setting, (host, port) in settings.addresses().items():
+        if not is_free(port, host):
+            raise AddressTaken(setting, host, port)
 
 
 @contextmanager

@@ -48,7 +48,7 @@ class AddressTaken(InfraError):
 
     def __str__(self) -> str:
         return (
-            f"{self.setting}: somebody listens at {self.host}:{self.port} already. End that "
+            f"{self.setting}: {self.host}:{self.port} is taken by another process. End that "
             f"process, or set another port."
         )
 

@@ -6,7 +6,7 @@ a second later, by a worker or a connection; worse, a client that tries again an
 server that is down may be given the server's own port, connect to itself, and keep the server from
 coming back.
 
-The one rule: a port that is given out twice in one call is not given out.
+The one rule: whether a port is free is asked of the kernel, by binding it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,11 @@ def free_ports(n: int, host: str = "127.0.0.1") -> list[int]:
 
 
 def is_free(port: int, host: str = "127.0.0.1") -> bool:
-    """Whether nobody listens at it; connections that are closing do not count."""
+    """Whether one could listen at it; connections that are closing do not count.
+
+    `host` may be in the brackets that an IPv6 address has before a port.
+    """
+    host = host.strip("[]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -19,8 +19,8 @@ leaves out makes it lower, never higher: whole replicas, start-up, draining, req
 one interval to the next, arrivals that are burstier within an interval than a Poisson process.
 
 What of the distance to it is due to that is told by a second figure, `whole_usd`: replicas are
-whole, and as many for `kept_s`, about the time that one takes to come, as the busiest interval in it
-needs. It knows the trace as well.
+whole, and as many for `kept_s`, about the time that one takes to come, as the busiest interval in
+it needs. It knows the trace as well.
 
 The one rule: if not even the whole market suffices, what is left over is told, not priced.
 """

@@ -52,9 +52,9 @@ class OverloadOptions:
     static_s: float = 240.0
     halvings: int = 4  # of the static fleet's rate
     ramp_s: float = 480.0  # longer than a machine takes to come
-    settle_s: float = 600.0  # GPUs change hands one after the other: 165 s each, three times over
+    settle_s: float = 600.0  # some GPUs change hands more than once, where no machine is there yet
     top_s: float = 180.0
-    multiples: tuple[float, ...] = (8.0, 11.0, 14.0)  # the gap that holds is halved once more
+    multiples: tuple[float, ...] = (8.0, 11.0, 14.0)  # and two more in the gap above what holds
     seed: int = 0
 
 
@@ -148,7 +148,8 @@ def at_multiple(of: Scenario, base: float, multiple: float, options: OverloadOpt
     done = run(replace(of, traffic=steady(of, rates, options.seed)), FAIRLEAD, options.seed)
     top = (done.traffic.at_s >= judged_s) & (done.requests.fate == Fate.FINISHED)
     criticality = np.array(done.traffic.criticality)
-    highest = criticality[done.traffic.classes] == criticality.max()
+    level = criticality[done.traffic.classes]
+    highest = level == level.max()
     quality = float(done.requests.quality[top].mean()) if top.any() else 0.0
     return {
         "multiple": multiple,

@@ -6,8 +6,9 @@
 
 To have fewer, a pool first gives up those that are still starting, the youngest first, and then the
 one with the fewest requests, which drains. What was wanted and found no GPU is launched when one
-is free. A GPU that goes straight from one replica to another of its region is a machine that is
-there already: only the model is loaded. One that nobody wants at that moment is given back.
+is free. A GPU that goes straight from one replica to another of its region is there already: only
+the model is loaded. One that nobody wants at that moment is given back. (GPUs are counted, not
+machines: eight that are let go are taken to be near enough for one replica.)
 
 The one rule: GPUs in use, draining replicas' too, are never more than there are.
 """

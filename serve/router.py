@@ -29,7 +29,7 @@ from learners.prices import shed_share
 from learners.targets import Target
 from serve.crowding import Crowd
 from serve.live import Live
-from serve.placement import ROOM_FROM, PlacementOptions, charge, place
+from serve.placement import ROOM_FROM, Placement, PlacementOptions, charge, place
 
 Floats = NDArray[np.float64]
 
@@ -149,7 +149,7 @@ def route(
         fits=fits,
         shed=fits & (uniform[:, 1] < shed),
         multiple=least,
-        wished=_wished(free, cost, charged.reference_usd, weights, able, live),
+        wished=_wished(free, cost, charged, weights, able, live),
         pools=pools,
         verdict=verdict,
         propensity=propensity,
@@ -225,7 +225,7 @@ def _least_multiple(multiple: Floats, eligible: NDArray[np.bool_], live: Live) -
 def _wished(
     free: Floats,
     cost: Floats,
-    reference_usd: Floats,
+    charged: Placement,
     weights: Floats,
     able: NDArray[np.bool_],
     live: Live,
@@ -233,8 +233,11 @@ def _wished(
     """The models (n,) that would be chosen if every pool were there and its capacity free.
 
     At no less than what the GPUs cost: a model that asks nothing of its callers is not free to run.
+    And at no less than what money is worth to the operator: fleets are sized by wishes, and who
+    does not weigh money would wish for the best at any price.
     """
-    beyond = weights[:, 1:2] * np.maximum(0.0, live.least(reference_usd) - cost)
+    usd = np.maximum(cost, live.least(charged.reference_usd))
+    beyond = charged.money[:, None] * usd - weights[:, 1:2] * cost
     return np.where(able, free - beyond, -np.inf).argmax(axis=1)
 
 

@@ -84,15 +84,17 @@ def test_a_jump_is_not_a_trend():
 
 @pytest.mark.parametrize("step_s", [10.0, 60.0])
 def test_a_ramp_is_told_as_if_it_went_on(step_s):
-    """After half an hour at 100 it rises by 30 a minute: to 310 in three minutes, and no farther."""
+    """After half an hour at 100 it rises by 30 a minute: so it does for three minutes, no farther."""
     forecast = Forecast(ForecastOptions())
     for at_s in np.arange(0.0, 1800.0 + step_s, step_s):
         forecast.observe(at_s, 100.0)
-    for at_s in np.arange(1800.0 + step_s, 2040.0 + step_s, step_s):
+    end_s = 2040.0 - step_s % 60.0
+    for at_s in np.arange(1800.0 + step_s, end_s + step_s, step_s):
         forecast.observe(at_s, 100.0 + (at_s - 1800.0) / 2.0)
 
-    assert forecast.ramp(60.0) * 220.0 == pytest.approx(250.0)
-    assert forecast.ramp(180.0) * 220.0 == pytest.approx(310.0)
+    now = 100.0 + (end_s - 1800.0) / 2.0
+    assert forecast.ramp(60.0) * now == pytest.approx(now + 30.0)
+    assert forecast.ramp(180.0) * now == pytest.approx(now + 90.0)
     assert forecast.ramp(900.0) == forecast.ramp(180.0)
 
 
@@ -110,6 +112,41 @@ def test_a_ramp_is_told_as_if_it_went_on(step_s):
 def test_what_does_not_rise_evenly_for_three_minutes_is_no_ramp(then):
     """Neither a level, nor a jump, which is seen whole in two, nor what falls again."""
     assert told([100.0] * 30 + then).ramp(180.0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(10.0, 20.0), (2.0, 10.0), (50.0, 75.0), (10.0, 50.0)]
+)
+def test_a_jump_is_hardly_ever_a_ramp(before, after):
+    """
+    Poisson arrivals, told every five seconds as the rate of the last minute: in fewer than one of
+    thirty jumps is there ever a ramp.
+    """
+    rng, ramps = np.random.default_rng(1), 0
+    for _ in range(150):
+        jump = 900 + int(rng.integers(60))
+        per_s = np.concatenate([np.full(jump, before), np.full(600, after)])
+        arrived = np.concatenate([[0], np.cumsum(rng.poisson(per_s))])
+        forecast, seen = Forecast(ForecastOptions()), False
+        for at in range(60, len(per_s), 5):
+            forecast.observe(float(at), float(arrived[at] - arrived[at - 60]) / 60.0)
+            seen |= at >= jump and forecast.ramp(180.0) > 1.0
+        ramps += seen
+    assert ramps < 5
+
+
+def test_what_an_older_version_saved_has_no_ramps():
+    """And loses nothing else."""
+    before = told([100.0] * 30 + [130.0, 160.0, 190.0])
+    saved = before.as_dict()
+    for new in ("at_s", "told_s", "noise"):
+        del saved[new]
+    found = Forecast.from_dict(json.loads(json.dumps(saved)), ForecastOptions())
+    assert found.ramp(180.0) == 1.0
+    assert found.expect(300.0) == before.expect(300.0)
+    for k in range(33, 40):
+        found.observe(k * MINUTE_S, 220.0)
+    assert found.ramp(180.0) == 1.0
 
 
 def test_of_nothing_there_is_no_ramp():

@@ -689,17 +689,30 @@ def test_a_wish_pays_what_the_gpus_cost(cost, wished):
     assert choices.wished[0] == wished
 
 
+@pytest.mark.parametrize(("value_usd", "wished"), [(0.05, 1), (0.037, 1), (0.035, 0)])
+def test_who_does_not_weigh_money_wishes_at_what_it_is_worth_to_the_operator(value_usd, wished):
+    """
+    A quarter of a point for 0.9 cents: to an operator who pays 3.6 cents for a whole one, or more.
+    """
+    live = view(models=WISHED, pools=WISHED_POOLS)
+    options = replace(OPTIONS, value_usd=value_usd)
+
+    choices = decide(requests(live, preference=weights(1, 0, 0, 0)), live, options=options)
+
+    assert choices.wished[0] == wished
+
+
 def test_a_wish_counts_the_list_price_once():
     """
     A model that asks more than its GPUs cost is wished for at that, not at both.
     """
     models = [WISHED[0], replace(WISHED[1], usd_per_call=0.02)]
-    live = view(models=models, pools=WISHED_POOLS)
+    live, rich = view(models=models, pools=WISHED_POOLS), replace(OPTIONS, value_usd=1.0)
 
     asks_usd = float(decide(requests(live), live).cost_usd[0, 1])
     worth = 0.25 / (asks_usd - 0.001)  # points a dollar
     chosen = [
-        int(decide(requests(live, preference=weights(1, cost, 0, 0)), live).wished[0])
+        int(decide(requests(live, preference=weights(1, cost, 0, 0)), live, options=rich).wished[0])
         for cost in (worth * 0.99, worth * 1.01)
     ]
 

@@ -40,6 +40,11 @@ def test_port_is_free_until_somebody_listens():
     assert is_free(port)
 
 
+def test_an_address_may_be_in_brackets():
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as listener:
+        assert not is_free(listener.getsockname()[1], "[::1]")
+
+
 @pytest.mark.parametrize("host", ["192.0.2.7", "no.such.host.invalid"])
 def test_where_nobody_can_listen_nobody_does(host):
     assert is_free(7480, host)

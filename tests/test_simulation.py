@@ -25,6 +25,7 @@ from load.virtual_fleet import UNIX_MS, VirtualFleet
 from load.virtual_replica import Flight
 from load.virtual_time import TICKET_KEY
 from load.virtual_trainer import VirtualTrainer
+from load.warm_start import learned_state
 from serve.live import Live, LiveOptions
 from streams.folder import Folder
 from streams.log import FEEDBACK, TELEMETRY
@@ -648,8 +649,35 @@ def test_remembered_estimates_are_the_estimators_own():
         np.testing.assert_allclose(found.mean, fresh.mean, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(found.deviation, fresh.deviation, rtol=1e-5)
         np.testing.assert_array_equal(found.noise, fresh.noise)
-    again = Remembered(live.estimator, remembered).estimate(contexts)
-    np.testing.assert_allclose(again.mean, remembered.estimate(contexts).mean, rtol=1e-5, atol=1e-6)
+
+
+def test_what_was_asked_before_a_snapshot_is_estimated_with_it():
+    """
+    All at once by the new estimator, which is then not asked again.
+    """
+    contexts, options = contexts_of(table()), LiveOptions()
+    before = Remembered(
+        Live(catalogue(fleet()), Learned(MemoryOptions()), "any", options).estimator
+    )
+    before.estimate(contexts)
+    known = learned_state(table(), table(), catalogue(fleet())).learned
+    estimator = Live(catalogue(fleet()), known, "any", options).estimator
+    asked = []
+
+    class Watched:
+        model_means, models, ridge = estimator.model_means, estimator.models, estimator.ridge
+
+        def estimate(self, rows):
+            asked.append(len(rows))
+            return estimator.estimate(rows)
+
+    after = Remembered(Watched(), before)
+    n_asked = sum(asked)
+    found = after.estimate(contexts)
+
+    assert n_asked == sum(asked) == len(np.unique(contexts, axis=0))
+    np.testing.assert_allclose(found.mean, estimator.estimate(contexts).mean, rtol=1e-4, atol=1e-5)
+    assert np.abs(found.mean - before.estimate(contexts).mean).max() > 0.01
 
 
 def test_scaler_sees_demand_replicas_and_prices():

@@ -45,8 +45,10 @@ RATIO_MAX = 5.0  # of yesterday's course; beyond, yesterday was another thing
 SINGLE = 5  # forecasts side by side
 SHARPNESS = 3.0  # of weights in errors: twice the error has an eighth of the weight
 RAMP = 5.0  # deviations of one minute's change, that a rise is a ramp from
-RAMP_RISES = 3  # in as many minutes, the one that is not over too
-RAMP_EVEN = 0.25  # of the mean slope is the least of a minute
+RAMP_RISES = 3  # in as many minutes, the one that is nearly over too
+RAMP_EVEN = 0.5  # of the mean slope is the least of a minute
+NEARLY_S = 50.0  # of a minute: before, what it has risen by is as good as noise
+NOISE_MIN = 1.0 / 30.0  # of a change, scaled: that of arrivals that know nothing of each other
 RAMP_S = 180.0  # that it is taken to go on for; nobody knows for longer
 
 
@@ -121,11 +123,14 @@ class Forecast:
 
     def ramp(self, in_s: float) -> float:
         """How many times the newest rate it becomes if a ramp goes on; 1 if there is none."""
-        if len(self._bins) < RAMP_RISES or not self._latest:
+        if len(self._told_s) < RAMP_RISES or not self._latest:
             return 1.0
         levels = [*(self._bins[k] for k in range(-RAMP_RISES, 0)), self._latest]
         told_s = [*self._told_s, self._at_s]
-        rise, noise = levels[-1] - levels[0], _scale(levels[0]) * math.sqrt(self._noise)
+        if told_s[-1] - told_s[-2] < NEARLY_S:
+            return 1.0
+        rise = levels[-1] - levels[0]
+        noise = _scale(levels[0]) * math.sqrt(max(self._noise, NOISE_MIN))
         slope = rise / (told_s[-1] - told_s[0])
         even = all(
             after - before > RAMP_EVEN * slope * (after_s - before_s)
@@ -243,10 +248,11 @@ class Forecast:
         """What `as_dict` said."""
         found = cls(options)
         found._bin, found._latest, found._trend = saved["bin"], saved["latest"], saved["trend"]
-        found._at_s = saved["at_s"]
-        found._told_s.extend(saved["told_s"])
+        # What was saved by an older version has no ramps.
+        found._noise, found._at_s = saved.get("noise", found._noise), saved.get("at_s", 0.0)
+        found._told_s.extend(saved.get("told_s", ()))
         found._bins.extend(saved["bins"])
-        found._changes, found._noise = list(saved["changes"]), saved["noise"]
+        found._changes = list(saved["changes"])
         found._levels = list(saved["levels"])
         found._losses = [list(one) for one in saved["losses"]]
         for i, (made, errors) in enumerate(zip(saved["made"], saved["errors"], strict=True)):

@@ -183,7 +183,8 @@ class Sizing:
         for model in load.models():
             of = load.of(model)
             requests_per_s, asked = load.rate[of].sum(axis=0), load.asked[of].sum(axis=0)
-            request_usd = self._request_usd(usd * load.work_s[of].mean(axis=0))
+            mean_s = np.average(load.work_s[of], axis=0, weights=load.rate[of].max(axis=1))
+            request_usd = self._request_usd(usd * mean_s)
             share = float(requests_per_s.sum() / load.rate.sum())
             loss = np.array(
                 [self._loss_usd(model, other, request_usd, share) for other in self._models]

@@ -68,8 +68,9 @@ class Broker:
         """Choose ports and say where everything is; `start` does the work."""
         self.folder = folder.resolve()
         self.data, self.log_path = self.folder / "data", self.folder / "broker.log"
-        free, self._controller_port = free_ports(2)
-        self.port = port or free
+        free = free_ports(2)
+        self.port = port or free[0]
+        self._controller_port = next(other for other in free if other != self.port)
         self._properties = self.folder / "server.properties"
         self._process: subprocess.Popen[bytes] | None = None
 
