@@ -93,8 +93,10 @@ class Dispatcher:
         began_s = self._now_s()
         if not ask.route.HasField("prompt_tokens"):
             ask.route.prompt_tokens = estimated_tokens(ask.body)
+        # Read before it is decided: a ticket that nobody is called in the name of is to be settled.
+        priority = priority_of(read_criticality(ask.route.criticality))
         decision = await self._decide(ask.route)
-        request = self._request(ask, decision, began_s)
+        request = self._request(ask, decision, priority, began_s)
         self.retries.request_began()
         self.hedges.request_began()
         try:
@@ -120,18 +122,14 @@ class Dispatcher:
 
     # --- what is asked, and where it may go
 
-    def _request(self, ask: Ask, decision: pb.Decision, began_s: float) -> Request:
+    def _request(self, ask: Ask, decision: pb.Decision, priority: int, began_s: float) -> Request:
         deadline_s = began_s + self._options.answer_s_max
         if ask.route.HasField("deadline_unix_ms"):
             left_s = (ask.route.deadline_unix_ms - self._now_ms()) / 1000.0
             deadline_s = min(deadline_s, self._now_s() + left_s)
         live = self._view.current
         models = [decision.model, *(other.model for other in decision.fallbacks)]
-        call = Call(
-            body=ask.body,
-            prompt_tokens=ask.route.prompt_tokens,
-            priority=priority_of(read_criticality(ask.route.criticality)),
-        )
+        call = Call(body=ask.body, prompt_tokens=ask.route.prompt_tokens, priority=priority)
         return Request(
             ask=ask,
             decision=decision,

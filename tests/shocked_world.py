@@ -88,16 +88,7 @@ def fleet(gpus: dict[str, int] | None = None, replicas: dict[str, int] | None = 
 def tables() -> tuple[OutcomeTable, OutcomeTable]:
     """Of the two models: prompts that are asked, and others that were learned before."""
     whole = outcomes().shuffled(seed=1, n_max=800)
-    columns = [whole.models.index(model) for model in (SMALL, LARGE)]
-    of_two = OutcomeTable(
-        "shocked",
-        (SMALL, LARGE),
-        whole.embeddings,
-        whole.prompt_tokens,
-        whole.quality[:, columns],
-        whole.cost_usd[:, columns],
-    )
-    return halves(of_two)
+    return halves(whole.only((SMALL, LARGE)))
 
 
 def catalogue(of: Fleet) -> Catalogue:

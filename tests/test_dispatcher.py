@@ -24,6 +24,7 @@ from serve.errors import (
     EndpointFailed,
     EndpointOverloaded,
     EndpointUnreachable,
+    InvalidRequest,
     NoAnswer,
 )
 from serve.health import HealthOptions
@@ -98,6 +99,17 @@ def test_every_call_says_who_goes_first(criticality, priority, how):
         assert up.get(criticality=criticality, **how).error is None
 
         assert {call.priority for end in up.calls() for call in end.calls} == {priority}
+
+
+def test_a_criticality_of_a_later_version_is_refused_before_anything_is_decided():
+    """
+    Nobody would be called in the name of the ticket, nor would it be settled.
+    """
+    with bench({"large": answers(1)}) as up:
+        got = up.get(criticality=99)
+
+        assert isinstance(got.error, InvalidRequest)
+        assert (up.decided, up.reports) == ([], [])
 
 
 def test_an_answer_without_a_word_is_an_answer():

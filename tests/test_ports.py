@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from infra import cluster
 from infra.cluster import running
 from infra.errors import AddressTaken
 from infra.ports import FIRST, LAST, free_ports, is_free
@@ -50,27 +53,31 @@ def test_where_nobody_can_listen_nobody_does(host):
     assert is_free(7480, host)
 
 
+def settings_of(folder: Path) -> tuple[Path, dict[str, dict[str, int]]]:
+    """Settings that listen at four ports, and which those are."""
+    ports = free_ports(4)
+    numbers = {
+        "listener": {"port": ports[0]},
+        "dispatch": {"replicas": 1, "port": ports[1], "http_port": ports[2]},
+        "metrics": {"port": ports[3]},
+    }
+    sections = [
+        f"[{title}]\n" + "".join(f"{key} = {n}\n" for key, n in of.items())
+        for title, of in numbers.items()
+    ]
+    path = folder / "fairlead.toml"
+    models = '[[models]]\nname = "small"\n'
+    path.write_text("\n".join([f'state_dir = "{folder}"', *sections, models]))
+    return path, numbers
+
+
 @pytest.mark.parametrize("setting", ["listener.port", "dispatch.http_port", "metrics.port"])
 def test_router_does_not_share_a_port_with_a_stranger(tmp_path, setting):
     """
     Replicas bind with SO_REUSEPORT: without asking, two routers would take turns at the calls.
     """
     section, _, name = setting.partition(".")
-    ports = dict(zip(("a", "b", "c", "d"), free_ports(4), strict=True))
-    numbers = {
-        "listener": {"port": ports["a"]},
-        "dispatch": {"replicas": 1, "port": ports["b"], "http_port": ports["c"]},
-        "metrics": {"port": ports["d"]},
-    }
-    path = tmp_path / "fairlead.toml"
-    path.write_text(
-        f'state_dir = "{tmp_path}"\n'
-        + "".join(
-            f"[{title}]\n" + "".join(f"{key} = {n}\n" for key, n in of.items())
-            for title, of in numbers.items()
-        )
-        + '[[models]]\nname = "small"\n'
-    )
+    path, numbers = settings_of(tmp_path)
     taken = numbers[section][name]
 
     with (
@@ -79,3 +86,19 @@ def test_router_does_not_share_a_port_with_a_stranger(tmp_path, setting):
         running(read_settings(path), path),
     ):
         pass
+
+
+def test_what_was_left_by_a_router_that_was_killed_is_no_stranger(tmp_path, monkeypatch):
+    """
+    In a cluster that goes on, its replicas do: they are deployed anew where they listen.
+    """
+    path, numbers = settings_of(tmp_path)
+    left = SimpleNamespace(applications={"router": None})
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(cluster.ray_serve, "status", lambda: left)
+
+    with listening(("127.0.0.1", numbers["listener"]["port"])):
+        cluster._refuse_taken(read_settings(path))
+        left.applications = {"others": None}
+        with pytest.raises(AddressTaken):
+            cluster._refuse_taken(read_settings(path))
