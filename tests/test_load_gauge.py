@@ -77,6 +77,16 @@ def test_a_steady_load_is_the_work_that_comes_by_how_full_it_may_be(performance,
         assert load == pytest.approx(share, rel=0.03)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "output", "share"), [(4500, 20, 0.25), (1000, 3, 0.25), (100, 1, 0.8)]
+)
+def test_short_answers_do_not_make_a_replica_that_is_hardly_busy_full(prompt, output, share):
+    """
+    Whoever waits for another's long prompt is late with three tokens, but seldom does.
+    """
+    assert told(SLOW, [(prompt, output)], share) < 1.0
+
+
 def test_lengths_that_vary_make_a_replica_full_sooner():
     """
     One in four prompts is long: the same work per second is more load, by the variation of work.
