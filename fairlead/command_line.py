@@ -200,7 +200,7 @@ def bench_fleet(
         bool, typer.Option(help="A few minutes of each trace; under a minute.")
     ] = False,
     picture: Annotated[
-        Path | None, typer.Option(help="Also draw two days of the fleet, into this PNG.")
+        Path | None, typer.Option(help="Also draw a trace's fleet over time, into this PNG.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -254,8 +254,15 @@ def _table(name: str, rows: dict[str, dict[str, Any]]) -> None:
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     table = Table(name, *columns)
     for key, row in rows.items():
-        table.add_row(key, *(str(row.get(column, "")) for column in columns))
+        table.add_row(key, *(_cell(row.get(column, "")) for column in columns))
     Console().print(table)
+
+
+def _cell(value: object) -> str:
+    """As it is; of a dictionary, what it says line by line."""
+    if not isinstance(value, dict):
+        return str(value)
+    return "\n".join(f"{key} {_cell(one)}" for key, one in value.items())
 
 
 @app.command()

@@ -5,7 +5,7 @@ FairleadError
 ├── UnknownModel        a model named in the request is not in the router's catalogue
 ├── NoModelFits         the request leaves no model, or needs an encoder this router lacks
 ├── DeadlineExceeded    no answer in time: too late to be useful, or the router can't be reached
-├── Overloaded          the router's queue is full; try later or elsewhere, not at once
+├── Overloaded          the router's queue is full, or the fleet; try later or elsewhere
 ├── Unavailable         the router is starting, stopping or gone; it was tried more than once
 ├── AnswerBroken        a dispatched answer broke off after its first token
 ├── NotAllowed          the router, or something in front of it, does not know this caller
@@ -73,7 +73,10 @@ class DeadlineExceeded(FairleadError):
 
 
 class Overloaded(FairleadError):
-    """The router's queue is full. Not retried by the client, for that would fill it further."""
+    """The router's queue is full, or the fleet is and requests of this criticality are refused.
+
+    Not retried by the client, for that would fill it further.
+    """
 
     advice = "Slow down, wait before trying again, or choose a model without the router."
     retriable = True

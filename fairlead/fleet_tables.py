@@ -37,12 +37,14 @@ def _workload(classes: Mapping[str, Mapping]) -> Table:
             name,
             *(_number(of["arrivals_per_s"][span], 1) for span in ("10s", "1m", "5m")),
             _number(of["arrivals"]),
+            _number(of["shed"]),
             _percentiles(of["prompt_tokens"]),
             _percentiles(of["output_tokens"]),
         )
         for name, of in classes.items()
     )
-    heads = ("class", "/s 10 s", "/s 1 min", "/s 5 min", "in all", "prompt tokens", "output tokens")
+    rates = ("/s 10 s", "/s 1 min", "/s 5 min")
+    heads = ("class", *rates, "in all", "shed", "prompt tokens", "output tokens")
     return _table("workload (lengths: p50 · p95 · p99)", heads, rows)
 
 

@@ -56,6 +56,9 @@ def _print(found: dict[str, object]) -> None:
             table.add_row(name, "unknown" if value is None else str(shown))
     out.print(table)
     print_fleet(found, out)
+    router = found["router"]
+    if not router or not router["replicas"]:
+        out.print("No router is running, or none was heard: what is shown is of before.")
     for alarm in found["alarms"]:
         out.print(f"[bold red]alarm[/] {alarm}", highlight=False)
     if not found["alarms"]:

@@ -37,7 +37,8 @@ that answer, and `fairlead settings --check FILE` says whether a file is valid.
   `__` goes one section down: `FAIRLEAD__LISTENER__PORT=9000` is `port` of `[listener]`. Lists are
   written as JSON: `FAIRLEAD__MODELS='[{"name": "small"}]'`.
 - **Unknown keys are refused**, in the file and in the environment, as is every value beyond its
-  bounds. All problems are reported at once, each with key, value and limit.
+  bounds. Problems of one kind are reported at once (keys and values, then names, then
+  what does not go together), each with key, value and limit.
 - **Models and pools are read again while the router runs**, every `poll_s` of `[learning]`: a
   model that is added takes requests, one that is removed takes none, and coming back under its
   name it is remembered. A file that is not valid changes nothing until it is mended. Everything

@@ -50,6 +50,10 @@ def _named(message: str, body: object) -> InvalidRequest:
         return InvalidRequest(
             _joined(path, name[1]), value, "left out: there is no field of that name here"
         )
+    if problem.startswith("Invalid enum value"):
+        return InvalidRequest(
+            _joined(path, ""), _shown(_at(body, path)), "one of its documented values"
+        )
     limit = problem.removeprefix("Expected ").split(", got ")[0]
     return InvalidRequest(_joined(path, ""), _shown(_at(body, path)), limit)
 

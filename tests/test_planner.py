@@ -309,6 +309,20 @@ def test_beyond_the_fleet_a_smaller_model_answers():
     assert plan["small-l4"] * 0.95 > work("small-l4", 50.0)
 
 
+def test_who_is_left_out_is_said_once_and_when_it_is_over():
+    """
+    Every GPU is used up for half an hour, then a tenth comes.
+    """
+    world = World(gpus={"l4": 2, "h100": 1, "b200": 0})
+    world.run(1800, small=500.0)
+    said = [line for line in world.lines if "left out" in line]
+    assert len(said) == 1 and "the GPUs are used up" in said[0]
+    world.run(1800, small=5.0)
+    assert world.lines.index(said[0]) < max(
+        k for k, line in enumerate(world.lines) if "carried again" in line
+    )
+
+
 def test_who_wishes_for_a_model_has_the_prompts_it_is_better_at():
     """
     A point is worth next to nothing on average, and yet a third of the requests wishes for the dear

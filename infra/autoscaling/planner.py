@@ -37,6 +37,8 @@ from infra.fleet import Fleet, PoolPlan
 from infra.latency_target import LatencyTarget
 from learners.work import WorkRates
 
+UNMET_LEAST = 0.01  # of what is expected; less is within what a forecast is off
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouterOptions:
@@ -90,6 +92,7 @@ class Planner:
         self._plan = None if plan is None else Plan(replicas=plan[0], routers=plan[1])
         self._usd_per_hour: dict[str, float] = dict(remembered.get("usd_per_hour", {}))
         self._stale = bool(remembered.get("stale", False))
+        self._left_out = bool(remembered.get("left_out", False))
 
     def step(self, observed: Observed) -> Plan:
         """The plan from now on."""
@@ -116,6 +119,7 @@ class Planner:
         routers = self._routers(observed, before.routers)
         replicas = {p.name: settled.get(p.name, p.replicas) for p in self._fleet.pools}
         said += self._wording.lines(now, settled, needs, limits, gpus, self._usd_per_hour)
+        said += self._say_who_is_left_out(needs)
         if routers != before.routers:
             busy = observed.router_busy_share
             said.append(f"routers: {before.routers} → {routers}: {busy:.2f} event loops are busy")
@@ -134,6 +138,7 @@ class Planner:
             "plan": self._plan and [dict(self._plan.replicas), self._plan.routers],
             "usd_per_hour": dict(self._usd_per_hour),
             "stale": self._stale,
+            "left_out": self._left_out,
         }
 
     # --- what is observed, checked
@@ -205,6 +210,16 @@ class Planner:
             self._pools, self._rates, self._target, o, self._demand, self._decided,
             self._sizing.lead_s, self._usd_per_hour, limits, gpus,
         )  # fmt: skip
+
+    def _say_who_is_left_out(self, needs: Needs) -> list[str]:
+        """When it begins, and when it is over."""
+        expected, before = sum(needs.wished.values()), self._left_out
+        self._left_out = needs.unmet > UNMET_LEAST * expected
+        if self._left_out == before:
+            return []
+        if self._left_out:
+            return [self._wording.left_out(needs.unmet, expected)]
+        return [self._wording.carried_again(expected)]
 
     def _routers(self, observed: Observed, now: int) -> int:
         o, busy = self._options.routers, observed.router_busy_share

@@ -44,6 +44,19 @@ class Wording:
                 found.append(f"{name}: {was} → {is_}: {why}")
         return found
 
+    @staticmethod
+    def left_out(unmet: float, expected: float) -> str:
+        """Of what no pool is to carry, requests a second."""
+        return (
+            f"{unmet:.3g} of {expected:.3g} requests/s that are expected are left out: every pool "
+            f"is at its bounds, or the GPUs are used up"
+        )
+
+    @staticmethod
+    def carried_again(expected: float) -> str:
+        """That there is nothing of it any more."""
+        return f"the {expected:.3g} requests/s that are expected are carried again"
+
     def _more(self, name: str, n: int, needs: Needs, usd: Mapping[str, float | None]) -> str:
         pool, rate, lead_s = self._pools[name], needs.rate[name], needs.lead_s[name]
         if not rate:
