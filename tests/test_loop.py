@@ -150,7 +150,10 @@ def test_demo_goes_on_and_ends_well_through_a_fault(tmp_path, fault):
     """
     Decisions go on, the loop recovers by itself, and every outcome still counts exactly once.
     """
-    with demo(tmp_path / "demo", requests=2400) as running:
+    # Without a trainer nothing is learned: its last quarter has to come well after the next one's
+    # first snapshot, also where Ray takes long to start it.
+    requests = 6000 if fault == "trainer killed" else 2400
+    with demo(tmp_path / "demo", requests) as running:
         version = running.learning(running.learning())
 
         if fault == "replica killed":
@@ -171,9 +174,7 @@ def test_demo_goes_on_and_ends_well_through_a_fault(tmp_path, fault):
             running.learning(newest)
 
         found = ended_well(running)
-    last, random = (found[who]["by_quarter"][3]["utility"] for who in ("router", "random"))
-    # Without a trainer for a while, what is learned by then is a matter of how fast this machine is.
-    assert last > random or fault == "trainer killed"
+    assert found["router"]["by_quarter"][3]["utility"] > found["random"]["by_quarter"][3]["utility"]
 
 
 def test_demo_prints_one_json_object_and_a_picture(tmp_path):
