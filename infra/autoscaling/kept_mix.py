@@ -35,6 +35,17 @@ class KeptMixOptions:
     solved_s_max: float = 300.0  # a mix is looked at afresh after this in any case
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Question:
+    """What a mix is the answer to."""
+
+    at_s: float
+    load: Workload
+    usd_per_hour: Mapping[str, float]  # by GPU type
+    limits: Mapping[str, Limits]  # by pool
+    gpus: Mapping[str, int]  # by type
+
+
 class KeptMix:
     """None yet, or the last."""
 
@@ -44,23 +55,15 @@ class KeptMix:
         self._shares: list[list[float]] = []  # (asks, pools)
         self._asked: list[Any] | None = None  # when, for whom and within what, prices, work
 
-    def holds(
-        self,
-        at_s: float,
-        load: Workload,
-        usd_per_hour: Mapping[str, float],
-        limits: Mapping[str, Limits],
-        gpus: Mapping[str, int],
-    ) -> bool:
+    def holds(self, now: Question) -> bool:
         """Whether the last mix is still a good one for what is asked now."""
-        o, needs = self._options, self.needs
-        if needs is None or self._asked is None or at_s - self._asked[0] >= o.solved_s_max:
+        o, needs, load = self._options, self.needs, now.load
+        if needs is None or self._asked is None or now.at_s - self._asked[0] >= o.solved_s_max:
             return False
         _, exact_then, usd_then, asked_then = self._asked
-        usd = _sorted(usd_per_hour)
-        if _exact(load, usd_per_hour, limits, gpus) != exact_then:
+        if _exact(now) != exact_then:
             return False
-        if not np.allclose(usd, usd_then, o.changed, 0.0):
+        if not np.allclose(_sorted(now.usd_per_hour), usd_then, o.changed, 0.0):
             return False
         if not load.keys:
             return True
@@ -73,20 +76,11 @@ class KeptMix:
         most = [needs.load_max[name] * n for name, n in needs.replicas.items()]
         return bool((carried <= np.array(most) + ROUNDING).all())
 
-    def keep(
-        self,
-        needs: Needs,
-        shares: Sequence[Sequence[float]],
-        at_s: float,
-        load: Workload,
-        usd_per_hour: Mapping[str, float],
-        limits: Mapping[str, Limits],
-        gpus: Mapping[str, int],
-    ) -> None:
+    def keep(self, needs: Needs, shares: Sequence[Sequence[float]], now: Question) -> None:
         """Make it the last one; `shares` (asks, pools) of what is asked."""
         self.needs, self._shares = needs, [list(row) for row in shares]
-        exact = _exact(load, usd_per_hour, limits, gpus)
-        self._asked = [at_s, exact, _sorted(usd_per_hour), load.asked.tolist()]
+        usd, asked = _sorted(now.usd_per_hour), now.load.asked.tolist()
+        self._asked = [now.at_s, _exact(now), usd, asked]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -100,15 +94,10 @@ class KeptMix:
             self.needs = Needs(**saved["needs"])
 
 
-def _exact(
-    load: Workload,
-    usd_per_hour: Mapping[str, float],
-    limits: Mapping[str, Limits],
-    gpus: Mapping[str, int],
-) -> Any:
+def _exact(now: Question) -> Any:
     """What is compared as it is, not nearly."""
-    bounds = {name: asdict(limit) for name, limit in limits.items()}
-    return _plain([load.keys, bounds, dict(gpus), sorted(usd_per_hour)])
+    bounds = {name: asdict(limit) for name, limit in now.limits.items()}
+    return _plain([now.load.keys, bounds, dict(now.gpus), sorted(now.usd_per_hour)])
 
 
 def _sorted(usd_per_hour: Mapping[str, float]) -> list[float]:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.autoscaling.expected import ExpectedDemand
-from infra.autoscaling.kept_mix import KeptMix, KeptMixOptions
+from infra.autoscaling.kept_mix import KeptMix, KeptMixOptions, Question
 from infra.autoscaling.mix import Ask, Mix, MixOptions, Offer, Unmet, cheapest
 from infra.autoscaling.needs import Needs, needs_of
 from infra.autoscaling.queueing import load_max
@@ -99,11 +99,13 @@ class Sizing:
         o, lead_s = self._options, [self.lead_s[name] for name in self._names]
         factor = [factors.get(model, 1.0) for model in self._models]
         load = workload_of(demand, self._table, lead_s, factor, self._unknown, o.rate_least)
-        if not self._last.holds(demand.at_s, load, usd_per_hour, limits, gpus):
-            found = self._solve(load, usd_per_hour, now, limits, gpus)
+        asked = Question(
+            at_s=demand.at_s, load=load, usd_per_hour=usd_per_hour, limits=limits, gpus=gpus
+        )
+        if not self._last.holds(asked):
+            found = self._solve(asked, now)
             if found is not None:
-                needs, shares = found
-                self._last.keep(needs, shares, demand.at_s, load, usd_per_hour, limits, gpus)
+                self._last.keep(*found, asked)
         nothing = {name: now.get(name, 0) for name in self._names}
         needs = self._last.needs or needs_of(nothing, self.lead_s)
         needs.now = by_model(load.keys, [demand.series[key].rate for key in load.keys])
@@ -120,23 +122,18 @@ class Sizing:
     # --- the programme
 
     def _solve(
-        self,
-        load: Workload,
-        usd_per_hour: Mapping[str, float],
-        now: Mapping[str, int],
-        limits: Mapping[str, Limits],
-        gpus: Mapping[str, int],
+        self, asked: Question, now: Mapping[str, int]
     ) -> tuple[Needs, list[list[float]]] | None:
-        asks = self._asks(load, usd_per_hour)
+        load, gpus = asked.load, asked.gpus
+        asks = self._asks(load, asked.usd_per_hour)
         full = self._full(load, [now.get(name, 0) for name in self._names])
-        mix = cheapest(asks, self._offers(full, usd_per_hour, now, limits), gpus, self._mix)
+        mix = cheapest(asks, self._offers(full, asked, now), gpus, self._mix)
         if mix is None:
             return None
         again, had = self._full(load, mix.replicas), np.array(mix.replicas) > 0
         if (np.abs(np.array(again) - full) > FULL_ALIKE)[had].any():
             full = again
-            offers = self._offers(full, usd_per_hour, now, limits)
-            mix = cheapest(asks, offers, gpus, self._mix) or mix
+            mix = cheapest(asks, self._offers(full, asked, now), gpus, self._mix) or mix
         return self._as_needs(mix, load, full)
 
     def _full(self, load: Workload, counts: Sequence[int]) -> list[float]:
@@ -150,15 +147,11 @@ class Sizing:
         return found
 
     def _offers(
-        self,
-        full: Sequence[float],
-        usd_per_hour: Mapping[str, float],
-        now: Mapping[str, int],
-        limits: Mapping[str, Limits],
+        self, full: Sequence[float], asked: Question, now: Mapping[str, int]
     ) -> list[Offer]:
         found = []
         for name, load in zip(self._names, full, strict=True):
-            usd, limit = usd_per_s(self._pools[name], usd_per_hour), limits[name]
+            usd, limit = usd_per_s(self._pools[name], asked.usd_per_hour), asked.limits[name]
             found.append(
                 Offer(
                     pool=name,
