@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.context import Contexts
+from learners.estimator import Estimates
 from learners.policy import Policy, draw
 from learners.prices import shed_share
 from learners.targets import Target
@@ -106,26 +107,15 @@ def route(
     `spread` (n, P) are factors on the prices of pools, see `placement`; None: all one.
     """
     estimates = live.estimator.estimate(requests.contexts)
-    catalogue, weights = live.catalogue, requests.preference
-    expected_cost = catalogue.expected_cost_usd(requests.prompt_tokens)
-    quality = np.clip(estimates.mean[:, :, Target.QUALITY], 0.0, 1.0) * (1.0 - live.error_share)
-    cost, cost_deviation = _from_ratio(
-        expected_cost, estimates.mean[:, :, Target.COST], estimates.noise[:, Target.COST]
-    )
-    latency, latency_deviation = _from_ratio(
-        catalogue.latency_ms,
-        estimates.mean[:, :, Target.LATENCY],
-        estimates.noise[:, Target.LATENCY],
-    )
-    if requests.switch_ms is not None:
-        latency = latency + requests.switch_ms
+    expected, weights = _expected(requests, live, estimates), requests.preference
+    cost, latency = expected.cost_usd, expected.latency_ms
     known_tokens = np.where(
-        requests.prompt_tokens > 0, requests.prompt_tokens, catalogue.prompt_tokens
+        requests.prompt_tokens > 0, requests.prompt_tokens, live.catalogue.prompt_tokens
     )
     charged = charge(weights, known_tokens, live, crowd, spread, options)
     pools, rows = charged.best, np.arange(len(requests))
-    energy = charged.energy_j[rows[:, None], pools]
-    free = weights[:, :1] * quality - weights[:, 1:2] * cost - weights[:, 2:3] * (latency / 1000.0)
+    free = weights[:, :1] * expected.quality - weights[:, 1:2] * cost
+    free -= weights[:, 2:3] * (latency / 1000.0)
     utility = free - charged.points[rows[:, None], pools]
     budget = live.prices.budget.charged(options.pricing.ascent) if options.priced else 0.0
     if budget:
@@ -154,16 +144,44 @@ def route(
         verdict=verdict,
         propensity=propensity,
         utility=utility,
-        quality=quality,
+        quality=expected.quality,
         cost_usd=cost,
         latency_ms=latency,
-        energy_j=energy,
+        energy_j=charged.energy_j[rows[:, None], pools],
         work_s=charged.work_s[rows, pool],
         quality_deviation=np.hypot(estimates.deviation, estimates.noise[:, Target.QUALITY]),
-        cost_usd_deviation=cost_deviation,
-        latency_ms_deviation=latency_deviation,
-        expected_cost_usd=expected_cost,
+        cost_usd_deviation=expected.cost_usd_deviation,
+        latency_ms_deviation=expected.latency_ms_deviation,
+        expected_cost_usd=expected.list_usd,
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Expected:
+    """What n requests would get of k models, (n, k) each, before any capacity is charged."""
+
+    quality: Floats
+    cost_usd: Floats
+    cost_usd_deviation: Floats
+    latency_ms: Floats
+    latency_ms_deviation: Floats
+    list_usd: Floats  # the cost by the catalogue, that the learned one is a ratio of
+
+
+def _expected(requests: Requests, live: Live, estimates: Estimates) -> _Expected:
+    list_usd = live.catalogue.expected_cost_usd(requests.prompt_tokens)
+    quality = np.clip(estimates.mean[:, :, Target.QUALITY], 0.0, 1.0) * (1.0 - live.error_share)
+    cost, cost_deviation = _from_ratio(
+        list_usd, estimates.mean[:, :, Target.COST], estimates.noise[:, Target.COST]
+    )
+    latency, latency_deviation = _from_ratio(
+        live.catalogue.latency_ms,
+        estimates.mean[:, :, Target.LATENCY],
+        estimates.noise[:, Target.LATENCY],
+    )
+    if requests.switch_ms is not None:
+        latency = latency + requests.switch_ms
+    return _Expected(quality, cost, cost_deviation, latency, latency_deviation, list_usd)
 
 
 def explored(choices: Choices) -> NDArray[np.bool_]:
