@@ -33,6 +33,7 @@ from infra.autoscaling.planner import PlannerOptions, RouterOptions
 from infra.autoscaling.sizing import SizingOptions
 from infra.autoscaling.steady import SteadyOptions
 from learners.prices import Criticality
+from load.bench_settings import head
 from load.tables import OutcomeTable
 from load.traffic import Traffic
 
@@ -132,7 +133,7 @@ def planner_options(value_usd: float) -> PlannerOptions:
     return PlannerOptions(
         expected=ExpectedOptions(idle_s=10.0),  # ten minutes, by default
         sizing=SizingOptions(value_usd=value_usd, lead_s=5.0),  # half a minute
-        steady=SteadyOptions(down_s=20.0, grow_s=20.0),  # five minutes, one minute
+        steady=SteadyOptions(down_s=20.0, grow_s=20.0),  # three minutes, one minute
         routers=RouterOptions(least=1, most=1),
     )
 
@@ -149,23 +150,13 @@ def machines() -> list[dict[str, float]]:
 
 def settings_toml(folder: Path, port: int) -> str:
     """The settings file; `port` and the next two are listened at."""
-    text = f"""state_dir = "{folder}/state"
-[listener]
-port = {port}
-[router]
-replicas = 1
-[encoder]
-kind = "hashing"
+    text = f"""{head(folder, port)}
 [telemetry]
 period_s = {STEP_S}
 [autoscaling]
 enabled = true
 step_s = {STEP_S}
 routers_max = 1
-[dispatch]
-replicas = 1
-port = {port + 1}
-http_port = {port + 2}
 """
     for _, gpu, gpus, _ in POOLS.values():
         text += (

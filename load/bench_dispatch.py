@@ -31,6 +31,7 @@ import uvloop
 from infra.connections import Connections
 from infra.openai_endpoint import OpenAiEndpoint, OpenAiOptions
 from load.bench_loop import started
+from load.bench_settings import head
 from load.errors import LoopStuck
 from load.replay import Connect
 from serve.backend import Call, Piece
@@ -83,25 +84,15 @@ def measure(
     """Run all; about two minutes. Raises LoopStuck."""
     with tempfile.TemporaryDirectory() as folder:
         settings = Path(folder) / "fairlead.toml"
-        settings.write_text(_settings(folder, options.port))
+        settings.write_text(_settings(settings.parent, options.port))
         say("starting `fairlead up` with a dispatcher and an emulated pool …")
         with started(settings):
             return uvloop.run(_measure(options, connect, say))
 
 
-def _settings(folder: str, port: int) -> str:
+def _settings(folder: Path, port: int) -> str:
     """One pool of a fast GPU, so that there is little but overhead."""
-    return f"""state_dir = "{folder}/state"
-[listener]
-port = {port}
-[router]
-replicas = 1
-[encoder]
-kind = "hashing"
-[dispatch]
-replicas = 1
-port = {port + 1}
-http_port = {port + 2}
+    return f"""{head(folder, port)}
 [[gpus]]
 name = "h200_sxm"
 usd_per_hour = 2.6

@@ -39,6 +39,7 @@ from infra.cluster import running
 from infra.directory import ask
 from infra.raylets import Raylets, raylets
 from infra.settings import read_settings
+from load.bench_settings import head
 from load.errors import LoopStuck
 from load.replay import Connect
 from serve.proto.fairlead.v1 import dispatch_pb2 as pb
@@ -127,7 +128,7 @@ def measure(
     """Run all experiments; three to four minutes. Raises LoopStuck."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "fairlead.toml"
-        path.write_text(_settings(folder, options.port))
+        path.write_text(_settings(path.parent, options.port))
         settings = read_settings(path)
         say("starting five raylets, two routers, two dispatchers and four pools …")
         with raylets([_machine(pool) for pool in POOLS]) as machines, running(settings, path):
@@ -135,21 +136,11 @@ def measure(
     return summary(found)
 
 
-def _settings(folder: str, port: int) -> str:
+def _settings(folder: Path, port: int) -> str:
     models = {"small": ("Llama-3.1-8B-Instruct", 1, 0.1), "large": ("Llama-3.1-70B", 1, 1.0)}
-    text = f"""state_dir = "{folder}/state"
-[listener]
-port = {port}
-[router]
-replicas = 2
-[encoder]
-kind = "hashing"
+    text = f"""{head(folder, port, routers=2, dispatchers=2)}
 [preference]
 latency = 0.05
-[dispatch]
-replicas = 2
-port = {port + 1}
-http_port = {port + 2}
 """
     for gpu in ("l40s", "h100_sxm", "h200_sxm"):
         text += f'[[gpus]]\nname = "{gpu}"\nusd_per_hour = 1.0\navailable = 4\n'
