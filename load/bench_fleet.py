@@ -71,7 +71,7 @@ SPEED_POOLS = 10
 SPEED_S = (1500.0, 1900.0)  # of the Azure trace, its busiest: what is due by time costs least of it
 SPEED_LEFT_OUT = ("llama-3.1-8b-l4-eu", "llama-3.1-8b-a100-us", "llama-3.1-70b-h100-us")
 FULL_ENOUGH = 0.9  # a type of GPU that is fuller than this at the peak is not tried alone
-PICTURED = "diurnal"
+PICTURED = "azure"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ sent beyond it fills the pool; it takes about `FILL_S` of twice the work to doub
     ρ + (work sent since · routers / replicas / F − ρ · time since) / FILL_S
 
 F is the work a second that a replica told to have a load of 1 is sent. It is less than one, by
-lengths and GPU: 0.15 where prompts are long and answers short, 0.95 at the most. So it is learned
+lengths and GPU: 0.3 where prompts are long and answers short, 0.95 at the most. So it is learned
 from what was sent and what was told, over the last minutes: at a steady load both terms cancel,
 also for a router that gets more or fewer requests than others.
 
