@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -42,6 +43,7 @@ from load.overload import (
     tried_scenario,
 )
 from load.pool_limits import LimitOptions
+from load.simulated import Fate
 from load.traces import DiurnalOptions
 from load.tuning import FAIRLEAD, ROUTER_BLIND, Contender, Grid
 from load.virtual_split import capacities
@@ -353,6 +355,39 @@ def test_the_last_resort_carries_most_everywhere():
     )))  # fmt: skip
     assert full_rate(of) == full_rate(alone)
     assert full_rate(of) > 2.0 * full_rate(static_scenario(of))
+
+
+def test_what_carries_most_on_a_type_counts_wherever_it_stands():
+    of = tried_scenario(TINY, OverloadOptions(market_share=0.5))
+    turned = replace(of, fleet=replace(of.fleet, pools=of.fleet.pools[::-1]))
+
+    assert full_rate(turned) == pytest.approx(full_rate(of))
+
+
+def test_the_highest_class_is_judged_all_the_way_and_all_at_the_top(monkeypatch):
+    """
+    By hand: of four requests, two before the top; one of the two highest is late, and that early.
+    """
+    done = SimpleNamespace(
+        traffic=SimpleNamespace(
+            at_s=np.array([1.0, 2.0, 25.0, 26.0]),
+            classes=np.array([0, 1, 0, 1]),
+            criticality=(3, 0),
+        ),
+        target=SHORT_TARGET,
+        requests=SimpleNamespace(
+            fate=np.full(4, Fate.FINISHED),
+            quality=np.array([0.1, 0.2, 0.5, 0.7]),
+            within=lambda traffic, target: np.array([False, False, True, True]),
+        ),
+    )
+    monkeypatch.setattr(overload, "run", lambda *_: done)
+    options = OverloadOptions(ramp_s=10.0, settle_s=10.0, top_s=10.0)
+
+    found = overload.at_multiple(built("azure", TINY), 1.0, 2.0, options)
+
+    assert found["within_target"] == 1.0 and found["highest_class"] == 0.5
+    assert found["quality"] == pytest.approx(0.6)
 
 
 def test_the_highest_multiple_that_holds_is_searched_between_those_that_were_tried():

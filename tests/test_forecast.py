@@ -135,6 +135,18 @@ def test_a_jump_is_hardly_ever_a_ramp(before, after):
     assert ramps < 5
 
 
+@pytest.mark.parametrize("per_s", [1.0, 5.0, 50.0])
+def test_where_nothing_came_for_hours_chance_is_no_ramp(per_s):
+    """
+    There was no noise to learn from: it is taken to be that of independent arrivals.
+    """
+    rng, forecast = np.random.default_rng(2), Forecast(ForecastOptions())
+    arrived = np.concatenate([np.zeros(3600), np.cumsum(rng.poisson(per_s, 3600))])
+    for at in range(60, len(arrived), 10):
+        forecast.observe(float(at), float(arrived[at] - arrived[at - 60]) / 60.0)
+        assert at < 3900 or forecast.ramp(180.0) == 1.0
+
+
 def test_what_an_older_version_saved_has_no_ramps():
     """And loses nothing else."""
     before = told([100.0] * 30 + [130.0, 160.0, 190.0])

@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from infra.autoscaling import sizing
@@ -331,6 +332,26 @@ def test_who_wishes_for_a_model_has_the_prompts_it_is_better_at():
     options = PlannerOptions(sizing=SizingOptions(value_usd=1e-9))
     plan = World(planner=planner(options)).run(1800, small=400.0, large=200.0)
     assert capacity(plan, "large") >= 200.0
+
+
+def test_what_a_model_costs_more_is_that_of_those_who_ask(monkeypatch):
+    """
+    One long prompt in a thousand requests hardly changes what their mean costs.
+    """
+    lost = []
+    solve = sizing.cheapest
+    monkeypatch.setattr(
+        sizing, "cheapest", lambda asks, *given: lost.append(asks[0]) or solve(asks, *given)
+    )
+    rare = replace(demand("large", 0.1, "docs"), prompt_tokens=100_000.0)
+    options = PlannerOptions(sizing=SizingOptions(value_usd=1e-9))
+    for demands in ([demand("large", 100.0)], [demand("large", 100.0), rare]):
+        World(planner=planner(options)).step(*demands)
+
+    alone, beside = (np.array(one.loss_usd_per_s) for one in (lost[0], lost[-1]))
+    some = alone > 1e-4
+    assert some.any()
+    np.testing.assert_allclose(beside[some], alone[some], rtol=0.15)
 
 
 def test_little_is_not_worth_a_machine_of_its_own():

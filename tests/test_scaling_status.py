@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
+from fairlead import status
 from fairlead.status import LINES_MAX, show
 from infra.autoscaling.observed import Plan
 from infra.autoscaling.plan_record import Line, PlanRecord, write_record
@@ -52,6 +55,21 @@ def test_status_tells_what_the_planner_did_last(site, capsys):
 def test_status_without_a_planner_has_no_lines(site, capsys):
     assert status_of(site, quiet=False)["scaling"] == []
     assert "scaling" not in capsys.readouterr().out
+
+
+def test_status_says_when_no_router_is_heard(site, capsys, monkeypatch):
+    """
+    Else what is shown of the time before looks as if it were of now.
+    """
+    words = "No router is running"
+    found = status_of(site, quiet=False)
+    assert words in capsys.readouterr().out
+
+    heard = SimpleNamespace(json=lambda: found | {"router": {"replicas": 1}})
+    monkeypatch.setattr(status, "look", lambda *_: heard)
+    monkeypatch.setattr(status, "print_fleet", lambda *_: None)
+    status_of(site, quiet=False)
+    assert words not in capsys.readouterr().out
 
 
 def test_nothing_is_observed_until_telemetry_was_heard(site):

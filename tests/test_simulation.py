@@ -370,6 +370,10 @@ def test_machine_that_nobody_wants_is_given_back():
     machines.set_available("h100", 0, 5.0)
     machines.set_available("h100", 8, 6.0)
     assert machines.next_start_s() == pytest.approx(6.0 + 20.0)
+    machines.start(26.0)
+    machines.lose_region("", 30.0)
+    machines.return_region("", 31.0)
+    assert machines.next_start_s() == pytest.approx(31.0 + 20.0)
 
 
 def test_replica_with_the_fewest_requests_goes_first_and_before_it_one_that_starts():

@@ -280,6 +280,22 @@ def test_tables_name_every_class_model_and_pool(status):
         assert name in text.getvalue()
 
 
+def test_what_was_shed_is_in_the_table_of_its_class(status):
+    """
+    Beside what came in all, of which it is a part.
+    """
+    found = status.json() | {"scaling": []}
+    found["workload"]["acme"] |= {"arrivals": 987, "shed": 654}
+    text = StringIO()
+
+    print_fleet(found, Console(file=text, width=160))
+
+    head, row = (next(line for line in text.getvalue().splitlines() if word in line).split()
+                 for word in ("shed", "acme"))  # fmt: skip
+    assert row.index("654") == row.index("987") + 1
+    assert head.index("shed") == head.index("all") + 1
+
+
 def test_sections_are_empty_where_nobody_reports(tmp_path):
     """
     No telemetry, no tables, and no metrics of it.
