@@ -93,7 +93,7 @@ def only_json(wanted: bool) -> Iterator[Callable[[object], None]]:
 @app.command()
 def up(settings: SettingsOption = None) -> None:
     """Run the router and its trainer on this machine until Ctrl-C."""
-    from fairlead.up import run_until_stopped
+    from fairlead.commands.up import run_until_stopped
 
     run_until_stopped(settings, console)
 
@@ -112,9 +112,9 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Run the whole loop on real outcomes and show what it learned."""
-    from fairlead.demo import show
-    from load.demo import DemoOptions
-    from load.tables import bundled, read
+    from fairlead.commands.demo import show
+    from load.data.tables import bundled, read
+    from load.demo.demo import DemoOptions
 
     options = DemoOptions(requests=requests, seeds=tuple(range(seeds)), folder=folder, port=port)
     with only_json(as_json) as emit:
@@ -129,7 +129,7 @@ def bench_loop(
 ) -> None:
     """Time the scorer, unary calls, the first decision, and an outcome's way into effect."""
     from fairlead.channels import connect
-    from load.bench_loop import measure
+    from load.bench.loop import measure
 
     _bench(lambda say: measure(seconds, port, connect, say), as_json)
 
@@ -140,7 +140,7 @@ def bench_recovery(
     as_json: JsonOption = False,
 ) -> None:
     """Kill the trainer at every step and its broker too; count what is lost or counted twice."""
-    from load import bench_recovery as bench
+    from load.bench.recovery import bench
 
     options = bench.quick() if quick else bench.RecoveryOptions()
     _bench(lambda say: bench.measure(options, say), as_json)
@@ -152,7 +152,7 @@ def bench_feedback(
     as_json: JsonOption = False,
 ) -> None:
     """Time how fast one trainer learns feedback from Kafka, and how fast it could read it."""
-    from load.bench_feedback import FeedbackBench, measure
+    from load.bench.recovery.feedback_rate import FeedbackBench, measure
 
     options = FeedbackBench(records=50_000) if quick else FeedbackBench()
     _bench(lambda say: measure(options, say), as_json)
@@ -166,7 +166,7 @@ def bench_dispatch(
 ) -> None:
     """Time what dispatching adds to a direct call, and check every streamed token."""
     from fairlead.channels import connect
-    from load.bench_dispatch import DispatchBench, measure
+    from load.bench.dispatch import DispatchBench, measure
 
     options = DispatchBench(tokens=tokens, port=port)
     _bench(lambda say: measure(options, connect, say), as_json)
@@ -180,7 +180,7 @@ def bench_faults(
 ) -> None:
     """Break pools under load, one fault after another; count what callers notice."""
     from fairlead.channels import connect
-    from load.bench_faults import FaultsBench, measure
+    from load.bench.faults import FaultsBench, measure
 
     options = FaultsBench(port=port, rounds=1, fault_s=8.0) if quick else FaultsBench(port=port)
     _bench(lambda say: measure(options, connect, say), as_json)
@@ -189,7 +189,7 @@ def bench_faults(
 @bench_app.command("emulator")
 def bench_emulator(as_json: JsonOption = False) -> None:
     """Compare the emulated engine with measurements that it was not fitted to."""
-    from load.bench_emulator import measure
+    from load.bench.emulator import measure
 
     _bench(measure, as_json)
 
@@ -207,7 +207,7 @@ def bench_fleet(
     """Size a mixed fleet in virtual time, beside tuned rivals and a clairvoyant bound."""
     from dataclasses import replace
 
-    from load import bench_fleet as bench
+    from load.bench.fleet import bench
 
     options = replace(bench.quick() if quick else bench.FleetBench(), picture=picture)
     _bench(lambda say: bench.measure(options, say), as_json)
@@ -226,7 +226,7 @@ def bench_autoscaling(
     from dataclasses import replace
 
     from fairlead.channels import connect
-    from load import bench_autoscaling as bench
+    from load.bench.autoscaling import bench
 
     options = bench.quick() if quick else bench.AutoscalingBench()
     options = replace(options, picture=picture, port=port)
@@ -268,8 +268,8 @@ def _cell(value: object) -> str:
 @app.command()
 def status(settings: SettingsOption = None, as_json: JsonOption = False) -> None:
     """Show what the loop is doing: accounts of feedback, lag, alarms. Exit code 1 on an alarm."""
-    from fairlead.status import show
-    from fairlead.up import settings_of
+    from fairlead.commands.status import show
+    from fairlead.commands.up import settings_of
 
     with only_json(as_json) as emit:
         found = show(*settings_of(settings, console), quiet=as_json)
@@ -287,8 +287,8 @@ def decisions_export(
     as_json: JsonOption = False,
 ) -> None:
     """Write all decisions the log holds to one Parquet file."""
-    from fairlead.status import export_decisions
-    from fairlead.up import settings_of
+    from fairlead.commands.status import export_decisions
+    from fairlead.commands.up import settings_of
 
     with only_json(as_json) as emit:
         found = export_decisions(*settings_of(settings, console), out, console)
@@ -300,7 +300,7 @@ def decisions_export(
 @feedback_app.command("schema")
 def feedback_schema() -> None:
     """Print the JSON schema of a feedback record; docs/feedback.md is the whole contract."""
-    from streams.feedback_schema import published
+    from streams.feedback.schema import published
 
     typer.echo(json.dumps(published(), indent=2))
 
@@ -308,7 +308,7 @@ def feedback_schema() -> None:
 @telemetry_app.command("schema")
 def telemetry_schema() -> None:
     """Print the JSON schema of a telemetry record; docs/telemetry.md is the whole contract."""
-    from streams.telemetry_schema import published
+    from streams.telemetry.schema import published
 
     typer.echo(json.dumps(published(), indent=2))
 
@@ -322,8 +322,8 @@ def feedback_check(
     as_json: JsonOption = False,
 ) -> None:
     """Say what would be accepted, and what refused and why. Exit code 1 if anything would be."""
-    from fairlead.feedback import check_lines, lines_of
-    from fairlead.up import settings_of
+    from fairlead.commands.feedback import check_lines, lines_of
+    from fairlead.commands.up import settings_of
 
     with only_json(as_json) as emit:
         found = check_lines(file, settings_of(settings, console)[0], console)
@@ -341,8 +341,8 @@ def settings(
     ] = None,
 ) -> None:
     """Explain every setting, as Markdown; or check a file."""
-    from infra.settings import read_settings
-    from infra.settings_docs import markdown
+    from infra.settings.settings import read_settings
+    from infra.settings.settings_docs import markdown
 
     if check is None:
         typer.echo(markdown(), nl=False)

@@ -15,7 +15,7 @@ load following the choice at a lag T, heard of τ later, and T₀ = κ/η, the p
     π/2 − k·τ − asin((T − T₀) / (T + T₀))        where T ≥ T₀
     π/2 − k·τ·T₀ / T                             where T < T₀
 
-docs/prices.md derives this and says what follows; tests/test_prices.py shows it.
+docs/prices.md derives this and says what follows; tests/learning/test_prices.py shows it.
 
 The one rule: a price is never negative, zero where there is slack, and dearer where it is fuller.
 """
@@ -47,7 +47,7 @@ class PriceOptions:
     # η: k = 0.2 per second at s = 4, less than half of what a delay of 3.5 s alone would bear. Load
     # five times what it should be makes 1 + m tenfold in 12 s.
     step_per_s: float = 0.05
-    # κ: T₀ = κ/η = 5 s, which is T: a load is averaged over that long (`infra.emulator.capacity`).
+    # κ: T₀ = κ/η = 5 s, which is T: a load is averaged over that long (`infra.capacity.load`).
     damping: float = 0.25
     # Of z alone. Above all bands of refusal, so that even the last can be passed to its end.
     multiple_max: float = 1023.0

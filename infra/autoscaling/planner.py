@@ -23,18 +23,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from infra.autoscaling.alone import alone, decided
-from infra.autoscaling.corrections import Corrections
-from infra.autoscaling.expected import ExpectedDemand, ExpectedOptions
-from infra.autoscaling.mix import MixOptions
-from infra.autoscaling.needs import Needs
-from infra.autoscaling.observed import Observed, Plan
-from infra.autoscaling.sizing import Sizing, SizingOptions
-from infra.autoscaling.steady import Limits, Steady, SteadyOptions
-from infra.autoscaling.survivors import held, urgent
+from infra.autoscaling.contract import Observed, Plan
+from infra.autoscaling.demand.corrections import Corrections
+from infra.autoscaling.demand.expected import ExpectedDemand, ExpectedOptions
+from infra.autoscaling.sizing.alone import alone, decided
+from infra.autoscaling.sizing.mix import MixOptions
+from infra.autoscaling.sizing.needs import Needs
+from infra.autoscaling.sizing.sizing import Sizing, SizingOptions
+from infra.autoscaling.sizing.steady import Limits, Steady, SteadyOptions
+from infra.autoscaling.sizing.survivors import held, urgent
 from infra.autoscaling.wording import Wording
-from infra.fleet import Fleet, PoolPlan
-from infra.latency_target import LatencyTarget
+from infra.capacity.fleet import Fleet, PoolPlan
+from infra.capacity.latency_target import LatencyTarget
 from learners.work import WorkRates
 
 UNMET_LEAST = 0.01  # of what is expected; less is within what a forecast is off

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from infra.autoscaling.needs import Needs
-from infra.autoscaling.steady import Limits
-from infra.fleet import PoolPlan
+from infra.autoscaling.sizing.needs import Needs
+from infra.autoscaling.sizing.steady import Limits
+from infra.capacity.fleet import PoolPlan
 
 
 class Wording:

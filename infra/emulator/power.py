@@ -8,7 +8,7 @@ While decoding, a GPU waits for its memory, and its power is linear in the share
 bandwidth that is used: weights per GPU / (iteration's fixed time · bandwidth). While prefilling it
 computes and takes what it is built for. An iteration that mixes both is split by its time.
 
-The coefficients are fitted by `load/fit_emulator.py` to the power of Llama2-70B and BLOOM-176B on
+The coefficients are fitted by `load/fit/emulator.py` to the power of Llama2-70B and BLOOM-176B on
 A100, 2 to 8 GPUs, measured by Mutinifni/splitwise-sim (MIT); other GPUs are assumed alike relative
 to their rated power.
 

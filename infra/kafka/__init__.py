@@ -4,5 +4,5 @@
 
 `python -m infra.kafka start` runs one until Ctrl-C; `compose.yaml` is the same broker in a
 container. A cluster that carries real traffic is somebody else's: give its addresses to
-`streams.kafka_log` instead.
+`streams.log.kafka_log` instead.
 """

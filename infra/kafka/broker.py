@@ -27,7 +27,7 @@ from typing import Self
 
 from infra.kafka.errors import JAVA_VERSION_MIN, BrokerFailed, JavaMissing
 from infra.kafka.jars import HERE, fetch_jars
-from infra.ports import free_ports
+from infra.pools.ports import free_ports
 
 COMMON_PROPERTIES = HERE / "config" / "server.properties"
 HOST = "127.0.0.1"

@@ -1,6 +1,6 @@
 """Which projection goes with which vectors: one fitted on real prompts, or a random one.
 
-The fitted ones are figures in `serve/projections/`, made by `load/fit_projections.py`. They explain
+The fitted ones are figures in `serve/projections/`, made by `load/fit/projections.py`. They explain
 20 to 100 % more of the variance in models' quality than random ones do, also on a table they were
 not fitted to (paretobandit). All other vectors get a random one.
 

@@ -1,0 +1,78 @@
+"""`fairlead status` and `fairlead decisions export`: what is known of the loop, for people."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from fairlead.commands.fleet_tables import SECTIONS, print_fleet
+from infra.autoscaling.live.plan_record import read_record
+from infra.pools.site import LocalSite
+from infra.settings.settings import Settings
+from infra.status.status import look
+from serve.deploy.deployment import now_ms
+from streams.feedback.export import export
+
+LINES_MAX = 20  # of what the planner did: the last screenful
+
+
+def show(settings: Settings, path: Path, *, quiet: bool) -> dict[str, object]:
+    """Look once; return the status as JSON. Without `quiet`, print it as tables."""
+    site = LocalSite.of(settings, path)
+    log = site.log()
+    try:
+        silence_s, pools = settings.feedback.silence_s, settings.pool_names()
+        status = look(site.store(), log, now_ms(), silence_s, pools)
+    finally:
+        log.close()
+    found = status.json() | {"scaling": _scaling(site.state_dir)}
+    if not quiet:
+        _print(found)
+    return found
+
+
+def _scaling(folder: Path) -> list[dict[str, object]]:
+    """What the planner said last, oldest first; nothing where there is none."""
+    record = read_record(folder)
+    lines = record.lines[-LINES_MAX:] if record else ()
+    return [{"at_unix_ms": line.at_ms, "line": line.text} for line in lines]
+
+
+def _print(found: dict[str, object]) -> None:
+    out = Console(file=sys.stdout, width=100)
+    table = Table(show_header=False, box=None)
+    for name, value in found.items():
+        if name in SECTIONS:
+            continue
+        if isinstance(value, dict):
+            for label, n in value.items():
+                table.add_row(f"{name} {label}", f"{n:,.6f}" if isinstance(n, float) else f"{n:,}")
+        elif name != "alarms":
+            shown = f"{value:,.1f}" if isinstance(value, float) else value
+            table.add_row(name, "unknown" if value is None else str(shown))
+    out.print(table)
+    print_fleet(found, out)
+    router = found["router"]
+    if not router or not router["replicas"]:
+        out.print("No router is running, or none was heard: what is shown is of before.")
+    for alarm in found["alarms"]:
+        out.print(f"[bold red]alarm[/] {alarm}", highlight=False)
+    if not found["alarms"]:
+        out.print("no alarms")
+
+
+def export_decisions(settings: Settings, path: Path, out: Path, console: Console) -> dict[str, int]:
+    """Write the decision log to a Parquet file, with a progress bar on `console`."""
+    log = LocalSite.of(settings, path).log()
+    try:
+        with Progress(console=console, transient=True) as progress:
+            bar = progress.add_task("reading decisions", total=None)
+            return export(
+                log, out, lambda done, total: progress.update(bar, completed=done, total=total)
+            )
+    finally:
+        log.close()

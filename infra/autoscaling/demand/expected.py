@@ -1,0 +1,171 @@
+"""What is going to be asked for: a forecast for every class of requests and the model they want.
+
+    Demand, each step ─checked─▶ a Forecast per (class, model), and one of all together
+                                                  │
+                    rates(in_s): mean of each + its part of the margin
+
+Margins of single series do not add up: what one has more, another has less. The margin of all is
+the larger of that of the sum and the root of the squares, and each has its part of it. A ramp is
+one of the sum, too, and all go along with it.
+
+What can't be true is left out and said: what is not finite or negative, and a rate a hundred times
+the last one, until it has lasted for two minutes.
+
+The one rule: a series without requests for some time is at zero, whatever its past looked like.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from infra.autoscaling.contract import Demand
+from infra.autoscaling.demand.forecast import Expected, Forecast, ForecastOptions
+
+Key = tuple[str, str]  # class, model
+ALL: Key = ("", "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedOptions:
+    """What is believed."""
+
+    forecast: ForecastOptions = field(default_factory=ForecastOptions)
+    idle_s: float = 600.0  # without a request: scaled to zero. A start takes about as long twice
+    jump_max: float = 100.0  # from one step to the next; a launch or a flood is ten times
+    jump_least: float = 1.0  # requests/s from which a jump is counted: from nothing all is one
+    doubt_s: float = 120.0  # a jump that lasts for so long is true
+    lengths_s: float = 300.0  # time constant of mean lengths
+    tokens_max: float = 1e7  # longer is no length
+
+
+@dataclass(slots=True)
+class Series:
+    """One class that wants one model."""
+
+    forecast: Forecast
+    rate: float = 0.0
+    prompt_tokens: float = 0.0  # 0: not known yet
+    output_tokens: float = 0.0
+    prompt_cv2: float | None = None  # squared variation of prompts' lengths, last told
+    heard_s: float = -math.inf  # the last request
+    doubted_s: float | None = None  # since when its rate has been too high to believe
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "forecast": self.forecast.as_dict(),
+            "rate": self.rate,
+            "prompt_tokens": self.prompt_tokens,
+            "output_tokens": self.output_tokens,
+            "prompt_cv2": self.prompt_cv2,
+            "heard_s": None if math.isinf(self.heard_s) else self.heard_s,
+            "doubted_s": self.doubted_s,
+        }
+
+
+class ExpectedDemand:
+    """All series."""
+
+    def __init__(
+        self, options: ExpectedOptions, remembered: Mapping[str, Any] | None = None
+    ) -> None:
+        self._options = options
+        self.at_s = -math.inf  # of the last step
+        self.series: dict[Key, Series] = {}
+        for entry in (remembered or {}).get("series", ()):
+            made = dict(entry["of"])
+            made["forecast"] = Forecast.from_dict(made["forecast"], options.forecast)
+            if made["heard_s"] is None:
+                made["heard_s"] = -math.inf
+            self.series[(entry["class"], entry["model"])] = Series(**made)
+        if remembered and remembered["at_s"] is not None:
+            self.at_s = remembered["at_s"]
+
+    def observe(self, at_s: float, demands: Iterable[Demand]) -> list[str]:
+        """One step's demand; returns what was not believed. Who is not named has none."""
+        passed_s, self.at_s = at_s - self.at_s, at_s
+        said, named = [], set()
+        for demand in demands:
+            key = (demand.class_name, demand.model)
+            named.add(key)
+            said += self._hear(key, demand, at_s, passed_s)
+        for key in self.series.keys() - named - {ALL}:
+            self._note(key, 0.0, at_s)
+        self._note(ALL, sum(one.rate for key, one in self.series.items() if key != ALL), at_s)
+        return said
+
+    def rates(self, in_s: float) -> dict[Key, Expected]:
+        """Requests a second of each series after so many seconds; never below what it is now."""
+        keys = [key for key in sorted(self.series) if key != ALL and not self._idle(key)]
+        if not keys:
+            return {}
+        each = {key: self.series[key].forecast.expect(in_s) for key in keys}
+        total = self.series[ALL].forecast.expect(in_s)
+        margins = {key: max(0.0, one.upper - one.mean) for key, one in each.items()}
+        added = sum(margins.values())
+        joint = max(total.upper - total.mean, math.hypot(*margins.values()))
+        part = min(1.0, joint / added) if added > 0.0 else 0.0
+        ramp = self.series[ALL].forecast.ramp(in_s)
+        return {
+            key: Expected(
+                mean=one.mean,
+                upper=max(one.mean + part * margins[key], ramp * self.series[key].rate),
+            )
+            for key, one in each.items()
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "at_s": None if math.isinf(self.at_s) else self.at_s,
+            "series": [
+                {"class": key[0], "model": key[1], "of": self.series[key].as_dict()}
+                for key in sorted(self.series)
+            ],
+        }
+
+    def _idle(self, key: Key) -> bool:
+        return self.at_s - self.series[key].heard_s >= self._options.idle_s
+
+    def _hear(self, key: Key, demand: Demand, at_s: float, passed_s: float) -> list[str]:
+        name = f"{demand.class_name or 'requests'} for {demand.model}"
+        rate, o = demand.requests_per_s, self._options
+        if not (math.isfinite(rate) and rate >= 0.0):
+            self._note(key, None, at_s)
+            return [f"{name}: a rate of {rate} is none; the last one holds"]
+        one = self._one(key)
+        most = o.jump_max * max(one.rate, o.jump_least)
+        if rate > most:
+            one.doubted_s = at_s if one.doubted_s is None else one.doubted_s
+            if at_s - one.doubted_s < o.doubt_s:
+                self._note(key, None, at_s)
+                return [f"{name}: {rate:.4g} requests/s after {one.rate:.3g} is not believed yet"]
+        one.doubted_s = None
+        self._note(key, rate, at_s)
+        lengths = (demand.prompt_tokens, demand.output_tokens)
+        if rate > 0.0 and not all(0.0 < length <= o.tokens_max for length in lengths):
+            return [f"{name}: lengths of {lengths} tokens are none; the last ones hold"]
+        if rate > 0.0:
+            new = 1.0 - math.exp(-max(0.0, passed_s) / o.lengths_s) if one.prompt_tokens else 1.0
+            one.prompt_tokens += new * (lengths[0] - one.prompt_tokens)
+            one.output_tokens += new * (lengths[1] - one.output_tokens)
+            told = demand.prompt_cv2
+            if told is not None and math.isfinite(told) and told >= 0.0:
+                one.prompt_cv2 = told
+        return []
+
+    def _one(self, key: Key) -> Series:
+        if key not in self.series:
+            self.series[key] = Series(Forecast(self._options.forecast))
+        return self.series[key]
+
+    def _note(self, key: Key, rate: float | None, at_s: float) -> None:
+        """A rate that is believed; None: as before."""
+        one = self._one(key)
+        one.rate = one.rate if rate is None else rate
+        if one.rate > 0.0:
+            one.heard_s = at_s
+        one.forecast.observe(at_s, one.rate)

@@ -1,0 +1,117 @@
+"""Scaling a site: what its newest snapshot says, given to the planner that its settings describe.
+
+    site.store ─▶ newest snapshot: fleet, prices, means ──observe──▶ Observed ─▶ Planner
+
+The one rule: nothing is started here. `planner_actor` calls these two functions in its own process.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from infra.autoscaling.contract import Observed
+from infra.autoscaling.live.observe import observe
+from infra.autoscaling.live.planner_actor import Scaling
+from infra.autoscaling.planner import Planner, PlannerOptions, RouterOptions
+from infra.autoscaling.sizing.sizing import SizingOptions
+from infra.pools.site import LocalSite
+from infra.settings.settings import Settings, read_settings
+from learners.estimates import ema
+from learners.estimates.ema import Means
+from learners.targets import Target
+from serve.routing.catalogue import Catalogue
+from streams.errors import SnapshotDamaged
+from streams.training.snapshots import Manifest, Store
+from streams.training.state import load_fleet, load_means, prices_of
+
+logger = logging.getLogger(__name__)
+
+# What is stated of a model counts as this many outcomes, as it does for routers.
+PRIOR_WEIGHT = 5.0
+QUALITY_UNKNOWN = 0.5
+
+
+def scaling_of(settings: Settings) -> Scaling:
+    """How these settings want their fleet to be scaled."""
+    return Scaling(options=settings.scaling(), observe=observe_site, make=planner_of)
+
+
+def observe_site(site: LocalSite, now_ms: int) -> Observed | None:
+    """What there is to see; None until something was heard. Raises StreamError and OSError."""
+    store = site.store()
+    manifest = _newest(store)
+    if manifest is None:
+        return None
+    fleet = load_fleet(store, manifest)
+    if not fleet.heard_ms:  # the trainer was here, but no telemetry yet
+        return None
+    catalogue = site.catalogue().read()
+    means = _means(site, store, manifest, catalogue)
+    tokens = means.figure("output_tokens", catalogue.output_tokens, PRIOR_WEIGHT)
+    return observe(
+        fleet,
+        prices_of(manifest),
+        site.fleet,
+        dict(zip(catalogue.names, tokens.tolist(), strict=True)),
+        now_ms,
+    )
+
+
+def planner_of(
+    site: LocalSite, remembered: Mapping[str, Any], options: PlannerOptions | None = None
+) -> Planner:
+    """The planner of a site's settings, with what one remembered.
+
+    `options` are others than the settings describe.
+    """
+    settings = read_settings(site.settings)
+    plans = [plan for plan in site.fleet.pools if plan.deployed and plan.emulation is not None]
+    return Planner(
+        site.fleet,
+        {plan.name: plan.rates for plan in plans},
+        settings.targets.target(),
+        _quality(site),
+        options or planner_options(settings),
+        remembered,
+    )
+
+
+def planner_options(settings: Settings) -> PlannerOptions:
+    """What these settings say of planning."""
+    scaling = settings.scaling()
+    return PlannerOptions(
+        routers=RouterOptions(least=scaling.routers_min, most=scaling.routers_max),
+        sizing=SizingOptions(value_usd=settings.prices.value_usd),
+    )
+
+
+def _quality(site: LocalSite) -> dict[str, float]:
+    """What models' answers are worth: learned, else stated, else the middle."""
+    catalogue, store = site.catalogue().read(), site.store()
+    stated = np.where(np.isnan(catalogue.quality), QUALITY_UNKNOWN, catalogue.quality)
+    quality, manifest = stated, _newest(store)
+    if manifest is not None:
+        means = _means(site, store, manifest, catalogue)
+        weight = means.weights[:, Target.QUALITY]
+        learned = weight * means.means[:, Target.QUALITY] + PRIOR_WEIGHT * stated
+        quality = learned / (weight + PRIOR_WEIGHT)
+    return dict(zip(catalogue.names, quality.tolist(), strict=True))
+
+
+def _means(site: LocalSite, store: Store, manifest: Manifest, catalogue: Catalogue) -> Means:
+    memory = read_settings(site.settings).deployment().trainer.memory
+    learned = load_means(store, manifest, memory)
+    return ema.read(learned.models, catalogue.keys, learned.as_of_ms)
+
+
+def _newest(store: Store) -> Manifest | None:
+    for version in reversed(store.versions()):
+        try:
+            return store.load(version)
+        except SnapshotDamaged as error:
+            logger.warning("snapshot %d is passed over: %s", version, error)
+    return None

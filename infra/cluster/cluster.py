@@ -1,0 +1,170 @@
+"""A Ray cluster on this host, or one that is there already, with the router running in it.
+
+    with running(settings, path) as up:      starts, waits until decisions can be made
+        ...                                  stops everything it started, also on an error
+
+The one rule: nothing that was started here outlives the `with` block.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray import serve as ray_serve
+
+from infra.autoscaling.live.planner_actor import Scaling, close_planner, open_planner
+from infra.autoscaling.live.site_scaling import scaling_of
+from infra.cluster.declared_apps import FAILED, problem, withdraw
+from infra.cluster.pools_app import POOLS_APP, deploy_pools, routers_scaling
+from infra.errors import AddressTaken, ClusterFailed
+from infra.pools.directory import close_directory
+from infra.pools.ports import is_free
+from infra.pools.site import LocalSite
+from infra.settings.settings import Settings
+from serve.deploy.deployment import ROUTER_APP, TRAINER_APP, deploy
+from serve.deploy.dispatch_deployment import DISPATCH_APP, deploy_dispatchers
+
+# Where Ray and the pools' replicas listen: the loopback. Not 127.0.0.1, because Ray takes that for
+# "this host" and listens at the address of a network card.
+HOST = "127.0.0.2"
+# Shared memory for Ray's objects. None travel between our parts; this is Ray's smallest sensible.
+OBJECT_STORE_BYTES = 128 * 1024 * 1024
+# Set before Ray starts anything, for it and its workers. One thread per search or product: the
+# host's cores are shared by replicas, and threads that wait for each other cost the fastest most.
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A router that is up."""
+
+    site: LocalSite
+    address: str  # host:port to call
+    dispatch: str = ""  # host:port of `Dispatcher` over gRPC; "": there is none
+    openai: str = ""  # base URL of OpenAI's API
+
+
+@contextmanager
+def local_ray(resources: Mapping[str, float] | None = None, address: str = "") -> Iterator[None]:
+    """A Ray cluster for the length of a `with` block: of this host, or the one at `address`.
+
+    `resources` are logical ones: the GPUs that this host shall pass for. "GPU", Ray's own name for
+    devices, is as many as there are unless it is given. A cluster at an address states its own,
+    and goes on without us. Raises ClusterFailed.
+    """
+    os.environ.update(ENVIRONMENT)
+    where = {"address": address} if address else _this_host(resources or {})
+    try:
+        ray.init(
+            configure_logging=True,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            namespace="serve",
+            **where,
+        )
+    except Exception as error:
+        at = address or "this host"
+        raise ClusterFailed(f"Ray could not be started or joined at {at}: {error}") from error
+    try:
+        ray_serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        yield
+    finally:
+        # Serve has nothing left to run by now; its own shutdown would only make Ray print that
+        # the controller died while it was asked to.
+        ray.shutdown()
+
+
+def _this_host(resources: Mapping[str, float]) -> dict[str, object]:
+    """How a cluster of this host alone is started, whatever others run on it."""
+    logical = dict(resources)
+    devices = logical.pop("GPU", None)
+    return {
+        "address": "local",
+        "include_dashboard": False,
+        "object_store_memory": OBJECT_STORE_BYTES,
+        "num_gpus": None if devices is None else int(devices),
+        "resources": logical,
+        "_node_ip_address": HOST,
+    }
+
+
+@contextmanager
+def running(settings: Settings, path: Path, scaling: Scaling | None = None) -> Iterator[Running]:
+    """The router of these settings, up, in the connected Ray cluster.
+
+    `scaling` is another than the settings describe. Raises AddressTaken, ClusterFailed.
+    """
+    _refuse_taken(settings)
+    site = LocalSite.of(settings, path)
+    options, dispatchers = settings.deployment(), settings.dispatchers()
+    scaling = scaling or scaling_of(settings)
+    scaled = scaling.options.enabled
+    try:
+        if scaled:
+            open_planner(site, settings.telemetry.period_s, scaling)
+        with _explained():
+            deploy(options, site, routers_scaling(scaling.options) if scaled else None)
+            deploy_pools(site, settings.telemetry.period_s, scaled=scaled)
+            deploy_dispatchers(options, dispatchers, site)
+        yield _addresses(settings, site)
+    finally:
+        _stop_all()
+
+
+def _refuse_taken(settings: Settings) -> None:
+    """Replicas share their port, so ones of another router would share it, too.
+
+    What was left here by one of us that was killed is ours: it is deployed anew.
+    """
+    if ray.is_initialized() and any(map(_is_ours, ray_serve.status().applications)):
+        return
+    for setting, (host, port) in settings.addresses().items():
+        if not is_free(port, host):
+            raise AddressTaken(setting, host, port)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Ray says that a deployment failed. Why is in its status, with the replica's error in it."""
+    try:
+        yield
+    except RuntimeError as error:
+        there = ray_serve.status().applications.values()
+        said = [problem(of) for of in there if of.status in FAILED]
+        raise ClusterFailed("\n".join([str(error), *said])) from error
+
+
+def _addresses(settings: Settings, site: LocalSite) -> Running:
+    host, dispatch = settings.listener.host, settings.dispatch
+    router = f"{host}:{settings.listener.port}"
+    if not dispatch.replicas:
+        return Running(site, router)
+    http = f"http://{host}:{dispatch.http_port}/v1"
+    return Running(site, router, f"{host}:{dispatch.port}", http)
+
+
+def _stop_all() -> None:
+    """Stop what was deployed: dispatchers before the pools that they are still reading from."""
+    close_planner()
+    there = filter(_is_ours, ray_serve.status().applications)
+    for name in sorted(there, key=lambda name: (name != DISPATCH_APP, name == POOLS_APP)):
+        withdraw(name)
+    close_directory()
+
+
+def _is_ours(app: str) -> bool:
+    """Whether we deployed it: others may have applications in the same cluster."""
+    return app in {ROUTER_APP, DISPATCH_APP, POOLS_APP} or app.startswith(TRAINER_APP)

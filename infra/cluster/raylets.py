@@ -1,0 +1,82 @@
+"""A Ray cluster of several raylets on this host, each passing for a machine with GPUs.
+
+    with raylets([{"gpu_l4": 2}, {"gpu_h100_sxm": 2}]) as machines:
+        machines.kill(0)                 as if its power had been cut
+        machines.add({"gpu_l4": 2})      another one in its place
+
+For experiments: what a cluster does when a machine dies can be seen on one.
+
+The one rule: every process that was started here is ended here, also after an error.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+
+import ray
+from ray import serve as ray_serve
+from ray.cluster_utils import Cluster
+
+from infra.cluster.cluster import ENVIRONMENT, OBJECT_STORE_BYTES
+from infra.errors import ClusterFailed
+
+# Every machine has an address of its own on the loopback. Not 127.0.0.1: Ray takes that for "this
+# host" and looks for it at the address of a network card, where nothing of ours listens.
+HEAD, FIRST = "127.0.0.2", 10
+NODE = {"object_store_memory": OBJECT_STORE_BYTES, "num_gpus": 0}
+
+
+class Raylets:
+    """The machines beside the head, where our driver is."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._nodes: list = []
+
+    def add(self, resources: Mapping[str, float]) -> int:
+        """Start one more; its number."""
+        address = f"127.0.0.{FIRST + len(self._nodes)}"
+        node = self._cluster.add_node(
+            **NODE, node_ip_address=address, num_cpus=1, resources=dict(resources)
+        )
+        self._nodes.append(node)
+        return len(self._nodes) - 1
+
+    def kill(self, number: int) -> None:
+        """End a machine's processes at once."""
+        self._cluster.remove_node(self._nodes[number], allow_graceful=False)
+
+
+@contextmanager
+def raylets(machines: Sequence[Mapping[str, float]]) -> Iterator[Raylets]:
+    """A head and so many machines, with Ray Serve started. Raises ClusterFailed."""
+    os.environ.update(ENVIRONMENT)
+    cluster = None
+    try:
+        try:
+            head = NODE | {"node_ip_address": HEAD, "num_cpus": 1, "include_dashboard": False}
+            cluster = Cluster(initialize_head=True, head_node_args=head)
+            found = Raylets(cluster)
+            for resources in machines:
+                found.add(resources)
+            ray.init(
+                address=cluster.address,
+                namespace="serve",
+                configure_logging=True,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                _node_ip_address=HEAD,
+            )
+            ray_serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
+        except Exception as error:
+            raise ClusterFailed(f"a cluster of raylets could not be started: {error}") from error
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        yield found
+    finally:
+        ray.shutdown()
+        if cluster is not None:
+            with suppress(Exception):  # a machine that was killed has nothing left to end
+                cluster.shutdown()

@@ -1,0 +1,229 @@
+"""One OpenAI-compatible server as an endpoint: vLLM, SGLang, TGI, llama.cpp, a cloud's API.
+
+    Call ──POST {url}/chat/completions, stream: true──▶ server
+    Piece, Piece, …, Usage ◀──ChatAnswer── server-sent events ◀──┘
+
+How bytes become pieces is in `openai_stream`, what a refusal means in `openai_refusals`. Here is
+what lies between: the request, its time limits, and its end.
+
+The one rule: when the generator ends, however it ends, the request has ended: an answer that
+nobody reads any more is broken off at once, so that the server stops working on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+
+import aiohttp
+import msgspec
+from aiohttp.http_exceptions import HttpProcessingError
+from yarl import URL
+
+from infra.endpoints.connections import Connections
+from infra.endpoints.openai_refusals import CALL_WRONG, bounded, refusal
+from infra.endpoints.openai_stream import ChatAnswer
+from serve.dispatch.backend import Call, Piece, Usage
+from serve.errors import (
+    AnswerGarbled,
+    AnswerLate,
+    AttemptFailed,
+    CallRefused,
+    EndpointUnreachable,
+)
+from streams.errors import OptionRefused
+
+logger = logging.getLogger(__name__)
+
+# With the finish reason an answer is whole; only its usage is still to come, and servers send that
+# in the same breath. The same for the text of an error after its status.
+TAIL_S = 2.0
+# After [DONE] comes only the mark that ends the transfer, mostly in the same packet. It is waited
+# for this long, because without it the connection can't be used again.
+LAST_MARK_S = 0.1
+# Bytes that aiohttp can't read as HTTP; it raises the second as it is from within a body.
+NO_HTTP = (aiohttp.ClientResponseError, HttpProcessingError)
+NETWORK = (aiohttp.ClientError, HttpProcessingError, OSError)  # TimeoutError is an OSError
+REFUSAL_BYTES_MAX = 64 * 1024  # of an error's text that are read
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenAiOptions:
+    """Where a server is and how it is talked to."""
+
+    url: str  # up to and with the version: "http://host:8000/v1"
+    model: str  # as the server calls it
+    api_key: str | None = field(default=None, repr=False)
+    # Finding the address, TCP and TLS: milliseconds within a datacentre, 0.5 s across an ocean. A
+    # lost SYN is sent again after 1 s (RFC 6298): by then another endpoint is the better try.
+    connect_timeout_s: float = 1.0
+    # Between two pieces. Preempted by others, a server may well pause for seconds.
+    idle_timeout_s: float = 30.0
+    line_bytes_max: int = 1 << 20  # a token is 300 bytes, with 20 alternatives 4 kB
+    answer_bytes_max: int = 64 << 20  # 128,000 tokens of 500 bytes
+    include_usage: bool = True  # ask for token counts in the stream
+    priority: bool = False  # say who goes first; a vLLM without that policy refuses all but 0
+    extra: Mapping[str, object] = field(default_factory=dict)  # into the body, over the call's own
+
+    def __post_init__(self) -> None:
+        """Raises OptionRefused. A key is never part of its message."""
+        if not _is_plain(self.url):
+            # It may carry a password, so it is not repeated.
+            wanted = "http(s)://host[:port]/path, without user, query and fragment"
+            raise OptionRefused("url", "something else", wanted)
+        if not self.model:
+            raise OptionRefused("model", self.model, "the name of a model")
+        key = self.api_key
+        if key is not None and not (key and key.isascii() and key.isprintable()):
+            raise OptionRefused("api_key", "<hidden>", "printable ASCII and not empty")
+        for name in ("connect_timeout_s", "idle_timeout_s", "line_bytes_max", "answer_bytes_max"):
+            value = getattr(self, name)
+            if not (value > 0 and math.isfinite(value)):
+                raise OptionRefused(name, value, "above 0 and finite")
+
+
+class OpenAiEndpoint:
+    """Implements `serve.dispatch.backend.Endpoint`."""
+
+    def __init__(self, pool: str, options: OpenAiOptions, connections: Connections) -> None:
+        """`pool` is for messages. `connections` are borrowed, their owner closes them."""
+        base = options.url.rstrip("/")
+        self.address = base.split("://", 1)[1].removesuffix("/v1")
+        self._where = f"{pool}/{self.address}"
+        self._options, self._connections = options, connections
+        self._url = URL(f"{base}/chat/completions")
+        self._headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
+        if options.api_key is not None:
+            self._headers["Authorization"] = f"Bearer {options.api_key}"
+        self._timeout = aiohttp.ClientTimeout(
+            total=None, connect=options.connect_timeout_s, sock_connect=None, sock_read=None
+        )
+        self._include_usage = options.include_usage  # until the server has refused to
+
+    async def stream(self, call: Call) -> AsyncGenerator[Piece | Usage, None]:
+        """The answer, piece by piece, then its usage. Closing the generator breaks the call off.
+
+        The time to the first piece is not limited here. Raises AttemptFailed: EndpointUnreachable,
+        EndpointOverloaded, EndpointFailed, AnswerGarbled, AnswerLate, CallRefused.
+        """
+        options = self._options
+        response = await self._open(call)
+        answer = ChatAnswer(
+            self._where,
+            line_bytes_max=options.line_bytes_max,
+            answer_bytes_max=options.answer_bytes_max,
+            secret=options.api_key or "",
+        )
+        late_at: float | None = None  # on the loop's clock
+        loop = asyncio.get_running_loop()
+        try:
+            while not answer.over:
+                data = await self._read(response, late_at)
+                fresh = False
+                for piece in answer.feed(data) if data else answer.end():
+                    fresh = True
+                    yield piece
+                if fresh:  # signs of life between pieces are none of an answer
+                    late_at = loop.time() + (TAIL_S if answer.finished else options.idle_timeout_s)
+            await self._last_mark(response)
+        except AttemptFailed:
+            if not answer.finished:
+                raise
+        finally:
+            response.close()
+        yield answer.usage(call.prompt_tokens)
+
+    async def _open(self, call: Call) -> aiohttp.ClientResponse:
+        """The response that begins with a 2xx status."""
+        include_usage = self._include_usage
+        response = await self._post(call, include_usage=include_usage)
+        if response.status < 300:
+            return response
+        error = await self._refusal(response)
+        if include_usage and response.status in CALL_WRONG and "stream_options" in error.problem:
+            response = await self._post(call, include_usage=False)
+            if response.status < 300:
+                logger.info("%s refuses stream_options; its tokens are counted here", self._where)
+                self._include_usage = False
+                return response
+            error = await self._refusal(response)
+        raise error
+
+    async def _post(self, call: Call, *, include_usage: bool) -> aiohttp.ClientResponse:
+        try:
+            return await self._connections.post(
+                self._url,
+                data=self._body(call, include_usage=include_usage),
+                headers=self._headers,
+                timeout=self._timeout,
+                allow_redirects=False,  # the key is for this address
+            )
+        except NETWORK as error:
+            raise self._broken(error) from None
+
+    def _body(self, call: Call, *, include_usage: bool) -> bytes:
+        body = {**call.body, **({"logprobs": True} if call.confidence else {})}
+        if self._options.priority:
+            body["priority"] = call.priority
+        body |= {**self._options.extra, "model": self._options.model, "stream": True}
+        if include_usage:
+            body["stream_options"] = {"include_usage": True}
+        try:
+            return msgspec.json.encode(body)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise CallRefused(self._where, f"it can't be written as JSON: {error}") from None
+
+    async def _read(self, response: aiohttp.ClientResponse, late_at: float | None) -> bytes:
+        """Whatever has come; b"" at the end."""
+        try:
+            async with asyncio.timeout_at(late_at):
+                return await response.content.readany()
+        except TimeoutError:
+            idle_s = self._options.idle_timeout_s
+            raise AnswerLate(self._where, f"no further piece within {idle_s} s") from None
+        except NETWORK as error:
+            raise self._broken(error) from None
+
+    async def _last_mark(self, response: aiohttp.ClientResponse) -> None:
+        """Read to the end of the transfer, after which the connection is free for another call."""
+        late_at = asyncio.get_running_loop().time() + LAST_MARK_S
+        while await self._read(response, late_at):
+            pass
+
+    async def _refusal(self, response: aiohttp.ClientResponse) -> AttemptFailed:
+        """Why it is no answer, in the server's words as far as they come in time."""
+        late_at = asyncio.get_running_loop().time() + TAIL_S
+        body = b""
+        try:
+            while len(body) < REFUSAL_BYTES_MAX and (more := await self._read(response, late_at)):
+                body += more
+        except AttemptFailed:  # the status says enough
+            pass
+        finally:
+            response.close()
+        secret = self._options.api_key or ""
+        return refusal(self._where, response.status, response.headers, body, secret)
+
+    def _broken(self, error: Exception) -> AttemptFailed:
+        """What a failure of the connection means."""
+        words = bounded(str(error) or type(error).__name__, self._options.api_key or "")
+        if isinstance(error, NO_HTTP):
+            return AnswerGarbled(self._where, f"not HTTP: {words}")
+        if isinstance(error, TimeoutError):
+            words = f"no connection within {self._options.connect_timeout_s} s"
+        return EndpointUnreachable(self._where, words)
+
+
+def _is_plain(url: str) -> bool:
+    try:
+        parts = URL(url)
+    except ValueError:
+        return False
+    return bool(
+        parts.scheme in ("http", "https")
+        and parts.host
+        and not (parts.user or parts.password or parts.query_string or parts.fragment)
+    )

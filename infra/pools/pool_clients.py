@@ -1,0 +1,132 @@
+"""Which endpoints every pool has, followed in the background.
+
+Implements `serve.dispatch.backend.Pools`.
+
+    servers that run already: their URLs, from the settings, for ever
+    replicas run by Ray:      their addresses, asked of the directory four times a second
+
+While the directory does not answer, the last addresses stay: whether an endpoint still answers is
+for `serve.health.health` to find out. A directory that was just restarted does not know everybody
+yet, so what it says is added and nothing taken away.
+
+The one rule: `endpoints` is a look into memory, and gives the same mapping until something changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from infra.capacity.fleet import PoolPlan
+from infra.endpoints.connections import Connections
+from infra.endpoints.openai_endpoint import OpenAiEndpoint, OpenAiOptions
+from infra.pools.directory import KEPT_S
+from serve.dispatch.backend import Watched
+
+logger = logging.getLogger(__name__)
+
+ASK_S = 0.25
+ANSWER_S_MAX = 2.0  # then the last addresses stay
+COMPLETE_S = 2 * KEPT_S  # a directory this old has heard of everybody who would be kept
+
+# Seconds since the directory began, and addresses by pool.
+Asked = tuple[float, Mapping[str, Sequence[str]]]
+
+
+class PoolClients:
+    """The endpoints of all pools. Used from one event loop."""
+
+    def __init__(self, pools: Sequence[PoolPlan], ask: Callable[[], Awaitable[Asked]]) -> None:
+        """`ask` asks the directory; it may raise whatever it likes."""
+        self._plans = {plan.name: plan for plan in pools if plan.backend != "none"}
+        self._ask = ask
+        self._connections = Connections()
+        self._endpoints: dict[str, dict[str, OpenAiEndpoint]] = {
+            plan.name: self._made(plan, plan.urls) for plan in self._plans.values()
+        }
+        self._following: asyncio.Task[None] | None = None
+        self._problem = ""  # of the last look
+
+    def endpoints(self, pool: str) -> Mapping[str, OpenAiEndpoint]:
+        """Endpoints by address; empty where the pool has none now."""
+        return self._endpoints.get(pool, {})
+
+    def watched(self) -> Sequence[Watched]:
+        """All pools but the emulated ones, which report what goes on inside them."""
+        return [
+            Watched(
+                pool=plan.name,
+                model=plan.model,
+                gpu=plan.gpu.name if plan.gpu else "",
+                region=plan.region,
+            )
+            for plan in self._plans.values()
+            if plan.backend != "emulated"
+        ]
+
+    async def start(self) -> None:
+        """Look into the directory and follow it from then on, if any pool is run by Ray.
+
+        Waits for the first look, though not for long: who answers requests should know where to.
+        """
+        if any(plan.deployed for plan in self._plans.values()):
+            await self._look()
+            self._following = asyncio.create_task(self._follow())
+
+    async def stop(self) -> None:
+        """Let go of connections."""
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
+        await self._connections.close()
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(ASK_S)
+            await self._look()
+
+    async def _look(self) -> None:
+        """Ask once; a failure changes nothing and is said once."""
+        problem = ""
+        try:
+            self.learn(*await asyncio.wait_for(self._ask(), ANSWER_S_MAX))
+        except Exception as error:  # noqa: BLE001 - the last addresses stay
+            problem = f"{type(error).__name__}: {error}"
+            if problem != self._problem:
+                logger.warning("the directory of pools does not answer: %s", problem)
+        self._problem = problem
+
+    def learn(self, directory_age_s: float, addresses: Mapping[str, Sequence[str]]) -> None:
+        """Take what the directory says."""
+        for name, plan in self._plans.items():
+            if not plan.deployed:
+                continue
+            known, there = self._endpoints[name], addresses.get(name, ())
+            complete = directory_age_s >= COMPLETE_S
+            kept = {at: endpoint for at, endpoint in known.items() if at in there or not complete}
+            self._replace(plan, kept, [f"http://{at}/v1" for at in there if at not in known])
+
+    def _replace(
+        self, plan: PoolPlan, kept: dict[str, OpenAiEndpoint], urls: Sequence[str]
+    ) -> None:
+        """Swap in the endpoints there are now, if they are others than before."""
+        if urls or len(kept) != len(self._endpoints[plan.name]):
+            self._endpoints[plan.name] = kept | self._made(plan, urls)
+
+    def _made(self, plan: PoolPlan, urls: Sequence[str]) -> dict[str, OpenAiEndpoint]:
+        made = [
+            OpenAiEndpoint(
+                plan.name,
+                OpenAiOptions(
+                    url=url,
+                    model=plan.upstream_model or plan.model,
+                    api_key=plan.api_key,
+                    extra=plan.extra,
+                    priority=plan.priority or plan.backend == "emulated",
+                ),
+                self._connections,
+            )
+            for url in urls
+        ]
+        return {endpoint.address: endpoint for endpoint in made}

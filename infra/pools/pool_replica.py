@@ -1,0 +1,171 @@
+"""One replica of a pool: a server of its own, entered in the directory while it answers.
+
+    PoolPlan ─▶ Emulated (an engine behind HTTP, here) or Started (a program, a child) ─▶ address
+                    └─▶ telemetry, where nobody else speaks for it            └─▶ directory
+
+Ray Serve starts, checks and stops it (see `pools`); requests do not pass through Ray.
+
+The one rule: a replica that is in the directory answers. It is entered when it is ready and taken
+out before it stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Awaitable
+from typing import Protocol
+
+import ray
+
+from infra.capacity.fleet import PoolPlan
+from infra.errors import ServerFailed
+from infra.pools.directory import REPORT_S, DirectoryClient
+from infra.pools.emulated_server import EmulatedServer
+from infra.pools.pool_vitals import PoolVitals
+from infra.pools.server_process import ServerProcess
+from infra.pools.site import LocalSite
+from serve.deploy.deployment import GRACE_S, now_ms
+from serve.openai_api.http_listener import HttpListener, HttpListenerOptions
+from streams.telemetry.pool_window import ReplicaIdentity
+
+logger = logging.getLogger(__name__)
+
+TELL_S_MAX = 1.0  # then it is told again; an address is kept for longer
+
+
+class Server(Protocol):
+    """What a replica runs."""
+
+    address: str
+
+    async def start(self) -> None:
+        """Start and wait until it answers."""
+
+    async def stop(self) -> None:
+        """Finish what is under way, then end."""
+
+    def problem(self) -> str:
+        """Why this replica should be replaced; "" while it is well."""
+
+
+class Emulated:
+    """An emulated engine behind an HTTP listener, in this process."""
+
+    def __init__(self, plan: PoolPlan, host: str) -> None:
+        assert plan.emulation is not None
+        name = plan.upstream_model or plan.model
+        self.server = EmulatedServer(name, plan.emulation, time.monotonic, lambda: int(time.time()))
+        self._host, self._load_s = host, plan.load_s / plan.emulation.speed
+        options = HttpListenerOptions(host=host, port=0, grace_s=GRACE_S / 2)
+        self._listener = HttpListener(self.server.app, options)
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return f"{self._host}:{self._listener.port}"
+
+    async def start(self) -> None:
+        """Load the model, so to speak, and listen."""
+        await asyncio.sleep(self._load_s)
+        await self._listener.start()
+
+    async def stop(self) -> None:
+        """Finish what is under way, then end."""
+        await self._listener.stop()
+
+    def problem(self) -> str:
+        """It lives as long as this process."""
+        return ""
+
+
+class Started:
+    """A program that serves a model, run as a child of this process."""
+
+    def __init__(self, plan: PoolPlan, host: str) -> None:
+        self._process = ServerProcess(plan.command, host)
+        self.address = self._process.address
+
+    async def start(self) -> None:
+        """Start it and wait until it answers. Raises ServerFailed."""
+        await self._process.start()
+
+    async def stop(self) -> None:
+        """End it."""
+        await self._process.stop()
+
+    def problem(self) -> str:
+        """Whether it has died."""
+        return "" if self._process.running else "the model server's process has ended"
+
+
+class PoolDeployment:
+    """One replica of one pool."""
+
+    async def __init__(
+        self, plan: PoolPlan, site: LocalSite, telemetry_s: float, *others: object
+    ) -> None:
+        """`telemetry_s` is how often an emulated replica reports of itself; 0: never.
+
+        `others` are handles of the other pools, which Ray needs to be told and nobody uses.
+        """
+        del others
+        self._plan = plan
+        host = ray.util.get_node_ip_address()
+        kind = Started if plan.command else Emulated
+        self._server: Server = kind(plan, host)
+        self._vitals: PoolVitals | None = None
+        if isinstance(self._server, Emulated) and telemetry_s:
+            log = await asyncio.to_thread(site.log)
+            server, target = self._server.server, plan.target.times(plan.emulation.speed)
+            self._vitals = PoolVitals(_identity(plan), server, log, target, telemetry_s, now_ms)
+            self._vitals.start()
+        await self._server.start()
+        if self._vitals:
+            self._vitals.state = "ready"
+        self._directory = DirectoryClient()
+        self._telling = asyncio.create_task(self._tell())
+
+    async def _tell(self) -> None:
+        """Say that we are here, until told to stop."""
+        while True:
+            await self._try(self._directory.report(self._plan.name, self._server.address))
+            await asyncio.sleep(REPORT_S)
+
+    async def _try(self, telling: Awaitable[None]) -> None:
+        """The directory may be about to be restarted: it is told again, or forgets by itself."""
+        try:
+            await asyncio.wait_for(telling, TELL_S_MAX)
+        except Exception as error:  # noqa: BLE001 - whatever Ray raises
+            logger.warning("the directory of pools can't be told: %s", error)
+
+    def check_health(self) -> None:
+        """Called by Ray Serve; raising replaces this replica."""
+        problem = self._server.problem()
+        if problem:
+            raise ServerFailed(self._plan.name, problem)
+
+    async def __del__(self) -> None:
+        """Called by Ray Serve when it stops this replica."""
+        if not hasattr(self, "_telling"):
+            return
+        self._telling.cancel()
+        await asyncio.gather(self._telling, return_exceptions=True)  # so as not to be entered again
+        await self._try(self._directory.forget(self._plan.name, self._server.address))
+        await self._server.stop()
+        if self._vitals:
+            await self._vitals.stop()
+
+
+def _identity(plan: PoolPlan) -> ReplicaIdentity:
+    """What a replica is called in telemetry."""
+    return ReplicaIdentity(
+        pool=plan.name,
+        model=plan.model,
+        replica=f"{plan.name}-{secrets.token_hex(4)}",
+        gpu=plan.gpu.name if plan.gpu else "",
+        region=plan.region,
+        derived=plan.derived,
+    )

@@ -1,0 +1,114 @@
+"""Where one router lives: its log, snapshots, catalogue and ticket keys, opened by any process.
+
+A site is plain data, so that it can travel to Ray's workers; each opens its own connections.
+
+The one rule: the ticket key is made once, is readable by its owner alone, and is never logged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from infra.capacity.fleet import Fleet
+from infra.errors import SettingsInvalid, SettingsUnreadable
+from infra.settings.settings import FileCatalogue, Settings
+from serve.deploy.deployment import now_ms
+from serve.dispatch.backend import Pools
+from streams.feedback.ticket import KEY_BYTES
+from streams.log.contract import Log
+from streams.log.kafka_options import KafkaOptions
+from streams.log.sqlite_log import SqliteLog
+from streams.training.folder import Folder
+from streams.training.snapshots import Store
+
+TICKET_KEYS = "ticket.keys"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalSite:
+    """A site in one folder. Implements `serve.deploy.deployment.Site`."""
+
+    state_dir: Path  # absolute, because processes have different working folders
+    settings: Path  # likewise
+    snapshots: str  # likewise, or a URI
+    kafka: KafkaOptions | None = None  # None: the log is a SQLite file
+    fleet: Fleet = Fleet()
+
+    @classmethod
+    def of(cls, settings: Settings, path: Path) -> LocalSite:
+        """The site that settings, read from `path`, describe; its folder and key are made."""
+        state_dir = settings.state_dir.absolute()
+        state_dir.mkdir(parents=True, exist_ok=True)
+        snapshots = settings.snapshots or str(state_dir / "snapshots")
+        site = cls(
+            state_dir=state_dir,
+            settings=path.absolute(),
+            snapshots=snapshots if "://" in snapshots else str(Path(snapshots).absolute()),
+            kafka=settings.kafka(),
+            fleet=settings.fleet(),
+        )
+        site._make_key()
+        return site
+
+    def log(self) -> Log:
+        """The log: on Kafka, or in the state folder."""
+        if self.kafka is not None:
+            # Only where it is used: a router on a file needs no kafka-python.
+            from streams.log.kafka_log import KafkaLog
+
+            return KafkaLog(self.kafka)
+        return SqliteLog(self.state_dir / "log.sqlite", now_ms)
+
+    def store(self) -> Store:
+        """The snapshot store."""
+        return Store(Folder(self.snapshots))
+
+    def catalogue(self) -> FileCatalogue:
+        """The settings file's models and pools."""
+        return FileCatalogue(self.settings)
+
+    def pools(self) -> Pools:
+        """The pools' endpoints, those that Ray runs by asking the cluster's directory."""
+        # Only where it is used: a router that only decides calls nobody.
+        from infra.pools.directory import DirectoryClient
+        from infra.pools.pool_clients import PoolClients
+
+        return PoolClients(self.fleet.pools, DirectoryClient().ask)
+
+    def ticket_keys(self) -> list[bytes]:
+        """The keys in `ticket.keys`, a line of hexadecimal each, newest first.
+
+        Raises SettingsUnreadable and SettingsInvalid, which do not show what is in the file.
+        """
+        path = self.state_dir / TICKET_KEYS
+        try:
+            keys = [bytes.fromhex(line) for line in path.read_text().split()]
+        except OSError as error:
+            raise SettingsUnreadable(str(path), str(error)) from error
+        except ValueError:
+            keys = []
+        if not keys or {len(key) for key in keys} != {KEY_BYTES}:
+            wanted = f"every line must be a key of {2 * KEY_BYTES} hexadecimal digits"
+            raise SettingsInvalid(str(path), (f"{wanted}, and there must be one",))
+        return keys
+
+    def _make_key(self) -> None:
+        """Make the first key; linked to its name when whole, as others may start right now."""
+        path = self.state_dir / TICKET_KEYS
+        if path.exists():
+            return
+        partial = path.with_name(f".{TICKET_KEYS}-{secrets.token_hex(8)}")
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(secrets.token_bytes(KEY_BYTES).hex() + "\n")
+                file.flush()
+                os.fsync(descriptor)
+            with contextlib.suppress(FileExistsError):
+                os.link(partial, path)
+        finally:
+            partial.unlink()

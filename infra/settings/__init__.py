@@ -1,0 +1,4 @@
+"""The one place that reads settings files and environment variables, and checks that all fits.
+
+May import `endpoints`, `capacity`, `emulator` and errors.
+"""

@@ -1,0 +1,210 @@
+"""What the loop is doing: accounts of feedback, lag, alarms. Read from the log and the snapshots.
+
+    newest snapshot's counts, fleet + log's ends ─▶ Status ─▶ `fairlead status`, Prometheus metrics
+
+Nothing has to be running for it: what is not reachable is said to be so.
+
+The one rule: a number here is the one that recovery would start from, not a process's memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+
+from streams.errors import LogTruncated, LogUnavailable, SnapshotDamaged
+from streams.feedback.feedback import NANO_USD
+from streams.feedback.ticket import key_of
+from streams.log.contract import DECISIONS, FEEDBACK, Log
+from streams.telemetry import fleet_view
+from streams.telemetry.fleet_state import FleetState
+from streams.telemetry.fleet_view import ClassView, PoolView, RouterView
+from streams.training.audit import DECIDED, UNANSWERED
+from streams.training.snapshots import Manifest, Store
+from streams.training.state import load_fleet, prices_of
+from streams.training.trainer import (
+    DEAD,
+    DUPLICATE,
+    IN_VAIN,
+    LEARNED,
+    MOVED,
+    RECORDS,
+    SKIPPED,
+    SPENT,
+)
+
+READ_S = 2.0  # for the one record that says how long ago something was appended
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriceView:
+    """What one scarce thing is worth."""
+
+    load: float  # 1: as much as there should be
+    multiple: float  # price, in multiples of what it costs to have
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """One look. Counts are since the state began; `None` where the log can't be reached."""
+
+    snapshot_version: int  # 0: nothing has been learned yet
+    snapshot_age_s: float | None
+    encoder: str
+    records: int  # feedback records read
+    learned: int  # of them, with at least one new value
+    duplicate: int
+    moved: int  # handed to the shard they belong to
+    skipped: int  # lost by the log before they were read
+    dead_letter: dict[str, int] = field(default_factory=dict)  # by reason
+    late: int = 0  # the dead letters that came too late
+    decided: dict[str, int] = field(default_factory=dict)  # audited decisions, by model
+    unanswered: dict[str, int] = field(default_factory=dict)  # of them, without any feedback
+    lag_records: int | None = None
+    lag_s: float | None = None
+    alarms: tuple[str, ...] = ()
+    # US dollars by pool: for answers, and for calls that answered nobody.
+    spent_usd: dict[str, float] = field(default_factory=dict)
+    paid_in_vain_usd: dict[str, float] = field(default_factory=dict)
+    # What telemetry says; see `streams.telemetry.fleet_view`.
+    telemetry: dict[str, int] = field(default_factory=dict)  # records by what became of them
+    workload: dict[str, ClassView] = field(default_factory=dict)  # by class
+    router: RouterView | None = None  # None where no router was ever heard of
+    pools: dict[str, PoolView] = field(default_factory=dict)  # by pool
+    prices: dict[str, PriceView] = field(default_factory=dict)  # by pool; also budget and power
+
+    def json(self) -> dict[str, object]:
+        """As plain JSON."""
+        found = {name: getattr(self, name) for name in self.__slots__}
+        for name in ("workload", "pools", "prices"):
+            found[name] = {key: asdict(view) for key, view in found[name].items()}
+        return found | {"router": self.router and asdict(self.router)}
+
+
+def look(
+    store: Store, log: Log, now_ms: int, silence_s: float, pools: Sequence[str] = ()
+) -> Status:
+    """Look at store and log once. Raises OSError if the store can't be reached.
+
+    Money is counted by the keys of pools; those of `pools` are shown by their names.
+    """
+    manifest = _newest(store)
+    about: Mapping = manifest.about if manifest else {}
+    counts: Mapping[str, int] = about.get("counts", {})
+    offsets = {int(p): int(o) for p, o in about.get("offsets", {}).items()}
+    alarms = []
+    lag_records, lag_s = None, None
+    try:
+        lag_records, lag_s = _lag(log, offsets, now_ms)
+        silent_s = _silence(log, int(about.get("learned_at_ms", 0)))
+        if silent_s > silence_s:
+            alarms.append(
+                f"nothing was learned for {silent_s / 60:.1f} minutes while decisions went on: "
+                f"is feedback being written to {FEEDBACK}, and is a trainer running?"
+            )
+    except LogUnavailable as error:
+        alarms.append(f"the log can't be reached: {error}")
+    if counts.get(SKIPPED):
+        alarms.append(f"{counts[SKIPPED]} feedback records were lost by the log before being read")
+    fleet = _fleet(store, manifest)
+    return Status(
+        snapshot_version=manifest.version if manifest else 0,
+        snapshot_age_s=(now_ms - int(about["published_at_ms"])) / 1000 if manifest else None,
+        encoder=str(about.get("encoder", "")),
+        records=counts.get(RECORDS, 0),
+        learned=counts.get(LEARNED, 0),
+        duplicate=counts.get(DUPLICATE, 0),
+        moved=counts.get(MOVED, 0),
+        skipped=counts.get(SKIPPED, 0),
+        dead_letter=_under(counts, DEAD),
+        late=counts.get(f"{DEAD}too_late", 0),
+        decided=_under(counts, DECIDED),
+        unanswered=_under(counts, UNANSWERED),
+        lag_records=lag_records,
+        lag_s=lag_s,
+        alarms=tuple(alarms),
+        spent_usd=_usd(counts, SPENT, pools),
+        paid_in_vain_usd=_usd(counts, IN_VAIN, pools),
+        telemetry={**_under(counts, "telemetry."), "missing": fleet.missing},
+        workload=fleet_view.workload(fleet, now_ms),
+        router=fleet_view.router(fleet, now_ms) if fleet.routers or fleet.totals.mix else None,
+        pools=fleet_view.pools(fleet, now_ms),
+        prices=_prices(manifest),
+    )
+
+
+def _newest(store: Store) -> Manifest | None:
+    for version in reversed(store.versions()):
+        try:
+            return store.load(version)
+        except SnapshotDamaged:
+            continue
+    return None
+
+
+def _fleet(store: Store, manifest: Manifest | None) -> FleetState:
+    """The fleet of a snapshot; an empty one where it can't be read."""
+    if manifest is not None:
+        with suppress(SnapshotDamaged):  # pruned just now; the rest was read before
+            return load_fleet(store, manifest)
+    return FleetState()
+
+
+def _prices(manifest: Manifest | None) -> dict[str, PriceView]:
+    """What is scarce, and what it costs."""
+    if manifest is None:
+        return {}
+    found = prices_of(manifest)
+    named = {**found.capacity, "(budget)": found.budget, "(power)": found.power}
+    return {
+        name: PriceView(load=price.load, multiple=price.multiple())
+        for name, price in named.items()
+        if name in found.capacity or price.load
+    }
+
+
+def _under(counts: Mapping[str, int], prefix: str) -> dict[str, int]:
+    return {n.removeprefix(prefix): c for n, c in sorted(counts.items()) if n.startswith(prefix)}
+
+
+def _usd(counts: Mapping[str, int], prefix: str, pools: Sequence[str]) -> dict[str, float]:
+    """What was spent by pool; by the pool's key in hexadecimal where its name is not known."""
+    names = {f"{key_of(pool):016x}": pool for pool in pools}
+    found = _under(counts, prefix)
+    return {names.get(key, key): nano_usd / NANO_USD for key, nano_usd in found.items()}
+
+
+def _lag(log: Log, offsets: Mapping[int, int], now_ms: int) -> tuple[int, float]:
+    """Records not learned yet, and the age of the oldest of them. Raises LogUnavailable."""
+    first, end = log.first_offsets(FEEDBACK), log.end_offsets(FEEDBACK)
+    waiting = {p: max(offsets.get(p, 0), first[p]) for p in end}
+    waiting = {p: offset for p, offset in waiting.items() if offset < end[p]}
+    ages_s = [
+        (now_ms - at_ms) / 1000
+        for partition, offset in waiting.items()
+        if (at_ms := _appended_at_ms(log, FEEDBACK, partition, offset)) is not None
+    ]
+    return sum(end[p] - o for p, o in waiting.items()), max(ages_s, default=0.0)
+
+
+def _silence(log: Log, learned_at_ms: int) -> float:
+    """Seconds from the last learning (or the first decision) to the last decision."""
+    first, end = log.first_offsets(DECISIONS), log.end_offsets(DECISIONS)
+    full = [p for p in end if end[p] > first[p]]
+    newest = [_appended_at_ms(log, DECISIONS, p, end[p] - 1) for p in full]
+    oldest = [_appended_at_ms(log, DECISIONS, p, first[p]) for p in full]
+    began = [at for at in oldest if at is not None]
+    since_ms = learned_at_ms or min(began, default=0)
+    return (max((at for at in newest if at is not None), default=since_ms) - since_ms) / 1000
+
+
+def _appended_at_ms(log: Log, topic: str, partition: int, offset: int) -> int | None:
+    reader = log.reader(topic, {partition: offset})
+    try:
+        records = reader.read(1, READ_S)
+    except LogTruncated:
+        return None
+    finally:
+        reader.close()
+    return records[0].appended_at_ms if records else None

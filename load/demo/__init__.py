@@ -1,0 +1,4 @@
+"""The whole loop on real outcomes, its score, and its picture.
+
+May import `load.data`.
+"""

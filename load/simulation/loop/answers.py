@@ -1,0 +1,140 @@
+"""What became of every request of a simulation, as columns, while it happens.
+
+    sent, answered, lost, refused ──▶ Ledger ─┬─▶ Answers, at the end
+                                              └─▶ reports, of those who have a ticket
+
+A request whose replica dies before its first token is tried once more, as a dispatcher would; one
+that has begun to be answered, or was tried twice, is lost.
+
+The one rule: a request has one fate; whoever has one gets no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from load.data.tables import OutcomeTable
+from load.data.traffic import Traffic
+from load.simulation.loop.results import Answers, Fate
+from load.simulation.loop.router import Numbers, VirtualRouter
+from load.simulation.machines.replica import Flight
+from serve.routing.catalogue import Catalogue
+from streams.feedback.feedback import encode_report
+
+TRIES_MAX = 2
+
+
+class Ledger:
+    """Used by one simulation."""
+
+    def __init__(self, traffic: Traffic, table: OutcomeTable, catalogue: Catalogue) -> None:
+        n = len(traffic)
+        self._traffic, self._table, self._catalogue = traffic, table, catalogue
+        columns = {name: column for column, name in enumerate(table.models)}
+        missing = [name for name in catalogue.names if name not in columns]
+        assert not missing, f"the table says nothing of {missing}"
+        self._column = np.array([columns[name] for name in catalogue.names])
+        self._fate = np.zeros(n, np.uint8)
+        self._model = np.full(n, -1, np.int16)  # of the catalogue
+        self._pool = np.full(n, -1, np.int16)
+        self._tried = np.zeros(n, np.uint8)
+        self._shed = np.zeros(n, bool)
+        self._first_s, self._finished_s = np.full((2, n), np.nan)
+        self._tpot_s = np.full(n, np.nan)
+        self._reports: list[tuple[bytes | None, bytes]] = []
+
+    # --- what happens
+
+    def sent(self, numbers: Numbers, models: Numbers, pools: Numbers) -> None:
+        """Requests are at replicas of these models and pools."""
+        self._model[numbers], self._pool[numbers] = models, pools
+        self._tried[numbers] += 1
+
+    def refused(self, numbers: Numbers, shed: np.ndarray) -> None:
+        """Requests were sent nowhere; `shed`: because the fleet was too full."""
+        self._end(numbers, Fate.REFUSED)
+        self._shed[numbers] = shed
+
+    def answered(
+        self, flights: Sequence[Flight], ended_s: Sequence[float], router: VirtualRouter
+    ) -> None:
+        """Requests were answered, at these times."""
+        if not flights:
+            return
+        numbers = np.array([flight.number for flight in flights])
+        first_s = np.array([flight.first_s for flight in flights])
+        ended = np.array(ended_s)
+        after = np.array([flight.output_tokens - 1 for flight in flights])
+        self._end(numbers, Fate.FINISHED)
+        self._first_s[numbers], self._finished_s[numbers] = first_s, ended
+        self._tpot_s[numbers] = (ended - first_s) / np.maximum(after, 1)
+        for flight, end_s in zip(flights, ended_s, strict=True):
+            router.count_answer(flight.class_name, flight.output_tokens)
+            if flight.ticket is not None:
+                self._report(flight, end_s)
+
+    def lost(self, flights: Sequence[Flight]) -> list[int]:
+        """The replicas of these are gone; which of them are to be tried again."""
+        again = []
+        for flight in flights:
+            if flight.ticket is not None:
+                self._say(flight.ticket, error=True)
+            if flight.first_s or self._tried[flight.number] >= TRIES_MAX:
+                self._end(np.array([flight.number]), Fate.LOST)
+                self._first_s[flight.number] = flight.first_s or np.nan
+            else:
+                again.append(flight.number)
+        return again
+
+    def left(self, flights: Sequence[Flight]) -> None:
+        """The end: these are not answered yet."""
+        for flight in flights:
+            self._first_s[flight.number] = flight.first_s or np.nan
+
+    def _end(self, numbers: Numbers, fate: Fate) -> None:
+        assert (self._fate[numbers] == Fate.UNFINISHED).all(), "a request has one fate"
+        self._fate[numbers] = fate
+
+    # --- what is told of it
+
+    def _report(self, flight: Flight, end_s: float) -> None:
+        """What a caller, and who judges the answer, would report."""
+        number, traffic, catalogue = flight.number, self._traffic, self._catalogue
+        model = int(self._model[number])
+        prompt_tokens = int(traffic.prompt_tokens[number])
+        self._say(
+            flight.ticket,
+            quality=float(self._table.quality[traffic.rows[number], self._column[model]]),
+            cost_usd=catalogue.cost_usd(
+                catalogue.names[model], prompt_tokens, flight.output_tokens
+            ),
+            latency_ms=(end_s - flight.at_s) * 1000.0,
+            output_tokens=flight.output_tokens,
+        )
+
+    def _say(self, ticket: bytes, **outcome: float | bool) -> None:
+        self._reports.append((ticket[2:14].hex().encode(), encode_report(ticket, **outcome)))
+
+    def take_reports(self) -> list[tuple[bytes | None, bytes]]:
+        """Keys and values of reports since the last call."""
+        reports, self._reports = self._reports, []
+        return reports
+
+    def answers(self) -> Answers:
+        """All columns."""
+        finished = self._fate == Fate.FINISHED
+        model = np.where(self._model >= 0, self._column[self._model], -1).astype(np.int16)
+        quality = self._table.quality[self._traffic.rows, model]
+        return Answers(
+            fate=self._fate,
+            model=model,
+            pool=self._pool,
+            tried=self._tried,
+            shed=self._shed,
+            ttft_s=self._first_s - self._traffic.at_s,
+            tpot_s=self._tpot_s,
+            finished_s=self._finished_s,
+            quality=np.where(finished, quality, 0.0),
+        )

@@ -1,0 +1,142 @@
+"""What came of a simulation: every request, the fleet over time, and the figures they add up to.
+
+    columns of n requests ─┬─▶ share within target, quality
+    replicas over time  ───┼─▶ changes per hour
+    bill, energy ──────────┴─▶ US dollars, joules per request
+
+Every request has one fate. Whatever is not finished is not within target, and its quality is 0.
+
+The one rule: the digest is over all that happened, so two runs with the same one are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infra.capacity.latency_target import LatencyTarget
+from load.data.traffic import Traffic
+
+Floats = NDArray[np.float64]
+
+
+class Fate(IntEnum):
+    """What became of a request."""
+
+    UNFINISHED = 0  # at the end of the simulation
+    FINISHED = 1
+    REFUSED = 2  # no model fits, the fleet is full, or no pool has a replica
+    LOST = 3  # with its replica, and with the one it was tried on again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Answers:
+    """Columns of n requests, in the order of the traffic."""
+
+    fate: NDArray[np.uint8]  # (n,) `Fate`
+    model: NDArray[np.int16]  # (n,) column of the table; −1: none
+    pool: NDArray[np.int16]  # (n,) index into the fleet's pools; −1: none
+    tried: NDArray[np.uint8]  # (n,) how many replicas
+    shed: NDArray[np.bool_]  # (n,) refused because the fleet was too full
+    ttft_s: Floats  # (n,) from arrival to first token; NaN where there was none
+    tpot_s: Floats  # (n,) mean per token after the first; NaN where it is not finished
+    finished_s: Floats  # (n,) when; NaN likewise
+    quality: Floats  # (n,) of the answer, 0 where there is none
+
+    def within(self, traffic: Traffic, target: LatencyTarget) -> NDArray[np.bool_]:
+        """Which requests (n,) were finished within the target; see `LatencyTarget.met`."""
+        finished = self.fate == Fate.FINISHED
+        first_s = target.first_token_s(traffic.prompt_tokens)
+        in_time = (self.ttft_s <= first_s) & (self.tpot_s <= target.tpot_s)
+        return finished & in_time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ReplicaSeries:
+    """How many replicas there were, looked at t times, by pool."""
+
+    at_s: Floats  # (t,)
+    pools: tuple[str, ...]  # (P,)
+    ready: NDArray[np.int32]  # (t, P)
+    starting: NDArray[np.int32]
+    draining: NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Run:
+    """All that happened."""
+
+    traffic: Traffic
+    target: LatencyTarget
+    requests: Answers
+    replicas: ReplicaSeries
+    lines: tuple[str, ...]  # of plans, each with its time
+    gpu_usd: Mapping[str, float]  # by type
+    joules: float
+    replica_changes: int
+    end_s: float
+    cpu_s: float  # that the simulation took; not part of the digest
+
+    @property
+    def gpu_cost_usd(self) -> float:
+        """Of all GPUs, from launch to end."""
+        return sum(self.gpu_usd.values())
+
+    @property
+    def within_target(self) -> float:
+        """Share of all requests."""
+        return _mean(self.requests.within(self.traffic, self.target))
+
+    @property
+    def quality(self) -> float:
+        """Mean over finished requests."""
+        return _mean(self.requests.quality[self.requests.fate == Fate.FINISHED])
+
+    @property
+    def joules_per_request(self) -> float:
+        """Of all replicas, idle ones too, per finished request."""
+        return self.joules / max(1, self.count(Fate.FINISHED))
+
+    @property
+    def replica_changes_per_h(self) -> float:
+        """Replicas launched, or told to go, per hour; those that died are not counted."""
+        return self.replica_changes / (self.end_s / 3600.0)
+
+    @property
+    def simulated_requests_per_s(self) -> float:
+        """Requests per second of processor time."""
+        return len(self.traffic) / max(self.cpu_s, 1e-9)
+
+    def count(self, fate: Fate) -> int:
+        """Requests of a fate."""
+        return int(np.count_nonzero(self.requests.fate == fate))
+
+    def figures(self) -> dict[str, float]:
+        """For JSON."""
+        return {
+            "within_target": self.within_target,
+            "gpu_cost_usd": self.gpu_cost_usd,
+            "quality": self.quality,
+            "joules_per_request": self.joules_per_request,
+            "replica_changes_per_h": self.replica_changes_per_h,
+        }
+
+    def digest(self) -> str:
+        """SHA-256 over all columns, lines and sums."""
+        digest = hashlib.sha256()
+        for columns in (self.requests, self.replicas):
+            for field in fields(columns):
+                digest.update(field.name.encode())
+                digest.update(np.ascontiguousarray(getattr(columns, field.name)).tobytes())
+        rest = (self.lines, sorted(self.gpu_usd.items()), self.joules, self.replica_changes)
+        digest.update(repr((rest, self.end_s)).encode())
+        return digest.hexdigest()
+
+
+def _mean(values: NDArray) -> float:
+    return float(values.mean()) if len(values) else 0.0

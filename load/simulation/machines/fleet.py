@@ -1,0 +1,277 @@
+"""All pools of a fleet in virtual time: replicas come and go as they are wanted, and are paid for.
+
+    Plan.replicas ──resize──▶ launches (as far as there are GPUs), drains
+    request ──take──▶ the less loaded of two replicas ──advance──▶ first tokens, answers
+    shock ──▶ replicas die; what they were answering is lost
+
+To have fewer, a pool first gives up those that are still starting, the youngest first, and then the
+one with the fewest requests, which drains. What was wanted and found no GPU is launched when one
+is free. A GPU that goes straight from one replica to another of its region is there already: only
+the model is loaded. One that nobody wants at that moment is given back. (GPUs are counted, not
+machines: eight that are let go are taken to be near enough for one replica.)
+
+The one rule: GPUs in use, draining replicas' too, are never more than there are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from infra.capacity.fleet import Fleet
+from infra.capacity.latency_target import LatencyTarget
+from infra.emulator.engine import FINISHED, FIRST_TOKEN
+from load.simulation.machines.pool import VirtualPool
+from load.simulation.machines.replica import Flight, VirtualReplica
+from load.simulation.machines.tariff import Tariff
+from serve.health.health import less_loaded
+from streams.telemetry.records import PoolState
+from streams.telemetry.window import Reporter
+
+UNIX_MS = 1_760_000_000_000  # what a simulation's time 0 is to telemetry: some time in 2025
+
+
+def unix_ms(at_s: float) -> int:
+    """A time of the simulation as Unix time."""
+    return UNIX_MS + round(at_s * 1000.0)
+
+
+class VirtualFleet:
+    """See above. Used by one simulation; times never go back."""
+
+    def __init__(self, fleet: Fleet, target: LatencyTarget, rng: np.random.Generator) -> None:
+        """With the replicas to begin with, ready at time 0."""
+        self._target, self._rng = target, rng
+        self._described = fleet
+        self.pools = [VirtualPool(plan) for plan in fleet.pools]
+        self._by_name = {pool.plan.name: pool for pool in self.pools}
+        self.gpus_available = {gpu.name: gpu.available for gpu in fleet.gpus}
+        self.regions_lost: set[str] = set()
+        self.tariff = Tariff({gpu.name: gpu.usd_per_hour for gpu in fleet.gpus})
+        self.changes = 0  # replicas launched, and told to go, since the beginning
+        self.usd = {gpu.name: 0.0 for gpu in fleet.gpus}  # of replicas that are gone
+        self.joules = 0.0  # likewise
+        self._last_words: list[PoolState] = []  # of those that went in good order
+        self._warm: Counter[tuple[str, str]] = Counter()  # GPUs just let go, by type and region
+        for pool in self.pools:
+            for _ in range(pool.plan.replicas):
+                self._launch(pool, 0.0, ready_s=0.0)
+        self.changes = 0
+        self.start(0.0)
+
+    # --- requests
+
+    def take(
+        self,
+        pool: int,
+        flight: Flight,
+        prompt_tokens: int,
+        output_tokens: int,
+        at_s: float,
+        uniform: float,
+    ) -> bool:
+        """Give a request to a replica of a pool; False if it has none, or the prompt is too long.
+
+        `uniform` in [0, 1) draws the two of which the less loaded is taken.
+        """
+        ready = self.pools[pool].ready
+        if not ready:
+            return False
+        return less_loaded(ready, uniform).take(flight, prompt_tokens, output_tokens, at_s)
+
+    def advance(self, to_s: float) -> tuple[list[Flight], list[float]]:
+        """Let time pass; requests answered since, and when, pool by pool."""
+        answered: list[Flight] = []
+        ended_s: list[float] = []
+        emptied = False
+        for pool in self.pools:
+            for replica in pool.replicas:
+                if not replica.flights:
+                    continue
+                for flight, kind, at_s in replica.engine.advance(to_s):
+                    if kind is FIRST_TOKEN:
+                        replica.count_first_token(flight, at_s)
+                    elif kind is FINISHED:
+                        replica.count_answer(flight, at_s)
+                        answered.append(flight)
+                        ended_s.append(at_s)
+                if replica.state == "draining" and not replica.flights:
+                    self._say_goodbye(replica, to_s)
+                    self._leave(replica, ended_s[-1])
+                    emptied = True
+        if emptied:
+            self._launch_wanted(to_s)
+        return answered, ended_s
+
+    # --- replicas
+
+    def resize(self, replicas: Mapping[str, int], now_s: float) -> None:
+        """Have so many replicas of each pool; pools that are not named stay as they are."""
+        for name, wanted in replicas.items():
+            pool = self._by_name[name]
+            pool.wanted = min(max(wanted, pool.plan.replicas_min), pool.plan.replicas_max)
+            for _ in range(pool.n_kept - pool.wanted):
+                self._release(pool, now_s)
+        self._launch_wanted(now_s)
+
+    def next_start_s(self) -> float:
+        """When the next replica will be ready; inf if none is starting."""
+        starting = (
+            r.ready_s for pool in self.pools for r in pool.replicas if r.state == "starting"
+        )
+        return min(starting, default=math.inf)
+
+    def start(self, now_s: float) -> None:
+        """Make ready those whose time has come."""
+        for pool in self.pools:
+            for replica in pool.replicas:
+                if replica.state == "starting" and replica.ready_s <= now_s:
+                    replica.begin()
+            pool.arrange()
+
+    def _release(self, pool: VirtualPool, now_s: float) -> None:
+        """Let a replica go: at once if it has nothing to do, else when it has answered."""
+        replica = pool.next_to_go()
+        self.changes += 1
+        if replica.flights:
+            replica.state = "draining"
+            pool.arrange()
+        else:
+            self._say_goodbye(replica, now_s)
+            self._leave(replica, now_s)
+
+    def _say_goodbye(self, replica: VirtualReplica, now_s: float) -> None:
+        """As a real one does when it is stopped, so that it is not taken to be there."""
+        if replica.state == "starting" and replica.speaks_s > now_s:
+            return
+        replica.state = "draining"
+        self._last_words.append(replica.report(now_s, unix_ms(now_s)))
+
+    def _launch_wanted(self, now_s: float) -> None:
+        for pool in self.pools:
+            while pool.n_kept < pool.wanted and self.available(pool) and self._room(pool):
+                startup_s = 0.0 if self._take_warm(pool) else pool.gpu.startup_s
+                self._launch(pool, now_s, now_s + startup_s + pool.plan.load_s)
+        self._warm.clear()
+
+    def _take_warm(self, pool: VirtualPool) -> bool:
+        """Whether there are machines for one more replica; they are taken."""
+        place, n_gpus = (pool.gpu.name, pool.plan.region), pool.plan.gpus_per_replica
+        if self._warm[place] < n_gpus:
+            return False
+        self._warm[place] -= n_gpus
+        return True
+
+    def _launch(self, pool: VirtualPool, now_s: float, ready_s: float) -> None:
+        source = self._rng.bytes(8).hex()
+        pool.launched += 1
+        self.changes += 1
+        pool.replicas.append(
+            VirtualReplica(
+                pool.plan,
+                pool.launched,
+                now_s,
+                ready_s,
+                self._target,
+                Reporter(source, unix_ms(now_s)),
+            )
+        )
+
+    def _leave(self, replica: VirtualReplica, at_s: float) -> None:
+        """A replica is gone: its bill and its energy are known."""
+        pool = self._by_name[replica.plan.name]
+        replica.leave(at_s)
+        pool.arrange()
+        n_gpus = replica.plan.gpus_per_replica
+        if at_s >= replica.speaks_s:  # before that its machine has not come yet
+            self._warm[pool.gpu.name, pool.plan.region] += n_gpus
+        self.usd[pool.gpu.name] += n_gpus * self.tariff.usd(
+            pool.gpu.name, replica.launched_s, replica.gone_s
+        )
+        self.joules += replica.joules
+
+    def _room(self, pool: VirtualPool) -> bool:
+        gpu = pool.gpu.name
+        return self.gpus_used(gpu) + pool.plan.gpus_per_replica <= self.gpus_available[gpu]
+
+    def gpus_used(self, gpu: str) -> int:
+        """GPUs of a type that replicas have, those that start or drain too."""
+        return sum(
+            len(pool.replicas) * pool.plan.gpus_per_replica
+            for pool in self.pools
+            if pool.gpu.name == gpu
+        )
+
+    def available(self, pool: VirtualPool) -> bool:
+        """Whether there is a place for it at all."""
+        return pool.plan.region not in self.regions_lost and self.gpus_available[pool.gpu.name] > 0
+
+    # --- shocks; all requests that are lost are returned
+
+    def lose_region(self, region: str, now_s: float) -> list[Flight]:
+        """Every replica there dies, and none can be launched."""
+        self.regions_lost.add(region)
+        return self._kill([r for r in self._all() if r.plan.region == region], now_s)
+
+    def return_region(self, region: str, now_s: float) -> None:
+        """Replicas can be launched there again, and those that are still wanted are."""
+        self.regions_lost.discard(region)
+        self._launch_wanted(now_s)
+
+    def set_available(self, gpu: str, gpus: int, now_s: float) -> list[Flight]:
+        """There are so many GPUs of a type; the youngest replicas beyond that die."""
+        self.gpus_available[gpu] = gpus
+        on_it = [r for r in self._all() if r.plan.gpu is not None and r.plan.gpu.name == gpu]
+        doomed, used = [], self.gpus_used(gpu)
+        for replica in sorted(on_it, key=lambda r: r.launched_s, reverse=True):
+            if used <= gpus:
+                break
+            used -= replica.plan.gpus_per_replica
+            doomed.append(replica)
+        lost = self._kill(doomed, now_s)
+        self._launch_wanted(now_s)
+        return lost
+
+    def _kill(self, doomed: Iterable[VirtualReplica], now_s: float) -> list[Flight]:
+        lost: list[Flight] = []
+        for replica in doomed:
+            lost += replica.flights
+            replica.flights.clear()
+            self._leave(replica, now_s)
+        self._warm.clear()  # their machines are gone with them
+        return lost
+
+    # --- what is told of it
+
+    def reports(self, now_s: float) -> list[PoolState]:
+        """A record of every replica's telemetry window, and the last words of those that went."""
+        now_ms = unix_ms(now_s)
+        said, self._last_words = self._last_words, []
+        there = [r for r in self._all() if r.state != "starting" or r.speaks_s <= now_s]
+        return said + [replica.report(now_s, now_ms) for replica in there]
+
+    def described(self) -> Fleet:
+        """The fleet as its description would say now: prices and GPUs as they are."""
+        prices = self.tariff.usd_per_hour()
+        gpus = {
+            gpu.name: replace(
+                gpu, usd_per_hour=prices[gpu.name], available=self.gpus_available[gpu.name]
+            )
+            for gpu in self._described.gpus
+        }
+        pools = [replace(p, gpu=gpus[p.gpu.name] if p.gpu else None) for p in self._described.pools]
+        return Fleet(gpus=tuple(gpus.values()), pools=tuple(pools))
+
+    def close(self, now_s: float) -> list[Flight]:
+        """The end: every replica is gone. Returns the requests that were not answered."""
+        left = [flight for replica in self._all() for flight in replica.flights]
+        for replica in list(self._all()):
+            self._leave(replica, now_s)
+        return left
+
+    def _all(self) -> Iterator[VirtualReplica]:
+        return (replica for pool in self.pools for replica in pool.replicas)

@@ -1,0 +1,64 @@
+"""The whole system on a virtual clock: router, trainer, prices, autoscaler and emulated pools.
+
+    traffic ──a tick's requests at once──▶ VirtualRouter ──▶ VirtualFleet ──▶ answers
+                                             ▲ Live                │ │
+                        VirtualTrainer ──────┘   ◀──telemetry──────┘ │
+                              ▲ └─ state ──▶ observe ──▶ Scaler ─▶ Plan
+                              └────────── feedback, of a share ──────┘
+
+Nothing in it is a model of Fairlead: the parts are those that serve, only the clock, the log and
+the machines are made up. A tick ends after `tick_s`, or after `tick_requests` arrivals, or when
+something is due. Its requests are decided as one batch with what was known when it began, as a
+batch of a real router is, and reach their replicas at their own times; engines are exact whatever
+the ticks are.
+
+The one rule: time and chance are arguments, so the same arguments give the same bits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import faiss
+
+from infra.autoscaling.contract import Scaler
+from infra.capacity.fleet import Fleet
+from load.data.table_contexts import contexts_of, encoder_of
+from load.data.tables import OutcomeTable
+from load.data.traffic import Traffic
+from load.simulation.loop.results import Run
+from load.simulation.options import SimulationOptions
+from load.simulation.shocks import Shock
+from load.simulation.virtual_time import Simulation
+from serve.routing.catalogue import Catalogue
+from streams.log.memory_log import Storage
+from streams.training.state import State
+
+__all__ = ["SimulationOptions", "contexts_of", "encoder_of", "simulate"]
+
+
+def simulate(
+    traffic: Traffic,
+    table: OutcomeTable,
+    fleet: Fleet,
+    catalogue: Catalogue,
+    scaler: Scaler,
+    options: SimulationOptions,
+    shocks: Sequence[Shock] = (),
+    *,
+    start: Callable[[], State | None] = lambda: None,
+    storage: Storage | None = None,
+) -> Run:
+    """Run all of it. The catalogue's models are the table's, its pools the fleet's.
+
+    `start` gives what the trainer knows to begin with, made with `encoder_of(table)`; it goes on
+    learning in it. With a `storage` everything that was logged is left there.
+    """
+    faiss.omp_set_num_threads(1)  # one core; and sums in one order
+    began_s = time.process_time()
+    with Simulation(
+        traffic, table, fleet, catalogue, scaler, options, shocks, start, storage
+    ) as simulation:
+        simulation.run()
+        return simulation.result(time.process_time() - began_s)

@@ -1,0 +1,282 @@
+"""The loop of a simulation: from tick to tick, and what is due at the end of each.
+
+    _until ──▶ ask what arrives ──▶ let time pass ──▶ starts, shocks, telemetry, scaling ──▶ again
+
+A tick ends when something is due, at the latest after `tick_s` or `tick_requests` arrivals. See
+`simulation` for what belongs together, and the files of the parts for what each does.
+
+The one rule: at one time engines come first, then what changes the fleet, then who looks at it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Self
+
+import numpy as np
+
+from infra.autoscaling.contract import Scaler
+from infra.capacity.fleet import Fleet
+from load.data.table_contexts import contexts_of, encoder_of
+from load.data.tables import OutcomeTable
+from load.data.traffic import Traffic
+from load.simulation.loop.answers import Ledger
+from load.simulation.loop.dispatch import Dispatch
+from load.simulation.loop.results import Run
+from load.simulation.loop.router import Asking, VirtualRouter
+from load.simulation.loop.split import Split
+from load.simulation.loop.telemetry import VirtualTelemetry
+from load.simulation.loop.trainer import VirtualTrainer, blind
+from load.simulation.machines.fleet import VirtualFleet, unix_ms
+from load.simulation.machines.replica import Flight
+from load.simulation.observer import observed, repriced
+from load.simulation.options import SimulationOptions
+from load.simulation.series import Series
+from load.simulation.shocks import (
+    Available,
+    Garbled,
+    RegionBack,
+    RegionLost,
+    Repriced,
+    Shock,
+    Silent,
+)
+from serve.routing.catalogue import Catalogue
+from serve.routing.chooser import Chooser
+from serve.routing.live import Live
+from streams.feedback.ticket import KEY_BYTES, Issuer, Sealer
+from streams.log.contract import FEEDBACK
+from streams.log.memory_log import MemoryLog, Storage
+from streams.telemetry.window import Reporter
+from streams.training.state import State
+from streams.training.trainer import TrainerOptions
+
+TICKET_KEY = bytes(KEY_BYTES)  # nobody has to be kept from a simulation's tickets
+
+
+class Simulation:
+    """One run, from the beginning to the end."""
+
+    def __init__(
+        self,
+        traffic: Traffic,
+        table: OutcomeTable,
+        fleet: Fleet,
+        catalogue: Catalogue,
+        scaler: Scaler,
+        options: SimulationOptions,
+        shocks: Sequence[Shock],
+        start: Callable[[], State | None],
+        storage: Storage | None,
+    ) -> None:
+        self._traffic, self._options, self._scaler = traffic, options, scaler
+        self._shocks = deque(sorted(shocks, key=lambda shock: shock.at_s))
+        self._now_s, self._n_asked = 0.0, 0
+        last_s = float(traffic.at_s[-1]) if len(traffic) else 0.0
+        self._end_s = last_s + options.tail_s
+        seeds = np.random.SeedSequence(options.seed).spawn(4)
+        machines, dispatch, noise, self._routing = map(np.random.default_rng, seeds)
+        self._log = MemoryLog(storage or Storage(), self._now_ms)
+        self._log.ensure_topics()
+        self._sealer = Sealer([TICKET_KEY])
+        self._trainer = VirtualTrainer(
+            self._log,
+            catalogue,
+            self._sealer,
+            encoder_of(table),
+            TrainerOptions(pricing=options.placement.pricing),
+            options.publish_s,
+            self._now_ms,
+            start,
+            keep_log=storage is not None,
+        )
+        self._fleet = VirtualFleet(fleet, options.target, machines)
+        self._ledger = Ledger(traffic, table, catalogue)
+        self._dispatch = Dispatch(traffic, catalogue, self._fleet, self._ledger, dispatch)
+        self._telemetry = VirtualTelemetry(self._log, noise)
+        self._asking = Asking(
+            traffic=traffic, contexts=contexts_of(table), preference=options.preference
+        )
+        self._split = None
+        if not options.router_priced:
+            self._split = Split(traffic, catalogue, self._fleet, options.target)
+        self._routers: list[VirtualRouter] = []
+        self._set_routers(options.routers)
+        self._series = Series(self._fleet)
+        self._again: list[int] = []  # to be routed again: their replica was lost
+        self._telemetry_at_s, self._scale_at_s = options.telemetry_s, options.scale_s
+        self._feedback_at_s = options.feedback_s
+        self._n_ticks = 0
+        self._live = self._view()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._trainer.close()
+
+    def _now_ms(self) -> int:
+        return unix_ms(self._now_s)
+
+    # --- time
+
+    def run(self) -> None:
+        """To the end."""
+        self._series.look(0.0)
+        while self._now_s < self._end_s:
+            self._tick()
+        self._ledger.left(self._fleet.close(self._end_s))
+
+    def _tick(self) -> None:
+        """Ask what arrives, let it be answered, and do what is due then."""
+        n_asked, to_s = self._until()
+        arriving = np.arange(self._n_asked, n_asked)
+        again, self._again = self._again, []
+        numbers = np.concatenate([np.array(again, np.intp), arriving]) if again else arriving
+        if len(numbers):
+            self._ask(numbers)
+        self._n_asked, self._now_s = n_asked, to_s
+        self._ledger.answered(*self._fleet.advance(to_s), self._routers[0])
+        self._do_what_is_due()
+
+    def _until(self) -> tuple[int, float]:
+        """Up to which request this tick goes, and until when."""
+        options, at_s = self._options, self._traffic.at_s
+        shock_s = self._shocks[0].at_s if self._shocks else math.inf
+        to_s = min(
+            self._now_s + options.tick_s,
+            self._telemetry_at_s,
+            self._scale_at_s,
+            self._fleet.next_start_s(),
+            max(shock_s, self._now_s),
+            self._end_s,
+        )
+        n_asked = int(np.searchsorted(at_s, to_s))
+        if n_asked - self._n_asked > options.tick_requests:
+            n_asked = self._n_asked + options.tick_requests
+            to_s = float(at_s[n_asked])
+        return n_asked, to_s
+
+    def _do_what_is_due(self) -> None:
+        now_s = self._now_s
+        if self._fleet.next_start_s() <= now_s:
+            self._fleet.start(now_s)
+        while self._shocks and self._shocks[0].at_s <= now_s:
+            self._strike(self._shocks.popleft())
+        if now_s >= self._telemetry_at_s:
+            self._telemetry_at_s += self._options.telemetry_s
+            self._report()
+        if now_s >= self._scale_at_s:
+            self._scale_at_s += self._options.scale_s
+            self._scale()
+
+    # --- routing
+
+    def _ask(self, numbers: np.ndarray) -> None:
+        """Decide for requests, and send them on."""
+        self._n_ticks += 1
+        router, now_ms = self._routers[self._n_ticks % len(self._routers)], self._now_ms()
+        requests, choices = router.choose(numbers, self._live, now_ms)
+        goes = choices.fits & ~choices.shed
+        chance = self._routing.random(len(numbers))
+        told = np.flatnonzero(goes & (chance < self._options.feedback_share))
+        tickets: dict[int, bytes] = {}
+        if len(told):
+            sealed = router.tickets(told, requests, choices, self._live, now_ms)
+            tickets = dict(zip(told.tolist(), sealed, strict=True))
+        self._dispatch.send(numbers, choices, self._live, tickets, self._now_s)
+
+    def _set_routers(self, n: int) -> None:
+        """Have so many routers, one at least. What a leaving one has not reported is lost."""
+        del self._routers[max(1, n) :]
+        while len(self._routers) < n:
+            rng = self._routing.spawn(1)[0]
+            placement = replace(self._options.placement, priced=self._options.router_priced)
+            self._routers.append(
+                VirtualRouter(
+                    self._asking,
+                    Chooser(self._options.policy, placement, rng),
+                    self._sealer,
+                    Issuer(int(rng.integers(1 << 56))),
+                    Reporter(rng.bytes(8).hex(), self._now_ms()),
+                    self._split,
+                )
+            )
+
+    def _view(self) -> Live:
+        live = self._trainer.live
+        return live if self._options.router_priced else blind(live)
+
+    # --- telemetry, learning
+
+    def _report(self) -> None:
+        """A window ends: everybody reports, the trainer learns, routers see it."""
+        now_ms, decision_s = self._now_ms(), self._options.decision_s
+        records = [
+            record
+            for router in self._routers
+            for record in router.records(self._live, decision_s, now_ms)
+        ]
+        self._telemetry.send([*records, *self._fleet.reports(self._now_s)], self._now_s)
+        if self._now_s >= self._feedback_at_s:
+            self._feedback_at_s += self._options.feedback_s
+            self._log.append(FEEDBACK, self._ledger.take_reports())
+        self._trainer.step()
+        self._live = self._view()
+
+    # --- scaling
+
+    def _scale(self) -> None:
+        plan = self._scaler.step(
+            observed(
+                self._trainer.state,
+                self._trainer.live,
+                self._fleet,
+                len(self._routers),
+                self._now_ms(),
+            )
+        )
+        self._fleet.resize(plan.replicas, self._now_s)
+        self._set_routers(plan.routers)
+        self._series.look(self._now_s, plan.lines)
+
+    # --- shocks
+
+    def _strike(self, shock: Shock) -> None:
+        fleet, now_s, what = self._fleet, self._now_s, shock.what
+        lost: list[Flight] = []
+        if isinstance(what, Repriced):
+            fleet.tariff.change(what.gpu, what.usd_per_hour, now_s)
+            self._trainer.restate(repriced(self._trainer.live.catalogue, fleet.described()))
+            self._live = self._view()
+        elif isinstance(what, Available):
+            lost = fleet.set_available(what.gpu, what.gpus, now_s)
+        elif isinstance(what, RegionLost):
+            lost = fleet.lose_region(what.region, now_s)
+        elif isinstance(what, RegionBack):
+            fleet.return_region(what.region, now_s)
+        elif isinstance(what, Silent):
+            self._telemetry.silent_until_s = now_s + what.for_s
+        elif isinstance(what, Garbled):
+            self._telemetry.garbled_until_s = now_s + what.for_s
+        self._again += self._ledger.lost(lost)
+
+    # --- the end
+
+    def result(self, cpu_s: float) -> Run:
+        """What came of it."""
+        return Run(
+            traffic=self._traffic,
+            target=self._options.target,
+            requests=self._ledger.answers(),
+            replicas=self._series.columns(),
+            lines=self._series.lines(),
+            gpu_usd=dict(self._fleet.usd),
+            joules=self._fleet.joules,
+            replica_changes=self._fleet.changes,
+            end_s=self._end_s,
+            cpu_s=cpu_s,
+        )

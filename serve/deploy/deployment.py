@@ -1,0 +1,243 @@
+"""The router and the trainer as Ray Serve deployments: placed, health-checked, restarted, scaled.
+
+Ray Serve runs the replicas; requests do not pass through it (see `listener`). The trainer is a
+deployment of one replica, so that the same machinery brings it back when it dies.
+
+The one rule: this is the only file of this folder that knows Ray. What it is handed is plain data
+and importable classes, because it travels to other processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import ray
+from ray import serve as ray_serve
+
+from serve.deploy.replica import Replica, ReplicaOptions
+from serve.dispatch.backend import Pools
+from serve.encoders import EncoderOptions, identity, make_encoder
+from serve.routing.catalogue import CatalogueSource
+from streams.errors import SnapshotFenced, StreamError
+from streams.feedback.ticket import Sealer
+from streams.log.contract import FEEDBACK, Log
+from streams.training.shards import Layout, Merger, PartitionShare, lay_out, start_of
+from streams.training.snapshots import Store
+from streams.training.trainer import Trainer, TrainerOptions
+
+logger = logging.getLogger(__name__)
+
+ROUTER_APP, TRAINER_APP = "router", "trainer"
+# Ray's defaults find a wedged replica after a minute and a half; a router must do better. A
+# health check is one call on the replica's own event loop.
+HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 1.0, 5.0
+GRACE_S = 10.0
+COMMON = {
+    "health_check_period_s": HEALTH_PERIOD_S,
+    "health_check_timeout_s": HEALTH_TIMEOUT_S,
+    "graceful_shutdown_timeout_s": GRACE_S,
+    "graceful_shutdown_wait_loop_s": 0.1,
+    "ray_actor_options": {"num_cpus": 0},  # load is watched, not reserved
+}
+RESTART_S_MAX = 5.0  # between attempts of a trainer that keeps failing
+
+
+class Site(Protocol):
+    """Where this router lives: opens what processes share. Implemented by `infra.pools.site`."""
+
+    snapshots: str  # folder or URI of the snapshot store
+
+    def log(self) -> Log:
+        """The log, opened anew in the calling process."""
+
+    def store(self) -> Store:
+        """The snapshot store."""
+
+    def catalogue(self) -> CatalogueSource:
+        """Where the catalogue comes from."""
+
+    def ticket_keys(self) -> list[bytes]:
+        """Keys that tickets are sealed with, newest first."""
+
+    def pools(self) -> Pools:
+        """The pools that requests are dispatched to, opened anew in the calling process."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentOptions:
+    """How the parts run."""
+
+    replicas: int = 2
+    trainers: int = 1  # shards of learning; each owns a part of the feedback's partitions
+    replica: ReplicaOptions
+    trainer: TrainerOptions
+    encoder: EncoderOptions
+    seed: int | None = None
+
+
+def now_ms() -> int:
+    """Unix time in milliseconds: the one clock that the parts are handed."""
+    return time.time_ns() // 1_000_000
+
+
+class RouterDeployment:
+    """One replica of the router."""
+
+    async def __init__(self, options: DeploymentOptions, site: Site) -> None:
+        # Loading weights and a snapshot takes a second; the event loop must answer Ray meanwhile.
+        self._replica: Replica = await asyncio.to_thread(
+            Replica,
+            options.replica,
+            site.log(),
+            site.store(),
+            site.catalogue(),
+            site.ticket_keys(),
+            options.seed,
+            now_ms,
+        )
+        await self._replica.start()
+
+    def check_health(self) -> None:
+        """Called by Ray Serve; raising replaces this replica."""
+        problem = self._replica.problem()
+        if problem:
+            raise RuntimeError(problem)
+
+    async def __del__(self) -> None:
+        """Called by Ray Serve when it stops this replica."""
+        if hasattr(self, "_replica"):
+            await self._replica.stop()
+
+
+class Worker(Protocol):
+    """What a supervised thread runs: a trainer, or the merger of several."""
+
+    def run(self, stopping: Callable[[], bool]) -> None:
+        """Work until `stopping()`."""
+
+
+class TrainerDeployment:
+    """A trainer. Its thread comes back from errors, its process from death."""
+
+    def __init__(
+        self, options: DeploymentOptions, site: Site, layout: Layout, shard: int | None
+    ) -> None:
+        """`shard` is which of the layout's trainers this is; None: the merger of all."""
+        self._stopping = threading.Event()
+        work = partial(_merger if shard is None else _trainer, options, site, layout, shard or 0)
+        self._thread = threading.Thread(
+            target=supervise, args=(work, self._stopping), name="trainer", daemon=True
+        )
+        self._thread.start()
+
+    def check_health(self) -> None:
+        """Called by Ray Serve; raising replaces this replica."""
+        if not self._thread.is_alive():
+            raise RuntimeError("the trainer's thread has died")
+
+    async def __del__(self) -> None:
+        """Called by Ray Serve when it stops this replica: save what was learned last."""
+        if hasattr(self, "_thread"):
+            self._stopping.set()
+            await asyncio.to_thread(self._thread.join, GRACE_S)
+
+
+def _trainer(options: DeploymentOptions, site: Site, layout: Layout, shard: int) -> Worker:
+    """A trainer of everything, or of one shard."""
+    log, encoder = site.log(), identity(make_encoder(options.encoder))
+    log.ensure_topics()
+    sealer = Sealer(site.ticket_keys())
+    if layout.n_shards == 1:
+        return Trainer(log, site.store(), sealer, encoder, options.trainer, now_ms)
+    return Trainer(
+        log,
+        layout.store(site.snapshots, shard),
+        sealer,
+        encoder,
+        options.trainer,
+        now_ms,
+        PartitionShare(shard, layout.n_shards, len(log.end_offsets(FEEDBACK))),
+        partial(start_of, site.snapshots, layout, shard, encoder, options.trainer.memory),
+    )
+
+
+def _merger(options: DeploymentOptions, site: Site, layout: Layout, shard: int) -> Worker:
+    """What publishes the sum of all shards."""
+    del shard
+    encoder = identity(make_encoder(options.encoder))
+    return Merger(site.snapshots, layout, encoder, options.trainer.memory, now_ms)
+
+
+def supervise(make: Callable[[], Worker], stopping: threading.Event) -> None:
+    """Run workers, each recovered from the last snapshot, until told to stop."""
+    rest_s = 0.1
+    while not stopping.is_set():
+        started_s = time.monotonic()
+        try:
+            make().run(stopping.is_set)
+        except SnapshotFenced as error:
+            # Taking the store back would only fence the other one in turn.
+            logger.error("this trainer is done: %s", error)
+            stopping.wait()
+        except (StreamError, OSError) as error:
+            logger.error("the trainer stopped and will start again: %s", error)
+        except Exception:
+            logger.exception("the trainer failed by our fault and will start again")
+        # A trainer that ran for a while had recovered: its next failure is a new one.
+        rest_s = 0.1 if time.monotonic() - started_s > 10 else min(2 * rest_s, RESTART_S_MAX)
+        stopping.wait(rest_s)
+
+
+def spread(replicas: int) -> dict[str, int]:
+    """So many replicas, on machines such that the loss of one leaves some of them.
+
+    Ray spreads by itself, but does not promise to: with two replicas on one machine, its death
+    leaves nobody to decide for as long as it takes to start others. Where there are too few
+    machines for that, nothing is asked for that could not be had after one's loss.
+    """
+    machines = sum(node["Alive"] for node in ray.nodes())
+    per_machine = math.ceil(replicas / max(1, machines - 1))
+    return {"num_replicas": replicas, "max_replicas_per_node": min(per_machine, 100)}
+
+
+def _scaled(autoscaling: Mapping[str, Any]) -> dict[str, object]:
+    """As many replicas as a policy of Ray's says; there is room for all on all machines but one."""
+    room = spread(autoscaling["max_replicas"])["max_replicas_per_node"]
+    return {"autoscaling_config": dict(autoscaling), "max_replicas_per_node": room}
+
+
+def deploy(
+    options: DeploymentOptions, site: Site, autoscaling: Mapping[str, Any] | None = None
+) -> None:
+    """Run trainer and router in the connected Ray cluster; returns when both are up.
+
+    `autoscaling` is Ray's configuration for the router; None: it has `options.replicas`.
+    Raises what Ray raises when a deployment can't start, with the replica's error in its text.
+    """
+    router = ray_serve.deployment(RouterDeployment).options(
+        name="Router",
+        **COMMON,
+        **(spread(options.replicas) if autoscaling is None else _scaled(autoscaling)),
+    )
+    trainer = ray_serve.deployment(TrainerDeployment).options(
+        name="Trainer", num_replicas=1, **COMMON
+    )
+    layout = lay_out(site.snapshots, options.trainers)
+    learning = {
+        f"{TRAINER_APP}-{shard}": trainer.bind(options, site, layout, shard)
+        for shard in range(layout.n_shards)
+    }
+    if layout.n_shards > 1:
+        learning[f"{TRAINER_APP}-merger"] = trainer.bind(options, site, layout, None)
+    apps = {**learning, ROUTER_APP: router.bind(options, site)}
+    ray_serve.run_many(
+        [ray_serve.RunTarget(app, name, route_prefix=None) for name, app in apps.items()]
+    )

@@ -1,0 +1,83 @@
+"""The dispatcher as a Ray Serve deployment, beside the router's (see `deployment`).
+
+Its processes are others than the router's: who asks for decisions alone is not slowed by answers
+streaming, and loads none of what calls pools.
+
+The one rule: what it is handed is plain data, because it travels to other processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field, replace
+
+from ray import serve as ray_serve
+
+from serve.deploy.deployment import COMMON, GRACE_S, DeploymentOptions, Site, now_ms, spread
+from serve.deploy.dispatch_replica import DispatchReplica, DispatchReplicaOptions
+from serve.deploy.replica import Replica
+
+DISPATCH_APP = "dispatch"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DispatchersOptions:
+    """How dispatchers run."""
+
+    replicas: int = 1  # 0: requests are not dispatched, only decided
+    port: int = 7490  # gRPC, on the router's host
+    replica: DispatchReplicaOptions = field(default_factory=DispatchReplicaOptions)
+
+
+class DispatchDeployment:
+    """One replica of the dispatcher."""
+
+    async def __init__(
+        self, options: DeploymentOptions, dispatchers: DispatchersOptions, site: Site
+    ) -> None:
+        listener = replace(options.replica.listener, port=dispatchers.port)
+        # A dispatched request costs many times its scoring: there is no crowd to score at once.
+        batcher = replace(options.replica.servicer.batcher, rests=0.0)
+        servicer = replace(options.replica.servicer, batcher=batcher)
+        # Loading weights and a snapshot takes a second; the event loop must answer Ray meanwhile.
+        replica: Replica = await asyncio.to_thread(
+            Replica,
+            replace(options.replica, listener=listener, servicer=servicer),
+            site.log(),
+            site.store(),
+            site.catalogue(),
+            site.ticket_keys(),
+            options.seed,
+            now_ms,
+        )
+        self._dispatch = DispatchReplica(replica, site.pools(), dispatchers.replica)
+        await self._dispatch.start()
+
+    def check_health(self) -> None:
+        """Called by Ray Serve; raising replaces this replica."""
+        problem = self._dispatch.replica.problem()
+        if problem:
+            raise RuntimeError(problem)
+
+    async def __del__(self) -> None:
+        """Called by Ray Serve when it stops this replica."""
+        if hasattr(self, "_dispatch"):
+            await self._dispatch.stop()
+
+
+def deploy_dispatchers(
+    options: DeploymentOptions, dispatchers: DispatchersOptions, site: Site
+) -> None:
+    """Run the dispatchers in the connected Ray cluster; returns when they are up.
+
+    Raises what Ray raises when a deployment can't start, with the replica's error in its text.
+    """
+    if dispatchers.replicas:
+        # First HTTP is drained, then gRPC, then what waits is written.
+        graces_s = dispatchers.replica.http_listener.grace_s + options.replica.listener.grace_s
+        settings = COMMON | {"graceful_shutdown_timeout_s": GRACE_S + graces_s}
+        dispatch = ray_serve.deployment(DispatchDeployment).options(
+            name="Dispatch", **settings, **spread(dispatchers.replicas)
+        )
+        app = dispatch.bind(options, dispatchers, site)
+        ray_serve.run_many([ray_serve.RunTarget(app, DISPATCH_APP, route_prefix=None)])

@@ -1,0 +1,125 @@
+"""One dispatcher replica, assembled: a router replica that also calls the pools.
+
+    gRPC: Router + Dispatcher ─┐
+    HTTP: OpenAI's API ────────┴─▶ Dispatcher ─▶ pools
+                                       └─▶ feedback, decision log, telemetry
+
+It runs in processes of its own. Whoever asks for decisions alone asks a router replica, where none
+of this is loaded.
+
+The one rule: whatever is started here is stopped here, in the reverse order.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from serve.deploy.dispatch_vitals import DispatchVitals
+from serve.deploy.replica import Replica
+from serve.dispatch.backend import Pools
+from serve.dispatch.dispatcher import Dispatcher, DispatchOptions
+from serve.dispatch.retickets import Reticket, Retickets
+from serve.dispatch.trial import Trial
+from serve.grpc_api.dispatch_servicer import DispatcherServicer
+from serve.grpc_api.listener import DISPATCHER
+from serve.openai_api.app import HttpOptions, make_app
+from serve.openai_api.http_listener import HttpListener, HttpListenerOptions
+from streams.errors import OutboxClosed
+from streams.feedback.feedback import encode_report
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DispatchReplicaOptions:
+    """What a dispatcher has beyond a router."""
+
+    dispatch: DispatchOptions = field(default_factory=DispatchOptions)
+    http: HttpOptions = field(default_factory=HttpOptions)
+    http_listener: HttpListenerOptions = field(default_factory=HttpListenerOptions)
+
+
+class DispatchReplica:
+    """Start it on an event loop, stop it on the same."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        pools: Pools,
+        options: DispatchReplicaOptions,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`replica` is not started yet; its listener will serve `Dispatcher`, too."""
+        self.replica, self._pools = replica, pools
+        decisions = replica.decisions if replica.logs_decisions else None
+        window = replica.window
+        self.dispatcher = Dispatcher(
+            replica.servicer.decide,
+            replica.view,
+            pools,
+            Retickets(replica.sealer, replica.issuer, decisions, replica.now_ms),
+            replica.sessions,
+            self._report,
+            options.dispatch,
+            now_s,
+            replica.now_ms,
+            replica.rng.random,
+            self._note,
+        )
+        self._vitals = DispatchVitals(
+            self.dispatcher.health,
+            pools.watched,
+            window.count_answer if window else lambda tenant, output_tokens: None,
+            replica.reporter.source,
+            now_s,
+        )
+        if replica.vitals:
+            replica.vitals.add(self._vitals.take)
+        answer = self.dispatcher.answer
+        replica.servicers[DISPATCHER] = DispatcherServicer(answer, replica.now_ms)
+        app = make_app(
+            answer,
+            lambda: replica.view.current.catalogue,
+            replica.servicer.send_feedback,
+            options.http,
+        )
+        self._http = HttpListener(app, options.http_listener)
+
+    @property
+    def http_port(self) -> int:
+        """The HTTP port being listened on; 0 before `start`."""
+        return self._http.port
+
+    def _note(self, trial: Trial) -> None:
+        """Count a settled trial; only when the dispatcher is made there is a health to report."""
+        self._vitals.note(trial)
+
+    def _report(self, ticket: Reticket, **values: float | bool | None) -> None:
+        """Feed an outcome back. A full outbox drops and counts it: requests go on."""
+        record = (ticket.decision_id.encode(), encode_report(ticket.ticket, **values))
+        try:
+            self.replica.feedback.offer(record)
+        except OutboxClosed as error:  # an answer that was cut off by stopping, and late even so
+            logger.error("an outcome is lost: %s", error)
+
+    async def start(self) -> None:
+        """Find the pools, then answer. Raises RuntimeError, OSError if a port can't be bound."""
+        try:
+            await self._pools.start()
+            await self.replica.start()
+            await self._http.start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Refuse new calls, finish those under way, write what waits, let go of the rest."""
+        self.replica.servicer.draining = True
+        await self._http.stop()
+        await self.replica.stop_listening()
+        await self.dispatcher.finish()
+        await self._pools.stop()
+        await self.replica.stop()

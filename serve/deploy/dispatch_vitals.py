@@ -1,0 +1,128 @@
+"""Counts what a dispatcher's trials came to, and reports it once a window.
+
+    trial settled ──note──▶ by pool: attempts, answers, failures, retries, hedges, reroutes
+    health ─────────take──▶ ejections, refusals of the breaker
+                            and for pools that nobody else reports on: in flight, waits, pace
+
+Emulated pools report what goes on inside them. Of any other server only its callers can tell, so a
+dispatcher reports what it sees of those.
+
+The one rule: a trial is counted once, in the window in which it was settled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from serve.dispatch.backend import Watched
+from serve.dispatch.trial import Trial
+from serve.health.health import Health, PoolStatus
+from streams.telemetry.pool_window import DispatchWindow, PoolWindow, ReplicaGauges, ReplicaIdentity
+from streams.telemetry.records import Telemetry
+from streams.telemetry.window import Reporter
+
+
+class DispatchVitals:
+    """The open window of one dispatcher. Used from one event loop."""
+
+    def __init__(
+        self,
+        health: Health,
+        watched: Callable[[], Sequence[Watched]],
+        count_answer: Callable[[str, int], None],
+        source: str,
+        now_s: Callable[[], float],
+    ) -> None:
+        """`count_answer(tenant, output_tokens)` counts answers by class; `source` is this process.
+
+        Raises nothing later: whoever settles a trial must not be disturbed.
+        """
+        self._health, self._now_s, self._source = health, now_s, source
+        self._watched = {pool.pool: pool for pool in watched()}  # the settings', so for good
+        self._count_answer = count_answer
+        self._window = DispatchWindow()
+        self._seen: dict[tuple[str, str], PoolWindow] = {}  # watched servers, by pool and address
+        self._told: dict[str, tuple[int, int]] = {}  # ejections and refusals, as last reported
+
+    def note(self, trial: Trial) -> None:
+        """Count a trial that was settled."""
+        assert trial.settled is not None
+        pool, count = trial.place.pool, self._window.count
+        count(pool, "attempts")
+        if trial.kind == "retry":
+            count(pool, "retried")
+        elif trial.kind == "hedge":
+            count(pool, "hedged")
+        match trial.settled.outcome:
+            case "answered":
+                count(pool, "answered")
+                self._count_answer(trial.tenant, max(trial.used.output_tokens, 0))
+            case "unsure":
+                count(pool, "escalated")
+            case "cancelled" | "refused":
+                count(pool, "cancelled")
+            case failure:
+                self._window.count_failed(pool, failure)
+        if trial.kind in {"reroute", "retry"} and pool != trial.decided.pool:
+            self._window.count_rerouted(trial.decided.pool, pool)
+        if pool in self._watched:
+            _note_pace(self._pace_of(pool, trial.lease.address), trial)
+
+    def _pace_of(self, pool: str, address: str) -> PoolWindow:
+        """The open window of a watched server."""
+        at = pool, address
+        if at not in self._seen:
+            self._seen[at] = PoolWindow(_identity(self._watched[pool], address, self._source))
+        return self._seen[at]
+
+    def take(self, reporter: Reporter, window: tuple[int, int]) -> list[Telemetry]:
+        """The records of the window; a new one begins."""
+        statuses = {status.pool: status for status in self._health.status(self._now_s())}
+        for status in statuses.values():
+            self._count_health(status)
+        dispatched = self._window.take(reporter, window)
+        records: list[Telemetry] = [] if dispatched is None else [dispatched]
+        running = {
+            (pool, endpoint.address): endpoint.in_flight
+            for pool in self._watched.keys() & statuses.keys()
+            for endpoint in statuses[pool].endpoints
+        }
+        for at in sorted({*running, *self._seen}):
+            gauges = ReplicaGauges(running=running.get(at, 0))
+            records.append(self._pace_of(*at).take(reporter, window, gauges))
+            if at not in running:  # it has gone, and this was its last word
+                del self._seen[at]
+        return records
+
+    def _count_health(self, status: PoolStatus) -> None:
+        ejections = sum(endpoint.ejections for endpoint in status.endpoints)
+        before = self._told.get(status.pool, (0, 0))
+        self._told[status.pool] = (ejections, status.refusals)
+        if ejections > before[0]:  # an endpoint that has gone takes its count with it
+            self._window.count(status.pool, "ejections", ejections - before[0])
+        if status.refusals > before[1]:
+            self._window.count(status.pool, "refusals", status.refusals - before[1])
+
+
+def _identity(watched: Watched, address: str, source: str) -> ReplicaIdentity:
+    return ReplicaIdentity(
+        pool=watched.pool,
+        model=watched.model,
+        # Several dispatchers watch one server: each reports its own share of it.
+        replica=f"{address} from {source}",
+        gpu=watched.gpu,
+        region=watched.region,
+    )
+
+
+def _note_pace(seen: PoolWindow, trial: Trial) -> None:
+    """Tokens, the time to the first, and that per further one."""
+    if trial.first_s is None or trial.settled is None:
+        return
+    made = max(trial.used.output_tokens, 0)
+    seen.count_tokens(made)
+    wait_ms = (trial.first_s - trial.began_s) * 1000.0
+    seen.count_first_token(wait_ms)
+    rest_ms = trial.settled.took_ms - wait_ms - trial.held_up_s * 1000.0
+    if made > 1 and rest_ms > 0.0:
+        seen.count_answer(rest_ms / (made - 1))

@@ -1,0 +1,176 @@
+"""One router replica, assembled: view, decider, outboxes, listener. Knows nothing of Ray.
+
+The one rule: whatever is started here is stopped here, in the reverse order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import faiss
+import numpy as np
+
+from learners.estimates.learned import MemoryOptions
+from learners.policies.policy import Policy
+from serve.deploy.vitals import Vitals
+from serve.dispatch.retickets import REASONS
+from serve.encoders import EncoderOptions, identity, make_encoder
+from serve.grpc_api.listener import ROUTER, Listener, ListenerOptions
+from serve.grpc_api.servicer import RouterServicer, ServicerOptions
+from serve.routing.catalogue import CatalogueSource
+from serve.routing.chooser import Chooser
+from serve.routing.decider import Decider
+from serve.routing.live import LiveOptions, LiveView
+from serve.routing.placement import PlacementOptions
+from serve.routing.sessions import SessionOptions, Sessions
+from streams.feedback import decisions
+from streams.feedback.feedback import FeedbackOptions, Ingest
+from streams.feedback.ticket import ISSUER_BYTES, Issuer, Sealer, key_of
+from streams.log.contract import DECISIONS, FEEDBACK, TELEMETRY, Log
+from streams.log.outbox import Outbox, OutboxOptions
+from streams.telemetry.records import Telemetry, encode_all
+from streams.telemetry.window import Reporter, RouterWindow
+from streams.training.snapshots import Store
+
+# Nobody waits for the decision log. Four writes a second take 1 % of a core; one per batch took 15.
+DECISIONS_LINGER_S = 0.25
+# A minute of windows is kept while the log is away; what is older is of no use to anybody, and
+# what can't be written when stopping is soon forgotten.
+TELEMETRY_OUTBOX = OutboxOptions(items_max=60, close_s_max=1.0)
+SOURCE_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaOptions:
+    """All a replica is set up with, except what it shares with the trainer."""
+
+    encoder: EncoderOptions
+    policy: Policy
+    memory: MemoryOptions
+    live: LiveOptions
+    servicer: ServicerOptions
+    listener: ListenerOptions
+    outbox: OutboxOptions
+    feedback: FeedbackOptions
+    sessions: SessionOptions = SessionOptions()
+    placement: PlacementOptions = PlacementOptions()
+    log_decisions: bool = True
+    log_prompts: bool = False
+    # Between reports of what was decided; a few records a second are nothing to a log. 0: none.
+    telemetry_s: float = 1.0
+
+
+class Replica:
+    """Start it on an event loop, stop it on the same."""
+
+    def __init__(
+        self,
+        options: ReplicaOptions,
+        log: Log,
+        store: Store,
+        source: CatalogueSource,
+        ticket_keys: list[bytes],
+        seed: int | None = None,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        """Load encoder and view. Raises EncoderUnavailable, OptionRefused, SnapshotForeign.
+
+        `seed` makes the draws repeatable; without one they come from the system.
+        """
+        faiss.omp_set_num_threads(1)  # parallel by replica, not inside one search
+        encoder = make_encoder(options.encoder)
+        name = identity(encoder)
+        sealer = Sealer(ticket_keys)
+        self.log = log
+        self.view = LiveView(store, source, name, options.memory, options.live)
+        self.decisions: Outbox[decisions.DecisionBatch] = Outbox(
+            log, DECISIONS, decisions.encode, replace(options.outbox, linger_s=DECISIONS_LINGER_S)
+        )
+        self.feedback: Outbox[tuple[bytes, bytes]] = Outbox(log, FEEDBACK, list, options.outbox)
+        self.sealer, self.issuer = sealer, Issuer(secrets.randbits(8 * ISSUER_BYTES))
+        self.rng, self.now_ms = np.random.default_rng(seed), now_ms
+        self.sessions = Sessions(options.sessions)
+        decider = Decider(
+            encoder,
+            Chooser(options.policy, options.placement, self.rng),
+            sealer,
+            self.issuer,
+            now_ms,
+            self.sessions,
+            log_prompts=options.log_prompts,
+        )
+        self.window = RouterWindow() if options.telemetry_s else None
+        self.servicer = RouterServicer(
+            decider,
+            encoder,
+            self.view,
+            sealer,
+            Ingest(sealer, key_of(name), options.feedback),
+            self.decisions if options.log_decisions else None,
+            self.feedback,
+            [repr(options.policy), *REASONS],
+            options.servicer,
+            now_ms,
+            self.window,
+        )
+        self.reporter = Reporter(secrets.token_hex(SOURCE_BYTES), now_ms())
+        self.telemetry: Outbox[Sequence[Telemetry]] | None = None
+        self.vitals: Vitals | None = None
+        if self.window is not None:
+            self.telemetry = Outbox(log, TELEMETRY, encode_all, TELEMETRY_OUTBOX)
+            self.vitals = Vitals(
+                self.window,
+                self.telemetry,
+                self.view,
+                self.servicer.counts,
+                self.reporter,
+                options.telemetry_s,
+                now_ms,
+            )
+        self.servicers: dict[str, object] = {ROUTER: self.servicer}  # others may be added
+        self._options = options
+        self._listener: Listener | None = None
+
+    @property
+    def logs_decisions(self) -> bool:
+        """Whether decisions go into the log."""
+        return self._options.log_decisions
+
+    @property
+    def port(self) -> int:
+        """The port being listened on; 0 before `start`."""
+        return self._listener.port if self._listener else 0
+
+    async def start(self) -> None:
+        """Watch the store and answer calls. Raises RuntimeError if the port can't be bound."""
+        self.view.start()
+        self._listener = Listener(self.servicers, self._options.listener)
+        await self._listener.start()
+        if self.vitals is not None:
+            self.vitals.start()
+
+    def problem(self) -> str:
+        """Why this replica should be replaced; "" while it is well."""
+        return "" if self.view.watching else "the thread that watches for snapshots has died"
+
+    async def stop_listening(self) -> None:
+        """Refuse new calls and finish those under way."""
+        self.servicer.draining = True
+        if self._listener:
+            await self._listener.stop()
+            self._listener = None
+
+    async def stop(self) -> None:
+        """Refuse new calls, finish those under way, write what waits, let go of the rest."""
+        await self.stop_listening()
+        if self.vitals is not None:
+            await self.vitals.stop()
+        self.view.stop()
+        for outbox in (self.feedback, self.decisions, self.telemetry):
+            if outbox is not None:
+                await asyncio.to_thread(outbox.close)
+        self.log.close()

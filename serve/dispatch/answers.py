@@ -1,0 +1,120 @@
+"""What the dispatcher is asked, and the events of an answer as it comes.
+
+    Ask ──Dispatcher.answer──▶ Routed, Streamed, Streamed, …, Ended      per answer
+
+gRPC and HTTP are two ways of writing these down (`dispatch_servicer`, `openai_http`). With fan-out
+several answers come interleaved, told apart by `answer`.
+
+The one rule: an answer's `Routed` comes first and once, its `Ended` last and once. Only one of
+several answers may end without having been routed: with its problem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from serve.dispatch.backend import Piece, Usage
+from serve.errors import InvalidRequest
+from serve.proto.fairlead.v1 import router_pb2 as pb
+from serve.routing.request import BYTES_PER_TOKEN, TOKENS_MAX
+
+FAN_OUT_MAX = 8
+
+# Why an attempt is made: as decided; after another failed; because another is late; because the
+# decided pool could not be called or the session is in another; the cheap one of a cascade, the
+# better one; one of a fan-out.
+Kind = Literal["first", "retry", "hedge", "reroute", "cascade", "escalation", "fan-out"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """A request to be answered."""
+
+    route: pb.RouteRequest  # who asks and what matters; with a prompt to be routed by
+    # An OpenAI chat completion request without `model`, `stream`, `stream_options` and `priority`.
+    body: Mapping[str, object]
+    confidence_min: float | None = None  # 0 to 1: cascade; None: no cascade
+    fan_out: int = 1  # 1 to 8 models at once
+
+    def __post_init__(self) -> None:
+        """Raises InvalidRequest."""
+        if not 1 <= self.fan_out <= FAN_OUT_MAX:
+            raise InvalidRequest("fan_out", self.fan_out, f"1 to {FAN_OUT_MAX}")
+        confidence = self.confidence_min
+        if confidence is not None and not 0.0 <= confidence <= 1.0:
+            raise InvalidRequest("cascade.confidence_min", confidence, "0 to 1")
+        if confidence is not None and self.fan_out > 1:
+            raise InvalidRequest("fan_out", self.fan_out, "1 where a cascade is asked for")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One call to one endpoint, as it ended (or as it stands, in `Routed`)."""
+
+    model: str
+    pool: str
+    endpoint: str
+    kind: Kind
+    outcome: str  # answering, answered, unsure, cancelled, or an AttemptFailed's kind
+    detail: str
+    began_ms: float  # since the request came in
+    took_ms: float
+    cost_usd: float  # paid for it, whether or not it answered
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Routed:
+    """Who answers; comes with the first token."""
+
+    answer: int
+    decision: pb.Decision
+    model: str
+    pool: str
+    endpoint: str
+    ticket: bytes  # of the attempt that answers
+    attempts: tuple[Attempt, ...]  # those before it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Streamed:
+    """A piece of an answer."""
+
+    answer: int
+    piece: Piece
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """The end of an answer. `problem` is set only in fan-out, where the others go on."""
+
+    answer: int
+    usage: Usage
+    cost_usd: float  # of the attempt that answered
+    paid_usd: float  # of all attempts
+    first_token_ms: float  # since the request came in
+    latency_ms: float  # likewise
+    confidence: float | None
+    attempts: tuple[Attempt, ...]
+    problem: Exception | None = None
+
+
+Event = Routed | Streamed | Ended
+
+
+def estimated_tokens(body: Mapping[str, object]) -> int:
+    """About how many tokens a chat completion's messages have; at least 1."""
+    messages = body.get("messages")
+    contents = [m.get("content") for m in messages or () if isinstance(m, Mapping)]
+    n_bytes = sum(len(text.encode()) for content in contents for text in texts_in(content))
+    return min(max(1, round(n_bytes / BYTES_PER_TOKEN)), TOKENS_MAX)
+
+
+def texts_in(content: object) -> list[str]:
+    """The texts of a message's content: a string, or parts of which some are text."""
+    if isinstance(content, str):
+        return [content]
+    parts = content if isinstance(content, list | tuple) else ()
+    texts = [part.get("text") for part in parts if isinstance(part, Mapping)]
+    return [text for text in texts if isinstance(text, str)]

@@ -1,0 +1,153 @@
+"""A request becoming an answer: decide, call a pool, stream back, report what it took.
+
+    decide ─▶ places by rank ─▶ race to the first token ─▶ stream ─▶ ended, reported
+                                 (see `race`)              (see `one_answer`)
+
+On request a cheap model is tried first (`cascade`), or several are asked at once (`fan_out`).
+
+The one rule: whatever was called is settled once (see `settlement`), and nothing that happened on
+the way is missing in the reply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from serve.dispatch.answers import Ask, Event, estimated_tokens
+from serve.dispatch.backend import Call, Pools, priority_of
+from serve.dispatch.budget import HedgeBudget, HedgeOptions, RetryBudget, RetryOptions
+from serve.dispatch.caller import Caller, Request
+from serve.dispatch.cascade import Cascade
+from serve.dispatch.fan_out import FanOut
+from serve.dispatch.one_answer import OneAnswer
+from serve.dispatch.race import Race
+from serve.dispatch.retickets import Reticket, Retickets
+from serve.dispatch.settlement import Settlement
+from serve.dispatch.trial import Place, Trial
+from serve.health.health import Health, HealthOptions
+from serve.proto.fairlead.v1 import router_pb2 as pb
+from serve.routing.live import Live, LiveView
+from serve.routing.request import read_criticality
+from serve.routing.sessions import Sessions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DispatchOptions:
+    """How hard to try."""
+
+    answer_s_max: float = 600.0  # to the first token, retries included, where nobody says less
+    health: HealthOptions = field(default_factory=HealthOptions)
+    retries: RetryOptions = field(default_factory=RetryOptions)
+    hedges: HedgeOptions = field(default_factory=HedgeOptions)
+
+
+class Dispatcher:
+    """Answers requests. Used from one event loop."""
+
+    def __init__(
+        self,
+        decide: Callable[[pb.RouteRequest], Awaitable[pb.Decision]],
+        view: LiveView,
+        pools: Pools,
+        retickets: Retickets,
+        sessions: Sessions,
+        report: Callable[..., object],
+        options: DispatchOptions,
+        now_s: Callable[[], float],
+        now_ms: Callable[[], int],
+        uniform: Callable[[], float],
+        notice: Callable[[Trial], None] = lambda trial: None,
+    ) -> None:
+        """`report(Reticket, **values)` takes feedback and must not raise.
+
+        `notice` sees every settled trial.
+        """
+        self._decide, self._view, self._sessions = decide, view, sessions
+        self._report, self._options, self._now_s, self._now_ms = report, options, now_s, now_ms
+        self.health = Health(options.health)
+        self.retries, self.hedges = RetryBudget(options.retries), HedgeBudget(options.hedges)
+        self._settlement = Settlement(report, notice, now_s)
+        caller = Caller(pools, self.health, retickets, sessions, now_s, now_ms, uniform)
+        race = Race(
+            caller,
+            self.retries,
+            self.hedges,
+            options.retries.attempts_max,
+            sessions,
+            self._settlement,
+            now_s,
+            now_ms,
+        )
+        self._one = OneAnswer(race, self._settlement, now_s)
+        self._cascade = Cascade(self._one, race, self._settlement, now_s)
+        self._fan_out = FanOut(self._one, now_s)
+
+    async def answer(self, ask: Ask) -> AsyncGenerator[Event, None]:
+        """The answer's events. Closing the generator ends every call it made.
+
+        Raises what deciding raises; CallRefused, DeadlinePassed and NoAnswer before the first
+        event, AnswerBroken after it.
+        """
+        began_s = self._now_s()
+        if not ask.route.HasField("prompt_tokens"):
+            ask.route.prompt_tokens = estimated_tokens(ask.body)
+        # Read before it is decided: a ticket that nobody is called in the name of is to be settled.
+        priority = priority_of(read_criticality(ask.route.criticality))
+        decision = await self._decide(ask.route)
+        request = self._request(ask, decision, priority, began_s)
+        self.retries.request_began()
+        self.hedges.request_began()
+        try:
+            async with aclosing(self._plan(request)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            self.retries.request_ended()
+            if not any(t.ticket.ticket == decision.ticket for t in request.trials):
+                # Nobody was called in its name: it is settled, not unanswered.
+                self._report(Reticket(decision.decision_id, decision.ticket), paid_usd=0.0)
+
+    async def finish(self) -> None:
+        """Wait until every call that was ended has let go of its endpoint."""
+        await self._settlement.finish()
+
+    def _plan(self, request: Request) -> AsyncGenerator[Event, None]:
+        if request.ask.fan_out > 1:
+            return self._fan_out.events(request)
+        if request.ask.confidence_min is not None:
+            return self._cascade.events(request, request.ask.confidence_min)
+        return self._one.events(request)
+
+    # --- what is asked, and where it may go
+
+    def _request(self, ask: Ask, decision: pb.Decision, priority: int, began_s: float) -> Request:
+        deadline_s = began_s + self._options.answer_s_max
+        if ask.route.HasField("deadline_unix_ms"):
+            left_s = (ask.route.deadline_unix_ms - self._now_ms()) / 1000.0
+            deadline_s = min(deadline_s, self._now_s() + left_s)
+        live = self._view.current
+        models = [decision.model, *(other.model for other in decision.fallbacks)]
+        call = Call(body=ask.body, prompt_tokens=ask.route.prompt_tokens, priority=priority)
+        return Request(
+            ask=ask,
+            decision=decision,
+            live=live,
+            call=call,
+            began_s=began_s,
+            deadline_s=deadline_s,
+            places=self._places(models, live, ask, decision),
+        )
+
+    def _places(
+        self, models: Sequence[str], live: Live, ask: Ask, decision: pb.Decision
+    ) -> list[Place]:
+        """Pools model by model: the session's, the decided one, then by rank."""
+        held = self._sessions.held(ask.route.session, self._now_ms())
+        first = (held.pool if held else "", decision.pool)
+        return [
+            Place(model, pool)
+            for model in models
+            for pool in sorted(live.pools_of.get(model, ()), key=lambda p: [p != f for f in first])
+        ]

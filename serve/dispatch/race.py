@@ -1,0 +1,226 @@
+"""The race to an answer's first token: try, retry, hedge, reroute.
+
+    places by rank ──▶ trial ──first token──▶ the winner; the others are ended
+          ▲              │ fails, or is late
+          └── next place ◀┘ within the retry budget; or beside it, within the hedge budget
+
+Until its first token an answer may come from anywhere: a trial that fails, or stays silent too
+long, is replaced by the next place that health holds able; one that is merely late gets company.
+
+A retry for which the budget has no room waits for room, until the deadline: the budget
+bounds how much extra work there is at once, and losing a request is no way of saving work.
+
+The one rule: when a race is over, all its trials but the winner are settled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from serve.dispatch.backend import Piece, Usage
+from serve.dispatch.budget import HedgeBudget, RetryBudget
+from serve.dispatch.caller import Caller, Request, listed
+from serve.dispatch.settlement import Settlement
+from serve.dispatch.trial import Trial
+from serve.errors import (
+    AnswerGarbled,
+    AnswerLate,
+    AttemptFailed,
+    CallRefused,
+    DeadlinePassed,
+)
+from serve.routing.sessions import Held, Sessions
+
+
+class Race:
+    """Runs races. Used from one event loop."""
+
+    def __init__(
+        self,
+        caller: Caller,
+        retries: RetryBudget,
+        hedges: HedgeBudget,
+        attempts_max: int,
+        sessions: Sessions,
+        settlement: Settlement,
+        now_s: Callable[[], float],
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._caller, self._sessions, self._settlement = caller, sessions, settlement
+        self._retries, self._hedges, self._attempts_max = retries, hedges, attempts_max
+        self._now_s, self._now_ms = now_s, now_ms
+        self._waiting: deque[asyncio.Future[None]] = deque()  # for room for a retry
+
+    async def first_token(self, request: Request) -> tuple[Trial, Piece]:
+        """The trial whose first token came first, and that token. Settles all others.
+
+        Raises CallRefused, DeadlinePassed, NoAnswer.
+        """
+        running: dict[asyncio.Future, Trial] = {}
+        why = "the request ended"
+        try:
+            while True:
+                if not running:
+                    trial = await self._next(request)
+                    running[trial.first] = trial
+                await asyncio.wait(
+                    running,
+                    timeout=self._rest_s(request, running),
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                won = self._sift(request, running)
+                if won is not None:
+                    why = "another was faster"
+                    return won
+                self._check_deadline(request)
+                hedge = self._hedge(request, running)
+                if hedge is not None:
+                    running[hedge.first] = hedge
+        finally:
+            for trial in running.values():
+                self._end_retry(trial)
+                self._settlement.cancelled(trial, request.began_s, why)
+
+    def _rest_s(self, request: Request, running: dict[asyncio.Future, Trial]) -> float:
+        """How long nothing needs to be done unless something comes."""
+        until_s = min(request.deadline_s, *(trial.late_at_s for trial in running.values()))
+        if not request.hedged:
+            until_s = min(until_s, *(trial.hedge_at_s for trial in running.values()))
+        return max(0.0, until_s - self._now_s())
+
+    def _sift(
+        self, request: Request, running: dict[asyncio.Future, Trial]
+    ) -> tuple[Trial, Piece] | None:
+        """Settle what has failed or is late; the winner, if there is one. Raises CallRefused."""
+        now_s = self._now_s()
+        won, refused = None, None
+        for first, trial in list(running.items()):
+            if not first.done() and now_s < trial.late_at_s:
+                continue
+            try:
+                part = _came(trial, now_s)
+            except AttemptFailed as error:
+                self._take_out(running, trial)
+                if isinstance(error, CallRefused):
+                    refused = error
+                    self._settlement.refused(trial, request.began_s, error)
+                else:
+                    self._settlement.failed(trial, request.began_s, error)
+            else:
+                if won is None:  # a second one in the same moment is ended like any loser
+                    self._take_out(running, trial)
+                    won = self._won(request, trial, part)
+        if refused is not None and won is None:
+            raise refused
+        return won
+
+    def _take_out(self, running: dict[asyncio.Future, Trial], trial: Trial) -> None:
+        del running[trial.first]
+        self._end_retry(trial)
+
+    def _won(self, request: Request, trial: Trial, part: Piece | Usage) -> tuple[Trial, Piece]:
+        trial.first_s = self._now_s()
+        trial.lease.first_token(trial.first_s)
+        if request.answer == 0:  # with fan-out, the conversation goes on with the decided model
+            held = Held(*trial.place, trial.lease.address, self._now_ms())
+            self._sessions.hold(request.ask.route.session, held)
+        if isinstance(part, Usage):  # an answer without a word
+            trial.usage, part = part, Piece(delta={"content": ""}, finish_reason="stop")
+        trial.note(part)
+        return trial, part
+
+    async def _next(self, request: Request) -> Trial:
+        """The next trial; a retry waits for its place in the budget.
+
+        Raises NoAnswer and DeadlinePassed.
+        """
+        self._check_deadline(request)
+        made = len(request.own)
+        if made >= self._attempts_max:
+            raise self._caller.no_answer(request, f"{made} attempts were made, which is the limit")
+        if not made:
+            return self._caller.begin(request, request.kind, is_retry=False)
+        await self._take_room(request, made)
+        try:
+            return self._caller.begin(request, "retry", is_retry=True)
+        except BaseException:
+            self._give_back()
+            raise
+
+    def _hedge(self, request: Request, running: dict[asyncio.Future, Trial]) -> Trial | None:
+        """A second trial beside a late one, where there is a place and the budget has room."""
+        if request.hedged or len(running) != 1:
+            return None
+        (late,) = running.values()
+        if self._now_s() < late.hedge_at_s:
+            return None
+        request.hedged = True
+        place = self._caller.beside(request, late)
+        if place is None or len(request.own) >= self._attempts_max or not self._hedges.try_hedge():
+            return None
+        return self._caller.begin(request, "hedge", is_retry=False, places=[place])
+
+    def _end_retry(self, trial: Trial) -> None:
+        """A retry holds its place in the budget until it has a token, or will never have one."""
+        if trial.is_retry:
+            trial.is_retry = False
+            self._give_back()
+
+    # --- room for retries
+
+    async def _take_room(self, request: Request, made: int) -> None:
+        """Take a place of the retry budget, in order of arrival. Raises DeadlinePassed."""
+        while not self._retries.try_retry(attempts_made=made):
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiter)
+            try:
+                left_s = max(0.0, request.deadline_s - self._now_s())
+                await asyncio.wait((waiter,), timeout=left_s)
+                self._check_deadline(request)
+                waiter.cancel()  # where it was not woken: nobody listens to it any more
+            except BaseException:
+                if not waiter.cancel():  # it was woken, and has no use for it
+                    self._wake_next()
+                raise
+        self._wake_next()
+
+    def _give_back(self) -> None:
+        self._retries.retry_ended()
+        self._wake_next()
+
+    def _wake_next(self) -> None:
+        """Wake whoever waits longest, if there is room: one, because all would be thousands."""
+        if self._retries.retries_in_flight < self._retries.retries_max:
+            while self._waiting:
+                waiter = self._waiting.popleft()
+                if not waiter.done():
+                    waiter.set_result(None)
+                    return
+
+    def _check_deadline(self, request: Request) -> None:
+        if self._now_s() >= request.deadline_s:
+            attempts = listed(request.attempts())
+            after_ms = request.since_ms(self._now_s())
+            raise DeadlinePassed(
+                f"no pool had begun to answer at the deadline, {after_ms:.0f} ms after the request "
+                f"came. Attempts: {attempts or 'none had failed'}"
+            )
+
+
+def _came(trial: Trial, now_s: float) -> Piece | Usage:
+    """The first thing that came of a trial. Raises AttemptFailed."""
+    if not trial.first.done():
+        waited_ms = (now_s - trial.began_s) * 1000.0
+        raise AnswerLate(trial.where, f"no first token after {waited_ms:.0f} ms")
+    try:
+        return trial.first.result()
+    except AttemptFailed:
+        raise
+    except StopAsyncIteration:
+        raise AnswerGarbled(trial.where, "the answer ended before it began") from None
+    except asyncio.CancelledError:  # not by us: what we end is not asked again
+        raise trial.ended_from_within() from None
+    except Exception as error:
+        raise trial.unforeseen(error) from error

@@ -1,0 +1,254 @@
+"""The gRPC service: reads messages, hands them to the batcher, writes answers.
+
+The one rule: every failure leaves here as a status of the table in `status.py`, and nothing on
+the way of `Route` waits for a disk, a network or a lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
+
+import grpc
+
+from serve.encoders import Encoder
+from serve.errors import DeadlinePassed, InvalidRequest, NotServing, QueueFull
+from serve.grpc_api.grpc_status import status_of
+from serve.proto.fairlead.v1 import router_pb2 as pb
+from serve.proto.fairlead.v1 import router_pb2_grpc
+from serve.routing.batcher import Batcher, BatcherOptions
+from serve.routing.decider import Decider
+from serve.routing.live import LiveView
+from serve.routing.reply import write_explanation
+from serve.routing.request import BATCH_MAX, Asked, PreferenceDefaults, read_request, whole
+from streams.errors import BadTicket
+from streams.feedback.decisions import DecisionBatch
+from streams.feedback.feedback import REPORTED, Ingest, encode_report
+from streams.feedback.ticket import Sealer
+from streams.log.contract import Record
+from streams.log.outbox import Outbox
+from streams.telemetry.window import RouterWindow
+
+logger = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServicerOptions:
+    """Limits of the service."""
+
+    preference: PreferenceDefaults = PreferenceDefaults()
+    batcher: BatcherOptions = BatcherOptions()
+    stream_ongoing_max: int = 256  # requests of one stream being scored; then it is not read
+
+
+@dataclass(slots=True)
+class ServicerCounts:
+    """What this replica has answered since it started."""
+
+    decisions: int = 0
+    refused: int = 0
+    feedback: int = 0
+
+
+class RouterServicer(router_pb2_grpc.RouterServicer):
+    """See router.proto for what each call promises."""
+
+    def __init__(
+        self,
+        decider: Decider,
+        encoder: Encoder,
+        view: LiveView,
+        sealer: Sealer,
+        ingest: Ingest,
+        decisions: Outbox[DecisionBatch] | None,
+        feedback: Outbox[tuple[bytes, bytes]],
+        policies: Sequence[str],
+        options: ServicerOptions,
+        now_ms: Callable[[], int],
+        telemetry: RouterWindow | None = None,
+    ) -> None:
+        self._telemetry = telemetry
+        self._decider, self._encoder, self._view = decider, encoder, view
+        self._sealer, self._ingest = sealer, ingest
+        self._decisions, self._feedback = decisions, feedback
+        self._policies, self._options, self._now_ms = policies, options, now_ms
+        self._encoding = 0  # texts being encoded in threads
+        self._batcher: Batcher[Asked, pb.Decision] = Batcher(self._score, options.batcher)
+        self.counts = ServicerCounts()
+        self.draining = False
+
+    def _score(self, asked: Sequence[Asked]) -> list[pb.Decision | Exception]:
+        """One batch against the view of this moment."""
+        decided = self._decider.decide(asked, self._view.current)
+        if decided.log is not None and self._decisions is not None:
+            self._decisions.offer(decided.log)
+        if decided.counted is not None and self._telemetry is not None:
+            self._telemetry.count_batch(decided.counted)
+        return decided.replies
+
+    async def decide(self, request: pb.RouteRequest) -> pb.Decision:
+        """One request's decision. Raises what `status_of` maps."""
+        if self.draining:
+            raise NotServing("this replica is shutting down; another one serves the same address")
+        asked = read_request(whole(request), self._options.preference)
+        if self._encoder.blocking and asked.text is not None:
+            asked = await self._encoded_elsewhere(asked)
+        return await self._batcher.submit(asked)
+
+    async def _encoded_elsewhere(self, asked: Asked) -> Asked:
+        """Encode a text in a thread, because this encoder would hold up the event loop."""
+        if self._encoding >= self._options.batcher.waiting_max:
+            raise QueueFull(
+                f"{self._encoding} texts wait to be encoded already, which is the limit; "
+                f"try again later or at another router"
+            )
+        loop = asyncio.get_running_loop()
+        self._encoding += 1
+        try:
+            vectors = await loop.run_in_executor(None, self._encoder.encode, [asked.text])
+        finally:
+            self._encoding -= 1
+        return replace(asked, embedding=vectors[0])
+
+    async def _reply(self, request: pb.RouteRequest) -> pb.RouteReply:
+        """One request's decision or problem."""
+        request_id = getattr(request, "request_id", "")  # a message that can't be read has none
+        try:
+            decision = await self.decide(request)
+        except Exception as error:  # noqa: BLE001 - becomes a status
+            return pb.RouteReply(request_id=request_id, problem=self._problem(error))
+        self.counts.decisions += 1
+        return pb.RouteReply(request_id=request_id, decision=decision)
+
+    def _problem(self, error: Exception) -> pb.Problem:
+        code, message = self._refuse(error)
+        return pb.Problem(code=code.value[0], message=message)
+
+    def _refuse(self, error: Exception) -> tuple[grpc.StatusCode, str]:
+        """Status and message of an error; our bugs are logged with their trace."""
+        self.counts.refused += 1
+        code, message = status_of(error)
+        if code is grpc.StatusCode.INTERNAL:
+            logger.error("a call failed by our fault", exc_info=error)
+        return code, message
+
+    async def Route(self, request: pb.RouteRequest, context: Context) -> pb.Decision:
+        """One request, one decision."""
+        try:
+            _check_time_left(context)
+            decision = await self.decide(request)
+        except Exception as error:  # noqa: BLE001 - becomes a status
+            await context.abort(*self._refuse(error))
+        self.counts.decisions += 1
+        return decision
+
+    async def RouteBatch(
+        self, request: pb.RouteBatchRequest, context: Context
+    ) -> pb.RouteBatchReply:
+        """Many requests, scored together; each bad one fails alone."""
+        try:
+            _check_count("requests", len(whole(request).requests))
+            _check_time_left(context)
+        except Exception as error:  # noqa: BLE001 - becomes a status
+            await context.abort(*self._refuse(error))
+        return pb.RouteBatchReply(
+            replies=await asyncio.gather(*(self._reply(one) for one in request.requests))
+        )
+
+    async def RouteStream(
+        self, requests: AsyncIterator[pb.RouteRequest], context: Context
+    ) -> AsyncIterator[pb.RouteReply]:
+        """Requests in, replies out as they are ready; reading pauses when too many are ongoing."""
+        done: asyncio.Queue[pb.RouteReply | None] = asyncio.Queue()
+        room = asyncio.Semaphore(self._options.stream_ongoing_max)
+
+        async def answer(request: pb.RouteRequest) -> None:
+            done.put_nowait(await self._reply(request))
+
+        async def read() -> None:
+            try:
+                async with asyncio.TaskGroup() as ongoing:
+                    async for request in requests:
+                        await room.acquire()
+                        ongoing.create_task(answer(request))
+            finally:
+                done.put_nowait(None)  # also when reading fails: nobody may wait for ever
+
+        reading = asyncio.create_task(read())
+        try:
+            while (reply := await done.get()) is not None:
+                yield reply
+                room.release()
+            await reading
+        except Exception as error:  # noqa: BLE001 - becomes a status
+            await context.abort(*self._refuse(error))
+        finally:
+            reading.cancel()
+
+    async def SendFeedback(self, request: pb.FeedbackRequest, context: Context) -> pb.FeedbackReply:
+        """Check all outcomes as the trainer will, then write them; durable on return."""
+        try:
+            return await self.send_feedback(whole(request))
+        except Exception as error:  # noqa: BLE001 - becomes a status
+            await context.abort(*self._refuse(error))
+            raise AssertionError("abort raises") from error
+
+    async def send_feedback(self, request: pb.FeedbackRequest) -> pb.FeedbackReply:
+        """The same, for other front ends. Raises what `status_of` maps."""
+        _check_count("outcomes", len(request.outcomes))
+        records = [self._record(i, outcome) for i, outcome in enumerate(request.outcomes)]
+        self._check_learnable(records)
+        written = [asyncio.wrap_future(self._feedback.submit(record)) for record in records]
+        await asyncio.gather(*written)
+        self.counts.feedback += len(records)
+        return pb.FeedbackReply(accepted=len(records))
+
+    def _record(self, position: int, outcome: pb.Outcome) -> tuple[bytes, bytes]:
+        """Key and value of one feedback record. Raises InvalidRequest."""
+        reported = {name: getattr(outcome, name) for name in REPORTED if outcome.HasField(name)}
+        for name, value in reported.items():
+            if not math.isfinite(value):
+                raise InvalidRequest(f"outcomes[{position}].{name}", value, "finite")
+        try:
+            decision_id, _ = self._sealer.open_body(outcome.ticket)
+        except BadTicket as error:
+            raise InvalidRequest(
+                f"outcomes[{position}].ticket", error, "as it came with a decision"
+            ) from error
+        return decision_id.hex().encode(), encode_report(outcome.ticket, **reported)
+
+    def _check_learnable(self, pairs: Sequence[tuple[bytes, bytes]]) -> None:
+        """Refuse what the trainer would set aside, were it written now. Raises InvalidRequest."""
+        now_ms = self._now_ms()
+        records = [Record(0, i, now_ms, key, value) for i, (key, value) in enumerate(pairs)]
+        for letter in self._ingest.take(records).dead:
+            raise InvalidRequest(
+                f"outcomes[{letter.record.offset}]",
+                f"{letter.reason}: {letter.detail}",
+                "feedback that can be learned from",
+            )
+
+    async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.Explanation:
+        """Open a ticket."""
+        try:
+            ticket = self._sealer.open(whole(request).ticket)
+            return write_explanation(ticket, self._view.current, self._policies)
+        except Exception as error:  # noqa: BLE001 - becomes a status
+            await context.abort(*self._refuse(error))
+            raise AssertionError("abort raises") from error
+
+
+def _check_count(field: str, n: int) -> None:
+    if not 1 <= n <= BATCH_MAX:
+        raise InvalidRequest(field, f"{n} long", f"1 to {BATCH_MAX:,} long")
+
+
+def _check_time_left(context: Context) -> None:
+    left_s = context.time_remaining()
+    if left_s is not None and left_s <= 0:
+        raise DeadlinePassed("the gRPC deadline had passed before the request was scored")

@@ -1,0 +1,5 @@
+"""Which endpoints can be called: learned from the calls themselves.
+
+Time to a first token, failures and outliers of each endpoint, and the lease under which it is
+called. May import errors alone.
+"""

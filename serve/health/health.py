@@ -1,0 +1,242 @@
+"""Which pools can be expected to answer, and which endpoint of a pool takes the next attempt.
+
+    ranked pools ──order──▶ the same, those that can't answer at the end
+    pool ─────────pick───▶ Lease(endpoint) ──▶ first_token? ──▶ succeeded | failed | cancelled
+                                                                     │
+    order, pick ◀────── endpoints out, waits, in flight ◀────────────┘
+
+Everything is learned from the attempts themselves; nothing is sent to find out. A pool can't
+answer when none of its endpoints is healthy (see `outliers`), when it has as many requests in
+flight as it may, or when it has no endpoints. It is moved behind the others, never removed: our
+suspicion must not be the reason that a request is refused. When its time is up it takes its place
+again for one request, the probe, and if that succeeds for all.
+
+Not locked: made for one event loop.
+
+The one rule: no pool is ever refused for good. It comes last, and gets a probe when its time is up.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from serve.health.first_token import FirstTokenOptions, FirstTokens
+from serve.health.lease import Lease, Pool
+from serve.health.outliers import Endpoint, Endpoints, Event, OutlierOptions, slow
+
+EVENTS_KEPT = 1024  # beyond it the oldest are lost: nobody drains them
+
+Reason = Literal["", "no endpoints", "unhealthy", "probing", "full"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthOptions:
+    """What a pool may take, and whom to trust."""
+
+    in_flight_max: int = 1024  # per pool: Envoy's max_requests (config.cluster.v3.CircuitBreakers)
+    # Of a request's pools: with fewer able to answer, the ranking is left as it is. Zero: only
+    # with none. Envoy's 0.5 is for hosts that share one load. Here the pools are one another's
+    # fallback, and between those Envoy disregards the threshold as well (docs, "Panic threshold").
+    # Simulated: two of three pools dead, 100 requests a second of 2 s each, four minutes. At 0.5,
+    # 98 of 100 requests fail, because two failures each use up the retries; at zero none does.
+    panic_pools_below: float = 0.0
+    # A session's last endpoint has its prefix cached, which saves most of the wait. It is kept
+    # until it has both so many more in flight than another, and so many times as many.
+    prefer_excess_max: int = 8
+    prefer_ratio_max: float = 1.5
+    event_s: float = 10.0  # a full breaker and a panic over pools are told of this often
+    outliers: OutlierOptions = field(default_factory=OutlierOptions)
+    first_token: FirstTokenOptions = field(default_factory=FirstTokenOptions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointStatus:
+    """One endpoint, for people and telemetry."""
+
+    address: str
+    in_flight: int
+    out: bool  # not healthy
+    ejected: bool  # and gets no requests but probes, unless in panic
+    until_s: float  # when it is probed; 0 if healthy
+    ejections: int
+    successes: int
+    cancelled: int
+    failures: dict[str, int]  # by kind
+    slow: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolStatus:
+    """One pool, for people and telemetry. Counts include endpoints that have gone."""
+
+    pool: str
+    reason: Reason
+    in_flight: int
+    refusals: int  # by the breaker
+    panic: bool
+    slow: bool
+    successes: int
+    cancelled: int
+    failures: dict[str, int]
+    endpoints: tuple[EndpointStatus, ...]
+
+
+class Health:
+    """What all dispatching of one process knows of its pools.
+
+    >>> health = Health()
+    >>> health.set_endpoints("gpu", ["10.0.0.1:80"], now_s=0.0)
+    >>> for _ in range(5):
+    ...     health.pick("gpu", now_s=1.0, uniform=0.5).failed(now_s=1.0, kind="reset")
+    >>> health.order(["gpu", "api"], now_s=2.0), health.reason("gpu", now_s=2.0)
+    (['gpu', 'api'], 'unhealthy')
+    >>> health.set_endpoints("api", ["10.0.0.2:80"], now_s=2.0)
+    >>> health.order(["gpu", "api"], now_s=2.0)
+    ['api', 'gpu']
+    """
+
+    def __init__(self, options: HealthOptions | None = None) -> None:
+        self._options = options or HealthOptions()
+        self._pools: dict[str, Pool] = {}
+        self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
+        self._told_s: dict[tuple[str, str], float] = {}  # when an event of a kind and pool was told
+
+    def set_endpoints(self, pool: str, addresses: Sequence[str], now_s: float) -> None:
+        """Say which endpoints a pool has now. Those that stay keep their state."""
+        held = self._pools.get(pool)
+        if held is None:
+            endpoints = Endpoints(pool, self._options.outliers, self._events.append)
+            held = self._pools[pool] = Pool(endpoints, FirstTokens(self._options.first_token))
+        held.endpoints.set(addresses, now_s)
+
+    def order(self, pools: Sequence[str], now_s: float) -> list[str]:
+        """The same pools in the same order, but those that can't answer now at the end."""
+        able, unable = [], []
+        for pool in pools:
+            (unable if self.reason(pool, now_s) else able).append(pool)
+        if not unable:
+            return able
+        if not able or len(able) < self._options.panic_pools_below * len(pools):
+            self._tell("panic", "", now_s, f"{len(able)} of {len(pools)} candidates can answer")
+            return list(pools)
+        return able + unable
+
+    def reason(self, pool: str, now_s: float) -> Reason:
+        """Why a pool can't be expected to answer a request now; "" if it can."""
+        held = self._pools.get(pool)
+        if held is None or not held.endpoints.by_address:
+            return "no endpoints"
+        if held.in_flight >= self._options.in_flight_max:
+            return "full"
+        if held.endpoints.n_healthy or held.endpoints.due_s <= now_s:
+            return ""
+        return "probing" if held.endpoints.probed else "unhealthy"
+
+    def pick(
+        self, pool: str, now_s: float, uniform: float, prefer: str = "", avoid: str = ""
+    ) -> Lease | None:
+        """Choose an endpoint; None when the pool is full or has none.
+
+        `uniform` in [0, 1) draws the two of which the less loaded is taken. `prefer` is where the
+        session was last, `avoid` where this request already is or failed. A probe that is due
+        takes precedence over both: else a pool whose sessions all prefer would never be probed.
+        A pool that can't answer still gives a lease: whoever asks for one has no better pool.
+        """
+        held = self._pools.get(pool)
+        if held is None or not held.endpoints.by_address:
+            return None
+        if held.in_flight >= self._options.in_flight_max:
+            held.refusals += 1
+            self._tell("breaker open", pool, now_s, f"{held.in_flight} requests are in flight")
+            return None
+        endpoints = held.endpoints
+        if endpoints.due_s <= now_s:
+            return Lease(held, endpoints.begin_probe(now_s), now_s, probe=True)
+        return Lease(held, self._choose(endpoints, uniform, prefer, avoid), now_s, probe=False)
+
+    def _choose(self, endpoints: Endpoints, uniform: float, prefer: str, avoid: str) -> Endpoint:
+        chosen = less_loaded(endpoints.serving, uniform, avoid)
+        last = endpoints.by_address.get(prefer)
+        if last is None or last.out or prefer == avoid:
+            return chosen
+        options, excess = self._options, last.in_flight - chosen.in_flight
+        overloaded = last.in_flight > options.prefer_ratio_max * chosen.in_flight
+        return chosen if overloaded and excess > options.prefer_excess_max else last
+
+    def hedge_delay_s(self, pool: str, now_s: float) -> float:
+        """How long to wait for a pool's first token before a second attempt."""
+        return self._pools[pool].waits.hedge_delay_s(now_s)
+
+    def first_token_timeout_s(self, pool: str, now_s: float, left_s: float) -> float:
+        """How long an attempt may wait for its first token, with `left_s` to the deadline."""
+        return self._pools[pool].waits.timeout_s(now_s, left_s)
+
+    def slow(self, pool: str, now_s: float) -> bool:
+        """Whether a pool's first tokens come far later than they used to."""
+        return slow(self._pools[pool].pace, self._options.outliers, now_s)
+
+    def drain_events(self) -> list[Event]:
+        """What has happened since the last call, oldest first."""
+        events = list(self._events)
+        self._events.clear()
+        return events
+
+    def status(self, now_s: float) -> list[PoolStatus]:
+        """All counts of all pools."""
+        return [self._status(name, pool, now_s) for name, pool in self._pools.items()]
+
+    def _status(self, name: str, pool: Pool, now_s: float) -> PoolStatus:
+        return PoolStatus(
+            pool=name,
+            reason=self.reason(name, now_s),
+            in_flight=pool.in_flight,
+            refusals=pool.refusals,
+            panic=pool.endpoints.panic,
+            slow=self.slow(name, now_s),
+            successes=pool.successes,
+            cancelled=pool.cancelled,
+            failures=dict(pool.failures),
+            endpoints=tuple(
+                EndpointStatus(
+                    address=e.address,
+                    in_flight=e.in_flight,
+                    out=e.out,
+                    ejected=e.ejected,
+                    until_s=e.until_s,
+                    ejections=e.ejections,
+                    successes=e.successes,
+                    cancelled=e.cancelled,
+                    failures=dict(e.failures),
+                    slow=pool.endpoints.slow(e.address, now_s),
+                )
+                for e in pool.endpoints.by_address.values()
+            ),
+        )
+
+    def _tell(
+        self, kind: Literal["panic", "breaker open"], pool: str, now_s: float, why: str
+    ) -> None:
+        told_s = self._told_s.get((kind, pool))
+        if told_s is None or now_s - told_s >= self._options.event_s:
+            self._told_s[kind, pool] = now_s
+            self._events.append(Event(kind=kind, pool=pool, endpoint="", at_s=now_s, why=why))
+
+
+def less_loaded(endpoints: Sequence[Endpoint], uniform: float, avoid: str = "") -> Endpoint:
+    """Of two different ones drawn by `uniform`, the one with fewer requests in flight.
+
+    The power of two choices (Mitzenmacher 2001), as Envoy's LEAST_REQUEST with choice_count 2.
+    """
+    assert 0.0 <= uniform < 1.0, uniform
+    n = len(endpoints)
+    if n == 1:
+        return endpoints[0]
+    first, rest = divmod(uniform * n, 1.0)
+    i, j = int(first), int(rest * (n - 1))
+    one, other = endpoints[i], endpoints[j + (j >= i)]
+    if avoid and avoid in {one.address, other.address}:
+        return other if one.address == avoid else one
+    return other if other.in_flight < one.in_flight else one

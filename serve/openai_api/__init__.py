@@ -1,0 +1,4 @@
+"""The OpenAI-compatible HTTP face of the dispatcher: requests in, answers and errors out.
+
+May import `dispatch`, `routing`, `proto` and errors; knows nothing of gRPC servers or Ray.
+"""

@@ -1,0 +1,138 @@
+"""The dispatcher as OpenAI's API: a program changes its base URL, and `model` may be "auto".
+
+    POST /v1/chat/completions   an answer, see `openai_chat`
+    POST /v1/feedback           what became of an answer
+    GET  /v1/models[/ID]        "auto" and the catalogue
+    GET  /health                200 while this process serves
+
+The one rule: whatever is refused, here or by Starlette, is refused in OpenAI's form.
+"""
+
+from __future__ import annotations
+
+import hmac
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict, dataclass, field
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serve.errors import ServeError, UnknownModel
+from serve.openai_api.chat import JSON, Answers, ChatCompletions, ClientGone, Reply, read_content
+from serve.openai_api.errors import error_body, meaning_of
+from serve.openai_api.request import AUTO, read_feedback
+from serve.proto.fairlead.v1 import router_pb2 as pb
+from serve.routing.catalogue import Catalogue, Model
+from streams.errors import StreamError
+
+SendFeedback = Callable[[pb.FeedbackRequest], Awaitable[pb.FeedbackReply]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpOptions:
+    """What is taken, from whom."""
+
+    # A context of a million tokens at four bytes each; pictures in a message come near it, too.
+    body_bytes_max: int = 4 * 1024 * 1024
+    # One of these must be shown; empty: none is asked for.
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+
+
+def make_app(
+    answer: Answers,
+    models: Callable[[], Catalogue],
+    send_feedback: SendFeedback,
+    options: HttpOptions,
+    now_s: Callable[[], float] = time.time,
+) -> Starlette:
+    """The app. `answer` and `send_feedback` may raise whatever `openai_errors` knows."""
+    bytes_max = options.body_bytes_max
+
+    async def feedback(request: Request) -> Response:
+        content = await read_content(request.receive, bytes_max)
+        reply = await send_feedback(read_feedback(content))
+        return _json({"accepted": reply.accepted})
+
+    async def list_models(_: Request) -> Response:
+        return _json({"object": "list", "data": _listed(models())})
+
+    async def one_model(request: Request) -> Response:
+        name, listed = request.path_params["name"], _listed(models())
+        for found in listed:
+            if found["id"] == name:
+                return _json(found)
+        raise UnknownModel("model", name, tuple(one["id"] for one in listed))
+
+    async def health(_: Request) -> Response:
+        return _json({"status": "ok"})
+
+    return Starlette(
+        routes=[
+            Route(
+                "/v1/chat/completions",
+                ChatCompletions(answer, models, bytes_max, now_s),
+                methods=["POST"],
+            ),
+            Route("/v1/feedback", feedback, methods=["POST"]),
+            Route("/v1/models", list_models),
+            Route("/v1/models/{name:path}", one_model),
+            Route("/health", health),
+        ],
+        middleware=[Middleware(KeyRequired, options.api_keys)] if options.api_keys else [],
+        # `Exception` is for bugs: Starlette answers with it and raises on, so that uvicorn logs it.
+        exception_handlers=dict.fromkeys(
+            (HTTPException, ClientGone, ServeError, StreamError, Exception), _refused
+        ),
+    )
+
+
+class KeyRequired:
+    """ASGI middleware: one of the keys must be shown, but for /health."""
+
+    def __init__(self, app: ASGIApp, keys: tuple[str, ...]) -> None:
+        self._app = app
+        self._expected = [f"Bearer {key}".encode() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the call through, or answer 401."""
+        if scope["path"] == "/health" or self._known(dict(scope["headers"])):
+            await self._app(scope, receive, send)
+        else:
+            header = {"www-authenticate": "Bearer"}
+            await Reply(send).fail(HTTPException(401, "no valid API key was shown", header))
+
+    def _known(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Compared with every key in constant time: how long it takes tells nothing of them."""
+        shown = headers.get(b"authorization", b"")
+        return any([hmac.compare_digest(shown, key) for key in self._expected])  # noqa: C419 - all
+
+
+def _listed(catalogue: Catalogue) -> list[dict[str, object]]:
+    """The models in OpenAI's form; it wants to know when each was made, and nobody does."""
+    told = {AUTO: {"models": catalogue.names}}
+    told |= {model.name: _figures(model, catalogue) for model in catalogue.models}
+    form = {"object": "model", "created": 0, "owned_by": "fairlead"}
+    return [{"id": name, **form, "fairlead": figures} for name, figures in told.items()]
+
+
+def _figures(model: Model, catalogue: Catalogue) -> dict[str, object]:
+    """What is stated of a model; not a number and infinity are written as null."""
+    pools = catalogue.pools_of[catalogue.column_of[model.name]]
+    figures = {name: value for name, value in asdict(model).items() if name != "name"}
+    return {"pools": [{"name": pool.name, "region": pool.region} for pool in pools], **figures}
+
+
+def _json(value: object) -> Response:
+    return Response(msgspec.json.encode(value), headers=JSON)
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    meaning = meaning_of(error)
+    return Response(error_body(error), meaning.status, JSON | meaning.headers)

@@ -1,0 +1,187 @@
+"""One chat completion over HTTP: an answer is written as it comes, without layers in between.
+
+    body ──read_chat──▶ Ask ──answer──▶ Routed, Streamed, … ──writer──▶ one JSON object, or SSE
+
+A call's status is decided when the first token has come: until then any failure has its own, and
+headers say who answers. A failure after that ends the stream with an `error` event instead.
+
+The one rule: when a client is gone, or the server stops, the answer is closed at once, wherever it
+is. Tokens that nobody reads are paid for all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from contextlib import aclosing
+
+from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
+
+from serve.dispatch.answers import Ask, Event, Routed
+from serve.errors import NotServing
+from serve.openai_api.errors import BUG, error_body, meaning_of
+from serve.openai_api.reply import StreamWriter, WholeWriter, headers_of
+from serve.openai_api.request import Chat, read_chat
+from serve.routing.catalogue import Catalogue
+
+logger = logging.getLogger(__name__)
+
+Answers = Callable[[Ask], AsyncGenerator[Event, None]]  # `Dispatcher.answer`
+
+JSON = {"content-type": "application/json"}
+EVENTS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",  # nginx would hold tokens back
+}
+
+
+class ClientGone(Exception):
+    """Nobody is there to be answered."""
+
+
+class ChatCompletions:
+    """The ASGI app of one path."""
+
+    def __init__(
+        self,
+        answer: Answers,
+        models: Callable[[], Catalogue],
+        bytes_max: int,
+        now_s: Callable[[], float],
+    ) -> None:
+        self._answer, self._models = answer, models
+        self._bytes_max, self._now_s = bytes_max, now_s
+
+    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+        """Answer one call."""
+        reply = Reply(send)
+        try:
+            chat = read_chat(await read_content(receive, self._bytes_max), self._models())
+            await _while_there(receive, self._write(chat, reply))
+        except ClientGone:
+            pass
+        except asyncio.CancelledError:  # only a stopping server cancels a call
+            await reply.fail(NotServing("stopped before the answer was whole; ask again"))
+        except Exception as error:
+            _log_bug(error)
+            await reply.fail(error)
+
+    async def _write(self, chat: Chat, reply: Reply) -> None:
+        created_s, fan_out = int(self._now_s()), chat.ask.fan_out > 1
+        async with aclosing(self._answer(chat.ask)) as events:
+            if chat.stream:
+                writer = StreamWriter(created_s, include_usage=chat.include_usage, fan_out=fan_out)
+                await _stream(events, writer, reply)
+            else:
+                await _whole(events, WholeWriter(created_s, fan_out=fan_out), reply)
+
+
+async def _stream(events: AsyncGenerator[Event, None], writer: StreamWriter, reply: Reply) -> None:
+    """Send pieces as they come; the head with the first answer's `Routed`."""
+    async for event in events:
+        data = writer.write(event)
+        if isinstance(event, Routed) and not reply.begun:
+            await reply.begin(writer, EVENTS | headers_of(event))
+        if data:
+            await reply.send(data)
+    writer.progress.check_answered()
+    await reply.finish(writer.end())
+
+
+async def _whole(events: AsyncGenerator[Event, None], writer: WholeWriter, reply: Reply) -> None:
+    """Collect all pieces, then send."""
+    async for event in events:
+        writer.add(event)
+    writer.progress.check_answered()
+    await reply.whole(200, JSON | headers_of(writer.progress.first), writer.end())
+
+
+async def _while_there(receive: Receive, work: Coroutine[object, object, None]) -> None:
+    """Do the work, unless the client leaves: then cancel it, and raise ClientGone.
+
+    Two tasks for a whole answer. Asking after every piece whether someone is there would cost two
+    for each.
+    """
+    working, leaving = asyncio.create_task(work), asyncio.create_task(_left(receive))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+    finally:  # also when the server cuts this call off
+        leaving.cancel()
+        working.cancel()
+        await asyncio.wait((working, leaving))
+    if working.cancelled():
+        raise ClientGone
+    working.result()
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class Reply:
+    """One response, written in raw ASGI messages: a Starlette response would add to every piece."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._writer: StreamWriter | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether a stream's head has been sent: its status can't be changed any more."""
+        return self._writer is not None
+
+    async def begin(self, writer: StreamWriter, headers: Mapping[str, str]) -> None:
+        """Send the head of a stream."""
+        self._writer = writer
+        await self._head(200, headers)
+
+    async def _head(self, status: int, headers: Mapping[str, str]) -> None:
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await self._send({"type": "http.response.start", "status": status, "headers": raw})
+
+    async def send(self, data: bytes) -> None:
+        """A part of a stream."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def finish(self, data: bytes) -> None:
+        """The last part."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": False})
+
+    async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        """A response that is no stream."""
+        await self._head(status, {**headers, "content-length": str(len(body))})
+        await self.finish(body)
+
+    async def fail(self, error: Exception) -> None:
+        """Say what went wrong: with a status, or where it is too late for one, in the stream."""
+        if self._writer is not None:
+            await self.finish(self._writer.broken(error))
+        else:
+            meaning = meaning_of(error)
+            await self.whole(meaning.status, JSON | meaning.headers, error_body(error))
+
+
+async def read_content(receive: Receive, bytes_max: int) -> bytes:
+    """A request's whole body. Raises HTTPException (413) and ClientGone."""
+    content = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        content += message.get("body", b"")
+        if len(content) > bytes_max:
+            raise HTTPException(
+                413, f"the body is longer than {bytes_max} bytes, which is the limit"
+            )
+        if not message.get("more_body", False):
+            return bytes(content)
+
+
+def _log_bug(error: Exception) -> None:
+    """What is not in the table of errors is ours to mend."""
+    if meaning_of(error) is BUG:
+        logger.error("a call failed by our fault", exc_info=error)

@@ -1,0 +1,136 @@
+"""The models and pools there are, with what they are stated to cost and take.
+
+Statements are the scale on which learning happens (see `learners.targets`): what is learned of a
+model is how far it departs from them, so a new price counts from the moment it is stated.
+
+The one rule: a model is its name. Leaving and returning under the same name, it is remembered.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.work import WorkRates, WorkTable
+from streams.errors import OptionRefused
+from streams.feedback.ticket import key_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """One model and what is stated about it."""
+
+    name: str
+    usd_per_1m_input_tokens: float = 0.0
+    usd_per_1m_output_tokens: float = 0.0
+    usd_per_call: float = 0.0
+    output_tokens: float = 300.0  # of a typical answer
+    latency_ms: float = 1000.0  # of a typical complete answer
+    quality: float = math.nan  # expected, 0 to 1; not a number: nothing is stated
+    context_tokens_max: float = math.inf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """Replicas of one model in one place. What one replica can do, costs and takes, if known."""
+
+    name: str
+    model: str
+    region: str = ""
+    rates: WorkRates = WorkRates()  # zeros: requests are no work to it, so it has no price
+    usd_per_hour: float = 0.0  # of one replica
+    watts: float = 0.0  # of one replica at full load
+    reports: bool = False  # it tells telemetry of itself: silent, it has no replicas
+
+
+class Catalogue:
+    """Models (k) in a fixed order, each with at least one pool, and their figures as columns."""
+
+    def __init__(
+        self, models: Sequence[Model], pools: Sequence[Pool], prompt_tokens: float = 500.0
+    ) -> None:
+        """`prompt_tokens` is assumed where a request does not say. Raises OptionRefused."""
+        self.models, self.pools = tuple(models), tuple(pools)
+        self.prompt_tokens = prompt_tokens
+        self.names = tuple(model.name for model in models)
+        self.keys = [key_of(name) for name in self.names]
+        self.column_of = {name: column for column, name in enumerate(self.names)}
+        self._check()
+        self.pools_of = [[p for p in pools if p.model == name] for name in self.names]
+        column = self._column
+        self.quality = column("quality")
+        self.latency_ms = column("latency_ms")
+        self.context_tokens_max = column("context_tokens_max")
+        self.pool_names = tuple(pool.name for pool in pools)  # (P,)
+        self.model_of_pool = np.array([self.column_of[pool.model] for pool in pools], np.intp)
+        self.work = WorkTable([pool.rates for pool in pools])
+        one_token = np.ones((1, len(pools)))
+        self.has_work = self.work.work_s(np.ones(1), one_token)[0] > 0.0  # (P,): requests are work
+        self.any_work = bool(self.has_work.any())
+        self.usd_per_s = self._pool_column("usd_per_hour") / 3600.0  # (P,)
+        self.watts = self._pool_column("watts")  # (P,)
+        self.output_tokens = column("output_tokens")
+        self._usd_per_input_token = column("usd_per_1m_input_tokens") / 1e6
+        self._usd_fixed = column("usd_per_1m_output_tokens") / 1e6 * column(
+            "output_tokens"
+        ) + column("usd_per_call")
+
+    def _column(self, name: str) -> NDArray[np.float64]:
+        return np.array([getattr(model, name) for model in self.models], np.float64)
+
+    def _pool_column(self, name: str) -> NDArray[np.float64]:
+        return np.array([getattr(pool, name) for pool in self.pools], np.float64)
+
+    def _check(self) -> None:
+        if not self.models:
+            raise OptionRefused("models", "[]", "a list of at least one model")
+        if len(self.models) > 255:
+            raise OptionRefused("models", f"{len(self.models)} models", "at most 255 models")
+        for kind, names in (("models", self.names), ("pools", [p.name for p in self.pools])):
+            twice = {name for name in names if list(names).count(name) > 1}
+            if twice:
+                raise OptionRefused(f"{kind}.name", min(twice), "unique")
+        for pool in self.pools:
+            if pool.model not in self.column_of:
+                raise OptionRefused(
+                    f"pools.{pool.name}.model", pool.model, f"one of {', '.join(self.names)}"
+                )
+        served = {pool.model for pool in self.pools}
+        for name in self.names:
+            if name not in served:
+                raise OptionRefused(f"pools of model {name}", "none", "at least one pool")
+
+    def expected_cost_usd(self, prompt_tokens: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Stated cost (n, k) of calls with prompts of n lengths; 0 tokens means unknown."""
+        tokens = np.where(prompt_tokens > 0, prompt_tokens, self.prompt_tokens)
+        return tokens[:, None] * self._usd_per_input_token + self._usd_fixed
+
+    def cost_usd(self, model: str, prompt_tokens: int, output_tokens: int) -> float:
+        """What a call of so many tokens costs by the list prices."""
+        column = self.column_of[model]
+        stated = self.models[column]
+        output = output_tokens * stated.usd_per_1m_output_tokens / 1e6 + stated.usd_per_call
+        return prompt_tokens * float(self._usd_per_input_token[column]) + output
+
+    def __len__(self) -> int:
+        return len(self.models)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Catalogue):
+            return NotImplemented
+        mine = (repr(self.models), self.pools, self.prompt_tokens)  # NaN equals itself as text
+        return mine == (repr(other.models), other.pools, other.prompt_tokens)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class CatalogueSource(Protocol):
+    """Where the catalogue comes from: `infra.settings.settings` implements it over a file."""
+
+    def read(self) -> Catalogue:
+        """The catalogue as it is now. Raises if it can't be read or is not valid."""

@@ -1,0 +1,292 @@
+"""What decisions are made from: the last good snapshot × the catalogue, always in memory.
+
+    snapshot store ─┐  every `poll_s`, in a thread of its own
+                    ├──▶ load, verify, solve, warm ──▶ one reference is swapped
+    catalogue file ─┘
+
+While the store, the trainer or the file is away or broken, the last good view stays.
+
+The one rule: whoever scores takes the reference once and uses that view to the end.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.context import N_FEATURES
+from learners.estimates import ema
+from learners.estimates.estimator import BlendOptions, Estimator
+from learners.estimates.learned import Learned, MemoryOptions
+from serve.routing.catalogue import Catalogue, CatalogueSource
+from streams.errors import SnapshotDamaged
+from streams.feedback.ticket import key_of
+from streams.telemetry.fleet_state import FleetState
+from streams.telemetry.fleet_view import loads
+from streams.training.prices import Prices
+from streams.training.snapshots import Manifest, Store
+from streams.training.state import Loader, State
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveOptions:
+    """How the view is kept fresh."""
+
+    poll_s: float = 0.1  # looks at the store; a listing of ten names costs 0.1 ms
+    # A failure or an outcome is rare; a rate is believed after about as many outcomes.
+    error_prior_weight: float = 20.0
+    latency_prior_weight: float = 5.0
+    blend: BlendOptions = field(default_factory=BlendOptions)
+
+
+class Live:
+    """A frozen view: everything a decision needs. Built off the request path, then only read."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        learned: Learned,
+        encoder: str,
+        options: LiveOptions,
+        *,
+        version: int = 0,
+        published_at_ms: int = 0,
+        fleet: FleetState | None = None,
+        prices: Prices | None = None,
+    ) -> None:
+        self.fleet = fleet or FleetState()  # read when something is first asked of it
+        self.prices = prices or Prices()
+        self.catalogue, self.encoder = catalogue, encoder
+        self.version, self.published_at_ms = version, published_at_ms
+        self.estimator = Estimator(learned, catalogue.keys, catalogue.quality, options.blend)
+        means = self.estimator.model_means
+        self.error_share = means.figure("error", 0.0, options.error_prior_weight)  # (k,)
+        self.output_tokens = means.figure(  # (k,)
+            "output_tokens", catalogue.output_tokens, options.latency_prior_weight
+        )
+        self.model_keys = np.array(catalogue.keys, np.uint64)
+        self.pool_names = catalogue.pool_names  # (P,)
+        self.pool_keys = np.array([key_of(name) for name in self.pool_names], np.uint64)
+        self.pool_latency_ms = self._pool_latency_ms(learned, options)  # (P,)
+        self.columns_of = [  # (k,) of (its pools,): columns of the model's pools
+            np.flatnonzero(catalogue.model_of_pool == column) for column in range(len(catalogue))
+        ]
+        self.several = [  # columns of models that have a choice of pools, with those of the pools
+            (model, columns) for model, columns in enumerate(self.columns_of) if len(columns) > 1
+        ]
+        self.first_pool = np.array([columns[0] for columns in self.columns_of])  # (k,)
+        self._by_model = np.concatenate(self.columns_of)
+        self._starts = np.cumsum([0, *map(len, self.columns_of)])[:-1]
+        self.pools_of = {  # names of every model's pools, the fastest lately first
+            name: tuple(
+                self.pool_names[p]
+                for p in columns[np.argsort(self.pool_latency_ms[columns], kind="stable")].tolist()
+            )
+            for name, columns in zip(catalogue.names, self.columns_of, strict=True)
+        }
+        self.encoder_key = key_of(encoder)
+        self._read_telemetry()
+        # The first search and product of a process are slow; let no request pay for them.
+        self.estimator.estimate(np.zeros((1, N_FEATURES), np.int8))
+
+    def _pool_latency_ms(self, learned: Learned, options: LiveOptions) -> NDArray[np.float64]:
+        """The pools' mean latencies lately (P,), failures counted in."""
+        means = ema.read(learned.pools, self.pool_keys.tolist(), learned.as_of_ms)
+        stated_ms = self.catalogue.latency_ms[self.catalogue.model_of_pool]
+        latency_ms = means.figure("latency_ms", stated_ms, options.latency_prior_weight)
+        errors = means.figure("error", 0.0, options.error_prior_weight)
+        return _with_retries(latency_ms, errors)
+
+    def _read_telemetry(self) -> None:
+        """How full pools are, and what their capacity is worth; see `crowding`. All are (P,)."""
+        pools, prices = self.catalogue.pools, self.prices
+        several = len(pools) > len(self.catalogue)
+        self.loads = loads(self.fleet) if several or any(p.reports for p in pools) else {}
+        self.loads_as_of_ms = self.fleet.newest_ms if self.loads else 0
+        self.n_routers = max(1, len(self.fleet.routers)) if self.loads else 1
+        found = [self.loads.get(name) for name in self.pool_names]
+        self.told = np.array([one is not None for one in found])
+        self.queued = np.array([one.queued if one else 0.0 for one in found])
+        self.running = np.maximum(1.0, [one.running if one else 0.0 for one in found])
+        self.ready = np.maximum(1.0, [one.ready if one else 0.0 for one in found])
+        priced = [prices.capacity.get(name) for name in self.pool_names]
+        # Where requests are no work they can't be charged: such a pool has no price.
+        # One that has just begun to be ready is taken to be empty until it says more.
+        ready = [one is not None and one.ready > 0 for one in found]
+        known = np.array(ready) | np.array([one is not None for one in priced])
+        self.loaded = known & self.catalogue.has_work
+        self.priced = bool(self.loaded.any())
+        self.load = np.array([one.load if one else 0.0 for one in priced])
+        self.log_price = np.array([one.log_price if one else 0.0 for one in priced])
+        # While nothing at all was heard, nobody is taken to be gone.
+        self.open = np.array(
+            [
+                one.ready > 0 if one else not (pool.reports and self.loads)
+                for pool, one in zip(pools, found, strict=True)
+            ]
+        )
+        self.model_open = np.array([self.open[c].any() for c in self.columns_of])  # (k,)
+        self.all_open = bool(self.model_open.all())
+
+    def least(self, of_pools: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The least of every model's pools (…, k), of values by pool (…, P)."""
+        return np.minimum.reduceat(of_pools[..., self._by_model], self._starts, axis=-1)
+
+    def renewed(
+        self, version: int, published_at_ms: int, fleet: FleetState, prices: Prices
+    ) -> Live:
+        """The view of a later snapshot in which nothing but telemetry is new."""
+        later = copy.copy(self)
+        later.version, later.published_at_ms = version, published_at_ms
+        later.fleet, later.prices = fleet, prices
+        later._read_telemetry()
+        return later
+
+    def age_ms(self, now_ms: int) -> int:
+        """Time since the snapshot was published; 0 before there is one."""
+        return max(0, now_ms - self.published_at_ms) if self.version else 0
+
+
+def _with_retries(latency_ms: NDArray, error_share: NDArray) -> NDArray:
+    """Expected time to success when failures are tried again: latency / (1 − error share)."""
+    return latency_ms / np.maximum(1.0 - error_share, 0.01)
+
+
+class LiveView:
+    """Keeps `current` fresh from the store and the catalogue, in a thread of its own."""
+
+    def __init__(
+        self,
+        store: Store,
+        source: CatalogueSource,
+        encoder: str,
+        memory: MemoryOptions,
+        options: LiveOptions,
+        on_swap: Callable[[Live], None] = lambda live: None,
+    ) -> None:
+        """Load what there is. Raises if the catalogue is not valid, and SnapshotForeign.
+
+        A store without a readable snapshot is no obstacle: decisions then rest on what the
+        catalogue states, until the first snapshot comes.
+        """
+        self._store, self._source, self._encoder, self._options = store, source, encoder, options
+        self._loader = Loader(store, encoder, memory, with_seen=False)
+        self._on_swap = on_swap
+        self._learned, self._version, self._term, self._published_at_ms = Learned(memory), 0, 0, 0
+        self._fleet, self._prices = FleetState(), Prices()
+        self._built_of: Learned | None = None  # what `current` was solved from
+        self._passed_over = 0  # a version looked at and not taken
+        self._load_first()
+        self.current = self._build(source.read())
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="live view", daemon=True)
+
+    def start(self) -> None:
+        """Begin watching."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop watching; the current view stays usable."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(5.0)
+
+    @property
+    def watching(self) -> bool:
+        """Whether the watching thread is alive."""
+        return self._thread.is_alive()
+
+    def refresh(self) -> bool:
+        """Look once; whether a new view was swapped in. Raises what looking raises.
+
+        Either source may be away or broken: what the other one says takes effect all the same.
+        """
+        problems: list[Exception] = []
+        catalogue = self.current.catalogue
+        try:
+            self._load_newer()
+        except Exception as error:  # noqa: BLE001 - raised below
+            problems.append(error)
+        try:
+            catalogue = self._source.read()
+        except Exception as error:  # noqa: BLE001 - raised below
+            problems.append(error)
+        # Compared with the view, not with the last look: that one may have failed half-way.
+        changed = self._version != self.current.version or catalogue != self.current.catalogue
+        if changed:
+            self.current = self._build(catalogue)
+            self._on_swap(self.current)
+        if problems:
+            raise problems[0]
+        return changed
+
+    def _watch(self) -> None:
+        """Look again and again; a failed look changes nothing and is said once."""
+        last_problem = ""
+        while not self._stopping.wait(self._options.poll_s):
+            try:
+                self.refresh()
+                last_problem = ""
+            except Exception as error:  # noqa: BLE001 - static stability: the last view stays
+                problem = f"{type(error).__name__}: {error}"
+                if problem != last_problem:
+                    logger.warning("the view of version %d stays: %s", self._version, problem)
+                last_problem = problem
+
+    def _load_first(self) -> None:
+        try:
+            loaded = self._loader.load_newest()
+        except (SnapshotDamaged, OSError) as error:
+            logger.error("no snapshot can be read, starting from the catalogue alone: %s", error)
+            return
+        if loaded:
+            self._take(*loaded)
+
+    def _load_newer(self) -> None:
+        """Load the newest version if it is newer, or of a newer trainer."""
+        newest = self._store.newest()
+        if newest in (0, self._version, self._passed_over):
+            return
+        if newest < self._version and self._store.load(newest).term <= self._term:
+            self._passed_over = newest  # the newest was deleted; what is held is still the best
+            return
+        try:
+            self._take(*self._loader.load(newest))
+        except SnapshotDamaged:
+            if newest not in self._store.versions():
+                return  # pruned while being read; a newer one is there
+            self._passed_over = newest
+            raise
+
+    def _take(self, state: State, manifest: Manifest) -> None:
+        self._learned, self._fleet, self._prices = state.learned, state.fleet, state.prices
+        self._version, self._term = manifest.version, manifest.term
+        self._published_at_ms = int(manifest.about["published_at_ms"])
+        self._passed_over = 0
+
+    def _build(self, catalogue: Catalogue) -> Live:
+        """A view of what is loaded. Telemetry alone, every second, is no reason to solve again."""
+        if self._built_of is self._learned and catalogue == self.current.catalogue:
+            return self.current.renewed(
+                self._version, self._published_at_ms, self._fleet, self._prices
+            )
+        live = Live(
+            catalogue,
+            self._learned,
+            self._encoder,
+            self._options,
+            version=self._version,
+            published_at_ms=self._published_at_ms,
+            fleet=self._fleet,
+            prices=self._prices,
+        )
+        self._built_of = self._learned
+        return live

@@ -1,0 +1,140 @@
+"""From columns of choices to protobuf decisions, and from an opened ticket to an explanation.
+
+The one rule: nothing is decided here; what is written was decided in `router`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from learners.context import real
+from serve.proto.fairlead.v1 import router_pb2 as pb
+from serve.routing.live import Live
+from serve.routing.request import WEIGHTS, Asked
+from serve.routing.router import Choices, Verdict
+from streams.feedback.ticket import Ticket, key_of
+
+REASONS = {
+    Verdict.NOT_ALLOWED: "not allowed by the request",
+    Verdict.TOO_DEAR: "predicted cost above the request's limit",
+    Verdict.TOO_SLOW: "predicted latency above the request's limit",
+    Verdict.PROMPT_TOO_LONG: "the prompt is longer than the model takes",
+    Verdict.NO_REPLICA: "none of its pools had a replica",
+}
+
+
+def write_decisions(
+    asked: Sequence[Asked],
+    ids: Sequence[bytes],
+    tickets: Sequence[bytes],
+    choices: Choices,
+    live: Live,
+    now_ms: int,
+) -> list[pb.Decision]:
+    """Decisions of n requests, fallbacks ranked by utility."""
+    age_ms, version = live.age_ms(now_ms), live.version
+    ranked = np.where(choices.verdict == Verdict.ELIGIBLE, choices.utility, -np.inf)
+    order = np.argsort(-ranked, axis=1, kind="stable").tolist()
+    eligible = (choices.verdict == Verdict.ELIGIBLE).tolist()
+    # Python floats once per batch: reading numpy scalars one by one costs as much as scoring.
+    taken = choices.chosen.tolist()
+    propensity, utility = choices.propensity.tolist(), choices.utility.tolist()
+    figures = [
+        (mean.tolist(), deviation.tolist())
+        for mean, deviation in (
+            (choices.quality, choices.quality_deviation),
+            (choices.cost_usd, choices.cost_usd_deviation),
+            (choices.latency_ms, choices.latency_ms_deviation),
+        )
+    ]
+    names, pools, estimate = live.catalogue.names, live.pool_names, pb.Estimate
+    best, placed = choices.pools.tolist(), choices.pool.tolist()
+    energy_j = choices.energy_j.tolist()
+
+    def case(i: int, j: int) -> dict[str, object]:
+        quality, cost, latency = (
+            estimate(mean=mean[i][j], deviation=deviation[i][j]) for mean, deviation in figures
+        )
+        return {
+            "model": names[j],
+            "pool": pools[placed[i] if j == taken[i] else best[i][j]],
+            "propensity": propensity[i][j],
+            "utility": utility[i][j],
+            "quality": quality,
+            "cost_usd": cost,
+            "latency_ms": latency,
+            "energy_j": energy_j[i][j],
+        }
+
+    return [
+        pb.Decision(
+            request_id=asked[i].request_id,
+            decision_id=ids[i].hex(),
+            snapshot_version=version,
+            snapshot_age_ms=age_ms,
+            ticket=tickets[i],
+            fallbacks=[
+                pb.Alternative(**case(i, j)) for j in order[i] if j != chosen and eligible[i][j]
+            ],
+            **case(i, chosen),
+        )
+        for i, chosen in enumerate(taken)
+    ]
+
+
+def write_explanation(ticket: Ticket, live: Live, policies: Sequence[str]) -> pb.Explanation:
+    """What a ticket says; names it only knows by key are looked up in the present catalogue."""
+    head = ticket.head
+    names = dict(zip(live.model_keys.tolist(), live.catalogue.names, strict=True))
+    pools = {key_of(pool.name): pool.name for pool in live.catalogue.pools}
+    policy_of = {key_of(name): name for name in policies}
+    candidates = sorted(ticket.candidates, key=lambda c: (c["verdict"], -c["utility"]))
+    best = max(
+        (float(c["utility"]) for c in candidates if c["verdict"] == Verdict.ELIGIBLE), default=0.0
+    )
+    return pb.Explanation(
+        decision_id=ticket.decision_id.hex(),
+        tenant=ticket.tenant,
+        decided_at_unix_ms=int(head["decided_at_ms"]),
+        snapshot_version=int(head["snapshot_version"]),
+        encoder=_name({live.encoder_key: live.encoder}, int(head["encoder"])),
+        context=real(head["context"]).tolist(),
+        preference=pb.Preference(**dict(zip(WEIGHTS, head["preference"], strict=True))),
+        policy=_name(policy_of, int(head["policy"])),
+        models=[
+            pb.Considered(
+                model=_name(names, int(c["model"])),
+                pool=_name(pools, int(c["pool"])),
+                chosen=bool(c["model"] == head["model"]),
+                propensity=c["propensity"],
+                utility=c["utility"],
+                quality=c["quality"],
+                cost_usd=c["cost_usd"],
+                latency_ms=c["latency_ms"],
+                reason=_reason(c, bool(c["model"] == head["model"]), best),
+            )
+            for c in candidates
+        ],
+    )
+
+
+def _reason(candidate: np.void, chosen: bool, best: float) -> str:
+    """Why a model was chosen, or why it was not."""
+    verdict = Verdict(int(candidate["verdict"]))
+    if verdict != Verdict.ELIGIBLE:
+        return REASONS[verdict]
+    behind, p = best - float(candidate["utility"]), float(candidate["propensity"])
+    if chosen and behind <= 0:
+        return f"chosen: highest utility, drawn with probability {p:.3g}"
+    if chosen:
+        return f"chosen to explore: {behind:.3g} points behind, drawn with probability {p:.3g}"
+    if behind <= 0:
+        return f"highest utility, but another was drawn to explore; probability {p:.3g}"
+    return f"{behind:.3g} points behind the best; probability {p:.3g}"
+
+
+def _name(names: dict[int, str], key: int) -> str:
+    """The name behind a key; the key itself when it is not known here any more."""
+    return names.get(key, f"{key:016x}")

@@ -1,0 +1,273 @@
+"""The heart: requests in, decisions out, as arrays. No I/O, no clock, no Ray.
+
+    contexts ──estimator──▶ quality, cost, latency per model
+                                  │ preference    ▲ charges of its best pool    │ limits
+                                  ▼               │ (`placement`)               ▼
+                               utility ───────────┘                    who is eligible
+                                  └──── policy ────▶ probabilities ──draw──▶ model ─▶ its pool
+
+Serving and simulation call this very function. For the same requests, live view, crowd and uniform
+numbers it gives the same bits.
+
+When all the pools that a request could go to are dearer than its criticality may pay, it is *shed*:
+refused, so that those above it are served in time (docs/prices.md).
+
+The one rule: a model that is not eligible has probability zero, whatever it scored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.context import Contexts
+from learners.estimates.estimator import Estimates
+from learners.policies.policy import Policy, draw
+from learners.prices import shed_share
+from learners.targets import Target
+from serve.routing.crowding import Crowd
+from serve.routing.live import Live
+from serve.routing.placement import ROOM_FROM, Placement, PlacementOptions, charge, place
+
+Floats = NDArray[np.float64]
+
+
+class Verdict(IntEnum):
+    """Why a model was eligible for a request, or not. Stored in tickets: numbers never change."""
+
+    ELIGIBLE = 0
+    NOT_ALLOWED = 1
+    TOO_DEAR = 2
+    TOO_SLOW = 3
+    PROMPT_TOO_LONG = 4
+    NO_REPLICA = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Requests:
+    """Columns of n requests against a catalogue of k models."""
+
+    contexts: Contexts  # (n, 64)
+    prompt_tokens: Floats  # (n,) 0: unknown
+    preference: Floats  # (n, 4) weights of quality, US dollars, seconds, kilojoules
+    allowed: NDArray[np.bool_]  # (n, k)
+    cost_usd_max: Floats  # (n,) infinity: no limit
+    latency_ms_max: Floats  # (n,) likewise
+    criticality: NDArray[np.int8]  # (n,) `learners.prices.Criticality`
+    # (n, k) what a session's other models would take longer; None where no session is held.
+    switch_ms: Floats | None = None
+
+    def __len__(self) -> int:
+        return len(self.contexts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Choices:
+    """Columns of n decisions, and what they were based on, (n, k) each unless it says otherwise.
+
+    Where no model is eligible `fits` is False; where it is refused for want of capacity, `shed` is
+    True. The row's other values then say what would have been.
+    """
+
+    chosen: NDArray[np.intp]  # (n,) column of the chosen model
+    pool: NDArray[np.intp]  # (n,) of its pool, among `Live.pool_names`
+    fits: NDArray[np.bool_]  # (n,)
+    shed: NDArray[np.bool_]  # (n,)
+    multiple: Floats  # (n,) least price of the pools that it could go to, multiples of their cost
+    wished: NDArray[np.intp]  # (n,) model chosen if all pools were there and capacity free
+    pools: NDArray[np.intp]  # best pool of each model
+    verdict: NDArray[np.uint8]
+    propensity: Floats
+    utility: Floats
+    quality: Floats
+    cost_usd: Floats
+    latency_ms: Floats
+    energy_j: Floats  # 0: not known
+    work_s: Floats  # (n,) in the chosen pool
+    quality_deviation: Floats
+    cost_usd_deviation: Floats
+    latency_ms_deviation: Floats
+    expected_cost_usd: Floats  # by the catalogue
+
+
+def route(
+    requests: Requests,
+    live: Live,
+    crowd: Crowd,
+    policy: Policy,
+    uniform: Floats,
+    spread: Floats | None,
+    options: PlacementOptions,
+) -> Choices:
+    """Decide n requests at once; `uniform` (n, 2) in [0, 1) are the draws.
+
+    `spread` (n, P) are factors on the prices of pools, see `placement`; None: all one.
+    """
+    estimates = live.estimator.estimate(requests.contexts)
+    expected, weights = _expected(requests, live, estimates), requests.preference
+    cost, latency = expected.cost_usd, expected.latency_ms
+    known_tokens = np.where(
+        requests.prompt_tokens > 0, requests.prompt_tokens, live.catalogue.prompt_tokens
+    )
+    charged = charge(weights, known_tokens, live, crowd, spread, options)
+    pools, rows = charged.best, np.arange(len(requests))
+    free = weights[:, :1] * expected.quality - weights[:, 1:2] * cost
+    free -= weights[:, 2:3] * (latency / 1000.0)
+    utility = free - charged.points[rows[:, None], pools]
+    budget = live.prices.budget.charged(options.pricing.ascent) if options.priced else 0.0
+    if budget:
+        utility -= charged.money[:, None] * (budget * cost)
+    verdict = _verdicts(requests, live, cost, latency)
+    able = verdict == Verdict.ELIGIBLE
+    eligible = _with_replicas(able, live, verdict)
+    fits = eligible.any(axis=1)
+    eligible[~fits] = True  # any probabilities will do, the row is refused
+    scale = _scale(weights, cost, latency)
+    propensity = policy.probabilities(
+        utility / scale, weights[:, :1] * estimates.deviation / scale, eligible
+    )
+    chosen = draw(propensity, uniform[:, 0])
+    least = _least_multiple(crowd.multiple * _crowded(crowd.load), eligible, live)
+    shed = shed_share(least, requests.criticality) if live.priced else 0.0
+    pool = place(chosen, charged, weights, live, crowd)
+    return Choices(
+        chosen=chosen,
+        pool=pool,
+        fits=fits,
+        shed=fits & (uniform[:, 1] < shed),
+        multiple=least,
+        wished=_wished(free, cost, charged, weights, able, live),
+        pools=pools,
+        verdict=verdict,
+        propensity=propensity,
+        utility=utility,
+        quality=expected.quality,
+        cost_usd=cost,
+        latency_ms=latency,
+        energy_j=charged.energy_j[rows[:, None], pools],
+        work_s=charged.work_s[rows, pool],
+        quality_deviation=np.hypot(estimates.deviation, estimates.noise[:, Target.QUALITY]),
+        cost_usd_deviation=expected.cost_usd_deviation,
+        latency_ms_deviation=expected.latency_ms_deviation,
+        expected_cost_usd=expected.list_usd,
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Expected:
+    """What n requests would get of k models, (n, k) each, before any capacity is charged."""
+
+    quality: Floats
+    cost_usd: Floats
+    cost_usd_deviation: Floats
+    latency_ms: Floats
+    latency_ms_deviation: Floats
+    list_usd: Floats  # the cost by the catalogue, that the learned one is a ratio of
+
+
+def _expected(requests: Requests, live: Live, estimates: Estimates) -> _Expected:
+    list_usd = live.catalogue.expected_cost_usd(requests.prompt_tokens)
+    quality = np.clip(estimates.mean[:, :, Target.QUALITY], 0.0, 1.0) * (1.0 - live.error_share)
+    cost, cost_deviation = _from_ratio(
+        list_usd, estimates.mean[:, :, Target.COST], estimates.noise[:, Target.COST]
+    )
+    latency, latency_deviation = _from_ratio(
+        live.catalogue.latency_ms,
+        estimates.mean[:, :, Target.LATENCY],
+        estimates.noise[:, Target.LATENCY],
+    )
+    if requests.switch_ms is not None:
+        latency = latency + requests.switch_ms
+    return _Expected(quality, cost, cost_deviation, latency, latency_deviation, list_usd)
+
+
+def explored(choices: Choices) -> NDArray[np.bool_]:
+    """Of each row (n,), whether another eligible model had a higher utility than the chosen."""
+    eligible = choices.verdict == Verdict.ELIGIBLE
+    best = np.where(eligible, choices.utility, -np.inf).max(axis=1)
+    return choices.utility[np.arange(len(best)), choices.chosen] < best
+
+
+def _from_ratio(expected: Floats, log_ratio: NDArray, noise: NDArray) -> tuple[Floats, Floats]:
+    """Mean and standard deviation (n, k) of a log-normal around `expected`·exp(`log_ratio`)."""
+    variance = noise.astype(np.float64) ** 2
+    mean = expected * np.exp(log_ratio + variance / 2)
+    return mean, mean * np.sqrt(np.expm1(variance))
+
+
+def _verdicts(requests: Requests, live: Live, cost: Floats, latency: Floats) -> NDArray[np.uint8]:
+    """Verdicts (n, k); where several apply, the one a caller can do least about stays."""
+    verdict = np.where(latency > requests.latency_ms_max[:, None], Verdict.TOO_SLOW, 0)
+    verdict[cost > requests.cost_usd_max[:, None]] = Verdict.TOO_DEAR
+    too_long = requests.prompt_tokens[:, None] > live.catalogue.context_tokens_max
+    verdict[too_long] = Verdict.PROMPT_TOO_LONG
+    verdict[~requests.allowed] = Verdict.NOT_ALLOWED
+    return verdict.astype(np.uint8)
+
+
+def _with_replicas(
+    able: NDArray[np.bool_], live: Live, verdict: NDArray[np.uint8]
+) -> NDArray[np.bool_]:
+    """Of the models (n, k) that would do, those with replicas; all, where none has any.
+
+    The others' verdict is changed. Our news may be old: a request is not refused for it.
+    """
+    if live.all_open:
+        return able.copy()
+    some = (able & live.model_open).any(axis=1)
+    gone = able & ~live.model_open & some[:, None]
+    verdict[gone] = Verdict.NO_REPLICA
+    return able & ~gone
+
+
+def _crowded(load: Floats) -> Floats:
+    """0 where a pool has room, 1 where it is full.
+
+    Prices fall later than loads, and nobody is to be refused where there is room again.
+    """
+    return np.clip((load - ROOM_FROM) / (1.0 - ROOM_FROM), 0.0, 1.0)
+
+
+def _least_multiple(multiple: Floats, eligible: NDArray[np.bool_], live: Live) -> Floats:
+    """The least price (n,) of the capacity that requests could take."""
+    if not live.priced:
+        return np.zeros(len(eligible))
+    of_model = live.least(np.where(live.open, multiple, np.inf))
+    of_model[np.isinf(of_model)] = 0.0  # nothing is known of it
+    return np.where(eligible, of_model, np.inf).min(axis=1)
+
+
+def _wished(
+    free: Floats,
+    cost: Floats,
+    charged: Placement,
+    weights: Floats,
+    able: NDArray[np.bool_],
+    live: Live,
+) -> NDArray[np.intp]:
+    """The models (n,) that would be chosen if every pool were there and its capacity free.
+
+    At no less than what the GPUs cost: a model that asks nothing of its callers is not free to run.
+    And at no less than what money is worth to the operator: fleets are sized by wishes, and who
+    does not weigh money would wish for the best at any price.
+    """
+    usd = np.maximum(cost, live.least(charged.reference_usd))
+    beyond = charged.money[:, None] * usd - weights[:, 1:2] * cost
+    return np.where(able, free - beyond, -np.inf).argmax(axis=1)
+
+
+def _scale(weights: Floats, cost: Floats, latency: Floats) -> Floats:
+    """The size (n, 1) of what is at stake, so that a policy explores alike whatever the units.
+
+    A caller who weighs cost alone compares fractions of a cent; unscaled, a policy would take
+    all models for equals.
+    """
+    stake = (
+        weights[:, 0]
+        + weights[:, 1] * cost.mean(axis=1)
+        + weights[:, 2] * latency.mean(axis=1) / 1000.0
+    )
+    return np.maximum(stake, 1e-12)[:, None]

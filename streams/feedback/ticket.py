@@ -1,0 +1,202 @@
+"""The ticket: what learning needs later, sealed into bytes that the caller carries.
+
+    version │ key id │ decision id (12) │ AES-GCM( head │ candidates │ tenant ) + tag (16)
+
+The decision id doubles as the cipher's nonce: it is unique per decision, which is exactly what a
+nonce must be. It is made of an *issuer* (56 random bits drawn at start by each replica) and a
+*sequence* number (40 bits), so that "seen before" can be kept as one bit per decision.
+
+Heads are fixed-size records, so a batch of opened tickets becomes columns without a loop. A ticket
+of version 1 opens as one of version 2 whose weight of energy is 0.
+
+The one rule: only a holder of the key can make a ticket that opens, so what is in an opened
+ticket can be believed, and what comes beside it must be validated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from numpy.typing import NDArray
+
+from learners.context import N_FEATURES
+from streams.errors import BadTicket
+
+VERSION = 2
+KEY_BYTES = 32
+ID_BYTES = 12
+ISSUER_BYTES, SEQUENCE_BYTES = 7, 5
+SEQUENCE_MAX = (1 << (8 * SEQUENCE_BYTES)) - 1
+TICKET_BYTES_MAX = 16_384  # 255 candidates and the longest tenant stay below this
+CLEAR_BYTES = 2 + ID_BYTES
+TAG_BYTES = 16
+
+HEAD = np.dtype(
+    [
+        ("decided_at_ms", "<i8"),  # Unix time on the router
+        ("encoder", "<u8"),  # key of the encoder that made the context
+        ("snapshot_version", "<u8"),
+        ("model", "<u8"),  # key of the chosen model
+        ("pool", "<u8"),  # key of the chosen pool
+        ("propensity", "<f4"),  # of the chosen model, in (0, 1]
+        ("preference", "<f4", (4,)),  # weights of quality, USD, seconds and kilojoules
+        ("expected_cost_usd", "<f4"),  # by the catalogue, what cost is learned relative to
+        ("expected_latency_ms", "<f4"),  # likewise
+        ("policy", "<u8"),  # key of the policy's description
+        ("n_candidates", "u1"),
+        ("tenant_bytes", "u1"),
+        ("context", "i1", (N_FEATURES,)),
+    ]
+)
+# Tickets of version 1 had no weight of energy. Callers hold tickets for days, so both are opened.
+ENERGY_AT = HEAD.fields["preference"][1] + 12  # where a head of version 1 lacks its four bytes
+NO_ENERGY = bytes(4)
+HEAD_BYTES = {1: HEAD.itemsize - len(NO_ENERGY), VERSION: HEAD.itemsize}
+CANDIDATE = np.dtype(
+    [
+        ("model", "<u8"),
+        ("pool", "<u8"),
+        ("propensity", "<f4"),
+        ("utility", "<f4"),
+        ("quality", "<f4"),
+        ("cost_usd", "<f4"),
+        ("latency_ms", "<f4"),
+        ("verdict", "u1"),  # why it was or was not eligible: `serve.routing.router.Verdict`
+    ]
+)
+
+
+def key_of(name: str) -> int:
+    """The 64-bit key that stands for a name in tickets and statistics (BLAKE2b)."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+
+
+class Issuer:
+    """Gives out decision ids, unique as long as the 56 random bits are."""
+
+    def __init__(self, issuer: int) -> None:
+        """`issuer` is a random number below 2^56, drawn once per process."""
+        assert 0 <= issuer < 1 << (8 * ISSUER_BYTES)
+        self._prefix, self._next = issuer.to_bytes(ISSUER_BYTES, "big"), 0
+
+    def take(self, n: int) -> list[bytes]:
+        """The next n decision ids."""
+        first, self._next = self._next, self._next + n
+        assert self._next <= SEQUENCE_MAX, "a trillion decisions: restart this replica"
+        prefix = self._prefix
+        return [prefix + i.to_bytes(SEQUENCE_BYTES, "big") for i in range(first, first + n)]
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """An opened ticket. `head` is one `HEAD` record, `candidates` (k,) of `CANDIDATE`."""
+
+    decision_id: bytes
+    head: np.void
+    candidates: NDArray[np.void]
+    tenant: str
+
+
+class Sealer:
+    """Seals with the first of its keys, opens with any: so keys can be rotated."""
+
+    def __init__(self, keys: Sequence[bytes]) -> None:
+        """`keys` are 32 bytes each, newest first."""
+        assert keys and all(len(key) == KEY_BYTES for key in keys)
+        self._ciphers: dict[int, list[AESGCM]] = {}  # one key in 256 shares another one's id
+        for key in keys:
+            self._ciphers.setdefault(_key_id(key), []).append(AESGCM(key))
+        self._clear = bytes([VERSION, _key_id(keys[0])])
+        self._cipher = self._ciphers[_key_id(keys[0])][0]
+
+    def seal(
+        self,
+        ids: Sequence[bytes],
+        heads: NDArray[np.void],
+        candidates: NDArray[np.void],
+        tenants: Sequence[bytes],
+    ) -> list[bytes]:
+        """Seal n tickets from `HEAD` records (n,) and `CANDIDATE` records (n, k)."""
+        encrypt, clear = self._cipher.encrypt, self._clear
+        head, cell = heads.tobytes(), candidates.tobytes()
+        h, c = HEAD.itemsize, CANDIDATE.itemsize * candidates.shape[1]
+        return [
+            clear
+            + ids[i]
+            + encrypt(ids[i], head[i * h : i * h + h] + cell[i * c : i * c + c] + tenants[i], clear)
+            for i in range(len(ids))
+        ]
+
+    def open_body(self, ticket: bytes) -> tuple[bytes, bytes]:
+        """Decision id and decrypted body: the fast half of `open`. Raises BadTicket.
+
+        Bodies are of this version, whichever the ticket is of.
+        """
+        decision_id = check_shape(ticket)
+        if ticket[1] not in self._ciphers:
+            raise BadTicket("a ticket sealed with a key that is not held here")
+        for cipher in self._ciphers[ticket[1]]:
+            try:
+                body = cipher.decrypt(decision_id, ticket[CLEAR_BYTES:], ticket[:2])
+            except InvalidTag:
+                continue
+            return decision_id, body if ticket[0] == VERSION else _with_energy(body)
+        raise BadTicket("a ticket that was not sealed here, or was changed since")
+
+    def open(self, ticket: bytes) -> Ticket:
+        """Open one ticket. Raises BadTicket."""
+        decision_id, body = self.open_body(ticket)
+        head = np.frombuffer(body, HEAD, 1)[0]
+        candidates = np.frombuffer(body, CANDIDATE, int(head["n_candidates"]), HEAD.itemsize)
+        tenant = body[HEAD.itemsize + candidates.nbytes :]
+        return Ticket(decision_id, head, candidates, tenant.decode())
+
+
+def check_shape(ticket: bytes) -> bytes:
+    """The decision id of what looks like a ticket; no key is needed. Raises BadTicket."""
+    version = ticket[0] if ticket else VERSION
+    least = CLEAR_BYTES + TAG_BYTES + HEAD_BYTES.get(version, 0)
+    if not least <= len(ticket) <= TICKET_BYTES_MAX:
+        raise BadTicket(
+            f"a ticket of {len(ticket)} bytes; tickets have {least} to {TICKET_BYTES_MAX}"
+        )
+    if version not in HEAD_BYTES:
+        raise BadTicket(f"a ticket of version {version}; this is version {VERSION}")
+    return ticket[2:CLEAR_BYTES]
+
+
+def _with_energy(body: bytes) -> bytes:
+    """A body of version 1 as one of this version: its weight of energy was 0."""
+    return body[:ENERGY_AT] + NO_ENERGY + body[ENERGY_AT:]
+
+
+def heads_of(bodies: Sequence[bytes]) -> NDArray[np.void]:
+    """The heads (n,) of opened bodies, as columns."""
+    return np.frombuffer(b"".join([body[: HEAD.itemsize] for body in bodies]), HEAD)
+
+
+def split_ids(ids: Sequence[bytes]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Issuers and sequences (n,) of decision ids."""
+    raw = np.frombuffer(b"".join(ids), np.uint8).reshape(-1, ID_BYTES)
+    wide = np.zeros((len(ids), 16), np.uint8)
+    wide[:, 8 - ISSUER_BYTES : 8] = raw[:, :ISSUER_BYTES]
+    wide[:, 16 - SEQUENCE_BYTES :] = raw[:, ISSUER_BYTES:]
+    numbers = wide.reshape(-1).view(">u8").astype(np.uint64).reshape(-1, 2)
+    return numbers[:, 0], numbers[:, 1]
+
+
+def join_ids(issuers: NDArray[np.uint64], sequences: NDArray[np.uint64]) -> list[bytes]:
+    """Decision ids of issuers and sequences (n,): the inverse of `split_ids`."""
+    return [
+        issuer.to_bytes(ISSUER_BYTES, "big") + sequence.to_bytes(SEQUENCE_BYTES, "big")
+        for issuer, sequence in zip(issuers.tolist(), sequences.tolist(), strict=True)
+    ]
+
+
+def _key_id(key: bytes) -> int:
+    return hashlib.blake2b(key, digest_size=1).digest()[0]

@@ -1,0 +1,199 @@
+"""The log in one SQLite file: durable, shared by processes of one machine, nothing to install.
+
+Write-ahead logging lets readers and one writer work side by side; `synchronous=FULL` makes an
+append durable before it returns. Every topic has one partition, 0: a file has one writer anyway.
+
+The one rule: offsets are assigned inside the writing transaction, so they have no gaps.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from streams.errors import LogTruncated, LogUnavailable
+from streams.log.contract import Damage, Record
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS topics (name TEXT PRIMARY KEY, id TEXT NOT NULL, end INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS records (
+    topic TEXT NOT NULL, offset INTEGER NOT NULL, appended_at_ms INTEGER NOT NULL,
+    key BLOB, value BLOB, PRIMARY KEY (topic, offset)) WITHOUT ROWID;
+"""
+# How long a reader rests before looking again. Twenty looks a second cost under 1 % of a core.
+POLL_S = 0.05
+OPEN_S_MAX = 30.0  # to wait for other processes that use the file
+
+
+class SqliteLog:
+    """See `streams.log.contract.Log` for the contract."""
+
+    def __init__(self, path: Path, now_ms: Callable[[], int]) -> None:
+        """Open or create the file at `path`; `now_ms` stamps what is appended."""
+        self._path, self._now_ms = path, now_ms
+        self._lock = threading.Lock()  # one connection, used by whoever holds this
+        self._connection = _connect(path)
+        with _unavailable():
+            self._connection.executescript(SCHEMA)
+
+    def ensure_topics(self) -> None:
+        """Nothing to do: a topic is made when it is first used."""
+
+    def append(
+        self, topic: str, records: Sequence[tuple[bytes | None, bytes]], timeout_s: float = 30.0
+    ) -> None:
+        """Append all records in one transaction. Raises LogUnavailable."""
+        with self._transaction(timeout_s) as run:
+            _, end = _topic(run, topic)
+            newest = run(
+                "SELECT appended_at_ms FROM records WHERE topic = ? AND offset = ?",
+                (topic, end - 1),
+            ).fetchone()
+            at_ms = max(self._now_ms(), newest[0] if newest else 0)
+            self._connection.executemany(
+                "INSERT INTO records VALUES (?, ?, ?, ?, ?)",
+                [(topic, end + i, at_ms, key, value) for i, (key, value) in enumerate(records)],
+            )
+            run("UPDATE topics SET end = ? WHERE name = ?", (end + len(records), topic))
+
+    def reader(self, topic: str, offsets: Mapping[int, int]) -> SqliteReader:
+        """Read partition 0 from its offset on; with no partitions, read nothing."""
+        return SqliteReader(self._path, topic, offsets.get(0))
+
+    def end_offsets(self, topic: str) -> dict[int, int]:
+        """The next offset of partition 0."""
+        with self._transaction() as run:
+            return {0: _topic(run, topic)[1]}
+
+    def first_offsets(self, topic: str) -> dict[int, int]:
+        """The oldest offset of partition 0 still held."""
+        with self._transaction() as run:
+            return {0: _first(run, topic, _topic(run, topic)[1])}
+
+    def topic_id(self, topic: str) -> str:
+        """A random identity given when the topic was first used."""
+        with self._transaction() as run:
+            return _topic(run, topic)[0]
+
+    def delete_before(self, topic: str, offset: int) -> None:
+        """Retention: drop records below `offset`."""
+        with self._transaction() as run:
+            run("DELETE FROM records WHERE topic = ? AND offset < ?", (topic, offset))
+
+    def delete_topic(self, topic: str) -> None:
+        """Drop a topic and all its records; its next use makes a new one."""
+        with self._transaction() as run:
+            run("DELETE FROM records WHERE topic = ?", (topic,))
+            run("DELETE FROM topics WHERE name = ?", (topic,))
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._connection.close()
+
+    @contextmanager
+    def _transaction(self, timeout_s: float = 30.0) -> Iterator[Callable[..., sqlite3.Cursor]]:
+        """Run statements as one writing transaction."""
+        with self._lock, _unavailable():
+            self._connection.execute(f"PRAGMA busy_timeout = {int(timeout_s * 1000)}")
+            self._connection.execute("BEGIN IMMEDIATE")
+            with self._connection:  # commits, or rolls back on an exception
+                yield self._connection.execute
+
+
+class SqliteReader:
+    """See `streams.log.contract.Reader`. Its own connection never waits for a writer."""
+
+    def __init__(self, path: Path, topic: str, offset: int | None) -> None:
+        self._topic, self._next = topic, offset
+        self.damaged: list[Damage] = []  # stays empty: a file is whole or it can't be read at all
+        self._connection = _connect(path)
+
+    def read(self, records_max: int, timeout_s: float) -> list[Record]:
+        """The next records, or [] after `timeout_s`. Raises LogUnavailable and LogTruncated."""
+        # Another process writes: there is nothing to wait on, so this looks again and again.
+        deadline = time.monotonic() + timeout_s
+        while not (found := self._look(records_max)):
+            rest_s = deadline - time.monotonic()
+            if rest_s <= 0:
+                break
+            time.sleep(min(POLL_S, rest_s))
+        return found
+
+    def _look(self, records_max: int) -> list[Record]:
+        if self._next is None:
+            return []
+        run = self._connection.execute
+        with _unavailable():
+            run("BEGIN")  # so that both statements see the same moment
+            with self._connection:
+                rows = run(
+                    "SELECT 0, offset, appended_at_ms, key, value FROM records "
+                    "WHERE topic = ? AND offset >= ? ORDER BY offset LIMIT ?",
+                    (self._topic, self._next, records_max),
+                ).fetchall()
+                held = run("SELECT end FROM topics WHERE name = ?", (self._topic,)).fetchone()
+                end = held[0] if held else 0
+                if (rows[0][1] if rows else end) != self._next:
+                    first = _first(run, self._topic, end)
+                    raise LogTruncated(self._topic, 0, self._next, first, end)
+        if rows:
+            self._next = rows[-1][1] + 1
+        return [Record(*row) for row in rows]
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+
+def _topic(run: Callable[..., sqlite3.Cursor], topic: str) -> tuple[str, int]:
+    """Identity and end offset, making the topic if needed."""
+    run("INSERT OR IGNORE INTO topics VALUES (?, ?, 0)", (topic, uuid.uuid4().hex))
+    return run("SELECT id, end FROM topics WHERE name = ?", (topic,)).fetchone()
+
+
+def _first(run: Callable[..., sqlite3.Cursor], topic: str, end: int) -> int:
+    """The oldest offset held; the end when nothing is."""
+    found = run("SELECT MIN(offset) FROM records WHERE topic = ?", (topic,)).fetchone()[0]
+    return end if found is None else found
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """A connection in WAL mode whose commits are durable. Raises LogUnavailable."""
+    with _unavailable():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(path, timeout=OPEN_S_MAX, check_same_thread=False)
+        connection.isolation_level = None  # transactions are begun here, by name
+        _use_write_ahead_log(connection)
+        connection.execute("PRAGMA synchronous = FULL")
+        return connection
+
+
+def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
+    """Switch, trying again while others do: processes that make one file at the same time block
+    each other here, and SQLite then gives up without waiting, whatever its time-out.
+    """
+    deadline = time.monotonic() + OPEN_S_MAX
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_S)
+        else:
+            return
+
+
+@contextmanager
+def _unavailable() -> Iterator[None]:
+    """SQLite's and the disk's errors become LogUnavailable."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise LogUnavailable(f"the SQLite log failed: {error}") from error

@@ -1,0 +1,233 @@
+"""The fleet as telemetry tells it: counts of the last minutes and of all time, and latest gauges.
+
+                       ┌─ totals    counts since the state began
+    record ──fold──────┼─ slots     counts of ten seconds each, of the last five minutes
+                       ├─ replicas  of pools: the latest word of each, from whoever reports it
+                       ├─ routers   the latest word of each
+                       └─ sources   the last sequence number of each: a repeat is ignored
+
+Counts go by the time they happened (never later than the log took their record), gauges by the
+time the log took them. What is read out of it at a time is `fleet_view`.
+
+All of it is bounded, and none of it depends on the order in which the records of different sources
+come: kept are the latest by time, or the first by name.
+
+The one rule: the same records make the same bytes. Within a source they come in order.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+
+import msgspec
+from msgspec import Raw
+
+from streams.telemetry.received import Replica, Router, Source, keep_latest, replica_of, router_of
+from streams.telemetry.records import AnyTelemetry, PoolState, RouterState
+from streams.telemetry.tally import LARGEST, Tally, joined, tally_of
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+SLOT_MS = 10_000
+SLOTS = 30  # beside the newest: five minutes, and a part of a slot to interpolate in
+LATENCY_SLOTS = 6  # likewise, one minute: percentiles over longer are asked for by nobody
+SOURCES_MAX = 4096
+REPLICAS_MAX = 4096
+
+
+class _Tables(msgspec.Struct):
+    """All of the state but its slots."""
+
+    newest_ms: int = 0  # the latest end of a window
+    heard_ms: int = 0  # the latest time that the log took a record
+    missing: int = 0  # records that sequences say there were
+    sources: dict[str, Source] = {}
+    replicas: dict[str, Replica] = {}  # by pool and replica, see `tally.joined`
+    routers: dict[str, Router] = {}  # by source
+    totals: Tally = msgspec.field(default_factory=Tally)
+
+
+class _Packed(msgspec.Struct):
+    format: int
+    tables: Raw
+    slots: dict[int, Raw]
+
+
+class FleetState:
+    """The folded state. Packed bytes are read when something is first asked of them."""
+
+    def __init__(self, packed: bytes = b"") -> None:
+        """`packed` is what `pack` gave; what can't be read is as good as nothing, and is said."""
+        self._packed: bytes | None = packed  # None: it has changed since
+        self._unread = bool(packed)
+        self._tables = _Tables()
+        self._slots: dict[int, Tally] = {}
+        self._raw: dict[int, Raw] = {}  # slots as they were packed, if they have not changed
+
+    # --- what is in it
+
+    @property
+    def newest_ms(self) -> int:
+        """The latest end of a window, Unix time; 0: nothing was folded."""
+        return self._opened().newest_ms
+
+    @property
+    def heard_ms(self) -> int:
+        """The latest time that the log took a record, Unix time; 0: it took none."""
+        return self._opened().heard_ms
+
+    @property
+    def missing(self) -> int:
+        """Records that never came, as gaps in sequences tell."""
+        return self._opened().missing
+
+    @property
+    def replicas(self) -> Mapping[str, Replica]:
+        """Replicas of pools, by pool and replica (`tally.parted`)."""
+        return self._opened().replicas
+
+    @property
+    def routers(self) -> Mapping[str, Router]:
+        """Router replicas, by source."""
+        return self._opened().routers
+
+    @property
+    def n_sources(self) -> int:
+        """Processes whose sequence is remembered."""
+        return len(self._opened().sources)
+
+    @property
+    def totals(self) -> Tally:
+        """Counts since the state began, without histograms."""
+        return self._opened().totals
+
+    def slots(self, first: int, last: int) -> Iterator[tuple[int, Tally]]:
+        """Slots from `first` to `last`, oldest first; slot s is the ten seconds from s·SLOT_MS."""
+        self._opened()
+        for number in sorted(n for n in {*self._raw, *self._slots} if first <= n <= last):
+            yield number, self._slot(number)
+
+    # --- folding
+
+    def fold(self, record: AnyTelemetry, appended_at_ms: int) -> bool:
+        """Add one record that the log took at a time; False if it has been added before."""
+        tables = self._opened()
+        known = tables.sources.get(record.source)
+        if known is not None:
+            if record.sequence <= known.sequence:
+                return False
+            left_out = record.sequence - known.sequence - 1
+            tables.missing = min(tables.missing + left_out, LARGEST)
+        self._packed = None
+        heard = Source(appended_at_ms, record.sequence)
+        keep_latest(tables.sources, record.source, heard, SOURCES_MAX)
+        self._count(tally_of(record), max(0, min(record.to_unix_ms, appended_at_ms)))
+        self._note(record, appended_at_ms)
+        return True
+
+    def _count(self, tally: Tally, at_ms: int) -> None:
+        tables = self._tables
+        tables.totals.add(tally.bare())
+        # A window ends before `at_ms`: one that ends with a slot belongs to it.
+        number, newest = _slot_of(at_ms), _slot_of(tables.newest_ms)
+        if at_ms > tables.newest_ms:
+            tables.newest_ms = at_ms
+            if number > newest:
+                self._grow_old(number)
+                newest = number
+        if number < newest - SLOTS:
+            return
+        slot = self._slot(number)
+        slot.add(tally)
+        if number < newest - LATENCY_SLOTS:
+            slot.forget_latencies()
+        self._raw.pop(number, None)
+
+    def _grow_old(self, newest: int) -> None:
+        """Forget what is too long before the newest slot."""
+        for number in [*self._raw, *self._slots]:
+            if number < newest - SLOTS:
+                self._raw.pop(number, None)
+                self._slots.pop(number, None)
+            elif number < newest - LATENCY_SLOTS:
+                self._slot(number).forget_latencies()
+                self._raw.pop(number, None)
+
+    def _note(self, record: AnyTelemetry, heard_ms: int) -> None:
+        """Keep the latest gauges."""
+        tables = self._tables
+        before, tables.heard_ms = tables.heard_ms, max(heard_ms, tables.heard_ms)
+        if isinstance(record, PoolState):
+            key = joined(record.pool, record.replica)
+            keep_latest(tables.replicas, key, replica_of(record, heard_ms), REPLICAS_MAX)
+        elif isinstance(record, RouterState):
+            router = router_of(record, heard_ms)
+            keep_latest(tables.routers, record.source, router, SOURCES_MAX)
+        horizon_ms = (_slot_of(tables.heard_ms) - SLOTS) * SLOT_MS
+        if _slot_of(before) != _slot_of(tables.heard_ms) or heard_ms < horizon_ms:
+            for table in (tables.replicas, tables.routers):
+                for key in [k for k, gauge in table.items() if gauge.heard_ms < horizon_ms]:
+                    del table[key]
+
+    def _slot(self, number: int) -> Tally:
+        if number not in self._slots:
+            raw = self._raw.get(number)
+            self._slots[number] = Tally() if raw is None else _decode_tally(raw)
+        return self._slots[number]
+
+    # --- as bytes
+
+    def pack(self) -> bytes:
+        """All of it, the same bytes for the same state."""
+        if self._packed is not None:
+            return self._packed
+        for number, slot in self._slots.items():
+            if number not in self._raw:
+                self._raw[number] = _ordered(slot)
+        slots = {number: self._raw[number] for number in sorted(self._raw)}
+        self._packed = _encode(_Packed(FORMAT, _ordered(self._tables), slots))
+        return self._packed
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FleetState) and self.pack() == other.pack()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _opened(self) -> _Tables:
+        """The tables, unpacked at the first call."""
+        if self._unread:
+            try:
+                packed = _decode_packed(self._packed)
+                assert packed.format == FORMAT, f"format {packed.format}"
+                self._tables, self._raw = _decode_tables(packed.tables), packed.slots
+            except (msgspec.MsgspecError, AssertionError, RecursionError) as error:
+                logger.error("telemetry in a snapshot can't be read, beginning anew: %s", error)
+                self._packed = None
+            self._unread = False  # last: another thread may be asking, too
+        return self._tables
+
+
+def _slot_of(end_ms: int) -> int:
+    """The slot of a window that ends before `end_ms`."""
+    return (end_ms - 1) // SLOT_MS
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_packed = msgspec.msgpack.Decoder(_Packed).decode
+_decode_tables = msgspec.msgpack.Decoder(_Tables).decode
+_decode_tally = msgspec.msgpack.Decoder(Tally).decode
+
+
+def _ordered(found: object) -> Raw:
+    """Encoded with every table in the order of its keys."""
+    return Raw(_encode(_in_order(msgspec.to_builtins(found))))
+
+
+def _in_order(found: object) -> object:
+    if isinstance(found, dict):
+        return {key: _in_order(found[key]) for key in sorted(found)}
+    if isinstance(found, list | tuple):
+        return [_in_order(one) for one in found]
+    return found

@@ -1,0 +1,361 @@
+"""What the fleet looks like at a moment: rates, percentiles and gauges out of the folded state.
+
+    FleetState + now_ms ──▶ workload   per class: arrivals a second, lengths
+                        ──▶ router     decisions by model and pool, share explored, replicas' health
+                        ──▶ pools      per pool: replicas, queue, latencies, tokens, energy
+
+Telemetry arrives a second or two after the fact. So that a rate is not too low by what is still
+under way, a span ends where the newest window ends, unless that is more than `SILENT_MS` ago.
+
+The one rule: pure functions of state and time, summed in order of names: the same bits anywhere.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from streams.telemetry.fleet_state import SLOT_MS, FleetState
+from streams.telemetry.histogram import LATENCY_MS, TOKENS, Buckets
+from streams.telemetry.received import Replica
+from streams.telemetry.tally import JOULE, ClassTally, MixTally, PoolTally, Tally, parted
+
+SILENT_MS = 10_000  # a process not heard of for longer is taken to be gone
+SPANS_MS = {"10s": 10_000, "1m": 60_000, "5m": 300_000}
+SHARES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
+LATENCY_SPAN_MS = SPANS_MS["1m"]
+WORKLOAD_SPAN_MS = SPANS_MS["5m"]
+
+Percentiles = dict[str, float | None]  # by names of SHARES; None: nothing was counted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassView:
+    """Requests of one class. Lengths are of the last five minutes."""
+
+    arrivals: int  # since the state began
+    shed: int  # likewise, of them
+    arrivals_per_s: dict[str, float]  # by names of SPANS_MS
+    prompt_tokens_per_s: float  # over one minute
+    prompt_tokens_mean: float | None
+    prompt_tokens: Percentiles
+    output_tokens_mean: float | None
+    output_tokens: Percentiles
+    prompt_lengths: dict[int, int]  # buckets of `histogram.TOKENS`
+    output_lengths: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixView:
+    """Decisions for one model in one pool."""
+
+    model: str
+    pool: str
+    decisions: int  # since the state began
+    explored: int
+    decisions_per_s: float  # over one minute
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterView:
+    """All router replicas together."""
+
+    replicas: int  # heard of lately
+    decisions_per_s: float  # over one minute
+    explored_share: float | None  # of the decisions of the last minute; None: there were none
+    refused: int  # since the state began
+    refused_per_s: float  # over one minute
+    snapshot_version: int  # the oldest that a live replica decides with; 0: none does
+    snapshot_age_ms: int  # of the one that is worst off
+    loop_lag_ms_max: float  # likewise
+    loop_busy_share: float  # likewise
+    mix: tuple[MixView, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolView:
+    """One pool: gauges of its live replicas, latencies and rates of the last minute, totals."""
+
+    model: str  # "" where only a dispatcher speaks of it
+    gpu: str
+    region: str
+    replicas: dict[str, int]  # by state; "gone" are those not heard of lately
+    queued: int
+    running: int
+    kv_use: float  # mean of the live replicas
+    ttft_ms: Percentiles
+    tpot_ms: Percentiles
+    tokens_per_s: float
+    watts: float
+    joules: float  # since the state began, like all that follow but the last two
+    tokens: int
+    attempts: int
+    answered: int
+    failed: dict[str, int]  # by kind
+    cancelled: int
+    retried: int
+    hedged: int
+    escalated: int
+    rerouted: dict[str, int]  # from this pool, by target
+    ejections: int
+    refusals: int
+    derived: bool  # some live replica is emulated, with parameters that were not measured
+    silent_s: float | None  # since the last word of any replica; None: there was none
+
+
+class Wish(NamedTuple):
+    """Requests of one class that want one model, over a span."""
+
+    requests_per_s: float
+    prompt_tokens: float  # mean
+
+
+def wishes(
+    fleet: FleetState, now_ms: int, span_ms: int = SPANS_MS["1m"]
+) -> dict[tuple[str, str], Wish]:
+    """What is wanted, by class and model, whatever there is capacity for."""
+    span_s = heard_within(fleet, now_ms, span_ms) / 1000
+    found: dict[tuple[str, str], tuple[float, float]] = {}
+    for share, tally in spans(fleet, now_ms, span_ms):
+        for name, of_class in tally.classes.items():
+            for model, wish in of_class.wishes.items():
+                n, tokens = found.get((name, model), (0.0, 0.0))
+                found[name, model] = n + share * wish.requests, tokens + share * wish.prompt_tokens
+    return {
+        key: Wish(n / span_s, tokens / n) for key, (n, tokens) in sorted(found.items()) if n > 0
+    }
+
+
+class Load(NamedTuple):
+    """What is in a pool, by the last word of its live replicas."""
+
+    queued: int = 0
+    running: int = 0
+    ready: int = 0  # replicas
+    starting: int = 0
+    draining: int = 0
+    # Mean of the ready replicas that tell: 1 is as much as they carry within the latency target.
+    load: float | None = None
+    watts: float = 0.0
+
+
+def loads(fleet: FleetState) -> dict[str, Load]:
+    """The load of every pool that reports; cheap, for whoever asks at every snapshot.
+
+    Replicas are live if they were heard of lately when anything was: so all of them while telemetry
+    as a whole is silent.
+    """
+    live: dict[str, list[Replica]] = {}
+    for key in sorted(fleet.replicas):
+        if fleet.heard_ms - fleet.replicas[key].heard_ms <= SILENT_MS:
+            live.setdefault(parted(key)[0], []).append(fleet.replicas[key])
+    return {pool: _load_of(replicas) for pool, replicas in live.items()}
+
+
+def _load_of(replicas: list[Replica]) -> Load:
+    states = Counter(replica.state for replica in replicas)
+    told = [r.load for r in replicas if r.state == "ready" and r.load is not None]
+    return Load(
+        queued=sum(r.queued for r in replicas),
+        running=sum(r.running for r in replicas),
+        ready=states["ready"],
+        starting=states["starting"],
+        draining=states["draining"],
+        load=sum(told) / len(told) if told else None,
+        watts=sum(r.watts for r in replicas),
+    )
+
+
+def end_of(fleet: FleetState, now_ms: int) -> int:
+    """Where spans end, Unix ms."""
+    newest_ms = fleet.newest_ms
+    return newest_ms if now_ms - newest_ms <= SILENT_MS else now_ms
+
+
+def spans(fleet: FleetState, now_ms: int, span_ms: int) -> Iterator[tuple[float, Tally]]:
+    """The slots of the last `span_ms`, each with the share of it that lies within."""
+    end_ms = end_of(fleet, now_ms)
+    begin_ms = end_ms - span_ms
+    for number, tally in fleet.slots(begin_ms // SLOT_MS, (end_ms - 1) // SLOT_MS):
+        outside_ms = max(0, begin_ms - number * SLOT_MS)
+        yield 1.0 - outside_ms / SLOT_MS, tally
+
+
+def prompt_variation(fleet: FleetState, now_ms: int) -> dict[str, float]:
+    """The squared coefficient of variation of prompts' lengths over five minutes, by class."""
+    found = {}
+    for name, of_class in sorted(_within(fleet, now_ms, WORKLOAD_SPAN_MS).classes.items()):
+        n = sum(of_class.prompt_lengths.values())
+        if n and of_class.prompt_tokens:  # of lengths that are known: an unknown one adds nothing
+            mean = of_class.prompt_tokens / n
+            square = sum(c * TOKENS.typical(i) ** 2 for i, c in of_class.prompt_lengths.items()) / n
+            found[name] = max(0.0, square / mean**2 - 1.0)
+    return found
+
+
+def heard_within(fleet: FleetState, now_ms: int, span_ms: int) -> int:
+    """So much of the last `span_ms` as anything can have been heard of, in ms, one slot at least.
+
+    A state that began half a minute ago knows of half a minute, and its rates are over that.
+    """
+    first = next(iter(fleet.slots(0, end_of(fleet, now_ms) // SLOT_MS)), None)
+    if first is None:
+        return span_ms
+    return max(SLOT_MS, min(span_ms, end_of(fleet, now_ms) - first[0] * SLOT_MS))
+
+
+def _within(fleet: FleetState, now_ms: int, span_ms: int) -> Tally:
+    """All whole slots that reach into the last `span_ms`, as one."""
+    whole = Tally()
+    for _, tally in spans(fleet, now_ms, span_ms):
+        whole.add(tally)
+    return whole
+
+
+def workload(fleet: FleetState, now_ms: int) -> dict[str, ClassView]:
+    """Classes of the last five minutes, and those counted before, by name."""
+    per_s = {
+        name: _class_rates(fleet, now_ms, span_ms, "arrivals") for name, span_ms in SPANS_MS.items()
+    }
+    tokens_per_s = _class_rates(fleet, now_ms, SPANS_MS["1m"], "prompt_tokens")
+    lately = _within(fleet, now_ms, WORKLOAD_SPAN_MS).classes
+    totals = fleet.totals.classes
+    return {
+        name: _class_view(
+            totals.get(name, ClassTally()),
+            lately.get(name, ClassTally()),
+            {span: rates.get(name, 0.0) for span, rates in per_s.items()},
+            tokens_per_s.get(name, 0.0),
+        )
+        for name in sorted({*totals, *lately})
+    }
+
+
+def _class_view(
+    total: ClassTally, lately: ClassTally, per_s: dict[str, float], tokens_per_s: float
+) -> ClassView:
+    return ClassView(
+        arrivals=total.arrivals,
+        shed=total.shed,
+        arrivals_per_s=per_s,
+        prompt_tokens_per_s=tokens_per_s,
+        prompt_tokens_mean=_ratio(lately.prompt_tokens, sum(lately.prompt_lengths.values())),
+        prompt_tokens=_percentiles(TOKENS, lately.prompt_lengths),
+        output_tokens_mean=_ratio(lately.output_tokens, sum(lately.output_lengths.values())),
+        output_tokens=_percentiles(TOKENS, lately.output_lengths),
+        prompt_lengths=dict(sorted(lately.prompt_lengths.items())),
+        output_lengths=dict(sorted(lately.output_lengths.items())),
+    )
+
+
+def _class_rates(fleet: FleetState, now_ms: int, span_ms: int, what: str) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for share, tally in spans(fleet, now_ms, span_ms):
+        for name, of_class in tally.classes.items():
+            found[name] = found.get(name, 0.0) + share * getattr(of_class, what)
+    return {name: n * 1000 / span_ms for name, n in found.items()}
+
+
+def router(fleet: FleetState, now_ms: int) -> RouterView:
+    """What routers decide, and how they are."""
+    span_s = SPANS_MS["1m"] / 1000
+    rates: dict[str, float] = {}
+    explored = refused = 0.0
+    for share, tally in spans(fleet, now_ms, SPANS_MS["1m"]):
+        refused += share * tally.refused
+        for key, pair in sorted(tally.mix.items()):
+            rates[key] = rates.get(key, 0.0) + share * pair.decisions
+            explored += share * pair.explored
+    decisions = sum(rates[key] for key in sorted(rates))
+    alive = [r for r in fleet.routers.values() if now_ms - r.heard_ms <= SILENT_MS]
+    totals = fleet.totals.mix
+    return RouterView(
+        replicas=len(alive),
+        decisions_per_s=decisions / span_s,
+        explored_share=_ratio(explored, decisions),
+        refused=fleet.totals.refused,
+        refused_per_s=refused / span_s,
+        snapshot_version=min((r.snapshot_version for r in alive), default=0),
+        snapshot_age_ms=max((r.snapshot_age_ms for r in alive), default=0),
+        loop_lag_ms_max=max((r.loop_lag_ms_max for r in alive), default=0.0),
+        loop_busy_share=max((r.loop_busy_share for r in alive), default=0.0),
+        mix=tuple(
+            _mix_view(key, totals.get(key, MixTally()), rates.get(key, 0.0) / span_s)
+            for key in sorted({*totals, *rates})
+        ),
+    )
+
+
+def _mix_view(key: str, total: MixTally, per_s: float) -> MixView:
+    model, pool = parted(key)
+    return MixView(
+        model=model,
+        pool=pool,
+        decisions=total.decisions,
+        explored=total.explored,
+        decisions_per_s=per_s,
+    )
+
+
+def pools(fleet: FleetState, now_ms: int) -> dict[str, PoolView]:
+    """All pools that were heard of, by name."""
+    replicas: dict[str, list[Replica]] = {}
+    for key, replica in sorted(fleet.replicas.items()):
+        replicas.setdefault(parted(key)[0], []).append(replica)
+    lately = _within(fleet, now_ms, LATENCY_SPAN_MS).pools
+    tokens: dict[str, float] = {}
+    for share, tally in spans(fleet, now_ms, LATENCY_SPAN_MS):
+        for name, pool in tally.pools.items():
+            tokens[name] = tokens.get(name, 0.0) + share * pool.tokens
+    totals = fleet.totals.pools
+    return {
+        name: _pool_view(
+            replicas.get(name, []),
+            totals.get(name, PoolTally()),
+            lately.get(name, PoolTally()),
+            tokens.get(name, 0.0) * 1000 / LATENCY_SPAN_MS,
+            now_ms,
+        )
+        for name in sorted({*replicas, *totals, *lately})
+    }
+
+
+def _pool_view(
+    replicas: list[Replica], total: PoolTally, lately: PoolTally, tokens_per_s: float, now_ms: int
+) -> PoolView:
+    alive = [r for r in replicas if now_ms - r.heard_ms <= SILENT_MS]
+    newest = max(replicas, key=lambda r: r.heard_ms, default=None)
+    same = ("tokens", "attempts", "answered", "failed", "cancelled", "retried", "hedged")
+    same += ("escalated", "rerouted", "ejections", "refusals")
+    return PoolView(
+        model=newest.model if newest else "",
+        gpu=newest.gpu if newest else "",
+        region=newest.region if newest else "",
+        replicas=_by_state(alive, len(replicas) - len(alive)),
+        queued=sum(r.queued for r in alive),
+        running=sum(r.running for r in alive),
+        kv_use=_ratio(sum(r.kv_use for r in alive), len(alive)) or 0.0,
+        ttft_ms=_percentiles(LATENCY_MS, lately.ttft_ms),
+        tpot_ms=_percentiles(LATENCY_MS, lately.tpot_ms),
+        tokens_per_s=tokens_per_s,
+        watts=sum(r.watts for r in alive),
+        joules=total.millijoules / JOULE,
+        derived=any(r.derived for r in alive),
+        silent_s=max(0, now_ms - newest.heard_ms) / 1000 if newest else None,
+        **{name: getattr(total, name) for name in same},
+    )
+
+
+def _by_state(alive: list[Replica], gone: int) -> dict[str, int]:
+    states = Counter(r.state for r in alive)
+    return dict(sorted({**states, **({"gone": gone} if gone else {})}.items()))
+
+
+def _percentiles(buckets: Buckets, counts: Mapping[int, int]) -> Percentiles:
+    return {name: buckets.percentile(counts, share) for name, share in SHARES.items()}
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None

@@ -1,0 +1,153 @@
+"""Counts what a pool's replica makes, and what a dispatcher does, until taken as records.
+
+    first token, answer, joules ─▶ PoolWindow.take ─▶ one `pool` record
+    attempt, failure, reroute   ─▶ DispatchWindow.take ─▶ one `dispatch` record
+
+The one rule: counts begin at nothing with every window; gauges are asked for when it ends.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Literal
+
+from streams.telemetry import records as telemetry
+from streams.telemetry.histogram import LATENCY_MS, pairs
+from streams.telemetry.records import KINDS_MAX, OTHER, POOLS_MAX, DispatchState, PoolState
+from streams.telemetry.window import Reporter, clean
+
+What = Literal[
+    "attempts", "answered", "cancelled", "retried", "hedged", "escalated", "ejections", "refusals"
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaIdentity:
+    """Which replica of which pool."""
+
+    pool: str
+    model: str
+    replica: str  # its id or address, the same from whoever reports on it
+    gpu: str = ""
+    region: str = ""
+    derived: bool = False  # emulated, with parameters that were not measured
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaGauges:
+    """How a replica is, at the end of a window."""
+
+    state: Literal["starting", "ready", "draining"] = "ready"
+    queued: int = 0
+    running: int = 0
+    kv_use: float = 0.0  # 0 to 1
+    watts: float = 0.0
+    load: float | None = None  # 1: as much as it carries within its latency target
+
+
+class PoolWindow:
+    """The open window of one replica. Used from one thread."""
+
+    def __init__(self, identity: ReplicaIdentity) -> None:
+        self._identity = identity
+        self._begin()
+
+    def _begin(self) -> None:
+        self._ttft_ms: Counter[int] = Counter()
+        self._tpot_ms: Counter[int] = Counter()
+        self._tokens, self._joules = 0, 0.0
+
+    def count_first_token(self, ttft_ms: float) -> None:
+        """Count the time to a first token."""
+        self._ttft_ms[LATENCY_MS.index(ttft_ms)] += 1
+
+    def count_answer(self, tpot_ms: float) -> None:
+        """Count an ended answer's time per token after the first; it had two at least."""
+        self._tpot_ms[LATENCY_MS.index(tpot_ms)] += 1
+
+    def count_tokens(self, n: int) -> None:
+        """Count tokens made."""
+        self._tokens += n
+
+    def count_joules(self, joules: float) -> None:
+        """Count energy used."""
+        self._joules += joules
+
+    def take(self, reporter: Reporter, window: tuple[int, int], gauges: ReplicaGauges) -> PoolState:
+        """The record of the window; a new one begins. `window` is what `Reporter.window` gave."""
+        identity = self._identity
+        record = PoolState(
+            pool=clean(identity.pool),
+            model=clean(identity.model),
+            replica=clean(identity.replica),
+            gpu=identity.gpu,
+            region=identity.region,
+            derived=identity.derived,
+            state=gauges.state,
+            queued=gauges.queued,
+            running=gauges.running,
+            kv_use=min(max(gauges.kv_use, 0.0), 1.0),
+            watts=gauges.watts,
+            load=gauges.load,
+            joules=self._joules,
+            tokens=self._tokens,
+            ttft_ms=pairs(self._ttft_ms),
+            tpot_ms=pairs(self._tpot_ms),
+            **reporter.head(window),
+        )
+        self._begin()
+        return record
+
+
+@dataclass(slots=True)
+class _Dispatched:
+    counts: Counter[str] = field(default_factory=Counter)
+    failed: Counter[str] = field(default_factory=Counter)
+    rerouted: Counter[str] = field(default_factory=Counter)
+
+
+class DispatchWindow:
+    """The open window of a dispatcher. Used from one thread, its event loop's."""
+
+    def __init__(self) -> None:
+        self._pools: dict[str, _Dispatched] = {}
+
+    def count(self, pool: str, what: What, n: int = 1) -> None:
+        """Count something that happened to what was dispatched to a pool."""
+        self._pool(pool).counts[what] += n
+
+    def count_failed(self, pool: str, kind: str) -> None:
+        """Count an attempt that failed."""
+        _count_bounded(self._pool(pool).failed, clean(kind))
+
+    def count_rerouted(self, pool: str, target: str) -> None:
+        """Count a request that went to `target` although it was decided for `pool`."""
+        _count_bounded(self._pool(pool).rerouted, clean(target))
+
+    def take(self, reporter: Reporter, window: tuple[int, int]) -> DispatchState | None:
+        """The record of the window, None if nothing happened in it; a new one begins."""
+        found, self._pools = self._pools, {}
+        if not found:
+            return None
+        windows = [
+            telemetry.DispatchWindow(
+                pool=name,
+                failed=dict(pool.failed),
+                rerouted=dict(pool.rerouted),
+                **pool.counts,
+            )
+            for name, pool in found.items()
+        ]
+        return DispatchState(pools=windows, **reporter.head(window))
+
+    def _pool(self, name: str) -> _Dispatched:
+        shown = clean(name)
+        if shown not in self._pools and len(self._pools) >= POOLS_MAX:
+            shown = OTHER
+        return self._pools.setdefault(shown, _Dispatched())
+
+
+def _count_bounded(counts: Counter[str], name: str) -> None:
+    full = name not in counts and len(counts) >= KINDS_MAX - 1
+    counts[OTHER if full else name] += 1

@@ -1,0 +1,242 @@
+"""Telemetry: what processes report of themselves, once a second, on one topic.
+
+    router, dispatcher, pool ──record──▶ fairlead.telemetry ──▶ trainer folds ──▶ snapshot ──▶ all
+
+Counts are those of the window [from, to) alone. So a record that is lost takes its window with it
+and nothing else, and one that comes twice is known by its source and sequence. Gauges say how
+things stood at the end of the window. docs/telemetry.md is the contract for other teams.
+
+Fields that are not known here are passed over, so that programs of two versions can run side by
+side; a field that is here and malformed refuses its whole record.
+
+The one rule: whether a record is accepted depends on its bytes alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from streams.errors import BadTelemetry
+from streams.telemetry.histogram import LATENCY_MS, TOKENS
+
+RECORD_BYTES_MAX = 262_144  # a pool's two full histograms are 8 KB; 64 classes with theirs 130 KB
+CLASSES_MAX = 64  # of requests, in one record and in one slot of the state; then OTHER
+MODELS_MAX = 256  # a catalogue has at most 255, and then OTHER
+POOLS_MAX = 1024  # pools, and pairs of model and pool; then OTHER
+KINDS_MAX = 64  # of failures, and targets of rerouting, per pool; then OTHER
+WINDOW_MS_MAX = 60_000  # a longer window would blur what the last minute was like
+NAME_LENGTH_MAX = 200
+OTHER, DEFAULT = "other", "default"  # what is summed up; requests that name no tenant
+
+Name = Annotated[
+    str,
+    # No control characters: they have no business in names, and one separates names in keys.
+    Meta(min_length=1, max_length=NAME_LENGTH_MAX, pattern=r"^[^\x00-\x1f]+$"),
+]
+Text = Annotated[str, Meta(max_length=NAME_LENGTH_MAX, pattern=r"^[^\x00-\x1f]*$")]
+Count = Annotated[int, Meta(ge=0, le=10**9)]
+Many = Annotated[int, Meta(ge=1, le=10**9)]
+Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+Amount = Annotated[float, Meta(ge=0.0, le=1e9)]
+UnixMs = Annotated[int, Meta(ge=0, le=10**14)]
+LatencyHistogram = Annotated[
+    list[tuple[Annotated[int, Meta(ge=0, le=LATENCY_MS.last)], Many]],
+    Meta(max_length=LATENCY_MS.last + 1, description="Pairs of latency bucket and count."),
+]
+TokenHistogram = Annotated[
+    list[tuple[Annotated[int, Meta(ge=0, le=TOKENS.last)], Many]],
+    Meta(max_length=TOKENS.last + 1, description="Pairs of token bucket and count."),
+]
+
+
+class Reason(StrEnum):
+    """Why a record was not folded. Stable names: dashboards match on them."""
+
+    EMPTY = "empty"
+    TOO_LARGE = "too_large"
+    NOT_JSON = "not_json"
+    BAD_FIELD = "bad_field"
+    BAD_WINDOW = "bad_window"
+
+
+class Part(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
+    """A part of a record."""
+
+
+class Telemetry(Part, tag_field="kind"):
+    """What every record has."""
+
+    source: Annotated[
+        str,
+        Meta(
+            pattern="^[0-9a-f]{16}$",
+            description="The process: 16 random hexadecimal digits, chosen when it starts. "
+            "Also the record's key.",
+        ),
+    ]
+    sequence: Annotated[
+        int, Meta(ge=0, le=2**53, description="Increases with every record of the source.")
+    ]
+    from_unix_ms: Annotated[UnixMs, Meta(description="Where the window begins.")]
+    to_unix_ms: Annotated[UnixMs, Meta(description="Where it ends; itself not in it.")]
+
+
+class WishWindow(Part):
+    """Requests for which one model would have been chosen, had all capacity been there and free."""
+
+    model: Name
+    requests: Count
+    prompt_tokens_sum: Annotated[Count, Meta(description="Tokens of their prompts.")] = 0
+
+
+class ClassWindow(Part):
+    """Requests of one class."""
+
+    name: Annotated[Name, Meta(description="The class: the tenant, or `default`.")]
+    arrivals: Annotated[Count, Meta(description="Requests that were decided, or shed.")] = 0
+    shed: Annotated[
+        Count, Meta(description="Of them, refused because the fleet was too full for them.")
+    ] = 0
+    wishes: Annotated[
+        list[WishWindow],
+        Meta(max_length=MODELS_MAX, description="What they wanted, whatever they got."),
+    ] = []
+    prompt_tokens_sum: Annotated[Count, Meta(description="Tokens of their prompts.")] = 0
+    prompt_tokens: TokenHistogram = []
+    output_tokens_sum: Annotated[Count, Meta(description="Tokens of answers that ended.")] = 0
+    output_tokens: TokenHistogram = []
+
+
+class Workload(Telemetry, tag="workload"):
+    """What was asked for, by class of request."""
+
+    classes: Annotated[list[ClassWindow], Meta(max_length=CLASSES_MAX + 1)]
+
+
+class MixWindow(Part):
+    """Decisions for one model in one pool."""
+
+    model: Name
+    pool: Name
+    decisions: Count
+    explored: Annotated[
+        Count, Meta(description="Of them, where another eligible model had a higher utility.")
+    ] = 0
+
+
+class RouterState(Telemetry, tag="router"):
+    """What a router replica decided, and how it is."""
+
+    mix: Annotated[list[MixWindow], Meta(max_length=POOLS_MAX + 1)] = []
+    refused: Annotated[Count, Meta(description="Requests that got no decision.")] = 0
+    snapshot_version: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    snapshot_age_ms: Annotated[Count, Meta(description="Since it was published.")] = 0
+    loop_lag_ms_max: Annotated[
+        Amount, Meta(description="The latest that the event loop came to a timer.")
+    ] = 0.0
+    loop_busy_share: Annotated[
+        Amount, Meta(description="CPU time of the event loop's thread, per time.")
+    ] = 0.0
+
+
+class PoolState(Telemetry, tag="pool"):
+    """One replica of a pool, by itself or by a dispatcher that watches it."""
+
+    pool: Name
+    model: Name
+    replica: Annotated[Name, Meta(description="Its id or address, the same from whoever reports.")]
+    gpu: Annotated[Text, Meta(description="Type of GPU.")] = ""
+    region: Text = ""
+    state: Literal["starting", "ready", "draining"] = "ready"
+    queued: Annotated[Count, Meta(description="Requests waiting in it.")] = 0
+    running: Annotated[Count, Meta(description="Requests being answered.")] = 0
+    kv_use: Annotated[Share, Meta(description="Share of its key-value cache in use.")] = 0.0
+    load: Annotated[
+        Amount | None,
+        Meta(description="1: as much as it carries within the latency target. Prices rest on it."),
+    ] = None
+    watts: Annotated[Amount, Meta(description="Power now.")] = 0.0
+    joules: Annotated[Amount, Meta(description="Energy in the window.")] = 0.0
+    tokens: Annotated[Count, Meta(description="Output tokens made in the window.")] = 0
+    ttft_ms: Annotated[
+        LatencyHistogram, Meta(description="Milliseconds to first tokens in the window.")
+    ] = []
+    tpot_ms: Annotated[
+        LatencyHistogram,
+        Meta(description="Milliseconds per output token after the first, of answers that ended."),
+    ] = []
+    derived: Annotated[
+        bool, Meta(description="Emulated, with parameters derived by roofline, not measured.")
+    ] = False
+
+
+class DispatchWindow(Part):
+    """What was dispatched to one pool."""
+
+    pool: Name
+    attempts: Count = 0
+    answered: Count = 0
+    failed: Annotated[dict[Name, Count], Meta(max_length=KINDS_MAX, description="By kind.")] = {}
+    cancelled: Annotated[Count, Meta(description="Callers who went away.")] = 0
+    retried: Count = 0
+    hedged: Count = 0
+    escalated: Annotated[Count, Meta(description="Answers not sure enough, asked again.")] = 0
+    rerouted: Annotated[
+        dict[Name, Count], Meta(max_length=KINDS_MAX, description="From this pool, by target.")
+    ] = {}
+    ejections: Annotated[Count, Meta(description="Replicas taken out for failing.")] = 0
+    refusals: Annotated[Count, Meta(description="Calls that the circuit breaker refused.")] = 0
+
+
+class DispatchState(Telemetry, tag="dispatch"):
+    """What a dispatcher did, by pool."""
+
+    pools: Annotated[list[DispatchWindow], Meta(max_length=POOLS_MAX + 1)]
+
+
+AnyTelemetry = Workload | RouterState | PoolState | DispatchState
+_decode = msgspec.json.Decoder(AnyTelemetry).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def decode(value: bytes | None) -> AnyTelemetry:
+    """One record's value. Raises BadTelemetry."""
+    if not value:
+        raise BadTelemetry(Reason.EMPTY, "the record has no value")
+    if len(value) > RECORD_BYTES_MAX:
+        raise BadTelemetry(
+            Reason.TOO_LARGE, f"{len(value)} bytes; a record has at most {RECORD_BYTES_MAX}"
+        )
+    try:
+        record = _decode(value)
+    except msgspec.ValidationError as error:
+        raise BadTelemetry(Reason.BAD_FIELD, str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadTelemetry(Reason.NOT_JSON, str(error)) from None
+    if not 0 < record.to_unix_ms - record.from_unix_ms <= WINDOW_MS_MAX:
+        raise BadTelemetry(
+            Reason.BAD_WINDOW,
+            f"from_unix_ms is {record.from_unix_ms}, to_unix_ms {record.to_unix_ms}; a window is "
+            f"1 to {WINDOW_MS_MAX} ms long",
+        )
+    return record
+
+
+def encode(records: Sequence[AnyTelemetry]) -> list[tuple[bytes | None, bytes]]:
+    """Keys and values for the log. One key per source: its records keep their order."""
+    return [(record.source.encode(), _encode(record)) for record in records]
+
+
+def encode_all(windows: Sequence[Sequence[AnyTelemetry]]) -> list[tuple[bytes | None, bytes]]:
+    """As `encode`, for an outbox whose items are all records of a window."""
+    return [pair for records in windows for pair in encode(records)]
+
+
+def schema() -> dict:
+    """The JSON schema of a telemetry record, as msgspec says it."""
+    return msgspec.json.schema(AnyTelemetry)

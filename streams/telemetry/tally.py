@@ -1,0 +1,230 @@
+"""What happened in a stretch of time, as counts that add up: of one record, a slot, or all time.
+
+    record ──tally_of──▶ Tally ──add──▶ the slot of its window      (the last five minutes)
+                           └───bare───▶ totals                      (since the state began)
+
+All counts are integers and addition has no order, so neither has what comes of it. Tables are
+bounded: of more names than a table takes, those that sort last are summed under `other`. So which
+ones those are depends on the names alone, not on who came first.
+
+The one rule: what is in a table is never changed, only replaced; tallies may share it.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+from msgspec.structs import replace
+
+from streams.telemetry.histogram import Counts, counted
+from streams.telemetry.records import (
+    CLASSES_MAX,
+    KINDS_MAX,
+    MODELS_MAX,
+    OTHER,
+    POOLS_MAX,
+    AnyTelemetry,
+    ClassWindow,
+    DispatchState,
+    DispatchWindow,
+    PoolState,
+    RouterState,
+    Workload,
+)
+
+LARGEST = 2**63 - 1  # what the snapshot's format holds; adding stops there, in any order
+BETWEEN = "\x1f"  # joins two names in one key; no name has it
+JOULE = 1000  # energy is counted in millijoules
+
+Value = TypeVar("Value", int, "Summed")
+
+
+class Summed(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Counts that are added field by field."""
+
+    def __add__(self, other: Summed) -> Summed:
+        names = self.__struct_fields__
+        return type(self)(*[_plus(getattr(self, n), getattr(other, n)) for n in names])
+
+
+class WishTally(Summed, frozen=True):
+    """Requests that wanted one model."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+
+
+class ClassTally(Summed, frozen=True):
+    """Requests of one class."""
+
+    arrivals: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    prompt_lengths: Counts = {}
+    output_lengths: Counts = {}
+    shed: int = 0
+    wishes: dict[str, WishTally] = {}  # by model
+
+    def bare(self) -> ClassTally:
+        """Without histograms."""
+        return replace(self, prompt_lengths={}, output_lengths={})
+
+
+class MixTally(Summed, frozen=True):
+    """Decisions for one model in one pool."""
+
+    decisions: int = 0
+    explored: int = 0
+
+    def bare(self) -> MixTally:
+        """Itself: it has no histograms."""
+        return self
+
+
+class PoolTally(Summed, frozen=True):
+    """What one pool made, and what was dispatched to it."""
+
+    tokens: int = 0
+    millijoules: int = 0
+    attempts: int = 0
+    answered: int = 0
+    cancelled: int = 0
+    retried: int = 0
+    hedged: int = 0
+    escalated: int = 0
+    ejections: int = 0
+    refusals: int = 0
+    failed: dict[str, int] = {}  # by kind
+    rerouted: dict[str, int] = {}  # by target
+    ttft_ms: Counts = {}
+    tpot_ms: Counts = {}
+
+    def bare(self) -> PoolTally:
+        """Without histograms."""
+        return replace(self, ttft_ms={}, tpot_ms={}) if self.ttft_ms or self.tpot_ms else self
+
+
+class Tally(msgspec.Struct, array_like=True):
+    """Counts by class, by pair of model and pool, and by pool."""
+
+    classes: dict[str, ClassTally] = {}
+    mix: dict[str, MixTally] = {}  # by model, BETWEEN, pool
+    pools: dict[str, PoolTally] = {}
+    refused: int = 0
+
+    def add(self, other: Tally) -> None:
+        """Add what happened elsewhere or later."""
+        for name, of_class in other.classes.items():
+            add_under(self.classes, name, of_class, CLASSES_MAX)
+        for name, of_pair in other.mix.items():
+            add_under(self.mix, name, of_pair, POOLS_MAX)
+        for name, of_pool in other.pools.items():
+            add_under(self.pools, name, of_pool, POOLS_MAX)
+        self.refused = _plus(self.refused, other.refused)
+
+    def bare(self) -> Tally:
+        """Without histograms."""
+        return Tally(
+            {name: tally.bare() for name, tally in self.classes.items()},
+            self.mix.copy(),
+            {name: tally.bare() for name, tally in self.pools.items()},
+            self.refused,
+        )
+
+    def forget_latencies(self) -> None:
+        """Drop the pools' histograms, which are most of the bytes."""
+        self.pools = {name: tally.bare() for name, tally in self.pools.items()}
+
+
+def tally_of(record: AnyTelemetry) -> Tally:
+    """What one record counts."""
+    tally = Tally()
+    if isinstance(record, Workload):
+        for one in record.classes:
+            found = ClassTally(
+                one.arrivals,
+                one.prompt_tokens_sum,
+                one.output_tokens_sum,
+                counted(one.prompt_tokens),
+                counted(one.output_tokens),
+                one.shed,
+                _wishes(one),
+            )
+            add_under(tally.classes, one.name, found, CLASSES_MAX)
+    elif isinstance(record, RouterState):
+        tally.refused = record.refused
+        for pair in record.mix:
+            decided = MixTally(pair.decisions, pair.explored)
+            add_under(tally.mix, joined(pair.model, pair.pool), decided, POOLS_MAX)
+    elif isinstance(record, PoolState):
+        tally.pools[record.pool] = PoolTally(
+            tokens=record.tokens,
+            millijoules=round(record.joules * JOULE),
+            ttft_ms=counted(record.ttft_ms),
+            tpot_ms=counted(record.tpot_ms),
+        )
+    elif isinstance(record, DispatchState):
+        for window in record.pools:
+            add_under(tally.pools, window.pool, _dispatched(window), POOLS_MAX)
+    return tally
+
+
+def _wishes(window: ClassWindow) -> dict[str, WishTally]:
+    found: dict[str, WishTally] = {}
+    for wish in window.wishes:
+        add_under(found, wish.model, WishTally(wish.requests, wish.prompt_tokens_sum), MODELS_MAX)
+    return found
+
+
+def _dispatched(window: DispatchWindow) -> PoolTally:
+    same = ("attempts", "answered", "cancelled", "retried", "hedged", "escalated", "ejections")
+    return PoolTally(
+        **{name: getattr(window, name) for name in same},
+        refusals=window.refusals,
+        failed=window.failed,
+        rerouted=window.rerouted,
+    )
+
+
+def joined(first: str, second: str) -> str:
+    """The key of a pair of names."""
+    return f"{first}{BETWEEN}{second}"
+
+
+def parted(key: str) -> tuple[str, str]:
+    """The pair of names of a key; of `other`, twice that."""
+    first, _, second = key.partition(BETWEEN)
+    return first, second or first
+
+
+def add_under(table: dict[str, Value], name: str, value: Value, most: int) -> None:
+    """Add a value under a name; of more than `most` names, those that sort last become `other`."""
+    held = table.get(name)
+    table[name] = value if held is None else _plus(held, value)
+    while len(table) - (OTHER in table) > most:
+        last = max(n for n in table if n != OTHER)
+        add_under(table, OTHER, table.pop(last), most)
+
+
+def _plus(one: Value, other: Value) -> Value:
+    if not one or not other:  # most counts of most records are nothing
+        return one or other
+    if isinstance(one, int):
+        return min(one + other, LARGEST)
+    if not isinstance(one, dict):
+        return one + other
+    if isinstance(next(iter(one)), int):
+        return _plus_counts(one, other)
+    table = dict(one)
+    most = KINDS_MAX if isinstance(next(iter(one.values())), int) else MODELS_MAX
+    for name, n in other.items():
+        add_under(table, name, n, most)
+    return table
+
+
+def _plus_counts(one: Counts, other: Counts) -> Counts:
+    found = dict(one)
+    for index, n in other.items():
+        found[index] = found.get(index, 0) + n  # in ten seconds it can't come to LARGEST
+    return found

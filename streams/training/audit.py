@@ -1,0 +1,89 @@
+"""Which decisions were never answered: the decision log, read some time behind.
+
+    decision log ──`answer_s` later──▶ has any value of it been seen?  ──no──▶ unanswered, by model
+
+A model whose answers nobody reports can't be learned, and a service that stopped reporting should
+be noticed. Decisions younger than `answer_s` may still be answered and are not judged.
+
+The one rule: the log is read no further than what is old enough, so positions stay simple.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from streams.feedback import decisions
+from streams.feedback.ticket import split_ids
+from streams.log.contract import DECISIONS, Log, Record
+from streams.training.state import State
+
+if TYPE_CHECKING:
+    from streams.training.trainer import Share
+
+logger = logging.getLogger(__name__)
+
+DECIDED, UNANSWERED = "decided.", "unanswered."  # followed by a model
+RECORDS_MAX = 16  # read ahead; a record holds up to a thousand batches of decisions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditOptions:
+    """When a decision counts as unanswered."""
+
+    answer_s: float = 3600.0  # most outcomes are known within the hour
+
+
+class Audit:
+    """Counts decisions, and those unanswered, into a state's counters. Used by one thread."""
+
+    def __init__(self, log: Log, state: State, share: Share, options: AuditOptions) -> None:
+        self._state, self._share, self._options = state, share, options
+        first, end = log.first_offsets(DECISIONS), log.end_offsets(DECISIONS)
+        for partition in end:
+            wanted = state.audit_offsets.get(partition, 0)
+            # Decisions that retention took are not judged. Nothing is learned from them anyway.
+            within = min(max(wanted, first[partition]), end[partition])
+            state.audit_offsets[partition] = within
+        self._reader = log.reader(DECISIONS, state.audit_offsets)
+        self._young: deque[Record] = deque()
+
+    def step(self, now_ms: int) -> bool:
+        """Judge what is old enough by now; whether anything was. Raises LogUnavailable."""
+        if not self._young:
+            self._young.extend(self._reader.read(RECORDS_MAX, 0.0))
+            self._reader.damaged.clear()  # a batch of decisions that can't be read is not judged
+        judged = False
+        while self._young and self._is_old(self._young[0], now_ms):
+            record = self._young.popleft()
+            self._judge(record)
+            self._state.audit_offsets[record.partition] = record.offset + 1
+            judged = True
+        return judged
+
+    def _is_old(self, record: Record, now_ms: int) -> bool:
+        return now_ms - record.appended_at_ms >= self._options.answer_s * 1000
+
+    def _judge(self, record: Record) -> None:
+        try:
+            table = decisions.decode(record.value or b"")
+        except (pa.ArrowInvalid, OSError) as error:
+            logger.warning("decisions at offset %d can't be read: %s", record.offset, error)
+            return
+        issuers, sequences = split_ids(table["decision_id"].to_pylist())
+        mine = self._share.keeps(issuers, sequences)
+        models = np.array(table["model"].to_pylist(), object)[mine]
+        silent = self._state.seen.claimed(issuers[mine], sequences[mine]) == 0
+        for model, n in Counter(models.tolist()).items():
+            self._state.count(DECIDED + model, n)
+        for model, n in Counter(models[silent].tolist()).items():
+            self._state.count(UNANSWERED + model, n)
+
+    def close(self) -> None:
+        """Let go of the reader."""
+        self._reader.close()

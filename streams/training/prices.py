@@ -1,0 +1,153 @@
+"""What scarce things are worth now: part of the trainer's state, so of every snapshot.
+
+    telemetry ──load of each pool, watts──┐
+    feedback  ──US dollars spent──────────┴─▶ Prices.advance, once a second ─▶ snapshot ─▶ routers
+
+One entry per pool's capacity, one for the budget, one for the power cap; each holds its load (1: as
+much as there should be) and the logarithm of one plus its price (`learners.prices`).
+A second is one of the log's: prices advance when a record comes that the log took a second after
+the last advance, from what was folded before it. So while telemetry is silent prices stay as they
+are, and the silence itself moves nothing.
+
+The one rule: a load that makes no sense (garbage in telemetry) is not believed; it holds the price.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+
+import numpy as np
+
+from learners.prices import PriceOptions, ascend, level, multiples
+from streams.telemetry.fleet_state import FleetState
+from streams.telemetry.fleet_view import SILENT_MS, loads
+
+PERIOD_MS = 1000
+LOAD_MAX = 100.0  # more is not believed: a queue of a hundred times what may wait
+# Spending comes in as feedback does, in lumps: it is averaged over about this long.
+SPENDING_S = 60.0
+BUDGET, POWER = "budget", "power"
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Of one resource. `log_price` is ln(1 + multiple), see `learners.prices`."""
+
+    log_price: float = 0.0
+    load: float = 0.0  # relative to what it should be
+
+    def multiple(self) -> float:
+        """The price without its proportional part: what lasts of it."""
+        return math.expm1(self.log_price)
+
+    def charged(self, ascent: PriceOptions) -> float:
+        """The price to charge, with its proportional part: `multiples` for one."""
+        if not self.log_price and not self.load:
+            return 0.0  # as almost always: there is no limit
+        (multiple,) = multiples(np.array([self.log_price]), np.array([self.load]), ascent)
+        return float(multiple)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PricingOptions:
+    """What is scarce, and how prices follow it."""
+
+    ascent: PriceOptions = field(default_factory=PriceOptions)
+    # Of the load that a replica tells: 1 is what it carries with 99 % within target.
+    load_target: float = 1.0
+    budget_usd_per_hour: float = math.inf
+    power_w_max: float = math.inf
+
+
+@dataclass(slots=True)
+class Prices:
+    """All prices. Replaced, never changed, once handed out."""
+
+    as_of_ms: int = 0  # the log's time of the last advance; 0: none yet
+    capacity: dict[str, Price] = field(default_factory=dict)  # by pool
+    budget: Price = Price()
+    power: Price = Price()
+    spent_usd: float = 0.0  # all that was known to be spent then
+
+    def due(self, heard_ms: int) -> bool:
+        """Whether a record that the log took at a time is in a later period."""
+        return heard_ms - self.as_of_ms >= PERIOD_MS
+
+    def advanced(
+        self, fleet: FleetState, spent_usd: float, at_ms: int, options: PricingOptions
+    ) -> Prices:
+        """Prices at a time of the log, from what was folded and spent until then.
+
+        After a silence nothing is known of now: only the time is noted.
+        """
+        if not self.as_of_ms or at_ms - fleet.heard_ms > SILENT_MS:
+            return replace(self, as_of_ms=at_ms, spent_usd=spent_usd)
+        elapsed_s = (at_ms - self.as_of_ms) / 1000.0
+        told = loads(fleet)  # a pool without replicas has no capacity, and so no price
+        watts = sum(load.watts for load in told.values())
+        # A pool that comes to a market begins at what the others charge: it would be flooded else.
+        market = min((price.log_price for price in self.capacity.values()), default=0.0)
+        before = [self.capacity.get(name, Price(log_price=market)) for name in told]
+        now = [_believed(load.load, options.load_target) for load in told.values()]
+        # Less than before: it is counted anew, by another number of trainers.
+        spent_usd_per_hour = max(0.0, spent_usd - self.spent_usd) / elapsed_s * 3600.0
+        spending = spent_usd_per_hour / options.budget_usd_per_hour
+        share = min(1.0, elapsed_s / SPENDING_S)
+        after = _step(
+            [*before, self.budget, self.power],
+            [
+                *now,
+                self.budget.load + share * (spending - self.budget.load),
+                watts / options.power_w_max,
+            ],
+            elapsed_s,
+            options.ascent,
+        )
+        levels = level(np.array([price.log_price for price in after[:-2]]), options.ascent)
+        capacity = [
+            replace(price, log_price=z)
+            for price, z in zip(after[:-2], levels.tolist(), strict=True)
+        ]
+        return Prices(
+            as_of_ms=at_ms,
+            capacity=dict(zip(told, capacity, strict=True)),
+            budget=after[-2],
+            power=after[-1],
+            spent_usd=spent_usd,
+        )
+
+    def as_dict(self) -> dict[str, object]:
+        """For a snapshot's manifest. JSON keeps every bit of a float."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, object]) -> Prices:
+        """What `as_dict` gave. Raises KeyError, TypeError and ValueError."""
+        priced = {str(n): Price(**p) for n, p in dict(found["capacity"]).items()}
+        return cls(
+            as_of_ms=int(found["as_of_ms"]),
+            capacity=priced,
+            budget=Price(**found["budget"]),
+            power=Price(**found["power"]),
+            spent_usd=float(found["spent_usd"]),
+        )
+
+
+def _believed(load: float | None, load_target: float) -> float | None:
+    """A load relative to what it should be; None if none was told, or one that makes no sense."""
+    believed = load is not None and 0.0 <= load <= LOAD_MAX
+    return load / load_target if believed else None
+
+
+def _step(
+    before: list[Price], now: list[float | None], elapsed_s: float, options: PriceOptions
+) -> list[Price]:
+    """One step of the ascent for all; who is silent keeps its price and load."""
+    load = np.array([1.0 if told is None else told for told in now])  # 1 leaves a price as it is
+    moved = ascend(np.array([price.log_price for price in before]), load, elapsed_s, options)
+    return [
+        Price(z, price.load if told is None else told)
+        for z, price, told in zip(moved.tolist(), before, now, strict=True)
+    ]

@@ -1,0 +1,264 @@
+"""Several trainers, each learning its share of the feedback, published as one snapshot.
+
+    partitions 0, 2 ─▶ trainer 0 ─▶ shards/<layout>/0 ─┐
+    partitions 1, 3 ─▶ trainer 1 ─▶ shards/<layout>/1 ─┴─▶ merger ─▶ the published snapshots
+
+A shard's trainer is the ordinary one with a share and a store of its own; sums add up, so the
+merger only adds. A decision's *home* is the partition that a record keyed by its id lands in
+(see `partitioner`). A record found elsewhere, because its producer partitions differently or gave
+no key, is appended again under its id: so all that is reported of a decision meets in one trainer,
+which counts each value once.
+
+A *layout* is a number of shards and the published version they began from. Another number of
+shards is a new layout: it begins from what was published, trainer 0 with all that was learned, and
+every trainer with all that was seen and its own partitions' offsets.
+
+The one rule: every outcome is in exactly one shard's state, together with the offset it came from.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.estimates.history import COLUMNS, History
+from learners.estimates.learned import Learned, MemoryOptions
+from streams.errors import SnapshotDamaged
+from streams.feedback.ticket import ISSUER_BYTES, SEQUENCE_BYTES
+from streams.log.partitioner import partitions
+from streams.telemetry.fleet_state import FleetState
+from streams.training.folder import Folder
+from streams.training.prices import Prices
+from streams.training.snapshots import Blob, Manifest, Store
+from streams.training.state import SEEN, Loader, Saver, State
+
+LAYOUTS, SHARDS = "layouts", "shards"
+MERGES_PER_PRUNE = 20
+LOOK_S = 0.05  # between looks at the shards' stores, each a listing of ten names
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How many shards there are, and the published version they began from (0: from nothing)."""
+
+    number: int
+    n_shards: int
+    base_version: int
+
+    def store(self, uri: str, shard: int) -> Store:
+        """The store of one shard's own snapshots, below the published ones."""
+        return Store(Folder(f"{uri}/{SHARDS}/{self.number}/{shard}"))
+
+
+def lay_out(uri: str, n_shards: int) -> Layout:
+    """The layout to run with: the last one if it has as many shards, else a new one.
+
+    A new one fences whoever published before, so that nothing is published after its base.
+    """
+    folder = Folder(uri)
+    numbers = [int(name) for name in folder.names(LAYOUTS) if name.isdigit()]
+    if numbers:
+        last = Layout(**json.loads(folder.read(f"{LAYOUTS}/{max(numbers)}")))
+        if last.n_shards == n_shards:
+            return last
+    store = Store(folder)
+    store.claim()
+    layout = Layout(max(numbers, default=0) + 1, n_shards, store.newest())
+    described = json.dumps(
+        {"number": layout.number, "n_shards": n_shards, "base_version": layout.base_version}
+    )
+    folder.write(f"{LAYOUTS}/{layout.number}", described.encode(), exclusive=True)
+    return layout
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionShare:
+    """The share of shard `shard` of `n_shards`, of a topic of `n_partitions`."""
+
+    shard: int
+    n_shards: int
+    n_partitions: int
+
+    def owns(self, partition: int) -> bool:
+        """Partitions are dealt out in turn."""
+        return partition % self.n_shards == self.shard
+
+    def keeps(
+        self, issuers: NDArray[np.uint64], sequences: NDArray[np.uint64]
+    ) -> NDArray[np.bool_]:
+        """Which decisions (n,) have their home in a partition of this shard."""
+        home = home_partitions(issuers, sequences, self.n_partitions)
+        return home % self.n_shards == self.shard
+
+    def watches(self) -> bool:
+        """The first shard folds telemetry."""
+        return self.shard == 0
+
+    @property
+    def parts(self) -> int:
+        """All shards."""
+        return self.n_shards
+
+
+def start_of(
+    uri: str, layout: Layout, shard: int, encoder: str, memory: MemoryOptions
+) -> State | None:
+    """The state that a shard of a layout begins with; None: nothing has been published yet.
+
+    Raises SnapshotDamaged and SnapshotForeign.
+    """
+    if not layout.base_version:
+        return None
+    state, _ = Loader(Store(Folder(uri)), encoder, memory).load(layout.base_version)
+    # What was spent until now is counted otherwise from now on, so it is only noted at first.
+    state.prices = replace(state.prices, as_of_ms=0)
+    if shard:
+        state.learned, state.counts = Learned(memory), {}
+        state.fleet, state.telemetry_offsets = FleetState(), {}  # shard 0's, like the prices
+        state.prices = Prices()
+    return state
+
+
+class Merger:
+    """Publishes the sum of what the shards have saved. Used by one thread."""
+
+    def __init__(
+        self,
+        uri: str,
+        layout: Layout,
+        encoder: str,
+        memory: MemoryOptions,
+        now_ms: Callable[[], int],
+    ) -> None:
+        """Claim the published store. Raises OSError."""
+        self._store = Store(Folder(uri))
+        self._encoder, self._memory, self._now_ms = encoder, memory, now_ms
+        self._shards = [layout.store(uri, shard) for shard in range(layout.n_shards)]
+        self._loaders = [Loader(s, encoder, memory, with_seen=False) for s in self._shards]
+        self._saver = Saver(self._store)
+        self._merged: tuple[int, ...] = (0,) * layout.n_shards  # versions last published
+        self._history = _JoinedHistory(memory, layout.n_shards)
+        self._n_published = 0
+        self._store.claim()
+
+    def run(self, stopping: Callable[[], bool]) -> None:
+        """Look at the shards again and again until `stopping()`."""
+        while not stopping():
+            if not self.step():
+                time.sleep(LOOK_S)
+
+    def step(self) -> bool:
+        """Publish if every shard has saved something and any has since; whether it was done.
+
+        Raises SnapshotFenced and OSError.
+        """
+        versions = tuple(store.newest() for store in self._shards)
+        if not all(versions) or versions == self._merged:
+            return False
+        try:
+            loaded = [
+                loader.load(version)
+                for loader, version in zip(self._loaders, versions, strict=True)
+            ]
+            seen = self._copy_seen([manifest for _, manifest in loaded])
+        except SnapshotDamaged:
+            return False  # pruned while it was read; the next look finds a newer one
+        terms = [manifest.term for _, manifest in loaded]
+        state = self._sum([state for state, _ in loaded], terms)
+        self._saver.save(state, self._now_ms(), seen)
+        self._merged = versions
+        self._n_published += 1
+        if self._n_published % MERGES_PER_PRUNE == 0:
+            self._store.prune()
+        return True
+
+    def _sum(self, states: Sequence[State], terms: Sequence[int]) -> State:
+        learned = Learned(self._memory)
+        for state in states:
+            learned.merge_statistics(state.learned)
+        learned.history = self._history.of(
+            [(state.learned.history, term) for state, term in zip(states, terms, strict=True)]
+        )
+        first = states[0]
+        merged = State(
+            self._encoder,
+            learned,
+            topic_id=first.topic_id,
+            fleet=first.fleet,
+            telemetry_offsets=first.telemetry_offsets,
+            telemetry_topic_id=first.telemetry_topic_id,
+            prices=first.prices,
+        )
+        for state in states:
+            merged.offsets.update(state.offsets)
+            merged.learned_at_ms = max(merged.learned_at_ms, state.learned_at_ms)
+            for name, n in state.counts.items():
+                merged.count(name, n)
+            # What one shard has not looked at yet is looked at again.
+            _keep_least(merged.dead_letter_offsets, state.dead_letter_offsets)
+            _keep_least(merged.audit_offsets, state.audit_offsets)
+        return merged
+
+    def _copy_seen(self, manifests: Sequence[Manifest]) -> dict[str, Blob]:
+        """Copy what shards have seen into the published store, the parts it lacks. By part name.
+
+        Copied as bytes, unread: a store refers to its own parts only, so each can be pruned alone.
+        """
+        copied = {}
+        for shard, (store, manifest) in enumerate(zip(self._shards, manifests, strict=True)):
+            for name, blob in manifest.blobs.items():
+                if name.startswith(SEEN):
+                    if not self._store.has(blob):
+                        self._store.put(store.get(blob))
+                    copied[f"{SEEN}{shard}/{name.removeprefix(SEEN)}"] = blob
+        return copied
+
+
+class _JoinedHistory:
+    """The rows of all shards in one history, each row added once, so that its index is kept."""
+
+    def __init__(self, memory: MemoryOptions, n_shards: int) -> None:
+        self._options = memory.history
+        self._history = History(memory.history)
+        self._rows_taken = [0] * n_shards
+        # Within a term and a generation a shard's rows are only added to.
+        self._era: list[tuple[int, int]] = [(0, 0)] * n_shards
+
+    def of(self, shards: Sequence[tuple[History, int]]) -> History:
+        """The joined history of the shards' present ones, each with its trainer's term."""
+        era = [(term, history.generation) for history, term in shards]
+        if era != self._era:
+            self._era, self._rows_taken = era, [0] * len(shards)
+            self._history = History(self._options)
+        for shard, (history, _) in enumerate(shards):
+            first = self._rows_taken[shard]
+            self._history.append({name: history.rows[name][first:] for name in COLUMNS})
+            self._rows_taken[shard] = len(history)
+        self._history.settle()
+        return self._history
+
+
+def _keep_least(merged: dict[int, int], offsets: Mapping[int, int]) -> None:
+    for partition, offset in offsets.items():
+        merged[partition] = min(merged.get(partition, offset), offset)
+
+
+def home_partitions(
+    issuers: NDArray[np.uint64], sequences: NDArray[np.uint64], n_partitions: int
+) -> NDArray[np.int64]:
+    """The partition (n,) that records keyed by decision ids, in hexadecimal, go to."""
+    return partitions(_hexadecimal(issuers, sequences), n_partitions)
+
+
+def _hexadecimal(issuers: NDArray[np.uint64], sequences: NDArray[np.uint64]) -> NDArray[np.uint8]:
+    """Decision ids as ASCII hexadecimal, (n, 24)."""
+    wide = np.stack([issuers, sequences], axis=1).astype(">u8").view(np.uint8).reshape(-1, 16)
+    raw = np.concatenate([wide[:, 8 - ISSUER_BYTES : 8], wide[:, 16 - SEQUENCE_BYTES :]], axis=1)
+    letters = np.frombuffer(b"0123456789abcdef", np.uint8)
+    halves = np.stack([raw >> 4, raw & 15], axis=2)
+    return np.ascontiguousarray(letters[halves.reshape(len(raw), 2 * raw.shape[1])])

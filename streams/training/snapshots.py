@@ -1,0 +1,192 @@
+"""The snapshot store: immutable, versioned, checksummed; written by one trainer, read by anyone.
+
+    blobs/<sha256>             parts of snapshots, shared by all snapshots that have them unchanged
+    manifests/<version>        which blobs make up a version, and up to which offsets it learned
+    terms/<term>               who may publish: the newest term, claimed by a trainer at its start
+
+A snapshot is one manifest. It appears at once, under a name nobody has had, after everything it
+names is safely stored; nothing is changed afterwards. Unchanged parts are stored once, so a
+snapshot every second costs what changed in that second.
+
+The one rule: a snapshot loads whole and verified, or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from streams.errors import SnapshotDamaged, SnapshotFenced
+from streams.training.folder import Folder
+
+FORMAT = 1
+KEPT = 10  # versions; at a few a second, readers have seconds to load one before it goes
+# A new trainer starts at a later multiple, so that a version deleted by hand is not used again.
+VERSIONS_PER_TERM = 1000
+BLOBS, MANIFESTS, TERMS = "blobs", "manifests", "terms"
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A stored part: its SHA-256 in hexadecimal, and its length in bytes."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """One version: what it says of itself (`about`, plain JSON) and the parts it is made of."""
+
+    version: int
+    term: int  # of the trainer that published it
+    about: Mapping[str, object]
+    blobs: Mapping[str, Blob]
+
+
+class Store:
+    """Snapshots in a folder. Readers need nothing else; a writer calls `claim` first."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self._term = 0
+        self._version = 0
+
+    # --- reading
+
+    def versions(self) -> list[int]:
+        """Versions present, oldest first; whether they are whole is known when loaded."""
+        return [int(name) for name in self._folder.names(MANIFESTS) if name.isdigit()]
+
+    def newest(self) -> int:
+        """The newest version present; 0 if there is none."""
+        return max(self.versions(), default=0)
+
+    def load(self, version: int) -> Manifest:
+        """Read one manifest and verify it. Raises SnapshotDamaged."""
+        try:
+            content = self._folder.read(_manifest(version))
+        except OSError as error:
+            raise SnapshotDamaged(f"snapshot {version} can't be read: {error}") from error
+        head, _, body = content.partition(b"\n")
+        if hashlib.sha256(body).hexdigest().encode() != head:
+            raise SnapshotDamaged(f"snapshot {version} does not match its checksum")
+        described = json.loads(body)
+        says = described.get("version"), described.get("format")
+        if says != (version, FORMAT):
+            raise SnapshotDamaged(
+                f"snapshot {version} says it is version {says[0]} in format {says[1]}; this "
+                f"program reads format {FORMAT}"
+            )
+        blobs = {name: Blob(sha, size) for name, (sha, size) in described["blobs"].items()}
+        return Manifest(version, int(described["term"]), described["about"], blobs)
+
+    def get(self, blob: Blob) -> bytes:
+        """A part's bytes, verified. Raises SnapshotDamaged."""
+        try:
+            content = self._folder.read(f"{BLOBS}/{blob.sha256}")
+        except OSError as error:
+            raise SnapshotDamaged(f"part {blob.sha256[:12]} can't be read: {error}") from error
+        if hashlib.sha256(content).hexdigest() != blob.sha256:
+            raise SnapshotDamaged(f"part {blob.sha256[:12]} does not match its checksum")
+        return content
+
+    def has(self, blob: Blob) -> bool:
+        """Whether a part is stored here, by name and length; `get` verifies it."""
+        return self._folder.size(f"{BLOBS}/{blob.sha256}") == blob.size
+
+    # --- writing
+
+    def claim(self) -> int:
+        """Become the publisher: earlier claimants are refused from now on. Returns the term."""
+        while True:
+            term = self._newest_term() + 1
+            try:
+                self._folder.write(f"{TERMS}/{term}", b"", exclusive=True)
+            except FileExistsError:
+                continue  # another trainer took this term just now; it is fenced by the next
+            if self._newest_term() != term:
+                continue  # others took later ones, and cleared this one away, while we looked
+            self._term = term
+            self._version = max(self.newest() // VERSIONS_PER_TERM + 1, term) * VERSIONS_PER_TERM
+            for old in range(max(1, term - 100), term):
+                self._folder.delete(f"{TERMS}/{old}")
+            return term
+
+    def put(self, content: bytes) -> Blob:
+        """Store a part, unless it is there already and whole. Raises OSError."""
+        blob = Blob(hashlib.sha256(content).hexdigest(), len(content))
+        if not (self.has(blob) and self._is_whole(blob)):
+            self._folder.write(f"{BLOBS}/{blob.sha256}", content)
+        return blob
+
+    def _is_whole(self, blob: Blob) -> bool:
+        try:
+            self.get(blob)
+        except SnapshotDamaged:
+            return False
+        return True
+
+    def publish(self, about: Mapping[str, object], blobs: Mapping[str, Blob]) -> int:
+        """Make a new version of stored parts. Raises SnapshotFenced and OSError."""
+        self.check_fence()
+        version = self._version = self._version + 1  # used up even if writing it fails
+        described = {
+            "format": FORMAT,
+            "version": version,
+            "term": self._term,
+            "about": about,
+            "blobs": {name: (blob.sha256, blob.size) for name, blob in sorted(blobs.items())},
+        }
+        body = json.dumps(described, sort_keys=True).encode()
+        head = hashlib.sha256(body).hexdigest().encode()
+        try:
+            self._folder.write(_manifest(version), head + b"\n" + body, exclusive=True)
+        except FileExistsError:
+            raise SnapshotFenced(
+                f"snapshot {version} was published by somebody else: another trainer learns the "
+                f"same partitions into this store; this one (term {self._term}) stops"
+            ) from None
+        return version
+
+    def check_fence(self) -> None:
+        """Raise SnapshotFenced if a newer term has been claimed."""
+        assert self._term, "claim() comes before publishing"
+        newest = self._newest_term()
+        if newest != self._term:
+            raise SnapshotFenced(
+                f"term {newest} was claimed after this trainer's term {self._term}: another "
+                f"trainer has taken over this store; this one stops"
+            )
+
+    def prune(self, kept: int = KEPT) -> None:
+        """Delete all but the newest versions, then the parts no version has. Raises SnapshotFenced.
+
+        Looks at the fence after listing the parts: what a later claimant has stored, and not yet
+        named in a version, is then not among them.
+        """
+        versions, parts = self.versions(), set(self._folder.names(BLOBS))
+        self.check_fence()
+        for version in versions[:-kept]:
+            self._folder.delete(_manifest(version))
+        needed: set[str] = set()
+        for version in versions[-kept:]:
+            try:
+                needed |= {blob.sha256 for blob in self.load(version).blobs.values()}
+            except SnapshotDamaged:
+                continue  # a damaged manifest keeps nothing alive
+        self._delete_blobs(parts - needed)
+
+    def _delete_blobs(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._folder.delete(f"{BLOBS}/{name}")
+
+    def _newest_term(self) -> int:
+        terms = [int(name) for name in self._folder.names(TERMS) if name.isdigit()]
+        return max(terms, default=0)
+
+
+def _manifest(version: int) -> str:
+    return f"{MANIFESTS}/{version:012d}"

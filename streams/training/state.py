@@ -1,0 +1,297 @@
+"""What a snapshot holds: the learners' state, what has been seen, and up to where it was read.
+
+    State ──save──▶ parts + about ──Store──▶ a version
+    State ◀─load─── parts + about ◀─Store─── a version
+
+Parts that did not change since they were last saved are not written again.
+
+The one rule: learned state, seen values, offsets and counts are saved together or not at all.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.estimates.history import COLUMNS, no_rows
+from learners.estimates.learned import Learned, MemoryOptions
+from streams.errors import SnapshotDamaged, SnapshotForeign
+from streams.feedback.seen import Seen
+from streams.telemetry.fleet_state import FleetState
+from streams.training.prices import Prices
+from streams.training.snapshots import Blob, Manifest, Store
+
+ROWS_PER_PART = 4096
+STATISTICS, INDEX, SEEN, FLEET = "statistics", "history/index", "seen/", "fleet"
+# What unpacking raises where bytes are whole but not what this program writes.
+MALFORMED = (KeyError, ValueError, TypeError, RuntimeError, OSError, EOFError, zipfile.BadZipFile)
+
+
+@dataclass(slots=True)
+class State:
+    """All that the trainer knows. `encoder` is the identity of the encoder it learned with."""
+
+    encoder: str
+    learned: Learned
+    seen: Seen = field(default_factory=Seen)
+    offsets: dict[int, int] = field(default_factory=dict)  # next offset to read, by partition
+    topic_id: str = ""  # of the feedback topic those offsets belong to
+    dead_letter_offsets: dict[int, int] = field(default_factory=dict)  # end when this was saved
+    audit_offsets: dict[int, int] = field(default_factory=dict)  # decision log, see `audit`
+    fleet: FleetState = field(default_factory=FleetState)  # see `telemetry_fold`, like the next two
+    telemetry_offsets: dict[int, int] = field(default_factory=dict)
+    telemetry_topic_id: str = ""
+    prices: Prices = field(default_factory=Prices)  # likewise
+    learned_at_ms: int = 0  # Unix time at which something was last learned
+    counts: dict[str, int] = field(default_factory=dict)  # see `trainer`
+
+    def count(self, name: str, n: int = 1) -> None:
+        """Add to a counter."""
+        if n:
+            self.counts[name] = self.counts.get(name, 0) + n
+
+
+class Saver:
+    """Saves states of one trainer, remembering which parts are stored already."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._stored: dict[str, tuple[object, Blob]] = {}  # part → what it was made of, where
+
+    def save(
+        self,
+        state: State,
+        published_at_ms: int,
+        seen_elsewhere: Mapping[str, Blob] | None = None,
+    ) -> int:
+        """Publish the state as a new version. Raises SnapshotFenced and OSError.
+
+        `seen_elsewhere` are stored parts of what other shards have seen, by part name.
+        """
+        learned = state.learned
+        learned.history.settle()
+        blobs = {STATISTICS: self._store.put(_pack(_flat(learned.statistics())))}
+        fleet = state.fleet.pack()
+        blobs[FLEET] = self._part(
+            FLEET, fleet, lambda: _pack({FLEET: np.frombuffer(fleet, np.uint8)})
+        )
+        blobs |= self._history(state)
+        for number, (stamp, arrays) in enumerate(state.seen.groups()):
+            name = f"{SEEN}{number:06d}"
+            blobs[name] = self._part(name, (state.seen, stamp), lambda a=arrays: _pack(a))
+        self._stored = {name: self._stored[name] for name in blobs if name in self._stored}
+        about = {
+            "encoder": state.encoder,
+            "memory": asdict(learned.options),
+            "published_at_ms": published_at_ms,
+            "offsets": state.offsets,
+            "topic_id": state.topic_id,
+            "dead_letter_offsets": state.dead_letter_offsets,
+            "audit_offsets": state.audit_offsets,
+            "telemetry_offsets": state.telemetry_offsets,
+            "telemetry_topic_id": state.telemetry_topic_id,
+            "prices": state.prices.as_dict(),
+            "learned_at_ms": state.learned_at_ms,
+            "history_generation": learned.history.generation,
+            "counts": state.counts,
+        }
+        return self._store.publish(about, {**blobs, **(seen_elsewhere or {})})
+
+    def _history(self, state: State) -> dict[str, Blob]:
+        history = state.learned.history
+        blobs = {}
+        for start in range(0, len(history), ROWS_PER_PART):
+            stop = min(start + ROWS_PER_PART, len(history))
+            name = f"history/{start // ROWS_PER_PART:06d}"
+            blobs[name] = self._part(
+                name,
+                (history, history.generation, stop),
+                lambda a=start, b=stop: _pack({c: v[a:b] for c, v in history.rows.items()}),
+            )
+        if history.index is not None:
+            blobs[INDEX] = self._part(
+                INDEX,
+                # Not the index itself: the next one may get the address of the last.
+                (history, history.generation, history.n_indexed),
+                lambda: faiss.serialize_index(history.index).tobytes(),
+            )
+        return blobs
+
+    def _part(self, name: str, made_of: object, make: Callable[[], bytes]) -> Blob:
+        held = self._stored.get(name)
+        if held is None or held[0] != made_of:
+            held = self._stored[name] = (made_of, self._store.put(make()))
+        return held[1]
+
+
+class Loader:
+    """Loads states, keeping the parts of the last one so that only changes are read again."""
+
+    def __init__(
+        self, store: Store, encoder: str, memory: MemoryOptions, *, with_seen: bool = True
+    ) -> None:
+        """Readers that do not train leave out what has been seen: it is most of the bytes.
+
+        As they change nothing, states whose parts are alike share one `learned`.
+        """
+        self._store, self._encoder, self._memory = store, encoder, memory
+        self._with_seen = with_seen
+        self._parts: dict[Blob, object] = {}
+        self._last: tuple[object, Learned] | None = None  # what the last was made of, and it
+
+    def load(self, version: int) -> tuple[State, Manifest]:
+        """Load a version, whole and verified. Raises SnapshotDamaged and SnapshotForeign."""
+        manifest = self._store.load(version)
+        try:
+            self._check_ours(manifest)
+            parts = {
+                name: self._parts.get(blob) or self._unpack(name, blob)
+                for name, blob in manifest.blobs.items()
+                if self._with_seen or not name.startswith(SEEN)
+            }
+            state = self._state(manifest, parts)
+        except MALFORMED as error:
+            raise SnapshotDamaged(
+                f"snapshot {version} has a part that is malformed: {error!r}"
+            ) from error
+        self._parts = {manifest.blobs[name]: part for name, part in parts.items()}
+        return state, manifest
+
+    def load_newest(self) -> tuple[State, Manifest] | None:
+        """The newest version that is whole; None where there is no snapshot at all.
+
+        Raises SnapshotForeign if it is not ours, SnapshotDamaged if every version is damaged.
+        """
+        damage: SnapshotDamaged | None = None
+        for version in reversed(self._store.versions()):
+            try:
+                return self.load(version)
+            except SnapshotDamaged as error:
+                damage = damage or error
+        if damage is not None:
+            raise damage
+        return None
+
+    def _check_ours(self, manifest: Manifest) -> None:
+        found = str(manifest.about["encoder"])
+        if found != self._encoder:
+            raise SnapshotForeign(
+                f"snapshot {manifest.version} was learned with encoder {found}, this program uses "
+                f"{self._encoder}; their numbers can't be mixed. Go back to the former encoder, "
+                f"or start anew in another `state_dir`"
+            )
+        made_with = manifest.about["memory"]
+        if made_with != asdict(self._memory):
+            raise SnapshotForeign(
+                f"snapshot {manifest.version} was learned with memory options {made_with}, now "
+                f"{asdict(self._memory)}. Change them back, or start anew in another `state_dir`"
+            )
+
+    def _unpack(self, name: str, blob: Blob) -> object:
+        content = self._store.get(blob)
+        if name == INDEX:
+            return faiss.deserialize_index(np.frombuffer(content, np.uint8))
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    def _learned_of(self, manifest: Manifest, parts: Mapping[str, object]) -> Learned:
+        """What was learned; by a reader made only if it differs from the last."""
+        made_of = (
+            manifest.about["history_generation"],
+            {n: b for n, b in manifest.blobs.items() if n != FLEET and not n.startswith(SEEN)},
+        )
+        if self._with_seen or self._last is None or self._last[0] != made_of:
+            self._last = (made_of, self._restored(manifest, parts))
+        return self._last[1]
+
+    def _restored(self, manifest: Manifest, parts: Mapping[str, object]) -> Learned:
+        history = [parts[name] for name in sorted(parts) if re.fullmatch(r"history/\d+", name)]
+        rows = (
+            {c: np.concatenate([part[c] for part in history]) for c in COLUMNS}
+            if history
+            else no_rows()
+        )
+        learned = Learned.restore(self._memory, _grouped(parts[STATISTICS]), rows)
+        learned.history.index = parts.get(INDEX)
+        learned.history.generation = int(manifest.about["history_generation"])
+        return learned
+
+    def _state(self, manifest: Manifest, parts: Mapping[str, object]) -> State:
+        about = manifest.about
+        # A snapshot made before there was telemetry says nothing of it.
+        fleet = parts[FLEET][FLEET].tobytes() if FLEET in parts else b""
+        telemetry_offsets = about.get("telemetry_offsets", {})
+        state = State(
+            encoder=self._encoder,
+            learned=self._learned_of(manifest, parts),
+            fleet=FleetState(fleet),
+            telemetry_offsets={int(p): int(o) for p, o in telemetry_offsets.items()},
+            telemetry_topic_id=str(about.get("telemetry_topic_id", "")),
+            prices=prices_of(manifest),
+            offsets={int(p): int(o) for p, o in about["offsets"].items()},
+            topic_id=str(about["topic_id"]),
+            dead_letter_offsets={int(p): int(o) for p, o in about["dead_letter_offsets"].items()},
+            audit_offsets={int(p): int(o) for p, o in about["audit_offsets"].items()},
+            learned_at_ms=int(about["learned_at_ms"]),
+            counts={str(name): int(n) for name, n in about["counts"].items()},
+        )
+        for name in sorted(parts):
+            if name.startswith(SEEN):
+                state.seen.load(parts[name])
+        return state
+
+
+def load_fleet(store: Store, manifest: Manifest) -> FleetState:
+    """The fleet of a snapshot alone. Raises SnapshotDamaged."""
+    if FLEET not in manifest.blobs:
+        return FleetState()
+    try:
+        with np.load(io.BytesIO(store.get(manifest.blobs[FLEET])), allow_pickle=False) as arrays:
+            return FleetState(arrays[FLEET].tobytes())
+    except MALFORMED as error:
+        raise SnapshotDamaged(f"the fleet of snapshot {manifest.version} is malformed") from error
+
+
+def load_means(store: Store, manifest: Manifest, memory: MemoryOptions) -> Learned:
+    """What was learned, without its history: means and sums alone. Raises SnapshotDamaged."""
+    try:
+        with np.load(io.BytesIO(store.get(manifest.blobs[STATISTICS])), allow_pickle=False) as flat:
+            return Learned.restore(memory, _grouped(dict(flat)), no_rows())
+    except MALFORMED as error:
+        raise SnapshotDamaged(f"statistics of snapshot {manifest.version} malformed") from error
+
+
+def prices_of(manifest: Manifest) -> Prices:
+    """The prices of a snapshot; none in one that was made before there were any."""
+    try:
+        return (
+            Prices.from_dict(manifest.about["prices"]) if "prices" in manifest.about else Prices()
+        )
+    except MALFORMED as error:
+        raise SnapshotDamaged(f"the prices of snapshot {manifest.version} are malformed") from error
+
+
+def _pack(arrays: Mapping[str, NDArray]) -> bytes:
+    """Arrays as an uncompressed npz: no pickles, the same bytes for the same arrays."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def _flat(groups: Mapping[str, Mapping[str, NDArray]]) -> dict[str, NDArray]:
+    return {f"{group}.{name}": a for group, arrays in groups.items() for name, a in arrays.items()}
+
+
+def _grouped(flat: Mapping[str, NDArray]) -> dict[str, dict[str, NDArray]]:
+    groups: dict[str, dict[str, NDArray]] = {}
+    for path, array in flat.items():
+        group, _, name = path.partition(".")
+        groups.setdefault(group, {})[name] = array
+    return groups

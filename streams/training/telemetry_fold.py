@@ -1,0 +1,125 @@
+"""Folds the telemetry topic into a state, beside the trainer's real work.
+
+    telemetry ──a few records a step──▶ decode ──▶ FleetState.fold ──▶ state.fleet
+                                          └─ malformed: counted by reason, passed over
+
+Telemetry is disposable: what can't be read is counted and done without. A topic that was cut
+short, made again or is not there at all is no reason for a trainer to stop.
+
+The one rule: state and offsets change together, and nothing here raises.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from streams.errors import BadTelemetry, LogUnavailable, StreamError
+from streams.log.contract import TELEMETRY, Log, Reader, Record
+from streams.telemetry.records import decode
+from streams.training.prices import PricingOptions
+from streams.training.state import State
+
+logger = logging.getLogger(__name__)
+
+# Counters kept with the state.
+FOLDED, REPEATED = "telemetry.folded", "telemetry.repeated"
+LOST = "telemetry.lost"  # records the log had no more, or can't read, when they were to be read
+BAD = "telemetry.bad."  # followed by a reason
+RETRY_MS = 10_000  # between looks for a topic that is not there; each may wait for the broker
+
+
+class TelemetryFold:
+    """Reads telemetry with offsets of its own, kept in the state. Used by one thread."""
+
+    def __init__(
+        self,
+        log: Log,
+        state: State,
+        records_max: int,
+        now_ms: int,
+        pricing: PricingOptions | None = None,
+        spent_usd: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        """`records_max` is the most that a step folds; `spent_usd` what was ever spent."""
+        self._log, self._state, self._records_max = log, state, records_max
+        self._pricing, self._spent_usd = pricing or PricingOptions(), spent_usd
+        self._reader: Reader | None = None
+        self._try_at_ms = 0
+        try:
+            self._open(now_ms)
+        except StreamError as error:
+            logger.warning("telemetry will be looked for again: %s", error)
+
+    def step(self, now_ms: int) -> int:
+        """Fold what there is, up to the limit; how many records were passed. Never raises."""
+        try:
+            if self._reader is None and not self._open(now_ms):
+                return 0
+            assert self._reader is not None
+            records = self._reader.read(self._records_max, 0.0)
+        except LogUnavailable as error:
+            logger.debug("telemetry can't be read now: %s", error)
+            return 0
+        except StreamError as error:  # cut short or made again: see `_open`
+            logger.warning("telemetry goes on elsewhere: %s", error)
+            self.close()
+            return 0
+        for record in records:
+            self._fold(record)
+        return len(records) + self._pass_damage()
+
+    def _open(self, now_ms: int) -> bool:
+        """Go to where the state ends, or to the nearest there is; whether that is known."""
+        if 0 <= self._try_at_ms - now_ms <= RETRY_MS:
+            return False
+        self._try_at_ms = now_ms + RETRY_MS
+        topic_id = self._log.topic_id(TELEMETRY)
+        first, end = self._log.first_offsets(TELEMETRY), self._log.end_offsets(TELEMETRY)
+        state = self._state
+        if state.telemetry_topic_id not in ("", topic_id):
+            logger.warning("%s was made again: it is read from its start", TELEMETRY)
+            state.telemetry_offsets = {}
+        state.telemetry_topic_id = topic_id
+        wanted = state.telemetry_offsets
+        for partition, offset in wanted.items():
+            # Of a partition the state does not know nothing was to be read: no loss.
+            state.count(LOST, max(0, first.get(partition, offset) - offset))
+        state.telemetry_offsets = {
+            partition: min(max(wanted.get(partition, 0), first[partition]), end[partition])
+            for partition in end
+        }
+        self._reader = self._log.reader(TELEMETRY, state.telemetry_offsets)
+        self._try_at_ms = 0
+        return True
+
+    def _fold(self, record: Record) -> None:
+        state = self._state
+        if state.prices.due(record.appended_at_ms):
+            state.prices = state.prices.advanced(
+                state.fleet, self._spent_usd(), record.appended_at_ms, self._pricing
+            )
+        try:
+            fresh = state.fleet.fold(decode(record.value), record.appended_at_ms)
+            state.count(FOLDED if fresh else REPEATED)
+        except BadTelemetry as error:
+            state.count(BAD + error.reason)
+        state.telemetry_offsets[record.partition] = record.offset + 1
+
+    def _pass_damage(self) -> int:
+        """Count what can't be read, and go on after it; how many records that is."""
+        assert self._reader is not None
+        lost = 0
+        damaged, self._reader.damaged[:] = list(self._reader.damaged), []
+        for damage in damaged:
+            offsets = self._state.telemetry_offsets
+            offsets[damage.partition] = max(offsets[damage.partition], damage.end_offset)
+            lost += damage.end_offset - damage.first_offset
+        self._state.count(LOST, lost)
+        return lost
+
+    def close(self) -> None:
+        """Let go of the reader."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None

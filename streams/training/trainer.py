@@ -1,0 +1,404 @@
+"""Turns outcomes into snapshots, each outcome exactly once.
+
+    1 read      a run of feedback records from where the state ends
+    2 sort      into outcomes and dead letters                          (pure)
+    3 set aside the dead letters, in their own topic; move what belongs to another shard
+    4 learn     the values not seen before, and advance the offsets     (memory only)
+    5 save      state and offsets as one snapshot                       (every `publish_s`)
+
+Whatever step it dies at, a new trainer starts from the last snapshot: what was learned after it
+was never saved, and is read again. Dead letters written after it are recognised and not written
+twice.
+
+The one rule: state and offsets change together in memory (step 4) and on disk (step 5).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.estimates.learned import Learned, MemoryOptions
+from streams.errors import LogReplaced, LogTruncated, LogUnavailable
+from streams.feedback.dead_letters import came_from, dead_letter
+from streams.feedback.feedback import (
+    COST_BIT,
+    NANO_USD,
+    PAID_BIT,
+    DeadLetter,
+    FeedbackOptions,
+    Ingest,
+    Ingested,
+    Reason,
+    keep_fresh,
+)
+from streams.feedback.ticket import Sealer, join_ids, key_of
+from streams.log.contract import DEAD_LETTER, FEEDBACK, Damage, Log, Reader, Record
+from streams.training.audit import Audit, AuditOptions
+from streams.training.prices import PricingOptions
+from streams.training.snapshots import Store
+from streams.training.state import Loader, Saver, State
+from streams.training.telemetry_fold import TelemetryFold
+
+logger = logging.getLogger(__name__)
+
+# Counters kept with the state, so that they are exact across restarts.
+RECORDS, LEARNED, DUPLICATE, MOVED = "records", "learned", "duplicate", "moved"
+DEAD = "dead_letter."  # followed by a reason
+# Followed by a pool's key in hexadecimal: billionths of a US dollar, for answers and in vain.
+SPENT, IN_VAIN = "spent_nano_usd.", "in_vain_nano_usd."
+SKIPPED = "skipped"  # records the log lost before they were read, see `on_gap`
+
+# Brokers' clocks differ: a partition read to its end may get a record stamped a little earlier.
+CLOCK_MARGIN_MS = 60_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerOptions:
+    """How the trainer reads and publishes."""
+
+    records_max: int = 8192  # per read; about 0.2 s of work, so stopping is never far away
+    wait_s: float = 0.1  # for records, when there are none
+    publish_s: float = 0.25  # between snapshots while there is something new
+    # Rest after a snapshot, in units of the time it took: so at most a fifth of the time goes into
+    # snapshots, however fast feedback comes, and four fifths into learning it.
+    publish_rest: float = 4.0
+    prune_every: int = 20  # snapshots
+    # Between snapshots that only telemetry asks for: it comes all the time.
+    publish_fleet_s: float = 1.0
+    # Telemetry records per step: about 15 ms beside the 200 ms of feedback that a step learns.
+    telemetry_records_max: int = 256
+    # When the log has lost records not read yet: "stop" (an alarm) or "continue" without them.
+    on_gap: str = "stop"
+    feedback: FeedbackOptions = field(default_factory=FeedbackOptions)
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
+    audit: AuditOptions = field(default_factory=AuditOptions)
+    pricing: PricingOptions = field(default_factory=PricingOptions)
+
+
+class Share(Protocol):
+    """Which part of the feedback one of several trainers learns, see `shards`."""
+
+    def owns(self, partition: int) -> bool:
+        """Whether it reads this partition of the feedback topic."""
+
+    def keeps(
+        self, issuers: NDArray[np.uint64], sequences: NDArray[np.uint64]
+    ) -> NDArray[np.bool_]:
+        """Which decisions (n,) it keeps account of."""
+
+    def watches(self) -> bool:
+        """Whether it folds telemetry; one of all trainers does."""
+
+    @property
+    def parts(self) -> int:
+        """How many equal parts the feedback is in, of which this is one."""
+
+
+class Everything:
+    """The share of a trainer that is alone."""
+
+    def owns(self, partition: int) -> bool:
+        """All partitions."""
+        del partition
+        return True
+
+    def keeps(
+        self, issuers: NDArray[np.uint64], sequences: NDArray[np.uint64]
+    ) -> NDArray[np.bool_]:
+        """All decisions."""
+        del sequences
+        return np.ones(len(issuers), bool)
+
+    def watches(self) -> bool:
+        """It does."""
+        return True
+
+    @property
+    def parts(self) -> int:
+        """One."""
+        return 1
+
+
+class Trainer:
+    """One trainer over its share of the feedback topic. Used by one thread."""
+
+    def __init__(
+        self,
+        log: Log,
+        store: Store,
+        sealer: Sealer,
+        encoder: str,
+        options: TrainerOptions,
+        now_ms: Callable[[], int],
+        share: Share | None = None,
+        start: Callable[[], State | None] = lambda: None,
+    ) -> None:
+        """Claim the store, recover the newest snapshot, and go to where it ends.
+
+        `start` gives the state to begin with where the store has no snapshot; None: from nothing.
+        Raises LogUnavailable, LogReplaced, LogTruncated, SnapshotForeign, SnapshotDamaged.
+        """
+        self._log, self._store, self._options, self._now_ms = log, store, options, now_ms
+        self._share = share or Everything()
+        self._ingest = Ingest(sealer, key_of(encoder), options.feedback)
+        store.claim()
+        self._saver = Saver(store)
+        loaded = Loader(store, encoder, options.memory).load_newest()
+        # A first snapshot is saved at once: whoever merges or watches then knows of this trainer.
+        self._dirty, self._fleet_dirty = loaded is None, False
+        self._passed_gap = False
+        self.state = self._positioned(encoder, loaded[0] if loaded else start())
+        self._already_dead = self._dead_since_snapshot()
+        self._watermark_ms: dict[int, int] = {}
+        self._saved_at_ms = self._publish_next_ms = 0
+        self._n_published = 0
+        if not self.state.topic_id:
+            self.state.topic_id = log.topic_id(FEEDBACK)
+        self._reader: Reader = log.reader(FEEDBACK, self.state.offsets)
+        self._audit = Audit(log, self.state, self._share, options.audit)
+        self._fold: TelemetryFold | None = None
+        if self._share.watches():
+            most = options.telemetry_records_max
+            self._fold = TelemetryFold(
+                log, self.state, most, now_ms(), options.pricing, self._spent_usd
+            )
+        if self._passed_gap:
+            # At once, so that no dead letter of a new topic precedes the snapshot that knows it.
+            self.publish_if_due(at_once=True)
+
+    def run(self, stopping: Callable[[], bool]) -> None:
+        """Step until `stopping()`, then save what is new. Errors other than a silent log raise."""
+        try:
+            while not stopping():
+                self.step()
+            self.publish_if_due(at_once=True)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the log's readers."""
+        self._reader.close()
+        self._audit.close()
+        if self._fold is not None:
+            self._fold.close()
+
+    def step(self) -> int:
+        """Read, learn and perhaps save once; return how many records were read."""
+        records: list[Record] = []
+        n_telemetry = 0
+        try:
+            records = self._reader.read(self._options.records_max, self._options.wait_s)
+            self._dirty |= self._audit.step(self._now_ms())
+            if self._fold is not None:
+                n_telemetry = self._fold.step(self._now_ms())
+                self._fleet_dirty |= n_telemetry > 0
+        except LogUnavailable as error:
+            logger.warning("the log can't be read now, will try again: %s", error)
+        damaged, self._reader.damaged[:] = list(self._reader.damaged), []
+        if records or damaged:
+            self.learn(records, damaged)
+        self.publish_if_due()
+        return len(records) + n_telemetry
+
+    def learn(self, records: Sequence[Record], damaged: Sequence[Damage] = ()) -> None:
+        """Steps 2 to 4 for records, and unreadable stretches, that go on where the state ends."""
+        ingested = self._ingest.take(records)
+        dead = ingested.dead + [letter for damage in damaged for letter in _unreadable(damage)]
+        self._set_aside(dead)
+        found = ingested.outcomes
+        home = self._share.keeps(found.issuers, found.sequences)
+        self._move(ingested, home)
+        state, outcomes = self.state, found.take(home)
+        fresh = state.seen.claim(
+            outcomes.issuers, outcomes.sequences, ingested.bits[home], outcomes.decided_at_ms
+        )
+        new = keep_fresh(outcomes, fresh)
+        state.learned.update(new)
+        if len(new):
+            state.learned_at_ms = self._now_ms()
+        state.count(RECORDS, len(records))
+        n_fresh = int(np.count_nonzero(fresh))
+        state.count(LEARNED, n_fresh)
+        state.count(DUPLICATE, len(outcomes) - n_fresh)
+        nano_usd = ingested.spent_nano_usd[home]
+        self._count_money(SPENT, outcomes.pools, fresh & COST_BIT, nano_usd[:, 0])
+        self._count_money(IN_VAIN, outcomes.pools, fresh & PAID_BIT, nano_usd[:, 1])
+        state.count(MOVED, int((~home).sum()))
+        for letter in dead:
+            state.count(DEAD + letter.reason)
+        for record in records:
+            state.offsets[record.partition] = record.offset + 1
+            self._watermark_ms[record.partition] = record.appended_at_ms
+        for damage in damaged:
+            end = max(state.offsets[damage.partition], damage.end_offset)
+            state.offsets[damage.partition] = end
+        self._dirty = True
+
+    def _count_money(
+        self,
+        kind: str,
+        pools: NDArray[np.uint64],
+        fresh: NDArray[np.uint8],
+        nano_usd: NDArray[np.int64],
+    ) -> None:
+        """Add up the money (n,) of rows where `fresh` (n,) is not zero, by pool."""
+        rows = np.flatnonzero(fresh)
+        for pool in np.unique(pools[rows]).tolist():
+            self.state.count(f"{kind}{pool:016x}", int(nano_usd[rows][pools[rows] == pool].sum()))
+
+    def publish_if_due(self, *, at_once: bool = False) -> None:
+        """Step 5. Raises LogReplaced, SnapshotFenced, OSError; a silent log only puts it off."""
+        now_ms = self._now_ms()
+        # A clock that was set back must not put it off.
+        set_back = now_ms < self._saved_at_ms
+        due = set_back or now_ms >= self._publish_next_ms
+        fleet_due = set_back or now_ms >= self._saved_at_ms + self._options.publish_fleet_s * 1000
+        if not (at_once or (due and (self._dirty or fleet_due))):
+            return
+        if not (self._dirty or self._fleet_dirty):
+            return
+        try:
+            self._check_same_topic()
+            self._forget_seen()
+            self._forget_dead()
+        except LogUnavailable as error:
+            logger.warning("the snapshot waits for the log: %s", error)
+            return
+        self._saver.save(self.state, now_ms)
+        self._saved_at_ms = saved_at_ms = self._now_ms()
+        rest_ms = (saved_at_ms - now_ms) * self._options.publish_rest
+        self._publish_next_ms = max(now_ms + self._options.publish_s * 1000, saved_at_ms + rest_ms)
+        self._dirty = self._fleet_dirty = False
+        self._n_published += 1
+        if self._n_published % self._options.prune_every == 0:
+            self._store.prune()
+
+    def _move(self, ingested: Ingested, home: NDArray[np.bool_]) -> None:
+        """Append what belongs to another trainer again, under the key that leads there.
+
+        A crash may move a record twice: its second copy is a duplicate there.
+        """
+        away = np.flatnonzero(~home)
+        if len(away):
+            outcomes = ingested.outcomes
+            ids = join_ids(outcomes.issuers[away], outcomes.sequences[away])
+            moved = [ingested.records[row].value for row in away]
+            keys = [decision_id.hex().encode() for decision_id in ids]
+            self._log.append(FEEDBACK, list(zip(keys, moved, strict=True)))
+
+    # --- dead letters
+
+    def _set_aside(self, dead: Sequence[DeadLetter]) -> None:
+        """Step 3: write dead letters that a former trainer has not written already."""
+        fresh = [d for d in dead if (d.record.partition, d.record.offset) not in self._already_dead]
+        if fresh:
+            self._store.check_fence()  # who has taken over writes them, too
+            self._log.append(DEAD_LETTER, [dead_letter(letter) for letter in fresh])
+            self._already_dead |= {(d.record.partition, d.record.offset) for d in fresh}
+
+    def _forget_dead(self) -> None:
+        """Keep account of dead letters until the state is past where they came from.
+
+        A former trainer may have written them far ahead of the snapshot this one began with.
+        """
+        offsets = self.state.offsets
+        self._already_dead = {(p, o) for p, o in self._already_dead if o >= offsets.get(p, o + 1)}
+        if not self._already_dead:
+            self.state.dead_letter_offsets = self._log.end_offsets(DEAD_LETTER)
+
+    def _dead_since_snapshot(self) -> set[tuple[int, int]]:
+        """Where the dead letters came from that were written after the snapshot was saved."""
+        ends = self._log.end_offsets(DEAD_LETTER)
+        firsts = self._log.first_offsets(DEAD_LETTER)
+        starts = {p: max(firsts[p], self.state.dead_letter_offsets.get(p, 0)) for p in ends}
+        left = sum(max(0, ends[p] - starts[p]) for p in ends)
+        found: set[tuple[int, int]] = set()
+        reader = self._log.reader(DEAD_LETTER, starts)
+        try:
+            while left > 0:
+                records = reader.read(self._options.records_max, 10.0)
+                # Of damaged letters nobody knows where they came from: they may be written again.
+                damaged = sum(d.end_offset - d.first_offset for d in reader.damaged)
+                reader.damaged.clear()
+                if not records and not damaged:
+                    raise LogUnavailable(f"{left} dead letters could not be read back in 10 s")
+                left -= len(records) + damaged
+                found |= {came_from(record) for record in records}
+        finally:
+            reader.close()
+        return found
+
+    def _spent_usd(self) -> float:
+        """US dollars for answers and in vain, ever; of all shards, if they are like this one."""
+        counts = self.state.counts
+        nano = sum(n for name, n in counts.items() if name.startswith((SPENT, IN_VAIN)))
+        return nano * self._share.parts / NANO_USD
+
+    # --- recovery
+
+    def _positioned(self, encoder: str, known: State | None) -> State:
+        """A known state, or a new one, its offsets checked against the log."""
+        state = known or State(encoder, Learned(self._options.memory))
+        topic_id = self._log.topic_id(FEEDBACK)
+        if state.topic_id and state.topic_id != topic_id:
+            self._gap(LogReplaced(FEEDBACK, state.topic_id, topic_id))
+            state.topic_id, state.offsets = topic_id, {}
+            # Those there are came from the former topic.
+            state.dead_letter_offsets = self._log.end_offsets(DEAD_LETTER)
+        first, end = self._log.first_offsets(FEEDBACK), self._log.end_offsets(FEEDBACK)
+        owned = {p for p in end if self._share.owns(p)}
+        state.offsets = {p: o for p, o in state.offsets.items() if p in owned}
+        for partition in owned:
+            # A partition the snapshot does not know is new; nothing of it was learned.
+            wanted = state.offsets.setdefault(partition, first[partition] if not known else 0)
+            if not first[partition] <= wanted <= end[partition]:
+                self._gap(
+                    LogTruncated(FEEDBACK, partition, wanted, first[partition], end[partition])
+                )
+                state.count(SKIPPED, max(0, first[partition] - wanted))
+                state.offsets[partition] = first[partition]
+        return state
+
+    def _check_same_topic(self) -> None:
+        """Raise LogReplaced if the topic was made again under the reader.
+
+        If it has grown past our offsets since, reading went on in it without a complaint. Asked
+        after reading and before saving, so that nothing read there is ever saved.
+        """
+        found = self._log.topic_id(FEEDBACK)
+        if found != self.state.topic_id:
+            raise LogReplaced(FEEDBACK, self.state.topic_id, found)
+
+    def _gap(self, error: LogReplaced | LogTruncated) -> None:
+        """The log has lost records: raise, or say so loudly and go on, as the options state."""
+        if self._options.on_gap != "continue":
+            raise error
+        self._dirty = self._passed_gap = True
+        logger.error("%s Continuing without them, as `on_gap` says.", error)
+
+    def _forget_seen(self) -> None:
+        """Drop what can't arrive any more: older than the most backward partition would accept.
+
+        By the log's clock, which judges lateness. Ours may be wrong by days.
+        """
+        state = self.state
+        ends = self._log.end_offsets(FEEDBACK)
+        horizon_ms = max(self._watermark_ms.values(), default=0)
+        for partition, offset in state.offsets.items():
+            if offset < ends.get(partition, 0):
+                horizon_ms = min(horizon_ms, self._watermark_ms.get(partition, 0))
+        age_ms = round(self._options.feedback.age_s_max * 1000)
+        state.seen.forget(horizon_ms - CLOCK_MARGIN_MS - age_ms)
+
+
+def _unreadable(damage: Damage) -> Iterable[DeadLetter]:
+    """A dead letter for every record that can't be read, so that each is accounted for."""
+    for offset in range(damage.first_offset, damage.end_offset):
+        record = Record(damage.partition, offset, 0, None, None)
+        yield DeadLetter(record, Reason.DAMAGED, "its bytes in the log fail the checksum")

@@ -1,0 +1,185 @@
+"""Scaling a site: settings, a real store in a folder, and what the planner makes of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_up import ENCODER
+from pools_told import told
+from test_state import learn
+
+from infra.autoscaling.live.site_scaling import PRIOR_WEIGHT, observe_site, planner_of, scaling_of
+from infra.pools.site import LocalSite
+from infra.settings.settings import read_settings
+from learners.estimates import ema
+from learners.estimates.learned import Learned
+from streams.feedback.ticket import key_of
+from streams.telemetry.fleet_state import FleetState
+from streams.telemetry.records import ClassWindow, WishWindow, Workload
+from streams.training.prices import Price, Prices
+from streams.training.snapshots import MANIFESTS
+from streams.training.state import Saver, State
+
+NOW_MS = 1_790_000_060_000  # where a slot ends
+SECONDS = 60
+SETTINGS = """
+state_dir = "{state}"
+
+[autoscaling]
+enabled = true
+routers_max = 3
+
+[router]
+replicas = 1
+
+[[models]]
+name = "small"
+shape = "Llama-3.1-8B-Instruct"
+output_tokens = 200.0
+quality = 0.6
+
+[[models]]
+name = "large"
+shape = "Qwen3-32B"
+output_tokens = 400.0
+
+[[gpus]]
+name = "h100_sxm"
+usd_per_hour = 2.5
+available = 8
+
+[[pools]]
+name = "small-h100"
+model = "small"
+backend = "emulated"
+gpu = "h100_sxm"
+replicas = 1
+replicas_max = 6
+"""
+
+
+@pytest.fixture
+def site(tmp_path) -> LocalSite:
+    path = tmp_path / "fairlead.toml"
+    path.write_text(SETTINGS.format(state=tmp_path / "state"))
+    return LocalSite.of(read_settings(path), path)
+
+
+def heard(per_s: int = 4) -> FleetState:
+    """A minute of so many wishes a second, and of one replica."""
+    state = FleetState()
+    for second in range(SECONDS):
+        to_ms = NOW_MS - 1000 * (SECONDS - 1 - second)
+        wish = WishWindow(model="small", requests=per_s, prompt_tokens_sum=500 * per_s)
+        window = ClassWindow(name="chat", arrivals=per_s, wishes=[wish])
+        state.fold(
+            Workload(classes=[window], source="a" * 16, sequence=second, from_unix_ms=to_ms - 1000,
+                     to_unix_ms=to_ms),
+            to_ms,
+        )  # fmt: skip
+        state.fold(told("small-h100", to_ms, load=0.5), to_ms)
+    return state
+
+
+def publish(site: LocalSite, fleet: FleetState, price: float = 0.0, learned: Learned | None = None):
+    store = site.store()
+    store.claim()
+    memory = read_settings(site.settings).deployment().trainer.memory
+    state = State(ENCODER, learned or Learned(memory))
+    state.fleet = fleet
+    state.prices = Prices(capacity={"small-h100": Price(price, price)})
+    Saver(store).save(state, NOW_MS)
+
+
+def test_nothing_is_seen_before_anything_was_heard(site):
+    """
+    Neither without a snapshot nor with one of a trainer that heard no telemetry.
+    """
+    assert observe_site(site, NOW_MS) is None
+    publish(site, FleetState())
+    assert observe_site(site, NOW_MS) is None
+
+
+def test_what_is_seen_is_of_the_newest_snapshot(site):
+    """
+    Wishes are demand, with the output tokens that are stated while nothing is learned; prices are
+    those of the snapshot; GPUs those of the settings.
+    """
+    publish(site, heard(1))
+    publish(site, heard(4), price=1.5)
+
+    found = observe_site(site, NOW_MS)
+
+    (demand,) = found.demands
+    assert (demand.class_name, demand.model) == ("chat", "small")
+    assert demand.requests_per_s == pytest.approx(4.0)
+    assert (demand.prompt_tokens, demand.output_tokens) == (pytest.approx(500.0), 200.0)
+    pool = found.pools["small-h100"]
+    assert (pool.ready, pool.load) == (1, 0.5)
+    assert pool.price == Price(1.5, 1.5).multiple() > 0.0
+    assert found.usd_per_hour == {"h100_sxm": 2.5} and found.gpus_available == {"h100_sxm": 8}
+    assert found.at_s == NOW_MS / 1000.0
+
+
+def test_output_tokens_that_were_learned_count(site):
+    """
+    Together with what is stated, which counts as a few outcomes.
+    """
+    state = State(ENCODER, Learned(read_settings(site.settings).deployment().trainer.memory))
+    learn(state, 60)
+    publish(site, heard(), learned=state.learned)
+
+    (demand,) = observe_site(site, NOW_MS).demands
+
+    means = ema.read(state.learned.models, np.array([key_of("small")]), state.learned.as_of_ms)
+    (expected,) = means.figure("output_tokens", 200.0, PRIOR_WEIGHT)
+    assert demand.output_tokens == pytest.approx(expected)
+    assert abs(demand.output_tokens - 200.0) > 1.0
+
+
+def test_a_damaged_snapshot_is_passed_over(site, caplog):
+    """
+    The one before it is looked at, and it is said.
+    """
+    publish(site, heard(4))
+    publish(site, heard(9))
+    newest = max((Path(site.snapshots) / MANIFESTS).iterdir(), key=lambda path: path.name)
+    newest.write_bytes(b"{")
+
+    (demand,) = observe_site(site, NOW_MS).demands
+
+    assert demand.requests_per_s == pytest.approx(4.0)
+    assert "passed over" in caplog.text
+
+
+def test_the_planner_of_a_site_plans_and_is_restored(site):
+    """
+    What it saw brings replicas; what it remembered, through JSON, goes on as it would have.
+    """
+    publish(site, heard(40))
+    planner = planner_of(site, {})
+    seen = observe_site(site, NOW_MS)
+
+    plan = planner.step(seen)
+    again = planner_of(site, json.loads(json.dumps(planner.as_dict())))
+
+    assert 1 <= plan.replicas["small-h100"] <= 6 and plan.routers >= 1
+    later = observe_site(site, NOW_MS + 5000)
+    assert planner.step(later) == again.step(later)
+    assert planner.as_dict() == again.as_dict()
+
+
+def test_settings_reach_the_planner(site):
+    """
+    Bounds of routers and pools, and that nothing runs without demand.
+    """
+    scaling = scaling_of(read_settings(site.settings))
+
+    assert scaling.options.enabled and scaling.options.routers_min == 1
+    assert scaling.observe is observe_site and scaling.make is planner_of
+    publish(site, heard(100_000))
+    plan = planner_of(site, {}).step(observe_site(site, NOW_MS))
+    assert plan.replicas["small-h100"] <= 6

@@ -1,0 +1,50 @@
+"""Services that only ask a router install grpcio and protobuf, so `import fairlead` takes no more.
+
+The learners' and servers' packages are installed where these tests run, so an import that slips
+in would go unnoticed everywhere but at the user's. Hence a fresh interpreter, which tells.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+# `grpc` looks for its own extras when imported (grpc_tools, grpc_health, grpc_reflection) and does
+# without them; typing_extensions is what grpcio depends on; the other two are its compiled part.
+ALLOWED = re.compile(
+    r"fairlead|grpc(_tools|_health|_reflection)?|typing_extensions|cython_runtime|_cython_\w+"
+    r"|google(\.protobuf|\._upb)?|serve(\.proto(\.fairlead(\.v1)?)?)?"
+)
+NEEDED_ELSEWHERE = {"numpy", "ray", "faiss", "rich", "typer", "pyarrow", "pydantic", "cryptography"}
+
+
+def modules_after(statement: str) -> set[str]:
+    """Names of all modules a fresh interpreter has loaded after `statement`."""
+    program = f"{statement}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return set(json.loads(result.stdout))
+
+
+def package_of(module: str) -> str:
+    """What `ALLOWED` speaks of: of shared roots the part that says whose a module is."""
+    parts = module.split(".")
+    return ".".join(parts[: {"google": 2, "serve": 4}.get(parts[0], 1)])
+
+
+def test_importing_the_client_loads_grpc_protobuf_and_our_stubs_and_nothing_else():
+    loaded = modules_after("import fairlead") - modules_after("pass")
+    packages = {package_of(name) for name in loaded} - sys.stdlib_module_names
+
+    assert {name for name in packages if not ALLOWED.fullmatch(name)} == set()
+    assert not packages & NEEDED_ELSEWHERE
+    assert "serve.proto.fairlead.v1" in packages
+
+
+def test_the_check_would_notice():
+    assert "numpy" in modules_after("import fairlead, numpy")

@@ -1,0 +1,204 @@
+"""Writing an answer: the first token at once, then at a pace, in order, and nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from virtual_loop import virtual_loop
+
+from serve.dispatch.answers import Ended, Event, Routed, Streamed
+from serve.dispatch.backend import Piece, Usage
+from serve.errors import AnswerBroken
+from serve.grpc_api.paced import PACE_S, WAITING_MAX, PacedWriter
+from serve.proto.fairlead.v1 import router_pb2 as pb
+
+ROUTED = Routed(
+    answer=0, decision=pb.Decision(), model="m", pool="p", endpoint="e", ticket=b"", attempts=()
+)
+ENDED = Ended(
+    answer=0,
+    usage=Usage(prompt_tokens=1, output_tokens=1),
+    cost_usd=0.0,
+    paid_usd=0.0,
+    first_token_ms=0.0,
+    latency_ms=0.0,
+    confidence=None,
+    attempts=(),
+)
+
+
+def word(text: str, answer: int = 0, **fields: object) -> Streamed:
+    return Streamed(answer=answer, piece=Piece(delta={"content": text}, **fields))
+
+
+class Written:
+    """What was written, and when."""
+
+    def __init__(self, takes_s: float = 0.0) -> None:
+        self.events: list[tuple[float, Event]] = []
+        self._takes_s = takes_s
+
+    async def __call__(self, event: Event) -> None:
+        await asyncio.sleep(self._takes_s)
+        self.events.append((asyncio.get_running_loop().time(), event))
+
+    @property
+    def pieces(self) -> list[tuple[float, Streamed]]:
+        return [(at_s, event) for at_s, event in self.events if isinstance(event, Streamed)]
+
+    def text(self, answer: int = 0) -> str:
+        return "".join(e.piece.text for _, e in self.pieces if e.answer == answer)
+
+
+async def played(
+    steps: Sequence[tuple[float, Event]], fails: Exception | None = None
+) -> AsyncGenerator[Event, None]:
+    for rest_s, event in steps:
+        await asyncio.sleep(rest_s)
+        yield event
+    if fails:
+        raise fails
+
+
+def sent(steps: Sequence[tuple[float, Event]], takes_s: float = 0.0) -> Written:
+    written = Written(takes_s)
+    with virtual_loop() as loop:
+        loop.run_until_complete(PacedWriter(written).send(played(steps)))
+    return written
+
+
+def test_the_first_token_is_written_at_once_and_the_next_at_a_pace():
+    steps = [(0.0, ROUTED), (0.0, word("a")), *[(0.007, word(c)) for c in "bcdefgh"], (0.0, ENDED)]
+
+    written = sent(steps)
+
+    times = [at_s for at_s, _ in written.pieces]
+    assert written.events[0] == (0.0, ROUTED)
+    assert times[0] == 0.0
+    assert [e.piece.text for _, e in written.pieces] == ["a", "bc", "def", "gh"]
+    assert times[1:3] == pytest.approx([PACE_S, 2 * PACE_S])
+    assert written.events[-1] == (pytest.approx(0.049), ENDED)
+
+
+def test_pieces_of_a_slow_model_are_written_as_they_come():
+    written = sent([(0.0, ROUTED), *[(0.03, word(c)) for c in "abc"], (0.03, ENDED)])
+
+    assert [at_s for at_s, _ in written.pieces] == pytest.approx([0.03, 0.06, 0.09])
+
+
+def test_a_pool_that_sends_faster_than_the_pace_fills_no_memory():
+    """
+    However much comes at once, a message has at most so many pieces.
+    """
+    words = [(0.0, word("x")) for _ in range(1000)]
+
+    written = sent([(0.0, ROUTED), *words, (0.0, ENDED)])
+
+    assert max(len(e.piece.text) for _, e in written.pieces) <= WAITING_MAX
+    assert written.text() == "x" * 1000
+
+
+def test_what_has_more_than_text_is_not_joined():
+    tool = Streamed(answer=0, piece=Piece(delta={"tool_calls": [{"index": 0}]}))
+    sure = word("c", logprobs={"content": []}, finish_reason="stop")
+    steps = [(0.0, ROUTED), (0.0, word("a"))]
+    steps += [(0.0, e) for e in (word("b"), tool, word("x", answer=1), word("d"), sure, ENDED)]
+
+    shown = [e for _, e in sent(steps).pieces]
+
+    assert tool in shown
+    assert shown[-1] == sure or shown[-1].piece.finish_reason == "stop"
+    assert [e.answer for e in shown].count(1) == 1
+
+
+events = st.lists(
+    st.tuples(
+        st.sampled_from([0.0, 0.0, 0.001, 0.007, 0.019, 0.02, 0.021, 0.5]),
+        st.builds(word, st.text("xyz", min_size=1, max_size=2), answer=st.integers(0, 2)),
+    ),
+    max_size=40,
+)
+
+
+@given(events, st.sampled_from([0.0, 0.001, 0.03, 0.2]))
+def test_whatever_the_timing_nothing_is_lost_or_reordered(pieces, takes_s):
+    """
+    Each answer's text is whole, Routed is first and Ended last, and pieces keep the pace.
+    """
+    steps = [(0.0, ROUTED), *pieces, (0.0, ENDED)]
+
+    written = sent(steps, takes_s)
+
+    for answer in range(3):
+        assert written.text(answer) == "".join(
+            e.piece.text for _, e in pieces if e.answer == answer
+        )
+    assert (written.events[0][1], written.events[-1][1]) == (ROUTED, ENDED)
+
+
+def test_an_error_comes_after_what_came_before_it():
+    written = Written()
+    steps = [(0.0, ROUTED), (0.0, word("a")), (0.001, word("b"))]
+    with virtual_loop() as loop, pytest.raises(AnswerBroken):
+        loop.run_until_complete(
+            PacedWriter(written).send(played(steps, AnswerBroken("here", "it broke")))
+        )
+
+    assert written.text() == "ab"
+
+
+def test_a_reader_who_is_slow_holds_the_answer_up():
+    """
+    Nothing is read while a write takes its time, but for what comes within the pace.
+    """
+    read = 0
+
+    async def endless() -> AsyncGenerator[Event, None]:
+        nonlocal read
+        while True:
+            yield word("x")
+            read += 1
+
+    async def stuck(event: Event) -> None:
+        await asyncio.sleep(3600)
+
+    async def scene() -> None:
+        sending = asyncio.ensure_future(PacedWriter(stuck).send(endless()))
+        await asyncio.sleep(10)
+        assert read <= 1
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+
+    with virtual_loop() as loop:
+        loop.run_until_complete(scene())
+
+
+@pytest.mark.parametrize("cancelled", [True, False], ids=["the caller leaves", "writing fails"])
+def test_the_events_are_closed_when_writing_ends_early(cancelled):
+    closed = False
+
+    async def held() -> AsyncGenerator[Event, None]:
+        nonlocal closed
+        try:
+            yield ROUTED
+            await asyncio.Event().wait()
+        finally:
+            closed = True
+
+    async def write(event: Event) -> None:
+        if not cancelled:
+            raise ConnectionError
+
+    async def scene() -> None:
+        sending = asyncio.ensure_future(PacedWriter(write).send(held()))
+        await asyncio.sleep(1)
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+        assert closed
+
+    with virtual_loop() as loop:
+        loop.run_until_complete(scene())

@@ -1,0 +1,146 @@
+"""The project's own shape: imports point one way, generated files are fresh, promises are kept."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+PACKAGES = ("fairlead", "load", "infra", "serve", "streams", "learners")
+
+
+def run(*command: str) -> str:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def sources() -> list[Path]:
+    found = [p for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py"))]
+    return [p for p in found if not re.search(r"_pb2(_grpc)?\.py$", p.name)]
+
+
+def test_imports_point_one_way():
+    """
+    Someone understands a folder knowing only those below it: the contracts in pyproject.toml.
+    """
+    assert "0 broken" in run(str(BIN / "lint-imports"))
+
+
+def test_code_is_tidy():
+    """
+    What ruff finds is mended or exempted with a reason in pyproject.toml.
+    """
+    run(str(BIN / "ruff"), "check", *PACKAGES, "tests")
+    run(str(BIN / "ruff"), "format", "--check", *PACKAGES, "tests")
+
+
+def test_generated_code_matches_the_proto(tmp_path):
+    """
+    A proto changed without `make proto` would promise what the code does not do.
+    """
+    here = Path("serve/proto/fairlead/v1")
+    run(
+        sys.executable, "-m", "grpc_tools.protoc", "-I.", f"--python_out={tmp_path}",
+        f"--pyi_out={tmp_path}", f"--grpc_python_out={tmp_path}",
+        str(here / "router.proto"), str(here / "dispatch.proto"),
+    )  # fmt: skip
+
+    for proto, end in itertools.product(("router", "dispatch"), (".py", ".pyi", "_grpc.py")):
+        name = f"{proto}_pb2{end}"
+        assert (tmp_path / here / name).read_text() == (ROOT / here / name).read_text(), name
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_file_opens_by_explaining_itself(path):
+    """
+    A file is one idea, and its first words say which.
+    """
+    text = path.read_text()
+    assert not text.strip() or text.startswith(('"""', 'r"""')), "begin with a docstring"
+
+
+def test_no_file_is_called_utils():
+    vague = {"utils", "util", "helpers", "manager", "common", "misc"}
+    assert [p for p in sources() if p.stem in vague] == []
+
+
+def test_tests_are_flat():
+    """
+    A package below tests/ would shadow the real one of the same name.
+    """
+    assert list((ROOT / "tests").glob("*/__init__.py")) == []
+
+
+def test_readme_commands_exist():
+    """
+    Every `make` target and every `fairlead` command that the README names can be run.
+    """
+    from typer.main import get_command
+
+    from fairlead.command_line import app
+
+    readme = (ROOT / "README.md").read_text()
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", readme, re.MULTILINE))
+    assert {"run", "test"} <= named <= targets
+
+    group = get_command(app)
+    commands = re.findall(
+        r"(?:python -m|bin/|^|`)fairlead (\w[\w-]*)(?: ([a-z]+))?", readme, re.MULTILINE
+    )
+    assert {first for first, _ in commands} >= {"up", "demo", "bench"}
+    for first, second in commands:
+        assert first in group.commands, f"README names `fairlead {first}`"
+        if second and hasattr(group.commands[first], "commands"):
+            assert second in group.commands[first].commands, f"`fairlead {first} {second}`"
+
+
+def test_ci_calls_the_readme_test_command():
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    assert "make test" in (ROOT / "README.md").read_text()
+
+
+def test_python_dash_m_is_the_same_command_line():
+    assert (
+        run(str(BIN / "fairlead"), "--help").split("Options")[1:]
+        == (run(sys.executable, "-m", "fairlead", "--help").split("Options")[1:])
+    )
+
+
+def test_base_installation_is_a_light_client():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {re.split(r"[>=<]", d)[0] for d in project["dependencies"]} == {"grpcio", "protobuf"}
+
+
+def test_pins_cover_every_dependency_and_name_no_address():
+    """
+    constraints.txt pins what pyproject.toml asks for, and records no registry's address.
+    """
+    text = (ROOT / "constraints.txt").read_text()
+    assert "://" not in text
+    pinned = {line.split("==")[0].lower() for line in text.splitlines() if "==" in line}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["server"]]
+    wanted += [d for d in project["optional-dependencies"]["dev"] if "fairlead" not in d]
+    names = {re.split(r"[>=<\[]", d)[0].lower() for d in wanted}
+    assert names <= pinned
+
+
+def test_repository_names_no_path_of_this_machine():
+    """
+    What is here works anywhere.
+    """
+    listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard").split()
+    texts = [p for p in listed if not p.endswith((".parquet", ".npz", ".png", "test_structure.py"))]
+    for name in texts:
+        path = ROOT / name
+        if path.is_file():
+            assert not re.search(r"/work/|/root/|/opt/wheels", path.read_text()), name

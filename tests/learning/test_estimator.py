@@ -1,0 +1,309 @@
+"""The blend: what each learner says, put together by the stated formula; and sane without data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from strategies import MODELS, changed, contexts, joined, outcomes
+
+from learners.context import N_FEATURES, real
+from learners.estimates import ridge
+from learners.estimates.estimator import BlendOptions, Estimator
+from learners.estimates.history import Neighbours
+from learners.estimates.learned import Learned, MemoryOptions
+from learners.outcomes import Outcomes
+from learners.targets import N_TARGETS, ONE, VALUE_MAX, Target
+
+HALF_LIFE_S = 5.0
+MEMORY = MemoryOptions(model_half_life_s=HALF_LIFE_S, pool_half_life_s=1.0)
+BLEND = BlendOptions()
+KEYS = list(MODELS)
+NOISE = np.array([BLEND.quality_noise, BLEND.ratio_noise, BLEND.ratio_noise])
+
+
+def learned(*parts: Outcomes) -> Learned:
+    state = Learned(MEMORY)
+    for part in parts:
+        state.update(part)
+    state.history.settle()
+    return state
+
+
+def estimator(
+    state: Learned,
+    keys: list[int] = KEYS,
+    quality: list[float] | None = None,
+    options: BlendOptions = BLEND,
+) -> Estimator:
+    stated = np.full(len(keys), np.nan) if quality is None else np.array(quality)
+    return Estimator(state, keys, stated, options)
+
+
+def graded(n: int, model: int, quality: float, *, at_ms: int = 0, seed: int = 0) -> Outcomes:
+    """N outcomes of one model that report its quality alone, always the same."""
+    rows = outcomes(n, np.random.default_rng(seed), among=(model,))
+    targets, known = np.zeros((n, N_TARGETS), np.int64), np.zeros((n, N_TARGETS), bool)
+    targets[:, Target.QUALITY], known[:, Target.QUALITY] = round(quality * ONE), True
+    return changed(rows, targets=targets, known=known, decided_at_ms=np.full(n, at_ms))
+
+
+ASKED = contexts(6, np.random.default_rng(99))
+
+
+# --- the formula --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_estimate_is_the_stated_blend_of_its_parts(share):
+    """
+    Means by weight and prior, ridge and neighbours each around those means, and the share of
+    either: computed here from the parts, step by step.
+    """
+    rows = outcomes(300, np.random.default_rng(0))
+    state, options = learned(rows), replace(BLEND, neighbours_share=share)
+    stated = np.array([0.9, np.nan, 0.1])
+
+    estimates = estimator(state, quality=stated.tolist(), options=options).estimate(ASKED)
+
+    as_of_ms = int(rows.decided_at_ms.max())
+    epoch, into = np.divmod(rows.decided_at_ms, HALF_LIFE_S * 1000)
+    weight = np.floor(256 * 2 ** (into / (HALF_LIFE_S * 1000))) / 256
+    weight = weight * 2.0 ** (epoch - as_of_ms / (HALF_LIFE_S * 1000))
+    count, total = np.zeros((3, 3)), np.zeros((3, 3))
+    for column, key in enumerate(KEYS):
+        used = (rows.models == np.uint64(key))[:, None] & rows.known
+        count[column] = weight @ used
+        total[column] = weight @ (used * rows.targets / ONE)
+    unstated = (total[:, 0].sum() + 0.5) / (count[:, 0].sum() + 1.0)
+    prior = np.zeros((3, 3))
+    prior[:, 0] = [0.9, unstated, 0.1]
+    means = (total + 4.0 * prior) / (count + 4.0)
+    linear = ridge.solve(state.ridge.read(KEYS, as_of_ms), means, NOISE, BLEND.ridge)
+    kept = state.history.rows
+    fade = 0.5 ** ((as_of_ms - kept["decided_at_ms"]) / (HALF_LIFE_S * 1000))
+    near = Neighbours(kept, None, KEYS, means, fade, MEMORY.history).evidence(ASKED)
+    want = (1 - share) * linear.predict(real(ASKED)) + share * (means + near.deviation)
+    np.testing.assert_allclose(estimates.mean, want, atol=1e-5)
+    np.testing.assert_allclose(estimates.evidence.weight, near.weight, atol=1e-5)
+    np.testing.assert_allclose(estimates.noise, linear.noise, rtol=1e-5)
+    variance = linear.deviation(real(ASKED)) ** 2 + linear.noise[:, 0] ** 2 / (count[:, 0] + 4.0)
+    np.testing.assert_allclose(estimates.deviation, np.sqrt(variance), rtol=1e-5)
+
+
+def test_shapes_and_types_are_as_stated():
+    """
+    (request, model, target), in single precision.
+    """
+    estimates = estimator(learned(outcomes(50, np.random.default_rng(1)))).estimate(ASKED)
+
+    assert estimates.mean.shape == estimates.evidence.deviation.shape == (6, 3, N_TARGETS)
+    assert estimates.deviation.shape == (6, 3)
+    assert estimates.noise.shape == (3, N_TARGETS)
+    assert estimates.evidence.similarity.shape == (6,)
+    for array in (estimates.mean, estimates.deviation, estimates.noise):
+        assert array.dtype == np.float32
+
+
+def test_estimates_of_a_batch_are_those_of_its_requests():
+    """
+    A request is judged alike alone and in company.
+    """
+    view = estimator(learned(outcomes(300, np.random.default_rng(2))))
+
+    together = view.estimate(ASKED)
+
+    for i in range(len(ASKED)):
+        alone = view.estimate(ASKED[i : i + 1])
+        np.testing.assert_allclose(together.mean[i], alone.mean[0], atol=1e-5)
+        np.testing.assert_allclose(together.deviation[i], alone.deviation[0], rtol=1e-4)
+
+
+def test_estimates_do_not_depend_on_the_order_of_outcomes():
+    """
+    Learned in another order and in pieces, the same is expected, but for the last bits.
+    """
+    rows = outcomes(300, np.random.default_rng(3))
+    other = rows.take(np.random.default_rng(4).permutation(300))
+
+    one = estimator(learned(rows)).estimate(ASKED)
+    two = estimator(learned(other.take(slice(0, 77)), other.take(slice(77, 300)))).estimate(ASKED)
+
+    np.testing.assert_allclose(one.mean, two.mean, atol=1e-5)
+    np.testing.assert_allclose(one.deviation, two.deviation, atol=1e-5)
+
+
+# --- priors -------------------------------------------------------------------------------------
+
+
+def test_before_any_outcome_the_estimate_is_what_was_stated():
+    """
+    Stated quality, else the middle; cost and latency as the catalogue expects. Uncertain by the
+    prior noise: in the mean as if seen four times, in the departure by the penalty.
+    """
+    estimates = estimator(Learned(MEMORY), quality=[0.9, np.nan, 0.0]).estimate(ASKED)
+
+    np.testing.assert_allclose(
+        estimates.mean, np.broadcast_to([[0.9, 0, 0], [0.5, 0, 0], [0, 0, 0]], (6, 3, 3)), rtol=1e-6
+    )
+    square = (real(ASKED).astype(float) ** 2).sum(axis=1)
+    want = BLEND.quality_noise * np.sqrt(square / BLEND.ridge.own_penalty + 1 / 4)
+    np.testing.assert_allclose(estimates.deviation, np.tile(want[:, None], 3), rtol=1e-5)
+    np.testing.assert_allclose(estimates.noise, np.tile(NOISE, (3, 1)), rtol=1e-6)
+    assert not estimates.evidence.similarity.any()
+
+
+def test_what_was_stated_counts_as_four_outcomes():
+    """
+    Twelve outcomes of 0.5 against a stated 0.9: three quarters of the way to 0.5.
+    """
+    view = estimator(learned(graded(12, KEYS[0], 0.5)), quality=[0.9, 0.9, 0.9])
+
+    assert view.ridge.means[0, Target.QUALITY] == pytest.approx(0.6, abs=1e-4)
+    assert view.ridge.means[1, Target.QUALITY] == pytest.approx(0.9, abs=1e-6)
+
+
+def test_a_model_nothing_was_stated_of_starts_as_the_average_of_the_others():
+    """
+    Weighed by their outcomes, with one imaginary outcome in the middle.
+    """
+    state = learned(graded(30, KEYS[0], 1.0), graded(9, KEYS[1], 0.0))
+
+    view = estimator(state)
+
+    assert view.ridge.means[2, Target.QUALITY] == pytest.approx((30 + 0.5) / 40, abs=1e-4)
+
+
+def test_an_old_outcome_counts_less_than_a_new_one():
+    """
+    A model that was good and now is bad is believed to be bad; the same outcomes the other way
+    round say the opposite.
+    """
+    half_life_ms = round(HALF_LIFE_S * 1000)
+    declining = learned(
+        graded(50, 3, 1.0, at_ms=0), graded(50, 3, 0.0, at_ms=6 * half_life_ms, seed=1)
+    )
+    rising = learned(
+        graded(50, 3, 0.0, at_ms=0), graded(50, 3, 1.0, at_ms=6 * half_life_ms, seed=1)
+    )
+
+    for asked in (ASKED, outcomes(50, np.random.default_rng(0)).contexts):  # the second: seen
+        assert (estimator(declining, [3]).estimate(asked).mean[:, 0, 0] < 0.25).all()
+        assert (estimator(rising, [3]).estimate(asked).mean[:, 0, 0] > 0.75).all()
+
+
+# --- models come and go -------------------------------------------------------------------------
+
+
+def test_a_new_model_changes_nothing_for_the_others():
+    """
+    Listed without any outcome, it leaves the sums, estimates and deviations of the others alone.
+    """
+    state = learned(outcomes(300, np.random.default_rng(5)))
+    sums = state.ridge.read(KEYS, state.as_of_ms)
+
+    before = estimator(state, quality=[0.5] * 3).estimate(ASKED)
+    after = estimator(state, [*KEYS, 12], quality=[0.5] * 4).estimate(ASKED)
+
+    np.testing.assert_array_equal(state.ridge.read([*KEYS, 12], state.as_of_ms)[:3], sums)
+    np.testing.assert_allclose(after.mean[:, :3], before.mean, atol=1e-5)
+    np.testing.assert_allclose(after.deviation[:, :3], before.deviation, rtol=1e-5)
+
+
+def test_a_removed_model_no_longer_teaches_the_others():
+    """
+    Without it in the catalogue, estimates are as if its outcomes had never been.
+    """
+    rng = np.random.default_rng(6)
+    rows = outcomes(300, rng)
+    left = [KEYS[0], KEYS[2]]
+    others = rows.take(rows.models != np.uint64(KEYS[1]))
+    newest = outcomes(1, rng, among=(KEYS[0],), decided_at_ms=np.array([20_000]))
+
+    with_it = estimator(learned(rows, newest), left).estimate(ASKED)
+    without = estimator(learned(others, newest), left).estimate(ASKED)
+
+    np.testing.assert_allclose(with_it.mean, without.mean, atol=1e-5)
+    np.testing.assert_allclose(with_it.deviation, without.deviation, rtol=1e-5)
+
+
+def test_models_may_be_listed_in_any_order():
+    """
+    Columns follow the list.
+    """
+    state = learned(outcomes(300, np.random.default_rng(7)))
+
+    forward = estimator(state, quality=[0.1, 0.2, 0.3]).estimate(ASKED)
+    backward = estimator(state, KEYS[::-1], quality=[0.3, 0.2, 0.1]).estimate(ASKED)
+
+    np.testing.assert_allclose(backward.mean[:, ::-1], forward.mean, atol=1e-5)
+    np.testing.assert_allclose(backward.deviation[:, ::-1], forward.deviation, rtol=1e-5)
+    np.testing.assert_allclose(backward.noise[::-1], forward.noise, rtol=1e-5)
+
+
+# --- extremes -----------------------------------------------------------------------------------
+
+
+def one_context(n: int) -> Outcomes:
+    rows = outcomes(n, np.random.default_rng(8))
+    return changed(rows, contexts=np.repeat(rows.contexts[:1], n, axis=0))
+
+
+def outermost(n: int) -> Outcomes:
+    rng = np.random.default_rng(9)
+    sign = rng.choice([-1, 1], (n, N_TARGETS))
+    return changed(
+        outcomes(n, rng, contexts=(127 * rng.choice([-1, 1], (n, N_FEATURES))).astype(np.int8)),
+        targets=sign * round(VALUE_MAX * ONE),
+        known=np.ones((n, N_TARGETS), bool),
+    )
+
+
+EXTREMES = {
+    "one outcome": lambda: outcomes(1, np.random.default_rng(10)),
+    "one context": lambda: one_context(500),
+    "largest values": lambda: outermost(500),
+    "contexts of zeros": lambda: changed(
+        outcomes(50, np.random.default_rng(11)), contexts=np.zeros((50, N_FEATURES), np.int8)
+    ),
+    "an age apart": lambda: joined(
+        [graded(5, KEYS[0], 1.0, at_ms=0), graded(5, KEYS[1], 0.0, at_ms=2 * 10**12)]
+    ),
+    "figures alone": lambda: changed(
+        outcomes(20, np.random.default_rng(12)), known=np.zeros((20, N_TARGETS), bool)
+    ),
+}
+
+
+@pytest.mark.parametrize("extreme", EXTREMES)
+def test_estimates_are_finite_whatever_was_learned(extreme):
+    """
+    A single outcome, always the same prompt, the largest values there are, outcomes of which all
+    but the last have faded: every number is finite, and deviations are above zero.
+    """
+    rows = EXTREMES[extreme]()
+    asked = np.concatenate([ASKED, rows.contexts[:3], np.zeros((1, N_FEATURES), np.int8)])
+
+    estimates = estimator(learned(rows)).estimate(asked)
+
+    for array in (estimates.mean, estimates.deviation, estimates.noise, estimates.evidence.weight):
+        assert np.isfinite(array).all()
+    assert (estimates.deviation > 0).all()
+    assert (estimates.noise > 0).all()
+
+
+def test_two_hundred_and_fifty_five_models_are_estimated_each_for_itself():
+    """
+    As many models as a ticket can name, two of them with outcomes, in one pass.
+    """
+    keys = list(range(100, 355))
+    state = learned(graded(200, 100, 1.0), graded(200, 354, 0.0, seed=1))
+
+    estimates = estimator(state, keys, quality=[0.5] * 255).estimate(ASKED)
+
+    assert estimates.mean.shape == (6, 255, 3)
+    assert np.isfinite(estimates.mean).all()
+    assert (estimates.mean[:, 0, Target.QUALITY] > 0.9).all()
+    assert (estimates.mean[:, -1, Target.QUALITY] < 0.1).all()
+    assert (estimates.deviation[:, 1:-1].min(axis=1) > estimates.deviation[:, 0]).all()

@@ -1,0 +1,126 @@
+"""Errors over HTTP: one table, complete, and agreeing with the one of gRPC."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from grpc import StatusCode
+from starlette.exceptions import HTTPException
+from test_status import NEVER_IN_A_CALL, an, classes
+
+import serve.errors
+import streams.errors
+from serve.errors import AttemptFailed, InvalidRequest, RequestRefused, ServeError, UnknownModel
+from serve.grpc_api.grpc_status import STATUS, status_of
+from serve.openai_api.errors import BUG, MEANING, error_body, error_object, meaning_of
+from serve.openai_api.reply import FIGURES
+from serve.openai_api.request import Options
+
+# What the official clients do not try again by themselves.
+FINAL = {400, 404, 422}
+HTTP_OF = {
+    StatusCode.INVALID_ARGUMENT: {400},
+    StatusCode.NOT_FOUND: {404},
+    StatusCode.FAILED_PRECONDITION: {422},
+    StatusCode.RESOURCE_EXHAUSTED: {429},
+    StatusCode.DEADLINE_EXCEEDED: {504},
+    StatusCode.ABORTED: {502},
+    StatusCode.UNAVAILABLE: {502, 503, 504},
+}
+RAISED = [kind for kind in classes(serve.errors) if kind not in (ServeError, RequestRefused)]
+RAISED += [kind for kind in classes(streams.errors) if kind.__name__ not in NEVER_IN_A_CALL]
+
+
+@pytest.mark.parametrize("kind", RAISED)
+def test_every_error_of_a_call_has_a_status(kind):
+    """
+    One added without a line in the table would reach its sender as our bug.
+    """
+    assert meaning_of(an(kind)) is not BUG
+    assert error_object(an(kind))["message"] == str(an(kind))
+
+
+@pytest.mark.parametrize("kind", RAISED)
+def test_http_and_grpc_tell_the_same_story(kind):
+    code, _ = status_of(an(kind))
+    assert meaning_of(an(kind)).status in HTTP_OF[code]
+
+
+@pytest.mark.parametrize("kind", RAISED)
+def test_request_that_is_wrong_is_not_sent_again(kind):
+    """
+    And what may go better later says when, unless it was our pools who were late.
+    """
+    meaning = meaning_of(an(kind))
+    if meaning.type == "invalid_request_error":
+        assert meaning.status in FINAL
+    if meaning.status in (429, 503):
+        assert meaning.headers["retry-after"] == "1"
+
+
+def test_table_names_no_stranger():
+    assert set(MEANING) <= {*RAISED}
+    assert set(STATUS) <= set(RAISED)
+
+
+def test_form_is_openais():
+    assert json.loads(error_body(InvalidRequest("n", 2, "1"))) == {
+        "error": {
+            "message": "n is 2; it must be 1",
+            "type": "invalid_request_error",
+            "param": "n",
+            "code": "bad_field",
+        }
+    }
+
+
+@pytest.mark.parametrize("error", [ValueError("a secret"), AssertionError("a secret"), KeyError(1)])
+def test_bug_keeps_its_details_here(error):
+    assert meaning_of(error).status == 500
+    assert error_object(error)["message"] == (
+        f"internal error ({type(error).__name__}); see the dispatcher's log"
+    )
+
+
+def test_subclass_means_what_its_parent_does():
+    class Special(AttemptFailed):
+        """One more."""
+
+    assert meaning_of(Special("where", "what")) is MEANING[AttemptFailed]
+
+
+@pytest.mark.parametrize("name", ["m" * 200, "模" * 200, "\ud83d" * 200])
+def test_message_is_cut_and_can_be_written(name):
+    message = error_object(UnknownModel("model", "x", (name,) * 255))["message"]
+    assert len(message.encode()) <= 2004
+    assert message.endswith("…")
+    assert json.loads(error_body(UnknownModel("model", "x", (name,) * 255)))
+
+
+@pytest.mark.parametrize(
+    "status,code", [(401, "invalid_api_key"), (404, "bad_call"), (413, "body_too_large")]
+)
+def test_refusals_of_http_itself_have_the_form_too(status, code):
+    error = HTTPException(status, "no", {"x": "y"})
+    assert (meaning_of(error).status, meaning_of(error).code) == (status, code)
+    assert meaning_of(error).headers == {"x": "y"}
+    assert error_object(error)["message"] == "no"
+
+
+DOCS = Path(__file__).parents[2] / "docs/dispatch.md"
+
+
+@pytest.mark.parametrize("meaning", [*MEANING.values(), BUG], ids=lambda m: m.code)
+def test_docs_explain_every_code(meaning):
+    rows = [
+        line for line in DOCS.read_text().splitlines() if line.startswith(f"| {meaning.status}")
+    ]
+    assert any(f"`{meaning.code}`" in row for row in rows)
+
+
+def test_docs_explain_every_option_and_figure():
+    text = DOCS.read_text()
+    for name in (*Options.__struct_fields__, *FIGURES, "tokens_counted"):
+        assert f"`{name}`" in text, name

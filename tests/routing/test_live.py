@@ -1,0 +1,532 @@
+"""The view decisions are made from: always the newest that is whole, never nothing."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from router_bench import MODELS, NOON_MS, PATIENCE_S, Source, catalogue, outcomes
+
+from learners.estimates.history import HistoryOptions
+from learners.estimates.learned import Learned, MemoryOptions
+from load.bench.recovery.made_telemetry import made_telemetry
+from serve.routing.catalogue import Model
+from serve.routing.live import LiveOptions, LiveView
+from streams.errors import SnapshotDamaged, SnapshotForeign
+from streams.telemetry.records import AnyTelemetry, decode
+from streams.training.folder import Folder
+from streams.training.snapshots import Store
+from streams.training.state import Saver, State
+
+ENCODER = "encoder-8/0123"
+
+
+class Snapshots:
+    """A store with a publisher: every snapshot says of "small" that its quality is so and so."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.store = Store(Folder(str(folder)))
+        self.claim()
+
+    def claim(self) -> None:
+        """A new trainer takes over."""
+        self.writer = Store(Folder(str(self.folder)))
+        self.writer.claim()
+        self.saver = Saver(self.writer)
+
+    def publish(self, quality: float, at_ms: int = NOON_MS, **names: str) -> int:
+        learned = Learned(MemoryOptions())
+        learned.update(outcomes(names.get("model", "small"), n=400, quality=quality))
+        return self.saver.save(State(names.get("encoder", ENCODER), learned), at_ms)
+
+    def manifest(self, version: int) -> Path:
+        return self.folder / "manifests" / f"{version:012d}"
+
+    def delete(self, version: int) -> None:
+        self.manifest(version).unlink()
+
+    def damage(self, version: int) -> None:
+        path = self.manifest(version)
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+
+@pytest.fixture
+def snapshots(tmp_path) -> Snapshots:
+    return Snapshots(tmp_path / "snapshots")
+
+
+@pytest.fixture
+def source() -> Source:
+    return Source(catalogue())
+
+
+def view_of(snapshots: Snapshots, source: Source, **options) -> LiveView:
+    return LiveView(snapshots.store, source, ENCODER, MemoryOptions(), LiveOptions(**options))
+
+
+def telemetry_records() -> list[AnyTelemetry]:
+    """A window of each of six processes."""
+    made = made_telemetry(6, NOON_MS, np.random.default_rng(0))
+    return [decode(value) for key, value in made if key]
+
+
+def quality(view: LiveView, model: str = "small") -> float:
+    """What the view believes of a model, to a tenth."""
+    live = view.current
+    means = live.estimator.ridge.means[:, 0]
+    return round(float(means[live.catalogue.column_of[model]]), 1)
+
+
+# --- the newest snapshot ---------------------------------------------------------------------------
+
+
+def test_without_any_snapshot_the_catalogue_is_believed(snapshots, source):
+    """
+    The first minute of a new router: version 0, age 0, qualities as stated.
+    """
+    view = view_of(snapshots, source)
+
+    assert (view.current.version, view.current.age_ms(NOON_MS)) == (0, 0)
+    assert [quality(view, m.name) for m in MODELS] == [0.6, 0.7, 0.8]
+
+
+def test_newest_snapshot_is_taken_at_start(snapshots, source):
+    """
+    Of several, the newest; with its version, and its age by the caller's clock.
+    """
+    snapshots.publish(0.1)
+    newest = snapshots.publish(0.9, at_ms=NOON_MS)
+
+    view = view_of(snapshots, source)
+
+    assert (view.current.version, quality(view)) == (newest, 0.9)
+    assert view.current.age_ms(NOON_MS + 1500) == 1500
+    assert view.current.age_ms(NOON_MS - 1500) == 0  # clocks of hosts differ
+
+
+def test_newer_snapshot_is_swapped_in_and_the_same_one_is_not(snapshots, source):
+    """
+    A look at an unchanged store changes nothing; a new version takes effect at the next look.
+    """
+    snapshots.publish(0.1)
+    view = view_of(snapshots, source)
+    before = view.current
+    assert not view.refresh()
+    assert view.current is before
+
+    newest = snapshots.publish(0.9)
+
+    assert view.refresh()
+    assert (view.current.version, quality(view)) == (newest, 0.9)
+    assert before.version == newest - 1  # who holds the old one keeps it
+
+
+def test_on_swap_is_told_of_every_new_view_and_of_no_other(snapshots, source):
+    told = []
+    view = LiveView(
+        snapshots.store, source, ENCODER, MemoryOptions(), LiveOptions(), on_swap=told.append
+    )
+    view.refresh()
+    version = snapshots.publish(0.9)
+    view.refresh()
+    view.refresh()
+
+    assert [live.version for live in told] == [version]
+
+
+# --- what may befall the store ---------------------------------------------------------------------
+
+
+def test_damaged_newest_snapshot_at_start_gives_way_to_the_one_before(snapshots, source):
+    """
+    A flipped bit costs the newest outcomes, not the router.
+    """
+    older = snapshots.publish(0.1)
+    snapshots.damage(snapshots.publish(0.9))
+
+    view = view_of(snapshots, source)
+
+    assert (view.current.version, quality(view)) == (older, 0.1)
+
+
+def test_when_all_snapshots_are_damaged_the_catalogue_is_believed(snapshots, source):
+    snapshots.damage(snapshots.publish(0.1))
+
+    view = view_of(snapshots, source)
+
+    assert (view.current.version, quality(view)) == (0, 0.6)
+
+
+def test_damaged_newer_snapshot_is_said_once_and_passed_over(snapshots, source):
+    """
+    The held view stays; the next good snapshot is taken.
+    """
+    held = snapshots.publish(0.1)
+    view = view_of(snapshots, source)
+    snapshots.damage(snapshots.publish(0.5))
+
+    with pytest.raises(SnapshotDamaged):
+        view.refresh()
+    assert not view.refresh()
+    assert (view.current.version, quality(view)) == (held, 0.1)
+
+    good = snapshots.publish(0.9)
+    assert view.refresh()
+    assert (view.current.version, quality(view)) == (good, 0.9)
+
+
+def test_snapshot_with_a_missing_part_is_as_good_as_damaged(snapshots, source):
+    """
+    A manifest alone is no snapshot.
+    """
+    held = snapshots.publish(0.1)
+    view = view_of(snapshots, source)
+    parts = set((snapshots.folder / "blobs").iterdir())
+    snapshots.publish(0.5)
+    (new_part, *_) = set((snapshots.folder / "blobs").iterdir()) - parts
+    new_part.unlink()
+
+    with pytest.raises(SnapshotDamaged):
+        view.refresh()
+
+    assert (view.current.version, quality(view)) == (held, 0.1)
+
+
+def test_deleted_newest_snapshot_changes_nothing(snapshots, source):
+    """
+    What is in memory is newer than what is left on disk, so it stays; the trainer's next one,
+    made from the older state under a newer term, is taken although its number may be lower.
+    """
+    snapshots.publish(0.1)
+    newest = snapshots.publish(0.9)
+    view = view_of(snapshots, source)
+
+    snapshots.delete(newest)
+    assert not view.refresh()
+    assert not view.refresh()
+    assert (view.current.version, quality(view)) == (newest, 0.9)
+
+    snapshots.claim()
+    again = snapshots.publish(0.4)
+    assert view.refresh()
+    assert (view.current.version, quality(view)) == (again, 0.4)
+
+
+def test_lower_version_of_a_newer_term_is_taken(snapshots, source):
+    """
+    The newer trainer is the one that learns now, so its snapshots count, whatever their number.
+    """
+    high = snapshots.publish(0.9)
+    view = view_of(snapshots, source)
+    snapshots.delete(high)
+    snapshots.claim()
+    snapshots.writer._version = high - 100
+    low = snapshots.publish(0.2)
+    assert low < high
+
+    assert view.refresh()
+
+    assert (view.current.version, quality(view)) == (low, 0.2)
+
+
+def test_lower_version_of_the_same_term_is_not_taken(snapshots, source):
+    """
+    That is what is left when newer ones were deleted.
+    """
+    low = snapshots.publish(0.2)
+    view = view_of(snapshots, source)
+    high = snapshots.publish(0.9)
+    view.refresh()
+    snapshots.delete(high)
+
+    assert not view.refresh()
+    assert (view.current.version, quality(view)) == (high, 0.9)
+    assert low < high
+
+
+def test_store_that_is_away_changes_nothing_and_comes_back(snapshots, source):
+    """
+    Decisions go on from the last good view; what was published meanwhile is taken afterwards.
+    """
+    held = snapshots.publish(0.1)
+    view = view_of(snapshots, source)
+    away = snapshots.folder.rename(snapshots.folder.with_name("away"))
+
+    assert not view.refresh()  # an empty listing: a folder that is gone looks like an empty one
+    assert (view.current.version, quality(view)) == (held, 0.1)
+
+    away.rename(snapshots.folder)
+    back = snapshots.publish(0.9)
+    assert view.refresh()
+    assert (view.current.version, quality(view)) == (back, 0.9)
+
+
+def test_start_without_a_store_is_possible(snapshots, source, monkeypatch):
+    """
+    A replica that starts while the store can't be reached decides from the catalogue.
+    """
+    snapshots.publish(0.9)
+    monkeypatch.setattr(snapshots.store, "versions", fails)
+
+    view = view_of(snapshots, source)
+
+    assert (view.current.version, quality(view)) == (0, 0.6)
+
+
+def fails(*_: object) -> None:
+    raise OSError("no route to the store")
+
+
+@pytest.mark.parametrize(
+    ("state", "memory"),
+    [("another-encoder", MemoryOptions()), (ENCODER, MemoryOptions(model_half_life_s=60.0))],
+    ids=["encoder", "memory"],
+)
+def test_foreign_snapshot_is_refused_at_start(snapshots, source, state, memory):
+    """
+    Numbers learned with other vectors or other half-lives mean nothing here: refused, never mixed,
+    and the message names both sides.
+    """
+    snapshots.publish(0.9, encoder=state)
+
+    with pytest.raises(SnapshotForeign) as refused:
+        LiveView(snapshots.store, source, ENCODER, memory, LiveOptions())
+
+    known = (state, ENCODER) if state != ENCODER else ("1209600.0", "60.0")
+    assert all(name in str(refused.value) for name in known)
+
+
+def test_foreign_snapshot_later_changes_nothing(snapshots, source):
+    """
+    Somebody else's trainer writing into the store is said, and its numbers are not used.
+    """
+    held = snapshots.publish(0.1)
+    view = view_of(snapshots, source)
+    snapshots.publish(0.9, encoder="another-encoder")
+
+    with pytest.raises(SnapshotForeign, match="another-encoder"):
+        view.refresh()
+
+    assert (view.current.version, quality(view)) == (held, 0.1)
+
+
+# --- the catalogue ---------------------------------------------------------------------------------
+
+NEW = Model(name="new", quality=0.3)
+
+
+def test_catalogue_change_takes_effect_without_a_new_snapshot(snapshots, source):
+    """
+    A model added is there at the next look, judged as stated; the others keep what was learned.
+    """
+    version = snapshots.publish(0.1)
+    view = view_of(snapshots, source)
+
+    source.now = catalogue([*MODELS, NEW])
+
+    assert view.refresh()
+    assert view.current.version == version
+    assert view.current.catalogue.names == ("small", "medium", "large", "new")
+    assert (quality(view), quality(view, "new")) == (0.1, 0.3)
+
+
+def test_model_that_comes_back_is_remembered(snapshots, source):
+    """
+    Removed and added again under its name, a model has all that was learned of it, also in
+    another place of the list.
+    """
+    snapshots.publish(0.1)
+    view = view_of(snapshots, source)
+    assert quality(view) == 0.1
+
+    source.now = catalogue(MODELS[1:])
+    assert view.refresh()
+    assert "small" not in view.current.catalogue.column_of
+
+    source.now = catalogue([*MODELS[1:], MODELS[0]])
+    assert view.refresh()
+    assert quality(view) == 0.1
+
+
+def test_new_price_takes_effect_without_a_new_snapshot(snapshots, source):
+    view = view_of(snapshots, source)
+    dearer = [Model(name=m.name, usd_per_call=1.0) for m in MODELS]
+
+    source.now = catalogue(dearer)
+
+    assert view.refresh()
+    assert (view.current.catalogue._usd_fixed == 1.0).all()
+
+
+def test_catalogue_that_is_not_valid_at_start_is_an_error(snapshots):
+    with pytest.raises(ValueError, match="broken file"):
+        view_of(snapshots, Source(ValueError("broken file")))
+
+
+def test_broken_catalogue_keeps_the_last_good_one_while_learning_goes_on(snapshots, source):
+    """
+    Half an edit in the settings file neither stops decisions nor keeps new snapshots out.
+    """
+    snapshots.publish(0.1)
+    view = view_of(snapshots, source)
+    source.now = ValueError("broken file")
+    newest = snapshots.publish(0.9)
+
+    with pytest.raises(ValueError, match="broken file"):
+        view.refresh()
+
+    assert (view.current.version, quality(view)) == (newest, 0.9)
+    assert view.current.catalogue.names == ("small", "medium", "large")
+
+
+def test_snapshot_that_came_while_the_view_could_not_be_built_is_not_lost(
+    snapshots, source, monkeypatch
+):
+    """
+    Whatever fails between loading and swapping, the next look makes good for it.
+    """
+    snapshots.publish(0.1)
+    view = view_of(snapshots, source)
+    newest = snapshots.publish(0.9)
+    with monkeypatch.context() as patch:
+        patch.setattr(view, "_build", fails)
+        with pytest.raises(OSError, match="no route"):
+            view.refresh()
+
+    assert view.refresh()
+
+    assert (view.current.version, quality(view)) == (newest, 0.9)
+
+
+@pytest.mark.parametrize("trouble", ["away", "damaged", "foreign"])
+def test_catalogue_change_takes_effect_while_the_store_is_in_trouble(
+    snapshots, source, monkeypatch, trouble
+):
+    """
+    Taking a broken model out of the catalogue must not wait for the snapshot store.
+    """
+    snapshots.publish(0.1)
+    view = view_of(snapshots, source)
+    if trouble == "away":
+        monkeypatch.setattr(snapshots.store, "newest", fails)
+    elif trouble == "damaged":
+        snapshots.damage(snapshots.publish(0.9))
+    else:
+        snapshots.publish(0.9, encoder="another-encoder")
+    source.now = catalogue(MODELS[1:])
+
+    with pytest.raises((OSError, SnapshotDamaged, SnapshotForeign)):
+        view.refresh()
+
+    assert view.current.catalogue.names == ("medium", "large")
+
+
+# --- the watching thread ---------------------------------------------------------------------------
+
+
+def test_watching_survives_everything_that_looking_raises(snapshots, source, caplog):
+    """
+    Each trouble is said once, however often it is met, and the thread goes on to see its end.
+    """
+    swapped = threading.Event()
+    view = LiveView(
+        snapshots.store,
+        source,
+        ENCODER,
+        MemoryOptions(),
+        LiveOptions(poll_s=0.001),
+        on_swap=lambda live: swapped.set() if live.version else None,
+    )
+    looks = []
+    good = source.now
+    source.read = lambda: looks.append(1) or raised(ValueError("broken file"))  # type: ignore[method-assign]
+    view.start()
+    until(lambda: len(looks) >= 5)
+    source.read = lambda: good  # type: ignore[method-assign]
+    snapshots.publish(0.9)
+
+    assert swapped.wait(PATIENCE_S)
+    assert view.watching
+    view.stop()
+    assert not view.watching
+    assert quality(view) == 0.9  # the view stays usable
+    assert [
+        r.getMessage().count("broken file")
+        for r in caplog.records
+        if r.name == "serve.routing.live"
+    ] == [1]
+
+
+def raised(error: Exception) -> None:
+    raise error
+
+
+def until(condition) -> None:
+    pause = threading.Event()
+    for _ in range(int(PATIENCE_S / 0.005)):
+        if condition():
+            return
+        pause.wait(0.005)
+    raise AssertionError("waited in vain")
+
+
+def test_stopping_a_view_that_was_never_started_does_nothing(snapshots, source):
+    view_of(snapshots, source).stop()
+
+
+def test_search_options_in_the_snapshot_are_compared_too(snapshots, source):
+    """
+    As `docs/settings.md` says: `neighbours` counts among the memory keys.
+    """
+    snapshots.publish(0.1)
+    memory = MemoryOptions(history=HistoryOptions(neighbours=7))
+
+    with pytest.raises(SnapshotForeign):
+        LiveView(snapshots.store, source, ENCODER, memory, LiveOptions())
+
+
+# --- telemetry ------------------------------------------------------------------------------------
+
+
+def test_snapshot_with_nothing_new_but_telemetry_is_swapped_in_without_solving(snapshots, source):
+    """
+    It comes every second: the view has its version, age and fleet, and shares everything else.
+    """
+    state = State(ENCODER, Learned(MemoryOptions()))
+    state.learned.update(outcomes("small", n=400, quality=0.9))
+    snapshots.saver.save(state, NOON_MS)
+    view = view_of(snapshots, source)
+    before = view.current
+    for record in telemetry_records():
+        state.fleet.fold(record, NOON_MS)
+    newest = snapshots.saver.save(state, NOON_MS + 1000)
+
+    assert view.refresh()
+
+    live = view.current
+    assert (live.version, live.published_at_ms) == (newest, NOON_MS + 1000)
+    assert live.fleet == state.fleet and live.fleet.n_sources > 0
+    assert live.estimator is before.estimator
+    assert (before.version, before.fleet.n_sources) == (newest - 1, 0)
+
+
+def test_what_is_learned_or_stated_anew_is_solved_again(snapshots, source):
+    """
+    With the fleet of the newest snapshot, too.
+    """
+    snapshots.publish(0.1)
+    view = view_of(snapshots, source)
+    first = view.current
+    snapshots.publish(0.9)
+    view.refresh()
+    second = view.current
+    source.now = catalogue((*MODELS, Model(name="new")))
+    view.refresh()
+
+    assert second.estimator is not first.estimator
+    assert view.current.estimator is not second.estimator
+    assert view.current.version == second.version
+    assert view.current.fleet is second.fleet

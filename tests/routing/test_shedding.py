@@ -1,0 +1,177 @@
+"""A full fleet refuses by criticality: what callers, the decision log and telemetry get to know."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from pools_told import told, view, working
+from router_bench import EMBEDDINGS, NOON_MS, embedding
+
+from learners.policies.policy import Greedy
+from learners.prices import PriceOptions, ShedOptions
+from serve.encoders import make_encoder
+from serve.errors import FleetFull, NoModelFits
+from serve.proto.fairlead.v1 import router_pb2 as pb
+from serve.routing.catalogue import Model
+from serve.routing.chooser import Chooser
+from serve.routing.decider import Decided, Decider
+from serve.routing.live import Live
+from serve.routing.placement import PlacementOptions
+from serve.routing.request import PreferenceDefaults, read_request
+from serve.routing.sessions import SessionOptions, Sessions
+from streams.feedback.ticket import KEY_BYTES, Issuer, Sealer
+from streams.telemetry.records import decode
+from streams.telemetry.records import encode as encode_telemetry
+from streams.telemetry.window import Reporter, RouterGauges, RouterWindow
+from streams.training.prices import Price
+
+MODELS = [Model(name="small", quality=0.5), Model(name="large", quality=0.9)]
+POOLS = [working("s"), working("l", "large")]
+DEAREST = PriceOptions().multiple_max
+GAUGES = RouterGauges(
+    snapshot_version=1, snapshot_age_ms=0, loop_lag_ms_max=0.0, loop_busy_share=0.0
+)
+
+
+def full(multiple: float = DEAREST) -> Live:
+    """Everything is as full as it should be, at this price."""
+    price = Price(math.log1p(multiple), 1.0)
+    return view(
+        told("s", load=0.85), told("l", load=0.85), models=MODELS, pools=POOLS,
+        prices={"s": price, "l": price},
+    )  # fmt: skip
+
+
+def decide(live: Live, *asked: dict[str, object], sessions: Sessions | None = None) -> Decided:
+    decider = Decider(
+        make_encoder(EMBEDDINGS),
+        Chooser(Greedy(), PlacementOptions(), np.random.default_rng(3)),
+        Sealer([bytes(KEY_BYTES)]),
+        Issuer(1),
+        lambda: NOON_MS,
+        sessions,
+    )
+    plain = {"embedding_f32": embedding(), "prompt_tokens": 1000}
+    requests = [pb.RouteRequest(**plain | one) for one in asked]
+    return decider.decide([read_request(r, PreferenceDefaults()) for r in requests], live)
+
+
+def kinds(decided: Decided) -> list[str]:
+    return [type(reply).__name__ for reply in decided.replies]
+
+
+def test_who_is_shed_is_told_why():
+    """
+    The error names criticality and price; the words are for people.
+    """
+    (error,) = decide(full(), {"criticality": pb.SHEDDABLE}).replies
+
+    assert isinstance(error, FleetFull)
+    assert error.criticality == "SHEDDABLE"
+    assert error.multiple == pytest.approx(DEAREST)
+    assert "the fleet is full" in str(error)
+
+
+def test_who_does_not_say_is_critical_and_the_highest_are_never_refused():
+    """
+    At the highest price there is, a thousand of CRITICAL_PLUS all get their decision.
+    """
+    highest = [{"criticality": pb.CRITICAL_PLUS}] * 1000
+
+    assert set(kinds(decide(full(), *highest))) == {"Decision"}
+    (error,) = decide(full(), {}).replies
+    assert error.criticality == "CRITICAL"
+
+
+LEVELS = ("SHEDDABLE", "SHEDDABLE_PLUS", "CRITICAL", "CRITICAL_PLUS")
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_no_class_loses_a_request_before_the_class_below_has_lost_all(level):
+    """
+    Half-way through one's band all below are refused, half of its own, and nobody above.
+    """
+    low, high = ShedOptions().bands[level]
+    asked = [{"criticality": name} for name in LEVELS] * 250
+
+    found = kinds(decide(full(math.sqrt((1 + low) * (1 + high)) - 1), *asked))
+
+    refused = [found[i::4].count("FleetFull") for i in range(4)]
+    assert refused[:level] == [250] * level
+    assert refused[level] == pytest.approx(125, abs=25)
+    assert refused[level + 1 :] == [0] * (3 - level)
+
+
+def test_nobody_is_refused_below_the_first_band():
+    low, _ = ShedOptions().bands[0]
+
+    assert set(kinds(decide(full(low * 0.99), *[{"criticality": pb.SHEDDABLE}] * 250))) == {
+        "Decision"
+    }
+
+
+def test_shed_requests_are_not_in_the_decision_log_but_are_counted_with_their_wish():
+    """
+    Of five, two are shed and one fits no model: the log has the other two; telemetry has four
+    arrivals, two of them shed, and what all four wished for.
+    """
+    found = decide(
+        full(),
+        {"tenant": "a", "criticality": pb.SHEDDABLE},
+        {"tenant": "a", "criticality": pb.CRITICAL_PLUS},
+        {"tenant": "b", "criticality": pb.SHEDDABLE, "allowed_models": ["small"]},
+        {"tenant": "b", "criticality": pb.CRITICAL_PLUS},
+        {"tenant": "b", "cost_usd_max": 1e-12, "prompt_tokens": 10_000_000, "latency_ms_max": 1e-9},
+    )
+
+    assert kinds(found) == ["FleetFull", "Decision", "FleetFull", "Decision", NoModelFits.__name__]
+    assert found.log is not None
+    assert found.log.tenants == ["a", "b"]
+    decided = [reply.decision_id for reply in found.replies if isinstance(reply, pb.Decision)]
+    assert [one.hex() for one in found.log.ids] == decided
+    assert found.counted is not None
+    a, b = counted(found).classes
+    assert (a.name, a.arrivals, a.shed, b.name, b.arrivals, b.shed) == ("a", 2, 1, "b", 2, 1)
+    assert {w.model: (w.requests, w.prompt_tokens_sum) for w in a.wishes} == {"large": (2, 2000)}
+    assert {w.model: w.requests for w in b.wishes} == {"small": 1, "large": 1}
+
+
+def counted(found: Decided):
+    """The workload record of a window in which only this was decided."""
+    window, reporter = RouterWindow(), Reporter("0" * 16, NOON_MS - 1000)
+    window.count_batch(found.counted)
+    records = window.take(reporter, reporter.window(NOON_MS), GAUGES)
+    return decode(encode_telemetry(records)[0][1])
+
+
+def test_where_all_are_shed_nothing_is_logged_and_all_is_counted():
+    found = decide(full(), *[{"criticality": pb.SHEDDABLE}] * 3)
+
+    assert found.log is None
+    assert counted(found).classes[0].shed == 3
+
+
+def test_a_shed_request_holds_no_session():
+    sessions = Sessions(SessionOptions())
+
+    decide(
+        full(),
+        {"session": "shed", "criticality": pb.SHEDDABLE},
+        {"session": "kept", "criticality": pb.CRITICAL_PLUS},
+        sessions=sessions,
+    )
+
+    assert sessions.held("shed", NOON_MS) is None
+    assert sessions.held("kept", NOON_MS) is not None
+
+
+def test_a_decision_says_what_energy_it_takes_and_which_pool_of_each_model():
+    (reply,) = decide(full(0.0), {}).replies
+
+    assert reply.energy_j == pytest.approx(500.0)
+    assert (reply.model, reply.pool) == ("large", "l")
+    assert [(f.model, f.pool, f.energy_j) for f in reply.fallbacks] == [
+        ("small", "s", pytest.approx(500.0))
+    ]

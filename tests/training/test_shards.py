@@ -1,0 +1,215 @@
+"""Several trainers: what they learn together is what one would have learned alone, bit for bit."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+from made_up import ENCODER, MEMORY, NOW_MS, SEALER, decided, report, reports
+from memory_log import MemoryLog, Storage
+
+from streams.errors import SnapshotFenced
+from streams.feedback.ticket import join_ids, split_ids
+from streams.log.contract import FEEDBACK
+from streams.log.partitioner import partitions_of
+from streams.training.folder import Folder
+from streams.training.shards import Merger, PartitionShare, home_partitions, lay_out, start_of
+from streams.training.snapshots import Store
+from streams.training.state import Loader
+from streams.training.trainer import Trainer, TrainerOptions
+
+N_PARTITIONS = 4
+OPTIONS = TrainerOptions(memory=MEMORY, wait_s=0.0, publish_s=0.0, records_max=50)
+
+
+def home_of(key: bytes) -> int:
+    return int(home_partitions(*split_ids([bytes.fromhex(key.decode())]), N_PARTITIONS)[0])
+
+
+def written(*, misplaced: bool) -> Storage:
+    """A log of reports on 300 decisions: keyed properly, or dealt out at random, some repeated."""
+    storage = Storage({FEEDBACK: N_PARTITIONS})
+    log, rng = MemoryLog(storage, lambda: NOW_MS), np.random.default_rng(3)
+    decisions = decided(300, seed=1)
+    for decision, values in zip(decisions, reports(decisions), strict=True):
+        for value in values * int(rng.integers(1, 3)):
+            key = decision.decision_id.hex().encode()
+            partition = int(rng.integers(N_PARTITIONS)) if misplaced else home_of(key)
+            log.place(FEEDBACK, partition, value, key=key)
+    return storage
+
+
+class Site:
+    """A folder of snapshots and a log, with as many trainers as asked for."""
+
+    def __init__(self, folder, storage: Storage) -> None:
+        self.uri, self.storage = str(folder), storage
+
+    def trainers(self, n: int) -> tuple[list[Trainer], Merger]:
+        layout = lay_out(self.uri, n)
+        trainers = [
+            Trainer(
+                MemoryLog(self.storage, lambda: NOW_MS),
+                layout.store(self.uri, shard),
+                SEALER,
+                ENCODER,
+                OPTIONS,
+                lambda: NOW_MS,
+                PartitionShare(shard, n, N_PARTITIONS),
+                lambda shard=shard: start_of(self.uri, layout, shard, ENCODER, MEMORY),
+            )
+            for shard in range(n)
+        ]
+        return trainers, Merger(self.uri, layout, ENCODER, MEMORY, lambda: NOW_MS)
+
+    def published(self):
+        return Loader(Store(Folder(self.uri)), ENCODER, MEMORY).load_newest()[0]
+
+
+def finish(trainers, merger) -> None:
+    """Step all in turn until nobody reads anything, then publish."""
+    while sum(trainer.step() for trainer in trainers):
+        merger.step()
+    for trainer in trainers:
+        trainer.publish_if_due(at_once=True)
+    merger.step()
+
+
+def alone(storage: Storage, folder):
+    """What one trainer of everything learns."""
+    trainer = Trainer(
+        MemoryLog(storage, lambda: NOW_MS), Store(Folder(str(folder))), SEALER, ENCODER, OPTIONS,
+        lambda: NOW_MS,
+    )  # fmt: skip
+    while trainer.step():
+        pass
+    return trainer.state
+
+
+@pytest.mark.parametrize("misplaced", [False, True])
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_shards_publish_what_one_trainer_would_learn(tmp_path, n, misplaced):
+    """
+    Sums add up and every decision is counted in one place, also when its reports lie anywhere.
+    """
+    storage = written(misplaced=misplaced)
+    expected = alone(written(misplaced=misplaced), tmp_path / "alone")
+    site = Site(tmp_path / "shards", storage)
+
+    finish(*site.trainers(n))
+
+    state = site.published()
+    assert state.learned.digest() == expected.learned.digest()
+    assert state.counts["learned"] == expected.counts["learned"]
+    assert len(state.seen) == len(expected.seen) == 300
+    assert state.offsets == MemoryLog(storage).end_offsets(FEEDBACK)
+    assert ("moved" in state.counts) == misplaced
+
+
+def test_changing_the_number_of_shards_keeps_every_outcome(tmp_path):
+    """
+    1 → 3 → 2 → 1 trainers, each stopped without notice in the middle: nothing lost, nothing twice.
+    """
+    storage = written(misplaced=True)
+    expected = alone(written(misplaced=True), tmp_path / "alone")
+    site = Site(tmp_path / "site", storage)
+
+    for n in (1, 3, 2):
+        trainers, merger = site.trainers(n)
+        for _ in range(2):
+            for trainer in trainers:
+                trainer.step()
+            merger.step()
+    finish(*site.trainers(1))
+
+    assert site.published().learned.digest() == expected.learned.digest()
+    assert len(site.published().seen) == 300
+
+
+def test_restarted_shards_go_on_where_they_were(tmp_path):
+    """
+    The same number of shards again is the same layout: their own snapshots count.
+    """
+    storage = written(misplaced=True)
+    expected = alone(written(misplaced=True), tmp_path / "alone")
+    site = Site(tmp_path / "site", storage)
+    for _ in range(4):
+        trainers, merger = site.trainers(2)
+        for trainer in trainers:
+            trainer.step()
+        merger.step()
+
+    finish(*site.trainers(2))
+
+    assert site.published().learned.digest() == expected.learned.digest()
+    assert lay_out(site.uri, 2).number == 1
+
+
+def test_a_second_trainer_of_a_shard_fences_the_first(tmp_path):
+    """
+    The one that started later learns; the other can't publish any more.
+    """
+    site = Site(tmp_path / "site", written(misplaced=False))
+    first, _ = site.trainers(2)
+    second, _ = site.trainers(2)
+
+    with pytest.raises(SnapshotFenced):
+        first[0].step()
+    assert second[0].step()
+
+
+def test_a_new_layout_fences_the_former_merger(tmp_path):
+    """
+    Otherwise what it publishes after the new layout's base would be taken for newer.
+    """
+    site = Site(tmp_path / "site", written(misplaced=False))
+    trainers, merger = site.trainers(2)
+    for trainer in trainers:
+        trainer.step()
+    site.trainers(3)
+
+    with pytest.raises(SnapshotFenced):
+        merger.step()
+
+
+def test_a_shard_without_records_does_not_hold_up_the_others(tmp_path):
+    """
+    A partition nobody writes to is normal; its trainer publishes that it has nothing.
+    """
+    storage = Storage({FEEDBACK: N_PARTITIONS})
+    (decision,) = decided(1)
+    key = decision.decision_id.hex().encode()
+    MemoryLog(storage, lambda: NOW_MS).append(FEEDBACK, [(key, report(decision.ticket, quality=1))])
+    site = Site(tmp_path / "site", storage)
+
+    finish(*site.trainers(4))
+
+    assert site.published().counts["learned"] == 1
+
+
+def test_keys_go_where_kafka_puts_them():
+    """
+    kafka-python's murmur2 is Kafka's own; ours must agree on keys of any length, and on all ids.
+    """
+    from kafka.partitioner.default import murmur2
+
+    for length in range(40):
+        keys = [random.Random(seed).randbytes(length) for seed in range(20)]
+        assert partitions_of(keys, 7) == [(murmur2(key) & 0x7FFFFFFF) % 7 for key in keys]
+
+    rng = np.random.default_rng(0)
+    issuers = rng.integers(0, 1 << 56, 500, dtype=np.uint64)
+    sequences = rng.integers(0, 1 << 40, 500, dtype=np.uint64)
+
+    for n in (1, 4, 7):
+        expected = [
+            (murmur2(i.hex().encode()) & 0x7FFFFFFF) % n for i in join_ids(issuers, sequences)
+        ]
+        assert home_partitions(issuers, sequences, n).tolist() == expected
+
+
+def test_every_partition_has_exactly_one_owner():
+    for n, partition in itertools.product((1, 2, 3), range(7)):
+        assert sum(PartitionShare(shard, n, 7).owns(partition) for shard in range(n)) == 1
