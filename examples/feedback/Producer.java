@@ -1,6 +1,6 @@
 // Feedback records from a file, or standard input, to Kafka; done when all are durable.
 //
-//   java -cp 'infra/kafka/libs/*' examples/feedback/Producer.java BOOTSTRAP TOPIC [FILE]
+//   java -cp 'tools/local_kafka/local_kafka/libs/*' examples/feedback/Producer.java BOOTSTRAP TOPIC [FILE]
 //
 // FILE has one JSON record per line (docs/feedback.md says of what). If this fails half-way, run it
 // again: what was written before is a duplicate, which is harmless.

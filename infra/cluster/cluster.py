@@ -21,9 +21,9 @@ from ray import serve as ray_serve
 from infra.autoscaling.live.planner_actor import Scaling, close_planner, open_planner
 from infra.autoscaling.live.site_scaling import scaling_of
 from infra.cluster.declared_apps import FAILED, problem, withdraw
-from infra.cluster.pools_app import POOLS_APP, deploy_pools, routers_scaling
+from infra.cluster.pools_app import deploy_pools, routers_scaling
 from infra.errors import AddressTaken, ClusterFailed
-from infra.pools.directory import close_directory
+from infra.pools.directory import POOLS_APP, close_directory
 from infra.pools.ports import is_free
 from infra.pools.site import LocalSite
 from infra.settings.settings import Settings

@@ -25,13 +25,12 @@ from ray.serve.schema import ServeApplicationSchema
 from infra.autoscaling.live.plan_reader import find_planner
 from infra.capacity.fleet import PoolPlan
 from infra.cluster.declared_apps import declare
-from infra.pools.directory import open_directory
+from infra.pools.directory import POOLS_APP, open_directory
 from infra.pools.pool_replica import PoolDeployment
 from infra.pools.site import LocalSite
 from infra.settings.scaling_options import AutoscalingOptions
 from serve.deploy.deployment import COMMON
 
-POOLS_APP = "pools"
 POLICY = "infra.autoscaling.live.ray_policy:PlannedPools"
 ROUTERS_POLICY = "infra.autoscaling.live.ray_policy:PlannedRouters"
 # Plans have their own hysteresis; a second one would only make them late.

@@ -20,6 +20,7 @@ from typing import Any
 
 import ray
 
+POOLS_APP = "pools"  # the one Ray Serve application of all pools' replicas
 NAME, NAMESPACE = "fairlead.directory", "serve"
 REPORT_S = 0.5
 KEPT_S = 3.0  # six reports: a replica that is busy for a second is not gone

@@ -17,14 +17,14 @@ from pathlib import Path
 import jsonschema
 import pytest
 from kafka_topics import RenamedLog
+from local_kafka.broker import Broker, find_java
+from local_kafka.errors import JavaMissing
+from local_kafka.jars import LIBS
 from made_up import DAY_MS, ENCODER, KEY, NOW_MS, SEALER, Decided, decided, report, reports
 from typer.testing import CliRunner
 
 from fairlead.command_line import app
 from fairlead.commands import feedback as feedback_command
-from infra.kafka.broker import Broker, find_java
-from infra.kafka.errors import JavaMissing
-from infra.kafka.jars import LIBS
 from streams.feedback.check import LINES_PER_BATCH, Checked, Refused, check
 from streams.feedback.dead_letters import dead_letter
 from streams.feedback.feedback import (

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from kafka import KafkaProducer
 from kafka_topics import RenamedLog
+from local_kafka.broker import Broker, find_java
+from local_kafka.jars import LIBS
 from made_up import ENCODER, SEALER, Decided, decided, report, reports
 from memory_log import MemoryLog, Storage
 
-from infra.kafka.broker import Broker, find_java
-from infra.kafka.jars import LIBS
 from learners.estimates.history import HistoryOptions
 from learners.estimates.learned import MemoryOptions
 from streams.log.contract import DEAD_LETTER, FEEDBACK, Log

@@ -19,11 +19,11 @@ import grpc
 import pytest
 from kafka import KafkaAdminClient, TopicPartition
 from kafka_topics import RenamedLog
+from local_kafka.broker import Broker
 from made_up import SEALER, Decided, decided, reports
 from memory_log import MemoryLog, Storage
 from router_bench import DIM, Source, catalogue, embedding
 
-from infra.kafka.broker import Broker
 from learners.estimates.learned import MemoryOptions
 from learners.policies.policy import SquareCb
 from serve.deploy.replica import Replica, ReplicaOptions

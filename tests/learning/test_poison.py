@@ -19,11 +19,11 @@ import psutil
 import pytest
 from kafka import KafkaProducer
 from kafka_topics import RenamedLog
+from local_kafka.broker import Broker
 from made_up import ENCODER, SEALER, decided, report, reports
 from memory_log import MemoryLog, Storage
 from test_log import batches
 
-from infra.kafka.broker import Broker
 from learners.estimates.history import HistoryOptions
 from learners.estimates.learned import MemoryOptions
 from streams.feedback.dead_letters import VALUE_BYTES_MAX, came_from

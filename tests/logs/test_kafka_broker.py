@@ -1,4 +1,4 @@
-"""The Kafka broker that `infra.kafka` runs: what is missing is said, and it stays in its bounds."""
+"""The Kafka broker that `local_kafka` runs: what is missing is said, and it stays in its bounds."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from local_kafka import __main__ as command
+from local_kafka.broker import COMMON_PROPERTIES, Broker, find_java
+from local_kafka.errors import BrokerFailed, JarsMissing, JavaMissing, MavenMissing
+from local_kafka.jars import HERE, fetch_jars
 
 from infra.errors import InfraError
-from infra.kafka import __main__ as command
-from infra.kafka.broker import COMMON_PROPERTIES, Broker, find_java
-from infra.kafka.errors import BrokerFailed, JarsMissing, JavaMissing, MavenMissing
-from infra.kafka.jars import HERE, fetch_jars
 
 PATIENCE_S = 60.0
 
@@ -222,7 +222,7 @@ def test_it_does_not_outlive_the_process_that_started_it(kafka_broker, tmp_path)
     program = """if True:
         import sys, time
         from pathlib import Path
-        from infra.kafka.broker import Broker
+        from local_kafka.broker import Broker
         print(Broker(Path(sys.argv[1])).start().pid, flush=True)
         time.sleep(1000)
     """
@@ -247,7 +247,7 @@ def test_the_command_serves_until_it_is_told_to_stop(kafka_broker, tmp_path, num
     """
     arguments = ["start", "--dir", str(tmp_path), "--port", "0"]
     running = subprocess.Popen(
-        [sys.executable, "-m", "infra.kafka", *arguments], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "local_kafka", *arguments], stdout=subprocess.PIPE, text=True
     )
     said = running.stdout.readline()
     assert said.startswith("Kafka serves 127.0.0.1:")

@@ -24,8 +24,8 @@ from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import LogTruncationError
 from kafka.structs import OffsetAndMetadata
+from local_kafka.broker import Broker
 
-from infra.kafka.broker import Broker
 from streams import errors
 from streams.errors import LogTruncated, LogUnavailable, OptionRefused, RecordTooLarge, TopicUnfit
 from streams.log import kafka_log

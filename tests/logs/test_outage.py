@@ -17,8 +17,8 @@ from functools import partial
 import numpy as np
 import psutil
 import pytest
+from local_kafka.broker import Broker
 
-from infra.kafka.broker import Broker
 from streams.errors import LogUnavailable
 from streams.log.kafka_log import KafkaLog
 from streams.log.kafka_options import KafkaOptions

@@ -26,9 +26,8 @@ from ray import serve as ray_serve
 from fairlead import Client, DispatchRequest, Ended, FairleadError, Piece, Request, Routed
 from infra.capacity.fleet import PoolPlan
 from infra.cluster.cluster import Running, local_ray, running
-from infra.cluster.pools_app import POOLS_APP
 from infra.errors import ClusterFailed
-from infra.pools.directory import DirectoryClient, find_directory
+from infra.pools.directory import POOLS_APP, DirectoryClient, find_directory
 from infra.pools.pool_clients import PoolClients
 from infra.pools.ports import free_ports
 from infra.settings.settings import read_settings

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from local_kafka.errors import JarsMissing, JavaMissing, MavenMissing
 
-from infra.kafka.errors import JarsMissing, JavaMissing, MavenMissing
 from load.bench.recovery.bench import RecoveryOptions, every_point, measure, state_hash
 from load.bench.recovery.crash_child import (
     ENCODER,

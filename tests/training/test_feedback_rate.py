@@ -9,8 +9,8 @@ from unittest.mock import patch
 import msgspec
 import numpy as np
 import pytest
+from local_kafka.errors import JarsMissing, JavaMissing, MavenMissing
 
-from infra.kafka.errors import JarsMissing, JavaMissing, MavenMissing
 from load.bench.recovery.crash_child import ENCODER, KEY
 from load.bench.recovery.feedback_rate import FeedbackBench, measure
 from load.bench.recovery.made_feedback import POISON, Mix, made_feedback

@@ -23,7 +23,7 @@ from ray.serve.schema import DeploymentStatus, DeploymentStatusOverview
 
 from infra.autoscaling.contract import Observed, PoolCondition
 from infra.capacity.fleet import Fleet
-from infra.cluster.pools_app import POOLS_APP
+from infra.pools.directory import POOLS_APP
 
 STARTING, DRAINING = "STARTING", "STOPPING"
 ILL = (DeploymentStatus.UNHEALTHY, DeploymentStatus.DEPLOY_FAILED)

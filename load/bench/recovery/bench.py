@@ -24,11 +24,12 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from infra.kafka.broker import Broker
 from learners.targets import N_TARGETS
+from load.bench.recovery.broker import local_broker
 from load.bench.recovery.crash_child import (
     ENCODER,
     ENDING,
@@ -55,6 +56,9 @@ from streams.training.folder import Folder
 from streams.training.snapshots import Store
 from streams.training.state import Loader, State
 from streams.training.trainer import TrainerOptions
+
+if TYPE_CHECKING:
+    from local_kafka.broker import Broker
 
 CALM_DEAD_LETTER = f"{DEAD_LETTER}.calm"
 PARTITIONS = {FEEDBACK: 4, DEAD_LETTER: 1, CALM_DEAD_LETTER: 1, DECISIONS: 1, TELEMETRY: 2}
@@ -112,7 +116,7 @@ def quick() -> RecoveryOptions:
 
 def measure(options: RecoveryOptions, say: Say) -> dict[str, float | bool]:
     """Run calm and disturbed, and compare. Raises LoopStuck, and what starting a broker raises."""
-    with tempfile.TemporaryDirectory() as folder, Broker(Path(folder) / "kafka") as broker:
+    with tempfile.TemporaryDirectory() as folder, local_broker(Path(folder) / "kafka") as broker:
         log = KafkaLog(
             KafkaOptions(bootstrap_servers=broker.bootstrap_servers, partitions=PARTITIONS)
         )

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from kafka import KafkaConsumer, TopicPartition
 
-from infra.kafka.broker import Broker
+from load.bench.recovery.broker import local_broker
 from load.bench.recovery.crash_child import ENCODER, KEY, trainer_of
 from load.bench.recovery.made_feedback import Mix, made_feedback
 from streams.feedback.ticket import Sealer
@@ -47,7 +47,7 @@ class FeedbackBench:
 
 def measure(options: FeedbackBench, say: Callable[[str], None]) -> dict[str, float]:
     """Fill a topic, read it twice, learn it. Raises what starting a broker raises."""
-    with tempfile.TemporaryDirectory() as folder, Broker(Path(folder) / "kafka") as broker:
+    with tempfile.TemporaryDirectory() as folder, local_broker(Path(folder) / "kafka") as broker:
         kafka = KafkaOptions(bootstrap_servers=broker.bootstrap_servers, partitions=PARTITIONS)
         log = KafkaLog(kafka)
         say(f"{options.records} records into Kafka …")

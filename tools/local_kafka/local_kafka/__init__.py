@@ -2,7 +2,7 @@
 
     pom.xml ──Maven──▶ libs/*.jar ──Java──▶ Broker ◀── config/server.properties
 
-`python -m infra.kafka start` runs one until Ctrl-C; `compose.yaml` is the same broker in a
+`python -m local_kafka start` runs one until Ctrl-C; `compose.yaml` is the same broker in a
 container. A cluster that carries real traffic is somebody else's: give its addresses to
 `streams.log.kafka_log` instead.
 """

@@ -32,7 +32,7 @@ class JavaMissing(BrokerError):
         return (
             f"a Kafka broker needs Java {JAVA_VERSION_MIN} or newer, but {what}. Install one "
             f"(Debian: `apt-get install openjdk-17-jre-headless`; macOS: `brew install openjdk`), "
-            f"or use `docker compose -f infra/kafka/compose.yaml up`."
+            f"or use `docker compose -f tools/local_kafka/local_kafka/compose.yaml up`."
         )
 
 
@@ -47,7 +47,7 @@ class MavenMissing(BrokerError):
         return (
             f"Kafka's jars are not in {self.libs} yet, and there is no `mvn` on the PATH to fetch "
             f"them with. Install Maven (Debian: `apt-get install maven`; macOS: `brew install "
-            f"maven`), or copy the folder from a machine where `python -m infra.kafka jars` worked."
+            f"maven`), or copy the folder from a machine where `python -m local_kafka jars` worked."
         )
 
 
@@ -62,7 +62,7 @@ class JarsMissing(BrokerError):
         return (
             f"Kafka's jars (43 MB) could not be fetched into {self.libs}. Most likely Maven can't "
             f"reach a repository: check the network, or name a mirror in ~/.m2/settings.xml; then "
-            f"run `python -m infra.kafka jars`. What was said:\n{self.said}"
+            f"run `python -m local_kafka jars`. What was said:\n{self.said}"
         )
 
 

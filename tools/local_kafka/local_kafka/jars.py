@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from infra.kafka.errors import JarsMissing, MavenMissing
+from local_kafka.errors import JarsMissing, MavenMissing
 
 HERE = Path(__file__).parent
 POM, LIBS = HERE / "pom.xml", HERE / "libs"

@@ -1,4 +1,4 @@
-"""`python -m infra.kafka start`: a broker until Ctrl-C; `… jars`: fetch its jars only."""
+"""`python -m local_kafka start`: a broker until Ctrl-C; `… jars`: fetch its jars only."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import signal
 import sys
 from pathlib import Path
 
-from infra.kafka.broker import Broker
-from infra.kafka.errors import BrokerError
-from infra.kafka.jars import fetch_jars
+from local_kafka.broker import Broker
+from local_kafka.errors import BrokerError
+from local_kafka.jars import fetch_jars
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m infra.kafka", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m local_kafka", description=__doc__)
     commands = parser.add_subparsers(required=True)
     start = commands.add_parser("start", help="run a broker in the foreground until Ctrl-C")
     start.add_argument("--dir", type=Path, default=Path(".fairlead/kafka"), help="its files")

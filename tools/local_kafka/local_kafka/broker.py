@@ -25,9 +25,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-from infra.kafka.errors import JAVA_VERSION_MIN, BrokerFailed, JavaMissing
-from infra.kafka.jars import HERE, fetch_jars
 from infra.pools.ports import free_ports
+from local_kafka.errors import JAVA_VERSION_MIN, BrokerFailed, JavaMissing
+from local_kafka.jars import HERE, fetch_jars
 
 COMMON_PROPERTIES = HERE / "config" / "server.properties"
 HOST = "127.0.0.1"
