@@ -15,9 +15,10 @@ ServeError
         ├── EndpointUnreachable  no connection, or it broke
         ├── EndpointOverloaded   it said that it has too much to do
         ├── EndpointFailed       it answered with an error of its own
+        │   └── EndpointMisconfigured  its url, model, key or account are set up wrongly
         ├── AnswerGarbled        its bytes are no answer
         ├── AnswerLate           no first token in time, or silence after one
-        ├── CallRefused          it says the call itself is wrong; no other is tried
+        ├── CallRefused          it says the call itself is wrong; only another model is tried
         ├── AnswerBroken         it failed after its first token: too late for another one
         └── NoAnswer             all attempts failed
 
@@ -147,15 +148,29 @@ class EndpointUnreachable(AttemptFailed):
 
 
 class EndpointOverloaded(AttemptFailed):
-    """The endpoint said that it has too much to do."""
+    """The endpoint said that it has too much to do.
+
+    `retry_after_s` is when it wants to be asked again; None where it did not say.
+    """
 
     kind = "overloaded"
+
+    def __init__(self, where: str, problem: str, retry_after_s: float | None = None) -> None:
+        super().__init__(where, problem)
+        self.args = (where, problem, retry_after_s)
+        self.retry_after_s = retry_after_s
 
 
 class EndpointFailed(AttemptFailed):
     """The endpoint answered with an error of its own."""
 
     kind = "error"
+
+
+class EndpointMisconfigured(EndpointFailed):
+    """The pool's url, model, key or account are set up wrongly: every call of it will fail."""
+
+    kind = "set-up"
 
 
 class AnswerGarbled(AttemptFailed):
@@ -171,7 +186,7 @@ class AnswerLate(AttemptFailed):
 
 
 class CallRefused(AttemptFailed):
-    """The endpoint says that the call itself is wrong. Another one would say so, too."""
+    """The endpoint says that the call itself is wrong, or more than its model can do."""
 
     kind = "refused"
 

@@ -3,7 +3,7 @@
     Call ──POST {url}/chat/completions, stream: true──▶ server
     Piece, Piece, …, Usage ◀──ChatAnswer── server-sent events ◀──┘
 
-How bytes become pieces is in `openai_stream`, what a refusal means in `openai_refusals`. Here is
+How bytes become pieces is in `openai_stream`, whose fault a refusal is in `blame`. Here is
 what lies between: the request, its time limits, and its end.
 
 The one rule: when the generator ends, however it ends, the request has ended: an answer that
@@ -23,8 +23,8 @@ import msgspec
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
+from infra.endpoints.blame import bounded, refusal
 from infra.endpoints.connections import Connections
-from infra.endpoints.openai_refusals import CALL_WRONG, bounded, refusal
 from infra.endpoints.openai_stream import ChatAnswer
 from serve.dispatch.backend import Call, Piece, Usage
 from serve.errors import (
@@ -48,6 +48,9 @@ LAST_MARK_S = 0.1
 NO_HTTP = (aiohttp.ClientResponseError, HttpProcessingError)
 NETWORK = (aiohttp.ClientError, HttpProcessingError, OSError)  # TimeoutError is an OSError
 REFUSAL_BYTES_MAX = 64 * 1024  # of an error's text that are read
+# What is added to a call: to learn its tokens, and how sure the model was.
+STREAM_OPTIONS: dict[str, object] = {"stream_options": {"include_usage": True}}
+LOGPROBS: dict[str, object] = {"logprobs": True}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +67,7 @@ class OpenAiOptions:
     idle_timeout_s: float = 30.0
     line_bytes_max: int = 1 << 20  # a token is 300 bytes, with 20 alternatives 4 kB
     answer_bytes_max: int = 64 << 20  # 128,000 tokens of 500 bytes
+    stream: bool = True  # False: the server gives answers whole, they are passed on in one piece
     include_usage: bool = True  # ask for token counts in the stream
     priority: bool = False  # say who goes first; a vLLM without that policy refuses all but 0
     extra: Mapping[str, object] = field(default_factory=dict)  # into the body, over the call's own
@@ -79,6 +83,8 @@ class OpenAiOptions:
         key = self.api_key
         if key is not None and not (key and key.isascii() and key.isprintable()):
             raise OptionRefused("api_key", "<hidden>", "printable ASCII and not empty")
+        if "stream" in self.extra:
+            raise OptionRefused("extra.stream", self.extra["stream"], "left out: see `stream`")
         for name in ("connect_timeout_s", "idle_timeout_s", "line_bytes_max", "answer_bytes_max"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
@@ -101,7 +107,9 @@ class OpenAiEndpoint:
         self._timeout = aiohttp.ClientTimeout(
             total=None, connect=options.connect_timeout_s, sock_connect=None, sock_read=None
         )
-        self._include_usage = options.include_usage  # until the server has refused to
+        # Fields of ours that the server need not know; those that it has refused are left out.
+        self._optional = dict(STREAM_OPTIONS) if options.include_usage and options.stream else {}
+        self._refused: set[str] = set()
 
     async def stream(self, call: Call) -> AsyncGenerator[Piece | Usage, None]:
         """The answer, piece by piece, then its usage. Closing the generator breaks the call off.
@@ -137,26 +145,28 @@ class OpenAiEndpoint:
         yield answer.usage(call.prompt_tokens)
 
     async def _open(self, call: Call) -> aiohttp.ClientResponse:
-        """The response that begins with a 2xx status."""
-        include_usage = self._include_usage
-        response = await self._post(call, include_usage=include_usage)
-        if response.status < 300:
-            return response
-        error = await self._refusal(response)
-        if include_usage and response.status in CALL_WRONG and "stream_options" in error.problem:
-            response = await self._post(call, include_usage=False)
+        """The response that begins with a 2xx status.
+
+        What we add of our own accord and the server refuses, it is asked again without.
+        """
+        ours = self._optional | (LOGPROBS if call.confidence else {})
+        while True:
+            added = {name: value for name, value in ours.items() if name not in self._refused}
+            response = await self._post(call, added)
             if response.status < 300:
-                logger.info("%s refuses stream_options; its tokens are counted here", self._where)
-                self._include_usage = False
                 return response
             error = await self._refusal(response)
-        raise error
+            unwanted = {name for name in added if name in error.problem and name not in call.body}
+            if not unwanted or response.status >= 500:
+                raise error
+            logger.info("%s refuses %s: left out from now on", self._where, ", ".join(unwanted))
+            self._refused |= unwanted
 
-    async def _post(self, call: Call, *, include_usage: bool) -> aiohttp.ClientResponse:
+    async def _post(self, call: Call, added: Mapping[str, object]) -> aiohttp.ClientResponse:
         try:
             return await self._connections.post(
                 self._url,
-                data=self._body(call, include_usage=include_usage),
+                data=self._body(call, added),
                 headers=self._headers,
                 timeout=self._timeout,
                 allow_redirects=False,  # the key is for this address
@@ -164,13 +174,12 @@ class OpenAiEndpoint:
         except NETWORK as error:
             raise self._broken(error) from None
 
-    def _body(self, call: Call, *, include_usage: bool) -> bytes:
-        body = {**call.body, **({"logprobs": True} if call.confidence else {})}
-        if self._options.priority:
+    def _body(self, call: Call, added: Mapping[str, object]) -> bytes:
+        options = self._options
+        body = {**call.body, **added}
+        if options.priority:
             body["priority"] = call.priority
-        body |= {**self._options.extra, "model": self._options.model, "stream": True}
-        if include_usage:
-            body["stream_options"] = {"include_usage": True}
+        body |= {**options.extra, "model": options.model, "stream": options.stream}
         try:
             return msgspec.json.encode(body)
         except (TypeError, ValueError, RecursionError) as error:

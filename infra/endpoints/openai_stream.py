@@ -4,11 +4,10 @@
 
 Servers differ, and what differs without harm is allowed: a first chunk with the role alone, sent
 before there is any token, is held back and joined to the next; chunks without choices, usage in
-any chunk or none, `finish_reason: ""`, no `[DONE]` after the finish reason; one whole JSON
-object from a server that does not stream.
+any chunk or none, `[DONE]` without a finish reason, no `[DONE]` after one; one whole JSON object
+from a server that does not stream. What a single event may look like is in `openai_chunk`.
 
-The one rule: a delta that leaves here can be added to a `serve.dispatch.backend.Answer` without a
-check.
+A stream that ends without a finish reason and without `[DONE]` was cut: that is a failure.
 """
 
 from __future__ import annotations
@@ -18,33 +17,16 @@ from typing import Annotated
 
 import msgspec
 
-from infra.endpoints.openai_refusals import said
+from infra.endpoints.blame import at_fault
+from infra.endpoints.openai_chunk import Chunk, ChunkReader
 from infra.endpoints.server_sent_events import EventReader
 from serve.dispatch.backend import Piece, Usage
-from serve.errors import AnswerGarbled, EndpointFailed
+from serve.errors import AnswerGarbled
 
-# More calls of tools than any model makes at once; an index beyond it would make a list as long.
-TOOL_CALLS_MAX = 1024
 # Where nobody counted: OpenAI's rule of thumb for English text, help.openai.com article 4936856.
 CHARACTERS_PER_TOKEN = 4
 
-_NULL = msgspec.Raw(b"null")
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
-
-
-class _Choice(msgspec.Struct):
-    index: int | None = 0
-    delta: dict[str, object] | None = None
-    message: dict[str, object] | None = None  # instead of a delta, where the answer is whole
-    finish_reason: str | None = None
-    logprobs: dict[str, object] | None = None
-
-
-class _Chunk(msgspec.Struct):
-    choices: list[_Choice] | None = None
-    usage: msgspec.Raw = _NULL  # read at the end: some servers send it with every chunk
-    error: msgspec.Raw = _NULL
-    object: str | None = None
 
 
 class _CachedTokens(msgspec.Struct):
@@ -55,10 +37,13 @@ class _Usage(msgspec.Struct):
     prompt_tokens: _Count
     completion_tokens: _Count
     prompt_tokens_details: _CachedTokens | None = None
+    prompt_cache_hit_tokens: _Count | None = None  # DeepSeek's name for the same
 
-
-_chunk = msgspec.json.Decoder(_Chunk)
-_usage = msgspec.json.Decoder(_Usage)
+    @property
+    def cached_tokens(self) -> int:
+        details = self.prompt_tokens_details
+        found = details.cached_tokens if details else self.prompt_cache_hit_tokens
+        return min(found or 0, self.prompt_tokens)
 
 
 class ChatAnswer:
@@ -75,9 +60,12 @@ class ChatAnswer:
         self._whole: list[bytes] | None = None  # a JSON object's bytes, if it is one
         self._bytes_left = answer_bytes_max
         self._begun = False  # the first byte that is no space has come
+        self._chunks = ChunkReader(where)
         self._role: object = None  # sent before there was a token
+        self._around: dict[str, object] = {}  # sent beside no choice: goes with the next piece
         self._n_tokens = 0
-        self._told: bytes = b""  # the newest usage
+        self._called = False  # a tool was
+        self._usage: Mapping[str, object] | None = None  # the newest
 
     def feed(self, data: bytes) -> Iterator[Piece]:
         """The pieces that end in `data`. Exhaust it before feeding more.
@@ -111,107 +99,81 @@ class ChatAnswer:
     def usage(self, prompt_tokens: int) -> Usage:
         """What the server said it took; else the tokens seen here, and `prompt_tokens`."""
         try:
-            told = _usage.decode(self._told)
+            found = msgspec.convert(self._usage, _Usage)
         except (ValueError, RecursionError):  # none, or not OpenAI's: the answer is whole anyway
             return Usage(prompt_tokens=prompt_tokens, output_tokens=self._n_tokens, counted=False)
-        cached = told.prompt_tokens_details.cached_tokens if told.prompt_tokens_details else None
         return Usage(
-            prompt_tokens=told.prompt_tokens,
-            output_tokens=told.completion_tokens,
-            cached_tokens=min(cached or 0, told.prompt_tokens),
+            prompt_tokens=found.prompt_tokens,
+            output_tokens=found.completion_tokens,
+            cached_tokens=found.cached_tokens,
+            details=self._usage,
         )
 
     def _pieces(self, events: Iterator[bytes]) -> Iterator[Piece]:
         for data in events:
             if data.strip() == b"[DONE]":
-                if not self.finished:
-                    raise AnswerGarbled(self._where, "[DONE] came before a finish reason")
+                yield from self._last()
                 self.over = True
-            elif not self.over and (choice := self._choice(data)) is not None:
-                piece = self._piece(choice, choice.delta or {})
+            elif not self.over and (chunk := self._chunk(data)) is not None:
+                piece = self._piece(chunk)
                 if piece is not None:
                     yield piece
 
+    def _last(self) -> Iterator[Piece]:
+        """The end of an answer whose server gave no finish reason but said that it is done."""
+        if self.finished:
+            return
+        if not self._n_tokens:
+            raise AnswerGarbled(self._where, "[DONE] came before an answer")
+        self.finished = True
+        yield Piece(delta={}, finish_reason="tool_calls" if self._called else "stop")
+
     def _of_whole(self, data: bytes) -> Iterator[Piece]:
-        choice = self._choice(data)
-        if choice is None or choice.message is None:
+        chunk = self._chunk(data)
+        if chunk is None or not chunk.is_whole:
             raise AnswerGarbled(self._where, "its JSON has no message")
-        choice.finish_reason = choice.finish_reason or "stop"
-        yield self._piece(choice, choice.message)
-        if not _tokens(choice.logprobs):
-            text = choice.message.get("content")
-            self._n_tokens = max(1, len(text or "") // CHARACTERS_PER_TOKEN)
+        called = bool(chunk.delta.get("tool_calls"))
+        chunk.finish_reason = chunk.finish_reason or ("tool_calls" if called else "stop")
+        piece = self._piece(chunk)
+        assert piece is not None, "a finish reason makes a piece"
+        yield piece
+        if not _tokens(chunk.logprobs):
+            self._n_tokens = max(1, len(piece.text) // CHARACTERS_PER_TOKEN)
 
-    def _choice(self, data: bytes) -> _Choice | None:
-        """The first choice of a chunk; None where it has none, as with the last one's usage."""
-        try:
-            chunk = _chunk.decode(data)
-        except (ValueError, RecursionError) as error:
-            raise AnswerGarbled(self._where, f"not a chunk of a chat completion: {error}") from None
-        if bytes(chunk.error) != b"null" or chunk.object == "error":
-            raise EndpointFailed(
-                self._where, f"it failed while answering: {said(data, self._secret)}"
-            )
-        if bytes(chunk.usage) != b"null":
-            self._told = bytes(chunk.usage)
-        elif chunk.choices is None:
-            raise AnswerGarbled(self._where, "a chunk has no `choices`")
-        return next((choice for choice in chunk.choices or () if not choice.index), None)
+    def _chunk(self, data: bytes) -> Chunk | None:
+        """What an event carries, its usage and what is beside the choices noted."""
+        chunk = self._chunks.read(data)
+        if chunk is None:
+            return None
+        if chunk.error is not None:
+            raise at_fault(self._where, chunk.error, self._secret)
+        self._usage = chunk.usage or self._usage
+        self._around |= chunk.extra
+        return chunk if chunk.has_choice else None
 
-    def _piece(self, choice: _Choice, delta: dict[str, object]) -> Piece | None:
+    def _piece(self, chunk: Chunk) -> Piece | None:
         """A piece, unless the chunk carries neither a token nor the end."""
-        problem = _wrong(delta) or _wrong_logprobs(choice.logprobs)
-        if problem:
-            raise AnswerGarbled(self._where, problem)
-        tokens = _tokens(choice.logprobs)
+        delta, tokens = chunk.delta, _tokens(chunk.logprobs)
         carries = any(value for name, value in delta.items() if name != "role")
         if carries or tokens:
             self._n_tokens += len(tokens) or 1
-        elif not choice.finish_reason:
+            self._called = self._called or bool(delta.get("tool_calls"))
+        elif not chunk.finish_reason:
             self._role = delta.get("role") or self._role
             return None
-        self.finished = self.finished or bool(choice.finish_reason)
+        self.finished = self.finished or bool(chunk.finish_reason)
         if self._role:
             delta, self._role = {**delta, "role": self._role}, None
+        around, self._around = self._around, {}
         return Piece(
-            delta=delta, finish_reason=choice.finish_reason or None, logprobs=choice.logprobs
+            delta=delta,
+            finish_reason=chunk.finish_reason,
+            logprobs=chunk.logprobs,
+            beside=chunk.choice_extra or None,
+            around=around or None,
         )
 
 
-def _tokens(logprobs: Mapping[str, object] | None) -> list:
-    return (logprobs.get("content") or []) if logprobs else []
-
-
-def _wrong(delta: dict[str, object]) -> str:
-    """What keeps a delta from being added to an answer; "" where nothing does."""
-    if not isinstance(delta.get("content"), str | None):
-        return "`content` is not a string"
-    if not isinstance(delta.get("role"), str | None):
-        return "`role` is not a string"
-    tools = delta.get("tool_calls")
-    if tools is not None and not (isinstance(tools, list) and all(map(_is_tool_call, tools))):
-        return "`tool_calls` is not a list of parts of calls"
-    return ""
-
-
-def _is_tool_call(part: object) -> bool:
-    if not isinstance(part, dict):
-        return False
-    index, function = part.get("index", 0), part.get("function") or {}
-    return (
-        type(index) is int
-        and 0 <= index < TOOL_CALLS_MAX
-        and isinstance(function, dict)
-        and all(isinstance(value, str | None) for value in function.values())
-    )
-
-
-def _wrong_logprobs(logprobs: Mapping[str, object] | None) -> str:
-    if logprobs is None:
-        return ""
-    content = logprobs.get("content") or []
-    if isinstance(content, list) and all(
-        isinstance(token, dict) and type(token.get("logprob")) in (int, float) for token in content
-    ):
-        return ""
-    return "`logprobs.content` is not a list of tokens with a `logprob` each"
+def _tokens(logprobs: Mapping[str, object] | None) -> list[object]:
+    found = logprobs.get("content") if logprobs else None
+    return found if isinstance(found, list) else []

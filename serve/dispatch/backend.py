@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from learners.prices import Criticality
+from serve.dispatch.merge import finished, merge_into
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,11 +43,14 @@ class Piece:
     delta: Mapping[str, object]  # OpenAI's `choices[0].delta`: role, content, tool_calls, …
     finish_reason: str | None = None
     logprobs: Mapping[str, object] | None = None
+    beside: Mapping[str, object] | None = None  # in the choice: `stop_reason`, …
+    around: Mapping[str, object] | None = None  # in the chunk: `system_fingerprint`, `citations`, …
 
     @property
     def text(self) -> str:
         """The words in it; "" where it carries something else."""
-        return str(self.delta.get("content") or "")
+        content = self.delta.get("content")
+        return content if isinstance(content, str) else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +61,7 @@ class Usage:
     output_tokens: int
     cached_tokens: int = 0  # of the prompt, found in the server's cache
     counted: bool = True  # False: the server did not say, pieces were counted
+    details: Mapping[str, object] | None = None  # as the server said it, for whoever wants more
 
 
 class Endpoint(Protocol):
@@ -102,31 +107,21 @@ class Pools(Protocol):
 class Answer:
     """A whole answer, put together from its pieces."""
 
-    message: dict[str, object] = field(default_factory=lambda: {"role": "assistant"})
     finish_reason: str | None = None
-    logprobs: list[object] = field(default_factory=list)
+    logprobs: dict[str, object] = field(default_factory=dict)
+    beside: dict[str, object] = field(default_factory=dict)
+    around: dict[str, object] = field(default_factory=dict)
+    _parts: dict[str, object] = field(default_factory=lambda: {"role": "assistant"})
 
     def add(self, piece: Piece) -> None:
-        """Append what a piece carries, by the rules of OpenAI's streams."""
-        for name, value in piece.delta.items():
-            if name == "tool_calls":
-                _add_tools(self.message.setdefault("tool_calls", []), value)
-            elif name != "role" and isinstance(value, str):
-                self.message[name] = str(self.message.get(name) or "") + value
-            elif value is not None or name not in self.message:
-                self.message[name] = value
+        """Take what a piece carries (see `merge`)."""
+        merge_into(self._parts, piece.delta)
         self.finish_reason = piece.finish_reason or self.finish_reason
-        if piece.logprobs:
-            self.logprobs.extend(piece.logprobs.get("content") or [])
+        merge_into(self.logprobs, piece.logprobs or {})
+        self.beside.update(piece.beside or {})
+        self.around.update(piece.around or {})
 
-
-def _add_tools(calls: list[dict], deltas: object) -> None:
-    """Merge fragments of tool calls: each names its call by `index`, arguments come in parts."""
-    for delta in deltas if isinstance(deltas, list) else []:
-        at = delta.get("index", len(calls))
-        while len(calls) <= at:
-            calls.append({"type": "function", "function": {"name": "", "arguments": ""}})
-        call = calls[at]
-        call.update({k: v for k, v in delta.items() if k not in ("index", "function") and v})
-        for name, part in (delta.get("function") or {}).items():
-            call["function"][name] = call["function"].get(name, "") + (part or "")
+    @property
+    def message(self) -> dict[str, object]:
+        """The message so far, as OpenAI's API would give it whole."""
+        return finished(self._parts)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from openai_server import DONE, ROLE, chunk, event, usage
 from strategies import cuts, lightly
 
-from infra.endpoints.openai_refusals import refusal, said
-from infra.endpoints.openai_stream import TOOL_CALLS_MAX, ChatAnswer
+from infra.endpoints.blame import said
+from infra.endpoints.openai_chunk import TOOL_CALLS_MAX
+from infra.endpoints.openai_stream import ChatAnswer
 from infra.endpoints.server_sent_events import EventReader
 from serve.dispatch.backend import Answer, Piece, Usage
 from serve.errors import AnswerGarbled, AttemptFailed, EndpointFailed
@@ -161,8 +162,9 @@ def test_whatever_leaves_can_be_added_to_an_answer(made, index):
     for piece in pieces:
         whole.add(piece)
         piece.text.encode()
-    assert all(type(seen["logprob"]) in (int, float) for seen in whole.logprobs)
-    assert len(whole.message.get("tool_calls") or ()) <= TOOL_CALLS_MAX
+    seen = whole.logprobs.get("content") or []
+    assert all(type(token["logprob"]) in (int, float, type(None)) for token in seen)
+    json.loads(msgspec.json.encode(whole.message))
 
 
 # Habits -------------------------------------------------------------------------------------------
@@ -224,11 +226,25 @@ def test_several_tokens_in_one_piece_are_counted_by_their_probabilities():
 
 
 @pytest.mark.parametrize("reason", [None, ""])
-def test_no_finish_reason_is_not_the_end(reason):
-    (piece,), (kind, problem) = outcome(event(chunk({"content": "a"}, reason)), DONE)
+def test_done_without_a_finish_reason_is_the_end_of_what_has_begun(reason):
+    """
+    Whether it was cut is not in doubt: the server says that it is done.
+    """
+    called = {"tool_calls": [{"index": 0, "function": {"name": "f", "arguments": "{}"}}]}
+    for delta, ends in (({"content": "a"}, "stop"), (called, "tool_calls")):
+        pieces, _ = read(event(chunk(delta, reason)), DONE)
+        assert [piece.finish_reason for piece in pieces] == [None, ends]
 
-    assert piece.finish_reason is None
-    assert kind is AnswerGarbled and "before" in problem
+
+@pytest.mark.parametrize("reason", [None, ""])
+def test_an_end_without_done_and_finish_reason_is_a_cut(reason):
+    _, (kind, problem) = outcome(event(chunk({"content": "a"}, reason)))
+
+    assert kind is AnswerGarbled and "ended before" in problem
+
+
+def test_done_before_any_token_is_no_answer():
+    assert outcome(ROLE, DONE)[1][0] is AnswerGarbled
 
 
 def test_only_the_first_of_several_choices_is_read():
@@ -273,7 +289,8 @@ def test_usage_is_found_wherever_it_is(parts):
     """
     _, end = read(*parts, DONE)
 
-    assert end == Usage(prompt_tokens=3, output_tokens=5, cached_tokens=2)
+    assert (end.prompt_tokens, end.output_tokens, end.cached_tokens) == (3, 5, 2)
+    assert end.details["completion_tokens"] == 5 and end.counted
 
 
 @pytest.mark.parametrize(
@@ -302,25 +319,125 @@ def test_more_cached_than_sent_is_all():
 @pytest.mark.parametrize(
     "data",
     [
-        b"nonsense", b"[]", b"null", b'"x"', b"{}", b'{"choices": 1}', b'{"choices": [1]}',
-        b'{"choices": [{"delta": {"content": NaN}}]}', b'{"choices": [{"delta": "x"}]}',
-        b'{"choices": [{"delta": {"content": "\xff"}}]}', b'{"choices": [{"delta": {"content": 1}}]}',
-        b'{"choices": [{"finish_reason": 1}]}', b'{"choices": [{"delta": {"role": 1, "content": "a"}}]}',
+        b"nonsense", b'{"choices": [{"delta": "x"}]}',
+        b'{"choices": [{"delta": {"content": {"text": "a"}}}]}',
         b'{"choices": [{"delta": {"tool_calls": [{"index": %d}]}}]}' % TOOL_CALLS_MAX,
-        b'{"choices": [{"delta": {"tool_calls": [{"index": -1}]}}]}',
-        b'{"choices": [{"delta": {"tool_calls": [{"index": true}]}}]}',
-        b'{"choices": [{"delta": {"tool_calls": {}}}]}', b'{"choices": [{"delta": {"tool_calls": [1]}}]}',
+        b'{"choices": [{"delta": {"tool_calls": [1]}}]}', b'{"choices": [{"delta": {"tool_calls": "x"}}]}',
         b'{"choices": [{"delta": {"tool_calls": [{"function": 1}]}}]}',
-        b'{"choices": [{"delta": {"tool_calls": [{"function": {"arguments": {"x": 1}}}]}}]}',
-        b'{"choices": [{"delta": {"content": "a"}, "logprobs": {"content": [{"logprob": "x"}]}}]}',
-        b'{"choices": [{"delta": {"content": "a"}, "logprobs": 1}]}',
     ],
 )  # fmt: skip
-def test_chunk_of_another_shape_is_garbled(data):
+def test_what_cannot_be_passed_on_without_loss_is_garbled(data):
     pieces, (kind, _) = outcome(token(), b"data: " + data + b"\n\n", STOP)
 
     assert len(pieces) == 1
     assert kind is AnswerGarbled
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"", b" ", b"[]", b"null", b'"x"', b"{}", b'{"type": "ping"}', b'{"choices": 1}',
+        b'{"choices": [1]}', b'{"choices": [{"delta": []}]}', b'{"choices": [{"delta": null}]}',
+        b'{"choices": [{"delta": {"content": null}}]}', b'{"choices": [], "usage": []}',
+        b'{"choices": [{"delta": {"role": 1}}]}', b'{"choices": [{"delta": {"tool_calls": {}}}]}',
+        b'{"choices": [{"delta": {}, "logprobs": []}]}',
+    ],
+)  # fmt: skip
+def test_what_carries_nothing_is_passed_over(data):
+    """
+    Pings, empty lines, `[]` for an object: no reason to destroy an answer.
+    """
+    pieces, end = read(token(), b"event: ping\ndata: " + data + b"\n\n", token("b"), STOP, DONE)
+
+    assert [piece.text for piece in pieces] == ["a", "b", ""]
+    assert end.output_tokens == 2
+
+
+@pytest.mark.parametrize(
+    "choice, wanted",
+    [
+        ({"delta": {"content": 1}}, {"content": "1"}),
+        ({"delta": {"content": ["a", {"type": "text", "text": "b"}]}}, {"content": "ab"}),
+        ({"delta": {"content": "a", "role": 1}}, {"content": "a", "role": None}),
+        (
+            {"delta": {"tool_calls": [{"index": -1, "function": {"arguments": {"x": 1}}}]}},
+            {"tool_calls": [{"index": None, "function": {"arguments": '{"x":1}'}}]},
+        ),
+    ],
+)
+def test_what_has_an_odd_form_is_put_right(choice, wanted):
+    (piece, _), _ = read(event({"choices": [choice]}), STOP)
+
+    assert piece.delta == wanted
+
+
+@pytest.mark.parametrize(
+    "raw, wanted",
+    [(b"-Infinity", -9999.0), (b"NaN", None), (b"null", None), (b'"x"', None), (b"-0.5", -0.5)],
+)
+def test_log_probabilities_are_numbers_that_json_can_say_or_null(raw, wanted):
+    data = (
+        b'data: {"choices": [{"index": null, "delta": {"content": "a"}, "logprobs": {"content": '
+        b'[{"token": "a", "logprob": %s, "top_logprobs": [{"token": "a", "logprob": %s}]}]}}]}\n\n'
+    ) % (raw, raw)
+
+    (piece, _), _ = read(data, STOP)
+
+    (seen,) = piece.logprobs["content"]
+    assert seen["logprob"] == seen["top_logprobs"][0]["logprob"] == wanted
+    json.loads(msgspec.json.encode(piece.logprobs))
+
+
+@pytest.mark.parametrize("text", ["😀", "a😀b", "😀😀", "é", "漢字"])
+def test_halves_of_characters_meet_again(text):
+    """
+    As escapes of a surrogate each, or as bytes cut anywhere: some servers cut tokens so.
+    """
+    units = [text.encode("utf-16-le")[i : i + 2] for i in range(0, 2 * utf16(text), 2)]
+    escaped = [b"\\u%04x" % int.from_bytes(unit, "little") for unit in units]
+    raw = [bytes([byte]) for byte in text.encode()]
+    for parts in (escaped, raw):
+        events = [b'data: {"choices":[{"delta":{"content":"' + p + b'"}}]}\n\n' for p in parts]
+        pieces, _ = read(*events, STOP)
+        assert "".join(piece.text for piece in pieces) == text
+        assert all(piece.text.encode() is not None for piece in pieces)
+
+
+def utf16(text: str) -> int:
+    return len(text.encode("utf-16-le")) // 2
+
+
+def test_a_half_without_the_other_is_replaced():
+    pieces, _ = read(b'data: {"choices":[{"delta":{"content":"a\\ud83d"}}]}\n\n', token("b"), STOP)
+
+    assert "".join(piece.text for piece in pieces) == "a\ufffdb"
+
+
+def test_fields_beside_the_known_ones_are_passed_on():
+    """
+    In the choice and around it; what comes without a choice goes with the next piece.
+    """
+    first = chunk({"content": "a"}) | {"system_fingerprint": "fp", "service_tier": None}
+    last = chunk({}, "stop")
+    last["choices"][0]["stop_reason"] = 7
+
+    pieces, end = read(
+        event({"choices": [], "citations": ["x"]}),
+        event(first),
+        event(last),
+        event(usage(3, 5, prompt_tokens_details=None) | {}),
+        DONE,
+    )
+
+    assert pieces[0].around == {"citations": ["x"], "system_fingerprint": "fp"}
+    assert pieces[1].beside == {"stop_reason": 7}
+    assert end.details["completion_tokens"] == 5
+
+
+def test_cached_tokens_have_two_names():
+    _, end = read(token(), STOP, event(usage(9, 5, prompt_cache_hit_tokens=4)))
+
+    assert end.cached_tokens == 4
 
 
 @pytest.mark.parametrize(
@@ -339,7 +456,7 @@ def test_no_error_is_none():
 
 
 @pytest.mark.parametrize(
-    "body", [b"{}", b'{"choices": []}', b'{"choices": [{}]}', b'{"choices": [{"message": {"content": 1}}]}', b"{"]
+    "body", [b"{}", b'{"choices": []}', b'{"choices": [{}]}', b'{"choices": [{"message": {"content": {"a": 1}}}]}', b"{"]
 )  # fmt: skip
 def test_json_without_a_message_is_garbled(body):
     assert outcome(b" \n", body)[1][0] is AnswerGarbled
@@ -437,12 +554,3 @@ def test_message_is_one_short_line_without_the_secret(body, secret):
     assert "sk-1" not in words and (
         not secret or "sk-" not in words or b"sk-" in body.replace(b"sk-1", b"")
     )
-
-
-@lightly
-@given(status=st.integers(300, 599), body=st.binary(max_size=50))
-def test_every_status_is_an_error_that_travels(status, body):
-    error = refusal("there", status, {}, body, "")
-
-    assert str(pickle.loads(pickle.dumps(error))) == str(error)
-    assert str(status) in error.problem
