@@ -4,8 +4,8 @@
     an error object in a stream ─at_fault─┴─▶ fault_of ─▶ CallRefused | EndpointOverloaded |
                                                           EndpointMisconfigured | EndpointFailed
 
-    the call        it is malformed, not allowed, too long, or asks what this model can't do: another
-                    model may answer it, this pool did nothing wrong
+    the call        it is malformed, not allowed, too long, or asks what this model can't do:
+                    another model may answer it, this pool did nothing wrong
     overload        the server has too much to do, or this account has used up its share
     set-up          key, path, model or account of this pool are set up wrongly
     failure         everything else

@@ -150,17 +150,24 @@ class OpenAiEndpoint:
         What we add of our own accord and the server refuses, it is asked again without.
         """
         ours = self._optional | (LOGPROBS if call.confidence else {})
+        unwanted = set(self._refused)
         while True:
-            added = {name: value for name, value in ours.items() if name not in self._refused}
+            added = {name: value for name, value in ours.items() if name not in unwanted}
             response = await self._post(call, added)
             if response.status < 300:
+                self._leave_out(unwanted)
                 return response
             error = await self._refusal(response)
-            unwanted = {name for name in added if name in error.problem and name not in call.body}
-            if not unwanted or response.status >= 500:
+            named = {name for name in added if name in error.problem and name not in call.body}
+            if not named or response.status >= 500:
                 raise error
-            logger.info("%s refuses %s: left out from now on", self._where, ", ".join(unwanted))
-            self._refused |= unwanted
+            unwanted |= named
+
+    def _leave_out(self, unwanted: set[str]) -> None:
+        """Remember what the server refused, now that it has taken a call without."""
+        for name in unwanted - self._refused:
+            logger.info("%s refuses %s: left out from now on", self._where, name)
+        self._refused = unwanted
 
     async def _post(self, call: Call, added: Mapping[str, object]) -> aiohttp.ClientResponse:
         try:

@@ -61,7 +61,9 @@ class Usage:
     output_tokens: int
     cached_tokens: int = 0  # of the prompt, found in the server's cache
     counted: bool = True  # False: the server did not say, pieces were counted
-    details: Mapping[str, object] | None = None  # as the server said it, for whoever wants more
+    details: Mapping[str, object] | None = field(
+        default=None, compare=False
+    )  # as the server said it, for whoever wants more
 
 
 class Endpoint(Protocol):

@@ -41,7 +41,7 @@ def finished(message: Mapping[str, object]) -> dict[str, object]:
     if not isinstance(calls, list):
         return dict(message)
     ordered = sorted(calls, key=_index_of) if all(isinstance(c, dict) for c in calls) else calls
-    return {**message, TOOL_CALLS: [_without_index(call) for call in ordered]}
+    return {**message, TOOL_CALLS: [_whole_call(call) for call in ordered]}
 
 
 def _merged(name: str, old: object, new: object) -> object:
@@ -109,7 +109,8 @@ def _index_of(call: Mapping[str, object]) -> int:
     return index if isinstance(index, int) else 0
 
 
-def _without_index(call: object) -> object:
+def _whole_call(call: object) -> object:
     if not isinstance(call, dict):
         return call
-    return {name: value for name, value in call.items() if name != "index"}
+    kind = {"type": "function"} if "function" in call else {}  # some servers leave it out
+    return kind | {name: value for name, value in call.items() if name != "index"}

@@ -20,6 +20,7 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from serve.dispatch.answers import Event, Streamed
+from serve.dispatch.backend import Piece
 
 PACE_S = 0.02  # between two writes of pieces
 WAITING_MAX = 64  # pieces; a pool that sends more within the pace is not waited for
@@ -107,10 +108,20 @@ def _joined(run: Sequence[Streamed]) -> Streamed:
     return replace(run[-1], piece=replace(run[-1].piece, delta={"content": text}))
 
 
+def _is_text(piece: Piece) -> bool:
+    """Whether it is nothing but text."""
+    return (
+        set(piece.delta) == {"content"}
+        and isinstance(piece.delta["content"], str)
+        and not piece.logprobs
+    )
+
+
 def _joins(one: Streamed, other: Event) -> bool:
     return (
         isinstance(other, Streamed)
         and one.answer == other.answer
         and one.piece.finish_reason is None
-        and all(set(e.piece.delta) == {"content"} and not e.piece.logprobs for e in (one, other))
+        and _is_text(one.piece)
+        and _is_text(other.piece)
     )

@@ -19,7 +19,7 @@ from functools import cached_property
 from urllib.parse import quote
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType, structs
 
 from serve.dispatch.answers import Attempt, Ended, Event, Routed, Streamed
 from serve.dispatch.backend import Answer, Piece
@@ -54,7 +54,7 @@ class Chunk(Struct):
     id: str
     created: int
     model: str
-    choices: tuple[Choice, ...]
+    choices: tuple[Choice | Told, ...]
     usage: Told | UnsetType | None = UNSET
     fairlead: Told | UnsetType = UNSET
     object: str = "chat.completion.chunk"
@@ -91,11 +91,16 @@ class Progress:
         usages = [ended.usage for ended in self.ended.values()]
         n_prompt = sum(usage.prompt_tokens for usage in usages)
         n_output = sum(usage.output_tokens for usage in usages)
+        details = usages[0].details if len(usages) == 1 else None  # those of several don't add up
         return {
+            **(details or {}),
             "prompt_tokens": n_prompt,
             "completion_tokens": n_output,
             "total_tokens": n_prompt + n_output,
-            "prompt_tokens_details": {"cached_tokens": sum(u.cached_tokens for u in usages)},
+            "prompt_tokens_details": {
+                **_object(details, "prompt_tokens_details"),
+                "cached_tokens": sum(usage.cached_tokens for usage in usages),
+            },
         }
 
     def fairlead(self) -> Told:
@@ -118,6 +123,11 @@ class Progress:
             if ended.problem is not None:
                 told["problem"] = error_object(ended.problem)
         return told
+
+
+def _object(around: Mapping[str, object] | None, name: str) -> Told:
+    found = (around or {}).get(name)
+    return dict(found) if isinstance(found, Mapping) else {}
 
 
 def headers_of(routed: Routed) -> dict[str, str]:
@@ -186,18 +196,21 @@ class StreamWriter:
     def _chunk(self, answer: int, piece: Piece, fairlead: Told | UnsetType = UNSET) -> bytes:
         choice = Choice(answer, piece.delta, piece.logprobs, piece.finish_reason)
         model = self.progress.routed[answer].model
-        return self._data(model, (choice,), self._usage, fairlead)
+        whole = choice if piece.beside is None else {**piece.beside, **structs.asdict(choice)}
+        return self._data(model, (whole,), self._usage, fairlead, piece.around)
 
     def _data(
         self,
         model: str,
-        choices: tuple[Choice, ...],
+        choices: tuple[Choice | Told, ...],
         usage: Told | UnsetType | None,
         fairlead: Told | UnsetType,
+        around: Mapping[str, object] | None = None,
     ) -> bytes:
         completion_id = self.progress.completion_id
         chunk = Chunk(completion_id, self._created_s, model, choices, usage, fairlead)
-        return b"data: " + _encode(chunk) + b"\n\n"
+        whole = chunk if around is None else {**around, **_fields(chunk)}
+        return b"data: " + _encode(whole) + b"\n\n"
 
     def end(self) -> bytes:
         """The last chunks, after all events."""
@@ -213,6 +226,10 @@ class StreamWriter:
         """The end of a stream that can't be finished: no `[DONE]`, so nobody takes it for whole."""
         held = self._chunk(*self._held) if self._held else b""
         return held + b"data: " + error_body(error) + b"\n\n"
+
+
+def _fields(chunk: Chunk) -> Told:
+    return {name: value for name, value in structs.asdict(chunk).items() if value is not UNSET}
 
 
 class WholeWriter:
@@ -235,8 +252,12 @@ class WholeWriter:
 
     def end(self) -> bytes:
         """The completion, after all events."""
+        around: Told = {}
+        for answer in self._answers.values():
+            around |= answer.around
         return _encode(
             {
+                **around,
                 "id": self.progress.completion_id,
                 "object": "chat.completion",
                 "created": self._created_s,
@@ -250,8 +271,9 @@ class WholeWriter:
     def _choice(self, index: int) -> Told:
         answer, ended = self._answers[index], self.progress.ended[index]
         return {
+            **answer.beside,
             "index": index,
             "message": {"content": None, **answer.message},
-            "logprobs": {"content": answer.logprobs} if answer.logprobs else None,
+            "logprobs": answer.logprobs or None,
             "finish_reason": FAILED if ended.problem is not None else answer.finish_reason,
         }

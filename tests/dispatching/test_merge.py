@@ -24,7 +24,7 @@ def call(index: int | None = None, id: str | None = None, name: str = "", argume
 
 
 def whole(id: str, name: str, arguments: str) -> dict:
-    return {"id": id, "function": {"name": name, "arguments": arguments}}
+    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from streams.errors import StreamError
 from streams.feedback import feedback
 from streams.feedback.ticket import ID_BYTES
 
-PROTO = Path(request.__file__).parent / "proto/fairlead/v1/router.proto"
+PROTO = Path(request.__file__).parents[1] / "proto/fairlead/v1/router.proto"
 DISPATCH = PROTO.with_name("dispatch.proto")
 DISPATCHING_ALONE = {"ABORTED"}  # statuses that only an answer on its way can end with
 SENTENCE = "what happened, with its numbers"

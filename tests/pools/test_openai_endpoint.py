@@ -33,6 +33,7 @@ from serve.errors import (
     AttemptFailed,
     CallRefused,
     EndpointFailed,
+    EndpointMisconfigured,
     EndpointOverloaded,
     EndpointUnreachable,
 )
@@ -542,7 +543,7 @@ def test_connection_that_breaks_after_the_finish_reason_leaves_a_whole_answer():
     assert error is None and got[-1].counted is False
 
 
-@pytest.mark.parametrize("parts", [(), (ROLE,), (ROLE, TOKEN), (TOKEN, DONE), (b": ping\n\n",)])
+@pytest.mark.parametrize("parts", [(), (ROLE,), (ROLE, TOKEN), (ROLE, DONE), (b": ping\n\n",)])
 def test_stream_that_ends_before_its_answer_is_garbled(parts):
     """
     Half an answer taken for a whole one would be a lie that nobody notices.
@@ -570,16 +571,16 @@ def test_error_within_the_stream_is_the_endpoints_failure():
         (413, b"<html>\n too  large</html>", CallRefused, "too large"),
         (422, {"detail": "no messages"}, CallRefused, "no messages"),
         (422, {"detail": [{"loc": ["body", "n"], "msg": "is bad"}]}, CallRefused, "body.n: is bad"),
-        (401, {"error": {"message": "no such key"}}, EndpointFailed, "set up wrongly"),
-        (403, b"", EndpointFailed, "set up wrongly"),
-        (404, {"object": "error", "message": "no model up"}, EndpointFailed, "no model up"),
+        (401, {"error": {"message": "no such key"}}, EndpointMisconfigured, "set up wrongly"),
+        (403, b"", EndpointMisconfigured, "set up wrongly"),
+        (404, {"object": "error", "message": "no model up"}, EndpointMisconfigured, "no model up"),
         (409, b"", EndpointFailed, "409"),
-        (302, b"", EndpointFailed, "set up wrongly"),
+        (302, b"", EndpointMisconfigured, "set up wrongly"),
         (429, {"error": "slow down"}, EndpointOverloaded, "slow down"),
         (503, b"", EndpointOverloaded, "503 Service Unavailable"),
         (500, {"error": {"message": "boom"}}, EndpointFailed, "boom"),
         (502, b"\xff\xfe", EndpointFailed, "502 Bad Gateway"),
-        (529, b"[" * 10_000, EndpointFailed, "529"),
+        (529, b"[" * 10_000, EndpointOverloaded, "529"),
     ],
 )  # fmt: skip
 def test_status_says_whose_fault_it_is(status, body, kind, words):
