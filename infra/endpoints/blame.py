@@ -178,7 +178,7 @@ UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
 def _duration_s(text: str) -> float | None:
-    """ "6m0s", "120ms" and the like."""
+    """A duration as Go writes it: "6m0s", "120ms"."""
     parts = re.findall(r"(\d+(?:\.\d+)?)(ms|[smhd])", text)
     if not parts or "".join(map("".join, parts)) != text:
         return None
