@@ -111,9 +111,16 @@ def opened(
     target: str,
     credentials: grpc.ChannelCredentials | None,
     retries: RetryOptions,
+    *,
+    use_proxy: bool = False,
 ) -> Any:
-    """Return a channel of `grpc` or of `grpc.aio`. It connects when first used."""
-    options = [*OPTIONS, ("grpc.service_config", service_config(retries))]
+    """Return a channel of `grpc` or of `grpc.aio`. It connects when first used.
+
+    A router is in one's own network, and `http_proxy` in the environment is meant for the web: it
+    is followed with `use_proxy` only.
+    """
+    proxy = ("grpc.enable_http_proxy", int(use_proxy))
+    options = [*OPTIONS, proxy, ("grpc.service_config", service_config(retries))]
     if credentials is None:
         return grpc_flavour.insecure_channel(target, options=options)
     return grpc_flavour.secure_channel(target, credentials, options=options)

@@ -49,6 +49,7 @@ class Connections:
         root_certificates: bytes | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         retries: RetryOptions | None = None,
+        use_proxy: bool = False,
     ) -> None:
         """Keep the options; nothing is sent before the first call.
 
@@ -59,6 +60,8 @@ class Connections:
         `root_certificates` (PEM) turn TLS on; for client certificates or tokens give
         `credentials` instead. With neither, nothing is encrypted.
         `retries` says how often a call is tried, and the budget for that.
+        `use_proxy` follows `http_proxy` and the like of the environment; without it they are
+        ignored.
         """
         if connections < 1:
             raise InvalidOption("client", f"connections {connections} is not at least 1")
@@ -66,6 +69,7 @@ class Connections:
         self.timeout_s = _checked(timeout_s)
         self.connections = connections
         self.retries = retries or RetryOptions()
+        self.use_proxy = use_proxy
         self.is_closed = False
         self._credentials = channels.tls(root_certificates, credentials)
         self._opened: list[Connection] = []
@@ -86,7 +90,11 @@ class Connections:
             if self._turns is None:
                 for _ in range(self.connections):
                     channel = channels.opened(
-                        self.flavour, self.target, self._credentials, self.retries
+                        self.flavour,
+                        self.target,
+                        self._credentials,
+                        self.retries,
+                        use_proxy=self.use_proxy,
                     )
                     self._opened.append(
                         Connection(channel, RouterStub(channel), DispatcherStub(channel))

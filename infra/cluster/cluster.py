@@ -27,6 +27,7 @@ from infra.pools.directory import POOLS_APP, close_directory
 from infra.pools.ports import is_free
 from infra.pools.site import LocalSite
 from infra.settings.settings import Settings
+from serve.addresses import joined, reachable
 from serve.deploy.deployment import ROUTER_APP, TRAINER_APP, deploy
 from serve.deploy.dispatch_deployment import DISPATCH_APP, deploy_dispatchers
 
@@ -148,12 +149,12 @@ def _explained() -> Iterator[None]:
 
 
 def _addresses(settings: Settings, site: LocalSite) -> Running:
-    host, dispatch = settings.listener.host, settings.dispatch
-    router = f"{host}:{settings.listener.port}"
+    host, dispatch = reachable(settings.listener.host), settings.dispatch
+    router = joined(host, settings.listener.port)
     if not dispatch.replicas:
         return Running(site, router)
-    http = f"http://{host}:{dispatch.http_port}/v1"
-    return Running(site, router, f"{host}:{dispatch.port}", http)
+    http = f"http://{joined(host, dispatch.http_port)}/v1"
+    return Running(site, router, joined(host, dispatch.port), http)
 
 
 def _stop_all() -> None:

@@ -27,6 +27,7 @@ from infra.pools.emulated_server import EmulatedServer
 from infra.pools.pool_vitals import PoolVitals
 from infra.pools.server_process import ServerProcess
 from infra.pools.site import LocalSite
+from serve.addresses import joined
 from serve.deploy.deployment import GRACE_S, now_ms
 from serve.openai_api.http_listener import HttpListener, HttpListenerOptions
 from streams.telemetry.pool_window import ReplicaIdentity
@@ -65,7 +66,7 @@ class Emulated:
     @property
     def address(self) -> str:
         """Where it listens."""
-        return f"{self._host}:{self._listener.port}"
+        return joined(self._host, self._listener.port)
 
     async def start(self) -> None:
         """Load the model, so to speak, and listen."""

@@ -1,4 +1,4 @@
-"""Ports of this host: ones to listen at, and whether one is free.
+"""Ports of this host: ones to listen at, held until they are used, and whether one is free.
 
 Free ones are taken from between those that Ray gives its workers (10,002 to 19,999) and those that
 Linux gives outgoing connections (32,768 and up). A port of theirs may be free when asked and taken
@@ -6,39 +6,79 @@ a second later, by a worker or a connection; worse, a client that tries again an
 server that is down may be given the server's own port, connect to itself, and keep the server from
 coming back.
 
-The one rule: whether a port is free is asked of the kernel, by binding it.
+Whoever is to listen binds the port itself, often another program, seconds later. Until then nothing
+in the kernel says that it is taken, so two processes that choose in the same moment could choose
+the same. A chosen port is therefore locked by a file of its own, for as long as the process that
+chose it lives or until it is `released`.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
 import random
 import socket
+import tempfile
+from pathlib import Path
+
+from serve.addresses import resolved
 
 FIRST, LAST = 20_000, 32_000
 
+_held: dict[int, int] = {}  # descriptors of the locked files, by port
+
 
 def free_ports(n: int, host: str = "127.0.0.1") -> list[int]:
-    """So many ports of `host` that nobody listens at."""
-    found: set[int] = set()
+    """So many ports of `host` that nobody listens at, held by this process."""
+    found: list[int] = []
     while len(found) < n:
         port = random.randint(FIRST, LAST)
-        if is_free(port, host):
-            found.add(port)
-    return list(found)
+        if _hold(port):
+            if is_free(port, host):
+                found.append(port)
+            else:
+                released(port)
+    return found
+
+
+def released(port: int) -> None:
+    """Let others choose it again."""
+    descriptor = _held.pop(port, None)
+    if descriptor is not None:
+        os.close(descriptor)
 
 
 def is_free(port: int, host: str = "127.0.0.1") -> bool:
     """Whether one could listen at it; connections that are closing do not count.
 
-    `host` may be in the brackets that an IPv6 address has before a port.
+    `host` is a name, an IPv4 or an IPv6 address, with or without brackets. Where this host can't
+    listen at all, nobody does.
     """
-    host = host.strip("[]")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        family, address = resolved(host, port)
+    except OSError:
+        return True
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, port))
+            probe.bind(address)
         except OSError as error:
-            return error.errno != errno.EADDRINUSE  # an address that isn't ours has no listener
+            return error.errno != errno.EADDRINUSE
+    return True
+
+
+def _hold(port: int) -> bool:
+    """Lock the port's file; False where somebody holds it, in this process or another."""
+    if port in _held:
+        return False
+    folder = Path(tempfile.gettempdir()) / f"fairlead-ports-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    descriptor = os.open(folder / str(port), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return False
+    _held[port] = descriptor
     return True

@@ -25,7 +25,8 @@ from dataclasses import dataclass
 import aiohttp
 
 from infra.errors import ServerFailed
-from infra.pools.ports import free_ports
+from infra.pools.ports import free_ports, released
+from serve.addresses import joined
 
 ASK_S, ASK_S_MAX = 0.25, 2.0
 # $1: the group, $2: seconds between asking it to end and ending it.
@@ -62,7 +63,7 @@ class ServerProcess:
     @property
     def address(self) -> str:
         """Where it listens."""
-        return f"{self._host}:{self._port}"
+        return joined(self._host, self._port)
 
     @property
     def running(self) -> bool:
@@ -132,6 +133,7 @@ class ServerProcess:
         self._signal(self._process.pid, signal.SIGKILL)  # also what outlived its parent
         await self._process.wait()
         self._process = None
+        released(self._port)
         await self._dismiss_guard()
 
     async def _dismiss_guard(self) -> None:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import uvicorn
 from starlette.types import ASGIApp
 
+from serve.addresses import resolved
+
 FAREWELL_S = 1.0  # for telling the clients of answers that are cut off
 
 
@@ -104,6 +106,5 @@ class HttpListener:
 
 
 def _bound(options: HttpListenerOptions) -> socket.socket:
-    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    address = (options.host, options.port)
+    family, address = resolved(options.host, options.port)
     return socket.create_server(address, family=family, backlog=options.backlog, reuse_port=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +13,7 @@ import pytest
 from infra.cluster import cluster
 from infra.cluster.cluster import running
 from infra.errors import AddressTaken
-from infra.pools.ports import FIRST, LAST, free_ports, is_free
+from infra.pools.ports import FIRST, LAST, free_ports, is_free, released
 from infra.settings.settings import read_settings
 
 
@@ -32,6 +34,40 @@ def test_ports_are_free_different_and_nobody_elses():
     listeners = [listening(("127.0.0.1", port)) for port in ports]
     for listener in listeners:
         listener.close()
+
+
+CHOOSE = """
+import random
+from infra.pools.ports import free_ports
+random.seed(7)  # both begin with the same candidates
+print(*free_ports(20), flush=True)
+input()
+"""
+
+
+def test_two_who_choose_in_the_same_moment_choose_differently():
+    """
+    A port is held from choice to use: also before anybody listens at it.
+    """
+    choosers = [
+        subprocess.Popen([sys.executable, "-c", CHOOSE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]  # fmt: skip
+    chosen = [chooser.stdout.readline().split() for chooser in choosers]
+    for chooser in choosers:
+        chooser.communicate("\n", timeout=30)
+
+    assert len({*chosen[0], *chosen[1]}) == 40
+
+
+def test_a_released_port_can_be_chosen_again(monkeypatch):
+    [port] = free_ports(1)
+    monkeypatch.setattr("random.randint", lambda first, last: port)
+
+    released(port)
+
+    assert free_ports(1) == [port]
+    released(port)
 
 
 def test_port_is_free_until_somebody_listens():
