@@ -22,8 +22,8 @@ from serve.addresses import joined
 from serve.errors import InvalidRequest
 from serve.proto.fairlead.v1 import dispatch_pb2, router_pb2
 
-# Clients of gRPC ask every 10 s at the most often that their own libraries allow; half of that is no
-# attack. By default a server throws out whoever asks twice within five minutes without data.
+# Clients ask every 10 s, which is the most often that gRPC's libraries allow them. By default a
+# server throws out whoever asks three times within five minutes without data.
 PING_INTERVAL_MS_MIN = 5_000
 
 SERVICES = {

@@ -97,18 +97,19 @@ def test_an_old_connection_finishes_the_calls_it_has():
     run_with(ListenerOptions(port=0, connection_age_s_max=0.2, grace_s=0.0), work)
 
 
+@pytest.mark.slow
 def test_a_client_may_ask_whether_we_live_while_it_waits_for_a_first_token(monkeypatch):
     """
     A server of default settings throws out whoever asks three times without data between.
     """
     monkeypatch.setattr(listener, "PING_INTERVAL_MS_MIN", 50)
-    asks = [("grpc.keepalive_time_ms", 100), ("grpc.http2.max_pings_without_data", 0)]
+    asks = [("grpc.keepalive_time_ms", 200), ("grpc.http2.max_pings_without_data", 0)]
 
     async def work(listener: Listener, slow: Slow) -> None:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{listener.port}", asks) as channel:
             stream = router_pb2_grpc.RouterStub(channel).RouteStream(iter([pb.RouteRequest()]))
             reading = asyncio.ensure_future(stream.read())
-            done, _ = await asyncio.wait([reading], timeout=1.0)  # ten asks
+            done, _ = await asyncio.wait([reading], timeout=8.0)  # gRPC notices after 4
             assert not done
             slow.wanted.release()
             assert (await reading).request_id == "0"
