@@ -10,8 +10,9 @@
     openai                  slow       a server that speaks OpenAI's embeddings API
     embeddings-only         –          callers who encode; texts are refused
 
-The one rule: vectors of two encoders never meet. What was learned from one's means nothing for
-another's, so `identity` is written into every snapshot and a history of another one is refused.
+Vectors of two encoders must never be mixed: what was learned from one's means nothing for
+another's. So `identity` is written into every snapshot, and a history of another one is refused.
+May import `errors` alone of serve/.
 """
 
 from __future__ import annotations
