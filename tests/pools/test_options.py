@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import pytest
@@ -167,8 +167,9 @@ def test_every_registered_policy_can_be_taken_with_every_parameter(policy):
         default = kind()
         section = f"policies.{name.replace('-', '_')}"
         for key in keys_of(kind, section):
-            text = f"[router]\npolicy = '{name}'\n[{section}]\n{key.name} = 0.25"
-            assert getattr(policy(text), key.name) == 0.25
+            half = key.default / 2
+            text = f"[router]\npolicy = '{name}'\n[{section}]\n{key.name} = {half}"
+            assert policy(text) == replace(default, **{key.name: half})
         assert policy(f"[router]\npolicy = '{name}'") == default
 
 
