@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, MISSING, Field, dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -96,17 +97,16 @@ def entries(default: Mapping[str, T], options: Mapping[str, Option]) -> Mapping[
     return _field(default, Entries(options))
 
 
-def declared_by(of: Field) -> Option | SameAs | Entries | None:
+def declared_by(of: Field[Any]) -> Option | SameAs | Entries | None:
     """What a field is declared to be; None where it can't be set."""
     return of.metadata.get(DECLARED)
 
 
 def _field(default: Any, declared: object, *, shown: bool = True) -> Any:
+    made: dict[str, Any] = {} if default is MISSING else {"default": default}
     if isinstance(default, Mapping):
-        default = {"default_factory": default.copy}
-    else:
-        default = {} if default is MISSING else {"default": default}
-    return field(metadata={DECLARED: declared}, repr=shown, **default)
+        made = {"default_factory": partial(dict, default)}
+    return field(metadata={DECLARED: declared}, repr=shown, **made)
 
 
 def _or(limit: float | None, otherwise: float) -> float:

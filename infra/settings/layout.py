@@ -151,7 +151,7 @@ HOME = {kind: section for section, part in PARTS.items() for kind in part.kinds}
 IN_ENTRIES = dict.fromkeys((kind for part in LISTS.values() for kind in part.kinds), "")
 
 
-def fields() -> dict[str, tuple[Any, Any]]:
+def fields() -> dict[str, Any]:
     """The fields of `Settings`: keys at the top of the file, sections, lists of sections."""
     keys = [key for section, part in PARTS.items() for key in _keys(section, part)]
     keys.sort(key=lambda key: "." in key.option.key)  # those of other sections' classes come last
@@ -162,7 +162,7 @@ def _keys(section: str, part: Part) -> list[Key]:
     return [key for kind in part.kinds for key in keys_of(kind, section)]
 
 
-def _fields_in(section: str, keys: Sequence[Key]) -> dict[str, tuple[Any, Any]]:
+def _fields_in(section: str, keys: Sequence[Key]) -> dict[str, Any]:
     """A section's own keys, then the sections within it."""
     own = [key for key in keys if key.section == section]
     _refuse_repeated(own)
@@ -178,7 +178,7 @@ def _fields_in(section: str, keys: Sequence[Key]) -> dict[str, tuple[Any, Any]]:
 def _list_of(name: str, part: Part) -> tuple[Any, Any]:
     keys = _keys("", part)
     _refuse_repeated(keys)
-    model = model_of(name, part.about, {key.name: key.field() for key in keys})
+    model: Any = model_of(name, part.about, {key.name: key.field() for key in keys})
     return tuple[model, ...], Field((), description=part.about)
 
 

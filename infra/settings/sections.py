@@ -43,7 +43,7 @@ class Key:
     name: str
     option: Option
     kind: object  # the field's type
-    default: object  # the field's default, or dataclasses.MISSING
+    default: Any  # the field's default, or dataclasses.MISSING
     secret: bool  # not to be shown, as the field is not by `repr`
 
     @property
@@ -54,7 +54,7 @@ class Key:
     def field(self) -> tuple[Any, Any]:
         """As a field of a pydantic model: its type and how it is checked."""
         option, default = self.option, self._written_default()
-        limits = {
+        limits: dict[str, Any] = {
             "ge": option.ge,
             "gt": option.gt,
             "le": option.le,
@@ -98,7 +98,7 @@ def keys_of(kind: type, section: str) -> Iterator[Key]:
         yield from part.keys(section).values()
 
 
-def model_of(section: str, about: str, fields: Mapping[str, tuple[Any, Any]]) -> type[Section]:
+def model_of(section: str, about: str, fields: Mapping[str, Any]) -> type[Section]:
     """The model of one section, documented with `about`."""
     title = "".join(word.capitalize() for word in re.split(r"[._]", section))
     return create_model(f"{title}Section", __base__=Section, __doc__=about, **fields)
@@ -137,7 +137,7 @@ def section_of(field: FieldInfo) -> type[BaseModel] | None:
 class _Part:
     """One field of a dataclass, and what it is declared to be."""
 
-    field: dataclasses.Field
+    field: dataclasses.Field[Any]
     kind: Any  # its type
     declared: Option | SameAs | Entries | None
 
