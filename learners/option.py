@@ -38,8 +38,8 @@ class Option:
     gt: float | None = None
     le: float | None = None
     lt: float | None = None
-    length_min: int | None = None
-    length_max: int | None = None
+    min_length: int | None = None
+    max_length: int | None = None
     pattern: str | None = None
     choices: tuple[str, ...] = ()
     # The field's unit in the setting's: 1000 for milliseconds that are set in seconds.

@@ -38,8 +38,8 @@ class GpuType:
 
     name: str = required(
         f"Its name; known are {', '.join(sorted(known.GPUS))}.",
-        length_min=1,
-        length_max=100,
+        min_length=1,
+        max_length=100,
         pattern="^[a-z0-9_]+$",
     )
     # NaN, and left out in settings: as the data sheet has it, see `infra.settings.fleet_plans`.
@@ -84,9 +84,9 @@ class Emulation:
 class PoolPlan:
     """One pool, as it is to be run or called."""
 
-    name: str = required("Its name, unique.", length_min=1, length_max=200)
+    name: str = required("Its name, unique.", min_length=1, max_length=200)
     model: str = required("The model it serves: a name of `[[models]]`.")
-    region: str = option("", "Where it is.", length_max=200)
+    region: str = option("", "Where it is.", max_length=200)
     backend: Backend = option(
         "none",
         "none: it is decided for, callers call it. emulated: an engine that behaves like the "
@@ -103,7 +103,7 @@ class PoolPlan:
         "openai: a program that Ray runs as a replica and that answers /v1/models when it is "
         "ready; {host} and {port} are filled in.",
     )
-    upstream_model: str = option("", "The model's name there, if other.", length_max=200)
+    upstream_model: str = option("", "The model's name there, if other.", max_length=200)
     api_key: str | None = option(None, "openai: bearer token.", stands_for=("", None), secret=True)
     extra: Mapping[str, JsonValue] = option(
         {}, "openai: put into every call's body, over what the caller has there."

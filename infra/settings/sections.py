@@ -1,6 +1,6 @@
 """From dataclasses with declared options to the sections of the settings, and back to dataclasses.
 
-    HealthOptions, OutlierOptions ─keys_of──▶ keys ─section──▶ a pydantic model, which checks
+    HealthOptions, OutlierOptions ─keys_of──▶ keys ─model_of─▶ a pydantic model, which checks
     HealthOptions, OutlierOptions ◀──build─── values of the file and the environment
 
 A key's name, type, default, bounds and meaning are all declared at the field that it sets
@@ -26,6 +26,7 @@ from learners.option import Entries, Option, SameAs, declared_by
 
 Made = TypeVar("Made")
 Read = Callable[[str], Any]  # the value of "section.key", or of "key" in one entry of a list
+LIMITS = ("ge", "gt", "le", "lt", "pattern", "min_length", "max_length")  # as pydantic names them
 
 
 class Section(BaseModel):
@@ -54,20 +55,9 @@ class Key:
     def field(self) -> tuple[Any, Any]:
         """As a field of a pydantic model: its type and how it is checked."""
         option, default = self.option, self._written_default()
-        limits: dict[str, Any] = {
-            "ge": option.ge,
-            "gt": option.gt,
-            "le": option.le,
-            "lt": option.lt,
-            "pattern": option.pattern,
-            "min_length": option.length_min,
-            "max_length": option.length_max,
-        }
-        checked = Field(
-            description=option.meaning,
-            repr=not self.secret,
-            **{name: limit for name, limit in limits.items() if limit is not None},
-        )
+        limits: dict[str, Any] = {name: getattr(option, name) for name in LIMITS}
+        limits = {name: limit for name, limit in limits.items() if limit is not None}
+        checked = Field(description=option.meaning, repr=not self.secret, **limits)
         return Annotated[_written_kind(self.kind, option, default), checked], default
 
     def meant(self, written: Any) -> Any:

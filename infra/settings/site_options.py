@@ -79,7 +79,7 @@ class ModelSize:
     """How a model is run: its size, by name or in figures, and how it is laid out on GPUs."""
 
     shape: str = option(
-        "", f"emulated: a known model, one of {', '.join(sorted(known.MODELS))}.", length_max=200
+        "", f"emulated: a known model, one of {', '.join(sorted(known.MODELS))}.", max_length=200
     )
     parameters_1e9: float | None = option(
         None, "emulated, no known `shape`: parameters, billions.", gt=0, le=1e6

@@ -28,7 +28,7 @@ TOKENS_UNLIMITED = 1e9  # longer than any prompt
 class Model:
     """One model and what is stated about it."""
 
-    name: str = required("Its name, unique.", length_min=1, length_max=200)
+    name: str = required("Its name, unique.", min_length=1, max_length=200)
     usd_per_1m_input_tokens: float = option(0.0, "List price, USD.", ge=0, le=1e6)
     usd_per_1m_output_tokens: float = option(0.0, "List price, USD.", ge=0, le=1e6)
     usd_per_call: float = option(0.0, "Fixed price of a call, USD.", ge=0, le=100)

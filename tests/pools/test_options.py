@@ -30,7 +30,7 @@ class Inner:
 class Outer:
     """One of each kind."""
 
-    name: str = required("A name.", length_min=1)
+    name: str = required("A name.", min_length=1)
     kept_ms: int = option(60_000, "Seconds.", key="kept_s", times=1000, ge=1, le=1e6)
     power_w_max: float = option(math.inf, "Watts. 0: no limit.", stands_for=(0.0, math.inf))
     secret: bytes = option(b"", "A file.", file=True, secret=True)
