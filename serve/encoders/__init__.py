@@ -88,7 +88,7 @@ class EncoderOptions:
         le=DIM_MAX,
     )
     # What the server or hub calls the model. For embeddings-only, what callers encode with: it
-    # Names the vectors, and picks the fitted projection where there is one (all-MiniLM-L6-v2).
+    # names the vectors, and picks the fitted projection where there is one (all-MiniLM-L6-v2).
     model: str = option("", "The encoder's model, where the kind leaves a choice.")
     url: str = option("", "openai: base URL, up to and with the version.")
     api_key: str = option(

@@ -49,7 +49,7 @@ class ListenerOptions:
     )
     grace_s: float = option(5.0, "Seconds for ongoing calls when stopping.", ge=0, le=600)
     message_bytes_max: int = 16 * 1024 * 1024  # taken: 1,024 requests of 16 KB
-    # TLS when both are given.
+    # TLS when both are given: PEM texts, not paths.
     tls_certificate: bytes = option(
         b"", "PEM file; with `tls_key`, serve TLS.", file=True, secret=True
     )

@@ -56,7 +56,7 @@ class OutlierOptions:
     # Envoy's failure percentage (85 %, off by default) never sees it. Simulated: an endpoint that
     # begins to fail half of its requests is out after 12 of them, one that begins to fail 30 %
     # after 23. Steady failures of 10 % eject wrongly once in 530 requests, of 5 % once in 12,000,
-    # Of 3 % once in 170,000.
+    # of 3 % once in 170,000.
     failure_share: float = option(
         0.30, "Share of failures among the last 20 attempts that ejects, too.", gt=0, le=1
     )
@@ -69,7 +69,7 @@ class OutlierOptions:
     ejection_s_max: float = 300.0  # … up to its max_ejection_time
     forgive_s: float = 10.0  # Envoy's interval: each of these in good health takes one time off
     # Envoy's max_ejection_percent; and always one, as in Envoy up to 1.30. Since then that is an
-    # Option (always_eject_one_host, off), without which a pool of nine never has one ejected.
+    # option (always_eject_one_host, off), without which a pool of nine never has one ejected.
     ejected_share_max: float = option(
         0.10, "Share of a pool's endpoints that may be ejected; one always may.", ge=0, le=1
     )

@@ -29,7 +29,7 @@ class HttpListenerOptions:
     """Where and how to listen."""
 
     host: str = same_as("127.0.0.1", "listener.host")
-    # 0, which can't be set: any free one
+    # 0, which settings do not take, is any free one.
     port: int = option(
         7491, "TCP port of OpenAI's API, on `listener.host`.", key="http_port", ge=1, le=65_535
     )

@@ -58,7 +58,7 @@ class PlacementOptions:
 
     pricing: PricingOptions = field(default_factory=PricingOptions)
     # What a point of quality is worth to callers who do not weigh money: as much as to those of the
-    # Default preference, 20 points a dollar.
+    # default preference, 20 points a dollar.
     value_usd: float = option(
         0.05, "USD that a point of quality is worth to callers who do not weigh cost.", gt=0, le=1e6
     )

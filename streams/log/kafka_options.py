@@ -92,7 +92,7 @@ class KafkaOptions:
     request_timeout_s: float = 10.0  # for one answer, before the request is sent again
     delivery_timeout_s: float = 30.0  # for a record to be acknowledged, all tries together
     # Records not acknowledged yet, and those of appends that gave up. Bounds memory while the
-    # Cluster is away; then appends fail at once.
+    # cluster is away; then appends fail at once.
     buffer_bytes_max: int = option(
         64 << 20,
         "kafka: bytes held while brokers are away; then appends fail.",
