@@ -1,4 +1,5 @@
-"""Machines: settings, the cluster and the site a router lives in, pools and the emulated engine.
+"""Machines: settings, the cluster a router runs in, pools, their sizing, and the emulated engine.
 
-`settings` is the only place that reads files and environment variables.
+May import serve/, streams/ and learners/. Settings files and environment variables are read in
+`settings` alone.
 """

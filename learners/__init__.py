@@ -4,4 +4,5 @@
               (exact sums)        (once per snapshot)  (per batch)
 
 Nothing here knows the clock, the network, files or events. Time and randomness are arguments.
+May import no other package of the project.
 """

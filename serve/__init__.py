@@ -6,9 +6,9 @@
 
 and, in a dispatcher, the call that follows:
 
-    dispatcher ─▶ race to a first token ─▶ one answer, streamed ─▶ settled, fed back
+    dispatcher ─▶ race to a first token ─▶ one answer, streamed ─▶ settled, reported as feedback
        └── health, budgets, sessions        └── over gRPC or OpenAI's HTTP
 
-`deployment` and `dispatch_deployment` alone know Ray. This module imports nothing, so a client can
-use `serve.proto`.
+May import streams/ and learners/. `deploy` alone knows Ray. This module imports nothing, so a
+client can use `serve.proto`.
 """

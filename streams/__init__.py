@@ -5,4 +5,5 @@
                                      producers, any language
 
 The log is the truth about what was reported; a snapshot is what was learned up to stated offsets.
+May import learners/ alone.
 """

@@ -1,4 +1,4 @@
-"""What the command line's commands do and show, one file for each.
+"""The commands of the command line, one file for each: what it does and what it shows.
 
-May import the client and everything below fairlead/.
+May import the client's `channels`, and every package below fairlead/.
 """

@@ -1,4 +1,4 @@
-"""What a fleet can do: models on GPUs, the load of a replica, and queueing against a target.
+"""What a fleet can carry: models on GPUs, the load of a replica, and queueing against a target.
 
-May import the emulator's performance figures and errors.
+May import `emulator` and `errors`.
 """

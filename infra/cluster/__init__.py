@@ -1,4 +1,4 @@
-"""A running site: Ray, the router's applications, its pools, and what else must be declared.
+"""A running site: Ray, the router's applications and its pools, started and stopped together.
 
 May import every other room of infra/; nothing in infra/ imports it.
 """

@@ -105,7 +105,7 @@ def _deployment(plan: PoolPlan, *, scaled: bool) -> ray_serve.Deployment:
         **COMMON
         | (_bounds(plan) if scaled else {"num_replicas": plan.replicas})
         | {
-            "name": plan.name,  # of characters that Ray takes, see `infra.settings.sections_fleet`
+            "name": plan.name,  # of characters that Ray takes, see `infra.settings.fleet_plans`
             "ray_actor_options": {
                 "num_cpus": 0,
                 "num_gpus": plan.device_gpus,

@@ -3,5 +3,5 @@
     models, gpus ──▶ derive ──┐
     fitted.json ──────────────┴─▶ performance, power ──▶ engine ──▶ real_time
 
-How the coefficients were fitted, and how well: docs/emulator.md.
+How the coefficients were fitted, and how well: docs/emulator.md. May import `errors` alone.
 """

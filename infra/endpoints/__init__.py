@@ -1,4 +1,4 @@
-"""Calling a server in OpenAI's language: connections, streams, and what a refusal means.
+"""Calling a server that speaks OpenAI's API: connections, streams, and what a refusal means.
 
-May import errors and what serve/ declares.
+May import `errors` alone of infra/; implements the endpoints that serve/ declares.
 """

@@ -1,4 +1,4 @@
-"""Replicas that answer: emulated, started or elsewhere, and how they are found.
+"""Pool replicas, emulated or started as a program, and how dispatchers find their addresses.
 
-May import `endpoints`, `settings`, `capacity`, `emulator` and errors.
+May import `endpoints`, `settings`, `capacity`, `emulator` and `errors`.
 """

@@ -1,4 +1,4 @@
-"""What a site looks like at a glance: as JSON, and as Prometheus metrics.
+"""The state of a site at a glance: as JSON, and as Prometheus metrics.
 
-May import errors and streams/; nothing in infra/ imports it.
+May import `errors` alone of infra/, and streams/; nothing in infra/ imports it.
 """

@@ -1,4 +1,4 @@
-"""What outcomes say about each model: exact sums, means, ridge, neighbours, their blend.
+"""What outcomes say about each model: exact sums, means, ridge, neighbours, and their blend.
 
-May import `learners.context`, `outcomes` and `targets`.
+May import `outcomes`, `context`, `targets` and `option`.
 """

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.context import N_FEATURES, unit_directions
+from learners.option import option
 from learners.outcomes import Outcomes
 from learners.targets import N_TARGETS, ONE
 
@@ -37,8 +38,18 @@ Rows = dict[str, NDArray]
 class HistoryOptions:
     """How much is remembered and how neighbours count."""
 
-    rows_max: int = 100_000  # 100,000 rows are 9 MB on disk, 26 MB in a searcher
-    neighbours: int = 64  # 50, 100 and 200 are within noise of each other on the tables measured
+    # 100,000 rows are 9 MB on disk.
+    rows_max: int = option(
+        100_000,
+        "Outcomes searched for similar requests; 100,000 take 26 MB per replica.",
+        key="history_rows_max",
+        ge=1000,
+        le=2_000_000,
+    )
+    # 50, 100 and 200 are within noise of each other on the tables measured.
+    neighbours: int = option(
+        64, "Similar outcomes weighed per request; 50 to 200 do equally well.", ge=1, le=1000
+    )
     # Below this cosine two prompts have little in common beyond being prompts.
     similarity_min: float = 0.15
     shared_shrink: float = 3.0  # imaginary neighbours of average outcome, all models together

@@ -1,4 +1,4 @@
-"""From estimates to probabilities: one registry of policies, and one place that draws.
+"""From estimates to probabilities: the policies, and the one place that draws.
 
-May import nothing of learners/ beside.
+May import `option`, and nothing else of learners/.
 """

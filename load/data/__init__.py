@@ -1,4 +1,4 @@
-"""Outcome tables and traces: what was measured by others, read and checked.
+"""Outcome tables and request traces that others measured: read and checked.
 
-May import errors alone; the bundled files lie beside it.
+May import `errors` alone of load/; the bundled files lie beside it.
 """

@@ -1,4 +1,4 @@
 """The whole loop on real outcomes, its score, and its picture.
 
-May import `load.data`.
+May import `data` and `errors`.
 """

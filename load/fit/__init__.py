@@ -1,4 +1,4 @@
-"""How the figures that ship were found: the emulator, queueing, projections.
+"""How the figures that ship were fitted: the emulator, queueing, projections.
 
-May import infra/ and what it fits; run by developers, never by the product.
+May import `errors` alone of load/, and what it fits; developers run it, the product never does.
 """

@@ -1,5 +1,4 @@
-"""The router, trainer, planner and pools on a virtual clock.
+"""The real router, trainer and planner, with emulated pools, on a virtual clock.
 
-Rooms inside: `machines` (replicas and what they cost), `loop` (router and trainer). May import
-`load.data`.
+May import `data`. Rooms inside: `machines` (replicas and what they cost), `loop` (router, trainer).
 """

@@ -1,4 +1,4 @@
-"""Router and dispatcher replicas as Ray Serve deployments: put together and watched.
+"""Router and dispatcher replicas as Ray Serve deployments: assembled, started and watched.
 
 May import every other room of serve/; nothing in serve/ imports it. Ray is known to
 `deployment` and `dispatch_deployment` alone.

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import ray
 from ray import serve as ray_serve
 
+from learners.option import option
 from serve.deploy.replica import Replica, ReplicaOptions
 from serve.dispatch.backend import Pools
 from serve.encoders import EncoderOptions, identity, make_encoder
@@ -75,12 +76,21 @@ class Site(Protocol):
 class DeploymentOptions:
     """How the parts run."""
 
-    replicas: int = 2
-    trainers: int = 1  # shards of learning; each owns a part of the feedback's partitions
+    replicas: int = option(2, "Replicas. Two survive the loss of one.", ge=1, le=64)
+    # Shards of learning; each owns a part of the feedback's partitions.
+    trainers: int = option(
+        1,
+        "Trainers that share the feedback; more than one needs kafka and partitions.",
+        key="learning.trainers",
+        ge=1,
+        le=64,
+    )
     replica: ReplicaOptions
     trainer: TrainerOptions
     encoder: EncoderOptions
-    seed: int | None = None
+    seed: int | None = option(
+        None, "Seed of the draws, to repeat a run. None: from the system.", ge=0
+    )
 
 
 def now_ms() -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from ray import serve as ray_serve
 
+from learners.option import option
 from serve.deploy.deployment import COMMON, GRACE_S, DeploymentOptions, Site, now_ms, spread
 from serve.deploy.dispatch_replica import DispatchReplica, DispatchReplicaOptions
 from serve.deploy.replica import Replica
@@ -24,8 +25,10 @@ DISPATCH_APP = "dispatch"
 class DispatchersOptions:
     """How dispatchers run."""
 
-    replicas: int = 1  # 0: requests are not dispatched, only decided
-    port: int = 7490  # gRPC, on the router's host
+    replicas: int = option(
+        0, "Dispatchers on this host. 0: requests are only decided.", ge=0, le=64
+    )
+    port: int = option(7490, "TCP port of `Dispatcher` over gRPC.", ge=1, le=65_535)
     replica: DispatchReplicaOptions = field(default_factory=DispatchReplicaOptions)
 
 

@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
+from learners.option import option
 from serve.dispatch.answers import Ask, Event, estimated_tokens
 from serve.dispatch.backend import Call, Pools, priority_of
 from serve.dispatch.budget import HedgeBudget, HedgeOptions, RetryBudget, RetryOptions
@@ -37,7 +38,9 @@ from serve.routing.sessions import Sessions
 class DispatchOptions:
     """How hard to try."""
 
-    answer_s_max: float = 600.0  # to the first token, retries included, where nobody says less
+    answer_s_max: float = option(
+        600.0, "Seconds to the first token, with retries, unless less is asked.", gt=0, le=86_400
+    )
     health: HealthOptions = field(default_factory=HealthOptions)
     retries: RetryOptions = field(default_factory=RetryOptions)
     hedges: HedgeOptions = field(default_factory=HedgeOptions)

@@ -1,4 +1,5 @@
-"""The gRPC face of the router and the dispatcher: listener, servicers, and what errors become.
+"""The gRPC interface of router and dispatcher: listener, servicers, and the status of each error.
 
-May import `dispatch`, `routing`, `encoders`, `proto` and errors; knows nothing of HTTP or Ray.
+May import `dispatch`, `routing`, `encoders`, `addresses`, `proto` and `errors`; knows nothing of
+HTTP or Ray.
 """

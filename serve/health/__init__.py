@@ -1,5 +1,5 @@
-"""Which endpoints can be called: learned from the calls themselves.
+"""Which endpoints can be called, learned from the calls themselves.
 
-Time to a first token, failures and outliers of each endpoint, and the lease under which it is
-called. May import errors alone.
+Time to the first token, failures and outliers of each endpoint, and the lease under which it is
+called. May import `errors` alone of serve/.
 """

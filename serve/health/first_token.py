@@ -17,6 +17,8 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from itertools import accumulate
 
+from learners.option import option
+
 WAIT_S_MIN = 0.001  # below a millisecond all are alike
 GROWTH = 1.1  # from one bucket to the next: quantiles are right to 10 %
 LOG_GROWTH = math.log(GROWTH)
@@ -35,7 +37,14 @@ class FirstTokenOptions:
     hedge_delay_default_s: float = 2.0  # of a pool not known yet: late enough to be rare
     timeout_quantile: float = 0.99
     timeout_factor: float = 3.0  # of the p99: what takes longer is stuck rather than slow
-    timeout_s_min: float = 2.0  # a floor: a long prompt on a fast pool is no failure
+    # A long prompt on a fast pool is no failure.
+    timeout_s_min: float = option(
+        2.0,
+        "Seconds that an endpoint may always take to its first token.",
+        key="first_token_s_min",
+        gt=0,
+        le=3600,
+    )
     timeout_default_s: float = 30.0  # of a pool not known yet: a cold start with a long prompt
 
 

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from learners.option import option
 from serve.health.first_token import FirstTokenOptions, FirstTokens
 from serve.health.lease import Lease, Pool
 from serve.health.outliers import Endpoint, Endpoints, Event, OutlierOptions, slow
@@ -36,7 +37,8 @@ Reason = Literal["", "no endpoints", "unhealthy", "probing", "full"]
 class HealthOptions:
     """What a pool may take, and whom to trust."""
 
-    in_flight_max: int = 1024  # per pool: Envoy's max_requests (config.cluster.v3.CircuitBreakers)
+    # Envoy's max_requests (config.cluster.v3.CircuitBreakers)
+    in_flight_max: int = option(1024, "Requests per pool at once.", ge=1, le=1_000_000)
     # Of a request's pools: with fewer able to answer, the ranking is left as it is. Zero: only
     # with none. Envoy's 0.5 is for hosts that share one load. Here the pools are one another's
     # fallback, and between those Envoy disregards the threshold as well (docs, "Panic threshold").

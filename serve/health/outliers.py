@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from statistics import median_low
 from typing import Literal
 
+from learners.option import option
 from serve.health.first_token import Pace
 
 Kind = Literal["ejected", "not ejected", "readmitted", "panic", "panic over", "breaker open"]
@@ -47,22 +48,35 @@ class Event:
 class OutlierOptions:
     """When an endpoint is out, for how long, and how many may be."""
 
-    failures_in_a_row: int = 5  # Envoy's consecutive_5xx
+    # Envoy's consecutive_5xx
+    failures_in_a_row: int = option(
+        5, "Failures in a row after which an endpoint is ejected.", ge=1, le=1000
+    )
     # Half of all requests failing at random makes five in a row only after 62 on average, and
     # Envoy's failure percentage (85 %, off by default) never sees it. Simulated: an endpoint that
     # begins to fail half of its requests is out after 12 of them, one that begins to fail 30 %
     # after 23. Steady failures of 10 % eject wrongly once in 530 requests, of 5 % once in 12,000,
     # of 3 % once in 170,000.
-    failure_share: float = 0.30
+    failure_share: float = option(
+        0.30, "Share of failures among the last 20 attempts that ejects, too.", gt=0, le=1
+    )
     window: int = 20  # latest attempts the share is of
     window_min: int = 10  # with fewer there is no share
-    ejection_s: float = 30.0  # Envoy's base_ejection_time, times the number of ejections …
+    # Envoy's base_ejection_time …
+    ejection_s: float = option(
+        30.0, "Seconds out, times the number of ejections, until it is tried again.", gt=0, le=3600
+    )
     ejection_s_max: float = 300.0  # … up to its max_ejection_time
     forgive_s: float = 10.0  # Envoy's interval: each of these in good health takes one time off
     # Envoy's max_ejection_percent; and always one, as in Envoy up to 1.30. Since then that is an
     # option (always_eject_one_host, off), without which a pool of nine never has one ejected.
-    ejected_share_max: float = 0.10
-    panic_below: float = 0.50  # Envoy's healthy_panic_threshold, of a pool's endpoints
+    ejected_share_max: float = option(
+        0.10, "Share of a pool's endpoints that may be ejected; one always may.", ge=0, le=1
+    )
+    # Envoy's healthy_panic_threshold
+    panic_below: float = option(
+        0.50, "With a smaller share healthy, a pool's health is ignored.", ge=0, le=1
+    )
     # Prompts differ in length by ten, but the geometric mean of eight waits hardly by five.
     slow_ratio: float = 5.0
     slow_samples_min: int = 10

@@ -1,4 +1,5 @@
-"""The OpenAI-compatible HTTP face of the dispatcher: requests in, answers and errors out.
+"""The OpenAI-compatible HTTP interface of the dispatcher: requests in, answers and errors out.
 
-May import `dispatch`, `routing`, `proto` and errors; knows nothing of gRPC servers or Ray.
+May import `dispatch`, `routing`, `addresses`, `proto` and `errors`; knows nothing of gRPC servers
+or Ray.
 """

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hmac
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import msgspec
 from starlette.applications import Starlette
@@ -24,6 +24,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from learners.option import option
 from serve.errors import ServeError, UnknownModel
 from serve.openai_api.chat import JSON, Answers, ChatCompletions, ClientGone, Reply, read_content
 from serve.openai_api.errors import error_body, meaning_of
@@ -41,8 +42,9 @@ class HttpOptions:
 
     # A context of a million tokens at four bytes each; pictures in a message come near it, too.
     body_bytes_max: int = 4 * 1024 * 1024
-    # One of these must be shown; empty: none is asked for.
-    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    api_keys: tuple[str, ...] = option(
+        (), "HTTP callers must show one of these; empty: none is asked for.", secret=True
+    )
 
 
 def make_app(

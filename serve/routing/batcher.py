@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from learners.option import option
 from serve.errors import QueueFull
 
 # A scoring that seemed to take longer than a third of this did not compute but was held up, by a
@@ -39,8 +40,13 @@ Result = TypeVar("Result")
 class BatcherOptions:
     """How many requests wait, and how many are scored together."""
 
-    waiting_max: int = 4096  # at 10,000 a second this is 0.4 s of waiting
-    batch_max: int = 256  # scored in about 5 ms; longer would hold up the event loop
+    # At 10,000 a second this is 0.4 s of waiting.
+    waiting_max: int = option(
+        4096, "Requests that may wait in a replica; more are refused.", ge=1, le=1_000_000
+    )
+    batch_max: int = option(
+        256, "Requests scored together: about 5 ms of the event loop.", ge=1, le=4096
+    )
     # Length of a rest, in lengths of the scoring before it. 0: each request is scored at once.
     rests: float = 3.0
 

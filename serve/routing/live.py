@@ -24,6 +24,7 @@ from learners.context import N_FEATURES
 from learners.estimates import ema
 from learners.estimates.estimator import BlendOptions, Estimator
 from learners.estimates.learned import Learned, MemoryOptions
+from learners.option import option
 from serve.routing.catalogue import Catalogue, CatalogueSource
 from streams.errors import SnapshotDamaged
 from streams.feedback.ticket import key_of
@@ -40,7 +41,8 @@ logger = logging.getLogger(__name__)
 class LiveOptions:
     """How the view is kept fresh."""
 
-    poll_s: float = 0.1  # looks at the store; a listing of ten names costs 0.1 ms
+    # A listing of ten names costs 0.1 ms.
+    poll_s: float = option(0.1, "Seconds between looks at the store.", ge=0.01, le=3600)
     # A failure or an outcome is rare; a rate is believed after about as many outcomes.
     error_prior_weight: float = 20.0
     latency_prior_weight: float = 5.0

@@ -34,6 +34,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from learners.option import option
 from serve.routing.crowding import Crowd
 from serve.routing.live import Live
 from streams.training.prices import PricingOptions
@@ -58,8 +59,12 @@ class PlacementOptions:
     pricing: PricingOptions = field(default_factory=PricingOptions)
     # What a point of quality is worth to callers who do not weigh money: as much as to those of the
     # default preference, 20 points a dollar.
-    value_usd: float = 0.05
-    usd_per_kwh: float = 0.2  # the price of power is a multiple of this
+    value_usd: float = option(
+        0.05, "USD that a point of quality is worth to callers who do not weigh cost.", gt=0, le=1e6
+    )
+    usd_per_kwh: float = option(
+        0.2, "USD per kilowatt-hour; the price of power is a multiple of it.", gt=0, le=1000
+    )
     priced: bool = True  # False: blind to prices
     # Of the logarithm of prices, between requests: then a load falls by at most 1 / SPREAD for one
     # unit of log-price more, 3, of the 4 that the ascent is steady for.

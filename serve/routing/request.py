@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from learners.option import option
 from serve.errors import InvalidRequest
 from serve.proto.fairlead.v1 import router_pb2 as pb
 
@@ -39,10 +40,14 @@ BYTES_PER_TOKEN = 4.0
 class PreferenceDefaults:
     """The weights of requests that do not state theirs, see `Preference` in the proto."""
 
-    quality: float = 1.0
-    cost: float = 20.0  # a US dollar is worth 20 points: 5 cents buy one
-    latency: float = 0.01  # a second is worth a hundredth of a point
-    energy: float = 0.0  # points per kilojoule: who pays for it has it in the cost
+    quality: float = option(1.0, "Points per point of quality.", ge=0, le=WEIGHT_MAX)
+    cost: float = option(
+        20.0, "Points per US dollar; at 20, 5 cents buy a point.", ge=0, le=WEIGHT_MAX
+    )
+    latency: float = option(0.01, "Points per second of waiting.", ge=0, le=WEIGHT_MAX)
+    energy: float = option(
+        0.0, "Points per kilojoule; 0: energy counts only as part of the cost.", ge=0, le=WEIGHT_MAX
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

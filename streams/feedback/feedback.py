@@ -23,6 +23,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from learners.estimates.ema import FIGURE_UNITS
+from learners.option import option
 from learners.outcomes import Outcomes
 from learners.targets import COST_USD_MIN, LATENCY_MS_MIN, Target, log_ratio, to_fixed
 from streams.errors import BadFeedback, BadTicket
@@ -108,10 +109,16 @@ def encode_report(ticket: bytes, **reported: float | bool | None) -> bytes:
 class FeedbackOptions:
     """What feedback is believed."""
 
-    # The window of "seen before" is as long: about 1 byte per decision made in it.
-    age_s_max: float = 7 * 86_400.0
-    # A record may seem older than its decision by as much: clocks of hosts differ.
-    clock_skew_s_max: float = 300.0
+    # The window in which repeats are recognised is as long: about 1 byte per decision made in it.
+    age_s_max: float = option(
+        7 * 86_400.0,
+        "Seconds after its decision that feedback still counts; 1 byte per decision.",
+        ge=60,
+        le=90 * 86_400,
+    )
+    clock_skew_s_max: float = option(
+        300.0, "Seconds feedback may seem older than its decision: clocks differ.", ge=0, le=3600
+    )
 
 
 @dataclass(frozen=True, slots=True)

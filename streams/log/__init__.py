@@ -1,4 +1,4 @@
-"""An append-only log and its implementations: SQLite, Kafka, memory; and the outbox in front of it.
+"""An append-only log and its implementations: SQLite, Kafka, memory; and the outbox before it.
 
-All implementations keep one contract (`contract`). May import errors alone.
+All implementations keep one contract (`streams.log.contract`). May import `errors` of streams/.
 """

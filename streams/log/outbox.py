@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from learners.option import option
 from streams.errors import LogUnavailable, OutboxClosed
 from streams.log.contract import Log
 
@@ -33,7 +34,13 @@ Entry = tuple[Item, Future[None] | None]  # an item and who waits for it
 class OutboxOptions:
     """How much is held while the log is away."""
 
-    items_max: int = 20_000
+    items_max: int = option(
+        20_000,
+        "Items held in memory while the log is away; more are dropped and counted.",
+        key="waiting_max",
+        ge=1,
+        le=10_000_000,
+    )
     batch_max: int = 1000  # items written together
     append_timeout_s: float = 10.0
     # Rest between writes, so that they are few and large. 0 where somebody waits for the write.

@@ -1,4 +1,4 @@
-"""What processes report of themselves: records, windows, and the fleet's state.
+"""What processes report of themselves: records, windows, and the fleet's state summed from them.
 
-Counts are added up by event time. May import `log`, `feedback.schema` and errors.
+Counts are added up by event time. May import `feedback`, `log` and `errors`.
 """

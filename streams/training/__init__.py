@@ -1,4 +1,4 @@
-"""Learning as a fold over the log: trainer, state, snapshots, shards, and what audits them.
+"""Learning as a fold over the log: trainer, state, snapshots, shards, prices, and the audit.
 
-May import `feedback`, `log`, `telemetry` and errors; no room of streams/ imports it.
+May import `telemetry`, `feedback`, `log` and `errors`; no other room of streams/ imports it.
 """

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from learners.option import option
 from streams.feedback import decisions
 from streams.feedback.ticket import split_ids
 from streams.log.contract import DECISIONS, Log, Record
@@ -36,7 +37,10 @@ RECORDS_MAX = 16  # read ahead; a record holds up to a thousand batches of decis
 class AuditOptions:
     """When a decision counts as unanswered."""
 
-    answer_s: float = 3600.0  # most outcomes are known within the hour
+    # Most outcomes are known within the hour.
+    answer_s: float = option(
+        3600.0, "Seconds until a decision without feedback is unanswered.", ge=1, le=90 * 86_400
+    )
 
 
 class Audit:

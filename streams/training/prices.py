@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
+from learners.option import option
 from learners.prices import PriceOptions, ascend, level, multiples
 from streams.telemetry.fleet_state import FleetState
 from streams.telemetry.fleet_view import SILENT_MS, loads
@@ -50,15 +51,24 @@ class Price:
         return float(multiple)
 
 
+NO_LIMIT = (0.0, math.inf)  # in settings, and here
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PricingOptions:
     """What is scarce, and how prices follow it."""
 
     ascent: PriceOptions = field(default_factory=PriceOptions)
-    # Of the load that a replica tells: 1 is what it carries with 99 % within target.
-    load_target: float = 1.0
-    budget_usd_per_hour: float = math.inf
-    power_w_max: float = math.inf
+    # Of the load that a replica reports: 1 is what it carries with 99 % within target.
+    load_target: float = option(
+        1.0, "Share of what a replica carries within target above which it has a price.", gt=0, le=1
+    )
+    budget_usd_per_hour: float = option(
+        math.inf, "What answers may cost, USD/h. 0: no limit.", ge=0, le=1e9, stands_for=NO_LIMIT
+    )
+    power_w_max: float = option(
+        math.inf, "What all pools may draw, watts. 0: no limit.", ge=0, le=1e9, stands_for=NO_LIMIT
+    )
 
 
 @dataclass(slots=True)

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.estimates.learned import Learned, MemoryOptions
+from learners.option import option
 from streams.errors import LogReplaced, LogTruncated, LogUnavailable
 from streams.feedback.dead_letters import came_from, dead_letter
 from streams.feedback.feedback import (
@@ -64,7 +65,9 @@ class TrainerOptions:
 
     records_max: int = 8192  # per read; about 0.2 s of work, so stopping is never far away
     wait_s: float = 0.1  # for records, when there are none
-    publish_s: float = 0.25  # between snapshots while there is something new
+    publish_s: float = option(
+        0.25, "Seconds between snapshots: how soon an outcome has effect.", ge=0.05, le=3600
+    )
     # Rest after a snapshot, in units of the time it took: so at most a fifth of the time goes into
     # snapshots, however fast feedback comes, and four fifths into learning it.
     publish_rest: float = 4.0
@@ -73,8 +76,12 @@ class TrainerOptions:
     publish_fleet_s: float = 1.0
     # Telemetry records per step: about 15 ms beside the 200 ms of feedback that a step learns.
     telemetry_records_max: int = 256
-    # When the log has lost records not read yet: "stop" (an alarm) or "continue" without them.
-    on_gap: str = "stop"
+    on_gap: str = option(
+        "stop",
+        "What to do when the log has lost feedback that was not read yet.",
+        key="feedback.on_gap",
+        choices=("stop", "continue"),
+    )
     feedback: FeedbackOptions = field(default_factory=FeedbackOptions)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     audit: AuditOptions = field(default_factory=AuditOptions)

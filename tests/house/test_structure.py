@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 PACKAGES = ("fairlead", "load", "infra", "serve", "streams", "learners")
 
 
@@ -101,6 +102,19 @@ def test_readme_commands_exist():
         assert first in group.commands, f"README names `fairlead {first}`"
         if second and hasattr(group.commands[first], "commands"):
             assert second in group.commands[first].commands, f"`fairlead {first} {second}`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_a_page_names_exist(page):
+    """
+    A file that was moved or renamed is so in what is written about it, too.
+    """
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    links = {page.parent / link for link in re.findall(r"\]\(([^)#:]+)\)", text)}
+    named = {
+        ROOT / name for name in re.findall(r"`([a-z]\w*(?:/\w+)+\.(?:py|toml|proto|sh))`", text)
+    }
+    assert sorted(str(path) for path in links | named if not path.exists()) == []
 
 
 def test_ci_calls_the_readme_test_command():

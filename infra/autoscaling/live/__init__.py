@@ -1,4 +1,4 @@
-"""The planner in a running site: what it observes, its actor, and the policy that Ray Serve calls.
+"""The planner on a running site: what it observes, its actor, and the policy that Ray Serve calls.
 
-May import all of infra/autoscaling, infra/pools, infra/settings and infra/capacity.
+May import `planner`, `sizing`, `demand`, `contract`, `pools`, `settings` and `capacity`.
 """

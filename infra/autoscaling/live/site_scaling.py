@@ -73,7 +73,7 @@ def planner_of(
     return Planner(
         site.fleet,
         {plan.name: plan.rates for plan in plans},
-        settings.targets.target(),
+        settings.target(),
         _quality(site),
         options or planner_options(settings),
         remembered,

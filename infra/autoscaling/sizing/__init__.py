@@ -1,4 +1,4 @@
-"""Which replicas are the cheapest to have: the integer programme, and what keeps its answer steady.
+"""The cheapest replicas that carry the demand: an integer programme, and limits on its changes.
 
-May import `autoscaling.demand`, `autoscaling.contract` and infra/capacity.
+May import `demand`, `contract` and `capacity`.
 """

@@ -1,4 +1,4 @@
 """Autoscaling live on raylets, and the same load in virtual time beside it.
 
-May import `load.simulation`, `load.demo`, `load.data` and `load.bench.settings`.
+May import `settings` of the benchmarks, `demo`, `simulation`, `data` and `errors`.
 """

@@ -128,7 +128,7 @@ def run_simulated(settings: Settings, asked: Arrivals, scaler: Scaler, seed: int
     replica = settings.deployment().replica
     wants = settings.preference
     options = SimulationOptions(
-        target=settings.targets.target(),
+        target=settings.target(),
         preference=(wants.quality, wants.cost, wants.latency, wants.energy),
         policy=replica.policy,
         placement=replica.placement,

@@ -96,7 +96,7 @@ def run_live(
     )
     say(f"starting {len(machines())} raylets, a router, a dispatcher, a planner and pools …")
     with raylets(machines()), running(settings, path, scaling) as up:
-        return asyncio.run(_phases(up, settings.targets.target(), asked, connect, say))
+        return asyncio.run(_phases(up, settings.target(), asked, connect, say))
 
 
 async def _phases(

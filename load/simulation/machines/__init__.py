@@ -1,4 +1,4 @@
 """Machines in virtual time: replicas, pools and the fleet, and what they cost.
 
-May import infra/ alone.
+May import nothing else of load/; its replicas run infra/'s emulated engine.
 """
