@@ -14,14 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import TypedDict
 
 from fairlead import errors
 from fairlead.embeddings import Embedding, to_f32
 from fairlead.errors import FairleadError, InvalidRequest
-
-# When the fleet is full the first of these are refused first, the last never.
-Criticality = Literal["sheddable", "sheddable_plus", "critical", "critical_plus"]
+from learners.criticality import Criticality
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +52,7 @@ class RequestOptions(TypedDict, total=False):
     cost_usd_max: float | None
     latency_ms_max: float | None
     deadline_unix_ms: int | None
-    criticality: Criticality | None
+    criticality: Criticality | str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +76,7 @@ class Request:
     cost_usd_max: float | None = None  # predicted US dollars for this call
     latency_ms_max: float | None = None  # predicted, until the answer is complete
     deadline_unix_ms: int | None = None  # when the decision stops being useful
-    criticality: Criticality | None = None  # when the fleet is full; None: critical
+    criticality: Criticality | str | None = None  # or its name in lower case; None: critical
 
     def __post_init__(self) -> None:
         if self.text is not None and self.embedding is not None:

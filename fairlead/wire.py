@@ -6,12 +6,13 @@ The one rule: a field that was not set here is not set on the wire, and the othe
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
 from fairlead import messages
 from fairlead.errors import InvalidRequest
+from learners.criticality import Criticality
 from serve.proto.fairlead.v1 import router_pb2 as pb
 
 Built = TypeVar("Built", bound=Message)
@@ -71,13 +72,13 @@ def _preference(preference: messages.Preference) -> pb.Preference:
     )
 
 
-def _criticality(name: messages.Criticality | None) -> str | None:
-    names = get_args(messages.Criticality)
-    if name is None:
-        return None
-    if name not in names:
-        raise InvalidRequest("request", f"criticality is {name!r}; it must be one of {names}")
-    return name.upper()  # as the proto has it
+def _criticality(said: Criticality | str | None) -> str | None:
+    """As the proto names it."""
+    if said is None or isinstance(said, Criticality):
+        return None if said is None else said.name
+    if said not in (words := Criticality.words()):
+        raise InvalidRequest("request", f"criticality is {said!r}; it must be one of {words}")
+    return said.upper()
 
 
 def _outcome(outcome: messages.Outcome) -> pb.Outcome:

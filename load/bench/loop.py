@@ -27,10 +27,10 @@ import numpy as np
 from infra.pools.site import LocalSite
 from infra.settings.settings import read_settings
 from learners.context import N_FEATURES
+from learners.criticality import Criticality
 from learners.estimates.learned import Learned, MemoryOptions
 from learners.outcomes import Outcomes
 from learners.policies.policy import SquareCb
-from learners.prices import Criticality
 from learners.targets import ONE
 from load.demo.replay import Connect
 from load.errors import LoopStuck

@@ -16,7 +16,6 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from learners.prices import Criticality
 from serve.dispatch.merge import finished, merge_into
 
 
@@ -29,11 +28,6 @@ class Call:
     prompt_tokens: int  # estimated, where nobody counted
     confidence: bool = False  # ask for the tokens' log-probabilities
     priority: int = 0  # for servers that can tell: lower is served earlier
-
-
-def priority_of(criticality: int) -> int:
-    """As servers count it: 0 for CRITICAL_PLUS, which is served first, to 3 for SHEDDABLE."""
-    return int(Criticality.CRITICAL_PLUS - criticality)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

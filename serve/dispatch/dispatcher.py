@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from learners.option import option
 from serve.dispatch.answers import Ask, Event, estimated_tokens
-from serve.dispatch.backend import Call, Pools, priority_of
+from serve.dispatch.backend import Call, Pools
 from serve.dispatch.budget import HedgeBudget, HedgeOptions, RetryBudget, RetryOptions
 from serve.dispatch.caller import Caller, Request
 from serve.dispatch.cascade import Cascade
@@ -97,7 +97,7 @@ class Dispatcher:
         if not ask.route.HasField("prompt_tokens"):
             ask.route.prompt_tokens = estimated_tokens(ask.body)
         # Read before it is decided: a ticket that nobody is called in the name of is to be settled.
-        priority = priority_of(read_criticality(ask.route.criticality))
+        priority = read_criticality(ask.route.criticality).priority
         decision = await self._decide(ask.route)
         request = self._request(ask, decision, priority, began_s)
         self.retries.request_began()

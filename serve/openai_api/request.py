@@ -19,6 +19,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, structs
 
+from learners.criticality import Criticality
 from serve.dispatch.answers import Ask
 from serve.dispatch.routing_text import routing_text
 from serve.errors import InvalidRequest, UnknownModel
@@ -32,8 +33,7 @@ AUTO = "auto"  # the "model" that means: the router chooses
 OURS = ("model", "stream", "stream_options", "priority", "fairlead")  # not passed through
 INT64_MAX = 2**63 - 1
 
-# The names in router.proto, in lower case.
-Criticality = Literal["sheddable", "sheddable_plus", "critical", "critical_plus"]
+CriticalityWord = Literal[Criticality.words()]
 
 
 class Preference(Struct, forbid_unknown_fields=True):
@@ -63,7 +63,7 @@ class Options(Struct, forbid_unknown_fields=True):
     cost_usd_max: float | None = None
     latency_ms_max: float | None = None
     deadline_unix_ms: Annotated[int, Meta(ge=0, le=INT64_MAX)] | None = None
-    criticality: Criticality | None = None
+    criticality: CriticalityWord | None = None
     cascade: Cascade | None = None
     fan_out: int | None = None
 

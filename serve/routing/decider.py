@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.prices import Criticality
 from serve.encoders import Encoder
 from serve.errors import (
     DeadlinePassed,
@@ -266,7 +265,7 @@ def _counted(
 
 
 def _fleet_full(one: Asked, multiple: float) -> FleetFull:
-    return FleetFull(Criticality(one.criticality).name, multiple)
+    return FleetFull(one.criticality.name, multiple)
 
 
 def _allowed(asked: Sequence[Asked], live: Live, refused: Refusals) -> NDArray[np.bool_]:

@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from learners.criticality import Criticality
 from learners.option import option
 from serve.errors import InvalidRequest
 from serve.proto.fairlead.v1 import router_pb2 as pb
@@ -29,8 +30,6 @@ BATCH_MAX = 1024
 Whole = TypeVar("Whole")  # a message as a proto describes it
 Weights = tuple[float, float, float, float]  # of quality, US dollars, seconds, kilojoules
 WEIGHTS = ("quality", "cost", "latency", "energy")  # their names in `Preference`
-
-CRITICAL = 2  # what a request is whose sender does not say
 
 # A prompt's length when only its text is known: English runs at about four bytes a token.
 BYTES_PER_TOKEN = 4.0
@@ -66,7 +65,7 @@ class Asked:
     cost_usd_max: float  # infinity: no limit
     latency_ms_max: float  # infinity: no limit
     deadline_ms: float  # Unix time; infinity: none
-    criticality: int = CRITICAL  # 0 SHEDDABLE, 1 SHEDDABLE_PLUS, 2 CRITICAL, 3 CRITICAL_PLUS
+    criticality: Criticality = Criticality.CRITICAL
 
 
 def read_request(request: pb.RouteRequest, defaults: PreferenceDefaults) -> Asked:
@@ -143,17 +142,17 @@ def _preference(given: pb.Preference, defaults: PreferenceDefaults) -> Weights:
     return weights
 
 
-def read_criticality(given: int) -> int:
+def read_criticality(given: int) -> Criticality:
     """From the proto's number to ours, which begin at 0 and have none for "not said".
 
     Raises InvalidRequest.
     """
     if given == pb.CRITICALITY_UNSPECIFIED:
-        return CRITICAL
+        return Criticality.CRITICAL
     if given not in pb.Criticality.values():  # protobuf lets numbers of later versions through
         known = ", ".join(pb.Criticality.keys()[1:])
         raise InvalidRequest("criticality", given, f"one of {known}")
-    return given - pb.SHEDDABLE
+    return Criticality(given - pb.SHEDDABLE)
 
 
 def _names(field: str, names: object) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ class Requests:
     allowed: NDArray[np.bool_]  # (n, k)
     cost_usd_max: Floats  # (n,) infinity: no limit
     latency_ms_max: Floats  # (n,) likewise
-    criticality: NDArray[np.int8]  # (n,) `learners.prices.Criticality`
+    criticality: NDArray[np.int8]  # (n,) `learners.criticality.Criticality`
     # (n, k) what a session's other models would take longer; None where no session is held.
     switch_ms: Floats | None = None
 

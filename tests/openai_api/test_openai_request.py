@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from typing import get_args
 
 import msgspec
 import pytest
@@ -12,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai_stand_in import CATALOGUE
 
+from learners.criticality import Criticality
 from serve.dispatch.routing_text import NO_TEXT, routing_text
 from serve.errors import InvalidRequest, UnknownModel
 from serve.openai_api.json_body import read_body
 from serve.openai_api.request import (
     ChatBody,
-    Criticality,
     Message,
     Options,
     Outcome,
@@ -93,7 +92,7 @@ def test_options_of_ours_reach_the_router_and_the_dispatcher():
 
 
 def test_criticality_has_the_names_of_the_proto():
-    names = get_args(Criticality)
+    names = Criticality.words()
     read_back = [read(fairlead={"criticality": name}).ask.route.criticality for name in names]
 
     assert [pb.Criticality.Name(number).lower() for number in read_back] == [*names]
