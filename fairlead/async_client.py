@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
-from typing import Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 import grpc.aio
@@ -24,7 +24,6 @@ from fairlead.messages import (
     OutcomeValues,
     Problem,
     Request,
-    RequestOptions,
 )
 
 Answer = TypeVar("Answer")
@@ -61,7 +60,7 @@ class AsyncClient(Connections):
         text: str | None = None,
         *,
         timeout_s: float | None = None,
-        **options: Unpack[RequestOptions],
+        **options: Any,
     ) -> Decision:
         """Choose a model for one prompt: its text, or its `embedding=`.
 

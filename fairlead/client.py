@@ -9,7 +9,7 @@ The one rule: a client may be shared between threads, and one is enough for a pr
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
@@ -25,7 +25,6 @@ from fairlead.messages import (
     OutcomeValues,
     Problem,
     Request,
-    RequestOptions,
 )
 
 Answer = TypeVar("Answer")
@@ -61,7 +60,7 @@ class Client(Connections):
         text: str | None = None,
         *,
         timeout_s: float | None = None,
-        **options: Unpack[RequestOptions],
+        **options: Any,
     ) -> Decision:
         """Choose a model for one prompt: its text, or its `embedding=`.
 

@@ -27,7 +27,6 @@ import numpy as np
 from infra.pools.site import LocalSite
 from infra.settings.settings import read_settings
 from learners.context import N_FEATURES
-from learners.criticality import Criticality
 from learners.estimates.learned import Learned, MemoryOptions
 from learners.outcomes import Outcomes
 from learners.policies.policy import SquareCb
@@ -40,7 +39,7 @@ from serve.routing.catalogue import Catalogue, Model, Pool
 from serve.routing.crowding import Crowding
 from serve.routing.live import Live, LiveOptions
 from serve.routing.placement import PlacementOptions
-from serve.routing.router import Requests, route
+from serve.routing.router import RequestBatch, route, unsaid_columns
 from streams.errors import SnapshotDamaged
 from streams.feedback.feedback import encode_report
 from streams.log.contract import FEEDBACK
@@ -130,15 +129,12 @@ def _contexts(n: int, rng: np.random.Generator) -> np.ndarray:
     return np.clip(np.rint(mixed * 16), -127, 127).astype(np.int8)
 
 
-def _requests(live: Live, rng: np.random.Generator) -> Requests:
-    return Requests(
+def _requests(live: Live, rng: np.random.Generator) -> RequestBatch:
+    return RequestBatch(
         contexts=_contexts(BATCH, rng),
-        prompt_tokens=np.zeros(BATCH),
         preference=np.tile([1.0, 20.0, 0.01, 0.0], (BATCH, 1)),
         allowed=np.ones((BATCH, len(live.catalogue)), bool),
-        cost_usd_max=np.full(BATCH, np.inf),
-        latency_ms_max=np.full(BATCH, np.inf),
-        criticality=np.full(BATCH, Criticality.CRITICAL, np.int8),
+        **unsaid_columns(BATCH),
     )
 
 

@@ -97,7 +97,7 @@ class Dispatcher:
         if not ask.route.HasField("prompt_tokens"):
             ask.route.prompt_tokens = estimated_tokens(ask.body)
         # Read before it is decided: a ticket that nobody is called in the name of is to be settled.
-        priority = read_criticality(ask.route.criticality).priority
+        priority = read_criticality("criticality", ask.route.criticality).priority
         decision = await self._decide(ask.route)
         request = self._request(ask, decision, priority, began_s)
         self.retries.request_began()

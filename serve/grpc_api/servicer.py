@@ -23,7 +23,7 @@ from serve.routing.batcher import Batcher, BatcherOptions
 from serve.routing.decider import Decider
 from serve.routing.live import LiveView
 from serve.routing.reply import write_explanation
-from serve.routing.request import BATCH_MAX, Asked, PreferenceDefaults, read_request, whole
+from serve.routing.request import BATCH_MAX, PreferenceDefaults, RouteInput, read_request, whole
 from streams.errors import BadTicket
 from streams.feedback.decisions import DecisionBatch
 from streams.feedback.feedback import REPORTED, Ingest, encode_report
@@ -78,11 +78,11 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         self._decisions, self._feedback = decisions, feedback
         self._policies, self._options, self._now_ms = policies, options, now_ms
         self._encoding = 0  # texts being encoded in threads
-        self._batcher: Batcher[Asked, pb.Decision] = Batcher(self._score, options.batcher)
+        self._batcher: Batcher[RouteInput, pb.Decision] = Batcher(self._score, options.batcher)
         self.counts = ServicerCounts()
         self.draining = False
 
-    def _score(self, asked: Sequence[Asked]) -> list[pb.Decision | Exception]:
+    def _score(self, asked: Sequence[RouteInput]) -> list[pb.Decision | Exception]:
         """One batch against the view of this moment."""
         decided = self._decider.decide(asked, self._view.current)
         if decided.log is not None and self._decisions is not None:
@@ -100,7 +100,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
             asked = await self._encoded_elsewhere(asked)
         return await self._batcher.submit(asked)
 
-    async def _encoded_elsewhere(self, asked: Asked) -> Asked:
+    async def _encoded_elsewhere(self, asked: RouteInput) -> RouteInput:
         """Encode a text in a thread, because this encoder would hold up the event loop."""
         if self._encoding >= self._options.batcher.waiting_max:
             raise QueueFull(
@@ -113,7 +113,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
             vectors = await loop.run_in_executor(None, self._encoder.encode, [asked.text])
         finally:
             self._encoding -= 1
-        return replace(asked, embedding=vectors[0])
+        return replace(asked, embedding=vectors[0].astype("<f4").tobytes())
 
     async def _reply(self, request: pb.RouteRequest) -> pb.RouteReply:
         """One request's decision or problem."""

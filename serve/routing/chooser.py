@@ -1,6 +1,6 @@
 """From columns of requests to choices, with what this replica remembers between batches.
 
-    Requests ─▶ crowd as of now ─▶ route ─▶ Choices ─▶ what was sent is counted
+    RequestBatch ─▶ crowd as of now ─▶ route ─▶ Choices ─▶ what was sent is counted
 
 The router's replicas and the simulation use this very class: everything that decides is in here,
 everything about messages, tickets and logs is not.
@@ -16,7 +16,7 @@ from learners.policies.policy import Policy
 from serve.routing.crowding import Crowding
 from serve.routing.live import Live
 from serve.routing.placement import PlacementOptions, spread_of
-from serve.routing.router import Choices, Requests, route
+from serve.routing.router import Choices, RequestBatch, route
 
 
 class Chooser:
@@ -26,7 +26,7 @@ class Chooser:
         self.policy, self._options, self._rng = policy, options, rng
         self._crowding = Crowding(options.pricing, priced=options.priced)
 
-    def choose(self, requests: Requests, live: Live, now_ms: int) -> Choices:
+    def choose(self, requests: RequestBatch, live: Live, now_ms: int) -> Choices:
         """Decide a batch against one view."""
         crowd = self._crowding.now(live, now_ms)
         uniform = self._rng.random((len(requests), 2))

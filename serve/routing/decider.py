@@ -27,8 +27,8 @@ from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.chooser import Chooser
 from serve.routing.live import Live
 from serve.routing.reply import write_decisions
-from serve.routing.request import BYTES_PER_TOKEN, Asked
-from serve.routing.router import Choices, Requests, Verdict, explored
+from serve.routing.request import BYTES_PER_TOKEN, RouteInput
+from serve.routing.router import Choices, RequestBatch, Verdict, columns, explored
 from serve.routing.sessions import Held, SessionOptions, Sessions
 from streams.feedback.decisions import DecisionBatch
 from streams.feedback.ticket import CANDIDATE, HEAD, Issuer, Sealer, key_of
@@ -36,6 +36,8 @@ from streams.telemetry.window import DecidedBatch
 
 # Longer vectors are not embeddings, and squares of much longer ones overflow float32.
 NORM_MIN, NORM_MAX = 1e-9, 1e9
+
+F32_BYTES = 4
 
 Refusals = dict[int, ServeError]  # by position in the batch
 
@@ -71,7 +73,7 @@ class Decider:
         self._now_ms = now_ms
         self._policy_key = key_of(repr(chooser.policy))
 
-    def decide(self, asked: Sequence[Asked], live: Live) -> Decided:
+    def decide(self, asked: Sequence[RouteInput], live: Live) -> Decided:
         """Decide n requests against one view. Texts are encoded here, so only if that is quick."""
         now_ms = self._now_ms()
         refused: Refusals = {}
@@ -99,7 +101,7 @@ class Decider:
         log = self._log(ids, taken, requests, choices, live, now_ms)
         return Decided(replies, log, _counted(taken, requests, choices, live))
 
-    def _embeddings(self, asked: Sequence[Asked], refused: Refusals) -> NDArray[np.float32]:
+    def _embeddings(self, asked: Sequence[RouteInput], refused: Refusals) -> NDArray[np.float32]:
         """Embeddings (n, dim), texts encoded; rows that can't be used are refused."""
         encoder = self._encoder
         embeddings = np.ones((len(asked), encoder.dim), np.float32)
@@ -107,12 +109,14 @@ class Decider:
         for i, one in enumerate(asked):
             if one.embedding is None:
                 texts.append(i)
-            elif len(one.embedding) != encoder.dim:
+            elif len(one.embedding) != F32_BYTES * encoder.dim:
                 refused[i] = InvalidRequest(
-                    "embedding", f"{len(one.embedding)} numbers long", f"{encoder.dim} long"
+                    "embedding",
+                    f"{len(one.embedding) // F32_BYTES} numbers long",
+                    f"{encoder.dim} long",
                 )
             else:
-                embeddings[i] = one.embedding
+                embeddings[i] = np.frombuffer(one.embedding, "<f4")
         with np.errstate(over="ignore", invalid="ignore"):
             norms = np.sqrt(np.einsum("nd,nd->n", embeddings, embeddings))
             bad = ~((norms >= NORM_MIN) & (norms <= NORM_MAX))  # also NaN
@@ -128,26 +132,23 @@ class Decider:
 
     def _columns(
         self,
-        asked: Sequence[Asked],
+        asked: Sequence[RouteInput],
         embeddings: NDArray[np.float32],
         allowed: NDArray[np.bool_],
         live: Live,
         now_ms: int,
-    ) -> Requests:
+    ) -> RequestBatch:
         tokens = np.array([_tokens(one) for one in asked], np.float64)
-        return Requests(
+        return RequestBatch(
             contexts=self._encoder.projection.contexts(embeddings, tokens.astype(np.float32)),
-            prompt_tokens=tokens,
-            preference=np.array([one.preference for one in asked], np.float64),
+            preference=np.array([one.weights for one in asked], np.float64),
             allowed=allowed,
-            cost_usd_max=np.array([one.cost_usd_max for one in asked]),
-            latency_ms_max=np.array([one.latency_ms_max for one in asked]),
-            criticality=np.array([one.criticality for one in asked], np.int8),
             switch_ms=self._switch_ms(asked, tokens, live, now_ms),
+            **columns(asked) | {"prompt_tokens": tokens},
         )
 
     def _switch_ms(
-        self, asked: Sequence[Asked], tokens: NDArray[np.float64], live: Live, now_ms: int
+        self, asked: Sequence[RouteInput], tokens: NDArray[np.float64], live: Live, now_ms: int
     ) -> NDArray[np.float64] | None:
         """What leaving the model that holds its session costs each request, (n, k)."""
         column_of, switch_ms = live.catalogue.column_of, None
@@ -161,7 +162,7 @@ class Decider:
         return switch_ms
 
     def _hold_sessions(
-        self, asked: Sequence[Asked], choices: Choices, live: Live, now_ms: int
+        self, asked: Sequence[RouteInput], choices: Choices, live: Live, now_ms: int
     ) -> None:
         """Remember where sessions were sent; who dispatches corrects it by who answered."""
         for i, one in enumerate(asked):
@@ -176,14 +177,15 @@ class Decider:
     def _tickets(
         self,
         ids: Sequence[bytes],
-        asked: Sequence[Asked],
-        requests: Requests,
+        asked: Sequence[RouteInput],
+        requests: RequestBatch,
         choices: Choices,
         live: Live,
         now_ms: int,
     ) -> list[bytes]:
         """Sealed tickets of n decisions."""
         n, k = choices.propensity.shape
+        tenants = [one.tenant.encode() for one in asked]
         of = np.arange(n), choices.chosen
         heads = np.zeros(n, HEAD)
         heads["decided_at_ms"] = now_ms
@@ -197,7 +199,7 @@ class Decider:
         heads["expected_latency_ms"] = live.catalogue.latency_ms[choices.chosen]
         heads["policy"] = self._policy_key
         heads["n_candidates"] = k
-        heads["tenant_bytes"] = [len(one.tenant) for one in asked]
+        heads["tenant_bytes"] = [len(tenant) for tenant in tenants]
         heads["context"] = requests.contexts
         candidates = np.zeros((n, k), CANDIDATE)
         candidates["model"] = live.model_keys
@@ -205,13 +207,13 @@ class Decider:
         candidates["pool"][of] = heads["pool"]
         for name in ("propensity", "utility", "quality", "cost_usd", "latency_ms", "verdict"):
             candidates[name] = getattr(choices, name)
-        return self._sealer.seal(ids, heads, candidates, [one.tenant for one in asked])
+        return self._sealer.seal(ids, heads, candidates, tenants)
 
     def _log(
         self,
         ids: Sequence[bytes],
-        asked: Sequence[Asked],
-        requests: Requests,
+        asked: Sequence[RouteInput],
+        requests: RequestBatch,
         choices: Choices,
         live: Live,
         now_ms: int,
@@ -223,7 +225,7 @@ class Decider:
         return DecisionBatch(
             ids=[ids[i] for i in rows],
             decided_at_ms=np.full(len(rows), now_ms, np.int64),
-            tenants=[asked[i].tenant.decode() for i in rows],
+            tenants=[asked[i].tenant for i in rows],
             sessions=[asked[i].session for i in rows],
             models=live.catalogue.names,
             pools=live.pool_names,
@@ -245,7 +247,7 @@ class Decider:
 
 
 def _counted(
-    asked: Sequence[Asked], requests: Requests, choices: Choices, live: Live
+    asked: Sequence[RouteInput], requests: RequestBatch, choices: Choices, live: Live
 ) -> DecidedBatch | None:
     """What telemetry counts: the rows for which there was a model."""
     rows = np.flatnonzero(choices.fits)
@@ -259,16 +261,16 @@ def _counted(
         explored=explored(choices)[rows],
         wished=choices.wished[rows],
         shed=choices.shed[rows],
-        tenants=[asked[i].tenant.decode() for i in rows],
+        tenants=[asked[i].tenant for i in rows],
         prompt_tokens=requests.prompt_tokens[rows],
     )
 
 
-def _fleet_full(one: Asked, multiple: float) -> FleetFull:
+def _fleet_full(one: RouteInput, multiple: float) -> FleetFull:
     return FleetFull(one.criticality.name, multiple)
 
 
-def _allowed(asked: Sequence[Asked], live: Live, refused: Refusals) -> NDArray[np.bool_]:
+def _allowed(asked: Sequence[RouteInput], live: Live, refused: Refusals) -> NDArray[np.bool_]:
     """Which models each request lets in, (n, k)."""
     allowed = np.ones((len(asked), len(live.catalogue)), bool)
     for i, one in enumerate(asked):
@@ -291,18 +293,19 @@ def _columns_of(field: str, names: Sequence[str], live: Live) -> list[int]:
     return [column_of[name] for name in names]
 
 
-def _check_deadlines(asked: Sequence[Asked], now_ms: int, refused: Refusals) -> None:
+def _check_deadlines(asked: Sequence[RouteInput], now_ms: int, refused: Refusals) -> None:
     for i, one in enumerate(asked):
-        if one.deadline_ms <= now_ms:
+        deadline_ms = one.deadline_unix_ms
+        if deadline_ms is not None and deadline_ms <= now_ms:
             refused[i] = DeadlinePassed(
-                f"deadline_unix_ms is {one.deadline_ms:.0f}, {now_ms - one.deadline_ms:.0f} ms "
-                f"before the request was scored"
+                f"deadline_unix_ms is {deadline_ms}, {now_ms - deadline_ms} ms before the request "
+                f"was scored"
             )
 
 
-def _tokens(one: Asked) -> float:
+def _tokens(one: RouteInput) -> float:
     if one.prompt_tokens or one.text is None:
-        return one.prompt_tokens
+        return one.prompt_tokens or 0.0
     return max(1.0, len(one.text.encode()) / BYTES_PER_TOKEN)
 
 
@@ -320,7 +323,7 @@ def _bad_numbers(embedding: NDArray[np.float32]) -> InvalidRequest:
     )
 
 
-def _no_model_fits(one: Asked, row: int, choices: Choices, live: Live) -> NoModelFits:
+def _no_model_fits(one: RouteInput, row: int, choices: Choices, live: Live) -> NoModelFits:
     """Say of every model why it was out."""
     why = {
         Verdict.NOT_ALLOWED: lambda j: "not allowed",

@@ -12,7 +12,7 @@ import numpy as np
 from learners.context import real
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.live import Live
-from serve.routing.request import WEIGHTS, Asked
+from serve.routing.request import WEIGHTS, RouteInput
 from serve.routing.router import Choices, Verdict
 from streams.feedback.ticket import Ticket, key_of
 
@@ -26,7 +26,7 @@ REASONS = {
 
 
 def write_decisions(
-    asked: Sequence[Asked],
+    asked: Sequence[RouteInput],
     ids: Sequence[bytes],
     tickets: Sequence[bytes],
     choices: Choices,

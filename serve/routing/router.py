@@ -17,6 +17,7 @@ The one rule: a model that is not eligible has probability zero, whatever it sco
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -31,6 +32,7 @@ from learners.targets import Target
 from serve.routing.crowding import Crowd
 from serve.routing.live import Live
 from serve.routing.placement import ROOM_FROM, Placement, PlacementOptions, charge, place
+from serve.routing.request import COLUMNS, RouteFields
 
 Floats = NDArray[np.float64]
 
@@ -47,7 +49,7 @@ class Verdict(IntEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Requests:
+class RequestBatch:
     """Columns of n requests against a catalogue of k models."""
 
     contexts: Contexts  # (n, 64)
@@ -62,6 +64,20 @@ class Requests:
 
     def __len__(self) -> int:
         return len(self.contexts)
+
+
+def columns(inputs: Sequence[RouteFields]) -> dict[str, NDArray]:
+    """The columns (n,) of the fields that are declared to have one, by name."""
+    found = {}
+    for name, (unsaid, dtype) in COLUMNS.items():
+        said = [getattr(one, name) for one in inputs]
+        found[name] = np.array([unsaid if one is None else one for one in said], dtype)
+    return found
+
+
+def unsaid_columns(n: int) -> dict[str, NDArray]:
+    """The same of n requests that say nothing."""
+    return {name: np.full(n, unsaid, dtype) for name, (unsaid, dtype) in COLUMNS.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -94,7 +110,7 @@ class Choices:
 
 
 def route(
-    requests: Requests,
+    requests: RequestBatch,
     live: Live,
     crowd: Crowd,
     policy: Policy,
@@ -168,7 +184,7 @@ class _Expected:
     list_usd: Floats  # the cost by the catalogue, that the learned one is a ratio of
 
 
-def _expected(requests: Requests, live: Live, estimates: Estimates) -> _Expected:
+def _expected(requests: RequestBatch, live: Live, estimates: Estimates) -> _Expected:
     list_usd = live.catalogue.expected_cost_usd(requests.prompt_tokens)
     quality = np.clip(estimates.mean[:, :, Target.QUALITY], 0.0, 1.0) * (1.0 - live.error_share)
     cost, cost_deviation = _from_ratio(
@@ -198,7 +214,9 @@ def _from_ratio(expected: Floats, log_ratio: NDArray, noise: NDArray) -> tuple[F
     return mean, mean * np.sqrt(np.expm1(variance))
 
 
-def _verdicts(requests: Requests, live: Live, cost: Floats, latency: Floats) -> NDArray[np.uint8]:
+def _verdicts(
+    requests: RequestBatch, live: Live, cost: Floats, latency: Floats
+) -> NDArray[np.uint8]:
     """Verdicts (n, k); where several apply, the one a caller can do least about stays."""
     verdict = np.where(latency > requests.latency_ms_max[:, None], Verdict.TOO_SLOW, 0)
     verdict[cost > requests.cost_usd_max[:, None]] = Verdict.TOO_DEAR

@@ -28,7 +28,7 @@ from serve.routing.placement import (
     charge,
     spread_of,
 )
-from serve.routing.router import Choices, Requests, Verdict, route
+from serve.routing.router import Choices, RequestBatch, Verdict, route
 from streams.telemetry.records import RouterState
 from streams.training.prices import Price, PricingOptions
 
@@ -39,7 +39,7 @@ lightly = settings(max_examples=40, deadline=None, derandomize=True)
 
 
 def charged(
-    asked: Requests,
+    asked: RequestBatch,
     live: Live,
     options: PlacementOptions = OPTIONS,
     spread: np.ndarray | None = None,
@@ -53,7 +53,7 @@ def crowd_of(live: Live, options: PlacementOptions = OPTIONS) -> Crowd:
 
 
 def decide(
-    asked: Requests,
+    asked: RequestBatch,
     live: Live,
     uniform: float = 0.99,
     options: PlacementOptions = OPTIONS,
@@ -341,8 +341,8 @@ def test_a_batch_goes_where_its_requests_would_go_one_by_one(
     assert together.tolist() == alone
 
 
-def row(asked: Requests, i: int) -> Requests:
-    columns = {name: getattr(asked, name) for name in Requests.__slots__}
+def row(asked: RequestBatch, i: int) -> RequestBatch:
+    columns = {name: getattr(asked, name) for name in RequestBatch.__slots__}
     return replace(asked, **{n: c if c is None else c[i : i + 1] for n, c in columns.items()})
 
 

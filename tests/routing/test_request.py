@@ -45,16 +45,16 @@ def test_each_weight_not_stated_is_the_settings():
     """
     In the proto's order, which is the order of the columns everywhere else.
     """
-    assert read().preference == (2.0, 3.0, 4.0, 5.0)
+    assert read().weights == (2.0, 3.0, 4.0, 5.0)
     for position, name in enumerate(WEIGHTS):
         expected = [2.0, 3.0, 4.0, 5.0]
         expected[position] = 0.0
-        assert read(preference=pb.Preference(**{name: 0.0})).preference == tuple(expected)
+        assert read(preference=pb.Preference(**{name: 0.0})).weights == tuple(expected)
     assert tuple(field.name for field in pb.Preference.DESCRIPTOR.fields) == WEIGHTS
 
 
 def test_energy_weighs_nothing_unless_somebody_says_so():
-    assert read(PreferenceDefaults()).preference == (1.0, 20.0, 0.01, 0.0)
+    assert read(PreferenceDefaults()).weights == (1.0, 20.0, 0.01, 0.0)
 
 
 @given(st.floats())
@@ -64,7 +64,7 @@ def test_energy_has_the_bounds_of_the_other_weights(weight):
     """
     given_ = {"preference": pb.Preference(energy=weight)}
     if 0.0 <= weight <= WEIGHT_MAX:
-        assert read(**given_).preference[3] == weight
+        assert read(**given_).weights[3] == weight
     else:
         with pytest.raises(InvalidRequest, match=r"preference\.energy is .* 0 to 1,000,000"):
             read(**given_)
@@ -74,6 +74,6 @@ def test_one_positive_weight_is_enough_whichever_it_is():
     nothing = dict.fromkeys(WEIGHTS, 0.0)
 
     for name in WEIGHTS:
-        assert read(preference=pb.Preference(**nothing | {name: 1.0})).preference.count(0.0) == 3
+        assert read(preference=pb.Preference(**nothing | {name: 1.0})).weights.count(0.0) == 3
     with pytest.raises(InvalidRequest, match="all zero"):
         read(preference=pb.Preference(**nothing))

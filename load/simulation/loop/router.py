@@ -1,6 +1,6 @@
 """A router in virtual time: the real `Chooser` over columns of traffic, its window, its tickets.
 
-    traffic's columns ─▶ Requests ─▶ Chooser.choose ─┬─▶ Choices
+    traffic's columns ─▶ RequestBatch ─▶ Chooser.choose ─┬─▶ Choices
                                                      ├─▶ RouterWindow ─▶ telemetry
                                                      └─▶ tickets, for those who will report
 
@@ -21,7 +21,7 @@ from load.data.traffic import Traffic
 from load.simulation.loop.split import Split
 from serve.routing.chooser import Chooser
 from serve.routing.live import Live
-from serve.routing.router import Choices, Requests, explored
+from serve.routing.router import Choices, RequestBatch, explored, unsaid_columns
 from streams.feedback.ticket import CANDIDATE, HEAD, Issuer, Sealer, key_of
 from streams.telemetry.records import Telemetry
 from streams.telemetry.window import DecidedBatch, Reporter, RouterGauges, RouterWindow
@@ -37,19 +37,19 @@ class Asking:
     contexts: Contexts  # of the outcome table's rows
     preference: tuple[float, float, float, float]  # quality, US dollars, seconds, kilojoules
 
-    def requests(self, numbers: Numbers, n_models: int) -> Requests:
+    def requests(self, numbers: Numbers, n_models: int) -> RequestBatch:
         """Requests of these numbers. All models are allowed; there are no limits."""
         n, traffic = len(numbers), self.traffic
-        unlimited = np.full(n, np.inf)
         criticality = np.array(traffic.criticality, np.int8)
-        return Requests(
+        said = {
+            "prompt_tokens": traffic.prompt_tokens[numbers].astype(np.float64),
+            "criticality": criticality[traffic.classes[numbers]],
+        }
+        return RequestBatch(
             contexts=self.contexts[traffic.rows[numbers]],
-            prompt_tokens=traffic.prompt_tokens[numbers].astype(np.float64),
             preference=np.tile(np.array(self.preference, np.float64), (n, 1)),
             allowed=np.ones((n, n_models), bool),
-            cost_usd_max=unlimited,
-            latency_ms_max=unlimited,
-            criticality=criticality[traffic.classes[numbers]],
+            **unsaid_columns(n) | said,
         )
 
 
@@ -73,7 +73,7 @@ class VirtualRouter:
         self._window = RouterWindow()
         self._n_chosen = 0  # in the open window
 
-    def choose(self, numbers: Numbers, live: Live, now_ms: int) -> tuple[Requests, Choices]:
+    def choose(self, numbers: Numbers, live: Live, now_ms: int) -> tuple[RequestBatch, Choices]:
         """Decide a batch, and count it."""
         requests = self._asking.requests(numbers, len(live.catalogue))
         choices = self._chooser.choose(requests, live, now_ms)
@@ -82,7 +82,9 @@ class VirtualRouter:
         self._count(numbers, requests, choices, live)
         return requests, choices
 
-    def _count(self, numbers: Numbers, requests: Requests, choices: Choices, live: Live) -> None:
+    def _count(
+        self, numbers: Numbers, requests: RequestBatch, choices: Choices, live: Live
+    ) -> None:
         self._n_chosen += len(numbers)
         rows = np.flatnonzero(choices.fits)
         self._window.count_refused(len(numbers) - len(rows))
@@ -109,7 +111,12 @@ class VirtualRouter:
         self._window.count_answer(class_name, output_tokens)
 
     def tickets(
-        self, rows: NDArray[np.intp], requests: Requests, choices: Choices, live: Live, now_ms: int
+        self,
+        rows: NDArray[np.intp],
+        requests: RequestBatch,
+        choices: Choices,
+        live: Live,
+        now_ms: int,
     ) -> list[bytes]:
         """Sealed tickets of some rows (n,) of a batch."""
         n, k = len(rows), choices.propensity.shape[1]
