@@ -179,14 +179,14 @@ class Simulation:
         """Decide for requests, and send them on."""
         self._n_ticks += 1
         router, now_ms = self._routers[self._n_ticks % len(self._routers)], self._now_ms()
-        requests, choices = router.choose(numbers, self._live, now_ms)
+        decisions = router.choose(numbers, self._live, now_ms)
+        choices = decisions.choices
         goes = choices.fits & ~choices.shed
         chance = self._routing.random(len(numbers))
         told = np.flatnonzero(goes & (chance < self._options.feedback_share))
         tickets: dict[int, bytes] = {}
         if len(told):
-            sealed = router.tickets(told, requests, choices, self._live, now_ms)
-            tickets = dict(zip(told.tolist(), sealed, strict=True))
+            tickets = dict(zip(told.tolist(), router.seal(decisions[told]), strict=True))
         self._dispatch.send(numbers, choices, self._live, tickets, self._now_s)
 
     def _set_routers(self, n: int) -> None:

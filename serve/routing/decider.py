@@ -26,12 +26,13 @@ from serve.errors import (
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.chooser import Chooser
 from serve.routing.live import Live
+from serve.routing.records import Decisions
 from serve.routing.reply import write_decisions
 from serve.routing.request import BYTES_PER_TOKEN, RouteInput
-from serve.routing.router import Choices, RequestBatch, Verdict, columns, explored
+from serve.routing.router import Choices, RequestBatch, Verdict, columns
 from serve.routing.sessions import Held, SessionOptions, Sessions
 from streams.feedback.decisions import DecisionBatch
-from streams.feedback.ticket import CANDIDATE, HEAD, Issuer, Sealer, key_of
+from streams.feedback.ticket import Issuer, Sealer
 from streams.telemetry.window import DecidedBatch
 
 # Longer vectors are not embeddings, and squares of much longer ones overflow float32.
@@ -71,7 +72,7 @@ class Decider:
         self._sessions = Sessions(SessionOptions()) if sessions is None else sessions
         self._encoder, self._chooser, self._sealer, self._issuer = encoder, chooser, sealer, issuer
         self._now_ms = now_ms
-        self._policy_key = key_of(repr(chooser.policy))
+        self._policy = repr(chooser.policy)
 
     def decide(self, asked: Sequence[RouteInput], live: Live) -> Decided:
         """Decide n requests against one view. Texts are encoded here, so only if that is quick."""
@@ -88,7 +89,15 @@ class Decider:
         requests = self._columns(taken, embeddings[rows], allowed[rows], live, now_ms)
         choices = self._chooser.choose(requests, live, now_ms)
         ids = self._issuer.take(len(rows))
-        tickets = self._tickets(ids, taken, requests, choices, live, now_ms)
+        decisions = Decisions(
+            tenants=[one.tenant for one in taken],
+            requests=requests,
+            choices=choices,
+            live=live,
+            policy=self._policy,
+            at_ms=now_ms,
+        )
+        tickets = decisions.seal(self._sealer, ids)
         for row, reply in zip(
             rows, write_decisions(taken, ids, tickets, choices, live, now_ms), strict=True
         ):
@@ -97,9 +106,12 @@ class Decider:
         for row in np.flatnonzero(~choices.fits).tolist():
             replies[rows[row]] = _no_model_fits(taken[row], row, choices, live)
         for row in np.flatnonzero(choices.shed).tolist():
-            replies[rows[row]] = _fleet_full(taken[row], float(choices.multiple[row]))
-        log = self._log(ids, taken, requests, choices, live, now_ms)
-        return Decided(replies, log, _counted(taken, requests, choices, live))
+            replies[rows[row]] = FleetFull(
+                taken[row].criticality.name, float(choices.multiple[row])
+            )
+        fits = np.flatnonzero(choices.fits)
+        log = self._log(ids, taken, decisions, np.flatnonzero(choices.fits & ~choices.shed))
+        return Decided(replies, log, decisions[fits].count() if len(fits) else None)
 
     def _embeddings(self, asked: Sequence[RouteInput], refused: Refusals) -> NDArray[np.float32]:
         """Embeddings (n, dim), texts encoded; rows that can't be used are refused."""
@@ -174,100 +186,21 @@ class Decider:
                     held = Held(model, pool, "", now_ms)
                 self._sessions.hold(one.session, held._replace(at_ms=now_ms))
 
-    def _tickets(
-        self,
-        ids: Sequence[bytes],
-        asked: Sequence[RouteInput],
-        requests: RequestBatch,
-        choices: Choices,
-        live: Live,
-        now_ms: int,
-    ) -> list[bytes]:
-        """Sealed tickets of n decisions."""
-        n, k = choices.propensity.shape
-        tenants = [one.tenant.encode() for one in asked]
-        of = np.arange(n), choices.chosen
-        heads = np.zeros(n, HEAD)
-        heads["decided_at_ms"] = now_ms
-        heads["encoder"] = live.encoder_key
-        heads["snapshot_version"] = live.version
-        heads["model"] = live.model_keys[choices.chosen]
-        heads["pool"] = live.pool_keys[choices.pool]
-        heads["propensity"] = choices.propensity[of]
-        heads["preference"] = requests.preference
-        heads["expected_cost_usd"] = choices.expected_cost_usd[of]
-        heads["expected_latency_ms"] = live.catalogue.latency_ms[choices.chosen]
-        heads["policy"] = self._policy_key
-        heads["n_candidates"] = k
-        heads["tenant_bytes"] = [len(tenant) for tenant in tenants]
-        heads["context"] = requests.contexts
-        candidates = np.zeros((n, k), CANDIDATE)
-        candidates["model"] = live.model_keys
-        candidates["pool"] = live.pool_keys[choices.pools]
-        candidates["pool"][of] = heads["pool"]
-        for name in ("propensity", "utility", "quality", "cost_usd", "latency_ms", "verdict"):
-            candidates[name] = getattr(choices, name)
-        return self._sealer.seal(ids, heads, candidates, tenants)
-
     def _log(
         self,
         ids: Sequence[bytes],
         asked: Sequence[RouteInput],
-        requests: RequestBatch,
-        choices: Choices,
-        live: Live,
-        now_ms: int,
+        decisions: Decisions,
+        rows: NDArray[np.intp],
     ) -> DecisionBatch | None:
         """What the decision log gets: the rows that were decided."""
-        rows = np.flatnonzero(choices.fits & ~choices.shed)
         if not len(rows):
             return None
-        return DecisionBatch(
-            ids=[ids[i] for i in rows],
-            decided_at_ms=np.full(len(rows), now_ms, np.int64),
-            tenants=[asked[i].tenant for i in rows],
+        return decisions[rows].log(
+            [ids[i] for i in rows],
             sessions=[asked[i].session for i in rows],
-            models=live.catalogue.names,
-            pools=live.pool_names,
-            chosen=choices.chosen[rows],
-            pool=choices.pool[rows],
-            propensities=choices.propensity[rows],
-            utility=choices.utility[rows],
-            quality=choices.quality[rows],
-            cost_usd=choices.cost_usd[rows],
-            latency_ms=choices.latency_ms[rows],
-            preference=requests.preference[rows],
-            prompt_tokens=requests.prompt_tokens[rows],
-            snapshot_version=live.version,
-            policy=repr(self._chooser.policy),
-            encoder=live.encoder,
-            contexts=requests.contexts[rows],
             prompts=[asked[i].text if self._log_prompts else None for i in rows],
         )
-
-
-def _counted(
-    asked: Sequence[RouteInput], requests: RequestBatch, choices: Choices, live: Live
-) -> DecidedBatch | None:
-    """What telemetry counts: the rows for which there was a model."""
-    rows = np.flatnonzero(choices.fits)
-    if not len(rows):
-        return None
-    return DecidedBatch(
-        models=live.catalogue.names,
-        pools=live.pool_names,
-        chosen=choices.chosen[rows],
-        pool=choices.pool[rows],
-        explored=explored(choices)[rows],
-        wished=choices.wished[rows],
-        shed=choices.shed[rows],
-        tenants=[asked[i].tenant for i in rows],
-        prompt_tokens=requests.prompt_tokens[rows],
-    )
-
-
-def _fleet_full(one: RouteInput, multiple: float) -> FleetFull:
-    return FleetFull(one.criticality.name, multiple)
 
 
 def _allowed(asked: Sequence[RouteInput], live: Live, refused: Refusals) -> NDArray[np.bool_]:

@@ -18,8 +18,9 @@ The one rule: a model that is not eligible has probability zero, whatever it sco
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,7 @@ from serve.routing.placement import ROOM_FROM, Placement, PlacementOptions, char
 from serve.routing.request import COLUMNS, RouteFields
 
 Floats = NDArray[np.float64]
+Columns = TypeVar("Columns", "RequestBatch", "Choices")
 
 
 class Verdict(IntEnum):
@@ -64,6 +66,9 @@ class RequestBatch:
 
     def __len__(self) -> int:
         return len(self.contexts)
+
+    def __getitem__(self, rows: NDArray[np.intp]) -> RequestBatch:
+        return _taken(self, rows)
 
 
 def columns(inputs: Sequence[RouteFields]) -> dict[str, NDArray]:
@@ -107,6 +112,15 @@ class Choices:
     cost_usd_deviation: Floats
     latency_ms_deviation: Floats
     expected_cost_usd: Floats  # by the catalogue
+
+    def __getitem__(self, rows: NDArray[np.intp]) -> Choices:
+        return _taken(self, rows)
+
+
+def _taken(of: Columns, rows: NDArray[np.intp]) -> Columns:
+    """Some rows of columns."""
+    columns = ((field.name, getattr(of, field.name)) for field in fields(of))
+    return replace(of, **{name: column[rows] for name, column in columns if column is not None})
 
 
 def route(
