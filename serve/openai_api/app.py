@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from learners.option import option
 from serve.errors import ServeError, UnknownModel
 from serve.openai_api.chat import JSON, Answers, ChatCompletions, ClientGone, Reply, read_content
-from serve.openai_api.errors import error_body, meaning_of
+from serve.openai_api.errors import error_body, response_of
 from serve.openai_api.request import AUTO, read_feedback
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.catalogue import Catalogue, Model
@@ -136,5 +136,5 @@ def _json(value: object) -> Response:
 
 
 async def _refused(_: Request, error: Exception) -> Response:
-    meaning = meaning_of(error)
-    return Response(error_body(error), meaning.status, JSON | meaning.headers)
+    status, _, headers = response_of(error)
+    return Response(error_body(error), status, JSON | headers)

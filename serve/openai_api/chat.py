@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from serve.dispatch.answers import Ask, Event, Routed
 from serve.errors import NotServing
-from serve.openai_api.errors import BUG, error_body, meaning_of
+from serve.openai_api.errors import error_body, response_of
 from serve.openai_api.reply import StreamWriter, WholeWriter, headers_of
 from serve.openai_api.request import Chat, read_chat
 from serve.routing.catalogue import Catalogue
@@ -161,8 +161,8 @@ class Reply:
         if self._writer is not None:
             await self.finish(self._writer.broken(error))
         else:
-            meaning = meaning_of(error)
-            await self.whole(meaning.status, JSON | meaning.headers, error_body(error))
+            status, _, headers = response_of(error)
+            await self.whole(status, JSON | headers, error_body(error))
 
 
 async def read_content(receive: Receive, bytes_max: int) -> bytes:
@@ -183,5 +183,5 @@ async def read_content(receive: Receive, bytes_max: int) -> bytes:
 
 def _log_bug(error: Exception) -> None:
     """What is not in the table of errors is ours to mend."""
-    if meaning_of(error) is BUG:
-        logger.error("a call failed by our fault", exc_info=error)
+    if response_of(error).status == 500:
+        logger.error("a call failed with an internal error", exc_info=error)
