@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Self
 
 import numpy as np
@@ -45,8 +44,8 @@ from load.simulation.shocks import (
     Silent,
 )
 from serve.routing.catalogue import Catalogue
-from serve.routing.chooser import Chooser
 from serve.routing.live import Live
+from serve.routing.router import Chooser
 from streams.feedback.ticket import KEY_BYTES, Issuer, Sealer
 from streams.log.contract import FEEDBACK
 from streams.log.memory_log import MemoryLog, Storage
@@ -194,11 +193,10 @@ class Simulation:
         del self._routers[max(1, n) :]
         while len(self._routers) < n:
             rng = self._routing.spawn(1)[0]
-            placement = replace(self._options.placement, priced=self._options.router_priced)
             self._routers.append(
                 VirtualRouter(
                     self._asking,
-                    Chooser(self._options.policy, placement, rng),
+                    Chooser(self._options.policy, self._options.placement, rng),
                     self._sealer,
                     Issuer(int(rng.integers(1 << 56))),
                     Reporter(rng.bytes(8).hex(), self._now_ms()),

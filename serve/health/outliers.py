@@ -21,6 +21,7 @@ begun since. So the end of old attempts neither lengthens an ejection nor brings
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from typing import Literal
 
 from learners.option import option
 from serve.health.first_token import Pace
+
+logger = logging.getLogger(__name__)
 
 Kind = Literal["ejected", "not ejected", "readmitted", "panic", "panic over", "breaker open"]
 
@@ -39,9 +42,22 @@ class Event:
 
     kind: Kind
     pool: str  # "" when it is about all candidates of a request
-    endpoint: str  # "" when it is about the pool
-    at_s: float
+    endpoint: str = ""  # "" when it is about the pool
     why: str
+    out_s: float = 0.0  # for how long the endpoint is out, before a probe; 0: it is not
+
+
+def log_event(event: Event) -> None:
+    """One line, which names what it is about, its cause, and for how long."""
+    where = f"pool {event.pool}" if event.pool else "all pools of a request"
+    if event.endpoint:
+        where += f", endpoint {event.endpoint}"
+    until = f"; one request tries it in {event.out_s:.0f} s" if event.out_s else ""
+    good = event.kind in ("readmitted", "panic over")
+    logger.log(
+        logging.INFO if good else logging.WARNING,
+        "%s: %s, %s%s", where, event.kind, event.why, until,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,8 +245,10 @@ class Endpoints:
         return min((endpoint.until_s for endpoint in self._out), default=math.inf)
 
     def _tell_of(self, kind: Kind, endpoint: Endpoint | None, now_s: float, why: str) -> None:
-        address = endpoint.address if endpoint else ""
-        self._tell(Event(kind=kind, pool=self._pool, endpoint=address, at_s=now_s, why=why))
+        address, out_s = "", 0.0
+        if endpoint is not None:
+            address, out_s = endpoint.address, endpoint.until_s - now_s if endpoint.out else 0.0
+        self._tell(Event(kind=kind, pool=self._pool, endpoint=address, why=why, out_s=out_s))
 
     def slow(self, address: str, now_s: float) -> bool:
         """Whether an endpoint's first tokens come far later than they used to, or its peers' do."""

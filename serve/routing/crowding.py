@@ -67,9 +67,8 @@ class Crowd:
 class Crowding:
     """Counts what was sent. Used from one event loop."""
 
-    def __init__(self, options: PricingOptions, *, priced: bool = True) -> None:
-        """Without `priced` all capacity is free: the router is blind to prices."""
-        self._options, self._priced = options, priced
+    def __init__(self, options: PricingOptions) -> None:
+        self._options = options
         self._of: tuple[int, tuple[str, ...]] | None = None  # telemetry and pools counted for
         self._since = np.zeros((2, 0))  # (2, P) since telemetry: requests sent, and their work
         self._slots: list[tuple[int, Floats]] = []  # the same, by when: (end, (2, P))
@@ -92,8 +91,7 @@ class Crowding:
         per_work = np.where(live.loaded, filled, 0.0)
         gone = np.where(live.loaded, live.load * since_s / FILL_S, 0.0)
         load = np.maximum(0.0, live.load + work_s * per_work - gone)
-        free = np.zeros_like(load)
-        priced = multiples(live.log_price, load, self._options.ascent) if self._priced else free
+        priced = multiples(live.log_price, load, self._options.ascent)
         return Crowd(
             latency_ms=live.pool_latency_ms * crowded,
             waiting=waiting,

@@ -24,12 +24,11 @@ from serve.errors import (
     UnknownModel,
 )
 from serve.proto.fairlead.v1 import router_pb2 as pb
-from serve.routing.chooser import Chooser
 from serve.routing.live import Live
 from serve.routing.records import Decisions
 from serve.routing.reply import write_decisions
 from serve.routing.request import BYTES_PER_TOKEN, RouteInput
-from serve.routing.router import Choices, RequestBatch, Verdict, columns
+from serve.routing.router import Choices, Chooser, RequestBatch, Verdict, columns
 from serve.routing.sessions import Held, SessionOptions, Sessions
 from streams.feedback.decisions import DecisionBatch
 from streams.feedback.ticket import Issuer, Sealer

@@ -65,7 +65,6 @@ class PlacementOptions:
     usd_per_kwh: float = option(
         0.2, "USD per kilowatt-hour; the price of power is a multiple of it.", gt=0, le=1000
     )
-    priced: bool = True  # False: blind to prices
     # Of the logarithm of prices, between requests: then a load falls by at most 1 / SPREAD for one
     # unit of log-price more, 3, of the 4 that the ascent is steady for.
     spread: float = 0.35
@@ -75,7 +74,7 @@ def spread_of(
     n: int, live: Live, crowd: Crowd, options: PlacementOptions, rng: np.random.Generator
 ) -> Floats | None:
     """How much prices vary, factors (n, P); None where there are no prices to vary."""
-    if not options.priced or not crowd.multiple.any():
+    if not crowd.multiple.any():
         return None
     return np.exp(options.spread * rng.standard_normal((n, len(live.pool_names))))
 
@@ -112,7 +111,7 @@ def charge(
     energy_j = work_s * catalogue.watts
     reference_usd = work_s * catalogue.usd_per_s
     fixed = preference[:, 3:] / 1000.0 * energy_j
-    power = live.prices.power.charged(options.pricing.ascent) if options.priced else 0.0
+    power = live.prices.power.charged(options.pricing.ascent)
     if power:
         usd_per_j = power * options.usd_per_kwh / JOULES_PER_KWH
         fixed = fixed + money[:, None] * (usd_per_j * energy_j)

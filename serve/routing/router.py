@@ -30,9 +30,9 @@ from learners.estimates.estimator import Estimates
 from learners.policies.policy import Policy, draw
 from learners.prices import shed_share
 from learners.targets import Target
-from serve.routing.crowding import Crowd
+from serve.routing.crowding import Crowd, Crowding
 from serve.routing.live import Live
-from serve.routing.placement import ROOM_FROM, Placement, PlacementOptions, charge, place
+from serve.routing.placement import ROOM_FROM, Placement, PlacementOptions, charge, place, spread_of
 from serve.routing.request import COLUMNS, RouteFields
 
 Floats = NDArray[np.float64]
@@ -147,7 +147,7 @@ def route(
     free = weights[:, :1] * expected.quality - weights[:, 1:2] * cost
     free -= weights[:, 2:3] * (latency / 1000.0)
     utility = free - charged.points[rows[:, None], pools]
-    budget = live.prices.budget.charged(options.pricing.ascent) if options.priced else 0.0
+    budget = live.prices.budget.charged(options.pricing.ascent)
     if budget:
         utility -= charged.money[:, None] * (budget * cost)
     verdict = _verdicts(requests, live, cost, latency)
@@ -184,6 +184,25 @@ def route(
         latency_ms_deviation=expected.latency_ms_deviation,
         expected_cost_usd=expected.list_usd,
     )
+
+
+class Chooser:
+    """Decides for one replica. Used from one thread."""
+
+    def __init__(self, policy: Policy, options: PlacementOptions, rng: np.random.Generator) -> None:
+        self.policy, self._options, self._rng = policy, options, rng
+        self._crowding = Crowding(options.pricing)
+
+    def choose(self, requests: RequestBatch, live: Live, now_ms: int) -> Choices:
+        """Decide a batch against one view."""
+        crowd = self._crowding.now(live, now_ms)
+        uniform = self._rng.random((len(requests), 2))
+        spread = spread_of(len(requests), live, crowd, self._options, self._rng)
+        choices = route(requests, live, crowd, self.policy, uniform, spread, self._options)
+        if live.loads:
+            sent = choices.fits & ~choices.shed
+            self._crowding.sent(live, choices.pool[sent], choices.work_s[sent], now_ms)
+        return choices
 
 
 @dataclass(frozen=True, slots=True, eq=False)

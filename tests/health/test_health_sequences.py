@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from strategies import lightly
 
-from serve.health.health import Health, HealthOptions
-from serve.health.lease import Lease
+from serve.health.health import Health, HealthOptions, Lease
 
 
 class AnySequence(RuleBasedStateMachine):

@@ -11,10 +11,11 @@ from pools_told import WORKING, requests, told, view, working
 from router_bench import NOON_MS
 
 from learners.policies.policy import Greedy
-from serve.routing.chooser import Chooser
+from load.simulation.loop.trainer import blind
 from serve.routing.crowding import FILL_S, FULL, SLOTS_MAX, Crowd, Crowding
 from serve.routing.live import Live
 from serve.routing.placement import PlacementOptions
+from serve.routing.router import Chooser
 from streams.telemetry.fleet_view import Load, loads
 from streams.telemetry.records import RouterState
 from streams.training.prices import Price, PricingOptions
@@ -352,13 +353,13 @@ def test_load_does_not_fall_below_nothing_while_telemetry_is_silent():
     assert multiple == pytest.approx(math.exp(1 - PRICING.ascent.damping) - 1)
 
 
-def test_capacity_is_free_to_a_router_that_is_blind_to_prices():
-    live = priced()
+def test_capacity_is_free_to_a_router_that_is_blind_to_pools():
+    """
+    As the simulator compares with: a view without telemetry and prices.
+    """
+    crowd = Crowding(PRICING).now(blind(priced()), NOON_MS)
 
-    crowd = Crowding(PRICING, priced=False).now(live, NOON_MS)
-
-    assert not crowd.multiple.any()
-    assert of(crowd, live)[1] == 0.85  # load is seen all the same
+    assert not crowd.multiple.any() and not crowd.load.any()
 
 
 def test_a_pool_in_which_requests_are_no_work_has_no_price():

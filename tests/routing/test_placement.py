@@ -15,8 +15,8 @@ from router_bench import NOON_MS
 
 from learners.policies.policy import Greedy, SquareCb
 from learners.prices import ShedOptions
+from load.simulation.loop.trainer import blind
 from serve.routing.catalogue import Model, Pool
-from serve.routing.chooser import Chooser
 from serve.routing.crowding import FILL_S, FULL, Crowd, Crowding
 from serve.routing.live import Live
 from serve.routing.placement import (
@@ -28,12 +28,11 @@ from serve.routing.placement import (
     charge,
     spread_of,
 )
-from serve.routing.router import Choices, RequestBatch, Verdict, route
+from serve.routing.router import Choices, Chooser, RequestBatch, Verdict, route
 from streams.telemetry.records import RouterState
 from streams.training.prices import Price, PricingOptions
 
 OPTIONS = PlacementOptions()
-BLIND = PlacementOptions(priced=False)
 LOAD = PricingOptions().load_target  # as much as a pool should carry: no proportional part
 lightly = settings(max_examples=40, deadline=None, derandomize=True)
 
@@ -49,7 +48,7 @@ def charged(
 
 
 def crowd_of(live: Live, options: PlacementOptions = OPTIONS) -> Crowd:
-    return Crowding(options.pricing, priced=options.priced).now(live, NOON_MS)
+    return Crowding(options.pricing).now(live, NOON_MS)
 
 
 def decide(
@@ -60,7 +59,7 @@ def decide(
     now_ms: int = NOON_MS,
 ) -> Choices:
     """Decide greedily; `uniform` decides who is shed."""
-    crowd = Crowding(options.pricing, priced=options.priced).now(live, now_ms)
+    crowd = Crowding(options.pricing).now(live, now_ms)
     draws = np.full((len(asked), 2), uniform)
     return route(asked, live, crowd, Greedy(), draws, None, options)
 
@@ -158,11 +157,11 @@ def test_who_is_blind_to_prices_is_charged_energy_alone():
     live = two_pools(near=9.0, far=9.0, budget=at(4.0), power=at(4.0))
     asked = requests(live, preference=weights(1.0, 20.0, 0.0, 0.1))
 
-    blind = decide(asked, live, uniform=0.0, options=BLIND)
+    unseen = decide(asked, blind(live), uniform=0.0)
     free = decide(asked, two_pools(), options=OPTIONS)
 
-    np.testing.assert_array_equal(blind.utility, free.utility)
-    assert blind.multiple.tolist() == [0.0]
+    np.testing.assert_array_equal(unseen.utility, free.utility)
+    assert unseen.multiple.tolist() == [0.0]
 
 
 # --- which pool ------------------------------------------------------------------------------------
@@ -411,11 +410,10 @@ def test_where_there_is_room_a_request_more_makes_nobody_wait():
     assert [live.pool_names[p] for p in placed[:4]] == ["far", "far", "near", "far"]
 
 
-@pytest.mark.parametrize("options", [OPTIONS, BLIND], ids=["priced", "blind"])
-def test_no_price_moves_a_request_between_pools_of_one_model(options):
+def test_no_price_moves_a_request_between_pools_of_one_model():
     """
     Far is a hair emptier and a hundred times as dear: it is taken first all the same, and then both
-    alike, whoever sees prices.
+    alike.
     """
     live = view(
         told("near", running=1000), told("far", running=1000), pools=WORKING,
@@ -423,7 +421,7 @@ def test_no_price_moves_a_request_between_pools_of_one_model(options):
         latency_ms={"near": 1.0, "far": 1.0},
     )  # fmt: skip
 
-    placed = decide(requests(live, 40, ["small"]), live, options=options, now_ms=NOON_MS + 10).pool
+    placed = decide(requests(live, 40, ["small"]), live, now_ms=NOON_MS + 10).pool
 
     assert live.pool_names[placed[0]] == "far"
     assert np.bincount(placed)[:2].tolist() == [20, 20]
@@ -600,8 +598,7 @@ def test_where_nothing_has_a_price_nothing_varies():
 
     assert spread_of(9, two_pools(), crowd_of(two_pools()), OPTIONS, rng) is None
     dear = two_pools(near=3.0)
-    assert spread_of(9, dear, crowd_of(dear, BLIND), BLIND, rng) is None
-    assert spread_of(9, dear, crowd_of(dear), BLIND, rng) is None
+    assert spread_of(9, blind(dear), crowd_of(blind(dear)), OPTIONS, rng) is None
     assert rng.bit_generator.state == before
 
 
