@@ -19,16 +19,15 @@ from serve.errors import (
     DeadlinePassed,
     FleetFull,
     InvalidRequest,
-    NoModelFits,
     ServeError,
     UnknownModel,
 )
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.live import Live
 from serve.routing.records import Decisions
-from serve.routing.reply import write_decisions
+from serve.routing.reply import no_model_fits, write_decisions
 from serve.routing.request import BYTES_PER_TOKEN, RouteInput
-from serve.routing.router import Choices, Chooser, RequestBatch, Verdict, columns
+from serve.routing.router import Choices, Chooser, RequestBatch, columns
 from serve.routing.sessions import Held, SessionOptions, Sessions
 from streams.feedback.decisions import DecisionBatch
 from streams.feedback.ticket import Issuer, Sealer
@@ -103,7 +102,7 @@ class Decider:
             replies[row] = reply
         self._hold_sessions(taken, choices, live, now_ms)
         for row in np.flatnonzero(~choices.fits).tolist():
-            replies[rows[row]] = _no_model_fits(taken[row], row, choices, live)
+            replies[rows[row]] = no_model_fits(taken[row], row, choices, live)
         for row in np.flatnonzero(choices.shed).tolist():
             replies[rows[row]] = FleetFull(
                 taken[row].criticality.name, float(choices.multiple[row])
@@ -253,27 +252,3 @@ def _bad_numbers(embedding: NDArray[np.float32]) -> InvalidRequest:
     return InvalidRequest(
         "embedding", f"{norm:.3g} long", f"of a length between {NORM_MIN:g} and {NORM_MAX:g}"
     )
-
-
-def _no_model_fits(one: RouteInput, row: int, choices: Choices, live: Live) -> NoModelFits:
-    """Say of every model why it was out."""
-    why = {
-        Verdict.NOT_ALLOWED: lambda j: "not allowed",
-        Verdict.TOO_DEAR: lambda j: (
-            f"predicted cost ${choices.cost_usd[row, j]:.3g} is above cost_usd_max "
-            f"{one.cost_usd_max:g}"
-        ),
-        Verdict.TOO_SLOW: lambda j: (
-            f"predicted latency {choices.latency_ms[row, j]:.0f} ms is above latency_ms_max "
-            f"{one.latency_ms_max:g}"
-        ),
-        Verdict.PROMPT_TOO_LONG: lambda j: (
-            f"the prompt has more than its {live.catalogue.context_tokens_max[j]:.0f} tokens"
-        ),
-        Verdict.NO_REPLICA: lambda j: "none of its pools has a replica now",
-    }
-    reasons = [
-        f"{name}: {why[Verdict(int(choices.verdict[row, j]))](j)}"
-        for j, name in enumerate(live.catalogue.names)
-    ]
-    return NoModelFits("no model fits the request. " + "; ".join(reasons[:20]))
