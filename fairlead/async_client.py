@@ -1,6 +1,6 @@
 """The client for asyncio; `client` has the one for threads, with the same methods.
 
-The one rule: a client belongs to the event loop of its first call.
+A client belongs to the event loop of its first call.
 """
 
 from __future__ import annotations

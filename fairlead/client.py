@@ -3,7 +3,7 @@
 What they share is not written twice: `calls` holds what is said, `connections` over what and for
 how long. Left here is only how to wait.
 
-The one rule: a client may be shared between threads, and one is enough for a process.
+A client may be shared between threads, and one is enough for a process.
 """
 
 from __future__ import annotations

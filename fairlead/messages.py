@@ -7,7 +7,7 @@ Money is US dollars (`_usd`), time is milliseconds (`_ms`) unless the name says 
 is a number from 0 (useless) to 1 (perfect). What is checked here is only what would otherwise be
 silently misunderstood; bounds are the router's to know, and it names them when it refuses.
 
-The one rule: None means "not said", which is different from zero and from empty, and travels so.
+None means "not said", which is different from zero and from empty, and travels so.
 """
 
 from __future__ import annotations

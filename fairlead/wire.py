@@ -1,6 +1,6 @@
 """Between `messages` and protobuf: one function a message, and nothing else knows both.
 
-The one rule: a field that was not set here is not set on the wire, and the other way round.
+A field that was not set here is not set on the wire, and the other way round.
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ from load.errors import LoopStuck
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.proto.fairlead.v1 import router_pb2_grpc
 from serve.routing.catalogue import Catalogue, Model, Pool
-from serve.routing.crowding import Crowding
 from serve.routing.live import Live, LiveOptions
+from serve.routing.load_tracker import LoadTracker
 from serve.routing.placement import PlacementOptions
 from serve.routing.router import RequestBatch, route, unsaid_columns
 from streams.errors import SnapshotDamaged
@@ -88,13 +88,13 @@ def scorer_us_per_decision(seconds: float) -> float:
     live = synthetic_live(rng)
     batches = [_requests(live, rng) for _ in range(20)]
     uniform, options = rng.random((BATCH, 2)), PlacementOptions()
-    crowd = Crowding(options.pricing).now(live, 0)
+    pool_load = LoadTracker(options.pricing).now(live, 0)
     took_s: list[float] = []
     ends_s = time.perf_counter() + seconds
     while time.perf_counter() < ends_s:
         for batch in batches:
             began_s = time.perf_counter()
-            route(batch, live, crowd, SquareCb(), uniform, None, options)
+            route(batch, live, pool_load, SquareCb(), uniform, None, options)
             took_s.append(time.perf_counter() - began_s)
     return float(np.median(took_s)) / BATCH * 1e6
 

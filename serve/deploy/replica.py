@@ -1,6 +1,6 @@
 """One router replica, assembled: view, decider, outboxes, listener. Knows nothing of Ray.
 
-The one rule: whatever is started here is stopped here, in the reverse order.
+Whatever is started here is stopped here, in the reverse order.
 """
 
 from __future__ import annotations

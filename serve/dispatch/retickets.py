@@ -7,7 +7,7 @@ attempt has a decision id of its own. Its policy says why there was another atte
 propensity is 1: given that the first one failed, nothing was drawn. Off-policy estimates tell
 them apart by that policy.
 
-The one rule: context, preference and predictions stay those of the decision; nothing is guessed
+Context, preference and predictions stay those of the decision; nothing is guessed
 a second time.
 """
 

@@ -1,6 +1,6 @@
 """Any model of the sentence-transformers package, on CPU or GPU.
 
-The one rule: the model is loaded and tried at start-up. A router that would find out at its first
+The model is loaded and tried at start-up. A router that would find out at its first
 request that torch is missing must not start.
 """
 

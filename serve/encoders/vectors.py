@@ -1,6 +1,6 @@
 """Vectors from code that is not ours, checked before anything is learned from them.
 
-The one rule: what leaves an encoder is finite and of the agreed length. One NaN in a context would
+What leaves an encoder is finite and of the agreed length. One NaN in a context would
 make every estimate of the model that served it NaN.
 """
 

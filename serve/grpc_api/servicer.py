@@ -1,6 +1,6 @@
 """The gRPC service: reads messages, hands them to the batcher, writes answers.
 
-The one rule: every failure leaves here as a status of the table in `status.py`, and nothing on
+Every failure leaves here as a status of the table in `serve.meanings`, and nothing on
 the way of `Route` waits for a disk, a network or a lock.
 """
 
@@ -134,7 +134,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         self.counts.refused += 1
         code, message = status_of(error)
         if code is grpc.StatusCode.INTERNAL:
-            logger.error("a call failed by our fault", exc_info=error)
+            logger.error("a call failed with an internal error", exc_info=error)
         return code, message
 
     async def Route(self, request: pb.RouteRequest, context: Context) -> pb.Decision:

@@ -1,9 +1,9 @@
 """Which pools can be expected to answer, and which endpoint of a pool takes the next attempt.
 
     ranked pools ──order──▶ the same, those that can't answer at the end
-    pool ─────────pick───▶ Lease(endpoint) ──▶ first_token? ──▶ succeeded | failed | cancelled
-                                                                     │
-    order, pick ◀────── endpoints out, waits, in flight ◀────────────┘
+    pool ──pick──▶ EndpointLease ──▶ first_token? ──▶ succeeded | failed | cancelled
+                                                          │
+    order, pick ◀── endpoints out, waits, in flight ◀─────┘
 
 Everything is learned from the attempts themselves; nothing is sent to find out. A pool can't
 answer when none of its endpoints is healthy (see `outliers`), when it has as many requests in
@@ -95,7 +95,7 @@ class Pool:
         endpoint.pace.note(wait_s, now_s)
 
 
-class Lease:
+class EndpointLease:
     """One attempt at one endpoint, to be finished by exactly one of three calls."""
 
     __slots__ = ("_began_s", "_endpoint", "_finished", "_pool", "_stint", "_waiting", "probe")
@@ -226,7 +226,7 @@ class Health:
 
     def pick(
         self, pool: str, now_s: float, uniform: float, prefer: str = "", avoid: str = ""
-    ) -> Lease | None:
+    ) -> EndpointLease | None:
         """Choose an endpoint; None when the pool is full or has none.
 
         `uniform` in [0, 1) draws the two of which the less loaded is taken. `prefer` is where the
@@ -243,8 +243,10 @@ class Health:
             return None
         endpoints = held.endpoints
         if endpoints.due_s <= now_s:
-            return Lease(held, endpoints.begin_probe(now_s), now_s, probe=True)
-        return Lease(held, self._choose(endpoints, uniform, prefer, avoid), now_s, probe=False)
+            return EndpointLease(held, endpoints.begin_probe(now_s), now_s, probe=True)
+        return EndpointLease(
+            held, self._choose(endpoints, uniform, prefer, avoid), now_s, probe=False
+        )
 
     def _choose(self, endpoints: Endpoints, uniform: float, prefer: str, avoid: str) -> Endpoint:
         chosen = less_loaded(endpoints.serving, uniform, avoid)

@@ -15,7 +15,7 @@ health is ignored when an endpoint is chosen, or the few good ones would be over
 Numbers of Envoy are from envoyproxy.io/docs, config.cluster.v3.OutlierDetection, and, for what the
 documentation leaves open, from its `outlier_detection_impl.cc` (of 1.31 or later).
 
-The one rule: while an endpoint is out only its probe is judged, and once it is back only what was
+While an endpoint is out only its probe is judged, and once it is back only what was
 begun since. So the end of old attempts neither lengthens an ejection nor brings on the next.
 """
 

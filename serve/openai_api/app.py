@@ -5,7 +5,7 @@
     GET  /v1/models[/ID]        "auto" and the catalogue
     GET  /health                200 while this process serves
 
-The one rule: whatever is refused, here or by Starlette, is refused in OpenAI's form.
+Whatever is refused, here or by Starlette, is refused in OpenAI's form.
 """
 
 from __future__ import annotations

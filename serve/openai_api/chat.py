@@ -1,11 +1,11 @@
 """One chat completion over HTTP: an answer is written as it comes, without layers in between.
 
-    body ──read_chat──▶ Ask ──answer──▶ Routed, Streamed, … ──writer──▶ one JSON object, or SSE
+    body ─read_chat─▶ DispatchInput ─answer─▶ Routed, Streamed, … ─writer─▶ one JSON object, or SSE
 
 A call's status is decided when the first token has come: until then any failure has its own, and
 headers say who answers. A failure after that ends the stream with an `error` event instead.
 
-The one rule: when a client is gone, or the server stops, the answer is closed at once, wherever it
+When a client is gone, or the server stops, the answer is closed at once, wherever it
 is. Tokens that nobody reads are paid for all the same.
 """
 
@@ -19,7 +19,7 @@ from contextlib import aclosing
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from serve.dispatch.answers import Ask, Event, Routed
+from serve.dispatch.answers import DispatchInput, Event, Routed
 from serve.errors import NotServing
 from serve.openai_api.errors import error_body, response_of
 from serve.openai_api.reply import StreamWriter, WholeWriter, headers_of
@@ -28,7 +28,7 @@ from serve.routing.catalogue import Catalogue
 
 logger = logging.getLogger(__name__)
 
-Answers = Callable[[Ask], AsyncGenerator[Event, None]]  # `Dispatcher.answer`
+Answers = Callable[[DispatchInput], AsyncGenerator[Event, None]]  # `Dispatcher.answer`
 
 JSON = {"content-type": "application/json"}
 EVENTS = {
@@ -70,8 +70,8 @@ class ChatCompletions:
             await reply.fail(error)
 
     async def _write(self, chat: Chat, reply: Reply) -> None:
-        created_s, fan_out = int(self._now_s()), chat.ask.fan_out > 1
-        async with aclosing(self._answer(chat.ask)) as events:
+        created_s, fan_out = int(self._now_s()), chat.dispatch.fan_out > 1
+        async with aclosing(self._answer(chat.dispatch)) as events:
             if chat.stream:
                 writer = StreamWriter(created_s, include_usage=chat.include_usage, fan_out=fan_out)
                 await _stream(events, writer, reply)

@@ -8,7 +8,7 @@ cost, and the ticket to report its quality with. It comes with the last chunk. A
 answer (one with a `finish_reason`) is therefore held until the next event, so that nobody is sent
 a chunk without a choice who did not ask for one: many programs read `choices[0]` blindly.
 
-The one rule: deltas, finish reasons and log-probabilities are passed on as they came.
+Deltas, finish reasons and log-probabilities are passed on as they came.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from urllib.parse import quote
 import msgspec
 from msgspec import UNSET, Struct, UnsetType, structs
 
-from serve.dispatch.answers import Attempt, Ended, Event, Routed, Streamed
+from serve.dispatch.answers import AttemptRecord, Ended, Event, Routed, Streamed
 from serve.dispatch.backend import Answer, Piece
 from serve.openai_api.errors import error_body, error_object
 from serve.openai_api.request import write_ticket
@@ -148,7 +148,7 @@ def _header(text: str) -> str:
     return quote(text, safe=_PLAIN, errors="replace")[:HEADER_BYTES_MAX]
 
 
-def _attempts_header(attempts: tuple[Attempt, ...]) -> str:
+def _attempts_header(attempts: tuple[AttemptRecord, ...]) -> str:
     """The attempts before this one, oldest first, and how many were left out if they are many."""
     short = [
         {"model": a.model, "pool": a.pool, "kind": a.kind, "outcome": a.outcome}

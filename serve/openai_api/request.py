@@ -1,13 +1,13 @@
 """What a client of OpenAI's API sends, read into what the dispatcher and the router are asked.
 
-    POST /v1/chat/completions ──read_chat──▶ Ask       model, messages, user, fairlead: who answers
-                                                       all other fields: passed through untouched
+    POST /v1/chat/completions ──read_chat──▶ DispatchInput
+         model, messages, user, fairlead: who answers; all other fields: passed through untouched
     POST /v1/feedback ──read_feedback──▶ FeedbackRequest
 
 Fairlead's own options are in one field of the body, `fairlead`. Fields there must be known; fields
 elsewhere are OpenAI's or the pool's business.
 
-The one rule: a field is checked by who uses it. Here: what becomes part of the ask.
+A field is checked by who uses it. Here: what becomes part of the DispatchInput.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Annotated, Literal, get_args, get_type_hints
 from msgspec import Meta, Struct, defstruct, structs
 
 from learners.criticality import Criticality
-from serve.dispatch.answers import Ask
+from serve.dispatch.answers import DispatchInput
 from serve.dispatch.routing_text import routing_text
 from serve.errors import InvalidRequest, UnknownModel
 from serve.openai_api.json_body import read_body
@@ -119,7 +119,7 @@ class Outcomes(Struct, forbid_unknown_fields=True):
 class Chat:
     """A chat completion asked for, and how its answer is to be written."""
 
-    ask: Ask
+    dispatch: DispatchInput
     stream: bool
     include_usage: bool  # a last chunk with the token counts; only where `stream`
 
@@ -134,7 +134,7 @@ def read_chat(content: bytes, catalogue: Catalogue) -> Chat:
         allowed = "0 or left out; `fairlead.criticality` says who goes first"
         raise InvalidRequest("priority", chat.priority, allowed)
     return Chat(
-        ask=Ask(
+        dispatch=DispatchInput(
             route=_route(chat, options, catalogue),
             body={name: value for name, value in body.items() if name not in OURS},
             confidence_min=options.cascade.confidence_min if options.cascade else None,

@@ -3,7 +3,7 @@
     asked ─▶ deadlines, names, vectors ─▶ columns ─▶ route ─▶ ids, tickets ─▶ replies
                └─ each bad one gets its own error               └─▶ decision log
 
-The one rule: one bad request never spoils its batch, and a batch costs little more than one.
+One bad request never spoils its batch, and a batch costs little more than one.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ class Live:
         return _with_retries(latency_ms, errors)
 
     def _read_telemetry(self) -> None:
-        """How full pools are, and what their capacity is worth; see `crowding`. All are (P,)."""
+        """Pools' utilisation and the price of their capacity, (P,) each; see `load_tracker`."""
         pools, prices = self.catalogue.pools, self.prices
         several = len(pools) > len(self.catalogue)
         self.loads = loads(self.fleet) if several or any(p.reports for p in pools) else {}

@@ -6,8 +6,8 @@
                                utility ───────────┘                    who is eligible
                                   └──── policy ────▶ probabilities ──draw──▶ model ─▶ its pool
 
-Serving and simulation call this very function. For the same requests, live view, crowd and uniform
-numbers it gives the same bits.
+Serving and simulation call this very function. For the same requests, live view, pool load and
+uniform numbers it gives the same bits.
 
 When all the pools that a request could go to are dearer than its criticality may pay, it is *shed*:
 refused, so that those above it are served in time (docs/prices.md).
@@ -30,8 +30,8 @@ from learners.estimates.estimator import Estimates
 from learners.policies.policy import Policy, draw
 from learners.prices import shed_share
 from learners.targets import Target
-from serve.routing.crowding import Crowd, Crowding
 from serve.routing.live import Live
+from serve.routing.load_tracker import LoadTracker, PoolLoad
 from serve.routing.placement import ROOM_FROM, Placement, PlacementOptions, charge, place, spread_of
 from serve.routing.request import COLUMNS, RouteFields
 
@@ -98,7 +98,7 @@ class Choices:
     fits: NDArray[np.bool_]  # (n,)
     shed: NDArray[np.bool_]  # (n,)
     multiple: Floats  # (n,) least price of the pools that it could go to, multiples of their cost
-    wished: NDArray[np.intp]  # (n,) model chosen if all pools were there and capacity free
+    preferred: NDArray[np.intp]  # (n,) model chosen if all pools were there and capacity free
     pools: NDArray[np.intp]  # best pool of each model
     verdict: NDArray[np.uint8]
     propensity: Floats
@@ -126,7 +126,7 @@ def _taken(of: Columns, rows: NDArray[np.intp]) -> Columns:
 def route(
     requests: RequestBatch,
     live: Live,
-    crowd: Crowd,
+    pool_load: PoolLoad,
     policy: Policy,
     uniform: Floats,
     spread: Floats | None,
@@ -142,7 +142,7 @@ def route(
     known_tokens = np.where(
         requests.prompt_tokens > 0, requests.prompt_tokens, live.catalogue.prompt_tokens
     )
-    charged = charge(weights, known_tokens, live, crowd, spread, options)
+    charged = charge(weights, known_tokens, live, pool_load, spread, options)
     pools, rows = charged.best, np.arange(len(requests))
     free = weights[:, :1] * expected.quality - weights[:, 1:2] * cost
     free -= weights[:, 2:3] * (latency / 1000.0)
@@ -160,16 +160,16 @@ def route(
         utility / scale, weights[:, :1] * estimates.deviation / scale, eligible
     )
     chosen = draw(propensity, uniform[:, 0])
-    least = _least_multiple(crowd.multiple * _crowded(crowd.load), eligible, live)
+    least = _least_multiple(pool_load.multiple * _crowded(pool_load.load), eligible, live)
     shed = shed_share(least, requests.criticality) if live.priced else 0.0
-    pool = place(chosen, charged, weights, live, crowd)
+    pool = place(chosen, charged, weights, live, pool_load)
     return Choices(
         chosen=chosen,
         pool=pool,
         fits=fits,
         shed=fits & (uniform[:, 1] < shed),
         multiple=least,
-        wished=_wished(free, cost, charged, weights, able, live),
+        preferred=_preferred(free, cost, charged, weights, able, live),
         pools=pools,
         verdict=verdict,
         propensity=propensity,
@@ -191,17 +191,17 @@ class Chooser:
 
     def __init__(self, policy: Policy, options: PlacementOptions, rng: np.random.Generator) -> None:
         self.policy, self._options, self._rng = policy, options, rng
-        self._crowding = Crowding(options.pricing)
+        self._tracker = LoadTracker(options.pricing)
 
     def choose(self, requests: RequestBatch, live: Live, now_ms: int) -> Choices:
         """Decide a batch against one view."""
-        crowd = self._crowding.now(live, now_ms)
+        pool_load = self._tracker.now(live, now_ms)
         uniform = self._rng.random((len(requests), 2))
-        spread = spread_of(len(requests), live, crowd, self._options, self._rng)
-        choices = route(requests, live, crowd, self.policy, uniform, spread, self._options)
+        spread = spread_of(len(requests), live, pool_load, self._options, self._rng)
+        choices = route(requests, live, pool_load, self.policy, uniform, spread, self._options)
         if live.loads:
             sent = choices.fits & ~choices.shed
-            self._crowding.sent(live, choices.pool[sent], choices.work_s[sent], now_ms)
+            self._tracker.sent(live, choices.pool[sent], choices.work_s[sent], now_ms)
         return choices
 
 
@@ -291,7 +291,7 @@ def _least_multiple(multiple: Floats, eligible: NDArray[np.bool_], live: Live) -
     return np.where(eligible, of_model, np.inf).min(axis=1)
 
 
-def _wished(
+def _preferred(
     free: Floats,
     cost: Floats,
     charged: Placement,
@@ -301,9 +301,9 @@ def _wished(
 ) -> NDArray[np.intp]:
     """The models (n,) that would be chosen if every pool were there and its capacity free.
 
-    At no less than what the GPUs cost: a model that asks nothing of its callers is not free to run.
-    And at no less than what money is worth to the operator: fleets are sized by wishes, and who
-    does not weigh money would wish for the best at any price.
+    Fleets are sized by this unconstrained demand, so a model counts with at least what its GPUs
+    cost, even if its callers pay nothing, and money with at least what it is worth to the operator:
+    callers who do not weigh money would otherwise demand the best model at any price.
     """
     usd = np.maximum(cost, live.least(charged.reference_usd))
     beyond = charged.money[:, None] * usd - weights[:, 1:2] * cost

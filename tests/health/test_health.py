@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import lightly
 
-from serve.health.health import Health, HealthOptions, Lease
+from serve.health.health import EndpointLease, Health, HealthOptions
 from serve.health.outliers import Endpoint, Event, OutlierOptions
 
 OUT = OutlierOptions()
@@ -38,7 +38,7 @@ def healthy(**pools: int) -> Watched:
     return health
 
 
-def lease_of(health: Watched, address: str, now_s: float = 0.0) -> Lease:
+def lease_of(health: Watched, address: str, now_s: float = 0.0) -> EndpointLease:
     """A lease of a certain endpoint, that is not a probe."""
     for i in range(1000):
         lease = health.pick(address[0], now_s, uniform=(i * 0.618) % 1.0, prefer=address)

@@ -17,8 +17,8 @@ from learners.estimates.estimator import Estimates
 from learners.estimates.learned import Learned, MemoryOptions
 from learners.policies.policy import EpsilonGreedy, Greedy, LinUcb, Policy, SquareCb, Thompson
 from serve.routing.catalogue import Model, Pool
-from serve.routing.crowding import Crowding
 from serve.routing.live import Live, LiveOptions
+from serve.routing.load_tracker import LoadTracker
 from serve.routing.placement import PlacementOptions
 from serve.routing.router import Choices, RequestBatch, Verdict
 from serve.routing.router import route as route_in_crowd
@@ -46,9 +46,9 @@ def requests(n: int = 1, k: int = 2, **columns) -> RequestBatch:
 
 def route(asked: RequestBatch, live: Live, policy: Policy, draws: np.ndarray) -> Choices:
     """Decide where no pool is crowded; nobody is shed."""
-    crowd = Crowding(PricingOptions()).now(live, 0)
+    pool_load = LoadTracker(PricingOptions()).now(live, 0)
     uniform = np.stack([draws, np.full(len(draws), 0.99)], axis=1)
-    return route_in_crowd(asked, live, crowd, policy, uniform, None, PlacementOptions())
+    return route_in_crowd(asked, live, pool_load, policy, uniform, None, PlacementOptions())
 
 
 class Told(Live):

@@ -1,4 +1,4 @@
-"""How full pools are now: telemetry, and what was sent there since.
+"""How utilised pools are now: telemetry, and what was sent there since.
 
     snapshot: load, queued, running, price ──┐
     this replica's own decisions since ──────┴─▶ expected latency, load and price of every pool
@@ -8,25 +8,23 @@ a pool finishes R / L of them per second, so what has not been answered yet is a
 
     Q = max(0, queued + sent since − R · time since / L)        and a new one takes  L · (1 + Q / R)
 
-A pool that tells its load ρ works off as much per second as it takes in at that load. What was
-sent beyond it fills the pool; it takes about `FILL_S` of twice the work to double the load:
+A pool that reports its load ρ works off as much per second as it takes in at that load. Work sent
+beyond that raises the load; it takes about `FILL_S` of twice the work to double it:
 
     ρ + (work sent since · routers / replicas / F − ρ · time since) / FILL_S
 
-F is the work a second that a replica told to have a load of 1 is sent. It is less than one, by
-lengths and GPU: 0.3 where prompts are long and answers short, 0.95 at the most. So it is learned
-from what was sent and what was told, over the last minutes: at a steady load both terms cancel,
+F is the work a second sent to a replica that reports a load of 1. It is less than one, and depends
+on lengths and GPU: 0.3 where prompts are long and answers short, 0.95 at the most. So it is learned
+from what was sent and what was reported over the last minutes: at a steady load both terms cancel,
 also for a router that gets more or fewer requests than others.
 
 The pool's price goes on from the snapshot's by the proportional part of the ascent, see
 `learners.prices`.
 
-Telemetry is heard of a second or two after its time. What was sent since that time counts, not what
-was sent since it was heard of: or else what is under way would be forgotten each time, and pools
-that are alike would be flooded in turns.
-
-The one rule: what is counted here is this replica's own and a few seconds'; telemetry of a later
-time, which has everybody's, replaces it.
+Telemetry lags one to two seconds: requests are counted since its timestamp, not since its arrival.
+Otherwise what is under way would be forgotten each time, and pools that are alike would be flooded
+in turns. What is counted here is this replica's own; newer telemetry, which has everybody's,
+replaces it.
 """
 
 from __future__ import annotations
@@ -54,7 +52,7 @@ LEARNED_S = 60.0  # lengths change by the minute: as in `infra.capacity.load.LEN
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Crowd:
+class PoolLoad:
     """All P pools at a moment."""
 
     latency_ms: Floats  # (P,) of a request sent now
@@ -64,7 +62,7 @@ class Crowd:
     per_work: Floats  # (P,) of load, that a second of work sent now adds; 0 where nobody tells
 
 
-class Crowding:
+class LoadTracker:
     """Counts what was sent. Used from one event loop."""
 
     def __init__(self, options: PricingOptions) -> None:
@@ -75,11 +73,11 @@ class Crowding:
         # (2, P) of the last minutes: work sent to a replica, and loads told times how long.
         self._lately = np.zeros((2, 0))
 
-    def now(self, live: Live, now_ms: int) -> Crowd:
-        """How full pools are."""
+    def now(self, live: Live, now_ms: int) -> PoolLoad:
+        """The pools' load at this moment."""
         if not live.loads and not live.priced:  # nothing is known, so nothing is to be corrected
             free = np.zeros(len(live.load))
-            return Crowd(live.pool_latency_ms, free, live.load, free, free)
+            return PoolLoad(live.pool_latency_ms, free, live.load, free, free)
         self._begin(live)
         since_s = max(0, now_ms - live.loads_as_of_ms) / 1000.0 if live.loads else 0.0
         latency_s = live.pool_latency_ms / 1000.0
@@ -92,7 +90,7 @@ class Crowding:
         gone = np.where(live.loaded, live.load * since_s / FILL_S, 0.0)
         load = np.maximum(0.0, live.load + work_s * per_work - gone)
         priced = multiples(live.log_price, load, self._options.ascent)
-        return Crowd(
+        return PoolLoad(
             latency_ms=live.pool_latency_ms * crowded,
             waiting=waiting,
             load=load,
