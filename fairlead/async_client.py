@@ -30,7 +30,7 @@ Answer = TypeVar("Answer")
 
 
 class AsyncClient(Connections):
-    """Asks a router which model to use, and tells it what came of that.
+    """Asks a router which model to use, and reports the outcomes.
 
         async with AsyncClient("127.0.0.1:7480") as router:
             decision = await router.route("Who wrote Moby-Dick?", tenant="library")

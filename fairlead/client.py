@@ -1,7 +1,7 @@
 """The client for threads and plain scripts; `async_client` has the one for asyncio.
 
-What they share is not written twice: `calls` holds what is said, `connections` over what and for
-how long. Left here is only how to wait.
+They share `calls` (what is sent and read) and `connections` (over which channel, with which
+time-out). Only waiting is different.
 
 A client may be shared between threads, and one is enough for a process.
 """
@@ -31,7 +31,7 @@ Answer = TypeVar("Answer")
 
 
 class Client(Connections):
-    """Asks a router which model to use, and tells it what came of that.
+    """Asks a router which model to use, and reports the outcomes.
 
         with Client("127.0.0.1:7480") as router:
             decision = router.route("Who wrote Moby-Dick?", tenant="library")

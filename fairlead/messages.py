@@ -1,4 +1,4 @@
-"""What callers say and hear: plain frozen values, free of gRPC and protobuf.
+"""What callers send and receive: plain frozen values, free of gRPC and protobuf.
 
     Request ─▶ router ─▶ Decision, or Problem when one of many fails
     Outcome ─▶ router                      ticket ─▶ router ─▶ Explanation
@@ -7,7 +7,7 @@ Money is US dollars (`_usd`), time is milliseconds (`_ms`) unless the name says 
 is a number from 0 (useless) to 1 (perfect). What is checked here is only what would otherwise be
 silently misunderstood; bounds are the router's to know, and it names them when it refuses.
 
-None means "not said", which is different from zero and from empty, and travels so.
+None means "not given", which differs from zero and from empty, also on the wire.
 """
 
 from __future__ import annotations

@@ -49,12 +49,12 @@ def feedback_request(outcomes: Iterable[messages.Outcome]) -> pb.FeedbackRequest
 
 
 def explain_request(ticket: bytes) -> pb.ExplainRequest:
-    """Write the wish to have a ticket opened."""
+    """Write a request to open a ticket."""
     return built(pb.ExplainRequest, ticket=ticket)
 
 
 def _criticality(said: Criticality | str | None) -> str | None:
-    """As the proto names it."""
+    """The proto's name for it."""
     if said is None or isinstance(said, Criticality):
         return None if said is None else said.name
     if said not in (words := Criticality.words()):

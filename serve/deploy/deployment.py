@@ -3,8 +3,8 @@
 Ray Serve runs the replicas; requests do not pass through it (see `listener`). The trainer is a
 deployment of one replica, so that the same machinery brings it back when it dies.
 
-This is the only file of this folder that knows Ray. What it is handed is plain data
-and importable classes, because it travels to other processes.
+This is the only file of this folder that knows Ray. What it is handed is plain data and importable
+classes, because it travels to other processes.
 """
 
 from __future__ import annotations

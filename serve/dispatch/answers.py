@@ -2,11 +2,11 @@
 
     DispatchInput ──Dispatcher.answer──▶ Routed, Streamed, Streamed, …, Ended      per answer
 
-gRPC and HTTP are two ways of writing these down (`dispatch_servicer`, `openai_http`). With fan-out
-several answers come interleaved, told apart by `answer`.
+gRPC and HTTP are two ways of writing these down (`grpc_api`, `openai_api`). With fan-out
+several answers come interleaved, each with its number, `answer`.
 
-An answer's `Routed` comes first and once, its `Ended` last and once. Only one of
-several answers may end without having been routed: with its problem.
+An answer's `Routed` comes first and once, its `Ended` last and once. Only one of several answers
+may end without having been routed: with its problem.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Where a request goes next, and the call that takes it there.
 
-    places by rank ──health──▶ able ones first ──▶ endpoint ──ticket──▶ call begun: a Attempt
+    places by rank ──health──▶ able ones first ──▶ endpoint ──ticket──▶ call begun: an Attempt
                                                       └── the session's, if it has one
 
 A place that can't be called is passed over without an attempt: where it was the decided one, that
@@ -84,7 +84,7 @@ class Caller:
         self._pools, self._health = pools, health
         self._retickets, self._sessions = retickets, sessions
         self._now_s, self._now_ms, self._uniform = now_s, now_ms, uniform
-        self._known: dict[str, tuple[str, ...]] = {}  # endpoints that health was told of
+        self._known: dict[str, tuple[str, ...]] = {}  # endpoints that health knows
 
     def begin(
         self, request: AnswerState, kind: Kind, *, is_retry: bool, places: Sequence[Place] = ()
@@ -155,7 +155,7 @@ class Caller:
     ) -> Iterable[Place]:
         """Places that can answer before those that can't, untried ones before tried ones."""
         for place in places:
-            self._tell_health(place.pool, now_s)
+            self._update_health(place.pool, now_s)
         place_of = {place.pool: place for place in places}
         tried = {attempt.place.pool for attempt in request.own}
         ranked = sorted(place_of, key=tried.__contains__) if tried else list(place_of)
@@ -169,8 +169,8 @@ class Caller:
         health = self._health
         return health.reason(pool, now_s) != "", health.slow(pool, now_s)
 
-    def _tell_health(self, pool: str, now_s: float) -> None:
-        """Tell health which endpoints the pool has, if they have changed."""
+    def _update_health(self, pool: str, now_s: float) -> None:
+        """Give health the pool's endpoints, if they have changed."""
         addresses = tuple(self._pools.endpoints(pool))
         if self._known.get(pool) != addresses:
             self._health.set_endpoints(pool, addresses, now_s)
@@ -191,7 +191,7 @@ class Caller:
         if len(self._pools.endpoints(late.place.pool)) > 1:
             others.insert(0, late.place)
         for place in others:
-            self._tell_health(place.pool, now_s)
+            self._update_health(place.pool, now_s)
             if not self._health.reason(place.pool, now_s):
                 return place
         return None

@@ -5,8 +5,8 @@
 
 On request a cheap model is tried first (`cascade`), or several are asked at once (`fan_out`).
 
-Whatever was called is settled once (see `settlement`), and nothing that happened on
-the way is missing in the reply.
+Whatever was called is settled once (see `settlement`), and nothing that happened on the way is
+missing in the reply.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     race ──winner──▶ Routed, Streamed, Streamed, …, Ended ──▶ reported
                               └── fails: AnswerBroken; nothing is tried again
 
-Time spent waiting for whoever reads the answer is not counted against the pool. A
-piece that is there at once when it is asked for had been waiting; one that is not is the pool's.
+Time spent waiting for whoever reads the answer is not counted against the pool. A piece that is
+there at once when it is asked for had been waiting; one that is not is the pool's.
 """
 
 from __future__ import annotations

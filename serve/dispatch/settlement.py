@@ -1,8 +1,8 @@
 """What becomes of attempts: each is paid for and learned from exactly once.
 
-    Attempt ─▶ answered   latency, cost, tokens, no error     is learned
-          ├▶ failed     an error; what was wasted on it     the error is learned
-          └▶ unsure, cancelled, refused                     what was paid, and nothing to learn
+    Attempt ─┬▶ answered   latency, cost, tokens, no error    is learned
+             ├▶ failed     an error, and what was wasted      the error is learned
+             └▶ unsure, cancelled, refused                    what was wasted; nothing is learned
 
 Settling finishes the lease, reports on the ticket, and writes the attempt's line into the request's
 attempts. What was cancelled, or not sure enough, has nothing to teach: half an answer's latency

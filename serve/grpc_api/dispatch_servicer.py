@@ -2,8 +2,8 @@
 
     DispatchRequest ─▶ DispatchInput ─▶ Dispatcher.answer ─▶ DispatchReply, …
 
-Every failure leaves here as a status of the table in `serve.meanings`; when the caller
-leaves, everything made for it ends.
+Every failure leaves here as a status of the table in `serve.meanings`; when the caller leaves,
+everything made for it ends.
 """
 
 from __future__ import annotations

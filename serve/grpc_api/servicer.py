@@ -1,7 +1,7 @@
 """The gRPC service: reads messages, hands them to the batcher, writes answers.
 
-Every failure leaves here as a status of the table in `serve.meanings`, and nothing on
-the way of `Route` waits for a disk, a network or a lock.
+Every failure leaves here as a status of the table in `serve.meanings`, and nothing on the way of
+`Route` waits for a disk, a network or a lock.
 """
 
 from __future__ import annotations

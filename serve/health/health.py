@@ -104,7 +104,7 @@ class EndpointLease:
         self._pool, self._endpoint, self._began_s = pool, endpoint, began_s
         self._stint = endpoint.stint
         self._finished, self._waiting = False, True
-        self.probe = probe  # whether the endpoint was out and this shall tell if it is back
+        self.probe = probe  # whether the endpoint was out and this attempt finds out if it is back
         pool.in_flight += 1
         endpoint.in_flight += 1
 
@@ -179,18 +179,18 @@ class Health:
     def __init__(
         self,
         options: HealthOptions | None = None,
-        tell: Callable[[Event], None] = log_event,
+        on_event: Callable[[Event], None] = log_event,
     ) -> None:
         self._options = options or HealthOptions()
         self._pools: dict[str, Pool] = {}
-        self._tell_event = tell
-        self._told_s: dict[tuple[str, str], float] = {}  # when an event of a kind and pool was told
+        self._on_event = on_event
+        self._logged_s: dict[tuple[str, str], float] = {}  # by kind and pool
 
     def set_endpoints(self, pool: str, addresses: Sequence[str], now_s: float) -> None:
         """Say which endpoints a pool has now. Those that stay keep their state."""
         held = self._pools.get(pool)
         if held is None:
-            endpoints = Endpoints(pool, self._options.outliers, self._tell_event)
+            endpoints = Endpoints(pool, self._options.outliers, self._on_event)
             held = self._pools[pool] = Pool(endpoints, FirstTokens(self._options.first_token))
         held.endpoints.set(addresses, now_s)
 
@@ -209,7 +209,7 @@ class Health:
         if not unable:
             return able
         if not able:
-            self._tell("panic", "", now_s, f"none of {len(pools)} candidates can answer")
+            self._note("panic", "", now_s, f"none of {len(pools)} candidates can answer")
             return list(pools)
         return able + unable
 
@@ -239,7 +239,7 @@ class Health:
             return None
         if held.in_flight >= self._options.in_flight_max:
             held.refusals += 1
-            self._tell("breaker open", pool, now_s, f"{held.in_flight} requests are in flight")
+            self._note("breaker open", pool, now_s, f"{held.in_flight} requests are in flight")
             return None
         endpoints = held.endpoints
         if endpoints.due_s <= now_s:
@@ -301,13 +301,13 @@ class Health:
             ),
         )
 
-    def _tell(
+    def _note(
         self, kind: Literal["panic", "breaker open"], pool: str, now_s: float, why: str
     ) -> None:
-        told_s = self._told_s.get((kind, pool))
-        if told_s is None or now_s - told_s >= self._options.event_s:
-            self._told_s[kind, pool] = now_s
-            self._tell_event(Event(kind=kind, pool=pool, why=why))
+        logged_s = self._logged_s.get((kind, pool))
+        if logged_s is None or now_s - logged_s >= self._options.event_s:
+            self._logged_s[kind, pool] = now_s
+            self._on_event(Event(kind=kind, pool=pool, why=why))
 
 
 def less_loaded(endpoints: Sequence[Endpoint], uniform: float, avoid: str = "") -> Endpoint:

@@ -15,8 +15,8 @@ health is ignored when an endpoint is chosen, or the few good ones would be over
 Numbers of Envoy are from envoyproxy.io/docs, config.cluster.v3.OutlierDetection, and, for what the
 documentation leaves open, from its `outlier_detection_impl.cc` (of 1.31 or later).
 
-While an endpoint is out only its probe is judged, and once it is back only what was
-begun since. So the end of old attempts neither lengthens an ejection nor brings on the next.
+While an endpoint is out only its probe is judged, and once it is back only what was begun since. So
+the end of old attempts neither lengthens an ejection nor brings on the next.
 """
 
 from __future__ import annotations
@@ -156,8 +156,10 @@ class Endpoint:
 class Endpoints:
     """The endpoints of one pool."""
 
-    def __init__(self, pool: str, options: OutlierOptions, tell: Callable[[Event], None]) -> None:
-        self._pool, self._options, self._tell = pool, options, tell
+    def __init__(
+        self, pool: str, options: OutlierOptions, on_event: Callable[[Event], None]
+    ) -> None:
+        self._pool, self._options, self._on_event = pool, options, on_event
         self.by_address: dict[str, Endpoint] = {}
         self.serving: list[Endpoint] = []  # that requests are shared among
         self.panic = False
@@ -208,18 +210,18 @@ class Endpoints:
                 self._arrange(now_s, why)
                 if not endpoint.ejected:
                     why += ", but enough are ejected"
-                    self._tell_of("not ejected", endpoint, now_s, why)
+                    self._note("not ejected", endpoint, now_s, why)
 
     def _judge_probe(self, endpoint: Endpoint, failed: bool, now_s: float) -> None:
         if failed:
             endpoint.go_out(self._options, now_s)
             self.due_s = self._next_due_s()
             kind: Kind = "ejected" if endpoint.ejected else "not ejected"
-            self._tell_of(kind, endpoint, now_s, "probe failed")
+            self._note(kind, endpoint, now_s, "probe failed")
         else:
             endpoint.come_back(now_s)
             self._out.remove(endpoint)
-            self._tell_of("readmitted", endpoint, now_s, "probe succeeded")
+            self._note("readmitted", endpoint, now_s, "probe succeeded")
             self._arrange(now_s, "room for one more")
 
     def _arrange(self, now_s: float, why: str) -> None:
@@ -230,12 +232,12 @@ class Endpoints:
             ejected = place < n_ejected_max
             if ejected != endpoint.ejected:
                 endpoint.ejected = ejected
-                self._tell_of("ejected" if ejected else "not ejected", endpoint, now_s, why)
+                self._note("ejected" if ejected else "not ejected", endpoint, now_s, why)
         panic = self.n_healthy < self._options.panic_below * len(everyone)
         if panic != self.panic:
             self.panic = panic
             share = f"{self.n_healthy} of {len(everyone)} endpoints are healthy"
-            self._tell_of("panic" if panic else "panic over", None, now_s, share)
+            self._note("panic" if panic else "panic over", None, now_s, share)
         self.serving = everyone if panic else [e for e in everyone if not e.ejected]
         self.due_s = self._next_due_s()
 
@@ -244,11 +246,11 @@ class Endpoints:
             return math.inf
         return min((endpoint.until_s for endpoint in self._out), default=math.inf)
 
-    def _tell_of(self, kind: Kind, endpoint: Endpoint | None, now_s: float, why: str) -> None:
+    def _note(self, kind: Kind, endpoint: Endpoint | None, now_s: float, why: str) -> None:
         address, out_s = "", 0.0
         if endpoint is not None:
             address, out_s = endpoint.address, endpoint.until_s - now_s if endpoint.out else 0.0
-        self._tell(Event(kind=kind, pool=self._pool, endpoint=address, why=why, out_s=out_s))
+        self._on_event(Event(kind=kind, pool=self._pool, endpoint=address, why=why, out_s=out_s))
 
     def slow(self, address: str, now_s: float) -> bool:
         """Whether an endpoint's first tokens come far later than they used to, or its peers' do."""

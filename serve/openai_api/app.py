@@ -1,6 +1,6 @@
 """The dispatcher as OpenAI's API: a program changes its base URL, and `model` may be "auto".
 
-    POST /v1/chat/completions   an answer, see `openai_chat`
+    POST /v1/chat/completions   an answer, see `chat`
     POST /v1/feedback           what became of an answer
     GET  /v1/models[/ID]        "auto" and the catalogue
     GET  /health                200 while this process serves
@@ -54,7 +54,7 @@ def make_app(
     options: HttpOptions,
     now_s: Callable[[], float] = time.time,
 ) -> Starlette:
-    """The app. `answer` and `send_feedback` may raise whatever `openai_errors` knows."""
+    """The app. `answer` and `send_feedback` may raise whatever `serve.meanings` knows."""
     bytes_max = options.body_bytes_max
 
     async def feedback(request: Request) -> Response:
@@ -118,10 +118,10 @@ class KeyRequired:
 
 def _listed(catalogue: Catalogue) -> list[dict[str, object]]:
     """The models in OpenAI's form; it wants to know when each was made, and nobody does."""
-    told = {AUTO: {"models": catalogue.names}}
-    told |= {model.name: _figures(model, catalogue) for model in catalogue.models}
+    listed = {AUTO: {"models": catalogue.names}}
+    listed |= {model.name: _figures(model, catalogue) for model in catalogue.models}
     form = {"object": "model", "created": 0, "owned_by": "fairlead"}
-    return [{"id": name, **form, "fairlead": figures} for name, figures in told.items()]
+    return [{"id": name, **form, "fairlead": figures} for name, figures in listed.items()]
 
 
 def _figures(model: Model, catalogue: Catalogue) -> dict[str, object]:

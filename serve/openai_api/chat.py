@@ -5,8 +5,8 @@
 A call's status is decided when the first token has come: until then any failure has its own, and
 headers say who answers. A failure after that ends the stream with an `error` event instead.
 
-When a client is gone, or the server stops, the answer is closed at once, wherever it
-is. Tokens that nobody reads are paid for all the same.
+When a client is gone, or the server stops, the answer is closed at once, wherever it is. Tokens
+that nobody reads are paid for all the same.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 The official clients turn the status into an exception class, and by themselves try again, twice,
 after 408, 409, 429 and everything from 500 on, unless a header says `x-should-retry: false`. So:
 
-- What is wrong with the request stays below 500 and off those: 400, 404, 422. 422 is what no
+- What is wrong with the request stays below 500 and avoids those: 400, 404, 422. 422 is what no
   other reason uses: a sound request that no model can satisfy.
 - A deadline that has passed stays so. 504 says what happened, and the header says not to try
   again. (408 would blame the client for being slow to send.)

@@ -46,7 +46,7 @@ FILL_S = 5.0  # a load is of the last few seconds: `infra.capacity.load.FLOW_S`
 FULL = 0.9  # F before anything is learned: of chats, on most GPUs
 FULL_PRIOR_S = 3.0  # at a load of 1, that this counts for
 FULL_MIN, FULL_MAX = 0.1, 2.0  # a router that gets twice its share finds up to 2 × 0.95
-SLOT_MS = 100  # what was sent is told apart by, and given up as newer telemetry comes
+SLOT_MS = 100  # resolution at which sent requests are kept, until newer telemetry covers them
 SLOTS_MAX = 100
 LEARNED_S = 60.0  # lengths change by the minute: as in `infra.capacity.load.LENGTHS_S`
 
@@ -56,10 +56,10 @@ class PoolLoad:
     """All P pools at a moment."""
 
     latency_ms: Floats  # (P,) of a request sent now
-    waiting: Floats  # (P,) requests that wait, less those there is room for; 0 where nobody tells
-    load: Floats  # (P,) 1: as much as it should carry; 0 where nobody tells
+    waiting: Floats  # (P,) waiting requests, less those there is room for; 0: not reported
+    load: Floats  # (P,) 1: as much as it should carry; 0: not reported
     multiple: Floats  # (P,) price of its capacity, in multiples of what it costs
-    per_work: Floats  # (P,) of load, that a second of work sent now adds; 0 where nobody tells
+    per_work: Floats  # (P,) of load, that a second of work sent now adds; 0: not reported
 
 
 class LoadTracker:
@@ -70,8 +70,8 @@ class LoadTracker:
         self._of: tuple[int, tuple[str, ...]] | None = None  # telemetry and pools counted for
         self._since = np.zeros((2, 0))  # (2, P) since telemetry: requests sent, and their work
         self._slots: list[tuple[int, Floats]] = []  # the same, by when: (end, (2, P))
-        # (2, P) of the last minutes: work sent to a replica, and loads told times how long.
-        self._lately = np.zeros((2, 0))
+        # (2, P) of the last minutes: work sent to a replica, and reported loads times how long.
+        self._recent = np.zeros((2, 0))
 
     def now(self, live: Live, now_ms: int) -> PoolLoad:
         """The pools' load at this moment."""
@@ -83,7 +83,7 @@ class LoadTracker:
         latency_s = live.pool_latency_ms / 1000.0
         sent, work_s = self._since
         left = live.queued + sent - live.running * since_s / latency_s
-        waiting = np.where(live.told, left, 0.0)
+        waiting = np.where(live.reported, left, 0.0)
         crowded = 1.0 + np.maximum(0.0, waiting) / live.running
         filled = live.n_routers / live.ready / self._full() / FILL_S
         per_work = np.where(live.loaded, filled, 0.0)
@@ -111,7 +111,7 @@ class LoadTracker:
             ends_ms, before = self._slots.pop()
             counts = before + counts
         self._slots.append((ends_ms, counts))
-        if len(self._slots) > SLOTS_MAX:  # a long silence: the oldest need not be told apart
+        if len(self._slots) > SLOTS_MAX:  # a long silence: the oldest are summed up
             oldest, (ends_ms, counts) = self._slots[:2]
             self._slots[:2] = [(ends_ms, oldest[1] + counts)]
 
@@ -123,7 +123,7 @@ class LoadTracker:
         before, self._of = self._of, of
         if before is None or before[1] != live.pool_names:
             self._slots.clear()
-            self._since, self._lately = np.zeros((2, 2, len(live.pool_names)))
+            self._since, self._recent = np.zeros((2, 2, len(live.pool_names)))
             return
         kept = [slot for slot in self._slots if slot[0] > live.loads_as_of_ms]
         since = sum((counts for _, counts in kept), np.zeros_like(self._since))
@@ -133,20 +133,20 @@ class LoadTracker:
         self._slots, self._since = kept, since
 
     def _learn(self, live: Live, work_s: Floats, elapsed_s: float) -> None:
-        """Hold the work (P,) that was sent in a time against the loads that were told after it.
+        """Compare the work (P,) that was sent in a time with the loads that were reported after it.
 
-        Not of a pool beyond its limit: there, loads tell of what waits. Nor after a silence.
+        Not of a pool beyond its limit, whose load counts what waits, nor after a silence.
         """
         if not 0.0 < elapsed_s <= SILENT_MS / 1000.0:
             return
         steady = live.loaded & (live.load > 0.0) & (live.load <= 1.0)
         new = np.stack([work_s * live.n_routers / live.ready, live.load * elapsed_s])
         kept = math.exp(-elapsed_s / LEARNED_S)
-        self._lately = np.where(steady, kept * self._lately + new, self._lately)
+        self._recent = np.where(steady, kept * self._recent + new, self._recent)
 
     def _full(self) -> Floats:
         """F (P,)."""
         first = FULL * self._options.load_target
-        came_s, told_s = self._lately
-        found = (came_s + first * FULL_PRIOR_S) / (told_s + FULL_PRIOR_S)
+        came_s, reported_s = self._recent
+        found = (came_s + first * FULL_PRIOR_S) / (reported_s + FULL_PRIOR_S)
         return np.clip(found, FULL_MIN, FULL_MAX)

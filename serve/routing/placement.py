@@ -147,7 +147,7 @@ def place(
 ) -> NDArray[np.intp]:
     """The pools (n,) of n requests whose models (n,) are chosen, each counting for the next."""
     pools = placement.best[np.arange(len(chosen)), chosen]
-    if len(chosen) == 1 or not live.several or not live.told.any():
+    if len(chosen) == 1 or not live.several or not live.reported.any():
         return pools
     placer = BatchPlacer(live, pool_load)
     several = {
@@ -174,7 +174,7 @@ class BatchPlacer:
         self._waiting = pool_load.waiting.tolist()
         self._empty_s = (live.pool_latency_ms / 1000.0).tolist()
         # What one more request that waits, and a request's work, do to latency and load.
-        self._per_request = (live.told / live.running).tolist()
+        self._per_request = (live.reported / live.running).tolist()
         self._per_work = pool_load.per_work.tolist()
 
     def take(

@@ -1,4 +1,4 @@
-"""The heart: requests in, decisions out, as arrays. No I/O, no clock, no Ray.
+"""The routing decision itself: requests in, decisions out, as arrays. No I/O, no clock, no Ray.
 
     contexts ──estimator──▶ quality, cost, latency per model
                                   │ preference    ▲ charges of its best pool    │ limits
@@ -9,8 +9,8 @@
 Serving and simulation call this very function. For the same requests, live view, pool load and
 uniform numbers it gives the same bits.
 
-When all the pools that a request could go to are dearer than its criticality may pay, it is *shed*:
-refused, so that those above it are served in time (docs/prices.md).
+When every pool that a request could go to costs more than its criticality may pay, it is *shed*:
+refused, so that more critical requests are served in time (docs/prices.md).
 
 The one rule: a model that is not eligible has probability zero, whatever it scored.
 """

@@ -51,7 +51,7 @@ class Held(NamedTuple):
 
 
 class Sessions:
-    """The sessions this router has seen lately. Used from one event loop."""
+    """The sessions this router has seen recently. Used from one event loop."""
 
     def __init__(self, options: SessionOptions) -> None:
         self.options = options
