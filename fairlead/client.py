@@ -64,9 +64,7 @@ class Client(Connections):
     ) -> Decision:
         """Choose a model for one prompt: its text, or its `embedding=`.
 
-        The other options are the fields of `Request`: request_id, prompt_tokens, tenant, session,
-        preference, allowed_models, denied_models, cost_usd_max, latency_ms_max, deadline_unix_ms,
-        criticality.
+        The other options are the fields of `Request`, such as `tenant=` and `cost_usd_max=`.
         """
         return self._send(calls.route(Request(text=text, **options)), timeout_s)
 
