@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import fields
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.errors import InvalidRequest
 from serve.proto.fairlead.v1 import router_pb2 as pb
-from serve.routing.request import WEIGHT_MAX, WEIGHTS, PreferenceDefaults, read_request
+from serve.routing.request import (
+    COLUMNS,
+    WEIGHT_MAX,
+    WEIGHTS,
+    PreferenceDefaults,
+    RouteFields,
+    read_request,
+)
+from serve.routing.router import RequestBatch, columns, unsaid_columns
 
 DEFAULTS = PreferenceDefaults(quality=2.0, cost=3.0, latency=4.0, energy=5.0)
 
@@ -77,3 +88,28 @@ def test_one_positive_weight_is_enough_whichever_it_is():
         assert read(preference=pb.Preference(**nothing | {name: 1.0})).weights.count(0.0) == 3
     with pytest.raises(InvalidRequest, match="all zero"):
         read(preference=pb.Preference(**nothing))
+
+
+def test_fields_are_declared_once():
+    """
+    A field of the proto that is no line of `RouteFields`, or a column of which the batch knows
+    nothing, is noticed here.
+    """
+    prompts = {"text", "embedding", "embedding_f32"}
+    declared = {field.name for field in fields(RouteFields)}
+
+    assert declared == {f.name for f in pb.RouteRequest.DESCRIPTOR.fields} - prompts
+    assert COLUMNS.keys() <= {field.name for field in fields(RequestBatch)}
+
+
+def test_columns_are_what_was_said_and_what_stands_for_nothing_said():
+    said = read(cost_usd_max=0.5, prompt_tokens=7, criticality=pb.SHEDDABLE)
+
+    made, nothing = columns([said, read()]), unsaid_columns(1)
+
+    assert made["cost_usd_max"].tolist() == [0.5, math.inf]
+    assert made["prompt_tokens"].tolist() == [7.0, 0.0]
+    assert made["criticality"].tolist() == [0, 2]
+    assert {name: column[1] for name, column in made.items()} == {
+        name: column[0] for name, column in nothing.items()
+    }
