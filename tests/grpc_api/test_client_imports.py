@@ -19,7 +19,7 @@ ALLOWED = re.compile(
     r"fairlead|grpc(_tools|_health|_reflection)?|typing_extensions|cython_runtime|_cython_\w+"
     r"|google(\.protobuf|\._upb)?|serve(\.proto(\.fairlead(\.v1)?)?)?"
     # The fields of a request, which need no package but those.
-    r"|learners(\.criticality)?|serve\.(errors|routing(\.request)?)"
+    r"|learners(\.(criticality|option))?|serve\.(errors|routing(\.request)?)"
 )
 NEEDED_ELSEWHERE = {"numpy", "ray", "faiss", "rich", "typer", "pyarrow", "pydantic", "cryptography"}
 
