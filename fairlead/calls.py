@@ -3,7 +3,7 @@
     arguments ──▶ Call(method, message, read) ──sent by `Client` or `AsyncClient`──▶ router
                                        values ◀──read── reply ◀──────────────────────┘
 
-The one rule: nothing here waits, so there is one of it and not a sync and an async twin.
+Nothing here waits, so there is one of it and not a sync and an async twin.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from load.demo.demo import DemoOptions, DemoResult, Watcher, run
 from load.demo.replay import Replayed
 from load.demo.score import Quarters
 
-RECENT = 300  # requests that "lately" means
+RECENT = 300  # the latest requests, that progress is shown of
 
 
 def show(
@@ -44,7 +44,7 @@ def show(
 
 
 class _Display(Watcher):
-    """Draws progress: how far, how fast, how well lately, and which snapshot decides."""
+    """Draws progress: how far, how fast, how well recently, and which snapshot decides."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress

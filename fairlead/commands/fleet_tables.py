@@ -1,6 +1,6 @@
 """Workload, routers, pools and plans as tables for people: a row per class, model and pool.
 
-The one rule: it shows what `infra.status.status` gives as JSON, and computes nothing.
+It shows what `infra.status.status` gives as JSON, and computes nothing.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def _print(found: dict[str, object]) -> None:
     print_fleet(found, out)
     router = found["router"]
     if not router or not router["replicas"]:
-        out.print("No router is running, or none was heard: what is shown is of before.")
+        out.print("No router is running, or none has reported: these are the last known values.")
     for alarm in found["alarms"]:
         out.print(f"[bold red]alarm[/] {alarm}", highlight=False)
     if not found["alarms"]:

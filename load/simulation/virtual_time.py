@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Self
 
 import numpy as np
@@ -45,8 +44,8 @@ from load.simulation.shocks import (
     Silent,
 )
 from serve.routing.catalogue import Catalogue
-from serve.routing.chooser import Chooser
 from serve.routing.live import Live
+from serve.routing.router import Chooser
 from streams.feedback.ticket import KEY_BYTES, Issuer, Sealer
 from streams.log.contract import FEEDBACK
 from streams.log.memory_log import MemoryLog, Storage
@@ -179,14 +178,14 @@ class Simulation:
         """Decide for requests, and send them on."""
         self._n_ticks += 1
         router, now_ms = self._routers[self._n_ticks % len(self._routers)], self._now_ms()
-        requests, choices = router.choose(numbers, self._live, now_ms)
+        decisions = router.choose(numbers, self._live, now_ms)
+        choices = decisions.choices
         goes = choices.fits & ~choices.shed
         chance = self._routing.random(len(numbers))
         told = np.flatnonzero(goes & (chance < self._options.feedback_share))
         tickets: dict[int, bytes] = {}
         if len(told):
-            sealed = router.tickets(told, requests, choices, self._live, now_ms)
-            tickets = dict(zip(told.tolist(), sealed, strict=True))
+            tickets = dict(zip(told.tolist(), router.seal(decisions[told]), strict=True))
         self._dispatch.send(numbers, choices, self._live, tickets, self._now_s)
 
     def _set_routers(self, n: int) -> None:
@@ -194,11 +193,10 @@ class Simulation:
         del self._routers[max(1, n) :]
         while len(self._routers) < n:
             rng = self._routing.spawn(1)[0]
-            placement = replace(self._options.placement, priced=self._options.router_priced)
             self._routers.append(
                 VirtualRouter(
                     self._asking,
-                    Chooser(self._options.policy, placement, rng),
+                    Chooser(self._options.policy, self._options.placement, rng),
                     self._sealer,
                     Issuer(int(rng.integers(1 << 56))),
                     Reporter(rng.bytes(8).hex(), self._now_ms()),

@@ -3,8 +3,8 @@
 Ray Serve runs the replicas; requests do not pass through it (see `listener`). The trainer is a
 deployment of one replica, so that the same machinery brings it back when it dies.
 
-The one rule: this is the only file of this folder that knows Ray. What it is handed is plain data
-and importable classes, because it travels to other processes.
+This is the only file of this folder that knows Ray. What it is handed is plain data and importable
+classes, because it travels to other processes.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ def supervise(make: Callable[[], Worker], stopping: threading.Event) -> None:
         except (StreamError, OSError) as error:
             logger.error("the trainer stopped and will start again: %s", error)
         except Exception:
-            logger.exception("the trainer failed by our fault and will start again")
+            logger.exception("the trainer failed with an internal error and will start again")
         # A trainer that ran for a while had recovered: its next failure is a new one.
         rest_s = 0.1 if time.monotonic() - started_s > 10 else min(2 * rest_s, RESTART_S_MAX)
         stopping.wait(rest_s)

@@ -3,7 +3,7 @@
 Its processes are others than the router's: who asks for decisions alone is not slowed by answers
 streaming, and loads none of what calls pools.
 
-The one rule: what it is handed is plain data, because it travels to other processes.
+What it is handed is plain data, because it travels to other processes.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class DispatchDeployment:
         self, options: DeploymentOptions, dispatchers: DispatchersOptions, site: Site
     ) -> None:
         listener = replace(options.replica.listener, port=dispatchers.port)
-        # A dispatched request costs many times its scoring: there is no crowd to score at once.
-        batcher = replace(options.replica.servicer.batcher, rests=0.0)
+        # A dispatched request costs many times its scoring: batching would save nothing.
+        batcher = replace(options.replica.servicer.batcher, window_scorings=0.0)
         servicer = replace(options.replica.servicer, batcher=batcher)
         # Loading weights and a snapshot takes a second; the event loop must answer Ray meanwhile.
         replica: Replica = await asyncio.to_thread(

@@ -1,6 +1,6 @@
 """One router replica, assembled: view, decider, outboxes, listener. Knows nothing of Ray.
 
-The one rule: whatever is started here is stopped here, in the reverse order.
+Whatever is started here is stopped here, in the reverse order.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from serve.encoders import EncoderOptions, identity, make_encoder
 from serve.grpc_api.listener import ROUTER, Listener, ListenerOptions
 from serve.grpc_api.servicer import RouterServicer, ServicerOptions
 from serve.routing.catalogue import CatalogueSource
-from serve.routing.chooser import Chooser
 from serve.routing.decider import Decider
 from serve.routing.live import LiveOptions, LiveView
 from serve.routing.placement import PlacementOptions
+from serve.routing.router import Chooser
 from serve.routing.sessions import SessionOptions, Sessions
 from streams.feedback import decisions
 from streams.feedback.feedback import FeedbackOptions, Ingest

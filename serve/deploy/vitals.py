@@ -7,7 +7,7 @@
 Runs as a task of the event loop it watches. How late the loop comes to a timer is how long
 anything else on it may have to wait.
 
-The one rule: nothing here waits for the log, and nothing that fails here is felt by a request.
+Nothing here waits for the log, and nothing that fails here is felt by a request.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ just then. A budget keeps the sum small however many fail. The retry budget is E
 budget follows Dean and Barroso, "The Tail at Scale" (CACM 2013): a second attempt only after the
 95th percentile of the wait, which then costs about 5 % more requests.
 
-The one rule: what is not within the budget is not tried, whoever asks.
+What is not within the budget is not tried, whoever asks.
 """
 
 from __future__ import annotations

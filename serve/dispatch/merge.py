@@ -7,10 +7,10 @@
                  an item is a new one
     else         the newer value holds; null says nothing
 
-So fields that this project never heard of (custom tool calls, audio, reasoning details,
-annotations) come out whole as well. Servers deviate, which is allowed for: two tool calls that both
-say `index: 0` but have different ids are two, and a part of a tool call with neither index, id nor
-name goes on with the last call.
+So fields that this project does not know (custom tool calls, audio, reasoning details, annotations)
+come out whole as well. Servers deviate, which is allowed for: two tool calls that both say `index:
+0` but have different ids are two, and a part of a tool call with neither index, id nor name goes on
+with the last call.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Every replica binds the same port with SO_REUSEPORT; the kernel spreads connecti
 Ray Serve's proxy would cost an extra hop (500 calls a second against 6,900 here) and can neither
 do TLS nor bind to one address.
 
-The one rule: stopping is stop accepting, finish what is under way, then close.
+Stopping is stop accepting, finish what is under way, then close.
 """
 
 from __future__ import annotations

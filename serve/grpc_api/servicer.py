@@ -1,7 +1,7 @@
 """The gRPC service: reads messages, hands them to the batcher, writes answers.
 
-The one rule: every failure leaves here as a status of the table in `status.py`, and nothing on
-the way of `Route` waits for a disk, a network or a lock.
+Every failure leaves here as a status of the table in `serve.meanings`, and nothing on the way of
+`Route` waits for a disk, a network or a lock.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from serve.routing.batcher import Batcher, BatcherOptions
 from serve.routing.decider import Decider
 from serve.routing.live import LiveView
 from serve.routing.reply import write_explanation
-from serve.routing.request import BATCH_MAX, Asked, PreferenceDefaults, read_request, whole
+from serve.routing.request import BATCH_MAX, PreferenceDefaults, RouteInput, read_request, whole
 from streams.errors import BadTicket
 from streams.feedback.decisions import DecisionBatch
 from streams.feedback.feedback import REPORTED, Ingest, encode_report
@@ -78,11 +78,11 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         self._decisions, self._feedback = decisions, feedback
         self._policies, self._options, self._now_ms = policies, options, now_ms
         self._encoding = 0  # texts being encoded in threads
-        self._batcher: Batcher[Asked, pb.Decision] = Batcher(self._score, options.batcher)
+        self._batcher: Batcher[RouteInput, pb.Decision] = Batcher(self._score, options.batcher)
         self.counts = ServicerCounts()
         self.draining = False
 
-    def _score(self, asked: Sequence[Asked]) -> list[pb.Decision | Exception]:
+    def _score(self, asked: Sequence[RouteInput]) -> list[pb.Decision | Exception]:
         """One batch against the view of this moment."""
         decided = self._decider.decide(asked, self._view.current)
         if decided.log is not None and self._decisions is not None:
@@ -100,7 +100,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
             asked = await self._encoded_elsewhere(asked)
         return await self._batcher.submit(asked)
 
-    async def _encoded_elsewhere(self, asked: Asked) -> Asked:
+    async def _encoded_elsewhere(self, asked: RouteInput) -> RouteInput:
         """Encode a text in a thread, because this encoder would hold up the event loop."""
         if self._encoding >= self._options.batcher.waiting_max:
             raise QueueFull(
@@ -113,7 +113,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
             vectors = await loop.run_in_executor(None, self._encoder.encode, [asked.text])
         finally:
             self._encoding -= 1
-        return replace(asked, embedding=vectors[0])
+        return replace(asked, embedding=vectors[0].astype("<f4").tobytes())
 
     async def _reply(self, request: pb.RouteRequest) -> pb.RouteReply:
         """One request's decision or problem."""
@@ -134,7 +134,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         self.counts.refused += 1
         code, message = status_of(error)
         if code is grpc.StatusCode.INTERNAL:
-            logger.error("a call failed by our fault", exc_info=error)
+            logger.error("a call failed with an internal error", exc_info=error)
         return code, message
 
     async def Route(self, request: pb.RouteRequest, context: Context) -> pb.Decision:

@@ -7,7 +7,7 @@ Waits are counted in buckets, each 10 % wider than the one before, and fade with
 multiplied down: a newer wait enters with a larger weight, 2^(t / half_life), which gives the same
 quantiles (forward decay, Cormode et al. 2009).
 
-The one rule: with too few recent waits there is no estimate, and the default of the settings holds.
+With too few recent waits there is no estimate, and the default of the settings holds.
 """
 
 from __future__ import annotations

@@ -15,12 +15,13 @@ health is ignored when an endpoint is chosen, or the few good ones would be over
 Numbers of Envoy are from envoyproxy.io/docs, config.cluster.v3.OutlierDetection, and, for what the
 documentation leaves open, from its `outlier_detection_impl.cc` (of 1.31 or later).
 
-The one rule: while an endpoint is out only its probe is judged, and once it is back only what was
-begun since. So the end of old attempts neither lengthens an ejection nor brings on the next.
+While an endpoint is out only its probe is judged, and once it is back only what was begun since. So
+the end of old attempts neither lengthens an ejection nor brings on the next.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from typing import Literal
 
 from learners.option import option
 from serve.health.first_token import Pace
+
+logger = logging.getLogger(__name__)
 
 Kind = Literal["ejected", "not ejected", "readmitted", "panic", "panic over", "breaker open"]
 
@@ -39,9 +42,22 @@ class Event:
 
     kind: Kind
     pool: str  # "" when it is about all candidates of a request
-    endpoint: str  # "" when it is about the pool
-    at_s: float
+    endpoint: str = ""  # "" when it is about the pool
     why: str
+    out_s: float = 0.0  # for how long the endpoint is out, before a probe; 0: it is not
+
+
+def log_event(event: Event) -> None:
+    """One line, which names what it is about, its cause, and for how long."""
+    where = f"pool {event.pool}" if event.pool else "all pools of a request"
+    if event.endpoint:
+        where += f", endpoint {event.endpoint}"
+    until = f"; one request tries it in {event.out_s:.0f} s" if event.out_s else ""
+    good = event.kind in ("readmitted", "panic over")
+    logger.log(
+        logging.INFO if good else logging.WARNING,
+        "%s: %s, %s%s", where, event.kind, event.why, until,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,8 +156,10 @@ class Endpoint:
 class Endpoints:
     """The endpoints of one pool."""
 
-    def __init__(self, pool: str, options: OutlierOptions, tell: Callable[[Event], None]) -> None:
-        self._pool, self._options, self._tell = pool, options, tell
+    def __init__(
+        self, pool: str, options: OutlierOptions, on_event: Callable[[Event], None]
+    ) -> None:
+        self._pool, self._options, self._on_event = pool, options, on_event
         self.by_address: dict[str, Endpoint] = {}
         self.serving: list[Endpoint] = []  # that requests are shared among
         self.panic = False
@@ -192,18 +210,18 @@ class Endpoints:
                 self._arrange(now_s, why)
                 if not endpoint.ejected:
                     why += ", but enough are ejected"
-                    self._tell_of("not ejected", endpoint, now_s, why)
+                    self._note("not ejected", endpoint, now_s, why)
 
     def _judge_probe(self, endpoint: Endpoint, failed: bool, now_s: float) -> None:
         if failed:
             endpoint.go_out(self._options, now_s)
             self.due_s = self._next_due_s()
             kind: Kind = "ejected" if endpoint.ejected else "not ejected"
-            self._tell_of(kind, endpoint, now_s, "probe failed")
+            self._note(kind, endpoint, now_s, "probe failed")
         else:
             endpoint.come_back(now_s)
             self._out.remove(endpoint)
-            self._tell_of("readmitted", endpoint, now_s, "probe succeeded")
+            self._note("readmitted", endpoint, now_s, "probe succeeded")
             self._arrange(now_s, "room for one more")
 
     def _arrange(self, now_s: float, why: str) -> None:
@@ -214,12 +232,12 @@ class Endpoints:
             ejected = place < n_ejected_max
             if ejected != endpoint.ejected:
                 endpoint.ejected = ejected
-                self._tell_of("ejected" if ejected else "not ejected", endpoint, now_s, why)
+                self._note("ejected" if ejected else "not ejected", endpoint, now_s, why)
         panic = self.n_healthy < self._options.panic_below * len(everyone)
         if panic != self.panic:
             self.panic = panic
             share = f"{self.n_healthy} of {len(everyone)} endpoints are healthy"
-            self._tell_of("panic" if panic else "panic over", None, now_s, share)
+            self._note("panic" if panic else "panic over", None, now_s, share)
         self.serving = everyone if panic else [e for e in everyone if not e.ejected]
         self.due_s = self._next_due_s()
 
@@ -228,9 +246,11 @@ class Endpoints:
             return math.inf
         return min((endpoint.until_s for endpoint in self._out), default=math.inf)
 
-    def _tell_of(self, kind: Kind, endpoint: Endpoint | None, now_s: float, why: str) -> None:
-        address = endpoint.address if endpoint else ""
-        self._tell(Event(kind=kind, pool=self._pool, endpoint=address, at_s=now_s, why=why))
+    def _note(self, kind: Kind, endpoint: Endpoint | None, now_s: float, why: str) -> None:
+        address, out_s = "", 0.0
+        if endpoint is not None:
+            address, out_s = endpoint.address, endpoint.until_s - now_s if endpoint.out else 0.0
+        self._on_event(Event(kind=kind, pool=self._pool, endpoint=address, why=why, out_s=out_s))
 
     def slow(self, address: str, now_s: float) -> bool:
         """Whether an endpoint's first tokens come far later than they used to, or its peers' do."""

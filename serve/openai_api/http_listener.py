@@ -4,7 +4,7 @@ As with gRPC (see `listener`), every replica binds the same port with SO_REUSEPO
 spreads connections over them. uvicorn does the HTTP; it runs within the event loop that is already
 there, in whatever thread that is, and leaves signals alone.
 
-The one rule: stopping is stop accepting, finish what is under way, then close.
+Stopping is stop accepting, finish what is under way, then close.
 """
 
 from __future__ import annotations

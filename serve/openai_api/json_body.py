@@ -2,7 +2,7 @@
 
     bytes ──read_body(kind)──▶ (all of it as a dict, the checked part as `kind`)   or InvalidRequest
 
-The one rule: whatever bytes come, nothing but InvalidRequest is raised.
+Whatever bytes come, nothing but InvalidRequest is raised.
 """
 
 from __future__ import annotations

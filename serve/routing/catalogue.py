@@ -3,7 +3,7 @@
 Statements are the scale on which learning happens (see `learners.targets`): what is learned of a
 model is how far it departs from them, so a new price counts from the moment it is stated.
 
-The one rule: a model is its name. Leaving and returning under the same name, it is remembered.
+A model is its name. Leaving and returning under the same name, it is remembered.
 """
 
 from __future__ import annotations

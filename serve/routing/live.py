@@ -87,7 +87,7 @@ class Live:
         self.first_pool = np.array([columns[0] for columns in self.columns_of])  # (k,)
         self._by_model = np.concatenate(self.columns_of)
         self._starts = np.cumsum([0, *map(len, self.columns_of)])[:-1]
-        self.pools_of = {  # names of every model's pools, the fastest lately first
+        self.pools_of = {  # names of every model's pools, the one that was fastest recently first
             name: tuple(
                 self.pool_names[p]
                 for p in columns[np.argsort(self.pool_latency_ms[columns], kind="stable")].tolist()
@@ -100,7 +100,7 @@ class Live:
         self.estimator.estimate(np.zeros((1, N_FEATURES), np.int8))
 
     def _pool_latency_ms(self, learned: Learned, options: LiveOptions) -> NDArray[np.float64]:
-        """The pools' mean latencies lately (P,), failures counted in."""
+        """The pools' recent mean latencies (P,), failures counted in."""
         means = ema.read(learned.pools, self.pool_keys.tolist(), learned.as_of_ms)
         stated_ms = self.catalogue.latency_ms[self.catalogue.model_of_pool]
         latency_ms = means.figure("latency_ms", stated_ms, options.latency_prior_weight)
@@ -108,14 +108,14 @@ class Live:
         return _with_retries(latency_ms, errors)
 
     def _read_telemetry(self) -> None:
-        """How full pools are, and what their capacity is worth; see `crowding`. All are (P,)."""
+        """Pools' utilisation and the price of their capacity, (P,) each; see `load_tracker`."""
         pools, prices = self.catalogue.pools, self.prices
         several = len(pools) > len(self.catalogue)
         self.loads = loads(self.fleet) if several or any(p.reports for p in pools) else {}
         self.loads_as_of_ms = self.fleet.newest_ms if self.loads else 0
         self.n_routers = max(1, len(self.fleet.routers)) if self.loads else 1
         found = [self.loads.get(name) for name in self.pool_names]
-        self.told = np.array([one is not None for one in found])
+        self.reported = np.array([one is not None for one in found])
         self.queued = np.array([one.queued if one else 0.0 for one in found])
         self.running = np.maximum(1.0, [one.running if one else 0.0 for one in found])
         self.ready = np.maximum(1.0, [one.ready if one else 0.0 for one in found])
@@ -128,7 +128,7 @@ class Live:
         self.priced = bool(self.loaded.any())
         self.load = np.array([one.load if one else 0.0 for one in priced])
         self.log_price = np.array([one.log_price if one else 0.0 for one in priced])
-        # While nothing at all was heard, nobody is taken to be gone.
+        # While nothing at all was received, no pool is taken to be gone.
         self.open = np.array(
             [
                 one.ready > 0 if one else not (pool.reports and self.loads)

@@ -10,7 +10,7 @@ of latency decides what staying is worth; no rule says "always stay".
 Each router remembers by itself, in memory: a session that comes to another replica is a new one
 there, which costs a prefill and nothing else.
 
-The one rule: memory is bounded by count and by time, because a server's cache is, too.
+Memory is bounded by count and by time, because a server's cache is, too.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Held(NamedTuple):
 
 
 class Sessions:
-    """The sessions this router has seen lately. Used from one event loop."""
+    """The sessions this router has seen recently. Used from one event loop."""
 
     def __init__(self, options: SessionOptions) -> None:
         self.options = options

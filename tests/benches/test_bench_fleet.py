@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from learners.criticality import Criticality
 from load.bench.fleet import bench as bench_fleet
 from load.bench.fleet import overload
 from load.bench.fleet.bench import FleetBench, measure, run_contender
@@ -373,7 +374,7 @@ def test_the_highest_class_is_judged_all_the_way_and_all_at_the_top(monkeypatch)
         traffic=SimpleNamespace(
             at_s=np.array([1.0, 2.0, 25.0, 26.0]),
             classes=np.array([0, 1, 0, 1]),
-            criticality=(3, 0),
+            criticality=(Criticality.CRITICAL_PLUS, Criticality.SHEDDABLE),
         ),
         target=SHORT_TARGET,
         requests=SimpleNamespace(

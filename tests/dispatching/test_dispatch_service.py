@@ -327,7 +327,7 @@ def test_a_bug_says_nothing_of_our_memory(tmp_path, caplog):
 
         assert error.code() is grpc.StatusCode.INTERNAL
         assert error.details() == "internal error (ZeroDivisionError); see the router's log"
-        assert "a dispatch failed by our fault" in caplog.text
+        assert "a dispatch failed with an internal error" in caplog.text
         del up.pools.endpoints
 
 

@@ -17,8 +17,9 @@ from learners.context import N_FEATURES
 from serve.dispatch.answers import FAN_OUT_MAX
 from serve.errors import InvalidRequest, RequestRefused, ServeError, UnknownModel
 from serve.grpc_api.dispatch_servicer import OPTIONS_BYTES_MAX
-from serve.grpc_api.grpc_status import MESSAGE_BYTES_MAX, STATUS, status_of
+from serve.grpc_api.grpc_status import STATUS, status_of
 from serve.grpc_api.listener import ListenerOptions
+from serve.meanings import MEANINGS, MESSAGE_BYTES_MAX
 from serve.routing import decider, request
 from streams.errors import StreamError
 from streams.feedback import feedback
@@ -72,21 +73,21 @@ def test_every_refusal_has_a_status_of_its_own_choosing(kind):
     """
     code, message = status_of(an(kind))
 
-    assert kind in STATUS
-    assert code is STATUS[kind]
+    assert kind in MEANINGS
+    assert code is STATUS[MEANINGS[kind].cause]
     assert message == str(an(kind))
 
 
 @pytest.mark.parametrize("kind", classes(serve.errors))
 def test_every_other_error_of_serving_has_one_too(kind):
-    assert kind in (ServeError, RequestRefused) or kind in STATUS
+    assert kind in (ServeError, RequestRefused) or kind in MEANINGS
 
 
 def test_every_stream_error_is_in_the_table_or_never_in_a_call():
     """
     An error added to `streams.errors` is placed on one of the two sides.
     """
-    mapped = {kind.__name__ for kind in STATUS if issubclass(kind, StreamError)}
+    mapped = {kind.__name__ for kind in MEANINGS if issubclass(kind, StreamError)}
 
     assert mapped | NEVER_IN_A_CALL == {kind.__name__ for kind in classes(streams.errors)}
     assert not mapped & NEVER_IN_A_CALL
@@ -102,9 +103,9 @@ def test_statuses_are_those_the_proto_explains():
         for proto in (PROTO, DISPATCH)
     )
 
-    assert {code.name for code in STATUS.values()} | {"INTERNAL"} == explained | DISPATCHING_ALONE
+    assert {code.name for code in STATUS.values()} == explained | DISPATCHING_ALONE
     assert more - explained == DISPATCHING_ALONE
-    assert more == {STATUS[kind].name for kind in classes(serve.errors) if may_end(kind)}
+    assert more == {status_of(an(kind))[0].name for kind in classes(serve.errors) if may_end(kind)}
 
 
 @pytest.mark.parametrize("error", [ValueError("a secret"), AssertionError("a secret"), KeyError(1)])

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from strategies import lightly
 
-from serve.health.health import Health, HealthOptions
-from serve.health.lease import Lease
+from serve.health.health import EndpointLease, Health, HealthOptions
 
 
 class AnySequence(RuleBasedStateMachine):
@@ -21,7 +20,7 @@ class AnySequence(RuleBasedStateMachine):
         super().__init__()
         self.health = Health(HealthOptions(in_flight_max=self.LIMIT))
         self.now_s = 0.0
-        self.leases: list[tuple[str, Lease]] = []
+        self.leases: list[tuple[str, EndpointLease]] = []
         self.members = {p: [] for p in self.POOLS}
 
     @rule(

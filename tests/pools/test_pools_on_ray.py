@@ -82,7 +82,7 @@ class Following:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._pools = PoolClients([self._plan], DirectoryClient().ask)
+        self._pools = PoolClients([self._plan], DirectoryClient().dispatch)
         self.run(self._pools.start())
         return self
 

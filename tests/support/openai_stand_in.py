@@ -12,7 +12,7 @@ from dataclasses import replace
 import openai
 import uvloop
 
-from serve.dispatch.answers import Ask, Attempt, Ended, Event, Routed, Streamed
+from serve.dispatch.answers import AttemptRecord, DispatchInput, Ended, Event, Routed, Streamed
 from serve.dispatch.backend import Piece, Usage
 from serve.openai_api.app import HttpOptions, make_app
 from serve.openai_api.http_listener import HttpListener, HttpListenerOptions
@@ -36,7 +36,7 @@ CATALOGUE = Catalogue(
     ],
 )
 
-FIRST = Attempt(
+FIRST = AttemptRecord(
     model="org/large", pool="large-a", endpoint="10.0.0.9:8000", kind="first", outcome="unreachable",
     detail="connection refused", began_ms=0.5, took_ms=2.25, cost_usd=0.0,
 )  # fmt: skip
@@ -76,7 +76,7 @@ class Scripted:
     """Answers every ask with the same steps: events, pauses, and an error to raise."""
 
     def __init__(self) -> None:
-        self.asks: list[Ask] = []
+        self.asks: list[DispatchInput] = []
         self.feedback: list[pb.FeedbackRequest] = []
         self.problem: Exception | None = None  # of feedback
         self.play()
@@ -88,7 +88,7 @@ class Scripted:
         self.problem = None
         self.closed = threading.Event()
 
-    async def answer(self, ask: Ask) -> AsyncGenerator[Event, None]:
+    async def answer(self, ask: DispatchInput) -> AsyncGenerator[Event, None]:
         self.asks.append(ask)
         closed = self.closed
         try:

@@ -92,7 +92,7 @@ class Planner:
             except (StreamError, OSError, ray.exceptions.RayError) as error:
                 logger.warning("nothing can be observed, the last plan holds: %s", error)
             except Exception:
-                logger.exception("planning failed by our fault, the last plan holds")
+                logger.exception("planning failed with an internal error, the last plan holds")
             self._step_began_s = None
             time.sleep(self._options.step_s)
 

@@ -29,10 +29,10 @@ from infra.autoscaling.sizing.steady import Limits
 from infra.capacity.fleet import PoolPlan
 from infra.capacity.latency_target import LatencyTarget
 from infra.capacity.queueing import load_max
+from learners.criticality import Criticality
 from learners.work import WorkRates, WorkTable
 
 Floats = NDArray[np.float64]
-CRITICAL = 2  # of 0 SHEDDABLE, 1 SHEDDABLE_PLUS, 2 CRITICAL, 3 CRITICAL_PLUS
 WORK_LEAST = 1e-3  # replicas' worth: what is less drowns in the solver's tolerance of 1e-6
 WISH_SHARE = 1e-3  # of a request's value: between equals the model that was wished for
 SHARE_MAX = 0.8  # of wishes, that tells of how much better a model is: all of them would of no end
@@ -44,7 +44,7 @@ class SizingOptions:
     """What things are worth, and what is taken where nothing is known."""
 
     value_usd: float = 0.05  # of a point of quality, for one request: as routers take it
-    criticality: Mapping[str, int] = field(default_factory=dict)  # by class; missing: CRITICAL
+    criticality: Mapping[str, Criticality] = field(default_factory=dict)  # missing: CRITICAL
     # Of how full a pool may be, it is planned to be: loads swing within a minute, and where there
     # is nothing to spare the swings have a price.
     filled: float = 0.9
@@ -200,7 +200,7 @@ class Sizing:
 
     def _rank(self, class_name: str) -> float:
         """How much worse it is to refuse a class than the least critical one."""
-        return float(2.0 ** self._options.criticality.get(class_name, CRITICAL))
+        return 2.0 ** self._options.criticality.get(class_name, Criticality.CRITICAL)
 
     def _request_usd(self, each_usd: Floats) -> dict[str, float]:
         """What a request costs at full load with each model, on the cheapest of its pools."""

@@ -32,7 +32,7 @@ from infra.autoscaling.planner import PlannerOptions, RouterOptions
 from infra.autoscaling.sizing.sizing import SizingOptions
 from infra.autoscaling.sizing.steady import SteadyOptions
 from infra.settings.scaling_options import AutoscalingOptions
-from learners.prices import Criticality
+from learners.criticality import Criticality
 from load.bench.settings import head
 from load.data.tables import OutcomeTable
 from load.data.traffic import Traffic

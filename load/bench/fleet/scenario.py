@@ -41,6 +41,7 @@ from infra.capacity.load import rates_of
 from infra.emulator import catalogue as data_sheets
 from infra.emulator.fitted import performance_of, power_of
 from infra.emulator.roofline import Deployment
+from learners.criticality import Criticality
 from learners.work import WorkTable
 from load.data import tables, traces
 from load.data.tables import OutcomeTable
@@ -104,8 +105,11 @@ POOLS = (
     ("llama-3.1-70b", "h200_sxm", "eu"),
     ("llama-3.1-70b", "b200_sxm", "us"),
 )
-# Name, share of the requests, criticality: sheddable 0, sheddable plus 1, critical 2, plus 3.
-CLASSES = (("interactive", 0.60, 3), ("standard", 0.25, 2), ("batch", 0.15, 0))
+CLASSES = (  # name, share of the requests, criticality
+    ("interactive", 0.60, Criticality.CRITICAL_PLUS),
+    ("standard", 0.25, Criticality.CRITICAL),
+    ("batch", 0.15, Criticality.SHEDDABLE),
+)
 
 SHORT_TARGET = LatencyTarget()
 LONG_TARGET = LatencyTarget(ttft_s=10.0, ttft_s_per_1k_prompt_tokens=1.0, tpot_s=0.2)

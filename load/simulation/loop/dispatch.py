@@ -20,7 +20,6 @@ from load.simulation.loop.answers import Ledger
 from load.simulation.loop.router import Numbers
 from load.simulation.machines.fleet import VirtualFleet
 from load.simulation.machines.replica import Flight
-from serve.dispatch.backend import priority_of
 from serve.routing.catalogue import Catalogue
 from serve.routing.live import Live
 from serve.routing.router import Choices, Verdict
@@ -45,7 +44,7 @@ class Dispatch:
         assert not missing, f"the catalogue has pools that the fleet has not: {missing}"
         self._place = [places[name] for name in catalogue.pool_names]
         self._model_of = catalogue.model_of_pool.tolist()
-        self._priority = [priority_of(level) for level in traffic.criticality]  # of each class
+        self._priority = [level.priority for level in traffic.criticality]  # of each class
 
     def send(
         self,

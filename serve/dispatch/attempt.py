@@ -8,7 +8,7 @@ What becomes of it, and what that costs, is `settlement`'s. Numbers that a serve
 believed, and what an endpoint must not raise becomes a failure like others: the next one may do
 better.
 
-The one rule: what is read here is the pool's word, so nothing of it is taken unchecked.
+What is read here is the pool's word, so nothing of it is taken unchecked.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from serve.dispatch.answers import Attempt, Kind
+from serve.dispatch.answers import AttemptRecord, Kind
 from serve.dispatch.backend import Call, Endpoint, Piece, Usage
 from serve.dispatch.retickets import Reticket
 from serve.errors import AnswerGarbled, AttemptFailed, CallRefused, EndpointFailed
-from serve.health.health import Lease
+from serve.health.health import EndpointLease
 from serve.routing.catalogue import Catalogue
 from serve.routing.request import TOKENS_MAX
 from streams.feedback.feedback import OUTPUT_TOKENS_MAX
@@ -40,14 +40,14 @@ class Place(NamedTuple):
 
 
 @dataclass(slots=True, kw_only=True)
-class Trial:
+class Attempt:
     """A call under way. Times are seconds of the dispatcher's clock."""
 
     place: Place
     decided: Place  # where the decision said to go
     kind: Kind
     ticket: Reticket
-    lease: Lease
+    lease: EndpointLease
     stream: AsyncGenerator[Piece | Usage, None]
     first: asyncio.Future[Piece | Usage]  # the first thing that comes
     prompt_tokens: int
@@ -64,7 +64,7 @@ class Trial:
     n_pieces: int = 0
     logprobs: list[float] = field(default_factory=list)
     usage: Usage | None = None
-    settled: Attempt | None = None
+    settled: AttemptRecord | None = None
 
     @property
     def where(self) -> str:
@@ -123,7 +123,7 @@ class Trial:
 
     def unforeseen(self, error: Exception) -> AnswerGarbled:
         """What an endpoint must not raise, as a failure like others: the next one may do better."""
-        logger.error("reading from %s failed by our fault", self.where, exc_info=error)
+        logger.error("reading from %s failed with an internal error", self.where, exc_info=error)
         return AnswerGarbled(self.where, f"it can't be read ({type(error).__name__})")
 
 

@@ -11,10 +11,11 @@ from pools_told import WORKING, requests, told, view, working
 from router_bench import NOON_MS
 
 from learners.policies.policy import Greedy
-from serve.routing.chooser import Chooser
-from serve.routing.crowding import FILL_S, FULL, SLOTS_MAX, Crowd, Crowding
+from load.simulation.loop.trainer import blind
 from serve.routing.live import Live
+from serve.routing.load_tracker import FILL_S, FULL, SLOTS_MAX, LoadTracker, PoolLoad
 from serve.routing.placement import PlacementOptions
+from serve.routing.router import Chooser
 from streams.telemetry.fleet_view import Load, loads
 from streams.telemetry.records import RouterState
 from streams.training.prices import Price, PricingOptions
@@ -34,14 +35,16 @@ def went(live: Live, n: int, now_ms: int = NOON_MS, chooser: Chooser | None = No
     return found
 
 
-def of(crowd: Crowd, live: Live, pool: str = "near") -> tuple[float, float, float]:
+def of(pool_load: PoolLoad, live: Live, pool: str = "near") -> tuple[float, float, float]:
     """Latency, load and price of one pool."""
     at = live.pool_names.index(pool)
-    return tuple(float(column[at]) for column in (crowd.latency_ms, crowd.load, crowd.multiple))
+    return tuple(
+        float(column[at]) for column in (pool_load.latency_ms, pool_load.load, pool_load.multiple)
+    )
 
 
 def send(
-    crowding: Crowding,
+    tracker: LoadTracker,
     live: Live,
     pool: str,
     n: int = 1,
@@ -49,7 +52,7 @@ def send(
     now_ms: int = NOON_MS,
 ) -> None:
     at = live.pool_names.index(pool)
-    crowding.sent(live, np.full(n, at), np.full(n, work_s / n), now_ms)
+    tracker.sent(live, np.full(n, at), np.full(n, work_s / n), now_ms)
 
 
 # --- waiting ---------------------------------------------------------------------------------------
@@ -69,7 +72,7 @@ def test_a_queue_sends_requests_elsewhere():
     live = view(told("near", queued=10, running=10), told("far", running=10), latency_ms=LATENCY_MS)
 
     assert live.loads == {"near": Load(10, 10, 1), "far": Load(0, 10, 1)}
-    assert of(Crowding(PRICING).now(live, NOON_MS), live)[0] == 200.0
+    assert of(LoadTracker(PRICING).now(live, NOON_MS), live)[0] == 200.0
     assert went(live, 1) == {"far": 1}
 
 
@@ -93,7 +96,7 @@ def test_what_a_pool_has_finished_meanwhile_does_not_wait():
     live = view(told("near", running=10), told("far", running=10), latency_ms=LATENCY_MS)
 
     assert went(live, 100, NOON_MS + 1000) == {"near": 100}
-    assert Crowding(PRICING).now(live, NOON_MS + 1000).waiting[:2].tolist() == [
+    assert LoadTracker(PRICING).now(live, NOON_MS + 1000).waiting[:2].tolist() == [
         -100.0,
         pytest.approx(-10 * 1000 / 150),
     ]
@@ -108,10 +111,10 @@ def test_newer_telemetry_replaces_what_was_counted():
         told("near", later, running=1), told("far", later, running=1), latency_ms=LATENCY_MS
     )
 
-    crowd = chooser._crowding.now(live, later)
+    pool_load = chooser._tracker.now(live, later)
 
-    assert not crowd.waiting.any()
-    assert of(crowd, live, "near")[0] == FAST
+    assert not pool_load.waiting.any()
+    assert of(pool_load, live, "near")[0] == FAST
 
 
 def test_a_pool_that_nobody_speaks_of_is_taken_by_its_latency_alone():
@@ -119,42 +122,42 @@ def test_a_pool_that_nobody_speaks_of_is_taken_by_its_latency_alone():
     How many it runs at once is not known, so nor is when one more has to wait.
     """
     live = view(told("near", running=10), latency_ms=LATENCY_MS)
-    crowding = Crowding(PRICING)
-    send(crowding, live, "far", 500)
+    tracker = LoadTracker(PRICING)
+    send(tracker, live, "far", 500)
 
-    assert of(crowding.now(live, NOON_MS), live, "far")[0] == SLOW
+    assert of(tracker.now(live, NOON_MS), live, "far")[0] == SLOW
 
 
 def test_a_changed_catalogue_begins_the_count_anew():
     """
     Counts are by column, and the columns are others now.
     """
-    crowding = Crowding(PRICING)
+    tracker = LoadTracker(PRICING)
     live = view(told("near", running=1))
-    send(crowding, live, "near", 5)
+    send(tracker, live, "near", 5)
     other = view(
         told("near", running=1), told("new", running=1), pools=(working("new", "large"), *WORKING)
     )
 
-    crowd = crowding.now(other, NOON_MS)
+    pool_load = tracker.now(other, NOON_MS)
 
-    assert crowd.waiting.tolist() == [0.0] * len(other.pool_names)
+    assert pool_load.waiting.tolist() == [0.0] * len(other.pool_names)
 
 
 def test_a_pool_that_has_just_become_ready_is_empty_and_fills():
     """
     Before it has told a load or got a price: what is sent there counts, or all would go to it.
     """
-    crowding = Crowding(PRICING)
+    tracker = LoadTracker(PRICING)
     live = view(told("near", running=1), told("far", state="starting"), pools=WORKING)
-    send(crowding, live, "near", work_s=2.0)
-    send(crowding, live, "far", work_s=2.0)
+    send(tracker, live, "near", work_s=2.0)
+    send(tracker, live, "far", work_s=2.0)
 
-    crowd = crowding.now(live, NOON_MS)
+    pool_load = tracker.now(live, NOON_MS)
 
     assert live.loaded[:2].tolist() == [True, False]
-    assert of(crowd, live)[1] == pytest.approx(2.0 / FULL / FILL_S)
-    assert of(crowd, live, "far")[1] == 0.0
+    assert of(pool_load, live)[1] == pytest.approx(2.0 / FULL / FILL_S)
+    assert of(pool_load, live, "far")[1] == 0.0
 
 
 def test_a_pool_that_fell_silent_has_no_load():
@@ -174,11 +177,11 @@ def test_a_pool_that_fell_silent_has_no_load():
 def test_where_every_model_has_one_pool_that_does_not_report_nothing_is_counted():
     live = view(pools=())
 
-    crowd = Crowding(PRICING).now(live, NOON_MS)
+    pool_load = LoadTracker(PRICING).now(live, NOON_MS)
 
-    assert crowd.latency_ms is live.pool_latency_ms
-    assert not crowd.load.any()
-    assert not crowd.multiple.any()
+    assert pool_load.latency_ms is live.pool_latency_ms
+    assert not pool_load.load.any()
+    assert not pool_load.multiple.any()
 
 
 # --- load and price --------------------------------------------------------------------------------
@@ -201,7 +204,7 @@ def test_price_is_the_snapshots_with_the_proportional_part():
     """
     live = priced(load=1.5 * PRICING.load_target)
 
-    _, load, multiple = of(Crowding(PRICING).now(live, NOON_MS), live)
+    _, load, multiple = of(LoadTracker(PRICING).now(live, NOON_MS), live)
 
     assert load == pytest.approx(1.5)
     assert multiple == pytest.approx(math.exp(1 + PRICING.ascent.damping * 0.5) - 1)
@@ -212,15 +215,15 @@ def test_work_sent_since_raises_load_and_price_and_time_lowers_them():
     By hand: 4 s of work to one replica, of which half a second was worked off at a load of 0.85.
     At a load of 1 it takes in 0.9 of it a second, until more is known.
     """
-    live, crowding = priced(), Crowding(PRICING)
-    send(crowding, live, "near", 8, work_s=4.0)
+    live, tracker = priced(), LoadTracker(PRICING)
+    send(tracker, live, "near", 8, work_s=4.0)
 
-    _, load, multiple = of(crowding.now(live, NOON_MS + 500), live)
+    _, load, multiple = of(tracker.now(live, NOON_MS + 500), live)
 
     by_hand = 0.85 + (4.0 / FULL - 0.85 * 0.5) / FILL_S
     assert load == pytest.approx(by_hand)
     assert multiple == pytest.approx(math.exp(1 + PRICING.ascent.damping * (by_hand - 1)) - 1)
-    assert of(crowding.now(live, NOON_MS + 500), live, "far")[2] == 0.0
+    assert of(tracker.now(live, NOON_MS + 500), live, "far")[2] == 0.0
 
 
 def test_work_is_shared_by_replicas_and_sent_by_all_routers():
@@ -234,10 +237,10 @@ def test_work_is_shared_by_replicas_and_sent_by_all_routers():
         for i in range(3)
     ]  # fmt: skip
     live = view(*records, *routers, pools=WORKING, prices={"near": Price(1.0, 1.0)})
-    crowding = Crowding(PRICING)
-    send(crowding, live, "near", 1, work_s=2.0)
+    tracker = LoadTracker(PRICING)
+    send(tracker, live, "near", 1, work_s=2.0)
 
-    _, load, _ = of(crowding.now(live, NOON_MS), live)
+    _, load, _ = of(tracker.now(live, NOON_MS), live)
 
     assert load == pytest.approx(1.0 + 2.0 * 3 / 4 / FULL / FILL_S)
 
@@ -246,7 +249,7 @@ def test_work_is_shared_by_replicas_and_sent_by_all_routers():
 
 
 def steady(
-    crowding: Crowding, seconds: int, work_per_s: float, load: float, *, routers: int = 1
+    tracker: LoadTracker, seconds: int, work_per_s: float, load: float, *, routers: int = 1
 ) -> Live:
     """So many seconds of work sent a second to one replica that tells this load; the last view."""
     live = None
@@ -261,9 +264,9 @@ def steady(
             told("near", at_ms, running=1000), *heard, pools=WORKING,
             prices={"near": Price(0.0, load)},
         )  # fmt: skip
-        crowding.now(live, at_ms)
+        tracker.now(live, at_ms)
         for tenth in range(10):
-            send(crowding, live, "near", work_s=work_per_s / 10, now_ms=at_ms + 100 * tenth)
+            send(tracker, live, "near", work_s=work_per_s / 10, now_ms=at_ms + 100 * tenth)
     return live
 
 
@@ -277,11 +280,11 @@ def test_at_a_steady_load_a_reckoning_ahead_stays_where_it_is(work_per_s, load, 
     it sends makes up for what is worked off. The guess of 0.9 alone would be wrong by a quarter of
     a load, or more.
     """
-    crowding, seconds = Crowding(PRICING), 180
+    tracker, seconds = LoadTracker(PRICING), 180
 
-    live = steady(crowding, seconds, work_per_s, load, routers=routers)
+    live = steady(tracker, seconds, work_per_s, load, routers=routers)
 
-    after = crowding.now(live, NOON_MS + 1000 * seconds)
+    after = tracker.now(live, NOON_MS + 1000 * seconds)
     assert of(after, live)[1] == pytest.approx(load, rel=0.05)
 
 
@@ -289,11 +292,11 @@ def test_a_pool_beyond_its_limit_teaches_nothing():
     """
     Its load tells of what waits, not of how much work a load is.
     """
-    crowding = Crowding(PRICING)
+    tracker = LoadTracker(PRICING)
 
-    live = steady(crowding, 60, 1.2, 3.0)
+    live = steady(tracker, 60, 1.2, 3.0)
 
-    per_work = crowding.now(live, NOON_MS + 59_000).per_work[live.pool_names.index("near")]
+    per_work = tracker.now(live, NOON_MS + 59_000).per_work[live.pool_names.index("near")]
     assert per_work == pytest.approx(1.0 / FULL / FILL_S)
 
 
@@ -301,13 +304,13 @@ def test_nothing_is_learned_from_a_silence():
     """
     A replica that was not asked for a while knows nothing of what others sent in it.
     """
-    crowding = Crowding(PRICING)
+    tracker = LoadTracker(PRICING)
     before = view(told("near", running=1), pools=WORKING, prices={"near": Price(0.0, 0.5)})
-    crowding.now(before, NOON_MS)
+    tracker.now(before, NOON_MS)
     later = NOON_MS + 11_000
     after = view(told("near", later, running=1), pools=WORKING, prices={"near": Price(0.0, 0.5)})
 
-    per_work = crowding.now(after, later).per_work[after.pool_names.index("near")]
+    per_work = tracker.now(after, later).per_work[after.pool_names.index("near")]
 
     assert per_work == pytest.approx(1.0 / FULL / FILL_S)
 
@@ -319,46 +322,46 @@ def test_what_was_sent_after_telemetrys_time_counts_when_it_is_heard():
     """
     Three at 0.0 s, five at 1.5 s. At 2 s word comes of how it was at 1 s: the three are in it.
     """
-    crowding = Crowding(PRICING)
+    tracker = LoadTracker(PRICING)
     before = view(told("near", running=10))
-    send(crowding, before, "near", 3, now_ms=NOON_MS)
-    send(crowding, before, "near", 5, now_ms=NOON_MS + 1500)
+    send(tracker, before, "near", 3, now_ms=NOON_MS)
+    send(tracker, before, "near", 5, now_ms=NOON_MS + 1500)
     after = view(told("near", NOON_MS + 1000, running=10, queued=7), latency_ms={"near": 1e12})
 
-    crowd = crowding.now(after, NOON_MS + 2000)
+    pool_load = tracker.now(after, NOON_MS + 2000)
 
-    assert crowd.waiting[after.pool_names.index("near")] == pytest.approx(12.0)
+    assert pool_load.waiting[after.pool_names.index("near")] == pytest.approx(12.0)
 
 
 def test_in_a_long_silence_nothing_sent_is_lost_and_memory_is_bounded():
-    crowding, n = Crowding(PRICING), 4 * SLOTS_MAX
+    tracker, n = LoadTracker(PRICING), 4 * SLOTS_MAX
     live = view(told("near", running=10), latency_ms={"near": 1e12})
 
     for i in range(n):
-        send(crowding, live, "near", now_ms=NOON_MS + 100 * i)
+        send(tracker, live, "near", now_ms=NOON_MS + 100 * i)
 
-    assert crowding.now(live, NOON_MS).waiting[live.pool_names.index("near")] == n
-    assert len(crowding._slots) == SLOTS_MAX
+    assert tracker.now(live, NOON_MS).waiting[live.pool_names.index("near")] == n
+    assert len(tracker._slots) == SLOTS_MAX
     newer = view(told("near", NOON_MS + 100 * (n - 5), running=10), latency_ms={"near": 1e12})
-    assert crowding.now(newer, NOON_MS).waiting[newer.pool_names.index("near")] == 5
+    assert tracker.now(newer, NOON_MS).waiting[newer.pool_names.index("near")] == 5
 
 
 def test_load_does_not_fall_below_nothing_while_telemetry_is_silent():
     live = priced()
 
-    _, load, multiple = of(Crowding(PRICING).now(live, NOON_MS + 3_600_000), live)
+    _, load, multiple = of(LoadTracker(PRICING).now(live, NOON_MS + 3_600_000), live)
 
     assert load == 0.0
     assert multiple == pytest.approx(math.exp(1 - PRICING.ascent.damping) - 1)
 
 
-def test_capacity_is_free_to_a_router_that_is_blind_to_prices():
-    live = priced()
+def test_capacity_is_free_to_a_router_that_is_blind_to_pools():
+    """
+    As the simulator compares with: a view without telemetry and prices.
+    """
+    pool_load = LoadTracker(PRICING).now(blind(priced()), NOON_MS)
 
-    crowd = Crowding(PRICING, priced=False).now(live, NOON_MS)
-
-    assert not crowd.multiple.any()
-    assert of(crowd, live)[1] == 0.85  # load is seen all the same
+    assert not pool_load.multiple.any() and not pool_load.load.any()
 
 
 def test_a_pool_in_which_requests_are_no_work_has_no_price():
@@ -367,7 +370,7 @@ def test_a_pool_in_which_requests_are_no_work_has_no_price():
     """
     live = view(told("near", running=1, load=3.0), told("far"), prices={"near": Price(4.0, 3.0)})
 
-    _, load, multiple = of(Crowding(PRICING).now(live, NOON_MS + 2000), live)
+    _, load, multiple = of(LoadTracker(PRICING).now(live, NOON_MS + 2000), live)
 
     assert (load, multiple) == (3.0, 0.0)
 
@@ -390,5 +393,5 @@ def test_those_who_were_refused_are_not_counted_as_sent():
 
     assert choices.shed.tolist() == [True, False, False]
     assert choices.fits.tolist() == [True, True, False]
-    assert chooser._crowding.now(live, NOON_MS).waiting[0] == 1.0
-    assert chooser._crowding._since[0].sum() == 1.0
+    assert chooser._tracker.now(live, NOON_MS).waiting[0] == 1.0
+    assert chooser._tracker._since[0].sum() == 1.0
