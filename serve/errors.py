@@ -21,6 +21,7 @@ ServeError
         ├── CallRefused          it says the call itself is wrong; only another model is tried
         ├── AnswerBroken         it failed after its first token: too late for another one
         └── NoAnswer             all attempts failed
+            └── PoolsOverloaded      every pool it could go to wants to be left alone for now
 
 An option with a value that can't work is `streams.errors.OptionRefused`, here as there.
 What each means to a caller is the table in `meanings.py`.
@@ -201,3 +202,17 @@ class NoAnswer(AttemptFailed):
     """All attempts failed. `problem` lists them."""
 
     kind = "no answer"
+
+
+class PoolsOverloaded(NoAnswer):
+    """Every pool it could go to has said when it wants to be asked again.
+
+    `retry_after_s` is when the first of them does.
+    """
+
+    kind = "overloaded"
+
+    def __init__(self, where: str, problem: str, retry_after_s: float) -> None:
+        super().__init__(where, problem)
+        self.args = (where, problem, retry_after_s)
+        self.retry_after_s = retry_after_s

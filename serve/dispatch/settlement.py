@@ -20,7 +20,7 @@ from typing import Any
 
 from serve.dispatch.answers import AttemptRecord
 from serve.dispatch.attempt import Attempt
-from serve.errors import AnswerLate, AttemptFailed
+from serve.errors import AnswerLate, AttemptFailed, EndpointOverloaded
 from streams.feedback.feedback import COST_USD_MAX, LATENCY_MS_MAX
 
 logger = logging.getLogger(__name__)
@@ -72,13 +72,21 @@ class Settlement:
 
     def failed(self, attempt: Attempt, origin_s: float, error: AttemptFailed) -> AttemptRecord:
         """It failed. Before the first token that is taken to be free, unless we gave it up."""
-        attempt.lease.failed(self._now_s(), error.kind)
+        self._blame(attempt, error)
         free = attempt.n_pieces == 0 and not isinstance(error, AnswerLate)
         paid_usd = 0.0 if free else _cost_usd(attempt)
         settled = self._settle(attempt, origin_s, error.kind, error.problem, paid_usd)
         self._report(attempt.ticket, error=True, paid_usd=settled.cost_usd)
         self.close(attempt)
         return settled
+
+    def _blame(self, attempt: Attempt, error: AttemptFailed) -> None:
+        """Finish the lease. Who said when to come back is left alone until then."""
+        now_s = self._now_s()
+        if isinstance(error, EndpointOverloaded) and error.retry_after_s:
+            attempt.lease.overloaded(now_s, error.kind, error.retry_after_s)
+        else:
+            attempt.lease.failed(now_s, error.kind, was_late=isinstance(error, AnswerLate))
 
     def refused(self, attempt: Attempt, origin_s: float, error: AttemptFailed) -> AttemptRecord:
         """It said that the call is wrong: no fault of the pool, and nothing to learn."""

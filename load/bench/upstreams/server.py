@@ -16,7 +16,16 @@ import struct
 from collections import Counter
 from collections.abc import Sequence
 
-from load.bench.upstreams.misbehaviour import DONE, STOP, Cut, Misbehaviour, Pause, Step, said, stream
+from load.bench.upstreams.misbehaviour import (
+    DONE,
+    STOP,
+    Cut,
+    Misbehaviour,
+    Pause,
+    Step,
+    said,
+    stream,
+)
 
 SOUND = "sound"
 SOUND_TEXT = "a sound answer"
