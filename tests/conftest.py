@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 from local_kafka.broker import Broker
 from local_kafka.errors import JarsMissing, JavaMissing, MavenMissing
+from log_benches import KafkaBench
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +26,12 @@ def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
         pytest.skip(str(error))
     with broker:
         yield broker
+
+
+@pytest.fixture
+def kafka(kafka_broker: Broker) -> Iterator[KafkaBench]:
+    """The broker, running, and the means to do things to its topics."""
+    kafka_broker.start()  # if the test before this one failed while it was stopped
+    bench = KafkaBench(kafka_broker)
+    yield bench
+    bench.close()

@@ -21,9 +21,9 @@ from openai_stand_in import (
     ended,
     piece,
     routed,
-    until,
 )
 from starlette.applications import Starlette
+from waiting import until
 
 from serve.openai_api.http_listener import HttpListener, HttpListenerOptions
 

@@ -28,8 +28,8 @@ from openai_stand_in import (
     ended,
     piece,
     routed,
-    until,
-)  # fmt: skip
+)
+from waiting import until  # fmt: skip
 
 from serve.dispatch.backend import Usage
 from serve.errors import (

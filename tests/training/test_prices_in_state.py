@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from made_up import ENCODER, MEMORY, NOW_MS
 from memory_log import MemoryLog, Storage
 from pools_told import told
-from test_shards import OPTIONS as SHARDED
-from test_shards import Site, finish, written
+from sharded import OPTIONS as SHARDED
+from sharded import Site, finish, written
 
 from learners.estimates.learned import Learned
 from learners.prices import PriceOptions

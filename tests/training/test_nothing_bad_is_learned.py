@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from decision_batches import batch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_up import DAY_MS, ENCODER, MEMORY, NOW_MS, SEALER, decided, heads, report, reports
 from memory_log import MemoryLog, Storage
-from test_decisions import batch
 
 from learners.estimates.estimator import BlendOptions, Estimator
 from streams.feedback.decisions import encode
