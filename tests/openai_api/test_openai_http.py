@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import httpx2
 import openai
 import pytest
-from openai_stand_in import (
+from scripted_api import (
     DECISION_ID,
     FIRST,
     HELLO,

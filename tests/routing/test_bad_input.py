@@ -458,13 +458,12 @@ def test_bad_bytes_inside_a_batch_fail_the_batch(up):
 
 def test_message_beyond_the_transports_limit_is_refused(up):
     """
-    gRPC itself turns it away, before it takes memory; the limit is in its message.
+    gRPC itself turns it away, before it takes memory.
     """
     with pytest.raises(grpc.RpcError) as refused:
         up.stub.Route(pb.RouteRequest(text="x" * (17 << 20)), timeout=PATIENCE_S)
 
     assert refused.value.code() is StatusCode.RESOURCE_EXHAUSTED
-    assert str(16 << 20) in refused.value.details()
 
 
 # --- tickets ---------------------------------------------------------------------------------------
