@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install run test test-slow lint proto docs kafka llm-pools clean
+.PHONY: install run test test-slow test-random lint proto docs kafka llm-pools clean
 
 install: $(INSTALLED)
 
@@ -20,6 +20,15 @@ test: $(INSTALLED)
 # The longer matrices: every crash point, long outages, the whole demo.
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+# Hypothesis with fresh examples instead of the fixed ones of `make test`.
+ifndef SEED
+SEED := $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
+endif
+
+test-random: $(INSTALLED)
+	@echo "Seed $(SEED). To repeat this run: make test-random SEED=$(SEED)"
+	$(BIN)/python -m pytest -m "hypothesis and not slow" --hypothesis-profile=random --hypothesis-seed=$(SEED)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports

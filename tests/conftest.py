@@ -1,4 +1,8 @@
-"""What several test files share: one real Kafka broker."""
+"""What all tests share: how Hypothesis draws its examples, and one real Kafka broker.
+
+fixed    the default: the same examples in every run, so that a run says of the code what any other says
+random   `make test-random`: fresh ones, from a seed that it prints and takes
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,16 @@ import warnings
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 from local_kafka.broker import Broker
 from local_kafka.errors import JarsMissing, JavaMissing, MavenMissing
 from log_benches import KafkaBench
+
+# No deadlines, because tests share their processor; no database, because a run must not depend on the one before.
+SHARED = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("fixed", derandomize=True, **SHARED)
+settings.register_profile("random", derandomize=False, **SHARED)
+settings.load_profile("fixed")
 
 
 @pytest.fixture(scope="session")

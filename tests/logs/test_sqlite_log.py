@@ -20,7 +20,7 @@ def test_two_processes_append_to_one_file(tmp_path):
     program = """if True:
         import sys
         from pathlib import Path
-        from streams.sqlite_log import SqliteLog
+        from streams.log.sqlite_log import SqliteLog
         log = SqliteLog(Path(sys.argv[1]), lambda: 0)
         for i in range(100):
             log.append("shared", [(sys.argv[2].encode(), b"%d" % i)])

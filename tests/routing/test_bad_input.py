@@ -732,7 +732,7 @@ requests = st.builds(
         },
     ),
 )
-anything = settings(max_examples=150, deadline=None, derandomize=True)
+anything = settings(max_examples=150)
 
 
 @given(asked=st.lists(requests, min_size=1, max_size=5))
@@ -809,7 +809,7 @@ reports = st.fixed_dictionaries(
 
 
 @given(sent=st.lists(st.tuples(reports, st.booleans()), min_size=1, max_size=4))
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 def test_any_outcome_is_learned_whole_or_refused_whole(learning, sent):
     """
     Accepted outcomes are all learned and none becomes a dead letter; of a refused call nothing is

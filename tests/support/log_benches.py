@@ -7,7 +7,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
@@ -108,10 +108,8 @@ def read_all(reader: Reader, n: int, records_max: int = 10_000) -> list[Record]:
     records: list[Record] = []
 
     def enough() -> bool:
-        try:
+        with suppress(LogUnavailable):
             records.extend(reader.read(min(records_max, n - len(records)), 1.0))
-        except LogUnavailable:
-            pass
         return len(records) >= n
 
     until(enough)

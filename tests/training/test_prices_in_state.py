@@ -31,7 +31,7 @@ from streams.training.telemetry_fold import TelemetryFold
 OPTIONS = PricingOptions()
 ASCENT = PriceOptions()
 LOAD = OPTIONS.load_target
-lightly = settings(max_examples=40, deadline=None, derandomize=True)
+lightly = settings(max_examples=40)
 
 
 def fleet(*records, at_ms: int = NOW_MS) -> FleetState:
