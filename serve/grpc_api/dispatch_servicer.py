@@ -53,7 +53,7 @@ class DispatcherServicer(dispatch_pb2_grpc.DispatcherServicer):
             if left_s is not None:
                 _limit_deadline(ask.route, self._now_ms() + int(left_s * 1000))
             await PacedWriter(lambda event: context.write(write(event))).send(self._answer(ask))
-        except Exception as error:  # noqa: BLE001 - becomes a status
+        except Exception as error:
             code, message = status_of(error)
             if code is grpc.StatusCode.INTERNAL:
                 logger.error("a dispatch failed by our fault", exc_info=error)

@@ -194,7 +194,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         """Check all outcomes as the trainer will, then write them; durable on return."""
         try:
             return await self.send_feedback(whole(request))
-        except Exception as error:  # noqa: BLE001 - becomes a status
+        except Exception as error:
             await context.abort(*self._refuse(error))
             raise AssertionError("abort raises") from error
 
@@ -238,7 +238,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         try:
             ticket = self._sealer.open(whole(request).ticket)
             return write_explanation(ticket, self._view.current, self._policies)
-        except Exception as error:  # noqa: BLE001 - becomes a status
+        except Exception as error:
             await context.abort(*self._refuse(error))
             raise AssertionError("abort raises") from error
 

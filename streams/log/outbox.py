@@ -135,7 +135,7 @@ class Outbox(Generic[Item]):
         """Write until it succeeds, or never will."""
         try:
             self._append(self._encode([item for item, _ in batch]))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, others must not wait for it
             if len(batch) > 1 and not isinstance(error, OutboxClosed):
                 # One of them can't be written, now or later: find it, and spare the others.
                 middle = len(batch) // 2
