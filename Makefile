@@ -2,6 +2,7 @@
 #
 #   make run      installs, then runs the demo: the whole loop on real outcomes
 #   make test     installs, then runs all tests
+#   make lint     installs, then checks style, imports and types
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -30,8 +31,12 @@ test-random: $(INSTALLED)
 	@echo "Seed $(SEED). To repeat this run: make test-random SEED=$(SEED)"
 	$(BIN)/python -m pytest -m "hypothesis and not slow" --hypothesis-profile=random --hypothesis-seed=$(SEED)
 
+# Style, form, which folder may import which, and types; their settings are in pyproject.toml.
 lint: $(INSTALLED)
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 # The code made from the proto is kept in the repository, so that a client needs no compiler.
 proto: $(INSTALLED)
