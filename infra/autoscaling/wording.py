@@ -45,7 +45,7 @@ class Wording:
         return found
 
     @staticmethod
-    def left_out(unmet: float, expected: float) -> str:
+    def left_out(unmet: float, *, expected: float) -> str:
         """Of what no pool is to carry, requests a second."""
         return (
             f"{unmet:.3g} of {expected:.3g} requests/s that are expected are left out: every pool "

@@ -211,7 +211,9 @@ class Engine:
         if run is not None and run.prompt_tokens:  # the same share of it as of the iteration
             share = (self._now_s - run.begins_s) / run.first_s
             prefill_s += share * run.prompt_tokens * self.performance.per_prompt_token_s
-        return self.power.energy_j(self._now_s - self._began_s, self.busy_s, prefill_s)
+        return self.power.energy_j(
+            self._now_s - self._began_s, busy_s=self.busy_s, prefill_s=prefill_s
+        )
 
     # --- the clock
 
@@ -255,11 +257,11 @@ class Engine:
         assert prompt or n, "there is something to do"
         first_s = p.iteration_s(n, self._context, prompt)
         if prompt:
-            return Run(self._boundary_s, 1, first_s, 0.0, prompt)
+            return Run(self._boundary_s, 1, first_s, step_s=0.0, prompt_tokens=prompt)
         k = min(self._next_finish() - self._iteration, (p.kv_tokens_max - self._kv) // n)
         if full and self._fits(waiting.first()):  # one that was preempted, at least
             k = 1  # the next one admits again
-        run = Run(self._boundary_s, k, first_s, n * p.per_context_token_s)
+        run = Run(self._boundary_s, k, first_s, step_s=n * p.per_context_token_s)
         if waiting.arrivals:
             self._stop_for_arrival(run)
         return run

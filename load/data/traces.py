@@ -43,7 +43,7 @@ class Trace:
     def __len__(self) -> int:
         return len(self.at_s)
 
-    def between(self, begin_s: float, end_s: float) -> Trace:
+    def between(self, begin_s: float, *, end_s: float) -> Trace:
         """The requests of [begin_s, end_s), with times from `begin_s` on."""
         first, last = np.searchsorted(self.at_s, [begin_s, end_s])
         part = self.take(np.arange(first, last))

@@ -110,7 +110,7 @@ def _polish_job(
 ) -> tuple[Setup, Coefficients, Limits, float]:
     """More steps, wider ones, with the limits that were chosen."""
     setup, training, x, of, kv_bytes = job
-    x, _ = refine(training, rounded(x), of, PULL_POLISH, DIFFERENCE_POLISH)
+    x, _ = refine(training, rounded(x), of, PULL_POLISH, difference=DIFFERENCE_POLISH)
     return setup, x, of, kv_bytes
 
 

@@ -152,6 +152,7 @@ def refine(
     x0: Coefficients,
     of: Limits,
     pull: float,
+    *,
     difference: float = DIFFERENCE,
 ) -> tuple[Coefficients, float]:
     """Coefficients that minimise the error of the engine's own runs, and that error per row."""

@@ -249,7 +249,7 @@ class Simulation:
         fleet, now_s, what = self._fleet, self._now_s, shock.what
         lost: list[Flight] = []
         if isinstance(what, Repriced):
-            fleet.tariff.change(what.gpu, what.usd_per_hour, now_s)
+            fleet.tariff.change(what.gpu, what.usd_per_hour, at_s=now_s)
             self._trainer.restate(repriced(self._trainer.live.catalogue, fleet.described()))
             self._live = self._view()
         elif isinstance(what, Available):

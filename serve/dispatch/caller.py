@@ -104,7 +104,9 @@ class Caller:
             avoid = here[-1]
         elif held := self._sessions.held(request.ask.route.session, self._now_ms()):
             prefer = held.endpoint if held.pool == place.pool else ""
-        return self._health.pick(place.pool, now_s, self._uniform(), prefer, avoid)
+        return self._health.pick(
+            place.pool, now_s, uniform=self._uniform(), prefer=prefer, avoid=avoid
+        )
 
     def _called(
         self,
@@ -128,7 +130,9 @@ class Caller:
             lease.cancelled(now_s)
             raise
         hedge_s = health.hedge_delay_s(place.pool, now_s)
-        timeout_s = health.first_token_timeout_s(place.pool, now_s, request.deadline_s - now_s)
+        timeout_s = health.first_token_timeout_s(
+            place.pool, now_s, left_s=request.deadline_s - now_s
+        )
         trial = Trial(
             place=place,
             decided=decided,

@@ -131,7 +131,7 @@ class Refusals:
             del known["length"]
 
     def refuses(
-        self, pool: str, features: Collection[Feature], tokens: float, now_s: float
+        self, pool: str, features: Collection[Feature], tokens: float, *, now_s: float
     ) -> bool:
         """Whether the pool is expected to refuse such a request."""
         known = self._of.get(pool)

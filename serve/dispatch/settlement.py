@@ -117,13 +117,15 @@ class Settlement:
     ) -> Attempt:
         assert trial.settled is None, "a trial is settled once"
         end_s = self._now_s() if trial.ended_s is None else trial.ended_s
-        trial.settled = attempt_of(trial, origin_s, end_s, outcome, detail, cost_usd)
+        trial.settled = attempt_of(
+            trial, origin_s, end_s=end_s, outcome=outcome, detail=detail, cost_usd=cost_usd
+        )
         self._notice(trial)
         return trial.settled
 
 
 def attempt_of(
-    trial: Trial, origin_s: float, end_s: float, outcome: str, detail: str, cost_usd: float
+    trial: Trial, origin_s: float, *, end_s: float, outcome: str, detail: str, cost_usd: float
 ) -> Attempt:
     """A trial as the line people see."""
     return Attempt(

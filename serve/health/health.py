@@ -138,7 +138,7 @@ class Health:
         return "probing" if held.endpoints.probed else "unhealthy"
 
     def pick(
-        self, pool: str, now_s: float, uniform: float, prefer: str = "", avoid: str = ""
+        self, pool: str, now_s: float, *, uniform: float, prefer: str = "", avoid: str = ""
     ) -> Lease | None:
         """Choose an endpoint; None when the pool is full or has none.
 
@@ -172,9 +172,9 @@ class Health:
         """How long to wait for a pool's first token before a second attempt."""
         return self._pools[pool].waits.hedge_delay_s(now_s)
 
-    def first_token_timeout_s(self, pool: str, now_s: float, left_s: float) -> float:
+    def first_token_timeout_s(self, pool: str, now_s: float, *, left_s: float) -> float:
         """How long an attempt may wait for its first token, with `left_s` to the deadline."""
-        return self._pools[pool].waits.timeout_s(now_s, left_s)
+        return self._pools[pool].waits.timeout_s(now_s, left_s=left_s)
 
     def slow(self, pool: str, now_s: float) -> bool:
         """Whether a pool's first tokens come far later than they used to."""

@@ -27,11 +27,11 @@ class Pool:
         self.in_flight = self.refusals = self.successes = self.cancelled = 0
         self.failures: dict[str, int] = {}
 
-    def note_wait(self, endpoint: Endpoint, wait_s: float, now_s: float) -> None:
+    def note_wait(self, endpoint: Endpoint, wait_s: float, *, now_s: float) -> None:
         """Count one wait for a first token."""
-        self.waits.add(wait_s, now_s)
-        self.pace.note(wait_s, now_s)
-        endpoint.pace.note(wait_s, now_s)
+        self.waits.add(wait_s, now_s=now_s)
+        self.pace.note(wait_s, now_s=now_s)
+        endpoint.pace.note(wait_s, now_s=now_s)
 
 
 class Lease:
@@ -56,7 +56,7 @@ class Lease:
         """Note that the first token has come."""
         assert self._waiting and not self._finished, "there is one first token, before the end"
         self._waiting = False
-        self._pool.note_wait(self._endpoint, now_s - self._began_s, now_s)
+        self._pool.note_wait(self._endpoint, now_s - self._began_s, now_s=now_s)
 
     def succeeded(self, now_s: float) -> None:
         """Finish: the endpoint did its part. It also did if it refused a malformed request."""
@@ -83,7 +83,7 @@ class Lease:
         self._pool.cancelled += 1
         waited_s = now_s - self._began_s
         if self._waiting and waited_s >= self._pool.waits.hedge_delay_s(now_s):
-            self._pool.note_wait(self._endpoint, waited_s, now_s)
+            self._pool.note_wait(self._endpoint, waited_s, now_s=now_s)
 
     def _finish(self) -> None:
         assert not self._finished, "a lease is finished once"

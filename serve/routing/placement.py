@@ -156,7 +156,9 @@ def place(
     late = np.maximum(preference[:, 0], QUALITY_WEIGHT_MIN).tolist()
     for i, model in enumerate(chosen.tolist()):
         if len(several.get(model, ())) > 1:
-            pools[i] = filling.take(several[model], fixed[i], latency[i], late[i], work[i])
+            pools[i] = filling.take(
+                several[model], fixed[i], latency[i], late=late[i], work=work[i]
+            )
     return pools
 
 
@@ -173,7 +175,13 @@ class _Filling:
         self._per_work = crowd.per_work.tolist()
 
     def take(
-        self, pools: list[int], fixed: list[float], latency: float, late: float, work: list[float]
+        self,
+        pools: list[int],
+        fixed: list[float],
+        latency: float,
+        *,
+        late: float,
+        work: list[float],
     ) -> int:
         """The best of these pools for one request, which takes its place in it."""
         latency_s, load = self._latency_s, self._load

@@ -115,7 +115,7 @@ def polished(training: list[Row], x0: np.ndarray) -> tuple[np.ndarray, float]:
     """Both rounds of a fit."""
     x, _ = fit_emulator.refine(training, x0, limits(), fit_emulator.PULL)
     return fit_emulator.refine(
-        training, x, limits(), fit_emulator.PULL_POLISH, fit_emulator.DIFFERENCE_POLISH
+        training, x, limits(), fit_emulator.PULL_POLISH, difference=fit_emulator.DIFFERENCE_POLISH
     )
 
 

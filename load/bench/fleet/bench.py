@@ -169,7 +169,7 @@ def simulated_requests_per_s(seed: int) -> float:
     pools = tuple(pool for pool in of.fleet.pools if pool.name not in SPEED_LEFT_OUT)
     assert len(pools) == SPEED_POOLS, "the speed is told of so many pools"
     of = with_fleet(of, replace(of.fleet, pools=pools))
-    of = replace(of, traffic=between(of.traffic, *SPEED_S))
+    of = replace(of, traffic=between(of.traffic, SPEED_S[0], end_s=SPEED_S[1]))
     first = first_replicas(of, FAIRLEAD)
     scaler = scaler_of(of, FAIRLEAD, first)
     done = simulate_with(of, first, scaler, FAIRLEAD, seed)
@@ -249,10 +249,12 @@ def overload_base(options: ScenarioOptions, how: OverloadOptions) -> overload.Ba
 
 
 def overload_at(
-    options: ScenarioOptions, how: OverloadOptions, base: float, multiple: float
+    options: ScenarioOptions, how: OverloadOptions, base: float, *, multiple: float
 ) -> dict[str, float]:
     """What comes of one multiple of it."""
-    return overload.at_multiple(overload.tried_scenario(options, how), base, multiple, how)
+    return overload.at_multiple(
+        overload.tried_scenario(options, how), base, multiple=multiple, options=how
+    )
 
 
 # --- in the main process: what runs after what
@@ -321,7 +323,7 @@ def _overload(options: FleetBench, processes: ProcessPoolExecutor, say: Say) -> 
 
     def run_all(rate: float, multiples: Sequence[float]) -> list[dict]:
         runs = [
-            processes.submit(overload_at, options.scenarios, how, rate, multiple)
+            processes.submit(overload_at, options.scenarios, how, rate, multiple=multiple)
             for multiple in multiples
         ]
         return [one.result() for one in runs]

@@ -236,7 +236,7 @@ def _joules(
         busy_s = float(work[:, column].sum())
         all_s = float(replicas[:, column].sum()) * options.interval_s
         power = pool.emulation.power
-        total += power.energy_j(max(all_s, busy_s), busy_s, busy_s * reading)
+        total += power.energy_j(max(all_s, busy_s), busy_s=busy_s, prefill_s=busy_s * reading)
     return total
 
 

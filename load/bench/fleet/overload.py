@@ -137,7 +137,7 @@ def static_rate(of: Scenario, options: OverloadOptions) -> float:
     return low
 
 
-def at_multiple(of: Scenario, base: float, multiple: float, options: OverloadOptions) -> dict:
+def at_multiple(of: Scenario, base: float, *, multiple: float, options: OverloadOptions) -> dict:
     """What comes of a ramp to so many times the base rate.
 
     Shares within the target: of all at the top, and of the highest class all the way.

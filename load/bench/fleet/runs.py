@@ -103,7 +103,7 @@ def first_replicas(of: Scenario, contender: Contender) -> dict[str, int]:
     loads = np.full(len(of.fleet.pools), FIRST_LOAD)
     minutes = np.bincount((of.traffic.at_s[of.traffic.at_s < FIRST_S] // 60.0).astype(int))
     busiest_s = 60.0 * int(minutes.argmax())
-    found = replicas_for(of, between(of.traffic, busiest_s, busiest_s + 60.0), loads)
+    found = replicas_for(of, between(of.traffic, busiest_s, end_s=busiest_s + 60.0), loads)
     rival = contender.scaling in ("queue_length", "utilisation")
     least = int(rival and contender.layout == "side_by_side")
     return {name: max(least, replicas) for name, replicas in found.items()}

@@ -165,8 +165,8 @@ def scenario(name: str, options: ScenarioOptions) -> Scenario:
     whole = traffic_of(trace, len(table), rng)
     return Scenario(
         name=name,
-        traffic=between(whole, begin_s, end_s),
-        tuning=between(whole, *tuning_s),
+        traffic=between(whole, begin_s, end_s=end_s),
+        tuning=between(whole, tuning_s[0], end_s=tuning_s[1]),
         table=table,
         known=known,
         fleet=fleet,
@@ -214,7 +214,7 @@ def traffic_of(trace: Trace, n_rows: int, rng: np.random.Generator) -> Traffic:
     )
 
 
-def between(traffic: Traffic, begin_s: float, end_s: float) -> Traffic:
+def between(traffic: Traffic, begin_s: float, *, end_s: float) -> Traffic:
     """The requests of a stretch, with times from its beginning on."""
     first, last = np.searchsorted(traffic.at_s, [begin_s, end_s])
     rows = slice(int(first), int(last))

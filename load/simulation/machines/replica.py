@@ -54,6 +54,7 @@ class VirtualReplica:
         plan: PoolPlan,
         number: int,
         launched_s: float,
+        *,
         ready_s: float,
         target: LatencyTarget,
         reporter: Reporter,
