@@ -16,6 +16,7 @@ The one rule: what a pool is comes from its `PoolPlan`, how many replicas it has
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import ray
 from ray import serve as ray_serve
@@ -78,7 +79,7 @@ def _declaration() -> ServeApplicationSchema:
     )
 
 
-def scaled_pools(arguments: dict) -> ray_serve.Application:
+def scaled_pools(arguments: dict[str, Any]) -> ray_serve.Application:
     """Called by Ray Serve to make the application, in a process of its own."""
     del arguments
     site, telemetry_s = ray.get(find_planner().deployed.remote())

@@ -15,6 +15,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import ray
 from ray import serve as ray_serve
@@ -34,7 +35,7 @@ class Raylets:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
-        self._nodes: list = []
+        self._nodes: list[Any] = []
 
     def add(self, resources: Mapping[str, float]) -> int:
         """Start one more; its number."""

@@ -12,6 +12,7 @@ and searched.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import faiss
 import numpy as np
@@ -31,7 +32,7 @@ COLUMNS: dict[str, tuple[type, tuple[int, ...]]] = {
     "targets": (np.int32, (N_TARGETS,)),
     "known": (np.bool_, (N_TARGETS,)),
 }
-Rows = dict[str, NDArray]
+Rows = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,7 +207,7 @@ class Neighbours:
         deviation = (shared[:, None] + own).astype(np.float32)
         return Evidence(deviation, weight.astype(np.float32), near.max(axis=1))
 
-    def _search(self, vectors: NDArray[np.float32]) -> tuple[NDArray, NDArray]:
+    def _search(self, vectors: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Cosine and row number (n, j) of the nearest rows; −1 where there are fewer."""
         wanted = self.options.neighbours
         parts = []

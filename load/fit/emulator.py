@@ -114,7 +114,7 @@ def _polish_job(
     return setup, x, of, kv_bytes
 
 
-def likeness(one: Setup, other: Setup) -> tuple:
+def likeness(one: Setup, other: Setup) -> tuple[Any, ...]:
     """Smaller is more similar: model, GPU, engine, precision, then parallelism."""
     return (
         one.model != other.model,
@@ -134,18 +134,26 @@ def scaled(x: Coefficients, theirs: Setup, mine: Setup) -> Coefficients:
     return x * np.array([*ratio, 1.0])
 
 
-def _least(of: Roofline) -> NDArray:
+def _least(of: Roofline) -> NDArray[Any]:
     return np.array([getattr(of, name) for name in NAMES[:5]])
 
 
-def _run(pool: Pool, work: Callable, jobs: list, found: dict, say: Callable[[str], None]) -> None:
+def _run(
+    pool: Pool,
+    work: Callable[..., Any],
+    jobs: list[Any],
+    found: dict[str, Any],
+    say: Callable[[str], None],
+) -> None:
     jobs.sort(key=lambda job: -sum(row.work.callers for row in job[1]))  # the long ones first
     for done, (setup, *result) in enumerate(pool.imap_unordered(work, jobs), start=1):
         found[setup] = tuple(result)
         say(f"{done}/{len(jobs)} {setup.label}")
 
 
-def _entry(setup: Setup, x: Coefficients, of: Limits, kv_bytes: float, n: int, near: Setup) -> dict:
+def _entry(
+    setup: Setup, x: Coefficients, of: Limits, kv_bytes: float, n: int, near: Setup
+) -> dict[str, Any]:
     source = SOURCE
     if n < ROWS_MIN:
         source += f"; {n} rows and the neighbour {near.label}"
@@ -155,7 +163,7 @@ def _entry(setup: Setup, x: Coefficients, of: Limits, kv_bytes: float, n: int, n
     return setup._asdict() | more | {"performance": one.as_dict()}
 
 
-def write(found: dict, path: Path = OUT) -> None:
+def write(found: dict[str, Any], path: Path = OUT) -> None:
     """One setup per line, so that a new fit can be compared with the old."""
     lines = ",\n".join(json.dumps(entry) for entry in found["setups"])
     rest = "".join(f'"{k}": {json.dumps(v)},\n' for k, v in found.items() if k != "setups")

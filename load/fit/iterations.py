@@ -18,6 +18,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +52,7 @@ NAMES = (
 )  # fmt: skip
 
 
-class Limits(dict):
+class Limits(dict[str, Any]):
     """prefill_tokens_max, kv_tokens_max, sequences_max, expert_share of a setup."""
 
 
@@ -158,12 +159,12 @@ def refine(
     """Coefficients that minimise the error of the engine's own runs, and that error per row."""
     moves = np.flatnonzero(x0 > 0.0)
 
-    def at(z: NDArray) -> Coefficients:
+    def at(z: NDArray[Any]) -> Coefficients:
         x = x0.copy()
         x[moves] *= np.exp(z - ORIGIN)
         return x
 
-    def residuals(z: NDArray) -> NDArray:
+    def residuals(z: NDArray[Any]) -> NDArray[Any]:
         engine = performance(at(z), of, derived=False, source="")
         found = benchmarks(engine, [row.work for row in training])
         errors = []

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from serve.dispatch.backend import Piece, Usage
 from serve.dispatch.budget import HedgeBudget, RetryBudget
@@ -58,7 +59,7 @@ class Race:
 
         Raises CallRefused, DeadlinePassed, NoAnswer.
         """
-        running: dict[asyncio.Future, Trial] = {}
+        running: dict[asyncio.Future[Any], Trial] = {}
         why = "the request ended"
         try:
             while True:
@@ -83,7 +84,7 @@ class Race:
                 self._end_retry(trial)
                 self._settlement.cancelled(trial, request.began_s, why)
 
-    def _rest_s(self, request: Request, running: dict[asyncio.Future, Trial]) -> float:
+    def _rest_s(self, request: Request, running: dict[asyncio.Future[Any], Trial]) -> float:
         """How long nothing needs to be done unless something comes."""
         until_s = min(request.deadline_s, *(trial.late_at_s for trial in running.values()))
         if not request.hedged:
@@ -91,7 +92,7 @@ class Race:
         return max(0.0, until_s - self._now_s())
 
     def _sift(
-        self, request: Request, running: dict[asyncio.Future, Trial]
+        self, request: Request, running: dict[asyncio.Future[Any], Trial]
     ) -> tuple[Trial, Piece] | None:
         """Settle what has failed or is late; the winner, if there is one. Raises CallRefused."""
         now_s = self._now_s()
@@ -116,7 +117,7 @@ class Race:
             raise refused
         return won
 
-    def _take_out(self, running: dict[asyncio.Future, Trial], trial: Trial) -> None:
+    def _take_out(self, running: dict[asyncio.Future[Any], Trial], trial: Trial) -> None:
         del running[trial.first]
         self._end_retry(trial)
 
@@ -149,7 +150,7 @@ class Race:
             self._give_back()
             raise
 
-    def _hedge(self, request: Request, running: dict[asyncio.Future, Trial]) -> Trial | None:
+    def _hedge(self, request: Request, running: dict[asyncio.Future[Any], Trial]) -> Trial | None:
         """A second trial beside a late one, where there is a place and the budget has room."""
         if request.hedged or len(running) != 1:
             return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Callable
+from typing import Any
 
 import grpc
 import msgspec
@@ -40,7 +41,9 @@ class DispatcherServicer(dispatch_pb2_grpc.DispatcherServicer):
         self._answer, self._now_ms = answer, now_ms
 
     async def Dispatch(  # noqa: N802 - gRPC's name
-        self, request: pb.DispatchRequest | InvalidRequest, context: grpc.aio.ServicerContext
+        self,
+        request: pb.DispatchRequest | InvalidRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
     ) -> None:
         """Decide, call, stream.
 

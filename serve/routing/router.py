@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -191,7 +192,9 @@ def explored(choices: Choices) -> NDArray[np.bool_]:
     return choices.utility[np.arange(len(best)), choices.chosen] < best
 
 
-def _from_ratio(expected: Floats, log_ratio: NDArray, noise: NDArray) -> tuple[Floats, Floats]:
+def _from_ratio(
+    expected: Floats, log_ratio: NDArray[Any], noise: NDArray[Any]
+) -> tuple[Floats, Floats]:
     """Mean and standard deviation (n, k) of a log-normal around `expected`·exp(`log_ratio`)."""
     variance = noise.astype(np.float64) ** 2
     mean = expected * np.exp(log_ratio + variance / 2)

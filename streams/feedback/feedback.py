@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -302,6 +302,6 @@ def keep_fresh(outcomes: Outcomes, fresh: NDArray[np.uint8]) -> Outcomes:
     return Outcomes(**columns)
 
 
-def schema() -> dict:
+def schema() -> dict[str, Any]:
     """The JSON schema of a feedback record, as published."""
     return msgspec.json.schema(Report)

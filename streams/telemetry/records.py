@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -237,6 +237,6 @@ def encode_all(windows: Sequence[Sequence[AnyTelemetry]]) -> list[tuple[bytes | 
     return [pair for records in windows for pair in encode(records)]
 
 
-def schema() -> dict:
+def schema() -> dict[str, Any]:
     """The JSON schema of a telemetry record, as msgspec says it."""
     return msgspec.json.schema(AnyTelemetry)

@@ -15,6 +15,7 @@ import re
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import faiss
 import numpy as np
@@ -278,19 +279,19 @@ def prices_of(manifest: Manifest) -> Prices:
         raise SnapshotDamaged(f"the prices of snapshot {manifest.version} are malformed") from error
 
 
-def _pack(arrays: Mapping[str, NDArray]) -> bytes:
+def _pack(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     """Arrays as an uncompressed npz: no pickles, the same bytes for the same arrays."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     return buffer.getvalue()
 
 
-def _flat(groups: Mapping[str, Mapping[str, NDArray]]) -> dict[str, NDArray]:
+def _flat(groups: Mapping[str, Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
     return {f"{group}.{name}": a for group, arrays in groups.items() for name, a in arrays.items()}
 
 
-def _grouped(flat: Mapping[str, NDArray]) -> dict[str, dict[str, NDArray]]:
-    groups: dict[str, dict[str, NDArray]] = {}
+def _grouped(flat: Mapping[str, NDArray[Any]]) -> dict[str, dict[str, NDArray[Any]]]:
+    groups: dict[str, dict[str, NDArray[Any]]] = {}
     for path, array in flat.items():
         group, _, name = path.partition(".")
         groups.setdefault(group, {})[name] = array

@@ -266,7 +266,7 @@ def _trace(
     """All policies on one trace."""
     scenarios = options.scenarios
 
-    def submit(contender: Contender, *, tuning: bool) -> Future:
+    def submit(contender: Contender, *, tuning: bool) -> Future[Any]:
         return processes.submit(run_contender, name, scenarios, contender, tuning=tuning)
 
     def run_all(contenders: Sequence[Contender]) -> list[Mapping[str, float]]:
@@ -321,7 +321,7 @@ def _overload(options: FleetBench, processes: ProcessPoolExecutor, say: Say) -> 
     rate = base.requests_per_s
     say(f"overload: a static fleet of {overload.LARGEST} holds {rate:.1f} requests/s")
 
-    def run_all(rate: float, multiples: Sequence[float]) -> list[dict]:
+    def run_all(rate: float, multiples: Sequence[float]) -> list[dict[str, Any]]:
         runs = [
             processes.submit(overload_at, options.scenarios, how, rate, multiple=multiple)
             for multiple in multiples

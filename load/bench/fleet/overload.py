@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -137,7 +138,9 @@ def static_rate(of: Scenario, options: OverloadOptions) -> float:
     return low
 
 
-def at_multiple(of: Scenario, base: float, *, multiple: float, options: OverloadOptions) -> dict:
+def at_multiple(
+    of: Scenario, base: float, *, multiple: float, options: OverloadOptions
+) -> dict[str, Any]:
     """What comes of a ramp to so many times the base rate.
 
     Shares within the target: of all at the top, and of the highest class all the way.
@@ -192,10 +195,10 @@ def full_rate(of: Scenario) -> float:
     return sum(best.values())
 
 
-RunMultiples = Callable[[float, Sequence[float]], Sequence[dict]]
+RunMultiples = Callable[[float, Sequence[float]], Sequence[dict[str, Any]]]
 
 
-def search(base: float, options: OverloadOptions, run_all: RunMultiples) -> list[dict]:
+def search(base: float, options: OverloadOptions, run_all: RunMultiples) -> list[dict[str, Any]]:
     """All multiples that were tried, in their order: the given ones, and then between."""
     tried = sorted(run_all(base, options.multiples), key=lambda one: one["multiple"])
     held = [one for one in tried if one["within_target"] >= options.within_min]
@@ -207,7 +210,9 @@ def search(base: float, options: OverloadOptions, run_all: RunMultiples) -> list
     return sorted(tried, key=lambda one: one["multiple"])
 
 
-def summed_up(base: Base, tried: Sequence[dict], options: OverloadOptions) -> dict:
+def summed_up(
+    base: Base, tried: Sequence[dict[str, Any]], options: OverloadOptions
+) -> dict[str, Any]:
     """For JSON. Where no multiple holds, the least one is told with what it reached."""
     held = [one for one in tried if one["within_target"] >= options.within_min]
     told = held[-1] if held else tried[0]

@@ -31,6 +31,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -176,17 +177,17 @@ def scenario(name: str, options: ScenarioOptions) -> Scenario:
     )
 
 
-def _azure(options: ScenarioOptions, rng: np.random.Generator) -> tuple:
+def _azure(options: ScenarioOptions, rng: np.random.Generator) -> tuple[Any, ...]:
     trace = traces.scaled(traces.azure(), options.azure_users, rng)
     return trace, options.azure_s, options.azure_tuning_s, SHORT_TARGET, 1800.0
 
 
-def _mooncake(options: ScenarioOptions, rng: np.random.Generator) -> tuple:
+def _mooncake(options: ScenarioOptions, rng: np.random.Generator) -> tuple[Any, ...]:
     trace = traces.scaled(traces.mooncake(), options.mooncake_users, rng)
     return trace, options.mooncake_s, options.mooncake_tuning_s, LONG_TARGET, 170.0
 
 
-def _diurnal(options: ScenarioOptions, rng: np.random.Generator) -> tuple:
+def _diurnal(options: ScenarioOptions, rng: np.random.Generator) -> tuple[Any, ...]:
     # Mooncake's lengths: a day of Azure's would be ten times the requests for the same GPUs.
     trace = traces.diurnal(traces.mooncake(), options.diurnal, rng)
     return trace, options.diurnal_s, options.diurnal_tuning_s, LONG_TARGET, 170.0

@@ -15,6 +15,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,5 +139,5 @@ class Run:
         return digest.hexdigest()
 
 
-def _mean(values: NDArray) -> float:
+def _mean(values: NDArray[Any]) -> float:
     return float(values.mean()) if len(values) else 0.0

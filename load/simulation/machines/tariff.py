@@ -17,8 +17,8 @@ class Tariff:
     """Prices by type of GPU, in steps.
 
     >>> tariff = Tariff({"h100": 2.0})
-    >>> tariff.change("h100", at_s=4.0, at_s=1800.0)
-    >>> tariff.usd("h100", to_s=0.0, 3600.0)
+    >>> tariff.change("h100", 4.0, at_s=1800.0)
+    >>> tariff.usd("h100", 0.0, to_s=3600.0)
     3.0
     """
 
