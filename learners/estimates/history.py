@@ -128,7 +128,7 @@ def build_index(vectors: NDArray[np.float32]) -> faiss.Index:
     n_lists = int(min(1024, max(16, 3 * np.sqrt(len(vectors)))))
     quantizer = faiss.IndexFlatIP(N_FEATURES)
     index = faiss.IndexIVFFlat(quantizer, N_FEATURES, n_lists, faiss.METRIC_INNER_PRODUCT)
-    index.own_fields, _ = True, quantizer.this.disown()
+    index.own_fields, _ = True, quantizer.this.disown()  # type: ignore[attr-defined]  # SWIG's
     # Twice the passes over twice the points take four times as long and find no more (recall of the
     # nearest 64 of 100,000 clustered rows 0.9996, against 0.9982).
     index.cp.seed, index.cp.niter = 1, 4

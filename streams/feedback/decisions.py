@@ -91,7 +91,7 @@ def _constants(batch: DecisionBatch) -> tuple[object, ...]:
 def _joined(batches: Sequence[DecisionBatch]) -> DecisionBatch:
     """Batches that share their constants as one: arrays end to end, lists end to end."""
 
-    def end_to_end(name: str, values: list[Any]) -> object:
+    def end_to_end(name: str, values: list[Any]) -> Any:
         if name in ("ids", "tenants", "sessions", "prompts"):
             return list(itertools.chain.from_iterable(values))
         return np.concatenate(values) if isinstance(values[0], np.ndarray) else values[0]

@@ -120,10 +120,10 @@ class Seen:
     def groups(self) -> list[tuple[int, dict[str, NDArray[Any]]]]:
         """The pages in groups, each with a stamp that changes whenever the group does."""
         at = list(self._slot_of)
-        found = []
+        found: list[tuple[int, dict[str, NDArray[Any]]]] = []
         for group in range(-(-len(at) // GROUP)):
             rows = slice(group * GROUP, min((group + 1) * GROUP, len(at)))
-            arrays = {
+            arrays: dict[str, NDArray[Any]] = {
                 "issuers": np.array([issuer for issuer, _ in at[rows]], np.uint64),
                 "pages": np.array([page for _, page in at[rows]], np.uint64),
                 "newest_ms": self._newest_ms[rows],

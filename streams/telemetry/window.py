@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +58,7 @@ class Reporter:
         self._from_ms = now_ms
         return from_ms, now_ms
 
-    def head(self, window: tuple[int, int]) -> dict[str, object]:
+    def head(self, window: tuple[int, int]) -> dict[str, Any]:
         """What a record begins with; every call is another record's."""
         self._sequence += 1
         from_ms, to_ms = window
