@@ -9,7 +9,8 @@ The one rule: a client may be shared between threads, and one is enough for a pr
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Self, TypeVar, Unpack
+from types import ModuleType
+from typing import ClassVar, Self, TypeVar, Unpack
 
 import grpc
 
@@ -42,7 +43,7 @@ class Client(Connections):
     Every method takes `timeout_s` for this one call and raises nothing but `FairleadError`s.
     """
 
-    flavour = grpc
+    flavour: ClassVar[ModuleType] = grpc
 
     def __enter__(self) -> Self:
         return self

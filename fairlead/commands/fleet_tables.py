@@ -17,7 +17,7 @@ from rich.table import Table
 SECTIONS = ("workload", "router", "pools", "prices", "scaling")
 
 
-def print_fleet(found: Mapping[str, object], out: Console) -> None:
+def print_fleet(found: Mapping[str, Any], out: Console) -> None:
     """Print the sections that have something to say."""
     if found["workload"]:
         out.print(_workload(found["workload"]))

@@ -103,7 +103,7 @@ class Wording:
     def _instead(self, name: str, usd: Mapping[str, float | None]) -> str:
         mine, model = usd[name], self._pools[name].model
         same = [o for o in self._pools if self._pools[o].model == model and o != name]
-        cheaper = [(usd[o], o) for o in same if usd[o] is not None]
+        cheaper = [(each, o) for o in same if (each := usd[o]) is not None]
         if mine is None or not cheaper or min(cheaper)[0] >= mine:
             return ""
         price, other = min(cheaper)

@@ -27,7 +27,7 @@ from infra.errors import ClusterFailed
 # Every machine has an address of its own on the loopback. Not 127.0.0.1: Ray takes that for "this
 # host" and looks for it at the address of a network card, where nothing of ours listens.
 HEAD, FIRST = "127.0.0.2", 10
-NODE = {"object_store_memory": OBJECT_STORE_BYTES, "num_gpus": 0}
+NODE: dict[str, Any] = {"object_store_memory": OBJECT_STORE_BYTES, "num_gpus": 0}
 
 
 class Raylets:

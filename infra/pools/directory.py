@@ -62,7 +62,8 @@ def open_directory() -> ray.actor.ActorHandle[Any]:
         num_cpus=0,
         resources={"node:__internal_head__": 0.001},
     )
-    return made.remote()
+    handle: ray.actor.ActorHandle[Any] = made.remote()  # type: ignore[assignment]  # so it is
+    return handle
 
 
 def close_directory() -> None:

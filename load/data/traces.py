@@ -131,7 +131,8 @@ def diurnal(lengths: Trace, options: DiurnalOptions, rng: np.random.Generator) -
 
 def diurnal_rate(options: DiurnalOptions, rng: np.random.Generator) -> NDArray[np.float64]:
     """Requests per second, of each step of `options.step_s`."""
-    at_s = np.arange(round(options.days * DAY_S / options.step_s)) * options.step_s
+    steps = np.arange(round(options.days * DAY_S / options.step_s), dtype=np.float64)
+    at_s = steps * options.step_s
     phase = 2 * np.pi * (at_s / HOUR_S - options.peak_hour) / 24
     shape = 1.0 + options.day_swing * np.cos(phase) - options.lunch_dip * np.cos(2 * phase)
     day = (options.first_day + at_s // DAY_S).astype(int) % 7

@@ -23,6 +23,7 @@ import math
 import multiprocessing
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
@@ -67,10 +68,10 @@ def fit_iterations(say: Callable[[str], None], processes: int = 2) -> list[dict[
     work = {s: [row.work for row in of] for s, of in setups.items()}
     many = [s for s in setups if len(training[s]) >= ROWS_MIN]
     few = [s for s in setups if 0 < len(training[s]) < ROWS_MIN]
-    found = {}
+    found: dict[Setup, Any] = {}
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         _run(pool, _fit_job, [(s, training[s], work[s], None) for s in many], found, say)
-        near = {s: min(many, key=lambda other, s=s: likeness(s, other)) for s in setups}
+        near = {s: min(many, key=partial(likeness, s)) for s in setups}
         neighbour = {s: scaled(found[s_near][0], s_near, s) for s, s_near in near.items()}
         _run(pool, _fit_job, [(s, training[s], work[s], neighbour[s]) for s in few], found, say)
         _run(pool, _polish_job, [(s, training[s], *found[s]) for s in many], found, say)
@@ -79,7 +80,7 @@ def fit_iterations(say: Callable[[str], None], processes: int = 2) -> list[dict[
             _, theirs, kv_bytes = found[near[s]]
             chunk = theirs["prefill_tokens_max"]
             found[s] = (neighbour[s], limits(s, work[s], chunk, kv_bytes), kv_bytes)
-    return [_entry(s, *found[s], len(training[s]), near[s]) for s in setups]
+    return [_entry(s, *found[s], n=len(training[s]), near=near[s]) for s in setups]
 
 
 def fit_front_end(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -142,7 +143,7 @@ def _run(
     pool: Pool,
     work: Callable[..., Any],
     jobs: list[Any],
-    found: dict[str, Any],
+    found: dict[Setup, Any],
     say: Callable[[str], None],
 ) -> None:
     jobs.sort(key=lambda job: -sum(row.work.callers for row in job[1]))  # the long ones first
@@ -152,7 +153,7 @@ def _run(
 
 
 def _entry(
-    setup: Setup, x: Coefficients, of: Limits, kv_bytes: float, n: int, near: Setup
+    setup: Setup, x: Coefficients, of: Limits, kv_bytes: float, *, n: int, near: Setup
 ) -> dict[str, Any]:
     source = SOURCE
     if n < ROWS_MIN:

@@ -106,7 +106,7 @@ def solve(of: Sequence[Row], left: NDArray[Any], pool: Delays | None = None) -> 
     y = left / ttft_s
     towards = np.zeros(3) if pool is None else pool * TYPICAL
     strength = np.zeros(3) if pool is None else PULL / np.maximum(towards, LEAST_S)
-    weights = np.ones(len(of))
+    weights, found = np.ones(len(of)), towards
     for _ in range(REWEIGHTINGS):
         found, _ = nnls(
             np.vstack([table * weights[:, None], np.diag(strength)]),

@@ -175,7 +175,8 @@ def refine(
 
     best = least_squares(
         residuals, np.full(len(moves), ORIGIN), bounds=(ORIGIN - 6.0, ORIGIN + 4.0),
-        loss="soft_l1", f_scale=LOSS_SCALE, diff_step=difference / ORIGIN, max_nfev=STEPS,
+        loss="soft_l1", f_scale=LOSS_SCALE, max_nfev=STEPS,
+        diff_step=difference / ORIGIN,  # type: ignore[arg-type]  # one for all will do
     )  # fmt: skip
     return at(best.x), float(best.cost) / len(training)
 

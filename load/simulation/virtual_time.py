@@ -50,6 +50,7 @@ from serve.routing.live import Live
 from streams.feedback.ticket import KEY_BYTES, Issuer, Sealer
 from streams.log.contract import FEEDBACK
 from streams.log.memory_log import MemoryLog, Storage
+from streams.telemetry.records import AnyTelemetry
 from streams.telemetry.window import Reporter
 from streams.training.state import State
 from streams.training.trainer import TrainerOptions
@@ -215,7 +216,7 @@ class Simulation:
     def _report(self) -> None:
         """A window ends: everybody reports, the trainer learns, routers see it."""
         now_ms, decision_s = self._now_ms(), self._options.decision_s
-        records = [
+        records: list[AnyTelemetry] = [
             record
             for router in self._routers
             for record in router.records(self._live, decision_s, now_ms)

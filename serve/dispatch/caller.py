@@ -19,7 +19,8 @@ from serve.dispatch.backend import Call, Pools
 from serve.dispatch.retickets import Reticket, Retickets
 from serve.dispatch.trial import Place, Trial, began
 from serve.errors import NoAnswer
-from serve.health.health import Health, Lease
+from serve.health.health import Health
+from serve.health.lease import Lease
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.live import Live
 from serve.routing.sessions import Sessions

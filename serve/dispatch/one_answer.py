@@ -13,6 +13,7 @@ import math
 from collections.abc import AsyncGenerator, Callable
 
 from serve.dispatch.answers import Ended, Event, Routed, Streamed
+from serve.dispatch.backend import Piece
 from serve.dispatch.caller import Request
 from serve.dispatch.race import Race
 from serve.dispatch.settlement import Settlement
@@ -33,6 +34,7 @@ class OneAnswer:
 
         Raises CallRefused, DeadlinePassed, NoAnswer before the first event, AnswerBroken after.
         """
+        piece: Piece | None
         trial, piece = await self._race.first_token(request)
         try:
             first_ms = request.since_ms(self._now_s())

@@ -24,7 +24,7 @@ from serve.dispatch.answers import Attempt, Kind
 from serve.dispatch.backend import Call, Endpoint, Piece, Usage
 from serve.dispatch.retickets import Reticket
 from serve.errors import AnswerGarbled, AttemptFailed, CallRefused, EndpointFailed
-from serve.health.health import Lease
+from serve.health.lease import Lease
 from serve.routing.catalogue import Catalogue
 from serve.routing.request import TOKENS_MAX
 from streams.feedback.feedback import OUTPUT_TOKENS_MAX

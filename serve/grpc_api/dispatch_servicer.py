@@ -88,7 +88,7 @@ def read_ask(request: pb.DispatchRequest) -> Ask:
     )
 
 
-def _contents(messages: object) -> list[object]:
+def _contents(messages: Any) -> list[object]:
     return [message.get("content") for message in messages if isinstance(message, dict)]
 
 

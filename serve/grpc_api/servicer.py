@@ -83,7 +83,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         self.counts = ServicerCounts()
         self.draining = False
 
-    def _score(self, asked: Sequence[Asked]) -> list[pb.Decision | Exception]:
+    def _score(self, asked: Sequence[Asked]) -> Sequence[pb.Decision | Exception]:
         """One batch against the view of this moment."""
         decided = self._decider.decide(asked, self._view.current)
         if decided.log is not None and self._decisions is not None:
@@ -111,7 +111,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         loop = asyncio.get_running_loop()
         self._encoding += 1
         try:
-            vectors = await loop.run_in_executor(None, self._encoder.encode, [asked.text])
+            vectors = await loop.run_in_executor(None, self._encoder.encode, [asked.text or ""])
         finally:
             self._encoding -= 1
         return replace(asked, embedding=vectors[0])
@@ -254,6 +254,6 @@ def _check_count(field: str, n: int) -> None:
 
 
 def _check_time_left(context: Context[Any, Any]) -> None:
-    left_s = context.time_remaining()
+    left_s: float | None = context.time_remaining()
     if left_s is not None and left_s <= 0:
         raise DeadlinePassed("the gRPC deadline had passed before the request was scored")

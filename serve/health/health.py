@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 from learners.option import option
 from serve.health.first_token import FirstTokenOptions, FirstTokens
@@ -116,7 +116,8 @@ class Health:
 
     def order(self, pools: Sequence[str], now_s: float) -> list[str]:
         """The same pools in the same order, but those that can't answer now at the end."""
-        able, unable = [], []
+        able: list[str] = []
+        unable: list[str] = []
         for pool in pools:
             (unable if self.reason(pool, now_s) else able).append(pool)
         if not unable:
@@ -227,7 +228,22 @@ class Health:
             self._events.append(Event(kind=kind, pool=pool, endpoint="", at_s=now_s, why=why))
 
 
-def less_loaded(endpoints: Sequence[Endpoint], uniform: float, avoid: str = "") -> Endpoint:
+class Loaded(Protocol):
+    """What can be told apart, and be busy."""
+
+    @property
+    def address(self) -> str:
+        """Its name."""
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that it has and has not answered."""
+
+
+AnyLoaded = TypeVar("AnyLoaded", bound=Loaded)
+
+
+def less_loaded(endpoints: Sequence[AnyLoaded], uniform: float, avoid: str = "") -> AnyLoaded:
     """Of two different ones drawn by `uniform`, the one with fewer requests in flight.
 
     The power of two choices (Mitzenmacher 2001), as Envoy's LEAST_REQUEST with choice_count 2.

@@ -70,7 +70,7 @@ def make_app(
         for found in listed:
             if found["id"] == name:
                 return _json(found)
-        raise UnknownModel("model", name, tuple(one["id"] for one in listed))
+        raise UnknownModel("model", name, tuple(str(one["id"]) for one in listed))
 
     async def health(_: Request) -> Response:
         return _json({"status": "ok"})
@@ -118,7 +118,7 @@ class KeyRequired:
 
 def _listed(catalogue: Catalogue) -> list[dict[str, object]]:
     """The models in OpenAI's form; it wants to know when each was made, and nobody does."""
-    told = {AUTO: {"models": catalogue.names}}
+    told: dict[str, Mapping[str, object]] = {AUTO: {"models": catalogue.names}}
     told |= {model.name: _figures(model, catalogue) for model in catalogue.models}
     form = {"object": "model", "created": 0, "owned_by": "fairlead"}
     return [{"id": name, **form, "fairlead": figures} for name, figures in told.items()]
@@ -137,4 +137,4 @@ def _json(value: object) -> Response:
 
 async def _refused(_: Request, error: Exception) -> Response:
     meaning = meaning_of(error)
-    return Response(error_body(error), meaning.status, JSON | meaning.headers)
+    return Response(error_body(error), meaning.status, {**JSON, **meaning.headers})

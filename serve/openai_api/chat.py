@@ -162,7 +162,7 @@ class Reply:
             await self.finish(self._writer.broken(error))
         else:
             meaning = meaning_of(error)
-            await self.whole(meaning.status, JSON | meaning.headers, error_body(error))
+            await self.whole(meaning.status, {**JSON, **meaning.headers}, error_body(error))
 
 
 async def read_content(receive: Receive, bytes_max: int) -> bytes:

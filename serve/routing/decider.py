@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,7 +81,7 @@ class Decider:
         allowed = _allowed(asked, live, refused)
         _check_deadlines(asked, now_ms, refused)
         rows = [i for i in range(len(asked)) if i not in refused]
-        replies: list[pb.Decision | ServeError] = [refused.get(i) for i in range(len(asked))]
+        replies: list[Any] = [refused.get(i) for i in range(len(asked))]  # the rest comes below
         if not rows:
             return Decided(replies, None)
         taken = [asked[i] for i in rows]
@@ -222,10 +223,10 @@ class Decider:
         if not len(rows):
             return None
         return DecisionBatch(
-            ids=[ids[i] for i in rows],
+            ids=[ids[i] for i in rows.tolist()],
             decided_at_ms=np.full(len(rows), now_ms, np.int64),
-            tenants=[asked[i].tenant.decode() for i in rows],
-            sessions=[asked[i].session for i in rows],
+            tenants=[asked[i].tenant.decode() for i in rows.tolist()],
+            sessions=[asked[i].session for i in rows.tolist()],
             models=live.catalogue.names,
             pools=live.pool_names,
             chosen=choices.chosen[rows],
@@ -241,7 +242,7 @@ class Decider:
             policy=repr(self._chooser.policy),
             encoder=live.encoder,
             contexts=requests.contexts[rows],
-            prompts=[asked[i].text if self._log_prompts else None for i in rows],
+            prompts=[asked[i].text if self._log_prompts else None for i in rows.tolist()],
         )
 
 
@@ -260,7 +261,7 @@ def _counted(
         explored=explored(choices)[rows],
         wished=choices.wished[rows],
         shed=choices.shed[rows],
-        tenants=[asked[i].tenant.decode() for i in rows],
+        tenants=[asked[i].tenant.decode() for i in rows.tolist()],
         prompt_tokens=requests.prompt_tokens[rows],
     )
 
@@ -323,7 +324,7 @@ def _bad_numbers(embedding: NDArray[np.float32]) -> InvalidRequest:
 
 def _no_model_fits(one: Asked, row: int, choices: Choices, live: Live) -> NoModelFits:
     """Say of every model why it was out."""
-    why = {
+    why: dict[Verdict, Callable[[int], str]] = {
         Verdict.NOT_ALLOWED: lambda j: "not allowed",
         Verdict.TOO_DEAR: lambda j: (
             f"predicted cost ${choices.cost_usd[row, j]:.3g} is above cost_usd_max "

@@ -7,6 +7,7 @@ encoder, which may change until the request is scored.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -156,7 +157,7 @@ def read_criticality(given: int) -> int:
     return given - pb.SHEDDABLE
 
 
-def _names(field: str, names: object) -> tuple[str, ...]:
+def _names(field: str, names: Iterable[str]) -> tuple[str, ...]:
     found = tuple(names)
     if len(found) > MODELS_LISTED_MAX:
         raise InvalidRequest(field, f"{len(found)} names", f"at most {MODELS_LISTED_MAX} names")

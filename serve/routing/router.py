@@ -124,7 +124,7 @@ def route(
     verdict = _verdicts(requests, live, cost, latency)
     able = verdict == Verdict.ELIGIBLE
     eligible = _with_replicas(able, live, verdict)
-    fits = eligible.any(axis=1)
+    fits = np.asarray(eligible.any(axis=1))
     eligible[~fits] = True  # any probabilities will do, the row is refused
     scale = _scale(weights, cost, latency)
     propensity = policy.probabilities(

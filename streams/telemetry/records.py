@@ -227,12 +227,12 @@ def decode(value: bytes | None) -> AnyTelemetry:
     return record
 
 
-def encode(records: Sequence[AnyTelemetry]) -> list[tuple[bytes | None, bytes]]:
+def encode(records: Sequence[Telemetry]) -> list[tuple[bytes | None, bytes]]:
     """Keys and values for the log. One key per source: its records keep their order."""
     return [(record.source.encode(), _encode(record)) for record in records]
 
 
-def encode_all(windows: Sequence[Sequence[AnyTelemetry]]) -> list[tuple[bytes | None, bytes]]:
+def encode_all(windows: Sequence[Sequence[Telemetry]]) -> list[tuple[bytes | None, bytes]]:
     """As `encode`, for an outbox whose items are all records of a window."""
     return [pair for records in windows for pair in encode(records)]
 

@@ -31,7 +31,6 @@ from streams.telemetry.records import (
     ClassWindow,
     MixWindow,
     RouterState,
-    Telemetry,
     WishWindow,
     Workload,
 )
@@ -147,10 +146,10 @@ class RouterWindow:
 
     def take(
         self, reporter: Reporter, window: tuple[int, int], gauges: RouterGauges
-    ) -> list[Telemetry]:
+    ) -> list[Workload | RouterState]:
         """The records of the window; a new one begins. `window` is what `Reporter.window` gave."""
         self._count()
-        records: list[Telemetry] = []
+        records: list[Workload | RouterState] = []
         if self._classes:
             records.append(Workload(classes=self._class_windows(), **reporter.head(window)))
         records.append(

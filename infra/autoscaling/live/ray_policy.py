@@ -27,7 +27,7 @@ class PlannedPools:
     def __init__(self, reader: PlanReader | None = None) -> None:
         self._reader = reader or PlanReader()
 
-    def __call__(self, contexts: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def __call__(self, contexts: dict[Any, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Replicas by deployment, and a state that is not used.
 
         `contexts` are `AutoscalingContext` by Ray's `DeploymentID`.

@@ -182,7 +182,8 @@ def run_contender(
     """One run's figures, its most GPUs at once, and its digest."""
     done = run_on(name, options, contender, tuning=tuning)
     of = built(name, options)
-    fleet = of.fleet if contender.gpu is None else homogeneous(contender.gpu)
+    fleet = homogeneous(contender.gpu) if contender.gpu is not None else of.fleet
+    assert fleet is not None
     gpus = np.array([pool.gpus_per_replica for pool in fleet.pools])
     series = done.replicas
     running = (series.ready + series.starting + series.draining) @ gpus
@@ -284,7 +285,7 @@ def _trace(
     for policy, one in {**ours, **rivals, "clairvoyant": limit}.items():
         figures[policy] = one.result()
         say(f"{name} {policy}: {_line(figures[policy])}")
-    if pictured is not None:
+    if pictured is not None and options.picture is not None:
         draw(pictured.result(), options.picture)
         say(f"picture: {options.picture}")
     return {

@@ -75,8 +75,8 @@ def shrunk(of: Scenario, share: float) -> Scenario:
     pools = tuple(
         replace(
             pool,
-            gpu=by_name[pool.gpu.name],
-            replicas_max=max(1, by_name[pool.gpu.name].available // pool.gpus_per_replica),
+            gpu=by_name[pool.machine.name],
+            replicas_max=max(1, by_name[pool.machine.name].available // pool.gpus_per_replica),
         )
         for pool in of.fleet.pools
     )
@@ -106,7 +106,7 @@ def static_scenario(of: Scenario) -> Scenario:
     """The largest model on every GPU that can run it, and no other."""
     large = everywhere(LARGEST)
     available = {gpu.name: gpu.available for gpu in of.fleet.gpus}
-    pools = tuple(p for p in large.pools if available[p.gpu.name] >= p.gpus_per_replica)
+    pools = tuple(p for p in large.pools if available[p.machine.name] >= p.gpus_per_replica)
     model = of.catalogue.models[of.catalogue.column_of[LARGEST]]
     named = [Pool(name=pool.name, model=pool.model, region=pool.region) for pool in pools]
     return replace(
@@ -122,7 +122,7 @@ def static_rate(of: Scenario, options: OverloadOptions) -> float:
     """The most requests per second that the static fleet holds within the target."""
     of = static_scenario(of)
     available = {gpu.name: gpu.available for gpu in of.fleet.gpus}
-    replicas = {p.name: available[p.gpu.name] // p.gpus_per_replica for p in of.fleet.pools}
+    replicas = {p.name: available[p.machine.name] // p.gpus_per_replica for p in of.fleet.pools}
     work_s = work_s_of(of.fleet, of.traffic, of.target).mean(axis=0)
     most = sum(replicas[p.name] / w for p, w in zip(of.fleet.pools, work_s.tolist(), strict=True))
     low, high = 0.25 * most, 1.1 * most
@@ -190,8 +190,8 @@ def full_rate(of: Scenario) -> float:
     work_s = work_s_of(of.fleet, of.traffic, of.target).mean(axis=0).tolist()
     best: dict[str, float] = {}
     for pool, each_s in zip(of.fleet.pools, work_s, strict=True):
-        carried = pool.gpu.available // pool.gpus_per_replica / each_s
-        best[pool.gpu.name] = max(best.get(pool.gpu.name, 0.0), carried)
+        carried = pool.machine.available // pool.gpus_per_replica / each_s
+        best[pool.machine.name] = max(best.get(pool.machine.name, 0.0), carried)
     return sum(best.values())
 
 

@@ -152,7 +152,7 @@ def rival_pools(of: Scenario) -> tuple[RivalPool, ...]:
     mean_s = work_s_of(of.fleet, sample, of.target).mean(axis=0)
     found = []
     for pool, work_s in zip(of.fleet.pools, mean_s.tolist(), strict=True):
-        rates = rates_of(pool.emulation.performance, of.target)
+        rates = rates_of(pool.engine.performance, of.target)
         per_s = 1.0 / work_s
         busy = per_s * (
             rates.prompt_token_s * prompt
@@ -166,7 +166,7 @@ def rival_pools(of: Scenario) -> tuple[RivalPool, ...]:
             RivalPool(
                 name=pool.name,
                 model=pool.model,
-                gpu=pool.gpu.name,
+                gpu=pool.machine.name,
                 gpus=pool.gpus_per_replica,
                 requests_per_s=per_s,
                 usd_per_hour=usd_per_s(pool) * 3600.0,
@@ -184,7 +184,7 @@ def scaler_of(of: Scenario, contender: Contender, first: Mapping[str, int]) -> S
     if contender.scaling == "fairlead":
         return Planner(
             started(of.fleet, first),
-            {p.name: rates_of(p.emulation.performance, of.target) for p in of.fleet.pools},
+            {p.name: rates_of(p.engine.performance, of.target) for p in of.fleet.pools},
             of.target,
             dict(zip(of.known.models, of.known.quality.mean(axis=0).tolist(), strict=True)),
             PlannerOptions(

@@ -42,6 +42,7 @@ from infra.capacity.load import rates_of
 from infra.emulator import catalogue as data_sheets
 from infra.emulator.fitted import performance_of, power_of
 from infra.emulator.roofline import Deployment
+from learners.prices import Criticality
 from learners.work import WorkTable
 from load.data import tables, traces
 from load.data.tables import OutcomeTable
@@ -106,7 +107,11 @@ POOLS = (
     ("llama-3.1-70b", "b200_sxm", "us"),
 )
 # Name, share of the requests, criticality: sheddable 0, sheddable plus 1, critical 2, plus 3.
-CLASSES = (("interactive", 0.60, 3), ("standard", 0.25, 2), ("batch", 0.15, 0))
+CLASSES: tuple[tuple[str, float, int], ...] = (
+    ("interactive", 0.60, 3),
+    ("standard", 0.25, 2),
+    ("batch", 0.15, 0),
+)
 
 SHORT_TARGET = LatencyTarget()
 LONG_TARGET = LatencyTarget(ttft_s=10.0, ttft_s_per_1k_prompt_tokens=1.0, tpot_s=0.2)
@@ -211,7 +216,7 @@ def traffic_of(trace: Trace, n_rows: int, rng: np.random.Generator) -> Traffic:
         rows=rng.integers(0, n_rows, len(trace)),
         classes=rng.choice(len(CLASSES), len(trace), p=shares),
         class_names=tuple(name for name, _, _ in CLASSES),
-        criticality=tuple(criticality for _, _, criticality in CLASSES),
+        criticality=tuple(Criticality(criticality) for _, _, criticality in CLASSES),
     )
 
 
@@ -295,14 +300,14 @@ def started(fleet: Fleet, replicas: Mapping[str, int]) -> Fleet:
 
 def work_s_of(fleet: Fleet, traffic: Traffic | Trace, target: LatencyTarget) -> NDArray[np.float64]:
     """Seconds (n, P) of a full replica that each request would take in each pool."""
-    rates = [rates_of(pool.emulation.performance, target) for pool in fleet.pools]
+    rates = [rates_of(pool.engine.performance, target) for pool in fleet.pools]
     prompt, output = traffic.prompt_tokens.astype(float), traffic.output_tokens.astype(float)
     return WorkTable(rates).work_s(prompt, output[:, None])
 
 
 def usd_per_s(pool: PoolPlan) -> float:
     """Of one replica."""
-    return pool.gpu.usd_per_hour * pool.gpus_per_replica / 3600.0
+    return pool.machine.usd_per_hour * pool.gpus_per_replica / 3600.0
 
 
 def catalogue_of(fleet: Fleet, lengths: Traffic | Trace, target: LatencyTarget) -> Catalogue:
@@ -314,7 +319,7 @@ def catalogue_of(fleet: Fleet, lengths: Traffic | Trace, target: LatencyTarget) 
         of = [column for column, pool in enumerate(fleet.pools) if pool.model == model]
         column = min(of, key=lambda c: mean_s[c] * usd_per_s(fleet.pools[c]))
         pool = fleet.pools[column]
-        rates = rates_of(pool.emulation.performance, target)
+        rates = rates_of(pool.engine.performance, target)
         input_s = rates.prompt_token_s / (1.0 - rates.fixed_s / rates.tpot_s)
         output_s = (mean_s[column] - input_s * prompt) / output
         models.append(
@@ -324,7 +329,7 @@ def catalogue_of(fleet: Fleet, lengths: Traffic | Trace, target: LatencyTarget) 
                 usd_per_1m_output_tokens=float(output_s * usd_per_s(pool) * 1e6),
                 output_tokens=output,
                 latency_ms=output * rates.tpot_s / 3 * 1e3,
-                context_tokens_max=pool.emulation.context_tokens_max,
+                context_tokens_max=pool.engine.context_tokens_max,
             )
         )
     plans = [replace(plan, target=target) for plan in fleet.pools]

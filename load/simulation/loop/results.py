@@ -52,7 +52,7 @@ class Answers:
     def within(self, traffic: Traffic, target: LatencyTarget) -> NDArray[np.bool_]:
         """Which requests (n,) were finished within the target; see `LatencyTarget.met`."""
         finished = self.fate == Fate.FINISHED
-        first_s = target.first_token_s(traffic.prompt_tokens)
+        first_s = target.first_token_s(traffic.prompt_tokens)  # type: ignore[arg-type]  # (n,)
         in_time = (self.ttft_s <= first_s) & (self.tpot_s <= target.tpot_s)
         return finished & in_time
 

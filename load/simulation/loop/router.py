@@ -11,6 +11,7 @@ The one rule: what is decided here is decided by the very class that serves.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,7 +24,7 @@ from serve.routing.chooser import Chooser
 from serve.routing.live import Live
 from serve.routing.router import Choices, Requests, explored
 from streams.feedback.ticket import CANDIDATE, HEAD, Issuer, Sealer, key_of
-from streams.telemetry.records import Telemetry
+from streams.telemetry.records import AnyTelemetry
 from streams.telemetry.window import DecidedBatch, Reporter, RouterGauges, RouterWindow
 
 Numbers = NDArray[np.intp]  # (n,) positions in the traffic
@@ -136,7 +137,7 @@ class VirtualRouter:
             candidates[name] = getattr(choices, name)[rows]
         return self._sealer.seal(self._issuer.take(n), heads, candidates, [b""] * n)
 
-    def records(self, live: Live, decision_s: float, now_ms: int) -> list[Telemetry]:
+    def records(self, live: Live, decision_s: float, now_ms: int) -> Sequence[AnyTelemetry]:
         """The records of the window that ends now; `decision_s` of its time a decision took."""
         from_ms, to_ms = self._reporter.window(now_ms)
         busy_share = self._n_chosen * decision_s / ((to_ms - from_ms) / 1000.0)
