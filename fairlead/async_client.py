@@ -41,7 +41,7 @@ class AsyncClient(Connections):
     CancelledError where its own task is cancelled.
     """
 
-    flavour = grpc.aio
+    flavour: ClassVar[ModuleType] = grpc.aio
 
     async def __aenter__(self) -> Self:
         return self

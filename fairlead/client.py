@@ -41,7 +41,7 @@ class Client(Connections):
     Every method takes `timeout_s` for this one call and raises nothing but `FairleadError`s.
     """
 
-    flavour = grpc
+    flavour: ClassVar[ModuleType] = grpc
 
     def __enter__(self) -> Self:
         return self

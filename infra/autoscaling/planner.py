@@ -218,7 +218,7 @@ class Planner:
         if self._left_out == before:
             return []
         if self._left_out:
-            return [self._wording.left_out(needs.unmet, expected)]
+            return [self._wording.left_out(needs.unmet, expected=expected)]
         return [self._wording.carried_again(expected)]
 
     def _routers(self, observed: Observed, now: int) -> int:

@@ -45,7 +45,7 @@ class Wording:
         return found
 
     @staticmethod
-    def left_out(unmet: float, expected: float) -> str:
+    def left_out(unmet: float, *, expected: float) -> str:
         """Of what no pool is to carry, requests a second."""
         return (
             f"{unmet:.3g} of {expected:.3g} requests/s that are expected are left out: every pool "
@@ -103,7 +103,7 @@ class Wording:
     def _instead(self, name: str, usd: Mapping[str, float | None]) -> str:
         mine, model = usd[name], self._pools[name].model
         same = [o for o in self._pools if self._pools[o].model == model and o != name]
-        cheaper = [(usd[o], o) for o in same if usd[o] is not None]
+        cheaper = [(each, o) for o in same if (each := usd[o]) is not None]
         if mine is None or not cheaper or min(cheaper)[0] >= mine:
             return ""
         price, other = min(cheaper)

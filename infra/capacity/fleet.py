@@ -121,6 +121,18 @@ class PoolPlan:
     target: LatencyTarget = LatencyTarget()
 
     @property
+    def engine(self) -> Emulation:
+        """Its emulation, for those who only have pools that are emulated."""
+        assert self.emulation is not None, f"pool {self.name} is not emulated"
+        return self.emulation
+
+    @property
+    def machine(self) -> GpuType:
+        """Its GPU, for those who only have pools that state one."""
+        assert self.gpu is not None, f"pool {self.name} states no GPU"
+        return self.gpu
+
+    @property
     def rates(self) -> WorkRates:
         """What a request takes of a replica; zeros where that is not known."""
         if self.emulation is None:

@@ -60,7 +60,7 @@ class LoadGauge:
 
     def came(self, prompt_tokens: int, output_tokens: int) -> None:
         """A request was submitted."""
-        work_s = self._rates.work_s(prompt_tokens, output_tokens)
+        work_s = self._rates.work_s(prompt_tokens, output_tokens=output_tokens)
         of = self._window
         of[0] += 1.0
         of[1] += prompt_tokens
@@ -96,4 +96,11 @@ class LoadGauge:
         if n < 1.0:
             return 1.0
         cv2 = max(0.0, squares * n / (work_s * work_s) - 1.0) if work_s else 0.0
-        return load_max(self._rates, self._target, prompt / n, output / n, cv2, REPLICAS)
+        return load_max(
+            self._rates,
+            self._target,
+            prompt / n,
+            output_tokens_mean=output / n,
+            cv2=cv2,
+            replicas=REPLICAS,
+        )

@@ -16,6 +16,7 @@ The one rule: what a pool is comes from its `PoolPlan`, how many replicas it has
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import ray
 from ray import serve as ray_serve
@@ -78,9 +79,11 @@ def _declaration() -> ServeApplicationSchema:
     )
 
 
-def scaled_pools(arguments: dict) -> ray_serve.Application:
+def scaled_pools(arguments: dict[str, Any]) -> ray_serve.Application:
     """Called by Ray Serve to make the application, in a process of its own."""
     del arguments
+    site: LocalSite
+    telemetry_s: float
     site, telemetry_s = ray.get(find_planner().deployed.remote())
     return _application(site, telemetry_s, scaled=True)
 
@@ -101,7 +104,7 @@ def _application(site: LocalSite, telemetry_s: float, *, scaled: bool) -> ray_se
 
 
 def _deployment(plan: PoolPlan, *, scaled: bool) -> ray_serve.Deployment:
-    return ray_serve.deployment(PoolDeployment).options(
+    return ray_serve.deployment(PoolDeployment).options(  # type: ignore[attr-defined]  # decorates
         **COMMON
         | (_bounds(plan) if scaled else {"num_replicas": plan.replicas})
         | {

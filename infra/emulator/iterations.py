@@ -23,7 +23,7 @@ class Run:
     __slots__ = ("begins_s", "first_s", "k", "prompt_tokens", "step_s")
 
     def __init__(
-        self, begins_s: float, k: int, first_s: float, step_s: float, prompt_tokens: int = 0
+        self, begins_s: float, k: int, first_s: float, *, step_s: float, prompt_tokens: int = 0
     ) -> None:
         """`prompt_tokens` are prefilled in it; a run that prefills is one iteration."""
         self.begins_s, self.k, self.first_s, self.step_s = begins_s, k, first_s, step_s

@@ -16,6 +16,7 @@ import asyncio
 import itertools
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any
 
 from infra.emulator.engine import FINISHED, Engine
 
@@ -124,7 +125,7 @@ class RealTimeEngine:
 
     async def _rest(self, seconds: float) -> None:
         """Sleep, unless something changes meanwhile."""
-        waiting = [asyncio.ensure_future(self._changed.wait())]
+        waiting: list[asyncio.Future[Any]] = [asyncio.ensure_future(self._changed.wait())]
         if not math.isinf(seconds):
             waiting.append(asyncio.ensure_future(self._sleep(max(TICK_S, seconds))))
         try:

@@ -143,7 +143,8 @@ class EmulatedServer:
 
     async def words(self, planned: Planned) -> AsyncIterator[tuple[int, int]]:
         """Which words are ready now: from, to. At the engine's pace."""
-        made, came_s = 0, self._now_s()
+        made, first_s = 0, self._now_s()
+        came_s = first_s
         if self.gauge is not None:
             read = planned.prompt_tokens - planned.cached_tokens
             self.gauge.came(read, planned.output_tokens)

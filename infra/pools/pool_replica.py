@@ -59,7 +59,7 @@ class Emulated:
         assert plan.emulation is not None
         name = plan.upstream_model or plan.model
         self.server = EmulatedServer(name, plan.emulation, time.monotonic, lambda: int(time.time()))
-        self._host, self._load_s = host, plan.load_s / plan.emulation.speed
+        self._host, self._load_s = host, plan.load_s / plan.engine.speed
         options = HttpListenerOptions(host=host, port=0, grace_s=GRACE_S / 2)
         self._listener = HttpListener(self.server.app, options)
 
@@ -105,7 +105,7 @@ class Started:
 class PoolDeployment:
     """One replica of one pool."""
 
-    async def __init__(
+    async def __init__(  # type: ignore[misc]  # Ray awaits it
         self, plan: PoolPlan, site: LocalSite, telemetry_s: float, *others: object
     ) -> None:
         """`telemetry_s` is how often an emulated replica reports of itself; 0: never.
@@ -115,12 +115,12 @@ class PoolDeployment:
         del others
         self._plan = plan
         host = ray.util.get_node_ip_address()
-        kind = Started if plan.command else Emulated
-        self._server: Server = kind(plan, host)
+        self._server: Started | Emulated
+        self._server = Started(plan, host) if plan.command else Emulated(plan, host)
         self._vitals: PoolVitals | None = None
         if isinstance(self._server, Emulated) and telemetry_s:
             log = await asyncio.to_thread(site.log)
-            server, target = self._server.server, plan.target.times(plan.emulation.speed)
+            server, target = self._server.server, plan.target.times(plan.engine.speed)
             self._vitals = PoolVitals(_identity(plan), server, log, target, telemetry_s, now_ms)
             self._vitals.start()
         await self._server.start()

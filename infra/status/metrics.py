@@ -57,16 +57,16 @@ class LoopCollector(Collector):
             ("decisions_unanswered", "Of them, without feedback", "model", status.unanswered),
         ):
             family = CounterMetricFamily(f"fairlead_{name}", text, labels=[label])
-            for value, n in counts.items():
-                family.add_metric([value], n)
+            for label_value, n in counts.items():
+                family.add_metric([label_value], n)
             yield family
         for name, text, usd in (
             ("spent_usd", "Paid for answers, US dollars", status.spent_usd),
             ("paid_in_vain_usd", "Paid for calls that answered nobody", status.paid_in_vain_usd),
         ):
             money = CounterMetricFamily(f"fairlead_{name}", text, labels=["pool"])
-            for pool, value in usd.items():
-                money.add_metric([pool], value)
+            for pool, spent in usd.items():
+                money.add_metric([pool], spent)
             yield money
         for name, text, number in (
             ("feedback_lag_records", "Feedback not learned yet", status.lag_records),

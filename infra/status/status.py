@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from streams.errors import LogTruncated, LogUnavailable, SnapshotDamaged
 from streams.feedback.feedback import NANO_USD
@@ -90,7 +91,7 @@ def look(
     Money is counted by the keys of pools; those of `pools` are shown by their names.
     """
     manifest = _newest(store)
-    about: Mapping = manifest.about if manifest else {}
+    about: Mapping[str, Any] = manifest.about if manifest else {}
     counts: Mapping[str, int] = about.get("counts", {})
     offsets = {int(p): int(o) for p, o in about.get("offsets", {}).items()}
     alarms = []

@@ -95,13 +95,13 @@ def table_of(cases: list[Case]) -> list[str]:
 def all_lengths() -> dict[str, Lengths]:
     """Prompts and answers to draw from, by the name of where they are from."""
     rng = np.random.default_rng(5)
-    found = {"chat": made_up(200, 100, rng)}
+    found = {"chat": made_up(200, output_tokens=100, rng=rng)}
     for name in ("azure_conv_2023", "mooncake_conversation"):
         found[name.partition("_")[0]] = read(TRACES / f"{name}.parquet")
     return found
 
 
-def made_up(prompt_tokens: float, output_tokens: float, rng: np.random.Generator) -> Lengths:
+def made_up(prompt_tokens: float, *, output_tokens: float, rng: np.random.Generator) -> Lengths:
     """Log-normal lengths of these means, of a chat with short turns."""
     means = np.array([prompt_tokens, output_tokens])
     drawn = rng.lognormal(np.log(means) - 0.32, 0.8, (4000, 2))  # 0.32: half of 0.8²
@@ -125,7 +125,7 @@ def measure(
     )
     rates = rates_of(performance, target)
     lengths = lengths[lengths.sum(axis=1) < 0.99 * performance.kv_tokens_max]
-    work_s = np.array([rates.work_s(p, o) for p, o in lengths[:4000].tolist()])
+    work_s = np.array([rates.work_s(p, output_tokens=o) for p, o in lengths[:4000].tolist()])
     mean_s, cv2 = float(work_s.mean()), float(work_s.var() / work_s.mean() ** 2)
     prompt, output = lengths[:4000].mean(axis=0).tolist()
     return [
@@ -136,7 +136,9 @@ def measure(
             work_s=mean_s,
             cv2=cv2,
             measured=min(LOAD_MAX, fullest(performance, rates, target, lengths[:4000], n)),
-            predicted=load_max(rates, target, prompt, output, cv2, n),
+            predicted=load_max(
+                rates, target, prompt, output_tokens_mean=output, cv2=cv2, replicas=n
+            ),
         )
         for n in replicas
     ]
@@ -147,7 +149,7 @@ def fullest(
 ) -> float:
     """The highest load at which 99 % are within target."""
     least, most = LOAD_LEAST, LOAD_MOST
-    work_s = float(np.mean([rates.work_s(p, o) for p, o in lengths.tolist()]))
+    work_s = float(np.mean([rates.work_s(p, output_tokens=o) for p, o in lengths.tolist()]))
     for _ in range(STEPS):
         load = (least + most) / 2.0
         met = share_met(performance, target, lengths, n, load * n / work_s)
@@ -184,8 +186,8 @@ def share_met(
             [
                 target.met(
                     drawn[k][0],
-                    first_s[k] - arrive_s[k],
-                    (done_s[k] - first_s[k]) / max(1, drawn[k][1] - 1),
+                    ttft_s=first_s[k] - arrive_s[k],
+                    tpot_s=(done_s[k] - first_s[k]) / max(1, drawn[k][1] - 1),
                 )
                 for k in range(begin, n)
             ]

@@ -49,6 +49,7 @@ from serve.routing.router import Chooser
 from streams.feedback.ticket import KEY_BYTES, Issuer, Sealer
 from streams.log.contract import FEEDBACK
 from streams.log.memory_log import MemoryLog, Storage
+from streams.telemetry.records import AnyTelemetry
 from streams.telemetry.window import Reporter
 from streams.training.state import State
 from streams.training.trainer import TrainerOptions
@@ -213,7 +214,7 @@ class Simulation:
     def _report(self) -> None:
         """A window ends: everybody reports, the trainer learns, routers see it."""
         now_ms, decision_s = self._now_ms(), self._options.decision_s
-        records = [
+        records: list[AnyTelemetry] = [
             record
             for router in self._routers
             for record in router.records(self._live, decision_s, now_ms)
@@ -247,7 +248,7 @@ class Simulation:
         fleet, now_s, what = self._fleet, self._now_s, shock.what
         lost: list[Flight] = []
         if isinstance(what, Repriced):
-            fleet.tariff.change(what.gpu, what.usd_per_hour, now_s)
+            fleet.tariff.change(what.gpu, what.usd_per_hour, at_s=now_s)
             self._trainer.restate(repriced(self._trainer.live.catalogue, fleet.described()))
             self._live = self._view()
         elif isinstance(what, Available):

@@ -104,7 +104,9 @@ class Caller:
             avoid = here[-1]
         elif held := self._sessions.held(request.dispatch.route.session, self._now_ms()):
             prefer = held.endpoint if held.pool == place.pool else ""
-        return self._health.pick(place.pool, now_s, self._uniform(), prefer, avoid)
+        return self._health.pick(
+            place.pool, now_s, uniform=self._uniform(), prefer=prefer, avoid=avoid
+        )
 
     def _called(
         self,

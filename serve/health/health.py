@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 from learners.option import option
 from serve.health.first_token import FirstTokenOptions, FirstTokens, Pace
@@ -261,9 +261,9 @@ class Health:
         """How long to wait for a pool's first token before a second attempt."""
         return self._pools[pool].waits.hedge_delay_s(now_s)
 
-    def first_token_timeout_s(self, pool: str, now_s: float, left_s: float) -> float:
+    def first_token_timeout_s(self, pool: str, now_s: float, *, left_s: float) -> float:
         """How long an attempt may wait for its first token, with `left_s` to the deadline."""
-        return self._pools[pool].waits.timeout_s(now_s, left_s)
+        return self._pools[pool].waits.timeout_s(now_s, left_s=left_s)
 
     def slow(self, pool: str, now_s: float) -> bool:
         """Whether a pool's first tokens come far later than they used to."""
@@ -310,7 +310,22 @@ class Health:
             self._on_event(Event(kind=kind, pool=pool, why=why))
 
 
-def less_loaded(endpoints: Sequence[Endpoint], uniform: float, avoid: str = "") -> Endpoint:
+class Loaded(Protocol):
+    """What can be told apart, and be busy."""
+
+    @property
+    def address(self) -> str:
+        """Its name."""
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that it has and has not answered."""
+
+
+AnyLoaded = TypeVar("AnyLoaded", bound=Loaded)
+
+
+def less_loaded(endpoints: Sequence[AnyLoaded], uniform: float, avoid: str = "") -> AnyLoaded:
     """Of two different ones drawn by `uniform`, the one with fewer requests in flight.
 
     The power of two choices (Mitzenmacher 2001), as Envoy's LEAST_REQUEST with choice_count 2.

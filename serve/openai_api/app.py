@@ -70,7 +70,7 @@ def make_app(
         for found in listed:
             if found["id"] == name:
                 return _json(found)
-        raise UnknownModel("model", name, tuple(one["id"] for one in listed))
+        raise UnknownModel("model", name, tuple(str(one["id"]) for one in listed))
 
     async def health(_: Request) -> Response:
         return _json({"status": "ok"})

@@ -16,6 +16,7 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,7 +158,7 @@ class Live:
         return max(0, now_ms - self.published_at_ms) if self.version else 0
 
 
-def _with_retries(latency_ms: NDArray, error_share: NDArray) -> NDArray:
+def _with_retries(latency_ms: NDArray[Any], error_share: NDArray[Any]) -> NDArray[Any]:
     """Expected time to success when failures are tried again: latency / (1 − error share)."""
     return latency_ms / np.maximum(1.0 - error_share, 0.01)
 

@@ -199,7 +199,7 @@ class FleetState:
         """The tables, unpacked at the first call."""
         if self._unread:
             try:
-                packed = _decode_packed(self._packed)
+                packed = _decode_packed(self._packed or b"")
                 assert packed.format == FORMAT, f"format {packed.format}"
                 self._tables, self._raw = _decode_tables(packed.tables), packed.slots
             except (msgspec.MsgspecError, AssertionError, RecursionError) as error:

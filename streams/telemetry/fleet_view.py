@@ -327,7 +327,15 @@ def _pool_view(
 ) -> PoolView:
     alive = [r for r in replicas if now_ms - r.heard_ms <= SILENT_MS]
     newest = max(replicas, key=lambda r: r.heard_ms, default=None)
-    same = ("tokens", "attempts", "answered", "failed", "cancelled", "retried", "hedged")
+    same: tuple[str, ...] = (
+        "tokens",
+        "attempts",
+        "answered",
+        "failed",
+        "cancelled",
+        "retried",
+        "hedged",
+    )
     same += ("escalated", "rerouted", "ejections", "refusals")
     return PoolView(
         model=newest.model if newest else "",

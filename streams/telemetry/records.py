@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -227,16 +227,16 @@ def decode(value: bytes | None) -> AnyTelemetry:
     return record
 
 
-def encode(records: Sequence[AnyTelemetry]) -> list[tuple[bytes | None, bytes]]:
+def encode(records: Sequence[Telemetry]) -> list[tuple[bytes | None, bytes]]:
     """Keys and values for the log. One key per source: its records keep their order."""
     return [(record.source.encode(), _encode(record)) for record in records]
 
 
-def encode_all(windows: Sequence[Sequence[AnyTelemetry]]) -> list[tuple[bytes | None, bytes]]:
+def encode_all(windows: Sequence[Sequence[Telemetry]]) -> list[tuple[bytes | None, bytes]]:
     """As `encode`, for an outbox whose items are all records of a window."""
     return [pair for records in windows for pair in encode(records)]
 
 
-def schema() -> dict:
+def schema() -> dict[str, Any]:
     """The JSON schema of a telemetry record, as msgspec says it."""
     return msgspec.json.schema(AnyTelemetry)

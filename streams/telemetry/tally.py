@@ -12,7 +12,7 @@ The one rule: what is in a table is never changed, only replaced; tallies may sh
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -37,7 +37,7 @@ LARGEST = 2**63 - 1  # what the snapshot's format holds; adding stops there, in 
 BETWEEN = "\x1f"  # joins two names in one key; no name has it
 JOULE = 1000  # energy is counted in millijoules
 
-Value = TypeVar("Value", int, "Summed")
+Value = TypeVar("Value")  # an int, a `Summed`, or a table of either
 
 
 class Summed(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -207,7 +207,7 @@ def add_under(table: dict[str, Value], name: str, value: Value, most: int) -> No
         add_under(table, OTHER, table.pop(last), most)
 
 
-def _plus(one: Value, other: Value) -> Value:
+def _plus(one: Any, other: Any) -> Any:
     if not one or not other:  # most counts of most records are nothing
         return one or other
     if isinstance(one, int):

@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,6 @@ from streams.telemetry.records import (
     ClassWindow,
     MixWindow,
     RouterState,
-    Telemetry,
     WishWindow,
     Workload,
 )
@@ -57,7 +57,7 @@ class Reporter:
         self._from_ms = now_ms
         return from_ms, now_ms
 
-    def head(self, window: tuple[int, int]) -> dict[str, object]:
+    def head(self, window: tuple[int, int]) -> dict[str, Any]:
         """What a record begins with; every call is another record's."""
         self._sequence += 1
         from_ms, to_ms = window
@@ -146,10 +146,10 @@ class RouterWindow:
 
     def take(
         self, reporter: Reporter, window: tuple[int, int], gauges: RouterGauges
-    ) -> list[Telemetry]:
+    ) -> list[Workload | RouterState]:
         """The records of the window; a new one begins. `window` is what `Reporter.window` gave."""
         self._count()
-        records: list[Telemetry] = []
+        records: list[Workload | RouterState] = []
         if self._classes:
             records.append(Workload(classes=self._class_windows(), **reporter.head(window)))
         records.append(

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -133,7 +134,7 @@ class Prices:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, found: Mapping[str, object]) -> Prices:
+    def from_dict(cls, found: Mapping[str, Any]) -> Prices:
         """What `as_dict` gave. Raises KeyError, TypeError and ValueError."""
         priced = {str(n): Price(**p) for n, p in dict(found["capacity"]).items()}
         return cls(
@@ -147,8 +148,7 @@ class Prices:
 
 def _believed(load: float | None, load_target: float) -> float | None:
     """A load relative to what it should be; None if none was told, or one that makes no sense."""
-    believed = load is not None and 0.0 <= load <= LOAD_MAX
-    return load / load_target if believed else None
+    return load / load_target if load is not None and 0.0 <= load <= LOAD_MAX else None
 
 
 def _step(

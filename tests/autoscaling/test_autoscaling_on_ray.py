@@ -20,7 +20,7 @@ import pytest
 import ray
 from ray import serve as ray_serve
 from ray.serve.schema import ServeApplicationSchema
-from test_pools_on_ray import until
+from waiting import until
 
 from fairlead import Client, DispatchRequest, Ended, FairleadError, Request
 from infra.autoscaling.contract import Demand, Observed, Plan

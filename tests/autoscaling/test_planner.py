@@ -21,7 +21,7 @@ DOWN_S = SteadyOptions().down_s
 
 
 def work(name: str, requests_per_s: float) -> float:
-    return requests_per_s * rates()[name].work_s(1000.0, 200.0)
+    return requests_per_s * rates()[name].work_s(1000.0, output_tokens=200.0)
 
 
 def capacity(plan: dict[str, int], model: str) -> float:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_pools_on_ray import until
+from waiting import until
 
 from infra.autoscaling.contract import Observed, Plan, PoolCondition
 from infra.autoscaling.live.plan_reader import PlanReader

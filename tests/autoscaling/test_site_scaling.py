@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from made_up import ENCODER
 from pools_told import told
-from test_state import learn
+from states import learn
 
 from infra.autoscaling.live.site_scaling import PRIOR_WEIGHT, observe_site, planner_of, scaling_of
 from infra.pools.site import LocalSite

@@ -386,7 +386,7 @@ def test_the_highest_class_is_judged_all_the_way_and_all_at_the_top(monkeypatch)
     monkeypatch.setattr(overload, "run", lambda *_: done)
     options = OverloadOptions(ramp_s=10.0, settle_s=10.0, top_s=10.0)
 
-    found = overload.at_multiple(built("azure", TINY), 1.0, 2.0, options)
+    found = overload.at_multiple(built("azure", TINY), 1.0, multiple=2.0, options=options)
 
     assert found["within_target"] == 1.0 and found["highest_class"] == 0.5
     assert found["quality"] == pytest.approx(0.6)

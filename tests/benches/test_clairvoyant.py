@@ -232,7 +232,7 @@ def test_every_run_begins_with_what_the_first_minutes_take():
     of = small()
     loads = np.full(len(of.fleet.pools), 0.75)
 
-    found = replicas_for(of, between(of.traffic, 0.0, 120.0), loads)
+    found = replicas_for(of, between(of.traffic, 0.0, end_s=120.0), loads)
 
     assert set(found) == {pool.name for pool in of.fleet.pools}
     models = {pool.model for pool in of.fleet.pools if found[pool.name] > 0}

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from error_classes import NEVER_IN_A_CALL, an, classes
 from grpc import StatusCode
 from starlette.exceptions import HTTPException
-from test_status import NEVER_IN_A_CALL, an, classes
 
 import serve.errors
 import streams.errors

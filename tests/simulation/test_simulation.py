@@ -225,7 +225,7 @@ def test_within_target_is_told_of_every_request_by_the_target_itself():
     found = run(asked, fleet(pool()), change=changed(target=target))
 
     expected = [
-        fate == Fate.FINISHED and target.met(int(prompt), ttft_s, tpot_s)
+        fate == Fate.FINISHED and target.met(int(prompt), ttft_s=ttft_s, tpot_s=tpot_s)
         for fate, prompt, ttft_s, tpot_s in zip(
             found.requests.fate,
             asked.prompt_tokens,

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from io import StringIO
 
+import grpc
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -70,8 +71,9 @@ def test_what_is_decided_is_shown(up):
     """
     for tenant in ("", "acme", "acme"):
         up.route(tenant=tenant, embedding_f32=embedding(), prompt_tokens=100)
-    with pytest.raises(Exception, match="NOT_FOUND"):
+    with pytest.raises(grpc.RpcError) as refused:
         up.route(allowed_models=["nobody"])
+    assert refused.value.code() is grpc.StatusCode.NOT_FOUND
     report(up)
     report(up)
 

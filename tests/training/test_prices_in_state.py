@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from made_up import ENCODER, MEMORY, NOW_MS
 from memory_log import MemoryLog, Storage
 from pools_told import told
-from test_shards import OPTIONS as SHARDED
-from test_shards import Site, finish, written
+from sharded import OPTIONS as SHARDED
+from sharded import Site, finish, written
 
 from learners.estimates.learned import Learned
 from learners.prices import PriceOptions
@@ -31,7 +31,7 @@ from streams.training.telemetry_fold import TelemetryFold
 OPTIONS = PricingOptions()
 ASCENT = PriceOptions()
 LOAD = OPTIONS.load_target
-lightly = settings(max_examples=40, deadline=None, derandomize=True)
+lightly = settings(max_examples=40)
 
 
 def fleet(*records, at_ms: int = NOW_MS) -> FleetState:

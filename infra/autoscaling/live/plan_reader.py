@@ -15,6 +15,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import ray
 
@@ -29,7 +30,7 @@ ANSWER_S_MAX = 5.0
 Ask = Callable[[], Plan | None]
 
 
-def find_planner() -> ray.actor.ActorHandle:
+def find_planner() -> ray.actor.ActorHandle[Any]:
     """The cluster's planner. Raises ValueError while there is none."""
     return ray.get_actor(NAME, namespace=NAMESPACE)
 

@@ -16,10 +16,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ray import serve as ray_serve
 from ray.exceptions import RayError
-from ray.serve.schema import DeploymentStatus, DeploymentStatusOverview
+from ray.serve._private.common import DeploymentStatus
+from ray.serve.schema import DeploymentStatusOverview
 
 from infra.autoscaling.contract import Observed, PoolCondition
 from infra.capacity.fleet import Fleet
@@ -56,7 +58,7 @@ def pool_replicas() -> dict[str, PoolReplicas]:
 
 
 def _replicas(of: DeploymentStatusOverview) -> PoolReplicas:
-    states = of.replica_states
+    states: dict[Any, int] = dict(of.replica_states)
     starting, draining = states.get(STARTING, 0), states.get(DRAINING, 0)
     # What was said of a replica that was slow stays there when it has come.
     well = not starting and of.status not in ILL

@@ -67,11 +67,15 @@ def alone(
         found = expected.rates(lead_s[name]).get((CLASS, name))
         rate = found.upper if found else 0.0
         prompt, output = _lengths(wanted, plan.model, options)
-        work_s = rates[name].work_s(prompt, output)
-        sized = (rates[name], target, prompt, output, options.cv2)
-        n = replicas_for(rate * work_s, *sized) if rate >= options.rate_least else 0
+        work_s = rates[name].work_s(prompt, output_tokens=output)
+        of, cv2 = (rates[name], target, prompt), options.cv2
+        n = 0
+        if rate >= options.rate_least:
+            n = replicas_for(rate * work_s, *of, output_tokens_mean=output, cv2=cv2)
         needs.replicas[name] = _take(name, n, limits, left)
-        needs.load_max[name] = load_max(*sized, max(1, needs.replicas[name]))
+        needs.load_max[name] = load_max(
+            *of, output_tokens_mean=output, cv2=cv2, replicas=max(1, needs.replicas[name])
+        )
         needs.rate[name], needs.work_s[name] = rate, work_s
     for model in sorted({plan.model for plan in fleet.values()}):
         names = [name for name, plan in fleet.items() if plan.model == model]

@@ -55,7 +55,7 @@ class KeptMix:
         self._shares: list[list[float]] = []  # (asks, pools)
         self._asked: list[Any] | None = None  # when, for whom and within what, prices, work
 
-    def holds(self, now: Question) -> bool:
+    def holds(self, now: Question) -> bool:  # noqa: PLR0911 - a reason each
         """Whether the last mix is still a good one for what is asked now."""
         o, needs, load = self._options, self.needs, now.load
         if needs is None or self._asked is None or now.at_s - self._asked[0] >= o.solved_s_max:

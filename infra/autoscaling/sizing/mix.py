@@ -179,16 +179,16 @@ def _constraints(
     n, d = len(offers), len(asks)
     rows = _Rows(2 * n + d * n + len(parts))
     for k, offer in enumerate(offers):
-        rows.add([(k, 1.0), (n + k, -1.0)], -np.inf, float(offer.now))
+        rows.add([(k, 1.0), (n + k, -1.0)], -np.inf, most=float(offer.now))
         carried = [(2 * n + i * n + k, ask.work_per_s[k]) for i, ask in enumerate(asks)]
-        rows.add([*carried, (k, -offer.load_max)], -np.inf, 0.0)
+        rows.add([*carried, (k, -offer.load_max)], -np.inf, most=0.0)
     for i in range(d):
         taken = [(2 * n + i * n + k, 1.0) for k in range(n)]
         unmet = [(2 * n + d * n + j, 1.0) for j, of in enumerate(parts) if of == i]
-        rows.add(taken + unmet, 1.0, 1.0)
+        rows.add(taken + unmet, 1.0, most=1.0)
     for gpu in sorted({offer.gpu for offer in offers}):
         of = [(k, float(o.gpus_per_replica)) for k, o in enumerate(offers) if o.gpu == gpu]
-        rows.add(of, -np.inf, float(max(0, gpus.get(gpu, 0))))
+        rows.add(of, -np.inf, most=float(max(0, gpus.get(gpu, 0))))
     return rows.constraint()
 
 
@@ -200,7 +200,7 @@ class _Rows:
         self._entries: list[tuple[int, int, float]] = []
         self._bounds: list[tuple[float, float]] = []
 
-    def add(self, entries: Sequence[tuple[int, float]], least: float, most: float) -> None:
+    def add(self, entries: Sequence[tuple[int, float]], least: float, *, most: float) -> None:
         row = len(self._bounds)
         self._entries += [(row, column, value) for column, value in entries]
         self._bounds.append((least, most))

@@ -141,8 +141,14 @@ class Sizing:
         found = []
         for k, name in enumerate(self._names):
             mean = load.mean(k, self._models[k])
-            lengths = (mean.prompt_tokens, mean.output_tokens)
-            full = load_max(self._rates[name], self._target, *lengths, mean.cv2, max(1, counts[k]))
+            full = load_max(
+                self._rates[name],
+                self._target,
+                mean.prompt_tokens,
+                output_tokens_mean=mean.output_tokens,
+                cv2=mean.cv2,
+                replicas=max(1, counts[k]),
+            )
             found.append(self._options.filled * full)
         return found
 

@@ -224,7 +224,7 @@ class Callers:
     def _met(self, tokens: int, ended: pb.Ended) -> bool:
         more = max(1, ended.output_tokens - 1)
         tpot_s = (ended.latency_ms - ended.first_token_ms) / 1000.0 / more
-        return self._target.met(tokens, ended.first_token_ms / 1000.0, tpot_s)
+        return self._target.met(tokens, ttft_s=ended.first_token_ms / 1000.0, tpot_s=tpot_s)
 
 
 def _said(error: grpc.aio.AioRpcError) -> str:

@@ -69,5 +69,5 @@ def _replicas(axes: Axes, curves: Curves) -> None:
             linewidth=1.8,
         )
     axes.set(xlabel="seconds")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]  # a MaxNLocator
     axes.grid(alpha=0.25)

@@ -169,7 +169,7 @@ def simulated_requests_per_s(seed: int) -> float:
     pools = tuple(pool for pool in of.fleet.pools if pool.name not in SPEED_LEFT_OUT)
     assert len(pools) == SPEED_POOLS, "the speed is told of so many pools"
     of = with_fleet(of, replace(of.fleet, pools=pools))
-    of = replace(of, traffic=between(of.traffic, *SPEED_S))
+    of = replace(of, traffic=between(of.traffic, SPEED_S[0], end_s=SPEED_S[1]))
     first = first_replicas(of, FAIRLEAD)
     scaler = scaler_of(of, FAIRLEAD, first)
     done = simulate_with(of, first, scaler, FAIRLEAD, seed)
@@ -182,7 +182,8 @@ def run_contender(
     """One run's figures, its most GPUs at once, and its digest."""
     done = run_on(name, options, contender, tuning=tuning)
     of = built(name, options)
-    fleet = of.fleet if contender.gpu is None else homogeneous(contender.gpu)
+    fleet = homogeneous(contender.gpu) if contender.gpu is not None else of.fleet
+    assert fleet is not None
     gpus = np.array([pool.gpus_per_replica for pool in fleet.pools])
     series = done.replicas
     running = (series.ready + series.starting + series.draining) @ gpus
@@ -249,10 +250,12 @@ def overload_base(options: ScenarioOptions, how: OverloadOptions) -> overload.Ba
 
 
 def overload_at(
-    options: ScenarioOptions, how: OverloadOptions, base: float, multiple: float
+    options: ScenarioOptions, how: OverloadOptions, base: float, *, multiple: float
 ) -> dict[str, float]:
     """What comes of one multiple of it."""
-    return overload.at_multiple(overload.tried_scenario(options, how), base, multiple, how)
+    return overload.at_multiple(
+        overload.tried_scenario(options, how), base, multiple=multiple, options=how
+    )
 
 
 # --- in the main process: what runs after what
@@ -264,7 +267,7 @@ def _trace(
     """All policies on one trace."""
     scenarios = options.scenarios
 
-    def submit(contender: Contender, *, tuning: bool) -> Future:
+    def submit(contender: Contender, *, tuning: bool) -> Future[Any]:
         return processes.submit(run_contender, name, scenarios, contender, tuning=tuning)
 
     def run_all(contenders: Sequence[Contender]) -> list[Mapping[str, float]]:
@@ -282,7 +285,7 @@ def _trace(
     for policy, one in {**ours, **rivals, "clairvoyant": limit}.items():
         figures[policy] = one.result()
         say(f"{name} {policy}: {_line(figures[policy])}")
-    if pictured is not None:
+    if pictured is not None and options.picture is not None:
         draw(pictured.result(), options.picture)
         say(f"picture: {options.picture}")
     return {
@@ -319,9 +322,9 @@ def _overload(options: FleetBench, processes: ProcessPoolExecutor, say: Say) -> 
     rate = base.requests_per_s
     say(f"overload: a static fleet of {overload.LARGEST} holds {rate:.1f} requests/s")
 
-    def run_all(rate: float, multiples: Sequence[float]) -> list[dict]:
+    def run_all(rate: float, multiples: Sequence[float]) -> list[dict[str, Any]]:
         runs = [
-            processes.submit(overload_at, options.scenarios, how, rate, multiple)
+            processes.submit(overload_at, options.scenarios, how, rate, multiple=multiple)
             for multiple in multiples
         ]
         return [one.result() for one in runs]

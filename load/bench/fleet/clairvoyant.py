@@ -28,6 +28,7 @@ The one rule: if not even the whole market suffices, what is left over is told, 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,7 +118,7 @@ def limits_of(
     """The highest load (P,) of each pool. Pools that are alike are measured once."""
     sample = Trace("lengths", lengths.at_s, lengths.prompt_tokens, lengths.output_tokens)
     return np.array(
-        [load_max(p.emulation.performance, target, sample, options, seed) for p in fleet.pools]
+        [load_max(p.engine.performance, target, sample, options, seed) for p in fleet.pools]
     )
 
 
@@ -185,24 +186,24 @@ def _interval(
     cost = np.concatenate([np.zeros(n), usd, need * options.unserved_usd])
     column = [models.index(pool.model) for pool in pools]
     all_of_it = coo_matrix(
-        (np.ones(n + m), (column + list(range(m)), [*range(n), *range(2 * n, 2 * n + m)])),
+        (np.ones(n + m), (np.r_[column, 0:m], np.r_[0:n, 2 * n : 2 * n + m])),
         shape=(m, 2 * n + m),
     )
     room = np.maximum(loads, 1e-12) * options.interval_s
     capacity = coo_matrix(
-        (np.concatenate([work, -room]), ([*range(n), *range(n)], range(2 * n))),
+        (np.concatenate([work, -room]), (np.r_[0:n, 0:n], np.arange(2 * n))),
         shape=(n, 2 * n + m),
     )
     types = {gpu.name: row for row, gpu in enumerate(fleet.gpus)}
     market = coo_matrix(
         (
-            [pool.gpus_per_replica for pool in pools],
-            ([types[pool.gpu.name] for pool in pools], range(n, 2 * n)),
+            np.array([pool.gpus_per_replica for pool in pools]),
+            (np.array([types[pool.machine.name] for pool in pools]), np.arange(n, 2 * n)),
         ),
         shape=(len(types), 2 * n + m),
     )
     with silenced():
-        solved = linprog(
+        solved: Any = linprog(  # type: ignore[call-overload]  # sparse matrices are taken, too
             cost,
             A_ub=vstack([capacity, market]).tocsr(),
             b_ub=np.concatenate([np.zeros(n), [float(gpu.available) for gpu in fleet.gpus]]),
@@ -231,12 +232,12 @@ def _joules(
     prompt = float(scenario.traffic.prompt_tokens.mean())
     mean_s = work_s_of(scenario.fleet, scenario.traffic, scenario.target).mean(axis=0)
     for column, pool in enumerate(scenario.fleet.pools):
-        rates = rates_of(pool.emulation.performance, scenario.target)
+        rates = rates_of(pool.engine.performance, scenario.target)
         reading = min(1.0, rates.prompt_token_s * prompt / mean_s[column])
         busy_s = float(work[:, column].sum())
         all_s = float(replicas[:, column].sum()) * options.interval_s
-        power = pool.emulation.power
-        total += power.energy_j(max(all_s, busy_s), busy_s, busy_s * reading)
+        power = pool.engine.power
+        total += power.energy_j(max(all_s, busy_s), busy_s=busy_s, prefill_s=busy_s * reading)
     return total
 
 

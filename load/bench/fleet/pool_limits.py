@@ -114,5 +114,6 @@ def _run(
     tpot_s = np.full(len(at_s), np.inf)
     tpot_s[ended] = (end_s - first_s)[ended] / np.maximum(1, output - 1)[ended]
     return np.array(
-        [target.met(p, t, o) for p, t, o in zip(prompt, ttft_s, tpot_s, strict=True)], bool
+        [target.met(p, ttft_s=t, tpot_s=o) for p, t, o in zip(prompt, ttft_s, tpot_s, strict=True)],
+        bool,
     )

@@ -103,7 +103,7 @@ def first_replicas(of: Scenario, contender: Contender) -> dict[str, int]:
     loads = np.full(len(of.fleet.pools), FIRST_LOAD)
     minutes = np.bincount((of.traffic.at_s[of.traffic.at_s < FIRST_S] // 60.0).astype(int))
     busiest_s = 60.0 * int(minutes.argmax())
-    found = replicas_for(of, between(of.traffic, busiest_s, busiest_s + 60.0), loads)
+    found = replicas_for(of, between(of.traffic, busiest_s, end_s=busiest_s + 60.0), loads)
     rival = contender.scaling in ("queue_length", "utilisation")
     least = int(rival and contender.layout == "side_by_side")
     return {name: max(least, replicas) for name, replicas in found.items()}
@@ -152,7 +152,7 @@ def rival_pools(of: Scenario) -> tuple[RivalPool, ...]:
     mean_s = work_s_of(of.fleet, sample, of.target).mean(axis=0)
     found = []
     for pool, work_s in zip(of.fleet.pools, mean_s.tolist(), strict=True):
-        rates = rates_of(pool.emulation.performance, of.target)
+        rates = rates_of(pool.engine.performance, of.target)
         per_s = 1.0 / work_s
         busy = per_s * (
             rates.prompt_token_s * prompt
@@ -166,7 +166,7 @@ def rival_pools(of: Scenario) -> tuple[RivalPool, ...]:
             RivalPool(
                 name=pool.name,
                 model=pool.model,
-                gpu=pool.gpu.name,
+                gpu=pool.machine.name,
                 gpus=pool.gpus_per_replica,
                 requests_per_s=per_s,
                 usd_per_hour=usd_per_s(pool) * 3600.0,
@@ -184,7 +184,7 @@ def scaler_of(of: Scenario, contender: Contender, first: Mapping[str, int]) -> S
     if contender.scaling == "fairlead":
         return Planner(
             started(of.fleet, first),
-            {p.name: rates_of(p.emulation.performance, of.target) for p in of.fleet.pools},
+            {p.name: rates_of(p.engine.performance, of.target) for p in of.fleet.pools},
             of.target,
             dict(zip(of.known.models, of.known.quality.mean(axis=0).tolist(), strict=True)),
             PlannerOptions(

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -169,6 +169,12 @@ class _OwnDeadLetters:
     def reader(self, topic: str, offsets: Mapping[int, int]) -> KafkaReader:
         return self._log.reader(self._name(topic), offsets)
 
+    def ensure_topics(self) -> None:
+        self._log.ensure_topics()
+
+    def close(self) -> None:
+        self._log.close()
+
     def end_offsets(self, topic: str) -> dict[int, int]:
         return self._log.end_offsets(self._name(topic))
 
@@ -195,7 +201,7 @@ class Disturbed:
 
     def __init__(self, broker: Broker, uri: str, options: RecoveryOptions, say: Say) -> None:
         self._broker, self._uri, self._options, self._say = broker, uri, options, say
-        self._context = multiprocessing.get_context(options.start)
+        self._context: Any = multiprocessing.get_context(options.start)
         if options.start == "forkserver":
             self._context.set_forkserver_preload(["load.bench.recovery.crash_child"])
         self._rng = np.random.default_rng(options.seed)

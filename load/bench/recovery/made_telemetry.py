@@ -7,6 +7,8 @@ The one rule: all chance is `rng`, all time `now_ms`; the same ones give the sam
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from streams.telemetry.records import (
@@ -49,7 +51,7 @@ def _record(
     number: int, source: str, sequence: int, to_ms: int, rng: np.random.Generator
 ) -> AnyTelemetry:
     """The record of one source; every source is of one kind."""
-    of = {
+    of: dict[str, Any] = {
         "source": source,
         "sequence": sequence,
         "from_unix_ms": to_ms - WINDOW_MS,

@@ -104,6 +104,7 @@ class Ledger:
         number, traffic, catalogue = flight.number, self._traffic, self._catalogue
         model = int(self._model[number])
         prompt_tokens = int(traffic.prompt_tokens[number])
+        assert flight.ticket is not None, "it reports"
         self._say(
             flight.ticket,
             quality=float(self._table.quality[traffic.rows[number], self._column[model]]),

@@ -13,6 +13,8 @@ The one rule: it belongs to one estimator. Another snapshot has another, and rem
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from learners.context import N_FEATURES, Contexts
@@ -44,7 +46,7 @@ class Remembered:
 
     def estimate(self, contexts: Contexts) -> Estimates:
         """Estimates for contexts (n, 64); the neighbours' evidence, which nobody asks, is empty."""
-        keys = np.ascontiguousarray(contexts).view(ROW).ravel().tolist()
+        keys: Any = np.ascontiguousarray(contexts).view(ROW).ravel().tolist()  # bytes, as ROW says
         place = self._place
         fresh = {key: i for i, key in enumerate(keys) if key not in place}
         if fresh:

@@ -15,6 +15,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +52,7 @@ class Answers:
     def within(self, traffic: Traffic, target: LatencyTarget) -> NDArray[np.bool_]:
         """Which requests (n,) were finished within the target; see `LatencyTarget.met`."""
         finished = self.fate == Fate.FINISHED
-        first_s = target.first_token_s(traffic.prompt_tokens)
+        first_s = target.first_token_s(traffic.prompt_tokens)  # type: ignore[arg-type]  # (n,)
         in_time = (self.ttft_s <= first_s) & (self.tpot_s <= target.tpot_s)
         return finished & in_time
 
@@ -138,5 +139,5 @@ class Run:
         return digest.hexdigest()
 
 
-def _mean(values: NDArray) -> float:
+def _mean(values: NDArray[Any]) -> float:
     return float(values.mean()) if len(values) else 0.0

@@ -10,6 +10,7 @@ sealed by the very classes that serve.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -106,7 +107,7 @@ class VirtualRouter:
         """Their tickets."""
         return decisions.seal(self._sealer, self._issuer.take(len(decisions.tenants)))
 
-    def records(self, live: Live, decision_s: float, now_ms: int) -> list[Telemetry]:
+    def records(self, live: Live, decision_s: float, now_ms: int) -> Sequence[AnyTelemetry]:
         """The records of the window that ends now; `decision_s` of its time a decision took."""
         from_ms, to_ms = self._reporter.window(now_ms)
         busy_share = self._n_chosen * decision_s / ((to_ms - from_ms) / 1000.0)

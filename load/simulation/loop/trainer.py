@@ -111,7 +111,8 @@ class VirtualTrainer:
             fleet=state.fleet,
             prices=state.prices,
         )
-        self._estimates = live.estimator = Remembered(live.estimator, self._estimates)
+        self._estimates = Remembered(live.estimator, self._estimates)
+        live.estimator = self._estimates  # type: ignore[assignment]  # answers `estimate` alike
         return live
 
     def _drop_read(self) -> None:

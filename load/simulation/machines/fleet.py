@@ -72,6 +72,7 @@ class VirtualFleet:
         prompt_tokens: int,
         output_tokens: int,
         at_s: float,
+        *,
         uniform: float,
     ) -> bool:
         """Give a request to a replica of a pool; False if it has none, or the prompt is too long.
@@ -175,9 +176,9 @@ class VirtualFleet:
                 pool.plan,
                 pool.launched,
                 now_s,
-                ready_s,
-                self._target,
-                Reporter(source, unix_ms(now_s)),
+                ready_s=ready_s,
+                target=self._target,
+                reporter=Reporter(source, unix_ms(now_s)),
             )
         )
 
@@ -190,7 +191,7 @@ class VirtualFleet:
         if at_s >= replica.speaks_s:  # before that its machine has not come yet
             self._warm[pool.gpu.name, pool.plan.region] += n_gpus
         self.usd[pool.gpu.name] += n_gpus * self.tariff.usd(
-            pool.gpu.name, replica.launched_s, replica.gone_s
+            pool.gpu.name, replica.launched_s, to_s=replica.gone_s
         )
         self.joules += replica.joules
 

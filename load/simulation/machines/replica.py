@@ -54,6 +54,7 @@ class VirtualReplica:
         plan: PoolPlan,
         number: int,
         launched_s: float,
+        *,
         ready_s: float,
         target: LatencyTarget,
         reporter: Reporter,
@@ -139,7 +140,7 @@ class VirtualReplica:
         self._window.count_joules(spent_j)
         self._tokens, self._energy_j, self._looked_s = tokens, energy_j, engine.now_s
         gauges = ReplicaGauges(
-            state=self.state,
+            state=self.state if self.state != "gone" else "draining",
             queued=engine.queued,
             running=engine.running,
             kv_use=engine.kv_use,
