@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from serve.dispatch.attempt import Attempt
 from serve.dispatch.backend import Piece, Usage

@@ -60,7 +60,7 @@ class DispatcherServicer(dispatch_pb2_grpc.DispatcherServicer):
             await PacedWriter(lambda event: context.write(write(event))).send(
                 self._answer(dispatch)
             )
-        except Exception as error:  # noqa: BLE001 - becomes a status
+        except Exception as error:
             code, message = status_of(error)
             if code is grpc.StatusCode.INTERNAL:
                 logger.error("a dispatch failed with an internal error", exc_info=error)

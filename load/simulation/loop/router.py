@@ -23,7 +23,6 @@ from serve.routing.live import Live
 from serve.routing.records import Decisions
 from serve.routing.router import Chooser, RequestBatch, unsaid_columns
 from streams.feedback.ticket import Issuer, Sealer
-from streams.telemetry.records import Telemetry
 from streams.telemetry.window import Reporter, RouterGauges, RouterWindow
 
 Numbers = NDArray[np.intp]  # (n,) positions in the traffic
