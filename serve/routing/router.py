@@ -240,9 +240,7 @@ def explored(choices: Choices) -> NDArray[np.bool_]:
     return choices.utility[np.arange(len(best)), choices.chosen] < best
 
 
-def _from_ratio(
-    expected: Floats, log_ratio: NDArray[Any], noise: NDArray[Any]
-) -> tuple[Floats, Floats]:
+def _from_ratio(expected: Floats, log_ratio: Floats, noise: Floats) -> tuple[Floats, Floats]:
     """Mean and standard deviation (n, k) of a log-normal around `expected`·exp(`log_ratio`)."""
     variance = noise.astype(np.float64) ** 2
     mean = expected * np.exp(log_ratio + variance / 2)

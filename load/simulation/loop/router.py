@@ -10,7 +10,6 @@ sealed by the very classes that serve.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,6 +22,7 @@ from serve.routing.live import Live
 from serve.routing.records import Decisions
 from serve.routing.router import Chooser, RequestBatch, unsaid_columns
 from streams.feedback.ticket import Issuer, Sealer
+from streams.telemetry.records import Telemetry
 from streams.telemetry.window import Reporter, RouterGauges, RouterWindow
 
 Numbers = NDArray[np.intp]  # (n,) positions in the traffic
@@ -106,7 +106,7 @@ class VirtualRouter:
         """Their tickets."""
         return decisions.seal(self._sealer, self._issuer.take(len(decisions.tenants)))
 
-    def records(self, live: Live, decision_s: float, now_ms: int) -> Sequence[AnyTelemetry]:
+    def records(self, live: Live, decision_s: float, now_ms: int) -> list[Telemetry]:
         """The records of the window that ends now; `decision_s` of its time a decision took."""
         from_ms, to_ms = self._reporter.window(now_ms)
         busy_share = self._n_chosen * decision_s / ((to_ms - from_ms) / 1000.0)
