@@ -183,3 +183,19 @@ def test_settings_reach_the_planner(site):
     publish(site, heard(100_000))
     plan = planner_of(site, {}).step(observe_site(site, NOW_MS))
     assert plan.replicas["small-h100"] <= 6
+
+
+def test_a_site_of_real_servers_alone_is_planned_for(tmp_path):
+    """
+    With autoscaling on and no emulated pool a step plans nothing, and says so.
+    """
+    path = tmp_path / "fairlead.toml"
+    settings = SETTINGS.format(state=tmp_path / "state").split("[[gpus]]")[0]
+    real = 'name = "real"\nmodel = "small"\nbackend = "openai"\nurls = ["http://localhost/v1"]\n'
+    path.write_text(f"{settings}[[pools]]\n{real}")
+    site = LocalSite.of(read_settings(path), path)
+    publish(site, heard(40))
+
+    plan = planner_of(site, {}).step(observe_site(site, NOW_MS))
+
+    assert plan.replicas == {"real": 1} and plan.lines[0].startswith("not sized: real:")

@@ -12,6 +12,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from autoscaled import World, demand
+from infra.autoscaling.sizing.steady import SteadyOptions
 from shocked_world import (
     LARGE,
     LARGE_EU,
@@ -31,7 +32,6 @@ from shocked_world import (
     traffic,
 )
 
-from infra.autoscaling.sizing.steady import SteadyOptions
 from load.simulation.loop.results import Fate
 from load.simulation.machines.fleet import unix_ms
 from load.simulation.shocks import (

@@ -22,6 +22,7 @@ from infra.autoscaling.sizing.sizing import SizingOptions
 from infra.capacity.fleet import Fleet
 from infra.capacity.load import rates_of
 from load.bench.fleet.clairvoyant import replicas_for
+from load.bench.fleet.independent import IndependentPlanner
 from load.bench.fleet.rivals import (
     Policy,
     QueueLength,
@@ -182,13 +183,13 @@ def scaler_of(of: Scenario, contender: Contender, first: Mapping[str, int]) -> S
     if contender.scaling == "static":
         return Fixed(first)
     if contender.scaling == "fairlead":
-        return Planner(
+        planner = Planner if contender.sized_by_mix else IndependentPlanner
+        return planner(
             started(of.fleet, first),
             {p.name: rates_of(p.emulation.performance, of.target) for p in of.fleet.pools},
             of.target,
             dict(zip(of.known.models, of.known.quality.mean(axis=0).tolist(), strict=True)),
             PlannerOptions(
-                prices_used=contender.prices_used,
                 sizing=SizingOptions(
                     value_usd=of.preference.quality / of.preference.per_usd,
                     criticality={name: level for name, _, level in CLASSES},
