@@ -13,6 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from infra.status.status import Status
 from streams.telemetry.fleet_view import ClassView, PoolView, RouterView
+from streams.telemetry.records import CLASS_COUNTS
 
 Sample = tuple[tuple[str, ...], float | None]  # values of the labels, and the number
 
@@ -34,10 +35,9 @@ def fleet_metrics(status: Status) -> Iterator[Metric]:
 
 
 def _workload(classes: Mapping[str, ClassView]) -> Iterator[Metric]:
-    yield _counter("arrivals", "Requests that were decided", ["class"],
-                   (((name,), of.arrivals) for name, of in classes.items()))  # fmt: skip
-    yield _counter("shed", "Requests refused because the fleet was full", ["class"],
-                   (((name,), of.shed) for name, of in classes.items()))  # fmt: skip
+    for what, text in CLASS_COUNTS.items():
+        samples = (((name,), of.counts[what]) for name, of in classes.items())
+        yield _counter(what, text, ["class"], samples)
     yield _gauge(
         "arrivals_per_second",
         "Requests a second, over a span",

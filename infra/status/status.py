@@ -79,6 +79,8 @@ class Status:
         found = {name: getattr(self, name) for name in self.__slots__}
         for name in ("workload", "pools", "prices"):
             found[name] = {key: asdict(view) for key, view in found[name].items()}
+        for view in found["workload"].values():  # counts stand beside what else is said of a class
+            view.update(view.pop("counts"))
         return found | {"router": self.router and asdict(self.router)}
 
 

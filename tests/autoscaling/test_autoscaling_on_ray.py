@@ -83,7 +83,7 @@ def observed(site: LocalSite, now_ms: int) -> Observed | None:
     with contextlib.suppress(SnapshotDamaged):
         fleet = load_fleet(store, store.load(store.newest()))
         classes = fleet_view.workload(fleet, now_ms)
-        ARRIVED.append((now_ms / 1000, sum(of.arrivals for of in classes.values())))
+        ARRIVED.append((now_ms / 1000, sum(of.counts["arrivals"] for of in classes.values())))
         (then_s, before), (now_s, arrived) = ARRIVED[0], ARRIVED[-1]
         if len(ARRIVED) < ARRIVED.maxlen:
             return None

@@ -9,9 +9,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from autoscaled import QUALITY, TARGET, USD, World, demand, fleet, gpu, planner, rates
+from autoscaled import QUALITY, TARGET, USD, World, condition, demand, fleet, gpu, planner, rates
 
-from infra.autoscaling.contract import Observed, PoolCondition
+from infra.autoscaling.contract import Observed
 from infra.autoscaling.planner import Planner, PlannerOptions
 from infra.autoscaling.sizing import sizing
 from infra.autoscaling.sizing.sizing import SizingOptions
@@ -257,7 +257,7 @@ def test_everything_may_be_garbage():
     """Prices, lengths, loads, busy shares, counts of GPUs: no error, and bounded plans."""
     world = World()
     world.run(600, small=20.0)
-    bad = PoolCondition(ready=1, load=math.nan, price=math.inf, requests_per_s=-math.inf)
+    bad = replace(condition(1, load=math.nan, price=math.inf), requests_per_s=-math.inf)
     for value in (math.nan, math.inf, -1.0):
         wrong = demand("small", 20.0)
         observed = Observed(

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
+from autoscaled import condition
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import lightly
@@ -35,7 +36,7 @@ def required(a: int, b: int = 0, **changes: object) -> Requirement:
 
 
 def there(ready: int, load: float | None = None) -> PoolCondition:
-    return PoolCondition(ready=ready, load=load)
+    return condition(ready, load=load)
 
 
 def test_replicas_stay_until_those_that_replace_them_are_ready():

@@ -10,6 +10,8 @@ from infra.autoscaling.planner import Planner, PlannerOptions
 from infra.capacity.fleet import Fleet, GpuType, PoolPlan
 from infra.capacity.latency_target import LatencyTarget
 from learners.work import WorkRates
+from streams.telemetry.pool_reports import PoolReports
+from streams.telemetry.records import PoolState
 
 TARGET = LatencyTarget()
 USD = {"l4": 0.4, "h100": 2.0, "b200": 5.0}
@@ -73,6 +75,13 @@ def planner(
     of: Fleet | None = None,
 ) -> Planner:
     return Planner(of or fleet(), rates(), TARGET, QUALITY, options, remembered)
+
+
+def condition(ready: int = 0, *, price: float = 0.0, **gauges: object) -> PoolCondition:
+    """A pool with so many ready replicas, one of which reports these gauges."""
+    head = {"source": "a" * 16, "sequence": 0, "from_unix_ms": 0, "to_unix_ms": 1000}
+    report = PoolState(pool="p", model="m", replica="r", **head, **gauges)
+    return PoolCondition(ready=ready, price=price, reports=PoolReports((report,)))
 
 
 def demand(model: str, requests_per_s: float, class_name: str = "chat") -> Demand:

@@ -23,8 +23,8 @@ from streams.errors import OutboxClosed
 from streams.log.contract import TELEMETRY
 from streams.log.sqlite_log import SqliteLog
 from streams.telemetry.histogram import LATENCY_MS
-from streams.telemetry.pool_window import DispatchWindow, PoolWindow, ReplicaGauges, ReplicaIdentity
-from streams.telemetry.records import AnyTelemetry, RouterState, Workload, decode
+from streams.telemetry.pool_window import DispatchWindow, PoolWindow, ReplicaIdentity
+from streams.telemetry.records import AnyTelemetry, PoolState, RouterState, Workload, decode
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_what_is_decided_is_shown(up):
 
     status = seen(up)
 
-    assert {name: view.arrivals for name, view in status.workload.items()} == {
+    assert {name: view.counts["arrivals"] for name, view in status.workload.items()} == {
         "default": 1, "acme": 2,
     }  # fmt: skip
     assert status.workload["acme"].prompt_tokens_mean == 100.0
@@ -159,7 +159,7 @@ def test_others_of_the_process_report_under_its_source(up):
     pool.count_first_token(40.0)
     up.replica.vitals.add(
         lambda reporter, window: [
-            pool.take(reporter, window, ReplicaGauges(queued=3)),
+            PoolState(queued=3, **pool.take(reporter, window)),
             *filter(None, [dispatched.take(reporter, window)]),
         ]
     )
@@ -220,7 +220,7 @@ def status(up) -> Status:
     pool.count_joules(12.5)
     up.replica.vitals.add(
         lambda reporter, window: [
-            pool.take(reporter, window, ReplicaGauges(queued=3, watts=70.0)),
+            PoolState(queued=3, watts=70.0, **pool.take(reporter, window)),
             *filter(None, [dispatched.take(reporter, window)]),
         ]
     )

@@ -41,13 +41,13 @@ def scaling_of(settings: Settings) -> Scaling:
 
 
 def observe_site(site: LocalSite, now_ms: int) -> Observed | None:
-    """What there is to see; None until something was heard. Raises StreamError and OSError."""
+    """What there is to see; None until something was reported. Raises StreamError and OSError."""
     store = site.store()
     manifest = _newest(store)
     if manifest is None:
         return None
     fleet = load_fleet(store, manifest)
-    if not fleet.heard_ms:  # the trainer was here, but no telemetry yet
+    if not fleet.received_ms:  # the trainer was here, but no telemetry yet
         return None
     catalogue = site.catalogue().read()
     means = _means(site, store, manifest, catalogue)

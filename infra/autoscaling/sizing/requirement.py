@@ -11,7 +11,6 @@ replaced by one of another pool or model, it stays until the other one is ready.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -106,5 +105,4 @@ def _share_now(required: Requirement) -> float:
 
 
 def _load(there: PoolCondition | None) -> float:
-    load = None if there is None else there.load
-    return load if load is not None and math.isfinite(load) and load > 0.0 else 0.0
+    return 0.0 if there is None else there.reports.load or 0.0

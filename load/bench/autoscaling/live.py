@@ -47,7 +47,7 @@ from serve.deploy.deployment import now_ms
 from serve.proto.fairlead.v1 import dispatch_pb2 as pb
 from serve.proto.fairlead.v1 import dispatch_pb2_grpc, router_pb2, router_pb2_grpc
 from serve.routing.request import BYTES_PER_TOKEN
-from streams.telemetry.fleet_view import SPANS_MS, heard_within
+from streams.telemetry.fleet_view import SPANS_MS, known_within
 from streams.training.state import load_fleet
 
 CONNECTIONS = 2
@@ -133,7 +133,7 @@ def _heard_s(up: Running, at_ms: int) -> float:
     if not newest:
         return 0.0
     fleet = load_fleet(store, store.load(newest))
-    return heard_within(fleet, at_ms, SPANS_MS["1m"]) / 1000.0
+    return known_within(fleet, at_ms, SPANS_MS["1m"]) / 1000.0
 
 
 def _lines(up: Running, began_ms: int) -> list[str]:

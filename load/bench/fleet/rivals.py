@@ -265,21 +265,22 @@ class Rival:
 def signals_of(group: Group, conditions: Mapping[str, PoolCondition], current: int) -> Signals:
     """What a policy sees of a group."""
     ready = starting = ongoing = loaded = 0.0
-    heard = False
+    known = False
     for pool in group.pools:
         condition, units = conditions.get(pool.name, PoolCondition()), group.units(pool)
+        reports = condition.reports
         ready += condition.ready * units
         starting += condition.starting * units
-        ongoing += (condition.queued + condition.running) / pool.running * units
-        if condition.load is not None and condition.ready:
-            loaded, heard = loaded + condition.load * condition.ready * units, True
+        ongoing += (reports.queued + reports.running) / pool.running * units
+        if reports.load is not None and condition.ready:
+            loaded, known = loaded + reports.load * condition.ready * units, True
     whole = round(ready) if ready >= 1.0 or ready == 0.0 else 1
     return Signals(
         current=current,
         ready=whole,
         starting=round(starting),
         ongoing=ongoing,
-        load=loaded / ready if heard else None,
+        load=loaded / ready if known else None,
     )
 
 
