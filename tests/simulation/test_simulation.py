@@ -703,7 +703,7 @@ def test_scaler_sees_demand_replicas_and_prices():
     condition = scaler.seen[9].pools["small-h100"]
     observed = scaler.seen[11]
     assert condition.ready == 1 and condition.reports.running > 0
-    assert condition.load > 1.0 and condition.price > 0.0
+    assert condition.reports.load > 1.0 and condition.price > 0.0
     assert sum(d.requests_per_s for d in observed.demands) == pytest.approx(20.0, rel=0.2)
     assert observed.routers == 1 and 0.0 < observed.router_busy_share < 0.1
     assert observed.at_s * 1000 == UNIX_MS + 60_000
