@@ -24,7 +24,6 @@ from load.bench.fleet.clairvoyant import (
     wishes,
     work_per_interval,
 )
-from load.bench.fleet.pool_limits import LimitOptions, load_max
 from load.bench.fleet.scenario import (
     MODELS,
     Scenario,
@@ -37,6 +36,7 @@ from load.bench.fleet.scenario import (
     work_s_of,
 )
 from load.data import traces
+from load.fit.pool_limits import LimitOptions, load_max
 
 FEW = LimitOptions(requests=300, halvings=2)
 OPTIONS = ClairvoyantOptions(limits=FEW)

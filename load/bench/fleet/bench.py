@@ -26,7 +26,6 @@ from load.bench.fleet import overload
 from load.bench.fleet.clairvoyant import ClairvoyantOptions, bound, wishes
 from load.bench.fleet.overload import OverloadOptions
 from load.bench.fleet.picture import Curves, Watched, curves_of, draw
-from load.bench.fleet.pool_limits import LimitOptions
 from load.bench.fleet.runs import (
     built,
     first_replicas,
@@ -58,6 +57,7 @@ from load.bench.fleet.tuning import (
     tune,
 )
 from load.data.traces import HOUR_S, DiurnalOptions
+from load.fit.pool_limits import LimitOptions
 
 Say = Callable[[str], None]
 OURS = {

@@ -9,7 +9,7 @@ each model's work goes to which of its pools:
     min Σ_p x_p · usd_p   so that   Σ_p share_mp = 1,  share_mp · work_mp ≤ x_p · load_p · seconds
 
 `load_p` is the highest load at which a large pool still has 99 % within the target, measured on the
-emulator with the trace's own lengths (`load.bench.fleet.pool_limits`).
+emulator with the trace's own lengths (`load.fit.pool_limits`).
 
 It is a bound on the GPU cost of answering *this mix of models* within the target: every request at
 the model it would choose if all pools were there at their GPUs' prices, as the router's own
@@ -38,10 +38,10 @@ from infra.autoscaling.sizing.mix import silenced
 from infra.capacity.fleet import Fleet
 from infra.capacity.latency_target import LatencyTarget
 from infra.capacity.load import rates_of
-from load.bench.fleet.pool_limits import LimitOptions, load_max
 from load.bench.fleet.scenario import Scenario, usd_per_s, work_s_of
 from load.data.traces import Trace
 from load.data.traffic import Traffic
+from load.fit.pool_limits import LimitOptions, load_max
 from load.simulation.warm_start import estimated_quality
 
 Floats = NDArray[np.float64]
