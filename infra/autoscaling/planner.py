@@ -53,7 +53,7 @@ class RouterOptions:
 class PlannerOptions:
     """Everything of the planner that can be chosen."""
 
-    stale_s: float = 30.0  # telemetry older than this tells of another time; it comes each second
+    stale_s: float = 30.0  # telemetry older than this describes another time; it comes each second
     expected: ExpectedOptions = field(default_factory=ExpectedOptions)
     sizing: SizingOptions = field(default_factory=SizingOptions)
     mix: MixOptions = field(default_factory=MixOptions)
@@ -73,7 +73,7 @@ class Planner:
         options: PlannerOptions | None = None,
         remembered: Mapping[str, Any] | None = None,
     ) -> None:
-        """`rates` by pool, `quality` (0 to 1) by model, `remembered` as `as_dict` told it."""
+        """`rates` by pool, `quality` (0 to 1) by model, `remembered` as `as_dict` gave it."""
         self._options = options = options or PlannerOptions()
         remembered = remembered or {}
         self._fleet, self._rates, self._target = fleet, dict(rates), target
@@ -172,11 +172,11 @@ class Planner:
         return Plan(replicas=replicas, routers=max(least, observed.routers))
 
     def _hold(self, before: Plan, observed: Observed) -> Plan:
-        told, self._stale, self._plan = self._stale, True, before
+        said, self._stale, self._plan = self._stale, True, before
         line = (
             f"telemetry is {observed.telemetry_age_s:.0f} s old: nothing changes until it is back"
         )
-        lines = () if told else (line,)
+        lines = () if said else (line,)
         return Plan(replicas=before.replicas, routers=before.routers, lines=lines)
 
     def _sizable(self, demands: Sequence[Demand]) -> list[Demand]:

@@ -139,7 +139,7 @@ class PoolPlan:
         return self.emulation.power.prefill_w if self.emulation else 0.0
 
     def for_router(self, *, reports: bool) -> Pool:
-        """What a router knows of it; `reports`: telemetry tells of its replicas."""
+        """What a router knows of it; `reports`: its replicas report telemetry."""
         return Pool(
             name=self.name,
             model=self.model,

@@ -70,7 +70,7 @@ class Status:
     # What telemetry says; see `streams.telemetry.fleet_view`.
     telemetry: dict[str, int] = field(default_factory=dict)  # records by what became of them
     workload: dict[str, ClassView] = field(default_factory=dict)  # by class
-    router: RouterView | None = None  # None where no router was ever heard of
+    router: RouterView | None = None  # None where no router ever reported
     pools: dict[str, PoolView] = field(default_factory=dict)  # by pool
     prices: dict[str, PriceView] = field(default_factory=dict)  # by pool; also budget and power
 

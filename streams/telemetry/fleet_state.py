@@ -1,4 +1,4 @@
-"""The fleet as telemetry tells it: counts of the last minutes and of all time, and latest gauges.
+"""The fleet as telemetry reports it: counts of the last minutes and of all time, and latest gauges.
 
                        ┌─ totals    counts since the state began
     record ──fold──────┼─ slots     counts of ten seconds each, of the last five minutes
@@ -69,7 +69,7 @@ class FleetState:
 
     @property
     def missing(self) -> int:
-        """Records that never came, as gaps in sequences tell."""
+        """Records that never came, by gaps in sequences."""
         return self._opened().missing
 
     @property

@@ -25,8 +25,8 @@ from test_pools_on_ray import until
 from fairlead import Client, DispatchRequest, Ended, FairleadError, Request
 from infra.autoscaling.contract import Demand, Observed, Plan
 from infra.autoscaling.live.plan_reader import find_planner
-from infra.autoscaling.live.plan_record import PlanRecord, read_record
 from infra.autoscaling.live.planner_actor import Scaling
+from infra.autoscaling.live.planning import PlanRecord, read_record
 from infra.autoscaling.live.replicas import ReplicaCount, pool_replicas, recording
 from infra.cluster.cluster import Running, running
 from infra.cluster.declared_apps import declare, withdraw

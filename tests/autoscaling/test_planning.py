@@ -20,8 +20,14 @@ from test_pools_on_ray import until
 
 from infra.autoscaling.contract import Observed, Plan, PoolCondition
 from infra.autoscaling.live.plan_reader import PlanReader
-from infra.autoscaling.live.plan_record import FILE, Line, PlanRecord, read_record, write_record
-from infra.autoscaling.live.planning import Planning
+from infra.autoscaling.live.planning import (
+    FILE,
+    Line,
+    Planning,
+    PlanRecord,
+    read_record,
+    write_record,
+)
 from infra.autoscaling.live.ray_policy import PlannedPools, PlannedRouters
 from infra.autoscaling.live.replicas import PoolReplicas, problems, with_replicas
 from infra.settings.scaling_options import AutoscalingOptions

@@ -51,7 +51,7 @@ class PlanReader:
         threading.Thread(target=_follow, args=following, name="plan-reader", daemon=True).start()
 
     def latest(self) -> Plan | None:
-        """The last plan heard of; None: there never was one."""
+        """The last plan received; None: there never was one."""
         return self._plan
 
 

@@ -49,7 +49,7 @@ class SizingOptions:
     # Of how full a pool may be, it is planned to be: loads swing within a minute, and where there
     # is nothing to spare the swings have a price.
     filled: float = 0.9
-    cv2: float = 1.0  # squared variation of work within a class, where lengths are not told
+    cv2: float = 1.0  # squared variation of work within a class, where lengths are not known
     lead_s: float = 30.0  # beside the start: until a plan is made and carried out
     lead_s_max: float = 900.0  # forecasts end there
     rate_least: float = 1e-3  # requests/s; less is nothing

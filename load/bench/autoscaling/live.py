@@ -24,8 +24,8 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.autoscaling.live.plan_record import read_record
 from infra.autoscaling.live.planner_actor import Scaling
+from infra.autoscaling.live.planning import read_record
 from infra.autoscaling.live.replicas import ReplicaCount, recording
 from infra.autoscaling.live.site_scaling import observe_site, planner_of
 from infra.autoscaling.planner import PlannerOptions

@@ -28,7 +28,7 @@ EPSILON_S = 1e-6  # Ray's own tolerance: sums of periods fall short of a delay b
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RivalPool:
-    """What a rival is told of a pool once."""
+    """What a rival knows of a pool from the start."""
 
     name: str
     model: str

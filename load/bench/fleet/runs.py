@@ -58,7 +58,7 @@ FEEDBACK_SHARE = 0.002
 # no way of scaling has had the time before it in which a fleet would have grown.
 FIRST_S = 600.0
 FIRST_LOAD = 0.8  # at which they have some to spare
-SAMPLE = 5000  # requests that lengths are told by, for limits and rates
+SAMPLE = 5000  # requests whose lengths are taken, for limits and rates
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ def with_fleet(of: Scenario, fleet: Fleet) -> Scenario:
 
 
 def rival_pools(of: Scenario) -> tuple[RivalPool, ...]:
-    """What rivals are told of the pools: by the mean request of the trace."""
+    """What rivals know of the pools: by the mean request of the trace."""
     sample = _sample(of)
     prompt, output = sample.prompt_tokens.mean(), sample.output_tokens.mean()
     mean_s = work_s_of(of.fleet, sample, of.target).mean(axis=0)

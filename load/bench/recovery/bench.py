@@ -287,7 +287,7 @@ class Disturbed:
 
 
 class _Saves:
-    """When a trainer has saved snapshots, as it tells through a pipe until it ends."""
+    """When a trainer has saved snapshots, as it reports through a pipe until it ends."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
@@ -300,7 +300,7 @@ class _Saves:
             raise LoopStuck(f"a trainer has neither saved nor ended in {LIFE_S_MAX:.0f} s")
         try:
             self.last_s = self._pipe.recv()
-        except (EOFError, OSError):  # it ended, perhaps in the middle of telling
+        except (EOFError, OSError):  # it ended, perhaps in the middle of a report
             return False
         self.first_s = self.first_s or self.last_s
         return True

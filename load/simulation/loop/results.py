@@ -104,7 +104,7 @@ class Run:
 
     @property
     def replica_changes_per_h(self) -> float:
-        """Replicas launched, or told to go, per hour; those that died are not counted."""
+        """Replicas launched, or let go, per hour; those that died are not counted."""
         return self.replica_changes / (self.end_s / 3600.0)
 
     @property

@@ -22,7 +22,7 @@ from load.data.traffic import Traffic
 from load.simulation.machines.fleet import VirtualFleet
 from serve.routing.catalogue import Catalogue
 
-SAMPLE = 2000  # requests that tell how long they are
+SAMPLE = 2000  # requests whose lengths are looked at
 
 
 class Split:

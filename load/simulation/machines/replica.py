@@ -3,7 +3,7 @@
     launch ──start-up, load──▶ ready ──drain──▶ draining ──last answer──▶ gone
        └────────── stopped, or dies with its machine ───────────────────▶ gone
 
-It is powered, and paid for, from its launch until it is gone. What it tells telemetry is what a
+It is powered, and paid for, from its launch until it is gone. What it reports is what a
 real one's `PoolVitals` would.
 
 The one rule: a replica that drains gets no more requests, and finishes those it has.
@@ -69,19 +69,19 @@ class VirtualReplica:
         self._reporter, self._looked_s = reporter, launched_s  # the time of the last report
 
     @property
-    def speaks_s(self) -> float:
-        """From when on there is a machine that tells of it."""
+    def reports_s(self) -> float:
+        """From when on there is a machine that reports on it."""
         return self.ready_s - self.plan.load_s
 
     def begin(self) -> None:
-        """Be ready; its load is told from now on."""
+        """Be ready; its load is measured from now on."""
         self.engine.advance(self.ready_s)
         self._meter.begin()
         self.state = "ready"
 
     @property
     def in_flight(self) -> int:
-        """Requests it has not finished, as far as was heard."""
+        """Requests it has not finished, as far as is known."""
         return len(self.flights)
 
     def take(self, flight: Flight, prompt_tokens: int, output_tokens: int, at_s: float) -> bool:
@@ -125,7 +125,7 @@ class VirtualReplica:
         return self.engine.energy_j - over_s * _emulation(self.plan).power.idle_w
 
     def report(self, now_s: float, now_ms: int) -> PoolState:
-        """What it tells of itself. Of an engine that is behind `now_s`, nothing is to come."""
+        """What it reports of itself. Of an engine that is behind `now_s`, nothing is to come."""
         engine, window = self.engine, self._reporter.window(now_ms)
         if engine.now_s < now_s:
             engine.advance(now_s)
