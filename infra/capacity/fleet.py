@@ -7,7 +7,7 @@
 Ray knows a GPU type as a *logical* resource, `gpu_<type>`: a machine without GPUs can run the
 configuration of a cluster that has hundreds, and a cluster states its real counts.
 
-The one rule: these are plain data. They travel to Ray's workers and say all that those need.
+These are plain data. They travel to Ray's workers and say all that those need.
 """
 
 from __future__ import annotations

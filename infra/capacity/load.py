@@ -11,7 +11,7 @@ What comes, not what is done: that stops at what a replica can do. Recently is t
 later ones count more. The other two are zero while it keeps up, and have no bound when it does not.
 How full it may be follows from the lengths of the last minute's requests.
 
-The one rule: 1 means as much as it carries with 99 % within the target, on every GPU alike.
+1 means as much as it carries with 99 % within the target, on every GPU alike.
 """
 
 from __future__ import annotations

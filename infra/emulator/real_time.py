@@ -7,7 +7,7 @@
 The engine lives in its own virtual time. It runs `speed` times as fast as the clock, and
 `slowdown` times slower while a fault is injected; changing either moves no time that has passed.
 
-The one rule: whoever stops listening is cancelled in the engine too.
+Whoever stops listening is cancelled in the engine too.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ drawn from a hash of the messages. A conversation that goes on finds its former 
 answers to them, in the prefix cache (see `emulated_prefixes`). `priority` is read as by a vLLM that
 was started with `--scheduling-policy priority`.
 
-The one rule: to whoever calls, nothing but the words tells it from a real server.
+To whoever calls, nothing but the words tells it from a real server.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ While the directory does not answer, the last addresses stay: whether an endpoin
 for `serve.health.health` to find out. A directory that was just restarted does not know everybody
 yet, so what it says is added and nothing taken away.
 
-The one rule: `endpoints` is a look into memory, and gives the same mapping until something changed.
+`endpoints` is a look into memory, and gives the same mapping until something changed.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     engine, answers ─▶ ReplicaMeter ──record──▶ outbox ─▶ telemetry
 
-The one rule: nothing here waits for the log, and nothing that fails here is felt by a request.
+Nothing here waits for the log, and nothing that fails here is felt by a request.
 """
 
 from __future__ import annotations

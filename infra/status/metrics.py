@@ -1,6 +1,6 @@
 """The status as Prometheus metrics, served over HTTP and computed when somebody asks.
 
-The one rule: every number is one of `infra.status.status`; names carry their unit, as Prometheus
+Every number is one of `infra.status.status`; names carry their unit, as Prometheus
 has it.
 """
 

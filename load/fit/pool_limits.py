@@ -8,7 +8,7 @@ The work of requests (`learners.work`) says what a replica carries if all arrive
 not: queues form, long prompts stand in others' way. So how full a pool can be depends on the model,
 the GPU and the lengths, and it is measured here, on the emulator.
 
-The one rule: nothing is fitted; what is returned was met by a run.
+Nothing is fitted; what is returned was met by a run.
 """
 
 from __future__ import annotations

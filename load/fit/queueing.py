@@ -11,7 +11,7 @@ A load is a share of what the replicas carry, in `learners.work`'s units: Poisso
 `load · replicas / mean work` a second. The load is found by bisection, with the same random numbers
 at each step. Loads above 0.95, where the formula ends, count as 0.95.
 
-The one rule: what is measured is the emulator, and never the formula's own idea of it.
+What is measured is the emulator, and never the formula's own idea of it.
 """
 
 from __future__ import annotations

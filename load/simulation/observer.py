@@ -5,7 +5,7 @@
     prices of GPUs ─────────────────────────────▶ repriced, the catalogue that settings would state
     replicas, the plan's lines ─────────────────▶ Series, for whoever reads the run
 
-The one rule: what Ray Serve or an operator would know at once is known at once, and nothing else.
+What Ray Serve or an operator would know at once is known at once, and nothing else.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 A tick ends when something is due, at the latest after `tick_s` or `tick_requests` arrivals. See
 `simulation` for what belongs together, and the files of the parts for what each does.
 
-The one rule: at one time engines come first, then what changes the fleet, then who looks at it.
+At one time engines come first, then what changes the fleet, then who looks at it.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ All policies begin with the same knowledge, or else the first minutes of a bench
 how a router learns, and not how a fleet is sized. Prompts are not shared by the halves: a router
 that has seen a question answered would know the answer's quality, not estimate it.
 
-The one rule: nothing of the asked rows is in what was learned.
+Nothing of the asked rows is in what was learned.
 """
 
 from __future__ import annotations

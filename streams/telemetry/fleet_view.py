@@ -7,7 +7,7 @@
 Telemetry arrives a second or two after the fact. So that a rate is not too low by what is still
 under way, a span ends where the newest window ends, unless that is more than `SILENT_MS` ago.
 
-The one rule: pure functions of state and time, summed in order of names: the same bits anywhere.
+Pure functions of state and time, summed in order of names: the same bits anywhere.
 """
 
 from __future__ import annotations

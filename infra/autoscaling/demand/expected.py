@@ -11,7 +11,7 @@ one of the sum, too, and all go along with it.
 What can't be true is left out, and a line says so: what is not finite or negative, and a rate a
 hundred times the last one, until it has lasted for two minutes.
 
-The one rule: a series without requests for some time is at zero, whatever its past looked like.
+A series without requests for some time is at zero, whatever its past looked like.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ three more: smoothed trends see it when it is over, and replicas take as long as
 is estimated from second differences, which a ramp does not have. A jump takes up to two minutes to
 be seen whole in rates over one, so a ramp is what rises in three.
 
-The one rule: it knows its own history and nothing else, so it can be saved, and repeats itself.
+It knows its own history and nothing else, so it can be saved, and repeats itself.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
                ─pool reports────▶ PoolCondition, price from `Prices`
     Fleet      ─────────────────▶ USD per hour and number of GPUs, by type
 
-The one rule: a pure function of its arguments: the same live and in virtual time.
+A pure function of its arguments: the same live and in virtual time.
 """
 
 from __future__ import annotations

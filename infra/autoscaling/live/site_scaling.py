@@ -2,7 +2,7 @@
 
     site.store ─▶ newest snapshot: fleet, prices, means ──observe──▶ Observed ─▶ Planner
 
-The one rule: nothing is started here. `planner_actor` calls these two functions in its own process.
+Nothing is started here. `planner_actor` calls these two functions in its own process.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ How full a pool may be depends on how many replicas it has: the mix is solved fo
 are, and once more if the answer is another number. What nobody is to carry has a price above all
 others, higher for classes that are more critical.
 
-The one rule: between two mixes it is money that decides. Quality and refusals are weighed in it.
+Between two mixes it is money that decides. Quality and refusals are weighed in it.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ simulated one is told the same clock, and begins with as much silence as there w
 two do not share is how long Ray takes to start a process, noise in telemetry, and chance in
 routing. The quick form ends before anything could be idle for long enough: nothing goes to zero.
 
-The one rule: figures are of one live run, as it came; nothing is chosen among several.
+Figures are of one live run, as it came; nothing is chosen among several.
 """
 
 from __future__ import annotations

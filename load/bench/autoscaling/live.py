@@ -7,7 +7,7 @@
 
 Callers do not wait for each other: a fleet that falls behind is asked no less.
 
-The one rule: every request that was started is in the result, whatever became of it.
+Every request that was started is in the result, whatever became of it.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ more. The large one has no replica unless somebody wishes for it.
 A planner of minutes would sleep through a bench of minutes. `planner_options` says which of its
 times are shorter here than by default.
 
-The one rule: both forms get the same arrivals, the same settings and the same planner's options.
+Both forms get the same arrivals, the same settings and the same planner's options.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
 
 Runs are independent and go to two processes. The figures do not depend on which run is where.
 
-The one rule: all policies of a trace answer the same requests, and every request counts.
+All policies of a trace answer the same requests, and every request counts.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ What of the distance to it is due to that is shown by a second figure, `whole_us
 whole, and as many for `kept_s`, about the time that one takes to come, as the busiest interval in
 it needs. It knows the trace as well.
 
-The one rule: if not even the whole market suffices, what is left over is stated, not priced.
+If not even the whole market suffices, what is left over is stated, not priced.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ It is blind to prices, to what else could carry the requests, and to what a GPU 
 is wanted and has no replica anywhere begins with one where one is cheapest: nothing is decided for
 a pool without replicas, so it would stay without for ever.
 
-The one rule: it differs from the mix in what it looks at, and in nothing else: the same forecast,
+It differs from the mix in what it looks at, and in nothing else: the same forecast,
 the same queueing, the same stabilisation.
 """
 

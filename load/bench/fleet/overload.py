@@ -9,7 +9,7 @@ top of the ramp were within the target; beside it stand what they lost in qualit
 gained if every GPU ran the model that carries most on it, at full load. Beside the scenario's
 four models there is one of last resort: without it even that would be less than seven times.
 
-The one rule: both have the same GPUs, and all of them may run.
+Both have the same GPUs, and all of them may run.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ of a model are one, counted in replicas of its cheapest pool (*units*), and fill
 while GPUs are to be had. Rivals do not see prices of capacity, forecasts or lengths; like Fairlead
 they see GPUs' list prices and how many there are.
 
-The one rule: a rival is its public algorithm at its best settings: see `load.bench.fleet.tuning`.
+A rival is its public algorithm at its best settings: see `load.bench.fleet.tuning`.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 All contenders begin with the same knowledge, with replicas for the demand of the first minutes, and
 start, load, bill and see telemetry alike.
 
-The one rule: what a contender may use is in `Contender`; everything else is the same for all.
+What a contender may use is in `Contender`; everything else is the same for all.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
 one that comes nearest to it. The stretch is a part of the very trace that is then measured, so a
 rival may know what is coming; Fairlead is not tuned at all.
 
-The one rule: how a setting is judged does not depend on whose it is.
+How a setting is judged does not depend on whose it is.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ or the snapshots' files. What happens between two of them is in memory, and dyin
 before the next. Steps are found by running, and a test compares what was found with `STEPS`, so
 that a new one can't be missed, wherever in streams/ it is made.
 
-The one rule: SIGKILL and nothing else. No `finally` runs, no buffer is flushed, nothing is said.
+SIGKILL and nothing else. No `finally` runs, no buffer is flushed, nothing is said.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 
 Every request has one fate. Whatever is not finished is not within target, and its quality is 0.
 
-The one rule: the digest is over all that happened, so two runs with the same one are the same.
+The digest is over all that happened, so two runs with the same one are the same.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 It stands for what is common in front of unlike replicas: weighted round robin, the weights set to
 what each carries. The order is the smooth one of nginx, by which no pool gets its share in a lump.
 
-The one rule: prices, loads and queues are not looked at; whether there is a replica is.
+Prices, loads and queues are not looked at; whether there is a replica is.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 It is powered, and paid for, from its launch until it is gone. What it reports is what a
 real one's `PoolVitals` would.
 
-The one rule: a replica that drains gets no more requests, and finishes those it has.
+A replica that drains gets no more requests, and finishes those it has.
 """
 
 from __future__ import annotations
