@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from autoscaled import World, demand
-from infra.autoscaling.sizing.steady import SteadyOptions
+from infra.autoscaling.sizing.stabilisation import StabilisationOptions
 from shocked_world import (
     LARGE,
     LARGE_EU,
@@ -50,7 +50,7 @@ from streams.training.telemetry_fold import BAD
 STRUCK_S = 202.0
 READY_S = STARTUP_S + 60.0 + 2 * STEP_S  # from a plan to a large model's replica that answers
 FULL = 0.7  # of what a replica carries, the least that the planner uses
-DELAY_S = SteadyOptions().down_s
+DELAY_S = StabilisationOptions().down_s
 
 
 # --- what holds of every run
@@ -126,7 +126,7 @@ def test_load_times_five_keeps_most_of_the_highest_class_within_target():
 
 
 def test_load_times_five_grows_the_fleet_at_once_and_within_the_limits_of_growth():
-    found, options = flood(), SteadyOptions()
+    found, options = flood(), StabilisationOptions()
 
     plans = {at_s: plan.replicas for at_s, plan in found.watched.plans.items()}
     assert found.planned(140.0)[LARGE_EU] > found.planned(100.0)[LARGE_EU]

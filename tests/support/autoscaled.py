@@ -146,7 +146,9 @@ class World:
             telemetry_age_s=self.telemetry_age_s,
         )
 
-    def changed(self, name: str, **condition: object) -> None:
-        """From now on that pool is so."""
+    def changed(self, name: str, load: float | None = None, **changes: object) -> None:
+        """From now on that pool is so; `load` is what its replicas report."""
         made = self.conditions.get(name, self.observed().pools[name])
-        self.conditions[name] = replace(made, **condition)
+        if load is not None:
+            changes["reports"] = condition(load=load).reports
+        self.conditions[name] = replace(made, **changes)
