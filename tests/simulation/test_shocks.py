@@ -12,7 +12,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from autoscaled import World, demand
-from infra.autoscaling.sizing.stabilisation import StabilisationOptions
 from shocked_world import (
     LARGE,
     LARGE_EU,
@@ -32,6 +31,7 @@ from shocked_world import (
     traffic,
 )
 
+from infra.autoscaling.sizing.stabilisation import StabilisationOptions
 from load.simulation.loop.results import Fate
 from load.simulation.machines.fleet import unix_ms
 from load.simulation.shocks import (
