@@ -49,6 +49,9 @@ OTHERS = "others"  # an application that is not ours
 STEP_S = 0.5
 ARRIVED: deque[tuple[float, int]] = deque(maxlen=8)  # times and decisions so far; in the planner
 HANG = "hang"  # a file; while it is there, looking never ends
+HANGS_S = (
+    8.0  # until a step counts as hanging; where there is as much work as cores one takes seconds
+)
 SLOW_S = 3  # after which Ray says that a replica finds no place
 
 
@@ -207,7 +210,7 @@ def up(tmp_path_factory) -> Iterator[Running]:
     path = settings_file(folder)
     scaling = Scaling(
         options=AutoscalingOptions(
-            enabled=True, step_s=STEP_S, routers_min=1, routers_max=2, step_s_max=2.0
+            enabled=True, step_s=STEP_S, routers_min=1, routers_max=2, step_s_max=HANGS_S
         ),
         observe=observed,
         make=made,
