@@ -24,7 +24,14 @@ from streams.log.contract import TELEMETRY
 from streams.log.sqlite_log import SqliteLog
 from streams.telemetry.histogram import LATENCY_MS
 from streams.telemetry.pool_window import DispatchWindow, PoolWindow, ReplicaIdentity
-from streams.telemetry.records import AnyTelemetry, PoolState, RouterState, Workload, decode
+from streams.telemetry.records import (
+    CLASS_COUNTS,
+    AnyTelemetry,
+    PoolState,
+    RouterState,
+    Workload,
+    decode,
+)
 
 
 @pytest.fixture
@@ -261,6 +268,9 @@ def test_status_is_plain_json_with_the_sections(status):
     found = status.json()
 
     assert set(found["workload"]["acme"]["arrivals_per_s"]) == {"10s", "1m", "5m"}
+    assert {name: found["workload"]["acme"][name] for name in CLASS_COUNTS} == (
+        status.workload["acme"].counts
+    )
     assert found["router"]["replicas"] == 1
     pool = found["pools"]["p"]
     assert pool["replicas"] == {"ready": 1}
