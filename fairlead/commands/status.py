@@ -11,7 +11,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from fairlead.commands.fleet_tables import SECTIONS, print_fleet
-from infra.autoscaling.live.plan_record import read_record
+from infra.autoscaling.live.planning import read_record
 from infra.pools.site import LocalSite
 from infra.settings.settings import Settings
 from infra.status.status import look

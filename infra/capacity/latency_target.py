@@ -3,7 +3,7 @@
 Longer prompts take longer to read on any machine, so the time to a first token has a part per
 prompt token. A request is *within target* if both its times are.
 
-The one rule: what is not finished, refused or lost is not within target.
+What is not finished, refused or lost is not within target.
 """
 
 from __future__ import annotations

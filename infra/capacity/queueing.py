@@ -19,7 +19,7 @@ falls with the root of the replicas, among which the least busy is chosen:
 
 Answers of one token have no time per token, so nothing to be held up.
 
-The one rule: the two constants were found by simulation of the emulator (`python -m
+The two constants were found by simulation of the emulator (`python -m
 load.fit.queueing` prints how well they predict), and nothing else here was.
 """
 

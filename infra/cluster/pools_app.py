@@ -10,7 +10,7 @@ states its GPUs as logical resources runs the same configuration as a cluster th
 Pools are one application because one policy then sees them all. Without autoscaling each has the
 number of replicas that the settings say.
 
-The one rule: what a pool is comes from its `PoolPlan`, how many replicas it has from the policy.
+What a pool is comes from its `PoolPlan`, how many replicas it has from the policy.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 
 For experiments: what a cluster does when a machine dies can be seen on one.
 
-The one rule: every process that was started here is ended here, also after an error.
+Every process that was started here is ended here, also after an error.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ class Engine:
     def advance(self, to_s: float) -> list[Event]:
         """Everything that happened since the last call, up to and including `to_s`, in order.
 
-        A preemption at `to_s` itself is told with the next call.
+        A preemption at `to_s` itself is reported with the next call.
         """
         self._go(to_s)
         events, self._events = self._events, []
@@ -148,7 +148,7 @@ class Engine:
         return begins_s + self.performance.fixed_s
 
     def next_token_s(self) -> float:
-        """When the next iteration ends, told as `next_change_s` tells it."""
+        """When the next iteration ends, as `next_change_s` has it."""
         if self._run is None:
             return self.next_change_s()
         return self._run.end_s(self._done() + 1)
@@ -333,7 +333,7 @@ class Engine:
     # --- the end of a run
 
     def _commit(self, run: Run, end_s: float) -> None:
-        """Count the run's tokens, tell of first and last ones, let the cancelled leave."""
+        """Count the run's tokens, report first and last ones, let the cancelled leave."""
         made = self._n * run.k
         self._iteration += run.k
         self._tokens += made + len(self._completing)

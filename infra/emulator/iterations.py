@@ -9,7 +9,7 @@ Contexts grow by one token each per iteration, and so does the duration, by the 
 
 The iterations that end before a moment are counted by the root of that quadratic.
 
-The one rule: a run is only ever shortened, and never below the iteration that is under way.
+A run is only ever shortened, and never below the iteration that is under way.
 """
 
 from __future__ import annotations

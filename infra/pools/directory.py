@@ -1,4 +1,4 @@
-"""Where the pools' replicas listen: one small actor that they tell, and dispatchers ask.
+"""Where the pools' replicas listen: one small actor where they register, and which dispatchers ask.
 
     replica ──report, twice a second──▶ Directory ◀──ask, four times a second── dispatcher
 

@@ -12,7 +12,7 @@ for delays change the batches a little, and all is solved once more.
 The powers of the prompt and of the callers, the pools and the pull were chosen on training rows
 alone, by hiding a fifth of them at a time (docs/emulator.md has the figures).
 
-The one rule: the iterations' coefficients are taken as they are, so this stage can be run again
+The iterations' coefficients are taken as they are, so this stage can be run again
 and finds the same.
 """
 

@@ -9,7 +9,7 @@ setup contradict each other now and then, and with a small pull towards the star
 what the rows do not. A constant time of the front end is fitted beside, so that it does not
 disturb the rest; the second stage (`fit_front_end`) replaces it.
 
-The one rule: a coefficient is judged by what the engine yields, never by the equations it started
+A coefficient is judged by what the engine yields, never by the equations it started
 from.
 """
 

@@ -11,7 +11,7 @@ A load is a share of what the replicas carry, in `learners.work`'s units: Poisso
 `load · replicas / mean work` a second. The load is found by bisection, with the same random numbers
 at each step. Loads above 0.95, where the formula ends, count as 0.95.
 
-The one rule: what is measured is the emulator, and never the formula's own idea of it.
+What is measured is the emulator, and never the formula's own idea of it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from infra.capacity.latency_target import LatencyTarget
 from infra.capacity.load import rates_of
 from infra.capacity.queueing import LOAD_MAX, load_max
-from infra.emulator.engine import FINISHED, FIRST_TOKEN, Engine
 from infra.emulator.fitted import performance_of
 from infra.emulator.performance import Performance
 from learners.work import WorkRates
+from load.fit.pool_limits import bisected, within_target
 
 TRACES = Path(__file__).parents[1] / "data"
 PAIRS = (  # model, GPU, precision, GPUs of a replica: slow ones and fast ones
@@ -148,13 +148,12 @@ def fullest(
     performance: Performance, rates: WorkRates, target: LatencyTarget, lengths: Lengths, n: int
 ) -> float:
     """The highest load at which 99 % are within target."""
-    least, most = LOAD_LEAST, LOAD_MOST
-    work_s = float(np.mean([rates.work_s(p, output_tokens=o) for p, o in lengths.tolist()]))
-    for _ in range(STEPS):
-        load = (least + most) / 2.0
-        met = share_met(performance, target, lengths, n, load * n / work_s)
-        least, most = (load, most) if met >= SHARE else (least, load)
-    return (least + most) / 2.0
+    work_s = float(np.mean([rates.work_s(p, o) for p, o in lengths.tolist()]))
+
+    def holds(load: float) -> bool:
+        return share_met(performance, target, lengths, n, load * n / work_s) >= SHARE
+
+    return sum(bisected(holds, (LOAD_LEAST, LOAD_MOST), STEPS)) / 2.0
 
 
 def share_met(
@@ -164,43 +163,15 @@ def share_met(
     replicas: int,
     requests_per_s: float,
 ) -> float:
-    """Share of the requests within target; each goes to the replica with the fewest."""
+    """Share of the requests within target."""
     answer_s = float(lengths[:, 1].mean()) * target.tpot_s
     lasting = ANSWERS * answer_s * requests_per_s
     n = int(np.clip(lasting, REQUESTS_MIN, REQUESTS_MAX))
     rng = np.random.default_rng(11)
-    drawn = lengths[rng.integers(0, len(lengths), n)].tolist()
-    arrive_s = np.cumsum(rng.exponential(1.0 / requests_per_s, n)).tolist()
-    engines = [Engine(performance) for _ in range(replicas)]
-    first_s, done_s = [np.inf] * n, [np.inf] * n
-    for k, ((prompt, output), at_s) in enumerate(zip(drawn, arrive_s, strict=True)):
-        for engine in engines:
-            _note(engine, at_s, first_s, done_s)
-        least = min(engines, key=lambda engine: engine.queued + engine.running)
-        least.submit(k, prompt, output, at_s)
-    for engine in engines:
-        _note(engine, arrive_s[-1] + 1e5, first_s, done_s)
-    begin = min(n // 3, int(np.searchsorted(arrive_s, answer_s)))
-    return float(
-        np.mean(
-            [
-                target.met(
-                    drawn[k][0],
-                    ttft_s=first_s[k] - arrive_s[k],
-                    tpot_s=(done_s[k] - first_s[k]) / max(1, drawn[k][1] - 1),
-                )
-                for k in range(begin, n)
-            ]
-        )
-    )
-
-
-def _note(engine: Engine, at_s: float, first_s: list[float], done_s: list[float]) -> None:
-    for event in engine.advance(at_s):
-        if event.kind == FIRST_TOKEN:
-            first_s[event.request_id] = min(first_s[event.request_id], event.at_s)
-        elif event.kind == FINISHED:
-            done_s[event.request_id] = event.at_s
+    drawn = lengths[rng.integers(0, len(lengths), n)]
+    arrive_s = np.cumsum(rng.exponential(1.0 / requests_per_s, n))
+    met = within_target(performance, target, arrive_s, drawn[:, 0], drawn[:, 1], replicas)
+    return float(met[min(n // 3, int(np.searchsorted(arrive_s, answer_s))) :].mean())
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 
 from learners.prices import multiples
 from serve.routing.live import Live
-from streams.telemetry.fleet_view import SILENT_MS
+from streams.telemetry.received import SILENT_MS
 from streams.training.prices import PricingOptions
 
 Floats = NDArray[np.float64]

@@ -86,7 +86,7 @@ class Telemetry(Part, tag_field="kind"):
     to_unix_ms: Annotated[UnixMs, Meta(description="Where it ends; itself not in it.")]
 
 
-class WishWindow(Part):
+class DemandWindow(Part):
     """Requests for which one model would have been chosen, had all capacity been there and free."""
 
     model: Name
@@ -102,14 +102,21 @@ class ClassWindow(Part):
     shed: Annotated[
         Count, Meta(description="Of them, refused because the fleet was too full for them.")
     ] = 0
-    wishes: Annotated[
-        list[WishWindow],
-        Meta(max_length=MODELS_MAX, description="What they wanted, whatever they got."),
-    ] = []
+    demand: Annotated[
+        list[DemandWindow],
+        Meta(max_length=MODELS_MAX, description="What they preferred, whatever they got."),
+    ] = msgspec.field(name="wishes", default_factory=list)
     prompt_tokens_sum: Annotated[Count, Meta(description="Tokens of their prompts.")] = 0
     prompt_tokens: TokenHistogram = []
     output_tokens_sum: Annotated[Count, Meta(description="Tokens of answers that ended.")] = 0
     output_tokens: TokenHistogram = []
+
+
+# Counts of a class that status and metrics show, by their field, with the metric's text.
+CLASS_COUNTS = {
+    "arrivals": "Requests that were decided",
+    "shed": "Requests refused because the fleet was full",
+}
 
 
 class Workload(Telemetry, tag="workload"):

@@ -1,6 +1,6 @@
 """The published JSON schema of a telemetry record, which other teams validate against.
 
-The one rule: what it says of a field is what `telemetry` checks; nothing is written twice.
+What it says of a field is what `telemetry` checks; nothing is written twice.
 """
 
 from __future__ import annotations

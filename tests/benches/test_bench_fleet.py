@@ -27,7 +27,6 @@ from load.bench.fleet.overload import (
     tried_scenario,
 )
 from load.bench.fleet.picture import draw
-from load.bench.fleet.pool_limits import LimitOptions
 from load.bench.fleet.runs import built, first_replicas, rival_pools, run_on, with_fleet
 from load.bench.fleet.scenario import (
     LAST_RESORT,
@@ -47,6 +46,7 @@ from load.bench.fleet.scenario import (
 )
 from load.bench.fleet.tuning import FAIRLEAD, ROUTER_BLIND, Contender, Grid
 from load.data.traces import DiurnalOptions
+from load.fit.pool_limits import LimitOptions
 from load.simulation.loop.results import Fate
 from load.simulation.loop.split import capacities
 from load.simulation.warm_start import estimated_quality, halves

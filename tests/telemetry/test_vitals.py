@@ -24,8 +24,15 @@ from streams.errors import OutboxClosed
 from streams.log.contract import TELEMETRY
 from streams.log.sqlite_log import SqliteLog
 from streams.telemetry.histogram import LATENCY_MS
-from streams.telemetry.pool_window import DispatchWindow, PoolWindow, ReplicaGauges, ReplicaIdentity
-from streams.telemetry.records import AnyTelemetry, RouterState, Workload, decode
+from streams.telemetry.pool_window import DispatchWindow, PoolWindow, ReplicaIdentity
+from streams.telemetry.records import (
+    CLASS_COUNTS,
+    AnyTelemetry,
+    PoolState,
+    RouterState,
+    Workload,
+    decode,
+)
 
 
 @pytest.fixture
@@ -79,7 +86,7 @@ def test_what_is_decided_is_shown(up):
 
     status = seen(up)
 
-    assert {name: view.arrivals for name, view in status.workload.items()} == {
+    assert {name: view.counts["arrivals"] for name, view in status.workload.items()} == {
         "default": 1, "acme": 2,
     }  # fmt: skip
     assert status.workload["acme"].prompt_tokens_mean == 100.0
@@ -161,7 +168,7 @@ def test_others_of_the_process_report_under_its_source(up):
     pool.count_first_token(40.0)
     up.replica.vitals.add(
         lambda reporter, window: [
-            pool.take(reporter, window, ReplicaGauges(queued=3)),
+            PoolState(queued=3, **pool.take(reporter, window)),
             *filter(None, [dispatched.take(reporter, window)]),
         ]
     )
@@ -222,7 +229,7 @@ def status(up) -> Status:
     pool.count_joules(12.5)
     up.replica.vitals.add(
         lambda reporter, window: [
-            pool.take(reporter, window, ReplicaGauges(queued=3, watts=70.0)),
+            PoolState(queued=3, watts=70.0, **pool.take(reporter, window)),
             *filter(None, [dispatched.take(reporter, window)]),
         ]
     )
@@ -263,6 +270,9 @@ def test_status_is_plain_json_with_the_sections(status):
     found = status.json()
 
     assert set(found["workload"]["acme"]["arrivals_per_s"]) == {"10s", "1m", "5m"}
+    assert {name: found["workload"]["acme"][name] for name in CLASS_COUNTS} == (
+        status.workload["acme"].counts
+    )
     assert found["router"]["replicas"] == 1
     pool = found["pools"]["p"]
     assert pool["replicas"] == {"ready": 1}

@@ -20,10 +20,11 @@ from learners.estimates.learned import Learned
 from learners.prices import PriceOptions
 from streams.log.contract import TELEMETRY
 from streams.telemetry.fleet_state import FleetState
-from streams.telemetry.fleet_view import SILENT_MS
+from streams.telemetry.pool_reports import LOAD_MAX
+from streams.telemetry.received import SILENT_MS
 from streams.telemetry.records import encode
 from streams.training.folder import Folder
-from streams.training.prices import LOAD_MAX, PERIOD_MS, SPENDING_S, Price, Prices, PricingOptions
+from streams.training.prices import PERIOD_MS, SPENDING_S, Price, Prices, PricingOptions
 from streams.training.snapshots import Store
 from streams.training.state import Loader, Saver, State
 from streams.training.telemetry_fold import TelemetryFold

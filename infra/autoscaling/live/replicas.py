@@ -1,13 +1,13 @@
-"""Which replicas there are, as Ray Serve has them: also those that have not said a word yet.
+"""Which replicas there are, as Ray Serve has them: also those that have not reported yet.
 
-    Ray Serve's status ─▶ PoolReplicas by pool ─┬─▶ Observed, in the place of what telemetry says
+    Ray Serve's status ─▶ PoolReplicas by pool ─┬─▶ Observed, in the place of what telemetry reports
                                                 ├─▶ lines about replicas that find no place
                                                 └─▶ recording: how many there were over time
 
 Telemetry is of replicas that run, and a second or two old. A replica that waits for a machine with
-its GPU says nothing, and one that was killed is missed after ten seconds.
+its GPU reports nothing, and one that was killed is missed after ten seconds.
 
-The one rule: what Ray does not run is left as telemetry tells it.
+What Ray does not run is left as telemetry reports it.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
     minimise  horizon · Σ usd_p · n_p          GPUs, for as long as a plan is looked ahead
               + Σ start_p · (more than now)    a starting replica is paid for, too
               + Σ change · |other than now|    nothing changes for nothing
-              + horizon · Σ loss_dp · x_dp     another model than was wished for
+              + horizon · Σ loss_dp · x_dp     another model than the preferred
               + Σ unmet_dr · s_dr              dearest; the more critical (r) the more so
     so that   Σ_p x_dp + Σ_r s_dr = 1,   Σ_d work_dp · x_dp ≤ load_max_p · n_p,
               Σ_p gpus_p · n_p ≤ GPUs there are of a type,   least_p ≤ n_p ≤ most_p
@@ -139,7 +139,7 @@ def cheapest(
 def silenced() -> Iterator[None]:
     """Nothing that C code prints meanwhile, in any thread, comes to standard output.
 
-    HiGHS now and then prints a line, whatever it is told (jump-dev/HiGHS.jl 312), and standard
+    HiGHS now and then prints a line, whatever its options say (jump-dev/HiGHS.jl 312), and standard
     output may be somebody's JSON. What it leaves in C's buffer is thrown away, too.
     """
     try:

@@ -3,7 +3,7 @@
     live:       requests per second            simulated:  requests per second
                 replicas by pool                           replicas by pool
 
-The one rule: both sides have the same axes; what differs is the curves.
+Both sides have the same axes; what differs is the curves.
 """
 
 from __future__ import annotations

@@ -5,11 +5,11 @@
                                                    share within target, quality
 
 The rate gained is the largest multiple that was tried at which at least 95 % of the requests at the
-top of the ramp were within the target; what they lost in quality is told beside it, and what would
-be gained if every GPU ran the model that carries most on it, at full load. Beside the scenario's
+top of the ramp were within the target; beside it stand what they lost in quality, and what would be
+gained if every GPU ran the model that carries most on it, at full load. Beside the scenario's
 four models there is one of last resort: without it even that would be less than seven times.
 
-The one rule: both have the same GPUs, and all of them may run.
+Both have the same GPUs, and all of them may run.
 """
 
 from __future__ import annotations
@@ -210,16 +210,14 @@ def search(base: float, options: OverloadOptions, run_all: RunMultiples) -> list
     return sorted(tried, key=lambda one: one["multiple"])
 
 
-def summed_up(
-    base: Base, tried: Sequence[dict[str, Any]], options: OverloadOptions
-) -> dict[str, Any]:
-    """For JSON. Where no multiple holds, the least one is told with what it reached."""
+def summed_up(base: Base, tried: Sequence[dict], options: OverloadOptions) -> dict:
+    """For JSON. Where no multiple holds, the least one is stated with what it reached."""
     held = [one for one in tried if one["within_target"] >= options.within_min]
-    told = held[-1] if held else tried[0]
+    best = held[-1] if held else tried[0]
     return {
-        "rate_gain": round(told["multiple"] if held else 0.0, 2),
-        "within_target": round(told["within_target"], 4),
-        "quality_loss": round(base.quality - told["quality"], 4),
+        "rate_gain": round(best["multiple"] if held else 0.0, 2),
+        "within_target": round(best["within_target"], 4),
+        "quality_loss": round(base.quality - best["quality"], 4),
         "static_requests_per_s": round(base.requests_per_s, 1),
         "most_possible": round(base.full_per_s / base.requests_per_s, 2),
         "tried": {

@@ -2,7 +2,7 @@
 
     Run, Watched ─▶ Curves (a point every few minutes) ─▶ four panels, one PNG
 
-The one rule: curves are means over equal stretches of time; nothing is smoothed beyond that.
+Curves are means over equal stretches of time; nothing is smoothed beyond that.
 """
 
 from __future__ import annotations

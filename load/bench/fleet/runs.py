@@ -5,7 +5,7 @@
 All contenders begin with the same knowledge, with replicas for the demand of the first minutes, and
 start, load, bill and see telemetry alike.
 
-The one rule: what a contender may use is in `Contender`; everything else is the same for all.
+What a contender may use is in `Contender`; everything else is the same for all.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from infra.autoscaling.sizing.sizing import SizingOptions
 from infra.capacity.fleet import Fleet
 from infra.capacity.load import rates_of
 from load.bench.fleet.clairvoyant import replicas_for
+from load.bench.fleet.independent import IndependentPlanner
 from load.bench.fleet.rivals import (
     Policy,
     QueueLength,
@@ -57,7 +58,7 @@ FEEDBACK_SHARE = 0.002
 # no way of scaling has had the time before it in which a fleet would have grown.
 FIRST_S = 600.0
 FIRST_LOAD = 0.8  # at which they have some to spare
-SAMPLE = 5000  # requests that lengths are told by, for limits and rates
+SAMPLE = 5000  # requests whose lengths are taken, for limits and rates
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,7 @@ def with_fleet(of: Scenario, fleet: Fleet) -> Scenario:
 
 
 def rival_pools(of: Scenario) -> tuple[RivalPool, ...]:
-    """What rivals are told of the pools: by the mean request of the trace."""
+    """What rivals know of the pools: by the mean request of the trace."""
     sample = _sample(of)
     prompt, output = sample.prompt_tokens.mean(), sample.output_tokens.mean()
     mean_s = work_s_of(of.fleet, sample, of.target).mean(axis=0)
@@ -182,13 +183,13 @@ def scaler_of(of: Scenario, contender: Contender, first: Mapping[str, int]) -> S
     if contender.scaling == "static":
         return Fixed(first)
     if contender.scaling == "fairlead":
-        return Planner(
+        planner = Planner if contender.sized_by_mix else IndependentPlanner
+        return planner(
             started(of.fleet, first),
             {p.name: rates_of(p.engine.performance, of.target) for p in of.fleet.pools},
             of.target,
             dict(zip(of.known.models, of.known.quality.mean(axis=0).tolist(), strict=True)),
             PlannerOptions(
-                prices_used=contender.prices_used,
                 sizing=SizingOptions(
                     value_usd=of.preference.quality / of.preference.per_usd,
                     criticality={name: level for name, _, level in CLASSES},

@@ -78,7 +78,7 @@ MODELS = {
 }
 LAST_RESORT = {"llama-3.2-3b": ("Llama-3.2-3B-Instruct", "fp8", 20.0)}
 # GPUs of one replica, by model and type: what carries most per USD within the target, of 1 to 8,
-# as `load.bench.fleet.pool_limits` measures it. Left out: what costs thrice as much as elsewhere,
+# as `load.fit.pool_limits` measures it. Left out: what costs thrice as much as elsewhere,
 # or can't.
 PARALLEL = {
     "llama-3.1-8b": {

@@ -2,7 +2,7 @@
 
     seed ─▶ sources ─▶ windows of a second ─▶ records ─▶ + repeats + poison, sources interleaved
 
-The one rule: all chance is `rng`, all time `now_ms`; the same ones give the same records.
+All chance is `rng`, all time `now_ms`; the same ones give the same records.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ class Ledger:
         assert (self._fate[numbers] == Fate.UNFINISHED).all(), "a request has one fate"
         self._fate[numbers] = fate
 
-    # --- what is told of it
+    # --- what is reported of it
 
     def _report(self, flight: Flight, end_s: float) -> None:
         """What a caller, and who judges the answer, would report."""

@@ -3,7 +3,7 @@
     Choices ──▶ the chosen pool ──has no replica──▶ the model's others ──▶ the next best model's …
                       └──▶ one of its replicas           └─ nobody ─▶ refused
 
-The router decides from what it has heard; a pool may be empty by then. The dispatcher, who knows
+The router decides from what was reported; a pool may be empty by then. The dispatcher, who knows
 addresses, finds out at once.
 
 The one rule: a request that some allowed pool could take is never refused.

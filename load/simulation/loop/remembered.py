@@ -8,7 +8,7 @@ context and on what was learned, on nothing else. So between two snapshots each 
 once, which saves most of a decision's time; and what was asked before a snapshot is estimated with
 it, all at once, because it will be asked again.
 
-The one rule: it belongs to one estimator. Another snapshot has another, and remembers nothing.
+It belongs to one estimator. Another snapshot has another, and remembers nothing.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 
 Every request has one fate. Whatever is not finished is not within target, and its quality is 0.
 
-The one rule: the digest is over all that happened, so two runs with the same one are the same.
+The digest is over all that happened, so two runs with the same one are the same.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Run:
 
     @property
     def replica_changes_per_h(self) -> float:
-        """Replicas launched, or told to go, per hour; those that died are not counted."""
+        """Replicas launched, or let go, per hour; those that died are not counted."""
         return self.replica_changes / (self.end_s / 3600.0)
 
     @property

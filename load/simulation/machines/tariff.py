@@ -2,7 +2,7 @@
 
     change at 100 s:  $2 ─▶ $4 an hour        usd("h100", 0, 150) = 100 s · $2 + 50 s · $4, per hour
 
-The one rule: who used a GPU before its price changed pays the former price for that time.
+Who used a GPU before its price changed pays the former price for that time.
 """
 
 from __future__ import annotations
