@@ -32,7 +32,6 @@ from streams.telemetry.records import (
     DemandWindow,
     MixWindow,
     RouterState,
-    Telemetry,
     Workload,
 )
 

@@ -113,7 +113,7 @@ def test_a_durable_step_that_is_not_named_is_found(tmp_path, monkeypatch):
     path = tmp_path / "audit"
     code = compile("def renamed(a, b):\n    os.rename(a, b)\n", snapshots.__file__, "exec")
     made: dict[str, object] = {"os": os}
-    exec(code, made)  # noqa: S102 - a function that is in the store's file, as a new one would be
+    exec(code, made)
     monkeypatch.setattr(Store, "put", elsewhere)
     found: set[str] = set()
     trainer = trainer_of(log, str(tmp_path / "state"), STEPPING)

@@ -53,7 +53,7 @@ class SolutionCache:
         self._shares: list[list[float]] = []  # (asks, pools)
         self._asked: list[Any] | None = None  # when, for whom and within what, prices, work
 
-    def holds(self, now: Problem) -> bool:
+    def holds(self, now: Problem) -> bool:  # noqa: PLR0911 - a reason each
         """Whether the last mix is still a good one for what is asked now."""
         o, required, load = self._options, self.required, now.load
         if required is None or self._asked is None or now.at_s - self._asked[0] >= o.solved_s_max:
