@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
-from typing import Any, Self, TypeVar, Unpack
+from types import ModuleType
+from typing import Any, ClassVar, Self, TypeVar, Unpack
 
 import grpc
 import grpc.aio
@@ -41,7 +42,7 @@ class AsyncClient(Connections):
     CancelledError where its own task is cancelled.
     """
 
-    flavour = grpc.aio
+    flavour: ClassVar[ModuleType] = grpc.aio
 
     async def __aenter__(self) -> Self:
         return self

@@ -97,7 +97,7 @@ class Outgoing:
         try:
             for request in requests:
                 yield wire.stream_request(request)
-        except Exception as failure:  # the caller gets it, see above
+        except Exception as failure:  # noqa: BLE001 - the caller gets it, see above
             self.failure = failure
 
     async def each_async(self, requests: AsyncIterable[Request]) -> AsyncIterator[pb.RouteRequest]:
@@ -105,5 +105,5 @@ class Outgoing:
         try:
             async for request in requests:
                 yield wire.stream_request(request)
-        except Exception as failure:  # the caller gets it, see above
+        except Exception as failure:  # noqa: BLE001 - the caller gets it, see above
             self.failure = failure

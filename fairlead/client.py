@@ -9,7 +9,8 @@ A client may be shared between threads, and one is enough for a process.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Self, TypeVar, Unpack
+from types import ModuleType
+from typing import Any, ClassVar, Self, TypeVar, Unpack
 
 import grpc
 
@@ -41,7 +42,7 @@ class Client(Connections):
     Every method takes `timeout_s` for this one call and raises nothing but `FairleadError`s.
     """
 
-    flavour = grpc
+    flavour: ClassVar[ModuleType] = grpc
 
     def __enter__(self) -> Self:
         return self

@@ -31,6 +31,8 @@ Constructors are positional and pass their arguments on, so that every error sur
 
 from __future__ import annotations
 
+import math
+
 
 class ServeError(Exception):
     """Base of all errors of this folder."""
@@ -157,7 +159,8 @@ class EndpointOverloaded(AttemptFailed):
     kind = "overloaded"
 
     def __init__(self, where: str, problem: str, retry_after_s: float | None = None) -> None:
-        super().__init__(where, problem)
+        wait = f" (retry after {math.ceil(retry_after_s)} s)" if retry_after_s else ""
+        super().__init__(where, problem + wait)
         self.args = (where, problem, retry_after_s)
         self.retry_after_s = retry_after_s
 
@@ -216,3 +219,6 @@ class PoolsOverloaded(NoAnswer):
         super().__init__(where, problem)
         self.args = (where, problem, retry_after_s)
         self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}. Ask again in {self.retry_after_s:.0f} s"

@@ -7,7 +7,7 @@
 Ray knows a GPU type as a *logical* resource, `gpu_<type>`: a machine without GPUs can run the
 configuration of a cluster that has hundreds, and a cluster states its real counts.
 
-The one rule: these are plain data. They travel to Ray's workers and say all that those need.
+These are plain data. They travel to Ray's workers and say all that those need.
 """
 
 from __future__ import annotations
@@ -121,6 +121,18 @@ class PoolPlan:
     target: LatencyTarget = LatencyTarget()
 
     @property
+    def engine(self) -> Emulation:
+        """Its emulation, for those who only have pools that are emulated."""
+        assert self.emulation is not None, f"pool {self.name} is not emulated"
+        return self.emulation
+
+    @property
+    def machine(self) -> GpuType:
+        """Its GPU, for those who only have pools that state one."""
+        assert self.gpu is not None, f"pool {self.name} states no GPU"
+        return self.gpu
+
+    @property
     def rates(self) -> WorkRates:
         """What a request takes of a replica; zeros where that is not known."""
         if self.emulation is None:
@@ -139,7 +151,7 @@ class PoolPlan:
         return self.emulation.power.prefill_w if self.emulation else 0.0
 
     def for_router(self, *, reports: bool) -> Pool:
-        """What a router knows of it; `reports`: telemetry tells of its replicas."""
+        """What a router knows of it; `reports`: its replicas report telemetry."""
         return Pool(
             name=self.name,
             model=self.model,

@@ -3,7 +3,7 @@
 Longer prompts take longer to read on any machine, so the time to a first token has a part per
 prompt token. A request is *within target* if both its times are.
 
-The one rule: what is not finished, refused or lost is not within target.
+What is not finished, refused or lost is not within target.
 """
 
 from __future__ import annotations
@@ -38,6 +38,6 @@ class LatencyTarget:
         """The latest that a first token may come, after the request."""
         return self.ttft_s + self.ttft_s_per_1k_prompt_tokens * prompt_tokens / 1000.0
 
-    def met(self, prompt_tokens: float, ttft_s: float, tpot_s: float) -> bool:
+    def met(self, prompt_tokens: float, *, ttft_s: float, tpot_s: float) -> bool:
         """Whether a finished request was within target."""
         return ttft_s <= self.first_token_s(prompt_tokens) and tpot_s <= self.tpot_s

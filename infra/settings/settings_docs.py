@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import BaseModel
@@ -54,8 +54,16 @@ TYPES = {
     Path: "path",
     dict: "table",
 }
-BOUNDS = {Ge: ("ge", "≥ {}"), Gt: ("gt", "> {}"), Le: ("le", "≤ {}"), Lt: ("lt", "< {}")}
-LENGTHS = {MinLen: ("min_length", "≥ {} long"), MaxLen: ("max_length", "≤ {} long")}
+BOUNDS: dict[Any, tuple[str, str]] = {
+    Ge: ("ge", "≥ {}"),
+    Gt: ("gt", "> {}"),
+    Le: ("le", "≤ {}"),
+    Lt: ("lt", "< {}"),
+}
+LENGTHS: dict[Any, tuple[str, str]] = {
+    MinLen: ("min_length", "≥ {} long"),
+    MaxLen: ("max_length", "≤ {} long"),
+}
 
 
 def markdown() -> str:
@@ -115,7 +123,7 @@ def _type(field: FieldInfo) -> str:
     return ", ".join(map(_kind, kinds))
 
 
-def _kind(kind: object) -> str:
+def _kind(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return ", ".join(map(_toml, get_args(kind)))
     if get_origin(kind) is tuple:
@@ -135,7 +143,7 @@ def _bounds(field: FieldInfo) -> str:
         if pattern := getattr(limit, "pattern", None):
             limits.append(f"`{pattern}`")
             continue
-        attribute, form = {**BOUNDS, **LENGTHS}[type(limit)]
+        attribute, form = (BOUNDS | LENGTHS)[type(limit)]
         limits.append(form.format(_number(getattr(limit, attribute))))
     return ", ".join(limits)
 

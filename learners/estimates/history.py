@@ -12,6 +12,7 @@ and searched.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import faiss
 import numpy as np
@@ -31,7 +32,7 @@ COLUMNS: dict[str, tuple[type, tuple[int, ...]]] = {
     "targets": (np.int32, (N_TARGETS,)),
     "known": (np.bool_, (N_TARGETS,)),
 }
-Rows = dict[str, NDArray]
+Rows = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +128,7 @@ def build_index(vectors: NDArray[np.float32]) -> faiss.Index:
     n_lists = int(min(1024, max(16, 3 * np.sqrt(len(vectors)))))
     quantizer = faiss.IndexFlatIP(N_FEATURES)
     index = faiss.IndexIVFFlat(quantizer, N_FEATURES, n_lists, faiss.METRIC_INNER_PRODUCT)
-    index.own_fields, _ = True, quantizer.this.disown()
+    index.own_fields, _ = True, quantizer.this.disown()  # type: ignore[attr-defined]  # SWIG's
     # Twice the passes over twice the points take four times as long and find no more (recall of the
     # nearest 64 of 100,000 clustered rows 0.9996, against 0.9982).
     index.cp.seed, index.cp.niter = 1, 4
@@ -206,7 +207,7 @@ class Neighbours:
         deviation = (shared[:, None] + own).astype(np.float32)
         return Evidence(deviation, weight.astype(np.float32), near.max(axis=1))
 
-    def _search(self, vectors: NDArray[np.float32]) -> tuple[NDArray, NDArray]:
+    def _search(self, vectors: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Cosine and row number (n, j) of the nearest rows; −1 where there are fewer."""
         wanted = self.options.neighbours
         parts = []

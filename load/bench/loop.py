@@ -209,6 +209,7 @@ async def _unary(address: str, connect: Connect, seconds: float) -> tuple[float,
             took_s.append(time.perf_counter() - began_s)
             at += 1
 
+    elapsed_s = 0.0
     for length_s in (min(2.0, seconds / 4), seconds):  # the first warms up
         took_s.clear()
         began_s = time.perf_counter()

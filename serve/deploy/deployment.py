@@ -54,7 +54,9 @@ RESTART_S_MAX = 5.0  # between attempts of a trainer that keeps failing
 class Site(Protocol):
     """Where this router lives: opens what processes share. Implemented by `infra.pools.site`."""
 
-    snapshots: str  # folder or URI of the snapshot store
+    @property
+    def snapshots(self) -> str:
+        """Folder or URI of the snapshot store."""
 
     def log(self) -> Log:
         """The log, opened anew in the calling process."""
@@ -101,7 +103,9 @@ def now_ms() -> int:
 class RouterDeployment:
     """One replica of the router."""
 
-    async def __init__(self, options: DeploymentOptions, site: Site) -> None:
+    async def __init__(  # type: ignore[misc]  # Ray awaits it
+        self, options: DeploymentOptions, site: Site
+    ) -> None:
         # Loading weights and a snapshot takes a second; the event loop must answer Ray meanwhile.
         self._replica: Replica = await asyncio.to_thread(
             Replica,
@@ -232,12 +236,12 @@ def deploy(
     `autoscaling` is Ray's configuration for the router; None: it has `options.replicas`.
     Raises what Ray raises when a deployment can't start, with the replica's error in its text.
     """
-    router = ray_serve.deployment(RouterDeployment).options(
+    router = ray_serve.deployment(RouterDeployment).options(  # type: ignore[attr-defined]  # decorates
         name="Router",
         **COMMON,
         **(spread(options.replicas) if autoscaling is None else _scaled(autoscaling)),
     )
-    trainer = ray_serve.deployment(TrainerDeployment).options(
+    trainer = ray_serve.deployment(TrainerDeployment).options(  # type: ignore[attr-defined]  # decorates
         name="Trainer", num_replicas=1, **COMMON
     )
     layout = lay_out(site.snapshots, options.trainers)

@@ -35,7 +35,7 @@ class DispatchersOptions:
 class DispatchDeployment:
     """One replica of the dispatcher."""
 
-    async def __init__(
+    async def __init__(  # type: ignore[misc]  # Ray awaits it
         self, options: DeploymentOptions, dispatchers: DispatchersOptions, site: Site
     ) -> None:
         listener = replace(options.replica.listener, port=dispatchers.port)
@@ -79,7 +79,7 @@ def deploy_dispatchers(
         # First HTTP is drained, then gRPC, then what waits is written.
         graces_s = dispatchers.replica.http_listener.grace_s + options.replica.listener.grace_s
         settings = COMMON | {"graceful_shutdown_timeout_s": GRACE_S + graces_s}
-        dispatch = ray_serve.deployment(DispatchDeployment).options(
+        dispatch = ray_serve.deployment(DispatchDeployment).options(  # type: ignore[attr-defined]  # decorates
             name="Dispatch", **settings, **spread(dispatchers.replicas)
         )
         app = dispatch.bind(options, dispatchers, site)

@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from serve.dispatch.attempt import Attempt
 from serve.dispatch.backend import Watched
 from serve.health.health import Health, PoolStatus
-from streams.telemetry.pool_window import DispatchWindow, PoolWindow, ReplicaGauges, ReplicaIdentity
-from streams.telemetry.records import Telemetry
+from streams.telemetry.pool_window import DispatchWindow, PoolWindow, ReplicaIdentity
+from streams.telemetry.records import PoolState, Telemetry
 from streams.telemetry.window import Reporter
 
 
@@ -88,8 +88,8 @@ class DispatchVitals:
             for endpoint in statuses[pool].endpoints
         }
         for at in sorted({*running, *self._seen}):
-            gauges = ReplicaGauges(running=running.get(at, 0))
-            records.append(self._pace_of(*at).take(reporter, window, gauges))
+            seen = self._pace_of(*at).take(reporter, window)
+            records.append(PoolState(running=running.get(at, 0), **seen))
             if at not in running:  # it has gone, and this was its last word
                 del self._seen[at]
         return records

@@ -90,7 +90,7 @@ class Vitals:
             self._window.count_refused(self._counts.refused - self._refused)
             self._refused = self._counts.refused
             window = self._reporter.window(now_ms)
-            records = self._window.take(self._reporter, window, gauges)
+            records: list[Telemetry] = [*self._window.take(self._reporter, window, gauges)]
             for contribute in self._others:
                 records += contribute(self._reporter, window)
             self._outbox.offer(records)

@@ -37,6 +37,7 @@ class DispatchInput:
     body: Mapping[str, object]
     confidence_min: float | None = None  # 0 to 1: cascade; None: no cascade
     fan_out: int = 1  # 1 to 8 models at once
+    whole: bool = False  # nothing is shown before the end: a broken answer is tried again
 
     def __post_init__(self) -> None:
         """Raises InvalidRequest."""
@@ -106,7 +107,8 @@ Event = Routed | Streamed | Ended
 def estimated_tokens(body: Mapping[str, object]) -> int:
     """About how many tokens a chat completion's messages have; at least 1."""
     messages = body.get("messages")
-    contents = [m.get("content") for m in messages or () if isinstance(m, Mapping)]
+    listed = messages if isinstance(messages, list | tuple) else ()
+    contents = [m.get("content") for m in listed if isinstance(m, Mapping)]
     n_bytes = sum(len(text.encode()) for content in contents for text in texts_in(content))
     return min(max(1, round(n_bytes / BYTES_PER_TOKEN)), TOKENS_MAX)
 

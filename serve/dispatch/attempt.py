@@ -18,7 +18,7 @@ import logging
 import math
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from serve.dispatch.answers import AttemptRecord, Kind
 from serve.dispatch.backend import Call, Endpoint, Piece, Usage
@@ -65,6 +65,7 @@ class Attempt:
     logprobs: list[float] = field(default_factory=list)
     usage: Usage | None = None
     settled: AttemptRecord | None = None
+    acquitted: bool = False  # it failed, and not by the pool's fault
 
     @property
     def where(self) -> str:
@@ -127,13 +128,13 @@ class Attempt:
         return AnswerGarbled(self.where, f"it can't be read ({type(error).__name__})")
 
 
-def _task() -> asyncio.Task:
+def _task() -> asyncio.Task[Any]:
     task = asyncio.current_task()
     assert task is not None
     return task
 
 
-def began(endpoint: Endpoint, call: Call) -> tuple[AsyncGenerator, asyncio.Future]:
+def began(endpoint: Endpoint, call: Call) -> tuple[AsyncGenerator[Any, None], asyncio.Future[Any]]:
     """Start a call: its stream, and the first thing that will come of it."""
     stream = endpoint.stream(call)
     return stream, asyncio.ensure_future(anext(stream))

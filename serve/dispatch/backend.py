@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from serve.dispatch.merge import finished, merge_into
 
@@ -36,7 +36,7 @@ class Piece:
 
     delta: Mapping[str, object]  # OpenAI's `choices[0].delta`: role, content, tool_calls, …
     finish_reason: str | None = None
-    logprobs: Mapping[str, object] | None = None
+    logprobs: Mapping[str, Any] | None = None
     beside: Mapping[str, object] | None = None  # in the choice: `stop_reason`, …
     around: Mapping[str, object] | None = None  # in the chunk: `system_fingerprint`, `citations`, …
 

@@ -48,6 +48,7 @@ class AnswerState:
     attempts: list[Attempt] = field(default_factory=list)
     n_before: int = 0  # attempts of the stages before this one
     refusals: dict[str, CallRefused] = field(default_factory=dict)  # by model, of this stage
+    suspected: list[Attempt] = field(default_factory=list)  # see `Settlement.suspected`
 
     @cached_property
     def features(self) -> frozenset[Feature]:
@@ -76,6 +77,11 @@ class AnswerState:
     def own(self) -> list[Attempt]:
         """The attempts of this stage."""
         return self.attempts[self.n_before :]
+
+    @property
+    def n_failed(self) -> int:
+        """Attempts of this stage that failed; whose model refused the call has not."""
+        return sum(a.settled is None or a.settled.outcome != CallRefused.kind for a in self.own)
 
     def records(self) -> tuple[AttemptRecord, ...]:
         """What has been tried so far, as people see it."""
@@ -110,7 +116,8 @@ class Caller:
             lease = self._lease(request, place, now_s)
             if lease is not None:
                 return self._called(request, place, lease, kind, is_retry, now_s)
-        raise self.no_answer(request, "no pool has an endpoint that can be called")
+        refused = next(iter(request.refusals.values()), None)
+        raise refused or self.no_answer(request, "no pool has an endpoint that can be called")
 
     def _lease(self, request: AnswerState, place: Place, now_s: float) -> EndpointLease | None:
         """An endpoint of a pool: the session's, or another than the last one tried there."""
@@ -120,7 +127,14 @@ class Caller:
         elif held := self._sessions.held(request.dispatch.route.session, self._now_ms()):
             prefer = held.endpoint if held.pool == place.pool else ""
         tokens = request.call.prompt_tokens
-        return self._health.pick(place.pool, now_s, self._uniform(), prefer, avoid, tokens)
+        return self._health.pick(
+            place.pool,
+            now_s,
+            uniform=self._uniform(),
+            prefer=prefer,
+            avoid=avoid,
+            prompt_tokens=tokens,
+        )
 
     def _called(
         self,
@@ -144,8 +158,8 @@ class Caller:
             lease.cancelled(now_s)
             raise
         tokens = request.call.prompt_tokens
-        hedge_s = health.hedge_delay_s(place.pool, now_s, tokens)
-        timeout_s = health.first_token_timeout_s(place.pool, now_s, tokens)
+        hedge_s = health.hedge_delay_s(place.pool, now_s, prompt_tokens=tokens)
+        timeout_s = health.first_token_timeout_s(place.pool, now_s, prompt_tokens=tokens)
         attempt = Attempt(
             place=place,
             decided=decided,
@@ -192,14 +206,14 @@ class Caller:
 
     def _refuses(self, request: AnswerState, pool: str, now_s: float) -> bool:
         tokens = request.call.prompt_tokens
-        return self.refusals.refuses(pool, request.features, tokens, now_s)
+        return self.refusals.refuses(pool, request.features, tokens, now_s=now_s)
 
     def note_refusal(self, request: AnswerState, attempt: Attempt, error: CallRefused) -> None:
-        """This model has refused the call: no other pool of it is asked, and that is remembered."""
+        """Its model has refused the call: no other pool of it is asked, and that is remembered."""
         request.refusals.setdefault(attempt.place.model, error)
         words, tokens = error.problem, request.call.prompt_tokens
         features = refused_features(words, request.features)
-        self.refusals.note(attempt.place.pool, features, tokens, words, self._now_s())
+        self.refusals.note(attempt.place.pool, features, tokens, words, now_s=self._now_s())
 
     def note_answer(self, request: AnswerState, attempt: Attempt) -> None:
         """It has begun to answer, so what it was remembered to refuse is forgotten."""
@@ -240,14 +254,17 @@ class Caller:
         places = ", ".join(f"{pool} ({reason})" for pool, reason in reasons)
         problem = f"{why}. Attempts: {records or 'none'}. Pools: {places}"
         after_s = self._overloaded_for_s(request)
-        return NoAnswer("dispatch", problem) if after_s is None else PoolsOverloaded(
-            "dispatch", problem, after_s
+        return (
+            NoAnswer("dispatch", problem)
+            if after_s is None
+            else PoolsOverloaded("dispatch", problem, after_s)
         )
 
     def _overloaded_for_s(self, request: AnswerState) -> float | None:
         """Seconds until the first of its pools wants to be asked again; None: one is not paused."""
         now_s = self._now_s()
-        pauses = [self._health.paused_for_s(pool, now_s) for _, pool in request.open_places]
+        there = [pool for _, pool in request.open_places if self._pools.endpoints(pool)]
+        pauses = [self._health.paused_for_s(pool, now_s) for pool in there]
         paused = [pause for pause in pauses if pause is not None]
         return min(paused) if paused and len(paused) == len(pauses) else None
 

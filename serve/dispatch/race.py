@@ -31,9 +31,11 @@ from serve.errors import (
     AttemptFailed,
     CallRefused,
     DeadlinePassed,
+    EndpointFailed,
 )
 from serve.routing.sessions import Held, Sessions
 
+FASTER = "another was faster"
 # While nobody else can answer a late attempt is waited for, and that is looked at so often.
 LOOK_AGAIN_S = 1.0
 
@@ -76,7 +78,7 @@ class Race:
                 )
                 won = self._sift(request, running)
                 if won is not None:
-                    why = "another was faster"
+                    why = FASTER
                     return won
                 self._check_deadline(request)
                 hedge = self._hedge(request, running)
@@ -86,6 +88,15 @@ class Race:
             for attempt in running.values():
                 self._end_retry(attempt)
                 self._settlement.cancelled(attempt, request.began_s, why)
+            self._judge_suspects(request, answered=why == FASTER)
+
+    def _judge_suspects(self, request: AnswerState, *, answered: bool) -> None:
+        """An error that followed the request from pool to pool is the request's own."""
+        suspected = list(request.suspected)
+        request.suspected.clear()  # stages of one answer share the list
+        follows = len({attempt.place.pool for attempt in suspected}) > 1 and not answered
+        for attempt in suspected:
+            (self._settlement.acquit if follows else self._settlement.convict)(attempt)
 
     def _rest_s(self, request: AnswerState, running: dict[asyncio.Future, Attempt]) -> float:
         """How long nothing needs to be done unless something comes."""
@@ -110,6 +121,9 @@ class Race:
                 if isinstance(error, CallRefused):
                     self._caller.note_refusal(request, attempt, error)
                     self._settlement.refused(attempt, request.began_s, error)
+                elif type(error) is EndpointFailed:
+                    request.suspected.append(attempt)
+                    self._settlement.suspected(attempt, request.began_s, error)
                 else:
                     self._settlement.failed(attempt, request.began_s, error)
             else:
@@ -152,13 +166,11 @@ class Race:
         all have, NoAnswer and DeadlinePassed.
         """
         self._check_deadline(request)
-        if request.refusals and not request.open_places:
-            raise next(iter(request.refusals.values()))
-        made = len(request.own) - len(request.refusals)  # who refuses has not been a failure
+        made = request.n_failed
         if made >= self._attempts_max:
             raise self._caller.no_answer(request, f"{made} attempts were made, which is the limit")
         if not made:
-            kind = "reroute" if request.refusals else request.kind
+            kind = "reroute" if request.own else request.kind
             return self._caller.begin(request, kind, is_retry=False)
         await self._take_room(request, made)
         try:

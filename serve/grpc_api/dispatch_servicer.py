@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Callable
+from typing import Any
 
 import grpc
 import msgspec
@@ -42,7 +43,9 @@ class DispatcherServicer(dispatch_pb2_grpc.DispatcherServicer):
         self._answer, self._now_ms = answer, now_ms
 
     async def Dispatch(  # noqa: N802 - gRPC's name
-        self, request: pb.DispatchRequest | InvalidRequest, context: grpc.aio.ServicerContext
+        self,
+        request: pb.DispatchRequest | InvalidRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
     ) -> None:
         """Decide, call, stream.
 
@@ -57,7 +60,7 @@ class DispatcherServicer(dispatch_pb2_grpc.DispatcherServicer):
             await PacedWriter(lambda event: context.write(write(event))).send(
                 self._answer(dispatch)
             )
-        except Exception as error:  # noqa: BLE001 - becomes a status
+        except Exception as error:
             code, message = status_of(error)
             if code is grpc.StatusCode.INTERNAL:
                 logger.error("a dispatch failed with an internal error", exc_info=error)
@@ -89,7 +92,7 @@ def read_dispatch(request: pb.DispatchRequest) -> DispatchInput:
     )
 
 
-def _contents(messages: object) -> list[object]:
+def _contents(messages: Any) -> list[object]:
     return [message.get("content") for message in messages if isinstance(message, dict)]
 
 

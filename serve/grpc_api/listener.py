@@ -99,7 +99,7 @@ class Listener:
         await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._server.stop(self._options.grace_s)
 
-    async def _say(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+    async def _say(self, status: int) -> None:
         for name in ("", *self._servicers):
             await self._health.set(name, status)
 

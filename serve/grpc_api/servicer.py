@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import grpc
 
@@ -110,7 +111,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         loop = asyncio.get_running_loop()
         self._encoding += 1
         try:
-            vectors = await loop.run_in_executor(None, self._encoder.encode, [asked.text])
+            vectors = await loop.run_in_executor(None, self._encoder.encode, [asked.text or ""])
         finally:
             self._encoding -= 1
         return replace(asked, embedding=vectors[0].astype("<f4").tobytes())
@@ -137,7 +138,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
             logger.error("a call failed with an internal error", exc_info=error)
         return code, message
 
-    async def Route(self, request: pb.RouteRequest, context: Context) -> pb.Decision:
+    async def Route(self, request: pb.RouteRequest, context: Context[Any, Any]) -> pb.Decision:
         """One request, one decision."""
         try:
             _check_time_left(context)
@@ -148,7 +149,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         return decision
 
     async def RouteBatch(
-        self, request: pb.RouteBatchRequest, context: Context
+        self, request: pb.RouteBatchRequest, context: Context[Any, Any]
     ) -> pb.RouteBatchReply:
         """Many requests, scored together; each bad one fails alone."""
         try:
@@ -161,7 +162,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         )
 
     async def RouteStream(
-        self, requests: AsyncIterator[pb.RouteRequest], context: Context
+        self, requests: AsyncIterator[pb.RouteRequest], context: Context[Any, Any]
     ) -> AsyncIterator[pb.RouteReply]:
         """Requests in, replies out as they are ready; reading pauses when too many are ongoing."""
         done: asyncio.Queue[pb.RouteReply | None] = asyncio.Queue()
@@ -190,11 +191,13 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         finally:
             reading.cancel()
 
-    async def SendFeedback(self, request: pb.FeedbackRequest, context: Context) -> pb.FeedbackReply:
+    async def SendFeedback(
+        self, request: pb.FeedbackRequest, context: Context[Any, Any]
+    ) -> pb.FeedbackReply:
         """Check all outcomes as the trainer will, then write them; durable on return."""
         try:
             return await self.send_feedback(whole(request))
-        except Exception as error:  # noqa: BLE001 - becomes a status
+        except Exception as error:
             await context.abort(*self._refuse(error))
             raise AssertionError("abort raises") from error
 
@@ -233,12 +236,14 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
                 "feedback that can be learned from",
             )
 
-    async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.Explanation:
+    async def Explain(
+        self, request: pb.ExplainRequest, context: Context[Any, Any]
+    ) -> pb.Explanation:
         """Open a ticket."""
         try:
             ticket = self._sealer.open(whole(request).ticket)
             return write_explanation(ticket, self._view.current, self._policies)
-        except Exception as error:  # noqa: BLE001 - becomes a status
+        except Exception as error:
             await context.abort(*self._refuse(error))
             raise AssertionError("abort raises") from error
 
@@ -248,7 +253,7 @@ def _check_count(field: str, n: int) -> None:
         raise InvalidRequest(field, f"{n} long", f"1 to {BATCH_MAX:,} long")
 
 
-def _check_time_left(context: Context) -> None:
-    left_s = context.time_remaining()
+def _check_time_left(context: Context[Any, Any]) -> None:
+    left_s: float | None = context.time_remaining()
     if left_s is not None and left_s <= 0:
         raise DeadlinePassed("the gRPC deadline had passed before the request was scored")

@@ -75,7 +75,7 @@ class FirstTokens:
         self._hedge = self._timeout = (-math.inf, 0.0)  # (computed at, seconds)
         self._usual_tokens, self._n_prompts = USUAL_TOKENS, 0  # of a prompt
 
-    def add(self, wait_s: float, now_s: float, prompt_tokens: float = 0.0) -> None:
+    def add(self, wait_s: float, *, now_s: float, prompt_tokens: float = 0.0) -> None:
         """Count one wait, for a prompt of so many tokens; 0: not known."""
         weight = self._weight(now_s)
         if prompt_tokens > 0:
@@ -90,7 +90,7 @@ class FirstTokens:
         weight = self._weight(now_s)  # first: it may scale the total
         return self._total / weight
 
-    def quantile_s(self, q: float, now_s: float) -> float | None:
+    def quantile_s(self, q: float, *, now_s: float) -> float | None:
         """The wait that a share `q` of recent ones did not exceed, up to its bucket's upper edge.
 
         None when there are too few.
@@ -108,21 +108,21 @@ class FirstTokens:
         """
         return max(1.0, prompt_tokens / max(self._usual_tokens, 1.0))
 
-    def hedge_delay_s(self, now_s: float, prompt_tokens: float = 0.0) -> float:
+    def hedge_delay_s(self, now_s: float, *, prompt_tokens: float = 0.0) -> float:
         """How long to wait for a first token before a second attempt is worth its cost."""
         if not 0.0 <= now_s - self._hedge[0] < self._options.reread_s:
-            found_s = self.quantile_s(self._options.hedge_quantile, now_s)
+            found_s = self.quantile_s(self._options.hedge_quantile, now_s=now_s)
             self._hedge = (now_s, found_s or self._options.hedge_delay_default_s)
         return self._hedge[1] * self.stretch(prompt_tokens)
 
-    def timeout_s(self, now_s: float, prompt_tokens: float = 0.0) -> float:
+    def timeout_s(self, now_s: float, *, prompt_tokens: float = 0.0) -> float:
         """How long an attempt may wait for its first token before it is taken to be stuck.
 
         Whoever asks may have less time; but running out of that is no fault of the pool.
         """
         options = self._options
         if not 0.0 <= now_s - self._timeout[0] < options.reread_s:
-            p99_s = self.quantile_s(options.timeout_quantile, now_s)
+            p99_s = self.quantile_s(options.timeout_quantile, now_s=now_s)
             wanted_s = options.timeout_factor * p99_s if p99_s else options.timeout_default_s
             self._timeout = (now_s, max(options.timeout_s_min, wanted_s))
         return self._timeout[1] * self.stretch(prompt_tokens)
@@ -167,7 +167,7 @@ class Pace:
         self.recent = self.usual = 0.0  # of log seconds
         self.last_s = -math.inf
 
-    def note(self, wait_s: float, now_s: float) -> None:
+    def note(self, wait_s: float, *, now_s: float) -> None:
         """Take one wait into account."""
         log_wait = math.log(max(wait_s, WAIT_S_MIN))
         self.n += 1

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 from learners.option import option
 from serve.health.first_token import FirstTokenOptions, FirstTokens, Pace
@@ -91,12 +91,12 @@ class Pool:
         self.failures: dict[str, int] = {}
 
     def note_wait(
-        self, endpoint: Endpoint, wait_s: float, now_s: float, prompt_tokens: float
+        self, endpoint: Endpoint, wait_s: float, *, now_s: float, prompt_tokens: float
     ) -> None:
         """Count one wait for a first token."""
-        self.waits.add(wait_s, now_s, prompt_tokens)
-        self.pace.note(wait_s, now_s)
-        endpoint.pace.note(wait_s, now_s)
+        self.waits.add(wait_s, now_s=now_s, prompt_tokens=prompt_tokens)
+        self.pace.note(wait_s, now_s=now_s)
+        endpoint.pace.note(wait_s, now_s=now_s)
 
 
 class EndpointLease:
@@ -132,7 +132,7 @@ class EndpointLease:
         """Note that the first token has come."""
         assert self._waiting and not self._finished, "there is one first token, before the end"
         self._waiting = False
-        self._pool.note_wait(self._endpoint, now_s - self._began_s, now_s, self._tokens)
+        self._note_wait(now_s - self._began_s, now_s)
 
     def succeeded(self, now_s: float) -> None:
         """Finish: the endpoint did its part. It also did if it refused a malformed request."""
@@ -150,10 +150,16 @@ class EndpointLease:
         self._finish()
         self._count(kind)
         if was_late and self._waiting:
-            self._pool.note_wait(self._endpoint, now_s - self._began_s, now_s, self._tokens)
+            self._note_wait(now_s - self._began_s, now_s)
         self._judge(failed=True, now_s=now_s)
 
-    def overloaded(self, now_s: float, kind: str, pause_s: float) -> None:
+    def blamed(self, now_s: float, kind: str) -> None:
+        """Say of an attempt that was finished without a judgement that the endpoint is to blame."""
+        assert self._finished, "what is under way is finished by `failed`"
+        self._count(kind)
+        self._judge(failed=True, now_s=now_s)
+
+    def overloaded(self, now_s: float, kind: str, *, pause_s: float) -> None:
         """Finish: the endpoint wants to be left alone for so long. Being busy is no failure."""
         self._finish()
         self._count(kind)
@@ -174,8 +180,13 @@ class EndpointLease:
         self._endpoint.cancelled += 1
         self._pool.cancelled += 1
         waited_s = now_s - self._began_s
-        if self._waiting and waited_s >= self._pool.waits.hedge_delay_s(now_s, self._tokens):
-            self._pool.note_wait(self._endpoint, waited_s, now_s, self._tokens)
+        if self._waiting and waited_s >= self._pool.waits.hedge_delay_s(
+            now_s, prompt_tokens=self._tokens
+        ):
+            self._note_wait(waited_s, now_s)
+
+    def _note_wait(self, wait_s: float, now_s: float) -> None:
+        self._pool.note_wait(self._endpoint, wait_s, now_s=now_s, prompt_tokens=self._tokens)
 
     def _finish(self) -> None:
         assert not self._finished, "a lease is finished once"
@@ -266,6 +277,7 @@ class Health:
         self,
         pool: str,
         now_s: float,
+        *,
         uniform: float,
         prefer: str = "",
         avoid: str = "",
@@ -305,13 +317,15 @@ class Health:
         overloaded = last.in_flight > options.prefer_ratio_max * chosen.in_flight
         return chosen if overloaded and excess > options.prefer_excess_max else last
 
-    def hedge_delay_s(self, pool: str, now_s: float, prompt_tokens: float = 0.0) -> float:
+    def hedge_delay_s(self, pool: str, now_s: float, *, prompt_tokens: float = 0.0) -> float:
         """How long to wait for a pool's first token before a second attempt."""
-        return self._pools[pool].waits.hedge_delay_s(now_s, prompt_tokens)
+        return self._pools[pool].waits.hedge_delay_s(now_s, prompt_tokens=prompt_tokens)
 
-    def first_token_timeout_s(self, pool: str, now_s: float, prompt_tokens: float = 0.0) -> float:
+    def first_token_timeout_s(
+        self, pool: str, now_s: float, *, prompt_tokens: float = 0.0
+    ) -> float:
         """How long an attempt may wait for its first token before it is taken to be stuck."""
-        return self._pools[pool].waits.timeout_s(now_s, prompt_tokens)
+        return self._pools[pool].waits.timeout_s(now_s, prompt_tokens=prompt_tokens)
 
     def slow(self, pool: str, now_s: float) -> bool:
         """Whether a pool's first tokens come far later than they used to."""
@@ -358,7 +372,22 @@ class Health:
             self._on_event(Event(kind=kind, pool=pool, why=why))
 
 
-def less_loaded(endpoints: Sequence[Endpoint], uniform: float, avoid: str = "") -> Endpoint:
+class Loaded(Protocol):
+    """What can be told apart, and be busy."""
+
+    @property
+    def address(self) -> str:
+        """Its name."""
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that it has and has not answered."""
+
+
+AnyLoaded = TypeVar("AnyLoaded", bound=Loaded)
+
+
+def less_loaded(endpoints: Sequence[AnyLoaded], uniform: float, avoid: str = "") -> AnyLoaded:
     """Of two different ones drawn by `uniform`, the one with fewer requests in flight.
 
     The power of two choices (Mitzenmacher 2001), as Envoy's LEAST_REQUEST with choice_count 2.

@@ -70,7 +70,7 @@ def make_app(
         for found in listed:
             if found["id"] == name:
                 return _json(found)
-        raise UnknownModel("model", name, tuple(one["id"] for one in listed))
+        raise UnknownModel("model", name, tuple(str(one["id"]) for one in listed))
 
     async def health(_: Request) -> Response:
         return _json({"status": "ok"})
@@ -93,6 +93,9 @@ def make_app(
             (HTTPException, ClientGone, ServeError, StreamError, Exception), _refused
         ),
     )
+
+
+NO_LIMIT = Model(name="").context_tokens_max  # of a model of which no context is stated
 
 
 class KeyRequired:
@@ -128,6 +131,8 @@ def _figures(model: Model, catalogue: Catalogue) -> dict[str, object]:
     """What is stated of a model; not a number and infinity are written as null."""
     pools = catalogue.pools_of[catalogue.column_of[model.name]]
     figures = {name: value for name, value in asdict(model).items() if name != "name"}
+    if model.context_tokens_max >= NO_LIMIT:
+        figures["context_tokens_max"] = None
     return {"pools": [{"name": pool.name, "region": pool.region} for pool in pools], **figures}
 
 

@@ -65,7 +65,7 @@ class ChatCompletions:
             pass
         except asyncio.CancelledError:  # only a stopping server cancels a call
             await reply.fail(NotServing("stopped before the answer was whole; ask again"))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - logged, and becomes a status
             _log_bug(error)
             await reply.fail(error)
 

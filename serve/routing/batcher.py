@@ -95,7 +95,7 @@ class Batcher(Generic[Item, Result]):
         """Score one batch, then let the event loop read what has arrived meanwhile."""
         loop = asyncio.get_running_loop()
         began_s = time.monotonic()
-        batch = []
+        batch: list[tuple[Item, asyncio.Future[Result]]] = []
         while self._waiting and len(batch) < self._options.batch_max:
             item, future = self._waiting.popleft()
             if not future.done():  # its caller has gone: nothing to score

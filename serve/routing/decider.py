@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,7 +81,7 @@ class Decider:
         allowed = _allowed(asked, live, refused)
         _check_deadlines(asked, now_ms, refused)
         rows = [i for i in range(len(asked)) if i not in refused]
-        replies: list[pb.Decision | ServeError] = [refused.get(i) for i in range(len(asked))]
+        replies: list[Any] = [refused.get(i) for i in range(len(asked))]  # the rest comes below
         if not rows:
             return Decided(replies, None)
         taken = [asked[i] for i in rows]

@@ -16,6 +16,7 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ from serve.routing.catalogue import Catalogue, CatalogueSource
 from streams.errors import SnapshotDamaged
 from streams.feedback.ticket import key_of
 from streams.telemetry.fleet_state import FleetState
-from streams.telemetry.fleet_view import loads
+from streams.telemetry.pool_reports import PoolReports, pool_reports
 from streams.training.prices import Prices
 from streams.training.snapshots import Manifest, Store
 from streams.training.state import Loader, State
@@ -111,18 +112,20 @@ class Live:
         """Pools' utilisation and the price of their capacity, (P,) each; see `load_tracker`."""
         pools, prices = self.catalogue.pools, self.prices
         several = len(pools) > len(self.catalogue)
-        self.loads = loads(self.fleet) if several or any(p.reports for p in pools) else {}
+        self.loads: dict[str, PoolReports] = {}
+        if several or any(p.reports for p in pools):
+            self.loads = pool_reports(self.fleet)
         self.loads_as_of_ms = self.fleet.newest_ms if self.loads else 0
         self.n_routers = max(1, len(self.fleet.routers)) if self.loads else 1
         found = [self.loads.get(name) for name in self.pool_names]
         self.reported = np.array([one is not None for one in found])
         self.queued = np.array([one.queued if one else 0.0 for one in found])
         self.running = np.maximum(1.0, [one.running if one else 0.0 for one in found])
-        self.ready = np.maximum(1.0, [one.ready if one else 0.0 for one in found])
+        self.ready = np.maximum(1.0, [one.in_state("ready") if one else 0.0 for one in found])
         priced = [prices.capacity.get(name) for name in self.pool_names]
         # Where requests are no work they can't be charged: such a pool has no price.
         # One that has just begun to be ready is taken to be empty until it says more.
-        ready = [one is not None and one.ready > 0 for one in found]
+        ready = [one is not None and one.in_state("ready") > 0 for one in found]
         known = np.array(ready) | np.array([one is not None for one in priced])
         self.loaded = known & self.catalogue.has_work
         self.priced = bool(self.loaded.any())
@@ -131,7 +134,7 @@ class Live:
         # While nothing at all was received, no pool is taken to be gone.
         self.open = np.array(
             [
-                one.ready > 0 if one else not (pool.reports and self.loads)
+                one.in_state("ready") > 0 if one else not (pool.reports and self.loads)
                 for pool, one in zip(pools, found, strict=True)
             ]
         )
@@ -157,7 +160,7 @@ class Live:
         return max(0, now_ms - self.published_at_ms) if self.version else 0
 
 
-def _with_retries(latency_ms: NDArray, error_share: NDArray) -> NDArray:
+def _with_retries(latency_ms: NDArray[Any], error_share: NDArray[Any]) -> NDArray[Any]:
     """Expected time to success when failures are tried again: latency / (1 − error share)."""
     return latency_ms / np.maximum(1.0 - error_share, 0.01)
 

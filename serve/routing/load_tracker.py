@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 
 from learners.prices import multiples
 from serve.routing.live import Live
-from streams.telemetry.fleet_view import SILENT_MS
+from streams.telemetry.received import SILENT_MS
 from streams.training.prices import PricingOptions
 
 Floats = NDArray[np.float64]
@@ -102,7 +102,7 @@ class LoadTracker:
         """Note n decisions: their pools (n,), columns of `live`, and their work (n,)."""
         self._begin(live)
         n_pools = len(live.pool_names)
-        counts = np.stack(
+        counts: Floats = np.stack(
             [np.bincount(pools, minlength=n_pools), np.bincount(pools, work_s, minlength=n_pools)]
         )
         self._since += counts

@@ -178,7 +178,13 @@ class BatchPlacer:
         self._per_work = pool_load.per_work.tolist()
 
     def take(
-        self, pools: list[int], fixed: list[float], latency: float, late: float, work: list[float]
+        self,
+        pools: list[int],
+        fixed: list[float],
+        latency: float,
+        *,
+        late: float,
+        work: list[float],
     ) -> int:
         """The best of these pools for one request, which takes its place in it."""
         latency_s, load = self._latency_s, self._load

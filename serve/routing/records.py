@@ -104,7 +104,7 @@ class Decisions:
             chosen=choices.chosen,
             pool=choices.pool,
             explored=explored(choices),
-            wished=choices.preferred,
+            preferred=choices.preferred,
             shed=choices.shed,
             tenants=self.tenants,
             prompt_tokens=self.requests.prompt_tokens,

@@ -6,6 +6,7 @@ Nothing is decided here: what is written was decided in `router`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -54,7 +55,7 @@ def write_decisions(
     best, placed = choices.pools.tolist(), choices.pool.tolist()
     energy_j = choices.energy_j.tolist()
 
-    def case(i: int, j: int) -> dict[str, object]:
+    def case(i: int, j: int) -> dict[str, Any]:
         quality, cost, latency = (
             estimate(mean=mean[i][j], deviation=deviation[i][j]) for mean, deviation in figures
         )

@@ -153,7 +153,7 @@ def route(
     verdict = _verdicts(requests, live, cost, latency)
     able = verdict == Verdict.ELIGIBLE
     eligible = _with_replicas(able, live, verdict)
-    fits = eligible.any(axis=1)
+    fits = np.asarray(eligible.any(axis=1))
     eligible[~fits] = True  # any probabilities will do, the row is refused
     scale = _scale(weights, cost, latency)
     propensity = policy.probabilities(
@@ -240,7 +240,7 @@ def explored(choices: Choices) -> NDArray[np.bool_]:
     return choices.utility[np.arange(len(best)), choices.chosen] < best
 
 
-def _from_ratio(expected: Floats, log_ratio: NDArray, noise: NDArray) -> tuple[Floats, Floats]:
+def _from_ratio(expected: Floats, log_ratio: Floats, noise: Floats) -> tuple[Floats, Floats]:
     """Mean and standard deviation (n, k) of a log-normal around `expected`·exp(`log_ratio`)."""
     variance = noise.astype(np.float64) ** 2
     mean = expected * np.exp(log_ratio + variance / 2)

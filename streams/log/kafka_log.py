@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import ConfigFilterType, ConfigResource, ConfigResourceType, OffsetSpec
@@ -310,7 +310,7 @@ class KafkaReader:
 
     def _raise_truncated(
         self, consumer: KafkaConsumer, place: TopicPartition, cause: Exception
-    ) -> None:
+    ) -> NoReturn:
         """Raise LogTruncated with what the partition holds now, or LogUnavailable."""
         wanted = self._next[place.partition]
         try:

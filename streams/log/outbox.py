@@ -69,7 +69,7 @@ class Outbox(Generic[Item]):
         options: OutboxOptions,
     ) -> None:
         self._log, self._topic, self._encode, self._options = log, topic, encode, options
-        self._queue: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()  # None: the end
+        self._queue: queue.SimpleQueue[Entry[Item] | None] = queue.SimpleQueue()  # None: the end
         self._closing, self._gave_up = threading.Event(), threading.Event()
         self.counts = OutboxCounts()
         self._counting = threading.Lock()  # held for a few additions, never during I/O
@@ -117,9 +117,9 @@ class Outbox(Generic[Item]):
             self._write(batch)
             self._closing.wait(self._options.linger_s)
 
-    def _take(self) -> list[Entry]:
+    def _take(self) -> list[Entry[Item]]:
         """Wait for an item, then take what else is there; [] when closed and empty."""
-        batch: list[Entry] = []
+        batch: list[Entry[Item]] = []
         while len(batch) < self._options.batch_max:
             try:
                 entry = self._queue.get(block=not batch)
@@ -131,11 +131,11 @@ class Outbox(Generic[Item]):
             batch.append(entry)
         return batch
 
-    def _write(self, batch: Sequence[Entry]) -> None:
+    def _write(self, batch: Sequence[Entry[Item]]) -> None:
         """Write until it succeeds, or never will."""
         try:
             self._append(self._encode([item for item, _ in batch]))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, others must not wait for it
             if len(batch) > 1 and not isinstance(error, OutboxClosed):
                 # One of them can't be written, now or later: find it, and spare the others.
                 middle = len(batch) // 2
@@ -159,7 +159,7 @@ class Outbox(Generic[Item]):
             if self._gave_up.wait(self._options.retry_s):
                 raise OutboxClosed(f"{self._topic}: stopped before it was written")
 
-    def _settle(self, batch: Sequence[Entry], error: Exception | None) -> None:
+    def _settle(self, batch: Sequence[Entry[Item]], error: Exception | None) -> None:
         """Count what became of a batch, and tell who waits for it."""
         with self._counting:
             if error is None:
@@ -185,7 +185,7 @@ class Outbox(Generic[Item]):
             self._queue.put(None)
         self._thread.join(self._options.close_s_max)
         self._gave_up.set()
-        left: list[Entry] = []
+        left: list[Entry[Item]] = []
         with suppress(queue.Empty):
             while True:
                 left += filter(None, [self._queue.get_nowait()])

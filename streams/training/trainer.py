@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -163,7 +163,7 @@ class Trainer:
         self.state = self._positioned(encoder, loaded[0] if loaded else start())
         self._already_dead = self._dead_since_snapshot()
         self._watermark_ms: dict[int, int] = {}
-        self._saved_at_ms = self._publish_next_ms = 0
+        self._saved_at_ms, self._publish_next_ms = 0, 0.0
         self._n_published = 0
         if not self.state.topic_id:
             self.state.topic_id = log.topic_id(FEEDBACK)
@@ -251,7 +251,7 @@ class Trainer:
         self,
         kind: str,
         pools: NDArray[np.uint64],
-        fresh: NDArray[np.uint8],
+        fresh: NDArray[np.integer[Any]],
         nano_usd: NDArray[np.int64],
     ) -> None:
         """Add up the money (n,) of rows where `fresh` (n,) is not zero, by pool."""
@@ -295,7 +295,7 @@ class Trainer:
         if len(away):
             outcomes = ingested.outcomes
             ids = join_ids(outcomes.issuers[away], outcomes.sequences[away])
-            moved = [ingested.records[row].value for row in away]
+            moved = [ingested.records[row].value or b"" for row in away.tolist()]
             keys = [decision_id.hex().encode() for decision_id in ids]
             self._log.append(FEEDBACK, list(zip(keys, moved, strict=True)))
 

@@ -139,3 +139,13 @@ def test_a_restart_changes_nothing():
     for one in (found, again):
         heard(*[[wanted(1e5)]] * 20, found=one)
     assert again.as_dict() == found.as_dict() and again.rates(200.0) == found.rates(200.0)
+
+
+def test_what_was_saved_under_a_former_name_is_restored():
+    """The time of the last request was `heard_s`; of a series without one it was null."""
+    found = heard([wanted(5.0)], [])
+    saved = found.as_dict()
+    for entry in saved["series"]:
+        entry["of"]["heard_s"] = entry["of"].pop("requested_s")
+    again = ExpectedDemand(ExpectedOptions(), json.loads(json.dumps(saved)))
+    assert again.as_dict() == found.as_dict()

@@ -6,13 +6,11 @@ in would go unnoticed everywhere but at the user's. Hence a fresh interpreter, w
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from fresh_interpreter import modules_after
+
 # `grpc` looks for its own extras when imported (grpc_tools, grpc_health, grpc_reflection) and does
 # without them; typing_extensions is what grpcio depends on; the other two are its compiled part.
 ALLOWED = re.compile(
@@ -22,15 +20,6 @@ ALLOWED = re.compile(
     r"|learners(\.(criticality|option))?|serve\.(errors|routing(\.request)?)"
 )
 NEEDED_ELSEWHERE = {"numpy", "ray", "faiss", "rich", "typer", "pyarrow", "pydantic", "cryptography"}
-
-
-def modules_after(statement: str) -> set[str]:
-    """Names of all modules a fresh interpreter has loaded after `statement`."""
-    program = f"{statement}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"
-    result = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return set(json.loads(result.stdout))
 
 
 def package_of(module: str) -> str:

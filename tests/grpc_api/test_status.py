@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import pickle
 import re
 from pathlib import Path
 
 import grpc
 import pytest
+from error_classes import NEVER_IN_A_CALL, an, classes
 
 import infra.errors
 import serve.errors
@@ -28,36 +28,6 @@ from streams.feedback.ticket import ID_BYTES
 PROTO = Path(request.__file__).parents[1] / "proto/fairlead/v1/router.proto"
 DISPATCH = PROTO.with_name("dispatch.proto")
 DISPATCHING_ALONE = {"ABORTED"}  # statuses that only an answer on its way can end with
-SENTENCE = "what happened, with its numbers"
-
-# Errors of the folder below that no call can meet: they stop a trainer, or a start.
-NEVER_IN_A_CALL = {
-    "StreamError", "LogTruncated", "LogReplaced", "RecordTooLarge", "TopicUnfit", "OptionRefused",
-    "SnapshotError", "SnapshotDamaged", "SnapshotForeign", "SnapshotFenced", "BadTelemetry",
-}  # fmt: skip
-
-
-def classes(module) -> list[type[Exception]]:
-    """All error classes a module defines."""
-    return [
-        c
-        for _, c in inspect.getmembers(module, inspect.isclass)
-        if issubclass(c, Exception) and c.__module__ == module.__name__
-    ]
-
-
-def an(kind: type[Exception]) -> Exception:
-    """An instance, with arguments of the kinds its constructor names."""
-    if kind.__init__ is Exception.__init__:
-        return kind(SENTENCE)
-    hints = list(inspect.signature(kind).parameters.values())
-    return kind(*(_argument(str(hint.annotation)) for hint in hints))
-
-
-def _argument(annotation: str) -> object:
-    if annotation.startswith("tuple"):
-        return ("one", "two")
-    return 7 if annotation in ("int", "float") else "text"
 
 
 # --- the table -------------------------------------------------------------------------------------

@@ -101,7 +101,7 @@ def test_five_failures_in_a_row_eject_and_four_do_not():
 def test_an_ejected_endpoint_gets_nothing_until_its_time_is_up():
     health = healthy(a=4)
     fail(health, "a1")
-    taken = {health.pick("a", 29.9, u / 100, prefer="a1").address for u in range(100)}
+    taken = {health.pick("a", 29.9, uniform=u / 100, prefer="a1").address for u in range(100)}
     assert taken == {"a0", "a2", "a3"}
 
 
@@ -152,7 +152,7 @@ def test_each_ejection_is_longer_up_to_five_minutes():
         until_s = endpoint(health, "a1").until_s
         lasted_s.append(until_s - now_s)
         now_s = until_s
-        probe = health.pick("a", now_s, 0.5)
+        probe = health.pick("a", now_s, uniform=0.5)
         assert probe.probe and probe.address == "a1"
         probe.failed(now_s, "reset")
     assert lasted_s == [30.0 * min(i, 10) for i in range(1, 14)]
@@ -160,7 +160,7 @@ def test_each_ejection_is_longer_up_to_five_minutes():
 
     # Envoy's multiplier stops at 11, one above what the longest ejection needs.
     now_s = endpoint(health, "a1").until_s
-    health.pick("a", now_s, 0.5).succeeded(now_s)
+    health.pick("a", now_s, uniform=0.5).succeeded(now_s)
     fail(health, "a1", now_s=now_s + 20.0)
     assert endpoint(health, "a1").until_s == now_s + 20.0 + 300.0
 
@@ -174,9 +174,9 @@ def test_good_health_is_credited_by_the_ten_seconds(rest_s, next_s):
     """
     health = healthy(a=4)
     fail(health, "a1")
-    health.pick("a", 30.0, 0.5).failed(30.0, "reset")
-    health.pick("a", 90.0, 0.5).failed(90.0, "reset")
-    health.pick("a", 180.0, 0.5).succeeded(180.0)
+    health.pick("a", 30.0, uniform=0.5).failed(30.0, "reset")
+    health.pick("a", 90.0, uniform=0.5).failed(90.0, "reset")
+    health.pick("a", 180.0, uniform=0.5).succeeded(180.0)
 
     fail(health, "a1", now_s=180.0 + rest_s)
 
@@ -186,15 +186,15 @@ def test_good_health_is_credited_by_the_ten_seconds(rest_s, next_s):
 def test_one_probe_at_a_time_until_one_succeeds():
     health = healthy(a=1)
     fail(health, "a0")
-    probe = health.pick("a", 30.0, 0.5)
+    probe = health.pick("a", 30.0, uniform=0.5)
     assert probe.probe
-    assert [health.pick("a", 30.0, 0.5).probe for _ in range(3)] == [False] * 3
+    assert [health.pick("a", 30.0, uniform=0.5).probe for _ in range(3)] == [False] * 3
     assert health.reason("a", 30.0) == "probing"
 
     probe.failed(31.0, "timeout")
     assert health.reason("a", 31.0) == "unhealthy"
     assert health.reason("a", 91.0) == ""
-    health.pick("a", 91.0, 0.5).succeeded(92.0)
+    health.pick("a", 91.0, uniform=0.5).succeeded(92.0)
     assert health.reason("a", 92.0) == ""
     assert not endpoint(health, "a0").out
     assert kinds(health) == ["ejected", "panic", "ejected", "readmitted", "panic over"]
@@ -203,9 +203,9 @@ def test_one_probe_at_a_time_until_one_succeeds():
 def test_a_cancelled_probe_makes_way_for_another_at_once():
     health = healthy(a=1)
     fail(health, "a0")
-    health.pick("a", 30.0, 0.5).cancelled(30.5)
+    health.pick("a", 30.0, uniform=0.5).cancelled(30.5)
     assert endpoint(health, "a0").until_s == 30.0, "no judgement"
-    assert health.pick("a", 30.5, 0.5).probe
+    assert health.pick("a", 30.5, uniform=0.5).probe
 
 
 def test_what_began_before_an_ejection_judges_nothing_after_it():
@@ -219,7 +219,7 @@ def test_what_began_before_an_ejection_judges_nothing_after_it():
     stale[1].failed(1.0, "reset")
     assert endpoint(health, "a1", 1.0).until_s == 30.0
 
-    health.pick("a", 30.0, 0.5).succeeded(30.0)
+    health.pick("a", 30.0, uniform=0.5).succeeded(30.0)
     for lease in stale[2:]:
         lease.failed(31.0, "timeout")
 
@@ -234,8 +234,8 @@ def test_what_began_while_it_was_out_judges_nothing_after_it():
     """
     health = healthy(a=1)
     fail(health, "a0")
-    stale = [health.pick("a", 1.0, 0.5) for _ in range(8)]
-    health.pick("a", 30.0, 0.5).succeeded(30.0)
+    stale = [health.pick("a", 1.0, uniform=0.5) for _ in range(8)]
+    health.pick("a", 30.0, uniform=0.5).succeeded(30.0)
     for lease in stale:
         lease.failed(31.0, "timeout")
     assert not endpoint(health, "a0", 31.0).out
@@ -248,13 +248,13 @@ def test_no_second_probe_goes_out_because_the_pool_changed():
     health = healthy(a=20)
     fail(health, "a1")
     fail(health, "a2")
-    probe = health.pick("a", 30.0, 0.5)
+    probe = health.pick("a", 30.0, uniform=0.5)
     fail(health, "a3", now_s=30.0)
-    assert not health.pick("a", 31.0, 0.5).probe
+    assert not health.pick("a", 31.0, uniform=0.5).probe
     health.set_endpoints("a", [f"a{i}" for i in range(21)], now_s=31.0)
-    assert not health.pick("a", 31.0, 0.5).probe
+    assert not health.pick("a", 31.0, uniform=0.5).probe
     probe.succeeded(31.0)
-    second = health.pick("a", 31.0, 0.5)
+    second = health.pick("a", 31.0, uniform=0.5)
     assert second.probe and second.address != probe.address
 
 
@@ -286,10 +286,10 @@ def test_who_is_out_beyond_the_tenth_goes_on_serving_until_there_is_room():
     fail(health, "a1")
     fail(health, "a2")
     assert kinds(health) == ["ejected", "not ejected"]
-    served = {health.pick("a", 1.0, u / 100).address for u in range(100)}
+    served = {health.pick("a", 1.0, uniform=u / 100).address for u in range(100)}
     assert "a2" in served and "a1" not in served
 
-    health.pick("a", 30.0, 0.5).succeeded(30.0)  # a1 is back
+    health.pick("a", 30.0, uniform=0.5).succeeded(30.0)  # a1 is back
 
     assert endpoint(health, "a2").ejected
     assert kinds(health) == ["readmitted", "ejected"]
@@ -312,7 +312,7 @@ def test_with_fewer_than_half_healthy_health_is_ignored_within_the_pool(n_out, p
     health = healthy(a=4)
     for i in range(n_out):
         fail(health, f"a{i}")
-    served = {health.pick("a", 1.0, u / 100).address for u in range(100)}
+    served = {health.pick("a", 1.0, uniform=u / 100).address for u in range(100)}
     assert ("a0" in served) is panic
     assert pool(health, "a").panic is panic
     assert ("panic" in kinds(health)) is panic
@@ -331,7 +331,7 @@ def test_a_pool_with_none_healthy_comes_last_while_another_can_answer():
         expected = ["b", "a"] if i == 2 else ["a", "b"]
         assert health.order(["a", "b"], 1.0) == expected
     assert health.reason("a", 1.0) == "unhealthy"
-    assert health.pick("a", 1.0, 0.5) is not None, "whoever asks has nothing better"
+    assert health.pick("a", 1.0, uniform=0.5) is not None, "whoever asks has nothing better"
 
 
 def test_a_broken_pool_costs_one_request_per_probe():
@@ -342,7 +342,7 @@ def test_a_broken_pool_costs_one_request_per_probe():
     for i in range(6000):
         now_s = i / 10
         for name in health.order(["a", "b"], now_s):
-            lease = health.pick(name, now_s, (i * 0.618) % 1.0)
+            lease = health.pick(name, now_s, uniform=(i * 0.618) % 1.0)
             if name == "b":
                 lease.succeeded(now_s)
                 break
@@ -385,9 +385,9 @@ def test_every_reason_has_its_name():
         "no endpoints",
         "no endpoints",
     ]
-    assert health.pick("e", 0.0, 0.5) is health.pick("nowhere", 0.0, 0.5) is None
+    assert health.pick("e", 0.0, uniform=0.5) is health.pick("nowhere", 0.0, uniform=0.5) is None
 
-    lease = health.pick("a", 0.0, 0.5)
+    lease = health.pick("a", 0.0, uniform=0.5)
     assert health.reason("a", 0.0) == "full"
     assert health.order(["a", "b"], 0.0) == ["b", "a"]
     lease.cancelled(0.0)
@@ -396,12 +396,12 @@ def test_every_reason_has_its_name():
 
 def test_a_full_breaker_refuses_and_says_so_once():
     health = healthy(a=2)
-    leases = [health.pick("a", 0.0, 0.5) for _ in range(1024)]
-    assert [health.pick("a", 0.0, 0.5) for _ in range(3)] == [None] * 3
+    leases = [health.pick("a", 0.0, uniform=0.5) for _ in range(1024)]
+    assert [health.pick("a", 0.0, uniform=0.5) for _ in range(3)] == [None] * 3
     assert pool(health, "a").refusals == 3
     assert kinds(health) == ["breaker open"]
     leases[0].succeeded(0.0)
-    assert health.pick("a", 0.0, 0.5) is not None
+    assert health.pick("a", 0.0, uniform=0.5) is not None
 
 
 # Which endpoint
@@ -409,8 +409,8 @@ def test_a_full_breaker_refuses_and_says_so_once():
 
 def test_the_less_loaded_of_two_is_taken():
     health = healthy(a=2)
-    busy = health.pick("a", 0.0, 0.0)
-    other = {health.pick("a", 0.0, u).address for u in (0.0,)}
+    busy = health.pick("a", 0.0, uniform=0.0)
+    other = {health.pick("a", 0.0, uniform=u).address for u in (0.0,)}
     assert other == {"a0", "a1"} - {busy.address}
 
 
@@ -421,13 +421,13 @@ def test_two_choices_are_fair_and_even():
     health, rng = healthy(a=8), random.Random(5)
     counts = Counter()
     for _ in range(8000):
-        lease = health.pick("a", 0.0, rng.random())
+        lease = health.pick("a", 0.0, uniform=rng.random())
         counts[lease.address] += 1
         lease.succeeded(0.0)
     assert all(850 < counts[f"a{i}"] < 1150 for i in range(8))
 
     for _ in range(800):
-        health.pick("a", 0.0, rng.random())
+        health.pick("a", 0.0, uniform=rng.random())
     loads = [e.in_flight for e in pool(health, "a").endpoints]
     assert max(loads) - min(loads) <= 6
 
@@ -437,32 +437,34 @@ def test_two_choices_are_fair_and_even():
 def test_what_is_avoided_is_not_chosen_while_there_is_another(n, uniform, data):
     health = healthy(a=n)
     avoid = f"a{data.draw(st.integers(0, n - 1))}"
-    assert health.pick("a", 0.0, uniform, prefer=avoid, avoid=avoid).address != avoid
+    assert health.pick("a", 0.0, uniform=uniform, prefer=avoid, avoid=avoid).address != avoid
 
 
 def test_a_session_keeps_its_endpoint_until_that_is_clearly_more_loaded():
     health = healthy(a=2)
-    held = [health.pick("a", 0.0, 0.0, prefer="a1") for _ in range(9)]
+    held = [health.pick("a", 0.0, uniform=0.0, prefer="a1") for _ in range(9)]
     assert [lease.address for lease in held] == ["a1"] * 9
-    assert health.pick("a", 0.0, 0.0, prefer="a1").address == "a0"
+    assert health.pick("a", 0.0, uniform=0.0, prefer="a1").address == "a0"
 
     for _ in range(19):
         lease_of(health, "a0")
         lease_of(health, "a1")
-    assert health.pick("a", 0.0, 0.0, prefer="a1").address == "a1", "28 to 20 is not 1.5 times"
+    assert health.pick("a", 0.0, uniform=0.0, prefer="a1").address == "a1", (
+        "28 to 20 is not 1.5 times"
+    )
 
 
 def test_a_session_leaves_an_endpoint_that_is_out_or_gone():
     health = healthy(a=4)
     fail(health, "a1")
-    assert health.pick("a", 1.0, 0.0, prefer="a1").address != "a1"
-    assert health.pick("a", 1.0, 0.0, prefer="elsewhere").address in {"a0", "a2", "a3"}
+    assert health.pick("a", 1.0, uniform=0.0, prefer="a1").address != "a1"
+    assert health.pick("a", 1.0, uniform=0.0, prefer="elsewhere").address in {"a0", "a2", "a3"}
 
 
 def test_a_probe_goes_out_though_every_session_prefers_another():
     health = healthy(a=4)
     fail(health, "a1")
-    assert health.pick("a", 30.0, 0.0, prefer="a0").address == "a1"
+    assert health.pick("a", 30.0, uniform=0.0, prefer="a0").address == "a1"
 
 
 # Coming and going
@@ -489,10 +491,10 @@ def test_a_probe_whose_endpoint_has_gone_leaves_room_for_the_next():
     health = healthy(a=2)
     fail(health, "a0")
     fail(health, "a1")
-    probe = health.pick("a", 30.0, 0.5)
+    probe = health.pick("a", 30.0, uniform=0.5)
     other = ({"a0", "a1"} - {probe.address}).pop()
     health.set_endpoints("a", [other], now_s=30.0)
-    second = health.pick("a", 30.0, 0.5)
+    second = health.pick("a", 30.0, uniform=0.5)
     assert second.probe and second.address == other
     probe.succeeded(31.0)
     assert health.reason("a", 31.0) == "probing"
@@ -510,7 +512,7 @@ def test_a_lease_is_finished_once_and_has_one_first_token():
         lambda lease: lease.failed(1.0, "x"),
         lambda lease: lease.cancelled(1.0),
     ):
-        lease = health.pick("a", 0.0, 0.5)
+        lease = health.pick("a", 0.0, uniform=0.5)
         lease.first_token(0.5)
         with pytest.raises(AssertionError):
             lease.first_token(0.6)
@@ -540,7 +542,7 @@ def test_delays_follow_the_pools_own_waits():
     waited(health, "b0", 2.0, 50)
     assert health.hedge_delay_s("a", 0.0) == pytest.approx(0.2, rel=0.1)
     assert health.hedge_delay_s("b", 0.0) == pytest.approx(2.0, rel=0.1)
-    assert health.first_token_timeout_s("b", 0.0, left_s=60.0) == pytest.approx(6.0, rel=0.1)
+    assert health.first_token_timeout_s("b", 0.0) == pytest.approx(6.0, rel=0.1)
 
 
 def test_attempts_cut_short_by_a_hedge_do_not_shrink_the_delay():
@@ -612,3 +614,36 @@ def test_ejection_and_return_leave_a_line_each_in_the_log(caplog):
         "pool a, endpoint a1: ejected, 5 failures in a row; one request tries it in 30 s",
         "pool a, endpoint a1: readmitted, probe succeeded",
     ]
+
+
+def test_a_wait_that_was_given_up_counts_as_one_of_that_length():
+    """
+    Learned from answers alone the limit would stay too short for a pool that has become slower.
+    """
+    health = healthy(a=1)
+    for _ in range(30):
+        lease = lease_of(health, "a0")
+        lease.first_token(0.1)
+        lease.succeeded(0.1)
+    before_s = health.first_token_timeout_s("a", 10.0)
+    for _ in range(3):
+        lease_of(health, "a0", now_s=10.0).failed(10.0 + before_s, "late", was_late=True)
+
+    assert health.first_token_timeout_s("a", 20.0) >= 2.9 * before_s
+
+
+def test_an_endpoint_that_wants_to_be_left_alone_gets_no_call_until_then():
+    """
+    Not even as the last resort; a pause of a year is no pause of a year.
+    """
+    health = healthy(a=1, b=2)
+    lease_of(health, "a0").overloaded(0.0, "overloaded", pause_s=37.0)
+    health.pick("b", 0.0, uniform=0.0).overloaded(0.0, "overloaded", pause_s=3e7)
+
+    assert health.reason("a", 1.0) == "overloaded" and health.paused_for_s("a", 7.0) == 30.0
+    assert health.pick("a", 36.9, uniform=0.5) is None
+    assert health.pick("a", 37.0, uniform=0.5) is not None
+    assert health.reason("b", 1.0) == "" and health.paused_for_s("b", 1.0) is None
+    addresses = {health.pick("b", 1.0, uniform=u / 10).address for u in range(10)}
+    assert len(addresses) == 1
+    assert "b0" in {health.pick("b", 700.0, uniform=u / 10).address for u in range(10)}

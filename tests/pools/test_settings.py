@@ -334,23 +334,27 @@ def test_all_problems_are_said_at_once(file):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "cause"),
     [
-        (b"x = [", "at end of document"),
-        (b"[router\n", "line 1"),
-        (b"a = 1\na = 2", "overwrite"),
-        (b"\xff\xfe", "utf-8"),
+        (b"x = [", tomllib.TOMLDecodeError),
+        (b"[router\n", tomllib.TOMLDecodeError),
+        (b"a = 1\na = 2", tomllib.TOMLDecodeError),
+        (b"\xff\xfe", UnicodeDecodeError),
     ],
 )
-def test_file_that_is_not_toml_is_unreadable(content, said, tmp_path):
+def test_file_that_is_not_toml_is_unreadable(content, cause, tmp_path):
+    """
+    The error names the file, and passes on what the parser found.
+    """
     path = tmp_path / "fairlead.toml"
     path.write_bytes(content)
 
     with pytest.raises(SettingsUnreadable) as refused:
         read_settings(path)
 
+    assert type(refused.value.__cause__) is cause
     assert str(path) in str(refused.value)
-    assert said in str(refused.value)
+    assert str(refused.value.__cause__) in str(refused.value)
 
 
 @pytest.mark.parametrize("name", ["missing.toml", "."])

@@ -16,7 +16,7 @@ from serve.routing.live import Live
 from serve.routing.load_tracker import FILL_S, FULL, SLOTS_MAX, LoadTracker, PoolLoad
 from serve.routing.placement import PlacementOptions
 from serve.routing.router import Chooser
-from streams.telemetry.fleet_view import Load, loads
+from streams.telemetry.pool_reports import pool_reports
 from streams.telemetry.records import RouterState
 from streams.training.prices import Price, PricingOptions
 
@@ -55,6 +55,11 @@ def send(
     tracker.sent(live, np.full(n, at), np.full(n, work_s / n), now_ms)
 
 
+def in_pools(live: Live) -> dict[str, tuple[int, int, int]]:
+    """Requests queued and running, and ready replicas, by pool."""
+    return {pool: (of.queued, of.running, of.in_state("ready")) for pool, of in live.loads.items()}
+
+
 # --- waiting ---------------------------------------------------------------------------------------
 
 
@@ -71,7 +76,7 @@ def test_a_queue_sends_requests_elsewhere():
     """
     live = view(told("near", queued=10, running=10), told("far", running=10), latency_ms=LATENCY_MS)
 
-    assert live.loads == {"near": Load(10, 10, 1), "far": Load(0, 10, 1)}
+    assert in_pools(live) == {"near": (10, 10, 1), "far": (0, 10, 1)}
     assert of(LoadTracker(PRICING).now(live, NOON_MS), live)[0] == 200.0
     assert went(live, 1) == {"far": 1}
 
@@ -169,8 +174,8 @@ def test_a_pool_that_fell_silent_has_no_load():
         told("near", queued=90, running=1), told("far", later, running=1), latency_ms=LATENCY_MS
     )
 
-    assert live.loads == {"far": Load(0, 1, 1)}
-    assert loads(live.fleet) == live.loads
+    assert in_pools(live) == {"far": (0, 1, 1)}
+    assert pool_reports(live.fleet) == live.loads
     assert went(live, 1, later) == {"near": 1}
 
 

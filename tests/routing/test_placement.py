@@ -34,7 +34,7 @@ from streams.training.prices import Price, PricingOptions
 
 OPTIONS = PlacementOptions()
 LOAD = PricingOptions().load_target  # as much as a pool should carry: no proportional part
-lightly = settings(max_examples=40, deadline=None, derandomize=True)
+lightly = settings(max_examples=40)
 
 
 def charged(

@@ -25,7 +25,7 @@ from serve.routing.router import route as route_in_crowd
 from streams.training.prices import PricingOptions
 
 POLICIES = (Greedy(), EpsilonGreedy(), LinUcb(), Thompson(), SquareCb())
-lightly = settings(max_examples=60, deadline=None, derandomize=True)
+lightly = settings(max_examples=60)
 
 
 def requests(n: int = 1, k: int = 2, **columns) -> RequestBatch:

@@ -222,9 +222,7 @@ def breaks() -> Iterator[Misbehaviour]:
         ("nonsense in the middle", always(*stream(*begun, raw(b"nonsense")))),
     ]
     for name, steps in rows:
-        yield Misbehaviour(
-            name=name, steps=steps, fault="pool", answerer="other", breaks_off=True
-        )
+        yield Misbehaviour(name=name, steps=steps, fault="pool", answerer="other", breaks_off=True)
 
 
 def all_misbehaviours() -> tuple[Misbehaviour, ...]:

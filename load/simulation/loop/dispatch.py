@@ -3,7 +3,7 @@
     Choices ──▶ the chosen pool ──has no replica──▶ the model's others ──▶ the next best model's …
                       └──▶ one of its replicas           └─ nobody ─▶ refused
 
-The router decides from what it has heard; a pool may be empty by then. The dispatcher, who knows
+The router decides from what was reported; a pool may be empty by then. The dispatcher, who knows
 addresses, finds out at once.
 
 The one rule: a request that some allowed pool could take is never refused.
@@ -71,13 +71,13 @@ class Dispatch:
             of = classes[row]
             flight = Flight(number, at_s[row], names[of], priority[of])
             begin_s, pool = max(at_s[row], now_s), pools[row]
-            asked = (prompts[row], outputs[row], begin_s, uniform[row])
-            if take(place[pool], flight, *asked):
+            asked = (prompts[row], outputs[row], begin_s)
+            if take(place[pool], flight, *asked, uniform=uniform[row]):
                 flight.ticket = tickets.get(row)
                 taken[row] = pool
                 continue
             for pool in _others(row, choices, live):
-                if take(place[pool], flight, *asked):
+                if take(place[pool], flight, *asked, uniform=uniform[row]):
                     taken[row] = pool
                     break
         self._note(numbers, taken, choices)

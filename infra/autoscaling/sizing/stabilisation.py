@@ -23,7 +23,7 @@ Replicas = dict[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SteadyOptions:
+class StabilisationOptions:
     """How fast a fleet follows its plan."""
 
     # As long as a machine takes to come back: keeping one for that long costs what bringing it back
@@ -44,10 +44,12 @@ class Limits:
     most: int
 
 
-class Steady:
+class StabilisationWindow:
     """Remembers what was needed and what was planned."""
 
-    def __init__(self, options: SteadyOptions, remembered: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, options: StabilisationOptions, remembered: Mapping[str, Any] | None = None
+    ) -> None:
         self._options = options
         remembered = remembered or {}
         self._needed = _restored(remembered.get("needed", ()))
@@ -60,25 +62,23 @@ class Steady:
         needed: Mapping[str, int],
         limits: Mapping[str, Limits],
         gpus: Mapping[str, int],
-        held: Collection[str] = (),
-        urgent: bool = True,
+        keep: Collection[str] = (),
+        at_once: bool = True,
     ) -> Replicas:
         """What is to be had: not fewer than any plan of the last minutes needed, as far as it may.
 
-        All keys are pools; `needed` is within the limits and the GPUs. Those `held` don't shrink.
-        If nothing is `urgent` they grow by what all plans of the last minutes wanted.
+        All keys are pools; `needed` is within the limits and the GPUs. Those to `keep` don't
+        shrink. If not `at_once`, they grow by what all plans of the last minutes needed.
         """
         if not self._needed:  # whoever started what is there had a reason
             self._remember(self._needed, at_s, now, self._options.down_s)
         self._remember(self._needed, at_s, needed, self._options.down_s)
         wanted = {}
         for pool in limits:
-            lately = max(one.get(pool, 0) for _, one in self._needed)
-            lately = max(lately, now[pool] if pool in held else 0)
-            always = min(one.get(pool, 0) for _, one in self._needed)
-            more = needed[pool] if urgent else min(needed[pool], max(now[pool], always))
-            kept = max(more, min(now[pool], lately))
-            wanted[pool] = min(kept, self._growth(pool, now[pool]))
+            recent = [one.get(pool, 0) for _, one in self._needed]
+            most = max([*recent, now[pool] if pool in keep else 0])
+            more = needed[pool] if at_once else min(needed[pool], max(now[pool], min(recent)))
+            wanted[pool] = min(max(more, min(now[pool], most)), self._growth(pool, now[pool]))
         return within(wanted, needed, limits, gpus)
 
     def resume(self, at_s: float, now: Mapping[str, int]) -> None:

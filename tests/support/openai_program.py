@@ -1,6 +1,6 @@
 """A small program that speaks OpenAI's API: the `command` of a pool in tests.
 
-    python small_openai_server.py HOST PORT [--children FILE] [--ready-after S] [--deaf] [--exit N]
+    python openai_program.py HOST PORT [--children FILE] [--ready-after S] [--deaf] [--exit N]
 
 It needs nothing but the standard library, and so starts at once. Its answer is its own process id
 and "over", in two pieces. `--children` starts a child that sleeps, and writes both ids to the file.

@@ -20,9 +20,9 @@ import pytest
 from kafka import KafkaProducer
 from kafka_topics import RenamedLog
 from local_kafka.broker import Broker
+from log_benches import batches
 from made_up import ENCODER, SEALER, decided, report, reports
 from memory_log import MemoryLog, Storage
-from test_log import batches
 
 from learners.estimates.history import HistoryOptions
 from learners.estimates.learned import MemoryOptions

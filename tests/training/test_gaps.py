@@ -22,29 +22,20 @@ from kafka_topics import RenamedLog
 from local_kafka.broker import Broker
 from made_up import SEALER, Decided, decided, reports
 from memory_log import MemoryLog, Storage
-from router_bench import DIM, Source, catalogue, embedding
+from replicas import ENCODER_OPTIONS, replica
+from router_bench import embedding
 
-from learners.estimates.learned import MemoryOptions
-from learners.policies.policy import SquareCb
-from serve.deploy.replica import Replica, ReplicaOptions
-from serve.encoders import EncoderOptions, identity, make_encoder
-from serve.grpc_api.listener import ListenerOptions
-from serve.grpc_api.servicer import ServicerOptions
+from serve.encoders import identity, make_encoder
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.proto.fairlead.v1 import router_pb2_grpc
-from serve.routing.live import LiveOptions
 from streams.errors import LogReplaced, LogTruncated, LogUnavailable
-from streams.feedback.feedback import FeedbackOptions
 from streams.feedback.ticket import key_of
 from streams.log.contract import FEEDBACK, Log
-from streams.log.outbox import OutboxOptions
 from streams.training.folder import Folder
 from streams.training.snapshots import Store
 from streams.training.trainer import LEARNED, RECORDS, SKIPPED, Trainer, TrainerOptions
 
-ENCODER_OPTIONS = EncoderOptions(kind="embeddings-only", dim=DIM)
 ENCODER = identity(make_encoder(ENCODER_OPTIONS))
-KEY = bytes(range(32))
 PATIENCE_S = 40.0
 
 
@@ -240,20 +231,6 @@ def dead_port() -> Iterator[int]:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield bound.getsockname()[1]
-
-
-def replica(log: Log, store: Store) -> Replica:
-    options = ReplicaOptions(
-        encoder=ENCODER_OPTIONS,
-        policy=SquareCb(),
-        memory=MemoryOptions(),
-        live=LiveOptions(),
-        servicer=ServicerOptions(),
-        listener=ListenerOptions(port=0, grace_s=1.0),
-        outbox=OutboxOptions(items_max=50, append_timeout_s=1.0, close_s_max=2.0),
-        feedback=FeedbackOptions(),
-    )
-    return Replica(options, log, store, Source(catalogue()), [KEY], seed=1)
 
 
 def test_a_router_that_starts_without_a_broker_decides_from_the_last_snapshot(tmp_path, dead_port):

@@ -8,11 +8,12 @@ The work of requests (`learners.work`) says what a replica carries if all arrive
 not: queues form, long prompts stand in others' way. So how full a pool can be depends on the model,
 the GPU and the lengths, and it is measured here, on the emulator.
 
-The one rule: nothing is fitted; what is returned was met by a run.
+Nothing is fitted; what is returned was met by a run.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,16 +49,22 @@ def load_max(
     seed: int,
 ) -> float:
     """The highest load at which enough requests are within the target; 0 if the lowest fails."""
-    low, high = options.loads
-    if not _holds(performance, target, lengths, low, options, seed):
-        return 0.0
-    for _ in range(options.halvings):
+
+    def holds(load: float) -> bool:
+        return _holds(performance, target, lengths, load, options, seed)
+
+    return bisected(holds, options.loads, options.halvings)[0] if holds(options.loads[0]) else 0.0
+
+
+def bisected(
+    holds: Callable[[float], bool], loads: tuple[float, float], halvings: int
+) -> tuple[float, float]:
+    """Two loads near to each other: what is asked for holds at the lower one (or is below both)."""
+    low, high = loads
+    for _ in range(halvings):
         middle = (low + high) / 2
-        if _holds(performance, target, lengths, middle, options, seed):
-            low = middle
-        else:
-            high = middle
-    return low
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low, high
 
 
 def _holds(
@@ -77,11 +84,11 @@ def _holds(
     work_s = rates.work_s(prompt.astype(float), output[:, None].astype(float))[:, 0]
     gap_s = work_s.mean() / (load * options.replicas)
     at_s = np.cumsum(rng.exponential(gap_s, len(rows)))
-    met = _run(performance, target, at_s, prompt, output, options.replicas)
+    met = within_target(performance, target, at_s, prompt, output, options.replicas)
     return float(met[round(options.warm_up * len(met)) :].mean()) >= options.share_min
 
 
-def _run(
+def within_target(
     performance: Performance,
     target: LatencyTarget,
     at_s: Floats,
@@ -89,7 +96,10 @@ def _run(
     output: NDArray[np.int64],
     replicas: int,
 ) -> NDArray[np.bool_]:
-    """Whether each request was within the target; too long for the cache is not."""
+    """Whether each request is within the target; what is too long for the cache is not.
+
+    Each goes to the replica with the fewest requests.
+    """
     engines = [Engine(performance) for _ in range(replicas)]
     first_s, end_s = np.full(len(at_s), np.inf), np.full(len(at_s), np.inf)
 
@@ -114,5 +124,6 @@ def _run(
     tpot_s = np.full(len(at_s), np.inf)
     tpot_s[ended] = (end_s - first_s)[ended] / np.maximum(1, output - 1)[ended]
     return np.array(
-        [target.met(p, t, o) for p, t, o in zip(prompt, ttft_s, tpot_s, strict=True)], bool
+        [target.met(p, ttft_s=t, tpot_s=o) for p, t, o in zip(prompt, ttft_s, tpot_s, strict=True)],
+        bool,
     )

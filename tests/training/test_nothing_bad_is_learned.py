@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from decision_batches import batch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_up import DAY_MS, ENCODER, MEMORY, NOW_MS, SEALER, decided, heads, report, reports
 from memory_log import MemoryLog, Storage
-from test_decisions import batch
 
 from learners.estimates.estimator import BlendOptions, Estimator
 from streams.feedback.decisions import encode
@@ -116,7 +116,7 @@ def clean(tmp_path_factory):
     return learned_from(tmp_path_factory.mktemp("clean"), [(0, value) for value in GOOD])[0]
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, suppress_health_check=list(HealthCheck))
 @given(garbage=st.lists(bad, min_size=1, max_size=25), rng=st.randoms(use_true_random=False))
 def test_garbage_among_valid_records_changes_nothing(clean, garbage, rng):
     """
@@ -163,7 +163,7 @@ def check_finite(state: State) -> None:
     ),
     st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=2, max_size=2),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_whatever_is_within_bounds_is_learned_as_finite_numbers(values, expected):
     """
     Extremes beside each other: a call that was free, a stated cost of 1e38, a day's latency.
@@ -183,7 +183,7 @@ def test_whatever_is_within_bounds_is_learned_as_finite_numbers(values, expected
     check_finite(state)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     garbage=st.lists(
         st.one_of(

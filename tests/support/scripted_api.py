@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -44,14 +43,6 @@ SECOND = replace(
     FIRST, model="small", pool="small-a", kind="reroute", outcome="answered", detail="",
     began_ms=3.0, took_ms=97.0, cost_usd=0.001,
 )  # fmt: skip
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what comes soon, but with no signal of its own."""
-    give_up_s = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < give_up_s
-        time.sleep(0.005)
 
 
 class Pause:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
-import pkgutil
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import cuts, lightly
 
-import learners
 from learners.estimates.decayed_sums import EPOCHS_KEPT, FRACTION_ONE, DecayedSums
 
 HALF_LIFE_MS = 1000
@@ -262,21 +257,3 @@ def test_sums_of_another_kind_are_not_merged(shape, half_life_ms):
 
     with pytest.raises(AssertionError):
         sums.merge(DecayedSums(shape, half_life_ms))
-
-
-# --- examples -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", sorted(m.name for m in pkgutil.iter_modules(learners.__path__)))
-def test_examples_in_the_learners_docstrings_run(name):
-    """
-    Every example in `learners/` gives what it says.
-    """
-    assert doctest.testmod(importlib.import_module(f"learners.{name}")).failed == 0
-
-
-def test_the_example_of_decayed_sums_is_found():
-    """
-    The check above looks where an example is.
-    """
-    assert doctest.testmod(importlib.import_module("learners.estimates.decayed_sums")).attempted > 0
