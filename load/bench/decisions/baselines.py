@@ -180,7 +180,7 @@ class Random:
 
 BANDITS: dict[str, Callable[[Stream], Player]] = {
     "random": Random,
-    "ema-epsilon-greedy": EmaGreedy,
+    "ema_epsilon_greedy": EmaGreedy,
     "knn": Knn,
     "port": Port,
 }

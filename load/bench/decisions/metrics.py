@@ -131,6 +131,14 @@ def collapse(chosen: NDArray[np.intp], quality: Floats, cost_usd: Floats) -> flo
     return float(taken[needless].mean()) if needless.any() else 0.0
 
 
+def calibration_error(predicted: Floats, outcome: Floats, bins: int = 10) -> float:
+    """Expected calibration error: mean |predicted − outcome| of bins of equal counts."""
+    order = np.argsort(predicted, kind="stable")
+    parts = [p for p in np.array_split(order, bins) if len(p)]
+    gaps = [len(p) * abs(predicted[p].mean() - outcome[p].mean()) for p in parts]
+    return float(sum(gaps) / len(predicted))
+
+
 def break_even_requests(
     learning_usd: float, best_usd: float, routed_usd: float, overhead_usd: float = 0.0
 ) -> float:

@@ -246,9 +246,9 @@ class SaveRouter:
 # Name in the results → the package it needs, as pip knows it, and how it is made.
 PEERS: dict[str, tuple[str, Callable[[Stream], Player]]] = {
     "paretobandit": ("paretobandit", ParetoBandit),
-    "vw-squarecb": ("vowpalwabbit", VowpalSquareCb),
-    "mabwiser-linucb": ("mabwiser", MabWiserLinUcb),
-    "river-linucb": ("river", RiverLinUcb),
+    "vw_squarecb": ("vowpalwabbit", VowpalSquareCb),
+    "mabwiser_linucb": ("mabwiser", MabWiserLinUcb),
+    "river_linucb": ("river", RiverLinUcb),
     "gittins": ("gittins", Gittins),
-    "saverouter-k1": ("saverouter", SaveRouter),
+    "saverouter_k1": ("saverouter", SaveRouter),
 }

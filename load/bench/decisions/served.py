@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from learners.estimates.learned import MemoryOptions
 from learners.policies.policy import Policy, SquareCb
-from load.bench.decisions.streams import BATCH, Floats, Rows, Stream
+from load.bench.decisions.streams import Floats, Rows, Stream
 from serve.encoders import Encoder, EncoderOptions, identity, make_encoder
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.catalogue import Catalogue, Model, Pool
@@ -85,7 +85,8 @@ def served_contexts(
 def catalogue_of(names: Sequence[str], price_usd: Floats) -> Catalogue:
     """Models at these prices (k,) per call, each in a pool of its own."""
     models = [
-        Model(name=name, usd_per_call=float(usd)) for name, usd in zip(names, price_usd, strict=True)
+        Model(name=name, usd_per_call=float(usd))
+        for name, usd in zip(names, price_usd, strict=True)
     ]
     return Catalogue(models, [Pool(name=name, model=name) for name in names])
 
@@ -93,10 +94,14 @@ def catalogue_of(names: Sequence[str], price_usd: Floats) -> Catalogue:
 class Served:
     """One router and one trainer over a stream. Close it, or use it in a `with` block."""
 
-    def __init__(self, stream: Stream, options: ServedOptions, batch: int = BATCH) -> None:
-        self._stream, self._options, self.batch = stream, options, batch
-        self.names = [f"model-{column}" for column in range(stream.n_models)]
-        self.catalogue = catalogue_of(self.names, stream.price_usd)
+    def __init__(self, stream: Stream, options: ServedOptions, n_models: int | None = None) -> None:
+        """Of the stream's models the first `n_models` are in the catalogue to begin with."""
+        self._stream, self._options = stream, options
+        self._n_models = n_models or stream.n_models
+        self._price_usd = stream.price_usd
+        self.predicted = np.zeros((len(stream), 2))  # quality and cost of what was chosen
+        # (n, k) of every decision; 0 for a model that was not in the catalogue.
+        self.propensity = np.zeros((len(stream), stream.n_models), np.float32)
         self._n_decided, self._view_at = 0, 0
         rng = np.random.default_rng([stream.seed, 2])
         encoder, sealer = encoder_for(stream.embeddings.shape[1]), Sealer([rng.bytes(KEY_BYTES)])
@@ -115,6 +120,10 @@ class Served:
         )
         self.live = self._view()
 
+    @property
+    def _names(self) -> list[str]:
+        return [f"model-{column}" for column in range(self._n_models)]
+
     def now_ms(self) -> int:
         """Virtual time: it advances with the decisions."""
         return NOON_MS + int(self._n_decided * 1000.0 / REQUESTS_PER_S)
@@ -127,11 +136,14 @@ class Served:
         if eager or self._n_decided - self._view_at >= VIEW_EVERY:
             self.live, self._view_at = self._view(), self._n_decided
         decided = self._decider.decide([self._asked(row) for row in rows.tolist()], self.live)
-        columns = np.array([self.names.index(one.model) for one in decided.replies])
         for row, one in zip(rows.tolist(), decided.replies, strict=True):
             self._tickets[row] = (one.decision_id.encode(), one.ticket)
         self._n_decided += len(rows)
-        return columns
+        choices = self.chooser.last
+        at = np.arange(len(rows)), choices.chosen
+        self.predicted[rows] = np.stack([choices.quality[at], choices.cost_usd[at]], axis=1)
+        self.propensity[rows, : self._n_models] = choices.propensity
+        return choices.chosen
 
     def learn(self, rows: Rows, columns: Rows, quality: Floats, cost_usd: Floats) -> None:
         """See `Player`: reported as any caller does."""
@@ -144,9 +156,9 @@ class Served:
             records.append((key, encode_report(ticket, quality=worth, cost_usd=cost)))
         self._log.append(FEEDBACK, records)
 
-    def restate(self, names: Sequence[str], price_usd: Floats) -> None:
-        """From now on these are the models and their prices."""
-        self.names, self.catalogue = list(names), catalogue_of(names, price_usd)
+    def restate(self, n_models: int, price_usd: Floats) -> None:
+        """From now on the catalogue states so many models, and these prices (k,)."""
+        self._n_models, self._price_usd = n_models, price_usd
         self.live = self._view()
 
     def _asked(self, row: int) -> object:
@@ -162,7 +174,7 @@ class Served:
         state = self.trainer.state
         state.learned.history.settle()
         return Live(
-            self.catalogue,
+            catalogue_of(self._names, self._price_usd[: self._n_models]),
             state.learned,
             self._identity,
             self._options.live,

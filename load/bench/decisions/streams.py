@@ -13,8 +13,9 @@ must not look at it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -72,19 +73,23 @@ def delays(n: int, seed: int) -> Floats:
 
 
 def play(
-    player: Player, stream: Stream, before_batch: Callable[[int], None] = lambda start: None
+    player: Player,
+    stream: Stream,
+    starts: Sequence[int] | None = None,
+    before_batch: Callable[[int], None] = lambda start: None,
 ) -> Rows:
-    """The columns (n,) a player chose. `before_batch` is told where each batch starts."""
+    """The columns (n,) a player chose, in batches that begin at `starts`; each is announced."""
     n = len(stream)
     chosen = np.full(n, LOST, np.intp)
     order, known = np.argsort(stream.due, kind="stable"), 0
     due = stream.due[order]
-    for start in range(0, n, BATCH):
+    edges = [*(range(0, n, BATCH) if starts is None else starts), n]
+    for start, end in pairwise(edges):
         before_batch(start)
         upto = int(np.searchsorted(due, start, side="right"))
         _tell(player, stream, np.sort(order[known:upto]), chosen)
         known = upto
-        rows = np.arange(start, min(start + BATCH, n))
+        rows = np.arange(start, end)
         chosen[rows] = player.choose(rows)
     return chosen
 
