@@ -19,14 +19,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from load.errors import TableRefused
+
 BUNDLED = "paretobandit"
 QUALITY, COST = "quality:", "cost_usd:"
+MODELS_MIN, PROMPTS_MIN = 2, 64  # with less there is nothing to choose, or nothing to learn
+USD_MIN, USD_MAX = 0.0, 1e4  # of one call
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,30 +84,83 @@ def bundled() -> OutcomeTable:
 
 
 def read(path: Path) -> OutcomeTable:
-    """A table in the form of `write`, or a source table with `prompt` instead of a length.
+    """A table in the form of `write`, or with `prompt` instead of a length; see docs/decisions.md.
 
-    Raises OSError, and ValueError if columns are missing.
+    Raises TableRefused, naming column and row.
     """
-    table = pq.read_table(path)
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise TableRefused(path.name, "", None, f"can't be read as Parquet: {error}") from None
+    check = _Check(path.name, table)
     models = tuple(c.removeprefix(QUALITY) for c in table.column_names if c.startswith(QUALITY))
-    if not models or "embedding" not in table.column_names:
-        raise ValueError(
-            f"{path} is no outcome table: it needs `embedding` and, for every model, "
-            f"`{QUALITY}<model>` and `{COST}<model>`"
-        )
-    if "prompt_tokens" in table.column_names:
-        prompt_tokens = table["prompt_tokens"].to_numpy()
-    else:
-        prompt_tokens = np.array([max(1, len(p) // 4) for p in table["prompt"].to_pylist()])
-    embedding = table["embedding"].combine_chunks()
+    if len(models) < MODELS_MIN:
+        check.refuse(QUALITY + "<model>", None, f"is there for {len(models)} models, two are least")
+    if len(table) < PROMPTS_MIN:
+        check.refuse("", None, f"has {len(table)} rows, {PROMPTS_MIN} are least")
     return OutcomeTable(
         path.stem,
         models,
-        embedding.flatten().to_numpy().astype(np.float32).reshape(len(table), -1),
-        prompt_tokens.astype(np.int64),
-        np.stack([table[QUALITY + m].to_numpy().astype(np.float64) for m in models], axis=1),
-        np.stack([table[COST + m].to_numpy().astype(np.float64) for m in models], axis=1),
+        check.embeddings(),
+        check.prompt_tokens(),
+        np.stack([check.figures(QUALITY + model, 0.0, 1.0) for model in models], axis=1),
+        np.stack([check.figures(COST + model, USD_MIN, USD_MAX) for model in models], axis=1),
     )
+
+
+class _Check:
+    """Columns of one file, each checked as it is taken out."""
+
+    def __init__(self, name: str, table: pa.Table) -> None:
+        self._name, self._table = name, table
+
+    def refuse(self, column: str, row: int | None, why: str) -> NoReturn:
+        """Say what is wrong. Raises TableRefused."""
+        raise TableRefused(self._name, column, row, why)
+
+    def embeddings(self) -> NDArray[np.float32]:
+        """The prompts' vectors (n, dim), all of one length, finite, and none all zeros."""
+        column = self._column("embedding")
+        if not pa.types.is_fixed_size_list(column.type) and not pa.types.is_list(column.type):
+            self.refuse("embedding", None, f"is {column.type}, a list of numbers is needed")
+        lengths = np.array(column.combine_chunks().value_lengths().fill_null(0))
+        if (lengths != lengths[0]).any() or not lengths[0]:
+            row = int((lengths != lengths[0]).argmax())
+            self.refuse("embedding", row, f"has {lengths[row]} numbers, {lengths[0]} in row 0")
+        flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        vectors = flat.astype(np.float32).reshape(len(column), -1)
+        bad = ~np.isfinite(vectors).all(axis=1) | ~vectors.any(axis=1)
+        if bad.any():
+            self.refuse("embedding", int(bad.argmax()), "is not finite, or all zeros")
+        return vectors
+
+    def prompt_tokens(self) -> NDArray[np.int64]:
+        """The prompts' lengths (n,); a quarter of the characters where only texts are given."""
+        if "prompt_tokens" in self._table.column_names:
+            return self.figures("prompt_tokens", 0, 1e7).astype(np.int64)
+        if "prompt" not in self._table.column_names:
+            self.refuse("prompt_tokens", None, "is missing, and so is `prompt`")
+        texts = self._table["prompt"].to_pylist()
+        if None in texts:
+            self.refuse("prompt", texts.index(None), "is null")
+        return np.array([max(1, len(text) // 4) for text in texts], np.int64)
+
+    def figures(self, name: str, least: float, most: float) -> NDArray[np.float64]:
+        """A column of numbers (n,) within bounds."""
+        try:
+            values = self._column(name).to_numpy().astype(np.float64)
+        except (ValueError, TypeError):
+            self.refuse(name, None, f"is {self._table[name].type}, numbers are needed")
+        bad = ~((values >= least) & (values <= most))  # also what is not a number
+        if bad.any():
+            row = int(bad.argmax())
+            self.refuse(name, row, f"is {values[row]:g}, allowed is {least:g} to {most:g}")
+        return values
+
+    def _column(self, name: str) -> pa.ChunkedArray:
+        if name not in self._table.column_names:
+            self.refuse(name, None, "is missing")
+        return self._table[name]
 
 
 def write(table: OutcomeTable, path: Path) -> None:

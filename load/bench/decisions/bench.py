@@ -92,9 +92,7 @@ def measure(options: DecisionsBench, say: Say) -> dict[str, Any]:
     interpreter = peers.python()
     if interpreter is None:
         say(peers.missing_reason())
-    say(
-        f"tables: {', '.join(f'{t.name} ({o.n_prompts} prompts)' for t, o in zip(tables, orders, strict=True))}"
-    )
+    say("tables: " + ", ".join(f"{one.table.name} ({one.n_prompts} prompts)" for one in orders))
     tasks = [*_table_tasks(orders, options, interpreter), *_experiment_tasks(tables, options)]
     found = run_all(tasks, orders, options.workers, say)
     result = _result(orders, options, found, interpreter)
@@ -109,24 +107,25 @@ def _table_tasks(
     for number, one in enumerate(orders):
         size = one.n_prompts * len(options.penalties) / 1000
         for order in range(len(one)):
-            for name in (FAIRLEAD, *RULES):
-                cost = size if name == FAIRLEAD else size / 10
-                tasks.append(_played(number, name, order, options.penalties, cost))
-        for kind, variants in (("policy", POLICIES), ("ablation", ABLATIONS)):
-            for name in variants:
-                for order in range(min(options.variant_orders, one.n_seeds)):
-                    variant = f"{kind}:{name}"
-                    tasks.append(
-                        _played(number, variant, order, options.variant_penalties, size / 3)
-                    )
+            tasks.append(_played(number, FAIRLEAD, order, options.penalties, size))
+            tasks += [_played(number, r, order, options.penalties, size / 10) for r in RULES]
+        tasks += _variant_tasks(number, one, options)
         for peer in peers.NAMES if interpreter else ():
-            key, rest = ("peer", number, peer), (options.penalties, interpreter)
-            tasks.append(
-                Task(
-                    key=key, run=_peer, arguments=(peer, *rest), table=number, cost=size * len(one)
-                )
-            )
+            key, arguments = ("peer", number, peer), (peer, options.penalties, interpreter)
+            cost = size * len(one)
+            tasks.append(Task(key=key, run=_peer, arguments=arguments, table=number, cost=cost))
     return tasks
+
+
+def _variant_tasks(number: int, orders: Orders, options: DecisionsBench) -> list[Task]:
+    names = [f"policy:{name}" for name in POLICIES] + [f"ablation:{name}" for name in ABLATIONS]
+    penalties = options.variant_penalties
+    cost = orders.n_prompts * len(penalties) / 1000
+    return [
+        _played(number, name, order, penalties, cost)
+        for name in names
+        for order in range(min(options.variant_orders, orders.n_seeds))
+    ]
 
 
 def _played(table: int, name: str, order: int, penalties: tuple[float, ...], cost: float) -> Task:

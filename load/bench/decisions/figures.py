@@ -1,6 +1,6 @@
 """From what contenders chose on a table to its figures, as they stand in the JSON.
 
-    chosen (orders, dials, prompts) ─▶ what each order gave ─▶ one number per order ─▶ [mean, low, high]
+    chosen (orders, dials, prompts) ─▶ outcomes ─▶ one number per order ─▶ [mean, low, high]
 
 The interval is a bootstrap over the orders by chance; the drifting order stands apart. Where a
 difference is reported it is taken order by order first, so that lucky orders cancel.

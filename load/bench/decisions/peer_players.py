@@ -2,8 +2,8 @@
 
 All are told the same: the reward is the utility at the stream's setting of the dial, so that each
 optimises what it is measured by. Linear ones get 25 principal directions, as ParetoBandit ships;
-Vowpal Wabbit, which is quick, gets all. Parameters are each project's defaults or its documentation's
-for a cold start, unless it says otherwise.
+Vowpal Wabbit, which is quick, gets all. Parameters are each project's defaults, or what it
+recommends for a cold start, unless it says otherwise.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Made-up worlds of which the truth is known, and what happens in them.
 
 A world is a stream with each model's true quality beside the outcomes that are drawn from it, so
-that a decision's worth is known without noise: the probabilities it was drawn from, times the truth.
+that a decision's worth is known without noise: its probabilities times the truth.
 """
 
 from __future__ import annotations
