@@ -186,6 +186,49 @@ def bench_faults(
     _bench(lambda say: measure(options, connect, say), as_json)
 
 
+@bench_app.command("decisions")
+def bench_decisions(
+    quick: Annotated[
+        bool, typer.Option(help="Few prompts, orders and preferences; under a minute.")
+    ] = False,
+    table: Annotated[
+        list[Path] | None,
+        typer.Option(help="An outcome table (Parquet); may be repeated. See docs/decisions.md."),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=2, max=100, help="Orders by chance. Default: 8.")
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Also draw frontier, learning and drift, into this folder.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=256, help="Processes. Default: one per core.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Route whole outcome tables, beside simple rules, bounds and other projects' bandits."""
+    from dataclasses import replace
+
+    from fairlead.commands.decisions import show
+    from load.bench.decisions import bench
+    from load.bench.decisions.picture import draw
+
+    options = bench.quick() if quick else bench.DecisionsBench()
+    options = replace(
+        options,
+        tables=tuple(table or ()),
+        seeds=seeds or options.seeds,
+        workers=workers or options.workers,
+    )
+    with only_json(as_json) as emit:
+        found = bench.measure(options, lambda text: console.print(f"[dim]{text}[/]"))
+        for path in draw(found, picture) if picture else ():
+            console.print(f"[dim]{path}[/]")
+        emit(found)
+    if not as_json:
+        show(found, Console())
+
+
 @bench_app.command("emulator")
 def bench_emulator(as_json: JsonOption = False) -> None:
     """Compare the emulated engine with measurements that it was not fitted to."""

@@ -59,7 +59,6 @@ class DecisionsBench:
     worlds: int = N_WORLDS
     n_before_max: int = N_BEFORE[-1]
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
-    picture: Path | None = None  # a folder
     quick: bool = False
 
 

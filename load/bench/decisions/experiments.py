@@ -108,12 +108,13 @@ def _recovery(world: World, n_before: int) -> Found:
     p = routed(world, ServedOptions(), {}, calm_until=n_before)
     after, truth = p[n_before:], world.truth[n_before:]
     best = truth[:, truth.mean(axis=0).argmax()]
-    worth = _smoothed((after * truth).sum(axis=1))
+    # Over what the new best gets on the very same prompts.
+    worth = _smoothed((after * truth).sum(axis=1)) / _smoothed(best)
     old = int(world.truth[:n_before].mean(axis=0).argmax())
     return {
-        "requests_to_95pct": _first(worth >= ENOUGH * best.mean()),
+        "requests_to_95pct": _first(worth >= ENOUGH),
         "old_share_at_end": float(after[-AFTER // 4 :, old].mean()),
-        "curve": (worth[::BATCH] / best.mean()).tolist(),
+        "curve": worth[::BATCH].tolist(),
     }
 
 

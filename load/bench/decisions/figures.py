@@ -77,6 +77,7 @@ class TableFigures:
         # (orders, dials): what the best fixed model gives, in hindsight, per stretch of prompts.
         self._fixed_half = self._best_fixed(outcome, weights, half)
         self._fixed_whole = self._best_fixed(outcome, weights, slice(None))
+        self._fixed_along = self._best_fixed_along(outcome, weights[self._reference])
         best = [
             (q[:, None, :] - w * c[:, None, :]).max(axis=2).mean()
             for q, c in outcome
@@ -96,6 +97,12 @@ class TableFigures:
                 for q, c in outcome
             ]
         )
+
+    @staticmethod
+    def _best_fixed_along(outcome: list, weight: float) -> Floats:
+        """Utility (orders, prompts) of the model that is best over the whole stream."""
+        worth = [q - weight * c for q, c in outcome]
+        return np.stack([one[:, one.mean(axis=0).argmax()] for one in worth])
 
     def _figures(self, name: str) -> dict[str, object]:
         one = self.played[name]
@@ -196,13 +203,9 @@ class TableFigures:
 
     def _curve(self, one: Played) -> list[float]:
         """Utility at the reference preference along the stream, over the best fixed model's."""
-        chance = slice(0, self._orders.n_seeds)
-        over = one.utility[chance, self._reference]
-        fixed = self._fixed_whole[chance, self._reference]
-        return [
-            round(float((part.mean(axis=1) - fixed).mean()), 6)
-            for part in np.array_split(over, min(N_STEPS, over.shape[1]), axis=1)
-        ]
+        over = one.utility[:, self._reference] - self._fixed_along
+        parts = np.array_split(over[: self._orders.n_seeds], N_STEPS, axis=1)
+        return [round(float(part.mean()), 6) for part in parts]
 
     def _drifting(self, whole: Floats, half: Floats) -> dict[str, dict[str, float]]:
         """The one order in which subjects drift: no interval, it is one."""
