@@ -100,14 +100,15 @@ def up(settings: SettingsOption = None) -> None:
 
 @app.command()
 def demo(
-    requests: Annotated[int, typer.Option(min=40, help="Requests per seed.")] = 3559,
+    requests: Annotated[int, typer.Option(min=40, help="Requests per seed.")] = 5989,
     seeds: Annotated[int, typer.Option(min=1, max=100, help="How many orders to try.")] = 3,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Where the router listens.")] = 7481,
     folder: Annotated[Path, typer.Option(help="State, settings and picture go here.")] = Path(
         ".fairlead/demo"
     ),
     table: Annotated[
-        Path | None, typer.Option(help="An outcome table (Parquet) instead of the bundled one.")
+        Path | None,
+        typer.Option(help="An outcome table (Parquet) instead of the bundled llmrouter_dc."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -118,7 +119,8 @@ def demo(
 
     options = DemoOptions(requests=requests, seeds=tuple(range(seeds)), folder=folder, port=port)
     with only_json(as_json) as emit:
-        emit(show(bundled() if table is None else read(table), options, console, quiet=as_json))
+        outcomes = bundled("llmrouter_dc") if table is None else read(table)
+        emit(show(outcomes, options, console, quiet=as_json))
 
 
 @bench_app.command("loop")

@@ -3,11 +3,17 @@
 With all models' results known, any router can be replayed against reality: whichever model it
 chooses, the table says what would have come of it.
 
-    python -m load.data.tables SOURCE.parquet     rebuilds the bundled table from its source
+    python -m load.data.tables SOURCE.parquet     rebuilds a bundled table from its source
 
-The bundled table is `paretobandit`: 3,559 prompts × 4 models with measured costs, from
-ParetoBandit/ParetoBandit (Apache-2.0); embeddings by all-MiniLM-L6-v2. It has figures only, no
-prompt's text. Embeddings are kept as 8-bit numbers, prompt lengths as characters / 4.
+Two tables are bundled, with embeddings by all-MiniLM-L6-v2:
+
+    llmrouter_dc   5,989 prompts × 9 models, estimated costs; on it routing pays
+                   ulab-uiuc/LLMRouter, MIT
+    paretobandit   3,559 prompts × 4 models, measured costs
+                   ParetoBandit/ParetoBandit, Apache-2.0
+
+They have figures only, no prompt's text. Embeddings are kept as 8-bit numbers, prompt lengths as
+characters / 4.
 
 The one rule: a table is only figures; which of them a router gets to see is the replay's business.
 """
@@ -28,7 +34,11 @@ from numpy.typing import NDArray
 
 from load.errors import TableRefused
 
-BUNDLED = "paretobandit"
+# Name → who measured it, under which licence: said wherever a figure of it is shown.
+BUNDLED = {
+    "llmrouter_dc": "ulab-uiuc/LLMRouter, MIT",
+    "paretobandit": "ParetoBandit/ParetoBandit, Apache-2.0",
+}
 QUALITY, COST = "quality:", "cost_usd:"
 MODELS_MIN, PROMPTS_MIN = 2, 64  # with less there is nothing to choose, or nothing to learn
 USD_MIN, USD_MAX = 0.0, 1e4  # of one call
@@ -77,9 +87,9 @@ class OutcomeTable:
         return self.take(order[:n_max])
 
 
-def bundled() -> OutcomeTable:
-    """The table that comes with the package."""
-    with resources.as_file(resources.files("load") / "data" / f"{BUNDLED}.parquet") as path:
+def bundled(name: str) -> OutcomeTable:
+    """A table of `BUNDLED`: they come with the package."""
+    with resources.as_file(resources.files("load") / "data" / f"{name}.parquet") as path:
         return read(path)
 
 

@@ -126,12 +126,12 @@ def test_people_get_a_table_and_pictures_in_both_themes(found, tmp_path):
     assert len(paths) == 6 and all(path.stat().st_size > 10_000 for path in paths)
 
 
-def test_the_default_tables_are_those_found_else_the_bundled_one(tmp_path, monkeypatch):
+def test_the_default_tables_are_those_found_else_the_bundled_ones(tmp_path, monkeypatch):
     """
     The folder is beside the checkout, or named by a variable.
     """
     monkeypatch.setenv(bench.OUTCOMES_VARIABLE, str(tmp_path))
-    assert [table.name for table in bench.tables_found()] == ["paretobandit"]
+    assert [table.name for table in bench.tables_found()] == ["llmrouter_dc", "paretobandit"]
 
     written(tmp_path, name="mine")
     assert [table.name for table in bench.tables_found()] == ["mine"]

@@ -98,5 +98,5 @@ def test_the_bundled_tables_are_good():
     They pass the same checks.
     """
     folder = Path(tables.__file__).parent
-    for name in ("paretobandit", "fleet_outcomes"):
+    for name in ("llmrouter_dc", "paretobandit", "fleet_outcomes"):
         assert len(tables.read(folder / f"{name}.parquet")) >= 3000

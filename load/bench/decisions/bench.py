@@ -29,7 +29,7 @@ from load.bench.decisions.figures import REFERENCE, TableFigures, name_of
 from load.bench.decisions.metrics import Triple, interval
 from load.bench.decisions.orders import Orders, orders_of
 from load.bench.decisions.tasks import Task, run_all
-from load.data.tables import OutcomeTable, bundled, read
+from load.data.tables import BUNDLED, OutcomeTable, bundled, read
 
 Say = Callable[[str], None]
 
@@ -77,10 +77,10 @@ def quick() -> DecisionsBench:
 
 
 def tables_found(paths: Sequence[Path] = ()) -> list[OutcomeTable]:
-    """The tables asked for; else those of the outcomes' folder; else the bundled one."""
+    """The tables asked for; else those of the outcomes' folder; else the bundled ones."""
     folder = Path(os.environ.get(OUTCOMES_VARIABLE, OUTCOMES))
     every = list(paths) or sorted(folder.glob("*.parquet"))
-    return [read(path) for path in every] or [bundled()]
+    return [read(path) for path in every] or [bundled(name) for name in BUNDLED]
 
 
 def measure(options: DecisionsBench, say: Say) -> dict[str, Any]:

@@ -13,7 +13,8 @@ import numpy as np
 from learners.context import STEP
 from load.bench.decisions.served import served_contexts
 from load.bench.decisions.streams import Floats, Rows, Stream, delays
-from load.data.tables import OutcomeTable
+from load.data.tables import COST, OutcomeTable
+from load.errors import TableRefused
 
 DRIFT_CHANCE = 0.5  # deviation of the place, in deviations along the principal direction
 
@@ -66,6 +67,10 @@ class Orders:
 
 def orders_of(table: OutcomeTable, n_seeds: int, n_max: int | None = None) -> Orders:
     """`n_seeds` shuffled orders and a drifting one, of at most `n_max` prompts each."""
+    best = int(table.quality.mean(axis=0).argmax())
+    if not table.cost_usd[:, best].any():
+        why = "is 0 throughout, and preferences are in units of the best model's cost"
+        raise TableRefused(table.name, COST + table.models[best], None, why)
     n = min(len(table), n_max or len(table))
     shuffled = [
         np.random.default_rng([seed, 0]).permutation(len(table))[:n] for seed in range(n_seeds)

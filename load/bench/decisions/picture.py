@@ -15,14 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from load.bench.decisions.streams import BATCH
+from load.theme import LINE_TO_BEAT, OTHERS, OURS, THEMES, style
 
-THEMES = {
-    "light": {"page": "#ffffff", "ink": "#1f2328", "faint": "#d0d7de"},
-    "dark": {"page": "#0d1117", "ink": "#e6edf3", "faint": "#30363d"},
-}
-OURS, FIXED = "#1a7fb5", "#d0782a"
-# The colour-blind safe palette of Okabe and Ito, without the two above.
-OTHERS = ("#009e73", "#cc79a7", "#8f7a1a", "#7f7fd5", "#b5544d", "#56b4e9", "#8a8a8a", "#5c9e31")
 NAMES = {
     "fairlead": "Fairlead",
     "best_fixed": "best fixed model, in hindsight",
@@ -39,6 +33,7 @@ DRIFTS = {
     "fall": "best model falls from 0.9 to 0.3",
     "llmdrift_flip": "GPT versions change (llmdrift)",
 }
+TO_BEAT = {"color": LINE_TO_BEAT, "linestyle": "--", "linewidth": 2.0}
 Found = Mapping[str, Any]
 
 
@@ -57,24 +52,6 @@ def draw(found: Found, folder: Path) -> list[Path]:
             with mpl.rc_context(style(colours)):
                 picture(found, colours).savefig(paths[-1], dpi=110)
     return paths
-
-
-def style(colours: Mapping[str, str]) -> dict[str, Any]:
-    """What matplotlib needs to know of a theme."""
-    ink = dict.fromkeys(
-        ("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), colours["ink"]
-    )
-    return {
-        **ink,
-        "font.size": 10,
-        "figure.facecolor": colours["page"],
-        "axes.facecolor": colours["page"],
-        "savefig.facecolor": colours["page"],
-        "axes.edgecolor": colours["faint"],
-        "grid.color": colours["faint"],
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
 
 
 def _panels(n: int) -> tuple[Figure, Sequence[Axes]]:
@@ -104,7 +81,7 @@ def _lines(figures: Found) -> list[tuple[str, dict[str, Any]]]:
         if name == "fairlead":
             look = {"color": OURS, "linewidth": 3.0, "marker": "o", "markersize": 5}
         elif name == "best_fixed":
-            look = {"color": FIXED, "linewidth": 2.0, "linestyle": "--"}
+            look = TO_BEAT
         else:
             look = {"color": rest[name], "linewidth": 1.3}
         looks.append((name, {"label": NAMES[name], **look}))
@@ -148,7 +125,7 @@ def _learning(found: Found, colours: Mapping[str, str]) -> Figure:
             if contender != "best_fixed":
                 curve = figures[contender]["learning_curve"]
                 axes.plot([(i + 0.5) * n / len(curve) for i in range(len(curve))], curve, **look)
-        axes.axhline(0.0, color=FIXED, linestyle="--", linewidth=2.0, label=NAMES["best_fixed"])
+        axes.axhline(0.0, **TO_BEAT, label=NAMES["best_fixed"])
         axes.set(title=name, xlabel="requests")
     panels[0].set_ylabel("utility over the best fixed model's")
     del colours
@@ -170,7 +147,7 @@ def _drift(found: Found, colours: Mapping[str, str]) -> Figure:
                 at = [i * BATCH for i in range(len(run["curve"]))]
                 label = f"after {int(n_before):,} requests"
                 axes.plot(at, run["curve"], color=colour, linewidth=2.0, label=label)
-        axes.axhline(0.95, color=FIXED, linestyle="--", linewidth=1.5, label="95 % of the new best")
+        axes.axhline(0.95, **TO_BEAT, label="95 % of the new best")
         axes.set(title=DRIFTS[name], xlabel="requests since the change", ylim=(0.0, 1.1))
     panels[0].set_ylabel("worth over the new best model's")
     return _finish(figure, panels, _drift_message(found["drift"]["fall"]))
