@@ -10,6 +10,7 @@ from learners.estimates.ema import FIGURE_UNITS, FIGURES
 from learners.estimates.learned import Learned, MemoryOptions
 from learners.outcomes import Outcomes
 from learners.policies import policy as policies
+from learners.prices import Criticality
 from learners.targets import COST_USD_MIN, N_TARGETS, Target, log_ratio, to_fixed
 from load.bench.decisions import baselines
 from load.bench.decisions.orders import Orders
@@ -25,11 +26,15 @@ from load.bench.decisions.served import (
 )
 from load.bench.decisions.streams import Floats, Rows, Stream, play
 from serve.encoders import identity
+from serve.routing.chooser import Chooser
 from serve.routing.live import Live, LiveOptions
+from serve.routing.placement import PlacementOptions
+from serve.routing.router import Requests
 from streams.feedback.ticket import key_of
 
 FAIRLEAD, BEST_FIXED, ORACLE = "fairlead", "best_fixed", "oracle"
 RANDOM, FULL_INFORMATION = "random", "full_information"
+BATCH_MAX = 512  # of full information
 STAGES = 8  # full information is learned again so many times along a stream
 
 # Fairlead with another policy, and with a part of its estimates left out.
@@ -95,21 +100,32 @@ def full_information(orders: Orders, order: int, penalties: tuple[float, ...]) -
     encoder = identity(encoder_for(stream.embeddings.shape[1]))
     catalogue, learned = catalogue_of(names, stream.price_usd), Learned(MemoryOptions())
     contexts = served_contexts(stream.embeddings, stream.prompt_tokens)
+    chooser = Chooser(policies.Greedy(), PlacementOptions(), np.random.default_rng([order, 11]))
     chosen = np.zeros((len(penalties), n), np.intp)
     for rows in np.array_split(np.arange(n), STAGES):
         learned.history.settle()
         live = Live(catalogue, learned, encoder, LiveOptions())
-        for batch in np.array_split(rows, max(1, len(rows) // 256)):
-            found = live.estimator.estimate(contexts[batch])
-            quality = np.clip(found.mean[:, :, Target.QUALITY], 0.0, 1.0)
-            spread = found.noise[:, Target.COST] ** 2 / 2
-            cost = stream.price_usd * np.exp(found.mean[:, :, Target.COST] + spread)
-            for dial, penalty in enumerate(penalties):
-                worth = quality - penalty * cost / stream.best_single_usd
-                chosen[dial, batch] = worth.argmax(axis=1)
+        for dial, penalty in enumerate(penalties):
+            for part in np.array_split(rows, max(1, len(rows) // BATCH_MAX)):
+                asked = _requests(stream, contexts, part, penalty)
+                chosen[dial, part] = chooser.choose(asked, live, NOON_MS).chosen
         for column, name in enumerate(names):
             learned.update(_answers(orders, order, rows, column, name, contexts))
     return chosen
+
+
+def _requests(stream: Stream, contexts: np.ndarray, rows: Rows, penalty: float) -> Requests:
+    n = len(rows)
+    weights = (1.0, penalty / stream.best_single_usd, 0.0, 0.0)
+    return Requests(
+        contexts=contexts[rows],
+        prompt_tokens=stream.prompt_tokens[rows].astype(np.float64),
+        preference=np.tile(np.array(weights), (n, 1)),
+        allowed=np.ones((n, stream.n_models), bool),
+        cost_usd_max=np.full(n, np.inf),
+        latency_ms_max=np.full(n, np.inf),
+        criticality=np.full(n, Criticality.CRITICAL, np.int8),
+    )
 
 
 def _answers(
