@@ -12,8 +12,8 @@ all-MiniLM-L6-v2 from the tables' `embedding` column, the others from their `pro
 
 paretobandit and llmdrift are not among the sources: what is measured on them is measured on prompts
 that the projection has not seen. On the other two it has seen the embeddings, never an outcome;
-docs/decisions.md says what difference that makes. Fit only for a reason: the same data on another processor may give
-other last bits, and with any other bit routers refuse the histories they have.
+docs/decisions.md says what difference that makes. Fit only for a reason: the same data on another
+processor may give other last bits, and with any other bit routers refuse the histories they have.
 """
 
 from __future__ import annotations
