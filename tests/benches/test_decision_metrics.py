@@ -25,9 +25,12 @@ def test_the_span_is_of_the_best_on_average_and_of_the_cheapest_and_dearest():
 
 def test_a_point_that_is_matched_by_a_cheaper_one_is_not_on_the_frontier():
     """
-    (3, .4) costs more than (2, .5) and gives less; of two that cost 2 the better stays.
+    (3, .4) costs more than (2, .5) and gives less; of two that cost 2 the better stays, of two
+    that give 1 the cheaper.
     """
-    cost, quality = metrics.frontier(np.array([3.0, 1, 2, 2, 4]), np.array([0.4, 0.2, 0.3, 0.5, 1]))
+    cost, quality = metrics.frontier(
+        np.array([3.0, 1, 2, 2, 4, 5]), np.array([0.4, 0.2, 0.3, 0.5, 1, 1])
+    )
 
     np.testing.assert_array_equal(cost, [1, 2, 4])
     np.testing.assert_array_equal(quality, [0.2, 0.5, 1.0])

@@ -137,6 +137,28 @@ def test_hindsight_is_the_best_there_is(orders):
     assert set(fixed) == {worth.mean(axis=0).argmax()}
 
 
+def test_neighbours_means_are_of_the_models_own_nearest_outcomes(orders):
+    """
+    As reckoned one by one: the nearest three of each model, with a prior that counts as two.
+    """
+    stream, rng = orders.stream(0, PENALTY), np.random.default_rng(0)
+    rows, columns = np.arange(40), rng.integers(0, 2, 40)
+    observed = baselines.Observed(stream)
+    got = stream.quality[rows, columns], stream.cost_usd[rows, columns]
+    observed.add(rows, columns, *got)
+    prior = np.array([[0.5, 0.1], [0.6, 0.2]])
+
+    means = observed.means(np.array([50]), neighbours=3, prior=prior, weight=2.0)
+
+    unit = stream.contexts[:, :62] / np.linalg.norm(stream.contexts[:, :62], axis=1, keepdims=True)
+    for column in (0, 1):
+        own = rows[columns == column]
+        nearest = own[np.argsort(-(unit[own] @ unit[50]))[:3]]
+        for part, values in enumerate(got):
+            expected = (values[nearest].sum() + 2 * prior[column, part]) / 5
+            assert means[0, column, part] == pytest.approx(expected)
+
+
 def test_full_information_finds_what_is_plain(orders):
     """
     At a preference that makes the dear model too dear, it is left once there are results.
