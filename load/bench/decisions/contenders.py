@@ -10,7 +10,6 @@ from learners.estimates.ema import FIGURE_UNITS, FIGURES
 from learners.estimates.learned import Learned, MemoryOptions
 from learners.outcomes import Outcomes
 from learners.policies import policy as policies
-from learners.prices import Criticality
 from learners.targets import COST_USD_MIN, N_TARGETS, Target, log_ratio, to_fixed
 from load.bench.decisions import baselines
 from load.bench.decisions.orders import Orders
@@ -26,10 +25,9 @@ from load.bench.decisions.served import (
 )
 from load.bench.decisions.streams import Floats, Rows, Stream, play
 from serve.encoders import identity
-from serve.routing.chooser import Chooser
 from serve.routing.live import Live, LiveOptions
 from serve.routing.placement import PlacementOptions
-from serve.routing.router import Requests
+from serve.routing.router import Chooser, RequestBatch, unsaid_columns
 from streams.feedback.ticket import key_of
 
 FAIRLEAD, BEST_FIXED, ORACLE = "fairlead", "best_fixed", "oracle"
@@ -114,17 +112,14 @@ def full_information(orders: Orders, order: int, penalties: tuple[float, ...]) -
     return chosen
 
 
-def _requests(stream: Stream, contexts: np.ndarray, rows: Rows, penalty: float) -> Requests:
-    n = len(rows)
-    weights = (1.0, penalty / stream.best_single_usd, 0.0, 0.0)
-    return Requests(
+def _requests(stream: Stream, contexts: np.ndarray, rows: Rows, penalty: float) -> RequestBatch:
+    """Prompts at one setting of the dial, any model allowed."""
+    n, weights = len(rows), (1.0, penalty / stream.best_single_usd, 0.0, 0.0)
+    return RequestBatch(
         contexts=contexts[rows],
-        prompt_tokens=stream.prompt_tokens[rows].astype(np.float64),
         preference=np.tile(np.array(weights), (n, 1)),
         allowed=np.ones((n, stream.n_models), bool),
-        cost_usd_max=np.full(n, np.inf),
-        latency_ms_max=np.full(n, np.inf),
-        criticality=np.full(n, Criticality.CRITICAL, np.int8),
+        **unsaid_columns(n) | {"prompt_tokens": stream.prompt_tokens[rows].astype(np.float64)},
     )
 
 

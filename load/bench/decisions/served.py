@@ -27,12 +27,11 @@ from load.bench.decisions.streams import Floats, Rows, Stream
 from serve.encoders import Encoder, EncoderOptions, identity, make_encoder
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.catalogue import Catalogue, Model, Pool
-from serve.routing.chooser import Chooser
 from serve.routing.decider import Decider
 from serve.routing.live import Live, LiveOptions
 from serve.routing.placement import PlacementOptions
 from serve.routing.request import PreferenceDefaults, read_request
-from serve.routing.router import Choices, Requests
+from serve.routing.router import Choices, Chooser, RequestBatch
 from streams.feedback.feedback import encode_report
 from streams.feedback.ticket import KEY_BYTES, Issuer, Sealer
 from streams.log.contract import FEEDBACK
@@ -62,7 +61,7 @@ class WatchedChooser(Chooser):
 
     last: Choices
 
-    def choose(self, requests: Requests, live: Live, now_ms: int) -> Choices:
+    def choose(self, requests: RequestBatch, live: Live, now_ms: int) -> Choices:
         """Decide a batch against one view."""
         self.last = Chooser.choose(self, requests, live, now_ms)
         return self.last
