@@ -197,6 +197,10 @@ def bench_decisions(
         list[Path] | None,
         typer.Option(help="An outcome table (Parquet); may be repeated. See docs/decisions.md."),
     ] = None,
+    encoder: Annotated[
+        str,
+        typer.Option(help="Encode `prompt` anew: wordllama, minilm, hashing. Default: embeddings."),
+    ] = "",
     seeds: Annotated[
         int | None, typer.Option(min=2, max=100, help="Orders by chance. Default: 8.")
     ] = None,
@@ -219,6 +223,7 @@ def bench_decisions(
     options = replace(
         options,
         tables=tuple(table or ()),
+        encoder=encoder,
         seeds=seeds or options.seeds,
         workers=workers or options.workers,
     )

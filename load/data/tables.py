@@ -21,7 +21,7 @@ The one rule: a table is only figures; which of them a router gets to see is the
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -40,6 +40,7 @@ BUNDLED = {
     "paretobandit": "ParetoBandit/ParetoBandit, Apache-2.0",
 }
 QUALITY, COST = "quality:", "cost_usd:"
+Encode = Callable[[list[str]], NDArray[np.float32]]  # texts (n,) to vectors (n, dim)
 MODELS_MIN, PROMPTS_MIN = 2, 64  # with less there is nothing to choose, or nothing to learn
 USD_MIN, USD_MAX = 0.0, 1e4  # of one call
 
@@ -93,10 +94,11 @@ def bundled(name: str) -> OutcomeTable:
         return read(path)
 
 
-def read(path: Path) -> OutcomeTable:
+def read(path: Path, encode: Encode | None = None) -> OutcomeTable:
     """A table in the form of `write`, or with `prompt` instead of a length; see docs/decisions.md.
 
-    Raises TableRefused, naming column and row.
+    With `encode`, embeddings are made of the texts instead of read. Raises TableRefused, naming
+    column and row.
     """
     try:
         table = pq.read_table(path)
@@ -111,7 +113,7 @@ def read(path: Path) -> OutcomeTable:
     return OutcomeTable(
         path.stem,
         models,
-        check.embeddings(),
+        check.embeddings() if encode is None else encode(check.texts()),
         check.prompt_tokens(),
         np.stack([check.figures(QUALITY + model, 0.0, 1.0) for model in models], axis=1),
         np.stack([check.figures(COST + model, USD_MIN, USD_MAX) for model in models], axis=1),
@@ -150,10 +152,15 @@ class _Check:
             return self.figures("prompt_tokens", 0, 1e7).astype(np.int64)
         if "prompt" not in self._table.column_names:
             self.refuse("prompt_tokens", None, "is missing, and so is `prompt`")
-        texts = self._table["prompt"].to_pylist()
-        if None in texts:
-            self.refuse("prompt", texts.index(None), "is null")
-        return np.array([max(1, len(text) // 4) for text in texts], np.int64)
+        return np.array([max(1, len(text) // 4) for text in self.texts()], np.int64)
+
+    def texts(self) -> list[str]:
+        """The prompts' texts (n,)."""
+        texts = self._column("prompt").to_pylist()
+        wrong = [row for row, text in enumerate(texts) if not isinstance(text, str) or not text]
+        if wrong:
+            self.refuse("prompt", wrong[0], f"is {texts[wrong[0]]!r:.40}, a text is needed")
+        return texts
 
     def figures(self, name: str, least: float, most: float) -> NDArray[np.float64]:
         """A column of numbers (n,) within bounds."""

@@ -6,13 +6,15 @@ import io
 import json
 from dataclasses import replace
 
+import pyarrow as pa
 import pytest
-from outcome_tables import written
+from outcome_tables import N, written
 from rich.console import Console
 
 from fairlead.commands.decisions import show
 from load.bench.decisions import bench, experiments, peers, picture
 from load.bench.decisions.contenders import ABLATIONS, POLICIES, RULES
+from load.bench.decisions.served import encoder_for
 
 PREFERENCES = ["0", "0.03", "0.1", "0.4"]
 BY_PREFERENCE = ("utility", "utility_over_best_fixed")
@@ -124,6 +126,19 @@ def test_people_get_a_table_and_pictures_in_both_themes(found, tmp_path):
 
     assert all(name in out.getvalue() for name in result["tables"]["made"])
     assert len(paths) == 6 and all(path.stat().st_size > 10_000 for path in paths)
+
+
+def test_texts_may_be_encoded_anew(tmp_path):
+    """
+    The table then needs no embeddings; vectors of 256 numbers get WordLlama's projection.
+    """
+    texts = pa.array([f"Question {i}: what is {i} plus {i}?" for i in range(N)])
+    path = written(tmp_path, {"embedding": None, "prompt": texts})
+
+    [table] = bench.tables_found([path], "wordllama")
+
+    assert table.embeddings.shape == (N, 256)
+    assert "wordllama-256" in encoder_for(256).name
 
 
 def test_the_default_tables_are_those_found_else_the_bundled_ones(tmp_path, monkeypatch):

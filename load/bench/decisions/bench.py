@@ -30,6 +30,7 @@ from load.bench.decisions.metrics import Triple, interval
 from load.bench.decisions.orders import Orders, orders_of
 from load.bench.decisions.tasks import Task, run_all
 from load.data.tables import BUNDLED, OutcomeTable, bundled, read
+from serve.encoders import EncoderOptions, make_encoder
 
 Say = Callable[[str], None]
 
@@ -51,6 +52,9 @@ class DecisionsBench:
     """What to run."""
 
     tables: tuple[Path, ...] = ()  # none: those of `tables_found`
+    encoder: str = (
+        ""  # a text encoder of serve/encoders, for prompts' texts; "": embeddings are read
+    )
     seeds: int = 8  # orders by chance, and of every experiment
     penalties: tuple[float, ...] = PENALTIES
     variant_penalties: tuple[float, ...] = CLAIMED
@@ -76,17 +80,18 @@ def quick() -> DecisionsBench:
     )
 
 
-def tables_found(paths: Sequence[Path] = ()) -> list[OutcomeTable]:
+def tables_found(paths: Sequence[Path] = (), encoder: str = "") -> list[OutcomeTable]:
     """The tables asked for; else those of the outcomes' folder; else the bundled ones."""
+    encode = make_encoder(EncoderOptions(kind=encoder)).encode if encoder else None
     folder = Path(os.environ.get(OUTCOMES_VARIABLE, OUTCOMES))
     every = list(paths) or sorted(folder.glob("*.parquet"))
-    return [read(path) for path in every] or [bundled(name) for name in BUNDLED]
+    return [read(path, encode) for path in every] or [bundled(name) for name in BUNDLED]
 
 
 def measure(options: DecisionsBench, say: Say) -> dict[str, Any]:
     """Run the benchmark. Raises TableRefused."""
     started_s = time.perf_counter()
-    tables = tables_found(options.tables)
+    tables = tables_found(options.tables, options.encoder)
     orders = [orders_of(one, options.seeds, options.prompts_max) for one in tables]
     interpreter = peers.python()
     if interpreter is None:
@@ -211,6 +216,7 @@ def _settings(
 ) -> dict[str, Any]:
     return {
         "quick": options.quick,
+        "encoder": options.encoder or "embeddings of the tables",
         "seeds": options.seeds,
         "preferences": [name_of(p) for p in options.penalties],
         "reference_preference": name_of(REFERENCE),

@@ -25,6 +25,7 @@ from learners.estimates.learned import MemoryOptions
 from learners.policies.policy import Policy, SquareCb
 from load.bench.decisions.streams import Floats, Rows, Stream
 from serve.encoders import Encoder, EncoderOptions, identity, make_encoder
+from serve.encoders.projections import FITTED_DIMS
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.catalogue import Catalogue, Model, Pool
 from serve.routing.decider import Decider
@@ -40,7 +41,6 @@ from streams.training.folder import Folder
 from streams.training.snapshots import Store
 from streams.training.trainer import Trainer, TrainerOptions
 
-MINILM, MINILM_DIM = "all-MiniLM-L6-v2", 384
 NOON_MS = 1_760_000_000_000  # any time: nothing looks at the date
 REQUESTS_PER_S = 400.0
 VIEW_EVERY = 96
@@ -68,8 +68,11 @@ class WatchedChooser(Chooser):
 
 
 def encoder_for(dim: int) -> Encoder:
-    """What a router would be told of callers that send vectors of this length."""
-    model = MINILM if dim == MINILM_DIM else "of a table"
+    """What a router would be told of callers that send vectors of this length.
+
+    Where a projection was fitted for vectors of that length they are taken to be those.
+    """
+    model = next((name for name, fitted in FITTED_DIMS.items() if fitted == dim), "of a table")
     return make_encoder(EncoderOptions(kind="embeddings-only", model=model, dim=dim))
 
 
