@@ -52,9 +52,7 @@ class DecisionsBench:
     """What to run."""
 
     tables: tuple[Path, ...] = ()  # none: those of `tables_found`
-    encoder: str = (
-        ""  # a text encoder of serve/encoders, for prompts' texts; "": embeddings are read
-    )
+    encoder: str = ""  # kind of text encoder for the prompts' texts; "": embeddings are read
     seeds: int = 8  # orders by chance, and of every experiment
     penalties: tuple[float, ...] = PENALTIES
     variant_penalties: tuple[float, ...] = CLAIMED
@@ -163,10 +161,14 @@ def _experiment_tasks(tables: Sequence[OutcomeTable], options: DecisionsBench) -
                 tasks.append(
                     Task(key=key, run=experiments.version_flip, arguments=arguments, cost=cost)
                 )
-        for run in (experiments.newcomer_bad, experiments.newcomer_better):
-            tasks.append(Task(key=(run.__name__, seed), run=run, arguments=(seed,), cost=4.0))
-    for world in range(options.worlds):
-        tasks.append(Task(key=("gain", world), run=experiments.gain, arguments=(world,), cost=2.0))
+        tasks += [
+            Task(key=(run.__name__, seed), run=run, arguments=(seed,), cost=4.0)
+            for run in (experiments.newcomer_bad, experiments.newcomer_better)
+        ]
+    tasks += [
+        Task(key=("gain", world), run=experiments.gain, arguments=(world,), cost=2.0)
+        for world in range(options.worlds)
+    ]
     return tasks
 
 

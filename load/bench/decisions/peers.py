@@ -48,7 +48,7 @@ def chosen_by_peer(
         command = [str(interpreter), "-m", "load.bench.decisions.peer_runner"]
         environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
         try:
-            done = subprocess.run(
+            done = subprocess.run(  # noqa: S603 - our own module, in an interpreter that is named
                 [*command, str(job), str(chosen), peer],
                 env=environment,
                 cwd=folder,
