@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
 from fairlead.channels import connect
@@ -51,7 +58,7 @@ class _Display(Watcher):
     def __init__(self, progress: Progress, preference: tuple[float, float, float]) -> None:
         self._progress, self._preference = progress, preference
         self._stage = progress.add_task("", total=None, now="starting")
-        self._bars: dict[int, int] = {}
+        self._bars: dict[int, TaskID] = {}
 
     def stage(self, text: str) -> None:
         self._progress.update(self._stage, now=text)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import matplotlib as mpl
 import numpy as np
@@ -45,7 +46,7 @@ def draw(shown: Shown, path: Path) -> list[Path]:
     for theme, colours in THEMES.items():
         name = path.name if theme == "light" else f"{path.stem}-{theme}{path.suffix}"
         paths.append(path.with_name(name))
-        with mpl.rc_context(style(colours)):
+        with mpl.rc_context(cast("Any", style(colours))):
             _figure(shown, colours["ink"]).savefig(paths[-1], dpi=110)
     return paths
 
@@ -87,14 +88,20 @@ def _learning(axes: Axes, shown: Shown) -> None:
 
 
 def _trade(axes: Axes, shown: Shown, ink: str) -> None:
-    def point(score: Score, name: str, **look: object) -> None:
+    def point(score: Score, name: str, **look: Any) -> None:
         cost = USD_SHOWN * score.cost_usd
         label = f"{name}: {score.quality:.3f} for ${cost:.3g}"
         axes.scatter(cost, score.quality, label=label, zorder=3, **look)
 
     others = [(USD_SHOWN * one.cost_usd, one.quality) for one in shown.others]
     if others:
-        axes.scatter(*zip(*others, strict=True), s=36, color=OTHERS[6], label="other models")
+        axes.scatter(
+            [c for c, _ in others],
+            [q for _, q in others],
+            s=36,
+            color=OTHERS[6],
+            label="other models",
+        )
     best_name, best = shown.best_single
     if best_name != shown.best_fixed[0]:
         point(best, f"{best_name} (highest quality)", s=70, color=ink, marker="s")

@@ -232,7 +232,9 @@ def _settings(
     }
 
 
-def _table_choices(number: int, orders: Orders, found: dict[Any, Any]) -> tuple[dict, dict]:
+def _table_choices(
+    number: int, orders: Orders, found: dict[Any, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Choices and predictions of a table's contenders, their orders stacked."""
     chosen, predicted = {}, {}
     for name in (FAIRLEAD, *RULES):

@@ -10,6 +10,7 @@ Each is a function of one seed, so that they run side by side; `summary` puts th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ STUCK_REQUESTS = 2400
 LLMDRIFT_OLD = ["gpt-3.5-turbo-0301", "gpt-4-0314"]
 LLMDRIFT_NEW = ["gpt-3.5-turbo-0613", "gpt-4-0613"]
 
-Found = dict[str, float | list[float]]  # figures, and under "curve" what happened step by step
+Found = dict[str, Any]  # figures, and under "curve" what happened step by step
 
 
 def fall(seed: int, n_before: int) -> Found:

@@ -15,8 +15,10 @@ import numpy as np
 
 from load.bench.decisions import metrics
 from load.bench.decisions.contenders import FAIRLEAD
-from load.bench.decisions.metrics import Floats, Span, Triple
+from load.bench.decisions.metrics import Floats, Span, Triple, Values
 from load.bench.decisions.orders import Orders
+
+Outcome = list[tuple[Floats, Floats]]  # quality and cost (prompts, models), by order
 
 REFERENCE = 0.1  # the preference of figures that are not given by preference
 SHARES = (0.98, 1.0)
@@ -90,7 +92,7 @@ class TableFigures:
         return {name: self._figures(name) for name in self.played}
 
     @staticmethod
-    def _best_fixed(outcome: list, weights: list[float], stretch: slice) -> Floats:
+    def _best_fixed(outcome: Outcome, weights: list[float], stretch: slice) -> Floats:
         return np.array(
             [
                 [float((q[stretch] - w * c[stretch]).mean(axis=0).max()) for w in weights]
@@ -99,7 +101,7 @@ class TableFigures:
         )
 
     @staticmethod
-    def _best_fixed_along(outcome: list, weight: float) -> Floats:
+    def _best_fixed_along(outcome: Outcome, weight: float) -> Floats:
         """Utility (orders, prompts) of the model that is best over the whole stream."""
         worth = [q - weight * c for q, c in outcome]
         return np.stack([one[:, one.mean(axis=0).argmax()] for one in worth])
@@ -129,7 +131,7 @@ class TableFigures:
             found["fairlead_over"] = self._by_preference(ours - whole)
         return found
 
-    def _triple(self, by_order: object) -> Triple:
+    def _triple(self, by_order: Values) -> Triple:
         return metrics.interval(np.asarray(by_order)[: self._orders.n_seeds])
 
     def _by_preference(self, by_order: Floats) -> dict[str, Triple]:

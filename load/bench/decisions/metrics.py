@@ -8,14 +8,16 @@ Every definition has its equation and source in docs/decisions.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Triple = list[float | None]  # mean, low, high
+Values = Sequence[float] | Floats
 
 N_RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -147,17 +149,17 @@ def break_even_requests(
     return float(np.ceil(max(0.0, learning_usd) / saved)) if saved > 0 else float("inf")
 
 
-def interval(values: Sequence[float], seed: int = 0) -> Triple:
+def interval(values: Values, seed: int = 0) -> Triple:
     """Mean and bootstrap interval over orders. Infinite ones make it null."""
     return _interval(values, np.mean, seed)
 
 
-def median_interval(values: Sequence[float], seed: int = 0) -> Triple:
+def median_interval(values: Values, seed: int = 0) -> Triple:
     """Median and bootstrap interval over orders; null where it is infinite."""
     return _interval(values, np.median, seed)
 
 
-def _interval(values: Sequence[float], middle: object, seed: int) -> Triple:
+def _interval(values: Values, middle: Callable[..., Any], seed: int) -> Triple:
     known = np.asarray(values, np.float64)
     picks = np.random.default_rng(seed).integers(0, len(known), (N_RESAMPLES, len(known)))
     with np.errstate(invalid="ignore"):

@@ -9,6 +9,7 @@ recommends for a cold start, unless it says otherwise.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -146,7 +147,7 @@ class RiverLinUcb:
             {**{f"f{i}": value for i, value in enumerate(row)}, "one": 1.0}
             for row in linear_features(stream).tolist()
         ]
-        self._policy = bandit.LinUCBDisjoint(burn_in=0, seed=stream.seed)
+        self._policy: Any = bandit.LinUCBDisjoint(burn_in=0, seed=stream.seed)
 
     def choose(self, rows: Rows) -> Rows:
         """See `Player`."""
@@ -170,12 +171,15 @@ class Gittins:
 
         self._gittins, self._stream = gittins, stream
         self._state = gittins.create(bits=14, horizon=float(10 * len(stream)))
-        self._candidates = [(f"m{column}", {}) for column in range(stream.n_models)]
+        self._candidates: list[tuple[str, dict[str, float]]] = [
+            (f"m{column}", {}) for column in range(stream.n_models)
+        ]
         self._contexts = [
             {f"f{i}": value for i, value in enumerate(row)}
             for row in linear_features(stream).tolist()
         ]
-        self._salt, self._now, self._ids = f"seed-{stream.seed}", 0, {}
+        self._salt, self._now = f"seed-{stream.seed}", 0
+        self._ids: dict[int, Any] = {}
 
     def choose(self, rows: Rows) -> Rows:
         """See `Player`."""

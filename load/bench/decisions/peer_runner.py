@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,7 +55,7 @@ def main(job_path: str, chosen_path: str, *peers: str) -> None:
     """See above."""
     with np.load(job_path) as file:
         job = dict(file)
-    found: dict[str, np.ndarray] = {}
+    found: dict[str, Any] = {}
     problems: dict[str, str] = {}
     for peer in peers:
         try:

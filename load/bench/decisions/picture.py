@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -33,7 +33,7 @@ DRIFTS = {
     "fall": "best model falls from 0.9 to 0.3",
     "llmdrift_flip": "GPT versions change (llmdrift)",
 }
-TO_BEAT = {"color": LINE_TO_BEAT, "linestyle": "--", "linewidth": 2.0}
+TO_BEAT: dict[str, Any] = {"color": LINE_TO_BEAT, "linestyle": "--", "linewidth": 2.0}
 Found = Mapping[str, Any]
 
 
@@ -49,7 +49,7 @@ def draw(found: Found, folder: Path) -> list[Path]:
     for name, picture in pictures.items():
         for theme, colours in THEMES.items():
             paths.append(folder / f"decisions-{name}-{theme}.png")
-            with mpl.rc_context(style(colours)):
+            with mpl.rc_context(cast("Any", style(colours))):
                 picture(found, colours).savefig(paths[-1], dpi=110)
     return paths
 

@@ -31,7 +31,7 @@ from serve.routing.catalogue import Catalogue, Model, Pool
 from serve.routing.decider import Decider
 from serve.routing.live import Live, LiveOptions
 from serve.routing.placement import PlacementOptions
-from serve.routing.request import PreferenceDefaults, read_request
+from serve.routing.request import PreferenceDefaults, RouteInput, read_request
 from serve.routing.router import Choices, Chooser, RequestBatch
 from streams.feedback.feedback import encode_report
 from streams.feedback.ticket import KEY_BYTES, Issuer, Sealer
@@ -139,6 +139,7 @@ class Served:
             self.live, self._view_at = self._view(), self._n_decided
         decided = self._decider.decide([self._asked(row) for row in rows.tolist()], self.live)
         for row, one in zip(rows.tolist(), decided.replies, strict=True):
+            assert isinstance(one, pb.Decision), "a request of a table is never refused"
             self._tickets[row] = (one.decision_id.encode(), one.ticket)
         self._n_decided += len(rows)
         choices = self.chooser.last
@@ -163,7 +164,7 @@ class Served:
         self._n_models, self._price_usd = n_models, price_usd
         self.live = self._view()
 
-    def _asked(self, row: int) -> object:
+    def _asked(self, row: int) -> RouteInput:
         stream = self._stream
         request = pb.RouteRequest(
             embedding_f32=stream.embeddings[row].tobytes(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -72,12 +73,11 @@ def topical(
 def joined(before: World, after: World) -> World:
     """One world that becomes another; prices stay as they were stated."""
     a, b = before.stream, after.stream
-    both = {
+    both: dict[str, Any] = {
         name: np.concatenate([getattr(a, name), getattr(b, name)])
         for name in ("embeddings", "contexts", "prompt_tokens", "quality", "cost_usd")
     }
-    due = delays(len(a) + len(b), a.seed)
-    stream = replace(a, **both, due=due)
+    stream = replace(a, **both, due=delays(len(a) + len(b), a.seed))
     return World(stream, np.concatenate([before.truth, after.truth]))
 
 
