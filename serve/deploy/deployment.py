@@ -29,7 +29,8 @@ from serve.routing.catalogue import CatalogueSource
 from streams.errors import SnapshotFenced, StreamError
 from streams.feedback.ticket import Sealer
 from streams.log.contract import FEEDBACK, Log
-from streams.training.shards import Layout, Merger, PartitionShare, lay_out, start_of
+from streams.training.shards import Layout, Merger, lay_out, start_of
+from streams.training.share import PartitionShare
 from streams.training.snapshots import Store
 from streams.training.trainer import Trainer, TrainerOptions
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -21,10 +20,8 @@ import pyarrow as pa
 from streams.feedback import decisions
 from streams.feedback.ticket import split_ids
 from streams.log.contract import DECISIONS, Log, Record
+from streams.training.share import Share
 from streams.training.state import State
-
-if TYPE_CHECKING:
-    from streams.training.trainer import Share
 
 logger = logging.getLogger(__name__)
 

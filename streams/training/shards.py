@@ -23,14 +23,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-from numpy.typing import NDArray
-
 from learners.estimates.history import COLUMNS, History
 from learners.estimates.learned import Learned, MemoryOptions
 from streams.errors import SnapshotDamaged
-from streams.feedback.ticket import ISSUER_BYTES, SEQUENCE_BYTES
-from streams.log.partitioner import partitions
 from streams.telemetry.fleet_state import FleetState
 from streams.training.folder import Folder
 from streams.training.prices import Prices
@@ -74,35 +69,6 @@ def lay_out(uri: str, n_shards: int) -> Layout:
     )
     folder.write(f"{LAYOUTS}/{layout.number}", described.encode(), exclusive=True)
     return layout
-
-
-@dataclass(frozen=True, slots=True)
-class PartitionShare:
-    """The share of shard `shard` of `n_shards`, of a topic of `n_partitions`."""
-
-    shard: int
-    n_shards: int
-    n_partitions: int
-
-    def owns(self, partition: int) -> bool:
-        """Partitions are dealt out in turn."""
-        return partition % self.n_shards == self.shard
-
-    def keeps(
-        self, issuers: NDArray[np.uint64], sequences: NDArray[np.uint64]
-    ) -> NDArray[np.bool_]:
-        """Which decisions (n,) have their home in a partition of this shard."""
-        home = home_partitions(issuers, sequences, self.n_partitions)
-        return home % self.n_shards == self.shard
-
-    def watches(self) -> bool:
-        """The first shard folds telemetry."""
-        return self.shard == 0
-
-    @property
-    def parts(self) -> int:
-        """All shards."""
-        return self.n_shards
 
 
 def start_of(
@@ -246,19 +212,3 @@ class _JoinedHistory:
 def _keep_least(merged: dict[int, int], offsets: Mapping[int, int]) -> None:
     for partition, offset in offsets.items():
         merged[partition] = min(merged.get(partition, offset), offset)
-
-
-def home_partitions(
-    issuers: NDArray[np.uint64], sequences: NDArray[np.uint64], n_partitions: int
-) -> NDArray[np.int64]:
-    """The partition (n,) that records keyed by decision ids, in hexadecimal, go to."""
-    return partitions(_hexadecimal(issuers, sequences), n_partitions)
-
-
-def _hexadecimal(issuers: NDArray[np.uint64], sequences: NDArray[np.uint64]) -> NDArray[np.uint8]:
-    """Decision ids as ASCII hexadecimal, (n, 24)."""
-    wide = np.stack([issuers, sequences], axis=1).astype(">u8").view(np.uint8).reshape(-1, 16)
-    raw = np.concatenate([wide[:, 8 - ISSUER_BYTES : 8], wide[:, 16 - SEQUENCE_BYTES :]], axis=1)
-    letters = np.frombuffer(b"0123456789abcdef", np.uint8)
-    halves = np.stack([raw >> 4, raw & 15], axis=2)
-    return np.ascontiguousarray(letters[halves.reshape(len(raw), 2 * raw.shape[1])])

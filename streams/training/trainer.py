@@ -18,7 +18,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +40,7 @@ from streams.feedback.ticket import Sealer, join_ids, key_of
 from streams.log.contract import DEAD_LETTER, FEEDBACK, Damage, Log, Reader, Record
 from streams.training.audit import Audit, AuditOptions
 from streams.training.prices import PricingOptions
+from streams.training.share import Share, SoleShard
 from streams.training.snapshots import Store
 from streams.training.state import Loader, Saver, State
 from streams.training.telemetry_fold import TelemetryFold
@@ -81,50 +81,6 @@ class TrainerOptions:
     pricing: PricingOptions = field(default_factory=PricingOptions)
 
 
-class Share(Protocol):
-    """Which part of the feedback one of several trainers learns, see `shards`."""
-
-    def owns(self, partition: int) -> bool:
-        """Whether it reads this partition of the feedback topic."""
-
-    def keeps(
-        self, issuers: NDArray[np.uint64], sequences: NDArray[np.uint64]
-    ) -> NDArray[np.bool_]:
-        """Which decisions (n,) it keeps account of."""
-
-    def watches(self) -> bool:
-        """Whether it folds telemetry; one of all trainers does."""
-
-    @property
-    def parts(self) -> int:
-        """How many equal parts the feedback is in, of which this is one."""
-
-
-class Everything:
-    """The share of a trainer that is alone."""
-
-    def owns(self, partition: int) -> bool:
-        """All partitions."""
-        del partition
-        return True
-
-    def keeps(
-        self, issuers: NDArray[np.uint64], sequences: NDArray[np.uint64]
-    ) -> NDArray[np.bool_]:
-        """All decisions."""
-        del sequences
-        return np.ones(len(issuers), bool)
-
-    def watches(self) -> bool:
-        """It does."""
-        return True
-
-    @property
-    def parts(self) -> int:
-        """One."""
-        return 1
-
-
 class Trainer:
     """One trainer over its share of the feedback topic. Used by one thread."""
 
@@ -145,7 +101,7 @@ class Trainer:
         Raises LogUnavailable, LogReplaced, LogTruncated, SnapshotForeign, SnapshotDamaged.
         """
         self._log, self._store, self._options, self._now_ms = log, store, options, now_ms
-        self._share = share or Everything()
+        self._share = share or SoleShard()
         self._ingest = Ingest(sealer, key_of(encoder), options.feedback)
         store.claim()
         self._saver = Saver(store)

@@ -15,7 +15,8 @@ from streams.feedback.ticket import join_ids, split_ids
 from streams.log.contract import FEEDBACK
 from streams.log.partitioner import partitions_of
 from streams.training.folder import Folder
-from streams.training.shards import Merger, PartitionShare, home_partitions, lay_out, start_of
+from streams.training.shards import Merger, lay_out, start_of
+from streams.training.share import PartitionShare, home_partitions
 from streams.training.snapshots import Store
 from streams.training.state import Loader
 from streams.training.trainer import Trainer, TrainerOptions

@@ -29,7 +29,7 @@ from streams.feedback.seen import Seen
 from streams.feedback.ticket import key_of
 from streams.log.contract import DEAD_LETTER, FEEDBACK, TELEMETRY, Record
 from streams.training.folder import Folder
-from streams.training.shards import PartitionShare
+from streams.training.share import PartitionShare
 from streams.training.snapshots import MANIFESTS, Store
 from streams.training.state import Loader, State
 from streams.training.trainer import Trainer, TrainerOptions
