@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import LogTruncationError
 from kafka.structs import OffsetAndMetadata
@@ -28,8 +28,9 @@ from local_kafka.broker import Broker
 
 from streams import errors
 from streams.errors import LogTruncated, LogUnavailable, OptionRefused, RecordTooLarge, TopicUnfit
-from streams.log import kafka_log
+from streams.log import kafka_reader
 from streams.log.contract import TOPICS, Damage, Log, Reader, Record
+from streams.log.kafka_damage import Probe
 from streams.log.kafka_log import KafkaLog
 from streams.log.kafka_options import SECURITY_KEYS, KafkaOptions
 from streams.log.sqlite_log import SqliteLog
@@ -509,7 +510,7 @@ def test_two_processes_append_to_one_file(tmp_path):
     program = """if True:
         import sys
         from pathlib import Path
-        from streams.sqlite_log import SqliteLog
+        from streams.log.sqlite_log import SqliteLog
         log = SqliteLog(Path(sys.argv[1]), lambda: 0)
         for i in range(100):
             log.append("shared", [(sys.argv[2].encode(), b"%d" % i)])
@@ -646,7 +647,7 @@ def test_a_topic_that_does_not_exist_is_an_error_within_time(kafka, monkeypatch)
         with within(2.0), pytest.raises(LogUnavailable, match="no-such-topic"):
             ask(nowhere)
 
-    monkeypatch.setattr(kafka_log, "SILENCE_S", 0.0)
+    monkeypatch.setattr(kafka_reader, "SILENCE_S", 0.0)
     reader = log.reader(nowhere, {0: 0})
     with within(2.5), pytest.raises(LogUnavailable, match="no-such-topic"):
         reader.read(1, 0.1)
@@ -659,7 +660,7 @@ def test_a_silence_is_questioned_and_found_to_be_just_that(kafka, monkeypatch):
     """
     Asking again and again for the ends does not disturb reading.
     """
-    monkeypatch.setattr(kafka_log, "SILENCE_S", 0.0)
+    monkeypatch.setattr(kafka_reader, "SILENCE_S", 0.0)
     topic, log = kafka.topic(), kafka.log()
     reader = log.reader(topic, log.first_offsets(topic))
 
@@ -686,7 +687,7 @@ def test_a_log_that_forked_counts_as_truncated(kafka, monkeypatch):
     def poll(*_: object) -> None:
         raise LogTruncationError(fork)
 
-    monkeypatch.setattr(kafka_log.KafkaConsumer, "poll", poll)
+    monkeypatch.setattr(KafkaConsumer, "poll", poll)
     for _ in range(2):
         with pytest.raises(LogTruncated) as caught:
             reader.read(10, 1.0)
@@ -764,7 +765,7 @@ def test_security_keys_are_kafka_pythons():
     """
     Every one of them is understood by all three kinds of client.
     """
-    for client in (kafka_log.KafkaProducer, kafka_log.KafkaConsumer, kafka_log.KafkaAdminClient):
+    for client in (KafkaProducer, KafkaConsumer, KafkaAdminClient):
         assert set(client.DEFAULT_CONFIG) >= SECURITY_KEYS
 
 
@@ -1089,7 +1090,7 @@ def test_the_end_of_damage_is_found_whatever_follows_it(n_bad):
                 asked.append(offset)
                 return "this damage" if offset < first + n_bad else after
 
-            probe = object.__new__(kafka_log._Probe)
+            probe = object.__new__(Probe)
             probe._complaint = complaint
             assert probe._search(first, end, "this damage") == first + n_bad
             assert len(asked) == len(set(asked)) <= 2 * 7 + 2

@@ -51,8 +51,9 @@ SAVED = "Trainer.publish_if_due → Saver.save"
 # Calls that change neither memory that lasts nor the disk nor the log: dying before one of these is
 # dying before the next step.
 PURE = """
-FleetState.__init__ FleetState.pack Folder._path Folder._write_local Folder.names Folder.read Folder.size
-History.__len__ Ingest.__init__ Learned.__init__ Learned.restore Learned.statistics
+FleetState.__init__ FleetState.pack Folder._path Folder._write_local Folder.names
+Folder.read Folder.size History.__len__ Ingest.__init__ Learned.__init__ Learned.restore
+Learned.statistics
 Loader.__init__ Loader._check_ours Loader._learned_of Loader._restored Loader._state
 Loader._unpack Loader.load Outcomes.__len__ Outcomes.take Prices.as_dict Prices.from_dict
 Saver.__init__ Saver._history Saver._part Seen.groups Store._is_whole Store._newest_term
