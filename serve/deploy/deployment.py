@@ -26,6 +26,7 @@ from serve.deploy.replica import Replica, ReplicaOptions
 from serve.dispatch.backend import Pools
 from serve.encoders import EncoderOptions, identity, make_encoder
 from serve.routing.catalogue import CatalogueSource
+from streams.clock import process_clock
 from streams.errors import SnapshotFenced, StreamError
 from streams.feedback.ticket import Sealer
 from streams.log.contract import FEEDBACK, Log
@@ -85,8 +86,8 @@ class DeploymentOptions:
 
 
 def now_ms() -> int:
-    """Unix time in milliseconds: the one clock that the parts are handed."""
-    return time.time_ns() // 1_000_000
+    """Unix time in milliseconds: the one clock that the parts are handed. It does not jump."""
+    return process_clock()
 
 
 class RouterDeployment:

@@ -24,7 +24,7 @@ class Record(NamedTuple):
 
     partition: int
     offset: int
-    appended_at_ms: int  # Unix time, set by the log, never decreasing within a partition
+    appended_at_ms: int  # Unix time on the log's clock, which may jump: see `streams.clock`
     key: bytes | None
     value: bytes | None  # None only where another producer wrote a null
 

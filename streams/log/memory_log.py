@@ -190,8 +190,7 @@ class MemoryLog:
         self, topic: str, partition: int, key: bytes | None, value: bytes | None, at_ms: int
     ) -> None:
         held = self.storage.topic(topic)[partition]
-        newest_ms = held.records[-1].appended_at_ms if held.records else at_ms
-        held.records.append(Record(partition, held.end, max(at_ms, newest_ms), key, value))
+        held.records.append(Record(partition, held.end, at_ms, key, value))
 
 
 class MemoryReader:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from streams.clock import STEP_MS
 from streams.feedback import decisions
 from streams.feedback.ticket import split_ids
 from streams.log.contract import DECISIONS, Log, Record
@@ -56,15 +57,23 @@ class Audit:
             self._young.extend(self._reader.read(RECORDS_MAX, 0.0))
             self._reader.damaged.clear()  # a batch of decisions that can't be read is not judged
         judged = False
-        while self._young and self._is_old(self._young[0], now_ms):
+        for _ in range(self._n_old(now_ms)):
             record = self._young.popleft()
             self._judge(record)
             self._state.audit_offsets[record.partition] = record.offset + 1
             judged = True
         return judged
 
-    def _is_old(self, record: Record, now_ms: int) -> bool:
-        return now_ms - record.appended_at_ms >= self._options.answer_s * 1000
+    def _n_old(self, now_ms: int) -> int:
+        """How many of the first are old enough; one from the future is if a later one is."""
+        latest_ms = now_ms - self._options.answer_s * 1000
+        n_old = 0
+        for i, record in enumerate(self._young, 1):
+            if record.appended_at_ms <= latest_ms:
+                n_old = i
+            elif record.appended_at_ms <= now_ms + STEP_MS:
+                break
+        return n_old
 
     def _judge(self, record: Record) -> None:
         try:

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 
 from learners.prices import PriceOptions, ascend, level, multiples
+from streams.clock import STEP_MS
 from streams.telemetry.fleet_state import FleetState
 from streams.telemetry.fleet_view import SILENT_MS, loads
 
@@ -73,16 +74,18 @@ class Prices:
 
     def due(self, heard_ms: int) -> bool:
         """Whether a record that the log took at a time is in a later period."""
-        return heard_ms - self.as_of_ms >= PERIOD_MS
+        since_ms = heard_ms - self.as_of_ms
+        return since_ms >= PERIOD_MS or since_ms < -STEP_MS  # the clock was set back
 
     def advanced(
         self, fleet: FleetState, spent_usd: float, at_ms: int, options: PricingOptions
     ) -> Prices:
         """Prices at a time of the log, from what was folded and spent until then.
 
-        After a silence nothing is known of now: only the time is noted.
+        After a silence nothing is known of now, nor after the clock was set back: only the time is
+        noted.
         """
-        if not self.as_of_ms or at_ms - fleet.heard_ms > SILENT_MS:
+        if not 0 < self.as_of_ms <= at_ms or at_ms - fleet.heard_ms > SILENT_MS:
             return replace(self, as_of_ms=at_ms, spent_usd=spent_usd)
         elapsed_s = (at_ms - self.as_of_ms) / 1000.0
         told = loads(fleet)  # a pool without replicas has no capacity, and so no price

@@ -159,10 +159,13 @@ class Merger:
             telemetry_offsets=first.telemetry_offsets,
             telemetry_topic_id=first.telemetry_topic_id,
             prices=first.prices,
+            telemetry_clocks=first.telemetry_clocks,
         )
         for state in states:
             merged.offsets.update(state.offsets)
             merged.learned_at_ms = max(merged.learned_at_ms, state.learned_at_ms)
+            merged.clocks.by_partition.update(state.clocks.by_partition)
+            merged.horizons.by_partition.update(state.horizons.by_partition)
             for name, n in state.counts.items():
                 merged.count(name, n)
             # What one shard has not looked at yet is looked at again.

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from streams.clock import STEP_MS
 from streams.errors import BadTelemetry, LogUnavailable, StreamError
 from streams.log.contract import TELEMETRY, Log, Reader, Record
 from streams.telemetry.records import decode
@@ -95,12 +96,15 @@ class TelemetryFold:
 
     def _fold(self, record: Record) -> None:
         state = self._state
-        if state.prices.due(record.appended_at_ms):
+        at_ms = state.telemetry_clocks.of(record.partition).read(record.appended_at_ms)
+        if at_ms < state.fleet.heard_ms - STEP_MS:
+            state.fleet.rewind(at_ms)  # the clock was ahead, and is right again
+        if state.prices.due(at_ms):
             state.prices = state.prices.advanced(
-                state.fleet, self._spent_usd(), record.appended_at_ms, self._pricing
+                state.fleet, self._spent_usd(), at_ms, self._pricing
             )
         try:
-            fresh = state.fleet.fold(decode(record.value), record.appended_at_ms)
+            fresh = state.fleet.fold(decode(record.value), at_ms)
             state.count(FOLDED if fresh else REPEATED)
         except BadTelemetry as error:
             state.count(BAD + error.reason)

@@ -18,11 +18,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
 
 from learners.estimates.learned import Learned, MemoryOptions
+from streams.clock import SLOW, STEP_MS
 from streams.errors import LogReplaced, LogTruncated, LogUnavailable
 from streams.feedback.dead_letters import came_from, dead_letter
 from streams.feedback.feedback import (
@@ -54,8 +56,9 @@ DEAD = "dead_letter."  # followed by a reason
 SPENT, IN_VAIN = "spent_nano_usd.", "in_vain_nano_usd."
 SKIPPED = "skipped"  # records the log lost before they were read, see `on_gap`
 
-# Brokers' clocks differ: a partition read to its end may get a record stamped a little earlier.
-CLOCK_MARGIN_MS = 60_000
+# Brokers' clocks differ: a partition read to its end may get a record stamped a little earlier, and
+# a step that is followed at once may be taken back.
+CLOCK_MARGIN_MS = 2 * SLOW.step_ms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +114,6 @@ class Trainer:
         self._passed_gap = False
         self.state = self._positioned(encoder, loaded[0] if loaded else start())
         self._already_dead = self._dead_since_snapshot()
-        self._watermark_ms: dict[int, int] = {}
         self._saved_at_ms = self._publish_next_ms = 0
         self._n_published = 0
         if not self.state.topic_id:
@@ -176,6 +178,7 @@ class Trainer:
         )
         new = keep_fresh(outcomes, fresh)
         state.learned.update(new)
+        self._keep_time(records)
         if len(new):
             state.learned_at_ms = self._now_ms()
         state.count(RECORDS, len(records))
@@ -190,11 +193,21 @@ class Trainer:
             state.count(DEAD + letter.reason)
         for record in records:
             state.offsets[record.partition] = record.offset + 1
-            self._watermark_ms[record.partition] = record.appended_at_ms
         for damage in damaged:
             end = max(state.offsets[damage.partition], damage.end_offset)
             state.offsets[damage.partition] = end
         self._dirty = True
+
+    def _keep_time(self, records: Sequence[Record]) -> None:
+        """Let the records' partitions know the time, and read what was learned as of it."""
+        clocks, horizons = self.state.clocks, self.state.horizons
+        # Records of one batch have one time, and reading it again would change nothing.
+        for (partition, at_ms), _ in groupby(records, lambda r: (r.partition, r.appended_at_ms)):
+            clocks.of(partition).read(at_ms)
+            horizons.of(partition).read(at_ms)
+        learned, trusted_ms = self.state.learned, clocks.trusted_ms()
+        if trusted_ms:
+            learned.as_of_ms = min(learned.as_of_ms, trusted_ms + STEP_MS)
 
     def _count_money(
         self,
@@ -341,14 +354,15 @@ class Trainer:
     def _forget_seen(self) -> None:
         """Drop what can't arrive any more: older than the most backward partition would accept.
 
-        By the log's clock, which judges lateness. Ours may be wrong by days.
+        By the log's clock, which judges lateness, and what of it has been true for a day: a value
+        that is forgotten too early would count twice.
         """
         state = self.state
         ends = self._log.end_offsets(FEEDBACK)
-        horizon_ms = max(self._watermark_ms.values(), default=0)
+        horizon_ms = state.horizons.trusted_ms()
         for partition, offset in state.offsets.items():
             if offset < ends.get(partition, 0):
-                horizon_ms = min(horizon_ms, self._watermark_ms.get(partition, 0))
+                horizon_ms = min(horizon_ms, state.horizons.of(partition).trusted_ms)
         age_ms = round(self._options.feedback.age_s_max * 1000)
         state.seen.forget(horizon_ms - CLOCK_MARGIN_MS - age_ms)
 

@@ -954,7 +954,8 @@ def test_a_partition_that_is_read_slowly_holds_back_forgetting(ground):
     ground.write([value], 0)
     ground.write([b"filler"] * 20, 1)
     ground.write([value], 1, NOW_MS + DAY_MS)
-    ground.write([b"filler"] * 20, 0, NOW_MS + 9 * DAY_MS)
+    for hour in range(26):  # for a day: what is new for less may yet prove wrong
+        ground.write([b"filler"], 0, NOW_MS + 9 * DAY_MS + hour * 3_600_000)
 
     state = finish(ground.trainer(records_max=2))
 
