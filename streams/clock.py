@@ -96,6 +96,11 @@ class Steady:
             self.refuted, self.refuted_at_ms = self.refuted + 1, reading_ms
         self.pending_ms = self.lasted_ms = 0
 
+    @property
+    def last_ms(self) -> int:
+        """The last reading that may be right; 0: there was none."""
+        return self.pending_ms or self.trusted_ms
+
     def as_list(self) -> list[int]:
         """Plain numbers, for a snapshot."""
         return [

@@ -61,12 +61,17 @@ class Log(Protocol):
         """Make missing topics. Raises LogUnavailable, and TopicUnfit for one that won't do."""
 
     def append(
-        self, topic: str, records: Sequence[tuple[bytes | None, bytes]], timeout_s: float = 30.0
+        self,
+        topic: str,
+        records: Sequence[tuple[bytes | None, bytes]],
+        timeout_s: float = 30.0,
+        partitions: Sequence[int] | None = None,
     ) -> None:
         """Append (key, value) pairs; on return all are durable. Raises LogUnavailable.
 
         Records of one key keep their order and share a partition: the one that
-        `partitioner.partitions_of` says. A record larger than the log takes raises RecordTooLarge.
+        `partitioner.partitions_of` says, or each the one in `partitions`. A record larger than the
+        log takes raises RecordTooLarge.
         """
 
     def reader(self, topic: str, offsets: Mapping[int, int]) -> Reader:
@@ -80,6 +85,19 @@ class Log(Protocol):
 
     def topic_id(self, topic: str) -> str:
         """Identity of the topic: changes when it is deleted and made again."""
+
+    def problems(self) -> list[str]:
+        """What keeps the log from keeping its promises now, such as a topic set up otherwise since.
+
+        Raises LogUnavailable.
+        """
+
+    def retain(self, kept_from: Mapping[str, Mapping[int, int]], before_ms: int) -> int:
+        """Drop what is older than `before_ms` or beyond the log's size; return how many records.
+
+        Of each topic in `kept_from` nothing from the offsets there on. A log that keeps its bounds
+        by itself does nothing. Raises LogUnavailable.
+        """
 
     def close(self) -> None:
         """Let go of files and connections. Safe to call twice."""

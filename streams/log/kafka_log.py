@@ -68,7 +68,13 @@ class KafkaLog:
         self._admin = Held(partial(connect, KafkaAdminClient, options), close_client)
         self._backlog = Backlog(options.buffer_bytes_max)
 
-    def append(self, topic: str, records: Pairs, timeout_s: float = 30.0) -> None:
+    def append(
+        self,
+        topic: str,
+        records: Pairs,
+        timeout_s: float = 30.0,
+        partitions: Sequence[int] | None = None,
+    ) -> None:
         """Append all and wait until they are durable. Raises LogUnavailable and RecordTooLarge.
 
         What was handed to kafka-python before an error may still be written later, up to
@@ -84,7 +90,7 @@ class KafkaLog:
         with self._backlog.holding(sum(sizes), futures):
             producer = self._producer.get(max(timeout_s, self._options.connect_s_min))
             try:
-                send_all(producer, topic, records, futures, deadline)
+                send_all(producer, topic, records, futures, deadline, partitions)
                 await_acknowledgement(futures, deadline)
             except MessageSizeTooLargeError as error:
                 # From here on this producer says so of every record, of any thread.
@@ -121,6 +127,21 @@ class KafkaLog:
             self._ask(partial(self._create, topic))
         for topic in sorted(wanted - missing):
             self._check(topic, self._ask(partial(settings_of, topic)))
+
+    def problems(self) -> list[str]:
+        """What has been changed about topics since, see `TopicUnfit`. Raises LogUnavailable."""
+        found = []
+        for topic in sorted(self._options.partitions):
+            try:
+                self._check(topic, self._ask(partial(settings_of, topic)))
+            except TopicUnfit as error:
+                found.append(str(error))
+        return found
+
+    def retain(self, kept_from: Mapping[str, Mapping[int, int]], before_ms: int) -> int:
+        """Nothing: brokers drop what is older than the topic's `retention.ms` by themselves."""
+        del kept_from, before_ms
+        return 0
 
     def close(self) -> None:
         """Let go of connections. Safe to call twice."""
@@ -220,15 +241,17 @@ def send_all(
     records: Pairs,
     futures: list[FutureRecordMetadata],
     deadline: float,
+    wanted: Sequence[int] | None,
 ) -> None:
     """Hand all to the producer; `futures` grows with them, so that they are known on an error."""
     partitions = _partitions(producer, topic, deadline)
     # Records without a key go to one partition per append, and so into few batches.
     anywhere = random.choice(partitions)
     keyed = iter(partitions_of([key for key, _ in records if key is not None], len(partitions)))
-    for key, value in records:
+    for row, (key, value) in enumerate(records):
         # Chosen here because kafka-python's own murmur2 nearly doubles the work per record.
         chosen = anywhere if key is None else partitions[next(keyed)]
+        chosen = chosen if wanted is None else wanted[row]
         futures.append(producer.send(topic, value, key, partition=chosen))
 
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from learners.estimates.history import COLUMNS, History
 from learners.estimates.learned import Learned, MemoryOptions
@@ -44,13 +44,14 @@ class Layout:
     number: int
     n_shards: int
     base_version: int
+    n_partitions: int = 0  # of the feedback topic then; 0: laid out before this was noted
 
     def store(self, uri: str, shard: int) -> Store:
         """The store of one shard's own snapshots, below the published ones."""
         return Store(Folder(f"{uri}/{SHARDS}/{self.number}/{shard}"))
 
 
-def lay_out(uri: str, n_shards: int) -> Layout:
+def lay_out(uri: str, n_shards: int, n_partitions: int = 0) -> Layout:
     """The layout to run with: the last one if it has as many shards, else a new one.
 
     A new one fences whoever published before, so that nothing is published after its base.
@@ -63,11 +64,9 @@ def lay_out(uri: str, n_shards: int) -> Layout:
             return last
     store = Store(folder)
     store.claim()
-    layout = Layout(max(numbers, default=0) + 1, n_shards, store.newest())
-    described = json.dumps(
-        {"number": layout.number, "n_shards": n_shards, "base_version": layout.base_version}
-    )
-    folder.write(f"{LAYOUTS}/{layout.number}", described.encode(), exclusive=True)
+    layout = Layout(max(numbers, default=0) + 1, n_shards, store.newest(), n_partitions)
+    described = json.dumps(asdict(layout)).encode()
+    folder.write(f"{LAYOUTS}/{layout.number}", described, exclusive=True)
     return layout
 
 
@@ -100,8 +99,10 @@ class Merger:
         encoder: str,
         memory: MemoryOptions,
         now_ms: Callable[[], int],
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
-        """Claim the published store. Raises OSError."""
+        """Claim the published store; `beat` is called now and then. Raises OSError."""
+        self._beat = beat
         self._store = Store(Folder(uri))
         self._encoder, self._memory, self._now_ms = encoder, memory, now_ms
         self._shards = [layout.store(uri, shard) for shard in range(layout.n_shards)]
@@ -115,6 +116,7 @@ class Merger:
     def run(self, stopping: Callable[[], bool]) -> None:
         """Look at the shards again and again until `stopping()`."""
         while not stopping():
+            self._beat()
             if not self.step():
                 time.sleep(LOOK_S)
 

@@ -29,6 +29,11 @@ class Share(Protocol):
     ) -> NDArray[np.bool_]:
         """Which decisions (n,) it keeps account of."""
 
+    def homes(
+        self, issuers: NDArray[np.uint64], sequences: NDArray[np.uint64]
+    ) -> NDArray[np.int64]:
+        """The partitions (n,) that what is reported of decisions (n,) belongs in."""
+
     def watches(self) -> bool:
         """Whether it folds telemetry; one of all trainers does."""
 
@@ -52,6 +57,13 @@ class SoleShard:
         del sequences
         return np.ones(len(issuers), bool)
 
+    def homes(
+        self, issuers: NDArray[np.uint64], sequences: NDArray[np.uint64]
+    ) -> NDArray[np.int64]:
+        """Nothing is in the wrong place."""
+        del sequences
+        return np.zeros(len(issuers), np.int64)
+
     def watches(self) -> bool:
         """It does."""
         return True
@@ -64,7 +76,11 @@ class SoleShard:
 
 @dataclass(frozen=True, slots=True)
 class PartitionShare:
-    """The share of shard `shard` of `n_shards`, of a topic of `n_partitions`."""
+    """The share of shard `shard` of `n_shards`.
+
+    `n_partitions` are those the topic had when the shards were laid out, and homes lie among them:
+    partitions that are added later are read, and what is in them is moved home.
+    """
 
     shard: int
     n_shards: int
@@ -78,8 +94,13 @@ class PartitionShare:
         self, issuers: NDArray[np.uint64], sequences: NDArray[np.uint64]
     ) -> NDArray[np.bool_]:
         """Which decisions (n,) have their home in a partition of this shard."""
-        home = home_partitions(issuers, sequences, self.n_partitions)
-        return home % self.n_shards == self.shard
+        return self.homes(issuers, sequences) % self.n_shards == self.shard
+
+    def homes(
+        self, issuers: NDArray[np.uint64], sequences: NDArray[np.uint64]
+    ) -> NDArray[np.int64]:
+        """The partitions (n,) that decisions' ids are keyed to."""
+        return home_partitions(issuers, sequences, self.n_partitions)
 
     def watches(self) -> bool:
         """The first shard folds telemetry."""

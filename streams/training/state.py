@@ -139,6 +139,14 @@ class Saver:
         }
         return self._store.publish(about, {**blobs, **(seen_elsewhere or {})})
 
+    def forget_missing(self) -> int:
+        """Look which stored parts are gone, so that they are written again; how many. OSError."""
+        present = self._store.parts()
+        gone = [n for n, (_, blob) in self._stored.items() if blob.sha256 not in present]
+        for name in gone:
+            del self._stored[name]
+        return len(gone)
+
     def _history(self, state: State) -> dict[str, Blob]:
         history = state.learned.history
         blobs = {}

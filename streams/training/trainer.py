@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from learners.estimates.learned import Learned, MemoryOptions
 from streams.clock import SLOW, STEP_MS
-from streams.errors import LogReplaced, LogTruncated, LogUnavailable
+from streams.errors import LogReplaced, LogTruncated, LogUnavailable, SnapshotDamaged
 from streams.feedback.dead_letters import came_from, dead_letter
 from streams.feedback.feedback import (
     COST_BIT,
@@ -39,13 +39,22 @@ from streams.feedback.feedback import (
     keep_fresh,
 )
 from streams.feedback.ticket import Sealer, join_ids, key_of
-from streams.log.contract import DEAD_LETTER, FEEDBACK, Damage, Log, Reader, Record
+from streams.log.contract import (
+    DEAD_LETTER,
+    FEEDBACK,
+    Damage,
+    Log,
+    Reader,
+    Record,
+)
 from streams.training.audit import Audit, AuditOptions
 from streams.training.prices import PricingOptions
 from streams.training.share import Share, SoleShard
 from streams.training.snapshots import Store
 from streams.training.state import Loader, Saver, State
 from streams.training.telemetry_fold import TelemetryFold
+from streams.training.upkeep import Upkeep, UpkeepOptions
+from streams.training.watch import Unwatched, Watcher
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +91,7 @@ class TrainerOptions:
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     audit: AuditOptions = field(default_factory=AuditOptions)
     pricing: PricingOptions = field(default_factory=PricingOptions)
+    upkeep: UpkeepOptions = field(default_factory=UpkeepOptions)
 
 
 class Trainer:
@@ -97,25 +107,29 @@ class Trainer:
         now_ms: Callable[[], int],
         share: Share | None = None,
         start: Callable[[], State | None] = lambda: None,
+        watch: Watcher | None = None,
     ) -> None:
         """Claim the store, recover the newest snapshot, and go to where it ends.
 
         `start` gives the state to begin with where the store has no snapshot; None: from nothing.
-        Raises LogUnavailable, LogReplaced, LogTruncated, SnapshotForeign, SnapshotDamaged.
+        Where all snapshots are damaged, what the log holds is learned again. `watch` is told how
+        it goes. Raises LogUnavailable, LogReplaced, LogTruncated, SnapshotForeign.
         """
         self._log, self._store, self._options, self._now_ms = log, store, options, now_ms
-        self._share = share or SoleShard()
+        self._share, self._watch = share or SoleShard(), watch or Unwatched()
+        self._unreadable: str | None = None  # why the log can't be read now
         self._ingest = Ingest(sealer, key_of(encoder), options.feedback)
         store.claim()
         self._saver = Saver(store)
-        loaded = Loader(store, encoder, options.memory).load_newest()
+        loaded = self._load_newest(encoder)
         # A first snapshot is saved at once: whoever merges or watches then knows of this trainer.
         self._dirty, self._fleet_dirty = loaded is None, False
         self._passed_gap = False
-        self.state = self._positioned(encoder, loaded[0] if loaded else start())
+        self.state = self._positioned(encoder, loaded or start())
         self._already_dead = self._dead_since_snapshot()
         self._saved_at_ms = self._publish_next_ms = 0
         self._n_published = 0
+        self._upkeep = Upkeep(log, self._saver, self._share, options.upkeep, now_ms())
         if not self.state.topic_id:
             self.state.topic_id = log.topic_id(FEEDBACK)
         self._reader: Reader = log.reader(FEEDBACK, self.state.offsets)
@@ -133,8 +147,10 @@ class Trainer:
     def run(self, stopping: Callable[[], bool]) -> None:
         """Step until `stopping()`, then save what is new. Errors other than a silent log raise."""
         try:
+            self._watch.look(self.state, None)
             while not stopping():
                 self.step()
+                self._watch.look(self.state, self._unreadable)
             self.publish_if_due(at_once=True)
         finally:
             self.close()
@@ -156,13 +172,29 @@ class Trainer:
             if self._fold is not None:
                 n_telemetry = self._fold.step(self._now_ms())
                 self._fleet_dirty |= n_telemetry > 0
+            self._look_around()
+            self._unreadable = None
         except LogUnavailable as error:
-            logger.warning("the log can't be read now, will try again: %s", error)
+            if self._unreadable is None:
+                logger.warning("the log can't be read now, will try again: %s", error)
+            self._unreadable = str(error)
         damaged, self._reader.damaged[:] = list(self._reader.damaged), []
         if records or damaged:
             self.learn(records, damaged)
         self.publish_if_due()
         return len(records) + n_telemetry
+
+    def _look_around(self) -> None:
+        """Now and then: read partitions that were added, save parts again that are gone."""
+        if not self._upkeep.due(self._now_ms()):
+            return
+        if self._upkeep.found_partitions(self.state):
+            self._reader.close()
+            self._reader = self._log.reader(FEEDBACK, self.state.offsets)
+            self._dirty = True
+        self._audit.refresh()
+        self._dirty |= self._upkeep.parts_are_gone(self.state)
+        self._upkeep.retain(self.state)
 
     def learn(self, records: Sequence[Record], damaged: Sequence[Damage] = ()) -> None:
         """Steps 2 to 4 for records, and unreadable stretches, that go on where the state ends."""
@@ -244,6 +276,8 @@ class Trainer:
         rest_ms = (saved_at_ms - now_ms) * self._options.publish_rest
         self._publish_next_ms = max(now_ms + self._options.publish_s * 1000, saved_at_ms + rest_ms)
         self._dirty = self._fleet_dirty = False
+        self._upkeep.saved(self.state)
+        self._watch.saved()
         self._n_published += 1
         if self._n_published % self._options.prune_every == 0:
             self._store.prune()
@@ -259,7 +293,9 @@ class Trainer:
             ids = join_ids(outcomes.issuers[away], outcomes.sequences[away])
             moved = [ingested.records[row].value for row in away]
             keys = [decision_id.hex().encode() for decision_id in ids]
-            self._log.append(FEEDBACK, list(zip(keys, moved, strict=True)))
+            homes = self._share.homes(outcomes.issuers[away], outcomes.sequences[away]).tolist()
+            pairs = list(zip(keys, moved, strict=True))
+            self._log.append(FEEDBACK, pairs, partitions=homes)
 
     # --- dead letters
 
@@ -310,6 +346,16 @@ class Trainer:
         return nano * self._share.parts / NANO_USD
 
     # --- recovery
+
+    def _load_newest(self, encoder: str) -> State | None:
+        """The newest whole snapshot; None where there is none, or none that is whole."""
+        try:
+            loaded = Loader(self._store, encoder, self._options.memory).load_newest()
+        except SnapshotDamaged as error:
+            logger.error("no snapshot is whole: what the log holds is learned again (%s)", error)
+            self._watch.damaged(str(error))
+            return None
+        return loaded[0] if loaded else None
 
     def _positioned(self, encoder: str, known: State | None) -> State:
         """A known state, or a new one, its offsets checked against the log."""
