@@ -25,10 +25,11 @@ from streams.training.folder import Folder
 from streams.training.snapshots import Store
 from streams.training.trainer import Trainer, TrainerOptions
 
+N_SECONDS = 72
 HOUR_MS, YEAR_MS = 3_600_000, 365 * DAY_MS
 JUMPS_MS = [sign * jump for jump in (HOUR_MS, DAY_MS, 7 * DAY_MS, 30 * DAY_MS, YEAR_MS, 10 * YEAR_MS)
             for sign in (1, -1)]  # fmt: skip
-OPTIONS = TrainerOptions(memory=MEMORY, wait_s=0.0, publish_s=10.0, publish_fleet_s=10.0)
+OPTIONS = TrainerOptions(memory=MEMORY, wait_s=0.0, publish_s=20.0, publish_fleet_s=20.0)
 
 
 class JumpingClock:
@@ -93,19 +94,19 @@ def outcomes(n: int, at_ms: int, issuer: int) -> list[bytes]:
     ("jump_ms", "moment", "restart", "kind"),
     [
         *((jump_ms, moment, i % 2 == 0, "memory") for i, jump_ms in enumerate(JUMPS_MS)
-          for moment in (0, 5, 100)),
-        *((jump_ms, 100, True, "memory") for jump_ms in JUMPS_MS[1::2]),
-        *((jump_ms, 100, False, "sqlite") for jump_ms in (7 * DAY_MS, -7 * DAY_MS)),
+          for moment in (0, 5, 66)),
+        *((jump_ms, 66, True, "memory") for jump_ms in JUMPS_MS[1::2]),
+        *((jump_ms, 66, False, "sqlite") for jump_ms in (7 * DAY_MS, -7 * DAY_MS)),
     ],
 )  # fmt: skip
 def test_one_wrong_second_costs_that_second(tmp_path, jump_ms, moment, restart, kind):
     """
-    A log whose clock is wrong in one second of two minutes: what came in the others is learned,
+    A log whose clock is wrong in one second of a minute and more: what came in the others is learned,
     all of it counts once when it is sent again, and telemetry and prices are those of now.
     """
     loop = made(tmp_path, kind)
     sent = []
-    for number in range(120):
+    for number in range(N_SECONDS):
         loop.clock.off_ms = jump_ms if number == moment else 0
         values = [*outcomes(2, loop.clock.true_ms, issuer=number), b"not JSON"]
         sent += values[:2]
@@ -115,9 +116,9 @@ def test_one_wrong_second_costs_that_second(tmp_path, jump_ms, moment, restart, 
             loop.start()
 
     # Late or early, or right: those of the wrong second are the only ones in question.
-    assert 2 * 119 <= loop.counts["learned"] <= 2 * 120
+    assert 2 * (N_SECONDS - 1) <= loop.counts["learned"] <= 2 * N_SECONDS
     learned, spent = loop.counts["learned"], spent_nano_usd(loop)
-    refused = 2 * 120 - learned
+    refused = 2 * N_SECONDS - learned
 
     loop.second(sent)
 
@@ -135,17 +136,17 @@ def spent_nano_usd(loop: Loop) -> int:
 
 
 @pytest.mark.parametrize("jump_ms", [2 * HOUR_MS, -2 * HOUR_MS, 10 * YEAR_MS])
-@pytest.mark.parametrize("lasts_s", [10, 300])
+@pytest.mark.parametrize("lasts_s", [10, 150])
 def test_a_clock_that_was_wrong_for_long_is_forgiven_within_a_minute(tmp_path, jump_ms, lasts_s):
     """
-    Ten seconds or five minutes: a minute after it is right again, telemetry and prices go on, what
+    Ten seconds or minutes: a minute after it is right again, telemetry and prices go on, what
     was learned before is still known, and what is learned now counts.
     """
     loop = made(tmp_path, "memory")
-    for number in range(100 + lasts_s + 65):
-        loop.clock.off_ms = jump_ms if 100 <= number < 100 + lasts_s else 0
+    for number in range(70 + lasts_s + 65):
+        loop.clock.off_ms = jump_ms if 70 <= number < 70 + lasts_s else 0
         loop.second(outcomes(1, loop.clock(), issuer=number))
-        if number == 99:
+        if number == 69:
             before = loop.trainer.state.learned.pools.read(pools(loop), loop.clock())
 
     state, now_ms = loop.trainer.state, loop.clock()

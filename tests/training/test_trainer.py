@@ -20,7 +20,6 @@ from streams.errors import (
     LogReplaced,
     LogTruncated,
     LogUnavailable,
-    SnapshotDamaged,
     SnapshotFenced,
     SnapshotForeign,
 )
@@ -542,18 +541,22 @@ def test_a_damaged_newest_version_costs_time_and_no_outcome(tmp_path, calm):
     assert sorted(ground.dead()) == dead
 
 
-def test_where_all_versions_are_damaged_it_refuses(ground):
+def test_where_all_versions_are_damaged_the_log_is_learned_again(ground):
     """
-    Learning again from the start of the log is somebody's decision, not the trainer's.
+    To the same state, each dead letter still written once; the routers have a snapshot again.
     """
-    ground.write([value for parts in reports(decided(4)) for value in parts])
-    finish(ground.trainer())
+    ground.write([value for parts in reports(decided(4)) for value in parts] + BAD)
+    before, dead = finish(ground.trainer()), ground.dead()
     folder = Folder(str(ground.folder))
     for version in Store(folder).versions():
         folder.write(f"{MANIFESTS}/{version:012d}", b"damaged")
 
-    with pytest.raises(SnapshotDamaged):
-        ground.trainer()
+    state = finish(ground.trainer())
+
+    assert state.learned.digest() == before.learned.digest()
+    assert state.counts == before.counts
+    assert ground.saved().learned.digest() == before.learned.digest()
+    assert ground.dead() == dead
 
 
 # --- others in its place
