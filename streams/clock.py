@@ -82,13 +82,18 @@ class Steady:
             self._refute(reading_ms)
             self.pending_ms, self.lasted_ms = reading_ms, 0
             return
-        went_on_ms = max(0, reading_ms - self.pending_ms)
+        went_on_ms, before_ms = max(0, reading_ms - self.pending_ms), self.pending_ms
         self.lasted_ms += min(went_on_ms, self.patience.stride_ms)
         self.pending_ms = max(reading_ms, self.pending_ms)
         if self.lasted_ms >= self.patience.lasting_ms:
-            if self.trusted_ms > reading_ms:  # what was trusted had been wrong
-                self.refuted, self.refuted_at_ms = self.refuted + 1, reading_ms
-            self.trusted_ms, self.pending_ms, self.lasted_ms = reading_ms, 0, 0
+            near = went_on_ms <= self.patience.step_ms
+            self._believe(self.pending_ms if near else before_ms)  # the other is a jump of its own
+            self.pending_ms, self.lasted_ms = (0 if near else reading_ms), 0
+
+    def _believe(self, time_ms: int) -> None:
+        if self.trusted_ms > time_ms:  # what was trusted had been wrong
+            self.refuted, self.refuted_at_ms = self.refuted + 1, time_ms
+        self.trusted_ms = time_ms
 
     def _refute(self, reading_ms: int) -> None:
         """A jump that is not gone on from was none."""

@@ -65,6 +65,7 @@ from streams.log.kafka_options import KafkaOptions
 from streams.log.outbox import OutboxOptions
 from streams.training.audit import AuditOptions
 from streams.training.trainer import TrainerOptions
+from streams.training.upkeep import UpkeepOptions
 
 PREFIX = "FAIRLEAD__"  # of environment variables; `__` also goes from a section to its key
 
@@ -295,7 +296,14 @@ class LogSection(Section):
         KafkaOptions().retention_ms / 1000,
         ge=60,
         le=1e9,
-        description="kafka: seconds that records are kept; longer than any outage of the trainer.",
+        description="Seconds that records are kept; longer than any outage of the trainer. sqlite: "
+        "what was not learned yet is kept in any case.",
+    )
+    retention_bytes_max: int = Field(
+        16 << 30,
+        ge=1 << 20,
+        le=1 << 50,
+        description="sqlite: bytes that the log may hold; then the oldest goes that is learned.",
     )
     compression: Literal["zstd", "gzip", "none"] = Field(
         "zstd", description="kafka: how records are compressed; JSON shrinks to a third."
@@ -473,6 +481,7 @@ class Settings(BaseSettings):
             memory=memory,
             audit=AuditOptions(answer_s=feedback.answer_s),
             pricing=self.prices.pricing(),
+            upkeep=UpkeepOptions(retention_s=self.log.retention_s),
         )
         return DeploymentOptions(
             replicas=self.router.replicas,

@@ -198,6 +198,20 @@ def test_a_steady_clock_depends_on_the_readings_alone(times, data):
     assert parts.as_list() == whole.as_list()
 
 
+@given(st.sampled_from(JUMPS_MS), st.integers(0, 20), st.integers(1, 600_000))
+@settings(max_examples=100, deadline=None)
+def test_a_wrong_reading_is_never_believed_however_little_is_known(jump_ms, at, apart_ms):
+    """
+    At the beginning, too, and where records come seldom: the time that is trusted is one of those
+    that the true clock has shown.
+    """
+    steady = Steady()
+    for i in range(at + 30):
+        now_ms = NOW_MS + apart_ms * i
+        steady.read(now_ms + (jump_ms if i == at else 0))
+        assert steady.trusted_ms == 0 or NOW_MS <= steady.trusted_ms <= now_ms
+
+
 @given(st.sampled_from(JUMPS_MS), st.integers(5, 40), st.integers(1, 3))
 @settings(max_examples=60, deadline=None)
 def test_no_few_readings_are_believed(jump_ms, at, n_wrong):
