@@ -43,6 +43,9 @@ class Reader(Protocol):
     # What was skipped because it can't be read, oldest first; whoever counts it takes it out.
     # `read` goes on after it, so the offsets to go on from lie after both records and damage.
     damaged: list[Damage]
+    # Offsets, by partition, that reading has come to over what is no record, such as the end of a
+    # transaction: nothing lies between them and the last record. Whoever notes them takes them out.
+    passed: dict[int, int]
 
     def read(self, records_max: int, timeout_s: float) -> list[Record]:
         """The next records of any partition, in offset order within each; [] after `timeout_s`.

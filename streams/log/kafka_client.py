@@ -20,12 +20,16 @@ from kafka.net.compat import KafkaNetClient
 from streams.errors import LogUnavailable, OptionRefused
 from streams.log.bounded import within
 from streams.log.kafka_options import KafkaOptions
+from streams.log.kafka_unpacking import bound_unpacking
+from streams.log.quiet import hush
 
 # At DEBUG kafka-python prints the records: held at INFO, or above if that is what is configured.
 _theirs = logging.getLogger("kafka")
 _theirs.setLevel(max(logging.INFO, _theirs.getEffectiveLevel()))
+hush(_theirs)  # a broker that is away for 47 s made 1,900 lines
 
 logger = logging.getLogger(__name__)
+bound_unpacking()
 T = TypeVar("T")
 
 RECONNECT_MS_MAX = 1000  # between tries to reach a broker that is away; kafka-python's own is 30 s

@@ -9,11 +9,14 @@ import time
 from typing import Self
 
 from kafka import TopicPartition
-from kafka.errors import CorruptRecordError
+from kafka.errors import CorruptRecordError, UnsupportedCodecError
 
 from streams.errors import LogUnavailable
 from streams.log.kafka_client import CLOSE_S, close_client, connect_consumer, in_ms
 from streams.log.kafka_options import KafkaOptions
+
+# A batch that is damaged, unpacks to too much, or is compressed by what is not installed here.
+UNREADABLE = (CorruptRecordError, UnsupportedCodecError)
 
 
 class Probe:
@@ -75,7 +78,7 @@ class Probe:
             try:
                 if self._consumer.poll(min(self._left_ms(), 200), 1):
                     return None
-            except CorruptRecordError as error:
+            except UNREADABLE as error:
                 return str(error)
         return None  # only markers of transactions, which are not records
 

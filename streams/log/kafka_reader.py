@@ -16,16 +16,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import CorruptRecordError, LogTruncationError, OffsetOutOfRangeError
+from kafka.errors import LogTruncationError, OffsetOutOfRangeError
 
 from streams.errors import LogTruncated, LogUnavailable
 from streams.log.contract import Damage, Record
 from streams.log.kafka_client import CLOSE_S, close_client, connect_consumer, in_ms
-from streams.log.kafka_damage import Probe
+from streams.log.kafka_damage import UNREADABLE, Probe
 from streams.log.kafka_options import KafkaOptions
 
 logger = logging.getLogger(__name__)
 
+READ_BYTES, POLL_RECORDS = 16 << 20, 256  # of values together, and of records per question
 SILENCE_S = 10.0  # after this long without records, a reader asks whether there are any
 
 
@@ -35,6 +36,7 @@ class KafkaReader:
     def __init__(self, options: KafkaOptions, topic: str, offsets: Mapping[int, int]) -> None:
         """Start at `offsets`, the next offset of each partition to be read."""
         self.damaged: list[Damage] = []
+        self.passed: dict[int, int] = {}
         self._options, self._topic = options, topic
         self._next = dict(offsets)
         self._consumer: KafkaConsumer | None = None
@@ -55,11 +57,11 @@ class KafkaReader:
         deadline = time.monotonic() + timeout_s
         consumer = self._connected(timeout_s)
         try:
-            polled = consumer.poll(in_ms(max(0.0, deadline - time.monotonic())), records_max)
-            if not polled:
+            found = self._poll(consumer, records_max, deadline)
+            if not found:
                 self._check_silence(consumer)
-        except CorruptRecordError as error:
-            logger.error("%s holds bytes that fail their checksum: %s", self._topic, error)
+        except UNREADABLE as error:
+            logger.error("%s holds bytes that can't be read: %s", self._topic, error)
             self._forget_consumer()
             self._pass_damage()
             return []
@@ -70,11 +72,31 @@ class KafkaReader:
         except Exception as error:
             self._forget_consumer()
             raise LogUnavailable(f"{self._topic} can't be read: {error!r}") from error
-        return self._take(polled)
+        return found
 
     def close(self) -> None:
         """Let go of connections. Safe to call twice."""
         self._forget_consumer()
+
+    def _poll(self, consumer: KafkaConsumer, records_max: int, deadline: float) -> list[Record]:
+        """Poll a few records at a time, and no more once they are `READ_BYTES`."""
+        found: list[Record] = []
+        n_bytes = 0
+        while len(found) < records_max and n_bytes < READ_BYTES:
+            wait_ms = 0 if found else in_ms(max(0.0, deadline - time.monotonic()))
+            try:
+                polled = consumer.poll(wait_ms, min(POLL_RECORDS, records_max - len(found)))
+            except Exception:
+                if not found:
+                    raise
+                self._forget_consumer()  # the next one meets it again, and nothing else before
+                break
+            taken = self._take(polled)
+            if not taken:
+                break
+            found += taken
+            n_bytes += sum(len(record.value or b"") for record in taken)
+        return found
 
     def _take(self, polled: Mapping[TopicPartition, list[Any]]) -> list[Record]:
         """kafka-python's records as ours; reading goes on after them."""
@@ -133,6 +155,10 @@ class KafkaReader:
             return
         places = sorted(consumer.assignment())
         wait_ms = in_ms(self._options.connect_s_min)
+        for place in places:
+            # Past what is not a record: ends of transactions, and what was taken back in them.
+            if (at := consumer.position(place, timeout_ms=wait_ms)) > self._next[place.partition]:
+                self._next[place.partition] = self.passed[place.partition] = at
         for place, end in self._ends.items():
             if (at := consumer.position(place, timeout_ms=wait_ms)) < end:
                 raise LogUnavailable(

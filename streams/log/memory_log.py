@@ -225,6 +225,7 @@ class MemoryReader:
 
     def __init__(self, log: MemoryLog, topic: str, offsets: Mapping[int, int]) -> None:
         self._log, self._topic, self._next = log, topic, dict(offsets)
+        self.passed: dict[int, int] = {}
         self.damaged: list[Damage] = []
 
     def read(self, records_max: int, timeout_s: float) -> list[Record]:

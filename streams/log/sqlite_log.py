@@ -157,6 +157,7 @@ class SqliteReader:
 
     def __init__(self, path: Path, topic: str, offset: int | None) -> None:
         self._topic, self._next = topic, offset
+        self.passed: dict[int, int] = {}
         self.damaged: list[Damage] = []  # stays empty: a file is whole or it can't be read at all
         self._connection = _connect(path)
 

@@ -20,9 +20,10 @@ from streams.errors import (
     SnapshotFenced,
     StreamError,
 )
+from streams.log.quiet import once_a_minute
 from streams.training.snapshots import Store
 
-logger = logging.getLogger(__name__)
+logger = once_a_minute(logging.getLogger(__name__))
 
 REST_S_MIN, REST_S_MAX = 0.1, 5.0  # between attempts of a trainer that keeps failing
 TURN_LOOK_S = 2.0

@@ -17,11 +17,12 @@ from collections.abc import Callable
 from streams.clock import STEP_MS
 from streams.errors import BadTelemetry, LogUnavailable, StreamError
 from streams.log.contract import TELEMETRY, Log, Reader, Record
+from streams.log.quiet import once_a_minute
 from streams.telemetry.records import decode
 from streams.training.prices import PricingOptions
 from streams.training.state import State
 
-logger = logging.getLogger(__name__)
+logger = once_a_minute(logging.getLogger(__name__))
 
 # Counters kept with the state.
 FOLDED, REPEATED = "telemetry.folded", "telemetry.repeated"

@@ -47,6 +47,7 @@ from streams.log.contract import (
     Reader,
     Record,
 )
+from streams.log.quiet import once_a_minute
 from streams.training.audit import Audit, AuditOptions
 from streams.training.prices import PricingOptions
 from streams.training.share import Share, SoleShard
@@ -56,7 +57,7 @@ from streams.training.telemetry_fold import TelemetryFold
 from streams.training.upkeep import Upkeep, UpkeepOptions
 from streams.training.watch import Unwatched, Watcher
 
-logger = logging.getLogger(__name__)
+logger = once_a_minute(logging.getLogger(__name__))
 
 # Counters kept with the state, so that they are exact across restarts.
 RECORDS, LEARNED, DUPLICATE, MOVED = "records", "learned", "duplicate", "moved"
@@ -175,14 +176,22 @@ class Trainer:
             self._look_around()
             self._unreadable = None
         except LogUnavailable as error:
-            if self._unreadable is None:
-                logger.warning("the log can't be read now, will try again: %s", error)
+            logger.warning("the log can't be read now, will try again: %s", error)
             self._unreadable = str(error)
+        self._note_passed()
         damaged, self._reader.damaged[:] = list(self._reader.damaged), []
         if records or damaged:
             self.learn(records, damaged)
         self.publish_if_due()
         return len(records) + n_telemetry
+
+    def _note_passed(self) -> None:
+        """Go on behind what is no record, so that it is not taken for something to be learned."""
+        passed, offsets = self._reader.passed, self.state.offsets
+        for partition, offset in passed.items():
+            self._dirty |= offset > offsets[partition]
+            offsets[partition] = max(offset, offsets[partition])
+        passed.clear()
 
     def _look_around(self) -> None:
         """Now and then: read partitions that were added, save parts again that are gone."""
