@@ -29,6 +29,10 @@ PERIOD_MS = 1000
 LOAD_MAX = 100.0  # more is not believed: a queue of a hundred times what may wait
 # Spending comes in as feedback does, in lumps: it is averaged over about this long.
 SPENDING_S = 60.0
+# What is reported in one second enters prices with so much of the budget at the most: a flow of ten
+# times what may be spent counts in full, one dear report moves nobody's price by much. The rest is
+# carried over, no more than an hour's budget of it, and enters at a quarter of what may be spent.
+AT_ONCE_S, CARRIED_S_MAX, CARRIED_SHARE = 10.0, 3600.0, 0.25
 BUDGET, POWER = "budget", "power"
 
 
@@ -71,6 +75,7 @@ class Prices:
     budget: Price = Price()
     power: Price = Price()
     spent_usd: float = 0.0  # all that was known to be spent then
+    carried_usd: float = 0.0  # of it, what has not entered the budget's load yet
 
     def due(self, heard_ms: int) -> bool:
         """Whether a record that the log took at a time is in a later period."""
@@ -94,9 +99,7 @@ class Prices:
         market = min((price.log_price for price in self.capacity.values()), default=0.0)
         before = [self.capacity.get(name, Price(log_price=market)) for name in told]
         now = [_believed(load.load, options.load_target) for load in told.values()]
-        # Less than before: it is counted anew, by another number of trainers.
-        spent_usd_per_hour = max(0.0, spent_usd - self.spent_usd) / elapsed_s * 3600.0
-        spending = spent_usd_per_hour / options.budget_usd_per_hour
+        spending, carried_usd = self._spending(spent_usd, elapsed_s, options.budget_usd_per_hour)
         share = min(1.0, elapsed_s / SPENDING_S)
         after = _step(
             [*before, self.budget, self.power],
@@ -119,7 +122,22 @@ class Prices:
             budget=after[-2],
             power=after[-1],
             spent_usd=spent_usd,
+            carried_usd=carried_usd,
         )
+
+    def _spending(
+        self, spent_usd: float, elapsed_s: float, budget_usd_per_hour: float
+    ) -> tuple[float, float]:
+        """Spending relative to the budget, and what of it is to enter later, US dollars."""
+        usd_per_s = budget_usd_per_hour / 3600.0
+        # Less than before: it is counted anew, by another number of trainers.
+        new_usd = max(0.0, spent_usd - self.spent_usd)
+        at_once_usd = min(new_usd, AT_ONCE_S * usd_per_s * max(1.0, elapsed_s))
+        waiting_usd = self.carried_usd + new_usd - at_once_usd
+        waiting_usd = min(waiting_usd, CARRIED_S_MAX * usd_per_s)
+        entering_usd = min(waiting_usd, CARRIED_SHARE * usd_per_s * elapsed_s)
+        spending = (at_once_usd + entering_usd) / elapsed_s / usd_per_s
+        return spending, waiting_usd - entering_usd
 
     def as_dict(self) -> dict[str, object]:
         """For a snapshot's manifest. JSON keeps every bit of a float."""
@@ -135,6 +153,7 @@ class Prices:
             budget=Price(**found["budget"]),
             power=Price(**found["power"]),
             spent_usd=float(found["spent_usd"]),
+            carried_usd=float(found.get("carried_usd", 0.0)),  # before, all of it entered at once
         )
 
 

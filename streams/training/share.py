@@ -37,10 +37,6 @@ class Share(Protocol):
     def watches(self) -> bool:
         """Whether it folds telemetry; one of all trainers does."""
 
-    @property
-    def parts(self) -> int:
-        """How many equal parts the feedback is in, of which this is one."""
-
 
 class SoleShard:
     """The share of a trainer that is alone: it owns all partitions."""
@@ -67,11 +63,6 @@ class SoleShard:
     def watches(self) -> bool:
         """It does."""
         return True
-
-    @property
-    def parts(self) -> int:
-        """One."""
-        return 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +96,6 @@ class PartitionShare:
     def watches(self) -> bool:
         """The first shard folds telemetry."""
         return self.shard == 0
-
-    @property
-    def parts(self) -> int:
-        """All shards."""
-        return self.n_shards
 
 
 def home_partitions(

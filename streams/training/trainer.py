@@ -16,7 +16,7 @@ The one rule: state and offsets change together in memory (step 4) and on disk (
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -109,15 +109,18 @@ class Trainer:
         share: Share | None = None,
         start: Callable[[], State | None] = lambda: None,
         watch: Watcher | None = None,
+        spent_elsewhere_usd: Callable[[], float] = lambda: 0.0,
     ) -> None:
         """Claim the store, recover the newest snapshot, and go to where it ends.
 
         `start` gives the state to begin with where the store has no snapshot; None: from nothing.
         Where all snapshots are damaged, what the log holds is learned again. `watch` is told how
-        it goes. Raises LogUnavailable, LogReplaced, LogTruncated, SnapshotForeign.
+        it goes; `spent_elsewhere_usd` is what other shards have counted. Raises LogUnavailable,
+        LogReplaced, LogTruncated, SnapshotForeign.
         """
         self._log, self._store, self._options, self._now_ms = log, store, options, now_ms
         self._share, self._watch = share or SoleShard(), watch or Unwatched()
+        self._spent_elsewhere_usd = spent_elsewhere_usd
         self._unreadable: str | None = None  # why the log can't be read now
         self._ingest = Ingest(sealer, key_of(encoder), options.feedback)
         store.claim()
@@ -349,10 +352,8 @@ class Trainer:
         return found
 
     def _spent_usd(self) -> float:
-        """US dollars for answers and in vain, ever; of all shards, if they are like this one."""
-        counts = self.state.counts
-        nano = sum(n for name, n in counts.items() if name.startswith((SPENT, IN_VAIN)))
-        return nano * self._share.parts / NANO_USD
+        """US dollars for answers and in vain, ever, by all shards."""
+        return spent_usd(self.state.counts) + self._spent_elsewhere_usd()
 
     # --- recovery
 
@@ -420,6 +421,12 @@ class Trainer:
                 horizon_ms = min(horizon_ms, state.horizons.of(partition).trusted_ms)
         age_ms = round(self._options.feedback.age_s_max * 1000)
         state.seen.forget(horizon_ms - CLOCK_MARGIN_MS - age_ms)
+
+
+def spent_usd(counts: Mapping[str, int]) -> float:
+    """US dollars that counters say were spent."""
+    nano = sum(n for name, n in counts.items() if name.startswith((SPENT, IN_VAIN)))
+    return nano / NANO_USD
 
 
 def _unreadable(damage: Damage) -> Iterable[DeadLetter]:

@@ -82,7 +82,9 @@ def test_partitions_that_are_added_are_read(topics, kafka_broker, admin, tmp_pat
 
     steps_until(trainers, read)
     placed = [n_before + i % 3 for i in range(12)]
-    fresh = RenamedLog(kafka_broker.bootstrap_servers, topics.prefix)  # it knows the new ones
+    fresh = RenamedLog(
+        kafka_broker.bootstrap_servers, prefix=topics.prefix
+    )  # it knows the new ones
     fresh.append(FEEDBACK, [(None, value) for value in values], partitions=placed)
     fresh.close()
     steps_until(trainers, lambda: learned() == 12)

@@ -57,7 +57,7 @@ Learned.statistics
 Loader.__init__ Loader._check_ours Loader._learned_of Loader._restored Loader._state
 Loader._unpack Loader.load Outcomes.__len__ Outcomes.take Prices.as_dict Prices.from_dict
 Saver.__init__ Saver._history Saver._part Seen.groups Store._is_whole Store._newest_term
-Store.check_fence SoleShard.keeps SoleShard.owns SoleShard.parts SoleShard.watches
+Store.check_fence SoleShard.keeps SoleShard.owns SoleShard.watches
 Store.get Store.has Store.load Store.newest Store.versions _flat _grouped
 _manifest _pack _sync_directory came_from dead_letter fileno getvalue keep_fresh key_of prices_of
 """
