@@ -151,7 +151,7 @@ def bench_week(
     days: Annotated[int, typer.Option(min=2, max=60, help="Of virtual time.")] = 10,
     as_json: JsonOption = False,
 ) -> None:
-    """Run the default log and its trainer for days of virtual time; see disk and memory level off."""
+    """Run the default log and its trainer for days of virtual time: disk and memory level off."""
     from load.bench import week
 
     _bench(lambda say: week.measure(week.WeekOptions(days=days), say), as_json)

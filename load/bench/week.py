@@ -5,7 +5,7 @@
 
 The log, the trainer, the snapshots and their retention are the real ones with their defaults; the
 clock is virtual, and a small share of the traffic stands for all of it: so many decisions, records
-and bytes less, with bounds in bytes that are as much smaller. Sizes are given for the whole traffic.
+and bytes less, with bounds in bytes that are as much smaller. Sizes are those of all the traffic.
 
 The one rule: what is bounded by number or time is not scaled, only what is counted in bytes.
 """
@@ -92,7 +92,7 @@ def _days(options: WeekOptions, folder: Path, say: Callable[[str], None]) -> Ite
             n_written += _tick(options, log, sealer, now_ms[0], rng)
             while trainer.step():
                 pass
-        log_bytes = sum(path.stat().st_size for path in folder.glob("log.sqlite*"))
+        log_bytes = (folder / "log.sqlite").stat().st_size  # beside it, a few MB of write-ahead log
         held = sum(log.end_offsets(t)[0] - log.first_offsets(t)[0] for t in _topics())
         end = DayEnd(
             day=day,
@@ -122,9 +122,8 @@ def _tick(
     """What is logged in one tick; how many records."""
     seconds = options.tick_s * options.share
     n = round(options.decisions_per_s * seconds)
-    batches = [
-        decisions.encode([_decided(PER_RECORD, now_ms, rng)])[0] for _ in range(n // PER_RECORD)
-    ]
+    made = [_decided(PER_RECORD, now_ms, rng) for _ in range(n // PER_RECORD)]
+    batches = [decisions.encode([batch])[0] for batch in made]
     feedback = made_feedback(round(1.5 * n), sealer, ENCODER, now_ms, rng, REPORTS)
     telemetry = made_telemetry(round(TELEMETRY_PER_S * seconds), now_ms, rng)
     for topic, records in ((DECISIONS, batches), (FEEDBACK, feedback), (TELEMETRY, telemetry)):
