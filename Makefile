@@ -2,12 +2,13 @@
 #
 #   make run      installs, then runs the demo: the whole loop on real outcomes
 #   make test     installs, then runs all tests
+#   make lint     installs, then checks style, imports and types
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install run test test-slow lint proto docs kafka llm-pools clean
+.PHONY: install run test test-slow test-random lint proto docs kafka llm-pools clean
 
 install: $(INSTALLED)
 
@@ -21,8 +22,21 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
 
+# Hypothesis with fresh examples instead of the fixed ones of `make test`.
+ifndef SEED
+SEED := $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
+endif
+
+test-random: $(INSTALLED)
+	@echo "Seed $(SEED). To repeat this run: make test-random SEED=$(SEED)"
+	$(BIN)/python -m pytest -m "hypothesis and not slow" --hypothesis-profile=random --hypothesis-seed=$(SEED)
+
+# Style, form, which folder may import which, and types; their settings are in pyproject.toml.
 lint: $(INSTALLED)
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 # The code made from the proto is kept in the repository, so that a client needs no compiler.
 proto: $(INSTALLED)

@@ -1,13 +1,14 @@
 """The client for asyncio; `client` has the one for threads, with the same methods.
 
-The one rule: a client belongs to the event loop of its first call.
+A client belongs to the event loop of its first call.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
-from typing import Self, TypeVar, Unpack
+from types import ModuleType
+from typing import Any, ClassVar, Self, TypeVar, Unpack
 
 import grpc
 import grpc.aio
@@ -24,14 +25,13 @@ from fairlead.messages import (
     OutcomeValues,
     Problem,
     Request,
-    RequestOptions,
 )
 
 Answer = TypeVar("Answer")
 
 
 class AsyncClient(Connections):
-    """Asks a router which model to use, and tells it what came of that.
+    """Asks a router which model to use, and reports the outcomes.
 
         async with AsyncClient("127.0.0.1:7480") as router:
             decision = await router.route("Who wrote Moby-Dick?", tenant="library")
@@ -42,7 +42,7 @@ class AsyncClient(Connections):
     CancelledError where its own task is cancelled.
     """
 
-    flavour = grpc.aio
+    flavour: ClassVar[ModuleType] = grpc.aio
 
     async def __aenter__(self) -> Self:
         return self
@@ -61,13 +61,11 @@ class AsyncClient(Connections):
         text: str | None = None,
         *,
         timeout_s: float | None = None,
-        **options: Unpack[RequestOptions],
+        **options: Any,
     ) -> Decision:
         """Choose a model for one prompt: its text, or its `embedding=`.
 
-        The other options are the fields of `Request`: request_id, prompt_tokens, tenant, session,
-        preference, allowed_models, denied_models, cost_usd_max, latency_ms_max, deadline_unix_ms,
-        criticality.
+        The other options are the fields of `Request`, such as `tenant=` and `cost_usd_max=`.
         """
         return await self._send(calls.route(Request(text=text, **options)), timeout_s)
 

@@ -3,7 +3,7 @@
     arguments ──▶ Call(method, message, read) ──sent by `Client` or `AsyncClient`──▶ router
                                        values ◀──read── reply ◀──────────────────────┘
 
-The one rule: nothing here waits, so there is one of it and not a sync and an async twin.
+Nothing here waits, so there is one of it and not a sync and an async twin.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Outgoing:
         try:
             for request in requests:
                 yield wire.stream_request(request)
-        except Exception as failure:  # the caller gets it, see above
+        except Exception as failure:  # noqa: BLE001 - the caller gets it, see above
             self.failure = failure
 
     async def each_async(self, requests: AsyncIterable[Request]) -> AsyncIterator[pb.RouteRequest]:
@@ -105,5 +105,5 @@ class Outgoing:
         try:
             async for request in requests:
                 yield wire.stream_request(request)
-        except Exception as failure:  # the caller gets it, see above
+        except Exception as failure:  # noqa: BLE001 - the caller gets it, see above
             self.failure = failure

@@ -1,15 +1,16 @@
 """The client for threads and plain scripts; `async_client` has the one for asyncio.
 
-What they share is not written twice: `calls` holds what is said, `connections` over what and for
-how long. Left here is only how to wait.
+They share `calls` (what is sent and read) and `connections` (over which channel, with which
+time-out). Only waiting is different.
 
-The one rule: a client may be shared between threads, and one is enough for a process.
+A client may be shared between threads, and one is enough for a process.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Self, TypeVar, Unpack
+from types import ModuleType
+from typing import Any, ClassVar, Self, TypeVar, Unpack
 
 import grpc
 
@@ -25,14 +26,13 @@ from fairlead.messages import (
     OutcomeValues,
     Problem,
     Request,
-    RequestOptions,
 )
 
 Answer = TypeVar("Answer")
 
 
 class Client(Connections):
-    """Asks a router which model to use, and tells it what came of that.
+    """Asks a router which model to use, and reports the outcomes.
 
         with Client("127.0.0.1:7480") as router:
             decision = router.route("Who wrote Moby-Dick?", tenant="library")
@@ -42,7 +42,7 @@ class Client(Connections):
     Every method takes `timeout_s` for this one call and raises nothing but `FairleadError`s.
     """
 
-    flavour = grpc
+    flavour: ClassVar[ModuleType] = grpc
 
     def __enter__(self) -> Self:
         return self
@@ -61,13 +61,11 @@ class Client(Connections):
         text: str | None = None,
         *,
         timeout_s: float | None = None,
-        **options: Unpack[RequestOptions],
+        **options: Any,
     ) -> Decision:
         """Choose a model for one prompt: its text, or its `embedding=`.
 
-        The other options are the fields of `Request`: request_id, prompt_tokens, tenant, session,
-        preference, allowed_models, denied_models, cost_usd_max, latency_ms_max, deadline_unix_ms,
-        criticality.
+        The other options are the fields of `Request`, such as `tenant=` and `cost_usd_max=`.
         """
         return self._send(calls.route(Request(text=text, **options)), timeout_s)
 

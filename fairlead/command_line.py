@@ -3,7 +3,7 @@
 Progress and messages go to standard error, results to standard output; with `--json` a result is
 one JSON object and nothing else is on standard output, whatever libraries print.
 
-The one rule: an error that a person can mend is one message saying what to do, not a trace.
+An error that a person can mend is one message saying what to do, not a trace.
 """
 
 from __future__ import annotations

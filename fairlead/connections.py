@@ -1,6 +1,6 @@
 """What both clients are made of: checked options, and several connections used in turn.
 
-The one rule: every call gets a finite time-out, and every failure leaves as a `FairleadError`.
+Every call gets a finite time-out, and every failure leaves as a `FairleadError`.
 """
 
 from __future__ import annotations

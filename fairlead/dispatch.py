@@ -2,8 +2,8 @@
 
     DispatchRequest ─▶ dispatcher ─▶ Routed, Piece, Piece, …, Ended      per answer
 
-The one rule: an answer's `Routed` comes first and its `Ended` last, each once. Of several answers
-one may fail before it begins: it has an `Ended` alone, with its `problem`.
+An answer's `Routed` comes first and its `Ended` last, each once. Of several answers one may fail
+before it begins: it has an `Ended` alone, with its `problem`.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     numpy array, array.array, memoryview    numbers of any width, rounded to 32 bits
     list, tuple, any sequence of numbers    likewise
 
-The one rule: equal numbers give equal bytes, whatever form they came in. So the type of an array
-is read from its buffer, never guessed from its length, and numpy is not needed to do it.
+Equal numbers give equal bytes, whatever form they came in. So the type of an array is read from its
+buffer, never guessed from its length, and numpy is not needed to do it.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ FairleadError
 ├── InvalidOption       an argument of the client itself makes no sense
 └── ClientClosed        the client was closed before or during the call
 
-The one rule: every gRPC status has its class in `BY_STATUS`, so no caller ever needs to catch
-`grpc.RpcError`. Constructors are positional, so that every error survives pickling.
+Every gRPC status has its class in `BY_STATUS`, so no caller ever needs to catch `grpc.RpcError`.
+Constructors are positional, so that every error survives pickling.
 """
 
 from __future__ import annotations

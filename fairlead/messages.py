@@ -1,4 +1,4 @@
-"""What callers say and hear: plain frozen values, free of gRPC and protobuf.
+"""What callers send and receive: plain frozen values, free of gRPC and protobuf.
 
     Request ─▶ router ─▶ Decision, or Problem when one of many fails
     Outcome ─▶ router                      ticket ─▶ router ─▶ Explanation
@@ -7,59 +7,26 @@ Money is US dollars (`_usd`), time is milliseconds (`_ms`) unless the name says 
 is a number from 0 (useless) to 1 (perfect). What is checked here is only what would otherwise be
 silently misunderstood; bounds are the router's to know, and it names them when it refuses.
 
-The one rule: None means "not said", which is different from zero and from empty, and travels so.
+None means "not given", which differs from zero and from empty, also on the wire.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import TypedDict
 
 from fairlead import errors
 from fairlead.embeddings import Embedding, to_f32
 from fairlead.errors import FairleadError, InvalidRequest
-
-# When the fleet is full the first of these are refused first, the last never.
-Criticality = Literal["sheddable", "sheddable_plus", "critical", "critical_plus"]
+from serve.routing.request import Preference, RouteFields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Preference:
-    """What matters to the caller, in quality points. None: as the router's settings say.
-
-    The router maximises  quality · predicted quality − cost · predicted USD − latency · predicted
-    seconds − energy · predicted kilojoules.  With `Preference(quality=1, cost=20, latency=0.01)` a
-    dollar is worth 20 points, so 5 cents buy one, and a second of waiting is worth a hundredth of a
-    point.
-    """
-
-    quality: float | None = None  # points per point of quality
-    cost: float | None = None  # points per US dollar
-    latency: float | None = None  # points per second
-    energy: float | None = None  # points per kilojoule
-
-
-class RequestOptions(TypedDict, total=False):
-    """The fields of `Request` besides the text, as keyword arguments of `route`."""
-
-    embedding: Embedding | None
-    request_id: str
-    prompt_tokens: int | None
-    tenant: str
-    session: str
-    preference: Preference | None
-    allowed_models: Sequence[str]
-    denied_models: Sequence[str]
-    cost_usd_max: float | None
-    latency_ms_max: float | None
-    deadline_unix_ms: int | None
-    criticality: Criticality | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Request(RouteFields):
     """One prompt that needs a model: its text or its embedding, and what the choice must respect.
+
+    Its other fields are those of `serve.routing.request.RouteFields`, which says what each means.
 
     Only one that is dispatched with messages may have neither: it is routed by their texts.
     Whatever form the embedding came in, it is kept as little-endian 32-bit floats (`embeddings`),
@@ -68,17 +35,6 @@ class Request:
 
     text: str | None = None
     embedding: Embedding | None = None
-    request_id: str = ""  # echoed in the reply; needed in streams
-    prompt_tokens: int | None = None
-    tenant: str = ""  # on whose behalf
-    session: str = ""  # the conversation this belongs to
-    preference: Preference | None = None
-    allowed_models: Sequence[str] = ()  # consider only these; empty: all
-    denied_models: Sequence[str] = ()  # never these
-    cost_usd_max: float | None = None  # predicted US dollars for this call
-    latency_ms_max: float | None = None  # predicted, until the answer is complete
-    deadline_unix_ms: int | None = None  # when the decision stops being useful
-    criticality: Criticality | None = None  # when the fleet is full; None: critical
 
     def __post_init__(self) -> None:
         if self.text is not None and self.embedding is not None:

@@ -1,17 +1,19 @@
 """Between `messages` and protobuf: one function a message, and nothing else knows both.
 
-The one rule: a field that was not set here is not set on the wire, and the other way round.
+A field that was not set here is not set on the wire, and the other way round.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, TypeVar, get_args
+from dataclasses import asdict, fields
+from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
 from fairlead import messages
 from fairlead.errors import InvalidRequest
+from learners.criticality import Criticality
 from serve.proto.fairlead.v1 import router_pb2 as pb
 
 Built = TypeVar("Built", bound=Message)
@@ -21,22 +23,12 @@ def route_request(request: messages.Request, *, prompt_elsewhere: bool = False) 
     """Write a request. Raises InvalidRequest."""
     if request.text is None and request.embedding is None and not prompt_elsewhere:
         raise InvalidRequest("request", "text or embedding: neither given, one is needed")
-    return built(
-        pb.RouteRequest,
-        request_id=request.request_id,
-        text=request.text,
-        embedding_f32=request.embedding,
-        prompt_tokens=request.prompt_tokens,
-        tenant=request.tenant,
-        session=request.session,
-        preference=None if request.preference is None else _preference(request.preference),
-        allowed_models=request.allowed_models,
-        denied_models=request.denied_models,
-        cost_usd_max=request.cost_usd_max,
-        latency_ms_max=request.latency_ms_max,
-        deadline_unix_ms=request.deadline_unix_ms,
-        criticality=_criticality(request.criticality),
-    )
+    said = {field.name: getattr(request, field.name) for field in fields(request)}
+    said["embedding_f32"] = said.pop("embedding")
+    said["criticality"] = _criticality(request.criticality)
+    if request.preference is not None:
+        said["preference"] = built(pb.Preference, **asdict(request.preference))
+    return built(pb.RouteRequest, **said)
 
 
 def stream_request(request: messages.Request) -> pb.RouteRequest:
@@ -57,27 +49,17 @@ def feedback_request(outcomes: Iterable[messages.Outcome]) -> pb.FeedbackRequest
 
 
 def explain_request(ticket: bytes) -> pb.ExplainRequest:
-    """Write the wish to have a ticket opened."""
+    """Write a request to open a ticket."""
     return built(pb.ExplainRequest, ticket=ticket)
 
 
-def _preference(preference: messages.Preference) -> pb.Preference:
-    return built(
-        pb.Preference,
-        quality=preference.quality,
-        cost=preference.cost,
-        latency=preference.latency,
-        energy=preference.energy,
-    )
-
-
-def _criticality(name: messages.Criticality | None) -> str | None:
-    names = get_args(messages.Criticality)
-    if name is None:
-        return None
-    if name not in names:
-        raise InvalidRequest("request", f"criticality is {name!r}; it must be one of {names}")
-    return name.upper()  # as the proto has it
+def _criticality(said: Criticality | str | None) -> str | None:
+    """The proto's name for it."""
+    if said is None or isinstance(said, Criticality):
+        return None if said is None else said.name
+    if said not in (words := Criticality.words()):
+        raise InvalidRequest("request", f"criticality is {said!r}; it must be one of {words}")
+    return said.upper()
 
 
 def _outcome(outcome: messages.Outcome) -> pb.Outcome:

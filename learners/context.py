@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,6 +116,6 @@ def unit_directions(contexts: Contexts) -> NDArray[np.float32]:
     return _unit_rows(directions)
 
 
-def _unit_rows(rows: NDArray) -> NDArray:
+def _unit_rows(rows: NDArray[Any]) -> NDArray[Any]:
     norms = np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
     return rows / np.where(norms > 0, norms, 1.0)

@@ -8,6 +8,7 @@ later); each reported value appears in exactly one row, which the trainer sees t
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,6 @@ class Outcomes:
     def __len__(self) -> int:
         return len(self.issuers)
 
-    def take(self, rows: NDArray) -> Outcomes:
+    def take(self, rows: NDArray[Any]) -> Outcomes:
         """The outcomes at `rows`: indices or a mask."""
         return Outcomes(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})

@@ -23,21 +23,11 @@ The one rule: a price is never negative, zero where there is slack, and dearer w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-
-
-class Criticality(IntEnum):
-    """Who is refused first when nothing is left to give (the four classes of Google's SRE book)."""
-
-    SHEDDABLE = 0
-    SHEDDABLE_PLUS = 1
-    CRITICAL = 2
-    CRITICAL_PLUS = 3  # never refused for load
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

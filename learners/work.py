@@ -55,7 +55,7 @@ class WorkRates:
             tpot_s=self.tpot_s / factor,
         )
 
-    def work_s(self, prompt_tokens: float, output_tokens: float) -> float:
+    def work_s(self, prompt_tokens: float, *, output_tokens: float) -> float:
         """Work of one request; plain arithmetic, for who asks once per request."""
         held = (prompt_tokens + output_tokens / 2.0) * output_tokens
         least = (

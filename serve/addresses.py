@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 ANY_HOST = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not bound here
 
@@ -30,7 +31,7 @@ def reachable(host: str) -> str:
     return ANY_HOST.get(bare, bare)
 
 
-def resolved(host: str, port: int) -> tuple[socket.AddressFamily, tuple]:
+def resolved(host: str, port: int) -> tuple[socket.AddressFamily, tuple[Any, ...]]:
     """The family and the address to bind a socket to. Raises OSError for a name nobody knows."""
     found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
     family, _, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)

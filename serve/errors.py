@@ -23,7 +23,7 @@ ServeError
         └── NoAnswer             all attempts failed
 
 An option with a value that can't work is `streams.errors.OptionRefused`, here as there.
-How each becomes a gRPC status is the table in `status.py`.
+What each means to a caller is the table in `meanings.py`.
 
 Constructors are positional and pass their arguments on, so that every error survives pickling.
 """

@@ -1,4 +1,8 @@
-"""What several test files share: one real Kafka broker."""
+"""What all tests share: how Hypothesis draws its examples, and one real Kafka broker.
+
+fixed    the default: the same examples in every run, so that a run says of the code what any other says
+random   `make test-random`: fresh ones, from a seed that it prints and takes
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,16 @@ import warnings
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 from local_kafka.broker import Broker
 from local_kafka.errors import JarsMissing, JavaMissing, MavenMissing
+from log_benches import KafkaBench
+
+# No deadlines, because tests share their processor; no database, because a run must not depend on the one before.
+SHARED = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("fixed", derandomize=True, **SHARED)
+settings.register_profile("random", derandomize=False, **SHARED)
+settings.load_profile("fixed")
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +37,12 @@ def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
         pytest.skip(str(error))
     with broker:
         yield broker
+
+
+@pytest.fixture
+def kafka(kafka_broker: Broker) -> Iterator[KafkaBench]:
+    """The broker, running, and the means to do things to its topics."""
+    kafka_broker.start()  # if the test before this one failed while it was stopped
+    bench = KafkaBench(kafka_broker)
+    yield bench
+    bench.close()

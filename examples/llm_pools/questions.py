@@ -46,6 +46,7 @@ def draw(per_kind: int, rng: random.Random) -> list[Question]:
 
     Raises:
         ValueError: if a kind has fewer; `per_kind_max` says how many there are.
+
     """
     if not 1 <= per_kind <= per_kind_max():
         raise ValueError(f"per_kind is {per_kind}; ask for 1 to {per_kind_max()} of every kind")

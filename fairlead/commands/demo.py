@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
 from fairlead.channels import connect
@@ -17,12 +25,12 @@ from load.demo.demo import DemoOptions, DemoResult, Watcher, run
 from load.demo.replay import Replayed
 from load.demo.score import Quarters
 
-RECENT = 300  # requests that "lately" means
+RECENT = 300  # the latest requests, that progress is shown of
 
 
 def show(
     table: OutcomeTable, options: DemoOptions, console: Console, *, quiet: bool
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Run the demo with a live display; return its JSON. Without `quiet`, print the table too."""
     with Progress(
         TextColumn("{task.description}"),
@@ -44,12 +52,12 @@ def show(
 
 
 class _Display(Watcher):
-    """Draws progress: how far, how fast, how well lately, and which snapshot decides."""
+    """Draws progress: how far, how fast, how well recently, and which snapshot decides."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._stage = progress.add_task("starting", total=None, now="")
-        self._bars: dict[int, int] = {}
+        self._bars: dict[int, TaskID] = {}
 
     def stage(self, text: str) -> None:
         self._progress.update(self._stage, description=text)
@@ -80,7 +88,7 @@ def _subtitle(result: DemoResult) -> str:
     )
 
 
-def _print_table(result: DemoResult, found: dict[str, object], path: Path) -> None:
+def _print_table(result: DemoResult, found: dict[str, Any], path: Path) -> None:
     out = Console(file=sys.stdout, width=110)
     table = Table(title=_subtitle(result), title_justify="left", header_style="bold")
     table.add_column("")

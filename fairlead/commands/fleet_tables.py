@@ -1,12 +1,13 @@
 """Workload, routers, pools and plans as tables for people: a row per class, model and pool.
 
-The one rule: it shows what `infra.status.status` gives as JSON, and computes nothing.
+It shows what `infra.status.status` gives as JSON, and computes nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -16,7 +17,7 @@ from rich.table import Table
 SECTIONS = ("workload", "router", "pools", "prices", "scaling")
 
 
-def print_fleet(found: Mapping[str, object], out: Console) -> None:
+def print_fleet(found: Mapping[str, Any], out: Console) -> None:
     """Print the sections that have something to say."""
     if found["workload"]:
         out.print(_workload(found["workload"]))
@@ -31,7 +32,7 @@ def print_fleet(found: Mapping[str, object], out: Console) -> None:
         out.print(_scaling(found["scaling"]))
 
 
-def _workload(classes: Mapping[str, Mapping]) -> Table:
+def _workload(classes: Mapping[str, Mapping[str, Any]]) -> Table:
     rows = (
         (
             name,
@@ -48,7 +49,7 @@ def _workload(classes: Mapping[str, Mapping]) -> Table:
     return _table("workload (lengths: p50 · p95 · p99)", heads, rows)
 
 
-def _router(router: Mapping) -> Table:
+def _router(router: Mapping[str, Any]) -> Table:
     row = (
         _number(router["replicas"]),
         _number(router["decisions_per_s"], 1),
@@ -63,7 +64,7 @@ def _router(router: Mapping) -> Table:
     return _table("router", heads, [row])
 
 
-def _mix(mix: Sequence[Mapping]) -> Table:
+def _mix(mix: Sequence[Mapping[str, Any]]) -> Table:
     rows = (
         (
             of["model"],
@@ -77,7 +78,7 @@ def _mix(mix: Sequence[Mapping]) -> Table:
     return _table("decisions", ("model", "pool", "/s 1 min", "in all", "explored"), rows)
 
 
-def _pools(pools: Mapping[str, Mapping]) -> Table:
+def _pools(pools: Mapping[str, Mapping[str, Any]]) -> Table:
     rows = (
         (
             name + (" (derived)" if of["derived"] else ""),
@@ -98,12 +99,12 @@ def _pools(pools: Mapping[str, Mapping]) -> Table:
     return _table("pools (latencies: p50 · p99)", (*heads, "silent s"), rows)
 
 
-def _prices(prices: Mapping[str, Mapping]) -> Table:
+def _prices(prices: Mapping[str, Mapping[str, Any]]) -> Table:
     rows = ((name, _share(of["load"]), _number(of["multiple"], 2)) for name, of in prices.items())
     return _table("prices", ("of", "load", "multiple of its cost"), rows)
 
 
-def _scaling(lines: Sequence[Mapping]) -> Table:
+def _scaling(lines: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(title="scaling", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("UTC")
     table.add_column("what changed and why")

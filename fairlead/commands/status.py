@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from fairlead.commands.fleet_tables import SECTIONS, print_fleet
-from infra.autoscaling.live.plan_record import read_record
+from infra.autoscaling.live.planning import read_record
 from infra.pools.site import LocalSite
 from infra.settings.settings import Settings
 from infra.status.status import look
@@ -20,7 +21,7 @@ from streams.feedback.export import export
 LINES_MAX = 20  # of what the planner did: the last screenful
 
 
-def show(settings: Settings, path: Path, *, quiet: bool) -> dict[str, object]:
+def show(settings: Settings, path: Path, *, quiet: bool) -> dict[str, Any]:
     """Look once; return the status as JSON. Without `quiet`, print it as tables."""
     site = LocalSite.of(settings, path)
     log = site.log()
@@ -35,14 +36,14 @@ def show(settings: Settings, path: Path, *, quiet: bool) -> dict[str, object]:
     return found
 
 
-def _scaling(folder: Path) -> list[dict[str, object]]:
+def _scaling(folder: Path) -> list[dict[str, Any]]:
     """What the planner said last, oldest first; nothing where there is none."""
     record = read_record(folder)
     lines = record.lines[-LINES_MAX:] if record else ()
     return [{"at_unix_ms": line.at_ms, "line": line.text} for line in lines]
 
 
-def _print(found: dict[str, object]) -> None:
+def _print(found: dict[str, Any]) -> None:
     out = Console(file=sys.stdout, width=100)
     table = Table(show_header=False, box=None)
     for name, value in found.items():

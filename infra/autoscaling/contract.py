@@ -1,4 +1,4 @@
-"""What a scaler sees, and what it says: the contract between the fleet and whoever sizes it.
+"""What a scaler sees, and what it plans: the contract between the fleet and whoever sizes it.
 
     snapshot + fleet + clock ──▶ Observed ──Scaler.step──▶ Plan ──▶ Ray Serve, or the simulation
 
@@ -12,16 +12,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from streams.telemetry.pool_reports import PoolReports
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
     """Requests of one class that want one model: as they would choose if every pool were there
-    and uncrowded, at the reference prices of GPUs. So a model without replicas has a demand, too.
+    and idle, at the reference prices of GPUs. So a model without replicas has a demand, too.
     """
 
     class_name: str
     model: str
-    requests_per_s: float  # over the last minute, or lately if that is certainly more
+    requests_per_s: float  # over the last minute, or the last seconds if that is certainly more
     prompt_tokens: float  # mean
     output_tokens: float  # mean
     prompt_cv2: float | None = None  # squared variation of prompts' lengths; None: not known
@@ -29,14 +31,12 @@ class Demand:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolCondition:
-    """One pool, as last heard of."""
+    """One pool, as last reported."""
 
-    ready: int = 0  # replicas
+    ready: int = 0  # replicas; as Ray Serve has them where it runs them
     starting: int = 0
     draining: int = 0
-    queued: int = 0  # requests waiting, all replicas together
-    running: int = 0
-    load: float | None = None  # mean of the ready replicas; 1: as much as they carry within target
+    reports: PoolReports = PoolReports()  # all gauges of its live replicas
     price: float = 0.0  # of its capacity, in multiples of what its GPUs cost
     requests_per_s: float = 0.0  # decided for it, over the last minute
     available: bool = True  # False: its region or its type of GPU is gone
@@ -53,7 +53,7 @@ class Observed:
     gpus_available: Mapping[str, int]  # by type
     routers: int = 0  # replicas alive
     router_busy_share: float = 0.0  # of their event loops, summed
-    telemetry_age_s: float = 0.0  # since anything was heard; large: all of this is old
+    telemetry_age_s: float = 0.0  # since anything was reported; large: all of this is old
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """The fleet's planner: how many replicas of every pool, and of routers, and why.
 
     Observed ─▶ expected demand ─┐
-    prices ───▶ correction ──────┼─▶ mix ─▶ steady ─▶ Plan, one line for each change
+    prices ───▶ correction ──────┼─▶ mix ─▶ stabilisation ─▶ Plan, one line for each change
     GPUs, their prices, states ──┘
 
 Each pool is sized for the time at which a replica that is started now will be ready. What a price
@@ -10,29 +10,29 @@ thought to. So while a model's pools all have a price m, its work counts for mor
 
     correction ← min(1.3, correction · exp(0.1 · min(m, 1) · minutes)),   else halves in 5 minutes
 
-With `prices_used` off every pool is sized on its own, for what is decided for it: blind to prices,
-to what else could carry it, and to what its GPU costs.
-
-The one rule: what it does not know it does not act on. With old telemetry the last plan holds.
+The one rule: what it does not know it does not act on. With old telemetry the last plan holds, and
+a pool of real servers, of which no rates of work are known, keeps its replicas.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from infra.autoscaling.contract import Observed, Plan
+from infra.autoscaling.contract import Demand, Observed, Plan
 from infra.autoscaling.demand.corrections import Corrections
 from infra.autoscaling.demand.expected import ExpectedDemand, ExpectedOptions
-from infra.autoscaling.sizing.alone import alone, decided
+from infra.autoscaling.explanations import Explanations
 from infra.autoscaling.sizing.mix import MixOptions
-from infra.autoscaling.sizing.needs import Needs
+from infra.autoscaling.sizing.requirement import (
+    Requirement,
+    capacity_shortfall,
+    pools_to_keep,
+)
 from infra.autoscaling.sizing.sizing import Sizing, SizingOptions
-from infra.autoscaling.sizing.steady import Limits, Steady, SteadyOptions
-from infra.autoscaling.sizing.survivors import held, urgent
-from infra.autoscaling.wording import Wording
+from infra.autoscaling.sizing.stabilisation import Limits, StabilisationOptions, StabilisationWindow
 from infra.capacity.fleet import Fleet, PoolPlan
 from infra.capacity.latency_target import LatencyTarget
 from learners.work import WorkRates
@@ -53,17 +53,16 @@ class RouterOptions:
 class PlannerOptions:
     """Everything of the planner that can be chosen."""
 
-    prices_used: bool = True  # False: each pool on its own
-    stale_s: float = 30.0  # telemetry older than this tells of another time; it comes each second
+    stale_s: float = 30.0  # telemetry older than this describes another time; it comes each second
     expected: ExpectedOptions = field(default_factory=ExpectedOptions)
     sizing: SizingOptions = field(default_factory=SizingOptions)
     mix: MixOptions = field(default_factory=MixOptions)
-    steady: SteadyOptions = field(default_factory=SteadyOptions)
+    stabilisation: StabilisationOptions = field(default_factory=StabilisationOptions)
     routers: RouterOptions = field(default_factory=RouterOptions)
 
 
 class Planner:
-    """A `Scaler`. Pools without GPUs or `rates` are not ours to size: they stay as described."""
+    """A `Scaler`. Pools without GPUs or `rates` can't be sized: they stay as described."""
 
     def __init__(
         self,
@@ -74,25 +73,27 @@ class Planner:
         options: PlannerOptions | None = None,
         remembered: Mapping[str, Any] | None = None,
     ) -> None:
-        """`rates` by pool, `quality` (0 to 1) by model, `remembered` as `as_dict` told it."""
+        """`rates` by pool, `quality` (0 to 1) by model, `remembered` as `as_dict` gave it."""
         self._options = options = options or PlannerOptions()
         remembered = remembered or {}
         self._fleet, self._rates, self._target = fleet, dict(rates), target
         self._pools = {p.name: p for p in fleet.pools if p.gpu is not None and p.name in rates}
+        self._not_sized = [p for p in fleet.pools if p.name not in self._pools]
         self._gpus = {gpu.name: gpu for gpu in fleet.gpus}
         self._demand = ExpectedDemand(options.expected, remembered.get("demand"))
-        self._decided = ExpectedDemand(options.expected, remembered.get("decided"))
         self._corrections = Corrections(self._pools, remembered.get("corrections"))
-        self._steady = Steady(options.steady, remembered.get("steady"))
-        self._router_steady = Steady(options.steady, remembered.get("router_steady"))
+        window = options.stabilisation
+        self._window = StabilisationWindow(window, remembered.get("steady"))
+        self._router_window = StabilisationWindow(window, remembered.get("router_steady"))
         self._sizing = Sizing(self._pools, rates, target, quality, options.sizing, options.mix)
         self._sizing.restore(remembered.get("sizing"))
-        self._wording = Wording(self._pools)
+        self._explanations = Explanations(self._pools)
         plan = remembered.get("plan")
         self._plan = None if plan is None else Plan(replicas=plan[0], routers=plan[1])
         self._usd_per_hour: dict[str, float] = dict(remembered.get("usd_per_hour", {}))
         self._stale = bool(remembered.get("stale", False))
         self._left_out = bool(remembered.get("left_out", False))
+        self._not_sized_said: list[str] | None = remembered.get("not_sized")
 
     def step(self, observed: Observed) -> Plan:
         """The plan from now on."""
@@ -102,24 +103,25 @@ class Planner:
         said = []
         if self._stale:
             said.append("telemetry is back: planning goes on")
-            self._steady.resume(observed.at_s, before.replicas)
+            self._window.resume(observed.at_s, before.replicas)
         self._stale = False
         at_s = observed.at_s
-        said += self._demand.observe(at_s, observed.demands)
+        said += self._say_what_is_not_sized()
+        said += self._demand.observe(at_s, self._sizable(observed.demands))
         said += self._read_prices(observed)
         self._corrections.observe(at_s, observed.pools)
         limits, gpus = self._limits(observed)
         now = {pool: before.replicas.get(pool, 0) for pool in self._pools}
-        needs = self._needs(observed, now, limits, gpus)
+        required = self.required(observed, now, limits, gpus)
         there = {name: min(now[name], limits[name].most) for name in now}
-        pressing = urgent(self._pools, needs, there) or not self._options.prices_used
-        kept = held(self._pools, needs, observed.pools)
-        settled = self._steady.settle(at_s, now, needs.replicas, limits, gpus, kept, pressing)
-        self._steady.planned(at_s, settled)
+        at_once = self.at_once(required, there)
+        keep = pools_to_keep(self._pools, required, observed.pools)
+        settled = self._window.settle(at_s, now, required.replicas, limits, gpus, keep, at_once)
+        self._window.planned(at_s, settled)
         routers = self._routers(observed, before.routers)
         replicas = {p.name: settled.get(p.name, p.replicas) for p in self._fleet.pools}
-        said += self._wording.lines(now, settled, needs, limits, gpus, self._usd_per_hour)
-        said += self._say_who_is_left_out(needs)
+        said += self._explanations.lines(now, settled, required, limits, gpus, self._usd_per_hour)
+        said += self._say_who_is_left_out(required)
         if routers != before.routers:
             busy = observed.router_busy_share
             said.append(f"routers: {before.routers} → {routers}: {busy:.2f} event loops are busy")
@@ -130,16 +132,33 @@ class Planner:
         """All that it remembers, for JSON."""
         return {
             "demand": self._demand.as_dict(),
-            "decided": self._decided.as_dict(),
             "corrections": self._corrections.as_dict(),
-            "steady": self._steady.as_dict(),
-            "router_steady": self._router_steady.as_dict(),
+            "steady": self._window.as_dict(),
+            "router_steady": self._router_window.as_dict(),
             "sizing": self._sizing.as_dict(),
             "plan": self._plan and [dict(self._plan.replicas), self._plan.routers],
             "usd_per_hour": dict(self._usd_per_hour),
             "stale": self._stale,
             "left_out": self._left_out,
+            "not_sized": self._not_sized_said,
         }
+
+    def required(
+        self,
+        observed: Observed,
+        now: Mapping[str, int],
+        limits: Mapping[str, Limits],
+        gpus: Mapping[str, int],
+    ) -> Requirement:
+        """What each pool needs: the cheapest mix for all that is expected."""
+        del observed  # its demand and prices are read by now
+        return self._sizing.together(
+            self._demand, self._corrections.factors(), self._usd_per_hour, now, limits, gpus
+        )
+
+    def at_once(self, required: Requirement, there: Mapping[str, int]) -> bool:
+        """Whether what is required beyond what is there, or starting, must come without delay."""
+        return capacity_shortfall(self._pools, required, there) > 0.0
 
     # --- what is observed, checked
 
@@ -153,12 +172,26 @@ class Planner:
         return Plan(replicas=replicas, routers=max(least, observed.routers))
 
     def _hold(self, before: Plan, observed: Observed) -> Plan:
-        told, self._stale, self._plan = self._stale, True, before
+        said, self._stale, self._plan = self._stale, True, before
         line = (
             f"telemetry is {observed.telemetry_age_s:.0f} s old: nothing changes until it is back"
         )
-        lines = () if told else (line,)
+        lines = () if said else (line,)
         return Plan(replicas=before.replicas, routers=before.routers, lines=lines)
+
+    def _sizable(self, demands: Sequence[Demand]) -> list[Demand]:
+        """Without what prefers a model that only pools answer which can't be sized."""
+        others = {pool.model for pool in self._not_sized}
+        others -= {pool.model for pool in self._pools.values()}
+        return [demand for demand in demands if demand.model not in others]
+
+    def _say_what_is_not_sized(self) -> list[str]:
+        """Once, and again when it is another set of pools."""
+        names = [pool.name for pool in self._not_sized]
+        before, self._not_sized_said = self._not_sized_said, names
+        if names == before or (self._pools and not names):
+            return []
+        return [self._explanations.not_sized(names)]
 
     def _read_prices(self, observed: Observed) -> list[str]:
         said = []
@@ -175,7 +208,8 @@ class Planner:
         gpus = {}
         for name, gpu in self._gpus.items():
             there = observed.gpus_available.get(name, gpu.available)
-            gpus[name] = max(0, int(there if math.isfinite(there) else gpu.available))
+            there = int(there if math.isfinite(there) else gpu.available)
+            gpus[name] = max(0, there - self._gpus_not_sized(name))
         limits = {}
         for name, pool in self._pools.items():
             condition = observed.pools.get(name)
@@ -189,37 +223,22 @@ class Planner:
             )
         return limits, gpus
 
-    # --- what is needed
+    def _gpus_not_sized(self, gpu: str) -> int:
+        """GPUs of a type that pools have which keep their replicas."""
+        of = [pool for pool in self._not_sized if pool.gpu is not None and pool.gpu.name == gpu]
+        return sum(pool.replicas * pool.gpus_per_replica for pool in of)
 
-    def _needs(
-        self,
-        observed: Observed,
-        now: Mapping[str, int],
-        limits: Mapping[str, Limits],
-        gpus: Mapping[str, int],
-    ) -> Needs:
-        if self._options.prices_used:
-            factors = self._corrections.factors()
-            return self._sizing.together(
-                self._demand, factors, self._usd_per_hour, now, limits, gpus
-            )
-        o = self._options.sizing
-        asked = decided(self._pools, observed.pools, self._demand, o)
-        self._decided.observe(observed.at_s, asked)
-        return alone(
-            self._pools, self._rates, self._target, o, self._demand, self._decided,
-            self._sizing.lead_s, self._usd_per_hour, limits, gpus,
-        )  # fmt: skip
+    # --- what becomes of it
 
-    def _say_who_is_left_out(self, needs: Needs) -> list[str]:
+    def _say_who_is_left_out(self, required: Requirement) -> list[str]:
         """When it begins, and when it is over."""
-        expected, before = sum(needs.wished.values()), self._left_out
-        self._left_out = needs.unmet > UNMET_LEAST * expected
+        expected, before = sum(required.demand.values()), self._left_out
+        self._left_out = required.unmet > UNMET_LEAST * expected
         if self._left_out == before:
             return []
         if self._left_out:
-            return [self._wording.left_out(needs.unmet, expected)]
-        return [self._wording.carried_again(expected)]
+            return [self._explanations.left_out(required.unmet, expected)]
+        return [self._explanations.carried_again(expected)]
 
     def _routers(self, observed: Observed, now: int) -> int:
         o, busy = self._options.routers, observed.router_busy_share
@@ -228,8 +247,8 @@ class Planner:
         needed = {"routers": min(max(math.ceil(busy / o.busy_max - 1e-9), o.least), o.most)}
         limits = {"routers": Limits(gpu="", gpus_per_replica=1, least=o.least, most=o.most)}
         there, room = {"routers": now}, {"": o.most}
-        settled = self._router_steady.settle(observed.at_s, there, needed, limits, room)
-        self._router_steady.planned(observed.at_s, settled)
+        settled = self._router_window.settle(observed.at_s, there, needed, limits, room)
+        self._router_window.planned(observed.at_s, settled)
         return settled["routers"]
 
 

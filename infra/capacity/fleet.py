@@ -7,38 +7,60 @@
 Ray knows a GPU type as a *logical* resource, `gpu_<type>`: a machine without GPUs can run the
 configuration of a cluster that has hundreds, and a cluster states its real counts.
 
-The one rule: these are plain data. They travel to Ray's workers and say all that those need.
+These are plain data. They travel to Ray's workers and say all that those need.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
+
+from pydantic import JsonValue
 
 from infra.capacity.latency_target import LatencyTarget
 from infra.capacity.load import rates_of
+from infra.emulator import catalogue as known
 from infra.emulator.performance import Performance
 from infra.emulator.power import Power
+from learners.option import option, required
 from learners.work import WorkRates
 from serve.routing.catalogue import Pool
 
 Backend = Literal["none", "emulated", "openai"]
+UNSTATED = (None, math.nan)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuType:
     """One type of GPU. Facts about it are in `infra.emulator.catalogue` or stated in settings."""
 
-    name: str
-    memory_bytes: float
-    bandwidth_bytes_per_s: float
-    bf16_flops: float
-    fp8_flops: float
-    power_w: float
-    usd_per_hour: float
-    available: int  # how many may be had
-    startup_s: float  # until a machine with it is there
+    name: str = required(
+        f"Its name; known are {', '.join(sorted(known.GPUS))}.",
+        min_length=1,
+        max_length=100,
+        pattern="^[a-z0-9_]+$",
+    )
+    # NaN, and left out in settings: as the data sheet has it, see `infra.settings.fleet_plans`.
+    memory_bytes: float = required(
+        "Memory, GiB.", key="memory_gib", times=2**30, gt=0, le=10_000, stands_for=UNSTATED
+    )
+    bandwidth_bytes_per_s: float = required(
+        "Of memory, TB/s.", key="bandwidth_tb_per_s", times=1e12, gt=0, le=1000, stands_for=UNSTATED
+    )
+    bf16_flops: float = required(
+        "Dense, bf16, TFLOP/s.", key="bf16_tflops", times=1e12, gt=0, le=1e6, stands_for=UNSTATED
+    )
+    fp8_flops: float = required(
+        "Dense, fp8, TFLOP/s.", key="fp8_tflops", times=1e12, gt=0, le=1e6, stands_for=UNSTATED
+    )
+    power_w: float = required("Rated power, watts.", gt=0, le=100_000, stands_for=UNSTATED)
+    usd_per_hour: float = required("Price of one, USD per hour.", ge=0, le=10_000)
+    available: int = option(8, "How many may be had.", ge=0, le=1_000_000)
+    startup_s: float = option(
+        120.0, "Seconds until a machine with it is there. Read by autoscaling.", ge=0, le=86_400
+    )
 
     @property
     def resource(self) -> str:
@@ -54,32 +76,61 @@ class Emulation:
     power: Power
     context_tokens_max: int
     output_tokens: float  # of a typical answer, where nobody limits it
-    confidence: float = 0.9  # mean probability of its tokens
-    speed: float = 1.0  # 20: twenty times as fast as what it emulates
+    speed: float = option(1.0, "emulated: times as fast as what it emulates.", gt=0, le=1000)
+    confidence: float = option(0.9, "emulated: mean probability of its tokens.", gt=0, lt=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolPlan:
     """One pool, as it is to be run or called."""
 
-    name: str
-    model: str
-    backend: Backend
-    region: str = ""
+    name: str = required("Its name, unique.", min_length=1, max_length=200)
+    model: str = required("The model it serves: a name of `[[models]]`.")
+    region: str = option("", "Where it is.", max_length=200)
+    backend: Backend = option(
+        "none",
+        "none: it is decided for, callers call it. emulated: an engine that behaves like the "
+        "model on its GPU. openai: any server that speaks OpenAI's API.",
+    )
+    replicas: int = option(1, "Replicas to begin with.", ge=0, le=10_000)
+    replicas_min: int = option(0, "Never fewer. Read by autoscaling.", ge=0, le=10_000)
+    replicas_max: int = option(8, "Never more. Read by autoscaling.", ge=1, le=10_000)
+    urls: tuple[str, ...] = option(
+        (), "openai: base URLs, with the version, of servers that run already."
+    )
+    command: tuple[str, ...] = option(
+        (),
+        "openai: a program that Ray runs as a replica and that answers /v1/models when it is "
+        "ready; {host} and {port} are filled in.",
+    )
+    upstream_model: str = option("", "The model's name there, if other.", max_length=200)
+    api_key: str | None = option(None, "openai: bearer token.", stands_for=("", None), secret=True)
+    extra: Mapping[str, JsonValue] = option(
+        {}, "openai: put into every call's body, over what the caller has there."
+    )
+    priority: bool = option(
+        False,
+        "openai: tell the server who goes first, by `criticality`. For a vLLM started with "
+        "`--scheduling-policy priority`; others may refuse the field. Emulated pools are "
+        "always told.",
+    )
     gpu: GpuType | None = None
     gpus_per_replica: int = 1  # tensor parallelism
-    replicas: int = 1  # to begin with
-    replicas_min: int = 0
-    replicas_max: int = 1
     load_s: float = 0.0  # loading the model, after the machine is there; 0: it is kept loaded
-    urls: tuple[str, ...] = ()  # of servers that run already
-    command: tuple[str, ...] = ()  # starts a server; {host} and {port} are filled in
-    upstream_model: str = ""  # the model's name there
-    api_key: str | None = field(default=None, repr=False)
-    extra: Mapping[str, object] = field(default_factory=dict)  # into every call's body
-    priority: bool = False  # openai: calls say who goes first; emulated ones are always told
     emulation: Emulation | None = None
     target: LatencyTarget = LatencyTarget()
+
+    @property
+    def engine(self) -> Emulation:
+        """Its emulation, for those who only have pools that are emulated."""
+        assert self.emulation is not None, f"pool {self.name} is not emulated"
+        return self.emulation
+
+    @property
+    def machine(self) -> GpuType:
+        """Its GPU, for those who only have pools that state one."""
+        assert self.gpu is not None, f"pool {self.name} states no GPU"
+        return self.gpu
 
     @property
     def rates(self) -> WorkRates:
@@ -100,7 +151,7 @@ class PoolPlan:
         return self.emulation.power.prefill_w if self.emulation else 0.0
 
     def for_router(self, *, reports: bool) -> Pool:
-        """What a router knows of it; `reports`: telemetry tells of its replicas."""
+        """What a router knows of it; `reports`: its replicas report telemetry."""
         return Pool(
             name=self.name,
             model=self.model,

@@ -1,17 +1,17 @@
 """What an emulated replica can carry within a latency target, and how near to it it is.
 
-The coefficients of its iteration are those of `learners.work`. Its *load* is told from what came
-and from what it is behind with:
+The coefficients of its iteration are those of `learners.work`. Its *load* is measured from what
+came and from what it is behind with:
 
-    load = work that came per second, lately, / how full it may be (`autoscaling.queueing`)
+    load = work that came per second, recently, / how full it may be (`capacity.queueing`)
          + time to read the prompts that wait / target
          + time per token / target − 1, where that is more
 
-What comes, not what is done: that stops at what a replica can do. Lately is the last few seconds,
+What comes, not what is done: that stops at what a replica can do. Recently is the last few seconds,
 later ones count more. The other two are zero while it keeps up, and have no bound when it does not.
 How full it may be follows from the lengths of the last minute's requests.
 
-The one rule: 1 means as much as it carries with 99 % within the target, on every GPU alike.
+1 means as much as it carries with 99 % within the target, on every GPU alike.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ class LoadGauge:
         self._rates = rates_of(engine.performance, target)
         self._flow = 0.0  # work per second
         self._window = [0.0] * 5  # of this window: requests, prompt, output, work, its squares
-        self._lately = [0.0] * 5  # the same, of the last minute
+        self._recent = [0.0] * 5  # the same, of the last minute
         self._looked = (engine.now_s, engine.busy_s, engine.iterations)
 
     def came(self, prompt_tokens: int, output_tokens: int) -> None:
         """A request was submitted."""
-        work_s = self._rates.work_s(prompt_tokens, output_tokens)
+        work_s = self._rates.work_s(prompt_tokens, output_tokens=output_tokens)
         of = self._window
         of[0] += 1.0
         of[1] += prompt_tokens
@@ -86,14 +86,21 @@ class LoadGauge:
         kept = math.exp(-window_s / FLOW_S)
         self._flow = kept * self._flow + (1.0 - kept) * self._window[3] / window_s
         kept = math.exp(-window_s / LENGTHS_S)
-        pairs = zip(self._lately, self._window, strict=True)
-        self._lately = [kept * lately + new for lately, new in pairs]
+        pairs = zip(self._recent, self._window, strict=True)
+        self._recent = [kept * before + new for before, new in pairs]
         self._window = [0.0] * 5
 
     def _full(self) -> float:
-        """How full it may be, by the lengths that came lately."""
-        n, prompt, output, work_s, squares = self._lately
+        """How full it may be, by the lengths that came recently."""
+        n, prompt, output, work_s, squares = self._recent
         if n < 1.0:
             return 1.0
         cv2 = max(0.0, squares * n / (work_s * work_s) - 1.0) if work_s else 0.0
-        return load_max(self._rates, self._target, prompt / n, output / n, cv2, REPLICAS)
+        return load_max(
+            self._rates,
+            self._target,
+            prompt / n,
+            output_tokens_mean=output / n,
+            cv2=cv2,
+            replicas=REPLICAS,
+        )

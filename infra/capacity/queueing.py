@@ -19,7 +19,7 @@ falls with the root of the replicas, among which the least busy is chosen:
 
 Answers of one token have no time per token, so nothing to be held up.
 
-The one rule: the two constants were found by simulation of the emulator (`python -m
+The two constants were found by simulation of the emulator (`python -m
 load.fit.queueing` prints how well they predict), and nothing else here was.
 """
 
@@ -53,7 +53,7 @@ def erlang_c(servers: int, load_erlang: float) -> float:
     return blocked / (1.0 - load_erlang / servers * (1.0 - blocked))
 
 
-def wait_s(servers: int, load: float, service_s: float, cv2: float) -> float:
+def wait_s(servers: int, load: float, *, service_s: float, cv2: float) -> float:
     """99th percentile of the wait at a load per server below 1: Kimura's approximation."""
     waits = erlang_c(servers, servers * load)
     if waits <= MISSED:
@@ -65,6 +65,7 @@ def load_max(
     rates: WorkRates,
     target: LatencyTarget,
     prompt_tokens_mean: float,
+    *,
     output_tokens_mean: float,
     cv2: float,
     replicas: int,
@@ -87,6 +88,7 @@ def replicas_for(
     rates: WorkRates,
     target: LatencyTarget,
     prompt_tokens_mean: float,
+    *,
     output_tokens_mean: float,
     cv2: float,
 ) -> int:
@@ -95,7 +97,14 @@ def replicas_for(
         return 0
 
     def carries(n: int) -> bool:
-        load = load_max(rates, target, prompt_tokens_mean, output_tokens_mean, cv2, n)
+        load = load_max(
+            rates,
+            target,
+            prompt_tokens_mean,
+            output_tokens_mean=output_tokens_mean,
+            cv2=cv2,
+            replicas=n,
+        )
         return work_per_s <= n * load
 
     most = max(1, math.ceil(work_per_s))
@@ -111,10 +120,10 @@ def replicas_for(
 def _load_for_wait(servers: int, service_s: float, cv2: float, wait_s_max: float) -> float:
     """The highest load at which the wait is short enough: it grows with the load."""
     least, most = 0.0, LOAD_MAX
-    if wait_s(servers, most, service_s, cv2) <= wait_s_max:
+    if wait_s(servers, most, service_s=service_s, cv2=cv2) <= wait_s_max:
         return most
     for _ in range(HALVINGS):
         middle = (least + most) / 2.0
-        meets = wait_s(servers, middle, service_s, cv2) <= wait_s_max
+        meets = wait_s(servers, middle, service_s=service_s, cv2=cv2) <= wait_s_max
         least, most = (middle, most) if meets else (least, middle)
     return least

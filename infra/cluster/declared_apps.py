@@ -51,6 +51,7 @@ def withdraw(name: str) -> None:
 def _apply(name: str, apps: list[ServeApplicationSchema]) -> None:
     """Declare `apps` in the place of the one of that name."""
     client = _get_global_client()  # there is no public call for it but the dashboard's
+    assert client is not None, "Ray Serve runs"
     known = client.get_serve_details()
     others = [
         ServeApplicationSchema.model_validate(of["deployed_app_config"])
@@ -62,7 +63,9 @@ def _apply(name: str, apps: list[ServeApplicationSchema]) -> None:
 
 
 def _is_declared(name: str) -> bool:
-    of = _get_global_client().get_serve_details()["applications"].get(name)
+    client = _get_global_client()
+    assert client is not None, "Ray Serve runs"
+    of = client.get_serve_details()["applications"].get(name)
     return of is not None and of["source"] == "declarative"
 
 

@@ -10,12 +10,13 @@ states its GPUs as logical resources runs the same configuration as a cluster th
 Pools are one application because one policy then sees them all. Without autoscaling each has the
 number of replicas that the settings say.
 
-The one rule: what a pool is comes from its `PoolPlan`, how many replicas it has from the policy.
+What a pool is comes from its `PoolPlan`, how many replicas it has from the policy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import ray
 from ray import serve as ray_serve
@@ -78,9 +79,11 @@ def _declaration() -> ServeApplicationSchema:
     )
 
 
-def scaled_pools(arguments: dict) -> ray_serve.Application:
+def scaled_pools(arguments: dict[str, Any]) -> ray_serve.Application:
     """Called by Ray Serve to make the application, in a process of its own."""
     del arguments
+    site: LocalSite
+    telemetry_s: float
     site, telemetry_s = ray.get(find_planner().deployed.remote())
     return _application(site, telemetry_s, scaled=True)
 
@@ -101,11 +104,11 @@ def _application(site: LocalSite, telemetry_s: float, *, scaled: bool) -> ray_se
 
 
 def _deployment(plan: PoolPlan, *, scaled: bool) -> ray_serve.Deployment:
-    return ray_serve.deployment(PoolDeployment).options(
+    return ray_serve.deployment(PoolDeployment).options(  # type: ignore[attr-defined]  # decorates
         **COMMON
         | (_bounds(plan) if scaled else {"num_replicas": plan.replicas})
         | {
-            "name": plan.name,  # of characters that Ray takes, see `infra.settings.sections_fleet`
+            "name": plan.name,  # of characters that Ray takes, see `infra.settings.fleet_plans`
             "ray_actor_options": {
                 "num_cpus": 0,
                 "num_gpus": plan.device_gpus,

@@ -6,7 +6,7 @@
 
 For experiments: what a cluster does when a machine dies can be seen on one.
 
-The one rule: every process that was started here is ended here, also after an error.
+Every process that was started here is ended here, also after an error.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import ray
 from ray import serve as ray_serve
@@ -26,7 +27,7 @@ from infra.errors import ClusterFailed
 # Every machine has an address of its own on the loopback. Not 127.0.0.1: Ray takes that for "this
 # host" and looks for it at the address of a network card, where nothing of ours listens.
 HEAD, FIRST = "127.0.0.2", 10
-NODE = {"object_store_memory": OBJECT_STORE_BYTES, "num_gpus": 0}
+NODE: dict[str, Any] = {"object_store_memory": OBJECT_STORE_BYTES, "num_gpus": 0}
 
 
 class Raylets:
@@ -34,7 +35,7 @@ class Raylets:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
-        self._nodes: list = []
+        self._nodes: list[Any] = []
 
     def add(self, resources: Mapping[str, float]) -> int:
         """Start one more; its number."""

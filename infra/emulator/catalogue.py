@@ -8,7 +8,7 @@ size of the KV cache; for measured pairs the times are fitted all the same.
     kv_values_per_token = 2 · layers with full attention · KV heads · head size
                         = layers · 576 where keys and values share one latent vector (MLA)
 
-The one rule: a figure here is a fact about the thing, never a fit.
+A figure here is a fact about the thing, never a fit.
 """
 
 from __future__ import annotations

@@ -24,10 +24,9 @@ that begins then is composed.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from heapq import heappop, heappush
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from infra.emulator.errors import NeverFits
 from infra.emulator.iterations import Run
@@ -38,7 +37,7 @@ from infra.emulator.waiting import DECODING, GONE, PREFILLING, WAITING, Sequence
 FIRST_TOKEN, FINISHED, PREEMPTED = "first_token", "finished", "preempted"
 WATERMARK = 0.01  # share of the cache that admission leaves free: vLLM's own figure
 
-RequestId = Hashable
+RequestId = Any  # whatever can be a key: the caller's own
 PRIORITY = attrgetter("priority")
 
 
@@ -103,9 +102,9 @@ class Engine:
         sequence = self._known[request_id] = Sequence(
             request_id, prompt_tokens, output_tokens, prefill, ready_s, priority, self._submitted
         )
-        joins = self._run is not None and self._waiting.outranks(sequence)
+        joins = self._waiting.outranks(sequence)
         self._waiting.add(sequence)
-        if joins:
+        if self._run is not None and joins:
             self._stop_for_arrival(self._run)
 
     def cancel(self, request_id: RequestId, now_s: float) -> None:
@@ -125,7 +124,7 @@ class Engine:
     def advance(self, to_s: float) -> list[Event]:
         """Everything that happened since the last call, up to and including `to_s`, in order.
 
-        A preemption at `to_s` itself is told with the next call.
+        A preemption at `to_s` itself is reported with the next call.
         """
         self._go(to_s)
         events, self._events = self._events, []
@@ -149,7 +148,7 @@ class Engine:
         return begins_s + self.performance.fixed_s
 
     def next_token_s(self) -> float:
-        """When the next iteration ends, told as `next_change_s` tells it."""
+        """When the next iteration ends, as `next_change_s` has it."""
         if self._run is None:
             return self.next_change_s()
         return self._run.end_s(self._done() + 1)
@@ -211,7 +210,9 @@ class Engine:
         if run is not None and run.prompt_tokens:  # the same share of it as of the iteration
             share = (self._now_s - run.begins_s) / run.first_s
             prefill_s += share * run.prompt_tokens * self.performance.per_prompt_token_s
-        return self.power.energy_j(self._now_s - self._began_s, self.busy_s, prefill_s)
+        return self.power.energy_j(
+            self._now_s - self._began_s, busy_s=self.busy_s, prefill_s=prefill_s
+        )
 
     # --- the clock
 
@@ -255,11 +256,12 @@ class Engine:
         assert prompt or n, "there is something to do"
         first_s = p.iteration_s(n, self._context, prompt)
         if prompt:
-            return Run(self._boundary_s, 1, first_s, 0.0, prompt)
+            return Run(self._boundary_s, 1, first_s, step_s=0.0, prompt_tokens=prompt)
         k = min(self._next_finish() - self._iteration, (p.kv_tokens_max - self._kv) // n)
-        if full and self._fits(waiting.first()):  # one that was preempted, at least
+        first = waiting.first()
+        if full and first is not None and self._fits(first):  # one that was preempted, at least
             k = 1  # the next one admits again
-        run = Run(self._boundary_s, k, first_s, n * p.per_context_token_s)
+        run = Run(self._boundary_s, k, first_s, step_s=n * p.per_context_token_s)
         if waiting.arrivals:
             self._stop_for_arrival(run)
         return run
@@ -331,7 +333,7 @@ class Engine:
     # --- the end of a run
 
     def _commit(self, run: Run, end_s: float) -> None:
-        """Count the run's tokens, tell of first and last ones, let the cancelled leave."""
+        """Count the run's tokens, report first and last ones, let the cancelled leave."""
         made = self._n * run.k
         self._iteration += run.k
         self._tokens += made + len(self._completing)

@@ -23,7 +23,7 @@ from infra.emulator.performance import Performance
 from infra.emulator.power import Power, PowerShares, power
 from infra.emulator.roofline import Deployment, Efficiency, derive, roofline
 
-ROWS_MIN = 8  # of measurements, for a setup to tell of efficiency
+ROWS_MIN = 8  # of measurements, to estimate a setup's efficiency from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

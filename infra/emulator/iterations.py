@@ -9,7 +9,7 @@ Contexts grow by one token each per iteration, and so does the duration, by the 
 
 The iterations that end before a moment are counted by the root of that quadratic.
 
-The one rule: a run is only ever shortened, and never below the iteration that is under way.
+A run is only ever shortened, and never below the iteration that is under way.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Run:
     __slots__ = ("begins_s", "first_s", "k", "prompt_tokens", "step_s")
 
     def __init__(
-        self, begins_s: float, k: int, first_s: float, step_s: float, prompt_tokens: int = 0
+        self, begins_s: float, k: int, first_s: float, *, step_s: float, prompt_tokens: int = 0
     ) -> None:
         """`prompt_tokens` are prefilled in it; a run that prefills is one iteration."""
         self.begins_s, self.k, self.first_s, self.step_s = begins_s, k, first_s, step_s

@@ -18,7 +18,7 @@ requests only every 10 or, under load, 30 iterations (`--scheduler-recv-interval
 grow with their batch. The coefficients of `fitted.json` come from measurements (`load/
 fit_emulator.py`, which names their source).
 
-The one rule: figures that were derived and not measured say so (`derived`), wherever they go.
+Figures that were derived and not measured say so (`derived`), wherever they go.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Power:
     decode_w: float
     prefill_w: float
 
-    def energy_j(self, all_s: float, busy_s: float, prefill_s: float) -> float:
+    def energy_j(self, all_s: float, *, busy_s: float, prefill_s: float) -> float:
         """Energy of `all_s` seconds, `busy_s` of them in iterations, of these some in prefill."""
         return (
             self.idle_w * (all_s - busy_s)

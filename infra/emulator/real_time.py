@@ -7,7 +7,7 @@
 The engine lives in its own virtual time. It runs `speed` times as fast as the clock, and
 `slowdown` times slower while a fault is injected; changing either moves no time that has passed.
 
-The one rule: whoever stops listening is cancelled in the engine too.
+Whoever stops listening is cancelled in the engine too.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import asyncio
 import itertools
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any
 
 from infra.emulator.engine import FINISHED, Engine
 
-# A token is told at most this late or early, in seconds of the clock. Shorter sleeps would only
+# A token is reported at most this late or early, in seconds of the clock. Shorter sleeps would only
 # burn time: an event loop's own are no more precise.
 TICK_S = 0.001
 
@@ -43,7 +44,7 @@ class RealTimeEngine:
         self._engine_s = engine.now_s
         self._ids = itertools.count()
         self._tokens: dict[int, asyncio.Queue[int | None]] = {}  # new ones; None: we failed
-        self._told: dict[int, tuple[int, int]] = {}  # tokens told so far, and all that will be
+        self._reported: dict[int, tuple[int, int]] = {}  # tokens so far, and all that will be
         self._changed = asyncio.Event()  # a request came, or the pace changed
         self._task: asyncio.Task[None] | None = None
 
@@ -80,7 +81,7 @@ class RealTimeEngine:
             request, prompt_tokens, output_tokens, self.engine_now_s(), cached_tokens, priority
         )
         queue = self._tokens[request] = asyncio.Queue()
-        self._told[request] = (0, output_tokens)
+        self._reported[request] = (0, output_tokens)
         self._wake()
         try:
             left = output_tokens
@@ -94,7 +95,7 @@ class RealTimeEngine:
                 yield new
         finally:
             if self._tokens.pop(request, None) is not None:
-                self._told.pop(request, None)
+                self._reported.pop(request, None)
                 self.engine.cancel(request, self.engine_now_s())
                 self._wake()
 
@@ -124,7 +125,7 @@ class RealTimeEngine:
 
     async def _rest(self, seconds: float) -> None:
         """Sleep, unless something changes meanwhile."""
-        waiting = [asyncio.ensure_future(self._changed.wait())]
+        waiting: list[asyncio.Future[Any]] = [asyncio.ensure_future(self._changed.wait())]
         if not math.isinf(seconds):
             waiting.append(asyncio.ensure_future(self._sleep(max(TICK_S, seconds))))
         try:
@@ -136,10 +137,10 @@ class RealTimeEngine:
     def _tell(self) -> None:
         now_s = self.engine_now_s()
         finished = {e.request_id for e in self.engine.advance(now_s) if e.kind == FINISHED}
-        for request, (told, output) in list(self._told.items()):
+        for request, (reported, output) in list(self._reported.items()):
             made = output if request in finished else self.engine.tokens_made(request, now_s)
-            if made > told:
-                self._told[request] = (made, output)
-                self._tokens[request].put_nowait(made - told)
+            if made > reported:
+                self._reported[request] = (made, output)
+                self._tokens[request].put_nowait(made - reported)
             if made == output:
-                del self._told[request], self._tokens[request]
+                del self._reported[request], self._tokens[request]

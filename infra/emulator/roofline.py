@@ -7,7 +7,7 @@ A roofline is a lower bound of each coefficient. How far real engines are from i
 is the median over the measured setups (`fitted.json`); time that does not depend on the hardware is
 added as they show it.
 
-The one rule: what `derive` returns says `derived=True`.
+What `derive` returns says `derived=True`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@
 The order is that of vLLM with `--scheduling-policy priority`: a lower number goes first. Where all
 priorities are equal it is first come, first served.
 
-The one rule: who is first depends on priority and arrival alone, and is never one who is gone.
+Who is first depends on priority and arrival alone, and is never one who is gone.
 """
 
 from __future__ import annotations

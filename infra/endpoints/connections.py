@@ -5,7 +5,7 @@
 Connections are made on first use, on the running loop, and used again: a new one costs a round
 trip, with TLS two more.
 
-The one rule: nothing here outlives `close`, and nothing is opened after it.
+Nothing here outlives `close`, and nothing is opened after it.
 """
 
 from __future__ import annotations

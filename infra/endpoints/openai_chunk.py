@@ -15,6 +15,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -134,7 +135,9 @@ class ChunkReader:
         return read
 
     def _index(self, index: object) -> int | None:
-        found = int(index) if isinstance(index, int) or str(index).isdecimal() else None
+        found = index if isinstance(index, int) else None
+        if found is None and str(index).isdecimal():
+            found = int(str(index))
         if found is not None and found >= TOOL_CALLS_MAX:
             raise self._garbled(f"a tool call's index is {found}, beyond {TOOL_CALLS_MAX - 1}")
         return None if found is None or found < 0 else found
@@ -213,7 +216,7 @@ def _token(token: dict[str, object]) -> dict[str, object]:
     return read
 
 
-def _clean(value: object) -> object:
+def _clean(value: Any) -> Any:
     """The value, its strings without halves of characters."""
     if isinstance(value, str):
         return value if value.isascii() else _whole(value)

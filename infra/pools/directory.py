@@ -1,4 +1,4 @@
-"""Where the pools' replicas listen: one small actor that they tell, and dispatchers ask.
+"""Where the pools' replicas listen: one small actor where they register, and which dispatchers ask.
 
     replica ──report, twice a second──▶ Directory ◀──ask, four times a second── dispatcher
 
@@ -51,7 +51,7 @@ class Directory:
         return now_s - self._began_s, found
 
 
-def open_directory() -> ray.actor.ActorHandle:
+def open_directory() -> ray.actor.ActorHandle[Any]:
     """The cluster's directory, made if there is none. On the head node: without it Ray is gone."""
     made = ray.remote(Directory).options(
         name=NAME,
@@ -62,7 +62,8 @@ def open_directory() -> ray.actor.ActorHandle:
         num_cpus=0,
         resources={"node:__internal_head__": 0.001},
     )
-    return made.remote()
+    handle: ray.actor.ActorHandle[Any] = made.remote()  # type: ignore[assignment]  # so it is
+    return handle
 
 
 def close_directory() -> None:
@@ -71,7 +72,7 @@ def close_directory() -> None:
         ray.kill(find_directory())
 
 
-def find_directory() -> ray.actor.ActorHandle:
+def find_directory() -> ray.actor.ActorHandle[Any]:
     """The cluster's directory. Raises ValueError while there is none."""
     return ray.get_actor(NAME, namespace=NAMESPACE)
 
@@ -83,8 +84,8 @@ class DirectoryClient:
     """
 
     def __init__(self) -> None:
-        self._found: ray.actor.ActorHandle | None = None
-        self._finding: asyncio.Task[ray.actor.ActorHandle] | None = None
+        self._found: ray.actor.ActorHandle[Any] | None = None
+        self._finding: asyncio.Task[ray.actor.ActorHandle[Any]] | None = None
 
     async def ask(self) -> tuple[float, dict[str, list[str]]]:
         """What the directory says."""
@@ -107,7 +108,7 @@ class DirectoryClient:
             self._found = None  # it may have been ended, and another one made
             raise
 
-    async def _find(self) -> ray.actor.ActorHandle:
+    async def _find(self) -> ray.actor.ActorHandle[Any]:
         # In a thread, because Ray waits for its head node here, for minutes if that is away; in one
         # alone, however often the caller loses patience.
         if self._finding is None or self._finding.done():

@@ -4,7 +4,7 @@
 
 The text is numbered words, "w0 w1 w2 …", a token each.
 
-The one rule: nothing here knows when anything is said.
+Nothing here knows when anything is said.
 """
 
 from __future__ import annotations

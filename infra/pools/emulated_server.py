@@ -10,7 +10,7 @@ drawn from a hash of the messages. A conversation that goes on finds its former 
 answers to them, in the prefix cache (see `emulated_prefixes`). `priority` is read as by a vLLM that
 was started with `--scheduling-policy priority`.
 
-The one rule: to whoever calls, nothing but the words tells it from a real server.
+To whoever calls, nothing but the words tells it from a real server.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from infra.capacity.fleet import Emulation
-from infra.capacity.load import LoadGauge
+from infra.capacity.latency_target import LatencyTarget
 from infra.emulator.engine import WATERMARK, Engine
 from infra.emulator.real_time import RealTimeEngine
 from infra.errors import InfraError
@@ -46,7 +46,8 @@ from infra.pools.emulated_answers import (
     text,
 )
 from infra.pools.emulated_prefixes import Prefixes
-from streams.telemetry.pool_window import PoolWindow, ReplicaIdentity
+from infra.pools.replica_meter import ReplicaMeter
+from streams.telemetry.pool_window import ReplicaIdentity
 
 SPREAD = 0.5  # standard deviation of the logarithm of answers' lengths
 JSON, EVENTS = b"application/json", b"text/event-stream; charset=utf-8"
@@ -87,9 +88,9 @@ class EmulatedServer:
     ) -> None:
         self._name, self._emulation, self._unix_s = name, emulation, unix_s
         self._now_s = now_s
-        self.window = PoolWindow(ReplicaIdentity(pool=name, model=name, replica=name))
-        self.gauge: LoadGauge | None = None  # of whoever reports; None: nobody does
         self.engine = Engine(emulation.performance, emulation.power, now_s())
+        identity = ReplicaIdentity(pool=name, model=name, replica=name)
+        self.meter = ReplicaMeter(identity, self.engine, LatencyTarget())  # or of who reports
         self.clock = RealTimeEngine(self.engine, now_s, speed=emulation.speed)
         self._fault = FaultOrder(kind="none")
         self._n_requests = 0
@@ -144,9 +145,8 @@ class EmulatedServer:
     async def words(self, planned: Planned) -> AsyncIterator[tuple[int, int]]:
         """Which words are ready now: from, to. At the engine's pace."""
         made, came_s = 0, self._now_s()
-        if self.gauge is not None:
-            read = planned.prompt_tokens - planned.cached_tokens
-            self.gauge.came(read, planned.output_tokens)
+        read = planned.prompt_tokens - planned.cached_tokens
+        self.meter.count_request(read, planned.output_tokens)
         generated = self.clock.generate(
             planned.prompt_tokens,
             planned.output_tokens,
@@ -158,11 +158,11 @@ class EmulatedServer:
                 if not made:  # the prompt has been read
                     self._prefixes.keep(planned.messages)
                     first_s = self._now_s()
-                    self.window.count_first_token((first_s - came_s) * 1000.0)
+                    self.meter.count_first_token((first_s - came_s) * 1000.0)
                 yield made, made + n
                 made += n
         if made > 1:
-            self.window.count_answer((self._now_s() - first_s) * 1000.0 / (made - 1))
+            self.meter.count_answer((self._now_s() - first_s) * 1000.0 / (made - 1))
         answer = {"role": "assistant", "content": text(0, made)}
         self._prefixes.keep([*planned.messages, answer])
 

@@ -9,7 +9,7 @@ While the directory does not answer, the last addresses stay: whether an endpoin
 for `serve.health.health` to find out. A directory that was just restarted does not know everybody
 yet, so what it says is added and nothing taken away.
 
-The one rule: `endpoints` is a look into memory, and gives the same mapping until something changed.
+`endpoints` is a look into memory, and gives the same mapping until something changed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 ASK_S = 0.25
 ANSWER_S_MAX = 2.0  # then the last addresses stay
-COMPLETE_S = 2 * KEPT_S  # a directory this old has heard of everybody who would be kept
+COMPLETE_S = 2 * KEPT_S  # in a directory this old everybody who would be kept has registered
 
 # Seconds since the directory began, and addresses by pool.
 Asked = tuple[float, Mapping[str, Sequence[str]]]

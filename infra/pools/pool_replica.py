@@ -34,7 +34,7 @@ from streams.telemetry.pool_window import ReplicaIdentity
 
 logger = logging.getLogger(__name__)
 
-TELL_S_MAX = 1.0  # then it is told again; an address is kept for longer
+REGISTER_S_MAX = 1.0  # then it is tried again; an address is kept for longer
 
 
 class Server(Protocol):
@@ -59,7 +59,7 @@ class Emulated:
         assert plan.emulation is not None
         name = plan.upstream_model or plan.model
         self.server = EmulatedServer(name, plan.emulation, time.monotonic, lambda: int(time.time()))
-        self._host, self._load_s = host, plan.load_s / plan.emulation.speed
+        self._host, self._load_s = host, plan.load_s / plan.engine.speed
         options = HttpListenerOptions(host=host, port=0, grace_s=GRACE_S / 2)
         self._listener = HttpListener(self.server.app, options)
 
@@ -105,22 +105,22 @@ class Started:
 class PoolDeployment:
     """One replica of one pool."""
 
-    async def __init__(
+    async def __init__(  # type: ignore[misc]  # Ray awaits it
         self, plan: PoolPlan, site: LocalSite, telemetry_s: float, *others: object
     ) -> None:
         """`telemetry_s` is how often an emulated replica reports of itself; 0: never.
 
-        `others` are handles of the other pools, which Ray needs to be told and nobody uses.
+        `others` are handles of the other pools, which Ray needs to know of and nobody uses.
         """
         del others
         self._plan = plan
         host = ray.util.get_node_ip_address()
-        kind = Started if plan.command else Emulated
-        self._server: Server = kind(plan, host)
+        self._server: Started | Emulated
+        self._server = Started(plan, host) if plan.command else Emulated(plan, host)
         self._vitals: PoolVitals | None = None
         if isinstance(self._server, Emulated) and telemetry_s:
             log = await asyncio.to_thread(site.log)
-            server, target = self._server.server, plan.target.times(plan.emulation.speed)
+            server, target = self._server.server, plan.target.times(plan.engine.speed)
             self._vitals = PoolVitals(_identity(plan), server, log, target, telemetry_s, now_ms)
             self._vitals.start()
         await self._server.start()
@@ -130,17 +130,17 @@ class PoolDeployment:
         self._telling = asyncio.create_task(self._tell())
 
     async def _tell(self) -> None:
-        """Say that we are here, until told to stop."""
+        """Register this replica, again and again, until it stops."""
         while True:
             await self._try(self._directory.report(self._plan.name, self._server.address))
             await asyncio.sleep(REPORT_S)
 
-    async def _try(self, telling: Awaitable[None]) -> None:
-        """The directory may be about to be restarted: it is told again, or forgets by itself."""
+    async def _try(self, registering: Awaitable[None]) -> None:
+        """The directory may be about to be restarted: later we try again, or it forgets."""
         try:
-            await asyncio.wait_for(telling, TELL_S_MAX)
+            await asyncio.wait_for(registering, REGISTER_S_MAX)
         except Exception as error:  # noqa: BLE001 - whatever Ray raises
-            logger.warning("the directory of pools can't be told: %s", error)
+            logger.warning("the directory of pools can't be reached: %s", error)
 
     def check_health(self) -> None:
         """Called by Ray Serve; raising replaces this replica."""

@@ -1,19 +1,23 @@
 """From what settings say of GPUs, models and pools to a `Fleet` that can be run.
 
-    GpuSection, ModelSection, PoolSection ─▶ fleet_of ─▶ Fleet        or OptionRefused
+    [[gpus]], [[models]], [[pools]] ─▶ fleet_of ─▶ Fleet        or OptionRefused
 
 A pool is checked against its model and its GPUs here, because Ray would only wait: for GPUs that
 there are too few of, for weights that do not fit. Emulated pools get their speed from what was
-measured; where nobody measured the pair, from what was derived, and marked so.
-
-The one rule: what is refused is refused before anything is started, by the key's name.
+measured; where nobody measured the pair, from what was derived, and marked so. What is refused is
+refused before anything is started, by the key's name.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple, Protocol, TypeVar
+
+from pydantic import BaseModel
 
 from infra.capacity.fleet import Emulation, Fleet, GpuType, PoolPlan
 from infra.capacity.latency_target import LatencyTarget
@@ -22,23 +26,51 @@ from infra.emulator.fitted import efficiency, performance_of, power_of
 from infra.emulator.performance import Performance
 from infra.emulator.roofline import Deployment, derive
 from infra.endpoints.openai_endpoint import OpenAiOptions
-from infra.settings.sections_fleet import GpuSection, ModelSection, PoolSection
+from infra.settings.layout import IN_ENTRIES
+from infra.settings.sections import build
+from infra.settings.site_options import ModelSize, PoolPlace
+from serve.routing.catalogue import Model
 from streams.errors import OptionRefused
 
-Named = TypeVar("Named")  # whatever has a `name`
+
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+Made = TypeVar("Made")
+Named = TypeVar("Named", bound=_Named)
 RAY_NAME = re.compile("[A-Za-z0-9._-]+")  # Ray puts names into paths and splits them at "#"
 
 
+class StatedModel(NamedTuple):
+    """A model as the catalogue has it, and how it is run."""
+
+    stated: Model
+    size: ModelSize
+
+    @property
+    def name(self) -> str:
+        """Unique among models."""
+        return self.stated.name
+
+
+def of_entry(kind: type[Made], entry: BaseModel, **given: object) -> Made:
+    """The options that one entry of a list sets."""
+    return build(kind, IN_ENTRIES, partial(getattr, entry), **given)
+
+
 def fleet_of(
-    gpus: Sequence[GpuSection],
-    models: Sequence[ModelSection],
-    pools: Sequence[PoolSection],
+    gpus: Sequence[BaseModel],
+    models: Sequence[BaseModel],
+    pools: Sequence[BaseModel],
     target: LatencyTarget,
 ) -> Fleet:
-    """The fleet that these sections describe. Raises OptionRefused."""
-    types = _by_name("gpus", [section.gpu() for section in gpus])
-    by_name = _by_name("models", models)
-    plans = _by_name("pools", [_plan(pool, by_name, types, target) for pool in pools])
+    """The fleet that these entries describe. Raises OptionRefused."""
+    types = _by_name("gpus", [_gpu(entry) for entry in gpus])
+    stated = [StatedModel(of_entry(Model, one), of_entry(ModelSize, one)) for one in models]
+    by_name = _by_name("models", stated)
+    plans = _by_name("pools", [_plan(entry, by_name, types, target) for entry in pools])
     fleet = Fleet(gpus=tuple(types.values()), pools=tuple(plans.values()))
     _check_room(fleet)
     return fleet
@@ -65,42 +97,41 @@ def _check_room(fleet: Fleet) -> None:
             )
 
 
+def _gpu(entry: BaseModel) -> GpuType:
+    """With the data sheet's figures where none are stated. Raises OptionRefused."""
+    gpu, sheets = of_entry(GpuType, entry), known.GPUS
+    figures = [name for name in known.Gpu.__slots__ if name != "name"]
+    missing = [name for name in figures if math.isnan(getattr(gpu, name))]
+    if missing and gpu.name not in sheets:
+        known_ones = f"one of {', '.join(sorted(sheets))}, or have all its figures"
+        raise OptionRefused(f"gpus.{gpu.name}", f"without {missing[0]}", known_ones)
+    return replace(gpu, **{name: getattr(sheets[gpu.name], name) for name in missing})
+
+
 def _plan(
-    pool: PoolSection,
-    models: Mapping[str, ModelSection],
+    entry: BaseModel,
+    models: Mapping[str, StatedModel],
     gpus: Mapping[str, GpuType],
     target: LatencyTarget,
 ) -> PoolPlan:
     """One pool, checked."""
+    pool, place = of_entry(PoolPlan, entry, target=target), of_entry(PoolPlace, entry)
     where = f"pools.{pool.name}"
     if pool.model not in models:
         raise OptionRefused(f"{where}.model", pool.model, f"one of {_names(models)}")
-    if pool.gpu and pool.gpu not in gpus:
-        raise OptionRefused(f"{where}.gpu", pool.gpu, f"one of {_names(gpus)}")
-    model, gpu = models[pool.model], gpus.get(pool.gpu)
-    _check_backend(pool, where)
+    if place.gpu and place.gpu not in gpus:
+        raise OptionRefused(f"{where}.gpu", place.gpu, f"one of {_names(gpus)}")
+    _check_backend(pool, place, where)
     if not pool.replicas_min <= pool.replicas <= pool.replicas_max:
         limits = f"{pool.replicas_min} to {pool.replicas_max} (replicas_min, replicas_max)"
         raise OptionRefused(f"{where}.replicas", pool.replicas, limits)
-    return PoolPlan(
-        name=pool.name,
-        model=pool.model,
-        backend=pool.backend,
-        region=pool.region,
+    model, gpu = models[pool.model], gpus.get(place.gpu)
+    return replace(
+        pool,
         gpu=gpu,
-        gpus_per_replica=model.tensor_parallel,
-        replicas=pool.replicas,
-        replicas_min=pool.replicas_min,
-        replicas_max=pool.replicas_max,
-        load_s=pool.load_s if pool.residency == "cold" else 0.0,
-        urls=pool.urls,
-        command=pool.command,
-        upstream_model=pool.upstream_model,
-        api_key=pool.api_key or None,
-        extra=pool.extra,
-        priority=pool.priority,
-        emulation=_emulation(pool, model, gpu) if gpu and pool.backend == "emulated" else None,
-        target=target,
+        gpus_per_replica=model.size.tensor_parallel,
+        load_s=place.load_s if place.residency == "cold" else 0.0,
+        emulation=_emulation(entry, model, gpu) if gpu and pool.backend == "emulated" else None,
     )
 
 
@@ -108,7 +139,7 @@ def _names(known_ones: Mapping[str, object]) -> str:
     return ", ".join(known_ones) or "none, for there are none"
 
 
-def _check_backend(pool: PoolSection, where: str) -> None:
+def _check_backend(pool: PoolPlan, place: PoolPlace, where: str) -> None:
     """That a pool can be run or called as it says, found out before anything is started."""
     if pool.backend != "openai" and (pool.urls or pool.command):
         raise OptionRefused(
@@ -119,7 +150,7 @@ def _check_backend(pool: PoolSection, where: str) -> None:
     if (pool.backend == "emulated" or pool.command) and not RAY_NAME.fullmatch(pool.name):
         wanted = "letters, digits, '.', '_' and '-': Ray runs it under this name"
         raise OptionRefused("pools.name", pool.name, wanted)
-    if pool.backend == "emulated" and not pool.gpu:
+    if pool.backend == "emulated" and not place.gpu:
         raise OptionRefused(f"{where}.gpu", "missing", "given: the pool is emulated")
     if pool.backend != "openai":
         return
@@ -128,34 +159,34 @@ def _check_backend(pool: PoolSection, where: str) -> None:
         raise OptionRefused(f"{where}.urls and command", given, "one of the two")
     try:
         for url in pool.urls or ("http://127.0.0.1/v1",):
-            OpenAiOptions(url=url, model=pool.model, api_key=pool.api_key or None)
+            OpenAiOptions(url=url, model=pool.model, api_key=pool.api_key)
     except OptionRefused as refused:
         name = "urls" if refused.option == "url" else refused.option
         raise OptionRefused(f"{where}.{name}", refused.value, refused.allowed) from None
 
 
-def _emulation(pool: PoolSection, model: ModelSection, gpu: GpuType) -> Emulation:
+def _emulation(entry: BaseModel, model: StatedModel, gpu: GpuType) -> Emulation:
     on = Deployment(
-        model=model.described(),
+        model=model.size.of(model.stated),
         gpu=known.Gpu(**{name: getattr(gpu, name) for name in known.Gpu.__slots__}),
-        precision=model.precision,
-        gpus=model.tensor_parallel,
+        precision=model.size.precision,
+        gpus=model.size.tensor_parallel,
     )
     if not on.kv_tokens_max:
         raise OptionRefused(
             f"models.{model.name}.tensor_parallel",
-            model.tensor_parallel,
+            model.size.tensor_parallel,
             f"more: on so many {gpu.name} its weights leave no memory for a cache",
         )
-    performance = _performance(on)
-    context = min(model.context_tokens_max, on.model.context_tokens_max, on.kv_tokens_max)
-    return Emulation(
+    performance, stated = _performance(on), model.stated
+    context = min(stated.context_tokens_max, on.model.context_tokens_max, on.kv_tokens_max)
+    return of_entry(
+        Emulation,
+        entry,
         performance=performance,
         power=power_of(on, performance),
         context_tokens_max=round(context),
-        output_tokens=max(1.0, model.output_tokens),
-        confidence=pool.confidence,
-        speed=pool.speed,
+        output_tokens=max(1.0, stated.output_tokens),
     )
 
 

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from learners.option import option, same_as
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AutoscalingOptions:
     """Of the planner, and of what follows its plans."""
 
-    enabled: bool = False
+    enabled: bool = option(False, "Whether to scale.")
     # A replica takes longer to come than this; telemetry is a second or two old.
-    step_s: float = 5.0
-    routers_min: int = 2  # two survive the loss of one
-    routers_max: int = 8
+    step_s: float = option(5.0, "Seconds between plans.", gt=0, lt=60)
+    routers_min: int = same_as(2, "router.replicas")
+    routers_max: int = option(
+        8, "Router replicas at most; at least there are `router.replicas`.", ge=1, le=1000
+    )
     # The plan of a planner that was away for longer is not gone back to: the settings are.
     plan_kept_s: float = 900.0
     lines_kept: int = 200  # of what was done and why

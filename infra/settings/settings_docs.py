@@ -2,10 +2,8 @@
 
     Settings ─fields, bounds, descriptions─▶ markdown() ─▶ docs/settings.md
 
-What a key is called, takes and means is said once, in `settings`. A test compares the page with
-this, so neither can drift from the other.
-
-The one rule: nothing here knows a key by its name.
+What a key is called, takes and means is declared once, by the option that it sets. A test compares
+the page with this, so neither can drift from the other. Nothing here knows a key by its name.
 """
 
 from __future__ import annotations
@@ -13,20 +11,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from infra.settings.sections_fleet import section_of
+from infra.settings.sections import section_of
 from infra.settings.settings import Settings
 
 HEAD = """\
 # Settings
 
-<!-- Written by `fairlead settings`. Change `infra/settings/settings.py`, then run `make docs`. -->
+<!-- Written by `fairlead settings`: change an option where it is declared, then `make docs`. -->
 
 One TOML file sets everything: `fairlead.toml` in the working folder, or the one named with
 `--settings`. Every key has a default, so the file says only what differs; a router needs at least
@@ -56,8 +54,16 @@ TYPES = {
     Path: "path",
     dict: "table",
 }
-BOUNDS = {Ge: ("ge", "≥ {}"), Gt: ("gt", "> {}"), Le: ("le", "≤ {}"), Lt: ("lt", "< {}")}
-LENGTHS = {MinLen: ("min_length", "≥ {} long"), MaxLen: ("max_length", "≤ {} long")}
+BOUNDS: dict[Any, tuple[str, str]] = {
+    Ge: ("ge", "≥ {}"),
+    Gt: ("gt", "> {}"),
+    Le: ("le", "≤ {}"),
+    Lt: ("lt", "< {}"),
+}
+LENGTHS: dict[Any, tuple[str, str]] = {
+    MinLen: ("min_length", "≥ {} long"),
+    MaxLen: ("max_length", "≤ {} long"),
+}
 
 
 def markdown() -> str:
@@ -71,14 +77,28 @@ def _page(settings: type[BaseModel]) -> Iterator[str]:
     yield from _part("Top of the file", _about(settings), top)
     for name, section in sections.items():
         if section is not None:
-            listed = get_origin(settings.model_fields[name].annotation) is tuple
-            title = f"`[[{name}]]`, once for each" if listed else f"`[{name}]`"
-            about = settings.model_fields[name].description or _about(section)
-            yield from _part(title, about, section.model_fields)
+            yield from _section(name, section, settings.model_fields[name])
+
+
+def _section(path: str, section: type[BaseModel], holder: FieldInfo) -> Iterator[str]:
+    """A section's keys, then the sections within it."""
+    title = f"`[[{path}]]`, once for each" if _listed(holder) else f"`[{path}]`"
+    within = {name: section_of(field) for name, field in section.model_fields.items()}
+    keys = {name: section.model_fields[name] for name in within if within[name] is None}
+    yield from _part(title, holder.description or _about(section), keys)
+    for name, inner in within.items():
+        if inner is not None:
+            yield from _section(f"{path}.{name}", inner, section.model_fields[name])
+
+
+def _listed(field: FieldInfo) -> bool:
+    return get_origin(field.annotation) is tuple
 
 
 def _part(title: str, about: str, fields: Mapping[str, FieldInfo]) -> Iterator[str]:
     yield f"## {title}\n\n{about}\n"
+    if not fields:
+        return
     yield _row(COLUMNS)
     yield _row(["---"] * len(COLUMNS))
     for name, field in fields.items():
@@ -103,7 +123,7 @@ def _type(field: FieldInfo) -> str:
     return ", ".join(map(_kind, kinds))
 
 
-def _kind(kind: object) -> str:
+def _kind(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return ", ".join(map(_toml, get_args(kind)))
     if get_origin(kind) is tuple:
@@ -123,7 +143,7 @@ def _bounds(field: FieldInfo) -> str:
         if pattern := getattr(limit, "pattern", None):
             limits.append(f"`{pattern}`")
             continue
-        attribute, form = {**BOUNDS, **LENGTHS}[type(limit)]
+        attribute, form = (BOUNDS | LENGTHS)[type(limit)]
         limits.append(form.format(_number(getattr(limit, attribute))))
     return ", ".join(limits)
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from streams.alarms import Alarm, first_of_each, posted_alarms
 from streams.errors import LogTruncated, LogUnavailable, SnapshotDamaged
@@ -73,7 +74,7 @@ class Status:
     # What telemetry says; see `streams.telemetry.fleet_view`.
     telemetry: dict[str, int] = field(default_factory=dict)  # records by what became of them
     workload: dict[str, ClassView] = field(default_factory=dict)  # by class
-    router: RouterView | None = None  # None where no router was ever heard of
+    router: RouterView | None = None  # None where no router ever reported
     pools: dict[str, PoolView] = field(default_factory=dict)  # by pool
     prices: dict[str, PriceView] = field(default_factory=dict)  # by pool; also budget and power
 
@@ -82,6 +83,8 @@ class Status:
         found = {name: getattr(self, name) for name in self.__slots__}
         for name in ("workload", "pools", "prices"):
             found[name] = {key: asdict(view) for key, view in found[name].items()}
+        for view in found["workload"].values():  # counts stand beside what else is said of a class
+            view.update(view.pop("counts"))
         alarms = [alarm.json() for alarm in self.alarms]
         return found | {"router": self.router and asdict(self.router), "alarms": alarms}
 
@@ -94,7 +97,7 @@ def look(
     Money is counted by the keys of pools; those of `pools` are shown by their names.
     """
     manifest = _newest(store)
-    about: Mapping = manifest.about if manifest else {}
+    about: Mapping[str, Any] = manifest.about if manifest else {}
     counts: Mapping[str, int] = about.get("counts", {})
     offsets = {int(p): int(o) for p, o in about.get("offsets", {}).items()}
     alarms = posted_alarms(store.folder, now_ms)

@@ -15,6 +15,7 @@ The one rule: nothing but `add` and `merge` changes a sum, and both are integer 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,7 +90,7 @@ class DecayedSums:
                 faded[row_of[key]] += total * fade
         return faded
 
-    def arrays(self) -> dict[str, NDArray]:
+    def arrays(self) -> dict[str, NDArray[Any]]:
         """Everything held, in canonical order: equal sums give equal bytes."""
         self.forget()
         at = sorted(self.sums)
@@ -99,7 +100,7 @@ class DecayedSums:
             "sums": np.array([self.sums[a] for a in at], np.int64).reshape(len(at), *self.shape),
         }
 
-    def load(self, arrays: dict[str, NDArray]) -> None:
+    def load(self, arrays: dict[str, NDArray[Any]]) -> None:
         """Take over what `arrays` gave, replacing what is held."""
         at = zip(arrays["keys"].tolist(), arrays["epochs"].tolist(), strict=True)
         self.sums = dict(zip(at, np.array(arrays["sums"], np.int64), strict=True))

@@ -22,6 +22,7 @@ from learners.estimates import ema, ridge
 from learners.estimates.history import Evidence, Neighbours
 from learners.estimates.learned import Learned
 from learners.estimates.ridge import RidgeOptions
+from learners.option import option
 from learners.targets import N_TARGETS, Target
 
 
@@ -30,7 +31,10 @@ class BlendOptions:
     """How the learners' estimates are put together."""
 
     ridge: RidgeOptions = field(default_factory=RidgeOptions)
-    neighbours_share: float = 0.5  # of the departure from the mean; the rest is ridge's
+    # Of the departure from the mean.
+    neighbours_share: float = option(
+        0.5, "Share of the neighbours in the estimate; the rest is the linear model's.", ge=0, le=1
+    )
     # A model's stated expectation counts as this many outcomes.
     prior_weight: float = 4.0
     # Assumed residual deviations before data: quality points, then natural logs of the ratios.

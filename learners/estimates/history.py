@@ -12,12 +12,14 @@ and searched.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from learners.context import N_FEATURES, unit_directions
+from learners.option import option
 from learners.outcomes import Outcomes
 from learners.targets import N_TARGETS, ONE
 
@@ -30,15 +32,25 @@ COLUMNS: dict[str, tuple[type, tuple[int, ...]]] = {
     "targets": (np.int32, (N_TARGETS,)),
     "known": (np.bool_, (N_TARGETS,)),
 }
-Rows = dict[str, NDArray]
+Rows = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistoryOptions:
     """How much is remembered and how neighbours count."""
 
-    rows_max: int = 100_000  # 100,000 rows are 9 MB on disk, 26 MB in a searcher
-    neighbours: int = 64  # 50, 100 and 200 are within noise of each other on the tables measured
+    # 100,000 rows are 9 MB on disk.
+    rows_max: int = option(
+        100_000,
+        "Outcomes searched for similar requests; 100,000 take 26 MB per replica.",
+        key="history_rows_max",
+        ge=1000,
+        le=2_000_000,
+    )
+    # 50, 100 and 200 are within noise of each other on the tables measured.
+    neighbours: int = option(
+        64, "Similar outcomes weighed per request; 50 to 200 do equally well.", ge=1, le=1000
+    )
     # Below this cosine two prompts have little in common beyond being prompts.
     similarity_min: float = 0.15
     shared_shrink: float = 3.0  # imaginary neighbours of average outcome, all models together
@@ -116,7 +128,7 @@ def build_index(vectors: NDArray[np.float32]) -> faiss.Index:
     n_lists = int(min(1024, max(16, 3 * np.sqrt(len(vectors)))))
     quantizer = faiss.IndexFlatIP(N_FEATURES)
     index = faiss.IndexIVFFlat(quantizer, N_FEATURES, n_lists, faiss.METRIC_INNER_PRODUCT)
-    index.own_fields, _ = True, quantizer.this.disown()
+    index.own_fields, _ = True, quantizer.this.disown()  # type: ignore[attr-defined]  # SWIG's
     # Twice the passes over twice the points take four times as long and find no more (recall of the
     # nearest 64 of 100,000 clustered rows 0.9996, against 0.9982).
     index.cp.seed, index.cp.niter = 1, 4
@@ -195,7 +207,7 @@ class Neighbours:
         deviation = (shared[:, None] + own).astype(np.float32)
         return Evidence(deviation, weight.astype(np.float32), near.max(axis=1))
 
-    def _search(self, vectors: NDArray[np.float32]) -> tuple[NDArray, NDArray]:
+    def _search(self, vectors: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Cosine and row number (n, j) of the nearest rows; −1 where there are fewer."""
         wanted = self.options.neighbours
         parts = []

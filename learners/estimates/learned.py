@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from learners.estimates import ema, ridge
 from learners.estimates.history import COLUMNS, History, HistoryOptions, Rows
+from learners.option import option
 from learners.outcomes import Outcomes
 from learners.targets import N_TARGETS
 
-Arrays = dict[str, NDArray]
+Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,9 +30,13 @@ class MemoryOptions:
     """How long the past counts. A changed half-life means learning again from the log."""
 
     # Slow: weights and neighbours describe what models can do, which changes with releases.
-    model_half_life_s: float = 14 * 86_400.0
+    model_half_life_s: float = option(
+        14 * 86_400.0, "Seconds until an outcome counts half for what models can do.", ge=60, le=1e9
+    )
     # Fast: a pool's latency and error rate are about the last hour.
-    pool_half_life_s: float = 3_600.0
+    pool_half_life_s: float = option(
+        3_600.0, "The same for a pool's latency and failures, which change faster.", ge=60, le=1e9
+    )
     history: HistoryOptions = field(default_factory=HistoryOptions)
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from learners.context import BIAS, BIAS_FEATURE, N_FEATURES, STEP
 from learners.estimates.decayed_sums import DecayedSums
+from learners.option import option
 from learners.outcomes import Outcomes
 from learners.targets import N_TARGETS, ONE, Target
 
@@ -36,8 +37,14 @@ SQUARE_UNIT = 64
 class RidgeOptions:
     """How strongly weights are pulled to zero, in units of outcomes on the context's scale."""
 
-    shared_penalty: float = 10.0  # λ₀
-    own_penalty: float = 150.0  # λ₁; larger than λ₀, because models differ less than prompts do
+    # λ₀
+    shared_penalty: float = option(
+        10.0, "Outcomes' worth of doubt in what all models share.", gt=0, le=1e6
+    )
+    # λ₁; larger than λ₀, because models differ less than prompts do.
+    own_penalty: float = option(
+        150.0, "Outcomes' worth of doubt in what sets a model apart.", gt=0, le=1e6
+    )
 
 
 def new_statistics(half_life_ms: int) -> DecayedSums:

@@ -1,4 +1,4 @@
 """From estimates to probabilities: the policies, and the one place that draws.
 
-May import nothing else of learners/.
+May import `option`, and nothing else of learners/.
 """

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_ndtr
 
+from learners.option import option
+
 Matrix = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
@@ -45,7 +47,9 @@ class Greedy:
 class EpsilonGreedy:
     """The best estimate, but a share `epsilon` goes to all allowed models alike."""
 
-    epsilon: float = 0.05
+    epsilon: float = option(
+        0.05, "ε: share of requests that go to all allowed models alike.", ge=0, le=1
+    )
 
     def probabilities(self, utility: Matrix, deviation: Matrix, allowed: Mask) -> Matrix:
         best = Greedy().probabilities(utility, deviation, allowed)
@@ -61,7 +65,7 @@ class LinUcb:
     estimates of other choices.
     """
 
-    alpha: float = 1.0
+    alpha: float = option(1.0, "α: standard deviations above the estimate.", ge=0, le=1e6)
 
     def probabilities(self, utility: Matrix, deviation: Matrix, allowed: Mask) -> Matrix:
         return Greedy().probabilities(utility + self.alpha * deviation, deviation, allowed)
@@ -77,8 +81,12 @@ class Thompson:
     (Thompson 1933; the integral is the probability matching it prescribes).
     """
 
-    scale: float = 1.0  # of the deviations; below one explores less
-    deviation_min: float = 1e-3  # a floor, so that near-equals share
+    scale: float = option(
+        1.0, "Factor of standard deviations; below 1 explores less.", ge=0, le=1e6
+    )
+    deviation_min: float = option(
+        1e-3, "Standard deviations count as at least this: near-equals share.", gt=0, le=1
+    )
 
     # Weights φ(z)·dz of a trapezoid over ±4 deviations, normalised. 33 points are right to 1e-3
     # while deviations are within a factor of eight, to 0.03 at a hundred.
@@ -105,7 +113,9 @@ class SquareCb:
     four is tried about once in 24 times, one 0.3 worse (a dear one) once in 304.
     """
 
-    gamma: float = 1000.0
+    gamma: float = option(
+        1000.0, "γ, per point of utility: the larger, the less is explored.", ge=0, le=1e6
+    )
 
     def probabilities(self, utility: Matrix, deviation: Matrix, allowed: Mask) -> Matrix:
         del deviation
@@ -125,3 +135,13 @@ def draw(probabilities: Matrix, uniform: NDArray[np.float64]) -> NDArray[np.intp
     # Rounding may leave the last edge a hair below one; scale, so that no draw falls off the end.
     picked = (edges <= (uniform * edges[:, -1])[:, None]).sum(axis=1)
     return np.minimum(picked, probabilities.shape[1] - 1)
+
+
+# By the name that settings and logs know it by. The first parameter is the main one.
+POLICIES: dict[str, type[Policy]] = {
+    "greedy": Greedy,
+    "epsilon-greedy": EpsilonGreedy,
+    "linucb": LinUcb,
+    "thompson": Thompson,
+    "squarecb": SquareCb,
+}

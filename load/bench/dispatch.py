@@ -19,10 +19,11 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -119,7 +120,7 @@ async def _measure(
         direct = _endpoint("direct", f"http://{address}/v1", connections)
         http = _endpoint("http", f"http://127.0.0.1:{options.port + 2}/v1", connections)
         seen = {way: Seen() for way in WAYS}
-        asks: dict[str, Callable[[int], Awaitable[None]]] = {
+        asks: dict[str, Callable[[int], Coroutine[Any, Any, None]]] = {
             "direct": lambda i: _call(direct, i, seen["direct"]),
             "dispatch": lambda i: _dispatch(stubs[i % CONNECTIONS], i, seen["dispatch"]),
             "http": lambda i: _call(http, i, seen["http"]),
@@ -176,7 +177,7 @@ async def _ready(stub: dispatch_pb2_grpc.DispatcherStub) -> str:
     return endpoint
 
 
-async def _open_loop(ask: Callable[[int], Awaitable[None]], number: int) -> int:
+async def _open_loop(ask: Callable[[int], Coroutine[Any, Any, None]], number: int) -> int:
     """Requests at their times for one stretch; all are waited for."""
     n, began_s = round(RATE_PER_S * STRETCH_S), time.perf_counter()
     async with asyncio.TaskGroup() as group:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,19 +98,19 @@ def regression_errors(setups: dict[Setup, list[Row]]) -> list[tuple[Row, Errors]
     return found
 
 
-def _tpot_features(row: Row) -> NDArray:
+def _tpot_features(row: Row) -> NDArray[Any]:
     n, i, o, _ = row.work
     return np.array([1.0, n, n * (i + o / 2), n * i / o])
 
 
-def _ttft_features(row: Row) -> NDArray:
+def _ttft_features(row: Row) -> NDArray[Any]:
     n, i, o, _ = row.work
     return np.array([1.0, n, i, n * i, n * i / o])
 
 
 def _regress(
-    features: Callable[[Row], NDArray], training: Sequence[Row], y: Sequence[float]
-) -> NDArray:
+    features: Callable[[Row], NDArray[Any]], training: Sequence[Row], y: Sequence[float]
+) -> NDArray[Any]:
     """Coefficients of least relative error."""
     table = np.array([features(row) for row in training]) / np.array(y)[:, None]
     scale = np.linalg.norm(table, axis=0)

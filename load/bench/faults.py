@@ -27,9 +27,10 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import grpc
@@ -312,7 +313,7 @@ def _busiest(seen: Seen) -> str:
 
 
 async def _open_loop(
-    ask_one: Callable[[], Awaitable[None]], rate_per_s: float, ends_s: float
+    ask_one: Callable[[], Coroutine[Any, Any, None]], rate_per_s: float, ends_s: float
 ) -> None:
     """Start requests at their times until `ends_s`; wait for all."""
     began_s, i = time.perf_counter(), 0

@@ -30,17 +30,16 @@ from learners.context import N_FEATURES
 from learners.estimates.learned import Learned, MemoryOptions
 from learners.outcomes import Outcomes
 from learners.policies.policy import SquareCb
-from learners.prices import Criticality
 from learners.targets import ONE
 from load.demo.replay import Connect
 from load.errors import LoopStuck
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.proto.fairlead.v1 import router_pb2_grpc
 from serve.routing.catalogue import Catalogue, Model, Pool
-from serve.routing.crowding import Crowding
 from serve.routing.live import Live, LiveOptions
+from serve.routing.load_tracker import LoadTracker
 from serve.routing.placement import PlacementOptions
-from serve.routing.router import Requests, route
+from serve.routing.router import RequestBatch, route, unsaid_columns
 from streams.errors import SnapshotDamaged
 from streams.feedback.feedback import encode_report
 from streams.log.contract import FEEDBACK
@@ -89,13 +88,13 @@ def scorer_us_per_decision(seconds: float) -> float:
     live = synthetic_live(rng)
     batches = [_requests(live, rng) for _ in range(20)]
     uniform, options = rng.random((BATCH, 2)), PlacementOptions()
-    crowd = Crowding(options.pricing).now(live, 0)
+    pool_load = LoadTracker(options.pricing).now(live, 0)
     took_s: list[float] = []
     ends_s = time.perf_counter() + seconds
     while time.perf_counter() < ends_s:
         for batch in batches:
             began_s = time.perf_counter()
-            route(batch, live, crowd, SquareCb(), uniform, None, options)
+            route(batch, live, pool_load, SquareCb(), uniform, None, options)
             took_s.append(time.perf_counter() - began_s)
     return float(np.median(took_s)) / BATCH * 1e6
 
@@ -130,15 +129,12 @@ def _contexts(n: int, rng: np.random.Generator) -> np.ndarray:
     return np.clip(np.rint(mixed * 16), -127, 127).astype(np.int8)
 
 
-def _requests(live: Live, rng: np.random.Generator) -> Requests:
-    return Requests(
+def _requests(live: Live, rng: np.random.Generator) -> RequestBatch:
+    return RequestBatch(
         contexts=_contexts(BATCH, rng),
-        prompt_tokens=np.zeros(BATCH),
         preference=np.tile([1.0, 20.0, 0.01, 0.0], (BATCH, 1)),
         allowed=np.ones((BATCH, len(live.catalogue)), bool),
-        cost_usd_max=np.full(BATCH, np.inf),
-        latency_ms_max=np.full(BATCH, np.inf),
-        criticality=np.full(BATCH, Criticality.CRITICAL, np.int8),
+        **unsaid_columns(BATCH),
     )
 
 
@@ -213,6 +209,7 @@ async def _unary(address: str, connect: Connect, seconds: float) -> tuple[float,
             took_s.append(time.perf_counter() - began_s)
             at += 1
 
+    elapsed_s = 0.0
     for length_s in (min(2.0, seconds / 4), seconds):  # the first warms up
         took_s.clear()
         began_s = time.perf_counter()

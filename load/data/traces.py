@@ -43,7 +43,7 @@ class Trace:
     def __len__(self) -> int:
         return len(self.at_s)
 
-    def between(self, begin_s: float, end_s: float) -> Trace:
+    def between(self, begin_s: float, *, end_s: float) -> Trace:
         """The requests of [begin_s, end_s), with times from `begin_s` on."""
         first, last = np.searchsorted(self.at_s, [begin_s, end_s])
         part = self.take(np.arange(first, last))
@@ -131,7 +131,8 @@ def diurnal(lengths: Trace, options: DiurnalOptions, rng: np.random.Generator) -
 
 def diurnal_rate(options: DiurnalOptions, rng: np.random.Generator) -> NDArray[np.float64]:
     """Requests per second, of each step of `options.step_s`."""
-    at_s = np.arange(round(options.days * DAY_S / options.step_s)) * options.step_s
+    steps = np.arange(round(options.days * DAY_S / options.step_s), dtype=np.float64)
+    at_s = steps * options.step_s
     phase = 2 * np.pi * (at_s / HOUR_S - options.peak_hour) / 24
     shape = 1.0 + options.day_swing * np.cos(phase) - options.lunch_dip * np.cos(2 * phase)
     day = (options.first_day + at_s // DAY_S).astype(int) % 7

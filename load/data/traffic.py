@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.prices import Criticality
+from learners.criticality import Criticality
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -13,11 +13,11 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from infra.cluster.cluster import local_ray, running
 from infra.pools.site import LocalSite
@@ -147,7 +147,7 @@ class DemoResult:
         }
 
 
-def _with_error(differences: Sequence[float]) -> dict[str, float]:
+def _with_error(differences: NDArray[np.float64]) -> dict[str, float]:
     """Mean over seeds and its standard error; 0 where one seed alone can't tell."""
     n = len(differences)
     error = float(np.std(differences, ddof=1) / np.sqrt(n)) if n > 1 else 0.0
@@ -169,15 +169,16 @@ def run(
 ) -> DemoResult:
     """Run the demo. Raises ClusterFailed, and LoopStuck if outcomes are not learned in time."""
     started_s = time.perf_counter()
-    runs = []
+    runs, n_requests = [], 0
     watcher.stage("starting Ray")
     with local_ray():
         for seed in options.seeds:
             part = table.shuffled(seed, options.requests)
+            n_requests = len(part)
             runs.append(_run_seed(part, seed, options, connect, watcher))
     return DemoResult(
         table.name,
-        len(part),
+        n_requests,
         tuple(runs),
         options.preference,
         time.perf_counter() - started_s,

@@ -107,7 +107,9 @@ async def replay(
             decision.snapshot_version,
             decision.decision_id,
         )
-        reports.add(decision, float(table.quality[row, chosen]), float(table.cost_usd[row, chosen]))
+        reports.add(
+            decision, float(table.quality[row, chosen]), cost_usd=float(table.cost_usd[row, chosen])
+        )
 
     reporting = asyncio.create_task(reports.run())
     try:
@@ -137,7 +139,7 @@ class _Reports:
         self._n_added = 0
         self.n_sent = 0
 
-    def add(self, decision: pb.Decision, quality: float, cost_usd: float) -> None:
+    def add(self, decision: pb.Decision, quality: float, *, cost_usd: float) -> None:
         """Plan a report, and now and then its repetition."""
         value = encode_report(decision.ticket, quality=quality, cost_usd=cost_usd)
         for _ in range(1 + (self._rng.random() < self._options.repeated_share)):

@@ -6,7 +6,7 @@ All callers begin at once, and each sends its next request the moment its last o
 the public benchmarks work whose rows are in `silicon`. What they report is the mean over all
 requests, the first burst included.
 
-The one rule: the same workload and seed give the same figures.
+The same workload and seed give the same figures.
 """
 
 from __future__ import annotations

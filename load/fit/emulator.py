@@ -23,6 +23,7 @@ import math
 import multiprocessing
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
@@ -67,10 +68,10 @@ def fit_iterations(say: Callable[[str], None], processes: int = 2) -> list[dict[
     work = {s: [row.work for row in of] for s, of in setups.items()}
     many = [s for s in setups if len(training[s]) >= ROWS_MIN]
     few = [s for s in setups if 0 < len(training[s]) < ROWS_MIN]
-    found = {}
+    found: dict[Setup, Any] = {}
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         _run(pool, _fit_job, [(s, training[s], work[s], None) for s in many], found, say)
-        near = {s: min(many, key=lambda other, s=s: likeness(s, other)) for s in setups}
+        near = {s: min(many, key=partial(likeness, s)) for s in setups}
         neighbour = {s: scaled(found[s_near][0], s_near, s) for s, s_near in near.items()}
         _run(pool, _fit_job, [(s, training[s], work[s], neighbour[s]) for s in few], found, say)
         _run(pool, _polish_job, [(s, training[s], *found[s]) for s in many], found, say)
@@ -79,7 +80,7 @@ def fit_iterations(say: Callable[[str], None], processes: int = 2) -> list[dict[
             _, theirs, kv_bytes = found[near[s]]
             chunk = theirs["prefill_tokens_max"]
             found[s] = (neighbour[s], limits(s, work[s], chunk, kv_bytes), kv_bytes)
-    return [_entry(s, *found[s], len(training[s]), near[s]) for s in setups]
+    return [_entry(s, *found[s], n=len(training[s]), near=near[s]) for s in setups]
 
 
 def fit_front_end(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -110,11 +111,11 @@ def _polish_job(
 ) -> tuple[Setup, Coefficients, Limits, float]:
     """More steps, wider ones, with the limits that were chosen."""
     setup, training, x, of, kv_bytes = job
-    x, _ = refine(training, rounded(x), of, PULL_POLISH, DIFFERENCE_POLISH)
+    x, _ = refine(training, rounded(x), of, PULL_POLISH, difference=DIFFERENCE_POLISH)
     return setup, x, of, kv_bytes
 
 
-def likeness(one: Setup, other: Setup) -> tuple:
+def likeness(one: Setup, other: Setup) -> tuple[Any, ...]:
     """Smaller is more similar: model, GPU, engine, precision, then parallelism."""
     return (
         one.model != other.model,
@@ -134,18 +135,26 @@ def scaled(x: Coefficients, theirs: Setup, mine: Setup) -> Coefficients:
     return x * np.array([*ratio, 1.0])
 
 
-def _least(of: Roofline) -> NDArray:
+def _least(of: Roofline) -> NDArray[Any]:
     return np.array([getattr(of, name) for name in NAMES[:5]])
 
 
-def _run(pool: Pool, work: Callable, jobs: list, found: dict, say: Callable[[str], None]) -> None:
+def _run(
+    pool: Pool,
+    work: Callable[..., Any],
+    jobs: list[Any],
+    found: dict[Setup, Any],
+    say: Callable[[str], None],
+) -> None:
     jobs.sort(key=lambda job: -sum(row.work.callers for row in job[1]))  # the long ones first
     for done, (setup, *result) in enumerate(pool.imap_unordered(work, jobs), start=1):
         found[setup] = tuple(result)
         say(f"{done}/{len(jobs)} {setup.label}")
 
 
-def _entry(setup: Setup, x: Coefficients, of: Limits, kv_bytes: float, n: int, near: Setup) -> dict:
+def _entry(
+    setup: Setup, x: Coefficients, of: Limits, kv_bytes: float, *, n: int, near: Setup
+) -> dict[str, Any]:
     source = SOURCE
     if n < ROWS_MIN:
         source += f"; {n} rows and the neighbour {near.label}"
@@ -155,7 +164,7 @@ def _entry(setup: Setup, x: Coefficients, of: Limits, kv_bytes: float, n: int, n
     return setup._asdict() | more | {"performance": one.as_dict()}
 
 
-def write(found: dict, path: Path = OUT) -> None:
+def write(found: dict[str, Any], path: Path = OUT) -> None:
     """One setup per line, so that a new fit can be compared with the old."""
     lines = ",\n".join(json.dumps(entry) for entry in found["setups"])
     rest = "".join(f'"{k}": {json.dumps(v)},\n' for k, v in found.items() if k != "setups")

@@ -12,7 +12,7 @@ for delays change the batches a little, and all is solved once more.
 The powers of the prompt and of the callers, the pools and the pull were chosen on training rows
 alone, by hiding a fifth of them at a time (docs/emulator.md has the figures).
 
-The one rule: the iterations' coefficients are taken as they are, so this stage can be run again
+The iterations' coefficients are taken as they are, so this stage can be run again
 and finds the same.
 """
 
@@ -21,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,14 +61,14 @@ def with_delays(engine: Performance, delays: Delays) -> Performance:
     return dataclasses.replace(engine, **dict(zip(NAMES, delays.tolist(), strict=True)))
 
 
-def left_s(engine: Performance, delays: Delays, of: Sequence[Row]) -> NDArray:
+def left_s(engine: Performance, delays: Delays, of: Sequence[Row]) -> NDArray[Any]:
     """What a front end has to explain of each row's TTFT; negative where the engine is too slow."""
     found = benchmarks(with_delays(engine, delays), [row.work for row in of])
     without = [found[row.work].ttft_s - factors(row.work) @ delays for row in of]
     return np.array([row.ttft_s for row in of]) - without
 
 
-def factors(work: Workload) -> NDArray:
+def factors(work: Workload) -> NDArray[Any]:
     """What the delays are multiplied with, in the mean over a benchmark's requests."""
     prompt_tokens = work.prompt_tokens * (1.0 + work.length_min) / 2.0
     return np.array([1.0, prompt_tokens, work.callers**0.5])
@@ -79,7 +80,7 @@ def pool_of(setup: Setup) -> tuple[str, str]:
 
 
 def fit_pools(
-    training: Mapping[Setup, Sequence[Row]], left: Mapping[Setup, NDArray]
+    training: Mapping[Setup, Sequence[Row]], left: Mapping[Setup, NDArray[Any]]
 ) -> dict[tuple[str, str] | None, Delays]:
     """Delays of each pool, and of all rows together under None."""
     members: dict[tuple[str, str] | None, list[Setup]] = defaultdict(list)
@@ -95,7 +96,7 @@ def fit_pools(
     }
 
 
-def solve(of: Sequence[Row], left: NDArray, pool: Delays | None = None) -> Delays:
+def solve(of: Sequence[Row], left: NDArray[Any], pool: Delays | None = None) -> Delays:
     """Delays ≥ 0 of least relative error, pulled towards those of the pool.
 
     They are sought in seconds of a typical request, so that one pull suits all three.
@@ -105,7 +106,7 @@ def solve(of: Sequence[Row], left: NDArray, pool: Delays | None = None) -> Delay
     y = left / ttft_s
     towards = np.zeros(3) if pool is None else pool * TYPICAL
     strength = np.zeros(3) if pool is None else PULL / np.maximum(towards, LEAST_S)
-    weights = np.ones(len(of))
+    weights, found = np.ones(len(of)), towards
     for _ in range(REWEIGHTINGS):
         found, _ = nnls(
             np.vstack([table * weights[:, None], np.diag(strength)]),

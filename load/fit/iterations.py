@@ -9,7 +9,7 @@ setup contradict each other now and then, and with a small pull towards the star
 what the rows do not. A constant time of the front end is fitted beside, so that it does not
 disturb the rest; the second stage (`fit_front_end`) replaces it.
 
-The one rule: a coefficient is judged by what the engine yields, never by the equations it started
+A coefficient is judged by what the engine yields, never by the equations it started
 from.
 """
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +52,7 @@ NAMES = (
 )  # fmt: skip
 
 
-class Limits(dict):
+class Limits(dict[str, Any]):
     """prefill_tokens_max, kv_tokens_max, sequences_max, expert_share of a setup."""
 
 
@@ -152,17 +153,18 @@ def refine(
     x0: Coefficients,
     of: Limits,
     pull: float,
+    *,
     difference: float = DIFFERENCE,
 ) -> tuple[Coefficients, float]:
     """Coefficients that minimise the error of the engine's own runs, and that error per row."""
     moves = np.flatnonzero(x0 > 0.0)
 
-    def at(z: NDArray) -> Coefficients:
+    def at(z: NDArray[Any]) -> Coefficients:
         x = x0.copy()
         x[moves] *= np.exp(z - ORIGIN)
         return x
 
-    def residuals(z: NDArray) -> NDArray:
+    def residuals(z: NDArray[Any]) -> NDArray[Any]:
         engine = performance(at(z), of, derived=False, source="")
         found = benchmarks(engine, [row.work for row in training])
         errors = []
@@ -173,7 +175,8 @@ def refine(
 
     best = least_squares(
         residuals, np.full(len(moves), ORIGIN), bounds=(ORIGIN - 6.0, ORIGIN + 4.0),
-        loss="soft_l1", f_scale=LOSS_SCALE, diff_step=difference / ORIGIN, max_nfev=STEPS,
+        loss="soft_l1", f_scale=LOSS_SCALE, max_nfev=STEPS,
+        diff_step=difference / ORIGIN,  # type: ignore[arg-type]  # one for all will do
     )  # fmt: skip
     return at(best.x), float(best.cost) / len(training)
 

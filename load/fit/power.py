@@ -8,7 +8,7 @@
     idle                       median average_power of the runs whose readings were taken at rest:
                                8,192-token prompts of Llama2-70B read 0.18 on 2, 4 and 8 GPUs alike
 
-The one rule: bandwidth use is that of the weights alone, bytes per GPU over the measured time of a
+Bandwidth use is that of the weights alone, bytes per GPU over the measured time of a
 token.
 """
 

@@ -11,7 +11,7 @@ A load is a share of what the replicas carry, in `learners.work`'s units: Poisso
 `load · replicas / mean work` a second. The load is found by bisection, with the same random numbers
 at each step. Loads above 0.95, where the formula ends, count as 0.95.
 
-The one rule: what is measured is the emulator, and never the formula's own idea of it.
+What is measured is the emulator, and never the formula's own idea of it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from infra.capacity.latency_target import LatencyTarget
 from infra.capacity.load import rates_of
 from infra.capacity.queueing import LOAD_MAX, load_max
-from infra.emulator.engine import FINISHED, FIRST_TOKEN, Engine
 from infra.emulator.fitted import performance_of
 from infra.emulator.performance import Performance
 from learners.work import WorkRates
+from load.fit.pool_limits import bisected, within_target
 
 TRACES = Path(__file__).parents[1] / "data"
 PAIRS = (  # model, GPU, precision, GPUs of a replica: slow ones and fast ones
@@ -95,13 +95,13 @@ def table_of(cases: list[Case]) -> list[str]:
 def all_lengths() -> dict[str, Lengths]:
     """Prompts and answers to draw from, by the name of where they are from."""
     rng = np.random.default_rng(5)
-    found = {"chat": made_up(200, 100, rng)}
+    found = {"chat": made_up(200, output_tokens=100, rng=rng)}
     for name in ("azure_conv_2023", "mooncake_conversation"):
         found[name.partition("_")[0]] = read(TRACES / f"{name}.parquet")
     return found
 
 
-def made_up(prompt_tokens: float, output_tokens: float, rng: np.random.Generator) -> Lengths:
+def made_up(prompt_tokens: float, *, output_tokens: float, rng: np.random.Generator) -> Lengths:
     """Log-normal lengths of these means, of a chat with short turns."""
     means = np.array([prompt_tokens, output_tokens])
     drawn = rng.lognormal(np.log(means) - 0.32, 0.8, (4000, 2))  # 0.32: half of 0.8²
@@ -125,7 +125,7 @@ def measure(
     )
     rates = rates_of(performance, target)
     lengths = lengths[lengths.sum(axis=1) < 0.99 * performance.kv_tokens_max]
-    work_s = np.array([rates.work_s(p, o) for p, o in lengths[:4000].tolist()])
+    work_s = np.array([rates.work_s(p, output_tokens=o) for p, o in lengths[:4000].tolist()])
     mean_s, cv2 = float(work_s.mean()), float(work_s.var() / work_s.mean() ** 2)
     prompt, output = lengths[:4000].mean(axis=0).tolist()
     return [
@@ -136,7 +136,9 @@ def measure(
             work_s=mean_s,
             cv2=cv2,
             measured=min(LOAD_MAX, fullest(performance, rates, target, lengths[:4000], n)),
-            predicted=load_max(rates, target, prompt, output, cv2, n),
+            predicted=load_max(
+                rates, target, prompt, output_tokens_mean=output, cv2=cv2, replicas=n
+            ),
         )
         for n in replicas
     ]
@@ -146,13 +148,12 @@ def fullest(
     performance: Performance, rates: WorkRates, target: LatencyTarget, lengths: Lengths, n: int
 ) -> float:
     """The highest load at which 99 % are within target."""
-    least, most = LOAD_LEAST, LOAD_MOST
     work_s = float(np.mean([rates.work_s(p, o) for p, o in lengths.tolist()]))
-    for _ in range(STEPS):
-        load = (least + most) / 2.0
-        met = share_met(performance, target, lengths, n, load * n / work_s)
-        least, most = (load, most) if met >= SHARE else (least, load)
-    return (least + most) / 2.0
+
+    def holds(load: float) -> bool:
+        return share_met(performance, target, lengths, n, load * n / work_s) >= SHARE
+
+    return sum(bisected(holds, (LOAD_LEAST, LOAD_MOST), STEPS)) / 2.0
 
 
 def share_met(
@@ -162,43 +163,15 @@ def share_met(
     replicas: int,
     requests_per_s: float,
 ) -> float:
-    """Share of the requests within target; each goes to the replica with the fewest."""
+    """Share of the requests within target."""
     answer_s = float(lengths[:, 1].mean()) * target.tpot_s
     lasting = ANSWERS * answer_s * requests_per_s
     n = int(np.clip(lasting, REQUESTS_MIN, REQUESTS_MAX))
     rng = np.random.default_rng(11)
-    drawn = lengths[rng.integers(0, len(lengths), n)].tolist()
-    arrive_s = np.cumsum(rng.exponential(1.0 / requests_per_s, n)).tolist()
-    engines = [Engine(performance) for _ in range(replicas)]
-    first_s, done_s = [np.inf] * n, [np.inf] * n
-    for k, ((prompt, output), at_s) in enumerate(zip(drawn, arrive_s, strict=True)):
-        for engine in engines:
-            _note(engine, at_s, first_s, done_s)
-        least = min(engines, key=lambda engine: engine.queued + engine.running)
-        least.submit(k, prompt, output, at_s)
-    for engine in engines:
-        _note(engine, arrive_s[-1] + 1e5, first_s, done_s)
-    begin = min(n // 3, int(np.searchsorted(arrive_s, answer_s)))
-    return float(
-        np.mean(
-            [
-                target.met(
-                    drawn[k][0],
-                    first_s[k] - arrive_s[k],
-                    (done_s[k] - first_s[k]) / max(1, drawn[k][1] - 1),
-                )
-                for k in range(begin, n)
-            ]
-        )
-    )
-
-
-def _note(engine: Engine, at_s: float, first_s: list[float], done_s: list[float]) -> None:
-    for event in engine.advance(at_s):
-        if event.kind == FIRST_TOKEN:
-            first_s[event.request_id] = min(first_s[event.request_id], event.at_s)
-        elif event.kind == FINISHED:
-            done_s[event.request_id] = event.at_s
+    drawn = lengths[rng.integers(0, len(lengths), n)]
+    arrive_s = np.cumsum(rng.exponential(1.0 / requests_per_s, n))
+    met = within_target(performance, target, arrive_s, drawn[:, 0], drawn[:, 1], replicas)
+    return float(met[min(n // 3, int(np.searchsorted(arrive_s, answer_s))) :].mean())
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
@@ -83,7 +83,7 @@ def rows(path: Path = PATH) -> list[Row]:
     return [_row(row) for row in pq.read_table(path).to_pylist()]
 
 
-def _row(row: dict) -> Row:
+def _row(row: dict[str, Any]) -> Row:
     setup = Setup(*(row[name] for name in Setup._fields))
     length_min = 1.0 if row["fixed_lengths"] else DRAWN_FROM
     return Row(

@@ -1,19 +1,24 @@
-"""What scaler and router are told of the fleet by who runs it, and not by telemetry.
+"""What scaler and router know of the fleet from who runs it, and not from telemetry.
 
     telemetry, prices ──observe──▶ Observed ─┐
     replicas as they are ────────────────────┴─▶ observed, for the scaler
     prices of GPUs ─────────────────────────────▶ repriced, the catalogue that settings would state
+    replicas, the plan's lines ─────────────────▶ Series, for whoever reads the run
 
-The one rule: what Ray Serve or an operator would know at once is known at once, and nothing else.
+What Ray Serve or an operator would know at once is known at once, and nothing else.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from infra.autoscaling.contract import Observed
 from infra.autoscaling.live.observe import observe
 from infra.capacity.fleet import Fleet
+from load.simulation.loop.results import ReplicaSeries
 from load.simulation.machines.fleet import VirtualFleet
 from serve.routing.catalogue import Catalogue
 from serve.routing.live import Live
@@ -24,10 +29,10 @@ def observed(state: State, live: Live, fleet: VirtualFleet, routers: int, now_ms
     """What there is to see, with replicas as whoever runs them counts them."""
     tokens = dict(zip(live.catalogue.names, live.output_tokens.tolist(), strict=True))
     lost = frozenset(fleet.regions_lost)
-    told = observe(state.fleet, state.prices, fleet.described(), tokens, now_ms, lost)
+    reported = observe(state.fleet, state.prices, fleet.described(), tokens, now_ms, lost)
     pools = {
         pool.plan.name: replace(
-            told.pools[pool.plan.name],
+            reported.pools[pool.plan.name],
             ready=len(pool.ready),
             starting=pool.n("starting"),
             draining=pool.n("draining"),
@@ -35,7 +40,7 @@ def observed(state: State, live: Live, fleet: VirtualFleet, routers: int, now_ms
         )
         for pool in fleet.pools
     }
-    return replace(told, pools=pools, routers=routers)
+    return replace(reported, pools=pools, routers=routers)
 
 
 def repriced(catalogue: Catalogue, fleet: Fleet) -> Catalogue:
@@ -48,3 +53,35 @@ def repriced(catalogue: Catalogue, fleet: Fleet) -> Catalogue:
         for pool in catalogue.pools
     ]
     return Catalogue(catalogue.models, pools, catalogue.prompt_tokens)
+
+
+STATES = ("ready", "starting", "draining")
+
+
+class Series:
+    """Replicas over time, as they are when a plan has been taken up; columns at the end."""
+
+    def __init__(self, fleet: VirtualFleet) -> None:
+        self._fleet = fleet
+        self._at_s: list[float] = []
+        self._counts: list[list[list[int]]] = []  # by time, pool and state
+        self._lines: list[str] = []
+
+    def look(self, now_s: float, lines: Sequence[str] = ()) -> None:
+        """Note replicas as they are, and a plan's lines with their time."""
+        self._at_s.append(now_s)
+        self._counts.append([[pool.n(state) for state in STATES] for pool in self._fleet.pools])
+        self._lines += [f"{now_s:.0f} s: {line}" for line in lines]
+
+    def columns(self) -> ReplicaSeries:
+        """All that was seen."""
+        counts = np.array(self._counts, np.int32)
+        return ReplicaSeries(
+            at_s=np.array(self._at_s),
+            pools=tuple(pool.plan.name for pool in self._fleet.pools),
+            **{state: counts[:, :, i] for i, state in enumerate(STATES)},
+        )
+
+    def lines(self) -> tuple[str, ...]:
+        """All that was said."""
+        return tuple(self._lines)

@@ -10,7 +10,7 @@
     Silent        no telemetry arrives for so long
     Garbled       what arrives for so long is broken, or says what can't be
 
-The one rule: a shock changes the world, never the program: nobody is told but by its effects.
+A shock changes the world, never the program: it is known by its effects alone.
 """
 
 from __future__ import annotations

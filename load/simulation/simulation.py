@@ -28,9 +28,8 @@ from load.data.table_contexts import contexts_of, encoder_of
 from load.data.tables import OutcomeTable
 from load.data.traffic import Traffic
 from load.simulation.loop.results import Run
-from load.simulation.options import SimulationOptions
 from load.simulation.shocks import Shock
-from load.simulation.virtual_time import Simulation
+from load.simulation.virtual_time import Simulation, SimulationOptions
 from serve.routing.catalogue import Catalogue
 from streams.log.memory_log import Storage
 from streams.training.state import State

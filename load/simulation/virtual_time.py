@@ -5,7 +5,7 @@
 A tick ends when something is due, at the latest after `tick_s` or `tick_requests` arrivals. See
 `simulation` for what belongs together, and the files of the parts for what each does.
 
-The one rule: at one time engines come first, then what changes the fleet, then who looks at it.
+At one time engines come first, then what changes the fleet, then who looks at it.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
 
 from infra.autoscaling.contract import Scaler
 from infra.capacity.fleet import Fleet
+from infra.capacity.latency_target import LatencyTarget
+from learners.policies.policy import Policy, SquareCb
 from load.data.table_contexts import contexts_of, encoder_of
 from load.data.tables import OutcomeTable
 from load.data.traffic import Traffic
@@ -32,9 +34,7 @@ from load.simulation.loop.telemetry import VirtualTelemetry
 from load.simulation.loop.trainer import VirtualTrainer, blind
 from load.simulation.machines.fleet import VirtualFleet, unix_ms
 from load.simulation.machines.replica import Flight
-from load.simulation.observer import observed, repriced
-from load.simulation.options import SimulationOptions
-from load.simulation.series import Series
+from load.simulation.observer import Series, observed, repriced
 from load.simulation.shocks import (
     Available,
     Garbled,
@@ -45,16 +45,42 @@ from load.simulation.shocks import (
     Silent,
 )
 from serve.routing.catalogue import Catalogue
-from serve.routing.chooser import Chooser
 from serve.routing.live import Live
+from serve.routing.placement import PlacementOptions
+from serve.routing.router import Chooser
 from streams.feedback.ticket import KEY_BYTES, Issuer, Sealer
 from streams.log.contract import FEEDBACK
 from streams.log.memory_log import MemoryLog, Storage
+from streams.telemetry.records import AnyTelemetry
 from streams.telemetry.window import Reporter
 from streams.training.state import State
 from streams.training.trainer import TrainerOptions
 
 TICKET_KEY = bytes(KEY_BYTES)  # nobody has to be kept from a simulation's tickets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulationOptions:
+    """What is simulated, and how finely."""
+
+    target: LatencyTarget = field(default_factory=LatencyTarget)
+    # Weights of quality, US dollars, seconds, kilojoules: the router's own defaults.
+    preference: tuple[float, float, float, float] = (1.0, 20.0, 0.01, 0.0)
+    policy: Policy = field(default_factory=SquareCb)
+    placement: PlacementOptions = field(default_factory=PlacementOptions)
+    router_priced: bool = True  # False: it is blind to pools, knows neither loads nor prices
+    routers: int = 1  # to begin with
+    decision_s: float = 3e-4  # of a router's event loop; only the scaler of routers sees it
+    feedback_share: float = 0.05  # of requests whose outcome somebody reports …
+    feedback_s: float = 10.0  # … in lumps, so often
+    publish_s: float = 300.0  # between views of what was learned, at most
+    telemetry_s: float = 2.0  # between records of a replica, and between views of them
+    scale_s: float = 10.0  # between steps of the scaler
+    # As in a real batch: what is known is so old, and so many requests, at most.
+    tick_s: float = 0.5
+    tick_requests: int = 64
+    tail_s: float = 60.0  # after the last arrival, so that late answers come to their end
+    seed: int = 0
 
 
 class Simulation:
@@ -179,14 +205,14 @@ class Simulation:
         """Decide for requests, and send them on."""
         self._n_ticks += 1
         router, now_ms = self._routers[self._n_ticks % len(self._routers)], self._now_ms()
-        requests, choices = router.choose(numbers, self._live, now_ms)
+        decisions = router.choose(numbers, self._live, now_ms)
+        choices = decisions.choices
         goes = choices.fits & ~choices.shed
         chance = self._routing.random(len(numbers))
-        told = np.flatnonzero(goes & (chance < self._options.feedback_share))
+        reporting = np.flatnonzero(goes & (chance < self._options.feedback_share))
         tickets: dict[int, bytes] = {}
-        if len(told):
-            sealed = router.tickets(told, requests, choices, self._live, now_ms)
-            tickets = dict(zip(told.tolist(), sealed, strict=True))
+        if len(reporting):
+            tickets = dict(zip(reporting.tolist(), router.seal(decisions[reporting]), strict=True))
         self._dispatch.send(numbers, choices, self._live, tickets, self._now_s)
 
     def _set_routers(self, n: int) -> None:
@@ -194,11 +220,10 @@ class Simulation:
         del self._routers[max(1, n) :]
         while len(self._routers) < n:
             rng = self._routing.spawn(1)[0]
-            placement = replace(self._options.placement, priced=self._options.router_priced)
             self._routers.append(
                 VirtualRouter(
                     self._asking,
-                    Chooser(self._options.policy, placement, rng),
+                    Chooser(self._options.policy, self._options.placement, rng),
                     self._sealer,
                     Issuer(int(rng.integers(1 << 56))),
                     Reporter(rng.bytes(8).hex(), self._now_ms()),
@@ -215,7 +240,7 @@ class Simulation:
     def _report(self) -> None:
         """A window ends: everybody reports, the trainer learns, routers see it."""
         now_ms, decision_s = self._now_ms(), self._options.decision_s
-        records = [
+        records: list[AnyTelemetry] = [
             record
             for router in self._routers
             for record in router.records(self._live, decision_s, now_ms)
@@ -249,7 +274,7 @@ class Simulation:
         fleet, now_s, what = self._fleet, self._now_s, shock.what
         lost: list[Flight] = []
         if isinstance(what, Repriced):
-            fleet.tariff.change(what.gpu, what.usd_per_hour, now_s)
+            fleet.tariff.change(what.gpu, what.usd_per_hour, at_s=now_s)
             self._trainer.restate(repriced(self._trainer.live.catalogue, fleet.described()))
             self._live = self._view()
         elif isinstance(what, Available):

@@ -7,7 +7,7 @@ All policies begin with the same knowledge, or else the first minutes of a bench
 how a router learns, and not how a fleet is sized. Prompts are not shared by the halves: a router
 that has seen a question answered would know the answer's quality, not estimate it.
 
-The one rule: nothing of the asked rows is in what was learned.
+Nothing of the asked rows is in what was learned.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def _outcomes(
     stated = catalogue.models[catalogue.column_of[model]]
     targets = np.zeros((n, N_TARGETS))
     targets[:, Target.QUALITY] = known.quality[:, column]
-    told = np.zeros((n, N_TARGETS), bool)
-    told[:, [Target.QUALITY, Target.COST]] = True
+    known = np.zeros((n, N_TARGETS), bool)
+    known[:, [Target.QUALITY, Target.COST]] = True
     figures = np.zeros((n, len(FIGURES)))
     figures[:, FIGURES.index("output_tokens")] = stated.output_tokens
     return Outcomes(
@@ -84,7 +84,7 @@ def _outcomes(
         pools=np.full(n, key_of("before"), np.uint64),
         contexts=contexts,
         targets=to_fixed(targets),
-        known=told,
+        known=known,
         figures=np.rint(figures / FIGURE_UNITS).astype(np.int64),
         figures_known=np.tile([name in ("error", "output_tokens") for name in FIGURES], (n, 1)),
     )

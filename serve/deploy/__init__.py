@@ -1,5 +1,5 @@
 """Router and dispatcher replicas as Ray Serve deployments: assembled, started and watched.
 
-May import every other room of serve/; nothing in serve/ imports it. Ray is known to
-`deployment` and `dispatch_deployment` alone.
+May import every other room of serve/; nothing in serve/ imports it. Ray is known to `deployment`
+and `dispatch_deployment` alone.
 """

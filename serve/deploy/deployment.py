@@ -3,8 +3,8 @@
 Ray Serve runs the replicas; requests do not pass through it (see `listener`). The trainer is a
 deployment of one replica, so that the same machinery brings it back when it dies.
 
-The one rule: this is the only file of this folder that knows Ray. What it is handed is plain data
-and importable classes, because it travels to other processes.
+This is the only file of this folder that knows Ray. What it is handed is plain data and importable
+classes, because it travels to other processes.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import ray
 from ray import serve as ray_serve
 
+from learners.option import option
 from serve.deploy.replica import Replica, ReplicaOptions
 from serve.dispatch.backend import Pools
 from serve.encoders import EncoderOptions, identity, make_encoder
@@ -59,7 +60,9 @@ COMMON = {
 class Site(Protocol):
     """Where this router lives: opens what processes share. Implemented by `infra.pools.site`."""
 
-    snapshots: str  # folder or URI of the snapshot store
+    @property
+    def snapshots(self) -> str:
+        """Folder or URI of the snapshot store."""
 
     def log(self) -> Log:
         """The log, opened anew in the calling process."""
@@ -81,12 +84,21 @@ class Site(Protocol):
 class DeploymentOptions:
     """How the parts run."""
 
-    replicas: int = 2
-    trainers: int = 1  # shards of learning; each owns a part of the feedback's partitions
+    replicas: int = option(2, "Replicas. Two survive the loss of one.", ge=1, le=64)
+    # Shards of learning; each owns a part of the feedback's partitions.
+    trainers: int = option(
+        1,
+        "Trainers that share the feedback; more than one needs kafka and partitions.",
+        key="learning.trainers",
+        ge=1,
+        le=64,
+    )
     replica: ReplicaOptions
     trainer: TrainerOptions
     encoder: EncoderOptions
-    seed: int | None = None
+    seed: int | None = option(
+        None, "Seed of the draws, to repeat a run. None: from the system.", ge=0
+    )
 
 
 def now_ms() -> int:
@@ -97,7 +109,9 @@ def now_ms() -> int:
 class RouterDeployment:
     """One replica of the router."""
 
-    async def __init__(self, options: DeploymentOptions, site: Site) -> None:
+    async def __init__(  # type: ignore[misc]  # Ray awaits it
+        self, options: DeploymentOptions, site: Site
+    ) -> None:
         # Loading weights and a snapshot takes a second; the event loop must answer Ray meanwhile.
         self._replica: Replica = await asyncio.to_thread(
             Replica,
@@ -241,12 +255,12 @@ def deploy(
     `autoscaling` is Ray's configuration for the router; None: it has `options.replicas`.
     Raises what Ray raises when a deployment can't start, with the replica's error in its text.
     """
-    router = ray_serve.deployment(RouterDeployment).options(
+    router = ray_serve.deployment(RouterDeployment).options(  # type: ignore[attr-defined]  # decorates
         name="Router",
         **COMMON,
         **(spread(options.replicas) if autoscaling is None else _scaled(autoscaling)),
     )
-    trainer = ray_serve.deployment(TrainerDeployment).options(
+    trainer = ray_serve.deployment(TrainerDeployment).options(  # type: ignore[attr-defined]  # decorates
         name="Trainer", num_replicas=1, **COMMON
     )
     layout = lay_out(site.snapshots, options.trainers, _n_partitions(options, site))

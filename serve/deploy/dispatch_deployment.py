@@ -3,7 +3,7 @@
 Its processes are others than the router's: who asks for decisions alone is not slowed by answers
 streaming, and loads none of what calls pools.
 
-The one rule: what it is handed is plain data, because it travels to other processes.
+What it is handed is plain data, because it travels to other processes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from ray import serve as ray_serve
 
+from learners.option import option
 from serve.deploy.deployment import COMMON, GRACE_S, DeploymentOptions, Site, now_ms, spread
 from serve.deploy.dispatch_replica import DispatchReplica, DispatchReplicaOptions
 from serve.deploy.replica import Replica
@@ -24,20 +25,22 @@ DISPATCH_APP = "dispatch"
 class DispatchersOptions:
     """How dispatchers run."""
 
-    replicas: int = 1  # 0: requests are not dispatched, only decided
-    port: int = 7490  # gRPC, on the router's host
+    replicas: int = option(
+        0, "Dispatchers on this host. 0: requests are only decided.", ge=0, le=64
+    )
+    port: int = option(7490, "TCP port of `Dispatcher` over gRPC.", ge=1, le=65_535)
     replica: DispatchReplicaOptions = field(default_factory=DispatchReplicaOptions)
 
 
 class DispatchDeployment:
     """One replica of the dispatcher."""
 
-    async def __init__(
+    async def __init__(  # type: ignore[misc]  # Ray awaits it
         self, options: DeploymentOptions, dispatchers: DispatchersOptions, site: Site
     ) -> None:
         listener = replace(options.replica.listener, port=dispatchers.port)
-        # A dispatched request costs many times its scoring: there is no crowd to score at once.
-        batcher = replace(options.replica.servicer.batcher, rests=0.0)
+        # A dispatched request costs many times its scoring: batching would save nothing.
+        batcher = replace(options.replica.servicer.batcher, window_scorings=0.0)
         servicer = replace(options.replica.servicer, batcher=batcher)
         # Loading weights and a snapshot takes a second; the event loop must answer Ray meanwhile.
         replica: Replica = await asyncio.to_thread(
@@ -76,7 +79,7 @@ def deploy_dispatchers(
         # First HTTP is drained, then gRPC, then what waits is written.
         graces_s = dispatchers.replica.http_listener.grace_s + options.replica.listener.grace_s
         settings = COMMON | {"graceful_shutdown_timeout_s": GRACE_S + graces_s}
-        dispatch = ray_serve.deployment(DispatchDeployment).options(
+        dispatch = ray_serve.deployment(DispatchDeployment).options(  # type: ignore[attr-defined]  # decorates
             name="Dispatch", **settings, **spread(dispatchers.replicas)
         )
         app = dispatch.bind(options, dispatchers, site)

@@ -7,7 +7,7 @@
 It runs in processes of its own. Whoever asks for decisions alone asks a router replica, where none
 of this is loaded.
 
-The one rule: whatever is started here is stopped here, in the reverse order.
+Whatever is started here is stopped here, in the reverse order.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 
 from serve.deploy.dispatch_vitals import DispatchVitals
 from serve.deploy.replica import Replica
+from serve.dispatch.attempt import Attempt
 from serve.dispatch.backend import Pools
 from serve.dispatch.dispatcher import Dispatcher, DispatchOptions
 from serve.dispatch.retickets import Reticket, Retickets
-from serve.dispatch.trial import Trial
 from serve.grpc_api.dispatch_servicer import DispatcherServicer
 from serve.grpc_api.listener import DISPATCHER
 from serve.openai_api.app import HttpOptions, make_app
@@ -93,9 +93,9 @@ class DispatchReplica:
         """The HTTP port being listened on; 0 before `start`."""
         return self._http.port
 
-    def _note(self, trial: Trial) -> None:
-        """Count a settled trial; only when the dispatcher is made there is a health to report."""
-        self._vitals.note(trial)
+    def _note(self, attempt: Attempt) -> None:
+        """Count a settled attempt; only when the dispatcher is made there is a health to report."""
+        self._vitals.note(attempt)
 
     def _report(self, ticket: Reticket, **values: float | bool | None) -> None:
         """Feed an outcome back. A full outbox drops and counts it: requests go on."""

@@ -1,24 +1,24 @@
-"""Counts what a dispatcher's trials came to, and reports it once a window.
+"""Counts what a dispatcher's attempts came to, and reports it once a window.
 
-    trial settled ──note──▶ by pool: attempts, answers, failures, retries, hedges, reroutes
+    attempt settled ──note──▶ by pool: attempts, answers, failures, retries, hedges, reroutes
     health ─────────take──▶ ejections, refusals of the breaker
                             and for pools that nobody else reports on: in flight, waits, pace
 
 Emulated pools report what goes on inside them. Of any other server only its callers can tell, so a
 dispatcher reports what it sees of those.
 
-The one rule: a trial is counted once, in the window in which it was settled.
+An attempt is counted once, in the window in which it was settled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from serve.dispatch.attempt import Attempt
 from serve.dispatch.backend import Watched
-from serve.dispatch.trial import Trial
 from serve.health.health import Health, PoolStatus
-from streams.telemetry.pool_window import DispatchWindow, PoolWindow, ReplicaGauges, ReplicaIdentity
-from streams.telemetry.records import Telemetry
+from streams.telemetry.pool_window import DispatchWindow, PoolWindow, ReplicaIdentity
+from streams.telemetry.records import PoolState, Telemetry
 from streams.telemetry.window import Reporter
 
 
@@ -35,7 +35,7 @@ class DispatchVitals:
     ) -> None:
         """`count_answer(tenant, output_tokens)` counts answers by class; `source` is this process.
 
-        Raises nothing later: whoever settles a trial must not be disturbed.
+        Raises nothing later: whoever settles an attempt must not be disturbed.
         """
         self._health, self._now_s, self._source = health, now_s, source
         self._watched = {pool.pool: pool for pool in watched()}  # the settings', so for good
@@ -44,29 +44,29 @@ class DispatchVitals:
         self._seen: dict[tuple[str, str], PoolWindow] = {}  # watched servers, by pool and address
         self._told: dict[str, tuple[int, int]] = {}  # ejections and refusals, as last reported
 
-    def note(self, trial: Trial) -> None:
-        """Count a trial that was settled."""
-        assert trial.settled is not None
-        pool, count = trial.place.pool, self._window.count
+    def note(self, attempt: Attempt) -> None:
+        """Count an attempt that was settled."""
+        assert attempt.settled is not None
+        pool, count = attempt.place.pool, self._window.count
         count(pool, "attempts")
-        if trial.kind == "retry":
+        if attempt.kind == "retry":
             count(pool, "retried")
-        elif trial.kind == "hedge":
+        elif attempt.kind == "hedge":
             count(pool, "hedged")
-        match trial.settled.outcome:
+        match attempt.settled.outcome:
             case "answered":
                 count(pool, "answered")
-                self._count_answer(trial.tenant, max(trial.used.output_tokens, 0))
+                self._count_answer(attempt.tenant, max(attempt.used.output_tokens, 0))
             case "unsure":
                 count(pool, "escalated")
             case "cancelled" | "refused":
                 count(pool, "cancelled")
             case failure:
                 self._window.count_failed(pool, failure)
-        if trial.kind in {"reroute", "retry"} and pool != trial.decided.pool:
-            self._window.count_rerouted(trial.decided.pool, pool)
+        if attempt.kind in {"reroute", "retry"} and pool != attempt.decided.pool:
+            self._window.count_rerouted(attempt.decided.pool, pool)
         if pool in self._watched:
-            _note_pace(self._pace_of(pool, trial.lease.address), trial)
+            _note_pace(self._pace_of(pool, attempt.lease.address), attempt)
 
     def _pace_of(self, pool: str, address: str) -> PoolWindow:
         """The open window of a watched server."""
@@ -88,8 +88,8 @@ class DispatchVitals:
             for endpoint in statuses[pool].endpoints
         }
         for at in sorted({*running, *self._seen}):
-            gauges = ReplicaGauges(running=running.get(at, 0))
-            records.append(self._pace_of(*at).take(reporter, window, gauges))
+            seen = self._pace_of(*at).take(reporter, window)
+            records.append(PoolState(running=running.get(at, 0), **seen))
             if at not in running:  # it has gone, and this was its last word
                 del self._seen[at]
         return records
@@ -115,14 +115,14 @@ def _identity(watched: Watched, address: str, source: str) -> ReplicaIdentity:
     )
 
 
-def _note_pace(seen: PoolWindow, trial: Trial) -> None:
+def _note_pace(seen: PoolWindow, attempt: Attempt) -> None:
     """Tokens, the time to the first, and that per further one."""
-    if trial.first_s is None or trial.settled is None:
+    if attempt.first_s is None or attempt.settled is None:
         return
-    made = max(trial.used.output_tokens, 0)
+    made = max(attempt.used.output_tokens, 0)
     seen.count_tokens(made)
-    wait_ms = (trial.first_s - trial.began_s) * 1000.0
+    wait_ms = (attempt.first_s - attempt.began_s) * 1000.0
     seen.count_first_token(wait_ms)
-    rest_ms = trial.settled.took_ms - wait_ms - trial.held_up_s * 1000.0
+    rest_ms = attempt.settled.took_ms - wait_ms - attempt.held_up_s * 1000.0
     if made > 1 and rest_ms > 0.0:
         seen.count_answer(rest_ms / (made - 1))

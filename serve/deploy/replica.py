@@ -1,6 +1,6 @@
 """One router replica, assembled: view, decider, outboxes, listener. Knows nothing of Ray.
 
-The one rule: whatever is started here is stopped here, in the reverse order.
+Whatever is started here is stopped here, in the reverse order.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import faiss
 import numpy as np
 
 from learners.estimates.learned import MemoryOptions
+from learners.option import option
 from learners.policies.policy import Policy
 from serve.deploy.vitals import Vitals
 from serve.dispatch.retickets import REASONS
@@ -22,10 +23,10 @@ from serve.encoders import EncoderOptions, identity, make_encoder
 from serve.grpc_api.listener import ROUTER, Listener, ListenerOptions
 from serve.grpc_api.servicer import RouterServicer, ServicerOptions
 from serve.routing.catalogue import CatalogueSource
-from serve.routing.chooser import Chooser
 from serve.routing.decider import Decider
 from serve.routing.live import LiveOptions, LiveView
 from serve.routing.placement import PlacementOptions
+from serve.routing.router import Chooser
 from serve.routing.sessions import SessionOptions, Sessions
 from streams.feedback import decisions
 from streams.feedback.feedback import FeedbackOptions, Ingest
@@ -58,10 +59,19 @@ class ReplicaOptions:
     feedback: FeedbackOptions
     sessions: SessionOptions = SessionOptions()
     placement: PlacementOptions = PlacementOptions()
-    log_decisions: bool = True
-    log_prompts: bool = False
-    # Between reports of what was decided; a few records a second are nothing to a log. 0: none.
-    telemetry_s: float = 1.0
+    log_decisions: bool = option(True, "Write every decision to the decision log.")
+    log_prompts: bool = option(
+        False, "Put prompts into the decision log, too. They may be personal data."
+    )
+    # A few records a second are nothing to a log.
+    telemetry_s: float = option(
+        1.0,
+        "Seconds between reports; below 0.1 counts as 0.1. 0: none. A process that is "
+        "silent for 10 s is taken to be gone.",
+        key="telemetry.period_s",
+        ge=0,
+        le=5,
+    )
 
 
 class Replica:

@@ -7,7 +7,7 @@
 Runs as a task of the event loop it watches. How late the loop comes to a timer is how long
 anything else on it may have to wait.
 
-The one rule: nothing here waits for the log, and nothing that fails here is felt by a request.
+Nothing here waits for the log, and nothing that fails here is felt by a request.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Vitals:
             self._window.count_refused(self._counts.refused - self._refused)
             self._refused = self._counts.refused
             window = self._reporter.window(now_ms)
-            records = self._window.take(self._reporter, window, gauges)
+            records: list[Telemetry] = [*self._window.take(self._reporter, window, gauges)]
             for contribute in self._others:
                 records += contribute(self._reporter, window)
             self._outbox.offer(records)

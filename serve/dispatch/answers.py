@@ -1,12 +1,12 @@
 """What the dispatcher is asked, and the events of an answer as it comes.
 
-    Ask ──Dispatcher.answer──▶ Routed, Streamed, Streamed, …, Ended      per answer
+    DispatchInput ──Dispatcher.answer──▶ Routed, Streamed, Streamed, …, Ended      per answer
 
-gRPC and HTTP are two ways of writing these down (`dispatch_servicer`, `openai_http`). With fan-out
-several answers come interleaved, told apart by `answer`.
+gRPC and HTTP are two ways of writing these down (`grpc_api`, `openai_api`). With fan-out
+several answers come interleaved, each with its number, `answer`.
 
-The one rule: an answer's `Routed` comes first and once, its `Ended` last and once. Only one of
-several answers may end without having been routed: with its problem.
+An answer's `Routed` comes first and once, its `Ended` last and once. Only one of several answers
+may end without having been routed: with its problem.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Kind = Literal["first", "retry", "hedge", "reroute", "cascade", "escalation", "f
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class DispatchInput:
     """A request to be answered."""
 
     route: pb.RouteRequest  # who asks and what matters; with a prompt to be routed by
@@ -50,7 +50,7 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
+class AttemptRecord:
     """One call to one endpoint, as it ended (or as it stands, in `Routed`)."""
 
     model: str
@@ -74,7 +74,7 @@ class Routed:
     pool: str
     endpoint: str
     ticket: bytes  # of the attempt that answers
-    attempts: tuple[Attempt, ...]  # those before it
+    attempts: tuple[AttemptRecord, ...]  # those before it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +96,7 @@ class Ended:
     first_token_ms: float  # since the request came in
     latency_ms: float  # likewise
     confidence: float | None
-    attempts: tuple[Attempt, ...]
+    attempts: tuple[AttemptRecord, ...]
     problem: Exception | None = None
 
 
@@ -106,7 +106,8 @@ Event = Routed | Streamed | Ended
 def estimated_tokens(body: Mapping[str, object]) -> int:
     """About how many tokens a chat completion's messages have; at least 1."""
     messages = body.get("messages")
-    contents = [m.get("content") for m in messages or () if isinstance(m, Mapping)]
+    listed = messages if isinstance(messages, list | tuple) else ()
+    contents = [m.get("content") for m in listed if isinstance(m, Mapping)]
     n_bytes = sum(len(text.encode()) for content in contents for text in texts_in(content))
     return min(max(1, round(n_bytes / BYTES_PER_TOKEN)), TOKENS_MAX)
 

@@ -3,8 +3,8 @@
     Call ──Endpoint.stream──▶ Piece, Piece, …, Usage          or AttemptFailed
 
 The language is OpenAI's chat completions, because every server of models speaks it: a call's body
-and a piece's delta are passed through as they are, so tools and options this project never heard
-of work all the same. `infra` implements these protocols; nothing here knows a network.
+and a piece's delta are passed through as they are, so tools and options this project does not
+know work all the same. `infra` implements these protocols; nothing here knows a network.
 
 The one rule: an endpoint that has yielded a piece has begun to answer. What failed before may be
 tried elsewhere, what fails after may not.
@@ -14,9 +14,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
-from learners.prices import Criticality
 from serve.dispatch.merge import finished, merge_into
 
 
@@ -28,12 +27,7 @@ class Call:
     body: Mapping[str, object]
     prompt_tokens: int  # estimated, where nobody counted
     confidence: bool = False  # ask for the tokens' log-probabilities
-    priority: int = 0  # for servers that can tell: lower is served earlier
-
-
-def priority_of(criticality: int) -> int:
-    """As servers count it: 0 for CRITICAL_PLUS, which is served first, to 3 for SHEDDABLE."""
-    return int(Criticality.CRITICAL_PLUS - criticality)
+    priority: int = 0  # for servers with priorities: lower is served earlier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +36,7 @@ class Piece:
 
     delta: Mapping[str, object]  # OpenAI's `choices[0].delta`: role, content, tool_calls, …
     finish_reason: str | None = None
-    logprobs: Mapping[str, object] | None = None
+    logprobs: Mapping[str, Any] | None = None
     beside: Mapping[str, object] | None = None  # in the choice: `stop_reason`, …
     around: Mapping[str, object] | None = None  # in the chunk: `system_fingerprint`, `citations`, …
 

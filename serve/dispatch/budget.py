@@ -8,12 +8,14 @@ just then. A budget keeps the sum small however many fail. The retry budget is E
 budget follows Dean and Barroso, "The Tail at Scale" (CACM 2013): a second attempt only after the
 95th percentile of the wait, which then costs about 5 % more requests.
 
-The one rule: what is not within the budget is not tried, whoever asks.
+What is not within the budget is not tried, whoever asks.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from learners.option import option
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +26,14 @@ class RetryOptions:
     .RetryBudget; the attempts from Beyer et al., "Site Reliability Engineering" (2016), chapter 21.
     """
 
-    attempts_max: int = 3  # SRE: what failed three times most likely fails everywhere
-    share_max: float = 0.20  # Envoy's budget_percent, of the requests in flight
+    # SRE: what failed three times most likely fails everywhere
+    attempts_max: int = option(
+        3, "Calls made for one request before its first token, hedges included.", ge=1, le=10
+    )
+    # Envoy's budget_percent
+    share_max: float = option(
+        0.20, "Ongoing retries, as a share of ongoing requests.", key="retry_share_max", ge=0, le=1
+    )
     concurrent_min: int = 3  # Envoy's min_retry_concurrency: a quiet router may always retry
 
 
@@ -80,7 +88,14 @@ class RetryBudget:
 class HedgeOptions:
     """How many requests may be sent a second time because the first attempt is late."""
 
-    share_max: float = 0.05  # a delay at the 95th percentile asks for just this many
+    # A delay at the 95th percentile asks for just this many.
+    share_max: float = option(
+        0.05,
+        "Second calls beside late ones, as a share of all requests. 0: none.",
+        key="hedge_share_max",
+        ge=0,
+        le=1,
+    )
     burst_max: float = 5.0  # a pause of one replica hits several requests at once
 
 

@@ -8,7 +8,7 @@ reply has no confidence to show. The cheap answer is kept until the better one h
 never comes, the cheap one is still an answer. If the cheap one never comes, whoever else can answer
 is asked, the best one first: nothing has been streamed yet.
 
-The one rule: both calls are paid for, and only the one whose answer is streamed is learned from.
+Both calls are paid for, and only the one whose answer is streamed is learned from.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from serve.dispatch.answers import Event, Routed, Streamed
+from serve.dispatch.attempt import Attempt, Place
 from serve.dispatch.backend import Piece
-from serve.dispatch.caller import Request
+from serve.dispatch.caller import AnswerState
 from serve.dispatch.one_answer import OneAnswer
 from serve.dispatch.race import Race
 from serve.dispatch.settlement import Settlement
-from serve.dispatch.trial import Place, Trial
 from serve.errors import AttemptFailed, DeadlinePassed
 
 
@@ -37,41 +37,43 @@ class Cascade:
     ) -> None:
         self._one, self._race, self._settlement, self._now_s = one, race, settlement, now_s
 
-    async def events(self, request: Request, confidence_min: float) -> AsyncGenerator[Event, None]:
+    async def events(
+        self, request: AnswerState, confidence_min: float
+    ) -> AsyncGenerator[Event, None]:
         """The events of the answer that is taken. Raises as `OneAnswer.events` does."""
         cheap, better, others = _ladder(request)
         small = replace(
             request, places=cheap, kind="cascade", call=replace(request.call, confidence=True)
         )
-        trial, pieces = await self._whole(small, fatal=not (better or others))
-        large = replace(request, kind="escalation", n_before=len(request.trials))
-        if trial is None:
+        attempt, pieces = await self._whole(small, fatal=not (better or others))
+        large = replace(request, kind="escalation", n_before=len(request.attempts))
+        if attempt is None:
             large.places = [*better, *others]
             async with aclosing(self._one.events(large)) as events:
                 async for event in events:
                     yield event
             return
         try:
-            if better and _unsure(trial, confidence_min) and self._time_for(better, request):
+            if better and _unsure(attempt, confidence_min) and self._time_for(better, request):
                 large.places = better
-                async with aclosing(self._escalated(large, trial)) as events:
+                async with aclosing(self._escalated(large, attempt)) as events:
                     async for event in events:
                         yield event
-            if trial.settled is None:
-                async with aclosing(self._kept(small, trial, pieces)) as events:
+            if attempt.settled is None:
+                async with aclosing(self._kept(small, attempt, pieces)) as events:
                     async for event in events:
                         yield event
         finally:
-            self._one.let_go(request, trial)
+            self._one.let_go(request, attempt)
 
-    async def _escalated(self, large: Request, cheap: Trial) -> AsyncGenerator[Event, None]:
-        """The better model's events; none, with the cheap trial not settled, if it never begins."""
+    async def _escalated(self, large: AnswerState, cheap: Attempt) -> AsyncGenerator[Event, None]:
+        """The better model's events; if it never begins none, and `cheap` is not settled."""
         try:
             async with aclosing(self._one.events(large)) as events:
                 async for event in events:
                     if isinstance(event, Routed):
                         self._settlement.unsure(cheap, large.began_s)
-                        yield replace(event, attempts=large.attempts())
+                        yield replace(event, attempts=large.records())
                     else:
                         yield event
         except (AttemptFailed, DeadlinePassed):
@@ -79,54 +81,58 @@ class Cascade:
                 raise
 
     async def _kept(
-        self, small: Request, trial: Trial, pieces: Sequence[Piece]
+        self, small: AnswerState, attempt: Attempt, pieces: Sequence[Piece]
     ) -> AsyncGenerator[Event, None]:
         """The cheap answer, from memory."""
         first_ms = small.since_ms(self._now_s())
-        yield self._one.routed(small, trial)
+        yield self._one.routed(small, attempt)
         for piece in pieces:
             yield Streamed(answer=small.answer, piece=piece)
-        self._settlement.answered(trial, small.began_s)
-        yield self._one.ended(small, trial, first_ms)
+        self._settlement.answered(attempt, small.began_s)
+        yield self._one.ended(small, attempt, first_ms)
 
-    async def _whole(self, request: Request, *, fatal: bool) -> tuple[Trial | None, list[Piece]]:
+    async def _whole(
+        self, request: AnswerState, *, fatal: bool
+    ) -> tuple[Attempt | None, list[Piece]]:
         """A whole answer, not settled yet; None if it failed, unless that is `fatal`.
 
         Raises DeadlinePassed, and where it is fatal CallRefused, NoAnswer and others.
         """
         try:
-            trial, piece = await self._race.first_token(request)
-            return trial, await self._collected(request, trial, piece)
+            attempt, piece = await self._race.first_token(request)
+            return attempt, await self._collected(request, attempt, piece)
         except AttemptFailed:  # also CallRefused: it may be that we asked for probabilities
             if fatal:
                 raise
             return None, []
 
-    async def _collected(self, request: Request, trial: Trial, piece: Piece | None) -> list[Piece]:
+    async def _collected(
+        self, request: AnswerState, attempt: Attempt, piece: Piece | None
+    ) -> list[Piece]:
         """All pieces of a winner's answer. Raises AttemptFailed, DeadlinePassed."""
         pieces: list[Piece] = []
         try:
             async with asyncio.timeout(request.deadline_s - self._now_s()):
                 while piece is not None:
                     pieces.append(piece)
-                    piece = await trial.more()
-            self._settlement.complete(trial)
+                    piece = await attempt.more()
+            self._settlement.complete(attempt)
         except AttemptFailed as error:
-            self._settlement.failed(trial, request.began_s, error)
+            self._settlement.failed(attempt, request.began_s, error)
             raise
         except TimeoutError:
             raise DeadlinePassed(
-                f"{trial.where} had not finished its answer at the deadline, "
+                f"{attempt.where} had not finished its answer at the deadline, "
                 f"{request.since_ms(self._now_s()):.0f} ms after the request came"
             ) from None
         finally:
-            if trial.ended_s is None:
-                self._one.let_go(request, trial)
+            if attempt.ended_s is None:
+                self._one.let_go(request, attempt)
         return pieces
 
-    def _time_for(self, places: Sequence[Place], request: Request) -> bool:
+    def _time_for(self, places: Sequence[Place], request: AnswerState) -> bool:
         """Whether the model of these places can be expected to answer before the deadline."""
-        route = request.ask.route
+        route = request.dispatch.route
         deadline_s = request.deadline_s if route.HasField("deadline_unix_ms") else math.inf
         if route.HasField("latency_ms_max"):
             deadline_s = min(deadline_s, request.began_s + route.latency_ms_max / 1000.0)
@@ -136,11 +142,11 @@ class Cascade:
         return self._now_s() + latency_ms / 1000.0 <= deadline_s
 
 
-def _unsure(trial: Trial, confidence_min: float) -> bool:
-    return trial.confidence is not None and trial.confidence < confidence_min
+def _unsure(attempt: Attempt, confidence_min: float) -> bool:
+    return attempt.confidence is not None and attempt.confidence < confidence_min
 
 
-def _ladder(request: Request) -> tuple[list[Place], list[Place], list[Place]]:
+def _ladder(request: AnswerState) -> tuple[list[Place], list[Place], list[Place]]:
     """Places of the cheapest model by prediction, of the best one if another, and of the rest."""
     cases = request.cases()
     cheap = min(cases, key=lambda case: case.cost_usd.mean).model

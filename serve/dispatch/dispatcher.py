@@ -5,8 +5,8 @@
 
 On request a cheap model is tried first (`cascade`), or several are asked at once (`fan_out`).
 
-The one rule: whatever was called is settled once (see `settlement`), and nothing that happened on
-the way is missing in the reply.
+Whatever was called is settled once (see `settlement`), and nothing that happened on the way is
+missing in the reply.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from serve.dispatch.answers import Ask, Event, estimated_tokens
-from serve.dispatch.backend import Call, Pools, priority_of
+from learners.option import option
+from serve.dispatch.answers import DispatchInput, Event, estimated_tokens
+from serve.dispatch.attempt import Attempt, Place
+from serve.dispatch.backend import Call, Pools
 from serve.dispatch.budget import HedgeBudget, HedgeOptions, RetryBudget, RetryOptions
-from serve.dispatch.caller import Caller, Request
+from serve.dispatch.caller import AnswerState, Caller
 from serve.dispatch.cascade import Cascade
 from serve.dispatch.fan_out import FanOut
 from serve.dispatch.one_answer import OneAnswer
 from serve.dispatch.race import Race
 from serve.dispatch.retickets import Reticket, Retickets
 from serve.dispatch.settlement import Settlement
-from serve.dispatch.trial import Place, Trial
 from serve.health.health import Health, HealthOptions
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.live import Live, LiveView
@@ -37,7 +38,9 @@ from serve.routing.sessions import Sessions
 class DispatchOptions:
     """How hard to try."""
 
-    answer_s_max: float = 600.0  # to the first token, retries included, where nobody says less
+    answer_s_max: float = option(
+        600.0, "Seconds to the first token, with retries, unless less is asked.", gt=0, le=86_400
+    )
     health: HealthOptions = field(default_factory=HealthOptions)
     retries: RetryOptions = field(default_factory=RetryOptions)
     hedges: HedgeOptions = field(default_factory=HedgeOptions)
@@ -58,11 +61,11 @@ class Dispatcher:
         now_s: Callable[[], float],
         now_ms: Callable[[], int],
         uniform: Callable[[], float],
-        notice: Callable[[Trial], None] = lambda trial: None,
+        notice: Callable[[Attempt], None] = lambda attempt: None,
     ) -> None:
         """`report(Reticket, **values)` takes feedback and must not raise.
 
-        `notice` sees every settled trial.
+        `notice` sees every settled attempt.
         """
         self._decide, self._view, self._sessions = decide, view, sessions
         self._report, self._options, self._now_s, self._now_ms = report, options, now_s, now_ms
@@ -84,19 +87,19 @@ class Dispatcher:
         self._cascade = Cascade(self._one, race, self._settlement, now_s)
         self._fan_out = FanOut(self._one, now_s)
 
-    async def answer(self, ask: Ask) -> AsyncGenerator[Event, None]:
+    async def answer(self, dispatch: DispatchInput) -> AsyncGenerator[Event, None]:
         """The answer's events. Closing the generator ends every call it made.
 
         Raises what deciding raises; CallRefused, DeadlinePassed and NoAnswer before the first
         event, AnswerBroken after it.
         """
         began_s = self._now_s()
-        if not ask.route.HasField("prompt_tokens"):
-            ask.route.prompt_tokens = estimated_tokens(ask.body)
+        if not dispatch.route.HasField("prompt_tokens"):
+            dispatch.route.prompt_tokens = estimated_tokens(dispatch.body)
         # Read before it is decided: a ticket that nobody is called in the name of is to be settled.
-        priority = priority_of(read_criticality(ask.route.criticality))
-        decision = await self._decide(ask.route)
-        request = self._request(ask, decision, priority, began_s)
+        priority = read_criticality("criticality", dispatch.route.criticality).priority
+        decision = await self._decide(dispatch.route)
+        request = self._request(dispatch, decision, priority, began_s)
         self.retries.request_began()
         self.hedges.request_began()
         try:
@@ -105,7 +108,7 @@ class Dispatcher:
                     yield event
         finally:
             self.retries.request_ended()
-            if not any(t.ticket.ticket == decision.ticket for t in request.trials):
+            if not any(t.ticket.ticket == decision.ticket for t in request.attempts):
                 # Nobody was called in its name: it is settled, not unanswered.
                 self._report(Reticket(decision.decision_id, decision.ticket), paid_usd=0.0)
 
@@ -113,38 +116,42 @@ class Dispatcher:
         """Wait until every call that was ended has let go of its endpoint."""
         await self._settlement.finish()
 
-    def _plan(self, request: Request) -> AsyncGenerator[Event, None]:
-        if request.ask.fan_out > 1:
+    def _plan(self, request: AnswerState) -> AsyncGenerator[Event, None]:
+        if request.dispatch.fan_out > 1:
             return self._fan_out.events(request)
-        if request.ask.confidence_min is not None:
-            return self._cascade.events(request, request.ask.confidence_min)
+        if request.dispatch.confidence_min is not None:
+            return self._cascade.events(request, request.dispatch.confidence_min)
         return self._one.events(request)
 
     # --- what is asked, and where it may go
 
-    def _request(self, ask: Ask, decision: pb.Decision, priority: int, began_s: float) -> Request:
+    def _request(
+        self, dispatch: DispatchInput, decision: pb.Decision, priority: int, began_s: float
+    ) -> AnswerState:
         deadline_s = began_s + self._options.answer_s_max
-        if ask.route.HasField("deadline_unix_ms"):
-            left_s = (ask.route.deadline_unix_ms - self._now_ms()) / 1000.0
+        if dispatch.route.HasField("deadline_unix_ms"):
+            left_s = (dispatch.route.deadline_unix_ms - self._now_ms()) / 1000.0
             deadline_s = min(deadline_s, self._now_s() + left_s)
         live = self._view.current
         models = [decision.model, *(other.model for other in decision.fallbacks)]
-        call = Call(body=ask.body, prompt_tokens=ask.route.prompt_tokens, priority=priority)
-        return Request(
-            ask=ask,
+        call = Call(
+            body=dispatch.body, prompt_tokens=dispatch.route.prompt_tokens, priority=priority
+        )
+        return AnswerState(
+            dispatch=dispatch,
             decision=decision,
             live=live,
             call=call,
             began_s=began_s,
             deadline_s=deadline_s,
-            places=self._places(models, live, ask, decision),
+            places=self._places(models, live, dispatch, decision),
         )
 
     def _places(
-        self, models: Sequence[str], live: Live, ask: Ask, decision: pb.Decision
+        self, models: Sequence[str], live: Live, dispatch: DispatchInput, decision: pb.Decision
     ) -> list[Place]:
         """Pools model by model: the session's, the decided one, then by rank."""
-        held = self._sessions.held(ask.route.session, self._now_ms())
+        held = self._sessions.held(dispatch.route.session, self._now_ms())
         first = (held.pool if held else "", decision.pool)
         return [
             Place(model, pool)

@@ -4,10 +4,10 @@
     next best ────┼─▶ events as they come, each with the number of its answer
     …            ─┘
 
-Every answer has its own trials, ticket and end. One that fails ends with its problem, before or
+Every answer has its own attempts, ticket and end. One that fails ends with its problem, before or
 after its `Routed`, and the others go on; if none of them ever began, the last problem is raised.
 
-The one rule: events of one answer keep their order.
+Events of one answer keep their order.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import replace
 
 from serve.dispatch.answers import Ended, Event, Routed
 from serve.dispatch.backend import Usage
-from serve.dispatch.caller import Request
+from serve.dispatch.caller import AnswerState
 from serve.dispatch.one_answer import OneAnswer
 from serve.errors import ServeError
 
@@ -36,9 +36,9 @@ class FanOut:
     def __init__(self, one: OneAnswer, now_s: Callable[[], float]) -> None:
         self._one, self._now_s = one, now_s
 
-    async def events(self, request: Request) -> AsyncGenerator[Event, None]:
+    async def events(self, request: AnswerState) -> AsyncGenerator[Event, None]:
         """All answers' events. Raises what the last answer failed with, if none began."""
-        models = [case.model for case in request.cases()][: request.ask.fan_out]
+        models = [case.model for case in request.cases()][: request.dispatch.fan_out]
         events: asyncio.Queue[Event] = asyncio.Queue(WAITING_MAX)
         parts = [
             replace(
@@ -46,7 +46,7 @@ class FanOut:
                 answer=i,
                 places=[place for place in request.places if place.model == model],
                 kind="fan-out" if i else "first",
-                trials=[],
+                attempts=[],
             )
             for i, model in enumerate(models)
         ]
@@ -64,9 +64,9 @@ class FanOut:
             for pump in pumps:
                 pump.cancel()
             await asyncio.gather(*pumps, return_exceptions=True)
-            request.trials.extend(trial for part in parts for trial in part.trials)
+            request.attempts.extend(attempt for part in parts for attempt in part.attempts)
 
-    async def _pump(self, part: Request, events: asyncio.Queue[Event]) -> None:
+    async def _pump(self, part: AnswerState, events: asyncio.Queue[Event]) -> None:
         """Put one answer's events into the queue; its failure becomes its end."""
         try:
             async with aclosing(self._one.events(part)) as own:
@@ -74,18 +74,18 @@ class FanOut:
                     await events.put(event)
         except Exception as error:
             if not isinstance(error, ServeError):
-                logger.error("an answer of several failed by our fault", exc_info=error)
-            attempts = part.attempts()
+                logger.error("an answer of several failed with an internal error", exc_info=error)
+            records = part.records()
             await events.put(
                 Ended(
                     answer=part.answer,
                     usage=Usage(prompt_tokens=0, output_tokens=0, counted=False),
                     cost_usd=0.0,
-                    paid_usd=math.fsum(attempt.cost_usd for attempt in attempts),
+                    paid_usd=math.fsum(record.cost_usd for record in records),
                     first_token_ms=0.0,
                     latency_ms=part.since_ms(self._now_s()),
                     confidence=None,
-                    attempts=attempts,
+                    attempts=records,
                     problem=error,
                 )
             )

@@ -131,7 +131,7 @@ class Refusals:
             del known["length"]
 
     def refuses(
-        self, pool: str, features: Collection[Feature], tokens: float, now_s: float
+        self, pool: str, features: Collection[Feature], tokens: float, *, now_s: float
     ) -> bool:
         """Whether the pool is expected to refuse such a request."""
         known = self._of.get(pool)
@@ -142,7 +142,7 @@ class Refusals:
             asked.append(length)
         return any(now_s < one.until_s for one in asked)
 
-    def status(self, now_s: float) -> dict[str, dict[str, str]]:
+    def status(self, now_s: float) -> dict[str, dict[Feature, str]]:
         """By pool and feature, in the server's words, what is remembered now."""
         found = {
             pool: {name: one.words for name, one in known.items() if now_s < one.until_s}

@@ -7,15 +7,16 @@
                  an item is a new one
     else         the newer value holds; null says nothing
 
-So fields that this project never heard of (custom tool calls, audio, reasoning details,
-annotations) come out whole as well. Servers deviate, which is allowed for: two tool calls that both
-say `index: 0` but have different ids are two, and a part of a tool call with neither index, id nor
-name goes on with the last call.
+So fields that this project does not know (custom tool calls, audio, reasoning details, annotations)
+come out whole as well. Servers deviate, which is allowed for: two tool calls that both say `index:
+0` but have different ids are two, and a part of a tool call with neither index, id nor name goes on
+with the last call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 # Strings that name something instead of being part of a text.
 IDENTIFIERS = frozenset({"id", "type", "name", "role", "format", "object", "status", "encoding"})
@@ -67,7 +68,7 @@ def _joined(name: str, old: object, new: str) -> str:
     return (old or new) if name in IDENTIFIERS else old + new
 
 
-def _add_item(name: str, items: list, item: object) -> None:
+def _add_item(name: str, items: list[Any], item: object) -> None:
     """Merge an item into the one it goes on with, or append it."""
     if isinstance(item, Mapping):
         known = _same(name, items, item)
@@ -78,7 +79,7 @@ def _add_item(name: str, items: list, item: object) -> None:
         items.append(item)
 
 
-def _same(name: str, items: list, item: Mapping[str, object]) -> dict | None:
+def _same(name: str, items: list[Any], item: Mapping[str, object]) -> dict[str, Any] | None:
     """The item of the list that this is a part of; None where it begins a new one."""
     index, identity = item.get("index"), item.get("id")
     for known in reversed(items):

@@ -1,16 +1,17 @@
 """The race to an answer's first token: try, retry, hedge, reroute.
 
-    places by rank ──▶ trial ──first token──▶ the winner; the others are ended
+    places by rank ──▶ attempt ──first token──▶ the winner; the others are ended
           ▲              │ fails, or is late
           └── next place ◀┘ within the retry budget; or beside it, within the hedge budget
 
-Until its first token an answer may come from anywhere: a trial that fails, or stays silent too
-long, is replaced by the next place that health holds able; one that is merely late gets company.
+Until its first token an answer may come from anywhere: an attempt that fails, or stays silent too
+long, is replaced by one at the next place that health expects to answer; beside one that is merely
+late a second attempt is made (a hedge).
 
-A retry for which the budget has no room waits for room, until the deadline: the budget
-bounds how much extra work there is at once, and losing a request is no way of saving work.
+A retry over budget queues until a slot is free or the deadline passes: the budget bounds how much
+extra work there is at once, and losing a request is no way of saving work.
 
-The one rule: when a race is over, all its trials but the winner are settled.
+When a race is over, all its attempts but the winner are settled.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
+from serve.dispatch.attempt import Attempt
 from serve.dispatch.backend import Piece, Usage
 from serve.dispatch.budget import HedgeBudget, RetryBudget
-from serve.dispatch.caller import Caller, Request, listed
+from serve.dispatch.caller import AnswerState, Caller, listed
 from serve.dispatch.settlement import Settlement
-from serve.dispatch.trial import Trial
 from serve.errors import (
     AnswerGarbled,
     AnswerLate,
@@ -53,18 +54,18 @@ class Race:
         self._now_s, self._now_ms = now_s, now_ms
         self._waiting: deque[asyncio.Future[None]] = deque()  # for room for a retry
 
-    async def first_token(self, request: Request) -> tuple[Trial, Piece]:
-        """The trial whose first token came first, and that token. Settles all others.
+    async def first_token(self, request: AnswerState) -> tuple[Attempt, Piece]:
+        """The attempt whose first token came first, and that token. Settles all others.
 
         Raises CallRefused, DeadlinePassed, NoAnswer.
         """
-        running: dict[asyncio.Future, Trial] = {}
+        running: dict[asyncio.Future, Attempt] = {}
         why = "the request ended"
         try:
             while True:
                 if not running:
-                    trial = await self._next(request)
-                    running[trial.first] = trial
+                    attempt = await self._next(request)
+                    running[attempt.first] = attempt
                 await asyncio.wait(
                     running,
                     timeout=self._rest_s(request, running),
@@ -79,60 +80,62 @@ class Race:
                 if hedge is not None:
                     running[hedge.first] = hedge
         finally:
-            for trial in running.values():
-                self._end_retry(trial)
-                self._settlement.cancelled(trial, request.began_s, why)
+            for attempt in running.values():
+                self._end_retry(attempt)
+                self._settlement.cancelled(attempt, request.began_s, why)
 
-    def _rest_s(self, request: Request, running: dict[asyncio.Future, Trial]) -> float:
+    def _rest_s(self, request: AnswerState, running: dict[asyncio.Future, Attempt]) -> float:
         """How long nothing needs to be done unless something comes."""
-        until_s = min(request.deadline_s, *(trial.late_at_s for trial in running.values()))
+        until_s = min(request.deadline_s, *(attempt.late_at_s for attempt in running.values()))
         if not request.hedged:
-            until_s = min(until_s, *(trial.hedge_at_s for trial in running.values()))
+            until_s = min(until_s, *(attempt.hedge_at_s for attempt in running.values()))
         return max(0.0, until_s - self._now_s())
 
     def _sift(
-        self, request: Request, running: dict[asyncio.Future, Trial]
-    ) -> tuple[Trial, Piece] | None:
+        self, request: AnswerState, running: dict[asyncio.Future, Attempt]
+    ) -> tuple[Attempt, Piece] | None:
         """Settle what has failed or is late; the winner, if there is one. Raises CallRefused."""
         now_s = self._now_s()
         won, refused = None, None
-        for first, trial in list(running.items()):
-            if not first.done() and now_s < trial.late_at_s:
+        for first, attempt in list(running.items()):
+            if not first.done() and now_s < attempt.late_at_s:
                 continue
             try:
-                part = _came(trial, now_s)
+                part = _came(attempt, now_s)
             except AttemptFailed as error:
-                self._take_out(running, trial)
+                self._take_out(running, attempt)
                 if isinstance(error, CallRefused):
                     refused = error
-                    self._settlement.refused(trial, request.began_s, error)
+                    self._settlement.refused(attempt, request.began_s, error)
                 else:
-                    self._settlement.failed(trial, request.began_s, error)
+                    self._settlement.failed(attempt, request.began_s, error)
             else:
                 if won is None:  # a second one in the same moment is ended like any loser
-                    self._take_out(running, trial)
-                    won = self._won(request, trial, part)
+                    self._take_out(running, attempt)
+                    won = self._won(request, attempt, part)
         if refused is not None and won is None:
             raise refused
         return won
 
-    def _take_out(self, running: dict[asyncio.Future, Trial], trial: Trial) -> None:
-        del running[trial.first]
-        self._end_retry(trial)
+    def _take_out(self, running: dict[asyncio.Future, Attempt], attempt: Attempt) -> None:
+        del running[attempt.first]
+        self._end_retry(attempt)
 
-    def _won(self, request: Request, trial: Trial, part: Piece | Usage) -> tuple[Trial, Piece]:
-        trial.first_s = self._now_s()
-        trial.lease.first_token(trial.first_s)
+    def _won(
+        self, request: AnswerState, attempt: Attempt, part: Piece | Usage
+    ) -> tuple[Attempt, Piece]:
+        attempt.first_s = self._now_s()
+        attempt.lease.first_token(attempt.first_s)
         if request.answer == 0:  # with fan-out, the conversation goes on with the decided model
-            held = Held(*trial.place, trial.lease.address, self._now_ms())
-            self._sessions.hold(request.ask.route.session, held)
+            held = Held(*attempt.place, attempt.lease.address, self._now_ms())
+            self._sessions.hold(request.dispatch.route.session, held)
         if isinstance(part, Usage):  # an answer without a word
-            trial.usage, part = part, Piece(delta={"content": ""}, finish_reason="stop")
-        trial.note(part)
-        return trial, part
+            attempt.usage, part = part, Piece(delta={"content": ""}, finish_reason="stop")
+        attempt.note(part)
+        return attempt, part
 
-    async def _next(self, request: Request) -> Trial:
-        """The next trial; a retry waits for its place in the budget.
+    async def _next(self, request: AnswerState) -> Attempt:
+        """The next attempt; a retry waits for its place in the budget.
 
         Raises NoAnswer and DeadlinePassed.
         """
@@ -149,8 +152,10 @@ class Race:
             self._give_back()
             raise
 
-    def _hedge(self, request: Request, running: dict[asyncio.Future, Trial]) -> Trial | None:
-        """A second trial beside a late one, where there is a place and the budget has room."""
+    def _hedge(
+        self, request: AnswerState, running: dict[asyncio.Future, Attempt]
+    ) -> Attempt | None:
+        """A second attempt beside a late one, where there is a place and the budget has room."""
         if request.hedged or len(running) != 1:
             return None
         (late,) = running.values()
@@ -162,15 +167,15 @@ class Race:
             return None
         return self._caller.begin(request, "hedge", is_retry=False, places=[place])
 
-    def _end_retry(self, trial: Trial) -> None:
+    def _end_retry(self, attempt: Attempt) -> None:
         """A retry holds its place in the budget until it has a token, or will never have one."""
-        if trial.is_retry:
-            trial.is_retry = False
+        if attempt.is_retry:
+            attempt.is_retry = False
             self._give_back()
 
     # --- room for retries
 
-    async def _take_room(self, request: Request, made: int) -> None:
+    async def _take_room(self, request: AnswerState, made: int) -> None:
         """Take a place of the retry budget, in order of arrival. Raises DeadlinePassed."""
         while not self._retries.try_retry(attempts_made=made):
             waiter = asyncio.get_running_loop().create_future()
@@ -199,28 +204,28 @@ class Race:
                     waiter.set_result(None)
                     return
 
-    def _check_deadline(self, request: Request) -> None:
+    def _check_deadline(self, request: AnswerState) -> None:
         if self._now_s() >= request.deadline_s:
-            attempts = listed(request.attempts())
+            records = listed(request.records())
             after_ms = request.since_ms(self._now_s())
             raise DeadlinePassed(
                 f"no pool had begun to answer at the deadline, {after_ms:.0f} ms after the request "
-                f"came. Attempts: {attempts or 'none had failed'}"
+                f"came. Attempts: {records or 'none had failed'}"
             )
 
 
-def _came(trial: Trial, now_s: float) -> Piece | Usage:
-    """The first thing that came of a trial. Raises AttemptFailed."""
-    if not trial.first.done():
-        waited_ms = (now_s - trial.began_s) * 1000.0
-        raise AnswerLate(trial.where, f"no first token after {waited_ms:.0f} ms")
+def _came(attempt: Attempt, now_s: float) -> Piece | Usage:
+    """The first thing that came of an attempt. Raises AttemptFailed."""
+    if not attempt.first.done():
+        waited_ms = (now_s - attempt.began_s) * 1000.0
+        raise AnswerLate(attempt.where, f"no first token after {waited_ms:.0f} ms")
     try:
-        return trial.first.result()
+        return attempt.first.result()
     except AttemptFailed:
         raise
     except StopAsyncIteration:
-        raise AnswerGarbled(trial.where, "the answer ended before it began") from None
+        raise AnswerGarbled(attempt.where, "the answer ended before it began") from None
     except asyncio.CancelledError:  # not by us: what we end is not asked again
-        raise trial.ended_from_within() from None
+        raise attempt.ended_from_within() from None
     except Exception as error:
-        raise trial.unforeseen(error) from error
+        raise attempt.unforeseen(error) from error

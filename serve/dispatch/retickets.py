@@ -4,11 +4,10 @@
 
 What an attempt cost and whether it failed belongs to the model and pool that were called, so each
 attempt has a decision id of its own. Its policy says why there was another attempt, and its
-propensity is 1: given that the first one failed, nothing was drawn. Off-policy estimates tell
-them apart by that policy.
+propensity is 1: given that the first one failed, nothing was drawn. Off-policy estimates recognise
+them by that policy.
 
-The one rule: context, preference and predictions stay those of the decision; nothing is guessed
-a second time.
+Context, preference and predictions stay those of the decision; nothing is guessed a second time.
 """
 
 from __future__ import annotations

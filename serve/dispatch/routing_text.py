@@ -2,7 +2,7 @@
 
     contents of messages ──▶ a message a line ──▶ the last 64 KiB
 
-The one rule: whatever the conversation holds there is a text, so that there can be a decision.
+Whatever the conversation holds there is a text, so that there can be a decision.
 """
 
 from __future__ import annotations

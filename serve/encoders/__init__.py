@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from learners.context import Projection
+from learners.option import option
 from serve.encoders.embeddings_only import EmbeddingsOnly
 from serve.encoders.hashing import DIM as HASHING_DIM
 from serve.encoders.hashing import Hashing
@@ -77,16 +78,26 @@ def identity(encoder: Encoder) -> str:
 class EncoderOptions:
     """Which encoder, and what it needs. Options of other kinds are ignored."""
 
-    kind: str = "wordllama"
-    dim: int = 0  # length of the vectors; 0 is the kind's own, openai and embeddings-only need it
+    kind: str = option(
+        "wordllama", "Encoder. The default's weights come with its package.", choices=KINDS
+    )
+    dim: int = option(
+        0,
+        "Length of vectors; 0: the kind's own. Needed by openai, embeddings-only.",
+        ge=0,
+        le=DIM_MAX,
+    )
     # What the server or hub calls the model. For embeddings-only, what callers encode with: it
     # names the vectors, and picks the fitted projection where there is one (all-MiniLM-L6-v2).
-    model: str = ""
-    url: str = ""  # openai: up to and with the version, like "http://127.0.0.1:8000/v1"
-    api_key: str = field(default="", repr=False)  # openai: sent as a bearer token unless empty
-    # openai: how long the server may stay silent. Encoding is part of answering a request, so
-    # this is far below the usual minute.
-    timeout_s: float = 2.0
+    model: str = option("", "The encoder's model, where the kind leaves a choice.")
+    url: str = option("", "openai: base URL, up to and with the version.")
+    api_key: str = option(
+        "", "openai: bearer token. Better set FAIRLEAD__ENCODER__API_KEY.", secret=True
+    )
+    # Encoding is part of answering a request, so this is far below the usual minute.
+    timeout_s: float = option(
+        2.0, "openai: seconds the server may take; the request waits.", gt=0, le=60
+    )
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

@@ -1,6 +1,6 @@
 """No encoder: callers bring embeddings, and texts are refused.
 
-The one rule: a text never gets a made-up vector. It would be scored as some other request.
+A text never gets a made-up vector. It would be scored as some other request.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 A prompt may be a megabyte; encoding one would take a second, for vectors that hardly differ from
 those of its first pages. 99 of 100 prompts in the tables measured are shorter than 2,500 bytes.
 
-The one rule: the time an encoder takes has a bound that no text can exceed. Bytes are counted, not
-characters, because tokenizers take their time by the byte: 8,192 emoji cost WordLlama 125 ms.
+The time an encoder takes has a bound that no text can exceed. Bytes are counted, not characters,
+because tokenizers take their time by the byte: 8,192 emoji cost WordLlama 125 ms.
 """
 
 from __future__ import annotations

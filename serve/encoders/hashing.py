@@ -7,8 +7,8 @@ Every run of 3 and of 4 bytes of the UTF-8 text counts. An n-gram's place and si
 hash; with signs, collisions cancel on average (Weinberger et al. 2009). A sum then enters as its
 square root, so that " th" does not drown what a text is about.
 
-The one rule: the same text gives the same vector in every process, on every machine and under
-every version of Python. So the hash is spelled out here, and is arithmetic on integers.
+The same text gives the same vector in every process, on every machine and under every version of
+Python. So the hash is spelled out here, and is arithmetic on integers.
 """
 
 from __future__ import annotations

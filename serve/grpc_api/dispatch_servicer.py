@@ -1,20 +1,21 @@
 """The gRPC service that answers requests: reads messages, streams the dispatcher's events.
 
-    DispatchRequest ─▶ Ask ─▶ Dispatcher.answer ─▶ DispatchReply, …
+    DispatchRequest ─▶ DispatchInput ─▶ Dispatcher.answer ─▶ DispatchReply, …
 
-The one rule: every failure leaves here as a status of the table in `status.py`; when the caller
-leaves, everything made for it ends.
+Every failure leaves here as a status of the table in `serve.meanings`; when the caller leaves,
+everything made for it ends.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Callable
+from typing import Any
 
 import grpc
 import msgspec
 
-from serve.dispatch.answers import Ask, Attempt, Ended, Event, Routed, Streamed
+from serve.dispatch.answers import AttemptRecord, DispatchInput, Ended, Event, Routed, Streamed
 from serve.dispatch.routing_text import routing_text
 from serve.errors import AttemptFailed, InvalidRequest
 from serve.grpc_api.grpc_status import status_of
@@ -35,12 +36,16 @@ class DispatcherServicer(dispatch_pb2_grpc.DispatcherServicer):
     """See dispatch.proto for what the call promises."""
 
     def __init__(
-        self, answer: Callable[[Ask], AsyncGenerator[Event, None]], now_ms: Callable[[], int]
+        self,
+        answer: Callable[[DispatchInput], AsyncGenerator[Event, None]],
+        now_ms: Callable[[], int],
     ) -> None:
         self._answer, self._now_ms = answer, now_ms
 
     async def Dispatch(  # noqa: N802 - gRPC's name
-        self, request: pb.DispatchRequest | InvalidRequest, context: grpc.aio.ServicerContext
+        self,
+        request: pb.DispatchRequest | InvalidRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
     ) -> None:
         """Decide, call, stream.
 
@@ -48,21 +53,23 @@ class DispatcherServicer(dispatch_pb2_grpc.DispatcherServicer):
         leaves while it waits to be asked for more.
         """
         try:
-            ask = read_ask(whole(request))
+            dispatch = read_dispatch(whole(request))
             left_s = context.time_remaining()
             if left_s is not None:
-                _limit_deadline(ask.route, self._now_ms() + int(left_s * 1000))
-            await PacedWriter(lambda event: context.write(write(event))).send(self._answer(ask))
-        except Exception as error:  # noqa: BLE001 - becomes a status
+                _limit_deadline(dispatch.route, self._now_ms() + int(left_s * 1000))
+            await PacedWriter(lambda event: context.write(write(event))).send(
+                self._answer(dispatch)
+            )
+        except Exception as error:
             code, message = status_of(error)
             if code is grpc.StatusCode.INTERNAL:
-                logger.error("a dispatch failed by our fault", exc_info=error)
+                logger.error("a dispatch failed with an internal error", exc_info=error)
             # A client's own retries would multiply the attempts that have failed already.
             final = (NO_RETRY,) if isinstance(error, AttemptFailed) else ()
             await context.abort(code, message, trailing_metadata=final)
 
 
-def read_ask(request: pb.DispatchRequest) -> Ask:
+def read_dispatch(request: pb.DispatchRequest) -> DispatchInput:
     """Check one request. Raises InvalidRequest."""
     route = router_pb2.RouteRequest()
     route.CopyFrom(request.route)
@@ -77,7 +84,7 @@ def read_ask(request: pb.DispatchRequest) -> Ask:
         body["messages"] = messages
     if kind is None:
         route.text = routing_text(_contents(body["messages"]))
-    return Ask(
+    return DispatchInput(
         route=route,
         body=body,
         confidence_min=request.cascade.confidence_min if request.HasField("cascade") else None,
@@ -85,7 +92,7 @@ def read_ask(request: pb.DispatchRequest) -> Ask:
     )
 
 
-def _contents(messages: object) -> list[object]:
+def _contents(messages: Any) -> list[object]:
     return [message.get("content") for message in messages if isinstance(message, dict)]
 
 
@@ -159,7 +166,7 @@ def _ended(event: Ended) -> pb.Ended:
     )
 
 
-def _attempt(attempt: Attempt) -> pb.Attempt:
+def _attempt(attempt: AttemptRecord) -> pb.Attempt:
     return pb.Attempt(
         **{name: getattr(attempt, name) for name in attempt.__slots__},
     )

@@ -4,13 +4,13 @@ Every replica binds the same port with SO_REUSEPORT; the kernel spreads connecti
 Ray Serve's proxy would cost an extra hop (500 calls a second against 6,900 here) and can neither
 do TLS nor bind to one address.
 
-The one rule: stopping is stop accepting, finish what is under way, then close.
+Stopping is stop accepting, finish what is under way, then close.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -18,6 +18,7 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from learners.option import option
 from serve.addresses import joined
 from serve.errors import InvalidRequest
 from serve.proto.fairlead.v1 import dispatch_pb2, router_pb2
@@ -38,15 +39,21 @@ ROUTER, DISPATCHER = "fairlead.v1.Router", "fairlead.v1.Dispatcher"
 class ListenerOptions:
     """Where and how to listen."""
 
-    host: str = "127.0.0.1"
-    port: int = 7480
-    # A connection stays with one replica; this is how new replicas come to their share.
-    connection_age_s_max: float = 300.0
-    grace_s: float = 5.0  # for what is under way when stopping
+    host: str = option(
+        "127.0.0.1", "Address to bind. Only this host can call unless it is changed."
+    )
+    port: int = option(7480, "TCP port, shared by all replicas.", ge=1, le=65_535)
+    # A connection stays with one replica.
+    connection_age_s_max: float = option(
+        300.0, "Seconds until a connection is renewed: so new replicas get calls.", ge=1, le=86_400
+    )
+    grace_s: float = option(5.0, "Seconds for ongoing calls when stopping.", ge=0, le=600)
     message_bytes_max: int = 16 * 1024 * 1024  # taken: 1,024 requests of 16 KB
     # TLS when both are given: PEM texts, not paths.
-    tls_certificate: bytes = field(default=b"", repr=False)
-    tls_key: bytes = field(default=b"", repr=False)
+    tls_certificate: bytes = option(
+        b"", "PEM file; with `tls_key`, serve TLS.", file=True, secret=True
+    )
+    tls_key: bytes = option(b"", "PEM file of the certificate's key.", file=True, secret=True)
 
 
 class Listener:
@@ -92,7 +99,7 @@ class Listener:
         await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._server.stop(self._options.grace_s)
 
-    async def _say(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+    async def _say(self, status: int) -> None:
         for name in ("", *self._servicers):
             await self._health.set(name, status)
 

@@ -8,7 +8,7 @@ fast models that is more than everything else a dispatcher does, and each first 
 for it. Nobody reads faster than 50 times a second, and a slower model's pieces are written as they
 come.
 
-The one rule: nothing is reordered, and nothing that was read is lost, also when reading fails.
+Nothing is reordered, and nothing that was read is lost, also when reading fails.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The gRPC service: reads messages, hands them to the batcher, writes answers.
 
-The one rule: every failure leaves here as a status of the table in `status.py`, and nothing on
-the way of `Route` waits for a disk, a network or a lock.
+Every failure leaves here as a status of the table in `serve.meanings`, and nothing on the way of
+`Route` waits for a disk, a network or a lock.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import grpc
 
@@ -23,7 +24,7 @@ from serve.routing.batcher import Batcher, BatcherOptions
 from serve.routing.decider import Decider
 from serve.routing.live import LiveView
 from serve.routing.reply import write_explanation
-from serve.routing.request import BATCH_MAX, Asked, PreferenceDefaults, read_request, whole
+from serve.routing.request import BATCH_MAX, PreferenceDefaults, RouteInput, read_request, whole
 from streams.errors import BadTicket
 from streams.feedback.decisions import DecisionBatch
 from streams.feedback.feedback import REPORTED, Ingest, encode_report
@@ -78,11 +79,11 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         self._decisions, self._feedback = decisions, feedback
         self._policies, self._options, self._now_ms = policies, options, now_ms
         self._encoding = 0  # texts being encoded in threads
-        self._batcher: Batcher[Asked, pb.Decision] = Batcher(self._score, options.batcher)
+        self._batcher: Batcher[RouteInput, pb.Decision] = Batcher(self._score, options.batcher)
         self.counts = ServicerCounts()
         self.draining = False
 
-    def _score(self, asked: Sequence[Asked]) -> list[pb.Decision | Exception]:
+    def _score(self, asked: Sequence[RouteInput]) -> list[pb.Decision | Exception]:
         """One batch against the view of this moment."""
         decided = self._decider.decide(asked, self._view.current)
         if decided.log is not None and self._decisions is not None:
@@ -100,7 +101,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
             asked = await self._encoded_elsewhere(asked)
         return await self._batcher.submit(asked)
 
-    async def _encoded_elsewhere(self, asked: Asked) -> Asked:
+    async def _encoded_elsewhere(self, asked: RouteInput) -> RouteInput:
         """Encode a text in a thread, because this encoder would hold up the event loop."""
         if self._encoding >= self._options.batcher.waiting_max:
             raise QueueFull(
@@ -110,10 +111,10 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         loop = asyncio.get_running_loop()
         self._encoding += 1
         try:
-            vectors = await loop.run_in_executor(None, self._encoder.encode, [asked.text])
+            vectors = await loop.run_in_executor(None, self._encoder.encode, [asked.text or ""])
         finally:
             self._encoding -= 1
-        return replace(asked, embedding=vectors[0])
+        return replace(asked, embedding=vectors[0].astype("<f4").tobytes())
 
     async def _reply(self, request: pb.RouteRequest) -> pb.RouteReply:
         """One request's decision or problem."""
@@ -134,10 +135,10 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         self.counts.refused += 1
         code, message = status_of(error)
         if code is grpc.StatusCode.INTERNAL:
-            logger.error("a call failed by our fault", exc_info=error)
+            logger.error("a call failed with an internal error", exc_info=error)
         return code, message
 
-    async def Route(self, request: pb.RouteRequest, context: Context) -> pb.Decision:
+    async def Route(self, request: pb.RouteRequest, context: Context[Any, Any]) -> pb.Decision:
         """One request, one decision."""
         try:
             _check_time_left(context)
@@ -148,7 +149,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         return decision
 
     async def RouteBatch(
-        self, request: pb.RouteBatchRequest, context: Context
+        self, request: pb.RouteBatchRequest, context: Context[Any, Any]
     ) -> pb.RouteBatchReply:
         """Many requests, scored together; each bad one fails alone."""
         try:
@@ -161,7 +162,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         )
 
     async def RouteStream(
-        self, requests: AsyncIterator[pb.RouteRequest], context: Context
+        self, requests: AsyncIterator[pb.RouteRequest], context: Context[Any, Any]
     ) -> AsyncIterator[pb.RouteReply]:
         """Requests in, replies out as they are ready; reading pauses when too many are ongoing."""
         done: asyncio.Queue[pb.RouteReply | None] = asyncio.Queue()
@@ -190,11 +191,13 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         finally:
             reading.cancel()
 
-    async def SendFeedback(self, request: pb.FeedbackRequest, context: Context) -> pb.FeedbackReply:
+    async def SendFeedback(
+        self, request: pb.FeedbackRequest, context: Context[Any, Any]
+    ) -> pb.FeedbackReply:
         """Check all outcomes as the trainer will, then write them; durable on return."""
         try:
             return await self.send_feedback(whole(request))
-        except Exception as error:  # noqa: BLE001 - becomes a status
+        except Exception as error:
             await context.abort(*self._refuse(error))
             raise AssertionError("abort raises") from error
 
@@ -233,12 +236,14 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
                 "feedback that can be learned from",
             )
 
-    async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.Explanation:
+    async def Explain(
+        self, request: pb.ExplainRequest, context: Context[Any, Any]
+    ) -> pb.Explanation:
         """Open a ticket."""
         try:
             ticket = self._sealer.open(whole(request).ticket)
             return write_explanation(ticket, self._view.current, self._policies)
-        except Exception as error:  # noqa: BLE001 - becomes a status
+        except Exception as error:
             await context.abort(*self._refuse(error))
             raise AssertionError("abort raises") from error
 
@@ -248,7 +253,7 @@ def _check_count(field: str, n: int) -> None:
         raise InvalidRequest(field, f"{n} long", f"1 to {BATCH_MAX:,} long")
 
 
-def _check_time_left(context: Context) -> None:
-    left_s = context.time_remaining()
+def _check_time_left(context: Context[Any, Any]) -> None:
+    left_s: float | None = context.time_remaining()
     if left_s is not None and left_s <= 0:
         raise DeadlinePassed("the gRPC deadline had passed before the request was scored")

@@ -7,7 +7,7 @@ Waits are counted in buckets, each 10 % wider than the one before, and fade with
 multiplied down: a newer wait enters with a larger weight, 2^(t / half_life), which gives the same
 quantiles (forward decay, Cormode et al. 2009).
 
-The one rule: with too few recent waits there is no estimate, and the default of the settings holds.
+With too few recent waits there is no estimate, and the default of the settings holds.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import math
 from bisect import bisect_left
 from dataclasses import dataclass
 from itertools import accumulate
+
+from learners.option import option
 
 WAIT_S_MIN = 0.001  # below a millisecond all are alike
 GROWTH = 1.1  # from one bucket to the next: quantiles are right to 10 %
@@ -35,7 +37,14 @@ class FirstTokenOptions:
     hedge_delay_default_s: float = 2.0  # of a pool not known yet: late enough to be rare
     timeout_quantile: float = 0.99
     timeout_factor: float = 3.0  # of the p99: what takes longer is stuck rather than slow
-    timeout_s_min: float = 2.0  # a floor: a long prompt on a fast pool is no failure
+    # A long prompt on a fast pool is no failure.
+    timeout_s_min: float = option(
+        2.0,
+        "Seconds that an endpoint may always take to its first token.",
+        key="first_token_s_min",
+        gt=0,
+        le=3600,
+    )
     timeout_default_s: float = 30.0  # of a pool not known yet: a cold start with a long prompt
 
 
@@ -58,7 +67,7 @@ class FirstTokens:
         self._landmark_s = 0.0  # when a wait weighs one
         self._hedge = self._timeout = (-math.inf, 0.0)  # (computed at, seconds)
 
-    def add(self, wait_s: float, now_s: float) -> None:
+    def add(self, wait_s: float, *, now_s: float) -> None:
         """Count one wait."""
         weight = self._weight(now_s)
         self._weights[bucket(wait_s)] += weight
@@ -69,7 +78,7 @@ class FirstTokens:
         weight = self._weight(now_s)  # first: it may scale the total
         return self._total / weight
 
-    def quantile_s(self, q: float, now_s: float) -> float | None:
+    def quantile_s(self, q: float, *, now_s: float) -> float | None:
         """The wait that a share `q` of recent ones did not exceed, up to its bucket's upper edge.
 
         None when there are too few.
@@ -83,15 +92,15 @@ class FirstTokens:
     def hedge_delay_s(self, now_s: float) -> float:
         """How long to wait for a first token before a second attempt is worth its cost."""
         if not 0.0 <= now_s - self._hedge[0] < self._options.reread_s:
-            found_s = self.quantile_s(self._options.hedge_quantile, now_s)
+            found_s = self.quantile_s(self._options.hedge_quantile, now_s=now_s)
             self._hedge = (now_s, found_s or self._options.hedge_delay_default_s)
         return self._hedge[1]
 
-    def timeout_s(self, now_s: float, left_s: float) -> float:
+    def timeout_s(self, now_s: float, *, left_s: float) -> float:
         """How long an attempt may wait for its first token, with `left_s` to the deadline."""
         options = self._options
         if not 0.0 <= now_s - self._timeout[0] < options.reread_s:
-            p99_s = self.quantile_s(options.timeout_quantile, now_s)
+            p99_s = self.quantile_s(options.timeout_quantile, now_s=now_s)
             wanted_s = options.timeout_factor * p99_s if p99_s else options.timeout_default_s
             self._timeout = (now_s, max(options.timeout_s_min, wanted_s))
         return max(0.0, min(left_s, self._timeout[1]))
@@ -136,7 +145,7 @@ class Pace:
         self.recent = self.usual = 0.0  # of log seconds
         self.last_s = -math.inf
 
-    def note(self, wait_s: float, now_s: float) -> None:
+    def note(self, wait_s: float, *, now_s: float) -> None:
         """Take one wait into account."""
         log_wait = math.log(max(wait_s, WAIT_S_MIN))
         self.n += 1

@@ -1,9 +1,9 @@
 """Which pools can be expected to answer, and which endpoint of a pool takes the next attempt.
 
     ranked pools ──order──▶ the same, those that can't answer at the end
-    pool ─────────pick───▶ Lease(endpoint) ──▶ first_token? ──▶ succeeded | failed | cancelled
-                                                                     │
-    order, pick ◀────── endpoints out, waits, in flight ◀────────────┘
+    pool ──pick──▶ EndpointLease ──▶ first_token? ──▶ succeeded | failed | cancelled
+                                                          │
+    order, pick ◀── endpoints out, waits, in flight ◀─────┘
 
 Everything is learned from the attempts themselves; nothing is sent to find out. A pool can't
 answer when none of its endpoints is healthy (see `outliers`), when it has as many requests in
@@ -18,16 +18,13 @@ The one rule: no pool is ever refused for good. It comes last, and gets a probe 
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
-from serve.health.first_token import FirstTokenOptions, FirstTokens
-from serve.health.lease import Lease, Pool
-from serve.health.outliers import Endpoint, Endpoints, Event, OutlierOptions, slow
-
-EVENTS_KEPT = 1024  # beyond it the oldest are lost: nobody drains them
+from learners.option import option
+from serve.health.first_token import FirstTokenOptions, FirstTokens, Pace
+from serve.health.outliers import Endpoint, Endpoints, Event, OutlierOptions, log_event, slow
 
 Reason = Literal["", "no endpoints", "unhealthy", "probing", "full"]
 
@@ -36,18 +33,13 @@ Reason = Literal["", "no endpoints", "unhealthy", "probing", "full"]
 class HealthOptions:
     """What a pool may take, and whom to trust."""
 
-    in_flight_max: int = 1024  # per pool: Envoy's max_requests (config.cluster.v3.CircuitBreakers)
-    # Of a request's pools: with fewer able to answer, the ranking is left as it is. Zero: only
-    # with none. Envoy's 0.5 is for hosts that share one load. Here the pools are one another's
-    # fallback, and between those Envoy disregards the threshold as well (docs, "Panic threshold").
-    # Simulated: two of three pools dead, 100 requests a second of 2 s each, four minutes. At 0.5,
-    # 98 of 100 requests fail, because two failures each use up the retries; at zero none does.
-    panic_pools_below: float = 0.0
+    # Envoy's max_requests (config.cluster.v3.CircuitBreakers)
+    in_flight_max: int = option(1024, "Requests per pool at once.", ge=1, le=1_000_000)
     # A session's last endpoint has its prefix cached, which saves most of the wait. It is kept
     # until it has both so many more in flight than another, and so many times as many.
     prefer_excess_max: int = 8
     prefer_ratio_max: float = 1.5
-    event_s: float = 10.0  # a full breaker and a panic over pools are told of this often
+    event_s: float = 10.0  # a full breaker and a panic over pools are logged this often
     outliers: OutlierOptions = field(default_factory=OutlierOptions)
     first_token: FirstTokenOptions = field(default_factory=FirstTokenOptions)
 
@@ -84,6 +76,92 @@ class PoolStatus:
     endpoints: tuple[EndpointStatus, ...]
 
 
+class Pool:
+    """What is known of one pool."""
+
+    __slots__ = (
+        "cancelled", "endpoints", "failures", "in_flight", "pace", "refusals", "successes", "waits",
+    )  # fmt: skip
+
+    def __init__(self, endpoints: Endpoints, waits: FirstTokens) -> None:
+        self.endpoints, self.waits, self.pace = endpoints, waits, Pace()
+        self.in_flight = self.refusals = self.successes = self.cancelled = 0
+        self.failures: dict[str, int] = {}
+
+    def note_wait(self, endpoint: Endpoint, wait_s: float, now_s: float) -> None:
+        """Count one wait for a first token."""
+        self.waits.add(wait_s, now_s)
+        self.pace.note(wait_s, now_s)
+        endpoint.pace.note(wait_s, now_s)
+
+
+class EndpointLease:
+    """One attempt at one endpoint, to be finished by exactly one of three calls."""
+
+    __slots__ = ("_began_s", "_endpoint", "_finished", "_pool", "_stint", "_waiting", "probe")
+
+    def __init__(self, pool: Pool, endpoint: Endpoint, began_s: float, *, probe: bool) -> None:
+        self._pool, self._endpoint, self._began_s = pool, endpoint, began_s
+        self._stint = endpoint.stint
+        self._finished, self._waiting = False, True
+        self.probe = probe  # whether the endpoint was out and this attempt finds out if it is back
+        pool.in_flight += 1
+        endpoint.in_flight += 1
+
+    @property
+    def address(self) -> str:
+        """Where to send the attempt."""
+        return self._endpoint.address
+
+    def first_token(self, now_s: float) -> None:
+        """Note that the first token has come."""
+        assert self._waiting and not self._finished, "there is one first token, before the end"
+        self._waiting = False
+        self._pool.note_wait(self._endpoint, now_s - self._began_s, now_s)
+
+    def succeeded(self, now_s: float) -> None:
+        """Finish: the endpoint did its part. It also did if it refused a malformed request."""
+        self._finish()
+        self._endpoint.successes += 1
+        self._pool.successes += 1
+        self._judge(failed=False, now_s=now_s)
+
+    def failed(self, now_s: float, kind: str) -> None:
+        """Finish: the endpoint is to blame. `kind` is one of a few, like "timeout" or "reset"."""
+        self._finish()
+        for counts in (self._endpoint.failures, self._pool.failures):
+            counts[kind] = counts.get(kind, 0) + 1
+        self._judge(failed=True, now_s=now_s)
+
+    def cancelled(self, now_s: float) -> None:
+        """Finish without a judgement: the caller left, or another attempt was faster.
+
+        If it had waited beyond the hedging delay it counts as a wait of that length. Otherwise
+        the longest waits, which hedging cuts short, would be missing, and the delay would shrink.
+        """
+        self._finish()
+        self._endpoint.cancelled += 1
+        self._pool.cancelled += 1
+        waited_s = now_s - self._began_s
+        if self._waiting and waited_s >= self._pool.waits.hedge_delay_s(now_s):
+            self._pool.note_wait(self._endpoint, waited_s, now_s)
+
+    def _finish(self) -> None:
+        assert not self._finished, "a lease is finished once"
+        self._finished = True
+        pool, endpoint = self._pool, self._endpoint
+        pool.in_flight -= 1
+        endpoint.in_flight -= 1
+        assert pool.in_flight >= 0 and endpoint.in_flight >= 0
+        if self.probe:
+            pool.endpoints.end_probe(endpoint)
+
+    def _judge(self, *, failed: bool, now_s: float) -> None:
+        endpoint = self._endpoint
+        if endpoint.stint == self._stint:
+            self._pool.endpoints.judge(endpoint, probe=self.probe, failed=failed, now_s=now_s)
+
+
 class Health:
     """What all dispatching of one process knows of its pools.
 
@@ -98,29 +176,40 @@ class Health:
     ['api', 'gpu']
     """
 
-    def __init__(self, options: HealthOptions | None = None) -> None:
+    def __init__(
+        self,
+        options: HealthOptions | None = None,
+        on_event: Callable[[Event], None] = log_event,
+    ) -> None:
         self._options = options or HealthOptions()
         self._pools: dict[str, Pool] = {}
-        self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
-        self._told_s: dict[tuple[str, str], float] = {}  # when an event of a kind and pool was told
+        self._on_event = on_event
+        self._logged_s: dict[tuple[str, str], float] = {}  # by kind and pool
 
     def set_endpoints(self, pool: str, addresses: Sequence[str], now_s: float) -> None:
         """Say which endpoints a pool has now. Those that stay keep their state."""
         held = self._pools.get(pool)
         if held is None:
-            endpoints = Endpoints(pool, self._options.outliers, self._events.append)
+            endpoints = Endpoints(pool, self._options.outliers, self._on_event)
             held = self._pools[pool] = Pool(endpoints, FirstTokens(self._options.first_token))
         held.endpoints.set(addresses, now_s)
 
     def order(self, pools: Sequence[str], now_s: float) -> list[str]:
-        """The same pools in the same order, but those that can't answer now at the end."""
+        """The same pools in the same order, but those that can't answer now at the end.
+
+        Only where none can answer the order is left as it is. Envoy does so from half of the hosts
+        on, but those share one load; pools are one another's fallback, and between those Envoy
+        disregards the threshold as well (docs, "Panic threshold"). Simulated, with two of three
+        pools dead and 100 requests a second of 2 s each: at a half 98 of 100 requests fail, because
+        two failures each use up the retries; so none does.
+        """
         able, unable = [], []
         for pool in pools:
             (unable if self.reason(pool, now_s) else able).append(pool)
         if not unable:
             return able
-        if not able or len(able) < self._options.panic_pools_below * len(pools):
-            self._tell("panic", "", now_s, f"{len(able)} of {len(pools)} candidates can answer")
+        if not able:
+            self._note("panic", "", now_s, f"none of {len(pools)} candidates can answer")
             return list(pools)
         return able + unable
 
@@ -137,7 +226,7 @@ class Health:
 
     def pick(
         self, pool: str, now_s: float, uniform: float, prefer: str = "", avoid: str = ""
-    ) -> Lease | None:
+    ) -> EndpointLease | None:
         """Choose an endpoint; None when the pool is full or has none.
 
         `uniform` in [0, 1) draws the two of which the less loaded is taken. `prefer` is where the
@@ -150,12 +239,14 @@ class Health:
             return None
         if held.in_flight >= self._options.in_flight_max:
             held.refusals += 1
-            self._tell("breaker open", pool, now_s, f"{held.in_flight} requests are in flight")
+            self._note("breaker open", pool, now_s, f"{held.in_flight} requests are in flight")
             return None
         endpoints = held.endpoints
         if endpoints.due_s <= now_s:
-            return Lease(held, endpoints.begin_probe(now_s), now_s, probe=True)
-        return Lease(held, self._choose(endpoints, uniform, prefer, avoid), now_s, probe=False)
+            return EndpointLease(held, endpoints.begin_probe(now_s), now_s, probe=True)
+        return EndpointLease(
+            held, self._choose(endpoints, uniform, prefer, avoid), now_s, probe=False
+        )
 
     def _choose(self, endpoints: Endpoints, uniform: float, prefer: str, avoid: str) -> Endpoint:
         chosen = less_loaded(endpoints.serving, uniform, avoid)
@@ -170,19 +261,13 @@ class Health:
         """How long to wait for a pool's first token before a second attempt."""
         return self._pools[pool].waits.hedge_delay_s(now_s)
 
-    def first_token_timeout_s(self, pool: str, now_s: float, left_s: float) -> float:
+    def first_token_timeout_s(self, pool: str, now_s: float, *, left_s: float) -> float:
         """How long an attempt may wait for its first token, with `left_s` to the deadline."""
-        return self._pools[pool].waits.timeout_s(now_s, left_s)
+        return self._pools[pool].waits.timeout_s(now_s, left_s=left_s)
 
     def slow(self, pool: str, now_s: float) -> bool:
         """Whether a pool's first tokens come far later than they used to."""
         return slow(self._pools[pool].pace, self._options.outliers, now_s)
-
-    def drain_events(self) -> list[Event]:
-        """What has happened since the last call, oldest first."""
-        events = list(self._events)
-        self._events.clear()
-        return events
 
     def status(self, now_s: float) -> list[PoolStatus]:
         """All counts of all pools."""
@@ -216,16 +301,31 @@ class Health:
             ),
         )
 
-    def _tell(
+    def _note(
         self, kind: Literal["panic", "breaker open"], pool: str, now_s: float, why: str
     ) -> None:
-        told_s = self._told_s.get((kind, pool))
-        if told_s is None or now_s - told_s >= self._options.event_s:
-            self._told_s[kind, pool] = now_s
-            self._events.append(Event(kind=kind, pool=pool, endpoint="", at_s=now_s, why=why))
+        logged_s = self._logged_s.get((kind, pool))
+        if logged_s is None or now_s - logged_s >= self._options.event_s:
+            self._logged_s[kind, pool] = now_s
+            self._on_event(Event(kind=kind, pool=pool, why=why))
 
 
-def less_loaded(endpoints: Sequence[Endpoint], uniform: float, avoid: str = "") -> Endpoint:
+class Loaded(Protocol):
+    """What can be told apart, and be busy."""
+
+    @property
+    def address(self) -> str:
+        """Its name."""
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that it has and has not answered."""
+
+
+AnyLoaded = TypeVar("AnyLoaded", bound=Loaded)
+
+
+def less_loaded(endpoints: Sequence[AnyLoaded], uniform: float, avoid: str = "") -> AnyLoaded:
     """Of two different ones drawn by `uniform`, the one with fewer requests in flight.
 
     The power of two choices (Mitzenmacher 2001), as Envoy's LEAST_REQUEST with choice_count 2.

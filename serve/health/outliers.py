@@ -15,19 +15,23 @@ health is ignored when an endpoint is chosen, or the few good ones would be over
 Numbers of Envoy are from envoyproxy.io/docs, config.cluster.v3.OutlierDetection, and, for what the
 documentation leaves open, from its `outlier_detection_impl.cc` (of 1.31 or later).
 
-The one rule: while an endpoint is out only its probe is judged, and once it is back only what was
-begun since. So the end of old attempts neither lengthens an ejection nor brings on the next.
+While an endpoint is out only its probe is judged, and once it is back only what was begun since. So
+the end of old attempts neither lengthens an ejection nor brings on the next.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median_low
 from typing import Literal
 
+from learners.option import option
 from serve.health.first_token import Pace
+
+logger = logging.getLogger(__name__)
 
 Kind = Literal["ejected", "not ejected", "readmitted", "panic", "panic over", "breaker open"]
 
@@ -38,31 +42,57 @@ class Event:
 
     kind: Kind
     pool: str  # "" when it is about all candidates of a request
-    endpoint: str  # "" when it is about the pool
-    at_s: float
+    endpoint: str = ""  # "" when it is about the pool
     why: str
+    out_s: float = 0.0  # for how long the endpoint is out, before a probe; 0: it is not
+
+
+def log_event(event: Event) -> None:
+    """One line, which names what it is about, its cause, and for how long."""
+    where = f"pool {event.pool}" if event.pool else "all pools of a request"
+    if event.endpoint:
+        where += f", endpoint {event.endpoint}"
+    until = f"; one request tries it in {event.out_s:.0f} s" if event.out_s else ""
+    good = event.kind in ("readmitted", "panic over")
+    logger.log(
+        logging.INFO if good else logging.WARNING,
+        "%s: %s, %s%s", where, event.kind, event.why, until,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutlierOptions:
     """When an endpoint is out, for how long, and how many may be."""
 
-    failures_in_a_row: int = 5  # Envoy's consecutive_5xx
+    # Envoy's consecutive_5xx
+    failures_in_a_row: int = option(
+        5, "Failures in a row after which an endpoint is ejected.", ge=1, le=1000
+    )
     # Half of all requests failing at random makes five in a row only after 62 on average, and
     # Envoy's failure percentage (85 %, off by default) never sees it. Simulated: an endpoint that
     # begins to fail half of its requests is out after 12 of them, one that begins to fail 30 %
     # after 23. Steady failures of 10 % eject wrongly once in 530 requests, of 5 % once in 12,000,
     # of 3 % once in 170,000.
-    failure_share: float = 0.30
+    failure_share: float = option(
+        0.30, "Share of failures among the last 20 attempts that ejects, too.", gt=0, le=1
+    )
     window: int = 20  # latest attempts the share is of
     window_min: int = 10  # with fewer there is no share
-    ejection_s: float = 30.0  # Envoy's base_ejection_time, times the number of ejections …
+    # Envoy's base_ejection_time …
+    ejection_s: float = option(
+        30.0, "Seconds out, times the number of ejections, until it is tried again.", gt=0, le=3600
+    )
     ejection_s_max: float = 300.0  # … up to its max_ejection_time
     forgive_s: float = 10.0  # Envoy's interval: each of these in good health takes one time off
     # Envoy's max_ejection_percent; and always one, as in Envoy up to 1.30. Since then that is an
     # option (always_eject_one_host, off), without which a pool of nine never has one ejected.
-    ejected_share_max: float = 0.10
-    panic_below: float = 0.50  # Envoy's healthy_panic_threshold, of a pool's endpoints
+    ejected_share_max: float = option(
+        0.10, "Share of a pool's endpoints that may be ejected; one always may.", ge=0, le=1
+    )
+    # Envoy's healthy_panic_threshold
+    panic_below: float = option(
+        0.50, "With a smaller share healthy, a pool's health is ignored.", ge=0, le=1
+    )
     # Prompts differ in length by ten, but the geometric mean of eight waits hardly by five.
     slow_ratio: float = 5.0
     slow_samples_min: int = 10
@@ -126,8 +156,10 @@ class Endpoint:
 class Endpoints:
     """The endpoints of one pool."""
 
-    def __init__(self, pool: str, options: OutlierOptions, tell: Callable[[Event], None]) -> None:
-        self._pool, self._options, self._tell = pool, options, tell
+    def __init__(
+        self, pool: str, options: OutlierOptions, on_event: Callable[[Event], None]
+    ) -> None:
+        self._pool, self._options, self._on_event = pool, options, on_event
         self.by_address: dict[str, Endpoint] = {}
         self.serving: list[Endpoint] = []  # that requests are shared among
         self.panic = False
@@ -178,18 +210,18 @@ class Endpoints:
                 self._arrange(now_s, why)
                 if not endpoint.ejected:
                     why += ", but enough are ejected"
-                    self._tell_of("not ejected", endpoint, now_s, why)
+                    self._note("not ejected", endpoint, now_s, why)
 
     def _judge_probe(self, endpoint: Endpoint, failed: bool, now_s: float) -> None:
         if failed:
             endpoint.go_out(self._options, now_s)
             self.due_s = self._next_due_s()
             kind: Kind = "ejected" if endpoint.ejected else "not ejected"
-            self._tell_of(kind, endpoint, now_s, "probe failed")
+            self._note(kind, endpoint, now_s, "probe failed")
         else:
             endpoint.come_back(now_s)
             self._out.remove(endpoint)
-            self._tell_of("readmitted", endpoint, now_s, "probe succeeded")
+            self._note("readmitted", endpoint, now_s, "probe succeeded")
             self._arrange(now_s, "room for one more")
 
     def _arrange(self, now_s: float, why: str) -> None:
@@ -200,12 +232,12 @@ class Endpoints:
             ejected = place < n_ejected_max
             if ejected != endpoint.ejected:
                 endpoint.ejected = ejected
-                self._tell_of("ejected" if ejected else "not ejected", endpoint, now_s, why)
+                self._note("ejected" if ejected else "not ejected", endpoint, now_s, why)
         panic = self.n_healthy < self._options.panic_below * len(everyone)
         if panic != self.panic:
             self.panic = panic
             share = f"{self.n_healthy} of {len(everyone)} endpoints are healthy"
-            self._tell_of("panic" if panic else "panic over", None, now_s, share)
+            self._note("panic" if panic else "panic over", None, now_s, share)
         self.serving = everyone if panic else [e for e in everyone if not e.ejected]
         self.due_s = self._next_due_s()
 
@@ -214,9 +246,11 @@ class Endpoints:
             return math.inf
         return min((endpoint.until_s for endpoint in self._out), default=math.inf)
 
-    def _tell_of(self, kind: Kind, endpoint: Endpoint | None, now_s: float, why: str) -> None:
-        address = endpoint.address if endpoint else ""
-        self._tell(Event(kind=kind, pool=self._pool, endpoint=address, at_s=now_s, why=why))
+    def _note(self, kind: Kind, endpoint: Endpoint | None, now_s: float, why: str) -> None:
+        address, out_s = "", 0.0
+        if endpoint is not None:
+            address, out_s = endpoint.address, endpoint.until_s - now_s if endpoint.out else 0.0
+        self._on_event(Event(kind=kind, pool=self._pool, endpoint=address, why=why, out_s=out_s))
 
     def slow(self, address: str, now_s: float) -> bool:
         """Whether an endpoint's first tokens come far later than they used to, or its peers' do."""

@@ -1,11 +1,11 @@
 """The dispatcher as OpenAI's API: a program changes its base URL, and `model` may be "auto".
 
-    POST /v1/chat/completions   an answer, see `openai_chat`
+    POST /v1/chat/completions   an answer, see `chat`
     POST /v1/feedback           what became of an answer
     GET  /v1/models[/ID]        "auto" and the catalogue
     GET  /health                200 while this process serves
 
-The one rule: whatever is refused, here or by Starlette, is refused in OpenAI's form.
+Whatever is refused, here or by Starlette, is refused in OpenAI's form.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import hmac
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import msgspec
 from starlette.applications import Starlette
@@ -24,9 +24,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from learners.option import option
 from serve.errors import ServeError, UnknownModel
 from serve.openai_api.chat import JSON, Answers, ChatCompletions, ClientGone, Reply, read_content
-from serve.openai_api.errors import error_body, meaning_of
+from serve.openai_api.errors import error_body, response_of
 from serve.openai_api.request import AUTO, read_feedback
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.catalogue import Catalogue, Model
@@ -41,8 +42,9 @@ class HttpOptions:
 
     # A context of a million tokens at four bytes each; pictures in a message come near it, too.
     body_bytes_max: int = 4 * 1024 * 1024
-    # One of these must be shown; empty: none is asked for.
-    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    api_keys: tuple[str, ...] = option(
+        (), "HTTP callers must show one of these; empty: none is asked for.", secret=True
+    )
 
 
 def make_app(
@@ -52,7 +54,7 @@ def make_app(
     options: HttpOptions,
     now_s: Callable[[], float] = time.time,
 ) -> Starlette:
-    """The app. `answer` and `send_feedback` may raise whatever `openai_errors` knows."""
+    """The app. `answer` and `send_feedback` may raise whatever `serve.meanings` knows."""
     bytes_max = options.body_bytes_max
 
     async def feedback(request: Request) -> Response:
@@ -68,7 +70,7 @@ def make_app(
         for found in listed:
             if found["id"] == name:
                 return _json(found)
-        raise UnknownModel("model", name, tuple(one["id"] for one in listed))
+        raise UnknownModel("model", name, tuple(str(one["id"]) for one in listed))
 
     async def health(_: Request) -> Response:
         return _json({"status": "ok"})
@@ -116,10 +118,10 @@ class KeyRequired:
 
 def _listed(catalogue: Catalogue) -> list[dict[str, object]]:
     """The models in OpenAI's form; it wants to know when each was made, and nobody does."""
-    told = {AUTO: {"models": catalogue.names}}
-    told |= {model.name: _figures(model, catalogue) for model in catalogue.models}
+    listed = {AUTO: {"models": catalogue.names}}
+    listed |= {model.name: _figures(model, catalogue) for model in catalogue.models}
     form = {"object": "model", "created": 0, "owned_by": "fairlead"}
-    return [{"id": name, **form, "fairlead": figures} for name, figures in told.items()]
+    return [{"id": name, **form, "fairlead": figures} for name, figures in listed.items()]
 
 
 def _figures(model: Model, catalogue: Catalogue) -> dict[str, object]:
@@ -134,5 +136,5 @@ def _json(value: object) -> Response:
 
 
 async def _refused(_: Request, error: Exception) -> Response:
-    meaning = meaning_of(error)
-    return Response(error_body(error), meaning.status, JSON | meaning.headers)
+    status, _, headers = response_of(error)
+    return Response(error_body(error), status, JSON | headers)

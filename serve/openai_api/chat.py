@@ -1,12 +1,12 @@
 """One chat completion over HTTP: an answer is written as it comes, without layers in between.
 
-    body ──read_chat──▶ Ask ──answer──▶ Routed, Streamed, … ──writer──▶ one JSON object, or SSE
+    body ─read_chat─▶ DispatchInput ─answer─▶ Routed, Streamed, … ─writer─▶ one JSON object, or SSE
 
 A call's status is decided when the first token has come: until then any failure has its own, and
 headers say who answers. A failure after that ends the stream with an `error` event instead.
 
-The one rule: when a client is gone, or the server stops, the answer is closed at once, wherever it
-is. Tokens that nobody reads are paid for all the same.
+When a client is gone, or the server stops, the answer is closed at once, wherever it is. Tokens
+that nobody reads are paid for all the same.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from contextlib import aclosing
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from serve.dispatch.answers import Ask, Event, Routed
+from serve.dispatch.answers import DispatchInput, Event, Routed
 from serve.errors import NotServing
-from serve.openai_api.errors import BUG, error_body, meaning_of
+from serve.openai_api.errors import error_body, response_of
 from serve.openai_api.reply import StreamWriter, WholeWriter, headers_of
 from serve.openai_api.request import Chat, read_chat
 from serve.routing.catalogue import Catalogue
 
 logger = logging.getLogger(__name__)
 
-Answers = Callable[[Ask], AsyncGenerator[Event, None]]  # `Dispatcher.answer`
+Answers = Callable[[DispatchInput], AsyncGenerator[Event, None]]  # `Dispatcher.answer`
 
 JSON = {"content-type": "application/json"}
 EVENTS = {
@@ -65,13 +65,13 @@ class ChatCompletions:
             pass
         except asyncio.CancelledError:  # only a stopping server cancels a call
             await reply.fail(NotServing("stopped before the answer was whole; ask again"))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - logged, and becomes a status
             _log_bug(error)
             await reply.fail(error)
 
     async def _write(self, chat: Chat, reply: Reply) -> None:
-        created_s, fan_out = int(self._now_s()), chat.ask.fan_out > 1
-        async with aclosing(self._answer(chat.ask)) as events:
+        created_s, fan_out = int(self._now_s()), chat.dispatch.fan_out > 1
+        async with aclosing(self._answer(chat.dispatch)) as events:
             if chat.stream:
                 writer = StreamWriter(created_s, include_usage=chat.include_usage, fan_out=fan_out)
                 await _stream(events, writer, reply)
@@ -161,8 +161,8 @@ class Reply:
         if self._writer is not None:
             await self.finish(self._writer.broken(error))
         else:
-            meaning = meaning_of(error)
-            await self.whole(meaning.status, JSON | meaning.headers, error_body(error))
+            status, _, headers = response_of(error)
+            await self.whole(status, JSON | headers, error_body(error))
 
 
 async def read_content(receive: Receive, bytes_max: int) -> bytes:
@@ -183,5 +183,5 @@ async def read_content(receive: Receive, bytes_max: int) -> bytes:
 
 def _log_bug(error: Exception) -> None:
     """What is not in the table of errors is ours to mend."""
-    if meaning_of(error) is BUG:
-        logger.error("a call failed by our fault", exc_info=error)
+    if response_of(error).status == 500:
+        logger.error("a call failed with an internal error", exc_info=error)

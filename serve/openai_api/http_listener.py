@@ -4,7 +4,7 @@ As with gRPC (see `listener`), every replica binds the same port with SO_REUSEPO
 spreads connections over them. uvicorn does the HTTP; it runs within the event loop that is already
 there, in whatever thread that is, and leaves signals alone.
 
-The one rule: stopping is stop accepting, finish what is under way, then close.
+Stopping is stop accepting, finish what is under way, then close.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import uvicorn
 from starlette.types import ASGIApp
 
+from learners.option import option, same_as
 from serve.addresses import resolved
 
 FAREWELL_S = 1.0  # for telling the clients of answers that are cut off
@@ -27,9 +28,13 @@ FAREWELL_S = 1.0  # for telling the clients of answers that are cut off
 class HttpListenerOptions:
     """Where and how to listen."""
 
-    host: str = "127.0.0.1"
-    port: int = 7491  # 0: any free one
-    grace_s: float = 30.0  # for what is under way when stopping: a long answer takes that long
+    host: str = same_as("127.0.0.1", "listener.host")
+    # 0, which settings do not take, is any free one.
+    port: int = option(
+        7491, "TCP port of OpenAI's API, on `listener.host`.", key="http_port", ge=1, le=65_535
+    )
+    # For what is under way when stopping: a long answer takes that long.
+    grace_s: float = same_as(30.0, "listener.grace_s")
     # Longer than clients keep idle connections (the official one: 5 s), so that it is they who
     # close: a server that closes first now and then meets a request already on its way.
     keep_alive_s: int = 75

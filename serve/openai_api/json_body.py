@@ -2,13 +2,13 @@
 
     bytes ──read_body(kind)──▶ (all of it as a dict, the checked part as `kind`)   or InvalidRequest
 
-The one rule: whatever bytes come, nothing but InvalidRequest is raised.
+Whatever bytes come, nothing but InvalidRequest is raised.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -42,6 +42,7 @@ def read_body(content: bytes, kind: type[Kind]) -> tuple[dict[str, object], Kind
 def _named(message: str, body: object) -> InvalidRequest:
     """What msgspec says, with field and value. Its forms are pinned by tests."""
     found = _FORM.fullmatch(message)
+    assert found is not None, "the form takes any text"
     problem, path = found["problem"], found["path"] or ""
     if name := re.fullmatch(r"Object missing required field `(.+)`", problem):
         return InvalidRequest(_joined(path, name[1]), "missing", "given")
@@ -62,7 +63,7 @@ def _joined(path: str, name: str) -> str:
     return ".".join(part for part in (path.removeprefix("."), name) if part)
 
 
-def _at(body: object, path: str) -> object:
+def _at(body: Any, path: str) -> object:
     """The value at msgspec's path; None where the path is not as plain as ours are."""
     for step in _STEP.finditer(path):
         try:

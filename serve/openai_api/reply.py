@@ -8,7 +8,7 @@ cost, and the ticket to report its quality with. It comes with the last chunk. A
 answer (one with a `finish_reason`) is therefore held until the next event, so that nobody is sent
 a chunk without a choice who did not ask for one: many programs read `choices[0]` blindly.
 
-The one rule: deltas, finish reasons and log-probabilities are passed on as they came.
+Deltas, finish reasons and log-probabilities are passed on as they came.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from urllib.parse import quote
 import msgspec
 from msgspec import UNSET, Struct, UnsetType, structs
 
-from serve.dispatch.answers import Attempt, Ended, Event, Routed, Streamed
+from serve.dispatch.answers import AttemptRecord, Ended, Event, Routed, Streamed
 from serve.dispatch.backend import Answer, Piece
 from serve.openai_api.errors import error_body, error_object
 from serve.openai_api.request import write_ticket
@@ -34,7 +34,7 @@ FAILED = "error"  # the finish reason of an answer that broke off, in fan-out
 NO_PIECE = Piece(delta={})
 _PLAIN = "".join(chr(c) for c in range(0x20, 0x7F) if chr(c) != "%")  # stays as it is in a header
 
-Told = dict[str, object]  # a JSON object
+JsonObject = dict[str, object]  # a JSON object
 
 _encode = msgspec.json.Encoder().encode
 
@@ -54,9 +54,9 @@ class Chunk(Struct):
     id: str
     created: int
     model: str
-    choices: tuple[Choice | Told, ...]
-    usage: Told | UnsetType | None = UNSET
-    fairlead: Told | UnsetType = UNSET
+    choices: tuple[Choice | JsonObject, ...]
+    usage: JsonObject | UnsetType | None = UNSET
+    fairlead: JsonObject | UnsetType = UNSET
     object: str = "chat.completion.chunk"
 
 
@@ -86,7 +86,7 @@ class Progress:
         """The same in every chunk."""
         return f"chatcmpl-{self.first.decision.decision_id}"
 
-    def usage(self) -> Told:
+    def usage(self) -> JsonObject:
         """Tokens of all answers together."""
         usages = [ended.usage for ended in self.ended.values()]
         n_prompt = sum(usage.prompt_tokens for usage in usages)
@@ -103,7 +103,7 @@ class Progress:
             },
         }
 
-    def fairlead(self) -> Told:
+    def fairlead(self) -> JsonObject:
         """The object of that name; with fan-out also one for each answer."""
         whole = self._answer(self.first.answer)
         if self._fan_out:
@@ -111,21 +111,21 @@ class Progress:
             whole["answers"] = [{"index": i, **self._answer(i)} for i in answers]
         return whole
 
-    def _answer(self, index: int) -> Told:
-        told: Told = {}
+    def _answer(self, index: int) -> JsonObject:
+        found: JsonObject = {}
         if routed := self.routed.get(index):
-            told |= {"model": routed.model, "pool": routed.pool, "endpoint": routed.endpoint}
-            told["ticket"] = write_ticket(routed.ticket)
-            told["decision_id"] = routed.decision.decision_id
+            found |= {"model": routed.model, "pool": routed.pool, "endpoint": routed.endpoint}
+            found["ticket"] = write_ticket(routed.ticket)
+            found["decision_id"] = routed.decision.decision_id
         if ended := self.ended.get(index):
-            told |= {name: getattr(ended, name) for name in FIGURES}
-            told["tokens_counted"] = ended.usage.counted
+            found |= {name: getattr(ended, name) for name in FIGURES}
+            found["tokens_counted"] = ended.usage.counted
             if ended.problem is not None:
-                told["problem"] = error_object(ended.problem)
-        return told
+                found["problem"] = error_object(ended.problem)
+        return found
 
 
-def _object(around: Mapping[str, object] | None, name: str) -> Told:
+def _object(around: Mapping[str, object] | None, name: str) -> JsonObject:
     found = (around or {}).get(name)
     return dict(found) if isinstance(found, Mapping) else {}
 
@@ -148,7 +148,7 @@ def _header(text: str) -> str:
     return quote(text, safe=_PLAIN, errors="replace")[:HEADER_BYTES_MAX]
 
 
-def _attempts_header(attempts: tuple[Attempt, ...]) -> str:
+def _attempts_header(attempts: tuple[AttemptRecord, ...]) -> str:
     """The attempts before this one, oldest first, and how many were left out if they are many."""
     short = [
         {"model": a.model, "pool": a.pool, "kind": a.kind, "outcome": a.outcome}
@@ -193,7 +193,7 @@ class StreamWriter:
         self._held = (answer, piece)
         return before
 
-    def _chunk(self, answer: int, piece: Piece, fairlead: Told | UnsetType = UNSET) -> bytes:
+    def _chunk(self, answer: int, piece: Piece, fairlead: JsonObject | UnsetType = UNSET) -> bytes:
         choice = Choice(answer, piece.delta, piece.logprobs, piece.finish_reason)
         model = self.progress.routed[answer].model
         whole = choice if piece.beside is None else {**piece.beside, **structs.asdict(choice)}
@@ -202,9 +202,9 @@ class StreamWriter:
     def _data(
         self,
         model: str,
-        choices: tuple[Choice | Told, ...],
-        usage: Told | UnsetType | None,
-        fairlead: Told | UnsetType,
+        choices: tuple[Choice | JsonObject, ...],
+        usage: JsonObject | UnsetType | None,
+        fairlead: JsonObject | UnsetType,
         around: Mapping[str, object] | None = None,
     ) -> bytes:
         completion_id = self.progress.completion_id
@@ -214,13 +214,13 @@ class StreamWriter:
 
     def end(self) -> bytes:
         """The last chunks, after all events."""
-        last, told = self.progress, self.progress.fairlead()
+        last, found = self.progress, self.progress.fairlead()
         if self._include_usage:
             held = self._chunk(*self._held) if self._held else b""
-            counts = self._data(last.first.model, (), last.usage(), told)
+            counts = self._data(last.first.model, (), last.usage(), found)
             return held + counts + b"data: [DONE]\n\n"
         answer, piece = self._held or (last.first.answer, NO_PIECE)
-        return self._chunk(answer, piece, told) + b"data: [DONE]\n\n"
+        return self._chunk(answer, piece, found) + b"data: [DONE]\n\n"
 
     def broken(self, error: Exception) -> bytes:
         """The end of a stream that can't be finished: no `[DONE]`, so nobody takes it for whole."""
@@ -228,7 +228,7 @@ class StreamWriter:
         return held + b"data: " + error_body(error) + b"\n\n"
 
 
-def _fields(chunk: Chunk) -> Told:
+def _fields(chunk: Chunk) -> JsonObject:
     return {name: value for name, value in structs.asdict(chunk).items() if value is not UNSET}
 
 
@@ -252,7 +252,7 @@ class WholeWriter:
 
     def end(self) -> bytes:
         """The completion, after all events."""
-        around: Told = {}
+        around: JsonObject = {}
         for answer in self._answers.values():
             around |= answer.around
         return _encode(
@@ -268,7 +268,7 @@ class WholeWriter:
             }
         )
 
-    def _choice(self, index: int) -> Told:
+    def _choice(self, index: int) -> JsonObject:
         answer, ended = self._answers[index], self.progress.ended[index]
         return {
             **answer.beside,

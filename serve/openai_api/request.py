@@ -1,13 +1,13 @@
 """What a client of OpenAI's API sends, read into what the dispatcher and the router are asked.
 
-    POST /v1/chat/completions ──read_chat──▶ Ask       model, messages, user, fairlead: who answers
-                                                       all other fields: passed through untouched
+    POST /v1/chat/completions ──read_chat──▶ DispatchInput
+         model, messages, user, fairlead: who answers; all other fields: passed through untouched
     POST /v1/feedback ──read_feedback──▶ FeedbackRequest
 
 Fairlead's own options are in one field of the body, `fairlead`. Fields there must be known; fields
 elsewhere are OpenAI's or the pool's business.
 
-The one rule: a field is checked by who uses it. Here: what becomes part of the ask.
+A field is checked by who uses it. Here: what becomes part of the DispatchInput.
 """
 
 from __future__ import annotations
@@ -15,34 +15,47 @@ from __future__ import annotations
 import base64
 import binascii
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args, get_type_hints
 
-from msgspec import Meta, Struct, structs
+from msgspec import Meta, Struct, defstruct, structs
 
-from serve.dispatch.answers import Ask
+from learners.criticality import Criticality
+from serve.dispatch.answers import DispatchInput
 from serve.dispatch.routing_text import routing_text
 from serve.errors import InvalidRequest, UnknownModel
 from serve.openai_api.json_body import read_body
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.catalogue import Catalogue
-from serve.routing.request import TENANT_BYTES_MAX
+from serve.routing.request import TENANT_BYTES_MAX, RouteFields
+from serve.routing.request import Preference as SaidPreference
 from streams.feedback.feedback import OUTPUT_TOKENS_MAX
 
 AUTO = "auto"  # the "model" that means: the router chooses
 OURS = ("model", "stream", "stream_options", "priority", "fairlead")  # not passed through
 INT64_MAX = 2**63 - 1
 
-# The names in router.proto, in lower case.
-Criticality = Literal["sheddable", "sheddable_plus", "critical", "critical_plus"]
+# What a body says elsewhere, or what its messages say.
+NOT_IN_OPTIONS = {"prompt_tokens"}
 
 
-class Preference(Struct, forbid_unknown_fields=True):
-    """What matters, see the message of the same name in router.proto."""
+def _option(hint: object) -> object:
+    """The type of an option in JSON, from the type of the field it stands for."""
+    kinds = get_args(hint) or (hint,)
+    if int in kinds:
+        return Annotated[int, Meta(ge=0, le=INT64_MAX)] | None
+    if Criticality in kinds:
+        return Literal[Criticality.words()] | None
+    return Preference | None if SaidPreference in kinds else hint | None
 
-    quality: float | None = None
-    cost: float | None = None
-    latency: float | None = None
-    energy: float | None = None
+
+def _struct(name: str, of: type, *others: tuple[str, object, object]) -> type[Struct]:
+    """An object of JSON with the fields of a dataclass, any of which may be left out."""
+    hints = get_type_hints(of).items()
+    own = [(field, _option(hint), None) for field, hint in hints if field not in NOT_IN_OPTIONS]
+    return defstruct(name, [*own, *others], forbid_unknown_fields=True, module=__name__)
+
+
+Preference = _struct("Preference", SaidPreference)
 
 
 class Cascade(Struct, forbid_unknown_fields=True):
@@ -51,21 +64,11 @@ class Cascade(Struct, forbid_unknown_fields=True):
     confidence_min: float
 
 
-class Options(Struct, forbid_unknown_fields=True):
-    """The field `fairlead`. Bounds are checked where requests over gRPC are, too."""
-
-    request_id: str | None = None
-    tenant: str | None = None
-    session: str | None = None
-    preference: Preference | None = None
-    allowed_models: list[str] | None = None
-    denied_models: list[str] | None = None
-    cost_usd_max: float | None = None
-    latency_ms_max: float | None = None
-    deadline_unix_ms: Annotated[int, Meta(ge=0, le=INT64_MAX)] | None = None
-    criticality: Criticality | None = None
-    cascade: Cascade | None = None
-    fan_out: int | None = None
+# The field `fairlead`. Bounds are checked where requests over gRPC are, too.
+Options = _struct(
+    "Options", RouteFields, ("cascade", Cascade | None, None), ("fan_out", int | None, None)
+)
+ROUTE_OPTIONS = set(Options.__struct_fields__) - {"cascade", "fan_out"}
 
 
 class Message(Struct):
@@ -116,7 +119,7 @@ class Outcomes(Struct, forbid_unknown_fields=True):
 class Chat:
     """A chat completion asked for, and how its answer is to be written."""
 
-    ask: Ask
+    dispatch: DispatchInput
     stream: bool
     include_usage: bool  # a last chunk with the token counts; only where `stream`
 
@@ -131,7 +134,7 @@ def read_chat(content: bytes, catalogue: Catalogue) -> Chat:
         allowed = "0 or left out; `fairlead.criticality` says who goes first"
         raise InvalidRequest("priority", chat.priority, allowed)
     return Chat(
-        ask=Ask(
+        dispatch=DispatchInput(
             route=_route(chat, options, catalogue),
             body={name: value for name, value in body.items() if name not in OURS},
             confidence_min=options.cascade.confidence_min if options.cascade else None,
@@ -142,25 +145,20 @@ def read_chat(content: bytes, catalogue: Catalogue) -> Chat:
     )
 
 
-def _route(chat: ChatBody, options: Options, catalogue: Catalogue) -> pb.RouteRequest:
+def _route(chat: ChatBody, options: Struct, catalogue: Catalogue) -> pb.RouteRequest:
     """Who asks and what matters. A field of None is a field not set, to protobuf."""
-    weights = options.preference
-    return pb.RouteRequest(
-        text=routing_text(message.content for message in chat.messages),
-        request_id=options.request_id,
-        tenant=options.tenant or _tenant(chat.user),
-        session=options.session,
-        preference=pb.Preference(**structs.asdict(weights)) if weights else None,
-        allowed_models=_allowed(chat.model, options, catalogue),
-        denied_models=options.denied_models,
-        cost_usd_max=options.cost_usd_max,
-        latency_ms_max=options.latency_ms_max,
-        deadline_unix_ms=options.deadline_unix_ms,
-        criticality=options.criticality.upper() if options.criticality else None,
-    )
+    said = {name: getattr(options, name) for name in ROUTE_OPTIONS}
+    if options.preference:
+        said["preference"] = pb.Preference(**structs.asdict(options.preference))
+    if options.criticality:
+        said["criticality"] = options.criticality.upper()
+    said["tenant"] = options.tenant or _tenant(chat.user)
+    said["allowed_models"] = _allowed(chat.model, options, catalogue)
+    text = routing_text(message.content for message in chat.messages)
+    return pb.RouteRequest(text=text, **said)
 
 
-def _allowed(model: str | None, options: Options, catalogue: Catalogue) -> list[str] | None:
+def _allowed(model: str | None, options: Struct, catalogue: Catalogue) -> list[str] | None:
     if model in (None, AUTO):
         return options.allowed_models
     if model not in catalogue.column_of:

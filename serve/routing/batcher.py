@@ -1,19 +1,20 @@
 """Group commit: requests that arrive close together are scored together.
 
     scoring  █            ██                  █
-    resting   ░░░           ░░░░░░             ░░░     three times as long as the last scoring
+    window    ░░░           ░░░░░░             ░░░     three times as long as the last scoring
     arriving ·   ··  · ·· · ·      ·          ·   ◀─ alone: scored at once
 
-A lone request is scored as soon as the event loop turns to it. After scoring, the loop rests from
-scoring for a while that is proportional to what scoring took, and reads what arrives meanwhile: so
-under load batches grow by themselves, and scoring leaves the loop most of its time for I/O.
+A lone request is scored as soon as the event loop turns to it. After each scoring an adaptive
+batching window opens, proportional to what that scoring took: requests that arrive within it are
+scored together at its end. So under load batches grow by themselves, and scoring leaves the event
+loop most of its time for I/O.
 
-Without a rest requests are scored one by one, because a loop iteration delivers one of them and
-most of a scoring's cost is per batch. Measured with one replica and 64 callers on 2 cores: no rest
-1,300 calls a second in batches of 1.2; a rest of one scoring 1,500; of three 3,000 in batches of
-50; of seven 1,200, waiting for nobody.
+Without a window requests are scored one by one, because a loop iteration delivers one of them and
+most of a scoring's cost is per batch. Measured with one replica and 64 callers on 2 cores: no
+window 1,300 calls a second in batches of 1.2; one scoring long 1,500; three 3,000 in batches of 50;
+seven 1,200, with the replica idle.
 
-The one rule: the queue is bounded. Beyond it a request is refused at once.
+The queue is bounded: beyond it a request is refused at once.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from learners.option import option
 from serve.errors import QueueFull
 
 # A scoring that seemed to take longer than a third of this did not compute but was held up, by a
-# frozen process or a busy machine; resting three times as long would make it worse.
-REST_S_MAX = 0.25
+# frozen process or a busy machine; a window three times as long would make it worse.
+WINDOW_S_MAX = 0.25
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -39,10 +41,15 @@ Result = TypeVar("Result")
 class BatcherOptions:
     """How many requests wait, and how many are scored together."""
 
-    waiting_max: int = 4096  # at 10,000 a second this is 0.4 s of waiting
-    batch_max: int = 256  # scored in about 5 ms; longer would hold up the event loop
-    # Length of a rest, in lengths of the scoring before it. 0: each request is scored at once.
-    rests: float = 3.0
+    # At 10,000 a second this is 0.4 s of waiting.
+    waiting_max: int = option(
+        4096, "Requests that may wait in a replica; more are refused.", ge=1, le=1_000_000
+    )
+    batch_max: int = option(
+        256, "Requests scored together: about 5 ms of the event loop.", ge=1, le=4096
+    )
+    # Length of a window, in lengths of the scoring before it. 0: each request is scored at once.
+    window_scorings: float = 3.0
 
 
 class Batcher(Generic[Item, Result]):
@@ -57,7 +64,7 @@ class Batcher(Generic[Item, Result]):
         self._score, self._options = score, options
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._scheduled = False
-        self._rested_s = 0.0  # monotonic time from which scoring may begin again
+        self._window_ends_s = 0.0  # monotonic time
 
     def submit(self, item: Item) -> asyncio.Future[Result]:
         """Queue an item; the future has its result. Raises QueueFull."""
@@ -68,7 +75,7 @@ class Batcher(Generic[Item, Result]):
             )
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
-        if not self._options.rests:  # there is no crowd to wait for
+        if not self._options.window_scorings:
             self._settle([(item, future)])
             return future
         self._waiting.append((item, future))
@@ -78,17 +85,17 @@ class Batcher(Generic[Item, Result]):
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
         self._scheduled = True
-        rest_s = self._rested_s - time.monotonic()
-        if rest_s <= 0.0:
+        left_s = self._window_ends_s - time.monotonic()
+        if left_s <= 0.0:
             loop.call_soon(self._flush)
         else:
-            loop.call_later(rest_s, self._flush)
+            loop.call_later(left_s, self._flush)
 
     def _flush(self) -> None:
         """Score one batch, then let the event loop read what has arrived meanwhile."""
         loop = asyncio.get_running_loop()
         began_s = time.monotonic()
-        batch = []
+        batch: list[tuple[Item, asyncio.Future[Result]]] = []
         while self._waiting and len(batch) < self._options.batch_max:
             item, future = self._waiting.popleft()
             if not future.done():  # its caller has gone: nothing to score
@@ -96,7 +103,8 @@ class Batcher(Generic[Item, Result]):
         if batch:
             self._settle(batch)
         took_s = time.monotonic() - began_s
-        self._rested_s = began_s + took_s + min(took_s * self._options.rests, REST_S_MAX)
+        window_s = min(took_s * self._options.window_scorings, WINDOW_S_MAX)
+        self._window_ends_s = began_s + took_s + window_s
         self._scheduled = False
         if self._waiting:
             self._schedule(loop)
@@ -105,7 +113,7 @@ class Batcher(Generic[Item, Result]):
         try:
             results = self._score([item for item, _ in batch])
             assert len(results) == len(batch), "a result or an exception per item"
-        except Exception as error:  # noqa: BLE001 - our bug; every caller must hear of it
+        except Exception as error:  # noqa: BLE001 - our bug; every caller must be told
             results = [error] * len(batch)
         for (_, future), result in zip(batch, results, strict=True):
             if isinstance(result, Exception):

@@ -3,7 +3,7 @@
 Statements are the scale on which learning happens (see `learners.targets`): what is learned of a
 model is how far it departs from them, so a new price counts from the moment it is stated.
 
-The one rule: a model is its name. Leaving and returning under the same name, it is remembered.
+A model is its name. Leaving and returning under the same name, it is remembered.
 """
 
 from __future__ import annotations
@@ -16,23 +16,36 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from learners.option import option, required
 from learners.work import WorkRates, WorkTable
 from streams.errors import OptionRefused
 from streams.feedback.ticket import key_of
+
+TOKENS_UNLIMITED = 1e9  # longer than any prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """One model and what is stated about it."""
 
-    name: str
-    usd_per_1m_input_tokens: float = 0.0
-    usd_per_1m_output_tokens: float = 0.0
-    usd_per_call: float = 0.0
-    output_tokens: float = 300.0  # of a typical answer
-    latency_ms: float = 1000.0  # of a typical complete answer
-    quality: float = math.nan  # expected, 0 to 1; not a number: nothing is stated
-    context_tokens_max: float = math.inf
+    name: str = required("Its name, unique.", min_length=1, max_length=200)
+    usd_per_1m_input_tokens: float = option(0.0, "List price, USD.", ge=0, le=1e6)
+    usd_per_1m_output_tokens: float = option(0.0, "List price, USD.", ge=0, le=1e6)
+    usd_per_call: float = option(0.0, "Fixed price of a call, USD.", ge=0, le=100)
+    output_tokens: float = option(300.0, "Tokens of a typical answer.", ge=0, le=1e7)
+    latency_ms: float = option(
+        1000.0, "Milliseconds of a typical complete answer.", gt=0, le=86_400_000
+    )
+    quality: float = option(
+        math.nan,
+        "Expected quality, before outcomes. None: that of the others.",
+        ge=0,
+        le=1,
+        stands_for=(None, math.nan),
+    )
+    context_tokens_max: float = option(
+        TOKENS_UNLIMITED, "Longest prompt it takes, tokens.", gt=0, le=TOKENS_UNLIMITED
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,40 +3,41 @@
     asked ─▶ deadlines, names, vectors ─▶ columns ─▶ route ─▶ ids, tickets ─▶ replies
                └─ each bad one gets its own error               └─▶ decision log
 
-The one rule: one bad request never spoils its batch, and a batch costs little more than one.
+One bad request never spoils its batch, and a batch costs little more than one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.prices import Criticality
 from serve.encoders import Encoder
 from serve.errors import (
     DeadlinePassed,
     FleetFull,
     InvalidRequest,
-    NoModelFits,
     ServeError,
     UnknownModel,
 )
 from serve.proto.fairlead.v1 import router_pb2 as pb
-from serve.routing.chooser import Chooser
 from serve.routing.live import Live
-from serve.routing.reply import write_decisions
-from serve.routing.request import BYTES_PER_TOKEN, Asked
-from serve.routing.router import Choices, Requests, Verdict, explored
+from serve.routing.records import Decisions
+from serve.routing.reply import no_model_fits, write_decisions
+from serve.routing.request import BYTES_PER_TOKEN, RouteInput
+from serve.routing.router import Choices, Chooser, RequestBatch, columns
 from serve.routing.sessions import Held, SessionOptions, Sessions
 from streams.feedback.decisions import DecisionBatch
-from streams.feedback.ticket import CANDIDATE, HEAD, Issuer, Sealer, key_of
+from streams.feedback.ticket import Issuer, Sealer
 from streams.telemetry.window import DecidedBatch
 
 # Longer vectors are not embeddings, and squares of much longer ones overflow float32.
 NORM_MIN, NORM_MAX = 1e-9, 1e9
+
+F32_BYTES = 4
 
 Refusals = dict[int, ServeError]  # by position in the batch
 
@@ -70,9 +71,9 @@ class Decider:
         self._sessions = Sessions(SessionOptions()) if sessions is None else sessions
         self._encoder, self._chooser, self._sealer, self._issuer = encoder, chooser, sealer, issuer
         self._now_ms = now_ms
-        self._policy_key = key_of(repr(chooser.policy))
+        self._policy = repr(chooser.policy)
 
-    def decide(self, asked: Sequence[Asked], live: Live) -> Decided:
+    def decide(self, asked: Sequence[RouteInput], live: Live) -> Decided:
         """Decide n requests against one view. Texts are encoded here, so only if that is quick."""
         now_ms = self._now_ms()
         refused: Refusals = {}
@@ -80,27 +81,38 @@ class Decider:
         allowed = _allowed(asked, live, refused)
         _check_deadlines(asked, now_ms, refused)
         rows = [i for i in range(len(asked)) if i not in refused]
-        replies: list[pb.Decision | ServeError] = [refused.get(i) for i in range(len(asked))]
+        replies: list[Any] = [refused.get(i) for i in range(len(asked))]  # the rest comes below
         if not rows:
             return Decided(replies, None)
         taken = [asked[i] for i in rows]
         requests = self._columns(taken, embeddings[rows], allowed[rows], live, now_ms)
         choices = self._chooser.choose(requests, live, now_ms)
         ids = self._issuer.take(len(rows))
-        tickets = self._tickets(ids, taken, requests, choices, live, now_ms)
+        decisions = Decisions(
+            tenants=[one.tenant for one in taken],
+            requests=requests,
+            choices=choices,
+            live=live,
+            policy=self._policy,
+            at_ms=now_ms,
+        )
+        tickets = decisions.seal(self._sealer, ids)
         for row, reply in zip(
             rows, write_decisions(taken, ids, tickets, choices, live, now_ms), strict=True
         ):
             replies[row] = reply
         self._hold_sessions(taken, choices, live, now_ms)
         for row in np.flatnonzero(~choices.fits).tolist():
-            replies[rows[row]] = _no_model_fits(taken[row], row, choices, live)
+            replies[rows[row]] = no_model_fits(taken[row], row, choices, live)
         for row in np.flatnonzero(choices.shed).tolist():
-            replies[rows[row]] = _fleet_full(taken[row], float(choices.multiple[row]))
-        log = self._log(ids, taken, requests, choices, live, now_ms)
-        return Decided(replies, log, _counted(taken, requests, choices, live))
+            replies[rows[row]] = FleetFull(
+                taken[row].criticality.name, float(choices.multiple[row])
+            )
+        fits = np.flatnonzero(choices.fits)
+        log = self._log(ids, taken, decisions, np.flatnonzero(choices.fits & ~choices.shed))
+        return Decided(replies, log, decisions[fits].count() if len(fits) else None)
 
-    def _embeddings(self, asked: Sequence[Asked], refused: Refusals) -> NDArray[np.float32]:
+    def _embeddings(self, asked: Sequence[RouteInput], refused: Refusals) -> NDArray[np.float32]:
         """Embeddings (n, dim), texts encoded; rows that can't be used are refused."""
         encoder = self._encoder
         embeddings = np.ones((len(asked), encoder.dim), np.float32)
@@ -108,12 +120,14 @@ class Decider:
         for i, one in enumerate(asked):
             if one.embedding is None:
                 texts.append(i)
-            elif len(one.embedding) != encoder.dim:
+            elif len(one.embedding) != F32_BYTES * encoder.dim:
                 refused[i] = InvalidRequest(
-                    "embedding", f"{len(one.embedding)} numbers long", f"{encoder.dim} long"
+                    "embedding",
+                    f"{len(one.embedding) // F32_BYTES} numbers long",
+                    f"{encoder.dim} long",
                 )
             else:
-                embeddings[i] = one.embedding
+                embeddings[i] = np.frombuffer(one.embedding, "<f4")
         with np.errstate(over="ignore", invalid="ignore"):
             norms = np.sqrt(np.einsum("nd,nd->n", embeddings, embeddings))
             bad = ~((norms >= NORM_MIN) & (norms <= NORM_MAX))  # also NaN
@@ -129,26 +143,23 @@ class Decider:
 
     def _columns(
         self,
-        asked: Sequence[Asked],
+        asked: Sequence[RouteInput],
         embeddings: NDArray[np.float32],
         allowed: NDArray[np.bool_],
         live: Live,
         now_ms: int,
-    ) -> Requests:
+    ) -> RequestBatch:
         tokens = np.array([_tokens(one) for one in asked], np.float64)
-        return Requests(
+        return RequestBatch(
             contexts=self._encoder.projection.contexts(embeddings, tokens.astype(np.float32)),
-            prompt_tokens=tokens,
-            preference=np.array([one.preference for one in asked], np.float64),
+            preference=np.array([one.weights for one in asked], np.float64),
             allowed=allowed,
-            cost_usd_max=np.array([one.cost_usd_max for one in asked]),
-            latency_ms_max=np.array([one.latency_ms_max for one in asked]),
-            criticality=np.array([one.criticality for one in asked], np.int8),
             switch_ms=self._switch_ms(asked, tokens, live, now_ms),
+            **columns(asked) | {"prompt_tokens": tokens},
         )
 
     def _switch_ms(
-        self, asked: Sequence[Asked], tokens: NDArray[np.float64], live: Live, now_ms: int
+        self, asked: Sequence[RouteInput], tokens: NDArray[np.float64], live: Live, now_ms: int
     ) -> NDArray[np.float64] | None:
         """What leaving the model that holds its session costs each request, (n, k)."""
         column_of, switch_ms = live.catalogue.column_of, None
@@ -162,7 +173,7 @@ class Decider:
         return switch_ms
 
     def _hold_sessions(
-        self, asked: Sequence[Asked], choices: Choices, live: Live, now_ms: int
+        self, asked: Sequence[RouteInput], choices: Choices, live: Live, now_ms: int
     ) -> None:
         """Remember where sessions were sent; who dispatches corrects it by who answered."""
         for i, one in enumerate(asked):
@@ -174,102 +185,24 @@ class Decider:
                     held = Held(model, pool, "", now_ms)
                 self._sessions.hold(one.session, held._replace(at_ms=now_ms))
 
-    def _tickets(
-        self,
-        ids: Sequence[bytes],
-        asked: Sequence[Asked],
-        requests: Requests,
-        choices: Choices,
-        live: Live,
-        now_ms: int,
-    ) -> list[bytes]:
-        """Sealed tickets of n decisions."""
-        n, k = choices.propensity.shape
-        of = np.arange(n), choices.chosen
-        heads = np.zeros(n, HEAD)
-        heads["decided_at_ms"] = now_ms
-        heads["encoder"] = live.encoder_key
-        heads["snapshot_version"] = live.version
-        heads["model"] = live.model_keys[choices.chosen]
-        heads["pool"] = live.pool_keys[choices.pool]
-        heads["propensity"] = choices.propensity[of]
-        heads["preference"] = requests.preference
-        heads["expected_cost_usd"] = choices.expected_cost_usd[of]
-        heads["expected_latency_ms"] = live.catalogue.latency_ms[choices.chosen]
-        heads["policy"] = self._policy_key
-        heads["n_candidates"] = k
-        heads["tenant_bytes"] = [len(one.tenant) for one in asked]
-        heads["context"] = requests.contexts
-        candidates = np.zeros((n, k), CANDIDATE)
-        candidates["model"] = live.model_keys
-        candidates["pool"] = live.pool_keys[choices.pools]
-        candidates["pool"][of] = heads["pool"]
-        for name in ("propensity", "utility", "quality", "cost_usd", "latency_ms", "verdict"):
-            candidates[name] = getattr(choices, name)
-        return self._sealer.seal(ids, heads, candidates, [one.tenant for one in asked])
-
     def _log(
         self,
         ids: Sequence[bytes],
-        asked: Sequence[Asked],
-        requests: Requests,
-        choices: Choices,
-        live: Live,
-        now_ms: int,
+        asked: Sequence[RouteInput],
+        decisions: Decisions,
+        rows: NDArray[np.intp],
     ) -> DecisionBatch | None:
         """What the decision log gets: the rows that were decided."""
-        rows = np.flatnonzero(choices.fits & ~choices.shed)
         if not len(rows):
             return None
-        return DecisionBatch(
-            ids=[ids[i] for i in rows],
-            decided_at_ms=np.full(len(rows), now_ms, np.int64),
-            tenants=[asked[i].tenant.decode() for i in rows],
+        return decisions[rows].log(
+            [ids[i] for i in rows],
             sessions=[asked[i].session for i in rows],
-            models=live.catalogue.names,
-            pools=live.pool_names,
-            chosen=choices.chosen[rows],
-            pool=choices.pool[rows],
-            propensities=choices.propensity[rows],
-            utility=choices.utility[rows],
-            quality=choices.quality[rows],
-            cost_usd=choices.cost_usd[rows],
-            latency_ms=choices.latency_ms[rows],
-            preference=requests.preference[rows],
-            prompt_tokens=requests.prompt_tokens[rows],
-            snapshot_version=live.version,
-            policy=repr(self._chooser.policy),
-            encoder=live.encoder,
-            contexts=requests.contexts[rows],
             prompts=[asked[i].text if self._log_prompts else None for i in rows],
         )
 
 
-def _counted(
-    asked: Sequence[Asked], requests: Requests, choices: Choices, live: Live
-) -> DecidedBatch | None:
-    """What telemetry counts: the rows for which there was a model."""
-    rows = np.flatnonzero(choices.fits)
-    if not len(rows):
-        return None
-    return DecidedBatch(
-        models=live.catalogue.names,
-        pools=live.pool_names,
-        chosen=choices.chosen[rows],
-        pool=choices.pool[rows],
-        explored=explored(choices)[rows],
-        wished=choices.wished[rows],
-        shed=choices.shed[rows],
-        tenants=[asked[i].tenant.decode() for i in rows],
-        prompt_tokens=requests.prompt_tokens[rows],
-    )
-
-
-def _fleet_full(one: Asked, multiple: float) -> FleetFull:
-    return FleetFull(Criticality(one.criticality).name, multiple)
-
-
-def _allowed(asked: Sequence[Asked], live: Live, refused: Refusals) -> NDArray[np.bool_]:
+def _allowed(asked: Sequence[RouteInput], live: Live, refused: Refusals) -> NDArray[np.bool_]:
     """Which models each request lets in, (n, k)."""
     allowed = np.ones((len(asked), len(live.catalogue)), bool)
     for i, one in enumerate(asked):
@@ -292,18 +225,19 @@ def _columns_of(field: str, names: Sequence[str], live: Live) -> list[int]:
     return [column_of[name] for name in names]
 
 
-def _check_deadlines(asked: Sequence[Asked], now_ms: int, refused: Refusals) -> None:
+def _check_deadlines(asked: Sequence[RouteInput], now_ms: int, refused: Refusals) -> None:
     for i, one in enumerate(asked):
-        if one.deadline_ms <= now_ms:
+        deadline_ms = one.deadline_unix_ms
+        if deadline_ms is not None and deadline_ms <= now_ms:
             refused[i] = DeadlinePassed(
-                f"deadline_unix_ms is {one.deadline_ms:.0f}, {now_ms - one.deadline_ms:.0f} ms "
-                f"before the request was scored"
+                f"deadline_unix_ms is {deadline_ms}, {now_ms - deadline_ms} ms before the request "
+                f"was scored"
             )
 
 
-def _tokens(one: Asked) -> float:
+def _tokens(one: RouteInput) -> float:
     if one.prompt_tokens or one.text is None:
-        return one.prompt_tokens
+        return one.prompt_tokens or 0.0
     return max(1.0, len(one.text.encode()) / BYTES_PER_TOKEN)
 
 
@@ -319,27 +253,3 @@ def _bad_numbers(embedding: NDArray[np.float32]) -> InvalidRequest:
     return InvalidRequest(
         "embedding", f"{norm:.3g} long", f"of a length between {NORM_MIN:g} and {NORM_MAX:g}"
     )
-
-
-def _no_model_fits(one: Asked, row: int, choices: Choices, live: Live) -> NoModelFits:
-    """Say of every model why it was out."""
-    why = {
-        Verdict.NOT_ALLOWED: lambda j: "not allowed",
-        Verdict.TOO_DEAR: lambda j: (
-            f"predicted cost ${choices.cost_usd[row, j]:.3g} is above cost_usd_max "
-            f"{one.cost_usd_max:g}"
-        ),
-        Verdict.TOO_SLOW: lambda j: (
-            f"predicted latency {choices.latency_ms[row, j]:.0f} ms is above latency_ms_max "
-            f"{one.latency_ms_max:g}"
-        ),
-        Verdict.PROMPT_TOO_LONG: lambda j: (
-            f"the prompt has more than its {live.catalogue.context_tokens_max[j]:.0f} tokens"
-        ),
-        Verdict.NO_REPLICA: lambda j: "none of its pools has a replica now",
-    }
-    reasons = [
-        f"{name}: {why[Verdict(int(choices.verdict[row, j]))](j)}"
-        for j, name in enumerate(live.catalogue.names)
-    ]
-    return NoModelFits("no model fits the request. " + "; ".join(reasons[:20]))

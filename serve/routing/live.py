@@ -16,6 +16,7 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +25,12 @@ from learners.context import N_FEATURES
 from learners.estimates import ema
 from learners.estimates.estimator import BlendOptions, Estimator
 from learners.estimates.learned import Learned, MemoryOptions
+from learners.option import option
 from serve.routing.catalogue import Catalogue, CatalogueSource
 from streams.errors import SnapshotDamaged
 from streams.feedback.ticket import key_of
 from streams.telemetry.fleet_state import FleetState
-from streams.telemetry.fleet_view import loads
+from streams.telemetry.pool_reports import PoolReports, pool_reports
 from streams.training.prices import Prices
 from streams.training.snapshots import Manifest, Store
 from streams.training.state import Loader, State
@@ -40,7 +42,8 @@ logger = logging.getLogger(__name__)
 class LiveOptions:
     """How the view is kept fresh."""
 
-    poll_s: float = 0.1  # looks at the store; a listing of ten names costs 0.1 ms
+    # A listing of ten names costs 0.1 ms.
+    poll_s: float = option(0.1, "Seconds between looks at the store.", ge=0.01, le=3600)
     # A failure or an outcome is rare; a rate is believed after about as many outcomes.
     error_prior_weight: float = 20.0
     latency_prior_weight: float = 5.0
@@ -85,7 +88,7 @@ class Live:
         self.first_pool = np.array([columns[0] for columns in self.columns_of])  # (k,)
         self._by_model = np.concatenate(self.columns_of)
         self._starts = np.cumsum([0, *map(len, self.columns_of)])[:-1]
-        self.pools_of = {  # names of every model's pools, the fastest lately first
+        self.pools_of = {  # names of every model's pools, the one that was fastest recently first
             name: tuple(
                 self.pool_names[p]
                 for p in columns[np.argsort(self.pool_latency_ms[columns], kind="stable")].tolist()
@@ -98,7 +101,7 @@ class Live:
         self.estimator.estimate(np.zeros((1, N_FEATURES), np.int8))
 
     def _pool_latency_ms(self, learned: Learned, options: LiveOptions) -> NDArray[np.float64]:
-        """The pools' mean latencies lately (P,), failures counted in."""
+        """The pools' recent mean latencies (P,), failures counted in."""
         means = ema.read(learned.pools, self.pool_keys.tolist(), learned.as_of_ms)
         stated_ms = self.catalogue.latency_ms[self.catalogue.model_of_pool]
         latency_ms = means.figure("latency_ms", stated_ms, options.latency_prior_weight)
@@ -106,30 +109,32 @@ class Live:
         return _with_retries(latency_ms, errors)
 
     def _read_telemetry(self) -> None:
-        """How full pools are, and what their capacity is worth; see `crowding`. All are (P,)."""
+        """Pools' utilisation and the price of their capacity, (P,) each; see `load_tracker`."""
         pools, prices = self.catalogue.pools, self.prices
         several = len(pools) > len(self.catalogue)
-        self.loads = loads(self.fleet) if several or any(p.reports for p in pools) else {}
+        self.loads: dict[str, PoolReports] = {}
+        if several or any(p.reports for p in pools):
+            self.loads = pool_reports(self.fleet)
         self.loads_as_of_ms = self.fleet.newest_ms if self.loads else 0
         self.n_routers = max(1, len(self.fleet.routers)) if self.loads else 1
         found = [self.loads.get(name) for name in self.pool_names]
-        self.told = np.array([one is not None for one in found])
+        self.reported = np.array([one is not None for one in found])
         self.queued = np.array([one.queued if one else 0.0 for one in found])
         self.running = np.maximum(1.0, [one.running if one else 0.0 for one in found])
-        self.ready = np.maximum(1.0, [one.ready if one else 0.0 for one in found])
+        self.ready = np.maximum(1.0, [one.in_state("ready") if one else 0.0 for one in found])
         priced = [prices.capacity.get(name) for name in self.pool_names]
         # Where requests are no work they can't be charged: such a pool has no price.
         # One that has just begun to be ready is taken to be empty until it says more.
-        ready = [one is not None and one.ready > 0 for one in found]
+        ready = [one is not None and one.in_state("ready") > 0 for one in found]
         known = np.array(ready) | np.array([one is not None for one in priced])
         self.loaded = known & self.catalogue.has_work
         self.priced = bool(self.loaded.any())
         self.load = np.array([one.load if one else 0.0 for one in priced])
         self.log_price = np.array([one.log_price if one else 0.0 for one in priced])
-        # While nothing at all was heard, nobody is taken to be gone.
+        # While nothing at all was received, no pool is taken to be gone.
         self.open = np.array(
             [
-                one.ready > 0 if one else not (pool.reports and self.loads)
+                one.in_state("ready") > 0 if one else not (pool.reports and self.loads)
                 for pool, one in zip(pools, found, strict=True)
             ]
         )
@@ -155,7 +160,7 @@ class Live:
         return max(0, now_ms - self.published_at_ms) if self.version else 0
 
 
-def _with_retries(latency_ms: NDArray, error_share: NDArray) -> NDArray:
+def _with_retries(latency_ms: NDArray[Any], error_share: NDArray[Any]) -> NDArray[Any]:
     """Expected time to success when failures are tried again: latency / (1 − error share)."""
     return latency_ms / np.maximum(1.0 - error_share, 0.01)
 

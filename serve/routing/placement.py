@@ -9,21 +9,22 @@ Where requests are no work nothing is charged, and where every model has one poo
 small site pays nothing for what it does not use.
 
 A request is charged what its work takes up, at the pool's price, turned into points by its own
-weight of money. Who does not weigh money is taken to value a point of quality at `value_usd`: or
-else free riders would hold the capacity that others pay for.
+weight of money. A caller who does not weigh money is taken to value a point of quality at
+`value_usd`; otherwise free riders would hold the capacity that others pay for.
 
 A price moves requests from model to model, never between pools of one model: they are perfect
-substitutes, so the least difference of price would move all requests at once, to and fro. Of them
-the fastest is taken while it has room, then the one with the most headroom.
+substitutes, so the smallest difference of price would move all requests at once, and then back. Of
+a model's pools the fastest is taken while it has room, then the one with the most headroom.
 
-What requests are charged varies a little between them, at random (`spread`). When capacity is so
-dear that nothing else counts, all would choose the same model, then all another: a demand without
-slope, that no price can steer. So varied, it has one that the step size was made for.
+What requests are charged varies a little between them, at random (`spread`). Otherwise, when
+capacity is so dear that nothing else counts, all would choose the same model, then all another: a
+step-shaped demand that no price can control. Varied so, demand has the slope that the step size of
+the prices was chosen for.
 
 Requests of one batch are placed one after another, each counting for the next: the pools of a model
 fill evenly, also if a thousand requests come at once.
 
-The one rule: a pool that has no replicas is never taken while another one of the model has.
+A pool that has no replicas is never taken while another one of the model has.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.routing.crowding import Crowd
+from learners.option import option
 from serve.routing.live import Live
+from serve.routing.load_tracker import PoolLoad
 from streams.training.prices import PricingOptions
 
 Floats = NDArray[np.float64]
@@ -58,19 +60,22 @@ class PlacementOptions:
     pricing: PricingOptions = field(default_factory=PricingOptions)
     # What a point of quality is worth to callers who do not weigh money: as much as to those of the
     # default preference, 20 points a dollar.
-    value_usd: float = 0.05
-    usd_per_kwh: float = 0.2  # the price of power is a multiple of this
-    priced: bool = True  # False: blind to prices
+    value_usd: float = option(
+        0.05, "USD that a point of quality is worth to callers who do not weigh cost.", gt=0, le=1e6
+    )
+    usd_per_kwh: float = option(
+        0.2, "USD per kilowatt-hour; the price of power is a multiple of it.", gt=0, le=1000
+    )
     # Of the logarithm of prices, between requests: then a load falls by at most 1 / SPREAD for one
     # unit of log-price more, 3, of the 4 that the ascent is steady for.
     spread: float = 0.35
 
 
 def spread_of(
-    n: int, live: Live, crowd: Crowd, options: PlacementOptions, rng: np.random.Generator
+    n: int, live: Live, pool_load: PoolLoad, options: PlacementOptions, rng: np.random.Generator
 ) -> Floats | None:
     """How much prices vary, factors (n, P); None where there are no prices to vary."""
-    if not options.priced or not crowd.multiple.any():
+    if not pool_load.multiple.any():
         return None
     return np.exp(options.spread * rng.standard_normal((n, len(live.pool_names))))
 
@@ -92,7 +97,7 @@ def charge(
     preference: Floats,
     prompt_tokens: Floats,
     live: Live,
-    crowd: Crowd,
+    pool_load: PoolLoad,
     spread: Floats | None,
     options: PlacementOptions,
 ) -> Placement:
@@ -101,30 +106,32 @@ def charge(
     money = np.maximum(preference[:, 1], preference[:, 0] / options.value_usd)
     if not catalogue.any_work:
         none = np.zeros((len(preference), len(live.pool_names)))
-        best = best_pools(none, preference, live, crowd)
+        best = best_pools(none, preference, live, pool_load)
         return Placement(money, none, none, none, none, none, best)
     work_s = catalogue.work.work_s(prompt_tokens, live.output_tokens[catalogue.model_of_pool][None])
     energy_j = work_s * catalogue.watts
     reference_usd = work_s * catalogue.usd_per_s
     fixed = preference[:, 3:] / 1000.0 * energy_j
-    power = live.prices.power.charged(options.pricing.ascent) if options.priced else 0.0
+    power = live.prices.power.charged(options.pricing.ascent)
     if power:
         usd_per_j = power * options.usd_per_kwh / JOULES_PER_KWH
         fixed = fixed + money[:, None] * (usd_per_j * energy_j)
-    usd = reference_usd * crowd.multiple
+    usd = reference_usd * pool_load.multiple
     points = fixed + money[:, None] * (usd if spread is None else usd * spread)
-    best = best_pools(fixed, preference, live, crowd)
+    best = best_pools(fixed, preference, live, pool_load)
     return Placement(money, work_s, energy_j, points, fixed, reference_usd, best)
 
 
-def best_pools(fixed: Floats, preference: Floats, live: Live, crowd: Crowd) -> NDArray[np.intp]:
+def best_pools(
+    fixed: Floats, preference: Floats, live: Live, pool_load: PoolLoad
+) -> NDArray[np.intp]:
     """The best pool (n, k) of each model, where n requests are charged `fixed` (n, P) anyway."""
     best = live.first_pool[None].repeat(len(preference), axis=0)
     if live.several:
         latency = np.maximum(preference[:, 2:3], LATENCY_WEIGHT_MIN)
         late = np.maximum(preference[:, :1], QUALITY_WEIGHT_MIN)
-        rank = fixed + latency * (crowd.latency_ms / 1000.0) + HEADROOM * crowd.load
-        rank += late * np.maximum(0.0, crowd.load - ROOM_FROM)
+        rank = fixed + latency * (pool_load.latency_ms / 1000.0) + HEADROOM * pool_load.load
+        rank += late * np.maximum(0.0, pool_load.load - ROOM_FROM)
         rank[:, ~live.open] = np.inf
         for model, columns in live.several:
             best[:, model] = columns[rank[:, columns].argmin(axis=1)]
@@ -136,13 +143,13 @@ def place(
     placement: Placement,
     preference: Floats,
     live: Live,
-    crowd: Crowd,
+    pool_load: PoolLoad,
 ) -> NDArray[np.intp]:
     """The pools (n,) of n requests whose models (n,) are chosen, each counting for the next."""
     pools = placement.best[np.arange(len(chosen)), chosen]
-    if len(chosen) == 1 or not live.several or not live.told.any():
+    if len(chosen) == 1 or not live.several or not live.reported.any():
         return pools
-    filling = _Filling(live, crowd)
+    placer = BatchPlacer(live, pool_load)
     several = {
         model: [p for p in columns.tolist() if live.open[p]] for model, columns in live.several
     }
@@ -151,24 +158,33 @@ def place(
     late = np.maximum(preference[:, 0], QUALITY_WEIGHT_MIN).tolist()
     for i, model in enumerate(chosen.tolist()):
         if len(several.get(model, ())) > 1:
-            pools[i] = filling.take(several[model], fixed[i], latency[i], late[i], work[i])
+            pools[i] = placer.take(several[model], fixed[i], latency[i], late[i], work[i])
     return pools
 
 
-class _Filling:
-    """Pools that fill up while a batch is placed. Lists: numpy is slow at single numbers."""
+class BatchPlacer:
+    """Places a batch's requests one by one, and keeps the pools' load up to date meanwhile.
 
-    def __init__(self, live: Live, crowd: Crowd) -> None:
-        self._load = crowd.load.tolist()
-        self._latency_s = (crowd.latency_ms / 1000.0).tolist()
-        self._waiting = crowd.waiting.tolist()
+    With lists: numpy is slow at single numbers.
+    """
+
+    def __init__(self, live: Live, pool_load: PoolLoad) -> None:
+        self._load = pool_load.load.tolist()
+        self._latency_s = (pool_load.latency_ms / 1000.0).tolist()
+        self._waiting = pool_load.waiting.tolist()
         self._empty_s = (live.pool_latency_ms / 1000.0).tolist()
         # What one more request that waits, and a request's work, do to latency and load.
-        self._per_request = (live.told / live.running).tolist()
-        self._per_work = crowd.per_work.tolist()
+        self._per_request = (live.reported / live.running).tolist()
+        self._per_work = pool_load.per_work.tolist()
 
     def take(
-        self, pools: list[int], fixed: list[float], latency: float, late: float, work: list[float]
+        self,
+        pools: list[int],
+        fixed: list[float],
+        latency: float,
+        *,
+        late: float,
+        work: list[float],
     ) -> int:
         """The best of these pools for one request, which takes its place in it."""
         latency_s, load = self._latency_s, self._load

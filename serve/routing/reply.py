@@ -1,18 +1,20 @@
-"""From columns of choices to protobuf decisions, and from an opened ticket to an explanation.
+"""From columns of choices to protobuf decisions or a refusal, from a ticket to an explanation.
 
-The one rule: nothing is decided here; what is written was decided in `router`.
+Nothing is decided here: what is written was decided in `router`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from learners.context import real
+from serve.errors import NoModelFits
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.live import Live
-from serve.routing.request import WEIGHTS, Asked
+from serve.routing.request import WEIGHTS, RouteInput
 from serve.routing.router import Choices, Verdict
 from streams.feedback.ticket import Ticket, key_of
 
@@ -26,7 +28,7 @@ REASONS = {
 
 
 def write_decisions(
-    asked: Sequence[Asked],
+    asked: Sequence[RouteInput],
     ids: Sequence[bytes],
     tickets: Sequence[bytes],
     choices: Choices,
@@ -53,7 +55,7 @@ def write_decisions(
     best, placed = choices.pools.tolist(), choices.pool.tolist()
     energy_j = choices.energy_j.tolist()
 
-    def case(i: int, j: int) -> dict[str, object]:
+    def case(i: int, j: int) -> dict[str, Any]:
         quality, cost, latency = (
             estimate(mean=mean[i][j], deviation=deviation[i][j]) for mean, deviation in figures
         )
@@ -82,6 +84,30 @@ def write_decisions(
         )
         for i, chosen in enumerate(taken)
     ]
+
+
+def no_model_fits(one: RouteInput, row: int, choices: Choices, live: Live) -> NoModelFits:
+    """Say of every model why it was out."""
+    why = {
+        Verdict.NOT_ALLOWED: lambda j: "not allowed",
+        Verdict.TOO_DEAR: lambda j: (
+            f"predicted cost ${choices.cost_usd[row, j]:.3g} is above cost_usd_max "
+            f"{one.cost_usd_max:g}"
+        ),
+        Verdict.TOO_SLOW: lambda j: (
+            f"predicted latency {choices.latency_ms[row, j]:.0f} ms is above latency_ms_max "
+            f"{one.latency_ms_max:g}"
+        ),
+        Verdict.PROMPT_TOO_LONG: lambda j: (
+            f"the prompt has more than its {live.catalogue.context_tokens_max[j]:.0f} tokens"
+        ),
+        Verdict.NO_REPLICA: lambda j: "none of its pools has a replica now",
+    }
+    reasons = [
+        f"{name}: {why[Verdict(int(choices.verdict[row, j]))](j)}"
+        for j, name in enumerate(live.catalogue.names)
+    ]
+    return NoModelFits("no model fits the request. " + "; ".join(reasons[:20]))
 
 
 def write_explanation(ticket: Ticket, live: Live, policies: Sequence[str]) -> pb.Explanation:

@@ -1,18 +1,27 @@
-"""From a protobuf request to checked values, or to an error that names field, value and limit.
+"""What a request says: its fields, declared once, and how they are read from the wire.
 
-The one rule: what leaves here needs no further checks but those that need the catalogue or the
-encoder, which may change until the request is scored.
+    RouteFields ─┬─▶ the client's `Request`, and the HTTP field `fairlead`: the same fields, by name
+                 └─▶ RouteInput: a router.proto message, checked ──`columns`──▶ RequestBatch
+
+A field is a line in router.proto and a line in `RouteFields`: its type, what it may be, and where
+the router compares it for all requests at once, its column. Nothing else lists fields. This module
+needs no package but protobuf, because clients import it.
+
+What leaves `read_request` needs no further checks but those that need the catalogue or the encoder,
+which may change until the request is scored.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TypeVar
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
 
-import numpy as np
-from numpy.typing import NDArray
-
+from learners.criticality import Criticality
+from learners.option import option
 from serve.errors import InvalidRequest
 from serve.proto.fairlead.v1 import router_pb2 as pb
 
@@ -25,11 +34,10 @@ WEIGHT_MAX = 1e6
 MODELS_LISTED_MAX = 255
 BATCH_MAX = 1024
 
-Whole = TypeVar("Whole")  # a message as a proto describes it
+Message = TypeVar("Message")  # a message as a proto describes it
 Weights = tuple[float, float, float, float]  # of quality, US dollars, seconds, kilojoules
 WEIGHTS = ("quality", "cost", "latency", "energy")  # their names in `Preference`
-
-CRITICAL = 2  # what a request is whose sender does not say
+Check = Callable[[str, Any], Any]  # of a field's name and value; returns the value, or raises
 
 # A prompt's length when only its text is known: English runs at about four bytes a token.
 BYTES_PER_TOKEN = 4.0
@@ -39,131 +47,195 @@ BYTES_PER_TOKEN = 4.0
 class PreferenceDefaults:
     """The weights of requests that do not state theirs, see `Preference` in the proto."""
 
-    quality: float = 1.0
-    cost: float = 20.0  # a US dollar is worth 20 points: 5 cents buy one
-    latency: float = 0.01  # a second is worth a hundredth of a point
-    energy: float = 0.0  # points per kilojoule: who pays for it has it in the cost
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """One request, checked. Exactly one of `text` and `embedding` is given."""
-
-    request_id: str
-    text: str | None
-    embedding: NDArray[np.float32] | None
-    prompt_tokens: int  # 0: unknown
-    tenant: bytes  # UTF-8
-    session: str
-    preference: Weights
-    allowed_models: tuple[str, ...]
-    denied_models: tuple[str, ...]
-    cost_usd_max: float  # infinity: no limit
-    latency_ms_max: float  # infinity: no limit
-    deadline_ms: float  # Unix time; infinity: none
-    criticality: int = CRITICAL  # 0 SHEDDABLE, 1 SHEDDABLE_PLUS, 2 CRITICAL, 3 CRITICAL_PLUS
-
-
-def read_request(request: pb.RouteRequest, defaults: PreferenceDefaults) -> Asked:
-    """Check one request. Raises InvalidRequest."""
-    kind = request.WhichOneof("prompt")
-    if kind is None:
-        raise InvalidRequest("prompt", "missing", "one of text, embedding, embedding_f32")
-    has = request.HasField
-    tenant = request.tenant.encode()
-    _check_length("request_id", len(request.request_id.encode()), NAME_BYTES_MAX)
-    _check_length("tenant", len(tenant), TENANT_BYTES_MAX)
-    _check_length("session", len(request.session.encode()), NAME_BYTES_MAX)
-    return Asked(
-        request_id=request.request_id,
-        text=_text(request.text) if kind == "text" else None,
-        embedding=_embedding(request, kind) if kind != "text" else None,
-        prompt_tokens=_tokens(request.prompt_tokens) if has("prompt_tokens") else 0,
-        tenant=tenant,
-        session=request.session,
-        preference=_preference(request.preference, defaults),
-        allowed_models=_names("allowed_models", request.allowed_models),
-        denied_models=_names("denied_models", request.denied_models),
-        cost_usd_max=_limit("cost_usd_max", request.cost_usd_max)
-        if has("cost_usd_max")
-        else math.inf,
-        latency_ms_max=(
-            _limit("latency_ms_max", request.latency_ms_max) if has("latency_ms_max") else math.inf
-        ),
-        deadline_ms=request.deadline_unix_ms if has("deadline_unix_ms") else math.inf,
-        criticality=read_criticality(request.criticality),
+    quality: float = option(1.0, "Points per point of quality.", ge=0, le=WEIGHT_MAX)
+    cost: float = option(
+        20.0, "Points per US dollar; at 20, 5 cents buy a point.", ge=0, le=WEIGHT_MAX
+    )
+    latency: float = option(0.01, "Points per second of waiting.", ge=0, le=WEIGHT_MAX)
+    energy: float = option(
+        0.0, "Points per kilojoule; 0: energy counts only as part of the cost.", ge=0, le=WEIGHT_MAX
     )
 
 
-def whole(message: Whole | InvalidRequest) -> Whole:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preference:
+    """What matters to the caller, in quality points. None: as the router's settings say.
+
+    The router maximises  quality · predicted quality − cost · predicted USD − latency · predicted
+    seconds − energy · predicted kilojoules.  With `Preference(quality=1, cost=20, latency=0.01)` a
+    dollar is worth 20 points, so 5 cents buy one, and a second of waiting is worth a hundredth of a
+    point.
+    """
+
+    quality: float | None = None  # points per point of quality
+    cost: float | None = None  # points per US dollar
+    latency: float | None = None  # points per second
+    energy: float | None = None  # points per kilojoule
+
+
+NO_PREFERENCE = Preference()
+
+
+# --- what fields may be, and their columns
+
+
+class Column(NamedTuple):
+    """The field is a column of numbers in `RequestBatch`, under its own name."""
+
+    unsaid: float  # what stands there where a request does not say
+    dtype: str = "f8"
+
+
+def text_of(most: int, name: str, text: str) -> str:
+    """At most so many bytes of UTF-8. Raises InvalidRequest."""
+    n_bytes = len(text.encode())
+    if n_bytes > most:
+        raise InvalidRequest(name, f"{n_bytes} bytes", f"at most {most} bytes")
+    return text
+
+
+def tokens(name: str, n: int) -> int:
+    """Raises InvalidRequest."""
+    if not 1 <= n <= TOKENS_MAX:
+        raise InvalidRequest(name, n, f"1 to {TOKENS_MAX:,}")
+    return n
+
+
+def models(name: str, listed: Sequence[str]) -> tuple[str, ...]:
+    """Names of models. Raises InvalidRequest."""
+    if len(listed) > MODELS_LISTED_MAX:
+        raise InvalidRequest(name, f"{len(listed)} names", f"at most {MODELS_LISTED_MAX} names")
+    return tuple(listed)
+
+
+def positive(name: str, value: float) -> float:
+    """Raises InvalidRequest."""
+    if not 0.0 < value < math.inf:
+        raise InvalidRequest(name, value, "a positive, finite number")
+    return value
+
+
+def read_preference(name: str, given: pb.Preference) -> Preference:
+    """The weights that were said. Raises InvalidRequest."""
+    said = {of.name: weight for of, weight in given.ListFields()}
+    for of, weight in said.items():
+        if not 0.0 <= weight <= WEIGHT_MAX:  # also refuses NaN
+            raise InvalidRequest(f"{name}.{of}", weight, f"0 to {WEIGHT_MAX:,.0f}")
+    return Preference(**said)
+
+
+def read_criticality(name: str, number: int) -> Criticality:
+    """From the proto's number, which has 0 for "not said". Raises InvalidRequest."""
+    if number == pb.CRITICALITY_UNSPECIFIED:
+        return Criticality.CRITICAL
+    if number not in pb.Criticality.values():  # protobuf lets numbers of later versions through
+        known = ", ".join(pb.Criticality.keys()[1:])
+        raise InvalidRequest(name, number, f"one of {known}")
+    return Criticality(number - pb.SHEDDABLE)
+
+
+def as_given(name: str, value: Any) -> Any:  # noqa: ARG001 - as checks are called
+    """There is nothing to check, or it is done with what is known elsewhere."""
+    return value
+
+
+# --- the fields
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteFields:
+    """What a request says beside its prompt, under the names of router.proto. None: not said."""
+
+    request_id: Annotated[str, partial(text_of, NAME_BYTES_MAX)] = ""  # echoed; needed in streams
+    prompt_tokens: Annotated[int | None, tokens, Column(0.0)] = None
+    tenant: Annotated[str, partial(text_of, TENANT_BYTES_MAX)] = ""  # on whose behalf
+    session: Annotated[str, partial(text_of, NAME_BYTES_MAX)] = ""  # the conversation it belongs to
+    preference: Annotated[Preference | None, read_preference] = None
+    allowed_models: Annotated[Sequence[str], models] = ()  # consider only these; empty: all
+    denied_models: Annotated[Sequence[str], models] = ()  # never these
+    # Predicted US dollars for this call.
+    cost_usd_max: Annotated[float | None, positive, Column(math.inf)] = None
+    # Predicted, until the answer is complete.
+    latency_ms_max: Annotated[float | None, positive, Column(math.inf)] = None
+    deadline_unix_ms: Annotated[int | None, as_given] = None  # the decision is useless after it
+    # When the fleet is full; callers may give its name in lower case. None: critical.
+    criticality: Annotated[
+        Criticality | str | None, read_criticality, Column(Criticality.CRITICAL, "i1")
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteInput(RouteFields):
+    """One request, checked. Exactly one of `text` and `embedding` is said on the wire."""
+
+    text: str | None = None
+    embedding: bytes | None = field(default=None, repr=False)  # little-endian 32-bit floats
+    weights: Weights  # the preference, with the settings' weights where it says none
+    criticality: Criticality = Criticality.CRITICAL
+
+
+# Of each field, what is annotated of it: its check, and its column if it has one.
+_MARKS = {
+    name: hint.__metadata__
+    for name, hint in get_type_hints(RouteFields, include_extras=True).items()
+}
+COLUMNS = {name: marks[1] for name, marks in _MARKS.items() if len(marks) > 1}
+
+
+# --- reading the wire
+
+
+def read_request(request: pb.RouteRequest, defaults: PreferenceDefaults) -> RouteInput:
+    """Check one request. Raises InvalidRequest."""
+    if request.WhichOneof("prompt") is None:
+        raise InvalidRequest("prompt", "missing", "one of text, embedding, embedding_f32")
+    given = {}
+    for wire_field, value in request.ListFields():  # those that were said
+        name = wire_field.name
+        given[_KEPT_AS.get(name, name)] = _CHECKS[name](name, value)
+    weights = _weights(given.get("preference") or NO_PREFERENCE, defaults)
+    return RouteInput(**given, weights=weights)
+
+
+def whole(message: Message | InvalidRequest) -> Message:
     """The message, unless the listener could not read one. Raises InvalidRequest."""
     if isinstance(message, InvalidRequest):
         raise message
     return message
 
 
-def _text(text: str) -> str:
-    n_bytes = len(text.encode())
-    if not 1 <= n_bytes <= TEXT_BYTES_MAX:
-        raise InvalidRequest("text", f"{n_bytes} bytes", f"1 to {TEXT_BYTES_MAX:,} bytes")
-    return text
-
-
-def _embedding(request: pb.RouteRequest, kind: str) -> NDArray[np.float32]:
-    """The embedding's numbers; their length and size are checked where the encoder is known."""
-    if kind == "embedding":
-        return np.array(request.embedding.values, np.float32)
-    raw = request.embedding_f32
-    if not raw or len(raw) % 4:
-        raise InvalidRequest("embedding_f32", f"{len(raw)} bytes", "a positive multiple of 4 bytes")
-    return np.frombuffer(raw, "<f4")
-
-
-def _tokens(tokens: int) -> int:
-    if not 1 <= tokens <= TOKENS_MAX:
-        raise InvalidRequest("prompt_tokens", tokens, f"1 to {TOKENS_MAX:,}")
-    return tokens
-
-
-def _preference(given: pb.Preference, defaults: PreferenceDefaults) -> Weights:
+def _weights(said: Preference, defaults: PreferenceDefaults) -> Weights:
     weights = tuple(
-        getattr(given, name) if given.HasField(name) else getattr(defaults, name)
+        getattr(defaults, name) if (weight := getattr(said, name)) is None else weight
         for name in WEIGHTS
     )
-    for name, weight in zip(WEIGHTS, weights, strict=True):
-        if not 0.0 <= weight <= WEIGHT_MAX:  # also refuses NaN
-            raise InvalidRequest(f"preference.{name}", weight, f"0 to {WEIGHT_MAX:,.0f}")
     if not any(weights):
         raise InvalidRequest("preference", "all zero", "at least one positive weight")
     return weights
 
 
-def read_criticality(given: int) -> int:
-    """From the proto's number to ours, which begin at 0 and have none for "not said".
-
-    Raises InvalidRequest.
-    """
-    if given == pb.CRITICALITY_UNSPECIFIED:
-        return CRITICAL
-    if given not in pb.Criticality.values():  # protobuf lets numbers of later versions through
-        known = ", ".join(pb.Criticality.keys()[1:])
-        raise InvalidRequest("criticality", given, f"one of {known}")
-    return given - pb.SHEDDABLE
+def _text(name: str, text: str) -> str:
+    n_bytes = len(text.encode())
+    if not 1 <= n_bytes <= TEXT_BYTES_MAX:
+        raise InvalidRequest(name, f"{n_bytes} bytes", f"1 to {TEXT_BYTES_MAX:,} bytes")
+    return text
 
 
-def _names(field: str, names: object) -> tuple[str, ...]:
-    found = tuple(names)
-    if len(found) > MODELS_LISTED_MAX:
-        raise InvalidRequest(field, f"{len(found)} names", f"at most {MODELS_LISTED_MAX} names")
-    return found
+def _floats(_: str, embedding: pb.Embedding) -> bytes:
+    """Its numbers; how many and how large they are is checked where the encoder is known."""
+    return struct.pack(f"<{len(embedding.values)}f", *embedding.values)
 
 
-def _limit(field: str, value: float) -> float:
-    if not 0.0 < value < math.inf:
-        raise InvalidRequest(field, value, "a positive, finite number")
-    return value
+def _raw_floats(name: str, raw: bytes) -> bytes:
+    if not raw or len(raw) % 4:
+        raise InvalidRequest(name, f"{len(raw)} bytes", "a positive multiple of 4 bytes")
+    return raw
 
 
-def _check_length(field: str, n_bytes: int, n_bytes_max: int) -> None:
-    if n_bytes > n_bytes_max:
-        raise InvalidRequest(field, f"{n_bytes} bytes", f"at most {n_bytes_max} bytes")
+_KEPT_AS = {"embedding_f32": "embedding"}  # two forms of one thing
+_CHECKS: dict[str, Check] = {
+    **{name: marks[0] for name, marks in _MARKS.items()},
+    "text": _text,
+    "embedding": _floats,
+    "embedding_f32": _raw_floats,
+}

@@ -1,4 +1,4 @@
-"""The heart: requests in, decisions out, as arrays. No I/O, no clock, no Ray.
+"""The routing decision itself: requests in, decisions out, as arrays. No I/O, no clock, no Ray.
 
     contexts ──estimator──▶ quality, cost, latency per model
                                   │ preference    ▲ charges of its best pool    │ limits
@@ -6,19 +6,21 @@
                                utility ───────────┘                    who is eligible
                                   └──── policy ────▶ probabilities ──draw──▶ model ─▶ its pool
 
-Serving and simulation call this very function. For the same requests, live view, crowd and uniform
-numbers it gives the same bits.
+Serving and simulation call this very function. For the same requests, live view, pool load and
+uniform numbers it gives the same bits.
 
-When all the pools that a request could go to are dearer than its criticality may pay, it is *shed*:
-refused, so that those above it are served in time (docs/prices.md).
+When every pool that a request could go to costs more than its criticality may pay, it is *shed*:
+refused, so that more critical requests are served in time (docs/prices.md).
 
 The one rule: a model that is not eligible has probability zero, whatever it scored.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +30,13 @@ from learners.estimates.estimator import Estimates
 from learners.policies.policy import Policy, draw
 from learners.prices import shed_share
 from learners.targets import Target
-from serve.routing.crowding import Crowd
 from serve.routing.live import Live
-from serve.routing.placement import ROOM_FROM, Placement, PlacementOptions, charge, place
+from serve.routing.load_tracker import LoadTracker, PoolLoad
+from serve.routing.placement import ROOM_FROM, Placement, PlacementOptions, charge, place, spread_of
+from serve.routing.request import COLUMNS, RouteFields
 
 Floats = NDArray[np.float64]
+Columns = TypeVar("Columns", "RequestBatch", "Choices")
 
 
 class Verdict(IntEnum):
@@ -47,7 +51,7 @@ class Verdict(IntEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Requests:
+class RequestBatch:
     """Columns of n requests against a catalogue of k models."""
 
     contexts: Contexts  # (n, 64)
@@ -56,12 +60,29 @@ class Requests:
     allowed: NDArray[np.bool_]  # (n, k)
     cost_usd_max: Floats  # (n,) infinity: no limit
     latency_ms_max: Floats  # (n,) likewise
-    criticality: NDArray[np.int8]  # (n,) `learners.prices.Criticality`
+    criticality: NDArray[np.int8]  # (n,) `learners.criticality.Criticality`
     # (n, k) what a session's other models would take longer; None where no session is held.
     switch_ms: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.contexts)
+
+    def __getitem__(self, rows: NDArray[np.intp]) -> RequestBatch:
+        return _taken(self, rows)
+
+
+def columns(inputs: Sequence[RouteFields]) -> dict[str, NDArray]:
+    """The columns (n,) of the fields that are declared to have one, by name."""
+    found = {}
+    for name, (unsaid, dtype) in COLUMNS.items():
+        said = [getattr(one, name) for one in inputs]
+        found[name] = np.array([unsaid if one is None else one for one in said], dtype)
+    return found
+
+
+def unsaid_columns(n: int) -> dict[str, NDArray]:
+    """The same of n requests that say nothing."""
+    return {name: np.full(n, unsaid, dtype) for name, (unsaid, dtype) in COLUMNS.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -77,7 +98,7 @@ class Choices:
     fits: NDArray[np.bool_]  # (n,)
     shed: NDArray[np.bool_]  # (n,)
     multiple: Floats  # (n,) least price of the pools that it could go to, multiples of their cost
-    wished: NDArray[np.intp]  # (n,) model chosen if all pools were there and capacity free
+    preferred: NDArray[np.intp]  # (n,) model chosen if all pools were there and capacity free
     pools: NDArray[np.intp]  # best pool of each model
     verdict: NDArray[np.uint8]
     propensity: Floats
@@ -92,11 +113,20 @@ class Choices:
     latency_ms_deviation: Floats
     expected_cost_usd: Floats  # by the catalogue
 
+    def __getitem__(self, rows: NDArray[np.intp]) -> Choices:
+        return _taken(self, rows)
+
+
+def _taken(of: Columns, rows: NDArray[np.intp]) -> Columns:
+    """Some rows of columns."""
+    columns = ((field.name, getattr(of, field.name)) for field in fields(of))
+    return replace(of, **{name: column[rows] for name, column in columns if column is not None})
+
 
 def route(
-    requests: Requests,
+    requests: RequestBatch,
     live: Live,
-    crowd: Crowd,
+    pool_load: PoolLoad,
     policy: Policy,
     uniform: Floats,
     spread: Floats | None,
@@ -112,34 +142,34 @@ def route(
     known_tokens = np.where(
         requests.prompt_tokens > 0, requests.prompt_tokens, live.catalogue.prompt_tokens
     )
-    charged = charge(weights, known_tokens, live, crowd, spread, options)
+    charged = charge(weights, known_tokens, live, pool_load, spread, options)
     pools, rows = charged.best, np.arange(len(requests))
     free = weights[:, :1] * expected.quality - weights[:, 1:2] * cost
     free -= weights[:, 2:3] * (latency / 1000.0)
     utility = free - charged.points[rows[:, None], pools]
-    budget = live.prices.budget.charged(options.pricing.ascent) if options.priced else 0.0
+    budget = live.prices.budget.charged(options.pricing.ascent)
     if budget:
         utility -= charged.money[:, None] * (budget * cost)
     verdict = _verdicts(requests, live, cost, latency)
     able = verdict == Verdict.ELIGIBLE
     eligible = _with_replicas(able, live, verdict)
-    fits = eligible.any(axis=1)
+    fits = np.asarray(eligible.any(axis=1))
     eligible[~fits] = True  # any probabilities will do, the row is refused
     scale = _scale(weights, cost, latency)
     propensity = policy.probabilities(
         utility / scale, weights[:, :1] * estimates.deviation / scale, eligible
     )
     chosen = draw(propensity, uniform[:, 0])
-    least = _least_multiple(crowd.multiple * _crowded(crowd.load), eligible, live)
+    least = _least_multiple(pool_load.multiple * _crowded(pool_load.load), eligible, live)
     shed = shed_share(least, requests.criticality) if live.priced else 0.0
-    pool = place(chosen, charged, weights, live, crowd)
+    pool = place(chosen, charged, weights, live, pool_load)
     return Choices(
         chosen=chosen,
         pool=pool,
         fits=fits,
         shed=fits & (uniform[:, 1] < shed),
         multiple=least,
-        wished=_wished(free, cost, charged, weights, able, live),
+        preferred=_preferred(free, cost, charged, weights, able, live),
         pools=pools,
         verdict=verdict,
         propensity=propensity,
@@ -156,6 +186,25 @@ def route(
     )
 
 
+class Chooser:
+    """Decides for one replica. Used from one thread."""
+
+    def __init__(self, policy: Policy, options: PlacementOptions, rng: np.random.Generator) -> None:
+        self.policy, self._options, self._rng = policy, options, rng
+        self._tracker = LoadTracker(options.pricing)
+
+    def choose(self, requests: RequestBatch, live: Live, now_ms: int) -> Choices:
+        """Decide a batch against one view."""
+        pool_load = self._tracker.now(live, now_ms)
+        uniform = self._rng.random((len(requests), 2))
+        spread = spread_of(len(requests), live, pool_load, self._options, self._rng)
+        choices = route(requests, live, pool_load, self.policy, uniform, spread, self._options)
+        if live.loads:
+            sent = choices.fits & ~choices.shed
+            self._tracker.sent(live, choices.pool[sent], choices.work_s[sent], now_ms)
+        return choices
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Expected:
     """What n requests would get of k models, (n, k) each, before any capacity is charged."""
@@ -168,7 +217,7 @@ class _Expected:
     list_usd: Floats  # the cost by the catalogue, that the learned one is a ratio of
 
 
-def _expected(requests: Requests, live: Live, estimates: Estimates) -> _Expected:
+def _expected(requests: RequestBatch, live: Live, estimates: Estimates) -> _Expected:
     list_usd = live.catalogue.expected_cost_usd(requests.prompt_tokens)
     quality = np.clip(estimates.mean[:, :, Target.QUALITY], 0.0, 1.0) * (1.0 - live.error_share)
     cost, cost_deviation = _from_ratio(
@@ -191,14 +240,16 @@ def explored(choices: Choices) -> NDArray[np.bool_]:
     return choices.utility[np.arange(len(best)), choices.chosen] < best
 
 
-def _from_ratio(expected: Floats, log_ratio: NDArray, noise: NDArray) -> tuple[Floats, Floats]:
+def _from_ratio(expected: Floats, log_ratio: Floats, noise: Floats) -> tuple[Floats, Floats]:
     """Mean and standard deviation (n, k) of a log-normal around `expected`·exp(`log_ratio`)."""
     variance = noise.astype(np.float64) ** 2
     mean = expected * np.exp(log_ratio + variance / 2)
     return mean, mean * np.sqrt(np.expm1(variance))
 
 
-def _verdicts(requests: Requests, live: Live, cost: Floats, latency: Floats) -> NDArray[np.uint8]:
+def _verdicts(
+    requests: RequestBatch, live: Live, cost: Floats, latency: Floats
+) -> NDArray[np.uint8]:
     """Verdicts (n, k); where several apply, the one a caller can do least about stays."""
     verdict = np.where(latency > requests.latency_ms_max[:, None], Verdict.TOO_SLOW, 0)
     verdict[cost > requests.cost_usd_max[:, None]] = Verdict.TOO_DEAR
@@ -240,7 +291,7 @@ def _least_multiple(multiple: Floats, eligible: NDArray[np.bool_], live: Live) -
     return np.where(eligible, of_model, np.inf).min(axis=1)
 
 
-def _wished(
+def _preferred(
     free: Floats,
     cost: Floats,
     charged: Placement,
@@ -250,9 +301,9 @@ def _wished(
 ) -> NDArray[np.intp]:
     """The models (n,) that would be chosen if every pool were there and its capacity free.
 
-    At no less than what the GPUs cost: a model that asks nothing of its callers is not free to run.
-    And at no less than what money is worth to the operator: fleets are sized by wishes, and who
-    does not weigh money would wish for the best at any price.
+    Fleets are sized by this unconstrained demand, so a model counts with at least what its GPUs
+    cost, even if its callers pay nothing, and money with at least what it is worth to the operator:
+    callers who do not weigh money would otherwise demand the best model at any price.
     """
     usd = np.maximum(cost, live.least(charged.reference_usd))
     beyond = charged.money[:, None] * usd - weights[:, 1:2] * cost

@@ -10,7 +10,7 @@ of latency decides what staying is worth; no rule says "always stay".
 Each router remembers by itself, in memory: a session that comes to another replica is a new one
 there, which costs a prefill and nothing else.
 
-The one rule: memory is bounded by count and by time, because a server's cache is, too.
+Memory is bounded by count and by time, because a server's cache is, too.
 """
 
 from __future__ import annotations
@@ -19,14 +19,25 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from learners.option import option
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionOptions:
     """What changing servers costs, and how long a cache is believed in."""
 
-    # Time to read 1,000 tokens of prompt again: 20,000 tokens/s, an 8B model on one H100.
-    switch_ms_per_1k_tokens: float = 50.0
-    kept_s: float = 600.0  # since the session's last request; servers evict the least recent
+    # At 20,000 tokens/s: an 8B model on one H100.
+    switch_ms_per_1k_tokens: float = option(
+        50.0, "Milliseconds to read 1,000 tokens again without a session's cache.", ge=0, le=60_000
+    )
+    # Servers evict the least recent.
+    kept_s: float = option(
+        600.0,
+        "Seconds a session's cache is assumed to last after its last request.",
+        key="session_s",
+        ge=0,
+        le=86_400,
+    )
     sessions_max: int = 100_000  # about 30 MB
 
 
@@ -40,7 +51,7 @@ class Held(NamedTuple):
 
 
 class Sessions:
-    """The sessions this router has seen lately. Used from one event loop."""
+    """The sessions this router has seen recently. Used from one event loop."""
 
     def __init__(self, options: SessionOptions) -> None:
         self.options = options

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -91,7 +91,7 @@ def _constants(batch: DecisionBatch) -> tuple[object, ...]:
 def _joined(batches: Sequence[DecisionBatch]) -> DecisionBatch:
     """Batches that share their constants as one: arrays end to end, lists end to end."""
 
-    def end_to_end(name: str, values: list) -> object:
+    def end_to_end(name: str, values: list[Any]) -> Any:
         if name in ("ids", "tenants", "sessions", "prompts"):
             return list(itertools.chain.from_iterable(values))
         return np.concatenate(values) if isinstance(values[0], np.ndarray) else values[0]
@@ -130,7 +130,7 @@ def _columns(batch: DecisionBatch) -> pa.RecordBatch:
     models, pools = pa.array(batch.models), pa.array(batch.pools)
     row_ends = pa.array(np.arange(0, n * k + 1, k), pa.int32())
 
-    def figure(values: NDArray) -> pa.Array:
+    def figure(values: NDArray[Any]) -> pa.Array:
         return pa.array(values.astype(np.float32))
 
     def constant(value: object, kind: pa.DataType) -> pa.Array:

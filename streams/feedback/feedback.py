@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any, Protocol
 
 import msgspec
 import numpy as np
@@ -23,10 +23,11 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from learners.estimates.ema import FIGURE_UNITS
+from learners.option import option
 from learners.outcomes import Outcomes
 from learners.targets import COST_USD_MIN, LATENCY_MS_MIN, Target, log_ratio, to_fixed
 from streams.errors import BadFeedback, BadTicket
-from streams.feedback.ticket import Sealer, heads_of, split_ids
+from streams.feedback.ticket import heads_of, split_ids
 from streams.log.contract import Record
 
 # Also said in the proto and the published schema; a test compares the three.
@@ -99,7 +100,7 @@ _decode_raw = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
 
-def encode_report(ticket: bytes, **reported: float | bool | None) -> bytes:
+def encode_report(ticket: bytes, **reported: Any) -> bytes:
     """A feedback record's value, from a ticket and any of `REPORTED`."""
     return _encode(Report(ticket=base64.urlsafe_b64encode(ticket).decode(), **reported))
 
@@ -108,10 +109,16 @@ def encode_report(ticket: bytes, **reported: float | bool | None) -> bytes:
 class FeedbackOptions:
     """What feedback is believed."""
 
-    # The window of "seen before" is as long: about 1 byte per decision made in it.
-    age_s_max: float = 7 * 86_400.0
-    # A record may seem older than its decision by as much: clocks of hosts differ.
-    clock_skew_s_max: float = 300.0
+    # The window in which repeats are recognised is as long: about 1 byte per decision made in it.
+    age_s_max: float = option(
+        7 * 86_400.0,
+        "Seconds after its decision that feedback still counts; 1 byte per decision.",
+        ge=60,
+        le=90 * 86_400,
+    )
+    clock_skew_s_max: float = option(
+        300.0, "Seconds feedback may seem older than its decision: clocks differ.", ge=0, le=3600
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +141,18 @@ class Ingested:
     dead: list[DeadLetter]
 
 
+class Opener(Protocol):
+    """What opens tickets: a `Sealer`, or who only looks at their shape."""
+
+    def open_body(self, ticket: bytes) -> tuple[bytes, bytes]:
+        """Decision id and body. Raises BadTicket."""
+        ...
+
+
 class Ingest:
     """Validates feedback records against one encoder and one set of ticket keys."""
 
-    def __init__(self, sealer: Sealer, encoder: int, options: FeedbackOptions) -> None:
+    def __init__(self, sealer: Opener, encoder: int, options: FeedbackOptions) -> None:
         """`encoder` is the key of the encoder whose contexts may be learned from."""
         self._sealer, self._encoder, self._options = sealer, encoder, options
 
@@ -195,7 +210,8 @@ class Ingest:
         dead += [DeadLetter(kept[row], *wrong[row]) for row in sorted(wrong)]
         if wrong:
             right = [row for row in range(len(kept)) if row not in wrong]
-            kept, reports, ids = ([rows[i] for i in right] for rows in (kept, reports, ids))
+            kept, reports = [kept[i] for i in right], [reports[i] for i in right]
+            ids = [ids[i] for i in right]
             heads = heads[right]
         reported = _reported(reports)
         known = ~np.isnan(reported)
@@ -295,6 +311,6 @@ def keep_fresh(outcomes: Outcomes, fresh: NDArray[np.uint8]) -> Outcomes:
     return Outcomes(**columns)
 
 
-def schema() -> dict:
+def schema() -> dict[str, Any]:
     """The JSON schema of a feedback record, as published."""
     return msgspec.json.schema(Report)

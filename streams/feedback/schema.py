@@ -5,12 +5,14 @@ The one rule: what it says of a field is what `feedback.Report` checks; nothing 
 
 from __future__ import annotations
 
+from typing import Any
+
 from streams.feedback.feedback import RECORD_BYTES_MAX, REPORTED, schema
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
-def published() -> dict:
+def published() -> dict[str, Any]:
     """The schema as it stands in docs/feedback.schema.json."""
     report = schema()["$defs"]["Report"]
     return {

@@ -9,6 +9,8 @@ The one rule: a bit that was claimed stays claimed for as long as its value coul
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -74,7 +76,7 @@ class Seen:
         return np.where(slots >= 0, bits, 0).astype(np.uint8)
 
     def _slots(
-        self, issuers: NDArray[np.uint64], pages: NDArray[np.uint64], decided_at_ms: NDArray
+        self, issuers: NDArray[np.uint64], pages: NDArray[np.uint64], decided_at_ms: NDArray[Any]
     ) -> NDArray[np.intp]:
         """Rows of the pages (n,), made where missing, their times and stamps brought up to date."""
         order = np.lexsort((pages, issuers))
@@ -115,13 +117,13 @@ class Seen:
             self._flags[slot], self._newest_ms[slot] = flag, newest_ms
         self._stamps = [last_stamp + 1] * len(self._stamps)
 
-    def groups(self) -> list[tuple[int, dict[str, NDArray]]]:
+    def groups(self) -> list[tuple[int, dict[str, NDArray[Any]]]]:
         """The pages in groups, each with a stamp that changes whenever the group does."""
         at = list(self._slot_of)
-        found = []
+        found: list[tuple[int, dict[str, NDArray[Any]]]] = []
         for group in range(-(-len(at) // GROUP)):
             rows = slice(group * GROUP, min((group + 1) * GROUP, len(at)))
-            arrays = {
+            arrays: dict[str, NDArray[Any]] = {
                 "issuers": np.array([issuer for issuer, _ in at[rows]], np.uint64),
                 "pages": np.array([page for _, page in at[rows]], np.uint64),
                 "newest_ms": self._newest_ms[rows],
@@ -130,7 +132,7 @@ class Seen:
             found.append((self._stamps[group], arrays))
         return found
 
-    def load(self, arrays: dict[str, NDArray]) -> None:
+    def load(self, arrays: dict[str, NDArray[Any]]) -> None:
         """Add one group of pages, as `groups` gave it or from another shard."""
         columns = (arrays["issuers"].tolist(), arrays["pages"].tolist())
         for row, at in enumerate(zip(*columns, strict=True)):

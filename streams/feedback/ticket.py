@@ -54,6 +54,7 @@ HEAD = np.dtype(
     ]
 )
 # Tickets of version 1 had no weight of energy. Callers hold tickets for days, so both are opened.
+assert HEAD.fields is not None
 ENERGY_AT = HEAD.fields["preference"][1] + 12  # where a head of version 1 lacks its four bytes
 NO_ENERGY = bytes(4)
 HEAD_BYTES = {1: HEAD.itemsize - len(NO_ENERGY), VERSION: HEAD.itemsize}

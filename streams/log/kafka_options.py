@@ -9,8 +9,9 @@ by all replicas and the broker's clock are not options.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from learners.option import Option, entries, option
 from streams.errors import OptionRefused
 from streams.log.contract import DEAD_LETTER, DECISIONS, FEEDBACK, TELEMETRY
 
@@ -41,21 +42,50 @@ PARTITIONS = {DECISIONS: 4, FEEDBACK: 4, DEAD_LETTER: 1, TELEMETRY: 1}
 class KafkaOptions:
     """Where the cluster is, how long to wait for it, and what topics made here are like."""
 
-    bootstrap_servers: str = "127.0.0.1:9092"  # "host:port,host:port": any of them that answers
-    security: Mapping[str, str | int | bool] = field(  # kafka-python's names, see SECURITY_KEYS
-        default_factory=dict,
-        repr=False,  # passwords don't belong in a log file
+    bootstrap_servers: str = option(
+        "127.0.0.1:9092", 'kafka: "host:port,host:port", any of which knows the others.'
     )
 
     # Topics made by `ensure_topics`; those that exist stay as they are.
     # More partitions than trainer shards and brokers there will ever be: adding some later sends
     # the records of a key elsewhere.
-    partitions: Mapping[str, int] = field(default_factory=PARTITIONS.copy)
-    replication_factor: int = 1  # 3 where a broker may be lost; then two must have a record
-    retention_ms: int = 7 * 24 * 3_600_000  # longer than the longest time no trainer runs
+    partitions: Mapping[str, int] = entries(
+        PARTITIONS,
+        {
+            FEEDBACK: Option(
+                "kafka: partitions of the feedback topic when it is made; at least `trainers`. "
+                "Don't add any later: with several trainers, decisions would change hands.",
+                key="feedback_partitions",
+                ge=1,
+                le=1024,
+            ),
+            DECISIONS: Option(
+                "kafka: partitions of the decision log when it is made.",
+                key="decisions_partitions",
+                ge=1,
+                le=1024,
+            ),
+        },
+    )
+    # Of 3, two must have a record.
+    replication_factor: int = option(
+        1, "kafka: copies of every record; 3 where a broker may be lost.", ge=1, le=16
+    )
+    retention_ms: int = option(
+        7 * 24 * 3_600_000,
+        "Seconds that records are kept; longer than any outage of the trainer. sqlite keeps what "
+        "was not learned yet in any case.",
+        key="retention_s",
+        times=1000,
+        ge=60,
+        le=1e9,
+    )
     # Twice what gRPC hands over at once. A record is held in memory several times on its way.
     record_bytes_max: int = 8 << 20
-    compression: str = "zstd"  # or "gzip", "none"; brokers store what others send in this too
+    # Brokers store what others send in this, too.
+    compression: str = option(
+        "zstd", "kafka: for records; JSON shrinks to a third.", choices=tuple(COMPRESSIONS)
+    )
 
     # Waiting. A call that is given less time than this and must connect first takes this long:
     # names, TCP, TLS, SASL and two requests, over a slow line.
@@ -64,7 +94,16 @@ class KafkaOptions:
     delivery_timeout_s: float = 30.0  # for a record to be acknowledged, all tries together
     # Records not acknowledged yet, and those of appends that gave up. Bounds memory while the
     # cluster is away; then appends fail at once.
-    buffer_bytes_max: int = 64 << 20
+    buffer_bytes_max: int = option(
+        64 << 20,
+        "kafka: bytes held while brokers are away; then appends fail.",
+        ge=1 << 20,
+        le=1 << 34,
+    )
+    # Passwords don't belong in a log file.
+    security: Mapping[str, str | int | bool] = option(
+        {}, "kafka: TLS and SASL settings by kafka-python's names, such as ssl_cafile.", secret=True
+    )
 
     def __post_init__(self) -> None:
         for key in self.security:

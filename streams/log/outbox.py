@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from learners.option import option
 from streams.errors import LogUnavailable, OutboxClosed
 from streams.log.contract import Log
 from streams.log.quiet import once_a_minute
@@ -34,7 +35,13 @@ Entry = tuple[Item, Future[None] | None]  # an item and who waits for it
 class OutboxOptions:
     """How much is held while the log is away."""
 
-    items_max: int = 20_000
+    items_max: int = option(
+        20_000,
+        "Items held in memory while the log is away; more are dropped and counted.",
+        key="waiting_max",
+        ge=1,
+        le=10_000_000,
+    )
     batch_max: int = 1000  # items written together
     append_timeout_s: float = 10.0
     # Rest between writes, so that they are few and large. 0 where somebody waits for the write.
@@ -63,7 +70,7 @@ class Outbox(Generic[Item]):
         options: OutboxOptions,
     ) -> None:
         self._log, self._topic, self._encode, self._options = log, topic, encode, options
-        self._queue: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()  # None: the end
+        self._queue: queue.SimpleQueue[Entry[Item] | None] = queue.SimpleQueue()  # None: the end
         self._closing, self._gave_up = threading.Event(), threading.Event()
         self.counts = OutboxCounts()
         self._counting = threading.Lock()  # held for a few additions, never during I/O
@@ -111,9 +118,9 @@ class Outbox(Generic[Item]):
             self._write(batch)
             self._closing.wait(self._options.linger_s)
 
-    def _take(self) -> list[Entry]:
+    def _take(self) -> list[Entry[Item]]:
         """Wait for an item, then take what else is there; [] when closed and empty."""
-        batch: list[Entry] = []
+        batch: list[Entry[Item]] = []
         while len(batch) < self._options.batch_max:
             try:
                 entry = self._queue.get(block=not batch)
@@ -125,11 +132,11 @@ class Outbox(Generic[Item]):
             batch.append(entry)
         return batch
 
-    def _write(self, batch: Sequence[Entry]) -> None:
+    def _write(self, batch: Sequence[Entry[Item]]) -> None:
         """Write until it succeeds, or never will."""
         try:
             self._append(self._encode([item for item, _ in batch]))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, others must not wait for it
             if len(batch) > 1 and not isinstance(error, OutboxClosed):
                 # One of them can't be written, now or later: find it, and spare the others.
                 middle = len(batch) // 2
@@ -153,7 +160,7 @@ class Outbox(Generic[Item]):
             if self._gave_up.wait(self._options.retry_s):
                 raise OutboxClosed(f"{self._topic}: stopped before it was written")
 
-    def _settle(self, batch: Sequence[Entry], error: Exception | None) -> None:
+    def _settle(self, batch: Sequence[Entry[Item]], error: Exception | None) -> None:
         """Count what became of a batch, and tell who waits for it."""
         with self._counting:
             if error is None:
@@ -179,7 +186,7 @@ class Outbox(Generic[Item]):
             self._queue.put(None)
         self._thread.join(self._options.close_s_max)
         self._gave_up.set()
-        left: list[Entry] = []
+        left: list[Entry[Item]] = []
         with suppress(queue.Empty):
             while True:
                 left += filter(None, [self._queue.get_nowait()])

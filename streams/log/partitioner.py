@@ -22,7 +22,7 @@ def partitions_of(keys: Sequence[bytes], n_partitions: int) -> list[int]:
     lengths = np.array([len(key) for key in keys])
     for length in np.unique(lengths).tolist():
         rows = np.flatnonzero(lengths == length)
-        data = np.frombuffer(b"".join([keys[row] for row in rows]), np.uint8)
+        data = np.frombuffer(b"".join([keys[row] for row in rows.tolist()]), np.uint8)
         found[rows] = partitions(data.reshape(len(rows), length), n_partitions)
     return found.tolist()
 

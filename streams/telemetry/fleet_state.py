@@ -1,9 +1,9 @@
-"""The fleet as telemetry tells it: counts of the last minutes and of all time, and latest gauges.
+"""The fleet as telemetry reports it: counts of the last minutes and of all time, and latest gauges.
 
                        ┌─ totals    counts since the state began
     record ──fold──────┼─ slots     counts of ten seconds each, of the last five minutes
-                       ├─ replicas  of pools: the latest word of each, from whoever reports it
-                       ├─ routers   the latest word of each
+                       ├─ replicas  of pools: the latest report of each, from whoever reports it
+                       ├─ routers   the latest report of each
                        └─ sources   the last sequence number of each: a repeat is ignored
 
 Counts go by the time they happened (never later than the log took their record), gauges by the
@@ -23,30 +23,19 @@ from collections.abc import Iterator, Mapping
 import msgspec
 from msgspec import Raw
 
-from streams.telemetry.received import Replica, Router, Source, keep_latest, replica_of, router_of
+from streams.telemetry.format_1 import upgraded
+from streams.telemetry.received import Received, Source, Tables, gauges_of, keep_latest
 from streams.telemetry.records import AnyTelemetry, PoolState, RouterState
 from streams.telemetry.tally import LARGEST, Tally, joined, tally_of
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 SLOT_MS = 10_000
 SLOTS = 30  # beside the newest: five minutes, and a part of a slot to interpolate in
 LATENCY_SLOTS = 6  # likewise, one minute: percentiles over longer are asked for by nobody
 SOURCES_MAX = 4096
 REPLICAS_MAX = 4096
-
-
-class _Tables(msgspec.Struct):
-    """All of the state but its slots."""
-
-    newest_ms: int = 0  # the latest end of a window
-    heard_ms: int = 0  # the latest time that the log took a record
-    missing: int = 0  # records that sequences say there were
-    sources: dict[str, Source] = {}
-    replicas: dict[str, Replica] = {}  # by pool and replica, see `tally.joined`
-    routers: dict[str, Router] = {}  # by source
-    totals: Tally = msgspec.field(default_factory=Tally)
 
 
 class _Packed(msgspec.Struct):
@@ -62,7 +51,7 @@ class FleetState:
         """`packed` is what `pack` gave; what can't be read is as good as nothing, and is said."""
         self._packed: bytes | None = packed  # None: it has changed since
         self._unread = bool(packed)
-        self._tables = _Tables()
+        self._tables = Tables()
         self._slots: dict[int, Tally] = {}
         self._raw: dict[int, Raw] = {}  # slots as they were packed, if they have not changed
 
@@ -74,22 +63,22 @@ class FleetState:
         return self._opened().newest_ms
 
     @property
-    def heard_ms(self) -> int:
+    def received_ms(self) -> int:
         """The latest time that the log took a record, Unix time; 0: it took none."""
-        return self._opened().heard_ms
+        return self._opened().received_ms
 
     @property
     def missing(self) -> int:
-        """Records that never came, as gaps in sequences tell."""
+        """Records that never came, by gaps in sequences."""
         return self._opened().missing
 
     @property
-    def replicas(self) -> Mapping[str, Replica]:
+    def replicas(self) -> Mapping[str, Received[PoolState]]:
         """Replicas of pools, by pool and replica (`tally.parted`)."""
         return self._opened().replicas
 
     @property
-    def routers(self) -> Mapping[str, Router]:
+    def routers(self) -> Mapping[str, Received[RouterState]]:
         """Router replicas, by source."""
         return self._opened().routers
 
@@ -121,8 +110,8 @@ class FleetState:
             left_out = record.sequence - known.sequence - 1
             tables.missing = min(tables.missing + left_out, LARGEST)
         self._packed = None
-        heard = Source(appended_at_ms, record.sequence)
-        keep_latest(tables.sources, record.source, heard, SOURCES_MAX)
+        source = Source(appended_at_ms, record.sequence)
+        keep_latest(tables.sources, record.source, source, SOURCES_MAX)
         self._count(tally_of(record), max(0, min(record.to_unix_ms, appended_at_ms)))
         self._note(record, appended_at_ms)
         return True
@@ -155,20 +144,21 @@ class FleetState:
                 self._slot(number).forget_latencies()
                 self._raw.pop(number, None)
 
-    def _note(self, record: AnyTelemetry, heard_ms: int) -> None:
+    def _note(self, record: AnyTelemetry, received_ms: int) -> None:
         """Keep the latest gauges."""
         tables = self._tables
-        before, tables.heard_ms = tables.heard_ms, max(heard_ms, tables.heard_ms)
+        before, tables.received_ms = tables.received_ms, max(received_ms, tables.received_ms)
         if isinstance(record, PoolState):
             key = joined(record.pool, record.replica)
-            keep_latest(tables.replicas, key, replica_of(record, heard_ms), REPLICAS_MAX)
+            replica = Received(received_ms, gauges_of(record))
+            keep_latest(tables.replicas, key, replica, REPLICAS_MAX)
         elif isinstance(record, RouterState):
-            router = router_of(record, heard_ms)
+            router = Received(received_ms, gauges_of(record))
             keep_latest(tables.routers, record.source, router, SOURCES_MAX)
-        horizon_ms = (_slot_of(tables.heard_ms) - SLOTS) * SLOT_MS
-        if _slot_of(before) != _slot_of(tables.heard_ms) or heard_ms < horizon_ms:
+        horizon_ms = (_slot_of(tables.received_ms) - SLOTS) * SLOT_MS
+        if _slot_of(before) != _slot_of(tables.received_ms) or received_ms < horizon_ms:
             for table in (tables.replicas, tables.routers):
-                for key in [k for k, gauge in table.items() if gauge.heard_ms < horizon_ms]:
+                for key in [k for k, gauge in table.items() if gauge.received_ms < horizon_ms]:
                     del table[key]
 
     def rewind(self, to_ms: int) -> None:
@@ -179,12 +169,12 @@ class FleetState:
         """
         tables, self._packed = self._opened(), None
         tables.newest_ms = min(tables.newest_ms, to_ms)
-        tables.heard_ms = min(tables.heard_ms, to_ms)
+        tables.received_ms = min(tables.received_ms, to_ms)
         for name, source in tables.sources.items():
-            if source.heard_ms > to_ms:
+            if source.received_ms > to_ms:
                 tables.sources[name] = Source(to_ms, source.sequence)
         for table in (tables.replicas, tables.routers):
-            for key in [k for k, gauge in table.items() if gauge.heard_ms > to_ms]:
+            for key in [k for k, gauge in table.items() if gauge.received_ms > to_ms]:
                 del table[key]
         for number in [n for n in {*self._raw, *self._slots} if n > _slot_of(to_ms)]:
             self._raw.pop(number, None)
@@ -214,14 +204,14 @@ class FleetState:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def _opened(self) -> _Tables:
+    def _opened(self) -> Tables:
         """The tables, unpacked at the first call."""
         if self._unread:
             try:
                 packed = _decode_packed(self._packed)
-                assert packed.format == FORMAT, f"format {packed.format}"
-                self._tables, self._raw = _decode_tables(packed.tables), packed.slots
-            except (msgspec.MsgspecError, AssertionError, RecursionError) as error:
+                decode = READERS[packed.format]
+                self._tables, self._raw = decode(packed.tables), packed.slots
+            except (msgspec.MsgspecError, KeyError, RecursionError) as error:
                 logger.error("telemetry in a snapshot can't be read, beginning anew: %s", error)
                 self._packed = None
             self._unread = False  # last: another thread may be asking, too
@@ -235,8 +225,8 @@ def _slot_of(end_ms: int) -> int:
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_packed = msgspec.msgpack.Decoder(_Packed).decode
-_decode_tables = msgspec.msgpack.Decoder(_Tables).decode
 _decode_tally = msgspec.msgpack.Decoder(Tally).decode
+READERS = {1: upgraded, FORMAT: msgspec.msgpack.Decoder(Tables).decode}  # of tables, by format
 
 
 def _ordered(found: object) -> Raw:

@@ -7,22 +7,23 @@
 Telemetry arrives a second or two after the fact. So that a rate is not too low by what is still
 under way, a span ends where the newest window ends, unless that is more than `SILENT_MS` ago.
 
-The one rule: pure functions of state and time, summed in order of names: the same bits anywhere.
+Pure functions of state and time, summed in order of names: the same bits anywhere.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from streams.telemetry.fleet_state import SLOT_MS, FleetState
 from streams.telemetry.histogram import LATENCY_MS, TOKENS, Buckets
-from streams.telemetry.received import Replica
+from streams.telemetry.pool_reports import by_pool, live
+from streams.telemetry.received import SILENT_MS, Received
+from streams.telemetry.records import CLASS_COUNTS, PoolState
 from streams.telemetry.tally import JOULE, ClassTally, MixTally, PoolTally, Tally, parted
 
-SILENT_MS = 10_000  # a process not heard of for longer is taken to be gone
 SPANS_MS = {"10s": 10_000, "1m": 60_000, "5m": 300_000}
 SHARES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
 LATENCY_SPAN_MS = SPANS_MS["1m"]
@@ -35,8 +36,7 @@ Percentiles = dict[str, float | None]  # by names of SHARES; None: nothing was c
 class ClassView:
     """Requests of one class. Lengths are of the last five minutes."""
 
-    arrivals: int  # since the state began
-    shed: int  # likewise, of them
+    counts: dict[str, int]  # since the state began, by names of `records.CLASS_COUNTS`
     arrivals_per_s: dict[str, float]  # by names of SPANS_MS
     prompt_tokens_per_s: float  # over one minute
     prompt_tokens_mean: float | None
@@ -62,7 +62,7 @@ class MixView:
 class RouterView:
     """All router replicas together."""
 
-    replicas: int  # heard of lately
+    replicas: int  # that reported recently
     decisions_per_s: float  # over one minute
     explored_share: float | None  # of the decisions of the last minute; None: there were none
     refused: int  # since the state began
@@ -78,10 +78,10 @@ class RouterView:
 class PoolView:
     """One pool: gauges of its live replicas, latencies and rates of the last minute, totals."""
 
-    model: str  # "" where only a dispatcher speaks of it
+    model: str  # "" where only a dispatcher reports on it
     gpu: str
     region: str
-    replicas: dict[str, int]  # by state; "gone" are those not heard of lately
+    replicas: dict[str, int]  # by state; "gone" are those that reported nothing recently
     queued: int
     running: int
     kv_use: float  # mean of the live replicas
@@ -102,70 +102,32 @@ class PoolView:
     ejections: int
     refusals: int
     derived: bool  # some live replica is emulated, with parameters that were not measured
-    silent_s: float | None  # since the last word of any replica; None: there was none
+    silent_s: float | None  # since the last report of any replica; None: there was none
 
 
-class Wish(NamedTuple):
-    """Requests of one class that want one model, over a span."""
+class ModelDemand(NamedTuple):
+    """Requests of one class that prefer one model, over a span."""
 
     requests_per_s: float
     prompt_tokens: float  # mean
 
 
-def wishes(
+def demand_by_model(
     fleet: FleetState, now_ms: int, span_ms: int = SPANS_MS["1m"]
-) -> dict[tuple[str, str], Wish]:
-    """What is wanted, by class and model, whatever there is capacity for."""
-    span_s = heard_within(fleet, now_ms, span_ms) / 1000
+) -> dict[tuple[str, str], ModelDemand]:
+    """Unconstrained demand by class and model: whatever there is capacity for."""
+    span_s = known_within(fleet, now_ms, span_ms) / 1000
     found: dict[tuple[str, str], tuple[float, float]] = {}
     for share, tally in spans(fleet, now_ms, span_ms):
         for name, of_class in tally.classes.items():
-            for model, wish in of_class.wishes.items():
+            for model, one in of_class.demand.items():
                 n, tokens = found.get((name, model), (0.0, 0.0))
-                found[name, model] = n + share * wish.requests, tokens + share * wish.prompt_tokens
+                found[name, model] = n + share * one.requests, tokens + share * one.prompt_tokens
     return {
-        key: Wish(n / span_s, tokens / n) for key, (n, tokens) in sorted(found.items()) if n > 0
+        key: ModelDemand(n / span_s, tokens / n)
+        for key, (n, tokens) in sorted(found.items())
+        if n > 0
     }
-
-
-class Load(NamedTuple):
-    """What is in a pool, by the last word of its live replicas."""
-
-    queued: int = 0
-    running: int = 0
-    ready: int = 0  # replicas
-    starting: int = 0
-    draining: int = 0
-    # Mean of the ready replicas that tell: 1 is as much as they carry within the latency target.
-    load: float | None = None
-    watts: float = 0.0
-
-
-def loads(fleet: FleetState) -> dict[str, Load]:
-    """The load of every pool that reports; cheap, for whoever asks at every snapshot.
-
-    Replicas are live if they were heard of lately when anything was: so all of them while telemetry
-    as a whole is silent.
-    """
-    live: dict[str, list[Replica]] = {}
-    for key in sorted(fleet.replicas):
-        if fleet.heard_ms - fleet.replicas[key].heard_ms <= SILENT_MS:
-            live.setdefault(parted(key)[0], []).append(fleet.replicas[key])
-    return {pool: _load_of(replicas) for pool, replicas in live.items()}
-
-
-def _load_of(replicas: list[Replica]) -> Load:
-    states = Counter(replica.state for replica in replicas)
-    told = [r.load for r in replicas if r.state == "ready" and r.load is not None]
-    return Load(
-        queued=sum(r.queued for r in replicas),
-        running=sum(r.running for r in replicas),
-        ready=states["ready"],
-        starting=states["starting"],
-        draining=states["draining"],
-        load=sum(told) / len(told) if told else None,
-        watts=sum(r.watts for r in replicas),
-    )
 
 
 def end_of(fleet: FleetState, now_ms: int) -> int:
@@ -195,8 +157,8 @@ def prompt_variation(fleet: FleetState, now_ms: int) -> dict[str, float]:
     return found
 
 
-def heard_within(fleet: FleetState, now_ms: int, span_ms: int) -> int:
-    """So much of the last `span_ms` as anything can have been heard of, in ms, one slot at least.
+def known_within(fleet: FleetState, now_ms: int, span_ms: int) -> int:
+    """So much of the last `span_ms` as the state can know of, in ms, one slot at least.
 
     A state that began half a minute ago knows of half a minute, and its rates are over that.
     """
@@ -220,33 +182,32 @@ def workload(fleet: FleetState, now_ms: int) -> dict[str, ClassView]:
         name: _class_rates(fleet, now_ms, span_ms, "arrivals") for name, span_ms in SPANS_MS.items()
     }
     tokens_per_s = _class_rates(fleet, now_ms, SPANS_MS["1m"], "prompt_tokens")
-    lately = _within(fleet, now_ms, WORKLOAD_SPAN_MS).classes
+    recent = _within(fleet, now_ms, WORKLOAD_SPAN_MS).classes
     totals = fleet.totals.classes
     return {
         name: _class_view(
             totals.get(name, ClassTally()),
-            lately.get(name, ClassTally()),
+            recent.get(name, ClassTally()),
             {span: rates.get(name, 0.0) for span, rates in per_s.items()},
             tokens_per_s.get(name, 0.0),
         )
-        for name in sorted({*totals, *lately})
+        for name in sorted({*totals, *recent})
     }
 
 
 def _class_view(
-    total: ClassTally, lately: ClassTally, per_s: dict[str, float], tokens_per_s: float
+    total: ClassTally, recent: ClassTally, per_s: dict[str, float], tokens_per_s: float
 ) -> ClassView:
     return ClassView(
-        arrivals=total.arrivals,
-        shed=total.shed,
+        counts={name: getattr(total, name) for name in CLASS_COUNTS},
         arrivals_per_s=per_s,
         prompt_tokens_per_s=tokens_per_s,
-        prompt_tokens_mean=_ratio(lately.prompt_tokens, sum(lately.prompt_lengths.values())),
-        prompt_tokens=_percentiles(TOKENS, lately.prompt_lengths),
-        output_tokens_mean=_ratio(lately.output_tokens, sum(lately.output_lengths.values())),
-        output_tokens=_percentiles(TOKENS, lately.output_lengths),
-        prompt_lengths=dict(sorted(lately.prompt_lengths.items())),
-        output_lengths=dict(sorted(lately.output_lengths.items())),
+        prompt_tokens_mean=_ratio(recent.prompt_tokens, sum(recent.prompt_lengths.values())),
+        prompt_tokens=_percentiles(TOKENS, recent.prompt_lengths),
+        output_tokens_mean=_ratio(recent.output_tokens, sum(recent.output_lengths.values())),
+        output_tokens=_percentiles(TOKENS, recent.output_lengths),
+        prompt_lengths=dict(sorted(recent.prompt_lengths.items())),
+        output_lengths=dict(sorted(recent.output_lengths.items())),
     )
 
 
@@ -269,7 +230,7 @@ def router(fleet: FleetState, now_ms: int) -> RouterView:
             rates[key] = rates.get(key, 0.0) + share * pair.decisions
             explored += share * pair.explored
     decisions = sum(rates[key] for key in sorted(rates))
-    alive = [r for r in fleet.routers.values() if now_ms - r.heard_ms <= SILENT_MS]
+    alive = [r.record for r in fleet.routers.values() if now_ms - r.received_ms <= SILENT_MS]
     totals = fleet.totals.mix
     return RouterView(
         replicas=len(alive),
@@ -300,11 +261,9 @@ def _mix_view(key: str, total: MixTally, per_s: float) -> MixView:
 
 
 def pools(fleet: FleetState, now_ms: int) -> dict[str, PoolView]:
-    """All pools that were heard of, by name."""
-    replicas: dict[str, list[Replica]] = {}
-    for key, replica in sorted(fleet.replicas.items()):
-        replicas.setdefault(parted(key)[0], []).append(replica)
-    lately = _within(fleet, now_ms, LATENCY_SPAN_MS).pools
+    """All pools that anybody reported on, by name."""
+    replicas = by_pool(sorted(fleet.replicas.items()))
+    recent = _within(fleet, now_ms, LATENCY_SPAN_MS).pools
     tokens: dict[str, float] = {}
     for share, tally in spans(fleet, now_ms, LATENCY_SPAN_MS):
         for name, pool in tally.pools.items():
@@ -314,41 +273,46 @@ def pools(fleet: FleetState, now_ms: int) -> dict[str, PoolView]:
         name: _pool_view(
             replicas.get(name, []),
             totals.get(name, PoolTally()),
-            lately.get(name, PoolTally()),
+            recent.get(name, PoolTally()),
             tokens.get(name, 0.0) * 1000 / LATENCY_SPAN_MS,
             now_ms,
         )
-        for name in sorted({*replicas, *totals, *lately})
+        for name in sorted({*replicas, *totals, *recent})
     }
 
 
 def _pool_view(
-    replicas: list[Replica], total: PoolTally, lately: PoolTally, tokens_per_s: float, now_ms: int
+    received: list[Received[PoolState]],
+    total: PoolTally,
+    recent: PoolTally,
+    tokens_per_s: float,
+    now_ms: int,
 ) -> PoolView:
-    alive = [r for r in replicas if now_ms - r.heard_ms <= SILENT_MS]
-    newest = max(replicas, key=lambda r: r.heard_ms, default=None)
+    reports = live(received, now_ms)
+    last = max(received, key=lambda r: r.received_ms, default=None)
+    newest, alive = last and last.record, reports.replicas
     same = ("tokens", "attempts", "answered", "failed", "cancelled", "retried", "hedged")
     same += ("escalated", "rerouted", "ejections", "refusals")
     return PoolView(
         model=newest.model if newest else "",
         gpu=newest.gpu if newest else "",
         region=newest.region if newest else "",
-        replicas=_by_state(alive, len(replicas) - len(alive)),
-        queued=sum(r.queued for r in alive),
-        running=sum(r.running for r in alive),
+        replicas=_by_state(alive, len(received) - len(alive)),
+        queued=reports.queued,
+        running=reports.running,
         kv_use=_ratio(sum(r.kv_use for r in alive), len(alive)) or 0.0,
-        ttft_ms=_percentiles(LATENCY_MS, lately.ttft_ms),
-        tpot_ms=_percentiles(LATENCY_MS, lately.tpot_ms),
+        ttft_ms=_percentiles(LATENCY_MS, recent.ttft_ms),
+        tpot_ms=_percentiles(LATENCY_MS, recent.tpot_ms),
         tokens_per_s=tokens_per_s,
-        watts=sum(r.watts for r in alive),
+        watts=reports.watts,
         joules=total.millijoules / JOULE,
         derived=any(r.derived for r in alive),
-        silent_s=max(0, now_ms - newest.heard_ms) / 1000 if newest else None,
+        silent_s=max(0, now_ms - last.received_ms) / 1000 if last else None,
         **{name: getattr(total, name) for name in same},
     )
 
 
-def _by_state(alive: list[Replica], gone: int) -> dict[str, int]:
+def _by_state(alive: Sequence[PoolState], gone: int) -> dict[str, int]:
     states = Counter(r.state for r in alive)
     return dict(sorted({**states, **({"gone": gone} if gone else {})}.items()))
 

@@ -1,20 +1,20 @@
 """Counts what a pool's replica makes, and what a dispatcher does, until taken as records.
 
-    first token, answer, joules ─▶ PoolWindow.take ─▶ one `pool` record
+    first token, answer, joules ─▶ PoolWindow.take ─▶ one `pool` record, with gauges of that moment
     attempt, failure, reroute   ─▶ DispatchWindow.take ─▶ one `dispatch` record
 
-The one rule: counts begin at nothing with every window; gauges are asked for when it ends.
+Counts begin at zero with every window.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from streams.telemetry import records as telemetry
 from streams.telemetry.histogram import LATENCY_MS, pairs
-from streams.telemetry.records import KINDS_MAX, OTHER, POOLS_MAX, DispatchState, PoolState
+from streams.telemetry.records import KINDS_MAX, OTHER, POOLS_MAX, DispatchState
 from streams.telemetry.window import Reporter, clean
 
 What = Literal[
@@ -32,18 +32,6 @@ class ReplicaIdentity:
     gpu: str = ""
     region: str = ""
     derived: bool = False  # emulated, with parameters that were not measured
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReplicaGauges:
-    """How a replica is, at the end of a window."""
-
-    state: Literal["starting", "ready", "draining"] = "ready"
-    queued: int = 0
-    running: int = 0
-    kv_use: float = 0.0  # 0 to 1
-    watts: float = 0.0
-    load: float | None = None  # 1: as much as it carries within its latency target
 
 
 class PoolWindow:
@@ -74,30 +62,27 @@ class PoolWindow:
         """Count energy used."""
         self._joules += joules
 
-    def take(self, reporter: Reporter, window: tuple[int, int], gauges: ReplicaGauges) -> PoolState:
-        """The record of the window; a new one begins. `window` is what `Reporter.window` gave."""
+    def take(self, reporter: Reporter, window: tuple[int, int]) -> dict[str, Any]:
+        """All of a `PoolState` but its gauges; a new window begins.
+
+        `window` is what `Reporter.window` gave.
+        """
         identity = self._identity
-        record = PoolState(
-            pool=clean(identity.pool),
-            model=clean(identity.model),
-            replica=clean(identity.replica),
-            gpu=identity.gpu,
-            region=identity.region,
-            derived=identity.derived,
-            state=gauges.state,
-            queued=gauges.queued,
-            running=gauges.running,
-            kv_use=min(max(gauges.kv_use, 0.0), 1.0),
-            watts=gauges.watts,
-            load=gauges.load,
-            joules=self._joules,
-            tokens=self._tokens,
-            ttft_ms=pairs(self._ttft_ms),
-            tpot_ms=pairs(self._tpot_ms),
+        found = {
+            "pool": clean(identity.pool),
+            "model": clean(identity.model),
+            "replica": clean(identity.replica),
+            "gpu": identity.gpu,
+            "region": identity.region,
+            "derived": identity.derived,
+            "joules": self._joules,
+            "tokens": self._tokens,
+            "ttft_ms": pairs(self._ttft_ms),
+            "tpot_ms": pairs(self._tpot_ms),
             **reporter.head(window),
-        )
+        }
         self._begin()
-        return record
+        return found
 
 
 @dataclass(slots=True)

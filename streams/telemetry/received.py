@@ -1,100 +1,76 @@
-"""The latest word of each process and each replica: gauges, and when the log took them.
+"""The latest report of each process and each replica: its record, and when the log took it.
 
-    record ──replica_of, router_of──▶ word ──keep_latest──▶ table, bounded
+    record ──keep_latest──▶ Tables: sources, routers, replicas of pools; each bounded
 
-Of two words on one thing the later one stays, by the log's clock; at the same time, the one of the
-greater source and sequence. So what stays does not depend on which was read first.
+Of two reports on one thing the later one stays, by the log's clock; at the same time, the one of
+the greater source and sequence. So what stays does not depend on which was read first. Times are
+the log's: a process whose own clock is wrong is known to be there all the same.
 
-The one rule: times are the log's. A process whose own clock is wrong is heard of all the same.
+A record is kept as it came, without its counts. So a gauge that a record declares is in every
+snapshot, and whoever needs it reads it there.
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from streams.telemetry.records import PoolState, RouterState
+from streams.telemetry.tally import Tally
+
+SILENT_MS = 10_000  # a process that reported nothing for longer is taken to be gone
+
+Reported = TypeVar("Reported", PoolState, RouterState)
 
 
 class Source(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """How far a process was heard."""
+    """How far a process was read."""
 
-    heard_ms: int  # when the log took its last record, Unix time
+    received_ms: int  # when the log took its last record, Unix time
     sequence: int
 
 
-class Replica(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """The latest word of, or on, one replica of a pool."""
+class Received(msgspec.Struct, Generic[Reported], array_like=True, frozen=True):
+    """The latest record of, or on, one thing."""
 
-    heard_ms: int
-    source: str
-    sequence: int
-    model: str
-    gpu: str
-    region: str
-    state: str
-    queued: int
-    running: int
-    kv_use: float
-    watts: float
-    derived: bool
-    load: float | None = None  # 1: as much as it carries within the latency target
+    received_ms: int
+    record: Reported
 
 
-class Router(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """The latest word of one router replica."""
+class Tables(msgspec.Struct):
+    """All of the fleet's state but its slots."""
 
-    heard_ms: int
-    sequence: int
-    snapshot_version: int
-    snapshot_age_ms: int
-    loop_lag_ms_max: float
-    loop_busy_share: float
+    newest_ms: int = 0  # the latest end of a window
+    received_ms: int = 0  # the latest time that the log took a record
+    missing: int = 0  # records that sequences say there were
+    sources: dict[str, Source] = {}
+    replicas: dict[str, Received[PoolState]] = {}  # by pool and replica, see `tally.joined`
+    routers: dict[str, Received[RouterState]] = {}  # by source
+    totals: Tally = msgspec.field(default_factory=Tally)
 
 
-Latest = TypeVar("Latest", Source, Replica, Router)
+Latest = TypeVar("Latest", Source, Received[PoolState], Received[RouterState])
+
+
+def gauges_of(record: Reported) -> Reported:
+    """A record without its counts: they are in the tallies."""
+    if isinstance(record, PoolState):
+        return replace(record, tokens=0, joules=0.0, ttft_ms=[], tpot_ms=[])
+    return replace(record, mix=[], refused=0)
 
 
 def keep_latest(table: dict[str, Latest], key: str, found: Latest, most: int) -> None:
-    """Keep the latest word under a key; of more than `most` keys, those last heard of."""
+    """Keep the latest under a key; of more than `most` keys, those that reported last."""
     held = table.get(key)
-    if held is None or _time(found) > _time(held):
+    if held is None or _order(found) > _order(held):
         table[key] = found
     if len(table) > most:
-        del table[min(table, key=lambda k: (table[k].heard_ms, k))]
+        del table[min(table, key=lambda k: (table[k].received_ms, k))]
 
 
-def _time(found: Latest) -> tuple[int, str, int]:
-    return found.heard_ms, getattr(found, "source", ""), found.sequence
-
-
-def replica_of(record: PoolState, heard_ms: int) -> Replica:
-    """The word of one record that the log took at a time."""
-    return Replica(
-        heard_ms,
-        record.source,
-        record.sequence,
-        record.model,
-        record.gpu,
-        record.region,
-        record.state,
-        record.queued,
-        record.running,
-        record.kv_use,
-        record.watts,
-        record.derived,
-        record.load,
-    )
-
-
-def router_of(record: RouterState, heard_ms: int) -> Router:
-    """Likewise, of a router replica."""
-    return Router(
-        heard_ms,
-        record.sequence,
-        record.snapshot_version,
-        record.snapshot_age_ms,
-        record.loop_lag_ms_max,
-        record.loop_busy_share,
-    )
+def _order(found: Latest) -> tuple[int, str, int]:
+    if isinstance(found, Source):
+        return found.received_ms, "", found.sequence
+    return found.received_ms, found.record.source, found.record.sequence

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -86,7 +86,7 @@ class Telemetry(Part, tag_field="kind"):
     to_unix_ms: Annotated[UnixMs, Meta(description="Where it ends; itself not in it.")]
 
 
-class WishWindow(Part):
+class DemandWindow(Part):
     """Requests for which one model would have been chosen, had all capacity been there and free."""
 
     model: Name
@@ -102,14 +102,21 @@ class ClassWindow(Part):
     shed: Annotated[
         Count, Meta(description="Of them, refused because the fleet was too full for them.")
     ] = 0
-    wishes: Annotated[
-        list[WishWindow],
-        Meta(max_length=MODELS_MAX, description="What they wanted, whatever they got."),
-    ] = []
+    demand: Annotated[
+        list[DemandWindow],
+        Meta(max_length=MODELS_MAX, description="What they preferred, whatever they got."),
+    ] = msgspec.field(name="wishes", default_factory=list)
     prompt_tokens_sum: Annotated[Count, Meta(description="Tokens of their prompts.")] = 0
     prompt_tokens: TokenHistogram = []
     output_tokens_sum: Annotated[Count, Meta(description="Tokens of answers that ended.")] = 0
     output_tokens: TokenHistogram = []
+
+
+# Counts of a class that status and metrics show, by their field, with the metric's text.
+CLASS_COUNTS = {
+    "arrivals": "Requests that were decided",
+    "shed": "Requests refused because the fleet was full",
+}
 
 
 class Workload(Telemetry, tag="workload"):
@@ -227,16 +234,16 @@ def decode(value: bytes | None) -> AnyTelemetry:
     return record
 
 
-def encode(records: Sequence[AnyTelemetry]) -> list[tuple[bytes | None, bytes]]:
+def encode(records: Sequence[Telemetry]) -> list[tuple[bytes | None, bytes]]:
     """Keys and values for the log. One key per source: its records keep their order."""
     return [(record.source.encode(), _encode(record)) for record in records]
 
 
-def encode_all(windows: Sequence[Sequence[AnyTelemetry]]) -> list[tuple[bytes | None, bytes]]:
+def encode_all(windows: Sequence[Sequence[Telemetry]]) -> list[tuple[bytes | None, bytes]]:
     """As `encode`, for an outbox whose items are all records of a window."""
     return [pair for records in windows for pair in encode(records)]
 
 
-def schema() -> dict:
+def schema() -> dict[str, Any]:
     """The JSON schema of a telemetry record, as msgspec says it."""
     return msgspec.json.schema(AnyTelemetry)

@@ -1,16 +1,18 @@
 """The published JSON schema of a telemetry record, which other teams validate against.
 
-The one rule: what it says of a field is what `telemetry` checks; nothing is written twice.
+What it says of a field is what `telemetry` checks; nothing is written twice.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from streams.feedback.schema import DIALECT
 from streams.log.contract import TELEMETRY
 from streams.telemetry.records import RECORD_BYTES_MAX, WINDOW_MS_MAX, schema
 
 
-def published() -> dict:
+def published() -> dict[str, Any]:
     """The schema as it stands in docs/telemetry.schema.json."""
     found = schema()
     return {

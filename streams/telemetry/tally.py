@@ -12,13 +12,14 @@ The one rule: what is in a table is never changed, only replaced; tallies may sh
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
 from streams.telemetry.histogram import Counts, counted
 from streams.telemetry.records import (
+    CLASS_COUNTS,
     CLASSES_MAX,
     KINDS_MAX,
     MODELS_MAX,
@@ -37,7 +38,7 @@ LARGEST = 2**63 - 1  # what the snapshot's format holds; adding stops there, in 
 BETWEEN = "\x1f"  # joins two names in one key; no name has it
 JOULE = 1000  # energy is counted in millijoules
 
-Value = TypeVar("Value", int, "Summed")
+Value = TypeVar("Value")  # an int, a `Summed`, or a table of either
 
 
 class Summed(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -48,8 +49,8 @@ class Summed(msgspec.Struct, array_like=True, frozen=True, gc=False):
         return type(self)(*[_plus(getattr(self, n), getattr(other, n)) for n in names])
 
 
-class WishTally(Summed, frozen=True):
-    """Requests that wanted one model."""
+class DemandTally(Summed, frozen=True):
+    """Requests that prefer one model."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -64,7 +65,7 @@ class ClassTally(Summed, frozen=True):
     prompt_lengths: Counts = {}
     output_lengths: Counts = {}
     shed: int = 0
-    wishes: dict[str, WishTally] = {}  # by model
+    demand: dict[str, DemandTally] = {}  # by model
 
     def bare(self) -> ClassTally:
         """Without histograms."""
@@ -143,13 +144,12 @@ def tally_of(record: AnyTelemetry) -> Tally:
     if isinstance(record, Workload):
         for one in record.classes:
             found = ClassTally(
-                one.arrivals,
-                one.prompt_tokens_sum,
-                one.output_tokens_sum,
-                counted(one.prompt_tokens),
-                counted(one.output_tokens),
-                one.shed,
-                _wishes(one),
+                prompt_tokens=one.prompt_tokens_sum,
+                output_tokens=one.output_tokens_sum,
+                prompt_lengths=counted(one.prompt_tokens),
+                output_lengths=counted(one.output_tokens),
+                demand=_demand(one),
+                **{name: getattr(one, name) for name in CLASS_COUNTS},
             )
             add_under(tally.classes, one.name, found, CLASSES_MAX)
     elif isinstance(record, RouterState):
@@ -170,10 +170,10 @@ def tally_of(record: AnyTelemetry) -> Tally:
     return tally
 
 
-def _wishes(window: ClassWindow) -> dict[str, WishTally]:
-    found: dict[str, WishTally] = {}
-    for wish in window.wishes:
-        add_under(found, wish.model, WishTally(wish.requests, wish.prompt_tokens_sum), MODELS_MAX)
+def _demand(window: ClassWindow) -> dict[str, DemandTally]:
+    found: dict[str, DemandTally] = {}
+    for one in window.demand:
+        add_under(found, one.model, DemandTally(one.requests, one.prompt_tokens_sum), MODELS_MAX)
     return found
 
 
@@ -207,7 +207,7 @@ def add_under(table: dict[str, Value], name: str, value: Value, most: int) -> No
         add_under(table, OTHER, table.pop(last), most)
 
 
-def _plus(one: Value, other: Value) -> Value:
+def _plus(one: Any, other: Any) -> Any:
     if not one or not other:  # most counts of most records are nothing
         return one or other
     if isinstance(one, int):

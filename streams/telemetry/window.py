@@ -5,7 +5,7 @@
 A batch costs its event loop an append. Counting a thousand rows at once costs 0.2 µs a row; a row
 alone would cost a hundred times that.
 
-The one rule: a decision is counted in one window, the one that was open when it was made.
+A decision is counted in one window, the one that was open when it was made.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,15 +29,14 @@ from streams.telemetry.records import (
     POOLS_MAX,
     WINDOW_MS_MAX,
     ClassWindow,
+    DemandWindow,
     MixWindow,
     RouterState,
-    Telemetry,
-    WishWindow,
     Workload,
 )
 
 ROWS_MAX = 1024  # kept before they are counted
-WISHES_MAX = 1024  # in a record: 72 KB of names and numbers, beside histograms of at most 130 KB
+DEMAND_MAX = 1024  # in a record: 72 KB of names and numbers, beside histograms of at most 130 KB
 NAMES_MAX = 1024  # classes counted apart within a window; callers choose their names
 CONTROL = re.compile(r"[\x00-\x1f]")
 
@@ -57,7 +57,7 @@ class Reporter:
         self._from_ms = now_ms
         return from_ms, now_ms
 
-    def head(self, window: tuple[int, int]) -> dict[str, object]:
+    def head(self, window: tuple[int, int]) -> dict[str, Any]:
         """What a record begins with; every call is another record's."""
         self._sequence += 1
         from_ms, to_ms = window
@@ -88,7 +88,7 @@ class DecidedBatch:
     chosen: NDArray[np.intp]  # (n,) index of the model
     pool: NDArray[np.intp]  # (n,) index of the pool it is called in
     explored: NDArray[np.bool_]  # (n,) whether another eligible model had a higher utility
-    wished: NDArray[np.intp]  # (n,) index of the model, were all capacity there and free
+    preferred: NDArray[np.intp]  # (n,) index of the model, were all capacity there and free
     shed: NDArray[np.bool_]  # (n,) whether it was refused because the fleet was too full
     tenants: Sequence[str]  # (n,) "" is the default class
     prompt_tokens: NDArray[np.floating]  # (n,) 0: unknown
@@ -98,20 +98,18 @@ class DecidedBatch:
 class _Class:
     """Requests of one class, so far."""
 
-    arrivals: int = 0
+    counts: Counter[str] = field(default_factory=Counter)  # by names of CLASS_COUNTS
     prompt_tokens: int = 0
     output_tokens: int = 0
-    shed: int = 0
     prompt_lengths: Counts = field(default_factory=Counter)
     output_lengths: Counts = field(default_factory=Counter)
-    wishes: Counter[str] = field(default_factory=Counter)  # requests, by model
-    wished_tokens: Counter[str] = field(default_factory=Counter)  # of their prompts
+    demand: Counter[str] = field(default_factory=Counter)  # requests, by preferred model
+    demand_tokens: Counter[str] = field(default_factory=Counter)  # of their prompts
 
     def add(self, other: _Class) -> None:
-        self.arrivals += other.arrivals
-        self.shed += other.shed
-        self.wishes.update(other.wishes)
-        self.wished_tokens.update(other.wished_tokens)
+        self.counts.update(other.counts)
+        self.demand.update(other.demand)
+        self.demand_tokens.update(other.demand_tokens)
         self.prompt_tokens += other.prompt_tokens
         self.output_tokens += other.output_tokens
         self.prompt_lengths.update(other.prompt_lengths)
@@ -146,10 +144,10 @@ class RouterWindow:
 
     def take(
         self, reporter: Reporter, window: tuple[int, int], gauges: RouterGauges
-    ) -> list[Telemetry]:
+    ) -> list[Workload | RouterState]:
         """The records of the window; a new one begins. `window` is what `Reporter.window` gave."""
         self._count()
-        records: list[Telemetry] = []
+        records: list[Workload | RouterState] = []
         if self._classes:
             records.append(Workload(classes=self._class_windows(), **reporter.head(window)))
         records.append(
@@ -206,13 +204,12 @@ class RouterWindow:
         number_of = {name: number for number, name in enumerate(dict.fromkeys(tenants))}
         classes = [self._class(name) for name in number_of]
         of = np.fromiter(map(number_of.__getitem__, tenants), np.intp, len(tenants))
-        shed = np.bincount(of, np.concatenate([batch.shed for batch in batches])).tolist()
-        arrivals, sums = np.bincount(of).tolist(), _sums(of, tokens)
-        for found, n, total, refused in zip(classes, arrivals, sums, shed, strict=True):
-            found.arrivals += n
+        shed = np.concatenate([batch.shed for batch in batches])
+        counts = {"arrivals": np.bincount(of), "shed": _sums(of, shed)}
+        for found, total, *each in zip(classes, _sums(of, tokens), *counts.values(), strict=True):
             found.prompt_tokens += total
-            found.shed += int(refused)
-        self._count_wishes(classes, of, tokens, batches)
+            found.counts.update(dict(zip(counts, map(int, each), strict=True)))
+        self._count_demand(classes, of, tokens, batches)
         known = tokens > 0
         width = TOKENS.last + 1
         cells, counts = np.unique(
@@ -221,7 +218,7 @@ class RouterWindow:
         for cell, n in zip(cells.tolist(), counts.tolist(), strict=True):
             classes[cell // width].prompt_lengths[cell % width] += n
 
-    def _count_wishes(
+    def _count_demand(
         self,
         classes: Sequence[_Class],
         of: NDArray[np.intp],
@@ -229,13 +226,13 @@ class RouterWindow:
         batches: Sequence[DecidedBatch],
     ) -> None:
         models = batches[0].models
-        cells = of * len(models) + np.concatenate([batch.wished for batch in batches])
+        cells = of * len(models) + np.concatenate([batch.preferred for batch in batches])
         counts, sums = np.bincount(cells).tolist(), _sums(cells, tokens)
         for cell, (n, total) in enumerate(zip(counts, sums, strict=True)):
             if n:
                 model = models[cell % len(models)]
-                classes[cell // len(models)].wishes[model] += n
-                classes[cell // len(models)].wished_tokens[model] += total
+                classes[cell // len(models)].demand[model] += n
+                classes[cell // len(models)].demand_tokens[model] += total
 
     def _class(self, tenant: str) -> _Class:
         """The class of a tenant; of too many, the rest is one."""
@@ -250,22 +247,23 @@ class RouterWindow:
 
     def _class_windows(self) -> list[ClassWindow]:
         """The classes with the most arrivals; the rest is summed up."""
-        ranked = sorted(self._classes.items(), key=lambda item: (-item[1].arrivals, item[0]))
+        ranked = sorted(
+            self._classes.items(), key=lambda item: (-item[1].counts["arrivals"], item[0])
+        )
         kept: dict[str, _Class] = {}
         for number, (name, found) in enumerate(ranked):
             shown = clean(name) if number < CLASSES_MAX else OTHER
             kept.setdefault(shown, _Class()).add(found)
-        wishes_max = WISHES_MAX // max(1, len(kept))
+        models_max = DEMAND_MAX // max(1, len(kept))
         return [
             ClassWindow(
                 name=name,
-                arrivals=found.arrivals,
                 prompt_tokens_sum=found.prompt_tokens,
                 prompt_tokens=pairs(found.prompt_lengths),
                 output_tokens_sum=found.output_tokens,
                 output_tokens=pairs(found.output_lengths),
-                shed=found.shed,
-                wishes=_wish_windows(found, wishes_max),
+                demand=_demand_windows(found, models_max),
+                **found.counts,
             )
             for name, found in kept.items()
         ]
@@ -282,16 +280,16 @@ class RouterWindow:
         ]
 
 
-def _wish_windows(of_class: _Class, most: int) -> list[WishWindow]:
-    """The models that a class wishes for most; the rest is summed up."""
-    ranked = sorted(of_class.wishes.items(), key=lambda item: (-item[1], item[0]))
+def _demand_windows(of_class: _Class, most: int) -> list[DemandWindow]:
+    """The models that a class prefers most; the rest is summed up."""
+    ranked = sorted(of_class.demand.items(), key=lambda item: (-item[1], item[0]))
     kept: dict[str, list[int]] = {}
     for number, (model, n) in enumerate(ranked):
         sums = kept.setdefault(clean(model) if number < most else OTHER, [0, 0])
         sums[0] += n
-        sums[1] += of_class.wished_tokens[model]
+        sums[1] += of_class.demand_tokens[model]
     return [
-        WishWindow(model=model, requests=n, prompt_tokens_sum=tokens)
+        DemandWindow(model=model, requests=n, prompt_tokens_sum=tokens)
         for model, (n, tokens) in sorted(kept.items())
     ]
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from learners.option import option
 from streams.clock import STEP_MS
 from streams.errors import LogTruncated
 from streams.feedback import decisions
@@ -36,7 +37,10 @@ RECORDS_MAX = 16  # read ahead; a record holds up to a thousand batches of decis
 class AuditOptions:
     """When a decision counts as unanswered."""
 
-    answer_s: float = 3600.0  # most outcomes are known within the hour
+    # Most outcomes are known within the hour.
+    answer_s: float = option(
+        3600.0, "Seconds until a decision without feedback is unanswered.", ge=1, le=90 * 86_400
+    )
 
 
 class Audit:

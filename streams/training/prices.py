@@ -9,7 +9,7 @@ A second is one of the log's: prices advance when a record comes that the log to
 the last advance, from what was folded before it. So while telemetry is silent prices stay as they
 are, and the silence itself moves nothing.
 
-The one rule: a load that makes no sense (garbage in telemetry) is not believed; it holds the price.
+A load that makes no sense (garbage in telemetry) counts as none: the price stays.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
+from learners.option import option
 from learners.prices import PriceOptions, ascend, level, multiples
 from streams.clock import STEP_MS
 from streams.telemetry.fleet_state import FleetState
-from streams.telemetry.fleet_view import SILENT_MS, loads
+from streams.telemetry.pool_reports import pool_reports
+from streams.telemetry.received import SILENT_MS
 
 PERIOD_MS = 1000
-LOAD_MAX = 100.0  # more is not believed: a queue of a hundred times what may wait
 # Spending comes in as feedback does, in lumps: it is averaged over about this long.
 SPENDING_S = 60.0
 # What is reported in one second enters prices with so much of the budget at the most: a flow of ten
@@ -55,15 +57,24 @@ class Price:
         return float(multiple)
 
 
+NO_LIMIT = (0.0, math.inf)  # in settings, and here
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PricingOptions:
     """What is scarce, and how prices follow it."""
 
     ascent: PriceOptions = field(default_factory=PriceOptions)
-    # Of the load that a replica tells: 1 is what it carries with 99 % within target.
-    load_target: float = 1.0
-    budget_usd_per_hour: float = math.inf
-    power_w_max: float = math.inf
+    # Of the load that a replica reports: 1 is what it carries with 99 % within target.
+    load_target: float = option(
+        1.0, "Share of what a replica carries within target above which it has a price.", gt=0, le=1
+    )
+    budget_usd_per_hour: float = option(
+        math.inf, "What answers may cost, USD/h. 0: no limit.", ge=0, le=1e9, stands_for=NO_LIMIT
+    )
+    power_w_max: float = option(
+        math.inf, "What all pools may draw, watts. 0: no limit.", ge=0, le=1e9, stands_for=NO_LIMIT
+    )
 
 
 @dataclass(slots=True)
@@ -77,9 +88,9 @@ class Prices:
     spent_usd: float = 0.0  # all that was known to be spent then
     carried_usd: float = 0.0  # of it, what has not entered the budget's load yet
 
-    def due(self, heard_ms: int) -> bool:
+    def due(self, received_ms: int) -> bool:
         """Whether a record that the log took at a time is in a later period."""
-        since_ms = heard_ms - self.as_of_ms
+        since_ms = received_ms - self.as_of_ms
         return since_ms >= PERIOD_MS or since_ms < -STEP_MS  # the clock was set back
 
     def advanced(
@@ -90,15 +101,16 @@ class Prices:
         After a silence nothing is known of now, nor after the clock was set back: only the time is
         noted.
         """
-        if not 0 < self.as_of_ms <= at_ms or at_ms - fleet.heard_ms > SILENT_MS:
+        if not 0 < self.as_of_ms <= at_ms or at_ms - fleet.received_ms > SILENT_MS:
             return replace(self, as_of_ms=at_ms, spent_usd=spent_usd)
         elapsed_s = (at_ms - self.as_of_ms) / 1000.0
-        told = loads(fleet)  # a pool without replicas has no capacity, and so no price
-        watts = sum(load.watts for load in told.values())
-        # A pool that comes to a market begins at what the others charge: it would be flooded else.
-        market = min((price.log_price for price in self.capacity.values()), default=0.0)
-        before = [self.capacity.get(name, Price(log_price=market)) for name in told]
-        now = [_believed(load.load, options.load_target) for load in told.values()]
+        reports = pool_reports(fleet)  # a pool without replicas has no capacity, and so no price
+        watts = sum(pool.watts for pool in reports.values())
+        # A new pool starts at the current minimum price, or it would attract all traffic.
+        least = min((price.log_price for price in self.capacity.values()), default=0.0)
+        before = [self.capacity.get(name, Price(log_price=least)) for name in reports]
+        loads = [pool.load for pool in reports.values()]
+        now = [None if load is None else load / options.load_target for load in loads]
         spending, carried_usd = self._spending(spent_usd, elapsed_s, options.budget_usd_per_hour)
         share = min(1.0, elapsed_s / SPENDING_S)
         after = _step(
@@ -118,7 +130,7 @@ class Prices:
         ]
         return Prices(
             as_of_ms=at_ms,
-            capacity=dict(zip(told, capacity, strict=True)),
+            capacity=dict(zip(reports, capacity, strict=True)),
             budget=after[-2],
             power=after[-1],
             spent_usd=spent_usd,
@@ -144,7 +156,7 @@ class Prices:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, found: Mapping[str, object]) -> Prices:
+    def from_dict(cls, found: Mapping[str, Any]) -> Prices:
         """What `as_dict` gave. Raises KeyError, TypeError and ValueError."""
         priced = {str(n): Price(**p) for n, p in dict(found["capacity"]).items()}
         return cls(
@@ -157,19 +169,13 @@ class Prices:
         )
 
 
-def _believed(load: float | None, load_target: float) -> float | None:
-    """A load relative to what it should be; None if none was told, or one that makes no sense."""
-    believed = load is not None and 0.0 <= load <= LOAD_MAX
-    return load / load_target if believed else None
-
-
 def _step(
     before: list[Price], now: list[float | None], elapsed_s: float, options: PriceOptions
 ) -> list[Price]:
-    """One step of the ascent for all; who is silent keeps its price and load."""
-    load = np.array([1.0 if told is None else told for told in now])  # 1 leaves a price as it is
+    """One step of the ascent for all; without a load, a price and its load stay."""
+    load = np.array([1.0 if one is None else one for one in now])  # 1 leaves a price as it is
     moved = ascend(np.array([price.log_price for price in before]), load, elapsed_s, options)
     return [
-        Price(z, price.load if told is None else told)
-        for z, price, told in zip(moved.tolist(), before, now, strict=True)
+        Price(z, price.load if one is None else one)
+        for z, price, one in zip(moved.tolist(), before, now, strict=True)
     ]

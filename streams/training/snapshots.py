@@ -17,6 +17,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from streams.errors import SnapshotDamaged, SnapshotFenced
 from streams.training.folder import Folder
@@ -42,7 +43,7 @@ class Manifest:
 
     version: int
     term: int  # of the trainer that published it
-    about: Mapping[str, object]
+    about: Mapping[str, Any]
     blobs: Mapping[str, Blob]
 
 

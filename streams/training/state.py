@@ -15,6 +15,8 @@ import re
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
 
 import faiss
 import numpy as np
@@ -117,7 +119,7 @@ class Saver:
         blobs |= self._history(state)
         for number, (stamp, arrays) in enumerate(state.seen.groups()):
             name = f"{SEEN}{number:06d}"
-            blobs[name] = self._part(name, (state.seen, stamp), lambda a=arrays: _pack(a))
+            blobs[name] = self._part(name, (state.seen, stamp), partial(_pack, arrays))
         self._stored = {name: self._stored[name] for name in blobs if name in self._stored}
         about = {
             "encoder": state.encoder,
@@ -156,14 +158,14 @@ class Saver:
             blobs[name] = self._part(
                 name,
                 (history, history.generation, stop),
-                lambda a=start, b=stop: _pack({c: v[a:b] for c, v in history.rows.items()}),
+                partial(_pack_rows, history.rows, start, stop),
             )
         if history.index is not None:
             blobs[INDEX] = self._part(
                 INDEX,
                 # Not the index itself: the next one may get the address of the last.
                 (history, history.generation, history.n_indexed),
-                lambda: faiss.serialize_index(history.index).tobytes(),
+                partial(_pack_index, history.index),
             )
         return blobs
 
@@ -244,7 +246,7 @@ class Loader:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return dict(arrays)
 
-    def _learned_of(self, manifest: Manifest, parts: Mapping[str, object]) -> Learned:
+    def _learned_of(self, manifest: Manifest, parts: Mapping[str, Any]) -> Learned:
         """What was learned; by a reader made only if it differs from the last."""
         made_of = (
             manifest.about["history_generation"],
@@ -254,7 +256,7 @@ class Loader:
             self._last = (made_of, self._restored(manifest, parts))
         return self._last[1]
 
-    def _restored(self, manifest: Manifest, parts: Mapping[str, object]) -> Learned:
+    def _restored(self, manifest: Manifest, parts: Mapping[str, Any]) -> Learned:
         history = [parts[name] for name in sorted(parts) if re.fullmatch(r"history/\d+", name)]
         rows = (
             {c: np.concatenate([part[c] for part in history]) for c in COLUMNS}
@@ -266,7 +268,7 @@ class Loader:
         learned.history.generation = int(manifest.about["history_generation"])
         return learned
 
-    def _state(self, manifest: Manifest, parts: Mapping[str, object]) -> State:
+    def _state(self, manifest: Manifest, parts: Mapping[str, Any]) -> State:
         about = manifest.about
         # A snapshot made before there was telemetry says nothing of it.
         fleet = parts[FLEET][FLEET].tobytes() if FLEET in parts else b""
@@ -325,19 +327,27 @@ def prices_of(manifest: Manifest) -> Prices:
         raise SnapshotDamaged(f"the prices of snapshot {manifest.version} are malformed") from error
 
 
-def _pack(arrays: Mapping[str, NDArray]) -> bytes:
+def _pack(arrays: Mapping[str, Any]) -> bytes:
     """Arrays as an uncompressed npz: no pickles, the same bytes for the same arrays."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     return buffer.getvalue()
 
 
-def _flat(groups: Mapping[str, Mapping[str, NDArray]]) -> dict[str, NDArray]:
+def _pack_rows(rows: Mapping[str, NDArray[Any]], start: int, stop: int) -> bytes:
+    return _pack({column: values[start:stop] for column, values in rows.items()})
+
+
+def _pack_index(index: faiss.Index) -> bytes:
+    return faiss.serialize_index(index).tobytes()
+
+
+def _flat(groups: Mapping[str, Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
     return {f"{group}.{name}": a for group, arrays in groups.items() for name, a in arrays.items()}
 
 
-def _grouped(flat: Mapping[str, NDArray]) -> dict[str, dict[str, NDArray]]:
-    groups: dict[str, dict[str, NDArray]] = {}
+def _grouped(flat: Mapping[str, NDArray[Any]]) -> dict[str, dict[str, NDArray[Any]]]:
+    groups: dict[str, dict[str, NDArray[Any]]] = {}
     for path, array in flat.items():
         group, _, name = path.partition(".")
         groups.setdefault(group, {})[name] = array

@@ -98,7 +98,7 @@ class TelemetryFold:
     def _fold(self, record: Record) -> None:
         state = self._state
         at_ms = state.telemetry_clocks.of(record.partition).read(record.appended_at_ms)
-        if at_ms < state.fleet.heard_ms - STEP_MS:
+        if at_ms < state.fleet.received_ms - STEP_MS:
             state.fleet.rewind(at_ms)  # the clock was ahead, and is right again
         if state.prices.due(at_ms):
             state.prices = state.prices.advanced(

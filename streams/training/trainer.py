@@ -19,11 +19,13 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from learners.estimates.learned import Learned, MemoryOptions
+from learners.option import option
 from streams.clock import SLOW, STEP_MS
 from streams.errors import LogReplaced, LogTruncated, LogUnavailable, SnapshotDamaged
 from streams.feedback.dead_letters import came_from, dead_letter
@@ -77,7 +79,9 @@ class TrainerOptions:
 
     records_max: int = 8192  # per read; about 0.2 s of work, so stopping is never far away
     wait_s: float = 0.1  # for records, when there are none
-    publish_s: float = 0.25  # between snapshots while there is something new
+    publish_s: float = option(
+        0.25, "Seconds between snapshots: how soon an outcome has effect.", ge=0.05, le=3600
+    )
     # Rest after a snapshot, in units of the time it took: so at most a fifth of the time goes into
     # snapshots, however fast feedback comes, and four fifths into learning it.
     publish_rest: float = 4.0
@@ -86,8 +90,12 @@ class TrainerOptions:
     publish_fleet_s: float = 1.0
     # Telemetry records per step: about 15 ms beside the 200 ms of feedback that a step learns.
     telemetry_records_max: int = 256
-    # When the log has lost records not read yet: "stop" (an alarm) or "continue" without them.
-    on_gap: str = "stop"
+    on_gap: str = option(
+        "stop",
+        "What to do when the log has lost feedback that was not read yet.",
+        key="feedback.on_gap",
+        choices=("stop", "continue"),
+    )
     feedback: FeedbackOptions = field(default_factory=FeedbackOptions)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     audit: AuditOptions = field(default_factory=AuditOptions)
@@ -131,7 +139,7 @@ class Trainer:
         self._passed_gap = False
         self.state = self._positioned(encoder, loaded or start())
         self._already_dead = self._dead_since_snapshot()
-        self._saved_at_ms = self._publish_next_ms = 0
+        self._saved_at_ms, self._publish_next_ms = 0, 0.0
         self._n_published = 0
         self._upkeep = Upkeep(log, self._saver, self._share, options.upkeep, now_ms())
         if not self.state.topic_id:
@@ -257,7 +265,7 @@ class Trainer:
         self,
         kind: str,
         pools: NDArray[np.uint64],
-        fresh: NDArray[np.uint8],
+        fresh: NDArray[np.integer[Any]],
         nano_usd: NDArray[np.int64],
     ) -> None:
         """Add up the money (n,) of rows where `fresh` (n,) is not zero, by pool."""
@@ -303,7 +311,7 @@ class Trainer:
         if len(away):
             outcomes = ingested.outcomes
             ids = join_ids(outcomes.issuers[away], outcomes.sequences[away])
-            moved = [ingested.records[row].value for row in away]
+            moved = [ingested.records[row].value or b"" for row in away.tolist()]
             keys = [decision_id.hex().encode() for decision_id in ids]
             homes = self._share.homes(outcomes.issuers[away], outcomes.sequences[away]).tolist()
             pairs = list(zip(keys, moved, strict=True))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+from learners.option import same_as
 from streams.log.contract import DEAD_LETTER, DECISIONS, FEEDBACK, TELEMETRY, Log
 from streams.training.share import Share
 from streams.training.state import Saver, State
@@ -26,7 +27,8 @@ class UpkeepOptions:
     """How often to look, and how long records are kept."""
 
     look_s: float = 10.0  # what is looked for must be found, and said, within a minute
-    retention_s: float = 7 * 86_400.0  # of records that no snapshot needs any more
+    # Of records that no snapshot needs any more.
+    retention_s: float = same_as(7 * 86_400.0, "log.retention_s")
 
 
 class Upkeep:

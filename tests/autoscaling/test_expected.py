@@ -152,3 +152,13 @@ def test_tenants_that_come_and_go_do_not_fill_the_memory():
         expected.observe(600.0 * step, [wanted(1.0, name) for name in names])
     assert len(expected.series) == 51  # and the sum of all
     assert {"always", "tenant-143-0", "tenant-142-19"} <= {key[0] for key in expected.series}
+
+
+def test_what_was_saved_under_a_former_name_is_restored():
+    """The time of the last request was `heard_s`; of a series without one it was null."""
+    found = heard([wanted(5.0)], [])
+    saved = found.as_dict()
+    for entry in saved["series"]:
+        entry["of"]["heard_s"] = entry["of"].pop("requested_s")
+    again = ExpectedDemand(ExpectedOptions(), json.loads(json.dumps(saved)))
+    assert again.as_dict() == found.as_dict()

@@ -20,7 +20,7 @@ def told(series, options: ForecastOptions | None = None) -> Forecast:
     """A forecast that saw one rate a minute."""
     forecast = Forecast(options or ForecastOptions())
     for k, rate in enumerate(series):
-        forecast.observe(k * MINUTE_S, float(rate))
+        forecast.observe(k * MINUTE_S, rate=float(rate))
     return forecast
 
 
@@ -36,7 +36,7 @@ def errors(
     """What came less what was expected, by ours and by the last value; and less the upper."""
     forecast, ours, last, upper = Forecast(ForecastOptions()), [], [], []
     for k, rate in enumerate(series[:-minutes]):
-        forecast.observe(k * MINUTE_S, float(rate))
+        forecast.observe(k * MINUTE_S, rate=float(rate))
         if k >= begin:
             expected, came = forecast.expect(minutes * MINUTE_S), series[k + minutes]
             ours.append(came - expected.mean)
@@ -87,10 +87,10 @@ def test_a_ramp_is_told_as_if_it_went_on(step_s):
     """After half an hour at 100 it rises by 30 a minute: so it does for three minutes, no farther."""
     forecast = Forecast(ForecastOptions())
     for at_s in np.arange(0.0, 1800.0 + step_s, step_s):
-        forecast.observe(at_s, 100.0)
+        forecast.observe(at_s, rate=100.0)
     end_s = 2040.0 - step_s % 60.0
     for at_s in np.arange(1800.0 + step_s, end_s + step_s, step_s):
-        forecast.observe(at_s, 100.0 + (at_s - 1800.0) / 2.0)
+        forecast.observe(at_s, rate=100.0 + (at_s - 1800.0) / 2.0)
 
     now = 100.0 + (end_s - 1800.0) / 2.0
     assert forecast.ramp(60.0) * now == pytest.approx(now + 30.0)
@@ -129,7 +129,7 @@ def test_a_jump_is_hardly_ever_a_ramp(before, after):
         arrived = np.concatenate([[0], np.cumsum(rng.poisson(per_s))])
         forecast, seen = Forecast(ForecastOptions()), False
         for at in range(60, len(per_s), 5):
-            forecast.observe(float(at), float(arrived[at] - arrived[at - 60]) / 60.0)
+            forecast.observe(float(at), rate=float(arrived[at] - arrived[at - 60]) / 60.0)
             seen |= at >= jump and forecast.ramp(180.0) > 1.0
         ramps += seen
     assert ramps < 5
@@ -143,7 +143,7 @@ def test_where_nothing_came_for_hours_chance_is_no_ramp(per_s):
     rng, forecast = np.random.default_rng(2), Forecast(ForecastOptions())
     arrived = np.concatenate([np.zeros(3600), np.cumsum(rng.poisson(per_s, 3600))])
     for at in range(60, len(arrived), 10):
-        forecast.observe(float(at), float(arrived[at] - arrived[at - 60]) / 60.0)
+        forecast.observe(float(at), rate=float(arrived[at] - arrived[at - 60]) / 60.0)
         assert at < 3900 or forecast.ramp(180.0) == 1.0
 
 
@@ -157,7 +157,7 @@ def test_what_an_older_version_saved_has_no_ramps():
     assert found.ramp(180.0) == 1.0
     assert found.expect(300.0) == before.expect(300.0)
     for k in range(33, 40):
-        found.observe(k * MINUTE_S, 220.0)
+        found.observe(k * MINUTE_S, rate=220.0)
     assert found.ramp(180.0) == 1.0
 
 
@@ -172,7 +172,7 @@ def test_noise_is_no_ramp():
     for _ in range(5):
         forecast = Forecast(ForecastOptions())
         for k, rate in enumerate(day(1440, rng)):
-            forecast.observe(k * MINUTE_S, float(rate))
+            forecast.observe(k * MINUTE_S, rate=float(rate))
             assert forecast.ramp(180.0) == 1.0
 
 
@@ -180,7 +180,7 @@ def test_the_newest_rate_counts_at_once():
     """Within the minute, for a flood is not to wait for its end."""
     forecast = told([10.0] * 60)
     before = forecast.expect(300.0).mean
-    forecast.observe(60 * MINUTE_S + 5.0, 50.0)
+    forecast.observe(60 * MINUTE_S + 5.0, rate=50.0)
     assert forecast.expect(300.0).mean > before + 8.0
 
 
@@ -228,7 +228,7 @@ def test_a_restart_changes_nothing(before, after, gap):
     again = Forecast.from_dict(saved, ForecastOptions())
     for k, rate in enumerate(after):
         for one in (forecast, again):
-            one.observe((len(before) + gap + k) * MINUTE_S, rate)
+            one.observe((len(before) + gap + k) * MINUTE_S, rate=rate)
     expected = forecast.expect(400.0)
     assert expected == again.expect(400.0)
     assert forecast.as_dict() == again.as_dict()
@@ -238,12 +238,12 @@ def test_a_restart_changes_nothing(before, after, gap):
 def test_silence_is_as_the_last_minute():
     """A minute nothing was heard of is no minute without requests."""
     forecast = told([10.0] * 30)
-    forecast.observe(90 * MINUTE_S, 10.0)
+    forecast.observe(90 * MINUTE_S, rate=10.0)
     assert forecast.expect(300.0).mean == pytest.approx(10.0)
 
 
 def test_no_more_than_two_days_are_kept():
     """Neither after a long life nor after a long silence."""
     forecast = told([1.0])
-    forecast.observe(1e9, 2.0)
+    forecast.observe(1e9, rate=2.0)
     assert len(forecast.as_dict()["bins"]) == 2880

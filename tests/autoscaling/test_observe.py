@@ -8,12 +8,13 @@ import pytest
 from pools_told import told
 
 from infra.autoscaling.contract import Demand, Observed, PoolCondition
-from infra.autoscaling.live.observe import DEVIATIONS, LATELY_MS, observe
+from infra.autoscaling.live.observe import DEVIATIONS, RECENT_MS, observe
 from infra.capacity.fleet import Fleet, GpuType, PoolPlan
 from streams.telemetry.fleet_state import FleetState
-from streams.telemetry.fleet_view import SILENT_MS, prompt_variation, wishes
+from streams.telemetry.fleet_view import demand_by_model, prompt_variation
 from streams.telemetry.histogram import TOKENS
-from streams.telemetry.records import ClassWindow, MixWindow, RouterState, WishWindow, Workload
+from streams.telemetry.received import SILENT_MS
+from streams.telemetry.records import ClassWindow, DemandWindow, MixWindow, RouterState, Workload
 from streams.training.prices import Price, Prices
 
 NOW_MS = 1_790_000_060_000  # where a slot ends
@@ -40,12 +41,12 @@ def a_minute() -> FleetState:
     for second in range(SECONDS):
         to_ms = NOW_MS - 1000 * (SECONDS - 1 - second)
         head = {"from_unix_ms": to_ms - 1000, "to_unix_ms": to_ms}
-        wishes = [
-            WishWindow(model="large", requests=3, prompt_tokens_sum=1200),
-            WishWindow(model="small", requests=1, prompt_tokens_sum=90),
-            WishWindow(model="other", requests=5, prompt_tokens_sum=5),
+        demand = [
+            DemandWindow(model="large", requests=3, prompt_tokens_sum=1200),
+            DemandWindow(model="small", requests=1, prompt_tokens_sum=90),
+            DemandWindow(model="other", requests=5, prompt_tokens_sum=5),
         ]
-        classes = [ClassWindow(name="chat", arrivals=9, shed=2, wishes=wishes)]
+        classes = [ClassWindow(name="chat", arrivals=9, shed=2, demand=demand)]
         mix = [
             MixWindow(model="small", pool="s-eu", decisions=4),
             MixWindow(model="large", pool="l-eu", decisions=2),
@@ -87,13 +88,13 @@ def test_demand_is_what_classes_wish_for():
 
 
 def rising(before: int, lately: int) -> FleetState:
-    """A minute of so many wishes a second, and then, in its last twenty seconds, so many."""
+    """A minute of so much demand a second, and then, in its last twenty seconds, so many."""
     state = FleetState()
     for second in range(SECONDS):
         to_ms = NOW_MS - 1000 * (SECONDS - 1 - second)
-        n = lately if second >= SECONDS - LATELY_MS // 1000 else before
-        wish = WishWindow(model="large", requests=n, prompt_tokens_sum=400 * n)
-        window = ClassWindow(name="chat", arrivals=n, wishes=[wish] if n else [])
+        n = lately if second >= SECONDS - RECENT_MS // 1000 else before
+        one = DemandWindow(model="large", requests=n, prompt_tokens_sum=400 * n)
+        window = ClassWindow(name="chat", arrivals=n, demand=[one] if n else [])
         state.fold(
             Workload(classes=[window], source="a" * 16, sequence=second, from_unix_ms=to_ms - 1000,
                      to_unix_ms=to_ms),
@@ -102,14 +103,17 @@ def rising(before: int, lately: int) -> FleetState:
     return state
 
 
-def test_wishes_are_of_the_span_that_is_asked_for():
+def test_demand_is_of_the_span_that_is_asked_for():
     """
     Ten a second for forty seconds, then 25: 15 over the minute, 25 over its last twenty seconds.
     """
     state = rising(10, 25)
 
-    assert wishes(state, NOW_MS)["chat", "large"].requests_per_s == pytest.approx(15.0)
-    assert wishes(state, NOW_MS, LATELY_MS)["chat", "large"] == (pytest.approx(25.0), 400.0)
+    assert demand_by_model(state, NOW_MS)["chat", "large"].requests_per_s == pytest.approx(15.0)
+    assert demand_by_model(state, NOW_MS, RECENT_MS)["chat", "large"] == (
+        pytest.approx(25.0),
+        400.0,
+    )
 
 
 @pytest.mark.parametrize(
@@ -140,7 +144,7 @@ def told_lengths(counts: dict[int, int], *, unknown: int = 0) -> FleetState:
         arrivals=sum(counts.values()) + unknown,
         prompt_tokens_sum=sum(tokens * n for tokens, n in counts.items()),
         prompt_tokens=sorted(histogram.items()),
-        wishes=[WishWindow(model="large", requests=1, prompt_tokens_sum=1)],
+        demand=[DemandWindow(model="large", requests=1, prompt_tokens_sum=1)],
     )
     state.fold(
         Workload(classes=[window], source="a" * 16, sequence=0, from_unix_ms=NOW_MS - 1000,
@@ -177,14 +181,18 @@ def test_where_no_length_was_told_nothing_is_known_of_their_variation():
     assert demand.prompt_cv2 is None
 
 
-def test_pools_are_as_last_heard_of():
+def test_pools_are_as_last_reported():
     """
     Load is the mean of the ready replicas; requests in all of them count. Of a pool that nobody
-    speaks of only decisions are known, or nothing.
+    reports on only decisions are known, or nothing.
     """
-    assert seen().pools == {
+    found = seen().pools
+    reports = found["s-eu"].reports
+    assert [replica.replica for replica in reports.replicas] == ["r0", "r1", "r2", "r3"]
+    assert (reports.queued, reports.running, reports.load) == (1, 11, 0.8)
+    assert found == {
         "s-eu": PoolCondition(
-            ready=2, starting=1, draining=1, queued=1, running=11, load=0.8,
+            ready=2, starting=1, draining=1, reports=reports,
             price=pytest.approx(1.718281828), requests_per_s=pytest.approx(4.0),
         ),
         "s-us": PoolCondition(),

@@ -9,19 +9,20 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from autoscaled import TARGET, USD, World, demand, fleet, planner, rates
+from autoscaled import QUALITY, TARGET, USD, World, condition, demand, fleet, gpu, planner, rates
 
-from infra.autoscaling.contract import Observed, PoolCondition
+from infra.autoscaling.contract import Observed
 from infra.autoscaling.planner import Planner, PlannerOptions
 from infra.autoscaling.sizing import sizing
 from infra.autoscaling.sizing.sizing import SizingOptions
-from infra.autoscaling.sizing.steady import SteadyOptions
+from infra.autoscaling.sizing.stabilisation import StabilisationOptions
+from infra.capacity.fleet import Fleet, PoolPlan
 
-DOWN_S = SteadyOptions().down_s
+DOWN_S = StabilisationOptions().down_s
 
 
 def work(name: str, requests_per_s: float) -> float:
-    return requests_per_s * rates()[name].work_s(1000.0, 200.0)
+    return requests_per_s * rates()[name].work_s(1000.0, output_tokens=200.0)
 
 
 def capacity(plan: dict[str, int], model: str) -> float:
@@ -256,7 +257,7 @@ def test_everything_may_be_garbage():
     """Prices, lengths, loads, busy shares, counts of GPUs: no error, and bounded plans."""
     world = World()
     world.run(600, small=20.0)
-    bad = PoolCondition(ready=1, load=math.nan, price=math.inf, requests_per_s=-math.inf)
+    bad = replace(condition(1, load=math.nan, price=math.inf), requests_per_s=-math.inf)
     for value in (math.nan, math.inf, -1.0):
         wrong = demand("small", 20.0)
         observed = Observed(
@@ -389,17 +390,6 @@ def test_one_pool_with_room_means_that_nothing_is_scarce():
     assert half.run(1200, small=200.0) == calm.run(1200, small=200.0)
 
 
-def test_without_prices_each_pool_is_sized_for_what_it_got():
-    """Blind to prices and substitutes: what is decided for a pool is what it is given."""
-    world = World(planner=planner(PlannerOptions(prices_used=False)))
-    assert world.run(60, small=20.0)["small-l4"] == 1  # where it is cheapest to begin
-    world.changed("small-l4", ready=1, requests_per_s=20.0)
-    world.usd_per_hour = USD | {"l4": 40.0}
-    plan = world.run(1200, small=20.0)
-    assert work("small-l4", 20.0) < plan["small-l4"] < 2.5 * work("small-l4", 20.0)
-    assert plan["small-h100"] == 0
-
-
 def test_prompts_that_vary_more_need_emptier_replicas():
     """How prompts' lengths vary is told with the demand; where it is not, it is taken as 1."""
     planned = {}
@@ -483,3 +473,54 @@ def test_little_news_is_no_reason_to_solve_again(monkeypatch):
     solved.clear()
     world.run(600, small=50.0)
     assert 2 <= len(solved) <= 4
+
+
+# --- pools that can't be sized
+
+REAL = PoolPlan(name="real", model="small", backend="openai", urls=("http://localhost/v1",))
+STARTED = PoolPlan(
+    name="started", model="own", backend="openai", command=("vllm",), gpu=gpu("h100"), replicas=2,
+    replicas_max=3,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("pools", "line"),
+    [((), "there are no pools"), ((REAL,), "not sized: real:"),
+     ((REAL, STARTED), "not sized: real, started:")],
+)  # fmt: skip
+def test_without_a_pool_that_can_be_sized_nothing_is_planned_and_it_is_said_why(pools, line):
+    """Replicas stay as settings describe them, routers follow their load; a restart is silent."""
+    of = Fleet(gpus=(gpu("h100"),), pools=pools)
+    world = World(planner=Planner(of, {}, TARGET, QUALITY), routers_busy=3.0)
+
+    plan = world.run(600, small=50.0, large=20.0)
+
+    assert plan == {pool.name: pool.replicas for pool in pools}
+    assert world.routers == 5
+    assert [one.startswith(line) for one in world.lines if "routers" not in one] == [True]
+    remembered = json.loads(json.dumps(world.planner.as_dict()))
+    world.planner = Planner(of, {}, TARGET, QUALITY, remembered=remembered)
+    assert not world.step(demand("small", 50.0)).lines
+
+
+def test_in_a_mixed_fleet_emulated_pools_are_sized_for_what_they_can_answer():
+    """As if the real servers were not there: what only these answer starts nothing, and the GPUs
+    that they have are not planned again."""
+    mixed = replace(fleet(), pools=(*fleet().pools, REAL, STARTED))
+    plain, world = World(), World(planner=planner(of=mixed))
+    plain.gpus = dict.fromkeys(USD, 40) | {"h100": 38}
+    for one in (plain, world):
+        for _ in range(60):
+            one.step(demand("small", 50.0), demand("own", 50.0 * (one is world)))
+
+    assert world.plans[-1][1] == plain.plans[-1][1] | {"real": 1, "started": 2}
+    assert sum("not sized: real, started:" in line for line in world.lines) == 1
+
+
+def test_gpus_of_pools_that_are_not_sized_are_not_planned_again():
+    """Of three H100 they have two."""
+    started = replace(fleet(), pools=(*fleet().pools, STARTED))
+    world = World(planner=planner(of=started), gpus={"l4": 0, "h100": 3, "b200": 0})
+    plan = world.run(1200, small=500.0)
+    assert plan["small-h100"] + plan["large-h100"] == 1

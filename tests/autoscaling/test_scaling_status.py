@@ -9,7 +9,7 @@ import pytest
 from fairlead.commands import status
 from fairlead.commands.status import LINES_MAX, show
 from infra.autoscaling.contract import Plan
-from infra.autoscaling.live.plan_record import Line, PlanRecord, write_record
+from infra.autoscaling.live.planning import Line, PlanRecord, write_record
 from infra.autoscaling.live.replicas import PoolReplicas, all_deployed
 from infra.autoscaling.live.site_scaling import observe_site
 from infra.capacity.fleet import Fleet, PoolPlan

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from made_up import ENCODER
 from pools_told import told
-from test_state import learn
+from states import learn
 
 from infra.autoscaling.live.site_scaling import PRIOR_WEIGHT, observe_site, planner_of, scaling_of
 from infra.pools.site import LocalSite
@@ -18,7 +18,7 @@ from learners.estimates import ema
 from learners.estimates.learned import Learned
 from streams.feedback.ticket import key_of
 from streams.telemetry.fleet_state import FleetState
-from streams.telemetry.records import ClassWindow, WishWindow, Workload
+from streams.telemetry.records import ClassWindow, DemandWindow, Workload
 from streams.training.prices import Price, Prices
 from streams.training.snapshots import MANIFESTS
 from streams.training.state import Saver, State
@@ -69,12 +69,12 @@ def site(tmp_path) -> LocalSite:
 
 
 def heard(per_s: int = 4) -> FleetState:
-    """A minute of so many wishes a second, and of one replica."""
+    """A minute of so much demand a second, and of one replica."""
     state = FleetState()
     for second in range(SECONDS):
         to_ms = NOW_MS - 1000 * (SECONDS - 1 - second)
-        wish = WishWindow(model="small", requests=per_s, prompt_tokens_sum=500 * per_s)
-        window = ClassWindow(name="chat", arrivals=per_s, wishes=[wish])
+        one = DemandWindow(model="small", requests=per_s, prompt_tokens_sum=500 * per_s)
+        window = ClassWindow(name="chat", arrivals=per_s, demand=[one])
         state.fold(
             Workload(classes=[window], source="a" * 16, sequence=second, from_unix_ms=to_ms - 1000,
                      to_unix_ms=to_ms),
@@ -105,7 +105,7 @@ def test_nothing_is_seen_before_anything_was_heard(site):
 
 def test_what_is_seen_is_of_the_newest_snapshot(site):
     """
-    Wishes are demand, with the output tokens that are stated while nothing is learned; prices are
+    Demand is the routers', with the output tokens that are stated while nothing is learned; prices are
     those of the snapshot; GPUs those of the settings.
     """
     publish(site, heard(1))
@@ -118,7 +118,7 @@ def test_what_is_seen_is_of_the_newest_snapshot(site):
     assert demand.requests_per_s == pytest.approx(4.0)
     assert (demand.prompt_tokens, demand.output_tokens) == (pytest.approx(500.0), 200.0)
     pool = found.pools["small-h100"]
-    assert (pool.ready, pool.load) == (1, 0.5)
+    assert (pool.ready, pool.reports.load) == (1, 0.5)
     assert pool.price == Price(1.5, 1.5).multiple() > 0.0
     assert found.usd_per_hour == {"h100_sxm": 2.5} and found.gpus_available == {"h100_sxm": 8}
     assert found.at_s == NOW_MS / 1000.0
@@ -183,3 +183,19 @@ def test_settings_reach_the_planner(site):
     publish(site, heard(100_000))
     plan = planner_of(site, {}).step(observe_site(site, NOW_MS))
     assert plan.replicas["small-h100"] <= 6
+
+
+def test_a_site_of_real_servers_alone_is_planned_for(tmp_path):
+    """
+    With autoscaling on and no emulated pool a step plans nothing, and says so.
+    """
+    path = tmp_path / "fairlead.toml"
+    settings = SETTINGS.format(state=tmp_path / "state").split("[[gpus]]")[0]
+    real = 'name = "real"\nmodel = "small"\nbackend = "openai"\nurls = ["http://localhost/v1"]\n'
+    path.write_text(f"{settings}[[pools]]\n{real}")
+    site = LocalSite.of(read_settings(path), path)
+    publish(site, heard(40))
+
+    plan = planner_of(site, {}).step(observe_site(site, NOW_MS))
+
+    assert plan.replicas == {"real": 1} and plan.lines[0].startswith("not sized: real:")

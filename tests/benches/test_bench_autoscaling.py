@@ -252,7 +252,7 @@ def test_full_form_goes_to_nothing_for_long_enough():
     planning, phases = planner_options(0.05), AutoscalingBench().phases
     silent = next(i for i, phase in enumerate(phases) if not phase.dispatched_per_s)
 
-    least_s = 60.0 + planning.expected.idle_s + planning.steady.down_s
+    least_s = 60.0 + planning.expected.idle_s + planning.stabilisation.down_s
     assert phases[silent].seconds > least_s
     assert phases[silent + 1].dispatched_per_s > 0.0
     assert sum(phase.seconds for phase in quick().phases) <= 45.0

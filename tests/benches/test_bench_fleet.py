@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from learners.criticality import Criticality
 from load.bench.fleet import bench as bench_fleet
 from load.bench.fleet import overload
 from load.bench.fleet.bench import FleetBench, measure, run_contender
@@ -26,7 +27,6 @@ from load.bench.fleet.overload import (
     tried_scenario,
 )
 from load.bench.fleet.picture import draw
-from load.bench.fleet.pool_limits import LimitOptions
 from load.bench.fleet.runs import built, first_replicas, rival_pools, run_on, with_fleet
 from load.bench.fleet.scenario import (
     LAST_RESORT,
@@ -46,6 +46,7 @@ from load.bench.fleet.scenario import (
 )
 from load.bench.fleet.tuning import FAIRLEAD, ROUTER_BLIND, Contender, Grid
 from load.data.traces import DiurnalOptions
+from load.fit.pool_limits import LimitOptions
 from load.simulation.loop.results import Fate
 from load.simulation.loop.split import capacities
 from load.simulation.warm_start import estimated_quality, halves
@@ -373,7 +374,7 @@ def test_the_highest_class_is_judged_all_the_way_and_all_at_the_top(monkeypatch)
         traffic=SimpleNamespace(
             at_s=np.array([1.0, 2.0, 25.0, 26.0]),
             classes=np.array([0, 1, 0, 1]),
-            criticality=(3, 0),
+            criticality=(Criticality.CRITICAL_PLUS, Criticality.SHEDDABLE),
         ),
         target=SHORT_TARGET,
         requests=SimpleNamespace(
@@ -385,7 +386,7 @@ def test_the_highest_class_is_judged_all_the_way_and_all_at_the_top(monkeypatch)
     monkeypatch.setattr(overload, "run", lambda *_: done)
     options = OverloadOptions(ramp_s=10.0, settle_s=10.0, top_s=10.0)
 
-    found = overload.at_multiple(built("azure", TINY), 1.0, 2.0, options)
+    found = overload.at_multiple(built("azure", TINY), 1.0, multiple=2.0, options=options)
 
     assert found["within_target"] == 1.0 and found["highest_class"] == 0.5
     assert found["quality"] == pytest.approx(0.6)

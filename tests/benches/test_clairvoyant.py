@@ -19,12 +19,11 @@ from load.bench.fleet.clairvoyant import (
     ClairvoyantOptions,
     _interval,
     bound,
+    preferred_models,
     replicas_for,
     whole_usd,
-    wishes,
     work_per_interval,
 )
-from load.bench.fleet.pool_limits import LimitOptions, load_max
 from load.bench.fleet.scenario import (
     MODELS,
     Scenario,
@@ -37,6 +36,7 @@ from load.bench.fleet.scenario import (
     work_s_of,
 )
 from load.data import traces
+from load.fit.pool_limits import LimitOptions, load_max
 
 FEW = LimitOptions(requests=300, halvings=2)
 OPTIONS = ClairvoyantOptions(limits=FEW)
@@ -183,13 +183,13 @@ def test_all_work_is_in_some_interval():
     Nothing is lost at the edges.
     """
     of = small()
-    wished = wishes(of)
+    preferred = preferred_models(of)
 
-    work = work_per_interval(of.fleet, of.traffic, wished, of, 60.0)
+    work = work_per_interval(of.fleet, of.traffic, preferred, of, 60.0)
 
     each = work_s_of(of.fleet, of.traffic, of.target)
     for column, pool in enumerate(of.fleet.pools):
-        rows = wished == of.table.models.index(pool.model)
+        rows = preferred == of.table.models.index(pool.model)
         assert work[:, column].sum() == pytest.approx(each[rows, column].sum())
 
 
@@ -210,19 +210,21 @@ def test_the_bound_grows_with_the_demand_and_shrinks_with_the_market(monkeypatch
     assert whole.joules_per_request > 0.0 and whole.replica_changes_per_h >= 0.0
 
 
-def test_its_quality_is_that_of_the_models_wished_for():
+def test_its_quality_is_that_of_the_preferred_models():
     """
     Whatever pools there are: the mix of models is the router's, not the programme's.
     """
     of = small()
 
-    wished = wishes(of)
+    preferred = preferred_models(of)
 
-    mix = np.bincount(wished, minlength=len(MODELS)) / len(wished)
+    mix = np.bincount(preferred, minlength=len(MODELS)) / len(preferred)
     assert (mix > 0.0).all() and (mix[1:] > 0.1).all(), "the trade-off matters"
-    quality = of.table.quality[of.traffic.rows, wished].mean()
+    quality = of.table.quality[of.traffic.rows, preferred].mean()
     assert of.table.quality.mean(axis=0).min() < quality < of.table.quality.mean(axis=0).max()
-    np.testing.assert_array_equal(wished, wishes(replace(of, fleet=homogeneous("h200_sxm"))))
+    np.testing.assert_array_equal(
+        preferred, preferred_models(replace(of, fleet=homogeneous("h200_sxm")))
+    )
 
 
 def test_every_run_begins_with_what_the_first_minutes_take():
@@ -232,7 +234,7 @@ def test_every_run_begins_with_what_the_first_minutes_take():
     of = small()
     loads = np.full(len(of.fleet.pools), 0.75)
 
-    found = replicas_for(of, between(of.traffic, 0.0, 120.0), loads)
+    found = replicas_for(of, between(of.traffic, 0.0, end_s=120.0), loads)
 
     assert set(found) == {pool.name for pool in of.fleet.pools}
     models = {pool.model for pool in of.fleet.pools if found[pool.name] > 0}

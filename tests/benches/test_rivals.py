@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from autoscaled import condition
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import lightly
@@ -242,7 +243,7 @@ def test_the_next_pool_is_used_when_gpus_of_the_cheaper_one_are():
     ]
     policy = lambda: Utilisation(UtilisationOptions(target=0.5))  # noqa: E731
     rival = Rival(groups=cheapest_first(pools), policy=policy, initial={"fast": 2, "slow": 0})
-    seen = {"fast": PoolCondition(ready=2, load=0.74), "slow": PoolCondition()}
+    seen = {"fast": condition(2, load=0.74), "slow": PoolCondition()}
 
     plan = rival.step(observed(seen, h100=2, l4=9))
 
@@ -260,7 +261,7 @@ def test_weaker_replicas_fill_less_of_what_is_wanted():
     ]
     policy = lambda: Utilisation(UtilisationOptions(target=0.5))  # noqa: E731
     rival = Rival(groups=cheapest_first(pools), policy=policy, initial={"fast": 1})
-    seen = {"fast": PoolCondition(ready=1, load=2.0)}
+    seen = {"fast": condition(1, load=2.0)}
 
     plan = rival.step(observed(seen, h100=1, l4=2, h200=9))
 
@@ -277,7 +278,7 @@ def test_what_runs_keeps_its_gpus_from_other_groups():
         policy=lambda: Utilisation(UtilisationOptions(target=0.1)),
         initial={"a": 1, "b": 3},
     )
-    seen = {"a": PoolCondition(ready=1, load=5.0), "b": PoolCondition(ready=3, load=0.1)}
+    seen = {"a": condition(1, load=5.0), "b": condition(3, load=0.1)}
 
     plan = rival.step(observed(seen, h100=4))
 
@@ -294,9 +295,7 @@ def test_a_group_never_has_less_than_one():
         initial={"a": 1},
     )
 
-    plans = [
-        rival.step(observed({"a": PoolCondition(ready=1, load=0.0)}, 15.0 * i)) for i in range(4)
-    ]
+    plans = [rival.step(observed({"a": condition(1, load=0.0)}, 15.0 * i)) for i in range(4)]
 
     assert [plan.replicas["a"] for plan in plans] == [1, 1, 1, 1]
 
@@ -335,9 +334,7 @@ def test_a_plan_never_takes_more_gpus_than_there_are(loads, available, layout):
     replicas = {}
 
     for step, load in enumerate(loads):
-        seen = {
-            name: PoolCondition(ready=replicas.get(name, 0), load=load, queued=1) for name in "abc"
-        }
+        seen = {name: condition(replicas.get(name, 0), load=load, queued=1) for name in "abc"}
         replicas = rival.step(observed(seen, 15.0 * step, h100=available, l4=2)).replicas
 
         assert replicas["a"] + replicas["b"] <= available
@@ -350,8 +347,8 @@ def test_signals_count_a_weaker_replica_for_less():
     """
     group = Group(name="m", pools=(pool("a"), pool("b", requests_per_s=5.0, running=5.0)))
     seen = {
-        "a": PoolCondition(ready=1, load=0.9, running=10),
-        "b": PoolCondition(ready=2, load=0.3, running=5, queued=5),
+        "a": condition(1, load=0.9, running=10),
+        "b": condition(2, load=0.3, running=5, queued=5),
     }
 
     found = signals_of(group, seen, 2)

@@ -10,7 +10,7 @@ from dispatch_bench import BODY, SIZES, Got, bench, collected
 from made_up_endpoint import FakeEndpoint, Gate, Script, answers, failed
 from router_bench import NOON_MS, catalogue
 
-from serve.dispatch.answers import Ask, Routed, Streamed
+from serve.dispatch.answers import DispatchInput, Routed, Streamed
 from serve.dispatch.backend import Piece
 from serve.dispatch.budget import HedgeOptions
 from serve.dispatch.dispatcher import DispatchOptions
@@ -300,12 +300,12 @@ def test_a_slow_reader_of_a_kept_answer_is_not_the_pools_latency():
 @pytest.mark.parametrize("confidence", [-0.1, 1.1, math.nan, math.inf])
 def test_a_confidence_that_is_no_probability_is_refused(confidence):
     with pytest.raises(InvalidRequest, match="confidence_min"):
-        Ask(route=pb.RouteRequest(), body=BODY, confidence_min=confidence)
+        DispatchInput(route=pb.RouteRequest(), body=BODY, confidence_min=confidence)
 
 
 def test_a_cascade_and_fan_out_exclude_each_other():
     with pytest.raises(InvalidRequest, match="fan_out"):
-        Ask(route=pb.RouteRequest(), body=BODY, confidence_min=0.5, fan_out=2)
+        DispatchInput(route=pb.RouteRequest(), body=BODY, confidence_min=0.5, fan_out=2)
 
 
 def test_the_events_are_those_of_one_answer():

@@ -287,7 +287,7 @@ def test_a_place_that_can_not_answer_comes_after_one_tried_before():
         health = up.dispatcher.health
         health.set_endpoints("medium", ["medium:1"], 0.0)
         for _ in range(5):
-            health.pick("medium", 0.0, 0.0).failed(0.0, "error")
+            health.pick("medium", 0.0, uniform=0.0).failed(0.0, "error")
         got = up.get()
 
         assert got.story == [("large", "first", "error"), ("large", "retry", "answered")]
@@ -689,7 +689,7 @@ def test_pools_that_lose_their_endpoints_before_the_hedge_do_not_end_the_request
 def unhealthy(up: Bench) -> None:
     up.dispatcher.health.set_endpoints("large", ["large:1"], 0.0)
     for _ in range(5):
-        up.dispatcher.health.pick("large", 0.0, 0.0).failed(0.0, "error")
+        up.dispatcher.health.pick("large", 0.0, uniform=0.0).failed(0.0, "error")
 
 
 @pytest.mark.parametrize("reason", ["no endpoints", "unhealthy", "full"])
@@ -728,7 +728,7 @@ def slow_lately(up: Bench, pool: str) -> None:
     health = up.dispatcher.health
     health.set_endpoints(pool, [f"{pool}:1"], 0.0)
     for wait_s in [0.1] * 60 + [2.0] * 30:
-        lease = health.pick(pool, 0.0, 0.0)
+        lease = health.pick(pool, 0.0, uniform=0.0)
         lease.first_token(wait_s)
         lease.succeeded(wait_s)
 

@@ -9,7 +9,7 @@ import pytest
 from dispatch_bench import BODY, bench, collected
 from made_up_endpoint import FakeEndpoint, Script, answers, failed
 
-from serve.dispatch.answers import Ask, Ended, Routed
+from serve.dispatch.answers import DispatchInput, Ended, Routed
 from serve.dispatch.budget import HedgeOptions, RetryOptions
 from serve.dispatch.dispatcher import DispatchOptions
 from serve.dispatch.fan_out import WAITING_MAX
@@ -173,4 +173,4 @@ def test_a_conversation_stays_with_the_decided_model_whoever_was_asked_beside_it
 @pytest.mark.parametrize("n", [0, 9, -1])
 def test_a_number_of_answers_out_of_bounds_is_refused(n):
     with pytest.raises(InvalidRequest, match="fan_out"):
-        Ask(route=pb.RouteRequest(), body=BODY, fan_out=n)
+        DispatchInput(route=pb.RouteRequest(), body=BODY, fan_out=n)

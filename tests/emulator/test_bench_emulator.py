@@ -115,7 +115,7 @@ def polished(training: list[Row], x0: np.ndarray) -> tuple[np.ndarray, float]:
     """Both rounds of a fit."""
     x, _ = fit_emulator.refine(training, x0, limits(), fit_emulator.PULL)
     return fit_emulator.refine(
-        training, x, limits(), fit_emulator.PULL_POLISH, fit_emulator.DIFFERENCE_POLISH
+        training, x, limits(), fit_emulator.PULL_POLISH, difference=fit_emulator.DIFFERENCE_POLISH
     )
 
 
@@ -163,16 +163,16 @@ def test_held_out_results_do_not_change_the_fit(monkeypatch):
     def jobs_with(of: list[Row]) -> list:
         seen = []
         monkeypatch.setattr(fit_emulator, "rows", lambda: of)
-        monkeypatch.setattr(fit_emulator, "_run", lambda pool, work, jobs, found, say: seen.append(jobs) or found.update({job[0]: (TRUE, limits(), 2.0) for job in jobs}))  # fmt: skip # noqa: E501
+        monkeypatch.setattr(fit_emulator, "_run", lambda pool, work, jobs, found, say: seen.append(jobs) or found.update({job[0]: (TRUE, limits(), 2.0) for job in jobs}))  # fmt: skip
         monkeypatch.setattr(fit_emulator, "_entry", lambda *some: None)
-        monkeypatch.setattr(fit_emulator, "fit_front_ends", lambda training, engines: seen.append(list(training.items())) or dict.fromkeys(engines, np.zeros(3)))  # fmt: skip # noqa: E501
+        monkeypatch.setattr(fit_emulator, "fit_front_ends", lambda training, engines: seen.append(list(training.items())) or dict.fromkeys(engines, np.zeros(3)))  # fmt: skip
         fit_emulator.fit_iterations(lambda text: None, processes=1)
         fit_emulator.fit_front_end(entries)
         return [job[:2] for jobs in seen for job in jobs]
 
     entries = json.loads(fit_emulator.OUT.read_text())["setups"]
     some = rows()[::7]
-    changed = [dataclasses.replace(row, ttft_s=9.0, tpot_s=9.0) if row.held_out else row for row in some]  # fmt: skip # noqa: E501
+    changed = [dataclasses.replace(row, ttft_s=9.0, tpot_s=9.0) if row.held_out else row for row in some]  # fmt: skip
 
     assert jobs_with(some) == jobs_with(changed)
 

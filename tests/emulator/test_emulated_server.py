@@ -15,6 +15,7 @@ from emulated import PERFORMANCE, POWER, Up, emulated, emulation
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import lightly
+from waiting import soon
 
 from infra.emulator.engine import FIRST_TOKEN, Event
 from infra.endpoints.connections import Connections
@@ -35,11 +36,6 @@ def run(work: Awaitable) -> object:
             return await work
 
     return asyncio.run(bounded())
-
-
-async def until(condition) -> None:
-    while not condition():  # noqa: ASYNC110 - a server's state has no event to wait for
-        await asyncio.sleep(0.001)
 
 
 def words(n: int) -> str:
@@ -206,7 +202,7 @@ def test_lower_priority_is_answered_earlier():
             await order(up, kind="slow", factor=1e6)  # until all are there
             for n, body in enumerate(bodies):
                 tasks.append(asyncio.create_task(create(up, extra_body=body)))
-                await until(lambda n=n: engine.queued + engine.running == n + 1)
+                await soon(lambda n=n: engine.queued + engine.running == n + 1)
             await order(up, kind="none")
             await asyncio.gather(*tasks)
 
@@ -419,9 +415,9 @@ def test_caller_who_leaves_frees_the_engine(streamed):
                     await chunks.close()
             else:
                 asking = asyncio.create_task(create(up))
-                await until(lambda: up.server.engine.running == 1)
+                await soon(lambda: up.server.engine.running == 1)
                 asking.cancel()
-            await until(lambda: up.server.engine.running + up.server.engine.queued == 0)
+            await soon(lambda: up.server.engine.running + up.server.engine.queued == 0)
             return await state(up)
 
     left = run(work())
@@ -433,7 +429,7 @@ def test_stopping_the_listener_frees_the_engine():
     async def work():
         async with emulated(**MINUTES) as up:
             asking = asyncio.create_task(create(up))
-            await until(lambda: up.server.engine.running == 1)
+            await soon(lambda: up.server.engine.running == 1)
         with pytest.raises(openai.APIError):
             await asking
         return up.server.engine

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import pickle
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from openai_server import Server, Talk, in_a_thread
 
 from learners.context import N_DIRECTIONS, Projection
 from serve import errors
@@ -56,55 +55,39 @@ SERVED_DIM = 8
 # --- a server that speaks the embeddings API, on this machine ------------------------------------
 
 
-class Answers(BaseHTTPRequestHandler):
-    """The first part of the path says how to behave."""
+def vector(text: str, n_numbers: int = SERVED_DIM) -> list[float]:
+    """Any numbers that the text alone decides."""
+    return [byte / 255 for byte in hashlib.sha256(text.encode()).digest()[:n_numbers]]
 
-    def do_POST(self) -> None:
-        """Answer one call, and keep what came for the test to see."""
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.received.append((self.path, body, self.headers["Authorization"]))
-        behaviour = self.path.split("/")[1]
-        if behaviour == "silent":
-            self.server.over.wait()
-            return
-        n_numbers = SERVED_DIM - 1 if behaviour == "short" else SERVED_DIM
-        rows = [
-            {"index": index, "embedding": self.vector(text, n_numbers)}
-            for index, text in enumerate(body["input"])
-        ]
-        if behaviour == "nan":
-            rows[0]["embedding"][0] = math.nan
-        if behaviour == "fewer":
-            rows = rows[1:]
-        answer = {"data": rows[::-1]}  # the API promises an index, not an order
-        if behaviour == "nonsense":
-            answer = {"detail": "not what was asked"}
-        self.send_response({"broken": 500, "moved": 307}.get(behaviour, 200))
-        self.send_header("Location", "/ok/v1/embeddings")
-        self.end_headers()
-        self.wfile.write(b"out of memory" if behaviour == "broken" else json.dumps(answer).encode())
 
-    @staticmethod
-    def vector(text: str, n_numbers: int) -> list[float]:
-        """Any numbers that the text alone decides."""
-        return [byte / 255 for byte in hashlib.sha256(text.encode()).digest()[:n_numbers]]
-
-    def log_message(self, *_: object) -> None:
-        """Not to the test's output."""
+async def answer(talk: Talk) -> None:
+    """Embeddings; the first part of the path says how to behave."""
+    behaviour = talk.path.split("/")[1]
+    if behaviour == "silent":
+        await talk.gone.wait()
+    n_numbers = SERVED_DIM - 1 if behaviour == "short" else SERVED_DIM
+    rows = [
+        {"index": index, "embedding": vector(text, n_numbers)}
+        for index, text in enumerate(talk.body["input"])
+    ]
+    if behaviour == "nan":
+        rows[0]["embedding"][0] = math.nan
+    if behaviour == "fewer":
+        rows = rows[1:]
+    body: object = {"data": rows[::-1]}  # the API promises an index, not an order
+    if behaviour == "nonsense":
+        body = {"detail": "not what was asked"}
+    if behaviour == "broken":
+        body = b"out of memory"
+    status = {"broken": 500, "moved": 307}.get(behaviour, 200)
+    await talk.answer(status, body, Location="/ok/v1/embeddings")
 
 
 @pytest.fixture(scope="module")
-def server():
-    """The server, running; `received` holds the calls."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    server.received, server.over = [], threading.Event()
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
-    server.over.set()
-    server.shutdown()
-    server.server_close()
-    thread.join()
+def server() -> Iterator[Server]:
+    """The server, running; `talks` holds the calls."""
+    with in_a_thread(answer) as server:
+        yield server
 
 
 def served(server, behaviour="ok", **options):
@@ -114,7 +97,7 @@ def served(server, behaviour="ok", **options):
             kind="openai",
             dim=SERVED_DIM,
             model="any",
-            url=f"http://127.0.0.1:{server.server_port}/{behaviour}/v1",
+            url=f"{server.root}/{behaviour}/v1",
             **options,
         )
     )
@@ -526,10 +509,10 @@ def test_a_server_gets_the_model_the_texts_and_the_key(server):
     """
     served(server, api_key="secret").encode(["first", ""])
 
-    path, body, authorization = server.received[-1]
-    assert path == "/ok/v1/embeddings"
-    assert body == {"model": "any", "input": ["first", " "]}
-    assert authorization == "Bearer secret"
+    talk = server.talks[-1]
+    assert talk.path == "/ok/v1/embeddings"
+    assert talk.body == {"model": "any", "input": ["first", " "]}
+    assert talk.headers["authorization"] == "Bearer secret"
 
 
 def test_many_texts_reach_a_server_in_several_calls_and_stay_in_order(server):
@@ -537,12 +520,12 @@ def test_many_texts_reach_a_server_in_several_calls_and_stay_in_order(server):
     Servers limit how many texts a call may hold.
     """
     texts = [f"text {number}" for number in range(600)]
-    before = len(server.received)
+    before = len(server.talks)
 
     vectors = served(server).encode(texts)
 
-    assert [len(body["input"]) for _, body, _ in server.received[before:]] == [256, 256, 88]
-    expected = np.array([Answers.vector(text, SERVED_DIM) for text in texts], np.float32)
+    assert [len(talk.body["input"]) for talk in server.talks[before:]] == [256, 256, 88]
+    expected = np.array([vector(text) for text in texts], np.float32)
     np.testing.assert_array_equal(vectors, expected)
 
 
@@ -577,7 +560,7 @@ def test_a_server_that_is_not_there_is_unavailable():
     """
     Nothing listens; making the encoder works, for the server may come later.
     """
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as gone:
+    with in_a_thread(answer) as gone:
         encoder = served(gone)
 
     with pytest.raises(EncoderUnavailable, match=r"not reachable .* Check `url`"):

@@ -78,7 +78,7 @@ MODES = st.sampled_from(({}, {}, {"confidence_min": 0.5}, {"fan_out": 2}, {"fan_
 MODELS = catalogue(SIZES, [Pool(name="large", model="large"), Pool(name="spare", model="large")])
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(
     pools(),
     st.lists(

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from concurrent import futures
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import grpc
 import numpy as np
@@ -33,6 +33,7 @@ from cryptography.x509.oid import NameOID
 import fairlead
 from fairlead import errors, messages
 from fairlead.embeddings import to_f32
+from learners.criticality import Criticality
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.proto.fairlead.v1 import router_pb2_grpc
 
@@ -309,7 +310,7 @@ def test_every_option_arrives_as_sent(client, router):
 
 
 def test_every_criticality_has_its_name_and_another_is_refused_here(client, router):
-    names = get_args(messages.Criticality)
+    names = Criticality.words()
     for name in names:
         client.route("hi", criticality=name)
 
@@ -336,21 +337,28 @@ def test_what_is_not_said_is_not_sent_and_zero_is(client, router):
     assert empty.HasField("preference")
 
 
-@pytest.mark.parametrize(
-    ("options", "given"),
-    [
-        (messages.RequestOptions, messages.Request),
-        (messages.OutcomeValues, messages.Outcome),
-    ],
-)
-def test_keyword_arguments_are_the_fields_of_the_dataclass_and_of_the_proto(options, given):
-    fields = {field.name: field.type for field in dataclasses.fields(given)}
-    keywords = {name: type_.__forward_arg__ for name, type_ in options.__annotations__.items()}
-    assert keywords == {name: fields[name] for name in fields.keys() - {"text", "ticket"}}
+def test_keyword_arguments_are_the_fields_of_an_outcome():
+    fields = {field.name: field.type for field in dataclasses.fields(messages.Outcome)}
+    keywords = {
+        name: type_.__forward_arg__
+        for name, type_ in messages.OutcomeValues.__annotations__.items()
+    }
+    assert keywords == {name: fields[name] for name in fields.keys() - {"ticket"}}
 
-    kind = {messages.Request: pb.RouteRequest, messages.Outcome: pb.Outcome}[given]
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [(messages.Request, pb.RouteRequest), (messages.Outcome, pb.Outcome)],
+)
+def test_what_is_said_has_the_fields_of_the_proto(said, kind):
+    fields = {field.name for field in dataclasses.fields(said)}
     # `embedding` travels as `embedding_f32`.
-    assert fields.keys() == set(kind.DESCRIPTOR.fields_by_name) - {"embedding_f32"}
+    assert fields == set(kind.DESCRIPTOR.fields_by_name) - {"embedding_f32"}
+
+
+def test_keyword_argument_that_is_no_field_is_refused(client):
+    with pytest.raises(TypeError, match="tenat"):
+        client.route("hi", tenat="library")
 
 
 ROW = [0.1, -2.5, 3.0, 1e-3]

@@ -6,35 +6,26 @@ in would go unnoticed everywhere but at the user's. Hence a fresh interpreter, w
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from fresh_interpreter import modules_after
+
 # `grpc` looks for its own extras when imported (grpc_tools, grpc_health, grpc_reflection) and does
 # without them; typing_extensions is what grpcio depends on; the other two are its compiled part.
 ALLOWED = re.compile(
     r"fairlead|grpc(_tools|_health|_reflection)?|typing_extensions|cython_runtime|_cython_\w+"
     r"|google(\.protobuf|\._upb)?|serve(\.proto(\.fairlead(\.v1)?)?)?"
+    # The fields of a request, which need no package but those.
+    r"|learners(\.(criticality|option))?|serve\.(errors|routing(\.request)?)"
 )
 NEEDED_ELSEWHERE = {"numpy", "ray", "faiss", "rich", "typer", "pyarrow", "pydantic", "cryptography"}
-
-
-def modules_after(statement: str) -> set[str]:
-    """Names of all modules a fresh interpreter has loaded after `statement`."""
-    program = f"{statement}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"
-    result = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return set(json.loads(result.stdout))
 
 
 def package_of(module: str) -> str:
     """What `ALLOWED` speaks of: of shared roots the part that says whose a module is."""
     parts = module.split(".")
-    return ".".join(parts[: {"google": 2, "serve": 4}.get(parts[0], 1)])
+    return ".".join(parts[: {"google": 2, "serve": 4, "learners": 2}.get(parts[0], 1)])
 
 
 def test_importing_the_client_loads_grpc_protobuf_and_our_stubs_and_nothing_else():

@@ -7,7 +7,7 @@ Hence a fresh interpreter, which tells.
 from __future__ import annotations
 
 import pytest
-from test_client_imports import modules_after
+from fresh_interpreter import modules_after
 
 DECIDES = (
     "serve.deploy.replica",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import pickle
 import re
 from pathlib import Path
 
 import grpc
 import pytest
+from error_classes import NEVER_IN_A_CALL, an, classes
 
 import infra.errors
 import serve.errors
@@ -17,8 +17,9 @@ from learners.context import N_FEATURES
 from serve.dispatch.answers import FAN_OUT_MAX
 from serve.errors import InvalidRequest, RequestRefused, ServeError, UnknownModel
 from serve.grpc_api.dispatch_servicer import OPTIONS_BYTES_MAX
-from serve.grpc_api.grpc_status import MESSAGE_BYTES_MAX, STATUS, status_of
+from serve.grpc_api.grpc_status import STATUS, status_of
 from serve.grpc_api.listener import ListenerOptions
+from serve.meanings import MEANINGS, MESSAGE_BYTES_MAX
 from serve.routing import decider, request
 from streams.errors import StreamError
 from streams.feedback import feedback
@@ -27,36 +28,6 @@ from streams.feedback.ticket import ID_BYTES
 PROTO = Path(request.__file__).parents[1] / "proto/fairlead/v1/router.proto"
 DISPATCH = PROTO.with_name("dispatch.proto")
 DISPATCHING_ALONE = {"ABORTED"}  # statuses that only an answer on its way can end with
-SENTENCE = "what happened, with its numbers"
-
-# Errors of the folder below that no call can meet: they stop a trainer, or a start.
-NEVER_IN_A_CALL = {
-    "StreamError", "LogTruncated", "LogReplaced", "RecordTooLarge", "TopicUnfit", "OptionRefused",
-    "SnapshotError", "SnapshotDamaged", "SnapshotForeign", "SnapshotFenced", "BadTelemetry",
-}  # fmt: skip
-
-
-def classes(module) -> list[type[Exception]]:
-    """All error classes a module defines."""
-    return [
-        c
-        for _, c in inspect.getmembers(module, inspect.isclass)
-        if issubclass(c, Exception) and c.__module__ == module.__name__
-    ]
-
-
-def an(kind: type[Exception]) -> Exception:
-    """An instance, with arguments of the kinds its constructor names."""
-    if kind.__init__ is Exception.__init__:
-        return kind(SENTENCE)
-    hints = list(inspect.signature(kind).parameters.values())
-    return kind(*(_argument(str(hint.annotation)) for hint in hints))
-
-
-def _argument(annotation: str) -> object:
-    if annotation.startswith("tuple"):
-        return ("one", "two")
-    return 7 if annotation in ("int", "float") else "text"
 
 
 # --- the table -------------------------------------------------------------------------------------
@@ -72,21 +43,21 @@ def test_every_refusal_has_a_status_of_its_own_choosing(kind):
     """
     code, message = status_of(an(kind))
 
-    assert kind in STATUS
-    assert code is STATUS[kind]
+    assert kind in MEANINGS
+    assert code is STATUS[MEANINGS[kind].cause]
     assert message == str(an(kind))
 
 
 @pytest.mark.parametrize("kind", classes(serve.errors))
 def test_every_other_error_of_serving_has_one_too(kind):
-    assert kind in (ServeError, RequestRefused) or kind in STATUS
+    assert kind in (ServeError, RequestRefused) or kind in MEANINGS
 
 
 def test_every_stream_error_is_in_the_table_or_never_in_a_call():
     """
     An error added to `streams.errors` is placed on one of the two sides.
     """
-    mapped = {kind.__name__ for kind in STATUS if issubclass(kind, StreamError)}
+    mapped = {kind.__name__ for kind in MEANINGS if issubclass(kind, StreamError)}
 
     assert mapped | NEVER_IN_A_CALL == {kind.__name__ for kind in classes(streams.errors)}
     assert not mapped & NEVER_IN_A_CALL
@@ -102,9 +73,9 @@ def test_statuses_are_those_the_proto_explains():
         for proto in (PROTO, DISPATCH)
     )
 
-    assert {code.name for code in STATUS.values()} | {"INTERNAL"} == explained | DISPATCHING_ALONE
+    assert {code.name for code in STATUS.values()} == explained | DISPATCHING_ALONE
     assert more - explained == DISPATCHING_ALONE
-    assert more == {STATUS[kind].name for kind in classes(serve.errors) if may_end(kind)}
+    assert more == {status_of(an(kind))[0].name for kind in classes(serve.errors) if may_end(kind)}
 
 
 @pytest.mark.parametrize("error", [ValueError("a secret"), AssertionError("a secret"), KeyError(1)])

@@ -27,7 +27,7 @@ WAIT_S_MAX = upper_edge_s(N_BUCKETS - 1)
 def counted(waits_s, now_s: float = 0.0) -> FirstTokens:
     waits = FirstTokens(OPTIONS)
     for wait_s in waits_s:
-        waits.add(wait_s, now_s)
+        waits.add(wait_s, now_s=now_s)
     return waits
 
 
@@ -43,7 +43,7 @@ def test_quantiles_are_within_a_bucket_of_numpys(waits_s, q, now_s):
     """
     exact_s = np.quantile(waits_s, q, method="inverted_cdf")
 
-    found_s = counted(waits_s, now_s).quantile_s(max(q, 1e-6), now_s)
+    found_s = counted(waits_s, now_s).quantile_s(max(q, 1e-6), now_s=now_s)
 
     assert exact_s * (1 - 1e-6) <= found_s <= exact_s * GROWTH * (1 + 1e-6)
 
@@ -67,11 +67,11 @@ def test_a_wait_counts_half_after_the_half_life():
     """
     waits = counted([1.0] * 20)
     for _ in range(30):
-        waits.add(4.0, OPTIONS.half_life_s)
+        waits.add(4.0, now_s=OPTIONS.half_life_s)
 
     assert waits.samples(OPTIONS.half_life_s) == pytest.approx(40.0)
-    assert waits.quantile_s(0.24, OPTIONS.half_life_s) == pytest.approx(1.0, rel=0.1)
-    assert waits.quantile_s(0.26, OPTIONS.half_life_s) == pytest.approx(4.0, rel=0.1)
+    assert waits.quantile_s(0.24, now_s=OPTIONS.half_life_s) == pytest.approx(1.0, rel=0.1)
+    assert waits.quantile_s(0.26, now_s=OPTIONS.half_life_s) == pytest.approx(4.0, rel=0.1)
 
 
 def test_weights_never_overflow_however_long_it_runs():
@@ -81,12 +81,12 @@ def test_weights_never_overflow_however_long_it_runs():
     waits = FirstTokens(OPTIONS)
     for hour in range(24 * 365):
         for _ in range(3):
-            waits.add(1.0, hour * 3600.0)
+            waits.add(1.0, now_s=hour * 3600.0)
     later_s = 2 * 24 * 365 * 3600.0
-    assert waits.quantile_s(0.5, later_s) is None
+    assert waits.quantile_s(0.5, now_s=later_s) is None
     for _ in range(20):
-        waits.add(2.0, later_s)
-    assert waits.quantile_s(0.01, later_s) == pytest.approx(2.0, rel=0.1)
+        waits.add(2.0, now_s=later_s)
+    assert waits.quantile_s(0.01, now_s=later_s) == pytest.approx(2.0, rel=0.1)
 
 
 def test_too_few_waits_are_no_estimate():
@@ -94,7 +94,7 @@ def test_too_few_waits_are_no_estimate():
     The defaults hold until there are enough, and again when they have faded.
     """
     few = counted([0.1] * 19)
-    assert few.quantile_s(0.95, 0.0) is None
+    assert few.quantile_s(0.95, now_s=0.0) is None
     assert few.hedge_delay_s(0.0) == OPTIONS.hedge_delay_default_s
     assert few.timeout_s(0.0, left_s=1000.0) == OPTIONS.timeout_default_s
 
@@ -122,7 +122,7 @@ def test_quantiles_are_read_again_after_a_second():
     waits = counted([0.1] * 100)
     before_s = waits.hedge_delay_s(0.0)
     for _ in range(100):
-        waits.add(5.0, 0.5)
+        waits.add(5.0, now_s=0.5)
 
     assert waits.hedge_delay_s(0.9) == before_s
     assert waits.hedge_delay_s(1.0) == pytest.approx(5.0, rel=0.1)
@@ -130,5 +130,5 @@ def test_quantiles_are_read_again_after_a_second():
 
 def test_the_first_timeout_does_not_disturb_the_hedging_delay():
     waits = counted([0.1] * 90 + [3.0] * 10)
-    assert math.isclose(waits.timeout_s(0.0, 1e9), 3 * waits.quantile_s(0.99, 0.0))
-    assert waits.hedge_delay_s(0.0) == waits.quantile_s(0.95, 0.0)
+    assert math.isclose(waits.timeout_s(0.0, left_s=1e9), 3 * waits.quantile_s(0.99, now_s=0.0))
+    assert waits.hedge_delay_s(0.0) == waits.quantile_s(0.95, now_s=0.0)

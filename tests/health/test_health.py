@@ -10,22 +10,35 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import lightly
 
-from serve.health.health import Health, HealthOptions
-from serve.health.lease import Lease
-from serve.health.outliers import Endpoint, OutlierOptions
+from serve.health.health import EndpointLease, Health, HealthOptions
+from serve.health.outliers import Endpoint, Event, OutlierOptions
 
 OUT = OutlierOptions()
 
 
-def healthy(**pools: int) -> Health:
+class Watched(Health):
+    """Its events can be read."""
+
+    def __init__(self, options: HealthOptions | None = None) -> None:
+        self.events: list[Event] = []
+        super().__init__(options, self.events.append)
+
+    def drained(self) -> list[Event]:
+        """What has happened since the last call, oldest first."""
+        events = self.events[:]
+        self.events.clear()
+        return events
+
+
+def healthy(**pools: int) -> Watched:
     """Pools with so many endpoints each, named a0, a1, …"""
-    health = Health()
+    health = Watched()
     for pool, n in pools.items():
         health.set_endpoints(pool, [f"{pool}{i}" for i in range(n)], now_s=0.0)
     return health
 
 
-def lease_of(health: Health, address: str, now_s: float = 0.0) -> Lease:
+def lease_of(health: Watched, address: str, now_s: float = 0.0) -> EndpointLease:
     """A lease of a certain endpoint, that is not a probe."""
     for i in range(1000):
         lease = health.pick(address[0], now_s, uniform=(i * 0.618) % 1.0, prefer=address)
@@ -35,22 +48,22 @@ def lease_of(health: Health, address: str, now_s: float = 0.0) -> Lease:
     raise AssertionError(f"{address} can't be had")
 
 
-def fail(health: Health, address: str, now_s: float = 0.0, times: int = 5) -> None:
+def fail(health: Watched, address: str, now_s: float = 0.0, times: int = 5) -> None:
     for _ in range(times):
         lease_of(health, address, now_s).failed(now_s, "reset")
 
 
-def endpoint(health: Health, address: str, now_s: float = 0.0):
+def endpoint(health: Watched, address: str, now_s: float = 0.0):
     (pool,) = (p for p in health.status(now_s) if p.pool == address[0])
     return next(e for e in pool.endpoints if e.address == address)
 
 
-def pool(health: Health, name: str, now_s: float = 0.0):
+def pool(health: Watched, name: str, now_s: float = 0.0):
     return next(p for p in health.status(now_s) if p.pool == name)
 
 
-def kinds(health: Health) -> list[str]:
-    return [event.kind for event in health.drain_events()]
+def kinds(health: Watched) -> list[str]:
+    return [event.kind for event in health.drained()]
 
 
 def test_defaults_are_envoys():
@@ -80,7 +93,7 @@ def test_five_failures_in_a_row_eject_and_four_do_not():
 
     assert endpoint(health, "a1").ejected
     assert endpoint(health, "a1").until_s == 37.0
-    (event,) = health.drain_events()
+    (event,) = health.drained()
     assert (event.kind, event.pool, event.endpoint) == ("ejected", "a", "a1")
     assert event.why == "5 failures in a row"
 
@@ -88,7 +101,7 @@ def test_five_failures_in_a_row_eject_and_four_do_not():
 def test_an_ejected_endpoint_gets_nothing_until_its_time_is_up():
     health = healthy(a=4)
     fail(health, "a1")
-    taken = {health.pick("a", 29.9, u / 100, prefer="a1").address for u in range(100)}
+    taken = {health.pick("a", 29.9, uniform=u / 100, prefer="a1").address for u in range(100)}
     assert taken == {"a0", "a2", "a3"}
 
 
@@ -103,7 +116,7 @@ def test_a_share_of_failures_ejects_though_never_two_are_in_a_row():
     assert not endpoint(health, "a1").out, "nine attempts are too few for a share"
     fail(health, "a1", times=1)
     assert endpoint(health, "a1").ejected
-    assert health.drain_events()[0].why == "3 of the last 10 failed"
+    assert health.drained()[0].why == "3 of the last 10 failed"
 
 
 def test_only_the_latest_attempts_count_for_the_share():
@@ -139,7 +152,7 @@ def test_each_ejection_is_longer_up_to_five_minutes():
         until_s = endpoint(health, "a1").until_s
         lasted_s.append(until_s - now_s)
         now_s = until_s
-        probe = health.pick("a", now_s, 0.5)
+        probe = health.pick("a", now_s, uniform=0.5)
         assert probe.probe and probe.address == "a1"
         probe.failed(now_s, "reset")
     assert lasted_s == [30.0 * min(i, 10) for i in range(1, 14)]
@@ -147,7 +160,7 @@ def test_each_ejection_is_longer_up_to_five_minutes():
 
     # Envoy's multiplier stops at 11, one above what the longest ejection needs.
     now_s = endpoint(health, "a1").until_s
-    health.pick("a", now_s, 0.5).succeeded(now_s)
+    health.pick("a", now_s, uniform=0.5).succeeded(now_s)
     fail(health, "a1", now_s=now_s + 20.0)
     assert endpoint(health, "a1").until_s == now_s + 20.0 + 300.0
 
@@ -161,9 +174,9 @@ def test_good_health_is_credited_by_the_ten_seconds(rest_s, next_s):
     """
     health = healthy(a=4)
     fail(health, "a1")
-    health.pick("a", 30.0, 0.5).failed(30.0, "reset")
-    health.pick("a", 90.0, 0.5).failed(90.0, "reset")
-    health.pick("a", 180.0, 0.5).succeeded(180.0)
+    health.pick("a", 30.0, uniform=0.5).failed(30.0, "reset")
+    health.pick("a", 90.0, uniform=0.5).failed(90.0, "reset")
+    health.pick("a", 180.0, uniform=0.5).succeeded(180.0)
 
     fail(health, "a1", now_s=180.0 + rest_s)
 
@@ -173,15 +186,15 @@ def test_good_health_is_credited_by_the_ten_seconds(rest_s, next_s):
 def test_one_probe_at_a_time_until_one_succeeds():
     health = healthy(a=1)
     fail(health, "a0")
-    probe = health.pick("a", 30.0, 0.5)
+    probe = health.pick("a", 30.0, uniform=0.5)
     assert probe.probe
-    assert [health.pick("a", 30.0, 0.5).probe for _ in range(3)] == [False] * 3
+    assert [health.pick("a", 30.0, uniform=0.5).probe for _ in range(3)] == [False] * 3
     assert health.reason("a", 30.0) == "probing"
 
     probe.failed(31.0, "timeout")
     assert health.reason("a", 31.0) == "unhealthy"
     assert health.reason("a", 91.0) == ""
-    health.pick("a", 91.0, 0.5).succeeded(92.0)
+    health.pick("a", 91.0, uniform=0.5).succeeded(92.0)
     assert health.reason("a", 92.0) == ""
     assert not endpoint(health, "a0").out
     assert kinds(health) == ["ejected", "panic", "ejected", "readmitted", "panic over"]
@@ -190,9 +203,9 @@ def test_one_probe_at_a_time_until_one_succeeds():
 def test_a_cancelled_probe_makes_way_for_another_at_once():
     health = healthy(a=1)
     fail(health, "a0")
-    health.pick("a", 30.0, 0.5).cancelled(30.5)
+    health.pick("a", 30.0, uniform=0.5).cancelled(30.5)
     assert endpoint(health, "a0").until_s == 30.0, "no judgement"
-    assert health.pick("a", 30.5, 0.5).probe
+    assert health.pick("a", 30.5, uniform=0.5).probe
 
 
 def test_what_began_before_an_ejection_judges_nothing_after_it():
@@ -206,7 +219,7 @@ def test_what_began_before_an_ejection_judges_nothing_after_it():
     stale[1].failed(1.0, "reset")
     assert endpoint(health, "a1", 1.0).until_s == 30.0
 
-    health.pick("a", 30.0, 0.5).succeeded(30.0)
+    health.pick("a", 30.0, uniform=0.5).succeeded(30.0)
     for lease in stale[2:]:
         lease.failed(31.0, "timeout")
 
@@ -221,8 +234,8 @@ def test_what_began_while_it_was_out_judges_nothing_after_it():
     """
     health = healthy(a=1)
     fail(health, "a0")
-    stale = [health.pick("a", 1.0, 0.5) for _ in range(8)]
-    health.pick("a", 30.0, 0.5).succeeded(30.0)
+    stale = [health.pick("a", 1.0, uniform=0.5) for _ in range(8)]
+    health.pick("a", 30.0, uniform=0.5).succeeded(30.0)
     for lease in stale:
         lease.failed(31.0, "timeout")
     assert not endpoint(health, "a0", 31.0).out
@@ -235,13 +248,13 @@ def test_no_second_probe_goes_out_because_the_pool_changed():
     health = healthy(a=20)
     fail(health, "a1")
     fail(health, "a2")
-    probe = health.pick("a", 30.0, 0.5)
+    probe = health.pick("a", 30.0, uniform=0.5)
     fail(health, "a3", now_s=30.0)
-    assert not health.pick("a", 31.0, 0.5).probe
+    assert not health.pick("a", 31.0, uniform=0.5).probe
     health.set_endpoints("a", [f"a{i}" for i in range(21)], now_s=31.0)
-    assert not health.pick("a", 31.0, 0.5).probe
+    assert not health.pick("a", 31.0, uniform=0.5).probe
     probe.succeeded(31.0)
-    second = health.pick("a", 31.0, 0.5)
+    second = health.pick("a", 31.0, uniform=0.5)
     assert second.probe and second.address != probe.address
 
 
@@ -273,10 +286,10 @@ def test_who_is_out_beyond_the_tenth_goes_on_serving_until_there_is_room():
     fail(health, "a1")
     fail(health, "a2")
     assert kinds(health) == ["ejected", "not ejected"]
-    served = {health.pick("a", 1.0, u / 100).address for u in range(100)}
+    served = {health.pick("a", 1.0, uniform=u / 100).address for u in range(100)}
     assert "a2" in served and "a1" not in served
 
-    health.pick("a", 30.0, 0.5).succeeded(30.0)  # a1 is back
+    health.pick("a", 30.0, uniform=0.5).succeeded(30.0)  # a1 is back
 
     assert endpoint(health, "a2").ejected
     assert kinds(health) == ["readmitted", "ejected"]
@@ -299,7 +312,7 @@ def test_with_fewer_than_half_healthy_health_is_ignored_within_the_pool(n_out, p
     health = healthy(a=4)
     for i in range(n_out):
         fail(health, f"a{i}")
-    served = {health.pick("a", 1.0, u / 100).address for u in range(100)}
+    served = {health.pick("a", 1.0, uniform=u / 100).address for u in range(100)}
     assert ("a0" in served) is panic
     assert pool(health, "a").panic is panic
     assert ("panic" in kinds(health)) is panic
@@ -318,7 +331,7 @@ def test_a_pool_with_none_healthy_comes_last_while_another_can_answer():
         expected = ["b", "a"] if i == 2 else ["a", "b"]
         assert health.order(["a", "b"], 1.0) == expected
     assert health.reason("a", 1.0) == "unhealthy"
-    assert health.pick("a", 1.0, 0.5) is not None, "whoever asks has nothing better"
+    assert health.pick("a", 1.0, uniform=0.5) is not None, "whoever asks has nothing better"
 
 
 def test_a_broken_pool_costs_one_request_per_probe():
@@ -329,7 +342,7 @@ def test_a_broken_pool_costs_one_request_per_probe():
     for i in range(6000):
         now_s = i / 10
         for name in health.order(["a", "b"], now_s):
-            lease = health.pick(name, now_s, (i * 0.618) % 1.0)
+            lease = health.pick(name, now_s, uniform=(i * 0.618) % 1.0)
             if name == "b":
                 lease.succeeded(now_s)
                 break
@@ -344,7 +357,7 @@ def test_with_no_pool_able_to_answer_the_ranking_stands():
     health = healthy(a=1, b=1)
     fail(health, "a0")
     fail(health, "b0")
-    health.drain_events()
+    health.drained()
     for _ in range(3):
         assert health.order(["a", "nowhere", "b"], 1.0) == ["a", "nowhere", "b"]
     assert kinds(health) == ["panic"], "told once, not per request"
@@ -354,25 +367,16 @@ def test_with_no_pool_able_to_answer_the_ranking_stands():
 
 def test_one_good_pool_of_three_is_enough():
     """
-    See `panic_pools_below`: the ranking would send every request to two dead pools first.
+    See `Health.order`: the ranking would send every request to two dead pools first.
     """
     health = healthy(a=1, b=1, c=1)
     fail(health, "a0")
     fail(health, "b0")
     assert health.order(["a", "b", "c"], 1.0) == ["c", "a", "b"]
 
-    wary = Health(HealthOptions(panic_pools_below=0.5))
-    for name in "abc":
-        wary.set_endpoints(name, [f"{name}0"], 0.0)
-    fail(wary, "a0")
-    assert wary.order(["a", "b", "c"], 1.0) == ["b", "c", "a"], "two of three are enough"
-    assert wary.order(["a", "b"], 1.0) == ["b", "a"], "and half is"
-    fail(wary, "b0")
-    assert wary.order(["a", "b", "c"], 1.0) == ["a", "b", "c"]
-
 
 def test_every_reason_has_its_name():
-    health = Health(HealthOptions(in_flight_max=1))
+    health = Watched(HealthOptions(in_flight_max=1))
     for name in "ab":
         health.set_endpoints(name, [f"{name}0"], 0.0)
     health.set_endpoints("e", [], 0.0)
@@ -381,9 +385,9 @@ def test_every_reason_has_its_name():
         "no endpoints",
         "no endpoints",
     ]
-    assert health.pick("e", 0.0, 0.5) is health.pick("nowhere", 0.0, 0.5) is None
+    assert health.pick("e", 0.0, uniform=0.5) is health.pick("nowhere", 0.0, uniform=0.5) is None
 
-    lease = health.pick("a", 0.0, 0.5)
+    lease = health.pick("a", 0.0, uniform=0.5)
     assert health.reason("a", 0.0) == "full"
     assert health.order(["a", "b"], 0.0) == ["b", "a"]
     lease.cancelled(0.0)
@@ -392,12 +396,12 @@ def test_every_reason_has_its_name():
 
 def test_a_full_breaker_refuses_and_says_so_once():
     health = healthy(a=2)
-    leases = [health.pick("a", 0.0, 0.5) for _ in range(1024)]
-    assert [health.pick("a", 0.0, 0.5) for _ in range(3)] == [None] * 3
+    leases = [health.pick("a", 0.0, uniform=0.5) for _ in range(1024)]
+    assert [health.pick("a", 0.0, uniform=0.5) for _ in range(3)] == [None] * 3
     assert pool(health, "a").refusals == 3
     assert kinds(health) == ["breaker open"]
     leases[0].succeeded(0.0)
-    assert health.pick("a", 0.0, 0.5) is not None
+    assert health.pick("a", 0.0, uniform=0.5) is not None
 
 
 # Which endpoint
@@ -405,8 +409,8 @@ def test_a_full_breaker_refuses_and_says_so_once():
 
 def test_the_less_loaded_of_two_is_taken():
     health = healthy(a=2)
-    busy = health.pick("a", 0.0, 0.0)
-    other = {health.pick("a", 0.0, u).address for u in (0.0,)}
+    busy = health.pick("a", 0.0, uniform=0.0)
+    other = {health.pick("a", 0.0, uniform=u).address for u in (0.0,)}
     assert other == {"a0", "a1"} - {busy.address}
 
 
@@ -417,13 +421,13 @@ def test_two_choices_are_fair_and_even():
     health, rng = healthy(a=8), random.Random(5)
     counts = Counter()
     for _ in range(8000):
-        lease = health.pick("a", 0.0, rng.random())
+        lease = health.pick("a", 0.0, uniform=rng.random())
         counts[lease.address] += 1
         lease.succeeded(0.0)
     assert all(850 < counts[f"a{i}"] < 1150 for i in range(8))
 
     for _ in range(800):
-        health.pick("a", 0.0, rng.random())
+        health.pick("a", 0.0, uniform=rng.random())
     loads = [e.in_flight for e in pool(health, "a").endpoints]
     assert max(loads) - min(loads) <= 6
 
@@ -433,32 +437,34 @@ def test_two_choices_are_fair_and_even():
 def test_what_is_avoided_is_not_chosen_while_there_is_another(n, uniform, data):
     health = healthy(a=n)
     avoid = f"a{data.draw(st.integers(0, n - 1))}"
-    assert health.pick("a", 0.0, uniform, prefer=avoid, avoid=avoid).address != avoid
+    assert health.pick("a", 0.0, uniform=uniform, prefer=avoid, avoid=avoid).address != avoid
 
 
 def test_a_session_keeps_its_endpoint_until_that_is_clearly_more_loaded():
     health = healthy(a=2)
-    held = [health.pick("a", 0.0, 0.0, prefer="a1") for _ in range(9)]
+    held = [health.pick("a", 0.0, uniform=0.0, prefer="a1") for _ in range(9)]
     assert [lease.address for lease in held] == ["a1"] * 9
-    assert health.pick("a", 0.0, 0.0, prefer="a1").address == "a0"
+    assert health.pick("a", 0.0, uniform=0.0, prefer="a1").address == "a0"
 
     for _ in range(19):
         lease_of(health, "a0")
         lease_of(health, "a1")
-    assert health.pick("a", 0.0, 0.0, prefer="a1").address == "a1", "28 to 20 is not 1.5 times"
+    assert health.pick("a", 0.0, uniform=0.0, prefer="a1").address == "a1", (
+        "28 to 20 is not 1.5 times"
+    )
 
 
 def test_a_session_leaves_an_endpoint_that_is_out_or_gone():
     health = healthy(a=4)
     fail(health, "a1")
-    assert health.pick("a", 1.0, 0.0, prefer="a1").address != "a1"
-    assert health.pick("a", 1.0, 0.0, prefer="elsewhere").address in {"a0", "a2", "a3"}
+    assert health.pick("a", 1.0, uniform=0.0, prefer="a1").address != "a1"
+    assert health.pick("a", 1.0, uniform=0.0, prefer="elsewhere").address in {"a0", "a2", "a3"}
 
 
 def test_a_probe_goes_out_though_every_session_prefers_another():
     health = healthy(a=4)
     fail(health, "a1")
-    assert health.pick("a", 30.0, 0.0, prefer="a0").address == "a1"
+    assert health.pick("a", 30.0, uniform=0.0, prefer="a0").address == "a1"
 
 
 # Coming and going
@@ -485,10 +491,10 @@ def test_a_probe_whose_endpoint_has_gone_leaves_room_for_the_next():
     health = healthy(a=2)
     fail(health, "a0")
     fail(health, "a1")
-    probe = health.pick("a", 30.0, 0.5)
+    probe = health.pick("a", 30.0, uniform=0.5)
     other = ({"a0", "a1"} - {probe.address}).pop()
     health.set_endpoints("a", [other], now_s=30.0)
-    second = health.pick("a", 30.0, 0.5)
+    second = health.pick("a", 30.0, uniform=0.5)
     assert second.probe and second.address == other
     probe.succeeded(31.0)
     assert health.reason("a", 31.0) == "probing"
@@ -506,7 +512,7 @@ def test_a_lease_is_finished_once_and_has_one_first_token():
         lambda lease: lease.failed(1.0, "x"),
         lambda lease: lease.cancelled(1.0),
     ):
-        lease = health.pick("a", 0.0, 0.5)
+        lease = health.pick("a", 0.0, uniform=0.5)
         lease.first_token(0.5)
         with pytest.raises(AssertionError):
             lease.first_token(0.6)
@@ -523,7 +529,7 @@ def test_a_lease_is_finished_once_and_has_one_first_token():
     assert pool(health, "a").in_flight == 0
 
 
-def waited(health: Health, address: str, wait_s: float, times: int, at_s: float = 0.0) -> None:
+def waited(health: Watched, address: str, wait_s: float, times: int, at_s: float = 0.0) -> None:
     for _ in range(times):
         lease = lease_of(health, address, at_s - wait_s)
         lease.first_token(at_s)
@@ -591,11 +597,20 @@ def test_one_long_wait_is_not_slowness():
     assert not health.slow("a", 1.0)
 
 
-def test_events_nobody_drains_are_bounded():
-    health = healthy(a=1)
-    for i in range(3000):
-        fail(health, "a0", now_s=i * 400.0)
-        lease = health.pick("a", i * 400.0 + 300.0, 0.5)
-        lease.succeeded(i * 400.0 + 300.0)
-    assert len(health.drain_events()) == 1024
-    assert health.drain_events() == []
+def test_ejection_and_return_leave_a_line_each_in_the_log(caplog):
+    """
+    Which endpoint, why, and for how long; nothing where nothing happens.
+    """
+    caplog.set_level("INFO")
+    health = Health()
+    health.set_endpoints("a", ["a0", "a1", "a2"], 0.0)
+    lease_of(health, "a1").succeeded(0.0)
+    assert caplog.messages == []
+
+    fail(health, "a1", now_s=1.0)
+    lease_of(health, "a1", now_s=31.0).succeeded(31.0)
+
+    assert caplog.messages == [
+        "pool a, endpoint a1: ejected, 5 failures in a row; one request tries it in 30 s",
+        "pool a, endpoint a1: readmitted, probe succeeded",
+    ]

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from strategies import lightly
 
-from serve.health.health import Health, HealthOptions
-from serve.health.lease import Lease
+from serve.health.health import EndpointLease, Health, HealthOptions
 
 
 class AnySequence(RuleBasedStateMachine):
@@ -21,7 +20,7 @@ class AnySequence(RuleBasedStateMachine):
         super().__init__()
         self.health = Health(HealthOptions(in_flight_max=self.LIMIT))
         self.now_s = 0.0
-        self.leases: list[tuple[str, Lease]] = []
+        self.leases: list[tuple[str, EndpointLease]] = []
         self.members = {p: [] for p in self.POOLS}
 
     @rule(
@@ -40,7 +39,7 @@ class AnySequence(RuleBasedStateMachine):
     )
     def begin(self, pool, uniform, prefer):
         mine = sum(p == pool for p, _ in self.leases)
-        lease = self.health.pick(pool, self.now_s, uniform, prefer=f"{pool}{prefer}")
+        lease = self.health.pick(pool, self.now_s, uniform=uniform, prefer=f"{pool}{prefer}")
         assert (lease is None) == (mine >= self.LIMIT or not self.members[pool])
         if lease:
             assert lease.address in self.members[pool]
@@ -50,7 +49,7 @@ class AnySequence(RuleBasedStateMachine):
     def fail_in_a_row(self, pool, which, times):
         for _ in range(times):
             if sum(p == pool for p, _ in self.leases) < self.LIMIT and self.members[pool]:
-                lease = self.health.pick(pool, self.now_s, 0.3, prefer=f"{pool}{which}")
+                lease = self.health.pick(pool, self.now_s, uniform=0.3, prefer=f"{pool}{which}")
                 lease.failed(self.now_s, "reset")
 
     @precondition(lambda self: self.leases)
@@ -119,7 +118,9 @@ class AnySequence(RuleBasedStateMachine):
         for pool, members in self.members.items():
             assert not members or self.health.reason(pool, self.now_s) == ""
             for _ in members:  # a probe each, and all are healthy
-                self.health.pick(pool, self.now_s, 0.5, prefer=f"{pool}0").succeeded(self.now_s)
+                self.health.pick(pool, self.now_s, uniform=0.5, prefer=f"{pool}0").succeeded(
+                    self.now_s
+                )
             assert not any(e.out for e in self.status_of(pool))
 
 

@@ -35,14 +35,6 @@ def test_imports_point_one_way():
     assert "0 broken" in run(str(BIN / "lint-imports"))
 
 
-def test_code_is_tidy():
-    """
-    What ruff finds is mended or exempted with a reason in pyproject.toml.
-    """
-    run(str(BIN / "ruff"), "check", *PACKAGES, "tests")
-    run(str(BIN / "ruff"), "format", "--check", *PACKAGES, "tests")
-
-
 def test_generated_code_matches_the_proto(tmp_path):
     """
     A proto changed without `make proto` would promise what the code does not do.
@@ -73,33 +65,29 @@ def test_no_file_is_called_utils():
     assert [p for p in sources() if p.stem in vague] == []
 
 
-def test_tests_are_flat():
+def test_documented_commands_exist():
     """
-    A package below tests/ would shadow the real one of the same name.
-    """
-    assert list((ROOT / "tests").glob("*/__init__.py")) == []
-
-
-def test_readme_commands_exist():
-    """
-    Every `make` target and every `fairlead` command that the README names can be run.
+    Every `make` target and every `fairlead` command that a document names can be run.
     """
     from typer.main import get_command
 
     from fairlead.command_line import app
 
-    readme = (ROOT / "README.md").read_text()
+    documents = [ROOT / "README.md", ROOT / "DESIGN.md", *sorted((ROOT / "docs").glob("*.md"))]
+    text = "\n".join(path.read_text() for path in documents)
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", readme, re.MULTILINE))
+    blocks = "\n".join(re.findall(r"^```.*?^```", text, re.MULTILINE | re.DOTALL))
+    named = set(re.findall(r"`make ([a-z-]+)", text))
+    named |= set(re.findall(r"^make ([a-z-]+)", blocks, re.MULTILINE))
     assert {"run", "test"} <= named <= targets
 
     group = get_command(app)
     commands = re.findall(
-        r"(?:python -m|bin/|^|`)fairlead (\w[\w-]*)(?: ([a-z]+))?", readme, re.MULTILINE
+        r"(?:python -m|bin/|^|`)fairlead (\w[\w-]*)(?: ([a-z]+))?", text, re.MULTILINE
     )
     assert {first for first, _ in commands} >= {"up", "demo", "bench"}
     for first, second in commands:
-        assert first in group.commands, f"README names `fairlead {first}`"
+        assert first in group.commands, f"a document names `fairlead {first}`"
         if second and hasattr(group.commands[first], "commands"):
             assert second in group.commands[first].commands, f"`fairlead {first} {second}`"
 
@@ -117,9 +105,13 @@ def test_files_that_a_page_names_exist(page):
     assert sorted(str(path) for path in links | named if not path.exists()) == []
 
 
-def test_ci_calls_the_readme_test_command():
-    assert "make test" in (ROOT / ".ci" / "run").read_text()
-    assert "make test" in (ROOT / "README.md").read_text()
+def test_ci_runs_what_developers_run():
+    """
+    The checks and the tests, by the commands that the README names.
+    """
+    for command in ("make lint", "make test"):
+        assert command in (ROOT / ".ci" / "run").read_text()
+        assert command in (ROOT / "README.md").read_text()
 
 
 def test_python_dash_m_is_the_same_command_line():

@@ -13,8 +13,8 @@ from hypothesis.extra.numpy import arrays
 from scipy.optimize import linprog
 from strategies import lightly
 
+from learners.criticality import Criticality
 from learners.prices import (
-    Criticality,
     PriceOptions,
     ShedOptions,
     ascend,

@@ -9,8 +9,8 @@ import grpc
 import psutil
 import pytest
 from kafka_topics import RenamedLog
+from replicas import replica
 from router_bench import embedding
-from test_gaps import replica
 
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.proto.fairlead.v1 import router_pb2_grpc

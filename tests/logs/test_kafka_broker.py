@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,18 +18,11 @@ from local_kafka import __main__ as command
 from local_kafka.broker import COMMON_PROPERTIES, Broker, find_java
 from local_kafka.errors import BrokerFailed, JarsMissing, JavaMissing, MavenMissing
 from local_kafka.jars import HERE, fetch_jars
+from waiting import until
 
 from infra.errors import InfraError
 
 PATIENCE_S = 60.0
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for it; fail if it does not come."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 @pytest.fixture

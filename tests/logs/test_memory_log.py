@@ -2,67 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
-import uuid
-
 import pytest
-import test_log
-from memory_log import Crash, Fuse, MemoryLog, Storage
+from memory_log import Crash, Fuse, MemoryLog
 
 from streams.errors import LogUnavailable, RecordTooLarge
 from streams.log.contract import Damage
-
-CONTRACT = {
-    name: test
-    for name, test in vars(test_log).items()
-    if name.startswith("test_")
-    and not getattr(test, "pytestmark", [])
-    and set(inspect.signature(test).parameters) == {"bench", "log", "topic"}
-}
-globals().update(CONTRACT)  # pytest collects them here, with this file's `bench`
-
-
-class MemoryBench:
-    """See `test_log.SqliteBench`."""
-
-    n_partitions = 3
-
-    def __init__(self) -> None:
-        self.storage = Storage(self.n_partitions)
-
-    def topic(self) -> str:
-        return f"topic-{uuid.uuid4().hex}"
-
-    def log(self) -> MemoryLog:
-        return MemoryLog(self.storage)
-
-    def drop_before(self, topic: str, partition: int, offset: int) -> None:
-        self.log().drop_before(topic, partition, offset)
-
-    def make_again(self, topic: str) -> None:
-        self.log().delete_topic(topic)
-
-
-@pytest.fixture
-def bench():
-    return MemoryBench()
-
-
-@pytest.fixture
-def topic(bench):
-    return bench.topic()
-
-
-@pytest.fixture
-def log(bench):
-    return bench.log()
-
-
-def test_the_contract_is_not_empty():
-    """
-    The tests above are found by their signature: if that changed, none would run.
-    """
-    assert len(CONTRACT) > 15
 
 
 def test_a_crash_comes_before_the_stated_call_and_stays():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import signal
 import socket
 import threading
@@ -10,7 +11,7 @@ import threading
 import httpx2
 import openai
 import pytest
-from openai_stand_in import (
+from scripted_api import (
     ANYONE,
     HELLO,
     PATIENCE_S,
@@ -21,9 +22,9 @@ from openai_stand_in import (
     ended,
     piece,
     routed,
-    until,
 )
 from starlette.applications import Starlette
+from waiting import until
 
 from serve.openai_api.http_listener import HttpListener, HttpListenerOptions
 
@@ -140,7 +141,7 @@ def test_address_that_is_taken_is_an_error_at_the_start():
     """
     with socket.create_server(("127.0.0.1", 0)) as taken:
         up = Api(ANYONE, HttpListenerOptions(port=taken.getsockname()[1]))
-        with pytest.raises(OSError, match="in use"):
+        with pytest.raises(OSError, check=lambda error: error.errno == errno.EADDRINUSE):
             up.start()
         up.stop()
 

@@ -1,4 +1,4 @@
-"""Errors over HTTP: one table, complete, and agreeing with the one of gRPC."""
+"""Errors over HTTP: complete, and agreeing with those over gRPC."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+from error_classes import NEVER_IN_A_CALL, an, classes
 from grpc import StatusCode
 from starlette.exceptions import HTTPException
-from test_status import NEVER_IN_A_CALL, an, classes
 
 import serve.errors
 import streams.errors
 from serve.errors import AttemptFailed, InvalidRequest, RequestRefused, ServeError, UnknownModel
 from serve.grpc_api.grpc_status import STATUS, status_of
-from serve.openai_api.errors import BUG, MEANING, error_body, error_object, meaning_of
+from serve.meanings import BUG, MEANINGS, Cause, meaning_of
+from serve.openai_api.errors import RESPONSES, error_body, error_object, response_of
 from serve.openai_api.reply import FIGURES
 from serve.openai_api.request import Options
 
@@ -45,7 +46,7 @@ def test_every_error_of_a_call_has_a_status(kind):
 @pytest.mark.parametrize("kind", RAISED)
 def test_http_and_grpc_tell_the_same_story(kind):
     code, _ = status_of(an(kind))
-    assert meaning_of(an(kind)).status in HTTP_OF[code]
+    assert response_of(an(kind)).status in HTTP_OF[code]
 
 
 @pytest.mark.parametrize("kind", RAISED)
@@ -53,16 +54,20 @@ def test_request_that_is_wrong_is_not_sent_again(kind):
     """
     And what may go better later says when, unless it was our pools who were late.
     """
-    meaning = meaning_of(an(kind))
-    if meaning.type == "invalid_request_error":
-        assert meaning.status in FINAL
-    if meaning.status in (429, 503):
-        assert meaning.headers["retry-after"] == "1"
+    response = response_of(an(kind))
+    if response.type == "invalid_request_error":
+        assert response.status in FINAL
+    if response.status in (429, 503):
+        assert response.headers["retry-after"] == "1"
 
 
 def test_table_names_no_stranger():
-    assert set(MEANING) <= {*RAISED}
-    assert set(STATUS) <= set(RAISED)
+    assert set(MEANINGS) <= {*RAISED}
+
+
+def test_every_cause_can_be_written_both_ways():
+    assert set(STATUS) == set(RESPONSES) == set(Cause)
+    assert {meaning.cause for meaning in [*MEANINGS.values(), BUG]} == set(Cause)
 
 
 def test_form_is_openais():
@@ -78,7 +83,7 @@ def test_form_is_openais():
 
 @pytest.mark.parametrize("error", [ValueError("a secret"), AssertionError("a secret"), KeyError(1)])
 def test_bug_keeps_its_details_here(error):
-    assert meaning_of(error).status == 500
+    assert response_of(error).status == 500
     assert error_object(error)["message"] == (
         f"internal error ({type(error).__name__}); see the dispatcher's log"
     )
@@ -88,7 +93,7 @@ def test_subclass_means_what_its_parent_does():
     class Special(AttemptFailed):
         """One more."""
 
-    assert meaning_of(Special("where", "what")) is MEANING[AttemptFailed]
+    assert meaning_of(Special("where", "what")) is MEANINGS[AttemptFailed]
 
 
 @pytest.mark.parametrize("name", ["m" * 200, "模" * 200, "\ud83d" * 200])
@@ -104,18 +109,20 @@ def test_message_is_cut_and_can_be_written(name):
 )
 def test_refusals_of_http_itself_have_the_form_too(status, code):
     error = HTTPException(status, "no", {"x": "y"})
-    assert (meaning_of(error).status, meaning_of(error).code) == (status, code)
-    assert meaning_of(error).headers == {"x": "y"}
+    assert (response_of(error).status, error_object(error)["code"]) == (status, code)
+    assert response_of(error).headers == {"x": "y"}
     assert error_object(error)["message"] == "no"
 
 
 DOCS = Path(__file__).parents[2] / "docs/dispatch.md"
 
 
-@pytest.mark.parametrize("meaning", [*MEANING.values(), BUG], ids=lambda m: m.code)
+@pytest.mark.parametrize("meaning", [*MEANINGS.values(), BUG], ids=lambda m: m.code)
 def test_docs_explain_every_code(meaning):
     rows = [
-        line for line in DOCS.read_text().splitlines() if line.startswith(f"| {meaning.status}")
+        line
+        for line in DOCS.read_text().splitlines()
+        if line.startswith(f"| {RESPONSES[meaning.cause].status}")
     ]
     assert any(f"`{meaning.code}`" in row for row in rows)
 

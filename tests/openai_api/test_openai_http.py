@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import httpx2
 import openai
 import pytest
-from openai_stand_in import (
+from scripted_api import (
     DECISION_ID,
     FIRST,
     HELLO,
@@ -28,8 +28,8 @@ from openai_stand_in import (
     ended,
     piece,
     routed,
-    until,
-)  # fmt: skip
+)
+from waiting import until  # fmt: skip
 
 from serve.dispatch.backend import Usage
 from serve.errors import (

@@ -253,4 +253,4 @@ def test_names_are_unique(kind):
     settings = Settings(**described)
 
     with pytest.raises(OptionRefused, match=rf"{kind}.name is .*, but must be unique"):
-        fleet_of(settings.gpus, settings.models, settings.pools, settings.targets.target())
+        fleet_of(settings.gpus, settings.models, settings.pools, settings.target())

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from made_up_endpoint import FakeEndpoint, Gate, Script, answers
 from openai_server import DONE, ROLE, Server, Talk, chunk, event, follow
 from strategies import lightly
+from waiting import soon
 
 from infra.endpoints.connections import Connections, ConnectionsOptions
 from infra.endpoints.openai_endpoint import OpenAiEndpoint, OpenAiOptions
@@ -52,11 +53,6 @@ def run(work: Awaitable) -> object:
             return await work
 
     return asyncio.run(bounded())
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110 - a server's state has no event to wait for
-        await asyncio.sleep(0.001)
 
 
 async def everything(endpoint: Endpoint, call: Call = CALL) -> list[Piece | Usage]:
@@ -280,11 +276,11 @@ def test_cancelled_call_ends_at_once_whatever_it_waits_for(bench, n_pieces):
                     got.append(part)
 
             reading = asyncio.create_task(read())
-            await until(lambda: len(got) == n_pieces and bench.running == 1)
+            await soon(lambda: len(got) == n_pieces and bench.running == 1)
             reading.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await reading
-            await until(lambda: bench.running == 0)
+            await soon(lambda: bench.running == 0)
             assert bench.cancelled == 1
 
     run(work())
@@ -300,7 +296,7 @@ def test_closed_generator_ends_the_call(bench):
             stream = endpoint.stream(CALL)
             await anext(stream)
             await stream.aclose()
-            await until(lambda: bench.running == 0)
+            await soon(lambda: bench.running == 0)
             assert bench.cancelled == 1
 
     run(work())
@@ -481,7 +477,7 @@ def test_role_sent_before_any_token_does_not_count_as_the_first():
 
         async with connected(handle) as (server, endpoint):
             waiting = asyncio.ensure_future(anext(endpoint.stream(CALL)))
-            await until(lambda: server.talks and server.talks[0].chunked)
+            await soon(lambda: server.talks and server.talks[0].chunked)
             for _ in range(20):
                 await asyncio.sleep(0.001)
             assert not waiting.done()
@@ -739,16 +735,16 @@ def test_closing_connections_ends_every_call_with_a_typed_error():
             await anext(stream)
             reading = asyncio.ensure_future(anext(stream))
             sent = asyncio.create_task(read_until_error(endpoint))
-            await until(lambda: server.running == 2)
+            await soon(lambda: server.running == 2)
             # Two, because the stream's connection is freed for one of them.
             waiting = [asyncio.create_task(read_until_error(endpoint)) for _ in range(2)]
             queues = connections._session.connector._waiters
-            await until(lambda: sum(map(len, queues.values())) == 2)
+            await soon(lambda: sum(map(len, queues.values())) == 2)
 
             await connections.close()
 
             late = await read_until_error(endpoint)
-            await until(lambda: server.running == 0)
+            await soon(lambda: server.running == 0)
             errors = [error for _, error in await asyncio.gather(sent, *waiting)]
             return [*(await asyncio.gather(reading, return_exceptions=True)), *errors, late[1]]
 
@@ -763,7 +759,7 @@ def test_call_cancelled_while_connections_close_is_cancelled():
     async def work() -> None:
         async with connected(follow(Script(hangs_at=0))) as (server, endpoint):
             sent = asyncio.create_task(read_until_error(endpoint))
-            await until(lambda: server.running == 1)
+            await soon(lambda: server.running == 1)
             sent.cancel()
             await endpoint._connections.close()
             with pytest.raises(asyncio.CancelledError):

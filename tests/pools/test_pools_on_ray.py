@@ -12,7 +12,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Awaitable, Iterator
 from pathlib import Path
 from typing import Self
@@ -22,6 +21,7 @@ import psutil
 import pytest
 import ray
 from ray import serve as ray_serve
+from waiting import until
 
 from fairlead import Client, DispatchRequest, Ended, FairleadError, Piece, Request, Routed
 from infra.capacity.fleet import PoolPlan
@@ -35,19 +35,10 @@ from infra.status.status import look
 from serve.deploy.deployment import now_ms
 from streams.training.trainer import LEARNED, SPENT
 
-PROGRAM = Path(__file__).parent / "small_openai_server.py"
+PROGRAM = Path(__file__).parents[1] / "support" / "openai_program.py"
 PATIENCE_S = 60.0
 WORDS = 20
 POOL = "small-h100"  # of two replicas
-
-
-def until(condition, what: str, seconds: float = PATIENCE_S):
-    """Wait until `condition()` is true, and return it."""
-    deadline_s = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline_s, f"waited {seconds} s in vain for {what}"
-        time.sleep(0.02)
-    return found
 
 
 def alive(pid: int) -> bool:
@@ -82,7 +73,7 @@ class Following:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._pools = PoolClients([self._plan], DirectoryClient().ask)
+        self._pools = PoolClients([self._plan], DirectoryClient().dispatch)
         self.run(self._pools.start())
         return self
 

@@ -18,7 +18,7 @@ import pytest
 from infra.errors import ServerFailed
 from infra.pools.server_process import ServerProcess, ServerProcessOptions
 
-PROGRAM = str(Path(__file__).parent / "small_openai_server.py")
+PROGRAM = str(Path(__file__).parents[1] / "support" / "openai_program.py")
 PATIENCE_S = 30.0
 SOON = ServerProcessOptions(ready_s_max=0.6, end_s_max=0.3)
 IMPATIENT = ServerProcessOptions(end_s_max=0.3)
@@ -191,7 +191,7 @@ def test_server_ends_with_whoever_started_it_even_if_that_is_killed(tmp_path, de
     more = ("--deaf",) if deaf else ()
     program = f"""
 import asyncio
-from infra.server_process import ServerProcess, ServerProcessOptions
+from infra.pools.server_process import ServerProcess, ServerProcessOptions
 async def work():
     options = ServerProcessOptions(end_s_max=0.3)
     one = ServerProcess({command("--children", str(path), *more)!r}, "127.0.0.1", options)

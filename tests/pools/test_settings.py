@@ -12,6 +12,7 @@ import threading
 import tomllib
 import traceback
 from collections.abc import Callable, Iterator
+from functools import reduce
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Literal, NamedTuple, Union, get_args, get_origin
@@ -40,7 +41,7 @@ SECRET = "sk-do-not-show"
 class Key(NamedTuple):
     """One key: where it is, and what is said of it."""
 
-    section: str  # "" for the top of the file
+    section: str  # "" for the top of the file, with a dot for a section within a section
     name: str
     field: FieldInfo
     listed: bool  # in `[[models]]` or `[[pools]]`
@@ -64,14 +65,22 @@ class Key(NamedTuple):
 
 def keys() -> Iterator[Key]:
     """Every key there is."""
-    for name, field in Settings.model_fields.items():
-        listed = get_origin(field.annotation) is tuple
-        section = get_args(field.annotation)[0] if listed else field.annotation
-        if isinstance(section, type) and issubclass(section, BaseModel):
-            for inner, inner_field in section.model_fields.items():
-                yield Key(name, inner, inner_field, listed)
+    yield from keys_in("", Settings, listed=False)
+
+
+def keys_in(section: str, model: type[BaseModel], *, listed: bool) -> Iterator[Key]:
+    for name, field in model.model_fields.items():
+        many = get_origin(field.annotation) is tuple
+        inner = get_args(field.annotation)[0] if many else field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from keys_in(f"{section}.{name}".lstrip("."), inner, listed=many)
         else:
-            yield Key("", name, field, listed=False)
+            yield Key(section, name, field, listed)
+
+
+def within(settings: Settings, section: str) -> object:
+    """A section, or the settings themselves."""
+    return reduce(getattr, section.split("."), settings) if section else settings
 
 
 KEYS = list(keys())
@@ -247,7 +256,7 @@ def test_number_right_at_a_bound_is_taken(key, file, monkeypatch):
         value = int(limit) if key.kind is int else float(limit)
         settings = read_settings(file(file_with(key, value)))
 
-        holder = getattr(settings, key.section) if key.section else settings
+        holder = within(settings, key.section)
         assert getattr(holder[0] if key.listed else holder, key.name) == value
 
 
@@ -325,23 +334,27 @@ def test_all_problems_are_said_at_once(file):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "cause"),
     [
-        (b"x = [", "at end of document"),
-        (b"[router\n", "line 1"),
-        (b"a = 1\na = 2", "overwrite"),
-        (b"\xff\xfe", "utf-8"),
+        (b"x = [", tomllib.TOMLDecodeError),
+        (b"[router\n", tomllib.TOMLDecodeError),
+        (b"a = 1\na = 2", tomllib.TOMLDecodeError),
+        (b"\xff\xfe", UnicodeDecodeError),
     ],
 )
-def test_file_that_is_not_toml_is_unreadable(content, said, tmp_path):
+def test_file_that_is_not_toml_is_unreadable(content, cause, tmp_path):
+    """
+    The error names the file, and passes on what the parser found.
+    """
     path = tmp_path / "fairlead.toml"
     path.write_bytes(content)
 
     with pytest.raises(SettingsUnreadable) as refused:
         read_settings(path)
 
+    assert type(refused.value.__cause__) is cause
     assert str(path) in str(refused.value)
-    assert said in str(refused.value)
+    assert str(refused.value.__cause__) in str(refused.value)
 
 
 @pytest.mark.parametrize("name", ["missing.toml", "."])
@@ -613,7 +626,7 @@ def test_key_reaches_what_it_configures(key, tmp_path):
     fails here.
     """
     if str(key) in READ_ELSEWHERE:
-        uses = [p.read_text() for p in (ROOT / "fairlead").glob("*.py")]
+        uses = [p.read_text() for p in (ROOT / "fairlead").rglob("*.py")]
         assert any(f"settings.{key}" in text for text in uses)
         return
     path = tmp_path / "fairlead.toml"
@@ -624,7 +637,11 @@ def test_key_reaches_what_it_configures(key, tmp_path):
         document["learning"]["trainers"] = 1  # more need partitions
     path.touch()
     at = 1 if str(key) in OF_SERVERS else 0
-    section = document.setdefault(key.section, {}) if key.section else document
+    section = document
+    for name in filter(None, key.section.split(".")):
+        section = section.setdefault(name, {})
+    if key.section.startswith("policies."):  # of the policy that is taken, and no short form of it
+        document["router"] = {"policy": name.replace("_", "-")}
     holder = section[at] if key.listed else section
     holder |= BESIDE.get(str(key), {})
     if str(key) == "pools.command":  # where there were URLs

@@ -458,13 +458,12 @@ def test_bad_bytes_inside_a_batch_fail_the_batch(up):
 
 def test_message_beyond_the_transports_limit_is_refused(up):
     """
-    gRPC itself turns it away, before it takes memory; the limit is in its message.
+    gRPC itself turns it away, before it takes memory.
     """
     with pytest.raises(grpc.RpcError) as refused:
         up.stub.Route(pb.RouteRequest(text="x" * (17 << 20)), timeout=PATIENCE_S)
 
     assert refused.value.code() is StatusCode.RESOURCE_EXHAUSTED
-    assert str(16 << 20) in refused.value.details()
 
 
 # --- tickets ---------------------------------------------------------------------------------------
@@ -733,7 +732,7 @@ requests = st.builds(
         },
     ),
 )
-anything = settings(max_examples=150, deadline=None, derandomize=True)
+anything = settings(max_examples=150)
 
 
 @given(asked=st.lists(requests, min_size=1, max_size=5))
@@ -810,7 +809,7 @@ reports = st.fixed_dictionaries(
 
 
 @given(sent=st.lists(st.tuples(reports, st.booleans()), min_size=1, max_size=4))
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 def test_any_outcome_is_learned_whole_or_refused_whole(learning, sent):
     """
     Accepted outcomes are all learned and none becomes a dead letter; of a refused call nothing is

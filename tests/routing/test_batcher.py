@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 
 from serve.errors import InvalidRequest, QueueFull
-from serve.routing.batcher import REST_S_MAX, Batcher, BatcherOptions
+from serve.routing.batcher import WINDOW_S_MAX, Batcher, BatcherOptions
 
-RESTS = BatcherOptions().rests
+RESTS = BatcherOptions().window_scorings
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -143,7 +143,7 @@ def test_stall_while_scoring_is_not_rested_from(played):
         await bench.ask("a")
         return await bench.ask("b", at_s=60.0)
 
-    assert played(scenario, took_s=60.0) <= REST_S_MAX
+    assert played(scenario, took_s=60.0) <= WINDOW_S_MAX
 
 
 # --- batches ---------------------------------------------------------------------------------------
@@ -310,7 +310,7 @@ def test_without_rests_every_request_is_scored_as_soon_as_the_loop_comes_to_it()
         return list(items)
 
     async def scene():
-        batcher = Batcher(score, BatcherOptions(rests=0.0))
+        batcher = Batcher(score, BatcherOptions(window_scorings=0.0))
         for i in range(20):
             assert await batcher.submit(i) == i
             order.append("answered")

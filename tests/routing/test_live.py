@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from router_bench import MODELS, NOON_MS, PATIENCE_S, Source, catalogue, outcomes
+from waiting import until
 
 from learners.estimates.history import HistoryOptions
 from learners.estimates.learned import Learned, MemoryOptions
@@ -462,15 +463,6 @@ def test_watching_survives_everything_that_looking_raises(snapshots, source, cap
 
 def raised(error: Exception) -> None:
     raise error
-
-
-def until(condition) -> None:
-    pause = threading.Event()
-    for _ in range(int(PATIENCE_S / 0.005)):
-        if condition():
-            return
-        pause.wait(0.005)
-    raise AssertionError("waited in vain")
 
 
 def test_stopping_a_view_that_was_never_started_does_nothing(snapshots, source):

@@ -15,10 +15,10 @@ from router_bench import NOON_MS
 
 from learners.policies.policy import Greedy, SquareCb
 from learners.prices import ShedOptions
+from load.simulation.loop.trainer import blind
 from serve.routing.catalogue import Model, Pool
-from serve.routing.chooser import Chooser
-from serve.routing.crowding import FILL_S, FULL, Crowd, Crowding
 from serve.routing.live import Live
+from serve.routing.load_tracker import FILL_S, FULL, LoadTracker, PoolLoad
 from serve.routing.placement import (
     HEADROOM,
     LATENCY_WEIGHT_MIN,
@@ -28,41 +28,40 @@ from serve.routing.placement import (
     charge,
     spread_of,
 )
-from serve.routing.router import Choices, Requests, Verdict, route
+from serve.routing.router import Choices, Chooser, RequestBatch, Verdict, route
 from streams.telemetry.records import RouterState
 from streams.training.prices import Price, PricingOptions
 
 OPTIONS = PlacementOptions()
-BLIND = PlacementOptions(priced=False)
 LOAD = PricingOptions().load_target  # as much as a pool should carry: no proportional part
-lightly = settings(max_examples=40, deadline=None, derandomize=True)
+lightly = settings(max_examples=40)
 
 
 def charged(
-    asked: Requests,
+    asked: RequestBatch,
     live: Live,
     options: PlacementOptions = OPTIONS,
     spread: np.ndarray | None = None,
 ) -> Placement:
-    crowd = crowd_of(live, options)
-    return charge(asked.preference, asked.prompt_tokens, live, crowd, spread, options)
+    pool_load = pool_load_of(live, options)
+    return charge(asked.preference, asked.prompt_tokens, live, pool_load, spread, options)
 
 
-def crowd_of(live: Live, options: PlacementOptions = OPTIONS) -> Crowd:
-    return Crowding(options.pricing, priced=options.priced).now(live, NOON_MS)
+def pool_load_of(live: Live, options: PlacementOptions = OPTIONS) -> PoolLoad:
+    return LoadTracker(options.pricing).now(live, NOON_MS)
 
 
 def decide(
-    asked: Requests,
+    asked: RequestBatch,
     live: Live,
     uniform: float = 0.99,
     options: PlacementOptions = OPTIONS,
     now_ms: int = NOON_MS,
 ) -> Choices:
     """Decide greedily; `uniform` decides who is shed."""
-    crowd = Crowding(options.pricing, priced=options.priced).now(live, now_ms)
+    pool_load = LoadTracker(options.pricing).now(live, now_ms)
     draws = np.full((len(asked), 2), uniform)
-    return route(asked, live, crowd, Greedy(), draws, None, options)
+    return route(asked, live, pool_load, Greedy(), draws, None, options)
 
 
 def at(multiple: float) -> Price:
@@ -158,11 +157,11 @@ def test_who_is_blind_to_prices_is_charged_energy_alone():
     live = two_pools(near=9.0, far=9.0, budget=at(4.0), power=at(4.0))
     asked = requests(live, preference=weights(1.0, 20.0, 0.0, 0.1))
 
-    blind = decide(asked, live, uniform=0.0, options=BLIND)
+    unseen = decide(asked, blind(live), uniform=0.0)
     free = decide(asked, two_pools(), options=OPTIONS)
 
-    np.testing.assert_array_equal(blind.utility, free.utility)
-    assert blind.multiple.tolist() == [0.0]
+    np.testing.assert_array_equal(unseen.utility, free.utility)
+    assert unseen.multiple.tolist() == [0.0]
 
 
 # --- which pool ------------------------------------------------------------------------------------
@@ -341,8 +340,8 @@ def test_a_batch_goes_where_its_requests_would_go_one_by_one(
     assert together.tolist() == alone
 
 
-def row(asked: Requests, i: int) -> Requests:
-    columns = {name: getattr(asked, name) for name in Requests.__slots__}
+def row(asked: RequestBatch, i: int) -> RequestBatch:
+    columns = {name: getattr(asked, name) for name in RequestBatch.__slots__}
     return replace(asked, **{n: c if c is None else c[i : i + 1] for n, c in columns.items()})
 
 
@@ -358,21 +357,21 @@ def test_a_large_batch_of_equals_levels_its_models_pools(conditions):
 
     went = Counter(decide(asked, live).pool.tolist())
 
-    crowding = Crowding(OPTIONS.pricing)
+    tracker = LoadTracker(OPTIONS.pricing)
     pools = np.array([p for p, count in went.items() for _ in range(count)])
-    crowding.sent(live, pools, np.ones(n), NOON_MS)  # a second of work each
-    crowd = crowding.now(live, NOON_MS)
-    reached = _score(crowd)
+    tracker.sent(live, pools, np.ones(n), NOON_MS)  # a second of work each
+    pool_load = tracker.now(live, NOON_MS)
+    reached = _score(pool_load)
     least = min(reached[p] for p in live.columns_of[0].tolist())
     for p in went:
-        less = Crowding(OPTIONS.pricing)
+        less = LoadTracker(OPTIONS.pricing)
         less.sent(live, np.delete(pools, np.argmax(pools == p)), np.ones(n - 1), NOON_MS)
         assert _score(less.now(live, NOON_MS))[p] <= least + 1e-9
 
 
-def _score(crowd: Crowd) -> np.ndarray:
-    late = np.maximum(0.0, crowd.load - ROOM_FROM)
-    return 0.05 * crowd.latency_ms / 1000 + HEADROOM * crowd.load + late
+def _score(pool_load: PoolLoad) -> np.ndarray:
+    late = np.maximum(0.0, pool_load.load - ROOM_FROM)
+    return 0.05 * pool_load.latency_ms / 1000 + HEADROOM * pool_load.load + late
 
 
 def test_a_batch_fills_pools_by_the_work_it_brings():
@@ -411,11 +410,10 @@ def test_where_there_is_room_a_request_more_makes_nobody_wait():
     assert [live.pool_names[p] for p in placed[:4]] == ["far", "far", "near", "far"]
 
 
-@pytest.mark.parametrize("options", [OPTIONS, BLIND], ids=["priced", "blind"])
-def test_no_price_moves_a_request_between_pools_of_one_model(options):
+def test_no_price_moves_a_request_between_pools_of_one_model():
     """
     Far is a hair emptier and a hundred times as dear: it is taken first all the same, and then both
-    alike, whoever sees prices.
+    alike.
     """
     live = view(
         told("near", running=1000), told("far", running=1000), pools=WORKING,
@@ -423,7 +421,7 @@ def test_no_price_moves_a_request_between_pools_of_one_model(options):
         latency_ms={"near": 1.0, "far": 1.0},
     )  # fmt: skip
 
-    placed = decide(requests(live, 40, ["small"]), live, options=options, now_ms=NOON_MS + 10).pool
+    placed = decide(requests(live, 40, ["small"]), live, now_ms=NOON_MS + 10).pool
 
     assert live.pool_names[placed[0]] == "far"
     assert np.bincount(placed)[:2].tolist() == [20, 20]
@@ -500,18 +498,18 @@ def test_loads_of_a_models_pools_become_equal(conditions, seed):
         prices={n: Price(z, load) for n, (load, z, _) in zip(names, conditions, strict=True)},
         latency_ms=dict.fromkeys(names, 1.0),
     )
-    n, crowding = 1000, Crowding(OPTIONS.pricing)
+    n, tracker = 1000, LoadTracker(OPTIONS.pricing)
     tokens = np.random.default_rng(seed).uniform(100.0, 2000.0, n)
     asked = requests(live, n, ["small"], prompt_tokens=tokens)
 
     choices = decide(asked, live, now_ms=NOON_MS + 10)
-    crowding.sent(live, choices.pool, choices.work_s, NOON_MS)
+    tracker.sent(live, choices.pool, choices.work_s, NOON_MS)
 
     of_model = live.columns_of[0]
-    crowd = crowding.now(live, NOON_MS + 10)
-    reached = crowd.load[of_model]
+    pool_load = tracker.now(live, NOON_MS + 10)
+    reached = pool_load.load[of_model]
     assert reached.min() > ROOM_FROM
-    assert np.ptp(reached) <= 2.0 * crowd.per_work[of_model].max() + 1e-9
+    assert np.ptp(reached) <= 2.0 * pool_load.per_work[of_model].max() + 1e-9
 
 
 def test_a_fast_pool_is_preferred_while_it_has_room_and_no_longer():
@@ -572,7 +570,7 @@ def test_prices_vary_between_requests_by_as_much_as_is_said():
     """
     live = two_pools(near=3.0)
 
-    found = spread_of(20_000, live, crowd_of(live), OPTIONS, np.random.default_rng(2))
+    found = spread_of(20_000, live, pool_load_of(live), OPTIONS, np.random.default_rng(2))
 
     logs = np.log(found)
     assert found.shape == (20_000, len(live.pool_names))
@@ -585,7 +583,7 @@ def test_equal_numbers_give_equal_spreads():
     live = two_pools(near=3.0)
 
     one, other = (
-        spread_of(9, live, crowd_of(live), OPTIONS, np.random.default_rng(2)) for _ in range(2)
+        spread_of(9, live, pool_load_of(live), OPTIONS, np.random.default_rng(2)) for _ in range(2)
     )
 
     assert one.tobytes() == other.tobytes()
@@ -598,10 +596,9 @@ def test_where_nothing_has_a_price_nothing_varies():
     rng = np.random.default_rng(2)
     before = rng.bit_generator.state
 
-    assert spread_of(9, two_pools(), crowd_of(two_pools()), OPTIONS, rng) is None
+    assert spread_of(9, two_pools(), pool_load_of(two_pools()), OPTIONS, rng) is None
     dear = two_pools(near=3.0)
-    assert spread_of(9, dear, crowd_of(dear, BLIND), BLIND, rng) is None
-    assert spread_of(9, dear, crowd_of(dear), BLIND, rng) is None
+    assert spread_of(9, blind(dear), pool_load_of(blind(dear)), OPTIONS, rng) is None
     assert rng.bit_generator.state == before
 
 
@@ -661,7 +658,7 @@ def test_a_wish_ignores_scarcity():
 
     choices = decide(requests(live), live)
 
-    assert (choices.chosen[0], choices.wished[0]) == (0, 1)
+    assert (choices.chosen[0], choices.preferred[0]) == (0, 1)
 
 
 def test_a_wish_ignores_that_replicas_are_missing_or_queue():
@@ -673,11 +670,11 @@ def test_a_wish_ignores_that_replicas_are_missing_or_queue():
     choices = decide(requests(live), live)
 
     assert choices.verdict[0, 1] == Verdict.NO_REPLICA
-    assert (choices.chosen[0], choices.wished[0]) == (0, 1)
+    assert (choices.chosen[0], choices.preferred[0]) == (0, 1)
 
 
-@pytest.mark.parametrize(("cost", "wished"), [(0.0, 1), (27.0, 1), (28.0, 0)])
-def test_a_wish_pays_what_the_gpus_cost(cost, wished):
+@pytest.mark.parametrize(("cost", "preferred"), [(0.0, 1), (27.0, 1), (28.0, 0)])
+def test_a_wish_pays_what_the_gpus_cost(cost, preferred):
     """
     A second of the large model's work costs 1 cent, of the small one's a tenth of that, and neither
     asks anything of its callers: beyond 0.25 / 0.009 points a dollar the large one is not worth it.
@@ -686,11 +683,11 @@ def test_a_wish_pays_what_the_gpus_cost(cost, wished):
 
     choices = decide(requests(live, preference=weights(1, cost, 0, 0)), live)
 
-    assert choices.wished[0] == wished
+    assert choices.preferred[0] == preferred
 
 
-@pytest.mark.parametrize(("value_usd", "wished"), [(0.05, 1), (0.037, 1), (0.035, 0)])
-def test_who_does_not_weigh_money_wishes_at_what_it_is_worth_to_the_operator(value_usd, wished):
+@pytest.mark.parametrize(("value_usd", "preferred"), [(0.05, 1), (0.037, 1), (0.035, 0)])
+def test_who_does_not_weigh_money_wishes_at_what_it_is_worth_to_the_operator(value_usd, preferred):
     """
     A quarter of a point for 0.9 cents: to an operator who pays 3.6 cents for a whole one, or more.
     """
@@ -699,7 +696,7 @@ def test_who_does_not_weigh_money_wishes_at_what_it_is_worth_to_the_operator(val
 
     choices = decide(requests(live, preference=weights(1, 0, 0, 0)), live, options=options)
 
-    assert choices.wished[0] == wished
+    assert choices.preferred[0] == preferred
 
 
 def test_a_wish_counts_the_list_price_once():
@@ -712,7 +709,11 @@ def test_a_wish_counts_the_list_price_once():
     asks_usd = float(decide(requests(live), live).cost_usd[0, 1])
     worth = 0.25 / (asks_usd - 0.001)  # points a dollar
     chosen = [
-        int(decide(requests(live, preference=weights(1, cost, 0, 0)), live, options=rich).wished[0])
+        int(
+            decide(requests(live, preference=weights(1, cost, 0, 0)), live, options=rich).preferred[
+                0
+            ]
+        )
         for cost in (worth * 0.99, worth * 1.01)
     ]
 
@@ -723,7 +724,7 @@ def test_a_wish_counts_the_list_price_once():
 def test_a_wish_is_for_what_is_allowed():
     live = view(models=WISHED, pools=WISHED_POOLS)
 
-    assert decide(requests(live, models=["small"]), live).wished.tolist() == [0]
+    assert decide(requests(live, models=["small"]), live).preferred.tolist() == [0]
 
 
 # --- shedding --------------------------------------------------------------------------------------

@@ -17,18 +17,18 @@ from learners.estimates.estimator import Estimates
 from learners.estimates.learned import Learned, MemoryOptions
 from learners.policies.policy import EpsilonGreedy, Greedy, LinUcb, Policy, SquareCb, Thompson
 from serve.routing.catalogue import Model, Pool
-from serve.routing.crowding import Crowding
 from serve.routing.live import Live, LiveOptions
+from serve.routing.load_tracker import LoadTracker
 from serve.routing.placement import PlacementOptions
-from serve.routing.router import Choices, Requests, Verdict
+from serve.routing.router import Choices, RequestBatch, Verdict
 from serve.routing.router import route as route_in_crowd
 from streams.training.prices import PricingOptions
 
 POLICIES = (Greedy(), EpsilonGreedy(), LinUcb(), Thompson(), SquareCb())
-lightly = settings(max_examples=60, deadline=None, derandomize=True)
+lightly = settings(max_examples=60)
 
 
-def requests(n: int = 1, k: int = 2, **columns) -> Requests:
+def requests(n: int = 1, k: int = 2, **columns) -> RequestBatch:
     """N requests without limits that weigh quality alone, but for `columns`."""
     contexts = np.zeros((n, N_FEATURES), np.int8)
     contexts[:, BIAS_FEATURE] = BIAS
@@ -41,14 +41,14 @@ def requests(n: int = 1, k: int = 2, **columns) -> Requests:
         "latency_ms_max": np.full(n, np.inf),
         "criticality": np.full(n, 2, np.int8),
     }
-    return Requests(**plain | {name: np.asarray(value) for name, value in columns.items()})
+    return RequestBatch(**plain | {name: np.asarray(value) for name, value in columns.items()})
 
 
-def route(asked: Requests, live: Live, policy: Policy, draws: np.ndarray) -> Choices:
+def route(asked: RequestBatch, live: Live, policy: Policy, draws: np.ndarray) -> Choices:
     """Decide where no pool is crowded; nobody is shed."""
-    crowd = Crowding(PricingOptions()).now(live, 0)
+    pool_load = LoadTracker(PricingOptions()).now(live, 0)
     uniform = np.stack([draws, np.full(len(draws), 0.99)], axis=1)
-    return route_in_crowd(asked, live, crowd, policy, uniform, None, PlacementOptions())
+    return route_in_crowd(asked, live, pool_load, policy, uniform, None, PlacementOptions())
 
 
 class Told(Live):
@@ -372,7 +372,7 @@ def columns(choices: Choices) -> dict[str, np.ndarray]:
     return {name: getattr(choices, name) for name in Choices.__slots__}
 
 
-def some_requests(n: int) -> Requests:
+def some_requests(n: int) -> RequestBatch:
     rng = np.random.default_rng(11)
     contexts = rng.integers(-60, 60, (n, N_FEATURES)).astype(np.int8)
     contexts[:, BIAS_FEATURE] = BIAS
@@ -387,8 +387,10 @@ def some_requests(n: int) -> Requests:
     )
 
 
-def row(asked: Requests, i: int) -> Requests:
-    return Requests(**{name: getattr(asked, name)[i : i + 1] for name in Requests.__slots__})
+def row(asked: RequestBatch, i: int) -> RequestBatch:
+    return RequestBatch(
+        **{name: getattr(asked, name)[i : i + 1] for name in RequestBatch.__slots__}
+    )
 
 
 def test_same_input_gives_the_same_bits():

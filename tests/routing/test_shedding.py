@@ -15,11 +15,11 @@ from serve.encoders import make_encoder
 from serve.errors import FleetFull, NoModelFits
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.catalogue import Model
-from serve.routing.chooser import Chooser
 from serve.routing.decider import Decided, Decider
 from serve.routing.live import Live
 from serve.routing.placement import PlacementOptions
 from serve.routing.request import PreferenceDefaults, read_request
+from serve.routing.router import Chooser
 from serve.routing.sessions import SessionOptions, Sessions
 from streams.feedback.ticket import KEY_BYTES, Issuer, Sealer
 from streams.telemetry.records import decode
@@ -115,7 +115,7 @@ def test_nobody_is_refused_below_the_first_band():
 def test_shed_requests_are_not_in_the_decision_log_but_are_counted_with_their_wish():
     """
     Of five, two are shed and one fits no model: the log has the other two; telemetry has four
-    arrivals, two of them shed, and what all four wished for.
+    arrivals, two of them shed, and what all four prefer.
     """
     found = decide(
         full(),
@@ -134,8 +134,8 @@ def test_shed_requests_are_not_in_the_decision_log_but_are_counted_with_their_wi
     assert found.counted is not None
     a, b = counted(found).classes
     assert (a.name, a.arrivals, a.shed, b.name, b.arrivals, b.shed) == ("a", 2, 1, "b", 2, 1)
-    assert {w.model: (w.requests, w.prompt_tokens_sum) for w in a.wishes} == {"large": (2, 2000)}
-    assert {w.model: w.requests for w in b.wishes} == {"small": 1, "large": 1}
+    assert {w.model: (w.requests, w.prompt_tokens_sum) for w in a.demand} == {"large": (2, 2000)}
+    assert {w.model: w.requests for w in b.demand} == {"small": 1, "large": 1}
 
 
 def counted(found: Decided):

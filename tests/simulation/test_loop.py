@@ -11,63 +11,21 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
+from command import decides, descendants, fairlead, settings_file
+from waiting import until
 
-from fairlead import Client, FairleadError
+from fairlead import Client
 from infra.pools.ports import free_ports, is_free
 
-ROOT = Path(__file__).parents[2]
 KEYS = {
     "table", "requests", "seeds", "wall_s", "router", "random", "best_single", "oracle",
     "last_quarter_quality_share", "last_quarter_cost_share",
     "outcomes_sent", "outcomes_learned", "outcomes_lost", "outcomes_counted_twice",
 }  # fmt: skip
-
-
-def until(condition, what: str, seconds: float = 60.0):
-    """Wait until `condition()` is true, and return it."""
-    deadline_s = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline_s, f"waited {seconds} s in vain for {what}"
-        time.sleep(0.05)
-    return found
-
-
-@contextlib.contextmanager
-def fairlead(*arguments: str, **popen):
-    """The command line in a process group of its own, stopped at the end whatever happens."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fairlead", *arguments],
-        cwd=ROOT,
-        text=True,
-        start_new_session=True,
-        **popen,
-    )
-    started = psutil.Process(process.pid)
-    try:
-        yield process
-    finally:
-        family = [started, *descendants(started)]
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(40)
-        for left in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                left.kill()
-        if process.stdout:
-            process.stdout.close()
-
-
-def descendants(process: psutil.Process) -> list[psutil.Process]:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return process.children(recursive=True)
-    return []
 
 
 def named(process: subprocess.Popen, name: str) -> list[psutil.Process]:
@@ -78,31 +36,6 @@ def named(process: subprocess.Popen, name: str) -> list[psutil.Process]:
             if name in " ".join(child.cmdline()[:1]):
                 found.append(child)
     return found
-
-
-def settings_file(folder: Path, port: int) -> Path:
-    path = folder / "fairlead.toml"
-    path.write_text(f"""
-state_dir = "{folder}/state"
-[listener]
-port = {port}
-[encoder]
-kind = "hashing"
-[[models]]
-name = "small"
-usd_per_call = 0.001
-[[models]]
-name = "large"
-usd_per_call = 0.01
-""")
-    return path
-
-
-def decides(client: Client) -> bool:
-    try:
-        return bool(client.route(text="What is a fairlead?", timeout_s=2.0).model)
-    except FairleadError:
-        return False
 
 
 class Demo:

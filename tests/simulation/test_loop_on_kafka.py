@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from test_loop import ROOT, decides, fairlead, settings_file, until
+from command import ROOT, decides, fairlead, settings_file
+from waiting import until
 
 from fairlead import Client
 from infra.pools.ports import free_ports

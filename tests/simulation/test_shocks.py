@@ -31,7 +31,7 @@ from shocked_world import (
     traffic,
 )
 
-from infra.autoscaling.sizing.steady import SteadyOptions
+from infra.autoscaling.sizing.stabilisation import StabilisationOptions
 from load.simulation.loop.results import Fate
 from load.simulation.machines.fleet import unix_ms
 from load.simulation.shocks import (
@@ -44,13 +44,13 @@ from load.simulation.shocks import (
     Silent,
 )
 from streams.telemetry.fleet_view import workload
-from streams.training.prices import LOAD_MAX
+from streams.telemetry.pool_reports import LOAD_MAX
 from streams.training.telemetry_fold import BAD
 
 STRUCK_S = 202.0
 READY_S = STARTUP_S + 60.0 + 2 * STEP_S  # from a plan to a large model's replica that answers
 FULL = 0.7  # of what a replica carries, the least that the planner uses
-DELAY_S = SteadyOptions().down_s
+DELAY_S = StabilisationOptions().down_s
 
 
 # --- what holds of every run
@@ -126,7 +126,7 @@ def test_load_times_five_keeps_most_of_the_highest_class_within_target():
 
 
 def test_load_times_five_grows_the_fleet_at_once_and_within_the_limits_of_growth():
-    found, options = flood(), SteadyOptions()
+    found, options = flood(), StabilisationOptions()
 
     plans = {at_s: plan.replicas for at_s, plan in found.watched.plans.items()}
     assert found.planned(140.0)[LARGE_EU] > found.planned(100.0)[LARGE_EU]
@@ -335,7 +335,7 @@ def test_garbled_records_are_counted_and_absurd_numbers_are_not_believed():
     assert {name.removeprefix(BAD) for name in counts} >= {"not_json", "bad_field"}
     assert sum(counts.values()) > 500
     during = [o for at_s, o in found.watched.seen.items() if STRUCK_S + STEP_S <= at_s <= 500.0]
-    assert max(pool.load or 0.0 for o in during for pool in o.pools.values()) <= LOAD_MAX
+    assert max(pool.reports.load or 0.0 for o in during for pool in o.pools.values()) <= LOAD_MAX
     assert max(pool.price for o in during for pool in o.pools.values()) < 1.0
 
 
@@ -396,8 +396,8 @@ def test_what_is_refused_and_what_is_dear_is_seen_in_telemetry():
     asked, requests = found.run.traffic, found.run.requests
     views = workload(found.state.fleet, unix_ms(found.run.end_s))
     for of, name in enumerate(asked.class_names):
-        assert views[name].shed == np.count_nonzero(requests.shed & (asked.classes == of))
-        assert views[name].arrivals == np.count_nonzero(asked.classes == of)
+        assert views[name].counts["shed"] == np.count_nonzero(requests.shed & (asked.classes == of))
+        assert views[name].counts["arrivals"] == np.count_nonzero(asked.classes == of)
     assert min(found.price(FALL_S - 10.0, pool) for pool in capacity_per_s()) > 3.0
 
 

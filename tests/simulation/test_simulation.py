@@ -14,8 +14,8 @@ from strategies import lightly
 
 from infra.capacity.latency_target import LatencyTarget
 from infra.emulator.engine import FINISHED, FIRST_TOKEN, Engine
+from learners.criticality import Criticality
 from learners.estimates.learned import Learned, MemoryOptions
-from learners.prices import Criticality
 from load.simulation.loop.remembered import Remembered
 from load.simulation.loop.results import Fate, Run
 from load.simulation.loop.trainer import VirtualTrainer
@@ -225,7 +225,7 @@ def test_within_target_is_told_of_every_request_by_the_target_itself():
     found = run(asked, fleet(pool()), change=changed(target=target))
 
     expected = [
-        fate == Fate.FINISHED and target.met(int(prompt), ttft_s, tpot_s)
+        fate == Fate.FINISHED and target.met(int(prompt), ttft_s=ttft_s, tpot_s=tpot_s)
         for fate, prompt, ttft_s, tpot_s in zip(
             found.requests.fate,
             asked.prompt_tokens,
@@ -584,7 +584,7 @@ def test_garbled_telemetry_is_counted_and_nothing_breaks():
     accounted(found)
     bad = sum(n for name, n in state.counts.items() if name.startswith(BAD))
     assert bad >= 5 and state.counts[FOLDED] > 50
-    loads = [observed.pools["small-h100"].load for observed in scaler.seen]
+    loads = [observed.pools["small-h100"].reports.load for observed in scaler.seen]
     assert None in loads[1:3] and loads[-1] < 2.0  # what makes no sense is not told
     assert found.count(Fate.FINISHED) == len(asked)
 
@@ -702,8 +702,8 @@ def test_scaler_sees_demand_replicas_and_prices():
 
     condition = scaler.seen[9].pools["small-h100"]
     observed = scaler.seen[11]
-    assert condition.ready == 1 and condition.running > 0
-    assert condition.load > 1.0 and condition.price > 0.0
+    assert condition.ready == 1 and condition.reports.running > 0
+    assert condition.reports.load > 1.0 and condition.price > 0.0
     assert sum(d.requests_per_s for d in observed.demands) == pytest.approx(20.0, rel=0.2)
     assert observed.routers == 1 and 0.0 < observed.router_busy_share < 0.1
     assert observed.at_s * 1000 == UNIX_MS + 60_000

@@ -64,7 +64,7 @@ def test_a_stretch_begins_at_zero_and_leaves_its_end_out():
     """
     trace = Trace("t", np.array([0.0, 10.0, 15.0, 20.0]), np.arange(4) + 1, np.arange(4) + 1)
 
-    found = trace.between(10.0, 20.0)
+    found = trace.between(10.0, end_s=20.0)
 
     np.testing.assert_array_equal(found.at_s, [0.0, 5.0])
     np.testing.assert_array_equal(found.prompt_tokens, [2, 3])
@@ -121,7 +121,7 @@ def test_one_seed_makes_one_trace(seed):
     """
     Whatever was drawn before.
     """
-    trace = traces.azure().between(0.0, 60.0)
+    trace = traces.azure().between(0.0, end_s=60.0)
 
     one, other = scaled(trace, 2.5, rng(seed)), scaled(trace, 2.5, rng(seed))
 

@@ -10,6 +10,8 @@ from infra.autoscaling.planner import Planner, PlannerOptions
 from infra.capacity.fleet import Fleet, GpuType, PoolPlan
 from infra.capacity.latency_target import LatencyTarget
 from learners.work import WorkRates
+from streams.telemetry.pool_reports import PoolReports
+from streams.telemetry.records import PoolState
 
 TARGET = LatencyTarget()
 USD = {"l4": 0.4, "h100": 2.0, "b200": 5.0}
@@ -75,6 +77,13 @@ def planner(
     return Planner(of or fleet(), rates(), TARGET, QUALITY, options, remembered)
 
 
+def condition(ready: int = 0, *, price: float = 0.0, **gauges: object) -> PoolCondition:
+    """A pool with so many ready replicas, one of which reports these gauges."""
+    head = {"source": "a" * 16, "sequence": 0, "from_unix_ms": 0, "to_unix_ms": 1000}
+    report = PoolState(pool="p", model="m", replica="r", **head, **gauges)
+    return PoolCondition(ready=ready, price=price, reports=PoolReports((report,)))
+
+
 def demand(model: str, requests_per_s: float, class_name: str = "chat") -> Demand:
     return Demand(
         class_name=class_name,
@@ -137,7 +146,9 @@ class World:
             telemetry_age_s=self.telemetry_age_s,
         )
 
-    def changed(self, name: str, **condition: object) -> None:
-        """From now on that pool is so."""
+    def changed(self, name: str, load: float | None = None, **changes: object) -> None:
+        """From now on that pool is so; `load` is what its replicas report."""
         made = self.conditions.get(name, self.observed().pools[name])
-        self.conditions[name] = replace(made, **condition)
+        if load is not None:
+            changes["reports"] = condition(load=load).reports
+        self.conditions[name] = replace(made, **changes)

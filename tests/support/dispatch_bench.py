@@ -27,19 +27,19 @@ from virtual_loop import VirtualLoop, virtual_loop
 
 from learners.estimates.learned import Learned, MemoryOptions
 from learners.policies.policy import Greedy
-from serve.dispatch.answers import Ask, Ended, Event, Routed, Streamed
+from serve.dispatch.answers import DispatchInput, Ended, Event, Routed, Streamed
+from serve.dispatch.attempt import Attempt
 from serve.dispatch.dispatcher import Dispatcher, DispatchOptions
 from serve.dispatch.retickets import Reticket, Retickets
-from serve.dispatch.trial import Trial
 from serve.encoders import identity, make_encoder
 from serve.errors import ServeError
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.catalogue import Catalogue, Model
-from serve.routing.chooser import Chooser
 from serve.routing.decider import Decider
 from serve.routing.live import Live, LiveOptions
 from serve.routing.placement import PlacementOptions
 from serve.routing.request import PreferenceDefaults, read_request
+from serve.routing.router import Chooser
 from serve.routing.sessions import SessionOptions, Sessions
 from streams.feedback.decisions import DecisionBatch, encode
 from streams.feedback.feedback import NANO_USD, REPORTED, FeedbackOptions, Ingest, encode_report
@@ -112,7 +112,7 @@ class Bench:
         )
         self._decisions = Log(self.log)
         self.reports: list[tuple[Reticket, dict[str, Any]]] = []
-        self.settled: list[Trial] = []
+        self.settled: list[Attempt] = []
         self.decided: list[pb.Decision] = []
         self.held_up = 0  # answers whose reader was in the way, by the test's own account
         self.dispatcher = Dispatcher(
@@ -147,10 +147,14 @@ class Bench:
         key = ticket.decision_id.encode()
         self.log.append(FEEDBACK, [(key, encode_report(ticket.ticket, **values))])
 
-    def ask(self, *, confidence_min: float | None = None, fan_out: int = 1, **route: Any) -> Ask:
+    def ask(
+        self, *, confidence_min: float | None = None, fan_out: int = 1, **route: Any
+    ) -> DispatchInput:
         route.setdefault("preference", pb.Preference(**QUALITY))
         request = pb.RouteRequest(embedding_f32=embedding(0, DIM), **route)
-        return Ask(route=request, body=BODY, confidence_min=confidence_min, fan_out=fan_out)
+        return DispatchInput(
+            route=request, body=BODY, confidence_min=confidence_min, fan_out=fan_out
+        )
 
     def answer(self, **ask: Any) -> AsyncGenerator[Event, None]:
         """The events of one request."""
@@ -216,22 +220,22 @@ class Bench:
         assert set(issued.values()) <= {1}
         assert reported == issued
         rows = {row["decision_id"].hex(): row for row in self.rows()}
-        assert len({id(trial) for trial in self.settled}) == len(self.settled)
-        for trial in self.settled:
-            row = rows[trial.ticket.decision_id]
-            assert (row["model"], row["pool"]) == trial.place
-            head = self.sealer.open(trial.ticket.ticket).head
-            assert int(head["pool"]) == key_of(trial.place.pool)
-            assert int(head["model"]) == key_of(trial.place.model)
-            if trial.ticket.decision_id not in {d.decision_id for d in self.decided}:
-                assert (row["policy"], row["propensity"]) == (trial.kind, 1.0)
-                assert int(head["policy"]) == key_of(trial.kind)
+        assert len({id(attempt) for attempt in self.settled}) == len(self.settled)
+        for attempt in self.settled:
+            row = rows[attempt.ticket.decision_id]
+            assert (row["model"], row["pool"]) == attempt.place
+            head = self.sealer.open(attempt.ticket.ticket).head
+            assert int(head["pool"]) == key_of(attempt.place.pool)
+            assert int(head["model"]) == key_of(attempt.place.model)
+            if attempt.ticket.decision_id not in {d.decision_id for d in self.decided}:
+                assert (row["policy"], row["propensity"]) == (attempt.kind, 1.0)
+                assert int(head["policy"]) == key_of(attempt.kind)
         assert len(self.settled) >= sum(endpoint.called for endpoint in self.calls())
 
     def _check_learned(self) -> None:
         """What the trainer has counted is what the attempts cost, and only answers are learned."""
-        attempts = [trial.settled for trial in self.settled]
-        answered = [a for a in attempts if a.outcome == "answered"]
+        records = [attempt.settled for attempt in self.settled]
+        answered = [a for a in records if a.outcome == "answered"]
         nano = lambda a: round(a.cost_usd * NANO_USD)  # noqa: E731
         counts = self.learn().state.counts
         assert counts.get("records", 0) == len(self.reports)
@@ -239,12 +243,12 @@ class Bench:
         assert not any(name.startswith("dead_letter") for name in counts)
         spent = {n.removeprefix(SPENT): v for n, v in counts.items() if n.startswith(SPENT)}
         vain = {n.removeprefix(IN_VAIN): v for n, v in counts.items() if n.startswith(IN_VAIN)}
-        for pool in {a.pool for a in attempts}:
-            own, key = [a for a in attempts if a.pool == pool], f"{key_of(pool):016x}"
+        for pool in {a.pool for a in records}:
+            own, key = [a for a in records if a.pool == pool], f"{key_of(pool):016x}"
             paid = sum(nano(a) for a in own if a.outcome == "answered")
             assert spent.get(key, 0) == paid
             assert vain.get(key, 0) == sum(nano(a) for a in own) - paid
-        assert sum(spent.values()) + sum(vain.values()) == sum(map(nano, attempts))
+        assert sum(spent.values()) + sum(vain.values()) == sum(map(nano, records))
         found = Ingest(Sealer(KEYS), key_of(ENCODER), FeedbackOptions()).take(
             self.log.records(FEEDBACK)
         )
@@ -252,7 +256,7 @@ class Bench:
         for name in ("cost_usd", "latency_ms", "output_tokens"):
             n = len(answered) - (self.held_up if name == "latency_ms" else 0)
             assert sum(bool(b & bit[name]) for b in found.bits.tolist()) == n, name
-        failed = [a for a in attempts if a.outcome not in FREE_OF_BLAME]
+        failed = [a for a in records if a.outcome not in FREE_OF_BLAME]
         errors = [values["error"] for _, values in self.reports if "error" in values]
         assert (errors.count(True), errors.count(False)) == (len(failed), len(answered))
 

@@ -26,10 +26,10 @@ def made(n_endpoints: int, n_out: int = 0) -> Health:
         health.set_endpoints(pool, [f"{pool}{i}" for i in range(n_endpoints)], now_s=0.0)
     for address in (f"a{i}" for i in range(n_out)):
         for _ in range(5):
-            lease = health.pick("a", 0.0, 0.5, prefer=address)
+            lease = health.pick("a", 0.0, uniform=0.5, prefer=address)
             while lease.address != address:
                 lease.cancelled(0.0)
-                lease = health.pick("a", 0.0, random.random(), prefer=address)
+                lease = health.pick("a", 0.0, uniform=random.random(), prefer=address)
             lease.failed(0.0, "reset")
     return health
 
@@ -50,13 +50,13 @@ def main() -> None:
         health = made(n_endpoints, n_out)
 
         def pick_finish(now_s: float, uniform: float, health: Health = health) -> None:
-            health.pick("a", now_s, uniform).succeeded(now_s)
+            health.pick("a", now_s, uniform=uniform).succeeded(now_s)
 
         def whole(now_s: float, uniform: float, health: Health = health) -> None:
             pool = health.order(POOLS, now_s)[0]
-            lease = health.pick(pool, now_s, uniform, prefer="a0")
+            lease = health.pick(pool, now_s, uniform=uniform, prefer="a0")
             health.hedge_delay_s(pool, now_s)
-            health.first_token_timeout_s(pool, now_s, 60.0)
+            health.first_token_timeout_s(pool, now_s, left_s=60.0)
             lease.first_token(now_s + 0.1 + uniform)
             lease.succeeded(now_s + 2.0)
 
@@ -81,7 +81,7 @@ def main() -> None:
     waits = made(1)._pools["a"].waits
     for i in range(1000):
         waits.add(0.1 + i / 1000, 0.0)
-    print(f"one quantile {us(lambda now_s, uniform: waits.quantile_s(0.95, now_s)):5.2f} µs")
+    print(f"one quantile {us(lambda now_s, uniform: waits.quantile_s(0.95, now_s=now_s)):5.2f} µs")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
     async with Server(handle) as server:      `async def handle(talk)` per request
         OpenAiOptions(url=server.url, …)
+    with in_a_thread(handle) as server:       for callers that block
+
+Of fake servers there are two: this one in the test's process, and the program `openai_program.py`.
 
 It speaks just enough HTTP over a plain socket, because tests break HTTP, too.
 
@@ -13,7 +16,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -117,7 +121,8 @@ class Server:
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
         port = self._server.sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}/v1"
+        self.root = f"http://127.0.0.1:{port}"
+        self.url = f"{self.root}/v1"
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -163,6 +168,22 @@ class Server:
             handling.cancel()
             listening.cancel()
             await asyncio.gather(handling, listening, return_exceptions=True)
+
+
+@contextlib.contextmanager
+def in_a_thread(handle: Callable[[Talk], Awaitable[None]]) -> Iterator[Server]:
+    """A server whose loop runs beside the test."""
+    with asyncio.Runner() as runner:
+        server = runner.run(Server(handle).__aenter__())
+        over = asyncio.Event()
+        thread = threading.Thread(target=runner.run, args=(over.wait(),))
+        thread.start()
+        try:
+            yield server
+        finally:
+            runner.get_loop().call_soon_threadsafe(over.set)
+            thread.join()
+            runner.run(server.__aexit__())
 
 
 async def _request(

@@ -19,7 +19,7 @@ from learners.estimates.learned import Learned, MemoryOptions
 from learners.work import WorkRates
 from serve.routing.catalogue import Model, Pool
 from serve.routing.live import Live, LiveOptions
-from serve.routing.router import Requests
+from serve.routing.router import RequestBatch
 from streams.telemetry.fleet_state import FleetState
 from streams.telemetry.records import PoolState
 from streams.training.prices import Price, Prices
@@ -79,7 +79,7 @@ def view(
     return live
 
 
-def requests(live: Live, n: int = 1, models: Sequence[str] = (), **columns: object) -> Requests:
+def requests(live: Live, n: int = 1, models: Sequence[str] = (), **columns: object) -> RequestBatch:
     """N requests of 1,000 tokens that weigh quality alone, for some models or all."""
     contexts = np.zeros((n, N_FEATURES), np.int8)
     contexts[:, BIAS_FEATURE] = BIAS
@@ -93,4 +93,4 @@ def requests(live: Live, n: int = 1, models: Sequence[str] = (), **columns: obje
         "latency_ms_max": np.full(n, np.inf),
         "criticality": np.full(n, 2, np.int8),
     }
-    return Requests(**plain | {name: np.asarray(value) for name, value in columns.items()})
+    return RequestBatch(**plain | {name: np.asarray(value) for name, value in columns.items()})

@@ -23,7 +23,7 @@ from infra.autoscaling.sizing.sizing import SizingOptions
 from infra.capacity.fleet import Fleet
 from infra.capacity.latency_target import LatencyTarget
 from infra.capacity.load import rates_of
-from learners.prices import Criticality
+from learners.criticality import Criticality
 from load.bench.fleet.scenario import gpu_types, outcomes, pool_plan, usd_per_s, work_s_of
 from load.data.tables import OutcomeTable
 from load.data.traffic import Traffic
@@ -263,7 +263,7 @@ def planner(of: Fleet, known: OutcomeTable) -> Planner:
         PlannerOptions(
             sizing=SizingOptions(
                 value_usd=PREFERENCE[0] / PREFERENCE[1],
-                criticality={name: int(criticality) for name, criticality, _ in CLASSES},
+                criticality={name: criticality for name, criticality, _ in CLASSES},
             )
         ),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 from collections import defaultdict
@@ -15,12 +16,14 @@ from load.bench.recovery.made_telemetry import made_telemetry
 from streams.errors import BadTelemetry
 from streams.telemetry import fleet_state, fleet_view, tally
 from streams.telemetry.fleet_state import LATENCY_SLOTS, SLOT_MS, SLOTS, FleetState
-from streams.telemetry.fleet_view import SILENT_MS
 from streams.telemetry.histogram import LATENCY_MS, TOKENS
+from streams.telemetry.pool_reports import pool_reports
+from streams.telemetry.received import SILENT_MS
 from streams.telemetry.records import (
     OTHER,
     AnyTelemetry,
     ClassWindow,
+    DemandWindow,
     DispatchState,
     DispatchWindow,
     MixWindow,
@@ -209,6 +212,43 @@ def test_packed_bytes_that_are_none_begin_anew(packed, caplog):
     assert "can't be read" in caplog.text
 
 
+# What a program wrote whose gauges had positions: see `streams.telemetry.format_1`.
+FORMAT_1 = base64.b64decode(
+    "g6Zmb3JtYXQBpnRhYmxlc4eoaGVhcmRfbXPPAAABoMRQbACnbWlzc2luZwCpbmV3ZXN0X21zzwAAAaDEUGwAqHJlcGxp"
+    "Y2FzgaNwH3KdzwAAAaDEUGwAsGJiYmJiYmJiYmJiYmJiYmIDoW2ibDSiZXWlcmVhZHkCA8s/4AAAAAAAAMtATgAAAAAA"
+    "AMPLP+gAAAAAAACncm91dGVyc4GwYWFhYWFhYWFhYWFhYWFhYZbPAAABoMRQbAAHCADLAAAAAAAAAADLP9AAAAAAAACn"
+    "c291cmNlc4KwYWFhYWFhYWFhYWFhYWFhYZLPAAABoMRQbAAHsGJiYmJiYmJiYmJiYmJiYmKSzwAAAaDEUGwAA6Z0b3Rh"
+    "bHOUgaRhY21llwPNASwAgIABgaFtkgLMyIGjbR9wkgIAgaFwngkAAAAAAAAAAACAgICAAKVzbG90c4HOCqtSv5SBpGFj"
+    "bWWXA80BLACAgAGBoW2SAszIgaNtH3CSAgCBoXCeCQAAAAAAAAAAAICAgIAA"
+)
+
+
+def test_what_format_1_holds_is_read_and_goes_on():
+    """
+    Counts, gauges, sequences and times: the views are those of the same records folded today.
+    """
+    asked = DemandWindow(model="m", requests=2, prompt_tokens_sum=200)
+    window = ClassWindow(name="acme", arrivals=3, shed=1, prompt_tokens_sum=300, demand=[asked])
+    mix = [MixWindow(model="m", pool="p", decisions=2)]
+    router = {"snapshot_version": 8, "loop_busy_share": 0.25}
+    gauges = {"gpu": "l4", "region": "eu", "queued": 2, "running": 3, "kv_use": 0.5, "load": 0.75}
+    records = [
+        (Workload(classes=[window], **head(A, 6, NOW_MS)), NOW_MS),
+        (RouterState(mix=mix, **router, **head(A, 7, NOW_MS)), NOW_MS),
+        (pool(B, 3, watts=60.0, tokens=9, derived=True, **gauges), NOW_MS),
+    ]
+
+    old, new = FleetState(FORMAT_1), folded(records)
+
+    for view in (fleet_view.workload, fleet_view.router, fleet_view.pools):
+        assert view(old, NOW_MS) == view(new, NOW_MS)
+    assert fleet_view.demand_by_model(old, NOW_MS) == fleet_view.demand_by_model(new, NOW_MS)
+    assert pool_reports(old)["p"].load == pool_reports(new)["p"].load == 0.75
+    assert not old.fold(*records[2]) and old.fold(pool(B, 4, NOW_MS + 1), NOW_MS + 1)
+    assert FleetState(old.pack()).replicas == old.replicas
+    assert old.totals == new.totals
+
+
 def test_counts_stop_where_the_format_ends():
     """
     Adding whatever anybody reports never makes a number that can't be saved.
@@ -285,7 +325,7 @@ def test_steady_arrivals_have_a_steady_rate(later_ms, into_slot_ms):
     assert view.prompt_tokens_per_s == pytest.approx(700.0, rel=0.02)
     assert view.prompt_tokens_mean == 100.0
     assert view.prompt_tokens["p50"] == pytest.approx(100, rel=0.1)
-    assert view.arrivals == 2800
+    assert view.counts["arrivals"] == 2800
 
 
 def test_rate_fades_when_nobody_reports():
@@ -301,7 +341,7 @@ def test_rate_fades_when_nobody_reports():
     assert per_s["10s"] == 0.0
     assert per_s["1m"] == pytest.approx(3.5, rel=0.02)
     assert set(gone.arrivals_per_s.values()) == {0.0}
-    assert gone.arrivals == 2800
+    assert gone.counts["arrivals"] == 2800
 
 
 def test_router_mix_and_share_explored():

@@ -16,6 +16,7 @@ from infra.capacity.queueing import load_max
 from infra.emulator.engine import Engine
 from infra.emulator.fitted import performance_of
 from infra.emulator.performance import Performance
+from learners.work import WorkRates
 
 TARGET = LatencyTarget()
 FAST = Performance(
@@ -31,9 +32,21 @@ SLOW = Performance(
 SECONDS = 300
 
 
+def work_of(rates: WorkRates, kind: tuple[float, float]) -> float:
+    prompt, output = kind
+    return rates.work_s(prompt, output_tokens=output)
+
+
 def full(performance: Performance, prompt: float, output: float, cv2: float = 0.0) -> float:
     """How full a replica may be with such requests."""
-    return load_max(rates_of(performance, TARGET), TARGET, prompt, output, cv2, REPLICAS)
+    return load_max(
+        rates_of(performance, TARGET),
+        TARGET,
+        prompt,
+        output_tokens_mean=output,
+        cv2=cv2,
+        replicas=REPLICAS,
+    )
 
 
 def told(
@@ -55,7 +68,7 @@ def told(
     number, loads = 0, []
     for look in range(1, looks + 1):
         behind_s += work_per_s * look_s
-        while behind_s >= (work_s := rates.work_s(*kinds[number % len(kinds)])):
+        while behind_s >= (work_s := work_of(rates, kinds[number % len(kinds)])):
             gauge.came(*kinds[number % len(kinds)])
             behind_s, number = behind_s - work_s, number + 1
         engine.advance(look * look_s)
@@ -93,7 +106,7 @@ def test_lengths_that_vary_make_a_replica_full_sooner():
     """
     kinds = [(100, 50)] * 3 + [(6000, 50)]
     rates = rates_of(SLOW, TARGET)
-    works = [rates.work_s(*kind) for kind in kinds]
+    works = [work_of(rates, kind) for kind in kinds]
     mean = sum(works) / 4
     cv2 = sum(w * w for w in works) / 4 / mean**2 - 1.0
 
@@ -206,4 +219,6 @@ def test_a_pool_that_runs_twenty_times_as_fast_takes_a_twentieth_of_the_work():
     fast = rates.faster(20.0)
 
     assert fast.tpot_s == pytest.approx(LatencyTarget().tpot_s)
-    assert fast.work_s(1000, 200) == pytest.approx(rates.work_s(1000, 200) / 20.0)
+    assert fast.work_s(1000, output_tokens=200) == pytest.approx(
+        rates.work_s(1000, output_tokens=200) / 20.0
+    )

@@ -20,7 +20,7 @@ from streams.errors import BadTelemetry
 from streams.log.contract import TELEMETRY
 from streams.telemetry import records as telemetry
 from streams.telemetry.histogram import LATENCY_MS, TOKENS, Buckets, counted, pairs
-from streams.telemetry.pool_window import DispatchWindow, PoolWindow, ReplicaGauges, ReplicaIdentity
+from streams.telemetry.pool_window import DispatchWindow, PoolWindow, ReplicaIdentity
 from streams.telemetry.records import (
     CLASSES_MAX,
     KINDS_MAX,
@@ -52,17 +52,17 @@ def batch(
     explored: list[bool] | None = None,
     models: tuple[str, ...] = ("small", "large"),
     pool: list[int] | None = None,
-    wished: list[int] | None = None,
+    preferred: list[int] | None = None,
     shed: list[bool] | None = None,
 ) -> DecidedBatch:
-    """Each model is called in a pool of its own, and was wished for, but where it says otherwise."""
+    """Each model is called in a pool of its own, and was preferred, but where it says otherwise."""
     return DecidedBatch(
         models,
         tuple(f"{model}-pool" for model in models),
         np.array(chosen, np.intp),
         np.array(chosen if pool is None else pool, np.intp),
         np.array(explored or [False] * len(chosen), bool),
-        np.array(chosen if wished is None else wished, np.intp),
+        np.array(chosen if preferred is None else preferred, np.intp),
         np.array(shed or [False] * len(chosen), bool),
         tenants,
         np.array(tokens, np.float64),
@@ -309,9 +309,9 @@ def test_catalogue_that_changes_within_a_window_is_counted_by_its_names():
     assert mix == {"small": 1, "tiny": 1}
 
 
-def test_shed_requests_arrive_and_wish_but_are_no_decisions():
+def test_shed_requests_are_arrivals_and_demand_but_no_decisions():
     """
-    Of five requests two are shed. All arrive and say what they wished for, with their tokens; the
+    Of five requests two are shed. All arrive and say what they prefer, with their tokens; the
     mix is of the other three, and so is what was explored.
     """
     window = RouterWindow()
@@ -321,7 +321,7 @@ def test_shed_requests_arrive_and_wish_but_are_no_decisions():
             ["a", "a", "a", "b", "b"],
             [100, 50, 0, 7, 3],
             explored=[True, False, False, True, False],
-            wished=[1, 1, 0, 1, 0],
+            preferred=[1, 1, 0, 1, 0],
             shed=[True, False, False, False, True],
         )
     )
@@ -330,21 +330,21 @@ def test_shed_requests_arrive_and_wish_but_are_no_decisions():
 
     a, b = found["Workload"].classes
     assert (a.name, a.arrivals, a.shed, b.name, b.arrivals, b.shed) == ("a", 3, 1, "b", 2, 1)
-    assert wishes(a) == {"small": (1, 0), "large": (2, 150)}
-    assert wishes(b) == {"small": (1, 3), "large": (1, 7)}
+    assert demand(a) == {"small": (1, 0), "large": (2, 150)}
+    assert demand(b) == {"small": (1, 3), "large": (1, 7)}
     assert {(m.model, m.decisions, m.explored) for m in found["RouterState"].mix} == {
         ("small", 2, 1),
         ("large", 1, 0),
     }
 
 
-def wishes(of_class: telemetry.ClassWindow) -> dict[str, tuple[int, int]]:
-    return {wish.model: (wish.requests, wish.prompt_tokens_sum) for wish in of_class.wishes}
+def demand(of_class: telemetry.ClassWindow) -> dict[str, tuple[int, int]]:
+    return {one.model: (one.requests, one.prompt_tokens_sum) for one in of_class.demand}
 
 
-def test_wishes_of_many_classes_for_many_models_fit_a_record():
+def test_demand_of_many_classes_for_many_models_fits_a_record():
     """
-    The least wished for are summed up, so that none is lost and the record is not too large.
+    The least preferred are summed up, so that none is lost and the record is not too large.
     """
     models = tuple(f"provider/some-model-of-a-usual-name-{i:03d}" for i in range(255))
     window = RouterWindow()
@@ -356,20 +356,20 @@ def test_wishes_of_many_classes_for_many_models_fit_a_record():
     classes = taken(window)["Workload"].classes  # decoded: it is not too large
 
     for found in classes:
-        assert sum(wish.requests for wish in found.wishes) == found.arrivals
-        assert sum(wish.prompt_tokens_sum for wish in found.wishes) == found.prompt_tokens_sum
-        kept = [wish.model for wish in found.wishes if wish.model != OTHER]
+        assert sum(one.requests for one in found.demand) == found.arrivals
+        assert sum(one.prompt_tokens_sum for one in found.demand) == found.prompt_tokens_sum
+        kept = [one.model for one in found.demand if one.model != OTHER]
         assert set(kept) <= set(models[::3])
 
 
-def test_wishes_of_one_class_are_all_told():
+def test_demand_of_one_class_is_all_reported():
     models = tuple(f"m{i}" for i in range(255))
     window = RouterWindow()
     window.count_batch(batch(list(range(255)), [""] * 255, [0.0] * 255, models=models))
 
     (found,) = taken(window)["Workload"].classes
 
-    assert wishes(found) == dict.fromkeys(models, (1, 0))
+    assert demand(found) == dict.fromkeys(models, (1, 0))
 
 
 def test_requests_for_one_model_are_counted_by_the_pool_they_went_to():
@@ -444,17 +444,16 @@ def test_a_pools_replica_is_reported_with_its_counts_and_gauges():
     window.count_answer(9.5)
     window.count_joules(61.25)
 
-    (value,) = values(
-        [window.take(reporter, reporter.window(NOW_MS), ReplicaGauges(queued=2, kv_use=1.0000001))]
-    )
+    made = telemetry.PoolState(queued=2, **window.take(reporter, reporter.window(NOW_MS)))
+    (value,) = values([made])
 
     found = decode(value)
     assert (found.pool, found.gpu, found.derived) == ("p", "l4", True)
-    assert (found.queued, found.kv_use, found.state) == (2, 1.0, "ready")
+    assert (found.queued, found.state) == (2, "ready")
     assert (found.tokens, found.joules) == (12, 61.25)
     assert found.ttft_ms == [(LATENCY_MS.index(37.0), 1)]
     assert found.tpot_ms == [(LATENCY_MS.index(9.5), 1)]
-    after = window.take(reporter, reporter.window(NOW_MS + 1), ReplicaGauges())
+    after = telemetry.PoolState(**window.take(reporter, reporter.window(NOW_MS + 1)))
     assert (after.tokens, after.joules, after.ttft_ms, after.tpot_ms) == (0, 0.0, [], [])
     assert after.sequence == 1
 
@@ -521,10 +520,10 @@ def test_the_page_names_every_field_reason_and_limit():
     """
     named = set(re.findall(r"`([a-z_]+)(?:\[\])?`", PAGE))
     for kind in (
-        telemetry.Workload, telemetry.ClassWindow, telemetry.WishWindow, telemetry.RouterState, telemetry.MixWindow,
+        telemetry.Workload, telemetry.ClassWindow, telemetry.DemandWindow, telemetry.RouterState, telemetry.MixWindow,
         telemetry.PoolState, telemetry.DispatchState, telemetry.DispatchWindow,
     ):  # fmt: skip
-        for field in kind.__struct_fields__:
+        for field in kind.__struct_encode_fields__:
             assert field in named or f"`{field}[]`" in PAGE, f"{kind.__name__}.{field}"
     assert {str(reason) for reason in Reason} <= named
     for said in (

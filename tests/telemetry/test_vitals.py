@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from io import StringIO
 
+import grpc
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -23,8 +24,15 @@ from streams.errors import OutboxClosed
 from streams.log.contract import TELEMETRY
 from streams.log.sqlite_log import SqliteLog
 from streams.telemetry.histogram import LATENCY_MS
-from streams.telemetry.pool_window import DispatchWindow, PoolWindow, ReplicaGauges, ReplicaIdentity
-from streams.telemetry.records import AnyTelemetry, RouterState, Workload, decode
+from streams.telemetry.pool_window import DispatchWindow, PoolWindow, ReplicaIdentity
+from streams.telemetry.records import (
+    CLASS_COUNTS,
+    AnyTelemetry,
+    PoolState,
+    RouterState,
+    Workload,
+    decode,
+)
 
 
 @pytest.fixture
@@ -70,14 +78,15 @@ def test_what_is_decided_is_shown(up):
     """
     for tenant in ("", "acme", "acme"):
         up.route(tenant=tenant, embedding_f32=embedding(), prompt_tokens=100)
-    with pytest.raises(Exception, match="NOT_FOUND"):
+    with pytest.raises(grpc.RpcError) as refused:
         up.route(allowed_models=["nobody"])
+    assert refused.value.code() is grpc.StatusCode.NOT_FOUND
     report(up)
     report(up)
 
     status = seen(up)
 
-    assert {name: view.arrivals for name, view in status.workload.items()} == {
+    assert {name: view.counts["arrivals"] for name, view in status.workload.items()} == {
         "default": 1, "acme": 2,
     }  # fmt: skip
     assert status.workload["acme"].prompt_tokens_mean == 100.0
@@ -159,7 +168,7 @@ def test_others_of_the_process_report_under_its_source(up):
     pool.count_first_token(40.0)
     up.replica.vitals.add(
         lambda reporter, window: [
-            pool.take(reporter, window, ReplicaGauges(queued=3)),
+            PoolState(queued=3, **pool.take(reporter, window)),
             *filter(None, [dispatched.take(reporter, window)]),
         ]
     )
@@ -220,7 +229,7 @@ def status(up) -> Status:
     pool.count_joules(12.5)
     up.replica.vitals.add(
         lambda reporter, window: [
-            pool.take(reporter, window, ReplicaGauges(queued=3, watts=70.0)),
+            PoolState(queued=3, watts=70.0, **pool.take(reporter, window)),
             *filter(None, [dispatched.take(reporter, window)]),
         ]
     )
@@ -261,6 +270,9 @@ def test_status_is_plain_json_with_the_sections(status):
     found = status.json()
 
     assert set(found["workload"]["acme"]["arrivals_per_s"]) == {"10s", "1m", "5m"}
+    assert {name: found["workload"]["acme"][name] for name in CLASS_COUNTS} == (
+        status.workload["acme"].counts
+    )
     assert found["router"]["replicas"] == 1
     pool = found["pools"]["p"]
     assert pool["replicas"] == {"ready": 1}

@@ -13,17 +13,18 @@ from hypothesis import strategies as st
 from made_up import ENCODER, MEMORY, NOW_MS
 from memory_log import MemoryLog, Storage
 from pools_told import told
-from test_shards import OPTIONS as SHARDED
-from test_shards import Site, finish, written
+from sharded import OPTIONS as SHARDED
+from sharded import Site, finish, written
 
 from learners.estimates.learned import Learned
 from learners.prices import PriceOptions
 from streams.log.contract import TELEMETRY
 from streams.telemetry.fleet_state import FleetState
-from streams.telemetry.fleet_view import SILENT_MS
+from streams.telemetry.pool_reports import LOAD_MAX
+from streams.telemetry.received import SILENT_MS
 from streams.telemetry.records import encode
 from streams.training.folder import Folder
-from streams.training.prices import LOAD_MAX, PERIOD_MS, SPENDING_S, Price, Prices, PricingOptions
+from streams.training.prices import PERIOD_MS, SPENDING_S, Price, Prices, PricingOptions
 from streams.training.snapshots import Store
 from streams.training.state import Loader, Saver, State
 from streams.training.telemetry_fold import TelemetryFold
@@ -31,7 +32,7 @@ from streams.training.telemetry_fold import TelemetryFold
 OPTIONS = PricingOptions()
 ASCENT = PriceOptions()
 LOAD = OPTIONS.load_target
-lightly = settings(max_examples=40, deadline=None, derandomize=True)
+lightly = settings(max_examples=40)
 
 
 def fleet(*records, at_ms: int = NOW_MS) -> FleetState:
@@ -489,5 +490,5 @@ def test_a_budget_that_is_overspent_evenly_is_priced_in_full():
 def _told(at_ms: int) -> FleetState:
     """Telemetry that was just there, and says nothing."""
     fleet = FleetState()
-    fleet._opened().heard_ms = at_ms
+    fleet._opened().received_ms = at_ms
     return fleet

@@ -9,22 +9,19 @@ import gc
 import numpy as np
 import pytest
 from crashing_disk import Disk
-from made_up import DAY_MS, ENCODER, MEMORY, NOW_MS, SEALER, decided, reports
+from made_up import DAY_MS, ENCODER, MEMORY, NOW_MS
 from memory_log import Crash, Fuse
+from states import learn, new_state
 
 from learners.context import unit_directions
 from learners.estimates.history import HistoryOptions
 from learners.estimates.learned import Learned, MemoryOptions
 from streams.errors import SnapshotDamaged, SnapshotForeign
-from streams.feedback.feedback import FeedbackOptions, Ingest, keep_fresh
-from streams.feedback.ticket import key_of
-from streams.log.contract import Record
 from streams.training import state as state_module
 from streams.training.folder import Folder
 from streams.training.snapshots import BLOBS, MANIFESTS, Store
 from streams.training.state import INDEX, SEEN, STATISTICS, Loader, Saver, State
 
-INGEST = Ingest(SEALER, key_of(ENCODER), FeedbackOptions(age_s_max=3650 * 86_400.0))
 SHORT = MemoryOptions(history=HistoryOptions(rows_max=48, exact_rows_max=16))
 
 
@@ -32,25 +29,6 @@ SHORT = MemoryOptions(history=HistoryOptions(rows_max=48, exact_rows_max=16))
 def small_parts(monkeypatch):
     """Parts of 16 rows, so that a test's history has several."""
     monkeypatch.setattr(state_module, "ROWS_PER_PART", 16)
-
-
-def new_state(memory: MemoryOptions = MEMORY) -> State:
-    return State(ENCODER, Learned(memory), topic_id="topic")
-
-
-def learn(state: State, n: int, seed: int = 0, **columns: object) -> None:
-    """What the trainer does, for n more decisions."""
-    values = [part for parts in reports(decided(n, seed=seed, **columns)) for part in parts]
-    found = INGEST.take([Record(0, i, NOW_MS, None, value) for i, value in enumerate(values)])
-    assert found.dead == []
-    out = found.outcomes
-    fresh = state.seen.claim(out.issuers, out.sequences, found.bits, out.decided_at_ms)
-    state.learned.update(keep_fresh(out, fresh))
-    state.offsets[0] = state.offsets.get(0, 0) + len(values)
-    state.dead_letter_offsets[0] = seed
-    state.audit_offsets[0] = 2 * seed
-    state.learned_at_ms = NOW_MS + seed
-    state.count("learned", n)
 
 
 def all_of(state: State) -> dict[str, object]:

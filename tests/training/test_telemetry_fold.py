@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from made_up import ENCODER, MEMORY, NOW_MS, SEALER, decided, report
 from memory_log import MemoryLog, Storage
-from test_shards import Site, finish
+from sharded import Site, finish
 
 from load.bench.recovery.made_telemetry import made_telemetry
 from streams.errors import BadTelemetry, LogUnavailable, SnapshotDamaged

@@ -125,7 +125,7 @@ def test_one_wrong_second_costs_that_second(tmp_path, jump_ms, moment, restart, 
     assert loop.counts["learned"] == learned + refused, "what was refused may count now, once"
     assert loop.counts["duplicate"] == learned
     assert spent_nano_usd(loop) == spent + refused * 1_000_000
-    assert abs(loop.trainer.state.fleet.heard_ms - loop.clock()) <= STEP_MS
+    assert abs(loop.trainer.state.fleet.received_ms - loop.clock()) <= STEP_MS
     assert abs(loop.trainer.state.prices.as_of_ms - loop.clock()) <= STEP_MS
     assert fleet_view.router(loop.trainer.state.fleet, loop.clock()).replicas == 1
     assert abs(loop.trainer.state.learned.as_of_ms - loop.clock()) <= STEP_MS
@@ -150,7 +150,7 @@ def test_a_clock_that_was_wrong_for_long_is_forgiven_within_a_minute(tmp_path, j
             before = loop.trainer.state.learned.pools.read(pools(loop), loop.clock())
 
     state, now_ms = loop.trainer.state, loop.clock()
-    assert abs(state.fleet.heard_ms - now_ms) <= STEP_MS
+    assert abs(state.fleet.received_ms - now_ms) <= STEP_MS
     assert abs(state.prices.as_of_ms - now_ms) <= STEP_MS
     assert abs(state.learned.as_of_ms - now_ms) <= STEP_MS
     after = state.learned.pools.read(pools(loop), state.learned.as_of_ms)

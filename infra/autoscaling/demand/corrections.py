@@ -4,9 +4,9 @@
     one of them has none ────────────────▶ back to what was thought, half of the way in 5 minutes
 
 A price above zero that lasts means that what is there does not carry what comes, whatever the rates
-and lengths promised. It is the only thing that the router tells the fleet.
+and lengths promised. It is the only signal from the router to the planner.
 
-The one rule: between one and 1.3. A price can make the fleet dearer, but not without bounds.
+Between one and 1.3. A price can make the fleet dearer, but not without bounds.
 """
 
 from __future__ import annotations

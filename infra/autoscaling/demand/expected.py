@@ -8,10 +8,10 @@ Margins of single series do not add up: what one has more, another has less. The
 the larger of that of the sum and the root of the squares, and each has its part of it. A ramp is
 one of the sum, too, and all go along with it.
 
-What can't be true is left out and said: what is not finite or negative, and a rate a hundred times
-the last one, until it has lasted for two minutes.
+What can't be true is left out, and a line says so: what is not finite or negative, and a rate a
+hundred times the last one, until it has lasted for two minutes.
 
-The one rule: a series without requests for some time is at zero, whatever its past looked like.
+A series without requests for some time is at zero, whatever its past looked like.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Series:
     rate: float = 0.0
     prompt_tokens: float = 0.0  # 0: not known yet
     output_tokens: float = 0.0
-    prompt_cv2: float | None = None  # squared variation of prompts' lengths, last told
-    heard_s: float = -math.inf  # the last request
+    prompt_cv2: float | None = None  # squared variation of prompts' lengths, last reported
+    requested_s: float = -math.inf  # the last request
     doubted_s: float | None = None  # since when its rate has been too high to believe
 
     def as_dict(self) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class Series:
             "prompt_tokens": self.prompt_tokens,
             "output_tokens": self.output_tokens,
             "prompt_cv2": self.prompt_cv2,
-            "heard_s": None if math.isinf(self.heard_s) else self.heard_s,
+            "requested_s": None if math.isinf(self.requested_s) else self.requested_s,
             "doubted_s": self.doubted_s,
         }
 
@@ -81,8 +81,8 @@ class ExpectedDemand:
         for entry in (remembered or {}).get("series", ()):
             made = dict(entry["of"])
             made["forecast"] = Forecast.from_dict(made["forecast"], options.forecast)
-            if made["heard_s"] is None:
-                made["heard_s"] = -math.inf
+            requested_s = made.pop("heard_s", made.get("requested_s"))  # the former name
+            made["requested_s"] = -math.inf if requested_s is None else requested_s
             self.series[(entry["class"], entry["model"])] = Series(**made)
         if remembered and remembered["at_s"] is not None:
             self.at_s = remembered["at_s"]
@@ -94,7 +94,7 @@ class ExpectedDemand:
         for demand in demands:
             key = (demand.class_name, demand.model)
             named.add(key)
-            said += self._hear(key, demand, at_s, passed_s)
+            said += self._take(key, demand, at_s, passed_s)
         for key in self.series.keys() - named - {ALL}:
             self._note(key, 0.0, at_s)
         self._note(ALL, sum(one.rate for key, one in self.series.items() if key != ALL), at_s)
@@ -133,15 +133,16 @@ class ExpectedDemand:
 
     def _forget(self) -> None:
         """Keep those with requests last, of these the ones with the most."""
-        others = [key for key in self.series if key != ALL]
-        ranked = sorted(others, key=lambda key: (-self.series[key].heard_s, -self.series[key].rate))
-        for key in ranked[self._options.series_max :]:
+        ranked = sorted(
+            (-one.requested_s, -one.rate, key) for key, one in self.series.items() if key != ALL
+        )
+        for *_, key in ranked[self._options.series_max :]:
             del self.series[key]
 
     def _idle(self, key: Key) -> bool:
-        return self.at_s - self.series[key].heard_s >= self._options.idle_s
+        return self.at_s - self.series[key].requested_s >= self._options.idle_s
 
-    def _hear(self, key: Key, demand: Demand, at_s: float, passed_s: float) -> list[str]:
+    def _take(self, key: Key, demand: Demand, at_s: float, passed_s: float) -> list[str]:
         name = f"{demand.class_name or 'requests'} for {demand.model}"
         rate, o = demand.requests_per_s, self._options
         if not (math.isfinite(rate) and rate >= 0.0):
@@ -163,9 +164,9 @@ class ExpectedDemand:
             new = 1.0 - math.exp(-max(0.0, passed_s) / o.lengths_s) if one.prompt_tokens else 1.0
             one.prompt_tokens += new * (lengths[0] - one.prompt_tokens)
             one.output_tokens += new * (lengths[1] - one.output_tokens)
-            told = demand.prompt_cv2
-            if told is not None and math.isfinite(told) and told >= 0.0:
-                one.prompt_cv2 = told
+            cv2 = demand.prompt_cv2
+            if cv2 is not None and math.isfinite(cv2) and cv2 >= 0.0:
+                one.prompt_cv2 = cv2
         return []
 
     def _one(self, key: Key) -> Series:
@@ -178,5 +179,5 @@ class ExpectedDemand:
         one = self._one(key)
         one.rate = one.rate if rate is None else rate
         if one.rate > 0.0:
-            one.heard_s = at_s
+            one.requested_s = at_s
         one.forecast.observe(at_s, one.rate)

@@ -9,17 +9,17 @@
 Five simple forecasts are kept side by side: the last value, two exponentially smoothed levels, a
 level with a damped trend (Gardner and McKenzie 1985), and, with a day of history, the fast level
 times what yesterday became of the same time of the day. At each horizon they are averaged with
-weights that fall with the absolute errors each of them made lately (Bates and Granger 1969). The
+weights that fall with the absolute errors each of them made recently (Bates and Granger 1969). The
 margin is a quantile of the errors that the average itself made, relative to the root of the level,
 as those of arrivals are; until there are many, it leans on the changes from one minute to the next
 (noise) and over five (drift, whose square grows with the horizon).
 
-A ramp, minutes of even rise far beyond noise, is told on its own, as if it went on for three more:
-smoothed trends see it when it is over, and replicas take as long as that to come. Noise is told by
-second differences, which a ramp does not have. A jump takes up to two minutes to be seen whole in
-rates over one, so a ramp is what rises in three.
+A ramp, minutes of even rise far beyond noise, is looked for on its own, and taken to go on for
+three more: smoothed trends see it when it is over, and replicas take as long as that to come. Noise
+is estimated from second differences, which a ramp does not have. A jump takes up to two minutes to
+be seen whole in rates over one, so a ramp is what rises in three.
 
-The one rule: it knows its own history and nothing else, so it can be saved, and repeats itself.
+It knows its own history and nothing else, so it can be saved, and repeats itself.
 """
 
 from __future__ import annotations
@@ -86,18 +86,18 @@ class Forecast:
         self._options = options
         self._bin = -1  # the minute that `_latest` is of
         self._latest, self._at_s = 0.0, 0.0
-        self._told_s: deque[float] = deque(maxlen=RAMP_RISES)  # when the last bins were last told
+        self._observed_s: deque[float] = deque(maxlen=RAMP_RISES)  # the last bins' last ones
         self._bins: deque[float] = deque(maxlen=options.kept)  # of the minutes before it
         self._levels = [0.0, 0.0, 0.0]  # fast, slow, with trend
         self._trend = 0.0
         self._changes = [0.1, 0.1]  # mean squares of changes over the lags, scaled
-        self._noise = 0.1  # the same of one minute's change, as second differences tell it
+        self._noise = 0.1  # the same of one minute's change, estimated from second differences
         self._losses = [[0.0] * SINGLE for _ in HORIZONS]
         self._made: list[deque[list[float]]] = [deque(maxlen=h) for h in HORIZONS]
         self._errors: list[deque[float]] = [deque(maxlen=options.errors_kept) for _ in HORIZONS]
 
     def observe(self, at_s: float, rate: float) -> None:
-        """The rate over the minute before `at_s`. A minute nothing was heard of is as the last."""
+        """The rate over the minute before `at_s`. One without an observation is as the last."""
         assert math.isfinite(rate) and rate >= 0.0, "what is not a rate is left out before"
         now = int(at_s // BIN_S)
         if self._bin < 0:
@@ -123,19 +123,19 @@ class Forecast:
 
     def ramp(self, in_s: float) -> float:
         """How many times the newest rate it becomes if a ramp goes on; 1 if there is none."""
-        if len(self._told_s) < RAMP_RISES or not self._latest:
+        if len(self._observed_s) < RAMP_RISES or not self._latest:
             return 1.0
         levels = [*(self._bins[k] for k in range(-RAMP_RISES, 0)), self._latest]
-        told_s = [*self._told_s, self._at_s]
-        if told_s[-1] - told_s[-2] < NEARLY_S:
+        observed_s = [*self._observed_s, self._at_s]
+        if observed_s[-1] - observed_s[-2] < NEARLY_S:
             return 1.0
         rise = levels[-1] - levels[0]
         noise = _scale(levels[0]) * math.sqrt(max(self._noise, NOISE_MIN))
-        slope = rise / (told_s[-1] - told_s[0])
+        slope = rise / (observed_s[-1] - observed_s[0])
         even = all(
             after - before > RAMP_EVEN * slope * (after_s - before_s)
             for (before, after), (before_s, after_s) in zip(
-                pairwise(levels), pairwise(told_s), strict=True
+                pairwise(levels), pairwise(observed_s), strict=True
             )
         )
         if not even or rise <= RAMP * noise:
@@ -145,9 +145,9 @@ class Forecast:
     # --- a minute ends
 
     def _close(self) -> None:
-        """The newest rate was its minute's: tell forecasts by it, then make those from here on."""
+        """The newest rate was its minute's: judge forecasts by it, then make those from here on."""
         rate = self._latest
-        self._told_s.append(self._at_s)
+        self._observed_s.append(self._at_s)
         for k, lag in enumerate(LAGS):
             if len(self._bins) >= lag:
                 change = (rate - self._bins[-lag]) / _scale(self._bins[-lag])
@@ -231,7 +231,7 @@ class Forecast:
         return {
             "bin": self._bin,
             "at_s": self._at_s,
-            "told_s": list(self._told_s),
+            "told_s": list(self._observed_s),
             "latest": self._latest,
             "bins": list(self._bins),
             "levels": list(self._levels),
@@ -250,7 +250,7 @@ class Forecast:
         found._bin, found._latest, found._trend = saved["bin"], saved["latest"], saved["trend"]
         # What was saved by an older version has no ramps.
         found._noise, found._at_s = saved.get("noise", found._noise), saved.get("at_s", 0.0)
-        found._told_s.extend(saved.get("told_s", ()))
+        found._observed_s.extend(saved.get("told_s", ()))
         found._bins.extend(saved["bins"])
         found._changes = list(saved["changes"])
         found._levels = list(saved["levels"])

@@ -7,7 +7,7 @@
 Pools take different times to start, so each looks at another moment, and the same requests have a
 rate for every pool.
 
-The one rule: all of it is expected. What pools could do about it is nothing of this file.
+All of it is expected demand; what pools could do about it is in `autoscaling.sizing`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from infra.autoscaling.demand.expected import ExpectedDemand, Key
 from learners.work import WorkTable
 
 Floats = NDArray[np.float64]
-# Squared variation of answers' lengths, of which nothing is told before they are there: in Azure's
+# Squared variation of answers' lengths, which are not known before they are there: in Azure's
 # trace and in Mooncake's, alike.
 OUTPUT_CV2 = 0.6
 
@@ -141,5 +141,5 @@ def summed(names: Sequence[str], values: Sequence[float]) -> dict[str, float]:
 def _variation(prompts: Sequence[float | None], reading: Floats, unknown: float) -> Floats:
     """Squared variation of work of which a share is `reading` prompts, which vary so much."""
     known = np.array([one is not None for one in prompts]).reshape(-1, 1)
-    told = np.array([one or 0.0 for one in prompts]).reshape(-1, 1)
-    return np.where(known, reading**2 * told + (1.0 - reading) ** 2 * OUTPUT_CV2, unknown)
+    cv2 = np.array([one or 0.0 for one in prompts]).reshape(-1, 1)
+    return np.where(known, reading**2 * cv2 + (1.0 - reading) ** 2 * OUTPUT_CV2, unknown)

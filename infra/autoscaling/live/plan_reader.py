@@ -6,7 +6,7 @@ Ray Serve calls policies about nine times a second on its controller's own event
 there would hold up health checks and replacements of every application. So this is imported into
 the controller, and is small.
 
-The one rule: once there was a plan there is one. A planner that is away leaves the last.
+Once there was a plan there is one. A planner that is away leaves the last.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import ray
 
@@ -29,7 +30,7 @@ ANSWER_S_MAX = 5.0
 Ask = Callable[[], Plan | None]
 
 
-def find_planner() -> ray.actor.ActorHandle:
+def find_planner() -> ray.actor.ActorHandle[Any]:
     """The cluster's planner. Raises ValueError while there is none."""
     return ray.get_actor(NAME, namespace=NAMESPACE)
 
@@ -51,7 +52,7 @@ class PlanReader:
         threading.Thread(target=_follow, args=following, name="plan-reader", daemon=True).start()
 
     def latest(self) -> Plan | None:
-        """The last plan heard of; None: there never was one."""
+        """The last plan received; None: there never was one."""
         return self._plan
 
 

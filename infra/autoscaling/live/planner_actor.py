@@ -42,7 +42,7 @@ from streams.errors import StreamError
 
 logger = logging.getLogger(__name__)
 
-# Of a site at a Unix time in ms, from its newest snapshot; None: nothing was ever heard.
+# Of a site at a Unix time in ms, from its newest snapshot; None: nothing was ever reported.
 ObserveSite = Callable[[LocalSite, int], Observed | None]
 # Of a site, from what one remembered ({}: nothing).
 MakeScaler = Callable[[LocalSite, Mapping[str, Any]], RememberingScaler]
@@ -57,8 +57,8 @@ class Scaling:
     make: MakeScaler
 
 
-class Planner:
-    """The actor."""
+class PlannerActor:
+    """Plans in a thread, and answers at once."""
 
     def __init__(self, site: LocalSite, telemetry_s: float, scaling: Scaling) -> None:
         logging.basicConfig(format="%(asctime)s %(name)s: %(message)s")  # into the actor's log
@@ -69,7 +69,7 @@ class Planner:
         self._planning = Planning(
             site.state_dir, partial(scaling.make, site), self._observe, scaling.options, now_ms()
         )
-        self._step_began_s: float | None = None  # None: it rests
+        self._step_began_s: float | None = None  # None: between two steps
         threading.Thread(target=self._run, name="planning", daemon=True).start()
 
     def deployed(self) -> tuple[LocalSite, float]:
@@ -92,7 +92,7 @@ class Planner:
             except (StreamError, OSError, ray.exceptions.RayError) as error:
                 logger.warning("nothing can be observed, the last plan holds: %s", error)
             except Exception:
-                logger.exception("planning failed by our fault, the last plan holds")
+                logger.exception("planning failed with an internal error, the last plan holds")
             self._step_began_s = None
             time.sleep(self._options.step_s)
 
@@ -112,7 +112,7 @@ def open_planner(site: LocalSite, telemetry_s: float, scaling: Scaling) -> None:
     On the head node, as the controller whose policies ask it.
     """
     close_planner()
-    planner = ray.remote(Planner).options(
+    actor = ray.remote(PlannerActor).options(
         name=NAME,
         namespace=NAMESPACE,
         lifetime="detached",
@@ -120,7 +120,7 @@ def open_planner(site: LocalSite, telemetry_s: float, scaling: Scaling) -> None:
         num_cpus=0,
         resources={"node:__internal_head__": 0.001},
     )
-    planner.remote(site, telemetry_s, scaling)
+    actor.remote(site, telemetry_s, scaling)
 
 
 def close_planner() -> None:

@@ -1,27 +1,51 @@
 """Planning, step by step: look, let the scaler decide, keep what it said and why.
 
-    observe(now) ─▶ Observed ─▶ Scaler.step ─▶ Plan ─▶ kept, logged, written to the record
+    observe(now) ─▶ Observed ─▶ Scaler.step ─▶ Plan ─▶ kept, logged, written to autoscaling.json
+                                                             ├─▶ planner, when it starts again
+                                                             └─▶ `fairlead status`
 
 A planner that starts again goes on from the record: with the forecast's history, and with the last
-plan if that is not too old.
+plan if that is not too old. The file is whole, old or new; one that can't be read is as good as
+none.
 
 The one rule: the last plan holds. What can't be observed, planned or written changes nothing.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from infra.autoscaling.contract import Observed, Plan, Scaler
-from infra.autoscaling.live.plan_record import Line, PlanRecord, read_record, write_record
 from infra.settings.scaling_options import AutoscalingOptions
 
 logger = logging.getLogger(__name__)
+
+FILE = "autoscaling.json"
+FORMAT = 1
+
+
+class Line(NamedTuple):
+    """What changed and why, for people."""
+
+    at_ms: int  # Unix time
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRecord:
+    """All that outlives the planner's process."""
+
+    at_ms: int  # of the last plan, Unix time; 0: there is none
+    plan: Plan | None = None
+    lines: tuple[Line, ...] = ()  # oldest first
+    scaler: Mapping[str, Any] = field(default_factory=dict)  # as it says of itself, plain JSON
 
 
 class RememberingScaler(Scaler, Protocol):
@@ -32,7 +56,7 @@ class RememberingScaler(Scaler, Protocol):
 
 
 MakeScaler = Callable[[Mapping[str, Any]], RememberingScaler]  # from what one remembered
-Observe = Callable[[int], Observed | None]  # at a Unix time in ms; None: nothing was ever heard
+Observe = Callable[[int], Observed | None]  # at a Unix time in ms; None: nothing was ever reported
 
 
 class Planning:
@@ -105,3 +129,48 @@ def _restored(make: MakeScaler, remembered: Mapping[str, Any]) -> RememberingSca
             raise
         logger.exception("what the scaler remembered is left aside")
         return make({})
+
+
+def write_record(folder: Path, record: PlanRecord) -> None:
+    """Replace the record. Raises OSError."""
+    plan = record.plan and {"replicas": dict(record.plan.replicas), "routers": record.plan.routers}
+    content = {
+        "format": FORMAT,
+        "at_ms": record.at_ms,
+        "plan": plan,
+        "lines": record.lines,
+        "scaler": record.scaler,
+    }
+    partial = folder / f".{FILE}.partial"  # there is one planner, so one name is enough
+    with partial.open("w") as file:
+        json.dump(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(folder / FILE)
+
+
+def read_record(folder: Path) -> PlanRecord | None:
+    """The record; None where there is none, or none that can be read (which is logged)."""
+    try:
+        return _record(json.loads((folder / FILE).read_text()))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        logger.warning("%s in %s can't be read and is left aside: %r", FILE, folder, error)
+        return None
+
+
+def _record(content: Mapping[str, Any]) -> PlanRecord:
+    if content["format"] != FORMAT:
+        raise ValueError(f"format {content['format']}, this program reads {FORMAT}")
+    plan = content["plan"]
+    return PlanRecord(
+        at_ms=int(content["at_ms"]),
+        plan=plan
+        and Plan(
+            replicas={str(pool): int(n) for pool, n in plan["replicas"].items()},
+            routers=int(plan["routers"]),
+        ),
+        lines=tuple(Line(int(at_ms), str(text)) for at_ms, text in content["lines"]),
+        scaler=dict(content["scaler"]),
+    )

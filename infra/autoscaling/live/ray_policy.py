@@ -14,6 +14,8 @@ The one rule: they answer at once and never raise: they run on the controller's 
 
 from __future__ import annotations
 
+from typing import Any
+
 from ray.serve.config import AutoscalingContext
 
 from infra.autoscaling.live.plan_reader import PlanReader
@@ -25,7 +27,7 @@ class PlannedPools:
     def __init__(self, reader: PlanReader | None = None) -> None:
         self._reader = reader or PlanReader()
 
-    def __call__(self, contexts: dict) -> tuple[dict, dict]:
+    def __call__(self, contexts: dict[Any, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Replicas by deployment, and a state that is not used.
 
         `contexts` are `AutoscalingContext` by Ray's `DeploymentID`.
@@ -44,7 +46,7 @@ class PlannedRouters:
     def __init__(self, reader: PlanReader | None = None) -> None:
         self._reader = reader or PlanReader()
 
-    def __call__(self, context: AutoscalingContext) -> tuple[int, dict]:
+    def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
         """Replicas, and a state that is not used."""
         plan = self._reader.latest()
         return (plan.routers if plan else context.target_num_replicas), {}

@@ -1,13 +1,13 @@
-"""Which replicas there are, as Ray Serve has them: also those that have not said a word yet.
+"""Which replicas there are, as Ray Serve has them: also those that have not reported yet.
 
-    Ray Serve's status ─▶ PoolReplicas by pool ─┬─▶ Observed, in the place of what telemetry says
+    Ray Serve's status ─▶ PoolReplicas by pool ─┬─▶ Observed, in the place of what telemetry reports
                                                 ├─▶ lines about replicas that find no place
                                                 └─▶ recording: how many there were over time
 
 Telemetry is of replicas that run, and a second or two old. A replica that waits for a machine with
-its GPU says nothing, and one that was killed is missed after ten seconds.
+its GPU reports nothing, and one that was killed is missed after ten seconds.
 
-The one rule: what Ray does not run is left as telemetry tells it.
+What Ray does not run is left as telemetry reports it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ray import serve as ray_serve
 from ray.exceptions import RayError
-from ray.serve.schema import DeploymentStatus, DeploymentStatusOverview
+from ray.serve._private.common import DeploymentStatus
+from ray.serve.schema import DeploymentStatusOverview
 
 from infra.autoscaling.contract import Observed, PoolCondition
 from infra.capacity.fleet import Fleet
@@ -56,7 +58,7 @@ def pool_replicas() -> dict[str, PoolReplicas]:
 
 
 def _replicas(of: DeploymentStatusOverview) -> PoolReplicas:
-    states = of.replica_states
+    states: dict[Any, int] = dict(of.replica_states)
     starting, draining = states.get(STARTING, 0), states.get(DRAINING, 0)
     # What was said of a replica that was slow stays there when it has come.
     well = not starting and of.status not in ILL

@@ -2,7 +2,7 @@
 
     site.store ─▶ newest snapshot: fleet, prices, means ──observe──▶ Observed ─▶ Planner
 
-The one rule: nothing is started here. `planner_actor` calls these two functions in its own process.
+Nothing is started here. `planner_actor` calls these two functions in its own process.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ def scaling_of(settings: Settings) -> Scaling:
 
 
 def observe_site(site: LocalSite, now_ms: int) -> Observed | None:
-    """What there is to see; None until something was heard. Raises StreamError and OSError."""
+    """What there is to see; None until something was reported. Raises StreamError and OSError."""
     store = site.store()
     manifest = _newest(store)
     if manifest is None:
         return None
     fleet = load_fleet(store, manifest)
-    if not fleet.heard_ms:  # the trainer was here, but no telemetry yet
+    if not fleet.received_ms:  # the trainer was here, but no telemetry yet
         return None
     catalogue = site.catalogue().read()
     means = _means(site, store, manifest, catalogue)
@@ -73,7 +73,7 @@ def planner_of(
     return Planner(
         site.fleet,
         {plan.name: plan.rates for plan in plans},
-        settings.targets.target(),
+        settings.target(),
         _quality(site),
         options or planner_options(settings),
         remembered,

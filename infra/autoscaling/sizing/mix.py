@@ -7,7 +7,7 @@
     minimise  horizon · Σ usd_p · n_p          GPUs, for as long as a plan is looked ahead
               + Σ start_p · (more than now)    a starting replica is paid for, too
               + Σ change · |other than now|    nothing changes for nothing
-              + horizon · Σ loss_dp · x_dp     another model than was wished for
+              + horizon · Σ loss_dp · x_dp     another model than the preferred
               + Σ unmet_dr · s_dr              dearest; the more critical (r) the more so
     so that   Σ_p x_dp + Σ_r s_dr = 1,   Σ_d work_dp · x_dp ≤ load_max_p · n_p,
               Σ_p gpus_p · n_p ≤ GPUs there are of a type,   least_p ≤ n_p ≤ most_p
@@ -139,7 +139,7 @@ def cheapest(
 def silenced() -> Iterator[None]:
     """Nothing that C code prints meanwhile, in any thread, comes to standard output.
 
-    HiGHS now and then prints a line, whatever it is told (jump-dev/HiGHS.jl 312), and standard
+    HiGHS now and then prints a line, whatever its options say (jump-dev/HiGHS.jl 312), and standard
     output may be somebody's JSON. What it leaves in C's buffer is thrown away, too.
     """
     try:
@@ -179,16 +179,16 @@ def _constraints(
     n, d = len(offers), len(asks)
     rows = _Rows(2 * n + d * n + len(parts))
     for k, offer in enumerate(offers):
-        rows.add([(k, 1.0), (n + k, -1.0)], -np.inf, float(offer.now))
+        rows.add([(k, 1.0), (n + k, -1.0)], -np.inf, most=float(offer.now))
         carried = [(2 * n + i * n + k, ask.work_per_s[k]) for i, ask in enumerate(asks)]
-        rows.add([*carried, (k, -offer.load_max)], -np.inf, 0.0)
+        rows.add([*carried, (k, -offer.load_max)], -np.inf, most=0.0)
     for i in range(d):
         taken = [(2 * n + i * n + k, 1.0) for k in range(n)]
         unmet = [(2 * n + d * n + j, 1.0) for j, of in enumerate(parts) if of == i]
-        rows.add(taken + unmet, 1.0, 1.0)
+        rows.add(taken + unmet, 1.0, most=1.0)
     for gpu in sorted({offer.gpu for offer in offers}):
         of = [(k, float(o.gpus_per_replica)) for k, o in enumerate(offers) if o.gpu == gpu]
-        rows.add(of, -np.inf, float(max(0, gpus.get(gpu, 0))))
+        rows.add(of, -np.inf, most=float(max(0, gpus.get(gpu, 0))))
     return rows.constraint()
 
 
@@ -200,7 +200,7 @@ class _Rows:
         self._entries: list[tuple[int, int, float]] = []
         self._bounds: list[tuple[float, float]] = []
 
-    def add(self, entries: Sequence[tuple[int, float]], least: float, most: float) -> None:
+    def add(self, entries: Sequence[tuple[int, float]], least: float, *, most: float) -> None:
         row = len(self._bounds)
         self._entries += [(row, column, value) for column, value in entries]
         self._bounds.append((least, most))

@@ -1,14 +1,14 @@
-"""What is needed of each pool: what is asked, made asks and offers of one integer programme.
+"""What is required of each pool: what is asked, made asks and offers of one integer programme.
 
     Workload (asks, pools) ── by model ─────────────────▶ asks   ─┐
-    quality lost where another model answers ─────────────────────┼─▶ mix of all ─▶ Needs
+    quality lost where another model answers ─────────────────────┼─▶ mix of all ─▶ Requirement
     how full a pool may be, prices of GPUs, limits ─────▶ offers ─┘
 
 How full a pool may be depends on how many replicas it has: the mix is solved for as many as there
 are, and once more if the answer is another number. What nobody is to carry has a price above all
 others, higher for classes that are more critical.
 
-The one rule: between two mixes it is money that decides. Quality and refusals are weighed in it.
+Between two mixes it is money that decides. Quality and refusals are weighed in it.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ from numpy.typing import NDArray
 
 from infra.autoscaling.demand.expected import ExpectedDemand
 from infra.autoscaling.demand.workload import Unknown, Workload, by_model, summed, workload_of
-from infra.autoscaling.sizing.kept_mix import KeptMix, KeptMixOptions, Question
 from infra.autoscaling.sizing.mix import Ask, Mix, MixOptions, Offer, Unmet, cheapest
-from infra.autoscaling.sizing.needs import Needs, needs_of
-from infra.autoscaling.sizing.steady import Limits
+from infra.autoscaling.sizing.requirement import Requirement, requirement_of
+from infra.autoscaling.sizing.solution_cache import Problem, SolutionCache, SolutionCacheOptions
+from infra.autoscaling.sizing.stabilisation import Limits
 from infra.capacity.fleet import PoolPlan
 from infra.capacity.latency_target import LatencyTarget
 from infra.capacity.queueing import load_max
+from learners.criticality import Criticality
 from learners.work import WorkRates, WorkTable
 
 Floats = NDArray[np.float64]
-CRITICAL = 2  # of 0 SHEDDABLE, 1 SHEDDABLE_PLUS, 2 CRITICAL, 3 CRITICAL_PLUS
 WORK_LEAST = 1e-3  # replicas' worth: what is less drowns in the solver's tolerance of 1e-6
-WISH_SHARE = 1e-3  # of a request's value: between equals the model that was wished for
-SHARE_MAX = 0.8  # of wishes, that tells of how much better a model is: all of them would of no end
+PREFERENCE_SHARE = 1e-3  # of a request's value: between equals the preferred model
+# Of all demand, that tells how much better a model is: all of it would say "without bound".
+SHARE_MAX = 0.8
 FULL_ALIKE = 0.05  # a pool may be fuller or emptier by so much than it was thought to
 
 
@@ -44,17 +45,17 @@ class SizingOptions:
     """What things are worth, and what is taken where nothing is known."""
 
     value_usd: float = 0.05  # of a point of quality, for one request: as routers take it
-    criticality: Mapping[str, int] = field(default_factory=dict)  # by class; missing: CRITICAL
+    criticality: Mapping[str, Criticality] = field(default_factory=dict)  # missing: CRITICAL
     # Of how full a pool may be, it is planned to be: loads swing within a minute, and where there
     # is nothing to spare the swings have a price.
     filled: float = 0.9
-    cv2: float = 1.0  # squared variation of work within a class, where lengths are not told
+    cv2: float = 1.0  # squared variation of work within a class, where lengths are not known
     lead_s: float = 30.0  # beside the start: until a plan is made and carried out
     lead_s_max: float = 900.0  # forecasts end there
     rate_least: float = 1e-3  # requests/s; less is nothing
     prompt_tokens: float = 1000.0  # until a length is known
     output_tokens: float = 250.0
-    kept: KeptMixOptions = field(default_factory=KeptMixOptions)
+    kept: SolutionCacheOptions = field(default_factory=SolutionCacheOptions)
 
 
 class Sizing:
@@ -84,7 +85,7 @@ class Sizing:
             name: min(pool.load_s + _startup_s(pool) + options.lead_s, options.lead_s_max)
             for name, pool in pools.items()
         }
-        self._last = KeptMix(options.kept)
+        self._last = SolutionCache(options.kept)
 
     def together(
         self,
@@ -94,22 +95,24 @@ class Sizing:
         now: Mapping[str, int],
         limits: Mapping[str, Limits],
         gpus: Mapping[str, int],
-    ) -> Needs:
+    ) -> Requirement:
         """The cheapest mix; that of the last step where nothing changed, or nothing was found."""
+        if not self._names:
+            return requirement_of({}, {})
         o, lead_s = self._options, [self.lead_s[name] for name in self._names]
         factor = [factors.get(model, 1.0) for model in self._models]
         load = workload_of(demand, self._table, lead_s, factor, self._unknown, o.rate_least)
-        asked = Question(
+        problem = Problem(
             at_s=demand.at_s, load=load, usd_per_hour=usd_per_hour, limits=limits, gpus=gpus
         )
-        if not self._last.holds(asked):
-            found = self._solve(asked, now)
+        if not self._last.holds(problem):
+            found = self._solve(problem, now)
             if found is not None:
-                self._last.keep(*found, asked)
-        nothing = {name: now.get(name, 0) for name in self._names}
-        needs = self._last.needs or needs_of(nothing, self.lead_s)
-        needs.now = by_model(load.keys, [demand.series[key].rate for key in load.keys])
-        return needs
+                self._last.keep(*found, problem)
+        unchanged = {name: now.get(name, 0) for name in self._names}
+        required = self._last.required or requirement_of(unchanged, self.lead_s)
+        required.demand_now = by_model(load.keys, [demand.series[key].rate for key in load.keys])
+        return required
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -122,36 +125,42 @@ class Sizing:
     # --- the programme
 
     def _solve(
-        self, asked: Question, now: Mapping[str, int]
-    ) -> tuple[Needs, list[list[float]]] | None:
-        load, gpus = asked.load, asked.gpus
-        asks = self._asks(load, asked.usd_per_hour)
+        self, problem: Problem, now: Mapping[str, int]
+    ) -> tuple[Requirement, list[list[float]]] | None:
+        load, gpus = problem.load, problem.gpus
+        asks = self._asks(load, problem.usd_per_hour)
         full = self._full(load, [now.get(name, 0) for name in self._names])
-        mix = cheapest(asks, self._offers(full, asked, now), gpus, self._mix)
+        mix = cheapest(asks, self._offers(full, problem, now), gpus, self._mix)
         if mix is None:
             return None
         again, had = self._full(load, mix.replicas), np.array(mix.replicas) > 0
         if (np.abs(np.array(again) - full) > FULL_ALIKE)[had].any():
             full = again
-            mix = cheapest(asks, self._offers(full, asked, now), gpus, self._mix) or mix
-        return self._as_needs(mix, load, full)
+            mix = cheapest(asks, self._offers(full, problem, now), gpus, self._mix) or mix
+        return self._required(mix, load, full)
 
     def _full(self, load: Workload, counts: Sequence[int]) -> list[float]:
         """How full each pool may be with so many replicas, of those who want its model."""
         found = []
         for k, name in enumerate(self._names):
             mean = load.mean(k, self._models[k])
-            lengths = (mean.prompt_tokens, mean.output_tokens)
-            full = load_max(self._rates[name], self._target, *lengths, mean.cv2, max(1, counts[k]))
+            full = load_max(
+                self._rates[name],
+                self._target,
+                mean.prompt_tokens,
+                output_tokens_mean=mean.output_tokens,
+                cv2=mean.cv2,
+                replicas=max(1, counts[k]),
+            )
             found.append(self._options.filled * full)
         return found
 
     def _offers(
-        self, full: Sequence[float], asked: Question, now: Mapping[str, int]
+        self, full: Sequence[float], problem: Problem, now: Mapping[str, int]
     ) -> list[Offer]:
         found = []
         for name, load in zip(self._names, full, strict=True):
-            usd, limit = usd_per_s(self._pools[name], asked.usd_per_hour), asked.limits[name]
+            usd, limit = usd_per_s(self._pools[name], problem.usd_per_hour), problem.limits[name]
             found.append(
                 Offer(
                     pool=name,
@@ -200,7 +209,7 @@ class Sizing:
 
     def _rank(self, class_name: str) -> float:
         """How much worse it is to refuse a class than the least critical one."""
-        return float(2.0 ** self._options.criticality.get(class_name, CRITICAL))
+        return 2.0 ** self._options.criticality.get(class_name, Criticality.CRITICAL)
 
     def _request_usd(self, each_usd: Floats) -> dict[str, float]:
         """What a request costs at full load with each model, on the cheapest of its pools."""
@@ -210,49 +219,49 @@ class Sizing:
         return found
 
     def _loss_usd(
-        self, wished: str, other: str, request_usd: Mapping[str, float], share: float
+        self, preferred: str, other: str, request_usd: Mapping[str, float], share: float
     ) -> float:
-        """What is lost where another model answers a request of those who wish for one.
+        """What is lost where another model answers a request of those who prefer one.
 
-        Quality, of the mean prompt. But who wishes for a model has the prompts it is better at, by
-        at least what it costs more, c: else the other had been wished for. If what it is better by
+        Quality, of the mean prompt. But who prefers a model has the prompts it is better at, by
+        at least what it costs more, c: else the other would be preferred. If what it is better by
         is spread evenly from nothing to M, and a share p is above c, then M = c / (1 − p), and the
         mean of those above is (c + M) / 2.
         """
-        if wished == other:
+        if preferred == other:
             return 0.0
         known, value_usd = self._quality, self._options.value_usd
-        lost = known[wished] - known[other] if wished in known and other in known else 0.0
-        dearer_usd = request_usd[wished] - request_usd[other]
+        lost = known[preferred] - known[other] if preferred in known and other in known else 0.0
+        dearer_usd = request_usd[preferred] - request_usd[other]
         revealed_usd = dearer_usd * (1.0 + 1.0 / (1.0 - min(share, SHARE_MAX))) / 2.0
-        return max(0.0, lost * value_usd, revealed_usd) + WISH_SHARE * value_usd
+        return max(0.0, lost * value_usd, revealed_usd) + PREFERENCE_SHARE * value_usd
 
     # --- and what its solution means
 
-    def _as_needs(
+    def _required(
         self, mix: Mix, load: Workload, full: Sequence[float]
-    ) -> tuple[Needs, list[list[float]]]:
+    ) -> tuple[Requirement, list[list[float]]]:
         """And the shares (asks, pools)."""
         row = {model: i for i, model in enumerate(load.models())}
         of = [row[key[1]] for key in load.keys]
         taken = mix.shares[of] * load.rate  # (asks, pools), requests/s
         each = taken.sum(axis=0)
-        wish = load.rate.max(axis=1, initial=0.0)
+        expected = load.rate.max(axis=1, initial=0.0)
         work_s = {}
         for k, name in enumerate(self._names):
             carried_s = float(taken[:, k] @ load.work_s[:, k])
             work_s[name] = carried_s / each[k] if each[k] else load.mean(k, self._models[k]).work_s
-        needs = Needs(
+        required = Requirement(
             replicas=dict(zip(self._names, mix.replicas, strict=True)),
             load_max=dict(zip(self._names, full, strict=True)),
             work_s={name: float(one) for name, one in work_s.items()},
             rate=dict(zip(self._names, each.tolist(), strict=True)),
             lead_s=dict(self.lead_s),
-            wished=by_model(load.keys, wish.tolist()),
+            demand=by_model(load.keys, expected.tolist()),
             carried=summed(self._models, each.tolist()),
-            unmet=float(mix.unmet[of] @ wish),
+            unmet=float(mix.unmet[of] @ expected),
         )
-        return needs, mix.shares[of].tolist()
+        return required, mix.shares[of].tolist()
 
 
 def usd_per_s(pool: PoolPlan, usd_per_hour: Mapping[str, float]) -> float:

@@ -16,7 +16,7 @@ simulated one is told the same clock, and begins with as much silence as there w
 two do not share is how long Ray takes to start a process, noise in telemetry, and chance in
 routing. The quick form ends before anything could be idle for long enough: nothing goes to zero.
 
-The one rule: figures are of one live run, as it came; nothing is chosen among several.
+Figures are of one live run, as it came; nothing is chosen among several.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def run_simulated(settings: Settings, asked: Arrivals, scaler: Scaler, seed: int
     replica = settings.deployment().replica
     wants = settings.preference
     options = SimulationOptions(
-        target=settings.targets.target(),
+        target=settings.target(),
         preference=(wants.quality, wants.cost, wants.latency, wants.energy),
         policy=replica.policy,
         placement=replica.placement,
@@ -217,13 +217,13 @@ def to_zero_and_back(replicas: NDArray[np.float64]) -> bool:
 
 def stated(options: AutoscalingBench, planning: PlannerOptions) -> dict[str, Any]:
     """What both were given, other than by default."""
-    steady, sizing, expected = planning.steady, planning.sizing, planning.expected
+    window, sizing, expected = planning.stabilisation, planning.sizing, planning.expected
     return {
         "phases": [asdict(phase) for phase in options.phases],
         "planner": {
             "step_s": scaling_options().step_s,
-            "down_s": steady.down_s,
-            "grow_s": steady.grow_s,
+            "down_s": window.down_s,
+            "grow_s": window.grow_s,
             "idle_s": expected.idle_s,
             "lead_s": sizing.lead_s,
         },

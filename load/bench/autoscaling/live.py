@@ -7,7 +7,7 @@
 
 Callers do not wait for each other: a fleet that falls behind is asked no less.
 
-The one rule: every request that was started is in the result, whatever became of it.
+Every request that was started is in the result, whatever became of it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.autoscaling.live.plan_record import read_record
 from infra.autoscaling.live.planner_actor import Scaling
+from infra.autoscaling.live.planning import read_record
 from infra.autoscaling.live.replicas import ReplicaCount, recording
 from infra.autoscaling.live.site_scaling import observe_site, planner_of
 from infra.autoscaling.planner import PlannerOptions
@@ -47,7 +47,7 @@ from serve.deploy.deployment import now_ms
 from serve.proto.fairlead.v1 import dispatch_pb2 as pb
 from serve.proto.fairlead.v1 import dispatch_pb2_grpc, router_pb2, router_pb2_grpc
 from serve.routing.request import BYTES_PER_TOKEN
-from streams.telemetry.fleet_view import SPANS_MS, heard_within
+from streams.telemetry.fleet_view import SPANS_MS, known_within
 from streams.training.state import load_fleet
 
 CONNECTIONS = 2
@@ -96,7 +96,7 @@ def run_live(
     )
     say(f"starting {len(machines())} raylets, a router, a dispatcher, a planner and pools …")
     with raylets(machines()), running(settings, path, scaling) as up:
-        return asyncio.run(_phases(up, settings.targets.target(), asked, connect, say))
+        return asyncio.run(_phases(up, settings.target(), asked, connect, say))
 
 
 async def _phases(
@@ -133,7 +133,7 @@ def _heard_s(up: Running, at_ms: int) -> float:
     if not newest:
         return 0.0
     fleet = load_fleet(store, store.load(newest))
-    return heard_within(fleet, at_ms, SPANS_MS["1m"]) / 1000.0
+    return known_within(fleet, at_ms, SPANS_MS["1m"]) / 1000.0
 
 
 def _lines(up: Running, began_ms: int) -> list[str]:
@@ -224,7 +224,7 @@ class Callers:
     def _met(self, tokens: int, ended: pb.Ended) -> bool:
         more = max(1, ended.output_tokens - 1)
         tpot_s = (ended.latency_ms - ended.first_token_ms) / 1000.0 / more
-        return self._target.met(tokens, ended.first_token_ms / 1000.0, tpot_s)
+        return self._target.met(tokens, ttft_s=ended.first_token_ms / 1000.0, tpot_s=tpot_s)
 
 
 def _said(error: grpc.aio.AioRpcError) -> str:

@@ -3,7 +3,7 @@
     live:       requests per second            simulated:  requests per second
                 replicas by pool                           replicas by pool
 
-The one rule: both sides have the same axes; what differs is the curves.
+Both sides have the same axes; what differs is the curves.
 """
 
 from __future__ import annotations
@@ -69,5 +69,5 @@ def _replicas(axes: Axes, curves: Curves) -> None:
             linewidth=1.8,
         )
     axes.set(xlabel="seconds")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]  # a MaxNLocator
     axes.grid(alpha=0.25)

@@ -16,7 +16,7 @@ more. The large one has no replica unless somebody wishes for it.
 A planner of minutes would sleep through a bench of minutes. `planner_options` says which of its
 times are shorter here than by default.
 
-The one rule: both forms get the same arrivals, the same settings and the same planner's options.
+Both forms get the same arrivals, the same settings and the same planner's options.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 from infra.autoscaling.demand.expected import ExpectedOptions
 from infra.autoscaling.planner import PlannerOptions, RouterOptions
 from infra.autoscaling.sizing.sizing import SizingOptions
-from infra.autoscaling.sizing.steady import SteadyOptions
+from infra.autoscaling.sizing.stabilisation import StabilisationOptions
 from infra.settings.scaling_options import AutoscalingOptions
-from learners.prices import Criticality
+from learners.criticality import Criticality
 from load.bench.settings import head
 from load.data.tables import OutcomeTable
 from load.data.traffic import Traffic
@@ -133,7 +133,7 @@ def planner_options(value_usd: float) -> PlannerOptions:
     return PlannerOptions(
         expected=ExpectedOptions(idle_s=10.0),  # ten minutes, by default
         sizing=SizingOptions(value_usd=value_usd, lead_s=5.0),  # half a minute
-        steady=SteadyOptions(down_s=20.0, grow_s=20.0),  # three minutes, one minute
+        stabilisation=StabilisationOptions(down_s=20.0, grow_s=20.0),  # three minutes, one minute
         routers=RouterOptions(least=1, most=1),
     )
 

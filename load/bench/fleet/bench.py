@@ -7,7 +7,7 @@
 
 Runs are independent and go to two processes. The figures do not depend on which run is where.
 
-The one rule: all policies of a trace answer the same requests, and every request counts.
+All policies of a trace answer the same requests, and every request counts.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ from typing import Any
 import numpy as np
 
 from load.bench.fleet import overload
-from load.bench.fleet.clairvoyant import ClairvoyantOptions, bound, wishes
+from load.bench.fleet.clairvoyant import ClairvoyantOptions, bound, preferred_models
 from load.bench.fleet.overload import OverloadOptions
 from load.bench.fleet.picture import Curves, Watched, curves_of, draw
-from load.bench.fleet.pool_limits import LimitOptions
 from load.bench.fleet.runs import (
     built,
     first_replicas,
@@ -58,6 +57,7 @@ from load.bench.fleet.tuning import (
     tune,
 )
 from load.data.traces import HOUR_S, DiurnalOptions
+from load.fit.pool_limits import LimitOptions
 
 Say = Callable[[str], None]
 OURS = {
@@ -129,7 +129,7 @@ def measure(options: FleetBench, say: Say) -> dict[str, Any]:
     """Run everything."""
     began_s = time.monotonic()
 
-    def told(text: str) -> None:
+    def report(text: str) -> None:
         say(f"{time.monotonic() - began_s:5.0f} s  {text}")
 
     context = get_context("spawn")
@@ -139,9 +139,9 @@ def measure(options: FleetBench, say: Say) -> dict[str, Any]:
     ):
         # Alone first: a neighbour would slow it down.
         speed = processes.submit(simulated_requests_per_s, options.scenarios.seed).result()
-        told(f"{speed:,.0f} simulated requests per second of one core with {SPEED_POOLS} pools")
-        traces = {n: threads.submit(_trace, n, options, processes, told) for n in options.traces}
-        beyond = threads.submit(_overload, options, processes, told) if options.overload else None
+        report(f"{speed:,.0f} simulated requests per second of one core with {SPEED_POOLS} pools")
+        traces = {n: threads.submit(_trace, n, options, processes, report) for n in options.traces}
+        beyond = threads.submit(_overload, options, processes, report) if options.overload else None
         found = {name: one.result() for name, one in traces.items()}
         overloaded = beyond.result() if beyond else None
     return {
@@ -167,9 +167,9 @@ def simulated_requests_per_s(seed: int) -> float:
     """Of one core, with ten pools, on the busiest minutes of the Azure trace, 265 requests/s."""
     of = built("azure", ScenarioOptions(seed=seed))
     pools = tuple(pool for pool in of.fleet.pools if pool.name not in SPEED_LEFT_OUT)
-    assert len(pools) == SPEED_POOLS, "the speed is told of so many pools"
+    assert len(pools) == SPEED_POOLS, "the speed is stated of so many pools"
     of = with_fleet(of, replace(of.fleet, pools=pools))
-    of = replace(of, traffic=between(of.traffic, *SPEED_S))
+    of = replace(of, traffic=between(of.traffic, SPEED_S[0], end_s=SPEED_S[1]))
     first = first_replicas(of, FAIRLEAD)
     scaler = scaler_of(of, FAIRLEAD, first)
     done = simulate_with(of, first, scaler, FAIRLEAD, seed)
@@ -182,7 +182,8 @@ def run_contender(
     """One run's figures, its most GPUs at once, and its digest."""
     done = run_on(name, options, contender, tuning=tuning)
     of = built(name, options)
-    fleet = of.fleet if contender.gpu is None else homogeneous(contender.gpu)
+    fleet = homogeneous(contender.gpu) if contender.gpu is not None else of.fleet
+    assert fleet is not None
     gpus = np.array([pool.gpus_per_replica for pool in fleet.pools])
     series = done.replicas
     running = (series.ready + series.starting + series.draining) @ gpus
@@ -232,12 +233,12 @@ def _fullness(of: Scenario, gpu: str) -> float:
     """GPUs needed at full load in the busiest minute, over those there are."""
     fleet = homogeneous(gpu)
     assert fleet is not None
-    wished = wishes(of)
+    preferred = preferred_models(of)
     work_s = work_s_of(fleet, of.traffic, of.target)
     minute = (of.traffic.at_s / 60.0).astype(int)
     total = np.zeros(minute.max(initial=0) + 1)
     for column, pool in enumerate(fleet.pools):
-        rows = wished == of.table.models.index(pool.model)
+        rows = preferred == of.table.models.index(pool.model)
         work = np.bincount(minute[rows], work_s[rows, column], minlength=len(total))
         total += work / 60.0 * pool.gpus_per_replica
     return float(total.max() / MARKET[gpu][1])
@@ -249,10 +250,12 @@ def overload_base(options: ScenarioOptions, how: OverloadOptions) -> overload.Ba
 
 
 def overload_at(
-    options: ScenarioOptions, how: OverloadOptions, base: float, multiple: float
+    options: ScenarioOptions, how: OverloadOptions, base: float, *, multiple: float
 ) -> dict[str, float]:
     """What comes of one multiple of it."""
-    return overload.at_multiple(overload.tried_scenario(options, how), base, multiple, how)
+    return overload.at_multiple(
+        overload.tried_scenario(options, how), base, multiple=multiple, options=how
+    )
 
 
 # --- in the main process: what runs after what
@@ -264,7 +267,7 @@ def _trace(
     """All policies on one trace."""
     scenarios = options.scenarios
 
-    def submit(contender: Contender, *, tuning: bool) -> Future:
+    def submit(contender: Contender, *, tuning: bool) -> Future[Any]:
         return processes.submit(run_contender, name, scenarios, contender, tuning=tuning)
 
     def run_all(contenders: Sequence[Contender]) -> list[Mapping[str, float]]:
@@ -282,7 +285,7 @@ def _trace(
     for policy, one in {**ours, **rivals, "clairvoyant": limit}.items():
         figures[policy] = one.result()
         say(f"{name} {policy}: {_line(figures[policy])}")
-    if pictured is not None:
+    if pictured is not None and options.picture is not None:
         draw(pictured.result(), options.picture)
         say(f"picture: {options.picture}")
     return {
@@ -319,9 +322,9 @@ def _overload(options: FleetBench, processes: ProcessPoolExecutor, say: Say) -> 
     rate = base.requests_per_s
     say(f"overload: a static fleet of {overload.LARGEST} holds {rate:.1f} requests/s")
 
-    def run_all(rate: float, multiples: Sequence[float]) -> list[dict]:
+    def run_all(rate: float, multiples: Sequence[float]) -> list[dict[str, Any]]:
         runs = [
-            processes.submit(overload_at, options.scenarios, how, rate, multiple)
+            processes.submit(overload_at, options.scenarios, how, rate, multiple=multiple)
             for multiple in multiples
         ]
         return [one.result() for one in runs]

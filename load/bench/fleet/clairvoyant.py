@@ -1,6 +1,6 @@
 """What it would cost at least: a fleet that knows the trace, and that machines obey at once.
 
-    wished model of every request ─▶ work per minute and pool ─▶ LP (HiGHS), minute by minute ─▶ USD
+    every request's preferred model ─▶ work per minute and pool ─▶ LP (HiGHS) of each minute ─▶ USD
 
 For every interval the linear programme chooses how many replicas x_p of each pool run (any real
 number of them, there at once, gone at once, GPUs within the market's limits) and which share of
@@ -9,7 +9,7 @@ each model's work goes to which of its pools:
     min Σ_p x_p · usd_p   so that   Σ_p share_mp = 1,  share_mp · work_mp ≤ x_p · load_p · seconds
 
 `load_p` is the highest load at which a large pool still has 99 % within the target, measured on the
-emulator with the trace's own lengths (`load.bench.fleet.pool_limits`).
+emulator with the trace's own lengths (`load.fit.pool_limits`).
 
 It is a bound on the GPU cost of answering *this mix of models* within the target: every request at
 the model it would choose if all pools were there at their GPUs' prices, as the router's own
@@ -18,16 +18,17 @@ smaller models) can cost less, at a loss of quality that is reported beside it. 
 leaves out makes it lower, never higher: whole replicas, start-up, draining, requests that wait from
 one interval to the next, arrivals that are burstier within an interval than a Poisson process.
 
-What of the distance to it is due to that is told by a second figure, `whole_usd`: replicas are
+What of the distance to it is due to that is shown by a second figure, `whole_usd`: replicas are
 whole, and as many for `kept_s`, about the time that one takes to come, as the busiest interval in
 it needs. It knows the trace as well.
 
-The one rule: if not even the whole market suffices, what is left over is told, not priced.
+If not even the whole market suffices, what is left over is stated, not priced.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,10 +39,10 @@ from infra.autoscaling.sizing.mix import silenced
 from infra.capacity.fleet import Fleet
 from infra.capacity.latency_target import LatencyTarget
 from infra.capacity.load import rates_of
-from load.bench.fleet.pool_limits import LimitOptions, load_max
 from load.bench.fleet.scenario import Scenario, usd_per_s, work_s_of
 from load.data.traces import Trace
 from load.data.traffic import Traffic
+from load.fit.pool_limits import LimitOptions, load_max
 from load.simulation.warm_start import estimated_quality
 
 Floats = NDArray[np.float64]
@@ -64,7 +65,7 @@ class Bound:
 
     gpu_cost_usd: float
     whole_usd: float  # if replicas were whole, and kept as long as they take to come
-    quality: float  # mean, of the wished models
+    quality: float  # mean, of the preferred models
     joules_per_request: float
     replica_changes_per_h: float  # if replicas were whole: of those rounded up
     replicas: Floats  # (intervals, P) running
@@ -76,8 +77,8 @@ def bound(scenario: Scenario, options: ClairvoyantOptions, seed: int) -> Bound:
     """The lower bound on a scenario."""
     traffic, fleet = scenario.traffic, scenario.fleet
     loads = limits_of(fleet, traffic, scenario.target, options.limits, seed)
-    wished = wishes(scenario)
-    work = work_per_interval(fleet, traffic, wished, scenario, options.interval_s)
+    preferred = preferred_models(scenario)
+    work = work_per_interval(fleet, traffic, preferred, scenario, options.interval_s)
     solved = [_interval(fleet, scenario, need, loads, options) for need in work]
     replicas = np.array([x for x, _, _ in solved])
     served = np.array([share for _, share, _ in solved])  # (intervals, P)
@@ -87,7 +88,7 @@ def bound(scenario: Scenario, options: ClairvoyantOptions, seed: int) -> Bound:
     return Bound(
         gpu_cost_usd=float(usd.sum()),
         whole_usd=whole_usd(scenario, work, loads, options),
-        quality=float(scenario.table.quality[traffic.rows, wished].mean()),
+        quality=float(scenario.table.quality[traffic.rows, preferred].mean()),
         joules_per_request=_joules(scenario, replicas, served * work, options) / len(traffic),
         replica_changes_per_h=float(np.abs(np.diff(whole, axis=0)).sum() / hours),
         replicas=replicas,
@@ -117,11 +118,11 @@ def limits_of(
     """The highest load (P,) of each pool. Pools that are alike are measured once."""
     sample = Trace("lengths", lengths.at_s, lengths.prompt_tokens, lengths.output_tokens)
     return np.array(
-        [load_max(p.emulation.performance, target, sample, options, seed) for p in fleet.pools]
+        [load_max(p.engine.performance, target, sample, options, seed) for p in fleet.pools]
     )
 
 
-def wishes(scenario: Scenario) -> NDArray[np.intp]:
+def preferred_models(scenario: Scenario) -> NDArray[np.intp]:
     """The column (n,) of the model that each request would choose at GPUs' prices.
 
     Quality as the router estimates it to begin with. Cost by the list prices, which are those of
@@ -138,17 +139,17 @@ def wishes(scenario: Scenario) -> NDArray[np.intp]:
 def work_per_interval(
     fleet: Fleet,
     traffic: Traffic,
-    wished: NDArray[np.intp],
+    preferred: NDArray[np.intp],
     scenario: Scenario,
     interval_s: float,
 ) -> Floats:
-    """Seconds (intervals, P) of a full replica: all that wish a pool's model, were they there."""
+    """Seconds (intervals, P) of a full replica: all that prefer a pool's model, were they there."""
     n = int(np.ceil((traffic.at_s[-1] + 1e-9) / interval_s))
     interval = np.minimum((traffic.at_s / interval_s).astype(int), n - 1)
     work_s = work_s_of(fleet, traffic, scenario.target)
     found = np.zeros((n, len(fleet.pools)))
     for column, pool in enumerate(fleet.pools):
-        rows = wished == scenario.table.models.index(pool.model)
+        rows = preferred == scenario.table.models.index(pool.model)
         found[:, column] = np.bincount(interval[rows], work_s[rows, column], minlength=n)
     return found
 
@@ -156,9 +157,9 @@ def work_per_interval(
 def replicas_for(scenario: Scenario, traffic: Traffic, loads: Floats) -> dict[str, int]:
     """Whole replicas for a stretch's mean demand, no fuller than `loads` (P,)."""
     part = replace(scenario, traffic=traffic)
-    wished = wishes(part)
+    preferred = preferred_models(part)
     span_s = float(traffic.at_s[-1])
-    work = work_per_interval(scenario.fleet, traffic, wished, part, span_s + 1.0)
+    work = work_per_interval(scenario.fleet, traffic, preferred, part, span_s + 1.0)
     options = ClairvoyantOptions(interval_s=span_s + 1.0)
     x, _, _ = _interval(scenario.fleet, part, work[0], loads, options)
     whole = np.ceil(x - 1e-6).astype(int)
@@ -185,24 +186,24 @@ def _interval(
     cost = np.concatenate([np.zeros(n), usd, need * options.unserved_usd])
     column = [models.index(pool.model) for pool in pools]
     all_of_it = coo_matrix(
-        (np.ones(n + m), (column + list(range(m)), [*range(n), *range(2 * n, 2 * n + m)])),
+        (np.ones(n + m), (np.r_[column, 0:m], np.r_[0:n, 2 * n : 2 * n + m])),
         shape=(m, 2 * n + m),
     )
     room = np.maximum(loads, 1e-12) * options.interval_s
     capacity = coo_matrix(
-        (np.concatenate([work, -room]), ([*range(n), *range(n)], range(2 * n))),
+        (np.concatenate([work, -room]), (np.r_[0:n, 0:n], np.arange(2 * n))),
         shape=(n, 2 * n + m),
     )
     types = {gpu.name: row for row, gpu in enumerate(fleet.gpus)}
     market = coo_matrix(
         (
-            [pool.gpus_per_replica for pool in pools],
-            ([types[pool.gpu.name] for pool in pools], range(n, 2 * n)),
+            np.array([pool.gpus_per_replica for pool in pools]),
+            (np.array([types[pool.machine.name] for pool in pools]), np.arange(n, 2 * n)),
         ),
         shape=(len(types), 2 * n + m),
     )
     with silenced():
-        solved = linprog(
+        solved: Any = linprog(  # type: ignore[call-overload]  # sparse matrices are taken, too
             cost,
             A_ub=vstack([capacity, market]).tocsr(),
             b_ub=np.concatenate([np.zeros(n), [float(gpu.available) for gpu in fleet.gpus]]),
@@ -231,12 +232,12 @@ def _joules(
     prompt = float(scenario.traffic.prompt_tokens.mean())
     mean_s = work_s_of(scenario.fleet, scenario.traffic, scenario.target).mean(axis=0)
     for column, pool in enumerate(scenario.fleet.pools):
-        rates = rates_of(pool.emulation.performance, scenario.target)
+        rates = rates_of(pool.engine.performance, scenario.target)
         reading = min(1.0, rates.prompt_token_s * prompt / mean_s[column])
         busy_s = float(work[:, column].sum())
         all_s = float(replicas[:, column].sum()) * options.interval_s
-        power = pool.emulation.power
-        total += power.energy_j(max(all_s, busy_s), busy_s, busy_s * reading)
+        power = pool.engine.power
+        total += power.energy_j(max(all_s, busy_s), busy_s=busy_s, prefill_s=busy_s * reading)
     return total
 
 

@@ -5,17 +5,18 @@
                                                    share within target, quality
 
 The rate gained is the largest multiple that was tried at which at least 95 % of the requests at the
-top of the ramp were within the target; what they lost in quality is told beside it, and what would
-be gained if every GPU ran the model that carries most on it, at full load. Beside the scenario's
+top of the ramp were within the target; beside it stand what they lost in quality, and what would be
+gained if every GPU ran the model that carries most on it, at full load. Beside the scenario's
 four models there is one of last resort: without it even that would be less than seven times.
 
-The one rule: both have the same GPUs, and all of them may run.
+Both have the same GPUs, and all of them may run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -74,8 +75,8 @@ def shrunk(of: Scenario, share: float) -> Scenario:
     pools = tuple(
         replace(
             pool,
-            gpu=by_name[pool.gpu.name],
-            replicas_max=max(1, by_name[pool.gpu.name].available // pool.gpus_per_replica),
+            gpu=by_name[pool.machine.name],
+            replicas_max=max(1, by_name[pool.machine.name].available // pool.gpus_per_replica),
         )
         for pool in of.fleet.pools
     )
@@ -105,7 +106,7 @@ def static_scenario(of: Scenario) -> Scenario:
     """The largest model on every GPU that can run it, and no other."""
     large = everywhere(LARGEST)
     available = {gpu.name: gpu.available for gpu in of.fleet.gpus}
-    pools = tuple(p for p in large.pools if available[p.gpu.name] >= p.gpus_per_replica)
+    pools = tuple(p for p in large.pools if available[p.machine.name] >= p.gpus_per_replica)
     model = of.catalogue.models[of.catalogue.column_of[LARGEST]]
     named = [Pool(name=pool.name, model=pool.model, region=pool.region) for pool in pools]
     return replace(
@@ -121,7 +122,7 @@ def static_rate(of: Scenario, options: OverloadOptions) -> float:
     """The most requests per second that the static fleet holds within the target."""
     of = static_scenario(of)
     available = {gpu.name: gpu.available for gpu in of.fleet.gpus}
-    replicas = {p.name: available[p.gpu.name] // p.gpus_per_replica for p in of.fleet.pools}
+    replicas = {p.name: available[p.machine.name] // p.gpus_per_replica for p in of.fleet.pools}
     work_s = work_s_of(of.fleet, of.traffic, of.target).mean(axis=0)
     most = sum(replicas[p.name] / w for p, w in zip(of.fleet.pools, work_s.tolist(), strict=True))
     low, high = 0.25 * most, 1.1 * most
@@ -137,7 +138,9 @@ def static_rate(of: Scenario, options: OverloadOptions) -> float:
     return low
 
 
-def at_multiple(of: Scenario, base: float, multiple: float, options: OverloadOptions) -> dict:
+def at_multiple(
+    of: Scenario, base: float, *, multiple: float, options: OverloadOptions
+) -> dict[str, Any]:
     """What comes of a ramp to so many times the base rate.
 
     Shares within the target: of all at the top, and of the highest class all the way.
@@ -187,15 +190,15 @@ def full_rate(of: Scenario) -> float:
     work_s = work_s_of(of.fleet, of.traffic, of.target).mean(axis=0).tolist()
     best: dict[str, float] = {}
     for pool, each_s in zip(of.fleet.pools, work_s, strict=True):
-        carried = pool.gpu.available // pool.gpus_per_replica / each_s
-        best[pool.gpu.name] = max(best.get(pool.gpu.name, 0.0), carried)
+        carried = pool.machine.available // pool.gpus_per_replica / each_s
+        best[pool.machine.name] = max(best.get(pool.machine.name, 0.0), carried)
     return sum(best.values())
 
 
-RunMultiples = Callable[[float, Sequence[float]], Sequence[dict]]
+RunMultiples = Callable[[float, Sequence[float]], Sequence[dict[str, Any]]]
 
 
-def search(base: float, options: OverloadOptions, run_all: RunMultiples) -> list[dict]:
+def search(base: float, options: OverloadOptions, run_all: RunMultiples) -> list[dict[str, Any]]:
     """All multiples that were tried, in their order: the given ones, and then between."""
     tried = sorted(run_all(base, options.multiples), key=lambda one: one["multiple"])
     held = [one for one in tried if one["within_target"] >= options.within_min]
@@ -208,13 +211,13 @@ def search(base: float, options: OverloadOptions, run_all: RunMultiples) -> list
 
 
 def summed_up(base: Base, tried: Sequence[dict], options: OverloadOptions) -> dict:
-    """For JSON. Where no multiple holds, the least one is told with what it reached."""
+    """For JSON. Where no multiple holds, the least one is stated with what it reached."""
     held = [one for one in tried if one["within_target"] >= options.within_min]
-    told = held[-1] if held else tried[0]
+    best = held[-1] if held else tried[0]
     return {
-        "rate_gain": round(told["multiple"] if held else 0.0, 2),
-        "within_target": round(told["within_target"], 4),
-        "quality_loss": round(base.quality - told["quality"], 4),
+        "rate_gain": round(best["multiple"] if held else 0.0, 2),
+        "within_target": round(best["within_target"], 4),
+        "quality_loss": round(base.quality - best["quality"], 4),
         "static_requests_per_s": round(base.requests_per_s, 1),
         "most_possible": round(base.full_per_s / base.requests_per_s, 2),
         "tried": {

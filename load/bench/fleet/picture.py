@@ -2,7 +2,7 @@
 
     Run, Watched ─▶ Curves (a point every few minutes) ─▶ four panels, one PNG
 
-The one rule: curves are means over equal stretches of time; nothing is smoothed beyond that.
+Curves are means over equal stretches of time; nothing is smoothed beyond that.
 """
 
 from __future__ import annotations
@@ -74,8 +74,9 @@ def curves_of(run: Run, of: Scenario, watched: Watched) -> Curves:
     there = series.ready + series.starting + series.draining
     gpus: dict[str, NDArray[np.float64]] = {}
     for column, pool in enumerate(of.fleet.pools):
-        used = _mean(looks, there[:, column] * float(pool.gpus_per_replica))
-        gpus[pool.gpu.name] = gpus.get(pool.gpu.name, 0.0) + used
+        there_now = there[:, column].astype(np.float64)
+        used = _mean(looks, there_now * pool.gpus_per_replica)
+        gpus[pool.machine.name] = gpus.get(pool.machine.name, 0.0) + used
     began_s = watched.at_s[0] if watched.at_s else 0.0
     seen = np.minimum(((np.array(watched.at_s) - began_s) / step_s).astype(int), POINTS - 1)
     return Curves(

@@ -10,7 +10,7 @@ of a model are one, counted in replicas of its cheapest pool (*units*), and fill
 while GPUs are to be had. Rivals do not see prices of capacity, forecasts or lengths; like Fairlead
 they see GPUs' list prices and how many there are.
 
-The one rule: a rival is its public algorithm at its best settings: see `load.bench.fleet.tuning`.
+A rival is its public algorithm at its best settings: see `load.bench.fleet.tuning`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ EPSILON_S = 1e-6  # Ray's own tolerance: sums of periods fall short of a delay b
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RivalPool:
-    """What a rival is told of a pool once."""
+    """What a rival knows of a pool from the start."""
 
     name: str
     model: str
@@ -265,21 +265,22 @@ class Rival:
 def signals_of(group: Group, conditions: Mapping[str, PoolCondition], current: int) -> Signals:
     """What a policy sees of a group."""
     ready = starting = ongoing = loaded = 0.0
-    heard = False
+    known = False
     for pool in group.pools:
         condition, units = conditions.get(pool.name, PoolCondition()), group.units(pool)
+        reports = condition.reports
         ready += condition.ready * units
         starting += condition.starting * units
-        ongoing += (condition.queued + condition.running) / pool.running * units
-        if condition.load is not None and condition.ready:
-            loaded, heard = loaded + condition.load * condition.ready * units, True
+        ongoing += (reports.queued + reports.running) / pool.running * units
+        if reports.load is not None and condition.ready:
+            loaded, known = loaded + reports.load * condition.ready * units, True
     whole = round(ready) if ready >= 1.0 or ready == 0.0 else 1
     return Signals(
         current=current,
         ready=whole,
         starting=round(starting),
         ongoing=ongoing,
-        load=loaded / ready if heard else None,
+        load=loaded / ready if known else None,
     )
 
 

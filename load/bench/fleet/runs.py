@@ -5,7 +5,7 @@
 All contenders begin with the same knowledge, with replicas for the demand of the first minutes, and
 start, load, bill and see telemetry alike.
 
-The one rule: what a contender may use is in `Contender`; everything else is the same for all.
+What a contender may use is in `Contender`; everything else is the same for all.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from infra.autoscaling.sizing.sizing import SizingOptions
 from infra.capacity.fleet import Fleet
 from infra.capacity.load import rates_of
 from load.bench.fleet.clairvoyant import replicas_for
+from load.bench.fleet.independent import IndependentPlanner
 from load.bench.fleet.rivals import (
     Policy,
     QueueLength,
@@ -57,7 +58,7 @@ FEEDBACK_SHARE = 0.002
 # no way of scaling has had the time before it in which a fleet would have grown.
 FIRST_S = 600.0
 FIRST_LOAD = 0.8  # at which they have some to spare
-SAMPLE = 5000  # requests that lengths are told by, for limits and rates
+SAMPLE = 5000  # requests whose lengths are taken, for limits and rates
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ def first_replicas(of: Scenario, contender: Contender) -> dict[str, int]:
     loads = np.full(len(of.fleet.pools), FIRST_LOAD)
     minutes = np.bincount((of.traffic.at_s[of.traffic.at_s < FIRST_S] // 60.0).astype(int))
     busiest_s = 60.0 * int(minutes.argmax())
-    found = replicas_for(of, between(of.traffic, busiest_s, busiest_s + 60.0), loads)
+    found = replicas_for(of, between(of.traffic, busiest_s, end_s=busiest_s + 60.0), loads)
     rival = contender.scaling in ("queue_length", "utilisation")
     least = int(rival and contender.layout == "side_by_side")
     return {name: max(least, replicas) for name, replicas in found.items()}
@@ -146,13 +147,13 @@ def with_fleet(of: Scenario, fleet: Fleet) -> Scenario:
 
 
 def rival_pools(of: Scenario) -> tuple[RivalPool, ...]:
-    """What rivals are told of the pools: by the mean request of the trace."""
+    """What rivals know of the pools: by the mean request of the trace."""
     sample = _sample(of)
     prompt, output = sample.prompt_tokens.mean(), sample.output_tokens.mean()
     mean_s = work_s_of(of.fleet, sample, of.target).mean(axis=0)
     found = []
     for pool, work_s in zip(of.fleet.pools, mean_s.tolist(), strict=True):
-        rates = rates_of(pool.emulation.performance, of.target)
+        rates = rates_of(pool.engine.performance, of.target)
         per_s = 1.0 / work_s
         busy = per_s * (
             rates.prompt_token_s * prompt
@@ -166,7 +167,7 @@ def rival_pools(of: Scenario) -> tuple[RivalPool, ...]:
             RivalPool(
                 name=pool.name,
                 model=pool.model,
-                gpu=pool.gpu.name,
+                gpu=pool.machine.name,
                 gpus=pool.gpus_per_replica,
                 requests_per_s=per_s,
                 usd_per_hour=usd_per_s(pool) * 3600.0,
@@ -182,13 +183,13 @@ def scaler_of(of: Scenario, contender: Contender, first: Mapping[str, int]) -> S
     if contender.scaling == "static":
         return Fixed(first)
     if contender.scaling == "fairlead":
-        return Planner(
+        planner = Planner if contender.sized_by_mix else IndependentPlanner
+        return planner(
             started(of.fleet, first),
-            {p.name: rates_of(p.emulation.performance, of.target) for p in of.fleet.pools},
+            {p.name: rates_of(p.engine.performance, of.target) for p in of.fleet.pools},
             of.target,
             dict(zip(of.known.models, of.known.quality.mean(axis=0).tolist(), strict=True)),
             PlannerOptions(
-                prices_used=contender.prices_used,
                 sizing=SizingOptions(
                     value_usd=of.preference.quality / of.preference.per_usd,
                     criticality={name: level for name, _, level in CLASSES},

@@ -31,6 +31,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,7 @@ from infra.capacity.load import rates_of
 from infra.emulator import catalogue as data_sheets
 from infra.emulator.fitted import performance_of, power_of
 from infra.emulator.roofline import Deployment
+from learners.criticality import Criticality
 from learners.work import WorkTable
 from load.data import tables, traces
 from load.data.tables import OutcomeTable
@@ -76,7 +78,7 @@ MODELS = {
 }
 LAST_RESORT = {"llama-3.2-3b": ("Llama-3.2-3B-Instruct", "fp8", 20.0)}
 # GPUs of one replica, by model and type: what carries most per USD within the target, of 1 to 8,
-# as `load.bench.fleet.pool_limits` measures it. Left out: what costs thrice as much as elsewhere,
+# as `load.fit.pool_limits` measures it. Left out: what costs thrice as much as elsewhere,
 # or can't.
 PARALLEL = {
     "llama-3.1-8b": {
@@ -104,8 +106,11 @@ POOLS = (
     ("llama-3.1-70b", "h200_sxm", "eu"),
     ("llama-3.1-70b", "b200_sxm", "us"),
 )
-# Name, share of the requests, criticality: sheddable 0, sheddable plus 1, critical 2, plus 3.
-CLASSES = (("interactive", 0.60, 3), ("standard", 0.25, 2), ("batch", 0.15, 0))
+CLASSES = (  # name, share of the requests, criticality
+    ("interactive", 0.60, Criticality.CRITICAL_PLUS),
+    ("standard", 0.25, Criticality.CRITICAL),
+    ("batch", 0.15, Criticality.SHEDDABLE),
+)
 
 SHORT_TARGET = LatencyTarget()
 LONG_TARGET = LatencyTarget(ttft_s=10.0, ttft_s_per_1k_prompt_tokens=1.0, tpot_s=0.2)
@@ -165,8 +170,8 @@ def scenario(name: str, options: ScenarioOptions) -> Scenario:
     whole = traffic_of(trace, len(table), rng)
     return Scenario(
         name=name,
-        traffic=between(whole, begin_s, end_s),
-        tuning=between(whole, *tuning_s),
+        traffic=between(whole, begin_s, end_s=end_s),
+        tuning=between(whole, tuning_s[0], end_s=tuning_s[1]),
         table=table,
         known=known,
         fleet=fleet,
@@ -176,17 +181,17 @@ def scenario(name: str, options: ScenarioOptions) -> Scenario:
     )
 
 
-def _azure(options: ScenarioOptions, rng: np.random.Generator) -> tuple:
+def _azure(options: ScenarioOptions, rng: np.random.Generator) -> tuple[Any, ...]:
     trace = traces.scaled(traces.azure(), options.azure_users, rng)
     return trace, options.azure_s, options.azure_tuning_s, SHORT_TARGET, 1800.0
 
 
-def _mooncake(options: ScenarioOptions, rng: np.random.Generator) -> tuple:
+def _mooncake(options: ScenarioOptions, rng: np.random.Generator) -> tuple[Any, ...]:
     trace = traces.scaled(traces.mooncake(), options.mooncake_users, rng)
     return trace, options.mooncake_s, options.mooncake_tuning_s, LONG_TARGET, 170.0
 
 
-def _diurnal(options: ScenarioOptions, rng: np.random.Generator) -> tuple:
+def _diurnal(options: ScenarioOptions, rng: np.random.Generator) -> tuple[Any, ...]:
     # Mooncake's lengths: a day of Azure's would be ten times the requests for the same GPUs.
     trace = traces.diurnal(traces.mooncake(), options.diurnal, rng)
     return trace, options.diurnal_s, options.diurnal_tuning_s, LONG_TARGET, 170.0
@@ -210,11 +215,11 @@ def traffic_of(trace: Trace, n_rows: int, rng: np.random.Generator) -> Traffic:
         rows=rng.integers(0, n_rows, len(trace)),
         classes=rng.choice(len(CLASSES), len(trace), p=shares),
         class_names=tuple(name for name, _, _ in CLASSES),
-        criticality=tuple(criticality for _, _, criticality in CLASSES),
+        criticality=tuple(Criticality(criticality) for _, _, criticality in CLASSES),
     )
 
 
-def between(traffic: Traffic, begin_s: float, end_s: float) -> Traffic:
+def between(traffic: Traffic, begin_s: float, *, end_s: float) -> Traffic:
     """The requests of a stretch, with times from its beginning on."""
     first, last = np.searchsorted(traffic.at_s, [begin_s, end_s])
     rows = slice(int(first), int(last))
@@ -294,14 +299,14 @@ def started(fleet: Fleet, replicas: Mapping[str, int]) -> Fleet:
 
 def work_s_of(fleet: Fleet, traffic: Traffic | Trace, target: LatencyTarget) -> NDArray[np.float64]:
     """Seconds (n, P) of a full replica that each request would take in each pool."""
-    rates = [rates_of(pool.emulation.performance, target) for pool in fleet.pools]
+    rates = [rates_of(pool.engine.performance, target) for pool in fleet.pools]
     prompt, output = traffic.prompt_tokens.astype(float), traffic.output_tokens.astype(float)
     return WorkTable(rates).work_s(prompt, output[:, None])
 
 
 def usd_per_s(pool: PoolPlan) -> float:
     """Of one replica."""
-    return pool.gpu.usd_per_hour * pool.gpus_per_replica / 3600.0
+    return pool.machine.usd_per_hour * pool.gpus_per_replica / 3600.0
 
 
 def catalogue_of(fleet: Fleet, lengths: Traffic | Trace, target: LatencyTarget) -> Catalogue:
@@ -313,7 +318,7 @@ def catalogue_of(fleet: Fleet, lengths: Traffic | Trace, target: LatencyTarget) 
         of = [column for column, pool in enumerate(fleet.pools) if pool.model == model]
         column = min(of, key=lambda c: mean_s[c] * usd_per_s(fleet.pools[c]))
         pool = fleet.pools[column]
-        rates = rates_of(pool.emulation.performance, target)
+        rates = rates_of(pool.engine.performance, target)
         input_s = rates.prompt_token_s / (1.0 - rates.fixed_s / rates.tpot_s)
         output_s = (mean_s[column] - input_s * prompt) / output
         models.append(
@@ -323,7 +328,7 @@ def catalogue_of(fleet: Fleet, lengths: Traffic | Trace, target: LatencyTarget) 
                 usd_per_1m_output_tokens=float(output_s * usd_per_s(pool) * 1e6),
                 output_tokens=output,
                 latency_ms=output * rates.tpot_s / 3 * 1e3,
-                context_tokens_max=pool.emulation.context_tokens_max,
+                context_tokens_max=pool.engine.context_tokens_max,
             )
         )
     plans = [replace(plan, target=target) for plan in fleet.pools]

@@ -7,7 +7,7 @@
 one that comes nearest to it. The stretch is a part of the very trace that is then measured, so a
 rival may know what is coming; Fairlead is not tuned at all.
 
-The one rule: how a setting is judged does not depend on whose it is.
+How a setting is judged does not depend on whose it is.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Contender:
     down_s: float | None = None  # delay or window before there are fewer; None: its default
     gpu: str | None = None  # the only type of its fleet; None: all pools of the market
     router_priced: bool = False
-    prices_used: bool = False  # by Fairlead's planner
+    sized_by_mix: bool = False  # by Fairlead's planner; else each pool on its own
 
     def settings(self) -> dict[str, Any]:
         """For JSON: what was tuned."""
@@ -40,10 +40,10 @@ class Contender:
         return {name: asdict(self)[name] for name in names}
 
 
-FAIRLEAD = Contender(scaling="fairlead", router_priced=True, prices_used=True)
+FAIRLEAD = Contender(scaling="fairlead", router_priced=True, sized_by_mix=True)
 ROUTER_BLIND = replace(FAIRLEAD, router_priced=False)
-AUTOSCALER_BLIND = replace(FAIRLEAD, prices_used=False)
-BOTH_BLIND = replace(FAIRLEAD, router_priced=False, prices_used=False)
+AUTOSCALER_BLIND = replace(FAIRLEAD, sized_by_mix=False)
+BOTH_BLIND = replace(FAIRLEAD, router_priced=False, sized_by_mix=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,8 +4,9 @@
                                └─▶ trainer ✗ trainer ✗ … ✗ trainer ─────────▶ state ─┴─▶ compare
                                            kills, broker bounces
 
-The trainer dies at every named step (see `crash_child`), and at random times; the broker is killed
-and brought back under it. Both runs read one topic; each has snapshots and dead letters of its own.
+The trainer dies at every durable step (see `crash_child`), and at random times; the broker is
+killed and brought back under it. Both runs read one topic; each has snapshots and dead letters of
+its own.
 
 The one rule: equal means equal bits. The hash covers all that was learned, every value seen, every
 counter and every offset.
@@ -24,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,10 +33,7 @@ from learners.targets import N_TARGETS
 from load.bench.recovery.broker import local_broker
 from load.bench.recovery.crash_child import (
     ENCODER,
-    ENDING,
-    FIRST,
     KEY,
-    REREADING,
     STARTING,
     STEPPING,
     UNAVAILABLE,
@@ -75,7 +73,7 @@ class RecoveryOptions:
     """How much is learned, and how often it is interrupted."""
 
     records: int = 100_000
-    points: Sequence[Point] = field(default_factory=lambda: every_point(("before", "after"), 3))
+    points: Sequence[Point] = field(default_factory=lambda: every_point(("before", "after"), 5))
     random_kills: int = 10
     bounces: int = 5
     # Small runs and a snapshot after each, so that every life passes every step.
@@ -95,22 +93,16 @@ class RecoveryOptions:
 
 
 def every_point(ends: Sequence[str], nth_max: int) -> tuple[Point, ...]:
-    """Every named step, before it or after it; those that recur, at one of their first times."""
-    rng = np.random.default_rng(7)
-    stepping = [Point(when, s, int(rng.integers(nth_max)) + 1) for s in STEPPING for when in ends]
-    # Dead letters are read again only after a life that wrote some and did not save.
-    unsaved = Point("after", "Trainer._set_aside → Log.append")
-    rereading = [point for s in REREADING for w in ends for point in (unsaved, Point(w, s))]
-    first, starting, ending = (
-        [Point(when, s) for s in steps for when in ends] for steps in (FIRST, STARTING, ENDING)
-    )
-    return (*first, *starting, *stepping, *rereading, *ending)
+    """Every durable step, before it or after it; those that recur, at their first times."""
+    starting = [Point(when, step) for step in STARTING for when in ends]
+    times = range(1, nth_max + 1)
+    stepping = [Point(when, step, n) for step in STEPPING for n in times for when in ends]
+    return (*starting, *stepping)
 
 
 def quick() -> RecoveryOptions:
-    """Under a minute: the steps that change the disk or the log, and a bounce."""
-    lasting = ("append", "fsync", "link", "rename", "Saver.save", "Learned.update", "Folder.delete")
-    points = [p for p in every_point(("before",), 2) if p.step.endswith(lasting)]
+    """Under a minute: before every durable step once, and a bounce."""
+    points = every_point(("before",), 1)
     return RecoveryOptions(records=12_000, points=points, random_kills=2, bounces=1)
 
 
@@ -173,6 +165,12 @@ class _OwnDeadLetters:
     def reader(self, topic: str, offsets: Mapping[int, int]) -> KafkaReader:
         return self._log.reader(self._name(topic), offsets)
 
+    def ensure_topics(self) -> None:
+        self._log.ensure_topics()
+
+    def close(self) -> None:
+        self._log.close()
+
     def end_offsets(self, topic: str) -> dict[int, int]:
         return self._log.end_offsets(self._name(topic))
 
@@ -205,7 +203,7 @@ class Disturbed:
 
     def __init__(self, broker: Broker, uri: str, options: RecoveryOptions, say: Say) -> None:
         self._broker, self._uri, self._options, self._say = broker, uri, options, say
-        self._context = multiprocessing.get_context(options.start)
+        self._context: Any = multiprocessing.get_context(options.start)
         if options.start == "forkserver":
             self._context.set_forkserver_preload(["load.bench.recovery.crash_child"])
         self._rng = np.random.default_rng(options.seed)
@@ -215,23 +213,16 @@ class Disturbed:
     def run(self) -> None:
         """Kill at all points, with bounces and kills at random times between; then let it end."""
         options = self._options
-        points = list(options.points)
-        while points and points[0].step in FIRST:
-            self._kill_at(points.pop(0))
         self._kill_at_random()
-        ending = [point for point in points if point.step in ENDING]
-        others = [point for point in points if point.step not in ENDING]
         extra = [self._bounce] * options.bounces + [self._kill_at_random] * options.random_kills
-        at = np.linspace(0, len(others), len(extra), endpoint=False).astype(int).tolist()
-        for number, point in enumerate(others):
+        at = np.linspace(0, len(options.points), len(extra), endpoint=False).astype(int).tolist()
+        for number, point in enumerate(options.points):
             for _ in range(at.count(number)):
                 extra.pop(int(self._rng.integers(len(extra))))()
             self._kill_at(point)
             if number % 20 == 0:
                 self._say(f"{self.kills} kills, {self.bounces} bounces …")
         self._say("to the end of the topic …")
-        for point in ending:
-            self._kill_at(point)
         self._until_it_ends()
 
     def _kill_at(self, point: Point) -> None:
@@ -312,7 +303,7 @@ class Disturbed:
 
 
 class _Saves:
-    """When a trainer has saved snapshots, as it tells through a pipe until it ends."""
+    """When a trainer has saved snapshots, as it reports through a pipe until it ends."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
@@ -325,7 +316,7 @@ class _Saves:
             raise LoopStuck(f"a trainer has neither saved nor ended in {LIFE_S_MAX:.0f} s")
         try:
             self.last_s = self._pipe.recv()
-        except (EOFError, OSError):  # it ended, perhaps in the middle of telling
+        except (EOFError, OSError):  # it ended, perhaps in the middle of a report
             return False
         self.first_s = self.first_s or self.last_s
         return True

@@ -1,21 +1,22 @@
-"""A trainer that dies by its own hand, by SIGKILL, before or after a named step.
+"""A trainer that dies by its own hand, by SIGKILL, before or after a named durable step.
 
-    calls made by trainer, state, snapshots, folder ──profile hook──▶ "caller → callee"
-                                                          └── the n-th time it is the point: kill
+    appends to a log, changes of files ──profile hook──▶ "for whom: what"
+                                              └── the n-th time it is the point: kill
 
-The trainer is the real one, unwrapped. A *step* is a call that one of the four files of the write
-path makes: of a function of ours, or of the operating system. So steps are found by running, and
-a test compares what was found with `STEPS`: a new step can't be missed.
+The trainer is the real one, unwrapped. A *durable step* changes what outlives the process: a log,
+or the snapshots' files. What happens between two of them is in memory, and dying there is dying
+before the next. Steps are found by running, and a test compares what was found with `STEPS`, so
+that a new one can't be missed, wherever in streams/ it is made.
 
-The one rule: SIGKILL and nothing else. No `finally` runs, no buffer is flushed, nobody is told.
+SIGKILL and nothing else. No `finally` runs, no buffer is flushed, nothing is said.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import multiprocessing
 import os
-import re
 import signal
 import sys
 import time
@@ -23,15 +24,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import BuiltinFunctionType, CodeType, FrameType
+from types import FrameType
 
-from learners.estimates import learned
+import streams
 from streams.errors import LogUnavailable
 from streams.feedback.ticket import Sealer
-from streams.log.contract import FEEDBACK, TELEMETRY, Log
+from streams.log import contract
+from streams.log.contract import DEAD_LETTER, FEEDBACK, TELEMETRY, Log
 from streams.log.kafka_log import KafkaLog
 from streams.log.kafka_options import KafkaOptions
-from streams.training import folder, snapshots, state, trainer
+from streams.training import snapshots
 from streams.training.folder import Folder
 from streams.training.snapshots import Store
 from streams.training.state import State
@@ -43,123 +45,38 @@ ENCODER = "made-up"
 KEY = bytes(range(32))
 UNAVAILABLE = 3  # exit status: the log gave up; as for any other end, start a new trainer
 
-WATCHED = frozenset(module.__file__ for module in (trainer, state, snapshots, folder))
-OURS = tuple(str(Path(str(module.__file__)).parent) + os.sep for module in (trainer, learned))
-OF_A_LOG = re.compile(r"^[A-Z]\w+?(Log|Reader)\.")  # whichever implementation it is
-SAVED = "Trainer.publish_if_due → Saver.save"
-
-# Calls that change neither memory that lasts nor the disk nor the log: dying before one of these is
-# dying before the next step.
-PURE = """
-FleetState.__init__ FleetState.pack Folder._path Folder._write_local Folder.names
-Folder.read Folder.size History.__len__ Ingest.__init__ Learned.__init__ Learned.restore
-Learned.statistics
-Loader.__init__ Loader._check_ours Loader._learned_of Loader._restored Loader._state
-Loader._unpack Loader.load Outcomes.__len__ Outcomes.take Prices.as_dict Prices.from_dict
-Saver.__init__ Saver._history Saver._part Seen.groups Store._is_whole Store._newest_term
-Store.check_fence SoleShard.keeps SoleShard.owns SoleShard.watches
-Store.get Store.has Store.load Store.newest Store.versions _flat _grouped
-_manifest _pack _sync_directory came_from dead_letter fileno getvalue keep_fresh key_of prices_of
-"""
-HARMLESS = frozenset(PURE.split())
-# Only before there is a snapshot.
-FIRST = ("Trainer.__init__ → Log.topic_id",)
-# Once in every life, before the first records are read.
+OURS = str(Path(str(streams.__file__)).parent) + os.sep
+LOGS = str(Path(str(contract.__file__)).parent) + os.sep
+CHANGING = {
+    "copy_file_range", "fdatasync", "fsync", "ftruncate", "link", "mkdir", "pwrite", "remove",
+    "rename", "replace", "rmdir", "sendfile", "symlink", "truncate", "unlink", "write",
+    "writelines",
+}  # fmt: skip
+# Once in every life, before the first records are read: the trainer's term.
 STARTING = (
-    "Trainer.__init__ → Store.claim",
-    "Store.claim → Folder.write",
-    "Store.claim → Folder._write_local → open",
-    "Store.claim → Folder._write_local → write",
-    "Store.claim → Folder._write_local → flush",
-    "Store.claim → Folder._write_local → fsync",
-    "Store.claim → Folder._write_local → __exit__",
-    "Store.claim → Folder._write_local → link",
-    "Store.claim → Folder._write_local → unlink",
-    "Store.claim → _sync_directory → open",
-    "Store.claim → _sync_directory → fsync",
-    "Store.claim → _sync_directory → close",
-    "Store.claim → Folder.delete",
-    "Trainer.__init__ → Loader.load_newest",
-    "Loader._state → Seen.load",
-    "Trainer.__init__ → Trainer._positioned",
-    "Trainer._positioned → Log.topic_id",
-    "Trainer._positioned → Log.first_offsets",
-    "Trainer._positioned → Log.end_offsets",
-    "Trainer.__init__ → Trainer._dead_since_snapshot",
-    "Trainer._dead_since_snapshot → Log.end_offsets",
-    "Trainer._dead_since_snapshot → Log.first_offsets",
-    "Trainer._dead_since_snapshot → Log.reader",
-    "Trainer._dead_since_snapshot → Reader.close",
-    "Trainer.__init__ → Log.reader",
-    "Trainer.__init__ → Audit.__init__",
-    "Trainer.__init__ → TelemetryFold.__init__",
+    "Store.claim: write",
+    "Store.claim: fsync",
+    "Store.claim: link",
+    "Store.claim: unlink",
+    "Store.claim: fsync directory",
+    "Store.claim: delete",
 )
-# Again and again: read, sort, set aside, learn, save, prune.
+# Again and again: dead letters, parts of a snapshot, its manifest, and what is old deleted.
 STEPPING = (
-    "Trainer.run → Trainer.step",
-    "Trainer.step → Reader.read",
-    "Trainer.step → Audit.step",
-    "Trainer.step → TelemetryFold.step",
-    "Trainer.step → Trainer.learn",
-    "Trainer.learn → Ingest.take",
-    "Trainer.learn → Trainer._set_aside",
-    "Trainer._set_aside → Log.append",
-    "Trainer.learn → Trainer._move",
-    "Trainer.learn → Seen.claim",
-    "Trainer.learn → Learned.update",
-    "Trainer.learn → State.count",
-    "Trainer.learn → Trainer._count_money",
-    "Trainer._count_money → State.count",
-    "Trainer.step → Trainer.publish_if_due",
-    "Trainer.publish_if_due → Trainer._check_same_topic",
-    "Trainer._check_same_topic → Log.topic_id",
-    "Trainer.publish_if_due → Trainer._forget_seen",
-    "Trainer._forget_seen → Log.end_offsets",
-    "Trainer._forget_seen → Seen.forget",
-    "Trainer.publish_if_due → Trainer._forget_dead",
-    "Trainer._forget_dead → Log.end_offsets",
-    "Trainer.publish_if_due → Saver.save",
-    "Saver.save → History.settle",
-    "Saver.save → Store.put",
-    "Saver._part → Store.put",
-    "Store.put → Folder.write",
-    "Store.put → Folder._write_local → open",
-    "Store.put → Folder._write_local → write",
-    "Store.put → Folder._write_local → flush",
-    "Store.put → Folder._write_local → fsync",
-    "Store.put → Folder._write_local → __exit__",
-    "Store.put → Folder._write_local → rename",
-    "Store.put → _sync_directory → open",
-    "Store.put → _sync_directory → fsync",
-    "Store.put → _sync_directory → close",
-    "Saver.save → Store.publish",
-    "Store.publish → Folder.write",
-    "Store.publish → Folder._write_local → open",
-    "Store.publish → Folder._write_local → write",
-    "Store.publish → Folder._write_local → flush",
-    "Store.publish → Folder._write_local → fsync",
-    "Store.publish → Folder._write_local → __exit__",
-    "Store.publish → Folder._write_local → link",
-    "Store.publish → Folder._write_local → unlink",
-    "Store.publish → _sync_directory → open",
-    "Store.publish → _sync_directory → fsync",
-    "Store.publish → _sync_directory → close",
-    "Trainer.publish_if_due → Store.prune",
-    "Store.prune → Folder.delete",
-    "Store.prune → Store._delete_blobs",
-    "Store._delete_blobs → Folder.delete",
+    f"append to {DEAD_LETTER}",
+    "Store.put: write",
+    "Store.put: fsync",
+    "Store.put: rename",
+    "Store.put: fsync directory",
+    "Store.publish: write",
+    "Store.publish: fsync",
+    "Store.publish: link",
+    "Store.publish: unlink",
+    "Store.publish: fsync directory",
+    "Store.prune: delete",
 )
-# Once, when the topic has been learned to its end.
-ENDING = (
-    "Trainer.run → Trainer.publish_if_due",
-    "Trainer.run → Trainer.close",
-    "Trainer.close → Reader.close",
-    "Trainer.close → Audit.close",
-    "Trainer.close → TelemetryFold.close",
-)
-# Only where dead letters were written after the last snapshot.
-REREADING = ("Trainer._dead_since_snapshot → Reader.read",)
-STEPS = (*FIRST, *STARTING, *STEPPING, *REREADING, *ENDING)
+STEPS = (*STARTING, *STEPPING)
+SAVED = "Store.publish: fsync directory"  # after it, a snapshot survives a power cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,46 +89,49 @@ class Point:
 
 
 class Steps:
-    """A profile function that says of every step when it begins ("before") and ends ("after")."""
+    """A profile function that says of every durable step when it begins and ends."""
 
     def __init__(self, tell: Callable[[str, str], None]) -> None:
+        """`tell` is given "before" or "after", and the step."""
         self._tell = tell
 
     def __call__(self, frame: FrameType, event: str, arg: object) -> None:
         """See `sys.setprofile`."""
-        if event in {"call", "return"}:
-            caller, name = frame.f_back, _of_ours(frame.f_code)
-        else:
-            caller, name = frame, _of_the_system(arg)
-        if name and name not in HARMLESS and caller and caller.f_code.co_filename in WATCHED:
-            when = "before" if event in {"call", "c_call"} else "after"
-            self._tell(when, f"{_callers(caller)} → {name}")
+        step = _of_ours(frame) if event in {"call", "return"} else _of_the_system(frame, arg)
+        if step:
+            self._tell("before" if event in {"call", "c_call"} else "after", step)
 
 
-def _callers(frame: FrameType) -> str:
-    """Who makes a call; for a call of `folder` also who asked it to."""
-    name, asking = _plain(frame.f_code), frame
-    while asking.f_back and asking.f_code.co_filename == folder.__file__:
+def _of_ours(frame: FrameType) -> str | None:
+    """An append to a log, whichever implementation it is; a file that is deleted."""
+    name, file = frame.f_code.co_qualname, frame.f_code.co_filename
+    if file.startswith(LOGS) and name.endswith("Log.append"):
+        return f"append to {frame.f_locals['topic']}"
+    return f"{_asker(frame)}: delete" if name == Folder.delete.__qualname__ else None
+
+
+def _of_the_system(frame: FrameType, arg: object) -> str | None:
+    """A call of the operating system that changes files; those of a log are the log's own."""
+    file, of = frame.f_code.co_filename, getattr(arg, "__self__", None)
+    if getattr(arg, "__name__", "") not in CHANGING or isinstance(of, io.BytesIO | io.StringIO):
+        return None
+    module = getattr(arg, "__module__", None) or type(of).__module__
+    if module not in {"posix", "io", "_io"} or not file.startswith(OURS) or file.startswith(LOGS):
+        return None
+    directory = " directory" if "directory" in frame.f_code.co_name else ""
+    return f"{_asker(frame)}: {arg.__name__}{directory}"
+
+
+def _asker(frame: FrameType) -> str:
+    """For whom it is done: the outermost function of the store, or else of ours."""
+    ours = []
+    asking: FrameType | None = frame
+    while asking is not None:
+        if asking.f_code.co_filename.startswith(OURS):
+            ours.append(asking.f_code)
         asking = asking.f_back
-    return name if asking is frame else f"{_plain(asking.f_code)} → {name}"
-
-
-def _of_ours(code: CodeType) -> str | None:
-    if code.co_name.startswith("<") or not code.co_filename.startswith(OURS):
-        return None
-    return OF_A_LOG.sub(r"\1.", _plain(code))
-
-
-def _of_the_system(arg: object) -> str | None:
-    if not isinstance(arg, BuiltinFunctionType):
-        return None
-    module = arg.__module__ or type(arg.__self__).__module__
-    return arg.__name__ if module in {"posix", "io", "_io"} else None
-
-
-def _plain(code: CodeType) -> str:
-    """A function's name; loops written as comprehensions belong to the function they are in."""
-    return code.co_qualname.partition(".<")[0]
+    of_store = [code for code in ours if code.co_filename == snapshots.__file__]
+    return (of_store[-1] if of_store else ours[0]).co_qualname.partition(".<")[0]
 
 
 class Death:

@@ -7,7 +7,7 @@
 
 One thread does the work; kafka-python's own thread and the broker share the machine's cores.
 
-The one rule: all three read one topic, in one run, and each reads every record of it.
+All three read one topic, in one run, and each reads every record of it.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 Copies are exact and parts don't overlap, so what is learned does not depend on the order in which
 partitions are read: any two runs over the same topic must end in equal bits.
 
-The one rule: all chance is `rng`, all time `now_ms`; the same ones give the same records.
+All chance is `rng`, all time `now_ms`; the same ones give the same records.
 """
 
 from __future__ import annotations

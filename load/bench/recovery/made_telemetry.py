@@ -2,10 +2,12 @@
 
     seed ─▶ sources ─▶ windows of a second ─▶ records ─▶ + repeats + poison, sources interleaved
 
-The one rule: all chance is `rng`, all time `now_ms`; the same ones give the same records.
+All chance is `rng`, all time `now_ms`; the same ones give the same records.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +51,7 @@ def _record(
     number: int, source: str, sequence: int, to_ms: int, rng: np.random.Generator
 ) -> AnyTelemetry:
     """The record of one source; every source is of one kind."""
-    of = {
+    of: dict[str, Any] = {
         "source": source,
         "sequence": sequence,
         "from_unix_ms": to_ms - WINDOW_MS,

@@ -97,13 +97,14 @@ class Ledger:
         assert (self._fate[numbers] == Fate.UNFINISHED).all(), "a request has one fate"
         self._fate[numbers] = fate
 
-    # --- what is told of it
+    # --- what is reported of it
 
     def _report(self, flight: Flight, end_s: float) -> None:
         """What a caller, and who judges the answer, would report."""
         number, traffic, catalogue = flight.number, self._traffic, self._catalogue
         model = int(self._model[number])
         prompt_tokens = int(traffic.prompt_tokens[number])
+        assert flight.ticket is not None, "it reports"
         self._say(
             flight.ticket,
             quality=float(self._table.quality[traffic.rows[number], self._column[model]]),

@@ -3,7 +3,7 @@
     Choices ──▶ the chosen pool ──has no replica──▶ the model's others ──▶ the next best model's …
                       └──▶ one of its replicas           └─ nobody ─▶ refused
 
-The router decides from what it has heard; a pool may be empty by then. The dispatcher, who knows
+The router decides from what was reported; a pool may be empty by then. The dispatcher, who knows
 addresses, finds out at once.
 
 The one rule: a request that some allowed pool could take is never refused.
@@ -20,7 +20,6 @@ from load.simulation.loop.answers import Ledger
 from load.simulation.loop.router import Numbers
 from load.simulation.machines.fleet import VirtualFleet
 from load.simulation.machines.replica import Flight
-from serve.dispatch.backend import priority_of
 from serve.routing.catalogue import Catalogue
 from serve.routing.live import Live
 from serve.routing.router import Choices, Verdict
@@ -45,7 +44,7 @@ class Dispatch:
         assert not missing, f"the catalogue has pools that the fleet has not: {missing}"
         self._place = [places[name] for name in catalogue.pool_names]
         self._model_of = catalogue.model_of_pool.tolist()
-        self._priority = [priority_of(level) for level in traffic.criticality]  # of each class
+        self._priority = [level.priority for level in traffic.criticality]  # of each class
 
     def send(
         self,
@@ -72,13 +71,13 @@ class Dispatch:
             of = classes[row]
             flight = Flight(number, at_s[row], names[of], priority[of])
             begin_s, pool = max(at_s[row], now_s), pools[row]
-            asked = (prompts[row], outputs[row], begin_s, uniform[row])
-            if take(place[pool], flight, *asked):
+            asked = (prompts[row], outputs[row], begin_s)
+            if take(place[pool], flight, *asked, uniform=uniform[row]):
                 flight.ticket = tickets.get(row)
                 taken[row] = pool
                 continue
             for pool in _others(row, choices, live):
-                if take(place[pool], flight, *asked):
+                if take(place[pool], flight, *asked, uniform=uniform[row]):
                     taken[row] = pool
                     break
         self._note(numbers, taken, choices)

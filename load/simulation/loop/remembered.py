@@ -8,10 +8,12 @@ context and on what was learned, on nothing else. So between two snapshots each 
 once, which saves most of a decision's time; and what was asked before a snapshot is estimated with
 it, all at once, because it will be asked again.
 
-The one rule: it belongs to one estimator. Another snapshot has another, and remembers nothing.
+It belongs to one estimator. Another snapshot has another, and remembers nothing.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +46,7 @@ class Remembered:
 
     def estimate(self, contexts: Contexts) -> Estimates:
         """Estimates for contexts (n, 64); the neighbours' evidence, which nobody asks, is empty."""
-        keys = np.ascontiguousarray(contexts).view(ROW).ravel().tolist()
+        keys: Any = np.ascontiguousarray(contexts).view(ROW).ravel().tolist()  # bytes, as ROW says
         place = self._place
         fresh = {key: i for i, key in enumerate(keys) if key not in place}
         if fresh:

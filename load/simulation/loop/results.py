@@ -6,7 +6,7 @@
 
 Every request has one fate. Whatever is not finished is not within target, and its quality is 0.
 
-The one rule: the digest is over all that happened, so two runs with the same one are the same.
+The digest is over all that happened, so two runs with the same one are the same.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +52,7 @@ class Answers:
     def within(self, traffic: Traffic, target: LatencyTarget) -> NDArray[np.bool_]:
         """Which requests (n,) were finished within the target; see `LatencyTarget.met`."""
         finished = self.fate == Fate.FINISHED
-        first_s = target.first_token_s(traffic.prompt_tokens)
+        first_s = target.first_token_s(traffic.prompt_tokens)  # type: ignore[arg-type]  # (n,)
         in_time = (self.ttft_s <= first_s) & (self.tpot_s <= target.tpot_s)
         return finished & in_time
 
@@ -104,7 +105,7 @@ class Run:
 
     @property
     def replica_changes_per_h(self) -> float:
-        """Replicas launched, or told to go, per hour; those that died are not counted."""
+        """Replicas launched, or let go, per hour; those that died are not counted."""
         return self.replica_changes / (self.end_s / 3600.0)
 
     @property
@@ -138,5 +139,5 @@ class Run:
         return digest.hexdigest()
 
 
-def _mean(values: NDArray) -> float:
+def _mean(values: NDArray[Any]) -> float:
     return float(values.mean()) if len(values) else 0.0

@@ -5,7 +5,7 @@
 It stands for what is common in front of unlike replicas: weighted round robin, the weights set to
 what each carries. The order is the smooth one of nginx, by which no pool gets its share in a lump.
 
-The one rule: prices, loads and queues are not looked at; whether there is a replica is.
+Prices, loads and queues are not looked at; whether there is a replica is.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from load.data.traffic import Traffic
 from load.simulation.machines.fleet import VirtualFleet
 from serve.routing.catalogue import Catalogue
 
-SAMPLE = 2000  # requests that tell how long they are
+SAMPLE = 2000  # requests whose lengths are looked at
 
 
 class Split:

@@ -7,7 +7,7 @@
 A garbled record of a replica says that it is a thousand times as full as it may be, with a billion
 requests in it, or is not JSON at all, or comes from a time that is no time. Routers' are broken.
 
-The one rule: what is garbled is garbled by chance alone, from the generator that is handed in.
+What is garbled is garbled by chance alone, from the generator that is handed in.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ A view of all that was learned costs milliseconds, and every estimate made anew 
 is one after 10 s, one when twice the time has passed, and so on until they come every `publish_s`:
 each is made of about twice the outcomes of the last, as long as there are few.
 
-The one rule: between two views a router sees nothing new, as between two snapshots.
+Between two views a router sees nothing new, as between two snapshots.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ class VirtualTrainer:
             fleet=state.fleet,
             prices=state.prices,
         )
-        self._estimates = live.estimator = Remembered(live.estimator, self._estimates)
+        self._estimates = Remembered(live.estimator, self._estimates)
+        live.estimator = self._estimates  # type: ignore[assignment]  # answers `estimate` alike
         return live
 
     def _drop_read(self) -> None:

@@ -22,10 +22,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from infra.capacity.fleet import Fleet
+from infra.capacity.fleet import Fleet, GpuType, PoolPlan
 from infra.capacity.latency_target import LatencyTarget
 from infra.emulator.engine import FINISHED, FIRST_TOKEN
-from load.simulation.machines.pool import VirtualPool
 from load.simulation.machines.replica import Flight, VirtualReplica
 from load.simulation.machines.tariff import Tariff
 from serve.health.health import less_loaded
@@ -40,6 +39,37 @@ def unix_ms(at_s: float) -> int:
     return UNIX_MS + round(at_s * 1000.0)
 
 
+class VirtualPool:
+    """The replicas of one pool; requests are shared among those that are `ready`, and no others."""
+
+    def __init__(self, plan: PoolPlan) -> None:
+        self.plan = plan
+        self.gpu: GpuType = _gpu(plan)
+        self.wanted = plan.replicas
+        self.replicas: list[VirtualReplica] = []  # not gone, the oldest first
+        self.ready: list[VirtualReplica] = []  # of them, those that requests are shared among
+        self.launched = 0  # ever
+
+    def n(self, state: str) -> int:
+        """Replicas in a state."""
+        return sum(replica.state == state for replica in self.replicas)
+
+    @property
+    def n_kept(self) -> int:
+        """Replicas that are not to go."""
+        return len(self.replicas) - self.n("draining")
+
+    def arrange(self) -> None:
+        """After states have changed."""
+        self.replicas = [r for r in self.replicas if r.state != "gone"]
+        self.ready = [r for r in self.replicas if r.state == "ready"]
+
+    def next_to_go(self) -> VirtualReplica:
+        """Of those that are not to go yet, the one that has least to do; the youngest of equals."""
+        kept = [r for r in reversed(self.replicas) if r.state in ("starting", "ready")]
+        return min(kept, key=lambda r: r.in_flight)
+
+
 class VirtualFleet:
     """See above. Used by one simulation; times never go back."""
 
@@ -52,7 +82,7 @@ class VirtualFleet:
         self.gpus_available = {gpu.name: gpu.available for gpu in fleet.gpus}
         self.regions_lost: set[str] = set()
         self.tariff = Tariff({gpu.name: gpu.usd_per_hour for gpu in fleet.gpus})
-        self.changes = 0  # replicas launched, and told to go, since the beginning
+        self.changes = 0  # replicas launched, and let go, since the beginning
         self.usd = {gpu.name: 0.0 for gpu in fleet.gpus}  # of replicas that are gone
         self.joules = 0.0  # likewise
         self._last_words: list[PoolState] = []  # of those that went in good order
@@ -72,6 +102,7 @@ class VirtualFleet:
         prompt_tokens: int,
         output_tokens: int,
         at_s: float,
+        *,
         uniform: float,
     ) -> bool:
         """Give a request to a replica of a pool; False if it has none, or the prompt is too long.
@@ -146,7 +177,7 @@ class VirtualFleet:
 
     def _say_goodbye(self, replica: VirtualReplica, now_s: float) -> None:
         """As a real one does when it is stopped, so that it is not taken to be there."""
-        if replica.state == "starting" and replica.speaks_s > now_s:
+        if replica.state == "starting" and replica.reports_s > now_s:
             return
         replica.state = "draining"
         self._last_words.append(replica.report(now_s, unix_ms(now_s)))
@@ -175,9 +206,9 @@ class VirtualFleet:
                 pool.plan,
                 pool.launched,
                 now_s,
-                ready_s,
-                self._target,
-                Reporter(source, unix_ms(now_s)),
+                ready_s=ready_s,
+                target=self._target,
+                reporter=Reporter(source, unix_ms(now_s)),
             )
         )
 
@@ -187,10 +218,10 @@ class VirtualFleet:
         replica.leave(at_s)
         pool.arrange()
         n_gpus = replica.plan.gpus_per_replica
-        if at_s >= replica.speaks_s:  # before that its machine has not come yet
+        if at_s >= replica.reports_s:  # before that its machine has not come yet
             self._warm[pool.gpu.name, pool.plan.region] += n_gpus
         self.usd[pool.gpu.name] += n_gpus * self.tariff.usd(
-            pool.gpu.name, replica.launched_s, replica.gone_s
+            pool.gpu.name, replica.launched_s, to_s=replica.gone_s
         )
         self.joules += replica.joules
 
@@ -245,13 +276,13 @@ class VirtualFleet:
         self._warm.clear()  # their machines are gone with them
         return lost
 
-    # --- what is told of it
+    # --- what is known of it
 
     def reports(self, now_s: float) -> list[PoolState]:
         """A record of every replica's telemetry window, and the last words of those that went."""
         now_ms = unix_ms(now_s)
         said, self._last_words = self._last_words, []
-        there = [r for r in self._all() if r.state != "starting" or r.speaks_s <= now_s]
+        there = [r for r in self._all() if r.state != "starting" or r.reports_s <= now_s]
         return said + [replica.report(now_s, now_ms) for replica in there]
 
     def described(self) -> Fleet:
@@ -275,3 +306,8 @@ class VirtualFleet:
 
     def _all(self) -> Iterator[VirtualReplica]:
         return (replica for pool in self.pools for replica in pool.replicas)
+
+
+def _gpu(plan: PoolPlan) -> GpuType:
+    assert plan.gpu is not None, f"{plan.name}: only pools on GPUs run in virtual time"
+    return plan.gpu

@@ -3,10 +3,10 @@
     launch ──start-up, load──▶ ready ──drain──▶ draining ──last answer──▶ gone
        └────────── stopped, or dies with its machine ───────────────────▶ gone
 
-It is powered, and paid for, from its launch until it is gone. What it tells telemetry is what a
+It is powered, and paid for, from its launch until it is gone. What it reports is what a
 real one's `PoolVitals` would.
 
-The one rule: a replica that drains gets no more requests, and finishes those it has.
+A replica that drains gets no more requests, and finishes those it has.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Literal
 
 from infra.capacity.fleet import Emulation, PoolPlan
 from infra.capacity.latency_target import LatencyTarget
-from infra.capacity.load import LoadGauge
 from infra.emulator.engine import WATERMARK, Engine
-from streams.telemetry.pool_window import PoolWindow, ReplicaGauges, ReplicaIdentity
+from infra.pools.replica_meter import ReplicaMeter
+from streams.telemetry.pool_window import ReplicaIdentity
 from streams.telemetry.records import PoolState
 from streams.telemetry.window import Reporter
 
@@ -44,9 +44,8 @@ class VirtualReplica:
     """See above. Times are seconds of the simulation."""
 
     __slots__ = (
-        "_energy_j", "_gauge", "_looked_s", "_reporter", "_target", "_tokens", "_window", "address",
-        "context_tokens_max", "engine", "flights", "gone_s", "launched_s", "plan", "ready_s",
-        "state",
+        "_looked_s", "_meter", "_reporter", "address", "context_tokens_max", "engine", "flights",
+        "gone_s", "launched_s", "plan", "ready_s", "state",
     )  # fmt: skip
 
     def __init__(
@@ -54,6 +53,7 @@ class VirtualReplica:
         plan: PoolPlan,
         number: int,
         launched_s: float,
+        *,
         ready_s: float,
         target: LatencyTarget,
         reporter: Reporter,
@@ -65,27 +65,24 @@ class VirtualReplica:
         self.flights: dict[Flight, None] = {}  # that it has, in the order they came
         emulation = _emulation(plan)
         self.engine = Engine(emulation.performance, emulation.power, launched_s)
-        self._target, self._gauge = target, LoadGauge(self.engine, target)
+        self._meter = ReplicaMeter(_identity(plan, self.address), self.engine, target)
         self.context_tokens_max = context_tokens_max(plan)
-        self._window = PoolWindow(_identity(plan, self.address))
-        self._reporter = reporter
-        # As last reported.
-        self._tokens, self._energy_j, self._looked_s = 0, 0.0, launched_s
+        self._reporter, self._looked_s = reporter, launched_s  # the time of the last report
 
     @property
-    def speaks_s(self) -> float:
-        """From when on there is a machine that tells of it."""
+    def reports_s(self) -> float:
+        """From when on there is a machine that reports on it."""
         return self.ready_s - self.plan.load_s
 
     def begin(self) -> None:
-        """Be ready; its load is told from now on."""
+        """Be ready; its load is measured from now on."""
         self.engine.advance(self.ready_s)
-        self._gauge = LoadGauge(self.engine, self._target)
+        self._meter.begin()
         self.state = "ready"
 
     @property
     def in_flight(self) -> int:
-        """Requests it has not finished, as far as was heard."""
+        """Requests it has not finished, as far as is known."""
         return len(self.flights)
 
     def take(self, flight: Flight, prompt_tokens: int, output_tokens: int, at_s: float) -> bool:
@@ -100,21 +97,21 @@ class VirtualReplica:
         self.engine.submit(
             flight, prompt_tokens, flight.output_tokens, at_s, priority=flight.priority
         )
-        self._gauge.came(prompt_tokens, flight.output_tokens)
+        self._meter.count_request(prompt_tokens, flight.output_tokens)
         self.flights[flight] = None
         return True
 
     def count_first_token(self, flight: Flight, at_s: float) -> None:
         """Note a first token."""
         flight.first_s = at_s
-        self._window.count_first_token((at_s - flight.at_s) * 1000.0)
+        self._meter.count_first_token((at_s - flight.at_s) * 1000.0)
 
     def count_answer(self, flight: Flight, at_s: float) -> None:
         """Note the end of an answer: the request is no longer here."""
         del self.flights[flight]
         if flight.output_tokens > 1:
             tpot_s = (at_s - flight.first_s) / (flight.output_tokens - 1)
-            self._window.count_answer(tpot_s * 1000.0)
+            self._meter.count_answer(tpot_s * 1000.0)
 
     def leave(self, at_s: float) -> None:
         """Be gone from a time on."""
@@ -129,24 +126,13 @@ class VirtualReplica:
         return self.engine.energy_j - over_s * _emulation(self.plan).power.idle_w
 
     def report(self, now_s: float, now_ms: int) -> PoolState:
-        """What it tells of itself. Of an engine that is behind `now_s`, nothing is to come."""
+        """What it reports of itself. Of an engine that is behind `now_s`, nothing is to come."""
         engine, window = self.engine, self._reporter.window(now_ms)
         if engine.now_s < now_s:
             engine.advance(now_s)
-        tokens, energy_j = engine.tokens_made_total, engine.energy_j
-        spent_j, looked_s = energy_j - self._energy_j, self._looked_s
-        self._window.count_tokens(tokens - self._tokens)
-        self._window.count_joules(spent_j)
-        self._tokens, self._energy_j, self._looked_s = tokens, energy_j, engine.now_s
-        gauges = ReplicaGauges(
-            state=self.state,
-            queued=engine.queued,
-            running=engine.running,
-            kv_use=engine.kv_use,
-            watts=spent_j / (engine.now_s - looked_s) if engine.now_s > looked_s else 0.0,
-            load=None if self.state == "starting" else self._gauge.read(),
-        )
-        return self._window.take(self._reporter, window, gauges)
+        elapsed_s, self._looked_s = engine.now_s - self._looked_s, engine.now_s
+        assert self.state != "gone", f"{self.address}: what is gone reports nothing"
+        return self._meter.report(self._reporter, window, self.state, elapsed_s)
 
 
 def context_tokens_max(plan: PoolPlan) -> int:

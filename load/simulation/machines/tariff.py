@@ -2,7 +2,7 @@
 
     change at 100 s:  $2 ─▶ $4 an hour        usd("h100", 0, 150) = 100 s · $2 + 50 s · $4, per hour
 
-The one rule: who used a GPU before its price changed pays the former price for that time.
+Who used a GPU before its price changed pays the former price for that time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Tariff:
 
     >>> tariff = Tariff({"h100": 2.0})
     >>> tariff.change("h100", 4.0, at_s=1800.0)
-    >>> tariff.usd("h100", 0.0, 3600.0)
+    >>> tariff.usd("h100", 0.0, to_s=3600.0)
     3.0
     """
 
@@ -26,7 +26,7 @@ class Tariff:
         """What one GPU of each type costs from time 0 on."""
         self._steps = {gpu: ([0.0], [price]) for gpu, price in usd_per_hour.items()}
 
-    def change(self, gpu: str, usd_per_hour: float, at_s: float) -> None:
+    def change(self, gpu: str, usd_per_hour: float, *, at_s: float) -> None:
         """Set a type's price from a time on, which is not before its last change."""
         times, prices = self._steps[gpu]
         assert at_s >= times[-1], "prices change in order of time"
@@ -37,7 +37,7 @@ class Tariff:
         """The latest prices."""
         return {gpu: prices[-1] for gpu, (_, prices) in self._steps.items()}
 
-    def usd(self, gpu: str, from_s: float, to_s: float) -> float:
+    def usd(self, gpu: str, from_s: float, *, to_s: float) -> float:
         """What one GPU costs over a stretch of time."""
         times, prices = self._steps[gpu]
         first = bisect_right(times, from_s) - 1

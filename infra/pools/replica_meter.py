@@ -1,0 +1,59 @@
+"""What an emulated replica reports: counts of a window, and gauges at its end.
+
+    engine ──queued, running, cache, tokens, energy──┐
+    answers ──first token, time per token────────────┴─▶ ReplicaMeter.report ─▶ one `pool` record
+
+The same in real and in virtual time. A gauge of the engine is read here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from infra.capacity.latency_target import LatencyTarget
+from infra.capacity.load import LoadGauge
+from infra.emulator.engine import Engine
+from streams.telemetry.pool_window import PoolWindow, ReplicaIdentity
+from streams.telemetry.records import PoolState
+from streams.telemetry.window import Reporter
+
+
+class ReplicaMeter:
+    """Of one engine; whoever advances it says what came and what was answered."""
+
+    def __init__(self, identity: ReplicaIdentity, engine: Engine, target: LatencyTarget) -> None:
+        self._engine, self._target = engine, target
+        self._window = PoolWindow(identity)
+        self.count_first_token = self._window.count_first_token
+        self.count_answer = self._window.count_answer
+        self._tokens, self._energy_j = 0, 0.0  # of the engine, as last reported
+        self.begin()
+
+    def begin(self) -> None:
+        """Measure the load from now on."""
+        self._load = LoadGauge(self._engine, self._target)
+        self.count_request = self._load.came
+
+    def report(
+        self,
+        reporter: Reporter,
+        window: tuple[int, int],
+        state: Literal["starting", "ready", "draining"],
+        elapsed_s: float,
+    ) -> PoolState:
+        """The record of a window; advance the engine first. Power is a mean over `elapsed_s`."""
+        engine = self._engine
+        tokens, energy_j = engine.tokens_made_total, engine.energy_j
+        spent_j = max(0.0, energy_j - self._energy_j)
+        self._window.count_tokens(max(0, tokens - self._tokens))
+        self._window.count_joules(spent_j)
+        self._tokens, self._energy_j = tokens, energy_j
+        return PoolState(
+            state=state,
+            queued=engine.queued,
+            running=engine.running,
+            kv_use=min(max(engine.kv_use, 0.0), 1.0),
+            watts=spent_j / elapsed_s if elapsed_s > 0.0 else 0.0,
+            load=None if state == "starting" else self._load.read(),
+            **self._window.take(reporter, window),
+        )

@@ -1,0 +1,187 @@
+"""Which section of the settings file sets which options.
+
+    [router]          DeploymentOptions, ReplicaOptions, …    one section, several dataclasses
+    [policies.NAME]   the parameters of that policy           one section for each registered policy
+    [[gpus]]          GpuType                                 a list of sections
+
+A key that a class declares is in its section here, unless it names another one itself. So adding an
+option changes only the class that has it; only a new class is added here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import Field
+
+from infra.capacity.fleet import Emulation, GpuType, PoolPlan
+from infra.capacity.latency_target import LatencyTarget
+from infra.settings.scaling_options import AutoscalingOptions
+from infra.settings.sections import Key, keys_of, model_of
+from infra.settings.site_options import LogChoice, ModelSize, PolicyChoice, PoolPlace, SiteOptions
+from learners.estimates.estimator import BlendOptions
+from learners.estimates.history import HistoryOptions
+from learners.estimates.learned import MemoryOptions
+from learners.estimates.ridge import RidgeOptions
+from learners.policies.policy import POLICIES
+from serve.deploy.deployment import DeploymentOptions
+from serve.deploy.dispatch_deployment import DispatchersOptions
+from serve.deploy.replica import ReplicaOptions
+from serve.dispatch.budget import HedgeOptions, RetryOptions
+from serve.dispatch.dispatcher import DispatchOptions
+from serve.encoders import EncoderOptions
+from serve.grpc_api.listener import ListenerOptions
+from serve.health.first_token import FirstTokenOptions
+from serve.health.health import HealthOptions
+from serve.health.outliers import OutlierOptions
+from serve.openai_api.app import HttpOptions
+from serve.openai_api.http_listener import HttpListenerOptions
+from serve.routing.batcher import BatcherOptions
+from serve.routing.catalogue import Model
+from serve.routing.live import LiveOptions
+from serve.routing.placement import PlacementOptions
+from serve.routing.request import PreferenceDefaults
+from serve.routing.sessions import SessionOptions
+from streams.feedback.feedback import FeedbackOptions
+from streams.log.kafka_options import KafkaOptions
+from streams.log.outbox import OutboxOptions
+from streams.training.audit import AuditOptions
+from streams.training.prices import PricingOptions
+from streams.training.trainer import TrainerOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One section: what it is about, and whose options are in it."""
+
+    about: str
+    kinds: tuple[type, ...] = ()
+
+
+def policy_section(name: str) -> str:
+    """Where the parameters of a policy are set."""
+    return f"policies.{name.replace('-', '_')}"
+
+
+TOP = ""
+PARTS = {
+    TOP: Part("", (SiteOptions,)),
+    "router": Part(
+        "The router's replicas on this host.",
+        (DeploymentOptions, PolicyChoice, BatcherOptions, ReplicaOptions),
+    ),
+    "policies": Part(
+        "The policies' parameters. Only the section of the one that `router.policy` names counts."
+    ),
+    "listener": Part("Where the router listens.", (ListenerOptions,)),
+    "encoder": Part(
+        "How prompts become vectors. Changing it means starting anew: vectors don't mix.",
+        (EncoderOptions,),
+    ),
+    "preference": Part(
+        "What matters to callers who don't say, in quality points (see `Preference` in the API).",
+        (PreferenceDefaults,),
+    ),
+    "learning": Part(
+        "How the past counts. Memory keys (half-lives, `history_rows_max`, `neighbours`) need a "
+        "new `state_dir` when changed.",
+        (MemoryOptions, HistoryOptions, BlendOptions, RidgeOptions, TrainerOptions, LiveOptions),
+    ),
+    "feedback": Part("What feedback is believed.", (FeedbackOptions, AuditOptions, OutboxOptions)),
+    "log": Part("Where decisions and feedback are logged.", (LogChoice, KafkaOptions)),
+    "metrics": Part("Prometheus metrics of the loop."),
+    "telemetry": Part(
+        "What processes report of themselves, shown by `fairlead status` and as metrics."
+    ),
+    "targets": Part(
+        "How soon answers begin, and how fast they go on. Replicas are sized and priced by it.",
+        (LatencyTarget,),
+    ),
+    "prices": Part(
+        "What scarce capacity costs requests. docs/prices.md has the mathematics.",
+        (PricingOptions, PlacementOptions),
+    ),
+    "autoscaling": Part(
+        "Pools and routers follow demand. Off: there are as many replicas as are stated.",
+        (AutoscalingOptions,),
+    ),
+    "dispatch": Part(
+        "Dispatchers: they decide as routers do, then call the pool and stream its answer back.",
+        (
+            DispatchersOptions,
+            HttpListenerOptions,
+            HttpOptions,
+            DispatchOptions,
+            RetryOptions,
+            HedgeOptions,
+            SessionOptions,
+        ),
+    ),
+    "health": Part(
+        "When a pool's endpoint is passed over. Names and defaults follow Envoy's.",
+        (HealthOptions, OutlierOptions, FirstTokenOptions),
+    ),
+}
+PARTS |= {
+    policy_section(name): Part((kind.__doc__ or "").partition("\n")[0], (kind,))
+    for name, kind in POLICIES.items()
+}
+LISTS = {
+    "gpus": Part(
+        "The types of GPU that pools run on. One that is known by its name needs no figures but "
+        "its price: those of its data sheet are taken.",
+        (GpuType,),
+    ),
+    "models": Part(
+        "The catalogue's models. `shape` and what follows it say how one is run, and count from "
+        "the next start.",
+        (Model, ModelSize),
+    ),
+    "pools": Part(
+        "Their pools. A model without one gets a pool of its own name. `backend` and what follows "
+        "it count from the next start.",
+        (PoolPlan, PoolPlace, Emulation),
+    ),
+}
+
+# The section of each class; classes that are set by an entry of a list have none of their own.
+HOME = {kind: section for section, part in PARTS.items() for kind in part.kinds}
+IN_ENTRIES = dict.fromkeys((kind for part in LISTS.values() for kind in part.kinds), "")
+
+
+def fields() -> dict[str, Any]:
+    """The fields of `Settings`: keys at the top of the file, sections, lists of sections."""
+    keys = [key for section, part in PARTS.items() for key in _keys(section, part)]
+    keys.sort(key=lambda key: "." in key.option.key)  # those of other sections' classes come last
+    return _fields_in(TOP, keys) | {name: _list_of(name, part) for name, part in LISTS.items()}
+
+
+def _keys(section: str, part: Part) -> list[Key]:
+    return [key for kind in part.kinds for key in keys_of(kind, section)]
+
+
+def _fields_in(section: str, keys: Sequence[Key]) -> dict[str, Any]:
+    """A section's own keys, then the sections within it."""
+    own = [key for key in keys if key.section == section]
+    _refuse_repeated(own)
+    found = {key.name: key.field() for key in own}
+    for inner in PARTS:
+        outer, _, name = inner.rpartition(".")
+        if inner != TOP and outer == section and (within := _fields_in(inner, keys)):
+            model = model_of(inner, PARTS[inner].about, within)
+            found[name] = (model, model())
+    return found
+
+
+def _list_of(name: str, part: Part) -> tuple[Any, Any]:
+    keys = _keys("", part)
+    _refuse_repeated(keys)
+    model: Any = model_of(name, part.about, {key.name: key.field() for key in keys})
+    return tuple[model, ...], Field((), description=part.about)
+
+
+def _refuse_repeated(keys: Sequence[Key]) -> None:
+    paths = [key.path for key in keys]
+    assert len(set(paths)) == len(paths), f"one key is declared twice among {sorted(paths)}"

@@ -1,0 +1,136 @@
+"""The settings as one checked value, and the options that each part of Fairlead gets from it.
+
+    layout ──fields──▶ Settings ─▶ catalogue()    models and pools, for routers
+                                ─▶ deployment()   routers and trainers
+                                ─▶ dispatchers(), fleet(), scaling(), kafka(), target()
+
+Which keys there are follows from `infra.settings.layout`. A method builds its options from the keys
+that set them, after checking what concerns several keys at once; only there is a key named here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import reduce
+from typing import Any, TypeVar
+
+from pydantic import create_model
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from infra.capacity.fleet import Fleet, PoolPlan
+from infra.capacity.latency_target import LatencyTarget
+from infra.settings import checks
+from infra.settings.fleet_plans import fleet_of, of_entry
+from infra.settings.layout import HOME, fields
+from infra.settings.policies import policy_of
+from infra.settings.scaling_options import AutoscalingOptions
+from infra.settings.sections import build
+from serve.deploy.deployment import DeploymentOptions
+from serve.deploy.dispatch_deployment import DispatchersOptions
+from serve.deploy.replica import ReplicaOptions
+from serve.routing.catalogue import Catalogue, Model, Pool
+from streams.log.kafka_options import KafkaOptions
+
+Made = TypeVar("Made")
+
+PREFIX = "FAIRLEAD__"  # of environment variables; `__` also goes from a section to its key
+Keys: Any = create_model("Keys", __base__=BaseSettings, **fields())
+
+
+class Settings(Keys):
+    """Everything that can be set. Times are in seconds unless a name says otherwise."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,  # it may be a secret; `infra.settings.settings` shows the others
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        nested_model_default_partial_update=True,
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment wins over what was read from the file."""
+        del settings_cls, dotenv_settings, file_secret_settings
+        return env_settings, init_settings
+
+    def options(self, kind: type[Made], **given: object) -> Made:
+        """The options of one class as they are set; what is `given` is taken as it is."""
+        return build(kind, HOME, lambda key: reduce(getattr, key.split("."), self), **given)
+
+    def catalogue(self) -> Catalogue:
+        """Models and pools. Raises OptionRefused where they don't fit together."""
+        plans = self.fleet().pools
+        models = [_model(of_entry(Model, entry), plans) for entry in self.models]
+        pools = [plan.for_router(reports=self._reports(plan)) for plan in plans]
+        served = {pool.model for pool in pools}
+        pools += [Pool(name=m.name, model=m.name) for m in models if m.name not in served]
+        return Catalogue(models, pools, self.prompt_tokens)
+
+    def pool_names(self) -> list[str]:
+        """The names of all pools, those included that models have by themselves."""
+        return [pool.name for pool in self.catalogue().pools] if self.models else []
+
+    def fleet(self) -> Fleet:
+        """GPU types and pools. Raises OptionRefused where they don't fit together."""
+        return fleet_of(self.gpus, self.models, self.pools, self.target())
+
+    def target(self) -> LatencyTarget:
+        """How soon answers are to begin, and how fast to go on."""
+        return self.options(LatencyTarget)
+
+    def deployment(self) -> DeploymentOptions:
+        """The options of routers and trainers. Raises OptionRefused and SettingsUnreadable."""
+        checks.certificate(self)
+        checks.trainers(self)
+        replica = self.options(ReplicaOptions, policy=policy_of(self))
+        return self.options(DeploymentOptions, replica=replica)
+
+    def dispatchers(self) -> DispatchersOptions:
+        """How dispatchers run. Raises OptionRefused."""
+        checks.api_keys(self)
+        checks.ports(self)
+        return self.options(DispatchersOptions)
+
+    def scaling(self) -> AutoscalingOptions:
+        """How the fleet is sized."""
+        at_least = self.router.replicas
+        return self.options(
+            AutoscalingOptions, routers_max=max(at_least, self.autoscaling.routers_max)
+        )
+
+    def kafka(self) -> KafkaOptions | None:
+        """How to reach Kafka; None where the log is a file. Raises OptionRefused."""
+        return self.options(KafkaOptions) if self.log.kind == "kafka" else None
+
+    def addresses(self) -> dict[str, tuple[str, int]]:
+        """Where is listened, host and port, by the setting that says so."""
+        host, dispatch = self.listener.host, self.dispatch
+        found = {"listener.port": (host, self.listener.port)}
+        if dispatch.replicas:
+            found["dispatch.port"] = (host, dispatch.port)
+            found["dispatch.http_port"] = (host, dispatch.http_port)
+        if self.metrics.port:
+            found["metrics.port"] = ("127.0.0.1", self.metrics.port)
+        return found
+
+    def _reports(self, plan: PoolPlan) -> bool:
+        """Whether telemetry has a pool's replicas: their own, or that of dispatchers."""
+        watched = plan.backend == "emulated" or self.dispatch.replicas > 0
+        return self.telemetry.period_s > 0 and plan.deployed and watched
+
+
+def _model(stated: Model, plans: Sequence[PoolPlan]) -> Model:
+    """Limited to prompts that all its emulated pools take: a request may come to any of them."""
+    emulations = [plan.emulation for plan in plans if plan.model == stated.name]
+    limits = [float(one.context_tokens_max) for one in emulations if one is not None]
+    return replace(stated, context_tokens_max=min([stated.context_tokens_max, *limits]))

@@ -1,0 +1,152 @@
+"""How utilised pools are now: telemetry, and what was sent there since.
+
+    snapshot: load, queued, running, price ──┐
+    this replica's own decisions since ──────┴─▶ expected latency, load and price of every pool
+
+Telemetry is a second old, and a burst may come within it. With R requests running that take L each,
+a pool finishes R / L of them per second, so what has not been answered yet is about
+
+    Q = max(0, queued + sent since − R · time since / L)        and a new one takes  L · (1 + Q / R)
+
+A pool that reports its load ρ works off as much per second as it takes in at that load. Work sent
+beyond that raises the load; it takes about `FILL_S` of twice the work to double it:
+
+    ρ + (work sent since · routers / replicas / F − ρ · time since) / FILL_S
+
+F is the work a second sent to a replica that reports a load of 1. It is less than one, and depends
+on lengths and GPU: 0.3 where prompts are long and answers short, 0.95 at the most. So it is learned
+from what was sent and what was reported over the last minutes: at a steady load both terms cancel,
+also for a router that gets more or fewer requests than others.
+
+The pool's price goes on from the snapshot's by the proportional part of the ascent, see
+`learners.prices`.
+
+Telemetry lags one to two seconds: requests are counted since its timestamp, not since its arrival.
+Otherwise what is under way would be forgotten each time, and pools that are alike would be flooded
+in turns. What is counted here is this replica's own; newer telemetry, which has everybody's,
+replaces it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.prices import multiples
+from serve.routing.live import Live
+from streams.telemetry.received import SILENT_MS
+from streams.training.prices import PricingOptions
+
+Floats = NDArray[np.float64]
+
+FILL_S = 5.0  # a load is of the last few seconds: `infra.capacity.load.FLOW_S`
+FULL = 0.9  # F before anything is learned: of chats, on most GPUs
+FULL_PRIOR_S = 3.0  # at a load of 1, that this counts for
+FULL_MIN, FULL_MAX = 0.1, 2.0  # a router that gets twice its share finds up to 2 × 0.95
+SLOT_MS = 100  # resolution at which sent requests are kept, until newer telemetry covers them
+SLOTS_MAX = 100
+LEARNED_S = 60.0  # lengths change by the minute: as in `infra.capacity.load.LENGTHS_S`
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PoolLoad:
+    """All P pools at a moment."""
+
+    latency_ms: Floats  # (P,) of a request sent now
+    waiting: Floats  # (P,) waiting requests, less those there is room for; 0: not reported
+    load: Floats  # (P,) 1: as much as it should carry; 0: not reported
+    multiple: Floats  # (P,) price of its capacity, in multiples of what it costs
+    per_work: Floats  # (P,) of load, that a second of work sent now adds; 0: not reported
+
+
+class LoadTracker:
+    """Counts what was sent. Used from one event loop."""
+
+    def __init__(self, options: PricingOptions) -> None:
+        self._options = options
+        self._of: tuple[int, tuple[str, ...]] | None = None  # telemetry and pools counted for
+        self._since = np.zeros((2, 0))  # (2, P) since telemetry: requests sent, and their work
+        self._slots: list[tuple[int, Floats]] = []  # the same, by when: (end, (2, P))
+        # (2, P) of the last minutes: work sent to a replica, and reported loads times how long.
+        self._recent = np.zeros((2, 0))
+
+    def now(self, live: Live, now_ms: int) -> PoolLoad:
+        """The pools' load at this moment."""
+        if not live.loads and not live.priced:  # nothing is known, so nothing is to be corrected
+            free = np.zeros(len(live.load))
+            return PoolLoad(live.pool_latency_ms, free, live.load, free, free)
+        self._begin(live)
+        since_s = max(0, now_ms - live.loads_as_of_ms) / 1000.0 if live.loads else 0.0
+        latency_s = live.pool_latency_ms / 1000.0
+        sent, work_s = self._since
+        left = live.queued + sent - live.running * since_s / latency_s
+        waiting = np.where(live.reported, left, 0.0)
+        crowded = 1.0 + np.maximum(0.0, waiting) / live.running
+        filled = live.n_routers / live.ready / self._full() / FILL_S
+        per_work = np.where(live.loaded, filled, 0.0)
+        gone = np.where(live.loaded, live.load * since_s / FILL_S, 0.0)
+        load = np.maximum(0.0, live.load + work_s * per_work - gone)
+        priced = multiples(live.log_price, load, self._options.ascent)
+        return PoolLoad(
+            latency_ms=live.pool_latency_ms * crowded,
+            waiting=waiting,
+            load=load,
+            multiple=np.where(live.loaded, priced, 0.0),
+            per_work=per_work,
+        )
+
+    def sent(self, live: Live, pools: NDArray[np.intp], work_s: Floats, now_ms: int) -> None:
+        """Note n decisions: their pools (n,), columns of `live`, and their work (n,)."""
+        self._begin(live)
+        n_pools = len(live.pool_names)
+        counts: Floats = np.stack(
+            [np.bincount(pools, minlength=n_pools), np.bincount(pools, work_s, minlength=n_pools)]
+        )
+        self._since += counts
+        ends_ms = now_ms // SLOT_MS * SLOT_MS + SLOT_MS
+        if self._slots and ends_ms <= self._slots[-1][0]:
+            ends_ms, before = self._slots.pop()
+            counts = before + counts
+        self._slots.append((ends_ms, counts))
+        if len(self._slots) > SLOTS_MAX:  # a long silence: the oldest are summed up
+            oldest, (ends_ms, counts) = self._slots[:2]
+            self._slots[:2] = [(ends_ms, oldest[1] + counts)]
+
+    def _begin(self, live: Live) -> None:
+        """Forget what newer telemetry has counted in, once F is learned from it."""
+        of = (live.loads_as_of_ms, live.pool_names)
+        if of == self._of:
+            return
+        before, self._of = self._of, of
+        if before is None or before[1] != live.pool_names:
+            self._slots.clear()
+            self._since, self._recent = np.zeros((2, 2, len(live.pool_names)))
+            return
+        kept = [slot for slot in self._slots if slot[0] > live.loads_as_of_ms]
+        since = sum((counts for _, counts in kept), np.zeros_like(self._since))
+        if before[0]:
+            came_s = self._since[1] - since[1]
+            self._learn(live, came_s, (live.loads_as_of_ms - before[0]) / 1000.0)
+        self._slots, self._since = kept, since
+
+    def _learn(self, live: Live, work_s: Floats, elapsed_s: float) -> None:
+        """Compare the work (P,) that was sent in a time with the loads that were reported after it.
+
+        Not of a pool beyond its limit, whose load counts what waits, nor after a silence.
+        """
+        if not 0.0 < elapsed_s <= SILENT_MS / 1000.0:
+            return
+        steady = live.loaded & (live.load > 0.0) & (live.load <= 1.0)
+        new = np.stack([work_s * live.n_routers / live.ready, live.load * elapsed_s])
+        kept = math.exp(-elapsed_s / LEARNED_S)
+        self._recent = np.where(steady, kept * self._recent + new, self._recent)
+
+    def _full(self) -> Floats:
+        """F (P,)."""
+        first = FULL * self._options.load_target
+        came_s, reported_s = self._recent
+        found = (came_s + first * FULL_PRIOR_S) / (reported_s + FULL_PRIOR_S)
+        return np.clip(found, FULL_MIN, FULL_MAX)

@@ -1,0 +1,111 @@
+"""What is kept of decisions: their tickets, their lines in the decision log, telemetry's counts.
+
+    RequestBatch, Choices ─▶ Decisions ─┬─seal──▶ tickets, which come back with outcomes
+                                        ├─log───▶ the decision log
+                                        └─count─▶ telemetry
+
+The router and the simulator write with this class, so each column is written in one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.routing.live import Live
+from serve.routing.router import Choices, RequestBatch, explored
+from streams.feedback.decisions import DecisionBatch
+from streams.feedback.ticket import CANDIDATE, HEAD, Sealer, key_of
+from streams.telemetry.window import DecidedBatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Decisions:
+    """n decisions of one moment, with all that is kept of them."""
+
+    tenants: Sequence[str]  # (n,)
+    requests: RequestBatch
+    choices: Choices
+    live: Live
+    policy: str
+    at_ms: int
+
+    def __getitem__(self, rows: NDArray[np.intp]) -> Decisions:
+        tenants = [self.tenants[row] for row in rows.tolist()]
+        return replace(
+            self, tenants=tenants, requests=self.requests[rows], choices=self.choices[rows]
+        )
+
+    def seal(self, sealer: Sealer, ids: Sequence[bytes]) -> list[bytes]:
+        """Their tickets."""
+        live, choices, requests = self.live, self.choices, self.requests
+        n, k = choices.propensity.shape
+        of = np.arange(n), choices.chosen
+        tenants = [tenant.encode() for tenant in self.tenants]
+        heads = np.zeros(n, HEAD)
+        heads["decided_at_ms"] = self.at_ms
+        heads["encoder"] = live.encoder_key
+        heads["snapshot_version"] = live.version
+        heads["model"] = live.model_keys[choices.chosen]
+        heads["pool"] = live.pool_keys[choices.pool]
+        heads["propensity"] = choices.propensity[of]
+        heads["preference"] = requests.preference
+        heads["expected_cost_usd"] = choices.expected_cost_usd[of]
+        heads["expected_latency_ms"] = live.catalogue.latency_ms[choices.chosen]
+        heads["policy"] = key_of(self.policy)
+        heads["n_candidates"] = k
+        heads["tenant_bytes"] = [len(tenant) for tenant in tenants]
+        heads["context"] = requests.contexts
+        candidates = np.zeros((n, k), CANDIDATE)
+        candidates["model"] = live.model_keys
+        candidates["pool"] = live.pool_keys[choices.pools]
+        candidates["pool"][of] = heads["pool"]
+        for name in ("propensity", "utility", "quality", "cost_usd", "latency_ms", "verdict"):
+            candidates[name] = getattr(choices, name)
+        return sealer.seal(ids, heads, candidates, tenants)
+
+    def log(
+        self, ids: Sequence[bytes], sessions: Sequence[str], prompts: Sequence[str | None]
+    ) -> DecisionBatch:
+        """Their lines in the decision log."""
+        live, choices, requests = self.live, self.choices, self.requests
+        return DecisionBatch(
+            ids=ids,
+            decided_at_ms=np.full(len(ids), self.at_ms, np.int64),
+            tenants=self.tenants,
+            sessions=sessions,
+            models=live.catalogue.names,
+            pools=live.pool_names,
+            chosen=choices.chosen,
+            pool=choices.pool,
+            propensities=choices.propensity,
+            utility=choices.utility,
+            quality=choices.quality,
+            cost_usd=choices.cost_usd,
+            latency_ms=choices.latency_ms,
+            preference=requests.preference,
+            prompt_tokens=requests.prompt_tokens,
+            snapshot_version=live.version,
+            policy=self.policy,
+            encoder=live.encoder,
+            contexts=requests.contexts,
+            prompts=prompts,
+        )
+
+    def count(self) -> DecidedBatch:
+        """What telemetry counts: also those that were shed."""
+        choices = self.choices
+        return DecidedBatch(
+            models=self.live.catalogue.names,
+            pools=self.live.pool_names,
+            chosen=choices.chosen,
+            pool=choices.pool,
+            explored=explored(choices),
+            preferred=choices.preferred,
+            shed=choices.shed,
+            tenants=self.tenants,
+            prompt_tokens=self.requests.prompt_tokens,
+        )

@@ -1,0 +1,129 @@
+"""What may not go, and what can wait: loads, replicas and demand of two pools, by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import pytest
+from autoscaled import condition
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import lightly
+
+from infra.autoscaling.contract import PoolCondition
+from infra.autoscaling.sizing.requirement import Requirement, capacity_shortfall, pools_to_keep
+
+# Half a second of work a request; full at a load of 0.8: 1.6 requests/s a replica.
+ALIKE = {"a": SimpleNamespace(model="m"), "b": SimpleNamespace(model="m")}
+OTHERS = {"a": SimpleNamespace(model="m"), "b": SimpleNamespace(model="other")}
+EACH = 1.6
+
+
+def required(a: int, b: int = 0, **changes: object) -> Requirement:
+    plain = {
+        "replicas": {"a": a, "b": b},
+        "load_max": {"a": 0.8, "b": 0.8},
+        "work_s": {"a": 0.5, "b": 0.5},
+        "rate": {},
+        "lead_s": {},
+        "demand": {"m": 4.0},
+        "carried": {"m": 4.0},
+        "demand_now": {"m": 4.0},
+    }
+    return Requirement(**{**plain, **changes})
+
+
+def there(ready: int, load: float | None = None) -> PoolCondition:
+    return condition(ready, load=load)
+
+
+def test_replicas_stay_until_those_that_replace_them_are_ready():
+    """Three of a are to become three of b: not before they are there."""
+    wanted = required(0, 3)
+    assert pools_to_keep(ALIKE, wanted, {"a": there(3), "b": there(0)}) == {"a", "b"}
+    assert pools_to_keep(ALIKE, wanted, {"a": there(3), "b": there(2)}) == {"a", "b"}
+    assert pools_to_keep(ALIKE, wanted, {"a": there(3), "b": there(3)}) == set()
+
+
+def test_what_waits_for_another_model_stays_too():
+    """The small model's replicas are to make way for the large one's, which is not there yet."""
+    wanted = required(3, 0)
+    assert pools_to_keep(OTHERS, wanted, {"a": there(0), "b": there(3)}) == {"a", "b"}
+    assert pools_to_keep(OTHERS, wanted, {"a": there(3), "b": there(3)}) == set()
+
+
+def test_only_what_is_asked_for_now_is_waited_for():
+    """Twice of it is expected in a while: half of the replicas that come are enough."""
+    wanted = required(0, 4, demand={"m": 6.0}, carried={"m": 6.0}, demand_now={"m": 3.0})
+    assert pools_to_keep(ALIKE, wanted, {"a": there(4), "b": there(2)}) == set()
+    assert pools_to_keep(ALIKE, wanted, {"a": there(4), "b": there(1)}) == {"a", "b"}
+
+
+def test_nothing_goes_if_the_rest_would_be_overloaded():
+    """Four at 0.6 are 2.4 full replicas, whatever was thought of the work: two cannot do that."""
+    busy, idle = {"a": there(4, 0.6)}, {"a": there(4, 0.4)}
+    little = {"demand": {"m": 1.0}, "carried": {"m": 1.0}, "demand_now": {"m": 1.0}}
+    assert pools_to_keep(ALIKE, required(2, **little), busy) == {"a", "b"}
+    assert pools_to_keep(ALIKE, required(3, **little), busy) == set()
+    assert pools_to_keep(ALIKE, required(2, **little), idle) == set()
+
+
+def test_a_load_is_a_share_of_how_full_a_pool_may_be():
+    """Four at a load of 0.6 carry 0.6 · 4 · 1.6 requests/s: pools are compared in these."""
+    of = {"demand": {"m": 1.0}, "carried": {"m": 1.0}, "demand_now": {"m": 1.0}}
+    pools = {"a": there(4, 0.6), "b": there(3)}
+    alike = required(0, 3, **of)
+    assert pools_to_keep(ALIKE, alike, pools) == set()
+    slower = required(0, 3, load_max={"a": 0.8, "b": 0.6}, **of)
+    assert pools_to_keep(ALIKE, slower, pools) == {"a", "b"}
+
+
+def test_what_others_are_to_take_need_not_be_carried():
+    """Of four requests/s that prefer the model another one is to answer three."""
+    wanted = required(1, 0, demand={"m": 4.0}, carried={"m": 1.0}, demand_now={"m": 4.0})
+    assert pools_to_keep(ALIKE, wanted, {"a": there(4, 0.9)}) == set()
+
+
+@pytest.mark.parametrize("load", [None, math.nan, math.inf, -1.0])
+def test_a_load_that_is_none_holds_nothing(load):
+    """It is not known that anything is carried."""
+    of = {"demand": {"m": 1.0}, "carried": {"m": 1.0}, "demand_now": {"m": 1.0}}
+    assert pools_to_keep(ALIKE, required(1, **of), {"a": there(4, load)}) == set()
+
+
+@given(n=st.integers(0, 20), ready=st.integers(0, 20), load=st.floats(0, 3))
+@lightly
+def test_with_more_to_stay_nothing_more_is_held(n, ready, load):
+    """And who keeps all that is ready, and waits for nothing, holds nothing."""
+    pools = {"a": there(ready, min(load, 1.0))}
+    of = {"demand": {"m": 1.0}, "carried": {"m": 1.0}, "demand_now": {"m": 1.0}}
+    assert pools_to_keep(ALIKE, required(n + 1, **of), pools) <= pools_to_keep(
+        ALIKE, required(n, **of), pools
+    ) or (n + 1 > ready)
+    if ready:
+        assert pools_to_keep(ALIKE, required(ready, **of), pools) == set()
+
+
+def test_what_is_there_and_carries_all_is_no_hurry():
+    """Four requests/s are 2.5 replicas."""
+    assert not capacity_shortfall(ALIKE, required(0, 3), {"a": 3, "b": 0})
+    assert not capacity_shortfall(ALIKE, required(0, 3), {"a": 2, "b": 1})
+    assert capacity_shortfall(ALIKE, required(0, 3), {"a": 2, "b": 0}) > 0.0
+
+
+def test_others_may_go_on_answering():
+    """The mix would answer more with m; who prefers the other now is answered by it, too."""
+    two = {"demand": {"m": 4.0, "other": 4.0}, "carried": {"m": 8.0, "other": 0.0}}
+    wanted = required(5, 0, **two)
+    assert not capacity_shortfall(OTHERS, wanted, {"a": 3, "b": 3})
+    assert capacity_shortfall(OTHERS, wanted, {"a": 1, "b": 2}) > 0.0
+
+
+def test_what_was_saved_under_former_names_is_restored():
+    """A planner's record of before: `wished` and `now` were demand."""
+    wanted = required(2, 1)
+    saved = asdict(wanted)
+    saved["wished"], saved["now"] = saved.pop("demand"), saved.pop("demand_now")
+    assert Requirement.restored(saved) == Requirement.restored(asdict(wanted)) == wanted

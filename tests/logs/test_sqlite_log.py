@@ -1,0 +1,36 @@
+"""What is particular to the log in one SQLite file."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from log_benches import (
+    SqliteBench,
+    read_topic,
+)
+from waiting import PATIENCE_S
+
+
+def test_two_processes_append_to_one_file(tmp_path):
+    """
+    Every record gets its own offset, and each process's records keep their order.
+    """
+    bench = SqliteBench(tmp_path)
+    program = """if True:
+        import sys
+        from pathlib import Path
+        from streams.log.sqlite_log import SqliteLog
+        log = SqliteLog(Path(sys.argv[1]), lambda: 0)
+        for i in range(100):
+            log.append("shared", [(sys.argv[2].encode(), b"%d" % i)])
+    """
+    command = [sys.executable, "-c", program, str(bench.path)]
+    running = [subprocess.Popen([*command, name]) for name in ("one", "two")]
+
+    assert [process.wait(PATIENCE_S) for process in running] == [0, 0]
+
+    records = read_topic(bench.log(), "shared")
+    assert [r.offset for r in records] == list(range(200))
+    for name in (b"one", b"two"):
+        assert [r.value for r in records if r.key == name] == [b"%d" % i for i in range(100)]

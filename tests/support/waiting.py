@@ -1,0 +1,35 @@
+"""Waiting for what must come: on conditions, never for a length of time.
+
+    until(lambda: server.requests == 3, "the third request")
+    await soon(lambda: server.broken_off == 1)
+
+A test passes as soon as the condition holds; the limit only ends a test that would fail anyway, and is generous,
+because other work may have the machine's cores meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+PATIENCE_S = 120.0  # only a test that fails waits so long
+T = TypeVar("T")
+
+
+def until(condition: Callable[[], T], what: str = "it", seconds: float = PATIENCE_S) -> T:
+    """Wait until `condition()` is true, and return it."""
+    deadline_s = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline_s, f"waited {seconds} s for {what}"
+        time.sleep(0.005)
+    return found
+
+
+async def soon(condition: Callable[[], object], what: str = "it") -> None:
+    """The same in an event loop, where other tasks go on meanwhile."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline_s, f"waited {PATIENCE_S} s for {what}"
+        await asyncio.sleep(0.001)
