@@ -148,6 +148,17 @@ def bench_recovery(
     _bench(lambda say: bench.measure(options, say), as_json)
 
 
+@bench_app.command("week")
+def bench_week(
+    days: Annotated[int, typer.Option(min=2, max=60, help="Of virtual time.")] = 10,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the default log and its trainer for days of virtual time: disk and memory level off."""
+    from load.bench import week
+
+    _bench(lambda say: week.measure(week.WeekOptions(days=days), say), as_json)
+
+
 @bench_app.command("feedback")
 def bench_feedback(
     quick: Annotated[bool, typer.Option(help="A quarter of the records.")] = False,

@@ -4,6 +4,7 @@ InfraError
 ├── SettingsUnreadable   the settings file is missing or is not TOML
 ├── SettingsInvalid      a setting is unknown, of the wrong type or out of bounds
 ├── AddressTaken         somebody listens already where we are to
+├── StateInUse           another `fairlead up` uses the state folder
 ├── ClusterFailed        the local cluster could not be started, or what is to run in it
 └── ServerFailed         a pool's model server could not be started
 """
@@ -50,6 +51,20 @@ class AddressTaken(InfraError):
         return (
             f"{self.setting}: {self.host}:{self.port} is taken by another process. End that "
             f"process, or set another port."
+        )
+
+
+class StateInUse(InfraError):
+    """Another `fairlead up` uses the state folder."""
+
+    def __init__(self, state_dir: str, pid: str) -> None:
+        super().__init__(state_dir, pid)
+        self.state_dir, self.pid = state_dir, pid
+
+    def __str__(self) -> str:
+        return (
+            f"state_dir {self.state_dir} is used by another `fairlead up`, process {self.pid}: two "
+            f"would take the learning from each other. Stop that one, or set another `state_dir`."
         )
 
 

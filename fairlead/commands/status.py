@@ -59,9 +59,10 @@ def _print(found: dict[str, Any]) -> None:
     print_fleet(found, out)
     router = found["router"]
     if not router or not router["replicas"]:
-        out.print("No router is running, or none has reported: these are the last known values.")
+        out.print("No router has reported for 10 s: it is not running, or can't write its log.")
     for alarm in found["alarms"]:
-        out.print(f"[bold red]alarm[/] {alarm}", highlight=False)
+        out.print(f"[bold red]alarm[/] {alarm['name']} since {alarm['since']}", highlight=False)
+        out.print(f"  {alarm['cause']}\n  {alarm['remedy']}", highlight=False, markup=False)
     if not found["alarms"]:
         out.print("no alarms")
 

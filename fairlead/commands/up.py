@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import logging
+import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
 
 from rich.console import Console
 
 from infra.cluster.cluster import local_ray, running
+from infra.errors import StateInUse
 from infra.pools.site import LocalSite
 from infra.settings.settings import Settings, read_settings
 from infra.status.metrics import serve_metrics
-from infra.status.status import look
+from infra.status.status import Status, look
 from serve.deploy.deployment import now_ms
+from streams.alarms import AlarmLog
+from streams.errors import StreamError
+
+logger = logging.getLogger(__name__)
 
 DEFAULT = Path("fairlead.toml")
+LOCK = "up.lock"  # in the state folder; the lock ends with the process, however it ends
+LOOK_S = 20.0  # between looks for alarms: said within a minute
 
 
 def run_until_stopped(path: Path | None, console: Console) -> None:
@@ -27,11 +37,15 @@ def run_until_stopped(path: Path | None, console: Console) -> None:
     settings.catalogue()  # say what is wrong before starting anything
     try:
         gpus = settings.fleet().resources()
-        with console.status("starting Ray …") as status, local_ray(gpus, settings.ray_address):
+        with (
+            _alone(settings),
+            console.status("starting Ray …") as status,
+            local_ray(gpus, settings.ray_address),
+        ):
             # The same way out as Ctrl-C. Not before: Ray takes the signal for itself at its start.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             status.update("starting the router …")
-            with running(settings, path) as router, _metrics(settings, router.site):
+            with running(settings, path) as router, _looking(settings, router.site):
                 status.stop()
                 console.print(f"[bold green]Fairlead is up[/] at [bold]{router.address}[/]")
                 if router.dispatch:
@@ -44,21 +58,53 @@ def run_until_stopped(path: Path | None, console: Console) -> None:
 
 
 @contextlib.contextmanager
-def _metrics(settings: Settings, site: LocalSite) -> Iterator[None]:
-    """Serve metrics meanwhile, if a port is set."""
-    if not settings.metrics.port:
-        yield
-        return
+def _looking(settings: Settings, site: LocalSite) -> Iterator[None]:
+    """Meanwhile, say alarms in the log, and serve metrics if a port is set."""
     log, store = site.log(), site.store()
     silence_s, pools = settings.feedback.silence_s, settings.pool_names()
-    stop = serve_metrics(
-        settings.metrics.port, lambda: look(store, log, now_ms(), silence_s, pools)
-    )
+
+    def status() -> Status:
+        return look(store, log, now_ms(), silence_s, pools)
+
+    stopping = threading.Event()
+    saying = threading.Thread(target=_say_alarms, args=(status, stopping), daemon=True)
+    saying.start()
+    port = settings.metrics.port
+    stop_metrics = serve_metrics(port, status) if port else lambda: None
     try:
         yield
     finally:
-        stop()
+        stopping.set()
+        stop_metrics()
+        saying.join(LOOK_S)
         log.close()
+
+
+def _say_alarms(status: Callable[[], Status], stopping: threading.Event) -> None:
+    """Log what alarms go on and off, looking every `LOOK_S`."""
+    said = AlarmLog()
+    while not stopping.wait(LOOK_S):
+        try:
+            said.say(status().alarms)
+        except (OSError, StreamError) as error:
+            logger.error("alarms can't be looked for: %s", error)
+
+
+@contextlib.contextmanager
+def _alone(settings: Settings) -> Iterator[None]:
+    """Hold the state folder, so that no second `fairlead up` uses it. Raises StateInUse."""
+    folder = settings.state_dir.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            raise StateInUse(str(folder), lock.read().strip() or "unknown") from error
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
 
 
 def settings_of(path: Path | None, console: Console) -> tuple[Settings, Path]:

@@ -8,6 +8,7 @@ The one rule: the ticket key is made once, is readable by its owner alone, and i
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import secrets
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ class LocalSite:
     settings: Path  # likewise
     snapshots: str  # likewise, or a URI
     kafka: KafkaOptions | None = None  # None: the log is a SQLite file
+    log_bytes_max: float = math.inf  # of that file
     fleet: Fleet = Fleet()
 
     @classmethod
@@ -49,6 +51,7 @@ class LocalSite:
             settings=path.absolute(),
             snapshots=snapshots if "://" in snapshots else str(Path(snapshots).absolute()),
             kafka=settings.kafka(),
+            log_bytes_max=settings.log.retention_bytes_max,
             fleet=settings.fleet(),
         )
         site._make_key()
@@ -61,7 +64,7 @@ class LocalSite:
             from streams.log.kafka_log import KafkaLog
 
             return KafkaLog(self.kafka)
-        return SqliteLog(self.state_dir / "log.sqlite", now_ms)
+        return SqliteLog(self.state_dir / "log.sqlite", now_ms, self.log_bytes_max)
 
     def store(self) -> Store:
         """The snapshot store."""

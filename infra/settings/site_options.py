@@ -54,6 +54,12 @@ class LogChoice:
     kind: Literal["sqlite", "kafka"] = option(
         "sqlite", "sqlite: a file in state_dir, for one host. kafka: a real broker."
     )
+    retention_bytes_max: int = option(
+        16 << 30,
+        "sqlite: bytes that the log may hold; then the oldest goes that was learned.",
+        ge=1 << 20,
+        le=1 << 50,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

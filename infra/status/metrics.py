@@ -80,6 +80,10 @@ class LoopCollector(Collector):
         ):
             if number is not None:
                 yield GaugeMetricFamily(f"fairlead_{name}", text, value=number)
+        on = GaugeMetricFamily("fairlead_alarm", "1 for every alarm that is on", labels=["name"])
+        for alarm in status.alarms:
+            on.add_metric([alarm.name], 1)
+        yield on
         yield from _fleet(status)
 
 

@@ -9,11 +9,13 @@ The one rule: a number here is the one that recovery would start from, not a pro
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from streams.alarms import Alarm, first_of_each, posted_alarms
 from streams.errors import LogTruncated, LogUnavailable, SnapshotDamaged
 from streams.feedback.feedback import NANO_USD
 from streams.feedback.ticket import key_of
@@ -35,7 +37,8 @@ from streams.training.trainer import (
     SPENT,
 )
 
-READ_S = 2.0  # for the one record that says how long ago something was appended
+READ_S = 2.0  # for the records that say how long ago something was appended
+RECORDS_MAX = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +67,7 @@ class Status:
     unanswered: dict[str, int] = field(default_factory=dict)  # of them, without any feedback
     lag_records: int | None = None
     lag_s: float | None = None
-    alarms: tuple[str, ...] = ()
+    alarms: tuple[Alarm, ...] = ()  # see `streams.alarms`
     # US dollars by pool: for answers, and for calls that answered nobody.
     spent_usd: dict[str, float] = field(default_factory=dict)
     paid_in_vain_usd: dict[str, float] = field(default_factory=dict)
@@ -82,7 +85,8 @@ class Status:
             found[name] = {key: asdict(view) for key, view in found[name].items()}
         for view in found["workload"].values():  # counts stand beside what else is said of a class
             view.update(view.pop("counts"))
-        return found | {"router": self.router and asdict(self.router)}
+        alarms = [alarm.json() for alarm in self.alarms]
+        return found | {"router": self.router and asdict(self.router), "alarms": alarms}
 
 
 def look(
@@ -96,20 +100,17 @@ def look(
     about: Mapping[str, Any] = manifest.about if manifest else {}
     counts: Mapping[str, int] = about.get("counts", {})
     offsets = {int(p): int(o) for p, o in about.get("offsets", {}).items()}
-    alarms = []
+    alarms = posted_alarms(store.folder, now_ms)
+    alarms += _no_room(store, now_ms)
     lag_records, lag_s = None, None
     try:
         lag_records, lag_s = _lag(log, offsets, now_ms)
-        silent_s = _silence(log, int(about.get("learned_at_ms", 0)))
-        if silent_s > silence_s:
-            alarms.append(
-                f"nothing was learned for {silent_s / 60:.1f} minutes while decisions went on: "
-                f"is feedback being written to {FEEDBACK}, and is a trainer running?"
-            )
+        alarms += _not_learning(log, int(about.get("learned_at_ms", 0)), silence_s)
     except LogUnavailable as error:
-        alarms.append(f"the log can't be reached: {error}")
-    if counts.get(SKIPPED):
-        alarms.append(f"{counts[SKIPPED]} feedback records were lost by the log before being read")
+        alarms.append(Alarm(name="log_unreachable", since_ms=now_ms, cause=str(error)))
+    if lost := counts.get(SKIPPED):
+        cause = f"{lost} feedback records were lost by the log before being read."
+        alarms.append(Alarm(name="feedback_lost", since_ms=now_ms, cause=cause))
     fleet = _fleet(store, manifest)
     return Status(
         snapshot_version=manifest.version if manifest else 0,
@@ -126,7 +127,7 @@ def look(
         unanswered=_under(counts, UNANSWERED),
         lag_records=lag_records,
         lag_s=lag_s,
-        alarms=tuple(alarms),
+        alarms=tuple(first_of_each(alarms)),
         spent_usd=_usd(counts, SPENT, pools),
         paid_in_vain_usd=_usd(counts, IN_VAIN, pools),
         telemetry={**_under(counts, "telemetry."), "missing": fleet.missing},
@@ -183,31 +184,50 @@ def _lag(log: Log, offsets: Mapping[int, int], now_ms: int) -> tuple[int, float]
     first, end = log.first_offsets(FEEDBACK), log.end_offsets(FEEDBACK)
     waiting = {p: max(offsets.get(p, 0), first[p]) for p in end}
     waiting = {p: offset for p, offset in waiting.items() if offset < end[p]}
-    ages_s = [
-        (now_ms - at_ms) / 1000
-        for partition, offset in waiting.items()
-        if (at_ms := _appended_at_ms(log, FEEDBACK, partition, offset)) is not None
-    ]
+    ages_s = [(now_ms - at_ms) / 1000 for at_ms in _times(log, FEEDBACK, waiting).values()]
     return sum(end[p] - o for p, o in waiting.items()), max(ages_s, default=0.0)
 
 
-def _silence(log: Log, learned_at_ms: int) -> float:
-    """Seconds from the last learning (or the first decision) to the last decision."""
+def _not_learning(log: Log, learned_at_ms: int, silence_s: float) -> list[Alarm]:
+    """An alarm if decisions went on for long after the last learning. Raises LogUnavailable."""
+    since_ms, until_ms = _silence(log, learned_at_ms)
+    silent_s = (until_ms - since_ms) / 1000
+    if silent_s <= silence_s:
+        return []
+    cause = f"Nothing was learned for {silent_s / 60:.1f} minutes while decisions went on."
+    return [Alarm(name="learning_stopped", since_ms=since_ms, cause=cause)]
+
+
+def _no_room(store: Store, now_ms: int) -> list[Alarm]:
+    """An alarm if nothing can be written where snapshots are."""
+    try:
+        store.folder.probe()
+    except OSError as error:
+        return [Alarm(name="disk_full", since_ms=now_ms, cause=f"Writing a file failed: {error}.")]
+    return []
+
+
+def _silence(log: Log, learned_at_ms: int) -> tuple[int, int]:
+    """From the last learning (or the first decision) to the last decision, Unix ms."""
     first, end = log.first_offsets(DECISIONS), log.end_offsets(DECISIONS)
     full = [p for p in end if end[p] > first[p]]
-    newest = [_appended_at_ms(log, DECISIONS, p, end[p] - 1) for p in full]
-    oldest = [_appended_at_ms(log, DECISIONS, p, first[p]) for p in full]
-    began = [at for at in oldest if at is not None]
-    since_ms = learned_at_ms or min(began, default=0)
-    return (max((at for at in newest if at is not None), default=since_ms) - since_ms) / 1000
+    newest = _times(log, DECISIONS, {p: end[p] - 1 for p in full})
+    oldest = {} if learned_at_ms else _times(log, DECISIONS, {p: first[p] for p in full})
+    since_ms = learned_at_ms or min(oldest.values(), default=0)
+    return since_ms, max(newest.values(), default=since_ms)
 
 
-def _appended_at_ms(log: Log, topic: str, partition: int, offset: int) -> int | None:
-    reader = log.reader(topic, {partition: offset})
+def _times(log: Log, topic: str, offsets: Mapping[int, int]) -> dict[int, int]:
+    """When the log took the record at an offset, by partition: by one reader for all of them."""
+    found: dict[int, int] = {}
+    reader = log.reader(topic, offsets)
+    until_s = time.monotonic() + READ_S
     try:
-        records = reader.read(1, READ_S)
+        while set(found) != set(offsets) and (left_s := until_s - time.monotonic()) > 0:
+            for record in reader.read(RECORDS_MAX, left_s):
+                found.setdefault(record.partition, record.appended_at_ms)
     except LogTruncated:
-        return None
+        pass  # retention passed just now; the rest is enough
     finally:
         reader.close()
-    return records[0].appended_at_ms if records else None
+    return found

@@ -64,24 +64,28 @@ class DecayedSums:
         for (key, epoch), total in other.sums.items():
             self.add(key, epoch, total)
 
-    @property
-    def last_epoch(self) -> int:
-        """The newest epoch anything was added to; 0 when empty."""
-        return max((epoch for _, epoch in self.sums), default=0)
-
     def forget(self) -> None:
-        """Drop epochs too old to weigh anything. What is left does not depend on when this runs."""
-        oldest = self.last_epoch - EPOCHS_KEPT
-        for gone in [at for at in self.sums if at[1] <= oldest]:
-            del self.sums[gone]
+        """Keep the newest `EPOCHS_KEPT` epochs there are: what is left does not depend on when.
+
+        Counted, not measured from the newest: an outcome whose clock was years ahead takes one
+        place, and the past stays.
+        """
+        epochs = sorted({epoch for _, epoch in self.sums})
+        gone = set(epochs[:-EPOCHS_KEPT])
+        if gone:
+            self.sums = {at: total for at, total in self.sums.items() if at[1] not in gone}
 
     def read(self, keys: list[int], as_of_ms: int) -> NDArray[np.float64]:
-        """The faded sums of `keys` at a time, (len(keys), *shape); zero for an unknown key."""
+        """The faded sums of `keys` at a time, (len(keys), *shape); zero for an unknown key.
+
+        Epochs that weigh nothing any more count for nothing, and so do those after the next: they
+        come from a clock that was ahead.
+        """
         faded = np.zeros((len(keys), *self.shape))
         row_of = {key: row for row, key in enumerate(keys)}
-        oldest = self.last_epoch - EPOCHS_KEPT
+        now = as_of_ms // self.half_life_ms
         for (key, epoch), total in sorted(self.sums.items(), key=lambda item: item[0]):
-            if key in row_of and epoch > oldest:
+            if key in row_of and now - EPOCHS_KEPT < epoch <= now + 1:
                 fade = 2.0 ** (epoch - as_of_ms / self.half_life_ms) / FRACTION_ONE
                 faded[row_of[key]] += total * fade
         return faded

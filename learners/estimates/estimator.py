@@ -79,6 +79,7 @@ class Estimator:
         rows, index = learned.history.rows, learned.history.index
         half_life_ms = learned.ridge.half_life_ms
         fade = np.exp2(-np.maximum(as_of_ms - rows["decided_at_ms"], 0) / half_life_ms)
+        fade[rows["decided_at_ms"] > as_of_ms + half_life_ms] = 0.0  # from a clock that was ahead
         self.neighbours = Neighbours(rows, index, models, means, fade, learned.history.options)
         # The mean itself is uncertain by noise² / outcomes; ridge covers the departure from it.
         counts = self.ridge.counts[:, Target.QUALITY] + options.prior_weight

@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
+import secrets
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -27,12 +28,18 @@ from serve.deploy.replica import Replica, ReplicaOptions
 from serve.dispatch.backend import Pools
 from serve.encoders import EncoderOptions, identity, make_encoder
 from serve.routing.catalogue import CatalogueSource
-from streams.errors import SnapshotFenced, StreamError
+from streams.alarms import Board
+from streams.clock import process_clock
 from streams.feedback.ticket import Sealer
 from streams.log.contract import FEEDBACK, Log
-from streams.training.shards import Layout, Merger, PartitionShare, lay_out, start_of
+from streams.training.folder import Folder
+from streams.training.shards import Layout, Merger, SpentElsewhere, lay_out, start_of
+from streams.training.share import PartitionShare, Share, SoleShard
 from streams.training.snapshots import Store
+from streams.training.state import State
+from streams.training.supervision import Worker, supervise
 from streams.training.trainer import Trainer, TrainerOptions
+from streams.training.watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +55,6 @@ COMMON = {
     "graceful_shutdown_wait_loop_s": 0.1,
     "ray_actor_options": {"num_cpus": 0},  # load is watched, not reserved
 }
-RESTART_S_MAX = 5.0  # between attempts of a trainer that keeps failing
 
 
 class Site(Protocol):
@@ -96,8 +102,8 @@ class DeploymentOptions:
 
 
 def now_ms() -> int:
-    """Unix time in milliseconds: the one clock that the parts are handed."""
-    return time.time_ns() // 1_000_000
+    """Unix time in milliseconds: the one clock that the parts are handed. It does not jump."""
+    return process_clock()
 
 
 class RouterDeployment:
@@ -131,13 +137,6 @@ class RouterDeployment:
             await self._replica.stop()
 
 
-class Worker(Protocol):
-    """What a supervised thread runs: a trainer, or the merger of several."""
-
-    def run(self, stopping: Callable[[], bool]) -> None:
-        """Work until `stopping()`."""
-
-
 class TrainerDeployment:
     """A trainer. Its thread comes back from errors, its process from death."""
 
@@ -146,9 +145,12 @@ class TrainerDeployment:
     ) -> None:
         """`shard` is which of the layout's trainers this is; None: the merger of all."""
         self._stopping = threading.Event()
-        work = partial(_merger if shard is None else _trainer, options, site, layout, shard or 0)
+        board = _board(site, shard)
+        make = _merger if shard is None else _trainer
+        work = partial(make, options, site, layout, shard or 0, board)
+        store = site.store() if shard is None else _store(site, layout, shard)
         self._thread = threading.Thread(
-            target=supervise, args=(work, self._stopping), name="trainer", daemon=True
+            target=supervise, args=(work, self._stopping, board, store), name="trainer", daemon=True
         )
         self._thread.start()
 
@@ -164,50 +166,55 @@ class TrainerDeployment:
             await asyncio.to_thread(self._thread.join, GRACE_S)
 
 
-def _trainer(options: DeploymentOptions, site: Site, layout: Layout, shard: int) -> Worker:
+def _board(site: Site, shard: int | None) -> Board:
+    """Where this trainer's alarms are shown."""
+    role = "trainer-merger" if shard is None else f"trainer-{shard}"
+    source = f"{os.getpid()}-{secrets.token_hex(4)}"
+    return Board(Folder(site.snapshots), role, source, now_ms)
+
+
+def _store(site: Site, layout: Layout, shard: int) -> Store:
+    """Where a trainer saves what it has learned."""
+    return site.store() if layout.n_shards == 1 else layout.store(site.snapshots, shard)
+
+
+def _trainer(
+    options: DeploymentOptions, site: Site, layout: Layout, shard: int, board: Board
+) -> Worker:
     """A trainer of everything, or of one shard."""
     log, encoder = site.log(), identity(make_encoder(options.encoder))
     log.ensure_topics()
-    sealer = Sealer(site.ticket_keys())
-    if layout.n_shards == 1:
-        return Trainer(log, site.store(), sealer, encoder, options.trainer, now_ms)
+    share: Share = SoleShard()
+    start: Callable[[], State | None] = lambda: None  # noqa: E731 - the other is a partial
+    elsewhere: Callable[[], float] = lambda: 0.0  # noqa: E731 - likewise
+    if layout.n_shards > 1:
+        n_partitions = layout.n_partitions or len(log.end_offsets(FEEDBACK))
+        share = PartitionShare(shard, layout.n_shards, n_partitions)
+        memory = options.trainer.memory
+        start = partial(start_of, site.snapshots, layout, shard, encoder, memory)
+        elsewhere = SpentElsewhere(site.snapshots, layout, shard, now_ms)
     return Trainer(
         log,
-        layout.store(site.snapshots, shard),
-        sealer,
+        _store(site, layout, shard),
+        Sealer(site.ticket_keys()),
         encoder,
         options.trainer,
         now_ms,
-        PartitionShare(shard, layout.n_shards, len(log.end_offsets(FEEDBACK))),
-        partial(start_of, site.snapshots, layout, shard, encoder, options.trainer.memory),
+        share,
+        start,
+        Watch(board, log, share, now_ms),
+        elsewhere,
     )
 
 
-def _merger(options: DeploymentOptions, site: Site, layout: Layout, shard: int) -> Worker:
+def _merger(
+    options: DeploymentOptions, site: Site, layout: Layout, shard: int, board: Board
+) -> Worker:
     """What publishes the sum of all shards."""
     del shard
     encoder = identity(make_encoder(options.encoder))
-    return Merger(site.snapshots, layout, encoder, options.trainer.memory, now_ms)
-
-
-def supervise(make: Callable[[], Worker], stopping: threading.Event) -> None:
-    """Run workers, each recovered from the last snapshot, until told to stop."""
-    rest_s = 0.1
-    while not stopping.is_set():
-        started_s = time.monotonic()
-        try:
-            make().run(stopping.is_set)
-        except SnapshotFenced as error:
-            # Taking the store back would only fence the other one in turn.
-            logger.error("this trainer is done: %s", error)
-            stopping.wait()
-        except (StreamError, OSError) as error:
-            logger.error("the trainer stopped and will start again: %s", error)
-        except Exception:
-            logger.exception("the trainer failed with an internal error and will start again")
-        # A trainer that ran for a while had recovered: its next failure is a new one.
-        rest_s = 0.1 if time.monotonic() - started_s > 10 else min(2 * rest_s, RESTART_S_MAX)
-        stopping.wait(rest_s)
+    memory = options.trainer.memory
+    return Merger(site.snapshots, layout, encoder, memory, now_ms, board.beat)
 
 
 def spread(replicas: int) -> dict[str, int]:
@@ -228,6 +235,18 @@ def _scaled(autoscaling: Mapping[str, Any]) -> dict[str, object]:
     return {"autoscaling_config": dict(autoscaling), "max_replicas_per_node": room}
 
 
+def _n_partitions(options: DeploymentOptions, site: Site) -> int:
+    """Partitions of the feedback topic, where several trainers share them; else 0."""
+    if options.trainers == 1:
+        return 0
+    log = site.log()
+    try:
+        log.ensure_topics()
+        return len(log.end_offsets(FEEDBACK))
+    finally:
+        log.close()
+
+
 def deploy(
     options: DeploymentOptions, site: Site, autoscaling: Mapping[str, Any] | None = None
 ) -> None:
@@ -244,7 +263,7 @@ def deploy(
     trainer = ray_serve.deployment(TrainerDeployment).options(  # type: ignore[attr-defined]  # decorates
         name="Trainer", num_replicas=1, **COMMON
     )
-    layout = lay_out(site.snapshots, options.trainers)
+    layout = lay_out(site.snapshots, options.trainers, _n_partitions(options, site))
     learning = {
         f"{TRAINER_APP}-{shard}": trainer.bind(options, site, layout, shard)
         for shard in range(layout.n_shards)

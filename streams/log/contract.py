@@ -24,7 +24,7 @@ class Record(NamedTuple):
 
     partition: int
     offset: int
-    appended_at_ms: int  # Unix time, set by the log, never decreasing within a partition
+    appended_at_ms: int  # Unix time on the log's clock, which may jump: see `streams.clock`
     key: bytes | None
     value: bytes | None  # None only where another producer wrote a null
 
@@ -43,6 +43,9 @@ class Reader(Protocol):
     # What was skipped because it can't be read, oldest first; whoever counts it takes it out.
     # `read` goes on after it, so the offsets to go on from lie after both records and damage.
     damaged: list[Damage]
+    # Offsets, by partition, that reading has come to over what is no record, such as the end of a
+    # transaction: nothing lies between them and the last record. Whoever notes them takes them out.
+    passed: dict[int, int]
 
     def read(self, records_max: int, timeout_s: float) -> list[Record]:
         """The next records of any partition, in offset order within each; [] after `timeout_s`.
@@ -61,12 +64,17 @@ class Log(Protocol):
         """Make missing topics. Raises LogUnavailable, and TopicUnfit for one that won't do."""
 
     def append(
-        self, topic: str, records: Sequence[tuple[bytes | None, bytes]], timeout_s: float = 30.0
+        self,
+        topic: str,
+        records: Sequence[tuple[bytes | None, bytes]],
+        timeout_s: float = 30.0,
+        partitions: Sequence[int] | None = None,
     ) -> None:
         """Append (key, value) pairs; on return all are durable. Raises LogUnavailable.
 
         Records of one key keep their order and share a partition: the one that
-        `partitioner.partitions_of` says. A record larger than the log takes raises RecordTooLarge.
+        `partitioner.partitions_of` says, or each the one in `partitions`. A record larger than the
+        log takes raises RecordTooLarge.
         """
 
     def reader(self, topic: str, offsets: Mapping[int, int]) -> Reader:
@@ -80,6 +88,19 @@ class Log(Protocol):
 
     def topic_id(self, topic: str) -> str:
         """Identity of the topic: changes when it is deleted and made again."""
+
+    def problems(self) -> list[str]:
+        """What keeps the log from keeping its promises now, such as a topic set up otherwise since.
+
+        Raises LogUnavailable.
+        """
+
+    def retain(self, kept_from: Mapping[str, Mapping[int, int]], before_ms: int) -> int:
+        """Drop what is older than `before_ms` or beyond the log's size; return how many records.
+
+        Of each topic in `kept_from` nothing from the offsets there on. A log that keeps its bounds
+        by itself does nothing. Raises LogUnavailable.
+        """
 
     def close(self) -> None:
         """Let go of files and connections. Safe to call twice."""

@@ -73,7 +73,8 @@ class KafkaOptions:
     )
     retention_ms: int = option(
         7 * 24 * 3_600_000,
-        "kafka: seconds that records are kept; longer than any outage of the trainer.",
+        "Seconds that records are kept; longer than any outage of the trainer. sqlite keeps what "
+        "was not learned yet in any case.",
         key="retention_s",
         times=1000,
         ge=60,

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from streams.errors import LogTruncated, LogUnavailable, RecordTooLarge
 from streams.log.contract import TOPICS, Damage, Record
 from streams.log.partitioner import partitions_of
+from streams.log.retention import CHUNK, chunk_time_ms
 
 
 @dataclass(slots=True)
@@ -84,7 +85,11 @@ class MemoryLog:
                 self.storage.topic(topic)
 
     def append(
-        self, topic: str, records: Sequence[tuple[bytes | None, bytes]], timeout_s: float = 30.0
+        self,
+        topic: str,
+        records: Sequence[tuple[bytes | None, bytes]],
+        timeout_s: float = 30.0,
+        partitions: Sequence[int] | None = None,
     ) -> None:
         """Append (key, value) pairs; durable as long as the storage."""
         del timeout_s
@@ -96,7 +101,7 @@ class MemoryLog:
             raise LogUnavailable(f"{sum(sizes)} bytes are more than may wait at once")
         with self.storage.changed:
             n, now_ms = len(self.storage.topic(topic)), self.now_ms()
-            chosen = partitions_of([key or b"" for key, _ in records], n)
+            chosen = partitions or partitions_of([key or b"" for key, _ in records], n)
             for partition, (key, value) in zip(chosen, records, strict=True):
                 self._place(topic, partition, key, value, now_ms)
             self.storage.changed.notify_all()
@@ -125,6 +130,28 @@ class MemoryLog:
         with self.storage.changed:
             self.storage.topic(topic)
             return self.storage.ids[topic]
+
+    def problems(self) -> list[str]:
+        """None."""
+        return []
+
+    def retain(self, kept_from: Mapping[str, Mapping[int, int]], before_ms: int) -> int:
+        """Drop chunks from before a time that lie before `kept_from`."""
+        n = 0
+        for topic, offsets in kept_from.items():
+            for partition, limit in offsets.items():
+                while first := self._end_of_old(topic, partition, limit, before_ms):
+                    self.drop_before(topic, partition, first)
+                    n += CHUNK
+        return n
+
+    def _end_of_old(self, topic: str, partition: int, limit: int, before_ms: int) -> int:
+        """Where the first chunk ends, if it is old and lies before `limit`; else 0."""
+        with self.storage.changed:
+            chunk = self.storage.topic(topic)[partition].records[:CHUNK]
+        time_ms = chunk_time_ms([record.appended_at_ms for record in chunk])
+        old = time_ms is not None and time_ms < before_ms and chunk[-1].offset < limit
+        return chunk[-1].offset + 1 if old else 0
 
     def close(self) -> None:
         """Every further call raises LogUnavailable."""
@@ -190,8 +217,7 @@ class MemoryLog:
         self, topic: str, partition: int, key: bytes | None, value: bytes | None, at_ms: int
     ) -> None:
         held = self.storage.topic(topic)[partition]
-        newest_ms = held.records[-1].appended_at_ms if held.records else at_ms
-        held.records.append(Record(partition, held.end, max(at_ms, newest_ms), key, value))
+        held.records.append(Record(partition, held.end, at_ms, key, value))
 
 
 class MemoryReader:
@@ -199,6 +225,7 @@ class MemoryReader:
 
     def __init__(self, log: MemoryLog, topic: str, offsets: Mapping[int, int]) -> None:
         self._log, self._topic, self._next = log, topic, dict(offsets)
+        self.passed: dict[int, int] = {}
         self.damaged: list[Damage] = []
 
     def read(self, records_max: int, timeout_s: float) -> list[Record]:

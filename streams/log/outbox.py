@@ -22,8 +22,9 @@ from typing import Generic, TypeVar
 from learners.option import option
 from streams.errors import LogUnavailable, OutboxClosed
 from streams.log.contract import Log
+from streams.log.quiet import once_a_minute
 
-logger = logging.getLogger(__name__)
+logger = once_a_minute(logging.getLogger(__name__))
 
 Item = TypeVar("Item")
 Pairs = list[tuple[bytes | None, bytes]]

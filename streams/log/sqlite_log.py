@@ -8,6 +8,7 @@ The one rule: offsets are assigned inside the writing transaction, so they have 
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import threading
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from streams.errors import LogTruncated, LogUnavailable
 from streams.log.contract import Damage, Record
+from streams.log.retention import CHUNK, chunk_time_ms
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS topics (name TEXT PRIMARY KEY, id TEXT NOT NULL, end INTEGER NOT NULL);
@@ -27,15 +29,19 @@ CREATE TABLE IF NOT EXISTS records (
 """
 # How long a reader rests before looking again. Twenty looks a second cost under 1 % of a core.
 POLL_S = 0.05
+CHUNKS_PER_CALL = 64  # of records that retention drops
 OPEN_S_MAX = 30.0  # to wait for other processes that use the file
 
 
 class SqliteLog:
     """See `streams.log.contract.Log` for the contract."""
 
-    def __init__(self, path: Path, now_ms: Callable[[], int]) -> None:
-        """Open or create the file at `path`; `now_ms` stamps what is appended."""
-        self._path, self._now_ms = path, now_ms
+    def __init__(self, path: Path, now_ms: Callable[[], int], bytes_max: float = math.inf) -> None:
+        """Open or create the file at `path`; `now_ms` stamps what is appended.
+
+        `bytes_max` is how much `retain` leaves, as far as that may be dropped.
+        """
+        self._path, self._now_ms, self._bytes_max = path, now_ms, bytes_max
         self._lock = threading.Lock()  # one connection, used by whoever holds this
         self._connection = _connect(path)
         with _unavailable():
@@ -45,16 +51,17 @@ class SqliteLog:
         """Nothing to do: a topic is made when it is first used."""
 
     def append(
-        self, topic: str, records: Sequence[tuple[bytes | None, bytes]], timeout_s: float = 30.0
+        self,
+        topic: str,
+        records: Sequence[tuple[bytes | None, bytes]],
+        timeout_s: float = 30.0,
+        partitions: Sequence[int] | None = None,
     ) -> None:
         """Append all records in one transaction. Raises LogUnavailable."""
+        del partitions  # there is one
         with self._transaction(timeout_s) as run:
             _, end = _topic(run, topic)
-            newest = run(
-                "SELECT appended_at_ms FROM records WHERE topic = ? AND offset = ?",
-                (topic, end - 1),
-            ).fetchone()
-            at_ms = max(self._now_ms(), newest[0] if newest else 0)
+            at_ms = self._now_ms()  # as it is: readers judge it, see `streams.clock`
             self._connection.executemany(
                 "INSERT INTO records VALUES (?, ?, ?, ?, ?)",
                 [(topic, end + i, at_ms, key, value) for i, (key, value) in enumerate(records)],
@@ -79,6 +86,45 @@ class SqliteLog:
         """A random identity given when the topic was first used."""
         with self._transaction() as run:
             return _topic(run, topic)[0]
+
+    def problems(self) -> list[str]:
+        """None: a file has no settings that others could change."""
+        return []
+
+    def retain(self, kept_from: Mapping[str, Mapping[int, int]], before_ms: int) -> int:
+        """Drop chunks that are old, and the oldest while the file holds too much. LogUnavailable.
+
+        So many at a time that nobody waits long; the next call goes on. What is dropped makes room
+        in the file, which then grows no further.
+        """
+        for n_dropped in range(CHUNKS_PER_CALL):
+            oldest = min(self._chunks(kept_from), default=None)
+            if oldest is None or not (oldest[0] < before_ms or self._bytes() > self._bytes_max):
+                return n_dropped * CHUNK
+            self.delete_before(oldest[1], oldest[2])
+        return CHUNKS_PER_CALL * CHUNK
+
+    def _chunks(self, kept_from: Mapping[str, Mapping[int, int]]) -> Iterator[tuple[int, str, int]]:
+        """Time, topic and end offset of each topic's first chunk, where it may be dropped."""
+        for topic, offsets in kept_from.items():
+            with self._transaction() as run:
+                rows = run(
+                    "SELECT appended_at_ms, offset FROM records WHERE topic = ? ORDER BY offset "
+                    "LIMIT ?",
+                    (topic, CHUNK),
+                ).fetchall()
+            time_ms = chunk_time_ms([at_ms for at_ms, _ in rows])
+            if time_ms is not None and rows[-1][1] < offsets.get(0, 0):
+                yield time_ms, topic, rows[-1][1] + 1
+
+    def _bytes(self) -> int:
+        """Bytes in use within the file."""
+        with self._transaction() as run:
+            pages, free, size = (
+                run(f"PRAGMA {name}").fetchone()[0]
+                for name in ("page_count", "freelist_count", "page_size")
+            )
+        return (pages - free) * size
 
     def delete_before(self, topic: str, offset: int) -> None:
         """Retention: drop records below `offset`."""
@@ -111,6 +157,7 @@ class SqliteReader:
 
     def __init__(self, path: Path, topic: str, offset: int | None) -> None:
         self._topic, self._next = topic, offset
+        self.passed: dict[int, int] = {}
         self.damaged: list[Damage] = []  # stays empty: a file is whole or it can't be read at all
         self._connection = _connect(path)
 

@@ -161,6 +161,25 @@ class FleetState:
                 for key in [k for k, gauge in table.items() if gauge.received_ms < horizon_ms]:
                     del table[key]
 
+    def rewind(self, to_ms: int) -> None:
+        """Take back what was folded at times later than `to_ms`: the clock had been ahead.
+
+        Counts since the beginning stay, and so does how far each source has come; gauges are
+        reported again within seconds.
+        """
+        tables, self._packed = self._opened(), None
+        tables.newest_ms = min(tables.newest_ms, to_ms)
+        tables.received_ms = min(tables.received_ms, to_ms)
+        for name, source in tables.sources.items():
+            if source.received_ms > to_ms:
+                tables.sources[name] = Source(to_ms, source.sequence)
+        for table in (tables.replicas, tables.routers):
+            for key in [k for k, gauge in table.items() if gauge.received_ms > to_ms]:
+                del table[key]
+        for number in [n for n in {*self._raw, *self._slots} if n > _slot_of(to_ms)]:
+            self._raw.pop(number, None)
+            self._slots.pop(number, None)
+
     def _slot(self, number: int) -> Tally:
         if number not in self._slots:
             raw = self._raw.get(number)

@@ -134,7 +134,7 @@ def demand_by_model(
 def end_of(fleet: FleetState, now_ms: int) -> int:
     """Where spans end, Unix ms."""
     newest_ms = fleet.newest_ms
-    return newest_ms if now_ms - newest_ms <= SILENT_MS else now_ms
+    return newest_ms if abs(now_ms - newest_ms) <= SILENT_MS else now_ms
 
 
 def spans(fleet: FleetState, now_ms: int, span_ms: int) -> Iterator[tuple[float, Tally]]:

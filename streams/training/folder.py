@@ -16,6 +16,7 @@ from pathlib import PurePosixPath
 from pyarrow import fs
 
 PARTIAL = ".partial-"
+PROBE_BYTES = 65_536
 
 
 class Folder:
@@ -75,6 +76,14 @@ class Folder:
         selector = fs.FileSelector(self._path(folder), allow_not_found=True)
         found = [PurePosixPath(info.path).name for info in self._fs.get_file_info(selector)]
         return sorted(name for name in found if not name.startswith(PARTIAL))
+
+    def probe(self) -> None:
+        """Write something and take it away again. Raises OSError if it can't be."""
+        name = f"probe-{uuid.uuid4().hex}"
+        try:
+            self.write(name, bytes(PROBE_BYTES))
+        finally:
+            self.delete(name)
 
     def size(self, name: str) -> int | None:
         """Bytes under a name; None if it is absent."""

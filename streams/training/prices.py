@@ -23,6 +23,7 @@ import numpy as np
 
 from learners.option import option
 from learners.prices import PriceOptions, ascend, level, multiples
+from streams.clock import STEP_MS
 from streams.telemetry.fleet_state import FleetState
 from streams.telemetry.pool_reports import pool_reports
 from streams.telemetry.received import SILENT_MS
@@ -30,6 +31,10 @@ from streams.telemetry.received import SILENT_MS
 PERIOD_MS = 1000
 # Spending comes in as feedback does, in lumps: it is averaged over about this long.
 SPENDING_S = 60.0
+# What is reported in one second enters prices with so much of the budget at the most: a flow of ten
+# times what may be spent counts in full, one dear report moves nobody's price by much. The rest is
+# carried over, no more than an hour's budget of it, and enters at a quarter of what may be spent.
+AT_ONCE_S, CARRIED_S_MAX, CARRIED_SHARE = 10.0, 3600.0, 0.25
 BUDGET, POWER = "budget", "power"
 
 
@@ -81,19 +86,22 @@ class Prices:
     budget: Price = Price()
     power: Price = Price()
     spent_usd: float = 0.0  # all that was known to be spent then
+    carried_usd: float = 0.0  # of it, what has not entered the budget's load yet
 
     def due(self, received_ms: int) -> bool:
         """Whether a record that the log took at a time is in a later period."""
-        return received_ms - self.as_of_ms >= PERIOD_MS
+        since_ms = received_ms - self.as_of_ms
+        return since_ms >= PERIOD_MS or since_ms < -STEP_MS  # the clock was set back
 
     def advanced(
         self, fleet: FleetState, spent_usd: float, at_ms: int, options: PricingOptions
     ) -> Prices:
         """Prices at a time of the log, from what was folded and spent until then.
 
-        After a silence nothing is known of now: only the time is noted.
+        After a silence nothing is known of now, nor after the clock was set back: only the time is
+        noted.
         """
-        if not self.as_of_ms or at_ms - fleet.received_ms > SILENT_MS:
+        if not 0 < self.as_of_ms <= at_ms or at_ms - fleet.received_ms > SILENT_MS:
             return replace(self, as_of_ms=at_ms, spent_usd=spent_usd)
         elapsed_s = (at_ms - self.as_of_ms) / 1000.0
         reports = pool_reports(fleet)  # a pool without replicas has no capacity, and so no price
@@ -103,9 +111,7 @@ class Prices:
         before = [self.capacity.get(name, Price(log_price=least)) for name in reports]
         loads = [pool.load for pool in reports.values()]
         now = [None if load is None else load / options.load_target for load in loads]
-        # Less than before: it is counted anew, by another number of trainers.
-        spent_usd_per_hour = max(0.0, spent_usd - self.spent_usd) / elapsed_s * 3600.0
-        spending = spent_usd_per_hour / options.budget_usd_per_hour
+        spending, carried_usd = self._spending(spent_usd, elapsed_s, options.budget_usd_per_hour)
         share = min(1.0, elapsed_s / SPENDING_S)
         after = _step(
             [*before, self.budget, self.power],
@@ -128,7 +134,22 @@ class Prices:
             budget=after[-2],
             power=after[-1],
             spent_usd=spent_usd,
+            carried_usd=carried_usd,
         )
+
+    def _spending(
+        self, spent_usd: float, elapsed_s: float, budget_usd_per_hour: float
+    ) -> tuple[float, float]:
+        """Spending relative to the budget, and what of it is to enter later, US dollars."""
+        usd_per_s = budget_usd_per_hour / 3600.0
+        # Less than before: it is counted anew, by another number of trainers.
+        new_usd = max(0.0, spent_usd - self.spent_usd)
+        at_once_usd = min(new_usd, AT_ONCE_S * usd_per_s * max(1.0, elapsed_s))
+        waiting_usd = self.carried_usd + new_usd - at_once_usd
+        waiting_usd = min(waiting_usd, CARRIED_S_MAX * usd_per_s)
+        entering_usd = min(waiting_usd, CARRIED_SHARE * usd_per_s * elapsed_s)
+        spending = (at_once_usd + entering_usd) / elapsed_s / usd_per_s
+        return spending, waiting_usd - entering_usd
 
     def as_dict(self) -> dict[str, object]:
         """For a snapshot's manifest. JSON keeps every bit of a float."""
@@ -144,6 +165,7 @@ class Prices:
             budget=Price(**found["budget"]),
             power=Price(**found["power"]),
             spent_usd=float(found["spent_usd"]),
+            carried_usd=float(found.get("carried_usd", 0.0)),  # before, all of it entered at once
         )
 
 

@@ -21,24 +21,22 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-
-import numpy as np
-from numpy.typing import NDArray
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 
 from learners.estimates.history import COLUMNS, History
 from learners.estimates.learned import Learned, MemoryOptions
 from streams.errors import SnapshotDamaged
-from streams.feedback.ticket import ISSUER_BYTES, SEQUENCE_BYTES
-from streams.log.partitioner import partitions
 from streams.telemetry.fleet_state import FleetState
 from streams.training.folder import Folder
 from streams.training.prices import Prices
 from streams.training.snapshots import Blob, Manifest, Store
 from streams.training.state import SEEN, Loader, Saver, State
+from streams.training.trainer import spent_usd
 
 LAYOUTS, SHARDS = "layouts", "shards"
 MERGES_PER_PRUNE = 20
+SPENT_LOOK_MS = 2_000
 LOOK_S = 0.05  # between looks at the shards' stores, each a listing of ten names
 
 
@@ -49,13 +47,14 @@ class Layout:
     number: int
     n_shards: int
     base_version: int
+    n_partitions: int = 0  # of the feedback topic then; 0: laid out before this was noted
 
     def store(self, uri: str, shard: int) -> Store:
         """The store of one shard's own snapshots, below the published ones."""
         return Store(Folder(f"{uri}/{SHARDS}/{self.number}/{shard}"))
 
 
-def lay_out(uri: str, n_shards: int) -> Layout:
+def lay_out(uri: str, n_shards: int, n_partitions: int = 0) -> Layout:
     """The layout to run with: the last one if it has as many shards, else a new one.
 
     A new one fences whoever published before, so that nothing is published after its base.
@@ -68,41 +67,10 @@ def lay_out(uri: str, n_shards: int) -> Layout:
             return last
     store = Store(folder)
     store.claim()
-    layout = Layout(max(numbers, default=0) + 1, n_shards, store.newest())
-    described = json.dumps(
-        {"number": layout.number, "n_shards": n_shards, "base_version": layout.base_version}
-    )
-    folder.write(f"{LAYOUTS}/{layout.number}", described.encode(), exclusive=True)
+    layout = Layout(max(numbers, default=0) + 1, n_shards, store.newest(), n_partitions)
+    described = json.dumps(asdict(layout)).encode()
+    folder.write(f"{LAYOUTS}/{layout.number}", described, exclusive=True)
     return layout
-
-
-@dataclass(frozen=True, slots=True)
-class PartitionShare:
-    """The share of shard `shard` of `n_shards`, of a topic of `n_partitions`."""
-
-    shard: int
-    n_shards: int
-    n_partitions: int
-
-    def owns(self, partition: int) -> bool:
-        """Partitions are dealt out in turn."""
-        return partition % self.n_shards == self.shard
-
-    def keeps(
-        self, issuers: NDArray[np.uint64], sequences: NDArray[np.uint64]
-    ) -> NDArray[np.bool_]:
-        """Which decisions (n,) have their home in a partition of this shard."""
-        home = home_partitions(issuers, sequences, self.n_partitions)
-        return home % self.n_shards == self.shard
-
-    def watches(self) -> bool:
-        """The first shard folds telemetry."""
-        return self.shard == 0
-
-    @property
-    def parts(self) -> int:
-        """All shards."""
-        return self.n_shards
 
 
 def start_of(
@@ -134,8 +102,10 @@ class Merger:
         encoder: str,
         memory: MemoryOptions,
         now_ms: Callable[[], int],
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
-        """Claim the published store. Raises OSError."""
+        """Claim the published store; `beat` is called now and then. Raises OSError."""
+        self._beat = beat
         self._store = Store(Folder(uri))
         self._encoder, self._memory, self._now_ms = encoder, memory, now_ms
         self._shards = [layout.store(uri, shard) for shard in range(layout.n_shards)]
@@ -149,6 +119,7 @@ class Merger:
     def run(self, stopping: Callable[[], bool]) -> None:
         """Look at the shards again and again until `stopping()`."""
         while not stopping():
+            self._beat()
             if not self.step():
                 time.sleep(LOOK_S)
 
@@ -193,10 +164,13 @@ class Merger:
             telemetry_offsets=first.telemetry_offsets,
             telemetry_topic_id=first.telemetry_topic_id,
             prices=first.prices,
+            telemetry_clocks=first.telemetry_clocks,
         )
         for state in states:
             merged.offsets.update(state.offsets)
             merged.learned_at_ms = max(merged.learned_at_ms, state.learned_at_ms)
+            merged.clocks.by_partition.update(state.clocks.by_partition)
+            merged.horizons.by_partition.update(state.horizons.by_partition)
             for name, n in state.counts.items():
                 merged.count(name, n)
             # What one shard has not looked at yet is looked at again.
@@ -217,6 +191,29 @@ class Merger:
                         self._store.put(store.get(blob))
                     copied[f"{SEEN}{shard}/{name.removeprefix(SEEN)}"] = blob
         return copied
+
+
+class SpentElsewhere:
+    """US dollars that the other shards of a layout have counted, by their newest snapshots."""
+
+    def __init__(self, uri: str, layout: Layout, shard: int, now_ms: Callable[[], int]) -> None:
+        self._others = [layout.store(uri, n) for n in range(layout.n_shards) if n != shard]
+        self._now_ms = now_ms
+        self._looked_ms, self._usd = 0, 0.0
+
+    def __call__(self) -> float:
+        """The sum; looked for again every `SPENT_LOOK_MS`."""
+        now_ms = self._now_ms()
+        if not 0 <= now_ms - self._looked_ms < SPENT_LOOK_MS:
+            self._looked_ms = now_ms
+            with suppress(SnapshotDamaged, OSError):  # pruned just now: the next look finds it
+                self._usd = sum(map(_spent_usd, self._others))
+        return self._usd
+
+
+def _spent_usd(store: Store) -> float:
+    newest = store.newest()
+    return spent_usd(store.load(newest).about["counts"]) if newest else 0.0
 
 
 class _JoinedHistory:
@@ -246,19 +243,3 @@ class _JoinedHistory:
 def _keep_least(merged: dict[int, int], offsets: Mapping[int, int]) -> None:
     for partition, offset in offsets.items():
         merged[partition] = min(merged.get(partition, offset), offset)
-
-
-def home_partitions(
-    issuers: NDArray[np.uint64], sequences: NDArray[np.uint64], n_partitions: int
-) -> NDArray[np.int64]:
-    """The partition (n,) that records keyed by decision ids, in hexadecimal, go to."""
-    return partitions(_hexadecimal(issuers, sequences), n_partitions)
-
-
-def _hexadecimal(issuers: NDArray[np.uint64], sequences: NDArray[np.uint64]) -> NDArray[np.uint8]:
-    """Decision ids as ASCII hexadecimal, (n, 24)."""
-    wide = np.stack([issuers, sequences], axis=1).astype(">u8").view(np.uint8).reshape(-1, 16)
-    raw = np.concatenate([wide[:, 8 - ISSUER_BYTES : 8], wide[:, 16 - SEQUENCE_BYTES :]], axis=1)
-    letters = np.frombuffer(b"0123456789abcdef", np.uint8)
-    halves = np.stack([raw >> 4, raw & 15], axis=2)
-    return np.ascontiguousarray(letters[halves.reshape(len(raw), 2 * raw.shape[1])])

@@ -51,7 +51,7 @@ class Store:
     """Snapshots in a folder. Readers need nothing else; a writer calls `claim` first."""
 
     def __init__(self, folder: Folder) -> None:
-        self._folder = folder
+        self.folder = self._folder = folder
         self._term = 0
         self._version = 0
 
@@ -97,6 +97,10 @@ class Store:
     def has(self, blob: Blob) -> bool:
         """Whether a part is stored here, by name and length; `get` verifies it."""
         return self._folder.size(f"{BLOBS}/{blob.sha256}") == blob.size
+
+    def parts(self) -> set[str]:
+        """The names of all parts that are stored."""
+        return set(self._folder.names(BLOBS))
 
     # --- writing
 
@@ -168,7 +172,7 @@ class Store:
         Looks at the fence after listing the parts: what a later claimant has stored, and not yet
         named in a version, is then not among them.
         """
-        versions, parts = self.versions(), set(self._folder.names(BLOBS))
+        versions, parts = self.versions(), self.parts()
         self.check_fence()
         for version in versions[:-kept]:
             self._folder.delete(_manifest(version))

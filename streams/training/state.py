@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from learners.estimates.history import COLUMNS, no_rows
 from learners.estimates.learned import Learned, MemoryOptions
+from streams.clock import QUICK, SLOW, Patience, Steady
 from streams.errors import SnapshotDamaged, SnapshotForeign
 from streams.feedback.seen import Seen
 from streams.telemetry.fleet_state import FleetState
@@ -34,6 +35,33 @@ ROWS_PER_PART = 4096
 STATISTICS, INDEX, SEEN, FLEET = "statistics", "history/index", "seen/", "fleet"
 # What unpacking raises where bytes are whole but not what this program writes.
 MALFORMED = (KeyError, ValueError, TypeError, RuntimeError, OSError, EOFError, zipfile.BadZipFile)
+
+
+@dataclass(slots=True)
+class Clocks:
+    """The time of each partition of one topic, up to where it was read."""
+
+    patience: Patience = QUICK
+    by_partition: dict[int, Steady] = field(default_factory=dict)
+
+    def of(self, partition: int) -> Steady:
+        """The clock of a partition; a new one knows nothing yet."""
+        if partition not in self.by_partition:
+            self.by_partition[partition] = Steady(self.patience)
+        return self.by_partition[partition]
+
+    def trusted_ms(self) -> int:
+        """The time of the partition that is furthest on; 0 where none is known."""
+        return max((steady.trusted_ms for steady in self.by_partition.values()), default=0)
+
+    def as_dict(self) -> dict[int, list[int]]:
+        """For a snapshot's manifest."""
+        return {p: steady.as_list() for p, steady in sorted(self.by_partition.items())}
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, list[int]], patience: Patience = QUICK) -> Clocks:
+        """What `as_dict` gave. Raises TypeError and ValueError."""
+        return cls(patience, {int(p): Steady(patience, saved) for p, saved in found.items()})
 
 
 @dataclass(slots=True)
@@ -53,6 +81,10 @@ class State:
     prices: Prices = field(default_factory=Prices)  # likewise
     learned_at_ms: int = 0  # Unix time at which something was last learned
     counts: dict[str, int] = field(default_factory=dict)  # see `trainer`
+    clocks: Clocks = field(default_factory=Clocks)  # of the feedback topic
+    # Likewise, for what may be forgotten: it believes nothing sudden for a day.
+    horizons: Clocks = field(default_factory=lambda: Clocks(SLOW))
+    telemetry_clocks: Clocks = field(default_factory=Clocks)
 
     def count(self, name: str, n: int = 1) -> None:
         """Add to a counter."""
@@ -103,8 +135,19 @@ class Saver:
             "learned_at_ms": state.learned_at_ms,
             "history_generation": learned.history.generation,
             "counts": state.counts,
+            "clocks": state.clocks.as_dict(),
+            "horizons": state.horizons.as_dict(),
+            "telemetry_clocks": state.telemetry_clocks.as_dict(),
         }
         return self._store.publish(about, {**blobs, **(seen_elsewhere or {})})
+
+    def forget_missing(self) -> int:
+        """Look which stored parts are gone, so that they are written again; how many. OSError."""
+        present = self._store.parts()
+        gone = [n for n, (_, blob) in self._stored.items() if blob.sha256 not in present]
+        for name in gone:
+            del self._stored[name]
+        return len(gone)
 
     def _history(self, state: State) -> dict[str, Blob]:
         history = state.learned.history
@@ -243,6 +286,10 @@ class Loader:
             audit_offsets={int(p): int(o) for p, o in about["audit_offsets"].items()},
             learned_at_ms=int(about["learned_at_ms"]),
             counts={str(name): int(n) for name, n in about["counts"].items()},
+            # A snapshot of before says nothing of them: they are known after the next records.
+            clocks=Clocks.from_dict(about.get("clocks", {})),
+            horizons=Clocks.from_dict(about.get("horizons", {}), SLOW),
+            telemetry_clocks=Clocks.from_dict(about.get("telemetry_clocks", {})),
         )
         for name in sorted(parts):
             if name.startswith(SEEN):

@@ -14,13 +14,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from streams.clock import STEP_MS
 from streams.errors import BadTelemetry, LogUnavailable, StreamError
 from streams.log.contract import TELEMETRY, Log, Reader, Record
+from streams.log.quiet import once_a_minute
 from streams.telemetry.records import decode
 from streams.training.prices import PricingOptions
 from streams.training.state import State
 
-logger = logging.getLogger(__name__)
+logger = once_a_minute(logging.getLogger(__name__))
 
 # Counters kept with the state.
 FOLDED, REPEATED = "telemetry.folded", "telemetry.repeated"
@@ -95,12 +97,15 @@ class TelemetryFold:
 
     def _fold(self, record: Record) -> None:
         state = self._state
-        if state.prices.due(record.appended_at_ms):
+        at_ms = state.telemetry_clocks.of(record.partition).read(record.appended_at_ms)
+        if at_ms < state.fleet.received_ms - STEP_MS:
+            state.fleet.rewind(at_ms)  # the clock was ahead, and is right again
+        if state.prices.due(at_ms):
             state.prices = state.prices.advanced(
-                state.fleet, self._spent_usd(), record.appended_at_ms, self._pricing
+                state.fleet, self._spent_usd(), at_ms, self._pricing
             )
         try:
-            fresh = state.fleet.fold(decode(record.value), record.appended_at_ms)
+            fresh = state.fleet.fold(decode(record.value), at_ms)
             state.count(FOLDED if fresh else REPEATED)
         except BadTelemetry as error:
             state.count(BAD + error.reason)

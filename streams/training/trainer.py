@@ -16,16 +16,18 @@ The one rule: state and offsets change together in memory (step 4) and on disk (
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from learners.estimates.learned import Learned, MemoryOptions
 from learners.option import option
-from streams.errors import LogReplaced, LogTruncated, LogUnavailable
+from streams.clock import SLOW, STEP_MS
+from streams.errors import LogReplaced, LogTruncated, LogUnavailable, SnapshotDamaged
 from streams.feedback.dead_letters import came_from, dead_letter
 from streams.feedback.feedback import (
     COST_BIT,
@@ -39,14 +41,25 @@ from streams.feedback.feedback import (
     keep_fresh,
 )
 from streams.feedback.ticket import Sealer, join_ids, key_of
-from streams.log.contract import DEAD_LETTER, FEEDBACK, Damage, Log, Reader, Record
+from streams.log.contract import (
+    DEAD_LETTER,
+    FEEDBACK,
+    Damage,
+    Log,
+    Reader,
+    Record,
+)
+from streams.log.quiet import once_a_minute
 from streams.training.audit import Audit, AuditOptions
 from streams.training.prices import PricingOptions
+from streams.training.share import Share, SoleShard
 from streams.training.snapshots import Store
 from streams.training.state import Loader, Saver, State
 from streams.training.telemetry_fold import TelemetryFold
+from streams.training.upkeep import Upkeep, UpkeepOptions
+from streams.training.watch import Unwatched, Watcher
 
-logger = logging.getLogger(__name__)
+logger = once_a_minute(logging.getLogger(__name__))
 
 # Counters kept with the state, so that they are exact across restarts.
 RECORDS, LEARNED, DUPLICATE, MOVED = "records", "learned", "duplicate", "moved"
@@ -55,8 +68,9 @@ DEAD = "dead_letter."  # followed by a reason
 SPENT, IN_VAIN = "spent_nano_usd.", "in_vain_nano_usd."
 SKIPPED = "skipped"  # records the log lost before they were read, see `on_gap`
 
-# Brokers' clocks differ: a partition read to its end may get a record stamped a little earlier.
-CLOCK_MARGIN_MS = 60_000
+# Brokers' clocks differ: a partition read to its end may get a record stamped a little earlier, and
+# a step that is followed at once may be taken back.
+CLOCK_MARGIN_MS = 2 * SLOW.step_ms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,50 +100,7 @@ class TrainerOptions:
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     audit: AuditOptions = field(default_factory=AuditOptions)
     pricing: PricingOptions = field(default_factory=PricingOptions)
-
-
-class Share(Protocol):
-    """Which part of the feedback one of several trainers learns, see `shards`."""
-
-    def owns(self, partition: int) -> bool:
-        """Whether it reads this partition of the feedback topic."""
-
-    def keeps(
-        self, issuers: NDArray[np.uint64], sequences: NDArray[np.uint64]
-    ) -> NDArray[np.bool_]:
-        """Which decisions (n,) it keeps account of."""
-
-    def watches(self) -> bool:
-        """Whether it folds telemetry; one of all trainers does."""
-
-    @property
-    def parts(self) -> int:
-        """How many equal parts the feedback is in, of which this is one."""
-
-
-class Everything:
-    """The share of a trainer that is alone."""
-
-    def owns(self, partition: int) -> bool:
-        """All partitions."""
-        del partition
-        return True
-
-    def keeps(
-        self, issuers: NDArray[np.uint64], sequences: NDArray[np.uint64]
-    ) -> NDArray[np.bool_]:
-        """All decisions."""
-        del sequences
-        return np.ones(len(issuers), bool)
-
-    def watches(self) -> bool:
-        """It does."""
-        return True
-
-    @property
-    def parts(self) -> int:
-        """One."""
-        return 1
+    upkeep: UpkeepOptions = field(default_factory=UpkeepOptions)
 
 
 class Trainer:
@@ -145,26 +116,32 @@ class Trainer:
         now_ms: Callable[[], int],
         share: Share | None = None,
         start: Callable[[], State | None] = lambda: None,
+        watch: Watcher | None = None,
+        spent_elsewhere_usd: Callable[[], float] = lambda: 0.0,
     ) -> None:
         """Claim the store, recover the newest snapshot, and go to where it ends.
 
         `start` gives the state to begin with where the store has no snapshot; None: from nothing.
-        Raises LogUnavailable, LogReplaced, LogTruncated, SnapshotForeign, SnapshotDamaged.
+        Where all snapshots are damaged, what the log holds is learned again. `watch` is told how
+        it goes; `spent_elsewhere_usd` is what other shards have counted. Raises LogUnavailable,
+        LogReplaced, LogTruncated, SnapshotForeign.
         """
         self._log, self._store, self._options, self._now_ms = log, store, options, now_ms
-        self._share = share or Everything()
+        self._share, self._watch = share or SoleShard(), watch or Unwatched()
+        self._spent_elsewhere_usd = spent_elsewhere_usd
+        self._unreadable: str | None = None  # why the log can't be read now
         self._ingest = Ingest(sealer, key_of(encoder), options.feedback)
         store.claim()
         self._saver = Saver(store)
-        loaded = Loader(store, encoder, options.memory).load_newest()
+        loaded = self._load_newest(encoder)
         # A first snapshot is saved at once: whoever merges or watches then knows of this trainer.
         self._dirty, self._fleet_dirty = loaded is None, False
         self._passed_gap = False
-        self.state = self._positioned(encoder, loaded[0] if loaded else start())
+        self.state = self._positioned(encoder, loaded or start())
         self._already_dead = self._dead_since_snapshot()
-        self._watermark_ms: dict[int, int] = {}
         self._saved_at_ms, self._publish_next_ms = 0, 0.0
         self._n_published = 0
+        self._upkeep = Upkeep(log, self._saver, self._share, options.upkeep, now_ms())
         if not self.state.topic_id:
             self.state.topic_id = log.topic_id(FEEDBACK)
         self._reader: Reader = log.reader(FEEDBACK, self.state.offsets)
@@ -182,8 +159,10 @@ class Trainer:
     def run(self, stopping: Callable[[], bool]) -> None:
         """Step until `stopping()`, then save what is new. Errors other than a silent log raise."""
         try:
+            self._watch.look(self.state, None)
             while not stopping():
                 self.step()
+                self._watch.look(self.state, self._unreadable)
             self.publish_if_due(at_once=True)
         finally:
             self.close()
@@ -205,13 +184,37 @@ class Trainer:
             if self._fold is not None:
                 n_telemetry = self._fold.step(self._now_ms())
                 self._fleet_dirty |= n_telemetry > 0
+            self._look_around()
+            self._unreadable = None
         except LogUnavailable as error:
             logger.warning("the log can't be read now, will try again: %s", error)
+            self._unreadable = str(error)
+        self._note_passed()
         damaged, self._reader.damaged[:] = list(self._reader.damaged), []
         if records or damaged:
             self.learn(records, damaged)
         self.publish_if_due()
         return len(records) + n_telemetry
+
+    def _note_passed(self) -> None:
+        """Go on behind what is no record, so that it is not taken for something to be learned."""
+        passed, offsets = self._reader.passed, self.state.offsets
+        for partition, offset in passed.items():
+            self._dirty |= offset > offsets[partition]
+            offsets[partition] = max(offset, offsets[partition])
+        passed.clear()
+
+    def _look_around(self) -> None:
+        """Now and then: read partitions that were added, save parts again that are gone."""
+        if not self._upkeep.due(self._now_ms()):
+            return
+        if self._upkeep.found_partitions(self.state):
+            self._reader.close()
+            self._reader = self._log.reader(FEEDBACK, self.state.offsets)
+            self._dirty = True
+        self._audit.refresh()
+        self._dirty |= self._upkeep.parts_are_gone(self.state)
+        self._upkeep.retain(self.state)
 
     def learn(self, records: Sequence[Record], damaged: Sequence[Damage] = ()) -> None:
         """Steps 2 to 4 for records, and unreadable stretches, that go on where the state ends."""
@@ -227,6 +230,7 @@ class Trainer:
         )
         new = keep_fresh(outcomes, fresh)
         state.learned.update(new)
+        self._keep_time(records)
         if len(new):
             state.learned_at_ms = self._now_ms()
         state.count(RECORDS, len(records))
@@ -241,11 +245,21 @@ class Trainer:
             state.count(DEAD + letter.reason)
         for record in records:
             state.offsets[record.partition] = record.offset + 1
-            self._watermark_ms[record.partition] = record.appended_at_ms
         for damage in damaged:
             end = max(state.offsets[damage.partition], damage.end_offset)
             state.offsets[damage.partition] = end
         self._dirty = True
+
+    def _keep_time(self, records: Sequence[Record]) -> None:
+        """Let the records' partitions know the time, and read what was learned as of it."""
+        clocks, horizons = self.state.clocks, self.state.horizons
+        # Records of one batch have one time, and reading it again would change nothing.
+        for (partition, at_ms), _ in groupby(records, lambda r: (r.partition, r.appended_at_ms)):
+            clocks.of(partition).read(at_ms)
+            horizons.of(partition).read(at_ms)
+        learned, trusted_ms = self.state.learned, clocks.trusted_ms()
+        if trusted_ms:
+            learned.as_of_ms = min(learned.as_of_ms, trusted_ms + STEP_MS)
 
     def _count_money(
         self,
@@ -282,6 +296,8 @@ class Trainer:
         rest_ms = (saved_at_ms - now_ms) * self._options.publish_rest
         self._publish_next_ms = max(now_ms + self._options.publish_s * 1000, saved_at_ms + rest_ms)
         self._dirty = self._fleet_dirty = False
+        self._upkeep.saved(self.state)
+        self._watch.saved()
         self._n_published += 1
         if self._n_published % self._options.prune_every == 0:
             self._store.prune()
@@ -297,7 +313,9 @@ class Trainer:
             ids = join_ids(outcomes.issuers[away], outcomes.sequences[away])
             moved = [ingested.records[row].value or b"" for row in away.tolist()]
             keys = [decision_id.hex().encode() for decision_id in ids]
-            self._log.append(FEEDBACK, list(zip(keys, moved, strict=True)))
+            homes = self._share.homes(outcomes.issuers[away], outcomes.sequences[away]).tolist()
+            pairs = list(zip(keys, moved, strict=True))
+            self._log.append(FEEDBACK, pairs, partitions=homes)
 
     # --- dead letters
 
@@ -342,12 +360,20 @@ class Trainer:
         return found
 
     def _spent_usd(self) -> float:
-        """US dollars for answers and in vain, ever; of all shards, if they are like this one."""
-        counts = self.state.counts
-        nano = sum(n for name, n in counts.items() if name.startswith((SPENT, IN_VAIN)))
-        return nano * self._share.parts / NANO_USD
+        """US dollars for answers and in vain, ever, by all shards."""
+        return spent_usd(self.state.counts) + self._spent_elsewhere_usd()
 
     # --- recovery
+
+    def _load_newest(self, encoder: str) -> State | None:
+        """The newest whole snapshot; None where there is none, or none that is whole."""
+        try:
+            loaded = Loader(self._store, encoder, self._options.memory).load_newest()
+        except SnapshotDamaged as error:
+            logger.error("no snapshot is whole: what the log holds is learned again (%s)", error)
+            self._watch.damaged(str(error))
+            return None
+        return loaded[0] if loaded else None
 
     def _positioned(self, encoder: str, known: State | None) -> State:
         """A known state, or a new one, its offsets checked against the log."""
@@ -392,16 +418,23 @@ class Trainer:
     def _forget_seen(self) -> None:
         """Drop what can't arrive any more: older than the most backward partition would accept.
 
-        By the log's clock, which judges lateness. Ours may be wrong by days.
+        By the log's clock, which judges lateness, and what of it has been true for a day: a value
+        that is forgotten too early would count twice.
         """
         state = self.state
         ends = self._log.end_offsets(FEEDBACK)
-        horizon_ms = max(self._watermark_ms.values(), default=0)
+        horizon_ms = state.horizons.trusted_ms()
         for partition, offset in state.offsets.items():
             if offset < ends.get(partition, 0):
-                horizon_ms = min(horizon_ms, self._watermark_ms.get(partition, 0))
+                horizon_ms = min(horizon_ms, state.horizons.of(partition).trusted_ms)
         age_ms = round(self._options.feedback.age_s_max * 1000)
         state.seen.forget(horizon_ms - CLOCK_MARGIN_MS - age_ms)
+
+
+def spent_usd(counts: Mapping[str, int]) -> float:
+    """US dollars that counters say were spent."""
+    nano = sum(n for name, n in counts.items() if name.startswith((SPENT, IN_VAIN)))
+    return nano / NANO_USD
 
 
 def _unreadable(damage: Damage) -> Iterable[DeadLetter]:

@@ -141,6 +141,19 @@ def test_a_restart_changes_nothing():
     assert again.as_dict() == found.as_dict() and again.rates(200.0) == found.rates(200.0)
 
 
+def test_tenants_that_come_and_go_do_not_fill_the_memory():
+    """
+    Twenty new ones every ten minutes for a day: the newest are kept, and one that always has
+    requests is never lost.
+    """
+    expected = ExpectedDemand(ExpectedOptions(series_max=50))
+    for step in range(144):
+        names = ["always", *(f"tenant-{step}-{i}" for i in range(20))]
+        expected.observe(600.0 * step, [wanted(1.0, name) for name in names])
+    assert len(expected.series) == 51  # and the sum of all
+    assert {"always", "tenant-143-0", "tenant-142-19"} <= {key[0] for key in expected.series}
+
+
 def test_what_was_saved_under_a_former_name_is_restored():
     """The time of the last request was `heard_s`; of a series without one it was null."""
     found = heard([wanted(5.0)], [])

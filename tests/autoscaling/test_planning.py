@@ -161,6 +161,29 @@ def test_clock_that_is_set_back_stands_still(tmp_path):
     assert [scaler.seen_s for scaler in scalers] == [[NOW_MS / 1000], [NOW_MS / 1000]]
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_clock_that_was_hours_ahead_does_not_stop_planning(tmp_path, restart):
+    """
+    When it is right again, the scaler's time goes on from where it had come to, at the clock's pace.
+    """
+    scalers: list[Counting] = []
+
+    def make(remembered: Mapping[str, Any]) -> Counting:
+        scalers.append(Counting(remembered))
+        return scalers[-1]
+
+    ahead_ms = 2 * 3_600_000
+    subject = planning(tmp_path, make=make)
+    subject.step(NOW_MS + ahead_ms)
+    if restart:
+        subject = planning(tmp_path, make=make)
+    for second in (10, 20):
+        subject.step(NOW_MS + 1000 * second)
+
+    seen_s = [at_s for scaler in scalers for at_s in scaler.seen_s]
+    assert seen_s == [(NOW_MS + ahead_ms) / 1000 + s for s in (0, 0, 10)]
+
+
 def test_plan_that_cannot_be_written_holds(tmp_path, caplog):
     """
     A full disk takes the memory of planning, not planning.

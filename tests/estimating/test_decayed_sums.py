@@ -65,17 +65,17 @@ def as_bytes(sums: DecayedSums) -> dict[str, tuple]:
 def test_sums_are_what_a_direct_weighted_sum_gives(history, later_ms):
     """
     An outcome of age a counts 2^(−a / half-life), short of it by less than 1/256 because weights
-    are whole numbers; and not at all if sixteen epochs are newer than its own.
+    are whole numbers; and not at all if its epoch is sixteen or more before that of the question.
     """
-    newest_epoch = max(t_ms for _, t_ms, _ in history) // HALF_LIFE_MS
     as_of_ms = AS_OF_MS + later_ms
+    now = as_of_ms // HALF_LIFE_MS
 
     read = folded(history).read(list(KEYS), as_of_ms)
 
     for row, key in enumerate(KEYS):
         want, bound = np.zeros(SHAPE), np.zeros(SHAPE)
         for event in history:
-            if event[0] == key and event[1] // HALF_LIFE_MS > newest_epoch - EPOCHS_KEPT:
+            if event[0] == key and event[1] // HALF_LIFE_MS > now - EPOCHS_KEPT:
                 weight = 0.5 ** ((as_of_ms - event[1]) / HALF_LIFE_MS)
                 want += weight * value_of(event)
                 bound += weight * np.abs(value_of(event))
@@ -201,28 +201,53 @@ def test_saved_and_restored_anywhere_on_the_way_it_ends_in_the_same_bytes(histor
 
 @pytest.mark.parametrize("forget_between", [False, True])
 @pytest.mark.parametrize("newest_first", [False, True])
-@pytest.mark.parametrize(
-    ("age_epochs", "kept"), [(EPOCHS_KEPT - 1, True), (EPOCHS_KEPT, False), (40, False)]
-)
-def test_an_epoch_is_forgotten_by_its_age_alone(age_epochs, kept, newest_first, forget_between):
+def test_the_newest_epochs_are_kept(newest_first, forget_between):
     """
-    Sixteen epochs count, the newest among them. It does not matter whether the old outcome came
-    before or after the new one, nor whether something was forgotten in between.
+    Sixteen of them, whatever lies between. It does not matter in which order outcomes came, nor
+    whether something was forgotten in between.
     """
-    old, new = (0, 5 * HALF_LIFE_MS, 1), (0, (5 + age_epochs) * HALF_LIFE_MS, 2)
+    history = [(0, 3 * i * HALF_LIFE_MS, i + 1) for i in range(EPOCHS_KEPT + 4)]
     sums = DecayedSums(SHAPE, HALF_LIFE_MS)
 
-    for event in (new, old) if newest_first else (old, new):
+    for event in reversed(history) if newest_first else history:
         fold(sums, [event])
         if forget_between:
             sums.forget()
 
-    as_of_ms = new[1]
-    read_before_forgetting = sums.read([0], as_of_ms)[0]
-    want = value_of(new) + (value_of(old) * 2.0**-age_epochs if kept else 0.0)
-    np.testing.assert_allclose(read_before_forgetting, want, rtol=1e-12)
-    assert sums.arrays()["epochs"].tolist() == ([5] if kept else []) + [5 + age_epochs]
-    np.testing.assert_array_equal(sums.read([0], as_of_ms)[0], read_before_forgetting)
+    assert sums.arrays()["epochs"].tolist() == [3 * i for i in range(4, EPOCHS_KEPT + 4)]
+
+
+@pytest.mark.parametrize("age_epochs", [EPOCHS_KEPT - 1, EPOCHS_KEPT, 40])
+def test_an_epoch_of_long_ago_counts_for_nothing(age_epochs):
+    """
+    Sixteen epochs count, that of the question among them.
+    """
+    sums = folded([(0, 5 * HALF_LIFE_MS, 1), (0, (5 + age_epochs) * HALF_LIFE_MS, 2)])
+
+    read = sums.read([0], (5 + age_epochs) * HALF_LIFE_MS)[0]
+
+    old = value_of((0, 0, 1)) * 2.0**-age_epochs if age_epochs < EPOCHS_KEPT else 0.0
+    np.testing.assert_allclose(read, value_of((0, 0, 2)) + old, rtol=1e-12)
+
+
+@pytest.mark.parametrize("ahead_epochs", [2, 17, 87_600])
+def test_an_outcome_from_the_future_neither_counts_nor_erases(ahead_epochs):
+    """
+    A clock that was hours or years ahead for a moment: the past is read as if nothing had been,
+    before and after a restart, and so is what comes next.
+    """
+    sums = folded([(0, i * HALF_LIFE_MS, 1) for i in range(5)])
+    now_ms = 4 * HALF_LIFE_MS
+    before = sums.read([0], now_ms)
+
+    fold(sums, [(0, now_ms + ahead_epochs * HALF_LIFE_MS, 9)])
+    restored = DecayedSums(SHAPE, HALF_LIFE_MS)
+    restored.load(sums.arrays())
+    np.testing.assert_array_equal(restored.read([0], now_ms), before)
+
+    fold(restored, [(0, now_ms, 1)])
+    want = folded([(0, i * HALF_LIFE_MS, 1) for i in (*range(5), 4)]).read([0], now_ms)
+    np.testing.assert_array_equal(restored.read([0], now_ms), want)
 
 
 # --- nothing is shared --------------------------------------------------------------------------

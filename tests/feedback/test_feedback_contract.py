@@ -40,7 +40,7 @@ from streams.feedback.feedback import (
 from streams.feedback.schema import published
 from streams.feedback.ticket import Sealer, key_of, split_ids
 from streams.log.contract import DEAD_LETTER, FEEDBACK, Record
-from streams.training.shards import home_partitions
+from streams.training.share import home_partitions
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "feedback.md").read_text()

@@ -26,7 +26,8 @@ from learners.estimates.history import HistoryOptions
 from learners.estimates.learned import MemoryOptions
 from streams.log.contract import DEAD_LETTER, FEEDBACK, Log
 from streams.training.folder import Folder
-from streams.training.shards import Layout, Merger, PartitionShare
+from streams.training.shards import Layout, Merger
+from streams.training.share import PartitionShare
 from streams.training.snapshots import Store
 from streams.training.state import Loader, State
 from streams.training.trainer import DUPLICATE, LEARNED, RECORDS, Share, Trainer, TrainerOptions

@@ -145,7 +145,11 @@ def test_repository_names_no_path_of_this_machine():
     What is here works anywhere.
     """
     listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard").split()
-    texts = [p for p in listed if not p.endswith((".parquet", ".npz", ".png", "test_structure.py"))]
+    texts = [
+        p
+        for p in listed
+        if not p.endswith((".parquet", ".npz", ".png", ".xz", "test_structure.py"))
+    ]
     for name in texts:
         path = ROOT / name
         if path.is_file():

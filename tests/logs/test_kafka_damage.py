@@ -15,8 +15,8 @@ from log_benches import (
 )
 from waiting import until
 
-from streams.log import kafka_log
 from streams.log.contract import Damage, Reader
+from streams.log.kafka_damage import Probe
 from streams.log.kafka_log import KafkaLog
 
 BATCH_RECORDS = (1, 2, 3, 26, 31, 7)  # per batch: the search for an end must not rely on luck
@@ -121,7 +121,7 @@ def test_the_end_of_damage_is_found_whatever_follows_it(n_bad):
                 asked.append(offset)
                 return "this damage" if offset < first + n_bad else after
 
-            probe = object.__new__(kafka_log._Probe)
+            probe = object.__new__(Probe)
             probe._complaint = complaint
             assert probe._search(first, end, "this damage") == first + n_bad
             assert len(asked) == len(set(asked)) <= 2 * 7 + 2

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 
 import pytest
-from kafka import KafkaProducer, TopicPartition
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import LogTruncationError
 from kafka.structs import OffsetAndMetadata
 from local_kafka.broker import Broker
@@ -24,7 +24,7 @@ from log_benches import (
 from waiting import PATIENCE_S, until
 
 from streams.errors import LogTruncated, LogUnavailable, OptionRefused, RecordTooLarge, TopicUnfit
-from streams.log import kafka_log
+from streams.log import kafka_reader
 from streams.log.contract import TOPICS, Log, Reader, Record
 from streams.log.kafka_log import KafkaLog
 from streams.log.kafka_options import SECURITY_KEYS, KafkaOptions
@@ -150,7 +150,7 @@ def test_a_topic_that_does_not_exist_is_an_error_within_time(kafka, monkeypatch)
         with within(2.0), pytest.raises(LogUnavailable, match="no-such-topic"):
             ask(nowhere)
 
-    monkeypatch.setattr(kafka_log, "SILENCE_S", 0.0)
+    monkeypatch.setattr(kafka_reader, "SILENCE_S", 0.0)
     reader = log.reader(nowhere, {0: 0})
     with within(2.5), pytest.raises(LogUnavailable, match="no-such-topic"):
         reader.read(1, 0.1)
@@ -163,7 +163,7 @@ def test_a_silence_is_questioned_and_found_to_be_just_that(kafka, monkeypatch):
     """
     Asking again and again for the ends does not disturb reading.
     """
-    monkeypatch.setattr(kafka_log, "SILENCE_S", 0.0)
+    monkeypatch.setattr(kafka_reader, "SILENCE_S", 0.0)
     topic, log = kafka.topic(), kafka.log()
     reader = log.reader(topic, log.first_offsets(topic))
 
@@ -190,7 +190,7 @@ def test_a_log_that_forked_counts_as_truncated(kafka, monkeypatch):
     def poll(*_: object) -> None:
         raise LogTruncationError(fork)
 
-    monkeypatch.setattr(kafka_log.KafkaConsumer, "poll", poll)
+    monkeypatch.setattr(KafkaConsumer, "poll", poll)
     for _ in range(2):
         with pytest.raises(LogTruncated) as caught:
             reader.read(10, 1.0)
@@ -268,7 +268,7 @@ def test_security_keys_are_kafka_pythons():
     """
     Every one of them is understood by all three kinds of client.
     """
-    for client in (kafka_log.KafkaProducer, kafka_log.KafkaConsumer, kafka_log.KafkaAdminClient):
+    for client in (KafkaProducer, KafkaConsumer, KafkaAdminClient):
         assert set(client.DEFAULT_CONFIG) >= SECURITY_KEYS
 
 

@@ -37,9 +37,13 @@ class RenamedLog:
         self.kafka.ensure_topics()
 
     def append(
-        self, topic: str, records: Sequence[tuple[bytes | None, bytes]], timeout_s: float = 30.0
+        self,
+        topic: str,
+        records: Sequence[tuple[bytes | None, bytes]],
+        timeout_s: float = 30.0,
+        partitions: Sequence[int] | None = None,
     ) -> None:
-        self.kafka.append(self.prefix + topic, records, timeout_s)
+        self.kafka.append(self.prefix + topic, records, timeout_s, partitions)
 
     def reader(self, topic: str, offsets: Mapping[int, int]) -> Reader:
         return self.kafka.reader(self.prefix + topic, offsets)
@@ -52,6 +56,12 @@ class RenamedLog:
 
     def topic_id(self, topic: str) -> str:
         return self.kafka.topic_id(self.prefix + topic)
+
+    def problems(self) -> list[str]:
+        return self.kafka.problems()
+
+    def retain(self, kept_from: Mapping[str, Mapping[int, int]], before_ms: int) -> int:
+        return self.kafka.retain(kept_from, before_ms)
 
     def close(self) -> None:
         self.kafka.close()

@@ -236,14 +236,14 @@ def test_budget_price_rises_while_more_is_spent_than_there_is_and_falls_back_to_
 
 def test_spending_is_averaged_over_a_minute():
     """
-    Feedback comes in lumps: a dollar in one second is one sixtieth of itself in the mean.
+    Feedback comes in lumps: a cent in one second is one sixtieth of itself in the mean.
     """
     options = PricingOptions(budget_usd_per_hour=10.0)
 
-    after = begun().advanced(fleet(word(0.0)), 1.0, NOW_MS, options)
+    after = begun().advanced(fleet(word(0.0)), 0.01, NOW_MS, options)
 
-    assert after.budget.load == pytest.approx(3600 / 10.0 / SPENDING_S)
-    assert after.spent_usd == 1.0
+    assert after.budget.load == pytest.approx(0.01 * 3600 / 10.0 / SPENDING_S)
+    assert after.spent_usd == 0.01
 
 
 def test_spending_that_is_counted_anew_is_no_spending():
@@ -447,3 +447,48 @@ def test_loads_come_out_of_the_log_as_finite_numbers():
         prices = prices.advanced(state, 1e12, at_ms, PricingOptions(power_w_max=1e-3))
         found = [*prices.capacity.values(), prices.budget, prices.power]
         assert all(0.0 <= one.log_price <= ASCENT.z_max for one in found)
+
+
+# --- what is reported can't be trusted to come evenly ---------------------------------------------
+
+
+@pytest.mark.parametrize("usd", [0.01, 1.0, 100.0, 1e6])
+@pytest.mark.parametrize("flow_share", [0.0, 0.5])
+def test_one_report_moves_the_price_of_money_by_little(usd, flow_share):
+    """
+    However much it says: for who spends half of the budget, 1 + m rises by a fifth at the most in
+    the ten minutes after it, and is back within hours.
+    """
+    budget = 10.0
+    options = PricingOptions(budget_usd_per_hour=budget)
+    prices, spent, multiples = Prices(as_of_ms=NOW_MS), 0.0, []
+    for second in range(1, 4 * 3600):
+        spent += flow_share * budget / 3600.0 + (usd if second == 60 else 0.0)
+        at_ms = NOW_MS + 1000 * second
+        prices = prices.advanced(_told(at_ms), spent, at_ms, options)
+        multiples.append(1.0 + prices.budget.charged(options.ascent))
+    assert max(multiples[:600]) <= 1.2
+    assert max(multiples) <= 1.2
+    assert prices.budget.multiple() == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_budget_that_is_overspent_evenly_is_priced_in_full():
+    """
+    Twice the budget, in calls of a few cents: the price rises as if nothing were carried over.
+    """
+    options = PricingOptions(budget_usd_per_hour=10.0)
+    prices, spent = Prices(as_of_ms=NOW_MS), 0.0
+    for second in range(1, 600):
+        spent += 2 * 10.0 / 3600.0
+        at_ms = NOW_MS + 1000 * second
+        prices = prices.advanced(_told(at_ms), spent, at_ms, options)
+    assert prices.carried_usd == 0.0
+    assert prices.budget.load == pytest.approx(2.0, rel=1e-3)
+    assert prices.budget.multiple() > 100.0
+
+
+def _told(at_ms: int) -> FleetState:
+    """Telemetry that was just there, and says nothing."""
+    fleet = FleetState()
+    fleet._opened().received_ms = at_ms
+    return fleet

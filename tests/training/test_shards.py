@@ -16,7 +16,8 @@ from streams.feedback.ticket import join_ids
 from streams.log.contract import FEEDBACK
 from streams.log.partitioner import partitions_of
 from streams.training.folder import Folder
-from streams.training.shards import PartitionShare, home_partitions, lay_out
+from streams.training.shards import lay_out
+from streams.training.share import PartitionShare, home_partitions
 from streams.training.snapshots import Store
 from streams.training.trainer import Trainer
 

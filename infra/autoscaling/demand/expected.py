@@ -39,6 +39,9 @@ class ExpectedOptions:
     doubt_s: float = 120.0  # a jump that lasts for so long is true
     lengths_s: float = 300.0  # time constant of mean lengths
     tokens_max: float = 1e7  # longer is no length
+    # Of classes come and gone without end (tenants, users), those of last are kept: 16 KB each, in
+    # memory and in the planner's file.
+    series_max: int = 128
 
 
 @dataclass(slots=True)
@@ -95,6 +98,7 @@ class ExpectedDemand:
         for key in self.series.keys() - named - {ALL}:
             self._note(key, 0.0, at_s)
         self._note(ALL, sum(one.rate for key, one in self.series.items() if key != ALL), at_s)
+        self._forget()
         return said
 
     def rates(self, in_s: float) -> dict[Key, Expected]:
@@ -126,6 +130,14 @@ class ExpectedDemand:
                 for key in sorted(self.series)
             ],
         }
+
+    def _forget(self) -> None:
+        """Keep those with requests last, of these the ones with the most."""
+        ranked = sorted(
+            (-one.requested_s, -one.rate, key) for key, one in self.series.items() if key != ALL
+        )
+        for *_, key in ranked[self._options.series_max :]:
+            del self.series[key]
 
     def _idle(self, key: Key) -> bool:
         return self.at_s - self.series[key].requested_s >= self._options.idle_s

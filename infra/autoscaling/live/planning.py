@@ -18,7 +18,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -78,18 +78,28 @@ class Planning:
         self._folder, self._observe = folder, observe
         self._lines = deque(record.lines, options.lines_kept)
         self._at_ms = record.at_ms
+        self._lead_ms = 0  # of the scaler's time, where the clock was set back
         self._scaler = _restored(make, record.scaler)
 
     def step(self, now_ms: int) -> None:
         """Look and decide anew. Raises what looking and deciding do."""
-        now_ms = max(now_ms, self._at_ms)  # a clock that was set back must not confuse a forecast
         observed = self._observe(now_ms)
         if observed is None:
             return
-        plan = self._scaler.step(observed)
-        self.plan, self._at_ms = plan, now_ms
+        at_ms = self._goes_on(now_ms)
+        plan = self._scaler.step(replace(observed, at_s=at_ms / 1000.0))
+        self.plan, self._at_ms = plan, at_ms
         self.say(now_ms, *plan.lines)
         self._write()
+
+    def _goes_on(self, now_ms: int) -> int:
+        """The scaler's time: from where it was, by as much as the clock goes on.
+
+        A forecast's time must not go back, and must not stand still either until a clock that had
+        been hours ahead is there again.
+        """
+        self._lead_ms = max(self._lead_ms, self._at_ms - now_ms)
+        return now_ms + self._lead_ms
 
     def say(self, now_ms: int, *texts: str) -> None:
         """Log and keep lines for people."""

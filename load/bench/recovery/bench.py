@@ -154,9 +154,13 @@ class _OwnDeadLetters:
         return self._topic if topic == DEAD_LETTER else topic
 
     def append(
-        self, topic: str, records: Sequence[tuple[bytes | None, bytes]], timeout_s: float = 30.0
+        self,
+        topic: str,
+        records: Sequence[tuple[bytes | None, bytes]],
+        timeout_s: float = 30.0,
+        partitions: Sequence[int] | None = None,
     ) -> None:
-        self._log.append(self._name(topic), records, timeout_s)
+        self._log.append(self._name(topic), records, timeout_s, partitions)
 
     def reader(self, topic: str, offsets: Mapping[int, int]) -> KafkaReader:
         return self._log.reader(self._name(topic), offsets)
@@ -175,6 +179,12 @@ class _OwnDeadLetters:
 
     def topic_id(self, topic: str) -> str:
         return self._log.topic_id(self._name(topic))
+
+    def problems(self) -> list[str]:
+        return self._log.problems()
+
+    def retain(self, kept_from: Mapping[str, Mapping[int, int]], before_ms: int) -> int:
+        return self._log.retain(kept_from, before_ms)
 
 
 def _calm(log: KafkaLog, uri: str) -> State:
