@@ -28,13 +28,25 @@ class DriftOptions:
     """When a model is taken to have changed."""
 
     slack: float = option(
-        0.25, "Standard deviations of error that estimates may have for ever.", gt=0, le=10
+        0.25,
+        "Standard deviations of error that estimates may have for ever.",
+        key="drift_slack",
+        gt=0,
+        le=10,
     )
     threshold: float = option(
-        25.0, "Summed deviations beyond the slack that raise an alarm.", gt=0, le=1e6
+        25.0,
+        "Summed deviations beyond the slack after which a model is taken to have changed.",
+        key="drift_threshold",
+        gt=0,
+        le=1e6,
     )
     rows: int = option(
-        4096, "Newest outcomes that are looked at, of all models.", ge=64, le=100_000
+        4096,
+        "Newest outcomes, of all models, that are looked at for changes.",
+        key="drift_rows",
+        ge=64,
+        le=100_000,
     )
     outlier: float = 5.0  # a residual counts as at most this: no single report is a change
     # Failures are 0 or 1 and mean the same for every model: in failures, not deviations.

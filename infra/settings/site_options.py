@@ -58,7 +58,7 @@ class LogChoice:
         16 << 30,
         "sqlite: bytes that the log may hold; then the oldest goes that was learned.",
         ge=1 << 20,
-        le=1 << 50,
+        le=1e15,
     )
 
 

@@ -28,7 +28,7 @@ from infra.errors import SettingsInvalid, SettingsUnreadable
 from infra.pools.site import LocalSite
 from infra.settings.settings import FileCatalogue, Settings, read_settings
 from infra.settings.settings_docs import markdown
-from learners.policies import policy as policies
+from learners.policies.policy import POLICIES
 from serve.routing.catalogue import Catalogue, Model, Pool
 from streams.errors import OptionRefused
 from streams.feedback.ticket import KEY_BYTES, Sealer
@@ -697,24 +697,24 @@ def test_trainer_and_replica_share_their_memory_and_feedback_options():
 
 
 @pytest.mark.parametrize(
-    ("policy", "plain", "strong"),
+    ("policy", "first"),
     [
-        ("greedy", policies.Greedy(), policies.Greedy()),
-        ("epsilon-greedy", policies.EpsilonGreedy(), policies.EpsilonGreedy(epsilon=0.5)),
-        ("linucb", policies.LinUcb(), policies.LinUcb(alpha=0.5)),
-        ("thompson", policies.Thompson(), policies.Thompson(scale=0.5)),
-        ("squarecb", policies.SquareCb(), policies.SquareCb(gamma=0.5)),
+        ("greedy", {}),
+        ("epsilon-greedy", {"epsilon": 0.5}),
+        ("linucb", {"alpha": 0.5}),
+        ("thompson", {"scale": 0.5}),
+        ("squarecb", {"gamma": 0.5}),
     ],
 )
-def test_policy_is_made_with_its_strength(policy, plain, strong):
+def test_policy_is_made_with_its_strength(policy, first):
     """
     0 is the policy's own default; anything else is its one number.
     """
     router = {"policy": policy}
 
-    assert Settings(router=router).deployment().replica.policy == plain
+    assert Settings(router=router).deployment().replica.policy == POLICIES[policy]()
     half = Settings(router=router | {"policy_strength": 0.5})
-    assert half.deployment().replica.policy == strong
+    assert half.deployment().replica.policy == POLICIES[policy](**first)
 
 
 # --- the catalogue ---------------------------------------------------------------------------------
