@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +73,7 @@ class RequestBatch:
         return _taken(self, rows)
 
 
-def columns(inputs: Sequence[RouteFields]) -> dict[str, NDArray]:
+def columns(inputs: Sequence[RouteFields]) -> dict[str, NDArray[Any]]:
     """The columns (n,) of the fields that are declared to have one, by name."""
     found = {}
     for name, (unsaid, dtype) in COLUMNS.items():
@@ -82,7 +82,7 @@ def columns(inputs: Sequence[RouteFields]) -> dict[str, NDArray]:
     return found
 
 
-def unsaid_columns(n: int) -> dict[str, NDArray]:
+def unsaid_columns(n: int) -> dict[str, NDArray[Any]]:
     """The same of n requests that say nothing."""
     return {name: np.full(n, unsaid, dtype) for name, (unsaid, dtype) in COLUMNS.items()}
 

@@ -52,6 +52,8 @@ from load.demo.replay import Connect
 from load.simulation.loop.results import Run
 from load.simulation.machines.fleet import UNIX_MS
 from load.simulation.simulation import SimulationOptions, simulate
+from serve.routing.placement import PlacementOptions
+from serve.routing.request import PreferenceDefaults
 
 LOW, HIGH = 2.0, 14.0  # dispatched requests a second
 PROBLEMS_MAX = 5
@@ -93,7 +95,7 @@ def measure(
         path = Path(folder) / "fairlead.toml"
         path.write_text(settings_toml(Path(folder), options.port))
         settings = read_settings(path)
-        planning = planner_options(settings.prices.value_usd)
+        planning = planner_options(settings.options(PlacementOptions).value_usd)
         # Made before anything is learned: as the live one, of what is stated.
         planner = planner_of(LocalSite.of(settings, path), {}, planning)
         live = run_live(settings, path, planning, asked, connect, say)
@@ -126,7 +128,7 @@ class OnClock:
 def run_simulated(settings: Settings, asked: Arrivals, scaler: Scaler, seed: int) -> Run:
     """The same requests, fleet, prices and targets; telemetry and plans as often as live."""
     replica = settings.deployment().replica
-    wants = settings.preference
+    wants = settings.options(PreferenceDefaults)
     options = SimulationOptions(
         target=settings.target(),
         preference=(wants.quality, wants.cost, wants.latency, wants.energy),
