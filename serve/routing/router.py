@@ -161,7 +161,7 @@ def route(
     propensity = policy.probabilities(scores)
     propensity = capped(propensity, eligible, live.n_proving, NEWCOMERS)
     chosen = draw(propensity, uniform[:, 0])
-    least = _least_multiple(pool_load.multiple * _crowded(pool_load.load), eligible, live)
+    least = _least_multiple(pool_load.multiple * _utilisation(pool_load.load), eligible, live)
     shed = shed_share(least, requests.criticality) if live.priced else 0.0
     pool = place(chosen, charged, weights, live, pool_load)
     return Choices(
@@ -310,7 +310,7 @@ def _with_replicas(
     return able & ~gone
 
 
-def _crowded(load: Floats) -> Floats:
+def _utilisation(load: Floats) -> Floats:
     """0 where a pool has room, 1 where it is full.
 
     Prices fall later than loads, and nobody is to be refused where there is room again.

@@ -12,7 +12,7 @@
     to_zero_and_back         whether a pool had replicas, then none, then some again, live
 
 The planner's forecasts know minutes of the clock, and means are over the minute before: the
-simulated one is told the same clock, and begins with as much silence as there was live. What the
+simulated one has the same clock, and begins with as much silence as there was live. What the
 two do not share is how long Ray takes to start a process, noise in telemetry, and chance in
 routing. The quick form ends before anything could be idle for long enough: nothing goes to zero.
 
@@ -63,7 +63,7 @@ PROBLEMS_MAX = 5
 class AutoscalingBench:
     """How much load, for how long."""
 
-    # The means that demand is told by are a minute long, and idle is who asks nothing for a while.
+    # Demand is a mean over a minute, and idle is who asks nothing for a while.
     phases: tuple[Phase, ...] = (
         Phase(seconds=30.0, dispatched_per_s=LOW),
         Phase(seconds=60.0, dispatched_per_s=HIGH),
@@ -100,7 +100,7 @@ def measure(
         planner = planner_of(LocalSite.of(settings, path), {}, planning)
         live = run_live(settings, path, planning, asked, connect, say)
     say("the same in virtual time …")
-    before_s = live.heard_s
+    before_s = live.silence_s
     clock = OnClock(planner, live.began_ms - round(before_s * 1000.0))
     run = run_simulated(settings, asked.later(before_s), clock, options.seed)
     real, made_up = curves(live, run, asked)
@@ -114,7 +114,7 @@ def measure(
 
 @dataclass(frozen=True, slots=True)
 class OnClock:
-    """A scaler of a simulation that is told another clock: one that began at a Unix time."""
+    """A scaler of a simulation on another clock: one that began at a Unix time."""
 
     scaler: Scaler
     began_ms: int
@@ -155,7 +155,7 @@ def curves(live: Live, run: Run, asked: Arrivals) -> tuple[Curves, Curves]:
     """Ready replicas of both forms, every second of the same stretch."""
     grid_s = np.arange(0.0, asked.seconds + TAIL_S)
     series = run.replicas
-    places = np.searchsorted(series.at_s, live.heard_s + grid_s, side="right") - 1
+    places = np.searchsorted(series.at_s, live.silence_s + grid_s, side="right") - 1
     of = dict(zip(series.pools, series.ready[places].T.astype(np.float64), strict=True))
     made_up = {pool: of[pool] for pool in POOLS}
     return Curves(grid_s, sampled(live.counts, tuple(POOLS), grid_s)), Curves(grid_s, made_up)
@@ -191,8 +191,8 @@ def summary(live: Live, run: Run, real: Curves, made_up: Curves, asked: Arrivals
         "scaled_down": int(sum(np.clip(-change, 0, None).sum() for change in changes.values())),
         "to_zero_and_back": any(to_zero_and_back(one) for one in real.replicas.values()),
         "problems": sorted({*seen.lost, *seen.broken, *seen.undecided})[:PROBLEMS_MAX],
-        "silence_before_s": round(live.heard_s, 1),
-        "plan_lines": {"live": live.lines, "simulated": _sooner(run.lines, live.heard_s)},
+        "silence_before_s": round(live.silence_s, 1),
+        "plan_lines": {"live": live.lines, "simulated": _sooner(run.lines, live.silence_s)},
     }
 
 
