@@ -94,7 +94,7 @@ def _say_alarms(status: Callable[[], Status], stopping: threading.Event) -> None
 @contextlib.contextmanager
 def _alone(settings: Settings) -> Iterator[None]:
     """Hold the state folder, so that no second `fairlead up` uses it. Raises StateInUse."""
-    folder = settings.state_dir.absolute()
+    folder = settings.options(SiteOptions).state_dir.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+") as lock:
         try:

@@ -17,7 +17,7 @@ from pathlib import Path
 from infra.capacity.fleet import Fleet
 from infra.errors import SettingsInvalid, SettingsUnreadable
 from infra.settings.settings import FileCatalogue, Settings
-from infra.settings.site_options import SiteOptions
+from infra.settings.site_options import LogChoice, SiteOptions
 from serve.deploy.deployment import now_ms
 from serve.dispatch.backend import Pools
 from streams.feedback.ticket import KEY_BYTES
@@ -53,7 +53,7 @@ class LocalSite:
             settings=path.absolute(),
             snapshots=snapshots if "://" in snapshots else str(Path(snapshots).absolute()),
             kafka=settings.kafka(),
-            log_bytes_max=settings.log.retention_bytes_max,
+            log_bytes_max=settings.options(LogChoice).retention_bytes_max,
             fleet=settings.fleet(),
         )
         site._make_key()
