@@ -54,10 +54,10 @@ from fairlead.messages import (
     Estimate,
     Explanation,
     Outcome,
-    Preference,
     Problem,
     Request,
 )
+from serve.routing.request import Preference
 
 __version__ = "0.1.0"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from types import ModuleType
-from typing import Any, ClassVar, Self, TypeVar, Unpack
+from typing import ClassVar, Self, TypeVar, Unpack
 
 import grpc
 import grpc.aio
@@ -25,6 +25,7 @@ from fairlead.messages import (
     OutcomeValues,
     Problem,
     Request,
+    RequestOptions,
 )
 
 Answer = TypeVar("Answer")
@@ -61,7 +62,7 @@ class AsyncClient(Connections):
         text: str | None = None,
         *,
         timeout_s: float | None = None,
-        **options: Any,
+        **options: Unpack[RequestOptions],
     ) -> Decision:
         """Choose a model for one prompt: its text, or its `embedding=`.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
-from typing import Any, ClassVar, Self, TypeVar, Unpack
+from typing import ClassVar, Self, TypeVar, Unpack
 
 import grpc
 
@@ -26,6 +26,7 @@ from fairlead.messages import (
     OutcomeValues,
     Problem,
     Request,
+    RequestOptions,
 )
 
 Answer = TypeVar("Answer")
@@ -61,7 +62,7 @@ class Client(Connections):
         text: str | None = None,
         *,
         timeout_s: float | None = None,
-        **options: Any,
+        **options: Unpack[RequestOptions],
     ) -> Decision:
         """Choose a model for one prompt: its text, or its `embedding=`.
 

@@ -19,6 +19,7 @@ from typing import TypedDict
 from fairlead import errors
 from fairlead.embeddings import Embedding, to_f32
 from fairlead.errors import FairleadError, InvalidRequest
+from learners.criticality import Criticality
 from serve.routing.request import Preference, RouteFields
 
 
@@ -43,6 +44,23 @@ class Request(RouteFields):
             object.__setattr__(self, "embedding", to_f32(self.embedding))
         for field in ("allowed_models", "denied_models"):
             object.__setattr__(self, field, _names(field, getattr(self, field)))
+
+
+class RequestOptions(TypedDict, total=False):
+    """The fields of `Request` besides the text, as keyword arguments of `route`."""
+
+    embedding: Embedding | None
+    request_id: str
+    prompt_tokens: int | None
+    tenant: str
+    session: str
+    preference: Preference | None
+    allowed_models: Sequence[str]
+    denied_models: Sequence[str]
+    cost_usd_max: float | None
+    latency_ms_max: float | None
+    deadline_unix_ms: int | None
+    criticality: Criticality | str | None
 
 
 def _names(field: str, models: Sequence[str]) -> tuple[str, ...]:

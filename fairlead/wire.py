@@ -15,6 +15,7 @@ from fairlead import messages
 from fairlead.errors import InvalidRequest
 from learners.criticality import Criticality
 from serve.proto.fairlead.v1 import router_pb2 as pb
+from serve.routing.request import Preference
 
 Built = TypeVar("Built", bound=Message)
 
@@ -132,7 +133,7 @@ def explanation(reply: pb.Explanation) -> messages.Explanation:
         snapshot_version=reply.snapshot_version,
         encoder=reply.encoder,
         context=tuple(reply.context),
-        preference=messages.Preference(
+        preference=Preference(
             quality=weights.quality if weights.HasField("quality") else None,
             cost=weights.cost if weights.HasField("cost") else None,
             latency=weights.latency if weights.HasField("latency") else None,

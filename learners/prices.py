@@ -10,7 +10,7 @@ Every resource r has a relative load ρ (1: as full as it may be) and a log-pric
 m is a multiple of what the resource costs to have, on top of that cost. This is mirror ascent on
 the dual of "most utility within capacity", with a proportional part that damps it. Its loop through
 the requests has a gain per second k = η·s, where s = −dρ/dz is how steeply they respond. With the
-load following the choice at a lag T, heard of τ later, and T₀ = κ/η, the phase margin is at least
+load following the choice at a lag T, reported τ later, and T₀ = κ/η, the phase margin is at least
 
     π/2 − k·τ − asin((T − T₀) / (T + T₀))        where T ≥ T₀
     π/2 − k·τ·T₀ / T                             where T < T₀
@@ -45,7 +45,7 @@ class PriceOptions:
     load_max: float = 5.0
     # The proportional part counts more of it, and may take m beyond `multiple_max`: in total
     # overload it still tells the fuller pool from the other, so that they fill evenly.
-    crowd_max: float = 30.0
+    damped_load_max: float = 30.0
     # A price falls the faster the more room there is; around full, nothing is changed by it.
     room_from: float = 0.8
     room_factor: float = 3.0
@@ -57,7 +57,7 @@ class PriceOptions:
     def __post_init__(self) -> None:
         assert min(self.step_per_s, self.multiple_max, self.elapsed_s_max) > 0.0
         assert self.damping >= 0.0
-        assert min(self.load_max, self.crowd_max) > 1.0
+        assert min(self.load_max, self.damped_load_max) > 1.0
 
     @property
     def z_max(self) -> float:
@@ -67,7 +67,7 @@ class PriceOptions:
     @property
     def log_multiple_max(self) -> float:
         """ln(1 + m) of the highest price there is, z and the proportional part at their bounds."""
-        return self.z_max + self.damping * (self.crowd_max - 1.0)
+        return self.z_max + self.damping * (self.damped_load_max - 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +117,7 @@ def multiples(z: Floats, load: Floats, options: PriceOptions) -> Floats:
     below zero passes for zero.
     """
     assert np.isfinite(load).all(), "clean loads before they are priced"
-    excess = np.clip(load, 0.0, options.crowd_max) - 1.0
+    excess = np.clip(load, 0.0, options.damped_load_max) - 1.0
     return np.expm1(np.clip(z + options.damping * excess, 0.0, options.log_multiple_max))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from infra.settings.settings import Settings
+from infra.settings.site_options import SiteOptions
 from serve.deploy.deployment import now_ms
 from serve.encoders import identity, make_encoder
 from streams.feedback import check as feedback_check
@@ -23,7 +24,7 @@ def check_lines(lines: Iterable[bytes], settings: Settings, console: Console) ->
     Nothing is made or changed: a folder without keys stays without.
     """
     options = settings.deployment()
-    sealer = _sealer(settings.state_dir / "ticket.keys", console)
+    sealer = _sealer(settings.options(SiteOptions).state_dir / "ticket.keys", console)
     # Only opened tickets say which encoder they were made with, and some encoders load slowly.
     encoder = key_of(identity(make_encoder(options.encoder))) if sealer else 0
     return feedback_check.check(lines, sealer, encoder, options.replica.feedback, now_ms())

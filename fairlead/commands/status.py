@@ -14,6 +14,7 @@ from fairlead.commands.fleet_tables import SECTIONS, print_fleet
 from infra.autoscaling.live.planning import read_record
 from infra.pools.site import LocalSite
 from infra.settings.settings import Settings
+from infra.settings.site_options import SiteOptions
 from infra.status.status import look
 from serve.deploy.deployment import now_ms
 from streams.feedback.export import export
@@ -26,7 +27,7 @@ def show(settings: Settings, path: Path, *, quiet: bool) -> dict[str, Any]:
     site = LocalSite.of(settings, path)
     log = site.log()
     try:
-        silence_s, pools = settings.feedback.silence_s, settings.pool_names()
+        silence_s, pools = settings.options(SiteOptions).silence_s, settings.pool_names()
         status = look(site.store(), log, now_ms(), silence_s, pools)
     finally:
         log.close()

@@ -18,6 +18,7 @@ from infra.cluster.cluster import local_ray, running
 from infra.errors import StateInUse
 from infra.pools.site import LocalSite
 from infra.settings.settings import Settings, read_settings
+from infra.settings.site_options import SiteOptions
 from infra.status.metrics import serve_metrics
 from infra.status.status import Status, look
 from serve.deploy.deployment import now_ms
@@ -40,7 +41,7 @@ def run_until_stopped(path: Path | None, console: Console) -> None:
         with (
             _alone(settings),
             console.status("starting Ray …") as status,
-            local_ray(gpus, settings.ray_address),
+            local_ray(gpus, settings.options(SiteOptions).ray_address),
         ):
             # The same way out as Ctrl-C. Not before: Ray takes the signal for itself at its start.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -61,15 +62,15 @@ def run_until_stopped(path: Path | None, console: Console) -> None:
 def _looking(settings: Settings, site: LocalSite) -> Iterator[None]:
     """Meanwhile, say alarms in the log, and serve metrics if a port is set."""
     log, store = site.log(), site.store()
-    silence_s, pools = settings.feedback.silence_s, settings.pool_names()
+    options, pools = settings.options(SiteOptions), settings.pool_names()
 
     def status() -> Status:
-        return look(store, log, now_ms(), silence_s, pools)
+        return look(store, log, now_ms(), options.silence_s, pools)
 
     stopping = threading.Event()
     saying = threading.Thread(target=_say_alarms, args=(status, stopping), daemon=True)
     saying.start()
-    port = settings.metrics.port
+    port = options.metrics_port
     stop_metrics = serve_metrics(port, status) if port else lambda: None
     try:
         yield
@@ -93,7 +94,7 @@ def _say_alarms(status: Callable[[], Status], stopping: threading.Event) -> None
 @contextlib.contextmanager
 def _alone(settings: Settings) -> Iterator[None]:
     """Hold the state folder, so that no second `fairlead up` uses it. Raises StateInUse."""
-    folder = settings.state_dir.absolute()
+    folder = settings.options(SiteOptions).state_dir.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+") as lock:
         try:

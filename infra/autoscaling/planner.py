@@ -237,7 +237,7 @@ class Planner:
         if self._left_out == before:
             return []
         if self._left_out:
-            return [self._explanations.left_out(required.unmet, expected)]
+            return [self._explanations.left_out(required.unmet, expected=expected)]
         return [self._explanations.carried_again(expected)]
 
     def _routers(self, observed: Observed, now: int) -> int:

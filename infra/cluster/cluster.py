@@ -115,10 +115,10 @@ def running(settings: Settings, path: Path, scaling: Scaling | None = None) -> I
     scaled = scaling.options.enabled
     try:
         if scaled:
-            open_planner(site, settings.telemetry.period_s, scaling)
+            open_planner(site, options.replica.telemetry_s, scaling)
         with _explained():
             deploy(options, site, routers_scaling(scaling.options) if scaled else None)
-            deploy_pools(site, settings.telemetry.period_s, scaled=scaled)
+            deploy_pools(site, options.replica.telemetry_s, scaled=scaled)
             deploy_dispatchers(options, dispatchers, site)
         yield _addresses(settings, site)
     finally:
@@ -149,12 +149,12 @@ def _explained() -> Iterator[None]:
 
 
 def _addresses(settings: Settings, site: LocalSite) -> Running:
-    host, dispatch = reachable(settings.listener.host), settings.dispatch
-    router = joined(host, settings.listener.port)
-    if not dispatch.replicas:
+    bound = settings.addresses().items()
+    found = {setting: joined(reachable(host), port) for setting, (host, port) in bound}
+    router = found["listener.port"]
+    if "dispatch.port" not in found:
         return Running(site, router)
-    http = f"http://{joined(host, dispatch.http_port)}/v1"
-    return Running(site, router, joined(host, dispatch.port), http)
+    return Running(site, router, found["dispatch.port"], f"http://{found['dispatch.http_port']}/v1")
 
 
 def _stop_all() -> None:

@@ -10,7 +10,7 @@ A token uses a share e of a mixture's experts, so t tokens need 1 − (1 − e)^
 
     front end = request                        HTTP, and the scheduler's own rhythm
               + per_prompt  · prompt tokens    tokenising
-              + crowd       · √requests        all those in the server, this one too
+              + contention  · √requests        all those in the server, this one too
 
 passes before the scheduler sees a request. The root is no law: of several powers it predicted rows
 best that were hidden from the fit. One cause is known: SGLang's benchmarked servers look for new
@@ -40,7 +40,7 @@ class Performance:
     per_prompt_token_s: float
     request_s: float  # of the front end, as the next two
     request_per_prompt_token_s: float = 0.0
-    request_crowd_s: float = 0.0
+    request_contention_s: float = 0.0
     prefill_tokens_max: int  # per iteration
     kv_tokens_max: int
     sequences_max: int
@@ -70,7 +70,7 @@ class Performance:
         return (
             self.request_s
             + self.request_per_prompt_token_s * prompt_tokens
-            + self.request_crowd_s * math.sqrt(requests)
+            + self.request_contention_s * math.sqrt(requests)
         )
 
     def as_dict(self) -> dict[str, Any]:

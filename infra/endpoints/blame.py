@@ -99,7 +99,7 @@ def _by_status(status: int | None, words: str) -> Fault:
         return Fault.SETUP
     if status in (403, 404) and CONTENT_WORDS.search(words):
         return Fault.CALL
-    # Another 4xx that nobody has heard of is about the call; 401 to 410 and 3xx are about the pool.
+    # Another, unknown 4xx is about the call; 401 to 410 and 3xx are about the pool.
     return Fault.CALL if status in CALL or status > 410 else Fault.SETUP
 
 

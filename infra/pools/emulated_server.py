@@ -145,6 +145,7 @@ class EmulatedServer:
     async def words(self, planned: Planned) -> AsyncIterator[tuple[int, int]]:
         """Which words are ready now: from, to. At the engine's pace."""
         made, came_s = 0, self._now_s()
+        first_s = came_s
         read = planned.prompt_tokens - planned.cached_tokens
         self.meter.count_request(read, planned.output_tokens)
         generated = self.clock.generate(

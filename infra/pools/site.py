@@ -17,6 +17,7 @@ from pathlib import Path
 from infra.capacity.fleet import Fleet
 from infra.errors import SettingsInvalid, SettingsUnreadable
 from infra.settings.settings import FileCatalogue, Settings
+from infra.settings.site_options import LogChoice, SiteOptions
 from serve.deploy.deployment import now_ms
 from serve.dispatch.backend import Pools
 from streams.feedback.ticket import KEY_BYTES
@@ -43,15 +44,16 @@ class LocalSite:
     @classmethod
     def of(cls, settings: Settings, path: Path) -> LocalSite:
         """The site that settings, read from `path`, describe; its folder and key are made."""
-        state_dir = settings.state_dir.absolute()
+        options = settings.options(SiteOptions)
+        state_dir = options.state_dir.absolute()
         state_dir.mkdir(parents=True, exist_ok=True)
-        snapshots = settings.snapshots or str(state_dir / "snapshots")
+        snapshots = options.snapshots or str(state_dir / "snapshots")
         site = cls(
             state_dir=state_dir,
             settings=path.absolute(),
             snapshots=snapshots if "://" in snapshots else str(Path(snapshots).absolute()),
             kafka=settings.kafka(),
-            log_bytes_max=settings.log.retention_bytes_max,
+            log_bytes_max=settings.options(LogChoice).retention_bytes_max,
             fleet=settings.fleet(),
         )
         site._make_key()

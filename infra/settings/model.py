@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import create_model
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -25,10 +25,12 @@ from infra.settings.fleet_plans import fleet_of, of_entry
 from infra.settings.layout import HOME, fields
 from infra.settings.policies import policy_of
 from infra.settings.scaling_options import AutoscalingOptions
-from infra.settings.sections import build
+from infra.settings.sections import Section, build
+from infra.settings.site_options import LogChoice, SiteOptions
 from serve.deploy.deployment import DeploymentOptions
 from serve.deploy.dispatch_deployment import DispatchersOptions
 from serve.deploy.replica import ReplicaOptions
+from serve.grpc_api.listener import ListenerOptions
 from serve.routing.catalogue import Catalogue, Model, Pool
 from streams.log.kafka_options import KafkaOptions
 
@@ -50,6 +52,11 @@ class Settings(Keys):
         nested_model_default_partial_update=True,
     )
 
+    if TYPE_CHECKING:  # the lists; `of_entry` makes options of an entry, `options` of all else
+        gpus: tuple[Section, ...]
+        models: tuple[Section, ...]
+        pools: tuple[Section, ...]
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -63,9 +70,13 @@ class Settings(Keys):
         del settings_cls, dotenv_settings, file_secret_settings
         return env_settings, init_settings
 
+    def stated(self, path: str) -> Any:
+        """What the key says, as it is written in the file."""
+        return reduce(getattr, path.split("."), self)
+
     def options(self, kind: type[Made], **given: object) -> Made:
         """The options of one class as they are set; what is `given` is taken as it is."""
-        return build(kind, HOME, lambda key: reduce(getattr, key.split("."), self), **given)
+        return build(kind, HOME, self.stated, **given)
 
     def catalogue(self) -> Catalogue:
         """Models and pools. Raises OptionRefused where they don't fit together."""
@@ -74,7 +85,7 @@ class Settings(Keys):
         pools = [plan.for_router(reports=self._reports(plan)) for plan in plans]
         served = {pool.model for pool in pools}
         pools += [Pool(name=m.name, model=m.name) for m in models if m.name not in served]
-        return Catalogue(models, pools, self.prompt_tokens)
+        return Catalogue(models, pools, self.options(SiteOptions).prompt_tokens)
 
     def pool_names(self) -> list[str]:
         """The names of all pools, those included that models have by themselves."""
@@ -103,30 +114,28 @@ class Settings(Keys):
 
     def scaling(self) -> AutoscalingOptions:
         """How the fleet is sized."""
-        at_least = self.router.replicas
-        return self.options(
-            AutoscalingOptions, routers_max=max(at_least, self.autoscaling.routers_max)
-        )
+        most = max(self.stated("router.replicas"), self.stated("autoscaling.routers_max"))
+        return self.options(AutoscalingOptions, routers_max=most)
 
     def kafka(self) -> KafkaOptions | None:
         """How to reach Kafka; None where the log is a file. Raises OptionRefused."""
-        return self.options(KafkaOptions) if self.log.kind == "kafka" else None
+        return self.options(KafkaOptions) if self.options(LogChoice).kind == "kafka" else None
 
     def addresses(self) -> dict[str, tuple[str, int]]:
         """Where is listened, host and port, by the setting that says so."""
-        host, dispatch = self.listener.host, self.dispatch
-        found = {"listener.port": (host, self.listener.port)}
+        listener, dispatch = self.options(ListenerOptions), self.dispatchers()
+        found = {"listener.port": (listener.host, listener.port)}
         if dispatch.replicas:
-            found["dispatch.port"] = (host, dispatch.port)
-            found["dispatch.http_port"] = (host, dispatch.http_port)
-        if self.metrics.port:
-            found["metrics.port"] = ("127.0.0.1", self.metrics.port)
+            found["dispatch.port"] = (listener.host, dispatch.port)
+            found["dispatch.http_port"] = (listener.host, dispatch.replica.http_listener.port)
+        if metrics_port := self.options(SiteOptions).metrics_port:
+            found["metrics.port"] = ("127.0.0.1", metrics_port)
         return found
 
     def _reports(self, plan: PoolPlan) -> bool:
         """Whether telemetry has a pool's replicas: their own, or that of dispatchers."""
-        watched = plan.backend == "emulated" or self.dispatch.replicas > 0
-        return self.telemetry.period_s > 0 and plan.deployed and watched
+        watched = plan.backend == "emulated" or self.stated("dispatch.replicas") > 0
+        return self.stated("telemetry.period_s") > 0 and plan.deployed and watched
 
 
 def _model(stated: Model, plans: Sequence[PoolPlan]) -> Model:

@@ -9,27 +9,24 @@ A policy that is registered in `learners.policies` has its section without a lin
 
 from __future__ import annotations
 
-from functools import reduce
-from typing import Any
-
 from infra.settings.layout import policy_section
-from infra.settings.sections import keys_of
+from infra.settings.sections import Stated, keys_of
+from infra.settings.site_options import PolicyChoice
 from learners.policies.policy import POLICIES, Policy
 from streams.errors import OptionRefused
 
-Settings = Any  # `infra.settings.model`, which imports this; its fields come from the options
 
-
-def policy_of(settings: Settings) -> Policy:
+def policy_of(settings: Stated) -> Policy:
     """The policy that is set. Raises OptionRefused."""
-    name, strength = settings.router.policy, settings.router.policy_strength
+    choice = settings.options(PolicyChoice)
+    name, strength = choice.policy, choice.strength
     first = next(keys_of(POLICIES[name], policy_section(name)), None)
     if not strength or first is None:
         return settings.options(POLICIES[name])
     if not first.option.allows(strength):
         wanted = f"{first.option.bounds} for {name}"
         raise OptionRefused("router.policy_strength", strength, wanted)
-    stated = reduce(getattr, first.path.split("."), settings)
+    stated = settings.stated(first.path)
     if stated not in (first.default, strength):
         raise OptionRefused(
             f"router.policy_strength and {first.path}", (strength, stated), "one of the two"

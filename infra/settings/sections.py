@@ -15,8 +15,19 @@ import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from types import GenericAlias, NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    Protocol,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 from pydantic.fields import FieldInfo
@@ -34,6 +45,16 @@ class Section(BaseModel):
 
     # Inputs may be secrets; `infra.settings.settings` shows those that are none.
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class Stated(Protocol):
+    """What settings can be asked for: `infra.settings.model.Settings`, which few may import."""
+
+    def stated(self, path: str) -> Any:
+        """What the key says, as it is written in the file."""
+
+    def options(self, kind: type[Made], **given: object) -> Made:
+        """The options of one class as they are set; what is `given` is taken as it is."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,17 +121,19 @@ def build(kind: type[Made], home: Mapping[type, str], read: Read, **given: objec
     `home` has the section of each class. What is `given` is taken as it is, and fields that are no
     setting keep their default.
     """
-    values = dict(given)
-    for part in _parts(kind):
+    values, declaring = dict(given), cast("type", kind)
+    for part in _parts(declaring):
         name, declared = part.field.name, part.declared
         if name in given:
             continue
         if isinstance(declared, SameAs):
             values[name] = read(declared.key)
         elif declared is not None:
-            found = {at: key.meant(read(key.path)) for at, key in part.keys(home[kind]).items()}
+            found = {
+                at: key.meant(read(key.path)) for at, key in part.keys(home[declaring]).items()
+            }
             values[name] = found[name] if isinstance(declared, Option) else part.default | found
-        elif dataclasses.is_dataclass(part.kind):
+        elif isinstance(part.kind, type) and dataclasses.is_dataclass(part.kind):
             values[name] = build(part.kind, home, read)
     return kind(**values)
 
@@ -174,7 +197,7 @@ def _written_kind(kind: Any, option: Option, default: object) -> Any:
     elif option.times != 1.0:
         kind = float
     elif get_origin(kind) is Mapping:
-        kind = dict[get_args(kind)]  # of which the environment can set single entries
+        kind = GenericAlias(dict, get_args(kind))  # of which the environment can set single entries
     if default is None:
         return kind | None
     return _without_none(kind) if option.stands_for else kind

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import SettingsError, TomlConfigSettingsSource
@@ -31,7 +32,7 @@ def read_settings(path: Path | None) -> Settings:
 
     Raises SettingsUnreadable and SettingsInvalid.
     """
-    found: dict[str, object] = {}
+    found: dict[str, Any] = {}
     if path is not None:
         try:
             found = TomlConfigSettingsSource(Settings, path)()
@@ -65,7 +66,7 @@ def _unknown_variables() -> list[str]:
     return [name for name in ours if first[name] not in Settings.model_fields]
 
 
-def _worded(problem: Mapping) -> str:
+def _worded(problem: Mapping[str, Any]) -> str:
     """One problem as pydantic found it: the key, its value unless that is a secret, the limit."""
     key = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":  # a misspelt secret is a secret, too

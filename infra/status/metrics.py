@@ -219,7 +219,7 @@ def _gauge(name: str, text: str, labels: list[str], samples: Iterable[Sample]) -
     return _filled(GaugeMetricFamily(f"fairlead_{name}", text, labels=labels), samples)
 
 
-def _filled(family: Metric, samples: Iterable[Sample]) -> Metric:
+def _filled(family: CounterMetricFamily | GaugeMetricFamily, samples: Iterable[Sample]) -> Metric:
     for values, number in samples:
         if number is not None:
             family.add_metric(values, number)

@@ -10,6 +10,7 @@ the newest bucket alone, so the same outcomes give the same bits in any order.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,9 @@ class Buckets:
     kept: int
     sums: dict[tuple[int, int], NDArray[np.int64]] = field(default_factory=dict)
 
-    def update(self, keys: NDArray, t_ms: NDArray[np.int64], values: NDArray[np.int64]) -> None:
+    def update(
+        self, keys: NDArray[Any], t_ms: NDArray[np.int64], values: NDArray[np.int64]
+    ) -> None:
         """Add values (n, *shape) of keys (n,) at times (n,)."""
         at = t_ms // self.width_ms
         order = np.lexsort((at, keys))
@@ -67,7 +70,7 @@ class Buckets:
         sums = [self.sums[key, bucket] for bucket in found]
         return np.array(found, np.int64), np.array(sums, np.int64).reshape(-1, *self.shape)
 
-    def arrays(self) -> dict[str, NDArray]:
+    def arrays(self) -> dict[str, NDArray[Any]]:
         """Everything held, in canonical order: equal sums give equal bytes."""
         self.forget()
         at = sorted(self.sums)
@@ -77,7 +80,7 @@ class Buckets:
             "sums": np.array([self.sums[a] for a in at], np.int64).reshape(len(at), *self.shape),
         }
 
-    def load(self, arrays: dict[str, NDArray]) -> None:
+    def load(self, arrays: dict[str, NDArray[Any]]) -> None:
         """Take over what `arrays` gave, replacing what is held."""
         at = zip(arrays["keys"].tolist(), arrays["buckets"].tolist(), strict=True)
         self.sums = dict(zip(at, np.array(arrays["sums"], np.int64), strict=True))

@@ -93,7 +93,8 @@ def failing(
     models: list[int],
     means: Means,
     n_outcomes: Floats,
-    options: object,
+    options: DriftOptions,
+    failures_weight: float,
 ) -> tuple[Floats, Floats, list[Alarm]]:
     """Expected shares of failed calls (k,), outcomes that prove each model (k,), and alarms.
 
@@ -101,14 +102,14 @@ def failing(
     """
     weights = means.weights
     failed = means.means[:, ERROR] * weights[:, ERROR]
-    usual = failed / (_calls(failed, weights) + options.failures_weight)
+    usual = failed / (_calls(failed, weights) + failures_weight)
     share, proving, alarms = usual.copy(), n_outcomes.copy(), []
     now = learned.as_of_ms / learned.recent.width_ms
     for column, model in enumerate(models):
         at, sums = learned.recent.of(model)
         failed = sums[:, ERROR, 0] / ONE
         calls = _calls(failed, sums[:, :, 1].astype(np.float64))
-        found = failures(at, failed, calls, float(usual[column]), now, options.drift)
+        found = failures(at, failed, calls, float(usual[column]), now, options)
         share[column] = found.share
         proving[column] = min(proving[column], found.n_good)
         if found.since_bucket is not None:

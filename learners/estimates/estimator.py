@@ -89,7 +89,12 @@ class Estimator:
         weight = self.n_outcomes + options.mean_weight
         self.mean_deviation = (self.noise / np.sqrt(weight)).astype(np.float32)
         self.error_share, self.n_proving, broken = failing(
-            learned, models, self.model_means, self.n_outcomes[:, 0], options
+            learned,
+            models,
+            self.model_means,
+            self.n_outcomes[:, 0],
+            options.drift,
+            options.failures_weight,
         )
         self.alarms += broken
         self.neighbours = self._neighbours(learned, prior) if options.neighbours_share else None

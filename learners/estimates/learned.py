@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ from learners.option import option
 from learners.outcomes import Outcomes
 from learners.targets import N_TARGETS, RATIO_UNIT, VALUE_MAX, Target, to_fixed
 
-Arrays = dict[str, NDArray]
+Arrays = dict[str, NDArray[Any]]
 RATIOS = [Target.COST, Target.LATENCY]
 RECENT_BUCKET_MS, RECENT_BUCKETS = 1_000, 600  # failures and latency are remembered for minutes
 
@@ -165,7 +166,9 @@ class Learned:
             ema.update(self.models, outcomes.models, outcomes)
 
 
-def examples(outcomes: Outcomes, features: NDArray[np.int8], targets: list) -> ridge.Examples:
+def examples(
+    outcomes: Outcomes, features: NDArray[np.int8], targets: list[Target]
+) -> ridge.Examples:
     """The rows of `outcomes` for a linear model of some targets."""
     return ridge.Examples(
         models=outcomes.models,

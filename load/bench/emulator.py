@@ -7,7 +7,7 @@ Errors are summed up per model and GPU by their median, and these by theirs, so 
 many rows counts as much as one with few. Beside it, with the same rows and groups: a non-negative
 regression per setup on (1, n, n·context, n·prompt/answer) for TPOT and (1, n, prompt, n·prompt,
 n·prompt/answer) for TTFT, which emulates nothing. It needs `ROWS_MIN` training rows; rows of other
-setups it does not answer, and their number is told.
+setups it does not answer, and their number is stated.
 
 The one rule: every held-out row is in the engine's figures.
 """
@@ -60,14 +60,14 @@ def engine_errors(
 ) -> list[tuple[Row, Errors]]:
     """Errors of the engine's runs; equal workloads of a setup are run once."""
     performances = performance_by_label()
-    found, told, total = [], 0, sum(map(len, held_out.values()))
+    found, said, total = [], 0, sum(map(len, held_out.values()))
     for setup, of in held_out.items():
         performance = performances[setup.label]
         runs = {work: closed_loop.run(performance, work) for work in {row.work for row in of}}
         found += [(row, _errors(row, runs[row.work].ttft_s, runs[row.work].tpot_s)) for row in of]
-        if len(found) - told >= 100:
-            told = len(found)
-            say(f"{told}/{total} rows …")
+        if len(found) - said >= 100:
+            said = len(found)
+            say(f"{said}/{total} rows …")
     return found
 
 

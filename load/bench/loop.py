@@ -33,6 +33,7 @@ from learners.policies.policy import default_policy
 from learners.targets import ONE
 from load.demo.replay import Connect
 from load.errors import LoopStuck
+from serve.grpc_api.listener import ListenerOptions
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.proto.fairlead.v1 import router_pb2_grpc
 from serve.routing.catalogue import Catalogue, Model, Pool
@@ -162,7 +163,7 @@ model = "all-MiniLM-L6-v2"
 def started(settings: Path) -> Iterator[tuple[str, float]]:
     """A router started by the command line; its address, and when it was started."""
     command = [sys.executable, "-m", "fairlead", "up", "--settings", str(settings)]
-    listener = read_settings(settings).listener
+    listener = read_settings(settings).options(ListenerOptions)
     began_s = time.perf_counter()
     process = subprocess.Popen(command, stdout=sys.stderr.fileno(), stderr=subprocess.DEVNULL)
     try:

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from infra.settings.settings import Settings
+from infra.settings.site_options import LogChoice
 from load.bench.recovery.made_feedback import Mix, made_feedback
 from load.bench.recovery.made_telemetry import made_telemetry
 from streams.feedback import decisions
@@ -81,7 +82,7 @@ def measure(options: WeekOptions, say: Callable[[str], None]) -> dict[str, objec
 def _days(options: WeekOptions, folder: Path, say: Callable[[str], None]) -> Iterator[DayEnd]:
     now_ms, settings = [BEGIN_MS], Settings()
     trainer_options = settings.deployment().trainer
-    bytes_max = round(settings.log.retention_bytes_max * options.share)
+    bytes_max = round(settings.options(LogChoice).retention_bytes_max * options.share)
     log = SqliteLog(folder / "log.sqlite", lambda: now_ms[0], bytes_max)
     store, sealer = Store(Folder(str(folder / "snapshots"))), Sealer([KEY])
     trainer = Trainer(log, store, sealer, ENCODER, trainer_options, lambda: now_ms[0])

@@ -184,7 +184,7 @@ def _with_error(differences: NDArray[np.float64]) -> dict[str, float]:
 
 
 class Watcher:
-    """Told what the demo is doing; the command line draws it. Does nothing by itself."""
+    """Called with what the demo is doing; the command line draws it. Does nothing by itself."""
 
     def stage(self, text: str) -> None:
         """Something that takes a while begins."""

@@ -1,7 +1,7 @@
 """The second stage of the emulator's fit: what passes before the scheduler sees a request.
 
     training rows ─▶ measured TTFT − what the engine yields without a front end = what is left
-                     what is left ≈ request + per prompt token · prompt + crowd · √callers
+                     what is left ≈ request + per prompt token · prompt + contention · √callers
 
 A front end delays first tokens and changes little else, so these three come from non-negative least
 squares, in seconds, for all setups. Errors are relative, and rows that contradict the others pull
@@ -31,8 +31,8 @@ from infra.emulator.performance import Performance
 from load.fit.iterations import LOSS_SCALE, benchmarks, rounded
 from load.fit.silicon import Row, Setup, Workload
 
-Delays = NDArray[np.float64]  # (3,): constant, per prompt token, crowd
-NAMES = ("request_s", "request_per_prompt_token_s", "request_crowd_s")
+Delays = NDArray[np.float64]  # (3,): constant, per prompt token, contention
+NAMES = ("request_s", "request_per_prompt_token_s", "request_contention_s")
 TYPICAL = np.array([1.0, 1000.0, 8.0])  # of what they are multiplied with: 1,000 tokens, 64 callers
 PULL = 0.03  # of a setup towards its pool, per relative difference, beside errors of about 0.1
 LEAST_S = 0.001  # below, differences between a setup and its pool are of no interest

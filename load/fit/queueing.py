@@ -148,7 +148,7 @@ def fullest(
     performance: Performance, rates: WorkRates, target: LatencyTarget, lengths: Lengths, n: int
 ) -> float:
     """The highest load at which 99 % are within target."""
-    work_s = float(np.mean([rates.work_s(p, o) for p, o in lengths.tolist()]))
+    work_s = float(np.mean([rates.work_s(p, output_tokens=o) for p, o in lengths.tolist()]))
 
     def holds(load: float) -> bool:
         return share_met(performance, target, lengths, n, load * n / work_s) >= SHARE

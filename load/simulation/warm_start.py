@@ -72,8 +72,8 @@ def _outcomes(
     stated = catalogue.models[catalogue.column_of[model]]
     targets = np.zeros((n, N_TARGETS))
     targets[:, Target.QUALITY] = known.quality[:, column]
-    known = np.zeros((n, N_TARGETS), bool)
-    known[:, [Target.QUALITY, Target.COST]] = True
+    reported = np.zeros((n, N_TARGETS), bool)
+    reported[:, [Target.QUALITY, Target.COST]] = True
     figures = np.zeros((n, len(FIGURES)))
     figures[:, FIGURES.index("output_tokens")] = stated.output_tokens
     return Outcomes(
@@ -84,7 +84,7 @@ def _outcomes(
         pools=np.full(n, key_of("before"), np.uint64),
         contexts=contexts,
         targets=to_fixed(targets),
-        known=known,
+        known=reported,
         figures=np.rint(figures / FIGURE_UNITS).astype(np.int64),
         figures_known=np.tile([name in ("error", "output_tokens") for name in FIGURES], (n, 1)),
     )

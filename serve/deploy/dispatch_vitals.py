@@ -93,7 +93,7 @@ class DispatchVitals:
         refused = self._refusals.status(self._now_s())
         for at in sorted({*running, *self._seen}):
             seen = self._pace_of(*at).take(reporter, window)
-            refuses = sorted(refused.get(at[0], ()))
+            refuses: list[str] = sorted(refused.get(at[0], ()))
             records.append(PoolState(running=running.get(at, 0), refuses=refuses, **seen))
             if at not in running:  # it has gone, and this was its last word
                 del self._seen[at]

@@ -21,12 +21,12 @@ from serve.dispatch.attempt import Attempt, Place
 from serve.dispatch.backend import Call, Pools
 from serve.dispatch.budget import HedgeBudget, HedgeOptions, RetryBudget, RetryOptions
 from serve.dispatch.caller import AnswerState, Caller
-from serve.dispatch.cascade import Cascade
-from serve.dispatch.fan_out import FanOut
-from serve.dispatch.one_answer import OneAnswer
 from serve.dispatch.race import Race
 from serve.dispatch.retickets import Reticket, Retickets
 from serve.dispatch.settlement import Settlement
+from serve.dispatch.strategies.cascade import Cascade
+from serve.dispatch.strategies.fan_out import FanOut
+from serve.dispatch.strategies.one_answer import OneAnswer
 from serve.health.health import Health, HealthOptions
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.live import Live, LiveView

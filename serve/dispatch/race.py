@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from serve.dispatch.attempt import Attempt
 from serve.dispatch.backend import Piece, Usage
@@ -64,7 +65,7 @@ class Race:
 
         Raises CallRefused, DeadlinePassed, NoAnswer.
         """
-        running: dict[asyncio.Future, Attempt] = {}
+        running: dict[asyncio.Future[Any], Attempt] = {}
         why = "the request ended"
         try:
             while True:
@@ -98,7 +99,7 @@ class Race:
         for attempt in suspected:
             (self._settlement.acquit if follows else self._settlement.convict)(attempt)
 
-    def _rest_s(self, request: AnswerState, running: dict[asyncio.Future, Attempt]) -> float:
+    def _rest_s(self, request: AnswerState, running: dict[asyncio.Future[Any], Attempt]) -> float:
         """How long nothing needs to be done unless something comes."""
         until_s = min(request.deadline_s, *(attempt.late_at_s for attempt in running.values()))
         if not request.hedged:
@@ -106,7 +107,7 @@ class Race:
         return max(0.0, until_s - self._now_s())
 
     def _sift(
-        self, request: AnswerState, running: dict[asyncio.Future, Attempt]
+        self, request: AnswerState, running: dict[asyncio.Future[Any], Attempt]
     ) -> tuple[Attempt, Piece] | None:
         """Settle what has failed or is late; the winner, if there is one."""
         now_s = self._now_s()
@@ -141,7 +142,7 @@ class Race:
             return False
         return True
 
-    def _take_out(self, running: dict[asyncio.Future, Attempt], attempt: Attempt) -> None:
+    def _take_out(self, running: dict[asyncio.Future[Any], Attempt], attempt: Attempt) -> None:
         del running[attempt.first]
         self._end_retry(attempt)
 
@@ -180,7 +181,7 @@ class Race:
             raise
 
     def _hedge(
-        self, request: AnswerState, running: dict[asyncio.Future, Attempt]
+        self, request: AnswerState, running: dict[asyncio.Future[Any], Attempt]
     ) -> Attempt | None:
         """A second attempt beside a late one, where there is a place and the budget has room."""
         if request.hedged or len(running) != 1:

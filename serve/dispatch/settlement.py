@@ -147,13 +147,15 @@ class Settlement:
     ) -> AttemptRecord:
         assert attempt.settled is None, "an attempt is settled once"
         end_s = self._now_s() if attempt.ended_s is None else attempt.ended_s
-        attempt.settled = attempt_of(attempt, origin_s, end_s, outcome, detail, cost_usd)
+        attempt.settled = attempt_of(
+            attempt, origin_s, end_s=end_s, outcome=outcome, detail=detail, cost_usd=cost_usd
+        )
         self._notice(attempt)
         return attempt.settled
 
 
 def attempt_of(
-    attempt: Attempt, origin_s: float, end_s: float, outcome: str, detail: str, cost_usd: float
+    attempt: Attempt, origin_s: float, *, end_s: float, outcome: str, detail: str, cost_usd: float
 ) -> AttemptRecord:
     """An attempt as the line people see."""
     return AttemptRecord(

@@ -245,7 +245,8 @@ class Health:
         pools dead and 100 requests a second of 2 s each: at a half 98 of 100 requests fail, because
         two failures each use up the retries; so none does.
         """
-        able, unable = [], []
+        able: list[str] = []
+        unable: list[str] = []
         for pool in pools:
             (unable if self.reason(pool, now_s) else able).append(pool)
         if not unable:

@@ -121,7 +121,7 @@ class KeyRequired:
 
 def _listed(catalogue: Catalogue) -> list[dict[str, object]]:
     """The models in OpenAI's form; it wants to know when each was made, and nobody does."""
-    listed = {AUTO: {"models": catalogue.names}}
+    listed: dict[str, dict[str, object]] = {AUTO: {"models": catalogue.names}}
     listed |= {model.name: _figures(model, catalogue) for model in catalogue.models}
     form = {"object": "model", "created": 0, "owned_by": "fairlead"}
     return [{"id": name, **form, "fairlead": figures} for name, figures in listed.items()]
@@ -141,5 +141,5 @@ def _json(value: object) -> Response:
 
 
 async def _refused(_: Request, error: Exception) -> Response:
-    status, _, headers = response_of(error)
-    return Response(error_body(error), status, JSON | headers)
+    found = response_of(error)
+    return Response(error_body(error), found.status, {**JSON, **found.headers})

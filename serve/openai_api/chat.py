@@ -162,7 +162,7 @@ class Reply:
             await self.finish(self._writer.broken(error))
         else:
             status, _, headers = response_of(error)
-            await self.whole(status, JSON | headers, error_body(error))
+            await self.whole(status, {**JSON, **headers}, error_body(error))
 
 
 async def read_content(receive: Receive, bytes_max: int) -> bytes:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import base64
 import binascii
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from msgspec import Meta, Struct, defstruct, structs
 
@@ -38,7 +38,7 @@ INT64_MAX = 2**63 - 1
 NOT_IN_OPTIONS = {"prompt_tokens"}
 
 
-def _option(hint: object) -> object:
+def _option(hint: Any) -> Any:
     """The type of an option in JSON, from the type of the field it stands for."""
     kinds = get_args(hint) or (hint,)
     if int in kinds:
@@ -48,14 +48,15 @@ def _option(hint: object) -> object:
     return Preference | None if SaidPreference in kinds else hint | None
 
 
-def _struct(name: str, of: type, *others: tuple[str, object, object]) -> type[Struct]:
+def _struct(name: str, of: type) -> Any:
     """An object of JSON with the fields of a dataclass, any of which may be left out."""
     hints = get_type_hints(of).items()
     own = [(field, _option(hint), None) for field, hint in hints if field not in NOT_IN_OPTIONS]
-    return defstruct(name, [*own, *others], forbid_unknown_fields=True, module=__name__)
+    return defstruct(name, own, forbid_unknown_fields=True, module=__name__)
 
 
-Preference = _struct("Preference", SaidPreference)
+Preference: Any = _struct("Preference", SaidPreference)
+RouteOptions: Any = _struct("RouteOptions", RouteFields)
 
 
 class Cascade(Struct, forbid_unknown_fields=True):
@@ -64,11 +65,11 @@ class Cascade(Struct, forbid_unknown_fields=True):
     confidence_min: float
 
 
-# The field `fairlead`. Bounds are checked where requests over gRPC are, too.
-Options = _struct(
-    "Options", RouteFields, ("cascade", Cascade | None, None), ("fan_out", int | None, None)
-)
-ROUTE_OPTIONS = set(Options.__struct_fields__) - {"cascade", "fan_out"}
+class Options(RouteOptions):
+    """The field `fairlead`. Bounds are checked where requests over gRPC are, too."""
+
+    cascade: Cascade | None = None
+    fan_out: int | None = None
 
 
 class Message(Struct):
@@ -146,9 +147,9 @@ def read_chat(content: bytes, catalogue: Catalogue) -> Chat:
     )
 
 
-def _route(chat: ChatBody, options: Struct, catalogue: Catalogue) -> pb.RouteRequest:
+def _route(chat: ChatBody, options: Options, catalogue: Catalogue) -> pb.RouteRequest:
     """Who asks and what matters. A field of None is a field not set, to protobuf."""
-    said = {name: getattr(options, name) for name in ROUTE_OPTIONS}
+    said = {name: getattr(options, name) for name in RouteOptions.__struct_fields__}
     if options.preference:
         said["preference"] = pb.Preference(**structs.asdict(options.preference))
     if options.criticality:
@@ -159,7 +160,7 @@ def _route(chat: ChatBody, options: Struct, catalogue: Catalogue) -> pb.RouteReq
     return pb.RouteRequest(text=text, **said)
 
 
-def _allowed(model: str | None, options: Struct, catalogue: Catalogue) -> list[str] | None:
+def _allowed(model: str | None, options: Options, catalogue: Catalogue) -> list[str] | None:
     if model in (None, AUTO):
         return options.allowed_models
     if model not in catalogue.column_of:

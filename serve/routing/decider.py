@@ -46,7 +46,7 @@ Refusals = dict[int, ServeError]  # by position in the batch
 class Decided:
     """A scored batch: a decision or an error per request, in order, and what to log."""
 
-    replies: list[pb.Decision | ServeError]
+    replies: list[pb.Decision | Exception]
     log: DecisionBatch | None
     counted: DecidedBatch | None = None  # for telemetry: those shed, too
 

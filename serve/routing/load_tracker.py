@@ -84,14 +84,14 @@ class LoadTracker:
         sent, work_s = self._since
         left = live.queued + sent - live.running * since_s / latency_s
         waiting = np.where(live.reported, left, 0.0)
-        crowded = 1.0 + np.maximum(0.0, waiting) / live.running
+        lengthened = 1.0 + np.maximum(0.0, waiting) / live.running
         filled = live.n_routers / live.ready / self._full() / FILL_S
         per_work = np.where(live.loaded, filled, 0.0)
         gone = np.where(live.loaded, live.load * since_s / FILL_S, 0.0)
         load = np.maximum(0.0, live.load + work_s * per_work - gone)
         priced = multiples(live.log_price, load, self._options.ascent)
         return PoolLoad(
-            latency_ms=live.pool_latency_ms * crowded,
+            latency_ms=live.pool_latency_ms * lengthened,
             waiting=waiting,
             load=load,
             multiple=np.where(live.loaded, priced, 0.0),

@@ -158,7 +158,7 @@ def place(
     late = np.maximum(preference[:, 0], QUALITY_WEIGHT_MIN).tolist()
     for i, model in enumerate(chosen.tolist()):
         if len(several.get(model, ())) > 1:
-            pools[i] = placer.take(several[model], fixed[i], latency[i], late[i], work[i])
+            pools[i] = placer.take(several[model], fixed[i], latency[i], late=late[i], work=work[i])
     return pools
 
 

@@ -5,7 +5,7 @@ Nothing is decided here: what is written was decided in `router`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,7 +88,7 @@ def write_decisions(
 
 def no_model_fits(one: RouteInput, row: int, choices: Choices, live: Live) -> NoModelFits:
     """Say of every model why it was out."""
-    why = {
+    why: dict[Verdict, Callable[[int], str]] = {
         Verdict.NOT_ALLOWED: lambda j: "not allowed",
         Verdict.TOO_DEAR: lambda j: (
             f"predicted cost ${choices.cost_usd[row, j]:.3g} is above cost_usd_max "

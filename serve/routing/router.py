@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +73,7 @@ class RequestBatch:
         return _taken(self, rows)
 
 
-def columns(inputs: Sequence[RouteFields]) -> dict[str, NDArray]:
+def columns(inputs: Sequence[RouteFields]) -> dict[str, NDArray[Any]]:
     """The columns (n,) of the fields that are declared to have one, by name."""
     found = {}
     for name, (unsaid, dtype) in COLUMNS.items():
@@ -82,7 +82,7 @@ def columns(inputs: Sequence[RouteFields]) -> dict[str, NDArray]:
     return found
 
 
-def unsaid_columns(n: int) -> dict[str, NDArray]:
+def unsaid_columns(n: int) -> dict[str, NDArray[Any]]:
     """The same of n requests that say nothing."""
     return {name: np.full(n, unsaid, dtype) for name, (unsaid, dtype) in COLUMNS.items()}
 
@@ -161,7 +161,7 @@ def route(
     propensity = policy.probabilities(scores)
     propensity = capped(propensity, eligible, live.n_proving, NEWCOMERS)
     chosen = draw(propensity, uniform[:, 0])
-    least = _least_multiple(pool_load.multiple * _crowded(pool_load.load), eligible, live)
+    least = _least_multiple(pool_load.multiple * _utilisation(pool_load.load), eligible, live)
     shed = shed_share(least, requests.criticality) if live.priced else 0.0
     pool = place(chosen, charged, weights, live, pool_load)
     return Choices(
@@ -310,7 +310,7 @@ def _with_replicas(
     return able & ~gone
 
 
-def _crowded(load: Floats) -> Floats:
+def _utilisation(load: Floats) -> Floats:
     """0 where a pool has room, 1 where it is full.
 
     Prices fall later than loads, and nobody is to be refused where there is room again.

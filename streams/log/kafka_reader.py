@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import LogTruncationError, OffsetOutOfRangeError
@@ -126,7 +126,7 @@ class KafkaReader:
 
     def _raise_truncated(
         self, consumer: KafkaConsumer, place: TopicPartition, cause: Exception
-    ) -> None:
+    ) -> NoReturn:
         """Raise LogTruncated with what the partition holds now, or LogUnavailable."""
         wanted = self._next[place.partition]
         try:

@@ -27,7 +27,7 @@ CREATE TABLE IF NOT EXISTS records (
     topic TEXT NOT NULL, offset INTEGER NOT NULL, appended_at_ms INTEGER NOT NULL,
     key BLOB, value BLOB, PRIMARY KEY (topic, offset)) WITHOUT ROWID;
 """
-# How long a reader rests before looking again. Twenty looks a second cost under 1 % of a core.
+# How long a reader pauses between looks. Twenty looks a second cost under 1 % of a core.
 POLL_S = 0.05
 CHUNKS_PER_CALL = 64  # of records that retention drops
 OPEN_S_MAX = 30.0  # to wait for other processes that use the file

@@ -208,7 +208,7 @@ class FleetState:
         """The tables, unpacked at the first call."""
         if self._unread:
             try:
-                packed = _decode_packed(self._packed)
+                packed = _decode_packed(self._packed or b"")
                 decode = READERS[packed.format]
                 self._tables, self._raw = decode(packed.tables), packed.slots
             except (msgspec.MsgspecError, KeyError, RecursionError) as error:

@@ -292,8 +292,8 @@ def _pool_view(
     reports = live(received, now_ms)
     last = max(received, key=lambda r: r.received_ms, default=None)
     newest, alive = last and last.record, reports.replicas
-    same = ("tokens", "attempts", "answered", "failed", "cancelled", "retried", "hedged")
-    same += ("escalated", "rerouted", "ejections", "refusals")
+    same = ["tokens", "attempts", "answered", "failed", "cancelled", "retried", "hedged"]
+    same += ["escalated", "rerouted", "ejections", "refusals"]
     return PoolView(
         model=newest.model if newest else "",
         gpu=newest.gpu if newest else "",
@@ -315,8 +315,10 @@ def _pool_view(
 
 
 def _by_state(alive: Sequence[PoolState], gone: int) -> dict[str, int]:
-    states = Counter(r.state for r in alive)
-    return dict(sorted({**states, **({"gone": gone} if gone else {})}.items()))
+    states: dict[str, int] = Counter(r.state for r in alive)
+    if gone:
+        states["gone"] = gone
+    return dict(sorted(states.items()))
 
 
 def _percentiles(buckets: Buckets, counts: Mapping[int, int]) -> Percentiles:

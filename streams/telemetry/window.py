@@ -205,10 +205,10 @@ class RouterWindow:
         classes = [self._class(name) for name in number_of]
         of = np.fromiter(map(number_of.__getitem__, tenants), np.intp, len(tenants))
         shed = np.concatenate([batch.shed for batch in batches])
-        counts = {"arrivals": np.bincount(of), "shed": _sums(of, shed)}
-        for found, total, *each in zip(classes, _sums(of, tokens), *counts.values(), strict=True):
+        counts = {"arrivals": np.bincount(of).tolist(), "shed": _sums(of, shed)}
+        for i, (found, total) in enumerate(zip(classes, _sums(of, tokens), strict=True)):
             found.prompt_tokens += total
-            found.counts.update(dict(zip(counts, map(int, each), strict=True)))
+            found.counts.update({name: sums[i] for name, sums in counts.items()})
         self._count_demand(classes, of, tokens, batches)
         known = tokens > 0
         width = TOKENS.last + 1

@@ -6,7 +6,7 @@ The one rule: what it asks is cheap, or asked rarely; nothing here raises.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from streams.alarms import Board
 from streams.errors import LogUnavailable
@@ -21,13 +21,14 @@ ASK_MS = 15_000  # between questions to the log
 REFUSED_MIN, REFUSED_MS = 10, 30_000
 STUCK_MS = 60_000
 SAID_MS = 3_600_000  # what happens once is said for so long
+What = TypeVar("What")
 
 
-class _Mark(NamedTuple):
+class _Mark(NamedTuple, Generic[What]):
     """How things stood at a time."""
 
     at_ms: int
-    what: object
+    what: What
 
 
 class Watcher(Protocol):
@@ -62,9 +63,10 @@ class Watch:
     def __init__(self, board: Board, log: Log, share: Share, now_ms: Callable[[], int]) -> None:
         self._board, self._log, self._share, self._now_ms = board, log, share, now_ms
         self._looked_ms = self._asked_ms = 0
-        self._accepted = self._moved_on = _Mark(0, None)
-        self._relearning = _Mark(0, None)
-        self._counted: dict[str, _Mark] = {}
+        self._accepted: _Mark[tuple[int, int] | None] = _Mark(0, None)
+        self._moved_on: _Mark[Mapping[int, int] | None] = _Mark(0, None)
+        self._relearning: _Mark[str | None] = _Mark(0, None)
+        self._counted: dict[str, _Mark[int]] = {}
 
     def look(self, state: State, unreadable: str | None) -> None:
         """Look, if it is time to."""
@@ -111,7 +113,7 @@ class Watch:
         n, mark = counts.get(name, 0), self._counted.get(name)
         if mark is None or now_ms - mark.at_ms > SAID_MS:
             mark = self._counted[name] = _Mark(now_ms, n)
-        return n - int(mark.what)
+        return n - mark.what
 
     def _ask(self, state: State, now_ms: int) -> None:
         try:

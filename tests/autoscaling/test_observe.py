@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from pools_told import told
+from reporting_pools import told
 
 from infra.autoscaling.contract import Demand, Observed, PoolCondition
 from infra.autoscaling.live.observe import DEVIATIONS, RECENT_MS, observe

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_up import ENCODER
-from pools_told import told
+from reporting_pools import told
 from states import learn
 
 from infra.autoscaling.live.site_scaling import PRIOR_WEIGHT, observe_site, planner_of, scaling_of

@@ -142,25 +142,25 @@ class Wanting:
         return Plan(replicas={"large-h200": 1}, routers=1, lines=("one more",))
 
 
-def made(settings, heard_s: float = 3.0):
+def made(settings, silence_s: float = 3.0):
     """Both forms of a short run, the live one made up: it has the simulated one's replicas."""
     asked, scaler = arrivals(PHASES, 3), Wanting()
-    clock = OnClock(scaler, BEGAN_MS - round(heard_s * 1000))
-    run = run_simulated(settings, asked.later(heard_s), clock, 3)
+    clock = OnClock(scaler, BEGAN_MS - round(silence_s * 1000))
+    run = run_simulated(settings, asked.later(silence_s), clock, 3)
     seen = Seen(dispatched=int(asked.dispatched.sum()), within=5, decisions=40)
     seen.undecided, seen.lost = ["a"], ["b", "b"]
     counts = [
         ReplicaCount(float(at_s), {"small-l40s": 1, "large-h200": int(at_s >= 13.0)})
         for at_s in np.arange(0.0, 34.0, 0.5)
     ]
-    return asked, run, Live(seen, counts, ["1 s: x"], BEGAN_MS, heard_s), scaler
+    return asked, run, Live(seen, counts, ["1 s: x"], BEGAN_MS, silence_s), scaler
 
 
 def test_simulated_planner_is_told_the_live_clock(settings):
     """
     Forecasts know minutes of the clock: in another phase they would be others.
     """
-    _, _, _, scaler = made(settings, heard_s=3.0)
+    _, _, _, scaler = made(settings, silence_s=3.0)
 
     assert scaler.told_s[2] == pytest.approx(BEGAN_MS / 1000)  # 3 s after its beginning
     assert abs(UNIX_MS - BEGAN_MS) > 1e6
@@ -170,7 +170,7 @@ def test_both_forms_are_on_the_same_times(settings):
     """
     The silence before is left out: at 0 the first phase begins, in both.
     """
-    asked, run, live, _ = made(settings, heard_s=3.0)
+    asked, run, live, _ = made(settings, silence_s=3.0)
 
     real, made_up = curves(live, run, asked)
 

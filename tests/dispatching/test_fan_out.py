@@ -12,7 +12,7 @@ from made_up_endpoint import FakeEndpoint, Script, answers, failed
 from serve.dispatch.answers import DispatchInput, Ended, Routed
 from serve.dispatch.budget import HedgeOptions, RetryOptions
 from serve.dispatch.dispatcher import DispatchOptions
-from serve.dispatch.fan_out import WAITING_MAX
+from serve.dispatch.strategies.fan_out import WAITING_MAX
 from serve.errors import AnswerBroken, InvalidRequest, NoAnswer
 from serve.proto.fairlead.v1 import router_pb2 as pb
 

@@ -56,7 +56,7 @@ def performances(draw, *, exact: bool) -> Performance:
             "per_prompt_token_s": draw(st.sampled_from([0.0, 0.0, 1 / 256])),
             "request_s": draw(st.sampled_from([0.0, 1 / 16])),
             "request_per_prompt_token_s": draw(st.sampled_from([0.0, 1 / 256])),
-            "request_crowd_s": 0.0,  # a root is not exact
+            "request_contention_s": 0.0,  # a root is not exact
             "experts_s": draw(st.sampled_from([0.0, 1 / 16])),
             "expert_share": 1.0,
         }
@@ -69,7 +69,7 @@ def performances(draw, *, exact: bool) -> Performance:
             "per_prompt_token_s": draw(ms) / 4,
             "request_s": draw(ms),
             "request_per_prompt_token_s": draw(ms) / 16,
-            "request_crowd_s": draw(ms),
+            "request_contention_s": draw(ms),
             "experts_s": draw(ms),
             "expert_share": 0.1,
         }
@@ -246,7 +246,7 @@ def test_the_front_end_takes_longer_for_long_prompts_and_in_a_crowd():
     """
     1/1024 s per prompt token, and 1/4 s times the root of how many are in the server.
     """
-    of = performance(request_per_prompt_token_s=TICK_S, request_crowd_s=0.25)
+    of = performance(request_per_prompt_token_s=TICK_S, request_contention_s=0.25)
     engine, crowded = Engine(of), Engine(of)
 
     engine.submit("a", 512, 1, 1.0)

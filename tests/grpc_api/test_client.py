@@ -337,13 +337,21 @@ def test_what_is_not_said_is_not_sent_and_zero_is(client, router):
     assert empty.HasField("preference")
 
 
-def test_keyword_arguments_are_the_fields_of_an_outcome():
-    fields = {field.name: field.type for field in dataclasses.fields(messages.Outcome)}
-    keywords = {
-        name: type_.__forward_arg__
-        for name, type_ in messages.OutcomeValues.__annotations__.items()
-    }
-    assert keywords == {name: fields[name] for name in fields.keys() - {"ticket"}}
+@pytest.mark.parametrize(
+    ("keywords", "of", "beside"),
+    [
+        (messages.OutcomeValues, messages.Outcome, "ticket"),
+        (messages.RequestOptions, messages.Request, "text"),
+    ],
+)
+def test_keyword_arguments_are_the_fields_of_what_they_make(keywords, of, beside):
+    """
+    An editor completes and checks them by this declaration, so it has each field and its type.
+    """
+    annotated = re.compile(r"Annotated\[([^,]+),.*")  # what is checked of a field is no concern
+    fields = {f.name: annotated.sub(r"\1", f.type) for f in dataclasses.fields(of)}
+    said = {name: kind.__forward_arg__ for name, kind in keywords.__annotations__.items()}
+    assert said == {name: fields[name] for name in fields.keys() - {beside}}
 
 
 @pytest.mark.parametrize(

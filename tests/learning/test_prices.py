@@ -43,7 +43,7 @@ some_options = st.builds(
     damping=st.floats(0.0, 2.0),
     multiple_max=st.floats(1.0, 1e3),
     load_max=st.floats(1.5, 50.0),
-    crowd_max=st.floats(1.5, 50.0),
+    damped_load_max=st.floats(1.5, 50.0),
 )
 Demand = Callable[[np.ndarray], np.ndarray]  # multiples (R,) → loads (R,)
 
@@ -773,7 +773,7 @@ def test_with_nowhere_else_to_go_just_enough_are_refused(asked, top, lag_s, dela
 
 
 @pytest.mark.parametrize(
-    "broken", [{"step_per_s": 0.0}, {"damping": -0.1}, {"load_max": 1.0}, {"crowd_max": 1.0}]
+    "broken", [{"step_per_s": 0.0}, {"damping": -0.1}, {"load_max": 1.0}, {"damped_load_max": 1.0}]
 )
 def test_options_that_can_not_work_are_a_broken_invariant(broken):
     """

@@ -35,7 +35,7 @@ from infra.status.status import look
 from serve.deploy.deployment import now_ms
 from streams.training.trainer import LEARNED, SPENT
 
-PROGRAM = Path(__file__).parents[1] / "support" / "openai_program.py"
+PROGRAM = Path(__file__).parents[1] / "support" / "servers" / "openai_program.py"
 PATIENCE_S = 60.0
 WORDS = 20
 POOL = "small-h100"  # of two replicas

@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from pools_told import WORKING, requests, told, view, working
+from reporting_pools import WORKING, requests, told, view, working
 from router_bench import NOON_MS
 
 from learners.policies.greedy import Greedy

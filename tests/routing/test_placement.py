@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pools_told import WORKING, requests, told, view, working
+from reporting_pools import WORKING, requests, told, view, working
 from router_bench import NOON_MS
 
 from learners.policies.greedy import Greedy

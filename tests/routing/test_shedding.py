@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from pools_told import told, view, working
+from reporting_pools import told, view, working
 from router_bench import EMBEDDINGS, NOON_MS, embedding
 
 from learners.policies.greedy import Greedy

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from test_load_gauge import FAST
+from emulated import PERFORMANCE
 
 from infra.capacity.latency_target import LatencyTarget
 from infra.emulator.engine import Engine
@@ -20,7 +20,7 @@ def test_a_report_has_the_engines_gauges_and_what_it_made_since_the_last_one():
     """
     Of a replica that starts there is no load; power is energy over the time that passed.
     """
-    engine = Engine(replace(FAST, kv_tokens_max=10_000))
+    engine = Engine(replace(PERFORMANCE, fixed_s=0.01, kv_tokens_max=10_000))
     meter = ReplicaMeter(ReplicaIdentity(pool="p", model="m", replica="r"), engine, LatencyTarget())
     first = meter.report(REPORTER, REPORTER.window(1000), "starting", 1.0)
     meter.count_request(1000, 500)

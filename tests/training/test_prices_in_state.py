@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import ENCODER, MEMORY, NOW_MS
 from memory_log import MemoryLog, Storage
-from pools_told import told
+from reporting_pools import told
 from sharded import OPTIONS as SHARDED
 from sharded import Site, finish, written
 

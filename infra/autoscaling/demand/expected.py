@@ -180,4 +180,4 @@ class ExpectedDemand:
         one.rate = one.rate if rate is None else rate
         if one.rate > 0.0:
             one.requested_s = at_s
-        one.forecast.observe(at_s, one.rate)
+        one.forecast.observe(at_s, rate=one.rate)

@@ -96,7 +96,7 @@ class Forecast:
         self._made: list[deque[list[float]]] = [deque(maxlen=h) for h in HORIZONS]
         self._errors: list[deque[float]] = [deque(maxlen=options.errors_kept) for _ in HORIZONS]
 
-    def observe(self, at_s: float, rate: float) -> None:
+    def observe(self, at_s: float, *, rate: float) -> None:
         """The rate over the minute before `at_s`. One without an observation is as the last."""
         assert math.isfinite(rate) and rate >= 0.0, "what is not a rate is left out before"
         now = int(at_s // BIN_S)

@@ -24,6 +24,7 @@ from learners.estimates import ema
 from learners.estimates.ema import Means
 from learners.targets import Target
 from serve.routing.catalogue import Catalogue
+from serve.routing.placement import PlacementOptions
 from streams.errors import SnapshotDamaged
 from streams.training.snapshots import Manifest, Store
 from streams.training.state import load_fleet, load_means, prices_of
@@ -85,7 +86,7 @@ def planner_options(settings: Settings) -> PlannerOptions:
     scaling = settings.scaling()
     return PlannerOptions(
         routers=RouterOptions(least=scaling.routers_min, most=scaling.routers_max),
-        sizing=SizingOptions(value_usd=settings.prices.value_usd),
+        sizing=SizingOptions(value_usd=settings.options(PlacementOptions).value_usd),
     )
 
 

@@ -12,7 +12,7 @@
     to_zero_and_back         whether a pool had replicas, then none, then some again, live
 
 The planner's forecasts know minutes of the clock, and means are over the minute before: the
-simulated one is told the same clock, and begins with as much silence as there was live. What the
+simulated one has the same clock, and begins with as much silence as there was live. What the
 two do not share is how long Ray takes to start a process, noise in telemetry, and chance in
 routing. The quick form ends before anything could be idle for long enough: nothing goes to zero.
 
@@ -52,6 +52,8 @@ from load.demo.replay import Connect
 from load.simulation.loop.results import Run
 from load.simulation.machines.fleet import UNIX_MS
 from load.simulation.simulation import SimulationOptions, simulate
+from serve.routing.placement import PlacementOptions
+from serve.routing.request import PreferenceDefaults
 
 LOW, HIGH = 2.0, 14.0  # dispatched requests a second
 PROBLEMS_MAX = 5
@@ -61,7 +63,7 @@ PROBLEMS_MAX = 5
 class AutoscalingBench:
     """How much load, for how long."""
 
-    # The means that demand is told by are a minute long, and idle is who asks nothing for a while.
+    # Demand is a mean over a minute, and idle is who asks nothing for a while.
     phases: tuple[Phase, ...] = (
         Phase(seconds=30.0, dispatched_per_s=LOW),
         Phase(seconds=60.0, dispatched_per_s=HIGH),
@@ -93,12 +95,12 @@ def measure(
         path = Path(folder) / "fairlead.toml"
         path.write_text(settings_toml(Path(folder), options.port))
         settings = read_settings(path)
-        planning = planner_options(settings.prices.value_usd)
+        planning = planner_options(settings.options(PlacementOptions).value_usd)
         # Made before anything is learned: as the live one, of what is stated.
         planner = planner_of(LocalSite.of(settings, path), {}, planning)
         live = run_live(settings, path, planning, asked, connect, say)
     say("the same in virtual time …")
-    before_s = live.heard_s
+    before_s = live.silence_s
     clock = OnClock(planner, live.began_ms - round(before_s * 1000.0))
     run = run_simulated(settings, asked.later(before_s), clock, options.seed)
     real, made_up = curves(live, run, asked)
@@ -112,7 +114,7 @@ def measure(
 
 @dataclass(frozen=True, slots=True)
 class OnClock:
-    """A scaler of a simulation that is told another clock: one that began at a Unix time."""
+    """A scaler of a simulation on another clock: one that began at a Unix time."""
 
     scaler: Scaler
     began_ms: int
@@ -126,7 +128,7 @@ class OnClock:
 def run_simulated(settings: Settings, asked: Arrivals, scaler: Scaler, seed: int) -> Run:
     """The same requests, fleet, prices and targets; telemetry and plans as often as live."""
     replica = settings.deployment().replica
-    wants = settings.preference
+    wants = settings.options(PreferenceDefaults)
     options = SimulationOptions(
         target=settings.target(),
         preference=(wants.quality, wants.cost, wants.latency, wants.energy),
@@ -153,7 +155,7 @@ def curves(live: Live, run: Run, asked: Arrivals) -> tuple[Curves, Curves]:
     """Ready replicas of both forms, every second of the same stretch."""
     grid_s = np.arange(0.0, asked.seconds + TAIL_S)
     series = run.replicas
-    places = np.searchsorted(series.at_s, live.heard_s + grid_s, side="right") - 1
+    places = np.searchsorted(series.at_s, live.silence_s + grid_s, side="right") - 1
     of = dict(zip(series.pools, series.ready[places].T.astype(np.float64), strict=True))
     made_up = {pool: of[pool] for pool in POOLS}
     return Curves(grid_s, sampled(live.counts, tuple(POOLS), grid_s)), Curves(grid_s, made_up)
@@ -189,8 +191,8 @@ def summary(live: Live, run: Run, real: Curves, made_up: Curves, asked: Arrivals
         "scaled_down": int(sum(np.clip(-change, 0, None).sum() for change in changes.values())),
         "to_zero_and_back": any(to_zero_and_back(one) for one in real.replicas.values()),
         "problems": sorted({*seen.lost, *seen.broken, *seen.undecided})[:PROBLEMS_MAX],
-        "silence_before_s": round(live.heard_s, 1),
-        "plan_lines": {"live": live.lines, "simulated": _sooner(run.lines, live.heard_s)},
+        "silence_before_s": round(live.silence_s, 1),
+        "plan_lines": {"live": live.lines, "simulated": _sooner(run.lines, live.silence_s)},
     }
 
 

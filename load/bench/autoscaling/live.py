@@ -54,7 +54,7 @@ CONNECTIONS = 2
 START_S_MAX, ANSWER_S_MAX, DECISION_S_MAX = 90.0, 60.0, 5.0
 LOOK_S = 0.5  # between looks at the replicas
 TAIL_S = 5.0  # in which the last answers come
-FIRST_MODEL = "small"  # readiness is tried on it: a wish for the other would start a replica
+FIRST_MODEL = "small"  # readiness is tried on it: demand for the other would start a replica
 
 
 @dataclass(slots=True)
@@ -77,7 +77,7 @@ class Live:
     counts: list[ReplicaCount]
     lines: list[str]  # of plans, each with its time
     began_ms: int  # Unix time
-    heard_s: float  # of the minute before, in which telemetry told that nobody asked
+    silence_s: float  # of the minute before, in which telemetry reported no requests
 
 
 def run_live(
@@ -115,18 +115,18 @@ async def _phases(
     try:
         await callers.ready()
         say(f"{len(asked.at_s)} requests in {asked.seconds:.0f} s …")
-        heard_s = _heard_s(up, now_ms())
+        silence_s = _silence_s(up, now_ms())
         began_ms, began_s = now_ms(), time.perf_counter()
         with recording(LOOK_S, lambda: time.perf_counter() - began_s) as counts:
             seen = await callers.ask_all(asked, began_s)
             rest_s = began_s + asked.seconds + TAIL_S - time.perf_counter()
             await asyncio.sleep(max(0.0, rest_s))
-        return Live(seen, list(counts), _lines(up, began_ms), began_ms, heard_s)
+        return Live(seen, list(counts), _lines(up, began_ms), began_ms, silence_s)
     finally:
         await asyncio.gather(*(channel.close() for channel in (*deciding, *dispatching)))
 
 
-def _heard_s(up: Running, at_ms: int) -> float:
+def _silence_s(up: Running, at_ms: int) -> float:
     """Seconds of the last minute that telemetry is of, as the newest snapshot has it."""
     store = up.site.store()
     newest = store.newest()

@@ -5,13 +5,13 @@
     settings      ─▶ fleet, prices, targets: for both
     planner_options ─▶ the same planner: for both
 
-Two models in three pools. Short prompts wish for the large model, long ones for the small: with
+Two models in three pools. Short prompts prefer the large model, long ones the small: with
 every token of the prompt the large one costs more, and it is better by the same 0.2 points. Reading
 prompts is what fills replicas here, so a few requests a second exhaust them and answers of sixteen
 tokens do: engines run at their own speed, and two cores carry all of it.
 
 The small model has an L40S always; beyond two of them there are H100s, which cost more and carry
-more. The large one has no replica unless somebody wishes for it.
+more. The large one has no replica unless there is demand for it.
 
 A planner of minutes would sleep through a bench of minutes. `planner_options` says which of its
 times are shorter here than by default.

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 
 from learners.estimates.ema import FIGURE_UNITS, FIGURES
 from learners.estimates.learned import Learned, MemoryOptions
 from learners.outcomes import Outcomes
-from learners.policies import policy as policies
-from learners.targets import COST_USD_MIN, N_TARGETS, Target, log_ratio, to_fixed
+from learners.policies.greedy import Greedy
+from learners.policies.policy import POLICIES as REGISTERED
+from learners.policies.policy import Policy
+from learners.targets import COST_USD_MIN, N_TARGETS, Target, ratio, to_fixed
 from load.bench.decisions import baselines
 from load.bench.decisions.orders import Orders
 from load.bench.decisions.served import (
@@ -35,18 +38,19 @@ RANDOM, FULL_INFORMATION = "random", "full_information"
 BATCH_MAX = 512  # of full information
 STAGES = 8  # full information is learned again so many times along a stream
 
+
+def _with(policy: type[Policy]) -> ServedOptions:
+    return ServedOptions(policy=policy())
+
+
 # Fairlead with another policy, and with a part of its estimates left out.
 POLICIES: dict[str, Callable[[], ServedOptions]] = {
-    "greedy": lambda: ServedOptions(policy=policies.Greedy()),
-    "epsilon_greedy": lambda: ServedOptions(policy=policies.EpsilonGreedy()),
-    "linucb": lambda: ServedOptions(policy=policies.LinUcb()),
-    "thompson": lambda: ServedOptions(policy=policies.Thompson()),
-    "squarecb": lambda: ServedOptions(policy=policies.SquareCb()),
+    name.replace("-", "_"): partial(_with, policy) for name, policy in REGISTERED.items()
 }
 ABLATIONS: dict[str, Callable[[], ServedOptions]] = {
     "without_neighbours": without_neighbours,
     "without_ridge": without_ridge,
-    "without_exploration": lambda: ServedOptions(policy=policies.Greedy()),
+    "without_exploration": partial(_with, Greedy),
 }
 VARIANTS: Mapping[str, Callable[[], ServedOptions]] = {
     FAIRLEAD: ServedOptions,
@@ -98,7 +102,7 @@ def full_information(orders: Orders, order: int, penalties: tuple[float, ...]) -
     encoder = identity(encoder_for(stream.embeddings.shape[1]))
     catalogue, learned = catalogue_of(names, stream.price_usd), Learned(MemoryOptions())
     contexts = served_contexts(stream.embeddings, stream.prompt_tokens)
-    chooser = Chooser(policies.Greedy(), PlacementOptions(), np.random.default_rng([order, 11]))
+    chooser = Chooser(Greedy(), PlacementOptions(), np.random.default_rng([order, 11]))
     chosen = np.zeros((len(penalties), n), np.intp)
     for rows in np.array_split(np.arange(n), STAGES):
         learned.history.settle()
@@ -132,7 +136,7 @@ def _answers(
     targets = np.zeros((n, N_TARGETS))
     targets[:, Target.QUALITY] = orders.table.quality[picked, column]
     stated = np.full(n, orders.price_usd[column])
-    targets[:, Target.COST] = log_ratio(cost, stated, COST_USD_MIN)
+    targets[:, Target.COST] = ratio(cost, stated, COST_USD_MIN)
     figures = np.zeros((n, len(FIGURES)))
     figures[:, FIGURES.index("cost_usd")] = cost
     return Outcomes(

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.estimates.learned import MemoryOptions
-from learners.policies.policy import Policy, SquareCb
+from learners.policies.policy import Policy, default_policy
 from load.bench.decisions.streams import Floats, Rows, Stream
 from serve.encoders import Encoder, EncoderOptions, identity, make_encoder
 from serve.encoders.projections import FITTED_DIMS
@@ -51,7 +51,7 @@ EAGER_DECISIONS = 1024  # until so many a view is made for every batch
 class ServedOptions:
     """A variant of the router; the default is what a new installation does."""
 
-    policy: Policy = field(default_factory=SquareCb)
+    policy: Policy = field(default_factory=default_policy)
     live: LiveOptions = field(default_factory=LiveOptions)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
 

@@ -40,7 +40,7 @@ class IndependentPlanner(Planner):
         options: PlannerOptions,
     ) -> None:
         super().__init__(fleet, rates, target, quality, options)
-        self._rates, self._target = rates, target
+        self._target = target
         self._decided = ExpectedDemand(options.expected)
 
     def required(
@@ -74,11 +74,14 @@ class IndependentPlanner(Planner):
         expected = self._decided.rates(required.lead_s[name]).get((CLASS, name))
         rate = expected.upper if expected else 0.0
         prompt, output = _lengths(self._demand, self._pools[name].model, options)
-        work_s, sized = rates.work_s(prompt, output), (rates, self._target, prompt, output)
+        work_s, target = rates.work_s(prompt, output_tokens=output), self._target
+        spread = {"output_tokens_mean": output, "cv2": options.cv2}
         needed = rate >= options.rate_least
-        n = replicas_for(rate * work_s, *sized, options.cv2) if needed else 0
+        n = replicas_for(rate * work_s, rates, target, prompt, **spread) if needed else 0
         required.replicas[name] = _take(name, n, limits, left)
-        required.load_max[name] = load_max(*sized, options.cv2, max(1, required.replicas[name]))
+        required.load_max[name] = load_max(
+            rates, target, prompt, **spread, replicas=max(1, required.replicas[name])
+        )
         required.rate[name], required.work_s[name] = rate, work_s
 
     def _begin(

@@ -210,7 +210,9 @@ def search(base: float, options: OverloadOptions, run_all: RunMultiples) -> list
     return sorted(tried, key=lambda one: one["multiple"])
 
 
-def summed_up(base: Base, tried: Sequence[dict], options: OverloadOptions) -> dict:
+def summed_up(
+    base: Base, tried: Sequence[dict[str, Any]], options: OverloadOptions
+) -> dict[str, Any]:
     """For JSON. Where no multiple holds, the least one is stated with what it reached."""
     held = [one for one in tried if one["within_target"] >= options.within_min]
     best = held[-1] if held else tried[0]

@@ -120,8 +120,8 @@ LONG_TARGET = LatencyTarget(ttft_s=10.0, ttft_s_per_1k_prompt_tokens=1.0, tpot_s
 class Preference:
     """Of every request, in points of quality; `per_usd` is set so that the trade-off matters.
 
-    The mixture of experts is nearly as cheap to serve as the 8B and better, so few requests wish
-    for the 8B: it is there for exploration, and for when capacity is dear.
+    The mixture of experts is nearly as cheap to serve as the 8B and better, so few requests
+    prefer the 8B: it is there for exploration, and for when capacity is dear.
     """
 
     quality: float = 1.0

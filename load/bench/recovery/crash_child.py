@@ -113,13 +113,14 @@ def _of_ours(frame: FrameType) -> str | None:
 def _of_the_system(frame: FrameType, arg: object) -> str | None:
     """A call of the operating system that changes files; those of a log are the log's own."""
     file, of = frame.f_code.co_filename, getattr(arg, "__self__", None)
-    if getattr(arg, "__name__", "") not in CHANGING or isinstance(of, io.BytesIO | io.StringIO):
+    name = getattr(arg, "__name__", "")
+    if name not in CHANGING or isinstance(of, io.BytesIO | io.StringIO):
         return None
     module = getattr(arg, "__module__", None) or type(of).__module__
     if module not in {"posix", "io", "_io"} or not file.startswith(OURS) or file.startswith(LOGS):
         return None
     directory = " directory" if "directory" in frame.f_code.co_name else ""
-    return f"{_asker(frame)}: {arg.__name__}{directory}"
+    return f"{_asker(frame)}: {name}{directory}"
 
 
 def _asker(frame: FrameType) -> str:

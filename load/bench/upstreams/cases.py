@@ -280,14 +280,14 @@ def _with_logprob(value: bytes) -> bytes:
     return raw((form % (json.dumps(TEXT), value.decode())).encode())
 
 
-def _call(id: str, name: str, arguments: str) -> dict[str, object]:
-    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
+def _call(call_id: str, name: str, arguments: str) -> dict[str, object]:
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def _part(index: int | None, id: str | None, name: str, arguments: str) -> dict[str, object]:
+def _part(index: int | None, call_id: str | None, name: str, arguments: str) -> dict[str, object]:
     """A delta with a part of one tool call."""
     function = {"arguments": arguments} | ({"name": name} if name else {})
     call: dict[str, object] = {"function": function}
     call |= {"index": index} if index is not None else {}
-    call |= {"id": id, "type": "function"} if id else {}
+    call |= {"id": call_id, "type": "function"} if call_id else {}
     return {"tool_calls": [call]}

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Literal
+from typing import Any, Literal
 
 Json = Mapping[str, object]
 
@@ -109,7 +109,7 @@ def chunk(delta: object = None, finish: str | None = None, **more: object) -> di
     return {**about, "choices": [{**choice, **beside}], **more}
 
 
-def said(text: str, **more: object) -> bytes:
+def said(text: str, **more: Any) -> bytes:
     """A token."""
     return event(chunk({"content": text}, **more))
 

@@ -15,6 +15,7 @@ import socket
 import struct
 from collections import Counter
 from collections.abc import Sequence
+from typing import Self
 
 from load.bench.upstreams.misbehaviour import (
     DONE,
@@ -40,7 +41,7 @@ class MisbehavingServer:
         self._server: asyncio.Server | None = None
         self.calls: Counter[str] = Counter()
 
-    async def __aenter__(self) -> MisbehavingServer:
+    async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         return self
 

@@ -10,7 +10,9 @@ sealed by the very classes that serve.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +24,7 @@ from serve.routing.live import Live
 from serve.routing.records import Decisions
 from serve.routing.router import Chooser, RequestBatch, unsaid_columns
 from streams.feedback.ticket import Issuer, Sealer
-from streams.telemetry.records import Telemetry
+from streams.telemetry.records import AnyTelemetry
 from streams.telemetry.window import Reporter, RouterGauges, RouterWindow
 
 Numbers = NDArray[np.intp]  # (n,) positions in the traffic
@@ -40,7 +42,7 @@ class Asking:
         """Requests of these numbers. All models are allowed; there are no limits."""
         n, traffic = len(numbers), self.traffic
         criticality = np.array(traffic.criticality, np.int8)
-        said = {
+        said: dict[str, Any] = {
             "prompt_tokens": traffic.prompt_tokens[numbers].astype(np.float64),
             "criticality": criticality[traffic.classes[numbers]],
         }
@@ -106,7 +108,7 @@ class VirtualRouter:
         """Their tickets."""
         return decisions.seal(self._sealer, self._issuer.take(len(decisions.tenants)))
 
-    def records(self, live: Live, decision_s: float, now_ms: int) -> list[Telemetry]:
+    def records(self, live: Live, decision_s: float, now_ms: int) -> Sequence[AnyTelemetry]:
         """The records of the window that ends now; `decision_s` of its time a decision took."""
         from_ms, to_ms = self._reporter.window(now_ms)
         busy_share = self._n_chosen * decision_s / ((to_ms - from_ms) / 1000.0)

@@ -22,7 +22,7 @@ from dataclasses import replace
 from serve.dispatch.answers import Ended, Event, Routed
 from serve.dispatch.backend import Usage
 from serve.dispatch.caller import AnswerState
-from serve.dispatch.one_answer import OneAnswer
+from serve.dispatch.strategies.one_answer import OneAnswer
 from serve.errors import ServeError
 
 logger = logging.getLogger(__name__)

@@ -22,9 +22,9 @@ from serve.dispatch.answers import Event, Routed, Streamed
 from serve.dispatch.attempt import Attempt, Place
 from serve.dispatch.backend import Piece
 from serve.dispatch.caller import AnswerState
-from serve.dispatch.one_answer import OneAnswer
 from serve.dispatch.race import Race
 from serve.dispatch.settlement import Settlement
+from serve.dispatch.strategies.one_answer import OneAnswer
 from serve.errors import AttemptFailed, DeadlinePassed
 
 

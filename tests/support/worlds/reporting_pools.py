@@ -1,4 +1,4 @@
-"""Views whose pools told telemetry of themselves, for tests of crowding, placement and shedding.
+"""Views whose pools reported telemetry, for tests of load, placement and shedding.
 
     told("near", load=0.5) ─▶ PoolState ─┐
     Price ─────────────────▶ Prices ─────┴─▶ view(...) ─▶ Live

@@ -46,10 +46,11 @@ class OneAnswer:
             first_ms = request.since_ms(self._now_s())
             came_s = self._now_s()
             yield self.routed(request, attempt)
-            while piece is not None:
-                yield Streamed(answer=request.answer, piece=piece)
+            more: Piece | None = piece
+            while more is not None:
+                yield Streamed(answer=request.answer, piece=more)
                 asked_s, paused_s = self._now_s(), came_s
-                piece = await attempt.more()
+                more = await attempt.more()
                 came_s = self._now_s()
                 if came_s - asked_s < READY_S:
                     attempt.held_up_s += asked_s - paused_s

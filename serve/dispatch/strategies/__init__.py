@@ -1,0 +1,4 @@
+"""How many models are asked for one request: one, a cheap one first (cascade), several (fan-out).
+
+May import `race`, `caller`, `settlement`, `attempt`, `answers`, `backend` and `errors`.
+"""
