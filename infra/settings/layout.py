@@ -21,6 +21,7 @@ from infra.capacity.latency_target import LatencyTarget
 from infra.settings.scaling_options import AutoscalingOptions
 from infra.settings.sections import Key, keys_of, model_of
 from infra.settings.site_options import LogChoice, ModelSize, PolicyChoice, PoolPlace, SiteOptions
+from learners.drift import DriftOptions
 from learners.estimates.estimator import BlendOptions
 from learners.estimates.history import HistoryOptions
 from learners.estimates.learned import MemoryOptions
@@ -89,6 +90,7 @@ PARTS = {
         "new `state_dir` when changed.",
         (MemoryOptions, HistoryOptions, BlendOptions, RidgeOptions, TrainerOptions, LiveOptions),
     ),
+    "drift": Part("When a model is taken to be no longer what it was.", (DriftOptions,)),
     "feedback": Part("What feedback is believed.", (FeedbackOptions, AuditOptions, OutboxOptions)),
     "log": Part("Where decisions and feedback are logged.", (LogChoice, KafkaOptions)),
     "metrics": Part("Prometheus metrics of the loop."),

@@ -68,7 +68,9 @@ class Thompson:
     deviation_min: float = option(
         1e-4, "Standard deviations count as at least this: near-equals share.", ge=0, le=1
     )
-    draws: int = option(128, "Rows of the table; a propensity is a multiple of 1 / rows.", ge=2)
+    draws: int = option(
+        128, "Rows of the table; a propensity is a multiple of 1 / rows.", ge=2, le=65_536
+    )
 
     def probabilities(self, scores: Scores) -> Matrix:
         spread = self._scale(scores) * tempered(scores, self.context_scale)

@@ -15,7 +15,9 @@ from infra.settings.layout import HOME, IN_ENTRIES
 from infra.settings.sections import build, keys_of, model_of
 from infra.settings.settings import Settings, read_settings
 from learners.option import Option, entries, option, required, same_as
-from learners.policies.policy import POLICIES, EpsilonGreedy, Greedy, SquareCb, Thompson
+from learners.policies.greedy import EpsilonGreedy, Greedy
+from learners.policies.policy import POLICIES, default_policy
+from learners.policies.thompson import Thompson
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +176,7 @@ def test_every_registered_policy_can_be_taken_with_every_parameter(policy):
 
 
 def test_parameters_of_other_policies_do_not_count(policy):
-    assert policy("[policies.thompson]\nscale = 0.5") == SquareCb()
+    assert policy("[policies.squarecb]\ngamma = 0.5") == default_policy()
 
 
 def test_several_parameters_can_be_set(policy):
@@ -206,7 +208,7 @@ def test_strength_and_another_first_parameter_are_refused(policy):
 
 
 def test_parameter_of_a_policy_is_set_by_the_environment(policy, monkeypatch):
-    monkeypatch.setenv("FAIRLEAD__POLICIES__SQUARECB__GAMMA", "7")
+    monkeypatch.setenv("FAIRLEAD__POLICIES__THOMPSON__SCALE", "7")
 
-    assert policy("") == SquareCb(gamma=7.0)
-    assert Settings().policies.squarecb.gamma == 7.0
+    assert policy("") == Thompson(scale=7.0)
+    assert Settings().policies.thompson.scale == 7.0

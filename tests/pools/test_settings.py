@@ -28,7 +28,10 @@ from infra.errors import SettingsInvalid, SettingsUnreadable
 from infra.pools.site import LocalSite
 from infra.settings.settings import FileCatalogue, Settings, read_settings
 from infra.settings.settings_docs import markdown
-from learners.policies import policy as policies
+from learners.policies.greedy import EpsilonGreedy, Greedy
+from learners.policies.inverse_gap import SquareCb
+from learners.policies.thompson import Thompson
+from learners.policies.upper_confidence import LinUcb
 from serve.routing.catalogue import Catalogue, Model, Pool
 from streams.errors import OptionRefused
 from streams.feedback.ticket import KEY_BYTES, Sealer
@@ -699,11 +702,11 @@ def test_trainer_and_replica_share_their_memory_and_feedback_options():
 @pytest.mark.parametrize(
     ("policy", "plain", "strong"),
     [
-        ("greedy", policies.Greedy(), policies.Greedy()),
-        ("epsilon-greedy", policies.EpsilonGreedy(), policies.EpsilonGreedy(epsilon=0.5)),
-        ("linucb", policies.LinUcb(), policies.LinUcb(alpha=0.5)),
-        ("thompson", policies.Thompson(), policies.Thompson(scale=0.5)),
-        ("squarecb", policies.SquareCb(), policies.SquareCb(gamma=0.5)),
+        ("greedy", Greedy(), Greedy()),
+        ("epsilon-greedy", EpsilonGreedy(), EpsilonGreedy(epsilon=0.5)),
+        ("linucb", LinUcb(), LinUcb(alpha=0.5)),
+        ("thompson", Thompson(), Thompson(scale=0.5)),
+        ("squarecb", SquareCb(), SquareCb(gamma=0.5)),
     ],
 )
 def test_policy_is_made_with_its_strength(policy, plain, strong):
