@@ -5,7 +5,8 @@
 Before its first outcomes an estimate is a guess. Without a cap an untried model that is believed to
 be as good as the others and is cheap takes nearly all requests until the first outcomes come back,
 however bad it is. With it, a bad one gets `share_max` of the requests that come until then; a good
-one has its cap tripled with each of its first outcomes. When all are new there is nothing to protect.
+one has its cap tripled with each of its first outcomes. When all are new there is nothing to
+protect.
 
 What is cut off goes to the proven models, as the policy weighed them against each other. The
 probabilities stay exact: they are what is drawn from and what the ticket says.
