@@ -1,11 +1,12 @@
 """A model that has hardly been tried gets a small share, whatever its estimate promises.
 
-    cap of a model = max(share_max, ((1 + outcomes) / (1 + outcomes_proven))²), at most one
+    cap of a model = share_max ^ (1 − outcomes / outcomes_proven), at most one
 
 Before its first outcomes an estimate is a guess. Without a cap an untried model that is believed to
 be as good as the others and is cheap takes nearly all requests until the first outcomes come back,
 however bad it is. With it, a bad one gets `share_max` of the requests that come until then; a good
-one doubles its cap with each of its first outcomes. When all are new there is nothing to protect.
+one has its cap tripled with each of its first outcomes. When all are new there is nothing to
+protect.
 
 What is cut off goes to the proven models, as the policy weighed them against each other. The
 probabilities stay exact: they are what is drawn from and what the ticket says.
@@ -27,10 +28,10 @@ class NewcomerOptions:
     """How much of the traffic a model may take before it is known."""
 
     share_max: float = option(
-        0.03, "Largest share of requests for a model that has no outcome yet.", gt=0, le=1
+        0.04, "Largest share of requests for a model that has no outcome yet.", gt=0, le=1
     )
     outcomes_proven: float = option(
-        4.0, "Outcomes after which a model's share is no longer capped.", gt=0, le=1e6
+        3.0, "Outcomes after which a model's share is no longer capped.", gt=0, le=1e6
     )
 
 
@@ -38,10 +39,10 @@ def capped(
     p: Matrix, allowed: Mask, n_outcomes: NDArray[np.float64], options: NewcomerOptions
 ) -> Matrix:
     """Probabilities (n, k) with those of unproven models cut; `n_outcomes` (k,) of each."""
-    proof = ((1.0 + n_outcomes) / (1.0 + options.outcomes_proven)) ** 2
-    if proof.min() >= 1.0:
+    unproven = np.maximum(1.0 - n_outcomes / options.outcomes_proven, 0.0)
+    if not unproven.any():
         return p
-    cap = np.clip(proof, options.share_max, 1.0)
+    cap = options.share_max**unproven
     proven = allowed & (cap >= 1.0)
     cut = np.where(proven, p, np.minimum(p, cap))
     spare = 1.0 - cut.sum(axis=1, keepdims=True)

@@ -69,7 +69,7 @@ class Thompson:
         1e-4, "Standard deviations count as at least this: near-equals share.", ge=0, le=1
     )
     draws: int = option(
-        128, "Rows of the table; a propensity is a multiple of 1 / rows.", ge=2, le=4096
+        128, "Rows of the table; a propensity is a multiple of 1 / rows.", ge=2, le=65_536
     )
 
     def probabilities(self, scores: Scores) -> Matrix:

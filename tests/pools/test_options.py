@@ -16,7 +16,6 @@ from infra.settings.sections import build, keys_of, model_of
 from infra.settings.settings import Settings, read_settings
 from learners.option import Option, entries, option, required, same_as
 from learners.policies.greedy import EpsilonGreedy, Greedy
-from learners.policies.inverse_gap import SquareCb
 from learners.policies.policy import POLICIES, default_policy
 from learners.policies.thompson import Thompson
 
@@ -170,7 +169,7 @@ def test_every_registered_policy_can_be_taken_with_every_parameter(policy):
         default = kind()
         section = f"policies.{name.replace('-', '_')}"
         for key in keys_of(kind, section):
-            half = type(key.default)(key.default / 2)
+            half = key.default / 2
             text = f"[router]\npolicy = '{name}'\n[{section}]\n{key.name} = {half}"
             assert policy(text) == replace(default, **{key.name: half})
         assert policy(f"[router]\npolicy = '{name}'") == default
@@ -209,7 +208,7 @@ def test_strength_and_another_first_parameter_are_refused(policy):
 
 
 def test_parameter_of_a_policy_is_set_by_the_environment(policy, monkeypatch):
-    monkeypatch.setenv("FAIRLEAD__POLICIES__SQUARECB__GAMMA", "7")
+    monkeypatch.setenv("FAIRLEAD__POLICIES__THOMPSON__SCALE", "7")
 
-    assert policy("[router]\npolicy = 'squarecb'") == SquareCb(gamma=7.0)
-    assert Settings().policies.squarecb.gamma == 7.0
+    assert policy("") == Thompson(scale=7.0)
+    assert Settings().policies.thompson.scale == 7.0

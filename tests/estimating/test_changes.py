@@ -1,0 +1,277 @@
+"""What outcomes of unusual kinds do to estimates: changes, failures, free calls, outliers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from strategies import contexts, whole
+
+from learners.drift import DriftOptions, change_point, failures
+from learners.estimates.estimator import BlendOptions, Estimates, Estimator
+from learners.estimates.landmarks import shipped
+from learners.estimates.learned import Learned, MemoryOptions
+from learners.outcomes import Outcomes
+from learners.targets import COST_USD_MIN, ONE, Target, ratio, to_fixed
+
+MODEL, OTHER = 11, 12
+NOON_MS = 1_760_000_000_000
+
+
+def reports(
+    quality=None, cost_usd=None, failed=None, *, n: int, model: int = MODEL, at_ms: int = 0, seed=0
+) -> Outcomes:
+    """N outcomes of a model, 100 ms apart, whose catalogue states 0.003 USD per call."""
+    targets, known = np.zeros((n, 3)), np.zeros((n, 3), bool)
+    figures, figures_known = np.zeros((n, 4), np.int64), np.zeros((n, 4), bool)
+    if quality is not None:
+        targets[:, Target.QUALITY], known[:, Target.QUALITY] = quality, True
+    if cost_usd is not None:
+        stated = np.full(n, 0.003)
+        targets[:, Target.COST] = ratio(np.broadcast_to(cost_usd, n) * 1.0, stated, COST_USD_MIN)
+        known[:, Target.COST] = True
+    if failed is not None:
+        figures[:, 0], figures_known[:, 0] = np.asarray(failed) * ONE, True
+    return whole(
+        {
+            "issuers": np.full(n, model, np.uint64),
+            "sequences": np.arange(n, dtype=np.uint64) + np.uint64(at_ms),
+            "decided_at_ms": NOON_MS + at_ms + 100 * np.arange(n),
+            "models": np.full(n, model, np.uint64),
+            "pools": np.full(n, model, np.uint64),
+            "contexts": contexts(n, np.random.default_rng(seed)),
+            "targets": to_fixed(targets),
+            "known": known,
+            "figures": figures,
+            "figures_known": figures_known,
+        }
+    )
+
+
+def view(*parts: Outcomes) -> Estimator:
+    learned = Learned(MemoryOptions())
+    for part in parts:
+        learned.update(part)
+    learned.history.settle()
+    return Estimator(learned, [MODEL, OTHER], np.full(2, np.nan), BlendOptions())
+
+
+def estimated(estimator: Estimator) -> Estimates:
+    return estimator.estimate(contexts(200, np.random.default_rng(99)))
+
+
+def right(share: float, n: int, seed: int = 1) -> np.ndarray:
+    return (np.random.default_rng(seed).random(n) < share).astype(float)
+
+
+# --- drift --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_before", [500, 5000])
+def test_a_model_that_falls_is_noticed_and_judged_by_what_came_since(n_before):
+    """
+    From 0.9 to 0.3: after 60 outcomes there is an alarm that says since when, and the estimate
+    rests on those outcomes, whatever came before.
+    """
+    calm = reports(right(0.9, n_before), n=n_before)
+    since_ms = 100 * n_before
+    fallen = reports(right(0.3, 60, 2), n=60, at_ms=since_ms, seed=3)
+
+    after = view(calm, fallen)
+
+    (alarm,) = after.alarms
+    assert (alarm.model, alarm.target) == (MODEL, "quality")
+    assert abs(alarm.since_ms - NOON_MS - since_ms) < 2000
+    assert alarm.shift < -0.5
+    assert estimated(after).mean[:, 0, 0].mean() < 0.45
+    assert after.n_outcomes[0, 0] < 90
+    assert not view(calm).alarms
+
+
+def test_alarms_do_not_depend_on_the_order_of_outcomes():
+    """
+    Learned in any order, the same alarms.
+    """
+    parts = reports(right(0.9, 600), n=600), reports(right(0.2, 60), n=60, at_ms=60_000)
+
+    one, other = view(*parts), view(*parts[::-1])
+
+    assert one.alarms == other.alarms != []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_does_not_change_raises_no_alarm(seed):
+    """
+    100,000 residuals of a fair Gaussian and of a coin of 0.9, looked at after every thousand.
+    """
+    rng, options = np.random.default_rng(seed), DriftOptions()
+    coin = ((rng.random(100_000) < 0.9) - 0.9) / 0.3
+
+    for residuals in (rng.standard_normal(100_000), coin):
+        for end in range(1000, 100_001, 1000):
+            window = residuals[max(0, end - options.rows) : end]
+            assert change_point(window, options.slack, options.threshold) is None
+
+
+def test_a_bill_ten_times_as_high_is_news_within_ten_calls():
+    """
+    Only the bills say so; after ten of them the predicted cost is near what is paid.
+    """
+    usual = reports(1.0, 0.003, n=2000)
+    dear = reports(1.0, 0.03, n=10, at_ms=200_000, seed=5)
+
+    after = view(usual, dear)
+
+    assert [alarm.target for alarm in after.alarms] == ["cost"]
+    assert estimated(after).mean[:, 0, Target.COST].mean() > 5.0
+
+
+# --- cost ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("free", [0.02, 0.1, 0.3])
+def test_free_calls_make_a_model_cheaper_by_as_much(free):
+    """
+    With 2, 10 and 30 % of free calls among 200, the expected cost is what is paid on average.
+    """
+    cost = np.where(np.arange(200) % 50 < 50 * free, 0.0, 0.003)
+
+    mean = estimated(view(reports(1.0, cost, n=200))).mean[:, 0, Target.COST].mean()
+
+    assert mean == pytest.approx(1.0 - free, rel=0.1)
+
+
+def test_short_and_long_answers_are_right_on_average():
+    """
+    Answers of 5 and of 3,000 tokens, half and half, where 430 are stated.
+    """
+    cost = np.where(np.arange(200) % 2 == 0, 5 / 430, 3000 / 430) * 0.003
+
+    mean = estimated(view(reports(1.0, cost, n=200))).mean[:, 0, Target.COST].mean()
+
+    assert mean == pytest.approx((5 + 3000) / 2 / 430, rel=0.1)
+
+
+def test_one_absurd_bill_moves_an_estimate_by_a_bounded_amount():
+    """
+    100 USD where 0.003 are stated counts as 32 times what was stated, once.
+    """
+    usual = np.full(100, 0.003)
+    odd = np.append(usual[1:], 100.0)
+
+    one, other = (
+        estimated(view(reports(1.0, c, n=100))).mean[:, 0, 1].mean() for c in (usual, odd)
+    )
+
+    assert other - one < 32 / 100 * 1.5
+
+
+# --- failures -----------------------------------------------------------------------------------
+
+
+def test_a_model_that_fails_every_call_is_given_up_within_twenty():
+    """
+    After 300,000 good answers, twenty failures make it expected to fail; ten minutes without
+    another call and it is tried again.
+    """
+    at, failed = np.array([0, 500]), np.array([0.0, 20.0])
+    calls = np.array([3000.0, 20.0])
+
+    now = failures(at, failed, calls, 0.0, 500.0, DriftOptions())
+    later = failures(at, failed, calls, 0.0, 1300.0, DriftOptions())
+
+    assert now.share > 0.85
+    assert now.n_good == 0
+    assert later.share < 0.15
+
+
+def test_failing_is_seen_by_the_estimator_with_an_alarm():
+    """
+    Twenty failures in two seconds; what proves the model is only what succeeded since.
+    """
+    good = reports(right(0.9, 3000), n=3000)
+    bad = reports(failed=np.ones(20), n=20, at_ms=300_000)
+
+    after = view(good, bad)
+
+    assert after.error_share[0] > 0.8
+    assert after.error_share[1] < 0.1
+    assert after.n_proving[0] < 1
+    assert "error" in {alarm.target for alarm in after.alarms}
+    assert view(good).error_share[0] == 0.0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_usual_share_of_failures_is_no_change(seed):
+    """
+    One call in twenty fails, as ever.
+    """
+    failed = np.random.default_rng(seed).binomial(10, 0.05, 600).astype(float)
+
+    found = failures(np.arange(600), failed, np.full(600, 10.0), 0.05, 600.0, DriftOptions())
+
+    assert found.share == 0.05
+
+
+# --- deviations and features --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_deviations_are_of_the_size_of_the_errors(seed):
+    """
+    Of true qualities, half lie within one deviation of the estimate and 85 % within two. What all
+    models share is not in a deviation, as it moves no model past another: so fewer than 68 and 95.
+    """
+    rng = np.random.default_rng(seed)
+    part = reports(0.0, n=600, seed=seed)
+    line = shipped("generic").features(part.contexts) @ rng.normal(0, 0.0003, 129)
+    part.targets[:, 0] = to_fixed((rng.random(600) < np.clip(0.6 + line, 0, 1)).astype(float))
+    asked = contexts(500, np.random.default_rng(98))
+    rng = np.random.default_rng(seed)
+    truth = 0.6 + shipped("generic").features(asked) @ rng.normal(0, 0.0003, 129)
+
+    found = view(part).estimate(asked)
+
+    error = np.abs(found.mean[:, 0, 0] - np.clip(truth, 0, 1)) / found.deviation[:, 0]
+    assert (error < 1).mean() > 0.5
+    assert (error < 2).mean() > 0.85
+
+
+@pytest.mark.parametrize("name", ["all-MiniLM-L6-v2", "wordllama-256", "hashing-1024", "generic"])
+def test_landmark_features_do_not_depend_on_the_batch(name):
+    """
+    To the bit: what is learned one by one and what is learned together adds up to the same.
+    """
+    asked = contexts(200, np.random.default_rng(7))
+
+    together = shipped(name).features(asked)
+
+    for row in range(0, 200, 17):
+        np.testing.assert_array_equal(
+            shipped(name).features(asked[row : row + 1])[0], together[row]
+        )
+    assert together.dtype == np.int8
+
+
+def test_a_snapshot_of_logarithms_is_learned_again_from_its_history():
+    """
+    What an older version saved: the sums are made anew from the rows, ratios included.
+    """
+    state = Learned(MemoryOptions())
+    state.update(reports(right(0.8, 300), 0.006, n=300))
+    state.history.settle()
+    saved = state.statistics()
+    rows = {name: column.copy() for name, column in state.history.rows.items()}
+    rows["targets"][:, Target.COST] = np.rint(np.log(2.0) * ONE)
+    old = {"ridge": {}, "models": saved["models"], "pools": saved["pools"]}
+    old["counts"] = {name: saved["counts"][name] for name in ("as_of_ms", "n_values")}
+
+    again = Learned.restore(MemoryOptions(), old, rows)
+
+    assert again.n_relearned == 300
+    at_ms = state.as_of_ms
+    np.testing.assert_array_equal(
+        again.quality.read([MODEL], at_ms), state.quality.read([MODEL], at_ms)
+    )
+    np.testing.assert_allclose(
+        again.models.read([MODEL], at_ms)[0, 1], state.models.read([MODEL], at_ms)[0, 1], rtol=1e-3
+    )
