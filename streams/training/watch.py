@@ -6,7 +6,7 @@ The one rule: what it asks is cheap, or asked rarely; nothing here raises.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from streams.alarms import Board
 from streams.errors import LogUnavailable
@@ -27,7 +27,7 @@ class _Mark(NamedTuple):
     """How things stood at a time."""
 
     at_ms: int
-    what: object
+    what: Any
 
 
 class Watcher(Protocol):

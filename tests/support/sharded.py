@@ -9,7 +9,8 @@ from memory_log import MemoryLog, Storage
 from streams.feedback.ticket import split_ids
 from streams.log.contract import FEEDBACK
 from streams.training.folder import Folder
-from streams.training.shards import Merger, PartitionShare, home_partitions, lay_out, start_of
+from streams.training.shards import Merger, lay_out, start_of
+from streams.training.share import PartitionShare, home_partitions
 from streams.training.snapshots import Store
 from streams.training.state import Loader
 from streams.training.trainer import Trainer, TrainerOptions
