@@ -56,11 +56,11 @@ class KafkaReader:
             return []
         deadline = time.monotonic() + timeout_s
         consumer = self._connected(timeout_s)
+        found: list[Record] = []
         try:
             found = self._poll(consumer, records_max, deadline)
             if not found:
                 self._check_silence(consumer)
-            return found
         except UNREADABLE as error:
             logger.error("%s holds bytes that can't be read: %s", self._topic, error)
             self._forget_consumer()
@@ -73,6 +73,7 @@ class KafkaReader:
         except Exception as error:
             self._forget_consumer()
             raise LogUnavailable(f"{self._topic} can't be read: {error!r}") from error
+        return found
 
     def close(self) -> None:
         """Let go of connections. Safe to call twice."""
