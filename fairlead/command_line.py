@@ -100,14 +100,15 @@ def up(settings: SettingsOption = None) -> None:
 
 @app.command()
 def demo(
-    requests: Annotated[int, typer.Option(min=40, help="Requests per seed.")] = 3559,
+    requests: Annotated[int, typer.Option(min=40, help="Requests per seed.")] = 5989,
     seeds: Annotated[int, typer.Option(min=1, max=100, help="How many orders to try.")] = 3,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Where the router listens.")] = 7481,
     folder: Annotated[Path, typer.Option(help="State, settings and picture go here.")] = Path(
         ".fairlead/demo"
     ),
     table: Annotated[
-        Path | None, typer.Option(help="An outcome table (Parquet) instead of the bundled one.")
+        Path | None,
+        typer.Option(help="An outcome table (Parquet) instead of the bundled llmrouter_dc."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -118,7 +119,8 @@ def demo(
 
     options = DemoOptions(requests=requests, seeds=tuple(range(seeds)), folder=folder, port=port)
     with only_json(as_json) as emit:
-        emit(show(bundled() if table is None else read(table), options, console, quiet=as_json))
+        outcomes = bundled("llmrouter_dc") if table is None else read(table)
+        emit(show(outcomes, options, console, quiet=as_json))
 
 
 @bench_app.command("loop")
@@ -195,6 +197,54 @@ def bench_faults(
 
     options = FaultsBench(port=port, rounds=1, fault_s=8.0) if quick else FaultsBench(port=port)
     _bench(lambda say: measure(options, connect, say), as_json)
+
+
+@bench_app.command("decisions")
+def bench_decisions(
+    quick: Annotated[
+        bool, typer.Option(help="Few prompts, orders and preferences; under a minute.")
+    ] = False,
+    table: Annotated[
+        list[Path] | None,
+        typer.Option(help="An outcome table (Parquet); may be repeated. See docs/decisions.md."),
+    ] = None,
+    encoder: Annotated[
+        str,
+        typer.Option(help="Encode `prompt` anew: wordllama, minilm, hashing. Default: embeddings."),
+    ] = "",
+    seeds: Annotated[
+        int | None, typer.Option(min=2, max=100, help="Orders by chance. Default: 8.")
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Also draw frontier, learning and drift, into this folder.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=256, help="Processes. Default: one per core.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Route whole outcome tables, beside simple rules, bounds and other projects' bandits."""
+    from dataclasses import replace
+
+    from fairlead.commands.decisions import show
+    from load.bench.decisions import bench
+    from load.bench.decisions.picture import draw
+
+    options = bench.quick() if quick else bench.DecisionsBench()
+    options = replace(
+        options,
+        tables=tuple(table or ()),
+        encoder=encoder,
+        seeds=seeds or options.seeds,
+        workers=workers or options.workers,
+    )
+    with only_json(as_json) as emit:
+        found = bench.measure(options, lambda text: console.print(f"[dim]{text}[/]"))
+        for path in draw(found, picture) if picture else ():
+            console.print(f"[dim]{path}[/]")
+        emit(found)
+    if not as_json:
+        show(found, Console())
 
 
 @bench_app.command("emulator")

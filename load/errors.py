@@ -1,8 +1,9 @@
 """What can go wrong with replays and benchmarks.
 
 LoadError
-├── LoopStuck    outcomes were sent and not learned in the time that learning should take
-└── ToolMissing  a benchmark needs a tool that only a checkout has
+├── LoopStuck     outcomes were sent and not learned in the time that learning should take
+├── TableRefused  a file is no outcome table, or has a value that can't be
+└── ToolMissing   a benchmark needs a tool that only a checkout has
 """
 
 from __future__ import annotations
@@ -14,6 +15,23 @@ class LoadError(Exception):
 
 class LoopStuck(LoadError):
     """Outcomes were sent and not learned in the time that learning should take."""
+
+
+class TableRefused(LoadError):
+    """A file is no outcome table, or has a value that can't be."""
+
+    def __init__(self, table: str, column: str, row: int | None, why: str) -> None:
+        super().__init__(table, column, row, why)
+        self.table, self.column, self.row, self.why = table, column, row, why
+
+    def __str__(self) -> str:
+        where = f", column `{self.column}`" if self.column else ""
+        where += f", row {self.row} (the first is 0)" if self.row is not None else ""
+        return (
+            f"{self.table}{where}: {self.why}. docs/decisions.md says what an outcome table is: "
+            f"`embedding`, `prompt_tokens` or `prompt`, and for every model `quality:<model>` and "
+            f"`cost_usd:<model>`"
+        )
 
 
 class ToolMissing(LoadError):

@@ -21,6 +21,7 @@ ServeError
         ├── CallRefused          it says the call itself is wrong; only another model is tried
         ├── AnswerBroken         it failed after its first token: too late for another one
         └── NoAnswer             all attempts failed
+            └── PoolsOverloaded      every pool it could go to wants to be left alone for now
 
 An option with a value that can't work is `streams.errors.OptionRefused`, here as there.
 What each means to a caller is the table in `meanings.py`.
@@ -29,6 +30,8 @@ Constructors are positional and pass their arguments on, so that every error sur
 """
 
 from __future__ import annotations
+
+import math
 
 
 class ServeError(Exception):
@@ -156,7 +159,8 @@ class EndpointOverloaded(AttemptFailed):
     kind = "overloaded"
 
     def __init__(self, where: str, problem: str, retry_after_s: float | None = None) -> None:
-        super().__init__(where, problem)
+        wait = f" (retry after {math.ceil(retry_after_s)} s)" if retry_after_s else ""
+        super().__init__(where, problem + wait)
         self.args = (where, problem, retry_after_s)
         self.retry_after_s = retry_after_s
 
@@ -201,3 +205,20 @@ class NoAnswer(AttemptFailed):
     """All attempts failed. `problem` lists them."""
 
     kind = "no answer"
+
+
+class PoolsOverloaded(NoAnswer):
+    """Every pool it could go to has said when it wants to be asked again.
+
+    `retry_after_s` is when the first of them does.
+    """
+
+    kind = "overloaded"
+
+    def __init__(self, where: str, problem: str, retry_after_s: float) -> None:
+        super().__init__(where, problem)
+        self.args = (where, problem, retry_after_s)
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}. Ask again in {self.retry_after_s:.0f} s"

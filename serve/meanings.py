@@ -61,6 +61,7 @@ MEANINGS: dict[type[Exception], Meaning] = {
     errors.DeadlinePassed: Meaning(Cause.DEADLINE, "deadline_passed"),
     errors.AttemptFailed: Meaning(Cause.AWAY, "no_answer"),
     errors.NoAnswer: Meaning(Cause.AWAY, "no_answer"),
+    errors.PoolsOverloaded: Meaning(Cause.OVERLOAD, "pools_overloaded"),
     errors.EndpointUnreachable: Meaning(Cause.AWAY, "no_answer"),
     errors.EndpointOverloaded: Meaning(Cause.AWAY, "no_answer"),
     errors.EndpointFailed: Meaning(Cause.BAD_ANSWER, "endpoint_failed"),

@@ -1,4 +1,4 @@
-"""`fairlead demo`: shows the loop while it turns, then a table, a picture, and what to do next."""
+"""`fairlead demo`: shows the loop while it turns, then what it saved, and what to do next."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -19,22 +20,23 @@ from rich.progress import (
 from rich.table import Table
 
 from fairlead.channels import connect
-from load.data.tables import OutcomeTable
+from load.data.tables import BUNDLED, OutcomeTable
 from load.demo import picture
 from load.demo.demo import DemoOptions, DemoResult, Watcher, run
 from load.demo.replay import Replayed
-from load.demo.score import Quarters
 
+WIDTH = 80  # of a newcomer's terminal
 RECENT = 300  # the latest requests, that progress is shown of
+PER = 1000  # requests that costs are shown for
 
 
 def show(
     table: OutcomeTable, options: DemoOptions, console: Console, *, quiet: bool
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Run the demo with a live display; return its JSON. Without `quiet`, print the table too."""
     with Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=10),
         MofNCompleteColumn(),
         TextColumn("{task.fields[now]}"),
         TimeElapsedColumn(),
@@ -42,86 +44,143 @@ def show(
         transient=False,
         redirect_stdout=False,
     ) as progress:
-        result = run(table, options, connect, _Display(progress))
-    path = options.folder / "demo.png"
-    picture.draw(result.scores(), _subtitle(result), path)
-    found = result.json()
+        result = run(table, options, connect, _Display(progress, options.preference_of(table)))
+    path, found = options.folder / "demo.png", result.json()
+    picture.draw(_shown(result, found), path)
     if not quiet:
-        _print_table(result, found, path)
+        print_result(result, found, path, Console(file=sys.stdout, width=WIDTH))
     return found
 
 
 class _Display(Watcher):
-    """Draws progress: how far, how fast, how well recently, and which snapshot decides."""
+    """Draws progress: how far, and how well recently beside the model best on the same."""
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._stage = progress.add_task("starting", total=None, now="")
+    def __init__(self, progress: Progress, preference: tuple[float, float, float]) -> None:
+        self._progress, self._preference = progress, preference
+        self._stage = progress.add_task("", total=None, now="starting")
         self._bars: dict[int, TaskID] = {}
 
     def stage(self, text: str) -> None:
-        self._progress.update(self._stage, description=text)
+        self._progress.update(self._stage, now=text)
 
     def progress(self, seed: int, done: int, table: OutcomeTable, so_far: Replayed) -> None:
         if seed not in self._bars:
             self.stage(f"seed {seed}: routing")
-            self._bars[seed] = self._progress.add_task(f"  seed {seed}", total=len(table), now="")
+            self._bars[seed] = self._progress.add_task(f" seed {seed}", total=len(table), now="")
         if done % 20 and done != len(table):
             return
         recent = np.arange(max(0, done - RECENT), done)
         recent = recent[so_far.chosen[recent] >= 0]
         now = ""
         if len(recent):
+            quality, usd, _ = self._preference
+            worth = quality * table.quality[recent] - usd * table.cost_usd[recent]
             chosen = so_far.chosen[recent]
-            quality = table.quality[recent, chosen].mean()
-            cost = table.cost_usd[recent, chosen].mean()
-            version = so_far.version[recent].max()
-            now = f"quality {quality:.3f}  ${cost:.5f} a call  snapshot {version}"
+            mean = table.quality[recent, chosen].mean()
+            over = worth[np.arange(len(recent)), chosen].mean() - worth.mean(axis=0).max()
+            now = f"quality {mean:.2f}, {over:+.3f} over best fixed"
         self._progress.update(self._bars[seed], completed=done, now=now)
 
 
-def _subtitle(result: DemoResult) -> str:
-    quality, cost, _ = result.preference
-    return (
-        f"{result.table}: {result.requests} requests, mean of {len(result.runs)} orders; "
-        f"utility = {quality:g}·quality − {cost:g}·USD (outcomes: ParetoBandit, Apache-2.0)"
+def _shown(result: DemoResult, found: dict[str, Any]) -> picture.Shown:
+    """What the picture shows of a result."""
+    scores, fixed = result.scores(), found["best_fixed"]["model"]
+    single = found["best_single"]["model"]
+    rest = [m for m in found["single_models"] if m not in (fixed, single)]
+    return picture.Shown(
+        message=_message(found),
+        source="; ".join(_source(result)),
+        requests=result.requests,
+        over_best_fixed=np.stack([c.over_single[fixed] for c in result.comparisons]),
+        router=scores["router"].second_half,
+        best_fixed=(fixed, scores[fixed].second_half),
+        best_single=(single, scores[single].second_half),
+        others=tuple(scores[model].second_half for model in rest),
     )
 
 
-def _print_table(result: DemoResult, found: dict[str, Any], path: Path) -> None:
-    out = Console(file=sys.stdout, width=110)
-    table = Table(title=_subtitle(result), title_justify="left", header_style="bold")
+def _message(found: dict[str, Any]) -> str:
+    saved = found["savings_share"]["mean"]
+    if saved >= 0.005:
+        return f"Learning from its own choices, the router saves {saved:.0%} at equal quality"
+    return "The router saves nothing yet at the best fixed model's quality"
+
+
+def _source(result: DemoResult) -> tuple[str, str]:
+    """What was played and whose figures it is, and what was wanted."""
+    whose = f" ({BUNDLED[result.table]})" if result.table in BUNDLED else ""
+    played = f"{result.table}{whose}: {result.requests:,} requests, {len(result.runs)} orders"
+    return played, f"utility = quality − {result.preference[1]:g} · USD"
+
+
+def print_result(result: DemoResult, found: dict[str, Any], path: Path, out: Console) -> None:
+    """Say what was routed, what it cost, and beside what."""
+    for line in _source(result):
+        out.print(line, highlight=False)
+    out.print(_table(result, found))
+    for line in [*_verdict(found), *_accounts(found), *_next(result, path)]:
+        out.print(line, highlight=False, soft_wrap=True)
+
+
+def _table(result: DemoResult, found: dict[str, Any]) -> Table:
+    table = Table(
+        title="Second half of the requests, after learning on the first",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        header_style="bold",
+    )
     table.add_column("")
-    for title in ("quality", "USD a call", "utility", "by quarter: utility"):
+    for title in ("quality", f"USD per {PER:,}", "utility"):
         table.add_column(title, justify="right")
-    for name, scores in result.scores().items():
-        table.add_row(*_row(name, scores), style="bold cyan" if name == "router" else None)
-    out.print(table)
-    gain, over = found["utility_gain"], found["utility_over_random"]
-    best = found["best_single"]["model"]
-    out.print(
-        f"Last quarter: {found['last_quarter_quality_share']:.1%} of the best single model's "
-        f"quality ({best}) at {found['last_quarter_cost_share']:.1%} of its cost.\n"
-        f"Utility against the first quarter {gain['mean']:+.4f} ± {gain['standard_error']:.4f}, "
-        f"against random {over['mean']:+.4f} ± {over['standard_error']:.4f} (standard errors over "
-        f"seeds).\n"
-        f"Outcomes: {found['outcomes_sent']:,} sent in {found['reports_sent']:,} reports, "
-        f"{found['outcomes_learned']:,} learned, {found['outcomes_lost']} lost, "
-        f"{found['outcomes_counted_twice']} counted twice. {found['wall_s']} s.\n"
-        f"Picture: {path}\n"
-        f"To keep the last one running, with what it has learned:\n"
-        f"  .venv/bin/fairlead up --settings {result.settings}\n"
-        f"and call it as that command then shows (embeddings instead of texts).",
-        highlight=False,
-    )
+    fixed = found["best_fixed"]["model"]
+    scores = {name: one.second_half for name, one in result.scores().items()}
+    order = ["router", fixed, *(m for m in found["single_models"] if m != fixed)]
+    for name in [*order, "random", "oracle"]:
+        one = scores[name]
+        table.add_row(
+            f"{name} *" if name == fixed else name,
+            f"{one.quality:.4f}",
+            f"{PER * one.cost_usd:.4f}",
+            f"{one.utility:.4f}",
+            style={"router": "bold cyan", fixed: "bold"}.get(name),
+        )
+    return table
 
 
-def _row(name: str, scores: Quarters) -> list[str]:
-    overall = scores.overall
+def _verdict(found: dict[str, Any]) -> list[str]:
+    """What the best fixed model would have cost and given, what the router did, in plain words."""
+    fixed, router = found["best_fixed"], found["router_second_half"]
+    over, saved = found["utility_over_best_fixed"], found["savings_share"]
     return [
-        name,
-        f"{overall.quality:.4f}",
-        f"{overall.cost_usd:.6f}",
-        f"{overall.utility:.4f}",
-        "  ".join(f"{quarter.utility:.4f}" for quarter in scores.by_quarter),
+        "* The line to beat: the best fixed model, which is known only in hindsight.",
+        f"  {fixed['model']} for everything:",
+        f"           {_gave(fixed)}",
+        f"  router   {_gave(router)}",
+        f"           utility {over['mean']:+.4f} [{over['low']:+.4f}, {over['high']:+.4f}]",
+        f"  At that model's quality the router saves {saved['mean']:.1%} of its cost",
+        f"           [{saved['low']:.1%}, {saved['high']:.1%}]; intervals: 95 % over the orders.",
+        "Router's utility by quarter: "
+        + "  ".join(f"{q['utility']:.4f}" for q in found["router"]["by_quarter"]),
+    ]
+
+
+def _gave(score: dict[str, Any]) -> str:
+    return f"quality {score['quality']:.4f} for ${PER * score['cost_usd']:.4f} per {PER:,} requests"
+
+
+def _accounts(found: dict[str, Any]) -> list[str]:
+    return [
+        f"Outcomes: {found['outcomes_sent']:,} sent in {found['reports_sent']:,} reports, "
+        f"{found['outcomes_learned']:,} learned,",
+        f"  {found['outcomes_lost']} lost, {found['outcomes_counted_twice']} counted twice. "
+        f"{found['wall_s']} s.",
+    ]
+
+
+def _next(result: DemoResult, path: Path) -> list[str]:
+    return [
+        f"Picture: {path}",
+        "To keep the last one running, with what it has learned:",
+        f"  .venv/bin/fairlead up --settings {result.settings}",
+        "and call it as that command then shows (embeddings instead of texts).",
     ]

@@ -81,7 +81,7 @@ def _mix(mix: Sequence[Mapping[str, Any]]) -> Table:
 def _pools(pools: Mapping[str, Mapping[str, Any]]) -> Table:
     rows = (
         (
-            name + (" (derived)" if of["derived"] else ""),
+            _pool_name(name, of),
             ", ".join(f"{n} {state}" for state, n in of["replicas"].items()),
             _number(of["queued"]),
             _number(of["running"]),
@@ -97,6 +97,13 @@ def _pools(pools: Mapping[str, Mapping[str, Any]]) -> Table:
     )
     heads = ("pool", "replicas", "queue", "run", "kv", "ttft ms", "tpot ms", "tok/s", "W", "J")
     return _table("pools (latencies: p50 · p99)", (*heads, "silent s"), rows)
+
+
+def _pool_name(name: str, of: Mapping[str, Any]) -> str:
+    """With what there is to say of it."""
+    told = ["derived"] if of["derived"] else []
+    told += ["refuses " + ", ".join(of["refuses"])] if of["refuses"] else []
+    return f"{name} ({'; '.join(told)})" if told else name
 
 
 def _prices(prices: Mapping[str, Mapping[str, Any]]) -> Table:

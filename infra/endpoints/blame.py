@@ -21,7 +21,6 @@ A server's words are passed on in one line of bounded length, and never with a k
 from __future__ import annotations
 
 import email.utils
-import math
 import re
 from collections.abc import Mapping
 from enum import Enum
@@ -133,8 +132,7 @@ def _error(where: str, fault: Fault, words: str, after_s: float | None) -> Attem
         case Fault.CALL:
             return CallRefused(where, words)
         case Fault.OVERLOAD:
-            wait = f" (retry after {math.ceil(after_s)} s)" if after_s else ""
-            return EndpointOverloaded(where, words + wait, after_s)
+            return EndpointOverloaded(where, words, after_s)
         case Fault.SETUP:
             wrong = "the pool's url, model, key or account are set up wrongly"
             return EndpointMisconfigured(where, f"{words}; {wrong}")

@@ -176,6 +176,12 @@ def _pools(pools: Mapping[str, PoolView]) -> Iterator[Metric]:
             for state, n in of.replicas.items()
         ),
     )
+    yield _gauge(
+        "pool_refuses",
+        "1 for what it is remembered to refuse",
+        [*labels, "feature"],
+        (((name, of.model, feature), 1) for name, of in pools.items() for feature in of.refuses),
+    )
     for what, text in (("ttft", "Time to first tokens"), ("tpot", "Time per token after it")):
         yield _gauge(
             f"pool_{what}_seconds",

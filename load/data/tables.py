@@ -3,11 +3,17 @@
 With all models' results known, any router can be replayed against reality: whichever model it
 chooses, the table says what would have come of it.
 
-    python -m load.data.tables SOURCE.parquet     rebuilds the bundled table from its source
+    python -m load.data.tables SOURCE.parquet     rebuilds a bundled table from its source
 
-The bundled table is `paretobandit`: 3,559 prompts × 4 models with measured costs, from
-ParetoBandit/ParetoBandit (Apache-2.0); embeddings by all-MiniLM-L6-v2. It has figures only, no
-prompt's text. Embeddings are kept as 8-bit numbers, prompt lengths as characters / 4.
+Two tables are bundled, with embeddings by all-MiniLM-L6-v2:
+
+    llmrouter_dc   5,989 prompts × 9 models, estimated costs; on it routing pays
+                   ulab-uiuc/LLMRouter, MIT
+    paretobandit   3,559 prompts × 4 models, measured costs
+                   ParetoBandit/ParetoBandit, Apache-2.0
+
+They have figures only, no prompt's text. Embeddings are kept as 8-bit numbers, prompt lengths as
+characters / 4.
 
 The one rule: a table is only figures; which of them a router gets to see is the replay's business.
 """
@@ -15,18 +21,28 @@ The one rule: a table is only figures; which of them a router gets to see is the
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-BUNDLED = "paretobandit"
+from load.errors import TableRefused
+
+# Name → who measured it, under which licence: said wherever a figure of it is shown.
+BUNDLED = {
+    "llmrouter_dc": "ulab-uiuc/LLMRouter, MIT",
+    "paretobandit": "ParetoBandit/ParetoBandit, Apache-2.0",
+}
 QUALITY, COST = "quality:", "cost_usd:"
+Encode = Callable[[list[str]], NDArray[np.float32]]  # texts (n,) to vectors (n, dim)
+MODELS_MIN, PROMPTS_MIN = 2, 64  # with less there is nothing to choose, or nothing to learn
+USD_MIN, USD_MAX = 0.0, 1e4  # of one call
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,37 +88,96 @@ class OutcomeTable:
         return self.take(order[:n_max])
 
 
-def bundled() -> OutcomeTable:
-    """The table that comes with the package."""
-    with resources.as_file(resources.files("load") / "data" / f"{BUNDLED}.parquet") as path:
+def bundled(name: str) -> OutcomeTable:
+    """A table of `BUNDLED`: they come with the package."""
+    with resources.as_file(resources.files("load") / "data" / f"{name}.parquet") as path:
         return read(path)
 
 
-def read(path: Path) -> OutcomeTable:
-    """A table in the form of `write`, or a source table with `prompt` instead of a length.
+def read(path: Path, encode: Encode | None = None) -> OutcomeTable:
+    """A table in the form of `write`, or with `prompt` instead of a length; see docs/decisions.md.
 
-    Raises OSError, and ValueError if columns are missing.
+    With `encode`, embeddings are made of the texts instead of read. Raises TableRefused, naming
+    column and row.
     """
-    table = pq.read_table(path)
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise TableRefused(path.name, "", None, f"can't be read as Parquet: {error}") from None
+    check = _Check(path.name, table)
     models = tuple(c.removeprefix(QUALITY) for c in table.column_names if c.startswith(QUALITY))
-    if not models or "embedding" not in table.column_names:
-        raise ValueError(
-            f"{path} is no outcome table: it needs `embedding` and, for every model, "
-            f"`{QUALITY}<model>` and `{COST}<model>`"
-        )
-    if "prompt_tokens" in table.column_names:
-        prompt_tokens = table["prompt_tokens"].to_numpy()
-    else:
-        prompt_tokens = np.array([max(1, len(p) // 4) for p in table["prompt"].to_pylist()])
-    embedding = table["embedding"].combine_chunks()
+    if len(models) < MODELS_MIN:
+        check.refuse(QUALITY + "<model>", None, f"is there for {len(models)} models, two are least")
+    if len(table) < PROMPTS_MIN:
+        check.refuse("", None, f"has {len(table)} rows, {PROMPTS_MIN} are least")
     return OutcomeTable(
         path.stem,
         models,
-        embedding.flatten().to_numpy().astype(np.float32).reshape(len(table), -1),
-        prompt_tokens.astype(np.int64),
-        np.stack([table[QUALITY + m].to_numpy().astype(np.float64) for m in models], axis=1),
-        np.stack([table[COST + m].to_numpy().astype(np.float64) for m in models], axis=1),
+        check.embeddings() if encode is None else encode(check.texts()),
+        check.prompt_tokens(),
+        np.stack([check.figures(QUALITY + model, 0.0, 1.0) for model in models], axis=1),
+        np.stack([check.figures(COST + model, USD_MIN, USD_MAX) for model in models], axis=1),
     )
+
+
+class _Check:
+    """Columns of one file, each checked as it is taken out."""
+
+    def __init__(self, name: str, table: pa.Table) -> None:
+        self._name, self._table = name, table
+
+    def refuse(self, column: str, row: int | None, why: str) -> NoReturn:
+        """Say what is wrong. Raises TableRefused."""
+        raise TableRefused(self._name, column, row, why)
+
+    def embeddings(self) -> NDArray[np.float32]:
+        """The prompts' vectors (n, dim), all of one length, finite, and none all zeros."""
+        column = self._column("embedding")
+        if not pa.types.is_fixed_size_list(column.type) and not pa.types.is_list(column.type):
+            self.refuse("embedding", None, f"is {column.type}, a list of numbers is needed")
+        lengths = np.array(column.combine_chunks().value_lengths().fill_null(0))
+        if (lengths != lengths[0]).any() or not lengths[0]:
+            row = int((lengths != lengths[0]).argmax())
+            self.refuse("embedding", row, f"has {lengths[row]} numbers, {lengths[0]} in row 0")
+        flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        vectors = flat.astype(np.float32).reshape(len(column), -1)
+        bad = ~np.isfinite(vectors).all(axis=1) | ~vectors.any(axis=1)
+        if bad.any():
+            self.refuse("embedding", int(bad.argmax()), "is not finite, or all zeros")
+        return vectors
+
+    def prompt_tokens(self) -> NDArray[np.int64]:
+        """The prompts' lengths (n,); a quarter of the characters where only texts are given."""
+        if "prompt_tokens" in self._table.column_names:
+            return self.figures("prompt_tokens", 0, 1e7).astype(np.int64)
+        if "prompt" not in self._table.column_names:
+            self.refuse("prompt_tokens", None, "is missing, and so is `prompt`")
+        return np.array([max(1, len(text) // 4) for text in self.texts()], np.int64)
+
+    def texts(self) -> list[str]:
+        """The prompts' texts (n,)."""
+        texts = self._column("prompt").to_pylist()
+        wrong = [row for row, text in enumerate(texts) if not isinstance(text, str) or not text]
+        if wrong:
+            self.refuse("prompt", wrong[0], f"is {texts[wrong[0]]!r:.40}, a text is needed")
+        return texts
+
+    def figures(self, name: str, least: float, most: float) -> NDArray[np.float64]:
+        """A column of numbers (n,) within bounds."""
+        try:
+            values = self._column(name).to_numpy().astype(np.float64)
+        except (ValueError, TypeError):
+            self.refuse(name, None, f"is {self._table[name].type}, numbers are needed")
+        bad = ~((values >= least) & (values <= most))  # also what is not a number
+        if bad.any():
+            row = int(bad.argmax())
+            self.refuse(name, row, f"is {values[row]:g}, allowed is {least:g} to {most:g}")
+        return values
+
+    def _column(self, name: str) -> pa.ChunkedArray:
+        if name not in self._table.column_names:
+            self.refuse(name, None, "is missing")
+        return self._table[name]
 
 
 def write(table: OutcomeTable, path: Path) -> None:

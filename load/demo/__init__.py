@@ -1,4 +1,4 @@
 """The whole loop on real outcomes, its score, and its picture.
 
-May import `data` and `errors`.
+May import `data`, `errors` and `theme`.
 """

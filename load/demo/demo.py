@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from infra.pools.site import LocalSite
 from infra.settings.settings import Settings, read_settings
 from load.data.tables import OutcomeTable
 from load.demo.replay import Connect, Replayed, ReplayOptions, replay
-from load.demo.score import Comparison, Quarters, average, compare
+from load.demo.score import Comparison, Scores, average, best_fixed, compare, interval
 from load.errors import LoopStuck
 from serve.encoders import identity, make_encoder
 from streams.errors import SnapshotError
@@ -36,30 +37,26 @@ QUALITY_BIT = 1
 # Learning ends within a second or two of the last report; a trainer being restarted takes longer.
 LEARNED_S_MAX = 60.0
 
-# List prices in USD per million tokens, input and output, and typical lengths of answers, as a
-# catalogue would state them; what calls really cost is learned from the measured outcomes.
-CATALOGUE = {
-    "llama-3.1-8b-instruct": (0.02, 0.05, 300),
-    "mistral-large-2512": (0.50, 1.50, 300),
-    "gemini-2.5-pro": (1.25, 10.00, 1200),
-    "gemini-2.5-flash": (0.30, 2.50, 400),
-}
+# What a request of the demo weighs: a call of the most capable model costs a fifth of a point. At a
+# tenth two models tie for the best fixed one, and which it is depends on the order.
+PENALTY = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoOptions:
     """What to run."""
 
-    requests: int = 3559  # per seed: the whole table
+    requests: int = 5989  # per seed: the whole table
     seeds: tuple[int, ...] = (0, 1, 2)
     folder: Path = Path(".fairlead/demo")
     port: int = 7481
     replay: ReplayOptions = field(default_factory=ReplayOptions)
+    penalty: float = PENALTY  # in units of what the most capable model's call costs
 
-    @property
-    def preference(self) -> tuple[float, float, float]:
-        """What the replay's requests weigh."""
-        return self.replay.preference
+    def preference_of(self, table: OutcomeTable) -> tuple[float, float, float]:
+        """The weights of quality, a dollar (in round figures) and a second on a table."""
+        best = table.quality.mean(axis=0).argmax()
+        return 1.0, float(f"{self.penalty / table.cost_usd[:, best].mean():.2g}"), 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +91,9 @@ class DemoResult:
     wall_s: float
     settings: Path  # of the last run: `fairlead up --settings` goes on from there
 
-    def scores(self) -> dict[str, Quarters]:
+    def scores(self) -> dict[str, Scores]:
         """Scores by name, averaged over the seeds: router, random, oracle, then each model."""
-        comparisons = [run.comparison for run in self.runs]
+        comparisons = self.comparisons
         found = {
             name: average([getattr(c, name) for c in comparisons])
             for name in ("router", "random", "oracle")
@@ -105,14 +102,18 @@ class DemoResult:
             found[model] = average([c.single[model] for c in comparisons])
         return found
 
+    @property
+    def comparisons(self) -> list[Comparison]:
+        """The seeds' scores."""
+        return [run.comparison for run in self.runs]
+
     def json(self) -> dict[str, object]:
         """The result as the plain JSON that `demo --json` prints."""
-        scores, comparisons = self.scores(), [run.comparison for run in self.runs]
-        models = [name for name in scores if name not in ("router", "random", "oracle")]
+        scores, comparisons = self.scores(), self.comparisons
+        models = list(comparisons[0].single)
         best = max(models, key=lambda model: scores[model].overall.quality)
         first = [c.router.by_quarter[0].utility for c in comparisons]
         last = [c.router.by_quarter[-1].utility for c in comparisons]
-        accounts = [run.accounts for run in self.runs]
         return {
             "table": self.table,
             "requests": self.requests,
@@ -126,6 +127,7 @@ class DemoResult:
                 "quality": scores[best].overall.quality,
                 "cost_usd": scores[best].overall.cost_usd,
             },
+            **self._over_best_fixed(scores),
             "oracle": scores["oracle"].json(),
             "single_models": {model: scores[model].json() for model in models},
             "last_quarter_quality_share": float(
@@ -138,6 +140,33 @@ class DemoResult:
             "utility_over_random": _with_error(
                 np.subtract(last, [c.random.by_quarter[-1].utility for c in comparisons])
             ),
+            **self._accounts(),
+        }
+
+    def _over_best_fixed(self, scores: Mapping[str, Scores]) -> dict[str, object]:
+        """The second half beside the best fixed model, which is known in hindsight alone."""
+        comparisons = self.comparisons
+        fixed = best_fixed(comparisons)
+        half = [c.single[fixed].second_half for c in comparisons]
+        spread = {
+            name: interval([getattr(score, name) for score in half])
+            for name in ("quality", "cost_usd", "utility")
+        }
+        return {
+            "best_fixed": {
+                "model": fixed,
+                **scores[fixed].second_half.json(),
+                "low": {name: one["low"] for name, one in spread.items()},
+                "high": {name: one["high"] for name, one in spread.items()},
+            },
+            "router_second_half": scores["router"].second_half.json(),
+            "utility_over_best_fixed": interval([c.over(fixed) for c in comparisons]),
+            "savings_share": interval([c.savings_share(fixed) for c in comparisons]),
+        }
+
+    def _accounts(self) -> dict[str, int]:
+        accounts = [run.accounts for run in self.runs]
+        return {
             "requests_failed": sum(int((~run.replayed.answered).sum()) for run in self.runs),
             "reports_sent": sum(a.reports for a in accounts),
             "outcomes_sent": sum(a.sent for a in accounts),
@@ -170,6 +199,8 @@ def run(
     """Run the demo. Raises ClusterFailed, and LoopStuck if outcomes are not learned in time."""
     started_s = time.perf_counter()
     runs, n_requests = [], 0
+    preference = options.preference_of(table)
+    options = replace(options, replay=replace(options.replay, preference=preference))
     watcher.stage("starting Ray")
     with local_ray():
         for seed in options.seeds:
@@ -180,7 +211,7 @@ def run(
         table.name,
         n_requests,
         tuple(runs),
-        options.preference,
+        preference,
         time.perf_counter() - started_s,
         settings_path(options, options.seeds[-1]),
     )
@@ -220,7 +251,7 @@ def _run_seed(
             log.close()
     return SeedResult(
         seed,
-        compare(table, replayed.chosen, options.preference),
+        compare(table, replayed.chosen, options.replay.preference),
         account(replayed, state),
         replayed,
     )
@@ -261,7 +292,7 @@ def _wait_until_learned(site: LocalSite, settings: Settings, ends: dict[int, int
 
 def settings_text(table: OutcomeTable, seed: int, options: DemoOptions) -> str:
     """The demo's settings file: also an example of one."""
-    quality, cost, latency = options.preference
+    quality, cost, latency = options.replay.preference
     head = f"""\
 # Settings of the demo's router. Every key is explained by `fairlead settings`.
 state_dir = "{(options.folder / f"seed-{seed}").absolute()}"
@@ -286,15 +317,6 @@ latency = {latency}
 
 
 def _model_text(table: OutcomeTable, model: str) -> str:
-    # A table with models of unknown price: state its mean cost, as a price list would.
+    """A model at its mean cost, as a price list would state it; what calls cost is learned."""
     mean_usd = float(table.cost_usd[:, table.models.index(model)].mean())
-    if model not in CATALOGUE:
-        return f'\n[[models]]\nname = "{model}"\nusd_per_call = {mean_usd:.3g}\n'
-    usd_in, usd_out, tokens = CATALOGUE[model]
-    return f"""
-[[models]]
-name = "{model}"
-usd_per_1m_input_tokens = {usd_in}
-usd_per_1m_output_tokens = {usd_out}
-output_tokens = {tokens}
-"""
+    return f'\n[[models]]\nname = "{model}"\nusd_per_call = {mean_usd:.3g}\n'

@@ -1,68 +1,115 @@
-"""The demo's picture: utility by quarter, and where the router stands between quality and cost."""
+"""The demo's picture: what the router gains while it learns, and what quality costs with it.
+
+    left     utility over the best fixed model's, along the stream: above the line it has paid
+    right    quality and cost of the second half; what is named is named in the legend alone, so
+             that no label can lie on another
+
+Drawn for light and for dark pages.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
-from load.demo.score import N_QUARTERS, Quarters
+from load.demo.score import Score
+from load.theme import LINE_TO_BEAT, OTHERS, OURS, THEMES, style
 
-COLOURS = {"router": "#0b6e99", "random": "#9a9a9a", "oracle": "#3a9d5d"}
-SINGLE = ("#d08c2e", "#b5544d", "#7d5ba6", "#5c7d3a", "#c06090", "#4d6fb5", "#8a7a2f", "#555555")
+USD_SHOWN = 1000.0  # requests that costs are shown for
 
 
-def draw(lines: Mapping[str, Quarters], subtitle: str, path: Path) -> None:
-    """Save a PNG of scores by name (`router`, `random`, `oracle`, then single models)."""
-    with mpl.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(11, 4.6), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        colours = COLOURS | dict(zip([n for n in lines if n not in COLOURS], SINGLE, strict=False))
-        quarters = range(1, N_QUARTERS + 1)
-        for name, scores in lines.items():
-            strong = name == "router"
-            left.plot(
-                quarters,
-                [score.utility for score in scores.by_quarter],
-                color=colours.get(name, SINGLE[-1]),
-                linewidth=3 if strong else 1.4,
-                linestyle="-" if strong else "--",
-                marker="o" if strong else None,
-                label=name,
-            )
-            right.scatter(
-                scores.by_quarter[-1].cost_usd,
-                scores.by_quarter[-1].quality,
-                s=120 if strong else 45,
-                color=colours.get(name, SINGLE[-1]),
-                zorder=3,
-            )
-            right.annotate(
-                name,
-                (scores.by_quarter[-1].cost_usd, scores.by_quarter[-1].quality),
-                xytext=(-10, -16) if strong else (6, 5),
-                textcoords="offset points",
-                fontsize=9,
-                fontweight="bold" if strong else "normal",
-            )
-        left.set(
-            title="Utility by quarter",
-            xlabel="quarter of the requests",
-            ylabel="utility, quality points",
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Shown:
+    """What is in the picture."""
+
+    message: str  # the title: one sentence
+    source: str  # below it: table, preference, whose figures they are
+    requests: int
+    over_best_fixed: NDArray[np.float64]  # (seeds, steps) of utility
+    router: Score  # of the second half, as all below
+    best_fixed: tuple[str, Score]
+    best_single: tuple[str, Score]  # of highest quality
+    others: tuple[Score, ...]  # the other models
+
+
+def draw(shown: Shown, path: Path) -> list[Path]:
+    """Save a PNG at `path`, and one for dark pages beside it; both paths."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for theme, colours in THEMES.items():
+        name = path.name if theme == "light" else f"{path.stem}-{theme}{path.suffix}"
+        paths.append(path.with_name(name))
+        with mpl.rc_context(cast("Any", style(colours))):
+            _figure(shown, colours["ink"]).savefig(paths[-1], dpi=110)
+    return paths
+
+
+def _figure(shown: Shown, ink: str) -> Figure:
+    figure = Figure(figsize=(10.5, 5.0), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _learning(left, shown)
+    _trade(right, shown, ink)
+    for axes in (left, right):
+        axes.grid(alpha=0.6)
+    handles, labels = (
+        a + b
+        for a, b in zip(
+            left.get_legend_handles_labels(), right.get_legend_handles_labels(), strict=True
         )
-        left.set_xticks(list(quarters))
-        figure.legend(loc="outside lower center", fontsize=8, frameon=False, ncols=len(lines))
-        right.set(
-            title="Last quarter: quality against cost",
-            xlabel="US dollars per request",
-            ylabel="quality",
+    )
+    figure.legend(handles, labels, loc="outside lower center", frameon=False, ncols=2, fontsize=9)
+    figure.suptitle(f"{shown.message}\n", fontsize=13, fontweight="bold")
+    figure.text(0.5, 0.925, shown.source, ha="center", fontsize=9)
+    return figure
+
+
+def _learning(axes: Axes, shown: Shown) -> None:
+    curves = shown.over_best_fixed
+    at = (np.arange(curves.shape[1]) + 0.5) * shown.requests / curves.shape[1]
+    axes.axhline(0.0, color=LINE_TO_BEAT, linestyle="--", linewidth=2.0, label="best fixed model")
+    if len(curves) > 1:
+        low, high = curves.min(axis=0), curves.max(axis=0)
+        axes.fill_between(at, low, high, color=OURS, alpha=0.2, linewidth=0, label="all orders")
+    axes.plot(
+        at, curves.mean(axis=0), color=OURS, linewidth=3.0, label="router, mean of the orders"
+    )
+    axes.set(
+        title="What the router gains while it learns",
+        xlabel="requests",
+        ylabel="utility over the best fixed model's",
+    )
+
+
+def _trade(axes: Axes, shown: Shown, ink: str) -> None:
+    def point(score: Score, name: str, **look: Any) -> None:
+        cost = USD_SHOWN * score.cost_usd
+        label = f"{name}: {score.quality:.3f} for ${cost:.3g}"
+        axes.scatter(cost, score.quality, label=label, zorder=3, **look)
+
+    others = [(USD_SHOWN * one.cost_usd, one.quality) for one in shown.others]
+    if others:
+        axes.scatter(
+            [c for c, _ in others],
+            [q for _, q in others],
+            s=36,
+            color=OTHERS[6],
+            label="other models",
         )
-        right.set_xscale("log")
-        right.margins(x=0.25)
-        for axes in (left, right):
-            axes.grid(alpha=0.25)
-        figure.suptitle(subtitle, fontsize=10)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
+    best_name, best = shown.best_single
+    if best_name != shown.best_fixed[0]:
+        point(best, f"{best_name} (highest quality)", s=70, color=ink, marker="s")
+    fixed_name, fixed = shown.best_fixed
+    point(fixed, f"{fixed_name} (best fixed)", s=90, color=LINE_TO_BEAT, marker="D")
+    point(shown.router, "router", s=130, color=OURS)
+    axes.set(
+        title="What quality costs, second half",
+        xlabel=f"US dollars per {USD_SHOWN:,.0f} requests",
+        ylabel="quality",
+    )

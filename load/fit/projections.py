@@ -10,9 +10,10 @@ What ships is figures only: a mean and 62 directions per encoder, and no prompt.
 
 all-MiniLM-L6-v2 from the tables' `embedding` column, the others from their `prompt` column.
 
-The one rule: paretobandit is not among the sources. The demo and the benchmarks replay that table,
-and must not have seen it. And fit only for a reason: the same data on another processor may give
-other last bits, and with any other bit routers refuse the histories they have.
+paretobandit and llmdrift are not among the sources: what is measured on them is measured on prompts
+that the projection has not seen. On the other two it has seen the embeddings, never an outcome;
+docs/decisions.md says what difference that makes. Fit only for a reason: the same data on another
+processor may give other last bits, and with any other bit routers refuse the histories they have.
 """
 
 from __future__ import annotations

@@ -72,6 +72,7 @@ class DispatchReplica:
         )
         self._vitals = DispatchVitals(
             self.dispatcher.health,
+            self.dispatcher.refusals,
             pools.watched,
             window.count_answer if window else lambda tenant, output_tokens: None,
             replica.reporter.source,

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 from serve.dispatch.attempt import Attempt
 from serve.dispatch.backend import Watched
+from serve.dispatch.features import Refusals
 from serve.health.health import Health, PoolStatus
 from streams.telemetry.pool_window import DispatchWindow, PoolWindow, ReplicaIdentity
 from streams.telemetry.records import PoolState, Telemetry
@@ -28,6 +29,7 @@ class DispatchVitals:
     def __init__(
         self,
         health: Health,
+        refusals: Refusals,
         watched: Callable[[], Sequence[Watched]],
         count_answer: Callable[[str, int], None],
         source: str,
@@ -37,7 +39,8 @@ class DispatchVitals:
 
         Raises nothing later: whoever settles an attempt must not be disturbed.
         """
-        self._health, self._now_s, self._source = health, now_s, source
+        self._health, self._refusals = health, refusals
+        self._now_s, self._source = now_s, source
         self._watched = {pool.pool: pool for pool in watched()}  # the settings', so for good
         self._count_answer = count_answer
         self._window = DispatchWindow()
@@ -87,9 +90,11 @@ class DispatchVitals:
             for pool in self._watched.keys() & statuses.keys()
             for endpoint in statuses[pool].endpoints
         }
+        refused = self._refusals.status(self._now_s())
         for at in sorted({*running, *self._seen}):
             seen = self._pace_of(*at).take(reporter, window)
-            records.append(PoolState(running=running.get(at, 0), **seen))
+            refuses = sorted(refused.get(at[0], ()))
+            records.append(PoolState(running=running.get(at, 0), refuses=refuses, **seen))
             if at not in running:  # it has gone, and this was its last word
                 del self._seen[at]
         return records

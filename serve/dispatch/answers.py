@@ -37,6 +37,7 @@ class DispatchInput:
     body: Mapping[str, object]
     confidence_min: float | None = None  # 0 to 1: cascade; None: no cascade
     fan_out: int = 1  # 1 to 8 models at once
+    whole: bool = False  # nothing is shown before the end: a broken answer is tried again
 
     def __post_init__(self) -> None:
         """Raises InvalidRequest."""

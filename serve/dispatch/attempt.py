@@ -65,6 +65,7 @@ class Attempt:
     logprobs: list[float] = field(default_factory=list)
     usage: Usage | None = None
     settled: AttemptRecord | None = None
+    acquitted: bool = False  # it failed, and not by the pool's fault
 
     @property
     def where(self) -> str:

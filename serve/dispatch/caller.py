@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from serve.dispatch.answers import AttemptRecord, DispatchInput, Kind
 from serve.dispatch.attempt import Attempt, Place, began
 from serve.dispatch.backend import Call, Pools
+from serve.dispatch.features import Feature, Refusals, features_of, refused_features
 from serve.dispatch.retickets import Reticket, Retickets
-from serve.errors import NoAnswer
+from serve.errors import CallRefused, NoAnswer, PoolsOverloaded
 from serve.health.health import EndpointLease, Health
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.live import Live
@@ -26,9 +28,10 @@ from serve.routing.sessions import Sessions
 
 # Why an able pool was passed over.
 SESSION_ELSEWHERE, SLOW = "the session is in another pool", "far slower than it was"
+REFUSES = "it has refused such a call"
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False)
 class AnswerState:
     """One answer being made. Stages of a cascade share their list of attempts."""
 
@@ -44,6 +47,18 @@ class AnswerState:
     hedged: bool = False
     attempts: list[Attempt] = field(default_factory=list)
     n_before: int = 0  # attempts of the stages before this one
+    refusals: dict[str, CallRefused] = field(default_factory=dict)  # by model, of this stage
+    suspected: list[Attempt] = field(default_factory=list)  # see `Settlement.suspected`
+
+    @cached_property
+    def features(self) -> frozenset[Feature]:
+        """What it asks for beyond text."""
+        return features_of(self.call.body)
+
+    @property
+    def open_places(self) -> list[Place]:
+        """Those whose model has not refused the call."""
+        return [place for place in self.places if place.model not in self.refusals]
 
     @property
     def decided(self) -> Place:
@@ -62,6 +77,11 @@ class AnswerState:
     def own(self) -> list[Attempt]:
         """The attempts of this stage."""
         return self.attempts[self.n_before :]
+
+    @property
+    def n_failed(self) -> int:
+        """Attempts of this stage that failed; whose model refused the call has not."""
+        return sum(a.settled is None or a.settled.outcome != CallRefused.kind for a in self.own)
 
     def records(self) -> tuple[AttemptRecord, ...]:
         """What has been tried so far, as people see it."""
@@ -85,17 +105,19 @@ class Caller:
         self._retickets, self._sessions = retickets, sessions
         self._now_s, self._now_ms, self._uniform = now_s, now_ms, uniform
         self._known: dict[str, tuple[str, ...]] = {}  # endpoints that health knows
+        self.refusals = Refusals()
 
     def begin(
         self, request: AnswerState, kind: Kind, *, is_retry: bool, places: Sequence[Place] = ()
     ) -> Attempt:
         """Call the best place that can be called. Raises NoAnswer."""
         now_s = self._now_s()
-        for place in self._in_order(request, places or request.places, now_s):
+        for place in self._in_order(request, places or request.open_places, now_s):
             lease = self._lease(request, place, now_s)
             if lease is not None:
                 return self._called(request, place, lease, kind, is_retry, now_s)
-        raise self.no_answer(request, "no pool has an endpoint that can be called")
+        refused = next(iter(request.refusals.values()), None)
+        raise refused or self.no_answer(request, "no pool has an endpoint that can be called")
 
     def _lease(self, request: AnswerState, place: Place, now_s: float) -> EndpointLease | None:
         """An endpoint of a pool: the session's, or another than the last one tried there."""
@@ -104,8 +126,14 @@ class Caller:
             avoid = here[-1]
         elif held := self._sessions.held(request.dispatch.route.session, self._now_ms()):
             prefer = held.endpoint if held.pool == place.pool else ""
+        tokens = request.call.prompt_tokens
         return self._health.pick(
-            place.pool, now_s, uniform=self._uniform(), prefer=prefer, avoid=avoid
+            place.pool,
+            now_s,
+            uniform=self._uniform(),
+            prefer=prefer,
+            avoid=avoid,
+            prompt_tokens=tokens,
         )
 
     def _called(
@@ -121,7 +149,7 @@ class Caller:
         health, decided, why = self._health, request.decided, ""
         if kind == "first" and place != decided:
             kind = "reroute"
-            why = f"{decided.pool}: {self._reason(decided.pool) or SESSION_ELSEWHERE}"
+            why = f"{decided.pool}: {self._reason(request, decided.pool) or SESSION_ELSEWHERE}"
         try:
             ticket = self._ticket(request, place, kind)
             endpoint = self._pools.endpoints(place.pool)[lease.address]
@@ -129,8 +157,9 @@ class Caller:
         except BaseException:
             lease.cancelled(now_s)
             raise
-        hedge_s = health.hedge_delay_s(place.pool, now_s)
-        timeout_s = health.first_token_timeout_s(place.pool, now_s, request.deadline_s - now_s)
+        tokens = request.call.prompt_tokens
+        hedge_s = health.hedge_delay_s(place.pool, now_s, prompt_tokens=tokens)
+        timeout_s = health.first_token_timeout_s(place.pool, now_s, prompt_tokens=tokens)
         attempt = Attempt(
             place=place,
             decided=decided,
@@ -144,7 +173,7 @@ class Caller:
             catalogue=request.live.catalogue,
             why=why,
             began_s=now_s,
-            # A deadline that leaves less than most requests wait is no fault of the pool.
+            # By what the pool does, whatever the caller's deadline: that one is not its fault.
             late_at_s=now_s + max(hedge_s, timeout_s),
             hedge_at_s=now_s + hedge_s,
             is_retry=is_retry,
@@ -163,13 +192,33 @@ class Caller:
         ranked = sorted(place_of, key=tried.__contains__) if tried else list(place_of)
         ordered = self._health.order(ranked, now_s)
         if len(ordered) > 1:
-            ordered.sort(key=lambda pool: self._rank(pool, now_s))
+            ordered.sort(key=lambda pool: self._rank(request, pool, now_s))
         return map(place_of.__getitem__, ordered)
 
-    def _rank(self, pool: str, now_s: float) -> tuple[bool, bool]:
-        """Pools that can't answer come last, those far slower than they were before them."""
+    def _rank(self, request: AnswerState, pool: str, now_s: float) -> tuple[bool, bool, bool]:
+        """Pools that can't answer come last, before them those that refused such a call.
+
+        And before those the ones that are far slower than they were.
+        """
         health = self._health
-        return health.reason(pool, now_s) != "", health.slow(pool, now_s)
+        unable, slow = health.reason(pool, now_s) != "", health.slow(pool, now_s)
+        return unable, self._refuses(request, pool, now_s), slow
+
+    def _refuses(self, request: AnswerState, pool: str, now_s: float) -> bool:
+        tokens = request.call.prompt_tokens
+        return self.refusals.refuses(pool, request.features, tokens, now_s=now_s)
+
+    def note_refusal(self, request: AnswerState, attempt: Attempt, error: CallRefused) -> None:
+        """Its model has refused the call: no other pool of it is asked, and that is remembered."""
+        request.refusals.setdefault(attempt.place.model, error)
+        words, tokens = error.problem, request.call.prompt_tokens
+        features = refused_features(words, request.features)
+        self.refusals.note(attempt.place.pool, features, tokens, words, now_s=self._now_s())
+
+    def note_answer(self, request: AnswerState, attempt: Attempt) -> None:
+        """It has begun to answer, so what it was remembered to refuse is forgotten."""
+        tokens = request.call.prompt_tokens
+        self.refusals.undo(attempt.place.pool, request.features, tokens)
 
     def _update_health(self, pool: str, now_s: float) -> None:
         """Give health the pool's endpoints, if they have changed."""
@@ -189,7 +238,7 @@ class Caller:
     def beside(self, request: AnswerState, late: Attempt) -> Place | None:
         """Where a late attempt is doubled: its pool, if that has another endpoint, or the next."""
         now_s, tried = self._now_s(), {attempt.place for attempt in request.own}
-        others = [place for place in request.places if place not in tried]
+        others = [place for place in request.open_places if place not in tried]
         if len(self._pools.endpoints(late.place.pool)) > 1:
             others.insert(0, late.place)
         for place in others:
@@ -199,16 +248,32 @@ class Caller:
         return None
 
     def no_answer(self, request: AnswerState, why: str) -> NoAnswer:
-        """An error that says all that was tried."""
+        """An error that says all that was tried; that all pools are overloaded, where they are."""
         records = listed(request.records())
-        reasons = [(p.pool, self._reason(p.pool) or "able") for p in request.places[:8]]
+        reasons = [(p.pool, self._reason(request, p.pool) or "able") for p in request.places[:8]]
         places = ", ".join(f"{pool} ({reason})" for pool, reason in reasons)
-        return NoAnswer("dispatch", f"{why}. Attempts: {records or 'none'}. Pools: {places}")
+        problem = f"{why}. Attempts: {records or 'none'}. Pools: {places}"
+        after_s = self._overloaded_for_s(request)
+        return (
+            NoAnswer("dispatch", problem)
+            if after_s is None
+            else PoolsOverloaded("dispatch", problem, after_s)
+        )
 
-    def _reason(self, pool: str) -> str:
+    def _overloaded_for_s(self, request: AnswerState) -> float | None:
+        """Seconds until the first of its pools wants to be asked again; None: one is not paused."""
+        now_s = self._now_s()
+        there = [pool for _, pool in request.open_places if self._pools.endpoints(pool)]
+        pauses = [self._health.paused_for_s(pool, now_s) for pool in there]
+        paused = [pause for pause in pauses if pause is not None]
+        return min(paused) if paused and len(paused) == len(pauses) else None
+
+    def _reason(self, request: AnswerState, pool: str) -> str:
         """Why a pool comes behind others; "" if it does not."""
-        unable, slow = self._rank(pool, now_s := self._now_s())
-        return self._health.reason(pool, now_s) if unable else SLOW if slow else ""
+        unable, refuses, slow = self._rank(request, pool, now_s := self._now_s())
+        if unable:
+            return self._health.reason(pool, now_s)
+        return REFUSES if refuses else SLOW if slow else ""
 
 
 def listed(records: Sequence[AttemptRecord]) -> str:

@@ -13,7 +13,6 @@ Both calls are paid for, and only the one whose answer is streamed is learned fr
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -100,35 +99,11 @@ class Cascade:
         """
         try:
             attempt, piece = await self._race.first_token(request)
-            return attempt, await self._collected(request, attempt, piece)
+            return attempt, await self._one.collected(request, attempt, piece)
         except AttemptFailed:  # also CallRefused: it may be that we asked for probabilities
             if fatal:
                 raise
             return None, []
-
-    async def _collected(
-        self, request: AnswerState, attempt: Attempt, piece: Piece | None
-    ) -> list[Piece]:
-        """All pieces of a winner's answer. Raises AttemptFailed, DeadlinePassed."""
-        pieces: list[Piece] = []
-        try:
-            async with asyncio.timeout(request.deadline_s - self._now_s()):
-                while piece is not None:
-                    pieces.append(piece)
-                    piece = await attempt.more()
-            self._settlement.complete(attempt)
-        except AttemptFailed as error:
-            self._settlement.failed(attempt, request.began_s, error)
-            raise
-        except TimeoutError:
-            raise DeadlinePassed(
-                f"{attempt.where} had not finished its answer at the deadline, "
-                f"{request.since_ms(self._now_s()):.0f} ms after the request came"
-            ) from None
-        finally:
-            if attempt.ended_s is None:
-                self._one.let_go(request, attempt)
-        return pieces
 
     def _time_for(self, places: Sequence[Place], request: AnswerState) -> bool:
         """Whether the model of these places can be expected to answer before the deadline."""

@@ -83,6 +83,7 @@ class Dispatcher:
             now_s,
             now_ms,
         )
+        self.refusals = caller.refusals
         self._one = OneAnswer(race, self._settlement, now_s)
         self._cascade = Cascade(self._one, race, self._settlement, now_s)
         self._fan_out = FanOut(self._one, now_s)

@@ -47,6 +47,8 @@ class FanOut:
                 places=[place for place in request.places if place.model == model],
                 kind="fan-out" if i else "first",
                 attempts=[],
+                refusals={},
+                suspected=[],
             )
             for i, model in enumerate(models)
         ]

@@ -113,7 +113,7 @@ class Refusals:
         self._of: dict[str, dict[Feature, Refused]] = {}
 
     def note(
-        self, pool: str, features: Collection[Feature], tokens: float, words: str, now_s: float
+        self, pool: str, features: Collection[Feature], tokens: float, words: str, *, now_s: float
     ) -> None:
         """A pool has refused these features of a prompt of so many tokens."""
         known = self._of.setdefault(pool, {})

@@ -9,15 +9,18 @@ there at once when it is asked for had been waiting; one that is not is the pool
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 
 from serve.dispatch.answers import Ended, Event, Routed, Streamed
 from serve.dispatch.attempt import Attempt
+from serve.dispatch.backend import Piece
 from serve.dispatch.caller import AnswerState
 from serve.dispatch.race import Race
 from serve.dispatch.settlement import Settlement
-from serve.errors import AnswerBroken, AttemptFailed
+from serve.errors import AnswerBroken, AttemptFailed, DeadlinePassed
 
 READY_S = 0.001  # what came sooner after it was asked for, had come before
 
@@ -33,6 +36,11 @@ class OneAnswer:
 
         Raises CallRefused, DeadlinePassed, NoAnswer before the first event, AnswerBroken after.
         """
+        if request.dispatch.whole:
+            async with aclosing(self._at_once(request)) as events:
+                async for event in events:
+                    yield event
+            return
         attempt, piece = await self._race.first_token(request)
         try:
             first_ms = request.since_ms(self._now_s())
@@ -51,6 +59,52 @@ class OneAnswer:
             raise self._broken(request, attempt, error) from error
         finally:
             self.let_go(request, attempt)
+
+    async def _at_once(self, request: AnswerState) -> AsyncGenerator[Event, None]:
+        """The events of an answer whose reader waits for the end: one that breaks off is retried.
+
+        The line is the reader's first byte, not the pool's first token.
+        """
+        while True:
+            attempt, piece = await self._race.first_token(request)
+            first_ms = request.since_ms(self._now_s())
+            try:
+                pieces = await self.collected(request, attempt, piece)
+                break
+            except AttemptFailed:
+                continue  # settled; the race says when it has been enough
+        yield self.routed(request, attempt)
+        for one in pieces:
+            yield Streamed(answer=request.answer, piece=one)
+        self._settlement.answered(attempt, request.began_s)
+        yield self.ended(request, attempt, first_ms)
+
+    async def collected(
+        self, request: AnswerState, attempt: Attempt, piece: Piece | None
+    ) -> list[Piece]:
+        """All pieces of a winner's answer, not settled yet. Raises AttemptFailed, DeadlinePassed.
+
+        An attempt that did not give a whole answer is settled.
+        """
+        pieces: list[Piece] = []
+        try:
+            async with asyncio.timeout(max(0.0, request.deadline_s - self._now_s())):
+                while piece is not None:
+                    pieces.append(piece)
+                    piece = await attempt.more()
+            self._settlement.complete(attempt)
+        except AttemptFailed as error:
+            self._settlement.failed(attempt, request.began_s, error)
+            raise
+        except TimeoutError:
+            raise DeadlinePassed(
+                f"{attempt.where} had not finished its answer at the deadline, "
+                f"{request.since_ms(self._now_s()):.0f} ms after the request came"
+            ) from None
+        finally:
+            if attempt.ended_s is None:
+                self.let_go(request, attempt)
+        return pieces
 
     def _broken(self, request: AnswerState, attempt: Attempt, error: AttemptFailed) -> AnswerBroken:
         self._settlement.failed(attempt, request.began_s, error)

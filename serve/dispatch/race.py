@@ -31,8 +31,13 @@ from serve.errors import (
     AttemptFailed,
     CallRefused,
     DeadlinePassed,
+    EndpointFailed,
 )
 from serve.routing.sessions import Held, Sessions
+
+FASTER = "another was faster"
+# While nobody else can answer a late attempt is waited for, and that is looked at so often.
+LOOK_AGAIN_S = 1.0
 
 
 class Race:
@@ -73,7 +78,7 @@ class Race:
                 )
                 won = self._sift(request, running)
                 if won is not None:
-                    why = "another was faster"
+                    why = FASTER
                     return won
                 self._check_deadline(request)
                 hedge = self._hedge(request, running)
@@ -83,6 +88,15 @@ class Race:
             for attempt in running.values():
                 self._end_retry(attempt)
                 self._settlement.cancelled(attempt, request.began_s, why)
+            self._judge_suspects(request, answered=why == FASTER)
+
+    def _judge_suspects(self, request: AnswerState, *, answered: bool) -> None:
+        """An error that followed the request from pool to pool is the request's own."""
+        suspected = list(request.suspected)
+        request.suspected.clear()  # stages of one answer share the list
+        follows = len({attempt.place.pool for attempt in suspected}) > 1 and not answered
+        for attempt in suspected:
+            (self._settlement.acquit if follows else self._settlement.convict)(attempt)
 
     def _rest_s(self, request: AnswerState, running: dict[asyncio.Future, Attempt]) -> float:
         """How long nothing needs to be done unless something comes."""
@@ -94,28 +108,38 @@ class Race:
     def _sift(
         self, request: AnswerState, running: dict[asyncio.Future, Attempt]
     ) -> tuple[Attempt, Piece] | None:
-        """Settle what has failed or is late; the winner, if there is one. Raises CallRefused."""
+        """Settle what has failed or is late; the winner, if there is one."""
         now_s = self._now_s()
-        won, refused = None, None
+        won = None
         for first, attempt in list(running.items()):
-            if not first.done() and now_s < attempt.late_at_s:
+            if not first.done() and not self._is_late(request, attempt, now_s):
                 continue
             try:
                 part = _came(attempt, now_s)
             except AttemptFailed as error:
                 self._take_out(running, attempt)
                 if isinstance(error, CallRefused):
-                    refused = error
+                    self._caller.note_refusal(request, attempt, error)
                     self._settlement.refused(attempt, request.began_s, error)
+                elif type(error) is EndpointFailed:
+                    request.suspected.append(attempt)
+                    self._settlement.suspected(attempt, request.began_s, error)
                 else:
                     self._settlement.failed(attempt, request.began_s, error)
             else:
                 if won is None:  # a second one in the same moment is ended like any loser
                     self._take_out(running, attempt)
                     won = self._won(request, attempt, part)
-        if refused is not None and won is None:
-            raise refused
         return won
+
+    def _is_late(self, request: AnswerState, attempt: Attempt, now_s: float) -> bool:
+        """Whether a silent attempt is given up; not where nobody else could answer instead."""
+        if now_s < attempt.late_at_s:
+            return False
+        if self._caller.beside(request, attempt) is None:
+            attempt.late_at_s = now_s + LOOK_AGAIN_S
+            return False
+        return True
 
     def _take_out(self, running: dict[asyncio.Future, Attempt], attempt: Attempt) -> None:
         del running[attempt.first]
@@ -126,6 +150,7 @@ class Race:
     ) -> tuple[Attempt, Piece]:
         attempt.first_s = self._now_s()
         attempt.lease.first_token(attempt.first_s)
+        self._caller.note_answer(request, attempt)
         if request.answer == 0:  # with fan-out, the conversation goes on with the decided model
             held = Held(*attempt.place, attempt.lease.address, self._now_ms())
             self._sessions.hold(request.dispatch.route.session, held)
@@ -137,14 +162,16 @@ class Race:
     async def _next(self, request: AnswerState) -> Attempt:
         """The next attempt; a retry waits for its place in the budget.
 
-        Raises NoAnswer and DeadlinePassed.
+        Where a model has refused the call, the next one is asked at once. Raises CallRefused if
+        all have, NoAnswer and DeadlinePassed.
         """
         self._check_deadline(request)
-        made = len(request.own)
+        made = request.n_failed
         if made >= self._attempts_max:
             raise self._caller.no_answer(request, f"{made} attempts were made, which is the limit")
         if not made:
-            return self._caller.begin(request, request.kind, is_retry=False)
+            kind = "reroute" if request.own else request.kind
+            return self._caller.begin(request, kind, is_retry=False)
         await self._take_room(request, made)
         try:
             return self._caller.begin(request, "retry", is_retry=True)

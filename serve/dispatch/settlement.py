@@ -2,6 +2,7 @@
 
     Attempt ─┬▶ answered   latency, cost, tokens, no error    is learned
              ├▶ failed     an error, and what was wasted      the error is learned
+             ├▶ suspected  an error that may be the caller's  until the race is over
              └▶ unsure, cancelled, refused                    what was wasted; nothing is learned
 
 Settling finishes the lease, reports on the ticket, and writes the attempt's line into the request's
@@ -20,7 +21,7 @@ from typing import Any
 
 from serve.dispatch.answers import AttemptRecord
 from serve.dispatch.attempt import Attempt
-from serve.errors import AnswerLate, AttemptFailed
+from serve.errors import AnswerLate, AttemptFailed, EndpointOverloaded
 from streams.feedback.feedback import COST_USD_MAX, LATENCY_MS_MAX
 
 logger = logging.getLogger(__name__)
@@ -72,13 +73,42 @@ class Settlement:
 
     def failed(self, attempt: Attempt, origin_s: float, error: AttemptFailed) -> AttemptRecord:
         """It failed. Before the first token that is taken to be free, unless we gave it up."""
-        attempt.lease.failed(self._now_s(), error.kind)
+        self._blame(attempt, error)
         free = attempt.n_pieces == 0 and not isinstance(error, AnswerLate)
         paid_usd = 0.0 if free else _cost_usd(attempt)
         settled = self._settle(attempt, origin_s, error.kind, error.problem, paid_usd)
         self._report(attempt.ticket, error=True, paid_usd=settled.cost_usd)
         self.close(attempt)
         return settled
+
+    def suspected(self, attempt: Attempt, origin_s: float, error: AttemptFailed) -> None:
+        """The server answered with an error of its own: by its own fault, or by what it was sent?
+
+        Where the same request fails like this from pool to pool, it is the request. So who is to
+        blame is said when the race is over: by `convict` or `acquit`.
+        """
+        attempt.lease.cancelled(self._now_s())
+        self._settle(attempt, origin_s, error.kind, error.problem, 0.0)
+        self.close(attempt)
+
+    def convict(self, attempt: Attempt) -> None:
+        """A suspected failure was the pool's."""
+        assert attempt.settled is not None
+        attempt.lease.blamed(self._now_s(), attempt.settled.outcome)
+        self._report(attempt.ticket, error=True, paid_usd=0.0)
+
+    def acquit(self, attempt: Attempt) -> None:
+        """A suspected failure was the request's: nothing is learned from it."""
+        attempt.acquitted = True
+        self._report(attempt.ticket, paid_usd=0.0)
+
+    def _blame(self, attempt: Attempt, error: AttemptFailed) -> None:
+        """Finish the lease. Who said when to come back is left alone until then."""
+        now_s = self._now_s()
+        if isinstance(error, EndpointOverloaded) and error.retry_after_s:
+            attempt.lease.overloaded(now_s, error.kind, pause_s=error.retry_after_s)
+        else:
+            attempt.lease.failed(now_s, error.kind, was_late=isinstance(error, AnswerLate))
 
     def refused(self, attempt: Attempt, origin_s: float, error: AttemptFailed) -> AttemptRecord:
         """It said that the call is wrong: no fault of the pool, and nothing to learn."""

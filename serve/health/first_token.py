@@ -26,6 +26,10 @@ N_BUCKETS = 142  # up to 680 s; longer waits share the last bucket
 WEIGHT_LOG2_MAX = 64.0  # then weights are scaled back, long before they would overflow
 
 
+USUAL_TOKENS = 2_000.0  # of a prompt, until some have come
+USUAL_PROMPTS = 256  # prompts that the usual length is the mean of, about
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FirstTokenOptions:
     """From waits to time-outs."""
@@ -58,7 +62,10 @@ class FirstTokens:
     0.96
     """
 
-    __slots__ = ("_hedge", "_landmark_s", "_options", "_timeout", "_total", "_weights")
+    __slots__ = (
+        "_hedge", "_landmark_s", "_n_prompts", "_options", "_timeout", "_total", "_usual_tokens",
+        "_weights",
+    )  # fmt: skip
 
     def __init__(self, options: FirstTokenOptions) -> None:
         self._options = options
@@ -66,10 +73,15 @@ class FirstTokens:
         self._total = 0.0
         self._landmark_s = 0.0  # when a wait weighs one
         self._hedge = self._timeout = (-math.inf, 0.0)  # (computed at, seconds)
+        self._usual_tokens, self._n_prompts = USUAL_TOKENS, 0  # of a prompt
 
-    def add(self, wait_s: float, *, now_s: float) -> None:
-        """Count one wait."""
+    def add(self, wait_s: float, *, now_s: float, prompt_tokens: float = 0.0) -> None:
+        """Count one wait, for a prompt of so many tokens; 0: not known."""
         weight = self._weight(now_s)
+        if prompt_tokens > 0:
+            share = 1 / min(self._n_prompts + 1, USUAL_PROMPTS)
+            self._usual_tokens += share * (prompt_tokens - self._usual_tokens)
+            self._n_prompts += 1
         self._weights[bucket(wait_s)] += weight
         self._total += weight
 
@@ -89,21 +101,31 @@ class FirstTokens:
         # A hair less than q: sums of weights are not exact.
         return upper_edge_s(min(bisect_left(summed, q * summed[-1] * (1 - 1e-9)), N_BUCKETS - 1))
 
-    def hedge_delay_s(self, now_s: float) -> float:
+    def stretch(self, prompt_tokens: float) -> float:
+        """How many times the usual wait a prompt may take: as it is longer than the usual prompt.
+
+        Reading a prompt takes time in proportion to its length at the most, so this is generous.
+        """
+        return max(1.0, prompt_tokens / max(self._usual_tokens, 1.0))
+
+    def hedge_delay_s(self, now_s: float, *, prompt_tokens: float = 0.0) -> float:
         """How long to wait for a first token before a second attempt is worth its cost."""
         if not 0.0 <= now_s - self._hedge[0] < self._options.reread_s:
             found_s = self.quantile_s(self._options.hedge_quantile, now_s=now_s)
             self._hedge = (now_s, found_s or self._options.hedge_delay_default_s)
-        return self._hedge[1]
+        return self._hedge[1] * self.stretch(prompt_tokens)
 
-    def timeout_s(self, now_s: float, *, left_s: float) -> float:
-        """How long an attempt may wait for its first token, with `left_s` to the deadline."""
+    def timeout_s(self, now_s: float, *, prompt_tokens: float = 0.0) -> float:
+        """How long an attempt may wait for its first token before it is taken to be stuck.
+
+        Whoever asks may have less time; but running out of that is no fault of the pool.
+        """
         options = self._options
         if not 0.0 <= now_s - self._timeout[0] < options.reread_s:
             p99_s = self.quantile_s(options.timeout_quantile, now_s=now_s)
             wanted_s = options.timeout_factor * p99_s if p99_s else options.timeout_default_s
             self._timeout = (now_s, max(options.timeout_s_min, wanted_s))
-        return max(0.0, min(left_s, self._timeout[1]))
+        return self._timeout[1] * self.stretch(prompt_tokens)
 
     def _weight(self, now_s: float) -> float:
         log2 = (now_s - self._landmark_s) / self._options.half_life_s

@@ -26,7 +26,9 @@ from learners.option import option
 from serve.health.first_token import FirstTokenOptions, FirstTokens, Pace
 from serve.health.outliers import Endpoint, Endpoints, Event, OutlierOptions, log_event, slow
 
-Reason = Literal["", "no endpoints", "unhealthy", "probing", "full"]
+PAUSE_S_MAX = 600.0  # whoever asks to be left alone for longer is asked again all the same
+
+Reason = Literal["", "no endpoints", "unhealthy", "probing", "full", "overloaded"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,20 +90,33 @@ class Pool:
         self.in_flight = self.refusals = self.successes = self.cancelled = 0
         self.failures: dict[str, int] = {}
 
-    def note_wait(self, endpoint: Endpoint, wait_s: float, now_s: float) -> None:
+    def note_wait(
+        self, endpoint: Endpoint, wait_s: float, *, now_s: float, prompt_tokens: float
+    ) -> None:
         """Count one wait for a first token."""
-        self.waits.add(wait_s, now_s)
-        self.pace.note(wait_s, now_s)
-        endpoint.pace.note(wait_s, now_s)
+        self.waits.add(wait_s, now_s=now_s, prompt_tokens=prompt_tokens)
+        self.pace.note(wait_s, now_s=now_s)
+        endpoint.pace.note(wait_s, now_s=now_s)
 
 
 class EndpointLease:
     """One attempt at one endpoint, to be finished by exactly one of three calls."""
 
-    __slots__ = ("_began_s", "_endpoint", "_finished", "_pool", "_stint", "_waiting", "probe")
+    __slots__ = (
+        "_began_s", "_endpoint", "_finished", "_pool", "_stint", "_tokens", "_waiting", "probe",
+    )  # fmt: skip
 
-    def __init__(self, pool: Pool, endpoint: Endpoint, began_s: float, *, probe: bool) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        endpoint: Endpoint,
+        began_s: float,
+        *,
+        probe: bool,
+        prompt_tokens: float = 0.0,
+    ) -> None:
         self._pool, self._endpoint, self._began_s = pool, endpoint, began_s
+        self._tokens = prompt_tokens
         self._stint = endpoint.stint
         self._finished, self._waiting = False, True
         self.probe = probe  # whether the endpoint was out and this attempt finds out if it is back
@@ -117,7 +132,7 @@ class EndpointLease:
         """Note that the first token has come."""
         assert self._waiting and not self._finished, "there is one first token, before the end"
         self._waiting = False
-        self._pool.note_wait(self._endpoint, now_s - self._began_s, now_s)
+        self._note_wait(now_s - self._began_s, now_s)
 
     def succeeded(self, now_s: float) -> None:
         """Finish: the endpoint did its part. It also did if it refused a malformed request."""
@@ -126,12 +141,34 @@ class EndpointLease:
         self._pool.successes += 1
         self._judge(failed=False, now_s=now_s)
 
-    def failed(self, now_s: float, kind: str) -> None:
-        """Finish: the endpoint is to blame. `kind` is one of a few, like "timeout" or "reset"."""
+    def failed(self, now_s: float, kind: str, *, was_late: bool = False) -> None:
+        """Finish: the endpoint is to blame. `kind` is one of a few, like "timeout" or "reset".
+
+        `was_late`: the wait for its first token was given up. It counts as one of that length at
+        least, otherwise the longest waits would be missing and the limit would stay too short.
+        """
         self._finish()
+        self._count(kind)
+        if was_late and self._waiting:
+            self._note_wait(now_s - self._began_s, now_s)
+        self._judge(failed=True, now_s=now_s)
+
+    def blamed(self, now_s: float, kind: str) -> None:
+        """Say of an attempt that was finished without a judgement that the endpoint is to blame."""
+        assert self._finished, "what is under way is finished by `failed`"
+        self._count(kind)
+        self._judge(failed=True, now_s=now_s)
+
+    def overloaded(self, now_s: float, kind: str, *, pause_s: float) -> None:
+        """Finish: the endpoint wants to be left alone for so long. Being busy is no failure."""
+        self._finish()
+        self._count(kind)
+        until_s = now_s + min(pause_s, PAUSE_S_MAX)
+        self._endpoint.paused_until_s = max(self._endpoint.paused_until_s, until_s)
+
+    def _count(self, kind: str) -> None:
         for counts in (self._endpoint.failures, self._pool.failures):
             counts[kind] = counts.get(kind, 0) + 1
-        self._judge(failed=True, now_s=now_s)
 
     def cancelled(self, now_s: float) -> None:
         """Finish without a judgement: the caller left, or another attempt was faster.
@@ -143,8 +180,13 @@ class EndpointLease:
         self._endpoint.cancelled += 1
         self._pool.cancelled += 1
         waited_s = now_s - self._began_s
-        if self._waiting and waited_s >= self._pool.waits.hedge_delay_s(now_s):
-            self._pool.note_wait(self._endpoint, waited_s, now_s)
+        if self._waiting and waited_s >= self._pool.waits.hedge_delay_s(
+            now_s, prompt_tokens=self._tokens
+        ):
+            self._note_wait(waited_s, now_s)
+
+    def _note_wait(self, wait_s: float, now_s: float) -> None:
+        self._pool.note_wait(self._endpoint, wait_s, now_s=now_s, prompt_tokens=self._tokens)
 
     def _finish(self) -> None:
         assert not self._finished, "a lease is finished once"
@@ -220,14 +262,28 @@ class Health:
             return "no endpoints"
         if held.in_flight >= self._options.in_flight_max:
             return "full"
+        if held.endpoints.paused_for_s(now_s):
+            return "overloaded"
         if held.endpoints.n_healthy or held.endpoints.due_s <= now_s:
             return ""
         return "probing" if held.endpoints.probed else "unhealthy"
 
+    def paused_for_s(self, pool: str, now_s: float) -> float | None:
+        """Seconds until the first of its endpoints wants to be asked again; None: one does now."""
+        held = self._pools.get(pool)
+        return (held.endpoints.paused_for_s(now_s) or None) if held else None
+
     def pick(
-        self, pool: str, now_s: float, uniform: float, prefer: str = "", avoid: str = ""
+        self,
+        pool: str,
+        now_s: float,
+        *,
+        uniform: float,
+        prefer: str = "",
+        avoid: str = "",
+        prompt_tokens: float = 0.0,
     ) -> EndpointLease | None:
-        """Choose an endpoint; None when the pool is full or has none.
+        """Choose an endpoint; None when the pool is full, has none, or all want to be left alone.
 
         `uniform` in [0, 1) draws the two of which the less loaded is taken. `prefer` is where the
         session was last, `avoid` where this request already is or failed. A probe that is due
@@ -243,27 +299,33 @@ class Health:
             return None
         endpoints = held.endpoints
         if endpoints.due_s <= now_s:
-            return EndpointLease(held, endpoints.begin_probe(now_s), now_s, probe=True)
-        return EndpointLease(
-            held, self._choose(endpoints, uniform, prefer, avoid), now_s, probe=False
-        )
+            probed = endpoints.begin_probe(now_s)
+            return EndpointLease(held, probed, now_s, probe=True, prompt_tokens=prompt_tokens)
+        open_ = endpoints.open(now_s)
+        if not open_:
+            return None
+        chosen = self._choose(open_, endpoints.by_address.get(prefer), uniform, avoid)
+        return EndpointLease(held, chosen, now_s, probe=False, prompt_tokens=prompt_tokens)
 
-    def _choose(self, endpoints: Endpoints, uniform: float, prefer: str, avoid: str) -> Endpoint:
-        chosen = less_loaded(endpoints.serving, uniform, avoid)
-        last = endpoints.by_address.get(prefer)
-        if last is None or last.out or prefer == avoid:
+    def _choose(
+        self, open_: Sequence[Endpoint], last: Endpoint | None, uniform: float, avoid: str
+    ) -> Endpoint:
+        chosen = less_loaded(open_, uniform, avoid)
+        if last is None or last not in open_ or last.out or last.address == avoid:
             return chosen
         options, excess = self._options, last.in_flight - chosen.in_flight
         overloaded = last.in_flight > options.prefer_ratio_max * chosen.in_flight
         return chosen if overloaded and excess > options.prefer_excess_max else last
 
-    def hedge_delay_s(self, pool: str, now_s: float) -> float:
+    def hedge_delay_s(self, pool: str, now_s: float, *, prompt_tokens: float = 0.0) -> float:
         """How long to wait for a pool's first token before a second attempt."""
-        return self._pools[pool].waits.hedge_delay_s(now_s)
+        return self._pools[pool].waits.hedge_delay_s(now_s, prompt_tokens=prompt_tokens)
 
-    def first_token_timeout_s(self, pool: str, now_s: float, *, left_s: float) -> float:
-        """How long an attempt may wait for its first token, with `left_s` to the deadline."""
-        return self._pools[pool].waits.timeout_s(now_s, left_s=left_s)
+    def first_token_timeout_s(
+        self, pool: str, now_s: float, *, prompt_tokens: float = 0.0
+    ) -> float:
+        """How long an attempt may wait for its first token before it is taken to be stuck."""
+        return self._pools[pool].waits.timeout_s(now_s, prompt_tokens=prompt_tokens)
 
     def slow(self, pool: str, now_s: float) -> bool:
         """Whether a pool's first tokens come far later than they used to."""

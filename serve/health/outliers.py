@@ -104,8 +104,8 @@ class Endpoint:
 
     __slots__ = (
         "address", "backoff", "cancelled", "ejected", "ejections", "failed_latest", "failures",
-        "failures_in_a_row", "in_flight", "judged_latest", "out", "pace", "readmitted_s", "stint",
-        "successes", "until_s",
+        "failures_in_a_row", "in_flight", "judged_latest", "out", "pace", "paused_until_s",
+        "readmitted_s", "stint", "successes", "until_s",
     )  # fmt: skip
 
     def __init__(self, address: str) -> None:
@@ -116,6 +116,7 @@ class Endpoint:
         self.stint = 0  # goes up whenever it comes back or leaves the pool
         self.out = self.ejected = False
         self.until_s = self.readmitted_s = 0.0
+        self.paused_until_s = -math.inf  # it said when it wants to be asked again
         self.ejections = self.backoff = 0
         self.failures_in_a_row = self.failed_latest = self.judged_latest = 0
 
@@ -183,6 +184,15 @@ class Endpoints:
     def n_healthy(self) -> int:
         """How many are not out."""
         return len(self.by_address) - len(self._out)
+
+    def open(self, now_s: float) -> list[Endpoint]:
+        """Those that requests are shared among and that do not want to be left alone."""
+        return [e for e in self.serving if e.paused_until_s <= now_s]
+
+    def paused_for_s(self, now_s: float) -> float:
+        """Seconds until the first of them wants to be asked again; 0: one does now, or none is."""
+        first_s = min((e.paused_until_s for e in self.serving), default=-math.inf)
+        return max(0.0, first_s - now_s)
 
     def begin_probe(self, now_s: float) -> Endpoint:
         """The endpoint to be probed now; no other is until it is finished. See `due_s`."""

@@ -95,6 +95,9 @@ def make_app(
     )
 
 
+NO_LIMIT = Model(name="").context_tokens_max  # of a model of which no context is stated
+
+
 class KeyRequired:
     """ASGI middleware: one of the keys must be shown, but for /health."""
 
@@ -128,6 +131,8 @@ def _figures(model: Model, catalogue: Catalogue) -> dict[str, object]:
     """What is stated of a model; not a number and infinity are written as null."""
     pools = catalogue.pools_of[catalogue.column_of[model.name]]
     figures = {name: value for name, value in asdict(model).items() if name != "name"}
+    if model.context_tokens_max >= NO_LIMIT:
+        figures["context_tokens_max"] = None
     return {"pools": [{"name": pool.name, "region": pool.region} for pool in pools], **figures}
 
 

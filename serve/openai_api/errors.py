@@ -14,6 +14,7 @@ after 408, 409, 429 and everything from 500 on, unless a header says `x-should-r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -58,7 +59,14 @@ def response_of(error: Exception) -> Response:
     if isinstance(error, HTTPException):  # refused by HTTP itself
         kind = "authentication_error" if error.status_code == 401 else CLIENTS
         return Response(error.status_code, kind, error.headers or {})
-    return RESPONSES[meaning_of(error).cause]
+    response = RESPONSES[meaning_of(error).cause]
+    after_s = getattr(error, "retry_after_s", None)
+    return response if after_s is None else response._replace(headers=_after(after_s))
+
+
+def _after(after_s: float) -> Mapping[str, str]:
+    """When to ask again, in whole seconds: a little late rather than too early."""
+    return {"retry-after": str(max(1, math.ceil(after_s)))}
 
 
 def error_object(error: Exception) -> dict[str, object]:

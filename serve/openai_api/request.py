@@ -139,6 +139,7 @@ def read_chat(content: bytes, catalogue: Catalogue) -> Chat:
             body={name: value for name, value in body.items() if name not in OURS},
             confidence_min=options.cascade.confidence_min if options.cascade else None,
             fan_out=options.fan_out if options.fan_out is not None else 1,
+            whole=not chat.stream,
         ),
         stream=bool(chat.stream),
         include_usage=bool(chat.stream_options and chat.stream_options.include_usage),

@@ -101,6 +101,7 @@ class PoolView:
     rerouted: dict[str, int]  # from this pool, by target
     ejections: int
     refusals: int
+    refuses: tuple[str, ...]  # what it is remembered to refuse: tools, images, …
     derived: bool  # some live replica is emulated, with parameters that were not measured
     silent_s: float | None  # since the last report of any replica; None: there was none
 
@@ -306,6 +307,7 @@ def _pool_view(
         tokens_per_s=tokens_per_s,
         watts=reports.watts,
         joules=total.millijoules / JOULE,
+        refuses=tuple(sorted({feature for r in alive for feature in r.refuses})),
         derived=any(r.derived for r in alive),
         silent_s=max(0, now_ms - last.received_ms) / 1000 if last else None,
         **{name: getattr(total, name) for name in same},

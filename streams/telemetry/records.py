@@ -177,6 +177,10 @@ class PoolState(Telemetry, tag="pool"):
         LatencyHistogram,
         Meta(description="Milliseconds per output token after the first, of answers that ended."),
     ] = []
+    refuses: Annotated[
+        list[Name],
+        Meta(max_length=KINDS_MAX, description="What it has refused of late: tools, images, …"),
+    ] = []
     derived: Annotated[
         bool, Meta(description="Emulated, with parameters derived by roofline, not measured.")
     ] = False

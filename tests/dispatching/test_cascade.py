@@ -158,7 +158,7 @@ def test_at_the_deadline_the_cheap_answer_is_served():
         got = up.get(confidence_min=0.8, deadline_unix_ms=NOON_MS + 5000)
 
         assert (got.error, got.text()) == (None, "abc")
-        assert got.story == [("small", "cascade", "answered"), ("large", "escalation", "late")]
+        assert got.story == [("small", "cascade", "answered"), ("large", "escalation", "cancelled")]
 
 
 def test_a_better_answer_that_breaks_off_is_broken():

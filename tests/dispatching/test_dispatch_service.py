@@ -313,12 +313,12 @@ def test_an_answer_that_breaks_off_is_aborted(tmp_path):
 
 def test_a_refused_call_is_the_callers_mistake(tmp_path):
     refused = Script(fails=CallRefused("x", "temperature must be below 2"))
-    with dispatching(tmp_path, {"large": refused, "medium": answers(1)}) as up:
+    with dispatching(tmp_path, {"large": refused, "medium": refused}) as up:
         error = up.fails()
 
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert "temperature must be below 2" in error.details()
-        assert up.ends("medium").called == 0
+        assert up.ends("medium").called == 1
 
 
 def test_a_bug_says_nothing_of_our_memory(tmp_path, caplog):

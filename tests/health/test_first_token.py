@@ -96,7 +96,7 @@ def test_too_few_waits_are_no_estimate():
     few = counted([0.1] * 19)
     assert few.quantile_s(0.95, now_s=0.0) is None
     assert few.hedge_delay_s(0.0) == OPTIONS.hedge_delay_default_s
-    assert few.timeout_s(0.0, left_s=1000.0) == OPTIONS.timeout_default_s
+    assert few.timeout_s(0.0) == OPTIONS.timeout_default_s
 
     enough = counted([0.1] * 20)
     assert enough.hedge_delay_s(0.0) == pytest.approx(0.1, rel=0.1)
@@ -112,10 +112,8 @@ def test_the_timeout_is_a_multiple_of_the_99th_percentile():
     Within the floor below and the deadline above.
     """
     waits = counted(np.arange(1, 1001) / 100)
-    assert waits.timeout_s(0.0, left_s=1000.0) == pytest.approx(29.7, rel=0.1)
-    assert waits.timeout_s(0.0, left_s=7.0) == 7.0
-    assert waits.timeout_s(0.0, left_s=-1.0) == 0.0
-    assert counted([0.01] * 100).timeout_s(0.0, left_s=9.0) == OPTIONS.timeout_s_min
+    assert waits.timeout_s(0.0) == pytest.approx(29.7, rel=0.1)
+    assert counted([0.01] * 100).timeout_s(0.0) == OPTIONS.timeout_s_min
 
 
 def test_quantiles_are_read_again_after_a_second():
@@ -130,5 +128,21 @@ def test_quantiles_are_read_again_after_a_second():
 
 def test_the_first_timeout_does_not_disturb_the_hedging_delay():
     waits = counted([0.1] * 90 + [3.0] * 10)
-    assert math.isclose(waits.timeout_s(0.0, left_s=1e9), 3 * waits.quantile_s(0.99, now_s=0.0))
+    assert math.isclose(waits.timeout_s(0.0), 3 * waits.quantile_s(0.99, now_s=0.0))
     assert waits.hedge_delay_s(0.0) == waits.quantile_s(0.95, now_s=0.0)
+
+
+def test_a_longer_prompt_may_take_as_many_times_as_long():
+    """
+    A prompt of 50,000 tokens among those of 500 is no stuck one; a shorter one has no less time.
+    """
+    waits = FirstTokens(OPTIONS)
+    for _ in range(100):
+        waits.add(1.0, now_s=0.0, prompt_tokens=500.0)
+
+    usual_s = waits.timeout_s(0.0, prompt_tokens=500.0)
+    assert waits.timeout_s(0.0, prompt_tokens=50_000.0) == pytest.approx(100 * usual_s, rel=0.01)
+    assert waits.timeout_s(0.0, prompt_tokens=5.0) == waits.timeout_s(0.0) == usual_s
+    assert waits.hedge_delay_s(0.0, prompt_tokens=1000.0) == pytest.approx(
+        2 * waits.hedge_delay_s(0.0), rel=0.01
+    )

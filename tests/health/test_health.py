@@ -542,7 +542,7 @@ def test_delays_follow_the_pools_own_waits():
     waited(health, "b0", 2.0, 50)
     assert health.hedge_delay_s("a", 0.0) == pytest.approx(0.2, rel=0.1)
     assert health.hedge_delay_s("b", 0.0) == pytest.approx(2.0, rel=0.1)
-    assert health.first_token_timeout_s("b", 0.0, left_s=60.0) == pytest.approx(6.0, rel=0.1)
+    assert health.first_token_timeout_s("b", 0.0) == pytest.approx(6.0, rel=0.1)
 
 
 def test_attempts_cut_short_by_a_hedge_do_not_shrink_the_delay():
@@ -614,3 +614,36 @@ def test_ejection_and_return_leave_a_line_each_in_the_log(caplog):
         "pool a, endpoint a1: ejected, 5 failures in a row; one request tries it in 30 s",
         "pool a, endpoint a1: readmitted, probe succeeded",
     ]
+
+
+def test_a_wait_that_was_given_up_counts_as_one_of_that_length():
+    """
+    Learned from answers alone the limit would stay too short for a pool that has become slower.
+    """
+    health = healthy(a=1)
+    for _ in range(30):
+        lease = lease_of(health, "a0")
+        lease.first_token(0.1)
+        lease.succeeded(0.1)
+    before_s = health.first_token_timeout_s("a", 10.0)
+    for _ in range(3):
+        lease_of(health, "a0", now_s=10.0).failed(10.0 + before_s, "late", was_late=True)
+
+    assert health.first_token_timeout_s("a", 20.0) >= 2.9 * before_s
+
+
+def test_an_endpoint_that_wants_to_be_left_alone_gets_no_call_until_then():
+    """
+    Not even as the last resort; a pause of a year is no pause of a year.
+    """
+    health = healthy(a=1, b=2)
+    lease_of(health, "a0").overloaded(0.0, "overloaded", pause_s=37.0)
+    health.pick("b", 0.0, uniform=0.0).overloaded(0.0, "overloaded", pause_s=3e7)
+
+    assert health.reason("a", 1.0) == "overloaded" and health.paused_for_s("a", 7.0) == 30.0
+    assert health.pick("a", 36.9, uniform=0.5) is None
+    assert health.pick("a", 37.0, uniform=0.5) is not None
+    assert health.reason("b", 1.0) == "" and health.paused_for_s("b", 1.0) is None
+    addresses = {health.pick("b", 1.0, uniform=u / 10).address for u in range(10)}
+    assert len(addresses) == 1
+    assert "b0" in {health.pick("b", 700.0, uniform=u / 10).address for u in range(10)}

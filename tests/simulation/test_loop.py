@@ -123,6 +123,9 @@ def test_demo_prints_one_json_object_and_a_picture(tmp_path):
         assert len(found[name]["by_quarter"]) == 4
         assert found[name]["by_quarter"][0].keys() == {"quality", "cost_usd", "utility"}
     assert found["best_single"].keys() == {"model", "quality", "cost_usd"}
+    assert found["best_fixed"].keys() >= {"model", "quality", "cost_usd", "utility"}
+    for name in ("utility_over_best_fixed", "savings_share"):
+        assert found[name].keys() == {"mean", "low", "high"}
     assert (tmp_path / "demo" / "demo.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -148,12 +148,18 @@ class Bench:
         self.log.append(FEEDBACK, [(key, encode_report(ticket.ticket, **values))])
 
     def ask(
-        self, *, confidence_min: float | None = None, fan_out: int = 1, **route: Any
+        self,
+        *,
+        confidence_min: float | None = None,
+        fan_out: int = 1,
+        whole: bool = False,
+        body: Mapping[str, object] = BODY,
+        **route: Any,
     ) -> DispatchInput:
         route.setdefault("preference", pb.Preference(**QUALITY))
         request = pb.RouteRequest(embedding_f32=embedding(0, DIM), **route)
         return DispatchInput(
-            route=request, body=BODY, confidence_min=confidence_min, fan_out=fan_out
+            route=request, body=body, confidence_min=confidence_min, fan_out=fan_out, whole=whole
         )
 
     def answer(self, **ask: Any) -> AsyncGenerator[Event, None]:
@@ -256,7 +262,9 @@ class Bench:
         for name in ("cost_usd", "latency_ms", "output_tokens"):
             n = len(answered) - (self.held_up if name == "latency_ms" else 0)
             assert sum(bool(b & bit[name]) for b in found.bits.tolist()) == n, name
-        failed = [a for a in records if a.outcome not in FREE_OF_BLAME]
+        failed = [
+            t for t in self.settled if t.settled.outcome not in FREE_OF_BLAME and not t.acquitted
+        ]
         errors = [values["error"] for _, values in self.reports if "error" in values]
         assert (errors.count(True), errors.count(False)) == (len(failed), len(answered))
 

@@ -34,4 +34,4 @@ def an(kind: type[Exception]) -> Exception:
 def _argument(annotation: str) -> object:
     if annotation.startswith("tuple"):
         return ("one", "two")
-    return 7 if annotation in ("int", "float") else "text"
+    return 7 if annotation in ("int", "float", "float | None") else "text"

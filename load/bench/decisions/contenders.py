@@ -1,0 +1,149 @@
+"""Everybody who plays in this process, by the name that the results have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from learners.estimates.ema import FIGURE_UNITS, FIGURES
+from learners.estimates.learned import Learned, MemoryOptions
+from learners.outcomes import Outcomes
+from learners.policies import policy as policies
+from learners.targets import COST_USD_MIN, N_TARGETS, Target, log_ratio, to_fixed
+from load.bench.decisions import baselines
+from load.bench.decisions.orders import Orders
+from load.bench.decisions.served import (
+    NOON_MS,
+    Served,
+    ServedOptions,
+    catalogue_of,
+    encoder_for,
+    served_contexts,
+    without_neighbours,
+    without_ridge,
+)
+from load.bench.decisions.streams import Floats, Rows, Stream, play
+from serve.encoders import identity
+from serve.routing.live import Live, LiveOptions
+from serve.routing.placement import PlacementOptions
+from serve.routing.router import Chooser, RequestBatch, unsaid_columns
+from streams.feedback.ticket import key_of
+
+FAIRLEAD, BEST_FIXED, ORACLE = "fairlead", "best_fixed", "oracle"
+RANDOM, FULL_INFORMATION = "random", "full_information"
+BATCH_MAX = 512  # of full information
+STAGES = 8  # full information is learned again so many times along a stream
+
+# Fairlead with another policy, and with a part of its estimates left out.
+POLICIES: dict[str, Callable[[], ServedOptions]] = {
+    "greedy": lambda: ServedOptions(policy=policies.Greedy()),
+    "epsilon_greedy": lambda: ServedOptions(policy=policies.EpsilonGreedy()),
+    "linucb": lambda: ServedOptions(policy=policies.LinUcb()),
+    "thompson": lambda: ServedOptions(policy=policies.Thompson()),
+    "squarecb": lambda: ServedOptions(policy=policies.SquareCb()),
+}
+ABLATIONS: dict[str, Callable[[], ServedOptions]] = {
+    "without_neighbours": without_neighbours,
+    "without_ridge": without_ridge,
+    "without_exploration": lambda: ServedOptions(policy=policies.Greedy()),
+}
+VARIANTS: Mapping[str, Callable[[], ServedOptions]] = {
+    FAIRLEAD: ServedOptions,
+    **{f"policy:{name}": make for name, make in POLICIES.items()},
+    **{f"ablation:{name}": make for name, make in ABLATIONS.items()},
+}
+# Who is measured on every table at every setting of the dial; the peers come beside them.
+RULES = (RANDOM, "ema_epsilon_greedy", "knn", "port", BEST_FIXED, ORACLE, FULL_INFORMATION)
+
+
+def chosen_by(
+    name: str, orders: Orders, order: int, penalties: tuple[float, ...]
+) -> tuple[Rows, Floats | None]:
+    """What a contender chose: columns (settings of the dial, prompts).
+
+    Of Fairlead also what it predicted of its choices, (settings of the dial, prompts, 2).
+    """
+    if name == FULL_INFORMATION:
+        return full_information(orders, order, penalties), None
+    if name in VARIANTS:
+        options = VARIANTS[name]()
+        found = [_served(orders.stream(order, penalty), options) for penalty in penalties]
+        return np.stack([chosen for chosen, _ in found]), np.stack([p for _, p in found])
+    return np.stack([_chosen(name, orders, order, penalty) for penalty in penalties]), None
+
+
+def _served(stream: Stream, options: ServedOptions) -> tuple[Rows, Floats]:
+    with Served(stream, options) as player:
+        return play(player, stream), player.predicted
+
+
+def _chosen(name: str, orders: Orders, order: int, penalty: float) -> Rows:
+    stream = orders.stream(order, penalty)
+    if name == BEST_FIXED:
+        return baselines.best_fixed(stream)
+    if name == ORACLE:
+        return baselines.oracle(stream)
+    return play(baselines.BANDITS[name](stream), stream)
+
+
+def full_information(orders: Orders, order: int, penalties: tuple[float, ...]) -> Rows:
+    """The served estimator, greedy, had every model answered every prompt so far.
+
+    What it knows is renewed at every eighth of the stream, so its second half rests on all results
+    of the first: the ceiling of what exploration can reach with this estimator.
+    """
+    stream = orders.stream(order, 0.0)
+    n, names = len(stream), list(orders.table.models)
+    encoder = identity(encoder_for(stream.embeddings.shape[1]))
+    catalogue, learned = catalogue_of(names, stream.price_usd), Learned(MemoryOptions())
+    contexts = served_contexts(stream.embeddings, stream.prompt_tokens)
+    chooser = Chooser(policies.Greedy(), PlacementOptions(), np.random.default_rng([order, 11]))
+    chosen = np.zeros((len(penalties), n), np.intp)
+    for rows in np.array_split(np.arange(n), STAGES):
+        learned.history.settle()
+        live = Live(catalogue, learned, encoder, LiveOptions())
+        for dial, penalty in enumerate(penalties):
+            for part in np.array_split(rows, max(1, len(rows) // BATCH_MAX)):
+                asked = _requests(stream, contexts, part, penalty)
+                chosen[dial, part] = chooser.choose(asked, live, NOON_MS).chosen
+        for column, name in enumerate(names):
+            learned.update(_answers(orders, order, rows, column, name, contexts))
+    return chosen
+
+
+def _requests(stream: Stream, contexts: np.ndarray, rows: Rows, penalty: float) -> RequestBatch:
+    """Prompts at one setting of the dial, any model allowed."""
+    n, weights = len(rows), (1.0, penalty / stream.best_single_usd, 0.0, 0.0)
+    return RequestBatch(
+        contexts=contexts[rows],
+        preference=np.tile(np.array(weights), (n, 1)),
+        allowed=np.ones((n, stream.n_models), bool),
+        **unsaid_columns(n) | {"prompt_tokens": stream.prompt_tokens[rows].astype(np.float64)},
+    )
+
+
+def _answers(
+    orders: Orders, order: int, rows: Rows, column: int, name: str, contexts: np.ndarray
+) -> Outcomes:
+    """One model's results for some rows of an order, as the trainer would learn them."""
+    n, picked = len(rows), orders.rows[order][rows]
+    cost = orders.table.cost_usd[picked, column]
+    targets = np.zeros((n, N_TARGETS))
+    targets[:, Target.QUALITY] = orders.table.quality[picked, column]
+    stated = np.full(n, orders.price_usd[column])
+    targets[:, Target.COST] = log_ratio(cost, stated, COST_USD_MIN)
+    figures = np.zeros((n, len(FIGURES)))
+    figures[:, FIGURES.index("cost_usd")] = cost
+    return Outcomes(
+        issuers=np.full(n, key_of(name) >> 8, np.uint64),
+        sequences=rows.astype(np.uint64),
+        decided_at_ms=np.full(n, NOON_MS),
+        models=np.full(n, key_of(name), np.uint64),
+        pools=np.full(n, key_of(name), np.uint64),
+        contexts=contexts[rows],
+        targets=to_fixed(targets),
+        known=np.tile([t in (Target.QUALITY, Target.COST) for t in range(N_TARGETS)], (n, 1)),
+        figures=np.rint(figures / FIGURE_UNITS).astype(np.int64),
+        figures_known=np.tile([name == "cost_usd" for name in FIGURES], (n, 1)),
+    )

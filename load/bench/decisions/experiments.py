@@ -1,0 +1,158 @@
+"""What happens when the world changes: models get worse, prices rise, models come, luck is bad.
+
+    drift        llmdrift's new versions; a model falling from 0.9 to 0.3; a price times ten
+    onboarding   an untried model that is bad, and one that is better than all others
+    stuck        forty worlds with a best model per topic: is it found in every one?
+
+Each is a function of one seed, so that they run side by side; `summary` puts the seeds together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from load.bench.decisions import metrics
+from load.bench.decisions.served import Served, ServedOptions
+from load.bench.decisions.streams import BATCH, Floats
+from load.bench.decisions.worlds import CALL_USD, World, joined, routed, topical, versions
+from load.data.tables import OutcomeTable
+
+AFTER = 2048  # requests watched after a change
+WINDOW = 3 * BATCH  # over which a share or a worth is averaged
+ENOUGH = 0.95  # of the new best
+FAIR = 0.9  # of the share that a model has in the end
+
+# Mean quality of a model (column) on a topic (row); the same on all, where topics don't matter.
+FALLING_BEFORE = np.tile([0.9, 0.8, 0.6, 0.5], (3, 1))
+FALLING_AFTER = np.tile([0.3, 0.8, 0.6, 0.5], (3, 1))
+ONBOARDING_BEFORE, NEWCOMER = 2000, 3
+OLD_MODELS = [0.8, 0.7, 0.6]
+# Two experts and a generalist, the best fixed model: it gains a third of what the oracle does.
+TOPICS = np.array([[0.9, 0.2, 0.6], [0.2, 0.9, 0.6], [0.3, 0.3, 0.7]])
+STUCK_REQUESTS = 2400
+LLMDRIFT_OLD = ["gpt-3.5-turbo-0301", "gpt-4-0314"]
+LLMDRIFT_NEW = ["gpt-3.5-turbo-0613", "gpt-4-0613"]
+
+Found = dict[str, Any]  # figures, and under "curve" what happened step by step
+
+
+def fall(seed: int, n_before: int) -> Found:
+    """The best of four models falls from 0.9 to 0.3 after so many requests."""
+    world = joined(
+        topical(seed, FALLING_BEFORE, n_before), topical(seed, FALLING_AFTER, AFTER, part=1)
+    )
+    return _recovery(world, n_before)
+
+
+def version_flip(seed: int, n_before: int, table: OutcomeTable) -> Found:
+    """llmdrift: both models' versions change, and with them which of the two is better."""
+    world = versions(table, LLMDRIFT_OLD, LLMDRIFT_NEW, (n_before, AFTER), seed)
+    return _recovery(world, n_before)
+
+
+def price_stated(seed: int, n_before: int) -> Found:
+    """The preferred model's price is stated ten times as high."""
+    world = _priced(seed, n_before, paid_factor=10.0)
+
+    def restate(player: Served) -> None:
+        player.restate(4, world.stream.price_usd * np.array([10.0, 1.0, 1.0, 1.0]))
+
+    return _left(routed(world, ServedOptions(), {n_before: restate}, calm_until=n_before), n_before)
+
+
+def price_in_bills(seed: int, n_before: int) -> Found:
+    """The preferred model costs ten times as much, which only its bills say."""
+    world = _priced(seed, n_before, paid_factor=10.0)
+    return _left(routed(world, ServedOptions(), {}, calm_until=n_before), n_before)
+
+
+def newcomer_bad(seed: int) -> Found:
+    """Requests out of the first 100 that an untried model of quality 0.05 gets."""
+    p = _with_newcomer(seed, 0.05)[:, NEWCOMER]
+    return {"of_next_100": float(p[ONBOARDING_BEFORE : ONBOARDING_BEFORE + 100].sum())}
+
+
+def newcomer_better(seed: int) -> Found:
+    """Decisions until an untried model of quality 0.95 has nine tenths of its final share."""
+    share = _smoothed(_with_newcomer(seed, 0.95)[ONBOARDING_BEFORE:, NEWCOMER])
+    final = float(share[-AFTER // 4 :].mean())
+    return {"to_fair_share": _first(share >= FAIR * final), "final_share": final}
+
+
+def gain(seed: int) -> Found:
+    """Share of the oracle's gain over chance that is gained in the last quarter."""
+    world = topical(seed, TOPICS, STUCK_REQUESTS)
+    worth = (routed(world, ServedOptions(), {}) * world.truth).sum(axis=1)
+    last = slice(3 * STUCK_REQUESTS // 4, None)
+    chance, best = world.truth[last].mean(), world.truth[last].max(axis=1).mean()
+    return {"gain": float((worth[last].mean() - chance) / (best - chance))}
+
+
+def summary(found: Sequence[Found]) -> dict[str, object]:
+    """By figure: median and interval over the seeds, infinity being null; how many were finite."""
+    result: dict[str, object] = {}
+    for name in found[0]:
+        values = [one[name] for one in found]
+        if name == "curve":
+            result[name] = np.mean(values, axis=0).round(4).tolist()
+            continue
+        result[name] = metrics.median_interval(values)
+        result[f"{name}_reached"] = [int(np.isfinite(values).sum()), len(values)]
+        result[f"{name}_worst"] = max(values) if np.isfinite(max(values)) else None
+    return result
+
+
+def _recovery(world: World, n_before: int) -> Found:
+    p = routed(world, ServedOptions(), {}, calm_until=n_before)
+    after, truth = p[n_before:], world.truth[n_before:]
+    best = truth[:, truth.mean(axis=0).argmax()]
+    # Over what the new best gets on the very same prompts.
+    worth = _smoothed((after * truth).sum(axis=1)) / _smoothed(best)
+    old = int(world.truth[:n_before].mean(axis=0).argmax())
+    return {
+        "requests_to_95pct": _first(worth >= ENOUGH),
+        "old_share_at_end": float(after[-AFTER // 4 :, old].mean()),
+        "curve": worth[::BATCH].tolist(),
+    }
+
+
+def _priced(seed: int, n_before: int, paid_factor: float) -> World:
+    """Two good models of one price; later the better one costs a multiple."""
+    quality = np.tile([0.9, 0.85, 0.6, 0.5], (3, 1))
+    world = joined(
+        topical(seed, quality, n_before, penalty=0.1), topical(seed, quality, AFTER, part=1)
+    )
+    world.stream.cost_usd[n_before:, 0] *= paid_factor
+    return world
+
+
+def _left(p: Floats, n_before: int) -> Found:
+    share = _smoothed(p[n_before:, 0])
+    return {
+        "share_of_next_96": float(p[n_before : n_before + WINDOW, 0].mean()),
+        "requests_to_5pct": _first(share <= 1.0 - ENOUGH),
+    }
+
+
+def _with_newcomer(seed: int, quality: float) -> Floats:
+    every = np.tile([*OLD_MODELS, quality], (3, 1))
+    world = topical(seed, every, ONBOARDING_BEFORE + AFTER)
+
+    def add(player: Served) -> None:
+        player.restate(NEWCOMER + 1, np.full(NEWCOMER + 1, CALL_USD))
+
+    events = {ONBOARDING_BEFORE: add}
+    return routed(world, ServedOptions(), events, NEWCOMER, calm_until=ONBOARDING_BEFORE)
+
+
+def _smoothed(values: Floats) -> Floats:
+    """The mean of each value and those after it, over a window; as many as have a whole one."""
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    return (total[WINDOW:] - total[:-WINDOW]) / WINDOW
+
+
+def _first(holds: np.ndarray) -> float:
+    return float(holds.argmax()) if holds.any() else float("inf")

@@ -1,0 +1,216 @@
+"""Fairlead as it serves, as one contender: the real decider, tickets, feedback and trainer.
+
+    prompts ─▶ RouteRequest ─▶ Decider ─▶ decisions with tickets
+                                  ▲                   │ outcome
+          Live ◀── what was learned ◀── Trainer ◀── feedback records
+
+Nothing is copied from serve/, streams/ or learners/. What is left out is the network, the disk and
+the clock: virtual time advances with the decisions, and the trainer's state is handed over in
+memory. A view is made for every batch at first, then every `VIEW_EVERY` decisions: at 400 requests
+per second that is the quarter of a second after which a trainer publishes.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.estimates.learned import MemoryOptions
+from learners.policies.policy import Policy, SquareCb
+from load.bench.decisions.streams import Floats, Rows, Stream
+from serve.encoders import Encoder, EncoderOptions, identity, make_encoder
+from serve.encoders.projections import FITTED_DIMS
+from serve.proto.fairlead.v1 import router_pb2 as pb
+from serve.routing.catalogue import Catalogue, Model, Pool
+from serve.routing.decider import Decider
+from serve.routing.live import Live, LiveOptions
+from serve.routing.placement import PlacementOptions
+from serve.routing.request import PreferenceDefaults, RouteInput, read_request
+from serve.routing.router import Choices, Chooser, RequestBatch
+from streams.feedback.feedback import encode_report
+from streams.feedback.ticket import KEY_BYTES, Issuer, Sealer
+from streams.log.contract import FEEDBACK
+from streams.log.memory_log import MemoryLog, Storage
+from streams.training.folder import Folder
+from streams.training.snapshots import Store
+from streams.training.trainer import Trainer, TrainerOptions
+
+NOON_MS = 1_760_000_000_000  # any time: nothing looks at the date
+REQUESTS_PER_S = 400.0
+VIEW_EVERY = 96
+EAGER_DECISIONS = 1024  # until so many a view is made for every batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedOptions:
+    """A variant of the router; the default is what a new installation does."""
+
+    policy: Policy = field(default_factory=SquareCb)
+    live: LiveOptions = field(default_factory=LiveOptions)
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
+
+
+class WatchedChooser(Chooser):
+    """Remembers the last batch's choices: an experiment reads all models' probabilities there."""
+
+    last: Choices
+
+    def choose(self, requests: RequestBatch, live: Live, now_ms: int) -> Choices:
+        """Decide a batch against one view."""
+        self.last = Chooser.choose(self, requests, live, now_ms)
+        return self.last
+
+
+def encoder_for(dim: int) -> Encoder:
+    """What a router would be told of callers that send vectors of this length.
+
+    Where a projection was fitted for vectors of that length they are taken to be those.
+    """
+    model = next((name for name, fitted in FITTED_DIMS.items() if fitted == dim), "of a table")
+    return make_encoder(EncoderOptions(kind="embeddings-only", model=model, dim=dim))
+
+
+def served_contexts(
+    embeddings: NDArray[np.float32], prompt_tokens: NDArray[np.int64]
+) -> NDArray[np.int8]:
+    """Contexts (n, 64) as the router makes them of embeddings (n, dim)."""
+    projection = encoder_for(embeddings.shape[1]).projection
+    return projection.contexts(embeddings, prompt_tokens.astype(np.float32))
+
+
+def catalogue_of(names: Sequence[str], price_usd: Floats) -> Catalogue:
+    """Models at these prices (k,) per call, each in a pool of its own."""
+    models = [
+        Model(name=name, usd_per_call=float(usd))
+        for name, usd in zip(names, price_usd, strict=True)
+    ]
+    return Catalogue(models, [Pool(name=name, model=name) for name in names])
+
+
+class Served:
+    """One router and one trainer over a stream. Close it, or use it in a `with` block."""
+
+    def __init__(self, stream: Stream, options: ServedOptions, n_models: int | None = None) -> None:
+        """Of the stream's models the first `n_models` are in the catalogue to begin with."""
+        self._stream, self._options = stream, options
+        self._n_models = n_models or stream.n_models
+        self._price_usd = stream.price_usd
+        self.predicted = np.zeros((len(stream), 2))  # quality and cost of what was chosen
+        # (n, k) of every decision; 0 for a model that was not in the catalogue.
+        self.propensity = np.zeros((len(stream), stream.n_models), np.float32)
+        self._n_decided, self._view_at = 0, 0
+        rng = np.random.default_rng([stream.seed, 2])
+        encoder, sealer = encoder_for(stream.embeddings.shape[1]), Sealer([rng.bytes(KEY_BYTES)])
+        self._identity = identity(encoder)
+        self.chooser = WatchedChooser(options.policy, PlacementOptions(), rng)
+        self._decider = Decider(encoder, self.chooser, sealer, Issuer(1), self.now_ms)
+        self._log = MemoryLog(Storage(), self.now_ms)
+        self._log.ensure_topics()
+        self._folder = tempfile.TemporaryDirectory()
+        never = TrainerOptions(wait_s=0.0, publish_s=math.inf, memory=options.memory)
+        store = Store(Folder(self._folder.name))
+        self.trainer = Trainer(self._log, store, sealer, self._identity, never, self.now_ms)
+        self._tickets: dict[int, tuple[bytes, bytes]] = {}
+        self._preference = pb.Preference(
+            quality=1.0, cost=stream.penalty / stream.best_single_usd, latency=0.0
+        )
+        self.live = self._view()
+
+    @property
+    def _names(self) -> list[str]:
+        return [f"model-{column}" for column in range(self._n_models)]
+
+    def now_ms(self) -> int:
+        """Virtual time: it advances with the decisions."""
+        return NOON_MS + int(self._n_decided * 1000.0 / REQUESTS_PER_S)
+
+    def choose(self, rows: Rows) -> Rows:
+        """See `Player`."""
+        while self.trainer.step():
+            pass
+        eager = self._n_decided < EAGER_DECISIONS
+        if eager or self._n_decided - self._view_at >= VIEW_EVERY:
+            self.live, self._view_at = self._view(), self._n_decided
+        decided = self._decider.decide([self._asked(row) for row in rows.tolist()], self.live)
+        for row, one in zip(rows.tolist(), decided.replies, strict=True):
+            assert isinstance(one, pb.Decision), "a request of a table is never refused"
+            self._tickets[row] = (one.decision_id.encode(), one.ticket)
+        self._n_decided += len(rows)
+        choices = self.chooser.last
+        at = np.arange(len(rows)), choices.chosen
+        self.predicted[rows] = np.stack([choices.quality[at], choices.cost_usd[at]], axis=1)
+        self.propensity[rows, : self._n_models] = choices.propensity
+        return choices.chosen
+
+    def learn(self, rows: Rows, columns: Rows, quality: Floats, cost_usd: Floats) -> None:
+        """See `Player`: reported as any caller does."""
+        del columns
+        records = []
+        for row, worth, cost in zip(
+            rows.tolist(), quality.tolist(), cost_usd.tolist(), strict=True
+        ):
+            key, ticket = self._tickets.pop(row)
+            records.append((key, encode_report(ticket, quality=worth, cost_usd=cost)))
+        self._log.append(FEEDBACK, records)
+
+    def restate(self, n_models: int, price_usd: Floats) -> None:
+        """From now on the catalogue states so many models, and these prices (k,)."""
+        self._n_models, self._price_usd = n_models, price_usd
+        self.live = self._view()
+
+    def _asked(self, row: int) -> RouteInput:
+        stream = self._stream
+        request = pb.RouteRequest(
+            embedding_f32=stream.embeddings[row].tobytes(),
+            prompt_tokens=max(1, int(stream.prompt_tokens[row])),
+            preference=self._preference,
+        )
+        return read_request(request, PreferenceDefaults())
+
+    def _view(self) -> Live:
+        state = self.trainer.state
+        state.learned.history.settle()
+        return Live(
+            catalogue_of(self._names, self._price_usd[: self._n_models]),
+            state.learned,
+            self._identity,
+            self._options.live,
+            version=1 + self._view_at,
+            published_at_ms=self.now_ms(),
+            fleet=state.fleet,
+            prices=state.prices,
+        )
+
+    def close(self) -> None:
+        """Let go of the trainer's log and folder."""
+        self.trainer.close()
+        self._folder.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def without_neighbours() -> ServedOptions:
+    """The default, its estimates from the linear model alone."""
+    return _blended(0.0)
+
+
+def without_ridge() -> ServedOptions:
+    """The default, its estimates from neighbours alone."""
+    return _blended(1.0)
+
+
+def _blended(neighbours_share: float) -> ServedOptions:
+    live = LiveOptions()
+    return ServedOptions(
+        live=replace(live, blend=replace(live.blend, neighbours_share=neighbours_share))
+    )

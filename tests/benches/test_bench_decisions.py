@@ -1,0 +1,152 @@
+"""The whole of `bench decisions` on a small table: its keys, its pictures, what it prints."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+
+import pyarrow as pa
+import pytest
+from outcome_tables import N, written
+from rich.console import Console
+
+from fairlead.commands.decisions import show
+from load.bench.decisions import bench, experiments, peers, picture
+from load.bench.decisions.contenders import ABLATIONS, POLICIES, RULES
+from load.bench.decisions.served import encoder_for
+
+PREFERENCES = ["0", "0.03", "0.1", "0.4"]
+BY_PREFERENCE = ("utility", "utility_over_best_fixed")
+PLAIN = (
+    "quality",
+    "cost_usd",
+    "cost_share_at_98pct",
+    "cost_share_at_100pct",
+    "aiq",
+    "nauc",
+    "qnc",
+    "rci",
+    "regret",
+    "sa_bep",
+)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bench")
+    said = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(peers.PYTHON_VARIABLE, str(folder / "nowhere"))
+        for name in ("AFTER", "ONBOARDING_BEFORE", "STUCK_REQUESTS"):
+            patch.setattr(experiments, name, 192)
+        options = replace(
+            bench.quick(), tables=(written(folder),), worlds=1, workers=1, n_before_max=0
+        )
+        result = bench.measure(options, said.append)
+    return json.loads(json.dumps(result)), said
+
+
+def triple(value) -> bool:
+    return isinstance(value, list) and len(value) == 3
+
+
+def test_every_contender_has_every_figure_as_mean_low_high(found):
+    """
+    The keys are a contract: others read them.
+    """
+    result, _ = found
+    figures = result["tables"]["made"]
+
+    assert {"fairlead", *RULES} == set(figures)
+    for one in figures.values():
+        for name in BY_PREFERENCE:
+            assert list(one[name]) == PREFERENCES and all(map(triple, one[name].values()))
+        assert all(triple(one[name]) for name in PLAIN)
+        assert set(one["drifting_order"]) == set(PREFERENCES)
+    assert all(triple(one) for one in figures["knn"]["fairlead_over"].values())
+
+
+def test_drift_onboarding_stuck_and_ablation_stand_beside_the_tables(found):
+    """
+    What a short run leaves out is null, not missing.
+    """
+    result, _ = found
+
+    assert set(result["drift"]) == {"fall", "llmdrift_flip", "price_stated", "price_in_bills"}
+    assert set(result["drift"]["fall"]) == {"1000", "10000", "100000"}
+    assert triple(result["onboarding"]["bad"]["of_next_100"])
+    assert triple(result["onboarding"]["better"]["to_fair_share"])
+    assert result["stuck"]["worlds"] == 1 and 0.0 <= result["stuck"]["gain_worst"] <= 1.1
+    assert set(result["ablation"]["made"]) == set(ABLATIONS)
+    assert set(result["policies"]["made"]) == set(POLICIES)
+
+
+def test_hindsight_bounds_hold_in_the_figures(found):
+    """
+    Nobody is above the oracle, whose regret is nothing; best fixed is below it.
+    """
+    figures = found[0]["tables"]["made"]
+
+    best = figures["oracle"]["utility"]["0.1"][0]
+    assert all(one["utility"]["0.1"][0] <= best + 1e-9 for one in figures.values())
+    assert figures["oracle"]["regret"][0] == pytest.approx(0.0, abs=1e-9)
+    assert figures["best_fixed"]["utility_over_best_fixed_whole"]["0.1"][0] == pytest.approx(0.0)
+
+
+def test_missing_peers_are_said_on_the_way_and_in_the_result(found):
+    """
+    The run goes on without them.
+    """
+    result, said = found
+
+    assert set(result["peers_missing"]) == set(peers.NAMES)
+    assert any("make peers" in text for text in said)
+    assert "probes" in result["left_out"]
+
+
+def test_the_same_policy_as_the_default_has_nothing_over_it(found):
+    """
+    A variant that changes nothing gives the same bits.
+    """
+    assert found[0]["policies"]["made"]["squarecb"]["over_fairlead"]["0.1"] == [0.0, 0.0, 0.0]
+
+
+def test_people_get_a_table_and_pictures_in_both_themes(found, tmp_path):
+    """
+    Six pictures; every contender has a row.
+    """
+    result, _ = found
+    out = io.StringIO()
+    run = {"requests_to_95pct": [30.0, 30.0, 30.0], "requests_to_95pct_reached": [2, 2]}
+    result["drift"]["fall"]["1000"] = {**run, "curve": [0.4, 0.9, 1.0]}
+
+    show(result, Console(file=out, width=100))
+    paths = picture.draw(result, tmp_path)
+
+    assert all(name in out.getvalue() for name in result["tables"]["made"])
+    assert len(paths) == 6 and all(path.stat().st_size > 10_000 for path in paths)
+
+
+def test_texts_may_be_encoded_anew(tmp_path):
+    """
+    The table then needs no embeddings; vectors of 256 numbers get WordLlama's projection.
+    """
+    texts = pa.array([f"Question {i}: what is {i} plus {i}?" for i in range(N)])
+    path = written(tmp_path, {"embedding": None, "prompt": texts})
+
+    [table] = bench.tables_found([path], "wordllama")
+
+    assert table.embeddings.shape == (N, 256)
+    assert "wordllama-256" in encoder_for(256).name
+
+
+def test_the_default_tables_are_those_found_else_the_bundled_ones(tmp_path, monkeypatch):
+    """
+    The folder is beside the checkout, or named by a variable.
+    """
+    monkeypatch.setenv(bench.OUTCOMES_VARIABLE, str(tmp_path))
+    assert [table.name for table in bench.tables_found()] == ["llmrouter_dc", "paretobandit"]
+
+    written(tmp_path, name="mine")
+    assert [table.name for table in bench.tables_found()] == ["mine"]

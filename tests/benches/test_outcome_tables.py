@@ -1,0 +1,102 @@
+"""Which files are outcome tables; what is wrong with others is said by column and row."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from outcome_tables import DIM, MODELS, N, columns, written
+
+from load.data import tables
+from load.errors import TableRefused
+
+
+def with_value(name: str, row: int, value: float | None) -> dict:
+    values = columns()[name].to_pylist()
+    values[row] = value
+    return {name: pa.array(values)}
+
+
+def with_vector(row: int, vector: list[float]) -> dict:
+    vectors = columns()["embedding"].to_pylist()
+    vectors[row] = vector
+    return {"embedding": pa.array(vectors)}
+
+
+BAD = {
+    "no embedding": ({"embedding": None}, "embedding", None),
+    "an embedding that is no list": ({"embedding": pa.array([1.0] * N)}, "embedding", None),
+    "an embedding that is shorter": (with_vector(5, [1.0] * 3), "embedding", 5),
+    "an embedding that is not finite": (with_vector(6, [np.nan] * DIM), "embedding", 6),
+    "an embedding of zeros": (with_vector(7, [0.0] * DIM), "embedding", 7),
+    "no length and no prompt": ({"prompt_tokens": None}, "prompt_tokens", None),
+    "a length below zero": (with_value("prompt_tokens", 4, -1), "prompt_tokens", 4),
+    "a quality above one": (with_value("quality:small", 3, 1.5), "quality:small", 3),
+    "a quality that is missing": (with_value("quality:large", 9, None), "quality:large", 9),
+    "a cost below zero": (with_value("cost_usd:large", 8, -0.1), "cost_usd:large", 8),
+    "a cost that is not a number": (with_value("cost_usd:small", 2, np.nan), "cost_usd:small", 2),
+    "no cost of a model": ({"cost_usd:small": None}, "cost_usd:small", None),
+    "a quality in words": ({"quality:small": pa.array(["good"] * N)}, "quality:small", None),
+    "one model": ({"quality:small": None, "cost_usd:small": None}, "quality:<model>", None),
+}
+
+
+@pytest.mark.parametrize(("changes", "column", "row"), BAD.values(), ids=BAD)
+def test_a_bad_table_is_refused_by_column_and_row(tmp_path, changes, column, row):
+    """
+    The message names file, column and row, and says where the format is described.
+    """
+    path = written(tmp_path, changes)
+
+    with pytest.raises(TableRefused) as refused:
+        tables.read(path)
+
+    assert (refused.value.column, refused.value.row) == (column, row)
+    said = str(refused.value)
+    assert "made.parquet" in said and column in said and "docs/decisions.md" in said
+    assert row is None or f"row {row} " in said
+
+
+def test_what_is_no_parquet_file_is_refused(tmp_path):
+    """
+    As is a file that is not there.
+    """
+    (tmp_path / "text.parquet").write_text("quality,cost")
+
+    for name in ("text.parquet", "nowhere.parquet"):
+        with pytest.raises(TableRefused, match="can't be read as Parquet"):
+            tables.read(tmp_path / name)
+
+
+def test_a_refusal_survives_being_sent_between_processes():
+    """
+    Pieces of a benchmark run in processes of their own.
+    """
+    refused = TableRefused("a.parquet", "quality:x", 3, "is 2")
+
+    assert str(pickle.loads(pickle.dumps(refused))) == str(refused)
+
+
+def test_a_good_table_is_read_whole(tmp_path):
+    """
+    With embeddings of any length, and prompts' texts in place of lengths.
+    """
+    texts = {"prompt_tokens": None, "prompt": pa.array(["x" * (4 * i + 4) for i in range(N)])}
+
+    table = tables.read(written(tmp_path, texts))
+
+    assert table.models == MODELS and table.embeddings.shape == (N, DIM)
+    np.testing.assert_array_equal(table.prompt_tokens, np.arange(1, N + 1))
+    assert table.quality.shape == table.cost_usd.shape == (N, 2)
+
+
+def test_the_bundled_tables_are_good():
+    """
+    They pass the same checks.
+    """
+    folder = Path(tables.__file__).parent
+    for name in ("llmrouter_dc", "paretobandit", "fleet_outcomes"):
+        assert len(tables.read(folder / f"{name}.parquet")) >= 3000
