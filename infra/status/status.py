@@ -29,12 +29,12 @@ from streams.training.state import load_fleet, prices_of
 from streams.training.trainer import (
     DEAD,
     DUPLICATE,
-    IN_VAIN,
     LEARNED,
     MOVED,
     RECORDS,
     SKIPPED,
     SPENT,
+    WASTED,
 )
 
 READ_S = 2.0  # for the records that say how long ago something was appended
@@ -129,7 +129,7 @@ def look(
         lag_s=lag_s,
         alarms=tuple(first_of_each(alarms)),
         spent_usd=_usd(counts, SPENT, pools),
-        paid_in_vain_usd=_usd(counts, IN_VAIN, pools),
+        paid_in_vain_usd=_usd(counts, WASTED, pools),
         telemetry={**_under(counts, "telemetry."), "missing": fleet.missing},
         workload=fleet_view.workload(fleet, now_ms),
         router=fleet_view.router(fleet, now_ms) if fleet.routers or fleet.totals.mix else None,

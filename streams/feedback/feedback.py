@@ -104,7 +104,7 @@ class Report(
 
 REPORTED = ("quality", "cost_usd", "latency_ms", "output_tokens", "error", "paid_usd")
 MEASURED = tuple(name for name in REPORTED if name != "quality")  # by who makes the call
-LEARNED_BITS = 0b011111  # of those, the ones that are learned; what was paid in vain only counts
+LEARNED_BITS = 0b011111  # of those, the ones that are learned; wasted spend only counts
 COST_BIT, PAID_BIT = (1 << REPORTED.index(name) for name in ("cost_usd", "paid_usd"))
 NANO_USD = 1e9  # money is counted in whole billionths of a dollar: exact, in any order
 _decode = msgspec.json.Decoder(Report).decode
@@ -151,7 +151,7 @@ class Ingested:
     records: list[Record]  # (n,) what each outcome was read from
     outcomes: Outcomes
     bits: NDArray[np.uint8]  # (n,) which of `REPORTED`, bit i for the i-th
-    spent_nano_usd: NDArray[np.int64]  # (n, 2) cost of an answer, and paid in vain
+    spent_nano_usd: NDArray[np.int64]  # (n, 2) cost of an answer, and wasted
     dead: list[DeadLetter]
 
 

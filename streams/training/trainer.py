@@ -64,8 +64,8 @@ logger = once_a_minute(logging.getLogger(__name__))
 # Counters kept with the state, so that they are exact across restarts.
 RECORDS, LEARNED, DUPLICATE, MOVED = "records", "learned", "duplicate", "moved"
 DEAD = "dead_letter."  # followed by a reason
-# Followed by a pool's key in hexadecimal: billionths of a US dollar, for answers and in vain.
-SPENT, IN_VAIN = "spent_nano_usd.", "in_vain_nano_usd."
+# Followed by a pool's key in hexadecimal: billionths of a US dollar, for answers, and wasted.
+SPENT, WASTED = "spent_nano_usd.", "in_vain_nano_usd."
 SKIPPED = "skipped"  # records the log lost before they were read, see `on_gap`
 
 # Brokers' clocks differ: a partition read to its end may get a record stamped a little earlier, and
@@ -239,7 +239,7 @@ class Trainer:
         state.count(DUPLICATE, len(outcomes) - n_fresh)
         nano_usd = ingested.spent_nano_usd[home]
         self._count_money(SPENT, outcomes.pools, fresh & COST_BIT, nano_usd[:, 0])
-        self._count_money(IN_VAIN, outcomes.pools, fresh & PAID_BIT, nano_usd[:, 1])
+        self._count_money(WASTED, outcomes.pools, fresh & PAID_BIT, nano_usd[:, 1])
         state.count(MOVED, int((~home).sum()))
         for letter in dead:
             state.count(DEAD + letter.reason)
@@ -360,7 +360,7 @@ class Trainer:
         return found
 
     def _spent_usd(self) -> float:
-        """US dollars for answers and in vain, ever, by all shards."""
+        """US dollars for answers and wasted, ever, by all shards."""
         return spent_usd(self.state.counts) + self._spent_elsewhere_usd()
 
     # --- recovery
@@ -433,7 +433,7 @@ class Trainer:
 
 def spent_usd(counts: Mapping[str, int]) -> float:
     """US dollars that counters say were spent."""
-    nano = sum(n for name, n in counts.items() if name.startswith((SPENT, IN_VAIN)))
+    nano = sum(n for name, n in counts.items() if name.startswith((SPENT, WASTED)))
     return nano / NANO_USD
 
 

@@ -34,7 +34,7 @@ from serve.proto.fairlead.v1 import router_pb2 as pb
 from streams.feedback.feedback import FeedbackOptions, Ingest
 from streams.feedback.ticket import Sealer, key_of
 from streams.log.contract import DECISIONS, FEEDBACK
-from streams.training.trainer import IN_VAIN, SPENT
+from streams.training.trainer import SPENT, WASTED
 
 QUALITY_ALONE = pb.Preference(quality=1.0, cost=0.0, latency=0.0)
 OPTIONS = DispatchOptions(hedges=HedgeOptions(share_max=0.0))
@@ -507,7 +507,7 @@ def test_money_paid_in_vain_is_counted_by_pool(tmp_path):
         up.written(1)
         up.learn()
         counts = up.trainer.state.counts
-        assert counts[f"{IN_VAIN}{key_of('large'):016x}"] == round(2 * 40 / 1e6 * 1e9)
+        assert counts[f"{WASTED}{key_of('large'):016x}"] == round(2 * 40 / 1e6 * 1e9)
         assert f"{SPENT}{key_of('large'):016x}" not in counts
 
 

@@ -47,7 +47,7 @@ from streams.feedback.ticket import KEY_BYTES, Issuer, Sealer, key_of
 from streams.log.contract import DECISIONS, FEEDBACK
 from streams.training.folder import Folder
 from streams.training.snapshots import Store
-from streams.training.trainer import IN_VAIN, SPENT, Trainer, TrainerOptions
+from streams.training.trainer import SPENT, WASTED, Trainer, TrainerOptions
 
 KEYS = [bytes(range(KEY_BYTES))]
 ENCODER = identity(make_encoder(EMBEDDINGS))
@@ -248,7 +248,7 @@ class Bench:
         assert counts.get("duplicate", 0) == 0
         assert not any(name.startswith("dead_letter") for name in counts)
         spent = {n.removeprefix(SPENT): v for n, v in counts.items() if n.startswith(SPENT)}
-        vain = {n.removeprefix(IN_VAIN): v for n, v in counts.items() if n.startswith(IN_VAIN)}
+        vain = {n.removeprefix(WASTED): v for n, v in counts.items() if n.startswith(WASTED)}
         for pool in {a.pool for a in records}:
             own, key = [a for a in records if a.pool == pool], f"{key_of(pool):016x}"
             paid = sum(nano(a) for a in own if a.outcome == "answered")
