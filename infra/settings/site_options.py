@@ -12,7 +12,7 @@ from typing import Literal
 
 from infra.emulator import catalogue as known
 from learners.option import option
-from learners.policies.policy import POLICIES
+from learners.policies.policy import DEFAULT_POLICY, POLICIES
 from serve.routing.catalogue import Model
 from streams.errors import OptionRefused
 
@@ -67,8 +67,8 @@ class PolicyChoice:
     """Which policy explores, of those registered; each has parameters of its own."""
 
     policy: str = option(
-        "squarecb",
-        "How to explore. SquareCB did best on three tables (DESIGN.md).",
+        DEFAULT_POLICY,
+        "How to explore. The default did best over tables and made-up worlds (DESIGN.md).",
         choices=tuple(POLICIES),
     )
     strength: float = option(

@@ -1,6 +1,6 @@
 """Time-decayed means per model and per pool: the plainest learner, and what others shrink towards.
 
-The one rule: a mean is never reported without its weight, so that "no data" cannot pass for zero.
+A mean is never reported without its weight, so that "no data" cannot pass for zero.
 """
 
 from __future__ import annotations
@@ -48,12 +48,17 @@ def new_statistics(half_life_ms: int) -> DecayedSums:
     return DecayedSums((N_COLUMNS, 2), half_life_ms)
 
 
+def values_and_counts(outcomes: Outcomes) -> NDArray[np.int64]:
+    """What each outcome (n, 7, 2) adds: its reported values, and one for each."""
+    known = np.concatenate([outcomes.known, outcomes.figures_known], axis=1).astype(np.int64)
+    values = np.concatenate([outcomes.targets, outcomes.figures], axis=1) * known
+    return np.stack([values, known], axis=2)
+
+
 def update(statistics: DecayedSums, keys: NDArray[np.uint64], outcomes: Outcomes) -> None:
     """Fold a batch into the means of `keys` (n,): the outcomes' models or their pools."""
     epochs, weights = statistics.epochs_and_weights(outcomes.decided_at_ms)
-    known = np.concatenate([outcomes.known, outcomes.figures_known], axis=1).astype(np.int64)
-    values = np.concatenate([outcomes.targets, outcomes.figures], axis=1) * known
-    terms = np.stack([values, known], axis=2) * weights[:, None, None]  # (n, 7, 2)
+    terms = values_and_counts(outcomes) * weights[:, None, None]
     order = np.lexsort((epochs, keys))
     keys, epochs = keys[order], epochs[order]
     changes = (keys[1:] != keys[:-1]) | (epochs[1:] != epochs[:-1])

@@ -1,13 +1,11 @@
-"""One estimate per request and model, blended from ridge, history and means.
+"""One estimate per request and model, from a learned state.
 
-    context ─┬─▶ ridge       w₀ + w_k: what models share, how one departs    ─┐
-             ├─▶ neighbours  residuals of similar requests, shrunk            ├─▶ mean, deviation
-             └─▶ means       what is known of a model whatever the context   ─┘
+    context ─┬─▶ landmark features ─▶ ridge: quality ──┬─▶ mean, deviation, noise
+             ├─▶ ridge: cost and latency as ratios ────┤
+             └─▶ neighbours (a share, by default none) ┘
+    what happened lately ──drift──▶ which past a model's estimates rest on
 
-Ridge and neighbours both estimate the departure from the model's mean; the blend is their
-weighted average (measured in DESIGN.md: better than either on every table).
-
-The one rule: an estimator is solved once, then only read. It belongs to one snapshot.
+An estimator is solved once, then only read. It belongs to one snapshot.
 """
 
 from __future__ import annotations
@@ -18,12 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.context import Contexts, real
+from learners.drift import Alarm, DriftOptions
 from learners.estimates import ema, ridge
+from learners.estimates.changes import changed_sums, failing
 from learners.estimates.history import Evidence, Neighbours
-from learners.estimates.learned import Learned
+from learners.estimates.learned import RATIOS, Learned
 from learners.estimates.ridge import RidgeOptions
 from learners.option import option
-from learners.targets import N_TARGETS, Target
+from learners.targets import N_TARGETS, RATIO_UNIT, Target
+
+QUALITY_NOISE = 0.35  # assumed residual deviation before data
+RATIO_NOISE = 0.7 / RATIO_UNIT
+# Contexts are longer vectors than landmark features are shrunk for, and ratios less of a riddle.
+RATIO_RIDGE = RidgeOptions(shared_penalty=40.0, own_penalty=600.0, prior_weight=4.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,29 +36,31 @@ class BlendOptions:
     """How the learners' estimates are put together."""
 
     ridge: RidgeOptions = field(default_factory=RidgeOptions)
-    # Of the departure from the mean.
+    drift: DriftOptions = field(default_factory=DriftOptions)
+    # Of the departure from the mean. Landmark features know what neighbours know; see DESIGN.md.
     neighbours_share: float = option(
-        0.5, "Share of the neighbours in the estimate; the rest is the linear model's.", ge=0, le=1
+        0.0, "Share of the neighbours in the estimate; the rest is the linear model's.", ge=0, le=1
     )
-    # A model's stated expectation counts as this many outcomes.
-    prior_weight: float = 4.0
-    # Assumed residual deviations before data: quality points, then natural logs of the ratios.
-    quality_noise: float = 0.3
-    ratio_noise: float = 0.7
+    # Before anything is known of a model its mean is as uncertain as after so many outcomes.
+    mean_weight: float = 1.0
+    failures_weight: float = 20.0  # as many calls without a failure are imagined
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Estimates:
-    """For n requests and k models, on the learned scale (see `learners.targets`).
+    """For n requests and k models.
 
-    `mean` (n, k, 3); `deviation` (n, k) of the quality estimate itself, which more outcomes would
-    shrink; `noise` (k, 3) of a single outcome around its estimate; `evidence` what neighbours said.
+    `mean` (n, k, 3): quality, and cost and latency as ratios to what is stated; `deviation` (n, k)
+    of the quality estimate, which more outcomes would shrink, and its part `mean_deviation` (k, 3)
+    that does not depend on the context; `noise` (k, 3) of a single outcome around its estimate;
+    `evidence` what neighbours said, where they are asked.
     """
 
     mean: NDArray[np.float32]
     deviation: NDArray[np.float32]
+    mean_deviation: NDArray[np.float32]
     noise: NDArray[np.float32]
-    evidence: Evidence
+    evidence: Evidence | None = None
 
 
 class Estimator:
@@ -67,38 +74,77 @@ class Estimator:
         options: BlendOptions,
     ) -> None:
         """Solve for `models` (k keys); `quality_prior` (k,) is NaN where nothing was stated."""
-        self.options, self.models = options, models
+        self.options, self.models, self.landmarks = options, models, learned.landmarks
         as_of_ms = learned.as_of_ms
         self.model_means = ema.read(learned.models, models, as_of_ms)
-        prior = np.zeros((len(models), N_TARGETS))
-        prior[:, Target.QUALITY] = self._quality_prior(quality_prior)
-        means = self.model_means.targets(prior, options.prior_weight)  # (k, 3)
-        noise = np.array([options.quality_noise, options.ratio_noise, options.ratio_noise])
-        sums = learned.ridge.read(models, as_of_ms)
-        self.ridge = ridge.solve(sums, means, noise, options.ridge)
-        rows, index = learned.history.rows, learned.history.index
-        half_life_ms = learned.ridge.half_life_ms
-        fade = np.exp2(-np.maximum(as_of_ms - rows["decided_at_ms"], 0) / half_life_ms)
-        fade[rows["decided_at_ms"] > as_of_ms + half_life_ms] = 0.0  # from a clock that was ahead
-        self.neighbours = Neighbours(rows, index, models, means, fade, learned.history.options)
-        # The mean itself is uncertain by noise² / outcomes; ridge covers the departure from it.
-        counts = self.ridge.counts[:, Target.QUALITY] + options.prior_weight
-        self.mean_variance = (self.ridge.noise[:, 0] ** 2 / counts).astype(np.float32)
+        prior = self._prior(quality_prior)  # (k, 3)
+        self.alarms: list[Alarm] = []
+        self.quality = self._solved(learned, prior, [Target.QUALITY])
+        self.ratios = self._solved(learned, prior, RATIOS)
+        self.noise = np.concatenate(
+            [self.quality.noise, self.ratios.noise * np.float32(RATIO_UNIT)], axis=1
+        )
+        # (k, 3) outcomes that the estimates rest on; fewer after a change.
+        self.n_outcomes = np.concatenate([self.quality.counts, self.ratios.counts], axis=1)
+        weight = self.n_outcomes + options.mean_weight
+        self.mean_deviation = (self.noise / np.sqrt(weight)).astype(np.float32)
+        self.error_share, self.n_proving, broken = failing(
+            learned, models, self.model_means, self.n_outcomes[:, 0], options
+        )
+        self.alarms += broken
+        self.neighbours = self._neighbours(learned, prior) if options.neighbours_share else None
 
-    def _quality_prior(self, stated: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What was stated, else the average of the models seen, else the middle."""
+    def _solved(
+        self, learned: Learned, prior: NDArray[np.float64], targets: list[Target]
+    ) -> ridge.Ridge:
+        """The linear models of some targets, each on the past that still holds of its model."""
+        of_quality = Target.QUALITY in targets
+        held = learned.quality if of_quality else learned.ratios
+        noise = np.full(len(targets), QUALITY_NOISE if of_quality else RATIO_NOISE)
+        options = self.options.ridge if of_quality else RATIO_RIDGE
+        sums = held.read(self.models, learned.as_of_ms)
+        solved = ridge.solve(sums, prior[:, targets], noise, options, with_spread=of_quality)
+        alarms = changed_sums(learned, self.models, solved, targets, sums, self.options.drift)
+        if not alarms:
+            return solved
+        self.alarms += alarms
+        return ridge.solve(sums, prior[:, targets], noise, options, with_spread=of_quality)
+
+    def _prior(self, stated: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Before data (k, 3): quality as stated, else as the models seen are; ratios are one."""
         quality = self.model_means.means[:, Target.QUALITY]
         weight = self.model_means.weights[:, Target.QUALITY]
         average = (weight @ quality + 0.5) / (weight.sum() + 1.0)
-        return np.where(np.isnan(stated), average, stated)
+        prior = np.full((len(self.models), N_TARGETS), 1.0 / RATIO_UNIT)
+        prior[:, Target.QUALITY] = np.where(np.isnan(stated), average, stated)
+        return prior
+
+    def _neighbours(self, learned: Learned, prior: NDArray[np.float64]) -> Neighbours:
+        rows, half_life_ms = learned.history.rows, learned.models.half_life_ms
+        age_ms = np.maximum(learned.as_of_ms - rows["decided_at_ms"], 0)
+        fade = np.exp2(-age_ms / half_life_ms)
+        fade[rows["decided_at_ms"] > learned.as_of_ms + half_life_ms] = 0.0  # a clock was ahead
+        self._means = self.model_means.targets(prior, self.options.ridge.prior_weight)
+        return Neighbours(
+            rows,
+            learned.history.index,
+            self.models,
+            self._means,
+            fade,
+            learned.history.options,
+        )
 
     def estimate(self, contexts: Contexts) -> Estimates:
         """Estimate all models for contexts (n, 64), in one pass."""
-        x = real(contexts)
-        linear = self.ridge.predict(x)
-        evidence = self.neighbours.evidence(contexts)
-        share = np.float32(self.options.neighbours_share)
-        nearby = self.ridge.means + evidence.deviation
-        mean = linear + share * (nearby - linear)
-        deviation = np.sqrt(self.ridge.deviation(x) ** 2 + self.mean_variance)
-        return Estimates(mean, deviation, self.ridge.noise, evidence)
+        phi = real(self.landmarks.features(contexts))
+        linear = np.concatenate(
+            [self.quality.predict(phi), self.ratios.predict(real(contexts))], axis=2
+        )
+        evidence = None
+        if self.neighbours is not None:
+            evidence = self.neighbours.evidence(contexts)
+            nearby = self._means.astype(np.float32) + evidence.deviation
+            linear += np.float32(self.options.neighbours_share) * (nearby - linear)
+        linear[:, :, RATIOS] = np.maximum(linear[:, :, RATIOS] * np.float32(RATIO_UNIT), 0.0)
+        deviation = np.hypot(self.quality.deviation(phi), self.mean_deviation[:, Target.QUALITY])
+        return Estimates(linear, deviation, self.mean_deviation, self.noise, evidence)

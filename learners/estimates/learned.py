@@ -4,25 +4,30 @@
     learned.merge(other)            another shard's, in any order
     learned.digest()                equal exactly when the same outcomes were learned
 
-The one rule: an outcome's effect depends on that outcome alone, never on what came before it.
+An outcome's effect depends on that outcome alone, never on what came before it.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from learners.context import N_FEATURES
 from learners.estimates import ema, ridge
+from learners.estimates.buckets import Buckets
+from learners.estimates.decayed_sums import DecayedSums
 from learners.estimates.history import COLUMNS, History, HistoryOptions, Rows
+from learners.estimates.landmarks import GENERIC, N_LANDMARK_FEATURES, Landmarks, shipped
 from learners.option import option
 from learners.outcomes import Outcomes
-from learners.targets import N_TARGETS
+from learners.targets import N_TARGETS, RATIO_UNIT, VALUE_MAX, Target, to_fixed
 
-Arrays = dict[str, NDArray[Any]]
+Arrays = dict[str, NDArray]
+RATIOS = [Target.COST, Target.LATENCY]
+RECENT_BUCKET_MS, RECENT_BUCKETS = 1_000, 600  # failures and latency are remembered for minutes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,29 +49,40 @@ class Learned:
     """The learners' state.
 
     `as_of_ms` is the decision time of the newest outcome, `n_values` (3,) how many reported
-    values of each target were learned, ever.
+    values of each target were learned, ever. `n_relearned` counts the outcomes that `restore`
+    learned again, because what was saved was of another form.
     """
 
-    def __init__(self, options: MemoryOptions) -> None:
-        self.options = options
-        model_half_life_ms = round(options.model_half_life_s * 1000)
-        self.ridge = ridge.new_statistics(model_half_life_ms)
-        self.models = ema.new_statistics(model_half_life_ms)
+    def __init__(self, options: MemoryOptions, landmarks: Landmarks | None = None) -> None:
+        self.options, self.landmarks = options, landmarks or shipped(GENERIC)
+        half_life_ms = round(options.model_half_life_s * 1000)
+        self.quality = ridge.new_statistics(1, N_LANDMARK_FEATURES, half_life_ms)
+        self.ratios = ridge.new_statistics(len(RATIOS), N_FEATURES, half_life_ms)
+        self.models = ema.new_statistics(half_life_ms)
         self.pools = ema.new_statistics(round(options.pool_half_life_s * 1000))
+        self.recent = Buckets((ema.N_COLUMNS, 2), RECENT_BUCKET_MS, RECENT_BUCKETS)
         self.history = History(options.history)
         self.as_of_ms = 0
         self.n_values = np.zeros(N_TARGETS, np.int64)
+        self.n_relearned = 0
 
     def update(self, outcomes: Outcomes) -> None:
         """Fold in a batch."""
         if not len(outcomes):
             return
-        ridge.update(self.ridge, outcomes)
+        self._update_linear(outcomes)
         ema.update(self.models, outcomes.models, outcomes)
         ema.update(self.pools, outcomes.pools, outcomes)
+        self.recent.update(outcomes.models, outcomes.decided_at_ms, ema.values_and_counts(outcomes))
         self.history.update(outcomes)
         self.n_values += outcomes.known.sum(axis=0)
         self.as_of_ms = max(self.as_of_ms, int(outcomes.decided_at_ms.max()))
+
+    def _update_linear(self, outcomes: Outcomes) -> None:
+        judged = outcomes.take(outcomes.known[:, Target.QUALITY])
+        features = self.landmarks.features(judged.contexts)
+        ridge.update(self.quality, examples(judged, features, [Target.QUALITY]))
+        ridge.update(self.ratios, examples(outcomes, outcomes.contexts, RATIOS))
 
     def merge(self, other: Learned) -> None:
         """Add another shard's state, learned from other outcomes."""
@@ -77,11 +93,15 @@ class Learned:
     def merge_statistics(self, other: Learned) -> None:
         """Add another shard's state except its history rows."""
         assert self.options == other.options, "shards must learn with the same options"
-        self.ridge.merge(other.ridge)
-        self.models.merge(other.models)
-        self.pools.merge(other.pools)
+        assert self.landmarks.digest() == other.landmarks.digest(), "and the same landmarks"
+        for name, sums in self._sums().items():
+            sums.merge(getattr(other, name))
         self.n_values += other.n_values
         self.as_of_ms = max(self.as_of_ms, other.as_of_ms)
+
+    def _sums(self) -> dict[str, DecayedSums | Buckets]:
+        names = ("quality", "ratios", "models", "pools", "recent")
+        return {name: getattr(self, name) for name in names}
 
     def digest(self) -> str:
         """A hash of all that was learned, independent of order, batches and restarts."""
@@ -95,21 +115,82 @@ class Learned:
 
     def statistics(self) -> dict[str, Arrays]:
         """Everything but the history rows, as named groups of arrays."""
-        return {
-            "ridge": self.ridge.arrays(),
-            "models": self.models.arrays(),
-            "pools": self.pools.arrays(),
-            "counts": {"as_of_ms": np.array(self.as_of_ms), "n_values": self.n_values.copy()},
+        counts = {
+            "as_of_ms": np.array(self.as_of_ms),
+            "n_values": self.n_values.copy(),
+            "landmarks": np.frombuffer(self.landmarks.digest(), np.uint8).copy(),
         }
+        return {**{name: sums.arrays() for name, sums in self._sums().items()}, "counts": counts}
 
     @classmethod
-    def restore(cls, options: MemoryOptions, statistics: dict[str, Arrays], rows: Rows) -> Learned:
-        """The state that `statistics()` and `history.rows` described."""
-        learned = cls(options)
-        learned.ridge.load(statistics["ridge"])
-        learned.models.load(statistics["models"])
-        learned.pools.load(statistics["pools"])
-        learned.as_of_ms = int(statistics["counts"]["as_of_ms"])
-        learned.n_values = np.array(statistics["counts"]["n_values"], np.int64)
-        learned.history.rows = {name: rows[name] for name in COLUMNS}
+    def restore(
+        cls,
+        options: MemoryOptions,
+        statistics: dict[str, Arrays],
+        rows: Rows,
+        landmarks: Landmarks | None = None,
+    ) -> Learned:
+        """The state that `statistics()` and `history.rows` described.
+
+        Sums of another landmark set, or of a version that learned logarithms of ratios, can't be
+        read: they are learned again from the history's rows, and the rest is kept.
+        """
+        learned = cls(options, landmarks)
+        saved = statistics["counts"]
+        learned.as_of_ms = int(saved["as_of_ms"])
+        learned.n_values = np.array(saved["n_values"], np.int64)
+        logarithms = "ridge" in statistics
+        for name, sums in learned._sums().items():
+            if name in statistics:
+                sums.load(statistics[name])
+        rows = {name: rows[name] for name in COLUMNS}
+        if logarithms:
+            rows = {**rows, "targets": _from_logarithms(rows["targets"])}
+        learned.history.rows = rows
+        ours = learned.landmarks.digest()
+        if logarithms or saved["landmarks"].tobytes() != ours:
+            learned._relearn(rows, means_too=logarithms)
         return learned
+
+    def _relearn(self, rows: Rows, *, means_too: bool) -> None:
+        """Learn the sums of features again from what the history holds."""
+        self.n_relearned = len(rows["issuers"])
+        outcomes = _outcomes(rows)
+        self.quality.sums.clear()
+        self.ratios.sums.clear()
+        self._update_linear(outcomes)
+        if means_too:
+            for total in (*self.models.sums.values(), *self.pools.sums.values()):
+                total[:N_TARGETS] = 0
+            ema.update(self.models, outcomes.models, outcomes)
+
+
+def examples(outcomes: Outcomes, features: NDArray[np.int8], targets: list) -> ridge.Examples:
+    """The rows of `outcomes` for a linear model of some targets."""
+    return ridge.Examples(
+        models=outcomes.models,
+        decided_at_ms=outcomes.decided_at_ms,
+        features=features,
+        targets=outcomes.targets[:, targets],
+        known=outcomes.known[:, targets],
+    )
+
+
+def _from_logarithms(targets: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Targets (n, 3) of a version that kept ln(ratio), with ratios instead."""
+    changed = targets.copy()
+    found = np.exp(targets[:, RATIOS] / to_fixed(np.ones(1))) / RATIO_UNIT
+    changed[:, RATIOS] = to_fixed(np.minimum(found, VALUE_MAX))
+    return changed
+
+
+def _outcomes(rows: Rows) -> Outcomes:
+    """History rows as outcomes that report their targets and no figures."""
+    n = len(rows["issuers"])
+    return Outcomes(
+        **{name: rows[name] for name in COLUMNS if name != "targets"},
+        targets=rows["targets"].astype(np.int64),
+        pools=np.zeros(n, np.uint64),
+        figures=np.zeros((n, len(ema.FIGURES)), np.int64),
+        figures_known=np.zeros((n, len(ema.FIGURES)), bool),
+    )

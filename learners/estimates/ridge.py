@@ -1,15 +1,16 @@
-"""Linear models of every target, shared across models: statistics that add, solved per snapshot.
+"""Linear models, shared across models: statistics that add, solved per snapshot.
 
-For model k and target y the estimate is
+For model k and a target y the estimate is
 
     ŷ_k(x) = μ_k + (w₀ + w_k)ᵀ x,      minimising  Σ (y − ŷ)² + λ₀‖w₀‖² + λ₁ Σ_k ‖w_k‖²
 
 w₀ is what all models share (most of a prompt's quality is its difficulty), w_k how one model
-departs from it, μ_k its mean. All of it is solved from per-model sums of zzᵀ with z = (x, y), by
-eliminating each w_k (block elimination; a mixed model with one random effect per model).
+departs from it, μ_k what is assumed of it before data. All of it is solved from per-model sums of
+zzᵀ with z = (x, y), by eliminating each w_k (block elimination; a mixed model with one random
+effect per model). The last feature is constant; its own penalty is what μ_k weighs, in outcomes.
 
-The one rule: the penalties are added when solving and never enter the sums, so forgetting cannot
-wind up and a model without data falls back on what all models share.
+The penalties are added when solving and never enter the sums, so forgetting cannot wind up and a
+model without data falls back on what all models share.
 """
 
 from __future__ import annotations
@@ -19,11 +20,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.context import BIAS, BIAS_FEATURE, N_FEATURES, STEP
+from learners.context import BIAS, STEP
 from learners.estimates.decayed_sums import DecayedSums
 from learners.option import option
-from learners.outcomes import Outcomes
-from learners.targets import N_TARGETS, ONE, Target
+from learners.targets import ONE
 
 # 16,384 rows of |x| ≤ 127 times |y| ≤ 8 (2^15) times a weight below 2^9 stay below 2^53: sums of
 # that many rows are exact integers even in the float64 of a BLAS product.
@@ -31,50 +31,72 @@ ROWS_EXACT = 1 << 14
 # y² is summed in units of 64 / ONE²: at 1 / ONE² the int64 of a model whose stated latency is 20
 # times too low would wrap round after 120 million outcomes in one half-life; so it takes 7 billion.
 SQUARE_UNIT = 64
+# The shared weight of the constant is held at zero: what was assumed of one model is not corrected
+# because others were misjudged.
+FIXED = 1e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RidgeOptions:
-    """How strongly weights are pulled to zero, in units of outcomes on the context's scale."""
+    """How strongly weights are pulled to zero, in outcomes at a feature of size one."""
 
-    # λ₀
+    # λ₀ and λ₁; λ₁ is larger, because models differ less than prompts do.
     shared_penalty: float = option(
-        10.0, "Outcomes' worth of doubt in what all models share.", gt=0, le=1e6
+        300.0, "Outcomes' worth of doubt in what all models share.", gt=0, le=1e6
     )
-    # λ₁; larger than λ₀, because models differ less than prompts do.
     own_penalty: float = option(
-        150.0, "Outcomes' worth of doubt in what sets a model apart.", gt=0, le=1e6
+        1500.0, "Outcomes' worth of doubt in what sets a model apart.", gt=0, le=1e6
     )
+    prior_weight: float = 2.0  # what is assumed of a model counts as this many outcomes
+    noise_weight: float = 10.0  # what all models' noise is counts as this many outcomes of each
 
 
-def new_statistics(half_life_ms: int) -> DecayedSums:
-    """Empty sums of zzᵀ, (3, 65, 65) per model; the last entry, y², in units of its own."""
-    return DecayedSums((N_TARGETS, N_FEATURES + 1, N_FEATURES + 1), half_life_ms)
+def new_statistics(n_targets: int, n_features: int, half_life_ms: int) -> DecayedSums:
+    """Empty sums of zzᵀ, (t, d + 1, d + 1) per model; the last entry, y², in units of its own."""
+    return DecayedSums((n_targets, n_features + 1, n_features + 1), half_life_ms)
 
 
-def update(statistics: DecayedSums, outcomes: Outcomes) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Examples:
+    """Rows to learn from: integers only."""
+
+    models: NDArray[np.uint64]  # (n,)
+    decided_at_ms: NDArray[np.int64]  # (n,)
+    features: NDArray[np.int8]  # (n, d), the last one constant
+    targets: NDArray[np.int64]  # (n, t) fixed point
+    known: NDArray[np.bool_]  # (n, t)
+
+
+def update(statistics: DecayedSums, rows: Examples) -> None:
     """Fold a batch of outcomes into the sums."""
-    epochs, weights = statistics.epochs_and_weights(outcomes.decided_at_ms)
-    contexts = outcomes.contexts.astype(np.float64)
-    for rows in _groups(outcomes.models, epochs, outcomes.known):
-        at, known = rows[0], np.flatnonzero(outcomes.known[rows[0]])
-        x, weight = contexts[rows], weights[rows].astype(np.float64)
-        y = outcomes.targets[rows][:, known].astype(np.float64)  # (r, t)
-        total = np.zeros(statistics.shape, np.int64)
-        weighted = x * weight[:, None]  # (r, d)
-        total[known, :-1, :-1] = (weighted.T @ x).astype(np.int64)
-        xy = (weighted.T @ y).astype(np.int64)  # (d, t)
-        total[known, :-1, -1] = xy.T
-        total[known, -1, :-1] = xy.T
-        total[known, -1, -1] = (weight @ np.rint(y * y / SQUARE_UNIT)).astype(np.int64)
-        statistics.add(int(outcomes.models[at]), int(epochs[at]), total)
+    epochs, weights = statistics.epochs_and_weights(rows.decided_at_ms)
+    for group in _groups(rows.models, epochs, rows.known):
+        total = products(rows, group, weights[group], statistics.shape)
+        statistics.add(int(rows.models[group[0]]), int(epochs[group[0]]), total)
+
+
+def products(
+    rows: Examples, group: NDArray[np.intp], weights: NDArray[np.int64], shape: tuple[int, ...]
+) -> NDArray[np.int64]:
+    """The weighted sum of zzᵀ of rows that know the same targets, at most `ROWS_EXACT`."""
+    known = np.flatnonzero(rows.known[group[0]])
+    x, weight = rows.features[group].astype(np.float64), weights.astype(np.float64)
+    y = rows.targets[group][:, known].astype(np.float64)  # (r, t)
+    total = np.zeros(shape, np.int64)
+    weighted = x * weight[:, None]  # (r, d)
+    total[known, :-1, :-1] = (weighted.T @ x).astype(np.int64)
+    xy = (weighted.T @ y).astype(np.int64)  # (d, t)
+    total[known, :-1, -1] = xy.T
+    total[known, -1, :-1] = xy.T
+    total[known, -1, -1] = (weight @ np.rint(y * y / SQUARE_UNIT)).astype(np.int64)
+    return total
 
 
 def _groups(
     models: NDArray[np.uint64], epochs: NDArray[np.int64], known: NDArray[np.bool_]
 ) -> list[NDArray[np.intp]]:
     """Rows that share model, epoch and set of known targets, at most `ROWS_EXACT` together."""
-    pattern = known @ (1 << np.arange(N_TARGETS))
+    pattern = known @ (1 << np.arange(known.shape[1]))
     order = np.lexsort((pattern, epochs, models))
     order = order[pattern[order] > 0]
     if not len(order):
@@ -92,22 +114,22 @@ def _groups(
 class Ridge:
     """Solved linear models for k models: predict with `predict`.
 
-    `noise` is the residual standard deviation per model and target; `spread` turns a context into
-    the part of its uncertainty that more outcomes of that model would remove.
+    `noise` is the residual standard deviation per model and target; `spread` turns features into
+    the part of the first target's uncertainty that more outcomes of that model would remove.
     """
 
-    weights: NDArray[np.float32]  # (d, k·3), column k·3+t is w₀ + w_k of target t
-    means: NDArray[np.float32]  # (k, 3) μ
-    noise: NDArray[np.float32]  # (k, 3)
-    spread: NDArray[np.float32]  # (d, k·d), for quality: ‖xᵀ spread_k‖² = variance / noise²
-    counts: NDArray[np.float64]  # (k, 3) faded number of outcomes
+    weights: NDArray[np.float32]  # (d, k·t), column k·t + j is w₀ + w_k of target j
+    means: NDArray[np.float32]  # (k, t) μ
+    noise: NDArray[np.float32]  # (k, t)
+    spread: NDArray[np.float32]  # (d, k·d): ‖xᵀ spread_k‖² = variance / noise²
+    counts: NDArray[np.float64]  # (k, t) faded number of outcomes
 
     def predict(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Estimates (n, k, 3) for real contexts (n, d)."""
+        """Estimates (n, k, t) for real features (n, d)."""
         return (x @ self.weights).reshape(len(x), *self.means.shape) + self.means
 
     def deviation(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Standard deviation (n, k) of the quality estimate's own part, noise not included."""
+        """Standard deviation (n, k) of the first target's estimate, noise not included."""
         k, d = len(self.means), x.shape[1]
         parts = (x @ self.spread).reshape(len(x), k, d)
         return np.sqrt(np.einsum("nkd,nkd->nk", parts, parts)) * self.noise[:, 0]
@@ -118,46 +140,68 @@ def solve(
     means: NDArray[np.float64],
     noise_prior: NDArray[np.float64],
     options: RidgeOptions,
+    *,
+    with_spread: bool = True,
 ) -> Ridge:
     """Solve for all models at once.
 
-    `sums` (k, 3, 65, 65) faded sums of zzᵀ as integers of the fixed-point scales; `means` (k, 3)
-    the μ to depart from; `noise_prior` (3,) the standard deviation assumed before data.
+    `sums` (k, t, d + 1, d + 1) faded sums of zzᵀ as integers of the fixed-point scales; `means`
+    (k, t) the μ to depart from; `noise_prior` (t,) the standard deviation assumed before data.
     """
-    k, d = len(sums), N_FEATURES
+    k, d = len(sums), sums.shape[-1] - 1
+    one = BIAS * STEP  # the constant feature
     sxx = sums[:, :, :d, :d] * STEP**2
-    sx = sxx[:, :, BIAS_FEATURE, :] / (BIAS * STEP)
-    counts = sx[:, :, BIAS_FEATURE] / (BIAS * STEP)
-    sy = sums[:, :, BIAS_FEATURE, d] / (BIAS * ONE)
+    sx = sxx[:, :, d - 1, :] / one
+    counts = sx[:, :, d - 1] / one
+    sy = sums[:, :, d - 1, d] / (BIAS * ONE)
     # Centre y on μ: Σ x (y − μ) and Σ (y − μ)².
     sxy = sums[:, :, :d, d] * (STEP / ONE) - sx * means[:, :, None]
     syy = sums[:, :, d, d] * (SQUARE_UNIT / ONE**2) - 2 * means * sy + means**2 * counts
 
-    own = np.linalg.inv(sxx + options.own_penalty * np.eye(d))  # (k, 3, d, d): (S + λ₁)⁻¹
-    # Eliminating w_k leaves Σ_k λ₁ (S_k + λ₁)⁻¹ (S_k w₀ − b_k) + λ₀ w₀ = 0; S(S + λ₁)⁻¹ λ₁ is
-    # computed as λ₁ (I − λ₁ (S + λ₁)⁻¹), which stays symmetric.
-    shrink = options.own_penalty * own
-    left = options.own_penalty * (np.eye(d) - shrink)
+    own_penalty = np.full(d, options.own_penalty)
+    shared_penalty = np.full(d, options.shared_penalty)
+    own_penalty[-1], shared_penalty[-1] = options.prior_weight, FIXED
+    own = np.linalg.inv(sxx + np.diag(own_penalty))  # (k, t, d, d): (S + Λ₁)⁻¹
+    # Eliminating w_k leaves Σ_k Λ₁ (S_k + Λ₁)⁻¹ (S_k w₀ − b_k) + Λ₀ w₀ = 0; Λ₁ (S + Λ₁)⁻¹ S is
+    # computed as Λ₁ − Λ₁ (S + Λ₁)⁻¹ Λ₁, which stays symmetric.
+    shrink = own_penalty[:, None] * own
+    left = np.diag(own_penalty) - shrink * own_penalty
     right = np.einsum("ktde,kte->ktd", shrink, sxy)
     shared = np.linalg.solve(
-        left.sum(axis=0) + options.shared_penalty * np.eye(d), right.sum(axis=0)[..., None]
-    )[..., 0]  # (3, d)
+        left.sum(axis=0) + np.diag(shared_penalty), right.sum(axis=0)[..., None]
+    )[..., 0]  # (t, d)
     departure = np.einsum("ktde,kte->ktd", own, sxy - np.einsum("ktde,te->ktd", sxx, shared))
-    weights = shared + departure  # (k, 3, d)
+    weights = shared + departure  # (k, t, d)
 
-    residual = (
-        syy - 2 * (weights * sxy).sum(-1) + np.einsum("ktd,ktde,kte->kt", weights, sxx, weights)
-    )
-    # Two imaginary outcomes at the prior noise: a model seen once is not believed to be noiseless.
-    noise = np.sqrt((np.maximum(residual, 0.0) + 2 * noise_prior**2) / (counts + 2))
-    # (S + λ₁)⁻¹ = C⁻ᵀC⁻¹ with S + λ₁ = CCᵀ: the sum is positive definite however many outcomes,
-    # while its computed inverse may not be.
-    factor = np.linalg.cholesky(sxx[:, Target.QUALITY] + options.own_penalty * np.eye(d))
-    upper = np.linalg.inv(factor).transpose(0, 2, 1)  # (k, d, d)
+    residual = syy - 2 * (weights * sxy).sum(-1)
+    residual += np.einsum("ktd,ktd->kt", np.einsum("ktd,ktde->kte", weights, sxx), weights)
+    noise = _noise(np.maximum(residual, 0.0), counts, noise_prior, options.noise_weight)
+    if with_spread:
+        # (S + Λ₁)⁻¹ = C⁻ᵀC⁻¹ with S + Λ₁ = CCᵀ: the sum is positive definite however many
+        # outcomes, while its computed inverse may not be.
+        factor = np.linalg.cholesky(sxx[:, 0] + np.diag(own_penalty))
+        upper = np.linalg.inv(factor).transpose(0, 2, 1)  # (k, d, d)
+        spread = upper.transpose(1, 0, 2).reshape(d, k * d)
+    else:
+        spread = np.zeros((d, 0))
     return Ridge(
         weights=weights.transpose(2, 0, 1).reshape(d, -1).astype(np.float32),
         means=means.astype(np.float32),
         noise=noise.astype(np.float32),
-        spread=np.ascontiguousarray(upper.transpose(1, 0, 2).reshape(d, k * d), np.float32),
+        spread=np.ascontiguousarray(spread, np.float32),
         counts=counts,
     )
+
+
+def _noise(
+    squares: NDArray[np.float64],
+    counts: NDArray[np.float64],
+    prior: NDArray[np.float64],
+    weight: float,
+) -> NDArray[np.float64]:
+    """Residual deviations (k, t): each model's, pulled to all models', pulled to the prior.
+
+    A model seen once is not believed to be noiseless.
+    """
+    together = (squares.sum(axis=0) + weight * prior**2) / (counts.sum(axis=0) + weight)  # (t,)
+    return np.sqrt((squares + weight * together) / (counts + weight))

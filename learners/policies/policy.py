@@ -1,132 +1,112 @@
-"""From utilities to probabilities to a choice.
+"""What a policy is, the registry of all of them, and the one place that draws.
+
+    Scores ──policy──▶ probabilities (n, k) ──draw──▶ one model per request
 
 A policy turns estimated utilities into a probability for every allowed model; `draw` then picks
 by those very probabilities. So a propensity is exact by construction, for every policy alike, and
 a choice can be replayed from one uniform number.
 
-The one rule: probabilities are non-negative, zero where not allowed, and each row sums to one.
+To add a policy, add a file to this folder:
+
+    @register("my-policy")
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class MyPolicy:  # the docstring's first line is in docs/settings.md
+        first: float = option(1.0, "What it means; `router.policy_strength` sets the first.", ge=0)
+        second: float = option(0.1, "What it means.", ge=0, le=1)
+
+        def probabilities(self, scores: Scores) -> Matrix: ...
+
+Settings, their bounds and docs, benchmarks and the tests of all policies find it by the registry.
+Probabilities are non-negative, zero where not allowed, and each row sums to one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_ndtr
-
-from learners.option import option
 
 Matrix = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+
+DEFAULT_POLICY = "thompson"  # what wins over all outcome tables, drifts and made-up worlds
+P = TypeVar("P", bound="type")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scores:
+    """What is known of k models for n requests, in units of what is at stake for each request.
+
+    `deviation` (n, k) is the standard deviation of the estimated utility: what more outcomes would
+    remove. Of it, `mean_deviation` (n, k) is the part that belongs to the model whatever the
+    context. The rest says what policies without contexts know; without it they take `utility`.
+    """
+
+    utility: Matrix
+    deviation: Matrix
+    allowed: Mask  # every row has at least one True
+    mean_deviation: Matrix | None = None
+    plain_utility: Matrix | None = None  # from each model's decayed mean alone, context ignored
+    recent_utility: Matrix | None = None  # from the last outcomes of each model alone
+    n_outcomes: NDArray[np.float64] | None = None  # (k,) decayed number of outcomes
+    n_recent: NDArray[np.float64] | None = None  # (k,) outcomes behind `recent_utility`
+    cost: Matrix | None = None  # points of utility that the expected cost takes
+
+    @property
+    def barred(self) -> Matrix:
+        """Utilities, −∞ where not allowed."""
+        return np.where(self.allowed, self.utility, -np.inf)
 
 
 class Policy(Protocol):
     """How to weigh what seems best against what might be learned."""
 
-    def probabilities(self, utility: Matrix, deviation: Matrix, allowed: Mask) -> Matrix:
-        """Probabilities (n, k) from utilities, their standard deviations, and what is allowed.
-
-        All are (n, k); every row of `allowed` has at least one True; inputs are finite.
-        """
+    def probabilities(self, scores: Scores) -> Matrix:
+        """Probabilities (n, k)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Greedy:
-    """Always the best estimate; equals share."""
-
-    def probabilities(self, utility: Matrix, deviation: Matrix, allowed: Mask) -> Matrix:
-        del deviation
-        barred = np.where(allowed, utility, -np.inf)
-        best = barred == barred.max(axis=1, keepdims=True)
-        return best / best.sum(axis=1, keepdims=True)
+POLICIES: dict[str, type[Policy]] = {}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EpsilonGreedy:
-    """The best estimate, but a share `epsilon` goes to all allowed models alike."""
+def register(name: str) -> Callable[[P], P]:
+    """Make a policy known under the name that settings and logs use."""
 
-    epsilon: float = option(
-        0.05, "ε: share of requests that go to all allowed models alike.", ge=0, le=1
-    )
+    def add(policy: P) -> P:
+        assert name not in POLICIES, f"two policies are called {name}"
+        POLICIES[name] = policy
+        return policy
 
-    def probabilities(self, utility: Matrix, deviation: Matrix, allowed: Mask) -> Matrix:
-        best = Greedy().probabilities(utility, deviation, allowed)
-        uniform = allowed / allowed.sum(axis=1, keepdims=True)
-        return (1.0 - self.epsilon) * best + self.epsilon * uniform
+    return add
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinUcb:
-    """The best upper confidence bound (Li et al. 2010, algorithm 1: θᵀx + α·√(xᵀA⁻¹x)).
-
-    The choice is certain, so its propensity is one and its log can't be used for off-policy
-    estimates of other choices.
-    """
-
-    alpha: float = option(1.0, "α: standard deviations above the estimate.", ge=0, le=1e6)
-
-    def probabilities(self, utility: Matrix, deviation: Matrix, allowed: Mask) -> Matrix:
-        return Greedy().probabilities(utility + self.alpha * deviation, deviation, allowed)
+def default_policy() -> Policy:
+    """The default, with its default parameters."""
+    return POLICIES[DEFAULT_POLICY]()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Thompson:
-    """Each model as often as it is the best one, if utilities are independent Gaussians.
-
-        p_a = ∫ φ(z) Π_{b≠a} Φ((u_a + s_a z − u_b) / s_b) dz
-
-    Integrated on a grid rather than sampled: the propensity is a number, not a frequency
-    (Thompson 1933; the integral is the probability matching it prescribes).
-    """
-
-    scale: float = option(
-        1.0, "Factor of standard deviations; below 1 explores less.", ge=0, le=1e6
-    )
-    deviation_min: float = option(
-        1e-3, "Standard deviations count as at least this: near-equals share.", gt=0, le=1
-    )
-
-    # Weights φ(z)·dz of a trapezoid over ±4 deviations, normalised. 33 points are right to 1e-3
-    # while deviations are within a factor of eight, to 0.03 at a hundred.
-    _GRID = np.linspace(-4.0, 4.0, 33)
-
-    def probabilities(self, utility: Matrix, deviation: Matrix, allowed: Mask) -> Matrix:
-        spread = np.maximum(self.scale * deviation, self.deviation_min)
-        level = utility[:, :, None] + spread[:, :, None] * self._GRID  # (n, a, z)
-        logs = np.zeros_like(level)
-        for other in range(utility.shape[1]):
-            below = (level - utility[:, other, None, None]) / spread[:, other, None, None]
-            term = log_ndtr(below)
-            term[:, other] = 0.0
-            logs += np.where(allowed[:, other, None, None], term, 0.0)
-        mass = np.exp(logs - self._GRID**2 / 2).sum(axis=2) * allowed
-        return mass / mass.sum(axis=1, keepdims=True)
+def sure(barred: Matrix) -> Matrix:
+    """All on the highest value of each row; equals share."""
+    best = barred == barred.max(axis=1, keepdims=True)
+    return best / best.sum(axis=1, keepdims=True)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SquareCb:
-    """Inverse gap weighting: p_a = 1 / (k + γ (u_best − u_a)), the best takes the rest.
+def best_takes_rest(p: Matrix, best: NDArray[np.intp]) -> Matrix:
+    """`p` with what is left of one, in every row, given to the column `best` (n,)."""
+    column = best[:, None]
+    np.put_along_axis(p, column, 0.0, axis=1)
+    np.put_along_axis(p, column, 1.0 - p.sum(axis=1, keepdims=True), axis=1)
+    return p
 
-    Foster & Rakhlin 2020. `gamma` is in 1 / utility: at 1,000, a model 0.02 worse than the best of
-    four is tried about once in 24 times, one 0.3 worse (a dear one) once in 304.
-    """
 
-    gamma: float = option(
-        1000.0, "γ, per point of utility: the larger, the less is explored.", ge=0, le=1e6
-    )
-
-    def probabilities(self, utility: Matrix, deviation: Matrix, allowed: Mask) -> Matrix:
-        del deviation
-        barred = np.where(allowed, utility, -np.inf)
-        best = barred.argmax(axis=1)[:, None]
-        gap = np.take_along_axis(barred, best, axis=1) - np.where(allowed, utility, 0.0)
-        k = allowed.sum(axis=1, keepdims=True)
-        p = allowed / (k + self.gamma * np.where(allowed, gap, 0.0))
-        np.put_along_axis(p, best, 0.0, axis=1)
-        np.put_along_axis(p, best, 1.0 - p.sum(axis=1, keepdims=True), axis=1)
-        return p
+def gaps(scores: Scores) -> tuple[Matrix, NDArray[np.intp]]:
+    """How far each model is below the best (0 where not allowed), and which is best (n,)."""
+    barred = scores.barred
+    best = barred.argmax(axis=1)
+    gap = np.take_along_axis(barred, best[:, None], axis=1) - barred
+    return np.where(scores.allowed, gap, 0.0), best
 
 
 def draw(probabilities: Matrix, uniform: NDArray[np.float64]) -> NDArray[np.intp]:
@@ -135,13 +115,3 @@ def draw(probabilities: Matrix, uniform: NDArray[np.float64]) -> NDArray[np.intp
     # Rounding may leave the last edge a hair below one; scale, so that no draw falls off the end.
     picked = (edges <= (uniform * edges[:, -1])[:, None]).sum(axis=1)
     return np.minimum(picked, probabilities.shape[1] - 1)
-
-
-# By the name that settings and logs know it by. The first parameter is the main one.
-POLICIES: dict[str, type[Policy]] = {
-    "greedy": Greedy,
-    "epsilon-greedy": EpsilonGreedy,
-    "linucb": LinUcb,
-    "thompson": Thompson,
-    "squarecb": SquareCb,
-}

@@ -29,7 +29,7 @@ from infra.settings.settings import read_settings
 from learners.context import N_FEATURES
 from learners.estimates.learned import Learned, MemoryOptions
 from learners.outcomes import Outcomes
-from learners.policies.policy import SquareCb
+from learners.policies.policy import default_policy
 from learners.targets import ONE
 from load.demo.replay import Connect
 from load.errors import LoopStuck
@@ -87,14 +87,14 @@ def scorer_us_per_decision(seconds: float) -> float:
     rng = np.random.default_rng(0)
     live = synthetic_live(rng)
     batches = [_requests(live, rng) for _ in range(20)]
-    uniform, options = rng.random((BATCH, 2)), PlacementOptions()
+    uniform, options, policy = rng.random((BATCH, 2)), PlacementOptions(), default_policy()
     pool_load = LoadTracker(options.pricing).now(live, 0)
     took_s: list[float] = []
     ends_s = time.perf_counter() + seconds
     while time.perf_counter() < ends_s:
         for batch in batches:
             began_s = time.perf_counter()
-            route(batch, live, pool_load, SquareCb(), uniform, None, options)
+            route(batch, live, pool_load, policy, uniform, None, options)
             took_s.append(time.perf_counter() - began_s)
     return float(np.median(took_s)) / BATCH * 1e6
 

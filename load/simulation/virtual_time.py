@@ -21,7 +21,7 @@ import numpy as np
 from infra.autoscaling.contract import Scaler
 from infra.capacity.fleet import Fleet
 from infra.capacity.latency_target import LatencyTarget
-from learners.policies.policy import Policy, SquareCb
+from learners.policies.policy import Policy, default_policy
 from load.data.table_contexts import contexts_of, encoder_of
 from load.data.tables import OutcomeTable
 from load.data.traffic import Traffic
@@ -66,7 +66,7 @@ class SimulationOptions:
     target: LatencyTarget = field(default_factory=LatencyTarget)
     # Weights of quality, US dollars, seconds, kilojoules: the router's own defaults.
     preference: tuple[float, float, float, float] = (1.0, 20.0, 0.01, 0.0)
-    policy: Policy = field(default_factory=SquareCb)
+    policy: Policy = field(default_factory=default_policy)
     placement: PlacementOptions = field(default_factory=PlacementOptions)
     router_priced: bool = True  # False: it is blind to pools, knows neither loads nor prices
     routers: int = 1  # to begin with

@@ -24,8 +24,10 @@ from numpy.typing import NDArray
 from learners.context import N_FEATURES
 from learners.estimates import ema
 from learners.estimates.estimator import BlendOptions, Estimator
+from learners.estimates.landmarks import landmarks_of
 from learners.estimates.learned import Learned, MemoryOptions
 from learners.option import option
+from learners.targets import ONE
 from serve.routing.catalogue import Catalogue, CatalogueSource
 from streams.errors import SnapshotDamaged
 from streams.feedback.ticket import key_of
@@ -71,7 +73,11 @@ class Live:
         self.version, self.published_at_ms = version, published_at_ms
         self.estimator = Estimator(learned, catalogue.keys, catalogue.quality, options.blend)
         means = self.estimator.model_means
-        self.error_share = means.figure("error", 0.0, options.error_prior_weight)  # (k,)
+        self.error_share = self.estimator.error_share  # (k,)
+        self.n_outcomes = self.estimator.n_outcomes[:, 0]  # (k,) outcomes behind estimates
+        self.n_proving = self.estimator.n_proving  # (k,) likewise, fewer while calls fail
+        self.drift = tuple(self.estimator.alarms)  # models that changed, for status
+        self._read_means(learned, options)
         self.output_tokens = means.figure(  # (k,)
             "output_tokens", catalogue.output_tokens, options.latency_prior_weight
         )
@@ -99,6 +105,17 @@ class Live:
         self._read_telemetry()
         # The first search and product of a process are slow; let no request pay for them.
         self.estimator.estimate(np.zeros((1, N_FEATURES), np.int8))
+
+    def _read_means(self, learned: Learned, options: LiveOptions) -> None:
+        """What is known of each model (k,) whatever the context, ever and lately."""
+        means, prior = self.estimator.model_means, self.estimator.quality.means[:, 0]
+        prior_weight = options.latency_prior_weight
+        self.paid_usd = means.figure("cost_usd", 0.0, 1.0)
+        self.plain_quality = means.means[:, 0]
+        recent = learned.recent
+        lately = [recent.of(key)[1][:, 0].sum(axis=0) for key in self.catalogue.keys]
+        total, self.n_recent = np.array(lately, np.float64).reshape(-1, 2).T
+        self.recent_quality = (total / ONE + prior * prior_weight) / (self.n_recent + prior_weight)
 
     def _pool_latency_ms(self, learned: Learned, options: LiveOptions) -> NDArray[np.float64]:
         """The pools' recent mean latencies (P,), failures counted in."""
@@ -185,7 +202,12 @@ class LiveView:
         self._store, self._source, self._encoder, self._options = store, source, encoder, options
         self._loader = Loader(store, encoder, memory, with_seen=False)
         self._on_swap = on_swap
-        self._learned, self._version, self._term, self._published_at_ms = Learned(memory), 0, 0, 0
+        self._learned, self._version, self._term, self._published_at_ms = (
+            Learned(memory, landmarks_of(encoder)),
+            0,
+            0,
+            0,
+        )
         self._fleet, self._prices = FleetState(), Prices()
         self._built_of: Learned | None = None  # what `current` was solved from
         self._passed_over = 0  # a version looked at and not taken

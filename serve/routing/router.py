@@ -27,9 +27,10 @@ from numpy.typing import NDArray
 
 from learners.context import Contexts
 from learners.estimates.estimator import Estimates
-from learners.policies.policy import Policy, draw
+from learners.policies.newcomers import NewcomerOptions, capped
+from learners.policies.policy import Policy, Scores, draw
 from learners.prices import shed_share
-from learners.targets import Target
+from learners.targets import COST_USD_MIN, Target
 from serve.routing.live import Live
 from serve.routing.load_tracker import LoadTracker, PoolLoad
 from serve.routing.placement import ROOM_FROM, Placement, PlacementOptions, charge, place, spread_of
@@ -37,6 +38,7 @@ from serve.routing.request import COLUMNS, RouteFields
 
 Floats = NDArray[np.float64]
 Columns = TypeVar("Columns", "RequestBatch", "Choices")
+NEWCOMERS = NewcomerOptions()
 
 
 class Verdict(IntEnum):
@@ -155,10 +157,9 @@ def route(
     eligible = _with_replicas(able, live, verdict)
     fits = np.asarray(eligible.any(axis=1))
     eligible[~fits] = True  # any probabilities will do, the row is refused
-    scale = _scale(weights, cost, latency)
-    propensity = policy.probabilities(
-        utility / scale, weights[:, :1] * estimates.deviation / scale, eligible
-    )
+    scores = _scores(requests, live, estimates, expected, utility, charged, pools, eligible)
+    propensity = policy.probabilities(scores)
+    propensity = capped(propensity, eligible, live.n_proving, NEWCOMERS)
     chosen = draw(propensity, uniform[:, 0])
     least = _least_multiple(pool_load.multiple * _crowded(pool_load.load), eligible, live)
     shed = shed_share(least, requests.criticality) if live.priced else 0.0
@@ -219,18 +220,60 @@ class _Expected:
 
 def _expected(requests: RequestBatch, live: Live, estimates: Estimates) -> _Expected:
     list_usd = live.catalogue.expected_cost_usd(requests.prompt_tokens)
-    quality = np.clip(estimates.mean[:, :, Target.QUALITY], 0.0, 1.0) * (1.0 - live.error_share)
-    cost, cost_deviation = _from_ratio(
-        list_usd, estimates.mean[:, :, Target.COST], estimates.noise[:, Target.COST]
-    )
-    latency, latency_deviation = _from_ratio(
-        live.catalogue.latency_ms,
-        estimates.mean[:, :, Target.LATENCY],
-        estimates.noise[:, Target.LATENCY],
-    )
+    mean, noise = estimates.mean.astype(np.float64), estimates.noise.astype(np.float64)
+    quality = np.clip(mean[:, :, Target.QUALITY], 0.0, 1.0) * (1.0 - live.error_share)
+    cost = list_usd * mean[:, :, Target.COST]
+    free = list_usd < COST_USD_MIN
+    if free.any():  # where nothing is stated there is no ratio; what was paid on average counts
+        cost = np.where(free, live.paid_usd, cost)
+    latency = live.catalogue.latency_ms * mean[:, :, Target.LATENCY]
     if requests.switch_ms is not None:
         latency = latency + requests.switch_ms
-    return _Expected(quality, cost, cost_deviation, latency, latency_deviation, list_usd)
+    return _Expected(
+        quality,
+        cost,
+        list_usd * noise[:, Target.COST],
+        latency,
+        live.catalogue.latency_ms * np.ones_like(cost) * noise[:, Target.LATENCY],
+        list_usd,
+    )
+
+
+def _scores(
+    requests: RequestBatch,
+    live: Live,
+    estimates: Estimates,
+    expected: _Expected,
+    utility: Floats,
+    charged: Placement,
+    pools: NDArray[np.intp],
+    eligible: NDArray[np.bool_],
+) -> Scores:
+    """What the policy weighs, in units of what is at stake for each request."""
+    weights, rows = requests.preference, np.arange(len(requests))
+    cost_points = weights[:, 1:2] * expected.cost_usd
+    latency_points = weights[:, 2:3] * (expected.latency_ms / 1000.0)
+    charged_points = np.abs(charged.points[rows[:, None], pools])
+    scale = _scale(weights, cost_points + latency_points + charged_points, eligible)
+    unsure = estimates.mean_deviation.astype(np.float64)
+    money = weights[:, 1:2] * expected.list_usd * unsure[:, Target.COST]
+    time = weights[:, 2:3] * (live.catalogue.latency_ms / 1000.0) * unsure[:, Target.LATENCY]
+    others = money**2 + time**2  # of the means: contexts have their say in quality alone
+    quality = weights[:, :1] * estimates.deviation
+    of_model = weights[:, :1] * unsure[:, Target.QUALITY]
+    plain, recent = live.plain_quality, live.recent_quality
+    rest = utility - weights[:, :1] * expected.quality
+    return Scores(
+        utility / scale,
+        np.sqrt(quality**2 + others) / scale,
+        eligible,
+        mean_deviation=np.sqrt(of_model**2 + others) / scale,
+        plain_utility=(rest + weights[:, :1] * plain) / scale,
+        recent_utility=(rest + weights[:, :1] * recent) / scale,
+        n_outcomes=live.n_outcomes,
+        n_recent=live.n_recent,
+        cost=cost_points / scale,
+    )
 
 
 def explored(choices: Choices) -> NDArray[np.bool_]:
@@ -238,13 +281,6 @@ def explored(choices: Choices) -> NDArray[np.bool_]:
     eligible = choices.verdict == Verdict.ELIGIBLE
     best = np.where(eligible, choices.utility, -np.inf).max(axis=1)
     return choices.utility[np.arange(len(best)), choices.chosen] < best
-
-
-def _from_ratio(expected: Floats, log_ratio: Floats, noise: Floats) -> tuple[Floats, Floats]:
-    """Mean and standard deviation (n, k) of a log-normal around `expected`·exp(`log_ratio`)."""
-    variance = noise.astype(np.float64) ** 2
-    mean = expected * np.exp(log_ratio + variance / 2)
-    return mean, mean * np.sqrt(np.expm1(variance))
 
 
 def _verdicts(
@@ -310,15 +346,12 @@ def _preferred(
     return np.where(able, free - beyond, -np.inf).argmax(axis=1)
 
 
-def _scale(weights: Floats, cost: Floats, latency: Floats) -> Floats:
+def _scale(weights: Floats, points: Floats, eligible: NDArray[np.bool_]) -> Floats:
     """The size (n, 1) of what is at stake, so that a policy explores alike whatever the units.
 
     A caller who weighs cost alone compares fractions of a cent; unscaled, a policy would take
-    all models for equals.
+    all models for equals. Only what a request may have counts: a model that is dear and not
+    allowed must not make the others look alike.
     """
-    stake = (
-        weights[:, 0]
-        + weights[:, 1] * cost.mean(axis=1)
-        + weights[:, 2] * latency.mean(axis=1) / 1000.0
-    )
-    return np.maximum(stake, 1e-12)[:, None]
+    mean = np.where(eligible, points, 0.0).sum(axis=1) / eligible.sum(axis=1)
+    return np.maximum(weights[:, 0] + mean, 1e-12)[:, None]

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from learners.estimates.ema import FIGURE_UNITS
 from learners.option import option
 from learners.outcomes import Outcomes
-from learners.targets import COST_USD_MIN, LATENCY_MS_MIN, Target, log_ratio, to_fixed
+from learners.targets import COST_USD_MIN, LATENCY_MS_MIN, Target, ratio, to_fixed, winsorised
 from streams.errors import BadFeedback, BadTicket
 from streams.feedback.ticket import heads_of, is_measured, split_ids
 from streams.log.contract import Record
@@ -34,6 +34,7 @@ from streams.log.contract import Record
 COST_USD_MAX = 100.0  # dearer calls exist; as a routing signal they say the same
 LATENCY_MS_MAX = 86_400_000.0
 OUTPUT_TOKENS_MAX = 10_000_000
+OUTPUT_TOKENS_LEARNED_MAX = 65_536  # more counts as this: no model in use answers at more length
 RECORD_BYTES_MAX = 65_536
 
 
@@ -317,8 +318,16 @@ def _outcomes(
     quality, cost_usd, latency_ms, output_tokens, error, _ = reported.T
     targets = np.zeros((len(ids), len(Target)))
     targets[:, Target.QUALITY] = quality
-    targets[:, Target.COST] = log_ratio(cost_usd, heads["expected_cost_usd"], COST_USD_MIN)
-    targets[:, Target.LATENCY] = log_ratio(latency_ms, heads["expected_latency_ms"], LATENCY_MS_MIN)
+    targets[:, Target.COST] = ratio(cost_usd, heads["expected_cost_usd"], COST_USD_MIN)
+    targets[:, Target.LATENCY] = ratio(latency_ms, heads["expected_latency_ms"], LATENCY_MS_MIN)
+    # No expectation, no ratio: a list price of zero is told by its plain mean in dollars.
+    related = known[:, : len(Target)].copy()
+    related[:, Target.COST] &= heads["expected_cost_usd"] >= COST_USD_MIN
+    related[:, Target.LATENCY] &= heads["expected_latency_ms"] >= LATENCY_MS_MIN
+    # One report moves a mean by a bounded amount, as it moves a ratio.
+    cost_usd = winsorised(cost_usd, heads["expected_cost_usd"], COST_USD_MIN)
+    latency_ms = winsorised(latency_ms, heads["expected_latency_ms"], LATENCY_MS_MIN)
+    output_tokens = np.minimum(output_tokens, OUTPUT_TOKENS_LEARNED_MAX)
     figures = np.stack([error, output_tokens, cost_usd, latency_ms], axis=1) / FIGURE_UNITS
     issuers, sequences = split_ids(ids)
     return Outcomes(
@@ -328,8 +337,8 @@ def _outcomes(
         models=heads["model"].astype(np.uint64),
         pools=heads["pool"].astype(np.uint64),
         contexts=np.ascontiguousarray(heads["context"]),
-        targets=to_fixed(targets * known[:, :3]),
-        known=np.ascontiguousarray(known[:, :3]),
+        targets=to_fixed(targets * related),
+        known=related,
         figures=np.rint(figures).astype(np.int64),
         figures_known=np.ascontiguousarray(known[:, [4, 3, 1, 2]]),
     )
@@ -341,7 +350,8 @@ def keep_fresh(outcomes: Outcomes, fresh: NDArray[np.uint8]) -> Outcomes:
     rows = np.flatnonzero(fresh & LEARNED_BITS)
     columns = {name: getattr(outcomes, name)[rows] for name in outcomes.__slots__}
     known = bits[rows, :3]
-    columns["known"], columns["targets"] = known, columns["targets"] * known
+    columns["known"] &= known
+    columns["targets"] = columns["targets"] * columns["known"]
     columns["figures_known"] = bits[rows][:, [4, 3, 1, 2]]
     return Outcomes(**columns)
 

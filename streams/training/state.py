@@ -11,6 +11,7 @@ The one rule: learned state, seen values, offsets and counts are saved together 
 from __future__ import annotations
 
 import io
+import logging
 import re
 import zipfile
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.estimates.history import COLUMNS, no_rows
+from learners.estimates.landmarks import landmarks_of
 from learners.estimates.learned import Learned, MemoryOptions
 from streams.clock import QUICK, SLOW, Patience, Steady
 from streams.errors import SnapshotDamaged, SnapshotForeign
@@ -30,6 +32,8 @@ from streams.feedback.seen import Seen
 from streams.telemetry.fleet_state import FleetState
 from streams.training.prices import Prices
 from streams.training.snapshots import Blob, Manifest, Store
+
+logger = logging.getLogger(__name__)
 
 ROWS_PER_PART = 4096
 STATISTICS, INDEX, SEEN, FLEET = "statistics", "history/index", "seen/", "fleet"
@@ -263,7 +267,15 @@ class Loader:
             if history
             else no_rows()
         )
-        learned = Learned.restore(self._memory, _grouped(parts[STATISTICS]), rows)
+        statistics, landmarks = _grouped(parts[STATISTICS]), landmarks_of(self._encoder)
+        learned = Learned.restore(self._memory, statistics, rows, landmarks)
+        if learned.n_relearned or "ridge" in statistics:
+            logger.warning(
+                "snapshot %d was learned with other features: they are learned again from the "
+                "%d outcomes in its history; means, prices and offsets stay",
+                manifest.version,
+                learned.n_relearned,
+            )
         learned.history.index = parts.get(INDEX)
         learned.history.generation = int(manifest.about["history_generation"])
         return learned
@@ -312,7 +324,8 @@ def load_means(store: Store, manifest: Manifest, memory: MemoryOptions) -> Learn
     """What was learned, without its history: means and sums alone. Raises SnapshotDamaged."""
     try:
         with np.load(io.BytesIO(store.get(manifest.blobs[STATISTICS])), allow_pickle=False) as flat:
-            return Learned.restore(memory, _grouped(dict(flat)), no_rows())
+            encoder = str(manifest.about["encoder"])
+            return Learned.restore(memory, _grouped(dict(flat)), no_rows(), landmarks_of(encoder))
     except MALFORMED as error:
         raise SnapshotDamaged(f"statistics of snapshot {manifest.version} malformed") from error
 

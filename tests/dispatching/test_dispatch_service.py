@@ -19,7 +19,7 @@ import pytest
 from made_up_endpoint import FakeEndpoint, FakePools, Gate, Script, answers, failed
 from router_bench import PATIENCE_S, Router, catalogue, embedding
 
-from learners.policies.policy import Greedy
+from learners.policies.greedy import Greedy
 from serve.deploy.dispatch_replica import DispatchReplica, DispatchReplicaOptions
 from serve.dispatch.backend import Usage
 from serve.dispatch.budget import HedgeOptions

@@ -9,18 +9,24 @@ import pytest
 from strategies import MODELS, changed, contexts, joined, outcomes
 
 from learners.context import N_FEATURES, real
-from learners.estimates import ridge
-from learners.estimates.estimator import BlendOptions, Estimator
+from learners.estimates import ema, ridge
+from learners.estimates.estimator import (
+    QUALITY_NOISE,
+    RATIO_NOISE,
+    RATIO_RIDGE,
+    BlendOptions,
+    Estimator,
+)
 from learners.estimates.history import Neighbours
 from learners.estimates.learned import Learned, MemoryOptions
 from learners.outcomes import Outcomes
-from learners.targets import N_TARGETS, ONE, VALUE_MAX, Target
+from learners.targets import N_TARGETS, ONE, RATIO_UNIT, VALUE_MAX, Target
 
 HALF_LIFE_S = 5.0
 MEMORY = MemoryOptions(model_half_life_s=HALF_LIFE_S, pool_half_life_s=1.0)
 BLEND = BlendOptions()
 KEYS = list(MODELS)
-NOISE = np.array([BLEND.quality_noise, BLEND.ratio_noise, BLEND.ratio_noise])
+NOISE = np.array([QUALITY_NOISE, RATIO_NOISE * RATIO_UNIT, RATIO_NOISE * RATIO_UNIT])
 
 
 def learned(*parts: Outcomes) -> Learned:
@@ -68,28 +74,29 @@ def test_the_estimate_is_the_stated_blend_of_its_parts(share):
     estimates = estimator(state, quality=stated.tolist(), options=options).estimate(ASKED)
 
     as_of_ms = int(rows.decided_at_ms.max())
-    epoch, into = np.divmod(rows.decided_at_ms, HALF_LIFE_S * 1000)
-    weight = np.floor(256 * 2 ** (into / (HALF_LIFE_S * 1000))) / 256
-    weight = weight * 2.0 ** (epoch - as_of_ms / (HALF_LIFE_S * 1000))
-    count, total = np.zeros((3, 3)), np.zeros((3, 3))
-    for column, key in enumerate(KEYS):
-        used = (rows.models == np.uint64(key))[:, None] & rows.known
-        count[column] = weight @ used
-        total[column] = weight @ (used * rows.targets / ONE)
-    unstated = (total[:, 0].sum() + 0.5) / (count[:, 0].sum() + 1.0)
-    prior = np.zeros((3, 3))
-    prior[:, 0] = [0.9, unstated, 0.1]
-    means = (total + 4.0 * prior) / (count + 4.0)
-    linear = ridge.solve(state.ridge.read(KEYS, as_of_ms), means, NOISE, BLEND.ridge)
+    seen = ema.read(state.models, KEYS, as_of_ms)
+    weight, mean = seen.weights[:, 0], seen.means[:, 0]
+    prior = np.full((3, 3), 1 / RATIO_UNIT)
+    prior[:, 0] = [0.9, (weight @ mean + 0.5) / (weight.sum() + 1.0), 0.1]
+    sums = state.quality.read(KEYS, as_of_ms), state.ratios.read(KEYS, as_of_ms)
+    noise = np.full(1, QUALITY_NOISE), np.full(2, RATIO_NOISE)
+    quality = ridge.solve(sums[0], prior[:, :1], noise[0], BLEND.ridge)
+    ratios = ridge.solve(sums[1], prior[:, 1:], noise[1], RATIO_RIDGE)
+    phi = real(state.landmarks.features(ASKED))
+    linear = np.concatenate([quality.predict(phi), ratios.predict(real(ASKED))], axis=2)
     kept = state.history.rows
     fade = 0.5 ** ((as_of_ms - kept["decided_at_ms"]) / (HALF_LIFE_S * 1000))
+    means = seen.targets(prior, BLEND.ridge.prior_weight)
     near = Neighbours(kept, None, KEYS, means, fade, MEMORY.history).evidence(ASKED)
-    want = (1 - share) * linear.predict(real(ASKED)) + share * (means + near.deviation)
+    want = (1 - share) * linear + share * (means + near.deviation)
+    want[:, :, 1:] = np.maximum(want[:, :, 1:] * RATIO_UNIT, 0.0)
     np.testing.assert_allclose(estimates.mean, want, atol=1e-5)
-    np.testing.assert_allclose(estimates.evidence.weight, near.weight, atol=1e-5)
-    np.testing.assert_allclose(estimates.noise, linear.noise, rtol=1e-5)
-    variance = linear.deviation(real(ASKED)) ** 2 + linear.noise[:, 0] ** 2 / (count[:, 0] + 4.0)
-    np.testing.assert_allclose(estimates.deviation, np.sqrt(variance), rtol=1e-5)
+    assert (estimates.evidence is None) == (share == 0.0)
+    counts = np.concatenate([quality.counts, ratios.counts], axis=1)
+    of_mean = estimates.noise / np.sqrt(counts + BLEND.mean_weight)
+    np.testing.assert_allclose(estimates.mean_deviation, of_mean, rtol=1e-5)
+    whole = np.hypot(quality.deviation(phi), of_mean[:, 0])
+    np.testing.assert_allclose(estimates.deviation, whole, rtol=1e-5)
 
 
 def test_shapes_and_types_are_as_stated():
@@ -98,10 +105,10 @@ def test_shapes_and_types_are_as_stated():
     """
     estimates = estimator(learned(outcomes(50, np.random.default_rng(1)))).estimate(ASKED)
 
-    assert estimates.mean.shape == estimates.evidence.deviation.shape == (6, 3, N_TARGETS)
+    assert estimates.mean.shape == (6, 3, N_TARGETS)
     assert estimates.deviation.shape == (6, 3)
     assert estimates.noise.shape == (3, N_TARGETS)
-    assert estimates.evidence.similarity.shape == (6,)
+    assert estimates.mean_deviation.shape == (3, N_TARGETS)
     for array in (estimates.mean, estimates.deviation, estimates.noise):
         assert array.dtype == np.float32
 
@@ -140,28 +147,31 @@ def test_estimates_do_not_depend_on_the_order_of_outcomes():
 def test_before_any_outcome_the_estimate_is_what_was_stated():
     """
     Stated quality, else the middle; cost and latency as the catalogue expects. Uncertain by the
-    prior noise: in the mean as if seen four times, in the departure by the penalty.
+    prior noise: in the mean as if seen once, in the departure by the penalties.
     """
-    estimates = estimator(Learned(MEMORY), quality=[0.9, np.nan, 0.0]).estimate(ASKED)
+    state = Learned(MEMORY)
+
+    estimates = estimator(state, quality=[0.9, np.nan, 0.0]).estimate(ASKED)
 
     np.testing.assert_allclose(
-        estimates.mean, np.broadcast_to([[0.9, 0, 0], [0.5, 0, 0], [0, 0, 0]], (6, 3, 3)), rtol=1e-6
+        estimates.mean, np.broadcast_to([[0.9, 1, 1], [0.5, 1, 1], [0, 1, 1]], (6, 3, 3)), rtol=1e-6
     )
-    square = (real(ASKED).astype(float) ** 2).sum(axis=1)
-    want = BLEND.quality_noise * np.sqrt(square / BLEND.ridge.own_penalty + 1 / 4)
+    phi = real(state.landmarks.features(ASKED)).astype(float)
+    square = (phi[:, :-1] ** 2).sum(axis=1) / BLEND.ridge.own_penalty
+    want = QUALITY_NOISE * np.sqrt(square + 1 / BLEND.ridge.prior_weight + 1 / BLEND.mean_weight)
     np.testing.assert_allclose(estimates.deviation, np.tile(want[:, None], 3), rtol=1e-5)
     np.testing.assert_allclose(estimates.noise, np.tile(NOISE, (3, 1)), rtol=1e-6)
-    assert not estimates.evidence.similarity.any()
 
 
-def test_what_was_stated_counts_as_four_outcomes():
+def test_what_was_stated_counts_as_two_outcomes():
     """
-    Twelve outcomes of 0.5 against a stated 0.9: three quarters of the way to 0.5.
+    Eighteen outcomes of 0.5 against a stated 0.9: most of the way to 0.5, for that model alone.
     """
-    view = estimator(learned(graded(12, KEYS[0], 0.5)), quality=[0.9, 0.9, 0.9])
+    view = estimator(learned(graded(18, KEYS[0], 0.5)), quality=[0.9, 0.9, 0.9])
 
-    assert view.ridge.means[0, Target.QUALITY] == pytest.approx(0.6, abs=1e-4)
-    assert view.ridge.means[1, Target.QUALITY] == pytest.approx(0.9, abs=1e-6)
+    mean = view.estimate(ASKED).mean[:, :, Target.QUALITY]
+    assert (np.abs(mean[:, 0] - 0.5) < 0.1).all()
+    assert (mean[:, 1] > mean[:, 0] + 0.1).all()
 
 
 def test_a_model_nothing_was_stated_of_starts_as_the_average_of_the_others():
@@ -172,7 +182,7 @@ def test_a_model_nothing_was_stated_of_starts_as_the_average_of_the_others():
 
     view = estimator(state)
 
-    assert view.ridge.means[2, Target.QUALITY] == pytest.approx((30 + 0.5) / 40, abs=1e-4)
+    assert view.quality.means[2, 0] == pytest.approx((30 + 0.5) / 40, abs=1e-4)
 
 
 def test_an_old_outcome_counts_less_than_a_new_one():
@@ -201,12 +211,12 @@ def test_a_new_model_changes_nothing_for_the_others():
     Listed without any outcome, it leaves the sums, estimates and deviations of the others alone.
     """
     state = learned(outcomes(300, np.random.default_rng(5)))
-    sums = state.ridge.read(KEYS, state.as_of_ms)
+    sums = state.quality.read(KEYS, state.as_of_ms)
 
     before = estimator(state, quality=[0.5] * 3).estimate(ASKED)
     after = estimator(state, [*KEYS, 12], quality=[0.5] * 4).estimate(ASKED)
 
-    np.testing.assert_array_equal(state.ridge.read([*KEYS, 12], state.as_of_ms)[:3], sums)
+    np.testing.assert_array_equal(state.quality.read([*KEYS, 12], state.as_of_ms)[:3], sums)
     np.testing.assert_allclose(after.mean[:, :3], before.mean, atol=1e-5)
     np.testing.assert_allclose(after.deviation[:, :3], before.deviation, rtol=1e-5)
 
@@ -287,7 +297,7 @@ def test_estimates_are_finite_whatever_was_learned(extreme):
 
     estimates = estimator(learned(rows)).estimate(asked)
 
-    for array in (estimates.mean, estimates.deviation, estimates.noise, estimates.evidence.weight):
+    for array in (estimates.mean, estimates.deviation, estimates.noise, estimates.mean_deviation):
         assert np.isfinite(array).all()
     assert (estimates.deviation > 0).all()
     assert (estimates.noise > 0).all()

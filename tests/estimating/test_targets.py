@@ -10,34 +10,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import lightly
 
-from learners.targets import COST_USD_MIN, ONE, VALUE_MAX, log_ratio, to_fixed
+from learners.targets import COST_USD_MIN, ONE, RATIO_MAX, RATIO_UNIT, VALUE_MAX, ratio, to_fixed
 
 FLOOR = 1e-3
 
 
 @pytest.mark.parametrize(
-    ("measured", "expected", "ratio"),
+    ("measured", "expected", "wanted"),
     [
-        (2.0, 1.0, math.log(2)),
-        (1.0, 2.0, -math.log(2)),
-        (1.0, 1.0, 0.0),
-        (0.0, 1.0, math.log(FLOOR)),
-        (1.0, 0.0, -math.log(FLOOR)),
+        (2.0, 1.0, 2.0),
+        (1.0, 2.0, 0.5),
+        (0.0, 1.0, 0.0),
+        (1.0, 0.0, 0.0),
         (0.0, 0.0, 0.0),
-        (FLOOR / 10, FLOOR / 1000, 0.0),
-        (1e9, 1e-3, VALUE_MAX),
-        (1e-3, 1e9, -VALUE_MAX),
-        (math.inf, 1.0, VALUE_MAX),
+        (FLOOR, FLOOR / 10, 0.0),
+        (1e9, 1e-3, RATIO_MAX),
+        (math.inf, 1.0, RATIO_MAX),
     ],
 )
-def test_a_ratio_is_the_logarithm_of_both_raised_to_the_floor(measured, expected, ratio):
+def test_a_ratio_is_to_what_was_expected_and_bounded(measured, expected, wanted):
     """
-    A report or an expectation below the floor counts as the floor, so free calls and instant
-    answers have a finite ratio; beyond ±8 it is cut off.
+    Free calls have a ratio of zero, beyond 32 it is cut off; where nothing was expected there is
+    none.
     """
-    np.testing.assert_allclose(
-        log_ratio(np.array([measured]), np.array([expected]), FLOOR), [ratio], atol=1e-12
-    )
+    found = ratio(np.array([measured]), np.array([expected]), FLOOR)
+
+    np.testing.assert_allclose(found * RATIO_UNIT, [wanted], atol=1e-12)
 
 
 @lightly
@@ -46,9 +44,9 @@ def test_any_two_amounts_have_a_ratio_that_can_be_learned(measured, expected):
     """
     Whatever was measured and expected, `to_fixed` takes the ratio.
     """
-    ratio = log_ratio(np.array([measured]), np.array([expected]), COST_USD_MIN)
+    found = ratio(np.array([measured]), np.array([expected]), COST_USD_MIN)
 
-    assert abs(int(to_fixed(ratio)[0])) <= VALUE_MAX * ONE
+    assert abs(int(to_fixed(found)[0])) <= VALUE_MAX * ONE
 
 
 @lightly

@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from made_up import DAY_MS, ENCODER, NOW_MS, SEALER, decided, report
 
 from learners.estimates.ema import FIGURE_UNITS, FIGURES
-from learners.targets import ONE, VALUE_MAX, Target
+from learners.targets import ONE, RATIO_MAX, RATIO_UNIT, VALUE_MAX, Target
 from streams.errors import BadFeedback
 from streams.feedback.feedback import (
     COST_USD_MAX,
     LATENCY_MS_MAX,
     LEARNED_BITS,
     NANO_USD,
+    OUTPUT_TOKENS_LEARNED_MAX,
     OUTPUT_TOKENS_MAX,
     PAID_BIT,
     RECORD_BYTES_MAX,
@@ -211,11 +212,11 @@ ACCEPTED = {
     "quality -0.0": ('"quality":-0.0', {"quality": 0.0}),
     "quality 1e-400": ('"quality":1e-400', {"quality": 0.0}),
     "cost 0": ('"cost_usd":0', {"cost_usd": 0.0}),
-    "cost 100": ('"cost_usd":100', {"cost_usd": COST_USD_MAX}),
+    "cost 100": ('"cost_usd":100', {"cost_usd": RATIO_MAX * 0.01}),
     "latency 0": ('"latency_ms":0', {"latency_ms": 0.0}),
-    "latency of a day": ('"latency_ms":86400000', {"latency_ms": LATENCY_MS_MAX}),
+    "latency of a day": ('"latency_ms":86400000', {"latency_ms": RATIO_MAX * 1000.0}),
     "no tokens": ('"output_tokens":0', {"output_tokens": 0}),
-    "most tokens": ('"output_tokens":10000000', {"output_tokens": OUTPUT_TOKENS_MAX}),
+    "most tokens": ('"output_tokens":10000000', {"output_tokens": OUTPUT_TOKENS_LEARNED_MAX}),
     "an error": ('"error":true', {"error": True}),
     "no error": ('"error":false', {"error": False}),
     "nulls beside a value": ('"quality":0.25,"cost_usd":null,"error":null', {"quality": 0.25}),
@@ -237,6 +238,14 @@ ACCEPTED = {
 }
 
 
+# What one report counts as at most, for decisions that expected 0.01 USD and a second.
+LEARNED_MAX = {
+    "cost_usd": RATIO_MAX * 0.01,
+    "latency_ms": RATIO_MAX * 1000.0,
+    "output_tokens": OUTPUT_TOKENS_LEARNED_MAX,
+}
+
+
 def reported(found: Ingested) -> dict[str, float]:
     """What one outcome says was reported, read from its figures and, for quality, its target."""
     out = found.outcomes
@@ -255,14 +264,15 @@ def reported(found: Ingested) -> dict[str, float]:
 @pytest.mark.parametrize("case", ACCEPTED)
 def test_what_is_within_bounds_is_learned_as_written(case):
     """
-    The limits themselves included.
+    The limits themselves included; as a mean one report counts as at most 32 times what was
+    expected, and an answer as at most 65,536 tokens.
     """
     fields, expected = ACCEPTED[case]
 
     found = take(written(fields))
 
     assert (found.dead, len(found.outcomes)) == ([], 1)
-    assert reported(found) == pytest.approx({n: float(v) for n, v in expected.items()}, abs=1e-9)
+    assert reported(found) == pytest.approx({n: float(v) for n, v in expected.items()}, abs=1e-8)
     bits = [i for i in range(8) if found.bits[0] >> i & 1]
     assert [REPORTED[i] for i in bits] == [name for name in REPORTED if name in expected]
 
@@ -288,13 +298,13 @@ def test_the_outcome_is_the_decision_of_the_ticket():
 
 def test_cost_and_latency_are_learned_relative_to_what_was_expected():
     """
-    Twice the expected cost is ln 2, a thousandth of the expected latency −ln 1000.
+    Twice the expected cost is 2, a thousandth of the expected latency 0.001.
     """
     outcomes = take(written('"cost_usd":0.02,"latency_ms":1.0')).outcomes
 
     learned = outcomes.targets[0] / ONE
-    np.testing.assert_allclose(learned[Target.COST], math.log(2), atol=1 / ONE)
-    np.testing.assert_allclose(learned[Target.LATENCY], -math.log(1000), atol=1 / ONE)
+    np.testing.assert_allclose(learned[Target.COST] * RATIO_UNIT, 2.0, atol=4 / ONE)
+    np.testing.assert_allclose(learned[Target.LATENCY] * RATIO_UNIT, 0.001, atol=4 / ONE)
     assert not outcomes.known[0, Target.QUALITY]
 
 
@@ -486,7 +496,7 @@ def test_any_json_is_sorted_too(fields, genuine):
 @given(st.dictionaries(st.sampled_from(REPORTED), st.floats() | st.integers(-5, 2 * 10**8)))
 def test_a_number_is_learned_exactly_if_it_is_within_its_bounds(fields):
     """
-    The bounds are the contract; there is no clipping of what is reported.
+    The bounds are the contract; beyond what was expected 32-fold a value counts as that.
     """
     bounds = {
         "quality": 1.0,
@@ -508,7 +518,11 @@ def test_a_number_is_learned_exactly_if_it_is_within_its_bounds(fields):
     assert bool(found.dead) != fits
     if fits:
         assert reported(found) == pytest.approx(
-            {name: float(value) for name, value in fields.items()}, abs=1 / 16
+            {
+                name: min(float(value), LEARNED_MAX.get(name, math.inf))
+                for name, value in fields.items()
+            },
+            abs=1 / 16,
         )
 
 

@@ -32,7 +32,8 @@ from router_bench import (
 from waiting import until
 
 from learners.context import BIAS, N_FEATURES, STEP
-from learners.policies.policy import Greedy, SquareCb
+from learners.policies.greedy import Greedy
+from learners.policies.inverse_gap import SquareCb
 from serve.encoders import EncoderOptions
 from serve.encoders.hashing import Hashing
 from serve.encoders.projections import projection_for

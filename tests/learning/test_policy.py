@@ -14,12 +14,20 @@ from strategies import contexts, lightly, outcomes
 
 from learners.context import real
 from learners.estimates import ridge
+from learners.estimates.learned import examples
 from learners.estimates.ridge import RidgeOptions
 from learners.outcomes import Outcomes
-from learners.policies.policy import EpsilonGreedy, Greedy, LinUcb, SquareCb, Thompson, draw
+from learners.policies.doubt import Doubt
+from learners.policies.greedy import EpsilonGreedy, Greedy
+from learners.policies.inverse_gap import FastCb, SquareCb
+from learners.policies.policy import POLICIES as REGISTERED
+from learners.policies.policy import Policy, Scores, draw
+from learners.policies.thompson import Thompson, normal_table
+from learners.policies.upper_confidence import LinUcb
 from learners.targets import ONE, Target
 
 POLICIES = {
+    **{f"{name}, as registered": kind() for name, kind in REGISTERED.items()},
     "greedy": Greedy(),
     "ε-greedy": EpsilonGreedy(),
     "ε-greedy, never": EpsilonGreedy(epsilon=0.0),
@@ -36,6 +44,11 @@ every_policy = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES
 named_policies = st.sampled_from(list(POLICIES))
 thoroughly = settings(lightly, max_examples=200)
 Case = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def weigh(policy: Policy, utility: np.ndarray, deviation: np.ndarray, allowed: np.ndarray):
+    return policy.probabilities(Scores(utility, deviation, allowed))
+
 
 UTILITIES = (0.0, 0.5, 1.0, -1e6, 1e6, 1e-9)  # equals, gaps of a million, near-equals
 DEVIATIONS = (0.0, 1e-12, 1e-3, 0.3, 1e3)
@@ -78,7 +91,7 @@ def test_probabilities_are_finite_sum_to_one_and_are_zero_where_not_allowed(case
     """
     utility, deviation, allowed = case
 
-    p = POLICIES[name].probabilities(utility, deviation, allowed)
+    p = weigh(POLICIES[name], utility, deviation, allowed)
 
     assert p.shape == utility.shape
     assert np.isfinite(p).all()
@@ -95,7 +108,7 @@ def test_the_contract_holds_for_hundreds_of_requests_at_once(policy, case):
     """
     before = [matrix.copy() for matrix in case]
 
-    p = policy.probabilities(*case)
+    p = weigh(policy, *case)
 
     assert np.isfinite(p).all()
     assert (p >= 0).all()
@@ -115,7 +128,7 @@ def test_the_only_model_allowed_is_certain(policy, case):
     only = np.zeros_like(allowed)
     only[np.arange(len(allowed)), allowed.argmax(axis=1)] = True
 
-    assert (policy.probabilities(utility, deviation, only)[only] == 1.0).all()
+    assert (weigh(policy, utility, deviation, only)[only] == 1.0).all()
 
 
 @every_policy
@@ -126,11 +139,11 @@ def test_a_model_that_is_not_allowed_changes_nothing_for_the_others(policy, case
     """
     utility, deviation, allowed = case
 
-    p = policy.probabilities(utility, deviation, allowed)
+    p = weigh(policy, utility, deviation, allowed)
 
     for row in range(0, len(p), 4):
         columns = np.ix_([row], allowed[row])
-        alone = policy.probabilities(utility[columns], deviation[columns], allowed[columns])
+        alone = weigh(policy, utility[columns], deviation[columns], allowed[columns])
         np.testing.assert_allclose(p[row, allowed[row]], alone[0], atol=1e-12)
 
 
@@ -140,10 +153,10 @@ def test_rows_do_not_influence_each_other(policy, case):
     """
     A request's probabilities are to the bit those it has in a batch of its own.
     """
-    p = policy.probabilities(*case)
+    p = weigh(policy, *case)
 
     for row in range(0, len(p), 4):
-        alone = policy.probabilities(*(matrix[row : row + 1] for matrix in case))
+        alone = weigh(policy, *(matrix[row : row + 1] for matrix in case))
         np.testing.assert_array_equal(p[row], alone[0])
 
 
@@ -151,15 +164,18 @@ def test_rows_do_not_influence_each_other(policy, case):
 @pytest.mark.parametrize("step", [-4.0, 0.25, 1024.0])
 def test_only_differences_of_utility_matter(policy, step):
     """
-    The same added to all utilities of a row changes nothing.
+    The same added to all utilities of a row changes nothing; but for FastCB, which explores less
+    where little can be lost.
     """
+    if isinstance(policy, FastCb):
+        return
     utility, deviation, allowed = many(5)
     # Multiples of 1/64, so that adding is exact and equals stay equals.
     utility, deviation = (np.round(np.clip(m, -4, 4) * 64) / 64 for m in (utility, deviation))
 
-    moved = policy.probabilities(utility + step, deviation, allowed)
+    moved = weigh(policy, utility + step, deviation, allowed)
 
-    want = policy.probabilities(utility, deviation, allowed)
+    want = weigh(policy, utility, deviation, allowed)
     np.testing.assert_allclose(moved, want, atol=1e-9)
 
 
@@ -172,9 +188,9 @@ def test_probabilities_follow_the_models_into_another_order(policy):
     utility = utility + np.random.default_rng(1).normal(0, 0.1, utility.shape)  # no equals
     order = [3, 0, 4, 1, 2]
 
-    p = policy.probabilities(utility[:, order], deviation[:, order], allowed[:, order])
+    p = weigh(policy, utility[:, order], deviation[:, order], allowed[:, order])
 
-    want = policy.probabilities(utility, deviation, allowed)[:, order]
+    want = weigh(policy, utility, deviation, allowed)[:, order]
     np.testing.assert_allclose(p, want, atol=1e-9)
 
 
@@ -188,7 +204,7 @@ def test_greedy_shares_among_equals_and_ignores_what_is_barred():
     """
     Two equally good models get half each; the best of the allowed ones gets all.
     """
-    p = Greedy().probabilities(UTILITY, np.ones((2, 4)), ALLOWED)
+    p = weigh(Greedy(), UTILITY, np.ones((2, 4)), ALLOWED)
 
     np.testing.assert_array_equal(p, [[0, 0.5, 0.5, 0], [0, 1, 0, 0]])
 
@@ -197,7 +213,7 @@ def test_epsilon_greedy_spreads_epsilon_over_the_allowed_models():
     """
     A share ε goes to all allowed models alike, the best among them; the rest to the best.
     """
-    p = EpsilonGreedy(epsilon=0.12).probabilities(UTILITY, np.ones((2, 4)), ALLOWED)
+    p = weigh(EpsilonGreedy(epsilon=0.12), UTILITY, np.ones((2, 4)), ALLOWED)
 
     np.testing.assert_allclose(p, [[0.03, 0.47, 0.47, 0.03], [0.04, 0.92, 0.04, 0.0]])
 
@@ -213,7 +229,7 @@ def test_squarecb_is_inverse_gap_weighting(case, gamma):
     """
     utility, deviation, allowed = case
 
-    p = SquareCb(gamma=gamma).probabilities(utility, deviation, allowed)
+    p = weigh(SquareCb(gamma=gamma), utility, deviation, allowed)
 
     for row in range(len(utility)):
         columns = np.flatnonzero(allowed[row]).tolist()
@@ -232,8 +248,8 @@ def test_squarecb_tries_the_others_as_rarely_as_its_docstring_says():
     """
     At 1,000, with four models: 0.02 worse once in 24 times, 0.3 worse once in 304.
     """
-    p = SquareCb().probabilities(
-        np.array([[0.9, 0.88, 0.6, 0.6]]), np.zeros((1, 4)), np.ones((1, 4), bool)
+    p = weigh(
+        SquareCb(), np.array([[0.9, 0.88, 0.6, 0.6]]), np.zeros((1, 4)), np.ones((1, 4), bool)
     )
 
     np.testing.assert_allclose(1 / p[0, 1:], [24, 304, 304])
@@ -256,37 +272,59 @@ def exact(utility: np.ndarray, spread: np.ndarray) -> np.ndarray:
     return p / p.sum()
 
 
-@pytest.mark.parametrize(("ratio", "tolerance"), [(1, 1e-3), (8, 1e-3), (100, 0.035)])
-@pytest.mark.parametrize("seed", range(10))
-def test_thompson_is_the_integral_it_stands_for(seed, ratio, tolerance):
+def as_stated(k: int) -> float:
+    """The scale at which deviations are taken as they are, for k models."""
+    return float(np.sqrt(np.log(k) / np.log(3)))
+
+
+@pytest.mark.parametrize("ratio", [1, 8, 100])
+@pytest.mark.parametrize("seed", range(6))
+def test_thompson_is_the_integral_it_stands_for(seed, ratio):
     """
-    Right to 1e-3 while deviations are within a factor of eight, and to 0.035 at a hundred.
+    With a table of 65,536 rows to 0.005, with the 128 of the default to four standard errors.
     """
     rng = np.random.default_rng(seed)
     k = int(rng.integers(2, 7))
     deviation = 0.2 * float(ratio) ** -rng.uniform(0, 1, (1, k))
     deviation[0, :2] = 0.2, 0.2 / ratio
     utility = rng.normal(0, 0.2, (1, k))
+    allowed, want = np.ones((1, k), bool), exact(utility[0], deviation[0])
 
-    p = Thompson().probabilities(utility, deviation, np.ones((1, k), bool))
+    np.testing.assert_allclose(
+        weigh(Thompson(draws=65_536, scale=as_stated(k)), utility, deviation, allowed)[0],
+        want,
+        atol=0.005,
+    )
+    np.testing.assert_allclose(
+        weigh(Thompson(scale=as_stated(k)), utility, deviation, allowed)[0],
+        want,
+        atol=4 * np.sqrt(0.25 / 128),
+    )
 
-    np.testing.assert_allclose(p[0], exact(utility[0], deviation[0]), atol=tolerance)
 
-
-@pytest.mark.parametrize("seed", range(4))
-def test_thompson_is_the_frequency_of_being_the_best_sample(seed):
+def test_a_propensity_is_a_share_of_the_table():
     """
-    Against 200,000 samples of every model's utility, to five standard errors.
+    Whole numbers of rows, and the table is the same in every process: propensities in old logs
+    can be computed again.
     """
-    rng = np.random.default_rng(seed)
-    k, n_samples = 5, 200_000
-    utility, deviation = rng.normal(0, 0.3, (1, k)), rng.uniform(0.1, 0.5, (1, k))
-    samples = utility + deviation * rng.standard_normal((n_samples, k))
+    p = weigh(Thompson(draws=128), *many(5, n=50))
 
-    p = Thompson().probabilities(utility, deviation, np.ones((1, k), bool))
+    np.testing.assert_array_equal(p * 128, np.rint(p * 128))
+    np.testing.assert_allclose(normal_table(4, 2).ravel(), TABLE, atol=1e-6)
 
-    frequency = np.bincount(samples.argmax(axis=1), minlength=k) / n_samples
-    np.testing.assert_allclose(p[0], frequency, atol=5 * np.sqrt(0.25 / n_samples))
+
+def test_what_is_unknown_of_the_model_is_sampled_in_full_and_of_the_context_in_part():
+    """
+    At a context scale of zero only the mean's deviation counts.
+    """
+    utility, allowed = np.array([[0.5, 0.45]]), np.ones((1, 2), bool)
+    mean, whole = np.array([[0.05, 0.05]]), np.array([[0.5, 0.5]])
+
+    p = Thompson(context_scale=0.0).probabilities(
+        Scores(utility, whole, allowed, mean_deviation=mean)
+    )
+
+    np.testing.assert_array_equal(p, weigh(Thompson(), utility, mean, allowed))
 
 
 def test_thompson_scales_deviations_and_keeps_them_from_vanishing():
@@ -297,27 +335,17 @@ def test_thompson_scales_deviations_and_keeps_them_from_vanishing():
     utility, deviation = np.array([[0.5, 0.4, 0.1]]), np.array([[0.3, 0.2, 0.1]])
     allowed = np.ones((1, 3), bool)
 
-    halved = Thompson(scale=0.5).probabilities(utility, deviation, allowed)
-    certain = Thompson().probabilities(np.array([[0.7, 0.7, 0.1]]), 0 * deviation, allowed)
+    halved = weigh(Thompson(scale=0.5), utility, deviation, allowed)
+    certain = weigh(Thompson(), np.array([[0.7, 0.7, 0.1]]), 0 * deviation, allowed)
 
-    np.testing.assert_allclose(halved, Thompson().probabilities(utility, deviation / 2, allowed))
-    np.testing.assert_allclose(certain, [[0.5, 0.5, 0.0]], atol=1e-12)
-
-
-@pytest.mark.parametrize("k", [2, 64, 255])
-def test_thompson_shares_evenly_among_many_equals(k):
-    """
-    The product over hundreds of models does not underflow.
-    """
-    same = np.ones((1, k))
-
-    p = Thompson().probabilities(0.5 * same, 0.3 * same, same.astype(bool))
-
-    np.testing.assert_allclose(p, same / k, rtol=1e-9)
+    np.testing.assert_allclose(halved, weigh(Thompson(), utility, deviation / 2, allowed))
+    np.testing.assert_allclose(certain, [[0.5, 0.5, 0.0]], atol=4 * np.sqrt(0.25 / 128))
+    assert certain[0, 2] == 0.0
 
 
 # --- LinUCB -------------------------------------------------------------------------------------
 
+TABLE = [-0.67449, 0.67449, 0.67449, -0.67449, 0.67449, -0.67449, -0.67449, 0.67449]
 ALPHA, BETA = 1.0, 4.0  # of river: a prior precision and a noise precision
 ARMS = (0, 1, 2)
 
@@ -356,19 +384,22 @@ def test_linucb_on_our_models_chooses_what_river_chooses():
     for i in range(len(rows)):
         quality = rows.targets[i, Target.QUALITY] / ONE
         theirs.update(int(rows.models[i]), named(rows.contexts[i]), quality)
-    statistics = ridge.new_statistics(half_life_ms=10**6)
-    ridge.update(statistics, rows)
-    nothing_shared = RidgeOptions(shared_penalty=1e12, own_penalty=ALPHA / BETA)
-    prior, at_ms = np.full(3, 0.3), int(rows.decided_at_ms.max())
-    ours = ridge.solve(statistics.read(list(ARMS), at_ms), np.zeros((3, 3)), prior, nothing_shared)
+    statistics = ridge.new_statistics(1, 64, half_life_ms=10**6)
+    ridge.update(statistics, examples(rows, rows.contexts, [Target.QUALITY]))
+    nothing_shared = RidgeOptions(
+        shared_penalty=1e12, own_penalty=ALPHA / BETA, prior_weight=ALPHA / BETA
+    )
+    prior, at_ms = np.full(1, 0.3), int(rows.decided_at_ms.max())
+    ours = ridge.solve(statistics.read(list(ARMS), at_ms), np.zeros((3, 1)), prior, nothing_shared)
 
     # River's bound is of an outcome, noise included: (1 + xᵀ(S + α/β)⁻¹x) / β.
     x = real(asked)
     width = np.sqrt((1 + (ours.deviation(x) / ours.noise[:, 0]) ** 2) / BETA)
-    p = LinUcb(alpha=1.0).probabilities(ours.predict(x)[:, :, 0], width, np.ones((100, 3), bool))
+    p = weigh(LinUcb(alpha=1.0), ours.predict(x)[:, :, 0], width, np.ones((100, 3), bool))
 
     pulled = [theirs.pull(list(ARMS), named(context)) for context in asked]
-    assert p.argmax(axis=1).tolist() == pulled
+    # Their noise is stated, ours estimated and pulled to all models': one near-tie may differ.
+    assert (p.argmax(axis=1) == pulled).mean() >= 0.99
     assert (p.max(axis=1) == 1.0).all()
     assert set(pulled) == set(ARMS), "the comparison is worth little unless all arms are pulled"
     assert p.argmax(axis=1).tolist() != ours.predict(x)[:, :, 0].argmax(axis=1).tolist()
@@ -379,7 +410,8 @@ def test_linucb_trades_what_seems_best_for_what_might_be(alpha, best):
     """
     The larger α, the more a deviation counts.
     """
-    p = LinUcb(alpha=alpha).probabilities(
+    p = weigh(
+        LinUcb(alpha=alpha),
         np.array([[0.8, 0.7, 0.2, 0.9]]),
         np.array([[0.0, 0.2, 0.3, 9.0]]),
         np.array([[True, True, True, False]]),
@@ -399,7 +431,7 @@ def test_a_model_of_probability_zero_is_never_drawn(policy, case):
     """
     At both ends of the unit interval too, and wherever the zeros stand.
     """
-    p = policy.probabilities(*case)
+    p = weigh(policy, *case)
 
     for uniform in (0.0, 2**-53, 0.5, LAST):
         chosen = draw(p, np.full(len(p), uniform))
@@ -446,7 +478,10 @@ def test_a_sum_a_hair_beside_one_does_not_reach_beyond_the_last_column(k, total)
     assert draw(p, np.array([LAST])).tolist() == [k]
 
 
-@pytest.mark.parametrize("policy", [SquareCb(gamma=10.0), Thompson(), EpsilonGreedy(epsilon=0.3)])
+@pytest.mark.parametrize(
+    "policy",
+    [SquareCb(gamma=10.0), Thompson(), EpsilonGreedy(epsilon=0.3), Doubt(), FastCb(gamma=10.0)],
+)
 def test_models_are_drawn_as_often_as_their_propensity_says(policy):
     """
     Over 100,000 seeded draws a χ² test finds nothing.
@@ -454,7 +489,7 @@ def test_models_are_drawn_as_often_as_their_propensity_says(policy):
     rng, n = np.random.default_rng(1), 100_000
     utility = np.array([[0.5, 0.45, 0.3, 0.9, 0.48]])
     allowed = np.array([[True, True, True, False, True]])
-    p = policy.probabilities(utility, np.full((1, 5), 0.2), allowed)
+    p = weigh(policy, utility, np.full((1, 5), 0.2), allowed)
 
     chosen = draw(np.repeat(p, n, axis=0), rng.random(n))
 

@@ -10,6 +10,7 @@ import pytest
 from router_bench import MODELS, NOON_MS, PATIENCE_S, Source, catalogue, outcomes
 from waiting import until
 
+from learners.context import N_FEATURES
 from learners.estimates.history import HistoryOptions
 from learners.estimates.learned import Learned, MemoryOptions
 from load.bench.recovery.made_telemetry import made_telemetry
@@ -77,8 +78,8 @@ def telemetry_records() -> list[AnyTelemetry]:
 def quality(view: LiveView, model: str = "small") -> float:
     """What the view believes of a model, to a tenth."""
     live = view.current
-    means = live.estimator.ridge.means[:, 0]
-    return round(float(means[live.catalogue.column_of[model]]), 1)
+    mean = live.estimator.estimate(np.zeros((1, N_FEATURES), np.int8)).mean[0, :, 0]
+    return round(float(mean[live.catalogue.column_of[model]]), 1)
 
 
 # --- the newest snapshot ---------------------------------------------------------------------------

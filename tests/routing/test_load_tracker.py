@@ -10,7 +10,7 @@ import pytest
 from pools_told import WORKING, requests, told, view, working
 from router_bench import NOON_MS
 
-from learners.policies.policy import Greedy
+from learners.policies.greedy import Greedy
 from load.simulation.loop.trainer import blind
 from serve.routing.live import Live
 from serve.routing.load_tracker import FILL_S, FULL, SLOTS_MAX, LoadTracker, PoolLoad

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pools_told import WORKING, requests, told, view, working
 from router_bench import NOON_MS
 
-from learners.policies.policy import Greedy, SquareCb
+from learners.policies.greedy import Greedy
+from learners.policies.inverse_gap import SquareCb
 from learners.prices import ShedOptions
 from load.simulation.loop.trainer import blind
 from serve.routing.catalogue import Model, Pool

@@ -15,7 +15,11 @@ from router_bench import NOON_MS, catalogue, outcomes
 from learners.context import BIAS, BIAS_FEATURE, N_FEATURES
 from learners.estimates.estimator import Estimates
 from learners.estimates.learned import Learned, MemoryOptions
-from learners.policies.policy import EpsilonGreedy, Greedy, LinUcb, Policy, SquareCb, Thompson
+from learners.policies.greedy import EpsilonGreedy, Greedy
+from learners.policies.inverse_gap import SquareCb
+from learners.policies.policy import Policy
+from learners.policies.thompson import Thompson
+from learners.policies.upper_confidence import LinUcb
 from serve.routing.catalogue import Model, Pool
 from serve.routing.live import Live, LiveOptions
 from serve.routing.load_tracker import LoadTracker
@@ -58,13 +62,14 @@ class Told(Live):
         self, mean, *, deviation=None, noise=None, error_share=None, models: list[Model]
     ) -> None:
         super().__init__(catalogue(models), Learned(MemoryOptions()), "encoder", LiveOptions())
-        mean = np.asarray(mean, np.float32)  # (n, k, 3)
+        mean = np.array(mean, np.float32)  # (n, k, 3); ratios are told as logarithms
+        mean[:, :, 1:] = np.exp(mean[:, :, 1:])
         n, k, _ = mean.shape
         self.estimates = Estimates(
             mean,
             np.zeros((n, k), np.float32) if deviation is None else np.asarray(deviation),
+            np.zeros((k, 3), np.float32),
             np.zeros((k, 3), np.float32) if noise is None else np.asarray(noise, np.float32),
-            None,
         )
         self.estimator = SimpleNamespace(estimate=lambda contexts: self.estimates)
         self.error_share = np.zeros(k) if error_share is None else np.asarray(error_share)
@@ -96,7 +101,7 @@ def taught(n_outcomes: int = 40) -> Live:
 def test_utility_is_the_documented_formula():
     """
     quality · predicted quality − cost · predicted USD − latency · predicted seconds, where cost
-    and latency are the means of log-normals around what the catalogue states.
+    and latency are the learned ratios of what the catalogue states.
     """
     mean = [[[0.8, math.log(2), math.log(0.5)], [0.9, 0.0, math.log(3)]]]
     noise = [[0.1, 0.4, 0.6], [0.1, 0.2, 0.0]]
@@ -105,8 +110,8 @@ def test_utility_is_the_documented_formula():
     choices = route(requests(preference=[[2.0, 30.0, 0.5, 0.0]]), live, Greedy(), np.zeros(1))
 
     quality = [0.8 * 0.75, 0.9]  # a failed call is worth nothing
-    cost = [0.001 * 2 * math.exp(0.4**2 / 2), 0.010 * math.exp(0.2**2 / 2)]
-    latency = [500 * 0.5 * math.exp(0.6**2 / 2), 2000 * 3.0]
+    cost = [0.001 * 2, 0.010]
+    latency = [500 * 0.5, 2000 * 3.0]
     by_hand = [
         2 * q - 30 * c - 0.5 * t / 1000 for q, c, t in zip(quality, cost, latency, strict=True)
     ]
@@ -118,8 +123,8 @@ def test_utility_is_the_documented_formula():
 
 def test_deviations_are_those_of_single_outcomes():
     """
-    Quality: doubt about the estimate and noise around it, together. Cost and latency: a
-    log-normal's standard deviation, mean · √(exp(σ²) − 1).
+    Quality: doubt about the estimate and noise around it, together. Cost and latency: the
+    ratio's, times what is stated.
     """
     live = Told(
         [[[0.5, 0.0, 0.0]] * 2],
@@ -131,13 +136,8 @@ def test_deviations_are_those_of_single_outcomes():
     choices = route(requests(), live, Greedy(), np.zeros(1))
 
     np.testing.assert_allclose(choices.quality_deviation, [[0.5, 0.1]], rtol=1e-6)
-    cost = [0.001 * math.exp(0.125) * math.sqrt(math.exp(0.25) - 1), 0.0]
-    np.testing.assert_allclose(choices.cost_usd_deviation, [cost], rtol=1e-5)
-    latency = [
-        500 * math.exp(0.02) * math.sqrt(math.exp(0.04) - 1),
-        2000 * math.exp(0.5) * math.sqrt(math.e - 1),
-    ]
-    np.testing.assert_allclose(choices.latency_ms_deviation, [latency], rtol=1e-5)
+    np.testing.assert_allclose(choices.cost_usd_deviation, [[0.001 * 0.5, 0.0]], rtol=1e-5)
+    np.testing.assert_allclose(choices.latency_ms_deviation, [[500 * 0.2, 2000 * 1.0]], rtol=1e-5)
 
 
 @pytest.mark.parametrize(("estimated", "counted"), [(-0.4, 0.0), (0.4, 0.4), (1.7, 1.0)])

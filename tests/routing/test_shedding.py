@@ -9,7 +9,7 @@ import pytest
 from pools_told import told, view, working
 from router_bench import EMBEDDINGS, NOON_MS, embedding
 
-from learners.policies.policy import Greedy
+from learners.policies.greedy import Greedy
 from learners.prices import PriceOptions, ShedOptions
 from serve.encoders import make_encoder
 from serve.errors import FleetFull, NoModelFits

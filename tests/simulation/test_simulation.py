@@ -677,7 +677,8 @@ def test_what_was_asked_before_a_snapshot_is_estimated_with_it():
     asked = []
 
     class Watched:
-        model_means, models, ridge = estimator.model_means, estimator.models, estimator.ridge
+        model_means, models = estimator.model_means, estimator.models
+        noise, mean_deviation = estimator.noise, estimator.mean_deviation
 
         def estimate(self, rows):
             asked.append(len(rows))

@@ -26,7 +26,7 @@ from router_bench import DIM, EMBEDDINGS, NOON_MS, catalogue, embedding
 from virtual_loop import VirtualLoop, virtual_loop
 
 from learners.estimates.learned import Learned, MemoryOptions
-from learners.policies.policy import Greedy
+from learners.policies.greedy import Greedy
 from serve.dispatch.answers import DispatchInput, Ended, Event, Routed, Streamed
 from serve.dispatch.attempt import Attempt
 from serve.dispatch.dispatcher import Dispatcher, DispatchOptions

@@ -5,7 +5,7 @@ from __future__ import annotations
 from router_bench import DIM, Source, catalogue
 
 from learners.estimates.learned import MemoryOptions
-from learners.policies.policy import SquareCb
+from learners.policies.inverse_gap import SquareCb
 from serve.deploy.replica import Replica, ReplicaOptions
 from serve.encoders import EncoderOptions
 from serve.grpc_api.listener import ListenerOptions

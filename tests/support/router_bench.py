@@ -25,7 +25,8 @@ from learners.context import BIAS, BIAS_FEATURE, N_FEATURES
 from learners.estimates.ema import FIGURE_UNITS
 from learners.estimates.learned import MemoryOptions
 from learners.outcomes import Outcomes
-from learners.policies.policy import Policy, SquareCb
+from learners.policies.inverse_gap import SquareCb
+from learners.policies.policy import Policy
 from learners.targets import to_fixed
 from serve.deploy.replica import Replica, ReplicaOptions
 from serve.encoders import EncoderOptions, identity, make_encoder

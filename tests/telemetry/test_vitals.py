@@ -18,7 +18,7 @@ from router_bench import PATIENCE_S, Router, catalogue, embedding, router
 from fairlead.commands.fleet_tables import print_fleet
 from infra.status.metrics import LoopCollector
 from infra.status.status import Status, look
-from learners.policies.policy import EpsilonGreedy
+from learners.policies.greedy import EpsilonGreedy
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from streams.errors import OutboxClosed
 from streams.log.contract import TELEMETRY

@@ -19,7 +19,6 @@ import numpy as np
 
 from learners.context import N_FEATURES, Contexts
 from learners.estimates.estimator import Estimates, Estimator
-from learners.estimates.history import Evidence
 from learners.targets import N_TARGETS
 
 ROW = np.dtype((np.void, N_FEATURES))  # a context as one value
@@ -37,7 +36,7 @@ class Remembered:
         self._place: dict[bytes, int] = {}
         self._mean = np.zeros((0, k, N_TARGETS), np.float32)
         self._deviation = np.zeros((0, k), np.float32)
-        self._noise = estimator.ridge.noise
+        self._noise = estimator.noise
         if before is not None:
             keys = list(before._place)
             contexts = np.array(keys, ROW).view(np.int8).reshape(-1, N_FEATURES)
@@ -45,19 +44,18 @@ class Remembered:
                 self._learn(keys[begin : begin + BLOCK], contexts[begin : begin + BLOCK])
 
     def estimate(self, contexts: Contexts) -> Estimates:
-        """Estimates for contexts (n, 64); the neighbours' evidence, which nobody asks, is empty."""
+        """Estimates for contexts (n, 64), without evidence: nobody asks for it."""
         keys: Any = np.ascontiguousarray(contexts).view(ROW).ravel().tolist()  # bytes, as ROW says
         place = self._place
         fresh = {key: i for i, key in enumerate(keys) if key not in place}
         if fresh:
             self._learn(list(fresh), contexts[list(fresh.values())])
         rows = [place[key] for key in keys]
-        nothing = np.zeros((0, self._mean.shape[1], N_TARGETS), np.float32)
         return Estimates(
             self._mean[rows],
             self._deviation[rows],
+            self._estimator.mean_deviation,
             self._noise,
-            Evidence(nothing, nothing, np.zeros(0, np.float32)),
         )
 
     def _learn(self, keys: list[bytes], contexts: Contexts) -> None:

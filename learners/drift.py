@@ -1,0 +1,114 @@
+"""Noticing that a model is no longer what it was: CUSUM tests on the residuals of the estimates.
+
+    residuals r in the order of time, in standard deviations
+
+    S ← max(0, S + r − slack)         one test for more than estimated, one (with −r) for less
+    alarm while S ≥ threshold          the change began where S last was zero
+
+(Page 1954.) With the defaults, a shift of 1.5 deviations is noticed after 20 outcomes, one of half
+a deviation after 100, and a model that does not change raises an alarm once in millions.
+
+The tests keep no state of their own: they are computed from rows and sums that are exact, whenever
+a snapshot is solved. So an alarm does not depend on when anybody looked, and it ends by itself when
+what was learned since has outweighed what was believed before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.option import option
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriftOptions:
+    """When a model is taken to have changed."""
+
+    slack: float = option(
+        0.25, "Standard deviations of error that estimates may have for ever.", gt=0, le=10
+    )
+    threshold: float = option(
+        25.0, "Summed deviations beyond the slack that raise an alarm.", gt=0, le=1e6
+    )
+    rows: int = option(
+        4096, "Newest outcomes that are looked at, of all models.", ge=64, le=100_000
+    )
+    outlier: float = 5.0  # a residual counts as at most this: no single report is a change
+    # Failures are 0 or 1 and mean the same for every model: in failures, not deviations.
+    error_slack: float = 0.15
+    error_threshold: float = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """A model changed: `target` is "quality", "cost", "latency" or "error"."""
+
+    model: int  # key
+    target: str
+    since_ms: int  # decision time of the first outcome after the change
+    outcomes: int  # since then
+    shift: float  # mean residual since then, in standard deviations or failures per call
+
+    def __str__(self) -> str:
+        return f"{self.target} moved by {self.shift:+.2f} over {self.outcomes} outcomes"
+
+
+def change_point(residuals: NDArray[np.float64], slack: float, threshold: float) -> int | None:
+    """Where in `residuals` (n,) the change that is under way began; None if none is.
+
+    >>> calm, low = [0.5, -0.5] * 20, [-3.0] * 10
+    >>> change_point(np.array(calm), 0.25, 25.0)
+    >>> change_point(np.array(calm + low), 0.25, 25.0)
+    39
+    """
+    starts = [_rise(sign * residuals, slack, threshold) for sign in (1.0, -1.0)]
+    found = [start for start in starts if start is not None]
+    return max(found, default=None)
+
+
+def _rise(residuals: NDArray[np.float64], slack: float, threshold: float) -> int | None:
+    if not len(residuals):
+        return None
+    walk = np.concatenate([[0.0], np.cumsum(residuals - slack)])
+    lowest = np.minimum.accumulate(walk)
+    if walk[-1] - lowest[-1] < threshold:
+        return None
+    return int(len(walk) - 1 - walk[::-1].argmin())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Failures:
+    """Expected share of failed calls of one model, and how surely it is known."""
+
+    share: float
+    since_bucket: int | None  # of a change that is under way
+    n_good: float  # calls that did not fail since the change; infinite without one
+
+
+def failures(
+    buckets: NDArray[np.int64],
+    failed: NDArray[np.float64],
+    calls: NDArray[np.float64],
+    usual: float,
+    now_bucket: float,
+    options: DriftOptions,
+    *,
+    half_life: float = 120.0,
+) -> Failures:
+    """From a model's calls per bucket of time (b,), and the share that `usual`ly fails.
+
+    While failures are not more than usual, that share is the estimate. Since a change they are
+    what counts, fading by `half_life` buckets, so that the model is tried again now and then.
+    """
+    excess = failed - calls * (usual + options.error_slack)
+    start = _rise(excess, 0.0, options.error_threshold)
+    if start is None:
+        return Failures(usual, None, np.inf)
+    weight = np.exp2(-(now_bucket - buckets[start:]) / half_life)
+    known = float(weight @ calls[start:])
+    share = (float(weight @ failed[start:]) + 2.0 * usual) / (known + 2.0)
+    good = float((calls[start:] - failed[start:]).sum())
+    return Failures(share, int(buckets[start]), good)

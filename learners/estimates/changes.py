@@ -1,0 +1,133 @@
+"""Which past a model's estimates rest on: all of it, or what came since it changed.
+
+    newest rows of history ─▶ residuals against the solved model ─CUSUM─▶ alarm
+                                     the model's sums are replaced by those of its rows since then
+
+Only the newest rows are looked at (`DriftOptions.rows`), so this costs the same after a thousand
+outcomes and after a hundred million.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.context import real
+from learners.drift import Alarm, DriftOptions, change_point, failures
+from learners.estimates.ema import FIGURES, Means
+from learners.estimates.history import Rows
+from learners.estimates.learned import RATIOS, Learned
+from learners.estimates.ridge import SQUARE_UNIT, Ridge
+from learners.targets import N_TARGETS, ONE, Target
+
+Floats = NDArray[np.float64]
+FEW = 30  # outcomes before a change: with fewer there is nothing that could have changed
+ERROR = N_TARGETS + FIGURES.index("error")
+
+
+def newest(rows: Rows, n_max: int) -> NDArray[np.intp]:
+    """The newest rows by decision time, in an order that does not depend on arrival."""
+    decided = rows["decided_at_ms"]
+    found = np.arange(len(decided))
+    if len(found) > n_max:
+        found = np.argpartition(decided, len(found) - n_max)[-n_max:]
+    order = np.lexsort((rows["sequences"][found], rows["issuers"][found], decided[found]))
+    return found[order]
+
+
+def changed_sums(
+    learned: Learned,
+    models: list[int],
+    solved: Ridge,
+    targets: list[Target],
+    sums: Floats,
+    options: DriftOptions,
+) -> list[Alarm]:
+    """Replace the sums (k, t, d + 1, d + 1) of models that changed, and say which did."""
+    rows = learned.history.rows
+    found = newest(rows, options.rows)
+    found = found[rows["known"][found][:, targets].any(axis=1)]
+    if not len(found):
+        return []
+    contexts = rows["contexts"][found]
+    features = contexts if targets == RATIOS else learned.landmarks.features(contexts)
+    x = real(features)
+    alarms = []
+    for column, model in enumerate(models):
+        of_model = np.flatnonzero(rows["models"][found] == np.uint64(model))
+        for place, target in enumerate(targets):
+            mine = of_model[rows["known"][found[of_model], target]]
+            y = rows["targets"][found[mine], target] / ONE
+            weights = solved.weights[:, column * len(targets) + place]
+            residual = (y - x[mine] @ weights - solved.means[column, place]).astype(np.float64)
+            residual /= max(float(solved.noise[column, place]), 1e-3)
+            residual = np.clip(residual, -options.outlier, options.outlier)
+            start = change_point(residual, options.slack, options.threshold)
+            before = solved.counts[column, place] - (len(mine) - (start or 0))
+            if start is None or before < FEW:
+                continue
+            since = mine[start:]
+            sums[column, place] = _products(features[since], y[start:])
+            alarms.append(
+                Alarm(
+                    model=model,
+                    target=target.name.lower(),
+                    since_ms=int(rows["decided_at_ms"][found[since[0]]]),
+                    outcomes=len(since),
+                    shift=float(residual[start:].mean()),
+                )
+            )
+    return alarms
+
+
+def _products(features: NDArray[np.int8], y: Floats) -> Floats:
+    """Sums of zzᵀ (d + 1, d + 1) on the scale of the statistics, each row counting one."""
+    z = np.concatenate([features.astype(np.float64), (y * ONE)[:, None]], axis=1)
+    total = z.T @ z
+    total[-1, -1] /= SQUARE_UNIT
+    return total
+
+
+def failing(
+    learned: Learned,
+    models: list[int],
+    means: Means,
+    n_outcomes: Floats,
+    options: object,
+) -> tuple[Floats, Floats, list[Alarm]]:
+    """Expected shares of failed calls (k,), outcomes that prove each model (k,), and alarms.
+
+    A model that began to fail is as unproven as a new one, until calls succeed again.
+    """
+    weights = means.weights
+    failed = means.means[:, ERROR] * weights[:, ERROR]
+    usual = failed / (_calls(failed, weights) + options.failures_weight)
+    share, proving, alarms = usual.copy(), n_outcomes.copy(), []
+    now = learned.as_of_ms / learned.recent.width_ms
+    for column, model in enumerate(models):
+        at, sums = learned.recent.of(model)
+        failed = sums[:, ERROR, 0] / ONE
+        calls = _calls(failed, sums[:, :, 1].astype(np.float64))
+        found = failures(at, failed, calls, float(usual[column]), now, options.drift)
+        share[column] = found.share
+        proving[column] = min(proving[column], found.n_good)
+        if found.since_bucket is not None:
+            since = at >= found.since_bucket
+            alarms.append(
+                Alarm(
+                    model=model,
+                    target="error",
+                    since_ms=found.since_bucket * learned.recent.width_ms,
+                    outcomes=int(calls[since].sum()),
+                    shift=float(failed[since].sum() / calls[since].sum()),
+                )
+            )
+    return share, proving, alarms
+
+
+def _calls(failed: Floats, counts: Floats) -> Floats:
+    """Calls (b,) from failures and how many values of each column (b, 7) were reported.
+
+    Who reports a quality need not say as well that the call did not fail.
+    """
+    return failed + np.maximum(counts[:, ERROR] - failed, counts[:, Target.QUALITY])
