@@ -18,12 +18,19 @@ import org.apache.kafka.common.serialization.ByteArraySerializer;
 public class Producer {
     static final Pattern TICKET = Pattern.compile("\"ticket\"\\s*:\\s*\"([A-Za-z0-9_=-]+)\"");
 
-    /** The decision id in hexadecimal, which every ticket carries in its bytes 2 to 13. */
+    /**
+     * The decision id in hexadecimal, which every ticket carries in its bytes 2 to 13. Null where
+     * there is no ticket: such a record shows among the dead letters, with the reason.
+     */
     static byte[] keyOf(String record) {
-        Matcher found = TICKET.matcher(record);
-        if (!found.find()) throw new IllegalArgumentException("no ticket in: " + record);
-        byte[] ticket = Base64.getUrlDecoder().decode(found.group(1));
-        return HexFormat.of().formatHex(ticket, 2, 14).getBytes(UTF_8);
+        try {
+            Matcher found = TICKET.matcher(record);
+            byte[] ticket = Base64.getUrlDecoder().decode(found.find() ? found.group(1) : "");
+            return HexFormat.of().formatHex(ticket, 2, 14).getBytes(UTF_8);
+        } catch (IllegalArgumentException | IndexOutOfBoundsException error) {
+            System.err.println("no ticket in: " + record);
+            return null;
+        }
     }
 
     public static void main(String[] args) throws Exception {

@@ -21,12 +21,16 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// keyOf is the decision id in hexadecimal, which every ticket carries in its bytes 2 to 13.
+// keyOf is the decision id in hexadecimal, which every ticket carries in its bytes 2 to 13. Nil where
+// there is no ticket: such a record shows among the dead letters, with the reason.
 func keyOf(record []byte) []byte {
 	var report struct{ Ticket string }
-	check(json.Unmarshal(record, &report))
-	ticket, err := base64.RawURLEncoding.DecodeString(strings.TrimRight(report.Ticket, "="))
-	check(err)
+	err := json.Unmarshal(record, &report)
+	ticket, bad := base64.RawURLEncoding.DecodeString(strings.TrimRight(report.Ticket, "="))
+	if err != nil || bad != nil || len(ticket) < 14 {
+		log.Printf("no ticket in: %.80s", record)
+		return nil
+	}
 	return []byte(hex.EncodeToString(ticket[2:14]))
 }
 

@@ -13,9 +13,18 @@ import sys
 from kafka import KafkaProducer
 
 
-def key_of(record: bytes) -> bytes:
-    """The decision id in hexadecimal, which every ticket carries in its bytes 2 to 13."""
-    return base64.urlsafe_b64decode(json.loads(record)["ticket"])[2:14].hex().encode()
+def key_of(record: bytes) -> bytes | None:
+    """The decision id in hexadecimal, which every ticket carries in its bytes 2 to 13.
+
+    None where there is no ticket: such a record is written all the same, so that it shows among the
+    dead letters, with the reason. `fairlead feedback check FILE` says it beforehand.
+    """
+    try:
+        ticket = json.loads(record)["ticket"]
+        return base64.urlsafe_b64decode(ticket + "=" * (-len(ticket) % 4))[2:14].hex().encode()
+    except (ValueError, KeyError, TypeError) as error:
+        print(f"no ticket ({error!r}) in: {record[:80]!r}", file=sys.stderr)
+        return None
 
 
 def main(bootstrap: str, topic: str, path: str = "-") -> None:

@@ -16,6 +16,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from serve.deploy.dispatch_vitals import DispatchVitals
 from serve.deploy.replica import Replica
@@ -57,7 +58,7 @@ class DispatchReplica:
         decisions = replica.decisions if replica.logs_decisions else None
         window = replica.window
         self.dispatcher = Dispatcher(
-            replica.servicer.decide,
+            partial(replica.servicer.decide, measured=True),
             replica.view,
             pools,
             Retickets(replica.sealer, replica.issuer, decisions, replica.now_ms),
@@ -100,7 +101,9 @@ class DispatchReplica:
 
     def _report(self, ticket: Reticket, **values: float | bool | None) -> None:
         """Feed an outcome back. A full outbox drops and counts it: requests go on."""
-        record = (ticket.decision_id.encode(), encode_report(ticket.ticket, **values))
+        proof = self.replica.sealer.proof(bytes.fromhex(ticket.decision_id))
+        value = encode_report(ticket.ticket, proof=proof, **values)
+        record = (ticket.decision_id.encode(), value)
         try:
             self.replica.feedback.offer(record)
         except OutboxClosed as error:  # an answer that was cut off by stopping, and late even so

@@ -69,7 +69,8 @@ class Retickets:
         tokens = np.array([float(route.prompt_tokens)])  # the dispatcher always states it
         heads["expected_cost_usd"] = live.catalogue.expected_cost_usd(tokens)[0, column]
         candidates = ticket.candidates[None, :]
-        (sealed,) = self._sealer.seal([new_id], heads, candidates, [ticket.tenant.encode()])
+        tenants = [ticket.tenant.encode()]
+        (sealed,) = self._sealer.seal([new_id], heads, candidates, tenants, [True])
         if self._log is not None:
             self._log.offer(_row(ticket, heads, new_id, route, model, pool, why, live))
         return Reticket(new_id.hex(), sealed)

@@ -92,11 +92,15 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
             self._telemetry.count_batch(decided.counted)
         return decided.replies
 
-    async def decide(self, request: pb.RouteRequest) -> pb.Decision:
-        """One request's decision. Raises what `status_of` maps."""
+    async def decide(self, request: pb.RouteRequest, *, measured: bool = False) -> pb.Decision:
+        """One request's decision. Raises what `status_of` maps.
+
+        `measured`: who asks makes the call, too, and reports what it took.
+        """
         if self.draining:
             raise NotServing("this replica is shutting down; another one serves the same address")
         asked = read_request(whole(request), self._options.preference)
+        asked = replace(asked, measured=True) if measured else asked
         if self._encoder.blocking and asked.text is not None:
             asked = await self._encoded_elsewhere(asked)
         return await self._batcher.submit(asked)

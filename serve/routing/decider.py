@@ -96,7 +96,7 @@ class Decider:
             policy=self._policy,
             at_ms=now_ms,
         )
-        tickets = decisions.seal(self._sealer, ids)
+        tickets = decisions.seal(self._sealer, ids, [one.measured for one in taken])
         for row, reply in zip(
             rows, write_decisions(taken, ids, tickets, choices, live, now_ms), strict=True
         ):

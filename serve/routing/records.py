@@ -39,8 +39,10 @@ class Decisions:
             self, tenants=tenants, requests=self.requests[rows], choices=self.choices[rows]
         )
 
-    def seal(self, sealer: Sealer, ids: Sequence[bytes]) -> list[bytes]:
-        """Their tickets."""
+    def seal(
+        self, sealer: Sealer, ids: Sequence[bytes], measured: Sequence[bool] | None = None
+    ) -> list[bytes]:
+        """Their tickets; those `measured` are of calls that this process makes."""
         live, choices, requests = self.live, self.choices, self.requests
         n, k = choices.propensity.shape
         of = np.arange(n), choices.chosen
@@ -65,7 +67,7 @@ class Decisions:
         candidates["pool"][of] = heads["pool"]
         for name in ("propensity", "utility", "quality", "cost_usd", "latency_ms", "verdict"):
             candidates[name] = getattr(choices, name)
-        return sealer.seal(ids, heads, candidates, tenants)
+        return sealer.seal(ids, heads, candidates, tenants, measured)
 
     def log(
         self, ids: Sequence[bytes], sessions: Sequence[str], prompts: Sequence[str | None]

@@ -172,6 +172,7 @@ class RouteInput(RouteFields):
     embedding: bytes | None = field(default=None, repr=False)  # little-endian 32-bit floats
     weights: Weights  # the preference, with the settings' weights where it says none
     criticality: Criticality = Criticality.CRITICAL
+    measured: bool = False  # the call is made here, and what it took is measured here
 
 
 # Of each field, what is annotated of it: its check, and its column if it has one.

@@ -122,3 +122,8 @@ class _Keyless:
     def open_body(self, ticket: bytes) -> tuple[bytes, bytes]:
         """Decision id, and no body. Raises BadTicket."""
         return check_shape(ticket), b""
+
+    def proves(self, decision_id: bytes, proof: bytes) -> bool:
+        """Who holds no key takes others at their word."""
+        del decision_id, proof
+        return True

@@ -27,7 +27,7 @@ from learners.option import option
 from learners.outcomes import Outcomes
 from learners.targets import COST_USD_MIN, LATENCY_MS_MIN, Target, ratio, to_fixed, winsorised
 from streams.errors import BadFeedback, BadTicket
-from streams.feedback.ticket import heads_of, split_ids
+from streams.feedback.ticket import heads_of, is_measured, split_ids
 from streams.log.contract import Record
 
 # Also said in the proto and the published schema; a test compares the three.
@@ -91,8 +91,20 @@ class Report(
         | None
     ) = None
 
+    proof: (
+        Annotated[
+            str,
+            Meta(
+                description="Written by dispatchers alone: without it, only the quality of a call "
+                "that a dispatcher made and measured is taken."
+            ),
+        ]
+        | None
+    ) = None
+
 
 REPORTED = ("quality", "cost_usd", "latency_ms", "output_tokens", "error", "paid_usd")
+MEASURED = tuple(name for name in REPORTED if name != "quality")  # by who makes the call
 LEARNED_BITS = 0b011111  # of those, the ones that are learned; wasted spend only counts
 COST_BIT, PAID_BIT = (1 << REPORTED.index(name) for name in ("cost_usd", "paid_usd"))
 NANO_USD = 1e9  # money is counted in whole billionths of a dollar: exact, in any order
@@ -101,9 +113,11 @@ _decode_raw = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
 
-def encode_report(ticket: bytes, **reported: Any) -> bytes:
+def encode_report(ticket: bytes, *, proof: bytes | None = None, **reported: Any) -> bytes:
     """A feedback record's value, from a ticket and any of `REPORTED`."""
-    return _encode(Report(ticket=base64.urlsafe_b64encode(ticket).decode(), **reported))
+    proven = {} if proof is None else {"proof": base64.urlsafe_b64encode(proof).decode()}
+    text = base64.urlsafe_b64encode(ticket).decode()
+    return _encode(Report(ticket=text, **proven, **reported))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +159,9 @@ class Ingested:
 class Opener(Protocol):
     """What opens tickets: a `Sealer`, or who only looks at their shape."""
 
+    def proves(self, decision_id: bytes, proof: bytes) -> bool:
+        """Whether a report's proof is that of a holder of the key."""
+
     def open_body(self, ticket: bytes) -> tuple[bytes, bytes]:
         """Decision id and body. Raises BadTicket."""
         ...
@@ -181,13 +198,21 @@ class Ingest:
         ):
             raise BadFeedback(Reason.NOTHING_REPORTED, f"none of {', '.join(REPORTED)} is given")
         try:
-            # What base64.b64decode does with `altchars` and `validate`, in two thirds of the time.
-            text = report.ticket.replace("-", "+").replace("_", "/")
-            text += "=" * (-len(text) % 4)  # JavaScript and Go leave the padding out
-            ticket = binascii.a2b_base64(text, strict_mode=True)
-            return report, *self._sealer.open_body(ticket)
+            ticket = _bytes_of(report.ticket)
+            decision_id, body = self._sealer.open_body(ticket)
+            proven = not is_measured(ticket) or self._proven(report, decision_id)
         except (BadTicket, binascii.Error, ValueError) as error:
             raise BadFeedback(Reason.BAD_TICKET, str(error)) from None
+        if not proven:
+            # What was measured here is not overwritten by who asked: counted as a repetition.
+            for name in MEASURED:
+                setattr(report, name, None)
+        return report, decision_id, body
+
+    def _proven(self, report: Report, decision_id: bytes) -> bool:
+        return report.proof is not None and self._sealer.proves(
+            decision_id, _bytes_of(report.proof)
+        )
 
     def take(self, records: Sequence[Record]) -> Ingested:
         """Sort records into outcomes and dead letters."""
@@ -252,6 +277,16 @@ class Ingest:
                 f"{options.clock_skew_s_max:.0f} s",
             )
         return wrong
+
+
+def _bytes_of(text: str) -> bytes:
+    """Base64url. Raises binascii.Error.
+
+    What base64.b64decode does with `altchars` and `validate`, in two thirds of the time.
+    """
+    text = text.replace("-", "+").replace("_", "/")
+    text += "=" * (-len(text) % 4)  # JavaScript and Go leave the padding out
+    return binascii.a2b_base64(text, strict_mode=True)
 
 
 def _found(value: bytes, message: str) -> str:

@@ -16,6 +16,7 @@ ticket can be believed, and what comes beside it must be validated.
 from __future__ import annotations
 
 import hashlib
+import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,10 @@ from learners.context import N_FEATURES
 from streams.errors import BadTicket
 
 VERSION = 2
+# As version 2, for a call that its issuer makes and measures: of such a decision others report the
+# quality only, see `Sealer.proof`.
+MEASURED_VERSION = 3
+PROOF_BYTES = 16
 KEY_BYTES = 32
 ID_BYTES = 12
 ISSUER_BYTES, SEQUENCE_BYTES = 7, 5
@@ -57,7 +62,9 @@ HEAD = np.dtype(
 assert HEAD.fields is not None
 ENERGY_AT = HEAD.fields["preference"][1] + 12  # where a head of version 1 lacks its four bytes
 NO_ENERGY = bytes(4)
-HEAD_BYTES = {1: HEAD.itemsize - len(NO_ENERGY), VERSION: HEAD.itemsize}
+HEAD_BYTES = {1: HEAD.itemsize - len(NO_ENERGY)} | dict.fromkeys(
+    (VERSION, MEASURED_VERSION), HEAD.itemsize
+)
 CANDIDATE = np.dtype(
     [
         ("model", "<u8"),
@@ -112,7 +119,7 @@ class Sealer:
         self._ciphers: dict[int, list[AESGCM]] = {}  # one key in 256 shares another one's id
         for key in keys:
             self._ciphers.setdefault(_key_id(key), []).append(AESGCM(key))
-        self._clear = bytes([VERSION, _key_id(keys[0])])
+        self._keys, self._clear = list(keys), bytes([VERSION, _key_id(keys[0])])
         self._cipher = self._ciphers[_key_id(keys[0])][0]
 
     def seal(
@@ -121,16 +128,22 @@ class Sealer:
         heads: NDArray[np.void],
         candidates: NDArray[np.void],
         tenants: Sequence[bytes],
+        measured: Sequence[bool] | None = None,
     ) -> list[bytes]:
-        """Seal n tickets from `HEAD` records (n,) and `CANDIDATE` records (n, k)."""
-        encrypt, clear = self._cipher.encrypt, self._clear
+        """Seal n tickets from `HEAD` records (n,) and `CANDIDATE` records (n, k).
+
+        Those `measured` (n,) are of calls that are made and measured here.
+        """
+        encrypt, found = self._cipher.encrypt, measured or [False] * len(ids)
+        of_measured = bytes([MEASURED_VERSION, *self._clear[1:]])
+        clears = [of_measured if one else self._clear for one in found]
         head, cell = heads.tobytes(), candidates.tobytes()
         h, c = HEAD.itemsize, CANDIDATE.itemsize * candidates.shape[1]
         return [
             clear
             + ids[i]
             + encrypt(ids[i], head[i * h : i * h + h] + cell[i * c : i * c + c] + tenants[i], clear)
-            for i in range(len(ids))
+            for i, clear in enumerate(clears)
         ]
 
     def open_body(self, ticket: bytes) -> tuple[bytes, bytes]:
@@ -146,8 +159,16 @@ class Sealer:
                 body = cipher.decrypt(decision_id, ticket[CLEAR_BYTES:], ticket[:2])
             except InvalidTag:
                 continue
-            return decision_id, body if ticket[0] == VERSION else _with_energy(body)
+            return decision_id, _with_energy(body) if ticket[0] < VERSION else body
         raise BadTicket("a ticket that was not sealed here, or was changed since")
+
+    def proof(self, decision_id: bytes) -> bytes:
+        """What shows that a report comes from a holder of the key: a code of the decision's id."""
+        return _code(self._keys[0], decision_id)
+
+    def proves(self, decision_id: bytes, proof: bytes) -> bool:
+        """Whether that is what `proof` gave, under any of the keys."""
+        return any(hmac.compare_digest(_code(key, decision_id), proof) for key in self._keys)
 
     def open(self, ticket: bytes) -> Ticket:
         """Open one ticket. Raises BadTicket."""
@@ -169,6 +190,18 @@ def check_shape(ticket: bytes) -> bytes:
     if version not in HEAD_BYTES:
         raise BadTicket(f"a ticket of version {version}; this is version {VERSION}")
     return ticket[2:CLEAR_BYTES]
+
+
+def is_measured(ticket: bytes) -> bool:
+    """Whether the call is made and measured by who issued the ticket."""
+    return ticket[:1] == bytes([MEASURED_VERSION])
+
+
+def _code(key: bytes, decision_id: bytes) -> bytes:
+    """BLAKE2b, keyed; with a purpose of its own, since the key also seals."""
+    return hashlib.blake2b(
+        decision_id, key=key, digest_size=PROOF_BYTES, person=b"fairlead.report"
+    ).digest()
 
 
 def _with_energy(body: bytes) -> bytes:

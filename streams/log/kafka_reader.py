@@ -56,6 +56,7 @@ class KafkaReader:
             return []
         deadline = time.monotonic() + timeout_s
         consumer = self._connected(timeout_s)
+        found: list[Record] = []
         try:
             found = self._poll(consumer, records_max, deadline)
             if not found:

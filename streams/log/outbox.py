@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -47,6 +48,8 @@ class OutboxOptions:
     # Rest between writes, so that they are few and large. 0 where somebody waits for the write.
     linger_s: float = 0.0
     retry_s: float = 0.25  # rest after a failed write
+    # Who waits for an item is told after so long of failing writes: a full disk may last for hours.
+    patience_s: float = 2.0
     close_s_max: float = 5.0  # how long closing tries to write what is waiting
 
 
@@ -71,6 +74,7 @@ class Outbox(Generic[Item]):
     ) -> None:
         self._log, self._topic, self._encode, self._options = log, topic, encode, options
         self._queue: queue.SimpleQueue[Entry[Item] | None] = queue.SimpleQueue()  # None: the end
+        self._failing = ""  # why writing has failed for longer than anybody is to wait
         self._closing, self._gave_up = threading.Event(), threading.Event()
         self.counts = OutboxCounts()
         self._counting = threading.Lock()  # held for a few additions, never during I/O
@@ -100,6 +104,8 @@ class Outbox(Generic[Item]):
                     f"been away or slow; try again later"
                 )
             )
+        elif self._failing:
+            self._tell([future])
         return future
 
     def _enqueue(self, item: Item, future: Future[None] | None) -> bool:
@@ -135,7 +141,7 @@ class Outbox(Generic[Item]):
     def _write(self, batch: Sequence[Entry[Item]]) -> None:
         """Write until it succeeds, or never will."""
         try:
-            self._append(self._encode([item for item, _ in batch]))
+            self._append(self._encode([item for item, _ in batch]), batch)
         except Exception as error:  # noqa: BLE001 - whatever it is, others must not wait for it
             if len(batch) > 1 and not isinstance(error, OutboxClosed):
                 # One of them can't be written, now or later: find it, and spare the others.
@@ -148,17 +154,32 @@ class Outbox(Generic[Item]):
         else:
             self._settle(batch, None)
 
-    def _append(self, records: Pairs) -> None:
+    def _append(self, records: Pairs, batch: Sequence[Entry[Item]]) -> None:
         """Append, again while the log is away. Raises OutboxClosed when there is no more time."""
+        began_s = time.monotonic()
         while True:
             try:
                 self._log.append(self._topic, records, self._options.append_timeout_s)
             except LogUnavailable as error:
                 logger.warning("%d records of %s wait: %s", len(records), self._topic, error)
+                if time.monotonic() - began_s >= self._options.patience_s:
+                    self._failing = str(error)
+                    self._tell([future for _, future in batch])
             else:
+                self._failing = ""
                 return
             if self._gave_up.wait(self._options.retry_s):
                 raise OutboxClosed(f"{self._topic}: stopped before it was written")
+
+    def _tell(self, futures: Sequence[Future[None] | None]) -> None:
+        """Let nobody wait any longer; the items are kept, and written when the log takes them."""
+        told = LogUnavailable(
+            f"it is kept in memory, and written when the log can be ({self._failing}); sending it "
+            f"again does no harm"
+        )
+        for future in futures:
+            if future is not None and not future.done() and future.set_running_or_notify_cancel():
+                future.set_exception(told)
 
     def _settle(self, batch: Sequence[Entry[Item]], error: Exception | None) -> None:
         """Count what became of a batch, and tell who waits for it."""
@@ -169,7 +190,7 @@ class Outbox(Generic[Item]):
                 self.counts.dropped += len(batch)
         for _, future in batch:
             # From here on it can't be cancelled any more.
-            if future is None or not future.set_running_or_notify_cancel():
+            if future is None or future.done() or not future.set_running_or_notify_cancel():
                 continue
             if error is None:
                 future.set_result(None)

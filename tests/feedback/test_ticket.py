@@ -23,6 +23,7 @@ from streams.feedback.ticket import (
     HEAD,
     ID_BYTES,
     ISSUER_BYTES,
+    MEASURED_VERSION,
     SEQUENCE_BYTES,
     SEQUENCE_MAX,
     TICKET_BYTES_MAX,
@@ -268,9 +269,9 @@ def test_another_version_is_named():
     """
     So that whoever upgrades producers and routers in turn knows what happened.
     """
-    ticket = bytes([VERSION + 1]) + sealed()[1:]
+    ticket = bytes([MEASURED_VERSION + 1]) + sealed()[1:]
 
-    with pytest.raises(BadTicket, match=f"version {VERSION + 1}.*version {VERSION}"):
+    with pytest.raises(BadTicket, match=f"version {MEASURED_VERSION + 1}.*version {VERSION}"):
         SEALER.open(ticket)
 
 

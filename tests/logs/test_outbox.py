@@ -451,3 +451,26 @@ def test_lingering_gathers_and_closing_does_not_linger(log, start):
 
     assert written(log) == list(range(50))
     assert log.fuse.steps.count("append") == 2
+
+
+def test_who_waits_while_a_disk_is_full_is_told_that_the_item_is_kept(log, start):
+    """
+    Not when his patience ends, and also who comes later; all of it is written in the end.
+    """
+
+    def full(name: str) -> None:
+        if name == "append":
+            raise LogUnavailable("database or disk is full")
+
+    log.before = full
+    outbox = start(patience_s=0.0)
+    first = outbox.submit((b"1", b"x"))
+    with pytest.raises(LogUnavailable, match=r"kept in memory.*disk is full"):
+        first.result(PATIENCE_S)
+    with pytest.raises(LogUnavailable, match="kept in memory"):
+        outbox.submit((b"2", b"y")).result(PATIENCE_S)
+
+    log.before = lambda _: None
+    outbox.close()
+    assert [record.value for record in log.records(TOPIC)] == [b"x", b"y"]
+    assert (outbox.counts.written, outbox.counts.dropped) == (2, 0)
