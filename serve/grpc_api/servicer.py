@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +21,7 @@ from serve.errors import DeadlinePassed, InvalidRequest, NotServing, QueueFull
 from serve.grpc_api.grpc_status import status_of
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.proto.fairlead.v1 import router_pb2_grpc
+from serve.routing.admission import Admission, AdmissionOptions
 from serve.routing.batcher import Batcher, BatcherOptions
 from serve.routing.decider import Decider
 from serve.routing.live import LiveView
@@ -44,6 +46,7 @@ class ServicerOptions:
 
     preference: PreferenceDefaults = PreferenceDefaults()
     batcher: BatcherOptions = BatcherOptions()
+    admission: AdmissionOptions = AdmissionOptions()
     stream_ongoing_max: int = 256  # requests of one stream being scored; then it is not read
 
 
@@ -80,6 +83,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         self._policies, self._options, self._now_ms = policies, options, now_ms
         self._encoding = 0  # texts being encoded in threads
         self._batcher: Batcher[RouteInput, pb.Decision] = Batcher(self._score, options.batcher)
+        self._admission = Admission(options.admission)
         self.counts = ServicerCounts()
         self.draining = False
 
@@ -93,13 +97,31 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         return decided.replies
 
     async def decide(self, request: pb.RouteRequest) -> pb.Decision:
-        """One request's decision. Raises what `status_of` maps."""
+        """One request's decision, whatever else is under way. Raises what `status_of` maps."""
+        return await self._scored(self._read(request))
+
+    def _read(self, request: pb.RouteRequest) -> RouteInput:
         if self.draining:
             raise NotServing("this replica is shutting down; another one serves the same address")
-        asked = read_request(whole(request), self._options.preference)
+        return read_request(whole(request), self._options.preference)
+
+    async def _scored(self, asked: RouteInput) -> pb.Decision:
         if self._encoder.blocking and asked.text is not None:
             asked = await self._encoded_elsewhere(asked)
         return await self._batcher.submit(asked)
+
+    async def _admitted(self, request: pb.RouteRequest, context: Context[Any, Any]) -> pb.Decision:
+        """One call's decision, unless more are under way than can be answered in time."""
+        left_s = _time_left(context)
+        asked = _within(self._read(request), left_s, self._now_ms())
+        now_s = time.monotonic
+        began_s = now_s()
+        self._admission.enter(asked.tenant, asked.criticality, left_s, began_s)
+        try:
+            return await self._scored(asked)
+        finally:
+            ended_s = now_s()
+            self._admission.leave(asked.tenant, ended_s - began_s, ended_s)
 
     async def _encoded_elsewhere(self, asked: RouteInput) -> RouteInput:
         """Encode a text in a thread, because this encoder would hold up the event loop."""
@@ -141,8 +163,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
     async def Route(self, request: pb.RouteRequest, context: Context[Any, Any]) -> pb.Decision:
         """One request, one decision."""
         try:
-            _check_time_left(context)
-            decision = await self.decide(request)
+            decision = await self._admitted(request, context)
         except Exception as error:  # noqa: BLE001 - becomes a status
             await context.abort(*self._refuse(error))
         self.counts.decisions += 1
@@ -154,7 +175,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         """Many requests, scored together; each bad one fails alone."""
         try:
             _check_count("requests", len(whole(request).requests))
-            _check_time_left(context)
+            _time_left(context)
         except Exception as error:  # noqa: BLE001 - becomes a status
             await context.abort(*self._refuse(error))
         return pb.RouteBatchReply(
@@ -253,7 +274,15 @@ def _check_count(field: str, n: int) -> None:
         raise InvalidRequest(field, f"{n} long", f"1 to {BATCH_MAX:,} long")
 
 
-def _check_time_left(context: Context[Any, Any]) -> None:
+def _time_left(context: Context[Any, Any]) -> float:
+    """Seconds to the caller's deadline. Raises DeadlinePassed."""
     left_s: float | None = context.time_remaining()
     if left_s is not None and left_s <= 0:
         raise DeadlinePassed("the gRPC deadline had passed before the request was scored")
+    return math.inf if left_s is None else left_s
+
+
+def _within(asked: RouteInput, left_s: float, now_ms: int) -> RouteInput:
+    """With gRPC's deadline where that is the sooner one: when it has passed, nothing is scored."""
+    deadline_ms = now_ms + left_s * 1000.0
+    return replace(asked, deadline_ms=deadline_ms) if deadline_ms < asked.deadline_ms else asked
