@@ -19,6 +19,7 @@ import grpc
 from serve.encoders import Encoder
 from serve.errors import DeadlinePassed, InvalidRequest, NotServing, QueueFull
 from serve.grpc_api.grpc_status import status_of
+from serve.grpc_api.streams import StreamOptions, Streams, Tenancy, abort
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.proto.fairlead.v1 import router_pb2_grpc
 from serve.routing.admission import Admission, AdmissionOptions
@@ -48,6 +49,7 @@ class ServicerOptions:
     batcher: BatcherOptions = BatcherOptions()
     admission: AdmissionOptions = AdmissionOptions()
     stream_ongoing_max: int = 256  # requests of one stream being scored; then it is not read
+    streams: StreamOptions = StreamOptions()
 
 
 @dataclass(slots=True)
@@ -84,6 +86,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         self._encoding = 0  # texts being encoded in threads
         self._batcher: Batcher[RouteInput, pb.Decision] = Batcher(self._score, options.batcher)
         self._admission = Admission(options.admission)
+        self._streams = Streams(options.streams)
         self.counts = ServicerCounts()
         self.draining = False
 
@@ -184,8 +187,17 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
 
     async def RouteStream(
         self, requests: AsyncIterator[pb.RouteRequest], context: Context[Any, Any]
-    ) -> AsyncIterator[pb.RouteReply]:
+    ) -> None:
         """Requests in, replies out as they are ready; reading pauses when too many are ongoing."""
+        try:
+            with self._streams.opened() as tenancy:
+                await self._answer_stream(self._streams.reading(requests), context, tenancy)
+        except Exception as error:  # noqa: BLE001 - becomes a status
+            await abort(context, *self._refuse(error))
+
+    async def _answer_stream(
+        self, requests: AsyncIterator[pb.RouteRequest], context: Context[Any, Any], tenancy: Tenancy
+    ) -> None:
         done: asyncio.Queue[pb.RouteReply | None] = asyncio.Queue()
         room = asyncio.Semaphore(self._options.stream_ongoing_max)
 
@@ -196,6 +208,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
             try:
                 async with asyncio.TaskGroup() as ongoing:
                     async for request in requests:
+                        tenancy.belongs_to(getattr(request, "tenant", ""))
                         await room.acquire()
                         ongoing.create_task(answer(request))
             finally:
@@ -204,11 +217,11 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         reading = asyncio.create_task(read())
         try:
             while (reply := await done.get()) is not None:
-                yield reply
+                await self._streams.written(context.write(reply))
                 room.release()
             await reading
-        except Exception as error:  # noqa: BLE001 - becomes a status
-            await context.abort(*self._refuse(error))
+        except ExceptionGroup as group:  # a task group's, of the one error that ended reading
+            raise group.exceptions[0] from group
         finally:
             reading.cancel()
 
