@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import grpc
 
+from learners.option import option
 from serve.errors import NotServing, QueueFull
 
 Message = TypeVar("Message")
@@ -25,10 +26,31 @@ ABORT_S = 1.0  # for a status to get through to a reader that may have stopped
 class StreamOptions:
     """How long, and how many."""
 
-    open_max: int = 1024  # of this process: 26 MB
-    per_tenant_max: int = 256  # a tenant is who the stream's first request names
-    idle_s_max: float = 600.0  # without a request: a client that still needs one opens another
-    stalled_s_max: float = 60.0  # without a reply being read, as over HTTP
+    open_max: int = option(
+        1024, "Open streams of one replica, at 26 KB each.", key="streams_max", ge=1, le=100_000
+    )
+    per_tenant_max: int = option(
+        256,
+        "Of these, those of one tenant: whom a stream's first request names.",
+        key="streams_per_tenant_max",
+        ge=1,
+        le=100_000,
+    )
+    idle_s_max: float = option(
+        600.0,
+        "Seconds without a request until a stream is ended: its client opens another one.",
+        key="stream_idle_s_max",
+        gt=0,
+        le=86_400,
+    )
+    stalled_s_max: float = option(
+        60.0,
+        "Seconds in which nothing of a stream, or of an answer over HTTP, is read until it is "
+        "ended.",
+        key="stream_stalled_s_max",
+        gt=0,
+        le=86_400,
+    )
 
 
 class Streams:

@@ -20,6 +20,7 @@ import numpy as np
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope
 
+from learners.option import option
 from serve.errors import InvalidRequest, QueueFull
 
 Read = TypeVar("Read")
@@ -38,7 +39,13 @@ class BodyOptions:
     """What a process takes in."""
 
     # As much as gRPC's messages have: a photo of 10 MB in base64, or a context of a million tokens.
-    bytes_max: int = 16 * 1024 * 1024
+    bytes_max: int = option(
+        16 * 1024 * 1024,
+        "Bytes of a request's body over HTTP; a longer one is refused with 413.",
+        key="body_bytes_max",
+        ge=1024,
+        le=128 * 1024 * 1024,
+    )
     # Of all bodies that are being received or parsed; values in memory take several times that.
     bytes_max_together: int = 128 * 1024 * 1024
     s_max: float = 60.0  # for the whole of one: 16 MiB at 2 Mbit/s

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 from starlette.exceptions import HTTPException
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from learners.option import option, same_as
 from serve.openai_api.errors import error_body
 
 HEADER_OVERHEAD_BYTES = 4  # ": " and the end of the line
@@ -31,10 +32,16 @@ class ConnectionOptions:
     # nginx and Node take 32 and 16 KiB; a ticket in a header and a long key fit in.
     head_bytes_max: int = 32 * 1024
     head_s_max: float = 30.0  # a head is one packet or two; this is a very slow network
-    # 26 KB each while idle, and a process has 65,536 descriptors at best: 100 MB.
-    connections_max: int = 4096
+    # 26 KB each while idle: 100 MB.
+    connections_max: int = option(
+        4096,
+        "Open HTTP connections of one dispatcher.",
+        key="http_connections_max",
+        ge=1,
+        le=100_000,
+    )
     # What nobody reads holds a slot of a pool: as long as proxies wait for a client (nginx: 60 s).
-    stalled_s_max: float = 60.0
+    stalled_s_max: float = same_as(60.0, "listener.stream_stalled_s_max")
 
 
 class BoundedProtocol(HttpToolsProtocol):

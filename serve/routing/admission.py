@@ -72,7 +72,7 @@ class Admission:
         return self._total
 
     def enter(self, tenant: bytes, criticality: int, left_s: float, now_s: float) -> None:
-        """Take a call in that has `left_s` to its deadline. Raises QueueFull; else `leave` follows."""
+        """Take a call in, `left_s` before its deadline. Raises QueueFull; else `leave` follows."""
         self._note_deadline(left_s, now_s)
         if left_s < self.expected_s and self._total:
             raise QueueFull(

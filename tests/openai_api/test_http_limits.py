@@ -51,18 +51,13 @@ def spoken(up: Api, *parts: bytes, endless: bytes = b"") -> bytes:
         with contextlib.suppress(ConnectionError):
             for part in parts:
                 raw.sendall(part)
+            raw.settimeout(0.001)
             while endless:
-                raw.setblocking(False)
-                try:
+                with contextlib.suppress(TimeoutError):
                     raw.send(endless)
-                except BlockingIOError:
-                    pass
-                try:
-                    if got := raw.recv(65_536):
-                        return got
-                    return b""
-                except BlockingIOError:
-                    pass
+                with contextlib.suppress(TimeoutError):
+                    return raw.recv(65_536)
+            raw.settimeout(PATIENCE_S)
         raw.settimeout(PATIENCE_S)
         got = b""
         with contextlib.suppress(ConnectionError):
