@@ -297,5 +297,8 @@ def _time_left(context: Context[Any, Any]) -> float:
 
 def _within(asked: RouteInput, left_s: float, now_ms: int) -> RouteInput:
     """With gRPC's deadline where that is the sooner one: when it has passed, nothing is scored."""
+    own_ms = asked.deadline_unix_ms
     deadline_ms = now_ms + left_s * 1000.0
-    return replace(asked, deadline_ms=deadline_ms) if deadline_ms < asked.deadline_ms else asked
+    if deadline_ms >= (math.inf if own_ms is None else own_ms):
+        return asked
+    return replace(asked, deadline_unix_ms=int(deadline_ms))

@@ -126,7 +126,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_timer = self.loop.call_later(self.limits.head_s_max, self._head_late)
 
     def _head_late(self) -> None:
-        if self.parser is not None and not self.transport.is_closing():
+        if not self.transport.is_closing():
             self._refuse(408, f"no whole request in {self.limits.head_s_max:g} s")
 
     # --- what goes out
@@ -156,7 +156,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _refuse(self, status: int, problem: str) -> None:
         """Answer and close, unless an answer is being written: then only close."""
-        if self.cycle is None or self.cycle.response_complete:
+        answering: Any = self.cycle  # None before the first request
+        if answering is None or answering.response_complete:
             body = error_body(HTTPException(status, problem))
             head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
             closing = f"{head}connection: close\r\n\r\n".encode()

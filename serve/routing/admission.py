@@ -53,7 +53,7 @@ class Admission:
         self._options = options
         self.limit = math.sqrt(options.limit_min * options.limit_max)
         self.expected_s = 0.0  # to answer, in the last window
-        self._under_way: Counter[bytes] = Counter()  # by tenant
+        self._under_way: Counter[str] = Counter()  # by tenant
         self._total = 0
         self._peak = 0  # under way in this window
         self._window_end_s = 0.0
@@ -71,7 +71,7 @@ class Admission:
         """Calls taken in and not answered yet."""
         return self._total
 
-    def enter(self, tenant: bytes, criticality: int, left_s: float, now_s: float) -> None:
+    def enter(self, tenant: str, criticality: int, left_s: float, now_s: float) -> None:
         """Take a call in, `left_s` before its deadline. Raises QueueFull; else `leave` follows."""
         self._note_deadline(left_s, now_s)
         if left_s < self.expected_s and self._total:
@@ -94,12 +94,12 @@ class Admission:
         if left_s <= self._shortest_s or forgotten:
             self._shortest_s, self._shortest_at_s = left_s, now_s
 
-    def _fair_share(self, tenant: bytes, room: float) -> float:
+    def _fair_share(self, tenant: str, room: float) -> float:
         """What each tenant may hold, this one included; nothing where it is the only one."""
         n = len(self._under_way) + (tenant not in self._under_way)
         return room / n if n > 1 else 0.0
 
-    def leave(self, tenant: bytes, took_s: float, now_s: float) -> None:
+    def leave(self, tenant: str, took_s: float, now_s: float) -> None:
         """A call is answered, `took_s` after it came in."""
         self._total -= 1
         self._under_way[tenant] -= 1

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import grpc
 import pytest
 from router_bench import PATIENCE_S, Router, embedding, router
+from waiting import until
 
 from serve.errors import NotServing
 from serve.grpc_api.listener import ROUTER, Listener, ListenerOptions
@@ -51,13 +51,6 @@ def shared(tmp_path_factory) -> Iterator[Router]:
 def limited(up: Router, **limits: float) -> Iterator[Streams]:
     streams = up.replica.servicer._streams = Streams(StreamOptions(**limits))
     yield streams
-
-
-def until(condition) -> None:
-    give_up_s = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < give_up_s
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("n_asked", [0, 1])

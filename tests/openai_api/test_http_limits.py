@@ -13,7 +13,8 @@ import httpx2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from openai_stand_in import PATIENCE_S, Api, api, ended, piece, routed, until
+from scripted_api import PATIENCE_S, Api, api, ended, piece, routed
+from waiting import until
 
 from serve.errors import InvalidRequest
 from serve.openai_api.app import HttpOptions
@@ -86,7 +87,7 @@ def test_head_without_end_is_refused_at_its_limit(begin, endless):
     """
     An address, a header's name or value, many headers; in pieces and whole.
     """
-    with bounded_api() as up:
+    with bounded_api(ConnectionOptions(head_bytes_max=4096)) as up:
         got = spoken(up, begin, endless=endless)
 
     if got or not endless:  # a client that goes on sending may find the connection reset

@@ -61,7 +61,7 @@ def play(*callers: Caller, options: AdmissionOptions | None = None) -> Played:
         leave_until(now_s)
         counted = now_s >= WARM_S
         played.sent[caller.name] += counted
-        tenant = caller.name.encode()
+        tenant = caller.name
         try:
             admission.enter(tenant, caller.criticality, caller.deadline_s, now_s)
         except QueueFull:
@@ -140,10 +140,10 @@ def test_a_slow_answer_does_not_shut_the_door():
     After a stall calls are let in again, whatever was measured during it.
     """
     admission = Admission(AdmissionOptions())
-    admission.enter(b"", CRITICAL, 0.05, 0.0)
-    admission.leave(b"", 30.0, 30.0)
+    admission.enter("", CRITICAL, 0.05, 0.0)
+    admission.leave("", 30.0, 30.0)
 
-    admission.enter(b"", CRITICAL, 0.05, 30.0)
-    admission.leave(b"", 0.001, 30.001 + AdmissionOptions().window_s)
-    admission.enter(b"", CRITICAL, 0.05, 31.0)
-    admission.enter(b"", CRITICAL, 0.05, 31.0)
+    admission.enter("", CRITICAL, 0.05, 30.0)
+    admission.leave("", 0.001, 30.001 + AdmissionOptions().window_s)
+    admission.enter("", CRITICAL, 0.05, 31.0)
+    admission.enter("", CRITICAL, 0.05, 31.0)
