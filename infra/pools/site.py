@@ -16,6 +16,7 @@ from pathlib import Path
 
 from infra.capacity.fleet import Fleet
 from infra.errors import SettingsInvalid, SettingsUnreadable
+from infra.pools import state_folder
 from infra.settings.settings import FileCatalogue, Settings
 from serve.deploy.deployment import now_ms
 from serve.dispatch.backend import Pools
@@ -42,9 +43,12 @@ class LocalSite:
 
     @classmethod
     def of(cls, settings: Settings, path: Path) -> LocalSite:
-        """The site that settings, read from `path`, describe; its folder and key are made."""
+        """The site that settings, read from `path`, describe; its folder and key are made.
+
+        Raises StateUnwritable.
+        """
         state_dir = settings.state_dir.absolute()
-        state_dir.mkdir(parents=True, exist_ok=True)
+        state_folder.prepare(state_dir)
         snapshots = settings.snapshots or str(state_dir / "snapshots")
         site = cls(
             state_dir=state_dir,
