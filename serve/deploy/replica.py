@@ -85,7 +85,7 @@ class Replica:
         store: Store,
         source: CatalogueSource,
         ticket_keys: list[bytes],
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         """Load encoder and view. Raises EncoderUnavailable, OptionRefused, SnapshotForeign.
