@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray import serve as ray_serve
@@ -73,7 +74,7 @@ def local_ray(resources: Mapping[str, float] | None = None, address: str = "") -
 
 
 @contextmanager
-def _connected(where: Mapping[str, object]) -> Iterator[None]:
+def _connected(where: Mapping[str, Any]) -> Iterator[None]:
     """Ray and Ray Serve, started or joined. Raises ClusterFailed."""
     os.environ.update(ENVIRONMENT)
     try:
