@@ -3,6 +3,7 @@
 InfraError
 ├── SettingsUnreadable   the settings file is missing or is not TOML
 ├── SettingsInvalid      a setting is unknown, of the wrong type or out of bounds
+├── StateUnwritable      the state folder can't be written, or is full
 ├── AddressTaken         somebody listens already where we are to
 ├── StateInUse           another `fairlead up` uses the state folder
 ├── ClusterFailed        the local cluster could not be started, or what is to run in it
@@ -65,6 +66,20 @@ class StateInUse(InfraError):
         return (
             f"state_dir {self.state_dir} is used by another `fairlead up`, process {self.pid}: two "
             f"would take the learning from each other. Stop that one, or set another `state_dir`."
+        )
+
+
+class StateUnwritable(InfraError):
+    """The state folder can't be written, or is full."""
+
+    def __init__(self, folder: str, problem: str) -> None:
+        super().__init__(folder, problem)
+        self.folder, self.problem = folder, problem
+
+    def __str__(self) -> str:
+        return (
+            f"state_dir {self.folder} can't be written: {self.problem}. What is learned is kept "
+            f"there: make it writable, make room, or set `state_dir` to another folder."
         )
 
 

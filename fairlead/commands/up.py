@@ -8,14 +8,18 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
+from typing import NoReturn
 
 from rich.console import Console
 
+from infra.cluster import head
 from infra.cluster.cluster import local_ray, running
-from infra.errors import StateInUse
+from infra.errors import ClusterFailed, StateInUse
+from infra.pools import state_folder
 from infra.pools.site import LocalSite
 from infra.settings.settings import Settings, read_settings
 from infra.settings.site_options import SiteOptions
@@ -33,9 +37,15 @@ LOOK_S = 20.0  # between looks for alarms: said within a minute
 
 
 def run_until_stopped(path: Path | None, console: Console) -> None:
-    """Start, say where, wait for Ctrl-C or SIGTERM, stop everything. Raises InfraError."""
+    """Start, say where, wait for Ctrl-C or SIGTERM, stop everything. Raises InfraError.
+
+    ClusterFailed is raised when Ray's head has died: whoever supervises this process starts it
+    again.
+    """
     settings, path = settings_of(path, console)
     settings.catalogue()  # say what is wrong before starting anything
+    state_folder.prepare(settings.state_dir.absolute())
+    _stop_on_signals()
     try:
         gpus = settings.fleet().resources()
         with (
@@ -43,8 +53,7 @@ def run_until_stopped(path: Path | None, console: Console) -> None:
             console.status("starting Ray …") as status,
             local_ray(gpus, settings.options(SiteOptions).ray_address),
         ):
-            # The same way out as Ctrl-C. Not before: Ray takes the signal for itself at its start.
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            _stop_on_signals()  # again: Ray takes SIGTERM for itself at its start
             status.update("starting the router …")
             with running(settings, path) as router, _looking(settings, router.site):
                 status.stop()
@@ -52,10 +61,27 @@ def run_until_stopped(path: Path | None, console: Console) -> None:
                 if router.dispatch:
                     console.print(f"It answers, too: {router.dispatch} (gRPC), {router.openai}")
                 console.print(_how_to_call(router.address), highlight=False, markup=False)
-                threading.Event().wait()
+                wait_for_the_end(head.problem)
     except KeyboardInterrupt:
         pass
     console.print("Fairlead has stopped. What it learned is kept for the next start.")
+
+
+def _stop_on_signals() -> None:
+    """Both signals stop us as Ctrl-C does; shells start background jobs with SIGINT ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+
+
+def wait_for_the_end(ended: Callable[[], str], every_s: float = 1.0) -> NoReturn:
+    """Wait until a process of Ray has ended: `ended` names it. Raises ClusterFailed."""
+    while not (what := ended()):
+        time.sleep(every_s)
+    raise ClusterFailed(
+        f"Ray's {what} has ended, and what runs in Ray ends with it. What was learned is kept: "
+        f"start `fairlead up` again, or have it started by a supervisor whenever it exits with an "
+        f"error. Ray's own logs are in /tmp/ray/session_latest/logs."
+    )
 
 
 @contextlib.contextmanager

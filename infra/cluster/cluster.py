@@ -8,18 +8,21 @@ The one rule: nothing that was started here outlives the `with` block.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray import serve as ray_serve
 
 from infra.autoscaling.live.planner_actor import Scaling, close_planner, open_planner
 from infra.autoscaling.live.site_scaling import scaling_of
+from infra.cluster import head
 from infra.cluster.declared_apps import FAILED, problem, withdraw
 from infra.cluster.pools_app import deploy_pools, routers_scaling
 from infra.errors import AddressTaken, ClusterFailed
@@ -31,9 +34,6 @@ from serve.addresses import joined, reachable
 from serve.deploy.deployment import ROUTER_APP, TRAINER_APP, deploy
 from serve.deploy.dispatch_deployment import DISPATCH_APP, deploy_dispatchers
 
-# Where Ray and the pools' replicas listen: the loopback. Not 127.0.0.1, because Ray takes that for
-# "this host" and listens at the address of a network card.
-HOST = "127.0.0.2"
 # Shared memory for Ray's objects. None travel between our parts; this is Ray's smallest sensible.
 OBJECT_STORE_BYTES = 128 * 1024 * 1024
 # Set before Ray starts anything, for it and its workers. One thread per search or product: the
@@ -65,8 +65,18 @@ def local_ray(resources: Mapping[str, float] | None = None, address: str = "") -
     devices, is as many as there are unless it is given. A cluster at an address states its own,
     and goes on without us. Raises ClusterFailed.
     """
+    with contextlib.ExitStack() as ours:
+        if not address:
+            ours.enter_context(head.on_loopback())
+        ours.enter_context(head.private_files())
+        with _connected({"address": address} if address else _this_host(resources or {})):
+            yield
+
+
+@contextmanager
+def _connected(where: Mapping[str, Any]) -> Iterator[None]:
+    """Ray and Ray Serve, started or joined. Raises ClusterFailed."""
     os.environ.update(ENVIRONMENT)
-    where = {"address": address} if address else _this_host(resources or {})
     try:
         ray.init(
             configure_logging=True,
@@ -76,7 +86,7 @@ def local_ray(resources: Mapping[str, float] | None = None, address: str = "") -
             **where,
         )
     except Exception as error:
-        at = address or "this host"
+        at = where["address"]
         raise ClusterFailed(f"Ray could not be started or joined at {at}: {error}") from error
     try:
         ray_serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
@@ -85,6 +95,8 @@ def local_ray(resources: Mapping[str, float] | None = None, address: str = "") -
     finally:
         # Serve has nothing left to run by now; its own shutdown would only make Ray print that
         # the controller died while it was asked to.
+        if head.problem():
+            head.end()
         ray.shutdown()
 
 
@@ -98,7 +110,7 @@ def _this_host(resources: Mapping[str, float]) -> dict[str, object]:
         "object_store_memory": OBJECT_STORE_BYTES,
         "num_gpus": None if devices is None else int(devices),
         "resources": logical,
-        "_node_ip_address": HOST,
+        "_node_ip_address": head.LOOPBACK,  # where the pools' replicas listen, too
     }
 
 
@@ -122,7 +134,8 @@ def running(settings: Settings, path: Path, scaling: Scaling | None = None) -> I
             deploy_dispatchers(options, dispatchers, site)
         yield _addresses(settings, site)
     finally:
-        _stop_all()
+        if not head.problem():  # else nothing is left to be stopped, and nobody to be asked
+            _stop_all()
 
 
 def _refuse_taken(settings: Settings) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from infra.capacity.fleet import Fleet
 from infra.errors import SettingsInvalid, SettingsUnreadable
+from infra.pools import state_folder
 from infra.settings.settings import FileCatalogue, Settings
 from infra.settings.site_options import LogChoice, SiteOptions
 from serve.deploy.deployment import now_ms
@@ -43,10 +44,13 @@ class LocalSite:
 
     @classmethod
     def of(cls, settings: Settings, path: Path) -> LocalSite:
-        """The site that settings, read from `path`, describe; its folder and key are made."""
+        """The site that settings, read from `path`, describe; its folder and key are made.
+
+        Raises StateUnwritable.
+        """
         options = settings.options(SiteOptions)
         state_dir = options.state_dir.absolute()
-        state_dir.mkdir(parents=True, exist_ok=True)
+        state_folder.prepare(state_dir)
         snapshots = options.snapshots or str(state_dir / "snapshots")
         site = cls(
             state_dir=state_dir,

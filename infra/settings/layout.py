@@ -34,11 +34,14 @@ from serve.dispatch.budget import HedgeOptions, RetryOptions
 from serve.dispatch.dispatcher import DispatchOptions
 from serve.encoders import EncoderOptions
 from serve.grpc_api.listener import ListenerOptions
+from serve.grpc_api.streams import StreamOptions
 from serve.health.first_token import FirstTokenOptions
 from serve.health.health import HealthOptions
 from serve.health.outliers import OutlierOptions
 from serve.openai_api.app import HttpOptions
+from serve.openai_api.body import BodyOptions
 from serve.openai_api.http_listener import HttpListenerOptions
+from serve.openai_api.http_protocol import ConnectionOptions
 from serve.routing.batcher import BatcherOptions
 from serve.routing.catalogue import Model
 from serve.routing.live import LiveOptions
@@ -76,7 +79,9 @@ PARTS = {
     "policies": Part(
         "The policies' parameters. Only the section of the one that `router.policy` names counts."
     ),
-    "listener": Part("Where the router listens.", (ListenerOptions,)),
+    "listener": Part(
+        "Where the router listens, and how many may stream.", (ListenerOptions, StreamOptions)
+    ),
     "encoder": Part(
         "How prompts become vectors. Changing it means starting anew: vectors don't mix.",
         (EncoderOptions,),
@@ -122,7 +127,9 @@ PARTS = {
         (
             DispatchersOptions,
             HttpListenerOptions,
+            ConnectionOptions,
             HttpOptions,
+            BodyOptions,
             DispatchOptions,
             RetryOptions,
             HedgeOptions,

@@ -30,7 +30,7 @@ from serve.encoders import EncoderOptions, identity, make_encoder
 from serve.routing.catalogue import CatalogueSource
 from streams.alarms import Board
 from streams.clock import process_clock
-from streams.feedback.ticket import Sealer
+from streams.feedback.ticket import Sealer, key_of
 from streams.log.contract import FEEDBACK, Log
 from streams.training.folder import Folder
 from streams.training.shards import Layout, Merger, SpentElsewhere, lay_out, start_of
@@ -106,6 +106,13 @@ def now_ms() -> int:
     return process_clock()
 
 
+def seed_of(seed: int | None, part: str) -> list[int] | None:
+    """The seed of this replica: repeatable, and another one than any other replica has."""
+    if seed is None:
+        return None
+    return [seed, key_of(part), int(ray_serve.get_replica_context().rank.rank)]
+
+
 class RouterDeployment:
     """One replica of the router."""
 
@@ -120,7 +127,7 @@ class RouterDeployment:
             site.store(),
             site.catalogue(),
             site.ticket_keys(),
-            options.seed,
+            seed_of(options.seed, "router"),
             now_ms,
         )
         await self._replica.start()

@@ -14,7 +14,15 @@ from dataclasses import dataclass, field, replace
 from ray import serve as ray_serve
 
 from learners.option import option
-from serve.deploy.deployment import COMMON, GRACE_S, DeploymentOptions, Site, now_ms, spread
+from serve.deploy.deployment import (
+    COMMON,
+    GRACE_S,
+    DeploymentOptions,
+    Site,
+    now_ms,
+    seed_of,
+    spread,
+)
 from serve.deploy.dispatch_replica import DispatchReplica, DispatchReplicaOptions
 from serve.deploy.replica import Replica
 
@@ -50,7 +58,7 @@ class DispatchDeployment:
             site.store(),
             site.catalogue(),
             site.ticket_keys(),
-            options.seed,
+            seed_of(options.seed, "dispatcher"),
             now_ms,
         )
         self._dispatch = DispatchReplica(replica, site.pools(), dispatchers.replica)

@@ -81,7 +81,7 @@ class DispatchReplica:
         if replica.vitals:
             replica.vitals.add(self._vitals.take)
         answer = self.dispatcher.answer
-        replica.servicers[DISPATCHER] = DispatcherServicer(answer, replica.now_ms)
+        replica.servicers[DISPATCHER] = DispatcherServicer(answer, replica.now_ms, replica.streams)
         app = make_app(
             answer,
             lambda: replica.view.current.catalogue,

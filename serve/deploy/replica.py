@@ -22,6 +22,7 @@ from serve.dispatch.retickets import REASONS
 from serve.encoders import EncoderOptions, identity, make_encoder
 from serve.grpc_api.listener import ROUTER, Listener, ListenerOptions
 from serve.grpc_api.servicer import RouterServicer, ServicerOptions
+from serve.grpc_api.streams import StreamOptions
 from serve.routing.catalogue import CatalogueSource
 from serve.routing.decider import Decider
 from serve.routing.live import LiveOptions, LiveView
@@ -84,7 +85,7 @@ class Replica:
         store: Store,
         source: CatalogueSource,
         ticket_keys: list[bytes],
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         """Load encoder and view. Raises EncoderUnavailable, OptionRefused, SnapshotForeign.
@@ -149,6 +150,11 @@ class Replica:
     def logs_decisions(self) -> bool:
         """Whether decisions go into the log."""
         return self._options.log_decisions
+
+    @property
+    def streams(self) -> StreamOptions:
+        """The limits of open streams, also those of other servicers."""
+        return self._options.servicer.streams
 
     @property
     def port(self) -> int:

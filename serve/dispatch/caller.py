@@ -122,9 +122,10 @@ class Caller:
     def _lease(self, request: AnswerState, place: Place, now_s: float) -> EndpointLease | None:
         """An endpoint of a pool: the session's, or another than the last one tried there."""
         prefer = avoid = ""
+        route = request.dispatch.route
         if here := [attempt.lease.address for attempt in request.own if attempt.place == place]:
             avoid = here[-1]
-        elif held := self._sessions.held(request.dispatch.route.session, self._now_ms()):
+        elif held := self._sessions.held(route.tenant, route.session, self._now_ms()):
             prefer = held.endpoint if held.pool == place.pool else ""
         tokens = request.call.prompt_tokens
         return self._health.pick(

@@ -152,7 +152,7 @@ class Dispatcher:
         self, models: Sequence[str], live: Live, dispatch: DispatchInput, decision: pb.Decision
     ) -> list[Place]:
         """Pools model by model: the session's, the decided one, then by rank."""
-        held = self._sessions.held(dispatch.route.session, self._now_ms())
+        held = self._sessions.held(dispatch.route.tenant, dispatch.route.session, self._now_ms())
         first = (held.pool if held else "", decision.pool)
         return [
             Place(model, pool)

@@ -154,7 +154,8 @@ class Race:
         self._caller.note_answer(request, attempt)
         if request.answer == 0:  # with fan-out, the conversation goes on with the decided model
             held = Held(*attempt.place, attempt.lease.address, self._now_ms())
-            self._sessions.hold(request.dispatch.route.session, held)
+            route = request.dispatch.route
+            self._sessions.hold(route.tenant, route.session, held)
         if isinstance(part, Usage):  # an answer without a word
             attempt.usage, part = part, Piece(delta={"content": ""}, finish_reason="stop")
         attempt.note(part)

@@ -20,6 +20,7 @@ from serve.dispatch.routing_text import routing_text
 from serve.errors import AttemptFailed, InvalidRequest
 from serve.grpc_api.grpc_status import status_of
 from serve.grpc_api.paced import PacedWriter
+from serve.grpc_api.streams import StreamOptions, Streams, abort
 from serve.proto.fairlead.v1 import dispatch_pb2 as pb
 from serve.proto.fairlead.v1 import dispatch_pb2_grpc, router_pb2
 from serve.routing.request import whole
@@ -39,8 +40,10 @@ class DispatcherServicer(dispatch_pb2_grpc.DispatcherServicer):
         self,
         answer: Callable[[DispatchInput], AsyncGenerator[Event, None]],
         now_ms: Callable[[], int],
+        streams: StreamOptions | None = None,
     ) -> None:
         self._answer, self._now_ms = answer, now_ms
+        self._streams = Streams(streams or StreamOptions())
 
     async def Dispatch(  # noqa: N802 - gRPC's name
         self,
@@ -57,16 +60,20 @@ class DispatcherServicer(dispatch_pb2_grpc.DispatcherServicer):
             left_s = context.time_remaining()
             if left_s is not None:
                 _limit_deadline(dispatch.route, self._now_ms() + int(left_s * 1000))
-            await PacedWriter(lambda event: context.write(write(event))).send(
-                self._answer(dispatch)
-            )
+            with self._streams.opened() as tenancy:
+                tenancy.belongs_to(dispatch.route.tenant)
+
+                async def written(event: Event) -> None:
+                    await self._streams.written(context.write(write(event)))
+
+                await PacedWriter(written).send(self._answer(dispatch))
         except Exception as error:
             code, message = status_of(error)
             if code is grpc.StatusCode.INTERNAL:
                 logger.error("a dispatch failed with an internal error", exc_info=error)
             # A client's own retries would multiply the attempts that have failed already.
             final = (NO_RETRY,) if isinstance(error, AttemptFailed) else ()
-            await context.abort(code, message, trailing_metadata=final)
+            await abort(context, code, message, final)
 
 
 def read_dispatch(request: pb.DispatchRequest) -> DispatchInput:

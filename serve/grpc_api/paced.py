@@ -67,7 +67,12 @@ class PacedWriter:
 
     def _flush_later(self) -> None:
         self._timer = None
-        self._later = asyncio.get_running_loop().create_task(self._flush())
+        if self._later is None or self._later.done():  # else it writes what waits by now, too
+            self._later = asyncio.get_running_loop().create_task(self._flush_all())
+
+    async def _flush_all(self) -> None:
+        while self._waiting:
+            await self._flush()
 
     async def _flush(self) -> None:
         """Write what waits."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,8 +19,10 @@ import grpc
 from serve.encoders import Encoder
 from serve.errors import DeadlinePassed, InvalidRequest, NotServing, QueueFull
 from serve.grpc_api.grpc_status import status_of
+from serve.grpc_api.streams import StreamOptions, Streams, Tenancy, abort
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.proto.fairlead.v1 import router_pb2_grpc
+from serve.routing.admission import Admission, AdmissionOptions
 from serve.routing.batcher import Batcher, BatcherOptions
 from serve.routing.decider import Decider
 from serve.routing.live import LiveView
@@ -44,7 +47,9 @@ class ServicerOptions:
 
     preference: PreferenceDefaults = PreferenceDefaults()
     batcher: BatcherOptions = BatcherOptions()
+    admission: AdmissionOptions = AdmissionOptions()
     stream_ongoing_max: int = 256  # requests of one stream being scored; then it is not read
+    streams: StreamOptions = StreamOptions()
 
 
 @dataclass(slots=True)
@@ -80,6 +85,8 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         self._policies, self._options, self._now_ms = policies, options, now_ms
         self._encoding = 0  # texts being encoded in threads
         self._batcher: Batcher[RouteInput, pb.Decision] = Batcher(self._score, options.batcher)
+        self._admission = Admission(options.admission)
+        self._streams = Streams(options.streams)
         self.counts = ServicerCounts()
         self.draining = False
 
@@ -93,17 +100,35 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         return decided.replies
 
     async def decide(self, request: pb.RouteRequest, *, measured: bool = False) -> pb.Decision:
-        """One request's decision. Raises what `status_of` maps.
+        """One request's decision, whatever else is under way. Raises what `status_of` maps.
 
         `measured`: who asks makes the call, too, and reports what it took.
         """
+        asked = self._read(request)
+        return await self._scored(replace(asked, measured=True) if measured else asked)
+
+    def _read(self, request: pb.RouteRequest) -> RouteInput:
         if self.draining:
             raise NotServing("this replica is shutting down; another one serves the same address")
-        asked = read_request(whole(request), self._options.preference)
-        asked = replace(asked, measured=True) if measured else asked
+        return read_request(whole(request), self._options.preference)
+
+    async def _scored(self, asked: RouteInput) -> pb.Decision:
         if self._encoder.blocking and asked.text is not None:
             asked = await self._encoded_elsewhere(asked)
         return await self._batcher.submit(asked)
+
+    async def _admitted(self, request: pb.RouteRequest, context: Context[Any, Any]) -> pb.Decision:
+        """One call's decision, unless more are under way than can be answered in time."""
+        left_s = _time_left(context)
+        asked = _within(self._read(request), left_s, self._now_ms())
+        now_s = time.monotonic
+        began_s = now_s()
+        self._admission.enter(asked.tenant, asked.criticality, left_s, began_s)
+        try:
+            return await self._scored(asked)
+        finally:
+            ended_s = now_s()
+            self._admission.leave(asked.tenant, ended_s - began_s, ended_s)
 
     async def _encoded_elsewhere(self, asked: RouteInput) -> RouteInput:
         """Encode a text in a thread, because this encoder would hold up the event loop."""
@@ -145,8 +170,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
     async def Route(self, request: pb.RouteRequest, context: Context[Any, Any]) -> pb.Decision:
         """One request, one decision."""
         try:
-            _check_time_left(context)
-            decision = await self.decide(request)
+            decision = await self._admitted(request, context)
         except Exception as error:  # noqa: BLE001 - becomes a status
             await context.abort(*self._refuse(error))
         self.counts.decisions += 1
@@ -158,7 +182,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         """Many requests, scored together; each bad one fails alone."""
         try:
             _check_count("requests", len(whole(request).requests))
-            _check_time_left(context)
+            _time_left(context)
         except Exception as error:  # noqa: BLE001 - becomes a status
             await context.abort(*self._refuse(error))
         return pb.RouteBatchReply(
@@ -167,8 +191,17 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
 
     async def RouteStream(
         self, requests: AsyncIterator[pb.RouteRequest], context: Context[Any, Any]
-    ) -> AsyncIterator[pb.RouteReply]:
+    ) -> None:
         """Requests in, replies out as they are ready; reading pauses when too many are ongoing."""
+        try:
+            with self._streams.opened() as tenancy:
+                await self._answer_stream(self._streams.reading(requests), context, tenancy)
+        except Exception as error:  # noqa: BLE001 - becomes a status
+            await abort(context, *self._refuse(error))
+
+    async def _answer_stream(
+        self, requests: AsyncIterator[pb.RouteRequest], context: Context[Any, Any], tenancy: Tenancy
+    ) -> None:
         done: asyncio.Queue[pb.RouteReply | None] = asyncio.Queue()
         room = asyncio.Semaphore(self._options.stream_ongoing_max)
 
@@ -179,6 +212,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
             try:
                 async with asyncio.TaskGroup() as ongoing:
                     async for request in requests:
+                        tenancy.belongs_to(getattr(request, "tenant", ""))
                         await room.acquire()
                         ongoing.create_task(answer(request))
             finally:
@@ -187,11 +221,11 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         reading = asyncio.create_task(read())
         try:
             while (reply := await done.get()) is not None:
-                yield reply
+                await self._streams.written(context.write(reply))
                 room.release()
             await reading
-        except Exception as error:  # noqa: BLE001 - becomes a status
-            await context.abort(*self._refuse(error))
+        except ExceptionGroup as group:  # a task group's, of the one error that ended reading
+            raise group.exceptions[0] from group
         finally:
             reading.cancel()
 
@@ -257,7 +291,18 @@ def _check_count(field: str, n: int) -> None:
         raise InvalidRequest(field, f"{n} long", f"1 to {BATCH_MAX:,} long")
 
 
-def _check_time_left(context: Context[Any, Any]) -> None:
+def _time_left(context: Context[Any, Any]) -> float:
+    """Seconds to the caller's deadline. Raises DeadlinePassed."""
     left_s: float | None = context.time_remaining()
     if left_s is not None and left_s <= 0:
         raise DeadlinePassed("the gRPC deadline had passed before the request was scored")
+    return math.inf if left_s is None else left_s
+
+
+def _within(asked: RouteInput, left_s: float, now_ms: int) -> RouteInput:
+    """With gRPC's deadline where that is the sooner one: when it has passed, nothing is scored."""
+    own_ms = asked.deadline_unix_ms
+    deadline_ms = now_ms + left_s * 1000.0
+    if deadline_ms >= (math.inf if own_ms is None else own_ms):
+        return asked
+    return replace(asked, deadline_unix_ms=int(deadline_ms))

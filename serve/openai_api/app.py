@@ -26,7 +26,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from learners.option import option
 from serve.errors import ServeError, UnknownModel
-from serve.openai_api.chat import JSON, Answers, ChatCompletions, ClientGone, Reply, read_content
+from serve.openai_api.body import Bodies, BodyOptions, ClientGone
+from serve.openai_api.chat import JSON, Answers, ChatCompletions, Reply
 from serve.openai_api.errors import error_body, response_of
 from serve.openai_api.request import AUTO, read_feedback
 from serve.proto.fairlead.v1 import router_pb2 as pb
@@ -40,8 +41,7 @@ SendFeedback = Callable[[pb.FeedbackRequest], Awaitable[pb.FeedbackReply]]
 class HttpOptions:
     """What is taken, from whom."""
 
-    # A context of a million tokens at four bytes each; pictures in a message come near it, too.
-    body_bytes_max: int = 4 * 1024 * 1024
+    body: BodyOptions = BodyOptions()
     api_keys: tuple[str, ...] = option(
         (), "HTTP callers must show one of these; empty: none is asked for.", secret=True
     )
@@ -55,11 +55,11 @@ def make_app(
     now_s: Callable[[], float] = time.time,
 ) -> Starlette:
     """The app. `answer` and `send_feedback` may raise whatever `serve.meanings` knows."""
-    bytes_max = options.body_bytes_max
+    bodies = Bodies(options.body)
 
     async def feedback(request: Request) -> Response:
-        content = await read_content(request.receive, bytes_max)
-        reply = await send_feedback(read_feedback(content))
+        outcomes = await bodies.read(request.scope, request.receive, read_feedback)
+        reply = await send_feedback(outcomes)
         return _json({"accepted": reply.accepted})
 
     async def list_models(_: Request) -> Response:
@@ -79,7 +79,7 @@ def make_app(
         routes=[
             Route(
                 "/v1/chat/completions",
-                ChatCompletions(answer, models, bytes_max, now_s),
+                ChatCompletions(answer, models, bodies, now_s),
                 methods=["POST"],
             ),
             Route("/v1/feedback", feedback, methods=["POST"]),
@@ -110,7 +110,7 @@ class KeyRequired:
         if scope["path"] == "/health" or self._known(dict(scope["headers"])):
             await self._app(scope, receive, send)
         else:
-            header = {"www-authenticate": "Bearer"}
+            header = {"www-authenticate": "Bearer", "connection": "close"}  # its body is not read
             await Reply(send).fail(HTTPException(401, "no valid API key was shown", header))
 
     def _known(self, headers: Mapping[bytes, bytes]) -> bool:

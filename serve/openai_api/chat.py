@@ -16,11 +16,11 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing
 
-from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from serve.dispatch.answers import DispatchInput, Event, Routed
 from serve.errors import NotServing
+from serve.openai_api.body import Bodies, ClientGone
 from serve.openai_api.errors import error_body, response_of
 from serve.openai_api.reply import StreamWriter, WholeWriter, headers_of
 from serve.openai_api.request import Chat, read_chat
@@ -38,10 +38,6 @@ EVENTS = {
 }
 
 
-class ClientGone(Exception):
-    """Nobody is there to be answered."""
-
-
 class ChatCompletions:
     """The ASGI app of one path."""
 
@@ -49,17 +45,18 @@ class ChatCompletions:
         self,
         answer: Answers,
         models: Callable[[], Catalogue],
-        bytes_max: int,
+        bodies: Bodies,
         now_s: Callable[[], float],
     ) -> None:
         self._answer, self._models = answer, models
-        self._bytes_max, self._now_s = bytes_max, now_s
+        self._bodies, self._now_s = bodies, now_s
 
-    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one call."""
         reply = Reply(send)
         try:
-            chat = read_chat(await read_content(receive, self._bytes_max), self._models())
+            models = self._models()
+            chat = await self._bodies.read(scope, receive, lambda body: read_chat(body, models))
             await _while_there(receive, self._write(chat, reply))
         except ClientGone:
             pass
@@ -163,22 +160,6 @@ class Reply:
         else:
             status, _, headers = response_of(error)
             await self.whole(status, {**JSON, **headers}, error_body(error))
-
-
-async def read_content(receive: Receive, bytes_max: int) -> bytes:
-    """A request's whole body. Raises HTTPException (413) and ClientGone."""
-    content = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        content += message.get("body", b"")
-        if len(content) > bytes_max:
-            raise HTTPException(
-                413, f"the body is longer than {bytes_max} bytes, which is the limit"
-            )
-        if not message.get("more_body", False):
-            return bytes(content)
 
 
 def _log_bug(error: Exception) -> None:

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 
 from learners.option import option, same_as
 from serve.addresses import resolved
+from serve.openai_api.http_protocol import ConnectionOptions, bounded
 
 FAREWELL_S = 1.0  # for telling the clients of answers that are cut off
 
@@ -39,6 +40,7 @@ class HttpListenerOptions:
     # close: a server that closes first now and then meets a request already on its way.
     keep_alive_s: int = 75
     backlog: int = 2048  # connections waiting to be accepted
+    connection: ConnectionOptions = ConnectionOptions()
 
 
 class _Server(uvicorn.Server):
@@ -83,7 +85,7 @@ class HttpListener:
     def _config(self) -> uvicorn.Config:
         return uvicorn.Config(
             self._app,
-            http="httptools",
+            http=bounded(self._options.connection),
             ws="none",
             lifespan="off",
             log_config=None,

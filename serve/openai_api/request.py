@@ -26,7 +26,7 @@ from serve.errors import InvalidRequest, UnknownModel
 from serve.openai_api.json_body import read_body
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.catalogue import Catalogue
-from serve.routing.request import TENANT_BYTES_MAX, RouteFields
+from serve.routing.request import BATCH_MAX, TENANT_BYTES_MAX, RouteFields
 from serve.routing.request import Preference as SaidPreference
 from streams.feedback.feedback import OUTPUT_TOKENS_MAX
 
@@ -113,7 +113,7 @@ class Outcome(Struct, forbid_unknown_fields=True):
 class Outcomes(Struct, forbid_unknown_fields=True):
     """Several of them."""
 
-    outcomes: list[Outcome]
+    outcomes: Annotated[list[Outcome], Meta(max_length=BATCH_MAX)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -63,7 +63,7 @@ class Batcher(Generic[Item, Result]):
         """`score` returns a result or an exception per item, in order, and does not block."""
         self._score, self._options = score, options
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
-        self._scheduled = False
+        self._timer: asyncio.Handle | None = None  # of the next scoring
         self._window_ends_s = 0.0  # monotonic time
 
     def submit(self, item: Item) -> asyncio.Future[Result]:
@@ -79,17 +79,19 @@ class Batcher(Generic[Item, Result]):
             self._settle([(item, future)])
             return future
         self._waiting.append((item, future))
-        if not self._scheduled:
+        if self._timer is None or len(self._waiting) == self._options.batch_max:
             self._schedule(loop)
         return future
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._scheduled = True
+        """Score when the window ends, or at once where a whole batch waits."""
+        if self._timer is not None:
+            self._timer.cancel()
         left_s = self._window_ends_s - time.monotonic()
-        if left_s <= 0.0:
-            loop.call_soon(self._flush)
+        if left_s <= 0.0 or len(self._waiting) >= self._options.batch_max:
+            self._timer = loop.call_soon(self._flush)
         else:
-            loop.call_later(left_s, self._flush)
+            self._timer = loop.call_later(left_s, self._flush)
 
     def _flush(self) -> None:
         """Score one batch, then let the event loop read what has arrived meanwhile."""
@@ -105,7 +107,7 @@ class Batcher(Generic[Item, Result]):
         took_s = time.monotonic() - began_s
         window_s = min(took_s * self._options.window_scorings, WINDOW_S_MAX)
         self._window_ends_s = began_s + took_s + window_s
-        self._scheduled = False
+        self._timer = None
         if self._waiting:
             self._schedule(loop)
 

@@ -164,7 +164,7 @@ class Decider:
         """What leaving the model that holds its session costs each request, (n, k)."""
         column_of, switch_ms = live.catalogue.column_of, None
         for i, one in enumerate(asked):
-            held = self._sessions.held(one.session, now_ms) if one.session else None
+            held = self._sessions.held(one.tenant, one.session, now_ms) if one.session else None
             if held is not None and held.model in column_of:
                 if switch_ms is None:
                     switch_ms = np.zeros((len(asked), len(live.catalogue)))
@@ -180,10 +180,10 @@ class Decider:
             if one.session and choices.fits[i] and not choices.shed[i]:
                 model = live.catalogue.names[choices.chosen[i]]
                 pool = live.pool_names[choices.pool[i]]
-                held = self._sessions.held(one.session, now_ms)
+                held = self._sessions.held(one.tenant, one.session, now_ms)
                 if held is None or held.model != model:
                     held = Held(model, pool, "", now_ms)
-                self._sessions.hold(one.session, held._replace(at_ms=now_ms))
+                self._sessions.hold(one.tenant, one.session, held._replace(at_ms=now_ms))
 
     def _log(
         self,

@@ -18,6 +18,7 @@ from serve.routing.request import WEIGHTS, RouteInput
 from serve.routing.router import Choices, Verdict
 from streams.feedback.ticket import Ticket, key_of
 
+REASONS_MAX = 20  # models of which a refusal says why
 REASONS = {
     Verdict.NOT_ALLOWED: "not allowed by the request",
     Verdict.TOO_DEAR: "predicted cost above the request's limit",
@@ -103,11 +104,13 @@ def no_model_fits(one: RouteInput, row: int, choices: Choices, live: Live) -> No
         ),
         Verdict.NO_REPLICA: lambda j: "none of its pools has a replica now",
     }
-    reasons = [
-        f"{name}: {why[Verdict(int(choices.verdict[row, j]))](j)}"
-        for j, name in enumerate(live.catalogue.names)
-    ]
-    return NoModelFits("no model fits the request. " + "; ".join(reasons[:20]))
+    verdicts = [Verdict(int(verdict)) for verdict in choices.verdict[row]]
+    # Those that the request allows first: that others are not allowed, its sender knows.
+    telling = sorted(range(len(verdicts)), key=lambda j: verdicts[j] is Verdict.NOT_ALLOWED)
+    reasons = [f"{live.catalogue.names[j]}: {why[verdicts[j]](j)}" for j in telling[:REASONS_MAX]]
+    if len(telling) > REASONS_MAX:
+        reasons.append(f"and {len(telling) - REASONS_MAX} more models")
+    return NoModelFits("no model fits the request. " + "; ".join(reasons))
 
 
 def write_explanation(ticket: Ticket, live: Live, policies: Sequence[str]) -> pb.Explanation:

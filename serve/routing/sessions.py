@@ -55,24 +55,24 @@ class Sessions:
 
     def __init__(self, options: SessionOptions) -> None:
         self.options = options
-        self._held: OrderedDict[str, Held] = OrderedDict()  # the longest unused first
+        self._held: OrderedDict[tuple[str, str], Held] = OrderedDict()  # the longest unused first
 
     def __len__(self) -> int:
         return len(self._held)
 
-    def held(self, session: str, now_ms: int) -> Held | None:
-        """Where a session is; None for a new one, or one that was silent for too long."""
-        held = self._held.get(session) if session else None
+    def held(self, tenant: str, session: str, now_ms: int) -> Held | None:
+        """Where a tenant's session is; None for a new one, or one that was silent for too long."""
+        held = self._held.get((tenant, session)) if session else None
         if held is None or now_ms - held.at_ms > self.options.kept_s * 1000:
             return None
         return held
 
-    def hold(self, session: str, held: Held) -> None:
+    def hold(self, tenant: str, session: str, held: Held) -> None:
         """Note where a session's answer comes from."""
         if not session:
             return
-        self._held[session] = held
-        self._held.move_to_end(session)
+        self._held[tenant, session] = held
+        self._held.move_to_end((tenant, session))
         if len(self._held) > self.options.sessions_max:
             self._held.popitem(last=False)
 

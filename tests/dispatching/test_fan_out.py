@@ -167,7 +167,7 @@ def test_a_reader_who_is_cancelled_ends_all_answers(at_s):
 def test_a_conversation_stays_with_the_decided_model_whoever_was_asked_beside_it():
     with bench({"large": answers(1), "medium": answers(1, delays_s={0: 1.0})}) as up:
         up.get(fan_out=2, session="s", allowed_models=["large", "medium"])
-        assert up.sessions.held("s", up.now_ms()).model == "large"
+        assert up.sessions.held("", "s", up.now_ms()).model == "large"
 
 
 @pytest.mark.parametrize("n", [0, 9, -1])

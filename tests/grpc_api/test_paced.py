@@ -202,3 +202,25 @@ def test_the_events_are_closed_when_writing_ends_early(cancelled):
 
     with virtual_loop() as loop:
         loop.run_until_complete(scene())
+
+
+def test_no_task_is_left_when_a_caller_leaves_while_writes_are_slow():
+    """
+    Pieces that come while a late write is stuck are written by the same task, which is cancelled.
+    """
+    left: list[int] = []
+
+    async def work() -> None:
+        async def write(_: Event) -> None:
+            await asyncio.sleep(0.0 if asyncio.get_running_loop().time() < PACE_S / 2 else 1000.0)
+
+        pieces = played([(0.0, word("a"))] + [(2 * PACE_S / 3, word("b"))] * 20)
+        writing = asyncio.create_task(PacedWriter(write).send(pieces))
+        await asyncio.sleep(9 * PACE_S)
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+        left.append(len(asyncio.all_tasks()) - 1)
+
+    with virtual_loop() as loop:
+        loop.run_until_complete(work())
+    assert left == [0]

@@ -301,7 +301,10 @@ def test_stream_that_breaks_off_ends_with_a_status(shared, caplog):
     statuses = []
 
     class Call:
-        async def abort(self, code: grpc.StatusCode, details: str) -> None:
+        async def write(self, reply: pb.RouteReply) -> None:
+            pass
+
+        async def abort(self, code: grpc.StatusCode, details: str, trailing: tuple) -> None:
             statuses.append(code)
             raise ValueError(details)
 
@@ -309,11 +312,8 @@ def test_stream_that_breaks_off_ends_with_a_status(shared, caplog):
         yield pb.RouteRequest(request_id="r1", embedding_f32=embedding())
         raise RuntimeError("the transport broke")
 
-    async def stream() -> list[pb.RouteReply]:
-        return [reply async for reply in shared.replica.servicer.RouteStream(breaking(), Call())]
-
     with pytest.raises(ValueError, match="internal error"):
-        shared.run(stream())
+        shared.run(shared.replica.servicer.RouteStream(breaking(), Call()))
 
     assert statuses == [grpc.StatusCode.INTERNAL]
     assert "internal error" in caplog.text

@@ -45,6 +45,7 @@ from serve.errors import (
     UnknownModel,
 )  # fmt: skip
 from serve.openai_api.app import HttpOptions
+from serve.openai_api.body import BodyOptions
 from streams.errors import LogUnavailable
 
 ASKED = [{"role": "user", "content": "Say hello."}]
@@ -626,7 +627,7 @@ def test_body_that_is_too_long_is_refused_unread(path, chunked):
     """
     Whether or not its length was announced. The connection is still good.
     """
-    with api(HttpOptions(body_bytes_max=1000)) as up, httpx2.Client() as http:
+    with api(HttpOptions(body=BodyOptions(bytes_max=1000))) as up, httpx2.Client() as http:
         content = b"x" * 5000
         got = http.post(f"{up.root}/v1/{path}", content=iter([content] * 3) if chunked else content)
         assert got.status_code == 413

@@ -60,6 +60,26 @@ def ray_cluster() -> Iterator[None]:
     until(lambda: children() <= before, "Ray's processes to end")
 
 
+# Ray Serve's own, for calls between deployments, is at all addresses whatever is set (2.60); it asks
+# for Ray's token.
+EVERYWHERE = "ray::ServeReplica"
+
+
+def test_ray_listens_on_the_loopback_alone():
+    """
+    Its gcs, raylet, agents and workers: whoever reaches them may run code.
+    """
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            listening = process.net_connections("tcp")
+            found += [(process.name(), at.laddr.ip) for at in listening if at.status == "LISTEN"]
+    ours = {(name, ip) for name, ip in found if not EVERYWHERE.startswith(name)}
+
+    assert {"gcs_server", "raylet"} <= {name for name, _ in ours}
+    assert {ip.removeprefix("::ffff:") for _, ip in ours} == {"127.0.0.1"}
+
+
 class Following:
     """`PoolClients` on an event loop of their own."""
 

@@ -843,3 +843,18 @@ def learning(tmp_path_factory) -> Iterator[Router]:
     """A router of its own for tests that teach it."""
     with router(tmp_path_factory.mktemp("learning")) as running:
         yield running
+
+
+def test_what_is_allowed_says_why_it_does_not_fit_whatever_else_is_denied(tmp_path):
+    """
+    The names of a large catalogue don't crowd out the one reason that helps.
+    """
+    many = [Model(name=f"m{i:03}", quality=0.5) for i in range(200)]
+    wanted = Model(name="wanted", quality=0.9, latency_ms=5000.0)
+    with (
+        router(tmp_path, models=catalogue([*many, wanted])) as up,
+        pytest.raises(grpc.RpcError) as refused,
+    ):
+        up.route(allowed_models=["wanted"], latency_ms_max=10.0)
+    assert "wanted: predicted latency" in refused.value.details()
+    assert "and 181 more models" in refused.value.details()

@@ -318,3 +318,37 @@ def test_without_rests_every_request_is_scored_as_soon_as_the_loop_comes_to_it()
     asyncio.run(scene())
 
     assert order == ["scored", "answered"] * 20
+
+
+@pytest.mark.parametrize("n", [100, 300, 1000])
+def test_a_large_batch_does_not_wait_between_its_own_parts(n):
+    """
+    A window collects what makes a batch; where one is full, there is nothing to collect.
+    """
+    loop = VirtualLoop()
+    bench = Bench(loop, batch_max=100)
+
+    async def all_at_once() -> None:
+        await asyncio.gather(*(bench.batcher.submit(i) for i in range(n)))
+
+    try:
+        loop.run_until_complete(all_at_once())
+        assert [len(batch) for batch in bench.batches] == [100] * (n // 100)
+        assert loop.now_s - 1000.0 == pytest.approx(n // 100 * bench.took_s)
+    finally:
+        loop.close()
+
+
+def test_a_part_that_fills_no_batch_waits_one_window():
+    loop = VirtualLoop()
+    bench = Bench(loop, batch_max=100)
+
+    async def all_at_once() -> None:
+        await asyncio.gather(*(bench.batcher.submit(i) for i in range(150)))
+
+    try:
+        loop.run_until_complete(all_at_once())
+        assert [len(batch) for batch in bench.batches] == [100, 50]
+        assert loop.now_s - 1000.0 == pytest.approx(bench.took_s * (2 + RESTS))
+    finally:
+        loop.close()

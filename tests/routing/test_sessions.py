@@ -27,11 +27,11 @@ def held(model: str = "large", at_ms: int = NOON_MS, endpoint: str = "e") -> Hel
 
 def test_a_session_is_kept_for_as_long_as_a_cache_is_believed_in():
     sessions = Sessions(OPTIONS)
-    sessions.hold("s", held())
+    sessions.hold("", "s", held())
 
-    assert sessions.held("s", NOON_MS + 600_000) == held()
-    assert sessions.held("s", NOON_MS + 600_001) is None
-    assert sessions.held("other", NOON_MS) is None
+    assert sessions.held("", "s", NOON_MS + 600_000) == held()
+    assert sessions.held("", "s", NOON_MS + 600_001) is None
+    assert sessions.held("", "other", NOON_MS) is None
 
 
 def test_no_session_is_none():
@@ -39,19 +39,19 @@ def test_no_session_is_none():
     Requests without a session share nothing.
     """
     sessions = Sessions(OPTIONS)
-    sessions.hold("", held())
+    sessions.hold("", "", held())
 
     assert len(sessions) == 0
-    assert sessions.held("", NOON_MS) is None
+    assert sessions.held("", "", NOON_MS) is None
 
 
 def test_the_longest_unused_is_forgotten_first():
     sessions = Sessions(OPTIONS)
     for name in ("a", "b", "c", "a", "d"):
-        sessions.hold(name, held())
+        sessions.hold("", name, held())
 
     assert len(sessions) == 3
-    assert [bool(sessions.held(name, NOON_MS)) for name in "abcd"] == [True, False, True, True]
+    assert [bool(sessions.held("", name, NOON_MS)) for name in "abcd"] == [True, False, True, True]
 
 
 @lightly
@@ -59,13 +59,13 @@ def test_the_longest_unused_is_forgotten_first():
 def test_memory_never_exceeds_its_bound_and_has_the_latest(steps):
     sessions, latest = Sessions(OPTIONS), {}
     for name, model in steps:
-        sessions.hold(f"s{name}", held(f"m{model}"))
+        sessions.hold("", f"s{name}", held(f"m{model}"))
         latest.pop(f"s{name}", None)
         latest[f"s{name}"] = f"m{model}"
         newest = list(latest)[-3:]
         assert len(sessions) == len(newest)
         for known, expected in latest.items():
-            found = sessions.held(known, NOON_MS)
+            found = sessions.held("", known, NOON_MS)
             assert (found.model if found else None) == (expected if known in newest else None)
 
 
@@ -124,7 +124,7 @@ def test_a_session_is_held_by_who_answered_not_by_who_was_decided():
     ) as up:
         up.get(session="s", allowed_models=["large", "small"], prompt_tokens=10_000)
 
-        assert up.sessions.held("s", up.now_ms())[:3] == ("small", "small", "small:1")
+        assert up.sessions.held("", "s", up.now_ms())[:3] == ("small", "small", "small:1")
 
 
 def test_a_silent_session_and_other_sessions_cost_nothing_to_move():
@@ -140,7 +140,7 @@ def test_a_silent_session_and_other_sessions_cost_nothing_to_move():
 
 def test_a_session_of_a_model_that_has_left_is_a_new_one():
     with bench({"large": answers(1), "small": answers(1)}, models=catalogue(NEAR)) as up:
-        up.sessions.hold("s", held("gone", up.now_ms()))
+        up.sessions.hold("", "s", held("gone", up.now_ms()))
 
         decision = up.get(session="s", prompt_tokens=10_000).routed.decision
         assert {c.latency_ms.mean for c in [decision, *decision.fallbacks]} == {
@@ -157,7 +157,7 @@ def test_a_session_goes_back_to_its_endpoint():
     """
     ends = [FakeEndpoint(name, answers(1)) for name in "abc"]
     with bench({"large": ends}) as up:
-        up.sessions.hold("s", Held("large", "large", "c", up.now_ms()))
+        up.sessions.hold("", "s", Held("large", "large", "c", up.now_ms()))
         found = [up.get(session="s").routed.endpoint for _ in range(3)]
 
         assert found == ["c", "c", "c"]
@@ -170,7 +170,7 @@ def test_a_session_goes_back_to_its_pool_which_is_a_reroute():
     """
     models = catalogue(SIZES, [Pool(name="east", model="large"), Pool(name="west", model="large")])
     with bench({"east": answers(1), "west": answers(1)}, models=models) as up:
-        up.sessions.hold("s", Held("large", "west", "west:1", up.now_ms()))
+        up.sessions.hold("", "s", Held("large", "west", "west:1", up.now_ms()))
         got = up.get(session="s")
 
         assert got.story == [("west", "reroute", "answered")]
@@ -180,14 +180,27 @@ def test_a_session_goes_back_to_its_pool_which_is_a_reroute():
 def test_an_endpoint_that_failed_is_not_preferred_again():
     ends = [FakeEndpoint("a", answers(1)), FakeEndpoint("b", Script(fails=failed()))]
     with bench({"large": ends}) as up:
-        up.sessions.hold("s", Held("large", "large", "b", up.now_ms()))
+        up.sessions.hold("", "s", Held("large", "large", "b", up.now_ms()))
         got = up.get(session="s")
 
         assert [a.endpoint for a in got.ended.attempts] == ["b", "a"]
-        assert up.sessions.held("s", up.now_ms()).endpoint == "a"
+        assert up.sessions.held("", "s", up.now_ms()).endpoint == "a"
 
 
 def test_an_endpoint_that_is_gone_is_not_missed():
     with bench({"large": [FakeEndpoint("a", answers(1))]}) as up:
-        up.sessions.hold("s", Held("large", "large", "gone", up.now_ms()))
+        up.sessions.hold("", "s", Held("large", "large", "gone", up.now_ms()))
         assert up.get(session="s").routed.endpoint == "a"
+
+
+def test_a_session_is_its_tenants():
+    """
+    Two tenants that name theirs alike don't meet, and neither learns where the other's is.
+    """
+    sessions = Sessions(OPTIONS)
+    sessions.hold("a", "s", held("m1"))
+    sessions.hold("b", "s", held("m2"))
+
+    assert sessions.held("a", "s", NOON_MS).model == "m1"
+    assert sessions.held("b", "s", NOON_MS).model == "m2"
+    assert sessions.held("c", "s", NOON_MS) is None

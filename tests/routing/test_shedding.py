@@ -163,8 +163,8 @@ def test_a_shed_request_holds_no_session():
         sessions=sessions,
     )
 
-    assert sessions.held("shed", NOON_MS) is None
-    assert sessions.held("kept", NOON_MS) is not None
+    assert sessions.held("", "shed", NOON_MS) is None
+    assert sessions.held("", "kept", NOON_MS) is not None
 
 
 def test_a_decision_says_what_energy_it_takes_and_which_pool_of_each_model():

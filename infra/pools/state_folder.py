@@ -1,0 +1,41 @@
+"""The state folder, checked before anything is started: private, writable, not full.
+
+Without the check a router starts on a folder that it can't write, says that it is up, and learns
+nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+from infra.errors import StateUnwritable
+
+FREE_BYTES_MIN = 64 * 1024 * 1024  # a snapshot of 100,000 rows, and a minute of the log
+OWNER_ALONE = 0o700
+
+
+def prepare(folder: Path) -> None:
+    """Make the folder, or make it private; try to write. Raises StateUnwritable."""
+    try:
+        folder.mkdir(mode=OWNER_ALONE, parents=True, exist_ok=True)
+        folder.chmod(OWNER_ALONE)
+        _write(folder / f".writable-{secrets.token_hex(8)}")
+        free_bytes = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise StateUnwritable(str(folder), error.strerror or str(error)) from error
+    if free_bytes < FREE_BYTES_MIN:
+        problem = f"only {free_bytes:,} bytes are free, and {FREE_BYTES_MIN:,} are needed"
+        raise StateUnwritable(str(folder), problem)
+
+
+def _write(path: Path) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        os.write(descriptor, b"\0" * 4096)
+        os.fsync(descriptor)  # a full disk may say so only here
+    finally:
+        os.close(descriptor)
+        path.unlink()

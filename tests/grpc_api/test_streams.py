@@ -1,0 +1,148 @@
+"""Open streams are bounded in number and time: idle ones, unread ones, those of one tenant."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+import pytest
+from router_bench import PATIENCE_S, Router, embedding, router
+from waiting import until
+
+from serve.errors import NotServing
+from serve.grpc_api.listener import ROUTER, Listener, ListenerOptions
+from serve.grpc_api.servicer import RouterServicer
+from serve.grpc_api.streams import StreamOptions, Streams, abort
+from serve.proto.fairlead.v1 import router_pb2 as pb
+from serve.proto.fairlead.v1 import router_pb2_grpc
+
+
+class Open:
+    """One stream, asked on by hand."""
+
+    def __init__(self, up: Router) -> None:
+        self._asked: queue.Queue = queue.Queue()
+        self.replies = up.stub.RouteStream(iter(self._asked.get, None), timeout=PATIENCE_S)
+
+    def ask(self, tenant: str = "") -> None:
+        self._asked.put(pb.RouteRequest(embedding_f32=embedding(), tenant=tenant))
+
+    def end(self) -> None:
+        self._asked.put(None)
+
+    def ended_with(self) -> grpc.StatusCode:
+        with pytest.raises(grpc.RpcError) as ended:
+            list(self.replies)
+        self.end()
+        return ended.value.code()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory) -> Iterator[Router]:
+    with router(tmp_path_factory.mktemp("router")) as up:
+        yield up
+
+
+@contextmanager
+def limited(up: Router, **limits: float) -> Iterator[Streams]:
+    streams = up.replica.servicer._streams = Streams(StreamOptions(**limits))
+    yield streams
+
+
+@pytest.mark.parametrize("n_asked", [0, 1])
+def test_idle_stream_is_ended(shared, n_asked):
+    with limited(shared, idle_s_max=0.2) as streams:
+        stream = Open(shared)
+        for _ in range(n_asked):
+            stream.ask()
+
+        assert stream.ended_with() is grpc.StatusCode.UNAVAILABLE
+        assert "open another one" in stream.replies.details()
+        assert streams._open == 0
+
+
+def test_stream_in_use_is_not_ended(shared):
+    """
+    The limit is on a pause, not on a stream.
+    """
+    with limited(shared, idle_s_max=1.0):
+        stream = Open(shared)
+        for _ in range(4):
+            threading.Event().wait(0.4)
+            stream.ask()
+            assert next(stream.replies).decision.model
+        stream.end()
+        assert list(stream.replies) == []
+
+
+class Flood(RouterServicer):
+    """Writes more than any window holds, as a long answer does."""
+
+    def __init__(self) -> None:
+        self._streams = Streams(StreamOptions(stalled_s_max=0.3))
+        self.ended, self.why = asyncio.Event(), ""
+
+    async def RouteStream(self, requests: object, context: grpc.aio.ServicerContext) -> None:
+        reply = pb.RouteReply(request_id="x" * 100_000)
+        try:
+            with self._streams.opened():
+                while True:
+                    await self._streams.written(context.write(reply))
+        except NotServing as error:
+            self.ended.set()
+            self.why = str(error)
+            await abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
+
+
+def test_reader_that_stalls_is_ended():
+    """
+    Its place is free again, though the connection lives and answers pings.
+    """
+
+    async def work() -> None:
+        flood = Flood()
+        listener = Listener({ROUTER: flood}, ListenerOptions(port=0, grace_s=0.1))
+        await listener.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{listener.port}") as channel:
+            call = router_pb2_grpc.RouterStub(channel).RouteStream()
+            await call.write(pb.RouteRequest())
+            await asyncio.wait_for(flood.ended.wait(), PATIENCE_S)
+            assert flood._streams._open == 0
+        await listener.stop()
+        assert "0.3 s" in flood.why
+
+    asyncio.run(work())
+
+
+def test_streams_are_bounded(shared):
+    with limited(shared, open_max=2) as streams:
+        held = [Open(shared), Open(shared)]
+        for stream in held:
+            stream.ask()
+            next(stream.replies)
+        assert Open(shared).ended_with() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        for stream in held:
+            stream.end()
+            assert list(stream.replies) == []
+        until(lambda: streams._open == 0)
+        assert shared.route().model
+
+
+def test_one_tenant_does_not_take_all_streams(shared):
+    with limited(shared, per_tenant_max=1) as streams:
+        held = [Open(shared), Open(shared)]
+        for stream, tenant in zip(held, ("a", "b"), strict=True):
+            stream.ask(tenant)
+            next(stream.replies)
+        greedy = Open(shared)
+        greedy.ask("a")
+        assert greedy.ended_with() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        for stream in held:
+            stream.end()
+            list(stream.replies)
+        until(lambda: streams._open == 0)
+        assert not streams._by_tenant
