@@ -40,8 +40,22 @@ SendFeedback = Callable[[pb.FeedbackRequest], Awaitable[pb.FeedbackReply]]
 class HttpOptions:
     """What is taken, from whom."""
 
-    # A context of a million tokens at four bytes each; pictures in a message come near it, too.
-    body_bytes_max: int = 4 * 1024 * 1024
+    # A photo of 12 MB in base64, or a context of a million tokens.
+    body_bytes_max: int = option(
+        16 * 1024 * 1024,
+        "Bytes of a request's body over HTTP; a longer one is answered with 413.",
+        ge=1024,
+        le=1024**3,
+    )
+    # The HTML standard's advice for server-sent events; proxies give up after 30 to 100 s.
+    heartbeat_s: float = option(
+        15.0,
+        "Seconds of silence in a stream over HTTP after which a comment is sent, so that proxies "
+        "do not take it for dead. Before the first token that decides the status: 200, and a "
+        "failure after it is an `error` event. 0: no comments.",
+        ge=0,
+        le=3600,
+    )
     api_keys: tuple[str, ...] = option(
         (), "HTTP callers must show one of these; empty: none is asked for.", secret=True
     )
@@ -79,7 +93,7 @@ def make_app(
         routes=[
             Route(
                 "/v1/chat/completions",
-                ChatCompletions(answer, models, bytes_max, now_s),
+                ChatCompletions(answer, models, bytes_max, options.heartbeat_s, now_s),
                 methods=["POST"],
             ),
             Route("/v1/feedback", feedback, methods=["POST"]),

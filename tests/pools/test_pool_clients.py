@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import lightly
 
-from infra.capacity.fleet import PoolPlan
+from infra.capacity.fleet import PoolPlan, ServerOptions
 from infra.pools import pool_clients
 from infra.pools.pool_clients import COMPLETE_S, PoolClients
 
@@ -25,8 +25,7 @@ CALLED = PoolPlan(
     backend="openai",
     urls=("http://a:1/v1", "https://b/openai/v1"),
     upstream_model="M-1",
-    api_key="key",
-    extra={"top_k": 5},
+    server=ServerOptions(api_key="key", extra={"top_k": 5}, stream=False, idle_timeout_s=90.0),
 )
 DECIDED = PoolPlan(name="decided", model="m", backend="none")
 PATIENCE_S = 10.0
@@ -79,13 +78,14 @@ def test_servers_that_run_already_are_endpoints_from_the_start():
     options = found["a:1"]._options
     assert (options.url, options.model) == ("http://a:1/v1", "M-1")
     assert (options.api_key, options.extra) == ("key", {"top_k": 5})
+    assert (options.stream, options.idle_timeout_s) == (False, 90.0)
 
 
 def test_pools_that_understand_it_are_told_who_goes_first():
     """
     Emulated ones always, others where their settings say so.
     """
-    told = replace(CALLED, name="told", priority=True)
+    told = replace(CALLED, name="told", server=ServerOptions(priority=True))
     pools = clients(RUN, CALLED, told)
     pools.learn(OLD, {"run": ["10.0.0.1:1"]})
 
