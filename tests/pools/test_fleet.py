@@ -153,7 +153,10 @@ def test_fleet_travels_to_other_processes():
         ({"command": ["serve"]}, "pools.p.backend is 'emulated', but must be openai"),
         ({"backend": "none", "command": ["serve"]}, "pools.p.backend is 'none'"),
         ({"priority": True}, "pools.p.backend is 'emulated', but must be openai where priority"),
-        ({"stream": False}, "pools.p.backend is 'emulated', but must be openai where stream = false"),
+        (
+            {"stream": False},
+            "pools.p.backend is 'emulated', but must be openai where stream = false",
+        ),
         ({"replicas": 9, "replicas_max": 8}, r"pools.p.replicas is 9, but must be 0 to 8 "),
         ({"replicas": 1, "replicas_min": 2}, r"pools.p.replicas is 1, but must be 2 to 8 "),
         ({"replicas": 10, "replicas_max": 20}, "available is 8, but must be at least the 10 "),

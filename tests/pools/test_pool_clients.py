@@ -56,7 +56,7 @@ def run(work: Awaitable) -> object:
 
 
 def clients(*plans: PoolPlan) -> PoolClients:
-    return PoolClients(plans, Directory((OLD, {})).dispatch)
+    return PoolClients(plans, Directory((OLD, {})).ask)
 
 
 def addresses(pools: PoolClients, pool: str = "run") -> set[str]:
@@ -207,7 +207,7 @@ def test_dispatcher_that_is_up_knows_the_endpoints():
     """
 
     async def work():
-        pools = PoolClients([RUN], Directory((0.0, {"run": ["h:1"]})).dispatch)
+        pools = PoolClients([RUN], Directory((0.0, {"run": ["h:1"]})).ask)
         await pools.start()
         found = addresses(pools)
         await pools.stop()
@@ -227,7 +227,7 @@ def test_directory_that_fails_is_asked_again_and_nothing_is_lost_meanwhile(monke
     directory = Directory(one, *away, None, one, *away, two)
 
     async def work():
-        pools = PoolClients([RUN], directory.dispatch)
+        pools = PoolClients([RUN], directory.ask)
         await pools.start()
         held = pools.endpoints("run")
         while directory.asked < 9:
@@ -250,7 +250,7 @@ def test_directory_that_hangs_at_the_start_keeps_nobody_from_starting(monkeypatc
     monkeypatch.setattr(pool_clients, "ANSWER_S_MAX", 0.02)
 
     async def work():
-        pools = PoolClients([RUN, CALLED], Directory(None).dispatch)
+        pools = PoolClients([RUN, CALLED], Directory(None).ask)
         await pools.start()
         found = addresses(pools, "called")
         await pools.stop()
@@ -266,7 +266,7 @@ def test_directory_is_left_alone_where_nothing_is_run():
     directory = Directory(AssertionError("asked"))
 
     async def work():
-        pools = PoolClients([CALLED, DECIDED], directory.dispatch)
+        pools = PoolClients([CALLED, DECIDED], directory.ask)
         await pools.start()
         await pools.stop()
 
@@ -279,9 +279,9 @@ def test_stopping_ends_the_looks_and_the_connections():
     directory = Directory((OLD, {}))
 
     async def work():
-        pools = PoolClients([RUN], directory.dispatch)
+        pools = PoolClients([RUN], directory.ask)
         await pools.stop()  # before it was started
-        pools = PoolClients([RUN], directory.dispatch)
+        pools = PoolClients([RUN], directory.ask)
         await pools.start()
         await pools.stop()
         return len(asyncio.all_tasks())
