@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 COLUMNS = ("answered", "itself", "right", "attempts", "ejected", "problem")
@@ -19,9 +20,10 @@ def show(found: Mapping[str, Any]) -> None:
     for name, ways in found["misbehaviours"].items():
         for way, row in ways.items():
             if not row["expected"]:
-                table.add_row(name, way, *(str(row[column]) for column in COLUMNS))
+                cells = (name, way, *(str(row[column]) for column in COLUMNS))
+                table.add_row(*map(escape, cells))
     if table.row_count:
-        out.print(table, markup=False)
+        out.print(table)
     out.print(
         f"{found['n']:,} questions, {found['answered_share']:.1%} answered of those that can be; "
         f"{found['wrong']} answers wrong, {found['ejected_by_callers']} pools ejected for what "

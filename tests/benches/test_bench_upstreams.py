@@ -77,15 +77,19 @@ def test_a_chunk_that_is_not_passed_on_is_noticed(monkeypatch):
     assert rows["http_whole"]["expected"]
 
 
-def test_what_misbehaviours_must_come_to_is_not_what_comes_of_others():
+def test_what_misbehaviours_must_come_to_is_not_what_comes_of_others(capsys):
     """A misbehaviour stated to be sound is reported; so is an ejection for a caller's fault."""
-    wrongly_stated = replace(CASES["500"], fault="caller")
+    wrongly_stated = replace(CASES["500"], name="[500]", fault="caller")
     options = bench.UpstreamsBench(misbehaviours=(wrongly_stated,))
 
     found = bench.measure(options, connect, lambda text: None)
 
     assert found["ejected_by_callers"] == len(bench.WAYS)
     assert found["unexpected"] == len(bench.WAYS)
+    show(found)
+    printed = capsys.readouterr().out
+    assert printed.count("[500]") == len(bench.WAYS)
+    assert "3 pools ejected" in printed
 
 
 @pytest.mark.parametrize(
