@@ -247,6 +247,26 @@ def bench_decisions(
         show(found, Console())
 
 
+@bench_app.command("upstreams")
+def bench_upstreams(
+    quick: Annotated[bool, typer.Option(help="Each question twice instead of six times.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask servers that misbehave in a hundred ways; exit code 1 if an answer comes out wrong."""
+    from fairlead.channels import connect
+    from fairlead.commands.upstreams import show
+    from load.bench.upstreams import bench
+
+    options = bench.quick() if quick else bench.UpstreamsBench()
+    with only_json(as_json) as emit:
+        found = bench.measure(options, connect, lambda text: console.print(f"[dim]{text}[/]"))
+        emit(found)
+    if not as_json:
+        show(found)
+    if found["wrong"] or found["ejected_by_callers"]:
+        raise typer.Exit(1)
+
+
 @bench_app.command("emulator")
 def bench_emulator(as_json: JsonOption = False) -> None:
     """Compare the emulated engine with measurements that it was not fitted to."""

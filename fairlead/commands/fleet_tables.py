@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-SECTIONS = ("workload", "router", "pools", "prices", "scaling")
+SECTIONS = ("workload", "router", "pools", "prices", "scaling", "supports")
 
 
 def print_fleet(found: Mapping[str, Any], out: Console) -> None:
@@ -28,8 +28,15 @@ def print_fleet(found: Mapping[str, Any], out: Console) -> None:
         out.print(_pools(found["pools"]))
     if found["prices"]:
         out.print(_prices(found["prices"]))
+    if found.get("supports"):
+        out.print(_supports(found["supports"]))
     if found["scaling"]:
         out.print(_scaling(found["scaling"]))
+
+
+def _supports(models: Mapping[str, Sequence[str]]) -> Table:
+    rows = ((name, ", ".join(abilities)) for name, abilities in models.items())
+    return _table("stated of models", ("model", "supports"), rows)
 
 
 def _workload(classes: Mapping[str, Mapping[str, Any]]) -> Table:

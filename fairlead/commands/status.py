@@ -31,10 +31,19 @@ def show(settings: Settings, path: Path, *, quiet: bool) -> dict[str, Any]:
         status = look(site.store(), log, now_ms(), silence_s, pools)
     finally:
         log.close()
-    found = status.json() | {"scaling": _scaling(site.state_dir)}
+    found = status.json() | {
+        "scaling": _scaling(site.state_dir),
+        "supports": _supports(settings),
+    }
     if not quiet:
         _print(found)
     return found
+
+
+def _supports(settings: Settings) -> dict[str, list[str]]:
+    """What models are stated to support; those of which nothing is stated are left out."""
+    models = settings.catalogue().models if settings.models else ()
+    return {model.name: list(model.supports) for model in models if model.supports}
 
 
 def _scaling(folder: Path) -> list[dict[str, Any]]:

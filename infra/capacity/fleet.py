@@ -81,6 +81,39 @@ class Emulation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
+    """How the servers of a pool are talked to."""
+
+    api_key: str | None = option(None, "openai: bearer token.", stands_for=("", None), secret=True)
+    extra: Mapping[str, JsonValue] = option(
+        {}, "openai: put into every call's body, over what the caller has there."
+    )
+    priority: bool = option(
+        False,
+        "openai: tell the server who goes first, by `criticality`. For a vLLM started with "
+        "`--scheduling-policy priority`; others may refuse the field. Emulated pools are "
+        "always told.",
+    )
+    stream: bool = option(
+        True,
+        "openai: ask for streams. false: for servers that can't; their answers come whole, and "
+        "are passed on in one piece.",
+    )
+    # Milliseconds within a datacentre, 0.5 s across an ocean. A lost SYN is sent again after 1 s
+    # (RFC 6298): by then another endpoint is the better try.
+    connect_timeout_s: float = option(
+        1.0, "Seconds to connect: finding the address, TCP and TLS.", gt=0, le=60
+    )
+    idle_timeout_s: float = option(
+        30.0,
+        "Seconds between two pieces of an answer. A server that preempts requests may well pause "
+        "for some. The wait for the first piece is limited by what is usual (`[health]`).",
+        gt=0,
+        le=3600,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PoolPlan:
     """One pool, as it is to be run or called."""
 
@@ -104,16 +137,7 @@ class PoolPlan:
         "ready; {host} and {port} are filled in.",
     )
     upstream_model: str = option("", "The model's name there, if other.", max_length=200)
-    api_key: str | None = option(None, "openai: bearer token.", stands_for=("", None), secret=True)
-    extra: Mapping[str, JsonValue] = option(
-        {}, "openai: put into every call's body, over what the caller has there."
-    )
-    priority: bool = option(
-        False,
-        "openai: tell the server who goes first, by `criticality`. For a vLLM started with "
-        "`--scheduling-policy priority`; others may refuse the field. Emulated pools are "
-        "always told.",
-    )
+    server: ServerOptions = ServerOptions()
     gpu: GpuType | None = None
     gpus_per_replica: int = 1  # tensor parallelism
     load_s: float = 0.0  # loading the model, after the machine is there; 0: it is kept loaded

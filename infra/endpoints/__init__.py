@@ -1,4 +1,4 @@
 """Calling a server that speaks OpenAI's API: connections, streams, and what a refusal means.
 
-May import `errors` alone of infra/; implements the endpoints that serve/ declares.
+May import `capacity` and `errors` of infra/; implements the endpoints that serve/ declares.
 """

@@ -5,7 +5,8 @@
 Only what can't be passed on without loss is refused. An event that carries nothing (empty, `null`,
 a ping) is no chunk. Values of an odd form are replaced: `-Infinity` as a log-probability is
 OpenAI's -9999, a text in parts is joined, arguments given as an object are written as JSON, half an
-emoji waits for its other half. Fields beside the known ones are kept and passed on.
+emoji waits for its other half, calls of tools are numbered (`tool_calls`). Fields beside the known
+ones are kept and passed on.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from infra.endpoints.tool_calls import ToolCalls
 from serve.errors import AnswerGarbled
 
 # More calls of tools than any model makes at once; an index beyond it is no call's.
@@ -51,6 +53,7 @@ class ChunkReader:
         self._where = where
         self._halves: dict[str, str] = {}  # by field: a high surrogate without its low one
         self._bytes: dict[str, codecs.IncrementalDecoder] = {}  # by field: bytes of a character
+        self._calls = ToolCalls()
 
     def read(self, data: bytes) -> Chunk | None:
         """The chunk; None where the event carries nothing. Raises AnswerGarbled."""
@@ -132,7 +135,9 @@ class ChunkReader:
             if not isinstance(function, dict):
                 raise self._garbled("`function` of a tool call is not an object")
             read["function"] = {name: _as_text(value) for name, value in function.items()}
-        return read
+        if len(self._calls) > TOOL_CALLS_MAX:
+            raise self._garbled(f"there are more than {TOOL_CALLS_MAX} tool calls")
+        return self._calls.numbered(read)
 
     def _index(self, index: object) -> int | None:
         found = index if isinstance(index, int) else None

@@ -16,13 +16,14 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 
 import aiohttp
 import msgspec
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
+from infra.capacity.fleet import ServerOptions
 from infra.endpoints.blame import bounded, refusal
 from infra.endpoints.connections import Connections
 from infra.endpoints.openai_stream import ChatAnswer
@@ -54,23 +55,20 @@ LOGPROBS: dict[str, object] = {"logprobs": True}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OpenAiOptions:
+class OpenAiOptions(ServerOptions):
     """Where a server is and how it is talked to."""
 
     url: str  # up to and with the version: "http://host:8000/v1"
     model: str  # as the server calls it
-    api_key: str | None = field(default=None, repr=False)
-    # Finding the address, TCP and TLS: milliseconds within a datacentre, 0.5 s across an ocean. A
-    # lost SYN is sent again after 1 s (RFC 6298): by then another endpoint is the better try.
-    connect_timeout_s: float = 1.0
-    # Between two pieces. Preempted by others, a server may well pause for seconds.
-    idle_timeout_s: float = 30.0
     line_bytes_max: int = 1 << 20  # a token is 300 bytes, with 20 alternatives 4 kB
     answer_bytes_max: int = 64 << 20  # 128,000 tokens of 500 bytes
-    stream: bool = True  # False: the server gives answers whole, they are passed on in one piece
     include_usage: bool = True  # ask for token counts in the stream
-    priority: bool = False  # say who goes first; a vLLM without that policy refuses all but 0
-    extra: Mapping[str, object] = field(default_factory=dict)  # into the body, over the call's own
+
+    @classmethod
+    def of(cls, server: ServerOptions, *, url: str, model: str) -> OpenAiOptions:
+        """One server of a pool. Raises OptionRefused."""
+        stated = {field.name: getattr(server, field.name) for field in fields(ServerOptions)}
+        return cls(url=url, model=model, **stated)
 
     def __post_init__(self) -> None:
         """Raises OptionRefused. A key is never part of its message."""

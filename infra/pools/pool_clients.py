@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 
 from infra.capacity.fleet import PoolPlan
 from infra.endpoints.connections import Connections
@@ -115,18 +116,8 @@ class PoolClients:
             self._endpoints[plan.name] = kept | self._made(plan, urls)
 
     def _made(self, plan: PoolPlan, urls: Sequence[str]) -> dict[str, OpenAiEndpoint]:
-        made = [
-            OpenAiEndpoint(
-                plan.name,
-                OpenAiOptions(
-                    url=url,
-                    model=plan.upstream_model or plan.model,
-                    api_key=plan.api_key,
-                    extra=plan.extra,
-                    priority=plan.priority or plan.backend == "emulated",
-                ),
-                self._connections,
-            )
-            for url in urls
-        ]
+        server, model = plan.server, plan.upstream_model or plan.model
+        server = replace(server, priority=server.priority or plan.backend == "emulated")
+        options = [OpenAiOptions.of(server, url=url, model=model) for url in urls]
+        made = [OpenAiEndpoint(plan.name, one, self._connections) for one in options]
         return {endpoint.address: endpoint for endpoint in made}

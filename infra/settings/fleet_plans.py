@@ -145,8 +145,9 @@ def _check_backend(pool: PoolPlan, place: PoolPlace, where: str) -> None:
         raise OptionRefused(
             f"{where}.backend", pool.backend, "openai where urls or command are set"
         )
-    if pool.backend != "openai" and pool.priority:
-        raise OptionRefused(f"{where}.backend", pool.backend, "openai where priority is set")
+    if pool.backend != "openai" and (pool.server.priority or not pool.server.stream):
+        asked = "priority" if pool.server.priority else "stream = false"
+        raise OptionRefused(f"{where}.backend", pool.backend, f"openai where {asked} is set")
     if (pool.backend == "emulated" or pool.command) and not RAY_NAME.fullmatch(pool.name):
         wanted = "letters, digits, '.', '_' and '-': Ray runs it under this name"
         raise OptionRefused("pools.name", pool.name, wanted)
@@ -159,7 +160,7 @@ def _check_backend(pool: PoolPlan, place: PoolPlace, where: str) -> None:
         raise OptionRefused(f"{where}.urls and command", given, "one of the two")
     try:
         for url in pool.urls or ("http://127.0.0.1/v1",):
-            OpenAiOptions(url=url, model=pool.model, api_key=pool.api_key)
+            OpenAiOptions.of(pool.server, url=url, model=pool.model)
     except OptionRefused as refused:
         name = "urls" if refused.option == "url" else refused.option
         raise OptionRefused(f"{where}.{name}", refused.value, refused.allowed) from None

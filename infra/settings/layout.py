@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import Field
 
-from infra.capacity.fleet import Emulation, GpuType, PoolPlan
+from infra.capacity.fleet import Emulation, GpuType, PoolPlan, ServerOptions
 from infra.capacity.latency_target import LatencyTarget
 from infra.settings.scaling_options import AutoscalingOptions
 from infra.settings.sections import Key, keys_of, model_of
@@ -159,7 +159,7 @@ LISTS = {
     "pools": Part(
         "Their pools. A model without one gets a pool of its own name. `backend` and what follows "
         "it count from the next start.",
-        (PoolPlan, PoolPlace, Emulation),
+        (PoolPlan, ServerOptions, PoolPlace, Emulation),
     ),
 }
 

@@ -46,21 +46,8 @@ class DispatchDeployment:
     async def __init__(  # type: ignore[misc]  # Ray awaits it
         self, options: DeploymentOptions, dispatchers: DispatchersOptions, site: Site
     ) -> None:
-        listener = replace(options.replica.listener, port=dispatchers.port)
-        # A dispatched request costs many times its scoring: batching would save nothing.
-        batcher = replace(options.replica.servicer.batcher, window_scorings=0.0)
-        servicer = replace(options.replica.servicer, batcher=batcher)
         # Loading weights and a snapshot takes a second; the event loop must answer Ray meanwhile.
-        replica: Replica = await asyncio.to_thread(
-            Replica,
-            replace(options.replica, listener=listener, servicer=servicer),
-            site.log(),
-            site.store(),
-            site.catalogue(),
-            site.ticket_keys(),
-            seed_of(options.seed, "dispatcher"),
-            now_ms,
-        )
+        replica: Replica = await asyncio.to_thread(router_within, options, dispatchers, site)
         self._dispatch = DispatchReplica(replica, site.pools(), dispatchers.replica)
         await self._dispatch.start()
 
@@ -74,6 +61,25 @@ class DispatchDeployment:
         """Called by Ray Serve when it stops this replica."""
         if hasattr(self, "_dispatch"):
             await self._dispatch.stop()
+
+
+def router_within(
+    options: DeploymentOptions, dispatchers: DispatchersOptions, site: Site
+) -> Replica:
+    """The router replica that a dispatcher decides with."""
+    listener = replace(options.replica.listener, port=dispatchers.port)
+    # A dispatched request costs many times its scoring: batching would save nothing.
+    batcher = replace(options.replica.servicer.batcher, window_scorings=0.0)
+    servicer = replace(options.replica.servicer, batcher=batcher)
+    return Replica(
+        replace(options.replica, listener=listener, servicer=servicer),
+        site.log(),
+        site.store(),
+        site.catalogue(),
+        site.ticket_keys(),
+        seed_of(options.seed, "dispatcher"),
+        now_ms,
+    )
 
 
 def deploy_dispatchers(

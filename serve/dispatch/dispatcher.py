@@ -27,6 +27,7 @@ from serve.dispatch.settlement import Settlement
 from serve.dispatch.strategies.cascade import Cascade
 from serve.dispatch.strategies.fan_out import FanOut
 from serve.dispatch.strategies.one_answer import OneAnswer
+from serve.dispatch.supported import deny_unable
 from serve.health.health import Health, HealthOptions
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.live import Live, LiveView
@@ -97,6 +98,7 @@ class Dispatcher:
         began_s = self._now_s()
         if not dispatch.route.HasField("prompt_tokens"):
             dispatch.route.prompt_tokens = estimated_tokens(dispatch.body)
+        deny_unable(dispatch.route, dispatch.body, self._view.current.catalogue)
         # Read before it is decided: a ticket that nobody is called in the name of is to be settled.
         priority = read_criticality("criticality", dispatch.route.criticality).priority
         decision = await self._decide(dispatch.route)

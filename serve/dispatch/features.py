@@ -16,8 +16,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Feature = Literal["tools", "images", "audio", "json", "logprobs", "length"]
-FEATURES: tuple[Feature, ...] = get_args(Feature)
+from serve.routing.catalogue import Ability
+
+# What a catalogue can state, and the length, for which it has `context_tokens_max`.
+Feature = Ability | Literal["length"]
+FEATURES: tuple[Feature, ...] = (*get_args(Ability), "length")
 
 KEPT_S = 600.0  # then a request probes: servers are updated, and words can be misread
 

@@ -174,7 +174,12 @@ def attempt_of(
 def _cost_usd(attempt: Attempt) -> float:
     """What it cost, by list prices."""
     used = attempt.used
-    cost = attempt.catalogue.cost_usd(attempt.place.model, used.prompt_tokens, used.output_tokens)
+    cost = attempt.catalogue.cost_usd(
+        attempt.place.model,
+        used.prompt_tokens,
+        used.output_tokens,
+        cached_tokens=max(0, used.cached_tokens),
+    )
     return min(cost, COST_USD_MAX)
 
 

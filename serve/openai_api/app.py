@@ -42,6 +42,15 @@ class HttpOptions:
     """What is taken, from whom."""
 
     body: BodyOptions = BodyOptions()
+    # The HTML standard's advice for server-sent events; proxies give up after 30 to 100 s.
+    heartbeat_s: float = option(
+        15.0,
+        "Seconds of silence in a stream over HTTP after which a comment is sent, so that proxies "
+        "do not take it for dead. Before the first token that decides the status: 200, and a "
+        "failure after it is an `error` event. 0: no comments.",
+        ge=0,
+        le=3600,
+    )
     api_keys: tuple[str, ...] = option(
         (), "HTTP callers must show one of these; empty: none is asked for.", secret=True
     )
@@ -79,7 +88,7 @@ def make_app(
         routes=[
             Route(
                 "/v1/chat/completions",
-                ChatCompletions(answer, models, bodies, now_s),
+                ChatCompletions(answer, models, bodies, options.heartbeat_s, now_s),
                 methods=["POST"],
             ),
             Route("/v1/feedback", feedback, methods=["POST"]),

@@ -3,7 +3,8 @@
     body ─read_chat─▶ DispatchInput ─answer─▶ Routed, Streamed, … ─writer─▶ one JSON object, or SSE
 
 A call's status is decided when the first token has come: until then any failure has its own, and
-headers say who answers. A failure after that ends the stream with an `error` event instead.
+headers say who answers. A failure after that ends the stream with an `error` event instead. Where
+the first token is late, a stream begins with a comment (`heartbeat`) and without these headers.
 
 When a client is gone, or the server stops, the answer is closed at once, wherever it is. Tokens
 that nobody reads are paid for all the same.
@@ -22,6 +23,7 @@ from serve.dispatch.answers import DispatchInput, Event, Routed
 from serve.errors import NotServing
 from serve.openai_api.body import Bodies, ClientGone
 from serve.openai_api.errors import error_body, response_of
+from serve.openai_api.heartbeat import COMMENT, heartbeat
 from serve.openai_api.reply import StreamWriter, WholeWriter, headers_of
 from serve.openai_api.request import Chat, read_chat
 from serve.routing.catalogue import Catalogue
@@ -46,10 +48,11 @@ class ChatCompletions:
         answer: Answers,
         models: Callable[[], Catalogue],
         bodies: Bodies,
+        heartbeat_s: float,
         now_s: Callable[[], float],
     ) -> None:
         self._answer, self._models = answer, models
-        self._bodies, self._now_s = bodies, now_s
+        self._bodies, self._heartbeat_s, self._now_s = bodies, heartbeat_s, now_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one call."""
@@ -71,19 +74,22 @@ class ChatCompletions:
         async with aclosing(self._answer(chat.dispatch)) as events:
             if chat.stream:
                 writer = StreamWriter(created_s, include_usage=chat.include_usage, fan_out=fan_out)
-                await _stream(events, writer, reply)
+                await _stream(events, writer, reply, self._heartbeat_s)
             else:
                 await _whole(events, WholeWriter(created_s, fan_out=fan_out), reply)
 
 
-async def _stream(events: AsyncGenerator[Event, None], writer: StreamWriter, reply: Reply) -> None:
-    """Send pieces as they come; the head with the first answer's `Routed`."""
-    async for event in events:
-        data = writer.write(event)
-        if isinstance(event, Routed) and not reply.begun:
-            await reply.begin(writer, EVENTS | headers_of(event))
-        if data:
-            await reply.send(data)
+async def _stream(
+    events: AsyncGenerator[Event, None], writer: StreamWriter, reply: Reply, heartbeat_s: float
+) -> None:
+    """Send pieces as they come; the head with the first answer's `Routed`, or sooner."""
+    async with heartbeat(lambda: reply.comment(writer), lambda: reply.last_s, heartbeat_s):
+        async for event in events:
+            data = writer.write(event)
+            if isinstance(event, Routed) and not reply.begun:
+                await reply.begin(writer, EVENTS | headers_of(event))
+            if data:
+                await reply.send(data)
     writer.progress.check_answered()
     await reply.finish(writer.end())
 
@@ -125,6 +131,8 @@ class Reply:
     def __init__(self, send: Send) -> None:
         self._send = send
         self._writer: StreamWriter | None = None
+        self._now_s = asyncio.get_running_loop().time
+        self.last_s = self._now_s()  # when something was sent last
 
     @property
     def begun(self) -> bool:
@@ -142,7 +150,14 @@ class Reply:
 
     async def send(self, data: bytes) -> None:
         """A part of a stream."""
+        self.last_s = self._now_s()
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def comment(self, writer: StreamWriter) -> None:
+        """Say that an answer is being waited for, if need be as the stream's beginning."""
+        if not self.begun:
+            await self.begin(writer, EVENTS)
+        await self.send(COMMENT)
 
     async def finish(self, data: bytes) -> None:
         """The last part."""

@@ -9,9 +9,9 @@ A model is its name. Leaving and returning under the same name, it is remembered
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,10 @@ from streams.feedback.ticket import key_of
 
 TOKENS_UNLIMITED = 1e9  # longer than any prompt
 
+# What a model may be able to do beyond text.
+Ability = Literal["tools", "images", "audio", "json", "logprobs"]
+Stated = Literal["text", Ability]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
@@ -30,6 +34,13 @@ class Model:
 
     name: str = required("Its name, unique.", min_length=1, max_length=200)
     usd_per_1m_input_tokens: float = option(0.0, "List price, USD.", ge=0, le=1e6)
+    usd_per_1m_cached_input_tokens: float = option(
+        math.nan,
+        "List price of input found in the server's cache, USD. None: that of other input.",
+        ge=0,
+        le=1e6,
+        stands_for=(None, math.nan),
+    )
     usd_per_1m_output_tokens: float = option(0.0, "List price, USD.", ge=0, le=1e6)
     usd_per_call: float = option(0.0, "Fixed price of a call, USD.", ge=0, le=100)
     output_tokens: float = option(300.0, "Tokens of a typical answer.", ge=0, le=1e7)
@@ -46,6 +57,21 @@ class Model:
     context_tokens_max: float = option(
         TOKENS_UNLIMITED, "Longest prompt it takes, tokens.", gt=0, le=TOKENS_UNLIMITED
     )
+    supports: tuple[Stated, ...] = option(
+        (),
+        "What it can do. What a request asks for beyond it is not asked of this model. Empty: not "
+        'known, everything is tried; `["text"]`: nothing but text.',
+    )
+
+    def lacks(self, asked: Collection[str]) -> list[str]:
+        """What of this it is stated not to do; nothing where nothing is stated."""
+        return sorted(set(asked).difference(self.supports)) if self.supports else []
+
+    @property
+    def usd_per_cached_token(self) -> float:
+        """Of input that is found in the server's cache."""
+        stated = self.usd_per_1m_cached_input_tokens
+        return (self.usd_per_1m_input_tokens if math.isnan(stated) else stated) / 1e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,12 +149,15 @@ class Catalogue:
         tokens = np.where(prompt_tokens > 0, prompt_tokens, self.prompt_tokens)
         return tokens[:, None] * self._usd_per_input_token + self._usd_fixed
 
-    def cost_usd(self, model: str, prompt_tokens: int, output_tokens: int) -> float:
-        """What a call of so many tokens costs by the list prices."""
+    def cost_usd(
+        self, model: str, prompt_tokens: int, output_tokens: int, *, cached_tokens: int = 0
+    ) -> float:
+        """What a call costs by the list prices; `cached_tokens` of its prompt were in the cache."""
         column = self.column_of[model]
-        stated = self.models[column]
+        stated, cached = self.models[column], min(cached_tokens, prompt_tokens)
         output = output_tokens * stated.usd_per_1m_output_tokens / 1e6 + stated.usd_per_call
-        return prompt_tokens * float(self._usd_per_input_token[column]) + output
+        fresh = (prompt_tokens - cached) * float(self._usd_per_input_token[column])
+        return fresh + cached * stated.usd_per_cached_token + output
 
     def __len__(self) -> int:
         return len(self.models)

@@ -153,6 +153,10 @@ def test_fleet_travels_to_other_processes():
         ({"command": ["serve"]}, "pools.p.backend is 'emulated', but must be openai"),
         ({"backend": "none", "command": ["serve"]}, "pools.p.backend is 'none'"),
         ({"priority": True}, "pools.p.backend is 'emulated', but must be openai where priority"),
+        (
+            {"stream": False},
+            "pools.p.backend is 'emulated', but must be openai where stream = false",
+        ),
         ({"replicas": 9, "replicas_max": 8}, r"pools.p.replicas is 9, but must be 0 to 8 "),
         ({"replicas": 1, "replicas_min": 2}, r"pools.p.replicas is 1, but must be 2 to 8 "),
         ({"replicas": 10, "replicas_max": 20}, "available is 8, but must be at least the 10 "),
@@ -176,6 +180,7 @@ def test_emulated_pool_that_cannot_work_is_refused(changed, says):
         ({"urls": ["http://me:secret@h/v1"]}, "pools.p.urls is 'something else'"),
         ({"api_key": "two\nlines"}, "pools.p.api_key is '<hidden>', but must be printable"),
         ({"gpu": "h1000"}, "pools.p.gpu is 'h1000'"),
+        ({"extra": {"stream": False}}, "pools.p.extra.stream is False, but must be left out"),
     ],
 )
 def test_called_pool_that_cannot_work_is_refused(changed, says):

@@ -361,7 +361,7 @@ def test_what_carries_nothing_is_passed_over(data):
         ({"delta": {"content": "a", "role": 1}}, {"content": "a", "role": None}),
         (
             {"delta": {"tool_calls": [{"index": -1, "function": {"arguments": {"x": 1}}}]}},
-            {"tool_calls": [{"index": None, "function": {"arguments": '{"x":1}'}}]},
+            {"tool_calls": [{"index": 0, "function": {"arguments": '{"x":1}'}}]},
         ),
     ],
 )

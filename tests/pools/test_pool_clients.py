@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import lightly
 
-from infra.capacity.fleet import PoolPlan
+from infra.capacity.fleet import PoolPlan, ServerOptions
 from infra.pools import pool_clients
 from infra.pools.pool_clients import COMPLETE_S, PoolClients
 
@@ -25,8 +25,7 @@ CALLED = PoolPlan(
     backend="openai",
     urls=("http://a:1/v1", "https://b/openai/v1"),
     upstream_model="M-1",
-    api_key="key",
-    extra={"top_k": 5},
+    server=ServerOptions(api_key="key", extra={"top_k": 5}, stream=False, idle_timeout_s=90.0),
 )
 DECIDED = PoolPlan(name="decided", model="m", backend="none")
 PATIENCE_S = 10.0
@@ -57,7 +56,7 @@ def run(work: Awaitable) -> object:
 
 
 def clients(*plans: PoolPlan) -> PoolClients:
-    return PoolClients(plans, Directory((OLD, {})).dispatch)
+    return PoolClients(plans, Directory((OLD, {})).ask)
 
 
 def addresses(pools: PoolClients, pool: str = "run") -> set[str]:
@@ -79,13 +78,14 @@ def test_servers_that_run_already_are_endpoints_from_the_start():
     options = found["a:1"]._options
     assert (options.url, options.model) == ("http://a:1/v1", "M-1")
     assert (options.api_key, options.extra) == ("key", {"top_k": 5})
+    assert (options.stream, options.idle_timeout_s) == (False, 90.0)
 
 
 def test_pools_that_understand_it_are_told_who_goes_first():
     """
     Emulated ones always, others where their settings say so.
     """
-    told = replace(CALLED, name="told", priority=True)
+    told = replace(CALLED, name="told", server=ServerOptions(priority=True))
     pools = clients(RUN, CALLED, told)
     pools.learn(OLD, {"run": ["10.0.0.1:1"]})
 
@@ -207,7 +207,7 @@ def test_dispatcher_that_is_up_knows_the_endpoints():
     """
 
     async def work():
-        pools = PoolClients([RUN], Directory((0.0, {"run": ["h:1"]})).dispatch)
+        pools = PoolClients([RUN], Directory((0.0, {"run": ["h:1"]})).ask)
         await pools.start()
         found = addresses(pools)
         await pools.stop()
@@ -227,7 +227,7 @@ def test_directory_that_fails_is_asked_again_and_nothing_is_lost_meanwhile(monke
     directory = Directory(one, *away, None, one, *away, two)
 
     async def work():
-        pools = PoolClients([RUN], directory.dispatch)
+        pools = PoolClients([RUN], directory.ask)
         await pools.start()
         held = pools.endpoints("run")
         while directory.asked < 9:
@@ -250,7 +250,7 @@ def test_directory_that_hangs_at_the_start_keeps_nobody_from_starting(monkeypatc
     monkeypatch.setattr(pool_clients, "ANSWER_S_MAX", 0.02)
 
     async def work():
-        pools = PoolClients([RUN, CALLED], Directory(None).dispatch)
+        pools = PoolClients([RUN, CALLED], Directory(None).ask)
         await pools.start()
         found = addresses(pools, "called")
         await pools.stop()
@@ -266,7 +266,7 @@ def test_directory_is_left_alone_where_nothing_is_run():
     directory = Directory(AssertionError("asked"))
 
     async def work():
-        pools = PoolClients([CALLED, DECIDED], directory.dispatch)
+        pools = PoolClients([CALLED, DECIDED], directory.ask)
         await pools.start()
         await pools.stop()
 
@@ -279,9 +279,9 @@ def test_stopping_ends_the_looks_and_the_connections():
     directory = Directory((OLD, {}))
 
     async def work():
-        pools = PoolClients([RUN], directory.dispatch)
+        pools = PoolClients([RUN], directory.ask)
         await pools.stop()  # before it was started
-        pools = PoolClients([RUN], directory.dispatch)
+        pools = PoolClients([RUN], directory.ask)
         await pools.start()
         await pools.stop()
         return len(asyncio.all_tasks())

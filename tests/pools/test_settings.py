@@ -464,7 +464,7 @@ def test_secrets_are_in_no_representation(file, tmp_path):
     assert settings.deployment().replica.listener.tls_key == SECRET.encode()
     assert site.kafka.security["sasl_plain_password"] == SECRET
     assert settings.dispatchers().replica.http.api_keys == (SECRET,)
-    assert site.fleet.pools[0].api_key == SECRET
+    assert site.fleet.pools[0].server.api_key == SECRET
     parts = (settings.encoder, settings.deployment(), settings.kafka(), settings.dispatchers())
     for shown in (settings, *parts, settings.fleet(), *settings.pools, site):
         assert SECRET not in repr(shown)
@@ -552,7 +552,7 @@ urls = ["http://localhost/v1"]
 # Keys that only a server has which is called or started, not an emulated one.
 OF_SERVERS = {
     "pools.urls", "pools.command", "pools.upstream_model", "pools.api_key", "pools.extra",
-    "pools.priority",
+    "pools.priority", "pools.stream",
 }  # fmt: skip
 BESIDE = {  # what has to be there for a key to have an effect
     "pools.load_s": {"residency": "cold"},
@@ -589,6 +589,7 @@ OTHER = {  # where another value is not found by moving away from the default
     "pools.urls": ["http://elsewhere/v1"],
     "pools.command": ["serve"],
     "pools.extra": {"top_k": 5, "nested": {"a": [1]}},
+    "models.supports": ["tools", "text"],
 }
 # Read where they are used, which a look at the sources confirms.
 # By commands, as fields of `SiteOptions`.

@@ -2,7 +2,8 @@
 
 Four kinds: odd but sound (the server's own answer must come out as it was meant), the caller's
 fault (another model answers, the server keeps its good name), the pool's fault before the first
-token (another answers), and after it (a stream ends with an error, a whole answer is got elsewhere).
+token (another answers), and after it (a stream ends with an error, a whole answer is got
+elsewhere).
 """
 
 from __future__ import annotations
@@ -92,6 +93,7 @@ def odd_streams() -> Iterator[Misbehaviour]:
     ]  # fmt: skip
     for name, steps in rows:
         yield Misbehaviour(name=name, steps=steps)
+    yield Misbehaviour(name="refuses to stream", steps=_refuses_streams(), pool={"stream": False})
     seen = [b"-Infinity", b"null", b"NaN", b'"x"']
     for value in seen:
         yield Misbehaviour(
@@ -223,6 +225,14 @@ def breaks() -> Iterator[Misbehaviour]:
     ]
     for name, steps in rows:
         yield Misbehaviour(name=name, steps=steps, fault="pool", answerer="other", breaks_off=True)
+    yield Misbehaviour(
+        name="a pause that is too long",
+        steps=always(*stream(*begun, Pause(1.0), said(WORDS[1]), STOP, DONE)),
+        fault="pool",
+        answerer="other",
+        breaks_off=True,
+        pool={"idle_timeout_s": 0.2},
+    )
 
 
 def all_misbehaviours() -> tuple[Misbehaviour, ...]:
@@ -273,6 +283,12 @@ def _refuses(field: str, otherwise: tuple[Step, ...]) -> Steps:
     """Answers 400 where the field is asked for."""
     wrong = whole({"error": {"message": f"unknown field {field}"}}, 400)
     return lambda body: wrong if field in body else otherwise
+
+
+def _refuses_streams() -> Steps:
+    answer = whole(_completion({"content": TEXT}))
+    wrong = whole({"error": {"message": "stream must be false"}}, 400)
+    return lambda body: wrong if body.get("stream") else answer
 
 
 def _with_logprob(value: bytes) -> bytes:

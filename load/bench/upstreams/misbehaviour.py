@@ -48,6 +48,7 @@ class Misbehaviour:
     breaks_off: bool = False
     message: Json = field(default_factory=lambda: {"content": TEXT})  # what it answers
     body: Json = field(default_factory=dict)  # asked beside the messages
+    pool: Json = field(default_factory=dict)  # settings of its pool
 
 
 TEXT = "Grüße, 世界 😀"
