@@ -14,9 +14,9 @@ from infra.errors import ClusterFailed
 WAITING = """
 from fairlead.commands.up import _stop_on_signals
 import signal
-_stop_on_signals()
-print("ready", flush=True)
 try:
+    _stop_on_signals()
+    print("ready", flush=True)
     signal.pause()
 except KeyboardInterrupt:
     print("stopped", flush=True)

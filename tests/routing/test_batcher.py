@@ -321,11 +321,13 @@ def test_without_rests_every_request_is_scored_as_soon_as_the_loop_comes_to_it()
 
 
 @pytest.mark.parametrize("n", [100, 300, 1000])
-def test_a_large_batch_does_not_wait_between_its_own_parts(n):
+def test_a_large_batch_does_not_wait_between_its_own_parts(n, monkeypatch):
     """
     A window collects what makes a batch; where one is full, there is nothing to collect.
     """
     loop = VirtualLoop()
+    clock = SimpleNamespace(monotonic=lambda: loop.now_s)
+    monkeypatch.setattr("serve.routing.batcher.time", clock)
     bench = Bench(loop, batch_max=100)
 
     async def all_at_once() -> None:
@@ -339,8 +341,10 @@ def test_a_large_batch_does_not_wait_between_its_own_parts(n):
         loop.close()
 
 
-def test_a_part_that_fills_no_batch_waits_one_window():
+def test_a_part_that_fills_no_batch_waits_one_window(monkeypatch):
     loop = VirtualLoop()
+    clock = SimpleNamespace(monotonic=lambda: loop.now_s)
+    monkeypatch.setattr("serve.routing.batcher.time", clock)
     bench = Bench(loop, batch_max=100)
 
     async def all_at_once() -> None:
