@@ -44,7 +44,7 @@ def run_until_stopped(path: Path | None, console: Console) -> None:
     """
     settings, path = settings_of(path, console)
     settings.catalogue()  # say what is wrong before starting anything
-    state_folder.prepare(settings.state_dir.absolute())
+    state_folder.prepare(settings.options(SiteOptions).state_dir.absolute())
     _stop_on_signals()
     try:
         gpus = settings.fleet().resources()
@@ -155,4 +155,4 @@ def _how_to_call(address: str) -> str:
       print(decision.model, decision.pool, decision.propensity)
       client.send_feedback(decision.ticket, quality=1.0, cost_usd=0.0004, latency_ms=850)
 
-Ctrl-C stops it."""
+Ctrl-C or SIGTERM stops it."""

@@ -114,8 +114,12 @@ def no_model_fits(one: RouteInput, row: int, choices: Choices, live: Live) -> No
 
 
 def write_explanation(ticket: Ticket, live: Live, policies: Sequence[str]) -> pb.Explanation:
-    """What a ticket says; names it only knows by key are looked up in the present catalogue."""
-    head = ticket.head
+    """What a ticket says; names it only knows by key are looked up in the present catalogue.
+
+    `policies` are the router's own, then the reasons for further attempts.
+    """
+    head, chosen = ticket.head, int(ticket.head["model"])
+    further = {key_of(name): name for name in policies[1:]}.get(int(head["policy"]), "")
     names = dict(zip(live.model_keys.tolist(), live.catalogue.names, strict=True))
     pools = {key_of(pool.name): pool.name for pool in live.catalogue.pools}
     policy_of = {key_of(name): name for name in policies}
@@ -135,22 +139,24 @@ def write_explanation(ticket: Ticket, live: Live, policies: Sequence[str]) -> pb
         models=[
             pb.Considered(
                 model=_name(names, int(c["model"])),
-                pool=_name(pools, int(c["pool"])),
-                chosen=bool(c["model"] == head["model"]),
+                pool=_name(pools, int(head["pool"] if c["model"] == chosen else c["pool"])),
+                chosen=bool(c["model"] == chosen),
                 propensity=c["propensity"],
                 utility=c["utility"],
                 quality=c["quality"],
                 cost_usd=c["cost_usd"],
                 latency_ms=c["latency_ms"],
-                reason=_reason(c, bool(c["model"] == head["model"]), best),
+                reason=_reason(c, chosen=bool(c["model"] == chosen), best=best, further=further),
             )
             for c in candidates
         ],
     )
 
 
-def _reason(candidate: np.void, chosen: bool, best: float) -> str:
-    """Why a model was chosen, or why it was not."""
+def _reason(candidate: np.void, *, chosen: bool, best: float, further: str) -> str:
+    """Why a model was chosen, or why it was not; `further` is why there was another attempt."""
+    if chosen and further:
+        return f"{further}: called after the decision, nothing was drawn"
     verdict = Verdict(int(candidate["verdict"]))
     if verdict != Verdict.ELIGIBLE:
         return REASONS[verdict]

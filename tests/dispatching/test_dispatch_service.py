@@ -236,7 +236,9 @@ def test_a_retry_is_told_in_the_reply_the_log_and_the_explanation(tmp_path):
         assert (routed.pool, routed.decision.pool) == ("medium", "large")
         told = up.stub.Explain(pb.ExplainRequest(ticket=routed.ticket), timeout=PATIENCE_S)
         assert told.policy == "retry"
-        assert [m.model for m in told.models if m.chosen] == ["medium"]
+        (chosen,) = [m for m in told.models if m.chosen]
+        assert (chosen.model, chosen.pool) == ("medium", "medium")
+        assert chosen.reason == "retry: called after the decision, nothing was drawn"
         up.written(2)
         rows = decisions(up, 2)
         assert [(r["pool"], r["policy"], r["propensity"]) for r in rows][1] == (
