@@ -44,7 +44,7 @@ def run_until_stopped(path: Path | None, console: Console) -> None:
     """
     settings, path = settings_of(path, console)
     settings.catalogue()  # say what is wrong before starting anything
-    state_folder.prepare(settings.state_dir.absolute())
+    state_folder.prepare(settings.options(SiteOptions).state_dir.absolute())
     _stop_on_signals()
     try:
         gpus = settings.fleet().resources()
