@@ -68,12 +68,12 @@ class Alarm:
         return f"{self.target} moved by {self.shift:+.2f} over {self.outcomes} outcomes"
 
 
-def change_point(residuals: NDArray[np.float64], slack: float, threshold: float) -> int | None:
+def change_point(residuals: NDArray[np.float64], slack: float, *, threshold: float) -> int | None:
     """Where in `residuals` (n,) the change that is under way began; None if none is.
 
     >>> calm, low = [0.5, -0.5] * 20, [-3.0] * 10
-    >>> change_point(np.array(calm), 0.25, 25.0)
-    >>> change_point(np.array(calm + low), 0.25, 25.0)
+    >>> change_point(np.array(calm), 0.25, threshold=25.0)
+    >>> change_point(np.array(calm + low), 0.25, threshold=25.0)
     39
     """
     starts = [_rise(sign * residuals, slack, threshold) for sign in (1.0, -1.0)]
@@ -105,9 +105,9 @@ def failures(
     failed: NDArray[np.float64],
     calls: NDArray[np.float64],
     usual: float,
+    *,
     now_bucket: float,
     options: DriftOptions,
-    *,
     half_life: float = 120.0,
 ) -> Failures:
     """From a model's calls per bucket of time (b,), and the share that `usual`ly fails.

@@ -62,7 +62,7 @@ def changed_sums(
             residual = (y - x[mine] @ weights - solved.means[column, place]).astype(np.float64)
             residual /= max(float(solved.noise[column, place]), 1e-3)
             residual = np.clip(residual, -options.outlier, options.outlier)
-            start = change_point(residual, options.slack, options.threshold)
+            start = change_point(residual, options.slack, threshold=options.threshold)
             before = solved.counts[column, place] - (len(mine) - (start or 0))
             if start is None or before < FEW:
                 continue
@@ -109,7 +109,7 @@ def failing(
         at, sums = learned.recent.of(model)
         failed = sums[:, ERROR, 0] / ONE
         calls = _calls(failed, sums[:, :, 1].astype(np.float64))
-        found = failures(at, failed, calls, float(usual[column]), now, options)
+        found = failures(at, failed, calls, float(usual[column]), now_bucket=now, options=options)
         share[column] = found.share
         proving[column] = min(proving[column], found.n_good)
         if found.since_bucket is not None:

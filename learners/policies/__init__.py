@@ -1,7 +1,7 @@
 """From estimates to probabilities: one registry of policies, and one place that draws.
 
 A policy is a file of this folder; importing the folder registers all of them.
-May import `learners.option` and nothing else of learners/.
+May import `option`.
 """
 
 from importlib import import_module

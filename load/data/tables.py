@@ -115,8 +115,8 @@ def read(path: Path, encode: Encode | None = None) -> OutcomeTable:
         models,
         check.embeddings() if encode is None else encode(check.texts()),
         check.prompt_tokens(),
-        np.stack([check.figures(QUALITY + model, 0.0, 1.0) for model in models], axis=1),
-        np.stack([check.figures(COST + model, USD_MIN, USD_MAX) for model in models], axis=1),
+        np.stack([check.figures(QUALITY + model, 0.0, most=1.0) for model in models], axis=1),
+        np.stack([check.figures(COST + model, USD_MIN, most=USD_MAX) for model in models], axis=1),
     )
 
 
@@ -149,7 +149,7 @@ class _Check:
     def prompt_tokens(self) -> NDArray[np.int64]:
         """The prompts' lengths (n,); a quarter of the characters where only texts are given."""
         if "prompt_tokens" in self._table.column_names:
-            return self.figures("prompt_tokens", 0, 1e7).astype(np.int64)
+            return self.figures("prompt_tokens", 0, most=1e7).astype(np.int64)
         if "prompt" not in self._table.column_names:
             self.refuse("prompt_tokens", None, "is missing, and so is `prompt`")
         return np.array([max(1, len(text) // 4) for text in self.texts()], np.int64)
@@ -162,7 +162,7 @@ class _Check:
             self.refuse("prompt", wrong[0], f"is {texts[wrong[0]]!r:.40}, a text is needed")
         return texts
 
-    def figures(self, name: str, least: float, most: float) -> NDArray[np.float64]:
+    def figures(self, name: str, least: float, *, most: float) -> NDArray[np.float64]:
         """A column of numbers (n,) within bounds."""
         try:
             values = self._column(name).to_numpy().astype(np.float64)

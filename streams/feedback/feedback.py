@@ -115,7 +115,9 @@ _encode = msgspec.json.Encoder().encode
 
 def encode_report(ticket: bytes, *, proof: bytes | None = None, **reported: Any) -> bytes:
     """A feedback record's value, from a ticket and any of `REPORTED`."""
-    proven = {} if proof is None else {"proof": base64.urlsafe_b64encode(proof).decode()}
+    proven: dict[str, Any] = (
+        {} if proof is None else {"proof": base64.urlsafe_b64encode(proof).decode()}
+    )
     text = base64.urlsafe_b64encode(ticket).decode()
     return _encode(Report(ticket=text, **proven, **reported))
 

@@ -12,8 +12,9 @@ from outcome_tables import N, written
 from rich.console import Console
 
 from fairlead.commands.decisions import show
-from load.bench.decisions import bench, experiments, peers, picture
+from load.bench.decisions import bench, experiments, picture
 from load.bench.decisions.contenders import ABLATIONS, POLICIES, RULES
+from load.bench.decisions.peers import environment as peers
 from load.bench.decisions.served import encoder_for
 
 PREFERENCES = ["0", "0.03", "0.1", "0.4"]

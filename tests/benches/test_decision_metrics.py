@@ -106,9 +106,9 @@ def test_break_even_is_the_cost_of_learning_over_what_each_request_saves():
     """
     10 dollars too much, 4 − 1 − .5 saved each: 4 requests; where nothing is saved, never.
     """
-    assert metrics.break_even_requests(10.0, 4.0, 1.0, 0.5) == 4.0
-    assert metrics.break_even_requests(10.0, 4.0, 4.0) == np.inf
-    assert metrics.break_even_requests(-3.0, 4.0, 1.0) == 0.0
+    assert metrics.break_even_requests(10.0, best_usd=4.0, routed_usd=1.0, overhead_usd=0.5) == 4.0
+    assert metrics.break_even_requests(10.0, best_usd=4.0, routed_usd=4.0) == np.inf
+    assert metrics.break_even_requests(-3.0, best_usd=4.0, routed_usd=1.0) == 0.0
 
 
 def test_calibration_is_the_mean_gap_of_predicted_and_true_over_bins():

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from outcome_tables import written
 
-from load.bench.decisions import baselines, peers
+from load.bench.decisions import baselines
 from load.bench.decisions.contenders import full_information
 from load.bench.decisions.orders import drifting, orders_of
+from load.bench.decisions.peers import environment as peers
 from load.bench.decisions.served import Served, ServedOptions
 from load.bench.decisions.streams import BATCH, Stream, delays, play
 from load.bench.decisions.worlds import CALM_BEFORE, routed, starts, topical

@@ -41,14 +41,14 @@ MUTATIONS = {
         "streams/training/snapshots.py",
         "if hashlib.sha256(content).hexdigest() != blob.sha256:",
         "if False:",
-        ("tests/training/test_snapshots.py::test_a_damaged_part_is_refused",),
+        ("tests/snapshots/test_snapshots.py::test_a_damaged_part_is_refused",),
     ),
     "fsync": Mutation(
         "streams/training/folder.py",
         "os.fsync(file.fileno())",
         "pass",
         (
-            "tests/training/test_folder.py::test_content_is_synced_before_its_name_appears_and_the_name_"
+            "tests/snapshots/test_folder.py::test_content_is_synced_before_its_name_appears_and_the_name_"
             "before_it_returns",
         ),
     ),
@@ -56,7 +56,7 @@ MUTATIONS = {
         "streams/training/snapshots.py",
         "if newest != self._term:",
         "if False:",
-        ("tests/training/test_snapshots.py::test_a_second_claimant_fences_the_first",),
+        ("tests/snapshots/test_snapshots.py::test_a_second_claimant_fences_the_first",),
     ),
     "finite check": Mutation(
         "streams/feedback/feedback.py",

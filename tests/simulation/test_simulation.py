@@ -266,10 +266,10 @@ def test_tariff_bills_each_stretch_at_its_price():
     tariff.change("a", 7200.0, at_s=10.0)
     tariff.change("a", 0.0, at_s=20.0)
 
-    assert tariff.usd("a", 0.0, 30.0) == pytest.approx(10 + 20)
-    assert tariff.usd("a", 5.0, 15.0) == pytest.approx(5 + 10)
-    assert tariff.usd("a", 12.0, 13.0) == pytest.approx(2)
-    assert tariff.usd("a", 20.0, 99.0) == 0.0
+    assert tariff.usd("a", 0.0, to_s=30.0) == pytest.approx(10 + 20)
+    assert tariff.usd("a", 5.0, to_s=15.0) == pytest.approx(5 + 10)
+    assert tariff.usd("a", 12.0, to_s=13.0) == pytest.approx(2)
+    assert tariff.usd("a", 20.0, to_s=99.0) == 0.0
 
 
 def test_replica_starts_loads_and_is_seen_starting_and_then_answers():
@@ -326,7 +326,7 @@ def test_replica_that_goes_says_so_and_takes_no_energy_after():
     counted, and the router hears that it is not ready any more.
     """
     machines = idle_fleet()
-    assert machines.take(0, Flight(0, 1.0, "default"), 100, 50, 1.0, 0.5)
+    assert machines.take(0, Flight(0, 1.0, "default"), 100, 50, 1.0, uniform=0.5)
     machines.resize({"small-h100": 0, "large-h100": 0}, 1.01)
     (_,), (ended_s,) = machines.advance(9.0)
 

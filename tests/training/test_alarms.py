@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from made_up import ENCODER, NOW_MS, SEALER, decided, report, reports
-from test_trainer import OPTIONS, Ground
+from trainer_ground import OPTIONS, Ground
 
 from infra.status.status import look
 from streams import alarms

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from load.bench.decisions import experiments, peers
+from load.bench.decisions import experiments
 from load.bench.decisions.contenders import (
     ABLATIONS,
     FAIRLEAD,
@@ -28,6 +28,7 @@ from load.bench.decisions.contenders import (
 from load.bench.decisions.figures import REFERENCE, TableFigures, name_of
 from load.bench.decisions.metrics import Triple, interval
 from load.bench.decisions.orders import Orders, orders_of
+from load.bench.decisions.peers import environment as peers
 from load.bench.decisions.tasks import Task, run_all
 from load.data.tables import BUNDLED, OutcomeTable, bundled, read
 from serve.encoders import EncoderOptions, make_encoder

@@ -12,6 +12,7 @@ The one rule: a request has one fate; whoever has one gets no other.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -115,7 +116,7 @@ class Ledger:
             output_tokens=flight.output_tokens,
         )
 
-    def _say(self, ticket: bytes, **outcome: float | bool) -> None:
+    def _say(self, ticket: bytes, **outcome: Any) -> None:
         self._reports.append((ticket[2:14].hex().encode(), encode_report(ticket, **outcome)))
 
     def take_reports(self) -> list[tuple[bytes | None, bytes]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from made_up import DAY_MS, NOW_MS
-from test_trainer import Ground
+from trainer_ground import Ground
 
 from infra.errors import StateInUse
 from streams.errors import LogTruncated

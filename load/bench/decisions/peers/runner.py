@@ -1,6 +1,6 @@
 """Plays streams with other projects' bandits, in their own environment; files in, files out.
 
-    python -m load.bench.decisions.peer_runner JOB.npz CHOSEN.npz PEER...
+    python -m load.bench.decisions.peers.runner JOB.npz CHOSEN.npz PEER...
 
 JOB.npz holds one table and its orders; CHOSEN.npz gets, for every peer, the columns chosen by
 (order, setting of the dial, prompt), and what went wrong with the peers that could not play.
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from load.bench.decisions.peer_players import PEERS
+from load.bench.decisions.peers.players import PEERS
 from load.bench.decisions.streams import Rows, Stream, play
 
 

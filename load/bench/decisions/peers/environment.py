@@ -1,6 +1,6 @@
 """Other projects' bandits: their environment, and the files by which they are asked.
 
-    orders of a table ──job.npz──▶ peer_runner, in the peers' Python ──chosen.npz──▶ columns
+    orders of a table ──job.npz──▶ runner, in the peers' Python ──chosen.npz──▶ columns
 
 The environment is made by `make peers`; `FAIRLEAD_PEERS_PYTHON` names another one. Where there is
 none the benchmark runs without peers and says so.
@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from load.bench.decisions.orders import Orders
-from load.bench.decisions.peer_players import PEERS
+from load.bench.decisions.peers.players import PEERS
 
 PYTHON_VARIABLE = "FAIRLEAD_PEERS_PYTHON"
-CHECKOUT = Path(__file__).parents[3]
+CHECKOUT = Path(__file__).parents[4]
 TIMEOUT_S = 4 * 3600.0
 
 
@@ -34,7 +34,8 @@ def missing_reason() -> str:
     """Why no peer can play, and what to do."""
     return (
         f"the peers' environment is missing: `make peers` makes it in .venv-peers, or "
-        f"{PYTHON_VARIABLE} names a Python that has load/bench/decisions/peers.txt installed"
+        f"{PYTHON_VARIABLE} names a Python that has what "
+        "load/bench/decisions/peers/requirements.txt lists"
     )
 
 
@@ -45,7 +46,7 @@ def chosen_by_peer(
     with tempfile.TemporaryDirectory() as folder:
         job, chosen = Path(folder) / "job.npz", Path(folder) / "chosen.npz"
         _write(orders, penalties, job)
-        command = [str(interpreter), "-m", "load.bench.decisions.peer_runner"]
+        command = [str(interpreter), "-m", "load.bench.decisions.peers.runner"]
         environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
         try:
             done = subprocess.run(  # noqa: S603 - our own module, in an interpreter that is named
