@@ -22,6 +22,8 @@ from load.bench.upstreams.server import SOUND
 from serve.deploy.dispatch_deployment import router_within
 from serve.deploy.dispatch_replica import DispatchReplica
 
+# Servers and dispatchers share a process: on a busy machine it is late, not the network.
+CONNECT_TIMEOUT_S = 10.0
 SITE = """state_dir = "{folder}/state"
 [router]
 policy = "greedy"
@@ -50,7 +52,8 @@ def write_settings(
 
 def _model(name: str, quality: float, url: str, pool: Json) -> str:
     quoted = json.dumps(name)
-    more = "\n".join(f"{key} = {json.dumps(value)}" for key, value in pool.items())
+    settings = {"connect_timeout_s": CONNECT_TIMEOUT_S} | dict(pool)
+    more = "\n".join(f"{key} = {json.dumps(value)}" for key, value in settings.items())
     return f"""[[models]]
 name = {quoted}
 quality = {quality}
