@@ -15,8 +15,9 @@ install: $(INSTALLED)
 run: $(INSTALLED)
 	$(BIN)/python -m fairlead demo
 
+# Two processes: a file's tests stay in one, and all that start a cluster or a broker share one.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup
 
 # The longer matrices: every crash point, long outages, the whole demo.
 test-slow: $(INSTALLED)

@@ -6,8 +6,10 @@ random   `make test-random`: fresh ones, from a seed that it prints and takes
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -20,6 +22,24 @@ SHARED = {"deadline": None, "database": None, "suppress_health_check": [HealthCh
 settings.register_profile("fixed", derandomize=True, **SHARED)
 settings.register_profile("random", derandomize=False, **SHARED)
 settings.load_profile("fixed")
+
+# What starts a Ray cluster, a Kafka broker or a whole router: one after another, in one process.
+HEAVY = re.compile(
+    r"^import ray$|^from ray |kafka_broker|raylets|run_cluster|\"fairlead\", \"(up|demo)\"",
+    re.MULTILINE,
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several processes (`-n 2 --dist loadgroup`): a file stays together, heavy ones all do."""
+    group_of: dict[Path, str] = {}
+    for item in items:
+        if item.path not in group_of:
+            heavy = HEAVY.search(item.path.read_text())
+            group_of[item.path] = "heavy" if heavy else item.path.stem
+        heavy_fixture = {"kafka", "kafka_broker"} & set(getattr(item, "fixturenames", ()))
+        group = "heavy" if heavy_fixture else group_of[item.path]
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
