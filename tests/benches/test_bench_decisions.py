@@ -12,6 +12,7 @@ from outcome_tables import N, written
 from rich.console import Console
 
 from fairlead.commands.decisions import show
+from learners.policies.policy import DEFAULT_POLICY
 from load.bench.decisions import bench, experiments, picture
 from load.bench.decisions.contenders import ABLATIONS, POLICIES, RULES
 from load.bench.decisions.peers import environment as peers
@@ -110,7 +111,7 @@ def test_the_same_policy_as_the_default_has_nothing_over_it(found):
     """
     A variant that changes nothing gives the same bits.
     """
-    assert found[0]["policies"]["made"]["squarecb"]["over_fairlead"]["0.1"] == [0.0, 0.0, 0.0]
+    assert found[0]["policies"]["made"][DEFAULT_POLICY]["over_fairlead"]["0.1"] == [0.0, 0.0, 0.0]
 
 
 def test_people_get_a_table_and_pictures_in_both_themes(found, tmp_path):
