@@ -28,9 +28,8 @@ ERROR = N_TARGETS + FIGURES.index("error")
 def newest(rows: Rows, n_max: int) -> NDArray[np.intp]:
     """The newest rows by decision time, in an order that does not depend on arrival."""
     decided = rows["decided_at_ms"]
-    found = np.arange(len(decided))
-    if len(found) > n_max:
-        found = np.argpartition(decided, len(found) - n_max)[-n_max:]
+    # Rows arrive nearly in order, which a stable sort turns to account.
+    found = np.argsort(decided, kind="stable")[-n_max:]
     order = np.lexsort((rows["sequences"][found], rows["issuers"][found], decided[found]))
     return found[order]
 
@@ -41,11 +40,14 @@ def changed_sums(
     solved: Ridge,
     target: Target,
     sums: Floats,
+    found: NDArray[np.intp],
     options: DriftOptions,
 ) -> list[Alarm]:
-    """Replace the sums (k, 1, d + 1, d + 1) of models that changed, and say which did."""
+    """Replace the sums (k, 1, d + 1, d + 1) of models that changed, and say which did.
+
+    `found` are the `newest` rows of the history.
+    """
     rows = learned.history.rows
-    found = newest(rows, options.rows)
     found = found[rows["known"][found, target]]
     contexts = rows["contexts"][found]
     features = learned.landmarks.features(contexts) if target == Target.QUALITY else contexts

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from learners.context import Contexts, real
 from learners.drift import Alarm, DriftOptions
 from learners.estimates import ema, ridge
-from learners.estimates.changes import changed_sums, failing
+from learners.estimates.changes import changed_sums, failing, newest
 from learners.estimates.history import Evidence, Neighbours
 from learners.estimates.learned import LINEAR, RATIOS, Learned
 from learners.estimates.ridge import RidgeOptions
@@ -79,6 +79,7 @@ class Estimator:
         self.model_means = ema.read(learned.models, models, as_of_ms)
         prior = self._prior(quality_prior)  # (k, 3)
         self.alarms: list[Alarm] = []
+        self._newest = newest(learned.history.rows, options.drift.rows)
         solved = [self._solved(learned, prior, target) for target in Target]
         self.quality, *self.ratios = solved
         self.noise = np.concatenate(
@@ -108,7 +109,8 @@ class Estimator:
         sums = getattr(learned, LINEAR[target]).read(self.models, learned.as_of_ms)
         mean = prior[:, [target]]
         solved = ridge.solve(sums, mean, noise, options, with_spread=of_quality)
-        alarms = changed_sums(learned, self.models, solved, target, sums, self.options.drift)
+        drift = self.options.drift
+        alarms = changed_sums(learned, self.models, solved, target, sums, self._newest, drift)
         if not alarms:
             return solved
         self.alarms += alarms

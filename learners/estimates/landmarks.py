@@ -117,4 +117,6 @@ def _folder() -> Traversable:
 def shipped(name: str) -> Landmarks:
     """A set shipped with the package, made by `load/fit/landmarks.py`."""
     with _folder().joinpath(f"{name}.npz").open("rb") as file, np.load(file) as held:
-        return Landmarks(held["points"], held["whitener"].astype(np.float64), held["shift"], float(held["scale"]))
+        return Landmarks(
+            held["points"], held["whitener"].astype(np.float64), held["shift"], float(held["scale"])
+        )
