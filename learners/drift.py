@@ -42,7 +42,7 @@ class DriftOptions:
         le=1e6,
     )
     rows: int = option(
-        4096,
+        2048,
         "Newest outcomes, of all models, that are looked at for changes.",
         key="drift_rows",
         ge=64,

@@ -103,7 +103,6 @@ PARTS = {
             LiveOptions,
         ),
     ),
-    "drift": Part("When a model is taken to be no longer what it was.", (DriftOptions,)),
     "feedback": Part("What feedback is believed.", (FeedbackOptions, AuditOptions, OutboxOptions)),
     "log": Part("Where decisions and feedback are logged.", (LogChoice, KafkaOptions)),
     "metrics": Part("Prometheus metrics of the loop."),

@@ -16,7 +16,7 @@ from learners.context import real
 from learners.drift import Alarm, DriftOptions, change_point, failures
 from learners.estimates.ema import FIGURES, Means
 from learners.estimates.history import Rows
-from learners.estimates.learned import RATIOS, Learned
+from learners.estimates.learned import Learned
 from learners.estimates.ridge import SQUARE_UNIT, Ridge
 from learners.targets import N_TARGETS, ONE, Target
 
@@ -28,9 +28,8 @@ ERROR = N_TARGETS + FIGURES.index("error")
 def newest(rows: Rows, n_max: int) -> NDArray[np.intp]:
     """The newest rows by decision time, in an order that does not depend on arrival."""
     decided = rows["decided_at_ms"]
-    found = np.arange(len(decided))
-    if len(found) > n_max:
-        found = np.argpartition(decided, len(found) - n_max)[-n_max:]
+    # Rows arrive nearly in order, which a stable sort turns to account.
+    found = np.argsort(decided, kind="stable")[-n_max:]
     order = np.lexsort((rows["sequences"][found], rows["issuers"][found], decided[found]))
     return found[order]
 
@@ -39,44 +38,43 @@ def changed_sums(
     learned: Learned,
     models: list[int],
     solved: Ridge,
-    targets: list[Target],
+    target: Target,
     sums: Floats,
+    found: NDArray[np.intp],
     options: DriftOptions,
 ) -> list[Alarm]:
-    """Replace the sums (k, t, d + 1, d + 1) of models that changed, and say which did."""
+    """Replace the sums (k, 1, d + 1, d + 1) of models that changed, and say which did.
+
+    `found` are the `newest` rows of the history.
+    """
     rows = learned.history.rows
-    found = newest(rows, options.rows)
-    found = found[rows["known"][found][:, targets].any(axis=1)]
-    if not len(found):
-        return []
+    found = found[rows["known"][found, target]]
     contexts = rows["contexts"][found]
-    features = contexts if targets == RATIOS else learned.landmarks.features(contexts)
-    x = real(features)
+    features = learned.landmarks.features(contexts) if target == Target.QUALITY else contexts
+    x, y = real(features), rows["targets"][found, target] / ONE
     alarms = []
     for column, model in enumerate(models):
-        of_model = np.flatnonzero(rows["models"][found] == np.uint64(model))
-        for place, target in enumerate(targets):
-            mine = of_model[rows["known"][found[of_model], target]]
-            y = rows["targets"][found[mine], target] / ONE
-            weights = solved.weights[:, column * len(targets) + place]
-            residual = (y - x[mine] @ weights - solved.means[column, place]).astype(np.float64)
-            residual /= max(float(solved.noise[column, place]), 1e-3)
-            residual = np.clip(residual, -options.outlier, options.outlier)
-            start = change_point(residual, options.slack, threshold=options.threshold)
-            before = solved.counts[column, place] - (len(mine) - (start or 0))
-            if start is None or before < FEW:
-                continue
-            since = mine[start:]
-            sums[column, place] = _products(features[since], y[start:])
-            alarms.append(
-                Alarm(
-                    model=model,
-                    target=target.name.lower(),
-                    since_ms=int(rows["decided_at_ms"][found[since[0]]]),
-                    outcomes=len(since),
-                    shift=float(residual[start:].mean()),
-                )
+        mine = np.flatnonzero(rows["models"][found] == np.uint64(model))
+        residual = y[mine] - x[mine] @ solved.weights[:, column] - solved.means[column, 0]
+        residual = np.clip(
+            residual / max(float(solved.noise[column, 0]), 1e-3), -options.outlier, options.outlier
+        )
+        start = change_point(
+            residual.astype(np.float64), options.slack, threshold=options.threshold
+        )
+        if start is None or solved.counts[column, 0] - (len(mine) - start) < FEW:
+            continue
+        since = mine[start:]
+        sums[column, 0] = _products(features[since], y[since])
+        alarms.append(
+            Alarm(
+                model=model,
+                target=target.name.lower(),
+                since_ms=int(rows["decided_at_ms"][found[since[0]]]),
+                outcomes=len(since),
+                shift=float(residual[start:].mean()),
             )
+        )
     return alarms
 
 

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from learners.context import Contexts, real
 from learners.drift import Alarm, DriftOptions
 from learners.estimates import ema, ridge
-from learners.estimates.changes import changed_sums, failing
+from learners.estimates.changes import changed_sums, failing, newest
 from learners.estimates.history import Evidence, Neighbours
-from learners.estimates.learned import RATIOS, Learned
+from learners.estimates.learned import LINEAR, RATIOS, Learned
 from learners.estimates.ridge import RidgeOptions
 from learners.option import option
 from learners.targets import N_TARGETS, RATIO_UNIT, Target
@@ -79,13 +79,15 @@ class Estimator:
         self.model_means = ema.read(learned.models, models, as_of_ms)
         prior = self._prior(quality_prior)  # (k, 3)
         self.alarms: list[Alarm] = []
-        self.quality = self._solved(learned, prior, [Target.QUALITY])
-        self.ratios = self._solved(learned, prior, RATIOS)
+        self._newest = newest(learned.history.rows, options.drift.rows)
+        solved = [self._solved(learned, prior, target) for target in Target]
+        self.quality, *self.ratios = solved
         self.noise = np.concatenate(
-            [self.quality.noise, self.ratios.noise * np.float32(RATIO_UNIT)], axis=1
+            [self.quality.noise, *(one.noise * np.float32(RATIO_UNIT) for one in self.ratios)],
+            axis=1,
         )
         # (k, 3) outcomes that the estimates rest on; fewer after a change.
-        self.n_outcomes = np.concatenate([self.quality.counts, self.ratios.counts], axis=1)
+        self.n_outcomes = np.concatenate([one.counts for one in solved], axis=1)
         weight = self.n_outcomes + options.mean_weight
         self.mean_deviation = (self.noise / np.sqrt(weight)).astype(np.float32)
         self.error_share, self.n_proving, broken = failing(
@@ -99,21 +101,20 @@ class Estimator:
         self.alarms += broken
         self.neighbours = self._neighbours(learned, prior) if options.neighbours_share else None
 
-    def _solved(
-        self, learned: Learned, prior: NDArray[np.float64], targets: list[Target]
-    ) -> ridge.Ridge:
-        """The linear models of some targets, each on the past that still holds of its model."""
-        of_quality = Target.QUALITY in targets
-        held = learned.quality if of_quality else learned.ratios
-        noise = np.full(len(targets), QUALITY_NOISE if of_quality else RATIO_NOISE)
+    def _solved(self, learned: Learned, prior: NDArray[np.float64], target: Target) -> ridge.Ridge:
+        """The linear models of a target, each on the past that still holds of its model."""
+        of_quality = target == Target.QUALITY
+        noise = np.full(1, QUALITY_NOISE if of_quality else RATIO_NOISE)
         options = self.options.ridge if of_quality else RATIO_RIDGE
-        sums = held.read(self.models, learned.as_of_ms)
-        solved = ridge.solve(sums, prior[:, targets], noise, options, with_spread=of_quality)
-        alarms = changed_sums(learned, self.models, solved, targets, sums, self.options.drift)
+        sums = getattr(learned, LINEAR[target]).read(self.models, learned.as_of_ms)
+        mean = prior[:, [target]]
+        solved = ridge.solve(sums, mean, noise, options, with_spread=of_quality)
+        drift = self.options.drift
+        alarms = changed_sums(learned, self.models, solved, target, sums, self._newest, drift)
         if not alarms:
             return solved
         self.alarms += alarms
-        return ridge.solve(sums, prior[:, targets], noise, options, with_spread=of_quality)
+        return ridge.solve(sums, mean, noise, options, with_spread=of_quality)
 
     def _prior(self, stated: NDArray[np.float64]) -> NDArray[np.float64]:
         """Before data (k, 3): quality as stated, else as the models seen are; ratios are one."""
@@ -141,9 +142,9 @@ class Estimator:
 
     def estimate(self, contexts: Contexts) -> Estimates:
         """Estimate all models for contexts (n, 64), in one pass."""
-        phi = real(self.landmarks.features(contexts))
+        phi, x = real(self.landmarks.features(contexts)), real(contexts)
         linear = np.concatenate(
-            [self.quality.predict(phi), self.ratios.predict(real(contexts))], axis=2
+            [self.quality.predict(phi), *(one.predict(x) for one in self.ratios)], axis=2
         )
         evidence = None
         if self.neighbours is not None:

@@ -45,7 +45,7 @@ class Landmarks:
     """
 
     points: NDArray[np.int8]
-    whitener: NDArray[np.int16]  # (128, 128)
+    whitener: NDArray[np.float64]  # (128, 128) integers of 16 bits
     shift: NDArray[np.float64]  # (128,)
     scale: float  # a power of two
 
@@ -61,14 +61,14 @@ class Landmarks:
         # Now to integers: in steps of 1/32 of φ per unit of the kernel's integer.
         step = white / STEP / 2.0**KERNEL_BITS
         scale = 2.0 ** np.ceil(np.log2(np.abs(step).max() / (2**WHITENER_BITS - 1)))
-        whitener = np.rint(step / scale).astype(np.int16)
-        phi = _kernel(typical[:, :N_SIMILAR], points) @ whitener.astype(np.float64) * scale
+        whitener = np.rint(step / scale)
+        phi = _kernel(typical[:, :N_SIMILAR], points) @ whitener * scale
         return cls(points, whitener, np.rint(-phi.mean(axis=0)), float(scale))
 
     def features(self, contexts: Contexts) -> Features:
         """φ (n, 129) of contexts (n, 64)."""
         kernel = _kernel(contexts[:, :N_SIMILAR], self.points)
-        phi = kernel @ self.whitener.astype(np.float64) * self.scale + self.shift
+        phi = kernel @ self.whitener * self.scale + self.shift
         features = np.empty((len(contexts), N_LANDMARK_FEATURES), np.int8)
         features[:, :-1] = np.clip(np.rint(phi), -127, 127)
         features[:, -1] = BIAS
@@ -117,4 +117,6 @@ def _folder() -> Traversable:
 def shipped(name: str) -> Landmarks:
     """A set shipped with the package, made by `load/fit/landmarks.py`."""
     with _folder().joinpath(f"{name}.npz").open("rb") as file, np.load(file) as held:
-        return Landmarks(held["points"], held["whitener"], held["shift"], float(held["scale"]))
+        return Landmarks(
+            held["points"], held["whitener"].astype(np.float64), held["shift"], float(held["scale"])
+        )

@@ -28,6 +28,7 @@ from learners.targets import N_TARGETS, RATIO_UNIT, VALUE_MAX, Target, to_fixed
 
 Arrays = dict[str, NDArray[Any]]
 RATIOS = [Target.COST, Target.LATENCY]
+LINEAR = ("quality", "cost", "latency")  # targets' names: each has sums of its own
 RECENT_BUCKET_MS, RECENT_BUCKETS = 1_000, 600  # failures and latency are remembered for minutes
 
 
@@ -58,9 +59,12 @@ class Learned:
         self.options, self.landmarks = options, landmarks or shipped(GENERIC)
         half_life_ms = round(options.model_half_life_s * 1000)
         self.quality = ridge.new_statistics(1, N_LANDMARK_FEATURES, half_life_ms)
-        self.ratios = ridge.new_statistics(len(RATIOS), N_FEATURES, half_life_ms)
+        self.cost = ridge.new_statistics(1, N_FEATURES, half_life_ms)
+        # A slow hour says little of the next: it must not keep a model out for weeks.
+        pool_half_life_ms = round(options.pool_half_life_s * 1000)
+        self.latency = ridge.new_statistics(1, N_FEATURES, pool_half_life_ms)
         self.models = ema.new_statistics(half_life_ms)
-        self.pools = ema.new_statistics(round(options.pool_half_life_s * 1000))
+        self.pools = ema.new_statistics(pool_half_life_ms)
         self.recent = Buckets((ema.N_COLUMNS, 2), RECENT_BUCKET_MS, RECENT_BUCKETS)
         self.history = History(options.history)
         self.as_of_ms = 0
@@ -83,7 +87,8 @@ class Learned:
         judged = outcomes.take(outcomes.known[:, Target.QUALITY])
         features = self.landmarks.features(judged.contexts)
         ridge.update(self.quality, examples(judged, features, [Target.QUALITY]))
-        ridge.update(self.ratios, examples(outcomes, outcomes.contexts, RATIOS))
+        ridge.update(self.cost, examples(outcomes, outcomes.contexts, [Target.COST]))
+        ridge.update(self.latency, examples(outcomes, outcomes.contexts, [Target.LATENCY]))
 
     def merge(self, other: Learned) -> None:
         """Add another shard's state, learned from other outcomes."""
@@ -101,7 +106,7 @@ class Learned:
         self.as_of_ms = max(self.as_of_ms, other.as_of_ms)
 
     def _sums(self) -> dict[str, DecayedSums | Buckets]:
-        names = ("quality", "ratios", "models", "pools", "recent")
+        names = (*LINEAR, "models", "pools", "recent")
         return {name: getattr(self, name) for name in names}
 
     def digest(self) -> str:
@@ -157,8 +162,8 @@ class Learned:
         """Learn the sums of features again from what the history holds."""
         self.n_relearned = len(rows["issuers"])
         outcomes = _outcomes(rows)
-        self.quality.sums.clear()
-        self.ratios.sums.clear()
+        for name in LINEAR:
+            getattr(self, name).sums.clear()
         self._update_linear(outcomes)
         if means_too:
             for total in (*self.models.sums.values(), *self.pools.sums.values()):

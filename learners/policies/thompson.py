@@ -63,7 +63,7 @@ class Thompson:
 
     scale: float = option(1.0, "Factor of standard deviations; below 1 explores less.", ge=0, le=10)
     context_scale: float = option(
-        0.4, "Factor of the part of the deviation that depends on the request.", ge=0, le=10
+        0.5, "Factor of the part of the deviation that depends on the request.", ge=0, le=10
     )
     deviation_min: float = option(
         1e-4, "Standard deviations count as at least this: near-equals share.", ge=0, le=1

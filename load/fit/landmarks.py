@@ -56,7 +56,7 @@ def save(name: str, landmarks: Landmarks) -> None:
     np.savez_compressed(
         file,
         points=landmarks.points,
-        whitener=landmarks.whitener,
+        whitener=landmarks.whitener.astype(np.int16),
         shift=landmarks.shift,
         scale=landmarks.scale,
     )

@@ -211,6 +211,7 @@ class LiveView:
         self._fleet, self._prices = FleetState(), Prices()
         self._built_of: Learned | None = None  # what `current` was solved from
         self._passed_over = 0  # a version looked at and not taken
+        self._changed: set[tuple[int, str]] = set()  # models and targets that are said to have
         self._load_first()
         self.current = self._build(source.read())
         self._stopping = threading.Event()
@@ -316,4 +317,13 @@ class LiveView:
             prices=self._prices,
         )
         self._built_of = self._learned
+        self._say_changes(live)
         return live
+
+    def _say_changes(self, live: Live) -> None:
+        """Log each model that was not taken to have changed before."""
+        names = dict(zip(live.catalogue.keys, live.catalogue.names, strict=True))
+        for alarm in live.drift:
+            if (alarm.model, alarm.target) not in self._changed:
+                logger.warning("model %s changed: %s", names[alarm.model], alarm)
+        self._changed = {(alarm.model, alarm.target) for alarm in live.drift}

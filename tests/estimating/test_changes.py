@@ -109,7 +109,7 @@ def test_what_does_not_change_raises_no_alarm(seed):
     for residuals in (rng.standard_normal(100_000), coin):
         for end in range(1000, 100_001, 1000):
             window = residuals[max(0, end - options.rows) : end]
-            assert change_point(window, options.slack, options.threshold) is None
+            assert change_point(window, options.slack, threshold=options.threshold) is None
 
 
 def test_a_bill_ten_times_as_high_is_news_within_ten_calls():
@@ -176,8 +176,8 @@ def test_a_model_that_fails_every_call_is_given_up_within_twenty():
     at, failed = np.array([0, 500]), np.array([0.0, 20.0])
     calls = np.array([3000.0, 20.0])
 
-    now = failures(at, failed, calls, 0.0, 500.0, DriftOptions())
-    later = failures(at, failed, calls, 0.0, 1300.0, DriftOptions())
+    now = failures(at, failed, calls, 0.0, now_bucket=500.0, options=DriftOptions())
+    later = failures(at, failed, calls, 0.0, now_bucket=1300.0, options=DriftOptions())
 
     assert now.share > 0.85
     assert now.n_good == 0
@@ -207,7 +207,9 @@ def test_a_usual_share_of_failures_is_no_change(seed):
     """
     failed = np.random.default_rng(seed).binomial(10, 0.05, 600).astype(float)
 
-    found = failures(np.arange(600), failed, np.full(600, 10.0), 0.05, 600.0, DriftOptions())
+    found = failures(
+        np.arange(600), failed, np.full(600, 10.0), 0.05, now_bucket=600.0, options=DriftOptions()
+    )
 
     assert found.share == 0.05
 

@@ -78,12 +78,15 @@ def test_the_estimate_is_the_stated_blend_of_its_parts(share):
     weight, mean = seen.weights[:, 0], seen.means[:, 0]
     prior = np.full((3, 3), 1 / RATIO_UNIT)
     prior[:, 0] = [0.9, (weight @ mean + 0.5) / (weight.sum() + 1.0), 0.1]
-    sums = state.quality.read(KEYS, as_of_ms), state.ratios.read(KEYS, as_of_ms)
-    noise = np.full(1, QUALITY_NOISE), np.full(2, RATIO_NOISE)
+    sums = [one.read(KEYS, as_of_ms) for one in (state.quality, state.cost, state.latency)]
+    noise = np.full(1, QUALITY_NOISE), np.full(1, RATIO_NOISE)
     quality = ridge.solve(sums[0], prior[:, :1], noise[0], BLEND.ridge)
-    ratios = ridge.solve(sums[1], prior[:, 1:], noise[1], RATIO_RIDGE)
+    cost = ridge.solve(sums[1], prior[:, 1:2], noise[1], RATIO_RIDGE)
+    latency = ridge.solve(sums[2], prior[:, 2:], noise[1], RATIO_RIDGE)
     phi = real(state.landmarks.features(ASKED))
-    linear = np.concatenate([quality.predict(phi), ratios.predict(real(ASKED))], axis=2)
+    linear = np.concatenate(
+        [quality.predict(phi), cost.predict(real(ASKED)), latency.predict(real(ASKED))], axis=2
+    )
     kept = state.history.rows
     fade = 0.5 ** ((as_of_ms - kept["decided_at_ms"]) / (HALF_LIFE_S * 1000))
     means = seen.targets(prior, BLEND.ridge.prior_weight)
@@ -92,7 +95,7 @@ def test_the_estimate_is_the_stated_blend_of_its_parts(share):
     want[:, :, 1:] = np.maximum(want[:, :, 1:] * RATIO_UNIT, 0.0)
     np.testing.assert_allclose(estimates.mean, want, atol=1e-5)
     assert (estimates.evidence is None) == (share == 0.0)
-    counts = np.concatenate([quality.counts, ratios.counts], axis=1)
+    counts = np.concatenate([quality.counts, cost.counts, latency.counts], axis=1)
     of_mean = estimates.noise / np.sqrt(counts + BLEND.mean_weight)
     np.testing.assert_allclose(estimates.mean_deviation, of_mean, rtol=1e-5)
     whole = np.hypot(quality.deviation(phi), of_mean[:, 0])

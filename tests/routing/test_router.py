@@ -235,6 +235,28 @@ def test_ineligible_model_has_probability_zero_whatever_it_scored(policy):
     assert (choices.chosen == 1).all()
 
 
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda p: type(p).__name__)
+def test_a_model_that_is_not_allowed_does_not_change_exploration_among_the_others(policy):
+    """
+    Though it costs 600 USD a call, which would dwarf what the others differ by.
+    """
+    dear = Model(name="dearest", usd_per_call=600.0, latency_ms=90_000.0)
+    told = [[0.8, 0, 0], [0.85, 0, 0]]
+    weights = [[1.0, 20.0, 0.01, 0.0]]
+    two = Told([told], deviation=[[0.1, 0.1]], models=TWO)
+    three = Told([[*told, [0.9, 0, 0]]], deviation=[[0.1] * 3], models=[*TWO, dear])
+
+    alone = route(requests(preference=weights), two, policy, np.zeros(1))
+    beside = route(
+        requests(1, 3, preference=weights, allowed=[[True, True, False]]),
+        three,
+        policy,
+        np.zeros(1),
+    )
+
+    np.testing.assert_allclose(beside.propensity[0, :2], alone.propensity[0], atol=1e-12)
+
+
 def test_request_that_nothing_fits_is_flagged_and_its_neighbours_are_not():
     """
     A row without a model says so; the rows around it are decided as if it were not there.
