@@ -69,7 +69,7 @@ llm-pools: $(INSTALLED) .venv-llm/.installed
 	touch $@
 
 # The other projects' bandits that `fairlead bench decisions` compares with, beside our packages.
-PEERS := load/bench/decisions/peers.txt
+PEERS := load/bench/decisions/peers/requirements.txt
 
 peers: .venv-peers/.installed
 

@@ -15,14 +15,16 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.estimates.learned import MemoryOptions
-from learners.policies.policy import Policy, SquareCb
+from learners.drift import Alarm
+from learners.estimates.landmarks import Landmarks, landmarks_of
+from learners.estimates.learned import Learned, MemoryOptions
+from learners.policies.policy import Policy, default_policy
 from load.bench.decisions.streams import Floats, Rows, Stream
 from serve.encoders import Encoder, EncoderOptions, identity, make_encoder
 from serve.encoders.projections import FITTED_DIMS
@@ -39,6 +41,7 @@ from streams.log.contract import FEEDBACK
 from streams.log.memory_log import MemoryLog, Storage
 from streams.training.folder import Folder
 from streams.training.snapshots import Store
+from streams.training.state import State
 from streams.training.trainer import Trainer, TrainerOptions
 
 NOON_MS = 1_760_000_000_000  # any time: nothing looks at the date
@@ -51,9 +54,19 @@ EAGER_DECISIONS = 1024  # until so many a view is made for every batch
 class ServedOptions:
     """A variant of the router; the default is what a new installation does."""
 
-    policy: Policy = field(default_factory=SquareCb)
+    policy: Policy = field(default_factory=default_policy)
     live: LiveOptions = field(default_factory=LiveOptions)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
+    landmarks: Landmarks | None = None  # None: those of the encoder
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """A drift alarm that was not on at the view before."""
+
+    decision: int  # the first that was made with it
+    column: int  # of the model, in the stream
+    alarm: Alarm
 
 
 class WatchedChooser(Chooser):
@@ -104,6 +117,8 @@ class Served:
         self.predicted = np.zeros((len(stream), 2))  # quality and cost of what was chosen
         # (n, k) of every decision; 0 for a model that was not in the catalogue.
         self.propensity = np.zeros((len(stream), stream.n_models), np.float32)
+        self.raised: list[Raised] = []
+        self._alarms_on: set[tuple[int, str]] = set()  # column and target, at the last view
         self._n_decided, self._view_at = 0, 0
         rng = np.random.default_rng([stream.seed, 2])
         encoder, sealer = encoder_for(stream.embeddings.shape[1]), Sealer([rng.bytes(KEY_BYTES)])
@@ -115,7 +130,11 @@ class Served:
         self._folder = tempfile.TemporaryDirectory()
         never = TrainerOptions(wait_s=0.0, publish_s=math.inf, memory=options.memory)
         store = Store(Folder(self._folder.name))
-        self.trainer = Trainer(self._log, store, sealer, self._identity, never, self.now_ms)
+        landmarks = options.landmarks or landmarks_of(self._identity)
+        state = State(self._identity, Learned(options.memory, landmarks))
+        self.trainer = Trainer(
+            self._log, store, sealer, self._identity, never, self.now_ms, start=lambda: state
+        )
         self._tickets: dict[int, tuple[bytes, bytes]] = {}
         self._preference = pb.Preference(
             quality=1.0, cost=stream.penalty / stream.best_single_usd, latency=0.0
@@ -176,7 +195,7 @@ class Served:
     def _view(self) -> Live:
         state = self.trainer.state
         state.learned.history.settle()
-        return Live(
+        live = Live(
             catalogue_of(self._names, self._price_usd[: self._n_models]),
             state.learned,
             self._identity,
@@ -186,6 +205,18 @@ class Served:
             fleet=state.fleet,
             prices=state.prices,
         )
+        self._note_alarms(live)
+        return live
+
+    def _note_alarms(self, live: Live) -> None:
+        column_of = {key: column for column, key in enumerate(live.catalogue.keys)}
+        on = {(column_of[alarm.model], alarm.target): alarm for alarm in live.drift}
+        self.raised += [
+            Raised(self._n_decided, column, alarm)
+            for (column, target), alarm in on.items()
+            if (column, target) not in self._alarms_on
+        ]
+        self._alarms_on = set(on)
 
     def close(self) -> None:
         """Let go of the trainer's log and folder."""
@@ -197,20 +228,3 @@ class Served:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def without_neighbours() -> ServedOptions:
-    """The default, its estimates from the linear model alone."""
-    return _blended(0.0)
-
-
-def without_ridge() -> ServedOptions:
-    """The default, its estimates from neighbours alone."""
-    return _blended(1.0)
-
-
-def _blended(neighbours_share: float) -> ServedOptions:
-    live = LiveOptions()
-    return ServedOptions(
-        live=replace(live, blend=replace(live.blend, neighbours_share=neighbours_share))
-    )

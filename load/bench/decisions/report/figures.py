@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from load.bench.decisions import metrics
-from load.bench.decisions.contenders import FAIRLEAD
-from load.bench.decisions.metrics import Floats, Span, Triple, Values
+from load.bench.decisions.options import REFERENCE
 from load.bench.decisions.orders import Orders
+from load.bench.decisions.report import metrics
+from load.bench.decisions.report.metrics import Floats, Span, Triple, Values
+from load.bench.decisions.variants import FAIRLEAD
 
 Outcome = list[tuple[Floats, Floats]]  # quality and cost (prompts, models), by order
 
-REFERENCE = 0.1  # the preference of figures that are not given by preference
 SHARES = (0.98, 1.0)
 N_STEPS = 20  # of a learning curve
 
