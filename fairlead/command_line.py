@@ -243,6 +243,7 @@ def bench_decisions(
         tables=tuple(table or ()),
         encoder=encoder,
         seeds=seeds or run.seeds,
+        experiment_seeds=seeds or run.experiment_seeds,
         penalties=options.preferences(lambdas) if lambdas else run.penalties,
         prompts_max=rows or run.prompts_max,
         workers=workers or run.workers,

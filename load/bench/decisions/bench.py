@@ -127,28 +127,38 @@ def _peer(*arguments: Any) -> list[np.ndarray | str]:
 
 def _experiment_tasks(tables: Sequence[OutcomeTable], options: DecisionsBench) -> list[Task]:
     """Drift, onboarding and stuck, a seed a piece."""
-    tasks = []
     flipped = next((table for table in tables if table.name == LLMDRIFT), None)
-    for seed in range(options.seeds):
-        for n_before in options.changes:
-            cost = n_before / 1000
-            for run in (experiments.fall, experiments.price_stated, experiments.price_in_bills):
-                # Prices are known or learned alike whatever came before: the least is enough.
-                if run is experiments.fall or n_before == N_BEFORE[0]:
-                    key = (run.__name__, n_before, seed)
-                    tasks.append(Task(key=key, run=run, arguments=(seed, n_before), cost=cost))
-            if flipped is not None:
-                key = ("llmdrift_flip", n_before, seed)
-                arguments = (seed, n_before, flipped)
-                tasks.append(
-                    Task(key=key, run=experiments.version_flip, arguments=arguments, cost=cost)
-                )
-        tasks += [
-            Task(key=(run.__name__, seed), run=run, arguments=(seed,), cost=4.0)
-            for run in (experiments.newcomer_bad, experiments.newcomer_better)
-        ]
+    tasks = [
+        task
+        for n_before, seeds in options.changes.items()
+        for seed in seeds
+        for task in _change_tasks(n_before, seed, flipped)
+    ]
     tasks += [
+        Task(key=(run.__name__, seed), run=run, arguments=(seed,), cost=4.0)
+        for seed in range(options.experiment_seeds)
+        for run in (experiments.newcomer_bad, experiments.newcomer_better)
+    ]
+    return tasks + [
         Task(key=("gain", world), run=experiments.gain, arguments=(world,), cost=2.0)
         for world in range(options.worlds)
     ]
-    return tasks
+
+
+def _change_tasks(n_before: int, seed: int, flipped: OutcomeTable | None) -> list[Task]:
+    """One seed of what changes after so many requests."""
+    runs: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [(experiments.fall, ())]
+    if flipped is not None:
+        runs.append((experiments.version_flip, (flipped,)))
+    if n_before == N_BEFORE[0]:
+        # Prices are known or learned alike whatever came before: the least is enough.
+        runs += [(experiments.price_stated, ()), (experiments.price_in_bills, ())]
+    return [
+        Task(
+            key=(run.__name__, n_before, seed),
+            run=run,
+            arguments=(seed, n_before, *more),
+            cost=n_before / 1000,
+        )
+        for run, more in runs
+    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from load.bench.decisions.served import (
     NOON_MS,
     Served,
     ServedOptions,
+    batch_of,
     catalogue_of,
     encoder_for,
     served_contexts,
@@ -27,7 +28,7 @@ from load.bench.decisions.streams import Floats, Rows, Stream, play
 from serve.encoders import identity
 from serve.routing.live import Live, LiveOptions
 from serve.routing.placement import PlacementOptions
-from serve.routing.router import Chooser, RequestBatch, unsaid_columns
+from serve.routing.router import Chooser
 from streams.feedback.ticket import key_of
 
 BEST_FIXED, ORACLE = "best_fixed", "oracle"
@@ -91,28 +92,20 @@ def full_information(orders: Orders, order: int, penalties: tuple[float, ...]) -
     learned = Learned(MemoryOptions(), landmarks_of(encoder))
     contexts = served_contexts(stream.embeddings, stream.prompt_tokens)
     chooser = Chooser(Greedy(), PlacementOptions(), np.random.default_rng([order, 11]))
+    asked = [
+        batch_of(replace(stream, penalty=penalty), contexts, stream.n_models)
+        for penalty in penalties
+    ]
     chosen = np.zeros((len(penalties), n), np.intp)
     for rows in np.array_split(np.arange(n), STAGES):
         learned.history.settle()
         live = Live(catalogue, learned, encoder, LiveOptions())
-        for dial, penalty in enumerate(penalties):
+        for dial, requests in enumerate(asked):
             for part in np.array_split(rows, max(1, len(rows) // BATCH_MAX)):
-                asked = _requests(stream, contexts, part, penalty)
-                chosen[dial, part] = chooser.choose(asked, live, NOON_MS).chosen
+                chosen[dial, part] = chooser.choose(requests[part], live, NOON_MS).chosen
         for column, name in enumerate(names):
             learned.update(_answers(orders, order, rows, column, name, contexts))
     return chosen
-
-
-def _requests(stream: Stream, contexts: np.ndarray, rows: Rows, penalty: float) -> RequestBatch:
-    """Prompts at one setting of the dial, any model allowed."""
-    n, weights = len(rows), (1.0, penalty / stream.best_single_usd, 0.0, 0.0)
-    return RequestBatch(
-        contexts=contexts[rows],
-        preference=np.tile(np.array(weights), (n, 1)),
-        allowed=np.ones((n, stream.n_models), bool),
-        **unsaid_columns(n) | {"prompt_tokens": stream.prompt_tokens[rows].astype(np.float64)},
-    )
 
 
 def _answers(

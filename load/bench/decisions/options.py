@@ -9,7 +9,7 @@ from pathlib import Path
 from load.errors import PreferenceRefused
 
 PENALTIES = (0.0, 0.01, 0.03, 0.06, 0.1, 0.2, 0.4, 0.7, 1.5, 3.0)
-CLAIMED = (0.03, 0.1, 0.4)  # the preferences at which variants of Fairlead are compared
+CLAIMED = (0.03, 0.1, 0.4)
 REFERENCE = 0.1  # the preference of figures that are not given by preference
 N_BEFORE = (1_000, 10_000, 100_000)  # requests before a change
 N_WORLDS = 40
@@ -22,10 +22,12 @@ class DecisionsBench:
 
     tables: tuple[Path, ...] = ()  # none: those of `tables_found`
     encoder: str = ""  # kind of text encoder for the prompts' texts; "": embeddings are read
-    seeds: int = 8  # orders by chance, and of every experiment
+    seeds: int = 8  # orders by chance
+    experiment_seeds: int = 8  # of drift and onboarding
+    long_seeds: int = 4  # the same where 100,000 requests come first: half a minute each
     penalties: tuple[float, ...] = PENALTIES  # `REFERENCE` is always among them
-    variant_penalties: tuple[float, ...] = CLAIMED
-    variant_orders: int = 4
+    variant_penalties: tuple[float, ...] = (REFERENCE,)
+    variant_orders: int = 3
     prompts_max: int | None = None  # of each table
     worlds: int = N_WORLDS
     n_before_max: int = N_BEFORE[-1]
@@ -40,21 +42,27 @@ class DecisionsBench:
         object.__setattr__(self, "variant_penalties", shared)
 
     @property
-    def changes(self) -> tuple[int, ...]:
-        """How many requests come before a change."""
-        return tuple(n for n in N_BEFORE if n <= self.n_before_max)
+    def changes(self) -> dict[int, range]:
+        """Seeds by the number of requests that come before a change."""
+        long = min(self.experiment_seeds, self.long_seeds)
+        return {
+            n: range(long if n == N_BEFORE[-1] else self.experiment_seeds)
+            for n in N_BEFORE
+            if n <= self.n_before_max
+        }
 
 
 def quick() -> DecisionsBench:
     """Under a minute on two cores: too few prompts and orders for a claim."""
     return DecisionsBench(
         seeds=2,
-        penalties=(0.0, *CLAIMED),
-        variant_penalties=(REFERENCE,),
+        experiment_seeds=1,
+        penalties=CLAIMED,
         variant_orders=1,
-        prompts_max=320,
-        worlds=4,
+        prompts_max=192,
+        worlds=2,
         n_before_max=N_BEFORE[0],
+        workers=min(2, os.cpu_count() or 1),
         quick=True,
     )
 

@@ -35,7 +35,8 @@ def missing_reason() -> str:
     """Why no peer can play, and what to do."""
     return (
         f"the peers' environment is missing: `make peers` makes it in .venv-peers, or "
-        f"{PYTHON_VARIABLE} names a Python that has load/bench/decisions/peers/requirements.txt installed"
+        f"{PYTHON_VARIABLE} names a Python that has what load/bench/decisions/peers/"
+        f"requirements.txt lists"
     )
 
 

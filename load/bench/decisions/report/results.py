@@ -20,8 +20,9 @@ from load.bench.decisions.served import ServedOptions
 from load.bench.decisions.variants import ABLATIONS, FAIRLEAD, POLICIES, VARIANTS
 
 LEFT_OUT = {"probes": "this version buys no extra answers, so nothing is measured with them"}
-CHANGES = ("fall", "llmdrift_flip")  # watched after several numbers of requests
-PRICES = ("price_stated", "price_in_bills")
+# By their names in the result: what is watched after several numbers of requests.
+CHANGES = {"fall": "fall", "llmdrift_flip": "version_flip"}
+PRICES = {name: name for name in ("price_stated", "price_in_bills")}
 NO_FIGURES = ("curve", "calm")  # of an experiment
 
 Found = Mapping[Any, Any]
@@ -93,6 +94,7 @@ def _settings(
         "quick": options.quick,
         "encoder": options.encoder or "embeddings of the tables",
         "seeds": options.seeds,
+        "experiment_seeds": options.experiment_seeds,
         "preferences": [name_of(p) for p in options.penalties],
         "reference_preference": name_of(REFERENCE),
         "prompts": {one.table.name: one.n_prompts for one in orders},
@@ -166,10 +168,10 @@ def _by_preference(values: np.ndarray, options: DecisionsBench) -> dict[str, Tri
 def _drift(options: DecisionsBench, found: Found) -> dict[str, Any]:
     """By experiment and number of requests before the change; null where it was not run."""
     result: dict[str, Any] = {}
-    for name in (*CHANGES, *PRICES):
+    for name, experiment in {**CHANGES, **PRICES}.items():
         result[name] = {}
         for n_before in N_BEFORE if name in CHANGES else N_BEFORE[:1]:
-            keys = [(name, n_before, seed) for seed in range(options.seeds)]
+            keys = [(experiment, n_before, seed) for seed in options.changes.get(n_before, ())]
             have = [found[key] for key in keys if key in found]
             result[name][str(n_before)] = summary(have) if have else None
     return result
@@ -211,7 +213,7 @@ def summary(found: Sequence[Mapping[str, Any]]) -> dict[str, object]:
 
 def _onboarding(options: DecisionsBench, found: Found) -> dict[str, Any]:
     return {
-        name: summary([found[f"newcomer_{name}", seed] for seed in range(options.seeds)])
+        name: summary([found[f"newcomer_{name}", seed] for seed in range(options.experiment_seeds)])
         for name in ("bad", "better")
     }
 
