@@ -215,6 +215,13 @@ def bench_decisions(
     seeds: Annotated[
         int | None, typer.Option(min=2, max=100, help="Orders by chance. Default: 8.")
     ] = None,
+    lambdas: Annotated[
+        str,
+        typer.Option(help="Weights of cost, as 0.03,0.1,0.4. Default: ten from 0 to 3."),
+    ] = "",
+    rows: Annotated[
+        int | None, typer.Option(min=64, help="Prompts of each table at most. Default: all.")
+    ] = None,
     picture: Annotated[
         Path | None, typer.Option(help="Also draw frontier, learning and drift, into this folder.")
     ] = None,
@@ -227,19 +234,22 @@ def bench_decisions(
     from dataclasses import replace
 
     from fairlead.commands.decisions import show
-    from load.bench.decisions import bench
-    from load.bench.decisions.picture import draw
+    from load.bench.decisions import bench, options
+    from load.bench.decisions.report.picture import draw
 
-    options = bench.quick() if quick else bench.DecisionsBench()
-    options = replace(
-        options,
+    run = options.quick() if quick else options.DecisionsBench()
+    run = replace(
+        run,
         tables=tuple(table or ()),
         encoder=encoder,
-        seeds=seeds or options.seeds,
-        workers=workers or options.workers,
+        seeds=seeds or run.seeds,
+        experiment_seeds=seeds or run.experiment_seeds,
+        penalties=options.preferences(lambdas) if lambdas else run.penalties,
+        prompts_max=rows or run.prompts_max,
+        workers=workers or run.workers,
     )
     with only_json(as_json) as emit:
-        found = bench.measure(options, lambda text: console.print(f"[dim]{text}[/]"))
+        found = bench.measure(run, lambda text: console.print(f"[dim]{text}[/]"))
         for path in draw(found, picture) if picture else ():
             console.print(f"[dim]{path}[/]")
         emit(found)

@@ -1,9 +1,10 @@
 """What can go wrong with replays and benchmarks.
 
 LoadError
-├── LoopStuck     outcomes were sent and not learned in the time that learning should take
-├── TableRefused  a file is no outcome table, or has a value that can't be
-└── ToolMissing   a benchmark needs a tool that only a checkout has
+├── LoopStuck          outcomes were sent and not learned in the time that learning should take
+├── PreferenceRefused  a setting of the dial is no weight
+├── TableRefused       a file is no outcome table, or has a value that can't be
+└── ToolMissing        a benchmark needs a tool that only a checkout has
 """
 
 from __future__ import annotations
@@ -15,6 +16,20 @@ class LoadError(Exception):
 
 class LoopStuck(LoadError):
     """Outcomes were sent and not learned in the time that learning should take."""
+
+
+class PreferenceRefused(LoadError):
+    """A setting of the dial is no weight."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return (
+            f"--lambdas has {self.text[:40]!r}: a weight of cost is a number from 0 to 100; give "
+            f"several with commas, such as 0.03,0.1,0.4"
+        )
 
 
 class TableRefused(LoadError):

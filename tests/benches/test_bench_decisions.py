@@ -13,12 +13,16 @@ from rich.console import Console
 
 from fairlead.commands.decisions import show
 from learners.policies.policy import DEFAULT_POLICY
-from load.bench.decisions import bench, experiments, picture
-from load.bench.decisions.contenders import ABLATIONS, POLICIES, RULES
+from load.bench.decisions import bench, experiments
+from load.bench.decisions.contenders import RULES
+from load.bench.decisions.options import DecisionsBench, preferences, quick
 from load.bench.decisions.peers import environment as peers
+from load.bench.decisions.report import picture
 from load.bench.decisions.served import encoder_for
+from load.bench.decisions.variants import ABLATIONS, POLICIES
+from load.errors import PreferenceRefused
 
-PREFERENCES = ["0", "0.03", "0.1", "0.4"]
+PREFERENCES = ["0.03", "0.1", "0.4"]
 BY_PREFERENCE = ("utility", "utility_over_best_fixed")
 PLAIN = (
     "quality",
@@ -43,7 +47,7 @@ def found(tmp_path_factory):
         for name in ("AFTER", "ONBOARDING_BEFORE", "STUCK_REQUESTS"):
             patch.setattr(experiments, name, 192)
         options = replace(
-            bench.quick(), tables=(written(folder),), worlds=1, workers=1, n_before_max=0
+            quick(), tables=(written(folder),), worlds=1, workers=1, n_before_max=0
         )
         result = bench.measure(options, said.append)
     return json.loads(json.dumps(result)), said
@@ -75,13 +79,30 @@ def test_drift_onboarding_stuck_and_ablation_stand_beside_the_tables(found):
     """
     result, _ = found
 
-    assert set(result["drift"]) == {"fall", "llmdrift_flip", "price_stated", "price_in_bills"}
+    assert set(result["drift"]) == {
+        "fall",
+        "llmdrift_flip",
+        "price_stated",
+        "price_in_bills",
+        "false_alarms",
+    }
     assert set(result["drift"]["fall"]) == {"1000", "10000", "100000"}
     assert triple(result["onboarding"]["bad"]["of_next_100"])
     assert triple(result["onboarding"]["better"]["to_fair_share"])
     assert result["stuck"]["worlds"] == 1 and 0.0 <= result["stuck"]["gain_worst"] <= 1.1
     assert set(result["ablation"]["made"]) == set(ABLATIONS)
     assert set(result["policies"]["made"]) == set(POLICIES)
+
+
+def test_alarms_without_a_change_are_counted_by_where_they_were_raised(found):
+    """
+    Of how many decisions: worlds up to their change, and a table's orders by chance at every dial.
+    """
+    alarms = found[0]["drift"]["false_alarms"]
+
+    assert set(alarms) == {"worlds", "made"}
+    assert alarms["made"]["decisions"] == 2 * 3 * N
+    assert all(one["alarms"] * 1e5 == one["per_100000"] * one["decisions"] for one in alarms.values())
 
 
 def test_hindsight_bounds_hold_in_the_figures(found):
@@ -111,7 +132,19 @@ def test_the_same_policy_as_the_default_has_nothing_over_it(found):
     """
     A variant that changes nothing gives the same bits.
     """
-    assert found[0]["policies"]["made"][DEFAULT_POLICY]["over_fairlead"]["0.1"] == [0.0, 0.0, 0.0]
+    over = found[0]["policies"]["made"][DEFAULT_POLICY]["over_fairlead"]["0.1"]
+    assert over == [0.0, 0.0, 0.0]
+
+
+def test_settings_of_the_dial_are_a_list_and_what_is_none_is_refused():
+    """
+    The reference preference is always played, because figures without a preference are at it.
+    """
+    assert preferences("0.4, 0") == (0.4, 0.0)
+    assert DecisionsBench(penalties=(0.4, 0.0)).penalties == (0.0, 0.1, 0.4)
+    for text in ("", "0.1,,0.4", "-1", "nan", "1e9", "cheap"):
+        with pytest.raises(PreferenceRefused, match="--lambdas"):
+            preferences(text)
 
 
 def test_people_get_a_table_and_pictures_in_both_themes(found, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from load.bench.decisions import metrics
+from load.bench.decisions.report import metrics
 
 # Two prompts, three models: cheap, middle, best. Means: quality .25 .5 1, cost 1 2 4.
 QUALITY = np.array([[0.5, 1.0, 1.0], [0.0, 0.0, 1.0]])

@@ -189,7 +189,7 @@ def test_probabilities_of_a_world_sum_to_one_over_the_models_in_the_catalogue():
     """
     world = topical(0, np.array([[0.9, 0.5, 0.1]]), 128)
 
-    p = routed(world, ServedOptions(), {64: lambda player: player.restate(3, np.ones(3))}, 2)
+    p = routed(world, ServedOptions(), {64: lambda player: player.restate(3, np.ones(3))}, 2).p
 
     np.testing.assert_allclose(p.sum(axis=1), 1.0, atol=1e-5)
     assert not p[:64, 2].any() and p[64:, 2].all()
@@ -199,17 +199,19 @@ def test_a_peer_plays_in_another_interpreter(orders):
     """
     River is there in development; what it chose comes back for every order and setting.
     """
-    chosen = peers.chosen_by_peer("river_linucb", orders, (0.0, 0.4), Path(sys.executable))
+    python = Path(sys.executable)
+    chosen, again = peers.chosen_by_peer("river_linucb", [orders, orders], (0.0, 0.4), python)
 
     assert chosen.shape == (3, 2, orders.n_prompts)
     assert set(np.unique(chosen)) == {0, 1}
+    np.testing.assert_array_equal(chosen, again)
 
 
 def test_a_peer_that_is_not_installed_is_said_to_be(orders):
     """
     The reason comes back instead of choices.
     """
-    reason = peers.chosen_by_peer("saverouter_k1", orders, (0.0,), Path(sys.executable))
+    [reason] = peers.chosen_by_peer("saverouter_k1", [orders], (0.0,), Path(sys.executable))
 
     assert "ModuleNotFoundError" in reason and "saverouter" in reason
 

@@ -2,88 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from learners.estimates.ema import FIGURE_UNITS, FIGURES
+from learners.estimates.landmarks import landmarks_of
 from learners.estimates.learned import Learned, MemoryOptions
 from learners.outcomes import Outcomes
 from learners.policies.greedy import Greedy
-from learners.policies.policy import POLICIES as REGISTERED
-from learners.policies.policy import Policy
-from learners.targets import COST_USD_MIN, N_TARGETS, Target, ratio, to_fixed
+from learners.targets import COST_USD_MIN, N_TARGETS, Target, ratio, to_fixed, winsorised
 from load.bench.decisions import baselines
 from load.bench.decisions.orders import Orders
 from load.bench.decisions.served import (
     NOON_MS,
     Served,
     ServedOptions,
+    batch_of,
     catalogue_of,
     encoder_for,
     served_contexts,
-    without_neighbours,
-    without_ridge,
 )
 from load.bench.decisions.streams import Floats, Rows, Stream, play
 from serve.encoders import identity
 from serve.routing.live import Live, LiveOptions
 from serve.routing.placement import PlacementOptions
-from serve.routing.router import Chooser, RequestBatch, unsaid_columns
+from serve.routing.router import Chooser
 from streams.feedback.ticket import key_of
 
-FAIRLEAD, BEST_FIXED, ORACLE = "fairlead", "best_fixed", "oracle"
+BEST_FIXED, ORACLE = "best_fixed", "oracle"
 RANDOM, FULL_INFORMATION = "random", "full_information"
 BATCH_MAX = 512  # of full information
 STAGES = 8  # full information is learned again so many times along a stream
 
-
-def _with(policy: type[Policy]) -> ServedOptions:
-    return ServedOptions(policy=policy())
-
-
-# Fairlead with another policy, and with a part of its estimates left out.
-POLICIES: dict[str, Callable[[], ServedOptions]] = {
-    name.replace("-", "_"): partial(_with, policy) for name, policy in REGISTERED.items()
-}
-ABLATIONS: dict[str, Callable[[], ServedOptions]] = {
-    "without_neighbours": without_neighbours,
-    "without_ridge": without_ridge,
-    "without_exploration": partial(_with, Greedy),
-}
-VARIANTS: Mapping[str, Callable[[], ServedOptions]] = {
-    FAIRLEAD: ServedOptions,
-    **{f"policy:{name}": make for name, make in POLICIES.items()},
-    **{f"ablation:{name}": make for name, make in ABLATIONS.items()},
-}
 # Who is measured on every table at every setting of the dial; the peers come beside them.
 RULES = (RANDOM, "ema_epsilon_greedy", "knn", "port", BEST_FIXED, ORACLE, FULL_INFORMATION)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Chosen:
+    """What a contender chose in an order, by setting of the dial; of Fairlead also what it said."""
+
+    columns: Rows  # (dials, prompts)
+    predicted: Floats | None = None  # (dials, prompts, 2) quality and cost of the chosen
+    n_alarms: list[int] = field(default_factory=list)  # drift alarms raised, by dial
+
+
 def chosen_by(
-    name: str, orders: Orders, order: int, penalties: tuple[float, ...]
-) -> tuple[Rows, Floats | None]:
-    """What a contender chose: columns (settings of the dial, prompts).
-
-    Of Fairlead also what it predicted of its choices, (settings of the dial, prompts, 2).
-    """
-    if name == FULL_INFORMATION:
-        return full_information(orders, order, penalties), None
-    if name in VARIANTS:
-        options = VARIANTS[name]()
-        found = [_served(orders.stream(order, penalty), options) for penalty in penalties]
-        return np.stack([chosen for chosen, _ in found]), np.stack([p for _, p in found])
-    return np.stack([_chosen(name, orders, order, penalty) for penalty in penalties]), None
+    contender: str | ServedOptions, orders: Orders, order: int, penalties: tuple[float, ...]
+) -> Chosen:
+    """Let a contender, or a variant of Fairlead, play one order at several settings of the dial."""
+    if contender == FULL_INFORMATION:
+        return Chosen(columns=full_information(orders, order, penalties))
+    streams = [orders.stream(order, penalty) for penalty in penalties]
+    if isinstance(contender, ServedOptions):
+        return _served(streams, contender)
+    return Chosen(columns=np.stack([_chosen(contender, stream) for stream in streams]))
 
 
-def _served(stream: Stream, options: ServedOptions) -> tuple[Rows, Floats]:
-    with Served(stream, options) as player:
-        return play(player, stream), player.predicted
+def _served(streams: Sequence[Stream], options: ServedOptions) -> Chosen:
+    columns, predicted, n_alarms = [], [], []
+    for stream in streams:
+        with Served(stream, options) as player:
+            columns.append(play(player, stream))
+            predicted.append(player.predicted)
+            n_alarms.append(len(player.raised))
+    return Chosen(columns=np.stack(columns), predicted=np.stack(predicted), n_alarms=n_alarms)
 
 
-def _chosen(name: str, orders: Orders, order: int, penalty: float) -> Rows:
-    stream = orders.stream(order, penalty)
+def _chosen(name: str, stream: Stream) -> Rows:
     if name == BEST_FIXED:
         return baselines.best_fixed(stream)
     if name == ORACLE:
@@ -100,31 +88,24 @@ def full_information(orders: Orders, order: int, penalties: tuple[float, ...]) -
     stream = orders.stream(order, 0.0)
     n, names = len(stream), list(orders.table.models)
     encoder = identity(encoder_for(stream.embeddings.shape[1]))
-    catalogue, learned = catalogue_of(names, stream.price_usd), Learned(MemoryOptions())
+    catalogue = catalogue_of(names, stream.price_usd)
+    learned = Learned(MemoryOptions(), landmarks_of(encoder))
     contexts = served_contexts(stream.embeddings, stream.prompt_tokens)
     chooser = Chooser(Greedy(), PlacementOptions(), np.random.default_rng([order, 11]))
+    asked = [
+        batch_of(replace(stream, penalty=penalty), contexts, stream.n_models)
+        for penalty in penalties
+    ]
     chosen = np.zeros((len(penalties), n), np.intp)
     for rows in np.array_split(np.arange(n), STAGES):
         learned.history.settle()
         live = Live(catalogue, learned, encoder, LiveOptions())
-        for dial, penalty in enumerate(penalties):
+        for dial, requests in enumerate(asked):
             for part in np.array_split(rows, max(1, len(rows) // BATCH_MAX)):
-                asked = _requests(stream, contexts, part, penalty)
-                chosen[dial, part] = chooser.choose(asked, live, NOON_MS).chosen
+                chosen[dial, part] = chooser.choose(requests[part], live, NOON_MS).chosen
         for column, name in enumerate(names):
             learned.update(_answers(orders, order, rows, column, name, contexts))
     return chosen
-
-
-def _requests(stream: Stream, contexts: np.ndarray, rows: Rows, penalty: float) -> RequestBatch:
-    """Prompts at one setting of the dial, any model allowed."""
-    n, weights = len(rows), (1.0, penalty / stream.best_single_usd, 0.0, 0.0)
-    return RequestBatch(
-        contexts=contexts[rows],
-        preference=np.tile(np.array(weights), (n, 1)),
-        allowed=np.ones((n, stream.n_models), bool),
-        **unsaid_columns(n) | {"prompt_tokens": stream.prompt_tokens[rows].astype(np.float64)},
-    )
 
 
 def _answers(
@@ -138,7 +119,7 @@ def _answers(
     stated = np.full(n, orders.price_usd[column])
     targets[:, Target.COST] = ratio(cost, stated, COST_USD_MIN)
     figures = np.zeros((n, len(FIGURES)))
-    figures[:, FIGURES.index("cost_usd")] = cost
+    figures[:, FIGURES.index("cost_usd")] = winsorised(cost, stated, COST_USD_MIN)
     return Outcomes(
         issuers=np.full(n, key_of(name) >> 8, np.uint64),
         sequences=rows.astype(np.uint64),

@@ -4,20 +4,19 @@
     onboarding   an untried model that is bad, and one that is better than all others
     stuck        forty worlds with a best model per topic: is it found in every one?
 
-Each is a function of one seed, so that they run side by side; `summary` puts the seeds together.
+Each is a function of one seed, so that they run side by side.
+Drift alarms are read along: how long after a change they come, and how many without one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from load.bench.decisions import metrics
 from load.bench.decisions.served import Served, ServedOptions
 from load.bench.decisions.streams import BATCH, Floats
-from load.bench.decisions.worlds import CALL_USD, World, joined, routed, topical, versions
+from load.bench.decisions.worlds import CALL_USD, Routed, World, joined, routed, topical, versions
 from load.data.tables import OutcomeTable
 
 AFTER = 2048  # requests watched after a change
@@ -36,7 +35,9 @@ STUCK_REQUESTS = 2400
 LLMDRIFT_OLD = ["gpt-3.5-turbo-0301", "gpt-4-0314"]
 LLMDRIFT_NEW = ["gpt-3.5-turbo-0613", "gpt-4-0613"]
 
-Found = dict[str, Any]  # figures, and under "curve" what happened step by step
+# Figures; under "curve" what happened step by step, under "calm" how many alarms were raised in how
+# many decisions without a change.
+Found = dict[str, Any]
 
 
 def fall(seed: int, n_before: int) -> Found:
@@ -60,54 +61,47 @@ def price_stated(seed: int, n_before: int) -> Found:
     def restate(player: Served) -> None:
         player.restate(4, world.stream.price_usd * np.array([10.0, 1.0, 1.0, 1.0]))
 
-    return _left(routed(world, ServedOptions(), {n_before: restate}, calm_until=n_before), n_before)
+    found = routed(world, ServedOptions(), {n_before: restate}, calm_until=n_before)
+    return _left(found, n_before)
 
 
 def price_in_bills(seed: int, n_before: int) -> Found:
     """The preferred model costs ten times as much, which only its bills say."""
     world = _priced(seed, n_before, paid_factor=10.0)
-    return _left(routed(world, ServedOptions(), {}, calm_until=n_before), n_before)
+    found = routed(world, ServedOptions(), {}, calm_until=n_before)
+    return {**_left(found, n_before), "alarm_delay": _alarm_delay(found, n_before, 0)}
 
 
 def newcomer_bad(seed: int) -> Found:
     """Requests out of the first 100 that an untried model of quality 0.05 gets."""
-    p = _with_newcomer(seed, 0.05)[:, NEWCOMER]
-    return {"of_next_100": float(p[ONBOARDING_BEFORE : ONBOARDING_BEFORE + 100].sum())}
+    found = _with_newcomer(seed, 0.05)
+    next_100 = found.p[ONBOARDING_BEFORE : ONBOARDING_BEFORE + 100, NEWCOMER]
+    return {"of_next_100": float(next_100.sum()), "calm": _calm(found)}
 
 
 def newcomer_better(seed: int) -> Found:
     """Decisions until an untried model of quality 0.95 has nine tenths of its final share."""
-    share = _smoothed(_with_newcomer(seed, 0.95)[ONBOARDING_BEFORE:, NEWCOMER])
+    found = _with_newcomer(seed, 0.95)
+    share = _smoothed(found.p[ONBOARDING_BEFORE:, NEWCOMER])
     final = float(share[-AFTER // 4 :].mean())
-    return {"to_fair_share": _first(share >= FAIR * final), "final_share": final}
+    to_fair_share = _first(share >= FAIR * final)
+    return {"to_fair_share": to_fair_share, "final_share": final, "calm": _calm(found)}
 
 
 def gain(seed: int) -> Found:
     """Share of the oracle's gain over chance that is gained in the last quarter."""
     world = topical(seed, TOPICS, STUCK_REQUESTS)
-    worth = (routed(world, ServedOptions(), {}) * world.truth).sum(axis=1)
+    found = routed(world, ServedOptions(), {})
+    worth = (found.p * world.truth).sum(axis=1)
     last = slice(3 * STUCK_REQUESTS // 4, None)
     chance, best = world.truth[last].mean(), world.truth[last].max(axis=1).mean()
-    return {"gain": float((worth[last].mean() - chance) / (best - chance))}
-
-
-def summary(found: Sequence[Found]) -> dict[str, object]:
-    """By figure: median and interval over the seeds, infinity being null; how many were finite."""
-    result: dict[str, object] = {}
-    for name in found[0]:
-        values = [one[name] for one in found]
-        if name == "curve":
-            result[name] = np.mean(values, axis=0).round(4).tolist()
-            continue
-        result[name] = metrics.median_interval(values)
-        result[f"{name}_reached"] = [int(np.isfinite(values).sum()), len(values)]
-        result[f"{name}_worst"] = max(values) if np.isfinite(max(values)) else None
-    return result
+    gained = float((worth[last].mean() - chance) / (best - chance))
+    return {"gain": gained, "calm": _calm(found)}
 
 
 def _recovery(world: World, n_before: int) -> Found:
-    p = routed(world, ServedOptions(), {}, calm_until=n_before)
-    after, truth = p[n_before:], world.truth[n_before:]
+    found = routed(world, ServedOptions(), {}, calm_until=n_before)
+    after, truth = found.p[n_before:], world.truth[n_before:]
     best = truth[:, truth.mean(axis=0).argmax()]
     # Over what the new best gets on the very same prompts.
     worth = _smoothed((after * truth).sum(axis=1)) / _smoothed(best)
@@ -115,6 +109,8 @@ def _recovery(world: World, n_before: int) -> Found:
     return {
         "requests_to_95pct": _first(worth >= ENOUGH),
         "old_share_at_end": float(after[-AFTER // 4 :, old].mean()),
+        "alarm_delay": _alarm_delay(found, n_before, old),
+        "calm": _calm(found, n_before),
         "curve": worth[::BATCH].tolist(),
     }
 
@@ -129,15 +125,28 @@ def _priced(seed: int, n_before: int, paid_factor: float) -> World:
     return world
 
 
-def _left(p: Floats, n_before: int) -> Found:
-    share = _smoothed(p[n_before:, 0])
+def _left(found: Routed, n_before: int) -> Found:
+    share = found.p[n_before:, 0]
     return {
-        "share_of_next_96": float(p[n_before : n_before + WINDOW, 0].mean()),
-        "requests_to_5pct": _first(share <= 1.0 - ENOUGH),
+        "share_of_next_96": float(share[:WINDOW].mean()),
+        "requests_to_5pct": _first(_smoothed(share) <= 1.0 - ENOUGH),
+        "calm": _calm(found, n_before),
     }
 
 
-def _with_newcomer(seed: int, quality: float) -> Floats:
+def _calm(found: Routed, until: int | None = None) -> tuple[int, int]:
+    """Alarms before a change, or of a world that has none; and the decisions there."""
+    n = len(found.p) if until is None else until
+    return sum(one.decision <= n for one in found.raised), n
+
+
+def _alarm_delay(found: Routed, n_before: int, column: int) -> float:
+    """Decisions from a change until an alarm of the model in a column was on."""
+    after = [one.decision - n_before for one in found.raised if one.column == column]
+    return float(min((delay for delay in after if delay > 0), default=np.inf))
+
+
+def _with_newcomer(seed: int, quality: float) -> Routed:
     every = np.tile([*OLD_MODELS, quality], (3, 1))
     world = topical(seed, every, ONBOARDING_BEFORE + AFTER)
 

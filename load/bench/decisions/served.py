@@ -1,13 +1,14 @@
-"""Fairlead as it serves, as one contender: the real decider, tickets, feedback and trainer.
+"""Fairlead as it serves, as one contender: the real router, tickets, feedback and trainer.
 
-    prompts ─▶ RouteRequest ─▶ Decider ─▶ decisions with tickets
-                                  ▲                   │ outcome
+    prompts ─▶ RequestBatch ─▶ Chooser ─▶ Decisions ─▶ tickets
+                                  ▲                      │ outcome
           Live ◀── what was learned ◀── Trainer ◀── feedback records
 
-Nothing is copied from serve/, streams/ or learners/. What is left out is the network, the disk and
-the clock: virtual time advances with the decisions, and the trainer's state is handed over in
-memory. A view is made for every batch at first, then every `VIEW_EVERY` decisions: at 400 requests
-per second that is the quarter of a second after which a trainer publishes.
+Nothing is copied from serve/, streams/ or learners/. What is left out is the network with its
+messages, the disk and the clock: virtual time advances with the decisions, and the trainer's state
+is handed over in memory. A view is made for every batch at first, then every `VIEW_EVERY`
+decisions: at 400 requests per second that is the quarter of a second after which a trainer
+publishes.
 """
 
 from __future__ import annotations
@@ -15,30 +16,32 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.estimates.learned import MemoryOptions
+from learners.context import Contexts
+from learners.drift import Alarm
+from learners.estimates.landmarks import Landmarks, landmarks_of
+from learners.estimates.learned import Learned, MemoryOptions
 from learners.policies.policy import Policy, default_policy
 from load.bench.decisions.streams import Floats, Rows, Stream
 from serve.encoders import Encoder, EncoderOptions, identity, make_encoder
 from serve.encoders.projections import FITTED_DIMS
-from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.catalogue import Catalogue, Model, Pool
-from serve.routing.decider import Decider
 from serve.routing.live import Live, LiveOptions
 from serve.routing.placement import PlacementOptions
-from serve.routing.request import PreferenceDefaults, RouteInput, read_request
-from serve.routing.router import Choices, Chooser, RequestBatch
+from serve.routing.records import Decisions
+from serve.routing.router import Choices, Chooser, RequestBatch, unsaid_columns
 from streams.feedback.feedback import encode_report
 from streams.feedback.ticket import KEY_BYTES, Issuer, Sealer
 from streams.log.contract import FEEDBACK
 from streams.log.memory_log import MemoryLog, Storage
 from streams.training.folder import Folder
 from streams.training.snapshots import Store
+from streams.training.state import State
 from streams.training.trainer import Trainer, TrainerOptions
 
 NOON_MS = 1_760_000_000_000  # any time: nothing looks at the date
@@ -54,17 +57,16 @@ class ServedOptions:
     policy: Policy = field(default_factory=default_policy)
     live: LiveOptions = field(default_factory=LiveOptions)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
+    landmarks: Landmarks | None = None  # None: those of the encoder
 
 
-class WatchedChooser(Chooser):
-    """Remembers the last batch's choices: an experiment reads all models' probabilities there."""
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """A drift alarm that was not on at the view before."""
 
-    last: Choices
-
-    def choose(self, requests: RequestBatch, live: Live, now_ms: int) -> Choices:
-        """Decide a batch against one view."""
-        self.last = Chooser.choose(self, requests, live, now_ms)
-        return self.last
+    decision: int  # the first that was made with it
+    column: int  # of the model, in the stream
+    alarm: Alarm
 
 
 def encoder_for(dim: int) -> Encoder:
@@ -76,12 +78,22 @@ def encoder_for(dim: int) -> Encoder:
     return make_encoder(EncoderOptions(kind="embeddings-only", model=model, dim=dim))
 
 
-def served_contexts(
-    embeddings: NDArray[np.float32], prompt_tokens: NDArray[np.int64]
-) -> NDArray[np.int8]:
+def served_contexts(embeddings: NDArray[np.float32], prompt_tokens: NDArray[np.int64]) -> Contexts:
     """Contexts (n, 64) as the router makes them of embeddings (n, dim)."""
     projection = encoder_for(embeddings.shape[1]).projection
     return projection.contexts(embeddings, prompt_tokens.astype(np.float32))
+
+
+def batch_of(stream: Stream, contexts: Contexts, n_models: int) -> RequestBatch:
+    """Prompts of a stream as requests at its setting of the dial, any of so many models allowed."""
+    n, weights = len(stream), (1.0, stream.penalty / stream.best_single_usd, 0.0, 0.0)
+    tokens = np.maximum(stream.prompt_tokens, 1).astype(np.float64)
+    return RequestBatch(
+        contexts=contexts,
+        preference=np.tile(np.array(weights), (n, 1)),
+        allowed=np.ones((n, n_models), bool),
+        **unsaid_columns(n) | {"prompt_tokens": tokens},
+    )
 
 
 def catalogue_of(names: Sequence[str], price_usd: Floats) -> Catalogue:
@@ -99,32 +111,31 @@ class Served:
     def __init__(self, stream: Stream, options: ServedOptions, n_models: int | None = None) -> None:
         """Of the stream's models the first `n_models` are in the catalogue to begin with."""
         self._stream, self._options = stream, options
-        self._n_models = n_models or stream.n_models
-        self._price_usd = stream.price_usd
         self.predicted = np.zeros((len(stream), 2))  # quality and cost of what was chosen
         # (n, k) of every decision; 0 for a model that was not in the catalogue.
         self.propensity = np.zeros((len(stream), stream.n_models), np.float32)
+        self.raised: list[Raised] = []
+        self._alarms_on: set[tuple[int, str]] = set()  # column and target, at the last view
         self._n_decided, self._view_at = 0, 0
         rng = np.random.default_rng([stream.seed, 2])
-        encoder, sealer = encoder_for(stream.embeddings.shape[1]), Sealer([rng.bytes(KEY_BYTES)])
-        self._identity = identity(encoder)
-        self.chooser = WatchedChooser(options.policy, PlacementOptions(), rng)
-        self._decider = Decider(encoder, self.chooser, sealer, Issuer(1), self.now_ms)
+        self._sealer, self._issuer = Sealer([rng.bytes(KEY_BYTES)]), Issuer(1)
+        self._identity = identity(encoder_for(stream.embeddings.shape[1]))
+        self._contexts = served_contexts(stream.embeddings, stream.prompt_tokens)
+        self._chooser = Chooser(options.policy, PlacementOptions(), rng)
         self._log = MemoryLog(Storage(), self.now_ms)
         self._log.ensure_topics()
         self._folder = tempfile.TemporaryDirectory()
         never = TrainerOptions(wait_s=0.0, publish_s=math.inf, memory=options.memory)
         store = Store(Folder(self._folder.name))
-        self.trainer = Trainer(self._log, store, sealer, self._identity, never, self.now_ms)
-        self._tickets: dict[int, tuple[bytes, bytes]] = {}
-        self._preference = pb.Preference(
-            quality=1.0, cost=stream.penalty / stream.best_single_usd, latency=0.0
+        landmarks = options.landmarks or landmarks_of(self._identity)
+        state = State(self._identity, Learned(options.memory, landmarks))
+        self.trainer = Trainer(
+            self._log, store, self._sealer, self._identity, never, self.now_ms, start=lambda: state
         )
-        self.live = self._view()
-
-    @property
-    def _names(self) -> list[str]:
-        return [f"model-{column}" for column in range(self._n_models)]
+        self._tickets: dict[int, tuple[bytes, bytes]] = {}
+        self._policy = repr(options.policy)
+        self._live: Live | None = None  # the newest view; None where the catalogue is newer
+        self.restate(n_models or stream.n_models, stream.price_usd)
 
     def now_ms(self) -> int:
         """Virtual time: it advances with the decisions."""
@@ -135,18 +146,32 @@ class Served:
         while self.trainer.step():
             pass
         eager = self._n_decided < EAGER_DECISIONS
-        if eager or self._n_decided - self._view_at >= VIEW_EVERY:
-            self.live, self._view_at = self._view(), self._n_decided
-        decided = self._decider.decide([self._asked(row) for row in rows.tolist()], self.live)
-        for row, one in zip(rows.tolist(), decided.replies, strict=True):
-            assert isinstance(one, pb.Decision), "a request of a table is never refused"
-            self._tickets[row] = (one.decision_id.encode(), one.ticket)
+        if self._live is None or eager or self._n_decided - self._view_at >= VIEW_EVERY:
+            self._live, self._view_at = self._view(), self._n_decided
+        choices = self._decided(rows, self._live)
         self._n_decided += len(rows)
-        choices = self.chooser.last
         at = np.arange(len(rows)), choices.chosen
         self.predicted[rows] = np.stack([choices.quality[at], choices.cost_usd[at]], axis=1)
         self.propensity[rows, : self._n_models] = choices.propensity
         return choices.chosen
+
+    def _decided(self, rows: Rows, live: Live) -> Choices:
+        """Decide, and keep the tickets."""
+        requests = self._requests[rows]
+        choices = self._chooser.choose(requests, live, self.now_ms())
+        decisions = Decisions(
+            tenants=[""] * len(rows),
+            requests=requests,
+            choices=choices,
+            live=live,
+            policy=self._policy,
+            at_ms=self.now_ms(),
+        )
+        ids = self._issuer.take(len(rows))
+        keys = [decision_id.hex().encode() for decision_id in ids]
+        tickets = decisions.seal(self._sealer, ids)
+        self._tickets.update(zip(rows.tolist(), zip(keys, tickets, strict=True), strict=True))
+        return choices
 
     def learn(self, rows: Rows, columns: Rows, quality: Floats, cost_usd: Floats) -> None:
         """See `Player`: reported as any caller does."""
@@ -161,23 +186,16 @@ class Served:
 
     def restate(self, n_models: int, price_usd: Floats) -> None:
         """From now on the catalogue states so many models, and these prices (k,)."""
-        self._n_models, self._price_usd = n_models, price_usd
-        self.live = self._view()
-
-    def _asked(self, row: int) -> RouteInput:
-        stream = self._stream
-        request = pb.RouteRequest(
-            embedding_f32=stream.embeddings[row].tobytes(),
-            prompt_tokens=max(1, int(stream.prompt_tokens[row])),
-            preference=self._preference,
-        )
-        return read_request(request, PreferenceDefaults())
+        names = [f"model-{column}" for column in range(n_models)]
+        self._n_models, self._catalogue = n_models, catalogue_of(names, price_usd[:n_models])
+        self._requests = batch_of(self._stream, self._contexts, n_models)
+        self._live = None
 
     def _view(self) -> Live:
         state = self.trainer.state
         state.learned.history.settle()
-        return Live(
-            catalogue_of(self._names, self._price_usd[: self._n_models]),
+        live = Live(
+            self._catalogue,
             state.learned,
             self._identity,
             self._options.live,
@@ -186,6 +204,18 @@ class Served:
             fleet=state.fleet,
             prices=state.prices,
         )
+        self._note_alarms(live)
+        return live
+
+    def _note_alarms(self, live: Live) -> None:
+        column_of = {key: column for column, key in enumerate(live.catalogue.keys)}
+        on = {(column_of[alarm.model], alarm.target): alarm for alarm in live.drift}
+        self.raised += [
+            Raised(self._n_decided, column, alarm)
+            for (column, target), alarm in on.items()
+            if (column, target) not in self._alarms_on
+        ]
+        self._alarms_on = set(on)
 
     def close(self) -> None:
         """Let go of the trainer's log and folder."""
@@ -197,20 +227,3 @@ class Served:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def without_neighbours() -> ServedOptions:
-    """The default, its estimates from the linear model alone."""
-    return _blended(0.0)
-
-
-def without_ridge() -> ServedOptions:
-    """The default, its estimates from neighbours alone."""
-    return _blended(1.0)
-
-
-def _blended(neighbours_share: float) -> ServedOptions:
-    live = LiveOptions()
-    return ServedOptions(
-        live=replace(live, blend=replace(live.blend, neighbours_share=neighbours_share))
-    )

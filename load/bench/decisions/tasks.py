@@ -20,12 +20,12 @@ _orders: Sequence[Orders] = ()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One piece: `run` gets the table's orders first, if it is of a table."""
+    """One piece: `run` gets the orders of its tables first."""
 
     key: Hashable
     run: Callable[..., Any]
     arguments: tuple[Any, ...] = ()
-    table: int | None = None
+    tables: tuple[int, ...] = ()
     cost: float = field(default=1.0)  # roughly, relative to the others: long ones go first
 
 
@@ -72,5 +72,4 @@ def _hand_over(orders: Sequence[Orders]) -> None:
 
 
 def _run(task: Task) -> Any:
-    head = () if task.table is None else (_orders[task.table],)
-    return task.run(*head, *task.arguments)
+    return task.run(*[_orders[table] for table in task.tables], *task.arguments)

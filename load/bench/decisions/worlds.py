@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from learners.context import STEP
-from load.bench.decisions.served import Served, ServedOptions, served_contexts
+from load.bench.decisions.served import Raised, Served, ServedOptions, served_contexts
 from load.bench.decisions.streams import BATCH, Floats, Stream, delays, play
 from load.data.tables import OutcomeTable
 
@@ -124,14 +124,22 @@ def starts(n: int, calm_until: int = 0) -> list[int]:
     return found
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Routed:
+    """What Fairlead did in a world: how likely each model was (n, k), and the alarms it raised."""
+
+    p: Floats
+    raised: list[Raised]
+
+
 def routed(
     world: World,
     options: ServedOptions,
     events: Events,
     n_models: int | None = None,
     calm_until: int = 0,
-) -> Floats:
-    """The probabilities (n, k) with which Fairlead chose in a world."""
+) -> Routed:
+    """Let Fairlead route a world."""
     with Served(world.stream, options, n_models) as player:
 
         def before_batch(start: int) -> None:
@@ -139,4 +147,4 @@ def routed(
                 events[start](player)
 
         play(player, world.stream, starts(len(world.stream), calm_until), before_batch)
-        return player.propensity.astype(np.float64)
+        return Routed(player.propensity.astype(np.float64), player.raised)

@@ -1,5 +1,5 @@
-"""Other projects' bandits on the same streams, in an environment of their own.
+"""Other projects' bandits on the same streams, in a Python environment of their own.
 
-May import `streams` and `orders`. `players` and `runner` run in the peers' environment: they, and
-`streams`, import numpy alone, and never what Fairlead is made of.
+May import `orders` and `streams`. `runner` and `players` run in that environment: they import
+`streams` and numpy alone, and never what Fairlead is made of.
 """

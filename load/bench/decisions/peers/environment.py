@@ -8,10 +8,10 @@ none the benchmark runs without peers and says so.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from load.bench.decisions.peers.players import PEERS
 
 PYTHON_VARIABLE = "FAIRLEAD_PEERS_PYTHON"
 CHECKOUT = Path(__file__).parents[4]
+MODULE = "load.bench.decisions.peers.runner"
 TIMEOUT_S = 4 * 3600.0
 
 
@@ -34,37 +35,46 @@ def missing_reason() -> str:
     """Why no peer can play, and what to do."""
     return (
         f"the peers' environment is missing: `make peers` makes it in .venv-peers, or "
-        f"{PYTHON_VARIABLE} names a Python that has what "
-        "load/bench/decisions/peers/requirements.txt lists"
+        f"{PYTHON_VARIABLE} names a Python that has what load/bench/decisions/peers/"
+        f"requirements.txt lists"
     )
 
 
 def chosen_by_peer(
-    peer: str, orders: Orders, penalties: tuple[float, ...], interpreter: Path
-) -> np.ndarray | str:
-    """Columns (orders, settings of the dial, prompts) that a peer chose; or why it did not."""
+    peer: str, every: Sequence[Orders], penalties: tuple[float, ...], interpreter: Path
+) -> list[np.ndarray | str]:
+    """By table, columns (orders, settings of the dial, prompts) that a peer chose; or why not."""
     with tempfile.TemporaryDirectory() as folder:
-        job, chosen = Path(folder) / "job.npz", Path(folder) / "chosen.npz"
-        _write(orders, penalties, job)
-        command = [str(interpreter), "-m", "load.bench.decisions.peers.runner"]
-        environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
-        try:
-            done = subprocess.run(  # noqa: S603 - our own module, in an interpreter that is named
-                [*command, str(job), str(chosen), peer],
-                env=environment,
-                cwd=folder,
-                capture_output=True,
-                timeout=TIMEOUT_S,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return f"it took longer than {TIMEOUT_S:.0f} s"
-        if done.returncode:
-            last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-            return f"its process ended with code {done.returncode}: {' '.join(last)}"[:300]
-        with np.load(chosen) as found:
-            problems = json.loads(str(found["problems"]))
-            return problems[peer] if peer in problems else found[peer].astype(np.intp)
+        jobs = [Path(folder) / f"job-{number}.npz" for number in range(len(every))]
+        for path, orders in zip(jobs, every, strict=True):
+            _write(orders, penalties, path)
+        found = [path.with_name(path.name.replace("job", "chosen")) for path in jobs]
+        paths = [str(path) for both in zip(jobs, found, strict=True) for path in both]
+        problem = _run([str(interpreter), "-m", MODULE, peer, *paths], folder)
+        return [problem] * len(every) if problem else [_read(path) for path in found]
+
+
+def _run(command: list[str], folder: str) -> str:
+    """Why a peer's process did not end well; "" if it did."""
+    try:
+        done = subprocess.run(  # noqa: S603 - our own module, in an interpreter that is named
+            command,
+            env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+            cwd=folder,
+            capture_output=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"it took longer than {TIMEOUT_S:.0f} s"
+    last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+    code = done.returncode
+    return f"its process ended with code {code}: {' '.join(last)}"[:300] if code else ""
+
+
+def _read(path: Path) -> np.ndarray | str:
+    with np.load(path) as found:
+        return str(found["problem"]) if "problem" in found else found["chosen"].astype(np.intp)
 
 
 def _write(orders: Orders, penalties: tuple[float, ...], path: Path) -> None:

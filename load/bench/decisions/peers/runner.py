@@ -1,17 +1,15 @@
-"""Plays streams with other projects' bandits, in their own environment; files in, files out.
+"""Plays streams with one other project's bandit, in its own environment; files in, files out.
 
-    python -m load.bench.decisions.peers.runner JOB.npz CHOSEN.npz PEER...
+    python -m load.bench.decisions.peers.runner PEER (JOB.npz CHOSEN.npz)...
 
-JOB.npz holds one table and its orders; CHOSEN.npz gets, for every peer, the columns chosen by
-(order, setting of the dial, prompt), and what went wrong with the peers that could not play.
+A JOB.npz holds one table and its orders; its CHOSEN.npz gets the columns chosen by (order, setting
+of the dial, prompt), or what went wrong.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,18 +49,17 @@ def played(job: dict[str, np.ndarray], peer: str) -> Rows:
     return chosen
 
 
-def main(job_path: str, chosen_path: str, *peers: str) -> None:
+def main(peer: str, *paths: str) -> None:
     """See above."""
-    with np.load(job_path) as file:
-        job = dict(file)
-    found: dict[str, Any] = {}
-    problems: dict[str, str] = {}
-    for peer in peers:
+    for job_path, chosen_path in zip(paths[::2], paths[1::2], strict=True):
+        with np.load(job_path) as file:
+            job = dict(file)
+        found: dict[str, Any] = {}
         try:
-            found[peer] = played(job, peer).astype(np.int16)
+            found["chosen"] = played(job, peer).astype(np.int16)
         except Exception as error:  # noqa: BLE001 - another project's; the others still play
-            problems[peer] = f"{type(error).__name__}: {error}"[:300]
-    np.savez(Path(chosen_path), problems=np.array(json.dumps(problems)), **found)
+            found["problem"] = np.array(f"{type(error).__name__}: {error}"[:300])
+        np.savez(chosen_path, **found)
 
 
 if __name__ == "__main__":

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from load.bench.decisions import metrics
-from load.bench.decisions.contenders import FAIRLEAD
-from load.bench.decisions.metrics import Floats, Span, Triple, Values
+from load.bench.decisions.options import REFERENCE
 from load.bench.decisions.orders import Orders
+from load.bench.decisions.report import metrics
+from load.bench.decisions.report.metrics import Floats, Span, Triple, Values
+from load.bench.decisions.variants import FAIRLEAD
 
 Outcome = list[tuple[Floats, Floats]]  # quality and cost (prompts, models), by order
 
-REFERENCE = 0.1  # the preference of figures that are not given by preference
 SHARES = (0.98, 1.0)
 N_STEPS = 20  # of a learning curve
 
@@ -179,9 +179,7 @@ class TableFigures:
         dial = enough[cost[enough].argmin()]
         first = one.cost_usd[order, dial, : one.half.start]
         learning_usd = float(first.sum() - len(first) * cost[dial])
-        return metrics.break_even_requests(
-            learning_usd, best_usd=span.best_cost_usd, routed_usd=float(cost[dial])
-        )
+        return metrics.break_even_requests(learning_usd, span.best_cost_usd, float(cost[dial]))
 
     def _calibration(self, one: Played, predicted: Floats) -> dict[str, object]:
         """How true predictions were, of what was chosen in the second half."""

@@ -1,0 +1,86 @@
+"""What `fairlead bench decisions` runs: orders, settings of the dial, sizes; the short run, too."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from load.errors import PreferenceRefused
+
+PENALTIES = (0.0, 0.01, 0.03, 0.06, 0.1, 0.2, 0.4, 0.7, 1.5, 3.0)
+CLAIMED = (0.03, 0.1, 0.4)
+REFERENCE = 0.1  # the preference of figures that are not given by preference
+N_BEFORE = (1_000, 10_000, 100_000)  # requests before a change
+N_WORLDS = 40
+PENALTY_MAX = 100.0  # beyond it the cheapest model is all there is
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecisionsBench:
+    """What to run."""
+
+    tables: tuple[Path, ...] = ()  # none: those of `tables_found`
+    encoder: str = ""  # kind of text encoder for the prompts' texts; "": embeddings are read
+    seeds: int = 8  # orders by chance
+    experiment_seeds: int = 8  # of drift and onboarding
+    long_seeds: int = 4  # the same where 100,000 requests come first: half a minute each
+    penalties: tuple[float, ...] = PENALTIES  # `REFERENCE` is always among them
+    variant_penalties: tuple[float, ...] = (REFERENCE,)
+    variant_orders: int = 3
+    prompts_max: int | None = None  # of each table
+    worlds: int = N_WORLDS
+    n_before_max: int = N_BEFORE[-1]
+    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    quick: bool = False
+
+    def __post_init__(self) -> None:
+        # Variants are compared at settings of the dial that the default plays, too.
+        played = tuple(sorted({*self.penalties, REFERENCE}))
+        shared = tuple(p for p in self.variant_penalties if p in played)
+        object.__setattr__(self, "penalties", played)
+        object.__setattr__(self, "variant_penalties", shared)
+
+    @property
+    def changes(self) -> dict[int, range]:
+        """Seeds by the number of requests that come before a change."""
+        long = min(self.experiment_seeds, self.long_seeds)
+        return {
+            n: range(long if n == N_BEFORE[-1] else self.experiment_seeds)
+            for n in N_BEFORE
+            if n <= self.n_before_max
+        }
+
+
+def quick() -> DecisionsBench:
+    """Under a minute on two cores: too few prompts and orders for a claim."""
+    return DecisionsBench(
+        seeds=2,
+        experiment_seeds=1,
+        penalties=CLAIMED,
+        variant_orders=1,
+        prompts_max=192,
+        worlds=2,
+        n_before_max=N_BEFORE[0],
+        workers=min(2, os.cpu_count() or 1),
+        quick=True,
+    )
+
+
+def preferences(text: str) -> tuple[float, ...]:
+    """The settings of the dial that a text lists. Raises PreferenceRefused.
+
+    >>> preferences("0.03, 0.1")
+    (0.03, 0.1)
+    """
+    return tuple(_preference(part.strip()) for part in text.split(","))
+
+
+def _preference(part: str) -> float:
+    try:
+        value = float(part)
+    except ValueError:
+        raise PreferenceRefused(part) from None
+    if not 0.0 <= value <= PENALTY_MAX:
+        raise PreferenceRefused(part)
+    return value

@@ -1,0 +1,229 @@
+"""The benchmark's JSON: pieces found by their keys, put together by table and experiment.
+
+A piece's key is (table, contender, order, settings of the dial), ("peer", name, tables), or that of
+an experiment: its name, then what was varied, then the seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from load.bench.decisions.contenders import RULES, Chosen
+from load.bench.decisions.options import N_BEFORE, REFERENCE, DecisionsBench
+from load.bench.decisions.orders import Orders
+from load.bench.decisions.report.figures import TableFigures, name_of
+from load.bench.decisions.report.metrics import Triple, interval, median_interval
+from load.bench.decisions.served import ServedOptions
+from load.bench.decisions.variants import ABLATIONS, FAIRLEAD, POLICIES, VARIANTS
+
+LEFT_OUT = {"probes": "this version buys no extra answers, so nothing is measured with them"}
+# By their names in the result: what is watched after several numbers of requests.
+CHANGES = {"fall": "fall", "llmdrift_flip": "version_flip"}
+PRICES = {name: name for name in ("price_stated", "price_in_bills")}
+NO_FIGURES = ("curve", "calm")  # of an experiment
+
+Found = Mapping[Any, Any]
+
+
+def result(
+    orders: Sequence[Orders],
+    options: DecisionsBench,
+    found: Found,
+    peers: Sequence[str],
+    peers_missing: str,
+) -> dict[str, Any]:
+    """Everything; `peers_missing` says why no peer played, if so."""
+    names = [one.table.name for one in orders]
+    columns, missing = _peers(len(orders), found, peers, peers_missing)
+    tables = {}
+    for number, one in enumerate(orders):
+        own = _own_choices(number, one, options, found)
+        chosen = {name: np.stack([c.columns for c in each]) for name, each in own.items()}
+        predicted = {
+            name: np.stack([c.predicted for c in each])
+            for name, each in own.items()
+            if each[0].predicted is not None
+        }
+        figures = TableFigures(one, options.penalties, chosen | columns[number], predicted)
+        tables[names[number]] = figures.json()
+    variants = [
+        {
+            names[number]: _variants(kind, number, one, options, found)
+            for number, one in enumerate(orders)
+        }
+        for kind in (ABLATIONS, POLICIES)
+    ]
+    return {
+        "settings": _settings(orders, options, with_peers=not peers_missing),
+        "tables": tables,
+        "drift": {**_drift(options, found), "false_alarms": _false_alarms(orders, options, found)},
+        "onboarding": _onboarding(options, found),
+        "stuck": _stuck(options, found),
+        "ablation": variants[0],
+        "policies": variants[1],
+        "peers_missing": missing,
+        "left_out": LEFT_OUT,
+    }
+
+
+def _peers(
+    n_tables: int, found: Found, peers: Sequence[str], peers_missing: str
+) -> tuple[list[dict[str, np.ndarray]], dict[str, str]]:
+    """By table, what peers chose; and why some did not."""
+    columns: list[dict[str, np.ndarray]] = [{} for _ in range(n_tables)]
+    missing = dict.fromkeys(peers, peers_missing) if peers_missing else {}
+    for key, each in found.items():
+        if key[0] != "peer":
+            continue
+        _, peer, tables = key
+        for number, one in zip(tables, each, strict=True):
+            if isinstance(one, str):
+                missing[peer] = one
+            else:
+                columns[number][peer] = one
+    return columns, missing
+
+
+def _settings(
+    orders: Sequence[Orders], options: DecisionsBench, *, with_peers: bool
+) -> dict[str, Any]:
+    return {
+        "quick": options.quick,
+        "encoder": options.encoder or "embeddings of the tables",
+        "seeds": options.seeds,
+        "experiment_seeds": options.experiment_seeds,
+        "preferences": [name_of(p) for p in options.penalties],
+        "reference_preference": name_of(REFERENCE),
+        "prompts": {one.table.name: one.n_prompts for one in orders},
+        "models": {one.table.name: list(one.table.models) for one in orders},
+        "variants": {
+            "orders": options.variant_orders,
+            "preferences": [name_of(p) for p in options.variant_penalties],
+        },
+        "peers": with_peers,
+    }
+
+
+def _own_choices(
+    number: int, orders: Orders, options: DecisionsBench, found: Found
+) -> dict[str, list[Chosen]]:
+    """What Fairlead and those who play beside it chose of a table, by order."""
+    contenders = {FAIRLEAD: VARIANTS[FAIRLEAD], **{name: name for name in RULES}}
+    return {
+        name: [found[number, one, order, options.penalties] for order in range(len(orders))]
+        for name, one in contenders.items()
+    }
+
+
+def _variants(
+    kind: Mapping[str, ServedOptions],
+    number: int,
+    orders: Orders,
+    options: DecisionsBench,
+    found: Found,
+) -> dict[str, dict[str, dict[str, Triple]]]:
+    """Utility over the whole stream of Fairlead's variants, and what each has over the default."""
+    penalties = options.variant_penalties
+    dials = [options.penalties.index(p) for p in penalties]
+    every = range(min(options.variant_orders, orders.n_seeds))
+    ours = [
+        _utility(orders, order, penalties, default.columns[dials])
+        for order in every
+        for default in [found[number, VARIANTS[FAIRLEAD], order, options.penalties]]
+    ]
+    result = {}
+    for name, variant in kind.items():
+        theirs = [
+            _utility(orders, order, penalties, found[number, variant, order, penalties].columns)
+            for order in every
+        ]
+        result[name] = {
+            "utility": _by_preference(np.array(theirs), options),
+            "over_fairlead": _by_preference(np.subtract(theirs, ours), options),
+        }
+    return result
+
+
+def _utility(
+    orders: Orders, order: int, penalties: tuple[float, ...], chosen: np.ndarray
+) -> np.ndarray:
+    worth = []
+    for penalty, columns in zip(penalties, chosen, strict=True):
+        stream = orders.stream(order, penalty)
+        rows = np.arange(len(stream))
+        got = stream.utility(stream.quality[rows, columns], stream.cost_usd[rows, columns])
+        worth.append(float(got.mean()))
+    return np.array(worth)
+
+
+def _by_preference(values: np.ndarray, options: DecisionsBench) -> dict[str, Triple]:
+    return {
+        name_of(p): interval(values[:, dial]) for dial, p in enumerate(options.variant_penalties)
+    }
+
+
+def _drift(options: DecisionsBench, found: Found) -> dict[str, Any]:
+    """By experiment and number of requests before the change; null where it was not run."""
+    result: dict[str, Any] = {}
+    for name, experiment in {**CHANGES, **PRICES}.items():
+        result[name] = {}
+        for n_before in N_BEFORE if name in CHANGES else N_BEFORE[:1]:
+            keys = [(experiment, n_before, seed) for seed in options.changes.get(n_before, ())]
+            have = [found[key] for key in keys if key in found]
+            result[name][str(n_before)] = summary(have) if have else None
+    return result
+
+
+def _false_alarms(
+    orders: Sequence[Orders], options: DecisionsBench, found: Found
+) -> dict[str, Any]:
+    """Alarms where nothing changed: in made-up worlds, and on tables in orders by chance."""
+    worlds = [one["calm"] for one in found.values() if isinstance(one, dict) and "calm" in one]
+    result = {"worlds": _rate(worlds)}
+    for number, one in enumerate(orders):
+        played = [
+            found[number, VARIANTS[FAIRLEAD], order, options.penalties]
+            for order in range(one.n_seeds)
+        ]
+        calm = [(alarms, one.n_prompts) for chosen in played for alarms in chosen.n_alarms]
+        result[one.table.name] = _rate(calm)
+    return result
+
+
+def _rate(calm: Sequence[tuple[int, int]]) -> dict[str, float]:
+    alarms, decisions = (sum(column) for column in zip(*calm, strict=True))
+    return {"alarms": alarms, "decisions": decisions, "per_100000": alarms * 1e5 / decisions}
+
+
+def summary(found: Sequence[Mapping[str, Any]]) -> dict[str, object]:
+    """By figure: median and interval over the seeds, infinity being null; how many were finite."""
+    result: dict[str, object] = {}
+    if "curve" in found[0]:
+        result["curve"] = np.mean([one["curve"] for one in found], axis=0).round(4).tolist()
+    for name in [name for name in found[0] if name not in NO_FIGURES]:
+        values = [one[name] for one in found]
+        result[name] = median_interval(values)
+        result[f"{name}_reached"] = [int(np.isfinite(values).sum()), len(values)]
+        result[f"{name}_worst"] = max(values) if np.isfinite(max(values)) else None
+    return result
+
+
+def _onboarding(options: DecisionsBench, found: Found) -> dict[str, Any]:
+    return {
+        name: summary([found[f"newcomer_{name}", seed] for seed in range(options.experiment_seeds)])
+        for name in ("bad", "better")
+    }
+
+
+def _stuck(options: DecisionsBench, found: Found) -> dict[str, Any]:
+    gains = [found["gain", world]["gain"] for world in range(options.worlds)]
+    return {
+        "worlds": options.worlds,
+        "gain_worst": min(gains),
+        "gain_median": float(np.median(gains)),
+        "below_85pct": sum(gain < 0.85 for gain in gains),
+        "gains": [round(gain, 4) for gain in sorted(gains)],
+    }
