@@ -46,9 +46,7 @@ def found(tmp_path_factory):
         patch.setenv(peers.PYTHON_VARIABLE, str(folder / "nowhere"))
         for name in ("AFTER", "ONBOARDING_BEFORE", "STUCK_REQUESTS"):
             patch.setattr(experiments, name, 192)
-        options = replace(
-            quick(), tables=(written(folder),), worlds=1, workers=1, n_before_max=0
-        )
+        options = replace(quick(), tables=(written(folder),), worlds=1, workers=1, n_before_max=0)
         result = bench.measure(options, said.append)
     return json.loads(json.dumps(result)), said
 
@@ -102,7 +100,9 @@ def test_alarms_without_a_change_are_counted_by_where_they_were_raised(found):
 
     assert set(alarms) == {"worlds", "made"}
     assert alarms["made"]["decisions"] == 2 * 3 * N
-    assert all(one["alarms"] * 1e5 == one["per_100000"] * one["decisions"] for one in alarms.values())
+    assert all(
+        one["alarms"] * 1e5 == one["per_100000"] * one["decisions"] for one in alarms.values()
+    )
 
 
 def test_hindsight_bounds_hold_in_the_figures(found):

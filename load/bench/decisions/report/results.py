@@ -43,9 +43,9 @@ def result(
         own = _own_choices(number, one, options, found)
         chosen = {name: np.stack([c.columns for c in each]) for name, each in own.items()}
         predicted = {
-            name: np.stack([c.predicted for c in each])
+            name: np.stack(known)
             for name, each in own.items()
-            if each[0].predicted is not None
+            if (known := [c.predicted for c in each if c.predicted is not None])
         }
         figures = TableFigures(one, options.penalties, chosen | columns[number], predicted)
         tables[names[number]] = figures.json()
