@@ -127,8 +127,8 @@ class ClientClosed(FairleadError):
     advice = "Close the client only after its last call; a closed one can't be opened again."
 
 
-# What the statuses mean is written at the top of router.proto. CANCELLED is not there: callers
-# see it only when a server stops under their call, since cancelling their own raises elsewhere.
+# What the statuses mean is written at the top of router.proto. CANCELLED is gRPC's own: callers
+# see it when a server stops under their call, since cancelling their own raises elsewhere.
 BY_STATUS: dict[grpc.StatusCode, type[FairleadError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
     grpc.StatusCode.OUT_OF_RANGE: InvalidRequest,
