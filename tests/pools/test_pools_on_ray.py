@@ -93,7 +93,7 @@ class Following:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._pools = PoolClients([self._plan], DirectoryClient().dispatch)
+        self._pools = PoolClients([self._plan], DirectoryClient().ask)
         self.run(self._pools.start())
         return self
 

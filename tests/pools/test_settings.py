@@ -242,7 +242,8 @@ def test_number_just_beyond_a_bound_is_refused_with_key_value_and_limit(key, fil
 
         assert re.search(rf"\b{key.section}\b.*\b{key.name} is ", message), message
         assert str(value) in message or f"{value:g}" in message or repr(float(value)) in message
-        assert re.search(rf"(greater|less) than( or equal to)? {limit:.12g}\b", message), message
+        shown = f"{limit:.0f}" if float(limit).is_integer() else f"{limit:.12g}"
+        assert re.search(rf"(greater|less) than( or equal to)? {shown}\b", message), message
 
 
 @every_number
@@ -621,8 +622,7 @@ def effects(settings: Settings, path: Path) -> object:
     site = LocalSite.of(settings, path)
     fleet, dispatchers = settings.fleet(), settings.dispatchers()
     assert site.fleet == fleet
-    parts = (settings.deployment(), catalogue, site.state_dir, site.snapshots, site.kafka)
-    return (*parts, fleet, dispatchers, settings.scaling())
+    return (settings.deployment(), catalogue, site, fleet, dispatchers, settings.scaling())
 
 
 @every_key
