@@ -123,12 +123,12 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         asked = _within(self._read(request), left_s, self._now_ms())
         now_s = time.monotonic
         began_s = now_s()
-        self._admission.enter(asked.tenant, asked.criticality, left_s, began_s)
+        self._admission.enter(asked.tenant, asked.criticality, left_s, now_s=began_s)
         try:
             return await self._scored(asked)
         finally:
             ended_s = now_s()
-            self._admission.leave(asked.tenant, ended_s - began_s, ended_s)
+            self._admission.leave(asked.tenant, ended_s - began_s, now_s=ended_s)
 
     async def _encoded_elsewhere(self, asked: RouteInput) -> RouteInput:
         """Encode a text in a thread, because this encoder would hold up the event loop."""

@@ -74,7 +74,7 @@ class Admission:
         """Calls taken in and not answered yet."""
         return self._total
 
-    def enter(self, tenant: str, criticality: int, left_s: float, now_s: float) -> None:
+    def enter(self, tenant: str, criticality: int, left_s: float, *, now_s: float) -> None:
         """Take a call in, `left_s` before its deadline. Raises QueueFull; else `leave` follows."""
         self._note_deadline(left_s, now_s)
         if left_s < self.expected_s and self._total:
@@ -102,7 +102,7 @@ class Admission:
         n = len(self._under_way) + (tenant not in self._under_way)
         return room / n if n > 1 else 0.0
 
-    def leave(self, tenant: str, took_s: float, now_s: float) -> None:
+    def leave(self, tenant: str, took_s: float, *, now_s: float) -> None:
         """A call is answered, `took_s` after it came in."""
         self._total -= 1
         self._under_way[tenant] -= 1

@@ -273,7 +273,9 @@ def test_a_blind_router_shares_requests_among_pools_by_what_they_carry():
     )
     rest = tuple(p for p in of.fleet.pools if p.gpu.name == "h200_sxm" or "b200" in p.name)
     fleet = replace(of.fleet, pools=(*pools, *rest))
-    of = with_fleet(of, fleet)
+    # Money is all that matters, so that the cheapest model is asked: this one.
+    wanted = replace(of.preference, quality=0.01, per_usd=1000.0 * of.preference.per_usd)
+    of = replace(with_fleet(of, fleet), preference=wanted)
     from load.bench.fleet.runs import Fixed, simulate_with
 
     first = {pool.name: 1 for pool in fleet.pools}

@@ -55,7 +55,7 @@ def play(*callers: Caller, options: AdmissionOptions | None = None) -> Played:
     def leave_until(now_s: float) -> None:
         while leaving and leaving[0][0] <= now_s:
             at_s, tenant, took_s = heapq.heappop(leaving)
-            admission.leave(tenant, took_s, at_s)
+            admission.leave(tenant, took_s, now_s=at_s)
 
     for now_s, _, caller in arrivals:
         leave_until(now_s)
@@ -63,7 +63,7 @@ def play(*callers: Caller, options: AdmissionOptions | None = None) -> Played:
         played.sent[caller.name] += counted
         tenant = caller.name
         try:
-            admission.enter(tenant, caller.criticality, caller.deadline_s, now_s)
+            admission.enter(tenant, caller.criticality, caller.deadline_s, now_s=now_s)
         except QueueFull:
             continue
         free_s = max(now_s, free_s) + 1.0 / CAPACITY
@@ -140,10 +140,10 @@ def test_a_slow_answer_does_not_shut_the_door():
     After a stall calls are let in again, whatever was measured during it.
     """
     admission = Admission(AdmissionOptions())
-    admission.enter("", CRITICAL, 0.05, 0.0)
-    admission.leave("", 30.0, 30.0)
+    admission.enter("", CRITICAL, 0.05, now_s=0.0)
+    admission.leave("", 30.0, now_s=30.0)
 
-    admission.enter("", CRITICAL, 0.05, 30.0)
-    admission.leave("", 0.001, 30.001 + AdmissionOptions().window_s)
-    admission.enter("", CRITICAL, 0.05, 31.0)
-    admission.enter("", CRITICAL, 0.05, 31.0)
+    admission.enter("", CRITICAL, 0.05, now_s=30.0)
+    admission.leave("", 0.001, now_s=30.001 + AdmissionOptions().window_s)
+    admission.enter("", CRITICAL, 0.05, now_s=31.0)
+    admission.enter("", CRITICAL, 0.05, now_s=31.0)
