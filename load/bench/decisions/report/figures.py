@@ -179,7 +179,9 @@ class TableFigures:
         dial = enough[cost[enough].argmin()]
         first = one.cost_usd[order, dial, : one.half.start]
         learning_usd = float(first.sum() - len(first) * cost[dial])
-        return metrics.break_even_requests(learning_usd, span.best_cost_usd, float(cost[dial]))
+        return metrics.break_even_requests(
+            learning_usd, best_usd=span.best_cost_usd, routed_usd=float(cost[dial])
+        )
 
     def _calibration(self, one: Played, predicted: Floats) -> dict[str, object]:
         """How true predictions were, of what was chosen in the second half."""

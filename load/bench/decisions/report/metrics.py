@@ -142,7 +142,7 @@ def calibration_error(predicted: Floats, outcome: Floats, bins: int = 10) -> flo
 
 
 def break_even_requests(
-    learning_usd: float, best_usd: float, routed_usd: float, overhead_usd: float = 0.0
+    learning_usd: float, *, best_usd: float, routed_usd: float, overhead_usd: float = 0.0
 ) -> float:
     """SAVERouter's SA-BEP: ⌈C₀ / (C_b − C_r − C_o)⌉; infinity where nothing is saved."""
     saved = best_usd - routed_usd - overhead_usd
