@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import one_thread  # noqa: F401 - before anything imports numpy
 import pytest
 from hypothesis import HealthCheck, settings
 from local_kafka.broker import Broker
