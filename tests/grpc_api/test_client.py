@@ -651,7 +651,11 @@ def test_the_tree_in_the_docstring_is_the_tree_and_all_of_it_is_exported():
     assert drawn <= set(fairlead.__all__)
 
 
-@pytest.mark.parametrize("kind", subclasses(fairlead.FairleadError), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind",
+    sorted(subclasses(fairlead.FairleadError), key=lambda kind: kind.__name__),
+    ids=lambda kind: kind.__name__,
+)
 def test_errors_survive_pickling(kind):
     error = kind("Route at 127.0.0.1:7480", "the queue is full.")
     copy = pickle.loads(pickle.dumps(error))
