@@ -115,7 +115,7 @@ def test_probabilities_that_are_none_are_left_out(odd):
 @pytest.mark.parametrize("limit", ["deadline_unix_ms", "latency_ms_max"])
 def test_an_unsure_answer_is_taken_where_no_time_is_left_for_a_better_one(limit, slack_ms):
     """
-    The cheap one has taken two seconds; the best one is predicted to take over one.
+    The cheap one has taken two seconds; the best one is predicted to take one.
     """
     with bench({"small": cheap(0.1, delays_s={0: 2.0}), "large": best()}) as up:
         up.get()
@@ -126,7 +126,7 @@ def test_an_unsure_answer_is_taken_where_no_time_is_left_for_a_better_one(limit,
             limits[limit] = now_ms + math.ceil(2000 + predicted_ms) + slack_ms
         got = up.get(confidence_min=0.8, **limits)
 
-        assert predicted_ms > 1000
+        assert predicted_ms >= 1000
         assert got.routed.pool == ("small" if slack_ms == -1 else "large")
 
 

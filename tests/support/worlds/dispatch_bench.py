@@ -145,7 +145,9 @@ class Bench:
     def _report(self, ticket: Reticket, **values: Any) -> None:
         self.reports.append((ticket, values))
         key = ticket.decision_id.encode()
-        self.log.append(FEEDBACK, [(key, encode_report(ticket.ticket, **values))])
+        proof = self.sealer.proof(bytes.fromhex(ticket.decision_id))
+        value = encode_report(ticket.ticket, proof=proof, **values)
+        self.log.append(FEEDBACK, [(key, value)])
 
     def ask(
         self,
