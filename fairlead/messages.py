@@ -167,7 +167,7 @@ class Considered:
     cost_usd: float  # predicted, for this call
     latency_ms: float  # predicted, until the answer is complete
     reason: str  # why it won, or why it lost
-    energy_j: float  # predicted, for this call; 0: not known
+    energy_j: float  # always 0: tickets do not carry it; a `Decision` has it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,8 +18,13 @@ from infra.settings.site_options import SiteOptions
 from infra.status.status import look
 from serve.deploy.deployment import now_ms
 from streams.feedback.export import export
+from streams.telemetry.received import SILENT_MS
 
 LINES_MAX = 20  # of what the planner did: the last screenful
+NO_TELEMETRY = (
+    f"No telemetry of a router for {SILENT_MS // 1000} s: either none runs, or its log can't be "
+    f"written (decisions may then be served all the same). See the alarms."
+)
 
 
 def show(settings: Settings, path: Path, *, quiet: bool) -> dict[str, Any]:
@@ -69,7 +74,7 @@ def _print(found: dict[str, Any]) -> None:
     print_fleet(found, out)
     router = found["router"]
     if not router or not router["replicas"]:
-        out.print("No router has reported for 10 s: it is not running, or can't write its log.")
+        out.print(NO_TELEMETRY)
     for alarm in found["alarms"]:
         out.print(f"[bold red]alarm[/] {alarm['name']} since {alarm['since']}", highlight=False)
         out.print(f"  {alarm['cause']}\n  {alarm['remedy']}", highlight=False, markup=False)

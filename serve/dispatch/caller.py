@@ -13,12 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 from serve.dispatch.answers import AttemptRecord, DispatchInput, Kind
 from serve.dispatch.attempt import Attempt, Place, began
 from serve.dispatch.backend import Call, Pools
-from serve.dispatch.features import Feature, Refusals, features_of, refused_features
+from serve.dispatch.features import Feature, Refusals, refused_features
 from serve.dispatch.retickets import Reticket, Retickets
 from serve.errors import CallRefused, NoAnswer, PoolsOverloaded
 from serve.health.health import EndpointLease, Health
@@ -39,6 +38,7 @@ class AnswerState:
     decision: pb.Decision
     live: Live  # the view it was decided by, or one a moment younger; kept to the end
     call: Call
+    features: frozenset[Feature]  # what it asks for beyond text
     began_s: float
     deadline_s: float
     places: Sequence[Place]  # by rank
@@ -49,11 +49,6 @@ class AnswerState:
     n_before: int = 0  # attempts of the stages before this one
     refusals: dict[str, CallRefused] = field(default_factory=dict)  # by model, of this stage
     suspected: list[Attempt] = field(default_factory=list)  # see `Settlement.suspected`
-
-    @cached_property
-    def features(self) -> frozenset[Feature]:
-        """What it asks for beyond text."""
-        return features_of(self.call.body)
 
     @property
     def open_places(self) -> list[Place]:

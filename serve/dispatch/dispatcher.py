@@ -21,6 +21,7 @@ from serve.dispatch.attempt import Attempt, Place
 from serve.dispatch.backend import Call, Pools
 from serve.dispatch.budget import HedgeBudget, HedgeOptions, RetryBudget, RetryOptions
 from serve.dispatch.caller import AnswerState, Caller
+from serve.dispatch.features import Feature, features_of
 from serve.dispatch.race import Race
 from serve.dispatch.retickets import Reticket, Retickets
 from serve.dispatch.settlement import Settlement
@@ -98,11 +99,12 @@ class Dispatcher:
         began_s = self._now_s()
         if not dispatch.route.HasField("prompt_tokens"):
             dispatch.route.prompt_tokens = estimated_tokens(dispatch.body)
-        deny_unable(dispatch.route, dispatch.body, self._view.current.catalogue)
+        features = features_of(dispatch.body)
+        deny_unable(dispatch.route, features, self._view.current.catalogue)
         # Read before it is decided: a ticket that nobody is called in the name of is to be settled.
         priority = read_criticality("criticality", dispatch.route.criticality).priority
         decision = await self._decide(dispatch.route)
-        request = self._request(dispatch, decision, priority, began_s)
+        request = self._request(dispatch, decision, features, priority, began_s)
         self.retries.request_began()
         self.hedges.request_began()
         try:
@@ -129,7 +131,12 @@ class Dispatcher:
     # --- what is asked, and where it may go
 
     def _request(
-        self, dispatch: DispatchInput, decision: pb.Decision, priority: int, began_s: float
+        self,
+        dispatch: DispatchInput,
+        decision: pb.Decision,
+        features: frozenset[Feature],
+        priority: int,
+        began_s: float,
     ) -> AnswerState:
         deadline_s = began_s + self._options.answer_s_max
         if dispatch.route.HasField("deadline_unix_ms"):
@@ -145,6 +152,7 @@ class Dispatcher:
             decision=decision,
             live=live,
             call=call,
+            features=features,
             began_s=began_s,
             deadline_s=deadline_s,
             places=self._places(models, live, dispatch, decision),

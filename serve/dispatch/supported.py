@@ -1,26 +1,25 @@
 """Keeps requests from models that are stated not to do what they ask for.
 
-    body ──features_of──▶ asked ──`supports` of the catalogue──▶ denied models, before it is decided
+    what it asks for (`features_of`) ──`supports` of the catalogue──▶ denied models, before deciding
 
 Nothing is stated of most models: they are asked, and what a pool refuses is remembered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
-from serve.dispatch.features import features_of
+from serve.dispatch.features import Feature
 from serve.errors import NoModelFits
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.catalogue import Catalogue
 
 
-def deny_unable(route: pb.RouteRequest, body: Mapping[str, object], catalogue: Catalogue) -> None:
-    """Add what can't answer this body to the request's denied models.
+def deny_unable(route: pb.RouteRequest, asked: Collection[Feature], catalogue: Catalogue) -> None:
+    """Add what can't do what is asked for to the request's denied models.
 
     Raises NoModelFits, naming what is asked for, where that leaves none of those allowed.
     """
-    asked = features_of(body)
     lacking = {m.name: lacks for m in catalogue.models if (lacks := m.lacks(asked))}
     if not lacking:
         return

@@ -21,6 +21,7 @@ from grpc_reflection.v1alpha import reflection
 from learners.option import option
 from serve.addresses import joined
 from serve.errors import InvalidRequest
+from serve.grpc_api.repeated import part_check
 from serve.proto.fairlead.v1 import dispatch_pb2, router_pb2
 
 # Clients ask every 10 s, which is the most often that gRPC's libraries allow them. By default a
@@ -114,8 +115,8 @@ KINDS = {  # by whether the client streams, and the server
 def _handlers(service: str, servicer: object) -> grpc.GenericRpcHandler:
     """A service's methods, as the generated code registers them but for reading messages.
 
-    Bytes that are no message are handed on as the error they are, to be refused like any bad
-    input. By itself `grpc.aio` answers them with UNKNOWN, and in a stream never.
+    Bytes that are no message, or one of too many parts, are handed on as the error they are, to be
+    refused like any bad input. By itself `grpc.aio` answers with UNKNOWN, and in a stream never.
     """
     found = {}
     for method in SERVICES[service].methods:
@@ -129,11 +130,14 @@ def _handlers(service: str, servicer: object) -> grpc.GenericRpcHandler:
 
 
 def _reader(kind: type[Message]) -> Callable[[bytes], Message | InvalidRequest]:
-    name = kind.DESCRIPTOR.full_name
+    name, check_parts = kind.DESCRIPTOR.full_name, part_check(kind.DESCRIPTOR)
 
     def read(content: bytes) -> Message | InvalidRequest:
         try:
+            check_parts(content)
             return kind.FromString(content)
+        except InvalidRequest as error:
+            return error
         except DecodeError as error:
             problem = f"{len(content)} bytes that can't be read ({error})"
             return InvalidRequest("the message", problem, f"a {name}")

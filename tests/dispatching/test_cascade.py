@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import replace
 
 import pytest
 from dispatch_bench import BODY, SIZES, Got, bench, collected
@@ -314,3 +315,46 @@ def test_the_events_are_those_of_one_answer():
 
         assert [type(e) for e in got.events[:3]] == [Routed, Streamed, Streamed]
         assert {e.answer for e in got.events} == {0}
+
+
+UNKNOWN = tuple(replace(model, quality=math.nan) for model in SIZES)
+
+
+def test_a_cold_router_escalates_to_the_dearest_of_models_that_nothing_is_known_of():
+    """
+    All are predicted to be as good as each other, so the cheapest is among the best, too.
+    """
+    pools = {"small": cheap(0.1), "medium": answers(1), "large": best()}
+    with bench(pools, models=catalogue(UNKNOWN)) as up:
+        assert up.get(confidence_min=0.8).story == [
+            ("small", "cascade", "unsure"),
+            ("large", "escalation", "answered"),
+        ]
+        qualities = {case.quality.mean for case in [up.decided[0], *up.decided[0].fallbacks]}
+        assert len(qualities) == 1
+
+
+def test_a_stated_quality_counts_for_more_than_a_price():
+    stated = (*UNKNOWN[:1], replace(UNKNOWN[1], quality=0.9), replace(UNKNOWN[2], quality=0.6))
+    with bench({m.name: cheap(0.1) for m in SIZES}, models=catalogue(stated)) as up:
+        assert up.get(confidence_min=0.8).routed.pool == "medium"
+
+
+@pytest.mark.parametrize(("off", "where"), [(0.01, "small"), (0.5, "large")])
+def test_what_was_learned_for_certain_counts_for_more_than_what_is_stated(off, where):
+    """
+    The cheapest is known to be the best, or may as well not be.
+    """
+    with bench({m.name: cheap(0.1) for m in SIZES}) as up:
+        noise = up.view.current.estimator.noise[:, 0].tolist()
+        decide = up.decide
+
+        async def learned(request: pb.RouteRequest) -> pb.Decision:
+            decision = await decide(request)
+            for case in (decision, *decision.fallbacks):
+                case.quality.mean = 0.8 if case.model == "small" else 0.6
+                case.quality.deviation = math.hypot(noise[0], off)
+            return decision
+
+        up.dispatcher._decide = learned
+        assert up.get(confidence_min=0.8).routed.pool == where

@@ -9,7 +9,8 @@ from dispatch_bench import BODY, SIZES, Bench, Got, bench, collected
 from made_up_endpoint import answers
 from router_bench import catalogue
 
-from serve.dispatch.features import FEATURES
+from serve.dispatch import dispatcher
+from serve.dispatch.features import FEATURES, features_of
 from serve.dispatch.supported import deny_unable
 from serve.errors import NoModelFits
 from serve.proto.fairlead.v1 import router_pb2 as pb
@@ -53,10 +54,10 @@ def test_where_none_is_left_the_error_names_what_is_asked_for():
 
 def test_whom_nothing_is_stated_of_is_never_denied():
     route = pb.RouteRequest(denied_models=["small"])
-    deny_unable(route, {**TOOLS, **IMAGE}, stated())
+    deny_unable(route, features_of({**TOOLS, **IMAGE}), stated())
     assert list(route.denied_models) == ["small"]
 
-    deny_unable(route, {**TOOLS, **IMAGE}, stated(small=("text",), large=("images",)))
+    deny_unable(route, features_of({**TOOLS, **IMAGE}), stated(small=("text",), large=("images",)))
     assert list(route.denied_models) == ["small", "large"]
 
 
@@ -64,7 +65,7 @@ def test_whom_nothing_is_stated_of_is_never_denied():
 def test_a_request_that_leaves_no_model_anyway_is_not_blamed_on_what_is_stated(models):
     """All are denied by the caller: deciding says so, in its own words."""
     route = pb.RouteRequest(allowed_models=models, denied_models=["small", "medium", "large"])
-    deny_unable(route, TOOLS, stated(small=("text",)))
+    deny_unable(route, features_of(TOOLS), stated(small=("text",)))
 
 
 def test_all_that_can_be_asked_for_can_be_stated_but_the_length():
@@ -73,3 +74,14 @@ def test_all_that_can_be_asked_for_can_be_stated_but_the_length():
     able = replace(model, supports=tuple(f for f in FEATURES if f != "length"))
     assert model.lacks(able.supports) == sorted(able.supports)
     assert able.lacks(able.supports) == []
+
+
+@pytest.mark.parametrize("how", [{}, {"confidence_min": 0.9}, {"fan_out": 3}])
+def test_what_a_request_asks_for_is_read_once(how, monkeypatch):
+    """It walks through all messages: not for every model, stage and attempt anew."""
+    read = []
+    monkeypatch.setattr(dispatcher, "features_of", lambda body: read.append(body) or {"tools"})
+    pools = {"small": answers(1), "medium": answers(1), "large": answers(1)}
+    with bench(pools, models=stated(large=("tools",))) as up:
+        assert up.get(**how).error is None
+    assert len(read) == 1

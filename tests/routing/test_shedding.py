@@ -18,6 +18,7 @@ from serve.routing.catalogue import Model
 from serve.routing.decider import Decided, Decider
 from serve.routing.live import Live
 from serve.routing.placement import PlacementOptions
+from serve.routing.reply import write_explanation
 from serve.routing.request import PreferenceDefaults, read_request
 from serve.routing.router import Chooser
 from serve.routing.sessions import SessionOptions, Sessions
@@ -175,3 +176,14 @@ def test_a_decision_says_what_energy_it_takes_and_which_pool_of_each_model():
     assert [(f.model, f.pool, f.energy_j) for f in reply.fallbacks] == [
         ("small", "s", pytest.approx(500.0))
     ]
+
+
+def test_an_explanation_states_no_energy_because_a_ticket_carries_none():
+    """The decision does. To work it out from today's catalogue would not be what was known then."""
+    live = full(0.0)
+    (reply,) = decide(live, {}).replies
+
+    explained = write_explanation(Sealer([bytes(KEY_BYTES)]).open(reply.ticket), live, ["greedy"])
+
+    assert reply.energy_j > 0
+    assert [one.energy_j for one in explained.models] == [0.0, 0.0]

@@ -18,6 +18,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
+from learners.targets import Target
 from serve.dispatch.answers import Event, Routed, Streamed
 from serve.dispatch.attempt import Attempt, Place
 from serve.dispatch.backend import Piece
@@ -26,6 +27,10 @@ from serve.dispatch.race import Race
 from serve.dispatch.settlement import Settlement
 from serve.dispatch.strategies.one_answer import OneAnswer
 from serve.errors import AttemptFailed, DeadlinePassed
+from serve.proto.fairlead.v1 import router_pb2 as pb
+from serve.routing.live import Live
+
+Case = pb.Decision | pb.Alternative
 
 
 class Cascade:
@@ -122,12 +127,43 @@ def _unsure(attempt: Attempt, confidence_min: float) -> bool:
 
 
 def _ladder(request: AnswerState) -> tuple[list[Place], list[Place], list[Place]]:
-    """Places of the cheapest model by prediction, of the best one if another, and of the rest."""
+    """Places of the cheapest model, of the best one if another, and of the rest."""
     cases = request.cases()
     cheap = min(cases, key=lambda case: case.cost_usd.mean).model
-    best = max(cases, key=lambda case: case.quality.mean).model
+    best = _best(cases, request.live, cheap)
     return (
         [place for place in request.places if place.model == cheap],
         [place for place in request.places if place.model == best != cheap],
         [place for place in request.places if place.model not in (cheap, best)],
     )
+
+
+def _best(cases: Sequence[Case], live: Live, cheap: str) -> str:
+    """The model with the best predicted quality, unless it can't be told from the cheapest's.
+
+    Before anything is learned no two models can: the cheapest would be the best, and nothing ever
+    escalated. So of those that are as good within what their estimates are off, it is the one with
+    the best stated quality, and then the dearest: a price says something of quality, too.
+    """
+    top = max(cases, key=lambda case: case.quality.mean)
+    off = {case.model: _off(case, live) for case in cases}
+    alike = [
+        case
+        for case in cases
+        if top.quality.mean - case.quality.mean <= math.hypot(off[top.model], off[case.model])
+    ]
+    if cheap not in {case.model for case in alike}:
+        return top.model
+    return max(alike, key=lambda case: (_stated(case, live), case.cost_usd.mean)).model
+
+
+def _off(case: Case, live: Live) -> float:
+    """Standard deviation of a predicted quality itself, without the noise of single outcomes."""
+    noise = float(live.estimator.noise[live.catalogue.column_of[case.model], Target.QUALITY])
+    return math.sqrt(max(0.0, case.quality.deviation**2 - noise**2))
+
+
+def _stated(case: Case, live: Live) -> float:
+    """The quality that is stated of a model; where none is, what is predicted."""
+    stated = float(live.catalogue.quality[live.catalogue.column_of[case.model]])
+    return case.quality.mean if math.isnan(stated) else stated

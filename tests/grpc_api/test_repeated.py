@@ -1,0 +1,122 @@
+"""Messages of too many parts are refused before they are parsed."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import pytest
+
+from serve.errors import InvalidRequest
+from serve.grpc_api.listener import ROUTER, Listener, ListenerOptions
+from serve.grpc_api.repeated import LIMITS, PARTS_MAX, first_in_excess, part_check
+from serve.proto.fairlead.v1 import dispatch_pb2, router_pb2
+from serve.routing.request import BATCH_MAX
+
+BATCH = router_pb2.RouteBatchRequest.DESCRIPTOR
+FULL = {  # every message that is limited, with as many parts as it may have
+    (kind, name): kind(**{name: ["m"] * most if "models" in name else [{}] * most})
+    for kind, fields in LIMITS.items()
+    for name, most in fields.items()
+}
+
+
+@pytest.mark.parametrize(("kind", "name"), FULL, ids=lambda of: getattr(of, "__name__", of))
+def test_as_many_parts_as_are_allowed_are_taken_and_one_more_is_refused(kind, name):
+    """The error names the field, how many there are at least, and the limit."""
+    check, most = part_check(kind.DESCRIPTOR), LIMITS[kind][name]
+    full = FULL[kind, name].SerializeToString()
+    check(full)
+
+    one = kind(**{name: ["m"] if "models" in name else [{}]}).SerializeToString()
+    with pytest.raises(InvalidRequest) as refused:
+        check(full + one)
+
+    said = f"{name} is at least {most + 1:,} long; it must be at most {most:,} long"
+    assert str(refused.value) == said
+
+
+def test_every_repeated_field_that_a_caller_fills_has_a_limit():
+    """One that is added to a request's proto is to be thought about."""
+    asked = [
+        method.input_type
+        for file in (router_pb2, dispatch_pb2)
+        for service in file.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+    ]
+    repeated = {(m.full_name, f.name) for m in asked for f in m.fields if f.is_repeated}
+    limited = {(kind.DESCRIPTOR.full_name, name) for kind, of in LIMITS.items() for name in of}
+    assert repeated == limited
+
+
+def test_a_field_that_is_not_repeated_or_not_known_is_limited_too():
+    """A parser keeps the last, or all of what it does not know, and has read them all."""
+    tenant, unknown = b"\x32\x00", b"\x98\x06\x01"  # number 6; number 99, a varint
+    assert first_in_excess(tenant * PARTS_MAX, {}) is None
+    assert first_in_excess(tenant * (PARTS_MAX + 1), {}) == 6
+    with pytest.raises(InvalidRequest, match="field 99 is at least 100,001 long"):
+        part_check(BATCH)(unknown * (PARTS_MAX + 1))
+
+
+@pytest.mark.parametrize("kind", range(8))
+def test_values_are_passed_over_whatever_they_hold(kind):
+    """All kinds of the wire format. Bytes that are no message are the parser's to refuse."""
+    values = {0: b"\xff\x01", 1: b"\n\x00" * 4, 2: b"\x81\x00" + b"\n", 5: b"\n\x00" * 2}
+    part = bytes([9 << 3 | kind]) + values.get(kind, b"")
+    n = 5 if kind in values or kind in (3, 4) else None
+    found = first_in_excess(part * 6, {1: 0, 9: 5})
+    assert found == (9 if n else None)
+    assert first_in_excess(part * 5, {1: 0, 9: 5}) is None
+
+
+@pytest.mark.parametrize("content", [b"\x0a", b"\xff", b"\xff" * 20, b"\x0a\xff\xff\xff\xff\x0f"])
+def test_bytes_that_are_cut_are_left_to_the_parser(content):
+    assert first_in_excess(content, {}) is None
+
+
+class Watched(bytes):
+    """Bytes that know how far they were read."""
+
+    furthest = 0
+
+    def __getitem__(self, at):
+        self.furthest = max(self.furthest, at)
+        return super().__getitem__(at)
+
+
+def test_millions_of_parts_are_read_no_further_than_the_limit():
+    """What counts is how far it reads, not how long that takes."""
+    parts = Watched(b"\x0a\x00" * 1_000_000)
+    assert first_in_excess(parts, {1: BATCH_MAX}) == 1
+    assert parts.furthest <= 2 * (BATCH_MAX + 1)
+
+
+def test_a_number_that_does_not_end_is_read_no_further_than_numbers_go():
+    """Shifted together, a million bytes of it would take minutes."""
+    endless = Watched(b"\xff" * 1_000_000)
+    assert first_in_excess(endless, {}) is None
+    assert endless.furthest <= 10
+
+
+def test_callers_get_the_refusal_as_of_any_bad_input():
+    """Over a real connection, where a servicer is handed the error in the place of a message."""
+
+    class Servicer:
+        async def RouteBatch(self, request: object, context: grpc.aio.ServicerContext) -> object:
+            assert isinstance(request, InvalidRequest)
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(request))
+
+        Route = RouteStream = SendFeedback = Explain = RouteBatch
+
+    async def body() -> None:
+        listener = Listener({ROUTER: Servicer()}, ListenerOptions(port=0))
+        await listener.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{listener.port}") as channel:
+            call = channel.unary_unary(f"/{ROUTER}/RouteBatch")
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await call(b"\x0a\x00" * 1_000_000)
+        await listener.stop()
+        assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "requests is at least 1,025 long" in error.value.details()
+
+    asyncio.run(body())
