@@ -10,22 +10,20 @@ further than the limit. A message that is too short to have too many parts is no
 from __future__ import annotations
 
 from collections.abc import Callable
-
-from google.protobuf.descriptor import Descriptor
+from typing import Any
 
 from serve.errors import InvalidRequest
-from serve.proto.fairlead.v1 import dispatch_pb2, router_pb2
 from serve.routing.request import BATCH_MAX, MODELS_LISTED_MAX
 
 PARTS_MAX = 100_000  # of any other field: they are counted in 0.08 s
 LIMITS = {
-    router_pb2.RouteRequest: {
+    "fairlead.v1.RouteRequest": {
         "allowed_models": MODELS_LISTED_MAX,
         "denied_models": MODELS_LISTED_MAX,
     },
-    router_pb2.RouteBatchRequest: {"requests": BATCH_MAX},
-    router_pb2.FeedbackRequest: {"outcomes": BATCH_MAX},
-    dispatch_pb2.DispatchRequest: {"messages": PARTS_MAX},
+    "fairlead.v1.RouteBatchRequest": {"requests": BATCH_MAX},
+    "fairlead.v1.FeedbackRequest": {"outcomes": BATCH_MAX},
+    "fairlead.v1.DispatchRequest": {"messages": PARTS_MAX},
 }
 PART_BYTES_MIN = 2  # a tag, and a length or value
 VARINT, FIXED_64, BYTES, GROUP, GROUP_END, FIXED_32 = range(6)
@@ -33,12 +31,11 @@ VARINT_BITS_MAX = 64
 FIXED_BYTES = {FIXED_64: 8, GROUP: 0, GROUP_END: 0, FIXED_32: 4}
 
 
-def part_check(message: Descriptor) -> Callable[[bytes], None]:
+def part_check(message: Any) -> Callable[[bytes], None]:
     """What raises InvalidRequest for bytes of this message with too many parts."""
-    named = {kind.DESCRIPTOR.full_name: of for kind, of in LIMITS.items()}
     limits = {
         message.fields_by_name[name].number: most
-        for name, most in named.get(message.full_name, {}).items()
+        for name, most in LIMITS.get(message.full_name, {}).items()
     }
     short_bytes = PART_BYTES_MIN * min(limits.values(), default=PARTS_MAX)
 
