@@ -6,6 +6,7 @@ import asyncio
 
 import grpc
 import pytest
+from google.protobuf.message_factory import GetMessageClass
 
 from serve.errors import InvalidRequest
 from serve.grpc_api.listener import ROUTER, Listener, ListenerOptions
@@ -14,21 +15,27 @@ from serve.proto.fairlead.v1 import dispatch_pb2, router_pb2
 from serve.routing.request import BATCH_MAX
 
 BATCH = router_pb2.RouteBatchRequest.DESCRIPTOR
+KINDS = {
+    name: GetMessageClass(message)
+    for file in (router_pb2, dispatch_pb2)
+    for message in file.DESCRIPTOR.message_types_by_name.values()
+    for name in [message.full_name]
+}
 FULL = {  # every message that is limited, with as many parts as it may have
-    (kind, name): kind(**{name: ["m"] * most if "models" in name else [{}] * most})
-    for kind, fields in LIMITS.items()
+    (of, name): KINDS[of](**{name: ["m"] * most if "models" in name else [{}] * most})
+    for of, fields in LIMITS.items()
     for name, most in fields.items()
 }
 
 
-@pytest.mark.parametrize(("kind", "name"), FULL, ids=lambda of: getattr(of, "__name__", of))
-def test_as_many_parts_as_are_allowed_are_taken_and_one_more_is_refused(kind, name):
+@pytest.mark.parametrize(("of", "name"), FULL)
+def test_as_many_parts_as_are_allowed_are_taken_and_one_more_is_refused(of, name):
     """The error names the field, how many there are at least, and the limit."""
-    check, most = part_check(kind.DESCRIPTOR), LIMITS[kind][name]
-    full = FULL[kind, name].SerializeToString()
+    check, most = part_check(KINDS[of].DESCRIPTOR), LIMITS[of][name]
+    full = FULL[of, name].SerializeToString()
     check(full)
 
-    one = kind(**{name: ["m"] if "models" in name else [{}]}).SerializeToString()
+    one = KINDS[of](**{name: ["m"] if "models" in name else [{}]}).SerializeToString()
     with pytest.raises(InvalidRequest) as refused:
         check(full + one)
 
@@ -45,7 +52,7 @@ def test_every_repeated_field_that_a_caller_fills_has_a_limit():
         for method in service.methods
     ]
     repeated = {(m.full_name, f.name) for m in asked for f in m.fields if f.is_repeated}
-    limited = {(kind.DESCRIPTOR.full_name, name) for kind, of in LIMITS.items() for name in of}
+    limited = {(of, name) for of, fields in LIMITS.items() for name in fields}
     assert repeated == limited
 
 
