@@ -31,8 +31,10 @@ HEAVY = re.compile(
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """With several processes (`-n 2 --dist loadgroup`): a file stays together, heavy ones all do."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
     group_of: dict[Path, str] = {}
     for item in items:
         if item.path not in group_of:
