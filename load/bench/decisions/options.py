@@ -59,7 +59,7 @@ def quick() -> DecisionsBench:
         experiment_seeds=1,
         penalties=CLAIMED,
         variant_orders=1,
-        prompts_max=160,
+        prompts_max=128,
         worlds=2,
         n_before_max=N_BEFORE[0],
         workers=min(2, os.cpu_count() or 1),
