@@ -24,7 +24,7 @@ class DecisionsBench:
     encoder: str = ""  # kind of text encoder for the prompts' texts; "": embeddings are read
     seeds: int = 8  # orders by chance
     experiment_seeds: int = 8  # of drift and onboarding
-    long_seeds: int = 4  # the same where 100,000 requests come first: half a minute each
+    long_seeds: int = 4  # the same where 100,000 requests come first: a quarter of a minute each
     penalties: tuple[float, ...] = PENALTIES  # `REFERENCE` is always among them
     variant_penalties: tuple[float, ...] = (REFERENCE,)
     variant_orders: int = 3
