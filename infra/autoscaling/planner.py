@@ -26,6 +26,7 @@ from infra.autoscaling.demand.corrections import Corrections
 from infra.autoscaling.demand.expected import ExpectedDemand, ExpectedOptions
 from infra.autoscaling.explanations import Explanations
 from infra.autoscaling.sizing.mix import MixOptions
+from infra.autoscaling.sizing.overdue import Overdue
 from infra.autoscaling.sizing.requirement import (
     Requirement,
     capacity_shortfall,
@@ -54,6 +55,8 @@ class PlannerOptions:
     """Everything of the planner that can be chosen."""
 
     stale_s: float = 30.0  # telemetry older than this describes another time; it comes each second
+    ready_s_max: float = 600.0  # see `AutoscalingOptions`
+    without_s: float = 1800.0  # then a place where nothing started is tried again
     expected: ExpectedOptions = field(default_factory=ExpectedOptions)
     sizing: SizingOptions = field(default_factory=SizingOptions)
     mix: MixOptions = field(default_factory=MixOptions)
@@ -82,6 +85,9 @@ class Planner:
         self._gpus = {gpu.name: gpu for gpu in fleet.gpus}
         self._demand = ExpectedDemand(options.expected, remembered.get("demand"))
         self._corrections = Corrections(self._pools, remembered.get("corrections"))
+        self._overdue = Overdue(
+            self._pools, options.ready_s_max, options.without_s, remembered.get("overdue")
+        )
         window = options.stabilisation
         self._window = StabilisationWindow(window, remembered.get("steady"))
         self._router_window = StabilisationWindow(window, remembered.get("router_steady"))
@@ -104,12 +110,14 @@ class Planner:
         if self._stale:
             said.append("telemetry is back: planning goes on")
             self._window.resume(observed.at_s, before.replicas)
+            self._overdue.resume(observed.at_s)
         self._stale = False
         at_s = observed.at_s
         said += self._say_what_is_not_sized()
         said += self._demand.observe(at_s, self._sizable(observed.demands))
         said += self._read_prices(observed)
         self._corrections.observe(at_s, observed.pools)
+        said += self._overdue.observe(at_s, observed.pools)
         limits, gpus = self._limits(observed)
         now = {pool: before.replicas.get(pool, 0) for pool in self._pools}
         required = self.required(observed, now, limits, gpus)
@@ -133,6 +141,7 @@ class Planner:
         return {
             "demand": self._demand.as_dict(),
             "corrections": self._corrections.as_dict(),
+            "overdue": self._overdue.as_dict(),
             "steady": self._window.as_dict(),
             "router_steady": self._router_window.as_dict(),
             "sizing": self._sizing.as_dict(),
@@ -215,6 +224,8 @@ class Planner:
             condition = observed.pools.get(name)
             lost = condition is not None and not condition.available
             most = 0 if lost else min(pool.replicas_max, gpus[_gpu(pool)] // pool.gpus_per_replica)
+            if condition is not None:
+                most = self._overdue.most(name, condition, observed.at_s, most)
             limits[name] = Limits(
                 gpu=_gpu(pool),
                 gpus_per_replica=pool.gpus_per_replica,

@@ -21,6 +21,13 @@ class AutoscalingOptions:
     routers_max: int = option(
         8, "Router replicas at most; at least there are `router.replicas`.", ge=1, le=1000
     )
+    ready_s_max: float = option(
+        600.0,
+        "Seconds beyond their stated start that replicas are waited for. If none has become ready "
+        "by then, their GPU type in that region is planned without for half an hour.",
+        gt=0,
+        le=86_400,
+    )
     # The plan of a planner that was away for longer is not gone back to: the settings are.
     plan_kept_s: float = 900.0
     lines_kept: int = 200  # of what was done and why

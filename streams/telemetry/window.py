@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streams.telemetry.class_names import ClassNames
 from streams.telemetry.histogram import TOKENS, Counts, pairs
 from streams.telemetry.records import (
-    CLASSES_MAX,
     DEFAULT,
     NAME_LENGTH_MAX,
     OTHER,
@@ -123,6 +123,7 @@ class RouterWindow:
         self._batches: list[DecidedBatch] = []
         self._n_rows = self._refused = 0
         self._classes: dict[str, _Class] = {}
+        self._names = ClassNames()
         self._mix: dict[tuple[str, str], NDArray[np.int64]] = {}  # decisions, explored
 
     def count_batch(self, batch: DecidedBatch) -> None:
@@ -149,7 +150,9 @@ class RouterWindow:
         self._count()
         records: list[Workload | RouterState] = []
         if self._classes:
-            records.append(Workload(classes=self._class_windows(), **reporter.head(window)))
+            records.append(
+                Workload(classes=self._class_windows(window[1]), **reporter.head(window))
+            )
         records.append(
             RouterState(
                 mix=self._mix_windows(),
@@ -237,7 +240,8 @@ class RouterWindow:
     def _class(self, tenant: str) -> _Class:
         """The class of a tenant; of too many, the rest is one."""
         name = tenant or DEFAULT
-        if name not in self._classes and len(self._classes) >= NAMES_MAX:
+        full = len(self._classes) >= NAMES_MAX
+        if full and name not in self._classes and name not in self._names:
             name = OTHER
         if name not in self._classes:  # `setdefault` would make a new one for every answer
             self._classes[name] = _Class()
@@ -245,14 +249,15 @@ class RouterWindow:
 
     # --- as records
 
-    def _class_windows(self) -> list[ClassWindow]:
-        """The classes with the most arrivals; the rest is summed up."""
+    def _class_windows(self, now_ms: int) -> list[ClassWindow]:
+        """Established classes, then those with the most arrivals; the rest is summed up."""
         ranked = sorted(
             self._classes.items(), key=lambda item: (-item[1].counts["arrivals"], item[0])
         )
         kept: dict[str, _Class] = {}
-        for number, (name, found) in enumerate(ranked):
-            shown = clean(name) if number < CLASSES_MAX else OTHER
+        apart = set(self._names.apart([name for name, _ in ranked if name != OTHER], now_ms))
+        for name, found in ranked:
+            shown = clean(name) if name in apart else OTHER
             kept.setdefault(shown, _Class()).add(found)
         models_max = DEMAND_MAX // max(1, len(kept))
         return [

@@ -165,7 +165,7 @@ def test_replicas_that_are_replaced_stay_until_the_others_are_ready():
     world.usd_per_hour = USD | {"l4": 40.0}
     world.changed("small-l4", ready=before["small-l4"], starting=0, load=0.5)
     world.changed("small-h100", ready=0, starting=1)
-    assert world.run(1200, small=4.0)["small-l4"] == before["small-l4"]
+    assert world.run(600, small=4.0)["small-l4"] == before["small-l4"]
     world.changed("small-h100", ready=1, starting=0)
     assert world.run(600, small=4.0)["small-l4"] == 0
 

@@ -85,6 +85,7 @@ def planner_options(settings: Settings) -> PlannerOptions:
     """What these settings say of planning."""
     scaling = settings.scaling()
     return PlannerOptions(
+        ready_s_max=scaling.ready_s_max,
         routers=RouterOptions(least=scaling.routers_min, most=scaling.routers_max),
         sizing=SizingOptions(value_usd=settings.options(PlacementOptions).value_usd),
     )
