@@ -21,7 +21,7 @@ from learners.estimates.ema import FIGURES, Means
 from learners.estimates.history import Rows, by_turns
 from learners.estimates.influence import N_GROUPS, groups_of
 from learners.estimates.learned import Learned
-from learners.estimates.ridge import SQUARE_UNIT, Ridge
+from learners.estimates.ridge import SQUARE_UNIT, Ridge, outcome_counts
 from learners.targets import N_TARGETS, ONE, Target
 
 Floats = NDArray[np.float64]
@@ -71,7 +71,8 @@ def changed_sums(
         )
         groups = groups_of(rows["tenant_hashes"][found[mine]])
         start = _change(residual.astype(np.float64), groups, options)
-        if start is None or solved.counts[column, 0] - (len(mine) - start) < FEW:
+        n_outcomes = outcome_counts(sums[column]).sum()
+        if start is None or n_outcomes - (len(mine) - start) < FEW:
             continue
         since = mine[start:]
         for group in range(N_GROUPS):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from learners.context import STEP
 from learners.estimates.influence import InfluenceOptions, by_agreement, by_volume
-from learners.estimates.ridge import Ridge, RidgeOptions, solve
+from learners.estimates.ridge import Ridge, RidgeOptions, outcome_counts, solve
 from learners.targets import ONE
 
 Floats = NDArray[np.float64]
@@ -31,7 +31,7 @@ def fit(
     with_spread: bool = True,
 ) -> Ridge:
     """Solve from faded sums by group (k, g, t, d + 1, d + 1); the rest is as in `solve`."""
-    counts = groups[..., -2, -2] * STEP**2  # (k, g, t), as the last feature is constant
+    counts = outcome_counts(groups)  # (k, g, t)
     scales = by_volume(counts, influence.outcomes_min)
     weights = counts * scales
     # One group with half of the weight would be the median, and the others would be the odd ones.

@@ -112,6 +112,11 @@ def _groups(rows: Examples, epochs: NDArray[np.int64]) -> list[NDArray[np.intp]]
     ]
 
 
+def outcome_counts(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How many outcomes (…) sums of zzᵀ (…, d + 1, d + 1) are of: the constant feature, squared."""
+    return sums[..., -2, -2] / BIAS**2
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Ridge:
     """Solved linear models for k models: predict with `predict`.
