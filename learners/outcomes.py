@@ -30,6 +30,7 @@ class Outcomes:
     decided_at_ms: NDArray[np.int64]  # (n,) Unix time of the decision: the event time of decay
     models: NDArray[np.uint64]  # (n,) key of the model that answered
     pools: NDArray[np.uint64]  # (n,) key of the pool that answered
+    tenant_hashes: NDArray[np.uint8]  # (n,) `influence.hash_of` its tenant
     contexts: Contexts  # (n, 64)
     targets: NDArray[np.int64]  # (n, 3) fixed point
     known: NDArray[np.bool_]  # (n, 3) which targets were reported
@@ -42,7 +43,7 @@ class Outcomes:
         assert self.targets.shape == self.known.shape == (n, N_TARGETS)
         assert self.figures.shape == self.figures_known.shape == (n, 4)
         assert self.sequences.shape == self.decided_at_ms.shape == (n,)
-        assert self.models.shape == self.pools.shape == (n,)
+        assert self.models.shape == self.pools.shape == self.tenant_hashes.shape == (n,)
 
     def __len__(self) -> int:
         return len(self.issuers)

@@ -24,6 +24,7 @@ from infra.settings.site_options import LogChoice, ModelSize, PolicyChoice, Pool
 from learners.drift import DriftOptions
 from learners.estimates.estimator import BlendOptions
 from learners.estimates.history import HistoryOptions
+from learners.estimates.influence import InfluenceOptions
 from learners.estimates.learned import MemoryOptions
 from learners.estimates.ridge import RidgeOptions
 from learners.policies.policy import POLICIES
@@ -98,6 +99,7 @@ PARTS = {
             HistoryOptions,
             BlendOptions,
             DriftOptions,
+            InfluenceOptions,
             RidgeOptions,
             TrainerOptions,
             LiveOptions,

@@ -3,11 +3,14 @@
     newest rows of history ─▶ residuals against the solved model ─CUSUM─▶ alarm
                                      the model's sums are replaced by those of its rows since then
 
-Only the newest rows are looked at (`DriftOptions.rows`), so this costs the same after a thousand
-outcomes and after a hundred million.
+Only the newest rows are looked at (`DriftOptions.rows`, in turn from each group of tenants), so
+this costs the same after a thousand outcomes and after a hundred million. What one group reports
+is a change only if the others, where they have outcomes of that model, show one as well.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +18,10 @@ from numpy.typing import NDArray
 from learners.context import real
 from learners.drift import Alarm, DriftOptions, change_point, failures
 from learners.estimates.ema import FIGURES, Means
-from learners.estimates.history import Rows
+from learners.estimates.history import Rows, by_turns
+from learners.estimates.influence import N_GROUPS, groups_of
 from learners.estimates.learned import Learned
-from learners.estimates.ridge import SQUARE_UNIT, Ridge
+from learners.estimates.ridge import SQUARE_UNIT, Ridge, outcome_counts
 from learners.targets import N_TARGETS, ONE, Target
 
 Floats = NDArray[np.float64]
@@ -26,12 +30,18 @@ ERROR = N_TARGETS + FIGURES.index("error")
 
 
 def newest(rows: Rows, n_max: int) -> NDArray[np.intp]:
-    """The newest rows by decision time, in an order that does not depend on arrival."""
-    decided = rows["decided_at_ms"]
+    """The newest rows by decision time, in turn from each group of tenants, oldest first."""
     # Rows arrive nearly in order, which a stable sort turns to account.
-    found = np.argsort(decided, kind="stable")[-n_max:]
-    order = np.lexsort((rows["sequences"][found], rows["issuers"][found], decided[found]))
-    return found[order]
+    order = np.argsort(rows["decided_at_ms"], kind="stable")
+    groups = groups_of(rows["tenant_hashes"])
+    in_order = groups[order]
+    of_each = [order[in_order == group][-n_max:] for group in range(N_GROUPS)]
+    return _in_time(rows, by_turns(_in_time(rows, np.concatenate(of_each)), groups)[-n_max:])
+
+
+def _in_time(rows: Rows, found: NDArray[np.intp]) -> NDArray[np.intp]:
+    by = (rows[name][found] for name in ("sequences", "issuers", "decided_at_ms"))
+    return found[np.lexsort(tuple(by))]
 
 
 def changed_sums(
@@ -43,7 +53,7 @@ def changed_sums(
     found: NDArray[np.intp],
     options: DriftOptions,
 ) -> list[Alarm]:
-    """Replace the sums (k, 1, d + 1, d + 1) of models that changed, and say which did.
+    """Replace the sums (k, g, 1, d + 1, d + 1) of models that changed, and say which did.
 
     `found` are the `newest` rows of the history.
     """
@@ -59,13 +69,15 @@ def changed_sums(
         residual = np.clip(
             residual / max(float(solved.noise[column, 0]), 1e-3), -options.outlier, options.outlier
         )
-        start = change_point(
-            residual.astype(np.float64), options.slack, threshold=options.threshold
-        )
-        if start is None or solved.counts[column, 0] - (len(mine) - start) < FEW:
+        groups = groups_of(rows["tenant_hashes"][found[mine]])
+        start = _change(residual.astype(np.float64), groups, options)
+        n_outcomes = outcome_counts(sums[column]).sum()
+        if start is None or n_outcomes - (len(mine) - start) < FEW:
             continue
         since = mine[start:]
-        sums[column, 0] = _products(features[since], y[since])
+        for group in range(N_GROUPS):
+            of = since[groups[start:] == group]
+            sums[column, group, 0] = _products(features[of], y[of])
         alarms.append(
             Alarm(
                 model=model,
@@ -76,6 +88,17 @@ def changed_sums(
             )
         )
     return alarms
+
+
+def _change(residual: Floats, groups: NDArray[np.intp], options: DriftOptions) -> int | None:
+    """Where a change began that the group with most outcomes since does not show alone."""
+    seek = partial(change_point, slack=options.slack, threshold=options.threshold)
+    start = seek(residual)
+    if start is None:
+        return None
+    others = groups != np.bincount(groups[start:]).argmax()
+    alone = others.sum() < FEW
+    return start if alone or seek(residual[others]) is not None else None
 
 
 def _products(features: NDArray[np.int8], y: Floats) -> Floats:

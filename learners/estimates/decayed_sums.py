@@ -7,7 +7,8 @@ An outcome of age `a` counts 2^(−a / half_life). Time is cut into *epochs* of 
 so each outcome enters its epoch's sum with `fraction` as an integer of 1/256, times integers.
 Integer addition does not round and does not care for order: batches of any size, shards added in
 any order and a restart half-way all end in equal bits. Fading is a division by a power of two
-when the sums are *read*, so nothing is ever multiplied down, drifts or winds up.
+when the sums are *read*, so nothing is ever multiplied down, drifts or winds up. What groups of
+tenants reported is summed apart, so that how much each counts is chosen then, too (`influence`).
 
 The one rule: nothing but `add` and `merge` changes a sum, and both are integer additions.
 """
@@ -19,6 +20,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from learners.estimates.influence import EARLIER, N_GROUPS
 
 FRACTION_ONE = 256  # the integer weight of an outcome at the very start of its epoch
 # After 16 half-lives an outcome weighs 1/65,536: it is left out, which bounds the memory.
@@ -39,8 +42,8 @@ class DecayedSums:
 
     shape: tuple[int, ...]
     half_life_ms: int
-    # (key, epoch) → int64 array of `shape`
-    sums: dict[tuple[int, int], NDArray[np.int64]] = field(default_factory=dict)
+    # (key, epoch, tenant group) → int64 array of `shape`
+    sums: dict[tuple[int, int, int], NDArray[np.int64]] = field(default_factory=dict)
 
     def epochs_and_weights(
         self, t_ms: NDArray[np.int64]
@@ -50,19 +53,21 @@ class DecayedSums:
         fraction = (t_ms - epochs * self.half_life_ms) / self.half_life_ms
         return epochs, np.floor(np.exp2(fraction) * FRACTION_ONE).astype(np.int64)
 
-    def add(self, key: int, epoch: int, total: NDArray[np.int64]) -> None:
+    def add(
+        self, key: int, epoch: int, total: NDArray[np.int64], tenant_group: int = EARLIER
+    ) -> None:
         """Add a sum of weighted integers (`shape`) to one key's epoch."""
-        held = self.sums.get((key, epoch))
+        held = self.sums.get((key, epoch, tenant_group))
         if held is None:
-            self.sums[key, epoch] = total.astype(np.int64).reshape(self.shape)
+            self.sums[key, epoch, tenant_group] = total.astype(np.int64).reshape(self.shape)
         else:
             held += total.reshape(self.shape)
 
     def merge(self, other: DecayedSums) -> None:
         """Add everything another shard has summed."""
         assert (self.shape, self.half_life_ms) == (other.shape, other.half_life_ms)
-        for (key, epoch), total in other.sums.items():
-            self.add(key, epoch, total)
+        for (key, epoch, tenant_group), total in other.sums.items():
+            self.add(key, epoch, total, tenant_group)
 
     def forget(self) -> None:
         """Keep the newest `EPOCHS_KEPT` epochs there are: what is left does not depend on when.
@@ -70,24 +75,30 @@ class DecayedSums:
         Counted, not measured from the newest: an outcome whose clock was years ahead takes one
         place, and the past stays.
         """
-        epochs = sorted({epoch for _, epoch in self.sums})
+        epochs = sorted({epoch for _, epoch, _ in self.sums})
         gone = set(epochs[:-EPOCHS_KEPT])
         if gone:
             self.sums = {at: total for at, total in self.sums.items() if at[1] not in gone}
 
     def read(self, keys: list[int], as_of_ms: int) -> NDArray[np.float64]:
-        """The faded sums of `keys` at a time, (len(keys), *shape); zero for an unknown key.
+        """The faded sums of `keys` at a time, (len(keys), *shape); zero for an unknown key."""
+        return self.read_groups(keys, as_of_ms).sum(axis=1)
+
+    def read_groups(self, keys: list[int], as_of_ms: int) -> NDArray[np.float64]:
+        """The same by group of tenants: (len(keys), N_GROUPS, *shape).
 
         Epochs that weigh nothing any more count for nothing, and so do those after the next: they
         come from a clock that was ahead.
         """
-        faded = np.zeros((len(keys), *self.shape))
+        faded = np.zeros((len(keys), N_GROUPS, *self.shape))
         row_of = {key: row for row, key in enumerate(keys)}
         now = as_of_ms // self.half_life_ms
-        for (key, epoch), total in sorted(self.sums.items(), key=lambda item: item[0]):
+        for (key, epoch, tenant_group), total in sorted(
+            self.sums.items(), key=lambda item: item[0]
+        ):
             if key in row_of and now - EPOCHS_KEPT < epoch <= now + 1:
                 fade = 2.0 ** (epoch - as_of_ms / self.half_life_ms) / FRACTION_ONE
-                faded[row_of[key]] += total * fade
+                faded[row_of[key], tenant_group] += total * fade
         return faded
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -95,12 +106,15 @@ class DecayedSums:
         self.forget()
         at = sorted(self.sums)
         return {
-            "keys": np.array([key for key, _ in at], np.uint64),
-            "epochs": np.array([epoch for _, epoch in at], np.int64),
+            "keys": np.array([key for key, _, _ in at], np.uint64),
+            "epochs": np.array([epoch for _, epoch, _ in at], np.int64),
+            "tenant_groups": np.array([group for _, _, group in at], np.uint8),
             "sums": np.array([self.sums[a] for a in at], np.int64).reshape(len(at), *self.shape),
         }
 
     def load(self, arrays: dict[str, NDArray[Any]]) -> None:
         """Take over what `arrays` gave, replacing what is held."""
-        at = zip(arrays["keys"].tolist(), arrays["epochs"].tolist(), strict=True)
+        # Snapshots of before groups were noted lack the column.
+        groups = arrays.get("tenant_groups", np.full(len(arrays["keys"]), EARLIER))
+        at = zip(*(a.tolist() for a in (arrays["keys"], arrays["epochs"], groups)), strict=True)
         self.sums = dict(zip(at, np.array(arrays["sums"], np.int64), strict=True))

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.estimates.decayed_sums import DecayedSums
+from learners.estimates.influence import InfluenceOptions, by_volume, groups_of
 from learners.outcomes import Outcomes
 from learners.targets import N_TARGETS, ONE
 
@@ -59,18 +60,29 @@ def update(statistics: DecayedSums, keys: NDArray[np.uint64], outcomes: Outcomes
     """Fold a batch into the means of `keys` (n,): the outcomes' models or their pools."""
     epochs, weights = statistics.epochs_and_weights(outcomes.decided_at_ms)
     terms = values_and_counts(outcomes) * weights[:, None, None]
-    order = np.lexsort((epochs, keys))
-    keys, epochs = keys[order], epochs[order]
-    changes = (keys[1:] != keys[:-1]) | (epochs[1:] != epochs[:-1])
+    groups = groups_of(outcomes.tenant_hashes)
+    order = np.lexsort((groups, epochs, keys))
+    keys, epochs, groups = keys[order], epochs[order], groups[order]
+    changes = (keys[1:] != keys[:-1]) | (epochs[1:] != epochs[:-1]) | (groups[1:] != groups[:-1])
     starts = np.flatnonzero(np.concatenate([np.ones(min(1, len(keys)), bool), changes]))
     totals = np.add.reduceat(terms[order], starts, axis=0)  # (groups, 7, 2)
     for start, total in zip(starts, totals, strict=True):
-        statistics.add(int(keys[start]), int(epochs[start]), total)
+        statistics.add(int(keys[start]), int(epochs[start]), total, int(groups[start]))
 
 
-def read(statistics: DecayedSums, keys: list[int], as_of_ms: int) -> Means:
-    """The means of `keys` at a time; mean 0 with weight 0 for a key never seen."""
-    sums = statistics.read(keys, as_of_ms)
+def read(
+    statistics: DecayedSums,
+    keys: list[int],
+    as_of_ms: int,
+    influence: InfluenceOptions | None = None,
+) -> Means:
+    """The means of `keys` at a time; mean 0 with weight 0 for a key never seen.
+
+    No group of tenants counts for more than `influence` lets it.
+    """
+    outcomes_min = (influence or InfluenceOptions()).outcomes_min
+    groups = statistics.read_groups(keys, as_of_ms)  # (k, g, 7, 2)
+    sums = (groups * by_volume(groups[..., 1], outcomes_min)[..., None]).sum(axis=1)
     weights = sums[:, :, 1]
     means = sums[:, :, 0] * UNITS / np.where(weights > 0, weights, 1.0)
     return Means(means, weights)

@@ -11,15 +11,17 @@ An estimator is solved once, then only read. It belongs to one snapshot.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from learners.context import Contexts, real
 from learners.drift import Alarm, DriftOptions
-from learners.estimates import ema, ridge
+from learners.estimates import ema, group_fit, ridge
 from learners.estimates.changes import changed_sums, failing, newest
 from learners.estimates.history import Evidence, Neighbours
+from learners.estimates.influence import InfluenceOptions
 from learners.estimates.learned import LINEAR, RATIOS, Learned
 from learners.estimates.ridge import RidgeOptions
 from learners.option import option
@@ -37,6 +39,7 @@ class BlendOptions:
 
     ridge: RidgeOptions = field(default_factory=RidgeOptions)
     drift: DriftOptions = field(default_factory=DriftOptions)
+    influence: InfluenceOptions = field(default_factory=InfluenceOptions)
     # Of the departure from the mean. Landmark features know what neighbours know; see DESIGN.md.
     neighbours_share: float = option(
         0.0, "Share of the neighbours in the estimate; the rest is the linear model's.", ge=0, le=1
@@ -76,7 +79,7 @@ class Estimator:
         """Solve for `models` (k keys); `quality_prior` (k,) is NaN where nothing was stated."""
         self.options, self.models, self.landmarks = options, models, learned.landmarks
         as_of_ms = learned.as_of_ms
-        self.model_means = ema.read(learned.models, models, as_of_ms)
+        self.model_means = ema.read(learned.models, models, as_of_ms, options.influence)
         prior = self._prior(quality_prior)  # (k, 3)
         self.alarms: list[Alarm] = []
         self._newest = newest(learned.history.rows, options.drift.rows)
@@ -106,15 +109,19 @@ class Estimator:
         of_quality = target == Target.QUALITY
         noise = np.full(1, QUALITY_NOISE if of_quality else RATIO_NOISE)
         options = self.options.ridge if of_quality else RATIO_RIDGE
-        sums = getattr(learned, LINEAR[target]).read(self.models, learned.as_of_ms)
-        mean = prior[:, [target]]
-        solved = ridge.solve(sums, mean, noise, options, with_spread=of_quality)
-        drift = self.options.drift
+        solve = partial(
+            group_fit.fit,
+            means=prior[:, [target]],
+            noise_prior=noise,
+            options=options,
+            influence=self.options.influence,
+            with_spread=of_quality,
+        )
+        sums = getattr(learned, LINEAR[target]).read_groups(self.models, learned.as_of_ms)
+        solved, drift = solve(sums), self.options.drift
         alarms = changed_sums(learned, self.models, solved, target, sums, self._newest, drift)
-        if not alarms:
-            return solved
         self.alarms += alarms
-        return ridge.solve(sums, mean, noise, options, with_spread=of_quality)
+        return solve(sums) if alarms else solved
 
     def _prior(self, stated: NDArray[np.float64]) -> NDArray[np.float64]:
         """Before data (k, 3): quality as stated, else as the models seen are; ratios are one."""

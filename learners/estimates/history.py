@@ -4,13 +4,15 @@ Rows are kept by `History` (trainer side: append and forget) and searched throug
 (serving side: frozen). Older rows are searched through an IVF index that the trainer builds now
 and then; the rows since then exactly. An index is never changed once built, only replaced.
 
-The one rule: which rows count (`canonical`: the newest `rows_max` by decision time) depends on the
-outcomes alone, never on the order they came in. Between forgettings up to an eighth more are held,
-and searched.
+Which rows count (`canonical`) depends on the outcomes alone, never on the order they came in: the
+newest `rows_max`, taken in turn from each tenant's hash, so that who reports most forgets its
+own rows first (max-min fair shares). Between forgettings up to an eighth more are held, and
+searched.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.context import N_FEATURES, unit_directions
+from learners.estimates.influence import EARLIER
 from learners.option import option
 from learners.outcomes import Outcomes
 from learners.targets import N_TARGETS, ONE
@@ -28,6 +31,7 @@ COLUMNS: dict[str, tuple[type, tuple[int, ...]]] = {
     "sequences": (np.uint64, ()),
     "decided_at_ms": (np.int64, ()),
     "models": (np.uint64, ()),
+    "tenant_hashes": (np.uint8, ()),
     "contexts": (np.int8, (N_FEATURES,)),
     "targets": (np.int32, (N_TARGETS,)),
     "known": (np.bool_, (N_TARGETS,)),
@@ -63,6 +67,35 @@ def no_rows(n: int = 0) -> Rows:
     return {name: np.zeros((n, *shape), dtype) for name, (dtype, shape) in COLUMNS.items()}
 
 
+def with_all_columns(rows: Rows) -> Rows:
+    """Rows as they were saved; those of before tenants were noted are `EARLIER`."""
+    earlier = np.full(len(rows["issuers"]), EARLIER, np.uint8)
+    found = {"tenant_hashes": earlier, **rows}
+    return {name: found[name] for name in COLUMNS}
+
+
+def joined(parts: Sequence[Rows]) -> Rows:
+    """All rows of `parts`, in order."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
+
+
+def by_turns(order: NDArray[np.intp], tenants: NDArray[Any]) -> NDArray[np.intp]:
+    """Rows of `order` (oldest first), reordered so that its end takes from each tenant in turn.
+
+    The last n are each tenant's newest, as many of each as of the others, as long as it has them.
+    Of more rows, a row is never among the last n if it was not before: so who forgets between
+    two batches keeps the same as who forgets after both.
+
+    >>> by_turns(np.arange(5), np.array([1, 2, 1, 1, 1]))
+    array([0, 2, 3, 1, 4])
+    """
+    by_tenant = np.argsort(tenants[order], kind="stable")
+    ends = np.cumsum(np.bincount(tenants[order]))  # of each tenant's rows in `by_tenant`
+    newer = np.empty(len(order), np.intp)  # rows that each row's tenant has after it
+    newer[by_tenant] = ends[tenants[order][by_tenant]] - 1 - np.arange(len(order))
+    return order[np.argsort(-newer, kind="stable")]
+
+
 @dataclass(slots=True, eq=False)
 class History:
     """The rows, in the order learned, with as many of the first of them indexed as `indexed`."""
@@ -88,9 +121,7 @@ class History:
     def settle(self) -> None:
         """Join what arrived to the rows, forget the oldest beyond `rows_max`, index if due."""
         if self._arriving:
-            parts = [self.rows, *self._arriving]
-            self.rows = {name: np.concatenate([p[name] for p in parts]) for name in COLUMNS}
-            self._arriving = []
+            self.rows, self._arriving = joined([self.rows, *self._arriving]), []
         # An eighth over, so that forgetting (which invalidates the index) is rare.
         if len(self) > self.options.rows_max * 9 // 8:
             kept = np.sort(self._newest())
@@ -116,7 +147,7 @@ class History:
         pattern = self.rows["known"] @ (1 << np.arange(N_TARGETS))
         rows = self.rows
         order = np.lexsort((pattern, rows["sequences"], rows["issuers"], rows["decided_at_ms"]))
-        return order[-self.options.rows_max :]
+        return by_turns(order, rows["tenant_hashes"])[-self.options.rows_max :]
 
 
 def build_index(vectors: NDArray[np.float32]) -> faiss.Index:

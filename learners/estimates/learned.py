@@ -20,7 +20,8 @@ from learners.context import N_FEATURES
 from learners.estimates import ema, ridge
 from learners.estimates.buckets import Buckets
 from learners.estimates.decayed_sums import DecayedSums
-from learners.estimates.history import COLUMNS, History, HistoryOptions, Rows
+from learners.estimates.history import COLUMNS, History, HistoryOptions, Rows, with_all_columns
+from learners.estimates.influence import groups_of
 from learners.estimates.landmarks import GENERIC, N_LANDMARK_FEATURES, Landmarks, shipped
 from learners.option import option
 from learners.outcomes import Outcomes
@@ -149,7 +150,7 @@ class Learned:
         for name, sums in learned._sums().items():
             if name in statistics:
                 sums.load(statistics[name])
-        rows = {name: rows[name] for name in COLUMNS}
+        rows = with_all_columns(rows)
         if logarithms:
             rows = {**rows, "targets": _from_logarithms(rows["targets"])}
         learned.history.rows = rows
@@ -178,6 +179,7 @@ def examples(
     return ridge.Examples(
         models=outcomes.models,
         decided_at_ms=outcomes.decided_at_ms,
+        tenant_groups=groups_of(outcomes.tenant_hashes),
         features=features,
         targets=outcomes.targets[:, targets],
         known=outcomes.known[:, targets],

@@ -62,6 +62,7 @@ class Examples:
 
     models: NDArray[np.uint64]  # (n,)
     decided_at_ms: NDArray[np.int64]  # (n,)
+    tenant_groups: NDArray[np.intp]  # (n,) see `influence`
     features: NDArray[np.int8]  # (n, d), the last one constant
     targets: NDArray[np.int64]  # (n, t) fixed point
     known: NDArray[np.bool_]  # (n, t)
@@ -70,9 +71,11 @@ class Examples:
 def update(statistics: DecayedSums, rows: Examples) -> None:
     """Fold a batch of outcomes into the sums."""
     epochs, weights = statistics.epochs_and_weights(rows.decided_at_ms)
-    for group in _groups(rows.models, epochs, rows.known):
+    for group in _groups(rows, epochs):
         total = products(rows, group, weights[group], statistics.shape)
-        statistics.add(int(rows.models[group[0]]), int(epochs[group[0]]), total)
+        first = group[0]
+        tenant_group = int(rows.tenant_groups[first])
+        statistics.add(int(rows.models[first]), int(epochs[first]), total, tenant_group)
 
 
 def products(
@@ -92,22 +95,26 @@ def products(
     return total
 
 
-def _groups(
-    models: NDArray[np.uint64], epochs: NDArray[np.int64], known: NDArray[np.bool_]
-) -> list[NDArray[np.intp]]:
-    """Rows that share model, epoch and set of known targets, at most `ROWS_EXACT` together."""
-    pattern = known @ (1 << np.arange(known.shape[1]))
-    order = np.lexsort((pattern, epochs, models))
+def _groups(rows: Examples, epochs: NDArray[np.int64]) -> list[NDArray[np.intp]]:
+    """Rows that share model, epoch, tenant group and known targets, at most `ROWS_EXACT` each."""
+    pattern = rows.known @ (1 << np.arange(rows.known.shape[1]))
+    models, tenants = rows.models, rows.tenant_groups
+    order = np.lexsort((pattern, tenants, epochs, models))
     order = order[pattern[order] > 0]
     if not len(order):
         return []
-    keys = np.stack([models[order].view(np.int64), epochs[order], pattern[order]])
+    keys = np.stack([models.view(np.int64), epochs, tenants, pattern])[:, order]
     starts = np.flatnonzero((keys[:, 1:] != keys[:, :-1]).any(axis=0)) + 1
     return [
         group[start : start + ROWS_EXACT]
         for group in np.split(order, starts)
         for start in range(0, len(group), ROWS_EXACT)
     ]
+
+
+def outcome_counts(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How many outcomes (…) sums of zzᵀ (…, d + 1, d + 1) are of: the constant feature, squared."""
+    return sums[..., -2, -2] / BIAS**2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -27,6 +27,7 @@ import numpy as np
 from infra.pools.site import LocalSite
 from infra.settings.settings import read_settings
 from learners.context import N_FEATURES
+from learners.estimates.influence import hash_of
 from learners.estimates.learned import Learned, MemoryOptions
 from learners.outcomes import Outcomes
 from learners.policies.policy import default_policy
@@ -113,6 +114,7 @@ def synthetic_live(rng: np.random.Generator) -> Live:
             decided_at_ms=np.arange(N_ROWS) + 10**12,
             models=keys,
             pools=keys,
+            tenant_hashes=np.full(N_ROWS, hash_of(b""), np.uint8),
             contexts=_contexts(N_ROWS, rng),
             targets=rng.integers(0, ONE, (N_ROWS, 3)),
             known=np.ones((N_ROWS, 3), bool),

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from learners.context import Contexts, Projection
 from learners.estimates.ema import FIGURE_UNITS, FIGURES
 from learners.estimates.estimator import BlendOptions, Estimator
+from learners.estimates.influence import hash_of
 from learners.estimates.learned import Learned, MemoryOptions
 from learners.outcomes import Outcomes
 from learners.targets import N_TARGETS, Target, to_fixed
@@ -82,6 +83,7 @@ def _outcomes(
         decided_at_ms=np.full(n, UNIX_MS - AGO_MS),
         models=np.full(n, key_of(model), np.uint64),
         pools=np.full(n, key_of("before"), np.uint64),
+        tenant_hashes=np.full(n, hash_of(b""), np.uint8),
         contexts=contexts,
         targets=to_fixed(targets),
         known=reported,

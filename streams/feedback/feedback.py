@@ -23,11 +23,12 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from learners.estimates.ema import FIGURE_UNITS
+from learners.estimates.influence import hash_of
 from learners.option import option
 from learners.outcomes import Outcomes
 from learners.targets import COST_USD_MIN, LATENCY_MS_MIN, Target, ratio, to_fixed, winsorised
 from streams.errors import BadFeedback, BadTicket
-from streams.feedback.ticket import heads_of, is_measured, split_ids
+from streams.feedback.ticket import heads_of, is_measured, split_ids, tenant_of
 from streams.log.contract import Record
 
 # Also said in the proto and the published schema; a test compares the three.
@@ -239,11 +240,12 @@ class Ingest:
         if wrong:
             right = [row for row in range(len(kept)) if row not in wrong]
             kept, reports = [kept[i] for i in right], [reports[i] for i in right]
-            ids = [ids[i] for i in right]
+            ids, bodies = [ids[i] for i in right], [bodies[i] for i in right]
             heads = heads[right]
         reported = _reported(reports)
         known = ~np.isnan(reported)
-        outcomes = _outcomes(ids, np.nan_to_num(reported), known, heads)
+        tenants = np.array([hash_of(tenant_of(body)) for body in bodies], np.uint8)
+        outcomes = _outcomes(ids, np.nan_to_num(reported), known, heads, tenants)
         bits = np.packbits(known, axis=1, bitorder="little").reshape(-1)
         spent = np.nan_to_num(reported[:, [REPORTED.index("cost_usd"), REPORTED.index("paid_usd")]])
         return Ingested(kept, outcomes, bits, np.rint(spent * NANO_USD).astype(np.int64), dead)
@@ -315,6 +317,7 @@ def _outcomes(
     reported: NDArray[np.float64],
     known: NDArray[np.bool_],
     heads: NDArray[np.void],
+    tenant_hashes: NDArray[np.uint8],
 ) -> Outcomes:
     """Columns for the learners of what was reported (n, 6), zero where it is not known."""
     quality, cost_usd, latency_ms, output_tokens, error, _ = reported.T
@@ -338,6 +341,7 @@ def _outcomes(
         decided_at_ms=heads["decided_at_ms"].astype(np.int64),
         models=heads["model"].astype(np.uint64),
         pools=heads["pool"].astype(np.uint64),
+        tenant_hashes=tenant_hashes,
         contexts=np.ascontiguousarray(heads["context"]),
         targets=to_fixed(targets * related),
         known=related,

@@ -78,6 +78,9 @@ CANDIDATE = np.dtype(
     ]
 )
 
+assert HEAD.fields is not None
+CANDIDATES_AT = HEAD.fields["n_candidates"][1]
+
 
 def key_of(name: str) -> int:
     """The 64-bit key that stands for a name in tickets and statistics (BLAKE2b)."""
@@ -175,8 +178,7 @@ class Sealer:
         decision_id, body = self.open_body(ticket)
         head = np.frombuffer(body, HEAD, 1)[0]
         candidates = np.frombuffer(body, CANDIDATE, int(head["n_candidates"]), HEAD.itemsize)
-        tenant = body[HEAD.itemsize + candidates.nbytes :]
-        return Ticket(decision_id, head, candidates, tenant.decode())
+        return Ticket(decision_id, head, candidates, tenant_of(body).decode())
 
 
 def check_shape(ticket: bytes) -> bytes:
@@ -212,6 +214,11 @@ def _with_energy(body: bytes) -> bytes:
 def heads_of(bodies: Sequence[bytes]) -> NDArray[np.void]:
     """The heads (n,) of opened bodies, as columns."""
     return np.frombuffer(b"".join([body[: HEAD.itemsize] for body in bodies]), HEAD)
+
+
+def tenant_of(body: bytes) -> bytes:
+    """The tenant of an opened body."""
+    return body[HEAD.itemsize + body[CANDIDATES_AT] * CANDIDATE.itemsize :]
 
 
 def split_ids(ids: Sequence[bytes]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:

@@ -23,7 +23,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.estimates.history import COLUMNS, no_rows
+from learners.estimates.history import joined, no_rows, with_all_columns
 from learners.estimates.landmarks import landmarks_of
 from learners.estimates.learned import Learned, MemoryOptions
 from streams.clock import QUICK, SLOW, Patience, Steady
@@ -262,11 +262,7 @@ class Loader:
 
     def _restored(self, manifest: Manifest, parts: Mapping[str, Any]) -> Learned:
         history = [parts[name] for name in sorted(parts) if re.fullmatch(r"history/\d+", name)]
-        rows = (
-            {c: np.concatenate([part[c] for part in history]) for c in COLUMNS}
-            if history
-            else no_rows()
-        )
+        rows = joined([with_all_columns(part) for part in history]) if history else no_rows()
         statistics, landmarks = _grouped(parts[STATISTICS]), landmarks_of(self._encoder)
         learned = Learned.restore(self._memory, statistics, rows, landmarks)
         if learned.n_relearned or "ridge" in statistics:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from river.stats import EWMean
-from strategies import MODELS, POOLS, batches, changed, lightly, outcomes
+from strategies import MODELS, POOLS, batches, changed, group_at, lightly, outcomes
 
 from learners.estimates import ema
 from learners.estimates.ema import FIGURE_UNITS, FIGURES, N_COLUMNS, UNITS, Means
@@ -107,11 +107,12 @@ def test_sums_are_those_of_a_loop_over_rows_in_exact_integers(rows):
 
     values = np.concatenate([rows.targets, rows.figures], axis=1).tolist()
     known = np.concatenate([rows.known, rows.figures_known], axis=1).tolist()
-    want: dict[tuple[int, int], list[list[int]]] = {}
+    want: dict[tuple[int, int, int], list[list[int]]] = {}
     for i in range(len(rows)):
         epoch, into_ms = divmod(int(rows.decided_at_ms[i]), HALF_LIFE_MS)
         weight = int(256 * 2 ** (into_ms / HALF_LIFE_MS))
-        total = want.setdefault((int(rows.models[i]), epoch), [[0, 0] for _ in range(N_COLUMNS)])
+        at = (int(rows.models[i]), epoch, group_at(rows, i))
+        total = want.setdefault(at, [[0, 0] for _ in range(N_COLUMNS)])
         for column in np.flatnonzero(known[i]):
             total[column][0] += weight * values[i][column]
             total[column][1] += weight

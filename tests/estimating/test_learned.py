@@ -174,6 +174,7 @@ ALTERATIONS = {
     "decided_at_ms": (),
     "models": (),
     "pools": (),
+    "tenant_hashes": (),
     "contexts": (0,),
     "targets": (0, 1, 2),
     "known": (0, 1, 2),

@@ -7,7 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from hypothesis import given
-from strategies import MODELS, batches, changed, contexts, joined, lightly, outcomes, whole
+from strategies import (
+    MODELS,
+    batches,
+    changed,
+    contexts,
+    group_at,
+    joined,
+    lightly,
+    outcomes,
+    whole,
+)
 
 from learners.context import N_FEATURES, real
 from learners.estimates import ridge
@@ -43,13 +53,13 @@ def weights_of(rows: Outcomes) -> np.ndarray:
 # --- sums ---------------------------------------------------------------------------------------
 
 
-def naive_sums(rows: Outcomes) -> dict[tuple[int, int], np.ndarray]:
+def naive_sums(rows: Outcomes) -> dict[tuple[int, int, int], np.ndarray]:
     """Sums of zzᵀ in Python's integers, which never round or overflow, one row after another."""
-    sums: dict[tuple[int, int], np.ndarray] = {}
+    sums: dict[tuple[int, int, int], np.ndarray] = {}
     for i in range(len(rows)):
         epoch, into_ms = divmod(int(rows.decided_at_ms[i]), HALF_LIFE_MS)
         weight = int(256 * 2 ** (into_ms / HALF_LIFE_MS))
-        at = (int(rows.models[i]), epoch)
+        at = (int(rows.models[i]), epoch, group_at(rows, i))
         for target in np.flatnonzero(rows.known[i]):
             y = int(rows.targets[i, target])
             z = np.array([*rows.contexts[i].tolist(), y], object)
@@ -60,7 +70,7 @@ def naive_sums(rows: Outcomes) -> dict[tuple[int, int], np.ndarray]:
     return sums
 
 
-def assert_same_sums(statistics: DecayedSums, want: dict[tuple[int, int], np.ndarray]) -> None:
+def assert_same_sums(statistics: DecayedSums, want: dict[tuple[int, int, int], np.ndarray]) -> None:
     assert set(statistics.sums) == set(want)
     for at, total in want.items():
         assert (statistics.sums[at] == total).all()
@@ -114,7 +124,9 @@ def test_products_are_made_of_few_enough_rows_to_be_exact():
     """
     rows = largest(2 * ROWS_EXACT + 3)
 
-    groups = ridge._groups(rows.models, np.zeros(len(rows), np.int64), rows.known)
+    groups = ridge._groups(
+        examples(rows, rows.contexts, list(Target)), np.zeros(len(rows), np.int64)
+    )
 
     assert sorted(np.concatenate(groups)) == list(range(len(rows)))
     assert max(map(len, groups)) * 511 * 127 * (8 * ONE) < 2**53

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up import DAY_MS, ENCODER, NOW_MS, SEALER, decided, report
+from made_up import DAY_MS, ENCODER, NOW_MS, SEALER, decided, heads, report
 
 from learners.estimates.ema import FIGURE_UNITS, FIGURES
+from learners.estimates.influence import hash_of
 from learners.targets import ONE, RATIO_MAX, RATIO_UNIT, VALUE_MAX, Target
 from streams.errors import BadFeedback
 from streams.feedback.feedback import (
@@ -34,7 +35,7 @@ from streams.feedback.feedback import (
     keep_fresh,
     schema,
 )
-from streams.feedback.ticket import Sealer, key_of, split_ids
+from streams.feedback.ticket import CANDIDATE, Issuer, Sealer, key_of, split_ids
 from streams.log.contract import Record
 
 OPTIONS = FeedbackOptions()
@@ -294,6 +295,21 @@ def test_the_outcome_is_the_decision_of_the_ticket():
     assert outcomes.models.tolist() == [int(ticket.head["model"])]
     assert outcomes.pools.tolist() == [int(ticket.head["pool"])]
     assert outcomes.contexts.tolist() == [ticket.head["context"].tolist()]
+
+
+def test_each_outcome_is_of_the_tenant_in_its_ticket():
+    """
+    Behind any number of candidates, and also where a record between is set aside.
+    """
+    tenants = [b"acme", b"too late", b"", "für alle".encode()]
+    head = heads(4, np.random.default_rng(0), decided_at_ms=NOW_MS, n_candidates=3)
+    head["decided_at_ms"][1] -= 30 * DAY_MS
+    tickets = SEALER.seal(Issuer(9).take(4), head, np.zeros((4, 3), CANDIDATE), tenants)
+
+    found = INGEST.take([record(report(ticket, quality=0.5)) for ticket in tickets])
+
+    assert [letter.reason for letter in found.dead] == [Reason.TOO_LATE]
+    assert found.outcomes.tenant_hashes.tolist() == [hash_of(tenants[i]) for i in (0, 2, 3)]
 
 
 def test_cost_and_latency_are_learned_relative_to_what_was_expected():

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from learners.context import BIAS, BIAS_FEATURE, N_FEATURES
 from learners.estimates.ema import FIGURES
+from learners.estimates.influence import groups_of, hash_of
 from learners.outcomes import Outcomes
 from learners.targets import N_TARGETS, ONE, VALUE_MAX
 
@@ -72,10 +73,16 @@ def contexts(n: int, rng: np.random.Generator) -> NDArray[np.int8]:
 
 
 def whole(columns: dict[str, NDArray]) -> Outcomes:
-    """Outcomes of these columns, with zero where a value is not known."""
+    """Outcomes of these columns, with zero where a value is not known; of one tenant, if unsaid."""
+    columns.setdefault("tenant_hashes", np.full(len(columns["known"]), hash_of(b""), np.uint8))
     columns["targets"] = columns["targets"] * columns["known"]
     columns["figures"] = columns["figures"] * columns["figures_known"]
     return Outcomes(**columns)
+
+
+def group_at(rows: Outcomes, row: int) -> int:
+    """The group of tenants whose sums one row enters."""
+    return int(groups_of(rows.tenant_hashes)[row])
 
 
 def joined(parts: Sequence[Outcomes]) -> Outcomes:
@@ -108,6 +115,7 @@ def batches(draw: st.DrawFn, n_max: int = 10, t_ms_max: int = 40_000) -> Outcome
             "decided_at_ms": column(st.integers(0, t_ms_max) | st.sampled_from([0, 999, 1000])),
             "models": np.array(MODELS, np.uint64)[column(st.integers(0, len(MODELS) - 1))],
             "pools": np.array(POOLS, np.uint64)[column(st.integers(0, len(POOLS) - 1))],
+            "tenant_hashes": column(st.sampled_from([0, 1, 5, 6, 255])).astype(np.uint8),
             "contexts": np.stack([contexts(1, np.random.default_rng(seed))[0] for seed in seeds]),
             "targets": column(extremes | st.integers(-ONE, ONE), N_TARGETS),
             "known": column(st.booleans(), N_TARGETS),

@@ -147,7 +147,7 @@ def check_finite(state: State) -> None:
     for arrays in state.learned.statistics().values():
         for array in arrays.values():
             assert np.isfinite(array).all()
-    models = sorted({model for model, _ in state.learned.models.sums})
+    models = sorted({model for model, _, _ in state.learned.models.sums})
     if not models:
         return
     estimator = Estimator(state.learned, models, np.full(len(models), np.nan), BlendOptions())

@@ -158,7 +158,7 @@ def test_a_clock_that_was_wrong_for_long_is_forgiven_within_a_minute(tmp_path, j
 
 
 def pools(loop: Loop) -> list[int]:
-    return sorted({key for key, _ in loop.trainer.state.learned.pools.sums})
+    return sorted({key for key, _, _ in loop.trainer.state.learned.pools.sums})
 
 
 def test_a_record_a_month_ahead_lets_nothing_be_counted_twice(tmp_path):

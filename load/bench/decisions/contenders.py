@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from learners.estimates.ema import FIGURE_UNITS, FIGURES
+from learners.estimates.influence import hash_of
 from learners.estimates.landmarks import landmarks_of
 from learners.estimates.learned import Learned, MemoryOptions
 from learners.outcomes import Outcomes
@@ -126,6 +127,7 @@ def _answers(
         decided_at_ms=np.full(n, NOON_MS),
         models=np.full(n, key_of(name), np.uint64),
         pools=np.full(n, key_of(name), np.uint64),
+        tenant_hashes=np.full(n, hash_of(b""), np.uint8),
         contexts=contexts[rows],
         targets=to_fixed(targets),
         known=np.tile([t in (Target.QUALITY, Target.COST) for t in range(N_TARGETS)], (n, 1)),

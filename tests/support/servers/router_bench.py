@@ -23,6 +23,7 @@ import numpy as np
 
 from learners.context import BIAS, BIAS_FEATURE, N_FEATURES
 from learners.estimates.ema import FIGURE_UNITS
+from learners.estimates.influence import hash_of
 from learners.estimates.learned import MemoryOptions
 from learners.outcomes import Outcomes
 from learners.policies.inverse_gap import SquareCb
@@ -85,6 +86,7 @@ def outcomes(
         decided_at_ms=np.full(n, at_ms),
         models=np.full(n, key_of(model), np.uint64),
         pools=np.full(n, key_of(pool or model), np.uint64),
+        tenant_hashes=np.full(n, hash_of(b""), np.uint8),
         contexts=np.tile(context, (n, 1)),
         targets=to_fixed(np.tile(targets, (n, 1))),
         known=np.tile(np.array([name in values for name in ("quality", "", "")]), (n, 1)),
