@@ -86,7 +86,10 @@ class Planner:
         self._demand = ExpectedDemand(options.expected, remembered.get("demand"))
         self._corrections = Corrections(self._pools, remembered.get("corrections"))
         self._overdue = Overdue(
-            self._pools, options.ready_s_max, options.without_s, remembered.get("overdue")
+            self._pools,
+            remembered.get("overdue"),
+            ready_s_max=options.ready_s_max,
+            without_s=options.without_s,
         )
         window = options.stabilisation
         self._window = StabilisationWindow(window, remembered.get("steady"))

@@ -23,9 +23,10 @@ class Overdue:
     def __init__(
         self,
         pools: Mapping[str, PoolPlan],
+        remembered: Mapping[str, Any] | None = None,
+        *,
         ready_s_max: float,
         without_s: float,
-        remembered: Mapping[str, Any] | None = None,
     ) -> None:
         """`pools` have GPUs."""
         self._pools, self._ready_s_max, self._without_s = dict(pools), ready_s_max, without_s
