@@ -164,7 +164,7 @@ def test_held_out_results_do_not_change_the_fit(monkeypatch):
         seen = []
         monkeypatch.setattr(fit_emulator, "rows", lambda: of)
         monkeypatch.setattr(fit_emulator, "_run", lambda pool, work, jobs, found, say: seen.append(jobs) or found.update({job[0]: (TRUE, limits(), 2.0) for job in jobs}))  # fmt: skip
-        monkeypatch.setattr(fit_emulator, "_entry", lambda *some: None)
+        monkeypatch.setattr(fit_emulator, "_entry", lambda *some, **named: None)
         monkeypatch.setattr(fit_emulator, "fit_front_ends", lambda training, engines: seen.append(list(training.items())) or dict.fromkeys(engines, np.zeros(3)))  # fmt: skip
         fit_emulator.fit_iterations(lambda text: None, processes=1)
         fit_emulator.fit_front_end(entries)
