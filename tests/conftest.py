@@ -31,6 +31,7 @@ HEAVY = re.compile(
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """With several processes (`-n 2 --dist loadgroup`): a file stays together, heavy ones all do."""
     if not config.pluginmanager.hasplugin("xdist"):
