@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import one_thread  # noqa: F401 - before anything imports numpy
@@ -31,11 +31,17 @@ HEAVY = re.compile(
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)  # around xdist's own, which looks for the groups
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> Generator[None]:
     """With several processes (`-n 2 --dist loadgroup`): a file stays together, heavy ones all do."""
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
+    if config.pluginmanager.hasplugin("xdist"):
+        _group(items)
+    yield
+
+
+def _group(items: list[pytest.Item]) -> None:
     group_of: dict[Path, str] = {}
     for item in items:
         if item.path not in group_of:
