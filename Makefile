@@ -15,9 +15,13 @@ install: $(INSTALLED)
 run: $(INSTALLED)
 	$(BIN)/python -m fairlead demo
 
-# Two processes: a file's tests stay in one, and all that start a cluster or a broker share one.
+# Two processes at once: all that starts a cluster or a broker, and beside it the rest.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup
+	@$(BIN)/python -m pytest -m "not slow and heavy" -o cache_dir=.pytest_cache/heavy \
+	  > .heavy.log 2>&1 & heavy=$$!; \
+	$(BIN)/python -m pytest -m "not slow and not heavy"; light=$$?; \
+	wait $$heavy; heavy=$$?; cat .heavy.log; \
+	test $$light = 0 && test $$heavy = 0
 
 # The longer matrices: every crash point, long outages, the whole demo.
 test-slow: $(INSTALLED)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Generator, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import one_thread  # noqa: F401 - before anything imports numpy
 import pytest
@@ -24,32 +23,20 @@ settings.register_profile("fixed", derandomize=True, **SHARED)
 settings.register_profile("random", derandomize=False, **SHARED)
 settings.load_profile("fixed")
 
-# What starts a Ray cluster, a Kafka broker or a whole router: one after another, in one process.
+# What starts a Ray cluster, a Kafka broker or a whole router: `make test` runs it beside the rest.
 HEAVY = re.compile(
     r"^import ray$|^from ray |kafka_broker|raylets|run_cluster|\"fairlead\", \"(up|demo)\"",
     re.MULTILINE,
 )
 
 
-@pytest.hookimpl(wrapper=True)  # around xdist's own, which looks for the groups
-def pytest_collection_modifyitems(
-    config: pytest.Config, items: list[pytest.Item]
-) -> Generator[None]:
-    """With several processes (`-n 2 --dist loadgroup`): a file stays together, heavy ones all do."""
-    if config.pluginmanager.hasplugin("xdist"):
-        _group(items)
-    yield
-
-
-def _group(items: list[pytest.Item]) -> None:
-    group_of: dict[Path, str] = {}
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is heavy: by what its file starts, or by its fixtures."""
+    heavy = {path: bool(HEAVY.search(path.read_text())) for path in {item.path for item in items}}
     for item in items:
-        if item.path not in group_of:
-            heavy = HEAVY.search(item.path.read_text())
-            group_of[item.path] = "heavy" if heavy else item.path.stem
-        heavy_fixture = {"kafka", "kafka_broker"} & set(getattr(item, "fixturenames", ()))
-        group = "heavy" if heavy_fixture else group_of[item.path]
-        item.add_marker(pytest.mark.xdist_group(group))
+        if heavy[item.path] or {"kafka", "kafka_broker"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.heavy)
 
 
 @pytest.fixture(scope="session")
