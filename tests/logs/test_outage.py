@@ -42,7 +42,7 @@ class Load:
     def __init__(self, outbox: Outbox[int]) -> None:
         self.outbox = outbox
         self.took_s = array("d")
-        self.promised = self.dropped = self.refused = 0
+        self.promised = self.dropped = self.refused = self.kept = 0
         self.acknowledged: set[int] = set()
         self.rss_max = 0
 
@@ -69,9 +69,12 @@ class Load:
     def _done(self, item: int, future: Future[None]) -> None:
         if future.exception() is None:
             self.acknowledged.add(item)
-        else:  # its caller is told to try again later
+        else:  # its caller is told to try again later, or that it is kept until the log is back
             assert isinstance(future.exception(), LogUnavailable)
-            self.refused += 1
+            if "kept in memory" in str(future.exception()):
+                self.kept += 1
+            else:
+                self.refused += 1
 
 
 def encode(items: tuple[int, ...]) -> list[tuple[bytes | None, bytes]]:
@@ -139,7 +142,7 @@ def outage(broker: Broker, seconds: float, *, frozen: bool) -> None:
     assert max(load.took_s) < OFFER_S_MAX
     assert np.quantile(load.took_s, 0.99) < OFFER_S_P99_MAX
     assert growth_mb < GROWTH_MB_MAX
-    assert len(load.acknowledged) + load.refused == load.promised
+    assert len(load.acknowledged) + load.kept + load.refused == load.promised
     found = arrived(log, topic)
     assert load.acknowledged <= found
     assert counts.written <= len(found) <= counts.offered - load.refused
