@@ -6,6 +6,7 @@ random   `make test-random`: fresh ones, from a seed that it prints and takes
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from hypothesis import HealthCheck, settings
 from local_kafka.broker import Broker
 from local_kafka.errors import JarsMissing, JavaMissing, MavenMissing
 from log_benches import KafkaBench
+
+from streams.log.quiet import OncePerMinute
 
 # No deadlines, because tests share their processor; no database, because a run must not depend on the one before.
 SHARED = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
@@ -37,6 +40,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if heavy[item.path] or {"kafka", "kafka_broker"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.heavy)
+
+
+@pytest.fixture(autouse=True)
+def talkative() -> None:
+    """What is said once a minute is said once a minute of each test."""
+    for logger in list(logging.Logger.manager.loggerDict.values()):
+        for found in getattr(logger, "filters", ()):
+            if isinstance(found, OncePerMinute):
+                found.forget()
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,10 @@ class OncePerMinute(logging.Filter):
         self._kind, self._monotonic_s = kind, monotonic_s
         self._said: dict[object, tuple[float, int]] = {}  # when last, and how many since
 
+    def forget(self) -> None:
+        """Begin anew: all that comes is said at once."""
+        self._said.clear()
+
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether to say it."""
         kind, now_s = self._kind(record), self._monotonic_s()

@@ -403,13 +403,15 @@ def test_what_is_refused_and_what_is_dear_is_seen_in_telemetry():
 
 def test_when_load_falls_all_of_it_is_taken_back():
     """
-    Within two minutes prices are at zero, nobody is refused, and the large model answers.
+    Within two minutes prices are at zero, nobody is refused, and the large model answers nearly
+    all: by now the router has learned some prompts that the small one answers as well, so that
+    quality is higher than before.
     """
     found, since_s = overload(), FALL_S + 100.0
 
     assert all(found.refused(since_s, END_S, of) == 0.0 for of in (TOP, MIDDLE, LOW))
-    assert found.quality(since_s, END_S) > found.quality(0.0, RISE_S) - 0.04
-    assert found.large(since_s, END_S) > 0.95
+    assert found.quality(since_s, END_S) > found.quality(0.0, RISE_S)
+    assert found.large(since_s, END_S) > 0.85
     assert found.within(since_s, END_S) == 1.0
     assert all(price.multiple() < 0.3 for price in found.state.prices.capacity.values())
 
