@@ -25,6 +25,8 @@ LIMITS = {
     "fairlead.v1.FeedbackRequest": {"outcomes": BATCH_MAX},
     "fairlead.v1.DispatchRequest": {"messages": PARTS_MAX},
 }
+# What is only a little too long is parsed, so that its refusal can name the request it came in.
+SLACK = 16
 PART_BYTES_MIN = 2  # a tag, and a length or value
 VARINT, FIXED_64, BYTES, GROUP, GROUP_END, FIXED_32 = range(6)
 VARINT_BITS_MAX = 64
@@ -33,10 +35,8 @@ FIXED_BYTES = {FIXED_64: 8, GROUP: 0, GROUP_END: 0, FIXED_32: 4}
 
 def part_check(message: Any) -> Callable[[bytes], None]:
     """What raises InvalidRequest for bytes of this message with too many parts."""
-    limits = {
-        message.fields_by_name[name].number: most
-        for name, most in LIMITS.get(message.full_name, {}).items()
-    }
+    named = LIMITS.get(message.full_name, {})
+    limits = {message.fields_by_name[name].number: borne(most) for name, most in named.items()}
     short_bytes = PART_BYTES_MIN * min(limits.values(), default=PARTS_MAX)
 
     def check(content: bytes) -> None:
@@ -44,11 +44,17 @@ def part_check(message: Any) -> Callable[[bytes], None]:
             return
         number = first_in_excess(content, limits)
         if number is not None:
-            most, known = limits.get(number, PARTS_MAX), message.fields_by_number.get(number)
+            known = message.fields_by_number.get(number)
             name = known.name if known else f"field {number}"
-            raise InvalidRequest(name, f"at least {most + 1:,} long", f"at most {most:,} long")
+            most, n_min = named.get(name, PARTS_MAX), limits.get(number, PARTS_MAX) + 1
+            raise InvalidRequest(name, f"at least {n_min:,} long", f"at most {most:,} long")
 
     return check
+
+
+def borne(most: int) -> int:
+    """How many parts are parsed, of which `most` are allowed."""
+    return min(SLACK * most, PARTS_MAX)
 
 
 def first_in_excess(content: bytes, limits: dict[int, int]) -> int | None:

@@ -10,7 +10,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from serve.errors import InvalidRequest
 from serve.grpc_api.listener import ROUTER, Listener, ListenerOptions
-from serve.grpc_api.repeated import LIMITS, PARTS_MAX, first_in_excess, part_check
+from serve.grpc_api.repeated import LIMITS, PARTS_MAX, borne, first_in_excess, part_check
 from serve.proto.fairlead.v1 import dispatch_pb2, router_pb2
 from serve.routing.request import BATCH_MAX
 
@@ -22,7 +22,7 @@ KINDS = {
     for name in [message.full_name]
 }
 FULL = {  # every message that is limited, with as many parts as it may have
-    (of, name): KINDS[of](**{name: ["m"] * most if "models" in name else [{}] * most})
+    (of, name): KINDS[of](**{name: ["m"] * borne(most) if "models" in name else [{}] * borne(most)})
     for of, fields in LIMITS.items()
     for name, most in fields.items()
 }
@@ -39,7 +39,7 @@ def test_as_many_parts_as_are_allowed_are_taken_and_one_more_is_refused(of, name
     with pytest.raises(InvalidRequest) as refused:
         check(full + one)
 
-    said = f"{name} is at least {most + 1:,} long; it must be at most {most:,} long"
+    said = f"{name} is at least {borne(most) + 1:,} long; it must be at most {most:,} long"
     assert str(refused.value) == said
 
 
@@ -124,6 +124,6 @@ def test_callers_get_the_refusal_as_of_any_bad_input():
                 await call(b"\x0a\x00" * 1_000_000)
         await listener.stop()
         assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert "requests is at least 1,025 long" in error.value.details()
+        assert "requests is at least 16,385 long" in error.value.details()
 
     asyncio.run(body())

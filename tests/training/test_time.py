@@ -290,5 +290,7 @@ def test_rows_from_the_future_are_no_neighbours():
     learned.as_of_ms = NOW_MS
     models = np.unique(learned.history.rows["models"]).tolist() or [key_of("small")]
     learned.history.settle()
-    estimator = Estimator(learned, models, np.full(len(models), 0.5), BlendOptions())
+    estimator = Estimator(
+        learned, models, np.full(len(models), 0.5), BlendOptions(neighbours_share=0.5)
+    )
     assert not estimator.neighbours.terms.any()
