@@ -1,0 +1,88 @@
+"""What all commands share: options, messages on standard error, results on standard output.
+
+With `--json` a result is one JSON object and nothing else is on standard output, whatever libraries
+print.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+console = Console(stderr=True)
+
+SettingsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--settings", "-s", help="Settings file. Default: fairlead.toml, if there is one."
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+def progress(text: str) -> None:
+    """Say how far a command has come."""
+    console.print(f"[dim]{text}[/]")
+
+
+@contextlib.contextmanager
+def only_json(wanted: bool) -> Iterator[Callable[[object], None]]:
+    """Hand out what prints the result; meanwhile everything else goes to standard error.
+
+    Done on the file descriptor, because Ray's native code and child processes write there too.
+    """
+    if not wanted:
+        yield lambda result: None
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        result: list[object] = []
+        yield result.append
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+    for one in result:
+        print(json.dumps(one, indent=2))
+
+
+def measured(measure: Callable[[Callable[[str], None]], dict[str, Any]], as_json: bool) -> None:
+    """Measure and print, with progress on standard error."""
+    with only_json(as_json) as emit:
+        found = measure(progress)
+        emit(found)
+    if as_json:
+        return
+    for name, value in found.items():
+        if isinstance(value, dict) and all(isinstance(row, dict) for row in value.values()):
+            _table(name, value)
+        else:
+            typer.echo(f"{name:28} {value}")
+
+
+def _table(name: str, rows: dict[str, dict[str, Any]]) -> None:
+    """Print a nested result: a row per key."""
+    from rich.table import Table
+
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    table = Table(name, *columns)
+    for key, row in rows.items():
+        table.add_row(key, *(_cell(row.get(column, "")) for column in columns))
+    Console().print(table)
+
+
+def _cell(value: object) -> str:
+    """As it is; of a dictionary, what it says line by line."""
+    if not isinstance(value, dict):
+        return str(value)
+    return "\n".join(f"{key} {_cell(one)}" for key, one in value.items())
