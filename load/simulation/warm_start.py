@@ -21,7 +21,7 @@ from learners.estimates.estimator import BlendOptions, Estimator
 from learners.estimates.influence import hash_of
 from learners.estimates.learned import Learned, MemoryOptions
 from learners.outcomes import Outcomes
-from learners.targets import N_TARGETS, Target, to_fixed
+from learners.targets import COST_USD_MIN, N_TARGETS, Target, ratio, to_fixed
 from load.data.tables import OutcomeTable
 from load.simulation.machines.fleet import UNIX_MS
 from load.simulation.simulation import contexts_of, encoder_of
@@ -73,6 +73,9 @@ def _outcomes(
     stated = catalogue.models[catalogue.column_of[model]]
     targets = np.zeros((n, N_TARGETS))
     targets[:, Target.QUALITY] = known.quality[:, column]
+    cost_usd = catalogue.expected_cost_usd(known.prompt_tokens.astype(np.float64))
+    stated_usd = cost_usd[:, catalogue.column_of[model]]
+    targets[:, Target.COST] = ratio(stated_usd, stated_usd, COST_USD_MIN)
     reported = np.zeros((n, N_TARGETS), bool)
     reported[:, [Target.QUALITY, Target.COST]] = True
     figures = np.zeros((n, len(FIGURES)))

@@ -696,6 +696,16 @@ def test_what_was_asked_before_a_snapshot_is_estimated_with_it():
     assert np.abs(found.mean - before.estimate(contexts).mean).max() > 0.01
 
 
+def test_a_router_that_starts_warm_expects_to_pay_list_prices():
+    """
+    What was learned before is of answers that cost what is stated.
+    """
+    known = learned_state(table(), table(), catalogue(fleet())).learned
+    live = Live(catalogue(fleet()), known, "any", LiveOptions())
+    ratio = live.estimator.estimate(contexts_of(table())).mean[:, :, Target.COST]
+    np.testing.assert_allclose(ratio, 1.0, atol=0.01)
+
+
 def test_scaler_sees_demand_replicas_and_prices():
     """
     A pool far beyond its capacity has a load above one, and in time a price; demand is as asked.
