@@ -16,6 +16,7 @@ from infra.capacity.latency_target import LatencyTarget
 from infra.emulator.engine import FINISHED, FIRST_TOKEN, Engine
 from learners.criticality import Criticality
 from learners.estimates.learned import Learned, MemoryOptions
+from learners.targets import Target
 from load.simulation.loop.remembered import Remembered
 from load.simulation.loop.results import Fate, Run
 from load.simulation.loop.trainer import VirtualTrainer
