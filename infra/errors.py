@@ -7,6 +7,7 @@ InfraError
 ├── AddressTaken         somebody listens already where we are to
 ├── StateInUse           another `fairlead up` uses the state folder
 ├── ClusterFailed        the local cluster could not be started, or what is to run in it
+│   └── RayEnded         a process that Ray needs has died under us
 └── ServerFailed         a pool's model server could not be started
 """
 
@@ -85,6 +86,26 @@ class StateUnwritable(InfraError):
 
 class ClusterFailed(InfraError):
     """The local cluster could not be started, or what is to run in it."""
+
+
+class RayEnded(ClusterFailed):
+    """A process that Ray needs has died under us."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__(process)
+        self.process = process
+
+    @property
+    def reason(self) -> str:
+        """What happened, in a sentence."""
+        return f"Ray's {self.process} has ended, and what runs in Ray ends with it."
+
+    def __str__(self) -> str:
+        return (
+            f"{self.reason} It was started again several times, and ended again. What was learned "
+            f"is kept: Ray's own logs, in /tmp/ray/session_latest/logs, say more; then start "
+            f"`fairlead up` again."
+        )
 
 
 class ServerFailed(InfraError):

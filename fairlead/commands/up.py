@@ -16,9 +16,10 @@ from typing import NoReturn
 
 from rich.console import Console
 
+from fairlead.commands.restarts import may_restart, restart, restarted_at_s
 from infra.cluster import head
 from infra.cluster.cluster import local_ray, running
-from infra.errors import ClusterFailed, StateInUse
+from infra.errors import RayEnded, StateInUse
 from infra.pools import state_folder
 from infra.pools.site import LocalSite
 from infra.settings.settings import Settings, read_settings
@@ -39,9 +40,21 @@ LOOK_S = 20.0  # between looks for alarms: said within a minute
 def run_until_stopped(path: Path | None, console: Console) -> None:
     """Start, say where, wait for Ctrl-C or SIGTERM, stop everything. Raises InfraError.
 
-    ClusterFailed is raised when Ray's head has died: whoever supervises this process starts it
-    again.
+    When Ray's head has died, all is started again; RayEnded is raised when that was tried in vain.
     """
+    try:
+        _run(path, console)
+    except RayEnded as ended:
+        now_s = now_ms() // 1000
+        if not may_restart(restarted_at_s(os.environ), now_s):
+            raise
+        logger.error("%s Starting again.", ended.reason)
+        console.print(f"[bold yellow]{ended.reason}[/] Starting again …")
+        restart(now_s)
+
+
+def _run(path: Path | None, console: Console) -> None:
+    """Once: until a signal, or until Ray has ended. Raises InfraError."""
     settings, path = settings_of(path, console)
     settings.catalogue()  # say what is wrong before starting anything
     state_folder.prepare(settings.options(SiteOptions).state_dir.absolute())
@@ -74,14 +87,10 @@ def _stop_on_signals() -> None:
 
 
 def wait_for_the_end(ended: Callable[[], str], every_s: float = 1.0) -> NoReturn:
-    """Wait until a process of Ray has ended: `ended` names it. Raises ClusterFailed."""
+    """Wait until a process of Ray has ended: `ended` names it. Raises RayEnded."""
     while not (what := ended()):
         time.sleep(every_s)
-    raise ClusterFailed(
-        f"Ray's {what} has ended, and what runs in Ray ends with it. What was learned is kept: "
-        f"start `fairlead up` again, or have it started by a supervisor whenever it exits with an "
-        f"error. Ray's own logs are in /tmp/ray/session_latest/logs."
-    )
+    raise RayEnded(what)
 
 
 @contextlib.contextmanager

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
+from fairlead.commands.restarts import may_restart
 from fairlead.commands.up import wait_for_the_end
-from infra.errors import ClusterFailed
+from infra.errors import RayEnded
 
 WAITING = """
 from fairlead.commands.up import _stop_on_signals
@@ -40,7 +41,21 @@ def test_both_signals_stop_a_background_job(number):
         assert started.communicate(timeout=20)[0] == "stopped\n"
 
 
-def test_end_of_ray_ends_us_with_a_reason():
+def test_end_of_ray_is_noticed_with_a_reason():
     looks = iter(["", "", "gcs_server"])
-    with pytest.raises(ClusterFailed, match=r"gcs_server has ended.*start `fairlead up` again"):
+    with pytest.raises(RayEnded, match=r"gcs_server has ended.*start `fairlead up` again"):
         wait_for_the_end(lambda: next(looks), every_s=0.0)
+
+
+@pytest.mark.parametrize(
+    ("times_s", "again"),
+    [
+        ([], True),
+        ([9_500, 9_900], True),
+        ([9_500, 9_700, 9_900], False),
+        ([1_000, 2_000, 9_300, 9_900], True),  # long ago
+        ([20_000, 20_100, 20_200], True),  # the clock was set back
+    ],
+)
+def test_starting_again_is_tried_a_few_times_in_a_while(times_s, again):
+    assert may_restart(times_s, 10_000) is again

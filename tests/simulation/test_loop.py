@@ -148,6 +148,37 @@ def test_up_answers_until_ctrl_c_and_leaves_nothing_behind(tmp_path):
     assert is_free(port)
 
 
+@pytest.mark.slow  # starts everything twice
+def test_death_of_rays_head_is_survived_with_all_that_was_learned(tmp_path):
+    """
+    Ray does not watch over its own head: without it everything ends. Callers get decisions again
+    at the same address, from what was learned before.
+    """
+    [port] = free_ports(1)
+    with (
+        fairlead("up", "--settings", str(settings_file(tmp_path, port))) as process,
+        Client(f"127.0.0.1:{port}") as client,
+    ):
+        until(lambda: decides(client), "the first decision")
+        before = client.route(text="Learn this.").snapshot_version
+        client.send_feedback(client.route(text="Learn this.").ticket, quality=1.0)
+        until(lambda: client.route(text="x").snapshot_version > before, "learning")
+        [head] = [p for p in descendants(psutil.Process(process.pid)) if p.name() == "gcs_server"]
+
+        head.kill()
+
+        until(lambda: named_pid(process, "gcs_server") not in (None, head.pid), "another head")
+        until(lambda: decides(client), "a decision after the death")
+        assert client.route(text="x").snapshot_version > before
+        assert process.poll() is None
+
+
+def named_pid(process: subprocess.Popen, name: str) -> int | None:
+    """The one living process of that name below this one."""
+    family = descendants(psutil.Process(process.pid))
+    return next((p.pid for p in family if p.is_running() and p.name() == name), None)
+
+
 def test_catalogue_changes_without_a_restart_and_without_forgetting(tmp_path):
     """
     A model added to the file is chosen from within seconds, one removed no longer; coming back it

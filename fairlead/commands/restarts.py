@@ -1,0 +1,49 @@
+"""Starting `fairlead up` again when Ray has ended under it: few times, and never in a loop.
+
+    Ray's head dies ─▶ what is left of it is ended ─▶ this process executes itself anew
+
+Executing anew (`execv`) keeps the process's number, its terminal and its place under a supervisor,
+and leaves nothing of the old Ray in memory. When it was started again is handed on in the
+environment; after `RESTARTS_MAX` within `WITHIN_S` something is wrong that starting can't mend, and
+the process ends with the reason instead.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import NoReturn
+
+VARIABLE = "FAIRLEAD_RESTARTED_AT_S"
+RESTARTS_MAX, WITHIN_S = 3, 600
+
+
+def restarted_at_s(environment: Mapping[str, str]) -> list[int]:
+    """When this process was started again, in seconds of wall time; what isn't ours is left out.
+
+    >>> restarted_at_s({VARIABLE: "1700000000,x,1700000100"})
+    [1700000000, 1700000100]
+    """
+    return [int(at) for at in environment.get(VARIABLE, "").split(",") if at.isdecimal()]
+
+
+def recent(times_s: list[int], now_s: int) -> list[int]:
+    """Those that count; one from the future, after a clock was set back, does not.
+
+    >>> recent([100, 900, 2000], 1000)
+    [900]
+    """
+    return [at for at in times_s if 0 <= now_s - at < WITHIN_S]
+
+
+def may_restart(times_s: list[int], now_s: int) -> bool:
+    """Whether starting again is worth another try."""
+    return len(recent(times_s, now_s)) < RESTARTS_MAX
+
+
+def restart(now_s: int) -> NoReturn:
+    """Execute this command line anew, in this process."""
+    times = [*recent(restarted_at_s(os.environ), now_s), now_s]
+    os.environ[VARIABLE] = ",".join(map(str, times))
+    os.execv(sys.executable, [sys.executable, "-m", "fairlead", *sys.argv[1:]])  # noqa: S606 - ourselves
