@@ -43,10 +43,15 @@ lint: $(INSTALLED)
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-# The code made from the proto is kept in the repository, so that a client needs no compiler.
+# The code made from the proto is kept in the repository, so that a client needs no compiler. The
+# protos' own path is fairlead/v1, as in other languages; here they live below serve/.
+PROTOS := fairlead/v1/router.proto fairlead/v1/dispatch.proto
+MADE := serve/proto/fairlead/v1
+
 proto: $(INSTALLED)
-	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. \
-	  serve/proto/fairlead/v1/router.proto serve/proto/fairlead/v1/dispatch.proto
+	$(BIN)/python -m grpc_tools.protoc -Iserve/proto --python_out=serve/proto --pyi_out=serve/proto --grpc_python_out=serve/proto $(PROTOS)
+	sed -i.before 's/^from fairlead\.v1 import/from serve.proto.fairlead.v1 import/' $(MADE)/*_pb2.py $(MADE)/*_pb2.pyi $(MADE)/*_pb2_grpc.py
+	rm $(MADE)/*.before
 
 docs: $(INSTALLED)
 	$(BIN)/fairlead settings > docs/settings.md

@@ -21,6 +21,7 @@ from grpc_reflection.v1alpha import reflection
 from learners.option import option
 from serve.addresses import joined
 from serve.errors import InvalidRequest
+from serve.grpc_api.descriptors import methods_found
 from serve.grpc_api.repeated import part_check
 from serve.proto.fairlead.v1 import dispatch_pb2, router_pb2
 
@@ -85,7 +86,7 @@ class Listener:
             self._server.add_generic_rpc_handlers((_handlers(name, servicer),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (*self._servicers, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        reflection.enable_server_reflection(names, self._server, pool=methods_found())
         address = joined(self._options.host, self._options.port)
         if self._options.tls_certificate:
             pair = (self._options.tls_key, self._options.tls_certificate)

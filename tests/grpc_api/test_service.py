@@ -808,6 +808,30 @@ def test_reflection_shows_every_method(shared):
     assert methods == {"Route", "RouteBatch", "RouteStream", "SendFeedback", "Explain"}
 
 
+@pytest.mark.parametrize(
+    ("symbol", "file"),
+    [
+        (f"{SERVICE}.Route", "fairlead/v1/router.proto"),
+        ("fairlead.v1.Dispatcher.Dispatch", "fairlead/v1/dispatch.proto"),
+        ("fairlead.v1.RouteRequest", "fairlead/v1/router.proto"),
+        (f"{SERVICE}.NoSuchMethod", None),
+        ("no.such.Service.Method", None),
+    ],
+)
+def test_reflection_finds_the_file_of_a_method(shared, symbol, file):
+    """
+    `grpcurl describe` and `ghz` ask for it, and know the file by the path that clients import.
+    """
+    stub = reflection_pb2_grpc.ServerReflectionStub(shared.channel)
+    asked = reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol)
+
+    [described] = stub.ServerReflectionInfo(iter([asked]))
+
+    found = described.file_descriptor_response.file_descriptor_proto
+    names = [FileDescriptorProto.FromString(one).name for one in found]
+    assert names[:1] == ([file] if file else [])
+
+
 def test_every_method_of_the_proto_is_served(shared):
     """
     None is answered with UNIMPLEMENTED.

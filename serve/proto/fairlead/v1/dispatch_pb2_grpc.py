@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from serve.proto.fairlead.v1 import dispatch_pb2 as serve_dot_proto_dot_fairlead_dot_v1_dot_dispatch__pb2
+from serve.proto.fairlead.v1 import dispatch_pb2 as fairlead_dot_v1_dot_dispatch__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in serve/proto/fairlead/v1/dispatch_pb2_grpc.py depends on'
+        + ' but the generated code in fairlead/v1/dispatch_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -36,8 +36,8 @@ class DispatcherStub:
         """
         self.Dispatch = channel.unary_stream(
                 '/fairlead.v1.Dispatcher/Dispatch',
-                request_serializer=serve_dot_proto_dot_fairlead_dot_v1_dot_dispatch__pb2.DispatchRequest.SerializeToString,
-                response_deserializer=serve_dot_proto_dot_fairlead_dot_v1_dot_dispatch__pb2.DispatchReply.FromString,
+                request_serializer=fairlead_dot_v1_dot_dispatch__pb2.DispatchRequest.SerializeToString,
+                response_deserializer=fairlead_dot_v1_dot_dispatch__pb2.DispatchReply.FromString,
                 _registered_method=True)
 
 
@@ -57,8 +57,8 @@ def add_DispatcherServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Dispatch': grpc.unary_stream_rpc_method_handler(
                     servicer.Dispatch,
-                    request_deserializer=serve_dot_proto_dot_fairlead_dot_v1_dot_dispatch__pb2.DispatchRequest.FromString,
-                    response_serializer=serve_dot_proto_dot_fairlead_dot_v1_dot_dispatch__pb2.DispatchReply.SerializeToString,
+                    request_deserializer=fairlead_dot_v1_dot_dispatch__pb2.DispatchRequest.FromString,
+                    response_serializer=fairlead_dot_v1_dot_dispatch__pb2.DispatchReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -86,8 +86,8 @@ class Dispatcher:
             request,
             target,
             '/fairlead.v1.Dispatcher/Dispatch',
-            serve_dot_proto_dot_fairlead_dot_v1_dot_dispatch__pb2.DispatchRequest.SerializeToString,
-            serve_dot_proto_dot_fairlead_dot_v1_dot_dispatch__pb2.DispatchReply.FromString,
+            fairlead_dot_v1_dot_dispatch__pb2.DispatchRequest.SerializeToString,
+            fairlead_dot_v1_dot_dispatch__pb2.DispatchReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from serve.proto.fairlead.v1 import router_pb2 as serve_dot_proto_dot_fairlead_dot_v1_dot_router__pb2
+from serve.proto.fairlead.v1 import router_pb2 as fairlead_dot_v1_dot_router__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in serve/proto/fairlead/v1/router_pb2_grpc.py depends on'
+        + ' but the generated code in fairlead/v1/router_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -36,28 +36,28 @@ class RouterStub:
         """
         self.Route = channel.unary_unary(
                 '/fairlead.v1.Router/Route',
-                request_serializer=serve_dot_proto_dot_fairlead_dot_v1_dot_router__pb2.RouteRequest.SerializeToString,
-                response_deserializer=serve_dot_proto_dot_fairlead_dot_v1_dot_router__pb2.Decision.FromString,
+                request_serializer=fairlead_dot_v1_dot_router__pb2.RouteRequest.SerializeToString,
+                response_deserializer=fairlead_dot_v1_dot_router__pb2.Decision.FromString,
                 _registered_method=True)
         self.RouteBatch = channel.unary_unary(
                 '/fairlead.v1.Router/RouteBatch',
-                request_serializer=serve_dot_proto_dot_fairlead_dot_v1_dot_router__pb2.RouteBatchRequest.SerializeToString,
-                response_deserializer=serve_dot_proto_dot_fairlead_dot_v1_dot_router__pb2.RouteBatchReply.FromString,
+                request_serializer=fairlead_dot_v1_dot_router__pb2.RouteBatchRequest.SerializeToString,
+                response_deserializer=fairlead_dot_v1_dot_router__pb2.RouteBatchReply.FromString,
                 _registered_method=True)
         self.RouteStream = channel.stream_stream(
                 '/fairlead.v1.Router/RouteStream',
-                request_serializer=serve_dot_proto_dot_fairlead_dot_v1_dot_router__pb2.RouteRequest.SerializeToString,
-                response_deserializer=serve_dot_proto_dot_fairlead_dot_v1_dot_router__pb2.RouteReply.FromString,
+                request_serializer=fairlead_dot_v1_dot_router__pb2.RouteRequest.SerializeToString,
+                response_deserializer=fairlead_dot_v1_dot_router__pb2.RouteReply.FromString,
                 _registered_method=True)
         self.SendFeedback = channel.unary_unary(
                 '/fairlead.v1.Router/SendFeedback',
-                request_serializer=serve_dot_proto_dot_fairlead_dot_v1_dot_router__pb2.FeedbackRequest.SerializeToString,
-                response_deserializer=serve_dot_proto_dot_fairlead_dot_v1_dot_router__pb2.FeedbackReply.FromString,
+                request_serializer=fairlead_dot_v1_dot_router__pb2.FeedbackRequest.SerializeToString,
+                response_deserializer=fairlead_dot_v1_dot_router__pb2.FeedbackReply.FromString,
                 _registered_method=True)
         self.Explain = channel.unary_unary(
                 '/fairlead.v1.Router/Explain',
-                request_serializer=serve_dot_proto_dot_fairlead_dot_v1_dot_router__pb2.ExplainRequest.SerializeToString,
-                response_deserializer=serve_dot_proto_dot_fairlead_dot_v1_dot_router__pb2.Explanation.FromString,
+                request_serializer=fairlead_dot_v1_dot_router__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=fairlead_dot_v1_dot_router__pb2.Explanation.FromString,
                 _registered_method=True)
 
 
@@ -107,28 +107,28 @@ def add_RouterServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Route': grpc.unary_unary_rpc_method_handler(
                     servicer.Route,
-                    request_deserializer=serve_dot_proto_dot_fairlead_dot_v1_dot_router__pb2.RouteRequest.FromString,
-                    response_serializer=serve_dot_proto_dot_fairlead_dot_v1_dot_router__pb2.Decision.SerializeToString,
+                    request_deserializer=fairlead_dot_v1_dot_router__pb2.RouteRequest.FromString,
+                    response_serializer=fairlead_dot_v1_dot_router__pb2.Decision.SerializeToString,
             ),
             'RouteBatch': grpc.unary_unary_rpc_method_handler(
                     servicer.RouteBatch,
-                    request_deserializer=serve_dot_proto_dot_fairlead_dot_v1_dot_router__pb2.RouteBatchRequest.FromString,
-                    response_serializer=serve_dot_proto_dot_fairlead_dot_v1_dot_router__pb2.RouteBatchReply.SerializeToString,
+                    request_deserializer=fairlead_dot_v1_dot_router__pb2.RouteBatchRequest.FromString,
+                    response_serializer=fairlead_dot_v1_dot_router__pb2.RouteBatchReply.SerializeToString,
             ),
             'RouteStream': grpc.stream_stream_rpc_method_handler(
                     servicer.RouteStream,
-                    request_deserializer=serve_dot_proto_dot_fairlead_dot_v1_dot_router__pb2.RouteRequest.FromString,
-                    response_serializer=serve_dot_proto_dot_fairlead_dot_v1_dot_router__pb2.RouteReply.SerializeToString,
+                    request_deserializer=fairlead_dot_v1_dot_router__pb2.RouteRequest.FromString,
+                    response_serializer=fairlead_dot_v1_dot_router__pb2.RouteReply.SerializeToString,
             ),
             'SendFeedback': grpc.unary_unary_rpc_method_handler(
                     servicer.SendFeedback,
-                    request_deserializer=serve_dot_proto_dot_fairlead_dot_v1_dot_router__pb2.FeedbackRequest.FromString,
-                    response_serializer=serve_dot_proto_dot_fairlead_dot_v1_dot_router__pb2.FeedbackReply.SerializeToString,
+                    request_deserializer=fairlead_dot_v1_dot_router__pb2.FeedbackRequest.FromString,
+                    response_serializer=fairlead_dot_v1_dot_router__pb2.FeedbackReply.SerializeToString,
             ),
             'Explain': grpc.unary_unary_rpc_method_handler(
                     servicer.Explain,
-                    request_deserializer=serve_dot_proto_dot_fairlead_dot_v1_dot_router__pb2.ExplainRequest.FromString,
-                    response_serializer=serve_dot_proto_dot_fairlead_dot_v1_dot_router__pb2.Explanation.SerializeToString,
+                    request_deserializer=fairlead_dot_v1_dot_router__pb2.ExplainRequest.FromString,
+                    response_serializer=fairlead_dot_v1_dot_router__pb2.Explanation.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -156,8 +156,8 @@ class Router:
             request,
             target,
             '/fairlead.v1.Router/Route',
-            serve_dot_proto_dot_fairlead_dot_v1_dot_router__pb2.RouteRequest.SerializeToString,
-            serve_dot_proto_dot_fairlead_dot_v1_dot_router__pb2.Decision.FromString,
+            fairlead_dot_v1_dot_router__pb2.RouteRequest.SerializeToString,
+            fairlead_dot_v1_dot_router__pb2.Decision.FromString,
             options,
             channel_credentials,
             insecure,
@@ -183,8 +183,8 @@ class Router:
             request,
             target,
             '/fairlead.v1.Router/RouteBatch',
-            serve_dot_proto_dot_fairlead_dot_v1_dot_router__pb2.RouteBatchRequest.SerializeToString,
-            serve_dot_proto_dot_fairlead_dot_v1_dot_router__pb2.RouteBatchReply.FromString,
+            fairlead_dot_v1_dot_router__pb2.RouteBatchRequest.SerializeToString,
+            fairlead_dot_v1_dot_router__pb2.RouteBatchReply.FromString,
             options,
             channel_credentials,
             insecure,
@@ -210,8 +210,8 @@ class Router:
             request_iterator,
             target,
             '/fairlead.v1.Router/RouteStream',
-            serve_dot_proto_dot_fairlead_dot_v1_dot_router__pb2.RouteRequest.SerializeToString,
-            serve_dot_proto_dot_fairlead_dot_v1_dot_router__pb2.RouteReply.FromString,
+            fairlead_dot_v1_dot_router__pb2.RouteRequest.SerializeToString,
+            fairlead_dot_v1_dot_router__pb2.RouteReply.FromString,
             options,
             channel_credentials,
             insecure,
@@ -237,8 +237,8 @@ class Router:
             request,
             target,
             '/fairlead.v1.Router/SendFeedback',
-            serve_dot_proto_dot_fairlead_dot_v1_dot_router__pb2.FeedbackRequest.SerializeToString,
-            serve_dot_proto_dot_fairlead_dot_v1_dot_router__pb2.FeedbackReply.FromString,
+            fairlead_dot_v1_dot_router__pb2.FeedbackRequest.SerializeToString,
+            fairlead_dot_v1_dot_router__pb2.FeedbackReply.FromString,
             options,
             channel_credentials,
             insecure,
@@ -264,8 +264,8 @@ class Router:
             request,
             target,
             '/fairlead.v1.Router/Explain',
-            serve_dot_proto_dot_fairlead_dot_v1_dot_router__pb2.ExplainRequest.SerializeToString,
-            serve_dot_proto_dot_fairlead_dot_v1_dot_router__pb2.Explanation.FromString,
+            fairlead_dot_v1_dot_router__pb2.ExplainRequest.SerializeToString,
+            fairlead_dot_v1_dot_router__pb2.Explanation.FromString,
             options,
             channel_credentials,
             insecure,
