@@ -43,10 +43,18 @@ class DriftOptions:
     )
     rows: int = option(
         2048,
-        "Newest outcomes, of all models, that are looked at for changes.",
+        "Newest outcomes that are looked at for changes: half of any model, half of each in turn.",
         key="drift_rows",
         ge=64,
         le=100_000,
+    )
+    # Versions are released together: what was known of the other models may no longer hold either.
+    doubted: float = option(
+        20.0,
+        "Outcomes that what was known of the other models counts for when one has changed.",
+        key="drift_doubted",
+        ge=1,
+        le=1e12,
     )
     outlier: float = 5.0  # a residual counts as at most this: no single report is a change
     # Failures are 0 or 1 and mean the same for every model: in failures, not deviations.

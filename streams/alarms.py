@@ -15,13 +15,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple, Protocol
 
 logger = logging.getLogger(__name__)
 
 BOARDS = "alarms"
+ROUTER_ROLE = "router"  # the role of boards that routers have
 BEAT_MS = 10_000
 SILENT_MS = 45_000  # four beats missed: the process is gone or stuck
 
@@ -72,6 +73,12 @@ KINDS: Mapping[str, Kind] = {
         "Is the broker running, and `log.bootstrap_servers` right? For a file: is its disk "
         "writable?",
     ),
+    "model_changed": Kind(
+        "A model's quality, cost, latency or failures moved within the last hour: routers judge it "
+        "by what came since.",
+        "Nothing has to be done for requests. Ask its provider what changed; `changes` of "
+        "`fairlead status --json` has all changes that are in force.",
+    ),
     "partitions_unread": Kind(
         "The feedback topic has partitions that no trainer reads.",
         "Restart `fairlead up` if it lasts for more than a minute.",
@@ -119,11 +126,37 @@ class Alarm:
 
     def json(self) -> dict[str, str]:
         """As `fairlead status --json` has it."""
-        since = datetime.fromtimestamp(self.since_ms / 1000, UTC).isoformat(timespec="seconds")
+        since = _shown(self.since_ms)
         return {"name": self.name, "since": since, "cause": self.cause, "remedy": self.remedy}
 
     def __str__(self) -> str:
         return f"{self.name}: {self.cause} {self.remedy}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A model is not what it was: estimates of it rest on what came since."""
+
+    model: str
+    target: str  # "quality", "cost", "latency" or "error"
+    since_ms: int  # Unix time of the first decision after the change
+    outcomes: int  # since then
+    shift: float  # in standard deviations of an outcome; of "error" failures per call
+    count: int = 1  # how often it was found to have changed since the router started
+
+    def json(self) -> dict[str, object]:
+        """As `fairlead status --json` has it."""
+        return {**asdict(self), "since": _shown(self.since_ms)}
+
+    def __str__(self) -> str:
+        return (
+            f"{self.target} of {self.model} moved by {self.shift:+.2f} over {self.outcomes} "
+            f"outcomes since {_shown(self.since_ms)}."
+        )
+
+
+def _shown(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="seconds")
 
 
 class Folder(Protocol):
@@ -151,6 +184,7 @@ class Board:
         self._folder, self._role, self._now_ms = folder, role, now_ms
         self._name = f"{BOARDS}/{role}.{source}"
         self._on: dict[str, Alarm] = {}
+        self._changes: tuple[Change, ...] = ()
         self._written_ms: int | None = None
 
     def set(self, name: str, cause: str | None) -> None:
@@ -168,6 +202,11 @@ class Board:
         if (before is None) != (cause is None):
             self._written_ms = None
 
+    def set_changes(self, changes: tuple[Change, ...]) -> None:
+        """Which models have changed, of all that are known now."""
+        if changes != self._changes:
+            self._changes, self._written_ms = changes, None
+
     def beat(self) -> None:
         """Write the board if it has changed, or is due."""
         now_ms = self._now_ms()
@@ -176,10 +215,11 @@ class Board:
         said = {
             "at_ms": now_ms,
             "alarms": [[alarm.name, alarm.since_ms, alarm.cause] for alarm in self._on.values()],
+            "changes": [asdict(change) for change in self._changes],
         }
+        self._written_ms = now_ms  # also where it fails: the next try is at the next beat
         try:
             self._folder.write(self._name, json.dumps(said).encode())
-            self._written_ms = now_ms
         except OSError as error:
             logger.error("alarms can't be written: %s", error)
 
@@ -210,6 +250,7 @@ class Posted(NamedTuple):
     name: str
     at_ms: int
     alarms: tuple[Alarm, ...]
+    changes: tuple[Change, ...]
 
     @property
     def role(self) -> str:
@@ -241,9 +282,16 @@ def _posted(folder: Folder, name: str) -> Posted | None:
             for kind, since_ms, cause in said["alarms"]
             if kind in KINDS  # what a newer release knows may not be known here
         )
-        return Posted(name, int(said["at_ms"]), alarms)
+        changes = tuple(Change(**change) for change in said.get("changes", ()))
+        return Posted(name, int(said["at_ms"]), alarms, changes)
     except (OSError, ValueError, TypeError, KeyError):
         return None  # taken down just now
+
+
+def posted_changes(folder: Folder, now_ms: int) -> list[Change]:
+    """Models that have changed, by what the router says that looked last."""
+    alive = [b for b in read_boards(folder) if b.role == ROUTER_ROLE and b.is_alive(now_ms)]
+    return list(max(alive, key=lambda board: board.at_ms).changes) if alive else []
 
 
 def posted_alarms(folder: Folder, now_ms: int) -> list[Alarm]:

@@ -67,7 +67,7 @@ def _print(found: dict[str, Any]) -> None:
         if isinstance(value, dict):
             for label, n in value.items():
                 table.add_row(f"{name} {label}", f"{n:,.6f}" if isinstance(n, float) else f"{n:,}")
-        elif name != "alarms":
+        elif name not in ("alarms", "changes"):
             shown = f"{value:,.1f}" if isinstance(value, float) else value
             table.add_row(name, "unknown" if value is None else str(shown))
     out.print(table)
@@ -75,6 +75,13 @@ def _print(found: dict[str, Any]) -> None:
     router = found["router"]
     if not router or not router["replicas"]:
         out.print(NO_TELEMETRY)
+    for change in found["changes"]:
+        out.print(
+            f"{change['model']}: {change['target']} moved by {change['shift']:+.2f} over "
+            f"{change['outcomes']} outcomes since {change['since']}",
+            highlight=False,
+            markup=False,
+        )
     for alarm in found["alarms"]:
         out.print(f"[bold red]alarm[/] {alarm['name']} since {alarm['since']}", highlight=False)
         out.print(f"  {alarm['cause']}\n  {alarm['remedy']}", highlight=False, markup=False)

@@ -13,6 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from infra.status.status import Status
+from streams.alarms import Change
 from streams.telemetry.fleet_view import ClassView, PoolView, RouterView
 from streams.telemetry.records import CLASS_COUNTS
 
@@ -84,7 +85,21 @@ class LoopCollector(Collector):
         for alarm in status.alarms:
             on.add_metric([alarm.name], 1)
         yield on
+        yield from _changes(status.changes)
         yield from _fleet(status)
+
+
+def _changes(changes: Iterable[Change]) -> Iterator[Metric]:
+    """Models that are not what they were."""
+    labels, found = ["model", "target"], list(changes)
+    for name, text, what in (
+        ("changed", "1 for a model that is judged by what came since it changed", lambda one: 1),
+        ("change_since_seconds", "Unix time of the change", lambda one: one.since_ms / 1000),
+    ):
+        samples = (((one.model, one.target), what(one)) for one in found)
+        yield _gauge(f"model_{name}", text, labels, samples)
+    counts = (((one.model, one.target), one.count) for one in found)
+    yield _counter("model_changes", "Changes found since the router started", labels, counts)
 
 
 def _fleet(status: Status) -> Iterator[Metric]:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from streams.alarms import Alarm, first_of_each, posted_alarms
+from streams.alarms import Alarm, Change, first_of_each, posted_alarms, posted_changes
 from streams.errors import LogTruncated, LogUnavailable, SnapshotDamaged
 from streams.feedback.feedback import NANO_USD
 from streams.feedback.ticket import key_of
@@ -68,6 +68,7 @@ class Status:
     lag_records: int | None = None
     lag_s: float | None = None
     alarms: tuple[Alarm, ...] = ()  # see `streams.alarms`
+    changes: tuple[Change, ...] = ()  # models that are not what they were, by target
     # US dollars by pool: for answers, and for calls that answered nobody.
     spent_usd: dict[str, float] = field(default_factory=dict)
     paid_in_vain_usd: dict[str, float] = field(default_factory=dict)
@@ -86,7 +87,9 @@ class Status:
         for view in found["workload"].values():  # counts stand beside what else is said of a class
             view.update(view.pop("counts"))
         alarms = [alarm.json() for alarm in self.alarms]
-        return found | {"router": self.router and asdict(self.router), "alarms": alarms}
+        changes = [change.json() for change in self.changes]
+        router = self.router and asdict(self.router)
+        return found | {"router": router, "alarms": alarms, "changes": changes}
 
 
 def look(
@@ -128,6 +131,7 @@ def look(
         lag_records=lag_records,
         lag_s=lag_s,
         alarms=tuple(first_of_each(alarms)),
+        changes=tuple(posted_changes(store.folder, now_ms)),
         spent_usd=_usd(counts, SPENT, pools),
         paid_in_vain_usd=_usd(counts, WASTED, pools),
         telemetry={**_under(counts, "telemetry."), "missing": fleet.missing},

@@ -2,14 +2,19 @@
 
     newest rows of history ─▶ residuals against the solved model ─CUSUM─▶ alarm
                                      the model's sums are replaced by those of its rows since then
+                                     and what is known of the others counts less for a while
 
-Only the newest rows are looked at (`DriftOptions.rows`, in turn from each group of tenants), so
-this costs the same after a thousand outcomes and after a hundred million. What one group reports
-is a change only if the others, where they have outcomes of that model, show one as well.
+Only the newest rows are looked at (`DriftOptions.rows`), so this costs the same after a thousand
+outcomes and after a hundred million. Half of them are the newest of any model, half are each
+model's newest: a model that broke is hardly asked any more, and the rows that say so must not be
+pushed out of sight by the others', or it would be believed to be as before. What one group of
+tenants reports is a change only if the others, where they have outcomes of that model, show one as
+well.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -18,7 +23,7 @@ from numpy.typing import NDArray
 from learners.context import real
 from learners.drift import Alarm, DriftOptions, change_point, failures
 from learners.estimates.ema import FIGURES, Means
-from learners.estimates.history import Rows, by_turns
+from learners.estimates.history import Rows, by_turns, columns_of
 from learners.estimates.influence import N_GROUPS, groups_of
 from learners.estimates.learned import Learned
 from learners.estimates.ridge import SQUARE_UNIT, Ridge, outcome_counts
@@ -29,19 +34,90 @@ FEW = 30  # outcomes before a change: with fewer there is nothing that could hav
 ERROR = N_TARGETS + FIGURES.index("error")
 
 
-def newest(rows: Rows, n_max: int) -> NDArray[np.intp]:
-    """The newest rows by decision time, in turn from each group of tenants, oldest first."""
+def newest(rows: Rows, models: list[int], n_max: int) -> NDArray[np.intp]:
+    """The newest rows by decision time, oldest first: half of any model, half of each in turn.
+
+    The latter so that the rows that convicted a model stay in view when it is hardly asked any
+    more. Both are taken alike from each group of tenants.
+    """
+    groups = groups_of(rows["tenant_hashes"])
+    columns, listed = columns_of(rows["models"], models)
+    own = np.where(listed, columns, len(models)) * N_GROUPS + groups
+    n_own = max(1, int(np.count_nonzero(np.bincount(own))))
     # Rows arrive nearly in order, which a stable sort turns to account.
     order = np.argsort(rows["decided_at_ms"], kind="stable")
-    groups = groups_of(rows["tenant_hashes"])
-    in_order = groups[order]
-    of_each = [order[in_order == group][-n_max:] for group in range(N_GROUPS)]
-    return _in_time(rows, by_turns(_in_time(rows, np.concatenate(of_each)), groups)[-n_max:])
+    of_any = by_turns(_newest_of_each(rows, order, groups, n_max), groups)[-(n_max // 2) :]
+    of_each = _newest_of_each(rows, order, own, max(1, n_max // 2 // n_own))
+    return _in_time(rows, np.union1d(of_any, of_each))
+
+
+def _newest_of_each(
+    rows: Rows, order: NDArray[np.intp], keys: NDArray[np.intp], n_max: int
+) -> NDArray[np.intp]:
+    """Each key's newest rows, oldest first, of rows in `order` of time.
+
+    Rows of one time are told apart by their decisions: arrival decides nothing.
+    """
+    keys = keys.astype(np.int16)  # which numpy sorts in one pass
+    counts = np.bincount(keys)
+    oldest = np.cumsum(counts) - np.minimum(counts, n_max)  # of the rows to keep, by key
+    by_key = order[np.argsort(keys[order], kind="stable")]
+    since_ms = rows["decided_at_ms"][by_key[np.minimum(oldest, len(order) - 1)]]
+    found = _in_time(rows, np.flatnonzero(rows["decided_at_ms"] >= since_ms[keys]))
+    by_key = found[np.argsort(keys[found], kind="stable")]
+    counts = np.bincount(keys[found], minlength=len(counts))
+    newer = np.repeat(np.cumsum(counts), counts) - 1 - np.arange(len(found))
+    return _in_time(rows, by_key[newer < n_max])
 
 
 def _in_time(rows: Rows, found: NDArray[np.intp]) -> NDArray[np.intp]:
+    parts = rows["known"][found] @ (1 << np.arange(N_TARGETS))
     by = (rows[name][found] for name in ("sequences", "issuers", "decided_at_ms"))
-    return found[np.lexsort(tuple(by))]
+    return found[np.lexsort((parts, *by))]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Newest:
+    """The newest rows that know a target, as columns (n,): what is looked at for changes."""
+
+    features: NDArray[np.int8]  # (n, d)
+    y: Floats
+    decided_at_ms: NDArray[np.int64]
+    groups: NDArray[np.intp]
+    columns: NDArray[np.intp]  # of the model; −1 where it is not listed
+
+    def residuals(
+        self, mine: NDArray[np.intp], column: int, solved: Ridge, outlier: float
+    ) -> Floats:
+        """Of one model's rows, in standard deviations."""
+        predicted = real(self.features[mine]) @ solved.weights[:, column] + solved.means[column, 0]
+        noise = max(float(solved.noise[column, 0]), 1e-3)
+        return np.clip((self.y[mine] - predicted) / noise, -outlier, outlier).astype(np.float64)
+
+    def sums(self, since: NDArray[np.intp]) -> Floats:
+        """Sums of zzᵀ (g, d + 1, d + 1) on the scale of the statistics, each row counting one."""
+        y = np.rint(self.y[since] * ONE)[:, None]
+        z = np.concatenate([self.features[since].astype(np.float64), y], axis=1)
+        of_groups = [z[self.groups[since] == group] for group in range(N_GROUPS)]
+        total = np.stack([rows.T @ rows for rows in of_groups])
+        total[:, -1, -1] /= SQUARE_UNIT
+        return total
+
+
+def _newest(
+    learned: Learned, models: list[int], target: Target, found: NDArray[np.intp]
+) -> _Newest:
+    rows = learned.history.rows
+    found = found[rows["known"][found, target]]
+    contexts = rows["contexts"][found]
+    columns, listed = columns_of(rows["models"][found], models)
+    return _Newest(
+        features=learned.landmarks.features(contexts) if target == Target.QUALITY else contexts,
+        y=rows["targets"][found, target] / ONE,
+        decided_at_ms=rows["decided_at_ms"][found],
+        groups=groups_of(rows["tenant_hashes"][found]),
+        columns=np.where(listed, columns, -1),
+    )
 
 
 def changed_sums(
@@ -57,37 +133,45 @@ def changed_sums(
 
     `found` are the `newest` rows of the history.
     """
-    rows = learned.history.rows
-    found = found[rows["known"][found, target]]
-    contexts = rows["contexts"][found]
-    features = learned.landmarks.features(contexts) if target == Target.QUALITY else contexts
-    x, y = real(features), rows["targets"][found, target] / ONE
-    alarms = []
+    rows = _newest(learned, models, target, found)
+    alarms: dict[int, Alarm] = {}  # by column
     for column, model in enumerate(models):
-        mine = np.flatnonzero(rows["models"][found] == np.uint64(model))
-        residual = y[mine] - x[mine] @ solved.weights[:, column] - solved.means[column, 0]
-        residual = np.clip(
-            residual / max(float(solved.noise[column, 0]), 1e-3), -options.outlier, options.outlier
-        )
-        groups = groups_of(rows["tenant_hashes"][found[mine]])
-        start = _change(residual.astype(np.float64), groups, options)
-        n_outcomes = outcome_counts(sums[column]).sum()
-        if start is None or n_outcomes - (len(mine) - start) < FEW:
+        mine = np.flatnonzero(rows.columns == column)
+        residual = rows.residuals(mine, column, solved, options.outlier)
+        start = _change(residual, rows.groups[mine], options)
+        if start is None or outcome_counts(sums[column]).sum() - (len(mine) - start) < FEW:
             continue
-        since = mine[start:]
-        for group in range(N_GROUPS):
-            of = since[groups[start:] == group]
-            sums[column, group, 0] = _products(features[of], y[of])
-        alarms.append(
-            Alarm(
-                model=model,
-                target=target.name.lower(),
-                since_ms=int(rows["decided_at_ms"][found[since[0]]]),
-                outcomes=len(since),
-                shift=float(residual[start:].mean()),
-            )
+        sums[column, :, 0] = rows.sums(mine[start:])
+        alarms[column] = Alarm(
+            model=model,
+            target=target.name.lower(),
+            since_ms=int(rows.decided_at_ms[mine[start]]),
+            outcomes=len(mine) - start,
+            shift=float(residual[start:].mean()),
         )
-    return alarms
+    if alarms and target == Target.QUALITY:
+        others = [column for column in range(len(models)) if column not in alarms]
+        _doubt(others, min(alarm.since_ms for alarm in alarms.values()), rows, sums, options)
+    return list(alarms.values())
+
+
+def _doubt(
+    others: list[int], began_ms: int, rows: _Newest, sums: Floats, options: DriftOptions
+) -> None:
+    """Weigh what was known of other models before a change as `doubted` outcomes at most.
+
+    Versions come together, and who was worse before is hardly asked: without doubt a model that
+    got better at the same time is found late. It ends once all a model's newest rows came since.
+    """
+    for column in others:
+        mine = np.flatnonzero(rows.columns == column)
+        since = mine[rows.decided_at_ms[mine] >= began_ms]
+        n_before = float(outcome_counts(sums[column]).sum()) - len(since)
+        if len(since) < len(mine) and n_before > options.doubted:
+            past = options.doubted / n_before
+            # past · (before + since) + (1 − past) · since
+            sums[column] *= past
+            sums[column, :, 0] += (1.0 - past) * rows.sums(since)
 
 
 def _change(residual: Floats, groups: NDArray[np.intp], options: DriftOptions) -> int | None:
@@ -99,14 +183,6 @@ def _change(residual: Floats, groups: NDArray[np.intp], options: DriftOptions) -
     others = groups != np.bincount(groups[start:]).argmax()
     alone = others.sum() < FEW
     return start if alone or seek(residual[others]) is not None else None
-
-
-def _products(features: NDArray[np.int8], y: Floats) -> Floats:
-    """Sums of zzᵀ (d + 1, d + 1) on the scale of the statistics, each row counting one."""
-    z = np.concatenate([features.astype(np.float64), (y * ONE)[:, None]], axis=1)
-    total = z.T @ z
-    total[-1, -1] /= SQUARE_UNIT
-    return total
 
 
 def failing(

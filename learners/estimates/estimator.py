@@ -82,7 +82,7 @@ class Estimator:
         self.model_means = ema.read(learned.models, models, as_of_ms, options.influence)
         prior = self._prior(quality_prior)  # (k, 3)
         self.alarms: list[Alarm] = []
-        self._newest = newest(learned.history.rows, options.drift.rows)
+        self._newest = newest(learned.history.rows, models, options.drift.rows)
         solved = [self._solved(learned, prior, target) for target in Target]
         self.quality, *self.ratios = solved
         self.noise = np.concatenate(

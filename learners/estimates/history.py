@@ -205,7 +205,7 @@ class Neighbours:
         tail = unit_directions(rows["contexts"][self.n_indexed :])
         self.tail = faiss.IndexFlatIP(N_FEATURES)
         self.tail.add(tail)
-        self.model, listed = _columns(rows["models"], models)
+        self.model, listed = columns_of(rows["models"], models)
         known = rows["known"] & listed[:, None]
         residual = rows["targets"] / ONE - means[self.model]
         # One column per target of (weight, weight · residual), so a search gathers once.
@@ -255,7 +255,7 @@ class Neighbours:
         return np.take_along_axis(similarity, best, 1), np.take_along_axis(row, best, 1)
 
 
-def _columns(
+def columns_of(
     keys: NDArray[np.uint64], models: list[int]
 ) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
     """Position in `models` of each key (0 where missing), and whether it is there at all."""

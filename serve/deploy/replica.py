@@ -17,6 +17,7 @@ import numpy as np
 from learners.estimates.learned import MemoryOptions
 from learners.option import option
 from learners.policies.policy import Policy
+from serve.deploy.model_changes import ModelChanges
 from serve.deploy.vitals import Vitals
 from serve.dispatch.retickets import REASONS
 from serve.encoders import EncoderOptions, identity, make_encoder
@@ -29,6 +30,7 @@ from serve.routing.live import LiveOptions, LiveView
 from serve.routing.placement import PlacementOptions
 from serve.routing.router import Chooser
 from serve.routing.sessions import SessionOptions, Sessions
+from streams.alarms import ROUTER_ROLE, Board
 from streams.feedback import decisions
 from streams.feedback.feedback import FeedbackOptions, Ingest
 from streams.feedback.ticket import ISSUER_BYTES, Issuer, Sealer, key_of
@@ -97,7 +99,11 @@ class Replica:
         name = identity(encoder)
         sealer = Sealer(ticket_keys)
         self.log = log
-        self.view = LiveView(store, source, name, options.memory, options.live)
+        board = Board(store.folder, ROUTER_ROLE, secrets.token_hex(SOURCE_BYTES), now_ms)
+        self._changes = ModelChanges(board, now_ms)
+        self.view = LiveView(
+            store, source, name, options.memory, options.live, on_look=self._changes.look
+        )
         self.decisions: Outbox[decisions.DecisionBatch] = Outbox(
             log, DECISIONS, decisions.encode, replace(options.outbox, linger_s=DECISIONS_LINGER_S)
         )
@@ -186,6 +192,7 @@ class Replica:
         if self.vitals is not None:
             await self.vitals.stop()
         self.view.stop()
+        self._changes.close()
         for outbox in (self.feedback, self.decisions, self.telemetry):
             if outbox is not None:
                 await asyncio.to_thread(outbox.close)

@@ -193,6 +193,7 @@ class LiveView:
         memory: MemoryOptions,
         options: LiveOptions,
         on_swap: Callable[[Live], None] = lambda live: None,
+        on_look: Callable[[Live], None] = lambda live: None,
     ) -> None:
         """Load what there is. Raises if the catalogue is not valid, and SnapshotForeign.
 
@@ -201,7 +202,7 @@ class LiveView:
         """
         self._store, self._source, self._encoder, self._options = store, source, encoder, options
         self._loader = Loader(store, encoder, memory, with_seen=False)
-        self._on_swap = on_swap
+        self._on_swap, self._on_look = on_swap, on_look
         self._learned, self._version, self._term, self._published_at_ms = (
             Learned(memory, landmarks_of(encoder)),
             0,
@@ -211,7 +212,6 @@ class LiveView:
         self._fleet, self._prices = FleetState(), Prices()
         self._built_of: Learned | None = None  # what `current` was solved from
         self._passed_over = 0  # a version looked at and not taken
-        self._changed: set[tuple[int, str]] = set()  # models and targets that are said to have
         self._load_first()
         self.current = self._build(source.read())
         self._stopping = threading.Event()
@@ -259,6 +259,7 @@ class LiveView:
     def _watch(self) -> None:
         """Look again and again; a failed look changes nothing and is said once."""
         last_problem = ""
+        self._on_look(self.current)
         while not self._stopping.wait(self._options.poll_s):
             try:
                 self.refresh()
@@ -268,6 +269,7 @@ class LiveView:
                 if problem != last_problem:
                     logger.warning("the view of version %d stays: %s", self._version, problem)
                 last_problem = problem
+            self._on_look(self.current)
 
     def _load_first(self) -> None:
         try:
@@ -317,13 +319,4 @@ class LiveView:
             prices=self._prices,
         )
         self._built_of = self._learned
-        self._say_changes(live)
         return live
-
-    def _say_changes(self, live: Live) -> None:
-        """Log each model that was not taken to have changed before."""
-        names = dict(zip(live.catalogue.keys, live.catalogue.names, strict=True))
-        for alarm in live.drift:
-            if (alarm.model, alarm.target) not in self._changed:
-                logger.warning("model %s changed: %s", names[alarm.model], alarm)
-        self._changed = {(alarm.model, alarm.target) for alarm in live.drift}

@@ -7,6 +7,7 @@ import pytest
 from strategies import contexts, whole
 
 from learners.drift import DriftOptions, change_point, failures
+from learners.estimates.changes import newest
 from learners.estimates.estimator import BlendOptions, Estimates, Estimator
 from learners.estimates.landmarks import shipped
 from learners.estimates.learned import Learned, MemoryOptions
@@ -96,6 +97,64 @@ def test_alarms_do_not_depend_on_the_order_of_outcomes():
     one, other = view(*parts), view(*parts[::-1])
 
     assert one.alarms == other.alarms != []
+
+
+def test_a_model_that_broke_is_not_believed_again_because_it_is_hardly_asked():
+    """
+    After its alarm others get 5,000 requests, more than are looked at: it is still taken to be bad.
+    """
+    good = reports(right(0.9, 5000), n=5000)
+    broken = reports(right(0.3, 40, 2), n=40, at_ms=500_000, seed=3)
+    others = reports(right(0.8, 5000, 4), n=5000, model=OTHER, at_ms=504_000, seed=5)
+
+    after = view(good, broken, others)
+
+    assert [(alarm.model, alarm.target) for alarm in after.alarms] == [(MODEL, "quality")]
+    assert estimated(after).mean[:, 0, 0].mean() < 0.5
+
+
+def test_when_one_model_changed_others_are_doubted_until_much_came_since():
+    """
+    What was known of another model counts as 20 outcomes; its own since then count in full. Once
+    all that is looked at of it came after the change, its past counts again.
+    """
+    good = reports(right(0.9, 3000), n=3000)
+    other = reports(right(0.4, 3000, 6), n=3000, model=OTHER, seed=7)
+    broken = reports(right(0.3, 60, 2), n=60, at_ms=300_000, seed=3)
+    since = reports(right(0.55, 60, 8), n=60, model=OTHER, at_ms=300_000, seed=9)
+    much = reports(right(0.4, 3000, 8), n=3000, model=OTHER, at_ms=300_000, seed=9)
+
+    calm, doubted, over = (
+        view(good, other),
+        view(good, other, broken, since),
+        view(good, other, broken, much),
+    )
+
+    assert calm.n_outcomes[1, 0] == pytest.approx(3000, rel=0.01)
+    # The change is dated a few outcomes too early at most.
+    assert 20 + 60 - 1 < doubted.n_outcomes[1, 0] < 20 + 60 + 20
+    assert estimated(doubted).mean[:, 1, 0].mean() > 0.47
+    assert over.n_outcomes[1, 0] == pytest.approx(6000, rel=0.01)
+
+
+def test_rows_of_one_time_are_chosen_alike_in_any_order():
+    """
+    More outcomes than are looked at, all of the same millisecond.
+    """
+    state, reverse = Learned(MemoryOptions()), Learned(MemoryOptions())
+    part = reports(right(0.5, 3000), n=3000)
+    part.decided_at_ms[:] = NOON_MS
+    state.update(part)
+    reverse.update(part.take(np.arange(3000)[::-1]))
+
+    chosen = []
+    for learned in (state, reverse):
+        learned.history.settle()
+        rows = learned.history.rows
+        chosen.append(rows["sequences"][newest(rows, [MODEL], 512)])
+
+    assert len(chosen[0]) == 256
+    np.testing.assert_array_equal(*chosen)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -104,29 +104,31 @@ def full_information(orders: Orders, order: int, penalties: tuple[float, ...]) -
         for dial, requests in enumerate(asked):
             for part in np.array_split(rows, max(1, len(rows) // BATCH_MAX)):
                 chosen[dial, part] = chooser.choose(requests[part], live, NOON_MS).chosen
-        for column, name in enumerate(names):
-            learned.update(_answers(orders, order, rows, column, name, contexts))
+        for column in range(len(names)):
+            columns = np.full(len(rows), column)
+            learned.update(outcomes_of(orders, order, rows, columns, contexts))
     return chosen
 
 
-def _answers(
-    orders: Orders, order: int, rows: Rows, column: int, name: str, contexts: np.ndarray
+def outcomes_of(
+    orders: Orders, order: int, rows: Rows, columns: Rows, contexts: np.ndarray
 ) -> Outcomes:
-    """One model's results for some rows of an order, as the trainer would learn them."""
+    """Results of models (n,) on rows (n,) of an order, as the trainer would learn them."""
     n, picked = len(rows), orders.rows[order][rows]
-    cost = orders.table.cost_usd[picked, column]
+    keys = np.array([key_of(name) for name in orders.table.models], np.uint64)[columns]
+    cost = orders.table.cost_usd[picked, columns]
     targets = np.zeros((n, N_TARGETS))
-    targets[:, Target.QUALITY] = orders.table.quality[picked, column]
-    stated = np.full(n, orders.price_usd[column])
+    targets[:, Target.QUALITY] = orders.table.quality[picked, columns]
+    stated = orders.price_usd[columns]
     targets[:, Target.COST] = ratio(cost, stated, COST_USD_MIN)
     figures = np.zeros((n, len(FIGURES)))
     figures[:, FIGURES.index("cost_usd")] = winsorised(cost, stated, COST_USD_MIN)
     return Outcomes(
-        issuers=np.full(n, key_of(name) >> 8, np.uint64),
+        issuers=keys >> np.uint64(8),
         sequences=rows.astype(np.uint64),
         decided_at_ms=np.full(n, NOON_MS),
-        models=np.full(n, key_of(name), np.uint64),
-        pools=np.full(n, key_of(name), np.uint64),
+        models=keys,
+        pools=keys,
         tenant_hashes=np.full(n, hash_of(b""), np.uint8),
         contexts=contexts[rows],
         targets=to_fixed(targets),

@@ -1,0 +1,71 @@
+"""Tells people which models have changed: in the log, on the board, in numbers.
+
+    views ──drift alarms──▶ ModelChanges ──▶ log, once each
+                                       └──▶ Board ──▶ `fairlead status`, metrics
+
+Every router comes to the same alarms, since they follow from the snapshot alone. So one router's
+board is enough, and counts are those of one process. A router to whom no model ever changed writes
+nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+
+from learners.drift import Alarm
+from serve.routing.live import Live
+from streams.alarms import Board, Change
+
+logger = logging.getLogger(__name__)
+
+FRESH_MS = 3_600_000  # so long after it began a change is an alarm; after that it is just listed
+
+
+class ModelChanges:
+    """Looks at every view; used by the thread that makes them."""
+
+    def __init__(self, board: Board, now_ms: Callable[[], int]) -> None:
+        self._board, self._now_ms = board, now_ms
+        self._wrote = False
+        self._on: set[tuple[str, str]] = set()  # model and target
+        self._counts: Counter[tuple[str, str]] = Counter()  # views at which one was found
+
+    def look(self, live: Live) -> None:
+        """Say what has changed by this view, and give a sign of life."""
+        names = dict(zip(live.catalogue.keys, live.catalogue.names, strict=True))
+        on = {(names[alarm.model], alarm.target): alarm for alarm in live.drift}
+        for (model, target), alarm in on.items():
+            if (model, target) not in self._on:
+                self._counts[model, target] += 1
+                logger.warning("model %s changed: %s", model, alarm)
+        self._on = set(on)
+        changes = tuple(self._change(*at, alarm) for at, alarm in sorted(on.items()))
+        fresh = [one for one in changes if self._now_ms() - one.since_ms < FRESH_MS]
+        self._board.set("model_changed", " ".join(map(str, fresh)) or None)
+        self._board.set_changes(changes)
+        if self._counts:
+            self._begin()
+            self._board.beat()
+
+    def _begin(self) -> None:
+        """Take down boards of routers that died, once."""
+        if not self._wrote:
+            self._board.clear_others()
+            self._wrote = True
+
+    def close(self) -> None:
+        """The router stops in order."""
+        if self._wrote:
+            self._board.close()
+
+    def _change(self, model: str, target: str, alarm: Alarm) -> Change:
+        return Change(
+            model=model,
+            target=target,
+            since_ms=alarm.since_ms,
+            outcomes=alarm.outcomes,
+            shift=round(alarm.shift, 3),
+            count=self._counts[model, target],
+        )

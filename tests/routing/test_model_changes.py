@@ -1,0 +1,102 @@
+"""A model that changed is said in the log, on the board, in the status and in the metrics."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from infra.status.metrics import LoopCollector
+from infra.status.status import look
+from learners.drift import Alarm
+from serve.deploy.model_changes import FRESH_MS, ModelChanges
+from streams.alarms import ROUTER_ROLE, Board
+from streams.log.memory_log import MemoryLog, Storage
+from streams.training.folder import Folder
+from streams.training.snapshots import Store
+
+NOON_MS = 1_760_000_000_000
+SMALL = 7  # its key
+FELL = Alarm(SMALL, "quality", NOON_MS - 60_000, 40, -1.9)
+
+
+def seen(*alarms: Alarm) -> SimpleNamespace:
+    """A view with these drift alarms."""
+    catalogue = SimpleNamespace(keys=[SMALL, 8], names=("small", "large"))
+    return SimpleNamespace(catalogue=catalogue, drift=alarms)
+
+
+@pytest.fixture
+def router(tmp_path):
+    now = SimpleNamespace(ms=NOON_MS)
+    store = Store(Folder(str(tmp_path)))
+    changes = ModelChanges(Board(store.folder, ROUTER_ROLE, "a", lambda: now.ms), lambda: now.ms)
+    log = MemoryLog(Storage(), lambda: now.ms)
+    log.ensure_topics()
+    status = lambda: look(store, log, now.ms, 1e9)  # noqa: E731
+    return SimpleNamespace(now=now, changes=changes, status=status, folder=tmp_path)
+
+
+def test_a_change_is_an_alarm_for_an_hour_and_listed_while_it_is_in_force(router):
+    """
+    Then it is neither.
+    """
+    router.changes.look(seen(FELL))
+    fresh = router.status()
+    router.now.ms += FRESH_MS
+    router.changes.look(seen(FELL))
+    old = router.status()
+    router.now.ms += 1000
+    router.changes.look(seen())
+    over = router.status()
+
+    (alarm,) = fresh.alarms
+    assert alarm.name == "model_changed"
+    assert "quality of small moved by -1.90 over 40 outcomes" in alarm.cause
+    assert fresh.json()["changes"] == [
+        {
+            "model": "small",
+            "target": "quality",
+            "since_ms": NOON_MS - 60_000,
+            "since": "2025-10-09T08:52:20+00:00",
+            "outcomes": 40,
+            "shift": -1.9,
+            "count": 1,
+        }
+    ]
+    assert (old.alarms, len(old.changes)) == ((), 1)
+    assert (over.alarms, over.changes) == ((), ())
+
+
+def test_changes_are_logged_once_and_counted(router, caplog):
+    """
+    A model that changes, is as expected again, and changes once more: two.
+    """
+    with caplog.at_level(logging.WARNING, "serve.deploy.model_changes"):
+        for alarms in ((FELL,), (FELL,), (), (FELL,)):
+            router.now.ms += 1000
+            router.changes.look(seen(*alarms))
+
+    said = [r for r in caplog.records if r.name == "serve.deploy.model_changes"]
+    assert [r.getMessage() for r in said] == ["model small changed: " + str(FELL)] * 2
+    registry = CollectorRegistry()
+    registry.register(LoopCollector(router.status))
+    metrics = generate_latest(registry).decode()
+    assert 'fairlead_model_changes_total{model="small",target="quality"} 2.0' in metrics
+    assert 'fairlead_model_changed{model="small",target="quality"} 1.0' in metrics
+    assert 'fairlead_alarm{name="model_changed"} 1.0' in metrics
+
+
+def test_a_router_to_whom_no_model_changed_writes_nothing(router):
+    """
+    And one that stops takes its board down.
+    """
+    router.changes.look(seen())
+    assert list(router.folder.rglob("alarms/*")) == []
+
+    router.changes.look(seen(FELL))
+    assert len(list(router.folder.rglob("alarms/*"))) == 1
+    router.changes.close()
+    assert list(router.folder.rglob("alarms/*")) == []
