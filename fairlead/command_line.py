@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 try:
     import typer
+    from rich.console import Console
 
     from fairlead.commands.bench import bench_app
     from fairlead.commands.terminal import JsonOption, SettingsOption, console, only_json
@@ -24,7 +26,6 @@ except ImportError:  # the base installation is a client
 app = typer.Typer(
     help="Fairlead: which model, in which pool, should take each request.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench_app, name="bench")
@@ -53,6 +54,60 @@ def main() -> None:
         console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
         console.print(str(error), markup=False, highlight=False)
         sys.exit(1)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fairlead {version('fairlead')}")
+        raise typer.Exit
+
+
+@app.callback()
+def everywhere(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Say it and exit.")
+    ] = False,
+) -> None:
+    """Fairlead: which model, in which pool, should take each request."""
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(help="The settings file to write.")] = Path(
+        "fairlead.toml"
+    ),
+    yes: Annotated[bool, typer.Option("--yes", help="Take the defaults, ask nothing.")] = False,
+) -> None:
+    """Ask five questions and write a settings file."""
+    from fairlead.commands import init as new
+
+    def ask(question: str, default: str) -> str:
+        return str(typer.prompt(question, default=default, err=True))
+
+    answers = new.Answers() if yes else new.asked(ask, new.Answers())
+    new.write(file, new.settings_text(answers))
+    console.print(
+        f"{file} is written. `fairlead doctor` looks at the machine, `fairlead up` starts."
+    )
+
+
+@app.command()
+def doctor(settings: SettingsOption = None, as_json: JsonOption = False) -> None:
+    """Say what would keep a router from running well here. Exit code 1 if anything would."""
+    from fairlead.commands.doctor import examined, refused, show
+    from fairlead.commands.up import settings_of
+    from infra.errors import InfraError
+
+    with only_json(as_json) as emit:
+        try:
+            found = examined(*settings_of(settings, console))
+        except InfraError as error:
+            found = refused(str(error))
+        emit(found)
+    if not as_json:
+        show(found, Console())
+    if not found["ok"]:
+        raise typer.Exit(1)
 
 
 @app.command()

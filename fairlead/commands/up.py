@@ -18,6 +18,7 @@ from rich.console import Console
 
 from fairlead.commands.restarts import may_restart, restart, restarted_at_s
 from infra.cluster import head
+from infra.cluster.checkup import LOCK
 from infra.cluster.cluster import local_ray, running
 from infra.errors import RayEnded, StateInUse
 from infra.pools import state_folder
@@ -33,7 +34,6 @@ from streams.errors import StreamError
 logger = logging.getLogger(__name__)
 
 DEFAULT = Path("fairlead.toml")
-LOCK = "up.lock"  # in the state folder; the lock ends with the process, however it ends
 LOOK_S = 20.0  # between looks for alarms: said within a minute
 
 

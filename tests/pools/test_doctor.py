@@ -1,0 +1,154 @@
+"""`fairlead doctor` and `fairlead init`: the minutes before the first start."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+
+import pytest
+from command import settings_file
+from typer.testing import CliRunner
+
+from fairlead.command_line import app
+from fairlead.commands.init import Answers, settings_text
+from infra.cluster.checkup import LOCK
+from infra.errors import SettingsUnreadable
+from infra.pools.ports import free_ports
+from infra.settings.settings import read_settings
+
+
+def examined(path):
+    result = CliRunner().invoke(app, ["doctor", "--settings", str(path), "--json"])
+    found = json.loads(result.stdout)
+    assert result.exit_code == (0 if found["ok"] else 1)
+    return {check["name"]: check for check in found["checks"]}
+
+
+def problems(path):
+    return {name for name, check in examined(path).items() if not check["ok"]}
+
+
+def test_a_sound_machine_has_nothing_to_mend(tmp_path):
+    checks = examined(settings_file(tmp_path, free_ports(1)[0]))
+
+    assert {name for name, check in checks.items() if not check["ok"]} == set()
+    assert checks.keys() >= {
+        "python",
+        "settings",
+        "memory",
+        "state folder",
+        "listener.port",
+        "clock",
+    }
+
+
+def test_a_port_of_another_program_is_named_with_a_remedy(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        check = examined(settings_file(tmp_path, port))["listener.port"]
+
+    assert not check["ok"]
+    assert f"127.0.0.1:{port}" in check["found"]
+    assert "listener.port" in check["remedy"]
+
+
+def test_ports_and_folder_of_a_running_router_are_in_use_by_right(tmp_path):
+    """A checkup is what people do when something seems wrong: also beside a router that runs."""
+    import fcntl
+
+    with socket.create_server(("127.0.0.1", 0)) as router:
+        path = settings_file(tmp_path, router.getsockname()[1])
+        state = tmp_path / "state"
+        state.mkdir()
+        with (state / LOCK).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock.write("4711\n")
+            lock.flush()
+            checks = examined(path)
+
+    assert all(check["ok"] for check in checks.values())
+    assert "process 4711" in checks["state folder"]["found"]
+
+
+def test_state_from_the_future_means_a_wrong_clock(tmp_path):
+    path = settings_file(tmp_path, free_ports(1)[0])
+    state = tmp_path / "state"
+    state.mkdir()
+    (state / "log.sqlite").touch()
+    ahead_s = time.time() + 3600
+    os.utime(state / "log.sqlite", (ahead_s, ahead_s))
+
+    assert problems(path) == {"clock"}
+
+
+def test_settings_that_cannot_be_read_are_a_finding_of_their_own(tmp_path):
+    path = tmp_path / "fairlead.toml"
+    path.write_text("[listener]\nport = 70000\n")
+
+    check = examined(path)["settings"]
+
+    assert not check["ok"]
+    assert "listener.port is 70000" in check["found"]
+
+
+def test_a_state_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "state").write_text("a file, not a folder")
+
+    assert problems(settings_file(tmp_path, free_ports(1)[0])) == {"state folder"}
+
+
+ANSWERS = [
+    Answers(),
+    Answers(models="one", usd_per_call="0"),
+    Answers(urls="http://10.0.0.5:8000/v1, http://10.0.0.6:8000/v1"),
+    Answers(address="0.0.0.0:9000", kafka="10.0.0.1:9092,10.0.0.2:9092"),
+    Answers(models='quo"te, b', usd_per_call="1e-3, 0.5"),
+]
+
+
+@pytest.mark.parametrize("answers", ANSWERS)
+def test_answers_become_settings_that_hold(tmp_path, answers):
+    path = tmp_path / "fairlead.toml"
+    path.write_text(settings_text(answers))
+
+    settings = read_settings(path)
+
+    assert [model.name for model in settings.catalogue().models] == [
+        name.strip() for name in answers.models.split(",")
+    ]
+    host, port = answers.address.split(":")
+    assert settings.addresses()["listener.port"] == (host, int(port))
+
+
+@pytest.mark.parametrize(
+    ("answers", "problem"),
+    [
+        (Answers(usd_per_call="0.1"), "the prices can't be read: there are 1 for 2 models"),
+        (Answers(urls="http://a"), "the URLs can't be read: there are 1 for 2 models"),
+        (Answers(address="7480"), "the address can't be read: '7480' is not HOST:PORT"),
+    ],
+)
+def test_answers_that_do_not_fit_together_are_named(answers, problem):
+    with pytest.raises(SettingsUnreadable, match=problem):
+        settings_text(answers)
+
+
+def test_init_keeps_what_is_there_and_writes_nothing_invalid(tmp_path):
+    path = tmp_path / "fairlead.toml"
+    ask = ["init", str(path)]
+
+    bad = CliRunner().invoke(app, ask, input="a\nmuch\n\n\n\n")
+    assert bad.exit_code != 0
+    assert not path.exists()
+
+    assert CliRunner().invoke(app, [*ask, "--yes"]).exit_code == 0
+    before = path.read_text()
+    assert CliRunner().invoke(app, [*ask, "--yes"]).exit_code != 0
+    assert path.read_text() == before
+
+
+def test_version_is_said():
+    said = CliRunner().invoke(app, ["--version"]).stdout
+    assert said.startswith("fairlead ")
