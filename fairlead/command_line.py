@@ -147,10 +147,10 @@ def demo(
 def status(settings: SettingsOption = None, as_json: JsonOption = False) -> None:
     """Show what the loop is doing: accounts of feedback, lag, alarms. Exit code 1 on an alarm."""
     from fairlead.commands.status import show
-    from fairlead.commands.up import settings_of
+    from fairlead.commands.up import settings_in_force
 
     with only_json(as_json) as emit:
-        found = show(*settings_of(settings, console), quiet=as_json)
+        found = show(*settings_in_force(settings, console), quiet=as_json)
         emit(found)
     if found["alarms"]:
         raise typer.Exit(1)

@@ -83,6 +83,10 @@ KINDS: Mapping[str, Kind] = {
         "The feedback topic has partitions that no trainer reads.",
         "Restart `fairlead up` if it lasts for more than a minute.",
     ),
+    "settings_refused": Kind(
+        "The settings file was changed and is not valid: routers go on with what it said before.",
+        "Mend what the cause names; `fairlead settings --check FILE` says when it is right.",
+    ),
     "store_damaged": Kind(
         "Parts of snapshots are missing or damaged. A running trainer writes them again; a "
         "starting one learns again from the log what it can.",

@@ -20,7 +20,7 @@ from fairlead.commands.restarts import may_restart, restart, restarted_at_s
 from infra.cluster import head
 from infra.cluster.checkup import LOCK
 from infra.cluster.cluster import local_ray, running
-from infra.errors import RayEnded, StateInUse
+from infra.errors import InfraError, RayEnded, StateInUse
 from infra.pools import state_folder
 from infra.pools.site import LocalSite
 from infra.settings.settings import Settings, read_settings
@@ -34,6 +34,7 @@ from streams.errors import StreamError
 logger = logging.getLogger(__name__)
 
 DEFAULT = Path("fairlead.toml")
+STARTED = "started.toml"  # in the state folder: the settings that `up` was started with
 LOOK_S = 20.0  # between looks for alarms: said within a minute
 
 
@@ -62,7 +63,7 @@ def _run(path: Path | None, console: Console) -> None:
     try:
         gpus = settings.fleet().resources()
         with (
-            _alone(settings),
+            _alone(settings, path),
             console.status("starting Ray …") as status,
             local_ray(gpus, settings.options(SiteOptions).ray_address),
         ):
@@ -127,8 +128,11 @@ def _say_alarms(status: Callable[[], Status], stopping: threading.Event) -> None
 
 
 @contextlib.contextmanager
-def _alone(settings: Settings) -> Iterator[None]:
-    """Hold the state folder, so that no second `fairlead up` uses it. Raises StateInUse."""
+def _alone(settings: Settings, path: Path) -> Iterator[None]:
+    """Hold the state folder, so that no second `fairlead up` uses it. Raises StateInUse.
+
+    The settings are kept in it, for `settings_in_force`.
+    """
     folder = settings.options(SiteOptions).state_dir.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+") as lock:
@@ -140,6 +144,9 @@ def _alone(settings: Settings) -> Iterator[None]:
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()
+        kept = folder / STARTED
+        kept.write_bytes(path.read_bytes())
+        kept.chmod(0o600)  # a password may be in it
         yield
 
 
@@ -147,6 +154,22 @@ def settings_of(path: Path | None, console: Console) -> tuple[Settings, Path]:
     """The settings of a file, of fairlead.toml, or of the example; and where they are."""
     path = path or (DEFAULT if DEFAULT.exists() else _example(console))
     return read_settings(path), path
+
+
+def settings_in_force(path: Path | None, console: Console) -> tuple[Settings, Path]:
+    """The same for whoever only looks: of a file with a mistake, those that `up` started with.
+
+    A broken edit is when people look; the router goes on, and so does its status.
+    """
+    try:
+        return settings_of(path, console)
+    except InfraError as error:
+        kept = state_folder.of_file(path or DEFAULT) / STARTED
+        if not kept.is_file():
+            raise
+        console.print(f"[bold red]{error}[/]", highlight=False)
+        console.print("Looking with the settings that the router was started with.")
+        return read_settings(kept), kept
 
 
 def _example(console: Console) -> Path:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import tomllib
 from pathlib import Path
 
 from infra.errors import StateUnwritable
+from infra.settings.site_options import SiteOptions
 
 FREE_BYTES_MIN = 64 * 1024 * 1024  # a snapshot of 100,000 rows, and a minute of the log
 OWNER_ALONE = 0o700
@@ -29,6 +31,15 @@ def prepare(folder: Path) -> None:
     if free_bytes < FREE_BYTES_MIN:
         problem = f"only {free_bytes:,} bytes are free, and {FREE_BYTES_MIN:,} are needed"
         raise StateUnwritable(str(folder), problem)
+
+
+def of_file(path: Path) -> Path:
+    """The state folder that a settings file names, though it may have mistakes elsewhere."""
+    try:
+        named = tomllib.loads(path.read_text()).get("state_dir")
+    except (OSError, ValueError):
+        named = None
+    return Path(named if isinstance(named, str) else SiteOptions().state_dir)
 
 
 def _write(path: Path) -> None:

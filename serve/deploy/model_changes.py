@@ -1,10 +1,10 @@
-"""Tells people which models have changed: in the log, on the board, in numbers.
+"""Tells people which models have changed, and that settings are refused: log, board, numbers.
 
     views ──drift alarms──▶ ModelChanges ──▶ log, once each
                                        └──▶ Board ──▶ `fairlead status`, metrics
 
 Every router comes to the same alarms, since they follow from the snapshot alone. So one router's
-board is enough, and counts are those of one process. A router to whom no model ever changed writes
+board is enough, and counts are those of one process. A router that has nothing to say writes
 nothing.
 """
 
@@ -32,8 +32,11 @@ class ModelChanges:
         self._on: set[tuple[str, str]] = set()  # model and target
         self._counts: Counter[tuple[str, str]] = Counter()  # views at which one was found
 
-    def look(self, live: Live) -> None:
-        """Say what has changed by this view, and give a sign of life."""
+    def look(self, live: Live, refused: str = "") -> None:
+        """Say what has changed by this view, and give a sign of life.
+
+        `refused` says why the catalogue as it is now can't be used, and is not.
+        """
         names = dict(zip(live.catalogue.keys, live.catalogue.names, strict=True))
         on = {(names[alarm.model], alarm.target): alarm for alarm in live.drift}
         for (model, target), alarm in on.items():
@@ -45,7 +48,8 @@ class ModelChanges:
         fresh = [one for one in changes if self._now_ms() - one.since_ms < FRESH_MS]
         self._board.set("model_changed", " ".join(map(str, fresh)) or None)
         self._board.set_changes(changes)
-        if self._counts:
+        self._board.set("settings_refused", refused or None)
+        if self._counts or refused or self._wrote:
             self._begin()
             self._board.beat()
 

@@ -193,7 +193,7 @@ class LiveView:
         memory: MemoryOptions,
         options: LiveOptions,
         on_swap: Callable[[Live], None] = lambda live: None,
-        on_look: Callable[[Live], None] = lambda live: None,
+        on_look: Callable[[Live, str], None] = lambda live, refused: None,
     ) -> None:
         """Load what there is. Raises if the catalogue is not valid, and SnapshotForeign.
 
@@ -212,6 +212,7 @@ class LiveView:
         self._fleet, self._prices = FleetState(), Prices()
         self._built_of: Learned | None = None  # what `current` was solved from
         self._passed_over = 0  # a version looked at and not taken
+        self._refused = ""  # why the catalogue as it is now can't be used
         self._load_first()
         self.current = self._build(source.read())
         self._stopping = threading.Event()
@@ -245,7 +246,9 @@ class LiveView:
             problems.append(error)
         try:
             catalogue = self._source.read()
+            self._refused = ""
         except Exception as error:  # noqa: BLE001 - raised below
+            self._refused = str(error)
             problems.append(error)
         # Compared with the view, not with the last look: that one may have failed half-way.
         changed = self._version != self.current.version or catalogue != self.current.catalogue
@@ -259,7 +262,7 @@ class LiveView:
     def _watch(self) -> None:
         """Look again and again; a failed look changes nothing and is said once."""
         last_problem = ""
-        self._on_look(self.current)
+        self._on_look(self.current, self._refused)
         while not self._stopping.wait(self._options.poll_s):
             try:
                 self.refresh()
@@ -269,7 +272,7 @@ class LiveView:
                 if problem != last_problem:
                     logger.warning("the view of version %d stays: %s", self._version, problem)
                 last_problem = problem
-            self._on_look(self.current)
+            self._on_look(self.current, self._refused)
 
     def _load_first(self) -> None:
         try:

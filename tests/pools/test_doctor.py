@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from fairlead.command_line import app
 from fairlead.commands.init import Answers, settings_text
+from fairlead.commands.up import _alone
 from infra.cluster.checkup import LOCK
 from infra.errors import SettingsUnreadable
 from infra.pools.ports import free_ports
@@ -152,3 +153,19 @@ def test_init_keeps_what_is_there_and_writes_nothing_invalid(tmp_path):
 def test_version_is_said():
     said = CliRunner().invoke(app, ["--version"]).stdout
     assert said.startswith("fairlead ")
+
+
+def test_status_works_while_the_settings_are_broken(tmp_path):
+    """
+    That is when people look. What the router was started with says where its state is.
+    """
+    path = settings_file(tmp_path, free_ports(1)[0])
+    with _alone(read_settings(path), path):
+        pass
+
+    (tmp_path / "broken.toml").write_text(f'state_dir = "{tmp_path}/state"\ncolour = "red"\n')
+
+    result = CliRunner().invoke(app, ["status", "--settings", f"{tmp_path}/broken.toml", "--json"])
+
+    assert "colour is not a setting" in result.stderr
+    assert json.loads(result.stdout).keys() >= {"alarms", "scaling"}

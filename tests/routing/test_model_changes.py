@@ -100,3 +100,16 @@ def test_a_router_to_whom_no_model_changed_writes_nothing(router):
     assert len(list(router.folder.rglob("alarms/*"))) == 1
     router.changes.close()
     assert list(router.folder.rglob("alarms/*")) == []
+
+
+def test_settings_that_are_refused_are_an_alarm_until_they_are_mended(router):
+    """
+    Routers go on with what the file said before; nobody reads their logs meanwhile.
+    """
+    router.changes.look(seen(), "listener.port is 70000")
+    (alarm,) = router.status().alarms
+    router.now.ms += 1000
+    router.changes.look(seen(), "")
+
+    assert (alarm.name, alarm.cause) == ("settings_refused", "listener.port is 70000")
+    assert router.status().alarms == ()
