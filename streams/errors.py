@@ -8,6 +8,7 @@ StreamError
 ├── TopicUnfit          a topic that exists is set up so that the log can't keep its promises
 ├── OptionRefused       an option has a name or a value that can't work
 ├── BadFeedback         one feedback record can't be learned from (see `feedback.Reason`)
+├── AnswersRefused      a file of judged answers has rows that can't be taken
 ├── BadTelemetry        one telemetry record can't be folded (see `telemetry.Reason`)
 ├── BadTicket           a ticket is malformed, forged, foreign or of another version
 ├── SnapshotError
@@ -117,6 +118,19 @@ class BadFeedback(StreamError):
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"
+
+
+class AnswersRefused(StreamError):
+    """A file of judged answers can't be taken; nothing of it was."""
+
+    def __init__(self, file: str, problems: tuple[str, ...], n_wrong: int) -> None:
+        super().__init__(file, problems, n_wrong)
+        self.file, self.problems, self.n_wrong = file, problems, n_wrong
+
+    def __str__(self) -> str:
+        more = self.n_wrong - len(self.problems)
+        said = [*self.problems, *([f"and {more:,} more rows"] if more > 0 else [])]
+        return f"{self.file} was not imported, nothing of it:\n  " + "\n  ".join(said)
 
 
 class BadTelemetry(StreamError):

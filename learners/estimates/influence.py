@@ -33,7 +33,8 @@ Floats = NDArray[np.float64]
 
 # A group costs 200 KB of sums per model and half-life, in every snapshot and every replica.
 TENANT_GROUPS = 4
-# The group of what was learned before groups were noted: not scaled, since it is of all tenants.
+# The group of what was learned before groups were noted, or imported by the operator: not scaled,
+# since it is of all tenants.
 EARLIER = 0
 N_GROUPS = 1 + TENANT_GROUPS
 HASHES = 255  # a row of history has one byte for its tenant
@@ -83,7 +84,8 @@ def by_volume(counts: Floats, outcomes_min: float) -> Floats:
     array([[1. , 0.4, 1. , 1. , 1. ]])
     """
     second = np.sort(counts[:, EARLIER + 1 :], axis=1)[:, -2]
-    alone = (counts > 0).sum(axis=1) == 1
+    # What was learned before groups were noted, or imported, is nobody's.
+    alone = (counts[:, EARLIER + 1 :] > 0).sum(axis=1) <= 1
     cap = np.where(alone, np.inf, np.maximum(second, outcomes_min))
     scales = np.minimum(1.0, cap[:, None] / np.maximum(counts, 1e-9))
     scales[:, EARLIER] = 1.0

@@ -23,12 +23,12 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from learners.estimates.ema import FIGURE_UNITS
-from learners.estimates.influence import hash_of
+from learners.estimates.influence import EARLIER, hash_of
 from learners.option import option
 from learners.outcomes import Outcomes
 from learners.targets import COST_USD_MIN, LATENCY_MS_MIN, Target, ratio, to_fixed, winsorised
 from streams.errors import BadFeedback, BadTicket
-from streams.feedback.ticket import heads_of, is_measured, split_ids, tenant_of
+from streams.feedback.ticket import heads_of, is_measured, key_of, split_ids, tenant_of
 from streams.log.contract import Record
 
 # Also said in the proto and the published schema; a test compares the three.
@@ -108,6 +108,9 @@ REPORTED = ("quality", "cost_usd", "latency_ms", "output_tokens", "error", "paid
 MEASURED = tuple(name for name in REPORTED if name != "quality")  # by who makes the call
 LEARNED_BITS = 0b011111  # of those, the ones that are learned; wasted spend only counts
 COST_BIT, PAID_BIT = (1 << REPORTED.index(name) for name in ("cost_usd", "paid_usd"))
+# Policies, by the names in tickets, of answers that were not a request's own: one bought to learn
+# from, and one read from a file, which somebody else has paid.
+PROBE, IMPORT = "probe", "import"
 NANO_USD = 1e9  # money is counted in whole billionths of a dollar: exact, in any order
 _decode = msgspec.json.Decoder(Report).decode
 _decode_raw = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -155,7 +158,8 @@ class Ingested:
     records: list[Record]  # (n,) what each outcome was read from
     outcomes: Outcomes
     bits: NDArray[np.uint8]  # (n,) which of `REPORTED`, bit i for the i-th
-    spent_nano_usd: NDArray[np.int64]  # (n, 2) cost of an answer, and wasted spend
+    # (n, 3) cost of an answer, wasted spend, and cost of an answer that was bought to learn from
+    spent_nano_usd: NDArray[np.int64]
     dead: list[DeadLetter]
 
 
@@ -245,10 +249,11 @@ class Ingest:
         reported = _reported(reports)
         known = ~np.isnan(reported)
         tenants = np.array([hash_of(tenant_of(body)) for body in bodies], np.uint8)
+        # What an operator imports is no tenant's: it counts in full, as what all have reported.
+        tenants[heads["policy"] == key_of(IMPORT)] = EARLIER
         outcomes = _outcomes(ids, np.nan_to_num(reported), known, heads, tenants)
         bits = np.packbits(known, axis=1, bitorder="little").reshape(-1)
-        spent = np.nan_to_num(reported[:, [REPORTED.index("cost_usd"), REPORTED.index("paid_usd")]])
-        return Ingested(kept, outcomes, bits, np.rint(spent * NANO_USD).astype(np.int64), dead)
+        return Ingested(kept, outcomes, bits, _spent_nano_usd(reported, heads), dead)
 
     def _wrong(
         self, heads: NDArray[np.void], appended_at_ms: NDArray[np.int64]
@@ -310,6 +315,15 @@ def _reported(reports: Sequence[Report]) -> NDArray[np.float64]:
         ],
         np.float64,  # None becomes NaN
     ).reshape(-1, len(REPORTED))
+
+
+def _spent_nano_usd(reported: NDArray[np.float64], heads: NDArray[np.void]) -> NDArray[np.int64]:
+    """What answers cost (n, 3), apart by whose they were: see `Ingested`."""
+    cost, wasted = (np.nan_to_num(reported[:, REPORTED.index(n)]) for n in ("cost_usd", "paid_usd"))
+    probe, imported = (heads["policy"] == key_of(name) for name in (PROBE, IMPORT))
+    own = ~probe & ~imported
+    spent = np.stack([cost * own, wasted * ~imported, cost * probe], axis=1)
+    return np.rint(spent * NANO_USD).astype(np.int64)
 
 
 def _outcomes(

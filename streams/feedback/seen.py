@@ -4,6 +4,9 @@ A decision's sequence number is its position in a page of flags; each reportable
 Claiming a value sets its bit and says whether it was clear before. Pages fade out of the window
 once every decision in them is older than the oldest feedback that would still be accepted.
 
+Ids made of content (`ticket.content_ids`) lie anywhere and may come again after years: they are
+kept one by one, and for good.
+
 The one rule: a bit that was claimed stays claimed for as long as its value could still arrive.
 """
 
@@ -13,6 +16,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from streams.feedback.ticket import CONTENT_FROM
 
 PAGE = 4096  # decisions per page: 4 KiB, about four seconds of one busy replica
 GROUP = 64  # pages stored together in a snapshot
@@ -33,10 +38,12 @@ class Seen:
         self._flags = np.zeros((0, PAGE), np.uint8)
         self._newest_ms = np.zeros(0, np.int64)  # newest decision time per page
         self._stamps: list[int] = []  # per group of pages: counts changes, see `groups`
+        self._singles: dict[tuple[int, int], int] = {}  # (issuer, sequence) of content → bits
+        self._singles_stamp = 0
 
     def __len__(self) -> int:
         """Decisions with at least one claimed value."""
-        return int(np.count_nonzero(self._flags))
+        return int(np.count_nonzero(self._flags)) + len(self._singles)
 
     def claim(
         self,
@@ -49,6 +56,31 @@ class Seen:
 
         Within a batch the first row wins, as if rows were claimed one by one.
         """
+        single = sequences >= CONTENT_FROM
+        if not single.any():
+            return self._claim_paged(issuers, sequences, bits, decided_at_ms)
+        fresh, paged = np.zeros(len(bits), np.uint8), np.flatnonzero(~single)
+        fresh[paged] = self._claim_paged(
+            issuers[paged], sequences[paged], bits[paged], decided_at_ms[paged]
+        )
+        for row in np.flatnonzero(single).tolist():
+            fresh[row] = self._claim_single(int(issuers[row]), int(sequences[row]), int(bits[row]))
+        return fresh
+
+    def _claim_single(self, issuer: int, sequence: int, bits: int) -> int:
+        held = self._singles.get((issuer, sequence), 0)
+        if fresh := bits & ~held:
+            self._singles[issuer, sequence] = held | bits
+            self._singles_stamp += 1
+        return fresh
+
+    def _claim_paged(
+        self,
+        issuers: NDArray[np.uint64],
+        sequences: NDArray[np.uint64],
+        bits: NDArray[np.uint8],
+        decided_at_ms: NDArray[np.int64],
+    ) -> NDArray[np.uint8]:
         slots = self._slots(issuers, sequences // PAGE, decided_at_ms)
         cells = slots * PAGE + (sequences % PAGE).astype(np.intp)
         flags = self._flags.reshape(-1)
@@ -70,10 +102,17 @@ class Seen:
             for at in zip(issuers.tolist(), (sequences // PAGE).tolist(), strict=True)
         ]
         slots = np.array(known, np.intp)
+        single = np.array(
+            [
+                self._singles.get(at, 0)
+                for at in zip(issuers.tolist(), sequences.tolist(), strict=True)
+            ],
+            np.uint8,
+        )
         if not len(self._flags):
-            return np.zeros(len(slots), np.uint8)
+            return single
         bits = self._flags[np.maximum(slots, 0), (sequences % PAGE).astype(np.intp)]
-        return np.where(slots >= 0, bits, 0).astype(np.uint8)
+        return np.where(slots >= 0, bits, single).astype(np.uint8)
 
     def _slots(
         self, issuers: NDArray[np.uint64], pages: NDArray[np.uint64], decided_at_ms: NDArray[Any]
@@ -111,16 +150,21 @@ class Seen:
         rows = np.array([self._slot_of[at] for at in kept], np.intp)
         last_stamp = max(self._stamps, default=0)
         flags, newest = self._flags[rows], self._newest_ms[rows]
+        singles = self._singles, self._singles_stamp
         self.__init__()  # type: ignore[misc]
+        self._singles, self._singles_stamp = singles
         for at, flag, newest_ms in zip(kept, flags, newest, strict=True):
             slot = self._slot(*at)
             self._flags[slot], self._newest_ms[slot] = flag, newest_ms
         self._stamps = [last_stamp + 1] * len(self._stamps)
 
-    def groups(self) -> list[tuple[int, dict[str, NDArray[Any]]]]:
-        """The pages in groups, each with a stamp that changes whenever the group does."""
+    def groups(self) -> list[tuple[object, dict[str, NDArray[Any]]]]:
+        """The pages in groups, each with a stamp that changes whenever the group does.
+
+        What is kept one by one is the last group.
+        """
         at = list(self._slot_of)
-        found: list[tuple[int, dict[str, NDArray[Any]]]] = []
+        found: list[tuple[object, dict[str, NDArray[Any]]]] = []
         for group in range(-(-len(at) // GROUP)):
             rows = slice(group * GROUP, min((group + 1) * GROUP, len(at)))
             arrays: dict[str, NDArray[Any]] = {
@@ -130,10 +174,25 @@ class Seen:
                 "flags": self._flags[rows],
             }
             found.append((self._stamps[group], arrays))
+        if self._singles:
+            found.append((("singles", self._singles_stamp), self._single_arrays()))
         return found
 
+    def _single_arrays(self) -> dict[str, NDArray[Any]]:
+        at = sorted(self._singles)
+        return {
+            "issuers": np.array([issuer for issuer, _ in at], np.uint64),
+            "sequences": np.array([sequence for _, sequence in at], np.uint64),
+            "bits": np.array([self._singles[one] for one in at], np.uint8),
+        }
+
     def load(self, arrays: dict[str, NDArray[Any]]) -> None:
-        """Add one group of pages, as `groups` gave it or from another shard."""
+        """Add one group, as `groups` gave it or from another shard."""
+        if "bits" in arrays:
+            each = (arrays[name].tolist() for name in ("issuers", "sequences", "bits"))
+            for issuer, sequence, bits in zip(*each, strict=True):
+                self._claim_single(issuer, sequence, bits)
+            return
         columns = (arrays["issuers"].tolist(), arrays["pages"].tolist())
         for row, at in enumerate(zip(*columns, strict=True)):
             slot = self._slot(*at)

@@ -6,6 +6,10 @@ The decision id doubles as the cipher's nonce: it is unique per decision, which 
 nonce must be. It is made of an *issuer* (56 random bits drawn at start by each replica) and a
 *sequence* number (40 bits), so that "seen before" can be kept as one bit per decision.
 
+What was imported from a file has an id made of its content, so that it counts once however often
+the file is read. As its time differs each time, the same id comes with several contents: such a
+ticket is sealed with AES-GCM-SIV, for which that is harmless (RFC 8452).
+
 Heads are fixed-size records, so a batch of opened tickets becomes columns without a loop. A ticket
 of version 1 opens as one of version 2 whose weight of energy is 0.
 
@@ -22,7 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESGCMSIV
 from numpy.typing import NDArray
 
 from learners.context import N_FEATURES
@@ -32,11 +36,13 @@ VERSION = 2
 # As version 2, for a call that its issuer makes and measures: of such a decision others report the
 # quality only, see `Sealer.proof`.
 MEASURED_VERSION = 3
+IMPORTED_VERSION = 4  # as version 2, of an answer read from a file: see `content_ids`
 PROOF_BYTES = 16
 KEY_BYTES = 32
 ID_BYTES = 12
 ISSUER_BYTES, SEQUENCE_BYTES = 7, 5
 SEQUENCE_MAX = (1 << (8 * SEQUENCE_BYTES)) - 1
+CONTENT_FROM = 1 << (8 * SEQUENCE_BYTES - 1)  # no issuer counts so far: ids made of content
 TICKET_BYTES_MAX = 16_384  # 255 candidates and the longest tenant stay below this
 CLEAR_BYTES = 2 + ID_BYTES
 TAG_BYTES = 16
@@ -63,7 +69,7 @@ assert HEAD.fields is not None
 ENERGY_AT = HEAD.fields["preference"][1] + 12  # where a head of version 1 lacks its four bytes
 NO_ENERGY = bytes(4)
 HEAD_BYTES = {1: HEAD.itemsize - len(NO_ENERGY)} | dict.fromkeys(
-    (VERSION, MEASURED_VERSION), HEAD.itemsize
+    (VERSION, MEASURED_VERSION, IMPORTED_VERSION), HEAD.itemsize
 )
 CANDIDATE = np.dtype(
     [
@@ -98,7 +104,7 @@ class Issuer:
     def take(self, n: int) -> list[bytes]:
         """The next n decision ids."""
         first, self._next = self._next, self._next + n
-        assert self._next <= SEQUENCE_MAX, "a trillion decisions: restart this replica"
+        assert self._next <= CONTENT_FROM, "half a trillion decisions: restart this replica"
         prefix = self._prefix
         return [prefix + i.to_bytes(SEQUENCE_BYTES, "big") for i in range(first, first + n)]
 
@@ -119,9 +125,12 @@ class Sealer:
     def __init__(self, keys: Sequence[bytes]) -> None:
         """`keys` are 32 bytes each, newest first."""
         assert keys and all(len(key) == KEY_BYTES for key in keys)
-        self._ciphers: dict[int, list[AESGCM]] = {}  # one key in 256 shares another one's id
+        # One key in 256 shares another one's id.
+        self._ciphers: dict[int, list[AESGCM | AESGCMSIV]] = {}
+        self._of_imported: dict[int, list[AESGCM | AESGCMSIV]] = {}
         for key in keys:
             self._ciphers.setdefault(_key_id(key), []).append(AESGCM(key))
+            self._of_imported.setdefault(_key_id(key), []).append(AESGCMSIV(_derived(key)))
         self._keys, self._clear = list(keys), bytes([VERSION, _key_id(keys[0])])
         self._cipher = self._ciphers[_key_id(keys[0])][0]
 
@@ -149,6 +158,17 @@ class Sealer:
             for i, clear in enumerate(clears)
         ]
 
+    def seal_imported(
+        self, ids: Sequence[bytes], heads: NDArray[np.void], tenants: Sequence[bytes]
+    ) -> list[bytes]:
+        """Tickets of answers read from a file, `ids` being `content_ids`; no candidates."""
+        clear = bytes([IMPORTED_VERSION, *self._clear[1:]])
+        cipher = self._of_imported[self._clear[1]][0]
+        return [
+            clear + one + cipher.encrypt(one, head.tobytes() + tenant, clear)
+            for one, head, tenant in zip(ids, heads, tenants, strict=True)
+        ]
+
     def open_body(self, ticket: bytes) -> tuple[bytes, bytes]:
         """Decision id and decrypted body: the fast half of `open`. Raises BadTicket.
 
@@ -157,7 +177,8 @@ class Sealer:
         decision_id = check_shape(ticket)
         if ticket[1] not in self._ciphers:
             raise BadTicket("a ticket sealed with a key that is not held here")
-        for cipher in self._ciphers[ticket[1]]:
+        imported = ticket[0] == IMPORTED_VERSION
+        for cipher in (self._of_imported if imported else self._ciphers)[ticket[1]]:
             try:
                 body = cipher.decrypt(decision_id, ticket[CLEAR_BYTES:], ticket[:2])
             except InvalidTag:
@@ -179,6 +200,15 @@ class Sealer:
         head = np.frombuffer(body, HEAD, 1)[0]
         candidates = np.frombuffer(body, CANDIDATE, int(head["n_candidates"]), HEAD.itemsize)
         return Ticket(decision_id, head, candidates, tenant_of(body).decode())
+
+
+def content_ids(contents: Sequence[bytes]) -> list[bytes]:
+    """Ids that equal contents share, apart from all that an `Issuer` gives out."""
+    found = []
+    for content in contents:
+        digest = hashlib.blake2b(content, digest_size=ID_BYTES, person=b"fairlead.import").digest()
+        found.append(digest[:ISSUER_BYTES] + bytes([digest[ISSUER_BYTES] | 0x80]) + digest[8:])
+    return found
 
 
 def check_shape(ticket: bytes) -> bytes:
@@ -204,6 +234,11 @@ def _code(key: bytes, decision_id: bytes) -> bytes:
     return hashlib.blake2b(
         decision_id, key=key, digest_size=PROOF_BYTES, person=b"fairlead.report"
     ).digest()
+
+
+def _derived(key: bytes) -> bytes:
+    """A key of its own for the other cipher."""
+    return hashlib.blake2b(key, digest_size=KEY_BYTES, person=b"fairlead.import").digest()
 
 
 def _with_energy(body: bytes) -> bytes:

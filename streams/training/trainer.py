@@ -67,6 +67,7 @@ RECORDS, LEARNED, DUPLICATE, MOVED = "records", "learned", "duplicate", "moved"
 DEAD = "dead_letter."  # followed by a reason
 # Followed by a pool's key in hexadecimal: billionths of a US dollar, for answers, and wasted.
 SPENT, WASTED = "spent_nano_usd.", "in_vain_nano_usd."
+PROBED = "probed_nano_usd."  # the same, for answers that were bought to learn from
 SKIPPED = "skipped"  # records the log lost before they were read, see `on_gap`
 
 # Brokers' clocks differ: a partition read to its end may get a record stamped a little earlier, and
@@ -241,6 +242,7 @@ class Trainer:
         nano_usd = ingested.spent_nano_usd[home]
         self._count_money(SPENT, outcomes.pools, fresh & COST_BIT, nano_usd[:, 0])
         self._count_money(WASTED, outcomes.pools, fresh & PAID_BIT, nano_usd[:, 1])
+        self._count_money(PROBED, outcomes.pools, fresh & COST_BIT, nano_usd[:, 2])
         state.count(MOVED, int((~home).sum()))
         for letter in dead:
             state.count(DEAD + letter.reason)

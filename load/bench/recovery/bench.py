@@ -361,6 +361,8 @@ def _seen(state: State) -> dict[tuple[int, int, int], int]:
     """Bits of the values seen, by issuer, page and place in it."""
     found = {}
     for _, group in state.seen.groups():
+        if "pages" not in group:
+            continue  # imported: there is none
         at = zip(group["issuers"].tolist(), group["pages"].tolist(), group["flags"], strict=True)
         for issuer, page, flags in at:
             places = np.flatnonzero(flags)
