@@ -15,6 +15,7 @@ from infra.settings.policies import policy_of
 from infra.settings.settings import Settings
 from learners.estimates.landmarks import landmarks_of
 from learners.estimates.learned import Learned, MemoryOptions
+from learners.policies.newcomers import NewcomerOptions
 from serve.deploy.deployment import now_ms
 from serve.encoders import identity, make_encoder
 from serve.onboarding.imported import feedback_records
@@ -89,7 +90,9 @@ def predict_model(name: str, settings: Settings, path: Path) -> Prediction:
     rows = learned.history.rows
     order = np.argsort(rows["decided_at_ms"], kind="stable")[-CONTEXTS_MAX:]
     weights = astuple(settings.options(PreferenceDefaults))
-    return predict(name, live, rows["contexts"][order], weights, policy_of(settings), now_ms())
+    newcomers, policy = settings.options(NewcomerOptions), policy_of(settings)
+    contexts = rows["contexts"][order]
+    return predict(name, live, contexts, weights, policy, newcomers, now_ms())
 
 
 def _encoder(settings: Settings) -> str:

@@ -15,7 +15,10 @@ from infra.autoscaling.live.planning import read_record
 from infra.pools.site import LocalSite
 from infra.settings.settings import Settings
 from infra.settings.site_options import SiteOptions
+from infra.status.newcomers import newcomers
 from infra.status.status import look
+from learners.estimates.learned import MemoryOptions
+from learners.policies.newcomers import NewcomerOptions
 from serve.deploy.deployment import now_ms
 from streams.feedback.export import export
 from streams.telemetry.received import SILENT_MS
@@ -39,6 +42,7 @@ def show(settings: Settings, path: Path, *, quiet: bool) -> dict[str, Any]:
     found = status.json() | {
         "scaling": _scaling(site.state_dir),
         "supports": _supports(settings),
+        "newcomers": _newcomers(settings, site),
     }
     if not quiet:
         _print(found)
@@ -49,6 +53,15 @@ def _supports(settings: Settings) -> dict[str, list[str]]:
     """What models are stated to support; those of which nothing is stated are left out."""
     models = settings.catalogue().models if settings.models else ()
     return {model.name: list(model.supports) for model in models if model.supports}
+
+
+def _newcomers(settings: Settings, site: LocalSite) -> dict[str, dict[str, object]]:
+    """Models that are not proven yet, and what they have used of their budgets."""
+    if not settings.models:
+        return {}
+    memory, options = settings.options(MemoryOptions), settings.options(NewcomerOptions)
+    found = newcomers(site.store(), settings.catalogue(), memory, options)
+    return {name: view.json() for name, view in found.items()}
 
 
 def _scaling(folder: Path) -> list[dict[str, Any]]:
@@ -72,6 +85,7 @@ def _print(found: dict[str, Any]) -> None:
             table.add_row(name, "unknown" if value is None else str(shown))
     out.print(table)
     print_fleet(found, out)
+    _print_newcomers(found["newcomers"], out)
     router = found["router"]
     if not router or not router["replicas"]:
         out.print(NO_TELEMETRY)
@@ -87,6 +101,20 @@ def _print(found: dict[str, Any]) -> None:
         out.print(f"  {alarm['cause']}\n  {alarm['remedy']}", highlight=False, markup=False)
     if not found["alarms"]:
         out.print("no alarms")
+
+
+def _print_newcomers(found: dict[str, Any], out: Console) -> None:
+    for name, one in found.items():
+        out.print(_newcomer_line(name, one), highlight=False, markup=False)
+
+
+def _newcomer_line(name: str, one: dict[str, Any]) -> str:
+    limit = "" if one["usd_max"] is None else f" of {one['usd_max']:g}"
+    return (
+        f"new model {name}: {one['outcomes']:.0f} of {one['outcomes_proven']:g} outcomes, "
+        f"{one['requests']:,} of {one['requests_max']:,} requests, ${one['usd']:.4f}{limit}"
+        + (": its budget is used up, it waits for outcomes" if one["exhausted"] else "")
+    )
 
 
 def export_decisions(settings: Settings, path: Path, out: Path, console: Console) -> dict[str, int]:

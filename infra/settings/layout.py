@@ -27,6 +27,7 @@ from learners.estimates.history import HistoryOptions
 from learners.estimates.influence import InfluenceOptions
 from learners.estimates.learned import MemoryOptions
 from learners.estimates.ridge import RidgeOptions
+from learners.policies.newcomers import NewcomerOptions
 from learners.policies.policy import POLICIES
 from serve.deploy.deployment import DeploymentOptions
 from serve.deploy.dispatch_deployment import DispatchersOptions
@@ -104,6 +105,10 @@ PARTS = {
             TrainerOptions,
             LiveOptions,
         ),
+    ),
+    "newcomers": Part(
+        "What a new model may take until it is proven. docs/new-models.md says how it is tried.",
+        (NewcomerOptions,),
     ),
     "feedback": Part("What feedback is believed.", (FeedbackOptions, AuditOptions, OutboxOptions)),
     "log": Part("Where decisions and feedback are logged.", (LogChoice, KafkaOptions)),

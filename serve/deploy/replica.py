@@ -16,6 +16,7 @@ import numpy as np
 
 from learners.estimates.learned import MemoryOptions
 from learners.option import option
+from learners.policies.newcomers import NewcomerOptions
 from learners.policies.policy import Policy
 from serve.deploy.model_changes import ModelChanges
 from serve.deploy.vitals import Vitals
@@ -62,6 +63,7 @@ class ReplicaOptions:
     feedback: FeedbackOptions
     sessions: SessionOptions = SessionOptions()
     placement: PlacementOptions = PlacementOptions()
+    newcomers: NewcomerOptions = NewcomerOptions()
     log_decisions: bool = option(True, "Write every decision to the decision log.")
     log_prompts: bool = option(
         False, "Put prompts into the decision log, too. They may be personal data."
@@ -113,7 +115,7 @@ class Replica:
         self.sessions = Sessions(options.sessions)
         decider = Decider(
             encoder,
-            Chooser(options.policy, options.placement, self.rng),
+            Chooser(options.policy, options.placement, self.rng, options.newcomers),
             sealer,
             self.issuer,
             now_ms,

@@ -10,6 +10,7 @@ imported, in whichever file it stands and whatever crashes in between.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +41,7 @@ def feedback_records(
         ]
 
 
-def _reported(answer: Answer) -> dict[str, float]:
+def _reported(answer: Answer) -> dict[str, Any]:
     names = ("quality", "cost_usd", "latency_ms")
     return {name: value for name in names if (value := getattr(answer, name)) is not None}
 

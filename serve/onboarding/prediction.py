@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.context import N_FEATURES
+from learners.policies.newcomers import NewcomerOptions, Trials
 from learners.policies.policy import Policy
 from learners.targets import Target
 from serve.errors import UnknownModel
 from serve.routing.live import Live
 from serve.routing.load_tracker import LoadTracker
 from serve.routing.placement import PlacementOptions
-from serve.routing.router import Choices, RequestBatch, route, unsaid_columns
+from serve.routing.router import Choices, RequestBatch, route, tries_of, unsaid_columns
 
 CONTEXTS_MAX = 1024  # newest, of all models
 Z95 = 1.96
@@ -63,6 +64,7 @@ def predict(
     contexts: NDArray[np.int8],
     weights: Sequence[float],
     policy: Policy,
+    newcomers: NewcomerOptions,
     now_ms: int,
 ) -> Prediction:
     """Predict for requests like those with these contexts (n, 64). Raises UnknownModel."""
@@ -72,7 +74,7 @@ def predict(
     if not n_known:
         contexts = np.zeros((1, N_FEATURES), np.int8)
     requests = _requests(live, contexts, weights)
-    now = _routed(requests, live, policy, now_ms)
+    now = _routed(requests, live, policy, newcomers, now_ms)
     others = requests.allowed.copy()
     others[:, column] = False
     quality = float(now.quality[:, column].mean())
@@ -101,11 +103,14 @@ def _requests(live: Live, contexts: NDArray[np.int8], weights: Sequence[float]) 
     )
 
 
-def _routed(requests: RequestBatch, live: Live, policy: Policy, now_ms: int) -> Choices:
+def _routed(
+    requests: RequestBatch, live: Live, policy: Policy, newcomers: NewcomerOptions, now_ms: int
+) -> Choices:
     options = PlacementOptions()
     load = LoadTracker(options.pricing).now(live, now_ms)
-    middle = np.full((len(requests), 2), 0.5)  # what is drawn does not matter, probabilities do
-    return route(requests, live, load, policy, middle, None, options)
+    drawn = np.random.default_rng(0).random((len(requests), 2))  # what is drawn hardly matters
+    tries = tries_of(live, Trials(newcomers))
+    return route(requests, live, load, policy, drawn, None, options, tries)
 
 
 def _mix(choices: Choices, allowed: NDArray[np.bool_]) -> Mix:

@@ -33,6 +33,7 @@ from streams.errors import SnapshotDamaged
 from streams.feedback.ticket import key_of
 from streams.telemetry.fleet_state import FleetState
 from streams.telemetry.pool_reports import PoolReports, pool_reports
+from streams.telemetry.tally import parted
 from streams.training.prices import Prices
 from streams.training.snapshots import Manifest, Store
 from streams.training.state import Loader, State
@@ -161,6 +162,18 @@ class Live:
     def least(self, of_pools: NDArray[np.float64]) -> NDArray[np.float64]:
         """The least of every model's pools (…, k), of values by pool (…, P)."""
         return np.minimum.reduceat(of_pools[..., self._by_model], self._starts, axis=-1)
+
+    def sent_ever(self) -> NDArray[np.float64]:
+        """Requests that telemetry has seen decided for each model (k,), ever."""
+        sent = np.zeros(len(self.catalogue))
+        for (model, _), mix in ((parted(at), mix) for at, mix in self.fleet.totals.mix.items()):
+            if model in self.catalogue.column_of:
+                sent[self.catalogue.column_of[model]] += mix.decisions
+        return sent
+
+    def n_replicas(self) -> int:
+        """Router replicas that telemetry knows of; one where it knows none."""
+        return max(1, len(self.fleet.routers))
 
     def renewed(
         self, version: int, published_at_ms: int, fleet: FleetState, prices: Prices

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 
 from learners.context import Contexts
 from learners.estimates.estimator import Estimates
-from learners.policies.newcomers import NewcomerOptions, capped
-from learners.policies.policy import Policy, Scores, draw
+from learners.policies.newcomers import NewcomerOptions, Trials, Tries, draw_within
+from learners.policies.policy import Policy, Scores
 from learners.prices import shed_share
 from learners.targets import COST_USD_MIN, Target
 from serve.routing.live import Live
@@ -38,7 +38,6 @@ from serve.routing.request import COLUMNS, RouteFields
 
 Floats = NDArray[np.float64]
 Columns = TypeVar("Columns", "RequestBatch", "Choices")
-NEWCOMERS = NewcomerOptions()
 
 
 class Verdict(IntEnum):
@@ -105,6 +104,7 @@ class Choices:
     verdict: NDArray[np.uint8]
     propensity: Floats
     utility: Floats
+    unsure: Floats  # standard deviation of the utility's estimate
     quality: Floats
     cost_usd: Floats
     latency_ms: Floats
@@ -133,10 +133,12 @@ def route(
     uniform: Floats,
     spread: Floats | None,
     options: PlacementOptions,
+    tries: Tries | None = None,
 ) -> Choices:
     """Decide n requests at once; `uniform` (n, 2) in [0, 1) are the draws.
 
-    `spread` (n, P) are factors on the prices of pools, see `placement`; None: all one.
+    `spread` (n, P) are factors on the prices of pools, see `placement`; None: all one. `tries` is
+    what models that are not proven may take; None: no limit.
     """
     estimates = live.estimator.estimate(requests.contexts)
     expected, weights = _expected(requests, live, estimates), requests.preference
@@ -158,9 +160,10 @@ def route(
     fits = np.asarray(eligible.any(axis=1))
     eligible[~fits] = True  # any probabilities will do, the row is refused
     scores = _scores(requests, live, estimates, expected, utility, charged, pools, eligible)
-    propensity = policy.probabilities(scores)
-    propensity = capped(propensity, eligible, live.n_proving, NEWCOMERS)
-    chosen = draw(propensity, uniform[:, 0])
+    reserved = np.maximum(cost, expected.list_usd)
+    propensity, chosen = draw_within(
+        policy.probabilities(scores), eligible, tries, reserved, uniform[:, 0]
+    )
     least = _least_multiple(pool_load.multiple * _utilisation(pool_load.load), eligible, live)
     shed = shed_share(least, requests.criticality) if live.priced else 0.0
     pool = place(chosen, charged, weights, live, pool_load)
@@ -175,6 +178,7 @@ def route(
         verdict=verdict,
         propensity=propensity,
         utility=utility,
+        unsure=weights[:, :1] * estimates.deviation,
         quality=expected.quality,
         cost_usd=cost,
         latency_ms=latency,
@@ -187,21 +191,44 @@ def route(
     )
 
 
+def tries_of(live: Live, trials: Trials) -> Tries | None:
+    """What unproven models may take now; None where there are none."""
+    if not trials.needed(live.n_proving):
+        return None
+    keys, sent = live.catalogue.keys, live.sent_ever()
+    return trials.tries(keys, live.n_outcomes, live.n_proving, sent, live.n_replicas())
+
+
 class Chooser:
     """Decides for one replica. Used from one thread."""
 
-    def __init__(self, policy: Policy, options: PlacementOptions, rng: np.random.Generator) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        options: PlacementOptions,
+        rng: np.random.Generator,
+        newcomers: NewcomerOptions | None = None,
+    ) -> None:
         self.policy, self._options, self._rng = policy, options, rng
-        self._tracker = LoadTracker(options.pricing)
+        self._tracker, self._trials = (
+            LoadTracker(options.pricing),
+            Trials(newcomers or NewcomerOptions()),
+        )
 
     def choose(self, requests: RequestBatch, live: Live, now_ms: int) -> Choices:
         """Decide a batch against one view."""
         pool_load = self._tracker.now(live, now_ms)
         uniform = self._rng.random((len(requests), 2))
         spread = spread_of(len(requests), live, pool_load, self._options, self._rng)
-        choices = route(requests, live, pool_load, self.policy, uniform, spread, self._options)
+        tries = tries_of(live, self._trials)
+        choices = route(
+            requests, live, pool_load, self.policy, uniform, spread, self._options, tries
+        )
+        sent = choices.fits & ~choices.shed
+        at = np.flatnonzero(sent), choices.chosen[sent]
+        usd = np.maximum(choices.cost_usd[at], choices.expected_cost_usd[at])
+        self._trials.sent(live.catalogue.keys, at[1], usd)
         if live.loads:
-            sent = choices.fits & ~choices.shed
             self._tracker.sent(live, choices.pool[sent], choices.work_s[sent], now_ms)
         return choices
 

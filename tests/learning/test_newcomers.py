@@ -1,36 +1,149 @@
-"""The share of a model that has hardly been tried."""
+"""The requests of a model that has hardly been tried."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from learners.policies.newcomers import NewcomerOptions, capped
+from learners.policies.newcomers import NewcomerOptions, Trials, Tries, draw_within
 
-OPTIONS = NewcomerOptions()
+KEYS = [11, 22, 33]
+PROVEN = np.full(3, 99.0)
+NONE = np.zeros(3)
+FREE = np.full(3, np.inf)
+RNG = np.random.default_rng(0)
 
 
-def test_an_untried_model_gets_the_stated_share_and_the_proven_ones_the_rest():
+def tries(trials, known, *, proving=None, sent=NONE, replicas=1):
+    """What the last of three models may take when so many of its outcomes are known."""
+    n_outcomes = np.array([99.0, 99.0, known])
+    n_proving = n_outcomes if proving is None else np.array([99.0, 99.0, proving])
+    return trials.tries(KEYS, n_outcomes, n_proving, sent, replicas)
+
+
+def drawn(limit, n=50, p=(0.1, 0.3, 0.6), cost=None):
+    """n requests that all may have all three models."""
+    cost_usd = np.full((n, 3), 0.01) if cost is None else cost
+    return draw_within(np.tile(p, (n, 1)), np.ones((n, 3), bool), limit, cost_usd, RNG.random(n))
+
+
+def test_an_untried_model_gets_its_tries_and_then_nothing_until_outcomes_come():
     """
-    As the policy weighed them against each other.
+    As many requests as the policy gives it, one after the other, then none.
     """
-    p = np.array([[0.1, 0.3, 0.6]])
+    trials = Trials(NewcomerOptions())
 
-    cut = capped(p, np.ones((1, 3), bool), np.array([50.0, 80.0, 0.0]), OPTIONS)
+    p, chosen = drawn(tries(trials, 0))
 
-    np.testing.assert_allclose(cut, [[0.24, 0.72, 0.04]])
+    at = np.flatnonzero(chosen == 2)
+    assert len(at) == 4
+    np.testing.assert_allclose(p[: at[3] + 1, 2], 0.6)
+    assert not p[at[3] + 1 :, 2].any()
 
 
-@pytest.mark.parametrize(("n_outcomes", "cap"), [(0, 0.04), (1, 0.04 ** (2 / 3)), (3, 1.0)])
-def test_the_cap_grows_with_outcomes_until_it_is_none(n_outcomes, cap):
+def test_what_is_cut_off_goes_to_the_proven_models_as_they_were_weighed():
     """
-    From the stated share to all of it at three outcomes.
+    A third of what is left to the first, two thirds to the second, here 1 : 3.
     """
-    p = np.array([[0.0, 1.0]])
+    p, _ = drawn(Tries(np.array([np.inf, np.inf, 0.0]), FREE, np.ones(3)))
 
-    cut = capped(p, np.ones((1, 2), bool), np.array([9.0, float(n_outcomes)]), OPTIONS)
+    np.testing.assert_allclose(p, np.tile([0.25, 0.75, 0.0], (50, 1)))
 
-    np.testing.assert_allclose(cut, [[1 - cap, cap]])
+
+def test_each_outcome_triples_the_tries_and_three_end_the_limit():
+    """
+    Those under way count against them.
+    """
+    trials = Trials(NewcomerOptions())
+    found = []
+    for known in (0.0, 1.0, 2.0, 3.0):
+        found.append(tries(trials, known).requests[2])
+        trials.sent(KEYS, np.array([2, 2]), np.full(2, 0.01))
+
+    assert found == [4.0, 12.0 - 1.0, 36.0 - 2.0, np.inf]
+
+
+def test_the_budget_in_requests_is_never_exceeded_however_long_no_outcome_comes():
+    """
+    Also not with outcomes that come one at a time.
+    """
+    trials, n_sent = Trials(NewcomerOptions(requests_max=10)), 0
+    for round_ in range(40):
+        _, chosen = drawn(tries(trials, min(2.0, round_ * 0.1)))
+        trials.sent(KEYS, chosen, np.full(len(chosen), 0.01))
+        n_sent += int((chosen == 2).sum())
+
+    assert n_sent == 10
+
+
+def test_the_budget_in_dollars_is_never_exceeded():
+    """
+    A call is reserved at what it is expected to cost; one that does not fit goes elsewhere, cheaper
+    ones may still fit.
+    """
+    trials, spent = Trials(NewcomerOptions(usd_max=0.1, tries_at_once=100)), 0.0
+    for _ in range(20):
+        cost = RNG.uniform(0.001, 0.05, (50, 3))
+        p, chosen = drawn(tries(trials, 0), cost=cost)
+        usd = cost[np.arange(50), chosen]
+        trials.sent(KEYS, chosen, usd)
+        spent += float(usd[chosen == 2].sum())
+        assert (p[np.arange(50), chosen] > 0).all()
+
+    assert 0.09 < spent <= 0.1
+
+
+@pytest.mark.parametrize("replicas", [2, 3, 7])
+def test_replicas_share_the_budget_without_talking(replicas):
+    """
+    All together send no more than it.
+    """
+    options = NewcomerOptions(requests_max=20, tries_at_once=100)
+    n_sent = 0
+    for _ in range(replicas):
+        trials = Trials(options)
+        for _ in range(5):
+            _, chosen = drawn(tries(trials, 0, replicas=replicas))
+            trials.sent(KEYS, chosen, np.zeros(len(chosen)))
+            n_sent += int((chosen == 2).sum())
+
+    assert 20 - replicas < n_sent <= 20
+
+
+def test_a_replica_that_starts_anew_knows_from_telemetry_what_was_spent():
+    """
+    Unless the model was known once and has faded.
+    """
+    options, sent = NewcomerOptions(requests_max=20), np.array([0.0, 0.0, 20.0])
+
+    assert tries(Trials(options), 0, sent=sent).requests[2] == 0.0
+    assert tries(Trials(options), 0.5, sent=sent).requests[2] > 0.0
+
+
+def test_a_model_that_is_proven_begins_with_a_new_budget_when_it_has_faded():
+    """
+    What it was sent while it was known is no exploration.
+    """
+    trials = Trials(NewcomerOptions(requests_max=4))
+    trials_before = tries(trials, 0)
+    trials.sent(KEYS, np.full(4, 2), np.zeros(4))
+    tries(trials, 3.0)
+
+    again = tries(trials, 0.5)
+
+    assert trials_before.requests[2] == 4.0 and again.requests[2] == 4.0
+
+
+@pytest.mark.parametrize(("n_good", "cap"), [(0, 0.04), (1, 0.04 ** (2 / 3)), (3, 1.0)])
+def test_a_model_whose_calls_fail_keeps_a_share_that_grows_with_successes(n_good, cap):
+    """
+    From the stated share to all of it at three; it needs no tries.
+    """
+    limit = tries(Trials(NewcomerOptions()), 50.0, proving=n_good)
+
+    p, _ = drawn(limit, p=(0.0, 0.0, 1.0))
+
+    np.testing.assert_allclose(p[:, 2], cap)
 
 
 def test_where_all_are_new_nothing_is_cut():
@@ -38,5 +151,29 @@ def test_where_all_are_new_nothing_is_cut():
     There is nothing to protect. Likewise where the proven ones may not be had.
     """
     p, allowed = np.array([[0.5, 0.5, 0.0]]), np.array([[True, True, False]])
+    limit = Tries(np.array([0.0, 0.0, np.inf]), FREE, np.ones(3))
 
-    np.testing.assert_array_equal(capped(p, allowed, np.array([0.0, 0.0, 99.0]), OPTIONS), p)
+    found, _ = draw_within(p, allowed, limit, np.zeros((1, 3)), np.zeros(1))
+
+    np.testing.assert_array_equal(found, p)
+
+
+def test_propensities_are_what_is_drawn_from_also_as_tries_run_out():
+    """
+    Over many draws, each row's model is as frequent as its probabilities say on average.
+    """
+    rng, rounds, n = np.random.default_rng(7), 1500, 5
+    limit = Tries(np.array([np.inf, np.inf, 2.0]), FREE, np.ones(3))
+    stated, counted = np.zeros((n, 3)), np.zeros((n, 3))
+    for _ in range(rounds):
+        p, chosen = draw_within(
+            np.tile((0.1, 0.3, 0.6), (n, 1)),
+            np.ones((n, 3), bool),
+            limit,
+            np.zeros((n, 3)),
+            rng.random(n),
+        )
+        stated += p / rounds
+        counted[np.arange(n), chosen] += 1 / rounds
+
+    np.testing.assert_allclose(counted, stated, atol=4 * np.sqrt(0.25 / rounds))

@@ -137,7 +137,7 @@ def _experiment_tasks(tables: Sequence[OutcomeTable], options: DecisionsBench) -
     tasks += [
         Task(key=(run.__name__, seed), run=run, arguments=(seed,), cost=4.0)
         for seed in range(options.experiment_seeds)
-        for run in (experiments.newcomer_bad, experiments.newcomer_better)
+        for run in experiments.ONBOARDING.values()
     ]
     return tasks + [
         Task(key=("gain", world), run=experiments.gain, arguments=(world,), cost=2.0)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from learners.policies.newcomers import NewcomerOptions
 from load.bench.decisions.served import Served, ServedOptions
 from load.bench.decisions.streams import BATCH, Floats
 from load.bench.decisions.worlds import CALL_USD, Routed, World, joined, routed, topical, versions
@@ -28,6 +29,7 @@ FAIR = 0.9  # of the share that a model has in the end
 FALLING_BEFORE = np.tile([0.9, 0.8, 0.6, 0.5], (3, 1))
 FALLING_AFTER = np.tile([0.3, 0.8, 0.6, 0.5], (3, 1))
 ONBOARDING_BEFORE, NEWCOMER = 2000, 3
+BUDGET = 20  # requests that a model may get of which nothing is reported
 OLD_MODELS = [0.8, 0.7, 0.6]
 # Two experts and a generalist, the best fixed model: it gains a third of what the oracle does.
 TOPICS = np.array([[0.9, 0.2, 0.6], [0.2, 0.9, 0.6], [0.3, 0.3, 0.7]])
@@ -79,13 +81,36 @@ def newcomer_bad(seed: int) -> Found:
     return {"of_next_100": float(next_100.sum()), "calm": _calm(found)}
 
 
+def newcomer_silent(seed: int) -> Found:
+    """Requests that a model gets of which no outcome ever comes, with a stated budget."""
+    options = ServedOptions(newcomers=NewcomerOptions(requests_max=BUDGET))
+    found = _with_newcomer(seed, 0.95, options=options, silent=True)
+    return {"sent": float((found.chosen == NEWCOMER).sum()), "calm": _calm(found)}
+
+
 def newcomer_better(seed: int) -> Found:
     """Decisions until an untried model of quality 0.95 has nine tenths of its final share."""
-    found = _with_newcomer(seed, 0.95)
+    return _adopted(_with_newcomer(seed, 0.95))
+
+
+def newcomer_better_with_8_answers(seed: int) -> Found:
+    """The same with eight judged answers imported before its first call."""
+    return _adopted(_with_newcomer(seed, 0.95, n_answers=8))
+
+
+def _adopted(found: Routed) -> Found:
     share = _smoothed(found.p[ONBOARDING_BEFORE:, NEWCOMER])
     final = float(share[-AFTER // 4 :].mean())
     to_fair_share = _first(share >= FAIR * final)
     return {"to_fair_share": to_fair_share, "final_share": final, "calm": _calm(found)}
+
+
+ONBOARDING = {
+    "bad": newcomer_bad,
+    "silent": newcomer_silent,
+    "better": newcomer_better,
+    "better_with_8_answers": newcomer_better_with_8_answers,
+}
 
 
 def gain(seed: int) -> Found:
@@ -146,15 +171,27 @@ def _alarm_delay(found: Routed, n_before: int, column: int) -> float:
     return float(min((delay for delay in after if delay > 0), default=np.inf))
 
 
-def _with_newcomer(seed: int, quality: float) -> Routed:
+def _with_newcomer(
+    seed: int,
+    quality: float,
+    *,
+    n_answers: int = 0,
+    options: ServedOptions | None = None,
+    silent: bool = False,
+) -> Routed:
+    """A model that is added, known from so many answers; `silent`: nothing is reported of it."""
     every = np.tile([*OLD_MODELS, quality], (3, 1))
     world = topical(seed, every, ONBOARDING_BEFORE + AFTER)
 
     def add(player: Served) -> None:
+        player.silent = NEWCOMER if silent else None
+        if n_answers:  # to the first prompts; its answers to them were not seen before
+            player.import_answers(np.arange(n_answers), NEWCOMER)
         player.restate(NEWCOMER + 1, np.full(NEWCOMER + 1, CALL_USD))
 
     events = {ONBOARDING_BEFORE: add}
-    return routed(world, ServedOptions(), events, NEWCOMER, calm_until=ONBOARDING_BEFORE)
+    given = options or ServedOptions()
+    return routed(world, given, events, NEWCOMER, calm_until=ONBOARDING_BEFORE)
 
 
 def _smoothed(values: Floats) -> Floats:

@@ -26,15 +26,20 @@ from learners.context import Contexts
 from learners.drift import Alarm
 from learners.estimates.landmarks import Landmarks, landmarks_of
 from learners.estimates.learned import Learned, MemoryOptions
+from learners.policies.newcomers import NewcomerOptions
 from learners.policies.policy import Policy, default_policy
+from learners.policies.probes import ProbeOptions
 from load.bench.decisions.streams import Floats, Rows, Stream
 from serve.encoders import Encoder, EncoderOptions, identity, make_encoder
 from serve.encoders.projections import FITTED_DIMS
+from serve.onboarding.imported import feedback_records
 from serve.routing.catalogue import Catalogue, Model, Pool
 from serve.routing.live import Live, LiveOptions
 from serve.routing.placement import PlacementOptions
+from serve.routing.probing import Prober
 from serve.routing.records import Decisions
 from serve.routing.router import Choices, Chooser, RequestBatch, unsaid_columns
+from streams.feedback.answers_file import Answer
 from streams.feedback.feedback import encode_report
 from streams.feedback.ticket import KEY_BYTES, Issuer, Sealer
 from streams.log.contract import FEEDBACK
@@ -57,6 +62,8 @@ class ServedOptions:
     policy: Policy = field(default_factory=default_policy)
     live: LiveOptions = field(default_factory=LiveOptions)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
+    newcomers: NewcomerOptions = NewcomerOptions()
+    probes: ProbeOptions = ProbeOptions()
     landmarks: Landmarks | None = None  # None: those of the encoder
 
 
@@ -115,13 +122,14 @@ class Served:
         # (n, k) of every decision; 0 for a model that was not in the catalogue.
         self.propensity = np.zeros((len(stream), stream.n_models), np.float32)
         self.raised: list[Raised] = []
+        self.silent: int | None = None  # a model of which nothing is reported
         self._alarms_on: set[tuple[int, str]] = set()  # column and target, at the last view
         self._n_decided, self._view_at = 0, 0
         rng = np.random.default_rng([stream.seed, 2])
         self._sealer, self._issuer = Sealer([rng.bytes(KEY_BYTES)]), Issuer(1)
         self._identity = identity(encoder_for(stream.embeddings.shape[1]))
         self._contexts = served_contexts(stream.embeddings, stream.prompt_tokens)
-        self._chooser = Chooser(options.policy, PlacementOptions(), rng)
+        self._chooser = Chooser(options.policy, PlacementOptions(), rng, options.newcomers)
         self._log = MemoryLog(Storage(), self.now_ms)
         self._log.ensure_topics()
         self._folder = tempfile.TemporaryDirectory()
@@ -133,6 +141,9 @@ class Served:
             self._log, store, self._sealer, self._identity, never, self.now_ms, start=lambda: state
         )
         self._tickets: dict[int, tuple[bytes, bytes]] = {}
+        self._prober = Prober(options.probes)
+        self._probes: dict[int, tuple[int, bytes, bytes]] = {}  # column, key and ticket, by row
+        self.probed_usd = 0.0
         self._policy = repr(options.policy)
         self._live: Live | None = None  # the newest view; None where the catalogue is newer
         self.restate(n_models or stream.n_models, stream.price_usd)
@@ -171,18 +182,63 @@ class Served:
         keys = [decision_id.hex().encode() for decision_id in ids]
         tickets = decisions.seal(self._sealer, ids)
         self._tickets.update(zip(rows.tolist(), zip(keys, tickets, strict=True), strict=True))
+        self._probe(rows, decisions)
         return choices
 
     def learn(self, rows: Rows, columns: Rows, quality: Floats, cost_usd: Floats) -> None:
         """See `Player`: reported as any caller does."""
-        del columns
         records = []
-        for row, worth, cost in zip(
-            rows.tolist(), quality.tolist(), cost_usd.tolist(), strict=True
-        ):
+        every = (rows.tolist(), columns.tolist(), quality.tolist(), cost_usd.tolist())
+        for row, column, worth, cost in zip(*every, strict=True):
             key, ticket = self._tickets.pop(row)
-            records.append((key, encode_report(ticket, quality=worth, cost_usd=cost)))
+            if row in self._probes:
+                records.append(self._answered(row))
+            if column != self.silent:
+                records.append((key, encode_report(ticket, quality=worth, cost_usd=cost)))
         self._log.append(FEEDBACK, records)
+
+    def _probe(self, rows: Rows, decisions: Decisions) -> None:
+        """Buy extra answers, and keep their tickets until their requests' outcomes are known."""
+        live, choices = decisions.live, decisions.choices
+        probes = self._prober.pick(decisions.requests, choices, live, self.now_ms())
+        if not len(probes.rows):
+            return
+        ids = self._issuer.take(len(probes.rows))
+        tickets = probes.decisions(decisions).seal(self._sealer, ids)
+        keys = [decision_id.hex().encode() for decision_id in ids]
+        for row, column, key, ticket in zip(
+            rows[probes.rows].tolist(), probes.columns.tolist(), keys, tickets, strict=True
+        ):
+            self._probes[row] = (column, key, ticket)
+            row: (column, key, one) for row, column, key, one in zip(*every, strict=True)
+        }
+
+    def _answered(self, row: int) -> tuple[bytes, bytes]:
+        """What a probe's answer is reported as."""
+        column, key, ticket = self._probes.pop(row)
+        quality, cost = self._stream.quality[row, column], self._stream.cost_usd[row, column]
+        self.probed_usd += float(cost)
+        return key, encode_report(ticket, quality=float(quality), cost_usd=float(cost))
+
+    def import_answers(self, rows: Rows, column: int) -> None:
+        """Let a model's judged answers to some prompts be imported, as from a file."""
+        stream = self._stream
+        answers = [
+            Answer(
+                embedding=stream.embeddings[row].tolist(),
+                model=f"model-{column}",
+                quality=float(stream.quality[row, column]),
+                cost_usd=float(stream.cost_usd[row, column]),
+            )
+            for row in rows.tolist()
+        ]
+        encoder = encoder_for(stream.embeddings.shape[1])
+        for batch in feedback_records(
+            answers, self._catalogue, encoder, self._sealer, self.now_ms()
+        ):
+            self._log.append(FEEDBACK, batch)
+        while self.trainer.step():
+            pass
 
     def restate(self, n_models: int, price_usd: Floats) -> None:
         """From now on the catalogue states so many models, and these prices (k,)."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from learners.context import STEP
 from load.bench.decisions.served import Raised, Served, ServedOptions, served_contexts
-from load.bench.decisions.streams import BATCH, Floats, Stream, delays, play
+from load.bench.decisions.streams import BATCH, Floats, Rows, Stream, delays, play
 from load.data.tables import OutcomeTable
 
 DIM = 96  # of made-up embeddings
@@ -126,10 +126,14 @@ def starts(n: int, calm_until: int = 0) -> list[int]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Routed:
-    """What Fairlead did in a world: how likely each model was (n, k), and the alarms it raised."""
+    """What Fairlead did in a world.
+
+    How likely each model was (n, k), the alarms it raised, and which models it chose (n,).
+    """
 
     p: Floats
     raised: list[Raised]
+    chosen: Rows
 
 
 def routed(
@@ -146,5 +150,6 @@ def routed(
             if start in events:
                 events[start](player)
 
-        play(player, world.stream, starts(len(world.stream), calm_until), before_batch)
-        return Routed(player.propensity.astype(np.float64), player.raised)
+        begins = starts(len(world.stream), calm_until)
+        chosen = play(player, world.stream, begins, before_batch)
+        return Routed(player.propensity.astype(np.float64), player.raised, chosen)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from load.bench.decisions.contenders import RULES, Chosen
+from load.bench.decisions.experiments import BUDGET, ONBOARDING
 from load.bench.decisions.options import N_BEFORE, REFERENCE, DecisionsBench
 from load.bench.decisions.orders import Orders
 from load.bench.decisions.report.figures import TableFigures, name_of
@@ -212,10 +213,11 @@ def summary(found: Sequence[Mapping[str, Any]]) -> dict[str, object]:
 
 
 def _onboarding(options: DecisionsBench, found: Found) -> dict[str, Any]:
-    return {
-        name: summary([found[f"newcomer_{name}", seed] for seed in range(options.experiment_seeds)])
-        for name in ("bad", "better")
-    }
+    runs = {name: run.__name__ for name, run in ONBOARDING.items()}
+    every = range(options.experiment_seeds)
+    result = {name: summary([found[run, seed] for seed in every]) for name, run in runs.items()}
+    result["silent"]["requests_max"] = BUDGET
+    return result
 
 
 def _stuck(options: DecisionsBench, found: Found) -> dict[str, Any]:

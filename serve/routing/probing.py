@@ -1,0 +1,126 @@
+"""Which requests get a *probe*: an extra answer of another model, bought to learn from.
+
+    Choices ─knowledge gradient per dollar─▶ the most worthwhile rows, within the budget ─▶ tickets
+
+A probe is a decision of its own: it has its own ticket, under which its outcome is learned, and
+nothing about the request's own decision changes. Its propensity is one: given the request, nothing
+is drawn.
+
+The budget is a token bucket that fills evenly over the day. Replicas don't talk to each other: each
+has an equal part, by the number of replicas that the snapshot's telemetry knows. A bucket starts
+empty, so that no restart gives a budget twice.
+
+Which rows are worth it depends on what others are worth: the bar is set where the last thousand
+requests' best offers would have spent just what comes in.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.policies.probes import ProbeOptions, Worth, gradient, worth
+from serve.routing.live import Live
+from serve.routing.records import Decisions
+from serve.routing.router import Choices, RequestBatch, Verdict
+from streams.feedback.feedback import PROBE
+
+DAY_S = 86_400.0
+BURST_S = 3600.0  # of the budget, that may be spent at once
+RECENT = 1024  # requests that the bar is set by
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Probes:
+    """Rows (p,) of a batch that get a probe, and of which model (p,)."""
+
+    rows: NDArray[np.intp]
+    columns: NDArray[np.intp]
+
+    def decisions(self, of: Decisions) -> Decisions:
+        """The probes as decisions of their own."""
+        choices, at = of.choices[self.rows], (np.arange(len(self.rows)), self.columns)
+        propensity = np.zeros_like(choices.propensity)
+        propensity[at] = 1.0
+        probed = replace(
+            choices, chosen=self.columns, pool=choices.pools[at], propensity=propensity
+        )
+        return replace(of[self.rows], choices=probed, policy=PROBE)
+
+
+NO_PROBES = Probes(np.zeros(0, np.intp), np.zeros(0, np.intp))
+
+
+class Prober:
+    """Buys for one replica. Used from one thread."""
+
+    def __init__(self, options: ProbeOptions) -> None:
+        self.options = options
+        self._usd = 0.0  # in the bucket
+        self._filled_ms = 0
+        self._offers: deque[tuple[float, float, float]] = deque(maxlen=RECENT)
+        self._n_seen, self._n_probed = 0, 0
+
+    @property
+    def buys(self) -> bool:
+        """Whether there is a budget at all."""
+        return self.options.budget_usd_per_day > 0
+
+    def pick(self, requests: RequestBatch, choices: Choices, live: Live, now_ms: int) -> Probes:
+        """The probes of a batch that was just decided; their cost is taken from the budget."""
+        if not self.buys or len(live.catalogue) < 2:
+            return NO_PROBES
+        came = self._fill(live, now_ms)
+        found = self._worth(requests, choices, live)
+        found.per_usd[~choices.fits | choices.shed] = 0.0
+        self._note(found, came)
+        return self._bought(found)
+
+    def _fill(self, live: Live, now_ms: int) -> float:
+        """Let money in for the time that has passed; how much."""
+        before, self._filled_ms = self._filled_ms or now_ms, max(now_ms, self._filled_ms)
+        # So much less that no day, with what is in the bucket when it begins, exceeds the budget.
+        per_s = self.options.budget_usd_per_day / (DAY_S + BURST_S) / live.n_replicas()
+        came = per_s * max(0, now_ms - before) / 1000.0
+        self._usd = min(self._usd + came, per_s * BURST_S)
+        return came
+
+    def _worth(self, requests: RequestBatch, choices: Choices, live: Live) -> Worth:
+        weights = requests.preference
+        eligible = choices.verdict == Verdict.ELIGIBLE
+        noise = weights[:, :1] * live.estimator.noise[:, 0]
+        value = gradient(choices.utility, choices.unsure, noise, eligible)
+        usd = np.maximum(choices.cost_usd, choices.expected_cost_usd)
+        horizon = self.options.horizon_requests
+        return worth(value, usd, weights[:, 1], choices.chosen, horizon)
+
+    def _note(self, found: Worth, came_usd: float) -> None:
+        each = came_usd / max(1, len(found.usd))
+        offers = zip(found.per_usd.tolist(), found.usd.tolist(), strict=True)
+        self._offers += [(per_usd, usd, each) for per_usd, usd in offers]
+
+    def _bar(self) -> float:
+        """What an answer must be worth per dollar, so that money goes as fast as it comes."""
+        per_usd, usd, came = np.array(self._offers).T
+        order = np.argsort(-per_usd, kind="stable")
+        spent = np.cumsum(usd[order])
+        n = int(np.searchsorted(spent, came.sum(), side="right"))
+        n = min(n, int(self.options.share_max * len(order)))
+        return float(per_usd[order[n]]) if n < len(order) else 0.0
+
+    def _bought(self, found: Worth) -> Probes:
+        bar, self._n_seen = self._bar(), self._n_seen + len(found.usd)
+        rows = []
+        for row in np.argsort(-found.per_usd, kind="stable").tolist():
+            within = self._n_probed < self.options.share_max * self._n_seen
+            if not within or found.per_usd[row] <= 0.0 or found.per_usd[row] < bar:
+                break
+            if found.usd[row] <= self._usd:
+                self._usd -= float(found.usd[row])
+                self._n_probed += 1
+                rows.append(row)
+        at = np.array(sorted(rows), np.intp)
+        return Probes(at, found.column[at])
