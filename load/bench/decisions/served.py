@@ -210,8 +210,6 @@ class Served:
             rows[probes.rows].tolist(), probes.columns.tolist(), keys, tickets, strict=True
         ):
             self._probes[row] = (column, key, ticket)
-            row: (column, key, one) for row, column, key, one in zip(*every, strict=True)
-        }
 
     def _answered(self, row: int) -> tuple[bytes, bytes]:
         """What a probe's answer is reported as."""
