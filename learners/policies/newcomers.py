@@ -131,7 +131,8 @@ class Trials:
             new = max(0.0, known - spent.known_before)
             under_way = max(0.0, spent.requests - new)
             at_once = max(1.0, options.tries_at_once / n_replicas) * TRIES_GROWTH**known
-            found.requests[column] = max(0.0, math.floor(min(budget, at_once - under_way)))
+            free = math.floor(min(float(budget), at_once - under_way))
+            found.requests[column] = max(0, free)
             found.usd[column] = options.usd_max / n_replicas - spent.usd
         return found
 

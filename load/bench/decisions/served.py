@@ -6,9 +6,9 @@
 
 Nothing is copied from serve/, streams/ or learners/. What is left out is the network with its
 messages, the disk and the clock: virtual time advances with the decisions, and the trainer's state
-is handed over in memory. A view is made for every batch at first, then every `VIEW_EVERY`
-decisions: at 400 requests per second that is the quarter of a second after which a trainer
-publishes.
+is handed over in memory. A view is made for every batch at first, and again from a change of the
+catalogue on, as a router with less traffic would see it; then every `VIEW_EVERY` decisions: at 400
+requests per second that is the quarter of a second after which a trainer publishes.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from streams.training.trainer import Trainer, TrainerOptions
 NOON_MS = 1_760_000_000_000  # any time: nothing looks at the date
 REQUESTS_PER_S = 400.0
 VIEW_EVERY = 96
-EAGER_DECISIONS = 1024  # until so many a view is made for every batch
+EAGER_DECISIONS = 1024  # so many after a start or a new catalogue, views are of every batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +156,7 @@ class Served:
         """See `Player`."""
         while self.trainer.step():
             pass
-        eager = self._n_decided < EAGER_DECISIONS
+        eager = self._n_decided - self._stated_at < EAGER_DECISIONS
         if self._live is None or eager or self._n_decided - self._view_at >= VIEW_EVERY:
             self._live, self._view_at = self._view(), self._n_decided
         choices = self._decided(rows, self._live)
@@ -243,7 +243,7 @@ class Served:
         names = [f"model-{column}" for column in range(n_models)]
         self._n_models, self._catalogue = n_models, catalogue_of(names, price_usd[:n_models])
         self._requests = batch_of(self._stream, self._contexts, n_models)
-        self._live = None
+        self._live, self._stated_at = None, self._n_decided
 
     def _view(self) -> Live:
         state = self.trainer.state
