@@ -116,20 +116,20 @@ class Trials:
         requests ever, by telemetry.
         """
         options, k = self._options, len(keys)
-        new = n_outcomes < options.outcomes_proven
-        unproven = np.maximum(1.0 - np.where(new, np.inf, n_proving) / options.outcomes_proven, 0.0)
+        is_new = n_outcomes < options.outcomes_proven
+        succeeded = np.where(is_new, np.inf, n_proving)
+        unproven = np.maximum(1.0 - succeeded / options.outcomes_proven, 0.0)
         found = Tries(np.full(k, np.inf), np.full(k, np.inf), options.share_max**unproven)
-        for column in np.flatnonzero(n_outcomes >= options.outcomes_proven).tolist():
+        for column in np.flatnonzero(~is_new).tolist():
             self._spent.pop(keys[column], None)
-        for column in np.flatnonzero(n_outcomes < options.outcomes_proven).tolist():
+        for column in np.flatnonzero(is_new).tolist():
             known = float(n_outcomes[column])
             spent = self._spent.setdefault(keys[column], _Spent(known))
             # A model that was known and has faded has been sent much: that is no exploration.
             faded = 0.0 < spent.known_before < 1.0
             used_up = not faded and sent_by_all[column] >= options.requests_max
             budget = 0 if used_up else options.requests_max // n_replicas - spent.requests
-            new = max(0.0, known - spent.known_before)
-            under_way = max(0.0, spent.requests - new)
+            under_way = max(0.0, spent.requests - max(0.0, known - spent.known_before))
             at_once = max(1.0, options.tries_at_once / n_replicas) * TRIES_GROWTH**known
             free = math.floor(min(float(budget), at_once - under_way))
             found.requests[column] = max(0, free)
