@@ -54,6 +54,7 @@ from fairlead.messages import (
     Estimate,
     Explanation,
     Outcome,
+    Probe,
     Problem,
     Request,
 )
@@ -84,6 +85,7 @@ __all__ = [
     "Overloaded",
     "Piece",
     "Preference",
+    "Probe",
     "Problem",
     "Request",
     "RetryOptions",

@@ -60,6 +60,7 @@ class RequestOptions(TypedDict, total=False):
     cost_usd_max: float | None
     latency_ms_max: float | None
     deadline_unix_ms: int | None
+    probe: bool
     criticality: Criticality | str | None
 
 
@@ -120,6 +121,21 @@ class Alternative:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """A second model to call with the same prompt, to learn from; it may be left out.
+
+    Judge its answer and report it with this ticket: nothing of it counts as the request's own.
+    """
+
+    decision_id: str  # unique; 24 hexadecimal digits
+    model: str  # who should answer, too
+    pool: str  # where
+    ticket: bytes  # hand it to whoever judges that answer
+    quality: Estimate  # 0 to 1
+    cost_usd: Estimate  # for this call
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """Which model answers, in which pool, and what to expect of it."""
 
@@ -137,6 +153,7 @@ class Decision:
     snapshot_age_ms: int  # since that snapshot was published
     ticket: bytes  # hand it to whoever reports the outcome
     energy_j: float  # predicted, for this call; 0: not known
+    probe: Probe | None = None  # where `Request.probe` allows it and the operator has a budget
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

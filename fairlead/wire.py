@@ -111,6 +111,7 @@ def decision(reply: pb.Decision) -> messages.Decision:
         snapshot_age_ms=reply.snapshot_age_ms,
         ticket=reply.ticket,
         energy_j=reply.energy_j,
+        probe=_probe(reply.probe) if reply.HasField("probe") else None,
     )
 
 
@@ -141,6 +142,17 @@ def explanation(reply: pb.Explanation) -> messages.Explanation:
         ),
         policy=reply.policy,
         models=tuple(_considered(model) for model in reply.models),
+    )
+
+
+def _probe(reply: pb.Probe) -> messages.Probe:
+    return messages.Probe(
+        decision_id=reply.decision_id,
+        model=reply.model,
+        pool=reply.pool,
+        ticket=reply.ticket,
+        quality=_estimate(reply.quality),
+        cost_usd=_estimate(reply.cost_usd),
     )
 
 

@@ -29,6 +29,7 @@ from learners.estimates.learned import MemoryOptions
 from learners.estimates.ridge import RidgeOptions
 from learners.policies.newcomers import NewcomerOptions
 from learners.policies.policy import POLICIES
+from learners.policies.probes import ProbeOptions
 from serve.deploy.deployment import DeploymentOptions
 from serve.deploy.dispatch_deployment import DispatchersOptions
 from serve.deploy.replica import ReplicaOptions
@@ -109,6 +110,10 @@ PARTS = {
     "newcomers": Part(
         "What a new model may take until it is proven. docs/new-models.md says how it is tried.",
         (NewcomerOptions,),
+    ),
+    "probes": Part(
+        "Extra answers bought to learn from, for requests that take them. docs/probes.md has more.",
+        (ProbeOptions,),
     ),
     "feedback": Part("What feedback is believed.", (FeedbackOptions, AuditOptions, OutboxOptions)),
     "log": Part("Where decisions and feedback are logged.", (LogChoice, KafkaOptions)),

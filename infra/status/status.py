@@ -31,6 +31,7 @@ from streams.training.trainer import (
     DUPLICATE,
     LEARNED,
     MOVED,
+    PROBED,
     RECORDS,
     SKIPPED,
     SPENT,
@@ -72,6 +73,7 @@ class Status:
     # US dollars by pool: for answers, and for calls that answered nobody.
     spent_usd: dict[str, float] = field(default_factory=dict)
     paid_in_vain_usd: dict[str, float] = field(default_factory=dict)
+    probed_usd: dict[str, float] = field(default_factory=dict)  # likewise, bought to learn from
     # What telemetry says; see `streams.telemetry.fleet_view`.
     telemetry: dict[str, int] = field(default_factory=dict)  # records by what became of them
     workload: dict[str, ClassView] = field(default_factory=dict)  # by class
@@ -134,6 +136,7 @@ def look(
         changes=tuple(posted_changes(store.folder, now_ms)),
         spent_usd=_usd(counts, SPENT, pools),
         paid_in_vain_usd=_usd(counts, WASTED, pools),
+        probed_usd=_usd(counts, PROBED, pools),
         telemetry={**_under(counts, "telemetry."), "missing": fleet.missing},
         workload=fleet_view.workload(fleet, now_ms),
         router=fleet_view.router(fleet, now_ms) if fleet.routers or fleet.totals.mix else None,

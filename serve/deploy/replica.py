@@ -18,6 +18,7 @@ from learners.estimates.learned import MemoryOptions
 from learners.option import option
 from learners.policies.newcomers import NewcomerOptions
 from learners.policies.policy import Policy
+from learners.policies.probes import ProbeOptions
 from serve.deploy.model_changes import ModelChanges
 from serve.deploy.vitals import Vitals
 from serve.dispatch.retickets import REASONS
@@ -29,11 +30,12 @@ from serve.routing.catalogue import CatalogueSource
 from serve.routing.decider import Decider
 from serve.routing.live import LiveOptions, LiveView
 from serve.routing.placement import PlacementOptions
+from serve.routing.probing import Prober
 from serve.routing.router import Chooser
 from serve.routing.sessions import SessionOptions, Sessions
 from streams.alarms import ROUTER_ROLE, Board
 from streams.feedback import decisions
-from streams.feedback.feedback import FeedbackOptions, Ingest
+from streams.feedback.feedback import PROBE, FeedbackOptions, Ingest
 from streams.feedback.ticket import ISSUER_BYTES, Issuer, Sealer, key_of
 from streams.log.contract import DECISIONS, FEEDBACK, TELEMETRY, Log
 from streams.log.outbox import Outbox, OutboxOptions
@@ -64,6 +66,7 @@ class ReplicaOptions:
     sessions: SessionOptions = SessionOptions()
     placement: PlacementOptions = PlacementOptions()
     newcomers: NewcomerOptions = NewcomerOptions()
+    probes: ProbeOptions = ProbeOptions()
     log_decisions: bool = option(True, "Write every decision to the decision log.")
     log_prompts: bool = option(
         False, "Put prompts into the decision log, too. They may be personal data."
@@ -121,6 +124,7 @@ class Replica:
             now_ms,
             self.sessions,
             log_prompts=options.log_prompts,
+            prober=Prober(options.probes),
         )
         self.window = RouterWindow() if options.telemetry_s else None
         self.servicer = RouterServicer(
@@ -131,7 +135,7 @@ class Replica:
             Ingest(sealer, key_of(name), options.feedback),
             self.decisions if options.log_decisions else None,
             self.feedback,
-            [repr(options.policy), *REASONS],
+            [repr(options.policy), *REASONS, PROBE],
             options.servicer,
             now_ms,
             self.window,

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from learners.policies.probes import ProbeOptions
 from serve.encoders import Encoder
 from serve.errors import (
     DeadlinePassed,
@@ -25,8 +26,9 @@ from serve.errors import (
 )
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.live import Live
+from serve.routing.probing import Prober
 from serve.routing.records import Decisions
-from serve.routing.reply import no_model_fits, write_decisions
+from serve.routing.reply import no_model_fits, write_decisions, write_probes
 from serve.routing.request import BYTES_PER_TOKEN, RouteInput
 from serve.routing.router import Choices, Chooser, RequestBatch, columns
 from serve.routing.sessions import Held, SessionOptions, Sessions
@@ -64,6 +66,7 @@ class Decider:
         sessions: Sessions | None = None,
         *,
         log_prompts: bool = False,
+        prober: Prober | None = None,
     ) -> None:
         """`log_prompts` puts texts into the decision log; they may be personal: off by default."""
         self._log_prompts = log_prompts
@@ -71,7 +74,7 @@ class Decider:
         self._sessions = Sessions(SessionOptions()) if sessions is None else sessions
         self._encoder, self._chooser, self._sealer, self._issuer = encoder, chooser, sealer, issuer
         self._now_ms = now_ms
-        self._policy = repr(chooser.policy)
+        self._policy, self._prober = repr(chooser.policy), prober or Prober(ProbeOptions())
 
     def decide(self, asked: Sequence[RouteInput], live: Live) -> Decided:
         """Decide n requests against one view. Texts are encoded here, so only if that is quick."""
@@ -97,9 +100,9 @@ class Decider:
             at_ms=now_ms,
         )
         tickets = decisions.seal(self._sealer, ids, [one.measured for one in taken])
-        for row, reply in zip(
-            rows, write_decisions(taken, ids, tickets, choices, live, now_ms), strict=True
-        ):
+        written = write_decisions(taken, ids, tickets, choices, live, now_ms)
+        self._suggest_probes(taken, decisions, written)
+        for row, reply in zip(rows, written, strict=True):
             replies[row] = reply
         self._hold_sessions(taken, choices, live, now_ms)
         for row in np.flatnonzero(~choices.fits).tolist():
@@ -111,6 +114,20 @@ class Decider:
         fits = np.flatnonzero(choices.fits)
         log = self._log(ids, taken, decisions, np.flatnonzero(choices.fits & ~choices.shed))
         return Decided(replies, log, decisions[fits].count() if len(fits) else None)
+
+    def _suggest_probes(
+        self, asked: Sequence[RouteInput], of: Decisions, replies: Sequence[pb.Decision]
+    ) -> None:
+        """Add the probes that are worth their price to the replies of those who take them."""
+        wanted = np.array([one.probe for one in asked])
+        probes = self._prober.pick(of.requests, of.choices, of.live, of.at_ms, wanted)
+        rows = probes.rows.tolist()
+        if rows:
+            ids, decisions = self._issuer.take(len(rows)), probes.decisions(of)
+            tickets = decisions.seal(self._sealer, ids, [asked[row].measured for row in rows])
+            found = write_probes(ids, tickets, decisions.choices, of.live)
+            for row, probe in zip(rows, found, strict=True):
+                replies[row].probe.CopyFrom(probe)
 
     def _embeddings(self, asked: Sequence[RouteInput], refused: Refusals) -> NDArray[np.float32]:
         """Embeddings (n, dim), texts encoded; rows that can't be used are refused."""

@@ -16,7 +16,6 @@ requests' best offers would have spent just what comes in.
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,8 +28,8 @@ from serve.routing.router import Choices, RequestBatch, Verdict
 from streams.feedback.feedback import PROBE
 
 DAY_S = 86_400.0
-BURST_S = 3600.0  # of the budget, that may be spent at once
-RECENT = 1024  # requests that the bar is set by
+BURST_S = 6 * 3600.0  # of the budget, that may be spent at once
+RECENT, BAR_EVERY = 1024, 64  # requests that the bar is set by, and how often it is set anew
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,21 +60,36 @@ class Prober:
         self.options = options
         self._usd = 0.0  # in the bucket
         self._filled_ms = 0
-        self._offers: deque[tuple[float, float, float]] = deque(maxlen=RECENT)
-        self._n_seen, self._n_probed = 0, 0
+        # Of recent requests: points per dollar, dollars, and what came in with it; a ring.
+        self._offers = np.zeros((3, RECENT))
+        self._n_seen, self._n_probed, self._bar, self._bar_at = 0, 0, 0.0, 0
 
     @property
     def buys(self) -> bool:
         """Whether there is a budget at all."""
         return self.options.budget_usd_per_day > 0
 
-    def pick(self, requests: RequestBatch, choices: Choices, live: Live, now_ms: int) -> Probes:
-        """The probes of a batch that was just decided; their cost is taken from the budget."""
+    def pick(
+        self,
+        requests: RequestBatch,
+        choices: Choices,
+        live: Live,
+        now_ms: int,
+        wanted: NDArray[np.bool_] | None = None,
+    ) -> Probes:
+        """The probes of a batch that was just decided; their cost is taken from the budget.
+
+        `wanted` (n,) says which requests take one; None: all.
+        """
         if not self.buys or len(live.catalogue) < 2:
             return NO_PROBES
         came = self._fill(live, now_ms)
+        if not len(choices.chosen):
+            return NO_PROBES
         found = self._worth(requests, choices, live)
         found.per_usd[~choices.fits | choices.shed] = 0.0
+        if wanted is not None:
+            found.per_usd[~wanted] = 0.0
         self._note(found, came)
         return self._bought(found)
 
@@ -98,13 +112,17 @@ class Prober:
         return worth(value, usd, weights[:, 1], choices.chosen, horizon)
 
     def _note(self, found: Worth, came_usd: float) -> None:
-        each = came_usd / max(1, len(found.usd))
-        offers = zip(found.per_usd.tolist(), found.usd.tolist(), strict=True)
-        self._offers += [(per_usd, usd, each) for per_usd, usd in offers]
+        """Remember what was on offer; now and then set the bar by it."""
+        n = len(found.usd)
+        at = (self._n_seen + np.arange(n)) % RECENT
+        self._offers[:, at] = found.per_usd, found.usd, np.full(n, came_usd / n)
+        self._n_seen += n
+        if self._n_seen < RECENT or self._n_seen - self._bar_at >= BAR_EVERY:
+            self._bar, self._bar_at = self._bar_of_recent(), self._n_seen
 
-    def _bar(self) -> float:
+    def _bar_of_recent(self) -> float:
         """What an answer must be worth per dollar, so that money goes as fast as it comes."""
-        per_usd, usd, came = np.array(self._offers).T
+        per_usd, usd, came = self._offers[:, : min(self._n_seen, RECENT)]
         order = np.argsort(-per_usd, kind="stable")
         spent = np.cumsum(usd[order])
         n = int(np.searchsorted(spent, came.sum(), side="right"))
@@ -112,11 +130,10 @@ class Prober:
         return float(per_usd[order[n]]) if n < len(order) else 0.0
 
     def _bought(self, found: Worth) -> Probes:
-        bar, self._n_seen = self._bar(), self._n_seen + len(found.usd)
-        rows = []
+        rows: list[int] = []
         for row in np.argsort(-found.per_usd, kind="stable").tolist():
             within = self._n_probed < self.options.share_max * self._n_seen
-            if not within or found.per_usd[row] <= 0.0 or found.per_usd[row] < bar:
+            if not within or found.per_usd[row] <= 0.0 or found.per_usd[row] < self._bar:
                 break
             if found.usd[row] <= self._usd:
                 self._usd -= float(found.usd[row])

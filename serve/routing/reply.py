@@ -87,6 +87,26 @@ def write_decisions(
     ]
 
 
+def write_probes(
+    ids: Sequence[bytes], tickets: Sequence[bytes], choices: Choices, live: Live
+) -> list[pb.Probe]:
+    """The suggestions of calls that were bought to learn from, n of them."""
+    estimate = pb.Estimate
+    return [
+        pb.Probe(
+            decision_id=ids[i].hex(),
+            model=live.catalogue.names[j],
+            pool=live.pool_names[choices.pool[i]],
+            ticket=tickets[i],
+            quality=estimate(mean=choices.quality[i, j], deviation=choices.quality_deviation[i, j]),
+            cost_usd=estimate(
+                mean=choices.cost_usd[i, j], deviation=choices.cost_usd_deviation[i, j]
+            ),
+        )
+        for i, j in enumerate(choices.chosen.tolist())
+    ]
+
+
 def no_model_fits(one: RouteInput, row: int, choices: Choices, live: Live) -> NoModelFits:
     """Say of every model why it was out."""
     why: dict[Verdict, Callable[[int], str]] = {

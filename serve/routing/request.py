@@ -158,6 +158,7 @@ class RouteFields:
     # Predicted, until the answer is complete.
     latency_ms_max: Annotated[float | None, positive, Column(math.inf)] = None
     deadline_unix_ms: Annotated[int | None, as_given] = None  # the decision is useless after it
+    probe: Annotated[bool, as_given] = False  # a second call may be suggested, to learn from
     # When the fleet is full; callers may give its name in lower case. None: critical.
     criticality: Annotated[
         Criticality | str | None, read_criticality, Column(Criticality.CRITICAL, "i1")

@@ -105,7 +105,7 @@ def test_fields_of_a_decision_are_those_checked_here():
     assert {f.name for f in pb.Decision.DESCRIPTOR.fields} == {
         "request_id", "decision_id", "model", "pool", "propensity", "utility", "quality",
         "cost_usd", "latency_ms", "fallbacks", "snapshot_version", "snapshot_age_ms", "ticket",
-        "energy_j",
+        "energy_j", "probe",
     }  # fmt: skip
 
 

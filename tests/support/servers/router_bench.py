@@ -28,6 +28,7 @@ from learners.estimates.learned import MemoryOptions
 from learners.outcomes import Outcomes
 from learners.policies.inverse_gap import SquareCb
 from learners.policies.policy import Policy
+from learners.policies.probes import ProbeOptions
 from learners.targets import to_fixed
 from serve.deploy.replica import Replica, ReplicaOptions
 from serve.encoders import EncoderOptions, identity, make_encoder
@@ -136,6 +137,7 @@ class Router:
         seed: int | None = 1,
         log_decisions: bool = True,
         log_prompts: bool = False,
+        probes: ProbeOptions = ProbeOptions(),  # noqa: B008 - frozen
         within: Callable[[Replica], Any] = lambda replica: replica,
     ) -> None:
         """`within` may put the replica into something larger, to be started instead of it."""
@@ -157,6 +159,7 @@ class Router:
                 feedback=feedback,
                 log_decisions=log_decisions,
                 log_prompts=log_prompts,
+                probes=probes,
             ),
             SqliteLog(folder / "log.sqlite", self.clock),
             self.store,

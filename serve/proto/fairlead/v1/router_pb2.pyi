@@ -33,7 +33,7 @@ class Preference(_message.Message):
     def __init__(self, quality: _Optional[float] = ..., cost: _Optional[float] = ..., latency: _Optional[float] = ..., energy: _Optional[float] = ...) -> None: ...
 
 class RouteRequest(_message.Message):
-    __slots__ = ("request_id", "text", "embedding", "embedding_f32", "prompt_tokens", "tenant", "session", "preference", "allowed_models", "denied_models", "cost_usd_max", "latency_ms_max", "deadline_unix_ms", "criticality")
+    __slots__ = ("request_id", "text", "embedding", "embedding_f32", "prompt_tokens", "tenant", "session", "preference", "allowed_models", "denied_models", "cost_usd_max", "latency_ms_max", "deadline_unix_ms", "criticality", "probe")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_FIELD_NUMBER: _ClassVar[int]
@@ -48,6 +48,7 @@ class RouteRequest(_message.Message):
     LATENCY_MS_MAX_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     CRITICALITY_FIELD_NUMBER: _ClassVar[int]
+    PROBE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     text: str
     embedding: Embedding
@@ -62,7 +63,8 @@ class RouteRequest(_message.Message):
     latency_ms_max: float
     deadline_unix_ms: int
     criticality: Criticality
-    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ..., embedding_f32: _Optional[bytes] = ..., prompt_tokens: _Optional[int] = ..., tenant: _Optional[str] = ..., session: _Optional[str] = ..., preference: _Optional[_Union[Preference, _Mapping]] = ..., allowed_models: _Optional[_Iterable[str]] = ..., denied_models: _Optional[_Iterable[str]] = ..., cost_usd_max: _Optional[float] = ..., latency_ms_max: _Optional[float] = ..., deadline_unix_ms: _Optional[int] = ..., criticality: _Optional[_Union[Criticality, str]] = ...) -> None: ...
+    probe: bool
+    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ..., embedding_f32: _Optional[bytes] = ..., prompt_tokens: _Optional[int] = ..., tenant: _Optional[str] = ..., session: _Optional[str] = ..., preference: _Optional[_Union[Preference, _Mapping]] = ..., allowed_models: _Optional[_Iterable[str]] = ..., denied_models: _Optional[_Iterable[str]] = ..., cost_usd_max: _Optional[float] = ..., latency_ms_max: _Optional[float] = ..., deadline_unix_ms: _Optional[int] = ..., criticality: _Optional[_Union[Criticality, str]] = ..., probe: _Optional[bool] = ...) -> None: ...
 
 class Embedding(_message.Message):
     __slots__ = ("values",)
@@ -99,7 +101,7 @@ class Alternative(_message.Message):
     def __init__(self, model: _Optional[str] = ..., pool: _Optional[str] = ..., utility: _Optional[float] = ..., propensity: _Optional[float] = ..., quality: _Optional[_Union[Estimate, _Mapping]] = ..., cost_usd: _Optional[_Union[Estimate, _Mapping]] = ..., latency_ms: _Optional[_Union[Estimate, _Mapping]] = ..., energy_j: _Optional[float] = ...) -> None: ...
 
 class Decision(_message.Message):
-    __slots__ = ("request_id", "decision_id", "model", "pool", "propensity", "utility", "quality", "cost_usd", "latency_ms", "fallbacks", "snapshot_version", "snapshot_age_ms", "ticket", "energy_j")
+    __slots__ = ("request_id", "decision_id", "model", "pool", "propensity", "utility", "quality", "cost_usd", "latency_ms", "fallbacks", "snapshot_version", "snapshot_age_ms", "ticket", "energy_j", "probe")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -114,6 +116,7 @@ class Decision(_message.Message):
     SNAPSHOT_AGE_MS_FIELD_NUMBER: _ClassVar[int]
     TICKET_FIELD_NUMBER: _ClassVar[int]
     ENERGY_J_FIELD_NUMBER: _ClassVar[int]
+    PROBE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     decision_id: str
     model: str
@@ -128,7 +131,24 @@ class Decision(_message.Message):
     snapshot_age_ms: int
     ticket: bytes
     energy_j: float
-    def __init__(self, request_id: _Optional[str] = ..., decision_id: _Optional[str] = ..., model: _Optional[str] = ..., pool: _Optional[str] = ..., propensity: _Optional[float] = ..., utility: _Optional[float] = ..., quality: _Optional[_Union[Estimate, _Mapping]] = ..., cost_usd: _Optional[_Union[Estimate, _Mapping]] = ..., latency_ms: _Optional[_Union[Estimate, _Mapping]] = ..., fallbacks: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ..., snapshot_version: _Optional[int] = ..., snapshot_age_ms: _Optional[int] = ..., ticket: _Optional[bytes] = ..., energy_j: _Optional[float] = ...) -> None: ...
+    probe: Probe
+    def __init__(self, request_id: _Optional[str] = ..., decision_id: _Optional[str] = ..., model: _Optional[str] = ..., pool: _Optional[str] = ..., propensity: _Optional[float] = ..., utility: _Optional[float] = ..., quality: _Optional[_Union[Estimate, _Mapping]] = ..., cost_usd: _Optional[_Union[Estimate, _Mapping]] = ..., latency_ms: _Optional[_Union[Estimate, _Mapping]] = ..., fallbacks: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ..., snapshot_version: _Optional[int] = ..., snapshot_age_ms: _Optional[int] = ..., ticket: _Optional[bytes] = ..., energy_j: _Optional[float] = ..., probe: _Optional[_Union[Probe, _Mapping]] = ...) -> None: ...
+
+class Probe(_message.Message):
+    __slots__ = ("decision_id", "model", "pool", "ticket", "quality", "cost_usd")
+    DECISION_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    QUALITY_FIELD_NUMBER: _ClassVar[int]
+    COST_USD_FIELD_NUMBER: _ClassVar[int]
+    decision_id: str
+    model: str
+    pool: str
+    ticket: bytes
+    quality: Estimate
+    cost_usd: Estimate
+    def __init__(self, decision_id: _Optional[str] = ..., model: _Optional[str] = ..., pool: _Optional[str] = ..., ticket: _Optional[bytes] = ..., quality: _Optional[_Union[Estimate, _Mapping]] = ..., cost_usd: _Optional[_Union[Estimate, _Mapping]] = ...) -> None: ...
 
 class Problem(_message.Message):
     __slots__ = ("code", "message")
