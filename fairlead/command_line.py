@@ -158,6 +158,43 @@ def status(settings: SettingsOption = None, as_json: JsonOption = False) -> None
         raise typer.Exit(1)
 
 
+@app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(help="The file to write; it holds the ticket keys.")],
+    settings: SettingsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy what a site has learned, its log and its keys into one file, while it runs."""
+    from fairlead.commands.up import settings_in_force
+    from infra.pools.backup import back_up
+    from infra.pools.site import LocalSite
+    from serve.deploy.deployment import now_ms
+
+    with only_json(as_json) as emit:
+        found = back_up(LocalSite.of(*settings_in_force(settings, console)), file, now_ms())
+        emit(found)
+    if not as_json:
+        typer.echo(f"{file}: snapshot {found['snapshot_version']}, {found['bytes']:,} bytes")
+
+
+@app.command("restore")
+def restore_site(
+    file: Annotated[Path, typer.Argument(help="What `fairlead backup` wrote.")],
+    settings: SettingsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a site from such a file, in the empty state folder that the settings name."""
+    from fairlead.commands.up import settings_of
+    from infra.pools.backup import restore
+    from infra.pools.site import LocalSite
+
+    with only_json(as_json) as emit:
+        found = restore(file, LocalSite.of(*settings_of(settings, console)))
+        emit(found)
+    if not as_json:
+        typer.echo(f"Snapshot {found['snapshot_version']} is there: `fairlead up` goes on from it.")
+
+
 @decisions_app.command("export")
 def decisions_export(
     out: Annotated[Path, typer.Option(help="The Parquet file to write.")] = Path(

@@ -5,6 +5,7 @@ InfraError
 ├── SettingsInvalid      a setting is unknown, of the wrong type or out of bounds
 ├── StateUnwritable      the state folder can't be written, or is full
 ├── AddressTaken         somebody listens already where we are to
+├── BackupRefused        a copy of a site can't be made, or none can be made from it
 ├── StateInUse           another `fairlead up` uses the state folder
 ├── ClusterFailed        the local cluster could not be started, or what is to run in it
 │   └── RayEnded         a process that Ray needs has died under us
@@ -120,3 +121,14 @@ class ServerFailed(InfraError):
             f"the model server {self.command} failed: {self.problem}. Run the pool's `command` by "
             f"hand to see what it says."
         )
+
+
+class BackupRefused(InfraError):
+    """A copy of a site can't be made here, or no site can be made from it."""
+
+    def __init__(self, what: str, problem: str) -> None:
+        super().__init__(what, problem)
+        self.what, self.problem = what, problem
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.problem}"

@@ -102,6 +102,16 @@ class Store:
         """The names of all parts that are stored."""
         return set(self._folder.names(BLOBS))
 
+    def copy(self, version: int, target: Store) -> None:
+        """Copy a version with all its parts; it is there last. Raises SnapshotDamaged, OSError."""
+        for blob in self.load(version).blobs.values():
+            target.put(self.get(blob))
+        try:
+            content = self._folder.read(_manifest(version))
+        except OSError as error:
+            raise SnapshotDamaged(f"snapshot {version} can't be read: {error}") from error
+        target.folder.write(_manifest(version), content)
+
     # --- writing
 
     def claim(self) -> int:
