@@ -96,7 +96,9 @@ def bench_decisions(
     ] = False,
     table: Annotated[
         list[Path] | None,
-        typer.Option(help="An outcome table (Parquet); may be repeated. See docs/decisions.md."),
+        typer.Option(
+            help="Outcomes (.parquet, .csv, .jsonl); may be repeated. See docs/decisions.md."
+        ),
     ] = None,
     encoder: Annotated[
         str,

@@ -15,7 +15,6 @@ well.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -176,13 +175,12 @@ def _doubt(
 
 def _change(residual: Floats, groups: NDArray[np.intp], options: DriftOptions) -> int | None:
     """Where a change began that the group with most outcomes since does not show alone."""
-    seek = partial(change_point, slack=options.slack, threshold=options.threshold)
-    start = seek(residual)
+    start = change_point(residual, options)
     if start is None:
         return None
     others = groups != np.bincount(groups[start:]).argmax()
     alone = others.sum() < FEW
-    return start if alone or seek(residual[others]) is not None else None
+    return start if alone or change_point(residual[others], options) is not None else None
 
 
 def failing(

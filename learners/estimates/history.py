@@ -37,6 +37,8 @@ COLUMNS: dict[str, tuple[type, tuple[int, ...]]] = {
     "known": (np.bool_, (N_TARGETS,)),
 }
 Rows = dict[str, NDArray[Any]]
+# Multipliers of a hash: odd, otherwise any.
+ODD = np.random.default_rng(9).integers(0, 2**63, N_FEATURES // 8 + 1, np.uint64) * 2 + 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,7 +211,7 @@ class Neighbours:
         known = rows["known"] & listed[:, None]
         residual = rows["targets"] / ONE - means[self.model]
         # One column per target of (weight, weight · residual), so a search gathers once.
-        weight = known * fade[:, None]
+        weight = known * (fade / copies(rows))[:, None]
         self.terms = np.stack([weight, weight * residual], axis=2).astype(np.float32)
         self.terms = self.terms.reshape(-1, 2 * N_TARGETS)
 
@@ -253,6 +255,18 @@ class Neighbours:
             return similarity, row
         best = np.argpartition(-similarity, wanted - 1, axis=1)[:, :wanted]
         return np.take_along_axis(similarity, best, 1), np.take_along_axis(row, best, 1)
+
+
+def copies(rows: Rows) -> NDArray[np.intp]:
+    """How many rows (n,) have the same context and model: together they are one neighbour.
+
+    A prompt that is asked again and again would otherwise outweigh all that are like it.
+    """
+    words = np.ascontiguousarray(rows["contexts"]).view(np.uint64)  # (n, 8)
+    keys = np.concatenate([words, rows["models"][:, None]], axis=1) * ODD
+    mixed = np.bitwise_xor.reduce(keys ^ (keys >> np.uint64(29)), axis=1)
+    _, place, counts = np.unique(mixed, return_inverse=True, return_counts=True)
+    return counts[place]
 
 
 def columns_of(

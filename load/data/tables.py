@@ -20,8 +20,9 @@ The one rule: a table is only figures; which of them a router gets to see is the
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -29,6 +30,8 @@ from typing import NoReturn
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -94,16 +97,24 @@ def bundled(name: str) -> OutcomeTable:
         return read(path)
 
 
+FORMS: Mapping[str, tuple[str, Callable[[Path], pa.Table]]] = {
+    ".parquet": ("Parquet", pq.read_table),
+    ".csv": ("CSV", pyarrow.csv.read_csv),
+    ".jsonl": ("JSON lines", pyarrow.json.read_json),
+}
+
+
 def read(path: Path, encode: Encode | None = None) -> OutcomeTable:
-    """A table in the form of `write`, or with `prompt` instead of a length; see docs/decisions.md.
+    """A Parquet, CSV or JSON-lines file with the columns that docs/decisions.md lists.
 
     With `encode`, embeddings are made of the texts instead of read. Raises TableRefused, naming
     column and row.
     """
+    form, reader = FORMS.get(path.suffix.lower(), FORMS[".parquet"])
     try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise TableRefused(path.name, "", None, f"can't be read as Parquet: {error}") from None
+        table = reader(path)
+    except (OSError, pa.ArrowException, json.JSONDecodeError) as error:
+        raise TableRefused(path.name, "", None, f"can't be read as {form}: {error}") from None
     check = _Check(path.name, table)
     models = tuple(c.removeprefix(QUALITY) for c in table.column_names if c.startswith(QUALITY))
     if len(models) < MODELS_MIN:
@@ -132,7 +143,11 @@ class _Check:
 
     def embeddings(self) -> NDArray[np.float32]:
         """The prompts' vectors (n, dim), all of one length, finite, and none all zeros."""
+        if "embedding" not in self._table.column_names and "prompt" in self._table.column_names:
+            self.refuse("embedding", None, "is missing; --encoder makes embeddings of `prompt`")
         column = self._column("embedding")
+        if pa.types.is_string(column.type):  # in a CSV file: "[0.1, 0.2]"
+            column = self._lists(column)
         if not pa.types.is_fixed_size_list(column.type) and not pa.types.is_list(column.type):
             self.refuse("embedding", None, f"is {column.type}, a list of numbers is needed")
         lengths = np.array(column.combine_chunks().value_lengths().fill_null(0))
@@ -145,6 +160,16 @@ class _Check:
         if bad.any():
             self.refuse("embedding", int(bad.argmax()), "is not finite, or all zeros")
         return vectors
+
+    def _lists(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
+        """Texts that are JSON lists of numbers, as lists."""
+        found = []
+        for row, text in enumerate(column.to_pylist()):
+            try:
+                found.append([float(number) for number in json.loads(text)])
+            except (ValueError, TypeError):
+                self.refuse("embedding", row, f"is {text!r:.40}, a JSON list of numbers is needed")
+        return pa.chunked_array([pa.array(found, pa.list_(pa.float64()))])
 
     def prompt_tokens(self) -> NDArray[np.int64]:
         """The prompts' lengths (n,); a quarter of the characters where only texts are given."""

@@ -20,7 +20,7 @@ from load.bench.decisions.peers import environment as peers
 from load.bench.decisions.report import picture
 from load.bench.decisions.served import encoder_for
 from load.bench.decisions.variants import ABLATIONS, POLICIES
-from load.errors import PreferenceRefused
+from load.errors import PreferenceRefused, TableRefused
 
 PREFERENCES = ["0.03", "0.1", "0.4"]
 BY_PREFERENCE = ("utility", "utility_over_best_fixed")
@@ -83,12 +83,16 @@ def test_drift_onboarding_stuck_and_ablation_stand_beside_the_tables(found):
         "price_stated",
         "price_in_bills",
         "false_alarms",
+        "detectors",
     }
     assert set(result["drift"]["fall"]) == {"1000", "10000", "100000"}
     assert triple(result["onboarding"]["bad"]["of_next_100"])
     assert triple(result["onboarding"]["better"]["to_fair_share"])
     assert result["stuck"]["worlds"] == 1 and 0.0 <= result["stuck"]["gain_worst"] <= 1.1
-    assert set(result["ablation"]["made"]) == set(ABLATIONS)
+    assert set(result["ablation"]["made"]) == {"fairlead", *ABLATIONS}
+    learned = result["ablation"]["made"]["with_neighbours"]["by_outcomes"]
+    assert triple(learned["3000"]["over_fairlead"]) and triple(learned["3000"]["over_best_fixed"])
+    assert result["ablation"]["made"]["fairlead"]["by_outcomes"]["3000"]["over_fairlead"][0] == 0.0
     assert set(result["policies"]["made"]) == set(POLICIES)
 
 
@@ -174,6 +178,17 @@ def test_texts_may_be_encoded_anew(tmp_path):
 
     assert table.embeddings.shape == (N, 256)
     assert "wordllama-256" in encoder_for(256).name
+
+
+def test_two_tables_of_one_name_are_refused(tmp_path):
+    """
+    One would stand in for the other in the result.
+    """
+    (tmp_path / "other").mkdir()
+    paths = written(tmp_path), written(tmp_path / "other")
+
+    with pytest.raises(TableRefused, match="is the name of two tables"):
+        bench.tables_found(paths)
 
 
 def test_the_default_tables_are_those_found_else_the_bundled_ones(tmp_path, monkeypatch):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
 import pytest
 from outcome_tables import DIM, MODELS, N, columns, written
 
@@ -69,6 +72,48 @@ def test_what_is_no_parquet_file_is_refused(tmp_path):
     for name in ("text.parquet", "nowhere.parquet"):
         with pytest.raises(TableRefused, match="can't be read as Parquet"):
             tables.read(tmp_path / name)
+
+
+@pytest.mark.parametrize("form", [".csv", ".jsonl"])
+def test_a_table_of_another_form_is_the_same_table(tmp_path, form):
+    """
+    In CSV an embedding is a text: a JSON list. What is wrong there is said alike.
+    """
+    table = pq.read_table(written(tmp_path))
+    rows = table.to_pylist()
+    path = tmp_path / f"made{form}"
+    if form == ".jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        texts = [{**row, "embedding": json.dumps(row["embedding"])} for row in rows]
+        pa.csv.write_csv(pa.Table.from_pylist(texts), path)
+
+    found, usual = tables.read(path), tables.read(tmp_path / "made.parquet")
+
+    np.testing.assert_allclose(found.embeddings, usual.embeddings, rtol=1e-6)
+    np.testing.assert_array_equal(found.quality, usual.quality)
+    np.testing.assert_array_equal(found.prompt_tokens, usual.prompt_tokens)
+    assert found.models == usual.models
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "can't be read as CSV"),
+        ("embedding,quality:a,quality:b\n" + "0.1 0.2,1,1\n" * N, "row 0 .* a JSON list"),
+        ("prompt,quality:a,quality:b\n" + "hello,1,1\n" * N, "--encoder makes embeddings"),
+    ],
+    ids=["nothing", "numbers that are no list", "texts alone"],
+)
+def test_what_is_wrong_with_a_csv_file_is_said(tmp_path, text, said):
+    """
+    With what to do.
+    """
+    path = tmp_path / "mine.csv"
+    path.write_text(text)
+
+    with pytest.raises(TableRefused, match=said):
+        tables.read(path)
 
 
 def test_a_refusal_survives_being_sent_between_processes():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from strategies import contexts, whole
 
-from learners.drift import DriftOptions, change_point, failures
+from learners.drift import DETECTORS, DriftOptions, change_point, failures
 from learners.estimates.changes import newest
 from learners.estimates.estimator import BlendOptions, Estimates, Estimator
 from learners.estimates.landmarks import shipped
@@ -48,12 +48,13 @@ def reports(
     )
 
 
-def view(*parts: Outcomes) -> Estimator:
+def view(*parts: Outcomes, drift: DriftOptions | None = None) -> Estimator:
     learned = Learned(MemoryOptions())
     for part in parts:
         learned.update(part)
     learned.history.settle()
-    return Estimator(learned, [MODEL, OTHER], np.full(2, np.nan), BlendOptions())
+    blend = BlendOptions(drift=drift or DriftOptions())
+    return Estimator(learned, [MODEL, OTHER], np.full(2, np.nan), blend)
 
 
 def estimated(estimator: Estimator) -> Estimates:
@@ -67,17 +68,19 @@ def right(share: float, n: int, seed: int = 1) -> np.ndarray:
 # --- drift --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("detector", DETECTORS)
 @pytest.mark.parametrize("n_before", [500, 5000])
-def test_a_model_that_falls_is_noticed_and_judged_by_what_came_since(n_before):
+def test_a_model_that_falls_is_noticed_and_judged_by_what_came_since(n_before, detector):
     """
     From 0.9 to 0.3: after 60 outcomes there is an alarm that says since when, and the estimate
     rests on those outcomes, whatever came before.
     """
+    detected = DriftOptions(detector=detector)
     calm = reports(right(0.9, n_before), n=n_before)
     since_ms = 100 * n_before
     fallen = reports(right(0.3, 60, 2), n=60, at_ms=since_ms, seed=3)
 
-    after = view(calm, fallen)
+    after = view(calm, fallen, drift=detected)
 
     (alarm,) = after.alarms
     assert (alarm.model, alarm.target) == (MODEL, "quality")
@@ -85,7 +88,7 @@ def test_a_model_that_falls_is_noticed_and_judged_by_what_came_since(n_before):
     assert alarm.shift < -0.5
     assert estimated(after).mean[:, 0, 0].mean() < 0.45
     assert after.n_outcomes[0, 0] < 90
-    assert not view(calm).alarms
+    assert not view(calm, drift=detected).alarms
 
 
 def test_alarms_do_not_depend_on_the_order_of_outcomes():
@@ -168,7 +171,7 @@ def test_what_does_not_change_raises_no_alarm(seed):
     for residuals in (rng.standard_normal(100_000), coin):
         for end in range(1000, 100_001, 1000):
             window = residuals[max(0, end - options.rows) : end]
-            assert change_point(window, options.slack, threshold=options.threshold) is None
+            assert change_point(window, options) is None
 
 
 def test_a_bill_ten_times_as_high_is_news_within_ten_calls():

@@ -19,6 +19,7 @@ from learners.estimates.history import (
     Neighbours,
     Rows,
     build_index,
+    copies,
     no_rows,
 )
 from learners.outcomes import Outcomes
@@ -229,6 +230,21 @@ def test_columns_follow_the_order_of_the_models_asked_for():
 
     np.testing.assert_allclose(backward.deviation[:, ::-1], forward.deviation, atol=1e-6)
     np.testing.assert_allclose(backward.weight[:, ::-1], forward.weight, atol=1e-6)
+
+
+def test_a_prompt_that_is_asked_again_and_again_is_one_neighbour():
+    """
+    Of equal outcomes ten copies say what one says; of unequal ones their mean.
+    """
+    rng = np.random.default_rng(8)
+    rows, asked = rows_of(1, rng), related(5, rng)
+    many = {name: np.repeat(column, 10, axis=0) for name, column in rows.items()}
+
+    one, ten = evidence_of(rows, asked), evidence_of(many, asked)
+
+    same(one, ten)
+    assert (copies(many) == 10).all()
+    assert (copies(rows_of(50, rng)) == 1).all()
 
 
 # --- little or nothing to go by -----------------------------------------------------------------

@@ -124,14 +124,17 @@ def test_praise_of_a_poor_model_is_bounded_alike():
 
 def test_without_a_bound_the_same_attack_takes_the_model():
     """
-    With as many outcomes allowed as anybody reports, and no weighing by agreement, the attack
-    succeeds: so what stops it above is the bound.
+    With as many outcomes allowed as anybody reports, no weighing by agreement and no test for
+    changes, which weighs tenants alike as well, the attack succeeds: so what stops it above is the
+    bound.
     """
     rng = np.random.default_rng(0)
     state = learned(honest(rng), reports(LIAR, BEST, 0.0, 5_000, rng))
     unbounded = InfluenceOptions(outcomes_min=1e12, rounds=0)
 
-    attacked = quality(state, BlendOptions(influence=unbounded))
+    never = DriftOptions(threshold=1e9)
+
+    attacked = quality(state, BlendOptions(influence=unbounded, drift=never))
 
     assert share_of_best(attacked) < 0.1
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from load.bench.decisions import experiments
+from learners.drift import DETECTORS, DriftOptions
+from load.bench.decisions import amounts, experiments
 from load.bench.decisions.contenders import RULES, Chosen, chosen_by
 from load.bench.decisions.options import N_BEFORE, DecisionsBench
 from load.bench.decisions.orders import Orders, orders_of
@@ -26,6 +27,7 @@ from load.bench.decisions.served import ServedOptions
 from load.bench.decisions.tasks import Task, run_all
 from load.bench.decisions.variants import FAIRLEAD, VARIANTS
 from load.data.tables import BUNDLED, OutcomeTable, bundled, read
+from load.errors import TableRefused
 from serve.encoders import EncoderOptions, make_encoder
 
 Say = Callable[[str], None]
@@ -36,10 +38,17 @@ LLMDRIFT = "llmdrift"
 
 
 def tables_found(paths: Sequence[Path] = (), encoder: str = "") -> list[OutcomeTable]:
-    """The tables asked for; else those of the outcomes' folder; else the bundled ones."""
+    """The tables asked for; else those of the outcomes' folder; else the bundled ones.
+
+    Raises TableRefused.
+    """
     encode = make_encoder(EncoderOptions(kind=encoder)).encode if encoder else None
     folder = Path(os.environ.get(OUTCOMES_VARIABLE, OUTCOMES))
     every = list(paths) or sorted(folder.glob("*.parquet"))
+    names = [path.stem for path in every]
+    for path in every:
+        if names.count(path.stem) > 1:
+            raise TableRefused(str(path), "", None, f"`{path.stem}` is the name of two tables")
     return [read(path, encode) for path in every] or [bundled(name) for name in BUNDLED]
 
 
@@ -75,6 +84,17 @@ def _table_tasks(
             _played(number, one, VARIANTS[name], order, options.variant_penalties)
             for name in VARIANTS
             if name != FAIRLEAD
+            for order in range(min(options.variant_orders, one.n_seeds))
+        ]
+        tasks += [
+            Task(
+                key=("amounts", number, n, order),
+                run=amounts.over_best_fixed,
+                arguments=(order, n),
+                tables=(number,),
+                cost=1 + n / 20_000,
+            )
+            for n in options.amounts
             for order in range(min(options.variant_orders, one.n_seeds))
         ]
     return tasks + (_peer_tasks(orders, options, interpreter) if interpreter else [])
@@ -139,9 +159,28 @@ def _experiment_tasks(tables: Sequence[OutcomeTable], options: DecisionsBench) -
         for seed in range(options.experiment_seeds)
         for run in experiments.ONBOARDING.values()
     ]
+    tasks += _detector_tasks(options)
     return tasks + [
         Task(key=("gain", world), run=experiments.gain, arguments=(world,), cost=2.0)
         for world in range(options.worlds)
+    ]
+
+
+def _detector_tasks(options: DecisionsBench) -> list[Task]:
+    """The fall once more, by each detector of changes that is not the default."""
+    n_before = options.detectors_after
+    if n_before is None:
+        return []
+    return [
+        Task(
+            key=("detector", detector, seed),
+            run=experiments.fall_detected,
+            arguments=(seed, n_before, detector),
+            cost=n_before / 1000,
+        )
+        for detector in DETECTORS
+        if detector != DriftOptions().detector
+        for seed in options.changes[n_before]
     ]
 
 

@@ -14,11 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from learners.drift import DriftOptions
+from learners.estimates.estimator import BlendOptions
 from learners.policies.newcomers import NewcomerOptions
 from load.bench.decisions.served import Served, ServedOptions
 from load.bench.decisions.streams import BATCH, Floats
 from load.bench.decisions.worlds import CALL_USD, Routed, World, joined, routed, topical, versions
 from load.data.tables import OutcomeTable
+from serve.routing.live import LiveOptions
 
 AFTER = 2048  # requests watched after a change
 WINDOW = 3 * BATCH  # over which a share or a worth is averaged
@@ -44,10 +47,14 @@ Found = dict[str, Any]
 
 def fall(seed: int, n_before: int) -> Found:
     """The best of four models falls from 0.9 to 0.3 after so many requests."""
-    world = joined(
-        topical(seed, FALLING_BEFORE, n_before), topical(seed, FALLING_AFTER, AFTER, part=1)
-    )
-    return _recovery(world, n_before)
+    return _recovery(_falling(seed, n_before), n_before)
+
+
+def fall_detected(seed: int, n_before: int, detector: str) -> Found:
+    """The same with another detector of changes."""
+    drift = DriftOptions(detector=detector)
+    options = ServedOptions(live=LiveOptions(blend=BlendOptions(drift=drift)))
+    return _recovery(_falling(seed, n_before), n_before, options)
 
 
 def version_flip(seed: int, n_before: int, table: OutcomeTable) -> Found:
@@ -124,8 +131,14 @@ def gain(seed: int) -> Found:
     return {"gain": gained, "calm": _calm(found)}
 
 
-def _recovery(world: World, n_before: int) -> Found:
-    found = routed(world, ServedOptions(), {}, calm_until=n_before)
+def _falling(seed: int, n_before: int) -> World:
+    return joined(
+        topical(seed, FALLING_BEFORE, n_before), topical(seed, FALLING_AFTER, AFTER, part=1)
+    )
+
+
+def _recovery(world: World, n_before: int, options: ServedOptions | None = None) -> Found:
+    found = routed(world, options or ServedOptions(), {}, calm_until=n_before)
     after, truth = found.p[n_before:], world.truth[n_before:]
     best = truth[:, truth.mean(axis=0).argmax()]
     # Over what the new best gets on the very same prompts.

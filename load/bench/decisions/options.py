@@ -12,6 +12,7 @@ PENALTIES = (0.0, 0.01, 0.03, 0.06, 0.1, 0.2, 0.4, 0.7, 1.5, 3.0)
 CLAIMED = (0.03, 0.1, 0.4)
 REFERENCE = 0.1  # the preference of figures that are not given by preference
 N_BEFORE = (1_000, 10_000, 100_000)  # requests before a change
+AMOUNTS = (3_000, 30_000, 300_000)
 N_WORLDS = 40
 PENALTY_MAX = 100.0  # beyond it the cheapest model is all there is
 
@@ -28,6 +29,7 @@ class DecisionsBench:
     penalties: tuple[float, ...] = PENALTIES  # `REFERENCE` is always among them
     variant_penalties: tuple[float, ...] = (REFERENCE,)
     variant_orders: int = 3
+    amounts: tuple[int, ...] = AMOUNTS  # outcomes learned, of the ablation without a policy
     prompts_max: int | None = None  # of each table
     worlds: int = N_WORLDS
     n_before_max: int = N_BEFORE[-1]
@@ -51,6 +53,11 @@ class DecisionsBench:
             if n <= self.n_before_max
         }
 
+    @property
+    def detectors_after(self) -> int | None:
+        """Requests before the change by which detectors are compared; None: they are not."""
+        return max((n for n in self.changes if n < N_BEFORE[-1]), default=None)
+
 
 def quick() -> DecisionsBench:
     """Under a minute on two cores: too few prompts and orders for a claim."""
@@ -59,6 +66,7 @@ def quick() -> DecisionsBench:
         experiment_seeds=1,
         penalties=CLAIMED,
         variant_orders=1,
+        amounts=AMOUNTS[:1],
         prompts_max=128,
         worlds=2,
         n_before_max=N_BEFORE[0],

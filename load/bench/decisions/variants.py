@@ -57,6 +57,7 @@ ABLATIONS: Mapping[str, ServedOptions] = {
     "without_deviations": POLICIES["squarecb"],
     "without_exploration": POLICIES["greedy"],
     "with_neighbours": _blended(BlendOptions(neighbours_share=0.5)),
+    "with_neighbours_quarter": _blended(BlendOptions(neighbours_share=0.25)),
 }
 VARIANTS: Mapping[str, ServedOptions] = {
     FAIRLEAD: ServedOptions(),

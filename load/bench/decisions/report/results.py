@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from learners.drift import DETECTORS, DriftOptions
 from load.bench.decisions.contenders import RULES, Chosen
 from load.bench.decisions.experiments import BUDGET, ONBOARDING
 from load.bench.decisions.options import N_BEFORE, REFERENCE, DecisionsBench
@@ -50,21 +51,24 @@ def result(
         }
         figures = TableFigures(one, options.penalties, chosen | columns[number], predicted)
         tables[names[number]] = figures.json()
-    variants = [
+    ablation, policies = [
         {
             names[number]: _variants(kind, number, one, options, found)
             for number, one in enumerate(orders)
         }
         for kind in (ABLATIONS, POLICIES)
     ]
+    for number, one in enumerate(orders):
+        for name, by_amount in _amounts(number, one, options, found).items():
+            ablation[names[number]].setdefault(name, {})["by_outcomes"] = by_amount
     return {
         "settings": _settings(orders, options, with_peers=not peers_missing),
         "tables": tables,
         "drift": {**_drift(options, found), "false_alarms": _false_alarms(orders, options, found)},
         "onboarding": _onboarding(options, found),
         "stuck": _stuck(options, found),
-        "ablation": variants[0],
-        "policies": variants[1],
+        "ablation": ablation,
+        "policies": policies,
         "peers_missing": missing,
         "left_out": LEFT_OUT,
     }
@@ -148,6 +152,23 @@ def _variants(
     return result
 
 
+def _amounts(
+    number: int, orders: Orders, options: DecisionsBench, found: Found
+) -> dict[str, dict[str, dict[str, Triple]]]:
+    """By variant and number of outcomes learned: utility over best fixed, and over the default."""
+    every = range(min(options.variant_orders, orders.n_seeds))
+    result: dict[str, dict[str, dict[str, Triple]]] = {}
+    for n in options.amounts:
+        each = [found["amounts", number, n, order] for order in every]
+        for name in each[0]:
+            own, ours = ([one[of] for one in each] for of in (name, FAIRLEAD))
+            result.setdefault(name, {})[str(n)] = {
+                "over_best_fixed": interval(np.array(own)),
+                "over_fairlead": interval(np.subtract(own, ours)),
+            }
+    return result
+
+
 def _utility(
     orders: Orders, order: int, penalties: tuple[float, ...], chosen: np.ndarray
 ) -> np.ndarray:
@@ -175,6 +196,25 @@ def _drift(options: DecisionsBench, found: Found) -> dict[str, Any]:
             keys = [(experiment, n_before, seed) for seed in options.changes.get(n_before, ())]
             have = [found[key] for key in keys if key in found]
             result[name][str(n_before)] = summary(have) if have else None
+    result["detectors"] = _detectors(options, found)
+    return result
+
+
+def _detectors(options: DecisionsBench, found: Found) -> dict[str, Any] | None:
+    """The fall by detector of changes, each with its alarms before anything had changed."""
+    n_before = options.detectors_after
+    if n_before is None:
+        return None
+    seeds = options.changes[n_before]
+    result = {}
+    for detector in DETECTORS:
+        usual = detector == DriftOptions().detector
+        have = [
+            found[("fall", n_before, seed) if usual else ("detector", detector, seed)]
+            for seed in seeds
+        ]
+        alarms = {"false_alarms": _rate([one["calm"] for one in have])}
+        result[detector] = {"n_before": n_before, **summary(have), **alarms}
     return result
 
 
@@ -182,7 +222,11 @@ def _false_alarms(
     orders: Sequence[Orders], options: DecisionsBench, found: Found
 ) -> dict[str, Any]:
     """Alarms where nothing changed: in made-up worlds, and on tables in orders by chance."""
-    worlds = [one["calm"] for one in found.values() if isinstance(one, dict) and "calm" in one]
+    worlds = [
+        one["calm"]
+        for key, one in found.items()
+        if isinstance(one, dict) and "calm" in one and key[0] != "detector"
+    ]
     result = {"worlds": _rate(worlds)}
     for number, one in enumerate(orders):
         played = [
