@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import changed, contexts, joined, lightly, whole
 
+from learners.drift import DriftOptions
 from learners.estimates import ema
 from learners.estimates.estimator import BlendOptions, Estimator
 from learners.estimates.history import History, HistoryOptions, by_turns
