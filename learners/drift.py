@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,7 +115,7 @@ def adwin(residuals: Floats, options: DriftOptions) -> int | None:
     """Since ADWIN's cut, if what came since is off by more than the slack."""
     from river.drift import ADWIN  # seconds to import, by some
 
-    window = ADWIN(delta=options.adwin_delta, clock=8)
+    window: Any = ADWIN(delta=options.adwin_delta, clock=8)  # river's methods have no types
     found = False
     for residual in residuals.tolist():
         window.update(residual)

@@ -129,7 +129,7 @@ def _variants(
     orders: Orders,
     options: DecisionsBench,
     found: Found,
-) -> dict[str, dict[str, dict[str, Triple]]]:
+) -> dict[str, dict[str, Any]]:
     """Utility over the whole stream of Fairlead's variants, and what each has over the default."""
     penalties = options.variant_penalties
     dials = [options.penalties.index(p) for p in penalties]
@@ -139,7 +139,7 @@ def _variants(
         for order in every
         for default in [found[number, VARIANTS[FAIRLEAD], order, options.penalties]]
     ]
-    result = {}
+    result: dict[str, dict[str, Any]] = {}
     for name, variant in kind.items():
         theirs = [
             _utility(orders, order, penalties, found[number, variant, order, penalties].columns)
