@@ -113,9 +113,10 @@ def cusum(residuals: Floats, options: DriftOptions) -> int | None:
 
 def adwin(residuals: Floats, options: DriftOptions) -> int | None:
     """Since ADWIN's cut, if what came since is off by more than the slack."""
-    from river.drift import ADWIN  # seconds to import, by some
+    from river import drift  # a second to import
 
-    window: Any = ADWIN(delta=options.adwin_delta, clock=8)  # river's methods have no types
+    make: Any = drift.ADWIN  # it has no types
+    window = make(delta=options.adwin_delta, clock=8)
     found = False
     for residual in residuals.tolist():
         window.update(residual)
