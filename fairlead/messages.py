@@ -62,6 +62,7 @@ class RequestOptions(TypedDict, total=False):
     deadline_unix_ms: int | None
     probe: bool
     criticality: Criticality | str | None
+    fallbacks_max: int | None
 
 
 def _names(field: str, models: Sequence[str]) -> tuple[str, ...]:

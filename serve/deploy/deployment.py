@@ -24,7 +24,7 @@ import ray
 from ray import serve as ray_serve
 
 from learners.option import option
-from serve.deploy.replica import Replica, ReplicaOptions
+from serve.deploy.replica import Replica, ReplicaOptions, settle
 from serve.dispatch.backend import Pools
 from serve.encoders import EncoderOptions, identity, make_encoder
 from serve.routing.catalogue import CatalogueSource
@@ -131,6 +131,7 @@ class RouterDeployment:
             now_ms,
         )
         await self._replica.start()
+        settle()
 
     def check_health(self) -> None:
         """Called by Ray Serve; raising replaces this replica."""

@@ -24,7 +24,7 @@ from serve.deploy.deployment import (
     spread,
 )
 from serve.deploy.dispatch_replica import DispatchReplica, DispatchReplicaOptions
-from serve.deploy.replica import Replica
+from serve.deploy.replica import Replica, settle
 
 DISPATCH_APP = "dispatch"
 
@@ -50,6 +50,7 @@ class DispatchDeployment:
         replica: Replica = await asyncio.to_thread(router_within, options, dispatchers, site)
         self._dispatch = DispatchReplica(replica, site.pools(), dispatchers.replica)
         await self._dispatch.start()
+        settle()
 
     def check_health(self) -> None:
         """Called by Ray Serve; raising replaces this replica."""

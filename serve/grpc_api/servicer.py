@@ -25,9 +25,17 @@ from serve.proto.fairlead.v1 import router_pb2_grpc
 from serve.routing.admission import Admission, AdmissionOptions
 from serve.routing.batcher import Batcher, BatcherOptions
 from serve.routing.decider import Decider
+from serve.routing.decision_bytes import batch_reply_bytes, reply_bytes
 from serve.routing.live import LiveView
 from serve.routing.reply import write_explanation
-from serve.routing.request import BATCH_MAX, PreferenceDefaults, RouteInput, read_request, whole
+from serve.routing.request import (
+    BATCH_MAX,
+    MODELS_LISTED_MAX,
+    PreferenceDefaults,
+    RouteInput,
+    read_request,
+    whole,
+)
 from streams.errors import BadTicket
 from streams.feedback.decisions import DecisionBatch
 from streams.feedback.feedback import REPORTED, Ingest, encode_report
@@ -84,13 +92,16 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         self._decisions, self._feedback = decisions, feedback
         self._policies, self._options, self._now_ms = policies, options, now_ms
         self._encoding = 0  # texts being encoded in threads
-        self._batcher: Batcher[RouteInput, pb.Decision] = Batcher(self._score, options.batcher)
+        self._calls = 0  # of Route, until their answers have left
+        self._batcher: Batcher[RouteInput, bytes] = Batcher(
+            self._score, options.batcher, lambda: self._calls
+        )
         self._admission = Admission(options.admission)
         self._streams = Streams(options.streams)
         self.counts = ServicerCounts()
         self.draining = False
 
-    def _score(self, asked: Sequence[RouteInput]) -> list[pb.Decision | Exception]:
+    def _score(self, asked: Sequence[RouteInput]) -> list[bytes | Exception]:
         """One batch against the view of this moment."""
         decided = self._decider.decide(asked, self._view.current)
         if decided.log is not None and self._decisions is not None:
@@ -102,25 +113,29 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
     async def decide(self, request: pb.RouteRequest, *, measured: bool = False) -> pb.Decision:
         """One request's decision, whatever else is under way. Raises what `status_of` maps.
 
-        `measured`: who asks makes the call, too, and reports what it took.
+        `measured`: who asks makes the call, too, reports what it took, and may need every
+        fallback.
         """
         asked = self._read(request)
-        return await self._scored(replace(asked, measured=True) if measured else asked)
+        if measured:
+            asked = replace(asked, measured=True, fallbacks_max=MODELS_LISTED_MAX)
+        return pb.Decision.FromString(await self._scored(asked))
 
-    def _read(self, request: pb.RouteRequest) -> RouteInput:
+    def _read(self, request: pb.RouteRequest, left_s: float = math.inf) -> RouteInput:
         if self.draining:
             raise NotServing("this replica is shutting down; another one serves the same address")
-        return read_request(whole(request), self._options.preference)
+        latest_ms = self._now_ms() + left_s * 1000.0
+        return read_request(whole(request), self._options.preference, latest_ms)
 
-    async def _scored(self, asked: RouteInput) -> pb.Decision:
+    async def _scored(self, asked: RouteInput) -> bytes:
         if self._encoder.blocking and asked.text is not None:
             asked = await self._encoded_elsewhere(asked)
         return await self._batcher.submit(asked)
 
-    async def _admitted(self, request: pb.RouteRequest, context: Context[Any, Any]) -> pb.Decision:
+    async def _admitted(self, request: pb.RouteRequest, context: Context[Any, Any]) -> bytes:
         """One call's decision, unless more are under way than can be answered in time."""
         left_s = _time_left(context)
-        asked = _within(self._read(request), left_s, self._now_ms())
+        asked = self._read(request, left_s)
         now_s = time.monotonic
         began_s = now_s()
         self._admission.enter(asked.tenant, asked.criticality, left_s, now_s=began_s)
@@ -145,19 +160,25 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
             self._encoding -= 1
         return replace(asked, embedding=vectors[0].astype("<f4").tobytes())
 
-    async def _reply(self, request: pb.RouteRequest) -> pb.RouteReply:
-        """One request's decision or problem."""
-        request_id = getattr(request, "request_id", "")  # a message that can't be read has none
+    async def _reply(self, request: pb.RouteRequest) -> bytes:
+        """The decision of a stream's request, or its problem, as a RouteReply."""
+        self._calls += 1
         try:
-            decision = await self.decide(request)
+            return self._written(request, await self._scored(self._read(request)))
         except Exception as error:  # noqa: BLE001 - becomes a status
-            return pb.RouteReply(request_id=request_id, problem=self._problem(error))
-        self.counts.decisions += 1
-        return pb.RouteReply(request_id=request_id, decision=decision)
+            return self._written(request, error)
+        finally:
+            self._calls -= 1
 
-    def _problem(self, error: Exception) -> pb.Problem:
-        code, message = self._refuse(error)
-        return pb.Problem(code=code.value[0], message=message)
+    def _written(self, request: pb.RouteRequest, result: bytes | Exception) -> bytes:
+        """A decision or what went wrong, as a RouteReply."""
+        request_id = getattr(request, "request_id", "")  # a message that can't be read has none
+        if isinstance(result, Exception):
+            code, message = self._refuse(result)
+            problem = pb.Problem(code=code.value[0], message=message)
+            return pb.RouteReply(request_id=request_id, problem=problem).SerializeToString()
+        self.counts.decisions += 1
+        return reply_bytes(request_id, result)
 
     def _refuse(self, error: Exception) -> tuple[grpc.StatusCode, str]:
         """Status and message of an error; our bugs are logged with their trace."""
@@ -167,8 +188,10 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
             logger.error("a call failed with an internal error", exc_info=error)
         return code, message
 
-    async def Route(self, request: pb.RouteRequest, context: Context[Any, Any]) -> pb.Decision:
+    async def Route(self, request: pb.RouteRequest, context: Context[Any, Any]) -> bytes:
         """One request, one decision."""
+        self._calls += 1
+        context.add_done_callback(self._left)  # type: ignore[arg-type]  # the stubs name a private type
         try:
             decision = await self._admitted(request, context)
         except Exception as error:  # noqa: BLE001 - becomes a status
@@ -176,18 +199,57 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         self.counts.decisions += 1
         return decision
 
-    async def RouteBatch(
-        self, request: pb.RouteBatchRequest, context: Context[Any, Any]
-    ) -> pb.RouteBatchReply:
-        """Many requests, scored together; each bad one fails alone."""
+    def _left(self, _: Any) -> None:
+        """A call's answer has left, or its caller has."""
+        self._calls -= 1
+
+    async def RouteBatch(self, request: pb.RouteBatchRequest, context: Context[Any, Any]) -> bytes:
+        """Many requests, scored together as they came; each bad one fails alone."""
         try:
             _check_count("requests", len(whole(request).requests))
             _time_left(context)
         except Exception as error:  # noqa: BLE001 - becomes a status
             await context.abort(*self._refuse(error))
-        return pb.RouteBatchReply(
-            replies=await asyncio.gather(*(self._reply(one) for one in request.requests))
+        results = await self._all_scored([self._read_or_error(one) for one in request.requests])
+        replies = map(self._written, request.requests, results)
+        return batch_reply_bytes(list(replies))
+
+    def _read_or_error(self, request: pb.RouteRequest) -> RouteInput | Exception:
+        try:
+            return self._read(request)
+        except Exception as error:  # noqa: BLE001 - becomes this request's problem
+            return error
+
+    async def _all_scored(self, asked: Sequence[RouteInput | Exception]) -> list[bytes | Exception]:
+        """Decisions of one caller's requests in slices, between which others have their turn."""
+        results: list[Any] = list(asked)
+        at = [i for i, one in enumerate(asked) if isinstance(one, RouteInput)]
+        if self._encoder.blocking:
+            await self._encode_all(results, at)
+            at = [i for i in at if isinstance(results[i], RouteInput)]
+        size = self._options.batcher.batch_max
+        for first in range(0, len(at), size):
+            if first:
+                await asyncio.sleep(0)
+            rows = at[first : first + size]
+            for i, result in zip(rows, self._scored_now([results[i] for i in rows]), strict=True):
+                results[i] = result
+        return results
+
+    def _scored_now(self, asked: Sequence[RouteInput]) -> list[bytes | Exception]:
+        try:
+            return self._score(asked)
+        except Exception as error:  # noqa: BLE001 - our bug; it is each request's problem
+            return [error] * len(asked)
+
+    async def _encode_all(self, asked: list[Any], at: Sequence[int]) -> None:
+        """Put encoded requests, or errors, in the place of those with texts."""
+        texts = [i for i in at if asked[i].text is not None]
+        encoded = await asyncio.gather(
+            *(self._encoded_elsewhere(asked[i]) for i in texts), return_exceptions=True
         )
+        for i, one in zip(texts, encoded, strict=True):
+            asked[i] = one
 
     async def RouteStream(
         self, requests: AsyncIterator[pb.RouteRequest], context: Context[Any, Any]
@@ -202,7 +264,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
     async def _answer_stream(
         self, requests: AsyncIterator[pb.RouteRequest], context: Context[Any, Any], tenancy: Tenancy
     ) -> None:
-        done: asyncio.Queue[pb.RouteReply | None] = asyncio.Queue()
+        done: asyncio.Queue[bytes | None] = asyncio.Queue()
         room = asyncio.Semaphore(self._options.stream_ongoing_max)
 
         async def answer(request: pb.RouteRequest) -> None:
@@ -297,12 +359,3 @@ def _time_left(context: Context[Any, Any]) -> float:
     if left_s is not None and left_s <= 0:
         raise DeadlinePassed("the gRPC deadline had passed before the request was scored")
     return math.inf if left_s is None else left_s
-
-
-def _within(asked: RouteInput, left_s: float, now_ms: int) -> RouteInput:
-    """With gRPC's deadline where that is the sooner one: when it has passed, nothing is scored."""
-    own_ms = asked.deadline_unix_ms
-    deadline_ms = now_ms + left_s * 1000.0
-    if deadline_ms >= (math.inf if own_ms is None else own_ms):
-        return asked
-    return replace(asked, deadline_unix_ms=int(deadline_ms))

@@ -25,10 +25,11 @@ from serve.errors import (
     UnknownModel,
 )
 from serve.proto.fairlead.v1 import router_pb2 as pb
+from serve.routing.decision_bytes import write_decisions
 from serve.routing.live import Live
 from serve.routing.probing import Prober
 from serve.routing.records import Decisions
-from serve.routing.reply import no_model_fits, write_decisions, write_probes
+from serve.routing.reply import no_model_fits, write_probes
 from serve.routing.request import BYTES_PER_TOKEN, RouteInput
 from serve.routing.router import Choices, Chooser, RequestBatch, columns
 from serve.routing.sessions import Held, SessionOptions, Sessions
@@ -48,7 +49,7 @@ Refusals = dict[int, ServeError]  # by position in the batch
 class Decided:
     """A scored batch: a decision or an error per request, in order, and what to log."""
 
-    replies: list[pb.Decision | Exception]
+    replies: list[bytes | Exception]  # a `Decision` of router.proto, or why there is none
     log: DecisionBatch | None
     counted: DecidedBatch | None = None  # for telemetry: those shed, too
 
@@ -116,9 +117,11 @@ class Decider:
         return Decided(replies, log, decisions[fits].count() if len(fits) else None)
 
     def _suggest_probes(
-        self, asked: Sequence[RouteInput], of: Decisions, replies: Sequence[pb.Decision]
+        self, asked: Sequence[RouteInput], of: Decisions, replies: list[bytes]
     ) -> None:
         """Add the probes that are worth their price to the replies of those who take them."""
+        if not self._prober.buys:
+            return
         wanted = np.array([one.probe for one in asked])
         probes = self._prober.pick(of.requests, of.choices, of.live, of.at_ms, wanted)
         rows = probes.rows.tolist()
@@ -127,7 +130,7 @@ class Decider:
             tickets = decisions.seal(self._sealer, ids, [asked[row].measured for row in rows])
             found = write_probes(ids, tickets, decisions.choices, of.live)
             for row, probe in zip(rows, found, strict=True):
-                replies[row].probe.CopyFrom(probe)
+                replies[row] += pb.Decision(probe=probe).SerializeToString()  # bytes merge
 
     def _embeddings(self, asked: Sequence[RouteInput], refused: Refusals) -> NDArray[np.float32]:
         """Embeddings (n, dim), texts encoded; rows that can't be used are refused."""

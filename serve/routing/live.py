@@ -84,6 +84,7 @@ class Live:
         )
         self.model_keys = np.array(catalogue.keys, np.uint64)
         self.pool_names = catalogue.pool_names  # (P,)
+        self.model_names_of_pools = tuple(pool.model for pool in catalogue.pools)  # (P,)
         self.pool_keys = np.array([key_of(name) for name in self.pool_names], np.uint64)
         self.pool_latency_ms = self._pool_latency_ms(learned, options)  # (P,)
         self.columns_of = [  # (k,) of (its pools,): columns of the model's pools

@@ -34,6 +34,8 @@ class Decisions:
     at_ms: int
 
     def __getitem__(self, rows: NDArray[np.intp]) -> Decisions:
+        if len(rows) == len(self.tenants):  # rows are in order: it is all of them
+            return self
         tenants = [self.tenants[row] for row in rows.tolist()]
         return replace(
             self, tenants=tenants, requests=self.requests[rows], choices=self.choices[rows]

@@ -1,12 +1,12 @@
-"""From columns of choices to protobuf decisions or a refusal, from a ticket to an explanation.
+"""What is said about a decision in words: why no model fits, and what a ticket explains.
 
-Nothing is decided here: what is written was decided in `router`.
+Nothing is decided here: what is written was decided in `router`. Decisions themselves are written
+in `decision_bytes`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -26,65 +26,6 @@ REASONS = {
     Verdict.PROMPT_TOO_LONG: "the prompt is longer than the model takes",
     Verdict.NO_REPLICA: "none of its pools had a replica",
 }
-
-
-def write_decisions(
-    asked: Sequence[RouteInput],
-    ids: Sequence[bytes],
-    tickets: Sequence[bytes],
-    choices: Choices,
-    live: Live,
-    now_ms: int,
-) -> list[pb.Decision]:
-    """Decisions of n requests, fallbacks ranked by utility."""
-    age_ms, version = live.age_ms(now_ms), live.version
-    ranked = np.where(choices.verdict == Verdict.ELIGIBLE, choices.utility, -np.inf)
-    order = np.argsort(-ranked, axis=1, kind="stable").tolist()
-    eligible = (choices.verdict == Verdict.ELIGIBLE).tolist()
-    # Python floats once per batch: reading numpy scalars one by one costs as much as scoring.
-    taken = choices.chosen.tolist()
-    propensity, utility = choices.propensity.tolist(), choices.utility.tolist()
-    figures = [
-        (mean.tolist(), deviation.tolist())
-        for mean, deviation in (
-            (choices.quality, choices.quality_deviation),
-            (choices.cost_usd, choices.cost_usd_deviation),
-            (choices.latency_ms, choices.latency_ms_deviation),
-        )
-    ]
-    names, pools, estimate = live.catalogue.names, live.pool_names, pb.Estimate
-    best, placed = choices.pools.tolist(), choices.pool.tolist()
-    energy_j = choices.energy_j.tolist()
-
-    def case(i: int, j: int) -> dict[str, Any]:
-        quality, cost, latency = (
-            estimate(mean=mean[i][j], deviation=deviation[i][j]) for mean, deviation in figures
-        )
-        return {
-            "model": names[j],
-            "pool": pools[placed[i] if j == taken[i] else best[i][j]],
-            "propensity": propensity[i][j],
-            "utility": utility[i][j],
-            "quality": quality,
-            "cost_usd": cost,
-            "latency_ms": latency,
-            "energy_j": energy_j[i][j],
-        }
-
-    return [
-        pb.Decision(
-            request_id=asked[i].request_id,
-            decision_id=ids[i].hex(),
-            snapshot_version=version,
-            snapshot_age_ms=age_ms,
-            ticket=tickets[i],
-            fallbacks=[
-                pb.Alternative(**case(i, j)) for j in order[i] if j != chosen and eligible[i][j]
-            ],
-            **case(i, chosen),
-        )
-        for i, chosen in enumerate(taken)
-    ]
 
 
 def write_probes(

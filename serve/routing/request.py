@@ -108,6 +108,13 @@ def models(name: str, listed: Sequence[str]) -> tuple[str, ...]:
     return tuple(listed)
 
 
+def fallbacks(name: str, n: int) -> int:
+    """Raises InvalidRequest."""
+    if not 0 <= n <= MODELS_LISTED_MAX:
+        raise InvalidRequest(name, n, f"0 to {MODELS_LISTED_MAX}")
+    return n
+
+
 def positive(name: str, value: float) -> float:
     """Raises InvalidRequest."""
     if not 0.0 < value < math.inf:
@@ -163,6 +170,7 @@ class RouteFields:
     criticality: Annotated[
         Criticality | str | None, read_criticality, Column(Criticality.CRITICAL, "i1")
     ] = None
+    fallbacks_max: Annotated[int | None, fallbacks] = None  # in the decision; None: 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,14 +195,21 @@ COLUMNS = {name: marks[1] for name, marks in _MARKS.items() if len(marks) > 1}
 # --- reading the wire
 
 
-def read_request(request: pb.RouteRequest, defaults: PreferenceDefaults) -> RouteInput:
-    """Check one request. Raises InvalidRequest."""
+def read_request(
+    request: pb.RouteRequest, defaults: PreferenceDefaults, latest_ms: float = math.inf
+) -> RouteInput:
+    """Check one request. Raises InvalidRequest.
+
+    `latest_ms` is gRPC's deadline, as Unix time: the sooner of both counts.
+    """
     if request.WhichOneof("prompt") is None:
         raise InvalidRequest("prompt", "missing", "one of text, embedding, embedding_f32")
     given = {}
     for wire_field, value in request.ListFields():  # those that were said
         name = wire_field.name
         given[_KEPT_AS.get(name, name)] = _CHECKS[name](name, value)
+    if given.get("deadline_unix_ms", math.inf) > latest_ms:
+        given["deadline_unix_ms"] = int(latest_ms)
     weights = _weights(given.get("preference") or NO_PREFERENCE, defaults)
     return RouteInput(**given, weights=weights)
 

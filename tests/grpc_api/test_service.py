@@ -256,7 +256,7 @@ def test_largest_batch_over_many_models_is_answered(tmp_path):
     What may be asked can be answered: 1,024 decisions between 70 models are a reply of 18 MB.
     """
     models = [Model(name=f"{'a-model-with-a-long-name' * 4}-{i}") for i in range(70)]
-    asked = [pb.RouteRequest(embedding_f32=embedding())] * 1024
+    asked = [pb.RouteRequest(embedding_f32=embedding(), fallbacks_max=255)] * 1024
 
     with router(tmp_path, models=catalogue(models), log_decisions=False) as up:
         reply = up.stub.RouteBatch(pb.RouteBatchRequest(requests=asked), timeout=PATIENCE_S)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import grpc
 import numpy as np
@@ -366,6 +367,9 @@ class TooLate:
 
     def time_remaining(self) -> float:
         return 0.0
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        callback(self)
 
     async def abort(self, code: StatusCode, details: str) -> None:
         raise ValueError(code, details)

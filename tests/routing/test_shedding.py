@@ -60,7 +60,11 @@ def decide(live: Live, *asked: dict[str, object], sessions: Sessions | None = No
 
 
 def kinds(decided: Decided) -> list[str]:
-    return [type(reply).__name__ for reply in decided.replies]
+    return [type(reply).__name__ for reply in replies(decided)]
+
+
+def replies(decided: Decided) -> list[pb.Decision | Exception]:
+    return [pb.Decision.FromString(r) if isinstance(r, bytes) else r for r in decided.replies]
 
 
 def test_who_is_shed_is_told_why():
@@ -130,7 +134,7 @@ def test_shed_requests_are_not_in_the_decision_log_but_are_counted_with_their_wi
     assert kinds(found) == ["FleetFull", "Decision", "FleetFull", "Decision", NoModelFits.__name__]
     assert found.log is not None
     assert found.log.tenants == ["a", "b"]
-    decided = [reply.decision_id for reply in found.replies if isinstance(reply, pb.Decision)]
+    decided = [reply.decision_id for reply in replies(found) if isinstance(reply, pb.Decision)]
     assert [one.hex() for one in found.log.ids] == decided
     assert found.counted is not None
     a, b = counted(found).classes
@@ -169,7 +173,7 @@ def test_a_shed_request_holds_no_session():
 
 
 def test_a_decision_says_what_energy_it_takes_and_which_pool_of_each_model():
-    (reply,) = decide(full(0.0), {}).replies
+    (reply,) = replies(decide(full(0.0), {}))
 
     assert reply.energy_j == pytest.approx(500.0)
     assert (reply.model, reply.pool) == ("large", "l")
@@ -181,7 +185,7 @@ def test_a_decision_says_what_energy_it_takes_and_which_pool_of_each_model():
 def test_an_explanation_states_no_energy_because_a_ticket_carries_none():
     """The decision does. To work it out from today's catalogue would not be what was known then."""
     live = full(0.0)
-    (reply,) = decide(live, {}).replies
+    (reply,) = replies(decide(live, {}))
 
     explained = write_explanation(Sealer([bytes(KEY_BYTES)]).open(reply.ticket), live, ["greedy"])
 

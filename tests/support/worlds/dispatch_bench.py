@@ -15,7 +15,7 @@ import tempfile
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -133,14 +133,15 @@ class Bench:
         return NOON_MS + round(self.loop.time() * 1000)
 
     async def decide(self, request: pb.RouteRequest) -> pb.Decision:
-        asked = read_request(request, PreferenceDefaults())
+        asked = replace(read_request(request, PreferenceDefaults()), fallbacks_max=255)
         decided = self._decider.decide([asked], self.view.current)
         (reply,) = decided.replies
         if isinstance(reply, ServeError):
             raise reply
         self._decisions.offer(decided.log)
-        self.decided.append(reply)
-        return reply
+        decision = pb.Decision.FromString(reply)
+        self.decided.append(decision)
+        return decision
 
     def _report(self, ticket: Reticket, **values: Any) -> None:
         self.reports.append((ticket, values))

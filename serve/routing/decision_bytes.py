@@ -1,0 +1,170 @@
+"""Decisions as bytes of router.proto, written from columns: no message object on the way.
+
+    Choices (n, k) ──columns──▶ records of tags and numbers (n, k) ──one slice per model──▶ bytes
+
+An object costs a microsecond, and a decision has a score of them. But nearly all of a decision
+are numbers at fixed places: a case (a model that was chosen, or could be) is its names, which do
+not change from one request to the next, and one record of fixed size. So numpy writes the records
+of a whole batch at once, and a decision is joined from slices.
+
+Field numbers are read from the proto; a test reads the bytes back with protobuf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.proto.fairlead.v1 import router_pb2 as pb
+from serve.routing.live import Live
+from serve.routing.request import RouteInput
+from serve.routing.router import Choices, Verdict
+
+FALLBACKS = 3  # where a request does not say how many
+VARINT, DOUBLE, BYTES = 0, 1, 2  # wire types
+NUMBERS = ("propensity", "utility", "energy_j")
+ESTIMATES = ("quality", "cost_usd", "latency_ms")
+ESTIMATE_BYTES = 18  # two doubles with their tags
+
+
+def tag(message: Any, field: str, kind: int) -> bytes:
+    """What stands before a field's value."""
+    number = message.DESCRIPTOR.fields_by_name[field].number
+    assert number < 16, "its tag is one byte"
+    return bytes([number << 3 | kind])
+
+
+def varint(n: int) -> bytes:
+    """A number of seven bits a byte, the lowest first."""
+    if n < 0x80:
+        return bytes((n,))
+    if n < 0x4000:
+        return bytes((n & 0x7F | 0x80, n >> 7))
+    found = bytearray()
+    while n >= 0x80:
+        found.append(n & 0x7F | 0x80)
+        n >>= 7
+    found.append(n)
+    return bytes(found)
+
+
+def _record(message: Any) -> NDArray[np.void]:
+    """A case's numbers as they stand on the wire, all zero: tags, lengths, doubles."""
+    fields: list[tuple[str, str]] = []
+    fixed: dict[str, int] = {}
+
+    def put(name: str, before: bytes) -> None:
+        for i, byte in enumerate(before):
+            fields.append((f"{name} tag {i}", "u1"))
+            fixed[f"{name} tag {i}"] = byte
+        fields.append((name, "<f8"))
+
+    for name in NUMBERS:
+        put(name, tag(message, name, DOUBLE))
+    for name in ESTIMATES:
+        length = bytes([ESTIMATE_BYTES])
+        put(name, tag(message, name, BYTES) + length + tag(pb.Estimate, "mean", DOUBLE))
+        put(f"{name}_deviation", tag(pb.Estimate, "deviation", DOUBLE))
+    record = np.zeros((), np.dtype(fields))
+    for name, byte in fixed.items():
+        record[name] = byte
+    return record
+
+
+CHOSEN, ALTERNATIVE = _record(pb.Decision), _record(pb.Alternative)
+COLUMNS = (*NUMBERS, *ESTIMATES, *(f"{name}_deviation" for name in ESTIMATES))
+REQUEST_ID = tag(pb.Decision, "request_id", BYTES)
+DECISION_ID = tag(pb.Decision, "decision_id", BYTES)
+FALLBACK = tag(pb.Decision, "fallbacks", BYTES)
+TICKET = tag(pb.Decision, "ticket", BYTES)
+VERSION = tag(pb.Decision, "snapshot_version", VARINT)
+AGE = tag(pb.Decision, "snapshot_age_ms", VARINT)
+REPLY_ID = tag(pb.RouteReply, "request_id", BYTES)
+REPLY_DECISION = tag(pb.RouteReply, "decision", BYTES)
+REPLIES = tag(pb.RouteBatchReply, "replies", BYTES)
+
+
+def write_decisions(
+    asked: Sequence[RouteInput],
+    ids: Sequence[bytes],
+    tickets: Sequence[bytes],
+    choices: Choices,
+    live: Live,
+    now_ms: int,
+) -> list[bytes]:
+    """Decisions of n requests, each with as many fallbacks as it asks for, ranked by utility."""
+    chosen_heads, heads = _heads(live.pool_names, live.model_names_of_pools)
+    view = VERSION + varint(live.version) + AGE + varint(live.age_ms(now_ms)) + TICKET
+    rows, k = np.arange(len(asked)), choices.utility.shape[1]
+    own = _numbers(CHOSEN, choices, (rows, choices.chosen)).tobytes()
+    others = _numbers(ALTERNATIVE, choices, ...).tobytes()
+    own_size, size = CHOSEN.dtype.itemsize, ALTERNATIVE.dtype.itemsize
+    ranked = _ranked(choices)
+    best, placed = choices.pools.tolist(), choices.pool.tolist()
+    found = []
+    for i, one in enumerate(asked):
+        id_text = ids[i].hex().encode()
+        parts = [DECISION_ID, varint(len(id_text)), id_text, chosen_heads[placed[i]]]
+        parts.append(own[i * own_size : (i + 1) * own_size])
+        if one.request_id:
+            parts += (REQUEST_ID, sized(one.request_id.encode()))
+        most = FALLBACKS if one.fallbacks_max is None else one.fallbacks_max
+        pools, first = best[i], i * k
+        for j in ranked[i][:most]:
+            head, at = heads[pools[j]], (first + j) * size
+            parts += (head, others[at : at + size])
+        parts += (view, sized(tickets[i]))
+        found.append(b"".join(parts))
+    return found
+
+
+def _ranked(choices: Choices) -> list[list[int]]:
+    """Of each request, the eligible models that were not chosen, best first."""
+    utility = np.where(choices.verdict == Verdict.ELIGIBLE, choices.utility, -np.inf)
+    rows = np.arange(len(utility))
+    utility[rows, choices.chosen] = -np.inf
+    order = np.argsort(-utility, axis=1, kind="stable").tolist()
+    n = (utility > -np.inf).sum(axis=1).tolist()
+    return [one[:end] for one, end in zip(order, n, strict=True)]
+
+
+def _numbers(record: NDArray[np.void], choices: Choices, at: Any) -> NDArray[np.void]:
+    """Records of the cases at some rows and columns."""
+    found = np.empty(choices.utility[at].shape, record.dtype)
+    found[...] = record
+    for name in COLUMNS:
+        found[name] = getattr(choices, name)[at]
+    return found
+
+
+@lru_cache(maxsize=4)
+def _heads(pools: tuple[str, ...], models: tuple[str, ...]) -> tuple[list[bytes], list[bytes]]:
+    """Names of every pool and its model: as they stand in a decision, and in a fallback's head."""
+    chosen: list[bytes] = []
+    others: list[bytes] = []
+    for pool, model in zip(pools, models, strict=True):
+        for message, found in ((pb.Decision, chosen), (pb.Alternative, others)):
+            name = tag(message, "model", BYTES) + sized(model.encode())
+            found.append(name + tag(message, "pool", BYTES) + sized(pool.encode()))
+    size = ALTERNATIVE.dtype.itemsize
+    return chosen, [FALLBACK + varint(len(head) + size) + head for head in others]
+
+
+def sized(content: bytes) -> bytes:
+    """With its length before it, as in a field."""
+    return varint(len(content)) + content
+
+
+def reply_bytes(request_id: str, decision: bytes) -> bytes:
+    """A RouteReply with a decision."""
+    said = REPLY_ID + sized(request_id.encode()) if request_id else b""
+    return said + REPLY_DECISION + sized(decision)
+
+
+def batch_reply_bytes(replies: Sequence[bytes]) -> bytes:
+    """A RouteBatchReply of serialised replies."""
+    return b"".join([part for one in replies for part in (REPLIES, varint(len(one)), one)])
