@@ -45,6 +45,7 @@ def main() -> None:
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     # Imported here, so that `--help` is quick and a client-only installation gets its message.
+    from fairlead.errors import FairleadError
     from infra.errors import InfraError
     from load.errors import LoadError
     from serve.errors import ServeError
@@ -52,7 +53,7 @@ def main() -> None:
 
     try:
         app()
-    except (InfraError, LoadError, ServeError, StreamError) as error:
+    except (FairleadError, InfraError, LoadError, ServeError, StreamError) as error:
         console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
         console.print(str(error), markup=False, highlight=False)
         sys.exit(1)
@@ -146,16 +147,49 @@ def demo(
 
 
 @app.command()
-def status(settings: SettingsOption = None, as_json: JsonOption = False) -> None:
+def status(
+    settings: SettingsOption = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it anew until Ctrl-C.")] = False,
+    every_s: Annotated[float, typer.Option(min=0.5, max=3600, help="With --watch.")] = 2.0,
+    as_json: JsonOption = False,
+) -> None:
     """Show what the loop is doing: accounts of feedback, lag, alarms. Exit code 1 on an alarm."""
-    from fairlead.commands.status import show
+    from fairlead.commands.status import show, watched
     from fairlead.commands.up import settings_in_force
 
+    if watch:
+        watched(lambda: settings_in_force(settings, console), every_s)
+        return
     with only_json(as_json) as emit:
         found = show(*settings_in_force(settings, console), quiet=as_json)
         emit(found)
     if found["alarms"]:
         raise typer.Exit(1)
+
+
+@app.command()
+def explain(
+    ticket: Annotated[str, typer.Argument(help="In hexadecimal or base64.")],
+    target: Annotated[
+        str, typer.Option(help="A router, HOST:PORT. Default: of the settings.")
+    ] = "",
+    settings: SettingsOption = None,
+    timeout_s: Annotated[float, typer.Option(min=0.1, max=60)] = 5.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Open a decision's ticket: what was predicted, and why the other models lost."""
+    from fairlead.commands import explain as commands
+    from fairlead.commands.up import settings_in_force
+    from serve.addresses import joined
+
+    if not target:
+        site = settings_in_force(settings, console)[0]
+        target = joined(*site.addresses()["listener.port"])
+    with only_json(as_json) as emit:
+        found = commands.asked(commands.ticket_of(ticket), target, timeout_s)
+        emit(commands.as_json(found))
+    if not as_json:
+        commands.show(found, Console())
 
 
 @app.command()

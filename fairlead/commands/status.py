@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +48,19 @@ def show(settings: Settings, path: Path, *, quiet: bool) -> dict[str, Any]:
         "newcomers": _newcomers(settings, site),
     }
     if not quiet:
-        _print(found)
+        _print(found, Console(file=sys.stdout, width=100))
     return found
+
+
+def watched(settings_of: Callable[[], tuple[Settings, Path]], every_s: float) -> None:
+    """Look again and again, until Ctrl-C; each time the settings are read anew."""
+    out = Console()
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            found = show(*settings_of(), quiet=True)
+            out.clear()
+            _print(found, out)
+            time.sleep(every_s)
 
 
 def _supports(settings: Settings) -> dict[str, list[str]]:
@@ -71,8 +85,7 @@ def _scaling(folder: Path) -> list[dict[str, Any]]:
     return [{"at_unix_ms": line.at_ms, "line": line.text} for line in lines]
 
 
-def _print(found: dict[str, Any]) -> None:
-    out = Console(file=sys.stdout, width=100)
+def _print(found: dict[str, Any], out: Console) -> None:
     table = Table(show_header=False, box=None)
     for name, value in found.items():
         if name in SECTIONS:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import datetime as dt
+import json
 import queue
 import socket
 import ssl
@@ -29,8 +31,11 @@ from router_bench import (
     embedding,
     router,
 )
+from typer.testing import CliRunner
 from waiting import until
 
+from fairlead.command_line import app
+from fairlead.errors import FairleadError
 from learners.context import BIAS, N_FEATURES, STEP
 from learners.policies.greedy import Greedy
 from learners.policies.inverse_gap import SquareCb
@@ -385,6 +390,32 @@ def test_ticket_holds_the_very_numbers_of_the_decision(tmp_path):
             assert [seen[name] for name in names] == [np.float32(value) for value in shown]
             assert seen["latency_ms"] == np.float32(case.latency_ms.mean)
             assert seen["verdict"] == Verdict.ELIGIBLE
+
+
+@pytest.mark.parametrize("written", [bytes.hex, lambda t: base64.urlsafe_b64encode(t).decode()])
+def test_explain_on_the_command_line_shows_who_lost_and_why(shared, written):
+    """
+    People copy a ticket from a log, in whatever form it is there.
+    """
+    decision = shared.route(tenant="acme", denied_models=["medium"])
+    target = f"127.0.0.1:{shared.replica.port}"
+    command = ["explain", written(decision.ticket), "--target", target]
+
+    table = CliRunner().invoke(app, command)
+    found = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
+
+    assert table.exit_code == 0
+    assert "for acme" in table.stdout
+    assert found["decision_id"] == decision.decision_id
+    assert [one["model"] for one in found["models"] if one["chosen"]] == [decision.model]
+
+
+def test_explain_of_what_is_no_ticket_says_so(shared):
+    target = f"127.0.0.1:{shared.replica.port}"
+    for text in ("not a ticket!", "00ff"):
+        found = CliRunner().invoke(app, ["explain", text, "--target", target])
+        assert found.exit_code != 0
+        assert isinstance(found.exception, FairleadError)
 
 
 def test_explain_tells_the_whole_case(shared):
