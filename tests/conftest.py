@@ -10,6 +10,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import one_thread  # noqa: F401 - before anything imports numpy
 import pytest
@@ -26,20 +27,31 @@ settings.register_profile("fixed", derandomize=True, **SHARED)
 settings.register_profile("random", derandomize=False, **SHARED)
 settings.load_profile("fixed")
 
-# What starts a Ray cluster, a Kafka broker or a whole router: `make test` runs it beside the rest.
-HEAVY = re.compile(
-    r"^import ray$|^from ray |kafka_broker|raylets|run_cluster|\"fairlead\", \"(up|demo)\"",
-    re.MULTILINE,
-)
+# `make test` runs three parts beside each other: what starts clusters mostly waits, and so does what
+# starts brokers. A file belongs to the first part whose words it has, to the last if to none.
+PARTS = {
+    "ray": r"^import ray$|^from ray |^from command import ",
+    "kafka": r"kafka_broker|mark\.kafka",
+    "rest": "",
+}
 
 
-@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their markers
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is heavy: by what its file starts, or by its fixtures."""
-    heavy = {path: bool(HEAVY.search(path.read_text())) for path in {item.path for item in items}}
-    for item in items:
-        if heavy[item.path] or {"kafka", "kafka_broker"} & set(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.heavy)
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Which part to run; all of them unless one is named."""
+    parser.addoption("--part", choices=list(PARTS), help="the part of `make test` to run")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave the files of other parts alone: reading them takes longer than running some parts."""
+    part = config.getoption("--part")
+    if part is None or not collection_path.name.startswith("test_"):
+        return None
+    return part_of(collection_path.read_text()) != part or None
+
+
+def part_of(text: str) -> str:
+    """The part of a test file."""
+    return next(part for part, words in PARTS.items() if re.search(words, text, re.MULTILINE))
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,8 @@
 """The whole loop for real: Ray, gRPC, the log, the trainer, snapshots, and what may befall them.
 
-Each test starts the command line as its user would, in a process of its own, and ends only what
-it started. Faults are the issue's three: a killed replica, a killed trainer, a deleted snapshot.
+The command line is started as its user would, in a process of its own, once for the demo and once for
+`up`: a cluster takes longer to start than any of the tests. Faults are a killed replica, a killed
+trainer, and a deleted snapshot.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import signal
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -78,44 +80,75 @@ def ended_well(running: Demo) -> dict:
     return found
 
 
-@pytest.mark.parametrize("fault", ["replica killed", "trainer killed", "snapshot deleted"])
-def test_demo_goes_on_and_ends_well_through_a_fault(tmp_path, fault):
+def befall(running: Demo, fault: str) -> Callable[[], object]:
+    """Do it to a demo; what is returned waits until the demo has recovered."""
+    newest = max(running.versions())
+    if fault == "snapshot deleted":
+        os.unlink(running.manifests / f"{newest:012d}")
+        return lambda: running.learning(newest)
+    if fault == "trainer killed":
+        named(running.process, "Trainer")[0].kill()
+        return lambda: running.learning(newest + 500)  # only a new one skips to the next thousand
+    until(lambda: len(named(running.process, "Router")) == 2, "two replicas")
+    victim = named(running.process, "Router")[0]
+    victim.kill()
+
+    def replicas() -> set[int]:
+        return {of.pid for of in named(running.process, "Router")} - {victim.pid}
+
+    return lambda: until(lambda: len(replicas()) == 2, "a new replica")
+
+
+def through(folder: Path, *blows: tuple[str, ...]) -> dict:
+    """The JSON of a demo that such faults befell, some of them at once."""
+    # Without a trainer nothing is learned: the last quarter has to come well after the next one's
+    # first snapshot, also where Ray takes long to start it.
+    with demo(folder, requests=6000) as running:
+        running.learning(running.learning())
+        for faults in blows:
+            for recovered in [befall(running, fault) for fault in faults]:
+                recovered()
+        return ended_well(running)
+
+
+def utilities(found: dict) -> tuple[float, float]:
+    """Of the last quarter: the router's, and that of random choices."""
+    router, random = (found[name]["by_quarter"][3]["utility"] for name in ("router", "random"))
+    return router, random
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory) -> tuple[dict, Path]:
+    """A demo that all three faults befell, two of them at once: its JSON and its folder."""
+    folder = tmp_path_factory.mktemp("demo")
+    return through(folder, ("snapshot deleted",), ("replica killed", "trainer killed")), folder
+
+
+def test_demo_goes_on_and_ends_well_through_all_faults(ended):
     """
     Decisions go on, the loop recovers by itself, and every outcome still counts exactly once.
     """
-    # Without a trainer nothing is learned: its last quarter has to come well after the next one's
-    # first snapshot, also where Ray takes long to start it.
-    requests = 6000 if fault == "trainer killed" else 2400
-    with demo(tmp_path / "demo", requests) as running:
-        version = running.learning(running.learning())
+    router, random = utilities(ended[0])
 
-        if fault == "replica killed":
-            until(lambda: len(named(running.process, "Router")) == 2, "two replicas")
-            victim = named(running.process, "Router")[0]
-            victim.kill()
-            until(
-                lambda: len({p.pid for p in named(running.process, "Router")} - {victim.pid}) == 2,
-                "a new replica",
-            )
-        elif fault == "trainer killed":
-            victim = named(running.process, "Trainer")[0]
-            victim.kill()
-            running.learning(version + 500)  # only a new trainer skips to the next thousand
-        else:
-            newest = max(running.versions())
-            os.unlink(running.manifests / f"{newest:012d}")
-            running.learning(newest)
-
-        found = ended_well(running)
-    assert found["router"]["by_quarter"][3]["utility"] > found["random"]["by_quarter"][3]["utility"]
+    assert router > random
 
 
-def test_demo_prints_one_json_object_and_a_picture(tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["replica killed", "trainer killed", "snapshot deleted"])
+def test_demo_goes_on_and_ends_well_through_each_fault_alone(tmp_path, fault):
+    """
+    The same, where nothing else can have been the cure.
+    """
+    router, random = utilities(through(tmp_path, (fault,)))
+
+    assert router > random
+
+
+def test_demo_prints_one_json_object_and_a_picture(ended):
     """
     Other programs read `demo --json`: its keys are a contract, and nothing else may be there.
     """
-    with demo(tmp_path / "demo", requests=400) as running:
-        found = ended_well(running)
+    found, folder = ended
 
     assert found.keys() >= KEYS
     for name in ("router", "random", "oracle"):
@@ -126,26 +159,80 @@ def test_demo_prints_one_json_object_and_a_picture(tmp_path):
     assert found["best_fixed"].keys() >= {"model", "quality", "cost_usd", "utility"}
     for name in ("utility_over_best_fixed", "savings_share"):
         assert found[name].keys() == {"mean", "low", "high"}
-    assert (tmp_path / "demo" / "demo.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "demo.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_up_answers_until_ctrl_c_and_leaves_nothing_behind(tmp_path):
+class Up:
+    """`fairlead up`, where it listens, and its settings."""
+
+    def __init__(self, process: subprocess.Popen, port: int, settings: Path) -> None:
+        self.process, self.port, self.settings = process, port, settings
+        self.address = f"127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory) -> Iterator[Up]:
+    """One for all tests below; the last of them ends it."""
+    [port] = free_ports(1)
+    path = settings_file(tmp_path_factory.mktemp("up"), port)
+    with fairlead("up", "--settings", str(path)) as process:
+        found = Up(process, port, path)
+        with Client(found.address) as client:
+            until(lambda: decides(client), "the first decision")
+        yield found
+
+
+def test_catalogue_changes_without_a_restart_and_without_forgetting(up):
+    """
+    A model added to the file is chosen from within seconds, one removed no longer; coming back it
+    is remembered, and the others never notice.
+    """
+    path = up.settings
+    both = path.read_text()
+
+    def models(client: Client) -> set[str]:
+        decision = client.route(text="Which models are there?", timeout_s=5.0)
+        return {decision.model, *(f.model for f in decision.fallbacks)}
+
+    with Client(up.address) as client:
+        for quality, model in ((0.9, "small"), (0.1, "large")) * 20:
+            decision = client.route(text="Learn this.", allowed_models=[model])
+            client.send_feedback(decision.ticket, quality=quality)
+
+        def predicted() -> dict[str, float]:
+            d = client.route(text="Learn this.")
+            return {d.model: d.quality.mean} | {f.model: f.quality.mean for f in d.fallbacks}
+
+        until(lambda: predicted()["small"] - predicted().get("large", 1) > 0.3, "learning")
+
+        path.write_text(both + '\n[[models]]\nname = "new"\nusd_per_call = 0.002\n')
+        # Replicas notice one after the other; ask until several answers in a row agree.
+        until(lambda: all(models(client) == {"small", "large", "new"} for _ in range(8)), "new")
+        until(lambda: predicted()["small"] - predicted()["large"] > 0.3, "no forgetting")
+
+        path.write_text(both.replace('name = "large"', 'name = "new"'))
+        until(lambda: all(models(client) == {"small", "new"} for _ in range(8)), "large gone")
+
+        path.write_text(both)
+        until(lambda: all(models(client) == {"small", "large"} for _ in range(8)), "large back")
+        assert predicted()["small"] - predicted()["large"] > 0.3
+        assert up.process.poll() is None
+
+
+def test_up_leaves_nothing_behind_after_ctrl_c(up):
     """
     Ctrl-C reaches every process of a terminal's group; all must end, and the port be free again.
+    Last of those that share one: nothing runs afterwards.
     """
-    [port] = free_ports(1)
-    with fairlead("up", "--settings", str(settings_file(tmp_path, port))) as process:
-        with Client(f"127.0.0.1:{port}") as client:
-            until(lambda: decides(client), "the first decision")
-        family = descendants(psutil.Process(process.pid))
-        assert len(family) > 3
+    family = descendants(psutil.Process(up.process.pid))
+    assert len(family) > 3
 
-        os.killpg(process.pid, signal.SIGINT)
+    os.killpg(up.process.pid, signal.SIGINT)
 
-        assert process.wait(60) == 0
-        _, alive = psutil.wait_procs(family, timeout=20)
+    assert up.process.wait(60) == 0
+    _, alive = psutil.wait_procs(family, timeout=20)
     assert [p for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []
-    assert is_free(port)
+    assert is_free(up.port)
 
 
 @pytest.mark.slow  # starts everything twice
@@ -177,45 +264,3 @@ def named_pid(process: subprocess.Popen, name: str) -> int | None:
     """The one living process of that name below this one."""
     family = descendants(psutil.Process(process.pid))
     return next((p.pid for p in family if p.is_running() and p.name() == name), None)
-
-
-def test_catalogue_changes_without_a_restart_and_without_forgetting(tmp_path):
-    """
-    A model added to the file is chosen from within seconds, one removed no longer; coming back it
-    is remembered, and the others never notice.
-    """
-    [port] = free_ports(1)
-    path = settings_file(tmp_path, port)
-    both = path.read_text()
-
-    def models(client: Client) -> set[str]:
-        decision = client.route(text="Which models are there?", timeout_s=5.0)
-        return {decision.model, *(f.model for f in decision.fallbacks)}
-
-    with (
-        fairlead("up", "--settings", str(path)) as process,
-        Client(f"127.0.0.1:{port}") as client,
-    ):
-        until(lambda: decides(client), "the first decision")
-        for quality, model in ((0.9, "small"), (0.1, "large")) * 20:
-            decision = client.route(text="Learn this.", allowed_models=[model])
-            client.send_feedback(decision.ticket, quality=quality)
-
-        def predicted() -> dict[str, float]:
-            d = client.route(text="Learn this.")
-            return {d.model: d.quality.mean} | {f.model: f.quality.mean for f in d.fallbacks}
-
-        until(lambda: predicted()["small"] - predicted().get("large", 1) > 0.3, "learning")
-
-        path.write_text(both + '\n[[models]]\nname = "new"\nusd_per_call = 0.002\n')
-        # Replicas notice one after the other; ask until several answers in a row agree.
-        until(lambda: all(models(client) == {"small", "large", "new"} for _ in range(8)), "new")
-        until(lambda: predicted()["small"] - predicted()["large"] > 0.3, "no forgetting")
-
-        path.write_text(both.replace('name = "large"', 'name = "new"'))
-        until(lambda: all(models(client) == {"small", "new"} for _ in range(8)), "large gone")
-
-        path.write_text(both)
-        until(lambda: all(models(client) == {"small", "large"} for _ in range(8)), "large back")
-        assert predicted()["small"] - predicted()["large"] > 0.3
-        assert process.poll() is None

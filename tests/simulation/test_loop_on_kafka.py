@@ -5,24 +5,27 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from command import ROOT, decides, fairlead, settings_file
 from waiting import until
 
 from fairlead import Client
+from fairlead.commands.status import show
 from infra.pools.ports import free_ports
+from infra.settings.settings import read_settings
 
 pytestmark = pytest.mark.kafka
 
 
-def status(settings) -> dict:
+def status(settings: Path) -> dict:
     done = subprocess.run(
         [sys.executable, "-m", "fairlead", "status", "--json", "--settings", str(settings)],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     return json.loads(done.stdout)
 
@@ -63,7 +66,8 @@ answer_s = 1
             return quality["small"] - quality["large"]
 
         until(lambda: gap() > 0.3, "learning")
-        until(lambda: status(path)["duplicate"] == 40, "all records")
+        settings = read_settings(path)
+        until(lambda: show(settings, path, quiet=True)["duplicate"] == 40, "all records")
         found = status(path)
 
     assert (found["records"], found["learned"], found["lag_records"]) == (80, 40, 0)

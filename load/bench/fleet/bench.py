@@ -75,7 +75,6 @@ DIGITS = {
     "replica_changes_per_h": 2,
 }
 SPEED_POOLS = 10
-SPEED_S = (1500.0, 1900.0)  # of the Azure trace, its busiest: what is due by time costs least of it
 SPEED_LEFT_OUT = ("llama-3.1-8b-l4-eu", "llama-3.1-8b-a100-us", "llama-3.1-70b-h100-us")
 FULL_ENOUGH = 0.9  # a type of GPU that is fuller than this at the peak is not tried alone
 PICTURED = "azure"
@@ -92,6 +91,8 @@ class FleetBench:
     utilisation: Grid = UTILISATION
     clairvoyant: ClairvoyantOptions = field(default_factory=ClairvoyantOptions)
     overload: OverloadOptions | None = field(default_factory=OverloadOptions)
+    # Of the Azure trace, its busiest: what is due by time costs least of it.
+    speed_s: tuple[float, float] = (1500.0, 1900.0)
     workers: int = 2
     picture: Path | None = None
 
@@ -138,7 +139,9 @@ def measure(options: FleetBench, say: Say) -> dict[str, Any]:
         ThreadPoolExecutor(len(options.traces) + 2) as threads,
     ):
         # Alone first: a neighbour would slow it down.
-        speed = processes.submit(simulated_requests_per_s, options.scenarios.seed).result()
+        speed = processes.submit(
+            simulated_requests_per_s, options.scenarios.seed, options.speed_s
+        ).result()
         report(f"{speed:,.0f} simulated requests per second of one core with {SPEED_POOLS} pools")
         traces = {n: threads.submit(_trace, n, options, processes, report) for n in options.traces}
         beyond = threads.submit(_overload, options, processes, report) if options.overload else None
@@ -163,13 +166,13 @@ def measure(options: FleetBench, say: Say) -> dict[str, Any]:
 # --- in a worker
 
 
-def simulated_requests_per_s(seed: int) -> float:
+def simulated_requests_per_s(seed: int, between_s: tuple[float, float]) -> float:
     """Of one core, with ten pools, on the busiest minutes of the Azure trace, 265 requests/s."""
     of = built("azure", ScenarioOptions(seed=seed))
     pools = tuple(pool for pool in of.fleet.pools if pool.name not in SPEED_LEFT_OUT)
     assert len(pools) == SPEED_POOLS, "the speed is stated of so many pools"
     of = with_fleet(of, replace(of.fleet, pools=pools))
-    of = replace(of, traffic=between(of.traffic, SPEED_S[0], end_s=SPEED_S[1]))
+    of = replace(of, traffic=between(of.traffic, between_s[0], end_s=between_s[1]))
     first = first_replicas(of, FAIRLEAD)
     scaler = scaler_of(of, FAIRLEAD, first)
     done = simulate_with(of, first, scaler, FAIRLEAD, seed)
