@@ -22,7 +22,7 @@ Where dispatchers run, the router makes the call, too, and reports what it took:
             elif isinstance(event, Piece):
                 print(event.text, end="")
 
-The one rule: importing this takes grpcio and protobuf and nothing else, so that a service which
+Importing this takes grpcio and protobuf and nothing else, so that a service which
 only asks never installs what answering needs.
 
 May import every package below; `import fairlead` loads gRPC and the client's stubs alone.

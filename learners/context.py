@@ -4,7 +4,7 @@
     prompt tokens ─────────log scale──▶ 1 number       ├─▶ context (64,) int8, in steps of 1/32
     1 ─────────────────────────────────────────────────┘
 
-The one rule: scoring and learning use the *same* rounded integers. The estimate a request was
+Scoring and learning use the *same* rounded integers. The estimate a request was
 judged by is then the estimate its outcome corrects, and sums over contexts are exact.
 """
 

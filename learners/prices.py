@@ -17,7 +17,7 @@ load following the choice at a lag T, reported τ later, and T₀ = κ/η, the p
 
 docs/prices.md derives this and says what follows; tests/learning/test_prices.py shows it.
 
-The one rule: a price is never negative, zero where there is slack, and dearer where it is fuller.
+A price is never negative, zero where there is slack, and dearer where it is fuller.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ A request's work is what stands beside λ, the largest of the three: the work of
 arrive in a second may be as much as there are replicas. That is what prices are charged on, what
 fleets are sized by, and (times watts) what a request's energy is.
 
-The one rule: work adds up. Where an approximation is needed it is on the side of more work.
+Work adds up. Where an approximation is needed it is on the side of more work.
 """
 
 from __future__ import annotations

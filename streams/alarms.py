@@ -7,7 +7,7 @@ Every process that can find something wrong has a board; `fairlead status`, the 
 show what all boards say. A board also is a sign of life: it is written again every `BEAT_MS`, and
 taken down when its process stops in order.
 
-The one rule: every alarm there is stands in `KINDS`, where docs/alarms.md is made from.
+Every alarm there is stands in `KINDS`, where docs/alarms.md is made from.
 """
 
 from __future__ import annotations
@@ -262,7 +262,7 @@ class Posted(NamedTuple):
         return self.name.partition(".")[0]
 
     def is_alive(self, now_ms: int) -> bool:
-        """Whether its process gave a sign of life lately."""
+        """Whether its process gave a recent sign of life."""
         return abs(now_ms - self.at_ms) <= SILENT_MS
 
 

@@ -15,7 +15,7 @@ or years later, however often it dies on the way.
     `trusted_ms`  for what can't be undone: forgetting, deleting, the times outcomes are learned at
     `read`        for what can: a jump ahead counts at once, and is taken back when it proves wrong
 
-The one rule: nothing that is saved is the greatest of many readings.
+Nothing that is saved is the greatest of many readings.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     utility = quality − latency weight · seconds
 
-The one rule: the weight is the router's own (`[preference]` in its settings), so that it is judged
-by what it was told to want.
+The weight is the router's own (`[preference]` in its settings), so that it is judged
+by what it was set to prefer.
 """
 
 from __future__ import annotations

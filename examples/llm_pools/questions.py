@@ -7,7 +7,7 @@
 How an answer is worded is left to the model: "Paris", "It's Paris." and "The capital of France is
 Paris" are all right. Each question knows the possible answers of its kind, say all capitals.
 
-The one rule: the first line of an answer must mention a right answer and no possible wrong one, so
+The first line of an answer must mention a right answer and no possible wrong one, so
 that hedging earns nothing.
 """
 

@@ -6,7 +6,7 @@
 Both models' answers to every question are known, so "random" and "the better model of each kind"
 are no guesses: they are what would have happened.
 
-The one rule: a comparison is over the same questions.
+A comparison is over the same questions.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 
 `make llm-pools` runs this. With --direct only both models are asked, without a router.
 
-The one rule: whatever was started here is ended here, by its process id, however this ends.
+Whatever was started here is ended here, by its process id, however this ends.
 """
 
 from __future__ import annotations

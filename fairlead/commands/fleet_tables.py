@@ -108,9 +108,9 @@ def _pools(pools: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def _pool_name(name: str, of: Mapping[str, Any]) -> str:
     """With what there is to say of it."""
-    told = ["derived"] if of["derived"] else []
-    told += ["refuses " + ", ".join(of["refuses"])] if of["refuses"] else []
-    return f"{name} ({'; '.join(told)})" if told else name
+    notes = ["derived"] if of["derived"] else []
+    notes += ["refuses " + ", ".join(of["refuses"])] if of["refuses"] else []
+    return f"{name} ({'; '.join(notes)})" if notes else name
 
 
 def _prices(prices: Mapping[str, Mapping[str, Any]]) -> Table:

@@ -2,7 +2,7 @@
 
     snapshot + fleet + clock ──▶ Observed ──Scaler.step──▶ Plan ──▶ Ray Serve, or the simulation
 
-The one rule: a scaler is a function of what it has observed, in order. It asks nobody for anything,
+A scaler is a function of what it has observed, in order. It asks nobody for anything,
 and what it remembers can be saved and restored.
 """
 

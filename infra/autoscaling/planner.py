@@ -10,7 +10,7 @@ thought to. So while a model's pools all have a price m, its work counts for mor
 
     correction ← min(1.3, correction · exp(0.1 · min(m, 1) · minutes)),   else halves in 5 minutes
 
-The one rule: what it does not know it does not act on. With old telemetry the last plan holds, and
+What it does not know it does not act on. With old telemetry the last plan holds, and
 a pool of real servers, of which no rates of work are known, keeps its replicas.
 """
 

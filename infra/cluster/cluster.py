@@ -3,7 +3,7 @@
     with running(settings, path) as up:      starts, waits until decisions can be made
         ...                                  stops everything it started, also on an error
 
-The one rule: nothing that was started here outlives the `with` block.
+Nothing that was started here outlives the `with` block.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ So others' applications are repeated in ours. (Whoever declares his own without 
 deploy`, deletes ours.) And Ray remembers the configuration: an application that is only deleted
 comes back when Ray's controller is restarted, so it is withdrawn.
 
-The one rule: what others have declared stays as it is.
+What others have declared stays as it is.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ Order is vLLM's: a lower `priority` first, then who came first (see `waiting`). 
 by one behind it, and nobody preempted for one that waits: when the cache is full, of the running
 the one with the highest number goes back, the youngest of equals.
 
-The one rule: what happens depends on the inputs and their times alone, not on how often time is
+What happens depends on the inputs and their times alone, not on how often time is
 advanced. What happens at a time happens before that time's inputs, and these before the iteration
 that begins then is composed.
 """

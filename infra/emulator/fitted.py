@@ -4,7 +4,7 @@
                                                    not measured: derived by roofline, and marked
                ─▶ power_of(deployment, performance)
 
-The one rule: a pair without measurements is never given a measured one's figures unmarked.
+A pair without measurements is never given a measured one's figures unmarked.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ The coefficients are fitted by `load/fit/emulator.py` to the power of Llama2-70B
 A100, 2 to 8 GPUs, measured by Mutinifni/splitwise-sim (MIT); other GPUs are assumed alike relative
 to their rated power.
 
-The one rule: no replica takes more than its GPUs' rated power.
+No replica takes more than its GPUs' rated power.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 How bytes become pieces is in `openai_stream`, whose fault a refusal is in `blame`. Here is
 what lies between: the request, its time limits, and its end.
 
-The one rule: when the generator ends, however it ends, the request has ended: an answer that
+When the generator ends, however it ends, the request has ended: an answer that
 nobody reads any more is broken off at once, so that the server stops working on it.
 """
 

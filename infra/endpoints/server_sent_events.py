@@ -6,7 +6,7 @@ Lines end with LF, CR or CR LF; an event ends with an empty line; its `data` lin
 LF; comments and other fields are skipped. Bytes stay bytes: a character may be cut in two anywhere.
 Source: the WHATWG HTML standard, section 9.2.6, "Interpreting an event stream".
 
-The one rule: what comes out depends on the bytes alone, not on how they were cut.
+What comes out depends on the bytes alone, not on how they were cut.
 """
 
 from __future__ import annotations

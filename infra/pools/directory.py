@@ -7,7 +7,7 @@ address is believed for `KEPT_S` after it was last reported. When the actor is r
 nothing for a moment; it says how long it has been there, so that nobody takes that for an empty
 fleet (see `pool_clients`).
 
-The one rule: no request waits for it. Replicas go on serving while they can't report, dispatchers
+No request waits for it. Replicas go on serving while they can't report, dispatchers
 keep the last addresses.
 """
 

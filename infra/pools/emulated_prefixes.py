@@ -7,7 +7,7 @@ As in vLLM's automatic prefix caching: what was computed stays until room is nee
 used longest ago goes first, a conversation's end before its beginning. Whole messages are kept
 instead of blocks of 16 tokens.
 
-The one rule: nothing is cached before it was computed.
+Nothing is cached before it was computed.
 """
 
 from __future__ import annotations

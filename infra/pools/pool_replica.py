@@ -5,7 +5,7 @@
 
 Ray Serve starts, checks and stops it (see `pools`); requests do not pass through Ray.
 
-The one rule: a replica that is in the directory answers. It is entered when it is ready and taken
+A replica that is in the directory answers. It is entered when it is ready and taken
 out before it stops.
 """
 

@@ -9,7 +9,7 @@ need, and replaces them when they die. A replica may itself be killed, and a ser
 would hold its GPUs for ever. So a shell waits at a pipe of ours, and ends the server when the pipe
 is closed by our death.
 
-The one rule: the process we started is ended by its id, with the group of processes it made.
+The process we started is ended by its id, with the group of processes it made.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A site is plain data, so that it can travel to Ray's workers; each opens its own connections.
 
-The one rule: the ticket key is made once, is readable by its owner alone, and is never logged.
+The ticket key is made once, is readable by its owner alone, and is never logged.
 """
 
 from __future__ import annotations

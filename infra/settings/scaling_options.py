@@ -1,6 +1,6 @@
 """How the fleet is scaled: how often it is thought about, and between which bounds.
 
-The one rule: what a pool may have is in its settings; here is what concerns all of them.
+What a pool may have is in its settings; here is what concerns all of them.
 """
 
 from __future__ import annotations

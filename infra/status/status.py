@@ -4,7 +4,7 @@
 
 Nothing has to be running for it: what is not reachable is said to be so.
 
-The one rule: a number here is the one that recovery would start from, not a process's memory.
+A number here is the one that recovery would start from, not a process's memory.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ any order and a restart half-way all end in equal bits. Fading is a division by 
 when the sums are *read*, so nothing is ever multiplied down, drifts or winds up. What groups of
 tenants reported is summed apart, so that how much each counts is chosen then, too (`influence`).
 
-The one rule: nothing but `add` and `merge` changes a sum, and both are integer additions.
+Nothing but `add` and `merge` changes a sum, and both are integer additions.
 """
 
 from __future__ import annotations

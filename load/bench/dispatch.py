@@ -10,7 +10,7 @@
 Requests start at their times whatever became of those before (open loop), and none is left out.
 The emulated answers are numbered words, so one that is lost, doubled or out of order shows.
 
-The one rule: the three ways take turns in short stretches, so that a busy machine is as busy for
+The three ways take turns in short stretches, so that a busy machine is as busy for
 each.
 """
 
@@ -232,7 +232,7 @@ async def _call(endpoint: OpenAiEndpoint, number: int, seen: Seen) -> None:
                     text.append(part.text)
                 else:
                     seen.answer("".join(text), part.output_tokens)
-    except Exception as error:  # noqa: BLE001 - told with the result
+    except Exception as error:  # noqa: BLE001 - reported with the result
         seen.failed.append(str(error))
         return
     seen.first_token_ms.append((first - began_s) * 1000)

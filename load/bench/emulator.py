@@ -9,7 +9,7 @@ regression per setup on (1, n, n·context, n·prompt/answer) for TPOT and (1, n,
 n·prompt/answer) for TTFT, which emulates nothing. It needs `ROWS_MIN` training rows; rows of other
 setups it does not answer, and their number is stated.
 
-The one rule: every held-out row is in the engine's figures.
+Every held-out row is in the engine's figures.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     bench_emulator.measure ─▶ held_out in fitted.json ─▶ tables between two marks in the page
 
-The one rule: no figure between the marks is written by hand.
+No figure between the marks is written by hand.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@
 A request meets a fault when its first attempt did not answer, or it waited for its first token
 longer than any before the fault. One that was sent elsewhere at once has not met it.
 
-The one rule: every request that was started is in the result, whatever became of it.
+Every request that was started is in the result, whatever became of it.
 """
 
 from __future__ import annotations

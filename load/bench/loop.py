@@ -5,7 +5,7 @@
     first_decision_s         from starting `fairlead up` to its first decision
     effect_p50_s, _p99_s     from an outcome's append to decisions of *every* replica made with it
 
-The one rule: the router under test is started as its user starts it, in processes of its own.
+The router under test is started as its user starts it, in processes of its own.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What settings files of benches begin with: a router and dispatchers of this bench alone.
 
-The one rule: a bench listens at three ports in a row, and nowhere else.
+A bench listens at three ports in a row, and nowhere else.
 """
 
 from __future__ import annotations

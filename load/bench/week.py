@@ -7,7 +7,7 @@ The log, the trainer, the snapshots and their retention are the real ones with t
 clock is virtual, and a small share of the traffic stands for all of it: so many decisions, records
 and bytes less, with bounds in bytes that are as much smaller. Sizes are those of all the traffic.
 
-The one rule: what is bounded by number or time is not scaled, only what is counted in bytes.
+What is bounded by number or time is not scaled, only what is counted in bytes.
 """
 
 from __future__ import annotations

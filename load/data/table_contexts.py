@@ -1,6 +1,6 @@
 """What a router would know of a table's prompts: their contexts, fitted to the table itself.
 
-The one rule: contexts of one table come from one projection, which has the table's name.
+Contexts of one table come from one projection, which has the table's name.
 """
 
 from __future__ import annotations

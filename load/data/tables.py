@@ -15,7 +15,7 @@ Two tables are bundled, with embeddings by all-MiniLM-L6-v2:
 They have figures only, no prompt's text. Embeddings are kept as 8-bit numbers, prompt lengths as
 characters / 4.
 
-The one rule: a table is only figures; which of them a router gets to see is the replay's business.
+A table is only figures; which of them a router gets to see is the replay's business.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from Azure/AzurePublicDataset, AzureLLMInferenceTrace_conv (CC BY 4.0); `mooncak
 12,031 in 59 minutes with long prompts, from kvcache-ai/Mooncake, FAST25 (Apache-2.0). Times are
 rounded to a millisecond.
 
-The one rule: a trace is made of its source and the generator handed in, and of nothing else.
+A trace is made of its source and the generator handed in, and of nothing else.
 """
 
 from __future__ import annotations
@@ -52,10 +52,6 @@ class Trace:
     def take(self, rows: NDArray[np.intp]) -> Trace:
         """The requests at `rows`, which rise."""
         return Trace(self.name, self.at_s[rows], self.prompt_tokens[rows], self.output_tokens[rows])
-
-    def up_to(self, prompt_tokens_max: int) -> Trace:
-        """Those with prompts of at most so many tokens."""
-        return self.take(np.flatnonzero(self.prompt_tokens <= prompt_tokens_max))
 
 
 def azure() -> Trace:

@@ -5,7 +5,7 @@
 What a request is about is a row of an outcome table: its context, and how good every model's answer
 to it would be. Lengths are the traffic's own, and the same whichever model answers.
 
-The one rule: traffic says nothing of models or machines; so all policies are asked the same.
+Traffic says nothing of models or machines; so all policies are asked the same.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
                                                      └─ reports late, out of order, some twice
     then:            scores averaged, outcomes accounted for, a table and a picture
 
-The one rule: the accounting compares what was *sent* with what the newest snapshot holds; nothing
+The accounting compares what was *sent* with what the newest snapshot holds; nothing
 is taken from the router's own counters.
 """
 

@@ -7,7 +7,7 @@
 Requests arrive on a schedule of their own, whether or not earlier ones are answered. Outcomes are
 written to the log directly, as other teams would, some of them twice, later and out of order.
 
-The one rule: every request ends in the result, answered or failed, and every outcome sent is
+Every request ends in the result, answered or failed, and every outcome sent is
 remembered, so that what was learned can be compared with what was sent.
 """
 

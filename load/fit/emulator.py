@@ -12,7 +12,7 @@ A setup with fewer than `ROWS_MIN` rows starts from the most similar one that ha
 the ratio of their rooflines, with a strong pull; one with no rows at all is that neighbour scaled,
 and marked as derived.
 
-The one rule: nothing here sees a held-out row's result.
+Nothing here sees a held-out row's result.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ Source: ai-dynamo/aiconfigurator (Apache-2.0), a part of its silicon measurement
 their last one is answered. Most rows are InferenceMAX runs: 10 prompts per caller, lengths drawn
 between 80 and 100 % of those stated. The others have fixed lengths.
 
-The one rule: whether a row is held out depends on its id alone, and nothing is fitted to, or chosen
+Whether a row is held out depends on its id alone, and nothing is fitted to, or chosen
 by, a row that is.
 """
 

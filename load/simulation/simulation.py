@@ -12,7 +12,7 @@ something is due. Its requests are decided as one batch with what was known when
 batch of a real router is, and reach their replicas at their own times; engines are exact whatever
 the ticks are.
 
-The one rule: time and chance are arguments, so the same arguments give the same bits.
+Time and chance are arguments, so the same arguments give the same bits.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ The language is OpenAI's chat completions, because every server of models speaks
 and a piece's delta are passed through as they are, so tools and options this project does not
 know work all the same. `infra` implements these protocols; nothing here knows a network.
 
-The one rule: an endpoint that has yielded a piece has begun to answer. What failed before may be
+An endpoint that has yielded a piece has begun to answer. What failed before may be
 tried elsewhere, what fails after may not.
 """
 

@@ -9,7 +9,7 @@ Settling finishes the lease, reports on the ticket, and writes the attempt's lin
 attempts. What was cancelled, or not sure enough, has nothing to teach: half an answer's latency
 says nothing about an answer's. Nor does that of an answer whose reader was slow, so it is left out.
 
-The one rule: every attempt that began is settled once, whatever becomes of the request.
+Every attempt that began is settled once, whatever becomes of the request.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ again for one request, the probe, and if that succeeds for all.
 
 Not locked: made for one event loop.
 
-The one rule: no pool is ever refused for good. It comes last, and gets a probe when its time is up.
+No pool is ever refused for good. It comes last, and gets a probe when its time is up.
 """
 
 from __future__ import annotations

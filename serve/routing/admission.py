@@ -11,7 +11,7 @@ bounds: callers without deadlines wait a quarter of a second, callers in a hurry
 wait behind them. Within the limit:
 
 - *Deadlines.* A call with less time left than answers take at present is refused rather than
-  scored in vain.
+  scored for nothing.
 - *Criticality.* A class of lower criticality is refused earlier, the top class only at half as much
   again: a limit that falls does not hit those who are never to be lost.
 - *Tenants.* Whoever holds less than an equal share is let in even when others fill the limit.
@@ -36,7 +36,7 @@ class AdmissionOptions:
     """How long answers may take, and who is refused first."""
 
     # The time to answer that is aimed at. The least is for callers with deadlines of 50 ms and
-    # below: nobody can make all others wait in vain. The most is for callers without deadlines.
+    # below: nobody can make all others wait for nothing. The most is for callers without deadlines.
     target_s_min: float = 0.025
     target_s_max: float = 0.25
     limit_min: int = 32  # a batch whose scoring costs little more than one request's

@@ -6,7 +6,7 @@
 
 While the store, the trainer or the file is away or broken, the last good view stays.
 
-The one rule: whoever scores takes the reference once and uses that view to the end.
+Whoever scores takes the reference once and uses that view to the end.
 """
 
 from __future__ import annotations
@@ -109,14 +109,14 @@ class Live:
         self.estimator.estimate(np.zeros((1, N_FEATURES), np.int8))
 
     def _read_means(self, learned: Learned, options: LiveOptions) -> None:
-        """What is known of each model (k,) whatever the context, ever and lately."""
+        """What is known of each model (k,) whatever the context, ever and recently."""
         means, prior = self.estimator.model_means, self.estimator.quality.means[:, 0]
         prior_weight = options.latency_prior_weight
         self.paid_usd = means.figure("cost_usd", 0.0, 1.0)
         self.plain_quality = means.means[:, 0]
         recent = learned.recent
-        lately = [recent.of(key)[1][:, 0].sum(axis=0) for key in self.catalogue.keys]
-        total, self.n_recent = np.array(lately, np.float64).reshape(-1, 2).T
+        newest = [recent.of(key)[1][:, 0].sum(axis=0) for key in self.catalogue.keys]
+        total, self.n_recent = np.array(newest, np.float64).reshape(-1, 2).T
         self.recent_quality = (total / ONE + prior * prior_weight) / (self.n_recent + prior_weight)
 
     def _pool_latency_ms(self, learned: Learned, options: LiveOptions) -> NDArray[np.float64]:

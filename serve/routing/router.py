@@ -12,7 +12,7 @@ uniform numbers it gives the same bits.
 When every pool that a request could go to costs more than its criticality may pay, it is *shed*:
 refused, so that more critical requests are served in time (docs/prices.md).
 
-The one rule: a model that is not eligible has probability zero, whatever it scored.
+A model that is not eligible has probability zero, whatever it scored.
 """
 
 from __future__ import annotations

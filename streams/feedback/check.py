@@ -5,7 +5,7 @@
 Producers run it over what they are about to send. Without the router's key a ticket can't be
 opened; then only its shape is checked, and nothing that depends on what is in it.
 
-The one rule: with the key, what is accepted here is what a trainer that reads it now learns from.
+With the key, what is accepted here is what a trainer that reads it now learns from.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The key is `partition/offset` of the feedback record, so every reader can tell repetitions.
 
-The one rule: a dead letter is never larger than the log takes. Very long originals are cut; where
+A dead letter is never larger than the log takes. Very long originals are cut; where
 they came from says where the whole is.
 """
 

@@ -4,7 +4,7 @@ A batch of decisions is one Arrow IPC stream in one record, so that a million of
 columns. Contexts are the 64 small integers the request was judged by; prompts are logged
 only where that is switched on.
 
-The one rule: each row has the propensities of *all* models considered, not only of the chosen.
+Each row has the propensities of *all* models considered, not only of the chosen.
 """
 
 from __future__ import annotations

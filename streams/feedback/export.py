@@ -1,6 +1,6 @@
 """The decision log as one Parquet file, for analysis elsewhere.
 
-The one rule: memory holds one record of the log at a time, however long the log is.
+Memory holds one record of the log at a time, however long the log is.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     record ─▶ JSON ─▶ fields in bounds ─▶ ticket opens ─▶ same encoder ─▶ not too late ─▶ outcome
                 └──────────┴──────────────────┴───────────────┴───────────────┴──▶ dead letter
 
-The one rule: whether a record is accepted depends on the record alone (its bytes and the time the
+Whether a record is accepted depends on the record alone (its bytes and the time the
 log gave it), so that any reader at any time comes to the same answer.
 """
 
@@ -339,7 +339,7 @@ def _outcomes(
     targets[:, Target.QUALITY] = quality
     targets[:, Target.COST] = ratio(cost_usd, heads["expected_cost_usd"], COST_USD_MIN)
     targets[:, Target.LATENCY] = ratio(latency_ms, heads["expected_latency_ms"], LATENCY_MS_MIN)
-    # No expectation, no ratio: a list price of zero is told by its plain mean in dollars.
+    # No expectation, no ratio: a list price of zero is learned as its plain mean in dollars.
     related = known[:, : len(Target)].copy()
     related[:, Target.COST] &= heads["expected_cost_usd"] >= COST_USD_MIN
     related[:, Target.LATENCY] &= heads["expected_latency_ms"] >= LATENCY_MS_MIN

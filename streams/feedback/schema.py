@@ -1,6 +1,6 @@
 """The published JSON schema of a feedback record, which other teams validate against.
 
-The one rule: what it says of a field is what `feedback.Report` checks; nothing is written twice.
+What it says of a field is what `feedback.Report` checks; nothing is written twice.
 """
 
 from __future__ import annotations

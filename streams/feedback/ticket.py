@@ -13,7 +13,7 @@ ticket is sealed with AES-GCM-SIV, for which that is harmless (RFC 8452).
 Heads are fixed-size records, so a batch of opened tickets becomes columns without a loop. A ticket
 of version 1 opens as one of version 2 whose weight of energy is 0.
 
-The one rule: only a holder of the key can make a ticket that opens, so what is in an opened
+Only a holder of the key can make a ticket that opens, so what is in an opened
 ticket can be believed, and what comes beside it must be validated.
 """
 

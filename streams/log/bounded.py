@@ -6,7 +6,7 @@
 
 `kafka_log` stands on these; nothing here knows Kafka, so they are tested without a broker.
 
-The one rule: nothing waits without an end, and no lock is held while something is closed.
+Nothing waits without an end, and no lock is held while something is closed.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Two implementations keep this contract, and one set of tests checks both: `sqlite_log` (a file,
 for one machine) and `kafka_log` (a real broker).
 
-The one rule: an append that returned is durable; one that raised may or may not be in the log.
+An append that returned is durable; one that raised may or may not be in the log.
 Readers keep their own offsets (they live in snapshots), so there are no consumer groups.
 """
 

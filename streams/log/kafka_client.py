@@ -3,7 +3,7 @@
 kafka-python's own waits have no end in places, its failed attempts leave threads behind, and its
 defaults are not ours; what all its clients have in common is settled here.
 
-The one rule: a client is connected when it is handed out, and gone when it was let go.
+A client is connected when it is handed out, and gone when it was let go.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How far a batch reaches that can't be read: found by asking for single offsets.
 
-The one rule: no offset is asked for twice, because kafka-python spins on what the first try left.
+No offset is asked for twice, because kafka-python spins on what the first try left.
 """
 
 from __future__ import annotations

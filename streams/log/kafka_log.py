@@ -6,7 +6,7 @@
 
 kafka-python does the talking; only the `kafka_` files here know it.
 
-The one rule: each wait has an end of its own, since some of kafka-python's calls have none.
+Each wait has an end of its own, since some of kafka-python's calls have none.
 """
 
 from __future__ import annotations

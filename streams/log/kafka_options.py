@@ -2,7 +2,7 @@
 
 Apart from `kafka_log`, so that settings can be read and checked without kafka-python.
 
-The one rule: what would weaken the log's promises can't be set here. Idempotence, acknowledgement
+What would weaken the log's promises can't be set here. Idempotence, acknowledgement
 by all replicas and the broker's clock are not options.
 """
 

@@ -5,7 +5,7 @@
   met a damaged batch spins inside `poll` for ever.
 * *Silence*: no records may mean that there are none, or that nobody answers. Now and then it asks.
 
-The one rule: no record is passed over without LogTruncated or an entry in `damaged`.
+No record is passed over without LogTruncated or an entry in `damaged`.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ kafka-python unpacks a batch whole, into memory, however much comes out of it. I
 replaced by ones that stop at `UNPACKED_BYTES_MAX`; what goes beyond it, or can't be unpacked at
 all, is as good as damaged.
 
-The one rule: whatever is wrong with a batch is said as CorruptRecordError, the same for all of it.
+Whatever is wrong with a batch is said as CorruptRecordError, the same for all of it.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
 A record's time is the clock's that is handed in. What has been read may be dropped (`drop_before`),
 as retention does, so that days of virtual time fit into memory.
 
-The one rule: it keeps the contract of the real ones; one set of tests checks all three.
+It keeps the contract of the real ones; one set of tests checks all three.
 """
 
 from __future__ import annotations

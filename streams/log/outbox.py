@@ -5,7 +5,7 @@
 One thread drains the queue in batches. While the log is away the queue fills; when it is full new
 items are refused and counted, so memory stays bounded and requests go on.
 
-The one rule: `offer` does no I/O and takes no lock that is held during I/O.
+`offer` does no I/O and takes no lock that is held during I/O.
 """
 
 from __future__ import annotations
@@ -173,13 +173,13 @@ class Outbox(Generic[Item]):
 
     def _tell(self, futures: Sequence[Future[None] | None]) -> None:
         """Let nobody wait any longer; the items are kept, and written when the log takes them."""
-        told = LogUnavailable(
+        failure = LogUnavailable(
             f"it is kept in memory, and written when the log can be ({self._failing}); sending it "
             f"again does no harm"
         )
         for future in futures:
             if future is not None and not future.done() and future.set_running_or_notify_cancel():
-                future.set_exception(told)
+                future.set_exception(failure)
 
     def _settle(self, batch: Sequence[Entry[Item]], error: Exception | None) -> None:
         """Count what became of a batch, and tell who waits for it."""

@@ -3,7 +3,7 @@
 The Java client, kafka-python and franz-go all take murmur2 of the key; librdkafka takes CRC32.
 Computed here for many keys at once, because one at a time it would take longer than sending them.
 
-The one rule: every log with several partitions places keyed records by `partitions_of`.
+Every log with several partitions places keyed records by `partitions_of`.
 """
 
 from __future__ import annotations

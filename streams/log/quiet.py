@@ -2,7 +2,7 @@
 
     logger ──▶ OncePerMinute ──▶ handlers      "… (37 more in the last minute)"
 
-The one rule: the first of its kind is said at once; what is left out is counted and said.
+The first of its kind is said at once; what is left out is counted and said.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Records are looked at in chunks, and a chunk is as old as its median: one record from the future
 does not keep what lies behind it for years, one from the past does not take others with it.
 
-The one rule: whole chunks, from the first on; what is less than a chunk stays.
+Whole chunks are dropped, from the first on; what is less than a chunk stays.
 """
 
 from __future__ import annotations

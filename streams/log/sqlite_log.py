@@ -3,7 +3,7 @@
 Write-ahead logging lets readers and one writer work side by side; `synchronous=FULL` makes an
 append durable before it returns. Every topic has one partition, 0: a file has one writer anyway.
 
-The one rule: offsets are assigned inside the writing transaction, so they have no gaps.
+Offsets are assigned inside the writing transaction, so they have no gaps.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ time the log took them. What is read out of it at a time is `fleet_view`.
 All of it is bounded, and none of it depends on the order in which the records of different sources
 come: kept are the latest by time, or the first by name.
 
-The one rule: the same records make the same bytes. Within a source they come in order.
+The same records make the same bytes. Within a source they come in order.
 """
 
 from __future__ import annotations

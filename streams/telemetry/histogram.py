@@ -5,7 +5,7 @@
 Every process uses the same edges, so histograms of any number of processes, and of any windows,
 are merged by adding. Only buckets that hold something are kept.
 
-The one rule: the edges never change. Other edges are another field with another name.
+The edges never change. Other edges are another field with another name.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ things stood at the end of the window. docs/telemetry.md is the contract for oth
 Fields that are not known here are passed over, so that programs of two versions can run side by
 side; a field that is here and malformed refuses its whole record.
 
-The one rule: whether a record is accepted depends on its bytes alone.
+Whether a record is accepted depends on its bytes alone.
 """
 
 from __future__ import annotations

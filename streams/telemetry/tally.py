@@ -7,7 +7,7 @@ All counts are integers and addition has no order, so neither has what comes of 
 bounded: of more names than a table takes, those that sort last are summed under `other`. So which
 ones those are depends on the names alone, not on who came first.
 
-The one rule: what is in a table is never changed, only replaced; tallies may share it.
+What is in a table is never changed, only replaced; tallies may share it.
 """
 
 from __future__ import annotations

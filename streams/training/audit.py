@@ -5,7 +5,7 @@
 A model whose answers nobody reports can't be learned, and a service that stopped reporting should
 be noticed. Decisions younger than `answer_s` may still be answered and are not judged.
 
-The one rule: the log is read no further than what is old enough, so positions stay simple.
+The log is read no further than what is old enough, so positions stay simple.
 """
 
 from __future__ import annotations

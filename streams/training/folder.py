@@ -3,7 +3,7 @@
 Everything above writes a name once and never changes it. Locally a write is a temporary file,
 flushed to the disk, then linked to its name: whoever lists names sees whole contents only.
 
-The one rule: when `write` returns, the bytes survive a power cut; until then the name is absent.
+When `write` returns, the bytes survive a power cut; until then the name is absent.
 """
 
 from __future__ import annotations

@@ -35,7 +35,6 @@ SPENDING_S = 60.0
 # times what may be spent counts in full, one dear report moves nobody's price by much. The rest is
 # carried over, no more than an hour's budget of it, and enters at a quarter of what may be spent.
 AT_ONCE_S, CARRIED_S_MAX, CARRIED_SHARE = 10.0, 3600.0, 0.25
-BUDGET, POWER = "budget", "power"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ A *layout* is a number of shards and the published version they began from. Anot
 shards is a new layout: it begins from what was published, trainer 0 with all that was learned, and
 every trainer with all that was seen and its own partitions' offsets.
 
-The one rule: every outcome is in exactly one shard's state, together with the offset it came from.
+Every outcome is in exactly one shard's state, together with the offset it came from.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     partitions are dealt out to the shards in turn
     a decision belongs to the shard of its *home*: the partition that its id is keyed to
 
-The one rule: every partition, and every decision, belongs to exactly one shard.
+Every partition, and every decision, belongs to exactly one shard.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ A snapshot is one manifest. It appears at once, under a name nobody has had, aft
 names is safely stored; nothing is changed afterwards. Unchanged parts are stored once, so a
 snapshot every second costs what changed in that second.
 
-The one rule: a snapshot loads whole and verified, or not at all.
+A snapshot loads whole and verified, or not at all.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 
 Parts that did not change since they were last saved are not written again.
 
-The one rule: learned state, seen values, offsets and counts are saved together or not at all.
+Learned state, seen values, offsets and counts are saved together or not at all.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Keeps a trainer going: started again after errors, waiting while another one has the store.
 
-The one rule: whatever ends a trainer is an alarm until the next one has saved something.
+Whatever ends a trainer is an alarm until the next one has saved something.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 Telemetry is disposable: what can't be read is counted and done without. A topic that was cut
 short, made again or is not there at all is no reason for a trainer to stop.
 
-The one rule: state and offsets change together, and nothing here raises.
+State and offsets change together, and nothing here raises.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ Whatever step it dies at, a new trainer starts from the last snapshot: what was 
 was never saved, and is read again. Dead letters written after it are recognised and not written
 twice.
 
-The one rule: state and offsets change together in memory (step 4) and on disk (step 5).
+State and offsets change together in memory (step 4) and on disk (step 5).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     parts of snapshots gone from the store ──▶ are saved again
     records behind the last snapshot ──▶ the log drops them when they are old
 
-The one rule: the log drops nothing that the last snapshot does not stand behind.
+The log drops nothing that the last snapshot does not stand behind.
 """
 
 from __future__ import annotations

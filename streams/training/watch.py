@@ -1,6 +1,6 @@
 """Looks at a trainer while it works, and says what is wrong with it on a board.
 
-The one rule: what it asks is cheap, or asked rarely; nothing here raises.
+What it asks is cheap, or asked rarely; nothing here raises.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _Mark(NamedTuple, Generic[What]):
 
 
 class Watcher(Protocol):
-    """Who is told how a trainer is doing."""
+    """What follows how a trainer is doing."""
 
     def look(self, state: State, unreadable: str | None) -> None:
         """After each step. `unreadable` is why the log can't be read now; None: it can."""
@@ -45,7 +45,7 @@ class Watcher(Protocol):
 
 
 class Unwatched:
-    """Nobody is told."""
+    """Nobody follows."""
 
     def look(self, state: State, unreadable: str | None) -> None:
         """Nothing."""
@@ -167,7 +167,7 @@ def _jumped(state: State) -> str | None:
 
 
 def _refuted(clocks: Clocks) -> list[tuple[int, int]]:
-    """Partitions whose clock was found wrong lately, and when."""
+    """Partitions whose clock was recently found wrong, and when."""
     return [
         (partition, steady.refuted_at_ms)
         for partition, steady in clocks.by_partition.items()

@@ -89,7 +89,7 @@ def test_a_restart_changes_nothing():
 
 @given(st.lists(st.tuples(st.floats(0, 1e4), st.floats() | st.none()), max_size=30))
 @lightly
-def test_whatever_prices_are_told_it_stays_between_its_bounds(steps):
+def test_whatever_the_prices_it_stays_between_its_bounds(steps):
     """Also with what is no number."""
     found, at_s = Corrections(POOLS), 0.0
     for passed_s, price in steps:

@@ -20,7 +20,7 @@ def wanted(rate: float, class_name: str = "chat", **changes: object) -> Demand:
     return Demand(class_name=class_name, requests_per_s=rate, **{**plain, **changes})
 
 
-def heard(*steps: list[Demand], found: ExpectedDemand | None = None) -> ExpectedDemand:
+def observed(*steps: list[Demand], found: ExpectedDemand | None = None) -> ExpectedDemand:
     found = found or ExpectedDemand(ExpectedOptions())
     begin_s = max(0.0, found.at_s + STEP_S)
     for k, step in enumerate(steps):
@@ -30,12 +30,12 @@ def heard(*steps: list[Demand], found: ExpectedDemand | None = None) -> Expected
 
 def test_who_is_not_named_has_none():
     """And after ten minutes without a request nothing is expected, whatever there was."""
-    found = heard(*[[wanted(5.0)]] * 30, [])
+    found = observed(*[[wanted(5.0)]] * 30, [])
     assert found.series[KEY].rate == 0.0
     assert KEY in found.rates(300.0)
-    heard(*[[]] * 58, found=found)
+    observed(*[[]] * 58, found=found)
     assert KEY in found.rates(300.0)
-    heard([], found=found)
+    observed([], found=found)
     assert found.rates(300.0) == {}
 
 
@@ -60,7 +60,7 @@ def test_all_go_along_with_a_ramp_of_the_sum():
     """Three quarters rise by half in four minutes, one does not: each is expected to go on as all do."""
     calm = [[wanted(90.0, "a"), wanted(30.0, "b")]] * 180
     rising = [[wanted(90.0 + 2.0 * k, "a"), wanted(30.0, "b")] for k in range(1, 25)]
-    found = heard(*calm, *rising)
+    found = observed(*calm, *rising)
     ramp = found.series[ALL].forecast.ramp(180.0)
     assert ramp == pytest.approx(1.0 + 36.0 / 168.0, rel=0.02)
     rates = found.rates(180.0)
@@ -70,13 +70,13 @@ def test_all_go_along_with_a_ramp_of_the_sum():
 
 def test_what_is_expected_is_not_less_than_what_is():
     """A rise of this moment counts, whatever the mean says."""
-    found = heard(*[[wanted(5.0)]] * 60, [wanted(60.0)])
+    found = observed(*[[wanted(5.0)]] * 60, [wanted(60.0)])
     assert found.rates(900.0)[KEY].upper >= 60.0
 
 
 @pytest.mark.parametrize("rate", [math.nan, math.inf, -1.0])
 def test_a_rate_that_is_none_is_said_and_the_last_one_holds(rate):
-    found = heard(*[[wanted(5.0)]] * 6)
+    found = observed(*[[wanted(5.0)]] * 6)
     (line,) = found.observe(found.at_s + STEP_S, [wanted(rate)])
     assert "the last one holds" in line and "chat for m" in line
     assert found.series[KEY].rate == 5.0
@@ -84,26 +84,26 @@ def test_a_rate_that_is_none_is_said_and_the_last_one_holds(rate):
 
 def test_a_hundredfold_is_believed_after_two_minutes():
     """Not before; a hundred times exactly is believed at once; and one lapse starts anew."""
-    found = heard(*[[wanted(5.0)]] * 6)
+    found = observed(*[[wanted(5.0)]] * 6)
     for k in range(12):
         (line,) = found.observe(found.at_s + STEP_S, [wanted(501.0)])
         assert "not believed yet" in line, k
         assert found.series[KEY].rate == 5.0
     assert found.observe(found.at_s + STEP_S, [wanted(501.0)]) == []
     assert found.series[KEY].rate == 501.0
-    found = heard(*[[wanted(5.0)]] * 6, *[[wanted(501.0)]] * 11, [wanted(5.0)], [wanted(501.0)])
+    found = observed(*[[wanted(5.0)]] * 6, *[[wanted(501.0)]] * 11, [wanted(5.0)], [wanted(501.0)])
     assert found.series[KEY].rate == 5.0
-    assert heard(*[[wanted(5.0)]] * 6, [wanted(500.0)]).series[KEY].rate == 500.0
+    assert observed(*[[wanted(5.0)]] * 6, [wanted(500.0)]).series[KEY].rate == 500.0
 
 
 def test_a_start_from_nothing_counts_from_one_a_second():
     """From 0.001 to 90 is nothing to doubt."""
-    assert heard([wanted(0.001)], [wanted(90.0)]).series[KEY].rate == 90.0
+    assert observed([wanted(0.001)], [wanted(90.0)]).series[KEY].rate == 90.0
 
 
 def test_mean_lengths_follow_in_minutes():
     """The first are taken as they are, then with a time constant of five minutes."""
-    found = heard([wanted(1.0)], *[[wanted(1.0, prompt_tokens=3000.0)]] * 30)
+    found = observed([wanted(1.0)], *[[wanted(1.0, prompt_tokens=3000.0)]] * 30)
     assert found.series[KEY].prompt_tokens == pytest.approx(3000.0 - 2000.0 / math.e)
     assert found.series[KEY].output_tokens == pytest.approx(200.0)
 
@@ -112,32 +112,34 @@ def test_mean_lengths_follow_in_minutes():
 def test_lengths_that_are_none_are_said_and_the_last_hold(length):
     """Whichever of the two; the rate counts."""
     for name in ("prompt_tokens", "output_tokens"):
-        found = heard([wanted(1.0, prompt_cv2=2.0)])
+        found = observed([wanted(1.0, prompt_cv2=2.0)])
         (line,) = found.observe(STEP_S, [wanted(2.0, **{name: length})])
         assert "lengths" in line
         one = found.series[KEY]
         assert (one.rate, one.prompt_tokens, one.output_tokens) == (2.0, 1000.0, 200.0)
 
 
-def test_variation_is_the_last_that_was_told():
+def test_variation_is_the_last_that_was_reported():
     """None, and what is none, leaves it; with no request nothing is known of it."""
-    found = heard([wanted(1.0)])
+    found = observed([wanted(1.0)])
     assert found.series[KEY].prompt_cv2 is None
-    for told, kept in ((2.0, 2.0), (None, 2.0), (math.nan, 2.0), (-1.0, 2.0), (0.0, 0.0)):
-        heard([wanted(1.0, prompt_cv2=told)], found=found)
+    for stated, kept in ((2.0, 2.0), (None, 2.0), (math.nan, 2.0), (-1.0, 2.0), (0.0, 0.0)):
+        observed([wanted(1.0, prompt_cv2=stated)], found=found)
         assert found.series[KEY].prompt_cv2 == kept
-    heard([wanted(0.0, prompt_cv2=5.0)], found=found)
+    observed([wanted(0.0, prompt_cv2=5.0)], found=found)
     assert found.series[KEY].prompt_cv2 == 0.0
 
 
 def test_a_restart_changes_nothing():
-    """As JSON and back, also before anything was heard."""
-    assert ExpectedDemand(ExpectedOptions(), json.loads(json.dumps(heard().as_dict()))).series == {}
+    """As JSON and back, also before anything was observed."""
+    assert (
+        ExpectedDemand(ExpectedOptions(), json.loads(json.dumps(observed().as_dict()))).series == {}
+    )
     rising = [[wanted(float(k), prompt_cv2=1.5)] for k in range(1, 90)]
-    found = heard(*rising, [wanted(1e5)])
+    found = observed(*rising, [wanted(1e5)])
     again = ExpectedDemand(ExpectedOptions(), json.loads(json.dumps(found.as_dict())))
     for one in (found, again):
-        heard(*[[wanted(1e5)]] * 20, found=one)
+        observed(*[[wanted(1e5)]] * 20, found=one)
     assert again.as_dict() == found.as_dict() and again.rates(200.0) == found.rates(200.0)
 
 
@@ -156,7 +158,7 @@ def test_tenants_that_come_and_go_do_not_fill_the_memory():
 
 def test_what_was_saved_under_a_former_name_is_restored():
     """The time of the last request was `heard_s`; of a series without one it was null."""
-    found = heard([wanted(5.0)], [])
+    found = observed([wanted(5.0)], [])
     saved = found.as_dict()
     for entry in saved["series"]:
         entry["of"]["heard_s"] = entry["of"].pop("requested_s")

@@ -16,7 +16,7 @@ from infra.autoscaling.demand.forecast import Forecast, ForecastOptions
 MINUTE_S = 60.0
 
 
-def told(series, options: ForecastOptions | None = None) -> Forecast:
+def forecast_of(series, options: ForecastOptions | None = None) -> Forecast:
     """A forecast that saw one rate a minute."""
     forecast = Forecast(options or ForecastOptions())
     for k, rate in enumerate(series):
@@ -51,20 +51,20 @@ def pinball(errors: np.ndarray, quantile: float = 0.9) -> float:
 
 def test_what_is_constant_stays_so():
     """And once it has proved so, hardly a margin is left."""
-    expected = told([7.0] * 400).expect(600.0)
+    expected = forecast_of([7.0] * 400).expect(600.0)
     assert expected.mean == pytest.approx(7.0)
     assert expected.upper == pytest.approx(7.0, rel=0.02)
 
 
 def test_nothing_stays_nothing():
     """No requests, no forecast, and no division by it."""
-    expected = told([0.0] * 30).expect(300.0)
+    expected = forecast_of([0.0] * 30).expect(300.0)
     assert expected.mean == 0.0 and math.isfinite(expected.upper)
 
 
 def test_a_rise_is_followed():
     """Of a steady rise by one a minute a good part is expected to go on, and not twice of it."""
-    expected = told(range(1, 61)).expect(600.0)
+    expected = forecast_of(range(1, 61)).expect(600.0)
     assert 61.0 < expected.mean < 80.0
     assert expected.upper > 66.0
 
@@ -72,18 +72,18 @@ def test_a_rise_is_followed():
 def test_a_start_from_nothing_is_doubled_at_most():
     """Where nothing was expected, an error is no larger than what came: so much may come again."""
     for minutes in (5, 20, 60):
-        expected = told([0.0] * 30 + [300.0] * minutes).expect(300.0)
+        expected = forecast_of([0.0] * 30 + [300.0] * minutes).expect(300.0)
         assert expected.upper < 2.1 * 300.0
 
 
 def test_a_jump_is_not_a_trend():
     """From 10 to 50 at once: what is expected stays near 50."""
-    forecast = told([10.0] * 60 + [50.0] * 3)
+    forecast = forecast_of([10.0] * 60 + [50.0] * 3)
     assert 20.0 < forecast.expect(300.0).mean < 65.0
 
 
 @pytest.mark.parametrize("step_s", [10.0, 60.0])
-def test_a_ramp_is_told_as_if_it_went_on(step_s):
+def test_a_ramp_is_forecast_as_if_it_went_on(step_s):
     """After half an hour at 100 it rises by 30 a minute: so it does for three minutes, no farther."""
     forecast = Forecast(ForecastOptions())
     for at_s in np.arange(0.0, 1800.0 + step_s, step_s):
@@ -111,7 +111,7 @@ def test_a_ramp_is_told_as_if_it_went_on(step_s):
 )
 def test_what_does_not_rise_evenly_for_three_minutes_is_no_ramp(then):
     """Neither a level, nor a jump, which is seen whole in two, nor what falls again."""
-    assert told([100.0] * 30 + then).ramp(180.0) == 1.0
+    assert forecast_of([100.0] * 30 + then).ramp(180.0) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_what_does_not_rise_evenly_for_three_minutes_is_no_ramp(then):
 )
 def test_a_jump_is_hardly_ever_a_ramp(before, after):
     """
-    Poisson arrivals, told every five seconds as the rate of the last minute: in fewer than one of
+    Poisson arrivals, seen every five seconds as the rate of the last minute: in fewer than one of
     thirty jumps is there ever a ramp.
     """
     rng, ramps = np.random.default_rng(1), 0
@@ -149,7 +149,7 @@ def test_where_nothing_came_for_hours_chance_is_no_ramp(per_s):
 
 def test_what_an_older_version_saved_has_no_ramps():
     """And loses nothing else."""
-    before = told([100.0] * 30 + [130.0, 160.0, 190.0])
+    before = forecast_of([100.0] * 30 + [130.0, 160.0, 190.0])
     saved = before.as_dict()
     for new in ("at_s", "told_s", "noise"):
         del saved[new]
@@ -163,7 +163,12 @@ def test_what_an_older_version_saved_has_no_ramps():
 
 def test_of_nothing_there_is_no_ramp():
     """Nor of what has hardly begun."""
-    assert told([]).ramp(60.0) == told([5.0]).ramp(60.0) == told([0.0] * 9).ramp(60.0) == 1.0
+    assert (
+        forecast_of([]).ramp(60.0)
+        == forecast_of([5.0]).ramp(60.0)
+        == forecast_of([0.0] * 9).ramp(60.0)
+        == 1.0
+    )
 
 
 def test_noise_is_no_ramp():
@@ -178,7 +183,7 @@ def test_noise_is_no_ramp():
 
 def test_the_newest_rate_counts_at_once():
     """Within the minute, for a flood is not to wait for its end."""
-    forecast = told([10.0] * 60)
+    forecast = forecast_of([10.0] * 60)
     before = forecast.expect(300.0).mean
     forecast.observe(60 * MINUTE_S + 5.0, rate=50.0)
     assert forecast.expect(300.0).mean > before + 8.0
@@ -187,7 +192,7 @@ def test_the_newest_rate_counts_at_once():
 def test_yesterday_tells_of_today():
     """On the second day of a daily course the morning's rise is known before it comes."""
     series = day(1440 + 1300)
-    forecast = told(series)
+    forecast = forecast_of(series)
     assert forecast.expect(900.0).mean == pytest.approx(day(2800)[len(series) + 14], rel=0.03)
 
 
@@ -208,7 +213,7 @@ def test_it_is_better_than_the_last_value(minutes):
 
 def test_farther_ahead_lies_between():
     """Between two horizons it is interpolated, beyond the last it is that one's."""
-    forecast = told(day(500, np.random.default_rng(1)))
+    forecast = forecast_of(day(500, np.random.default_rng(1)))
     near, middle, far = (forecast.expect(s).mean for s in (300.0, 450.0, 600.0))
     assert middle == pytest.approx((near + far) / 2.0)
     assert forecast.expect(1e6) == forecast.expect(900.0)
@@ -223,7 +228,7 @@ def test_farther_ahead_lies_between():
 @lightly
 def test_a_restart_changes_nothing(before, after, gap):
     """Saved as JSON and restored it goes on as if nothing had happened; never negative or NaN."""
-    forecast = told(before)
+    forecast = forecast_of(before)
     saved = json.loads(json.dumps(forecast.as_dict()))
     again = Forecast.from_dict(saved, ForecastOptions())
     for k, rate in enumerate(after):
@@ -236,14 +241,14 @@ def test_a_restart_changes_nothing(before, after, gap):
 
 
 def test_silence_is_as_the_last_minute():
-    """A minute nothing was heard of is no minute without requests."""
-    forecast = told([10.0] * 30)
+    """A minute without data is no minute without requests."""
+    forecast = forecast_of([10.0] * 30)
     forecast.observe(90 * MINUTE_S, rate=10.0)
     assert forecast.expect(300.0).mean == pytest.approx(10.0)
 
 
 def test_no_more_than_two_days_are_kept():
     """Neither after a long life nor after a long silence."""
-    forecast = told([1.0])
+    forecast = forecast_of([1.0])
     forecast.observe(1e9, rate=2.0)
     assert len(forecast.as_dict()["bins"]) == 2880

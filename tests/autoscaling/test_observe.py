@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from reporting_pools import told
+from reporting_pools import reported
 
 from infra.autoscaling.contract import Demand, Observed, PoolCondition
 from infra.autoscaling.live.observe import DEVIATIONS, RECENT_MS, observe
@@ -64,7 +64,7 @@ def a_minute() -> FleetState:
             ("r2", {"state": "starting"}),
             ("r3", {"state": "draining", "running": 1}),
         ):
-            state.fold(told("s-eu", to_ms, replica, **gauges), to_ms)
+            state.fold(reported("s-eu", to_ms, replica, **gauges), to_ms)
     return state
 
 
@@ -74,7 +74,7 @@ def seen(now_ms: int = NOW_MS, **changes: object) -> Observed:
     return observe(a_minute(), **given | changes)
 
 
-def test_demand_is_what_classes_wish_for():
+def test_demand_is_by_preferred_model():
     """
     Three a second of 400 tokens each want the large model, whatever they got. Of a model that is
     not known here nothing can be planned.
@@ -87,12 +87,12 @@ def test_demand_is_what_classes_wish_for():
     )  # fmt: skip
 
 
-def rising(before: int, lately: int) -> FleetState:
+def rising(before: int, recently: int) -> FleetState:
     """A minute of so much demand a second, and then, in its last twenty seconds, so many."""
     state = FleetState()
     for second in range(SECONDS):
         to_ms = NOW_MS - 1000 * (SECONDS - 1 - second)
-        n = lately if second >= SECONDS - RECENT_MS // 1000 else before
+        n = recently if second >= SECONDS - RECENT_MS // 1000 else before
         one = DemandWindow(model="large", requests=n, prompt_tokens_sum=400 * n)
         window = ClassWindow(name="chat", arrivals=n, demand=[one] if n else [])
         state.fold(
@@ -117,7 +117,7 @@ def test_demand_is_of_the_span_that_is_asked_for():
 
 
 @pytest.mark.parametrize(
-    ("before", "lately", "seen_per_s"),
+    ("before", "recently", "seen_per_s"),
     [
         (10, 25, 25 - 2 * math.sqrt(25 / 20)),  # a rise, less what chance may have made of it
         (10, 11, 31 / 3),  # may be chance: the minute's mean
@@ -125,16 +125,16 @@ def test_demand_is_of_the_span_that_is_asked_for():
         (0, 1, 1 - 2 * math.sqrt(1 / 20)),
     ],
 )
-def test_a_rise_of_the_last_seconds_is_believed_beyond_chance(before, lately, seen_per_s):
+def test_a_rise_of_the_last_seconds_is_believed_beyond_chance(before, recently, seen_per_s):
     assert DEVIATIONS == 2.0
 
-    (demand,) = observe(rising(before, lately), Prices(), FLEET, OUTPUT_TOKENS, NOW_MS).demands
+    (demand,) = observe(rising(before, recently), Prices(), FLEET, OUTPUT_TOKENS, NOW_MS).demands
 
     assert demand.requests_per_s == pytest.approx(seen_per_s)
 
 
 def told_lengths(counts: dict[int, int], *, unknown: int = 0) -> FleetState:
-    """Prompts of these lengths, and some whose lengths nobody told."""
+    """Prompts of these lengths, and some whose lengths nobody reported."""
     state, histogram = FleetState(), {}
     for tokens, n in counts.items():
         index = int(TOKENS.index(tokens))
@@ -160,8 +160,8 @@ def told_lengths(counts: dict[int, int], *, unknown: int = 0) -> FleetState:
 )
 def test_prompts_vary_as_their_histogram_says(counts, cv2):
     """
-    By hand: variance / mean², as well as buckets tell lengths. Prompts whose lengths nobody told
-    are no prompts of nothing. The scaler is told it with the demand.
+    By hand: variance / mean², as well as buckets tell lengths. Prompts whose lengths nobody reported
+    are no prompts of nothing. The scaler receives it with the demand.
     """
     state = told_lengths(counts, unknown=70)
 
@@ -172,7 +172,7 @@ def test_prompts_vary_as_their_histogram_says(counts, cv2):
     assert demand.prompt_cv2 == found
 
 
-def test_where_no_length_was_told_nothing_is_known_of_their_variation():
+def test_where_no_length_was_reported_nothing_is_known_of_their_variation():
     state = told_lengths({}, unknown=5)
 
     assert prompt_variation(state, NOW_MS) == {}
@@ -239,7 +239,7 @@ def test_pools_of_a_lost_region_are_not_available():
     }
 
 
-def test_of_nothing_heard_nothing_is_seen():
+def test_without_telemetry_nothing_is_observed():
     found = observe(FleetState(), Prices(), FLEET, OUTPUT_TOKENS, NOW_MS)
 
     assert found.demands == ()

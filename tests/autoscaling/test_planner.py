@@ -264,7 +264,7 @@ def test_everything_may_be_garbage():
             at_s=world.at_s,
             demands=(type(wrong)(class_name="chat", model="small", requests_per_s=20.0,
                                  prompt_tokens=value, output_tokens=value),
-                     demand("unheard of", value)),
+                     demand("unknown", value)),
             pools=dict.fromkeys(rates(), bad),
             usd_per_hour=dict.fromkeys(USD, value),
             gpus_available=dict.fromkeys(USD, value),
@@ -325,9 +325,9 @@ def test_who_is_left_out_is_said_once_and_when_it_is_over():
     )
 
 
-def test_who_wishes_for_a_model_has_the_prompts_it_is_better_at():
+def test_who_prefers_a_model_has_the_prompts_it_is_better_at():
     """
-    A point is worth next to nothing on average, and yet a third of the requests wishes for the dear
+    A point is worth next to nothing on average, and yet a third of the requests prefers the dear
     model: by their own weights it is worth its cost to them.
     """
     options = PlannerOptions(sizing=SizingOptions(value_usd=1e-9))
@@ -391,13 +391,13 @@ def test_one_pool_with_room_means_that_nothing_is_scarce():
 
 
 def test_prompts_that_vary_more_need_emptier_replicas():
-    """How prompts' lengths vary is told with the demand; where it is not, it is taken as 1."""
+    """How prompts' lengths vary comes with the demand; where it is not, it is taken as 1."""
     planned = {}
-    for told in (0.0, 30.0, None, math.nan):
+    for stated in (0.0, 30.0, None, math.nan):
         world = World(gpus={"l4": 40, "h100": 0, "b200": 0})
         for _ in range(60):
-            plan = world.step(replace(demand("small", 50.0), prompt_cv2=told))
-        planned[told] = plan.replicas["small-l4"]
+            plan = world.step(replace(demand("small", 50.0), prompt_cv2=stated))
+        planned[stated] = plan.replicas["small-l4"]
     assert planned[0.0] <= planned[None] < planned[30.0] and planned[0.0] < planned[30.0]
     assert list(planned.values())[3] == planned[None]
 

@@ -113,7 +113,7 @@ def test_old_plan_is_not_gone_back_to_but_the_forecast_goes_on(tmp_path):
     assert again.plan.replicas == {"p": 2}
 
 
-def test_nothing_is_planned_before_anything_was_heard(tmp_path):
+def test_nothing_is_planned_before_telemetry_arrives(tmp_path):
     """
     An empty fleet would be the plan for a demand of nothing.
     """
@@ -280,7 +280,7 @@ class Asked:
             raise self.says
         return self.says
 
-    def heard(self) -> None:
+    def received(self) -> None:
         """Wait until what it says now has been taken: until it was asked once more after it."""
         times = self.times
         until(lambda: self.times >= times + 2, "the reader to ask")
@@ -332,11 +332,11 @@ def test_last_plan_holds_while_the_planner_is_away():
 
     for says in (plan, ConnectionError("gone"), None):
         asked.says = says
-        asked.heard()
+        asked.received()
         assert reader.latest() is plan
 
     asked.says = another = Plan(replicas={"a": 2}, routers=1)
-    asked.heard()
+    asked.received()
     assert reader.latest() is another
 
 
@@ -377,7 +377,7 @@ def test_replicas_are_those_that_ray_has_where_it_runs_them():
     """
     What only telemetry knows stays: loads, prices, and pools that run elsewhere.
     """
-    told = Observed(
+    observed = Observed(
         at_s=0.0,
         demands=(),
         pools={"here": condition(1, load=0.5), "elsewhere": PoolCondition(ready=3)},
@@ -386,7 +386,7 @@ def test_replicas_are_those_that_ray_has_where_it_runs_them():
     )
     ray_has = {"here": PoolReplicas(ready=2, starting=1, draining=4), "new": PoolReplicas()}
 
-    found = with_replicas(told, ray_has).pools
+    found = with_replicas(observed, ray_has).pools
 
     assert found["here"] == replace(condition(2, load=0.5), starting=1, draining=4)
     assert found["elsewhere"] == PoolCondition(ready=3)

@@ -1,4 +1,4 @@
-"""What is told of scaling: the last lines in `fairlead status`, and what a planner is shown first."""
+"""What is shown of scaling: the last lines in `fairlead status`, and what a planner is shown first."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ def test_status_says_when_no_router_reports_and_what_that_may_mean(site, capsys,
     assert words in printed and "either none runs, or its log can't be written" in printed
     assert "See the alarms" in printed and "No router is running" not in printed
 
-    heard = SimpleNamespace(json=lambda: found | {"router": {"replicas": 1}})
-    monkeypatch.setattr(status, "look", lambda *_: heard)
+    looked = SimpleNamespace(json=lambda: found | {"router": {"replicas": 1}})
+    monkeypatch.setattr(status, "look", lambda *_: looked)
     monkeypatch.setattr(status, "print_fleet", lambda *_: None)
     status_of(site, quiet=False)
     assert words not in capsys.readouterr().out
 
 
-def test_nothing_is_observed_until_telemetry_was_heard(site):
+def test_nothing_is_observed_until_telemetry_arrives(site):
     """
     A trainer saves a snapshot when it begins; what is in it is no telemetry of 1970.
     """
@@ -89,8 +89,8 @@ def test_nothing_is_observed_until_telemetry_was_heard(site):
     assert observe_site(site, NOW_MS) is None
 
     window = {"from_unix_ms": NOW_MS - 1000, "to_unix_ms": NOW_MS}
-    told = Workload(classes=[], source="a" * 16, sequence=0, **window)
-    log.append(TELEMETRY, encode([told]))
+    workload = Workload(classes=[], source="a" * 16, sequence=0, **window)
+    log.append(TELEMETRY, encode([workload]))
     trainer.step()
     trainer.publish_if_due(at_once=True)
     found = observe_site(site, NOW_MS)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_up import ENCODER
-from reporting_pools import told
+from reporting_pools import reported
 from states import learn
 
 from infra.autoscaling.live.site_scaling import PRIOR_WEIGHT, observe_site, planner_of, scaling_of
@@ -68,7 +68,7 @@ def site(tmp_path) -> LocalSite:
     return LocalSite.of(read_settings(path), path)
 
 
-def heard(per_s: int = 4) -> FleetState:
+def telemetry_of(per_s: int = 4) -> FleetState:
     """A minute of so much demand a second, and of one replica."""
     state = FleetState()
     for second in range(SECONDS):
@@ -80,7 +80,7 @@ def heard(per_s: int = 4) -> FleetState:
                      to_unix_ms=to_ms),
             to_ms,
         )  # fmt: skip
-        state.fold(told("small-h100", to_ms, load=0.5), to_ms)
+        state.fold(reported("small-h100", to_ms, load=0.5), to_ms)
     return state
 
 
@@ -94,9 +94,9 @@ def publish(site: LocalSite, fleet: FleetState, price: float = 0.0, learned: Lea
     Saver(store).save(state, NOW_MS)
 
 
-def test_nothing_is_seen_before_anything_was_heard(site):
+def test_nothing_is_observed_before_telemetry_was_learned(site):
     """
-    Neither without a snapshot nor with one of a trainer that heard no telemetry.
+    Neither without a snapshot nor with one of a trainer that received no telemetry.
     """
     assert observe_site(site, NOW_MS) is None
     publish(site, FleetState())
@@ -108,8 +108,8 @@ def test_what_is_seen_is_of_the_newest_snapshot(site):
     Demand is the routers', with the output tokens that are stated while nothing is learned; prices are
     those of the snapshot; GPUs those of the settings.
     """
-    publish(site, heard(1))
-    publish(site, heard(4), price=1.5)
+    publish(site, telemetry_of(1))
+    publish(site, telemetry_of(4), price=1.5)
 
     found = observe_site(site, NOW_MS)
 
@@ -130,7 +130,7 @@ def test_output_tokens_that_were_learned_count(site):
     """
     state = State(ENCODER, Learned(read_settings(site.settings).deployment().trainer.memory))
     learn(state, 60)
-    publish(site, heard(), learned=state.learned)
+    publish(site, telemetry_of(), learned=state.learned)
 
     (demand,) = observe_site(site, NOW_MS).demands
 
@@ -144,8 +144,8 @@ def test_a_damaged_snapshot_is_passed_over(site, caplog):
     """
     The one before it is looked at, and it is said.
     """
-    publish(site, heard(4))
-    publish(site, heard(9))
+    publish(site, telemetry_of(4))
+    publish(site, telemetry_of(9))
     newest = max((Path(site.snapshots) / MANIFESTS).iterdir(), key=lambda path: path.name)
     newest.write_bytes(b"{")
 
@@ -159,7 +159,7 @@ def test_the_planner_of_a_site_plans_and_is_restored(site):
     """
     What it saw brings replicas; what it remembered, through JSON, goes on as it would have.
     """
-    publish(site, heard(40))
+    publish(site, telemetry_of(40))
     planner = planner_of(site, {})
     seen = observe_site(site, NOW_MS)
 
@@ -180,7 +180,7 @@ def test_settings_reach_the_planner(site):
 
     assert scaling.options.enabled and scaling.options.routers_min == 1
     assert scaling.observe is observe_site and scaling.make is planner_of
-    publish(site, heard(100_000))
+    publish(site, telemetry_of(100_000))
     plan = planner_of(site, {}).step(observe_site(site, NOW_MS))
     assert plan.replicas["small-h100"] <= 6
 
@@ -194,7 +194,7 @@ def test_a_site_of_real_servers_alone_is_planned_for(tmp_path):
     real = 'name = "real"\nmodel = "small"\nbackend = "openai"\nurls = ["http://localhost/v1"]\n'
     path.write_text(f"{settings}[[pools]]\n{real}")
     site = LocalSite.of(read_settings(path), path)
-    publish(site, heard(40))
+    publish(site, telemetry_of(40))
 
     plan = planner_of(site, {}).step(observe_site(site, NOW_MS))
 

@@ -156,7 +156,7 @@ def made(settings, silence_s: float = 3.0):
     return asked, run, Live(seen, counts, ["1 s: x"], BEGAN_MS, silence_s), scaler
 
 
-def test_simulated_planner_is_told_the_live_clock(settings):
+def test_simulated_planner_has_the_live_clock(settings):
     """
     Forecasts know minutes of the clock: in another phase they would be others.
     """

@@ -123,7 +123,7 @@ def test_the_json_has_every_policy_with_every_figure():
     assert found["simulated_requests_per_s"] > 0
 
 
-def test_what_rivals_were_tuned_to_is_told():
+def test_what_rivals_were_tuned_to_is_reported():
     """
     So that anybody can run them again.
     """
@@ -283,8 +283,8 @@ def test_a_blind_router_shares_requests_among_pools_by_what_they_carry():
     done = simulate_with(of, first, Fixed(first), ROUTER_BLIND, 0)
 
     went = np.bincount(done.requests.pool[done.requests.pool >= 0], minlength=len(fleet.pools))[:2]
-    told = {one.name: one.requests_per_s for one in rival_pools(of)}
-    expected = np.array([told[pool.name] for pool in fleet.pools[:2]])
+    carried = {one.name: one.requests_per_s for one in rival_pools(of)}
+    expected = np.array([carried[pool.name] for pool in fleet.pools[:2]])
     np.testing.assert_allclose(went / went.sum(), expected / expected.sum(), atol=0.02)
 
 
@@ -412,7 +412,7 @@ def test_the_highest_multiple_that_holds_is_searched_between_those_that_were_tri
     assert found["most_possible"] == 12.0
 
 
-def test_nothing_gained_is_told_as_nothing():
+def test_no_gain_is_reported_as_none():
     """
     Not even the least multiple holds.
     """

@@ -88,7 +88,7 @@ def test_the_cheapest_pool_takes_all_of_it_while_there_are_gpus():
     assert shares == pytest.approx([0.5, 0.5])
 
 
-def test_what_the_market_cannot_carry_is_told():
+def test_what_the_market_cannot_carry_is_reported():
     """
     Half of the work fits, so half is left over.
     """

@@ -61,10 +61,10 @@ def test_what_was_not_chosen_has_no_effect(orders, bandit):
 
 
 class Diary:
-    """Chooses column 0 and writes down when it was told what."""
+    """Chooses column 0 and writes down when it learned what."""
 
     def __init__(self) -> None:
-        self.told: dict[int, int] = {}
+        self.learned_at: dict[int, int] = {}
         self.at = 0
 
     def choose(self, rows):
@@ -73,7 +73,7 @@ class Diary:
 
     def learn(self, rows, columns, quality, cost_usd):
         assert not columns.any()
-        self.told.update(dict.fromkeys(rows.tolist(), self.at))
+        self.learned_at.update(dict.fromkeys(rows.tolist(), self.at))
 
 
 def test_an_outcome_is_known_at_the_first_batch_after_its_delay(orders):
@@ -84,8 +84,8 @@ def test_an_outcome_is_known_at_the_first_batch_after_its_delay(orders):
     play(diary, stream)
 
     last = (len(stream) - 1) // BATCH * BATCH
-    assert set(diary.told) == set(np.flatnonzero(stream.due <= last).tolist())
-    for row, at in diary.told.items():
+    assert set(diary.learned_at) == set(np.flatnonzero(stream.due <= last).tolist())
+    for row, at in diary.learned_at.items():
         assert stream.due[row] <= at < stream.due[row] + BATCH + 1
 
 

@@ -30,13 +30,13 @@ from load.bench.fleet.tuning import Contender, Grid, best, best_homogeneous, tun
 
 
 def pool(name: str, model: str = "m", gpu: str = "h100", **changes: float) -> RivalPool:
-    told = {"requests_per_s": 10.0, "usd_per_hour": 2.0, "running": 20.0} | changes
-    return RivalPool(name=name, model=model, gpu=gpu, gpus=1, replicas_max=50, **told)
+    figures = {"requests_per_s": 10.0, "usd_per_hour": 2.0, "running": 20.0} | changes
+    return RivalPool(name=name, model=model, gpu=gpu, gpus=1, replicas_max=50, **figures)
 
 
 def signals(current: int, ready: int | None = None, **changes: float) -> Signals:
-    told = {"starting": 0, "ongoing": 0.0, "load": None} | changes
-    return Signals(current=current, ready=current if ready is None else ready, **told)
+    figures = {"starting": 0, "ongoing": 0.0, "load": None} | changes
+    return Signals(current=current, ready=current if ready is None else ready, **figures)
 
 
 def observed(pools: dict[str, PoolCondition], at_s: float = 0.0, **gpus: int) -> Observed:
@@ -418,12 +418,12 @@ def test_every_type_of_gpu_is_tried_with_every_way_of_scaling():
     assert math.isclose(found.figures["gpu_cost_usd"], 2.0)
 
 
-def test_tuned_settings_are_told_with_what_they_reached():
+def test_tuned_settings_are_reported_with_what_they_reached():
     """
     A reader can run them again.
     """
-    told = tune(Grid(scaling="queue_length", targets=(0.4,)), made_up).as_dict()
+    figures = tune(Grid(scaling="queue_length", targets=(0.4,)), made_up).as_dict()
 
-    assert told["scaling"] == "queue_length" and told["target"] == 0.4
-    assert told["on_tuning_stretch"]["within_target"] == 1.0
-    assert np.isfinite(told["on_tuning_stretch"]["gpu_cost_usd"])
+    assert figures["scaling"] == "queue_length" and figures["target"] == 0.4
+    assert figures["on_tuning_stretch"]["within_target"] == 1.0
+    assert np.isfinite(figures["on_tuning_stretch"]["gpu_cost_usd"])

@@ -221,7 +221,7 @@ def test_impossible_usage_does_not_cost_the_answer(tmp_path):
         assert up.get()[-1].ended.output_tokens == 2
 
 
-def test_a_retry_is_told_in_the_reply_the_log_and_the_explanation(tmp_path):
+def test_a_retry_is_in_the_reply_the_log_and_the_explanation(tmp_path):
     overloaded = Script(fails=EndpointOverloaded("x", "429 too many"))
     with dispatching(tmp_path, {"large": overloaded, "medium": answers(1)}) as up:
         replies = up.get()
@@ -234,9 +234,9 @@ def test_a_retry_is_told_in_the_reply_the_log_and_the_explanation(tmp_path):
             "429 too many",
         )
         assert (routed.pool, routed.decision.pool) == ("medium", "large")
-        told = up.stub.Explain(pb.ExplainRequest(ticket=routed.ticket), timeout=PATIENCE_S)
-        assert told.policy == "retry"
-        (chosen,) = [m for m in told.models if m.chosen]
+        explained = up.stub.Explain(pb.ExplainRequest(ticket=routed.ticket), timeout=PATIENCE_S)
+        assert explained.policy == "retry"
+        (chosen,) = [m for m in explained.models if m.chosen]
         assert (chosen.model, chosen.pool) == ("medium", "medium")
         assert chosen.reason == "retry: called after the decision, nothing was drawn"
         up.written(2)
@@ -502,7 +502,7 @@ def test_a_replica_that_can_not_start_lets_go_of_what_it_has_started(tmp_path):
     assert pools.started == pools.stopped == 1
 
 
-def test_money_paid_in_vain_is_counted_by_pool(tmp_path):
+def test_wasted_money_is_counted_by_pool(tmp_path):
     pools = {"large": answers(3, fails=failed(), fails_at=2)}
     with dispatching(tmp_path, pools, models=catalogue()) as up:
         up.fails()

@@ -188,10 +188,10 @@ def test_lower_priority_is_answered_earlier():
     Of those that wait while another is answered; who says none has 0.
     """
     bodies = [{"priority": 9}, {"priority": 3}, {}, {"priority": 1}, {"priority": -1}]
-    told: list[Event] = []
+    emitted: list[Event] = []
 
     def noted(events: list[Event]) -> list[Event]:
-        told.extend(events)
+        emitted.extend(events)
         return events
 
     async def work():
@@ -208,7 +208,7 @@ def test_lower_priority_is_answered_earlier():
 
     run(work())
 
-    assert [e.request_id for e in told if e.kind == FIRST_TOKEN] == [0, 4, 2, 3, 1]
+    assert [e.request_id for e in emitted if e.kind == FIRST_TOKEN] == [0, 4, 2, 3, 1]
 
 
 def test_logprobs_are_given_for_every_word_where_asked_for():
@@ -463,7 +463,7 @@ def test_state_counts_tokens_and_energy():
     assert after["energy_j"] > fresh["energy_j"]
     assert POWER.idle_w < after["watts"] <= POWER.prefill_w
     assert idle["watts"] == pytest.approx(POWER.idle_w)
-    assert idle["energy_j"] > after["energy_j"]  # time went on, and it is told
+    assert idle["energy_j"] > after["energy_j"]  # time went on, and it shows
 
 
 # --- faults ----------------------------------------------------------------------------------------

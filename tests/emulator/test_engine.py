@@ -98,7 +98,7 @@ def steps(draw, *, exact: bool) -> list[tuple]:
 
 def play(of: Performance, script: list[tuple]) -> None:
     """Give the same inputs to both engines; they must agree whenever they are looked at."""
-    fast, slow, told, now_s, n = Engine(of), SteppedEngine(of), [], 0.0, 0
+    fast, slow, emitted, now_s, n = Engine(of), SteppedEngine(of), [], 0.0, 0
     for what, wait_s, *more in script:
         now_s += wait_s
         if what == "submit":
@@ -115,11 +115,11 @@ def play(of: Performance, script: list[tuple]) -> None:
             slow.advance(now_s)
             look(fast, slow, now_s, n)
         else:
-            told += fast.advance(now_s)
+            emitted += fast.advance(now_s)
     while (next_s := fast.next_change_s()) < math.inf:
-        told += fast.advance(next_s)
+        emitted += fast.advance(next_s)
     slow.advance(1e9)
-    agree(told, slow.events)
+    agree(emitted, slow.events)
 
 
 def look(fast: Engine, slow: SteppedEngine, now_s: float, n: int) -> None:
@@ -136,16 +136,16 @@ def look(fast: Engine, slow: SteppedEngine, now_s: float, n: int) -> None:
     assert fast.busy_s == pytest.approx(slow.busy_s, abs=1e-9)
 
 
-def agree(told: list, expected: list) -> None:
+def agree(emitted: list, expected: list) -> None:
     """The same events at the same times; those of one moment in any order."""
-    assert [at_s for *_, at_s in told] == sorted(at_s for *_, at_s in told)
+    assert [at_s for *_, at_s in emitted] == sorted(at_s for *_, at_s in emitted)
 
     def ordered(some):
         return sorted(some, key=lambda event: (round(event[2], 7), event[1], event[0]))
 
-    told, expected = ordered(told), ordered(expected)
-    assert [tuple(event[:2]) for event in told] == [event[:2] for event in expected]
-    for mine, theirs in zip(told, expected, strict=True):
+    emitted, expected = ordered(emitted), ordered(expected)
+    assert [tuple(event[:2]) for event in emitted] == [event[:2] for event in expected]
+    for mine, theirs in zip(emitted, expected, strict=True):
         assert mine[2] == pytest.approx(theirs[2], abs=1e-9)
 
 
@@ -177,11 +177,11 @@ def test_advancing_more_often_changes_nothing(script, of, times_s):
     A driver may look whenever it likes.
     """
     once, often = Engine(of), Engine(of)
-    looks, told, now_s = sorted(times_s), [], 0.0
+    looks, emitted, now_s = sorted(times_s), [], 0.0
     for n, (what, wait_s, *more) in enumerate(script):
         now_s += wait_s
         while looks and looks[0] < now_s:
-            told += often.advance(looks.pop(0))
+            emitted += often.advance(looks.pop(0))
         for engine in (once, often):
             if what == "submit":
                 prompt, output, _, priority = more
@@ -189,7 +189,7 @@ def test_advancing_more_often_changes_nothing(script, of, times_s):
             elif what == "cancel":
                 engine.cancel(more[0], now_s)
 
-    assert told + often.advance(1e6) == once.advance(1e6)
+    assert emitted + often.advance(1e6) == once.advance(1e6)
 
 
 # --- one request
@@ -242,7 +242,7 @@ def test_a_request_reaches_the_scheduler_after_its_own_time():
     assert engine.busy_s == 1.5
 
 
-def test_the_front_end_takes_longer_for_long_prompts_and_in_a_crowd():
+def test_the_front_end_takes_longer_for_long_prompts_and_when_busy():
     """
     1/1024 s per prompt token, and 1/4 s times the root of how many are in the server.
     """
@@ -360,17 +360,17 @@ def test_what_does_not_fit_the_cache_waits_and_blocks_those_behind_it():
 
 def test_a_full_cache_preempts_the_youngest_which_computes_all_again():
     """
-    It keeps the tokens that it has told.
+    It keeps the tokens that it has emitted.
     """
     engine = Engine(performance(kv_tokens_max=210, prefill_tokens_max=100))
     engine.submit("old", 100, 60, 0.0)
     engine.submit("young", 100, 60, 0.0)
 
-    told = events(engine)
+    emitted = events(engine)
 
-    assert [name for name, kind, _ in told if kind == PREEMPTED] == ["young"]
-    assert [name for name, kind, _ in told if kind == FIRST_TOKEN] == ["old", "young"]
-    assert [name for name, kind, _ in told if kind == FINISHED] == ["old", "young"]
+    assert [name for name, kind, _ in emitted if kind == PREEMPTED] == ["young"]
+    assert [name for name, kind, _ in emitted if kind == FIRST_TOKEN] == ["old", "young"]
+    assert [name for name, kind, _ in emitted if kind == FINISHED] == ["old", "young"]
     assert engine.tokens_made_total == 120
 
 
@@ -421,9 +421,9 @@ def test_equal_priorities_are_first_come_first_served(script, of, priority):
             said.submit(n, min(more[0], 15), min(more[1], 15), now_s, priority=priority)
             unsaid.submit(n, min(more[0], 15), min(more[1], 15), now_s)
 
-    told = events(said)
-    assert told == events(unsaid)
-    first = [name for name, kind, _ in told if kind == FIRST_TOKEN]
+    emitted = events(said)
+    assert emitted == events(unsaid)
+    first = [name for name, kind, _ in emitted if kind == FIRST_TOKEN]
     assert first == sorted(first)
 
 
@@ -510,10 +510,10 @@ def test_the_highest_number_is_preempted_though_it_is_not_the_youngest():
     ):
         engine.submit(name, 90, 60, at_s, priority=priority)
 
-    told = events(engine)
+    emitted = events(engine)
 
-    preempted = [name for name, kind, _ in told if kind == PREEMPTED]
-    finished = [name for name, kind, _ in told if kind == FINISHED]
+    preempted = [name for name, kind, _ in emitted if kind == PREEMPTED]
+    finished = [name for name, kind, _ in emitted if kind == FINISHED]
     assert preempted == ["young", "old"]
     assert finished == ["urgent", "normal", "old", "young"]
 
@@ -542,10 +542,10 @@ def test_who_fits_again_after_a_preemption_is_admitted_one_iteration_later():
     engine.advance(50.0)
     engine.submit("urgent", 250, 1, 50.0)
 
-    told = {(name, kind): at_s for name, kind, at_s in events(engine)}
+    emitted = {(name, kind): at_s for name, kind, at_s in events(engine)}
 
-    at_s = told["b", PREEMPTED]
-    assert told["urgent", FIRST_TOKEN] == at_s + 1 + 1 + 250 * TICK_S
+    at_s = emitted["b", PREEMPTED]
+    assert emitted["urgent", FIRST_TOKEN] == at_s + 1 + 1 + 250 * TICK_S
 
 
 # --- cancelling
@@ -601,12 +601,12 @@ def test_cancelling_the_unknown_or_finished_does_nothing():
     """
     engine = Engine(performance())
     engine.submit("a", 512, 1, 0.0)
-    told = engine.advance(2.0)
+    emitted = engine.advance(2.0)
 
     engine.cancel("a", 2.0)
     engine.cancel("never seen", 2.0)
 
-    assert len(told) == 2
+    assert len(emitted) == 2
     assert events(engine) == []
 
 

@@ -66,16 +66,16 @@ async def settle() -> None:
 
 
 class Caller:
-    """Collects what a request is told, and when."""
+    """Collects what a request receives, and when."""
 
     def __init__(self, engine: RealTimeEngine, clock: Clock, prompt: int, output: int) -> None:
-        self.told: list[tuple[float, int]] = []
+        self.received: list[tuple[float, int]] = []
         self.clock, self.tokens = clock, engine.generate(prompt, output)
         self.task = asyncio.get_running_loop().create_task(self.listen())
 
     async def listen(self) -> None:
         async for new in self.tokens:
-            self.told.append((round(self.clock.time_s - 100.0, 2), new))
+            self.received.append((round(self.clock.time_s - 100.0, 2), new))
 
 
 def on_a_clock(test, **options) -> None:
@@ -107,7 +107,7 @@ def test_tokens_come_when_they_are_made():
     async def test(engine, clock, call):
         caller = call(output=3)
         await clock.run_until(110.0)
-        assert caller.told == [(1.0, 1), (2.0, 1), (3.0, 1)]
+        assert caller.received == [(1.0, 1), (2.0, 1), (3.0, 1)]
         assert caller.task.done()
 
     on_a_clock(test)
@@ -123,15 +123,15 @@ def test_requests_are_batched():
         await clock.run_until(101.5)
         second = call(output=2)
         await clock.run_until(110.0)
-        assert first.told == [(1.0, 1), (2.0, 1), (3.0, 1), (4.0, 1)]
-        assert second.told == [(3.0, 1), (4.0, 1)]
+        assert first.received == [(1.0, 1), (2.0, 1), (3.0, 1), (4.0, 1)]
+        assert second.received == [(3.0, 1), (4.0, 1)]
 
     on_a_clock(test)
 
 
 def test_a_late_loop_tells_all_tokens_that_are_due_at_once():
     """
-    When the event loop was held up, nothing is lost and nothing told twice.
+    When the event loop was held up, nothing is lost and nothing sent twice.
     """
 
     async def test(engine, clock, call):
@@ -139,7 +139,7 @@ def test_a_late_loop_tells_all_tokens_that_are_due_at_once():
         await clock.run_until(101.2)
         clock.time_s = 104.5  # nobody was woken meanwhile
         await clock.run_until(110.0)
-        assert caller.told == [(1.0, 1), (4.5, 3), (5.0, 1), (6.0, 1)]
+        assert caller.received == [(1.0, 1), (4.5, 3), (5.0, 1), (6.0, 1)]
 
     on_a_clock(test)
 
@@ -159,7 +159,7 @@ def test_a_caller_who_leaves_is_cancelled_in_the_engine():
 
         assert engine.engine.running == 1
         await clock.run_until(110.0)
-        assert len(other.told) == 3
+        assert len(other.received) == 3
         assert engine.engine.next_change_s() == math.inf
 
     on_a_clock(test)
@@ -191,7 +191,7 @@ def test_speed_divides_all_times():
     async def test(engine, clock, call):
         caller = call(output=3)
         await clock.run_until(100.5)
-        assert caller.told == [(0.05, 1), (0.1, 1), (0.15, 1)]
+        assert caller.received == [(0.05, 1), (0.1, 1), (0.15, 1)]
 
     on_a_clock(test, speed=20.0)
 
@@ -209,7 +209,7 @@ def test_a_slowdown_begins_and_ends_at_once():
         await clock.run_until(103.9)
         engine.slowdown = 1.0
         await clock.run_until(110.0)
-        assert caller.told == [(1.0, 1), (3.5, 1), (4.8, 1), (5.8, 1)]
+        assert caller.received == [(1.0, 1), (3.5, 1), (4.8, 1), (5.8, 1)]
 
     on_a_clock(test)
 
@@ -225,7 +225,7 @@ def test_what_never_fits_is_refused_at_once():
         assert engine.engine.next_change_s() == math.inf
         caller = call(output=1)
         await clock.run_until(105.0)
-        assert caller.told == [(1.0, 1)]
+        assert caller.received == [(1.0, 1)]
 
     on_a_clock(test, of=performance(kv_tokens_max=50))
 
@@ -242,7 +242,7 @@ def test_the_driver_rests_when_nobody_listens():
 
         caller = call(output=1)
         await clock.run_until(110.0)
-        assert caller.told == [(6.0, 1)]
+        assert caller.received == [(6.0, 1)]
 
     on_a_clock(test)
 
@@ -264,20 +264,20 @@ def test_a_failing_engine_fails_its_callers():
 
 def test_a_sleep_that_ends_early_is_not_a_busy_loop():
     """
-    The driver rests a tick at least.
+    The driver pauses for a tick at least.
     """
 
     async def test(engine, clock, call):
-        rests = []
+        pauses = []
 
         async def early(seconds: float) -> None:
-            rests.append(seconds)
+            pauses.append(seconds)
             await clock.sleep(min(seconds, 0.4))
 
         engine._sleep = early
         call(output=1)
         await clock.run_until(105.0)
-        assert len(rests) <= 4
-        assert min(rests) >= TICK_S
+        assert len(pauses) <= 4
+        assert min(pauses) >= TICK_S
 
     on_a_clock(test)

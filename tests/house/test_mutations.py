@@ -1,7 +1,7 @@
 """Take one defence away, and a test must notice: tests of the tests.
 
-Each mutation is made in a copy of the project, and only the tests named beside it are run there, in
-a process of their own. A mutation whose text is no longer in the file fails here too, so that the
+Each mutation is made in a copy of the project and taken back, and only the tests named beside it are
+run there, in a process of their own. A mutation whose text is no longer in the file fails here too, so that the
 list follows the code.
 """
 
@@ -76,50 +76,54 @@ MUTATIONS = {
 }
 
 
-def copy_of_the_project(folder: Path) -> Path:
-    """The sources and tests, without what builds or caches left among them."""
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    """A copy of sources and tests, without what builds or caches left, and all tests run in it.
+
+    That run leaves compiled files behind; the others find them, and compile what was changed alone.
+    """
+    folder = tmp_path_factory.mktemp("copy")
     unwanted = shutil.ignore_patterns("__pycache__", "libs", "*.parquet")
     for package in PACKAGES:
         shutil.copytree(ROOT / package, folder / package, ignore=unwanted)
     shutil.copy(ROOT / "pyproject.toml", folder)
-    return folder
+    tests = dict.fromkeys(test for mutation in MUTATIONS.values() for test in mutation.tests)
+    return folder, run_tests(folder, tuple(tests), PYTHONDONTWRITEBYTECODE="")
 
 
-def run_tests(folder: Path, tests: tuple[str, ...]) -> subprocess.CompletedProcess:
+def run_tests(folder: Path, tests: tuple[str, ...], **env: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests],
+        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(folder)},
+        env={**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", **env},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
-def test_without_a_defence_a_test_fails(tmp_path, name):
+def test_without_a_defence_a_test_fails(project, name):
     """
     The named tests fail in a copy without the defence: not for want of collecting, but in a test.
     """
-    mutation = MUTATIONS[name]
-    folder = copy_of_the_project(tmp_path)
-    text = (folder / mutation.file).read_text()
+    mutation, file = MUTATIONS[name], project[0] / MUTATIONS[name].file
+    text = file.read_text()
     assert text.count(mutation.defence) == 1, f"{mutation.file} has changed: follow it here"
-    (folder / mutation.file).write_text(text.replace(mutation.defence, mutation.without))
-
-    done = run_tests(folder, mutation.tests)
+    file.write_text(text.replace(mutation.defence, mutation.without))
+    try:
+        done = run_tests(project[0], mutation.tests)
+    finally:
+        file.write_text(text)
 
     assert done.returncode == 1, done.stdout[-2000:]
     assert "1 failed" in done.stdout
 
 
-def test_with_all_defences_the_same_tests_pass(tmp_path):
+def test_with_all_defences_the_same_tests_pass(project):
     """
     Otherwise the failures above would show nothing.
     """
-    done = run_tests(
-        copy_of_the_project(tmp_path),
-        tuple(dict.fromkeys(test for mutation in MUTATIONS.values() for test in mutation.tests)),
-    )
+    done = project[1]
 
     assert done.returncode == 0, done.stdout[-2000:]

@@ -160,7 +160,7 @@ def test_no_more_records_than_asked_for(bench, log, topic):
     reader.close()
 
 
-def test_reading_nothing_takes_no_longer_than_told(bench, log, topic):
+def test_reading_nothing_takes_no_longer_than_asked(bench, log, topic):
     """
     Neither much shorter, which would be a busy loop, nor longer.
     """

@@ -439,7 +439,7 @@ def test_an_item_that_passed_the_door_before_it_closed_is_written(log, start, mo
 
 def test_lingering_gathers_and_closing_does_not_linger(log, start):
     """
-    Between writes it rests, so that they are few; closing ends the rest.
+    Between writes it waits, so that they are few; closing ends the rest.
     """
     outbox = start(linger_s=3600.0, batch_max=100)
     outbox.submit(item(0)).result(PATIENCE_S)

@@ -105,9 +105,9 @@ def test_answer_is_a_chat_completion(up, client):
 def test_answer_says_who_gave_it_after_which_attempts_at_what_cost(up, client):
     got = ask(client)
 
-    told = got.model_extra["fairlead"]
-    attempts = told.pop("attempts")
-    assert told == {
+    ours = got.model_extra["fairlead"]
+    attempts = ours.pop("attempts")
+    assert ours == {
         "model": "small", "pool": "small-a", "endpoint": "10.0.0.1:8000",
         "ticket": base64.urlsafe_b64encode(TICKET).decode().rstrip("="), "decision_id": DECISION_ID,
         "cost_usd": 0.001, "paid_usd": 0.003, "confidence": 0.75, "first_token_ms": 40.0,
@@ -165,9 +165,9 @@ def test_headers_stay_short_and_plain_whatever_they_tell(up, client):
     *shown, rest = json.loads(raw.headers["x-fairlead-attempts"])
     assert len(shown) > 20
     assert rest == {"left_out": 100 - len(shown)}
-    told = raw.parse().model_extra["fairlead"]
-    assert len(told["attempts"]) == 100
-    assert len(told["ticket"]) == 12_000
+    ours = raw.parse().model_extra["fairlead"]
+    assert len(ours["attempts"]) == 100
+    assert len(ours["ticket"]) == 12_000
 
 
 def test_tool_calls_and_logprobs_come_whole(up, client):
@@ -394,9 +394,9 @@ def test_fan_out_brings_a_choice_per_answer(up, client):
         (1, "Bb", "stop"),
     ]
     assert (got.usage.prompt_tokens, got.usage.completion_tokens) == (22, 4)
-    told = got.model_extra["fairlead"]
-    assert told["model"] == "org/large"
-    assert [(a["index"], a["model"], a["cost_usd"]) for a in told["answers"]] == [
+    ours = got.model_extra["fairlead"]
+    assert ours["model"] == "org/large"
+    assert [(a["index"], a["model"], a["cost_usd"]) for a in ours["answers"]] == [
         (0, "small", 0.001),
         (1, "org/large", 0.5),
     ]
@@ -774,10 +774,10 @@ def test_models_are_auto_and_the_catalogue(up, client):
     assert [m.id for m in (auto, small, large)] == ["auto", "small", "org/large"]
     assert {m.object for m in (auto, small, large)} == {"model"}
     assert auto.model_extra["fairlead"] == {"models": ["small", "org/large"]}
-    told = small.model_extra["fairlead"]
-    assert told["pools"] == [{"name": "small-a", "region": "eu"}, {"name": "small-b", "region": ""}]
-    assert (told["usd_per_1m_input_tokens"], told["usd_per_1m_output_tokens"]) == (0.1, 0.4)
-    assert (told["quality"], told["context_tokens_max"]) == (0.6, None)
+    ours = small.model_extra["fairlead"]
+    assert ours["pools"] == [{"name": "small-a", "region": "eu"}, {"name": "small-b", "region": ""}]
+    assert (ours["usd_per_1m_input_tokens"], ours["usd_per_1m_output_tokens"]) == (0.1, 0.4)
+    assert (ours["quality"], ours["context_tokens_max"]) == (0.6, None)
     assert large.model_extra["fairlead"]["quality"] is None
 
 

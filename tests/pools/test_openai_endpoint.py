@@ -304,7 +304,7 @@ def test_closed_generator_ends_the_call(bench):
 
 def test_generator_that_nobody_iterates_calls_nobody(bench):
     """
-    A call begins with the first step, so that one made in vain costs nothing.
+    A call begins with the first step, so that one never begun costs nothing.
     """
 
     async def work() -> None:
@@ -864,9 +864,9 @@ def test_key_is_in_no_message(handle):
     """
     _, error, _ = over_http(handle, api_key=KEY)
 
-    told = "".join(traceback.format_exception(error)) + repr(error)
+    shown = "".join(traceback.format_exception(error)) + repr(error)
     assert isinstance(error, AttemptFailed)
-    assert "s3cr3t" not in told
+    assert "s3cr3t" not in shown
 
 
 def test_key_is_not_in_the_options_text():

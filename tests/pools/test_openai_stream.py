@@ -294,18 +294,18 @@ def test_usage_is_found_wherever_it_is(parts):
 
 
 @pytest.mark.parametrize(
-    "told",
+    "usage",
     [
         {"total_tokens": 0}, [], "many", {"prompt_tokens": -1, "completion_tokens": 1},
         {"prompt_tokens": 1, "completion_tokens": 2**40}, {"prompt_tokens": "1", "completion_tokens": 1},
         {"prompt_tokens": 1, "completion_tokens": 1.5},
     ],
 )  # fmt: skip
-def test_usage_that_makes_no_sense_is_counted_instead(told):
+def test_usage_that_makes_no_sense_is_counted_instead(usage):
     """
     The answer is whole; what it cost is then an estimate and says so.
     """
-    _, end = read(token(), STOP, event({"choices": [], "usage": told}), DONE)
+    _, end = read(token(), STOP, event({"choices": [], "usage": usage}), DONE)
 
     assert end == Usage(prompt_tokens=7, output_tokens=1, counted=False)
 

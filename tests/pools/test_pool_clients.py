@@ -16,7 +16,7 @@ from infra.capacity.fleet import PoolPlan, ServerOptions
 from infra.pools import pool_clients
 from infra.pools.pool_clients import COMPLETE_S, PoolClients
 
-OLD = COMPLETE_S  # seconds after which a directory has heard of everybody
+OLD = COMPLETE_S  # seconds after which a directory knows everybody
 RUN = PoolPlan(name="run", model="m", backend="emulated", emulation=emulation())
 ALSO = PoolPlan(name="also", model="m", backend="openai", command=("serve",))
 CALLED = PoolPlan(
@@ -85,15 +85,15 @@ def test_pools_that_understand_it_are_told_who_goes_first():
     """
     Emulated ones always, others where their settings say so.
     """
-    told = replace(CALLED, name="told", server=ServerOptions(priority=True))
-    pools = clients(RUN, CALLED, told)
+    stated = replace(CALLED, name="stated", server=ServerOptions(priority=True))
+    pools = clients(RUN, CALLED, stated)
     pools.learn(OLD, {"run": ["10.0.0.1:1"]})
 
     said = {
         name: {endpoint._options.priority for endpoint in pools.endpoints(name).values()}
-        for name in ("run", "called", "told")
+        for name in ("run", "called", "stated")
     }
-    assert said == {"run": {True}, "called": {False}, "told": {True}}
+    assert said == {"run": {True}, "called": {False}, "stated": {True}}
 
 
 def test_what_nobody_can_call_has_no_endpoints():
@@ -156,7 +156,7 @@ def test_mapping_is_the_same_until_something_changes():
 
 def test_directory_that_was_just_restarted_takes_nothing_away():
     """
-    It has not heard of everybody yet; what it says is added.
+    It does not know everybody yet; what it says is added.
     """
     pools = clients(RUN)
     pools.learn(OLD, {"run": ["h:1", "h:2"]})

@@ -309,7 +309,7 @@ def test_what_dispatched_requests_took_is_learned(up):
 
 def test_status_shows_pools_as_they_report_of_themselves_and_as_they_are_called(up):
     """
-    Emulated replicas tell what goes on inside them, dispatchers what became of their calls. A
+    Emulated replicas report what goes on inside them, dispatchers what became of their calls. A
     server that reports nothing is seen by its callers.
     """
     for model in ("small", "program"):
@@ -323,8 +323,10 @@ def test_status_shows_pools_as_they_report_of_themselves_and_as_they_are_called(
         finally:
             log.close()
         emulated, program = found.pools.get(POOL), found.pools.get("program-here")
-        told = emulated and program and emulated.tokens and emulated.answered and program.answered
-        return found if told and emulated.replicas.get("ready") == 2 and program.tokens else None
+        reports = (
+            emulated and program and emulated.tokens and emulated.answered and program.answered
+        )
+        return found if reports and emulated.replicas.get("ready") == 2 and program.tokens else None
 
     found = until(shown, "telemetry")
     pool = found.pools[POOL]

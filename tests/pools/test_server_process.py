@@ -43,7 +43,7 @@ def run(work: Awaitable) -> object:
 def until(condition, what: str) -> None:
     deadline_s = time.monotonic() + PATIENCE_S
     while not condition():
-        assert time.monotonic() < deadline_s, f"waited in vain for {what}"
+        assert time.monotonic() < deadline_s, f"waited too long for {what}"
         time.sleep(0.01)
 
 

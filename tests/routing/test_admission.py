@@ -103,7 +103,7 @@ def test_caller_in_a_hurry_gets_its_share_of_an_overload(others):
     assert played.goodput() >= 0.9
 
 
-def test_nobody_makes_all_others_wait_in_vain():
+def test_nobody_makes_all_others_wait_for_nothing():
     """
     Deadlines that nobody could keep cost the others next to nothing.
     """

@@ -12,7 +12,7 @@ import pytest
 from serve.errors import InvalidRequest, QueueFull
 from serve.routing.batcher import CROWD, WINDOW_S_MAX, Batcher, BatcherOptions
 
-RESTS = BatcherOptions().window_scorings
+WINDOWS = BatcherOptions().window_scorings
 TURN_S = 1e-6  # that a turn of the loop takes
 TURNS = pytest.approx(0.0, abs=1e-3)  # a wait of some turns: no timer
 
@@ -130,13 +130,13 @@ def test_the_window_is_as_long_as_the_crowd_is_worth(played, under_way, share):
         await bench.ask("a")
         return await bench.ask("b", at_s=0.010)
 
-    assert played(scenario, took_s=0.010) == pytest.approx(share * RESTS * 0.010, abs=1e-4)
+    assert played(scenario, took_s=0.010) == pytest.approx(share * WINDOWS * 0.010, abs=1e-4)
 
 
 @pytest.mark.parametrize("after_ms", range(0, 45, 3))
 def test_rest_delays_at_most_as_long_as_it_lasts(played, after_ms):
     """
-    Whenever a request arrives, scoring begins within RESTS times the scoring before it, counted
+    Whenever a request arrives, scoring begins within WINDOWS times the scoring before it, counted
     from that scoring's end, and no later than the moment the rest ends.
     """
 
@@ -147,22 +147,22 @@ def test_rest_delays_at_most_as_long_as_it_lasts(played, after_ms):
         return waited_s, bench.begun_s
 
     waited_s, begun_s = played(scenario, took_s=0.010)
-    assert 0.0 <= waited_s <= RESTS * 0.010 + 1e-4
+    assert 0.0 <= waited_s <= WINDOWS * 0.010 + 1e-4
     if after_ms > 0:  # else both were scored together
-        rest_ends_s = 1000.0 + (1 + RESTS) * 0.010
+        rest_ends_s = 1000.0 + (1 + WINDOWS) * 0.010
         assert begun_s[1] == pytest.approx(max(rest_ends_s, 1000.0 + after_ms / 1000), abs=1e-3)
 
 
 def test_scoring_leaves_the_loop_most_of_its_time(played):
     """
-    However fast requests come, scoring takes one part in 1 + RESTS of the time.
+    However fast requests come, scoring takes one part in 1 + WINDOWS of the time.
     """
 
     async def scenario(bench):
         await asyncio.gather(*(bench.ask(i, at_s=i * 0.0001) for i in range(5000)))
         return len(bench.batches) * bench.took_s / (bench.loop.now_s - 1000.0)
 
-    assert played(scenario, took_s=0.004) == pytest.approx(1 / (1 + RESTS), rel=0.1)
+    assert played(scenario, took_s=0.004) == pytest.approx(1 / (1 + WINDOWS), rel=0.1)
 
 
 def test_stall_while_scoring_is_not_rested_from(played):
@@ -193,7 +193,7 @@ def test_batches_grow_under_load(played):
     sizes = [len(batch) for batch in batches]
     assert sizes[0] == 1
     assert sorted(sizes)[len(sizes) // 2] >= 30
-    assert waited_s <= RESTS * 0.005 + 1e-4
+    assert waited_s <= WINDOWS * 0.005 + 1e-4
 
 
 def test_requests_are_scored_in_order_of_arrival(played):
@@ -384,6 +384,6 @@ def test_a_part_that_fills_no_batch_waits_one_window(monkeypatch):
     try:
         loop.run_until_complete(all_at_once())
         assert [len(batch) for batch in bench.batches] == [100, 50]
-        assert loop.now_s - 1000.0 == pytest.approx(bench.took_s * (2 + RESTS), abs=1e-3)
+        assert loop.now_s - 1000.0 == pytest.approx(bench.took_s * (2 + WINDOWS), abs=1e-3)
     finally:
         loop.close()

@@ -127,16 +127,16 @@ def test_newer_snapshot_is_swapped_in_and_the_same_one_is_not(snapshots, source)
 
 
 def test_on_swap_is_told_of_every_new_view_and_of_no_other(snapshots, source):
-    told = []
+    swapped = []
     view = LiveView(
-        snapshots.store, source, ENCODER, MemoryOptions(), LiveOptions(), on_swap=told.append
+        snapshots.store, source, ENCODER, MemoryOptions(), LiveOptions(), on_swap=swapped.append
     )
     view.refresh()
     version = snapshots.publish(0.9)
     view.refresh()
     view.refresh()
 
-    assert [live.version for live in told] == [version]
+    assert [live.version for live in swapped] == [version]
 
 
 # --- what may befall the store ---------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from reporting_pools import WORKING, requests, told, view, working
+from reporting_pools import WORKING, reported, requests, view, working
 from router_bench import NOON_MS
 
 from learners.policies.greedy import Greedy
@@ -63,7 +63,7 @@ def in_pools(live: Live) -> dict[str, tuple[int, int, int]]:
 # --- waiting ---------------------------------------------------------------------------------------
 
 
-def test_without_telemetry_the_pool_that_was_fastest_lately_is_taken():
+def test_without_telemetry_the_pool_that_was_fastest_recently_is_taken():
     live = view(latency_ms=LATENCY_MS)
 
     assert live.loads == {}
@@ -74,7 +74,9 @@ def test_a_queue_sends_requests_elsewhere():
     """
     Ten run at once and ten wait: the next one takes twice as long, which is more than 150 ms.
     """
-    live = view(told("near", queued=10, running=10), told("far", running=10), latency_ms=LATENCY_MS)
+    live = view(
+        reported("near", queued=10, running=10), reported("far", running=10), latency_ms=LATENCY_MS
+    )
 
     assert in_pools(live) == {"near": (10, 10, 1), "far": (0, 10, 1)}
     assert of(LoadTracker(PRICING).now(live, NOON_MS), live)[0] == 200.0
@@ -86,7 +88,7 @@ def test_a_burst_between_two_words_of_telemetry_is_spread():
     By the latencies: after the first five, pools are kept equally slow, 100 (1 + n/10) and
     150 (1 + m/10).
     """
-    live = view(told("near", running=10), told("far", running=10), latency_ms=LATENCY_MS)
+    live = view(reported("near", running=10), reported("far", running=10), latency_ms=LATENCY_MS)
 
     found = went(live, 100)
 
@@ -98,7 +100,7 @@ def test_what_a_pool_has_finished_meanwhile_does_not_wait():
     """
     In a second, ten that take 100 ms each make room for a hundred.
     """
-    live = view(told("near", running=10), told("far", running=10), latency_ms=LATENCY_MS)
+    live = view(reported("near", running=10), reported("far", running=10), latency_ms=LATENCY_MS)
 
     assert went(live, 100, NOON_MS + 1000) == {"near": 100}
     assert LoadTracker(PRICING).now(live, NOON_MS + 1000).waiting[:2].tolist() == [
@@ -109,11 +111,11 @@ def test_what_a_pool_has_finished_meanwhile_does_not_wait():
 
 def test_newer_telemetry_replaces_what_was_counted():
     chooser = Chooser(Greedy(), PlacementOptions(), np.random.default_rng(0))
-    before = view(told("near", running=1), told("far", running=1), latency_ms=LATENCY_MS)
+    before = view(reported("near", running=1), reported("far", running=1), latency_ms=LATENCY_MS)
     went(before, 50, chooser=chooser)
     later = NOON_MS + 1000
     live = view(
-        told("near", later, running=1), told("far", later, running=1), latency_ms=LATENCY_MS
+        reported("near", later, running=1), reported("far", later, running=1), latency_ms=LATENCY_MS
     )
 
     pool_load = chooser._tracker.now(live, later)
@@ -126,7 +128,7 @@ def test_a_pool_that_nobody_speaks_of_is_taken_by_its_latency_alone():
     """
     How many it runs at once is not known, so nor is when one more has to wait.
     """
-    live = view(told("near", running=10), latency_ms=LATENCY_MS)
+    live = view(reported("near", running=10), latency_ms=LATENCY_MS)
     tracker = LoadTracker(PRICING)
     send(tracker, live, "far", 500)
 
@@ -138,10 +140,12 @@ def test_a_changed_catalogue_begins_the_count_anew():
     Counts are by column, and the columns are others now.
     """
     tracker = LoadTracker(PRICING)
-    live = view(told("near", running=1))
+    live = view(reported("near", running=1))
     send(tracker, live, "near", 5)
     other = view(
-        told("near", running=1), told("new", running=1), pools=(working("new", "large"), *WORKING)
+        reported("near", running=1),
+        reported("new", running=1),
+        pools=(working("new", "large"), *WORKING),
     )
 
     pool_load = tracker.now(other, NOON_MS)
@@ -151,10 +155,10 @@ def test_a_changed_catalogue_begins_the_count_anew():
 
 def test_a_pool_that_has_just_become_ready_is_empty_and_fills():
     """
-    Before it has told a load or got a price: what is sent there counts, or all would go to it.
+    Before it has reported a load or got a price: what is sent there counts, or all would go to it.
     """
     tracker = LoadTracker(PRICING)
-    live = view(told("near", running=1), told("far", state="starting"), pools=WORKING)
+    live = view(reported("near", running=1), reported("far", state="starting"), pools=WORKING)
     send(tracker, live, "near", work_s=2.0)
     send(tracker, live, "far", work_s=2.0)
 
@@ -171,7 +175,9 @@ def test_a_pool_that_fell_silent_has_no_load():
     """
     later = NOON_MS + 60_000
     live = view(
-        told("near", queued=90, running=1), told("far", later, running=1), latency_ms=LATENCY_MS
+        reported("near", queued=90, running=1),
+        reported("far", later, running=1),
+        latency_ms=LATENCY_MS,
     )
 
     assert in_pools(live) == {"far": (0, 1, 1)}
@@ -195,8 +201,8 @@ def test_where_every_model_has_one_pool_that_does_not_report_nothing_is_counted(
 def priced(load: float = 0.85, log_price: float = 1.0, **options: object) -> Live:
     """Two pools with work: near has a price, far none."""
     return view(
-        told("near", running=10, load=load),
-        told("far", running=10, load=0.1),
+        reported("near", running=10, load=load),
+        reported("far", running=10, load=0.1),
         pools=WORKING,
         prices={"near": Price(log_price, load / PRICING.load_target), "far": Price()},
         **options,
@@ -235,7 +241,7 @@ def test_work_is_shared_by_replicas_and_sent_by_all_routers():
     """
     A router knows its own requests only; it takes the others to send as many.
     """
-    records = [told("near", replica=f"r{i}", load=0.85) for i in range(4)]
+    records = [reported("near", replica=f"r{i}", load=0.85) for i in range(4)]
     routers = [
         RouterState(source=f"{i:016x}", sequence=1, from_unix_ms=NOON_MS - 1000,
                     to_unix_ms=NOON_MS)
@@ -260,13 +266,13 @@ def steady(
     live = None
     for second in range(seconds):
         at_ms = NOON_MS + 1000 * second
-        heard = [
+        others = [
             RouterState(source=f"{i:016x}", sequence=second, from_unix_ms=at_ms - 1000,
                         to_unix_ms=at_ms)
             for i in range(routers)
         ]  # fmt: skip
         live = view(
-            told("near", at_ms, running=1000), *heard, pools=WORKING,
+            reported("near", at_ms, running=1000), *others, pools=WORKING,
             prices={"near": Price(0.0, load)},
         )  # fmt: skip
         tracker.now(live, at_ms)
@@ -285,7 +291,7 @@ def test_at_a_steady_load_a_reckoning_ahead_stays_where_it_is(work_per_s, load, 
     it sends makes up for what is worked off. The guess of 0.9 alone would be wrong by a quarter of
     a load, or more.
     """
-    tracker, seconds = LoadTracker(PRICING), 180
+    tracker, seconds = LoadTracker(PRICING), 120
 
     live = steady(tracker, seconds, work_per_s, load, routers=routers)
 
@@ -310,10 +316,12 @@ def test_nothing_is_learned_from_a_silence():
     A replica that was not asked for a while knows nothing of what others sent in it.
     """
     tracker = LoadTracker(PRICING)
-    before = view(told("near", running=1), pools=WORKING, prices={"near": Price(0.0, 0.5)})
+    before = view(reported("near", running=1), pools=WORKING, prices={"near": Price(0.0, 0.5)})
     tracker.now(before, NOON_MS)
     later = NOON_MS + 11_000
-    after = view(told("near", later, running=1), pools=WORKING, prices={"near": Price(0.0, 0.5)})
+    after = view(
+        reported("near", later, running=1), pools=WORKING, prices={"near": Price(0.0, 0.5)}
+    )
 
     per_work = tracker.now(after, later).per_work[after.pool_names.index("near")]
 
@@ -323,15 +331,15 @@ def test_nothing_is_learned_from_a_silence():
 # --- what counts, and how long ---------------------------------------------------------------------
 
 
-def test_what_was_sent_after_telemetrys_time_counts_when_it_is_heard():
+def test_what_was_sent_after_telemetrys_time_counts_when_it_arrives():
     """
     Three at 0.0 s, five at 1.5 s. At 2 s word comes of how it was at 1 s: the three are in it.
     """
     tracker = LoadTracker(PRICING)
-    before = view(told("near", running=10))
+    before = view(reported("near", running=10))
     send(tracker, before, "near", 3, now_ms=NOON_MS)
     send(tracker, before, "near", 5, now_ms=NOON_MS + 1500)
-    after = view(told("near", NOON_MS + 1000, running=10, queued=7), latency_ms={"near": 1e12})
+    after = view(reported("near", NOON_MS + 1000, running=10, queued=7), latency_ms={"near": 1e12})
 
     pool_load = tracker.now(after, NOON_MS + 2000)
 
@@ -340,14 +348,14 @@ def test_what_was_sent_after_telemetrys_time_counts_when_it_is_heard():
 
 def test_in_a_long_silence_nothing_sent_is_lost_and_memory_is_bounded():
     tracker, n = LoadTracker(PRICING), 4 * SLOTS_MAX
-    live = view(told("near", running=10), latency_ms={"near": 1e12})
+    live = view(reported("near", running=10), latency_ms={"near": 1e12})
 
     for i in range(n):
         send(tracker, live, "near", now_ms=NOON_MS + 100 * i)
 
     assert tracker.now(live, NOON_MS).waiting[live.pool_names.index("near")] == n
     assert len(tracker._slots) == SLOTS_MAX
-    newer = view(told("near", NOON_MS + 100 * (n - 5), running=10), latency_ms={"near": 1e12})
+    newer = view(reported("near", NOON_MS + 100 * (n - 5), running=10), latency_ms={"near": 1e12})
     assert tracker.now(newer, NOON_MS).waiting[newer.pool_names.index("near")] == 5
 
 
@@ -373,7 +381,9 @@ def test_a_pool_in_which_requests_are_no_work_has_no_price():
     """
     There is nothing to charge, so a price would move nobody and only refuse; its load stays.
     """
-    live = view(told("near", running=1, load=3.0), told("far"), prices={"near": Price(4.0, 3.0)})
+    live = view(
+        reported("near", running=1, load=3.0), reported("far"), prices={"near": Price(4.0, 3.0)}
+    )
 
     _, load, multiple = of(LoadTracker(PRICING).now(live, NOON_MS + 2000), live)
 
@@ -386,7 +396,7 @@ def test_those_who_were_refused_are_not_counted_as_sent():
     """
     full = Price(math.log1p(40.0), 1.0)
     live = view(
-        told("near", running=1, load=0.85),
+        reported("near", running=1, load=0.85),
         pools=(working("near"),),
         prices={"near": full},
     )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reporting_pools import WORKING, requests, told, view, working
+from reporting_pools import WORKING, reported, requests, view, working
 from router_bench import NOON_MS
 
 from learners.policies.greedy import Greedy
@@ -73,8 +73,8 @@ def at(multiple: float) -> Price:
 def two_pools(near: float = 0.0, far: float = 0.0, **options: object) -> Live:
     """Both pools of the model at their target, with these multiples."""
     return view(
-        told("near", load=LOAD, running=10),
-        told("far", load=LOAD, running=10),
+        reported("near", load=LOAD, running=10),
+        reported("far", load=LOAD, running=10),
         **{"pools": WORKING, "prices": {"near": at(near), "far": at(far)}} | options,
     )
 
@@ -128,7 +128,7 @@ def test_utility_is_less_by_the_charge_of_the_best_pool():
     """
     free = two_pools()
     dear = view(
-        told("near", running=10), told("far", running=10), pools=WORKING,
+        reported("near", running=10), reported("far", running=10), pools=WORKING,
         prices={"near": at(1.0), "far": Price(math.log1p(2.0) + OPTIONS.pricing.ascent.damping * 0.1, 0.9)},
     )  # fmt: skip
     asked = requests(free)
@@ -200,7 +200,7 @@ def test_weight_of_energy_moves_a_request_to_another_model():
 
 def test_headroom_decides_between_pools_that_are_alike():
     live = view(
-        told("near", running=10, load=0.6), told("far", running=10, load=0.5), pools=WORKING,
+        reported("near", running=10, load=0.6), reported("far", running=10, load=0.5), pools=WORKING,
         prices={"near": Price(0.0, 0.7), "far": Price(0.0, 0.6)},
     )  # fmt: skip
 
@@ -223,9 +223,9 @@ def test_a_pool_without_replicas_is_never_taken_while_another_of_the_model_has_a
     names = ("a", "b", "c", "d")
     pools = [working(name, ("small", "large")[i // 2]) for i, name in enumerate(names)]
     models = [Model(name="small", quality=0.6), Model(name="large", quality=0.7)]
-    words = [told("elsewhere")]  # something is heard, or nobody would be taken for gone
+    words = [reported("elsewhere")]  # telemetry arrives, or nobody would be taken for gone
     words += [
-        told(name, state=state, load=0.5)
+        reported(name, state=state, load=0.5)
         for name, state in zip(names, states, strict=True)
         if state != "silent"
     ]
@@ -249,7 +249,7 @@ def test_a_model_without_replicas_is_out_and_says_so():
     """
     Large is the best and has none; where nothing else is allowed, it is decided for all the same.
     """
-    live = view(told("near", load=0.1), pools=(*WORKING, working("l", "large")))
+    live = view(reported("near", load=0.1), pools=(*WORKING, working("l", "large")))
 
     any_model = decide(requests(live), live)
     large_only = decide(requests(live, models=["large"]), live)
@@ -263,7 +263,7 @@ def test_a_model_without_replicas_is_out_and_says_so():
     assert large_only.verdict[0, 2] == Verdict.ELIGIBLE
 
 
-def test_nobody_is_taken_to_be_gone_while_nothing_at_all_was_heard():
+def test_nobody_is_taken_to_be_gone_while_no_telemetry_arrives_at_all():
     live = view(pools=(*WORKING, working("l", "large")))
 
     assert live.open.all()
@@ -290,10 +290,10 @@ def busy(conditions: list[tuple[int, int, float, float, float]]) -> Live:
     ]
     records, prices, latency_ms = [], {}, {}
     for name, (running, queued, load, log_price, latency) in zip(names, conditions, strict=True):
-        records.append(told(name, running=running, queued=queued, load=load))
+        records.append(reported(name, running=running, queued=queued, load=load))
         prices[name] = Price(log_price, load / LOAD)
         latency_ms[name] = latency
-    records += [told(name, replica="second", load=0.5) for name in names[1:]]
+    records += [reported(name, replica="second", load=0.5) for name in names[1:]]
     records += [
         RouterState(source=f"{i:016x}", sequence=1, from_unix_ms=NOON_MS - 1000,
                     to_unix_ms=NOON_MS)
@@ -382,7 +382,7 @@ def test_a_batch_fills_pools_by_the_work_it_brings():
     """
     added = 1.0 / FULL / FILL_S  # per request
     live = view(
-        told("near", running=1000), told("far", running=1000), pools=WORKING,
+        reported("near", running=1000), reported("far", running=1000), pools=WORKING,
         prices={"near": Price(1.0, 1.0), "far": Price(1.0, 1.0 - 1.5 * added)},
         latency_ms={"near": 1e-3, "far": 1e-3},
     )  # fmt: skip
@@ -400,7 +400,7 @@ def test_where_there_is_room_a_request_more_makes_nobody_wait():
     """
     added = 1.0 / FULL / FILL_S
     live = view(
-        told("near", running=1000), told("far", running=1000), pools=WORKING,
+        reported("near", running=1000), reported("far", running=1000), pools=WORKING,
         prices={"near": Price(1.0, 1.0), "far": Price(1.0, 1.0 - 1.5 * added)},
         latency_ms={"near": 1.0, "far": 1.0},
     )  # fmt: skip
@@ -417,7 +417,7 @@ def test_no_price_moves_a_request_between_pools_of_one_model():
     alike.
     """
     live = view(
-        told("near", running=1000), told("far", running=1000), pools=WORKING,
+        reported("near", running=1000), reported("far", running=1000), pools=WORKING,
         prices={"near": Price(0.0, 1.0), "far": Price(4.6, 0.99)},
         latency_ms={"near": 1.0, "far": 1.0},
     )  # fmt: skip
@@ -429,7 +429,7 @@ def test_no_price_moves_a_request_between_pools_of_one_model():
 
 
 def test_a_thousand_requests_at_once_do_not_all_go_to_the_best_pool():
-    live = view(*(told(f"p{i}", running=10) for i in range(4)),
+    live = view(*(reported(f"p{i}", running=10) for i in range(4)),
                 pools=[Pool(name=f"p{i}", model="small") for i in range(4)])  # fmt: skip
 
     placed = decide(requests(live, 1000, ["small"]), live).pool
@@ -451,7 +451,7 @@ def test_the_model_is_chosen_before_the_pool_and_stays():
 
 def test_equal_inputs_give_equal_bits():
     """
-    Prices, crowds and placement included.
+    Prices, loads and placement included.
     """
 
     def run() -> dict[str, bytes]:
@@ -491,7 +491,7 @@ def test_loads_of_a_models_pools_become_equal(conditions, seed):
     names = [f"p{i}" for i in range(len(conditions))]
     live = view(
         *(
-            told(name, replica=f"r{i}", running=10_000)
+            reported(name, replica=f"r{i}", running=10_000)
             for name, (_, _, replicas) in zip(names, conditions, strict=True)
             for i in range(replicas)
         ),
@@ -521,7 +521,7 @@ def test_a_fast_pool_is_preferred_while_it_has_room_and_no_longer():
 
     def taken(load: float) -> str:
         live = view(
-            told("near", running=1000), told("far", running=1000), pools=WORKING,
+            reported("near", running=1000), reported("far", running=1000), pools=WORKING,
             prices={"near": Price(0.0, load), "far": Price(0.0, 0.1)},
             latency_ms={"near": 100.0, "far": 200.0},
         )  # fmt: skip
@@ -533,21 +533,21 @@ def test_a_fast_pool_is_preferred_while_it_has_room_and_no_longer():
 
 def test_two_equal_pools_do_not_take_turns():
     """
-    A closed loop: loads follow what is sent at a lag of 5 s and are heard of 2 s later, prices
+    A closed loop: loads follow what is sent at a lag of 5 s and are reported 2 s later, prices
     ascend. One begins empty, the other full; a minute later both carry the same, and go on to.
     """
     names, work = ("near", "far"), np.array([0.0, 2.0])
-    load, z, told_loads, seen = np.array([0.0, 1.6]), np.array([0.0, 2.0]), [], []
+    load, z, loads, seen = np.array([0.0, 1.6]), np.array([0.0, 2.0]), [], []
     chooser = Chooser(Greedy(), OPTIONS, np.random.default_rng(1))
     ascent = OPTIONS.pricing.ascent
     for second in range(240):
-        told_loads.append(load)
-        heard = told_loads[max(0, second - 2)]
-        z = np.clip(z + ascent.step_per_s * (heard - 1.0), 0.0, ascent.z_max)
+        loads.append(load)
+        received = loads[max(0, second - 2)]
+        z = np.clip(z + ascent.step_per_s * (received - 1.0), 0.0, ascent.z_max)
         now_ms = NOON_MS + 1000 * second
         live = view(
-            *(told(name, now_ms - 2000, running=1000) for name in names), pools=WORKING,
-            prices={n: Price(*pair) for n, *pair in zip(names, z.tolist(), heard.tolist(), strict=True)},
+            *(reported(name, now_ms - 2000, running=1000) for name in names), pools=WORKING,
+            prices={n: Price(*pair) for n, *pair in zip(names, z.tolist(), received.tolist(), strict=True)},
             latency_ms=dict.fromkeys(names, 1.0),
         )  # fmt: skip
         asked = requests(live, 20, ["small"], prompt_tokens=np.full(20, 80.0),
@@ -629,7 +629,9 @@ def test_demand_has_a_slope_even_where_all_are_equal():
 
     def share(multiple: float, spread: float) -> float:
         options = PlacementOptions(spread=spread)
-        live = view(told("s"), told("l"), models=models, pools=pools, prices={"l": at(multiple)})
+        live = view(
+            reported("s"), reported("l"), models=models, pools=pools, prices={"l": at(multiple)}
+        )
         asked = requests(live, 4000, criticality=np.full(4000, 3, np.int8))
         chooser = Chooser(Greedy(), options, np.random.default_rng(3))
         return float(chooser.choose(asked, live, NOON_MS).chosen.mean())
@@ -641,19 +643,19 @@ def test_demand_has_a_slope_even_where_all_are_equal():
     assert dear == pytest.approx(0.196, abs=0.03)
 
 
-# --- wishes ----------------------------------------------------------------------------------------
+# --- preferred models -----------------------------------------------------------------------------
 
 # The large model is better by a quarter of a point, and its pool costs ten times as much.
-WISHED = [Model(name="small", quality=0.5), Model(name="large", quality=0.75)]
-WISHED_POOLS = (working("s"), working("l", "large", usd_per_hour=36.0))
+PREFERRED = [Model(name="small", quality=0.5), Model(name="large", quality=0.75)]
+PREFERRED_POOLS = (working("s"), working("l", "large", usd_per_hour=36.0))
 
 
-def test_a_wish_ignores_scarcity():
+def test_a_preferred_model_ignores_scarcity():
     """
     The large model's price has moved all to the small one; what they want has not changed.
     """
     live = view(
-        told("s", load=LOAD), told("l", load=LOAD), models=WISHED, pools=WISHED_POOLS,
+        reported("s", load=LOAD), reported("l", load=LOAD), models=PREFERRED, pools=PREFERRED_POOLS,
         prices={"l": at(30.0)},
     )  # fmt: skip
 
@@ -662,9 +664,9 @@ def test_a_wish_ignores_scarcity():
     assert (choices.chosen[0], choices.preferred[0]) == (0, 1)
 
 
-def test_a_wish_ignores_that_replicas_are_missing_or_queue():
+def test_a_preferred_model_ignores_that_replicas_are_missing_or_queue():
     live = view(
-        told("s", load=LOAD, queued=900, running=1), models=WISHED, pools=WISHED_POOLS,
+        reported("s", load=LOAD, queued=900, running=1), models=PREFERRED, pools=PREFERRED_POOLS,
         prices={"s": at(50.0)},
     )  # fmt: skip
 
@@ -675,12 +677,12 @@ def test_a_wish_ignores_that_replicas_are_missing_or_queue():
 
 
 @pytest.mark.parametrize(("cost", "preferred"), [(0.0, 1), (27.0, 1), (28.0, 0)])
-def test_a_wish_pays_what_the_gpus_cost(cost, preferred):
+def test_a_preferred_model_is_charged_what_the_gpus_cost(cost, preferred):
     """
     A second of the large model's work costs 1 cent, of the small one's a tenth of that, and neither
     asks anything of its callers: beyond 0.25 / 0.009 points a dollar the large one is not worth it.
     """
-    live = view(models=WISHED, pools=WISHED_POOLS)
+    live = view(models=PREFERRED, pools=PREFERRED_POOLS)
 
     choices = decide(requests(live, preference=weights(1, cost, 0, 0)), live)
 
@@ -688,11 +690,11 @@ def test_a_wish_pays_what_the_gpus_cost(cost, preferred):
 
 
 @pytest.mark.parametrize(("value_usd", "preferred"), [(0.05, 1), (0.037, 1), (0.035, 0)])
-def test_who_does_not_weigh_money_wishes_at_what_it_is_worth_to_the_operator(value_usd, preferred):
+def test_who_does_not_weigh_money_prefers_at_what_it_is_worth_to_the_operator(value_usd, preferred):
     """
     A quarter of a point for 0.9 cents: to an operator who pays 3.6 cents for a whole one, or more.
     """
-    live = view(models=WISHED, pools=WISHED_POOLS)
+    live = view(models=PREFERRED, pools=PREFERRED_POOLS)
     options = replace(OPTIONS, value_usd=value_usd)
 
     choices = decide(requests(live, preference=weights(1, 0, 0, 0)), live, options=options)
@@ -700,12 +702,12 @@ def test_who_does_not_weigh_money_wishes_at_what_it_is_worth_to_the_operator(val
     assert choices.preferred[0] == preferred
 
 
-def test_a_wish_counts_the_list_price_once():
+def test_a_preferred_model_counts_the_list_price_once():
     """
-    A model that asks more than its GPUs cost is wished for at that, not at both.
+    A model that asks more than its GPUs cost is preferred at that, not at both.
     """
-    models = [WISHED[0], replace(WISHED[1], usd_per_call=0.02)]
-    live, rich = view(models=models, pools=WISHED_POOLS), replace(OPTIONS, value_usd=1.0)
+    models = [PREFERRED[0], replace(PREFERRED[1], usd_per_call=0.02)]
+    live, rich = view(models=models, pools=PREFERRED_POOLS), replace(OPTIONS, value_usd=1.0)
 
     asks_usd = float(decide(requests(live), live).cost_usd[0, 1])
     worth = 0.25 / (asks_usd - 0.001)  # points a dollar
@@ -722,8 +724,8 @@ def test_a_wish_counts_the_list_price_once():
     assert chosen == [1, 0]
 
 
-def test_a_wish_is_for_what_is_allowed():
-    live = view(models=WISHED, pools=WISHED_POOLS)
+def test_a_preferred_model_is_one_of_those_allowed():
+    live = view(models=PREFERRED, pools=PREFERRED_POOLS)
 
     assert decide(requests(live, models=["small"]), live).preferred.tolist() == [0]
 
@@ -775,7 +777,7 @@ def test_nobody_is_shed_who_has_a_cheap_pool_to_go_to():
     assert multiple(two_pools(60.0, 60.0)) == (0.0, False)
     assert multiple(two_pools(60.0, 60.0), models=["small"]) == (60.0, True)
     gone = view(
-        told("near", load=LOAD), told("far", state="draining"), pools=WORKING,
+        reported("near", load=LOAD), reported("far", state="draining"), pools=WORKING,
         prices={"near": at(60.0), "far": at(0.5)},
     )  # fmt: skip
     assert multiple(gone, models=["small"]) == (60.0, True)
@@ -793,7 +795,7 @@ def test_nobody_is_refused_while_a_pool_has_room(load, multiple):
     """
     damped = OPTIONS.pricing.ascent.damping * (load - 1.0)
     price = Price(math.log1p(60.0) - damped, load)
-    live = view(told("near"), pools=(working("near"),), prices={"near": price})
+    live = view(reported("near"), pools=(working("near"),), prices={"near": price})
     asked = requests(live, models=["small"], criticality=np.zeros(1, np.int8))
 
     found = decide(asked, live, uniform=0.0)

@@ -55,14 +55,14 @@ def route(asked: RequestBatch, live: Live, policy: Policy, draws: np.ndarray) ->
     return route_in_crowd(asked, live, pool_load, policy, uniform, None, PlacementOptions())
 
 
-class Told(Live):
+class Estimated(Live):
     """A live view whose estimator says what a test tells it."""
 
     def __init__(
         self, mean, *, deviation=None, noise=None, error_share=None, models: list[Model]
     ) -> None:
         super().__init__(catalogue(models), Learned(MemoryOptions()), "encoder", LiveOptions())
-        mean = np.array(mean, np.float32)  # (n, k, 3); ratios are told as logarithms
+        mean = np.array(mean, np.float32)  # (n, k, 3); ratios are logarithms
         mean[:, :, 1:] = np.exp(mean[:, :, 1:])
         n, k, _ = mean.shape
         self.estimates = Estimates(
@@ -105,7 +105,7 @@ def test_utility_is_the_documented_formula():
     """
     mean = [[[0.8, math.log(2), math.log(0.5)], [0.9, 0.0, math.log(3)]]]
     noise = [[0.1, 0.4, 0.6], [0.1, 0.2, 0.0]]
-    live = Told(mean, noise=noise, error_share=[0.25, 0.0], models=TWO)
+    live = Estimated(mean, noise=noise, error_share=[0.25, 0.0], models=TWO)
 
     choices = route(requests(preference=[[2.0, 30.0, 0.5, 0.0]]), live, Greedy(), np.zeros(1))
 
@@ -126,7 +126,7 @@ def test_deviations_are_those_of_single_outcomes():
     Quality: doubt about the estimate and noise around it, together. Cost and latency: the
     ratio's, times what is stated.
     """
-    live = Told(
+    live = Estimated(
         [[[0.5, 0.0, 0.0]] * 2],
         deviation=[[0.3, 0.0]],
         noise=[[0.4, 0.5, 0.2], [0.1, 0.0, 1.0]],
@@ -145,7 +145,7 @@ def test_quality_stays_between_zero_and_one(estimated, counted):
     """
     A linear model may point beyond the scale; a decision never does.
     """
-    live = Told([[[estimated, 0, 0], [0.5, 0, 0]]], models=TWO)
+    live = Estimated([[[estimated, 0, 0], [0.5, 0, 0]]], models=TWO)
 
     choices = route(requests(), live, Greedy(), np.zeros(1))
 
@@ -165,7 +165,7 @@ def test_longer_prompts_cost_more_and_unknown_ones_the_stated_length():
             usd_per_call=0.001,
         )
     ]
-    live = Told([[[0.5, 0, 0]]] * 3, models=models)
+    live = Estimated([[[0.5, 0, 0]]] * 3, models=models)
 
     choices = route(requests(3, 1, prompt_tokens=[0, 500, 10_000]), live, Greedy(), np.zeros(3))
 
@@ -198,7 +198,7 @@ def test_verdict_names_what_the_caller_can_do_least_about(against):
         latency_ms_max=[999.0 if too_slow else 1000.0],
     )
 
-    choices = route(asked, Told([[[0.5, 0, 0]] * 2], models=models), Greedy(), np.zeros(1))
+    choices = route(asked, Estimated([[[0.5, 0, 0]] * 2], models=models), Greedy(), np.zeros(1))
 
     expected = next((v for v, holds in zip(ORDER, against, strict=True) if holds), 0)
     assert choices.verdict.tolist() == [[expected, Verdict.ELIGIBLE]]
@@ -226,7 +226,7 @@ def test_ineligible_model_has_probability_zero_whatever_it_scored(policy):
     """
     draws = np.linspace(0.0, 1.0, 101)[:-1]
     n = len(draws)
-    live = Told([[[1.0, -8, -8], [0.01, 0, 0]]] * n, deviation=[[9.0, 0.0]] * n, models=TWO)
+    live = Estimated([[[1.0, -8, -8], [0.01, 0, 0]]] * n, deviation=[[9.0, 0.0]] * n, models=TWO)
 
     choices = route(requests(n, allowed=[[False, True]] * n), live, policy, draws)
 
@@ -241,10 +241,10 @@ def test_a_model_that_is_not_allowed_does_not_change_exploration_among_the_other
     Though it costs 600 USD a call, which would dwarf what the others differ by.
     """
     dear = Model(name="dearest", usd_per_call=600.0, latency_ms=90_000.0)
-    told = [[0.8, 0, 0], [0.85, 0, 0]]
+    estimates = [[0.8, 0, 0], [0.85, 0, 0]]
     weights = [[1.0, 20.0, 0.01, 0.0]]
-    two = Told([told], deviation=[[0.1, 0.1]], models=TWO)
-    three = Told([[*told, [0.9, 0, 0]]], deviation=[[0.1] * 3], models=[*TWO, dear])
+    two = Estimated([estimates], deviation=[[0.1, 0.1]], models=TWO)
+    three = Estimated([[*estimates, [0.9, 0, 0]]], deviation=[[0.1] * 3], models=[*TWO, dear])
 
     alone = route(requests(preference=weights), two, policy, np.zeros(1))
     beside = route(
@@ -261,7 +261,7 @@ def test_request_that_nothing_fits_is_flagged_and_its_neighbours_are_not():
     """
     A row without a model says so; the rows around it are decided as if it were not there.
     """
-    live = Told([[[0.5, 0, 0], [0.6, 0, 0]]] * 3, models=TWO)
+    live = Estimated([[[0.5, 0, 0], [0.6, 0, 0]]] * 3, models=TWO)
     asked = requests(3, cost_usd_max=[np.inf, 1e-9, np.inf])
 
     choices = route(asked, live, SquareCb(), np.full(3, 0.5))
@@ -278,7 +278,7 @@ def test_cost_limit_holds_against_any_preference(policy):
     """
     draws = np.linspace(0.0, 1.0, 101)[:-1]
     n = len(draws)
-    live = Told([[[0.0, 0, 0], [1.0, 0, 0]]] * n, models=TWO)
+    live = Estimated([[[0.0, 0, 0], [1.0, 0, 0]]] * n, models=TWO)
     asked = requests(n, preference=[[1e6, 0.0, 0.0, 0.0]] * n, cost_usd_max=np.full(n, 0.005))
 
     choices = route(asked, live, policy, draws)
@@ -294,7 +294,7 @@ def test_squarecb_explores_by_the_gap_in_shares_of_what_is_at_stake():
     p = 1 / (k + γ · gap / stake); the stake is the weights times what the models cost and take on
     average, so a policy means the same whatever the caller's units.
     """
-    live = Told([[[0.9, 0, 0], [0.5, 0, 0]]], models=TWO)
+    live = Estimated([[[0.9, 0, 0], [0.5, 0, 0]]], models=TWO)
     weights = [1.0, 20.0, 0.1, 0.0]
 
     choices = route(requests(preference=[weights]), live, SquareCb(gamma=10.0), np.zeros(1))
@@ -320,7 +320,7 @@ def test_scale_of_the_weights_does_not_matter(policy, weights, factor, qualities
         Model(name=f"m{i}", usd_per_call=0.001 * (i + 1), latency_ms=300.0 * (3 - i))
         for i in range(3)
     ]
-    live = Told([[[q, 0, 0] for q in qualities]], deviation=[[0.1, 0.2, 0.3]], models=models)
+    live = Estimated([[[q, 0, 0] for q in qualities]], deviation=[[0.1, 0.2, 0.3]], models=models)
 
     def probabilities(scale: float):
         preference = [np.array(weights) * scale]
@@ -471,7 +471,7 @@ def test_first_pool_is_taken_while_nothing_is_known():
 
 def test_faster_pool_is_taken():
     """
-    Of two pools of one model, the one that has answered faster lately.
+    Of two pools of one model, the one that has recently answered faster.
     """
     near, far = ("near", {"latency_ms": 900.0}), ("far", {"latency_ms": 500.0})
 

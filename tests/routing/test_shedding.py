@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from reporting_pools import told, view, working
+from reporting_pools import reported, view, working
 from router_bench import EMBEDDINGS, NOON_MS, embedding
 
 from learners.policies.greedy import Greedy
@@ -40,7 +40,7 @@ def full(multiple: float = DEAREST) -> Live:
     """Everything is as full as it should be, at this price."""
     price = Price(math.log1p(multiple), 1.0)
     return view(
-        told("s", load=0.85), told("l", load=0.85), models=MODELS, pools=POOLS,
+        reported("s", load=0.85), reported("l", load=0.85), models=MODELS, pools=POOLS,
         prices={"s": price, "l": price},
     )  # fmt: skip
 
@@ -117,7 +117,7 @@ def test_nobody_is_refused_below_the_first_band():
     }
 
 
-def test_shed_requests_are_not_in_the_decision_log_but_are_counted_with_their_wish():
+def test_shed_requests_are_not_in_the_decision_log_but_are_counted_by_preferred_model():
     """
     Of five, two are shed and one fits no model: the log has the other two; telemetry has four
     arrivals, two of them shed, and what all four prefer.

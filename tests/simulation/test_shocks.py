@@ -182,8 +182,8 @@ def test_pools_of_a_gone_gpu_type_are_not_chosen_and_the_small_model_answers_mea
 
 def test_requests_in_a_pool_that_dies_are_tried_once_elsewhere():
     """
-    Those without a first token, of which a rush leaves some; who has heard the beginning of an
-    answer is told of its end.
+    Those without a first token, of which a rush leaves some; who has received the beginning of an
+    answer learns of its end.
     """
     gone = Shock(at_s=38.0, what=Available(gpu="h200_sxm", gpus=0))
     found = run(traffic([(0, 12), (30, 12), (31, 30), (40, 30)]), [gone])
@@ -261,7 +261,7 @@ def test_lost_region_is_made_up_for_and_used_again_when_it_is_back():
 def silent() -> Shocked:
     """
     22 requests a second where the large model has two replicas at most: its pools have a price.
-    Nothing is heard from 202 s to 502 s; from 420 s on there are 30.
+    No telemetry arrives from 202 s to 502 s; from 420 s on there are 30.
     """
     rates = [(0, 22), (410, 22), (420, 30), (660, 30)]
     there = fleet({"h100_sxm": 2, "h200_sxm": 2}, {SMALL_US: 2, LARGE_US: 1, LARGE_EU: 1})
@@ -272,8 +272,8 @@ def test_while_telemetry_is_silent_plan_and_prices_hold_and_decisions_go_on():
     found = silent()
 
     orderly(found, peak_per_s=30.0)
-    heard = found.watched.seen[200.0]
-    assert heard.pools[LARGE_US].price > 0.0 or heard.pools[LARGE_EU].price > 0.0
+    seen = found.watched.seen[200.0]
+    assert seen.pools[LARGE_US].price > 0.0 or seen.pools[LARGE_EU].price > 0.0
     prices = {
         tuple(pool.price for pool in observed.pools.values())
         for at_s, observed in found.watched.seen.items()
@@ -304,8 +304,8 @@ def test_after_a_silence_of_any_length_nothing_is_taken_away_at_once():
     world.telemetry_age_s = 400.0
     world.run(400, small=50.0, large=20.0)
     world.telemetry_age_s = 1.0
-    for heard in (0.1, 0.3, 0.5, 0.7, 0.9):
-        plan = world.step(demand("small", 50.0 * heard), demand("large", 20.0 * heard)).replicas
+    for share in (0.1, 0.3, 0.5, 0.7, 0.9):
+        plan = world.step(demand("small", 50.0 * share), demand("large", 20.0 * share)).replicas
         assert all(plan[pool] >= before[pool] for pool in before)
 
 

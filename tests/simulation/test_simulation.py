@@ -204,7 +204,7 @@ def test_answer_ends_where_the_context_does():
 
 def test_what_the_chosen_pool_cannot_take_goes_to_another():
     """
-    The router has heard of nothing yet and chooses the large model; it has no replica.
+    The router knows nothing yet and chooses the large model; it has no replica.
     """
     found = run(traffic(100), fleet(pool("large-h100", replicas=0), pool("small-h100")))
 
@@ -220,7 +220,7 @@ def test_a_late_end_leaves_requests_unfinished():
     accounted(found)
 
 
-def test_within_target_is_told_of_every_request_by_the_target_itself():
+def test_within_target_is_judged_of_every_request_by_the_target_itself():
     asked = traffic(600, per_s=300.0)
     target = LatencyTarget(ttft_s=0.3, ttft_s_per_1k_prompt_tokens=0.1, tpot_s=0.0029)
     found = run(asked, fleet(pool()), change=changed(target=target))
@@ -523,7 +523,7 @@ def test_lost_region_dies_and_comes_back_when_it_is_wanted():
 
 def test_a_new_price_is_seen_by_scaler_and_router():
     """
-    The large model's GPU becomes 10,000 times as dear: nobody wishes for the model any more.
+    The large model's GPU becomes 10,000 times as dear: nobody prefers the model any more.
     """
     other = replace(GPU, name="l4")
     there = fleet(pool("small-l4", gpu=other), pool("large-h100"))
@@ -534,8 +534,8 @@ def test_a_new_price_is_seen_by_scaler_and_router():
 
     prices = [observed.usd_per_hour["h100"] for observed in scaler.seen]
     assert prices[:8] == [3.6] * 6 + [36_000.0] * 2
-    wished = [{d.model for d in observed.demands} for observed in scaler.seen]
-    assert "large" in wished[5] and wished[20] == {"small"}
+    demanded = [{d.model for d in observed.demands} for observed in scaler.seen]
+    assert "large" in demanded[5] and demanded[20] == {"small"}
 
 
 @pytest.mark.parametrize("flood", [Criticality.SHEDDABLE, Criticality.CRITICAL_PLUS])
@@ -586,7 +586,7 @@ def test_garbled_telemetry_is_counted_and_nothing_breaks():
     bad = sum(n for name, n in state.counts.items() if name.startswith(BAD))
     assert bad >= 5 and state.counts[FOLDED] > 50
     loads = [observed.pools["small-h100"].reports.load for observed in scaler.seen]
-    assert None in loads[1:3] and loads[-1] < 2.0  # what makes no sense is not told
+    assert None in loads[1:3] and loads[-1] < 2.0  # what makes no sense is not reported
     assert found.count(Fate.FINISHED) == len(asked)
 
 

@@ -4,7 +4,7 @@
     Hypothesis ─▶ batches()               a handful, awkward on purpose, that shrinks
                   cuts(n)                 any way of splitting n rows into batches
 
-The one rule: what is made here is what `streams.feedback.feedback` may hand on: values of ±8, zero where
+What is made here is what `streams.feedback.feedback` may hand on: values of ±8, zero where
 not known, and each value of a decision in one row only.
 """
 

@@ -15,15 +15,17 @@ from collections.abc import Callable
 from typing import TypeVar
 
 PATIENCE_S = 120.0  # only a test that fails waits so long
+PAUSE_S_MAX = 0.25  # some conditions are calls to the very processes that are waited for
 T = TypeVar("T")
 
 
 def until(condition: Callable[[], T], what: str = "it", seconds: float = PATIENCE_S) -> T:
     """Wait until `condition()` is true, and return it."""
-    deadline_s = time.monotonic() + seconds
+    deadline_s, pause_s = time.monotonic() + seconds, 0.005
     while not (found := condition()):
         assert time.monotonic() < deadline_s, f"waited {seconds} s for {what}"
-        time.sleep(0.005)
+        time.sleep(pause_s)
+        pause_s = min(PAUSE_S_MAX, 1.1 * pause_s)  # what is long in coming is asked for less often
     return found
 
 

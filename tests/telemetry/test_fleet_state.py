@@ -36,7 +36,7 @@ from streams.telemetry.tally import LARGEST, add_under, joined
 
 NOW_MS = 1_790_000_000_000
 A, B, C = "a" * 16, "b" * 16, "c" * 16
-Heard = tuple[AnyTelemetry, int]  # a record, and when the log took it
+Received = tuple[AnyTelemetry, int]  # a record, and when the log took it
 
 
 def head(source: str, sequence: int, to_ms: int) -> dict[str, object]:
@@ -63,14 +63,14 @@ def arrivals(n: int, sequence: int, to_ms: int, name: str = "default", source: s
     return Workload(classes=[window], **head(source, sequence, to_ms))
 
 
-def folded(records: list[Heard]) -> FleetState:
+def folded(records: list[Received]) -> FleetState:
     fleet = FleetState()
     for record, at_ms in records:
         fleet.fold(record, at_ms)
     return fleet
 
 
-def made(n: int, seed: int) -> list[Heard]:
+def made(n: int, seed: int) -> list[Received]:
     """Records of six processes, among them such as come late and from clocks that run ahead."""
     rng, found = np.random.default_rng(seed), []
     now_ms = defaultdict(lambda: NOW_MS)
@@ -86,7 +86,7 @@ def made(n: int, seed: int) -> list[Heard]:
     return found
 
 
-def interleaved(records: list[Heard], rng: np.random.Generator) -> list[Heard]:
+def interleaved(records: list[Received], rng: np.random.Generator) -> list[Received]:
     """Another order in which every source's own records stay in theirs."""
     queues = defaultdict(list)
     for one in records:
@@ -115,7 +115,7 @@ def test_order_of_sources_does_not_matter(seed, order):
 @pytest.mark.parametrize("bound", ["SOURCES_MAX", "REPLICAS_MAX"])
 def test_order_of_sources_does_not_matter_where_there_are_too_many(monkeypatch, bound):
     """
-    Kept are those heard of last, whoever was heard of first.
+    Kept are those received last, whoever was received first.
     """
     monkeypatch.setattr(fleet_state, bound, 3)
     records = [
@@ -373,7 +373,7 @@ def test_router_mix_and_share_explored():
 
 def test_pool_is_the_sum_of_its_live_replicas():
     """
-    A replica that is not heard of for ten seconds is gone, and with it what it said last.
+    A replica that does not report for ten seconds is gone, and with it what it said last.
     """
     records = [
         (pool(A, 0, NOW_MS, replica="1", queued=2, running=3, kv_use=0.5, watts=60.0), NOW_MS),

@@ -49,7 +49,7 @@ def full(performance: Performance, prompt: float, output: float, cv2: float = 0.
     )
 
 
-def told(
+def reported(
     performance: Performance,
     kinds: list[tuple[int, int]],
     work_per_s: float,
@@ -86,7 +86,7 @@ def test_a_steady_load_is_the_work_that_comes_by_how_full_it_may_be(performance,
     limit = full(performance, prompt, output)
 
     for share in (0.5, 1.0):
-        load = told(performance, [(prompt, output)], share * limit)
+        load = reported(performance, [(prompt, output)], share * limit)
         assert load == pytest.approx(share, rel=0.03)
 
 
@@ -97,7 +97,7 @@ def test_short_answers_do_not_make_a_replica_that_is_hardly_busy_full(prompt, ou
     """
     Whoever waits for another's long prompt is late with three tokens, but seldom does.
     """
-    assert told(SLOW, [(prompt, output)], share) < 1.0
+    assert reported(SLOW, [(prompt, output)], share) < 1.0
 
 
 def test_lengths_that_vary_make_a_replica_full_sooner():
@@ -110,7 +110,7 @@ def test_lengths_that_vary_make_a_replica_full_sooner():
     mean = sum(works) / 4
     cv2 = sum(w * w for w in works) / 4 / mean**2 - 1.0
 
-    load = told(SLOW, kinds, 0.3)
+    load = reported(SLOW, kinds, 0.3)
 
     assert cv2 > 1.0
     assert full(SLOW, 1575, 50, cv2) < 0.95 * full(SLOW, 1575, 50)

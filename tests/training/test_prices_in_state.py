@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import ENCODER, MEMORY, NOW_MS
 from memory_log import MemoryLog, Storage
-from reporting_pools import told
+from reporting_pools import reported
 from sharded import OPTIONS as SHARDED
 from sharded import Site, finish, written
 
@@ -53,7 +53,7 @@ def of_pool(prices: Prices, *records, options: PricingOptions = OPTIONS) -> Pric
 
 
 def word(load: float | None, **gauges: object):
-    return told("p", NOW_MS, load=load, **gauges)
+    return reported("p", NOW_MS, load=load, **gauges)
 
 
 # --- one advance -----------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def test_load_that_makes_no_sense_holds_no_other_price():
     prices = begun(capacity={"p": Price(1.0, 1.0), "q": Price(1.0, 1.0)})
 
     after = prices.advanced(
-        fleet(word(1e9), told("q", NOW_MS, load=2 * LOAD)), 0.0, NOW_MS, OPTIONS
+        fleet(word(1e9), reported("q", NOW_MS, load=2 * LOAD)), 0.0, NOW_MS, OPTIONS
     ).capacity
 
     assert after["p"].log_price == 1.0
@@ -126,14 +126,14 @@ def test_load_that_makes_no_sense_holds_no_other_price():
 
 def test_a_pool_without_live_replicas_has_no_price():
     """
-    It has no capacity that could be dear. Heard of again, it begins at what the others charge.
+    It has no capacity that could be dear. When it reports again, it begins at what the others charge.
     """
     state = fleet(word(2.0), at_ms=NOW_MS - SILENT_MS - 1)
-    state.fold(told("other", NOW_MS, load=0.5), NOW_MS)
+    state.fold(reported("other", NOW_MS, load=0.5), NOW_MS)
     prices = begun(capacity={"p": Price(3.0, 2.0)})
 
     after = prices.advanced(state, 0.0, NOW_MS, OPTIONS)
-    state.fold(told("p", NOW_MS + 1, load=LOAD), NOW_MS + 1)
+    state.fold(reported("p", NOW_MS + 1, load=LOAD), NOW_MS + 1)
     again = after.advanced(state, 0.0, NOW_MS + PERIOD_MS, OPTIONS)
 
     assert list(after.capacity) == ["other"]
@@ -149,7 +149,7 @@ def test_a_pool_that_comes_to_a_market_begins_at_its_least_price(others, market)
     At nothing it would be flooded. Where there is no market, or one without prices, it is free.
     """
     prices = begun(capacity={name: Price(z, 1.0) for name, z in others.items()})
-    records = [told(name, NOW_MS, load=LOAD) for name in others]
+    records = [reported(name, NOW_MS, load=LOAD) for name in others]
 
     after = prices.advanced(fleet(*records, word(LOAD)), 0.0, NOW_MS, OPTIONS).capacity
 
@@ -166,7 +166,7 @@ def test_when_all_are_dearer_than_it_takes_all_are_lowered():
         capacity={"p": Price(top + 0.5, 1.0), "q": Price(top + 1.5, 1.0)},
         budget=Price(top + 1.0, 1.0),
     )
-    state = fleet(word(LOAD), told("q", NOW_MS, load=LOAD))
+    state = fleet(word(LOAD), reported("q", NOW_MS, load=LOAD))
 
     after = prices.advanced(state, 0.0, NOW_MS, options)
 
@@ -211,7 +211,7 @@ def spending(usd_per_hour: float, seconds: int, prices: Prices, options: Pricing
     state = fleet(word(0.0))
     for _ in range(seconds):
         at_ms = prices.as_of_ms + PERIOD_MS
-        state.fold(told("p", at_ms, load=0.0), at_ms)
+        state.fold(reported("p", at_ms, load=0.0), at_ms)
         prices = prices.advanced(state, prices.spent_usd + usd_per_hour / 3600, at_ms, options)
     return prices
 
@@ -272,7 +272,7 @@ def test_power_price_follows_all_pools_watts():
     """
     Two pools of 600 W under a cap of 1,000 W: a load of 1.2.
     """
-    state = fleet(word(0.5, watts=600.0), told("q", NOW_MS, load=0.5, watts=600.0))
+    state = fleet(word(0.5, watts=600.0), reported("q", NOW_MS, load=0.5, watts=600.0))
     options = PricingOptions(power_w_max=1000.0)
 
     after = begun().advanced(state, 0.0, NOW_MS, options)
@@ -311,7 +311,7 @@ def test_prices_do_not_depend_on_how_many_records_a_step_reads(words, sizes):
     for gap_ms, pool, load, watts in words:
         at_ms += gap_ms
         last[pool] = max(last.get(pool, 0) + 1, at_ms)
-        ((key, value),) = encode([told(pool, last[pool], load=load, watts=watts)])
+        ((key, value),) = encode([reported(pool, last[pool], load=load, watts=watts)])
         log.place(TELEMETRY, 0, value, key=key, at_ms=at_ms)
 
     def folded(sizes: list[int]) -> State:
@@ -343,7 +343,7 @@ def test_prices_are_advanced_by_what_was_folded_before():
     state = State(encoder=ENCODER, learned=Learned(MEMORY))
     log = MemoryLog(Storage(1), lambda: NOW_MS)
     for after_ms, load in ((0, LOAD), (500, 2 * LOAD), (1000, 3 * LOAD)):
-        ((key, value),) = encode([told("p", NOW_MS + after_ms, load=load)])
+        ((key, value),) = encode([reported("p", NOW_MS + after_ms, load=load)])
         log.place(TELEMETRY, 0, value, key=key, at_ms=NOW_MS + after_ms)
 
     TelemetryFold(log, state, 100, NOW_MS).step(NOW_MS)
@@ -443,7 +443,7 @@ def test_loads_come_out_of_the_log_as_finite_numbers():
     for _ in range(200):
         load = float(rng.choice([0.0, 1e-300, 99.0, 101.0, 1e9]))
         at_ms = prices.as_of_ms + PERIOD_MS
-        state = fleet(told("p", at_ms, load=load, watts=1e9), at_ms=at_ms)
+        state = fleet(reported("p", at_ms, load=load, watts=1e9), at_ms=at_ms)
         prices = prices.advanced(state, 1e12, at_ms, PricingOptions(power_w_max=1e-3))
         found = [*prices.capacity.values(), prices.budget, prices.power]
         assert all(0.0 <= one.log_price <= ASCENT.z_max for one in found)

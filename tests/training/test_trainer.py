@@ -82,7 +82,7 @@ def fold(records: list[Record]) -> tuple[Learned, Counter]:
     return learned, +counts
 
 
-def told(state: State) -> dict[str, object]:
+def summary(state: State) -> dict[str, object]:
     """All that must be equal, whatever happened on the way."""
     seen = {
         (issuer, page): flags.tobytes()
@@ -124,7 +124,7 @@ def test_a_calm_run_is_the_fold_of_its_records(tmp_path):
     assert state.offsets == ground.log().end_offsets(FEEDBACK)
     bad = [r for r in records if r.value in BAD]
     assert sorted(ground.dead()) == sorted(f"{r.partition}/{r.offset}".encode() for r in bad)
-    assert told(ground.saved()) == told(state)
+    assert summary(ground.saved()) == summary(state)
 
 
 def test_where_there_is_nothing_to_read_a_trainer_rests(ground):
@@ -224,7 +224,7 @@ def calm(tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(Store.prune, "__defaults__", (1,))
         disk = life(ground)
-    return storage, disk.fuse.steps, told(ground.saved()), sorted(ground.dead())
+    return storage, disk.fuse.steps, summary(ground.saved()), sorted(ground.dead())
 
 
 def test_the_steps_cover_the_whole_run(calm):
@@ -266,9 +266,9 @@ def test_killed_before_any_step_then_restarted_learns_each_value_once(tmp_path, 
         state = finish(ground.trainer(records_max=17))
 
         where = f"killed before step {crash_at}, {steps[crash_at - 1]}"
-        assert told(state) == expected, where
+        assert summary(state) == expected, where
         assert sorted(ground.dead()) == dead, where
-        assert told(ground.saved()) == expected, where
+        assert summary(ground.saved()) == expected, where
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -287,7 +287,7 @@ def test_killed_again_and_again_it_still_gets_there(tmp_path, calm, seed):
             continue
     state = finish(ground.trainer())
 
-    assert told(state) == expected
+    assert summary(state) == expected
     assert sorted(ground.dead()) == dead
 
 
@@ -363,7 +363,7 @@ def test_a_log_that_can_not_be_read_is_tried_again(tmp_path, calm, times):
         assert trainer.step() == 0
     state = finish(trainer)
 
-    assert told(state) == expected
+    assert summary(state) == expected
     assert sorted(ground.dead()) == dead
 
 
@@ -383,7 +383,7 @@ def test_a_log_that_can_not_say_its_end_only_puts_off_the_snapshot(ground):
 
     assert Store(Folder(str(ground.folder))).newest() == version
     trainer.step()
-    assert told(ground.saved()) == told(trainer.state)
+    assert summary(ground.saved()) == summary(trainer.state)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -401,7 +401,7 @@ def test_a_dead_letter_that_failed_is_written_once_after_a_restart(tmp_path, cal
         finish(trainer)
     state = finish(ground.trainer())
 
-    assert told(state) == expected
+    assert summary(state) == expected
     assert sorted(ground.dead()) == dead
 
 
@@ -426,7 +426,7 @@ def test_run_learns_until_it_is_told_to_stop_and_saves_the_rest(tmp_path, calm):
 
     ground.trainer(publish_s=3600.0).run(lambda: next(looks) >= 20)
 
-    assert told(ground.saved()) == expected
+    assert summary(ground.saved()) == expected
 
 
 # --- a disk that fails
@@ -452,7 +452,7 @@ def test_a_full_disk_ends_the_trainer_and_loses_nothing(tmp_path, calm):
             with pytest.raises(OSError):
                 finish(ground.trainer(store=Store(folder)))
 
-        assert told(finish(ground.trainer())) == expected
+        assert summary(finish(ground.trainer())) == expected
         assert sorted(ground.dead()) == dead
 
 
@@ -473,8 +473,8 @@ def test_a_damaged_newest_version_costs_time_and_no_outcome(tmp_path, calm):
 
     state = finish(ground.trainer())
 
-    assert told(state) == expected
-    assert told(ground.saved()) == expected
+    assert summary(state) == expected
+    assert summary(ground.saved()) == expected
     assert sorted(ground.dead()) == dead
 
 
@@ -512,7 +512,7 @@ def test_a_trainer_that_was_replaced_stops_at_its_next_save(tmp_path, calm):
     with pytest.raises(SnapshotFenced):
         first.step()
 
-    assert told(finish(second)) == expected
+    assert summary(finish(second)) == expected
 
 
 def test_a_trainer_that_was_replaced_sets_nothing_aside(ground):
@@ -642,7 +642,7 @@ def test_a_topic_made_again_stops_the_trainer_or_is_read_from_its_start(ground):
 
     assert state.topic_id == log.topic_id(FEEDBACK)
     assert (state.counts["learned"], state.counts["duplicate"]) == (12, 6)
-    assert told(finish(ground.trainer(on_gap="stop"))) == told(state)
+    assert summary(finish(ground.trainer(on_gap="stop"))) == summary(state)
 
 
 def test_dead_letters_of_a_topic_made_again_are_not_taken_for_the_former_ones(ground):

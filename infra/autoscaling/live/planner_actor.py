@@ -8,7 +8,7 @@ Solving takes a moment and reading a snapshot may wait for a disk, so it is neit
 controller nor in what answers the policies. Ray starts the actor again when it dies; it then goes
 on from its record, and until it answers the policies keep the last plan.
 
-The one rule: nothing waits for a step, and a step that fails leaves the last plan.
+Nothing waits for a step, and a step that fails leaves the last plan.
 """
 
 from __future__ import annotations

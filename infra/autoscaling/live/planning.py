@@ -8,7 +8,7 @@ A planner that starts again goes on from the record: with the forecast's history
 plan if that is not too old. The file is whole, old or new; one that can't be read is as good as
 none.
 
-The one rule: the last plan holds. What can't be observed, planned or written changes nothing.
+The last plan holds. What can't be observed, planned or written changes nothing.
 """
 
 from __future__ import annotations

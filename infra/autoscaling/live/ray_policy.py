@@ -9,7 +9,7 @@ between the bounds of each deployment, and goes to zero by way of one.
 Ray takes a copy of this file into its controller and makes one of each there, however often it
 calls.
 
-The one rule: they answer at once and never raise: they run on the controller's own event loop.
+They answer at once and never raise: they run on the controller's own event loop.
 """
 
 from __future__ import annotations

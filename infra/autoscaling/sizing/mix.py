@@ -15,7 +15,7 @@
 With 13 pools a solve took 23 ms of a core in the median, one in twelve more than 50, and several
 times that on a busy machine. Nothing bounds it in time: who answers requests must not wait for it.
 
-The one rule: the same asks and offers give the same mix. It stops at a gap or a number of nodes,
+The same asks and offers give the same mix. It stops at a gap or a number of nodes,
 never at a time.
 """
 

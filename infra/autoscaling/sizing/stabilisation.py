@@ -9,7 +9,7 @@ If n of N replicas go, the load of the others rises by N / (N − n): whoever ig
 two to one and back for ever. Where a replica is replaced by one of another pool, it stays until
 the other one is there.
 
-The one rule: all delays are in seconds, never in steps.
+All delays are in seconds, never in steps.
 """
 
 from __future__ import annotations

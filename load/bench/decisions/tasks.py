@@ -52,13 +52,13 @@ def _announced(tasks: Sequence[Task], say: Callable[[str], None]) -> Sequence[Ta
 def _collected(
     pending: Mapping[Any, Hashable], n_tasks: int, say: Callable[[str], None]
 ) -> dict[Hashable, Any]:
-    keys, found, told = dict(pending), {}, 0
+    keys, found, shown = dict(pending), {}, 0
     while keys:
         done, _ = wait(keys, return_when=FIRST_COMPLETED)
         for one in done:
             found[keys.pop(one)] = one.result()
-        if len(found) * 20 // n_tasks > told:
-            told = len(found) * 20 // n_tasks
+        if len(found) * 20 // n_tasks > shown:
+            shown = len(found) * 20 // n_tasks
             say(f"{len(found)} of {n_tasks} pieces")
     return found
 

@@ -146,7 +146,6 @@ class Utilisation:
     def __init__(self, options: UtilisationOptions) -> None:
         self._options = options
         self._wanted: deque[tuple[float, int]] = deque()
-        self._had: deque[tuple[float, int]] = deque()  # units at the looks of the last period
         self._looked_s = -math.inf
 
     def desired(self, at_s: float, signals: Signals) -> int:

@@ -22,7 +22,7 @@ A fifth, smaller than all, is there only where the whole market is not enough: s
 reading one takes a 70B model seconds on any GPU, and who comes next waits for it; the target is
 looser: 10 s and 1 s more per 1,000 prompt tokens, then five tokens a second.
 
-The one rule: a scenario is the same for every policy; only homogeneous fleets have other pools.
+A scenario is the same for every policy; only homogeneous fleets have other pools.
 """
 
 from __future__ import annotations

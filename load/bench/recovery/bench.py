@@ -8,7 +8,7 @@ The trainer dies at every durable step (see `crash_child`), and at random times;
 killed and brought back under it. Both runs read one topic; each has snapshots and dead letters of
 its own.
 
-The one rule: equal means equal bits. The hash covers all that was learned, every value seen, every
+Equal means equal bits. The hash covers all that was learned, every value seen, every
 counter and every offset.
 """
 

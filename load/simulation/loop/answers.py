@@ -6,7 +6,7 @@
 A request whose replica dies before its first token is tried once more, as a dispatcher would; one
 that has begun to be answered, or was tried twice, is lost.
 
-The one rule: a request has one fate; whoever has one gets no other.
+A request has one fate; whoever has one gets no other.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 The router decides from what was reported; a pool may be empty by then. The dispatcher, who knows
 addresses, finds out at once.
 
-The one rule: a request that some allowed pool could take is never refused.
+A request that some allowed pool could take is never refused.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ is free. A GPU that goes straight from one replica to another of its region is t
 the model is loaded. One that nobody wants at that moment is given back. (GPUs are counted, not
 machines: eight that are let go are taken to be near enough for one replica.)
 
-The one rule: GPUs in use, draining replicas' too, are never more than there are.
+GPUs in use, draining replicas' too, are never more than there are.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ disk can be left as badly as POSIX allows:
     what was written and not fsynced     may be gone although its name is there   lose="contents"
     a name whose folder was not fsynced  may be gone although its content is safe  lose="names"
 
-The one rule: every change of the disk is one step of the fuse, with a name that says what it does.
+Every change of the disk is one step of the fuse, with a name that says what it does.
 """
 
 from __future__ import annotations

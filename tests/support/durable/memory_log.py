@@ -7,7 +7,7 @@
 `Disk` (see `crashing_disk`) blows the same fuse, so that one number enumerates every place a
 trainer can die at. tests/logs/test_memory_log.py runs the log's own contract tests over this.
 
-The one rule: a process that has crashed does nothing more. A blown fuse stays blown, and what its
+A process that has crashed does nothing more. A blown fuse stays blown, and what its
 owner still tries (`finally` blocks) has no effect; a restart is a new handle with a new fuse.
 """
 

@@ -7,7 +7,7 @@
 
 Steps are numbered by the piece they come before: 0 is before the first, `len(words)` after the last.
 
-The one rule: a fake keeps the contract of `serve.dispatch.backend.Endpoint` (tests/pools/test_openai_endpoint.py
+A fake keeps the contract of `serve.dispatch.backend.Endpoint` (tests/pools/test_openai_endpoint.py
 holds both to it), except where a script says `usage="missing"`.
 """
 

@@ -8,7 +8,7 @@ Of fake servers there are two: this one in the test's process, and the program `
 
 It speaks just enough HTTP over a plain socket, because tests break HTTP, too.
 
-The one rule: it knows when a client hangs up, at once and whether or not it is sending.
+It knows when a client hangs up, at once and whether or not it is sending.
 """
 
 from __future__ import annotations

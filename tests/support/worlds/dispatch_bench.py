@@ -6,7 +6,7 @@
 The policy is greedy over stated qualities, so the first choice is the best model, "large", and the
 cheapest is "small": pools bear their model's name unless a catalogue says otherwise.
 
-The one rule: `account` compares what was called, what was reported and what was learned.
+`account` compares what was called, what was reported and what was learned.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Views whose pools reported telemetry, for tests of load, placement and shedding.
 
-    told("near", load=0.5) ─▶ PoolState ─┐
+    reported("near", load=0.5) ─▶ PoolState ─┐
     Price ─────────────────▶ Prices ─────┴─▶ view(...) ─▶ Live
 
 Two pools of the model "small", near and far, and one each of the other models. A request of
@@ -38,7 +38,7 @@ def working(name: str, model: str = "small", **changes: object) -> Pool:
 WORKING = (working("near"), working("far"))
 
 
-def told(pool: str, at_ms: int = NOON_MS, replica: str = "r", **gauges: object) -> PoolState:
+def reported(pool: str, at_ms: int = NOON_MS, replica: str = "r", **gauges: object) -> PoolState:
     """The word of one replica at a time."""
     return PoolState(
         pool=pool,
@@ -61,7 +61,7 @@ def view(
     budget: Price | None = None,
     power: Price | None = None,
 ) -> Live:
-    """What a replica sees once these records are folded; latencies are as learned lately."""
+    """What a replica sees once these records are folded; latencies are as learned recently."""
     fleet = FleetState()
     for record in records:
         fleet.fold(record, record.to_unix_ms)

@@ -55,7 +55,7 @@ CLASSES = (
     ("low", Criticality.SHEDDABLE, 0.4),
 )
 TOP, MIDDLE, LOW = range(3)
-PREFERENCE = (1.0, 1000.0, 0.0, 0.0)  # most wish for the large model, some for the small one
+PREFERENCE = (1.0, 1000.0, 0.0, 0.0)  # most prefer the large model, some for the small one
 TARGET = LatencyTarget()
 STEP_S = 5.0
 TAIL_S = 30.0

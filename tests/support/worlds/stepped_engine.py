@@ -3,7 +3,7 @@
 It keeps lists of sequences and adds up what they hold each time. It shares no code with the fast
 engine but the durations of an iteration and of the front end.
 
-The one rule: no closed form, no counter that could be computed anew.
+No closed form, no counter that could be computed anew.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
 So time-outs, hedges and deadlines are tested exactly, and without sleeping. Nothing but timers can
 wake it: no sockets, no threads.
 
-The one rule: what would wait for ever is a failure, said at once.
+What would wait for ever is a failure, said at once.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 Everything it writes is in its folder: `data/`, `server.properties`, `broker.log`. Tests stop, kill,
 freeze and restart it to see what the rest of the system makes of that.
 
-The one rule: it listens on 127.0.0.1 only, and never outlives the process that started it.
+It listens on 127.0.0.1 only, and never outlives the process that started it.
 """
 
 from __future__ import annotations

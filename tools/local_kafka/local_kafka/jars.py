@@ -1,6 +1,6 @@
 """Fetches Kafka's own jars, once, with Maven.
 
-The one rule: the folder counts as complete only when it holds the digest of the `pom.xml` it was
+The folder counts as complete only when it holds the digest of the `pom.xml` it was
 made from. That file is written last, so a fetch that was interrupted is simply done again, and a
 new version of Kafka replaces the old one.
 """

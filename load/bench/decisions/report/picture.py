@@ -112,8 +112,8 @@ def _few_ticks(axes: Axes) -> None:
 
 def _frontier_message(tables: Found) -> str:
     shares = {name: t["fairlead"]["cost_share_at_98pct"][0] for name, t in tables.items()}
-    told = ", ".join(f"{share:.0%} ({name})" for name, share in shares.items())
-    return f"98 % of the best model's quality costs Fairlead this share of it: {told}"
+    listed = ", ".join(f"{share:.0%} ({name})" for name, share in shares.items())
+    return f"98 % of the best model's quality costs Fairlead this share of it: {listed}"
 
 
 def _learning(found: Found, colours: Mapping[str, str]) -> Figure:
