@@ -8,6 +8,7 @@ a batch whose checksum fails ─────────────────
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import random
 import time
@@ -23,9 +24,11 @@ from local_kafka.broker import Broker
 from log_benches import batches
 from made_up import ENCODER, SEALER, decided, report, reports
 from memory_log import MemoryLog, Storage
+from waiting import until
 
 from learners.estimates.history import HistoryOptions
 from learners.estimates.learned import MemoryOptions
+from streams.errors import LogUnavailable
 from streams.feedback.dead_letters import VALUE_BYTES_MAX, came_from
 from streams.feedback.ticket import Sealer
 from streams.log.contract import DEAD_LETTER, FEEDBACK, Log
@@ -118,7 +121,14 @@ def damage(broker: Broker, log: RenamedLog, place: Place) -> set[Place]:
     raw[hit.at + hit.size - 1] ^= 1
     path.write_bytes(raw)
     broker.start()
+    until(lambda: answers(log), "the broker to be found again")
     return {(partition, o) for o in range(hit.first, hit.end)}
+
+
+def answers(log: RenamedLog) -> bool:
+    with contextlib.suppress(LogUnavailable):
+        return bool(log.end_offsets(FEEDBACK))
+    return False
 
 
 def trainer(log: Log, folder: Path) -> Trainer:
