@@ -465,7 +465,7 @@ def test_one_report_moves_the_price_of_money_by_little(usd, flow_share):
     for second in range(1, 4 * 3600):
         spent += flow_share * budget / 3600.0 + (usd if second == 60 else 0.0)
         at_ms = NOW_MS + 1000 * second
-        prices = prices.advanced(_told(at_ms), spent, at_ms, options)
+        prices = prices.advanced(_reported(at_ms), spent, at_ms, options)
         multiples.append(1.0 + prices.budget.charged(options.ascent))
     assert max(multiples[:600]) <= 1.2
     assert max(multiples) <= 1.2
@@ -481,13 +481,13 @@ def test_a_budget_that_is_overspent_evenly_is_priced_in_full():
     for second in range(1, 600):
         spent += 2 * 10.0 / 3600.0
         at_ms = NOW_MS + 1000 * second
-        prices = prices.advanced(_told(at_ms), spent, at_ms, options)
+        prices = prices.advanced(_reported(at_ms), spent, at_ms, options)
     assert prices.carried_usd == 0.0
     assert prices.budget.load == pytest.approx(2.0, rel=1e-3)
     assert prices.budget.multiple() > 100.0
 
 
-def _told(at_ms: int) -> FleetState:
+def _reported(at_ms: int) -> FleetState:
     """Telemetry that was just there, and says nothing."""
     fleet = FleetState()
     fleet._opened().received_ms = at_ms
