@@ -124,6 +124,10 @@ def up(settings: SettingsOption = None) -> None:
 @app.command()
 def demo(
     requests: Annotated[int, typer.Option(min=40, help="Requests per seed.")] = 5989,
+    requests_per_s: Annotated[
+        float,
+        typer.Option(min=1, max=10_000, help="How fast requests come."),
+    ] = 400.0,
     seeds: Annotated[int, typer.Option(min=1, max=100, help="How many orders to try.")] = 3,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Where the router listens.")] = 7481,
     folder: Annotated[Path, typer.Option(help="State, settings and picture go here.")] = Path(
@@ -139,8 +143,15 @@ def demo(
     from fairlead.commands.demo import show
     from load.data.tables import bundled, read
     from load.demo.demo import DemoOptions
+    from load.demo.replay import ReplayOptions
 
-    options = DemoOptions(requests=requests, seeds=tuple(range(seeds)), folder=folder, port=port)
+    options = DemoOptions(
+        requests=requests,
+        seeds=tuple(range(seeds)),
+        folder=folder,
+        port=port,
+        replay=ReplayOptions(requests_per_s=requests_per_s),
+    )
     with only_json(as_json) as emit:
         outcomes = bundled("llmrouter_dc") if table is None else read(table)
         emit(show(outcomes, options, console, quiet=as_json))
