@@ -6,7 +6,7 @@ They are how a new model is known before its first request, and many models from
 prompts. Instead of `text` a row may have `embedding`, a list of numbers, for routers that are given
 vectors.
 
-The one rule: a file is taken whole or not at all. Whatever is wrong is said with its row; rows are
+A file is taken whole or not at all. Whatever is wrong is said with its row; rows are
 counted from 1, the heading not included.
 """
 

@@ -7,7 +7,7 @@ once every decision in them is older than the oldest feedback that would still b
 Ids made of content (`ticket.content_ids`) lie anywhere and may come again after years: they are
 kept one by one, and for good.
 
-The one rule: a bit that was claimed stays claimed for as long as its value could still arrive.
+A bit that was claimed stays claimed for as long as its value could still arrive.
 """
 
 from __future__ import annotations
