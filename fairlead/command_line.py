@@ -298,6 +298,23 @@ def models_predict(
         typer.echo("\n".join(predicted_lines(found)))
 
 
+@app.command()
+def landmarks(
+    out: Annotated[Path, typer.Argument(help="File to write: .npz.")],
+    settings: SettingsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fit landmarks, typical prompts, to those of this site: for `learning.landmarks`."""
+    from fairlead.commands.landmarks import fit, lines
+    from fairlead.commands.up import settings_of
+
+    with only_json(as_json) as emit:
+        found = fit(*settings_of(settings, console), out)
+        emit(found)
+    if not as_json:
+        typer.echo("\n".join(lines(found)))
+
+
 @feedback_app.command("schema")
 def feedback_schema() -> None:
     """Print the JSON schema of a feedback record; docs/feedback.md is the whole contract."""

@@ -13,7 +13,6 @@ import numpy as np
 from infra.pools.site import LocalSite
 from infra.settings.policies import policy_of
 from infra.settings.settings import Settings
-from learners.estimates.landmarks import landmarks_of
 from learners.estimates.learned import Learned, MemoryOptions
 from learners.policies.newcomers import NewcomerOptions
 from serve.deploy.deployment import now_ms
@@ -85,7 +84,7 @@ def predict_model(name: str, settings: Settings, path: Path) -> Prediction:
     newest = store.newest()
     encoder = str(store.load(newest).about["encoder"]) if newest else _encoder(settings)
     loaded = Loader(store, encoder, memory, with_seen=False).load_newest() if newest else None
-    learned = loaded[0].learned if loaded else Learned(memory, landmarks_of(encoder))
+    learned = loaded[0].learned if loaded else Learned(memory, memory.landmarks_of(encoder))
     live = Live(settings.catalogue(), learned, encoder, options)
     rows = learned.history.rows
     order = np.argsort(rows["decided_at_ms"], kind="stable")[-CONTEXTS_MAX:]

@@ -21,6 +21,7 @@ from pydantic_settings import SettingsError, TomlConfigSettingsSource
 from infra.errors import SettingsInvalid, SettingsUnreadable
 from infra.settings.model import PREFIX, Settings
 from infra.settings.sections import section_of
+from learners.estimates.learned import MemoryOptions
 from serve.routing.catalogue import Catalogue
 from streams.errors import OptionRefused
 
@@ -52,11 +53,20 @@ def read_settings(path: Path | None) -> Settings:
         settings.deployment()  # and other keys that must fit together
         settings.dispatchers()
         settings.kafka()
+        _check_landmarks(settings)
     except ValidationError as error:
         raise SettingsInvalid(where, tuple(map(_worded, error.errors()))) from error
     except (OptionRefused, SettingsError) as error:
         raise SettingsInvalid(where, (str(error),)) from error
     return settings
+
+
+def _check_landmarks(settings: Settings) -> None:
+    try:
+        settings.options(MemoryOptions).landmarks_of("")
+    except ValueError as error:
+        wanted = "a file that `fairlead landmarks` wrote"
+        raise OptionRefused("learning.landmarks", str(error), wanted) from error
 
 
 def _unknown_variables() -> list[str]:

@@ -14,6 +14,8 @@ no bit. What was learned belongs to one landmark set: its `digest` is kept with 
 from __future__ import annotations
 
 import hashlib
+import io
+import zipfile
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -31,6 +33,9 @@ KERNEL_BITS = 15  # a kernel value in [0, 1] as an integer
 WHITENER_BITS = 15
 # Eigenvalues of the kernel matrix below this share of the largest are noise of the rounding.
 EIGENVALUE_MIN = 1e-4
+
+OWN_MIN = 1024  # prompts to choose landmarks from: eight for each
+OWN_SEED = 1  # any number
 
 GENERIC = "generic"  # made-up landmarks, for vectors that none were fitted on
 
@@ -61,9 +66,9 @@ class Landmarks:
         # Now to integers: in steps of 1/32 of φ per unit of the kernel's integer.
         step = white / STEP / 2.0**KERNEL_BITS
         scale = 2.0 ** np.ceil(np.log2(np.abs(step).max() / (2**WHITENER_BITS - 1)))
-        whitener = np.rint(step / scale)
+        whitener = np.rint(step / scale) + 0.0  # no negative zeros: a file has none
         phi = _kernel(typical[:, :N_SIMILAR], points) @ whitener * scale
-        return cls(points, whitener, np.rint(-phi.mean(axis=0)), float(scale))
+        return cls(points, whitener, np.rint(-phi.mean(axis=0)) + 0.0, float(scale))
 
     def features(self, contexts: Contexts) -> Features:
         """φ (n, 129) of contexts (n, 64)."""
@@ -73,6 +78,18 @@ class Landmarks:
         features[:, :-1] = np.clip(np.rint(phi), -127, 127)
         features[:, -1] = BIAS
         return features
+
+    def to_bytes(self) -> bytes:
+        """The set as an .npz file."""
+        file = io.BytesIO()
+        np.savez_compressed(
+            file,
+            points=self.points,
+            whitener=self.whitener.astype(np.int16),
+            shift=self.shift,
+            scale=self.scale,
+        )
+        return file.getvalue()
 
     def digest(self) -> bytes:
         """Eight bytes that name this very set."""
@@ -116,7 +133,32 @@ def _folder() -> Traversable:
 @cache
 def shipped(name: str) -> Landmarks:
     """A set shipped with the package, made by `load/fit/landmarks.py`."""
-    with _folder().joinpath(f"{name}.npz").open("rb") as file, np.load(file) as held:
-        return Landmarks(
-            held["points"], held["whitener"].astype(np.float64), held["shift"], float(held["scale"])
-        )
+    return from_bytes(_folder().joinpath(f"{name}.npz").read_bytes())
+
+
+@cache
+def from_bytes(content: bytes) -> Landmarks:
+    """A set as `to_bytes` wrote it. Raises ValueError where it is none."""
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as held:
+            found = Landmarks(
+                held["points"],
+                held["whitener"].astype(np.float64),
+                held["shift"],
+                float(held["scale"]),
+            )
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"no file of landmarks: {error}") from None
+    shapes = found.points.shape, found.whitener.shape, found.shift.shape
+    square = (N_LANDMARKS, N_LANDMARKS)
+    if shapes != ((N_LANDMARKS, N_SIMILAR), square, (N_LANDMARKS,)):
+        raise ValueError(f"no file of landmarks: its arrays are {shapes}")
+    return found
+
+
+def own(contexts: Contexts) -> Landmarks:
+    """A set for the prompts of one site (n, 64), of which there are at least `OWN_MIN` distinct."""
+    distinct = np.unique(contexts, axis=0)
+    if len(distinct) < OWN_MIN:
+        raise ValueError(f"{len(distinct)} distinct prompts are known, {OWN_MIN} are needed")
+    return Landmarks.fit(spread_out(distinct, OWN_SEED), distinct)

@@ -10,7 +10,7 @@ An outcome's effect depends on that outcome alone, never on what came before it.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,14 @@ from learners.estimates.buckets import Buckets
 from learners.estimates.decayed_sums import DecayedSums
 from learners.estimates.history import COLUMNS, History, HistoryOptions, Rows, with_all_columns
 from learners.estimates.influence import groups_of
-from learners.estimates.landmarks import GENERIC, N_LANDMARK_FEATURES, Landmarks, shipped
+from learners.estimates.landmarks import (
+    GENERIC,
+    N_LANDMARK_FEATURES,
+    Landmarks,
+    from_bytes,
+    landmarks_of,
+    shipped,
+)
 from learners.option import option
 from learners.outcomes import Outcomes
 from learners.targets import N_TARGETS, RATIO_UNIT, VALUE_MAX, Target, to_fixed
@@ -46,6 +53,24 @@ class MemoryOptions:
         3_600.0, "The same for a pool's latency and failures, which change faster.", ge=60, le=1e9
     )
     history: HistoryOptions = field(default_factory=HistoryOptions)
+    own_landmarks: bytes = option(
+        b"",
+        "File of landmarks for the site's own prompts, which `fairlead landmarks` writes. Where "
+        "they change, what was learned is learned again from the history.",
+        key="landmarks",
+        file=True,
+        secret=True,
+    )
+
+    def described(self) -> dict[str, Any]:
+        """What a snapshot must agree on: not landmarks, with new ones it is learned again."""
+        found = asdict(self)
+        del found["own_landmarks"]
+        return found
+
+    def landmarks_of(self, encoder: str) -> Landmarks:
+        """The site's own landmarks, else those of the encoder. Raises ValueError."""
+        return from_bytes(self.own_landmarks) if self.own_landmarks else landmarks_of(encoder)
 
 
 class Learned:

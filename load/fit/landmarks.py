@@ -53,13 +53,7 @@ def generic_contexts(n: int) -> Contexts:
 def save(name: str, landmarks: Landmarks) -> None:
     """Write a set."""
     file = FOLDER / f"{name}.npz"
-    np.savez_compressed(
-        file,
-        points=landmarks.points,
-        whitener=landmarks.whitener.astype(np.int16),
-        shift=landmarks.shift,
-        scale=landmarks.scale,
-    )
+    file.write_bytes(landmarks.to_bytes())
     print(f"{file}: {file.stat().st_size:,} bytes")
 
 

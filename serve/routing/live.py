@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from learners.context import N_FEATURES
 from learners.estimates import ema
 from learners.estimates.estimator import BlendOptions, Estimator
-from learners.estimates.landmarks import landmarks_of
 from learners.estimates.learned import Learned, MemoryOptions
 from learners.option import option
 from learners.targets import ONE
@@ -218,7 +217,7 @@ class LiveView:
         self._loader = Loader(store, encoder, memory, with_seen=False)
         self._on_swap, self._on_look = on_swap, on_look
         self._learned, self._version, self._term, self._published_at_ms = (
-            Learned(memory, landmarks_of(encoder)),
+            Learned(memory, memory.landmarks_of(encoder)),
             0,
             0,
             0,

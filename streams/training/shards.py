@@ -25,7 +25,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 from learners.estimates.history import COLUMNS, History
-from learners.estimates.landmarks import landmarks_of
 from learners.estimates.learned import Learned, MemoryOptions
 from streams.errors import SnapshotDamaged
 from streams.telemetry.fleet_state import FleetState
@@ -87,7 +86,7 @@ def start_of(
     # What was spent until now is counted otherwise from now on, so it is only noted at first.
     state.prices = replace(state.prices, as_of_ms=0)
     if shard:
-        state.learned, state.counts = Learned(memory, landmarks_of(encoder)), {}
+        state.learned, state.counts = Learned(memory, memory.landmarks_of(encoder)), {}
         state.fleet, state.telemetry_offsets = FleetState(), {}  # shard 0's, like the prices
         state.prices = Prices()
     return state
@@ -150,7 +149,7 @@ class Merger:
         return True
 
     def _sum(self, states: Sequence[State], terms: Sequence[int]) -> State:
-        learned = Learned(self._memory, landmarks_of(self._encoder))
+        learned = Learned(self._memory, self._memory.landmarks_of(self._encoder))
         for state in states:
             learned.merge_statistics(state.learned)
         learned.history = self._history.of(

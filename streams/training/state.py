@@ -15,7 +15,7 @@ import logging
 import re
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.estimates.history import joined, no_rows, with_all_columns
-from learners.estimates.landmarks import landmarks_of
 from learners.estimates.learned import Learned, MemoryOptions
 from streams.clock import QUICK, SLOW, Patience, Steady
 from streams.errors import SnapshotDamaged, SnapshotForeign
@@ -127,7 +126,7 @@ class Saver:
         self._stored = {name: self._stored[name] for name in blobs if name in self._stored}
         about = {
             "encoder": state.encoder,
-            "memory": asdict(learned.options),
+            "memory": learned.options.described(),
             "published_at_ms": published_at_ms,
             "offsets": state.offsets,
             "topic_id": state.topic_id,
@@ -236,11 +235,11 @@ class Loader:
                 f"{self._encoder}; their numbers can't be mixed. Go back to the former encoder, "
                 f"or start anew in another `state_dir`"
             )
-        made_with = manifest.about["memory"]
-        if made_with != asdict(self._memory):
+        made_with, ours = manifest.about["memory"], self._memory.described()
+        if made_with != ours:
             raise SnapshotForeign(
                 f"snapshot {manifest.version} was learned with memory options {made_with}, now "
-                f"{asdict(self._memory)}. Change them back, or start anew in another `state_dir`"
+                f"{ours}. Change them back, or start anew in another `state_dir`"
             )
 
     def _unpack(self, name: str, blob: Blob) -> object:
@@ -263,7 +262,10 @@ class Loader:
     def _restored(self, manifest: Manifest, parts: Mapping[str, Any]) -> Learned:
         history = [parts[name] for name in sorted(parts) if re.fullmatch(r"history/\d+", name)]
         rows = joined([with_all_columns(part) for part in history]) if history else no_rows()
-        statistics, landmarks = _grouped(parts[STATISTICS]), landmarks_of(self._encoder)
+        statistics, landmarks = (
+            _grouped(parts[STATISTICS]),
+            self._memory.landmarks_of(self._encoder),
+        )
         learned = Learned.restore(self._memory, statistics, rows, landmarks)
         if learned.n_relearned or "ridge" in statistics:
             logger.warning(
@@ -321,7 +323,8 @@ def load_means(store: Store, manifest: Manifest, memory: MemoryOptions) -> Learn
     try:
         with np.load(io.BytesIO(store.get(manifest.blobs[STATISTICS])), allow_pickle=False) as flat:
             encoder = str(manifest.about["encoder"])
-            return Learned.restore(memory, _grouped(dict(flat)), no_rows(), landmarks_of(encoder))
+            landmarks = memory.landmarks_of(encoder)
+            return Learned.restore(memory, _grouped(dict(flat)), no_rows(), landmarks)
     except MALFORMED as error:
         raise SnapshotDamaged(f"statistics of snapshot {manifest.version} malformed") from error
 

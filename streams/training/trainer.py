@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.estimates.landmarks import landmarks_of
 from learners.estimates.learned import Learned, MemoryOptions
 from learners.option import option
 from streams.clock import SLOW, STEP_MS
@@ -380,7 +379,8 @@ class Trainer:
 
     def _positioned(self, encoder: str, known: State | None) -> State:
         """A known state, or a new one, its offsets checked against the log."""
-        state = known or State(encoder, Learned(self._options.memory, landmarks_of(encoder)))
+        memory = self._options.memory
+        state = known or State(encoder, Learned(memory, memory.landmarks_of(encoder)))
         topic_id = self._log.topic_id(FEEDBACK)
         if state.topic_id and state.topic_id != topic_id:
             self._gap(LogReplaced(FEEDBACK, state.topic_id, topic_id))

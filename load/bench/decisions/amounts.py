@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from learners.context import Contexts
-from learners.estimates.landmarks import landmarks_of
+from learners.estimates.landmarks import OWN_MIN, OWN_SEED, Landmarks, landmarks_of, spread_out
 from learners.estimates.learned import Learned
 from learners.policies.greedy import Greedy
 from load.bench.decisions.contenders import outcomes_of
@@ -35,6 +35,7 @@ from serve.routing.placement import PlacementOptions
 from serve.routing.router import Chooser
 
 LEARNED_AT_ONCE, ROUTED_AT_ONCE = 10_000, 512
+OWN = "with_own_landmarks"  # fitted to the prompts of the first half
 FEATURES_ALIKE = (FAIRLEAD, "with_neighbours", "with_neighbours_quarter")  # one state for these
 
 
@@ -45,8 +46,8 @@ def over_best_fixed(orders: Orders, order: int, n_outcomes: int) -> dict[str, fl
     rest = slice(len(stream) // 2, None)
     worth = stream.utility(stream.quality[rest], stream.cost_usd[rest])
     found = {}
-    for names in (FEATURES_ALIKE, ("without_landmarks",)):
-        options = [_options(name) for name in names]
+    for names in (FEATURES_ALIKE, ("without_landmarks",), (OWN,)):
+        options = [_options(name, contexts[: len(stream) // 2]) for name in names]
         learned = _learned(orders, order, n_outcomes, options[0], contexts)
         for name, one in zip(names, options, strict=True):
             chosen = _routed(orders, order, learned, one, contexts)
@@ -54,7 +55,11 @@ def over_best_fixed(orders: Orders, order: int, n_outcomes: int) -> dict[str, fl
     return found
 
 
-def _options(name: str) -> ServedOptions:
+def _options(name: str, known: Contexts) -> ServedOptions:
+    if name == OWN:
+        # Of a short run's few prompts, too: `own` wants many.
+        points = known if len(known) >= OWN_MIN else np.tile(known, (OWN_MIN // len(known) + 1, 1))
+        return ServedOptions(landmarks=Landmarks.fit(spread_out(points, OWN_SEED), known))
     return ServedOptions() if name == FAIRLEAD else ABLATIONS[name]
 
 
