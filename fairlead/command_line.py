@@ -305,8 +305,8 @@ def landmarks(
     as_json: JsonOption = False,
 ) -> None:
     """Fit landmarks, typical prompts, to those of this site: for `learning.landmarks`."""
-    from fairlead.commands.landmarks import fit, lines
     from fairlead.commands.up import settings_of
+    from load.fit.own_landmarks import fit, lines
 
     with only_json(as_json) as emit:
         found = fit(*settings_of(settings, console), out)

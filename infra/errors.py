@@ -6,7 +6,6 @@ InfraError
 ├── StateUnwritable      the state folder can't be written, or is full
 ├── AddressTaken         somebody listens already where we are to
 ├── BackupRefused        a copy of a site can't be made, or none can be made from it
-├── LandmarksRefused     a site's own landmarks can't be made
 ├── StateInUse           another `fairlead up` uses the state folder
 ├── ClusterFailed        the local cluster could not be started, or what is to run in it
 │   └── RayEnded         a process that Ray needs has died under us
@@ -55,20 +54,6 @@ class AddressTaken(InfraError):
         return (
             f"{self.setting}: {self.host}:{self.port} is taken by another process. End that "
             f"process, or set another port."
-        )
-
-
-class LandmarksRefused(InfraError):
-    """Landmarks can't be made of what was learned."""
-
-    def __init__(self, problem: str) -> None:
-        super().__init__(problem)
-        self.problem = problem
-
-    def __str__(self) -> str:
-        return (
-            f"landmarks can't be made: {self.problem}. Until there are some, those of the encoder "
-            f"are used; nothing has to be done."
         )
 
 

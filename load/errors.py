@@ -1,6 +1,7 @@
 """What can go wrong with replays and benchmarks.
 
 LoadError
+├── LandmarksRefused   a site's own landmarks can't be made
 ├── LoopStuck          outcomes were sent and not learned in the time that learning should take
 ├── PreferenceRefused  a setting of the dial is no weight
 ├── TableRefused       a file is no outcome table, or has a value that can't be
@@ -29,6 +30,20 @@ class PreferenceRefused(LoadError):
         return (
             f"--lambdas has {self.text[:40]!r}: a weight of cost is a number from 0 to 100; give "
             f"several with commas, such as 0.03,0.1,0.4"
+        )
+
+
+class LandmarksRefused(LoadError):
+    """Landmarks can't be made of what was learned."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return (
+            f"landmarks can't be made: {self.problem}. Until there are some, those of the encoder "
+            f"are used; nothing has to be done."
         )
 
 

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from strategies import outcomes
 
-from fairlead.commands.landmarks import fit
-from infra.errors import LandmarksRefused, SettingsInvalid
+from infra.errors import SettingsInvalid
 from infra.settings.settings import read_settings
 from learners.estimates.landmarks import OWN_MIN, from_bytes, own, shipped
 from learners.estimates.learned import Learned, MemoryOptions
+from load.errors import LandmarksRefused
+from load.fit.own_landmarks import fit
 from streams.training.folder import Folder
 from streams.training.snapshots import Store
 from streams.training.state import Loader, Saver, State

@@ -8,11 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from infra.errors import LandmarksRefused
 from infra.pools.site import LocalSite
 from infra.settings.settings import Settings
 from learners.estimates import landmarks
 from learners.estimates.learned import MemoryOptions
+from load.errors import LandmarksRefused
 from streams.training.state import Loader
 
 
