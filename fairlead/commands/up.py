@@ -63,10 +63,11 @@ def _run(path: Path | None, console: Console) -> None:
     try:
         gpus = settings.fleet().resources()
         with (
-            _alone(settings, path),
+            _alone(settings),
             console.status("starting Ray …") as status,
             local_ray(gpus, settings.options(SiteOptions).ray_address),
         ):
+            keep_settings(settings, path)
             _stop_on_signals()  # again: Ray takes SIGTERM for itself at its start
             status.update("starting the router …")
             with running(settings, path) as router, _looking(settings, router.site):
@@ -128,11 +129,8 @@ def _say_alarms(status: Callable[[], Status], stopping: threading.Event) -> None
 
 
 @contextlib.contextmanager
-def _alone(settings: Settings, path: Path) -> Iterator[None]:
-    """Hold the state folder, so that no second `fairlead up` uses it. Raises StateInUse.
-
-    The settings are kept in it, for `settings_in_force`.
-    """
+def _alone(settings: Settings) -> Iterator[None]:
+    """Hold the state folder, so that no second `fairlead up` uses it. Raises StateInUse."""
     folder = settings.options(SiteOptions).state_dir.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+") as lock:
@@ -144,9 +142,6 @@ def _alone(settings: Settings, path: Path) -> Iterator[None]:
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()
-        kept = folder / STARTED
-        kept.write_bytes(path.read_bytes())
-        kept.chmod(0o600)  # a password may be in it
         yield
 
 
@@ -154,6 +149,13 @@ def settings_of(path: Path | None, console: Console) -> tuple[Settings, Path]:
     """The settings of a file, of fairlead.toml, or of the example; and where they are."""
     path = path or (DEFAULT if DEFAULT.exists() else _example(console))
     return read_settings(path), path
+
+
+def keep_settings(settings: Settings, path: Path) -> None:
+    """Keep a copy in the state folder, for `settings_in_force`."""
+    kept = settings.options(SiteOptions).state_dir.absolute() / STARTED
+    kept.write_bytes(path.read_bytes())
+    kept.chmod(0o600)  # a password may be in it
 
 
 def settings_in_force(path: Path | None, console: Console) -> tuple[Settings, Path]:

@@ -81,6 +81,14 @@ class Buckets:
         }
 
     def load(self, arrays: dict[str, NDArray[Any]]) -> None:
-        """Take over what `arrays` gave, replacing what is held."""
+        """Take over what `arrays` gave, replacing what is held.
+
+        Sums that were not yet kept apart by the first axis of `shape` are its first entry.
+        """
         at = zip(arrays["keys"].tolist(), arrays["buckets"].tolist(), strict=True)
-        self.sums = dict(zip(at, np.array(arrays["sums"], np.int64), strict=True))
+        sums = np.array(arrays["sums"], np.int64)
+        if sums.shape[1:] == self.shape[1:]:
+            apart = np.zeros((len(sums), *self.shape), np.int64)
+            apart[:, 0] = sums
+            sums = apart
+        self.sums = dict(zip(at, sums, strict=True))

@@ -14,13 +14,15 @@ well.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from learners.context import real
-from learners.drift import Alarm, DriftOptions, change_point, failures
+from learners.drift import Alarm, DriftOptions, Failures, change_point, failures
 from learners.estimates.ema import FIGURES, Means
 from learners.estimates.history import Rows, by_turns, columns_of
 from learners.estimates.influence import N_GROUPS, groups_of
@@ -29,6 +31,7 @@ from learners.estimates.ridge import SQUARE_UNIT, Ridge, outcome_counts
 from learners.targets import N_TARGETS, ONE, Target
 
 Floats = NDArray[np.float64]
+FEW_CALLS = 8  # of other tenants since one's calls began to fail: with fewer they can't say
 FEW = 30  # outcomes before a change: with fewer there is nothing that could have changed
 ERROR = N_TARGETS + FIGURES.index("error")
 
@@ -201,24 +204,45 @@ def failing(
     share, proving, alarms = usual.copy(), n_outcomes.copy(), []
     now = learned.as_of_ms / learned.recent.width_ms
     for column, model in enumerate(models):
-        at, sums = learned.recent.of(model)
-        failed = sums[:, ERROR, 0] / ONE
-        calls = _calls(failed, sums[:, :, 1].astype(np.float64))
-        found = failures(at, failed, calls, float(usual[column]), now_bucket=now, options=options)
+        at, sums = learned.recent.of(model)  # (b, g, 7, 2)
+        failed, calls = _failed_calls(sums.sum(axis=1))
+        seek = partial(failures, at, usual=float(usual[column]), now_bucket=now, options=options)
+        found = seek(failed, calls)
+        since = found.since_bucket
+        if since is not None and not _others_agree(sums, at >= since, seek):
+            found = seek(failed[:0], calls[:0])
         share[column] = found.share
         proving[column] = min(proving[column], found.n_good)
         if found.since_bucket is not None:
-            since = at >= found.since_bucket
+            changed = at >= found.since_bucket
             alarms.append(
                 Alarm(
                     model=model,
                     target="error",
                     since_ms=found.since_bucket * learned.recent.width_ms,
-                    outcomes=int(calls[since].sum()),
-                    shift=float(failed[since].sum() / calls[since].sum()),
+                    outcomes=int(calls[changed].sum()),
+                    shift=float(failed[changed].sum() / calls[changed].sum()),
                 )
             )
     return share, proving, alarms
+
+
+def _failed_calls(sums: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """Failures and calls (b,) of sums and counts (b, 7, 2) per bucket."""
+    failed = sums[:, ERROR, 0] / ONE
+    return failed, _calls(failed, sums[:, :, 1].astype(np.float64))
+
+
+def _others_agree(
+    sums: NDArray[np.int64], since: NDArray[np.bool_], seek: Callable[..., Failures]
+) -> bool:
+    """Whether the groups of tenants but the one that failed most fail, too, or hardly called.
+
+    What makes a call fail may be in what one caller sends, or only in what it reports.
+    """
+    worst = sums[since][:, :, ERROR, 0].sum(axis=0).argmax()
+    failed, calls = _failed_calls(np.delete(sums, worst, axis=1).sum(axis=1))
+    return calls[since].sum() < FEW_CALLS or seek(failed, calls).since_bucket is not None
 
 
 def _calls(failed: Floats, counts: Floats) -> Floats:

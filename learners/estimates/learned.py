@@ -21,7 +21,7 @@ from learners.estimates import ema, ridge
 from learners.estimates.buckets import Buckets
 from learners.estimates.decayed_sums import DecayedSums
 from learners.estimates.history import COLUMNS, History, HistoryOptions, Rows, with_all_columns
-from learners.estimates.influence import groups_of
+from learners.estimates.influence import N_GROUPS, groups_of
 from learners.estimates.landmarks import (
     GENERIC,
     N_LANDMARK_FEATURES,
@@ -91,7 +91,7 @@ class Learned:
         self.latency = ridge.new_statistics(1, N_FEATURES, pool_half_life_ms)
         self.models = ema.new_statistics(half_life_ms)
         self.pools = ema.new_statistics(pool_half_life_ms)
-        self.recent = Buckets((ema.N_COLUMNS, 2), RECENT_BUCKET_MS, RECENT_BUCKETS)
+        self.recent = Buckets((N_GROUPS, ema.N_COLUMNS, 2), RECENT_BUCKET_MS, RECENT_BUCKETS)
         self.history = History(options.history)
         self.as_of_ms = 0
         self.n_values = np.zeros(N_TARGETS, np.int64)
@@ -104,7 +104,7 @@ class Learned:
         self._update_linear(outcomes)
         ema.update(self.models, outcomes.models, outcomes)
         ema.update(self.pools, outcomes.pools, outcomes)
-        self.recent.update(outcomes.models, outcomes.decided_at_ms, ema.values_and_counts(outcomes))
+        self.recent.update(outcomes.models, outcomes.decided_at_ms, ema.by_group(outcomes))
         self.history.update(outcomes)
         self.n_values += outcomes.known.sum(axis=0)
         self.as_of_ms = max(self.as_of_ms, int(outcomes.decided_at_ms.max()))

@@ -114,7 +114,7 @@ class Live:
         self.paid_usd = means.figure("cost_usd", 0.0, 1.0)
         self.plain_quality = means.means[:, 0]
         recent = learned.recent
-        newest = [recent.of(key)[1][:, 0].sum(axis=0) for key in self.catalogue.keys]
+        newest = [recent.of(key)[1][:, :, 0].sum(axis=(0, 1)) for key in self.catalogue.keys]
         total, self.n_recent = np.array(newest, np.float64).reshape(-1, 2).T
         self.recent_quality = (total / ONE + prior * prior_weight) / (self.n_recent + prior_weight)
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from strategies import contexts, whole
 
 from learners.drift import DETECTORS, DriftOptions, change_point, failures
+from learners.estimates.buckets import Buckets
 from learners.estimates.changes import newest
 from learners.estimates.estimator import BlendOptions, Estimates, Estimator
+from learners.estimates.influence import EARLIER, N_GROUPS, hash_of
 from learners.estimates.landmarks import shipped
 from learners.estimates.learned import Learned, MemoryOptions
 from learners.outcomes import Outcomes
@@ -260,6 +264,43 @@ def test_failing_is_seen_by_the_estimator_with_an_alarm():
     assert after.n_proving[0] < 1
     assert "error" in {alarm.target for alarm in after.alarms}
     assert view(good).error_share[0] == 0.0
+
+
+def by_tenant(outcomes: Outcomes, tenant: bytes) -> Outcomes:
+    return replace(outcomes, tenant_hashes=np.full(len(outcomes), hash_of(tenant), np.uint8))
+
+
+@pytest.mark.parametrize(("n_others", "left"), [(40, False), (2, True)])
+def test_failures_that_one_tenant_alone_reports_cost_others_nothing(n_others, left):
+    """
+    What makes a call fail may be in what one caller sends, or in what it says. Where hardly anybody
+    else called meanwhile, nobody can say otherwise, and the failures count.
+    """
+    good = by_tenant(reports(right(0.9, 3000), n=3000), b"honest")
+    bad = by_tenant(reports(failed=np.ones(100), n=100, at_ms=300_000), b"mallory")
+    meanwhile = by_tenant(reports(right(0.9, n_others), n=n_others, at_ms=300_005), b"honest")
+    everyone = by_tenant(reports(failed=np.ones(n_others), n=n_others, at_ms=300_005), b"honest")
+
+    attacked, broken = view(good, bad, meanwhile), view(good, bad, everyone)
+
+    assert ("error" in {alarm.target for alarm in attacked.alarms}) is left
+    assert bool(attacked.error_share[0] > 0.5) is left
+    assert broken.error_share[0] > 0.8
+
+
+def test_sums_of_before_groups_count_as_the_group_of_earlier():
+    """
+    Snapshots of then have no groups in them.
+    """
+    buckets = Buckets((N_GROUPS, 7, 2), width_ms=1000, kept=60)
+    sums = np.arange(28).reshape(2, 7, 2)
+
+    buckets.load({"keys": np.array([5, 5]), "buckets": np.array([1, 2]), "sums": sums})
+
+    at, found = buckets.of(5)
+    assert at.tolist() == [1, 2]
+    assert np.array_equal(found[:, EARLIER], sums)
+    assert found.sum() == sums.sum()
 
 
 @pytest.mark.parametrize("seed", range(3))

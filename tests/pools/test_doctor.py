@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from fairlead.command_line import app
 from fairlead.commands.init import Answers, settings_text
-from fairlead.commands.up import _alone
+from fairlead.commands.up import keep_settings
 from infra.cluster.checkup import LOCK
 from infra.errors import SettingsUnreadable
 from infra.pools.ports import free_ports
@@ -160,8 +160,8 @@ def test_status_works_while_the_settings_are_broken(tmp_path):
     That is when people look. What the router was started with says where its state is.
     """
     path = settings_file(tmp_path, free_ports(1)[0])
-    with _alone(read_settings(path), path):
-        pass
+    (tmp_path / "state").mkdir()
+    keep_settings(read_settings(path), path)
 
     (tmp_path / "broken.toml").write_text(f'state_dir = "{tmp_path}/state"\ncolour = "red"\n')
 
