@@ -185,15 +185,33 @@ def bench_fleet(
     picture: Annotated[
         Path | None, typer.Option(help="Also draw a trace's fleet over time, into this PNG.")
     ] = None,
+    trace: Annotated[
+        list[str] | None,
+        typer.Option(help="azure, mooncake or diurnal; may be repeated. Then without overload."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Draws who asks what, and all chance.")] = 0,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=100, help="With several, intervals are told, too.")
+    ] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Size a mixed fleet in virtual time, beside tuned rivals and a clairvoyant bound."""
     from dataclasses import replace
 
     from load.bench.fleet import bench
+    from load.bench.fleet.seeds import measure_seeds
 
     options = replace(bench.quick() if quick else bench.FleetBench(), picture=picture)
-    measured(lambda say: bench.measure(options, say), as_json)
+    if trace:
+        unknown = sorted(set(trace) - set(options.traces))
+        if unknown:
+            raise typer.BadParameter(
+                f"{unknown[0]!r} is no trace; there are {', '.join(options.traces)}",
+                param_hint="--trace",
+            )
+        options = replace(options, traces=tuple(dict.fromkeys(trace)), overload=None)
+    options = replace(options, scenarios=replace(options.scenarios, seed=seed))
+    measured(lambda say: measure_seeds(options, seeds, say), as_json)
 
 
 @bench_app.command("autoscaling")

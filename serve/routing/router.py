@@ -159,11 +159,19 @@ def route(
     eligible = _with_replicas(able, live, verdict)
     fits = np.asarray(eligible.any(axis=1))
     eligible[~fits] = True  # any probabilities will do, the row is refused
-    scores = _scores(requests, live, estimates, expected, utility, charged, pools, eligible)
+    charges = np.abs(charged.points[rows[:, None], pools])
+    scores = _scores(requests, live, estimates, expected, utility, charges, eligible)
     reserved = np.maximum(cost, expected.list_usd)
     propensity, chosen = draw_within(
         policy.probabilities(scores), eligible, tries, reserved, uniform[:, 0]
     )
+    beyond, preferred = _beyond(cost, charged, weights, live), chosen
+    if (utility != free - beyond).any() or (eligible != able).any():
+        able[~fits] = True
+        scores = _scores(requests, live, estimates, expected, free - beyond, beyond, able)
+        _, preferred = draw_within(
+            policy.probabilities(scores), able, tries, reserved, uniform[:, 0]
+        )
     least = _least_multiple(pool_load.multiple * _utilisation(pool_load.load), eligible, live)
     shed = shed_share(least, requests.criticality) if live.priced else 0.0
     pool = place(chosen, charged, weights, live, pool_load)
@@ -173,7 +181,7 @@ def route(
         fits=fits,
         shed=fits & (uniform[:, 1] < shed),
         multiple=least,
-        preferred=_preferred(free, cost, charged, weights, able, live),
+        preferred=preferred,
         pools=pools,
         verdict=verdict,
         propensity=propensity,
@@ -272,16 +280,17 @@ def _scores(
     estimates: Estimates,
     expected: _Expected,
     utility: Floats,
-    charged: Placement,
-    pools: NDArray[np.intp],
+    charges: Floats,
     eligible: NDArray[np.bool_],
 ) -> Scores:
-    """What the policy weighs, in units of what is at stake for each request."""
-    weights, rows = requests.preference, np.arange(len(requests))
+    """What the policy weighs, in units of what is at stake for each request.
+
+    `charges` (n, k) are the points that `utility` has been charged beside cost and latency.
+    """
+    weights = requests.preference
     cost_points = weights[:, 1:2] * expected.cost_usd
     latency_points = weights[:, 2:3] * (expected.latency_ms / 1000.0)
-    charged_points = np.abs(charged.points[rows[:, None], pools])
-    scale = _scale(weights, cost_points + latency_points + charged_points, eligible)
+    scale = _scale(weights, cost_points + latency_points + charges, eligible)
     unsure = estimates.mean_deviation.astype(np.float64)
     money = weights[:, 1:2] * expected.list_usd * unsure[:, Target.COST]
     time = weights[:, 2:3] * (live.catalogue.latency_ms / 1000.0) * unsure[:, Target.LATENCY]
@@ -354,23 +363,15 @@ def _least_multiple(multiple: Floats, eligible: NDArray[np.bool_], live: Live) -
     return np.where(eligible, of_model, np.inf).min(axis=1)
 
 
-def _preferred(
-    free: Floats,
-    cost: Floats,
-    charged: Placement,
-    weights: Floats,
-    able: NDArray[np.bool_],
-    live: Live,
-) -> NDArray[np.intp]:
-    """The models (n,) that would be chosen if every pool were there and its capacity free.
+def _beyond(cost: Floats, charged: Placement, weights: Floats, live: Live) -> Floats:
+    """What models are charged (n, k), beside their cost, where every pool is there and free.
 
-    Fleets are sized by this unconstrained demand, so a model counts with at least what its GPUs
+    Fleets are sized by the demand that would be then. So a model counts with at least what its GPUs
     cost, even if its callers pay nothing, and money with at least what it is worth to the operator:
     callers who do not weigh money would otherwise demand the best model at any price.
     """
     usd = np.maximum(cost, live.least(charged.reference_usd))
-    beyond = charged.money[:, None] * usd - weights[:, 1:2] * cost
-    return np.where(able, free - beyond, -np.inf).argmax(axis=1)
+    return charged.money[:, None] * usd - weights[:, 1:2] * cost
 
 
 def _scale(weights: Floats, points: Floats, eligible: NDArray[np.bool_]) -> Floats:

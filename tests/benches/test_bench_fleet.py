@@ -44,6 +44,7 @@ from load.bench.fleet.scenario import (
     usd_per_s,
     work_s_of,
 )
+from load.bench.fleet.seeds import over_seeds
 from load.bench.fleet.tuning import FAIRLEAD, ROUTER_BLIND, Contender, Grid
 from load.data.traces import DiurnalOptions
 from load.fit.pool_limits import LimitOptions
@@ -141,6 +142,18 @@ def test_the_same_seed_gives_the_same_bits_in_another_process():
     found = run_contender("azure", TINY, FAIRLEAD, tuning=False)
 
     assert found["digest"] == measured()["digests"]["azure"]["fairlead"]
+
+
+def test_several_seeds_give_means_intervals_and_every_value():
+    """
+    Noise between seeds is told beside the first seed's figures.
+    """
+    runs = [{"azure": {"fairlead": {"quality": value}}} for value in (0.5, 0.6, 0.7)]
+
+    found = over_seeds(runs)["azure"]["fairlead"]["quality"]
+
+    assert found["values"] == [0.5, 0.6, 0.7]
+    assert found["low"] < 0.6 == pytest.approx(found["mean"]) < found["high"]
 
 
 # --- the scenario
