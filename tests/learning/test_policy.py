@@ -327,6 +327,15 @@ def test_what_is_unknown_of_the_model_is_sampled_in_full_and_of_the_context_in_p
     np.testing.assert_array_equal(p, weigh(Thompson(), utility, mean, allowed))
 
 
+def test_thompson_of_equals_that_are_certain_takes_the_first():
+    """
+    The table's rows are counted for one model each, also where several levels are the same bits.
+    """
+    utility = np.array([[0.2, 0.7, 0.7], [0.5, 0.4, 0.3]])
+    p = weigh(Thompson(deviation_min=0.0), utility, 0 * utility, np.ones((2, 3), bool))
+    np.testing.assert_array_equal(p, [[0, 1, 0], [1, 0, 0]])
+
+
 def test_thompson_scales_deviations_and_keeps_them_from_vanishing():
     """
     At half the scale it is what half the deviations are at full scale; without any deviation

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from reporting_pools import WORKING, reported, requests, view, working
 from router_bench import NOON_MS
 
-from learners.policies.greedy import Greedy
+from learners.policies.greedy import EpsilonGreedy, Greedy
 from learners.policies.inverse_gap import SquareCb
+from learners.policies.policy import default_policy
 from learners.prices import ShedOptions
 from load.simulation.loop.trainer import blind
 from serve.routing.catalogue import Model, Pool
@@ -722,6 +723,43 @@ def test_a_preferred_model_counts_the_list_price_once():
 
     assert asks_usd >= 0.02
     assert chosen == [1, 0]
+
+
+def test_demand_includes_what_a_policy_explores():
+    """
+    The fleet carries what is explored, too: who sizes it by the best model alone has too few
+    replicas of the others. The large model's price has moved all requests; demand has not changed.
+    """
+    free = view(
+        reported("s", load=0.1), reported("l", load=0.1), models=PREFERRED, pools=PREFERRED_POOLS
+    )
+    dear = view(
+        reported("s", load=LOAD), reported("l", load=LOAD), models=PREFERRED, pools=PREFERRED_POOLS,
+        prices={"l": at(300.0)},
+    )  # fmt: skip
+    asked = requests(free, n=400, preference=weights(1, 20, 0, 0, n=400))
+    draws = np.random.default_rng(0).random((400, 2))
+
+    def explored(live: Live) -> Choices:
+        pool_load = LoadTracker(OPTIONS.pricing).now(live, NOON_MS)
+        return route(asked, live, pool_load, EpsilonGreedy(), draws, None, OPTIONS)
+
+    small = explored(free).preferred == 0
+    assert 0.01 < small.mean() < 0.15
+    assert explored(dear).chosen.mean() < 0.15
+    np.testing.assert_array_equal(explored(dear).preferred == 0, small)
+
+
+def test_where_nothing_is_charged_demand_is_what_was_chosen():
+    live = view(models=[replace(model, usd_per_call=0.02) for model in PREFERRED])
+    asked = requests(live, n=100, preference=weights(1, 20, 0, 0, n=100))
+    draws = np.random.default_rng(0).random((100, 2))
+    pool_load = LoadTracker(OPTIONS.pricing).now(live, NOON_MS)
+
+    choices = route(asked, live, pool_load, default_policy(), draws, None, OPTIONS)
+
+    assert len(np.unique(choices.chosen)) == 2
+    np.testing.assert_array_equal(choices.preferred, choices.chosen)
 
 
 def test_a_preferred_model_is_one_of_those_allowed():
