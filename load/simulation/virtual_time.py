@@ -76,9 +76,10 @@ class SimulationOptions:
     publish_s: float = 300.0  # between views of what was learned, at most
     telemetry_s: float = 2.0  # between records of a replica, and between views of them
     scale_s: float = 10.0  # between steps of the scaler
-    # As in a real batch: what is known is so old, and so many requests, at most.
+    # As in a real batch: what is known is so old, and so many requests, at most. Telemetry comes
+    # every `telemetry_s`, so a smaller batch would know hardly more, and costs more to decide.
     tick_s: float = 0.5
-    tick_requests: int = 64
+    tick_requests: int = 256
     tail_s: float = 60.0  # after the last arrival, so that late answers come to their end
     seed: int = 0
 
