@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install run test test-slow test-random lint proto docs kafka llm-pools peers clean
+.PHONY: install run test test-slow test-random lint proto docs kafka llm-pools peers planners clean
 
 install: $(INSTALLED)
 
@@ -92,6 +92,16 @@ peers: .venv-peers/.installed
 	.venv-peers/bin/python -m pip install --quiet --requirement $(PEERS)
 	touch $@
 
+# The planner that `fairlead bench plan` compares with.
+PLANNERS := load/bench/plan/requirements.txt
+
+planners: .venv-planners/.installed
+
+.venv-planners/.installed: $(PLANNERS)
+	test -x .venv-planners/bin/python || $(PYTHON) -m venv .venv-planners
+	.venv-planners/bin/python -m pip install --quiet --requirement $(PLANNERS)
+	touch $@
+
 $(INSTALLED): pyproject.toml constraints.txt tools/local_kafka/pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python 3.11 or newer is needed: install it, or say make PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -99,4 +109,4 @@ $(INSTALLED): pyproject.toml constraints.txt tools/local_kafka/pyproject.toml
 	touch $(INSTALLED)
 
 clean:
-	rm -rf $(VENV) .venv-llm .venv-peers .fairlead build *.egg-info
+	rm -rf $(VENV) .venv-llm .venv-peers .venv-planners .fairlead build *.egg-info

@@ -19,6 +19,11 @@ try:
     from rich.console import Console
 
     from fairlead.commands.bench import bench_app
+    from fairlead.commands.planning.compare import compare
+    from fairlead.commands.planning.plan import plan
+    from fairlead.commands.planning.replay import replay
+    from fairlead.commands.planning.simulate import simulate
+    from fairlead.commands.planning.traces import traces_app
     from fairlead.commands.terminal import JsonOption, SettingsOption, console, only_json
 except ImportError:  # the base installation is a client
     sys.exit("The command line needs more than the client: pip install 'fairlead[server]'")
@@ -29,6 +34,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench_app, name="bench")
+app.add_typer(traces_app, name="traces")
+app.command()(simulate)
+app.command()(plan)
+app.command()(replay)
+app.command()(compare)
 decisions_app = typer.Typer(help="The decision log.", no_args_is_help=True)
 app.add_typer(decisions_app, name="decisions")
 feedback_app = typer.Typer(help="For those who report outcomes.", no_args_is_help=True)
@@ -245,6 +255,9 @@ def decisions_export(
     out: Annotated[Path, typer.Option(help="The Parquet file to write.")] = Path(
         "decisions.parquet"
     ),
+    outcomes: Annotated[
+        bool, typer.Option("--outcomes", help="With what was reported of each, in outcome_….")
+    ] = False,
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -253,7 +266,7 @@ def decisions_export(
     from fairlead.commands.up import settings_of
 
     with only_json(as_json) as emit:
-        found = export_decisions(*settings_of(settings, console), out, console)
+        found = export_decisions(*settings_of(settings, console), out, console, outcomes=outcomes)
         emit(found)
     if not as_json:
         typer.echo(f"{out}: {found['decisions']:,} decisions")

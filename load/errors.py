@@ -1,11 +1,14 @@
 """What can go wrong with replays and benchmarks.
 
 LoadError
+├── EventRefused       a file of events is none, or has one that can't happen
 ├── LandmarksRefused   a site's own landmarks can't be made
 ├── LoopStuck          outcomes were sent and not learned in the time that learning should take
 ├── PreferenceRefused  a setting of the dial is no weight
+├── SnapshotMissing    a folder has no snapshot to begin with
 ├── TableRefused       a file is no outcome table, or has a value that can't be
-└── ToolMissing        a benchmark needs a tool that only a checkout has
+├── ToolMissing        a benchmark needs a tool that only a checkout has
+└── TraceRefused       a file is no trace, or has a row that can't be
 """
 
 from __future__ import annotations
@@ -13,6 +16,18 @@ from __future__ import annotations
 
 class LoadError(Exception):
     """Base of all errors of this folder."""
+
+
+class EventRefused(LoadError):
+    """A file of events is none, or has one that can't happen at this site."""
+
+    def __init__(self, file: str, number: int | None, why: str) -> None:
+        super().__init__(file, number, why)
+        self.file, self.number, self.why = file, number, why
+
+    def __str__(self) -> str:
+        which = f", event {self.number}" if self.number is not None else ""
+        return f"{self.file}{which} {self.why}. docs/planning.md lists what can happen"
 
 
 class LoopStuck(LoadError):
@@ -47,6 +62,20 @@ class LandmarksRefused(LoadError):
         )
 
 
+class SnapshotMissing(LoadError):
+    """A folder has no snapshot to begin with."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder)
+        self.folder = folder
+
+    def __str__(self) -> str:
+        return (
+            f"{self.folder} has no snapshots: give the folder that has `manifests` in it, which is "
+            f"`snapshots` in the site's state_dir unless its settings say otherwise"
+        )
+
+
 class TableRefused(LoadError):
     """A file is no outcome table, or has a value that can't be."""
 
@@ -76,3 +105,15 @@ class ToolMissing(LoadError):
             f"this benchmark needs {self.tool}, which is not part of the package: run it in a "
             f"checkout after `make install`"
         )
+
+
+class TraceRefused(LoadError):
+    """A file is no trace, or has a row that can't be."""
+
+    def __init__(self, trace: str, where: str, why: str) -> None:
+        super().__init__(trace, where, why)
+        self.trace, self.where, self.why = trace, where, why
+
+    def __str__(self) -> str:
+        where = f", {self.where}" if self.where else ""
+        return f"{self.trace}{where} {self.why}. docs/planning.md has the formats and their rules"

@@ -232,3 +232,22 @@ def bench_autoscaling(
     options = bench.quick() if quick else bench.AutoscalingBench()
     options = replace(options, picture=picture, port=port)
     measured(lambda say: bench.measure(options, connect, say), as_json)
+
+
+@bench_app.command("plan")
+def bench_plan(
+    quick: Annotated[
+        bool, typer.Option(help="One workload, less of everything; under a minute.")
+    ] = False,
+    port: Annotated[int, typer.Option(min=1, max=65533, help="And the next two.")] = 7520,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare live replay with simulation, and plans with vllm-sr-sim's and with the unforeseen."""
+    from dataclasses import replace
+
+    from fairlead.channels import connect
+    from load.bench.plan import bench
+
+    options = bench.quick() if quick else bench.PlanBench()
+    options = replace(options, live=replace(options.live, port=port))
+    measured(lambda say: bench.measure(options, connect, say), as_json)

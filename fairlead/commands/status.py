@@ -130,14 +130,19 @@ def _newcomer_line(name: str, one: dict[str, Any]) -> str:
     )
 
 
-def export_decisions(settings: Settings, path: Path, out: Path, console: Console) -> dict[str, int]:
+def export_decisions(
+    settings: Settings, path: Path, out: Path, console: Console, *, outcomes: bool
+) -> dict[str, int]:
     """Write the decision log to a Parquet file, with a progress bar on `console`."""
     log = LocalSite.of(settings, path).log()
     try:
         with Progress(console=console, transient=True) as progress:
             bar = progress.add_task("reading decisions", total=None)
             return export(
-                log, out, lambda done, total: progress.update(bar, completed=done, total=total)
+                log,
+                out,
+                lambda done, total: progress.update(bar, completed=done, total=total),
+                outcomes=outcomes,
             )
     finally:
         log.close()

@@ -1,12 +1,17 @@
 """What goes wrong in a simulation, and when: one thing at a time.
 
-    Shock(at_s, what) ──at that time──▶ GPUs, regions, prices, telemetry
+    Shock(at_s, what) ──at that time──▶ GPUs, regions, pools, prices, models, feedback, telemetry
 
     Repriced      a type of GPU costs something else from now on
     Available     there are so many GPUs of a type from now on; replicas beyond that die, youngest
                   first, and what they were answering is lost
     RegionLost    every replica there dies, and none can be launched there …
     RegionBack    … until now
+    PoolLost      the same of one pool …
+    PoolBack      … until now
+    Drifted       a model's answers are worth so many times what the table says, from now on
+    FeedbackLate  outcomes that are reported for so long come so much later
+    FeedbackAway  outcomes that would be reported for so long never come
     Silent        no telemetry arrives for so long
     Garbled       what arrives for so long is broken, or says what can't be
 
@@ -49,6 +54,43 @@ class RegionBack:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PoolLost:
+    """All replicas of a pool die."""
+
+    pool: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolBack:
+    """Replicas of it can be launched again."""
+
+    pool: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drifted:
+    """A model answers better or worse from now on."""
+
+    model: str
+    quality_times: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedbackLate:
+    """Whoever reports outcomes is behind."""
+
+    for_s: float
+    late_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedbackAway:
+    """Nobody reports outcomes."""
+
+    for_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Silent:
     """No telemetry arrives."""
 
@@ -62,7 +104,19 @@ class Garbled:
     for_s: float
 
 
-What = Repriced | Available | RegionLost | RegionBack | Silent | Garbled
+What = (
+    Repriced
+    | Available
+    | RegionLost
+    | RegionBack
+    | PoolLost
+    | PoolBack
+    | Drifted
+    | FeedbackLate
+    | FeedbackAway
+    | Silent
+    | Garbled
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,7 @@ from load.data.tables import OutcomeTable
 from load.data.traffic import Traffic
 from load.simulation.loop.answers import Ledger
 from load.simulation.loop.dispatch import Dispatch
+from load.simulation.loop.mail import Mail
 from load.simulation.loop.results import Run
 from load.simulation.loop.router import Asking, VirtualRouter
 from load.simulation.loop.split import Split
@@ -37,12 +38,18 @@ from load.simulation.machines.replica import Flight
 from load.simulation.observer import Series, observed, repriced
 from load.simulation.shocks import (
     Available,
+    Drifted,
+    FeedbackAway,
+    FeedbackLate,
     Garbled,
+    PoolBack,
+    PoolLost,
     RegionBack,
     RegionLost,
     Repriced,
     Shock,
     Silent,
+    What,
 )
 from serve.routing.catalogue import Catalogue
 from serve.routing.live import Live
@@ -135,7 +142,7 @@ class Simulation:
         self._series = Series(self._fleet)
         self._again: list[int] = []  # to be routed again: their replica was lost
         self._telemetry_at_s, self._scale_at_s = options.telemetry_s, options.scale_s
-        self._feedback_at_s = options.feedback_s
+        self._feedback_at_s, self._mail = options.feedback_s, Mail()
         self._n_ticks = 0
         self._live = self._view()
 
@@ -249,7 +256,8 @@ class Simulation:
         self._telemetry.send([*records, *self._fleet.reports(self._now_s)], self._now_s)
         if self._now_s >= self._feedback_at_s:
             self._feedback_at_s += self._options.feedback_s
-            self._log.append(FEEDBACK, self._ledger.take_reports())
+            self._mail.send(self._ledger.take_reports(), self._now_s)
+            self._log.append(FEEDBACK, self._mail.arrived(self._now_s))
         self._trainer.step()
         self._live = self._view()
 
@@ -272,23 +280,46 @@ class Simulation:
     # --- shocks
 
     def _strike(self, shock: Shock) -> None:
-        fleet, now_s, what = self._fleet, self._now_s, shock.what
-        lost: list[Flight] = []
-        if isinstance(what, Repriced):
-            fleet.tariff.change(what.gpu, what.usd_per_hour, at_s=now_s)
-            self._trainer.restate(repriced(self._trainer.live.catalogue, fleet.described()))
-            self._live = self._view()
-        elif isinstance(what, Available):
-            lost = fleet.set_available(what.gpu, what.gpus, now_s)
-        elif isinstance(what, RegionLost):
-            lost = fleet.lose_region(what.region, now_s)
-        elif isinstance(what, RegionBack):
-            fleet.return_region(what.region, now_s)
-        elif isinstance(what, Silent):
-            self._telemetry.silent_until_s = now_s + what.for_s
-        elif isinstance(what, Garbled):
-            self._telemetry.garbled_until_s = now_s + what.for_s
-        self._again += self._ledger.lost(lost)
+        lost = self._strike_machines(shock.what)
+        if lost is None:
+            self._strike_the_rest(shock.what)
+        self._again += self._ledger.lost(lost or [])
+
+    def _strike_machines(self, what: What) -> list[Flight] | None:
+        """The requests that are lost; None where it is no machine that is struck."""
+        fleet, now_s = self._fleet, self._now_s
+        match what:
+            case Available():
+                return fleet.set_available(what.gpu, what.gpus, now_s)
+            case RegionLost():
+                return fleet.lose_region(what.region, now_s)
+            case RegionBack():
+                fleet.return_region(what.region, now_s)
+            case PoolLost():
+                return fleet.lose_pool(what.pool, now_s)
+            case PoolBack():
+                fleet.return_pool(what.pool, now_s)
+            case _:
+                return None
+        return []
+
+    def _strike_the_rest(self, what: What) -> None:
+        fleet, now_s = self._fleet, self._now_s
+        match what:
+            case Repriced():
+                fleet.tariff.change(what.gpu, what.usd_per_hour, at_s=now_s)
+                self._trainer.restate(repriced(self._trainer.live.catalogue, fleet.described()))
+                self._live = self._view()
+            case Drifted():
+                self._ledger.drift(what.model, what.quality_times)
+            case FeedbackLate():
+                self._mail.late(until_s=now_s + what.for_s, late_s=what.late_s)
+            case FeedbackAway():
+                self._mail.away_until_s = now_s + what.for_s
+            case Silent():
+                self._telemetry.silent_until_s = now_s + what.for_s
+            case Garbled():
+                self._telemetry.garbled_until_s = now_s + what.for_s
 
     # --- the end
 

@@ -15,7 +15,8 @@ from memory_log import MemoryLog
 
 from streams.feedback.decisions import SCHEMA, DecisionBatch, decode, encode
 from streams.feedback.export import export
-from streams.log.contract import DECISIONS
+from streams.feedback.feedback import encode_report
+from streams.log.contract import DECISIONS, FEEDBACK
 
 FLOATS = ("propensity", "utility", "quality", "cost_usd", "latency_ms")
 
@@ -285,3 +286,37 @@ def test_ids_are_as_long_as_ids_are():
     for wrong, n in itertools.product((b"short", b"x" * 13), (1, 3)):
         with pytest.raises(pa.ArrowInvalid):
             encode([batch(n)._replace(ids=[wrong] * n)])
+
+
+def test_an_export_has_what_was_reported_of_each_decision(tmp_path):
+    """
+    In parts, twice, of nobody's decision, and broken: each value counts once, the first.
+    """
+    log, batches = MemoryLog(), [batch(n=3)]
+    log.ensure_topics()
+    log.append(DECISIONS, encode(batches))
+    one, two, _ = batches[0].ids
+
+    def ticket(decision_id: bytes) -> bytes:
+        return b"\x02\x00" + decision_id + bytes(600)
+
+    reports = [
+        encode_report(ticket(one), quality=0.5, output_tokens=7),
+        encode_report(ticket(one), quality=0.9, latency_ms=12.0),
+        encode_report(ticket(two), cost_usd=0.25),
+        encode_report(ticket(bytes(12)), quality=1.0),
+        b"broken",
+    ]
+    log.append(FEEDBACK, [(None, report) for report in reports])
+
+    export(log, tmp_path / "all.parquet", lambda done, total: None, outcomes=True)
+
+    table = pq.read_table(tmp_path / "all.parquet")
+    columns = [table[f"outcome_{name}"].to_pylist() for name in ("quality", "cost_usd")]
+    assert columns == [[0.5, None, None], [None, 0.25, None]]
+    assert table["outcome_latency_ms"].to_pylist()[0] == 12.0
+    assert table["outcome_output_tokens"].to_pylist()[0] == 7.0
+    assert (
+        table.drop_columns([f for f in table.column_names if f.startswith("outcome_")]).schema
+        == SCHEMA
+    )

@@ -44,6 +44,8 @@ class Ledger:
         self._shed = np.zeros(n, bool)
         self._first_s, self._finished_s = np.full((2, n), np.nan)
         self._tpot_s = np.full(n, np.nan)
+        self._worth = np.ones(len(catalogue.names))  # of the table's quality, by model, at present
+        self._worth_then = np.ones(n, np.float32)  # when each was answered
         self._reports: list[tuple[bytes | None, bytes]] = []
 
     # --- what happens
@@ -71,6 +73,7 @@ class Ledger:
         self._end(numbers, Fate.FINISHED)
         self._first_s[numbers], self._finished_s[numbers] = first_s, ended
         self._tpot_s[numbers] = (ended - first_s) / np.maximum(after, 1)
+        self._worth_then[numbers] = self._worth[self._model[numbers]]
         for flight, end_s in zip(flights, ended_s, strict=True):
             router.count_answer(flight.class_name, flight.output_tokens)
             if flight.ticket is not None:
@@ -88,6 +91,10 @@ class Ledger:
             else:
                 again.append(flight.number)
         return again
+
+    def drift(self, model: str, quality_times: float) -> None:
+        """From now on a model's answers are worth so many times what the table says."""
+        self._worth[self._catalogue.column_of[model]] = quality_times
 
     def left(self, flights: Sequence[Flight]) -> None:
         """The end: these are not answered yet."""
@@ -108,13 +115,17 @@ class Ledger:
         assert flight.ticket is not None, "it reports"
         self._say(
             flight.ticket,
-            quality=float(self._table.quality[traffic.rows[number], self._column[model]]),
+            quality=min(1.0, float(self._worth_then[number]) * self._said(number, model)),
             cost_usd=catalogue.cost_usd(
                 catalogue.names[model], prompt_tokens, flight.output_tokens
             ),
             latency_ms=(end_s - flight.at_s) * 1000.0,
             output_tokens=flight.output_tokens,
         )
+
+    def _said(self, number: int, model: int) -> float:
+        """What the table says of a model's answer to a request."""
+        return float(self._table.quality[self._traffic.rows[number], self._column[model]])
 
     def _say(self, ticket: bytes, **outcome: Any) -> None:
         self._reports.append((ticket[2:14].hex().encode(), encode_report(ticket, **outcome)))
@@ -129,6 +140,7 @@ class Ledger:
         finished = self._fate == Fate.FINISHED
         model = np.where(self._model >= 0, self._column[self._model], -1).astype(np.int16)
         quality = self._table.quality[self._traffic.rows, model]
+        quality = np.minimum(1.0, quality * self._worth_then)
         return Answers(
             fate=self._fate,
             model=model,

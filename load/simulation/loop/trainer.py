@@ -8,7 +8,8 @@ is handed over in memory and not through a store. What it has read is dropped fr
 
 A view of all that was learned costs milliseconds, and every estimate made anew thereafter. So there
 is one after 10 s, one when twice the time has passed, and so on until they come every `publish_s`:
-each is made of about twice the outcomes of the last, as long as there are few.
+each is made of about twice the outcomes of the last, as long as there are few. Where nothing was
+learned since, there is nothing to publish.
 
 Between two views a router sees nothing new, as between two snapshots.
 """
@@ -85,7 +86,7 @@ class VirtualTrainer:
             self._drop_read()
         self._version += 1
         now_ms, state = self._now_ms(), self.state
-        if now_ms >= self._publish_next_ms:
+        if now_ms >= self._publish_next_ms and state.offsets != self._published_offsets:
             self.live = self._published()
         else:
             self.live = self.live.renewed(self._version, now_ms, state.fleet, state.prices)
@@ -100,6 +101,7 @@ class VirtualTrainer:
         state, now_ms = self.state, self._now_ms()
         gap_ms = max(FIRST_PUBLISH_S * 1000.0, now_ms - self._began_ms)
         self._publish_next_ms = now_ms + min(gap_ms, self._publish_ms)
+        self._published_offsets = dict(state.offsets)
         state.learned.history.settle()
         live = Live(
             self._catalogue,

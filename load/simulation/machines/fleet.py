@@ -81,6 +81,7 @@ class VirtualFleet:
         self._by_name = {pool.plan.name: pool for pool in self.pools}
         self.gpus_available = {gpu.name: gpu.available for gpu in fleet.gpus}
         self.regions_lost: set[str] = set()
+        self.pools_lost: set[str] = set()
         self.tariff = Tariff({gpu.name: gpu.usd_per_hour for gpu in fleet.gpus})
         self.changes = 0  # replicas launched, and let go, since the beginning
         self.usd = {gpu.name: 0.0 for gpu in fleet.gpus}  # of replicas that are gone
@@ -239,7 +240,8 @@ class VirtualFleet:
 
     def available(self, pool: VirtualPool) -> bool:
         """Whether there is a place for it at all."""
-        return pool.plan.region not in self.regions_lost and self.gpus_available[pool.gpu.name] > 0
+        lost = pool.plan.region in self.regions_lost or pool.plan.name in self.pools_lost
+        return not lost and self.gpus_available[pool.gpu.name] > 0
 
     # --- shocks; all requests that are lost are returned
 
@@ -251,6 +253,16 @@ class VirtualFleet:
     def return_region(self, region: str, now_s: float) -> None:
         """Replicas can be launched there again, and those that are still wanted are."""
         self.regions_lost.discard(region)
+        self._launch_wanted(now_s)
+
+    def lose_pool(self, name: str, now_s: float) -> list[Flight]:
+        """Every replica of a pool dies, and none can be launched."""
+        self.pools_lost.add(name)
+        return self._kill([r for r in self._all() if r.plan.name == name], now_s)
+
+    def return_pool(self, name: str, now_s: float) -> None:
+        """Replicas of it can be launched again, and those that are still wanted are."""
+        self.pools_lost.discard(name)
         self._launch_wanted(now_s)
 
     def set_available(self, gpu: str, gpus: int, now_s: float) -> list[Flight]:

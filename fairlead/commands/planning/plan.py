@@ -1,0 +1,191 @@
+"""`fairlead plan`: which GPUs, how many, which models, at what quality, cost and energy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from fairlead.commands.planning.simulate import (
+    OutcomesOption,
+    ReportOption,
+    about,
+    settings_of,
+    times,
+    write_report,
+)
+from fairlead.commands.planning.trace_options import (
+    FromOption,
+    LengthOption,
+    RateOption,
+    SeedOption,
+    ToOption,
+    TraceArgument,
+)
+from fairlead.commands.terminal import JsonOption, SettingsOption, only_json, progress
+
+
+def plan(
+    trace: TraceArgument,
+    settings: SettingsOption = None,
+    target_ttft_ms: Annotated[
+        float | None,
+        typer.Option(min=1, help="To the first token. Default: as [targets] says."),
+    ] = None,
+    target_ttft_ms_per_1k: Annotated[
+        float, typer.Option(min=0, help="And so many more per 1,000 tokens of the prompt.")
+    ] = 0.0,
+    target_tpot_ms: Annotated[
+        float | None, typer.Option(min=0.1, help="Per token after it. Default: as [targets] says.")
+    ] = None,
+    share: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Of requests that are to keep both.")
+    ] = 0.99,
+    budget_usd_per_h: Annotated[
+        float | None, typer.Option(min=0, help="At most; then the best quality is looked for.")
+    ] = None,
+    quality_min: Annotated[
+        float | None, typer.Option(min=0, max=1, help="At least; then the cheapest is looked for.")
+    ] = None,
+    unlimited: Annotated[
+        bool, typer.Option("--unlimited", help="As many GPUs as it takes, whatever `available`.")
+    ] = False,
+    own_pools: Annotated[
+        bool, typer.Option("--own-pools", help="Only the settings' pools: no other model on a GPU.")
+    ] = False,
+    stretch_s: Annotated[
+        float, typer.Option(min=10, help="Of the busiest time, which fleets are tried on.")
+    ] = 600.0,
+    points: Annotated[
+        int, typer.Option(min=0, max=20, help="Of the frontier, beside the site's own.")
+    ] = 4,
+    outcomes: OutcomesOption = None,
+    rate: RateOption = 1.0,
+    length: LengthOption = 1.0,
+    from_s: FromOption = 0.0,
+    to_s: ToOption = float("inf"),
+    seed: SeedOption = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the plan there, as settings for `fairlead up`.")
+    ] = None,
+    report: ReportOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Plan a fleet for a trace; exit code 1 if none will do. What is answered was simulated."""
+    with only_json(as_json) as emit:
+        from dataclasses import replace
+
+        from fairlead.commands.planning.trace_options import trace_of
+        from fairlead.commands.up import settings_of as site_settings
+        from load.planning.candidates import with_candidates
+        from load.planning.fragment import fragment
+        from load.planning.plan import plan as planned
+        from load.planning.questions import questions_of
+        from load.planning.search import PlanOptions
+        from load.planning.site import site_of
+        from load.planning.summary import target_of
+
+        stated = settings_of(settings)
+        target = stated.target()
+        if target_ttft_ms is not None:
+            target = replace(
+                target,
+                ttft_s=target_ttft_ms / 1e3,
+                ttft_s_per_1k_prompt_tokens=target_ttft_ms_per_1k / 1e3,
+            )
+        if target_tpot_ms is not None:
+            target = replace(target, tpot_s=target_tpot_ms / 1e3)
+        site = site_of(stated if own_pools else with_candidates(stated), target)
+        file = trace_of(trace, rate=rate, length=length, from_s=from_s, to_s=to_s, seed=seed)
+        questions = questions_of(site.catalogue, outcomes, file)
+        options = PlanOptions(
+            share=share,
+            budget_usd_per_h=budget_usd_per_h,
+            quality_min=quality_min,
+            unlimited=unlimited,
+            stretch_s=stretch_s,
+            points=points if questions.quality_known else 0,
+            seed=seed,
+        )
+        answer, fleet, per_usd = planned(site, file, questions, options, progress)
+        found = {
+            "command": "plan",
+            "trace": about(file),
+            "outcomes": questions.source or None,
+            "seed": seed,
+            "assumed": list(site.assumed),
+            "target": target_of(target),
+            **answer,
+            "settings": None,
+        }
+        if out is not None and fleet is not None:
+            _, path = site_settings(settings, Console(stderr=True))
+            out.write_text(fragment(path, site, fleet, per_usd))
+            found["settings"] = str(out)
+        write_report(found, report)
+        emit(found)
+    if not as_json:
+        show(found, Console(width=100))
+    if not found["feasible"]:
+        raise typer.Exit(1)
+
+
+def show(found: dict[str, Any], out: Console) -> None:
+    """What would have to be bought, what it would cost, what users would see."""
+    for line in lines_of(found):
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def lines_of(found: dict[str, Any]) -> list[str]:
+    """Line by line."""
+    if found["plan"] is None:
+        return [f"No plan: {found['reason']}."]
+    plan, verified, more = found["plan"], found["verified"], found["autoscaled"]
+    lines = [f"Not good enough: {found['reason']}."] if found["reason"] else []
+    lines += [
+        f"buy            {gpus(plan)}: ${plan['usd_per_h']:,.2f} per hour, "
+        f"${24 * 30 * plan['usd_per_h']:,.0f} per 30 days",
+        *(
+            f"               {one['replicas']} x {name}: {one['model']} on "
+            f"{one['gpus_per_replica']} {one['gpu']}"
+            for name, one in plan["pools"].items()
+        ),
+        f"users          {verified['within_target']:.2%} within target on all of the trace",
+        f"first token    {times(verified['ttft_ms'])}",
+        f"per token      {times(verified['tpot_ms'])}",
+        f"quality        {quality(verified)}; preference.cost = {plan['cost_weight']:g}",
+        f"energy         {verified['energy']['joules_per_request']:,.0f} J a request",
+        f"if it scales   ${more['usd_per_h']:,.2f} per hour, "
+        f"{more['within_target']:.2%} within target",
+        "frontier       "
+        + "; ".join(
+            f"{quality(p)} for ${p['usd_per_h']:,.2f}/h" + ("" if p["meets"] else " (too slow)")
+            for p in found["frontier"]
+        ),
+        *(
+            f"what if        {one['case']}: {one['within_target']:.2%} within target, "
+            f"${one['usd_per_h']:,.2f}/h"
+            for one in found["sensitivity"]
+        ),
+    ]
+    hedged = found["hedged"]
+    lines.append(
+        f"hedged         {gpus(hedged)} for ${hedged['usd_per_h']:,.2f}/h: "
+        f"{hedged['within_target']:.2%} within target at 1.5 times demand and service times, "
+        f"where the plan keeps {hedged['plain_within_target']:.2%}"
+    )
+    if found["settings"]:
+        lines.append(f"settings       fairlead up --settings {found['settings']}")
+    return lines + [f"assumed        {text}" for text in found["assumed"]]
+
+
+def gpus(plan: dict[str, Any]) -> str:
+    """For people: 4 h100_sxm + 1 l4."""
+    return " + ".join(f"{n} {name}" for name, n in plan["gpus"].items()) or "no GPUs"
+
+
+def quality(found: dict[str, Any]) -> str:
+    """To four digits; words where nobody knows."""
+    return "quality not known" if found["quality"] is None else f"quality {found['quality']:.4f}"

@@ -1,0 +1,166 @@
+"""`fairlead replay`: a trace against a live server, open loop; exit code 1 if not delivered."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from fairlead.commands.planning.simulate import ReportOption, about, times, write_report
+from fairlead.commands.planning.trace_options import (
+    FromOption,
+    LengthOption,
+    RateOption,
+    SeedOption,
+    ToOption,
+    TraceArgument,
+)
+from fairlead.commands.terminal import JsonOption, only_json, progress
+
+
+def replay(
+    trace: TraceArgument,
+    target: Annotated[
+        str, typer.Option(help="HOST:PORT of a router or dispatcher, or http://…/v1 of any server.")
+    ],
+    call: Annotated[
+        str, typer.Option(help="HOST:PORT: route (decisions) or dispatch (answers).")
+    ] = "route",
+    batch_ms: Annotated[
+        float, typer.Option(min=0, max=1000, help="route: what comes within it, in one RouteBatch.")
+    ] = 0.0,
+    model: Annotated[str, typer.Option(help="http: the model that is asked for.")] = "auto",
+    extra: Annotated[
+        str, typer.Option(help='http: JSON put into every body, such as {"ignore_eos": true}.')
+    ] = "{}",
+    outcomes: Annotated[
+        Path | None, typer.Option(help="Outcome table (Parquet): its quality is reported.")
+    ] = None,
+    feedback_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Of answers that somebody judges.")
+    ] = 1.0,
+    feedback_delay_s: Annotated[
+        float, typer.Option(min=0, max=86400, help="Mean; exponentially distributed.")
+    ] = 5.0,
+    feedback_lost_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Of reports that never arrive.")
+    ] = 0.01,
+    warm_up_s: Annotated[
+        float, typer.Option(min=0, help="Measured apart, at the beginning.")
+    ] = 0.0,
+    drain_s: Annotated[
+        float, typer.Option(min=0, max=3600, help="Waited for answers after the last request.")
+    ] = 30.0,
+    timeout_s: Annotated[float, typer.Option(min=0.01, max=3600, help="Of a request.")] = 120.0,
+    processes: Annotated[
+        int, typer.Option(min=0, max=256, help="0: as many as the load needs.")
+    ] = 0,
+    rate: RateOption = 1.0,
+    length: LengthOption = 1.0,
+    from_s: FromOption = 0.0,
+    to_s: ToOption = float("inf"),
+    seed: SeedOption = 0,
+    report: ReportOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Play a trace to a live server at its own pace; exit code 1 where that could not be done."""
+    with only_json(as_json) as emit:
+        from fairlead.channels import connect
+        from fairlead.commands.planning.trace_options import trace_of
+        from load.data.tables import read
+        from load.replay.player import FeedbackOptions, TargetOptions
+        from load.replay.replay import ReplayOptions
+        from load.replay.replay import replay as played
+
+        file = trace_of(trace, rate=rate, length=length, from_s=from_s, to_s=to_s, seed=seed)
+        options = ReplayOptions(
+            target=TargetOptions(
+                url=target,
+                call=one_of(call, ("route", "dispatch"), "--call"),
+                model=model,
+                timeout_s=timeout_s,
+                batch_ms=batch_ms,
+                extra=object_of(extra),
+                api_key=os.environ.get("OPENAI_API_KEY", ""),
+            ),
+            processes=processes,
+            warm_up_s=warm_up_s,
+            drain_s=drain_s,
+            feedback=FeedbackOptions(
+                share=feedback_share,
+                delay_s_mean=feedback_delay_s,
+                lost_share=feedback_lost_share,
+            ),
+            seed=seed,
+        )
+        table = None if outcomes is None else read(outcomes)
+        rows = None if table is None else file.outcome_rows
+        found = {
+            "command": "replay",
+            "trace": about(file),
+            "seed": seed,
+            **played(file.trace, table, rows, options, connect, progress),
+        }
+        write_report(found, report)
+        emit(found)
+    if not as_json:
+        show(found, Console(width=100))
+    if not found["delivered"]:
+        raise typer.Exit(1)
+
+
+def one_of(value: str, allowed: tuple[str, ...], option: str) -> str:
+    """The value. Raises typer.BadParameter."""
+    if value not in allowed:
+        raise typer.BadParameter(f"{value!r} is not one of {', '.join(allowed)}", param_hint=option)
+    return value
+
+
+def object_of(text: str) -> dict[str, Any]:
+    """A JSON object. Raises typer.BadParameter."""
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"is not JSON: {error}", param_hint="--extra") from None
+    if not isinstance(found, dict):
+        raise typer.BadParameter("is not a JSON object", param_hint="--extra")
+    return found
+
+
+def show(found: dict[str, Any], out: Console) -> None:
+    """What was intended, delivered, and answered."""
+    for line in lines_of(found):
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def lines_of(found: dict[str, Any]) -> list[str]:
+    """Line by line."""
+    failed = ", ".join(f"{n:,} {why}" for why, n in found["failed"].items()) or "none"
+    mix = ", ".join(f"{name} {one['share']:.1%}" for name, one in found["models"].items())
+    verdict = "as intended" if found["delivered"] else "NOT as intended: this measures nothing"
+    lines = [
+        f"load           intended {found['intended_per_s']:,.1f}/s, delivered "
+        f"{found['delivered_per_s']:,.1f}/s ({found['delivered_share']:.2%} on time), {verdict}",
+        f"requests       {found['requests']:,}: {found['finished']:,} finished, "
+        f"{found['unfinished']:,} did not; failed: {failed}",
+        f"sent late by   {times(found['lag_ms'])}",
+        f"first answer   {times(found['ttft_ms'])} (of all, from when it was due)",
+        f"whole answer   {times(found['latency_ms'])}",
+        f"models         {mix or 'none'}",
+    ]
+    warm = found["warm_up"]
+    if warm["requests"]:
+        lines.append(
+            f"warm-up        {warm['requests']:,} requests in {warm['seconds']:g} s, first answer "
+            f"{times(warm['ttft_ms'])}"
+        )
+    if not found["delivered"]:
+        lines.append(
+            "This machine could not send so much: more --processes, --batch-ms, a smaller --rate, "
+            "or a machine with more cores."
+        )
+    return lines

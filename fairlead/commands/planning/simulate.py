@@ -1,0 +1,156 @@
+"""`fairlead simulate`: a trace under the site's own settings, on the virtual clock."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from fairlead.commands.planning.trace_options import (
+    FromOption,
+    LengthOption,
+    RateOption,
+    SeedOption,
+    ToOption,
+    TraceArgument,
+)
+from fairlead.commands.terminal import JsonOption, SettingsOption, console, only_json, progress
+
+if TYPE_CHECKING:
+    from infra.settings.settings import Settings
+
+OutcomesOption = Annotated[
+    Path | None,
+    typer.Option(help="An outcome table (Parquet), so that answers have real quality."),
+]
+ReportOption = Annotated[
+    Path | None, typer.Option(help="Write a page (HTML) there, and its JSON beside it.")
+]
+
+
+def simulate(
+    trace: TraceArgument,
+    settings: SettingsOption = None,
+    outcomes: OutcomesOption = None,
+    events: Annotated[
+        Path | None, typer.Option(help="What happens meanwhile (TOML), see docs/planning.md.")
+    ] = None,
+    snapshot: Annotated[
+        Path | None, typer.Option(help="Folder of a live site's snapshots: begin with its means.")
+    ] = None,
+    cold: Annotated[bool, typer.Option("--cold", help="Routers begin without knowledge.")] = False,
+    autoscale: Annotated[
+        bool | None,
+        typer.Option("--autoscale/--fixed", help="Follow demand. Default: as the settings say."),
+    ] = None,
+    rate: RateOption = 1.0,
+    length: LengthOption = 1.0,
+    from_s: FromOption = 0.0,
+    to_s: ToOption = float("inf"),
+    seed: SeedOption = 0,
+    report: ReportOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Simulate a trace under the site's own settings: what users would see, and what it costs."""
+    with only_json(as_json) as emit:
+        from fairlead.commands.planning.trace_options import trace_of
+        from load.planning.events import Events, read_events
+        from load.planning.questions import questions_of
+        from load.planning.simulating import SimulateOptions, simulated
+        from load.planning.site import site_of
+        from load.planning.snapshot import means_of
+        from load.planning.summary import summary
+
+        site = site_of(settings_of(settings))
+        file = trace_of(trace, rate=rate, length=length, from_s=from_s, to_s=to_s, seed=seed)
+        questions = questions_of(site.catalogue, outcomes, file)
+        happening = Events() if events is None else read_events(events, site)
+        options = SimulateOptions(
+            seed=seed,
+            warm=not cold,
+            scales=autoscale,
+            means=None if snapshot is None else means_of(snapshot, site.catalogue, site.settings),
+        )
+        progress(f"{len(file.trace):,} requests over {file.trace.at_s[-1]:,.0f} s")
+        run = simulated(site, file, questions, happening, options, progress)
+        found = {
+            "command": "simulate",
+            "trace": about(file),
+            "outcomes": questions.source or None,
+            "seed": seed,
+            "assumed": list(site.assumed),
+            "events": [dict(event) for event in happening.listed],
+            **summary(run, site, quality_known=questions.quality_known),
+        }
+        write_report(found, report)
+        emit(found)
+    if not as_json:
+        show(found, Console(width=100))
+
+
+def settings_of(path: Path | None) -> Settings:
+    """The settings of a file, or of `fairlead.toml` here. Raises SettingsInvalid."""
+    from fairlead.commands.up import settings_of as found
+
+    return found(path, console)[0]
+
+
+def about(file: Any) -> dict[str, Any]:
+    """What is said of the trace in every result."""
+    trace = file.trace
+    return {
+        "name": trace.name,
+        "source": file.source or None,
+        "requests": len(trace),
+        "span_s": round(float(trace.at_s[-1]), 3),
+        "left_out": file.left_out,
+    }
+
+
+def write_report(found: dict[str, Any], path: Path | None) -> None:
+    """The page and the JSON beside it, if they are wanted."""
+    if path is not None:
+        from load.report.page import write
+
+        for written in write(found, path):
+            progress(f"written: {written}")
+
+
+def show(found: dict[str, Any], out: Console) -> None:
+    """What a person wants to know first."""
+    for line in lines_of(found):
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def lines_of(found: dict[str, Any]) -> list[str]:
+    """Line by line."""
+    target, cost, energy = found["target"], found["cost"], found["energy"]
+    quality = "not known" if found["quality"] is None else f"{found['quality']:.4f}"
+    mix = ", ".join(
+        f"{name} {one['share']:.1%}" for name, one in found["models"].items() if one["share"]
+    )
+    own = {name: one["max"] for name, one in found["gpus"].items() if name != "hosted"}
+    gpus = ", ".join(f"{n} {name}" for name, n in own.items())
+    return [
+        f"requests       {found['requests']:,}: {found['finished']:,} finished, "
+        f"{found['refused']:,} refused, {found['lost']:,} lost, {found['unfinished']:,} unfinished",
+        f"within target  {found['within_target']:.2%} (first token {target['ttft_ms']:g} ms + "
+        f"{target['ttft_ms_per_1k_prompt_tokens']:g} ms per 1,000 prompt tokens, then "
+        f"{target['tpot_ms']:g} ms per token)",
+        f"first token    {times(found['ttft_ms'])}",
+        f"per token      {times(found['tpot_ms'])}",
+        f"quality        {quality}; models: {mix}",
+        f"cost           ${cost['usd']:,.2f}, ${cost['usd_per_h']:,.2f}/h "
+        f"(GPUs ${cost['gpu_usd']:,.2f}, by the token ${cost['hosted_usd']:,.2f})",
+        f"GPUs           at most {gpus or 'none'}; {found['replica_changes']} changes of replicas",
+        f"energy         {energy['kwh']:,.2f} kWh, {energy['joules_per_request']:,.0f} J a request",
+        *(f"assumed        {text}" for text in found["assumed"]),
+    ]
+
+
+def times(found: dict[str, float | None]) -> str:
+    """Percentiles; those among requests that never finished are called so."""
+    shown = {p: "never" if ms is None else f"{ms:,.0f} ms" for p, ms in found.items()}
+    return ", ".join(f"{p} {text}" for p, text in shown.items())

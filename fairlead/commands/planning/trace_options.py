@@ -1,0 +1,44 @@
+"""Which trace a planning command is about, and what of it: the same options for all of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from load.traces.reading import TraceFile
+
+TraceArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="TRACE", help="A file of a known format, or a bundled trace: azure, mooncake."
+    ),
+]
+RateOption = Annotated[
+    float, typer.Option("--rate", min=1e-4, max=1e4, help="Times as many users.")
+]
+LengthOption = Annotated[
+    float, typer.Option("--length", min=0.01, max=100, help="Times as long prompts and answers.")
+]
+FromOption = Annotated[
+    float, typer.Option("--from-s", min=0, help="Begin so many seconds into the trace.")
+]
+ToOption = Annotated[float, typer.Option("--to-s", min=0, help="End there.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of all that is drawn.")]
+
+
+def trace_of(
+    where: str, *, rate: float, length: float, from_s: float, to_s: float, seed: int
+) -> TraceFile:
+    """The trace as the options want it. Raises TraceRefused."""
+    import numpy as np
+
+    from load.traces.made import Scaling, scaled
+    from load.traces.reading import read_trace
+
+    found = read_trace(where, seed)
+    scaling = Scaling(rate=rate, length=length, begin_s=from_s, end_s=to_s)
+    if not scaling.changes:
+        return found
+    return found.with_trace(scaled(found.trace, scaling, np.random.default_rng(seed)))

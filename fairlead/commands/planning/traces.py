@@ -1,0 +1,144 @@
+"""`fairlead traces`: what is in a file, which formats are read, and traces that are made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from fairlead.commands.planning.trace_options import (
+    FromOption,
+    LengthOption,
+    RateOption,
+    SeedOption,
+    ToOption,
+    TraceArgument,
+)
+from fairlead.commands.terminal import JsonOption, only_json
+
+traces_app = typer.Typer(help="Recorded requests.", no_args_is_help=True)
+BARS = " ▁▂▃▄▅▆▇█"
+
+
+@traces_app.command("inspect")
+def inspect(
+    trace: TraceArgument,
+    rate: RateOption = 1.0,
+    length: LengthOption = 1.0,
+    from_s: FromOption = 0.0,
+    to_s: ToOption = float("inf"),
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a trace is like: rows, span, rates, lengths, burstiness, holes; and draw it."""
+    from fairlead.commands.planning.trace_options import trace_of
+    from load.traces.figures import figures
+
+    with only_json(as_json) as emit:
+        file = trace_of(trace, rate=rate, length=length, from_s=from_s, to_s=to_s, seed=seed)
+        found = figures(file)
+        emit(found)
+    if not as_json:
+        _show(found, Console(width=100))
+
+
+@traces_app.command("formats")
+def formats() -> None:
+    """Print the formats that are read, as Markdown."""
+    from load.traces.registry import markdown
+
+    typer.echo(markdown(), nl=False)
+
+
+@traces_app.command("make")
+def make(
+    kind: Annotated[str, typer.Argument(help="poisson, gamma, diurnal, flash or growth.")],
+    out: Annotated[Path, typer.Option(help="The Parquet file to write.")],
+    requests_per_s: Annotated[float, typer.Option(min=1e-4, max=1e6, help="On average.")] = 5.0,
+    seconds: Annotated[float, typer.Option(min=1, max=1e9, help="How long.")] = 3600.0,
+    lengths: Annotated[str, typer.Option(help="The trace that lengths are drawn from.")] = "azure",
+    cv: Annotated[
+        float, typer.Option(min=0.1, max=20, help="gamma: coefficient of variation of the gaps.")
+    ] = 3.0,
+    flash_times: Annotated[
+        float, typer.Option(min=1, max=1000, help="flash: the crowd's height over the rate.")
+    ] = 5.0,
+    growth_per_month: Annotated[
+        float, typer.Option(min=0.01, max=100, help="growth: each month over the last.")
+    ] = 1.2,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Make up arrivals, with the lengths of a real trace."""
+    import numpy as np
+
+    from load.data.traces import write
+    from load.errors import TraceRefused
+    from load.traces.made import KINDS, MadeOptions, made
+    from load.traces.reading import read_trace
+
+    if kind not in KINDS:
+        raise TraceRefused("traces make", "", f"has no kind {kind!r}: known are {', '.join(KINDS)}")
+    options = MadeOptions(
+        kind=kind,
+        requests_per_s=requests_per_s,
+        seconds=seconds,
+        cv=cv,
+        flash_times=flash_times,
+        growth_per_month=growth_per_month,
+    )
+    with only_json(as_json) as emit:
+        found = made(options, read_trace(lengths, seed).trace, np.random.default_rng(seed))
+        write(found, out)
+        emit({"out": str(out), "kind": kind, "requests": len(found), "seed": seed})
+    if not as_json:
+        typer.echo(f"{out}: {len(found):,} requests")
+
+
+def _show(found: dict[str, Any], out: Console) -> None:
+    for line in lines_of(found):
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def lines_of(found: dict[str, Any]) -> list[str]:
+    """What is said of a trace, line by line."""
+    rate, burst, holes = found["requests_per_s"], found["burstiness"], found["holes"]
+    curve = found["rate_curve"]["requests_per_s"]
+    left = ", ".join(f"{n:,} {why}" for why, n in found["left_out"].items()) or "none"
+    lines = [
+        f"{found['name']} ({found['format']})"
+        + (f": {found['source']}" if found["source"] else ""),
+        f"requests       {found['requests']:,} of {found['rows']:,} rows; left out: {left}; "
+        f"{found['out_of_order']:,} were out of order",
+        f"span           {found['span_s']:,.1f} s"
+        + (f" from {found['began']}" if found["began"] else ""),
+        f"requests/s     {rate['mean']:g} on average, {rate['busiest_minute']:g} in the busiest "
+        f"minute, {rate['busiest_second']:g} in the busiest second",
+        f"               {bars(curve)}  0 to {max(curve):g} requests/s, "
+        f"{found['rate_curve']['step_s']:g} s each",
+        *(
+            f"{name:14} {one['mean']:,.0f} on average, half {one['p50']:,.0f}, 90 % "
+            f"{one['p90']:,.0f}, 99 % {one['p99']:,.0f}, at most {one['max']:,.0f} tokens"
+            for name, one in (
+                ("prompts", found["prompt_tokens"]),
+                ("answers", found["output_tokens"]),
+            )
+        ),
+        f"burstiness     gaps vary by {burst['gaps_cv']:g} (Poisson: 1), counts of 10 s by "
+        f"{burst['counts_dispersion']:g} (Poisson: 1)",
+        f"holes          {holes['count']}, {holes['total_s']:,.0f} s in all"
+        + "".join(f"; {h['from_s']:,.0f} to {h['to_s']:,.0f} s" for h in holes["longest"][:3]),
+    ]
+    if found["lengths_drawn"]:
+        lines.append(f"lengths        of {found['lengths_drawn']:,} requests drawn from the others")
+    if found["prefix_reuse_share"] is not None:
+        lines.append(f"prefixes       {found['prefix_reuse_share']:.1%} of blocks came before")
+    return lines
+
+
+def bars(values: list[float]) -> str:
+    """A line of bars, the highest for the largest value."""
+    top = max(values) or 1.0
+    return "".join(BARS[round(value / top * (len(BARS) - 1))] for value in values)

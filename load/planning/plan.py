@@ -1,0 +1,218 @@
+"""The answer to "what would I have to buy": a plan, verified, with its frontier and what-ifs.
+
+    Search ─▶ frontier ─▶ chosen, trimmed ─▶ verified on all of the trace
+                                          ─▶ as it would be if it followed demand
+                                          ─▶ sensitivity: growth, bursts, prices, a lost zone, 1.5 ×
+    the same for demand and service times 1.5 times the forecast ─▶ hedged
+
+The one rule: the first lines are true of all the trace, or say that no plan was found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from load.data import traces
+from load.planning.events import Events
+from load.planning.inflated import dearer, slower
+from load.planning.questions import Questions
+from load.planning.search import PlanOptions, Point, Search, able, gpus_of, stretch_of
+from load.planning.simulating import Say, SimulateOptions, simulated
+from load.planning.site import Site
+from load.planning.sizing import Sized
+from load.planning.summary import percentiles, summary
+from load.simulation.loop.results import Run
+from load.simulation.shocks import RegionBack, RegionLost, Shock
+from load.traces.made import burstier
+from load.traces.reading import TraceFile
+
+INFLATION = 1.5
+AGAIN_MAX = 3  # times that a fleet is grown which all of the trace is too much for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Planned:
+    """A fleet and what it does on all of the trace."""
+
+    point: Point
+    run: Run
+    site: Site  # with the weight of cost
+
+
+def plan(
+    site: Site, file: TraceFile, questions: Questions, options: PlanOptions, say: Say
+) -> tuple[dict[str, Any], Sized | None, float]:
+    """The whole answer as JSON, the fleet, and the weight of cost that routers are to have."""
+    search = Search(site, file, questions, options, say)
+    frontier = search.frontier()
+    chosen, why = search.chosen(frontier)
+    found: dict[str, Any] = {
+        "share": options.share,
+        "budget_usd_per_h": options.budget_usd_per_h,
+        "quality_min": options.quality_min,
+        "feasible": chosen is not None,
+        "reason": why,
+        "frontier": [described(search, point, questions) for point in _sorted(frontier)],
+    }
+    if chosen is None:
+        return (
+            found
+            | dict.fromkeys(("plan", "verified", "autoscaled", "hedged"))
+            | {"sensitivity": []},
+            None,
+            site.preference[1],
+        )
+    planned = _verified(search, search.trimmed(chosen), say)
+    verified = summary(planned.run, planned.site, quality_known=questions.quality_known)
+    found["feasible"] = verified["within_target"] >= options.share
+    if not found["feasible"]:
+        found["reason"] = (
+            f"on all of the trace {verified['within_target']:.2%} are within target, not "
+            f"{options.share:.1%}: more GPUs than there are would be needed"
+        )
+    found["plan"] = described(search, planned.point, questions)
+    found["verified"] = verified
+    say("as it would be if replicas followed demand")
+    found["autoscaled"] = _autoscaled(search, planned, questions)
+    found["sensitivity"] = _sensitivity(search, planned, questions, say)
+    say(f"the plan for demand and service times {INFLATION} times the forecast")
+    found["hedged"] = _hedged(search, planned, questions, say)
+    return found, planned.point.sized, planned.point.per_usd
+
+
+def _sorted(frontier: list[Point]) -> list[Point]:
+    return sorted(frontier, key=lambda point: (point.usd_per_h, -point.figures["quality"]))
+
+
+def described(search: Search, point: Point, questions: Questions) -> dict[str, Any]:
+    """A point of the frontier, or the plan, as JSON."""
+    site, fleet = search.site, point.sized
+    return {
+        "cost_weight": point.per_usd,
+        "gpus": gpus_of(site, fleet),
+        "pools": {
+            plan.name: {
+                "model": plan.model,
+                "gpu": plan.machine.name,
+                "region": plan.region,
+                "replicas": fleet.replicas[plan.name],
+                "gpus_per_replica": plan.gpus_per_replica,
+            }
+            for plan in site.fleet.pools
+            if fleet.replicas.get(plan.name)
+        },
+        "usd_per_h": round(point.usd_per_h, 4),
+        "within_target": point.figures["within_target"],
+        "quality": point.figures["quality"] if questions.quality_known else None,
+        "joules_per_request": point.figures["joules_per_request"],
+        "meets": point.meets,
+    }
+
+
+def _verified(search: Search, point: Point, say: Say) -> Planned:
+    """On all of the trace; grown where that is too much for it."""
+    site, share = search.site.with_cost_weight(point.per_usd), search.options.share
+    say("the plan is verified on all of the trace")
+    run = search.simulate(site, point.sized, search.file)
+    for _ in range(AGAIN_MAX):
+        grown = None if run.within_target >= share else search.grown(site, point.sized)
+        if grown is None:
+            break
+        say(f"{run.within_target:.2%} are within target: a larger fleet is tried")
+        point, run = grown, search.simulate(site, grown.sized, search.file)
+    return Planned(point=point, run=run, site=site)
+
+
+def _autoscaled(search: Search, planned: Planned, questions: Questions) -> dict[str, Any]:
+    """The planned fleet as the most there is, its replicas following demand."""
+    site = able(planned.site, planned.point.sized)
+    pools = tuple(replace(p, replicas_max=p.replicas, replicas_min=0) for p in site.fleet.pools)
+    site = replace(site, fleet=replace(site.fleet, pools=pools))
+    options = SimulateOptions(seed=search.options.seed, feedback_share=0.0, scales=True)
+    run = simulated(site, search.file, questions, Events(), options)
+    return _brief(run, site, questions)
+
+
+def _brief(run: Run, site: Site, questions: Questions) -> dict[str, Any]:
+    found = summary(run, site, quality_known=questions.quality_known)
+    keys = ("within_target", "ttft_ms", "tpot_ms", "quality")
+    return {key: found[key] for key in keys} | {
+        "usd_per_h": found["cost"]["usd_per_h"],
+        "refused": found["refused"],
+        "unfinished": found["unfinished"],
+    }
+
+
+def _sensitivity(
+    search: Search, planned: Planned, questions: Questions, say: Say
+) -> list[dict[str, Any]]:
+    """The same fleet where the busiest stretch, or the world, is other than expected."""
+    stretch, site, fleet = search.stretch, planned.site, planned.point.sized
+    found = []
+
+    def case(name: str, site: Site, file: TraceFile, events: Events | None = None) -> None:
+        options = SimulateOptions(seed=search.options.seed, feedback_share=0.0, scales=False)
+        run = simulated(able(site, fleet), file, questions, events or Events(), options)
+        ttft = percentiles(run.requests.ttft_s * 1e3, len(run.traffic))
+        brief = _brief(run, site, questions)
+        held = brief["within_target"] >= search.options.share
+        found.append({"case": name, "held": held, "ttft_ms_p99": ttft["p99"], **brief})
+        say(f"{name}: {brief['within_target']:.2%} within target")
+
+    case("as planned", site, stretch)
+    for growth in (1.2, INFLATION):
+        case(f"demand x {growth:g}", site, busier(stretch, growth, search.options.seed))
+    case("twice as bursty", site, stretch.with_trace(burstier(stretch.trace, 2.0)))
+    case(f"service times x {INFLATION:g}", slower(site, INFLATION), stretch)
+    case(
+        f"demand and service times x {INFLATION:g}",
+        slower(site, INFLATION),
+        busier(stretch, INFLATION, search.options.seed),
+    )
+    case("GPU prices x 1.5", dearer(site, 1.5), stretch)
+    for region in _zones(site, fleet):
+        case(f"zone {region or '(unnamed)'} lost", site, stretch, _lost(region, stretch))
+    return found
+
+
+def busier(file: TraceFile, factor: float, seed: int) -> TraceFile:
+    """So many times as many users."""
+    return file.with_trace(traces.scaled(file.trace, factor, np.random.default_rng([seed, 3])))
+
+
+def _zones(site: Site, fleet: Sized) -> list[str]:
+    return sorted({p.region for p in site.fleet.pools if fleet.replicas.get(p.name)})
+
+
+def _lost(region: str, file: TraceFile) -> Events:
+    """For a third of the stretch, in its middle."""
+    third_s = float(file.trace.at_s[-1]) / 3.0
+    return Events(
+        shocks=(
+            Shock(at_s=third_s, what=RegionLost(region=region)),
+            Shock(at_s=2 * third_s, what=RegionBack(region=region)),
+        )
+    )
+
+
+def _hedged(
+    search: Search, planned: Planned, questions: Questions, say: Say
+) -> dict[str, Any] | None:
+    """The fleet that holds at 1.5 times the forecast, and what it costs more."""
+    options = replace(search.options, points=0, quality_min=None, budget_usd_per_h=None)
+    file = busier(stretch_of(search.file, options.stretch_s), INFLATION, options.seed)
+    harder = slower(planned.site, INFLATION)
+    hedging = Search(harder, file, questions, options, say)
+    point = hedging.cheapest(planned.point.per_usd)
+    calm = search.tried(planned.site, point.sized)
+    return {
+        **described(hedging, point, questions),
+        "usd_per_h": round(calm.usd_per_h, 4),
+        "within_target_as_forecast": calm.figures["within_target"],
+        "usd_per_h_more": round(calm.usd_per_h - planned.point.usd_per_h, 4),
+        "held": point.meets,
+        "plain_within_target": hedging.tried(harder, planned.point.sized).figures["within_target"],
+    }

@@ -1,0 +1,261 @@
+"""What to buy: for every trade-off of cost and quality the cheapest fleet that keeps the target.
+
+    weights of cost ─▶ sized ─▶ simulated on the busiest stretch ─┬─ too slow ─▶ emptier pools
+                                                                  └─ in time ──▶ frontier
+    frontier, budget, least quality ─▶ chosen ─▶ trimmed ─▶ simulated on all of the trace
+
+How full pools may be is first taken from the queueing model, then from what the simulation shows of
+this very trace. A fleet that was simulated once is not simulated again.
+
+The one rule: nothing is answered that was not simulated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from load.data.traces import Trace
+from load.planning.events import Events
+from load.planning.questions import Questions, traffic_of
+from load.planning.simulating import Say, SimulateOptions, simulated
+from load.planning.site import Site
+from load.planning.sizing import Demand, Sized, demand_of, sized
+from load.planning.summary import summary
+from load.simulation.loop.results import Run
+from load.traces.reading import TraceFile
+
+Floats = NDArray[np.float64]
+# Of how full the queueing model lets pools be: tried from where the last search ended.
+FILLED = (1.3, 1.15, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
+BEGIN = 2
+TRIMS_MAX = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions:
+    """What is wanted."""
+
+    share: float = 0.99  # of requests within the target, in the busiest stretch and in all
+    budget_usd_per_h: float | None = None
+    quality_min: float | None = None
+    unlimited: bool = False  # as many GPUs as it takes, whatever `available` says
+    stretch_s: float = 600.0  # around the busiest minute
+    points: int = 4  # of the frontier, beside the site's own weight of cost
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Point:
+    """A fleet, and what a simulation shows of it."""
+
+    per_usd: float  # the routers' weight of a US dollar
+    sized: Sized
+    figures: dict[str, float]  # within_target, quality, usd_per_h, …
+    meets: bool
+
+    @property
+    def usd_per_h(self) -> float:
+        """Of its GPUs, and by the token."""
+        return self.figures["usd_per_h"]
+
+
+@dataclass(slots=True, eq=False)
+class Search:
+    """Of one site and trace. Simulations are kept by fleet and weight."""
+
+    site: Site
+    file: TraceFile
+    questions: Questions
+    options: PlanOptions
+    say: Say
+    stretch: TraceFile = field(init=False)
+    _demand: Demand = field(init=False)
+    _begin: int = BEGIN
+    _seen: dict[tuple[object, ...], Point] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.stretch = stretch_of(self.file, self.options.stretch_s)
+        traffic = traffic_of(self.stretch, self.questions, self.options.seed)
+        self._demand = demand_of(traffic, self.site, self.questions.asked, self.questions.known)
+
+    # --- the frontier
+
+    def frontier(self) -> list[Point]:
+        """The cheapest fleet in time of every weight of cost; where none is, the best there is."""
+        return [self.cheapest(weight) for weight in self._weights()]
+
+    def _weights(self) -> list[float]:
+        """The site's own, and those at which requests' preferences turn over."""
+        own = self.site.preference[1]
+        return sorted({own, *turning_points(self._demand, self.options.points)})
+
+    def cheapest(self, per_usd: float) -> Point:
+        """The cheapest fleet in time with this weight: as full as may be, else the emptiest."""
+        site, at = self.site.with_cost_weight(per_usd), self._begin
+        tried = self._try(site, FILLED[at])
+        step = -1 if tried.meets else 1  # fuller while it goes well, emptier until it does
+        while 0 <= at + step < len(FILLED):
+            other = self._try(site, FILLED[at + step])
+            if step < 0 and not other.meets:
+                break
+            tried, at = other, at + step
+            if step > 0 and tried.meets:
+                break
+        self._begin = at
+        return tried
+
+    def grown(self, site: Site, fleet: Sized) -> Point | None:
+        """A larger fleet: pools are filled less than this one's; None where there is none."""
+        for filled in FILLED[self._begin + 1 :]:
+            self._begin += 1
+            more = sized(self._demand, site, filled=filled, unlimited=self.options.unlimited)
+            if more.usd_per_h > fleet.usd_per_h:
+                return self.tried(site, more)
+        return None
+
+    def _try(self, site: Site, filled: float) -> Point:
+        fleet = sized(self._demand, site, filled=filled, unlimited=self.options.unlimited)
+        return self.tried(site, fleet)
+
+    def tried(self, site: Site, fleet: Sized) -> Point:
+        """What a simulation of the busiest stretch shows of a fleet."""
+        key = (site.preference, tuple(sorted(fleet.replicas.items())))
+        if key not in self._seen:
+            run = self.simulate(site, fleet, self.stretch)
+            point = self._point(site, fleet, run)
+            self._seen[key] = point
+            self.say(
+                f"{machines(site, fleet)}: {point.figures['within_target']:.2%} within target, "
+                f"${point.usd_per_h:.2f}/h, quality {point.figures['quality']:.4f}"
+            )
+        return self._seen[key]
+
+    def simulate(self, site: Site, fleet: Sized, file: TraceFile) -> Run:
+        """Routers know what they know, and learn nothing: fleets are compared, not luck."""
+        options = SimulateOptions(seed=self.options.seed, feedback_share=0.0, scales=False)
+        return simulated(able(site, fleet), file, self.questions, Events(), options)
+
+    def _point(self, site: Site, fleet: Sized, run: Run) -> Point:
+        found = summary(run, site, quality_known=True)
+        figures = {
+            "within_target": found["within_target"],
+            "quality": found["quality"],
+            "usd_per_h": found["cost"]["hosted_usd"] / run.end_s * 3600.0 + fleet.usd_per_h,
+            "joules_per_request": found["energy"]["joules_per_request"],
+        }
+        meets = found["within_target"] >= self.options.share
+        return Point(per_usd=site.preference[1], sized=fleet, figures=figures, meets=meets)
+
+    # --- the choice
+
+    def chosen(self, frontier: Sequence[Point]) -> tuple[Point | None, str]:
+        """The point that is wanted; None, and why, where there is none."""
+        o = self.options
+        in_time = [point for point in frontier if point.meets]
+        if not in_time:
+            best = max(frontier, key=lambda point: point.figures["within_target"])
+            return None, (
+                f"no fleet of the GPUs there are keeps {o.share:.1%} within target; the best, "
+                f"{machines(self.site, best.sized)}, keeps {best.figures['within_target']:.2%}. "
+                "More GPUs (`available`, --unlimited), a looser target, or a smaller model"
+            )
+        good = [p for p in in_time if p.figures["quality"] >= (o.quality_min or 0.0)]
+        if not good:
+            best = max(in_time, key=lambda point: point.figures["quality"])
+            return None, (
+                f"no fleet reaches quality {o.quality_min:g}; the best is "
+                f"{best.figures['quality']:.4f} at ${best.usd_per_h:.2f}/h"
+            )
+        paid = [p for p in good if p.usd_per_h <= (o.budget_usd_per_h or np.inf)]
+        if not paid:
+            best = min(good, key=lambda point: point.usd_per_h)
+            return None, (
+                f"no fleet costs at most ${o.budget_usd_per_h:g}/h; the cheapest that will do is "
+                f"${best.usd_per_h:.2f}/h"
+            )
+        return min(paid, key=self._rank), ""
+
+    def _rank(self, point: Point) -> tuple[float, float]:
+        """Lowest first: the cheapest of the good enough, else the best of the affordable."""
+        if self.options.quality_min is not None:
+            return point.usd_per_h, -point.figures["quality"]
+        if self.options.budget_usd_per_h is not None:
+            return -point.figures["quality"], point.usd_per_h
+        quality, per_usd, _, _ = self.site.preference
+        usd = point.usd_per_h / 3600.0 / max(self._demand.rate, 1e-9)
+        return per_usd * usd - quality * point.figures["quality"], point.usd_per_h
+
+    def trimmed(self, point: Point) -> Point:
+        """Without single replicas that it can do without; the dearest are tried first."""
+        site, tries = self.site.with_cost_weight(point.per_usd), 0
+        cost = {plan.name: plan.usd_per_hour for plan in site.fleet.pools}
+        for name in sorted(point.sized.replicas, key=lambda one: -cost[one]):
+            while point.sized.replicas[name] > 0 and tries < TRIMS_MAX:
+                tries += 1
+                fewer = point.sized.replicas | {name: point.sized.replicas[name] - 1}
+                usd = point.sized.usd_per_h - cost[name]
+                less = self.tried(site, replace(point.sized, replicas=fewer, usd_per_h=usd))
+                enough = less.figures["quality"] >= (self.options.quality_min or 0.0)
+                if not (less.meets and enough and self._rank(less) < self._rank(point)):
+                    break
+                point = less
+        return point
+
+
+def able(site: Site, fleet: Sized) -> Site:
+    """The site with a fleet, and with as many GPUs as that needs at least."""
+    site = site.with_replicas(fleet.replicas)
+    used = gpus_of(site, fleet)
+    gpus = tuple(
+        replace(g, available=max(g.available, used.get(g.name, 0))) for g in site.fleet.gpus
+    )
+    by_name = {gpu.name: gpu for gpu in gpus}
+    pools = tuple(replace(p, gpu=by_name[p.machine.name]) for p in site.fleet.pools)
+    return replace(site, fleet=replace(site.fleet, gpus=gpus, pools=pools))
+
+
+def gpus_of(site: Site, fleet: Sized) -> dict[str, int]:
+    """How many GPUs of each type a fleet has."""
+    found: dict[str, int] = {}
+    for plan in site.fleet.pools:
+        n = fleet.replicas.get(plan.name, 0) * plan.gpus_per_replica
+        if n:
+            found[plan.machine.name] = found.get(plan.machine.name, 0) + n
+    return found
+
+
+def machines(site: Site, fleet: Sized) -> str:
+    """For people: 2 h100_sxm + 1 l4."""
+    return " + ".join(f"{n} {gpu}" for gpu, n in gpus_of(site, fleet).items()) or "no GPUs"
+
+
+def stretch_of(file: TraceFile, seconds: float) -> TraceFile:
+    """The part of a trace around its busiest minute."""
+    trace: Trace = file.trace
+    span_s = float(trace.at_s[-1])
+    if span_s <= seconds:
+        return file
+    ends = np.searchsorted(trace.at_s, trace.at_s + min(60.0, seconds))
+    busiest_s = float(trace.at_s[int((ends - np.arange(len(trace))).argmax())])
+    begin_s = min(max(0.0, busiest_s + 30.0 - seconds / 2.0), span_s - seconds)
+    rows = (trace.at_s >= begin_s) & (trace.at_s < begin_s + seconds)
+    part = trace.between(begin_s, end_s=begin_s + seconds)
+    asked = None if file.outcome_rows is None else file.outcome_rows[rows]
+    return replace(file, trace=part, outcome_rows=asked, prefix_blocks=None)
+
+
+def turning_points(demand: Demand, n: int) -> list[float]:
+    """Weights of cost from where quality alone counts to where the cheapest takes nearly all."""
+    best, cheap = demand.worth.argmax(axis=1), demand.usd.argmin(axis=1)
+    rows = np.arange(len(best))
+    more = demand.worth[rows, best] - demand.worth[rows, cheap]
+    usd = demand.usd[rows, best] - demand.usd[rows, cheap]
+    even = more[usd > 0.0] / usd[usd > 0.0]
+    if not len(even) or n < 1:
+        return []
+    quantiles = np.quantile(even, np.linspace(0.02, 0.98, n))
+    return [float(f"{weight:.3g}") for weight in quantiles if weight > 0.0]

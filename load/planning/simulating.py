@@ -1,0 +1,158 @@
+"""A site's settings under a trace, on the virtual clock: the same arguments give the same bits.
+
+    Site, TraceFile, Questions, Events ─seed─▶ simulate ─▶ Run
+
+Replicas are as the settings state them, or follow demand where the settings say so. Routers begin
+with what the outcome table's other half taught them, with what a snapshot's models were worth on
+average, or with nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from infra.autoscaling.contract import Observed, Plan, Scaler
+from infra.autoscaling.live.site_scaling import planner_options
+from infra.autoscaling.planner import Planner
+from load.data.tables import OutcomeTable
+from load.planning.events import Events, surged
+from load.planning.questions import Questions, traffic_of
+from load.planning.site import Site
+from load.simulation.loop.results import Run
+from load.simulation.simulation import SimulationOptions, simulate
+from load.simulation.warm_start import learned_state
+from load.traces.reading import TraceFile
+from streams.training.state import State
+
+# Of answers somebody judges, so many are reported: a table's rows come again and again, which
+# prompts do not, and more would be learning by heart.
+FEEDBACK_SHARE = 0.02
+
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulateOptions:
+    """How it is run."""
+
+    seed: int = 0
+    feedback_share: float = FEEDBACK_SHARE
+    warm: bool = True  # routers have served before
+    scales: bool | None = None  # None: as the settings say
+    means: Mapping[str, float] | None = None  # of a snapshot: what each model was worth
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """A scaler that never changes anything."""
+
+    replicas: Mapping[str, int]
+    routers: int
+
+    def step(self, observed: Observed) -> Plan:
+        """What it always says."""
+        return Plan(replicas=self.replicas, routers=max(self.routers, observed.routers))
+
+
+class Watched:
+    """A scaler that says how far the simulation has come: it is asked all the time."""
+
+    def __init__(self, scaler: Scaler, span_s: float, say: Say) -> None:
+        self._scaler, self._span_s, self._say = scaler, span_s, say
+        self._began_s: float | None = None
+        self._said = 0
+
+    def step(self, observed: Observed) -> Plan:
+        """What the scaler says."""
+        began_s = self._began_s = observed.at_s if self._began_s is None else self._began_s
+        done = min(10, int(10 * (observed.at_s - began_s) / max(self._span_s, 1e-9)))
+        if done > self._said:
+            self._said = done
+            self._say(f"{done * 10} % simulated")
+        return self._scaler.step(observed)
+
+
+def simulated(
+    site: Site,
+    file: TraceFile,
+    questions: Questions,
+    events: Events,
+    options: SimulateOptions,
+    say: Say = lambda text: None,
+) -> Run:
+    """Run it to the end of the trace."""
+    if events.surges:
+        rng = np.random.default_rng([options.seed, 2])
+        file = file.with_trace(surged(file.trace, events.surges, rng))
+    return simulate(
+        traffic_of(file, questions, options.seed),
+        questions.asked,
+        site.fleet,
+        site.catalogue,
+        Watched(_scaler(site, questions, options), float(file.trace.at_s[-1]), say),
+        SimulationOptions(
+            target=site.target,
+            preference=site.preference,
+            policy=site.policy,
+            placement=site.placement,
+            routers=site.routers,
+            feedback_share=options.feedback_share,
+            seed=options.seed,
+        ),
+        events.shocks,
+        start=_start(site, questions, events, options),
+    )
+
+
+def _scaler(site: Site, questions: Questions, options: SimulateOptions) -> Scaler:
+    scales = site.scales if options.scales is None else options.scales
+    replicas = {plan.name: plan.replicas for plan in site.fleet.pools}
+    if not scales:
+        return Fixed(replicas, site.routers)
+    planned = planner_options(site.settings)
+    hosted = site.hosted
+    return Planner(
+        site.fleet,
+        {plan.name: plan.rates for plan in site.fleet.pools if plan.name not in hosted},
+        site.target,
+        dict(
+            zip(questions.asked.models, questions.asked.quality.mean(axis=0).tolist(), strict=True)
+        ),
+        replace(planned, sizing=replace(planned.sizing, value_usd=_value_usd(site))),
+    )
+
+
+def _mean_quality(table: OutcomeTable) -> dict[str, float]:
+    return dict(zip(table.models, table.quality.mean(axis=0).tolist(), strict=True))
+
+
+def _value_usd(site: Site) -> float:
+    """What a point of quality is worth to callers, in US dollars."""
+    quality, per_usd, _, _ = site.preference
+    return quality / per_usd if per_usd else site.placement.value_usd
+
+
+def _start(
+    site: Site, questions: Questions, events: Events, options: SimulateOptions
+) -> Callable[[], State | None]:
+    """What routers know to begin with; nothing of models that come later."""
+    known = questions.known
+    if options.means is not None:
+        known = _of_means(questions.asked, options.means)
+    if known is None or not options.warm:
+        return lambda: None
+    models = [name for name in known.models if name not in events.newcomers]
+    return lambda: learned_state(questions.asked, known.only(models), site.catalogue)
+
+
+def _of_means(asked: OutcomeTable, means: Mapping[str, float]) -> OutcomeTable:
+    """As if every prompt had been answered by each known model as it answers on average."""
+    models = tuple(name for name in asked.models if name in means)
+    quality = np.tile([means[name] for name in models], (len(asked), 1))
+    return OutcomeTable(
+        asked.name, models, asked.embeddings, asked.prompt_tokens, quality, np.zeros_like(quality)
+    )

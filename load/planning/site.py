@@ -1,0 +1,173 @@
+"""A site's own settings as a world that can be simulated, and what had to be assumed for that.
+
+    [[pools]] with a GPU     ─▶ emulated, however they are run: real servers too
+    [[pools]] without one    ─▶ hosted: as fast as their model is stated to be, paid by the token
+    [[models]] without pools ─▶ hosted likewise
+
+The one rule: what is not the site's own statement is said in `assumed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from infra.capacity.fleet import Emulation, Fleet, GpuType, PoolPlan
+from infra.capacity.latency_target import LatencyTarget
+from infra.emulator.performance import Performance
+from infra.emulator.power import Power
+from infra.settings.fleet_plans import fleet_of
+from infra.settings.model import Settings
+from infra.settings.policies import policy_of
+from learners.policies.policy import Policy
+from serve.routing.catalogue import Catalogue, Model
+from serve.routing.placement import PlacementOptions
+from serve.routing.request import PreferenceDefaults
+from streams.errors import OptionRefused
+
+# Of a hosted model's stated latency, until the first token; the rest is its tokens, evenly.
+FIRST_TOKEN_SHARE = 0.2
+HOSTED = GpuType(
+    name="hosted",
+    memory_bytes=1.0,
+    bandwidth_bytes_per_s=1.0,
+    bf16_flops=1.0,
+    fp8_flops=1.0,
+    power_w=0.0,
+    usd_per_hour=0.0,
+    available=1_000_000,
+    startup_s=0.0,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Site:
+    """What a simulation needs to know."""
+
+    fleet: Fleet
+    catalogue: Catalogue
+    target: LatencyTarget
+    preference: tuple[float, float, float, float]  # weights: quality, US dollars, seconds, kJ
+    policy: Policy
+    placement: PlacementOptions
+    routers: int
+    scales: bool  # whether its settings have the fleet follow demand
+    settings: Settings
+    assumed: tuple[str, ...]
+
+    @property
+    def hosted(self) -> frozenset[str]:
+        """Pools that run on somebody else's machines."""
+        return frozenset(p.name for p in self.fleet.pools if p.gpu == HOSTED)
+
+    def with_replicas(self, replicas: dict[str, int]) -> Site:
+        """The same with just these replicas, whatever its bounds are; hosted pools stay."""
+
+        def with_its(plan: PoolPlan) -> PoolPlan:
+            n = replicas.get(plan.name, 0)
+            most = max(n, plan.replicas_max)
+            return replace(plan, replicas=n, replicas_min=0, replicas_max=most)
+
+        pools = tuple(p if p.gpu == HOSTED else with_its(p) for p in self.fleet.pools)
+        return replace(self, fleet=replace(self.fleet, pools=pools))
+
+    def with_cost_weight(self, per_usd: float) -> Site:
+        """The same where a US dollar is worth so many points of quality."""
+        quality, _, latency, energy = self.preference
+        return replace(self, preference=(quality, per_usd, latency, energy))
+
+
+def site_of(settings: Settings, target: LatencyTarget | None = None) -> Site:
+    """Raises OptionRefused where a pool on GPUs does not say what model it runs."""
+    target = target or settings.target()
+    if not settings.models:
+        raise OptionRefused("models", "none", "at least one: there is nothing to simulate")
+    assumed: list[str] = []
+    entries = [_simulated(entry, assumed) for entry in settings.pools]
+    fleet = fleet_of(settings.gpus, settings.models, entries, target)
+    stated = settings.catalogue()
+    plans = [_placed(plan, stated, assumed) for plan in fleet.pools]
+    served = {plan.model for plan in plans}
+    plans += [
+        _placed(PoolPlan(name=model.name, model=model.name), stated, assumed)
+        for model in stated.models
+        if model.name not in served
+    ]
+    gpus = fleet.gpus + ((HOSTED,) if any(plan.gpu == HOSTED for plan in plans) else ())
+    wanted = settings.options(PreferenceDefaults)
+    return Site(
+        fleet=Fleet(gpus=gpus, pools=tuple(replace(plan, target=target) for plan in plans)),
+        catalogue=_catalogue(stated, plans, target),
+        target=target,
+        preference=(wanted.quality, wanted.cost, wanted.latency, wanted.energy),
+        policy=policy_of(settings),
+        placement=settings.options(PlacementOptions),
+        routers=settings.stated("router.replicas"),
+        scales=settings.scaling().enabled,
+        settings=settings,
+        assumed=tuple(assumed),
+    )
+
+
+def _simulated(entry: Any, assumed: list[str]) -> Any:
+    """A pool's entry as an emulated pool, if it is on GPUs."""
+    if entry.backend == "emulated":
+        return entry
+    changed: dict[str, Any] = {"urls": (), "command": (), "priority": False, "stream": True}
+    changed["backend"] = "emulated" if entry.gpu else "none"
+    if entry.urls:
+        changed["replicas"] = min(len(entry.urls), entry.replicas_max)
+    if entry.gpu and entry.backend != "emulated":
+        assumed.append(f"pool {entry.name} runs as its model does on {entry.gpu} by the emulator")
+    return entry.model_copy(update=changed)
+
+
+def _placed(plan: PoolPlan, stated: Catalogue, assumed: list[str]) -> PoolPlan:
+    """A pool without GPUs, on somebody else's."""
+    if plan.gpu is not None:
+        return plan
+    model = stated.models[stated.column_of[plan.model]]
+    assumed.append(
+        f"pool {plan.name} is hosted: never full, {model.latency_ms:g} ms for "
+        f"{model.output_tokens:g} tokens as stated, paid by the token"
+    )
+    return replace(
+        plan, gpu=HOSTED, replicas=max(1, plan.replicas), load_s=0.0, emulation=_hosted(model)
+    )
+
+
+def _hosted(model: Model) -> Emulation:
+    """As fast as it is stated to be, whatever comes."""
+    latency_s, tokens = model.latency_ms / 1e3, max(1.0, model.output_tokens)
+    return Emulation(
+        performance=Performance(
+            fixed_s=max(1e-6, latency_s * (1.0 - FIRST_TOKEN_SHARE) / tokens),
+            per_sequence_s=0.0,
+            per_context_token_s=0.0,
+            per_prompt_token_s=0.0,
+            request_s=latency_s * FIRST_TOKEN_SHARE,
+            prefill_tokens_max=1_000_000_000,
+            kv_tokens_max=1_000_000_000_000,
+            sequences_max=1_000_000,
+            derived=True,
+            source="as stated",
+        ),
+        power=Power(idle_w=0.0, decode_w=0.0, prefill_w=0.0),
+        context_tokens_max=round(min(model.context_tokens_max, 1e9)),
+        output_tokens=tokens,
+    )
+
+
+def _catalogue(stated: Catalogue, plans: Sequence[PoolPlan], target: LatencyTarget) -> Catalogue:
+    """The site's models, each limited to what its pools take; the pools report what they carry."""
+    longest = {
+        model.name: min(p.engine.context_tokens_max for p in plans if p.model == model.name)
+        for model in stated.models
+    }
+    models = [
+        replace(m, context_tokens_max=min(m.context_tokens_max, float(longest[m.name])))
+        for m in stated.models
+    ]
+    pools = [replace(plan, target=target).for_router(reports=True) for plan in plans]
+    return Catalogue(models, pools, stated.prompt_tokens)

@@ -1,0 +1,64 @@
+"""What a live site has learned of its models, on average: where a simulation can begin.
+
+    snapshots' folder ─newest─▶ means of quality, by model of the catalogue
+
+A snapshot knows more: of which prompts each model answers well. That is tied to the encoder of the
+site, and the table that is asked has embeddings of its own. So a model that the site found good is
+begun with as good on every prompt, and the simulation learns the rest.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from infra.settings.model import Settings
+from learners.estimates import ema
+from learners.estimates.learned import Learned
+from learners.targets import Target
+from load.errors import SnapshotMissing
+from serve.routing.catalogue import Catalogue
+from streams.training.folder import Folder
+from streams.training.snapshots import Store
+from streams.training.state import Loader, load_means
+
+
+def learned_of(folder: Path | None, settings: Settings, encoder: str) -> Learned:
+    """All that a site has learned of contexts of this encoder; nothing without a folder.
+
+    Raises SnapshotMissing, and SnapshotForeign if it learned of another encoder's.
+    """
+    memory = settings.deployment().trainer.memory
+    if folder is None:
+        return Learned(memory)
+    found = Loader(_store(folder), encoder, memory, with_seen=False).load_newest()
+    if found is None:
+        raise SnapshotMissing(str(folder))
+    return found[0].learned
+
+
+def means_of(folder: Path, catalogue: Catalogue, settings: Settings) -> dict[str, float]:
+    """Quality from 0 to 1 of each model that outcomes are known of. Raises SnapshotMissing."""
+    store = _store(folder)
+    memory = settings.deployment().trainer.memory
+    learned = load_means(store, store.load(store.versions()[-1]), memory)
+    found = ema.read(learned.models, catalogue.keys, learned.as_of_ms)
+    return {
+        name: float(mean)
+        for name, mean, weight in zip(
+            catalogue.names,
+            found.means[:, Target.QUALITY],
+            found.weights[:, Target.QUALITY],
+            strict=True,
+        )
+        if weight > 0.0
+    }
+
+
+def _store(folder: Path) -> Store:
+    """With one snapshot at least. Raises SnapshotMissing."""
+    if not folder.is_dir():
+        raise SnapshotMissing(str(folder))
+    store = Store(Folder(str(folder)))
+    if not store.versions():
+        raise SnapshotMissing(str(folder))
+    return store

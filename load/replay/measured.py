@@ -1,0 +1,115 @@
+"""What one process measured, and how processes' measurements become one.
+
+    latency from the *intended* time ─▶ HDR histograms, by phase and by step
+    histograms of all processes ──added──▶ one, exactly: buckets are the same, counts add up
+
+A percentile is of all requests: one that never finished is slower than all that did. Warm-up is
+measured apart.
+
+The one rule: nothing that was intended is forgotten. It finished, failed, or was never sent.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from hdrh.histogram import HdrHistogram
+
+US_MAX = 3_600_000_000  # an hour
+DIGITS, STEP_DIGITS = 3, 2
+STEPS = 60
+PERCENTILES = (50, 90, 95, 99)
+KINDS = ("ttft", "latency", "lag")
+
+
+def _histograms(digits: int) -> dict[str, HdrHistogram]:
+    return {kind: HdrHistogram(1, US_MAX, digits) for kind in KINDS}
+
+
+@dataclass(slots=True, eq=False)
+class Phase:
+    """Warm-up, or what counts."""
+
+    intended: int = 0
+    sent: int = 0
+    on_time: int = 0  # sent no later than is tolerated
+    finished: int = 0
+    failed: dict[str, int] = field(default_factory=dict)  # by what was said
+    tokens: int = 0  # that came
+    of: dict[str, HdrHistogram] = field(default_factory=lambda: _histograms(DIGITS))
+
+    def note(self, kind: str, seconds: float) -> None:
+        """One measurement."""
+        self.of[kind].record_value(max(1, min(US_MAX, round(seconds * 1e6))))
+
+    def packed(self) -> dict[str, Any]:
+        """To be sent to another process."""
+        plain = {name: getattr(self, name) for name in COUNTS}
+        return plain | {"failed": self.failed, "of": {k: h.encode() for k, h in self.of.items()}}
+
+    def add(self, packed: dict[str, Any]) -> None:
+        """What another process measured."""
+        for name in COUNTS:
+            setattr(self, name, getattr(self, name) + packed[name])
+        for why, n in packed["failed"].items():
+            self.failed[why] = self.failed.get(why, 0) + n
+        for kind, encoded in packed["of"].items():
+            self.of[kind].decode_and_add(encoded)
+
+    def percentiles_ms(self, kind: str) -> dict[str, float | None]:
+        """Of everything intended."""
+        n, there = self.intended, self.of[kind]
+        return {f"p{p}": percentile_ms(there, n, p / 100.0) for p in PERCENTILES}
+
+
+COUNTS = ("intended", "sent", "on_time", "finished", "tokens")
+
+
+def percentile_ms(there: HdrHistogram, n: int, share: float) -> float | None:
+    """The smallest time that such a share of all n did not exceed; None: they never finished."""
+    rank, total = math.ceil(share * n), there.get_total_count()
+    if not total or rank > total:
+        return None
+    # Half a rank less, so that a rounded-up position is not the next one.
+    value = there.get_value_at_percentile(100.0 * max(0.0, rank - 0.5) / total)
+    return round(value / 1e3, 3)
+
+
+@dataclass(slots=True, eq=False)
+class Measured:
+    """Of one process, or of all."""
+
+    warm_up: Phase = field(default_factory=Phase)
+    main: Phase = field(default_factory=Phase)
+    steps: list[Phase] = field(default_factory=lambda: [_step() for _ in range(STEPS)])
+    models: dict[str, int] = field(default_factory=dict)  # who answered, warm-up left out
+    reported: int = 0  # outcomes
+    usd: float = 0.0  # as the server says, where it does
+
+    def packed(self) -> dict[str, Any]:
+        """To be sent to another process."""
+        return {
+            "warm_up": self.warm_up.packed(),
+            "main": self.main.packed(),
+            "steps": [step.packed() for step in self.steps],
+            "models": self.models,
+            "reported": self.reported,
+            "usd": self.usd,
+        }
+
+    def add(self, packed: dict[str, Any]) -> None:
+        """What another process measured."""
+        self.warm_up.add(packed["warm_up"])
+        self.main.add(packed["main"])
+        for mine, other in zip(self.steps, packed["steps"], strict=True):
+            mine.add(other)
+        for model, n in packed["models"].items():
+            self.models[model] = self.models.get(model, 0) + n
+        self.reported += packed["reported"]
+        self.usd += packed["usd"]
+
+
+def _step() -> Phase:
+    return Phase(of=_histograms(STEP_DIGITS))

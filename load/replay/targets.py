@@ -1,0 +1,238 @@
+"""Whom a request is sent to, and what comes back: Fairlead over gRPC, or anybody's OpenAI API.
+
+    HOST:PORT  ── route ──────▶ a decision          ── batch ──▶ decisions, many in one call
+               ── dispatch ───▶ a streamed answer
+    http://…/v1 ──────────────▶ a streamed answer
+
+The one rule: whatever goes wrong is an answer, too: its `failed` says what.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import aiohttp
+import grpc
+
+from serve.proto.fairlead.v1 import dispatch_pb2, dispatch_pb2_grpc, router_pb2_grpc
+from serve.proto.fairlead.v1 import router_pb2 as pb
+
+# Opens so many channels to an address. Handed in: how a client connects is above this folder.
+Connect = Callable[[str, int], Sequence[grpc.aio.Channel]]
+TEXT_CHARACTERS_MAX = 2_000  # of a prompt that is only decided for
+WORDS = "the fleet sails at dawn and every line runs fair "  # about ten tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """One request."""
+
+    number: int  # in the trace
+    prompt_tokens: int
+    output_tokens: int
+    row: int  # of the outcome table; −1: none
+
+
+@dataclass(slots=True, kw_only=True)
+class Answered:
+    """What came back."""
+
+    failed: str = ""
+    first_s: float = 0.0  # by the clock of `time.perf_counter`; when it was decided, or began
+    ended_s: float = 0.0
+    model: str = ""
+    tokens: int = 0
+    usd: float = 0.0
+    ticket: bytes = b""
+    decision_id: str = ""
+
+
+class Target(Protocol):
+    """Takes requests, each alone or several at once."""
+
+    async def ask(self, asked: Sequence[Asked]) -> list[Answered]:
+        """Send them off; their answers, in order. Never raises."""
+
+    async def report(self, ticket: bytes, quality: float) -> bool:
+        """Report an outcome; False where there is nobody to report to."""
+
+    async def close(self) -> None:
+        """Let go of connections."""
+
+
+def prompt_of(asked: Asked, characters_max: int | None = None) -> str:
+    """Text of about so many tokens, unlike all others from its first word on."""
+    begin = f"Request {asked.number}, question {asked.row}: "
+    text = begin + WORDS * (asked.prompt_tokens // 10 + 1)
+    characters = max(len(begin), 5 * asked.prompt_tokens)
+    return text[: min(characters, characters_max or characters)]
+
+
+class RouteTarget:
+    """Fairlead's router: a decision is all that is asked for."""
+
+    def __init__(self, connect: Connect, address: str, timeout_s: float, connections: int) -> None:
+        self._channels = connect(address, connections)
+        self._stubs = [router_pb2_grpc.RouterStub(channel) for channel in self._channels]
+        self._timeout_s, self._turn = timeout_s, 0
+
+    def _stub(self) -> Any:
+        self._turn += 1
+        return self._stubs[self._turn % len(self._stubs)]
+
+    async def ask(self, asked: Sequence[Asked]) -> list[Answered]:
+        """One by `Route`, several by `RouteBatch`."""
+        requests = [
+            pb.RouteRequest(
+                text=prompt_of(one, TEXT_CHARACTERS_MAX), prompt_tokens=max(1, one.prompt_tokens)
+            )
+            for one in asked
+        ]
+        try:
+            if len(requests) == 1:
+                decisions = [await self._stub().Route(requests[0], timeout=self._timeout_s)]
+                problems = [""]
+            else:
+                batch = pb.RouteBatchRequest(requests=requests)
+                reply = await self._stub().RouteBatch(batch, timeout=self._timeout_s)
+                decisions = [one.decision for one in reply.replies]
+                problems = [
+                    one.problem.code if one.HasField("problem") else "" for one in reply.replies
+                ]
+        except grpc.aio.AioRpcError as error:
+            return [Answered(failed=error.code().name) for _ in asked]
+        now_s = time.perf_counter()
+        return [
+            Answered(
+                failed=str(problem),
+                first_s=now_s,
+                ended_s=now_s,
+                model=decision.model,
+                ticket=decision.ticket,
+                decision_id=decision.decision_id,
+            )
+            for decision, problem in zip(decisions, problems, strict=True)
+        ]
+
+    async def report(self, ticket: bytes, quality: float) -> bool:
+        """By `SendFeedback`."""
+        outcome = pb.Outcome(ticket=ticket, quality=quality)
+        try:
+            await self._stub().SendFeedback(
+                pb.FeedbackRequest(outcomes=[outcome]), timeout=self._timeout_s
+            )
+        except grpc.aio.AioRpcError:
+            return False
+        return True
+
+    async def close(self) -> None:
+        """All channels."""
+        for channel in self._channels:
+            await channel.close()
+
+
+class DispatchTarget(RouteTarget):
+    """Fairlead's dispatcher: it decides, calls the pool, and streams the answer."""
+
+    def __init__(self, connect: Connect, address: str, timeout_s: float, connections: int) -> None:
+        super().__init__(connect, address, timeout_s, connections)
+        self._dispatch = [dispatch_pb2_grpc.DispatcherStub(channel) for channel in self._channels]
+
+    async def ask(self, asked: Sequence[Asked]) -> list[Answered]:
+        """One at a time."""
+        return [await self._one(one) for one in asked]
+
+    async def _one(self, asked: Asked) -> Answered:
+        found = Answered()
+        request = dispatch_pb2.DispatchRequest(
+            route=pb.RouteRequest(prompt_tokens=max(1, asked.prompt_tokens)),
+            messages=[dispatch_pb2.ChatMessage(role="user", content=prompt_of(asked))],
+            options_json=json.dumps({"max_tokens": asked.output_tokens}),
+        )
+        self._turn += 1
+        stub = self._dispatch[self._turn % len(self._dispatch)]
+        try:
+            async for reply in stub.Dispatch(request, timeout=self._timeout_s):
+                part = reply.WhichOneof("part")
+                if part == "routed":
+                    found.model, found.ticket = reply.routed.model, reply.routed.ticket
+                    found.first_s = time.perf_counter()
+                elif part == "ended":
+                    found.tokens = reply.ended.output_tokens
+                    found.usd = reply.ended.paid_usd
+        except grpc.aio.AioRpcError as error:
+            found.failed = error.code().name
+        found.ended_s = time.perf_counter()
+        if not found.failed and not found.first_s:
+            found.failed = "NO_ANSWER"
+        return found
+
+
+class OpenAiTarget:
+    """Any server that speaks OpenAI's chat completions, streamed."""
+
+    def __init__(
+        self, url: str, model: str, timeout_s: float, extra: dict[str, Any], api_key: str
+    ) -> None:
+        self._url, self._model, self._extra = url.rstrip("/") + "/chat/completions", model, extra
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._session = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=timeout_s),
+            connector=aiohttp.TCPConnector(limit=0),
+            headers=headers,
+        )
+
+    async def ask(self, asked: Sequence[Asked]) -> list[Answered]:
+        """One at a time."""
+        return [await self._one(one) for one in asked]
+
+    async def _one(self, asked: Asked) -> Answered:
+        found = Answered()
+        body = {
+            "model": self._model,
+            "messages": [{"role": "user", "content": prompt_of(asked)}],
+            "max_tokens": asked.output_tokens,
+            "stream": True,
+            **self._extra,
+        }
+        try:
+            async with self._session.post(self._url, json=body) as reply:
+                if reply.status != 200:
+                    found.failed = f"HTTP {reply.status}"
+                else:
+                    async for line in reply.content:
+                        _take(line, found)
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            found.failed = type(error).__name__
+        found.ended_s = time.perf_counter()
+        if not found.failed and not found.first_s:
+            found.failed = "NO_ANSWER"
+        return found
+
+    async def report(self, ticket: bytes, quality: float) -> bool:
+        """There is nobody to report to."""
+        del ticket, quality
+        return False
+
+    async def close(self) -> None:
+        """All connections."""
+        await self._session.close()
+
+
+def _take(line: bytes, found: Answered) -> None:
+    """One line of a stream of server-sent events."""
+    if not line.startswith(b"data:") or line[5:].strip() == b"[DONE]":
+        return
+    piece = json.loads(line[5:])
+    if "error" in piece:
+        found.failed = str(piece["error"].get("code") or "error")
+        return
+    found.model = piece.get("model") or found.model
+    for choice in piece.get("choices", ()):
+        if choice.get("delta", {}).get("content"):
+            found.first_s = found.first_s or time.perf_counter()
+            found.tokens += 1

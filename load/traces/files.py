@@ -1,0 +1,293 @@
+"""A trace's file as named columns of raw values: CSV, JSON lines, Parquet, told apart by content.
+
+    path ──first bytes──▶ container ──names──▶ a format is recognised ──its columns──▶ Fields
+
+Values come as they are written. What they mean, and whether they can be, a format asks of
+`Fields`; which names the value's line in every refusal.
+
+The one rule: a value that can't be what it should be is refused with its place, never guessed at.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as arrow_csv
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from load.errors import TraceRefused
+
+Container = Literal["csv", "jsonl", "parquet"]
+PARQUET_MAGIC = b"PAR1"
+ZONE = r"(?:Z|[+-]\d\d:?\d\d)$"
+EPOCH_S_MIN = 1e8  # a number of seconds above is a time since 1970, below one since the beginning
+SHOWN = 40  # characters of a value in a message
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a format is recognised by."""
+
+    container: Container
+    names: frozenset[str]  # of columns; nested ones of JSON with dots
+
+
+def head_of(path: Path) -> Head:
+    """The container and its columns. Raises TraceRefused."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(4096)
+    except OSError as error:
+        raise TraceRefused(path.name, "", f"can't be read: {error.strerror}") from None
+    if start.startswith(PARQUET_MAGIC):
+        return Head("parquet", frozenset(_parquet(path, None).column_names))
+    text = start.decode("utf-8-sig", errors="replace").lstrip()
+    if not text:
+        raise TraceRefused(path.name, "", "is empty")
+    if text[0] == "{":
+        return Head("jsonl", frozenset(_leaves(next(_objects(path))[1])))
+    if text[0] == "[":
+        raise TraceRefused(path.name, "", "is one JSON array: JSON lines, an object each, are read")
+    return Head("csv", frozenset(_csv_names(path)))
+
+
+def fields_of(path: Path, container: Container, names: Sequence[str]) -> Fields:
+    """These columns of a file; those that are not there are left out. Raises TraceRefused."""
+    if container == "parquet":
+        table = _parquet(path, names)
+        columns = {name: table[name].combine_chunks() for name in table.column_names}
+        return Fields(path.name, columns, len(table), counted_from=None)
+    if container == "csv":
+        columns = _csv(path, names)
+        return Fields(path.name, columns, len(next(iter(columns.values()), ())), counted_from=2)
+    return _jsonl(path, names)
+
+
+class Fields:
+    """Columns of one file, each checked as it is taken out."""
+
+    def __init__(
+        self,
+        file: str,
+        columns: dict[str, Any],
+        n: int,
+        counted_from: int | None,
+        lines: Sequence[int] = (),
+    ) -> None:
+        """`counted_from`: the line of row 0, None where files have no lines; or all `lines`."""
+        self._file, self._columns, self._from, self._lines = file, columns, counted_from, lines
+        self.n = n
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._columns
+
+    def refuse(self, name: str, row: int, why: str) -> NoReturn:
+        """Say what is wrong with a row. Raises TraceRefused."""
+        raise TraceRefused(self._file, self.place(row) + f", `{name}`", why)
+
+    def place(self, row: int) -> str:
+        """Where a row is, as an editor shows it."""
+        if self._lines:
+            return f"line {self._lines[row]}"
+        return f"row {row} (the first is 0)" if self._from is None else f"line {row + self._from}"
+
+    def present(self, name: str) -> NDArray[np.bool_]:
+        """Which rows (n,) say anything there."""
+        if name not in self._columns:
+            return np.zeros(self.n, bool)
+        return np.asarray(pc.is_valid(self._columns[name]))
+
+    def raw(self, name: str) -> list[Any]:
+        """The values as they are written; None where there are none."""
+        return list(self._columns[name].to_pylist()) if name in self._columns else [None] * self.n
+
+    def numbers(self, name: str, *, missing: float | None = None) -> NDArray[np.float64]:
+        """Finite numbers (n,); where there is none, `missing`, if that is not None."""
+        column = self._columns.get(name)
+        if column is None:
+            column = pa.nulls(self.n, pa.float64())
+        if column.null_count and missing is None:
+            self.refuse(name, int(np.argmin(np.asarray(pc.is_valid(column)))), "is empty")
+        try:
+            # Nanoseconds since 1970 have more digits than a double: which it loses is below 1 µs.
+            values = pc.cast(column, pa.float64(), safe=not pa.types.is_integer(column.type))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            self._refuse_first(name, column, _number, "a number")
+        found = values.to_numpy(zero_copy_only=False).astype(np.float64, copy=True)
+        empty = ~np.asarray(pc.is_valid(column))
+        bad = ~np.isfinite(found) & ~empty
+        if bad.any():
+            self.refuse(name, int(bad.argmax()), "is not a finite number")
+        if empty.any():
+            found[empty] = missing
+        return found
+
+    def tokens(self, name: str, *, missing: float | None = None) -> NDArray[np.float64]:
+        """Counts of tokens (n,): whole numbers from 0 to ten million."""
+        found = self.numbers(name, missing=missing)
+        bad = (found < 0.0) | (found > 1e7) | (found != np.floor(found))
+        if bad.any():
+            row = int(bad.argmax())
+            self.refuse(name, row, f"is {found[row]:g}: a whole number from 0 to 10,000,000 is due")
+        return found
+
+    def times_s(self, name: str, *, per_s: float = 1.0) -> tuple[NDArray[np.float64], bool]:
+        """Times (n,) in seconds, and whether they are since 1970.
+
+        A number is so many `per_s` of a second; anything else a date and time of ISO 8601, with a
+        zone in every row or in none, which is then UTC.
+        """
+        column = self._columns[name]
+        kind = column.type
+        if pa.types.is_timestamp(kind):
+            self._refuse_empty(name, column)
+            return pc.cast(column, pa.timestamp("ns")).cast(pa.int64()).to_numpy() / 1e9, True
+        if pa.types.is_string(kind) and not _looks_like_number(column):
+            return self._dates_s(name, column), True
+        found = self.numbers(name) / per_s
+        return found, bool(len(found) and found.min() >= EPOCH_S_MIN)
+
+    def _dates_s(self, name: str, column: Any) -> NDArray[np.float64]:
+        self._refuse_empty(name, column)
+        zoned = np.asarray(pc.match_substring_regex(column, ZONE))
+        if zoned.any() and not zoned.all():
+            row = int((zoned != zoned[0]).argmax())
+            has = "has a time zone and earlier rows have none"
+            lacks = "has no time zone and earlier rows have one"
+            self.refuse(name, row, has if zoned[row] else lacks)
+        kind = pa.timestamp("ns", "UTC") if zoned.any() else pa.timestamp("ns")
+        try:
+            found = pc.cast(column, kind)
+        except pa.ArrowInvalid:
+            self._refuse_first(
+                name, column, lambda text: pc.cast(pa.scalar(text), kind), "a date and time"
+            )
+        return found.cast(pa.int64()).to_numpy() / 1e9
+
+    def _refuse_empty(self, name: str, column: Any) -> None:
+        if column.null_count:
+            self.refuse(name, int(np.argmin(np.asarray(pc.is_valid(column)))), "is empty")
+
+    def _refuse_first(self, name: str, column: Any, parse: Any, wanted: str) -> NoReturn:
+        """Find the row that the whole column could not be read for."""
+        for row, value in enumerate(column.to_pylist()):
+            try:
+                if value is not None:
+                    parse(value)
+            except (ValueError, TypeError, pa.ArrowException):
+                self.refuse(name, row, f"is {str(value)[:SHOWN]!r}: {wanted} is due")
+        raise TraceRefused(self._file, f"`{name}`", f"is not {wanted} throughout")
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool):
+        raise TypeError(value)
+    return float(value)  # type: ignore[arg-type]  # refused where it can't
+
+
+def _looks_like_number(column: Any) -> bool:
+    first = next((value for value in column.to_pylist()[:100] if value is not None), "0")
+    return re.fullmatch(r"\s*[+-]?[\d.]+(?:[eE][+-]?\d+)?\s*", first) is not None
+
+
+# --- containers
+
+
+def _parquet(path: Path, names: Sequence[str] | None) -> pa.Table:
+    try:
+        if names is None:
+            return pq.read_schema(path).empty_table()
+        there = set(pq.read_schema(path).names)
+        return pq.read_table(path, columns=[name for name in names if name in there])
+    except (OSError, pa.ArrowException) as error:
+        raise TraceRefused(path.name, "", f"can't be read as Parquet: {error}") from None
+
+
+def _csv_names(path: Path) -> list[str]:
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        return [name.strip() for name in next(csv.reader(file), [])]
+
+
+def _csv(path: Path, names: Sequence[str]) -> dict[str, Any]:
+    there = _csv_names(path)
+    wanted = [name for name in names if name in there]
+    try:
+        table = arrow_csv.read_csv(
+            path,
+            read_options=arrow_csv.ReadOptions(column_names=there, skip_rows=1),
+            convert_options=arrow_csv.ConvertOptions(
+                include_columns=wanted,
+                column_types=dict.fromkeys(wanted, pa.string()),
+                strings_can_be_null=True,
+                null_values=["", "NaN", "nan", "null", "NULL", "None", "NA"],
+            ),
+        )
+    except pa.ArrowInvalid as error:
+        raise TraceRefused(path.name, "", f"can't be read as CSV: {error}") from None
+    return {name: table[name].combine_chunks() for name in wanted}
+
+
+def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Every object with its line; empty lines are passed over."""
+    with path.open("rb") as file:
+        for line, text in enumerate(file, 1):
+            if not text.strip():
+                continue
+            try:
+                found = msgspec.json.decode(text)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise TraceRefused(path.name, f"line {line}", f"is not JSON: {error}") from None
+            if not isinstance(found, dict):
+                raise TraceRefused(path.name, f"line {line}", "is not a JSON object")
+            yield line, found
+
+
+def _leaves(found: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in found.items():
+        yield prefix + key
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+
+
+def _jsonl(path: Path, names: Sequence[str]) -> Fields:
+    lines: list[int] = []
+    values: dict[str, list[Any]] = {name: [] for name in names}
+    for line, found in _objects(path):
+        lines.append(line)
+        for name in names:
+            values[name].append(_at(found, name))
+    columns = {name: _array(path.name, name, of, lines) for name, of in values.items()}
+    there = {name: one for name, one in columns.items() if one.null_count < len(one)}
+    return Fields(path.name, there, len(lines), None, lines)
+
+
+def _at(found: Any, name: str) -> Any:
+    for key in name.split("."):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
+
+
+def _array(file: str, name: str, values: list[Any], lines: Sequence[int]) -> Any:
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError):
+        kind = type(next(value for value in values if value is not None))
+        for line, value in zip(lines, values, strict=True):
+            if (
+                value is not None
+                and type(value) is not kind
+                and {type(value), kind} != {int, float}
+            ):
+                shown = f"is {str(value)[:SHOWN]!r}: {kind.__name__} is due, as in earlier lines"
+                raise TraceRefused(file, f"line {line}, `{name}`", shown) from None
+        return pa.array([None if value is None else float(value) for value in values])

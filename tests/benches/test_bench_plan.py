@@ -1,0 +1,54 @@
+"""`bench plan`: two planners on one workload, judged by one simulation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("hdrh", reason="needs hdrhistogram: make install")
+
+from load.bench.plan import versus
+from load.bench.plan.bench import PlanBench, inflated, quick
+
+SMALL = replace(quick().workloads["azure_8b"], requests_per_s=8.0, seconds=20.0)
+
+
+def quiet(text):
+    pass
+
+
+def test_costs_are_compared_and_both_plans_are_simulated(monkeypatch, tmp_path):
+    """
+    The peer's plan is so many replicas of one pool; ours costs so much of it.
+    """
+    monkeypatch.setattr(versus, "python", lambda: tmp_path)
+    theirs = {"replicas": 4, "believes_it_keeps_target": True}
+    monkeypatch.setattr(
+        versus,
+        "_asked",
+        lambda plan, *_: theirs | {"pool": plan.name, "usd_per_h": 4 * plan.usd_per_hour},
+    )
+    found = versus.versus(SMALL, 0, quiet)
+    peer = found["vllm_sr_sim"]
+    assert peer["gpus"] == {"l40s": 4} and peer["usd_per_h"] == pytest.approx(3.4)
+    assert found["cost_ratio"] == pytest.approx(found["usd_per_h"] / 3.4, abs=1e-3)
+    assert peer["target_met"] and found["target_met"]
+    assert found["within_target"] >= 0.99
+
+
+def test_without_the_peer_its_figures_are_missing_and_said_so(monkeypatch):
+    monkeypatch.setattr(versus, "python", lambda: None)
+    found = versus.versus(SMALL, 0, quiet)
+    assert found["cost_ratio"] is None and "make planners" in found["missing"]
+    assert found["target_met"]
+
+
+def test_the_hedged_plan_holds_where_the_plan_falls_short():
+    """
+    At 1.5 times demand and service times, both told by simulation.
+    """
+    found = inflated(PlanBench(inflated_s=30.0), quiet)
+    assert found["plain"]["as_forecast"] >= 0.99
+    assert found["hedged"]["within_target"] >= 0.99 > found["plain"]["within_target"]
+    assert found["hedged"]["usd_per_h"] > found["plain"]["usd_per_h"]

@@ -1,0 +1,186 @@
+"""A plan is verified, bounded by budget and quality, and settings that the site can run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import tomllib
+from html.parser import HTMLParser
+
+import pytest
+from planned_site import SETTINGS
+from typer.testing import CliRunner
+
+from fairlead.command_line import app
+from infra.settings.settings import read_settings
+from load.planning.candidates import with_candidates
+from load.planning.site import site_of
+
+TRACE = ("azure", "--from-s", "1500", "--to-s", "1560", "--stretch-s", "30", "--points", "1")
+WANTED = ("--target-ttft-ms", "2000", "--target-tpot-ms", "100", "--share", "0.98")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plan")
+    (folder / "fairlead.toml").write_text(SETTINGS)
+    return folder
+
+
+def ask(folder, *options, code=0):
+    settings = str(folder / "fairlead.toml")
+    done = CliRunner().invoke(app, ["plan", *TRACE, "--settings", settings, *options, "--json"])
+    assert done.exit_code == code, done.output
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def planned(folder):
+    out, report = folder / "planned.toml", folder / "plan.html"
+    return ask(folder, *WANTED, "--out", str(out), "--report", str(report))
+
+
+def test_a_plan_keeps_the_target_on_all_of_the_trace(planned):
+    """
+    What is printed was simulated, with the very replicas of the plan and no others.
+    """
+    assert planned["feasible"]
+    assert planned["verified"]["within_target"] >= 0.98
+    assert planned["target"]["ttft_ms"] == 2000.0
+    counts = {name: pool["replicas"] for name, pool in planned["plan"]["pools"].items()}
+    ready = planned["verified"]["series"]["replicas"]
+    assert {name: n[-1] for name, n in ready.items() if n[-1]} == counts
+    assert planned["autoscaled"]["usd_per_h"] <= planned["plan"]["usd_per_h"] * 1.01
+
+
+def test_a_plan_tells_what_happens_otherwise(planned):
+    """
+    Growth, bursts, prices, a lost zone, half as much again of demand and service times; and the
+    hedged fleet costs more and holds where the plan does not.
+    """
+    cases = {one["case"]: one for one in planned["sensitivity"]}
+    assert {"as planned", "demand x 1.5", "twice as bursty", "service times x 1.5"} <= set(cases)
+    assert any(case.startswith("zone ") for case in cases)
+    harder = cases["demand and service times x 1.5"]
+    assert harder["within_target"] <= cases["as planned"]["within_target"]
+    hedged = planned["hedged"]
+    assert hedged["held"] == (hedged["within_target"] >= 0.98)
+    assert hedged["within_target"] >= hedged["plain_within_target"]
+
+
+def test_a_plan_is_settings_that_a_site_can_run(planned, folder):
+    """
+    The file's other keys stay; pools that it had not are added.
+    """
+    path = folder / "planned.toml"
+    site = site_of(read_settings(path))
+    replicas = {plan.name: plan.replicas for plan in site.fleet.pools if plan.replicas}
+    assert replicas == {name: one["replicas"] for name, one in planned["plan"]["pools"].items()}
+    assert tomllib.loads(path.read_text())["models"] == tomllib.loads(SETTINGS)["models"]
+    assert site.preference[1] == planned["plan"]["cost_weight"]
+
+
+def test_every_model_is_considered_on_every_gpu_that_can_run_it(folder):
+    settings = with_candidates(read_settings(folder / "fairlead.toml"))
+    pairs = {(plan.model, plan.machine.name) for plan in site_of(settings).fleet.pools}
+    assert pairs == {
+        ("llama-3.1-8b", "l40s"),
+        ("llama-3.1-8b", "h100_sxm"),
+        ("qwen3-32b", "l40s"),
+        ("qwen3-32b", "h100_sxm"),
+    }
+
+
+def test_what_can_not_be_had_is_said_with_the_nearest_that_can(folder):
+    """
+    Exit code 1, and a reason with figures.
+    """
+    poor = ask(folder, *WANTED, "--budget-usd-per-h", "0.01", code=1)
+    assert not poor["feasible"] and "the cheapest that will do is $" in poor["reason"]
+    assert poor["plan"] is None and poor["frontier"]
+    proud = ask(folder, *WANTED, "--quality-min", "0.999", code=1)
+    assert "no fleet reaches quality 0.999" in proud["reason"]
+
+
+# --- the page
+
+
+class Figures(HTMLParser):
+    """The figures of a page: key, raw value, text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[list[str]] = []
+        self._inside = False
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self._inside = "data-key" in found
+        if self._inside:
+            self.found.append([found["data-key"], found["data-value"], ""])
+
+    def handle_data(self, data):
+        if self._inside:
+            self.found[-1][2] += data
+
+    def handle_endtag(self, tag):
+        self._inside = False
+
+
+def within(found, key):
+    """Names may have dots, so the longest that is there is taken."""
+    if key in found:
+        return found[key]
+    (name,) = [n for n in found if key.startswith(f"{n}.") and isinstance(found[n], dict)]
+    return within(found[name], key[len(name) + 1 :])
+
+
+def chromium(*arguments):
+    browser = next(
+        (b for b in ("chromium-headless-shell", "chromium", "google-chrome") if shutil.which(b)),
+        None,
+    )
+    if browser is None:
+        pytest.skip("needs Chromium: apt install chromium-headless-shell")
+    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars")
+    done = subprocess.run(
+        [browser, *flags, *arguments], capture_output=True, text=True, timeout=90, check=True
+    )
+    return done.stdout
+
+
+def test_a_page_in_a_browser_has_the_figures_of_its_json(planned, folder):
+    """
+    Headless Chromium opens it; every figure is the JSON's, and nothing is loaded from elsewhere.
+    """
+    page = folder / "plan.html"
+    dom = chromium("--dump-dom", page.as_uri())
+    figures = Figures()
+    figures.feed(dom)
+    beside = json.loads(page.with_suffix(".json").read_text())
+
+    assert beside | {"settings": None} == planned | {"settings": None}
+    assert len(figures.found) > 30
+    for key, raw, text in figures.found:
+        assert json.loads(raw) == within(beside, key), key
+        if isinstance(within(beside, key), int) and "gpus" in key:
+            assert text == str(within(beside, key))
+    shown = {key: text for key, _, text in figures.found}
+    assert shown["plan.usd_per_h"] == f"${beside['plan']['usd_per_h']:,.2f} an hour"
+    share = beside["verified"]["within_target"]
+    assert shown["verified.within_target"] == f"{share:.2%} within target"
+    assert not re.search(r"<script|<link|src=|@import|url\(['\"]?http", dom)
+    assert dom.count("<svg") >= 8
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_screenshot_can_be_taken(planned, folder, dark):
+    picture = folder / f"plan-{dark}.png"
+    theme = ["--blink-settings=preferredColorScheme=0"] if dark else []
+    chromium(
+        *theme, "--window-size=1280,1600", f"--screenshot={picture}",
+        (folder / "plan.html").as_uri(),
+    )  # fmt: skip
+    assert picture.stat().st_size > 30_000

@@ -1,0 +1,48 @@
+"""The planner's page: its table is the code's, and its commands run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fairlead.command_line import app
+from load.traces.registry import markdown
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "planning.md").read_text()
+BLOCKS = re.findall(r"^```\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.startswith("fairlead ")]
+
+
+def test_the_table_of_formats_is_the_registry():
+    """
+    `fairlead traces formats` prints what stands between the marks.
+    """
+    (table,) = re.findall(r"<!-- formats -->\n(.*?)<!-- end -->", PAGE, re.DOTALL)
+    assert table == markdown()
+
+
+def test_every_command_of_the_page_runs(tmp_path, monkeypatch):
+    """
+    In the order of the page, in one folder, as a planner would.
+    """
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "site.toml").write_text((ROOT / "infra" / "example-fleet.toml").read_text())
+    (events,) = re.findall(r"^```toml\n(\[\[events.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    (tmp_path / "events.toml").write_text(events)
+    for command in COMMANDS:
+        done = CliRunner().invoke(app, shlex.split(command)[1:])
+        assert done.exit_code == 0, f"{command}\n{done.output}\n{done.exception!r}"
+
+
+@pytest.mark.parametrize("command", ["inspect azure", "make poisson --out t.parquet"])
+def test_json_is_all_that_standard_output_has(command, tmp_path, monkeypatch, capfd):
+    import json
+
+    monkeypatch.chdir(tmp_path)
+    app(["traces", *command.split(), "--json"], standalone_mode=False)
+    assert isinstance(json.loads(capfd.readouterr().out), dict)

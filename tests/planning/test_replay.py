@@ -1,0 +1,180 @@
+"""A trace against a live server: open loop, verified, and counted to the last request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import math
+import threading
+import time
+
+import numpy as np
+import pytest
+from aiohttp import web
+from typer.testing import CliRunner
+
+from fairlead.channels import connect
+from fairlead.command_line import app
+from load.data.traces import Trace, write
+
+pytest.importorskip("hdrh", reason="needs hdrhistogram: make install")
+
+from load.replay.measured import Measured, Phase, percentile_ms
+from load.replay.player import TargetOptions
+from load.replay.replay import ReplayOptions, processes_for, replay
+
+
+def trace_of(n: int, per_s: float) -> Trace:
+    return Trace("made", np.arange(n) / per_s, np.full(n, 20), np.full(n, 3))
+
+
+@contextlib.contextmanager
+def server(answer_s=0.0, fails_every=0, never_every=0):
+    """An OpenAI server that streams three tokens; some requests fail, some are never answered."""
+    seen, ready = [], threading.Event()
+    loop = asyncio.new_event_loop()
+
+    async def complete(request):
+        seen.append((time.perf_counter(), await request.json()))
+        n = len(seen)
+        if fails_every and n % fails_every == 0:
+            return web.json_response({"error": {"code": "busy"}}, status=503)
+        if never_every and n % never_every == 0:
+            await asyncio.sleep(60.0)
+        reply = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await reply.prepare(request)
+        await asyncio.sleep(answer_s)
+        for word in ("a", "b", "c"):
+            piece = {"model": "tiny", "choices": [{"delta": {"content": word}}]}
+            await reply.write(b"data: " + json.dumps(piece).encode() + b"\n\n")
+        await reply.write(b"data: [DONE]\n\n")
+        return reply
+
+    async def serve():
+        site = web.Application(client_max_size=1 << 24)
+        site.router.add_post("/v1/chat/completions", complete)
+        runner = web.AppRunner(site, shutdown_timeout=0.1)
+        await runner.setup()
+        place = web.TCPSite(runner, "127.0.0.1", 0)
+        await place.start()
+        seen_at.append(runner.addresses[0][1])
+        ready.set()
+        await stopping.wait()
+        await runner.cleanup()
+
+    seen_at: list[int] = []
+    stopping = asyncio.Event()
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), daemon=True)
+    thread.start()
+    ready.wait(20)
+    try:
+        yield f"http://127.0.0.1:{seen_at[0]}/v1", seen
+    finally:
+        loop.call_soon_threadsafe(stopping.set)
+        thread.join(10)
+
+
+def play(url, trace, **options):
+    target = {k: options.pop(k) for k in ("timeout_s",) if k in options}
+    wanted = ReplayOptions(target=TargetOptions(url=url, **target), **options)
+    return replay(trace, None, None, wanted, connect, lambda text: None)
+
+
+def test_all_processes_together_send_the_trace_at_its_times():
+    """
+    Two processes, one schedule; what came is counted by model, warm-up apart.
+    """
+    with server() as (url, seen):
+        found = play(url, trace_of(60, 30.0), processes=2, warm_up_s=1.0, drain_s=10.0)
+
+    assert len(seen) == 60
+    assert (found["requests"], found["warm_up"]["requests"]) == (30, 30)
+    assert found["finished"] == 30 and found["unfinished"] == 0
+    assert found["output_tokens"] == 90
+    assert found["models"] == {"tiny": {"share": 1.0}}
+    assert found["ttft_ms"]["p99"] is not None
+    assert sum(found["series"]["requests_per_s"]) * found["series"]["step_s"] == pytest.approx(
+        60, rel=1e-3
+    )
+    assert seen[0][1]["max_tokens"] == 3 and seen[0][1]["stream"]
+    texts = {body["messages"][0]["content"] for _, body in seen}
+    assert len(texts) == 60  # no prompt is found in a cache
+
+
+def test_nobody_waits_for_an_answer_before_the_next_request():
+    """
+    Open loop: with answers of half a second, all of a fifth of a second's requests are sent.
+    """
+    with server(answer_s=0.5) as (url, seen):
+        found = play(url, trace_of(20, 100.0), processes=1, drain_s=20.0)
+    assert found["finished"] == 20
+    assert seen[-1][0] - seen[0][0] < found["latency_ms"]["p50"] / 1e3 * 10
+    assert found["ttft_ms"]["p50"] >= 500.0
+
+
+def test_what_failed_or_never_came_counts_in_every_percentile():
+    """
+    A fifth fails, another fifth is never answered: the median is known, the 90th percentile is not.
+    """
+    with server(fails_every=5, never_every=4) as (url, _):
+        found = play(url, trace_of(40, 40.0), processes=1, drain_s=1.0)
+    assert found["failed"] == {"HTTP 503": 8}
+    assert found["unfinished"] == 16  # of which eight were given up
+    assert found["ttft_ms"]["p50"] is not None
+    assert found["ttft_ms"]["p90"] is None and found["ttft_ms"]["p99"] is None
+
+
+def test_load_that_was_not_delivered_is_said_and_exits_1(tmp_path):
+    """
+    A trace of 400,000 requests a second can't be sent by one process.
+    """
+    write(trace_of(4000, 400_000.0), tmp_path / "flood.parquet")
+    command = ["replay", str(tmp_path / "flood.parquet"), "--target", "127.0.0.1:9", "--json"]
+    done = CliRunner().invoke(
+        app, [*command, "--processes", "1", "--timeout-s", "0.2", "--drain-s", "1"]
+    )
+    found = json.loads(done.stdout)
+    assert found["unfinished"] == 4000
+    assert found["delivered"] == (found["delivered_share"] >= 0.99)
+    assert done.exit_code == (0 if found["delivered"] else 1)
+
+
+def test_a_late_sender_is_no_measurement():
+    """
+    What is sent later than a quarter of a second after it was due was not delivered.
+    """
+    phase = Phase(intended=100, sent=100, on_time=98, finished=100)
+    measured = Measured(main=phase)
+    from load.replay.replay import _figures
+
+    options = ReplayOptions(target=TargetOptions(url="x"))
+    found = _figures(trace_of(101, 10.0), measured, options, 1, 0.0)
+    assert not found["delivered"] and found["delivered_share"] == 0.98
+    phase.on_time = 99
+    assert _figures(trace_of(101, 10.0), measured, options, 1, 0.0)["delivered"]
+
+
+def test_histograms_of_processes_add_up_exactly():
+    """
+    Merged they are what one process would have measured; percentiles are right to 0.1 %.
+    """
+    rng = np.random.default_rng(0)
+    seconds = rng.lognormal(-2.0, 1.0, 3000)
+    one, parts = Phase(intended=3000), [Phase(intended=1000) for _ in range(3)]
+    for i, value in enumerate(seconds.tolist()):
+        one.note("ttft", value)
+        parts[i % 3].note("ttft", value)
+    merged = Phase()
+    for part in parts:
+        merged.add(part.packed())
+    assert merged.percentiles_ms("ttft") == one.percentiles_ms("ttft")
+    for p in (50, 90, 99):
+        exact = np.sort(seconds)[math.ceil(p / 100 * 3000) - 1] * 1e3
+        assert percentile_ms(merged.of["ttft"], 3000, p / 100) == pytest.approx(exact, rel=2e-3)
+
+
+def test_processes_follow_the_busiest_second():
+    flood = trace_of(9000, 3000.0)
+    assert processes_for(flood, TargetOptions(url="x")) >= 2
+    assert processes_for(flood, TargetOptions(url="x", batch_ms=5.0)) == 1

@@ -1,0 +1,262 @@
+"""A site's settings under a trace, in virtual time: repeatable, with events, and counted in full."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from fairlead.command_line import app
+from infra.settings.settings import read_settings
+from load.data import tables
+from load.data.traces import Trace, azure
+from load.errors import EventRefused, SnapshotMissing, TableRefused
+from load.planning.events import Events, read_events, surged
+from load.planning.questions import questions_of
+from load.planning.simulating import SimulateOptions, simulated
+from load.planning.site import site_of
+from load.planning.snapshot import means_of
+from load.planning.summary import percentiles, summary
+from load.traces.reading import TraceFile, read_trace
+
+SETTINGS = """
+[router]
+replicas = 1
+[preference]
+cost = 20
+[[gpus]]
+name = "h100_sxm"
+usd_per_hour = 2.0
+available = 8
+[[models]]
+name = "llama-3.1-8b"
+shape = "Llama-3.1-8B-Instruct"
+usd_per_1m_input_tokens = 0.02
+usd_per_1m_output_tokens = 0.05
+[[models]]
+name = "qwen3-32b"
+usd_per_1m_input_tokens = 1
+usd_per_1m_output_tokens = 4
+output_tokens = 100
+latency_ms = 2000
+[[pools]]
+name = "small-eu"
+model = "llama-3.1-8b"
+region = "eu"
+backend = "emulated"
+gpu = "h100_sxm"
+replicas = 1
+[[pools]]
+name = "small-us"
+model = "llama-3.1-8b"
+region = "us"
+backend = "openai"
+command = ["vllm", "serve", "--port={port}"]
+gpu = "h100_sxm"
+replicas = 1
+"""
+
+
+@pytest.fixture(scope="module")
+def settings_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("site") / "fairlead.toml"
+    path.write_text(SETTINGS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def site(settings_path):
+    return site_of(read_settings(settings_path))
+
+
+def file_of(trace: Trace) -> TraceFile:
+    return TraceFile(trace=trace, format="plain", rows=len(trace))
+
+
+TABLES = Path(tables.__file__).parent
+MINUTE = file_of(azure().between(1500.0, end_s=1560.0))
+
+
+CALM = Events()
+
+
+def run(site, events=CALM, file=MINUTE, **options):
+    questions = questions_of(site.catalogue, None, file)
+    return simulated(site, file, questions, events, SimulateOptions(**options))
+
+
+def test_a_real_pool_is_emulated_and_a_model_without_gpus_is_hosted(site):
+    """
+    And what was assumed is said.
+    """
+    assert [plan.name for plan in site.fleet.pools] == ["small-eu", "small-us", "qwen3-32b"]
+    assert site.hosted == {"qwen3-32b"}
+    assert any("small-us runs as" in text for text in site.assumed)
+    assert any("qwen3-32b is hosted" in text for text in site.assumed)
+
+
+def test_the_same_seed_gives_the_same_bits_and_every_request_is_counted(site):
+    """
+    Two runs alike to the last bit; another seed is another run.
+    """
+    one, same, other = run(site), run(site), run(site, seed=1)
+    assert one.digest() == same.digest() != other.digest()
+    found = summary(one, site, quality_known=True)
+    assert sum(found[fate] for fate in ("finished", "refused", "lost", "unfinished")) == len(
+        MINUTE.trace
+    )
+    assert sum(model["share"] for model in found["models"].values()) == pytest.approx(1.0)
+    assert found["cost"]["gpu_usd"] == pytest.approx(2 * 2.0 * one.end_s / 3600.0, rel=1e-3)
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_requests_that_never_finished_count_in_every_percentile():
+    """
+    Of ten requests two never finish: the median is known, the 90th percentile is not.
+    """
+    values = np.array([1.0, 2, 3, 4, 5, 6, 7, 8, np.nan, np.nan])
+    assert percentiles(values, 10) == {"p50": 5.0, "p90": None, "p95": None, "p99": None}
+
+
+EVENTS = """
+[[events]]
+at_s = 20
+what = "region_lost"
+region = "eu"
+for_s = 20
+[[events]]
+at_s = 30
+what = "price_changed"
+gpu = "h100_sxm"
+usd_per_hour = 4
+[[events]]
+at_s = 10
+what = "model_drifted"
+model = "llama-3.1-8b"
+quality_times = 0.5
+[[events]]
+at_s = 0
+what = "feedback_away"
+for_s = 30
+[[events]]
+at_s = 30
+what = "feedback_late"
+for_s = 10
+late_s = 20
+[[events]]
+at_s = 0
+what = "telemetry_away"
+for_s = 5
+"""
+
+
+def test_events_happen_at_their_times(site, tmp_path):
+    """
+    A region's replicas are gone for a while, a price doubles, a model answers half as well.
+    """
+    path = tmp_path / "events.toml"
+    path.write_text(EVENTS)
+    events = read_events(path, site)
+
+    calm, struck = run(site), run(site, events)
+
+    series = struck.replicas
+    (eu,) = [column for column, name in enumerate(series.pools) if name == "small-eu"]
+    at = {int(at_s): ready for at_s, ready in zip(series.at_s, series.ready[:, eu], strict=True)}
+    assert (at[10], at[30]) == (1, 0)
+    assert struck.gpu_cost_usd > calm.gpu_cost_usd
+    assert struck.quality < calm.quality
+
+
+def test_a_model_that_comes_later_is_not_asked_before(site, tmp_path):
+    path = tmp_path / "events.toml"
+    path.write_text('[[events]]\nat_s = 30\nwhat = "model_added"\nmodel = "qwen3-32b"\n')
+    events = read_events(path, site)
+
+    found = run(site, events)
+
+    asked = found.traffic.at_s[found.requests.model == 1]
+    assert len(asked) and asked.min() >= 30.0
+    assert events.newcomers == ("qwen3-32b",)
+
+
+def test_a_surge_multiplies_users_for_its_time(site, tmp_path):
+    path = tmp_path / "events.toml"
+    path.write_text('[[events]]\nat_s = 20\nwhat = "load"\ntimes = 5\nfor_s = 20\n')
+    events = read_events(path, site)
+    found = surged(MINUTE.trace, events.surges, np.random.default_rng(0))
+    before, after = (np.histogram(t.at_s, [0, 20, 40, 60])[0] for t in (MINUTE.trace, found))
+    assert after.tolist() == [before[0], pytest.approx(5 * before[1], rel=0.1), before[2]]
+
+
+REFUSED = [
+    ('[[events]]\nat_s = 1\nwhat = "sunshine"', "event 1 is 'sunshine': known are pool_lost"),
+    ('[[events]]\nat_s = 1\nwhat = "pool_lost"', "lacks pool"),
+    ('[[events]]\nat_s = 1\nwhat = "pool_lost"\npool = "x"', "names pool 'x': there are small-eu"),
+    ('[[events]]\nat_s = -1\nwhat = "feedback_away"\nfor_s = 1', "at_s = -1: a number of at least"),
+    ('[[events]]\nat_s = 1\nwhat = "load"\ntimes = 2\nfor_s = 1\nx = 1', "has x, which it does"),
+    ("events = 3", "has to be a list of [[events]]"),
+    ("[[events", "can't be read as TOML"),
+]
+
+
+@pytest.mark.parametrize(("text", "said"), REFUSED, ids=[said for _, said in REFUSED])
+def test_an_event_that_cannot_happen_is_refused(site, tmp_path, text, said):
+    path = tmp_path / "events.toml"
+    path.write_text(text)
+    with pytest.raises(EventRefused) as refused:
+        read_events(path, site)
+    assert said in str(refused.value)
+
+
+def test_a_trace_is_joined_with_an_outcome_table(site):
+    """
+    `outcome_row` says which row a request asks about; a row that is not there is refused.
+    """
+    table = tables.bundled("llmrouter_dc")
+    n = len(MINUTE.trace)
+    joined = replace(MINUTE, outcome_rows=np.arange(n))
+    catalogue = site.catalogue
+    with pytest.raises(TableRefused, match=r"is missing for llama-3.1-8b, qwen3-32b"):
+        questions_of(catalogue, TABLES / "llmrouter_dc.parquet", joined)
+    questions = questions_of(catalogue, TABLES / "fleet_outcomes.parquet", joined)
+    assert questions.rows is not None
+    assert len(questions.asked) == 3000 < len(table)
+    assert questions.known is not None and len(questions.known) == 3000 - n
+
+
+def test_without_a_table_quality_is_not_known(settings_path, tmp_path):
+    """
+    Models nobody has outcomes of are simulated, but no quality is invented.
+    """
+    path = tmp_path / "fairlead.toml"
+    path.write_text(settings_path.read_text().replace('"qwen3-32b"', '"our-own"'))
+    done = CliRunner().invoke(
+        app,
+        ["simulate", "azure", "--settings", str(path), "--from-s", "10", "--to-s", "20", "--json"],
+    )
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["quality"] is None
+    assert found["models"]["our-own"]["quality"] is None
+
+
+def test_a_folder_without_snapshots_is_refused(site, tmp_path):
+    with pytest.raises(SnapshotMissing, match="has no snapshots"):
+        means_of(tmp_path, site.catalogue, site.settings)
+
+
+def test_prompts_of_a_trace_may_come_from_parquet(tmp_path, site):
+    path = tmp_path / "mine.parquet"
+    pq.write_table(
+        pa.table({"arrival_s": [0.0, 1.0], "input_tokens": [10, 20], "output_tokens": [5, 6]}),
+        path,
+    )
+    found = run(site, file=read_trace(str(path)))
+    assert len(found.traffic) == 2

@@ -1,0 +1,264 @@
+"""Traces of every format: recognised by content, read by stated rules, refused with the row."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from load.errors import TraceRefused
+from load.traces.figures import figures
+from load.traces.reading import read_file, read_trace
+from load.traces.registry import all_formats
+
+AIPERF = {
+    "metadata": {
+        "request_start_ns": 1_700_000_000_000_000_000,
+        "request_end_ns": 1_700_000_001_000_000_000,
+        "benchmark_phase": "profiling",
+        "was_cancelled": False,
+    },
+    "metrics": {
+        "input_sequence_length": {"value": 50, "unit": "tokens"},
+        "output_sequence_length": {"value": 100, "unit": "tokens"},
+    },
+    "error": None,
+}
+
+
+def aiperf(**changed):
+    record = json.loads(json.dumps(AIPERF))
+    record["metadata"] |= changed.pop("metadata", {})
+    return record | changed
+
+
+def lines(*records) -> str:
+    return "\n".join(map(json.dumps, records)) + "\n"
+
+
+# Each: the format, the file's name and text, and the seconds between the two requests.
+SAMPLES = [
+    (
+        "azure", "a.csv",
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+        "2023-11-16 18:17:03.9799600,50,100\n2023-11-16 18:17:04.9799600,60,10\n",
+        1.0,
+    ),
+    (
+        "azure", "zoned.csv",
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+        "2024-05-10 02:00:00.5+02:00,50,100\n2024-05-10 00:00:02.5+00:00,60,10\n",
+        2.0,
+    ),
+    (
+        "burstgpt", "b.csv",
+        "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+        "5,ChatGPT,50,100,150,Conversation log\n45,GPT-4,60,10,70,API log\n",
+        40.0,
+    ),
+    (
+        "mooncake", "m.jsonl",
+        lines(
+            {"timestamp": 0, "input_length": 50, "output_length": 100, "hash_ids": [1, 2]},
+            {"timestamp": 3000, "input_length": 60, "output_length": 10, "hash_ids": [1, 3]},
+        ),
+        3.0,
+    ),
+    (
+        "servegen", "s.csv",
+        "request_id,timestamp,input_tokens,output_tokens\n0,0.5,50,100\n1,1.0,60,10\n",
+        0.5,
+    ),
+    (
+        "servegen-request", "s.jsonl",
+        lines(
+            {"request_id": 0, "timestamp": 0.5, "data": {"input_tokens": 50, "output_tokens": 100}},
+            {"request_id": 1, "timestamp": 1.0, "data": {"input_tokens": 60, "output_tokens": 10}},
+        ),
+        0.5,
+    ),
+    (
+        "guidellm", "g.jsonl",
+        lines(
+            {"timestamp": 1234500.0, "input_length": 50, "output_length": 100},
+            {"timestamp": 1234500.5, "input_length": 60, "output_length": 10},
+        ),
+        0.5,
+    ),
+    (
+        "aiperf", "profile_export.jsonl",
+        lines(
+            aiperf(),
+            aiperf(metadata={"request_start_ns": 1_700_000_000_250_000_000}),
+        ),
+        0.25,
+    ),
+    ("plain", "p.csv", "arrival_s,input_tokens,output_tokens\n0,50,100\n4,60,10\n", 4.0),
+    (
+        "plain", "p.jsonl",
+        lines(
+            {"arrival_s": 0, "input_tokens": 50, "output_tokens": 100},
+            {"arrival_s": 4.5, "input_tokens": 60, "output_tokens": 10},
+        ),
+        4.5,
+    ),
+    ("plain-ms", "p.csv", "arrival_ms,prompt_tokens,output_tokens\n0,50,100\n250,60,10\n", 0.25),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "text", "apart_s"), SAMPLES, ids=[f"{s[0]} {s[1]}" for s in SAMPLES]
+)
+def test_a_format_is_recognised_by_content(tmp_path, form, name, text, apart_s):
+    """
+    Whatever a file is called, its columns say what it is; times and lengths come out alike.
+    """
+    path = tmp_path / f"{name}.txt"
+    path.write_text(text)
+
+    found = read_file(path)
+
+    assert found.format == form
+    assert found.trace.at_s == pytest.approx([0.0, apart_s], abs=1e-6)
+    assert found.trace.prompt_tokens[0] == 50
+    assert found.trace.output_tokens[0] == 100
+
+
+def test_every_format_has_a_sample():
+    """
+    A format without one would be untested.
+    """
+    assert {sample[0] for sample in SAMPLES} | {"fairlead"} == {f.name for f in all_formats()}
+
+
+def test_parquet_and_the_decision_log_are_read(tmp_path):
+    """
+    A log has lengths where somebody said them; the others are drawn from those, and counted.
+    """
+    plain = tmp_path / "plain.parquet"
+    columns = {"arrival_s": [3.0, 1.0], "input_tokens": [5, 6], "output_tokens": [7, 8]}
+    pq.write_table(pa.table(columns), plain)
+    log = tmp_path / "decisions.parquet"
+    pq.write_table(
+        pa.table({
+            "decision_id": [b"1", b"2", b"3"],
+            "decided_at_ms": [1_700_000_000_000, 1_700_000_001_000, 1_700_000_002_000],
+            "model": ["a", "a", "b"],
+            "propensity": [0.5, 0.5, 0.5],
+            "prompt_tokens": [10.0, 0.0, 10.0],
+            "outcome_output_tokens": [20.0, 20.0, None],
+        }),
+        log,
+    )  # fmt: skip
+
+    assert read_file(plain).out_of_order == 1
+    assert read_file(plain).trace.prompt_tokens.tolist() == [6, 5]
+    found = read_file(log)
+    assert found.format == "fairlead"
+    assert found.lengths_drawn == 2
+    assert found.trace.prompt_tokens.tolist() == [10, 10, 10]
+    assert found.trace.output_tokens.tolist() == [20, 20, 20]
+    assert found.began.isoformat() == "2023-11-14T22:13:20+00:00"
+
+
+AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03,1,1\n"
+PLAIN = "arrival_s,input_tokens,output_tokens\n0,50,100\n"
+REFUSED = [
+    ("no tokens", PLAIN + "1,,5\n", "line 3, `input_tokens` is empty"),
+    ("negative tokens", PLAIN + "1,-4,5\n", "line 3, `input_tokens` is -4"),
+    ("half a token", PLAIN + "1,4,5.5\n", "line 3, `output_tokens` is 5.5"),
+    ("no number", PLAIN + "1,4,five\n", "line 3, `output_tokens` is 'five': a number is due"),
+    ("negative time", PLAIN + "-1,4,5\n", "line 3, `arrival_s` is -1 s"),
+    ("no time", AZURE + ",1,1\n", "line 3, `TIMESTAMP` is empty"),
+    ("no date", AZURE + "yesterday,1,1\n", "line 3, `TIMESTAMP` is 'yesterday'"),
+    ("a zone all at once", AZURE + "2023-11-16 18:17:04Z,1,1\n", "line 3, `TIMESTAMP` has a time"),
+    ("one request", PLAIN, "has 1 requests in 1 rows, two are least"),
+    ("ragged", PLAIN + "1,2\n", "can't be read as CSV"),
+    ("strange columns", "a,b\n1,2\n", "has the columns a, b, by which no format is recognised"),
+    ("nothing", "", "is empty"),
+    ("an array", '[{"arrival_s": 1}]', "is one JSON array"),
+    (
+        "a duration below zero",
+        "arrival_s,input_tokens,output_tokens,duration_s\n0,1,1,1\n1,1,1,-2\n",
+        "line 3, `duration` is -2 s",
+    ),
+    ("broken JSON", '{"arrival_s": 1,\n', "line 1 is not JSON"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "said"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED])
+def test_what_cannot_be_is_refused_with_its_row(tmp_path, text, said):
+    """
+    A message that names file, line, column, and what would be right.
+    """
+    path = tmp_path / "trace.csv"
+    path.write_text(text)
+
+    with pytest.raises(TraceRefused) as refused:
+        read_file(path)
+
+    assert said in str(refused.value)
+    assert "docs/planning.md" in str(refused.value)
+
+
+def test_rows_that_are_no_requests_are_left_out_and_counted(tmp_path):
+    """
+    Failed calls, warm-up, answers of no tokens: none is served, none is forgotten.
+    """
+    burst = tmp_path / "burst.csv"
+    burst.write_text(
+        "Timestamp,Request tokens,Response tokens\n1,5,5\n2,5,0\n3,0,5\n9,5,5\n8,5,5\n"
+    )
+    run = tmp_path / "run.jsonl"
+    run.write_text(
+        lines(
+            aiperf(),
+            aiperf(metadata={"benchmark_phase": "warmup"}),
+            aiperf(error={"code": 500}, metrics={}),
+            aiperf(metadata={"was_cancelled": True}),
+            aiperf(),
+        )
+    )
+
+    found, ran = read_file(burst), read_file(run)
+
+    assert found.left_out == {"failed": 1, "zero_tokens": 1}
+    assert (found.rows, len(found.trace), found.out_of_order) == (5, 3, 1)
+    assert ran.left_out == {"warm_up": 1, "failed": 2}
+    assert len(ran.trace) == 2
+
+
+def test_figures_tell_rates_bursts_holes_and_repeated_prefixes(tmp_path):
+    """
+    A steady minute, two minutes of silence, and another one whose prompts repeat.
+    """
+    path = tmp_path / "m.jsonl"
+    times = [*range(0, 60_000, 500), *range(180_000, 240_000, 500)]
+    path.write_text(
+        lines(*(
+            {"timestamp": at, "input_length": 1024, "output_length": 10, "hash_ids": [1, at + 2]}
+            for at in times
+        ))
+    )  # fmt: skip
+
+    found = figures(read_file(path))
+
+    assert found["requests_per_s"]["busiest_minute"] == pytest.approx(2.0, rel=0.02)
+    assert found["holes"]["count"] == 1
+    assert found["holes"]["longest"] == [{"from_s": 59.5, "to_s": 180.0}]
+    assert found["prefix_reuse_share"] == pytest.approx(0.5, abs=0.01)
+    assert found["burstiness"]["gaps_cv"] > 5.0
+    assert max(found["rate_curve"]["requests_per_s"]) == pytest.approx(2.0, rel=0.05)
+
+
+def test_a_real_trace_ships():
+    """
+    With its source, so that whoever shows a figure can name it.
+    """
+    found = read_trace("azure")
+    assert len(found.trace) == 19_366
+    assert "CC BY" in found.source
+    assert np.all(np.diff(found.trace.at_s) >= 0.0)
