@@ -22,6 +22,7 @@ PERCENTILES = (50, 90, 99)
 HOLE_S, HOLE_TIMES, HOLES_SHOWN = 60.0, 20.0, 20
 COUNT_S = 10.0
 BINS = 60  # of the rate's drawing
+LENGTH_EDGES = np.concatenate([2.0 ** np.arange(20), [np.inf]])  # tokens: 1, 2, 4, … 524,288
 
 
 def figures(file: TraceFile) -> dict[str, Any]:
@@ -73,12 +74,16 @@ def _busiest(trace: Trace, width_s: float) -> float:
     return float((ends - np.arange(len(trace))).max() / width_s)
 
 
-def lengths(tokens: NDArray[np.int64]) -> dict[str, float]:
-    """Mean, percentiles, largest, sum."""
-    found = {"mean": round(float(tokens.mean()), 2)}
+def lengths(tokens: NDArray[np.int64]) -> dict[str, Any]:
+    """Mean, percentiles, largest, sum; and how many are of which length, by powers of 2."""
+    found: dict[str, Any] = {"mean": round(float(tokens.mean()), 2)}
     for p in PERCENTILES:
         found[f"p{p}"] = float(np.percentile(tokens, p))
-    return found | {"max": float(tokens.max()), "total": float(tokens.sum())}
+    return found | {
+        "max": float(tokens.max()),
+        "total": float(tokens.sum()),
+        "histogram": np.histogram(tokens, LENGTH_EDGES)[0].tolist(),
+    }
 
 
 def burstiness(trace: Trace) -> dict[str, float]:

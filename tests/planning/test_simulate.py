@@ -174,15 +174,21 @@ def test_events_happen_at_their_times(site, tmp_path):
     assert struck.quality < calm.quality
 
 
-def test_a_model_that_comes_later_is_not_asked_before(site, tmp_path):
+def test_a_model_that_comes_later_is_not_there_before(site, tmp_path):
+    """
+    Its pool comes at its time, nobody asks it earlier, and routers begin without its outcomes.
+    """
     path = tmp_path / "events.toml"
     path.write_text('[[events]]\nat_s = 30\nwhat = "model_added"\nmodel = "qwen3-32b"\n')
     events = read_events(path, site)
 
     found = run(site, events)
 
-    asked = found.traffic.at_s[found.requests.model == 1]
-    assert len(asked) and asked.min() >= 30.0
+    series = found.replicas
+    ready = series.ready[:, series.pools.index("qwen3-32b")]
+    looked = (series.at_s > 0.0) & (series.at_s < 30.0)
+    assert ready[looked].max() == 0 and ready[-1] == 1
+    assert not (found.requests.model[found.traffic.at_s < 30.0] == 1).any()
     assert events.newcomers == ("qwen3-32b",)
 
 

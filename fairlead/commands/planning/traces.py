@@ -118,14 +118,8 @@ def lines_of(found: dict[str, Any]) -> list[str]:
         f"minute, {rate['busiest_second']:g} in the busiest second",
         f"               {bars(curve)}  0 to {max(curve):g} requests/s, "
         f"{found['rate_curve']['step_s']:g} s each",
-        *(
-            f"{name:14} {one['mean']:,.0f} on average, half {one['p50']:,.0f}, 90 % "
-            f"{one['p90']:,.0f}, 99 % {one['p99']:,.0f}, at most {one['max']:,.0f} tokens"
-            for name, one in (
-                ("prompts", found["prompt_tokens"]),
-                ("answers", found["output_tokens"]),
-            )
-        ),
+        *_lengths("prompts", found["prompt_tokens"]),
+        *_lengths("answers", found["output_tokens"]),
         f"burstiness     gaps vary by {burst['gaps_cv']:g} (Poisson: 1), counts of 10 s by "
         f"{burst['counts_dispersion']:g} (Poisson: 1)",
         f"holes          {holes['count']}, {holes['total_s']:,.0f} s in all"
@@ -136,6 +130,14 @@ def lines_of(found: dict[str, Any]) -> list[str]:
     if found["prefix_reuse_share"] is not None:
         lines.append(f"prefixes       {found['prefix_reuse_share']:.1%} of blocks came before")
     return lines
+
+
+def _lengths(name: str, one: dict[str, Any]) -> list[str]:
+    return [
+        f"{name:14} {one['mean']:,.0f} on average, half {one['p50']:,.0f}, 90 % {one['p90']:,.0f}, "
+        f"99 % {one['p99']:,.0f}, at most {one['max']:,.0f} tokens",
+        f"               {bars(one['histogram'])}  1, 2, 4, … 524,288 tokens",
+    ]
 
 
 def bars(values: list[float]) -> str:

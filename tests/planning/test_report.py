@@ -1,0 +1,86 @@
+"""Pages of results: nothing is loaded, and the same figures give the same bytes."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+from planned_site import SETTINGS
+
+from infra.settings.settings import read_settings
+from load.data.traces import azure
+from load.planning.events import Events
+from load.planning.questions import questions_of
+from load.planning.simulating import SimulateOptions, simulated
+from load.planning.site import site_of
+from load.planning.summary import summary
+from load.report.page import page, write
+from load.traces.reading import TraceFile
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("site") / "fairlead.toml"
+    path.write_text(SETTINGS)
+    site = site_of(read_settings(path))
+    trace = azure().between(1500.0, end_s=1520.0)
+    file = TraceFile(trace=trace, format="plain", rows=len(trace))
+    questions = questions_of(site.catalogue, None, file)
+    found = simulated(site, file, questions, Events(), SimulateOptions())
+    return {
+        "command": "simulate",
+        "trace": {"name": "a <trace>", "source": "somebody & co", "requests": 9, "span_s": 20.0},
+        "seed": 0,
+        "assumed": ["the sun <shines>"],
+        **summary(found, site, quality_known=True),
+    }
+
+
+def replayed():
+    steps = 60
+    return {
+        "command": "replay",
+        "trace": {"name": "azure", "source": None, "requests": 100, "span_s": 10.0},
+        "seed": 0,
+        "intended_per_s": 10.0,
+        "delivered_per_s": 9.5,
+        "finished": 90,
+        "unfinished": 10,
+        "ttft_ms": {"p50": 12.0, "p90": 50.0, "p95": None, "p99": None},
+        "latency_ms": {"p50": 20.0, "p90": 80.0, "p95": None, "p99": None},
+        "models": {"llama-3.1-8b": {"share": 1.0, "quality": None}},
+        "series": {
+            "at_s": np.arange(steps).tolist(),
+            "requests_per_s": [10.0] * steps,
+            "sent_per_s": [9.5] * steps,
+            "ttft_ms_p50": [12.0] * steps,
+            "ttft_ms_p99": [None] * steps,
+        },
+    }
+
+
+def test_a_simulation_becomes_a_page(run, tmp_path):
+    """
+    Text from files is text; charts have their units; the JSON stands beside it.
+    """
+    html, beside = write(run, tmp_path / "run.html")
+    text = html.read_text()
+    assert json.loads(beside.read_text()) == json.loads(json.dumps(run))
+    assert "<trace>" not in text and "a &lt;trace&gt;" in text and "&lt;shines&gt;" in text
+    for unit in ("requests/s", "milliseconds", "US dollars per hour", "share of requests"):
+        assert unit in text
+    assert not re.search(r"<script|<link|src=|@import", text)
+    assert "prefers-color-scheme:dark" in text and "@media print" in text
+    assert page(run) == text
+
+
+def test_a_replay_becomes_a_page():
+    """
+    What never finished is called so, and raises an alarm.
+    """
+    text = page(replayed())
+    assert "Was the load delivered?" in text and "9.5 requests/s" in text
+    assert "10 requests were unfinished" in text
+    assert ">never<" in text
