@@ -27,7 +27,7 @@ def show(found: Mapping[str, Any], console: Console) -> None:
 
 def _table(name: str, figures: Mapping[str, Any], prompts: int) -> Table:
     table = Table(title=f"{name}: {prompts:,} prompts", title_justify="left", header_style="bold")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     headings = (
         "utility",
         "over best fixed,\nsecond half",
@@ -50,7 +50,8 @@ def _table(name: str, figures: Mapping[str, Any], prompts: int) -> Table:
 
 
 def _by_preference(triples: Mapping[str, Sequence[float]], form: str) -> str:
-    return " ".join(form.format(triples[key][0]) for key in SHOWN if key in triples)
+    # + 0.0: what rounds to zero has no sign.
+    return " ".join(form.format(round(triples[key][0], 3) + 0.0) for key in SHOWN if key in triples)
 
 
 def _share(one: Mapping[str, Any]) -> str:
@@ -70,8 +71,14 @@ def _drift(drift: Mapping[str, Any]) -> list[str]:
                 middle = _count(run["requests_to_95pct"][0])
                 lines.append(
                     f"{title} after {int(n_before):,} requests: 95 % of the new best after "
-                    f"{middle} (median; reached in {reached} of {of} orders)"
+                    f"{middle} (median; reached in {reached} of {of} orders), alarm after "
+                    f"{_count(run['alarm_delay'][0])}"
                 )
+    for where, calm in drift["false_alarms"].items():
+        lines.append(
+            f"False alarms, {where}: {calm['alarms']} in {calm['decisions']:,} decisions without a "
+            f"change"
+        )
     stated, billed = (drift[name]["1000"] for name in ("price_stated", "price_in_bills"))
     if stated:
         lines.append(
@@ -90,7 +97,10 @@ def _rest(found: Mapping[str, Any]) -> list[str]:
         f"{stuck['worlds']} worlds: worst {stuck['gain_worst']:.2f} of the oracle's gain, "
         f"{stuck['below_85pct']} below 0.85",
     ]
-    lines += [f"Left out, {peer}: {why}" for peer, why in found["peers_missing"].items()]
+    missing: dict[str, list[str]] = {}
+    for peer, why in found["peers_missing"].items():
+        missing.setdefault(why, []).append(peer)
+    lines += [f"Left out, {', '.join(peers)}: {why}" for why, peers in missing.items()]
     lines += [f"Left out, {what}: {why}" for what, why in found["left_out"].items()]
     return lines
 
