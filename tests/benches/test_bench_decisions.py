@@ -89,7 +89,11 @@ def test_drift_onboarding_stuck_and_ablation_stand_beside_the_tables(found):
     assert triple(result["onboarding"]["bad"]["of_next_100"])
     assert triple(result["onboarding"]["better"]["to_fair_share"])
     assert result["stuck"]["worlds"] == 1 and 0.0 <= result["stuck"]["gain_worst"] <= 1.1
-    assert set(result["ablation"]["made"]) == {"fairlead", *ABLATIONS}
+    assert set(result["ablation"]["made"]) == {
+        "fairlead",
+        "with_own_landmarks",
+        *ABLATIONS,
+    }
     learned = result["ablation"]["made"]["with_neighbours"]["by_outcomes"]
     assert triple(learned["3000"]["over_fairlead"]) and triple(learned["3000"]["over_best_fixed"])
     assert result["ablation"]["made"]["fairlead"]["by_outcomes"]["3000"]["over_fairlead"][0] == 0.0
