@@ -161,7 +161,8 @@ def test_people_get_a_table_and_pictures_in_both_themes(found, tmp_path):
     """
     result, _ = found
     out = io.StringIO()
-    run = {"requests_to_95pct": [30.0, 30.0, 30.0], "requests_to_95pct_reached": [2, 2]}
+    spans = dict.fromkeys(("requests_to_95pct", "alarm_delay"), [30.0, 30.0, 30.0])
+    run = {**spans, "requests_to_95pct_reached": [2, 2]}
     result["drift"]["fall"]["1000"] = {**run, "curve": [0.4, 0.9, 1.0]}
 
     show(result, Console(file=out, width=100))
