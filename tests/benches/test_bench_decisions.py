@@ -161,7 +161,7 @@ def test_people_get_a_table_and_pictures_in_both_themes(found, tmp_path):
     """
     result, _ = found
     out = io.StringIO()
-    spans = dict.fromkeys(("requests_to_95pct", "alarm_delay"), [30.0, 30.0, 30.0])
+    spans = {key: [30.0, 30.0, 30.0] for key in ("requests_to_95pct", "alarm_delay")}
     run = {**spans, "requests_to_95pct_reached": [2, 2]}
     result["drift"]["fall"]["1000"] = {**run, "curve": [0.4, 0.9, 1.0]}
 
