@@ -133,7 +133,17 @@ def test_missing_peers_are_said_on_the_way_and_in_the_result(found):
 
     assert set(result["peers_missing"]) == set(peers.NAMES)
     assert any("make peers" in text for text in said)
-    assert "probes" in result["left_out"]
+
+
+def test_probes_cost_no_more_than_their_share_and_something(found):
+    """
+    At every preference, of what the best fixed model would have cost.
+    """
+    shares = found[0]["tables"]["made"]["fairlead_probes"]["probe_cost_share"]
+
+    assert set(shares) == {"0.03", "0.1", "0.4"}
+    assert all(0.0 <= high <= 0.15 for _, _, high in shares.values())
+    assert shares["0.03"][0] > 0.0
 
 
 def test_the_same_policy_as_the_default_has_nothing_over_it(found):

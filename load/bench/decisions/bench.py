@@ -25,7 +25,7 @@ from load.bench.decisions.peers import environment as peers
 from load.bench.decisions.report import results
 from load.bench.decisions.served import ServedOptions
 from load.bench.decisions.tasks import Task, run_all
-from load.bench.decisions.variants import FAIRLEAD, VARIANTS
+from load.bench.decisions.variants import FAIRLEAD, VARIANTS, WITH_PROBES
 from load.data.tables import BUNDLED, OutcomeTable, bundled, read
 from load.errors import TableRefused
 from serve.encoders import EncoderOptions, make_encoder
@@ -78,12 +78,12 @@ def _table_tasks(
         for order in range(len(one)):
             tasks += [
                 _played(number, one, name, order, options.penalties)
-                for name in (VARIANTS[FAIRLEAD], *RULES)
+                for name in (VARIANTS[FAIRLEAD], VARIANTS[WITH_PROBES], *RULES)
             ]
         tasks += [
             _played(number, one, VARIANTS[name], order, options.variant_penalties)
             for name in VARIANTS
-            if name != FAIRLEAD
+            if name not in (FAIRLEAD, WITH_PROBES)
             for order in range(min(options.variant_orders, one.n_seeds))
         ]
         tasks += [

@@ -48,6 +48,7 @@ class Chosen:
     columns: Rows  # (dials, prompts)
     predicted: Floats | None = None  # (dials, prompts, 2) quality and cost of the chosen
     n_alarms: list[int] = field(default_factory=list)  # drift alarms raised, by dial
+    probed_usd: list[float] = field(default_factory=list)  # paid for probes, by dial
 
 
 def chosen_by(
@@ -63,13 +64,19 @@ def chosen_by(
 
 
 def _served(streams: Sequence[Stream], options: ServedOptions) -> Chosen:
-    columns, predicted, n_alarms = [], [], []
+    columns, predicted, n_alarms, probed_usd = [], [], [], []
     for stream in streams:
         with Served(stream, options) as player:
             columns.append(play(player, stream))
             predicted.append(player.predicted)
             n_alarms.append(len(player.raised))
-    return Chosen(columns=np.stack(columns), predicted=np.stack(predicted), n_alarms=n_alarms)
+            probed_usd.append(player.probed_usd)
+    return Chosen(
+        columns=np.stack(columns),
+        predicted=np.stack(predicted),
+        n_alarms=n_alarms,
+        probed_usd=probed_usd,
+    )
 
 
 def _chosen(name: str, stream: Stream) -> Rows:

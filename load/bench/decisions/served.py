@@ -36,7 +36,7 @@ from serve.onboarding.imported import feedback_records
 from serve.routing.catalogue import Catalogue, Model, Pool
 from serve.routing.live import Live, LiveOptions
 from serve.routing.placement import PlacementOptions
-from serve.routing.probing import Prober
+from serve.routing.probing import BURST_S, DAY_S, Prober
 from serve.routing.records import Decisions
 from serve.routing.router import Choices, Chooser, RequestBatch, unsaid_columns
 from streams.feedback.answers_file import Answer
@@ -63,7 +63,8 @@ class ServedOptions:
     live: LiveOptions = field(default_factory=LiveOptions)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     newcomers: NewcomerOptions = NewcomerOptions()
-    probes: ProbeOptions = ProbeOptions()
+    # Budget for probes, of what calling the best fixed model for every request would cost.
+    probes_share: float = 0.0
     landmarks: Landmarks | None = None  # None: those of the encoder
 
 
@@ -74,6 +75,12 @@ class Raised:
     decision: int  # the first that was made with it
     column: int  # of the model, in the stream
     alarm: Alarm
+
+
+def _probes(stream: Stream, share: float) -> ProbeOptions:
+    """A budget per day that comes to this share of the best fixed model's cost, in virtual time."""
+    per_s = share * stream.best_single_usd * REQUESTS_PER_S
+    return ProbeOptions(budget_usd_per_day=per_s * (DAY_S + BURST_S))
 
 
 def encoder_for(dim: int) -> Encoder:
@@ -141,7 +148,7 @@ class Served:
             self._log, store, self._sealer, self._identity, never, self.now_ms, start=lambda: state
         )
         self._tickets: dict[int, tuple[bytes, bytes]] = {}
-        self._prober = Prober(options.probes)
+        self._prober = Prober(_probes(stream, options.probes_share))
         self._probes: dict[int, tuple[int, bytes, bytes]] = {}  # column, key and ticket, by row
         self.probed_usd = 0.0
         self._policy = repr(options.policy)

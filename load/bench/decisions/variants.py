@@ -18,7 +18,8 @@ from learners.policies import policy as registry
 from load.bench.decisions.served import ServedOptions
 from serve.routing.live import LiveOptions
 
-FAIRLEAD = "fairlead"
+FAIRLEAD, WITH_PROBES = "fairlead", "fairlead_probes"
+PROBES_SHARE = 0.15  # budget for probes, of what the best fixed model would cost
 NEVER = 1e6  # a threshold that nothing reaches
 
 
@@ -61,6 +62,7 @@ ABLATIONS: Mapping[str, ServedOptions] = {
 }
 VARIANTS: Mapping[str, ServedOptions] = {
     FAIRLEAD: ServedOptions(),
+    WITH_PROBES: ServedOptions(probes_share=PROBES_SHARE),
     **{f"policy:{name}": options for name, options in POLICIES.items()},
     **{f"ablation:{name}": options for name, options in ABLATIONS.items()},
 }

@@ -19,9 +19,8 @@ from load.bench.decisions.orders import Orders
 from load.bench.decisions.report.figures import TableFigures, name_of
 from load.bench.decisions.report.metrics import Triple, interval, median_interval
 from load.bench.decisions.served import ServedOptions
-from load.bench.decisions.variants import ABLATIONS, FAIRLEAD, POLICIES, VARIANTS
+from load.bench.decisions.variants import ABLATIONS, FAIRLEAD, POLICIES, VARIANTS, WITH_PROBES
 
-LEFT_OUT = {"probes": "this version buys no extra answers, so nothing is measured with them"}
 # By their names in the result: what is watched after several numbers of requests.
 CHANGES = {"fall": "fall", "llmdrift_flip": "version_flip"}
 PRICES = {name: name for name in ("price_stated", "price_in_bills")}
@@ -51,6 +50,7 @@ def result(
         }
         figures = TableFigures(one, options.penalties, chosen | columns[number], predicted)
         tables[names[number]] = figures.json()
+        tables[names[number]][WITH_PROBES] |= _probes(one, own[WITH_PROBES], options)
     ablation, policies = [
         {
             names[number]: _variants(kind, number, one, options, found)
@@ -70,7 +70,7 @@ def result(
         "ablation": ablation,
         "policies": policies,
         "peers_missing": missing,
-        "left_out": LEFT_OUT,
+        "left_out": {},
     }
 
 
@@ -116,11 +116,24 @@ def _own_choices(
     number: int, orders: Orders, options: DecisionsBench, found: Found
 ) -> dict[str, list[Chosen]]:
     """What Fairlead and those who play beside it chose of a table, by order."""
-    contenders = {FAIRLEAD: VARIANTS[FAIRLEAD], **{name: name for name in RULES}}
+    ours = {name: VARIANTS[name] for name in (FAIRLEAD, WITH_PROBES)}
+    contenders = {**ours, **{name: name for name in RULES}}
     return {
         name: [found[number, one, order, options.penalties] for order in range(len(orders))]
         for name, one in contenders.items()
     }
+
+
+def _probes(
+    orders: Orders, chosen: Sequence[Chosen], options: DecisionsBench
+) -> dict[str, dict[str, Triple]]:
+    """What probes cost beside the requests, over the whole stream, in the best model's cost."""
+    usd = np.array([one.probed_usd for one in chosen])[: orders.n_seeds]
+    share = usd / (orders.best_single_usd * orders.n_prompts)
+    by_preference = {
+        name_of(p): interval(share[:, dial]) for dial, p in enumerate(options.penalties)
+    }
+    return {"probe_cost_share": by_preference}
 
 
 def _variants(
