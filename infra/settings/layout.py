@@ -35,6 +35,7 @@ from serve.deploy.dispatch_deployment import DispatchersOptions
 from serve.deploy.replica import ReplicaOptions
 from serve.dispatch.budget import HedgeOptions, RetryOptions
 from serve.dispatch.dispatcher import DispatchOptions
+from serve.dispatch.probes import DispatchProbeOptions
 from serve.encoders import EncoderOptions
 from serve.grpc_api.listener import ListenerOptions
 from serve.grpc_api.streams import StreamOptions
@@ -113,7 +114,7 @@ PARTS = {
     ),
     "probes": Part(
         "Extra answers bought to learn from, for requests that take them. docs/probes.md has more.",
-        (ProbeOptions,),
+        (ProbeOptions, DispatchProbeOptions),
     ),
     "feedback": Part("What feedback is believed.", (FeedbackOptions, AuditOptions, OutboxOptions)),
     "log": Part("Where decisions and feedback are logged.", (LogChoice, KafkaOptions)),

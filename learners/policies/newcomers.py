@@ -1,12 +1,12 @@
 """A model that is not proven yet is tried by few requests, whatever its estimate promises.
 
-    under way = sent − outcomes known          tries = tries_at_once · 3^known − under way
+    under way = sent − outcomes known          tries = tries_at_once − under way
 
 Before its first outcomes an estimate is a guess: an untried model that is believed to be as good as
 the others and is cheap would take nearly all requests until the first outcomes come back, however
 bad it is. So it gets a few *tries*, as many requests as the policy gives it, and then none until
-outcomes come: each known outcome triples them, `outcomes_proven` end the limit. A bad model is
-found out by its first tries; a good one does not wait for a small share of the traffic.
+outcomes come; `outcomes_proven` end the limit. A bad model is found out by its first tries; a good
+one does not wait for a small share of the traffic.
 
 A model whose calls began to fail is as unproven as a new one. It is known, so it needs no tries; it
 keeps a share that grows with each call that succeeds:
@@ -31,7 +31,6 @@ from learners.option import option
 from learners.policies.policy import Mask, Matrix, draw
 
 Floats = NDArray[np.float64]
-TRIES_GROWTH = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +39,7 @@ class NewcomerOptions:
 
     tries_at_once: int = option(
         4,
-        "Requests that a new model gets before the first outcome is known.",
+        "Requests without a known outcome that a new model may have.",
         ge=1,
         le=1_000_000,
     )
@@ -130,7 +129,7 @@ class Trials:
             used_up = not faded and sent_by_all[column] >= options.requests_max
             budget = 0 if used_up else options.requests_max // n_replicas - spent.requests
             under_way = max(0.0, spent.requests - max(0.0, known - spent.known_before))
-            at_once = max(1.0, options.tries_at_once / n_replicas) * TRIES_GROWTH**known
+            at_once = max(1.0, options.tries_at_once / n_replicas)
             free = math.floor(min(float(budget), at_once - under_way))
             found.requests[column] = max(0, free)
             found.usd[column] = options.usd_max / n_replicas - spent.usd

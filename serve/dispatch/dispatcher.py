@@ -16,12 +16,13 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from learners.option import option
-from serve.dispatch.answers import DispatchInput, Event, estimated_tokens
+from serve.dispatch.answers import DispatchInput, Ended, Event, Streamed, estimated_tokens
 from serve.dispatch.attempt import Attempt, Place
 from serve.dispatch.backend import Call, Pools
 from serve.dispatch.budget import HedgeBudget, HedgeOptions, RetryBudget, RetryOptions
 from serve.dispatch.caller import AnswerState, Caller
 from serve.dispatch.features import Feature, features_of
+from serve.dispatch.probes import DispatchProbeOptions, Probes
 from serve.dispatch.race import Race
 from serve.dispatch.retickets import Reticket, Retickets
 from serve.dispatch.settlement import Settlement
@@ -46,6 +47,7 @@ class DispatchOptions:
     health: HealthOptions = field(default_factory=HealthOptions)
     retries: RetryOptions = field(default_factory=RetryOptions)
     hedges: HedgeOptions = field(default_factory=HedgeOptions)
+    probes: DispatchProbeOptions = field(default_factory=DispatchProbeOptions)
 
 
 class Dispatcher:
@@ -85,6 +87,19 @@ class Dispatcher:
             now_s,
             now_ms,
         )
+        # One attempt, and nothing of the budgets that requests live on.
+        once = Race(
+            caller,
+            RetryBudget(RetryOptions(share_max=0.0)),
+            HedgeBudget(HedgeOptions(share_max=0.0)),
+            1,
+            sessions,
+            self._settlement,
+            now_s,
+            now_ms,
+        )
+        alone = OneAnswer(once, self._settlement, now_s)
+        self._probes = Probes(alone, report, options.probes, now_s)
         self.refusals = caller.refusals
         self._one = OneAnswer(race, self._settlement, now_s)
         self._cascade = Cascade(self._one, race, self._settlement, now_s)
@@ -103,13 +118,19 @@ class Dispatcher:
         deny_unable(dispatch.route, features, self._view.current.catalogue)
         # Read before it is decided: a ticket that nobody is called in the name of is to be settled.
         priority = read_criticality("criticality", dispatch.route.criticality).priority
+        dispatch.route.probe = self._probes.takes(dispatch)
         decision = await self._decide(dispatch.route)
         request = self._request(dispatch, decision, features, priority, began_s)
         self.retries.request_began()
         self.hedges.request_began()
+        words: list[str] = []
         try:
             async with aclosing(self._plan(request)) as events:
                 async for event in events:
+                    if isinstance(event, Streamed):
+                        words.append(event.piece.text)
+                    elif isinstance(event, Ended):
+                        self._probes.begin(request, "".join(words))
                     yield event
         finally:
             self.retries.request_ended()
@@ -119,6 +140,7 @@ class Dispatcher:
 
     async def finish(self) -> None:
         """Wait until every call that was ended has let go of its endpoint."""
+        await self._probes.finish()
         await self._settlement.finish()
 
     def _plan(self, request: AnswerState) -> AsyncGenerator[Event, None]:

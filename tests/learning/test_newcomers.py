@@ -50,9 +50,9 @@ def test_what_is_cut_off_goes_to_the_proven_models_as_they_were_weighed():
     np.testing.assert_allclose(p, np.tile([0.25, 0.75, 0.0], (50, 1)))
 
 
-def test_each_outcome_triples_the_tries_and_three_end_the_limit():
+def test_each_outcome_gives_a_try_back_and_three_end_the_limit():
     """
-    Those under way count against them.
+    As many as are under way are missing.
     """
     trials = Trials(NewcomerOptions())
     found = []
@@ -60,7 +60,7 @@ def test_each_outcome_triples_the_tries_and_three_end_the_limit():
         found.append(tries(trials, known).requests[2])
         trials.sent(KEYS, np.array([2, 2]), np.full(2, 0.01))
 
-    assert found == [4.0, 12.0 - 1.0, 36.0 - 2.0, np.inf]
+    assert found == [4.0, 3.0, 2.0, np.inf]
 
 
 def test_the_budget_in_requests_is_never_exceeded_however_long_no_outcome_comes():

@@ -27,6 +27,7 @@ from virtual_loop import VirtualLoop, virtual_loop
 
 from learners.estimates.learned import Learned, MemoryOptions
 from learners.policies.greedy import Greedy
+from learners.policies.probes import ProbeOptions
 from serve.dispatch.answers import DispatchInput, Ended, Event, Routed, Streamed
 from serve.dispatch.attempt import Attempt
 from serve.dispatch.dispatcher import Dispatcher, DispatchOptions
@@ -38,6 +39,7 @@ from serve.routing.catalogue import Catalogue, Model
 from serve.routing.decider import Decider
 from serve.routing.live import Live, LiveOptions
 from serve.routing.placement import PlacementOptions
+from serve.routing.probing import Prober
 from serve.routing.request import PreferenceDefaults, read_request
 from serve.routing.router import Chooser
 from serve.routing.sessions import SessionOptions, Sessions
@@ -95,6 +97,7 @@ class Bench:
         options: DispatchOptions | None = None,
         sessions: SessionOptions | None = None,
         uniform: float = 0.0,
+        probes: ProbeOptions = ProbeOptions(),  # noqa: B008 - frozen
     ) -> None:
         self.loop, self.pools = loop, FakePools(pools)
         self.log = MemoryLog(Storage(), self.now_ms)
@@ -109,6 +112,7 @@ class Bench:
             issuer,
             self.now_ms,
             self.sessions,
+            prober=Prober(probes),
         )
         self._decisions = Log(self.log)
         self.reports: list[tuple[Reticket, dict[str, Any]]] = []
