@@ -158,7 +158,7 @@ class Ingested:
     records: list[Record]  # (n,) what each outcome was read from
     outcomes: Outcomes
     bits: NDArray[np.uint8]  # (n,) which of `REPORTED`, bit i for the i-th
-    # (n, 3) cost of an answer, wasted spend, and cost of an answer that was bought to learn from
+    # (n, 4) cost of an answer and wasted spend; then both of what was bought to learn from
     spent_nano_usd: NDArray[np.int64]
     dead: list[DeadLetter]
 
@@ -318,11 +318,11 @@ def _reported(reports: Sequence[Report]) -> NDArray[np.float64]:
 
 
 def _spent_nano_usd(reported: NDArray[np.float64], heads: NDArray[np.void]) -> NDArray[np.int64]:
-    """What answers cost (n, 3), apart by whose they were: see `Ingested`."""
+    """What answers cost (n, 4), apart by whose they were: see `Ingested`."""
     cost, wasted = (np.nan_to_num(reported[:, REPORTED.index(n)]) for n in ("cost_usd", "paid_usd"))
     probe, imported = (heads["policy"] == key_of(name) for name in (PROBE, IMPORT))
     own = ~probe & ~imported
-    spent = np.stack([cost * own, wasted * ~imported, cost * probe], axis=1)
+    spent = np.stack([cost * own, wasted * own, cost * probe, wasted * probe], axis=1)
     return np.rint(spent * NANO_USD).astype(np.int64)
 
 

@@ -241,7 +241,8 @@ class Trainer:
         nano_usd = ingested.spent_nano_usd[home]
         self._count_money(SPENT, outcomes.pools, fresh & COST_BIT, nano_usd[:, 0])
         self._count_money(WASTED, outcomes.pools, fresh & PAID_BIT, nano_usd[:, 1])
-        self._count_money(PROBED, outcomes.pools, fresh & COST_BIT, nano_usd[:, 2])
+        for bit, column in ((COST_BIT, 2), (PAID_BIT, 3)):
+            self._count_money(PROBED, outcomes.pools, fresh & bit, nano_usd[:, column])
         state.count(MOVED, int((~home).sum()))
         for letter in dead:
             state.count(DEAD + letter.reason)

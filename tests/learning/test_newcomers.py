@@ -67,7 +67,7 @@ def test_the_budget_in_requests_is_never_exceeded_however_long_no_outcome_comes(
     """
     Also not with outcomes that come one at a time.
     """
-    trials, n_sent = Trials(NewcomerOptions(requests_max=10)), 0
+    trials, n_sent = Trials(NewcomerOptions(requests_max=10, tries_at_once=100)), 0
     for round_ in range(40):
         _, chosen = drawn(tries(trials, min(2.0, round_ * 0.1)))
         trials.sent(KEYS, chosen, np.full(len(chosen), 0.01))

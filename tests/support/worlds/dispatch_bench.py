@@ -49,7 +49,7 @@ from streams.feedback.ticket import KEY_BYTES, Issuer, Sealer, key_of
 from streams.log.contract import DECISIONS, FEEDBACK
 from streams.training.folder import Folder
 from streams.training.snapshots import Store
-from streams.training.trainer import SPENT, WASTED, Trainer, TrainerOptions
+from streams.training.trainer import PROBED, SPENT, WASTED, Trainer, TrainerOptions
 
 KEYS = [bytes(range(KEY_BYTES))]
 ENCODER = identity(make_encoder(EMBEDDINGS))
@@ -227,13 +227,17 @@ class Bench:
 
     def _check_tickets(self) -> None:
         """Each ticket issued is reported on once, in the name of whom it was issued for."""
-        reported = Counter(ticket.decision_id for ticket, _ in self.reports)
+        probes = self.probe_ids()
+        every = [ticket.decision_id for ticket, _ in self.reports]
+        reported = Counter(decision_id for decision_id in every if decision_id not in probes)
         issued = Counter(row["decision_id"].hex() for row in self.rows())
         assert set(issued.values()) <= {1}
         assert reported == issued
         rows = {row["decision_id"].hex(): row for row in self.rows()}
         assert len({id(attempt) for attempt in self.settled}) == len(self.settled)
         for attempt in self.settled:
+            if attempt.ticket.decision_id in probes:
+                continue  # the decision log has no line of them
             row = rows[attempt.ticket.decision_id]
             assert (row["model"], row["pool"]) == attempt.place
             head = self.sealer.open(attempt.ticket.ticket).head
@@ -244,10 +248,16 @@ class Bench:
                 assert int(head["policy"]) == key_of(attempt.kind)
         assert len(self.settled) >= sum(endpoint.called for endpoint in self.calls())
 
+    def probe_ids(self) -> set[str]:
+        """The decisions of probes."""
+        return {d.probe.decision_id for d in self.decided if d.HasField("probe")}
+
     def _check_learned(self) -> None:
         """What the trainer has counted is what the attempts cost, and only answers are learned."""
-        records = [attempt.settled for attempt in self.settled]
-        answered = [a for a in records if a.outcome == "answered"]
+        probes = self.probe_ids()
+        every = [(a.settled, a.ticket.decision_id in probes) for a in self.settled]
+        records = [settled for settled, probe in every if not probe]
+        answered = [settled for settled, _ in every if settled.outcome == "answered"]
         nano = lambda a: round(a.cost_usd * NANO_USD)  # noqa: E731
         counts = self.learn().state.counts
         assert counts.get("records", 0) == len(self.reports)
@@ -261,6 +271,8 @@ class Bench:
             assert spent.get(key, 0) == paid
             assert vain.get(key, 0) == sum(nano(a) for a in own) - paid
         assert sum(spent.values()) + sum(vain.values()) == sum(map(nano, records))
+        probed = sum(v for n, v in counts.items() if n.startswith(PROBED))
+        assert probed == sum(nano(settled) for settled, probe in every if probe)
         found = Ingest(Sealer(KEYS), key_of(ENCODER), FeedbackOptions()).take(
             self.log.records(FEEDBACK)
         )
