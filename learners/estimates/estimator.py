@@ -22,6 +22,7 @@ from learners.estimates import ema, group_fit, ridge
 from learners.estimates.changes import changed_sums, failing, newest
 from learners.estimates.history import Evidence, Neighbours
 from learners.estimates.influence import InfluenceOptions
+from learners.estimates.kin import Kin, levels, profiles
 from learners.estimates.learned import LINEAR, RATIOS, Learned
 from learners.estimates.ridge import RidgeOptions
 from learners.option import option
@@ -75,8 +76,13 @@ class Estimator:
         models: list[int],
         quality_prior: NDArray[np.float64],
         options: BlendOptions,
+        kin: Kin | None = None,
     ) -> None:
-        """Solve for `models` (k keys); `quality_prior` (k,) is NaN where nothing was stated."""
+        """Solve for `models` (k keys); `quality_prior` (k,) is NaN where nothing was stated.
+
+        `kin` says what they are declared to be like.
+        """
+        self._kin = kin if kin is not None and kin.any_declared else None
         self.options, self.models, self.landmarks = options, models, learned.landmarks
         as_of_ms = learned.as_of_ms
         self.model_means = ema.read(learned.models, models, as_of_ms, options.influence)
@@ -121,7 +127,10 @@ class Estimator:
         solved, drift = solve(sums), self.options.drift
         alarms = changed_sums(learned, self.models, solved, target, sums, self._newest, drift)
         self.alarms += alarms
-        return solve(sums) if alarms else solved
+        solved = solve(sums) if alarms else solved
+        if self._kin is None or not of_quality:
+            return solved
+        return solve(sums, profiles=profiles(self._kin, sums.sum(axis=1)[:, 0], solved))
 
     def _prior(self, stated: NDArray[np.float64]) -> NDArray[np.float64]:
         """Before data (k, 3): quality as stated, else as the models seen are; ratios are one."""
@@ -129,7 +138,10 @@ class Estimator:
         weight = self.model_means.weights[:, Target.QUALITY]
         average = (weight @ quality + 0.5) / (weight.sum() + 1.0)
         prior = np.full((len(self.models), N_TARGETS), 1.0 / RATIO_UNIT)
-        prior[:, Target.QUALITY] = np.where(np.isnan(stated), average, stated)
+        assumed = np.full(len(quality), average)
+        if self._kin is not None:
+            assumed = levels(self._kin, quality, weight, average)
+        prior[:, Target.QUALITY] = np.where(np.isnan(stated), assumed, stated)
         return prior
 
     def _neighbours(self, learned: Learned, prior: NDArray[np.float64]) -> Neighbours:

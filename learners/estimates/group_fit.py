@@ -29,6 +29,7 @@ def fit(
     influence: InfluenceOptions,
     *,
     with_spread: bool = True,
+    profiles: Floats | None = None,
 ) -> Ridge:
     """Solve from faded sums by group (k, g, t, d + 1, d + 1); the rest is as in `solve`."""
     counts = outcome_counts(groups)  # (k, g, t)
@@ -37,14 +38,15 @@ def fit(
     # One group with half of the weight would be the median, and the others would be the odd ones.
     judged = (weights.max(axis=1) < weights.sum(axis=1) / 2)[:, None]  # (k, 1, t)
     for _ in range(influence.rounds if judged.any() else 0):
-        solved = solve(_total(groups, scales), means, noise_prior, options, with_spread=False)
+        total = _total(groups, scales)
+        solved = solve(total, means, noise_prior, options, with_spread=False, profiles=profiles)
         residuals = _mean_residuals(groups, counts, solved)
         agreement = by_agreement(
             residuals, solved.noise.astype(np.float64), counts, weights, influence
         )
         scales = np.where(judged, agreement, 1.0) * by_volume(counts, influence.outcomes_min)
     total = _total(groups, scales)
-    return solve(total, means, noise_prior, options, with_spread=with_spread)
+    return solve(total, means, noise_prior, options, with_spread=with_spread, profiles=profiles)
 
 
 def _total(groups: Floats, scales: Floats) -> Floats:

@@ -130,6 +130,7 @@ class Ridge:
     noise: NDArray[np.float32]  # (k, t)
     spread: NDArray[np.float32]  # (d, k·d): ‖xᵀ spread_k‖² = variance / noise²
     counts: NDArray[np.float64]  # (k, t) faded number of outcomes
+    shared: NDArray[np.float32]  # (t, d) w₀
 
     def predict(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Estimates (n, k, t) for real features (n, d)."""
@@ -149,11 +150,13 @@ def solve(
     options: RidgeOptions,
     *,
     with_spread: bool = True,
+    profiles: NDArray[np.float64] | None = None,
 ) -> Ridge:
     """Solve for all models at once.
 
     `sums` (k, t, d + 1, d + 1) faded sums of zzᵀ as integers of the fixed-point scales; `means`
-    (k, t) the μ to depart from; `noise_prior` (t,) the standard deviation assumed before data.
+    (k, t) the μ to depart from; `noise_prior` (t,) the standard deviation assumed before data;
+    `profiles` (k, d) weights to depart from, beside what all share; None: none.
     """
     k, d = len(sums), sums.shape[-1] - 1
     one = BIAS * STEP  # the constant feature
@@ -164,6 +167,12 @@ def solve(
     # Centre y on μ: Σ x (y − μ) and Σ (y − μ)².
     sxy = sums[:, :, :d, d] * (STEP / ONE) - sx * means[:, :, None]
     syy = sums[:, :, d, d] * (SQUARE_UNIT / ONE**2) - 2 * means * sy + means**2 * counts
+
+    if profiles is not None:  # likewise: Σ x (y − μ − cᵀx) and Σ (y − μ − cᵀx)²
+        along = np.einsum("ktde,ke->ktd", sxx, profiles)
+        syy = syy - 2 * np.einsum("kd,ktd->kt", profiles, sxy)
+        syy = syy + np.einsum("kd,ktd->kt", profiles, along)
+        sxy = sxy - along
 
     own_penalty = np.full(d, options.own_penalty)
     shared_penalty = np.full(d, options.shared_penalty)
@@ -191,7 +200,10 @@ def solve(
         spread = upper.transpose(1, 0, 2).reshape(d, k * d)
     else:
         spread = np.zeros((d, 0))
+    if profiles is not None:
+        weights = weights + profiles[:, None]
     return Ridge(
+        shared=shared.astype(np.float32),
         weights=weights.transpose(2, 0, 1).reshape(d, -1).astype(np.float32),
         means=means.astype(np.float32),
         noise=noise.astype(np.float32),

@@ -16,6 +16,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from learners.estimates.kin import TIERS, Kin
 from learners.option import option, required
 from learners.work import WorkRates, WorkTable
 from streams.errors import OptionRefused
@@ -53,6 +54,17 @@ class Model:
         ge=0,
         le=1,
         stands_for=(None, math.nan),
+    )
+    tier: Literal["", "small", "medium", "large"] = option(
+        "",
+        "What it is expected to be, before outcomes. It is then taken to be like known models of "
+        "its tier and price. Empty: like all.",
+    )
+    like: str = option(
+        "",
+        "Name of a known model that it is most like, such as its former version. Until its own "
+        "outcomes say otherwise it is taken to be as good, and good at the same. Empty: none.",
+        max_length=200,
     )
     context_tokens_max: float = option(
         TOKENS_UNLIMITED, "Longest prompt it takes, tokens.", gt=0, le=TOKENS_UNLIMITED
@@ -118,6 +130,15 @@ class Catalogue:
         self._usd_fixed = column("usd_per_1m_output_tokens") / 1e6 * column(
             "output_tokens"
         ) + column("usd_per_call")
+
+    @property
+    def kin(self) -> Kin:
+        """What models are declared to be like."""
+        return Kin(
+            np.array([TIERS.index(m.tier) if m.tier else -1 for m in self.models], np.intp),
+            self.expected_cost_usd(np.zeros(1))[0],
+            np.array([self.column_of.get(m.like, -1) for m in self.models], np.intp),
+        )
 
     def _column(self, name: str) -> NDArray[np.float64]:
         return np.array([getattr(model, name) for model in self.models], np.float64)

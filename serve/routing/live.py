@@ -71,7 +71,9 @@ class Live:
         self.prices = prices or Prices()
         self.catalogue, self.encoder = catalogue, encoder
         self.version, self.published_at_ms = version, published_at_ms
-        self.estimator = Estimator(learned, catalogue.keys, catalogue.quality, options.blend)
+        self.estimator = Estimator(
+            learned, catalogue.keys, catalogue.quality, options.blend, catalogue.kin
+        )
         means = self.estimator.model_means
         self.error_share = self.estimator.error_share  # (k,)
         self.n_outcomes = self.estimator.n_outcomes[:, 0]  # (k,) outcomes behind estimates
