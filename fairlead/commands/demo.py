@@ -169,7 +169,10 @@ def _gave(score: dict[str, Any]) -> str:
 
 
 def _accounts(found: dict[str, Any]) -> list[str]:
+    probes = found["probes"]
     return [
+        f"Probes: {probes['answers']:,.0f} extra answers for ${probes['cost_usd']:.4f} an order, "
+        "counted above.",
         f"Outcomes: {found['outcomes_sent']:,} sent in {found['reports_sent']:,} reports, "
         f"{found['outcomes_learned']:,} learned,",
         f"  {found['outcomes_lost']} lost, {found['outcomes_counted_twice']} counted twice. "

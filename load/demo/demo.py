@@ -28,6 +28,7 @@ from load.demo.replay import Connect, Replayed, ReplayOptions, replay
 from load.demo.score import Comparison, Scores, average, best_fixed, compare, interval
 from load.errors import LoopStuck
 from serve.encoders import identity, make_encoder
+from serve.routing.probing import BURST_S, DAY_S
 from streams.errors import SnapshotError
 from streams.feedback.ticket import split_ids
 from streams.log.contract import FEEDBACK
@@ -40,6 +41,7 @@ LEARNED_S_MAX = 60.0
 # What a request of the demo weighs: a call of the most capable model costs a fifth of a point. At a
 # tenth two models tie for the best fixed one, and which it is depends on the order.
 PENALTY = 0.2
+PROBES_SHARE = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,8 @@ class DemoOptions:
     port: int = 7481
     replay: ReplayOptions = field(default_factory=ReplayOptions)
     penalty: float = PENALTY  # in units of what the most capable model's call costs
+    # Budget for probes, of what the most capable model would cost for every request; 0: none.
+    probes_share: float = PROBES_SHARE
 
     def preference_of(self, table: OutcomeTable) -> tuple[float, float, float]:
         """The weights of quality, a dollar (in round figures) and a second on a table."""
@@ -140,8 +144,15 @@ class DemoResult:
             "utility_over_random": _with_error(
                 np.subtract(last, [c.random.by_quarter[-1].utility for c in comparisons])
             ),
+            "probes": self._probes(),
             **self._accounts(),
         }
+
+    def _probes(self) -> dict[str, float]:
+        """Extra answers bought to learn from, per seed; the router's cost includes them."""
+        usd = [float(run.replayed.probe_usd.sum()) for run in self.runs]
+        answers = [len(run.replayed.probe_ids) for run in self.runs]
+        return {"answers": float(np.mean(answers)), "cost_usd": float(np.mean(usd))}
 
     def _over_best_fixed(self, scores: Mapping[str, Scores]) -> dict[str, object]:
         """The second half beside the best fixed model, which is known in hindsight alone."""
@@ -200,7 +211,8 @@ def run(
     started_s = time.perf_counter()
     runs, n_requests = [], 0
     preference = options.preference_of(table)
-    options = replace(options, replay=replace(options.replay, preference=preference))
+    played = replace(options.replay, preference=preference, probe=options.probes_share > 0)
+    options = replace(options, replay=played)
     watcher.stage("starting Ray")
     with local_ray():
         for seed in options.seeds:
@@ -251,7 +263,7 @@ def _run_seed(
             log.close()
     return SeedResult(
         seed,
-        compare(table, replayed.chosen, options.replay.preference),
+        compare(table, replayed.chosen, options.replay.preference, replayed.probe_usd),
         account(replayed, state),
         replayed,
     )
@@ -259,7 +271,8 @@ def _run_seed(
 
 def account(replayed: Replayed, state: State) -> Accounts:
     """Compare the outcomes sent with those in a learned state."""
-    sent = [bytes.fromhex(i) for i in replayed.decision_ids if i]
+    every = [*replayed.decision_ids, *replayed.probe_ids]
+    sent = [bytes.fromhex(i) for i in every if i]
     claimed = state.seen.claimed(*split_ids(sent)) & QUALITY_BIT if sent else np.zeros(0)
     distinct = int(np.count_nonzero(claimed))
     learned = int(state.learned.n_values[0])
@@ -308,12 +321,22 @@ kind = "embeddings-only"
 model = "all-MiniLM-L6-v2"
 dim = {table.embeddings.shape[1]}
 
+[probes]  # extra answers to learn from; this caller can judge them
+budget_usd_per_day = {_probes_usd(table, options):.4g}
+
 [preference]
 quality = {quality}
 cost = {cost}  # a dollar is worth so many points of quality
 latency = {latency}
 """
     return head + "".join(_model_text(table, model) for model in table.models)
+
+
+def _probes_usd(table: OutcomeTable, options: DemoOptions) -> float:
+    """US dollars a day: a share of what the most capable model would cost at this rate."""
+    best = table.quality.mean(axis=0).argmax()
+    per_s = options.probes_share * table.cost_usd[:, best].mean() * options.replay.requests_per_s
+    return float(per_s * (DAY_S + BURST_S))
 
 
 def _model_text(table: OutcomeTable, model: str) -> str:

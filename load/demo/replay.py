@@ -41,6 +41,7 @@ class ReplayOptions:
     timeout_s: float = 15.0  # of one request, its retries included
     connections: int = 8
     report_every_s: float = 0.05
+    probe: bool = False  # follow probes that are suggested with decisions
 
 
 @dataclass(slots=True)
@@ -54,6 +55,9 @@ class Replayed:
     decision_ids: list[str]
     problems: list[str] = field(default_factory=list)
     reports_sent: int = 0  # repeated ones included
+    probe_ids: list[str] = field(default_factory=list)  # decisions of the probes followed
+    # (n,) what a request's probe cost, beside its own answer; empty: nothing
+    probe_usd: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
     @property
     def answered(self) -> NDArray[np.bool_]:
@@ -79,6 +83,7 @@ async def replay(
     """Play all of a table. Returns when every request has ended and every outcome is sent."""
     n = len(table)
     result = Replayed(np.full(n, -1), np.zeros(n), np.zeros(n, np.int64), np.zeros(n), [""] * n)
+    result.probe_usd = np.zeros(n)
     column = {model: i for i, model in enumerate(table.models)}
     reports = _Reports(log, options, rng)
     channels = connect(address, options.connections)
@@ -92,6 +97,7 @@ async def replay(
             embedding_f32=table.embeddings[row].tobytes(),
             prompt_tokens=int(table.prompt_tokens[row]),
             preference=preference,
+            probe=options.probe,
         )
         started_s = time.perf_counter()
         try:
@@ -107,9 +113,16 @@ async def replay(
             decision.snapshot_version,
             decision.decision_id,
         )
-        reports.add(
-            decision, float(table.quality[row, chosen]), cost_usd=float(table.cost_usd[row, chosen])
-        )
+        report(decision, row, chosen)
+        if decision.HasField("probe"):
+            extra = column[decision.probe.model]
+            result.probe_ids.append(decision.probe.decision_id)
+            result.probe_usd[row] = table.cost_usd[row, extra]
+            report(decision.probe, row, extra)
+
+    def report(decision: pb.Decision | pb.Probe, row: int, model: int) -> None:
+        quality, cost_usd = table.quality[row, model], table.cost_usd[row, model]
+        reports.add(decision, float(quality), cost_usd=float(cost_usd))
 
     reporting = asyncio.create_task(reports.run())
     try:
@@ -139,7 +152,7 @@ class _Reports:
         self._n_added = 0
         self.n_sent = 0
 
-    def add(self, decision: pb.Decision, quality: float, *, cost_usd: float) -> None:
+    def add(self, decision: pb.Decision | pb.Probe, quality: float, *, cost_usd: float) -> None:
         """Plan a report, and now and then its repetition."""
         value = encode_report(decision.ticket, quality=quality, cost_usd=cost_usd)
         for _ in range(1 + (self._rng.random() < self._options.repeated_share)):

@@ -124,9 +124,15 @@ def interval(values: Sequence[float]) -> dict[str, float]:
 
 
 def compare(
-    table: OutcomeTable, chosen: NDArray[np.intp], preference: Sequence[float]
+    table: OutcomeTable,
+    chosen: NDArray[np.intp],
+    preference: Sequence[float],
+    extra_usd: NDArray[np.float64] | float = 0.0,
 ) -> Comparison:
-    """Score a run: `chosen` (n,) columns; requests without a decision (−1) count as quality 0."""
+    """Score a run: `chosen` (n,) columns; requests without a decision (−1) count as quality 0.
+
+    `extra_usd` (n,) is what the router paid beside the chosen answers, for probes.
+    """
     n = len(table)
     rows = np.arange(n)
     utility = preference[0] * table.quality - preference[1] * table.cost_usd  # (n, k)
@@ -136,6 +142,8 @@ def compare(
         return [v[rows, columns] for v in (table.quality, table.cost_usd, utility)]
 
     router = [np.where(answered, figure, 0.0) for figure in figures(np.maximum(chosen, 0))]
+    router[1] = router[1] + extra_usd
+    router[2] = router[2] - preference[1] * extra_usd
     single = {m: figures(np.full(n, i)) for i, m in enumerate(table.models)}
     return Comparison(
         router=_scores(router),

@@ -120,6 +120,21 @@ def test_what_a_newcomer_reads_fits_eighty_columns_and_says_cost_and_quality(tmp
     assert "saves 41.7% of its cost" in said
 
 
+def test_probes_count_as_cost_of_the_router_and_of_nobody_else():
+    """
+    By request: what was paid beside the chosen answers.
+    """
+    chosen, extra = np.zeros(80, np.intp), np.full(80, 0.002)
+
+    plain = compare(table(), chosen, (1.0, 50.0, 0.0))
+    probed = compare(table(), chosen, (1.0, 50.0, 0.0), extra)
+
+    assert probed.router.overall.cost_usd == pytest.approx(plain.router.overall.cost_usd + 0.002)
+    assert probed.router.overall.utility == pytest.approx(plain.router.overall.utility - 0.1)
+    assert probed.router.overall.quality == plain.router.overall.quality
+    assert probed.single == plain.single and probed.oracle == plain.oracle
+
+
 def test_the_picture_is_drawn_for_light_and_dark_pages(tmp_path):
     """
     The second one lies beside the first.
