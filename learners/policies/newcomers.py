@@ -1,12 +1,13 @@
 """A model that is not proven yet is tried by few requests, whatever its estimate promises.
 
-    under way = sent − outcomes known          tries = tries_at_once − under way
+    tries = tries_at_once − sent in the last `tries_s`          until outcomes_proven are known
 
 Before its first outcomes an estimate is a guess: an untried model that is believed to be as good as
 the others and is cheap would take nearly all requests until the first outcomes come back, however
 bad it is. So it gets a few *tries*, as many requests as the policy gives it, and then none until
 outcomes come; `outcomes_proven` end the limit. A bad model is found out by its first tries; a good
-one does not wait for a small share of the traffic.
+one does not wait for a small share of the traffic. A try is given back after a while: outcomes get
+lost, or take days.
 
 A model whose calls began to fail is as unproven as a new one. It is known, so it needs no tries; it
 keeps a share that grows with each call that succeeds:
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,13 +39,19 @@ class NewcomerOptions:
     """How many requests a model may take before it is known, and what they may cost."""
 
     tries_at_once: int = option(
-        4,
-        "Requests without a known outcome that a new model may have.",
+        3,
+        "Requests that a new model gets, then none until its outcomes are known.",
         ge=1,
         le=1_000_000,
     )
+    tries_s: float = option(
+        60.0,
+        "Seconds after which a try is given back: outcomes may get lost, or take long.",
+        gt=0,
+        le=1e6,
+    )
     outcomes_proven: float = option(
-        3.0, "Outcomes after which a model is no longer limited.", gt=0, le=1e6
+        2.0, "Outcomes after which a model is no longer limited.", gt=0, le=1e6
     )
     share_max: float = option(
         0.04, "Largest share of requests for a model whose calls began to fail.", gt=0, le=1
@@ -84,6 +91,7 @@ class _Spent:
     known_before: float  # outcomes that were known when it began
     requests: int = 0
     usd: float = 0.0
+    recent_ms: list[int] = field(default_factory=list)  # when the last tries were made
 
 
 class Trials:
@@ -108,8 +116,9 @@ class Trials:
         n_proving: Floats,
         sent_by_all: Floats,
         n_replicas: int,
+        now_ms: int,
     ) -> Tries:
-        """What each model (k,) may take now.
+        """What each model (k,) may take at a time.
 
         `n_proving` of its outcomes count since its calls began to fail; `sent_by_all` (k,) are
         requests ever, by telemetry.
@@ -122,26 +131,28 @@ class Trials:
         for column in np.flatnonzero(~is_new).tolist():
             self._spent.pop(keys[column], None)
         for column in np.flatnonzero(is_new).tolist():
-            known = float(n_outcomes[column])
-            spent = self._spent.setdefault(keys[column], _Spent(known))
+            spent = self._spent.setdefault(keys[column], _Spent(float(n_outcomes[column])))
             # A model that was known and has faded has been sent much: that is no exploration.
             faded = 0.0 < spent.known_before < 1.0
             used_up = not faded and sent_by_all[column] >= options.requests_max
             budget = 0 if used_up else options.requests_max // n_replicas - spent.requests
-            under_way = max(0.0, spent.requests - max(0.0, known - spent.known_before))
-            at_once = max(1.0, options.tries_at_once / n_replicas)
-            free = math.floor(min(float(budget), at_once - under_way))
-            found.requests[column] = max(0, free)
+            since_ms = now_ms - options.tries_s * 1000.0
+            spent.recent_ms = [at_ms for at_ms in spent.recent_ms if since_ms < at_ms <= now_ms]
+            at_once = max(1, options.tries_at_once // n_replicas)
+            found.requests[column] = max(0, min(budget, at_once - len(spent.recent_ms)))
             found.usd[column] = options.usd_max / n_replicas - spent.usd
         return found
 
-    def sent(self, keys: Sequence[int], chosen: NDArray[np.intp], cost_usd: Floats) -> None:
+    def sent(
+        self, keys: Sequence[int], chosen: NDArray[np.intp], cost_usd: Floats, now_ms: int
+    ) -> None:
         """Note n decisions: the models' columns (n,), and what each is expected to cost (n,)."""
         if not self._spent:
             return
         for column, key in enumerate(keys):
             if key in self._spent and (mine := chosen == column).any():
                 self._spent[key].requests += int(mine.sum())
+                self._spent[key].recent_ms += [now_ms] * int(mine.sum())
                 self._spent[key].usd += float(cost_usd[mine].sum())
 
 

@@ -109,7 +109,7 @@ def _routed(
     options = PlacementOptions()
     load = LoadTracker(options.pricing).now(live, now_ms)
     drawn = np.random.default_rng(0).random((len(requests), 2))  # what is drawn hardly matters
-    tries = tries_of(live, Trials(newcomers))
+    tries = tries_of(live, Trials(newcomers), now_ms)
     return route(requests, live, load, policy, drawn, None, options, tries)
 
 

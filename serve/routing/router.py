@@ -199,12 +199,12 @@ def route(
     )
 
 
-def tries_of(live: Live, trials: Trials) -> Tries | None:
+def tries_of(live: Live, trials: Trials, now_ms: int) -> Tries | None:
     """What unproven models may take now; None where there are none."""
     if not trials.needed(live.n_proving):
         return None
     keys, sent = live.catalogue.keys, live.sent_ever()
-    return trials.tries(keys, live.n_outcomes, live.n_proving, sent, live.n_replicas())
+    return trials.tries(keys, live.n_outcomes, live.n_proving, sent, live.n_replicas(), now_ms)
 
 
 class Chooser:
@@ -228,14 +228,14 @@ class Chooser:
         pool_load = self._tracker.now(live, now_ms)
         uniform = self._rng.random((len(requests), 2))
         spread = spread_of(len(requests), live, pool_load, self._options, self._rng)
-        tries = tries_of(live, self._trials)
+        tries = tries_of(live, self._trials, now_ms)
         choices = route(
             requests, live, pool_load, self.policy, uniform, spread, self._options, tries
         )
         sent = choices.fits & ~choices.shed
         at = np.flatnonzero(sent), choices.chosen[sent]
         usd = np.maximum(choices.cost_usd[at], choices.expected_cost_usd[at])
-        self._trials.sent(live.catalogue.keys, at[1], usd)
+        self._trials.sent(live.catalogue.keys, at[1], usd, now_ms)
         if live.loads:
             self._tracker.sent(live, choices.pool[sent], choices.work_s[sent], now_ms)
         return choices

@@ -62,7 +62,7 @@ def test_every_contender_has_every_figure_as_mean_low_high(found):
     result, _ = found
     figures = result["tables"]["made"]
 
-    assert {"fairlead", *RULES} == set(figures)
+    assert {"fairlead", "fairlead_probes", *RULES} == set(figures)
     for one in figures.values():
         for name in BY_PREFERENCE:
             assert list(one[name]) == PREFERENCES and all(map(triple, one[name].values()))
