@@ -10,8 +10,9 @@ The budget is a token bucket that fills evenly over the day. Replicas don't talk
 has an equal part, by the number of replicas that the snapshot's telemetry knows. A bucket starts
 empty, so that no restart gives a budget twice.
 
-Which rows are worth it depends on what others are worth: the bar is set where the last thousand
-requests' best offers would have spent just what comes in.
+Which rows are worth it depends on what others are worth: the bar is set where the best offers of the
+last requests would have spent what came in with them and what is left. So as models
+become known, and offers poorer, the bar follows.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from streams.feedback.feedback import PROBE
 
 DAY_S = 86_400.0
 BURST_S = 6 * 3600.0  # of the budget, that may be spent at once
-RECENT, BAR_EVERY = 1024, 64  # requests that the bar is set by, and how often it is set anew
+RECENT, BAR_EVERY = 64, 16  # requests that the bar is set by, and how often it is set anew
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,11 +122,11 @@ class Prober:
             self._bar, self._bar_at = self._bar_of_recent(), self._n_seen
 
     def _bar_of_recent(self) -> float:
-        """What an answer must be worth per dollar, so that money goes as fast as it comes."""
+        """What an answer must be worth per dollar, so that all money goes, to the best offers."""
         per_usd, usd, came = self._offers[:, : min(self._n_seen, RECENT)]
         order = np.argsort(-per_usd, kind="stable")
         spent = np.cumsum(usd[order])
-        n = int(np.searchsorted(spent, came.sum(), side="right"))
+        n = int(np.searchsorted(spent, came.sum() + self._usd, side="right"))
         n = min(n, int(self.options.share_max * len(order)))
         return float(per_usd[order[n]]) if n < len(order) else 0.0
 
