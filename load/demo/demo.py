@@ -41,7 +41,7 @@ LEARNED_S_MAX = 60.0
 # What a request of the demo weighs: a call of the most capable model costs a fifth of a point. At a
 # tenth two models tie for the best fixed one, and which it is depends on the order.
 PENALTY = 0.2
-PROBES_SHARE = 0.01
+PROBES_SHARE = 0.005
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,9 +10,9 @@ The budget is a token bucket that fills evenly over the day. Replicas don't talk
 has an equal part, by the number of replicas that the snapshot's telemetry knows. A bucket starts
 empty, so that no restart gives a budget twice.
 
-Which rows are worth it depends on what others are worth: the bar is set where the best offers of the
-last requests would have spent what came in with them and what is left. So as models
-become known, and offers poorer, the bar follows.
+Which rows are worth it depends on what others are worth: the bar is set where the best offers of
+the last requests would have spent what came in with them and what is left. So as models become
+known, and offers poorer, the bar follows.
 """
 
 from __future__ import annotations
