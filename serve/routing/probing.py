@@ -127,7 +127,6 @@ class Prober:
         order = np.argsort(-per_usd, kind="stable")
         spent = np.cumsum(usd[order])
         n = int(np.searchsorted(spent, came.sum() + self._usd, side="right"))
-        n = min(n, int(self.options.share_max * len(order)))
         return float(per_usd[order[n]]) if n < len(order) else 0.0
 
     def _bought(self, found: Worth) -> Probes:

@@ -12,6 +12,7 @@ from made_up import MEMORY, NOW_MS, SEALER
 from memory_log import MemoryLog
 
 from fairlead.commands.models import import_answers, predict_model
+from fairlead.commands.status import show
 from infra.pools.site import LocalSite
 from infra.settings.settings import read_settings
 from learners.estimates import ema
@@ -21,6 +22,7 @@ from serve.deploy.deployment import now_ms
 from serve.encoders import EncoderOptions, identity, make_encoder
 from serve.onboarding.imported import feedback_records
 from serve.routing.catalogue import Catalogue, Model, Pool
+from serve.routing.live import Live, LiveOptions
 from streams.errors import AnswersRefused
 from streams.feedback.answers_file import Answer, read_answers
 from streams.feedback.seen import Seen
@@ -285,3 +287,47 @@ def site_learns(settings, path) -> None:
     trainer.publish_if_due(at_once=True)
     trainer.close()
     log.close()
+
+
+def test_status_shows_what_new_models_have_used_of_their_budgets(tmp_path):
+    """
+    Until they are proven: outcomes, requests, money, and the limits. An import proves a model.
+    """
+    path = tmp_path / "fairlead.toml"
+    path.write_text(SETTINGS.format(folder=tmp_path) + "[newcomers]\nrequests_max = 7\n")
+    settings = read_settings(path)
+    site_learns(settings, path)
+    before = show(settings, path, quiet=True)["newcomers"]
+    rows = [{**row, "model": "new"} for row in ROWS]
+    import_answers(written(tmp_path, rows), settings, path)
+    site_learns(settings, path)
+
+    after = show(settings, path, quiet=True)["newcomers"]
+
+    assert before["new"] == {
+        "outcomes": 0.0,
+        "outcomes_proven": 2.0,
+        "requests": 0,
+        "requests_max": 7,
+        "usd": 0.0,
+        "usd_max": None,
+        "exhausted": False,
+    }
+    assert set(before) == {"small", "new"} and set(after) == {"small"}
+
+
+def test_a_model_that_leaves_the_catalogue_and_returns_is_known_as_before(tmp_path):
+    """
+    What was learned of it belongs to its name.
+    """
+    loop = Loop(tmp_path)
+    loop.imported(ROWS, tmp_path)
+    learned = loop.learned().learned
+    with_it = Live(CATALOGUE, learned, identity(ENCODER), LiveOptions())
+    without = Catalogue(CATALOGUE.models[:1], CATALOGUE.pools[:1])
+    Live(without, learned, identity(ENCODER), LiveOptions())
+
+    again = Live(CATALOGUE, learned, identity(ENCODER), LiveOptions())
+
+    assert again.n_outcomes.tolist() == with_it.n_outcomes.tolist()
+    assert again.n_outcomes[1] == pytest.approx(6, rel=0.01)

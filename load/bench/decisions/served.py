@@ -217,12 +217,12 @@ class Served:
             rows[probes.rows].tolist(), probes.columns.tolist(), keys, tickets, strict=True
         ):
             self._probes[row] = (column, key, ticket)
+            self.probed_usd += float(self._stream.cost_usd[row, column])
 
     def _answered(self, row: int) -> tuple[bytes, bytes]:
         """What a probe's answer is reported as."""
         column, key, ticket = self._probes.pop(row)
         quality, cost = self._stream.quality[row, column], self._stream.cost_usd[row, column]
-        self.probed_usd += float(cost)
         return key, encode_report(ticket, quality=float(quality), cost_usd=float(cost))
 
     def import_answers(self, rows: Rows, column: int) -> None:
