@@ -75,6 +75,18 @@ def bench_dispatch(
     measured(lambda say: measure(options, connect, say), as_json)
 
 
+@bench_app.command("speed")
+def bench_speed(
+    quick: Annotated[bool, typer.Option(help="Under a minute, and as much less sure.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Time decisions beside an empty handler: alone, in crowds, batches and overload."""
+    from load.bench.speed import bench
+
+    options = bench.quick() if quick else bench.SpeedBench()
+    measured(lambda say: bench.measure(options, say), as_json)
+
+
 @bench_app.command("faults")
 def bench_faults(
     quick: Annotated[bool, typer.Option(help="Each fault once, for a shorter time.")] = False,

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
+import numpy as np
 
 from serve.encoders import Encoder
 from serve.errors import DeadlinePassed, InvalidRequest, NotServing, QueueFull
@@ -24,15 +25,17 @@ from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.proto.fairlead.v1 import router_pb2_grpc
 from serve.routing.admission import Admission, AdmissionOptions
 from serve.routing.batcher import Batcher, BatcherOptions
-from serve.routing.decider import Decider
+from serve.routing.decider import Decided, DecidedColumns, Decider
 from serve.routing.decision_bytes import batch_reply_bytes, reply_bytes
 from serve.routing.live import LiveView
 from serve.routing.reply import write_explanation
 from serve.routing.request import (
     BATCH_MAX,
     MODELS_LISTED_MAX,
+    ColumnsInput,
     PreferenceDefaults,
     RouteInput,
+    read_columns,
     read_request,
     whole,
 )
@@ -104,11 +107,15 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
     def _score(self, asked: Sequence[RouteInput]) -> list[bytes | Exception]:
         """One batch against the view of this moment."""
         decided = self._decider.decide(asked, self._view.current)
+        self._keep(decided)
+        return decided.replies
+
+    def _keep(self, decided: Decided | DecidedColumns) -> None:
+        """Write down what was decided."""
         if decided.log is not None and self._decisions is not None:
             self._decisions.offer(decided.log)
         if decided.counted is not None and self._telemetry is not None:
             self._telemetry.count_batch(decided.counted)
-        return decided.replies
 
     async def decide(self, request: pb.RouteRequest, *, measured: bool = False) -> pb.Decision:
         """One request's decision, whatever else is under way. Raises what `status_of` maps.
@@ -121,9 +128,12 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
             asked = replace(asked, measured=True, fallbacks_max=MODELS_LISTED_MAX)
         return pb.Decision.FromString(await self._scored(asked))
 
-    def _read(self, request: pb.RouteRequest, left_s: float = math.inf) -> RouteInput:
+    def _check_serving(self) -> None:
         if self.draining:
             raise NotServing("this replica is shutting down; another one serves the same address")
+
+    def _read(self, request: pb.RouteRequest, left_s: float = math.inf) -> RouteInput:
+        self._check_serving()
         latest_ms = self._now_ms() + left_s * 1000.0
         return read_request(whole(request), self._options.preference, latest_ms)
 
@@ -170,12 +180,15 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         finally:
             self._calls -= 1
 
+    def _problem(self, error: Exception) -> pb.Problem:
+        code, message = self._refuse(error)
+        return pb.Problem(code=code.value[0], message=message)
+
     def _written(self, request: pb.RouteRequest, result: bytes | Exception) -> bytes:
         """A decision or what went wrong, as a RouteReply."""
         request_id = getattr(request, "request_id", "")  # a message that can't be read has none
         if isinstance(result, Exception):
-            code, message = self._refuse(result)
-            problem = pb.Problem(code=code.value[0], message=message)
+            problem = self._problem(result)
             return pb.RouteReply(request_id=request_id, problem=problem).SerializeToString()
         self.counts.decisions += 1
         return reply_bytes(request_id, result)
@@ -194,6 +207,8 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         context.add_done_callback(self._left)  # type: ignore[arg-type]  # the stubs name a private type
         try:
             decision = await self._admitted(request, context)
+        except QueueFull as error:
+            await context.abort(*self._refuse(error), self._admission.pushback())
         except Exception as error:  # noqa: BLE001 - becomes a status
             await context.abort(*self._refuse(error))
         self.counts.decisions += 1
@@ -213,6 +228,49 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         results = await self._all_scored([self._read_or_error(one) for one in request.requests])
         replies = map(self._written, request.requests, results)
         return batch_reply_bytes(list(replies))
+
+    async def RouteColumns(
+        self, request: pb.RouteColumnsRequest, context: Context[Any, Any]
+    ) -> bytes:
+        """Many requests that differ in their prompts alone; each bad row fails alone."""
+        try:
+            latest_ms = self._now_ms() + _time_left(context) * 1000.0
+            self._check_serving()
+            asked = read_columns(whole(request), self._options.preference, latest_ms)
+            return await self._columns_scored(asked)
+        except Exception as error:
+            await context.abort(*self._refuse(error))
+            raise AssertionError("abort raises") from error
+
+    async def _columns_scored(self, asked: ColumnsInput) -> bytes:
+        """Columns in slices against one view; parts of a message that are joined are one."""
+        live, embeddings = self._view.current, self._decider.matrix(asked)
+        tokens = np.zeros(len(embeddings))
+        if asked.prompt_tokens:
+            tokens[:] = asked.prompt_tokens
+        head = pb.RouteColumnsReply(
+            models=live.catalogue.names,
+            pools=live.pool_names,
+            snapshot_version=live.version,
+            snapshot_age_ms=live.age_ms(self._now_ms()),
+        )
+        parts, size = [b""], self._options.batcher.batch_max
+        for first in range(0, len(embeddings), size):
+            if first:
+                await asyncio.sleep(0)
+            rows = slice(first, first + size)
+            decided = self._decider.decide_columns(
+                asked.shared, embeddings[rows], tokens[rows], live
+            )
+            self._keep(decided)
+            parts.append(decided.reply)
+            head.problems.extend(
+                pb.RowProblem(row=first + row, problem=self._problem(problem))
+                for row, problem in sorted(decided.problems.items())
+            )
+        self.counts.decisions += len(embeddings) - len(head.problems)
+        parts[0] = head.SerializeToString()
+        return b"".join(parts)
 
     def _read_or_error(self, request: pb.RouteRequest) -> RouteInput | Exception:
         try:

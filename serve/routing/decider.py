@@ -25,12 +25,12 @@ from serve.errors import (
     UnknownModel,
 )
 from serve.proto.fairlead.v1 import router_pb2 as pb
-from serve.routing.decision_bytes import write_decisions
+from serve.routing.decision_bytes import columns_bytes, write_decisions
 from serve.routing.live import Live
 from serve.routing.probing import Prober
 from serve.routing.records import Decisions
 from serve.routing.reply import no_model_fits, write_probes
-from serve.routing.request import BYTES_PER_TOKEN, RouteInput
+from serve.routing.request import BATCH_MAX, BYTES_PER_TOKEN, ColumnsInput, RouteInput
 from serve.routing.router import Choices, Chooser, RequestBatch, columns
 from serve.routing.sessions import Held, SessionOptions, Sessions
 from streams.feedback.decisions import DecisionBatch
@@ -52,6 +52,16 @@ class Decided:
     replies: list[bytes | Exception]  # a `Decision` of router.proto, or why there is none
     log: DecisionBatch | None
     counted: DecidedBatch | None = None  # for telemetry: those shed, too
+
+
+@dataclass(frozen=True, slots=True)
+class DecidedColumns:
+    """A scored part of requests that came as columns."""
+
+    reply: bytes  # of a RouteColumnsReply, without the problems
+    problems: Refusals  # by row
+    log: DecisionBatch | None
+    counted: DecidedBatch | None
 
 
 class Decider:
@@ -92,29 +102,96 @@ class Decider:
         requests = self._columns(taken, embeddings[rows], allowed[rows], live, now_ms)
         choices = self._chooser.choose(requests, live, now_ms)
         ids = self._issuer.take(len(rows))
-        decisions = Decisions(
-            tenants=[one.tenant for one in taken],
-            requests=requests,
-            choices=choices,
-            live=live,
-            policy=self._policy,
-            at_ms=now_ms,
-        )
+        tenants = [one.tenant for one in taken]
+        decisions = self._decisions(tenants, requests, choices, live, now_ms)
         tickets = decisions.seal(self._sealer, ids, [one.measured for one in taken])
         written = write_decisions(taken, ids, tickets, choices, live, now_ms)
         self._suggest_probes(taken, decisions, written)
         for row, reply in zip(rows, written, strict=True):
             replies[row] = reply
         self._hold_sessions(taken, choices, live, now_ms)
-        for row in np.flatnonzero(~choices.fits).tolist():
-            replies[rows[row]] = no_model_fits(taken[row], row, choices, live)
-        for row in np.flatnonzero(choices.shed).tolist():
-            replies[rows[row]] = FleetFull(
-                taken[row].criticality.name, float(choices.multiple[row])
-            )
-        fits = np.flatnonzero(choices.fits)
+        for row, problem in self._refused(taken, choices, live).items():
+            replies[rows[row]] = problem
         log = self._log(ids, taken, decisions, np.flatnonzero(choices.fits & ~choices.shed))
-        return Decided(replies, log, decisions[fits].count() if len(fits) else None)
+        return Decided(replies, log, _counted(decisions))
+
+    def matrix(self, asked: ColumnsInput) -> NDArray[np.float32]:
+        """The embeddings (n, dim) of requests that come as columns, not copied.
+
+        Raises InvalidRequest.
+        """
+        dim = self._encoder.dim
+        n, rest = divmod(len(asked.embeddings), F32_BYTES * dim)
+        if rest or not 1 <= n <= BATCH_MAX:
+            problem = f"{len(asked.embeddings) / (F32_BYTES * dim):g} rows of {dim} numbers"
+            raise InvalidRequest("embeddings_f32", problem, f"1 to {BATCH_MAX:,} whole rows")
+        if len(asked.prompt_tokens) not in (0, n):
+            problem = f"{len(asked.prompt_tokens)} long"
+            raise InvalidRequest("prompt_tokens", problem, f"0 or {n} long, as there are rows")
+        return np.frombuffer(asked.embeddings, "<f4").reshape(n, dim)
+
+    def decide_columns(
+        self, shared: RouteInput, embeddings: NDArray[np.float32], tokens: NDArray[Any], live: Live
+    ) -> DecidedColumns:
+        """Decide n requests that are alike but for their rows. Raises what refuses them all."""
+        now_ms, n = self._now_ms(), len(embeddings)
+        problems: Refusals = {}
+        allowed = _allowed([shared], live, problems)
+        _check_deadlines([shared], now_ms, problems)
+        if problems:
+            raise problems[0]
+        bad = np.flatnonzero(_unusable(embeddings)).tolist()
+        problems.update((row, _bad_numbers(embeddings[row])) for row in bad)
+        at = np.setdiff1d(np.arange(n), bad)
+        if not len(at):
+            return DecidedColumns(columns_bytes(n, at, None, ()), problems, None, None)
+        embeddings, tokens = (embeddings[at], tokens[at]) if bad else (embeddings, tokens)
+        alike = {name: column.repeat(len(at)) for name, column in columns([shared]).items()}
+        requests = RequestBatch(
+            contexts=self._encoder.projection.contexts(embeddings, tokens.astype(np.float32)),
+            preference=np.tile(shared.weights, (len(at), 1)),
+            allowed=allowed.repeat(len(at), axis=0),
+            **alike | {"prompt_tokens": tokens},
+        )
+        choices = self._chooser.choose(requests, live, now_ms)
+        decisions = self._decisions([shared.tenant] * len(at), requests, choices, live, now_ms)
+        ids = self._issuer.take(len(at))
+        tickets = decisions.seal(self._sealer, ids)
+        for row, problem in self._refused([shared] * len(at), choices, live).items():
+            problems[int(at[row])], tickets[row] = problem, b""
+        done = np.flatnonzero(choices.fits & ~choices.shed)
+        return DecidedColumns(
+            columns_bytes(n, at, choices, tickets),
+            problems,
+            self._log(ids, [shared] * len(at), decisions, done),
+            _counted(decisions),
+        )
+
+    def _decisions(
+        self,
+        tenants: Sequence[str],
+        requests: RequestBatch,
+        choices: Choices,
+        live: Live,
+        at_ms: int,
+    ) -> Decisions:
+        return Decisions(
+            tenants=tenants,
+            requests=requests,
+            choices=choices,
+            live=live,
+            policy=self._policy,
+            at_ms=at_ms,
+        )
+
+    def _refused(self, asked: Sequence[RouteInput], choices: Choices, live: Live) -> Refusals:
+        """Why rows have no decision: no model fits them, or the fleet is full."""
+        found: Refusals = {}
+        for row in np.flatnonzero(~choices.fits).tolist():
+            found[row] = no_model_fits(asked[row], row, choices, live)
+        for row in np.flatnonzero(choices.shed).tolist():
+            found[row] = FleetFull(asked[row].criticality.name, float(choices.multiple[row]))
+        return found
 
     def _suggest_probes(
         self, asked: Sequence[RouteInput], of: Decisions, replies: list[bytes]
@@ -148,10 +225,7 @@ class Decider:
                 )
             else:
                 embeddings[i] = np.frombuffer(one.embedding, "<f4")
-        with np.errstate(over="ignore", invalid="ignore"):
-            norms = np.sqrt(np.einsum("nd,nd->n", embeddings, embeddings))
-            bad = ~((norms >= NORM_MIN) & (norms <= NORM_MAX))  # also NaN
-        for i in np.flatnonzero(bad).tolist():
+        for i in np.flatnonzero(_unusable(embeddings)).tolist():
             refused[i] = _bad_numbers(embeddings[i])
             embeddings[i] = 1.0
         if texts:
@@ -259,6 +333,19 @@ def _tokens(one: RouteInput) -> float:
     if one.prompt_tokens or one.text is None:
         return one.prompt_tokens or 0.0
     return max(1.0, len(one.text.encode()) / BYTES_PER_TOKEN)
+
+
+def _counted(of: Decisions) -> DecidedBatch | None:
+    """What telemetry counts: also those that were shed."""
+    fits = np.flatnonzero(of.choices.fits)
+    return of[fits].count() if len(fits) else None
+
+
+def _unusable(embeddings: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which rows (n,) have no usable length."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        norms = np.sqrt(np.einsum("nd,nd->n", embeddings, embeddings))
+        return ~((norms >= NORM_MIN) & (norms <= NORM_MAX))  # also NaN
 
 
 def _bad_numbers(embedding: NDArray[np.float32]) -> InvalidRequest:

@@ -165,6 +165,36 @@ def reply_bytes(request_id: str, decision: bytes) -> bytes:
     return said + REPLY_DECISION + sized(decision)
 
 
+COLUMN_NUMBERS = ("propensity", "utility", "quality", "cost_usd", "latency_ms")
+
+
+def columns_bytes(
+    n: int, at: NDArray[np.intp], choices: Choices | None, tickets: Sequence[bytes]
+) -> bytes:
+    """Columns of n requests as a part of a RouteColumnsReply; parts that are joined are one.
+
+    `choices` and `tickets` are of those at the rows `at`; the others' columns say nothing.
+    """
+    message, rows = pb.RouteColumnsReply, np.arange(len(at))
+    columns: dict[str, bytes] = {}
+    for name in ("model", "pool"):
+        whole = np.zeros(n, np.int64)
+        if choices is not None:
+            whole[at] = choices.chosen if name == "model" else choices.pool
+        columns[name] = b"".join(map(varint, whole.tolist()))
+    for name in COLUMN_NUMBERS:
+        numbers = np.zeros(n, "<f8")
+        if choices is not None:
+            numbers[at] = getattr(choices, name)[rows, choices.chosen]
+        columns[name] = numbers.tobytes()
+    parts = [tag(message, name, BYTES) + sized(packed) for name, packed in columns.items()]
+    said = [b""] * n
+    for row, ticket in zip(at.tolist(), tickets, strict=True):
+        said[row] = ticket
+    before = tag(message, "tickets", BYTES)
+    return b"".join(parts) + b"".join([part for one in said for part in (before, sized(one))])
+
+
 def batch_reply_bytes(replies: Sequence[bytes]) -> bytes:
     """A RouteBatchReply of serialised replies."""
     return b"".join([part for one in replies for part in (REPLIES, varint(len(one)), one)])

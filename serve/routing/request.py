@@ -214,6 +214,46 @@ def read_request(
     return RouteInput(**given, weights=weights)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColumnsInput:
+    """Requests that differ in their prompts alone, checked but for what the encoder knows."""
+
+    embeddings: bytes = field(repr=False)  # little-endian 32-bit floats, row by row
+    prompt_tokens: Sequence[int]  # as many as rows, or none
+    shared: RouteInput
+
+
+def read_columns(
+    request: pb.RouteColumnsRequest, defaults: PreferenceDefaults, latest_ms: float
+) -> ColumnsInput:
+    """Check requests that come as columns. Raises InvalidRequest."""
+    for said, _ in request.shared.ListFields():
+        if said.name in _OF_ONE:
+            limit = "left out: it is of a single request"
+            raise InvalidRequest(f"shared.{said.name}", "said", limit)
+    alike = pb.RouteRequest()
+    alike.CopyFrom(request.shared)
+    alike.embedding_f32 = _NO_FLOATS
+    return ColumnsInput(
+        embeddings=_raw_floats("embeddings_f32", request.embeddings_f32),
+        prompt_tokens=_tokens_of_rows(request.prompt_tokens),
+        shared=read_request(alike, defaults, latest_ms),
+    )
+
+
+def _tokens_of_rows(said: Sequence[int]) -> Sequence[int]:
+    if said and max(said) > TOKENS_MAX:
+        raise InvalidRequest("prompt_tokens", max(said), f"0 to {TOKENS_MAX:,}")
+    return said
+
+
+_OF_ONE = {
+    *("text", "embedding", "embedding_f32", "prompt_tokens"),
+    *("request_id", "session", "probe", "fallbacks_max"),
+}
+_NO_FLOATS = bytes(4)  # stands for a prompt while the rest is checked
+
+
 def whole(message: Message | InvalidRequest) -> Message:
     """The message, unless the listener could not read one. Raises InvalidRequest."""
     if isinstance(message, InvalidRequest):

@@ -836,7 +836,9 @@ def test_reflection_shows_every_method(shared):
         described.file_descriptor_response.file_descriptor_proto[0]
     )
     methods = {method.name for method in file.service[0].method}
-    assert methods == {"Route", "RouteBatch", "RouteStream", "SendFeedback", "Explain"}
+    assert methods == {
+        "Route", "RouteBatch", "RouteColumns", "RouteStream", "SendFeedback", "Explain"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

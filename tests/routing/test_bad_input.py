@@ -436,7 +436,7 @@ def test_garbage_in_a_stream_is_answered_and_the_stream_goes_on(up, case):
     assert "can't be read" in by_id[""].problem.message
 
 
-@pytest.mark.parametrize("method", ["RouteBatch", "SendFeedback", "Explain"])
+@pytest.mark.parametrize("method", ["RouteBatch", "RouteColumns", "SendFeedback", "Explain"])
 def test_garbage_is_an_invalid_argument_of_every_method(up, method):
     with pytest.raises(grpc.RpcError) as refused:
         up.channel.unary_unary(f"/{SERVICE}/{method}")(b"\xff\xff\xff", timeout=PATIENCE_S)
@@ -763,7 +763,7 @@ def test_any_request_gets_a_sound_decision_or_a_status_of_the_table(up, asked):
 @given(content=st.binary(max_size=60), cut=st.integers(0, 300), flip=st.integers(0, 299))
 @anything
 @pytest.mark.parametrize(
-    "method", ["Route", "RouteBatch", "RouteStream", "SendFeedback", "Explain"]
+    "method", ["Route", "RouteBatch", "RouteColumns", "RouteStream", "SendFeedback", "Explain"]
 )
 def test_any_bytes_get_an_answer_or_a_status_of_the_table(up, ticket, method, content, cut, flip):
     """
@@ -773,6 +773,7 @@ def test_any_bytes_get_an_answer_or_a_status_of_the_table(up, ticket, method, co
         "Route": good_request("r"),
         "RouteStream": good_request("r"),
         "RouteBatch": pb.RouteBatchRequest(requests=[good_request("r")]),
+        "RouteColumns": pb.RouteColumnsRequest(embeddings_f32=embedding()),
         # With a genuine ticket, one bent outcome in a hundred is a good one.
         "SendFeedback": pb.FeedbackRequest(outcomes=[pb.Outcome(ticket=b"forged" * 50)]),
         "Explain": pb.ExplainRequest(ticket=ticket),

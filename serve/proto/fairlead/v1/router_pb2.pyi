@@ -182,6 +182,54 @@ class RouteBatchReply(_message.Message):
     replies: _containers.RepeatedCompositeFieldContainer[RouteReply]
     def __init__(self, replies: _Optional[_Iterable[_Union[RouteReply, _Mapping]]] = ...) -> None: ...
 
+class RouteColumnsRequest(_message.Message):
+    __slots__ = ("embeddings_f32", "prompt_tokens", "shared")
+    EMBEDDINGS_F32_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
+    embeddings_f32: bytes
+    prompt_tokens: _containers.RepeatedScalarFieldContainer[int]
+    shared: RouteRequest
+    def __init__(self, embeddings_f32: _Optional[bytes] = ..., prompt_tokens: _Optional[_Iterable[int]] = ..., shared: _Optional[_Union[RouteRequest, _Mapping]] = ...) -> None: ...
+
+class RouteColumnsReply(_message.Message):
+    __slots__ = ("models", "pools", "model", "pool", "propensity", "utility", "quality", "cost_usd", "latency_ms", "tickets", "snapshot_version", "snapshot_age_ms", "problems")
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    POOLS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    PROPENSITY_FIELD_NUMBER: _ClassVar[int]
+    UTILITY_FIELD_NUMBER: _ClassVar[int]
+    QUALITY_FIELD_NUMBER: _ClassVar[int]
+    COST_USD_FIELD_NUMBER: _ClassVar[int]
+    LATENCY_MS_FIELD_NUMBER: _ClassVar[int]
+    TICKETS_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_AGE_MS_FIELD_NUMBER: _ClassVar[int]
+    PROBLEMS_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedScalarFieldContainer[str]
+    pools: _containers.RepeatedScalarFieldContainer[str]
+    model: _containers.RepeatedScalarFieldContainer[int]
+    pool: _containers.RepeatedScalarFieldContainer[int]
+    propensity: _containers.RepeatedScalarFieldContainer[float]
+    utility: _containers.RepeatedScalarFieldContainer[float]
+    quality: _containers.RepeatedScalarFieldContainer[float]
+    cost_usd: _containers.RepeatedScalarFieldContainer[float]
+    latency_ms: _containers.RepeatedScalarFieldContainer[float]
+    tickets: _containers.RepeatedScalarFieldContainer[bytes]
+    snapshot_version: int
+    snapshot_age_ms: int
+    problems: _containers.RepeatedCompositeFieldContainer[RowProblem]
+    def __init__(self, models: _Optional[_Iterable[str]] = ..., pools: _Optional[_Iterable[str]] = ..., model: _Optional[_Iterable[int]] = ..., pool: _Optional[_Iterable[int]] = ..., propensity: _Optional[_Iterable[float]] = ..., utility: _Optional[_Iterable[float]] = ..., quality: _Optional[_Iterable[float]] = ..., cost_usd: _Optional[_Iterable[float]] = ..., latency_ms: _Optional[_Iterable[float]] = ..., tickets: _Optional[_Iterable[bytes]] = ..., snapshot_version: _Optional[int] = ..., snapshot_age_ms: _Optional[int] = ..., problems: _Optional[_Iterable[_Union[RowProblem, _Mapping]]] = ...) -> None: ...
+
+class RowProblem(_message.Message):
+    __slots__ = ("row", "problem")
+    ROW_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    row: int
+    problem: Problem
+    def __init__(self, row: _Optional[int] = ..., problem: _Optional[_Union[Problem, _Mapping]] = ...) -> None: ...
+
 class Outcome(_message.Message):
     __slots__ = ("ticket", "quality", "cost_usd", "latency_ms", "output_tokens", "error", "paid_usd")
     TICKET_FIELD_NUMBER: _ClassVar[int]

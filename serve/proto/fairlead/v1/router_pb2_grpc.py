@@ -44,6 +44,11 @@ class RouterStub:
                 request_serializer=fairlead_dot_v1_dot_router__pb2.RouteBatchRequest.SerializeToString,
                 response_deserializer=fairlead_dot_v1_dot_router__pb2.RouteBatchReply.FromString,
                 _registered_method=True)
+        self.RouteColumns = channel.unary_unary(
+                '/fairlead.v1.Router/RouteColumns',
+                request_serializer=fairlead_dot_v1_dot_router__pb2.RouteColumnsRequest.SerializeToString,
+                response_deserializer=fairlead_dot_v1_dot_router__pb2.RouteColumnsReply.FromString,
+                _registered_method=True)
         self.RouteStream = channel.stream_stream(
                 '/fairlead.v1.Router/RouteStream',
                 request_serializer=fairlead_dot_v1_dot_router__pb2.RouteRequest.SerializeToString,
@@ -73,6 +78,13 @@ class RouterServicer:
 
     def RouteBatch(self, request, context):
         """Many requests scored as one. One bad request fails alone: its reply carries an error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RouteColumns(self, request, context):
+        """Many requests that differ in their prompts alone: one matrix in, columns out. The fastest form.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -114,6 +126,11 @@ def add_RouterServicer_to_server(servicer, server):
                     servicer.RouteBatch,
                     request_deserializer=fairlead_dot_v1_dot_router__pb2.RouteBatchRequest.FromString,
                     response_serializer=fairlead_dot_v1_dot_router__pb2.RouteBatchReply.SerializeToString,
+            ),
+            'RouteColumns': grpc.unary_unary_rpc_method_handler(
+                    servicer.RouteColumns,
+                    request_deserializer=fairlead_dot_v1_dot_router__pb2.RouteColumnsRequest.FromString,
+                    response_serializer=fairlead_dot_v1_dot_router__pb2.RouteColumnsReply.SerializeToString,
             ),
             'RouteStream': grpc.stream_stream_rpc_method_handler(
                     servicer.RouteStream,
@@ -185,6 +202,33 @@ class Router:
             '/fairlead.v1.Router/RouteBatch',
             fairlead_dot_v1_dot_router__pb2.RouteBatchRequest.SerializeToString,
             fairlead_dot_v1_dot_router__pb2.RouteBatchReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RouteColumns(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fairlead.v1.Router/RouteColumns',
+            fairlead_dot_v1_dot_router__pb2.RouteColumnsRequest.SerializeToString,
+            fairlead_dot_v1_dot_router__pb2.RouteColumnsReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,170 @@
+"""How fast decisions are, beside an empty handler in the same run.
+
+    servers (processes)   our full path │ an empty handler on our listener │ ours, views swapped
+    measured in turns     sequential, unary, batches, columns: medians of the turns' ratios
+    then                  open loop at given rates, swaps, overload, and the scorer in process
+
+Client and servers share the machine, so its cores are named, and ratios count more than rates. What
+this does not measure is named in `left_out`, with the reason, instead of a figure.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+import uvloop
+
+from load.bench.speed import scorer
+from load.bench.speed.calls import (
+    BATCH,
+    SERVICE,
+    batch,
+    columns,
+    message,
+    per_cpu_s,
+    sequential_ms,
+    unary_per_s,
+)
+from load.bench.speed.open_loop import Seen, Stream, drive, quantile_ms
+from load.bench.speed.overload import overloaded
+from load.bench.speed.serving import Served, Serving, served
+from load.bench.speed.wire import Ask
+
+Say = Callable[[str], None]
+OPEN_PER_S = 1000.0
+P99_LIMITS_MS = (1, 5, 10)
+SWAP_S = 1.0
+LEFT_OUT = {
+    "unary_vs_ray_proxy": "Ray Serve's proxies are not started by this bench",
+    "scorer.one_vs_paretobandit, batch_vs_paretobandit": "no peer is timed; `fairlead bench "
+    "decisions` compares what they choose",
+    "bytes_per_history_row": "no history of size is held here",
+    "folded_per_s": "measured by `fairlead bench feedback`",
+    "transport.native": "there is no such transport",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeedBench:
+    """How much is asked."""
+
+    alternations: int = 5
+    calls: int = 500  # of a sequential turn
+    seconds: float = 2.0  # of a turn of the other kinds
+    open_s: float = 10.0
+    rates_per_s: tuple[float, ...] = (125, 250, 500, 1000, 1500, 2000, 3000, 4000)
+    rate_s: float = 4.0  # at each of these
+    factors: tuple[float, ...] = (2.0, 5.0, 10.0)
+    overload_s: float = 5.0
+    history: int = 100_000  # rows searched by the scorer where it searches any
+    seed: int = 0
+
+
+def quick() -> SpeedBench:
+    """Under a minute, and as much less sure."""
+    return SpeedBench(
+        calls=100,
+        seconds=0.5,
+        open_s=3.0,
+        rates_per_s=(250, 500, 1000, 2000),
+        rate_s=1.0,
+        overload_s=1.5,
+    )
+
+
+def measure(options: SpeedBench, say: Say) -> dict[str, Any]:
+    """Run all. Raises LoopStuck."""
+    rng = np.random.default_rng(options.seed)
+    found: dict[str, Any] = {"cores": os.cpu_count()}
+    say("the scorer in process …")
+    found["scorer"] = scorer.measure(rng, history=options.history)
+    with served(Serving(kind="empty")) as empty, served(Serving(kind="fairlead")) as ours:
+        found |= uvloop.run(_beside(options, empty, ours, rng, say))
+        found |= uvloop.run(_open(options, ours, rng, say))
+        found["overload"] = uvloop.run(_overload(options, ours, rng, say))
+    with served(Serving(kind="fairlead", swap_s=SWAP_S)) as swapping:
+        say("a new view every second …")
+        seen = uvloop.run(_at(swapping, OPEN_PER_S, options.open_s, rng))
+        found["swap"] = {"p99_ms": quantile_ms(seen.answered_s, 0.99)}
+    return found | {"left_out": LEFT_OUT}
+
+
+async def _beside(
+    options: SpeedBench, empty: Served, ours: Served, rng: np.random.Generator, say: Say
+) -> dict[str, Any]:
+    """What is measured in turns with the empty handler."""
+    ask, many, matrix = message(rng), batch(rng), columns(rng)
+    alone_ms, alone, unary, rates = [], [], [], []
+    batches, columnar, cpu_s = [], [], []
+    for turn in range(options.alternations):
+        say(f"turn {turn + 1} of {options.alternations} …")
+        base_ms = await sequential_ms(empty.port, ask, options.calls)
+        alone_ms.append(await sequential_ms(ours.port, ask, options.calls))
+        alone.append(alone_ms[-1] / base_ms)
+        base_per_s = await unary_per_s(empty.port, ask, options.seconds)
+        began_cpu_s = ours.cpu_s()
+        rates.append(await unary_per_s(ours.port, ask, options.seconds))
+        cpu_s.append((ours.cpu_s() - began_cpu_s) / max(1.0, rates[-1] * options.seconds))
+        unary.append(rates[-1] / max(1.0, base_per_s))
+        batches.append(await per_cpu_s(ours, "RouteBatch", many, BATCH, options.seconds))
+        columnar.append(await per_cpu_s(ours, "RouteColumns", matrix, BATCH, options.seconds))
+    return {
+        "sequential": {"p50_ms": median(alone_ms), "p50_vs_empty": median(alone)},
+        "unary_vs_empty": median(unary),
+        "batch_per_s_per_core": median(batches),
+        "columnar_per_s_per_core": median(columnar),
+        "cpu_s_per_1000_decisions": 1000.0 * median(cpu_s),
+        "transport": {"grpcio": median(rates)},
+    }
+
+
+async def _at(server: Served, per_s: float, seconds: float, rng: np.random.Generator) -> Seen:
+    """Poisson arrivals at a rate."""
+    ask = Ask.of(f"{SERVICE}Route", message(rng))
+    seen = await drive(server.port, [Stream(name="", ask=ask, per_s=per_s)], seconds, rng)
+    return seen[""]
+
+
+async def _open(
+    options: SpeedBench, ours: Served, rng: np.random.Generator, say: Say
+) -> dict[str, Any]:
+    """Latency at one rate, and the highest rates at which it stays within limits."""
+    say(f"open loop at {OPEN_PER_S:,.0f}/s …")
+    seen = await _at(ours, OPEN_PER_S, options.open_s, rng)
+    p50, p99, p999 = (quantile_ms(seen.answered_s, q) for q in (0.5, 0.99, 0.999))
+    open_loop = {
+        "rate": OPEN_PER_S,
+        "p50_ms": p50,
+        "p99_ms": p99,
+        "p999_ms": p999,
+        "lost": seen.sent - len(seen.answered_s),
+    }
+    within = {f"{limit}ms": 0.0 for limit in P99_LIMITS_MS}
+    for per_s in options.rates_per_s:
+        say(f"open loop at {per_s:,.0f}/s …")
+        seen = await _at(ours, per_s, options.rate_s, rng)
+        for limit in P99_LIMITS_MS:
+            if len(seen.answered_s) == seen.sent and quantile_ms(seen.answered_s, 0.99) <= limit:
+                within[f"{limit}ms"] = per_s
+    return {"open_loop": open_loop, "decisions_per_s_at_p99": within}
+
+
+async def _overload(
+    options: SpeedBench, ours: Served, rng: np.random.Generator, say: Say
+) -> dict[str, Any]:
+    """By factor, against the best of several closed loops."""
+    say("the peak …")
+    ask = message(rng)
+    peaks = [await unary_per_s(ours.port, ask, options.seconds) for _ in range(3)]
+    found: dict[str, Any] = {"peak_per_s": max(peaks)}
+    for factor in options.factors:
+        say(f"{factor:g} times the peak …")
+        found[f"{factor:g}"] = await overloaded(
+            ours.port, rng, peak_per_s=max(peaks), factor=factor, seconds=options.overload_s
+        )
+    return found

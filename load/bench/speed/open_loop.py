@@ -1,0 +1,145 @@
+"""Calls at given times whatever became of those before: rates, quantiles, what was refused.
+
+    arrivals (Poisson) ──every millisecond: those due──▶ connections ──▶ what came of each
+
+A call's time counts from when it was due, not from when it was sent, so a client that falls behind
+shows (no coordinated omission). Nothing is left out: a call that never ends is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from load.bench.speed.wire import Ask, Connection, Ended, connected
+
+TICK_S = 0.001
+GRACE_S = 2.0  # for the last calls
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stream:
+    """Calls of one kind."""
+
+    name: str
+    ask: Ask
+    per_s: float
+    deadline_s: float = float("inf")
+
+
+@dataclass(slots=True)
+class Seen:
+    """What came of the calls of one kind."""
+
+    sent: int = 0
+    answered_s: list[float] = field(default_factory=list)  # times to answers
+    in_time: int = 0  # answers before the deadline
+    refused_s: list[float] = field(default_factory=list)  # times to refusals
+    pushed_back: int = 0  # of the refusals, those that say when to try again
+    statuses: dict[int | None, int] = field(default_factory=dict)
+
+    def note(self, result: Ended, *, took_s: float, deadline_s: float) -> None:
+        """Count one that has ended."""
+        self.statuses[result.status] = self.statuses.get(result.status, 0) + 1
+        if result.answered:
+            self.answered_s.append(took_s)
+            self.in_time += took_s <= deadline_s
+        else:
+            self.refused_s.append(took_s)
+            self.pushed_back += result.pushback
+
+    @property
+    def lost(self) -> int:
+        """Calls of which nothing came."""
+        return self.sent - len(self.answered_s) - len(self.refused_s)
+
+
+def poisson(rng: np.random.Generator, *, per_s: float, seconds: float) -> NDArray[np.float64]:
+    """Arrivals of independent callers."""
+    n = rng.poisson(per_s * seconds)
+    return np.sort(rng.uniform(0.0, seconds, n))
+
+
+class Drive:
+    """One run of all streams. Calls due before `warm_s` are sent and not counted."""
+
+    def __init__(
+        self, streams: Sequence[Stream], rng: np.random.Generator, *, seconds: float, warm_s: float
+    ) -> None:
+        self.seen = {stream.name: Seen() for stream in streams}
+        self._streams, self._warm_s = streams, warm_s
+        kinds = [poisson(rng, per_s=stream.per_s, seconds=seconds) for stream in streams]
+        due_s = np.concatenate(kinds)
+        order = np.argsort(due_s, kind="stable")
+        self._due_s: list[float] = due_s[order].tolist()
+        self._kind: list[int] = np.repeat(np.arange(len(streams)), list(map(len, kinds)))[
+            order
+        ].tolist()
+        self._sent = self._under_way = 0
+        self._begin_s = 0.0
+        self._closed = False
+        self._all_ended = asyncio.Event()
+
+    async def run(self, port: int, n_connections: int) -> None:
+        """Send every call at its time, then wait for the last ones."""
+        connections = await connected(port, n_connections, self._ended)
+        self._begin_s = time.monotonic()
+        while self._sent < len(self._due_s):
+            self._send_due(connections)
+            await asyncio.sleep(TICK_S)
+        if self._under_way:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._all_ended.wait(), GRACE_S)
+        self._closed = True
+        for connection in connections:
+            connection.close()
+
+    def _send_due(self, connections: Sequence[Connection]) -> None:
+        now_s = time.monotonic() - self._begin_s
+        while self._sent < len(self._due_s) and self._due_s[self._sent] <= now_s:
+            number, self._sent = self._sent, self._sent + 1
+            stream = self._streams[self._kind[number]]
+            self.seen[stream.name].sent += self._due_s[number] >= self._warm_s
+            self._under_way += 1
+            connections[number % len(connections)].call(stream.ask, number)
+        for connection in connections:
+            connection.flush()
+
+    def _ended(self, known_as: object, result: Ended) -> None:
+        if self._closed:  # by us: nothing came of it
+            return
+        assert isinstance(known_as, int)
+        self._under_way -= 1
+        if not self._under_way and self._sent == len(self._due_s):
+            self._all_ended.set()
+        due_s = self._due_s[known_as]
+        if due_s >= self._warm_s:
+            stream = self._streams[self._kind[known_as]]
+            took_s = time.monotonic() - self._begin_s - due_s
+            self.seen[stream.name].note(result, took_s=took_s, deadline_s=stream.deadline_s)
+
+
+async def drive(
+    port: int,
+    streams: Sequence[Stream],
+    seconds: float,
+    rng: np.random.Generator,
+    *,
+    warm_s: float = 0.0,
+    n_connections: int = 8,
+) -> dict[str, Seen]:
+    """Send all for so many seconds; what came of each kind."""
+    run = Drive(streams, rng, seconds=seconds, warm_s=warm_s)
+    await run.run(port, n_connections)
+    return run.seen
+
+
+def quantile_ms(seconds: Sequence[float], q: float) -> float:
+    """A quantile in milliseconds; 0 of nothing."""
+    return float(np.quantile(seconds, q)) * 1000.0 if seconds else 0.0

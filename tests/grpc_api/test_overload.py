@@ -1,0 +1,81 @@
+"""More calls than a replica can take in: the surplus is ended at once, without Python's help."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+
+import grpc
+import pytest
+import router_bench
+from router_bench import PATIENCE_S, Router, embedding, router
+from waiting import until
+
+from serve.grpc_api.listener import ListenerOptions
+from serve.proto.fairlead.v1 import router_pb2 as pb
+from serve.routing.admission import PUSHBACK_KEY
+
+PENDING_MAX = 8
+CALLS = 60
+FULL = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.fixture
+def up(tmp_path, monkeypatch):
+    narrow = lambda **said: ListenerOptions(**said, pending_max=PENDING_MAX)  # noqa: E731
+    monkeypatch.setattr(router_bench, "ListenerOptions", narrow)
+    with router(tmp_path) as made:
+        yield made
+
+
+class Held:
+    """The replica's event loop does nothing for the length of a `with` block."""
+
+    def __init__(self, up: Router) -> None:
+        self._up, self._go_on, self._held = up, threading.Event(), threading.Event()
+
+    async def _hold(self) -> None:
+        self._held.set()
+        self._go_on.wait(PATIENCE_S)
+
+    def __enter__(self) -> None:
+        self._holding: Future = self._up.run(self._hold(), wait=False)
+        assert self._held.wait(PATIENCE_S)
+
+    def __exit__(self, *_: object) -> None:
+        self._go_on.set()
+        self._holding.result(PATIENCE_S)
+
+
+def test_calls_that_nobody_can_take_in_are_ended_at_once_and_the_others_are_answered(up):
+    """
+    While the event loop is busy gRPC's core keeps a few calls and ends all others: no queue
+    grows unseen in which calls wait until their deadlines have passed.
+    """
+    request = pb.RouteRequest(embedding_f32=embedding())
+    up.stub.Route(request, timeout=PATIENCE_S)
+    with Held(up):
+        calls = [up.stub.Route.future(request, timeout=PATIENCE_S) for _ in range(CALLS)]
+        until(lambda: sum(call.done() for call in calls) >= CALLS - 2 * PENDING_MAX)
+        ended = [call for call in calls if call.done()]
+        assert {call.code() for call in ended} == {grpc.StatusCode.CANCELLED}
+
+    answered = [call.result(PATIENCE_S) for call in calls if call not in ended]
+
+    assert PENDING_MAX <= len(answered) <= 2 * PENDING_MAX
+    assert all(decision.model for decision in answered)
+
+
+def test_a_refusal_says_when_to_try_again(up):
+    """
+    By the trailing metadata that gRPC's own clients obey.
+    """
+    up.replica.servicer._admission.limit = 0.0
+    up.replica.servicer._admission._under_way["other"] = 1
+
+    with pytest.raises(grpc.RpcError) as refused:
+        up.route(tenant="", criticality=pb.SHEDDABLE)
+
+    said = dict(refused.value.trailing_metadata())
+    assert refused.value.code() is FULL
+    assert int(said[PUSHBACK_KEY]) > 0
