@@ -22,7 +22,6 @@ LIMITS = {
         "denied_models": MODELS_LISTED_MAX,
     },
     "fairlead.v1.RouteBatchRequest": {"requests": BATCH_MAX},
-    "fairlead.v1.RouteColumnsRequest": {"prompt_tokens": BATCH_MAX},
     "fairlead.v1.FeedbackRequest": {"outcomes": BATCH_MAX},
     "fairlead.v1.DispatchRequest": {"messages": PARTS_MAX},
 }

@@ -242,6 +242,8 @@ def read_columns(
 
 
 def _tokens_of_rows(said: Sequence[int]) -> Sequence[int]:
+    if len(said) > BATCH_MAX:
+        raise InvalidRequest("prompt_tokens", f"{len(said)} long", f"at most {BATCH_MAX:,} long")
     if said and max(said) > TOKENS_MAX:
         raise InvalidRequest("prompt_tokens", max(said), f"0 to {TOKENS_MAX:,}")
     return said

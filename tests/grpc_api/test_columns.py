@@ -108,6 +108,7 @@ def test_where_no_model_fits_every_row_says_so(up):
         ([embedding()] * 1025, [], {}, "1 to 1,024 whole rows"),
         ([embedding()] * 2, [1], {}, "prompt_tokens is 1 long; it must be 0 or 2 long"),
         ([embedding()], [10_000_001], {}, "prompt_tokens is 10000001"),
+        ([embedding()], [1] * 1025, {}, "prompt_tokens is 1025 long; it must be at most 1,024"),
         ([embedding()], [], {"session": "s"}, "shared.session is said; it must be left out"),
         ([embedding()], [], {"text": "t"}, "shared.text is said"),
         ([embedding()], [], {"fallbacks_max": 0}, "shared.fallbacks_max is said"),
