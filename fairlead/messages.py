@@ -59,6 +59,8 @@ class RequestOptions(TypedDict, total=False):
     denied_models: Sequence[str]
     cost_usd_max: float | None
     latency_ms_max: float | None
+    quality_min: float | None
+    strong_share_max: float | None
     deadline_unix_ms: int | None
     probe: bool
     criticality: Criticality | str | None
@@ -154,6 +156,7 @@ class Decision:
     snapshot_age_ms: int  # since that snapshot was published
     ticket: bytes  # hand it to whoever reports the outcome
     energy_j: float  # predicted, for this call; 0: not known
+    below_quality_min: bool = False  # no model was good enough: this is the best
     probe: Probe | None = None  # where `Request.probe` allows it and the operator has a budget
 
 

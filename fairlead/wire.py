@@ -112,6 +112,7 @@ def decision(reply: pb.Decision) -> messages.Decision:
         ticket=reply.ticket,
         energy_j=reply.energy_j,
         probe=_probe(reply.probe) if reply.HasField("probe") else None,
+        below_quality_min=reply.below_quality_min,
     )
 
 

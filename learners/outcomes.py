@@ -7,7 +7,7 @@ later); each reported value appears in exactly one row, which the trainer sees t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from learners.context import N_FEATURES, Contexts
 from learners.targets import N_TARGETS
+
+NOT_ESTIMATED = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -36,9 +38,15 @@ class Outcomes:
     known: NDArray[np.bool_]  # (n, 3) which targets were reported
     figures: NDArray[np.int64]  # (n, 4) fixed point, units in `ema.FIGURE_UNITS`
     figures_known: NDArray[np.bool_]  # (n, 4)
+    # (n, 2) quality and cost as estimated when it was decided, on the scales of `targets` and of
+    # `figures`; `NOT_ESTIMATED` where nothing was, which is also what leaving it out means.
+    estimated: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), np.int64))
 
     def __post_init__(self) -> None:
         n = len(self.issuers)
+        if n and not len(self.estimated):
+            object.__setattr__(self, "estimated", np.full((n, 2), NOT_ESTIMATED, np.int64))
+        assert self.estimated.shape == (n, 2)
         assert self.contexts.shape == (n, N_FEATURES) and self.contexts.dtype == np.int8
         assert self.targets.shape == self.known.shape == (n, N_TARGETS)
         assert self.figures.shape == self.figures_known.shape == (n, 4)

@@ -27,6 +27,7 @@ from learners.estimates.history import HistoryOptions
 from learners.estimates.influence import InfluenceOptions
 from learners.estimates.learned import MemoryOptions
 from learners.estimates.ridge import RidgeOptions
+from learners.policies.limits import LimitOptions
 from learners.policies.newcomers import NewcomerOptions
 from learners.policies.policy import POLICIES
 from learners.policies.probes import ProbeOptions
@@ -78,7 +79,7 @@ PARTS = {
     TOP: Part("", (SiteOptions,)),
     "router": Part(
         "The router's replicas on this host.",
-        (DeploymentOptions, PolicyChoice, BatcherOptions, ReplicaOptions),
+        (DeploymentOptions, PolicyChoice, LimitOptions, BatcherOptions, ReplicaOptions),
     ),
     "policies": Part(
         "The policies' parameters. Only the section of the one that `router.policy` names counts."

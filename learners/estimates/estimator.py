@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from learners.context import Contexts, real
 from learners.drift import Alarm, DriftOptions
-from learners.estimates import ema, group_fit, ridge
+from learners.estimates import calibration, ema, group_fit, ridge
+from learners.estimates.calibration import Calibration
 from learners.estimates.changes import changed_sums, failing, newest
 from learners.estimates.history import Evidence, Neighbours
 from learners.estimates.influence import InfluenceOptions
@@ -57,7 +58,8 @@ class Estimates:
     `mean` (n, k, 3): quality, and cost and latency as ratios to what is stated; `deviation` (n, k)
     of the quality estimate, which more outcomes would shrink, and its part `mean_deviation` (k, 3)
     that does not depend on the context; `noise` (k, 3) of a single outcome around its estimate;
-    `evidence` what neighbours said, where they are asked.
+    `evidence` what neighbours said, where they are asked. `mean` is what models are compared by;
+    what is said of one of them is corrected by `calibration` (None: nothing is known to correct).
     """
 
     mean: NDArray[np.float32]
@@ -65,6 +67,7 @@ class Estimates:
     mean_deviation: NDArray[np.float32]
     noise: NDArray[np.float32]
     evidence: Evidence | None = None
+    calibration: Calibration | None = None
 
 
 class Estimator:
@@ -108,6 +111,13 @@ class Estimator:
             options.failures_weight,
         )
         self.alarms += broken
+        self.calibration = calibration.solve(
+            learned.calibration,
+            models,
+            as_of_ms,
+            options.influence,
+            {alarm.model for alarm in self.alarms if alarm.target == Target.QUALITY.name.lower()},
+        )
         self.neighbours = self._neighbours(learned, prior) if options.neighbours_share else None
 
     def _solved(self, learned: Learned, prior: NDArray[np.float64], target: Target) -> ridge.Ridge:
@@ -172,4 +182,6 @@ class Estimator:
             linear += np.float32(self.options.neighbours_share) * (nearby - linear)
         linear[:, :, RATIOS] = np.maximum(linear[:, :, RATIOS] * np.float32(RATIO_UNIT), 0.0)
         deviation = np.hypot(self.quality.deviation(phi), self.mean_deviation[:, Target.QUALITY])
-        return Estimates(linear, deviation, self.mean_deviation, self.noise, evidence)
+        return Estimates(
+            linear, deviation, self.mean_deviation, self.noise, evidence, self.calibration
+        )

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.context import N_FEATURES
-from learners.estimates import ema, ridge
+from learners.estimates import calibration, ema, ridge
 from learners.estimates.buckets import Buckets
 from learners.estimates.decayed_sums import DecayedSums
 from learners.estimates.history import COLUMNS, History, HistoryOptions, Rows, with_all_columns
@@ -91,6 +91,7 @@ class Learned:
         self.latency = ridge.new_statistics(1, N_FEATURES, pool_half_life_ms)
         self.models = ema.new_statistics(half_life_ms)
         self.pools = ema.new_statistics(pool_half_life_ms)
+        self.calibration = calibration.new_statistics(half_life_ms)
         self.recent = Buckets((N_GROUPS, ema.N_COLUMNS, 2), RECENT_BUCKET_MS, RECENT_BUCKETS)
         self.history = History(options.history)
         self.as_of_ms = 0
@@ -104,6 +105,7 @@ class Learned:
         self._update_linear(outcomes)
         ema.update(self.models, outcomes.models, outcomes)
         ema.update(self.pools, outcomes.pools, outcomes)
+        calibration.update(self.calibration, outcomes)
         self.recent.update(outcomes.models, outcomes.decided_at_ms, ema.by_group(outcomes))
         self.history.update(outcomes)
         self.n_values += outcomes.known.sum(axis=0)
@@ -132,7 +134,7 @@ class Learned:
         self.as_of_ms = max(self.as_of_ms, other.as_of_ms)
 
     def _sums(self) -> dict[str, DecayedSums | Buckets]:
-        names = (*LINEAR, "models", "pools", "recent")
+        names = (*LINEAR, "models", "pools", "recent", "calibration")
         return {name: getattr(self, name) for name in names}
 
     def digest(self) -> str:

@@ -28,7 +28,7 @@ class LinUcb:
 
 def _bound(mean: Matrix, n_outcomes: np.ndarray, width: float, allowed: np.ndarray) -> Matrix:
     """Mean + width·√(ln N / n), infinite for a model without an outcome."""
-    total = max(float(n_outcomes.sum()), np.e)
+    total = np.maximum((allowed * n_outcomes).sum(axis=1, keepdims=True), np.e)
     with np.errstate(divide="ignore"):
         bonus = width * np.sqrt(np.log(total) / n_outcomes)
     return np.where(allowed, np.where(n_outcomes > 0, mean + bonus, np.inf), -np.inf)

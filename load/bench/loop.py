@@ -38,10 +38,11 @@ from serve.grpc_api.listener import ListenerOptions
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.proto.fairlead.v1 import router_pb2_grpc
 from serve.routing.catalogue import Catalogue, Model, Pool
+from serve.routing.eligible import RequestBatch, unsaid_columns
 from serve.routing.live import Live, LiveOptions
 from serve.routing.load_tracker import LoadTracker
 from serve.routing.placement import PlacementOptions
-from serve.routing.router import RequestBatch, route, unsaid_columns
+from serve.routing.router import route
 from streams.errors import SnapshotDamaged
 from streams.feedback.feedback import encode_report
 from streams.log.contract import FEEDBACK

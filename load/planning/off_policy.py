@@ -33,8 +33,9 @@ from learners.policies.policy import Policy
 from load.errors import TraceRefused
 from load.planning.site import Site
 from load.planning.snapshot import learned_of
+from serve.routing.eligible import RequestBatch, unsaid_columns
 from serve.routing.live import Live, LiveOptions
-from serve.routing.router import Chooser, RequestBatch, unsaid_columns
+from serve.routing.router import Chooser
 
 Floats = NDArray[np.float64]
 NEEDS = ("context", "model", "models", "propensities", "preference", "prompt_tokens", "encoder")

@@ -68,6 +68,8 @@ class Retickets:
         heads["expected_latency_ms"] = live.catalogue.latency_ms[column]
         tokens = np.array([float(route.prompt_tokens)])  # the dispatcher always states it
         heads["expected_cost_usd"] = live.catalogue.expected_cost_usd(tokens)[0, column]
+        if model != decision.model:  # it was not estimated for being chosen
+            heads["estimated_quality"] = heads["estimated_cost_usd"] = np.nan
         candidates = ticket.candidates[None, :]
         tenants = [ticket.tenant.encode()]
         (sealed,) = self._sealer.seal([new_id], heads, candidates, tenants, [True])

@@ -57,6 +57,7 @@ def _heads(
     heads["pool"] = [_pool_key(answer.model, catalogue) for answer in answers]
     heads["propensity"] = 1.0
     heads["policy"] = key_of(IMPORT)
+    heads["estimated_quality"] = heads["estimated_cost_usd"] = np.nan
     heads["context"] = encoder.projection.contexts(
         _embeddings(answers, encoder), tokens.astype(np.float32)
     )

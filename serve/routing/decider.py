@@ -26,12 +26,13 @@ from serve.errors import (
 )
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.decision_bytes import columns_bytes, write_decisions
+from serve.routing.eligible import RequestBatch, columns
 from serve.routing.live import Live
 from serve.routing.probing import Prober
 from serve.routing.records import Decisions
 from serve.routing.reply import no_model_fits, write_probes
 from serve.routing.request import BATCH_MAX, BYTES_PER_TOKEN, ColumnsInput, RouteInput
-from serve.routing.router import Choices, Chooser, RequestBatch, columns
+from serve.routing.router import Choices, Chooser
 from serve.routing.sessions import Held, SessionOptions, Sessions
 from streams.feedback.decisions import DecisionBatch
 from streams.feedback.ticket import Issuer, Sealer

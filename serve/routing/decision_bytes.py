@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.proto.fairlead.v1 import router_pb2 as pb
+from serve.routing.eligible import Verdict
 from serve.routing.live import Live
 from serve.routing.request import RouteInput
-from serve.routing.router import Choices, Verdict
+from serve.routing.router import Choices
 
 FALLBACKS = 3  # where a request does not say how many
 VARINT, DOUBLE, BYTES = 0, 1, 2  # wire types
@@ -83,6 +84,7 @@ FALLBACK = tag(pb.Decision, "fallbacks", BYTES)
 TICKET = tag(pb.Decision, "ticket", BYTES)
 VERSION = tag(pb.Decision, "snapshot_version", VARINT)
 AGE = tag(pb.Decision, "snapshot_age_ms", VARINT)
+BELOW_QUALITY_MIN = tag(pb.Decision, "below_quality_min", VARINT) + varint(1)
 REPLY_ID = tag(pb.RouteReply, "request_id", BYTES)
 REPLY_DECISION = tag(pb.RouteReply, "decision", BYTES)
 REPLIES = tag(pb.RouteBatchReply, "replies", BYTES)
@@ -118,6 +120,8 @@ def write_decisions(
             head, at = heads[pools[j]], (first + j) * size
             parts += (head, others[at : at + size])
         parts += (view, sized(tickets[i]))
+        if choices.below_quality[i]:
+            parts.append(BELOW_QUALITY_MIN)
         found.append(b"".join(parts))
     return found
 

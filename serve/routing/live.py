@@ -16,6 +16,7 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,11 @@ from numpy.typing import NDArray
 
 from learners.context import N_FEATURES
 from learners.estimates import ema
+from learners.estimates.calibration import COST_FIGURE
 from learners.estimates.estimator import BlendOptions, Estimator
-from learners.estimates.learned import Learned, MemoryOptions
+from learners.estimates.learned import RATIOS, Learned, MemoryOptions
 from learners.option import option
-from learners.targets import ONE
+from learners.targets import N_TARGETS, ONE, RATIO_UNIT, Target
 from serve.routing.catalogue import Catalogue, CatalogueSource
 from streams.errors import SnapshotDamaged
 from streams.feedback.ticket import key_of
@@ -38,6 +40,8 @@ from streams.training.snapshots import Manifest, Store
 from streams.training.state import Loader, State
 
 logger = logging.getLogger(__name__)
+# The threshold of a share is then off by 0.02 for one view, and by less over several.
+REFERENCE_ROWS = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,10 +119,32 @@ class Live:
         prior_weight = options.latency_prior_weight
         self.paid_usd = means.figure("cost_usd", 0.0, 1.0)
         self.plain_quality = means.means[:, 0]
+        rows = learned.history.rows
+        newest = np.argsort(rows["decided_at_ms"], kind="stable")[-REFERENCE_ROWS:]
+        self._newest_contexts = rows["contexts"][newest]
         recent = learned.recent
-        newest = [recent.of(key)[1][:, :, 0].sum(axis=(0, 1)) for key in self.catalogue.keys]
-        total, self.n_recent = np.array(newest, np.float64).reshape(-1, 2).T
+        oldest = learned.as_of_ms // recent.width_ms - recent.kept
+        held = [recent.of(key) for key in self.catalogue.keys]
+        minutes = [sums[at > oldest].sum(axis=(0, 1)) for at, sums in held]
+        total, self.n_recent = np.array(minutes, np.float64)[:, Target.QUALITY].T
+        # (2, k) cost and latency of the last minutes over what is stated, and of how many; cost
+        # also (k,) as paid, which stands in where nothing is stated.
+        ratios, n_ratios = np.array(minutes, np.float64)[:, RATIOS].transpose(2, 1, 0)
+        self.recent_ratios = ratios / np.maximum(n_ratios, 1.0) * (RATIO_UNIT / ONE)
+        usd, n_usd = np.array(minutes, np.float64)[:, N_TARGETS + COST_FIGURE].T
+        self.recent_usd = usd / np.maximum(n_usd, 1.0) * ema.FIGURE_UNITS[COST_FIGURE]
+        self.n_recent_ratios = np.stack([np.maximum(n_ratios[0], n_usd), n_ratios[1]])
         self.recent_quality = (total / ONE + prior * prior_weight) / (self.n_recent + prior_weight)
+
+    @cached_property
+    def reference(self) -> NDArray[np.float64]:
+        """Calibrated P(success) (m, k) on the newest prompts whose outcomes are known."""
+        if not len(self._newest_contexts):
+            return np.zeros((0, len(self.catalogue)))
+        found = self.estimator.estimate(self._newest_contexts)
+        quality = np.clip(found.mean[:, :, Target.QUALITY].astype(np.float64), 0.0, 1.0)
+        success = found.calibration.quality(quality) if found.calibration else quality
+        return success * (1.0 - self.error_share)
 
     def _pool_latency_ms(self, learned: Learned, options: LiveOptions) -> NDArray[np.float64]:
         """The pools' recent mean latencies (P,), failures counted in."""

@@ -36,6 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.option import option
+from learners.policies.limits import LimitOptions
 from serve.routing.live import Live
 from serve.routing.load_tracker import PoolLoad
 from streams.training.prices import PricingOptions
@@ -69,6 +70,7 @@ class PlacementOptions:
     # Of the logarithm of prices, between requests: then a load falls by at most 1 / SPREAD for one
     # unit of log-price more, 3, of the 4 that the ascent is steady for.
     spread: float = 0.35
+    limits: LimitOptions = field(default_factory=LimitOptions)
 
 
 def spread_of(

@@ -23,9 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.policies.probes import ProbeOptions, Worth, gradient, worth
+from serve.routing.eligible import RequestBatch, Verdict
 from serve.routing.live import Live
 from serve.routing.records import Decisions
-from serve.routing.router import Choices, RequestBatch, Verdict
+from serve.routing.router import Choices
 from streams.feedback.feedback import PROBE
 
 DAY_S = 86_400.0

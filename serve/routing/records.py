@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.routing.eligible import RequestBatch
 from serve.routing.live import Live
-from serve.routing.router import Choices, RequestBatch, explored
+from serve.routing.router import Choices, explored
 from streams.feedback.decisions import DecisionBatch
 from streams.feedback.ticket import CANDIDATE, HEAD, Sealer, key_of
 from streams.telemetry.window import DecidedBatch
@@ -63,6 +64,8 @@ class Decisions:
         heads["n_candidates"] = k
         heads["tenant_bytes"] = [len(tenant) for tenant in tenants]
         heads["context"] = requests.contexts
+        heads["estimated_quality"] = choices.estimated_quality[of]
+        heads["estimated_cost_usd"] = choices.estimated_cost_usd[of]
         candidates = np.zeros((n, k), CANDIDATE)
         candidates["model"] = live.model_keys
         candidates["pool"] = live.pool_keys[choices.pools]

@@ -13,9 +13,10 @@ import numpy as np
 from learners.context import real
 from serve.errors import NoModelFits
 from serve.proto.fairlead.v1 import router_pb2 as pb
+from serve.routing.eligible import Verdict
 from serve.routing.live import Live
 from serve.routing.request import WEIGHTS, RouteInput
-from serve.routing.router import Choices, Verdict
+from serve.routing.router import Choices
 from streams.feedback.ticket import Ticket, key_of
 
 REASONS_MAX = 20  # models of which a refusal says why
@@ -25,6 +26,8 @@ REASONS = {
     Verdict.TOO_SLOW: "predicted latency above the request's limit",
     Verdict.PROMPT_TOO_LONG: "the prompt is longer than the model takes",
     Verdict.NO_REPLICA: "none of its pools had a replica",
+    Verdict.BELOW_QUALITY: "probability of success below the request's quality_min",
+    Verdict.STRONG_SHARE: "the strong model, on other prompts further ahead: strong_share_max",
 }
 
 
@@ -64,6 +67,9 @@ def no_model_fits(one: RouteInput, row: int, choices: Choices, live: Live) -> No
             f"the prompt has more than its {live.catalogue.context_tokens_max[j]:.0f} tokens"
         ),
         Verdict.NO_REPLICA: lambda j: "none of its pools has a replica now",
+        # Neither refuses a request by itself.
+        Verdict.BELOW_QUALITY: lambda j: REASONS[Verdict.BELOW_QUALITY],
+        Verdict.STRONG_SHARE: lambda j: REASONS[Verdict.STRONG_SHARE],
     }
     verdicts = [Verdict(int(verdict)) for verdict in choices.verdict[row]]
     # Those that the request allows first: that others are not allowed, its sender knows.
@@ -120,7 +126,9 @@ def _reason(candidate: np.void, *, chosen: bool, best: float, further: str) -> s
         return f"{further}: called after the decision, nothing was drawn"
     verdict = Verdict(int(candidate["verdict"]))
     if verdict != Verdict.ELIGIBLE:
-        return REASONS[verdict]
+        out = REASONS[verdict]
+        tried = f"; tried all the same, with probability {candidate['propensity']:.3g}"
+        return f"{out}, by a stale or unsure estimate{tried}" if chosen else out
     behind, p = best - float(candidate["utility"]), float(candidate["propensity"])
     if chosen and behind <= 0:
         return f"chosen: highest utility, drawn with probability {p:.3g}"

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
 
@@ -45,7 +45,7 @@ BYTES_PER_TOKEN = 4.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreferenceDefaults:
-    """The weights of requests that do not state theirs, see `Preference` in the proto."""
+    """The weights and limits of requests that do not state theirs, see the proto."""
 
     quality: float = option(1.0, "Points per point of quality.", ge=0, le=WEIGHT_MAX)
     cost: float = option(
@@ -54,6 +54,26 @@ class PreferenceDefaults:
     latency: float = option(0.01, "Points per second of waiting.", ge=0, le=WEIGHT_MAX)
     energy: float = option(
         0.0, "Points per kilojoule; 0: energy counts only as part of the cost.", ge=0, le=WEIGHT_MAX
+    )
+    quality_min: float = option(
+        0.0, "Least probability of success: the cheapest such model is taken.", ge=0, le=1
+    )
+    strong_share_max: float = option(
+        1.0, "Largest share of requests that the strong model is given.", ge=0, le=1
+    )
+    cost_usd_max: float = option(
+        math.inf,
+        "Largest predicted cost of a call, USD; 0: no limit.",
+        ge=0,
+        le=1e6,
+        stands_for=(0.0, math.inf),
+    )
+    latency_ms_max: float = option(
+        math.inf,
+        "Largest predicted latency of a call, ms; 0: no limit.",
+        ge=0,
+        le=1e9,
+        stands_for=(0.0, math.inf),
     )
 
 
@@ -99,6 +119,13 @@ def tokens(name: str, n: int) -> int:
     if not 1 <= n <= TOKENS_MAX:
         raise InvalidRequest(name, n, f"1 to {TOKENS_MAX:,}")
     return n
+
+
+def share(name: str, value: float) -> float:
+    """Raises InvalidRequest."""
+    if not 0.0 <= value <= 1.0:  # also refuses NaN
+        raise InvalidRequest(name, value, "0 to 1")
+    return value
 
 
 def models(name: str, listed: Sequence[str]) -> tuple[str, ...]:
@@ -171,6 +198,10 @@ class RouteFields:
         Criticality | str | None, read_criticality, Column(Criticality.CRITICAL, "i1")
     ] = None
     fallbacks_max: Annotated[int | None, fallbacks] = None  # in the decision; None: 3
+    # The cheapest model of at least this calibrated probability of success, 0 to 1.
+    quality_min: Annotated[float | None, share, Column(0.0)] = None
+    # The strong model for at most this share of such requests, 0 to 1.
+    strong_share_max: Annotated[float | None, share, Column(1.0)] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +221,7 @@ _MARKS = {
     for name, hint in get_type_hints(RouteFields, include_extras=True).items()
 }
 COLUMNS = {name: marks[1] for name, marks in _MARKS.items() if len(marks) > 1}
+LIMITS = [of.name for of in fields(PreferenceDefaults) if of.name not in WEIGHTS]
 
 
 # --- reading the wire
@@ -211,6 +243,9 @@ def read_request(
     if given.get("deadline_unix_ms", math.inf) > latest_ms:
         given["deadline_unix_ms"] = int(latest_ms)
     weights = _weights(given.get("preference") or NO_PREFERENCE, defaults)
+    for name in LIMITS:
+        if (limit := getattr(defaults, name)) != COLUMNS[name].unsaid:
+            given.setdefault(name, limit)
     return RouteInput(**given, weights=weights)
 
 

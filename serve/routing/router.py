@@ -17,73 +17,32 @@ A model that is not eligible has probability zero, whatever it scored.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from enum import IntEnum
-from typing import Any, TypeVar
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.context import Contexts
 from learners.estimates.estimator import Estimates
+from learners.policies.limits import good_enough, with_trials
 from learners.policies.newcomers import NewcomerOptions, Trials, Tries, draw_within
 from learners.policies.policy import Policy, Scores
 from learners.prices import shed_share
-from learners.targets import COST_USD_MIN, Target
+from learners.targets import Target
+from serve.routing.eligible import (
+    Expected,
+    RequestBatch,
+    Verdict,
+    expected_of,
+    left_by,
+    taken,
+    verdicts_of,
+    weights_of,
+)
 from serve.routing.live import Live
 from serve.routing.load_tracker import LoadTracker, PoolLoad
 from serve.routing.placement import ROOM_FROM, Placement, PlacementOptions, charge, place, spread_of
-from serve.routing.request import COLUMNS, RouteFields
 
 Floats = NDArray[np.float64]
-Columns = TypeVar("Columns", "RequestBatch", "Choices")
-
-
-class Verdict(IntEnum):
-    """Why a model was eligible for a request, or not. Stored in tickets: numbers never change."""
-
-    ELIGIBLE = 0
-    NOT_ALLOWED = 1
-    TOO_DEAR = 2
-    TOO_SLOW = 3
-    PROMPT_TOO_LONG = 4
-    NO_REPLICA = 5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class RequestBatch:
-    """Columns of n requests against a catalogue of k models."""
-
-    contexts: Contexts  # (n, 64)
-    prompt_tokens: Floats  # (n,) 0: unknown
-    preference: Floats  # (n, 4) weights of quality, US dollars, seconds, kilojoules
-    allowed: NDArray[np.bool_]  # (n, k)
-    cost_usd_max: Floats  # (n,) infinity: no limit
-    latency_ms_max: Floats  # (n,) likewise
-    criticality: NDArray[np.int8]  # (n,) `learners.criticality.Criticality`
-    # (n, k) what a session's other models would take longer; None where no session is held.
-    switch_ms: Floats | None = None
-
-    def __len__(self) -> int:
-        return len(self.contexts)
-
-    def __getitem__(self, rows: NDArray[np.intp]) -> RequestBatch:
-        return _taken(self, rows)
-
-
-def columns(inputs: Sequence[RouteFields]) -> dict[str, NDArray[Any]]:
-    """The columns (n,) of the fields that are declared to have one, by name."""
-    found = {}
-    for name, (unsaid, dtype) in COLUMNS.items():
-        said = [getattr(one, name) for one in inputs]
-        found[name] = np.array([unsaid if one is None else one for one in said], dtype)
-    return found
-
-
-def unsaid_columns(n: int) -> dict[str, NDArray[Any]]:
-    """The same of n requests that say nothing."""
-    return {name: np.full(n, unsaid, dtype) for name, (unsaid, dtype) in COLUMNS.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -99,6 +58,7 @@ class Choices:
     fits: NDArray[np.bool_]  # (n,)
     shed: NDArray[np.bool_]  # (n,)
     multiple: Floats  # (n,) least price of the pools that it could go to, multiples of their cost
+    below_quality: NDArray[np.bool_]  # (n,) no model was good enough for `quality_min`
     preferred: NDArray[np.intp]  # (n,) model chosen if all pools were there and capacity free
     pools: NDArray[np.intp]  # best pool of each model
     verdict: NDArray[np.uint8]
@@ -114,15 +74,11 @@ class Choices:
     cost_usd_deviation: Floats
     latency_ms_deviation: Floats
     expected_cost_usd: Floats  # by the catalogue
+    estimated_quality: Floats  # before calibration, if no call failed; NaN: not estimated
+    estimated_cost_usd: Floats  # likewise
 
     def __getitem__(self, rows: NDArray[np.intp]) -> Choices:
-        return _taken(self, rows)
-
-
-def _taken(of: Columns, rows: NDArray[np.intp]) -> Columns:
-    """Some rows of columns."""
-    columns = ((field.name, getattr(of, field.name)) for field in fields(of))
-    return replace(of, **{name: column[rows] for name, column in columns if column is not None})
+        return taken(self, rows)
 
 
 def route(
@@ -141,37 +97,56 @@ def route(
     what models that are not proven may take; None: no limit.
     """
     estimates = live.estimator.estimate(requests.contexts)
-    expected, weights = _expected(requests, live, estimates), requests.preference
+    expected = expected_of(requests, live, estimates)
     cost, latency = expected.cost_usd, expected.latency_ms
     known_tokens = np.where(
         requests.prompt_tokens > 0, requests.prompt_tokens, live.catalogue.prompt_tokens
     )
-    charged = charge(weights, known_tokens, live, pool_load, spread, options)
+    charged = charge(requests.preference, known_tokens, live, pool_load, spread, options)
     pools, rows = charged.best, np.arange(len(requests))
+    verdict = verdicts_of(requests, live, expected.paid_usd, latency)
+    able = verdict == Verdict.ELIGIBLE
+    eligible = _with_replicas(able, live, verdict)
+    left = left_by(requests, live, estimates, expected, eligible, verdict)
+    weights = weights_of(requests, charged.money, left.below)
     free = weights[:, :1] * expected.quality - weights[:, 1:2] * cost
     free -= weights[:, 2:3] * (latency / 1000.0)
     utility = free - charged.points[rows[:, None], pools]
     budget = live.prices.budget.charged(options.pricing.ascent)
     if budget:
         utility -= charged.money[:, None] * (budget * cost)
-    verdict = _verdicts(requests, live, cost, latency)
-    able = verdict == Verdict.ELIGIBLE
-    eligible = _with_replicas(able, live, verdict)
+    share, eligible = options.limits.probe_share, left.eligible
     fits = np.asarray(eligible.any(axis=1))
     eligible[~fits] = True  # any probabilities will do, the row is refused
-    charges = np.abs(charged.points[rows[:, None], pools])
-    scores = _scores(requests, live, estimates, expected, utility, charges, eligible)
-    reserved = np.maximum(cost, expected.list_usd)
-    propensity, chosen = draw_within(
-        policy.probabilities(scores), eligible, tries, reserved, uniform[:, 0]
-    )
-    beyond, preferred = _beyond(cost, charged, weights, live), chosen
-    if (utility != free - beyond).any() or (eligible != able).any():
-        able[~fits] = True
-        scores = _scores(requests, live, estimates, expected, free - beyond, beyond, able)
-        _, preferred = draw_within(
-            policy.probabilities(scores), able, tries, reserved, uniform[:, 0]
+
+    def likely(of: NDArray[np.bool_]) -> Floats:
+        return policy.probabilities(
+            _scores(weights, live, estimates, expected, utility, charges, energy, of)
         )
+
+    at = rows[:, None], pools
+    charges, energy = np.abs(charged.points[at]), charged.fixed[at]
+    p = likely(eligible)
+    if left.without_strong is not None and left.passes is not None:
+        passes = left.passes[:, None]
+        p = passes * p + (1.0 - passes) * likely(left.without_strong)
+    # Who has nothing but trials gets one as often as others would, and is refused otherwise.
+    alone = ~fits & left.trials.any(axis=1)
+    fits |= alone & (uniform[:, 0] < share)
+    eligible = np.where(alone[:, None], left.trials, eligible)
+    p = with_trials(p, left.trials, np.where(alone, 1.0, share))
+    again = uniform[:, 0] / share % 1.0 if share else uniform[:, 0]  # uniform below the share, too
+    drawn = np.where(alone, again, uniform[:, 0])
+    reserved = np.maximum(expected.paid_usd, expected.list_usd)
+    propensity, chosen = draw_within(p, eligible, tries, reserved, drawn)
+    propensity = np.where(alone[:, None], share * propensity, propensity)
+    beyond, preferred = _beyond(cost, charged, weights, live), chosen
+    able = (verdict == Verdict.ELIGIBLE) | (verdict == Verdict.NO_REPLICA)
+    able, _ = good_enough(requests.quality_min, able, expected.success)
+    if (utility != free - beyond).any() or (eligible != able).any():
+        able[~able.any(axis=1)] = True
+        scores = _scores(weights, live, estimates, expected, free - beyond, beyond, energy, able)
+        _, preferred = draw_within(policy.probabilities(scores), able, tries, reserved, drawn)
     least = _least_multiple(pool_load.multiple * _utilisation(pool_load.load), eligible, live)
     shed = shed_share(least, requests.criticality) if live.priced else 0.0
     pool = place(chosen, charged, weights, live, pool_load)
@@ -181,21 +156,24 @@ def route(
         fits=fits,
         shed=fits & (uniform[:, 1] < shed),
         multiple=least,
+        below_quality=left.below,
         preferred=preferred,
         pools=pools,
         verdict=verdict,
         propensity=propensity,
         utility=utility,
         unsure=weights[:, :1] * estimates.deviation,
-        quality=expected.quality,
-        cost_usd=cost,
+        quality=expected.success,
+        cost_usd=expected.paid_usd,
         latency_ms=latency,
         energy_j=charged.energy_j[rows[:, None], pools],
         work_s=charged.work_s[rows, pool],
-        quality_deviation=np.hypot(estimates.deviation, estimates.noise[:, Target.QUALITY]),
+        quality_deviation=expected.success_deviation,
         cost_usd_deviation=expected.cost_usd_deviation,
         latency_ms_deviation=expected.latency_ms_deviation,
         expected_cost_usd=expected.list_usd,
+        estimated_quality=expected.estimated_quality,
+        estimated_cost_usd=expected.estimated_usd,
     )
 
 
@@ -241,60 +219,30 @@ class Chooser:
         return choices
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Expected:
-    """What n requests would get of k models, (n, k) each, before any capacity is charged."""
-
-    quality: Floats
-    cost_usd: Floats
-    cost_usd_deviation: Floats
-    latency_ms: Floats
-    latency_ms_deviation: Floats
-    list_usd: Floats  # the cost by the catalogue, that the learned one is a ratio of
-
-
-def _expected(requests: RequestBatch, live: Live, estimates: Estimates) -> _Expected:
-    list_usd = live.catalogue.expected_cost_usd(requests.prompt_tokens)
-    mean, noise = estimates.mean.astype(np.float64), estimates.noise.astype(np.float64)
-    quality = np.clip(mean[:, :, Target.QUALITY], 0.0, 1.0) * (1.0 - live.error_share)
-    cost = list_usd * mean[:, :, Target.COST]
-    free = list_usd < COST_USD_MIN
-    if free.any():  # where nothing is stated there is no ratio; what was paid on average counts
-        cost = np.where(free, live.paid_usd, cost)
-    latency = live.catalogue.latency_ms * mean[:, :, Target.LATENCY]
-    if requests.switch_ms is not None:
-        latency = latency + requests.switch_ms
-    return _Expected(
-        quality,
-        cost,
-        list_usd * noise[:, Target.COST],
-        latency,
-        live.catalogue.latency_ms * np.ones_like(cost) * noise[:, Target.LATENCY],
-        list_usd,
-    )
-
-
 def _scores(
-    requests: RequestBatch,
+    weights: Floats,
     live: Live,
     estimates: Estimates,
-    expected: _Expected,
+    expected: Expected,
     utility: Floats,
     charges: Floats,
+    energy: Floats,
     eligible: NDArray[np.bool_],
 ) -> Scores:
     """What the policy weighs, in units of what is at stake for each request.
 
-    `charges` (n, k) are the points that `utility` has been charged beside cost and latency.
+    `charges` (n, k) are the points that `utility` has been charged beside cost and latency; of
+    them, `energy` those for energy and power.
     """
-    weights = requests.preference
     cost_points = weights[:, 1:2] * expected.cost_usd
     latency_points = weights[:, 2:3] * (expected.latency_ms / 1000.0)
     scale = _scale(weights, cost_points + latency_points + charges, eligible)
     unsure = estimates.mean_deviation.astype(np.float64)
     money = weights[:, 1:2] * expected.list_usd * unsure[:, Target.COST]
     time = weights[:, 2:3] * (live.catalogue.latency_ms / 1000.0) * unsure[:, Target.LATENCY]
-    others = money**2 + time**2  # of the means: contexts have their say in quality alone
+    # Energy comes of output tokens, as costs do: it is as unsure, relative to its size.
+    power = energy * unsure[:, Target.COST]
+    others = money**2 + time**2 + power**2  # contexts have their say in quality alone
     quality = weights[:, :1] * estimates.deviation
     of_model = weights[:, :1] * unsure[:, Target.QUALITY]
     plain, recent = live.plain_quality, live.recent_quality
@@ -316,19 +264,8 @@ def explored(choices: Choices) -> NDArray[np.bool_]:
     """Of each row (n,), whether another eligible model had a higher utility than the chosen."""
     eligible = choices.verdict == Verdict.ELIGIBLE
     best = np.where(eligible, choices.utility, -np.inf).max(axis=1)
-    return choices.utility[np.arange(len(best)), choices.chosen] < best
-
-
-def _verdicts(
-    requests: RequestBatch, live: Live, cost: Floats, latency: Floats
-) -> NDArray[np.uint8]:
-    """Verdicts (n, k); where several apply, the one a caller can do least about stays."""
-    verdict = np.where(latency > requests.latency_ms_max[:, None], Verdict.TOO_SLOW, 0)
-    verdict[cost > requests.cost_usd_max[:, None]] = Verdict.TOO_DEAR
-    too_long = requests.prompt_tokens[:, None] > live.catalogue.context_tokens_max
-    verdict[too_long] = Verdict.PROMPT_TOO_LONG
-    verdict[~requests.allowed] = Verdict.NOT_ALLOWED
-    return verdict.astype(np.uint8)
+    of = np.arange(len(best)), choices.chosen
+    return np.asarray((choices.utility[of] < best) | ~eligible[of])
 
 
 def _with_replicas(

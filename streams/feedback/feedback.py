@@ -22,6 +22,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from learners.estimates import calibration
 from learners.estimates.ema import FIGURE_UNITS
 from learners.estimates.influence import EARLIER, hash_of
 from learners.option import option
@@ -361,6 +362,10 @@ def _outcomes(
         known=related,
         figures=np.rint(figures).astype(np.int64),
         figures_known=np.ascontiguousarray(known[:, [4, 3, 1, 2]]),
+        estimated=calibration.fixed(
+            heads["estimated_quality"].astype(np.float64),
+            heads["estimated_cost_usd"].astype(np.float64),
+        ),
     )
 
 

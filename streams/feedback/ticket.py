@@ -11,7 +11,7 @@ the file is read. As its time differs each time, the same id comes with several 
 ticket is sealed with AES-GCM-SIV, for which that is harmless (RFC 8452).
 
 Heads are fixed-size records, so a batch of opened tickets becomes columns without a loop. A ticket
-of version 1 opens as one of version 2 whose weight of energy is 0.
+of an earlier version opens as one of this version, with what it lacks set to "not known".
 
 Only a holder of the key can make a ticket that opens, so what is in an opened
 ticket can be believed, and what comes beside it must be validated.
@@ -32,11 +32,11 @@ from numpy.typing import NDArray
 from learners.context import N_FEATURES
 from streams.errors import BadTicket
 
-VERSION = 2
-# As version 2, for a call that its issuer makes and measures: of such a decision others report the
+VERSION = 5
+# As version 5, for a call that its issuer makes and measures: of such a decision others report the
 # quality only, see `Sealer.proof`.
-MEASURED_VERSION = 3
-IMPORTED_VERSION = 4  # as version 2, of an answer read from a file: see `content_ids`
+MEASURED_VERSION = 6
+IMPORTED_VERSION = 7  # as version 5, of an answer read from a file: see `content_ids`
 PROOF_BYTES = 16
 KEY_BYTES = 32
 ID_BYTES = 12
@@ -62,14 +62,22 @@ HEAD = np.dtype(
         ("n_candidates", "u1"),
         ("tenant_bytes", "u1"),
         ("context", "i1", (N_FEATURES,)),
+        # Of the chosen model before calibration, which is learned from how true these were; NaN
+        # where nothing was estimated of it.
+        ("estimated_quality", "<f4"),
+        ("estimated_cost_usd", "<f4"),
     ]
 )
-# Tickets of version 1 had no weight of energy. Callers hold tickets for days, so both are opened.
+# Callers hold tickets for days, so those of earlier versions are opened. Version 1 lacks the weight
+# of energy and, like 2, 3 (measured) and 4 (imported), what was estimated.
 assert HEAD.fields is not None
-ENERGY_AT = HEAD.fields["preference"][1] + 12  # where a head of version 1 lacks its four bytes
-NO_ENERGY = bytes(4)
-HEAD_BYTES = {1: HEAD.itemsize - len(NO_ENERGY)} | dict.fromkeys(
-    (VERSION, MEASURED_VERSION, IMPORTED_VERSION), HEAD.itemsize
+ENERGY_AT, NO_ENERGY = HEAD.fields["preference"][1] + 12, bytes(4)
+ESTIMATED_AT = HEAD.fields["estimated_quality"][1]
+NOT_ESTIMATED = np.full(2, np.nan, "<f4").tobytes()
+HEAD_BYTES = (
+    {1: ESTIMATED_AT - len(NO_ENERGY)}
+    | dict.fromkeys((2, 3, 4), ESTIMATED_AT)
+    | dict.fromkeys((VERSION, MEASURED_VERSION, IMPORTED_VERSION), HEAD.itemsize)
 )
 CANDIDATE = np.dtype(
     [
@@ -177,13 +185,13 @@ class Sealer:
         decision_id = check_shape(ticket)
         if ticket[1] not in self._ciphers:
             raise BadTicket("a ticket sealed with a key that is not held here")
-        imported = ticket[0] == IMPORTED_VERSION
+        imported = ticket[0] in (4, IMPORTED_VERSION)
         for cipher in (self._of_imported if imported else self._ciphers)[ticket[1]]:
             try:
                 body = cipher.decrypt(decision_id, ticket[CLEAR_BYTES:], ticket[:2])
             except InvalidTag:
                 continue
-            return decision_id, _with_energy(body) if ticket[0] < VERSION else body
+            return decision_id, _completed(body, ticket[0])
         raise BadTicket("a ticket that was not sealed here, or was changed since")
 
     def proof(self, decision_id: bytes) -> bytes:
@@ -226,7 +234,7 @@ def check_shape(ticket: bytes) -> bytes:
 
 def is_measured(ticket: bytes) -> bool:
     """Whether the call is made and measured by who issued the ticket."""
-    return ticket[:1] == bytes([MEASURED_VERSION])
+    return ticket[:1] in (b"\3", bytes([MEASURED_VERSION]))
 
 
 def _code(key: bytes, decision_id: bytes) -> bytes:
@@ -241,9 +249,13 @@ def _derived(key: bytes) -> bytes:
     return hashlib.blake2b(key, digest_size=KEY_BYTES, person=b"fairlead.import").digest()
 
 
-def _with_energy(body: bytes) -> bytes:
-    """A body of version 1 as one of this version: its weight of energy was 0."""
-    return body[:ENERGY_AT] + NO_ENERGY + body[ENERGY_AT:]
+def _completed(body: bytes, version: int) -> bytes:
+    """A body of any version as one of this version."""
+    if version == 1:
+        body = body[:ENERGY_AT] + NO_ENERGY + body[ENERGY_AT:]
+    if version < VERSION:
+        body = body[:ESTIMATED_AT] + NOT_ESTIMATED + body[ESTIMATED_AT:]
+    return body
 
 
 def heads_of(bodies: Sequence[bytes]) -> NDArray[np.void]:

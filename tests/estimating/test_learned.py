@@ -180,6 +180,7 @@ ALTERATIONS = {
     "known": (0, 1, 2),
     "figures": (0, 1, 2, 3),
     "figures_known": (0, 1, 2, 3),
+    "estimated": (0, 1),
 }
 
 

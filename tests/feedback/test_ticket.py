@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as hnp
 from made_up import ENCODER, KEY, NOW_MS, SEALER, decided, heads, report
 
 from learners.context import N_FEATURES
+from learners.outcomes import NOT_ESTIMATED
 from streams.errors import BadTicket
 from streams.feedback import ticket as ticket_module
 from streams.feedback.feedback import FeedbackOptions, Ingest
@@ -22,8 +23,8 @@ from streams.feedback.ticket import (
     CANDIDATE,
     HEAD,
     ID_BYTES,
+    IMPORTED_VERSION,
     ISSUER_BYTES,
-    MEASURED_VERSION,
     SEQUENCE_BYTES,
     SEQUENCE_MAX,
     TICKET_BYTES_MAX,
@@ -31,6 +32,7 @@ from streams.feedback.ticket import (
     Issuer,
     Sealer,
     heads_of,
+    is_measured,
     key_of,
     split_ids,
 )
@@ -143,7 +145,25 @@ def of_version_1(head: np.ndarray, cells: np.ndarray, tenant: bytes, number: int
     old = np.zeros(1, HEAD_1)
     for name in HEAD_1.names:
         old[name] = head[name][:, :3] if name == "preference" else head[name]
-    clear = bytes([1, hashlib.blake2b(KEY, digest_size=1).digest()[0]])
+    return of_version(1, old, cells, tenant, number)
+
+
+# Versions 2 and 3 (measured) had the weight of energy, and no estimates.
+HEAD_2 = np.dtype(
+    [
+        ("decided_at_ms", "<i8"), ("encoder", "<u8"), ("snapshot_version", "<u8"), ("model", "<u8"),
+        ("pool", "<u8"), ("propensity", "<f4"), ("preference", "<f4", (4,)),
+        ("expected_cost_usd", "<f4"), ("expected_latency_ms", "<f4"), ("policy", "<u8"),
+        ("n_candidates", "u1"), ("tenant_bytes", "u1"), ("context", "i1", (N_FEATURES,)),
+    ]
+)  # fmt: skip
+
+
+def of_version(
+    version: int, old: np.ndarray, cells: np.ndarray, tenant: bytes, number: int = 5
+) -> bytes:
+    """One ticket of an earlier version, sealed with `KEY`."""
+    clear = bytes([version, hashlib.blake2b(KEY, digest_size=1).digest()[0]])
     (decision_id,) = Issuer(number).take(1)
     body = old.tobytes() + cells.tobytes() + tenant
     return clear + decision_id + AESGCM(KEY).encrypt(decision_id, body, clear)
@@ -161,11 +181,35 @@ def test_ticket_of_version_1_opens_with_no_weight_of_energy(n_candidates):
     opened = Sealer([OTHER_KEY, KEY]).open(old)
 
     head["preference"][:, 3] = 0.0
+    head["estimated_quality"] = head["estimated_cost_usd"] = np.nan
     assert opened.head.tobytes() == head.tobytes()
     assert opened.candidates.tobytes() == cells.tobytes()
     assert (opened.tenant, opened.decision_id) == ("ß", Issuer(5).take(1)[0])
     bodies = [SEALER.open_body(ticket)[1] for ticket in (old, sealed())]
     assert heads_of(bodies)["n_candidates"].tolist() == [n_candidates, 2]  # both in one batch
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_ticket_from_before_estimates_opens_and_says_that_nothing_was_estimated(version):
+    """
+    Everything else in it is as it was sealed, and who measures the call is still known.
+    """
+    head = heads(1, np.random.default_rng(3), n_candidates=2)
+    old = np.zeros(1, HEAD_2)
+    for name in HEAD_2.names:
+        old[name] = head[name]
+    ticket = of_version(version, old, candidates(1, 2), b"acme")
+
+    opened = SEALER.open(ticket)
+    found = Ingest(SEALER, key_of(ENCODER), FeedbackOptions()).take(
+        [Record(0, 0, NOW_MS, b"key", report(ticket, quality=0.5))]
+    )
+
+    head["estimated_quality"] = head["estimated_cost_usd"] = np.nan
+    assert opened.head.tobytes() == head.tobytes()
+    assert opened.candidates.tobytes() == candidates(1, 2).tobytes()
+    assert is_measured(ticket) == (version == 3)
+    assert found.outcomes.estimated.tolist() == [[NOT_ESTIMATED, NOT_ESTIMATED]]
 
 
 def test_outcome_with_a_ticket_of_version_1_is_learned():
@@ -269,9 +313,9 @@ def test_another_version_is_named():
     """
     So that whoever upgrades producers and routers in turn knows what happened.
     """
-    ticket = bytes([MEASURED_VERSION + 1]) + sealed()[1:]
+    ticket = bytes([IMPORTED_VERSION + 1]) + sealed()[1:]
 
-    with pytest.raises(BadTicket, match=f"version {MEASURED_VERSION + 1}.*version {VERSION}"):
+    with pytest.raises(BadTicket, match=f"version {IMPORTED_VERSION + 1}.*version {VERSION}"):
         SEALER.open(ticket)
 
 

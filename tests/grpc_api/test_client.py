@@ -287,6 +287,8 @@ def test_every_option_arrives_as_sent(client, router):
         denied_models=("gpt",),
         cost_usd_max=0.5,
         latency_ms_max=2000.0,
+        quality_min=0.8,
+        strong_share_max=0.25,
         deadline_unix_ms=1_700_000_000_123,
         criticality="sheddable_plus",
     )
@@ -303,6 +305,8 @@ def test_every_option_arrives_as_sent(client, router):
             denied_models=["gpt"],
             cost_usd_max=0.5,
             latency_ms_max=2000.0,
+            quality_min=0.8,
+            strong_share_max=0.25,
             deadline_unix_ms=1_700_000_000_123,
             criticality=pb.SHEDDABLE_PLUS,
         )

@@ -14,10 +14,11 @@ from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing import decision_bytes
 from serve.routing.catalogue import Model, Pool
 from serve.routing.decision_bytes import batch_reply_bytes, reply_bytes, varint, write_decisions
+from serve.routing.eligible import RequestBatch, Verdict, unsaid_columns
 from serve.routing.live import Live, LiveOptions
 from serve.routing.placement import PlacementOptions
 from serve.routing.request import PreferenceDefaults, read_request
-from serve.routing.router import Chooser, RequestBatch, Verdict, unsaid_columns
+from serve.routing.router import Chooser
 
 N_MODELS = 5
 MODELS = [
@@ -107,6 +108,7 @@ def test_every_field_of_a_case_is_written():
     assert {f.name for f in pb.Alternative.DESCRIPTOR.fields} == {"model", "pool", *numbers}
     assert {f.name for f in pb.Decision.DESCRIPTOR.fields} - {"model", "pool", *numbers} == {
         "request_id", "decision_id", "fallbacks", "snapshot_version", "snapshot_age_ms", "ticket",
+        "below_quality_min",
         "probe",  # a rare one, appended by `decider`
     }  # fmt: skip
 

@@ -49,7 +49,7 @@ from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.proto.fairlead.v1 import router_pb2_grpc
 from serve.routing.batcher import BatcherOptions
 from serve.routing.catalogue import Model, Pool
-from serve.routing.router import Verdict
+from serve.routing.eligible import Verdict
 from streams.errors import LogUnavailable
 from streams.feedback import decisions
 from streams.feedback.ticket import Sealer, key_of
@@ -110,8 +110,22 @@ def test_fields_of_a_decision_are_those_checked_here():
     assert {f.name for f in pb.Decision.DESCRIPTOR.fields} == {
         "request_id", "decision_id", "model", "pool", "propensity", "utility", "quality",
         "cost_usd", "latency_ms", "fallbacks", "snapshot_version", "snapshot_age_ms", "ticket",
-        "energy_j", "probe",
+        "energy_j", "probe", "below_quality_min",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("quality_min", "model", "below"),
+    [(0.5, "small", False), (0.75, "large", False), (0.9, "large", True)],
+)
+def test_the_cheapest_model_that_is_good_enough_is_chosen(tmp_path, quality_min, model, below):
+    """
+    And where none is, the best, with the flag that says so.
+    """
+    with router(tmp_path, policy=Greedy()) as up:
+        decision = up.route(quality_min=quality_min)
+
+    assert (decision.model, decision.below_quality_min) == (model, below)
 
 
 def test_decision_ids_are_unique(shared):

@@ -72,6 +72,7 @@ def test_options_of_ours_reach_the_router_and_the_dispatcher():
         fairlead={
             "request_id": "r", "tenant": "t", "session": "s", "allowed_models": ["small"],
             "denied_models": ["org/large"], "cost_usd_max": 1, "latency_ms_max": 2.5,
+            "quality_min": 0.8, "strong_share_max": 0,
             "deadline_unix_ms": 1_800_000_000_000, "preference": {"quality": 2, "cost": 0, "energy": 3},
             "criticality": "critical_plus",
             "cascade": {"confidence_min": 0.8},
@@ -81,6 +82,7 @@ def test_options_of_ours_reach_the_router_and_the_dispatcher():
     assert chat.dispatch.route == pb.RouteRequest(
         text="Say hello.", request_id="r", tenant="t", session="s", allowed_models=["small"],
         denied_models=["org/large"], cost_usd_max=1.0, latency_ms_max=2.5,
+        quality_min=0.8, strong_share_max=0.0,
         deadline_unix_ms=1_800_000_000_000, preference=pb.Preference(quality=2.0, cost=0.0, energy=3.0),
         criticality=pb.CRITICAL_PLUS,
     )  # fmt: skip

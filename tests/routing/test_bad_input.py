@@ -158,6 +158,9 @@ for limit in ("cost_usd_max", "latency_ms_max"):
     for value in (0.0, -1.0, math.nan, math.inf, -math.inf):
         says = (f"{limit} is {value}", "positive, finite")
         BAD[f"{limit} {value}"] = ({limit: value}, INVALID, says)
+for limit in ("quality_min", "strong_share_max"):
+    for value in (-0.1, 1.1, math.nan, math.inf):
+        BAD[f"{limit} {value}"] = ({limit: value}, INVALID, (f"{limit} is {value}", "0 to 1"))
 
 every_bad = pytest.mark.parametrize("case", BAD)
 
@@ -488,10 +491,10 @@ FORGED = {
     "text": (lambda t: b"please", "6 bytes"),
     "cut to its clear part": (lambda t: t[:CLEAR_BYTES], "14 bytes"),
     "one byte short": (lambda t: t[:-1], "changed since"),
-    "half": (lambda t: t[: len(t) // 2], "141 bytes; tickets have 172"),
-    "without its candidates": (lambda t: t[:172], "changed since"),
+    "half": (lambda t: t[: len(t) // 2], "145 bytes; tickets have 180"),
+    "without its candidates": (lambda t: t[:180], "changed since"),
     "one byte more": (lambda t: t + b"\0", "changed since"),
-    "another version": (lambda t: b"\4" + t[1:], "version 4; this is version 2"),
+    "another version": (lambda t: b"\x08" + t[1:], "version 8; this is version 5"),
     "said to be measured elsewhere": (lambda t: flipped(t, 0), "changed since"),
     "said to be of version 1": (lambda t: b"\1" + t[1:], "changed since"),
     "another key's id": (lambda t: flipped(t, 1), "not held here"),
@@ -733,6 +736,8 @@ requests = st.builds(
             "denied_models": names,
             "cost_usd_max": doubles,
             "latency_ms_max": doubles,
+            "quality_min": doubles,
+            "strong_share_max": doubles,
             "deadline_unix_ms": st.sampled_from([0, NOON_MS, NOON_MS + 1, 2**63 - 1, -(2**63)]),
         },
     ),

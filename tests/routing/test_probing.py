@@ -10,8 +10,8 @@ from router_bench import NOON_MS, router
 
 from learners.policies.probes import ProbeOptions
 from serve.proto.fairlead.v1 import router_pb2 as pb
+from serve.routing.eligible import Verdict
 from serve.routing.probing import BURST_S, DAY_S, Prober
-from serve.routing.router import Verdict
 from streams.feedback.feedback import PROBE
 from streams.feedback.ticket import key_of
 

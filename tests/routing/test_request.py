@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from serve.errors import InvalidRequest
 from serve.proto.fairlead.v1 import router_pb2 as pb
+from serve.routing.eligible import RequestBatch, columns, unsaid_columns
 from serve.routing.request import (
     COLUMNS,
     WEIGHT_MAX,
@@ -19,7 +20,6 @@ from serve.routing.request import (
     RouteFields,
     read_request,
 )
-from serve.routing.router import RequestBatch, columns, unsaid_columns
 
 DEFAULTS = PreferenceDefaults(quality=2.0, cost=3.0, latency=4.0, energy=5.0)
 
@@ -88,6 +88,20 @@ def test_one_positive_weight_is_enough_whichever_it_is():
         assert read(preference=pb.Preference(**nothing | {name: 1.0})).weights.count(0.0) == 3
     with pytest.raises(InvalidRequest, match="all zero"):
         read(preference=pb.Preference(**nothing))
+
+
+def test_limits_left_out_are_the_settings_and_those_said_are_not():
+    """
+    A setting of "no limit" leaves a request without one.
+    """
+    defaults = PreferenceDefaults(quality_min=0.8, cost_usd_max=0.02)
+
+    unsaid = read(defaults)
+    said = read(defaults, quality_min=0.0, cost_usd_max=0.5, strong_share_max=0.25)
+
+    assert (unsaid.quality_min, unsaid.cost_usd_max) == (0.8, 0.02)
+    assert (unsaid.latency_ms_max, unsaid.strong_share_max) == (None, None)
+    assert (said.quality_min, said.cost_usd_max, said.strong_share_max) == (0.0, 0.5, 0.25)
 
 
 def test_fields_are_declared_once():

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from estimated import Estimated, requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from router_bench import NOON_MS, catalogue, outcomes
 
 from learners.context import BIAS, BIAS_FEATURE, N_FEATURES
-from learners.estimates.estimator import Estimates
 from learners.estimates.learned import Learned, MemoryOptions
 from learners.policies.greedy import EpsilonGreedy, Greedy
 from learners.policies.inverse_gap import SquareCb
@@ -21,10 +20,11 @@ from learners.policies.policy import Policy
 from learners.policies.thompson import Thompson
 from learners.policies.upper_confidence import LinUcb
 from serve.routing.catalogue import Model, Pool
+from serve.routing.eligible import RequestBatch, Verdict
 from serve.routing.live import Live, LiveOptions
 from serve.routing.load_tracker import LoadTracker
 from serve.routing.placement import PlacementOptions
-from serve.routing.router import Choices, RequestBatch, Verdict
+from serve.routing.router import Choices
 from serve.routing.router import route as route_in_crowd
 from streams.training.prices import PricingOptions
 
@@ -32,47 +32,11 @@ POLICIES = (Greedy(), EpsilonGreedy(), LinUcb(), Thompson(), SquareCb())
 lightly = settings(max_examples=60)
 
 
-def requests(n: int = 1, k: int = 2, **columns) -> RequestBatch:
-    """N requests without limits that weigh quality alone, but for `columns`."""
-    contexts = np.zeros((n, N_FEATURES), np.int8)
-    contexts[:, BIAS_FEATURE] = BIAS
-    plain = {
-        "contexts": contexts,
-        "prompt_tokens": np.zeros(n),
-        "preference": np.tile([1.0, 0.0, 0.0, 0.0], (n, 1)),
-        "allowed": np.ones((n, k), bool),
-        "cost_usd_max": np.full(n, np.inf),
-        "latency_ms_max": np.full(n, np.inf),
-        "criticality": np.full(n, 2, np.int8),
-    }
-    return RequestBatch(**plain | {name: np.asarray(value) for name, value in columns.items()})
-
-
 def route(asked: RequestBatch, live: Live, policy: Policy, draws: np.ndarray) -> Choices:
     """Decide where no pool is crowded; nobody is shed."""
     pool_load = LoadTracker(PricingOptions()).now(live, 0)
     uniform = np.stack([draws, np.full(len(draws), 0.99)], axis=1)
     return route_in_crowd(asked, live, pool_load, policy, uniform, None, PlacementOptions())
-
-
-class Estimated(Live):
-    """A live view whose estimator says what a test tells it."""
-
-    def __init__(
-        self, mean, *, deviation=None, noise=None, error_share=None, models: list[Model]
-    ) -> None:
-        super().__init__(catalogue(models), Learned(MemoryOptions()), "encoder", LiveOptions())
-        mean = np.array(mean, np.float32)  # (n, k, 3); ratios are logarithms
-        mean[:, :, 1:] = np.exp(mean[:, :, 1:])
-        n, k, _ = mean.shape
-        self.estimates = Estimates(
-            mean,
-            np.zeros((n, k), np.float32) if deviation is None else np.asarray(deviation),
-            np.zeros((k, 3), np.float32),
-            np.zeros((k, 3), np.float32) if noise is None else np.asarray(noise, np.float32),
-        )
-        self.estimator = SimpleNamespace(estimate=lambda contexts: self.estimates)
-        self.error_share = np.zeros(k) if error_share is None else np.asarray(error_share)
 
 
 TWO = [
@@ -216,6 +180,8 @@ def test_verdicts_keep_their_numbers():
         "TOO_SLOW": 3,
         "PROMPT_TOO_LONG": 4,
         "NO_REPLICA": 5,
+        "BELOW_QUALITY": 6,
+        "STRONG_SHARE": 7,
     }
 
 

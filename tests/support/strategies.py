@@ -61,6 +61,7 @@ def outcomes(
         "known": known[:, :N_TARGETS],
         "figures": rng.integers(0, 10**9, (n, len(FIGURES))),
         "figures_known": known[:, N_TARGETS:],
+        "estimated": rng.integers(-1, [ONE + 1, 10**9], (n, 2)),
     }
     return whole(made | columns)
 

@@ -34,11 +34,12 @@ from serve.encoders import Encoder, EncoderOptions, identity, make_encoder
 from serve.encoders.projections import FITTED_DIMS
 from serve.onboarding.imported import feedback_records
 from serve.routing.catalogue import Catalogue, Model, Pool
+from serve.routing.eligible import RequestBatch, unsaid_columns
 from serve.routing.live import Live, LiveOptions
 from serve.routing.placement import PlacementOptions
 from serve.routing.probing import BURST_S, DAY_S, Prober
 from serve.routing.records import Decisions
-from serve.routing.router import Choices, Chooser, RequestBatch, unsaid_columns
+from serve.routing.router import Choices, Chooser
 from streams.feedback.answers_file import Answer
 from streams.feedback.feedback import encode_report
 from streams.feedback.ticket import KEY_BYTES, Issuer, Sealer

@@ -21,8 +21,9 @@ from load.simulation.loop.router import Numbers
 from load.simulation.machines.fleet import VirtualFleet
 from load.simulation.machines.replica import Flight
 from serve.routing.catalogue import Catalogue
+from serve.routing.eligible import Verdict
 from serve.routing.live import Live
-from serve.routing.router import Choices, Verdict
+from serve.routing.router import Choices
 
 WOULD_DO = (Verdict.ELIGIBLE, Verdict.NO_REPLICA)
 

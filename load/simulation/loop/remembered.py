@@ -56,6 +56,7 @@ class Remembered:
             self._deviation[rows],
             self._estimator.mean_deviation,
             self._noise,
+            calibration=self._estimator.calibration,
         )
 
     def _learn(self, keys: list[bytes], contexts: Contexts) -> None:

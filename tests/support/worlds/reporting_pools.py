@@ -18,8 +18,8 @@ from learners.context import BIAS, BIAS_FEATURE, N_FEATURES
 from learners.estimates.learned import Learned, MemoryOptions
 from learners.work import WorkRates
 from serve.routing.catalogue import Model, Pool
+from serve.routing.eligible import RequestBatch
 from serve.routing.live import Live, LiveOptions
-from serve.routing.router import RequestBatch
 from streams.telemetry.fleet_state import FleetState
 from streams.telemetry.records import PoolState
 from streams.training.prices import Price, Prices
@@ -91,6 +91,8 @@ def requests(live: Live, n: int = 1, models: Sequence[str] = (), **columns: obje
         "allowed": np.tile(allowed, (n, 1)),
         "cost_usd_max": np.full(n, np.inf),
         "latency_ms_max": np.full(n, np.inf),
+        "quality_min": np.zeros(n),
+        "strong_share_max": np.ones(n),
         "criticality": np.full(n, 2, np.int8),
     }
     return RequestBatch(**plain | {name: np.asarray(value) for name, value in columns.items()})

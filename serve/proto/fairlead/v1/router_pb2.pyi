@@ -33,7 +33,7 @@ class Preference(_message.Message):
     def __init__(self, quality: _Optional[float] = ..., cost: _Optional[float] = ..., latency: _Optional[float] = ..., energy: _Optional[float] = ...) -> None: ...
 
 class RouteRequest(_message.Message):
-    __slots__ = ("request_id", "text", "embedding", "embedding_f32", "prompt_tokens", "tenant", "session", "preference", "allowed_models", "denied_models", "cost_usd_max", "latency_ms_max", "deadline_unix_ms", "criticality", "fallbacks_max", "probe")
+    __slots__ = ("request_id", "text", "embedding", "embedding_f32", "prompt_tokens", "tenant", "session", "preference", "allowed_models", "denied_models", "cost_usd_max", "latency_ms_max", "deadline_unix_ms", "criticality", "fallbacks_max", "quality_min", "strong_share_max", "probe")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_FIELD_NUMBER: _ClassVar[int]
@@ -49,6 +49,8 @@ class RouteRequest(_message.Message):
     DEADLINE_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     CRITICALITY_FIELD_NUMBER: _ClassVar[int]
     FALLBACKS_MAX_FIELD_NUMBER: _ClassVar[int]
+    QUALITY_MIN_FIELD_NUMBER: _ClassVar[int]
+    STRONG_SHARE_MAX_FIELD_NUMBER: _ClassVar[int]
     PROBE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     text: str
@@ -65,8 +67,10 @@ class RouteRequest(_message.Message):
     deadline_unix_ms: int
     criticality: Criticality
     fallbacks_max: int
+    quality_min: float
+    strong_share_max: float
     probe: bool
-    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ..., embedding_f32: _Optional[bytes] = ..., prompt_tokens: _Optional[int] = ..., tenant: _Optional[str] = ..., session: _Optional[str] = ..., preference: _Optional[_Union[Preference, _Mapping]] = ..., allowed_models: _Optional[_Iterable[str]] = ..., denied_models: _Optional[_Iterable[str]] = ..., cost_usd_max: _Optional[float] = ..., latency_ms_max: _Optional[float] = ..., deadline_unix_ms: _Optional[int] = ..., criticality: _Optional[_Union[Criticality, str]] = ..., fallbacks_max: _Optional[int] = ..., probe: _Optional[bool] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ..., embedding_f32: _Optional[bytes] = ..., prompt_tokens: _Optional[int] = ..., tenant: _Optional[str] = ..., session: _Optional[str] = ..., preference: _Optional[_Union[Preference, _Mapping]] = ..., allowed_models: _Optional[_Iterable[str]] = ..., denied_models: _Optional[_Iterable[str]] = ..., cost_usd_max: _Optional[float] = ..., latency_ms_max: _Optional[float] = ..., deadline_unix_ms: _Optional[int] = ..., criticality: _Optional[_Union[Criticality, str]] = ..., fallbacks_max: _Optional[int] = ..., quality_min: _Optional[float] = ..., strong_share_max: _Optional[float] = ..., probe: _Optional[bool] = ...) -> None: ...
 
 class Embedding(_message.Message):
     __slots__ = ("values",)
@@ -103,7 +107,7 @@ class Alternative(_message.Message):
     def __init__(self, model: _Optional[str] = ..., pool: _Optional[str] = ..., utility: _Optional[float] = ..., propensity: _Optional[float] = ..., quality: _Optional[_Union[Estimate, _Mapping]] = ..., cost_usd: _Optional[_Union[Estimate, _Mapping]] = ..., latency_ms: _Optional[_Union[Estimate, _Mapping]] = ..., energy_j: _Optional[float] = ...) -> None: ...
 
 class Decision(_message.Message):
-    __slots__ = ("request_id", "decision_id", "model", "pool", "propensity", "utility", "quality", "cost_usd", "latency_ms", "fallbacks", "snapshot_version", "snapshot_age_ms", "ticket", "energy_j", "probe")
+    __slots__ = ("request_id", "decision_id", "model", "pool", "propensity", "utility", "quality", "cost_usd", "latency_ms", "fallbacks", "snapshot_version", "snapshot_age_ms", "ticket", "energy_j", "below_quality_min", "probe")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -118,6 +122,7 @@ class Decision(_message.Message):
     SNAPSHOT_AGE_MS_FIELD_NUMBER: _ClassVar[int]
     TICKET_FIELD_NUMBER: _ClassVar[int]
     ENERGY_J_FIELD_NUMBER: _ClassVar[int]
+    BELOW_QUALITY_MIN_FIELD_NUMBER: _ClassVar[int]
     PROBE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     decision_id: str
@@ -133,8 +138,9 @@ class Decision(_message.Message):
     snapshot_age_ms: int
     ticket: bytes
     energy_j: float
+    below_quality_min: bool
     probe: Probe
-    def __init__(self, request_id: _Optional[str] = ..., decision_id: _Optional[str] = ..., model: _Optional[str] = ..., pool: _Optional[str] = ..., propensity: _Optional[float] = ..., utility: _Optional[float] = ..., quality: _Optional[_Union[Estimate, _Mapping]] = ..., cost_usd: _Optional[_Union[Estimate, _Mapping]] = ..., latency_ms: _Optional[_Union[Estimate, _Mapping]] = ..., fallbacks: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ..., snapshot_version: _Optional[int] = ..., snapshot_age_ms: _Optional[int] = ..., ticket: _Optional[bytes] = ..., energy_j: _Optional[float] = ..., probe: _Optional[_Union[Probe, _Mapping]] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., decision_id: _Optional[str] = ..., model: _Optional[str] = ..., pool: _Optional[str] = ..., propensity: _Optional[float] = ..., utility: _Optional[float] = ..., quality: _Optional[_Union[Estimate, _Mapping]] = ..., cost_usd: _Optional[_Union[Estimate, _Mapping]] = ..., latency_ms: _Optional[_Union[Estimate, _Mapping]] = ..., fallbacks: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ..., snapshot_version: _Optional[int] = ..., snapshot_age_ms: _Optional[int] = ..., ticket: _Optional[bytes] = ..., energy_j: _Optional[float] = ..., below_quality_min: _Optional[bool] = ..., probe: _Optional[_Union[Probe, _Mapping]] = ...) -> None: ...
 
 class Probe(_message.Message):
     __slots__ = ("decision_id", "model", "pool", "ticket", "quality", "cost_usd")

@@ -1,0 +1,237 @@
+"""Requests as columns, what they would get of each model, and whom their limits leave.
+
+    RequestBatch, Live ─▶ Expected: quality, cost, latency per model ─▶ verdicts ─▶ Left
+
+Of quality and cost there are two figures. Models are compared by what is *estimated* of them. What
+is said of a model, and what a request's limits are compared with, is *calibrated*: corrected by
+how true such estimates turned out to be (`learners.estimates.calibration`). What limits mean:
+`learners.policies.limits`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from enum import IntEnum
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.context import Contexts
+from learners.estimates.estimator import Estimates
+from learners.policies.limits import good_enough, stale, strong_of, strong_passes, unsure
+from learners.policies.policy import Mask
+from learners.targets import COST_USD_MIN, Target
+from serve.routing.live import Live
+from serve.routing.request import COLUMNS, RouteFields
+
+Floats = NDArray[np.float64]
+Columns = TypeVar("Columns")
+
+
+class Verdict(IntEnum):
+    """Why a model was eligible for a request, or not. Stored in tickets: numbers never change."""
+
+    ELIGIBLE = 0
+    NOT_ALLOWED = 1
+    TOO_DEAR = 2
+    TOO_SLOW = 3
+    PROMPT_TOO_LONG = 4
+    NO_REPLICA = 5
+    BELOW_QUALITY = 6
+    STRONG_SHARE = 7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RequestBatch:
+    """Columns of n requests against a catalogue of k models."""
+
+    contexts: Contexts  # (n, 64)
+    prompt_tokens: Floats  # (n,) 0: unknown
+    preference: Floats  # (n, 4) weights of quality, US dollars, seconds, kilojoules
+    allowed: NDArray[np.bool_]  # (n, k)
+    cost_usd_max: Floats  # (n,) infinity: no limit
+    latency_ms_max: Floats  # (n,) likewise
+    quality_min: Floats  # (n,) 0: no limit
+    strong_share_max: Floats  # (n,) 1: no limit
+    criticality: NDArray[np.int8]  # (n,) `learners.criticality.Criticality`
+    # (n, k) what a session's other models would take longer; None where no session is held.
+    switch_ms: Floats | None = None
+
+    def __len__(self) -> int:
+        return len(self.contexts)
+
+    def __getitem__(self, rows: NDArray[np.intp]) -> RequestBatch:
+        return taken(self, rows)
+
+
+def columns(inputs: Sequence[RouteFields]) -> dict[str, NDArray[Any]]:
+    """The columns (n,) of the fields that are declared to have one, by name."""
+    found = {}
+    for name, (unsaid, dtype) in COLUMNS.items():
+        said = [getattr(one, name) for one in inputs]
+        found[name] = np.array([unsaid if one is None else one for one in said], dtype)
+    return found
+
+
+def unsaid_columns(n: int) -> dict[str, NDArray[Any]]:
+    """The same of n requests that say nothing."""
+    return {name: np.full(n, unsaid, dtype) for name, (unsaid, dtype) in COLUMNS.items()}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Expected:
+    """What n requests would get of k models, (n, k) each, before any capacity is charged."""
+
+    quality: Floats  # as estimated: models are compared by this and the next
+    cost_usd: Floats
+    success: Floats  # calibrated: limits are compared with this and the next, and this is said
+    success_deviation: Floats  # of a single outcome
+    paid_usd: Floats
+    cost_usd_deviation: Floats
+    latency_ms: Floats
+    latency_ms_deviation: Floats
+    list_usd: Floats  # the cost by the catalogue, that the learned one is a ratio of
+    estimated_quality: Floats  # what calibration is learned from: if no call failed
+    estimated_usd: Floats  # likewise; NaN where it was not estimated
+
+
+def expected_of(requests: RequestBatch, live: Live, estimates: Estimates) -> Expected:
+    """Estimate n requests."""
+    list_usd = live.catalogue.expected_cost_usd(requests.prompt_tokens)
+    mean, noise = estimates.mean.astype(np.float64), estimates.noise.astype(np.float64)
+    estimated, answered = np.clip(mean[:, :, Target.QUALITY], 0.0, 1.0), 1.0 - live.error_share
+    success, off = estimated, np.hypot(estimates.deviation, noise[:, Target.QUALITY])
+    estimated_usd = paid = cost = list_usd * mean[:, :, Target.COST]
+    if (calibration := estimates.calibration) is not None:
+        success, off = calibration.quality(estimated), calibration.deviation(estimated, off)
+        paid = cost * calibration.cost_factor
+    free = list_usd < COST_USD_MIN
+    if free.any():  # where nothing is stated there is no ratio; what was paid on average counts
+        cost = paid = np.where(free, live.paid_usd, cost)
+        estimated_usd = np.where(free, np.nan, estimated_usd)
+    latency = live.catalogue.latency_ms * mean[:, :, Target.LATENCY]
+    if requests.switch_ms is not None:
+        latency = latency + requests.switch_ms
+    return Expected(
+        estimated * answered,
+        cost,
+        success * answered,
+        off,
+        paid,
+        list_usd * noise[:, Target.COST],
+        latency,
+        live.catalogue.latency_ms * np.ones_like(cost) * noise[:, Target.LATENCY],
+        list_usd,
+        estimated,
+        estimated_usd,
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Left:
+    """Who is left (n, k) by the limits of n requests, see `learners.policies.limits`."""
+
+    eligible: Mask
+    below: Mask  # (n,) nobody is good enough
+    trials: Mask
+    # With which probability (n,) the strong model is, and who is left without it; None where
+    # that is certain for all.
+    passes: Floats | None
+    without_strong: Mask | None
+
+
+def left_by(
+    requests: RequestBatch,
+    live: Live,
+    estimates: Estimates,
+    expected: Expected,
+    eligible: Mask,
+    verdict: NDArray[np.uint8],
+) -> Left:
+    """Apply the limits on quality and on the strong model's share; verdicts are changed."""
+    n, share = len(requests), requests.strong_share_max
+    good = expected.success >= requests.quality_min[:, None]
+    trials = _stale(requests, live, expected, verdict) & good
+    passes, strong = np.ones(n), np.zeros(n, np.intp)
+    if (share < 1.0).any():
+        price = live.catalogue.expected_cost_usd(np.zeros(1))[0]
+        strong = strong_of(eligible, live.reference, price)
+        passes = strong_passes(share, eligible, strong, expected.success, live.reference)
+        gone = np.flatnonzero(passes == 0.0)
+        verdict[gone, strong[gone]] = Verdict.STRONG_SHARE
+        eligible[gone, strong[gone]] = False
+    left, below = good_enough(requests.quality_min, eligible, expected.success)
+    out = eligible & ~left
+    if out.any():
+        verdict[out] = Verdict.BELOW_QUALITY
+        trials |= unsure(
+            requests.quality_min,
+            out,
+            left,
+            expected.success,
+            estimates.deviation.astype(np.float64),
+            expected.paid_usd,
+        )
+    at = np.flatnonzero((passes > 0.0) & (passes < 1.0))
+    if not len(at):
+        return Left(left, below, trials, None, None)
+    others = eligible.copy()
+    others[at, strong[at]] = False
+    without = others & left
+    without = np.where(without.any(axis=1, keepdims=True), without, others)
+    return Left(left, below, trials, np.where(passes == 0.0, 1.0, passes), without)
+
+
+def _stale(
+    requests: RequestBatch, live: Live, expected: Expected, verdict: NDArray[np.uint8]
+) -> Mask:
+    """Who (n, k) is too dear or too slow by a stale estimate alone."""
+    slow, dear = verdict == Verdict.TOO_SLOW, verdict == Verdict.TOO_DEAR
+    if not (slow | dear).any():
+        return np.zeros(verdict.shape, bool)
+    stated_ms = np.broadcast_to(live.catalogue.latency_ms, verdict.shape)
+    (cost, latency), (n_cost, n_latency) = live.recent_ratios, live.n_recent_ratios
+    ms_max, usd_max, usd = requests.latency_ms_max, requests.cost_usd_max, expected.list_usd
+    dated_slow = stale(stated_ms * latency, stated_ms, ms_max, n_latency)
+    measured = np.where(usd < COST_USD_MIN, live.recent_usd, usd * cost)
+    dated_dear = stale(measured, usd, usd_max, n_cost)
+    # A model that is out for two reasons is tried only if both are stale.
+    slow_too = expected.latency_ms > ms_max[:, None]
+    found = np.where(dear, dated_dear & (dated_slow | ~slow_too), dated_slow) & (slow | dear)
+    return found & live.model_open
+
+
+def weights_of(requests: RequestBatch, money: Floats, below: Mask) -> Floats:
+    """What counts (n, 4): the preference; or, by `quality_min`, cost among those good enough, and
+    quality where nobody is.
+    """
+    asked = requests.quality_min > 0.0
+    if not asked.any():
+        return requests.preference
+    cheapest = np.zeros((len(requests), 4))
+    cheapest[:, 1], cheapest[:, 3] = money, requests.preference[:, 3]
+    weights = np.where(asked[:, None], cheapest, requests.preference)
+    weights[below] = [1.0, 0.0, 0.0, 0.0]
+    return weights
+
+
+def verdicts_of(
+    requests: RequestBatch, live: Live, cost: Floats, latency: Floats
+) -> NDArray[np.uint8]:
+    """Verdicts (n, k); where several apply, the one a caller can do least about stays."""
+    verdict = np.where(latency > requests.latency_ms_max[:, None], Verdict.TOO_SLOW, 0)
+    verdict[cost > requests.cost_usd_max[:, None]] = Verdict.TOO_DEAR
+    too_long = requests.prompt_tokens[:, None] > live.catalogue.context_tokens_max
+    verdict[too_long] = Verdict.PROMPT_TOO_LONG
+    verdict[~requests.allowed] = Verdict.NOT_ALLOWED
+    return verdict.astype(np.uint8)
+
+
+def taken(of: Columns, rows: NDArray[np.intp]) -> Columns:
+    """Some rows of a dataclass of columns."""
+    held: Any = of
+    columns = ((field.name, getattr(held, field.name)) for field in fields(held))
+    found: Columns = replace(held, **{name: c[rows] for name, c in columns if c is not None})
+    return found
