@@ -66,6 +66,7 @@ def plan(
             site.preference[1],
         )
     planned = _verified(search, search.trimmed(chosen), say)
+    found["frontier"] = [described(search, point, questions) for point in _sorted(search.best())]
     verified = summary(planned.run, planned.site, quality_known=questions.quality_known)
     found["feasible"] = verified["within_target"] >= options.share
     if not found["feasible"]:

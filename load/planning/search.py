@@ -85,8 +85,19 @@ class Search:
     # --- the frontier
 
     def frontier(self) -> list[Point]:
-        """The cheapest fleet in time of every weight of cost; where none is, the best there is."""
-        return [self.cheapest(weight) for weight in self._weights()]
+        """Of all that was tried the fleets in time that no other beats; all, where none is in time.
+
+        Tried are the cheapest of every weight of cost, and those on the way to them.
+        """
+        for weight in self._weights():
+            self.cheapest(weight)
+        return self.best()
+
+    def best(self) -> list[Point]:
+        """The frontier of what was tried so far."""
+        tried = list(self._seen.values())
+        in_time = [point for point in tried if point.meets]
+        return [p for p in in_time if not any(beats(q, p) for q in in_time)] or tried
 
     def _weights(self) -> list[float]:
         """The site's own, and those at which requests' preferences turn over."""
@@ -204,6 +215,13 @@ class Search:
                     break
                 point = less
         return point
+
+
+def beats(one: Point, other: Point) -> bool:
+    """Whether it is no dearer and no worse, and not the same."""
+    a = (one.usd_per_h, -one.figures["quality"])
+    b = (other.usd_per_h, -other.figures["quality"])
+    return a != b and a[0] <= b[0] and a[1] <= b[1]
 
 
 def able(site: Site, fleet: Sized) -> Site:

@@ -22,7 +22,7 @@ from load.theme import LINE_TO_BEAT, OTHERS, OURS, style
 
 INK, FAINT = "#010203", "#040506"  # stand-ins, which the page's variables replace
 COLOURS = (OURS, LINE_TO_BEAT, *OTHERS)
-SIZE = (6.4, 2.7)  # inches
+SIZE = (6.4, 2.9)  # inches
 Values = Sequence[float | None]
 
 
@@ -156,4 +156,5 @@ def _label(axes: Axes, x: str, y: str) -> None:
     axes.set_ylabel(y)
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        axes.legend(handles, labels, frameon=False, fontsize=8, ncols=2, loc="best")
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.24)}
+        axes.legend(handles, labels, frameon=False, fontsize=8, ncols=4, **below)
