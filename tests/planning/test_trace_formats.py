@@ -8,8 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
-from load.errors import TraceRefused
+from fairlead.command_line import app
+from load.errors import TableRefused, TraceRefused
 from load.traces.figures import figures
 from load.traces.reading import read_file, read_trace
 from load.traces.registry import all_formats
@@ -262,3 +264,14 @@ def test_a_real_trace_ships():
     assert len(found.trace) == 19_366
     assert "CC BY" in found.source
     assert np.all(np.diff(found.trace.at_s) >= 0.0)
+
+
+def test_a_trace_given_as_an_outcome_table_is_refused_in_words(tmp_path):
+    """
+    `fairlead demo --table azure.csv` says what an outcome table is, and ends.
+    """
+    path = tmp_path / "azure.csv"
+    path.write_text(AZURE + "2023-11-16 18:17:04,1,1\n")
+    done = CliRunner().invoke(app, ["demo", "--table", str(path)])
+    assert isinstance(done.exception, TableRefused)
+    assert "docs/decisions.md says what an outcome table is" in str(done.exception)
