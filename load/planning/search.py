@@ -139,9 +139,11 @@ class Search:
             run = self.simulate(site, fleet, self.stretch)
             point = self._point(site, fleet, run)
             self._seen[key] = point
+            known = self.questions.quality_known
             self.say(
                 f"{machines(site, fleet)}: {point.figures['within_target']:.2%} within target, "
-                f"${point.usd_per_h:.2f}/h, quality {point.figures['quality']:.4f}"
+                f"${point.usd_per_h:.2f}/h"
+                + (f", quality {point.figures['quality']:.4f}" if known else "")
             )
         return self._seen[key]
 
@@ -152,10 +154,11 @@ class Search:
 
     def _point(self, site: Site, fleet: Sized, run: Run) -> Point:
         found = summary(run, site, quality_known=True)
+        span_s = max(float(run.traffic.at_s[-1]), 1e-9)
         figures = {
             "within_target": found["within_target"],
             "quality": found["quality"],
-            "usd_per_h": found["cost"]["hosted_usd"] / run.end_s * 3600.0 + fleet.usd_per_h,
+            "usd_per_h": fleet.usd_per_h + 3600.0 * found["cost"]["hosted_usd"] / span_s,
             "joules_per_request": found["energy"]["joules_per_request"],
         }
         meets = found["within_target"] >= self.options.share

@@ -28,10 +28,13 @@ def summary(run: Run, site: Site, *, quality_known: bool) -> dict[str, Any]:
     requests, traffic = run.requests, run.traffic
     n, finished = len(traffic), requests.fate == Fate.FINISHED
     hosted_usd = _hosted_usd(run, site)
-    usd, hours = run.gpu_cost_usd + float(hosted_usd.sum()), run.end_s / 3600.0
+    usd = run.gpu_cost_usd + float(hosted_usd.sum())
+    span_s = max(float(traffic.at_s[-1]), 1e-9) if n else run.end_s
+    # GPUs are paid for to the last answer, tokens only while requests come.
+    usd_per_s = run.gpu_cost_usd / run.end_s + float(hosted_usd.sum()) / span_s
     return {
         "requests": n,
-        "requests_per_s": round(n / max(float(traffic.at_s[-1]), 1e-9), 4) if n else 0.0,
+        "requests_per_s": round(n / span_s, 4),
         "finished": int(finished.sum()),
         "refused": run.count(Fate.REFUSED),
         "lost": run.count(Fate.LOST),
@@ -44,7 +47,7 @@ def summary(run: Run, site: Site, *, quality_known: bool) -> dict[str, Any]:
         "quality": round(run.quality, 6) if quality_known else None,
         "cost": {
             "usd": round(usd, 6),
-            "usd_per_h": round(usd / hours, 6),
+            "usd_per_h": round(3600.0 * usd_per_s, 6),
             "gpu_usd": round(run.gpu_cost_usd, 6),
             "hosted_usd": round(float(hosted_usd.sum()), 6),
             "usd_per_1k_requests": round(1e3 * usd / max(n, 1), 6),
