@@ -156,5 +156,5 @@ def _label(axes: Axes, x: str, y: str) -> None:
     axes.set_ylabel(y)
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.24)}
+        below: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.24)}
         axes.legend(handles, labels, frameon=False, fontsize=8, ncols=4, **below)
