@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
-import numpy as np
 
 from serve.encoders import Encoder
 from serve.errors import DeadlinePassed, InvalidRequest, NotServing, QueueFull
@@ -244,10 +243,8 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
 
     async def _columns_scored(self, asked: ColumnsInput) -> bytes:
         """Columns in slices against one view; parts of a message that are joined are one."""
-        live, embeddings = self._view.current, self._decider.matrix(asked)
-        tokens = np.zeros(len(embeddings))
-        if asked.prompt_tokens:
-            tokens[:] = asked.prompt_tokens
+        live = self._view.current
+        embeddings, tokens = self._decider.matrix(asked)
         head = pb.RouteColumnsReply(
             models=live.catalogue.names,
             pools=live.pool_names,

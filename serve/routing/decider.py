@@ -31,7 +31,13 @@ from serve.routing.live import Live
 from serve.routing.probing import Prober
 from serve.routing.records import Decisions
 from serve.routing.reply import no_model_fits, write_probes
-from serve.routing.request import BATCH_MAX, BYTES_PER_TOKEN, ColumnsInput, RouteInput
+from serve.routing.request import (
+    BATCH_MAX,
+    BYTES_PER_TOKEN,
+    TOKENS_MAX,
+    ColumnsInput,
+    RouteInput,
+)
 from serve.routing.router import Choices, Chooser
 from serve.routing.sessions import Held, SessionOptions, Sessions
 from streams.feedback.decisions import DecisionBatch
@@ -41,7 +47,7 @@ from streams.telemetry.window import DecidedBatch
 # Longer vectors are not embeddings, and squares of much longer ones overflow float32.
 NORM_MIN, NORM_MAX = 1e-9, 1e9
 
-F32_BYTES = 4
+F32_BYTES = U32_BYTES = 4
 
 Refusals = dict[int, ServeError]  # by position in the batch
 
@@ -116,8 +122,8 @@ class Decider:
         log = self._log(ids, taken, decisions, np.flatnonzero(choices.fits & ~choices.shed))
         return Decided(replies, log, _counted(decisions))
 
-    def matrix(self, asked: ColumnsInput) -> NDArray[np.float32]:
-        """The embeddings (n, dim) of requests that come as columns, not copied.
+    def matrix(self, asked: ColumnsInput) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Embeddings (n, dim), not copied, and tokens (n,) of requests that come as columns.
 
         Raises InvalidRequest.
         """
@@ -126,10 +132,7 @@ class Decider:
         if rest or not 1 <= n <= BATCH_MAX:
             problem = f"{len(asked.embeddings) / (F32_BYTES * dim):g} rows of {dim} numbers"
             raise InvalidRequest("embeddings_f32", problem, f"1 to {BATCH_MAX:,} whole rows")
-        if len(asked.prompt_tokens) not in (0, n):
-            problem = f"{len(asked.prompt_tokens)} long"
-            raise InvalidRequest("prompt_tokens", problem, f"0 or {n} long, as there are rows")
-        return np.frombuffer(asked.embeddings, "<f4").reshape(n, dim)
+        return np.frombuffer(asked.embeddings, "<f4").reshape(n, dim), _tokens_of(asked, n)
 
     def decide_columns(
         self, shared: RouteInput, embeddings: NDArray[np.float32], tokens: NDArray[Any], live: Live
@@ -328,6 +331,18 @@ def _check_deadlines(asked: Sequence[RouteInput], now_ms: int, refused: Refusals
                 f"deadline_unix_ms is {deadline_ms}, {now_ms - deadline_ms} ms before the request "
                 f"was scored"
             )
+
+
+def _tokens_of(asked: ColumnsInput, n: int) -> NDArray[np.float64]:
+    """Tokens (n,) of columns, 0 where they are not said. Raises InvalidRequest."""
+    n_bytes = len(asked.prompt_tokens)
+    if n_bytes not in (0, U32_BYTES * n):
+        limit = f"0 or {U32_BYTES * n} bytes, four for each row"
+        raise InvalidRequest("prompt_tokens_u32", f"{n_bytes} bytes", limit)
+    tokens = np.frombuffer(asked.prompt_tokens, "<u4").astype(np.float64)
+    if n_bytes and tokens.max() > TOKENS_MAX:
+        raise InvalidRequest("prompt_tokens_u32", f"{tokens.max():.0f}", f"0 to {TOKENS_MAX:,}")
+    return tokens if n_bytes else np.zeros(n)
 
 
 def _tokens(one: RouteInput) -> float:

@@ -254,7 +254,7 @@ class ColumnsInput:
     """Requests that differ in their prompts alone, checked but for what the encoder knows."""
 
     embeddings: bytes = field(repr=False)  # little-endian 32-bit floats, row by row
-    prompt_tokens: Sequence[int]  # as many as rows, or none
+    prompt_tokens: bytes  # little-endian 32-bit integers, as many as rows, or none
     shared: RouteInput
 
 
@@ -271,17 +271,9 @@ def read_columns(
     alike.embedding_f32 = _NO_FLOATS
     return ColumnsInput(
         embeddings=_raw_floats("embeddings_f32", request.embeddings_f32),
-        prompt_tokens=_tokens_of_rows(request.prompt_tokens),
+        prompt_tokens=request.prompt_tokens_u32,
         shared=read_request(alike, defaults, latest_ms),
     )
-
-
-def _tokens_of_rows(said: Sequence[int]) -> Sequence[int]:
-    if len(said) > BATCH_MAX:
-        raise InvalidRequest("prompt_tokens", f"{len(said)} long", f"at most {BATCH_MAX:,} long")
-    if said and max(said) > TOKENS_MAX:
-        raise InvalidRequest("prompt_tokens", max(said), f"0 to {TOKENS_MAX:,}")
-    return said
 
 
 _OF_ONE = {

@@ -35,7 +35,7 @@ def ask(
 ) -> pb.RouteColumnsReply:
     request = pb.RouteColumnsRequest(
         embeddings_f32=b"".join(embeddings),
-        prompt_tokens=tokens,
+        prompt_tokens_u32=np.array(tokens, "<u4").tobytes(),
         shared=pb.RouteRequest(**shared),
     )
     return up.stub.RouteColumns(request, timeout=PATIENCE_S)
@@ -106,9 +106,13 @@ def test_where_no_model_fits_every_row_says_so(up):
         ([], [], {}, "embeddings_f32 is 0 bytes"),
         ([embedding()[:-4]], [], {}, "embeddings_f32 is 0.875 rows of 8 numbers"),
         ([embedding()] * 1025, [], {}, "1 to 1,024 whole rows"),
-        ([embedding()] * 2, [1], {}, "prompt_tokens is 1 long; it must be 0 or 2 long"),
-        ([embedding()], [10_000_001], {}, "prompt_tokens is 10000001"),
-        ([embedding()], [1] * 1025, {}, "prompt_tokens is 1025 long; it must be at most 1,024"),
+        ([embedding()] * 2, [1], {}, "prompt_tokens_u32 is 4 bytes; it must be 0 or 8 bytes"),
+        (
+            [embedding()],
+            [10_000_001],
+            {},
+            "prompt_tokens_u32 is 10000001; it must be 0 to 10,000,000",
+        ),
         ([embedding()], [], {"session": "s"}, "shared.session is said; it must be left out"),
         ([embedding()], [], {"text": "t"}, "shared.text is said"),
         ([embedding()], [], {"fallbacks_max": 0}, "shared.fallbacks_max is said"),

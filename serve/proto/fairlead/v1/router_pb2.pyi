@@ -189,14 +189,14 @@ class RouteBatchReply(_message.Message):
     def __init__(self, replies: _Optional[_Iterable[_Union[RouteReply, _Mapping]]] = ...) -> None: ...
 
 class RouteColumnsRequest(_message.Message):
-    __slots__ = ("embeddings_f32", "prompt_tokens", "shared")
+    __slots__ = ("embeddings_f32", "prompt_tokens_u32", "shared")
     EMBEDDINGS_F32_FIELD_NUMBER: _ClassVar[int]
-    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_U32_FIELD_NUMBER: _ClassVar[int]
     SHARED_FIELD_NUMBER: _ClassVar[int]
     embeddings_f32: bytes
-    prompt_tokens: _containers.RepeatedScalarFieldContainer[int]
+    prompt_tokens_u32: bytes
     shared: RouteRequest
-    def __init__(self, embeddings_f32: _Optional[bytes] = ..., prompt_tokens: _Optional[_Iterable[int]] = ..., shared: _Optional[_Union[RouteRequest, _Mapping]] = ...) -> None: ...
+    def __init__(self, embeddings_f32: _Optional[bytes] = ..., prompt_tokens_u32: _Optional[bytes] = ..., shared: _Optional[_Union[RouteRequest, _Mapping]] = ...) -> None: ...
 
 class RouteColumnsReply(_message.Message):
     __slots__ = ("models", "pools", "model", "pool", "propensity", "utility", "quality", "cost_usd", "latency_ms", "tickets", "snapshot_version", "snapshot_age_ms", "problems")
