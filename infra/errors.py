@@ -9,7 +9,8 @@ InfraError
 ├── StateInUse           another `fairlead up` uses the state folder
 ├── ClusterFailed        the local cluster could not be started, or what is to run in it
 │   └── RayEnded         a process that Ray needs has died under us
-└── ServerFailed         a pool's model server could not be started
+├── ServerFailed         a pool's model server could not be started
+└── PageUnreadable       a server's metrics page can't be had, or can't be read
 """
 
 from __future__ import annotations
@@ -132,3 +133,7 @@ class BackupRefused(InfraError):
 
     def __str__(self) -> str:
         return f"{self.what} {self.problem}"
+
+
+class PageUnreadable(InfraError):
+    """A server's metrics page can't be had, or can't be read. Nothing is known for that moment."""

@@ -39,6 +39,7 @@ class WorkRates:
     tpot_s: float = 1.0  # τ: the target, seconds per output token
     sequences_max: float = 1.0  # S
     kv_tokens_max: float = 1.0  # K
+    request_s: float = 0.0  # of any request, whatever its length: where no more is known
 
     def __post_init__(self) -> None:
         assert 0.0 <= self.fixed_s < self.tpot_s, "an idle replica must meet the target"
@@ -53,13 +54,15 @@ class WorkRates:
             context_token_s=self.context_token_s / factor,
             fixed_s=self.fixed_s / factor,
             tpot_s=self.tpot_s / factor,
+            request_s=self.request_s / factor,
         )
 
     def work_s(self, prompt_tokens: float, *, output_tokens: float) -> float:
         """Work of one request; plain arithmetic, for who asks once per request."""
         held = (prompt_tokens + output_tokens / 2.0) * output_tokens
         least = (
-            prompt_tokens * self.prompt_token_s
+            self.request_s
+            + prompt_tokens * self.prompt_token_s
             + output_tokens * self.output_token_s
             + held * self.context_token_s
         )
@@ -71,8 +74,8 @@ class WorkTable:
     """The rates of P pools as columns."""
 
     def __init__(self, rates: Sequence[WorkRates]) -> None:
-        columns = np.array([astuple(one) for one in rates], np.float64).reshape(-1, 7).T
-        self._a, self._s, self._c, w, tau, sequences, kv = columns
+        columns = np.array([astuple(one) for one in rates], np.float64).reshape(-1, 8).T
+        self._a, self._s, self._c, w, tau, sequences, kv, self._each = columns
         self._spare = 1.0 - w / tau
         self._per_sequence, self._per_held = w / sequences, w / kv
 
@@ -81,6 +84,6 @@ class WorkTable:
         prompt = prompt_tokens[:, None]
         context = prompt + output_tokens / 2.0
         held = context * output_tokens
-        least = prompt * self._a + output_tokens * self._s + held * self._c
+        least = self._each + prompt * self._a + output_tokens * self._s + held * self._c
         full = np.maximum(output_tokens * self._per_sequence, held * self._per_held)
         return np.maximum(least / self._spare, least + full)

@@ -263,3 +263,18 @@ def bench_plan(
     options = bench.quick() if quick else bench.PlanBench()
     options = replace(options, live=replace(options.live, port=port))
     measured(lambda say: bench.measure(options, connect, say), as_json)
+
+
+@bench_app.command("pools")
+def bench_pools(
+    quick: Annotated[bool, typer.Option(help="Two kinds of servers; about a minute.")] = False,
+    port: Annotated[int, typer.Option(min=1, max=65533, help="And the next two.")] = 7498,
+    as_json: JsonOption = False,
+) -> None:
+    """Push pools of servers past their limit: what is answered, refused, learned and scaled."""
+    from dataclasses import replace
+
+    from load.bench.pools import bench, scenario
+
+    options = replace(scenario.quick() if quick else scenario.PoolsBench(), port=port)
+    measured(lambda say: bench.measure(options, say), as_json)

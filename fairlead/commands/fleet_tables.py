@@ -98,12 +98,13 @@ def _pools(pools: Mapping[str, Mapping[str, Any]]) -> Table:
             _number(of["tokens_per_s"]),
             _number(of["watts"]),
             _number(of["joules"]),
+            _can_do(of),
             _number(of["silent_s"], 1),
         )
         for name, of in pools.items()
     )
     heads = ("pool", "replicas", "queue", "run", "kv", "ttft ms", "tpot ms", "tok/s", "W", "J")
-    return _table("pools (latencies: p50 · p99)", (*heads, "silent s"), rows)
+    return _table("pools (latencies: p50 · p99)", (*heads, "each can do /s", "silent s"), rows)
 
 
 def _pool_name(name: str, of: Mapping[str, Any]) -> str:
@@ -111,6 +112,14 @@ def _pool_name(name: str, of: Mapping[str, Any]) -> str:
     notes = ["derived"] if of["derived"] else []
     notes += ["refuses " + ", ".join(of["refuses"])] if of["refuses"] else []
     return f"{name} ({'; '.join(notes)})" if notes else name
+
+
+def _can_do(of: Mapping[str, Any]) -> str:
+    """Requests a second of one server: learned or stated, or at least so many."""
+    if of["capacity_per_s"] is None:
+        return "–"
+    least = "" if of["capacity_seen_full"] else "≥ "
+    return f"{least}{of['capacity_per_s']:.2f} ± {of['capacity_deviation_per_s']:.2f}"
 
 
 def _prices(prices: Mapping[str, Mapping[str, Any]]) -> Table:

@@ -37,8 +37,10 @@ class PoolCondition:
     starting: int = 0
     draining: int = 0
     reports: PoolReports = PoolReports()  # all gauges of its live replicas
+    load: float | None = None  # mean of its ready replicas, 1: as full as it should be
     price: float = 0.0  # of its capacity, in multiples of what its GPUs cost
     requests_per_s: float = 0.0  # decided for it, over the last minute
+    work_factor: float = 1.0  # on its rates of work, as learned of its servers
     available: bool = True  # False: its region or its type of GPU is gone
 
 

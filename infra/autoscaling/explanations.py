@@ -58,7 +58,7 @@ class Explanations:
         if not pools:
             return "there are no pools: nothing is sized"
         return (
-            f"not sized: {', '.join(pools)}: only emulated pools on GPUs have known rates of work; "
+            f"not sized: {', '.join(pools)}: only pools that are run here, on stated GPUs, are; "
             f"the others keep their replicas, and what only they can answer is not planned for"
         )
 

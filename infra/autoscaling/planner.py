@@ -10,8 +10,11 @@ thought to. So while a model's pools all have a price m, its work counts for mor
 
     correction ← min(1.3, correction · exp(0.1 · min(m, 1) · minutes)),   else halves in 5 minutes
 
+The work of a request in a pool of real servers begins with what is stated or derived of them, and
+is what was learned as soon as something was (`streams.telemetry.capacity`).
+
 What it does not know it does not act on. With old telemetry the last plan holds, and
-a pool of real servers, of which no rates of work are known, keeps its replicas.
+a pool that others run, or of which no GPU is stated, keeps its replicas.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from infra.autoscaling.contract import Demand, Observed, Plan
+from infra.autoscaling.contract import Demand, Observed, Plan, PoolCondition
 from infra.autoscaling.demand.corrections import Corrections
 from infra.autoscaling.demand.expected import ExpectedDemand, ExpectedOptions
 from infra.autoscaling.explanations import Explanations
@@ -163,10 +166,17 @@ class Planner:
         gpus: Mapping[str, int],
     ) -> Requirement:
         """What each pool needs: the cheapest mix for all that is expected."""
-        del observed  # its demand and prices are read by now
         return self._sizing.together(
-            self._demand, self._corrections.factors(), self._usd_per_hour, now, limits, gpus
+            self._demand, self._factors(observed), self._usd_per_hour, now, limits, gpus
         )
+
+    def _factors(self, observed: Observed) -> dict[str, float]:
+        """On the work of each pool: by prices, and by what was learned of its servers."""
+        by_model, factors = self._corrections.factors(), {}
+        for name, pool in self._pools.items():
+            condition = observed.pools.get(name, PoolCondition())
+            factors[name] = by_model[pool.model] * _stepped(condition.work_factor)
+        return factors
 
     def at_once(self, required: Requirement, there: Mapping[str, int]) -> bool:
         """Whether what is required beyond what is there, or starting, must come without delay."""
@@ -264,6 +274,13 @@ class Planner:
         settled = self._router_window.settle(observed.at_s, there, needed, limits, room)
         self._router_window.planned(observed.at_s, settled)
         return settled["routers"]
+
+
+def _stepped(factor: float) -> float:
+    """In steps of a twentieth: a hair's difference makes no new plan."""
+    if not (math.isfinite(factor) and factor > 0.0):
+        return 1.0
+    return 1.05 ** round(math.log(factor, 1.05))
 
 
 def _gpu(pool: PoolPlan) -> str:

@@ -24,12 +24,17 @@ from infra.capacity.load import rates_of
 from infra.emulator import catalogue as known
 from infra.emulator.performance import Performance
 from infra.emulator.power import Power
+from learners.held import Stated
 from learners.option import option, required
 from learners.work import WorkRates
 from serve.routing.catalogue import Pool
+from streams.telemetry.pool_window import ReplicaIdentity
 
 Backend = Literal["none", "emulated", "openai"]
 UNSTATED = (None, math.nan)
+# A cautious guess at a server of which nothing is known, until it is learned: seconds of it that a
+# request takes, and what an hour of it is worth.
+GUESSED_S, GUESSED_USD_PER_HOUR = 1.0, 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,12 +141,36 @@ class PoolPlan:
         "openai: a program that Ray runs as a replica and that answers /v1/models when it is "
         "ready; {host} and {port} are filled in.",
     )
+    requests_per_s: float = option(
+        0.0,
+        "openai: requests a second that one server can do, if you know; it counts until it is "
+        "learned. 0: by model and GPU, else learned alone.",
+        ge=0,
+        le=1e6,
+    )
+    tokens_per_s: float = option(
+        0.0,
+        "openai: output tokens a second that one server makes when full, where `requests_per_s` "
+        "is not stated. 0: not known.",
+        ge=0,
+        le=1e9,
+    )
+    concurrency_max: int = option(
+        0,
+        "openai: requests at once that one server is given; more are refused at once or go "
+        "elsewhere. 0: as many as are learned to be answered in time.",
+        ge=0,
+        le=100_000,
+    )
     upstream_model: str = option("", "The model's name there, if other.", max_length=200)
     server: ServerOptions = ServerOptions()
     gpu: GpuType | None = None
     gpus_per_replica: int = 1  # tensor parallelism
     load_s: float = 0.0  # loading the model, after the machine is there; 0: it is kept loaded
     emulation: Emulation | None = None
+    # Of a real server: as measured or derived for its model on its GPU; None: not known.
+    performance: Performance | None = None
+    power: Power | None = None
     target: LatencyTarget = LatencyTarget()
 
     @property
@@ -158,11 +187,29 @@ class PoolPlan:
 
     @property
     def rates(self) -> WorkRates:
-        """What a request takes of a replica; zeros where that is not known."""
-        if self.emulation is None:
-            return WorkRates()
-        speed = self.emulation.speed  # of its clock: within the target it has so much more time
-        return rates_of(self.emulation.performance, self.target.times(speed)).faster(speed)
+        """What a request takes of a replica, before anything is learned; zeros: nothing."""
+        if self.emulation is not None:
+            speed = self.emulation.speed  # of its clock: within the target it has so much more time
+            return rates_of(self.emulation.performance, self.target.times(speed)).faster(speed)
+        if self.requests_per_s:
+            return WorkRates(request_s=1.0 / self.requests_per_s)
+        if self.tokens_per_s:
+            return WorkRates(output_token_s=1.0 / self.tokens_per_s)
+        if self.performance is not None:
+            return rates_of(self.performance, self.target)
+        return WorkRates(request_s=GUESSED_S) if self.backend == "openai" else WorkRates()
+
+    @property
+    def stated(self) -> Stated:
+        """What is known of one server before anything is learned of it."""
+        named = self.requests_per_s > 0.0 or self.tokens_per_s > 0.0
+        return Stated(
+            rates=self.rates,
+            known=named or self.performance is not None,
+            held_max=self.concurrency_max,
+            idle_w=self.power.idle_w if self.power else 0.0,
+            busy_w=self.power.prefill_w if self.power else 0.0,
+        )
 
     @property
     def usd_per_hour(self) -> float:
@@ -172,18 +219,36 @@ class PoolPlan:
     @property
     def watts(self) -> float:
         """Of one replica at full load: it prefills and decodes by turns; the more counts."""
-        return self.emulation.power.prefill_w if self.emulation else 0.0
+        power = self.emulation.power if self.emulation else self.power
+        return power.prefill_w if power else 0.0
 
-    def for_router(self, *, reports: bool) -> Pool:
-        """What a router knows of it; `reports`: its replicas report telemetry."""
+    def for_router(self, *, reports: bool, watched: bool = False) -> Pool:
+        """What a router knows of it; `reports`: its replicas report telemetry.
+
+        `watched`: there is telemetry of those that others run, too.
+        """
+        real = self.backend == "openai"
         return Pool(
             name=self.name,
             model=self.model,
             region=self.region,
             rates=self.rates,
-            usd_per_hour=self.usd_per_hour,
+            # What is not known to cost anything is priced as if: or being full would be free.
+            usd_per_hour=self.usd_per_hour or (GUESSED_USD_PER_HOUR if real else 0.0),
             watts=self.watts,
             reports=reports,
+            watched=watched and real,
+        )
+
+    def identity(self, replica: str) -> ReplicaIdentity:
+        """What a replica of it is called in telemetry."""
+        return ReplicaIdentity(
+            pool=self.name,
+            model=self.model,
+            replica=replica,
+            gpu=self.gpu.name if self.gpu else "",
+            region=self.region,
+            derived=self.derived,
         )
 
     @property

@@ -29,6 +29,7 @@ from infra.errors import AddressTaken, ClusterFailed
 from infra.pools.directory import POOLS_APP, close_directory
 from infra.pools.ports import is_free
 from infra.pools.site import LocalSite
+from infra.pools.url_watch import close_url_watch, open_url_watch
 from infra.settings.settings import Settings
 from serve.addresses import joined, reachable
 from serve.deploy.deployment import ROUTER_APP, TRAINER_APP, deploy
@@ -131,6 +132,7 @@ def running(settings: Settings, path: Path, scaling: Scaling | None = None) -> I
         with _explained():
             deploy(options, site, routers_scaling(scaling.options) if scaled else None)
             deploy_pools(site, options.replica.telemetry_s, scaled=scaled)
+            open_url_watch(site, options.replica.telemetry_s)
             deploy_dispatchers(options, dispatchers, site)
         yield _addresses(settings, site)
     finally:
@@ -173,6 +175,7 @@ def _addresses(settings: Settings, site: LocalSite) -> Running:
 def _stop_all() -> None:
     """Stop what was deployed: dispatchers before the pools that they are still reading from."""
     close_planner()
+    close_url_watch()
     there = filter(_is_ours, ray_serve.status().applications)
     for name in sorted(there, key=lambda name: (name != DISPATCH_APP, name == POOLS_APP)):
         withdraw(name)

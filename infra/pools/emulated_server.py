@@ -1,6 +1,7 @@
 """An emulated replica as a server that speaks OpenAI's API, like the ones it stands for.
 
     POST /v1/chat/completions ─▶ words at the pace of the emulated engine, streamed or whole
+    GET  /metrics                a page as real servers have one (`infra.server_metrics`)
     GET  /emulator/state         queued, running, cache use, tokens made, joules, watts
     PUT  /emulator/fault         make it misbehave, for experiments: slow, errors, silent, garbage
 
@@ -52,6 +53,7 @@ from streams.telemetry.pool_window import ReplicaIdentity
 SPREAD = 0.5  # standard deviation of the logarithm of answers' lengths
 JSON, EVENTS = b"application/json", b"text/event-stream; charset=utf-8"
 JSON_HEADERS = {"content-type": "application/json"}
+METRICS = "fairlead_emulator_"
 TOO_LONG = "context_length_exceeded"  # OpenAI's code for it
 Fault = Literal["none", "slow", "errors", "silent", "garbage"]
 
@@ -99,6 +101,7 @@ class EmulatedServer:
         # The engine never admits a prompt that leaves nothing of its cache free.
         room = int(performance.kv_tokens_max * (1 - WATERMARK))
         self.context_tokens_max = min(emulation.context_tokens_max, room)
+        self._answered = [0, 0, 0]  # requests, tokens of their prompts, of these cached
         self._looked: tuple[float, float] | None = None  # the engine's time and energy
         self._rng = np.random.default_rng(0)  # of faults alone
         self.app: ASGIApp = Starlette(
@@ -106,6 +109,7 @@ class EmulatedServer:
                 Route("/v1/chat/completions", _Chat(self), methods=["POST"]),
                 Route("/v1/models", self._models),
                 Route("/health", self._health),
+                Route("/metrics", self._metrics),
                 Route("/emulator/state", self._state),
                 Route("/emulator/fault", self._order_fault, methods=["PUT"]),
             ]
@@ -162,6 +166,8 @@ class EmulatedServer:
                     self.meter.count_first_token((first_s - came_s) * 1000.0)
                 yield made, made + n
                 made += n
+        new = (1, planned.prompt_tokens, planned.cached_tokens)
+        self._answered = [a + b for a, b in zip(self._answered, new, strict=True)]
         if made > 1:
             self.meter.count_answer((self._now_s() - first_s) * 1000.0 / (made - 1))
         answer = {"role": "assistant", "content": text(0, made)}
@@ -184,6 +190,26 @@ class EmulatedServer:
     async def _health(self, request: Request) -> Response:
         del request
         return Response(b"{}", 200, JSON_HEADERS)
+
+    async def _metrics(self, request: Request) -> Response:
+        """What a real server says of itself, under names of our own."""
+        del request
+        self.clock.advance()
+        engine, (finished, prompts, cached) = self.engine, self._answered
+        page = {
+            "requests_running": ("gauge", engine.running),
+            "requests_waiting": ("gauge", engine.queued),
+            "kv_cache_use": ("gauge", engine.kv_use),
+            "requests_finished_total": ("counter", finished),
+            "prompt_tokens_total": ("counter", prompts),
+            "cached_tokens_total": ("counter", cached),
+            "output_tokens_total": ("counter", engine.tokens_made_total),
+        }
+        lines = [
+            f"# TYPE {METRICS}{name} {kind}\n{METRICS}{name} {value}\n"
+            for name, (kind, value) in page.items()
+        ]
+        return Response("".join(lines), 200, {"content-type": "text/plain; version=0.0.4"})
 
     async def _state(self, request: Request) -> Response:
         """What telemetry would read of a real server's metrics and of its GPUs'."""

@@ -61,6 +61,7 @@ class PoolClients:
                 model=plan.model,
                 gpu=plan.gpu.name if plan.gpu else "",
                 region=plan.region,
+                stated=plan.stated,
             )
             for plan in self._plans.values()
             if plan.backend != "emulated"

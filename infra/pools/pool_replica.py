@@ -1,7 +1,7 @@
 """One replica of a pool: a server of its own, entered in the directory while it answers.
 
     PoolPlan ─▶ Emulated (an engine behind HTTP, here) or Started (a program, a child) ─▶ address
-                    └─▶ telemetry, where nobody else speaks for it            └─▶ directory
+                    └─▶ telemetry: of the engine, or of its metrics page      └─▶ directory
 
 Ray Serve starts, checks and stops it (see `pools`); requests do not pass through Ray.
 
@@ -18,19 +18,20 @@ import time
 from collections.abc import Awaitable
 from typing import Protocol
 
+import aiohttp
 import ray
 
 from infra.capacity.fleet import PoolPlan
 from infra.errors import ServerFailed
 from infra.pools.directory import REPORT_S, DirectoryClient
 from infra.pools.emulated_server import EmulatedServer
-from infra.pools.pool_vitals import PoolVitals
+from infra.pools.pool_vitals import EmulatedMeter, Meter, PoolVitals
 from infra.pools.server_process import ServerProcess
 from infra.pools.site import LocalSite
+from infra.server_metrics.server_meter import ServerMeter
 from serve.addresses import joined
 from serve.deploy.deployment import GRACE_S, now_ms
 from serve.openai_api.http_listener import HttpListener, HttpListenerOptions
-from streams.telemetry.pool_window import ReplicaIdentity
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +109,9 @@ class PoolDeployment:
     async def __init__(  # type: ignore[misc]  # Ray awaits it
         self, plan: PoolPlan, site: LocalSite, telemetry_s: float, *others: object
     ) -> None:
-        """`telemetry_s` is how often an emulated replica reports of itself; 0: never.
+        """`telemetry_s` is how often this replica reports of itself; 0: never.
+
+        A server that is no emulation reports what its metrics page says, where it has one.
 
         `others` are handles of the other pools, which Ray needs to know of and nobody uses.
         """
@@ -118,16 +121,27 @@ class PoolDeployment:
         self._server: Started | Emulated
         self._server = Started(plan, host) if plan.command else Emulated(plan, host)
         self._vitals: PoolVitals | None = None
-        if isinstance(self._server, Emulated) and telemetry_s:
+        self._session = aiohttp.ClientSession()  # for the server's page
+        if telemetry_s:
             log = await asyncio.to_thread(site.log)
-            server, target = self._server.server, plan.target.times(plan.engine.speed)
-            self._vitals = PoolVitals(_identity(plan), server, log, target, telemetry_s, now_ms)
+            self._vitals = PoolVitals([self._meter()], log, telemetry_s, now_ms)
             self._vitals.start()
         await self._server.start()
         if self._vitals:
             self._vitals.state = "ready"
         self._directory = DirectoryClient()
         self._telling = asyncio.create_task(self._tell())
+
+    def _meter(self) -> Meter:
+        """What says how this replica is."""
+        plan, server = self._plan, self._server
+        if isinstance(server, Emulated):
+            target = plan.target.times(plan.engine.speed)
+            identity = plan.identity(f"{plan.name}-{secrets.token_hex(4)}")
+            return EmulatedMeter(identity, server.server, target)
+        identity = plan.identity(server.address)
+        url = f"http://{server.address}/metrics"
+        return ServerMeter(identity, plan.stated, url, self._session, time.monotonic)
 
     async def _tell(self) -> None:
         """Register this replica, again and again, until it stops."""
@@ -158,15 +172,4 @@ class PoolDeployment:
         await self._server.stop()
         if self._vitals:
             await self._vitals.stop()
-
-
-def _identity(plan: PoolPlan) -> ReplicaIdentity:
-    """What a replica is called in telemetry."""
-    return ReplicaIdentity(
-        pool=plan.name,
-        model=plan.model,
-        replica=f"{plan.name}-{secrets.token_hex(4)}",
-        gpu=plan.gpu.name if plan.gpu else "",
-        region=plan.region,
-        derived=plan.derived,
-    )
+        await self._session.close()

@@ -54,6 +54,11 @@ class StatedModel(NamedTuple):
         """Unique among models."""
         return self.stated.name
 
+    @property
+    def sized(self) -> bool:
+        """Whether it is said how large it is."""
+        return bool(self.size.shape) or self.size.parameters_1e9 is not None
+
 
 def of_entry(kind: type[Made], entry: BaseModel, **given: object) -> Made:
     """The options that one entry of a list sets."""
@@ -126,12 +131,17 @@ def _plan(
         limits = f"{pool.replicas_min} to {pool.replicas_max} (replicas_min, replicas_max)"
         raise OptionRefused(f"{where}.replicas", pool.replicas, limits)
     model, gpu = models[pool.model], gpus.get(place.gpu)
+    on = _deployment(model, gpu) if gpu and (pool.backend == "emulated" or model.sized) else None
+    real = pool.backend == "openai" and on is not None and on.kv_tokens_max > 0
+    performance = _performance(on) if real and on else None
     return replace(
         pool,
+        performance=performance,
+        power=power_of(on, performance) if on and performance else None,
         gpu=gpu,
         gpus_per_replica=model.size.tensor_parallel,
         load_s=place.load_s if place.residency == "cold" else 0.0,
-        emulation=_emulation(entry, model, gpu) if gpu and pool.backend == "emulated" else None,
+        emulation=_emulation(entry, model, on) if on and pool.backend == "emulated" else None,
     )
 
 
@@ -148,6 +158,10 @@ def _check_backend(pool: PoolPlan, place: PoolPlace, where: str) -> None:
     if pool.backend != "openai" and (pool.server.priority or not pool.server.stream):
         asked = "priority" if pool.server.priority else "stream = false"
         raise OptionRefused(f"{where}.backend", pool.backend, f"openai where {asked} is set")
+    figures = ("requests_per_s", "tokens_per_s", "concurrency_max")
+    stated = [name for name in figures if getattr(pool, name)]
+    if pool.backend != "openai" and stated:
+        raise OptionRefused(f"{where}.backend", pool.backend, f"openai where {stated[0]} is set")
     if (pool.backend == "emulated" or pool.command) and not RAY_NAME.fullmatch(pool.name):
         wanted = "letters, digits, '.', '_' and '-': Ray runs it under this name"
         raise OptionRefused("pools.name", pool.name, wanted)
@@ -166,18 +180,21 @@ def _check_backend(pool: PoolPlan, place: PoolPlace, where: str) -> None:
         raise OptionRefused(f"{where}.{name}", refused.value, refused.allowed) from None
 
 
-def _emulation(entry: BaseModel, model: StatedModel, gpu: GpuType) -> Emulation:
-    on = Deployment(
+def _deployment(model: StatedModel, gpu: GpuType) -> Deployment:
+    return Deployment(
         model=model.size.of(model.stated),
         gpu=known.Gpu(**{name: getattr(gpu, name) for name in known.Gpu.__slots__}),
         precision=model.size.precision,
         gpus=model.size.tensor_parallel,
     )
+
+
+def _emulation(entry: BaseModel, model: StatedModel, on: Deployment) -> Emulation:
     if not on.kv_tokens_max:
         raise OptionRefused(
             f"models.{model.name}.tensor_parallel",
             model.size.tensor_parallel,
-            f"more: on so many {gpu.name} its weights leave no memory for a cache",
+            f"more: on so many {on.gpu.name} its weights leave no memory for a cache",
         )
     performance, stated = _performance(on), model.stated
     context = min(stated.context_tokens_max, on.model.context_tokens_max, on.kv_tokens_max)

@@ -80,9 +80,9 @@ class Settings(Keys):
 
     def catalogue(self) -> Catalogue:
         """Models and pools. Raises OptionRefused where they don't fit together."""
-        plans = self.fleet().pools
+        plans, told = self.fleet().pools, self.stated("telemetry.period_s") > 0
         models = [_model(of_entry(Model, entry), plans) for entry in self.models]
-        pools = [plan.for_router(reports=self._reports(plan)) for plan in plans]
+        pools = [plan.for_router(reports=self._reports(plan), watched=told) for plan in plans]
         served = {pool.model for pool in pools}
         pools += [Pool(name=m.name, model=m.name) for m in models if m.name not in served]
         return Catalogue(models, pools, self.options(SiteOptions).prompt_tokens)

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from learners.held import HeldRequests
 from serve.dispatch.attempt import Attempt
 from serve.dispatch.backend import Watched
 from serve.dispatch.features import Refusals
 from serve.health.health import Health, PoolStatus
+from streams.telemetry.pool_reports import FROM
 from streams.telemetry.pool_window import DispatchWindow, PoolWindow, ReplicaIdentity
 from streams.telemetry.records import PoolState, Telemetry
 from streams.telemetry.window import Reporter
@@ -44,7 +46,7 @@ class DispatchVitals:
         self._watched = {pool.pool: pool for pool in watched()}  # the settings', so for good
         self._count_answer = count_answer
         self._window = DispatchWindow()
-        self._seen: dict[tuple[str, str], PoolWindow] = {}  # watched servers, by pool and address
+        self._seen: dict[tuple[str, str], _Server] = {}  # watched servers, by pool and address
         self._told: dict[str, tuple[int, int]] = {}  # ejections and refusals, as last reported
 
     def note(self, attempt: Attempt) -> None:
@@ -69,13 +71,14 @@ class DispatchVitals:
         if attempt.kind in {"reroute", "retry"} and pool != attempt.decided.pool:
             self._window.count_rerouted(attempt.decided.pool, pool)
         if pool in self._watched:
-            _note_pace(self._pace_of(pool, attempt.lease.address), attempt)
+            self._server(pool, attempt.lease.address).note(attempt)
 
-    def _pace_of(self, pool: str, address: str) -> PoolWindow:
-        """The open window of a watched server."""
+    def _server(self, pool: str, address: str) -> _Server:
+        """A watched server."""
         at = pool, address
         if at not in self._seen:
-            self._seen[at] = PoolWindow(_identity(self._watched[pool], address, self._source))
+            watched = self._watched[pool]
+            self._seen[at] = _Server(watched, _identity(watched, address, self._source))
         return self._seen[at]
 
     def take(self, reporter: Reporter, window: tuple[int, int]) -> list[Telemetry]:
@@ -92,9 +95,8 @@ class DispatchVitals:
         }
         refused = self._refusals.status(self._now_s())
         for at in sorted({*running, *self._seen}):
-            seen = self._pace_of(*at).take(reporter, window)
             refuses: list[str] = sorted(refused.get(at[0], ()))
-            records.append(PoolState(running=running.get(at, 0), refuses=refuses, **seen))
+            records.append(self._server(*at).take(reporter, window, running.get(at, 0), refuses))
             if at not in running:  # it has gone, and this was its last word
                 del self._seen[at]
         return records
@@ -109,12 +111,46 @@ class DispatchVitals:
             self._window.count(status.pool, "refusals", status.refusals - before[1])
 
 
+class _Server:
+    """The open window of one watched server: this dispatcher's part of what it does."""
+
+    def __init__(self, watched: Watched, identity: ReplicaIdentity) -> None:
+        self._pace, self._held = PoolWindow(identity), HeldRequests(watched.stated)
+        self._counts = [0, 0, 0]  # answers, and tokens of their prompts and of themselves
+
+    def note(self, attempt: Attempt) -> None:
+        """Count an attempt that was settled."""
+        assert attempt.settled is not None
+        _note_pace(self._pace, attempt)
+        if attempt.settled.outcome in {"answered", "unsure"}:
+            used = attempt.used
+            took_s = max(0.0, attempt.settled.took_ms / 1000.0 - attempt.held_up_s)
+            self._held.answer(attempt.lease.found, took_s)
+            new = (1, max(used.prompt_tokens, 0), max(used.output_tokens, 0))
+            self._counts = [a + b for a, b in zip(self._counts, new, strict=True)]
+
+    def take(
+        self, reporter: Reporter, window: tuple[int, int], running: int, refuses: list[str]
+    ) -> PoolState:
+        """The record of the window; a new one begins."""
+        (finished, prompts, outputs), self._counts = self._counts, [0, 0, 0]
+        window_ms = window[1] - window[0]
+        self._held.lengths(finished, prompts, outputs)
+        held = self._held.answers(running, window_ms)
+        power = self._held.power(running, window_ms)
+        # Others may call it, too: each sees that it is at work, and none of them counts its energy.
+        fields = self._pace.take(reporter, window) | held | power | {"joules": 0.0}
+        return PoolState(
+            by="callers", running=running, refuses=refuses, prompt_tokens=prompts, **fields
+        )
+
+
 def _identity(watched: Watched, address: str, source: str) -> ReplicaIdentity:
     return ReplicaIdentity(
         pool=watched.pool,
         model=watched.model,
         # Several dispatchers watch one server: each reports its own share of it.
-        replica=f"{address} from {source}",
+        replica=f"{address}{FROM}{source}",
         gpu=watched.gpu,
         region=watched.region,
     )

@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from learners.held import Stated
 from serve.dispatch.merge import finished, merge_into
 
 
@@ -81,6 +82,7 @@ class Watched:
     model: str
     gpu: str = ""
     region: str = ""
+    stated: Stated = Stated()  # of one server
 
 
 class Pools(Protocol):

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from learners.criticality import Criticality
 from serve.dispatch.answers import AttemptRecord, DispatchInput, Kind
 from serve.dispatch.attempt import Attempt, Place, began
 from serve.dispatch.backend import Call, Pools
@@ -28,6 +29,9 @@ from serve.routing.sessions import Sessions
 # Why an able pool was passed over.
 SESSION_ELSEWHERE, SLOW = "the session is in another pool", "far slower than it was"
 REFUSES = "it has refused such a call"
+
+# Until a full pool may have room again: most answers take longer, and others come first.
+FULL_S = 1.0
 
 
 @dataclass(kw_only=True, eq=False)
@@ -54,6 +58,11 @@ class AnswerState:
     def open_places(self) -> list[Place]:
         """Those whose model has not refused the call."""
         return [place for place in self.places if place.model not in self.refusals]
+
+    @property
+    def criticality(self) -> Criticality:
+        """How much depends on its answer."""
+        return Criticality(max(Criticality) - self.call.priority)
 
     @property
     def decided(self) -> Place:
@@ -130,7 +139,13 @@ class Caller:
             prefer=prefer,
             avoid=avoid,
             prompt_tokens=tokens,
+            most=self._most(request, place.pool),
         )
+
+    @staticmethod
+    def _most(request: AnswerState, pool: str) -> float:
+        """How many requests a server of a pool may hold, for this one to be sent there, too."""
+        return request.live.held_most(pool, request.criticality)
 
     def _called(
         self,
@@ -186,7 +201,8 @@ class Caller:
         place_of = {place.pool: place for place in places}
         tried = {attempt.place.pool for attempt in request.own}
         ranked = sorted(place_of, key=tried.__contains__) if tried else list(place_of)
-        ordered = self._health.order(ranked, now_s)
+        most = {pool: self._most(request, pool) for pool in ranked}
+        ordered = self._health.order(ranked, now_s, most)
         if len(ordered) > 1:
             ordered.sort(key=lambda pool: self._rank(request, pool, now_s))
         return map(place_of.__getitem__, ordered)
@@ -197,7 +213,8 @@ class Caller:
         And before those the ones that are far slower than they were.
         """
         health = self._health
-        unable, slow = health.reason(pool, now_s) != "", health.slow(pool, now_s)
+        unable = health.reason(pool, now_s, most=self._most(request, pool)) != ""
+        slow = health.slow(pool, now_s)
         return unable, self._refuses(request, pool, now_s), slow
 
     def _refuses(self, request: AnswerState, pool: str, now_s: float) -> bool:
@@ -239,7 +256,7 @@ class Caller:
             others.insert(0, late.place)
         for place in others:
             self._update_health(place.pool, now_s)
-            if not self._health.reason(place.pool, now_s):
+            if not self._health.reason(place.pool, now_s, most=self._most(request, place.pool)):
                 return place
         return None
 
@@ -260,15 +277,20 @@ class Caller:
         """Seconds until the first of its pools wants to be asked again; None: one is not paused."""
         now_s = self._now_s()
         there = [pool for _, pool in request.open_places if self._pools.endpoints(pool)]
-        pauses = [self._health.paused_for_s(pool, now_s) for pool in there]
+        pauses = [self._paused_for_s(request, pool, now_s) for pool in there]
         paused = [pause for pause in pauses if pause is not None]
         return min(paused) if paused and len(paused) == len(pauses) else None
+
+    def _paused_for_s(self, request: AnswerState, pool: str, now_s: float) -> float | None:
+        """Seconds until it may be asked again, because it wants to be left alone, or is full."""
+        full = self._health.reason(pool, now_s, most=self._most(request, pool)) == "full"
+        return self._health.paused_for_s(pool, now_s) or (FULL_S if full else None)
 
     def _reason(self, request: AnswerState, pool: str) -> str:
         """Why a pool comes behind others; "" if it does not."""
         unable, refuses, slow = self._rank(request, pool, now_s := self._now_s())
         if unable:
-            return self._health.reason(pool, now_s)
+            return self._health.reason(pool, now_s, most=self._most(request, pool))
         return REFUSES if refuses else SLOW if slow else ""
 
 

@@ -18,7 +18,8 @@ No pool is ever refused for good. It comes last, and gets a probe when its time 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeVar
 
@@ -90,6 +91,12 @@ class Pool:
         self.in_flight = self.refusals = self.successes = self.cancelled = 0
         self.failures: dict[str, int] = {}
 
+    def holds(self, most: float) -> bool:
+        """Whether each of its endpoints has so many requests in flight."""
+        if self.in_flight < most:  # as almost always
+            return False
+        return all(one.in_flight >= most for one in self.endpoints.by_address.values())
+
     def note_wait(
         self, endpoint: Endpoint, wait_s: float, *, now_s: float, prompt_tokens: float
     ) -> None:
@@ -103,7 +110,8 @@ class EndpointLease:
     """One attempt at one endpoint, to be finished by exactly one of three calls."""
 
     __slots__ = (
-        "_began_s", "_endpoint", "_finished", "_pool", "_stint", "_tokens", "_waiting", "probe",
+        "_began_s", "_endpoint", "_finished", "_pool", "_stint", "_tokens", "_waiting", "found",
+        "probe",
     )  # fmt: skip
 
     def __init__(
@@ -122,6 +130,7 @@ class EndpointLease:
         self.probe = probe  # whether the endpoint was out and this attempt finds out if it is back
         pool.in_flight += 1
         endpoint.in_flight += 1
+        self.found = endpoint.in_flight  # requests there with it, this one included
 
     @property
     def address(self) -> str:
@@ -236,7 +245,9 @@ class Health:
             held = self._pools[pool] = Pool(endpoints, FirstTokens(self._options.first_token))
         held.endpoints.set(addresses, now_s)
 
-    def order(self, pools: Sequence[str], now_s: float) -> list[str]:
+    def order(
+        self, pools: Sequence[str], now_s: float, most: Mapping[str, float] | None = None
+    ) -> list[str]:
         """The same pools in the same order, but those that can't answer now at the end.
 
         Only where none can answer the order is left as it is. Envoy does so from half of the hosts
@@ -244,11 +255,16 @@ class Health:
         disregards the threshold as well (docs, "Panic threshold"). Simulated, with two of three
         pools dead and 100 requests a second of 2 s each: at a half 98 of 100 requests fail, because
         two failures each use up the retries; so none does.
+
+        `most` is how many requests an endpoint of each pool may hold for this one to join them.
         """
+        most = most or {}
         able: list[str] = []
         unable: list[str] = []
         for pool in pools:
-            (unable if self.reason(pool, now_s) else able).append(pool)
+            (unable if self.reason(pool, now_s, most=most.get(pool, math.inf)) else able).append(
+                pool
+            )
         if not unable:
             return able
         if not able:
@@ -256,12 +272,12 @@ class Health:
             return list(pools)
         return able + unable
 
-    def reason(self, pool: str, now_s: float) -> Reason:
+    def reason(self, pool: str, now_s: float, *, most: float = math.inf) -> Reason:
         """Why a pool can't be expected to answer a request now; "" if it can."""
         held = self._pools.get(pool)
         if held is None or not held.endpoints.by_address:
             return "no endpoints"
-        if held.in_flight >= self._options.in_flight_max:
+        if held.in_flight >= self._options.in_flight_max or held.holds(most):
             return "full"
         if held.endpoints.paused_for_s(now_s):
             return "overloaded"
@@ -283,8 +299,11 @@ class Health:
         prefer: str = "",
         avoid: str = "",
         prompt_tokens: float = 0.0,
+        most: float = math.inf,
     ) -> EndpointLease | None:
         """Choose an endpoint; None when the pool is full, has none, or all want to be left alone.
+
+        An endpoint that has `most` requests in flight gets no further one: it would wait too long.
 
         `uniform` in [0, 1) draws the two of which the less loaded is taken. `prefer` is where the
         session was last, `avoid` where this request already is or failed. A probe that is due
@@ -302,8 +321,9 @@ class Health:
         if endpoints.due_s <= now_s:
             probed = endpoints.begin_probe(now_s)
             return EndpointLease(held, probed, now_s, probe=True, prompt_tokens=prompt_tokens)
-        open_ = endpoints.open(now_s)
+        open_ = [one for one in endpoints.open(now_s) if one.in_flight < most]
         if not open_:
+            held.refusals += held.holds(most)
             return None
         chosen = self._choose(open_, endpoints.by_address.get(prefer), uniform, avoid)
         return EndpointLease(held, chosen, now_s, probe=False, prompt_tokens=prompt_tokens)

@@ -97,6 +97,7 @@ class Pool:
     usd_per_hour: float = 0.0  # of one replica
     watts: float = 0.0  # of one replica at full load
     reports: bool = False  # it tells telemetry of itself: silent, it has no replicas
+    watched: bool = False  # telemetry has what its callers, or its servers' pages, say of it
 
 
 class Catalogue:

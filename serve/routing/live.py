@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,17 +24,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.context import N_FEATURES
+from learners.criticality import Criticality
 from learners.estimates import ema
 from learners.estimates.calibration import COST_FIGURE
 from learners.estimates.estimator import BlendOptions, Estimator
 from learners.estimates.learned import RATIOS, Learned, MemoryOptions
-from learners.option import option
+from learners.option import option, same_as
 from learners.targets import N_TARGETS, ONE, RATIO_UNIT, Target
 from serve.routing.catalogue import Catalogue, CatalogueSource
 from streams.errors import SnapshotDamaged
 from streams.feedback.ticket import key_of
+from streams.telemetry.capacity import Capacity, capacities
 from streams.telemetry.fleet_state import FleetState
-from streams.telemetry.pool_reports import PoolReports, pool_reports
 from streams.telemetry.tally import parted
 from streams.training.prices import Prices
 from streams.training.snapshots import Manifest, Store
@@ -42,6 +44,11 @@ from streams.training.state import Loader, State
 logger = logging.getLogger(__name__)
 # The threshold of a share is then off by 0.02 for one view, and by less over several.
 REFERENCE_ROWS = 512
+
+
+# Of the queue that a pool's server may have, by criticality from the lowest; the last class is
+# never refused because the fleet is full.
+QUEUE_SHARES = (0.0, 0.5, 1.0, math.inf)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +60,7 @@ class LiveOptions:
     # A failure or an outcome is rare; a rate is believed after about as many outcomes.
     error_prior_weight: float = 20.0
     latency_prior_weight: float = 5.0
+    first_token_s: float = same_as(2.0, "targets.ttft_s")  # how long a pool's queue may be
     blend: BlendOptions = field(default_factory=BlendOptions)
 
 
@@ -83,6 +91,7 @@ class Live:
         self.n_outcomes = self.estimator.n_outcomes[:, 0]  # (k,) outcomes behind estimates
         self.n_proving = self.estimator.n_proving  # (k,) likewise, fewer while calls fail
         self.drift = tuple(self.estimator.alarms)  # models that changed, for status
+        self._first_token_s = options.first_token_s
         self._read_means(learned, options)
         self.output_tokens = means.figure(  # (k,)
             "output_tokens", catalogue.output_tokens, options.latency_prior_weight
@@ -158,12 +167,19 @@ class Live:
         """Pools' utilisation and the price of their capacity, (P,) each; see `load_tracker`."""
         pools, prices = self.catalogue.pools, self.prices
         several = len(pools) > len(self.catalogue)
-        self.loads: dict[str, PoolReports] = {}
-        if several or any(p.reports for p in pools):
-            self.loads = pool_reports(self.fleet)
+        self.loads: dict[str, Capacity] = {}
+        if several or any(p.reports or p.watched for p in pools):
+            self.loads = capacities(self.fleet, self._first_token_s)
         self.loads_as_of_ms = self.fleet.newest_ms if self.loads else 0
         self.n_routers = max(1, len(self.fleet.routers)) if self.loads else 1
-        found = [self.loads.get(name) for name in self.pool_names]
+        known_of = [self.loads.get(name) for name in self.pool_names]
+        found = [None if one is None else one.reports for one in known_of]
+        self.work_factor = np.array(  # (P,) on the catalogue's work: as learned
+            [
+                1.0 if one is None else one.work_factor(pool.rates)
+                for pool, one in zip(pools, known_of, strict=True)
+            ]
+        )
         self.reported = np.array([one is not None for one in found])
         self.queued = np.array([one.queued if one else 0.0 for one in found])
         self.running = np.maximum(1.0, [one.running if one else 0.0 for one in found])
@@ -202,6 +218,19 @@ class Live:
     def n_replicas(self) -> int:
         """Router replicas that telemetry knows of; one where it knows none."""
         return max(1, len(self.fleet.routers))
+
+    def held_most(self, pool: str, criticality: Criticality) -> float:
+        """Requests that a server of a pool may hold of one dispatcher, to be given another one.
+
+        Those that are less critical make do with a shorter queue, or none: it is the others'.
+        """
+        known = self.loads.get(pool)
+        share = QUEUE_SHARES[criticality]
+        if known is None or math.isinf(known.held_most) or math.isinf(share):
+            return math.inf
+        queue = known.held_most - known.held_least
+        most = known.held_least + share * queue
+        return max(1.0, most / max(1, known.reports.n_callers))
 
     def renewed(
         self, version: int, published_at_ms: int, fleet: FleetState, prices: Prices

@@ -110,7 +110,8 @@ def charge(
         none = np.zeros((len(preference), len(live.pool_names)))
         best = best_pools(none, preference, live, pool_load)
         return Placement(money, none, none, none, none, none, best)
-    work_s = catalogue.work.work_s(prompt_tokens, live.output_tokens[catalogue.model_of_pool][None])
+    lengths = live.output_tokens[catalogue.model_of_pool][None]
+    work_s = catalogue.work.work_s(prompt_tokens, lengths) * live.work_factor
     energy_j = work_s * catalogue.watts
     reference_usd = work_s * catalogue.usd_per_s
     fixed = preference[:, 3:] / 1000.0 * energy_j

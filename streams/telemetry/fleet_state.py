@@ -4,6 +4,7 @@
     record ──fold──────┼─ slots     counts of ten seconds each, of the last five minutes
                        ├─ replicas  of pools: the latest report of each, from whoever reports it
                        ├─ routers   the latest report of each
+                       ├─ service   what pools' servers finished while they held how much
                        └─ sources   the last sequence number of each: a repeat is ignored
 
 Counts go by the time they happened (never later than the log took their record), gauges by the
@@ -23,9 +24,11 @@ from collections.abc import Iterator, Mapping
 import msgspec
 from msgspec import Raw
 
+from streams.telemetry import service_sums
 from streams.telemetry.format_1 import upgraded
 from streams.telemetry.received import Received, Source, Tables, gauges_of, keep_latest
 from streams.telemetry.records import AnyTelemetry, PoolState, RouterState
+from streams.telemetry.service_sums import ServiceTable
 from streams.telemetry.tally import LARGEST, Tally, joined, tally_of
 
 logger = logging.getLogger(__name__)
@@ -98,6 +101,11 @@ class FleetState:
         for number in sorted(n for n in {*self._raw, *self._slots} if first <= n <= last):
             yield number, self._slot(number)
 
+    @property
+    def service(self) -> ServiceTable:
+        """What is known of pools' servers; see `capacity`."""
+        return self._opened().service
+
     # --- folding
 
     def fold(self, record: AnyTelemetry, appended_at_ms: int) -> bool:
@@ -112,7 +120,10 @@ class FleetState:
         self._packed = None
         source = Source(appended_at_ms, record.sequence)
         keep_latest(tables.sources, record.source, source, SOURCES_MAX)
-        self._count(tally_of(record), max(0, min(record.to_unix_ms, appended_at_ms)))
+        at_ms = max(0, min(record.to_unix_ms, appended_at_ms))
+        self._count(tally_of(record), at_ms)
+        if isinstance(record, PoolState):
+            service_sums.note(tables.service, record, at_ms, appended_at_ms)
         self._note(record, appended_at_ms)
         return True
 
@@ -179,6 +190,7 @@ class FleetState:
         for number in [n for n in {*self._raw, *self._slots} if n > _slot_of(to_ms)]:
             self._raw.pop(number, None)
             self._slots.pop(number, None)
+        service_sums.rewind(tables.service, to_ms)
 
     def _slot(self, number: int) -> Tally:
         if number not in self._slots:

@@ -22,6 +22,7 @@ from streams.telemetry.histogram import LATENCY_MS, TOKENS, Buckets
 from streams.telemetry.pool_reports import by_pool, live
 from streams.telemetry.received import SILENT_MS, Received
 from streams.telemetry.records import CLASS_COUNTS, PoolState
+from streams.telemetry.service_sums import Servers, learned
 from streams.telemetry.tally import JOULE, ClassTally, MixTally, PoolTally, Tally, parted
 
 SPANS_MS = {"10s": 10_000, "1m": 60_000, "5m": 300_000}
@@ -104,6 +105,11 @@ class PoolView:
     refuses: tuple[str, ...]  # what it is remembered to refuse: tools, images, …
     derived: bool  # some live replica is emulated, with parameters that were not measured
     silent_s: float | None  # since the last report of any replica; None: there was none
+    # Of one server, as stated or learned (`learners.service`); None: nothing is known.
+    capacity_per_s: float | None
+    capacity_deviation_per_s: float | None
+    capacity_seen_full: bool  # False: it is a lower bound
+    learned_from: int  # answers
 
 
 class ModelDemand(NamedTuple):
@@ -277,6 +283,7 @@ def pools(fleet: FleetState, now_ms: int) -> dict[str, PoolView]:
             recent.get(name, PoolTally()),
             tokens.get(name, 0.0) * 1000 / LATENCY_SPAN_MS,
             now_ms,
+            fleet.service.get(name, {}),
         )
         for name in sorted({*replicas, *totals, *recent})
     }
@@ -288,12 +295,15 @@ def _pool_view(
     recent: PoolTally,
     tokens_per_s: float,
     now_ms: int,
+    servers: dict[str, Servers],
 ) -> PoolView:
     reports = live(received, now_ms)
     last = max(received, key=lambda r: r.received_ms, default=None)
     newest, alive = last and last.record, reports.replicas
     same = ["tokens", "attempts", "answered", "failed", "cancelled", "retried", "hedged"]
     same += ["escalated", "rerouted", "ejections", "refusals"]
+    can = learned(servers, reports.n_callers).service
+    known = can.capacity_per_s > 0.0
     return PoolView(
         model=newest.model if newest else "",
         gpu=newest.gpu if newest else "",
@@ -310,6 +320,10 @@ def _pool_view(
         refuses=tuple(sorted({feature for r in alive for feature in r.refuses})),
         derived=any(r.derived for r in alive),
         silent_s=max(0, now_ms - last.received_ms) / 1000 if last else None,
+        capacity_per_s=can.capacity_per_s if known else None,
+        capacity_deviation_per_s=can.deviation_per_s if known else None,
+        capacity_seen_full=can.full,
+        learned_from=can.finished,
         **{name: getattr(total, name) for name in same},
     )
 

@@ -4,6 +4,10 @@
 
 The records themselves are handed on. A gauge is declared in `records.PoolState`; who needs it takes
 a sum or a mean over `replicas`, and nobody between has to know of it.
+
+One server may be reported on by several: by itself or by whoever reads its metrics page, which sees
+all of it, and by every dispatcher that calls it, each of which sees its own part. What sees all of
+it counts; where nothing does, the parts are summed up. So a server is one replica here.
 """
 
 from __future__ import annotations
@@ -11,12 +15,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from streams.telemetry.fleet_state import FleetState
 from streams.telemetry.received import SILENT_MS, Received
 from streams.telemetry.records import PoolState
 from streams.telemetry.tally import parted
 
 LOAD_MAX = 100.0  # more makes no sense: a queue of a hundred times what may wait
+FROM = " from "  # in a replica's name, between a server's address and the caller that reports on it
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +31,7 @@ class PoolReports:
     """The latest records of one pool's live replicas, in the order of the replicas' names."""
 
     replicas: tuple[PoolState, ...] = ()
+    n_callers: int = 0  # that report on servers, each on its own part
 
     def in_state(self, state: str) -> int:
         """Replicas that start, are ready, or drain."""
@@ -54,6 +62,12 @@ class PoolReports:
         mean = sum(found) / len(found) if found else -1.0
         return mean if 0.0 <= mean <= LOAD_MAX else None
 
+    @property
+    def held(self) -> float | None:
+        """Requests in a ready replica over the last seconds, mean; None where nobody says."""
+        found = [r.held for r in self.replicas if r.state == "ready" and r.held is not None]
+        return sum(found) / len(found) if found else None
+
 
 def by_pool(
     replicas: Iterable[tuple[str, Received[PoolState]]],
@@ -67,7 +81,32 @@ def by_pool(
 
 def live(received: Iterable[Received[PoolState]], at_ms: int) -> PoolReports:
     """Of those that reported within ten seconds of a time of the log."""
-    return PoolReports(tuple(r.record for r in received if at_ms - r.received_ms <= SILENT_MS))
+    records = [r.record for r in received if at_ms - r.received_ms <= SILENT_MS]
+    servers: dict[str, list[PoolState]] = {}
+    for record in records:
+        servers.setdefault(record.replica.partition(FROM)[0], []).append(record)
+    callers = {r.source for r in records if FROM in r.replica}
+    return PoolReports(tuple(map(_one, servers.values())), len(callers))
+
+
+def _one(records: list[PoolState]) -> PoolState:
+    """What is known of one server."""
+    parts = [record for record in records if FROM in record.replica]
+    whole = [record for record in records if FROM not in record.replica]
+    refuses = sorted({feature for record in records for feature in record.refuses})
+    if whole and (not parts or whole[0].by != "callers"):  # it is seen from within
+        return replace(whole[0], refuses=refuses)
+    # Whoever runs it knows its state, and its callers what it does.
+    first = (whole or parts)[0]
+    held = [record.held for record in parts if record.held is not None]
+    return replace(
+        first,
+        running=sum(record.running for record in parts),
+        queued=sum(record.queued for record in parts),
+        held=sum(held) if held else None,
+        watts=max(record.watts for record in records),
+        refuses=refuses,
+    )
 
 
 def pool_reports(fleet: FleetState) -> dict[str, PoolReports]:

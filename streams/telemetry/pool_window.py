@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from streams.telemetry import records as telemetry
-from streams.telemetry.histogram import LATENCY_MS, pairs
+from streams.telemetry.histogram import LATENCY_MS, Counts, pairs
 from streams.telemetry.records import KINDS_MAX, OTHER, POOLS_MAX, DispatchState
 from streams.telemetry.window import Reporter, clean
 
@@ -53,6 +53,11 @@ class PoolWindow:
     def count_answer(self, tpot_ms: float) -> None:
         """Count an ended answer's time per token after the first; it had two at least."""
         self._tpot_ms[LATENCY_MS.index(tpot_ms)] += 1
+
+    def count_latencies(self, ttft_ms: Counts, tpot_ms: Counts) -> None:
+        """Count what somebody else has counted in buckets."""
+        self._ttft_ms.update(ttft_ms)
+        self._tpot_ms.update(tpot_ms)
 
     def count_tokens(self, n: int) -> None:
         """Count tokens made."""

@@ -18,9 +18,18 @@ import msgspec
 from msgspec.structs import replace
 
 from streams.telemetry.records import PoolState, RouterState
+from streams.telemetry.service_sums import ServiceTable
 from streams.telemetry.tally import Tally
 
 SILENT_MS = 10_000  # a process that reported nothing for longer is taken to be gone
+
+# Of a pool's record: counts of its window, which are not how things stand.
+POOL_COUNTS = (
+    "tokens",
+    "prompt_tokens",
+    "cached_tokens",
+    "preempted",
+)
 
 Reported = TypeVar("Reported", PoolState, RouterState)
 
@@ -49,6 +58,7 @@ class Tables(msgspec.Struct):
     replicas: dict[str, Received[PoolState]] = {}  # by pool and replica, see `tally.joined`
     routers: dict[str, Received[RouterState]] = {}  # by source
     totals: Tally = msgspec.field(default_factory=Tally)
+    service: ServiceTable = {}  # what pools' servers can do
 
 
 Latest = TypeVar("Latest", Source, Received[PoolState], Received[RouterState])
@@ -57,7 +67,8 @@ Latest = TypeVar("Latest", Source, Received[PoolState], Received[RouterState])
 def gauges_of(record: Reported) -> Reported:
     """A record without its counts: they are in the tallies."""
     if isinstance(record, PoolState):
-        return replace(record, tokens=0, joules=0.0, ttft_ms=[], tpot_ms=[])
+        none = dict.fromkeys(POOL_COUNTS, 0)
+        return replace(record, joules=0.0, ttft_ms=[], tpot_ms=[], served=[], **none)
     return replace(record, mix=[], refused=0)
 
 

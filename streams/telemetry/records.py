@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from learners.service import EDGES
 from streams.errors import BadTelemetry
 from streams.telemetry.histogram import LATENCY_MS, TOKENS
 
@@ -31,6 +32,7 @@ POOLS_MAX = 1024  # pools, and pairs of model and pool; then OTHER
 KINDS_MAX = 64  # of failures, and targets of rerouting, per pool; then OTHER
 WINDOW_MS_MAX = 60_000  # a longer window would blur what the last minute was like
 NAME_LENGTH_MAX = 200
+HELD_BUCKETS = len(EDGES)
 OTHER, DEFAULT = "other", "default"  # what is summed up; requests that name no tenant
 
 Name = Annotated[
@@ -51,6 +53,15 @@ LatencyHistogram = Annotated[
 TokenHistogram = Annotated[
     list[tuple[Annotated[int, Meta(ge=0, le=TOKENS.last)], Many]],
     Meta(max_length=TOKENS.last + 1, description="Pairs of token bucket and count."),
+]
+
+Micros = Annotated[int, Meta(ge=0, le=10**15)]
+ServedWindow = tuple[
+    Annotated[int, Meta(ge=0, le=HELD_BUCKETS)],
+    Annotated[int, Meta(ge=1, le=10**15)],
+    Micros,
+    Micros,
+    Count,
 ]
 
 
@@ -184,6 +195,42 @@ class PoolState(Telemetry, tag="pool"):
     derived: Annotated[
         bool, Meta(description="Emulated, with parameters derived by roofline, not measured.")
     ] = False
+    by: Annotated[
+        Literal["self", "page", "callers"],
+        Meta(description="Who says so: the replica, its metrics page, or who calls it."),
+    ] = "self"
+    version: Annotated[
+        Text, Meta(description="What it runs, where it says so: a new one is learned anew.")
+    ] = ""
+    held: Annotated[
+        Amount | None,
+        Meta(description="Requests in it, waiting or answered: mean of the last few seconds."),
+    ] = None
+    served: Annotated[
+        list[ServedWindow],
+        Meta(
+            max_length=HELD_BUCKETS + 1,
+            description="What it did while it held about as many requests: [bucket of how many, "
+            "microseconds, requests × microseconds held, of them waiting, requests answered].",
+        ),
+    ] = []
+    prompt_tokens: Annotated[
+        Count, Meta(description="Of their prompts, those read: not found in its cache.")
+    ] = 0
+    cached_tokens: Annotated[Count, Meta(description="Of their prompts, those in its cache.")] = 0
+    preempted: Annotated[
+        Count, Meta(description="Requests put back for want of room in its cache.")
+    ] = 0
+    stated_per_s: Annotated[
+        Amount, Meta(description="Requests a second it can do by what is stated or derived of it.")
+    ] = 0.0
+    held_max: Annotated[
+        Count, Meta(description="Requests at once that it is stated to take; 0: not stated.")
+    ] = 0
+    watts_from: Annotated[
+        Literal["measured", "figures"],
+        Meta(description="Power as metered, or as the figures of its GPU say for its load."),
+    ] = "measured"
 
 
 class DispatchWindow(Part):

@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from learners.option import option
+from learners.option import option, same_as
 from learners.prices import PriceOptions, ascend, level, multiples
 from streams.clock import STEP_MS
+from streams.telemetry.capacity import capacities
 from streams.telemetry.fleet_state import FleetState
-from streams.telemetry.pool_reports import pool_reports
 from streams.telemetry.received import SILENT_MS
 
 PERIOD_MS = 1000
@@ -74,6 +74,7 @@ class PricingOptions:
     power_w_max: float = option(
         math.inf, "What all pools may draw, watts. 0: no limit.", ge=0, le=1e9, stands_for=NO_LIMIT
     )
+    first_token_s: float = same_as(2.0, "targets.ttft_s")  # how long a pool's queue may be
 
 
 @dataclass(slots=True)
@@ -103,12 +104,13 @@ class Prices:
         if not 0 < self.as_of_ms <= at_ms or at_ms - fleet.received_ms > SILENT_MS:
             return replace(self, as_of_ms=at_ms, spent_usd=spent_usd)
         elapsed_s = (at_ms - self.as_of_ms) / 1000.0
-        reports = pool_reports(fleet)  # a pool without replicas has no capacity, and so no price
-        watts = sum(pool.watts for pool in reports.values())
+        # A pool without replicas has no capacity, and so no price.
+        pools = capacities(fleet, options.first_token_s)
+        watts = sum(pool.reports.watts for pool in pools.values())
         # A new pool starts at the current minimum price, or it would attract all traffic.
         least = min((price.log_price for price in self.capacity.values()), default=0.0)
-        before = [self.capacity.get(name, Price(log_price=least)) for name in reports]
-        loads = [pool.load for pool in reports.values()]
+        before = [self.capacity.get(name, Price(log_price=least)) for name in pools]
+        loads = [pool.load for pool in pools.values()]
         now = [None if load is None else load / options.load_target for load in loads]
         spending, carried_usd = self._spending(spent_usd, elapsed_s, options.budget_usd_per_hour)
         share = min(1.0, elapsed_s / SPENDING_S)
@@ -129,7 +131,7 @@ class Prices:
         ]
         return Prices(
             as_of_ms=at_ms,
-            capacity=dict(zip(reports, capacity, strict=True)),
+            capacity=dict(zip(pools, capacity, strict=True)),
             budget=after[-2],
             power=after[-1],
             spent_usd=spent_usd,

@@ -192,7 +192,7 @@ def test_pools_are_as_last_reported():
     assert (reports.queued, reports.running, reports.load) == (1, 11, 0.8)
     assert found == {
         "s-eu": PoolCondition(
-            ready=2, starting=1, draining=1, reports=reports,
+            ready=2, starting=1, draining=1, reports=reports, load=0.8,
             price=pytest.approx(1.718281828), requests_per_s=pytest.approx(4.0),
         ),
         "s-us": PoolCondition(),

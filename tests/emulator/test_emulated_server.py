@@ -23,6 +23,7 @@ from infra.endpoints.openai_endpoint import OpenAiEndpoint, OpenAiOptions
 from infra.pools.emulated_answers import ChatRequest
 from infra.pools.emulated_prefixes import Prefixes
 from infra.pools.emulated_server import EmulatedServer, TooLong
+from infra.server_metrics.pages import read_page
 from serve.dispatch.backend import Call, Piece, Usage
 from serve.errors import AnswerGarbled, CallRefused, EndpointFailed
 
@@ -580,3 +581,26 @@ def test_context_that_is_too_long_is_the_callers_fault():
 
 def test_performance_here_is_as_the_tests_say():
     assert PERFORMANCE.iteration_s(1, 0, 3000) == pytest.approx(0.031)
+
+
+# --- its metrics page ------------------------------------------------------------------------------
+
+
+def test_its_metrics_page_is_read_like_any_servers():
+    """
+    What the page says is what the engine does.
+    """
+
+    async def work():
+        async with emulated() as up, httpx2.AsyncClient() as http:
+            await create(up, max_tokens=5)
+            await create(up, max_tokens=7)
+            page = (await http.get(f"{up.root}/metrics")).text
+            return read_page(page), await state(up)
+
+    found, doing = run(work())
+
+    assert (found.kind, found.finished) == ("fairlead", 2)
+    assert (found.running, found.waiting) == (doing["running"], doing["queued"]) == (0, 0)
+    assert found.output_tokens == doing["tokens_made_total"] == 12
+    assert found.prompt_tokens > found.cached_tokens > 0  # the second found the first one's prompt

@@ -553,7 +553,8 @@ urls = ["http://localhost/v1"]
 # Keys that only a server has which is called or started, not an emulated one.
 OF_SERVERS = {
     "pools.urls", "pools.command", "pools.upstream_model", "pools.api_key", "pools.extra",
-    "pools.priority", "pools.stream",
+    "pools.priority", "pools.stream", "pools.requests_per_s", "pools.tokens_per_s",
+    "pools.concurrency_max",
 }  # fmt: skip
 BESIDE = {  # what has to be there for a key to have an effect
     "pools.load_s": {"residency": "cold"},

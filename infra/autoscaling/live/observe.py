@@ -13,7 +13,8 @@ import math
 from collections.abc import Mapping
 
 from infra.autoscaling.contract import Demand, Observed, PoolCondition
-from infra.capacity.fleet import Fleet
+from infra.capacity.fleet import Fleet, PoolPlan
+from streams.telemetry.capacity import Capacity, capacities
 from streams.telemetry.fleet_state import FleetState
 from streams.telemetry.fleet_view import (
     SPANS_MS,
@@ -23,7 +24,7 @@ from streams.telemetry.fleet_view import (
     prompt_variation,
     spans,
 )
-from streams.telemetry.pool_reports import PoolReports, pool_reports
+from streams.telemetry.pool_reports import PoolReports
 from streams.telemetry.received import SILENT_MS
 from streams.telemetry.tally import parted
 from streams.training.prices import Prices
@@ -55,14 +56,16 @@ def observe(
         for (name, model), one in demand_by_model(state, now_ms).items()
         if model in output_tokens
     )
-    found, rates = pool_reports(state), _decided_per_s(state, now_ms)
+    first_token_s = max((plan.target.ttft_s for plan in fleet.pools), default=0.0)  # one for all
+    found, rates = capacities(state, first_token_s), _decided_per_s(state, now_ms)
     alive = [r for r in state.routers.values() if state.received_ms - r.received_ms <= SILENT_MS]
     return Observed(
         at_s=now_ms / 1000.0,
         demands=demands,
         pools={
             plan.name: _condition(
-                found.get(plan.name, PoolReports()),
+                plan,
+                found.get(plan.name),
                 prices.capacity[plan.name].multiple() if plan.name in prices.capacity else 0.0,
                 rates.get(plan.name, 0.0),
                 available=plan.region not in lost_regions,
@@ -91,8 +94,9 @@ def _received_ms(state: FleetState) -> int:
 
 
 def _condition(
-    reports: PoolReports, price: float, requests_per_s: float, *, available: bool
+    plan: PoolPlan, known: Capacity | None, price: float, requests_per_s: float, *, available: bool
 ) -> PoolCondition:
+    reports = known.reports if known else PoolReports()
     return PoolCondition(
         ready=reports.in_state("ready"),
         starting=reports.in_state("starting"),
@@ -100,6 +104,8 @@ def _condition(
         reports=reports,
         price=price,
         requests_per_s=requests_per_s,
+        load=known.load if known else None,
+        work_factor=known.work_factor(plan.rates) if known else 1.0,
         available=available,
     )
 

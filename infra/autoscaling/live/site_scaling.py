@@ -70,7 +70,7 @@ def planner_of(
     `options` are others than the settings describe.
     """
     settings = read_settings(site.settings)
-    plans = [plan for plan in site.fleet.pools if plan.deployed and plan.emulation is not None]
+    plans = [plan for plan in site.fleet.pools if plan.deployed]  # others run the rest
     return Planner(
         site.fleet,
         {plan.name: plan.rates for plan in plans},

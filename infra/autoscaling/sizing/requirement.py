@@ -105,4 +105,6 @@ def _share_now(required: Requirement) -> float:
 
 
 def _load(there: PoolCondition | None) -> float:
-    return 0.0 if there is None else there.reports.load or 0.0
+    if there is None:
+        return 0.0
+    return there.load if there.load is not None else there.reports.load or 0.0

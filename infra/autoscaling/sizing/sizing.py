@@ -96,11 +96,14 @@ class Sizing:
         limits: Mapping[str, Limits],
         gpus: Mapping[str, int],
     ) -> Requirement:
-        """The cheapest mix; that of the last step where nothing changed, or nothing was found."""
+        """The cheapest mix; that of the last step where nothing changed, or nothing was found.
+
+        `factors` are on the work of each pool.
+        """
         if not self._names:
             return requirement_of({}, {})
         o, lead_s = self._options, [self.lead_s[name] for name in self._names]
-        factor = [factors.get(model, 1.0) for model in self._models]
+        factor = [factors.get(name, 1.0) for name in self._names]
         load = workload_of(demand, self._table, lead_s, factor, self._unknown, o.rate_least)
         problem = Problem(
             at_s=demand.at_s, load=load, usd_per_hour=usd_per_hour, limits=limits, gpus=gpus

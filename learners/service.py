@@ -1,0 +1,196 @@
+"""What one server can do, learned from how many requests it finished while it held so many.
+
+    windows: held, seconds, finished ─▶ by how many were held, √2 apart ─▶ x(n) ─▶ Service
+
+A window may be a stretch of time, or one request: one that found n − 1 others and took T seconds
+says as much as a window of T / n seconds in which n were held and one was finished.
+
+By Little's law n requests in a server that finishes x of them a second take n / x seconds each.
+While there is room x grows with n. Where the server is full more requests only wait: x stays, and
+is the capacity. That holds for one that takes four at once and queues the rest, for one with
+continuous batching, and for one that lets nobody see its queue; and it takes no more than counts.
+
+It is full where requests are seen to wait, or where twice as many held are not finished nearly
+twice as fast. Until then there is only a lower bound, and what is stated counts.
+
+All sums are additive: of servers that are alike, and of any windows, in any order.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+
+# Where buckets of requests held end, in thousandths: from a sixteenth of one to 46,000.
+EDGES = [round(1000 * 2 ** (i / 2) / 16) for i in range(40)]
+WAITED_SHARE = 0.1  # of the requests held, those that wait: then there are always some
+# Throughput that grows less than half as fast as what is held (in logarithms) has hit a limit. It
+# is believed at 90 %: a limit that is found late costs callers their answers, one that is not there
+# costs a moment, until more is seen.
+GROWTH_LEAST, DEVIATIONS = 0.5, 1.28
+FULL_SHARE = 0.85  # of the highest throughput: from there on a server is full
+FINISHED_LEAST = 10  # behind a figure; fewer are chance
+# How far one answer is off: a count of answers by as much as it is (Poisson); one whose own time is
+# known by what such times vary.
+COUNTED, TIMED = 1.0, 0.5
+ALONE_OFF_MAX = 0.2  # relative: what is known of it that well is enough
+STATED_WEIGHT = 10.0  # finished requests that a stated or derived figure counts for
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What was seen while about as many requests were held."""
+
+    seconds: float
+    held_s: float  # requests × seconds
+    waited_s: float  # of it, in the server's queue; 0 where nobody can say
+    finished: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """What one server can do."""
+
+    capacity_per_s: float  # requests it finishes a second when full; 0: nothing is known
+    deviation_per_s: float  # standard deviation of that; infinite where nothing was seen
+    alone_s: float  # how long a request takes while there is room; 0: not known
+    full: bool  # it was seen to be full, or its capacity is stated: not a lower bound
+    finished: int = 0  # requests that this was learned from
+
+    @property
+    def concurrency(self) -> float:
+        """Requests that it works on at once when it is just full."""
+        return self.capacity_per_s * self.alone_s
+
+
+NOTHING = Service(capacity_per_s=0.0, deviation_per_s=math.inf, alone_s=0.0, full=False)
+
+
+def bucket_of(held: float) -> int:
+    """The bucket of so many requests held."""
+    return bisect_right(EDGES, 1000.0 * held)
+
+
+def service_of(
+    ever: Mapping[int, Sums],
+    lately: Mapping[int, Sums],
+    *,
+    stated_per_s: float = 0.0,
+    noise: float = COUNTED,
+) -> Service:
+    """What sums by bucket say; `stated_per_s` is what is stated or derived, 0 where nothing is.
+
+    `noise` is that of one answer.
+
+    When it is full, and how long a request takes alone, is seen in what it ever did: where more
+    come than it can take it is never empty again. How fast it is, is seen in what it did lately.
+    """
+    if not any(of.finished for of in ever.values()):
+        return _stated(stated_per_s)
+    sums = _ascending(ever)
+    full = _full_from(sums, noise)
+    among = [of for bucket, of in lately.items() if full is not None and bucket >= full]
+    if sum(of.finished for of in among) < FINISHED_LEAST:
+        among = [of for bucket, of in ever.items() if full is not None and bucket >= full]
+    fastest = max(_surely(of, noise) for of in _known(_ascending(lately) or sums))
+    count = float(sum(of.finished for of in among))
+    seconds = sum(of.seconds for of in among)
+    if stated_per_s:
+        count, seconds = count + STATED_WEIGHT, seconds + STATED_WEIGHT / stated_per_s
+    capacity = max(count / seconds if seconds else 0.0, fastest)
+    return Service(
+        capacity_per_s=capacity,
+        deviation_per_s=noise * capacity / math.sqrt(max(1.0, count)),
+        alone_s=_alone_s(sums, noise),
+        full=full is not None or stated_per_s > 0.0,
+        finished=sum(of.finished for of in sums),
+    )
+
+
+def _stated(stated_per_s: float) -> Service:
+    """Where nothing was seen yet."""
+    return Service(
+        capacity_per_s=stated_per_s,
+        deviation_per_s=stated_per_s / math.sqrt(STATED_WEIGHT) if stated_per_s else math.inf,
+        alone_s=0.0,
+        full=stated_per_s > 0.0,
+    )
+
+
+def _ascending(by_held: Mapping[int, Sums]) -> list[Sums]:
+    return [by_held[bucket] for bucket in sorted(by_held) if by_held[bucket].finished]
+
+
+def _known(sums: list[Sums]) -> list[Sums]:
+    """Those with enough behind them; all as one where none has."""
+    return [of for of in sums if of.finished >= FINISHED_LEAST] or [_together(sums)]
+
+
+def _surely(of: Sums, noise: float) -> float:
+    """A throughput that it has very likely."""
+    return _rate(of) * max(0.0, 1.0 - noise / math.sqrt(max(1, of.finished)))
+
+
+def _alone_s(sums: list[Sums], noise: float) -> float:
+    """How long an answer takes while there is room: without the wait, or where few were held."""
+    if any(of.waited_s for of in sums):
+        whole = _together(sums)
+        return (whole.held_s - whole.waited_s) / whole.finished
+    few = accumulate(sums, _sum)
+    enough = 1.0 / (ALONE_OFF_MAX / noise) ** 2
+    found = next((of for of in few if of.finished >= enough), _together(sums))
+    return found.held_s / found.finished
+
+
+def _full_from(sums: list[Sums], noise: float) -> int | None:
+    """The lowest bucket in which the server was full; None: it was not seen to be."""
+    waited = [of for of in sums if of.waited_s > WAITED_SHARE * of.held_s]
+    if sum(of.finished for of in waited) >= FINISHED_LEAST:
+        return bucket_of(waited[0].held_s / waited[0].seconds)
+    if not _levels_off(sums, noise):
+        return None
+    fastest = max(map(_rate, _known(sums)))
+    busy = (of for of in sums if _at_least(of, FULL_SHARE * fastest))
+    first = next(busy, sums[-1])
+    return bucket_of(first.held_s / first.seconds)
+
+
+def _at_least(of: Sums, per_s: float) -> bool:
+    return of.finished >= FINISHED_LEAST and _rate(of) >= per_s
+
+
+def _levels_off(sums: list[Sums], noise: float) -> bool:
+    """Whether throughput grows far less than what is held, somewhere between few and many."""
+    few = list(accumulate(sums, _sum))[:-1]
+    many = list(accumulate(reversed(sums), _sum))[-2::-1]
+    return any(_flat(less, more, noise) for less, more in zip(few, many, strict=True))
+
+
+def _flat(less: Sums, more: Sums, noise: float) -> bool:
+    if min(less.finished, more.finished) < FINISHED_LEAST * noise:
+        return False
+    held = math.log((more.held_s / more.seconds) / (less.held_s / less.seconds))
+    grown = math.log(_rate(more) / _rate(less))
+    unsure = noise * math.sqrt(1.0 / less.finished + 1.0 / more.finished)
+    return grown + DEVIATIONS * unsure < GROWTH_LEAST * held
+
+
+def _together(sums: list[Sums]) -> Sums:
+    *_, whole = accumulate(sums, _sum)
+    return whole
+
+
+def _sum(one: Sums, other: Sums) -> Sums:
+    return Sums(
+        one.seconds + other.seconds,
+        one.held_s + other.held_s,
+        one.waited_s + other.waited_s,
+        one.finished + other.finished,
+    )
+
+
+def _rate(of: Sums) -> float:
+    return of.finished / of.seconds

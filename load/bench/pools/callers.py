@@ -1,0 +1,79 @@
+"""Callers who ask at random times, whatever becomes of what they asked before.
+
+    rate, seconds ─▶ times ─▶ POST /v1/chat/completions, streamed ─▶ Asked: what came of each
+
+The one rule: every request that was started is in the result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import aiohttp
+import numpy as np
+
+REFUSED = (429, 503)
+Outcome = Literal["answered", "refused", "timed_out", "failed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """One request; seconds since the beginning."""
+
+    at_s: float
+    ended_s: float
+    outcome: Outcome
+    said: str = ""  # where it failed
+
+
+class Callers:
+    """Of one dispatcher. Used from one event loop."""
+
+    def __init__(
+        self, url: str, session: aiohttp.ClientSession, *, patience_s: float, began_s: float
+    ) -> None:
+        """`url` is OpenAI's base URL; `began_s` when it all began, on the monotonic clock."""
+        self._url, self._session = f"{url}/chat/completions", session
+        self._patience_s, self._began_s = patience_s, began_s
+
+    async def ask(
+        self, models: Sequence[str], rng: np.random.Generator, *, per_s: float, seconds: float
+    ) -> list[Asked]:
+        """Ask one of these models so often, from now on; wait for all answers."""
+        start_s, found = self._now_s(), list[Asked]()
+        times = np.sort(rng.uniform(0.0, seconds, rng.poisson(per_s * seconds)))
+        async with asyncio.TaskGroup() as group:
+            for number, at_s in enumerate(times.tolist()):
+                await asyncio.sleep(max(0.0, start_s + at_s - self._now_s()))
+                group.create_task(self._one(models, number, found.append))
+        return found
+
+    async def _one(self, models: Sequence[str], number: int, done: Callable[[Asked], None]) -> None:
+        at_s = self._now_s()
+        try:
+            async with asyncio.timeout(self._patience_s):
+                outcome, said = await self._answer(models, number)
+        except TimeoutError:
+            outcome, said = "timed_out", ""
+        except (aiohttp.ClientError, OSError) as error:
+            outcome, said = "failed", str(error) or type(error).__name__
+        done(Asked(at_s=at_s, ended_s=self._now_s(), outcome=outcome, said=said))
+
+    async def _answer(self, models: Sequence[str], number: int) -> tuple[Outcome, str]:
+        words = {"role": "user", "content": f"{number}: what is a fairlead?"}
+        ours = {"allowed_models": list(models)}
+        body = {"model": "auto", "stream": True, "messages": [words], "fairlead": ours}
+        async with self._session.post(self._url, json=body) as response:
+            text = await response.text()
+        if response.status in REFUSED:
+            return "refused", text[:200]
+        if response.status == 200 and text.rstrip().endswith("data: [DONE]"):
+            return "answered", ""
+        return "failed", f"{response.status}: {text[-200:]}"
+
+    def _now_s(self) -> float:
+        return time.monotonic() - self._began_s

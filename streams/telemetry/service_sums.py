@@ -1,0 +1,199 @@
+"""What is known of each pool's servers: how many requests they finished while holding how many.
+
+    pool's record ──fold──▶ pool ─▶ identity ─▶ half minute ─▶ bucket of requests held ─▶ sums
+                                                                        └─▶ `learners.service`
+
+An identity is what the figures depend on: model, GPU, the server's version, and who says so (a
+server's own page, or its callers, who see their own part of it alone). Under another one it is
+learned anew, and of many the ones that reported last are kept. So are, of each, the last forty half
+minutes in which it did something.
+
+All sums are integers, and what is kept is the greatest by time: no order of records matters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+import msgspec
+
+from learners.service import COUNTED, NOTHING, TIMED, Service, Sums, service_of
+from streams.telemetry.records import POOLS_MAX, PoolState
+from streams.telemetry.tally import BETWEEN, Summed
+
+EPOCH_MS = 30_000
+EPOCHS_MAX = 40  # twenty minutes of work, however long ago
+LATELY = 300  # answers, or the epochs that have as many: how fast a server is now, within 6 %
+IDENTITIES_MAX = 4  # of a pool: two versions at once while one takes over from the other
+RECENT_MS = 60_000  # a page that was silent for longer is not what the pool is like now
+
+
+class Served(Summed, frozen=True):
+    """What happened in windows of one bucket."""
+
+    window_us: int = 0
+    held_us: int = 0
+    waited_us: int = 0
+    finished: int = 0
+
+
+class Lengths(Summed, frozen=True):
+    """Tokens of what was finished."""
+
+    finished: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+
+
+class Servers(msgspec.Struct):
+    """The servers of one identity."""
+
+    received_ms: int = 0
+    stated_per_s: float = 0.0  # as last reported
+    held_max: int = 0
+    epochs: dict[int, dict[int, Served]] = {}
+    lengths: dict[int, Lengths] = {}  # by epoch, too
+
+    def together(self, finished_least: float = math.inf) -> dict[int, Served]:
+        """The newest epochs as one: as many as have so many answers, or all."""
+        found: dict[int, Served] = {}
+        for epoch in sorted(self.epochs, reverse=True):
+            for bucket, served in self.epochs[epoch].items():
+                found[bucket] = found.get(bucket, Served()) + served  # type: ignore[assignment]
+            if sum(of.finished for of in found.values()) >= finished_least:
+                break
+        return found
+
+
+ServiceTable = dict[str, dict[str, Servers]]  # by pool and identity
+
+
+def note(table: ServiceTable, record: PoolState, at_ms: int, received_ms: int) -> None:
+    """Add a window that ended at a time, in a record that the log took at another."""
+    if not record.served and not record.stated_per_s and not record.held_max:
+        return
+    if record.pool not in table and len(table) >= POOLS_MAX:
+        return
+    of_pool = dict(table.get(record.pool, {}))
+    key = BETWEEN.join((record.model, record.gpu, record.version, record.by))
+    before = of_pool.get(key, Servers())
+    said = (before.received_ms, before.stated_per_s, before.held_max)
+    newest = max(said, (received_ms, record.stated_per_s, record.held_max))
+    of_pool[key] = Servers(
+        received_ms=newest[0],
+        stated_per_s=newest[1],
+        held_max=newest[2],
+        epochs=_newest(before.epochs, at_ms // EPOCH_MS, _noted, record),
+        lengths=_newest(before.lengths, at_ms // EPOCH_MS, _lengthened, record),
+    )
+    while len(of_pool) > IDENTITIES_MAX:
+        del of_pool[min(of_pool, key=lambda k: (of_pool[k].received_ms, k))]
+    table[record.pool] = of_pool
+
+
+Kept = TypeVar("Kept")
+
+
+def _newest(
+    epochs: dict[int, Kept],
+    epoch: int,
+    add: Callable[[Kept | None, PoolState], Kept],
+    record: PoolState,
+) -> dict[int, Kept]:
+    """With one more record, the newest epochs of them."""
+    if not record.served:
+        return epochs
+    found = {**epochs, epoch: add(epochs.get(epoch), record)}
+    return {number: found[number] for number in sorted(found)[-EPOCHS_MAX:]}
+
+
+def _noted(before: dict[int, Served] | None, record: PoolState) -> dict[int, Served]:
+    found = dict(before or {})
+    for bucket, window_us, held_us, waited_us, finished in record.served:
+        served = Served(window_us, held_us, min(waited_us, held_us), finished)
+        found[bucket] = found.get(bucket, Served()) + served  # type: ignore[assignment]
+    return found
+
+
+def _lengthened(before: Lengths | None, record: PoolState) -> Lengths:
+    finished = sum(one[-1] for one in record.served)
+    new = Lengths(finished, record.prompt_tokens + record.cached_tokens, record.tokens)
+    return (before or Lengths()) + new  # type: ignore[return-value]
+
+
+class PoolService(msgspec.Struct, frozen=True, kw_only=True):
+    """What one server of a pool can do, and for requests of which lengths that was learned."""
+
+    service: Service = NOTHING
+    held_max: int = 0  # requests at once, as stated; 0: not stated
+    prompt_tokens: float = 0.0  # mean; 0: nothing was finished
+    output_tokens: float = 0.0
+    by: str = ""  # who says so; "": nobody
+
+
+def learned(of_pool: dict[str, Servers], n_callers: int) -> PoolService:
+    """From whoever sees most: the servers' own pages, or else all that call them."""
+    newest = max((servers.received_ms for servers in of_pool.values()), default=0)
+    recent = [
+        (key.rsplit(BETWEEN, 1)[1], servers)
+        for key, servers in sorted(of_pool.items())
+        if newest - servers.received_ms <= RECENT_MS
+    ]
+    pages = [one for one in recent if one[0] != "callers" and one[1].epochs]
+    among = pages or [one for one in recent if one[0] == "callers"] or recent
+    if not among:
+        return PoolService()
+    by, servers = max(among, key=lambda one: one[1].received_ms)
+    return _learned(by, servers, max(1, n_callers) if by == "callers" else 1)
+
+
+def _learned(by: str, servers: Servers, parts: int) -> PoolService:
+    """Of sums in which each of `parts` callers has its own part of what one server does."""
+    ever, lately = (
+        {bucket: _sums(served) for bucket, served in together.items()}
+        for together in (servers.together(), servers.together(LATELY))
+    )
+    noise = TIMED if by == "callers" else COUNTED
+    found = service_of(ever, lately, stated_per_s=servers.stated_per_s / parts, noise=noise)
+    lengths = Lengths()
+    for epoch in sorted(servers.lengths):
+        lengths = lengths + servers.lengths[epoch]  # type: ignore[assignment]
+    n = max(1, lengths.finished)
+    return PoolService(
+        service=_times(found, parts),
+        held_max=servers.held_max,
+        prompt_tokens=lengths.prompt_tokens / n,
+        output_tokens=lengths.output_tokens / n,
+        by=by,
+    )
+
+
+def rewind(table: ServiceTable, to_ms: int) -> None:
+    """Take back what was noted at times later than `to_ms`: the clock had been ahead."""
+    for pool, of_pool in table.items():
+        table[pool] = {
+            key: Servers(
+                received_ms=min(servers.received_ms, to_ms),
+                stated_per_s=servers.stated_per_s,
+                held_max=servers.held_max,
+                epochs={n: of for n, of in servers.epochs.items() if n <= to_ms // EPOCH_MS},
+                lengths={n: of for n, of in servers.lengths.items() if n <= to_ms // EPOCH_MS},
+            )
+            for key, servers in of_pool.items()
+        }
+
+
+def _sums(served: Served) -> Sums:
+    seconds, held_s = served.window_us / 1e6, served.held_us / 1e6
+    return Sums(seconds, held_s, served.waited_us / 1e6, served.finished)
+
+
+def _times(one: Service, parts: int) -> Service:
+    return replace(
+        one,
+        capacity_per_s=parts * one.capacity_per_s,
+        deviation_per_s=parts * one.deviation_per_s,
+    )

@@ -1,0 +1,84 @@
+"""What a server can do is learned from what it does, whoever sees it, and bounds what it is given."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from full_server import run
+
+from learners.held import Stated
+from learners.service import EDGES, Sums, bucket_of, service_of
+from learners.work import WorkRates
+
+SLOTS, ANSWER_S = 8, 2.0
+TRUE_PER_S = SLOTS / ANSWER_S
+SEEDS = range(8)
+PAGE, CALLERS = True, False
+
+
+@pytest.mark.parametrize("page", [PAGE, CALLERS], ids=["page", "callers"])
+@pytest.mark.parametrize("spread", [0.0, 0.8])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_capacity_is_learned_from_a_server_that_is_asked_for_more_than_it_can(page, spread, seed):
+    """
+    After 300 answers within 15 %, and the queue that it is let have keeps it busy all the time:
+    whoever is let in after half a minute waits no longer than a first token may take in all.
+    """
+    found = run(2.5 * TRUE_PER_S, 100, page=page, spread=spread, seed=seed)
+    known = found.known[-1]
+
+    assert known.of.service.finished >= 300 and known.of.service.full
+    assert known.of.service.capacity_per_s == pytest.approx(TRUE_PER_S, rel=0.15)
+    assert known.of.service.alone_s == pytest.approx(ANSWER_S, rel=0.5)
+    assert found.busy(50, 95) >= 0.98 * SLOTS
+    late = [w for w, at in zip(found.waited_s, found.answered_s, strict=True) if at > 60]
+    assert max(late) < 3.5
+
+
+@pytest.mark.parametrize("page", [PAGE, CALLERS], ids=["page", "callers"])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_nobody_is_refused_for_a_limit_that_nobody_knows(page, seed):
+    """
+    A server that is half busy has only shown what it can do at least.
+    """
+    found = run(0.5 * TRUE_PER_S, 120, page=page, seed=seed)
+    known = found.known[-1]
+
+    assert found.refused == 0 and math.isinf(known.held_most)
+    assert not known.of.service.full and known.load < 1.0
+
+
+@pytest.mark.parametrize("page", [PAGE, CALLERS], ids=["page", "callers"])
+def test_a_server_that_becomes_faster_is_given_more(page):
+    found = run(2.5 * TRUE_PER_S, 240, page=page, faster_at_s=60.0)
+
+    assert found.known[55].of.service.capacity_per_s == pytest.approx(TRUE_PER_S, rel=0.15)
+    assert found.known[-1].of.service.capacity_per_s == pytest.approx(2 * TRUE_PER_S, rel=0.15)
+    assert found.answered_per_s(180, 238) >= 0.97 * 2 * TRUE_PER_S
+
+
+def test_what_is_stated_counts_until_it_is_learned():
+    stated = Stated(rates=WorkRates(request_s=0.5), known=True)
+    found = run(2.5 * TRUE_PER_S, 100, page=CALLERS, stated=stated)
+    early = next(one for one in found.known if one is not None and one.of.service.finished)
+
+    assert early.of.service.full and early.of.service.capacity_per_s < 0.8 * TRUE_PER_S
+    assert found.known[-1].of.service.capacity_per_s == pytest.approx(TRUE_PER_S, rel=0.15)
+
+
+def test_a_stated_limit_on_requests_at_once_is_kept():
+    found = run(2.5 * TRUE_PER_S, 60, page=CALLERS, stated=Stated(held_max=5))
+
+    assert found.known[-1].held_most == 5
+    assert max(one.reports.held for one in found.known[30:]) <= 5.0
+
+
+def test_nothing_is_known_of_a_server_that_answered_nobody():
+    assert service_of({}, {}).capacity_per_s == 0.0
+    assert service_of({3: Sums(10.0, 5.0, 0.0, 0)}, {}).capacity_per_s == 0.0
+
+
+def test_buckets_are_a_half_doubling_wide():
+    assert bucket_of(0.0) == 0 and bucket_of(1e9) == len(EDGES)
+    assert [bucket_of(n) - bucket_of(1.0) for n in (1.5, 2.0, 4.0, 8.0)] == [1, 2, 4, 6]

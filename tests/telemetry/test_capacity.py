@@ -1,0 +1,173 @@
+"""How full pools of real servers are, of what several say of them; and what is known, kept and forgotten."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+
+from learners.service import bucket_of
+from learners.work import WorkRates
+from streams.telemetry.capacity import BUSY, capacities
+from streams.telemetry.fleet_state import FleetState
+from streams.telemetry.pool_reports import FROM, pool_reports
+from streams.telemetry.records import PoolState
+
+NOON_MS = 1_790_000_000_000
+FIRST_TOKEN_S = 2.0
+A, B = "a" * 16, "b" * 16
+# A server that takes 4 at once, 2 s each: alone, and with twice as many held.
+ALONE = (bucket_of(1), 20_000_000, 20_000_000, 0, 10)
+FULL = (bucket_of(8), 20_000_000, 160_000_000, 80_000_000, 40)
+
+
+def record(source=A, sequence=0, at_ms=NOON_MS, **fields):
+    one = {"pool": "p", "model": "m", "replica": "host:1", "by": "page"} | fields
+    return PoolState(
+        source=source, sequence=sequence, from_unix_ms=at_ms - 1000, to_unix_ms=at_ms, **one
+    )
+
+
+def folded(*records):
+    fleet = FleetState()
+    for one in records:
+        assert fleet.fold(one, one.to_unix_ms)
+    return fleet
+
+
+def of(*records):
+    return capacities(folded(*records), FIRST_TOKEN_S)["p"]
+
+
+def learned(**fields):
+    return of(record(served=[ALONE, FULL], **fields))
+
+
+def test_a_server_that_its_page_and_its_callers_report_on_is_one_replica():
+    """
+    The page sees all of it, each caller its own part. What a caller alone knows is kept.
+    """
+    reports = pool_reports(
+        folded(
+            record(source=A, running=5, queued=2),
+            record(
+                source=B, replica=f"host:1{FROM}{B}", by="callers", running=3, refuses=["tools"]
+            ),
+        )
+    )["p"]
+
+    assert (reports.in_state("ready"), reports.running, reports.queued) == (1, 5, 2)
+    assert reports.replicas[0].refuses == ["tools"]
+
+
+def test_where_no_page_is_read_the_callers_parts_add_up():
+    """
+    Whoever runs the server knows that it is ready, or starting, and nothing of what it holds.
+    """
+    reports = pool_reports(
+        folded(
+            record(source="c" * 16, by="callers", state="ready"),
+            record(source=A, replica=f"host:1{FROM}{A}", by="callers", running=3, held=2.5),
+            record(source=B, replica=f"host:1{FROM}{B}", by="callers", running=4, held=4.0),
+        )
+    )["p"]
+
+    assert (len(reports.replicas), reports.running, reports.held) == (1, 7, 6.5)
+    assert reports.n_callers == 2
+
+
+@pytest.mark.parametrize(
+    "held, load",
+    [(0.0, 0.0), (2.0, BUSY / 2), (4.0, BUSY), (4.5, BUSY + 0.025), (5.0, 1.0), (9.0, 2.0)],
+)
+def test_the_load_of_a_server_follows_from_what_it_holds(held, load):
+    """
+    Four at once, two a second, so half a second's queue is one request.
+    """
+    known = learned(held=held)
+
+    assert known.of.service.capacity_per_s == pytest.approx(2.0)
+    assert known.held_least == pytest.approx(4.0, rel=0.01)
+    assert known.load == pytest.approx(load, abs=0.01)
+    assert known.held_most == pytest.approx(6.0, rel=0.01)
+
+
+def test_a_replica_that_says_how_full_it_is_is_believed():
+    known = of(record(by="self", load=0.7, held=100.0, served=[FULL]))
+
+    assert known.load == 0.7 and known.work_factor(WorkRates(request_s=9.0)) == 1.0
+
+
+def test_capacity_that_callers_learned_is_that_of_all_of_them():
+    """
+    Two dispatchers, each of which sees half of what one server does.
+    """
+    half = [
+        (bucket_of(1), 10_000_000, 10_000_000, 0, 10),
+        (bucket_of(4), 20_000_000, 80_000_000, 40_000_000, 20),
+    ]
+    known = of(
+        record(source=A, replica=f"host:1{FROM}{A}", by="callers", served=half, held=4.0),
+        record(source=B, replica=f"host:1{FROM}{B}", by="callers", served=half, held=4.0),
+    )
+
+    assert known.of.service.capacity_per_s == pytest.approx(2.0)
+    assert (known.of.by, known.reports.held) == ("callers", 8.0)
+
+
+@pytest.mark.parametrize("changed", [{"model": "n"}, {"gpu": "h100"}, {"version": "2"}])
+def test_another_model_gpu_or_version_is_learned_anew(changed):
+    fleet = folded(
+        record(served=[ALONE, FULL], gpu="l4", version="1"),
+        record(sequence=1, at_ms=NOON_MS + 1000, **({"gpu": "l4", "version": "1"} | changed),
+               served=[ALONE]),
+    )  # fmt: skip
+
+    [known] = capacities(fleet, FIRST_TOKEN_S).values()
+
+    assert known.of.service.finished == 10
+
+
+def test_what_was_learned_survives_a_snapshot_and_any_order():
+    """
+    The same records make the same bytes.
+    """
+    records = [
+        record(source=source * 16, at_ms=NOON_MS + 40_000 * n, served=[ALONE, FULL], version=str(n))
+        for n, source in enumerate("abcd")
+    ]
+    packed = {
+        FleetState(fleet.pack()).pack()
+        for order in itertools.permutations(records)
+        if (fleet := _at_noon(order))
+    }
+
+    assert len(packed) == 1
+    assert capacities(FleetState(packed.pop()), FIRST_TOKEN_S)["p"].of.service.full
+
+
+def _at_noon(records):
+    fleet = FleetState()
+    for one in records:
+        fleet.fold(one, NOON_MS + 200_000)
+    return fleet
+
+
+def test_a_server_that_nobody_knows_anything_of_has_no_limit_and_no_load():
+    known = of(record(held=50.0))
+
+    assert known.load is None and math.isinf(known.held_most)
+
+
+def test_how_fast_a_server_is_now_counts_more_than_how_fast_it_was():
+    """
+    The last few hundred answers, once there are as many.
+    """
+    fast = (bucket_of(8), 10_000_000, 80_000_000, 40_000_000, 400)
+    known = of(
+        record(served=[ALONE, FULL]),
+        record(sequence=1, at_ms=NOON_MS + 60_000, served=[fast]),
+    )
+
+    assert known.of.service.capacity_per_s == pytest.approx(40.0)
