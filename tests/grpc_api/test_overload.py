@@ -9,9 +9,9 @@ import grpc
 import pytest
 import router_bench
 from router_bench import PATIENCE_S, Router, embedding, router
-from serve.routing.admission import PUSHBACK_KEY
 from waiting import until
 
+from serve.grpc_api.admission import PUSHBACK_KEY
 from serve.grpc_api.listener import ListenerOptions
 from serve.proto.fairlead.v1 import router_pb2 as pb
 
