@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from learners.criticality import Criticality
 from streams.telemetry.pool_reports import PoolReports
 
 
@@ -53,6 +54,9 @@ class Observed:
     pools: Mapping[str, PoolCondition]
     usd_per_hour: Mapping[str, float]  # of one GPU, by type: prices change
     gpus_available: Mapping[str, int]  # by type
+    # As learned by now; of models and classes that are not in it, what was known before counts.
+    quality: Mapping[str, float] = field(default_factory=dict)  # 0 to 1, by model
+    criticality: Mapping[str, Criticality] = field(default_factory=dict)  # by class
     routers: int = 0  # replicas alive
     router_busy_share: float = 0.0  # of their event loops, summed
     telemetry_age_s: float = 0.0  # since anything was reported; large: all of this is old

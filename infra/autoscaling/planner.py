@@ -122,6 +122,7 @@ class Planner:
         said += self._say_what_is_not_sized()
         said += self._demand.observe(at_s, self._sizable(observed.demands))
         said += self._read_prices(observed)
+        self._sizing.learn(observed.quality, observed.criticality)
         self._corrections.observe(at_s, observed.pools)
         said += self._overdue.observe(at_s, observed.pools)
         limits, gpus = self._limits(observed)
@@ -141,6 +142,16 @@ class Planner:
             said.append(f"routers: {before.routers} → {routers}: {busy:.2f} event loops are busy")
         self._plan = Plan(replicas=replicas, routers=routers)
         return Plan(replicas=replicas, routers=routers, lines=tuple(said))
+
+    @property
+    def knows(self) -> dict[str, Mapping[str, Any]]:
+        """What it sizes by, beside demand and prices."""
+        sizing = self._sizing
+        return {
+            "rates": dict(self._rates),
+            "quality": dict(sizing.quality),
+            "criticality": dict(sizing.criticality),
+        }
 
     def as_dict(self) -> dict[str, Any]:
         """All that it remembers, for JSON."""

@@ -115,4 +115,5 @@ class Decisions:
             shed=choices.shed,
             tenants=self.tenants,
             prompt_tokens=self.requests.prompt_tokens,
+            criticality=self.requests.criticality,
         )

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from learners.criticality import Criticality
 from streams.telemetry.fleet_state import SLOT_MS, FleetState
 from streams.telemetry.histogram import LATENCY_MS, TOKENS, Buckets
 from streams.telemetry.pool_reports import by_pool, live
@@ -135,6 +136,16 @@ def demand_by_model(
         for key, (n, tokens) in sorted(found.items())
         if n > 0
     }
+
+
+def criticality_by_class(fleet: FleetState, now_ms: int) -> dict[str, Criticality]:
+    """How critical each class's requests of the last five minutes were, on average."""
+    found = {}
+    for name, of in sorted(_within(fleet, now_ms, WORKLOAD_SPAN_MS).classes.items()):
+        if of.criticality and of.arrivals:
+            level = round(of.criticality / of.arrivals) - 1
+            found[name] = Criticality(min(max(level, min(Criticality)), max(Criticality)))
+    return found
 
 
 def end_of(fleet: FleetState, now_ms: int) -> int:

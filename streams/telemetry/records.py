@@ -117,6 +117,13 @@ class ClassWindow(Part):
         list[DemandWindow],
         Meta(max_length=MODELS_MAX, description="What they preferred, whatever they got."),
     ] = msgspec.field(name="wishes", default_factory=list)
+    criticality_sum: Annotated[
+        Count,
+        Meta(
+            description="Of the arrivals, 1 for sheddable, 2 for sheddable_plus, 3 for critical, "
+            "4 for critical_plus; 0: not said."
+        ),
+    ] = 0
     prompt_tokens_sum: Annotated[Count, Meta(description="Tokens of their prompts.")] = 0
     prompt_tokens: TokenHistogram = []
     output_tokens_sum: Annotated[Count, Meta(description="Tokens of answers that ended.")] = 0

@@ -66,6 +66,7 @@ class ClassTally(Summed, frozen=True):
     output_lengths: Counts = {}
     shed: int = 0
     demand: dict[str, DemandTally] = {}  # by model
+    criticality: int = 0  # see `ClassWindow.criticality_sum`
 
     def bare(self) -> ClassTally:
         """Without histograms."""
@@ -149,6 +150,7 @@ def tally_of(record: AnyTelemetry) -> Tally:
                 prompt_lengths=counted(one.prompt_tokens),
                 output_lengths=counted(one.output_tokens),
                 demand=_demand(one),
+                criticality=one.criticality_sum,
                 **{name: getattr(one, name) for name in CLASS_COUNTS},
             )
             add_under(tally.classes, one.name, found, CLASSES_MAX)

@@ -92,6 +92,8 @@ class DecidedBatch:
     shed: NDArray[np.bool_]  # (n,) whether it was refused because the fleet was too full
     tenants: Sequence[str]  # (n,) "" is the default class
     prompt_tokens: NDArray[np.floating]  # (n,) 0: unknown
+    # (n,) `learners.criticality.Criticality`; None: not known
+    criticality: NDArray[np.integer] | None = None
 
 
 @dataclass(slots=True)
@@ -99,6 +101,7 @@ class _Class:
     """Requests of one class, so far."""
 
     counts: Counter[str] = field(default_factory=Counter)  # by names of CLASS_COUNTS
+    criticality: int = 0  # summed, see `ClassWindow`
     prompt_tokens: int = 0
     output_tokens: int = 0
     prompt_lengths: Counts = field(default_factory=Counter)
@@ -110,6 +113,7 @@ class _Class:
         self.counts.update(other.counts)
         self.demand.update(other.demand)
         self.demand_tokens.update(other.demand_tokens)
+        self.criticality += other.criticality
         self.prompt_tokens += other.prompt_tokens
         self.output_tokens += other.output_tokens
         self.prompt_lengths.update(other.prompt_lengths)
@@ -209,7 +213,10 @@ class RouterWindow:
         of = np.fromiter(map(number_of.__getitem__, tenants), np.intp, len(tenants))
         shed = np.concatenate([batch.shed for batch in batches])
         counts = {"arrivals": np.bincount(of).tolist(), "shed": _sums(of, shed)}
-        for i, (found, total) in enumerate(zip(classes, _sums(of, tokens), strict=True)):
+        levels = np.concatenate([_levels(batch) for batch in batches])
+        sums_of = zip(classes, _sums(of, tokens), _sums(of, levels), strict=True)
+        for i, (found, total, criticality) in enumerate(sums_of):
+            found.criticality += criticality
             found.prompt_tokens += total
             found.counts.update({name: sums[i] for name, sums in counts.items()})
         self._count_demand(classes, of, tokens, batches)
@@ -263,6 +270,7 @@ class RouterWindow:
         return [
             ClassWindow(
                 name=name,
+                criticality_sum=found.criticality,
                 prompt_tokens_sum=found.prompt_tokens,
                 prompt_tokens=pairs(found.prompt_lengths),
                 output_tokens_sum=found.output_tokens,
@@ -297,6 +305,13 @@ def _demand_windows(of_class: _Class, most: int) -> list[DemandWindow]:
         DemandWindow(model=model, requests=n, prompt_tokens_sum=tokens)
         for model, (n, tokens) in sorted(kept.items())
     ]
+
+
+def _levels(batch: DecidedBatch) -> NDArray[np.integer]:
+    """How critical each request (n,) is, from 1 on; 0: not known."""
+    if batch.criticality is None:
+        return np.zeros(len(batch.tenants), np.int64)
+    return batch.criticality + np.int64(1)
 
 
 def _sums(of: NDArray[np.intp], values: NDArray[np.floating]) -> list[int]:

@@ -9,11 +9,16 @@ import numpy as np
 import pytest
 from made_up import ENCODER
 from reporting_pools import reported
+from router_bench import outcomes
 from states import learn
 
 from infra.autoscaling.live.site_scaling import PRIOR_WEIGHT, observe_site, planner_of, scaling_of
+from infra.autoscaling.planner import Planner, PlannerOptions
+from infra.autoscaling.sizing.sizing import SizingOptions
+from infra.capacity.load import rates_of
 from infra.pools.site import LocalSite
 from infra.settings.settings import read_settings
+from learners.criticality import Criticality
 from learners.estimates import ema
 from learners.estimates.learned import Learned
 from streams.feedback.ticket import key_of
@@ -74,7 +79,10 @@ def telemetry_of(per_s: int = 4) -> FleetState:
     for second in range(SECONDS):
         to_ms = NOW_MS - 1000 * (SECONDS - 1 - second)
         one = DemandWindow(model="small", requests=per_s, prompt_tokens_sum=500 * per_s)
-        window = ClassWindow(name="chat", arrivals=per_s, demand=[one])
+        level = 1 + Criticality.SHEDDABLE_PLUS
+        window = ClassWindow(
+            name="chat", arrivals=per_s, demand=[one], criticality_sum=level * per_s
+        )
         state.fold(
             Workload(classes=[window], source="a" * 16, sequence=second, from_unix_ms=to_ms - 1000,
                      to_unix_ms=to_ms),
@@ -199,3 +207,36 @@ def test_a_site_of_real_servers_alone_is_planned_for(tmp_path):
     plan = planner_of(site, {}).step(observe_site(site, NOW_MS))
 
     assert plan.replicas == {"real": 1} and plan.lines[0].startswith("not sized: real:")
+
+
+# --- what the benchmark's planner knows ------------------------------------------------------------
+
+
+def test_the_planner_knows_live_what_it_knows_in_the_benchmark(site):
+    """
+    Field by field: what `bench fleet` gives its planner, a site's planner has after one look. The
+    benchmark states what classes and models are; live it is learned, with every look anew.
+    """
+    memory = read_settings(site.settings).deployment().trainer.memory
+    learned = Learned(memory)
+    learned.update(outcomes("small", n=5000, at_ms=NOW_MS, quality=0.9))
+    planner = planner_of(site, {})
+    before = planner.knows["quality"]["small"]
+    publish(site, telemetry_of(), learned=learned)
+
+    planner.step(observe_site(site, NOW_MS))
+
+    plan = site.fleet.pools[0]
+    known = {"small": 0.9, "large": 0.5}  # the benchmark's are means of an outcome table
+    told = Planner(
+        site.fleet,
+        {plan.name: rates_of(plan.engine.performance, plan.target)},
+        plan.target,
+        known,
+        PlannerOptions(sizing=SizingOptions(criticality={"chat": Criticality.SHEDDABLE_PLUS})),
+    )
+    assert set(planner.knows) == set(told.knows)
+    assert planner.knows["rates"] == told.knows["rates"]
+    assert planner.knows["criticality"] == told.knows["criticality"]
+    assert planner.knows["quality"] == pytest.approx(told.knows["quality"], abs=0.002)
+    assert before == 0.6

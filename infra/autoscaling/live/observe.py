@@ -19,6 +19,7 @@ from streams.telemetry.fleet_state import FleetState
 from streams.telemetry.fleet_view import (
     SPANS_MS,
     ModelDemand,
+    criticality_by_class,
     demand_by_model,
     known_within,
     prompt_variation,
@@ -41,8 +42,9 @@ def observe(
     output_tokens: Mapping[str, float],
     now_ms: int,
     lost_regions: frozenset[str] = frozenset(),
+    quality: Mapping[str, float] | None = None,
 ) -> Observed:
-    """What there is to see at a time; `output_tokens` are means, by model."""
+    """What there is to see at a time; `output_tokens` and `quality` are means, by model."""
     recent, variation = demand_by_model(state, now_ms, RECENT_MS), prompt_variation(state, now_ms)
     demands = tuple(
         Demand(
@@ -74,6 +76,8 @@ def observe(
         },
         usd_per_hour={gpu.name: gpu.usd_per_hour for gpu in fleet.gpus},
         gpus_available={gpu.name: gpu.available for gpu in fleet.gpus},
+        quality=quality or {},
+        criticality=criticality_by_class(state, now_ms),
         routers=len(alive),
         router_busy_share=sum(router.record.loop_busy_share for router in alive),
         telemetry_age_s=max(0, now_ms - _received_ms(state)) / 1000.0,

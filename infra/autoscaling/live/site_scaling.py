@@ -59,6 +59,7 @@ def observe_site(site: LocalSite, now_ms: int) -> Observed | None:
         site.fleet,
         dict(zip(catalogue.names, tokens.tolist(), strict=True)),
         now_ms,
+        quality=_quality(means, catalogue),
     )
 
 
@@ -75,7 +76,7 @@ def planner_of(
         site.fleet,
         {plan.name: plan.rates for plan in plans},
         settings.target(),
-        _quality(site),
+        _stated_quality(site.catalogue().read()),  # what is learned comes with each observation
         options or planner_options(settings),
         remembered,
     )
@@ -91,16 +92,18 @@ def planner_options(settings: Settings) -> PlannerOptions:
     )
 
 
-def _quality(site: LocalSite) -> dict[str, float]:
-    """What models' answers are worth: learned, else stated, else the middle."""
-    catalogue, store = site.catalogue().read(), site.store()
+def _stated_quality(catalogue: Catalogue) -> dict[str, float]:
+    """What models' answers are stated to be worth; the middle where nothing is."""
     stated = np.where(np.isnan(catalogue.quality), QUALITY_UNKNOWN, catalogue.quality)
-    quality, manifest = stated, _newest(store)
-    if manifest is not None:
-        means = _means(site, store, manifest, catalogue)
-        weight = means.weights[:, Target.QUALITY]
-        learned = weight * means.means[:, Target.QUALITY] + PRIOR_WEIGHT * stated
-        quality = learned / (weight + PRIOR_WEIGHT)
+    return dict(zip(catalogue.names, stated.tolist(), strict=True))
+
+
+def _quality(means: Means, catalogue: Catalogue) -> dict[str, float]:
+    """What models' answers are worth: learned, with what is stated as a few outcomes."""
+    stated = np.array(list(_stated_quality(catalogue).values()))
+    weight = means.weights[:, Target.QUALITY]
+    learned = weight * means.means[:, Target.QUALITY] + PRIOR_WEIGHT * stated
+    quality = learned / (weight + PRIOR_WEIGHT)
     return dict(zip(catalogue.names, quality.tolist(), strict=True))
 
 

@@ -74,7 +74,8 @@ class Sizing:
         self._models = [pool.model for pool in pools.values()]
         self._rates = {name: rates[name] for name in pools}
         self._table = WorkTable([rates[name] for name in pools])
-        self._target, self._quality = target, dict(quality)
+        self._target, self.quality = target, dict(quality)
+        self.criticality = dict(options.criticality)
         self._options, self._mix = options, mix
         self._unknown = Unknown(
             prompt_tokens=options.prompt_tokens,
@@ -86,6 +87,11 @@ class Sizing:
             for name, pool in pools.items()
         }
         self._last = SolutionCache(options.kept)
+
+    def learn(self, quality: Mapping[str, float], criticality: Mapping[str, Criticality]) -> None:
+        """Take what is known by now of models and of classes; it counts in the next solution."""
+        self.quality.update((name, one) for name, one in quality.items() if 0.0 <= one <= 1.0)
+        self.criticality.update(criticality)
 
     def together(
         self,
@@ -212,7 +218,7 @@ class Sizing:
 
     def _rank(self, class_name: str) -> float:
         """How much worse it is to refuse a class than the least critical one."""
-        return 2.0 ** self._options.criticality.get(class_name, Criticality.CRITICAL)
+        return 2.0 ** self.criticality.get(class_name, Criticality.CRITICAL)
 
     def _request_usd(self, each_usd: Floats) -> dict[str, float]:
         """What a request costs at full load with each model, on the cheapest of its pools."""
@@ -233,7 +239,7 @@ class Sizing:
         """
         if preferred == other:
             return 0.0
-        known, value_usd = self._quality, self._options.value_usd
+        known, value_usd = self.quality, self._options.value_usd
         lost = known[preferred] - known[other] if preferred in known and other in known else 0.0
         dearer_usd = request_usd[preferred] - request_usd[other]
         revealed_usd = dearer_usd * (1.0 + 1.0 / (1.0 - min(share, SHARE_MAX))) / 2.0
