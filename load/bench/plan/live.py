@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ from load.traces.reading import TraceFile, read_trace
 from serve.proto.fairlead.v1 import dispatch_pb2, dispatch_pb2_grpc
 from serve.proto.fairlead.v1 import router_pb2 as pb
 
-READY_S, READY_TRIES = 2.0, 60
+START_S_MAX, ANSWER_S_MAX = 180.0, 30.0
 POOLS = """
 [preference]
 cost = 20
@@ -127,22 +128,26 @@ def _file(options: LiveOptions, per_s: float, seconds: float, length: float) -> 
 
 
 async def _ready(connect: Connect, port: int) -> None:
-    """Until an answer comes."""
+    """Until an answer comes. Raises LoopStuck."""
     (channel,) = connect(f"127.0.0.1:{port}", 1)
     stub = dispatch_pb2_grpc.DispatcherStub(channel)
-    request = dispatch_pb2.DispatchRequest(route=pb.RouteRequest(text="Are you there?"))
+    request = dispatch_pb2.DispatchRequest(
+        route=pb.RouteRequest(text="Are you there?"), options_json='{"max_tokens": 2}'
+    )
+    ends_s, problem = time.monotonic() + START_S_MAX, ""
     try:
-        for _ in range(READY_TRIES):
+        while time.monotonic() < ends_s:
             try:
-                async for _ in stub.Dispatch(request, timeout=READY_S):
+                async for _ in stub.Dispatch(request, timeout=ANSWER_S_MAX, wait_for_ready=True):
                     pass
-            except grpc.aio.AioRpcError:
+            except grpc.aio.AioRpcError as error:
+                problem = f"{error.code().name}: {error.details()}"
                 await asyncio.sleep(0.5)
             else:
                 return
     finally:
         await channel.close()
-    raise LoopStuck("no dispatcher answered")
+    raise LoopStuck(f"no answer within {START_S_MAX:.0f} s: {problem}")
 
 
 def _replayed(
