@@ -41,7 +41,7 @@ from load.traces.reading import TraceFile, read_trace
 from serve.proto.fairlead.v1 import dispatch_pb2, dispatch_pb2_grpc
 from serve.proto.fairlead.v1 import router_pb2 as pb
 
-START_S_MAX, ANSWER_S_MAX = 180.0, 30.0
+START_S_MAX, ANSWER_S_MAX = 300.0, 60.0  # of a busy machine
 POOLS = """
 [preference]
 cost = 20
