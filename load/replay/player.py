@@ -94,6 +94,7 @@ class Player:
         self._tasks: set[asyncio.Task[None]] = set()
         self.measured = Measured()
         self.in_flight = 0
+        self._broken: BaseException | None = None
         for at_s in part.at_s.tolist():
             self._phase(at_s).intended += 1
             self._step(at_s).intended += 1
@@ -116,7 +117,12 @@ class Player:
     def _begin(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (broken := task.exception()) is not None:
+            self._broken = broken
 
     async def _drain(self, zero_s: float) -> None:
         """Wait for what is under way, but not for ever."""
@@ -126,6 +132,8 @@ class Player:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._broken is not None:  # what a server does is an answer: this is ours
+            raise self._broken
 
     async def _send(self, rows: list[int], zero_s: float) -> None:
         part, sent_s = self._part, time.perf_counter() - zero_s

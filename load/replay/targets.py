@@ -20,11 +20,12 @@ import grpc
 
 from serve.proto.fairlead.v1 import dispatch_pb2, dispatch_pb2_grpc, router_pb2_grpc
 from serve.proto.fairlead.v1 import router_pb2 as pb
+from serve.routing.request import BYTES_PER_TOKEN
 
 # Opens so many channels to an address. Handed in: how a client connects is above this folder.
 Connect = Callable[[str, int], Sequence[grpc.aio.Channel]]
-TEXT_CHARACTERS_MAX = 2_000  # of a prompt that is only decided for
-WORDS = "the fleet sails at dawn and every line runs fair "  # about ten tokens
+TEXT_CHARACTERS_MAX = 256  # of a prompt that is only decided for: its length is said beside it
+WORDS = "the fleet sails at dawn and every line runs fair "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +66,10 @@ class Target(Protocol):
 
 
 def prompt_of(asked: Asked, characters_max: int | None = None) -> str:
-    """Text of about so many tokens, unlike all others from its first word on."""
+    """Text that counts as so many tokens, unlike all others from its first word on."""
     begin = f"Request {asked.number}, question {asked.row}: "
-    text = begin + WORDS * (asked.prompt_tokens // 10 + 1)
-    characters = max(len(begin), 5 * asked.prompt_tokens)
+    characters = max(len(begin), round(BYTES_PER_TOKEN * asked.prompt_tokens))
+    text = begin + WORDS * (characters // len(WORDS) + 1)
     return text[: min(characters, characters_max or characters)]
 
 

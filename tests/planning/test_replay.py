@@ -178,3 +178,22 @@ def test_processes_follow_the_busiest_second():
     flood = trace_of(9000, 3000.0)
     assert processes_for(flood, TargetOptions(url="x")) >= 2
     assert processes_for(flood, TargetOptions(url="x", batch_ms=5.0)) == 1
+
+
+def test_a_fault_of_our_own_is_raised_and_not_called_unfinished():
+    """
+    What a server does is an answer; an error in the replay itself ends it.
+    """
+
+    class Broken:
+        async def ask(self, asked):
+            raise ZeroDivisionError
+
+    asked = [Asked(number=0, prompt_tokens=5, output_tokens=5, row=-1)]
+    part = Part(
+        at_s=np.zeros(1), asked=asked, span_s=0.0, warm_up_s=0.0, drain_s=5.0, quality={},
+        feedback=FeedbackOptions(), seed=0,
+    )  # fmt: skip
+    player = Player(part, TargetOptions(url="x"), Broken())
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(player.play(time.time()))
