@@ -21,8 +21,14 @@ from load.data.traces import Trace, write
 pytest.importorskip("hdrh", reason="needs hdrhistogram: make install")
 
 from load.replay.measured import Measured, Phase, percentile_ms
-from load.replay.player import TargetOptions
+from load.replay.player import (
+    FeedbackOptions,
+    Part,
+    Player,
+    TargetOptions,
+)
 from load.replay.replay import ReplayOptions, processes_for, replay
+from load.replay.targets import Asked
 
 
 def trace_of(n: int, per_s: float) -> Trace:
