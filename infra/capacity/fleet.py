@@ -162,6 +162,13 @@ class PoolPlan:
         ge=0,
         le=100_000,
     )
+    drain_s: float = option(
+        60.0,
+        "command: seconds that a replica which is to stop goes on answering those it has; new "
+        "requests go elsewhere at once.",
+        ge=0,
+        le=3600,
+    )
     upstream_model: str = option("", "The model's name there, if other.", max_length=200)
     server: ServerOptions = ServerOptions()
     gpu: GpuType | None = None

@@ -30,7 +30,7 @@ from infra.pools.directory import POOLS_APP, open_directory
 from infra.pools.pool_replica import PoolDeployment
 from infra.pools.site import LocalSite
 from infra.settings.scaling_options import AutoscalingOptions
-from serve.deploy.deployment import COMMON
+from serve.deploy.deployment import COMMON, GRACE_S
 
 POLICY = "infra.autoscaling.live.ray_policy:PlannedPools"
 ROUTERS_POLICY = "infra.autoscaling.live.ray_policy:PlannedRouters"
@@ -108,6 +108,8 @@ def _deployment(plan: PoolPlan, *, scaled: bool) -> ray_serve.Deployment:
         **COMMON
         | (_bounds(plan) if scaled else {"num_replicas": plan.replicas})
         | {
+            # Ray ends what takes longer.
+            "graceful_shutdown_timeout_s": GRACE_S + (plan.drain_s if plan.command else 0.0),
             "name": plan.name,  # of characters that Ray takes, see `infra.settings.fleet_plans`
             "ray_actor_options": {
                 "num_cpus": 0,

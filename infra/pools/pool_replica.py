@@ -87,7 +87,7 @@ class Started:
     """A program that serves a model, run as a child of this process."""
 
     def __init__(self, plan: PoolPlan, host: str) -> None:
-        self._process = ServerProcess(plan.command, host)
+        self._process, self._drain_s = ServerProcess(plan.command, host), plan.drain_s
         self.address = self._process.address
 
     async def start(self) -> None:
@@ -95,7 +95,9 @@ class Started:
         await self._process.start()
 
     async def stop(self) -> None:
-        """End it."""
+        """Let it finish what is under way, then end it."""
+        if not await self._process.drain(self._drain_s):
+            logger.warning("%s is ended although somebody is still connected", self.address)
         await self._process.stop()
 
     def problem(self) -> str:
@@ -169,7 +171,7 @@ class PoolDeployment:
         self._telling.cancel()
         await asyncio.gather(self._telling, return_exceptions=True)  # so as not to be entered again
         await self._try(self._directory.forget(self._plan.name, self._server.address))
-        await self._server.stop()
         if self._vitals:
             await self._vitals.stop()
-        await self._session.close()
+        await self._session.close()  # or we would wait for ourselves
+        await self._server.stop()

@@ -68,6 +68,24 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
     return True
 
 
+def connected(port: int) -> int | None:
+    """Connections to whoever listens at it on this host; None where the system does not say."""
+    found = 0
+    try:
+        for table in ("tcp", "tcp6"):
+            rows = Path(f"/proc/net/{table}").read_text().splitlines()[1:]
+            found += sum(_is_connection(row.split(), port) for row in rows)
+    except (OSError, ValueError, IndexError):
+        return None
+    return found
+
+
+def _is_connection(row: list[str], port: int) -> bool:
+    """Whether a row of /proc/net/tcp is an established connection, seen from this port's side."""
+    local, state = row[1], row[3]
+    return state == "01" and int(local.rpartition(":")[2], 16) == port
+
+
 def _hold(port: int) -> bool:
     """Lock the port's file; False where somebody holds it, in this process or another."""
     if port in _held:

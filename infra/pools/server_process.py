@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 from asyncio.subprocess import DEVNULL, PIPE, Process
@@ -25,7 +26,7 @@ from dataclasses import dataclass
 import aiohttp
 
 from infra.errors import ServerFailed
-from infra.pools.ports import free_ports, released
+from infra.pools.ports import connected, free_ports, released
 from serve.addresses import joined
 
 ASK_S, ASK_S_MAX = 0.25, 2.0
@@ -122,6 +123,17 @@ class ServerProcess:
                 return response.status < 500
         except (aiohttp.ClientError, OSError):
             return False
+
+    async def drain(self, s_max: float) -> bool:
+        """Wait until nobody is connected any more, at most so long; whether that came about.
+
+        For after it was taken out of the directory: whoever still is, reads an answer to its end.
+        """
+        for _ in range(math.ceil(s_max / ASK_S)):
+            if not self.running or not connected(self._port):
+                return True
+            await asyncio.sleep(ASK_S)
+        return False
 
     async def stop(self) -> None:
         """End it and all that it started: politely, then not."""

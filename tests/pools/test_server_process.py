@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from infra.errors import ServerFailed
+from infra.pools.ports import connected
 from infra.pools.server_process import ServerProcess, ServerProcessOptions
 
 PROGRAM = str(Path(__file__).parents[1] / "support" / "servers" / "openai_program.py")
@@ -222,3 +223,28 @@ def test_arguments_may_have_braces_of_their_own():
     one = ServerProcess(["serve", '{"a": {"b": 1}}', "--at={host}:{port}"], "127.0.0.1")
 
     assert one._command == ["serve", '{"a": {"b": 1}}', f"--at={one.address}"]
+
+
+def test_a_server_that_is_to_stop_is_left_alone_until_nobody_is_connected():
+    """
+    Whoever reads an answer reads it to its end; who never does is not waited for without end.
+    """
+
+    async def work() -> None:
+        up = server()
+        await up.start()
+        host, _, port = up.address.rpartition(":")
+        try:
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(b"GET /v1/models HTTP/1.1\r\nhost: here\r\n\r\n")
+            assert await reader.readline()  # it is connected on the server's side, too
+            assert connected(int(port)) == 1
+            draining = asyncio.create_task(up.drain(PATIENCE_S))
+            assert not await up.drain(0.3)
+            assert not draining.done()
+            writer.close()
+            assert await draining
+        finally:
+            await up.stop()
+
+    run(work())

@@ -554,7 +554,7 @@ urls = ["http://localhost/v1"]
 OF_SERVERS = {
     "pools.urls", "pools.command", "pools.upstream_model", "pools.api_key", "pools.extra",
     "pools.priority", "pools.stream", "pools.requests_per_s", "pools.tokens_per_s",
-    "pools.concurrency_max",
+    "pools.concurrency_max", "pools.drain_s",
 }  # fmt: skip
 BESIDE = {  # what has to be there for a key to have an effect
     "pools.load_s": {"residency": "cold"},
