@@ -41,6 +41,7 @@ class PoolCondition:
     load: float | None = None  # mean of its ready replicas, 1: as full as it should be
     price: float = 0.0  # of its capacity, in multiples of what its GPUs cost
     requests_per_s: float = 0.0  # decided for it, over the last minute
+    capacity_per_s: float = 0.0  # requests that one server does when full; 0: not known
     work_factor: float = 1.0  # on its rates of work, as learned of its servers
     available: bool = True  # False: its region or its type of GPU is gone
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from infra.autoscaling.contract import PoolCondition
 from infra.autoscaling.sizing.requirement import Requirement
 from infra.autoscaling.sizing.stabilisation import Limits
 from infra.capacity.fleet import PoolPlan
@@ -61,6 +62,15 @@ class Explanations:
             f"not sized: {', '.join(pools)}: only pools that are run here, on stated GPUs, are; "
             f"the others keep their replicas, and what only they can answer is not planned for"
         )
+
+    @staticmethod
+    def lacking(name: str, there: PoolCondition, n: int) -> str:
+        """Of a pool that others size."""
+        what = (
+            f"{name}: {there.requests_per_s:.3g} requests/s come to {there.ready} servers of "
+            f"{there.capacity_per_s:.3g} requests/s each"
+        )
+        return f"{what}: {n} would be wanted" if n > there.ready else f"{what}: enough again"
 
     @staticmethod
     def carried_again(expected: float) -> str:

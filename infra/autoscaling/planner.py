@@ -106,6 +106,7 @@ class Planner:
         self._stale = bool(remembered.get("stale", False))
         self._left_out = bool(remembered.get("left_out", False))
         self._not_sized_said: list[str] | None = remembered.get("not_sized")
+        self._lacking: dict[str, int] = dict(remembered.get("lacking", {}))
 
     def step(self, observed: Observed) -> Plan:
         """The plan from now on."""
@@ -120,6 +121,7 @@ class Planner:
         self._stale = False
         at_s = observed.at_s
         said += self._say_what_is_not_sized()
+        said += self._say_what_is_lacking(observed)
         said += self._demand.observe(at_s, self._sizable(observed.demands))
         said += self._read_prices(observed)
         self._sizing.learn(observed.quality, observed.criticality)
@@ -167,6 +169,7 @@ class Planner:
             "stale": self._stale,
             "left_out": self._left_out,
             "not_sized": self._not_sized_said,
+            "lacking": dict(self._lacking),
         }
 
     def required(
@@ -225,6 +228,19 @@ class Planner:
         if names == before or (self._pools and not names):
             return []
         return [self._explanations.not_sized(names)]
+
+    def _say_what_is_lacking(self, observed: Observed) -> list[str]:
+        """Of pools that others run: how many servers would carry what comes, where it is more."""
+        lines, lacking = [], {}
+        for name in (pool.name for pool in self._not_sized):
+            there = observed.pools.get(name, PoolCondition())
+            n = servers_wanted(there, filled=self._options.sizing.filled)
+            if n > there.ready > 0:
+                lacking[name] = n
+            if lacking.get(name) != self._lacking.get(name):
+                lines.append(self._explanations.lacking(name, there, n))
+        self._lacking = lacking
+        return lines
 
     def _read_prices(self, observed: Observed) -> list[str]:
         said = []
@@ -285,6 +301,13 @@ class Planner:
         settled = self._router_window.settle(observed.at_s, there, needed, limits, room)
         self._router_window.planned(observed.at_s, settled)
         return settled["routers"]
+
+
+def servers_wanted(there: PoolCondition, *, filled: float) -> int:
+    """Servers that would be as full as is planned with what is decided for them; 0: not known."""
+    if not there.capacity_per_s:
+        return 0
+    return math.ceil(there.requests_per_s / (filled * there.capacity_per_s))
 
 
 def _stepped(factor: float) -> float:

@@ -109,6 +109,7 @@ def _condition(
         price=price,
         requests_per_s=requests_per_s,
         load=known.load if known else None,
+        capacity_per_s=known.of.service.capacity_per_s if known else 0.0,
         work_factor=known.work_factor(plan.rates) if known else 1.0,
         available=available,
     )
