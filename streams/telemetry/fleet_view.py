@@ -148,6 +148,26 @@ def criticality_by_class(fleet: FleetState, now_ms: int) -> dict[str, Criticalit
     return found
 
 
+class Answered(NamedTuple):
+    """Answers of one class that ended within a span, where they pass through a dispatcher."""
+
+    answers: float
+    output_tokens: float  # of all of them
+
+
+def answered_by_class(
+    fleet: FleetState, now_ms: int, span_ms: int = SPANS_MS["1m"]
+) -> dict[str, Answered]:
+    """How many answers ended, and their tokens, by class."""
+    found: dict[str, Answered] = {}
+    for share, tally in spans(fleet, now_ms, span_ms):
+        for name, of_class in tally.classes.items():
+            n, tokens = found.get(name, (0.0, 0.0))
+            ended = sum(of_class.output_lengths.values())
+            found[name] = Answered(n + share * ended, tokens + share * of_class.output_tokens)
+    return {name: found[name] for name in sorted(found)}
+
+
 def end_of(fleet: FleetState, now_ms: int) -> int:
     """Where spans end, Unix ms."""
     newest_ms = fleet.newest_ms

@@ -108,6 +108,16 @@ def test_mean_lengths_follow_in_minutes():
     assert found.series[KEY].output_tokens == pytest.approx(200.0)
 
 
+def test_mean_lengths_of_many_requests_follow_sooner():
+    """A thousand requests are sure enough, but not before the time of telemetry's own mean."""
+    after_50s = [[wanted(20.0, prompt_tokens=3000.0)]] * 5
+    found = observed([wanted(20.0)], *after_50s)
+    assert found.series[KEY].prompt_tokens == pytest.approx(3000.0 - 2000.0 / math.e)
+    after_30s = [[wanted(5000.0, prompt_tokens=3000.0)]] * 3
+    found = observed([wanted(5000.0)], *[[wanted(5000.0)]] * 13, *after_30s)
+    assert found.series[KEY].prompt_tokens == pytest.approx(3000.0 - 2000.0 / math.e)
+
+
 @pytest.mark.parametrize("length", [math.nan, 0.0, -5.0, 1e8, math.inf])
 def test_lengths_that_are_none_are_said_and_the_last_hold(length):
     """Whichever of the two; the rate counts."""

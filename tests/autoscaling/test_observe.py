@@ -87,6 +87,35 @@ def test_demand_is_by_preferred_model():
     )  # fmt: skip
 
 
+def answering(answers: int, tokens: int) -> FleetState:
+    """The minute, and answers of `chat` that ended in its last second."""
+    state = a_minute()
+    ended = ClassWindow(
+        name="chat", output_tokens_sum=answers * tokens,
+        output_tokens=[(TOKENS.index(tokens), answers)] if answers else [],
+    )  # fmt: skip
+    state.fold(
+        Workload(classes=[ended], source="c" * 16, sequence=0, from_unix_ms=NOW_MS - 1000,
+                 to_unix_ms=NOW_MS),
+        NOW_MS,
+    )  # fmt: skip
+    return state
+
+
+@pytest.mark.parametrize(
+    ("answers", "tokens", "times"),
+    [(0, 1, 1.0), (100, 350, 1.0), (100, 1050, 2.0), (300, 700, 1.75), (900, 35, 0.19)],
+)
+def test_answers_are_as_long_as_they_were_in_the_last_minute(answers, tokens, times):
+    """
+    Of the class's mix of models 350 tokens were learned, which counts as a hundred answers.
+    """
+    given = {"prices": Prices(), "fleet": FLEET, "output_tokens": OUTPUT_TOKENS, "now_ms": NOW_MS}
+    large, small = observe(answering(answers, tokens), **given).demands
+    assert large.output_tokens == pytest.approx(400.0 * times)
+    assert small.output_tokens == pytest.approx(200.0 * times)
+
+
 def rising(before: int, recently: int) -> FleetState:
     """A minute of so much demand a second, and then, in its last twenty seconds, so many."""
     state = FleetState()

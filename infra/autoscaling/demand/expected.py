@@ -37,7 +37,10 @@ class ExpectedOptions:
     jump_max: float = 100.0  # from one step to the next; a launch or a flood is ten times
     jump_least: float = 1.0  # requests/s from which a jump is counted: from nothing all is one
     doubt_s: float = 120.0  # a jump that lasts for so long is true
-    lengths_s: float = 300.0  # time constant of mean lengths
+    # Time constant of mean lengths; shorter where so many requests come sooner, which are as sure.
+    lengths_s: float = 300.0
+    lengths_requests: float = 1000.0
+    lengths_s_least: float = 30.0  # telemetry's own mean is over a minute
     tokens_max: float = 1e7  # longer is no length
     # Of classes come and gone without end (tenants, users), those of last are kept: 16 KB each, in
     # memory and in the planner's file.
@@ -161,7 +164,9 @@ class ExpectedDemand:
         if rate > 0.0 and not all(0.0 < length <= o.tokens_max for length in lengths):
             return [f"{name}: lengths of {lengths} tokens are none; the last ones hold"]
         if rate > 0.0:
-            new = 1.0 - math.exp(-max(0.0, passed_s) / o.lengths_s) if one.prompt_tokens else 1.0
+            soon_s = max(o.lengths_requests / rate, o.lengths_s_least)
+            kept = math.exp(-max(0.0, passed_s) / min(o.lengths_s, soon_s))
+            new = 1.0 - kept if one.prompt_tokens else 1.0
             one.prompt_tokens += new * (lengths[0] - one.prompt_tokens)
             one.output_tokens += new * (lengths[1] - one.output_tokens)
             cv2 = demand.prompt_cv2

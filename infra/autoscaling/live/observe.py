@@ -1,6 +1,6 @@
 """From what a snapshot says of fleet and prices to what a scaler sees.
 
-    FleetState ─demand by model─▶ Demand, output tokens from what was learned
+    FleetState ─demand by model─▶ Demand, output tokens from what was learned and what ended lately
                ─pool reports────▶ PoolCondition, price from `Prices`
     Fleet      ─────────────────▶ USD per hour and number of GPUs, by type
 
@@ -19,6 +19,7 @@ from streams.telemetry.fleet_state import FleetState
 from streams.telemetry.fleet_view import (
     SPANS_MS,
     ModelDemand,
+    answered_by_class,
     criticality_by_class,
     demand_by_model,
     known_within,
@@ -33,6 +34,9 @@ from streams.training.prices import Prices
 # A minute's mean is half a minute old, and a machine takes two to come: a rise is looked for in the
 # last twenty seconds, too, and believed if it is twice what chance would make.
 RECENT_MS, DEVIATIONS = 20_000, 2.0
+# How long answers are was learned over hours, and changes within minutes: what ended in the last
+# minute counts, what was learned as so many answers.
+LEARNED_ANSWERS = 100.0
 
 
 def observe(
@@ -46,17 +50,20 @@ def observe(
 ) -> Observed:
     """What there is to see at a time; `output_tokens` and `quality` are means, by model."""
     recent, variation = demand_by_model(state, now_ms, RECENT_MS), prompt_variation(state, now_ms)
+    wanted = {
+        key: one for key, one in demand_by_model(state, now_ms).items() if key[1] in output_tokens
+    }
+    longer = _longer(state, wanted, output_tokens, now_ms)
     demands = tuple(
         Demand(
             class_name=name,
             model=model,
             requests_per_s=max(one.requests_per_s, _certain(recent.get((name, model)))),
             prompt_tokens=one.prompt_tokens,
-            output_tokens=output_tokens[model],
+            output_tokens=output_tokens[model] * longer[name],
             prompt_cv2=variation.get(name),
         )
-        for (name, model), one in demand_by_model(state, now_ms).items()
-        if model in output_tokens
+        for (name, model), one in wanted.items()
     )
     first_token_s = max((plan.target.ttft_s for plan in fleet.pools), default=0.0)  # one for all
     found, rates = capacities(state, first_token_s), _decided_per_s(state, now_ms)
@@ -82,6 +89,26 @@ def observe(
         router_busy_share=sum(router.record.loop_busy_share for router in alive),
         telemetry_age_s=max(0, now_ms - _received_ms(state)) / 1000.0,
     )
+
+
+def _longer(
+    state: FleetState,
+    wanted: Mapping[tuple[str, str], ModelDemand],
+    output_tokens: Mapping[str, float],
+    now_ms: int,
+) -> dict[str, float]:
+    """How many times as long as was learned of its mix of models each class's answers are now."""
+    learned: dict[str, tuple[float, float]] = {}
+    for (name, model), one in wanted.items():
+        per_s, tokens = learned.get(name, (0.0, 0.0))
+        added = one.requests_per_s * output_tokens[model]
+        learned[name] = per_s + one.requests_per_s, tokens + added
+    ended, found = answered_by_class(state, now_ms), {}
+    for name, (per_s, tokens) in learned.items():
+        mean, (n, total) = tokens / per_s, ended.get(name, (0.0, 0.0))
+        known = mean > 0.0
+        found[name] = (total / mean + LEARNED_ANSWERS) / (n + LEARNED_ANSWERS) if known else 1.0
+    return found
 
 
 def _certain(recent: ModelDemand | None) -> float:
