@@ -87,7 +87,10 @@ class AsyncClient(Connections):
         """
         outgoing = calls.Outgoing()
         replies = self._next("RouteStream").router.RouteStream(
-            outgoing.each_async(requests), timeout=self._time_out_s(timeout_s), wait_for_ready=True
+            outgoing.each_async(requests),
+            timeout=self._time_out_s(timeout_s),
+            wait_for_ready=True,
+            metadata=self._metadata,
         )
         try:
             async for reply in replies:
@@ -112,7 +115,10 @@ class AsyncClient(Connections):
         that it broke off.
         """
         replies = self._next("Dispatch").dispatcher.Dispatch(
-            request.message(), timeout=self._time_out_s(timeout_s), wait_for_ready=True
+            request.message(),
+            timeout=self._time_out_s(timeout_s),
+            wait_for_ready=True,
+            metadata=self._metadata,
         )
         try:
             async for reply in replies:
@@ -160,7 +166,12 @@ class AsyncClient(Connections):
         timeout_s = self._time_out_s(timeout_s)
         send = call.on(self._next(call.method))
         try:
-            reply = await send(call.message, timeout=timeout_s, wait_for_ready=wait_for_ready)
+            reply = await send(
+                call.message,
+                timeout=timeout_s,
+                wait_for_ready=wait_for_ready,
+                metadata=self._metadata,
+            )
         except grpc.RpcError as failure:
             raise self._failed(call.method, failure) from failure
         except asyncio.CancelledError as cancelled:

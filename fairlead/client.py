@@ -86,7 +86,10 @@ class Client(Connections):
         """
         outgoing = calls.Outgoing()
         replies = self._next("RouteStream").router.RouteStream(
-            outgoing.each(requests), timeout=self._time_out_s(timeout_s), wait_for_ready=True
+            outgoing.each(requests),
+            timeout=self._time_out_s(timeout_s),
+            wait_for_ready=True,
+            metadata=self._metadata,
         )
         try:
             for reply in replies:
@@ -108,7 +111,10 @@ class Client(Connections):
         begun nothing is tried again: AnswerBroken says that it broke off.
         """
         replies = self._next("Dispatch").dispatcher.Dispatch(
-            request.message(), timeout=self._time_out_s(timeout_s), wait_for_ready=True
+            request.message(),
+            timeout=self._time_out_s(timeout_s),
+            wait_for_ready=True,
+            metadata=self._metadata,
         )
         try:
             for reply in replies:
@@ -154,7 +160,12 @@ class Client(Connections):
         timeout_s = self._time_out_s(timeout_s)
         send = call.on(self._next(call.method))
         try:
-            reply = send(call.message, timeout=timeout_s, wait_for_ready=wait_for_ready)
+            reply = send(
+                call.message,
+                timeout=timeout_s,
+                wait_for_ready=wait_for_ready,
+                metadata=self._metadata,
+            )
         except grpc.RpcError as failure:
             raise self._failed(call.method, failure) from failure
         return call.read(reply)

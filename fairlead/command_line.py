@@ -45,6 +45,8 @@ feedback_app = typer.Typer(help="For those who report outcomes.", no_args_is_hel
 app.add_typer(feedback_app, name="feedback")
 models_app = typer.Typer(help="New models, before their first request.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
+tokens_app = typer.Typer(help="Who may call.", no_args_is_help=True)
+app.add_typer(tokens_app, name="tokens")
 telemetry_app = typer.Typer(help="For those who run pools and routers.", no_args_is_help=True)
 app.add_typer(telemetry_app, name="telemetry")
 
@@ -326,6 +328,29 @@ def landmarks(
         emit(found)
     if not as_json:
         typer.echo("\n".join(lines(found)))
+
+
+@tokens_app.command("new")
+def tokens_new(
+    name: Annotated[str, typer.Argument(help="For logs and people.")],
+    tenant: Annotated[str, typer.Option(help="Whose requests these are; empty: as they say.")] = "",
+    scopes: Annotated[
+        str, typer.Option(help="Of route, dispatch, feedback, read, admin; with commas.")
+    ] = "route,feedback",
+    expires_at_unix_s: Annotated[float, typer.Option(min=0, max=1e11, help="0: never.")] = 0.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a bearer token: shown once; the settings get its digest alone."""
+    from fairlead.commands.tokens import made
+
+    found = made(name, tenant, scopes, expires_at_unix_s)
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    console.print("The token, for its owner alone; it can't be shown again:")
+    typer.echo(found["token"])
+    console.print("For the settings file; it counts from the next start:")
+    typer.echo(found["settings"])
 
 
 @feedback_app.command("schema")

@@ -50,6 +50,7 @@ class Connections:
         credentials: grpc.ChannelCredentials | None = None,
         retries: RetryOptions | None = None,
         use_proxy: bool = False,
+        token: str = "",
     ) -> None:
         """Keep the options; nothing is sent before the first call.
 
@@ -57,11 +58,12 @@ class Connections:
         `timeout_s` holds for every call that does not bring its own, retries included.
         `connections` are opened side by side and used in turn: one connection stays on one
         replica, so a few spread the calls over several.
-        `root_certificates` (PEM) turn TLS on; for client certificates or tokens give
-        `credentials` instead. With neither, nothing is encrypted.
+        `root_certificates` (PEM) turn TLS on; for client certificates give `credentials`
+        instead. With neither, nothing is encrypted.
         `retries` says how often a call is tried, and the budget for that.
         `use_proxy` follows `http_proxy` and the like of the environment; without it they are
         ignored.
+        `token` is shown with every call (`fairlead tokens new`); it is encrypted with TLS alone.
         """
         if connections < 1:
             raise InvalidOption("client", f"connections {connections} is not at least 1")
@@ -70,6 +72,8 @@ class Connections:
         self.connections = connections
         self.retries = retries or RetryOptions()
         self.use_proxy = use_proxy
+        # To gRPC, None is no metadata, which costs nothing.
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else None
         self.is_closed = False
         self._credentials = channels.tls(root_certificates, credentials)
         self._opened: list[Connection] = []

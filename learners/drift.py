@@ -36,7 +36,7 @@ class DriftOptions:
 
     detector: str = option(
         "cusum",
-        "`cusum`, or `adwin` of the library river, which needs about twice as many outcomes.",
+        "Which test: `cusum`, or `adwin` of the library river, which needs twice as many outcomes.",
         key="drift_detector",
         choices=("cusum", "adwin"),
     )

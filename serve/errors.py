@@ -11,6 +11,8 @@ ServeError
     ├── QueueFull           too many requests wait already
     ├── FleetFull           every pool it could go to is full, and others need them more
     ├── NotServing          the router is starting or stopping
+    ├── Unauthenticated     no token that is known here and valid was shown
+    ├── AccessDenied        the token is not good for this
     └── AttemptFailed       an endpoint of a pool gave no whole answer; another one may
         ├── EndpointUnreachable  no connection, or it broke
         ├── EndpointOverloaded   it said that it has too much to do
@@ -122,6 +124,28 @@ class FleetFull(RequestRefused):
             f"{self.criticality} are being refused. Try again later, or send what can't wait with "
             f"a higher criticality."
         )
+
+
+class Unauthenticated(RequestRefused):
+    """No token that is known here and valid was shown; the message does not repeat it."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return self.problem
+
+
+class AccessDenied(RequestRefused):
+    """The token is known, and not good for what is asked."""
+
+    def __init__(self, token: str, scope: str) -> None:
+        super().__init__(token, scope)
+        self.token, self.scope = token, scope
+
+    def __str__(self) -> str:
+        return f"the token {self.token!r} has not the scope {self.scope!r}"
 
 
 class NotServing(RequestRefused):

@@ -29,6 +29,8 @@ class Cause(Enum):
     NOTHING_FITS = auto()  # it is sound, and nothing here satisfies it: ask for less
     OVERLOAD = auto()  # too much is asked for at present: later
     AWAY = auto()  # something needed is away: later
+    NOBODY = auto()  # who calls is not known: with a valid token
+    FORBIDDEN = auto()  # who calls may not: with another token
     STOPPING = auto()  # this replica is starting or stopping: at another one
     DEADLINE = auto()  # its own deadline has passed: asking again is too late
     BAD_ANSWER = auto()  # a pool answered with an error or nonsense
@@ -56,6 +58,8 @@ MEANINGS: dict[type[Exception], Meaning] = {
     errors.FleetFull: Meaning(Cause.OVERLOAD, "fleet_full"),
     errors.EncoderUnavailable: Meaning(Cause.AWAY, "encoder_unavailable"),
     LogUnavailable: Meaning(Cause.AWAY, "log_unavailable"),
+    errors.Unauthenticated: Meaning(Cause.NOBODY, "invalid_api_key"),
+    errors.AccessDenied: Meaning(Cause.FORBIDDEN, "access_denied"),
     errors.NotServing: Meaning(Cause.STOPPING, "not_serving"),
     OutboxClosed: Meaning(Cause.STOPPING, "not_serving"),
     errors.DeadlinePassed: Meaning(Cause.DEADLINE, "deadline_passed"),

@@ -31,6 +31,7 @@ from learners.policies.limits import LimitOptions
 from learners.policies.newcomers import NewcomerOptions
 from learners.policies.policy import POLICIES
 from learners.policies.probes import ProbeOptions
+from serve.access.tokens import Token
 from serve.deploy.deployment import DeploymentOptions
 from serve.deploy.dispatch_deployment import DispatchersOptions
 from serve.deploy.replica import ReplicaOptions
@@ -159,6 +160,11 @@ PARTS |= {
     for name, kind in POLICIES.items()
 }
 LISTS = {
+    "tokens": Part(
+        "Bearer tokens of callers, over gRPC and HTTP; none: everyone may call. `fairlead tokens "
+        "new` makes them. docs/security.md says what a token is good for.",
+        (Token,),
+    ),
     "gpus": Part(
         "The types of GPU that pools run on. One that is known by its name needs no figures but "
         "its price: those of its data sheet are taken.",

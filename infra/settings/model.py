@@ -27,6 +27,7 @@ from infra.settings.policies import policy_of
 from infra.settings.scaling_options import AutoscalingOptions
 from infra.settings.sections import Section, build
 from infra.settings.site_options import LogChoice, SiteOptions
+from serve.access.tokens import Access, Token
 from serve.deploy.deployment import DeploymentOptions
 from serve.deploy.dispatch_deployment import DispatchersOptions
 from serve.deploy.replica import ReplicaOptions
@@ -56,6 +57,7 @@ class Settings(Keys):
         gpus: tuple[Section, ...]
         models: tuple[Section, ...]
         pools: tuple[Section, ...]
+        tokens: tuple[Section, ...]
 
     @classmethod
     def settings_customise_sources(
@@ -103,7 +105,9 @@ class Settings(Keys):
         """The options of routers and trainers. Raises OptionRefused and SettingsUnreadable."""
         checks.certificate(self)
         checks.trainers(self)
-        replica = self.options(ReplicaOptions, policy=policy_of(self))
+        tokens = tuple(of_entry(Token, entry) for entry in self.tokens)
+        Access(tokens)
+        replica = self.options(ReplicaOptions, policy=policy_of(self), tokens=tokens)
         return self.options(DeploymentOptions, replica=replica)
 
     def dispatchers(self) -> DispatchersOptions:

@@ -8,6 +8,7 @@ the page with this, so neither can drift from the other. Nothing here knows a ke
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
@@ -154,9 +155,11 @@ def _toml(value: object) -> str:
         return f"`{str(value).lower()}`"
     if isinstance(value, int | float):
         return f"`{_number(value)}`"
-    if isinstance(value, dict | tuple):
-        assert not value, "a table's or a list's default is the empty one"
-        return "`{}`" if isinstance(value, dict) else "`[]`"
+    if isinstance(value, dict):
+        assert not value, "a table's default is the empty one"
+        return "`{}`"
+    if isinstance(value, tuple):
+        return f"`{json.dumps(value)}`"
     return f'`"{value}"`'
 
 

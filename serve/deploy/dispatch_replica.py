@@ -87,6 +87,7 @@ class DispatchReplica:
             lambda: replica.view.current.catalogue,
             replica.servicer.send_feedback,
             options.http,
+            tokens=replica.tokens,
         )
         self._http = HttpListener(app, options.http_listener)
 

@@ -20,6 +20,7 @@ from learners.option import option
 from learners.policies.newcomers import NewcomerOptions
 from learners.policies.policy import Policy
 from learners.policies.probes import ProbeOptions
+from serve.access.tokens import Access, Token
 from serve.deploy.model_changes import ModelChanges
 from serve.deploy.vitals import Vitals
 from serve.dispatch.retickets import REASONS
@@ -77,6 +78,7 @@ class ReplicaOptions:
     placement: PlacementOptions = PlacementOptions()
     newcomers: NewcomerOptions = NewcomerOptions()
     probes: ProbeOptions = ProbeOptions()
+    tokens: tuple[Token, ...] = ()
     log_decisions: bool = option(True, "Write every decision to the decision log.")
     log_prompts: bool = option(
         False, "Put prompts into the decision log, too. They may be personal data."
@@ -174,6 +176,11 @@ class Replica:
         return self._options.log_decisions
 
     @property
+    def tokens(self) -> tuple[Token, ...]:
+        """What callers must show, also those of other servicers."""
+        return self._options.tokens
+
+    @property
     def streams(self) -> StreamOptions:
         """The limits of open streams, also those of other servicers."""
         return self._options.servicer.streams
@@ -186,7 +193,10 @@ class Replica:
     async def start(self) -> None:
         """Watch the store and answer calls. Raises RuntimeError if the port can't be bound."""
         self.view.start()
-        self._listener = Listener(self.servicers, self._options.listener)
+        access = Access(self._options.tokens)
+        self._listener = Listener(
+            self.servicers, self._options.listener, access, lambda: self.now_ms() / 1000
+        )
         await self._listener.start()
         if self.vitals is not None:
             self.vitals.start()

@@ -1,5 +1,5 @@
 """The gRPC interface of router and dispatcher: listener, servicers, and the status of each error.
 
-May import `dispatch`, `routing`, `encoders`, `addresses`, `meanings`, `proto` and `errors`; knows
-nothing of HTTP or Ray.
+May import `access`, `dispatch`, `routing`, `encoders`, `addresses`, `meanings`, `proto` and
+`errors`; knows nothing of HTTP or Ray.
 """

@@ -9,8 +9,10 @@ Stopping is stop accepting, finish what is under way, then close.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -19,9 +21,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from learners.option import option
+from serve.access.tokens import OPEN, Access
 from serve.addresses import joined
 from serve.errors import InvalidRequest
 from serve.grpc_api.descriptors import methods_found
+from serve.grpc_api.guard import Guard, Methods, impose
 from serve.grpc_api.repeated import part_check
 from serve.proto.fairlead.v1 import dispatch_pb2, router_pb2
 
@@ -67,8 +71,15 @@ class ListenerOptions:
 class Listener:
     """Starts and stops one server around the servicers of its services, by name."""
 
-    def __init__(self, servicers: Mapping[str, object], options: ListenerOptions) -> None:
+    def __init__(
+        self,
+        servicers: Mapping[str, object],
+        options: ListenerOptions,
+        access: Access = OPEN,
+        now_s: Callable[[], float] = time.time,
+    ) -> None:
         self._servicers, self._options = servicers, options
+        self._access, self._now_s = access, now_s
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
             options=[
@@ -91,7 +102,9 @@ class Listener:
     async def start(self) -> None:
         """Bind and serve. Raises RuntimeError if the address can't be bound."""
         for name, servicer in self._servicers.items():
-            self._server.add_generic_rpc_handlers((_handlers(name, servicer),))
+            methods = partial(_methods, name, servicer)
+            guard = Guard(name, methods, self._access, self._now_s)
+            self._server.add_generic_rpc_handlers((guard,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (*self._servicers, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server, pool=methods_found())
@@ -121,8 +134,10 @@ KINDS = {  # by whether the client streams, and the server
 }
 
 
-def _handlers(service: str, servicer: object) -> grpc.GenericRpcHandler:
+def _methods(service: str, servicer: object, tenant: str) -> Methods:
     """A service's methods, as the generated code registers them but for reading messages.
+
+    Messages are read as those of `tenant`; "" is whoever they say.
 
     Bytes that are no message, or one of too many parts, are handed on as the error they are, to be
     refused like any bad input. By itself `grpc.aio` answers with UNKNOWN, and in a stream never.
@@ -132,10 +147,10 @@ def _handlers(service: str, servicer: object) -> grpc.GenericRpcHandler:
         handler = KINDS[method.client_streaming, method.server_streaming]
         found[method.name] = handler(
             getattr(servicer, method.name),
-            request_deserializer=_reader(GetMessageClass(method.input_type)),
+            request_deserializer=_reader(GetMessageClass(method.input_type), tenant),
             response_serializer=_written,
         )
-    return grpc.method_handlers_generic_handler(service, found)
+    return found
 
 
 def _written(reply: Message | bytes) -> bytes:
@@ -143,17 +158,19 @@ def _written(reply: Message | bytes) -> bytes:
     return reply if isinstance(reply, bytes) else reply.SerializeToString()
 
 
-def _reader(kind: type[Message]) -> Callable[[bytes], Message | InvalidRequest]:
+def _reader(kind: type[Message], tenant: str) -> Callable[[bytes], Message | InvalidRequest]:
     name, check_parts = kind.DESCRIPTOR.full_name, part_check(kind.DESCRIPTOR)
 
     def read(content: bytes) -> Message | InvalidRequest:
         try:
             check_parts(content)
-            return kind.FromString(content)
+            message = kind.FromString(content)
+            impose(message, tenant)
         except InvalidRequest as error:
             return error
         except DecodeError as error:
             problem = f"{len(content)} bytes that can't be read ({error})"
             return InvalidRequest("the message", problem, f"a {name}")
+        return message
 
     return read

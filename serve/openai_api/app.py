@@ -10,9 +10,8 @@ Whatever is refused, here or by Starlette, is refused in OpenAI's form.
 
 from __future__ import annotations
 
-import hmac
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import msgspec
@@ -25,9 +24,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from learners.option import option
-from serve.errors import ServeError, UnknownModel
+from serve.access.tokens import Access, Token, keys_as_tokens
+from serve.errors import RequestRefused, ServeError, UnknownModel
 from serve.openai_api.body import Bodies, BodyOptions, ClientGone
-from serve.openai_api.chat import JSON, Answers, ChatCompletions, Reply
+from serve.openai_api.chat import JSON, TENANT, Answers, ChatCompletions, Reply
 from serve.openai_api.errors import error_body, response_of
 from serve.openai_api.request import AUTO, read_feedback
 from serve.proto.fairlead.v1 import router_pb2 as pb
@@ -62,8 +62,13 @@ def make_app(
     send_feedback: SendFeedback,
     options: HttpOptions,
     now_s: Callable[[], float] = time.time,
+    tokens: Sequence[Token] = (),
 ) -> Starlette:
-    """The app. `answer` and `send_feedback` may raise whatever `serve.meanings` knows."""
+    """The app. `answer` and `send_feedback` may raise whatever `serve.meanings` knows.
+
+    Callers show a key of the options or one of these tokens; where there are none of both, nothing.
+    """
+    access = Access([*tokens, *keys_as_tokens(options.api_keys)])
     bodies = Bodies(options.body)
 
     async def feedback(request: Request) -> Response:
@@ -96,7 +101,7 @@ def make_app(
             Route("/v1/models/{name:path}", one_model),
             Route("/health", health),
         ],
-        middleware=[Middleware(KeyRequired, options.api_keys)] if options.api_keys else [],
+        middleware=[Middleware(TokenRequired, access, now_s)],
         # `Exception` is for bugs: Starlette answers with it and raises on, so that uvicorn logs it.
         exception_handlers=dict.fromkeys(
             (HTTPException, ClientGone, ServeError, StreamError, Exception), _refused
@@ -107,25 +112,32 @@ def make_app(
 NO_LIMIT = Model(name="").context_tokens_max  # of a model of which no context is stated
 
 
-class KeyRequired:
-    """ASGI middleware: one of the keys must be shown, but for /health."""
+class TokenRequired:
+    """ASGI middleware: a token with the path's scope must be shown, but for /health.
 
-    def __init__(self, app: ASGIApp, keys: tuple[str, ...]) -> None:
-        self._app = app
-        self._expected = [f"Bearer {key}".encode() for key in keys]
+    The call goes on as the token's tenant.
+    """
+
+    def __init__(self, app: ASGIApp, access: Access, now_s: Callable[[], float]) -> None:
+        self._app, self._access, self._now_s = app, access, now_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the call through, or answer 401."""
-        if scope["path"] == "/health" or self._known(dict(scope["headers"])):
-            await self._app(scope, receive, send)
+        """Let the call through, or answer 401 or 403."""
+        try:
+            if scope["path"] != "/health":
+                shown = dict(scope["headers"]).get(b"authorization")
+                grant = self._access.grant(shown, self._now_s())
+                grant.require(_scope_of(scope["path"]))
+                scope[TENANT] = grant.tenant
+        except RequestRefused as error:
+            await Reply(send).fail(error)
         else:
-            header = {"www-authenticate": "Bearer", "connection": "close"}  # its body is not read
-            await Reply(send).fail(HTTPException(401, "no valid API key was shown", header))
+            await self._app(scope, receive, send)
 
-    def _known(self, headers: Mapping[bytes, bytes]) -> bool:
-        """Compared with every key in constant time: how long it takes tells nothing of them."""
-        shown = headers.get(b"authorization", b"")
-        return any([hmac.compare_digest(shown, key) for key in self._expected])  # noqa: C419 - all
+
+def _scope_of(path: str) -> str:
+    """What a path takes; one that is not known takes the least, and is answered with 404."""
+    return {"/v1/chat/completions": "dispatch", "/v1/feedback": "feedback"}.get(path, "read")
 
 
 def _listed(catalogue: Catalogue) -> list[dict[str, object]]:

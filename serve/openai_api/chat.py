@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 Answers = Callable[[DispatchInput], AsyncGenerator[Event, None]]  # `Dispatcher.answer`
 
+TENANT = "fairlead.tenant"  # in the scope of a call whose token has a tenant
 JSON = {"content-type": "application/json"}
 EVENTS = {
     "content-type": "text/event-stream; charset=utf-8",
@@ -60,6 +61,8 @@ class ChatCompletions:
         try:
             models = self._models()
             chat = await self._bodies.read(scope, receive, lambda body: read_chat(body, models))
+            if tenant := scope.get(TENANT):
+                chat.dispatch.route.tenant = tenant
             await _while_there(receive, self._write(chat, reply))
         except ClientGone:
             pass

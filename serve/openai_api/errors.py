@@ -28,6 +28,7 @@ LATER = {"retry-after": "1"}
 # The next call of this client belongs on another replica, so on another connection.
 ELSEWHERE = {"retry-after": "1", "connection": "close"}
 NO_RETRY = {"x-should-retry": "false"}
+UNREAD = {"connection": "close"}  # the body that is still coming is not read
 CLIENTS, SERVERS = "invalid_request_error", "server_error"  # whose fault, in OpenAI's words
 
 
@@ -45,6 +46,8 @@ RESPONSES = {
     Cause.NOTHING_FITS: Response(422, CLIENTS),
     Cause.OVERLOAD: Response(429, "rate_limit_error", LATER),
     Cause.AWAY: Response(503, SERVERS, LATER),
+    Cause.NOBODY: Response(401, "authentication_error", UNREAD | {"www-authenticate": "Bearer"}),
+    Cause.FORBIDDEN: Response(403, "permission_error", UNREAD),
     Cause.STOPPING: Response(503, SERVERS, ELSEWHERE),
     Cause.DEADLINE: Response(504, SERVERS, NO_RETRY),
     Cause.BAD_ANSWER: Response(502, SERVERS),

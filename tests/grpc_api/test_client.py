@@ -639,9 +639,10 @@ def test_the_table_has_all_statuses_and_a_class_of_its_own_for_each_the_proto_na
 
     proto = Path(pb.__file__).with_name("router.proto").read_text()
     named = re.findall(r"^//   ([A-Z_]{6,}) ", proto, re.MULTILINE)
-    assert len(named) == 7
+    assert len(named) == 9
     classes = {name: errors.BY_STATUS[grpc.StatusCode[name]] for name in named}
-    assert len(set(classes.values())) == len(named)
+    assert len(set(classes.values())) == len(named) - 1  # with no token, or with a wrong one
+    assert classes["UNAUTHENTICATED"] is classes["PERMISSION_DENIED"] is errors.NotAllowed
     assert [name for name in named if classes[name] is errors.RouterFault] == ["INTERNAL"]
 
 

@@ -26,6 +26,8 @@ HTTP_OF = {
     StatusCode.NOT_FOUND: {404},
     StatusCode.FAILED_PRECONDITION: {422},
     StatusCode.RESOURCE_EXHAUSTED: {429},
+    StatusCode.UNAUTHENTICATED: {401},
+    StatusCode.PERMISSION_DENIED: {403},
     StatusCode.DEADLINE_EXCEEDED: {504},
     StatusCode.ABORTED: {502},
     StatusCode.UNAVAILABLE: {502, 503, 504},

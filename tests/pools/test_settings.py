@@ -113,6 +113,7 @@ NEEDED = {
     "gpus": {"name": "l4", "usd_per_hour": 1.0},
     "models": {"name": "m"},
     "pools": {"name": "m", "model": "m"},
+    "tokens": {"name": "t", "sha256": "0" * 64},
 }
 
 
@@ -539,6 +540,9 @@ name = "m"
 parameters_1e9 = 32.0
 active_parameters_1e9 = 16.0
 kv_values_per_token = 100000
+[[tokens]]
+name = "t"
+sha256 = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
 [[pools]]
 name = "p"
 model = "m"
@@ -565,6 +569,7 @@ OTHER = {  # where another value is not found by moving away from the default
     "state_dir": "{folder}/other",
     "listener.tls_certificate": "{folder}/b.pem",
     "listener.tls_key": "{folder}/b.pem",
+    "learning.landmarks": "{folder}/b.pem",
     "encoder.kind": "embeddings-only",
     "encoder.url": "http://elsewhere/v1",
     "encoder.dim": 9,
@@ -592,6 +597,8 @@ OTHER = {  # where another value is not found by moving away from the default
     "pools.command": ["serve"],
     "pools.extra": {"top_k": 5, "nested": {"a": [1]}},
     "models.supports": ["tools", "text"],
+    "tokens.sha256": "b" * 64,
+    "tokens.scopes": ["admin"],
 }
 # Read where they are used, which a look at the sources confirms.
 # By commands, as fields of `SiteOptions`.

@@ -10,7 +10,7 @@ SENTENCE = "what happened, with its numbers"
 # Errors of the folder below that no call can meet: they stop a trainer, or a start.
 NEVER_IN_A_CALL = {
     "StreamError", "LogTruncated", "LogReplaced", "RecordTooLarge", "TopicUnfit", "OptionRefused",
-    "SnapshotError", "SnapshotDamaged", "SnapshotForeign", "SnapshotFenced", "BadTelemetry",
+    "SnapshotError", "SnapshotDamaged", "SnapshotForeign", "SnapshotFenced", "BadTelemetry", "AnswersRefused",
 }  # fmt: skip
 
 

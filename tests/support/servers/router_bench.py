@@ -30,6 +30,7 @@ from learners.policies.inverse_gap import SquareCb
 from learners.policies.policy import Policy
 from learners.policies.probes import ProbeOptions
 from learners.targets import to_fixed
+from serve.access.tokens import Token
 from serve.deploy.replica import Replica, ReplicaOptions
 from serve.encoders import EncoderOptions, identity, make_encoder
 from serve.grpc_api.listener import ListenerOptions
@@ -138,6 +139,7 @@ class Router:
         log_decisions: bool = True,
         log_prompts: bool = False,
         probes: ProbeOptions = ProbeOptions(),  # noqa: B008 - frozen
+        tokens: Sequence[Token] = (),
         within: Callable[[Replica], Any] = lambda replica: replica,
     ) -> None:
         """`within` may put the replica into something larger, to be started instead of it."""
@@ -160,6 +162,7 @@ class Router:
                 log_decisions=log_decisions,
                 log_prompts=log_prompts,
                 probes=probes,
+                tokens=tuple(tokens),
             ),
             SqliteLog(folder / "log.sqlite", self.clock),
             self.store,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 import openai
 import uvloop
 
+from serve.access.tokens import Token
 from serve.dispatch.answers import AttemptRecord, DispatchInput, Ended, Event, Routed, Streamed
 from serve.dispatch.backend import Piece, Usage
 from serve.openai_api.app import HttpOptions, make_app
@@ -134,11 +135,13 @@ HELLO = (routed(), delta(role="assistant", content=""), piece("Hel"), piece("lo"
 class Api:
     """A listener in a thread of its own, with a loop as a replica has."""
 
-    def __init__(self, options: HttpOptions, listener: HttpListenerOptions) -> None:
+    def __init__(
+        self, options: HttpOptions, listener: HttpListenerOptions, tokens: Sequence[Token] = ()
+    ) -> None:
         self.dispatcher = Scripted()
         app = make_app(
             self.dispatcher.answer, lambda: CATALOGUE, self.dispatcher.send_feedback, options,
-            now_s=lambda: NOW_S,
+            now_s=lambda: NOW_S, tokens=tokens,
         )  # fmt: skip
         self.listener = HttpListener(app, listener)
         self._loop = uvloop.new_event_loop()
@@ -181,8 +184,12 @@ ANYWHERE = HttpListenerOptions(port=0, grace_s=5.0)
 
 
 @contextmanager
-def api(options: HttpOptions = ANYONE, listener: HttpListenerOptions = ANYWHERE) -> Iterator[Api]:
-    up = Api(options, listener)
+def api(
+    options: HttpOptions = ANYONE,
+    listener: HttpListenerOptions = ANYWHERE,
+    tokens: Sequence[Token] = (),
+) -> Iterator[Api]:
+    up = Api(options, listener, tokens)
     up.start()
     try:
         yield up
