@@ -16,6 +16,9 @@ def certificate(settings: Stated) -> None:
         raise OptionRefused(
             "listener.tls_certificate and tls_key", "one of the two", "both given, or neither"
         )
+    alone = settings.stated("listener.tls_certificate") is None
+    if alone and settings.stated("listener.tls_client_ca") is not None:
+        raise OptionRefused("listener.tls_client_ca", "given alone", "given with tls_certificate")
 
 
 def trainers(settings: Stated) -> None:

@@ -85,7 +85,7 @@ class Key:
         """The field's value where this is the key's."""
         option = self.option
         if option.file:
-            return b"" if written is None else _bytes_of(written)
+            return _held(written)
         if option.stands_for is not None and written == option.stands_for[0]:
             return option.stands_for[1]
         if option.times == 1.0:
@@ -127,7 +127,8 @@ def build(kind: type[Made], home: Mapping[type, str], read: Read, **given: objec
         if name in given:
             continue
         if isinstance(declared, SameAs):
-            values[name] = read(declared.key)
+            found = read(declared.key)
+            values[name] = _held(found) if part.kind is bytes else found
         elif declared is not None:
             found = {
                 at: key.meant(read(key.path)) for at, key in part.keys(home[declaring]).items()
@@ -211,6 +212,11 @@ def _without_none(kind: Any) -> Any:
 def _same(one: object, other: object) -> bool:
     """Equal, or both not a number."""
     return one == other or (one != one and other != other)  # noqa: PLR0124 - NaN differs from itself
+
+
+def _held(path: Path | None) -> bytes:
+    """What the file holds; nothing for no path. Raises SettingsUnreadable."""
+    return b"" if path is None else _bytes_of(path)
 
 
 def _bytes_of(path: Path) -> bytes:

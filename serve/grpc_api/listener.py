@@ -66,6 +66,12 @@ class ListenerOptions:
         b"", "PEM file; with `tls_key`, serve TLS.", file=True, secret=True
     )
     tls_key: bytes = option(b"", "PEM file of the certificate's key.", file=True, secret=True)
+    tls_client_ca: bytes = option(
+        b"",
+        "PEM file; with it, callers must show a certificate that is signed by one of these.",
+        file=True,
+        secret=True,
+    )
 
 
 class Listener:
@@ -111,7 +117,11 @@ class Listener:
         address = joined(self._options.host, self._options.port)
         if self._options.tls_certificate:
             pair = (self._options.tls_key, self._options.tls_certificate)
-            self.port = self._server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+            authorities = self._options.tls_client_ca or None
+            credentials = grpc.ssl_server_credentials(
+                [pair], root_certificates=authorities, require_client_auth=authorities is not None
+            )
+            self.port = self._server.add_secure_port(address, credentials)
         else:
             self.port = self._server.add_insecure_port(address)
         await self._server.start()

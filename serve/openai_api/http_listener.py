@@ -12,6 +12,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -40,6 +42,10 @@ class HttpListenerOptions:
     # close: a server that closes first now and then meets a request already on its way.
     keep_alive_s: int = 75
     backlog: int = 2048  # connections waiting to be accepted
+    # PEM texts; HTTPS where the first two are given, with certificates of callers for the third.
+    tls_certificate: bytes = same_as(b"", "listener.tls_certificate")
+    tls_key: bytes = same_as(b"", "listener.tls_key")
+    tls_client_ca: bytes = same_as(b"", "listener.tls_client_ca")
     connection: ConnectionOptions = ConnectionOptions()
 
 
@@ -74,7 +80,10 @@ class HttpListener:
         """Bind and serve. Raises OSError if the address can't be bound."""
         bound = _bound(self._options)
         self.port = bound.getsockname()[1]
-        self._server = _Server(self._config())
+        config = self._config()
+        config.load()
+        config.ssl = _tls(self._options)
+        self._server = _Server(config)
         self._serving = asyncio.create_task(self._server.serve(sockets=[bound]))
         up = asyncio.create_task(self._server.up.wait())
         await asyncio.wait((up, self._serving), return_when=asyncio.FIRST_COMPLETED)
@@ -110,6 +119,23 @@ class HttpListener:
             for connection in list(self._server.server_state.connections) if stuck else ():
                 connection.transport.abort()
         self._server = self._serving = None
+
+
+def _tls(options: HttpListenerOptions) -> ssl.SSLContext | None:
+    """How connections are encrypted; None where they are not. Raises SSLError."""
+    if not options.tls_certificate:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # Python reads certificate and key from a file alone; only we can read this one, and briefly.
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(options.tls_key + b"\n" + options.tls_certificate)
+        file.flush()
+        context.load_cert_chain(file.name)
+    if options.tls_client_ca:
+        context.load_verify_locations(cadata=options.tls_client_ca.decode())
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
 
 
 def _bound(options: HttpListenerOptions) -> socket.socket:

@@ -569,6 +569,7 @@ OTHER = {  # where another value is not found by moving away from the default
     "state_dir": "{folder}/other",
     "listener.tls_certificate": "{folder}/b.pem",
     "listener.tls_key": "{folder}/b.pem",
+    "listener.tls_client_ca": "{folder}/b.pem",
     "learning.landmarks": "{folder}/b.pem",
     "encoder.kind": "embeddings-only",
     "encoder.url": "http://elsewhere/v1",
