@@ -94,7 +94,7 @@ def init(
     yes: Annotated[bool, typer.Option("--yes", help="Take the defaults, ask nothing.")] = False,
 ) -> None:
     """Ask five questions and write a settings file."""
-    from fairlead.commands import init as new
+    from fairlead.commands.setup import init as new
 
     def ask(question: str, default: str) -> str:
         return str(typer.prompt(question, default=default, err=True))
@@ -109,7 +109,7 @@ def init(
 @app.command()
 def doctor(settings: SettingsOption = None, as_json: JsonOption = False) -> None:
     """Say what would keep a router from running well here. Exit code 1 if anything would."""
-    from fairlead.commands.doctor import examined, refused, show
+    from fairlead.commands.setup.doctor import examined, refused, show
     from fairlead.commands.up import settings_of
     from infra.errors import InfraError
 
@@ -341,7 +341,7 @@ def tokens_new(
     as_json: JsonOption = False,
 ) -> None:
     """Make a bearer token: shown once; the settings get its digest alone."""
-    from fairlead.commands.tokens import made
+    from fairlead.commands.setup.tokens import made
 
     found = made(name, tenant, scopes, expires_at_unix_s)
     if as_json:

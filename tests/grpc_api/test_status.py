@@ -203,6 +203,8 @@ LIMITS = {
     "RouteRequest.session": ("at most {} bytes", request.NAME_BYTES_MAX),
     "RouteRequest.allowed_models": ("at most {} names", request.MODELS_LISTED_MAX),
     "RouteRequest.denied_models": ("at most {} names", request.MODELS_LISTED_MAX),
+    "RouteRequest.quality_min": ("0 to {},", 1),
+    "RouteRequest.strong_share_max": ("0 to {},", 1),
     "RouteRequest.fallbacks_max": ("0 to {}.", request.MODELS_LISTED_MAX),
     "Preference.quality": ("≥ 0, ≤ {}.", request.WEIGHT_MAX),
     "Preference.cost": ("≥ 0, ≤ {}.", request.WEIGHT_MAX),

@@ -12,7 +12,7 @@ from command import settings_file
 from typer.testing import CliRunner
 
 from fairlead.command_line import app
-from fairlead.commands.init import Answers, settings_text
+from fairlead.commands.setup.init import Answers, settings_text
 from fairlead.commands.up import keep_settings
 from infra.cluster.checkup import LOCK
 from infra.errors import SettingsUnreadable
