@@ -11,11 +11,13 @@ waits takes a quarter of the time that a first token may take, and beyond that i
 
     n ≤ N          load = 0.95 n / N
     n ≤ N + Q      load = 0.95 + 0.05 (n − N) / Q         Q: what is finished in that quarter
-    beyond         load = 1 + (n − N − Q) / N
+    beyond         load = 1 + (n − N − Q) / N             up to n = N + 2 Q where dispatchers call it
 
 So where it is dear to be in such a pool, and where requests are refused for it, it is busy all the
 time: what settles at a load of 1 is a standing queue, not an idle server. (As in PIE, RFC 8033: the
-price integrates what the queue's delay is off.) No more than twice that queue is held at all.
+price integrates what the queue's delay is off.) Dispatchers let no more than twice that queue come
+about. What is held beyond it came before the limit was known: no price can undo it, and one that
+tried would refuse requests for minutes after.
 
 While a server was never seen to be full, and nothing is stated, its load is below 1: nobody is
 refused for a limit that nobody knows.
@@ -93,4 +95,5 @@ def _load(reports: PoolReports, n_full: float, queue: float, *, limited: bool) -
         return BUSY
     if waiting <= queue:
         return BUSY + (1.0 - BUSY) * waiting / queue
-    return 1.0 + (waiting - queue) / n_full
+    beyond = waiting - queue
+    return 1.0 + (min(beyond, queue) if reports.n_callers else beyond) / n_full

@@ -93,6 +93,18 @@ def test_the_load_of_a_server_follows_from_what_it_holds(held, load):
     assert known.held_most == pytest.approx(6.0, rel=0.01)
 
 
+def test_what_came_before_the_limit_was_known_raises_no_price_for_minutes():
+    """
+    Where dispatchers call a server they keep to its limit, whatever it held before they knew. Who is
+    sent there without them has no other limit than the price.
+    """
+    page = record(held=40.0, served=[ALONE, FULL])
+    caller = record(source=B, replica=f"host:1{FROM}{B}", by="callers", running=20, held=20.0)
+
+    assert of(page).load == pytest.approx(9.75, abs=0.1)
+    assert of(page, caller).load == pytest.approx(1.25, abs=0.01)
+
+
 def test_a_replica_that_says_how_full_it_is_is_believed():
     known = of(record(by="self", load=0.7, held=100.0, served=[FULL]))
 
