@@ -11,7 +11,7 @@ waits takes a quarter of the time that a first token may take, and beyond that i
 
     n ≤ N          load = 0.95 n / N
     n ≤ N + Q      load = 0.95 + 0.05 (n − N) / Q         Q: what is finished in that quarter
-    beyond         load = 1 + (n − N − Q) / N             up to n = N + 2 Q where dispatchers call it
+    beyond         load = 1 + (n − N − Q) / N             for n ≤ N + 2 Q, if dispatchers call it
 
 So where it is dear to be in such a pool, and where requests are refused for it, it is busy all the
 time: what settles at a load of 1 is a standing queue, not an idle server. (As in PIE, RFC 8033: the

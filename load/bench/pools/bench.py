@@ -125,19 +125,21 @@ def _summary(
     counts: Sequence[ReplicaCount],
 ) -> dict[str, Any]:
     record = read_record(up.site.state_dir)
-    learned = _learned(up)
+    kinds, learned = options.kinds, _learned(up)
+    settled = {kind: overloaded(overload[kind], counts, kind, options) for kind in kinds}
     return {
-        "kinds": {
-            kind: {
-                "overload": overloaded(overload[kind], counts, kind, options),
-                "two_models": _outcomes(two_models[kind]),
-                "replicas": _changes(counts, kind),
-                **learned.get(kind, {}),
-            }
-            for kind in options.kinds
-        },
+        "overload": by_figure(settled),
+        "two_models": by_figure({kind: _outcomes(two_models[kind]) for kind in kinds}),
+        "replicas": {kind: _changes(counts, kind) for kind in kinds},
+        **by_figure({kind: learned.get(kind, {}) for kind in kinds}),
         "lines": [text for _, text in record.lines] if record else [],
     }
+
+
+def by_figure(by_kind: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Figures by kind of server as figures, each by kind."""
+    names = dict.fromkeys(name for of in by_kind.values() for name in of)
+    return {name: {kind: of.get(name) for kind, of in by_kind.items()} for name in names}
 
 
 def overloaded(

@@ -1,0 +1,95 @@
+"""The bench of real pools: what its stand-ins do, and what it counts."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import aiohttp
+
+from infra.autoscaling.live.replicas import ReplicaCount
+from infra.pools.ports import free_ports
+from load.bench.pools.bench import by_figure, carried, overloaded
+from load.bench.pools.callers import Asked, Callers
+from load.bench.pools.scenario import TRUE_PER_S, PoolsBench
+from load.bench.pools.server import StandIn
+
+OPTIONS = PoolsBench(kinds=("vllm",), overload_per_s=10.0, settled_s=30.0, overload_s=50.0)
+GREW = [ReplicaCount(0.0, {"vllm": 1}), ReplicaCount(40.0, {"vllm": 2})]
+
+
+def asked(at_s, took_s, outcome):
+    return Asked(at_s=at_s, ended_s=at_s + took_s, outcome=outcome)
+
+
+def test_what_servers_could_do_is_that_of_those_that_were_ready():
+    """
+    And no more than was asked.
+    """
+    bounds = {"since_s": 30.0, "until_s": 50.0}
+
+    assert (
+        carried(GREW, "vllm", asked_per_s=10.0, **bounds) == 10 * TRUE_PER_S + 10 * 2 * TRUE_PER_S
+    )
+    assert carried(GREW, "vllm", asked_per_s=5.0, **bounds) == 10 * TRUE_PER_S + 10 * 5.0
+    assert carried(GREW, "plain", asked_per_s=5.0, **bounds) == 0.0
+
+
+def test_an_overload_is_judged_by_what_was_answered_and_who_waited_once_it_was_settled():
+    found = overloaded(
+        [
+            asked(10.0, 20.0, "timed_out"),  # before
+            asked(29.0, 2.0, "answered"),  # answered within
+            *(asked(31.0, 2.0, "answered") for _ in range(59)),
+            asked(49.0, 2.0, "answered"),  # answered after
+            asked(35.0, 0.004, "refused"),
+            asked(36.0, 20.0, "timed_out"),
+        ],
+        GREW,
+        "vllm",
+        OPTIONS,
+    )
+
+    assert found["answered_share"] == 60 / (30 * TRUE_PER_S)
+    assert (found["timed_out"], found["refused"], found["refused_ms_p99"]) == (1, 1, 4.0)
+
+
+def test_figures_are_by_name_and_then_by_kind():
+    assert by_figure({"a": {"x": 1, "y": 2}, "b": {"x": 3}}) == {
+        "x": {"a": 1, "b": 3},
+        "y": {"a": 2, "b": None},
+    }
+
+
+def test_a_stand_in_takes_so_many_at_once_and_the_rest_waits():
+    """
+    Two slots, six requests: three rounds. Its page says how many run and wait meanwhile.
+    """
+
+    async def work():
+        (port,) = free_ports(1)
+        async with (
+            StandIn("vllm", 2, 0.1, "127.0.0.1", port) as server,
+            aiohttp.ClientSession() as session,
+        ):
+            callers = Callers(
+                f"http://127.0.0.1:{port}/v1", session, patience_s=20.0, began_s=time.monotonic()
+            )
+            asking = [asyncio.create_task(callers._one(["m"], n, found.append)) for n in range(6)]
+            while not server.doing.finished:
+                most.append((server.doing.running, server.doing.waiting))
+                await asyncio.sleep(0)
+            await asyncio.gather(*asking)
+            return server.doing
+
+    found, most = [], []
+    doing = asyncio.run(work())
+
+    assert [one.outcome for one in found] == ["answered"] * 6
+    assert max(found, key=lambda one: one.ended_s).ended_s >= 0.3
+    assert max(most) == (2, 4)
+    assert (doing.running, doing.waiting, doing.finished) == (0, 0, 6)
+
+
+def test_nothing_asked_has_no_share():
+    assert overloaded([], [], "vllm", OPTIONS)["answered_share"] is None
