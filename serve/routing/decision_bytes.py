@@ -191,6 +191,10 @@ def columns_bytes(
         if choices is not None:
             numbers[at] = getattr(choices, name)[rows, choices.chosen]
         columns[name] = numbers.tobytes()
+    below = np.zeros(n, np.uint8)  # a bool is a varint of one byte
+    if choices is not None:
+        below[at] = choices.below_quality
+    columns["below_quality_min"] = below.tobytes()
     parts = [tag(message, name, BYTES) + sized(packed) for name, packed in columns.items()]
     said = [b""] * n
     for row, ticket in zip(at.tolist(), tickets, strict=True):

@@ -17,7 +17,6 @@ import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -121,6 +120,7 @@ class Live:
         self._read_telemetry()
         # The first search and product of a process are slow; let no request pay for them.
         self.estimator.estimate(np.zeros((1, N_FEATURES), np.int8))
+        self.reference = self._reference(learned)
 
     def _read_means(self, learned: Learned, options: LiveOptions) -> None:
         """What is known of each model (k,) whatever the context, ever and recently."""
@@ -128,9 +128,6 @@ class Live:
         prior_weight = options.latency_prior_weight
         self.paid_usd = means.figure("cost_usd", 0.0, 1.0)
         self.plain_quality = means.means[:, 0]
-        rows = learned.history.rows
-        newest = np.argsort(rows["decided_at_ms"], kind="stable")[-REFERENCE_ROWS:]
-        self._newest_contexts = rows["contexts"][newest]
         recent = learned.recent
         oldest = learned.as_of_ms // recent.width_ms - recent.kept
         held = [recent.of(key) for key in self.catalogue.keys]
@@ -145,12 +142,13 @@ class Live:
         self.n_recent_ratios = np.stack([np.maximum(n_ratios[0], n_usd), n_ratios[1]])
         self.recent_quality = (total / ONE + prior * prior_weight) / (self.n_recent + prior_weight)
 
-    @cached_property
-    def reference(self) -> NDArray[np.float64]:
+    def _reference(self, learned: Learned) -> NDArray[np.float64]:
         """Calibrated P(success) (m, k) on the newest prompts whose outcomes are known."""
-        if not len(self._newest_contexts):
+        rows = learned.history.rows
+        if not len(rows):
             return np.zeros((0, len(self.catalogue)))
-        found = self.estimator.estimate(self._newest_contexts)
+        newest = np.argsort(rows["decided_at_ms"], kind="stable")[-REFERENCE_ROWS:]
+        found = self.estimator.estimate(rows["contexts"][newest])
         quality = np.clip(found.mean[:, :, Target.QUALITY].astype(np.float64), 0.0, 1.0)
         success = found.calibration.quality(quality) if found.calibration else quality
         return success * (1.0 - self.error_share)

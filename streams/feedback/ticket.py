@@ -41,7 +41,6 @@ PROOF_BYTES = 16
 KEY_BYTES = 32
 ID_BYTES = 12
 ISSUER_BYTES, SEQUENCE_BYTES = 7, 5
-SEQUENCE_MAX = (1 << (8 * SEQUENCE_BYTES)) - 1
 CONTENT_FROM = 1 << (8 * SEQUENCE_BYTES - 1)  # no issuer counts so far: ids made of content
 TICKET_BYTES_MAX = 16_384  # 255 candidates and the longest tenant stay below this
 CLEAR_BYTES = 2 + ID_BYTES

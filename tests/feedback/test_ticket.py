@@ -21,12 +21,12 @@ from streams.feedback import ticket as ticket_module
 from streams.feedback.feedback import FeedbackOptions, Ingest
 from streams.feedback.ticket import (
     CANDIDATE,
+    CONTENT_FROM,
     HEAD,
     ID_BYTES,
     IMPORTED_VERSION,
     ISSUER_BYTES,
     SEQUENCE_BYTES,
-    SEQUENCE_MAX,
     TICKET_BYTES_MAX,
     VERSION,
     Issuer,
@@ -396,15 +396,17 @@ def test_splitting_ids_is_the_inverse_of_making_them(pairs):
 
 def test_an_issuer_ends_rather_than_begins_again():
     """
-    A sequence that wrapped round would repeat nonces, which reveals the key's stream.
+    A sequence that wrapped round would repeat nonces, which reveals the key's stream. It ends
+    where the numbers begin that are made of content, or one of those could be its.
     """
     issuing = Issuer(1)
     issuing.take(0)
-    issuing._next = SEQUENCE_MAX - 1
-    assert split_ids(issuing.take(1))[1].tolist() == [SEQUENCE_MAX - 1]
+    issuing._next = CONTENT_FROM - 1
+    assert split_ids(issuing.take(1))[1].tolist() == [CONTENT_FROM - 1]
 
-    with pytest.raises(AssertionError):
-        issuing.take(1 << 8 * SEQUENCE_BYTES)
+    for n in (1, 1 << 8 * SEQUENCE_BYTES):
+        with pytest.raises(AssertionError, match="restart this replica"):
+            issuing.take(n)
 
 
 @pytest.mark.parametrize("issuer", [-1, 1 << 56])

@@ -62,7 +62,21 @@ def test_columns_say_what_single_decisions_say(up):
     for name in ("quality", "cost_usd", "latency_ms"):
         means = [getattr(d, name).mean for d in one_by_one]
         assert list(getattr(reply, name)) == pytest.approx(means, rel=1e-6)
+    assert list(reply.below_quality_min) == [False] * N
     assert not reply.problems
+
+
+@pytest.mark.parametrize(("quality_min", "below"), [(0.5, False), (0.95, True)])
+def test_columns_say_where_no_model_was_good_enough(up, quality_min, below):
+    """
+    A row that has no decision says nothing.
+    """
+    embeddings = rows()
+    embeddings[3] = np.full(DIM, np.nan, "<f4").tobytes()
+
+    reply = ask(up, embeddings, quality_min=quality_min)
+
+    assert list(reply.below_quality_min) == [below and i != 3 for i in range(N)]
 
 
 def test_tickets_of_columns_open_and_are_each_its_own(up):

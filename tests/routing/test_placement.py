@@ -15,7 +15,7 @@ from router_bench import NOON_MS
 
 from learners.policies.greedy import EpsilonGreedy, Greedy
 from learners.policies.inverse_gap import SquareCb
-from learners.policies.policy import default_policy
+from learners.policies.policy import Policy, default_policy
 from learners.prices import ShedOptions
 from load.simulation.loop.trainer import blind
 from serve.routing.catalogue import Model, Pool
@@ -36,6 +36,7 @@ from streams.telemetry.records import RouterState
 from streams.training.prices import Price, PricingOptions
 
 OPTIONS = PlacementOptions()
+GREEDY = Greedy()
 LOAD = PricingOptions().load_target  # as much as a pool should carry: no proportional part
 lightly = settings(max_examples=40)
 
@@ -60,11 +61,12 @@ def decide(
     uniform: float = 0.99,
     options: PlacementOptions = OPTIONS,
     now_ms: int = NOON_MS,
+    policy: Policy = GREEDY,
 ) -> Choices:
-    """Decide greedily; `uniform` decides who is shed."""
+    """Decide, greedily unless it says so; `uniform` decides who is shed."""
     pool_load = LoadTracker(options.pricing).now(live, now_ms)
     draws = np.full((len(asked), 2), uniform)
-    return route(asked, live, pool_load, Greedy(), draws, None, options)
+    return route(asked, live, pool_load, policy, draws, None, options)
 
 
 def at(multiple: float) -> Price:
@@ -198,6 +200,26 @@ def test_weight_of_energy_moves_a_request_to_another_model():
     ]
 
     assert chosen == [1, 1, 0]
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6])
+def test_who_weighs_energy_alone_explores_as_who_weighs_cost_alone(scale):
+    """
+    The large model takes six times the power and six times the money of the small one. By hand:
+    the gap is five of what 3.5 are at stake.
+    """
+    models = [Model(name="small", usd_per_call=0.001), Model(name="large", usd_per_call=0.006)]
+    pools = (working("s", watts=100.0), working("l", "large", watts=600.0))
+    live = view(models=models, pools=pools)
+
+    of_energy, of_cost = (
+        decide(requests(live, preference=weights(*one)), live, policy=SquareCb(gamma=10.0))
+        for one in ((0, 0, 0, scale), (0, scale, 0, 0))
+    )
+
+    other = 1 / (2 + 10.0 * 5 / 3.5)
+    np.testing.assert_allclose(of_energy.propensity, [[1 - other, other]], rtol=1e-6)
+    np.testing.assert_allclose(of_cost.propensity, of_energy.propensity, rtol=1e-6)
 
 
 def test_headroom_decides_between_pools_that_are_alike():

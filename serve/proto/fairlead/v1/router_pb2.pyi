@@ -199,7 +199,7 @@ class RouteColumnsRequest(_message.Message):
     def __init__(self, embeddings_f32: _Optional[bytes] = ..., prompt_tokens_u32: _Optional[bytes] = ..., shared: _Optional[_Union[RouteRequest, _Mapping]] = ...) -> None: ...
 
 class RouteColumnsReply(_message.Message):
-    __slots__ = ("models", "pools", "model", "pool", "propensity", "utility", "quality", "cost_usd", "latency_ms", "tickets", "snapshot_version", "snapshot_age_ms", "problems")
+    __slots__ = ("models", "pools", "model", "pool", "propensity", "utility", "quality", "cost_usd", "latency_ms", "tickets", "snapshot_version", "snapshot_age_ms", "problems", "below_quality_min")
     MODELS_FIELD_NUMBER: _ClassVar[int]
     POOLS_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -213,6 +213,7 @@ class RouteColumnsReply(_message.Message):
     SNAPSHOT_VERSION_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_AGE_MS_FIELD_NUMBER: _ClassVar[int]
     PROBLEMS_FIELD_NUMBER: _ClassVar[int]
+    BELOW_QUALITY_MIN_FIELD_NUMBER: _ClassVar[int]
     models: _containers.RepeatedScalarFieldContainer[str]
     pools: _containers.RepeatedScalarFieldContainer[str]
     model: _containers.RepeatedScalarFieldContainer[int]
@@ -226,7 +227,8 @@ class RouteColumnsReply(_message.Message):
     snapshot_version: int
     snapshot_age_ms: int
     problems: _containers.RepeatedCompositeFieldContainer[RowProblem]
-    def __init__(self, models: _Optional[_Iterable[str]] = ..., pools: _Optional[_Iterable[str]] = ..., model: _Optional[_Iterable[int]] = ..., pool: _Optional[_Iterable[int]] = ..., propensity: _Optional[_Iterable[float]] = ..., utility: _Optional[_Iterable[float]] = ..., quality: _Optional[_Iterable[float]] = ..., cost_usd: _Optional[_Iterable[float]] = ..., latency_ms: _Optional[_Iterable[float]] = ..., tickets: _Optional[_Iterable[bytes]] = ..., snapshot_version: _Optional[int] = ..., snapshot_age_ms: _Optional[int] = ..., problems: _Optional[_Iterable[_Union[RowProblem, _Mapping]]] = ...) -> None: ...
+    below_quality_min: _containers.RepeatedScalarFieldContainer[bool]
+    def __init__(self, models: _Optional[_Iterable[str]] = ..., pools: _Optional[_Iterable[str]] = ..., model: _Optional[_Iterable[int]] = ..., pool: _Optional[_Iterable[int]] = ..., propensity: _Optional[_Iterable[float]] = ..., utility: _Optional[_Iterable[float]] = ..., quality: _Optional[_Iterable[float]] = ..., cost_usd: _Optional[_Iterable[float]] = ..., latency_ms: _Optional[_Iterable[float]] = ..., tickets: _Optional[_Iterable[bytes]] = ..., snapshot_version: _Optional[int] = ..., snapshot_age_ms: _Optional[int] = ..., problems: _Optional[_Iterable[_Union[RowProblem, _Mapping]]] = ..., below_quality_min: _Optional[_Iterable[bool]] = ...) -> None: ...
 
 class RowProblem(_message.Message):
     __slots__ = ("row", "problem")
