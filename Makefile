@@ -62,6 +62,7 @@ docs: $(INSTALLED)
 	$(BIN)/fairlead feedback schema > docs/feedback.schema.json
 	$(BIN)/fairlead telemetry schema > docs/telemetry.schema.json
 	$(BIN)/python -c "from streams.alarms import document; print(document(), end='')" > docs/alarms.md
+	$(BIN)/python -c "from infra.status.alert_rules import document; print(document(), end='')" > deploy/prometheus/alerts.yml
 
 # A real broker on 127.0.0.1, without Docker; needs Java 17 and Maven. Ctrl-C stops it.
 kafka: $(INSTALLED)

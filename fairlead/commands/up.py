@@ -107,8 +107,8 @@ def _looking(settings: Settings, site: LocalSite) -> Iterator[None]:
     stopping = threading.Event()
     saying = threading.Thread(target=_say_alarms, args=(status, stopping), daemon=True)
     saying.start()
-    port = options.metrics_port
-    stop_metrics = serve_metrics(port, status) if port else lambda: None
+    host, port = options.metrics_host, options.metrics_port
+    stop_metrics = serve_metrics(host, port, status) if port else lambda: None
     try:
         yield
     finally:

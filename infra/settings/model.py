@@ -132,8 +132,9 @@ class Settings(Keys):
         if dispatch.replicas:
             found["dispatch.port"] = (listener.host, dispatch.port)
             found["dispatch.http_port"] = (listener.host, dispatch.replica.http_listener.port)
-        if metrics_port := self.options(SiteOptions).metrics_port:
-            found["metrics.port"] = ("127.0.0.1", metrics_port)
+        site = self.options(SiteOptions)
+        if site.metrics_port:
+            found["metrics.port"] = (site.metrics_host, site.metrics_port)
         return found
 
     def _reports(self, plan: PoolPlan) -> bool:

@@ -36,7 +36,13 @@ class SiteOptions:
         500.0, "Tokens of a prompt of unknown length. Read again while running.", gt=0, le=1e7
     )
     metrics_port: int = option(
-        0, "TCP port on 127.0.0.1 for Prometheus; 0: none.", key="metrics.port", ge=0, le=65_535
+        0, "TCP port for Prometheus; 0: none.", key="metrics.port", ge=0, le=65_535
+    )
+    metrics_host: str = option(
+        "127.0.0.1",
+        "Address for Prometheus. Anybody who reaches it reads names, counts and costs; never a "
+        "prompt.",
+        key="metrics.host",
     )
     silence_s: float = option(
         600.0,

@@ -20,11 +20,11 @@ from streams.telemetry.records import CLASS_COUNTS
 Sample = tuple[tuple[str, ...], float | None]  # values of the labels, and the number
 
 
-def serve_metrics(port: int, look: Callable[[], Status]) -> Callable[[], None]:
-    """Serve metrics on 127.0.0.1; return what stops it. Raises OSError if the port is taken."""
+def serve_metrics(host: str, port: int, look: Callable[[], Status]) -> Callable[[], None]:
+    """Serve metrics there; return what stops it. Raises OSError if the address can't be had."""
     registry = CollectorRegistry()
     registry.register(LoopCollector(look))
-    server, thread = start_http_server(port, addr="127.0.0.1", registry=registry)
+    server, thread = start_http_server(port, addr=host, registry=registry)
 
     def stop() -> None:
         server.shutdown()

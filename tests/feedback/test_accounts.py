@@ -188,7 +188,7 @@ def test_metrics_say_what_the_status_says(loop):
     loop.report(report(decision.ticket, quality=1.0), b"{")
     loop.trainer.step()
     [port] = free_ports(1)
-    stop = serve_metrics(port, loop.look)
+    stop = serve_metrics("127.0.0.1", port, loop.look)
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
             text = reply.read().decode()

@@ -605,6 +605,7 @@ OTHER = {  # where another value is not found by moving away from the default
 # By commands, as fields of `SiteOptions`.
 READ_ELSEWHERE = {
     "metrics.port": ".metrics_port",
+    "metrics.host": ".metrics_host",
     "feedback.silence_s": ".silence_s",
     "ray_address": ".ray_address",
 }
