@@ -32,7 +32,7 @@ CRITICAL = frozenset(
 NOTICES = frozenset({"model_changed"})  # nothing has to be done
 
 HEAD = """\
-# Made from streams/alarms.py by `make docs`: change an alarm there. docs/alarms.md says more of each.
+# Made from streams/alarms.py by `make docs`: change an alarm there.
 groups:
   - name: fairlead
     rules:
