@@ -83,19 +83,21 @@ class Pool:
     """What is known of one pool."""
 
     __slots__ = (
-        "cancelled", "endpoints", "failures", "in_flight", "pace", "refusals", "successes", "waits",
+        "cancelled", "endpoints", "failures", "in_flight", "most", "pace", "refusals", "successes",
+        "waits",
     )  # fmt: skip
 
     def __init__(self, endpoints: Endpoints, waits: FirstTokens) -> None:
         self.endpoints, self.waits, self.pace = endpoints, waits, Pace()
         self.in_flight = self.refusals = self.successes = self.cancelled = 0
         self.failures: dict[str, int] = {}
+        self.most = math.inf  # requests that each endpoint may hold, as last known
 
-    def holds(self, most: float) -> bool:
-        """Whether each of its endpoints has so many requests in flight."""
+    def holds(self, most: float, now_s: float) -> bool:
+        """Whether each of its endpoints that may be asked has so many requests in flight."""
         if self.in_flight < most:  # as almost always
             return False
-        return all(one.in_flight >= most for one in self.endpoints.by_address.values())
+        return all(one.in_flight >= most for one in self.endpoints.open(now_s))
 
     def note_wait(
         self, endpoint: Endpoint, wait_s: float, *, now_s: float, prompt_tokens: float
@@ -160,6 +162,8 @@ class EndpointLease:
         self._count(kind)
         if was_late and self._waiting:
             self._note_wait(now_s - self._began_s, now_s)
+        if was_late and self.found > self._pool.most:
+            return  # it waited behind more than there should have been: the server is not stuck
         self._judge(failed=True, now_s=now_s)
 
     def blamed(self, now_s: float, kind: str) -> None:
@@ -277,7 +281,7 @@ class Health:
         held = self._pools.get(pool)
         if held is None or not held.endpoints.by_address:
             return "no endpoints"
-        if held.in_flight >= self._options.in_flight_max or held.holds(most):
+        if held.in_flight >= self._options.in_flight_max or held.holds(most, now_s):
             return "full"
         if held.endpoints.paused_for_s(now_s):
             return "overloaded"
@@ -317,13 +321,14 @@ class Health:
             held.refusals += 1
             self._note("breaker open", pool, now_s, f"{held.in_flight} requests are in flight")
             return None
+        held.most = most
         endpoints = held.endpoints
         if endpoints.due_s <= now_s:
             probed = endpoints.begin_probe(now_s)
             return EndpointLease(held, probed, now_s, probe=True, prompt_tokens=prompt_tokens)
         open_ = [one for one in endpoints.open(now_s) if one.in_flight < most]
         if not open_:
-            held.refusals += held.holds(most)
+            held.refusals += held.holds(most, now_s)
             return None
         chosen = self._choose(open_, endpoints.by_address.get(prefer), uniform, avoid)
         return EndpointLease(held, chosen, now_s, probe=False, prompt_tokens=prompt_tokens)

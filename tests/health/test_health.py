@@ -647,3 +647,35 @@ def test_an_endpoint_that_wants_to_be_left_alone_gets_no_call_until_then():
     addresses = {health.pick("b", 1.0, uniform=u / 10).address for u in range(10)}
     assert len(addresses) == 1
     assert "b0" in {health.pick("b", 700.0, uniform=u / 10).address for u in range(10)}
+
+
+def test_a_pool_is_full_when_those_that_may_be_asked_hold_as_much_as_they_may():
+    """
+    An ejected endpoint has room, and is no help: its pool is full, not able.
+    """
+    health = healthy(p=2)
+    fail(health, "p0")
+    leases = [health.pick("p", 1.0, uniform=0.5, most=2.0) for _ in range(2)]
+
+    assert [lease.address for lease in leases] == ["p1", "p1"]
+    assert health.reason("p", 1.0, most=2.0) == "full"
+    assert health.pick("p", 1.0, uniform=0.5, most=2.0) is None
+    assert health.reason("p", 1.0) == "" and health.reason("p", 1.0, most=3.0) == ""
+    leases[0].succeeded(2.0)
+    assert health.reason("p", 2.0, most=2.0) == ""
+
+
+def test_who_was_late_from_the_end_of_too_long_a_queue_ejects_nobody():
+    """
+    It came before the limit was known, and waits for those before it: the server is not stuck.
+    """
+    health = healthy(p=1)
+    queue = [health.pick("p", 0.0, uniform=0.5) for _ in range(20)]
+    assert health.pick("p", 1.0, uniform=0.5, most=8.0) is None
+
+    for lease in queue[8:]:
+        lease.failed(30.0, "late", was_late=True)
+    assert not endpoint(health, "p0", 30.0).ejected
+    for lease in queue[:8]:
+        lease.failed(30.0, "late", was_late=True)
+    assert endpoint(health, "p0", 30.0).ejected
