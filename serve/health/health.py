@@ -93,7 +93,7 @@ class Pool:
         self.failures: dict[str, int] = {}
         self.most = math.inf  # requests that each endpoint may hold, as last known
 
-    def holds(self, most: float, now_s: float) -> bool:
+    def holds(self, most: float, *, now_s: float) -> bool:
         """Whether each of its endpoints that may be asked has so many requests in flight."""
         if self.in_flight < most:  # as almost always
             return False
@@ -281,7 +281,7 @@ class Health:
         held = self._pools.get(pool)
         if held is None or not held.endpoints.by_address:
             return "no endpoints"
-        if held.in_flight >= self._options.in_flight_max or held.holds(most, now_s):
+        if held.in_flight >= self._options.in_flight_max or held.holds(most, now_s=now_s):
             return "full"
         if held.endpoints.paused_for_s(now_s):
             return "overloaded"
@@ -328,7 +328,7 @@ class Health:
             return EndpointLease(held, probed, now_s, probe=True, prompt_tokens=prompt_tokens)
         open_ = [one for one in endpoints.open(now_s) if one.in_flight < most]
         if not open_:
-            held.refusals += held.holds(most, now_s)
+            held.refusals += held.holds(most, now_s=now_s)
             return None
         chosen = self._choose(open_, endpoints.by_address.get(prefer), uniform, avoid)
         return EndpointLease(held, chosen, now_s, probe=False, prompt_tokens=prompt_tokens)
