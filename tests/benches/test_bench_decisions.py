@@ -71,6 +71,26 @@ def test_every_contender_has_every_figure_as_mean_low_high(found):
     assert all(triple(one) for one in figures["knn"]["fairlead_over"].values())
 
 
+def test_limits_and_stated_deviations_are_measured_too(found):
+    """
+    Of Fairlead alone: by the share of the best quality asked for, and of strong calls allowed.
+    """
+    ours = found[0]["tables"]["made"]["fairlead"]
+
+    coverage, wider = (ours["quality_coverage"][z] for z in ("1", "1.96"))
+    assert triple(coverage) and 0.0 < coverage[0] <= wider[0] <= 1.0
+    assert set(ours["quality_min"]) == {"0.9", "0.97"}
+    for one in ours["quality_min"].values():
+        for of in (one, one["uncalibrated"]):
+            assert all(
+                triple(of[name])
+                for name in ("quality_over", "below_share", "cost_over_cheapest_fixed")
+            )
+    assert set(ours["strong_share_max"]) == {"0.2", "0.5"}
+    for one in ours["strong_share_max"].values():
+        assert all(triple(one[name]) for name in ("share", "quality", "over_random_mixing"))
+
+
 def test_drift_onboarding_stuck_and_ablation_stand_beside_the_tables(found):
     """
     What a short run leaves out is null, not missing.

@@ -120,6 +120,18 @@ def test_calibration_is_the_mean_gap_of_predicted_and_true_over_bins():
     assert metrics.calibration_error(predicted, outcome, bins=2) == pytest.approx(0.2)
 
 
+def test_coverage_is_the_share_of_outcomes_within_so_many_deviations():
+    """
+    Off by .1, .2, .3 where .15 is stated: one within one deviation, two within 1.96.
+    """
+    predicted, outcome = np.full(3, 0.5), np.array([0.6, 0.3, 0.8])
+    deviation = np.full(3, 0.15)
+
+    found = [metrics.coverage(predicted, deviation, outcome, z) for z in (1.0, 1.96)]
+
+    assert found == pytest.approx([1 / 3, 2 / 3])
+
+
 def test_an_interval_holds_the_mean_and_is_the_same_each_time():
     """
     Of equal values it has no width; of different ones it is inside their range.

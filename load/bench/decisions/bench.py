@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from learners.drift import DETECTORS, DriftOptions
-from load.bench.decisions import amounts, experiments
+from load.bench.decisions import amounts, experiments, limits
 from load.bench.decisions.contenders import RULES, Chosen, chosen_by
 from load.bench.decisions.options import N_BEFORE, DecisionsBench
 from load.bench.decisions.orders import Orders, orders_of
@@ -97,7 +97,28 @@ def _table_tasks(
             for n in options.amounts
             for order in range(min(options.variant_orders, one.n_seeds))
         ]
+        tasks += _limit_tasks(number, one, options)
     return tasks + (_peer_tasks(orders, options, interpreter) if interpreter else [])
+
+
+def _limit_tasks(number: int, orders: Orders, options: DecisionsBench) -> list[Task]:
+    """One order at one limit a piece."""
+    runs: list[tuple[Callable[..., Any], tuple[float, ...]]] = [
+        *((limits.quality_min, (share,)) for share in limits.QUALITY_SHARES),
+        (limits.strong_share_max, ()),
+    ]
+    n = options.limit_prompts_max
+    return [
+        Task(
+            key=(run.__name__, number, *more, order),
+            run=run,
+            arguments=(order, n, *more),
+            tables=(number,),
+            cost=3 * min(n, orders.n_prompts) / 1000,
+        )
+        for run, more in runs
+        for order in range(orders.n_seeds)
+    ]
 
 
 def _peer_tasks(orders: Sequence[Orders], options: DecisionsBench, interpreter: Path) -> list[Task]:

@@ -46,7 +46,7 @@ class Chosen:
     """What a contender chose in an order, by setting of the dial; of Fairlead also what it said."""
 
     columns: Rows  # (dials, prompts)
-    predicted: Floats | None = None  # (dials, prompts, 2) quality and cost of the chosen
+    predicted: Floats | None = None  # (dials, prompts, 3) quality, deviation, cost of the chosen
     n_alarms: list[int] = field(default_factory=list)  # drift alarms raised, by dial
     probed_usd: list[float] = field(default_factory=list)  # paid for probes, by dial
 

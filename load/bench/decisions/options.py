@@ -31,6 +31,7 @@ class DecisionsBench:
     variant_orders: int = 3
     amounts: tuple[int, ...] = AMOUNTS  # outcomes learned, of the ablation without a policy
     prompts_max: int | None = None  # of each table
+    limit_prompts_max: int = 2000  # of each table, where requests have limits
     worlds: int = N_WORLDS
     n_before_max: int = N_BEFORE[-1]
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)

@@ -126,7 +126,8 @@ class Served:
     def __init__(self, stream: Stream, options: ServedOptions, n_models: int | None = None) -> None:
         """Of the stream's models the first `n_models` are in the catalogue to begin with."""
         self._stream, self._options = stream, options
-        self.predicted = np.zeros((len(stream), 2))  # quality and cost of what was chosen
+        # Of what was chosen: quality, its deviation, cost.
+        self.predicted = np.zeros((len(stream), 3))
         # (n, k) of every decision; 0 for a model that was not in the catalogue.
         self.propensity = np.zeros((len(stream), stream.n_models), np.float32)
         self.raised: list[Raised] = []
@@ -170,7 +171,8 @@ class Served:
         choices = self._decided(rows, self._live)
         self._n_decided += len(rows)
         at = np.arange(len(rows)), choices.chosen
-        self.predicted[rows] = np.stack([choices.quality[at], choices.cost_usd[at]], axis=1)
+        said = choices.quality, choices.quality_deviation, choices.cost_usd
+        self.predicted[rows] = np.stack([one[at] for one in said], axis=1)
         self.propensity[rows, : self._n_models] = choices.propensity
         return choices.chosen
 

@@ -23,6 +23,7 @@ Outcome = list[tuple[Floats, Floats]]  # quality and cost (prompts, models), by 
 
 SHARES = (0.98, 1.0)
 N_STEPS = 20  # of a learning curve
+DEVIATIONS = (1.0, 1.96)  # 68 and 95 % of a normal distribution
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,7 +66,7 @@ class TableFigures:
         chosen: Mapping[str, np.ndarray],
         predicted: Mapping[str, Floats],
     ) -> None:
-        """`chosen` by contender; `predicted` quality and cost, by those that predict."""
+        """`chosen` by contender; `predicted` quality, deviation and cost, by those that predict."""
         self._predicted = predicted
         self._orders, self._penalties = orders, penalties
         self.played = {name: played(orders, penalties, one) for name, one in chosen.items()}
@@ -189,9 +190,15 @@ class TableFigures:
         said, paid = predicted[:, dial, half], one.cost_usd[:, dial, half]
         quality = one.quality[:, dial, half]
         errors = [metrics.calibration_error(said[o, :, 0], quality[o]) for o in self._seeds]
-        ratios = [said[o, :, 1].sum() / max(paid[o].sum(), 1e-12) for o in self._seeds]
+        ratios = [said[o, :, 2].sum() / max(paid[o].sum(), 1e-12) for o in self._seeds]
         return {
             "calibration_error": self._triple(errors),
+            "quality_coverage": {
+                f"{z:g}": self._triple(
+                    [metrics.coverage(*said[o, :, :2].T, quality[o], z) for o in self._seeds]
+                )
+                for z in DEVIATIONS
+            },
             "cost_predicted_over_paid": self._triple(ratios),
         }
 

@@ -141,6 +141,11 @@ def calibration_error(predicted: Floats, outcome: Floats, bins: int = 10) -> flo
     return float(sum(gaps) / len(predicted))
 
 
+def coverage(predicted: Floats, deviation: Floats, outcome: Floats, z: float) -> float:
+    """The share of outcomes within `z` stated deviations of what was predicted."""
+    return float((np.abs(outcome - predicted) <= z * deviation).mean())
+
+
 def break_even_requests(
     learning_usd: float, *, best_usd: float, routed_usd: float, overhead_usd: float = 0.0
 ) -> float:

@@ -14,6 +14,7 @@ import numpy as np
 from learners.drift import DETECTORS, DriftOptions
 from load.bench.decisions.contenders import RULES, Chosen
 from load.bench.decisions.experiments import BUDGET, ONBOARDING
+from load.bench.decisions.limits import QUALITY_SHARES
 from load.bench.decisions.options import N_BEFORE, REFERENCE, DecisionsBench
 from load.bench.decisions.orders import Orders
 from load.bench.decisions.report.figures import TableFigures, name_of
@@ -51,6 +52,7 @@ def result(
         figures = TableFigures(one, options.penalties, chosen | columns[number], predicted)
         tables[names[number]] = figures.json()
         tables[names[number]][WITH_PROBES] |= _probes(one, own[WITH_PROBES], options)
+        tables[names[number]][FAIRLEAD] |= _limits(number, one, found)
     ablation, policies = [
         {
             names[number]: _variants(kind, number, one, options, found)
@@ -134,6 +136,27 @@ def _probes(
         name_of(p): interval(share[:, dial]) for dial, p in enumerate(options.penalties)
     }
     return {"probe_cost_share": by_preference}
+
+
+def _limits(number: int, orders: Orders, found: Found) -> dict[str, Any]:
+    """What limits are worth, by their value."""
+    seeds = range(orders.n_seeds)
+    at_least = {
+        f"{share:g}": over_orders([found["quality_min", number, share, order] for order in seeds])
+        for share in QUALITY_SHARES
+    }
+    at_most = over_orders([found["strong_share_max", number, order] for order in seeds])
+    return {"quality_min": at_least, "strong_share_max": at_most}
+
+
+def over_orders(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Figures of one order each, and those below them by name, as mean and interval."""
+    return {
+        name: over_orders([one[name] for one in each])
+        if isinstance(first, Mapping)
+        else interval([one[name] for one in each])
+        for name, first in each[0].items()
+    }
 
 
 def _variants(
