@@ -111,7 +111,7 @@ class Estimator:
             options.failures_weight,
         )
         self.alarms += broken
-        self.calibration = calibration.solve(
+        self.calibration: Calibration | None = calibration.solve(
             learned.calibration,
             models,
             as_of_ms,

@@ -195,7 +195,10 @@ class TableFigures:
             "calibration_error": self._triple(errors),
             "quality_coverage": {
                 f"{z:g}": self._triple(
-                    [metrics.coverage(*said[o, :, :2].T, quality[o], z) for o in self._seeds]
+                    [
+                        metrics.coverage(said[o, :, 0], said[o, :, 1], quality[o], z)
+                        for o in self._seeds
+                    ]
                 )
                 for z in DEVIATIONS
             },
