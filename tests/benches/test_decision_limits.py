@@ -19,11 +19,11 @@ N = 640
 
 @pytest.fixture(scope="module")
 def orders(tmp_path_factory) -> Orders:
-    """The large model is right on all prompts; the small one, at a tenth, on those of one side."""
+    """The large model is right on all prompts; the small one, at a tenth, mostly on one side."""
     folder, made = tmp_path_factory.mktemp("tables"), columns(N)
     side = np.stack(made["embedding"].to_numpy(zero_copy_only=False))[:, 0] > 0
     changes = {
-        "quality:small": pa.array(side.astype(float)),
+        "quality:small": pa.array(np.where(side, 0.8, 0.0)),
         "quality:large": pa.array(np.ones(N)),
         "cost_usd:small": pa.array(np.full(N, 0.001)),
         "cost_usd:large": pa.array(np.full(N, 0.01)),
@@ -35,12 +35,12 @@ def test_a_quality_that_is_asked_for_is_met_below_the_cost_of_a_fixed_model(orde
     """
     Only the large model has it on average; the small one has it on half of the prompts.
     """
-    found = limits.quality_min(orders, 0, N, 0.9)
+    found = limits.quality_min(orders, 0, N, 0.5)
 
-    assert found["quality_min"] == pytest.approx(0.9)
-    assert found["quality_over"] > -0.05
+    assert found["quality_min"] == pytest.approx(0.5)
+    assert found["quality_over"] > 0.0
     assert found["below_share"] < 0.1
-    assert 0.4 < found["cost_over_cheapest_fixed"] < 1.0
+    assert 0.4 < found["cost_over_cheapest_fixed"] < 0.85
     assert set(found["uncalibrated"]) == set(found) - {"quality_min", "uncalibrated"}
 
 
@@ -74,7 +74,7 @@ def test_the_strong_model_goes_where_it_is_needed_and_no_more_often_than_it_may(
 
     assert list(found) == ["0.2", "0.5"]
     assert found["0.2"]["share"] == pytest.approx(0.2, abs=0.05)
-    assert found["0.5"]["share"] <= 0.55
+    assert found["0.5"]["share"] <= 0.6
     assert found["0.5"]["over_random_mixing"] > 0.1
 
 

@@ -1,5 +1,5 @@
 """From what contenders chose to figures, their intervals, the JSON, and pictures.
 
-May import `contenders`, `experiments`, `options`, `orders`, `served`, `streams`, `variants` and
-`theme`.
+May import `contenders`, `experiments`, `limits`, `options`, `orders`, `served`, `streams`,
+`variants` and `theme`.
 """
