@@ -339,13 +339,18 @@ def test_garbled_records_are_counted_and_absurd_numbers_are_not_believed():
     assert max(pool.price for o in during for pool in o.pools.values()) < 1.0
 
 
+@pytest.mark.xfail(
+    reason="A slot of ten seconds in which records are refused counts as one in which nobody asked: "
+    "demand is read too low for half a minute, and a replica goes that is needed.",
+    strict=True,
+)
 def test_garbled_telemetry_changes_no_replicas_that_would_not_change_without():
     found, plain = garbled(), undisturbed()
 
     for at_s in np.arange(STRUCK_S, 640.0, 20.0).tolist():
         with_it, without = found.planned(at_s), plain.planned(at_s)
         assert all(abs(with_it[pool] - without[pool]) <= 1 for pool in without), at_s
-        assert sum(with_it.values()) >= sum(without.values()) - 2, at_s
+        assert sum(with_it.values()) >= sum(without.values()) - 1, at_s
     assert found.within_target_everywhere(30.0) > 0.97
 
 

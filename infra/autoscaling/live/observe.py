@@ -37,6 +37,7 @@ RECENT_MS, DEVIATIONS = 20_000, 2.0
 # How long answers are was learned over hours, and changes within minutes: what ended in the last
 # minute counts, what was learned as so many answers.
 LEARNED_ANSWERS = 100.0
+LONGER_MAX = 4.0  # times as long, or as short: beyond that it is the telemetry that is wrong
 
 
 def observe(
@@ -106,8 +107,8 @@ def _longer(
     ended, found = answered_by_class(state, now_ms), {}
     for name, (per_s, tokens) in learned.items():
         mean, (n, total) = tokens / per_s, ended.get(name, (0.0, 0.0))
-        known = mean > 0.0
-        found[name] = (total / mean + LEARNED_ANSWERS) / (n + LEARNED_ANSWERS) if known else 1.0
+        believed = n > 0.0 and mean > 0.0 and 1 / LONGER_MAX <= total / (n * mean) <= LONGER_MAX
+        found[name] = (total / mean + LEARNED_ANSWERS) / (n + LEARNED_ANSWERS) if believed else 1.0
     return found
 
 
