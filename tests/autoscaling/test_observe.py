@@ -104,7 +104,14 @@ def answering(answers: int, tokens: int) -> FleetState:
 
 @pytest.mark.parametrize(
     ("answers", "tokens", "times"),
-    [(0, 1, 1.0), (100, 350, 1.0), (100, 1050, 2.0), (300, 700, 1.75), (900, 35, 0.19)],
+    [
+        (0, 1, 1.0),
+        (100, 350, 1.0),
+        (100, 1050, 2.0),
+        (300, 700, 1.75),
+        (900, 35, 0.19),
+        (900, 1, 1.0),
+    ],
 )
 def test_answers_are_as_long_as_they_were_in_the_last_minute(answers, tokens, times):
     """

@@ -37,7 +37,7 @@ RECENT_MS, DEVIATIONS = 20_000, 2.0
 # How long answers are was learned over hours, and changes within minutes: what ended in the last
 # minute counts, what was learned as so many answers.
 LEARNED_ANSWERS = 100.0
-LONGER_MAX = 4.0  # times as long, or as short: beyond that it is the telemetry that is wrong
+LONGER_MAX = 16.0  # times as long, or as short: beyond that it is the telemetry that is wrong
 
 
 def observe(
