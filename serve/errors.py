@@ -10,6 +10,7 @@ ServeError
     ├── DeadlinePassed      its deadline had passed before it could be scored
     ├── QueueFull           too many requests wait already
     ├── FleetFull           every pool it could go to is full, and others need them more
+    ├── BudgetUsedUp        a budget has nothing left for it until it is renewed
     ├── NotServing          the router is starting or stopping
     ├── Unauthenticated     no token that is known here and valid was shown
     ├── AccessDenied        the token is not good for this
@@ -34,6 +35,7 @@ Constructors are positional and pass their arguments on, so that every error sur
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime
 
 
 class ServeError(Exception):
@@ -146,6 +148,23 @@ class AccessDenied(RequestRefused):
 
     def __str__(self) -> str:
         return f"the token {self.token!r} has not the scope {self.scope!r}"
+
+
+class BudgetUsedUp(RequestRefused):
+    """A budget has nothing left for it. It is renewed at a stated time, Unix ms."""
+
+    def __init__(self, budget: str, renewed_at_ms: int, now_ms: int) -> None:
+        super().__init__(budget, renewed_at_ms, now_ms)
+        self.budget, self.renewed_at_ms = budget, renewed_at_ms
+        self.wait_s = max(0.0, (renewed_at_ms - now_ms) / 1000.0)
+
+    def __str__(self) -> str:
+        renewed = datetime.fromtimestamp(self.renewed_at_ms / 1000.0, UTC)
+        return (
+            f"the budget {self.budget} has nothing left for this request. It is renewed at "
+            f"{renewed:%Y-%m-%dT%H:%M:%SZ}, in {self.wait_s:.0f} s. Try again then, or ask the "
+            f"operator for a higher amount"
+        )
 
 
 class NotServing(RequestRefused):

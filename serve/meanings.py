@@ -56,6 +56,7 @@ MEANINGS: dict[type[Exception], Meaning] = {
     errors.TextRefused: Meaning(Cause.NOTHING_FITS, "text_refused"),
     errors.QueueFull: Meaning(Cause.OVERLOAD, "queue_full"),
     errors.FleetFull: Meaning(Cause.OVERLOAD, "fleet_full"),
+    errors.BudgetUsedUp: Meaning(Cause.OVERLOAD, "budget_used_up"),
     errors.EncoderUnavailable: Meaning(Cause.AWAY, "encoder_unavailable"),
     LogUnavailable: Meaning(Cause.AWAY, "log_unavailable"),
     errors.Unauthenticated: Meaning(Cause.NOBODY, "invalid_api_key"),

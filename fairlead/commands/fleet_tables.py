@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-SECTIONS = ("workload", "router", "pools", "prices", "scaling", "supports", "newcomers")
+SECTIONS = ("workload", "router", "pools", "prices", "budgets", "scaling", "supports", "newcomers")
 
 
 def print_fleet(found: Mapping[str, Any], out: Console) -> None:

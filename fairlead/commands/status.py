@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ def show(settings: Settings, path: Path, *, quiet: bool) -> dict[str, Any]:
     log = site.log()
     try:
         silence_s, pools = settings.options(SiteOptions).silence_s, settings.pool_names()
-        status = look(site.store(), log, now_ms(), silence_s, pools)
+        budgets = settings.budgeted()
+        status = look(site.store(), log, now_ms(), silence_s, pools, budgets)
     finally:
         log.close()
     found = status.json() | {
@@ -98,7 +100,7 @@ def _print(found: dict[str, Any], out: Console) -> None:
             table.add_row(name, "unknown" if value is None else str(shown))
     out.print(table)
     print_fleet(found, out)
-    _print_newcomers(found["newcomers"], out)
+    _print_lines(found, out)
     router = found["router"]
     if not router or not router["replicas"]:
         out.print(NO_TELEMETRY)
@@ -114,6 +116,24 @@ def _print(found: dict[str, Any], out: Console) -> None:
         out.print(f"  {alarm['cause']}\n  {alarm['remedy']}", highlight=False, markup=False)
     if not found["alarms"]:
         out.print("no alarms")
+
+
+def _print_lines(found: dict[str, Any], out: Console) -> None:
+    """A line for each budget and each new model."""
+    for name, one in found["budgets"].items():
+        out.print(_budget_line(name, one), highlight=False, markup=False)
+    _print_newcomers(found["newcomers"], out)
+
+
+def _budget_line(name: str, one: dict[str, Any]) -> str:
+    of = f" of {one['scope']} {one['value']}" if one["value"] else ""
+    renewed = datetime.fromtimestamp(one["renewed_at_unix_ms"] / 1000, UTC)
+    kind = f"hard, then {one['then']}" if one["hard"] else "paced"
+    return (
+        f"budget {name}{of}: {one['spent']:.6g} of {one['amount']:g} {one['unit']} this "
+        f"{one['per']} ({kind}), {one['refused']:,} refused, renewed at {renewed:%H:%M} UTC"
+        + (": used up" if one["used_up"] else "")
+    )
 
 
 def _print_newcomers(found: dict[str, Any], out: Console) -> None:

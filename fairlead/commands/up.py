@@ -100,9 +100,10 @@ def _looking(settings: Settings, site: LocalSite) -> Iterator[None]:
     """Meanwhile, say alarms in the log, and serve metrics if a port is set."""
     log, store = site.log(), site.store()
     options, pools = settings.options(SiteOptions), settings.pool_names()
+    budgets = settings.budgeted()
 
     def status() -> Status:
-        return look(store, log, now_ms(), options.silence_s, pools)
+        return look(store, log, now_ms(), options.silence_s, pools, budgets)
 
     stopping = threading.Event()
     saying = threading.Thread(target=_say_alarms, args=(status, stopping), daemon=True)

@@ -5,8 +5,11 @@ Each check raises OptionRefused, which names the keys, their values and what wou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from infra.settings.sections import Stated
 from streams.errors import OptionRefused
+from streams.training.budgets import Budget
 
 
 def certificate(settings: Stated) -> None:
@@ -43,3 +46,18 @@ def ports(settings: Stated) -> None:
     if settings.stated("dispatch.replicas") and len(set(found)) < len(found):
         named = "listener.port, dispatch.port and dispatch.http_port"
         raise OptionRefused(named, found, "three different ones")
+
+
+def budgets(settings: Stated, found: Sequence[Budget]) -> None:
+    """Each has a name of its own and says whose it is; slices come by way of telemetry."""
+    names = [budget.name for budget in found]
+    for budget in found:
+        key = f"budgets.{budget.name}"
+        if names.count(budget.name) > 1:
+            raise OptionRefused("budgets.name", budget.name, "unique")
+        if (budget.scope == "all") == bool(budget.value):
+            wanted = 'empty for scope "all"' if budget.value else f"the name of a {budget.scope}"
+            raise OptionRefused(f"{key}.value", repr(budget.value), wanted)
+        if budget.hard and not settings.stated("telemetry.period_s"):
+            wanted = "true only with telemetry.period_s above 0: replicas report what they spent"
+            raise OptionRefused(f"{key}.hard", True, wanted)

@@ -58,6 +58,7 @@ from streams.feedback.feedback import FeedbackOptions
 from streams.log.kafka_options import KafkaOptions
 from streams.log.outbox import OutboxOptions
 from streams.training.audit import AuditOptions
+from streams.training.budgets import Budget
 from streams.training.prices import PricingOptions
 from streams.training.trainer import TrainerOptions
 
@@ -179,6 +180,10 @@ LISTS = {
         "Their pools. A model without one gets a pool of its own name. `backend` and what follows "
         "it count from the next start.",
         (PoolPlan, ServerOptions, PoolPlace, Emulation),
+    ),
+    "budgets": Part(
+        "What may be spent per hour or day, and what happens when it is. docs/budgets.md has more.",
+        (Budget,),
     ),
 }
 

@@ -33,7 +33,11 @@ from serve.deploy.dispatch_deployment import DispatchersOptions
 from serve.deploy.replica import ReplicaOptions
 from serve.grpc_api.listener import ListenerOptions
 from serve.routing.catalogue import Catalogue, Model, Pool
+from serve.routing.placement import PlacementOptions
 from streams.log.kafka_options import KafkaOptions
+from streams.training.budgets import Budget
+from streams.training.prices import PricingOptions
+from streams.training.trainer import TrainerOptions
 
 Made = TypeVar("Made")
 
@@ -58,6 +62,7 @@ class Settings(Keys):
         models: tuple[Section, ...]
         pools: tuple[Section, ...]
         tokens: tuple[Section, ...]
+        budgets: tuple[Section, ...]
 
     @classmethod
     def settings_customise_sources(
@@ -107,8 +112,19 @@ class Settings(Keys):
         checks.trainers(self)
         tokens = tuple(of_entry(Token, entry) for entry in self.tokens)
         Access(tokens)
-        replica = self.options(ReplicaOptions, policy=policy_of(self), tokens=tokens)
-        return self.options(DeploymentOptions, replica=replica)
+        pricing = self.options(PricingOptions, budgets=self.budgeted())
+        placement = self.options(PlacementOptions, pricing=pricing)
+        replica = self.options(
+            ReplicaOptions, policy=policy_of(self), tokens=tokens, placement=placement
+        )
+        trainer = self.options(TrainerOptions, pricing=pricing)
+        return self.options(DeploymentOptions, replica=replica, trainer=trainer)
+
+    def budgeted(self) -> tuple[Budget, ...]:
+        """What may be spent. Raises OptionRefused."""
+        found = tuple(of_entry(Budget, entry) for entry in self.budgets)
+        checks.budgets(self, found)
+        return found
 
     def dispatchers(self) -> DispatchersOptions:
         """How dispatchers run. Raises OptionRefused."""

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from infra.status.budgets import BudgetView
 from infra.status.status import Status
 from streams.alarms import Change
 from streams.telemetry.fleet_view import ClassView, PoolView, RouterView
@@ -86,6 +87,7 @@ class LoopCollector(Collector):
             on.add_metric([alarm.name], 1)
         yield on
         yield from _changes(status.changes)
+        yield from _budgets(status.budgets)
         yield from _fleet(status)
 
 
@@ -100,6 +102,18 @@ def _changes(changes: Iterable[Change]) -> Iterator[Metric]:
         yield _gauge(f"model_{name}", text, labels, samples)
     counts = (((one.model, one.target), one.count) for one in found)
     yield _counter("model_changes", "Changes found since the router started", labels, counts)
+
+
+def _budgets(budgets: Mapping[str, BudgetView]) -> Iterator[Metric]:
+    """What budgets have left."""
+    for what, text in (
+        ("amount", "What may be spent in a period, in the budget's unit"),
+        ("spent", "Of it, what the present period's decisions reserved or were billed"),
+        ("used_up", "1 while a replica lacks something for a request"),
+        ("refused", "Requests refused in the present period"),
+    ):
+        samples = (((name,), float(getattr(one, what))) for name, one in budgets.items())
+        yield _gauge(f"budget_{what}", text, ["budget"], samples)
 
 
 def _fleet(status: Status) -> Iterator[Metric]:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from infra.status.budgets import BudgetView, budget_views
 from streams.alarms import Alarm, Change, first_of_each, posted_alarms, posted_changes
 from streams.errors import LogTruncated, LogUnavailable, SnapshotDamaged
 from streams.feedback.feedback import NANO_USD
@@ -24,6 +25,7 @@ from streams.telemetry import fleet_view
 from streams.telemetry.fleet_state import FleetState
 from streams.telemetry.fleet_view import ClassView, PoolView, RouterView
 from streams.training.audit import DECIDED, UNANSWERED
+from streams.training.budgets import Accounts, Budget
 from streams.training.snapshots import Manifest, Store
 from streams.training.state import load_fleet, prices_of
 from streams.training.trainer import (
@@ -80,11 +82,12 @@ class Status:
     router: RouterView | None = None  # None where no router ever reported
     pools: dict[str, PoolView] = field(default_factory=dict)  # by pool
     prices: dict[str, PriceView] = field(default_factory=dict)  # by pool; also budget and power
+    budgets: dict[str, BudgetView] = field(default_factory=dict)  # by name, see `[[budgets]]`
 
     def json(self) -> dict[str, object]:
         """As plain JSON."""
         found = {name: getattr(self, name) for name in self.__slots__}
-        for name in ("workload", "pools", "prices"):
+        for name in ("workload", "pools", "prices", "budgets"):
             found[name] = {key: asdict(view) for key, view in found[name].items()}
         for view in found["workload"].values():  # counts stand beside what else is said of a class
             view.update(view.pop("counts"))
@@ -95,7 +98,12 @@ class Status:
 
 
 def look(
-    store: Store, log: Log, now_ms: int, silence_s: float, pools: Sequence[str] = ()
+    store: Store,
+    log: Log,
+    now_ms: int,
+    silence_s: float,
+    pools: Sequence[str] = (),
+    budgets: Sequence[Budget] = (),
 ) -> Status:
     """Look at store and log once. Raises OSError if the store can't be reached.
 
@@ -142,6 +150,7 @@ def look(
         router=fleet_view.router(fleet, now_ms) if fleet.routers or fleet.totals.mix else None,
         pools=fleet_view.pools(fleet, now_ms),
         prices=_prices(manifest),
+        budgets=budget_views(budgets, _accounts(manifest), fleet.routers.values(), now_ms),
     )
 
 
@@ -160,6 +169,10 @@ def _fleet(store: Store, manifest: Manifest | None) -> FleetState:
         with suppress(SnapshotDamaged):  # pruned just now; the rest was read before
             return load_fleet(store, manifest)
     return FleetState()
+
+
+def _accounts(manifest: Manifest | None) -> Accounts:
+    return prices_of(manifest).accounts if manifest else {}
 
 
 def _prices(manifest: Manifest | None) -> dict[str, PriceView]:

@@ -33,7 +33,7 @@ from streams.clock import process_clock
 from streams.feedback.ticket import Sealer, key_of
 from streams.log.contract import FEEDBACK, Log
 from streams.training.folder import Folder
-from streams.training.shards import Layout, Merger, SpentElsewhere, lay_out, start_of
+from streams.training.shards import CountsElsewhere, Layout, Merger, lay_out, start_of
 from streams.training.share import PartitionShare, Share, SoleShard
 from streams.training.snapshots import Store
 from streams.training.state import State
@@ -194,13 +194,13 @@ def _trainer(
     log.ensure_topics()
     share: Share = SoleShard()
     start: Callable[[], State | None] = lambda: None  # noqa: E731 - the other is a partial
-    elsewhere: Callable[[], float] = lambda: 0.0  # noqa: E731 - likewise
+    elsewhere: Callable[[], Mapping[str, int]] = dict
     if layout.n_shards > 1:
         n_partitions = layout.n_partitions or len(log.end_offsets(FEEDBACK))
         share = PartitionShare(shard, layout.n_shards, n_partitions)
         memory = options.trainer.memory
         start = partial(start_of, site.snapshots, layout, shard, encoder, memory)
-        elsewhere = SpentElsewhere(site.snapshots, layout, shard, now_ms)
+        elsewhere = CountsElsewhere(site.snapshots, layout, shard, now_ms)
     return Trainer(
         log,
         _store(site, layout, shard),

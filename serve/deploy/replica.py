@@ -128,9 +128,13 @@ class Replica:
         self.sealer, self.issuer = sealer, Issuer(secrets.randbits(8 * ISSUER_BYTES))
         self.rng, self.now_ms = np.random.default_rng(seed), now_ms
         self.sessions = Sessions(options.sessions)
+        self.reporter = Reporter(secrets.token_hex(SOURCE_BYTES), now_ms())
+        chooser = Chooser(
+            options.policy, options.placement, self.rng, options.newcomers, self.reporter.source
+        )
         decider = Decider(
             encoder,
-            Chooser(options.policy, options.placement, self.rng, options.newcomers),
+            chooser,
             sealer,
             self.issuer,
             now_ms,
@@ -152,7 +156,6 @@ class Replica:
             now_ms,
             self.window,
         )
-        self.reporter = Reporter(secrets.token_hex(SOURCE_BYTES), now_ms())
         self.telemetry: Outbox[Sequence[Telemetry]] | None = None
         self.vitals: Vitals | None = None
         if self.window is not None:
@@ -165,6 +168,7 @@ class Replica:
                 self.reporter,
                 options.telemetry_s,
                 now_ms,
+                chooser.spending.windows,
             )
         self.servicers: dict[str, object] = {ROUTER: self.servicer}  # others may be added
         self._options = options

@@ -22,7 +22,7 @@ from serve.grpc_api.servicer import ServicerCounts
 from serve.routing.live import LiveView
 from streams.errors import OutboxClosed
 from streams.log.outbox import Outbox
-from streams.telemetry.records import Telemetry
+from streams.telemetry.records import BudgetWindow, Telemetry
 from streams.telemetry.window import Reporter, RouterGauges, RouterWindow
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,10 @@ class Vitals:
         reporter: Reporter,
         period_s: float,
         now_ms: Callable[[], int],
+        budgets: Callable[[], Sequence[BudgetWindow]] = list,
     ) -> None:
+        """`budgets` says what was spent of them so far."""
+        self._budgets = budgets
         self._window, self._outbox, self._view = window, outbox, view
         self._counts, self._period_s, self._now_ms = counts, max(period_s, SAMPLE_S), now_ms
         self._others: list[Contribute] = []
@@ -107,6 +110,7 @@ class Vitals:
             snapshot_age_ms=live.age_ms(now_ms),
             loop_lag_ms_max=self._lag_s_max * 1000,
             loop_busy_share=(busy_s - self._busy_s) / max(now_s - self._began_s, 1e-9),
+            budgets=self._budgets(),
         )
         self._lag_s_max, self._began_s, self._busy_s = 0.0, now_s, busy_s
         return gauges

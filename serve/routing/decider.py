@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from learners.policies.probes import ProbeOptions
 from serve.encoders import Encoder
 from serve.errors import (
+    BudgetUsedUp,
     DeadlinePassed,
     FleetFull,
     InvalidRequest,
@@ -117,7 +118,7 @@ class Decider:
         for row, reply in zip(rows, written, strict=True):
             replies[row] = reply
         self._hold_sessions(taken, choices, live, now_ms)
-        for row, problem in self._refused(taken, choices, live).items():
+        for row, problem in self._refused(taken, choices, live, now_ms).items():
             replies[rows[row]] = problem
         log = self._log(ids, taken, decisions, np.flatnonzero(choices.fits & ~choices.shed))
         return Decided(replies, log, _counted(decisions))
@@ -155,13 +156,14 @@ class Decider:
             contexts=self._encoder.projection.contexts(embeddings, tokens.astype(np.float32)),
             preference=np.tile(shared.weights, (len(at), 1)),
             allowed=allowed.repeat(len(at), axis=0),
+            tenants=np.full(len(at), shared.tenant, object),
             **alike | {"prompt_tokens": tokens},
         )
         choices = self._chooser.choose(requests, live, now_ms)
         decisions = self._decisions([shared.tenant] * len(at), requests, choices, live, now_ms)
         ids = self._issuer.take(len(at))
         tickets = decisions.seal(self._sealer, ids)
-        for row, problem in self._refused([shared] * len(at), choices, live).items():
+        for row, problem in self._refused([shared] * len(at), choices, live, now_ms).items():
             problems[int(at[row])], tickets[row] = problem, b""
         done = np.flatnonzero(choices.fits & ~choices.shed)
         return DecidedColumns(
@@ -188,14 +190,25 @@ class Decider:
             at_ms=at_ms,
         )
 
-    def _refused(self, asked: Sequence[RouteInput], choices: Choices, live: Live) -> Refusals:
-        """Why rows have no decision: no model fits them, or the fleet is full."""
+    def _refused(
+        self, asked: Sequence[RouteInput], choices: Choices, live: Live, now_ms: int
+    ) -> Refusals:
+        """Why rows have no decision: no model fits them or a budget, or the fleet is full."""
         found: Refusals = {}
         for row in np.flatnonzero(~choices.fits).tolist():
-            found[row] = no_model_fits(asked[row], row, choices, live)
+            found[row] = self._no_decision(asked[row], row, choices, live, now_ms)
         for row in np.flatnonzero(choices.shed).tolist():
             found[row] = FleetFull(asked[row].criticality.name, float(choices.multiple[row]))
         return found
+
+    def _no_decision(
+        self, one: RouteInput, row: int, choices: Choices, live: Live, now_ms: int
+    ) -> ServeError:
+        """Why a request got none: a budget is used up, or no model fits it."""
+        if choices.budget[row] < 0:
+            return no_model_fits(one, row, choices, live)
+        budget = self._chooser.spending.budgets[choices.budget[row]]
+        return BudgetUsedUp(str(budget), budget.start_ms(now_ms) + budget.period_ms, now_ms)
 
     def _suggest_probes(
         self, asked: Sequence[RouteInput], of: Decisions, replies: list[bytes]
@@ -253,6 +266,7 @@ class Decider:
             preference=np.array([one.weights for one in asked], np.float64),
             allowed=allowed,
             switch_ms=self._switch_ms(asked, tokens, live, now_ms),
+            tenants=np.array([one.tenant for one in asked], object),
             **columns(asked) | {"prompt_tokens": tokens},
         )
 

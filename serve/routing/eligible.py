@@ -41,6 +41,7 @@ class Verdict(IntEnum):
     NO_REPLICA = 5
     BELOW_QUALITY = 6
     STRONG_SHARE = 7
+    OVER_BUDGET = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -58,6 +59,7 @@ class RequestBatch:
     criticality: NDArray[np.int8]  # (n,) `learners.criticality.Criticality`
     # (n, k) what a session's other models would take longer; None where no session is held.
     switch_ms: Floats | None = None
+    tenants: NDArray[np.object_] | None = None  # (n,) names; None: nobody's
 
     def __len__(self) -> int:
         return len(self.contexts)

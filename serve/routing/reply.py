@@ -28,6 +28,7 @@ REASONS = {
     Verdict.NO_REPLICA: "none of its pools had a replica",
     Verdict.BELOW_QUALITY: "probability of success below the request's quality_min",
     Verdict.STRONG_SHARE: "the strong model, on other prompts further ahead: strong_share_max",
+    Verdict.OVER_BUDGET: "more than what a budget has left",
 }
 
 
@@ -70,6 +71,7 @@ def no_model_fits(one: RouteInput, row: int, choices: Choices, live: Live) -> No
         # Neither refuses a request by itself.
         Verdict.BELOW_QUALITY: lambda j: REASONS[Verdict.BELOW_QUALITY],
         Verdict.STRONG_SHARE: lambda j: REASONS[Verdict.STRONG_SHARE],
+        Verdict.OVER_BUDGET: lambda j: "more than what a budget has left",
     }
     verdicts = [Verdict(int(verdict)) for verdict in choices.verdict[row]]
     # Those that the request allows first: that others are not allowed, its sender knows.

@@ -28,6 +28,7 @@ from learners.policies.newcomers import NewcomerOptions, Trials, Tries, draw_wit
 from learners.policies.policy import Policy, Scores
 from learners.prices import shed_share
 from learners.targets import Target
+from serve.budgets.spending import NONE, Asked, Purse, Spending
 from serve.routing.eligible import (
     Expected,
     RequestBatch,
@@ -49,13 +50,14 @@ Floats = NDArray[np.float64]
 class Choices:
     """Columns of n decisions, and what they were based on, (n, k) each unless it says otherwise.
 
-    Where no model is eligible `fits` is False; where it is refused for want of capacity, `shed` is
-    True. The row's other values then say what would have been.
+    Where no model is eligible or a budget refuses, `fits` is False; where it is refused for want of
+    capacity, `shed` is True. The row's other values then say what would have been.
     """
 
     chosen: NDArray[np.intp]  # (n,) column of the chosen model
     pool: NDArray[np.intp]  # (n,) of its pool, among `Live.pool_names`
     fits: NDArray[np.bool_]  # (n,)
+    budget: NDArray[np.intp]  # (n,) of the budgets, the one that refuses it, or NONE
     shed: NDArray[np.bool_]  # (n,)
     multiple: Floats  # (n,) least price of the pools that it could go to, multiples of their cost
     below_quality: NDArray[np.bool_]  # (n,) no model was good enough for `quality_min`
@@ -81,7 +83,7 @@ class Choices:
         return taken(self, rows)
 
 
-def route(
+def route(  # noqa: PLR0915 - one sequence of columns, each used below
     requests: RequestBatch,
     live: Live,
     pool_load: PoolLoad,
@@ -90,11 +92,12 @@ def route(
     spread: Floats | None,
     options: PlacementOptions,
     tries: Tries | None = None,
+    purse: Purse | None = None,
 ) -> Choices:
     """Decide n requests at once; `uniform` (n, 2) in [0, 1) are the draws.
 
     `spread` (n, P) are factors on the prices of pools, see `placement`; None: all one. `tries` is
-    what models that are not proven may take; None: no limit.
+    what models that are not proven may take, `purse` what budgets leave; None: no limit.
     """
     estimates = live.estimator.estimate(requests.contexts)
     expected = expected_of(requests, live, estimates)
@@ -118,6 +121,9 @@ def route(
     share, eligible = options.limits.probe_share, left.eligible
     fits = np.asarray(eligible.any(axis=1))
     eligible[~fits] = True  # any probabilities will do, the row is refused
+    if purse is not None:
+        asked = _asked(requests, live, expected, known_tokens, charged.money)
+        utility -= purse.charge(asked, utility, eligible)
 
     def likely(of: NDArray[np.bool_]) -> Floats:
         return policy.probabilities(
@@ -147,14 +153,20 @@ def route(
         able[~able.any(axis=1)] = True
         scores = _scores(weights, live, estimates, expected, free - beyond, beyond, energy, able)
         _, preferred = draw_within(policy.probabilities(scores), able, tries, reserved, drawn)
+    refused = np.full(len(requests), NONE, np.intp)
+    if purse is not None:
+        within = fits[:, None] & (eligible | (propensity > 0.0))
+        propensity, chosen, refused = purse.draw(propensity, chosen, utility, within, drawn)
+        verdict[(verdict == Verdict.ELIGIBLE) & purse.barred] = Verdict.OVER_BUDGET
     least = _least_multiple(pool_load.multiple * _utilisation(pool_load.load), eligible, live)
     shed = shed_share(least, requests.criticality) if live.priced else 0.0
     pool = place(chosen, charged, weights, live, pool_load)
     return Choices(
         chosen=chosen,
         pool=pool,
-        fits=fits,
-        shed=fits & (uniform[:, 1] < shed),
+        fits=fits & (refused == NONE),
+        budget=refused,
+        shed=fits & (refused == NONE) & (uniform[:, 1] < shed),
         multiple=least,
         below_quality=left.below,
         preferred=preferred,
@@ -194,8 +206,11 @@ class Chooser:
         options: PlacementOptions,
         rng: np.random.Generator,
         newcomers: NewcomerOptions | None = None,
+        source: str = "",
     ) -> None:
+        """`source` is what telemetry knows this replica by: its slices of budgets go by it."""
         self.policy, self._options, self._rng = policy, options, rng
+        self.spending = Spending(options.pricing.budgets, source)
         self._tracker, self._trials = (
             LoadTracker(options.pricing),
             Trials(newcomers or NewcomerOptions()),
@@ -206,9 +221,9 @@ class Chooser:
         pool_load = self._tracker.now(live, now_ms)
         uniform = self._rng.random((len(requests), 2))
         spread = spread_of(len(requests), live, pool_load, self._options, self._rng)
-        tries = tries_of(live, self._trials, now_ms)
+        tries, purse = tries_of(live, self._trials, now_ms), self._purse(live, now_ms)
         choices = route(
-            requests, live, pool_load, self.policy, uniform, spread, self._options, tries
+            requests, live, pool_load, self.policy, uniform, spread, self._options, tries, purse
         )
         sent = choices.fits & ~choices.shed
         at = np.flatnonzero(sent), choices.chosen[sent]
@@ -216,7 +231,32 @@ class Chooser:
         self._trials.sent(live.catalogue.keys, at[1], usd, now_ms)
         if live.loads:
             self._tracker.sent(live, choices.pool[sent], choices.work_s[sent], now_ms)
+        if purse is not None:
+            barred = np.where(choices.verdict == Verdict.ELIGIBLE, choices.utility, -np.inf)
+            purse.spend(*at, barred.argmax(axis=1)[sent])
         return choices
+
+    def _purse(self, live: Live, now_ms: int) -> Purse | None:
+        """What budgets leave for a batch; None where there are none."""
+        if not self.spending.budgets:
+            return None
+        routers = {source: one.record.budgets for source, one in live.fleet.routers.items()}
+        return self.spending.purse(live.prices.accounts, routers, now_ms)
+
+
+def _asked(
+    requests: RequestBatch, live: Live, expected: Expected, tokens: Floats, money: Floats
+) -> Asked:
+    """What budgets need to know of n requests."""
+    n = len(requests)
+    return Asked(
+        tenants=[""] * n if requests.tenants is None else requests.tenants.tolist(),
+        models=live.catalogue.names,
+        cost_usd=expected.paid_usd,
+        list_usd=np.broadcast_to(expected.list_usd, expected.paid_usd.shape),
+        tokens=np.reshape(tokens, (n, 1)) + live.output_tokens,
+        money=money,
+    )
 
 
 def _scores(

@@ -162,6 +162,7 @@ class Ingested:
     # (n, 4) cost of an answer and wasted spend; then both of what was bought to learn from
     spent_nano_usd: NDArray[np.int64]
     dead: list[DeadLetter]
+    bodies: list[bytes]  # (n,) of the tickets
 
 
 class Opener(Protocol):
@@ -254,7 +255,7 @@ class Ingest:
         tenants[heads["policy"] == key_of(IMPORT)] = EARLIER
         outcomes = _outcomes(ids, np.nan_to_num(reported), known, heads, tenants)
         bits = np.packbits(known, axis=1, bitorder="little").reshape(-1)
-        return Ingested(kept, outcomes, bits, _spent_nano_usd(reported, heads), dead)
+        return Ingested(kept, outcomes, bits, _spent_nano_usd(reported, heads), dead, bodies)
 
     def _wrong(
         self, heads: NDArray[np.void], appended_at_ms: NDArray[np.int64]

@@ -29,6 +29,7 @@ RECORD_BYTES_MAX = 262_144  # a pool's two full histograms are 8 KB; 64 classes 
 CLASSES_MAX = 64  # of requests, in one record and in one slot of the state; then OTHER
 MODELS_MAX = 256  # a catalogue has at most 255, and then OTHER
 POOLS_MAX = 1024  # pools, and pairs of model and pool; then OTHER
+BUDGETS_MAX = 256
 KINDS_MAX = 64  # of failures, and targets of rerouting, per pool; then OTHER
 WINDOW_MS_MAX = 60_000  # a longer window would blur what the last minute was like
 NAME_LENGTH_MAX = 200
@@ -154,6 +155,20 @@ class MixWindow(Part):
     ] = 0
 
 
+class BudgetWindow(Part):
+    """What a router replica has spent of one budget, in whole numbers of its unit."""
+
+    window: Annotated[Name, Meta(description="The budget, `@`, and when its period began.")]
+    spent: Annotated[
+        int, Meta(ge=0, le=2**63 - 1, description="By all decisions in the period, as predicted.")
+    ] = 0
+    wanted: Annotated[
+        int, Meta(ge=0, le=2**63 - 1, description="What a request needed that did not fit.")
+    ] = 0
+    requests: Annotated[Count, Meta(description="Decisions in the period that it counts.")] = 0
+    refused: Annotated[Count, Meta(description="Requests it refused in the period.")] = 0
+
+
 class RouterState(Telemetry, tag="router"):
     """What a router replica decided, and how it is."""
 
@@ -167,6 +182,9 @@ class RouterState(Telemetry, tag="router"):
     loop_busy_share: Annotated[
         Amount, Meta(description="CPU time of the event loop's thread, per time.")
     ] = 0.0
+    budgets: Annotated[
+        list[BudgetWindow], Meta(max_length=BUDGETS_MAX, description="The present periods'.")
+    ] = []
 
 
 class PoolState(Telemetry, tag="pool"):

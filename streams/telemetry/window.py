@@ -28,6 +28,7 @@ from streams.telemetry.records import (
     OTHER,
     POOLS_MAX,
     WINDOW_MS_MAX,
+    BudgetWindow,
     ClassWindow,
     DemandWindow,
     MixWindow,
@@ -77,6 +78,7 @@ class RouterGauges:
     snapshot_age_ms: int
     loop_lag_ms_max: float
     loop_busy_share: float
+    budgets: Sequence[BudgetWindow] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -165,6 +167,7 @@ class RouterWindow:
                 snapshot_age_ms=gauges.snapshot_age_ms,
                 loop_lag_ms_max=gauges.loop_lag_ms_max,
                 loop_busy_share=gauges.loop_busy_share,
+                budgets=list(gauges.budgets),
                 **reporter.head(window),
             )
         )

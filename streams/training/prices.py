@@ -27,6 +27,7 @@ from streams.clock import STEP_MS
 from streams.telemetry.capacity import capacities
 from streams.telemetry.fleet_state import FleetState
 from streams.telemetry.received import SILENT_MS
+from streams.training.budgets import Account, Accounts, Budget, accounts
 
 PERIOD_MS = 1000
 # Spending comes in as feedback does, in lumps: it is averaged over about this long.
@@ -75,6 +76,7 @@ class PricingOptions:
         math.inf, "What all pools may draw, watts. 0: no limit.", ge=0, le=1e9, stands_for=NO_LIMIT
     )
     first_token_s: float = same_as(2.0, "targets.ttft_s")  # how long a pool's queue may be
+    budgets: tuple[Budget, ...] = ()  # `[[budgets]]`
 
 
 @dataclass(slots=True)
@@ -87,6 +89,7 @@ class Prices:
     power: Price = Price()
     spent_usd: float = 0.0  # all that was known to be spent then
     carried_usd: float = 0.0  # of it, what has not entered the budget's load yet
+    accounts: Accounts = field(default_factory=dict)  # of budgets, by window
 
     def due(self, received_ms: int) -> bool:
         """Whether a record that the log took at a time is in a later period."""
@@ -94,9 +97,16 @@ class Prices:
         return since_ms >= PERIOD_MS or since_ms < -STEP_MS  # the clock was set back
 
     def advanced(
-        self, fleet: FleetState, spent_usd: float, at_ms: int, options: PricingOptions
+        self,
+        fleet: FleetState,
+        spent_usd: float,
+        at_ms: int,
+        options: PricingOptions,
+        counts: Mapping[str, int] | None = None,
     ) -> Prices:
         """Prices at a time of the log, from what was folded and spent until then.
+
+        `counts` say what bills released of budgets.
 
         After a silence nothing is known of now, nor after the clock was set back: only the time is
         noted.
@@ -136,6 +146,7 @@ class Prices:
             power=after[-1],
             spent_usd=spent_usd,
             carried_usd=carried_usd,
+            accounts=accounts(self.accounts, fleet.routers, counts or {}, at_ms, options.budgets),
         )
 
     def _spending(
@@ -167,6 +178,7 @@ class Prices:
             power=Price(**found["power"]),
             spent_usd=float(found["spent_usd"]),
             carried_usd=float(found.get("carried_usd", 0.0)),  # before, all of it entered at once
+            accounts={str(n): Account(**a) for n, a in found.get("accounts", {}).items()},
         )
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -32,11 +33,10 @@ from streams.training.folder import Folder
 from streams.training.prices import Prices
 from streams.training.snapshots import Blob, Manifest, Store
 from streams.training.state import SEEN, Loader, Saver, State
-from streams.training.trainer import spent_usd
 
 LAYOUTS, SHARDS = "layouts", "shards"
 MERGES_PER_PRUNE = 20
-SPENT_LOOK_MS = 2_000
+LOOK_ELSEWHERE_MS = 2_000
 LOOK_S = 0.05  # between looks at the shards' stores, each a listing of ten names
 
 
@@ -193,27 +193,31 @@ class Merger:
         return copied
 
 
-class SpentElsewhere:
-    """US dollars that the other shards of a layout have counted, by their newest snapshots."""
+class CountsElsewhere:
+    """What the other shards of a layout have counted, by their newest snapshots."""
 
     def __init__(self, uri: str, layout: Layout, shard: int, now_ms: Callable[[], int]) -> None:
         self._others = [layout.store(uri, n) for n in range(layout.n_shards) if n != shard]
         self._now_ms = now_ms
-        self._looked_ms, self._usd = 0, 0.0
+        self._looked_ms = 0
+        self._counts: Mapping[str, int] = {}
 
-    def __call__(self) -> float:
-        """The sum; looked for again every `SPENT_LOOK_MS`."""
+    def __call__(self) -> Mapping[str, int]:
+        """The sums; looked for again every `LOOK_ELSEWHERE_MS`."""
         now_ms = self._now_ms()
-        if not 0 <= now_ms - self._looked_ms < SPENT_LOOK_MS:
+        if not 0 <= now_ms - self._looked_ms < LOOK_ELSEWHERE_MS:
             self._looked_ms = now_ms
             with suppress(SnapshotDamaged, OSError):  # pruned just now: the next look finds it
-                self._usd = sum(map(_spent_usd, self._others))
-        return self._usd
+                total: Counter[str] = Counter()
+                for store in self._others:
+                    total.update(_counts(store))
+                self._counts = total
+        return self._counts
 
 
-def _spent_usd(store: Store) -> float:
+def _counts(store: Store) -> Mapping[str, int]:
     newest = store.newest()
-    return spent_usd(store.load(newest).about["counts"]) if newest else 0.0
+    return store.load(newest).about["counts"] if newest else {}
 
 
 class _JoinedHistory:

@@ -12,13 +12,14 @@ State and offsets change together, and nothing here raises.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from streams.clock import STEP_MS
 from streams.errors import BadTelemetry, LogUnavailable, StreamError
 from streams.log.contract import TELEMETRY, Log, Reader, Record
 from streams.log.quiet import once_a_minute
 from streams.telemetry.records import decode
+from streams.training.budgets import forget
 from streams.training.prices import PricingOptions
 from streams.training.state import State
 
@@ -42,10 +43,15 @@ class TelemetryFold:
         now_ms: int,
         pricing: PricingOptions | None = None,
         spent_usd: Callable[[], float] = lambda: 0.0,
+        counts: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
-        """`records_max` is the most that a step folds; `spent_usd` what was ever spent."""
+        """`records_max` is the most that a step folds; `spent_usd` what was ever spent.
+
+        `counts` are those of all shards.
+        """
         self._log, self._state, self._records_max = log, state, records_max
         self._pricing, self._spent_usd = pricing or PricingOptions(), spent_usd
+        self._counts = counts
         self._reader: Reader | None = None
         self._try_at_ms = 0
         try:
@@ -102,8 +108,9 @@ class TelemetryFold:
             state.fleet.rewind(at_ms)  # the clock was ahead, and is right again
         if state.prices.due(at_ms):
             state.prices = state.prices.advanced(
-                state.fleet, self._spent_usd(), at_ms, self._pricing
+                state.fleet, self._spent_usd(), at_ms, self._pricing, self._counts()
             )
+            forget(state.counts, at_ms)
         try:
             fresh = state.fleet.fold(decode(record.value), at_ms)
             state.count(FOLDED if fresh else REPEATED)

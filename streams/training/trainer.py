@@ -51,6 +51,7 @@ from streams.log.contract import (
 )
 from streams.log.quiet import once_a_minute
 from streams.training.audit import Audit, AuditOptions
+from streams.training.budgets import RELEASED, settled
 from streams.training.prices import PricingOptions
 from streams.training.share import Share, SoleShard
 from streams.training.snapshots import Store
@@ -118,18 +119,18 @@ class Trainer:
         share: Share | None = None,
         start: Callable[[], State | None] = lambda: None,
         watch: Watcher | None = None,
-        spent_elsewhere_usd: Callable[[], float] = lambda: 0.0,
+        counts_elsewhere: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         """Claim the store, recover the newest snapshot, and go to where it ends.
 
         `start` gives the state to begin with where the store has no snapshot; None: from nothing.
         Where all snapshots are damaged, what the log holds is learned again. `watch` is told how
-        it goes; `spent_elsewhere_usd` is what other shards have counted. Raises LogUnavailable,
+        it goes; `counts_elsewhere` are those of other shards. Raises LogUnavailable,
         LogReplaced, LogTruncated, SnapshotForeign.
         """
         self._log, self._store, self._options, self._now_ms = log, store, options, now_ms
         self._share, self._watch = share or SoleShard(), watch or Unwatched()
-        self._spent_elsewhere_usd = spent_elsewhere_usd
+        self._counts_elsewhere = counts_elsewhere
         self._unreadable: str | None = None  # why the log can't be read now
         self._ingest = Ingest(sealer, key_of(encoder), options.feedback)
         store.claim()
@@ -151,7 +152,7 @@ class Trainer:
         if self._share.watches():
             most = options.telemetry_records_max
             self._fold = TelemetryFold(
-                log, self.state, most, now_ms(), options.pricing, self._spent_usd
+                log, self.state, most, now_ms(), options.pricing, self._spent_usd, self._counts
             )
         if self._passed_gap:
             # At once, so that no dead letter of a new topic precedes the snapshot that knows it.
@@ -243,6 +244,8 @@ class Trainer:
         self._count_money(WASTED, outcomes.pools, fresh & PAID_BIT, nano_usd[:, 1])
         for bit, column in ((COST_BIT, 2), (PAID_BIT, 3)):
             self._count_money(PROBED, outcomes.pools, fresh & bit, nano_usd[:, column])
+        for window, released in settled(ingested, fresh, home, self._options.pricing.budgets):
+            state.count(RELEASED + window, released)
         state.count(MOVED, int((~home).sum()))
         for letter in dead:
             state.count(DEAD + letter.reason)
@@ -364,7 +367,12 @@ class Trainer:
 
     def _spent_usd(self) -> float:
         """US dollars for answers and wasted, ever, by all shards."""
-        return spent_usd(self.state.counts) + self._spent_elsewhere_usd()
+        return spent_usd(self.state.counts) + spent_usd(self._counts_elsewhere())
+
+    def _counts(self) -> Mapping[str, int]:
+        """The counters of all shards."""
+        mine, others = self.state.counts, self._counts_elsewhere()
+        return {n: mine.get(n, 0) + others.get(n, 0) for n in {*mine, *others}} if others else mine
 
     # --- recovery
 

@@ -1,0 +1,307 @@
+"""What one replica spends of every budget: at a price that paces it, and within its slice.
+
+    requests ─▶ Purse ─┬─ charge: price of each budget × what a call would use of it ─▶ utilities
+                       └─ draw:   what does not fit the slice is barred ─▶ a cheaper or free model,
+                                  or none: refused until the budget is renewed
+    choices ──spend──▶ Spending ──windows──▶ telemetry ─▶ trainer ─▶ larger slices
+
+The slice comes with the snapshot (`streams.training.budgets`); a hard budget of which this replica
+knows no slice has nothing to spend. So what is granted holds whatever is late or away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.pacing import Pacer
+from learners.targets import COST_USD_MIN
+from streams.telemetry.records import BudgetWindow
+from streams.training.budgets import NO_ACCOUNT, UNITS, Accounts, Budget, reserved_nano
+
+Floats = NDArray[np.float64]
+NONE = -1  # no budget refuses it
+# Spending goes evenly with the time left in a period, at this multiple of the average at most: what
+# was left over by a quiet hour is not spent in a minute.
+HASTE_MAX = 1.5
+# Of a budget that is not hard, so much of the average is spent at least: one huge bill must not
+# stop everything.
+SOFT_MIN = 0.25
+CHEAPER_MAX = 0.05  # of its stated price: no call is taken to be cheaper
+TOKEN_USD = 1e-6  # a price of tokens is a multiple of this; any number would do
+REQUEST_USD = 1e-3  # likewise
+
+
+@dataclass(slots=True)
+class _Open:
+    """One budget's present period on this replica."""
+
+    window: str
+    spent: int = 0
+    reported: int = 0  # of it, when telemetry was last told
+    requests: int = 0
+    refused: int = 0
+    wanted: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """n requests and what k models would use, as the router found it."""
+
+    tenants: Sequence[str]  # (n,)
+    models: Sequence[str]  # (k,)
+    cost_usd: Floats  # (n, k) predicted
+    list_usd: Floats  # (n, k) stated
+    tokens: Floats  # (n, k) of prompt and answer
+    money: Floats  # (n,) points per US dollar
+
+    def counts(self, budget: Budget) -> Floats:
+        """Whether each call counts for a budget (n, k): 1, or 0."""
+        counts = np.ones(self.cost_usd.shape)
+        if budget.scope == "tenant":
+            counts[[tenant != budget.value for tenant in self.tenants]] = 0.0
+        elif budget.scope == "model":
+            counts[:, [model != budget.value for model in self.models]] = 0.0
+        if budget.then == "free":
+            counts[self.free] = 0.0
+        return counts
+
+    def uses(self, budget: Budget) -> Floats:
+        """What each is predicted to use of a budget (n, k), in its unit.
+
+        A prediction may be far too low, even below nothing; the stated price bounds it.
+        """
+        usd = np.maximum(self.cost_usd, CHEAPER_MAX * self.list_usd)
+        return {"usd": usd, "tokens": self.tokens}.get(budget.unit, np.ones_like(usd))
+
+    def reserves(self, budget: Budget) -> Floats:
+        """What each would reserve of it (n, k), in whole numbers."""
+        if budget.unit == "usd":
+            return reserved_nano(self.cost_usd, self.list_usd)
+        return np.ceil(self.uses(budget))
+
+    @property
+    def free(self) -> NDArray[np.bool_]:
+        """Models without a price (n, k)."""
+        return np.asarray(self.list_usd < COST_USD_MIN) & (self.cost_usd < COST_USD_MIN)
+
+
+class Spending:
+    """All budgets on one replica. Used from one thread."""
+
+    def __init__(self, budgets: Sequence[Budget], source: str) -> None:
+        """`source` is what telemetry knows this replica by."""
+        self.budgets, self._source = tuple(budgets), source
+        self._open = [_Open("") for _ in budgets]
+        self._pacers: list[Pacer] = []
+        self.models: tuple[str, ...] = ()
+
+    def purse(
+        self, accounts: Accounts, routers: Mapping[str, Iterable[BudgetWindow]], now_ms: int
+    ) -> Purse:
+        """For one batch: what may be spent now, by a snapshot's accounts and telemetry."""
+        for at, budget in enumerate(self.budgets):
+            if self._open[at].window != budget.window(now_ms):
+                self._open[at] = _Open(budget.window(now_ms))
+        left = [self._left(at, accounts) for at in range(len(self.budgets))]
+        pace = [self._per_s(at, accounts, routers, now_ms) for at in range(len(self.budgets))]
+        return Purse(self, left, pace, now_ms)
+
+    def windows(self) -> list[BudgetWindow]:
+        """What telemetry is told."""
+        found = [
+            BudgetWindow(
+                window=one.window,
+                spent=one.spent,
+                wanted=one.wanted,
+                requests=one.requests,
+                refused=one.refused,
+            )
+            for one in self._open
+            if one.window
+        ]
+        for one in self._open:
+            one.wanted = 0
+        return found
+
+    def _left(self, at: int, accounts: Accounts) -> float:
+        """What this replica may still spend; without limit where a budget is not hard."""
+        if not self.budgets[at].hard:
+            return np.inf
+        mine = self._open[at]
+        granted = accounts.get(mine.window, NO_ACCOUNT).granted.get(self._source, 0)
+        return float(granted - mine.spent)
+
+    def _per_s(
+        self,
+        at: int,
+        accounts: Accounts,
+        routers: Mapping[str, Iterable[BudgetWindow]],
+        now_ms: int,
+    ) -> float:
+        """What this replica may use of a budget per second, in its unit, to last evenly."""
+        budget, mine = self.budgets[at], self._open[at]
+        account = accounts.get(mine.window)
+        reported = _reported(routers, mine.window)
+        known = reported.get(self._source)
+        share = (mine.requests + 1) / (
+            mine.requests
+            + len({*reported, self._source})
+            + sum(one.requests for source, one in reported.items() if source != self._source)
+        )
+        left = float(account.left if account else budget.whole)
+        left -= (mine.spent - (known.spent if known and account else 0)) / share
+        left_s = (budget.start_ms(now_ms) + budget.period_ms - now_ms) / 1000.0
+        average = budget.whole / (budget.period_ms / 1000.0)
+        least = 0.0 if budget.hard else SOFT_MIN
+        per_s = min(max(left / max(left_s, 1.0), least * average), HASTE_MAX * average)
+        return share * per_s / UNITS[budget.unit]
+
+    def pacers(self, models: tuple[str, ...]) -> list[Pacer]:
+        """The budgets' pacers; new ones for another catalogue."""
+        if models != self.models:
+            self.models = models
+            self._pacers = [Pacer(len(models)) for _ in self.budgets]
+        return self._pacers
+
+    def spend(self, at: int, whole: int, n: int) -> None:
+        """Note what n decisions reserve of a budget."""
+        self._open[at].spent += whole
+        self._open[at].requests += n
+
+    def refuse(self, at: int, wanted: float) -> None:
+        """Note that a request did not fit, and what it needed."""
+        mine = self._open[at]
+        mine.refused += 1
+        self.want(at, wanted)
+
+    def want(self, at: int, wanted: float) -> None:
+        """Note that a choice did not fit, and what it needed."""
+        self._open[at].wanted = max(self._open[at].wanted, int(wanted))
+
+    def prices(self) -> dict[str, float]:
+        """The budgets' prices now, in multiples."""
+        return {b.name: p.price for b, p in zip(self.budgets, self._pacers, strict=False)}
+
+
+def _reported(
+    routers: Mapping[str, Iterable[BudgetWindow]], window: str
+) -> dict[str, BudgetWindow]:
+    return {s: one for s, found in routers.items() for one in found if one.window == window}
+
+
+class Purse:
+    """One batch's view of the budgets: `charge`, then `draw`, then `spend`."""
+
+    def __init__(
+        self, of: Spending, left: Sequence[float], per_s: Sequence[float], now_ms: int
+    ) -> None:
+        self._of, self._left, self._per_s, self._now_ms = of, list(left), per_s, now_ms
+        self._uses: list[Floats] = []
+        self._reserves: list[Floats] = []
+        self._free: NDArray[np.bool_] = np.zeros((0, 0), bool)
+        self.barred: NDArray[np.bool_] = np.zeros((1, 1), bool)  # (n, k) what did not fit
+
+    def charge(self, asked: Asked, utility: Floats, eligible: NDArray[np.bool_]) -> Floats:
+        """What the budgets' prices take from each utility (n, k)."""
+        total = np.zeros_like(utility)
+        self._free = asked.free
+        pacers = self._of.pacers(tuple(asked.models))
+        for budget, pacer, per_s in zip(self._of.budgets, pacers, self._per_s, strict=True):
+            counts = asked.counts(budget)
+            uses = counts * asked.uses(budget)
+            self._uses.append(uses)
+            self._reserves.append(counts * asked.reserves(budget))
+            worth = {"usd": 1.0, "tokens": TOKEN_USD}.get(budget.unit, REQUEST_USD)
+            points = asked.money[:, None] * worth * uses
+            rows = np.flatnonzero(uses.any(axis=1))
+            if len(rows):
+                barred = np.where(eligible[rows], (utility - total)[rows], -np.inf)
+                pacer.note(barred, points[rows], uses[rows], self._now_ms)
+                pacer.solve(per_s, self._now_ms)
+                total[rows] += pacer.prices(len(rows))[:, None] * points[rows]
+        return total
+
+    def draw(
+        self,
+        p: Floats,
+        chosen: NDArray[np.intp],
+        utility: Floats,
+        eligible: NDArray[np.bool_],
+        uniform: Floats,
+    ) -> tuple[Floats, NDArray[np.intp], NDArray[np.intp]]:
+        """Probabilities (n, k) and choices (n,) that fit, and which budget refuses a row, or NONE.
+
+        A row depends on what the rows before it drew, never on its own draw.
+        """
+        refused = np.full(len(p), NONE, np.intp)
+        tight = [at for at in range(len(self._left)) if not self._fits_all(at, eligible)]
+        if not tight:
+            return p, chosen, refused
+        p, chosen, self.barred = p.copy(), chosen.copy(), np.zeros_like(eligible)
+        for row in range(len(p)):
+            if not eligible[row].any():  # it is refused already
+                continue
+            allowed = eligible[row].copy()
+            best = int(np.where(allowed, utility[row], -np.inf).argmax())
+            for at in tight:
+                allowed, full = self._cut(at, row, best, allowed)
+                if full:
+                    refused[row] = at
+                    break
+            self.barred[row] = eligible[row] & (~allowed | (refused[row] != NONE))
+            if refused[row] != NONE:
+                continue
+            p[row] = _within(p[row], allowed, utility[row])
+            edges = np.cumsum(p[row])
+            chosen[row] = min(int((edges <= uniform[row] * edges[-1]).sum()), p.shape[1] - 1)
+            for at in tight:
+                self._left[at] -= self._reserves[at][row, chosen[row]]
+        return p, chosen, refused
+
+    def spend(
+        self, rows: NDArray[np.intp], chosen: NDArray[np.intp], best: NDArray[np.intp]
+    ) -> None:
+        """Take from the slices what decisions (their rows and models) reserve."""
+        pacers = self._of.pacers(self._of.models)
+        for at, (uses, reserves) in enumerate(zip(self._uses, self._reserves, strict=True)):
+            n = int(uses[rows].any(axis=1).sum())
+            self._of.spend(at, int(reserves[rows, chosen].sum()), n)
+            pacers[at].used(float(uses[rows, best].sum()), float(uses[rows, chosen].sum()), n)
+
+    def _fits_all(self, at: int, eligible: NDArray[np.bool_]) -> bool:
+        """Whether all of a batch fits, whatever is drawn."""
+        most = np.where(eligible, self._reserves[at], 0.0).max(axis=1).sum()
+        return bool(most <= self._left[at])
+
+    def _cut(
+        self, at: int, row: int, best: int, allowed: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.bool_], bool]:
+        """Which models still fit a budget, and whether it refuses the request."""
+        needs, then = self._reserves[at][row], self._of.budgets[at].then
+        fits = needs <= self._left[at]
+        if not (allowed & ~fits).any():
+            return allowed, False
+        self._of.want(at, needs[best])
+        if then == "refuse" and not fits[best]:
+            fits = np.zeros_like(fits)
+        elif then == "free" and not fits[best]:
+            fits = self._free[row]
+        left = allowed & fits
+        if left.any():
+            return left, False
+        self._of.refuse(at, float(np.where(allowed, needs, np.inf).min()))
+        return allowed, True
+
+
+def _within(p: Floats, allowed: NDArray[np.bool_], utility: Floats) -> Floats:
+    """Probabilities (k,) on what is allowed alone; where there are none, all on the best of it."""
+    cut, all_ = np.where(allowed, p, 0.0), p.sum()
+    total = cut.sum()
+    if total > 0.0:
+        return all_ / total * cut
+    cut[np.where(allowed, utility, -np.inf).argmax()] = all_
+    return cut
