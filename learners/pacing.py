@@ -73,7 +73,7 @@ class Pacer:
         turn = (GOLDEN * (self._n_seen - n + np.arange(n))) % 1.0
         return np.where(turn < self._share_low, self._low, self._high)
 
-    def used(self, best: float, drawn: float, n: int) -> None:
+    def used(self, n: int, *, best: float, drawn: float) -> None:
         """What n requests' best choices would use, and what those that were drawn do."""
         kept = (1.0 - 1.0 / RECENT) ** n
         self._best, self._drawn = kept * self._best + best, kept * self._drawn + drawn

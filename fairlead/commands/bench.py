@@ -87,6 +87,20 @@ def bench_speed(
     measured(lambda say: bench.measure(options, say), as_json)
 
 
+@bench_app.command("control")
+def bench_control(
+    quick: Annotated[
+        bool, typer.Option(help="Two targets, two orders, fewer prompts; under a minute.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Play streams under budgets with late outcomes, beside ParetoBandit and no budget."""
+    from load.bench.control import bench
+
+    options = bench.quick() if quick else bench.ControlBench()
+    measured(lambda say: bench.measure(options, say), as_json)
+
+
 @bench_app.command("faults")
 def bench_faults(
     quick: Annotated[bool, typer.Option(help="Each fault once, for a shorter time.")] = False,

@@ -26,6 +26,7 @@ from streams.telemetry.fleet_state import FleetState
 from streams.telemetry.fleet_view import ClassView, PoolView, RouterView
 from streams.training.audit import DECIDED, UNANSWERED
 from streams.training.budgets import Accounts, Budget
+from streams.training.prices import SPENT, WASTED
 from streams.training.snapshots import Manifest, Store
 from streams.training.state import load_fleet, prices_of
 from streams.training.trainer import (
@@ -36,8 +37,6 @@ from streams.training.trainer import (
     PROBED,
     RECORDS,
     SKIPPED,
-    SPENT,
-    WASTED,
 )
 
 READ_S = 2.0  # for the records that say how long ago something was appended

@@ -1,4 +1,4 @@
 """Budgets on one replica: the price that paces each, and the slice that is never exceeded.
 
-Imports learners and streams; `serve.routing` asks it before it draws.
+May import nothing of serve/; `routing` asks it before it draws. streams/ and learners/ beside.
 """

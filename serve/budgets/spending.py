@@ -270,7 +270,8 @@ class Purse:
         for at, (uses, reserves) in enumerate(zip(self._uses, self._reserves, strict=True)):
             n = int(uses[rows].any(axis=1).sum())
             self._of.spend(at, int(reserves[rows, chosen].sum()), n)
-            pacers[at].used(float(uses[rows, best].sum()), float(uses[rows, chosen].sum()), n)
+            best_use, drawn = float(uses[rows, best].sum()), float(uses[rows, chosen].sum())
+            pacers[at].used(n, best=best_use, drawn=drawn)
 
     def _fits_all(self, at: int, eligible: NDArray[np.bool_]) -> bool:
         """Whether all of a batch fits, whatever is drawn."""

@@ -24,6 +24,7 @@ import numpy as np
 from learners.option import option, same_as
 from learners.prices import PriceOptions, ascend, level, multiples
 from streams.clock import STEP_MS
+from streams.feedback.feedback import NANO_USD
 from streams.telemetry.capacity import capacities
 from streams.telemetry.fleet_state import FleetState
 from streams.telemetry.received import SILENT_MS
@@ -36,6 +37,17 @@ SPENDING_S = 60.0
 # times what may be spent counts in full, one dear report moves nobody's price by much. The rest is
 # carried over, no more than an hour's budget of it, and enters at a quarter of what may be spent.
 AT_ONCE_S, CARRIED_S_MAX, CARRIED_SHARE = 10.0, 3600.0, 0.25
+
+
+# Counters of the state, followed by a pool's key in hexadecimal: billionths of a US dollar, for
+# answers, and wasted.
+SPENT, WASTED = "spent_nano_usd.", "in_vain_nano_usd."
+
+
+def spent_usd(counts: Mapping[str, int]) -> float:
+    """US dollars that counters say were spent."""
+    nano = sum(n for name, n in counts.items() if name.startswith((SPENT, WASTED)))
+    return nano / NANO_USD
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from streams.log.contract import TELEMETRY, Log, Reader, Record
 from streams.log.quiet import once_a_minute
 from streams.telemetry.records import decode
 from streams.training.budgets import forget
-from streams.training.prices import PricingOptions
+from streams.training.prices import PricingOptions, spent_usd
 from streams.training.state import State
 
 logger = once_a_minute(logging.getLogger(__name__))
@@ -42,16 +42,11 @@ class TelemetryFold:
         records_max: int,
         now_ms: int,
         pricing: PricingOptions | None = None,
-        spent_usd: Callable[[], float] = lambda: 0.0,
         counts: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
-        """`records_max` is the most that a step folds; `spent_usd` what was ever spent.
-
-        `counts` are those of all shards.
-        """
+        """`records_max` is the most that a step folds; `counts` are those of all shards."""
         self._log, self._state, self._records_max = log, state, records_max
-        self._pricing, self._spent_usd = pricing or PricingOptions(), spent_usd
-        self._counts = counts
+        self._pricing, self._counts = pricing or PricingOptions(), counts
         self._reader: Reader | None = None
         self._try_at_ms = 0
         try:
@@ -107,8 +102,9 @@ class TelemetryFold:
         if at_ms < state.fleet.received_ms - STEP_MS:
             state.fleet.rewind(at_ms)  # the clock was ahead, and is right again
         if state.prices.due(at_ms):
+            counts = self._counts()
             state.prices = state.prices.advanced(
-                state.fleet, self._spent_usd(), at_ms, self._pricing, self._counts()
+                state.fleet, spent_usd(counts), at_ms, self._pricing, counts
             )
             forget(state.counts, at_ms)
         try:

@@ -16,6 +16,7 @@ State and offsets change together in memory (step 4) and on disk (step 5).
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -31,7 +32,6 @@ from streams.errors import LogReplaced, LogTruncated, LogUnavailable, SnapshotDa
 from streams.feedback.dead_letters import came_from, dead_letter
 from streams.feedback.feedback import (
     COST_BIT,
-    NANO_USD,
     PAID_BIT,
     DeadLetter,
     FeedbackOptions,
@@ -52,7 +52,7 @@ from streams.log.contract import (
 from streams.log.quiet import once_a_minute
 from streams.training.audit import Audit, AuditOptions
 from streams.training.budgets import RELEASED, settled
-from streams.training.prices import PricingOptions
+from streams.training.prices import SPENT, WASTED, PricingOptions
 from streams.training.share import Share, SoleShard
 from streams.training.snapshots import Store
 from streams.training.state import Loader, Saver, State
@@ -65,9 +65,7 @@ logger = once_a_minute(logging.getLogger(__name__))
 # Counters kept with the state, so that they are exact across restarts.
 RECORDS, LEARNED, DUPLICATE, MOVED = "records", "learned", "duplicate", "moved"
 DEAD = "dead_letter."  # followed by a reason
-# Followed by a pool's key in hexadecimal: billionths of a US dollar, for answers, and wasted.
-SPENT, WASTED = "spent_nano_usd.", "in_vain_nano_usd."
-PROBED = "probed_nano_usd."  # the same, for answers that were bought to learn from
+PROBED = "probed_nano_usd."  # as SPENT, for answers that were bought to learn from
 SKIPPED = "skipped"  # records the log lost before they were read, see `on_gap`
 
 # Brokers' clocks differ: a partition read to its end may get a record stamped a little earlier, and
@@ -152,7 +150,7 @@ class Trainer:
         if self._share.watches():
             most = options.telemetry_records_max
             self._fold = TelemetryFold(
-                log, self.state, most, now_ms(), options.pricing, self._spent_usd, self._counts
+                log, self.state, most, now_ms(), options.pricing, self._counts
             )
         if self._passed_gap:
             # At once, so that no dead letter of a new topic precedes the snapshot that knows it.
@@ -365,14 +363,11 @@ class Trainer:
             reader.close()
         return found
 
-    def _spent_usd(self) -> float:
-        """US dollars for answers and wasted, ever, by all shards."""
-        return spent_usd(self.state.counts) + spent_usd(self._counts_elsewhere())
-
     def _counts(self) -> Mapping[str, int]:
         """The counters of all shards."""
-        mine, others = self.state.counts, self._counts_elsewhere()
-        return {n: mine.get(n, 0) + others.get(n, 0) for n in {*mine, *others}} if others else mine
+        total = Counter(self.state.counts)
+        total.update(self._counts_elsewhere())
+        return total
 
     # --- recovery
 
@@ -441,12 +436,6 @@ class Trainer:
                 horizon_ms = min(horizon_ms, state.horizons.of(partition).trusted_ms)
         age_ms = round(self._options.feedback.age_s_max * 1000)
         state.seen.forget(horizon_ms - CLOCK_MARGIN_MS - age_ms)
-
-
-def spent_usd(counts: Mapping[str, int]) -> float:
-    """US dollars that counters say were spent."""
-    nano = sum(n for name, n in counts.items() if name.startswith((SPENT, WASTED)))
-    return nano / NANO_USD
 
 
 def _unreadable(damage: Damage) -> Iterable[DeadLetter]:

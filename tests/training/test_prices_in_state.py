@@ -319,7 +319,9 @@ def test_prices_do_not_depend_on_how_many_records_a_step_reads(words, sizes):
         while True:
             # Another process: what it knows is in the state alone.
             state.prices = Prices.from_dict(json.loads(json.dumps(state.prices.as_dict())))
-            fold = TelemetryFold(log, state, left[0], NOW_MS, pricing, lambda: 1.0)
+            fold = TelemetryFold(
+                log, state, left[0], NOW_MS, pricing, lambda: {"spent_nano_usd.a": 10**9}
+            )
             left.append(left.pop(0))
             passed = fold.step(NOW_MS)
             fold.close()

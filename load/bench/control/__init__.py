@@ -1,4 +1,4 @@
 """What a team asks before a learner spends its money: do budgets hold, and what does that cost?
 
-Plays outcome tables on a virtual clock with `load.bench.decisions`' streams and peers.
+May import `decisions` and `data`; serve/, streams/ and learners/ beside.
 """

@@ -1,0 +1,213 @@
+"""Whether budgets hold, and what that costs, beside doing nothing and beside ParetoBandit.
+
+    python -m fairlead bench control [--quick] [--json]
+
+    budgets   by target: two replicas under an hour's budget of target × prompts, outcomes 60 s
+              late, on ParetoBandit's table; ParetoBandit's own pacer on the same streams, no budget
+              at all, and the best single model by price
+    caps      budgets so small that they are used up: by how much bills exceed them
+
+Every figure is over orders by chance, as [mean, low, high] at 95 %. What is not measured yet is not
+in the result; `not_measured` names it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from load.bench.control.pareto import chosen_by_pareto
+from load.bench.control.site import SiteOptions, played, reward, spent_usd
+from load.bench.decisions.orders import Orders, orders_of
+from load.bench.decisions.peers.environment import missing_reason, python
+from load.bench.decisions.report.metrics import interval
+from load.bench.decisions.streams import LOST, Rows, Stream
+from load.bench.decisions.tasks import Task, run_all
+from load.data.tables import bundled
+from streams.training.budgets import Budget
+
+# ParetoBandit's budgets, US dollars per call: evenly spaced logarithms, from what the cheapest
+# model costs on. Its paper names the first six.
+TARGETS = (2.9e-5, 8.3e-5, 2.3e-4, 6.5e-4, 1.7e-3, 4.7e-3, 1.3e-2)
+TABLE = "paretobandit"
+NOT_MEASURED = ("port", "ope", "poison", "guard", "arms")
+# Of what the cheapest model would cost for all prompts: a third is refused, or there is just room
+# for something better.
+CAPS = {"scarce": 0.6, "tight": 1.5}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlBench:
+    """What is measured."""
+
+    targets: tuple[float, ...] = TARGETS
+    seeds: int = 8
+    prompts_max: int | None = None
+    step_s: float = 1.0
+    caps_tables: tuple[str, ...] = ("paretobandit", "llmrouter_dc")
+    workers: int = max(1, os.cpu_count() or 1)
+
+
+def quick() -> ControlBench:
+    """Two targets, two orders, fewer prompts: under a minute."""
+    return ControlBench(
+        targets=TARGETS[2:4], seeds=2, prompts_max=600, step_s=5.0, caps_tables=(TABLE,)
+    )
+
+
+def measure(options: ControlBench, say: Callable[[str], None]) -> dict[str, Any]:
+    """Play everything. What can't be compared says why."""
+    began_s = time.monotonic()
+    names = list(dict.fromkeys((TABLE, *options.caps_tables)))
+    every = [orders_of(bundled(name), options.seeds, options.prompts_max) for name in names]
+    found = run_all(_tasks(options, names), every, options.workers, say)
+    say("ParetoBandit")
+    peer = _peer(options, every[0])
+    streams = [stream_of(every[0], seed) for seed in range(options.seeds)]
+    return {
+        "options": asdict(options),
+        "budgets": {
+            f"{target:g}": _of_target(streams, target, at, found, peer)
+            for at, target in enumerate(options.targets)
+        },
+        "caps": _caps(options, found),
+        "paretobandit": missing_reason() if peer is None else peer if isinstance(peer, str) else "",
+        "not_measured": list(NOT_MEASURED),
+        "took_s": time.monotonic() - began_s,
+    }
+
+
+def stream_of(orders: Orders, seed: int) -> Stream:
+    """An order in which quality alone counts, as many decisions late as a site's outcomes."""
+    stream, site = orders.stream(seed, 0.0), SiteOptions()
+    late = site.late_s * len(stream) / site.stream_s
+    return replace(stream, due=np.arange(len(stream)) + late)
+
+
+# --- what is played
+
+
+def _tasks(options: ControlBench, names: Sequence[str]) -> list[Task]:
+    budgeted = [
+        Task(key=("paced", target, seed), run=paced, arguments=(seed, target, options), tables=(0,))
+        for target in options.targets
+        for seed in range(options.seeds)
+    ]
+    unpaced = [
+        Task(key=("unpaced", seed), run=paced, arguments=(seed, None, options), tables=(0,))
+        for seed in range(options.seeds)
+    ]
+    capped = [
+        Task(
+            key=("cap", name, kind, seed),
+            run=capped_run,
+            arguments=(seed, share, options),
+            tables=(names.index(name),),
+        )
+        for name in options.caps_tables
+        for kind, share in CAPS.items()
+        for seed in range(options.seeds)
+    ]
+    return [*budgeted, *unpaced, *capped]
+
+
+def paced(orders: Orders, seed: int, target_usd: float | None, options: ControlBench) -> Rows:
+    """What a site chooses under a budget, or without one."""
+    stream = stream_of(orders, seed)
+    budgets: tuple[Budget, ...] = ()
+    if target_usd is not None:
+        budgets = (Budget(name="all", amount=target_usd * len(stream)),)
+    return played(stream, SiteOptions(budgets=budgets, step_s=options.step_s))
+
+
+def capped_run(orders: Orders, seed: int, share: float, options: ControlBench) -> dict[str, float]:
+    """Under a budget of so much of what the cheapest model would cost for all."""
+    stream = stream_of(orders, seed)
+    cap_usd = share * float(stream.cost_usd.sum(axis=0).min())
+    budget = Budget(name="all", amount=cap_usd)
+    chosen = played(stream, SiteOptions(budgets=(budget,), step_s=options.step_s))
+    usd = float(spent_usd(stream, chosen).sum())
+    return {
+        "over_by_usd": max(0.0, usd - cap_usd),
+        "used": usd / cap_usd,
+        "refused": float((chosen == LOST).mean()),
+    }
+
+
+def _peer(options: ControlBench, orders: Orders) -> Rows | str | None:
+    """What ParetoBandit chose; why not; None without its environment."""
+    interpreter = python()
+    if interpreter is None:
+        return None
+    streams = [stream_of(orders, seed) for seed in range(options.seeds)]
+    return chosen_by_pareto(streams, options.targets, interpreter)
+
+
+# --- what came of it
+
+
+def _of_target(
+    streams: Sequence[Stream],
+    target: float,
+    at: int,
+    found: dict[Any, Any],
+    peer: Rows | str | None,
+) -> dict[str, Any]:
+    seeds = range(len(streams))
+    ours = [found["paced", target, seed] for seed in seeds]
+    naive = [found["unpaced", seed] for seed in seeds]
+    single = [_best_affordable(stream, target) for stream in streams]
+    result = {
+        **_figures("", streams, ours, target),
+        **_figures("_unpaced", streams, naive, target),
+        **_figures("_single", streams, single, target),
+        "refused": float(np.mean([(one == LOST).mean() for one in ours])),
+    }
+    if peer is not None and not isinstance(peer, str):
+        theirs = [peer[seed, at] for seed in seeds]
+        result |= _figures("_paretobandit", streams, theirs, target)
+        pairs = zip(streams, ours, theirs, strict=True)
+        ratios = [reward(stream, a) / reward(stream, b) for stream, a, b in pairs]
+        result["reward_vs_paretobandit"] = interval(np.array(ratios))
+    return result
+
+
+def _figures(
+    of: str, streams: Sequence[Stream], chosen: Sequence[Rows], target: float
+) -> dict[str, Any]:
+    """Mean cost in targets, and mean quality."""
+    pairs = list(zip(streams, chosen, strict=True))
+    overspend = np.array([spent_usd(*pair).mean() / target for pair in pairs])
+    return {
+        f"overspend{of}": interval(overspend),
+        f"overspend{of}_max": float(overspend.max()),
+        f"reward{of}": interval(np.array([reward(*pair) for pair in pairs])),
+    }
+
+
+def _best_affordable(stream: Stream, target: float) -> Rows:
+    """The dearest single model whose price is within the target; else the cheapest."""
+    within = np.where(stream.price_usd <= target, stream.price_usd, -np.inf)
+    column = int(within.argmax()) if np.isfinite(within).any() else int(stream.price_usd.argmin())
+    return np.full(len(stream), column, np.intp)
+
+
+def _caps(options: ControlBench, found: dict[Any, Any]) -> dict[str, Any]:
+    """The most by which any run exceeded its cap, and by table and cap how much was used."""
+    result: dict[str, Any] = {}
+    runs = {key: value for key, value in found.items() if key[0] == "cap"}
+    result["over_by_usd"] = max(one["over_by_usd"] for one in runs.values())
+    for name in options.caps_tables:
+        for kind in CAPS:
+            mine = [runs["cap", name, kind, seed] for seed in range(options.seeds)]
+            result.setdefault(name, {})[kind] = {
+                "over_by_usd": max(one["over_by_usd"] for one in mine),
+                "used": interval(np.array([one["used"] for one in mine])),
+                "refused": interval(np.array([one["refused"] for one in mine])),
+            }
+    return result
