@@ -34,7 +34,7 @@ from serve.proto.fairlead.v1 import router_pb2 as pb
 from streams.feedback.feedback import FeedbackOptions, Ingest
 from streams.feedback.ticket import Sealer, key_of
 from streams.log.contract import DECISIONS, FEEDBACK
-from streams.training.trainer import SPENT, WASTED
+from streams.training.prices import SPENT, WASTED
 
 QUALITY_ALONE = pb.Preference(quality=1.0, cost=0.0, latency=0.0)
 OPTIONS = DispatchOptions(hedges=HedgeOptions(share_max=0.0))

@@ -33,7 +33,8 @@ from infra.pools.ports import free_ports
 from infra.settings.settings import read_settings
 from infra.status.status import look
 from serve.deploy.deployment import now_ms
-from streams.training.trainer import LEARNED, SPENT
+from streams.training.prices import SPENT
+from streams.training.trainer import LEARNED
 
 PROGRAM = Path(__file__).parents[1] / "support" / "servers" / "openai_program.py"
 PATIENCE_S = 60.0

@@ -48,8 +48,9 @@ from streams.feedback.feedback import NANO_USD, REPORTED, FeedbackOptions, Inges
 from streams.feedback.ticket import KEY_BYTES, Issuer, Sealer, key_of
 from streams.log.contract import DECISIONS, FEEDBACK
 from streams.training.folder import Folder
+from streams.training.prices import SPENT, WASTED
 from streams.training.snapshots import Store
-from streams.training.trainer import PROBED, SPENT, WASTED, Trainer, TrainerOptions
+from streams.training.trainer import PROBED, Trainer, TrainerOptions
 
 KEYS = [bytes(range(KEY_BYTES))]
 ENCODER = identity(make_encoder(EMBEDDINGS))
