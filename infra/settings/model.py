@@ -10,6 +10,7 @@ that set them, after checking what concerns several keys at once; only there is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
@@ -112,7 +113,10 @@ class Settings(Keys):
         checks.trainers(self)
         tokens = tuple(of_entry(Token, entry) for entry in self.tokens)
         Access(tokens)
-        pricing = self.options(PricingOptions, budgets=self.budgeted())
+        # The budget of [prices] is paced like the others, by what is decided, not by outcomes.
+        pricing = self.options(
+            PricingOptions, budgets=self.budgeted(), budget_usd_per_hour=math.inf
+        )
         placement = self.options(PlacementOptions, pricing=pricing)
         replica = self.options(
             ReplicaOptions, policy=policy_of(self), tokens=tokens, placement=placement
@@ -121,10 +125,12 @@ class Settings(Keys):
         return self.options(DeploymentOptions, replica=replica, trainer=trainer)
 
     def budgeted(self) -> tuple[Budget, ...]:
-        """What may be spent. Raises OptionRefused."""
-        found = tuple(of_entry(Budget, entry) for entry in self.budgets)
+        """What may be spent: `[[budgets]]`, and that of `[prices]`. Raises OptionRefused."""
+        found = [of_entry(Budget, entry) for entry in self.budgets]
+        if usd_per_hour := self.stated("prices.budget_usd_per_hour"):
+            found.append(Budget(name="budget_usd_per_hour", amount=usd_per_hour, hard=False))
         checks.budgets(self, found)
-        return found
+        return tuple(found)
 
     def dispatchers(self) -> DispatchersOptions:
         """How dispatchers run. Raises OptionRefused."""

@@ -86,7 +86,7 @@ def stream_of(orders: Orders, seed: int) -> Stream:
     """An order in which quality alone counts, as many decisions late as a site's outcomes."""
     stream, site = orders.stream(seed, 0.0), SiteOptions()
     late = site.late_s * len(stream) / site.stream_s
-    return replace(stream, due=np.arange(len(stream)) + late)
+    return replace(stream, due=np.arange(len(stream), dtype=np.float64) + late)
 
 
 # --- what is played

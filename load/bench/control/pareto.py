@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,8 @@ class PacedParetoBandit:
         from pareto_bandit.types import RouterConfig
 
         logging.getLogger("pareto_bandit").setLevel(logging.ERROR)
-        self._x, self._ids = linear_features(stream), {}
+        self._x = linear_features(stream)
+        self._logs: dict[int, Any] = {}
         prices = {f"m{i}": float(usd) / TOKENS * 1e6 for i, usd in enumerate(stream.price_usd)}
         self._router = BanditRouter.create(
             model_registry={
@@ -57,7 +59,7 @@ class PacedParetoBandit:
         columns = []
         for row in rows.tolist():
             name, log = self._router.route(self._x[row])
-            self._ids[row] = log
+            self._logs[row] = log
             columns.append(int(name[1:]))
         return np.array(columns)
 
@@ -66,7 +68,7 @@ class PacedParetoBandit:
         del columns
         every = zip(rows.tolist(), quality.tolist(), cost_usd.tolist(), strict=True)
         for row, worth, cost in every:
-            log = self._ids.pop(row)
+            log = self._logs.pop(row)
             log.cost_usd = cost
             self._router.process_feedback(log.request_id, reward=worth)
 
@@ -78,7 +80,9 @@ def chosen_by_pareto(
     with tempfile.TemporaryDirectory() as folder:
         job, found = Path(folder) / "job.npz", Path(folder) / "chosen.npz"
         columns = ("embeddings", "contexts", "prompt_tokens", "quality", "cost_usd", "due")
-        stacked = {name: np.stack([getattr(one, name) for one in streams]) for name in columns}
+        stacked: dict[str, Any] = {
+            name: np.stack([getattr(one, name) for one in streams]) for name in columns
+        }
         np.savez(
             job,
             price_usd=streams[0].price_usd,
