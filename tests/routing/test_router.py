@@ -182,6 +182,7 @@ def test_verdicts_keep_their_numbers():
         "NO_REPLICA": 5,
         "BELOW_QUALITY": 6,
         "STRONG_SHARE": 7,
+        "OVER_BUDGET": 8,
     }
 
 
