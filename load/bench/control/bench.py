@@ -6,6 +6,8 @@
               late, on ParetoBandit's table; ParetoBandit's own pacer on the same streams, no budget
               at all, and the best single model by price
     caps      budgets so small that they are used up: by how much bills exceed them
+    poison    a twentieth of the outcomes are one tenant's that reports the opposite of the truth:
+              regret in all requests, in multiples of that without
 
 Every figure is over orders by chance, as [mean, low, high] at 95 %. What is not measured yet is not
 in the result; `not_measured` names it.
@@ -22,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from load.bench.control.pareto import chosen_by_pareto
-from load.bench.control.site import SiteOptions, played, reward, spent_usd
+from load.bench.control.site import SiteOptions, played, regret, reward, spent_usd
 from load.bench.decisions.orders import Orders, orders_of
 from load.bench.decisions.peers.environment import missing_reason, python
 from load.bench.decisions.report.metrics import interval
@@ -35,7 +37,8 @@ from streams.training.budgets import Budget
 # model costs on. Its paper names the first six.
 TARGETS = (2.9e-5, 8.3e-5, 2.3e-4, 6.5e-4, 1.7e-3, 4.7e-3, 1.3e-2)
 TABLE = "paretobandit"
-NOT_MEASURED = ("port", "ope", "poison", "guard", "arms")
+NOT_MEASURED = ("port", "ope", "guard", "arms")
+POISONED_SHARE, POISON_PENALTY = 0.05, 0.1  # of the outcomes; λ of the dial
 # Of what the cheapest model would cost for all prompts: a third is refused, or there is just room
 # for something better.
 CAPS = {"scarce": 0.6, "tight": 1.5}
@@ -76,6 +79,7 @@ def measure(options: ControlBench, say: Callable[[str], None]) -> dict[str, Any]
             for at, target in enumerate(options.targets)
         },
         "caps": _caps(options, found),
+        "poison": _poison(options, found),
         "paretobandit": missing_reason() if peer is None else peer if isinstance(peer, str) else "",
         "not_measured": list(NOT_MEASURED),
         "took_s": time.monotonic() - began_s,
@@ -113,7 +117,17 @@ def _tasks(options: ControlBench, names: Sequence[str]) -> list[Task]:
         for kind, share in CAPS.items()
         for seed in range(options.seeds)
     ]
-    return [*budgeted, *unpaced, *capped]
+    poisoned = [
+        Task(
+            key=("poison", share, seed),
+            run=poisoned_run,
+            arguments=(seed, share, options),
+            tables=(0,),
+        )
+        for share in (0.0, POISONED_SHARE)
+        for seed in range(options.seeds)
+    ]
+    return [*budgeted, *unpaced, *capped, *poisoned]
 
 
 def paced(orders: Orders, seed: int, target_usd: float | None, options: ControlBench) -> Rows:
@@ -136,6 +150,23 @@ def capped_run(orders: Orders, seed: int, share: float, options: ControlBench) -
         "over_by_usd": max(0.0, usd - cap_usd),
         "used": usd / cap_usd,
         "refused": float((chosen == LOST).mean()),
+    }
+
+
+def poisoned_run(orders: Orders, seed: int, share: float, options: ControlBench) -> float:
+    """The regret where so much of the feedback is poisoned."""
+    stream = replace(stream_of(orders, seed), penalty=POISON_PENALTY)
+    return regret(stream, played(stream, SiteOptions(step_s=options.step_s, poisoned_share=share)))
+
+
+def _poison(options: ControlBench, found: dict[Any, Any]) -> dict[str, Any]:
+    seeds = range(options.seeds)
+    clean = np.array([found["poison", 0.0, seed] for seed in seeds])
+    poisoned = np.array([found["poison", POISONED_SHARE, seed] for seed in seeds])
+    return {
+        "share": POISONED_SHARE,
+        "regret_clean": interval(clean),
+        "regret_ratio": interval(poisoned / clean),
     }
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
@@ -43,6 +43,7 @@ from streams.training.trainer import Trainer, TrainerOptions
 # The start of an hour, so that a run of up to an hour is in one period.
 START_MS = 1_760_000_400_000
 WARM_UP_S = 8  # replicas report, and get their first slices
+POISONER = "poisoner"
 LEARN_EVERY = 8  # steps between views with what was newly learned: solving them takes the time
 
 
@@ -56,6 +57,8 @@ class SiteOptions:
     step_s: float = 1.0
     late_s: float = 60.0  # from a decision to its outcome
     view_lag_s: float = 2.0
+    # Of the requests, one tenant's whose producer reports of each answer the opposite of the truth.
+    poisoned_share: float = 0.0
     policy: Policy = field(default_factory=default_policy)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
 
@@ -92,7 +95,11 @@ class Site:
         names = [f"model-{column}" for column in range(stream.n_models)]
         self._catalogue = catalogue_of(names, stream.price_usd)
         contexts = served_contexts(stream.embeddings, stream.prompt_tokens)
-        self._requests = batch_of(stream, contexts, stream.n_models)
+        draws = np.random.default_rng([stream.seed, 32]).random(len(stream))
+        self._poisoned = draws < options.poisoned_share
+        tenants = np.where(self._poisoned, POISONER, "honest").astype(object)
+        requests = batch_of(stream, contexts, stream.n_models)
+        self._requests = replace(requests, tenants=tenants)
         self._identity = identity(encoder_for(stream.embeddings.shape[1]))
         rng = np.random.default_rng([stream.seed, 30])
         self._sealer = Sealer([rng.bytes(KEY_BYTES)])
@@ -144,7 +151,7 @@ class Site:
             requests = self._requests[mine]
             choices = router.chooser.choose(requests, self._live, self._now_ms)
             decisions = Decisions(
-                tenants=[""] * len(mine),
+                tenants=[POISONER if one else "honest" for one in self._poisoned[mine]],
                 requests=requests,
                 choices=choices,
                 live=self._live,
@@ -165,6 +172,8 @@ class Site:
             if chosen[row] != LOST:
                 at = row, chosen[row]
                 quality, cost_usd = float(stream.quality[at]), float(stream.cost_usd[at])
+                if self._poisoned[row]:
+                    quality = 1.0 - quality
                 report = encode_report(ticket, quality=quality, cost_usd=cost_usd)
                 records.append((key.hex().encode(), report))
         self._log.append(FEEDBACK, records)
@@ -222,6 +231,12 @@ def reward(stream: Stream, chosen: Rows) -> float:
 def usd_budget(usd: float, *, then: str = "cheaper", hard: bool = True) -> Budget:
     """A budget of all requests, per hour."""
     return Budget(name="all", amount=usd, then=then, hard=hard)
+
+
+def regret(stream: Stream, chosen: Rows) -> float:
+    """Mean utility short of each prompt's best model, at the stream's setting of the dial."""
+    every = stream.utility(stream.quality, stream.cost_usd)
+    return float((every.max(axis=1) - every[np.arange(len(stream)), chosen]).mean())
 
 
 def played(stream: Stream, options: SiteOptions) -> Rows:
