@@ -49,6 +49,7 @@ class PacedParetoBandit:
             feature_service=FeatureService.for_precomputed(dimension=N_LINEAR),
             alpha=COLD["alpha"],
             forgetting_factor=COLD["forgetting_factor"],
+            cost_penalty=0.0,  # the pacer alone weighs cost, by what the target takes
             bandit_seed=stream.seed,
             budget_pacer=BudgetPacer(target_usd),
             config=RouterConfig(max_log_size=2 * len(stream)),
