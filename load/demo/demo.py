@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -270,19 +270,27 @@ def _run_seed(
 
 
 def account(replayed: Replayed, state: State) -> Accounts:
-    """Compare the outcomes sent with those in a learned state."""
-    every = [*replayed.decision_ids, *replayed.probe_ids]
-    sent = [bytes.fromhex(i) for i in every if i]
-    claimed = state.seen.claimed(*split_ids(sent)) & QUALITY_BIT if sent else np.zeros(0)
-    distinct = int(np.count_nonzero(claimed))
+    """Compare the outcomes sent with those in a learned state.
+
+    Those of probes come beside the requests' own; lost or counted twice are of both.
+    """
+    of_requests, n_sent = _claimed(replayed.decision_ids, state)
+    of_probes, n_probes = _claimed(replayed.probe_ids, state)
     learned = int(state.learned.n_values[0])
     return Accounts(
-        sent=len(sent),
-        learned=learned,
-        lost=len(sent) - distinct,
-        counted_twice=max(0, learned - distinct),
+        sent=n_sent,
+        learned=learned - of_probes,
+        lost=n_sent + n_probes - of_requests - of_probes,
+        counted_twice=max(0, learned - of_requests - of_probes),
         reports=replayed.reports_sent,
     )
+
+
+def _claimed(ids: Sequence[str], state: State) -> tuple[int, int]:
+    """How many of these decisions the state has an outcome of, and how many they are."""
+    sent = [bytes.fromhex(i) for i in ids if i]
+    claimed = state.seen.claimed(*split_ids(sent)) & QUALITY_BIT if sent else np.zeros(0)
+    return int(np.count_nonzero(claimed)), len(sent)
 
 
 def _wait_until_learned(site: LocalSite, settings: Settings, ends: dict[int, int]) -> State:
