@@ -87,9 +87,9 @@ def required(meaning: str, **declared: Any) -> Any:
     return _field(MISSING, Option(meaning, **declared))
 
 
-def same_as(default: T, key: str) -> T:
-    """A field that settings set by the key of another class."""
-    return _field(default, SameAs(key))
+def same_as(default: T, key: str, *, secret: bool = False) -> T:
+    """A field that settings set by the key of another class; `secret`: `repr` does not show it."""
+    return _field(default, SameAs(key), shown=not secret)
 
 
 def entries(default: Mapping[str, T], options: Mapping[str, Option]) -> Mapping[str, T]:

@@ -43,9 +43,9 @@ class HttpListenerOptions:
     keep_alive_s: int = 75
     backlog: int = 2048  # connections waiting to be accepted
     # PEM texts; HTTPS where the first two are given, with certificates of callers for the third.
-    tls_certificate: bytes = same_as(b"", "listener.tls_certificate")
-    tls_key: bytes = same_as(b"", "listener.tls_key")
-    tls_client_ca: bytes = same_as(b"", "listener.tls_client_ca")
+    tls_certificate: bytes = same_as(b"", "listener.tls_certificate", secret=True)
+    tls_key: bytes = same_as(b"", "listener.tls_key", secret=True)
+    tls_client_ca: bytes = same_as(b"", "listener.tls_client_ca", secret=True)
     connection: ConnectionOptions = ConnectionOptions()
 
 

@@ -530,7 +530,10 @@ def test_a_new_price_is_seen_by_scaler_and_router():
     scaler, asked = Scripted(), traffic(2400)
     shock = Shock(at_s=32.0, what=Repriced(gpu="h100", usd_per_hour=36_000.0))
 
-    run(asked, there, scaler, [shock], changed(preference=(1.0, 20.0, 0.0, 0.0)))
+    both_known = learned_state(table(), table(), catalogue(there))
+
+    dear = changed(preference=(1.0, 20.0, 0.0, 0.0))
+    run(asked, there, scaler, [shock], dear, start=lambda: both_known)
 
     prices = [observed.usd_per_hour["h100"] for observed in scaler.seen]
     assert prices[:8] == [3.6] * 6 + [36_000.0] * 2
@@ -683,6 +686,7 @@ def test_what_was_asked_before_a_snapshot_is_estimated_with_it():
     class Watched:
         model_means, models = estimator.model_means, estimator.models
         noise, mean_deviation = estimator.noise, estimator.mean_deviation
+        calibration = estimator.calibration
 
         def estimate(self, rows):
             asked.append(len(rows))
