@@ -198,12 +198,21 @@ def prompt_variation(fleet: FleetState, now_ms: int) -> dict[str, float]:
 def known_within(fleet: FleetState, now_ms: int, span_ms: int) -> int:
     """So much of the last `span_ms` as the state can know of, in ms, one slot at least.
 
-    A state that began half a minute ago knows of half a minute, and its rates are over that.
+    A state that began half a minute ago knows of half a minute, and its rates are over that. So it
+    is where routers' reports could not be read for a while: not to know is not that nobody asks. A
+    slot with fewer reports than the one before is known in that proportion; where a router has
+    left, that is too little once, and rates are a tenth too high for a minute.
     """
-    first = next(iter(fleet.slots(0, end_of(fleet, now_ms) // SLOT_MS)), None)
-    if first is None:
-        return span_ms
-    return max(SLOT_MS, min(span_ms, end_of(fleet, now_ms) - first[0] * SLOT_MS))
+    end_ms = end_of(fleet, now_ms)
+    begin_ms, known_ms, before = end_ms - span_ms, 0.0, 0
+    first, last = begin_ms // SLOT_MS, (end_ms - 1) // SLOT_MS
+    for number, tally in fleet.slots(first - 1, last):
+        from_ms, to_ms = number * SLOT_MS, min(end_ms, (number + 1) * SLOT_MS)
+        expected = before * (to_ms - from_ms) / SLOT_MS
+        share = min(1.0, tally.reports / expected) if expected else 1.0
+        known_ms += share * max(0, to_ms - max(begin_ms, from_ms))
+        before = tally.reports or before
+    return max(SLOT_MS, round(known_ms)) if known_ms else span_ms
 
 
 def _within(fleet: FleetState, now_ms: int, span_ms: int) -> Tally:

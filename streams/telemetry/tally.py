@@ -114,6 +114,7 @@ class Tally(msgspec.Struct, array_like=True):
     mix: dict[str, MixTally] = {}  # by model, BETWEEN, pool
     pools: dict[str, PoolTally] = {}
     refused: int = 0
+    reports: int = 0  # of routers, also of those that had nothing to do
 
     def add(self, other: Tally) -> None:
         """Add what happened elsewhere or later."""
@@ -124,6 +125,7 @@ class Tally(msgspec.Struct, array_like=True):
         for name, of_pool in other.pools.items():
             add_under(self.pools, name, of_pool, POOLS_MAX)
         self.refused = _plus(self.refused, other.refused)
+        self.reports = _plus(self.reports, other.reports)
 
     def bare(self) -> Tally:
         """Without histograms."""
@@ -132,6 +134,7 @@ class Tally(msgspec.Struct, array_like=True):
             self.mix.copy(),
             {name: tally.bare() for name, tally in self.pools.items()},
             self.refused,
+            self.reports,
         )
 
     def forget_latencies(self) -> None:
@@ -143,6 +146,7 @@ def tally_of(record: AnyTelemetry) -> Tally:
     """What one record counts."""
     tally = Tally()
     if isinstance(record, Workload):
+        tally.reports = 1
         for one in record.classes:
             found = ClassTally(
                 prompt_tokens=one.prompt_tokens_sum,

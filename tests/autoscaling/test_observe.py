@@ -282,3 +282,27 @@ def test_without_telemetry_nothing_is_observed():
     assert set(found.pools.values()) == {PoolCondition()}
     assert found.routers == 0
     assert found.telemetry_age_s == NOW_MS / 1000
+
+
+@pytest.mark.parametrize("lost_s", [1, 5, 9, 10, 25, 40])
+def test_seconds_that_nothing_is_known_of_are_no_seconds_without_demand(lost_s):
+    """
+    Records that can't be read are not requests that did not come: rates are over what is known.
+    """
+    state = FleetState()
+    for second in range(SECONDS):
+        to_ms = NOW_MS - 1000 * (SECONDS - 1 - second)
+        state.fold(reported("s-eu", to_ms, "r0", load=0.5), to_ms)  # pools can be read all the time
+        if second < SECONDS - lost_s:
+            one = DemandWindow(model="large", requests=20, prompt_tokens_sum=8000)
+            window = ClassWindow(name="chat", arrivals=20, demand=[one])
+            state.fold(
+                Workload(classes=[window], source="a" * 16, sequence=second,
+                         from_unix_ms=to_ms - 1000, to_unix_ms=to_ms),
+                to_ms,
+            )  # fmt: skip
+
+    [((_, model), found)] = demand_by_model(state, NOW_MS).items()
+
+    assert model == "large"
+    assert found.requests_per_s == pytest.approx(20.0, rel=0.02)
