@@ -114,6 +114,7 @@ NEEDED = {
     "models": {"name": "m"},
     "pools": {"name": "m", "model": "m"},
     "tokens": {"name": "t", "sha256": "0" * 64},
+    "budgets": {"name": "b", "amount": 1.0, "value": "m"},
 }
 
 
@@ -540,6 +541,11 @@ name = "m"
 parameters_1e9 = 32.0
 active_parameters_1e9 = 16.0
 kv_values_per_token = 100000
+[[budgets]]
+name = "b"
+scope = "tenant"
+value = "m"
+amount = 10.0
 [[tokens]]
 name = "t"
 sha256 = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
@@ -598,6 +604,7 @@ OTHER = {  # where another value is not found by moving away from the default
     "pools.command": ["serve"],
     "pools.extra": {"top_k": 5, "nested": {"a": [1]}},
     "models.supports": ["tools", "text"],
+    "budgets.scope": "model",
     "tokens.sha256": "b" * 64,
     "tokens.scopes": ["admin"],
 }
