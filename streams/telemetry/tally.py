@@ -146,7 +146,6 @@ def tally_of(record: AnyTelemetry) -> Tally:
     """What one record counts."""
     tally = Tally()
     if isinstance(record, Workload):
-        tally.reports = 1
         for one in record.classes:
             found = ClassTally(
                 prompt_tokens=one.prompt_tokens_sum,
@@ -159,7 +158,7 @@ def tally_of(record: AnyTelemetry) -> Tally:
             )
             add_under(tally.classes, one.name, found, CLASSES_MAX)
     elif isinstance(record, RouterState):
-        tally.refused = record.refused
+        tally.refused, tally.reports = record.refused, 1
         for pair in record.mix:
             decided = MixTally(pair.decisions, pair.explored)
             add_under(tally.mix, joined(pair.model, pair.pool), decided, POOLS_MAX)

@@ -284,25 +284,43 @@ def test_without_telemetry_nothing_is_observed():
     assert found.telemetry_age_s == NOW_MS / 1000
 
 
+def minute_of(seconds: range, busy: set[int]) -> FleetState:
+    """A router's reports of these seconds of the minute; in the busy ones there were 20 requests.
+
+    Idle ones have no workload: a router then reports its own state alone. Pools report always.
+    """
+    state = FleetState()
+    for second in range(SECONDS):
+        to_ms = NOW_MS - 1000 * (SECONDS - 1 - second)
+        state.fold(reported("s-eu", to_ms, "r0", load=0.5), to_ms)
+        if second not in seconds:
+            continue
+        head = {"source": "a" * 16, "from_unix_ms": to_ms - 1000, "to_unix_ms": to_ms}
+        if second in busy:
+            one = DemandWindow(model="large", requests=20, prompt_tokens_sum=8000)
+            window = ClassWindow(name="chat", arrivals=20, demand=[one])
+            state.fold(Workload(classes=[window], sequence=2 * second, **head), to_ms)
+        state.fold(RouterState(sequence=2 * second + 1, **head), to_ms)
+    return state
+
+
 @pytest.mark.parametrize("lost_s", [1, 5, 9, 10, 25, 40])
 def test_seconds_that_nothing_is_known_of_are_no_seconds_without_demand(lost_s):
     """
     Records that can't be read are not requests that did not come: rates are over what is known.
     """
-    state = FleetState()
-    for second in range(SECONDS):
-        to_ms = NOW_MS - 1000 * (SECONDS - 1 - second)
-        state.fold(reported("s-eu", to_ms, "r0", load=0.5), to_ms)  # pools can be read all the time
-        if second < SECONDS - lost_s:
-            one = DemandWindow(model="large", requests=20, prompt_tokens_sum=8000)
-            window = ClassWindow(name="chat", arrivals=20, demand=[one])
-            state.fold(
-                Workload(classes=[window], source="a" * 16, sequence=second,
-                         from_unix_ms=to_ms - 1000, to_unix_ms=to_ms),
-                to_ms,
-            )  # fmt: skip
+    known = range(SECONDS - lost_s)
 
-    [((_, model), found)] = demand_by_model(state, NOW_MS).items()
+    [found] = demand_by_model(minute_of(known, set(known)), NOW_MS).values()
 
-    assert model == "large"
     assert found.requests_per_s == pytest.approx(20.0, rel=0.02)
+
+
+@pytest.mark.parametrize("busy", [{5}, {0, 1, 2, 3, 30}, set(range(0, 60, 7)), set(range(10))])
+def test_idle_seconds_are_known_to_be_idle(busy):
+    """
+    Few requests, or a burst and then none, are no sign that reports were lost.
+    """
+    [found] = demand_by_model(minute_of(range(SECONDS), busy), NOW_MS).values()
+
+    assert found.requests_per_s == pytest.approx(20.0 * len(busy) / SECONDS)
