@@ -35,9 +35,18 @@ TRIES = 5  # parts of an old snapshot may go while they are copied
 
 
 def back_up(site: LocalSite, target: Path, now_ms: int) -> dict[str, Any]:
-    """Write the copy; return what is in it. Raises BackupRefused and OSError."""
+    """Write the copy; return what is in it. Raises BackupRefused."""
     if target.exists():
         raise BackupRefused(str(target), "exists already")
+    if not site.store().newest() and not (site.state_dir / LOG).exists():
+        raise BackupRefused(str(site.state_dir), "holds no site yet: has `fairlead up` run there?")
+    try:
+        return _written(site, target, now_ms)
+    except OSError as error:
+        raise BackupRefused(str(target), f"can't be written: {error.strerror or error}") from error
+
+
+def _written(site: LocalSite, target: Path, now_ms: int) -> dict[str, Any]:
     partial = target.with_name(f".{target.name}.partial")
     with tempfile.TemporaryDirectory(dir=target.parent) as name:
         made = Path(name)

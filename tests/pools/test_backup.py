@@ -86,6 +86,17 @@ def test_a_site_that_is_there_is_not_overwritten(tmp_path, lived_in):
         back_up(lived_in, tmp_path / "copy.tar.gz", NOON_MS)
 
 
+def test_what_is_no_site_or_no_place_for_a_copy_is_refused_with_its_name(tmp_path, lived_in):
+    """
+    An empty copy would be found out when it is needed.
+    """
+    with pytest.raises(BackupRefused, match="holds no site yet"):
+        back_up(site_in(tmp_path / "empty"), tmp_path / "copy.tar.gz", NOON_MS)
+    with pytest.raises(BackupRefused, match=r"nowhere/copy\.tar\.gz can't be written"):
+        back_up(lived_in, tmp_path / "nowhere" / "copy.tar.gz", NOON_MS)
+    assert not list(tmp_path.glob("*copy*"))
+
+
 @pytest.mark.parametrize("damage", ["cut", "changed", "other format", "escapes", "no archive"])
 def test_a_copy_that_is_not_whole_is_refused_and_changes_nothing(tmp_path, lived_in, damage):
     copy = tmp_path / "copy.tar.gz"

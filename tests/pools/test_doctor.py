@@ -149,6 +149,9 @@ def test_init_keeps_what_is_there_and_writes_nothing_invalid(tmp_path):
     assert CliRunner().invoke(app, [*ask, "--yes"]).exit_code != 0
     assert path.read_text() == before
 
+    nowhere = CliRunner().invoke(app, ["init", str(tmp_path / "no" / "f.toml"), "--yes"])
+    assert isinstance(nowhere.exception, SettingsUnreadable)
+
 
 def test_version_is_said():
     said = CliRunner().invoke(app, ["--version"]).stdout

@@ -67,7 +67,10 @@ def write(path: Path, text: str) -> None:
     """Keep the file, if it is valid. Raises SettingsInvalid and SettingsUnreadable."""
     if path.exists():
         raise SettingsUnreadable(str(path), "it exists already, and is left as it is")
-    path.write_text(text)
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise SettingsUnreadable(str(path), error.strerror or str(error)) from error
     try:
         read_settings(path)
     except InfraError:
