@@ -56,7 +56,7 @@ def _written(site: LocalSite, target: Path, now_ms: int) -> dict[str, Any]:
         about = {"format": FORMAT, "made_at_ms": now_ms, "snapshot_version": version}
         files = {str(path.relative_to(made)): _digest(path) for path in _files(made)}
         (made / CONTENTS).write_text(json.dumps(about | {"files": files}, indent=2))
-        with partial.open("xb") as file, contextlib.ExitStack() as undo:
+        with partial.open("wb") as file, contextlib.ExitStack() as undo:
             undo.callback(partial.unlink)
             partial.chmod(0o600)  # the ticket keys are in it
             with tarfile.open(fileobj=file, mode="w:gz", compresslevel=1) as archive:

@@ -1,4 +1,4 @@
 """Who may call, as whom, and what: bearer tokens with a tenant and scopes.
 
-May import `errors` alone of serve/, and learners/.
+May import `routing` and `errors` of serve/, and every package below it.
 """

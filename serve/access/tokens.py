@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from learners.option import option
 from serve.errors import AccessDenied, Unauthenticated
+from serve.routing.request import TENANT_BYTES_MAX
 from streams.errors import OptionRefused
 
 PREFIX, TOKEN_BYTES = "fl_", 32
@@ -70,9 +71,20 @@ class Access:
 
     def __post_init__(self) -> None:
         """Raises OptionRefused."""
+        known: dict[str, Token] = {}
         for token in self.tokens:
             _check(token)
-        object.__setattr__(self, "_known", {token.sha256.lower(): token for token in self.tokens})
+            twin = known.setdefault(token.sha256.lower(), token)
+            if twin is not token:
+                raise OptionRefused(
+                    f"tokens.{token.name}.sha256", f"that of {twin.name!r}, too", "its own"
+                )
+        object.__setattr__(self, "_known", known)
+
+    @property
+    def asks(self) -> bool:
+        """Whether a token is needed at all."""
+        return bool(self._known)
 
     def grant(self, authorization: str | bytes | None, now_s: float) -> Grant:
         """What the value of an `authorization` header allows. Raises Unauthenticated."""
@@ -117,6 +129,9 @@ def _check(token: Token) -> None:
     where = f"tokens.{token.name or '(unnamed)'}"
     if len(token.sha256) != DIGEST_LENGTH or set(token.sha256.lower()) - set("0123456789abcdef"):
         raise OptionRefused(f"{where}.sha256", token.sha256, f"{DIGEST_LENGTH} hexadecimal digits")
+    if len(token.tenant.encode()) > TENANT_BYTES_MAX:
+        wanted = f"at most {TENANT_BYTES_MAX} bytes, as in a request"
+        raise OptionRefused(f"{where}.tenant", token.tenant, wanted)
     unknown = sorted(set(token.scopes) - set(SCOPES))
     if unknown or not token.scopes:
         wanted = "some of " + ", ".join(SCOPES)

@@ -101,7 +101,7 @@ def make_app(
             Route("/v1/models/{name:path}", one_model),
             Route("/health", health),
         ],
-        middleware=[Middleware(TokenRequired, access, now_s)],
+        middleware=[Middleware(TokenRequired, access, now_s)] if access.asks else [],
         # `Exception` is for bugs: Starlette answers with it and raises on, so that uvicorn logs it.
         exception_handlers=dict.fromkeys(
             (HTTPException, ClientGone, ServeError, StreamError, Exception), _refused

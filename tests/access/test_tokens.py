@@ -242,6 +242,24 @@ def test_tokens_that_cannot_work_are_refused_with_their_name(tmp_path, entry, pr
         read_settings(path)
 
 
+def test_a_token_whose_requests_would_all_be_refused_is_refused_itself():
+    """
+    A tenant is as long as a request's may be, in bytes; the settings say so, not each call.
+    """
+    Access([token("a", tenant="é" * 32)])
+    with pytest.raises(OptionRefused, match=r"tenant.*at most 64 bytes"):
+        Access([token("a", tenant="é" * 33)])
+
+
+def test_one_secret_cannot_be_two_tokens():
+    """
+    Whose it is would depend on their order.
+    """
+    same = token("a", tenant="acme"), token("a", tenant="other")
+    with pytest.raises(OptionRefused, match=r"sha256.*its own"):
+        Access(same)
+
+
 def test_two_tokens_of_one_tenant_can_be_valid_at_once():
     """
     So one is replaced without a moment in which none is.
