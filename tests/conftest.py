@@ -27,7 +27,7 @@ settings.register_profile("fixed", derandomize=True, **SHARED)
 settings.register_profile("random", derandomize=False, **SHARED)
 settings.load_profile("fixed")
 
-# `make test` runs three parts beside each other: what starts clusters mostly waits, and so does what
+# `make test` runs the first two parts beside the third: what starts clusters mostly waits, and so does what
 # starts brokers. A file belongs to the first part whose words it has, to the last if to none.
 PARTS = {
     "ray": r"^import ray$|^from ray |^from command import ",
