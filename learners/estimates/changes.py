@@ -210,7 +210,7 @@ def failing(
         found = seek(failed, calls)
         since = found.since_bucket
         if since is not None and not _others_agree(sums, at >= since, seek):
-            found = seek(failed[:0], calls[:0])
+            found = Failures(float(usual[column]), None, np.inf)
         share[column] = found.share
         proving[column] = min(proving[column], found.n_good)
         if found.since_bucket is not None:

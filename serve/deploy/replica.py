@@ -21,7 +21,7 @@ from learners.policies.newcomers import NewcomerOptions
 from learners.policies.policy import Policy
 from learners.policies.probes import ProbeOptions
 from serve.access.tokens import Access, Token
-from serve.deploy.model_changes import ModelChanges
+from serve.deploy.router_alarms import RouterAlarms
 from serve.deploy.vitals import Vitals
 from serve.dispatch.retickets import REASONS
 from serve.encoders import EncoderOptions, identity, make_encoder
@@ -117,9 +117,9 @@ class Replica:
         sealer = Sealer(ticket_keys)
         self.log = log
         board = Board(store.folder, ROUTER_ROLE, secrets.token_hex(SOURCE_BYTES), now_ms)
-        self._changes = ModelChanges(board, now_ms)
+        self._alarms = RouterAlarms(board, now_ms)
         self.view = LiveView(
-            store, source, name, options.memory, options.live, on_look=self._changes.look
+            store, source, name, options.memory, options.live, on_look=self._alarms.look
         )
         self.decisions: Outbox[decisions.DecisionBatch] = Outbox(
             log, DECISIONS, decisions.encode, replace(options.outbox, linger_s=DECISIONS_LINGER_S)
@@ -222,7 +222,7 @@ class Replica:
         if self.vitals is not None:
             await self.vitals.stop()
         self.view.stop()
-        self._changes.close()
+        self._alarms.close()
         for outbox in (self.feedback, self.decisions, self.telemetry):
             if outbox is not None:
                 await asyncio.to_thread(outbox.close)

@@ -1,7 +1,7 @@
 """Tells people which models have changed, and that settings are refused: log, board, numbers.
 
-    views ──drift alarms──▶ ModelChanges ──▶ log, once each
-                                       └──▶ Board ──▶ `fairlead status`, metrics
+    views, refusals of the catalogue ──▶ RouterAlarms ──▶ log, once each
+                                                   └──▶ Board ──▶ `fairlead status`, metrics
 
 Every router comes to the same alarms, since they follow from the snapshot alone. So one router's
 board is enough, and counts are those of one process. A router that has nothing to say writes
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 FRESH_MS = 3_600_000  # so long after it began a change is an alarm; after that it is just listed
 
 
-class ModelChanges:
+class RouterAlarms:
     """Looks at every view; used by the thread that makes them."""
 
     def __init__(self, board: Board, now_ms: Callable[[], int]) -> None:

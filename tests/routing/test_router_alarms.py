@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from infra.status.metrics import LoopCollector
 from infra.status.status import look
 from learners.drift import Alarm
-from serve.deploy.model_changes import FRESH_MS, ModelChanges
+from serve.deploy.router_alarms import FRESH_MS, RouterAlarms
 from streams.alarms import ROUTER_ROLE, Board
 from streams.log.memory_log import MemoryLog, Storage
 from streams.training.folder import Folder
@@ -32,24 +32,24 @@ def seen(*alarms: Alarm) -> SimpleNamespace:
 def router(tmp_path):
     now = SimpleNamespace(ms=NOON_MS)
     store = Store(Folder(str(tmp_path)))
-    changes = ModelChanges(Board(store.folder, ROUTER_ROLE, "a", lambda: now.ms), lambda: now.ms)
+    alarms = RouterAlarms(Board(store.folder, ROUTER_ROLE, "a", lambda: now.ms), lambda: now.ms)
     log = MemoryLog(Storage(), lambda: now.ms)
     log.ensure_topics()
     status = lambda: look(store, log, now.ms, 1e9)  # noqa: E731
-    return SimpleNamespace(now=now, changes=changes, status=status, folder=tmp_path)
+    return SimpleNamespace(now=now, alarms=alarms, status=status, folder=tmp_path)
 
 
 def test_a_change_is_an_alarm_for_an_hour_and_listed_while_it_is_in_force(router):
     """
     Then it is neither.
     """
-    router.changes.look(seen(FELL))
+    router.alarms.look(seen(FELL))
     fresh = router.status()
     router.now.ms += FRESH_MS
-    router.changes.look(seen(FELL))
+    router.alarms.look(seen(FELL))
     old = router.status()
     router.now.ms += 1000
-    router.changes.look(seen())
+    router.alarms.look(seen())
     over = router.status()
 
     (alarm,) = fresh.alarms
@@ -74,12 +74,12 @@ def test_changes_are_logged_once_and_counted(router, caplog):
     """
     A model that changes, is as expected again, and changes once more: two.
     """
-    with caplog.at_level(logging.WARNING, "serve.deploy.model_changes"):
+    with caplog.at_level(logging.WARNING, "serve.deploy.router_alarms"):
         for alarms in ((FELL,), (FELL,), (), (FELL,)):
             router.now.ms += 1000
-            router.changes.look(seen(*alarms))
+            router.alarms.look(seen(*alarms))
 
-    said = [r for r in caplog.records if r.name == "serve.deploy.model_changes"]
+    said = [r for r in caplog.records if r.name == "serve.deploy.router_alarms"]
     assert [r.getMessage() for r in said] == ["model small changed: " + str(FELL)] * 2
     registry = CollectorRegistry()
     registry.register(LoopCollector(router.status))
@@ -93,12 +93,12 @@ def test_a_router_to_whom_no_model_changed_writes_nothing(router):
     """
     And one that stops takes its board down.
     """
-    router.changes.look(seen())
+    router.alarms.look(seen())
     assert list(router.folder.rglob("alarms/*")) == []
 
-    router.changes.look(seen(FELL))
+    router.alarms.look(seen(FELL))
     assert len(list(router.folder.rglob("alarms/*"))) == 1
-    router.changes.close()
+    router.alarms.close()
     assert list(router.folder.rglob("alarms/*")) == []
 
 
@@ -106,10 +106,10 @@ def test_settings_that_are_refused_are_an_alarm_until_they_are_mended(router):
     """
     Routers go on with what the file said before; nobody reads their logs meanwhile.
     """
-    router.changes.look(seen(), "listener.port is 70000")
+    router.alarms.look(seen(), "listener.port is 70000")
     (alarm,) = router.status().alarms
     router.now.ms += 1000
-    router.changes.look(seen(), "")
+    router.alarms.look(seen(), "")
 
     assert (alarm.name, alarm.cause) == ("settings_refused", "listener.port is 70000")
     assert router.status().alarms == ()
