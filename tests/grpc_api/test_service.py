@@ -986,7 +986,8 @@ def test_stopping_finishes_what_is_under_way_and_refuses_what_is_new(tmp_path, s
             assert slow.entered.acquire(timeout=PATIENCE_S)
 
         stopping = up.run(up.replica.stop(), wait=False)
-        until(lambda: refused(up.stub), "the listener to close")
+        until(lambda: up.replica.servicer.draining, "the router to refuse new calls")
+        assert refused(up.stub)
         asked.put(pb.RouteRequest(request_id="s2", embedding_f32=embedding(dim=64)))
         late = next(stream)
         with up.connect() as channel:
