@@ -3,9 +3,10 @@
     replica ──report, twice a second──▶ Directory ◀──ask, four times a second── dispatcher
 
 Ray Serve places replicas and knows which live, but not on which port their own server listens. An
-address is believed for `KEPT_S` after it was last reported. When the actor is restarted it knows
-nothing for a moment; it says how long it has been there, so that nobody takes that for an empty
-fleet (see `pool_clients`).
+address is believed for `KEPT_S` after it was last reported. A replica that stops is a lame duck for
+`LAME_DUCK_S`: taken out, but still answering dispatchers that have not looked since. When the actor
+is restarted it knows nothing for a moment; it says how long it has been there, so that nobody takes
+that for an empty fleet (see `pool_clients`).
 
 No request waits for it. Replicas go on serving while they can't report, dispatchers
 keep the last addresses.
@@ -24,6 +25,7 @@ POOLS_APP = "pools"  # the one Ray Serve application of all pools' replicas
 NAME, NAMESPACE = "fairlead.directory", "serve"
 REPORT_S = 0.5
 KEPT_S = 3.0  # six reports: a replica that is busy for a second is not gone
+LAME_DUCK_S = 1.0  # four looks of a dispatcher: so long a replica answers after it was taken out
 
 
 class Directory:

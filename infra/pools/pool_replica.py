@@ -6,7 +6,7 @@
 Ray Serve starts, checks and stops it (see `pools`); requests do not pass through Ray.
 
 A replica that is in the directory answers. It is entered when it is ready and taken
-out before it stops.
+out before it stops, early enough for dispatchers to look once more.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import ray
 
 from infra.capacity.fleet import PoolPlan
 from infra.errors import ServerFailed
-from infra.pools.directory import REPORT_S, DirectoryClient
+from infra.pools.directory import LAME_DUCK_S, REPORT_S, DirectoryClient
 from infra.pools.emulated_server import EmulatedServer
 from infra.pools.pool_vitals import EmulatedMeter, Meter, PoolVitals
 from infra.pools.server_process import ServerProcess
@@ -173,5 +173,6 @@ class PoolDeployment:
         await self._try(self._directory.forget(self._plan.name, self._server.address))
         if self._vitals:
             await self._vitals.stop()
+        await asyncio.sleep(LAME_DUCK_S)
         await self._session.close()  # or we would wait for ourselves
         await self._server.stop()

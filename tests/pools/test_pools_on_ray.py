@@ -28,7 +28,8 @@ from infra.capacity.fleet import PoolPlan
 from infra.cluster.cluster import Running, local_ray, running
 from infra.errors import ClusterFailed
 from infra.pools.directory import POOLS_APP, DirectoryClient, find_directory
-from infra.pools.pool_clients import PoolClients
+from infra.pools.pool_clients import ASK_S, PoolClients
+from infra.pools.pool_replica import PoolDeployment
 from infra.pools.ports import free_ports
 from infra.settings.settings import read_settings
 from infra.status.status import look
@@ -407,3 +408,37 @@ def test_killed_directory_comes_back_and_no_endpoint_is_lost_meanwhile(pool):
 
         until(complete, "a directory that knows both")
         assert seen == {frozenset(before)}
+
+
+class Stopped(PoolDeployment):
+    """Ended by the test, not once more when it is collected."""
+
+    def __del__(self) -> None: ...
+
+
+def test_replica_that_stops_answers_until_dispatchers_have_looked_again(pool, up):
+    """
+    It is taken out of the directory first: who still has its address is not refused.
+    """
+
+    async def stopped() -> None:
+        replica, directory = object.__new__(Stopped), DirectoryClient()
+        await replica.__init__(pool, up[0].site, 0.0)
+        host, port = replica._server.address.split(":")
+
+        async def listed() -> bool:
+            return f"{host}:{port}" in (await directory.ask())[1].get(POOL, ())
+
+        while not await listed():
+            pass
+        stopping = asyncio.create_task(PoolDeployment.__del__(replica))
+        while await listed():
+            pass
+        await asyncio.sleep(ASK_S)  # whoever had looked just before is going to look again
+        _, connection = await asyncio.open_connection(host, port)
+        connection.close()
+        await stopping
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(host, port)
+
+    asyncio.run(asyncio.wait_for(stopped(), PATIENCE_S))
