@@ -42,7 +42,7 @@ class Request(RouteFields):
             raise InvalidRequest("request", "text or embedding: both given, one is needed")
         if self.embedding is not None:
             object.__setattr__(self, "embedding", to_f32(self.embedding))
-        for field in ("allowed_models", "denied_models"):
+        for field in ("allowed_models", "denied_models", "tags"):
             object.__setattr__(self, field, _names(field, getattr(self, field)))
 
 
@@ -65,13 +65,16 @@ class RequestOptions(TypedDict, total=False):
     probe: bool
     criticality: Criticality | str | None
     fallbacks_max: int | None
+    task: str
+    tags: Sequence[str]
+    modality: str
 
 
-def _names(field: str, models: Sequence[str]) -> tuple[str, ...]:
-    # A lone string is a sequence too, of letters: each would be taken for a model.
-    if isinstance(models, str):
-        raise InvalidRequest("request", f"{field} is the string {models!r}; give a list of names")
-    return tuple(models)
+def _names(field: str, listed: Sequence[str]) -> tuple[str, ...]:
+    # A lone string is a sequence too, of letters: each would be taken for a name.
+    if isinstance(listed, str):
+        raise InvalidRequest("request", f"{field} is the string {listed!r}; give a list of names")
+    return tuple(listed)
 
 
 class OutcomeValues(TypedDict, total=False):
@@ -157,6 +160,7 @@ class Decision:
     ticket: bytes  # hand it to whoever reports the outcome
     energy_j: float  # predicted, for this call; 0: not known
     below_quality_min: bool = False  # no model was good enough: this is the best
+    rules: tuple[str, ...] = ()  # names of the operator's rules that matched
     probe: Probe | None = None  # where `Request.probe` allows it and the operator has a budget
 
 
@@ -204,3 +208,6 @@ class Explanation:
     preference: Preference  # the weights in force
     policy: str  # how probabilities were made from utilities
     models: tuple[Considered, ...]  # all in the catalogue then, best utility first
+    task: str = ""  # as the request said it
+    tags: tuple[str, ...] = ()  # as the request said them, and those that rules added
+    rules: tuple[str, ...] = ()  # names of the rules that matched

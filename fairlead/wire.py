@@ -113,6 +113,7 @@ def decision(reply: pb.Decision) -> messages.Decision:
         energy_j=reply.energy_j,
         probe=_probe(reply.probe) if reply.HasField("probe") else None,
         below_quality_min=reply.below_quality_min,
+        rules=tuple(reply.rules),
     )
 
 
@@ -143,6 +144,9 @@ def explanation(reply: pb.Explanation) -> messages.Explanation:
         ),
         policy=reply.policy,
         models=tuple(_considered(model) for model in reply.models),
+        task=reply.task,
+        tags=tuple(reply.tags),
+        rules=tuple(reply.rules),
     )
 
 

@@ -25,6 +25,7 @@ from infra.settings.site_options import LogChoice
 from load.bench.recovery.made_feedback import Mix, made_feedback
 from load.bench.recovery.made_telemetry import made_telemetry
 from streams.feedback import decisions
+from streams.feedback.said import NOTHING
 from streams.feedback.ticket import Sealer
 from streams.log.contract import DECISIONS, FEEDBACK, TELEMETRY
 from streams.log.sqlite_log import SqliteLog
@@ -154,6 +155,7 @@ def _decided(n: int, now_ms: int, rng: np.random.Generator) -> decisions.Decisio
         policy="SquareCb(gamma=1000.0)",
         encoder=ENCODER,
         contexts=rng.integers(-60, 61, (n, 64)).astype(np.int8),
+        said=[NOTHING] * n,
         prompts=[None] * n,
     )
 

@@ -11,7 +11,7 @@ knows no slice has nothing to spend. So what is granted holds whatever is late o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +52,7 @@ class Asked:
     """n requests and what k models would use, as the router found it."""
 
     tenants: Sequence[str]  # (n,)
+    tags: Sequence[Collection[str]]  # (n,)
     models: Sequence[str]  # (k,)
     cost_usd: Floats  # (n, k) predicted
     list_usd: Floats  # (n, k) stated
@@ -65,6 +66,8 @@ class Asked:
             counts[[tenant != budget.value for tenant in self.tenants]] = 0.0
         elif budget.scope == "model":
             counts[:, [model != budget.value for model in self.models]] = 0.0
+        elif budget.scope == "tag":
+            counts[[budget.value not in tags for tags in self.tags]] = 0.0
         if budget.then == "free":
             counts[self.free] = 0.0
         return counts

@@ -21,7 +21,7 @@ from serve.dispatch.attempt import Attempt, Place
 from serve.dispatch.backend import Call, Pools
 from serve.dispatch.budget import HedgeBudget, HedgeOptions, RetryBudget, RetryOptions
 from serve.dispatch.caller import AnswerState, Caller
-from serve.dispatch.features import Feature, features_of
+from serve.dispatch.features import Feature, features_of, modality_of
 from serve.dispatch.probes import DispatchProbeOptions, Probes
 from serve.dispatch.race import Race
 from serve.dispatch.retickets import Reticket, Retickets
@@ -115,6 +115,7 @@ class Dispatcher:
         if not dispatch.route.HasField("prompt_tokens"):
             dispatch.route.prompt_tokens = estimated_tokens(dispatch.body)
         features = features_of(dispatch.body)
+        dispatch.route.modality = dispatch.route.modality or modality_of(features)
         deny_unable(dispatch.route, features, self._view.current.catalogue)
         # Read before it is decided: a ticket that nobody is called in the name of is to be settled.
         priority = read_criticality("criticality", dispatch.route.criticality).priority

@@ -44,6 +44,7 @@ PARTS: Mapping[str, Feature] = {
     "input_audio": "audio",
     "audio": "audio",
 }
+MODALITY: Mapping[Feature, str] = {"images": "image", "audio": "audio"}
 
 
 def features_of(body: Mapping[str, object]) -> frozenset[Feature]:
@@ -63,6 +64,11 @@ def features_of(body: Mapping[str, object]) -> frozenset[Feature]:
     if body.get("audio") or (isinstance(modalities, list) and "audio" in modalities):
         found.add("audio")
     return frozenset(found | _in_messages(body.get("messages")))
+
+
+def modality_of(features: Collection[Feature]) -> str:
+    """What a request is beside text, as requests name it; "" where it is nothing else."""
+    return next((name for part, name in MODALITY.items() if part in features), "")
 
 
 def _in_messages(messages: object) -> set[Feature]:

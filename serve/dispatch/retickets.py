@@ -22,6 +22,7 @@ from serve.dispatch.answers import Kind
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.live import Live
 from streams.feedback.decisions import DecisionBatch
+from streams.feedback.said import end_of
 from streams.feedback.ticket import Issuer, Sealer, Ticket, key_of
 from streams.log.outbox import Outbox
 
@@ -71,8 +72,8 @@ class Retickets:
         if model != decision.model:  # it was not estimated for being chosen
             heads["estimated_quality"] = heads["estimated_cost_usd"] = np.nan
         candidates = ticket.candidates[None, :]
-        tenants = [ticket.tenant.encode()]
-        (sealed,) = self._sealer.seal([new_id], heads, candidates, tenants, [True])
+        tenants, said = [ticket.tenant.encode()], [end_of(ticket.said)]
+        (sealed,) = self._sealer.seal([new_id], heads, candidates, tenants, [True], said)
         if self._log is not None:
             self._log.offer(_row(ticket, heads, new_id, route, model, pool, why, live))
         return Reticket(new_id.hex(), sealed)
@@ -117,4 +118,5 @@ def _row(
         encoder=live.encoder,
         contexts=heads["context"],
         prompts=[None],
+        said=[ticket.said],
     )

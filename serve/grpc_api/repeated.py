@@ -13,13 +13,14 @@ from collections.abc import Callable
 from typing import Any
 
 from serve.errors import InvalidRequest
-from serve.routing.request import BATCH_MAX, MODELS_LISTED_MAX
+from serve.routing.request import BATCH_MAX, MODELS_LISTED_MAX, TAGS_MAX
 
 PARTS_MAX = 100_000  # of any other field: they are counted in 0.08 s
 LIMITS = {
     "fairlead.v1.RouteRequest": {
         "allowed_models": MODELS_LISTED_MAX,
         "denied_models": MODELS_LISTED_MAX,
+        "tags": TAGS_MAX,
     },
     "fairlead.v1.RouteBatchRequest": {"requests": BATCH_MAX},
     "fairlead.v1.FeedbackRequest": {"outcomes": BATCH_MAX},

@@ -42,6 +42,7 @@ from serve.routing.request import (
 from serve.routing.router import Choices, Chooser
 from serve.routing.sessions import Held, SessionOptions, Sessions
 from streams.feedback.decisions import DecisionBatch
+from streams.feedback.said import NOTHING, Said
 from streams.feedback.ticket import Issuer, Sealer
 from streams.telemetry.window import DecidedBatch
 
@@ -157,6 +158,7 @@ class Decider:
             preference=np.tile(shared.weights, (len(at), 1)),
             allowed=allowed.repeat(len(at), axis=0),
             tenants=np.full(len(at), shared.tenant, object),
+            said=_said([shared]).repeat(len(at)),
             **alike | {"prompt_tokens": tokens},
         )
         choices = self._chooser.choose(requests, live, now_ms)
@@ -267,6 +269,7 @@ class Decider:
             allowed=allowed,
             switch_ms=self._switch_ms(asked, tokens, live, now_ms),
             tenants=np.array([one.tenant for one in asked], object),
+            said=_said(asked),
             **columns(asked) | {"prompt_tokens": tokens},
         )
 
@@ -345,6 +348,15 @@ def _check_deadlines(asked: Sequence[RouteInput], now_ms: int, refused: Refusals
                 f"deadline_unix_ms is {deadline_ms}, {now_ms - deadline_ms} ms before the request "
                 f"was scored"
             )
+
+
+def _said(asked: Sequence[RouteInput]) -> NDArray[np.object_]:
+    """What requests say of themselves (n,)."""
+    found = np.full(len(asked), NOTHING, object)
+    for i, one in enumerate(asked):
+        if one.task or one.tags or one.rules:
+            found[i] = Said(one.task, tuple(one.tags), one.rules)
+    return found
 
 
 def _tokens_of(asked: ColumnsInput, n: int) -> NDArray[np.float64]:

@@ -60,6 +60,7 @@ class RequestBatch:
     # (n, k) what a session's other models would take longer; None where no session is held.
     switch_ms: Floats | None = None
     tenants: NDArray[np.object_] | None = None  # (n,) names; None: nobody's
+    said: NDArray[np.object_] | None = None  # (n,) of `Said`; None: nothing
 
     def __len__(self) -> int:
         return len(self.contexts)

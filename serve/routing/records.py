@@ -19,6 +19,7 @@ from serve.routing.eligible import RequestBatch
 from serve.routing.live import Live
 from serve.routing.router import Choices, explored
 from streams.feedback.decisions import DecisionBatch
+from streams.feedback.said import NOTHING, Said, end_of
 from streams.feedback.ticket import CANDIDATE, HEAD, Sealer, key_of
 from streams.telemetry.window import DecidedBatch
 
@@ -72,7 +73,12 @@ class Decisions:
         candidates["pool"][of] = heads["pool"]
         for name in ("propensity", "utility", "quality", "cost_usd", "latency_ms", "verdict"):
             candidates[name] = getattr(choices, name)
-        return sealer.seal(ids, heads, candidates, tenants, measured)
+        said = None if requests.said is None else [end_of(one) for one in requests.said.tolist()]
+        return sealer.seal(ids, heads, candidates, tenants, measured, said)
+
+    def _said(self) -> list[Said]:
+        said = self.requests.said
+        return [NOTHING] * len(self.tenants) if said is None else said.tolist()
 
     def log(
         self, ids: Sequence[bytes], sessions: Sequence[str], prompts: Sequence[str | None]
@@ -100,6 +106,7 @@ class Decisions:
             encoder=live.encoder,
             contexts=requests.contexts,
             prompts=prompts,
+            said=self._said(),
         )
 
     def count(self) -> DecidedBatch:

@@ -119,6 +119,9 @@ def write_explanation(ticket: Ticket, live: Live, policies: Sequence[str]) -> pb
             )
             for c in candidates
         ],
+        task=ticket.said.task,
+        tags=ticket.said.tags,
+        rules=ticket.said.rules,
     )
 
 

@@ -32,6 +32,9 @@ TENANT_BYTES_MAX = 64
 NAME_BYTES_MAX = 128  # request and session ids
 WEIGHT_MAX = 1e6
 MODELS_LISTED_MAX = 255
+TAGS_MAX = 16
+WORD_BYTES_MAX = 64  # a task, a tag
+MODALITIES = ("text", "image", "audio", "video")
 BATCH_MAX = 1024
 
 Message = TypeVar("Message")  # a message as a proto describes it
@@ -111,6 +114,29 @@ def text_of(most: int, name: str, text: str) -> str:
     n_bytes = len(text.encode())
     if n_bytes > most:
         raise InvalidRequest(name, f"{n_bytes} bytes", f"at most {most} bytes")
+    return text
+
+
+def word(name: str, text: str) -> str:
+    """A name of the caller's own. Raises InvalidRequest."""
+    if not text.isprintable():
+        raise InvalidRequest(name, repr(text[:100]), "without control characters")
+    return text_of(WORD_BYTES_MAX, name, text)
+
+
+def words(name: str, listed: Sequence[str]) -> tuple[str, ...]:
+    """Such names, each once. Raises InvalidRequest."""
+    if len(listed) > TAGS_MAX:
+        raise InvalidRequest(name, f"{len(listed)} words", f"at most {TAGS_MAX} words")
+    if not all(listed):
+        raise InvalidRequest(name, "an empty word", f"words of 1 to {WORD_BYTES_MAX} bytes")
+    return tuple(dict.fromkeys(word(name, one) for one in listed))
+
+
+def modality_of(name: str, text: str) -> str:
+    """Raises InvalidRequest."""
+    if text not in MODALITIES:
+        raise InvalidRequest(name, repr(text[:100]), f"one of {', '.join(MODALITIES)}")
     return text
 
 
@@ -202,6 +228,9 @@ class RouteFields:
     quality_min: Annotated[float | None, share, Column(0.0)] = None
     # The strong model for at most this share of such requests, 0 to 1.
     strong_share_max: Annotated[float | None, share, Column(1.0)] = None
+    task: Annotated[str, word] = ""  # what kind of work it is, in the caller's own word
+    tags: Annotated[Sequence[str], words] = ()  # further words of the caller's
+    modality: Annotated[str, modality_of] = ""  # beside text; empty: not said
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,6 +242,7 @@ class RouteInput(RouteFields):
     weights: Weights  # the preference, with the settings' weights where it says none
     criticality: Criticality = Criticality.CRITICAL
     measured: bool = False  # the call is made here, and what it took is measured here
+    rules: tuple[str, ...] = ()  # names of the rules that matched
 
 
 # Of each field, what is annotated of it: its check, and its column if it has one.

@@ -251,6 +251,7 @@ def _asked(
     n = len(requests)
     return Asked(
         tenants=[""] * n if requests.tenants is None else requests.tenants.tolist(),
+        tags=[()] * n if requests.said is None else [one.tags for one in requests.said.tolist()],
         models=live.catalogue.names,
         cost_usd=expected.paid_usd,
         list_usd=np.broadcast_to(expected.list_usd, expected.paid_usd.shape),

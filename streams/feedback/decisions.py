@@ -18,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from learners.context import N_FEATURES
+from streams.feedback.said import Said
 
 SCHEMA = pa.schema(
     [
@@ -41,10 +42,15 @@ SCHEMA = pa.schema(
         ("models", pa.list_(pa.string())),  # all in the catalogue
         ("propensities", pa.list_(pa.float32())),  # of each of `models`
         ("prompt", pa.string()),  # null unless the router logs prompts, and for embeddings
+        ("task", pa.string()),  # as the request said it
+        ("tags", pa.list_(pa.string())),  # as the request said them, and those that rules added
+        ("rules", pa.list_(pa.string())),  # names of the rules that matched
     ]
 )
 
-# Logs keep decisions for weeks: those from before the weight of energy read back with one of 0.
+# Logs keep decisions for weeks. Columns that were added since read back with these values, and
+# decisions from before the weight of energy with one of 0.
+ADDED: dict[str, Any] = {"task": "", "tags": [], "rules": []}
 PREFERENCE = SCHEMA.get_field_index("preference")
 SCHEMA_BEFORE_ENERGY = SCHEMA.set(PREFERENCE, pa.field("preference", pa.list_(pa.float32(), 3)))
 
@@ -72,6 +78,7 @@ class DecisionBatch(NamedTuple):
     encoder: str
     contexts: NDArray[np.int8]  # (n, 64)
     prompts: Sequence[str | None]  # (n,)
+    said: Sequence[Said]  # (n,)
 
 
 def encode(batches: Sequence[DecisionBatch]) -> list[tuple[bytes | None, bytes]]:
@@ -92,7 +99,7 @@ def _joined(batches: Sequence[DecisionBatch]) -> DecisionBatch:
     """Batches that share their constants as one: arrays end to end, lists end to end."""
 
     def end_to_end(name: str, values: list[Any]) -> Any:
-        if name in ("ids", "tenants", "sessions", "prompts"):
+        if name in ("ids", "tenants", "sessions", "prompts", "said"):
             return list(itertools.chain.from_iterable(values))
         return np.concatenate(values) if isinstance(values[0], np.ndarray) else values[0]
 
@@ -110,11 +117,18 @@ def decode(value: bytes) -> pa.Table:
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise pa.ArrowInvalid(f"no table: {error}") from error
+    for name in [name for name in ADDED if name not in table.column_names]:
+        table = table.append_column(SCHEMA.field(name), _repeated(ADDED[name], name, len(table)))
     if table.schema == SCHEMA_BEFORE_ENERGY:
         table = _with_energy(table)
     if table.schema != SCHEMA or table["decision_id"].null_count or table["model"].null_count:
         raise pa.ArrowInvalid("a table, but not of decisions")
     return table
+
+
+def _repeated(value: object, name: str, n: int) -> pa.Array:
+    """A column (n,) that has one value throughout."""
+    return pa.array([value] * n, SCHEMA.field(name).type)
 
 
 def _with_energy(table: pa.Table) -> pa.Table:
@@ -132,6 +146,9 @@ def _columns(batch: DecisionBatch) -> pa.RecordBatch:
 
     def figure(values: NDArray[Any]) -> pa.Array:
         return pa.array(values.astype(np.float32))
+
+    def of_said(name: str) -> pa.Array:
+        return pa.array([getattr(one, name) for one in batch.said], SCHEMA.field(name).type)
 
     def constant(value: object, kind: pa.DataType) -> pa.Array:
         return pa.repeat(pa.scalar(value, kind), n)
@@ -158,6 +175,7 @@ def _columns(batch: DecisionBatch) -> pa.RecordBatch:
             pa.ListArray.from_arrays(row_ends, models.take(pa.array(np.tile(np.arange(k), n)))),
             pa.ListArray.from_arrays(row_ends, figure(batch.propensities.ravel())),
             pa.array(batch.prompts, pa.string()),
+            *(of_said(name) for name in ("task", "tags", "rules")),
         ],
         schema=SCHEMA,
     )

@@ -1,6 +1,6 @@
 """The ticket: what learning needs later, sealed into bytes that the caller carries.
 
-    version │ key id │ decision id (12) │ AES-GCM( head │ candidates │ tenant ) + tag (16)
+    version │ key id │ decision id (12) │ AES-GCM( head │ candidates │ tenant │ said ) + tag (16)
 
 The decision id doubles as the cipher's nonce: it is unique per decision, which is exactly what a
 nonce must be. It is made of an *issuer* (56 random bits drawn at start by each replica) and a
@@ -31,12 +31,14 @@ from numpy.typing import NDArray
 
 from learners.context import N_FEATURES
 from streams.errors import BadTicket
+from streams.feedback.said import NO_END, Said, split
 
 VERSION = 5
 # As version 5, for a call that its issuer makes and measures: of such a decision others report the
 # quality only, see `Sealer.proof`.
 MEASURED_VERSION = 6
 IMPORTED_VERSION = 7  # as version 5, of an answer read from a file: see `content_ids`
+SAID = 8  # added to a version where what the request said of itself follows: `said`
 PROOF_BYTES = 16
 KEY_BYTES = 32
 ID_BYTES = 12
@@ -77,6 +79,7 @@ HEAD_BYTES = (
     {1: ESTIMATED_AT - len(NO_ENERGY)}
     | dict.fromkeys((2, 3, 4), ESTIMATED_AT)
     | dict.fromkeys((VERSION, MEASURED_VERSION, IMPORTED_VERSION), HEAD.itemsize)
+    | dict.fromkeys((VERSION | SAID, MEASURED_VERSION | SAID), HEAD.itemsize)
 )
 CANDIDATE = np.dtype(
     [
@@ -124,6 +127,7 @@ class Ticket:
     head: np.void
     candidates: NDArray[np.void]
     tenant: str
+    said: Said
 
 
 class Sealer:
@@ -148,14 +152,20 @@ class Sealer:
         candidates: NDArray[np.void],
         tenants: Sequence[bytes],
         measured: Sequence[bool] | None = None,
+        said: Sequence[bytes] | None = None,
     ) -> list[bytes]:
         """Seal n tickets from `HEAD` records (n,) and `CANDIDATE` records (n, k).
 
-        Those `measured` (n,) are of calls that are made and measured here.
+        Those `measured` (n,) are of calls that are made and measured here. `said` (n,) are what
+        `said.end_of` makes of what requests said.
         """
         encrypt, found = self._cipher.encrypt, measured or [False] * len(ids)
-        of_measured = bytes([MEASURED_VERSION, *self._clear[1:]])
-        clears = [of_measured if one else self._clear for one in found]
+        versions = [MEASURED_VERSION if one else VERSION for one in found]
+        if said is not None:
+            versions = [one | (SAID if end else 0) for one, end in zip(versions, said, strict=True)]
+            tenants = [tenant + end for tenant, end in zip(tenants, said, strict=True)]
+        clear_of = {one: bytes([one, *self._clear[1:]]) for one in set(versions)}
+        clears = [clear_of[one] for one in versions]
         head, cell = heads.tobytes(), candidates.tobytes()
         h, c = HEAD.itemsize, CANDIDATE.itemsize * candidates.shape[1]
         return [
@@ -206,7 +216,8 @@ class Sealer:
         decision_id, body = self.open_body(ticket)
         head = np.frombuffer(body, HEAD, 1)[0]
         candidates = np.frombuffer(body, CANDIDATE, int(head["n_candidates"]), HEAD.itemsize)
-        return Ticket(decision_id, head, candidates, tenant_of(body).decode())
+        tenant, said = split(_rest(body))
+        return Ticket(decision_id, head, candidates, tenant.decode(), said)
 
 
 def content_ids(contents: Sequence[bytes]) -> list[bytes]:
@@ -233,7 +244,7 @@ def check_shape(ticket: bytes) -> bytes:
 
 def is_measured(ticket: bytes) -> bool:
     """Whether the call is made and measured by who issued the ticket."""
-    return ticket[:1] in (b"\3", bytes([MEASURED_VERSION]))
+    return bool(ticket) and ticket[0] in (3, MEASURED_VERSION, MEASURED_VERSION | SAID)
 
 
 def _code(key: bytes, decision_id: bytes) -> bytes:
@@ -254,7 +265,7 @@ def _completed(body: bytes, version: int) -> bytes:
         body = body[:ENERGY_AT] + NO_ENERGY + body[ENERGY_AT:]
     if version < VERSION:
         body = body[:ESTIMATED_AT] + NOT_ESTIMATED + body[ESTIMATED_AT:]
-    return body
+    return body if version & SAID else body + NO_END
 
 
 def heads_of(bodies: Sequence[bytes]) -> NDArray[np.void]:
@@ -264,6 +275,16 @@ def heads_of(bodies: Sequence[bytes]) -> NDArray[np.void]:
 
 def tenant_of(body: bytes) -> bytes:
     """The tenant of an opened body."""
+    return split(_rest(body))[0]
+
+
+def said_of(body: bytes) -> Said:
+    """What the request of an opened body said of itself, and the rules it met."""
+    return split(_rest(body))[1]
+
+
+def _rest(body: bytes) -> bytes:
+    """What follows the candidates."""
     return body[HEAD.itemsize + body[CANDIDATES_AT] * CANDIDATE.itemsize :]
 
 

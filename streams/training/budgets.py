@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from learners.option import option, required
 from streams.feedback.feedback import COST_BIT, IMPORT, NANO_USD, PAID_BIT, PROBE, Ingested
-from streams.feedback.ticket import CANDIDATE, HEAD, heads_of, key_of, tenant_of
+from streams.feedback.ticket import CANDIDATE, HEAD, heads_of, key_of, said_of, tenant_of
 from streams.telemetry.received import SILENT_MS, Received
 from streams.telemetry.records import RouterState
 
@@ -70,10 +70,10 @@ class Budget:
     name: str = required("Its name, unique.", min_length=1, max_length=100)
     scope: str = option(
         "all",
-        "Whose requests count: all, one tenant's, or those one model answers.",
-        choices=("all", "tenant", "model"),
+        "Whose requests count: all, one tenant's, those one model answers, or those with a tag.",
+        choices=("all", "tenant", "model", "tag"),
     )
-    value: str = option("", "The tenant, or the model.", max_length=200)
+    value: str = option("", "The tenant, the model, or the tag.", max_length=200)
     unit: str = option("usd", "What is counted.", choices=tuple(UNITS))
     per: str = option("hour", "The period, in UTC.", choices=tuple(PERIOD_MS))
     amount: float = required("What may be spent in a period, in its unit.", gt=0, le=1e12)
@@ -185,6 +185,8 @@ def _counts_for(
         return np.array([tenant_of(body) == budget.value.encode() for body in bodies], bool)
     if budget.scope == "model":
         return np.asarray(heads["model"] == key_of(budget.value))
+    if budget.scope == "tag":
+        return np.array([budget.value in said_of(body).tags for body in bodies], bool)
     return np.ones(len(bodies), bool)
 
 

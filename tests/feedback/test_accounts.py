@@ -18,6 +18,7 @@ from learners.context import N_FEATURES
 from streams.errors import LogUnavailable
 from streams.feedback import decisions
 from streams.feedback.export import export
+from streams.feedback.said import NOTHING
 from streams.log.contract import DECISIONS, FEEDBACK
 from streams.training.audit import AuditOptions
 from streams.training.folder import Folder
@@ -70,6 +71,7 @@ class Loop:
             encoder=ENCODER,
             contexts=np.zeros((n, N_FEATURES), np.int8),
             prompts=[None] * n,
+            said=[NOTHING] * n,
         )
         self.log.append(DECISIONS, decisions.encode([batch]))
 

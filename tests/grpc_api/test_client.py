@@ -291,6 +291,9 @@ def test_every_option_arrives_as_sent(client, router):
         strong_share_max=0.25,
         deadline_unix_ms=1_700_000_000_123,
         criticality="sheddable_plus",
+        task="sum",
+        tags=["a", "b"],
+        modality="audio",
     )
 
     assert router.asked == [
@@ -309,6 +312,9 @@ def test_every_option_arrives_as_sent(client, router):
             strong_share_max=0.25,
             deadline_unix_ms=1_700_000_000_123,
             criticality=pb.SHEDDABLE_PLUS,
+            task="sum",
+            tags=["a", "b"],
+            modality="audio",
         )
     ]
 

@@ -205,6 +205,8 @@ LIMITS = {
     "RouteRequest.denied_models": ("at most {} names", request.MODELS_LISTED_MAX),
     "RouteRequest.quality_min": ("0 to {},", 1),
     "RouteRequest.strong_share_max": ("0 to {},", 1),
+    "RouteRequest.task": ("at most {} bytes", request.WORD_BYTES_MAX),
+    "RouteRequest.tags": ("at most {} words", request.TAGS_MAX),
     "RouteRequest.fallbacks_max": ("0 to {}.", request.MODELS_LISTED_MAX),
     "Preference.quality": ("≥ 0, ≤ {}.", request.WEIGHT_MAX),
     "Preference.cost": ("≥ 0, ≤ {}.", request.WEIGHT_MAX),

@@ -75,6 +75,7 @@ def test_options_of_ours_reach_the_router_and_the_dispatcher():
             "quality_min": 0.8, "strong_share_max": 0,
             "deadline_unix_ms": 1_800_000_000_000, "preference": {"quality": 2, "cost": 0, "energy": 3},
             "criticality": "critical_plus",
+            "task": "sum", "tags": ["a", "b"], "modality": "image",
             "cascade": {"confidence_min": 0.8},
         }
     )  # fmt: skip
@@ -84,7 +85,7 @@ def test_options_of_ours_reach_the_router_and_the_dispatcher():
         denied_models=["org/large"], cost_usd_max=1.0, latency_ms_max=2.5,
         quality_min=0.8, strong_share_max=0.0,
         deadline_unix_ms=1_800_000_000_000, preference=pb.Preference(quality=2.0, cost=0.0, energy=3.0),
-        criticality=pb.CRITICAL_PLUS,
+        criticality=pb.CRITICAL_PLUS, task="sum", tags=["a", "b"], modality="image",
     )  # fmt: skip
     assert not chat.dispatch.route.preference.HasField("latency")
     assert not chat.dispatch.route.HasField("prompt_tokens")

@@ -6,6 +6,7 @@ import numpy as np
 
 from learners.context import N_FEATURES
 from streams.feedback.decisions import DecisionBatch
+from streams.feedback.said import NOTHING, Said
 from streams.feedback.ticket import Issuer
 
 
@@ -18,6 +19,7 @@ def batch(
     version: int = 1001,
     policy: str = "Greedy()",
     prompts: list[str | None] | None = None,
+    said: Said = NOTHING,
 ) -> DecisionBatch:
     """n made-up decisions over these models."""
     rng, k = np.random.default_rng(seed), len(models)
@@ -42,4 +44,5 @@ def batch(
         encoder="hashing",
         contexts=rng.integers(-128, 128, (n, N_FEATURES)).astype(np.int8),
         prompts=prompts or [None] * n,
+        said=[said] * n,
     )

@@ -33,7 +33,7 @@ class Preference(_message.Message):
     def __init__(self, quality: _Optional[float] = ..., cost: _Optional[float] = ..., latency: _Optional[float] = ..., energy: _Optional[float] = ...) -> None: ...
 
 class RouteRequest(_message.Message):
-    __slots__ = ("request_id", "text", "embedding", "embedding_f32", "prompt_tokens", "tenant", "session", "preference", "allowed_models", "denied_models", "cost_usd_max", "latency_ms_max", "deadline_unix_ms", "criticality", "fallbacks_max", "quality_min", "strong_share_max", "probe")
+    __slots__ = ("request_id", "text", "embedding", "embedding_f32", "prompt_tokens", "tenant", "session", "preference", "allowed_models", "denied_models", "cost_usd_max", "latency_ms_max", "deadline_unix_ms", "criticality", "fallbacks_max", "quality_min", "strong_share_max", "task", "tags", "probe", "modality")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_FIELD_NUMBER: _ClassVar[int]
@@ -51,7 +51,10 @@ class RouteRequest(_message.Message):
     FALLBACKS_MAX_FIELD_NUMBER: _ClassVar[int]
     QUALITY_MIN_FIELD_NUMBER: _ClassVar[int]
     STRONG_SHARE_MAX_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
     PROBE_FIELD_NUMBER: _ClassVar[int]
+    MODALITY_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     text: str
     embedding: Embedding
@@ -69,8 +72,11 @@ class RouteRequest(_message.Message):
     fallbacks_max: int
     quality_min: float
     strong_share_max: float
+    task: str
+    tags: _containers.RepeatedScalarFieldContainer[str]
     probe: bool
-    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ..., embedding_f32: _Optional[bytes] = ..., prompt_tokens: _Optional[int] = ..., tenant: _Optional[str] = ..., session: _Optional[str] = ..., preference: _Optional[_Union[Preference, _Mapping]] = ..., allowed_models: _Optional[_Iterable[str]] = ..., denied_models: _Optional[_Iterable[str]] = ..., cost_usd_max: _Optional[float] = ..., latency_ms_max: _Optional[float] = ..., deadline_unix_ms: _Optional[int] = ..., criticality: _Optional[_Union[Criticality, str]] = ..., fallbacks_max: _Optional[int] = ..., quality_min: _Optional[float] = ..., strong_share_max: _Optional[float] = ..., probe: _Optional[bool] = ...) -> None: ...
+    modality: str
+    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ..., embedding_f32: _Optional[bytes] = ..., prompt_tokens: _Optional[int] = ..., tenant: _Optional[str] = ..., session: _Optional[str] = ..., preference: _Optional[_Union[Preference, _Mapping]] = ..., allowed_models: _Optional[_Iterable[str]] = ..., denied_models: _Optional[_Iterable[str]] = ..., cost_usd_max: _Optional[float] = ..., latency_ms_max: _Optional[float] = ..., deadline_unix_ms: _Optional[int] = ..., criticality: _Optional[_Union[Criticality, str]] = ..., fallbacks_max: _Optional[int] = ..., quality_min: _Optional[float] = ..., strong_share_max: _Optional[float] = ..., task: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., probe: _Optional[bool] = ..., modality: _Optional[str] = ...) -> None: ...
 
 class Embedding(_message.Message):
     __slots__ = ("values",)
@@ -107,7 +113,7 @@ class Alternative(_message.Message):
     def __init__(self, model: _Optional[str] = ..., pool: _Optional[str] = ..., utility: _Optional[float] = ..., propensity: _Optional[float] = ..., quality: _Optional[_Union[Estimate, _Mapping]] = ..., cost_usd: _Optional[_Union[Estimate, _Mapping]] = ..., latency_ms: _Optional[_Union[Estimate, _Mapping]] = ..., energy_j: _Optional[float] = ...) -> None: ...
 
 class Decision(_message.Message):
-    __slots__ = ("request_id", "decision_id", "model", "pool", "propensity", "utility", "quality", "cost_usd", "latency_ms", "fallbacks", "snapshot_version", "snapshot_age_ms", "ticket", "energy_j", "below_quality_min", "probe")
+    __slots__ = ("request_id", "decision_id", "model", "pool", "propensity", "utility", "quality", "cost_usd", "latency_ms", "fallbacks", "snapshot_version", "snapshot_age_ms", "ticket", "energy_j", "below_quality_min", "rules", "probe")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -123,6 +129,7 @@ class Decision(_message.Message):
     TICKET_FIELD_NUMBER: _ClassVar[int]
     ENERGY_J_FIELD_NUMBER: _ClassVar[int]
     BELOW_QUALITY_MIN_FIELD_NUMBER: _ClassVar[int]
+    RULES_FIELD_NUMBER: _ClassVar[int]
     PROBE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     decision_id: str
@@ -139,8 +146,9 @@ class Decision(_message.Message):
     ticket: bytes
     energy_j: float
     below_quality_min: bool
+    rules: _containers.RepeatedScalarFieldContainer[str]
     probe: Probe
-    def __init__(self, request_id: _Optional[str] = ..., decision_id: _Optional[str] = ..., model: _Optional[str] = ..., pool: _Optional[str] = ..., propensity: _Optional[float] = ..., utility: _Optional[float] = ..., quality: _Optional[_Union[Estimate, _Mapping]] = ..., cost_usd: _Optional[_Union[Estimate, _Mapping]] = ..., latency_ms: _Optional[_Union[Estimate, _Mapping]] = ..., fallbacks: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ..., snapshot_version: _Optional[int] = ..., snapshot_age_ms: _Optional[int] = ..., ticket: _Optional[bytes] = ..., energy_j: _Optional[float] = ..., below_quality_min: _Optional[bool] = ..., probe: _Optional[_Union[Probe, _Mapping]] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., decision_id: _Optional[str] = ..., model: _Optional[str] = ..., pool: _Optional[str] = ..., propensity: _Optional[float] = ..., utility: _Optional[float] = ..., quality: _Optional[_Union[Estimate, _Mapping]] = ..., cost_usd: _Optional[_Union[Estimate, _Mapping]] = ..., latency_ms: _Optional[_Union[Estimate, _Mapping]] = ..., fallbacks: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ..., snapshot_version: _Optional[int] = ..., snapshot_age_ms: _Optional[int] = ..., ticket: _Optional[bytes] = ..., energy_j: _Optional[float] = ..., below_quality_min: _Optional[bool] = ..., rules: _Optional[_Iterable[str]] = ..., probe: _Optional[_Union[Probe, _Mapping]] = ...) -> None: ...
 
 class Probe(_message.Message):
     __slots__ = ("decision_id", "model", "pool", "ticket", "quality", "cost_usd")
@@ -275,7 +283,7 @@ class ExplainRequest(_message.Message):
     def __init__(self, ticket: _Optional[bytes] = ...) -> None: ...
 
 class Explanation(_message.Message):
-    __slots__ = ("decision_id", "tenant", "decided_at_unix_ms", "snapshot_version", "encoder", "context", "preference", "policy", "models")
+    __slots__ = ("decision_id", "tenant", "decided_at_unix_ms", "snapshot_version", "encoder", "context", "preference", "policy", "models", "task", "tags", "rules")
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     DECIDED_AT_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
@@ -285,6 +293,9 @@ class Explanation(_message.Message):
     PREFERENCE_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    RULES_FIELD_NUMBER: _ClassVar[int]
     decision_id: str
     tenant: str
     decided_at_unix_ms: int
@@ -294,7 +305,10 @@ class Explanation(_message.Message):
     preference: Preference
     policy: str
     models: _containers.RepeatedCompositeFieldContainer[Considered]
-    def __init__(self, decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., decided_at_unix_ms: _Optional[int] = ..., snapshot_version: _Optional[int] = ..., encoder: _Optional[str] = ..., context: _Optional[_Iterable[float]] = ..., preference: _Optional[_Union[Preference, _Mapping]] = ..., policy: _Optional[str] = ..., models: _Optional[_Iterable[_Union[Considered, _Mapping]]] = ...) -> None: ...
+    task: str
+    tags: _containers.RepeatedScalarFieldContainer[str]
+    rules: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., decided_at_unix_ms: _Optional[int] = ..., snapshot_version: _Optional[int] = ..., encoder: _Optional[str] = ..., context: _Optional[_Iterable[float]] = ..., preference: _Optional[_Union[Preference, _Mapping]] = ..., policy: _Optional[str] = ..., models: _Optional[_Iterable[_Union[Considered, _Mapping]]] = ..., task: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., rules: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Considered(_message.Message):
     __slots__ = ("model", "pool", "chosen", "propensity", "utility", "quality", "cost_usd", "latency_ms", "reason", "energy_j")
