@@ -11,9 +11,8 @@ from pathlib import Path
 
 import grimp
 import pytest
+from source_files import PACKAGES, ROOT
 
-ROOT = Path(__file__).parents[2]
-PACKAGES = ("fairlead", "load", "infra", "serve", "streams", "learners")
 CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"][
     "contracts"
 ]

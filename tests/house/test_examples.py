@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import doctest
 import importlib
-from pathlib import Path
 
 import pytest
+from source_files import PACKAGES, ROOT
 
-ROOT = Path(__file__).parents[2]
-PACKAGES = ("fairlead", "load", "infra", "serve", "streams", "learners")
 WITH_EXAMPLES = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for package in PACKAGES

@@ -10,22 +10,16 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from source_files import ROOT, sources
 
-ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
-PACKAGES = ("fairlead", "load", "infra", "serve", "streams", "learners")
 
 
 def run(*command: str) -> str:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-def sources() -> list[Path]:
-    found = [p for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py"))]
-    return [p for p in found if not re.search(r"_pb2(_grpc)?\.py$", p.name)]
 
 
 def test_imports_point_one_way():

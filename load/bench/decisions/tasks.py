@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,31 +36,27 @@ def run_all(
     ordered = sorted(tasks, key=lambda task: -task.cost)
     if workers <= 1:
         _hand_over(orders)
-        return {task.key: _run(task) for task in _announced(ordered, say)}
+        return dict(_counted(((task.key, _run(task)) for task in ordered), len(tasks), say))
     # Spawned, not forked: gRPC's and BLAS's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _hand_over, (orders,)) as pool:
         pending = {pool.submit(_run, task): task.key for task in ordered}
-        return _collected(pending, len(tasks), say)
+        return dict(_counted(_results(pending), len(tasks), say))
 
 
-def _announced(tasks: Sequence[Task], say: Callable[[str], None]) -> Sequence[Task]:
-    say(f"{len(tasks)} pieces, one after the other")
-    return tasks
+def _results(pending: Mapping[Future[Any], Hashable]) -> Iterator[tuple[Hashable, Any]]:
+    for done in as_completed(pending):
+        yield pending[done], done.result()
 
 
-def _collected(
-    pending: Mapping[Any, Hashable], n_tasks: int, say: Callable[[str], None]
-) -> dict[Hashable, Any]:
-    keys, found, shown = dict(pending), {}, 0
-    while keys:
-        done, _ = wait(keys, return_when=FIRST_COMPLETED)
-        for one in done:
-            found[keys.pop(one)] = one.result()
-        if len(found) * 20 // n_tasks > shown:
-            shown = len(found) * 20 // n_tasks
-            say(f"{len(found)} of {n_tasks} pieces")
-    return found
+def _counted(
+    results: Iterable[tuple[Hashable, Any]], n_tasks: int, say: Callable[[str], None]
+) -> Iterator[tuple[Hashable, Any]]:
+    """The results, and twenty times how many there are."""
+    for n, result in enumerate(results, 1):
+        yield result
+        if n * 20 // n_tasks > (n - 1) * 20 // n_tasks:
+            say(f"{n} of {n_tasks} pieces")
 
 
 def _hand_over(orders: Sequence[Orders]) -> None:
