@@ -28,7 +28,9 @@ class ChatRequest(msgspec.Struct):
     max_tokens: Annotated[int, Meta(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
     logprobs: bool | None = False
-    priority: int = 0  # vLLM's: lower is served earlier
+    priority: int = 0  # vLLM's, as the next two: lower is served earlier
+    min_tokens: Annotated[int, Meta(ge=0)] | None = None
+    ignore_eos: bool | None = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,8 @@
 
 The answer is numbered words ("w0 w1 w2 …"), so that one that is lost, doubled or out of order can
 be seen. How many depends on the conversation alone: a log-normal around the model's typical answer,
-drawn from a hash of the messages. A conversation that goes on finds its former messages, and the
+drawn from a hash of the messages; `min_tokens` and `ignore_eos` make it longer, as vLLM's do. A
+conversation that goes on finds its former messages, and the
 answers to them, in the prefix cache (see `emulated_prefixes`). `priority` is read as by a vLLM that
 was started with `--scheduling-policy priority`.
 
@@ -125,8 +126,9 @@ class EmulatedServer:
             raise TooLong(found.tokens, self.context_tokens_max)
         rng = np.random.default_rng(found.seed)
         factor = math.exp(rng.normal(0.0, SPREAD) - SPREAD**2 / 2)
-        natural = max(1, round(self._emulation.output_tokens * factor))
+        natural = max(1, round(self._emulation.output_tokens * factor), request.min_tokens or 0)
         most = min(request.max_completion_tokens or request.max_tokens or room, room)
+        natural = room if request.ignore_eos else natural
         self._n_requests += 1
         return Planned(
             id=f"chatcmpl-{self._name}-{self._n_requests}",

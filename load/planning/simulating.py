@@ -101,6 +101,7 @@ def simulated(
             placement=site.placement,
             routers=site.routers,
             feedback_share=options.feedback_share,
+            judged=questions.quality_known,
             seed=options.seed,
         ),
         events.shocks,

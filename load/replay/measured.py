@@ -21,7 +21,10 @@ US_MAX = 3_600_000_000  # an hour
 DIGITS, STEP_DIGITS = 3, 2
 STEPS = 60
 PERCENTILES = (50, 90, 95, 99)
-KINDS = ("ttft", "latency", "lag")
+# Of the way to a first token through Fairlead's dispatcher: sent late by; there and back; until it
+# was decided; from then on, the pool's.
+STAGES = ("lag", "way", "decision", "pool")
+KINDS = ("ttft", "latency", *STAGES)
 
 
 def _histograms(digits: int) -> dict[str, HdrHistogram]:

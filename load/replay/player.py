@@ -43,7 +43,7 @@ class TargetOptions:
     timeout_s: float = 120.0
     connections: int = 8
     batch_ms: float = 0.0  # route: what is due within so long goes in one call
-    extra: dict[str, Any] = field(default_factory=dict)  # OpenAI's API: put into every body
+    extra: dict[str, Any] = field(default_factory=dict)  # put into every chat completion's body
     api_key: str = ""
 
     @property
@@ -81,8 +81,10 @@ def target_of(options: TargetOptions, connect: Connect) -> Target:
         return OpenAiTarget(
             options.url, options.model, options.timeout_s, options.extra, options.api_key
         )
-    kind = DispatchTarget if options.call == "dispatch" else RouteTarget
-    return kind(connect, options.url, options.timeout_s, options.connections)
+    called = (connect, options.url, options.timeout_s, options.connections)
+    if options.call == "dispatch":
+        return DispatchTarget(*called, options.extra)
+    return RouteTarget(*called)
 
 
 class Player:
@@ -150,9 +152,9 @@ class Player:
         finally:
             self.in_flight -= len(rows)
         for row, answer in zip(rows, answers, strict=True):
-            self._note(row, answer, zero_s)
+            self._note(row, answer, zero_s, sent_s)
 
-    def _note(self, row: int, answer: Answered, zero_s: float) -> None:
+    def _note(self, row: int, answer: Answered, zero_s: float, sent_s: float) -> None:
         at_s = float(self._part.at_s[row])
         for phase in (self._phase(at_s), self._step(at_s)):
             if answer.failed:
@@ -162,6 +164,10 @@ class Player:
             phase.tokens += answer.tokens
             phase.note("ttft", answer.first_s - zero_s - at_s)
             phase.note("latency", answer.ended_s - zero_s - at_s)
+            if answer.decided_s is not None:
+                phase.note("way", answer.first_s - zero_s - sent_s - answer.inside_s)
+                phase.note("decision", answer.decided_s)
+                phase.note("pool", answer.inside_s - answer.decided_s)
         if not answer.failed:
             counted = at_s >= self._part.warm_up_s
             if counted:

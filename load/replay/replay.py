@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from load.data.tables import OutcomeTable
 from load.data.traces import Trace
-from load.replay.measured import STEPS, Measured
+from load.replay.measured import STAGES, STEPS, Measured, Phase
 from load.replay.player import FeedbackOptions, Part, Player, TargetOptions, target_of
 from load.replay.targets import Asked, Connect
 
@@ -192,6 +192,7 @@ def _figures(
         "ttft_ms": main.percentiles_ms("ttft"),
         "latency_ms": main.percentiles_ms("latency"),
         "lag_ms": main.percentiles_ms("lag"),
+        "stages_ms": _stages_ms(main),
         "output_tokens": main.tokens,
         "usd": round(total.usd, 6),
         "models": {m: {"share": round(n / finished, 6)} for m, n in sorted(total.models.items())},
@@ -205,6 +206,13 @@ def _figures(
         "series": _series(total, span_s),
         "wall_s": round(wall_s, 3),
     }
+
+
+def _stages_ms(main: Phase) -> dict[str, dict[str, float | None]] | None:
+    """What the first token's time went for; None where the target does not say."""
+    if not main.of["decision"].get_total_count():
+        return None
+    return {stage: main.percentiles_ms(stage) for stage in STAGES}
 
 
 def _series(total: Measured, span_s: float) -> dict[str, Any]:

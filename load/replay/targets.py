@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from serve.routing.request import BYTES_PER_TOKEN
 # Opens so many channels to an address. Handed in: how a client connects is above this folder.
 Connect = Callable[[str, int], Sequence[grpc.aio.Channel]]
 TEXT_CHARACTERS_MAX = 256  # of a prompt that is only decided for: its length is said beside it
+STATUS = {code.value[0]: code.name for code in grpc.StatusCode}  # names by number
 WORDS = "the fleet sails at dawn and every line runs fair "
 
 
@@ -50,6 +51,9 @@ class Answered:
     usd: float = 0.0
     ticket: bytes = b""
     decision_id: str = ""
+    # Fairlead's dispatcher: seconds from when it got the request to its decision and first token.
+    decided_s: float | None = None
+    inside_s: float = 0.0
 
 
 class Target(Protocol):
@@ -102,14 +106,15 @@ class RouteTarget:
                 reply = await self._stub().RouteBatch(batch, timeout=self._timeout_s)
                 decisions = [one.decision for one in reply.replies]
                 problems = [
-                    one.problem.code if one.HasField("problem") else "" for one in reply.replies
+                    STATUS[one.problem.code] if one.HasField("problem") else ""
+                    for one in reply.replies
                 ]
         except grpc.aio.AioRpcError as error:
             return [Answered(failed=error.code().name) for _ in asked]
         now_s = time.perf_counter()
         return [
             Answered(
-                failed=str(problem),
+                failed=problem,
                 first_s=now_s,
                 ended_s=now_s,
                 model=decision.model,
@@ -139,8 +144,16 @@ class RouteTarget:
 class DispatchTarget(RouteTarget):
     """Fairlead's dispatcher: it decides, calls the pool, and streams the answer."""
 
-    def __init__(self, connect: Connect, address: str, timeout_s: float, connections: int) -> None:
+    def __init__(
+        self,
+        connect: Connect,
+        address: str,
+        timeout_s: float,
+        connections: int,
+        extra: Mapping[str, Any],
+    ) -> None:
         super().__init__(connect, address, timeout_s, connections)
+        self._extra = extra
         self._dispatch = [dispatch_pb2_grpc.DispatcherStub(channel) for channel in self._channels]
 
     async def ask(self, asked: Sequence[Asked]) -> list[Answered]:
@@ -152,7 +165,7 @@ class DispatchTarget(RouteTarget):
         request = dispatch_pb2.DispatchRequest(
             route=pb.RouteRequest(prompt_tokens=max(1, asked.prompt_tokens)),
             messages=[dispatch_pb2.ChatMessage(role="user", content=prompt_of(asked))],
-            options_json=json.dumps({"max_tokens": asked.output_tokens}),
+            options_json=json.dumps({"max_tokens": asked.output_tokens, **self._extra}),
         )
         self._turn += 1
         stub = self._dispatch[self._turn % len(self._dispatch)]
@@ -165,6 +178,9 @@ class DispatchTarget(RouteTarget):
                 elif part == "ended":
                     found.tokens = reply.ended.output_tokens
                     found.usd = reply.ended.paid_usd
+                    found.inside_s = reply.ended.first_token_ms / 1e3
+                    for attempt in reply.ended.attempts[:1]:
+                        found.decided_s = attempt.began_ms / 1e3
         except grpc.aio.AioRpcError as error:
             found.failed = error.code().name
         found.ended_s = time.perf_counter()

@@ -80,6 +80,7 @@ class SimulationOptions:
     decision_s: float = 3e-4  # of a router's event loop; only the scaler of routers sees it
     feedback_share: float = 0.05  # of requests whose outcome somebody reports …
     feedback_s: float = 10.0  # … in lumps, so often
+    judged: bool = True  # False: nobody knows how good answers are, only what they took
     publish_s: float = 300.0  # between views of what was learned, at most
     telemetry_s: float = 2.0  # between records of a replica, and between views of them
     scale_s: float = 10.0  # between steps of the scaler
@@ -128,7 +129,7 @@ class Simulation:
             keep_log=storage is not None,
         )
         self._fleet = VirtualFleet(fleet, options.target, machines)
-        self._ledger = Ledger(traffic, table, catalogue)
+        self._ledger = Ledger(traffic, table, catalogue, judged=options.judged)
         self._dispatch = Dispatch(traffic, catalogue, self._fleet, self._ledger, dispatch)
         self._telemetry = VirtualTelemetry(self._log, noise)
         self._asking = Asking(

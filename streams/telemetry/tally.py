@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import msgspec
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from streams.telemetry.histogram import Counts, counted
 from streams.telemetry.records import (
@@ -45,8 +45,9 @@ class Summed(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Counts that are added field by field."""
 
     def __add__(self, other: Summed) -> Summed:
-        names = self.__struct_fields__
-        return type(self)(*[_plus(getattr(self, n), getattr(other, n)) for n in names])
+        # Most counts of most records are nothing: what they are added to stays as it is.
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return type(self)(*[_plus(a, b) if a and b else a or b for a, b in pairs])
 
 
 class DemandTally(Summed, frozen=True):

@@ -94,6 +94,28 @@ def test_streamed_answer_has_every_word_once_and_in_order():
     assert {piece.id for piece in pieces} == {last.id}
 
 
+def test_answer_is_as_long_as_it_is_told_to_be():
+    """
+    `ignore_eos` and `min_tokens` as vLLM has them: a replayed trace needs its own lengths.
+    """
+
+    async def work():
+        async with emulated() as up:
+            return [
+                await create(up, **asked)
+                for asked in (
+                    {"max_tokens": 400, "extra_body": {"ignore_eos": True}},
+                    {"max_tokens": 400, "extra_body": {"min_tokens": 350}},
+                )
+            ]
+
+    whole, longer = run(work())
+
+    assert whole.usage.completion_tokens == 400
+    assert whole.choices[0].finish_reason == "length"
+    assert 350 <= longer.usage.completion_tokens <= 400
+
+
 def test_usage_is_streamed_only_where_it_is_asked_for():
     async def work():
         async with emulated() as up:

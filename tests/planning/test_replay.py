@@ -20,7 +20,7 @@ from load.data.traces import Trace, write
 
 pytest.importorskip("hdrh", reason="needs hdrhistogram: make install")
 
-from load.replay.measured import Measured, Phase, percentile_ms
+from load.replay.measured import STAGES, Measured, Phase, percentile_ms
 from load.replay.player import (
     FeedbackOptions,
     Part,
@@ -28,7 +28,7 @@ from load.replay.player import (
     TargetOptions,
 )
 from load.replay.replay import ReplayOptions, processes_for, replay
-from load.replay.targets import Asked
+from load.replay.targets import Answered, Asked, DispatchTarget
 
 
 def trace_of(n: int, per_s: float) -> Trace:
@@ -184,6 +184,61 @@ def test_processes_follow_the_busiest_second():
     flood = trace_of(9000, 3000.0)
     assert processes_for(flood, TargetOptions(url="x")) >= 2
     assert processes_for(flood, TargetOptions(url="x", batch_ms=5.0)) == 1
+
+
+def test_a_dispatchers_answer_says_what_the_first_tokens_time_went_for():
+    """
+    Sent late by, there and back, decided, in the pool: stages of one request add up to its time.
+    """
+
+    class Staged:
+        async def ask(self, asked):
+            now_s = time.perf_counter()
+            return [
+                Answered(first_s=now_s + 0.5, ended_s=now_s + 1.0, decided_s=0.01, inside_s=0.4)
+                for _ in asked
+            ]
+
+    asked = [Asked(number=0, prompt_tokens=5, output_tokens=5, row=-1)]
+    part = Part(
+        at_s=np.zeros(1), asked=asked, span_s=0.0, warm_up_s=0.0, drain_s=5.0, quality={},
+        feedback=FeedbackOptions(), seed=0,
+    )  # fmt: skip
+    player = Player(part, TargetOptions(url="x"), Staged())
+    asyncio.run(player.play(time.time()))
+
+    main = player.measured.main
+    stage = {name: main.percentiles_ms(name)["p50"] for name in STAGES}
+    assert stage["decision"] == pytest.approx(10.0, rel=1e-3)
+    assert stage["pool"] == pytest.approx(390.0, rel=2e-3)
+    assert sum(stage.values()) == pytest.approx(main.percentiles_ms("ttft")["p50"], abs=2.0)
+
+
+def test_what_is_put_into_every_body_reaches_a_dispatcher(monkeypatch):
+    """
+    An emulated or vLLM server answers as long as the trace says where `ignore_eos` is passed on.
+    """
+    sent = []
+
+    class Stub:
+        def __init__(self, channel):
+            pass
+
+        def Dispatch(self, request, timeout):
+            sent.append(json.loads(request.options_json))
+
+            async def nothing():
+                return
+                yield
+
+            return nothing()
+
+    monkeypatch.setattr("load.replay.targets.dispatch_pb2_grpc.DispatcherStub", Stub)
+    monkeypatch.setattr("load.replay.targets.router_pb2_grpc.RouterStub", Stub)
+    target = DispatchTarget(lambda *_: [None], "x", 1.0, 1, {"ignore_eos": True})
+    (answer,) = asyncio.run(target.ask([Asked(number=0, prompt_tokens=5, output_tokens=7, row=-1)]))
+    assert sent == [{"max_tokens": 7, "ignore_eos": True}]
+    assert answer.failed == "NO_ANSWER"
 
 
 def test_a_fault_of_our_own_is_raised_and_not_called_unfinished():

@@ -15,6 +15,7 @@ from strategies import lightly
 from infra.capacity.latency_target import LatencyTarget
 from infra.emulator.engine import FINISHED, FIRST_TOKEN, Engine
 from learners.criticality import Criticality
+from learners.estimates import ema
 from learners.estimates.learned import Learned, MemoryOptions
 from learners.targets import Target
 from load.simulation.loop.remembered import Remembered
@@ -36,7 +37,7 @@ from load.simulation.simulation import SimulationOptions, contexts_of, encoder_o
 from load.simulation.virtual_time import TICKET_KEY
 from load.simulation.warm_start import learned_state
 from serve.routing.live import Live, LiveOptions
-from streams.feedback.ticket import Sealer
+from streams.feedback.ticket import Sealer, key_of
 from streams.log.contract import FEEDBACK, TELEMETRY
 from streams.log.memory_log import MemoryLog, Storage
 from streams.telemetry.records import encode
@@ -622,6 +623,18 @@ def test_trainer_learns_what_one_outside_learns_from_the_same_log(tmp_path):
     assert state.fleet.totals.classes["default"].arrivals == len(found.traffic)
     assert len(log.records(FEEDBACK)) == pytest.approx(300, abs=60)
     assert state.counts[LEARNED] == len(log.records(FEEDBACK))
+
+
+def test_where_nobody_judges_answers_nothing_is_learned_of_their_quality():
+    """
+    What they took is reported all the same, as a dispatcher does.
+    """
+    state = state_of(table())
+    run(traffic(600), change=changed(feedback_share=0.5, judged=False), start=lambda: state)
+
+    models = ema.read(state.learned.models, [key_of(name) for name in table().models], UNIX_MS)
+    assert (models.weights[:, Target.QUALITY] == 0.0).all()
+    assert (models.weights[:, Target.LATENCY] > 0.0).all()
 
 
 def test_router_learns_which_prompts_need_the_large_model():

@@ -35,7 +35,7 @@ def replay(
     ] = 0.0,
     model: Annotated[str, typer.Option(help="http: the model that is asked for.")] = "auto",
     extra: Annotated[
-        str, typer.Option(help='http: JSON put into every body, such as {"ignore_eos": true}.')
+        str, typer.Option(help='Answers: JSON put into every body, such as {"ignore_eos": true}.')
     ] = "{}",
     outcomes: Annotated[
         Path | None, typer.Option(help="Outcome table (Parquet): its quality is reported.")

@@ -1,12 +1,12 @@
 """A trace against a live site with emulated pools, and the same in virtual time beside it.
 
     settings ─▶ `fairlead up` ─▶ replayed (dispatch) ─▶ TTFT, cost, mix ─┐
-            └─▶ simulated, routers without knowledge ────────────────────┴─▶ relative differences
+            └─▶ simulated, once for each of eight seeds ─▶ their means ──┴─▶ relative differences
 
-    router ─▶ replayed (batches of decisions) ─▶ intended and delivered load
+    router alone ─▶ replayed (batches of decisions) ─▶ intended and delivered load
 
-The two see the same requests, and neither gets feedback: what they choose rests on what the
-settings state.
+The two see the same requests. Nobody judges answers, so routers learn what a dispatcher reports:
+how long each took, and what it cost.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,65 +28,84 @@ from load.bench.settings import head
 from load.data.traces import Trace
 from load.errors import LoopStuck
 from load.planning.events import Events
-from load.planning.questions import questions_of
+from load.planning.questions import Questions, questions_of
 from load.planning.simulating import SimulateOptions, simulated
-from load.planning.site import site_of
-from load.planning.summary import summary
+from load.planning.site import Site, site_of
+from load.planning.summary import percentiles
 from load.replay.player import TargetOptions
 from load.replay.replay import ReplayOptions, replay
 from load.replay.targets import Connect
 from load.simulation.loop.results import Fate
 from load.traces.made import MadeOptions, made
 from load.traces.reading import TraceFile, read_trace
-from serve.proto.fairlead.v1 import dispatch_pb2, dispatch_pb2_grpc
+from serve.proto.fairlead.v1 import dispatch_pb2, dispatch_pb2_grpc, router_pb2_grpc
 from serve.proto.fairlead.v1 import router_pb2 as pb
 
 START_S_MAX, ANSWER_S_MAX = 300.0, 60.0  # of a busy machine
+DECIDING_S = 1.0  # warm-up of decisions
+QUESTION = pb.RouteRequest(text="Are you there?")
+DRAIN_S = 90.0  # the longest answers take a minute
+REPLAY_KEYS = (
+    "intended_per_s", "delivered_per_s", "unfinished", "delivered_share", "requests", "failed",
+    "latency_ms",
+)  # fmt: skip
+LIVE_KEYS = ("ttft_ms", "stages_ms", "usd", "models", "unfinished", "failed", "delivered_share")
+SIMULATIONS = 8
+# Slow models on small GPUs: a first token takes hundreds of milliseconds, as it does on real
+# servers, and an answer a dozen tokens a second. The way there and back takes ten, and what two
+# cores spend on a stream's tokens is little.
 POOLS = """
 [preference]
 cost = 20
 latency = 0.01
 [[gpus]]
-name = "h100_sxm"
-usd_per_hour = 1.89
-available = 4
-[[gpus]]
-name = "l40s"
-usd_per_hour = 0.85
-available = 4
-[[models]]
-name = "llama-3.1-8b"
-shape = "Llama-3.1-8B-Instruct"
-usd_per_1m_input_tokens = 0.02
-usd_per_1m_output_tokens = 0.05
-quality = 0.5
+name = "l4"
+usd_per_hour = 0.38
+available = 12
 [[models]]
 name = "qwen3-32b"
 shape = "Qwen3-32B"
+tensor_parallel = 2
 usd_per_1m_input_tokens = 0.08
 usd_per_1m_output_tokens = 0.28
+latency_ms = 9000
+quality = 0.5
+[[models]]
+name = "llama-3.1-70b"
+shape = "Llama-3.1-70B"
+tensor_parallel = 4
+usd_per_1m_input_tokens = 0.09
+usd_per_1m_output_tokens = 0.30
+latency_ms = 9000
 quality = 0.5
 [[pools]]
-name = "small"
-model = "llama-3.1-8b"
-backend = "emulated"
-gpu = "l40s"
-[[pools]]
-name = "large"
+name = "medium"
 model = "qwen3-32b"
 backend = "emulated"
-gpu = "h100_sxm"
+gpu = "l4"
+replicas = 2
+[[pools]]
+name = "large"
+model = "llama-3.1-70b"
+backend = "emulated"
+gpu = "l4"
+replicas = 2
 """
+
+
+MODELS = "".join(
+    f'[[models]]\nname = "model-{i}"\nusd_per_call = {0.001 * (i + 1):.3f}\n' for i in range(4)
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveOptions:
     """How much is played."""
 
-    requests_per_s: float = 4.0
-    seconds: float = 120.0
-    warm_up_s: float = 20.0
-    length: float = 0.5  # of Azure's: a stream's every token costs this machine something, too
+    requests_per_s: float = 1.5
+    seconds: float = 270.0
+    warm_up_s: float = 30.0
+    length: float = 0.5  # of Azure's
     decisions_per_s: float = 5000.0
     decisions_s: float = 10.0
     port: int = 7520
@@ -102,17 +121,12 @@ def measure(
         path.write_text(head(Path(folder), options.port) + POOLS)
         say("a live site with two emulated pools is started")
         with started(path):
-            asyncio.run(_ready(connect, options.port + 1))
+            asyncio.run(_ready(connect, options.port + 1, _answers))
             file = _file(options, options.requests_per_s, options.seconds, options.length)
             live = _replayed(file.trace, options, connect, say)
-            say("batches of decisions")
-            decided = _decisions(options, connect, say)
         return {
             "live_vs_simulated": _compared(live, file, path, options),
-            "replay": {
-                key: decided[key]
-                for key in ("intended_per_s", "delivered_per_s", "unfinished", "delivered_share")
-            },
+            "replay": _decisions(options, connect, say),
         }
 
 
@@ -127,19 +141,28 @@ def _file(options: LiveOptions, per_s: float, seconds: float, length: float) -> 
     return TraceFile(trace=Trace(trace.name, trace.at_s, *shorter), format="made", rows=len(trace))
 
 
-async def _ready(connect: Connect, port: int) -> None:
-    """Until an answer comes. Raises LoopStuck."""
-    (channel,) = connect(f"127.0.0.1:{port}", 1)
+async def _answers(channel: grpc.aio.Channel) -> None:
     stub = dispatch_pb2_grpc.DispatcherStub(channel)
-    request = dispatch_pb2.DispatchRequest(
-        route=pb.RouteRequest(text="Are you there?"), options_json='{"max_tokens": 2}'
-    )
+    request = dispatch_pb2.DispatchRequest(route=QUESTION, options_json='{"max_tokens": 2}')
+    async for _ in stub.Dispatch(request, timeout=ANSWER_S_MAX, wait_for_ready=True):
+        pass
+
+
+async def _decides(channel: grpc.aio.Channel) -> None:
+    stub = router_pb2_grpc.RouterStub(channel)
+    await stub.Route(QUESTION, timeout=ANSWER_S_MAX, wait_for_ready=True)
+
+
+async def _ready(
+    connect: Connect, port: int, asked: Callable[[grpc.aio.Channel], Awaitable[None]]
+) -> None:
+    """Until what is asked is answered. Raises LoopStuck."""
+    (channel,) = connect(f"127.0.0.1:{port}", 1)
     ends_s, problem = time.monotonic() + START_S_MAX, ""
     try:
         while time.monotonic() < ends_s:
             try:
-                async for _ in stub.Dispatch(request, timeout=ANSWER_S_MAX, wait_for_ready=True):
-                    pass
+                await asked(channel)
             except grpc.aio.AioRpcError as error:
                 problem = f"{error.code().name}: {error.details()}"
                 await asyncio.sleep(0.5)
@@ -153,58 +176,91 @@ async def _ready(connect: Connect, port: int) -> None:
 def _replayed(
     trace: Trace, options: LiveOptions, connect: Connect, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    target = TargetOptions(url=f"127.0.0.1:{options.port + 1}", call="dispatch")
-    wanted = ReplayOptions(target=target, warm_up_s=options.warm_up_s, seed=options.seed)
+    # As long as in the trace: without it an emulated server ends an answer where it likes.
+    target = TargetOptions(
+        url=f"127.0.0.1:{options.port + 1}", call="dispatch", extra={"ignore_eos": True}
+    )
+    wanted = ReplayOptions(
+        target=target, warm_up_s=options.warm_up_s, drain_s=DRAIN_S, seed=options.seed
+    )
     return replay(trace, None, None, wanted, connect, say)
 
 
 def _decisions(
     options: LiveOptions, connect: Connect, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    file = _file(options, options.decisions_per_s, options.decisions_s, 1.0)
+    """Batches of decisions, of a router whose models have no pools.
+
+    With pools it would refuse most of them: five thousand requests a second are too many for any
+    fleet that is emulated here, and a router takes what it decides to be sent.
+    """
+    file = _file(options, options.decisions_per_s, DECIDING_S + options.decisions_s, 1.0)
     target = TargetOptions(url=f"127.0.0.1:{options.port}", batch_ms=20.0, timeout_s=10.0)
-    return replay(file.trace, None, None, ReplayOptions(target=target, drain_s=10.0), connect, say)
+    wanted = ReplayOptions(target=target, warm_up_s=DECIDING_S, drain_s=10.0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "fairlead.toml"
+        path.write_text(head(Path(folder), options.port, dispatchers=0) + MODELS)
+        say("a router alone is started, for batches of decisions")
+        with started(path):
+            asyncio.run(_ready(connect, options.port, _decides))
+            found = replay(file.trace, None, None, wanted, connect, say)
+    return {key: found[key] for key in REPLAY_KEYS}
 
 
 def _compared(
     live: dict[str, Any], file: TraceFile, path: Path, options: LiveOptions
 ) -> dict[str, Any]:
-    """Relative differences, simulated less live over live; of the mix the largest of a share."""
+    """Relative differences, simulated less live over live; of the mix the largest of a share.
+
+    Which pool a request goes to is a matter of chance in both: the simulation's is the mean of
+    several seeds, and their range is what chance alone makes of one run.
+    """
     site = site_of(read_settings(path))
     questions = questions_of(site.catalogue, None, file)
-    how = SimulateOptions(seed=options.seed, warm=False, feedback_share=0.0)
-    run = simulated(site, file, questions, Events(), how)
-    counted = np.flatnonzero(file.trace.at_s >= options.warm_up_s)
-    ttft_ms = np.sort(run.requests.ttft_s[counted] * 1e3)
-    finished = counted[run.requests.fate[counted] == Fate.FINISHED]
-    shares = {
-        name: float((run.requests.model[finished] == column).mean())
-        for column, name in enumerate(site.catalogue.names)
-    }
-    usd = sum(
-        float(
-            site.catalogue.cost_usd(
-                site.catalogue.names[int(run.requests.model[row])],
-                int(file.trace.prompt_tokens[row]),
-                int(file.trace.output_tokens[row]),
-            )
-        )
-        for row in finished
-    )
-    seen = {name: live["models"].get(name, {"share": 0.0})["share"] for name in shares}
-    found = {
-        f"ttft_{p}": _apart(float(np.nanpercentile(ttft_ms, q)), live["ttft_ms"][p])
-        for p, q in (("p50", 50), ("p99", 99))
-    }
+    runs = [_simulated(site, file, questions, options, seed) for seed in range(SIMULATIONS)]
+    mean = {key: float(np.mean([run[key] for run in runs])) for key in runs[0]}
+    mix = [
+        abs(mean[name] - live["models"].get(name, {"share": 0.0})["share"])
+        for name in site.catalogue.names
+    ]
     return {
-        **found,
-        "cost": _apart(usd, live["usd"]),
-        "mix": round(max(abs(shares[name] - seen[name]) for name in shares), 4),
-        "live": {key: live[key] for key in ("ttft_ms", "usd", "unfinished", "delivered_share")},
+        **{key: _apart(mean[key], live["ttft_ms"][key[5:]]) for key in ("ttft_p50", "ttft_p99")},
+        "cost": _apart(mean["usd"], live["usd"]),
+        "mix": round(max(mix), 4),
+        "requests": live["requests"],
+        "live": {key: live[key] for key in LIVE_KEYS},
         "simulated": {
-            "ttft_ms": summary(run, site, quality_known=False)["ttft_ms"],
-            "usd": round(usd, 6),
+            key: {
+                "mean": round(mean[key], 6),
+                "low": round(min(run[key] for run in runs), 6),
+                "high": round(max(run[key] for run in runs), 6),
+            }
+            for key in mean
         },
+    }
+
+
+def _simulated(
+    site: Site, file: TraceFile, questions: Questions, options: LiveOptions, seed: int
+) -> dict[str, float]:
+    """One seed's figures, warm-up left out. What answers took is reported, as a dispatcher does."""
+    how = SimulateOptions(seed=seed, warm=False, feedback_share=1.0)
+    run = simulated(site, file, questions, Events(), how)
+    names, trace = site.catalogue.names, file.trace
+    counted = np.flatnonzero(trace.at_s >= options.warm_up_s)
+    finished = counted[run.requests.fate[counted] == Fate.FINISHED]
+    ttft_ms = percentiles(run.requests.ttft_s[counted] * 1e3, len(counted))
+    model = run.requests.model[finished].tolist()
+    lengths = zip(
+        model,
+        trace.prompt_tokens[finished].tolist(),
+        trace.output_tokens[finished].tolist(),
+        strict=True,
+    )
+    return {
+        **{f"ttft_{p}": float(ttft_ms[p] or np.inf) for p in ("p50", "p99")},
+        "usd": sum(site.catalogue.cost_usd(names[m], *tokens) for m, *tokens in lengths),
+        **{name: model.count(column) / len(model) for column, name in enumerate(names)},
     }
 
 

@@ -30,9 +30,12 @@ TRIES_MAX = 2
 class Ledger:
     """Used by one simulation."""
 
-    def __init__(self, traffic: Traffic, table: OutcomeTable, catalogue: Catalogue) -> None:
+    def __init__(
+        self, traffic: Traffic, table: OutcomeTable, catalogue: Catalogue, *, judged: bool
+    ) -> None:
         n = len(traffic)
         self._traffic, self._table, self._catalogue = traffic, table, catalogue
+        self._judged = judged
         columns = {name: column for column, name in enumerate(table.models)}
         missing = [name for name in catalogue.names if name not in columns]
         assert not missing, f"the table says nothing of {missing}"
@@ -108,14 +111,14 @@ class Ledger:
     # --- what is reported of it
 
     def _report(self, flight: Flight, end_s: float) -> None:
-        """What a caller, and who judges the answer, would report."""
+        """What a caller, and who judges the answer if somebody does, would report."""
         number, traffic, catalogue = flight.number, self._traffic, self._catalogue
         model = int(self._model[number])
         prompt_tokens = int(traffic.prompt_tokens[number])
         assert flight.ticket is not None, "it reports"
         self._say(
             flight.ticket,
-            quality=min(1.0, float(self._worth_then[number]) * self._said(number, model)),
+            quality=self._judged_of(number, model) if self._judged else None,
             cost_usd=catalogue.cost_usd(
                 catalogue.names[model], prompt_tokens, flight.output_tokens
             ),
@@ -123,9 +126,10 @@ class Ledger:
             output_tokens=flight.output_tokens,
         )
 
-    def _said(self, number: int, model: int) -> float:
-        """What the table says of a model's answer to a request."""
-        return float(self._table.quality[self._traffic.rows[number], self._column[model]])
+    def _judged_of(self, number: int, model: int) -> float:
+        """What a model's answer to a request is worth by the table."""
+        said = float(self._table.quality[self._traffic.rows[number], self._column[model]])
+        return min(1.0, float(self._worth_then[number]) * said)
 
     def _say(self, ticket: bytes, **outcome: Any) -> None:
         self._reports.append((ticket[2:14].hex().encode(), encode_report(ticket, **outcome)))
