@@ -20,6 +20,7 @@ try:
 
     from fairlead.commands.bench import bench_app
     from fairlead.commands.planning.compare import compare
+    from fairlead.commands.planning.evaluate import evaluate
     from fairlead.commands.planning.plan import plan
     from fairlead.commands.planning.replay import replay
     from fairlead.commands.planning.simulate import simulate
@@ -39,6 +40,7 @@ app.command()(simulate)
 app.command()(plan)
 app.command()(replay)
 app.command()(compare)
+app.command()(evaluate)
 decisions_app = typer.Typer(help="The decision log.", no_args_is_help=True)
 app.add_typer(decisions_app, name="decisions")
 feedback_app = typer.Typer(help="For those who report outcomes.", no_args_is_help=True)

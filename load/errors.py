@@ -3,6 +3,7 @@
 LoadError
 ├── EventRefused       a file of events is none, or has one that can't happen
 ├── LandmarksRefused   a site's own landmarks can't be made
+├── LogRefused         a file of decisions is none, or has a value that can't be
 ├── LoopStuck          outcomes were sent and not learned in the time that learning should take
 ├── PreferenceRefused  a setting of the dial is no weight
 ├── SnapshotMissing    a folder has no snapshot to begin with
@@ -28,6 +29,22 @@ class EventRefused(LoadError):
     def __str__(self) -> str:
         which = f", event {self.number}" if self.number is not None else ""
         return f"{self.file}{which} {self.why}. docs/planning.md lists what can happen"
+
+
+class LogRefused(LoadError):
+    """A file of decisions is none, or has a value that can't be."""
+
+    def __init__(self, file: str, column: str, row: int | None, why: str) -> None:
+        super().__init__(file, column, row, why)
+        self.file, self.column, self.row, self.why = file, column, row, why
+
+    def __str__(self) -> str:
+        where = f", column `{self.column}`" if self.column else ""
+        where += f", row {self.row} (the first is 0)" if self.row is not None else ""
+        return (
+            f"{self.file}{where} {self.why}. `fairlead decisions export --outcomes` makes such a "
+            f"file; docs/evaluate.md says what others' need"
+        )
 
 
 class LoopStuck(LoadError):

@@ -45,12 +45,13 @@ SCHEMA = pa.schema(
         ("task", pa.string()),  # as the request said it
         ("tags", pa.list_(pa.string())),  # as the request said them, and those that rules added
         ("rules", pa.list_(pa.string())),  # names of the rules that matched
+        ("qualities", pa.list_(pa.float32())),  # predicted of each of `models`, 0 to 1
     ]
 )
 
 # Logs keep decisions for weeks. Columns that were added since read back with these values, and
 # decisions from before the weight of energy with one of 0.
-ADDED: dict[str, Any] = {"task": "", "tags": [], "rules": []}
+ADDED: dict[str, Any] = {"task": "", "tags": [], "rules": [], "qualities": None}
 PREFERENCE = SCHEMA.get_field_index("preference")
 SCHEMA_BEFORE_ENERGY = SCHEMA.set(PREFERENCE, pa.field("preference", pa.list_(pa.float32(), 3)))
 
@@ -176,6 +177,7 @@ def _columns(batch: DecisionBatch) -> pa.RecordBatch:
             pa.ListArray.from_arrays(row_ends, figure(batch.propensities.ravel())),
             pa.array(batch.prompts, pa.string()),
             *(of_said(name) for name in ("task", "tags", "rules")),
+            pa.ListArray.from_arrays(row_ends, figure(batch.quality.ravel())),
         ],
         schema=SCHEMA,
     )

@@ -46,7 +46,6 @@ def compare(
     stretch = {"rate": rate, "length": length, "from_s": from_s, "to_s": to_s, "seed": seed}
     with only_json(as_json) as emit:
         from infra.settings.settings import read_settings
-        from load.planning.off_policy import off_policy, read_day
         from load.planning.site import site_of
 
         if (trace is None) == (log is None):
@@ -54,13 +53,29 @@ def compare(
         sites = [site_of(read_settings(path)) for path in (a, b)]
         found: dict[str, Any] = {"command": "compare", "a": str(a), "b": str(b)}
         if log is not None:
-            both = {"a": (sites[0], snapshot), "b": (sites[1], snapshot)}
-            found |= {"log": str(log), "seed": seed, **off_policy(read_day(log), both, seed)}
+            found |= {"log": str(log), "seed": seed, **_on_the_log(sites, log, snapshot)}
         else:
             found |= _simulated(sites, str(trace), stretch, outcomes, seeds)
         emit(found)
     if not as_json:
         (show if log is None else show_off_policy)(found, Console(width=100))
+
+
+def _on_the_log(sites: list[Any], log: Path, snapshot: Path | None) -> dict[str, Any]:
+    """Both on a logged day."""
+    from load.evaluation.logged import read_logged
+    from load.evaluation.site_policy import choices_of
+    from load.evaluation.worth import Judged, difference, logged_worth, worth
+
+    day = read_logged(log)
+    first, second = (Judged.of(day, choices_of(day, site, snapshot)) for site in sites)
+    return {
+        "decisions": len(day),
+        "without_outcome": day.left_out,
+        "logged": logged_worth(day),
+        "policies": {"a": worth(first), "b": worth(second)},
+        "difference": difference(first, second),
+    }
 
 
 def _simulated(

@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from fairlead.command_line import app
-from load.errors import TraceRefused
-from load.planning.off_policy import read_day
+from load.errors import LogRefused
+from load.evaluation.logged import read_logged
 from streams.feedback.decisions import SCHEMA
 
 SITE = """
@@ -89,5 +89,5 @@ def test_a_policy_is_worth_what_its_choices_were(folder):
 def test_a_log_without_outcomes_is_refused(folder):
     table = pq.read_table(folder / "day.parquet")
     pq.write_table(table.drop_columns(["outcome_quality"]), folder / "bare.parquet")
-    with pytest.raises(TraceRefused, match="lacks outcome_quality"):
-        read_day(folder / "bare.parquet")
+    with pytest.raises(LogRefused, match="outcome_quality` is missing"):
+        read_logged(folder / "bare.parquet")
