@@ -50,27 +50,32 @@ class Sums:
         """No greater than the mean at any time, with probability 1 − `alpha`.
 
         >>> round(Sums(1000, 800.0, 160.0, 1.0).lower(), 2)
-        0.75
+        0.76
         """
         if not self.n:
             return -math.inf
-        mean, scale = self.total / self.n, self.n / self.span
-        least, most = mean - self.span, mean
-        while self._evidence(mean, least, scale) < math.log(1.0 / alpha):
-            if mean - least > 1e9 * self.span:
-                return -math.inf
-            least = mean - 2.0 * (mean - least)
+        mean, enough = self.total / self.n, math.log(1.0 / alpha)
+        below = self.span
+        while self.evidence(mean - below) < enough:
+            below *= 2.0
+        least, most = mean - below, mean
         for _ in range(STEPS):
             middle = 0.5 * (least + most)
-            enough = self._evidence(mean, middle, scale) >= math.log(1.0 / alpha)
-            least, most = (middle, most) if enough else (least, middle)
+            excluded = self.evidence(middle) >= enough
+            least, most = (middle, most) if excluded else (least, middle)
         return least
 
-    def _evidence(self, mean: float, at: float, scale: float) -> float:
-        """The logarithm of the mixture against a mean of `at`."""
-        each = LAMBDAS * scale * (mean - at) - PSI * self.squares / self.span**2
-        most = float(each.max())
-        return most + math.log(float(np.exp(each - most).mean()))
+    def evidence(self, at: float) -> float:
+        """Against a mean of at most `at`: the logarithm of what a fair bet on it has become."""
+        found = evidence(np.array([self.total - self.n * at]), np.array([self.squares]), self.span)
+        return float(found[0])
+
+
+def evidence(above: Floats, squares: Floats, span: float) -> Floats:
+    """The same (n,) of sums `above` what they would be by the hypothesis."""
+    each = np.outer(above / span, LAMBDAS) - np.outer(squares / span**2, PSI)
+    most = each.max(axis=1, keepdims=True)
+    return np.asarray(most[:, 0] + np.log(np.exp(each - most).mean(axis=1)))
 
 
 def guessed(values: Floats, *, floor: float, least: float = 0.0, most: float = 1.0) -> Sums:

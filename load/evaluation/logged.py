@@ -66,7 +66,8 @@ def read_logged(path: Path) -> Logged:
         if needed not in table.column_names:
             raise LogRefused(path.name, needed, None, "is missing")
     quality = names["quality"]
-    known = table.filter(pc.is_finite(table[quality].cast(pa.float64())))
+    every = _Rows(path.name, table).outcome(quality)
+    known = table.filter(pa.array(np.isfinite(every)))
     if len(known) < 2:
         raise LogRefused(path.name, quality, None, "has no outcomes, so nothing can be said")
     rows = _Rows(path.name, known)

@@ -8,6 +8,7 @@
     caps      budgets so small that they are used up: by how much bills exceed them
     poison    a twentieth of the outcomes are one tenant's that reports the opposite of the truth:
               regret in all requests, in multiples of that without
+    ope       how often off-policy intervals hold the truth, and a worse policy is promoted
 
 Every figure is over orders by chance, as [mean, low, high] at 95 %. What is not measured yet is not
 in the result; `not_measured` names it.
@@ -18,11 +19,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from load.bench.control import off_policy
+from load.bench.control.off_policy import OpeBench
 from load.bench.control.pareto import chosen_by_pareto
 from load.bench.control.site import SiteOptions, played, regret, reward, spent_usd
 from load.bench.decisions.orders import Orders, orders_of
@@ -37,7 +40,7 @@ from streams.training.budgets import Budget
 # model costs on. Its paper names the first six.
 TARGETS = (2.9e-5, 8.3e-5, 2.3e-4, 6.5e-4, 1.7e-3, 4.7e-3, 1.3e-2)
 TABLE = "paretobandit"
-NOT_MEASURED = ("port", "ope", "guard", "arms")
+NOT_MEASURED = ("port", "guard", "arms")
 POISONED_SHARE, POISON_PENALTY = 0.05, 0.1  # of the outcomes; λ of the dial
 # Of what the cheapest model would cost for all prompts: a third is refused, or there is just room
 # for something better.
@@ -53,13 +56,19 @@ class ControlBench:
     prompts_max: int | None = None
     step_s: float = 1.0
     caps_tables: tuple[str, ...] = ("paretobandit", "llmrouter_dc")
+    ope: OpeBench = field(default_factory=OpeBench)
     workers: int = max(1, os.cpu_count() or 1)
 
 
 def quick() -> ControlBench:
     """Two targets, two orders, fewer prompts: under a minute."""
     return ControlBench(
-        targets=TARGETS[2:4], seeds=2, prompts_max=600, step_s=5.0, caps_tables=(TABLE,)
+        targets=TARGETS[2:4],
+        seeds=2,
+        prompts_max=600,
+        step_s=5.0,
+        caps_tables=(TABLE,),
+        ope=OpeBench(repetitions=40, trials=50, others=4),
     )
 
 
@@ -80,6 +89,7 @@ def measure(options: ControlBench, say: Callable[[str], None]) -> dict[str, Any]
         },
         "caps": _caps(options, found),
         "poison": _poison(options, found),
+        "ope": off_policy.measure(options.ope, say),
         "paretobandit": missing_reason() if peer is None else peer if isinstance(peer, str) else "",
         "not_measured": list(NOT_MEASURED),
         "took_s": time.monotonic() - began_s,

@@ -1,0 +1,135 @@
+"""`fairlead evaluate`: others' logs by documented columns, and what can't be judged is refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from fairlead.command_line import app
+from load.errors import LogRefused
+from load.evaluation.logged import read_logged
+
+N = 1200
+
+
+def table(**changed: object) -> pa.Table:
+    """Two models, each half of the time, right in 8 and 3 of 10 cases; the policy takes the first."""
+    rng = np.random.default_rng(0)
+    first, hard = rng.random(N) < 0.5, rng.random(N)
+    quality = (rng.random(N) < np.where(first, 0.8, 0.3) + 0.2 * (0.5 - hard)).astype(float)
+    columns = {
+        "model": np.where(first, "a", "b").tolist(),
+        "propensity": [0.5] * N,
+        "quality": quality,
+        "cost_usd": np.where(first, 0.02, 0.01),
+        "x_hard": hard,
+        "policy:a": [1.0] * N,
+        "policy:b": [0.0] * N,
+    }
+    return pa.table(
+        {name: value for name, value in (columns | changed).items() if value is not None}
+    )
+
+
+def evaluated(*arguments: str) -> dict:
+    done = CliRunner().invoke(app, ["evaluate", *arguments, "--json"])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_a_plain_table_is_judged_by_the_probabilities_that_it_has(tmp_path, form):
+    """
+    The policy is worth 0.8 at two cents, the log was 0.55.
+    """
+    path = tmp_path / f"log.{form}"
+    if form == "csv":
+        pyarrow.csv.write_csv(table(), path)
+    else:
+        pq.write_table(table(), path)
+
+    found = evaluated(str(path))
+
+    for how in ("ips", "snips", "dr"):
+        assert found[how]["quality"]["low"] < 0.8 < found[how]["quality"]["high"]
+    assert found["dr"]["cost_usd"]["mean"] == pytest.approx(0.02, abs=1e-4)
+    assert found["sequence"]["low"] < 0.8 < found["sequence"]["high"]
+    assert (found["estimates_by"], found["gain"]["by"]) == ("ridge", "ips")
+    assert found["promote"] is True
+    assert found["uncovered"] == 0.0
+
+
+def test_a_margin_that_is_not_reached_is_said(tmp_path):
+    pq.write_table(table(), tmp_path / "log.parquet")
+    assert evaluated(str(tmp_path / "log.parquet"), "--margin", "0.3")["promote"] is False
+
+
+def test_propensities_and_estimates_of_all_models_are_used(tmp_path):
+    """
+    They make bounds narrower.
+    """
+    pq.write_table(table(), tmp_path / "few.parquet")
+    known = {f"propensity:{name}": [0.5] * N for name in "ab"}
+    known |= {"estimate:a": [0.8] * N, "estimate:b": [0.3] * N}
+    pq.write_table(table(**known), tmp_path / "all.parquet")
+
+    few, all_ = (evaluated(str(tmp_path / f"{name}.parquet")) for name in ("few", "all"))
+
+    assert (all_["estimates_by"], all_["gain"]["by"]) == ("router", "dr")
+    assert all_["gain"]["low"] > few["gain"]["low"]
+
+
+def test_a_policy_of_settings_is_asked_about_the_prompts_of_the_log(tmp_path):
+    """
+    The router's own code decides, by an encoder that the settings name.
+    """
+    prompts = {"prompt": [f"question {i}" for i in range(N)], "policy:a": None, "policy:b": None}
+    pq.write_table(table(**prompts), tmp_path / "log.parquet")
+    (tmp_path / "new.toml").write_text(
+        '[router]\npolicy = "greedy"\n[encoder]\nkind = "hashing"\n'
+        '[[models]]\nname = "a"\nquality = 0.9\n[[models]]\nname = "b"\nquality = 0.1\n'
+    )
+
+    found = evaluated(str(tmp_path / "log.parquet"), "--policy", str(tmp_path / "new.toml"))
+
+    assert found["dr"]["quality"]["low"] < 0.8 < found["dr"]["quality"]["high"]
+    assert found["n_effective"] == pytest.approx(N / 2, rel=0.1)
+
+
+def test_choices_that_the_log_could_not_make_are_counted(tmp_path):
+    pq.write_table(
+        table(**{"policy:a": [0.7] * N, "policy:c": [0.3] * N}), tmp_path / "log.parquet"
+    )
+    assert evaluated(str(tmp_path / "log.parquet"))["uncovered"] == pytest.approx(0.3)
+
+
+REFUSED = {
+    "no propensity": ({"propensity": None}, "propensity` is missing"),
+    "not possible": ({"propensity": [0.0] + [0.5] * (N - 1)}, "propensity`, row 0 .* is 0"),
+    "above one": ({"propensity": [0.5, 1.5] + [0.5] * (N - 2)}, "row 1 .* is 1.5, not a number"),
+    "no sum": ({"policy:b": [0.5] * N}, "sum to 1.5, not to 1"),
+    "text": ({"quality": ["good"] * N}, "quality` is no column of numbers"),
+    "nothing known": ({"quality": [np.nan] * N}, "has no outcomes"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_judged_is_refused_with_its_column_and_row(tmp_path, case):
+    changed, why = REFUSED[case]
+    pq.write_table(table(**changed), tmp_path / "log.parquet")
+
+    with pytest.raises(LogRefused, match=why):
+        read_logged(tmp_path / "log.parquet")
+
+
+def test_without_a_policy_there_is_nothing_to_judge(tmp_path):
+    bare = {"policy:a": None, "policy:b": None}
+    pq.write_table(table(**bare), tmp_path / "log.parquet")
+    done = CliRunner().invoke(app, ["evaluate", str(tmp_path / "log.parquet")])
+    assert done.exit_code == 2 and "--policy" in done.output
