@@ -62,7 +62,8 @@ class Estimate:
 
     def _moved(self, groups: NDArray[np.intp] | None) -> Floats:
         """The influence of what is independent of each other."""
-        return self.influence if groups is None else np.bincount(groups, self.influence)
+        moved = self.influence if groups is None else np.bincount(groups, self.influence)
+        return np.asarray(moved, np.float64)
 
 
 def _straightened(z: float, skew: float) -> float:

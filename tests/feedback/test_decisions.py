@@ -182,7 +182,7 @@ def test_decisions_from_before_the_weight_of_energy_read_back_with_none(batches)
 
     expected = rows(batches)
     for row in expected:
-        row["preference"][3] = 0.0
+        row["preference"][3], row["qualities"] = 0.0, None
     assert table.schema == SCHEMA
     assert table.to_pylist() == expected
 
