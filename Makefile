@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install run test test-slow test-random lint proto docs kafka llm-pools peers planners clean
+.PHONY: install run test test-slow test-random lint proto docs kafka llm-pools peers planners dist audit clean
 
 install: $(INSTALLED)
 
@@ -103,6 +103,20 @@ planners: .venv-planners/.installed
 	.venv-planners/bin/python -m pip install --quiet --requirement $(PLANNERS)
 	touch $@
 
+# What a release needs: sdist and wheel in dist/, and beside them what they were tested with as a bill of
+# materials. `make audit` asks the advisory database of PyPI about every pin; it fails if one is known to be unsafe.
+dist: $(INSTALLED) .venv-audit/.installed
+	$(BIN)/python -m build --no-isolation --outdir dist
+	.venv-audit/bin/cyclonedx-py requirements constraints.txt --pyproject pyproject.toml --of JSON --output-file dist/sbom.json
+
+audit: .venv-audit/.installed
+	.venv-audit/bin/pip-audit --no-deps --disable-pip --strict --requirement constraints.txt
+
+.venv-audit/.installed: tools/audit/requirements.txt
+	test -x .venv-audit/bin/python || $(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet --requirement tools/audit/requirements.txt
+	touch $@
+
 $(INSTALLED): pyproject.toml constraints.txt tools/local_kafka/pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python 3.11 or newer is needed: install it, or say make PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -110,4 +124,4 @@ $(INSTALLED): pyproject.toml constraints.txt tools/local_kafka/pyproject.toml
 	touch $(INSTALLED)
 
 clean:
-	rm -rf $(VENV) .venv-llm .venv-peers .venv-planners .fairlead build *.egg-info
+	rm -rf $(VENV) .venv-llm .venv-peers .venv-planners .venv-audit .fairlead dist build *.egg-info
