@@ -83,6 +83,15 @@ KINDS: Mapping[str, Kind] = {
         "The feedback topic has partitions that no trainer reads.",
         "Restart `fairlead up` if it lasts for more than a minute.",
     ),
+    "replicas_not_ready": Kind(
+        "Replicas of a pool did not become ready within their limit and were given up: either no "
+        "machine with their GPU came, or their server does not start. For half an hour no more are "
+        "planned there, but elsewhere where that is possible.",
+        "`conditions` of `fairlead status --json` has the pool, and whether it has a machine. No "
+        "machine: raise the quota, or give the model a pool on another GPU or in another region. A "
+        "server that does not start: run the pool's `command` by hand; if it only takes longer, "
+        "raise `load_s` or `ready_s_max`.",
+    ),
     "settings_refused": Kind(
         "The settings file was changed and is not valid: routers go on with what it said before.",
         "Mend what the cause names; `fairlead settings --check FILE` says when it is right.",
@@ -159,6 +168,21 @@ class Change:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """What keeps a pool from having the replicas that are planned for it."""
+
+    pool: str
+    kind: str  # "no_machine", "not_ready", "node_preempted" or "node_lost"
+    since_ms: int  # Unix time
+    given_up: bool = False  # replicas are not waited for any more
+    cause: str = ""
+
+    def json(self) -> dict[str, object]:
+        """As `fairlead status --json` has it."""
+        return {**asdict(self), "since": _shown(self.since_ms)}
+
+
 def _shown(at_ms: int) -> str:
     return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="seconds")
 
@@ -189,6 +213,7 @@ class Board:
         self._name = f"{BOARDS}/{role}.{source}"
         self._on: dict[str, Alarm] = {}
         self._changes: tuple[Change, ...] = ()
+        self._conditions: tuple[Condition, ...] = ()
         self._written_ms: int | None = None
 
     def set(self, name: str, cause: str | None) -> None:
@@ -211,6 +236,11 @@ class Board:
         if changes != self._changes:
             self._changes, self._written_ms = changes, None
 
+    def set_conditions(self, conditions: tuple[Condition, ...]) -> None:
+        """What keeps pools from having their replicas, all that is known now."""
+        if conditions != self._conditions:
+            self._conditions, self._written_ms = conditions, None
+
     def beat(self) -> None:
         """Write the board if it has changed, or is due."""
         now_ms = self._now_ms()
@@ -220,6 +250,7 @@ class Board:
             "at_ms": now_ms,
             "alarms": [[alarm.name, alarm.since_ms, alarm.cause] for alarm in self._on.values()],
             "changes": [asdict(change) for change in self._changes],
+            "conditions": [asdict(condition) for condition in self._conditions],
         }
         self._written_ms = now_ms  # also where it fails: the next try is at the next beat
         try:
@@ -255,6 +286,7 @@ class Posted(NamedTuple):
     at_ms: int
     alarms: tuple[Alarm, ...]
     changes: tuple[Change, ...]
+    conditions: tuple[Condition, ...]
 
     @property
     def role(self) -> str:
@@ -287,7 +319,8 @@ def _posted(folder: Folder, name: str) -> Posted | None:
             if kind in KINDS  # what a newer release knows may not be known here
         )
         changes = tuple(Change(**change) for change in said.get("changes", ()))
-        return Posted(name, int(said["at_ms"]), alarms, changes)
+        conditions = tuple(Condition(**condition) for condition in said.get("conditions", ()))
+        return Posted(name, int(said["at_ms"]), alarms, changes, conditions)
     except (OSError, ValueError, TypeError, KeyError):
         return None  # taken down just now
 
@@ -296,6 +329,13 @@ def posted_changes(folder: Folder, now_ms: int) -> list[Change]:
     """Models that have changed, by what the router says that looked last."""
     alive = [b for b in read_boards(folder) if b.role == ROUTER_ROLE and b.is_alive(now_ms)]
     return list(max(alive, key=lambda board: board.at_ms).changes) if alive else []
+
+
+def posted_conditions(folder: Folder, now_ms: int) -> list[Condition]:
+    """What keeps pools from having their replicas, by pool."""
+    alive = [board for board in read_boards(folder) if board.is_alive(now_ms)]
+    found = [condition for board in alive for condition in board.conditions]
+    return sorted(found, key=lambda one: (one.pool, one.kind, one.since_ms))
 
 
 def posted_alarms(folder: Folder, now_ms: int) -> list[Alarm]:

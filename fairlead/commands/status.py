@@ -95,7 +95,7 @@ def _print(found: dict[str, Any], out: Console) -> None:
         if isinstance(value, dict):
             for label, n in value.items():
                 table.add_row(f"{name} {label}", f"{n:,.6f}" if isinstance(n, float) else f"{n:,}")
-        elif name not in ("alarms", "changes"):
+        elif name not in ("alarms", "changes", "conditions"):
             shown = f"{value:,.1f}" if isinstance(value, float) else value
             table.add_row(name, "unknown" if value is None else str(shown))
     out.print(table)
@@ -119,10 +119,17 @@ def _print(found: dict[str, Any], out: Console) -> None:
 
 
 def _print_lines(found: dict[str, Any], out: Console) -> None:
-    """A line for each budget and each new model."""
+    """A line for each condition of a pool, each budget and each new model."""
+    for one in found["conditions"]:
+        out.print(_condition_line(one), highlight=False, markup=False)
     for name, one in found["budgets"].items():
         out.print(_budget_line(name, one), highlight=False, markup=False)
     _print_newcomers(found["newcomers"], out)
+
+
+def _condition_line(one: dict[str, Any]) -> str:
+    given_up = ", given up" if one["given_up"] else ""
+    return f"{one['pool']}: {one['kind']}{given_up} since {one['since']}. {one['cause']}"
 
 
 def _budget_line(name: str, one: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from learners.criticality import Criticality
+from streams.alarms import Condition
 from streams.telemetry.pool_reports import PoolReports
 
 
@@ -43,6 +44,7 @@ class PoolCondition:
     requests_per_s: float = 0.0  # decided for it, over the last minute
     capacity_per_s: float = 0.0  # requests that one server does when full; 0: not known
     work_factor: float = 1.0  # on its rates of work, as learned of its servers
+    failing: bool = False  # replicas that had a machine ended while they were starting
     available: bool = True  # False: its region or its type of GPU is gone
 
 
@@ -70,6 +72,7 @@ class Plan:
     replicas: Mapping[str, int]  # by pool
     routers: int
     lines: tuple[str, ...] = field(default=())  # what changed and why, one line each, for people
+    conditions: tuple[Condition, ...] = ()  # of pools whose replicas do not become ready
 
 
 class Scaler(Protocol):

@@ -21,13 +21,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from infra.autoscaling.contract import Demand, Observed, Plan, PoolCondition
 from infra.autoscaling.demand.corrections import Corrections
 from infra.autoscaling.demand.expected import ExpectedDemand, ExpectedOptions
 from infra.autoscaling.explanations import Explanations
+from infra.autoscaling.sizing.cold_starts import ColdStarts
 from infra.autoscaling.sizing.mix import MixOptions
 from infra.autoscaling.sizing.overdue import Overdue
 from infra.autoscaling.sizing.requirement import (
@@ -88,8 +89,10 @@ class Planner:
         self._gpus = {gpu.name: gpu for gpu in fleet.gpus}
         self._demand = ExpectedDemand(options.expected, remembered.get("demand"))
         self._corrections = Corrections(self._pools, remembered.get("corrections"))
+        self._cold_starts = ColdStarts(self._pools, remembered.get("cold_starts"))
         self._overdue = Overdue(
             self._pools,
+            self._cold_starts.start_s,
             remembered.get("overdue"),
             ready_s_max=options.ready_s_max,
             without_s=options.without_s,
@@ -118,6 +121,7 @@ class Planner:
             said.append("telemetry is back: planning goes on")
             self._window.resume(observed.at_s, before.replicas)
             self._overdue.resume(observed.at_s)
+            self._cold_starts.resume()
         self._stale = False
         at_s = observed.at_s
         said += self._say_what_is_not_sized()
@@ -126,7 +130,7 @@ class Planner:
         said += self._read_prices(observed)
         self._sizing.learn(observed.quality, observed.criticality)
         self._corrections.observe(at_s, observed.pools)
-        said += self._overdue.observe(at_s, observed.pools)
+        said += self._observe_starts(observed, before)
         limits, gpus = self._limits(observed)
         now = {pool: before.replicas.get(pool, 0) for pool in self._pools}
         required = self.required(observed, now, limits, gpus)
@@ -142,8 +146,9 @@ class Planner:
         if routers != before.routers:
             busy = observed.router_busy_share
             said.append(f"routers: {before.routers} → {routers}: {busy:.2f} event loops are busy")
-        self._plan = Plan(replicas=replicas, routers=routers)
-        return Plan(replicas=replicas, routers=routers, lines=tuple(said))
+        conditions = tuple(self._overdue.conditions(at_s))
+        self._plan = Plan(replicas=replicas, routers=routers, conditions=conditions)
+        return replace(self._plan, lines=tuple(said))
 
     @property
     def knows(self) -> dict[str, Mapping[str, Any]]:
@@ -151,6 +156,7 @@ class Planner:
         sizing = self._sizing
         return {
             "rates": dict(self._rates),
+            "start_s": {name: self._cold_starts.start_s(name) for name in self._pools},
             "quality": dict(sizing.quality),
             "criticality": dict(sizing.criticality),
         }
@@ -161,6 +167,7 @@ class Planner:
             "demand": self._demand.as_dict(),
             "corrections": self._corrections.as_dict(),
             "overdue": self._overdue.as_dict(),
+            "cold_starts": self._cold_starts.as_dict(),
             "steady": self._window.as_dict(),
             "router_steady": self._router_window.as_dict(),
             "sizing": self._sizing.as_dict(),
@@ -199,11 +206,13 @@ class Planner:
     # --- what is observed, checked
 
     def _first(self, observed: Observed) -> Plan:
-        """Where nothing was planned yet: what there is, or else what is described."""
+        """Where nothing was planned yet: what is described, some of which may still be to come; or
+        what there is, if that is more.
+        """
         replicas = {}
         for pool in self._fleet.pools:
-            there = observed.pools.get(pool.name)
-            replicas[pool.name] = pool.replicas if there is None else there.ready + there.starting
+            there = observed.pools.get(pool.name, PoolCondition())
+            replicas[pool.name] = max(pool.replicas, there.ready + there.starting)
         least = self._options.routers.least
         return Plan(replicas=replicas, routers=max(least, observed.routers))
 
@@ -213,7 +222,14 @@ class Planner:
             f"telemetry is {observed.telemetry_age_s:.0f} s old: nothing changes until it is back"
         )
         lines = () if said else (line,)
-        return Plan(replicas=before.replicas, routers=before.routers, lines=lines)
+        return replace(before, lines=lines)
+
+    def _observe_starts(self, observed: Observed, before: Plan) -> list[str]:
+        """Who starts, how long that takes, and who is not waited for any more."""
+        self._cold_starts.observe(observed.at_s, observed.pools)
+        for name in self._pools:
+            self._sizing.start_within(name, self._cold_starts.start_s(name))
+        return self._overdue.observe(observed.at_s, observed.pools, before.replicas)
 
     def _sizable(self, demands: Sequence[Demand]) -> list[Demand]:
         """Without what prefers a model that only pools answer which can't be sized."""

@@ -169,6 +169,13 @@ class PoolPlan:
         ge=0,
         le=3600,
     )
+    ready_s_max: float = option(
+        900.0,  # loading hundreds of gigabytes takes minutes
+        "command: seconds that a server may take until it answers; then it is ended, an alarm says "
+        "so, and another one is started.",
+        gt=0,
+        le=86_400,
+    )
     upstream_model: str = option("", "The model's name there, if other.", max_length=200)
     server: ServerOptions = ServerOptions()
     gpu: GpuType | None = None

@@ -23,7 +23,7 @@ from ray import serve as ray_serve
 from infra.autoscaling.live.planner_actor import Scaling, close_planner, open_planner
 from infra.autoscaling.live.site_scaling import scaling_of
 from infra.cluster import head
-from infra.cluster.declared_apps import FAILED, problem, withdraw
+from infra.cluster.declared_apps import FAILED, GONE_S_MAX, problem, withdraw
 from infra.cluster.pools_app import deploy_pools, routers_scaling
 from infra.errors import AddressTaken, ClusterFailed
 from infra.pools.directory import POOLS_APP, close_directory
@@ -131,13 +131,14 @@ def running(settings: Settings, path: Path, scaling: Scaling | None = None) -> I
             open_planner(site, options.replica.telemetry_s, scaling)
         with _explained():
             deploy(options, site, routers_scaling(scaling.options) if scaled else None)
-            deploy_pools(site, options.replica.telemetry_s, scaled=scaled)
             open_url_watch(site, options.replica.telemetry_s)
+            # Before the pools: one that takes long to start holds up no request of the others.
             deploy_dispatchers(options, dispatchers, site)
+            deploy_pools(site, options.replica.telemetry_s, scaled=scaled)
         yield _addresses(settings, site)
     finally:
         if not head.problem():  # else nothing is left to be stopped, and nobody to be asked
-            _stop_all()
+            _stop_all(max((plan.drain_s for plan in site.fleet.pools if plan.command), default=0.0))
 
 
 def _refuse_taken(settings: Settings) -> None:
@@ -172,13 +173,16 @@ def _addresses(settings: Settings, site: LocalSite) -> Running:
     return Running(site, router, found["dispatch.port"], f"http://{found['dispatch.http_port']}/v1")
 
 
-def _stop_all() -> None:
-    """Stop what was deployed: dispatchers before the pools that they are still reading from."""
+def _stop_all(drain_s: float) -> None:
+    """Stop what was deployed: dispatchers before the pools that they are still reading from.
+
+    `drain_s` is what the pools' replicas may take to answer what they have.
+    """
     close_planner()
     close_url_watch()
     there = filter(_is_ours, ray_serve.status().applications)
     for name in sorted(there, key=lambda name: (name != DISPATCH_APP, name == POOLS_APP)):
-        withdraw(name)
+        withdraw(name, GONE_S_MAX + drain_s)
     close_directory()
 
 

@@ -25,6 +25,7 @@ from infra.errors import ClusterFailed
 logger = logging.getLogger(__name__)
 
 LOOK_S = 0.1
+GONE_S_MAX = 60.0  # several times what a replica may take that has nothing to drain
 FAILED = {ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY}
 
 
@@ -41,11 +42,20 @@ def declare(app: ServeApplicationSchema) -> None:
         time.sleep(LOOK_S)
 
 
-def withdraw(name: str) -> None:
-    """End an application, declared or not; returns when it is gone."""
+def withdraw(name: str, gone_s_max: float = GONE_S_MAX) -> None:
+    """End an application, declared or not; returns when it is gone, or after so long.
+
+    Ray gives every replica the time that it may take to end, also one that waits for a machine.
+    """
     if _is_declared(name):
         _apply(name, [])
-    ray_serve.delete(name)
+    ray_serve.delete(name, _blocking=False)
+    until_s = time.monotonic() + gone_s_max
+    while name in ray_serve.status().applications:
+        if time.monotonic() > until_s:
+            logger.warning("application %s is not gone after %.0f s", name, gone_s_max)
+            return
+        time.sleep(LOOK_S)
 
 
 def _apply(name: str, apps: list[ServeApplicationSchema]) -> None:

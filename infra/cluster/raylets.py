@@ -38,10 +38,11 @@ class Raylets:
         self._nodes: list[Any] = []
 
     def add(self, resources: Mapping[str, float]) -> int:
-        """Start one more; its number."""
-        address = f"127.0.0.{FIRST + len(self._nodes)}"
+        """Start one more; its number. "GPU" is Ray's own name for devices."""
+        address, logical = f"127.0.0.{FIRST + len(self._nodes)}", dict(resources)
+        devices = {"num_gpus": int(logical.pop("GPU", 0))}
         node = self._cluster.add_node(
-            **NODE, node_ip_address=address, num_cpus=1, resources=dict(resources)
+            **NODE | devices, node_ip_address=address, num_cpus=1, resources=logical
         )
         self._nodes.append(node)
         return len(self._nodes) - 1

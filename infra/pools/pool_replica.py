@@ -26,8 +26,9 @@ from infra.errors import ServerFailed
 from infra.pools.directory import LAME_DUCK_S, REPORT_S, DirectoryClient
 from infra.pools.emulated_server import EmulatedServer
 from infra.pools.pool_vitals import EmulatedMeter, Meter, PoolVitals
-from infra.pools.server_process import ServerProcess
+from infra.pools.server_process import ServerProcess, ServerProcessOptions
 from infra.pools.site import LocalSite
+from infra.pools.start_watch import StartWatch
 from infra.server_metrics.server_meter import ServerMeter
 from serve.addresses import joined
 from serve.deploy.deployment import GRACE_S, now_ms
@@ -87,7 +88,8 @@ class Started:
     """A program that serves a model, run as a child of this process."""
 
     def __init__(self, plan: PoolPlan, host: str) -> None:
-        self._process, self._drain_s = ServerProcess(plan.command, host), plan.drain_s
+        options = ServerProcessOptions(ready_s_max=plan.ready_s_max)
+        self._process, self._drain_s = ServerProcess(plan.command, host, options), plan.drain_s
         self.address = self._process.address
 
     async def start(self) -> None:
@@ -128,7 +130,8 @@ class PoolDeployment:
             log = await asyncio.to_thread(site.log)
             self._vitals = PoolVitals([self._meter()], log, telemetry_s, now_ms)
             self._vitals.start()
-        await self._server.start()
+        watch = StartWatch(site.store().folder, plan.name, now_ms)
+        await watch.over(self._server.start())
         if self._vitals:
             self._vitals.state = "ready"
         self._directory = DirectoryClient()

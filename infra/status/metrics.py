@@ -87,6 +87,9 @@ class LoopCollector(Collector):
             on.add_metric([alarm.name], 1)
         yield on
         yield from _changes(status.changes)
+        here = (((one.pool, one.kind), 1.0) for one in status.conditions)
+        text = "1 for what keeps a pool from having its replicas"
+        yield _gauge("pool_condition", text, ["pool", "condition"], dict(here).items())
         yield from _budgets(status.budgets)
         yield from _fleet(status)
 

@@ -16,7 +16,15 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from infra.status.budgets import BudgetView, budget_views
-from streams.alarms import Alarm, Change, first_of_each, posted_alarms, posted_changes
+from streams.alarms import (
+    Alarm,
+    Change,
+    Condition,
+    first_of_each,
+    posted_alarms,
+    posted_changes,
+    posted_conditions,
+)
 from streams.errors import LogTruncated, LogUnavailable, SnapshotDamaged
 from streams.feedback.feedback import NANO_USD
 from streams.feedback.ticket import key_of
@@ -71,6 +79,7 @@ class Status:
     lag_s: float | None = None
     alarms: tuple[Alarm, ...] = ()  # see `streams.alarms`
     changes: tuple[Change, ...] = ()  # models that are not what they were, by target
+    conditions: tuple[Condition, ...] = ()  # what keeps pools from having their replicas
     # US dollars by pool: for answers, and for calls that answered nobody.
     spent_usd: dict[str, float] = field(default_factory=dict)
     paid_in_vain_usd: dict[str, float] = field(default_factory=dict)
@@ -93,7 +102,9 @@ class Status:
         alarms = [alarm.json() for alarm in self.alarms]
         changes = [change.json() for change in self.changes]
         router = self.router and asdict(self.router)
-        return found | {"router": router, "alarms": alarms, "changes": changes}
+        conditions = [condition.json() for condition in self.conditions]
+        said = {"alarms": alarms, "changes": changes, "conditions": conditions}
+        return found | {"router": router} | said
 
 
 def look(
@@ -141,6 +152,7 @@ def look(
         lag_s=lag_s,
         alarms=tuple(first_of_each(alarms)),
         changes=tuple(posted_changes(store.folder, now_ms)),
+        conditions=tuple(posted_conditions(store.folder, now_ms)),
         spent_usd=_usd(counts, SPENT, pools),
         paid_in_vain_usd=_usd(counts, WASTED, pools),
         probed_usd=_usd(counts, PROBED, pools),

@@ -2,7 +2,8 @@
 
     newest snapshot ──observe──▶ ┐
     Ray Serve's replicas ───────▶ Planning, in a thread ──▶ last plan ◀──ask── policies (ray_policy)
-                                        └─▶ record, on disk
+    machines that are gone ──┐          └─▶ record, on disk
+                             └─▶ Board: conditions of pools, alarms ──▶ status
 
 Solving takes a moment and reading a snapshot may wait for a disk, so it is neither in the
 controller nor in what answers the policies. Ray starts the actor again when it dies; it then goes
@@ -16,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +28,7 @@ from typing import Any
 import ray
 
 from infra.autoscaling.contract import Observed, Plan
+from infra.autoscaling.live.nodes import lost_nodes, node_conditions
 from infra.autoscaling.live.plan_reader import NAME, NAMESPACE, find_planner
 from infra.autoscaling.live.planning import Planning, RememberingScaler
 from infra.autoscaling.live.replicas import (
@@ -38,9 +41,12 @@ from infra.autoscaling.live.replicas import (
 from infra.pools.site import LocalSite
 from infra.settings.scaling_options import AutoscalingOptions
 from serve.deploy.deployment import now_ms
+from streams.alarms import Board
 from streams.errors import StreamError
 
 logger = logging.getLogger(__name__)
+
+ROLE = "planner"  # of its board
 
 # Of a site at a Unix time in ms, from its newest snapshot; None: nothing was ever reported.
 ObserveSite = Callable[[LocalSite, int], Observed | None]
@@ -69,6 +75,7 @@ class PlannerActor:
         self._planning = Planning(
             site.state_dir, partial(scaling.make, site), self._observe, scaling.options, now_ms()
         )
+        self._board = Board(site.store().folder, ROLE, secrets.token_hex(8), now_ms)
         self._step_began_s: float | None = None  # None: between two steps
         threading.Thread(target=self._run, name="planning", daemon=True).start()
 
@@ -85,16 +92,28 @@ class PlannerActor:
         return self._planning.plan
 
     def _run(self) -> None:
+        self._board.clear_others()
         while True:
             self._step_began_s = time.monotonic()
             try:
                 self._planning.step(now_ms())
+                self._post()
             except (StreamError, OSError, ray.exceptions.RayError) as error:
                 logger.warning("nothing can be observed, the last plan holds: %s", error)
             except Exception:
                 logger.exception("planning failed with an internal error, the last plan holds")
             self._step_began_s = None
             time.sleep(self._options.step_s)
+
+    def _post(self) -> None:
+        """Say what keeps pools from having their replicas."""
+        plan, pools = self._planning.plan, self._site.fleet.pools
+        starting = plan.conditions if plan else ()
+        given_up = [one.cause for one in starting if one.given_up]
+        self._board.set("replicas_not_ready", " ".join(dict.fromkeys(given_up)) or None)
+        gone = node_conditions(lost_nodes(), pools, now_ms())
+        self._board.set_conditions((*starting, *gone))
+        self._board.beat()
 
     def _observe(self, at_ms: int) -> Observed | None:
         observed = self._observe_site(self._site, at_ms)

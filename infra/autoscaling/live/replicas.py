@@ -39,6 +39,7 @@ class PoolReplicas:
     ready: int = 0
     starting: int = 0  # waiting for a place included
     draining: int = 0
+    failing: bool = False  # some were started and ended, again and again
     problem: str = ""  # what Ray Serve says of it; "": nothing
 
 
@@ -67,6 +68,7 @@ def _replicas(of: DeploymentStatusOverview) -> PoolReplicas:
         ready=sum(states.values()) - starting - draining,
         starting=starting,
         draining=draining,
+        failing=of.status == DeploymentStatus.DEPLOY_FAILED,  # three times in a row
         problem="" if well or of.message.startswith(AS_PLANNED) else of.message,
     )
 
@@ -85,6 +87,7 @@ def with_replicas(observed: Observed, replicas: Mapping[str, PoolReplicas]) -> O
             ready=of.ready,
             starting=of.starting,
             draining=of.draining,
+            failing=of.failing,
         )
     return replace(observed, pools=pools)
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from infra.autoscaling.demand.expected import ExpectedDemand
 from infra.autoscaling.demand.workload import Unknown, Workload, by_model, summed, workload_of
+from infra.autoscaling.sizing.cold_starts import stated_s
 from infra.autoscaling.sizing.mix import Ask, Mix, MixOptions, Offer, Unmet, cheapest
 from infra.autoscaling.sizing.requirement import Requirement, requirement_of
 from infra.autoscaling.sizing.solution_cache import Problem, SolutionCache, SolutionCacheOptions
@@ -82,11 +83,14 @@ class Sizing:
             output_tokens=options.output_tokens,
             cv2=options.cv2,
         )
-        self.lead_s = {
-            name: min(pool.load_s + _startup_s(pool) + options.lead_s, options.lead_s_max)
-            for name, pool in pools.items()
-        }
+        self.lead_s: dict[str, float] = {}
+        for name, pool in pools.items():
+            self.start_within(name, stated_s(pool))
         self._last = SolutionCache(options.kept)
+
+    def start_within(self, name: str, start_s: float) -> None:
+        """Plan a pool for the time at which replicas that take so long to start will be ready."""
+        self.lead_s[name] = min(start_s + self._options.lead_s, self._options.lead_s_max)
 
     def learn(self, quality: Mapping[str, float], criticality: Mapping[str, Criticality]) -> None:
         """Take what is known by now of models and of classes; it counts in the next solution."""
@@ -277,8 +281,3 @@ def usd_per_s(pool: PoolPlan, usd_per_hour: Mapping[str, float]) -> float:
     """What a replica costs."""
     assert pool.gpu is not None
     return usd_per_hour.get(pool.gpu.name, pool.gpu.usd_per_hour) * pool.gpus_per_replica / 3600.0
-
-
-def _startup_s(pool: PoolPlan) -> float:
-    assert pool.gpu is not None
-    return pool.gpu.startup_s
