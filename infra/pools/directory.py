@@ -34,22 +34,25 @@ class Directory:
     def __init__(self) -> None:
         self._began_s = time.monotonic()
         self._seen: dict[tuple[str, str], float] = {}
+        self._replicas: dict[str, str] = {}  # by address, as Ray calls them
 
-    def report(self, pool: str, address: str) -> None:
+    def report(self, pool: str, address: str, replica: str = "") -> None:
         """A replica of the pool listens there, now."""
         self._seen[pool, address] = time.monotonic()
+        self._replicas[address] = replica or address
 
     def forget(self, pool: str, address: str) -> None:
         """A replica stops listening."""
         self._seen.pop((pool, address), None)
 
-    def addresses(self) -> tuple[float, dict[str, list[str]]]:
-        """Seconds since this actor began, and the addresses of every pool."""
+    def addresses(self) -> tuple[float, dict[str, dict[str, str]]]:
+        """Seconds since this actor began; of every pool its replicas' names by address."""
         now_s = time.monotonic()
         self._seen = {at: seen for at, seen in self._seen.items() if now_s - seen <= KEPT_S}
-        found: dict[str, list[str]] = {}
+        self._replicas = {at: self._replicas[at] for _, at in self._seen}
+        found: dict[str, dict[str, str]] = {}
         for pool, address in sorted(self._seen):
-            found.setdefault(pool, []).append(address)
+            found.setdefault(pool, {})[address] = self._replicas[address]
         return now_s - self._began_s, found
 
 
@@ -89,13 +92,13 @@ class DirectoryClient:
         self._found: ray.actor.ActorHandle[Any] | None = None
         self._finding: asyncio.Task[ray.actor.ActorHandle[Any]] | None = None
 
-    async def ask(self) -> tuple[float, dict[str, list[str]]]:
+    async def ask(self) -> tuple[float, dict[str, dict[str, str]]]:
         """What the directory says."""
         return await self._call("addresses")
 
-    async def report(self, pool: str, address: str) -> None:
-        """A replica of the pool listens there, now."""
-        await self._call("report", pool, address)
+    async def report(self, pool: str, address: str, replica: str) -> None:
+        """A replica of the pool listens there, now; `replica` is what Ray calls it."""
+        await self._call("report", pool, address, replica)
 
     async def forget(self, pool: str, address: str) -> None:
         """A replica stops listening."""
@@ -119,6 +122,6 @@ class DirectoryClient:
         return await asyncio.shield(self._finding)
 
 
-async def ask() -> tuple[float, dict[str, list[str]]]:
+async def ask() -> tuple[float, dict[str, dict[str, str]]]:
     """What the directory says, asked once. Raises whatever Ray raises if it can't be reached."""
     return await DirectoryClient().ask()

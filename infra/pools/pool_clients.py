@@ -31,8 +31,8 @@ ASK_S = 0.25
 ANSWER_S_MAX = 2.0  # then the last addresses stay
 COMPLETE_S = 2 * KEPT_S  # in a directory this old everybody who would be kept has registered
 
-# Seconds since the directory began, and addresses by pool.
-Asked = tuple[float, Mapping[str, Sequence[str]]]
+# Seconds since the directory began, and of every pool its replicas' names by address.
+Asked = tuple[float, Mapping[str, Mapping[str, str]]]
 
 
 class PoolClients:
@@ -46,12 +46,17 @@ class PoolClients:
         self._endpoints: dict[str, dict[str, OpenAiEndpoint]] = {
             plan.name: self._made(plan, plan.urls) for plan in self._plans.values()
         }
+        self._replicas: dict[str, str] = {}
         self._following: asyncio.Task[None] | None = None
         self._problem = ""  # of the last look
 
     def endpoints(self, pool: str) -> Mapping[str, OpenAiEndpoint]:
         """Endpoints by address; empty where the pool has none now."""
         return self._endpoints.get(pool, {})
+
+    def replica(self, address: str) -> str:
+        """What Ray calls the replica at an address; else the address."""
+        return self._replicas.get(address, address)
 
     def watched(self) -> Sequence[Watched]:
         """All pools but the emulated ones, which report what goes on inside them."""
@@ -99,12 +104,13 @@ class PoolClients:
                 logger.warning("the directory of pools does not answer: %s", problem)
         self._problem = problem
 
-    def learn(self, directory_age_s: float, addresses: Mapping[str, Sequence[str]]) -> None:
+    def learn(self, directory_age_s: float, addresses: Mapping[str, Mapping[str, str]]) -> None:
         """Take what the directory says."""
+        self._replicas = {at: name for of in addresses.values() for at, name in of.items()}
         for name, plan in self._plans.items():
             if not plan.deployed:
                 continue
-            known, there = self._endpoints[name], addresses.get(name, ())
+            known, there = self._endpoints[name], addresses.get(name, {})
             complete = directory_age_s >= COMPLETE_S
             kept = {at: endpoint for at, endpoint in known.items() if at in there or not complete}
             self._replace(plan, kept, [f"http://{at}/v1" for at in there if at not in known])

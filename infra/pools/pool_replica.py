@@ -20,6 +20,7 @@ from typing import Protocol
 
 import aiohttp
 import ray
+from ray import serve as ray_serve
 
 from infra.capacity.fleet import PoolPlan
 from infra.errors import ServerFailed
@@ -150,8 +151,9 @@ class PoolDeployment:
 
     async def _tell(self) -> None:
         """Register this replica, again and again, until it stops."""
+        replica = ray_serve.get_replica_context().replica_id.to_full_id_str()
         while True:
-            await self._try(self._directory.report(self._plan.name, self._server.address))
+            await self._try(self._directory.report(self._plan.name, self._server.address, replica))
             await asyncio.sleep(REPORT_S)
 
     async def _try(self, registering: Awaitable[None]) -> None:

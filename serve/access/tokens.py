@@ -118,7 +118,7 @@ def digest_of(token: bytes) -> str:
 
 def keys_as_tokens(keys: Sequence[str]) -> list[Token]:
     """Keys of OpenAI's API as tokens: for whoever a request says, and all that HTTP has."""
-    scopes = ("dispatch", "feedback", "read")
+    scopes = ("route", "dispatch", "feedback", "read")
     return [
         Token(name=f"api key {i}", sha256=digest_of(key.encode()), scopes=scopes)
         for i, key in enumerate(keys, 1)

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+from starlette.routing import Route
+
 from serve.deploy.dispatch_vitals import DispatchVitals
 from serve.deploy.replica import Replica
 from serve.dispatch.attempt import Attempt
@@ -27,7 +29,12 @@ from serve.dispatch.retickets import Reticket, Retickets
 from serve.grpc_api.dispatch_servicer import DispatcherServicer
 from serve.grpc_api.listener import DISPATCHER
 from serve.openai_api.app import HttpOptions, make_app
+from serve.openai_api.body import Bodies
 from serve.openai_api.http_listener import HttpListener, HttpListenerOptions
+from serve.routing.catalogue import Catalogue
+from serve.routing_apis.ingress import Ingress
+from serve.routing_apis.placing import Placing
+from serve.routing_apis.policy_router import PolicyRouter
 from streams.errors import OutboxClosed
 from streams.feedback.feedback import encode_report
 
@@ -54,7 +61,7 @@ class DispatchReplica:
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         """`replica` is not started yet; its listener will serve `Dispatcher`, too."""
-        self.replica, self._pools = replica, pools
+        self.replica, self._pools, self._now_s = replica, pools, now_s
         decisions = replica.decisions if replica.logs_decisions else None
         window = replica.window
         self.dispatcher = Dispatcher(
@@ -88,6 +95,7 @@ class DispatchReplica:
             replica.servicer.send_feedback,
             options.http,
             tokens=replica.tokens,
+            beside=self._faces,
         )
         self._http = HttpListener(app, options.http_listener)
 
@@ -95,6 +103,24 @@ class DispatchReplica:
     def http_port(self) -> int:
         """The HTTP port being listened on; 0 before `start`."""
         return self._http.port
+
+    def _faces(self, bodies: Bodies) -> list[Route]:
+        """Other projects' contracts for a router."""
+        replica, dispatcher = self.replica, self.dispatcher
+        servicer, view = replica.servicer, replica.view
+
+        def models() -> Catalogue:
+            return view.current.catalogue
+
+        placing = Placing(
+            self._pools,
+            dispatcher.health,
+            lambda: view.current,
+            self._now_s,
+            replica.rng.random,
+        )
+        policy = PolicyRouter(servicer.decide, servicer.send_feedback, models, bodies)
+        return [*Ingress(servicer.decide, placing, models, bodies).routes(), *policy.routes()]
 
     def _note(self, attempt: Attempt) -> None:
         """Count a settled attempt; only when the dispatcher is made there is a health to report."""

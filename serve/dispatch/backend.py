@@ -97,6 +97,9 @@ class Pools(Protocol):
     def endpoints(self, pool: str) -> Mapping[str, Endpoint]:
         """Endpoints by address; empty where the pool has none now."""
 
+    def replica(self, address: str) -> str:
+        """What whoever runs the server at an address calls it; else the address."""
+
     def watched(self) -> Sequence[Watched]:
         """The pools whose callers report on them."""
 

@@ -63,8 +63,11 @@ def make_app(
     options: HttpOptions,
     now_s: Callable[[], float] = time.time,
     tokens: Sequence[Token] = (),
+    beside: Callable[[Bodies], Sequence[Route]] = lambda bodies: (),
 ) -> Starlette:
     """The app. `answer` and `send_feedback` may raise whatever `serve.meanings` knows.
+
+    `beside` makes further paths, see `serve.routing_apis`; their scopes are in `SCOPES`.
 
     Callers show a key of the options or one of these tokens; where there are none of both, nothing.
     """
@@ -100,6 +103,7 @@ def make_app(
             Route("/v1/models", list_models),
             Route("/v1/models/{name:path}", one_model),
             Route("/health", health),
+            *beside(bodies),
         ],
         middleware=[Middleware(TokenRequired, access, now_s)] if access.asks else [],
         # `Exception` is for bugs: Starlette answers with it and raises on, so that uvicorn logs it.
@@ -109,11 +113,20 @@ def make_app(
     )
 
 
+OPEN = {"/health", "/livez", "/readyz"}
+SCOPES = {
+    "/v1/chat/completions": "dispatch",
+    "/v1/feedback": "feedback",
+    "/internal/route": "route",
+    "/route": "route",
+    "/outcome": "feedback",
+    "/feedback": "feedback",
+}
 NO_LIMIT = Model(name="").context_tokens_max  # of a model of which no context is stated
 
 
 class TokenRequired:
-    """ASGI middleware: a token with the path's scope must be shown, but for /health.
+    """ASGI middleware: a token with the path's scope must be shown, but where nothing is told.
 
     The call goes on as the token's tenant.
     """
@@ -124,7 +137,7 @@ class TokenRequired:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the call through, or answer 401 or 403."""
         try:
-            if scope["path"] != "/health":
+            if scope["path"] not in OPEN:
                 shown = dict(scope["headers"]).get(b"authorization")
                 grant = self._access.grant(shown, self._now_s())
                 grant.require(_scope_of(scope["path"]))
@@ -137,7 +150,7 @@ class TokenRequired:
 
 def _scope_of(path: str) -> str:
     """What a path takes; one that is not known takes the least, and is answered with 404."""
-    return {"/v1/chat/completions": "dispatch", "/v1/feedback": "feedback"}.get(path, "read")
+    return SCOPES.get(path, "read")
 
 
 def _listed(catalogue: Catalogue) -> list[dict[str, object]]:

@@ -166,5 +166,8 @@ class FakePools:
     def endpoints(self, pool: str) -> Mapping[str, FakeEndpoint]:
         return {endpoint.address: endpoint for endpoint in self.pools.get(pool, ())}
 
+    def replica(self, address: str) -> str:
+        return f"replica of {address}"
+
     def watched(self) -> tuple[()]:
         return ()
