@@ -10,8 +10,8 @@ from pathlib import Path
 
 import httpx2
 import pytest
-import ray.serve
 from made_up_endpoint import FakeEndpoint, FakePools
+from ray import serve as ray_serve
 from router_bench import MODELS, Router, router
 
 from learners.policies.greedy import Greedy
@@ -62,7 +62,7 @@ def test_ray_asks_and_reads_as_these_tests_do():
     """
     The contract is in no document: it is what this file of the installed Ray does.
     """
-    template = Path(ray.serve.__file__).with_name("_private") / "ingress_request_router.lua.tmpl"
+    template = Path(ray_serve.__file__).with_name("_private") / "ingress_request_router.lua.tmpl"
     lua = template.read_text()
 
     assert '"POST /internal/route HTTP/1.0\\r\\n"' in lua
