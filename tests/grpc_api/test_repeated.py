@@ -9,10 +9,19 @@ import pytest
 from google.protobuf.message_factory import GetMessageClass
 
 from serve.errors import InvalidRequest
+from serve.grpc_api import repeated
 from serve.grpc_api.listener import ROUTER, Listener, ListenerOptions
-from serve.grpc_api.repeated import LIMITS, PARTS_MAX, borne, first_in_excess, part_check
+from serve.grpc_api.repeated import (
+    LIMITS,
+    PARTS_MAX,
+    PARTS_MAX_WITHIN,
+    UNSEEN,
+    borne,
+    first_in_excess,
+    part_check,
+)
 from serve.proto.fairlead.v1 import dispatch_pb2, router_pb2
-from serve.routing.request import BATCH_MAX
+from serve.routing.request import BATCH_MAX, MODELS_LISTED_MAX
 
 BATCH = router_pb2.RouteBatchRequest.DESCRIPTOR
 KINDS = {
@@ -51,9 +60,57 @@ def test_every_repeated_field_that_a_caller_fills_has_a_limit():
         for service in file.DESCRIPTOR.services_by_name.values()
         for method in service.methods
     ]
-    repeated = {(m.full_name, f.name) for m in asked for f in m.fields if f.is_repeated}
+    found = {(m.full_name, f.name) for m in asked for f in m.fields if f.is_repeated}
     limited = {(of, name) for of, fields in LIMITS.items() for name in fields}
-    assert repeated == limited
+    assert found == limited
+
+
+def nested(message: bytes, number: int) -> bytes:
+    """A message as the part of another one."""
+    length, n = b"", len(message)
+    while n > 0x7F:
+        length, n = length + bytes([n & 0x7F | 0x80]), n >> 7
+    return bytes([number << 3 | 2]) + length + bytes([n]) + message
+
+
+@pytest.mark.parametrize(
+    ("of", "number", "part"),
+    [
+        ("RouteBatchRequest", 1, b"\x4a\x00"),  # `requests`, each with empty names of models
+        ("RouteBatchRequest", 1, b"\x98\x06\x01"),  # with a field that nobody knows
+        ("DispatchRequest", 1, b"\x4a\x00"),  # `route`
+        ("RouteColumnsRequest", 3, b"\x52\x00"),  # `shared`
+    ],
+)
+def test_parts_within_parts_are_counted_too(of, number, part):
+    """Eight million of them fit into a message, and took eleven seconds to parse."""
+    message = KINDS[f"fairlead.v1.{of}"].DESCRIPTOR
+    most = PARTS_MAX_WITHIN.get(message.full_name, PARTS_MAX)
+    each = most // BATCH_MAX if of == "RouteBatchRequest" else most
+    n = BATCH_MAX if of == "RouteBatchRequest" else 1
+    full = nested(part * (each - UNSEEN - 2), number) * n
+    part_check(message)(full)
+    with pytest.raises(InvalidRequest, match="within parts"):
+        part_check(message)(nested(part * 2 * each, number) * n)
+
+
+def test_what_is_within_the_limits_of_each_is_within_that_of_all():
+    """The largest batch there may be: every request with as many models as it may name."""
+    names = ["a model of some length"] * MODELS_LISTED_MAX
+    one = router_pb2.RouteRequest(text="t", allowed_models=names, denied_models=names)
+    part_check(BATCH)(router_pb2.RouteBatchRequest(requests=[one] * BATCH_MAX).SerializeToString())
+
+
+def test_an_embedding_or_a_text_is_not_walked_through(monkeypatch):
+    """A large batch costs two looks a request, at most."""
+    looks = []
+    varint = repeated._varint
+    monkeypatch.setattr(repeated, "_varint", lambda *at: looks.append(at) or varint(*at))
+    one = router_pb2.RouteRequest(request_id="r" * 100, embedding_f32=bytes(4096), tenant="t" * 60)
+    batch = router_pb2.RouteBatchRequest(requests=[one] * BATCH_MAX).SerializeToString()
+    part_check(BATCH)(batch)
+
+    assert len(looks) <= 9 * BATCH_MAX
 
 
 def test_a_field_that_is_not_repeated_or_not_known_is_limited_too():

@@ -75,7 +75,8 @@ class ColdStarts:
         done, line = line[:came], line[came:]
         self._waiting[name] = line[: condition.starting]  # who was given up came last
         took = [at_s - since_s for since_s in done if not math.isnan(since_s)]
-        self._measured[name] = (self._measured.get(name, []) + took)[-MEASURED_MAX:]
+        if took:
+            self._measured[name] = (self._measured.get(name, []) + took)[-MEASURED_MAX:]
 
 
 def stated_s(pool: PoolPlan) -> float:
