@@ -210,7 +210,7 @@ class World:
             await asyncio.sleep(0.25)
 
     async def _addresses(self) -> dict[str, list[str]]:
-        return (await ask())[1]
+        return {pool: list(found) for pool, found in (await ask())[1].items()}
 
     async def experiment(self, fault: str) -> Experiment:
         """Load; in the middle of it the busiest pool is broken, and mended at the end."""

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray._raylet import GcsClient
-from ray.core.generated import common_pb2, gcs_pb2
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # a C extension
+from ray.core import generated
 
 from infra.capacity.fleet import PoolPlan
 from streams.alarms import Condition
@@ -25,9 +25,11 @@ from streams.alarms import Condition
 ANSWER_S_MAX = 5.0
 SAID_MS = 3_600_000  # a machine that is gone is said to be for so long
 PREEMPTED, LOST = "node_preempted", "node_lost"
+PROTOS: Any = generated  # made by a compiler, without types
+DEATHS, DEAD = PROTOS.common_pb2.NodeDeathInfo, PROTOS.gcs_pb2.GcsNodeInfo.DEAD
 REASONS = {
-    common_pb2.NodeDeathInfo.AUTOSCALER_DRAIN_PREEMPTED: PREEMPTED,
-    common_pb2.NodeDeathInfo.UNEXPECTED_TERMINATION: LOST,
+    DEATHS.AUTOSCALER_DRAIN_PREEMPTED: PREEMPTED,
+    DEATHS.UNEXPECTED_TERMINATION: LOST,
 }
 
 
@@ -49,7 +51,7 @@ def lost_nodes() -> list[LostNode]:
     found = []
     for node in table.values():
         kind = REASONS.get(node.death_info.reason)
-        if node.state == gcs_pb2.GcsNodeInfo.DEAD and kind:
+        if node.state == DEAD and kind:
             found.append(
                 LostNode(
                     address=node.node_manager_address,
