@@ -30,8 +30,15 @@ KINDS = {
     for message in file.DESCRIPTOR.message_types_by_name.values()
     for name in [message.full_name]
 }
+
+
+def parts(of: str, name: str) -> list[object]:
+    """One part: a message, or a text."""
+    return [{}] if KINDS[of].DESCRIPTOR.fields_by_name[name].message_type else ["m"]
+
+
 FULL = {  # every message that is limited, with as many parts as it may have
-    (of, name): KINDS[of](**{name: ["m"] * borne(most) if "models" in name else [{}] * borne(most)})
+    (of, name): KINDS[of](**{name: parts(of, name) * borne(most)})
     for of, fields in LIMITS.items()
     for name, most in fields.items()
 }
@@ -44,7 +51,7 @@ def test_as_many_parts_as_are_allowed_are_taken_and_one_more_is_refused(of, name
     full = FULL[of, name].SerializeToString()
     check(full)
 
-    one = KINDS[of](**{name: ["m"] if "models" in name else [{}]}).SerializeToString()
+    one = KINDS[of](**{name: parts(of, name)}).SerializeToString()
     with pytest.raises(InvalidRequest) as refused:
         check(full + one)
 
