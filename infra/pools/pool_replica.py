@@ -29,10 +29,10 @@ from infra.pools.emulated_server import EmulatedServer
 from infra.pools.pool_vitals import EmulatedMeter, Meter, PoolVitals
 from infra.pools.server_process import ServerProcess, ServerProcessOptions
 from infra.pools.site import LocalSite
-from infra.pools.start_watch import StartWatch
 from infra.server_metrics.server_meter import ServerMeter
 from serve.addresses import joined
 from serve.deploy.deployment import GRACE_S, now_ms
+from serve.deploy.start_watch import StartWatch
 from serve.openai_api.http_listener import HttpListener, HttpListenerOptions
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,6 @@ import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
 
-from infra.errors import ServerFailed
 from streams.alarms import BEAT_MS, Board, Folder, read_boards
 
 ALARM = "replicas_not_ready"
@@ -37,7 +36,7 @@ class StartWatch:
                 await asyncio.to_thread(self._board.beat)
                 await asyncio.wait({starting}, timeout=BEAT_MS / 1000)
             await starting
-        except ServerFailed as error:
+        except Exception as error:
             self._board.set(ALARM, f"{self._pool}: {error}")
             await asyncio.to_thread(self._board.beat)
             raise

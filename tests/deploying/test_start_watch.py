@@ -8,7 +8,7 @@ import pytest
 from waiting import soon
 
 from infra.errors import ServerFailed
-from infra.pools.start_watch import StartWatch
+from serve.deploy.start_watch import StartWatch
 from streams.alarms import posted_alarms
 from streams.training.folder import Folder
 
