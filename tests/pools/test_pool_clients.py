@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
 
 from emulated import emulation
@@ -47,6 +47,11 @@ class Directory:
         return now
 
 
+def learn(pools: PoolClients, age_s: float, addresses: Mapping[str, Sequence[str]]) -> None:
+    """What the directory says: addresses, and what Ray calls the replicas there."""
+    pools.learn(age_s, {pool: {at: f"replica {at}" for at in of} for pool, of in addresses.items()})
+
+
 def run(work: Awaitable) -> object:
     async def bounded() -> object:
         async with asyncio.timeout(PATIENCE_S):
@@ -87,7 +92,7 @@ def test_pools_that_understand_it_are_told_who_goes_first():
     """
     stated = replace(CALLED, name="stated", server=ServerOptions(priority=True))
     pools = clients(RUN, CALLED, stated)
-    pools.learn(OLD, {"run": ["10.0.0.1:1"]})
+    learn(pools, OLD, {"run": ["10.0.0.1:1"]})
 
     said = {
         name: {endpoint._options.priority for endpoint in pools.endpoints(name).values()}
@@ -108,7 +113,7 @@ def test_what_nobody_can_call_has_no_endpoints():
 def test_replica_that_reports_becomes_an_endpoint_of_its_pool():
     pools = clients(RUN, ALSO)
 
-    pools.learn(0.0, {"run": ["h:1", "h:2"], "also": ["h:3"], "nowhere": ["h:4"]})
+    learn(pools, 0.0, {"run": ["h:1", "h:2"], "also": ["h:3"], "nowhere": ["h:4"]})
 
     assert (addresses(pools), addresses(pools, "also")) == ({"h:1", "h:2"}, {"h:3"})
     assert pools.endpoints("run")["h:1"]._options.url == "http://h:1/v1"
@@ -120,10 +125,10 @@ def test_replica_that_is_gone_is_no_endpoint_any_more():
     The others are the same objects as before, with their connections.
     """
     pools = clients(RUN)
-    pools.learn(OLD, {"run": ["h:1", "h:2"]})
+    learn(pools, OLD, {"run": ["h:1", "h:2"]})
     kept = pools.endpoints("run")["h:2"]
 
-    pools.learn(OLD, {"run": ["h:2", "h:3"]})
+    learn(pools, OLD, {"run": ["h:2", "h:3"]})
 
     assert addresses(pools) == {"h:2", "h:3"}
     assert pools.endpoints("run")["h:2"] is kept
@@ -131,9 +136,9 @@ def test_replica_that_is_gone_is_no_endpoint_any_more():
 
 def test_pool_without_replicas_left_is_empty():
     pools = clients(RUN)
-    pools.learn(OLD, {"run": ["h:1"]})
+    learn(pools, OLD, {"run": ["h:1"]})
 
-    pools.learn(OLD, {})
+    learn(pools, OLD, {})
 
     assert addresses(pools) == set()
 
@@ -143,13 +148,13 @@ def test_mapping_is_the_same_until_something_changes():
     Whoever holds one sees no change under its hands.
     """
     pools = clients(RUN)
-    pools.learn(OLD, {"run": ["h:1"]})
+    learn(pools, OLD, {"run": ["h:1"]})
     held = pools.endpoints("run")
 
-    pools.learn(OLD, {"run": ["h:1"]})
+    learn(pools, OLD, {"run": ["h:1"]})
     assert pools.endpoints("run") is held
 
-    pools.learn(OLD, {"run": []})
+    learn(pools, OLD, {"run": []})
     assert pools.endpoints("run") is not held
     assert set(held) == {"h:1"}
 
@@ -159,21 +164,21 @@ def test_directory_that_was_just_restarted_takes_nothing_away():
     It does not know everybody yet; what it says is added.
     """
     pools = clients(RUN)
-    pools.learn(OLD, {"run": ["h:1", "h:2"]})
+    learn(pools, OLD, {"run": ["h:1", "h:2"]})
 
-    pools.learn(0.0, {})
+    learn(pools, 0.0, {})
     assert addresses(pools) == {"h:1", "h:2"}
-    pools.learn(OLD - 0.001, {"run": ["h:3"]})
+    learn(pools, OLD - 0.001, {"run": ["h:3"]})
     assert addresses(pools) == {"h:1", "h:2", "h:3"}
-    pools.learn(OLD, {"run": ["h:2", "h:3"]})
+    learn(pools, OLD, {"run": ["h:2", "h:3"]})
     assert addresses(pools) == {"h:2", "h:3"}
 
 
 def test_urls_are_for_ever_whatever_the_directory_says():
     pools = clients(CALLED, RUN)
 
-    pools.learn(OLD, {"called": ["h:1"], "run": ["h:2"]})
-    pools.learn(OLD, {})
+    learn(pools, OLD, {"called": ["h:1"], "run": ["h:2"]})
+    learn(pools, OLD, {})
 
     assert addresses(pools, "called") == {"a:1", "b/openai"}
 
@@ -193,7 +198,7 @@ def test_endpoints_are_what_was_said_since_the_directory_was_last_complete(said)
     pools, expected = clients(RUN), set()
 
     for age_s, there in said:
-        pools.learn(age_s, {"run": sorted(there)})
+        learn(pools, age_s, {"run": sorted(there)})
         expected = set(there) | (set() if age_s else expected)
         assert addresses(pools) == expected
 
@@ -207,7 +212,7 @@ def test_dispatcher_that_is_up_knows_the_endpoints():
     """
 
     async def work():
-        pools = PoolClients([RUN], Directory((0.0, {"run": ["h:1"]})).ask)
+        pools = PoolClients([RUN], Directory((0.0, {"run": {"h:1": "r"}})).ask)
         await pools.start()
         found = addresses(pools)
         await pools.stop()
@@ -222,7 +227,7 @@ def test_directory_that_fails_is_asked_again_and_nothing_is_lost_meanwhile(monke
     """
     monkeypatch.setattr(pool_clients, "ASK_S", 0.001)
     monkeypatch.setattr(pool_clients, "ANSWER_S_MAX", 0.02)
-    one, two = (OLD, {"run": ["h:1"]}), (OLD, {"run": ["h:2"]})
+    one, two = (OLD, {"run": {"h:1": "r"}}), (OLD, {"run": {"h:2": "r"}})
     away = [ValueError("no directory")] * 3
     directory = Directory(one, *away, None, one, *away, two)
 
@@ -287,3 +292,13 @@ def test_stopping_ends_the_looks_and_the_connections():
         return len(asyncio.all_tasks())
 
     assert run(work()) == 1  # the task that asks
+
+
+def test_a_replica_has_the_name_that_ray_gave_it():
+    """
+    Who runs elsewhere is called by its address.
+    """
+    pools = clients(RUN)
+    learn(pools, OLD, {"run": ["h:1"]})
+
+    assert (pools.replica("h:1"), pools.replica("h:2")) == ("replica h:1", "h:2")
