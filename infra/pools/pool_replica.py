@@ -12,6 +12,7 @@ out before it stops, early enough for dispatchers to look once more.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -21,6 +22,7 @@ from typing import Protocol
 import aiohttp
 import ray
 from ray import serve as ray_serve
+from ray.serve.exceptions import RayServeException
 
 from infra.capacity.fleet import PoolPlan
 from infra.errors import ServerFailed
@@ -108,6 +110,13 @@ class Started:
         return "" if self._process.running else "the model server's process has ended"
 
 
+def _own_name() -> str:
+    """What Ray calls this replica; "" where it is none of Ray Serve's."""
+    with contextlib.suppress(RayServeException):
+        return str(ray_serve.get_replica_context().replica_id.to_full_id_str())
+    return ""
+
+
 class PoolDeployment:
     """One replica of one pool."""
 
@@ -151,7 +160,7 @@ class PoolDeployment:
 
     async def _tell(self) -> None:
         """Register this replica, again and again, until it stops."""
-        replica = ray_serve.get_replica_context().replica_id.to_full_id_str()
+        replica = _own_name()
         while True:
             await self._try(self._directory.report(self._plan.name, self._server.address, replica))
             await asyncio.sleep(REPORT_S)
