@@ -47,6 +47,8 @@ feedback_app = typer.Typer(help="For those who report outcomes.", no_args_is_hel
 app.add_typer(feedback_app, name="feedback")
 models_app = typer.Typer(help="New models, before their first request.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
+rules_app = typer.Typer(help="Rules that hold before anything learned.", no_args_is_help=True)
+app.add_typer(rules_app, name="rules")
 tokens_app = typer.Typer(help="Who may call.", no_args_is_help=True)
 app.add_typer(tokens_app, name="tokens")
 telemetry_app = typer.Typer(help="For those who run pools and routers.", no_args_is_help=True)
@@ -330,6 +332,27 @@ def landmarks(
         emit(found)
     if not as_json:
         typer.echo("\n".join(lines(found)))
+
+
+@rules_app.command("test")
+def rules_test(
+    file: Annotated[
+        typer.FileText, typer.Argument(help="One request as JSON per line; - is standard input.")
+    ],
+    settings: SettingsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say which rules example requests meet, and what is left. Exit code 1 if not as expected."""
+    from fairlead.commands.rules import lines_of, tested
+    from fairlead.commands.up import settings_of
+
+    with only_json(as_json) as emit:
+        found = tested(file, *settings_of(settings, console))
+        emit(found)
+    if not as_json:
+        typer.echo("\n".join(lines_of(found)))
+    if found["unexpected"] or found["unreadable"]:
+        raise typer.Exit(1)
 
 
 @tokens_app.command("new")

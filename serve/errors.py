@@ -7,6 +7,7 @@ ServeError
     ├── InvalidRequest      a field is malformed or out of bounds
     ├── UnknownModel        it names a model that is not in the catalogue
     ├── NoModelFits         every model is denied, or beyond the request's limits
+    │   └── RuledOut            the operator's rules leave none of those that it allows
     ├── DeadlinePassed      its deadline had passed before it could be scored
     ├── QueueFull           too many requests wait already
     ├── FleetFull           every pool it could go to is full, and others need them more
@@ -99,6 +100,18 @@ class UnknownModel(RequestRefused):
 
 class NoModelFits(RequestRefused):
     """Every model is denied, or beyond the request's limits."""
+
+
+class RuledOut(NoModelFits):
+    """The operator's rules leave no model that the request allows."""
+
+    def __init__(self, rules: tuple[str, ...], problem: str) -> None:
+        super().__init__(rules, problem)
+        self.rules, self.problem = rules, problem
+
+    def __str__(self) -> str:
+        named = ", ".join(map(repr, self.rules))
+        return f"refused by the rule{'s' * (len(self.rules) > 1)} {named}: {self.problem}"
 
 
 class DeadlinePassed(RequestRefused):

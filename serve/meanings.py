@@ -53,6 +53,7 @@ MEANINGS: dict[type[Exception], Meaning] = {
     errors.CallRefused: Meaning(Cause.REQUEST, "call_refused"),
     errors.UnknownModel: Meaning(Cause.UNKNOWN_NAME, "model_not_found"),
     errors.NoModelFits: Meaning(Cause.NOTHING_FITS, "no_model_fits"),
+    errors.RuledOut: Meaning(Cause.NOTHING_FITS, "ruled_out"),
     errors.TextRefused: Meaning(Cause.NOTHING_FITS, "text_refused"),
     errors.QueueFull: Meaning(Cause.OVERLOAD, "queue_full"),
     errors.FleetFull: Meaning(Cause.OVERLOAD, "fleet_full"),

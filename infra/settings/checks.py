@@ -8,6 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from infra.settings.sections import Stated
+from serve.routing.request import WEIGHT_MAX, WEIGHTS
+from serve.rules.conditions import meant
+from serve.rules.rule import Rule
+from serve.rules.rulebook import Rulebook
 from streams.errors import OptionRefused
 from streams.training.budgets import Budget
 
@@ -61,3 +65,26 @@ def budgets(settings: Stated, found: Sequence[Budget]) -> None:
         if budget.hard and not settings.stated("telemetry.period_s"):
             wanted = "true only with telemetry.period_s above 0: replicas report what they spent"
             raise OptionRefused(f"{key}.hard", True, wanted)
+
+
+def rules(settings: Stated, found: Sequence[Rule]) -> None:
+    """Each has a name of its own; conditions, models and weights are such as there are."""
+    names, models = [rule.name for rule in found], [m.name for m in settings.stated("models")]
+    for rule in found:
+        if names.count(rule.name) > 1:
+            raise OptionRefused("rules.name", rule.name, "unique")
+        for key, listed in rule.models.items():
+            for model in listed if models else ():
+                if model not in models:
+                    raise OptionRefused(f"rules.{rule.name}.{key}", model, meant(model, models))
+        for weight, value in rule.preference.items():
+            if weight not in WEIGHTS:
+                at = f"rules.{rule.name}.preference.{weight}"
+                raise OptionRefused(at, value, meant(weight, WEIGHTS))
+            if not 0.0 <= value <= WEIGHT_MAX:
+                at = f"rules.{rule.name}.preference.{weight}"
+                raise OptionRefused(at, value, f"0 to {WEIGHT_MAX:,.0f}")
+    book = Rulebook(found)
+    if book.looks_at_embeddings and settings.stated("encoder.kind") == "embeddings-only":
+        wanted = "left out: this router has no encoder for texts ([encoder] kind)"
+        raise OptionRefused("rules.when.examples", "given", wanted)

@@ -54,6 +54,7 @@ from serve.routing.live import LiveOptions
 from serve.routing.placement import PlacementOptions
 from serve.routing.request import PreferenceDefaults
 from serve.routing.sessions import SessionOptions
+from serve.rules.rule import Rule
 from streams.feedback.feedback import FeedbackOptions
 from streams.log.kafka_options import KafkaOptions
 from streams.log.outbox import OutboxOptions
@@ -184,6 +185,11 @@ LISTS = {
     "budgets": Part(
         "What may be spent per hour or day, and what happens when it is. docs/budgets.md has more.",
         (Budget,),
+    ),
+    "rules": Part(
+        "What holds for some requests, before anything learned. docs/rules.md says what `when` "
+        "may say.",
+        (Rule,),
     ),
 }
 

@@ -35,6 +35,7 @@ from serve.deploy.replica import ReplicaOptions
 from serve.grpc_api.listener import ListenerOptions
 from serve.routing.catalogue import Catalogue, Model, Pool
 from serve.routing.placement import PlacementOptions
+from serve.rules.rule import Rule
 from streams.log.kafka_options import KafkaOptions
 from streams.training.budgets import Budget
 from streams.training.prices import PricingOptions
@@ -64,6 +65,7 @@ class Settings(Keys):
         pools: tuple[Section, ...]
         tokens: tuple[Section, ...]
         budgets: tuple[Section, ...]
+        rules: tuple[Section, ...]
 
     @classmethod
     def settings_customise_sources(
@@ -119,7 +121,11 @@ class Settings(Keys):
         )
         placement = self.options(PlacementOptions, pricing=pricing)
         replica = self.options(
-            ReplicaOptions, policy=policy_of(self), tokens=tokens, placement=placement
+            ReplicaOptions,
+            policy=policy_of(self),
+            tokens=tokens,
+            placement=placement,
+            rules=self.ruled(),
         )
         trainer = self.options(TrainerOptions, pricing=pricing)
         return self.options(DeploymentOptions, replica=replica, trainer=trainer)
@@ -131,6 +137,12 @@ class Settings(Keys):
             found.append(Budget(name="budget_usd_per_hour", amount=usd_per_hour, hard=False))
         checks.budgets(self, found)
         return tuple(found)
+
+    def ruled(self) -> tuple[Rule, ...]:
+        """What holds before anything learned: `[[rules]]`. Raises OptionRefused."""
+        found = tuple(of_entry(Rule, entry) for entry in self.rules)
+        checks.rules(self, found)
+        return found
 
     def dispatchers(self) -> DispatchersOptions:
         """How dispatchers run. Raises OptionRefused."""

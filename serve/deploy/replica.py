@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import faiss
 import numpy as np
@@ -35,6 +36,8 @@ from serve.routing.placement import PlacementOptions
 from serve.routing.probing import Prober
 from serve.routing.router import Chooser
 from serve.routing.sessions import SessionOptions, Sessions
+from serve.rules.rule import Rule
+from serve.rules.rulebook import Rulebook
 from streams.alarms import ROUTER_ROLE, Board
 from streams.feedback import decisions
 from streams.feedback.feedback import PROBE, FeedbackOptions, Ingest
@@ -79,6 +82,10 @@ class ReplicaOptions:
     newcomers: NewcomerOptions = NewcomerOptions()
     probes: ProbeOptions = ProbeOptions()
     tokens: tuple[Token, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    rules_match: Literal["all", "first"] = option(
+        "all", "Of `[[rules]]`: all that match count, or the first alone."
+    )
     log_decisions: bool = option(True, "Write every decision to the decision log.")
     log_prompts: bool = option(
         False, "Put prompts into the decision log, too. They may be personal data."
@@ -141,6 +148,7 @@ class Replica:
             self.sessions,
             log_prompts=options.log_prompts,
             prober=Prober(options.probes),
+            rulebook=Rulebook(options.rules, encoder, first_only=options.rules_match == "first"),
         )
         self.window = RouterWindow() if options.telemetry_s else None
         self.servicer = RouterServicer(
@@ -183,6 +191,11 @@ class Replica:
     def tokens(self) -> tuple[Token, ...]:
         """What callers must show, also those of other servicers."""
         return self._options.tokens
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The operator's rules, also for who dispatches."""
+        return self._options.rules
 
     @property
     def streams(self) -> StreamOptions:

@@ -9,7 +9,7 @@ One bad request never spoils its batch, and a batch costs little more than one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,11 +36,14 @@ from serve.routing.request import (
     BATCH_MAX,
     BYTES_PER_TOKEN,
     TOKENS_MAX,
+    WEIGHTS,
     ColumnsInput,
     RouteInput,
 )
 from serve.routing.router import Choices, Chooser
 from serve.routing.sessions import Held, SessionOptions, Sessions
+from serve.rules.rulebook import Rulebook
+from serve.rules.ruling import Ruled, Ruling
 from streams.feedback.decisions import DecisionBatch
 from streams.feedback.said import NOTHING, Said
 from streams.feedback.ticket import Issuer, Sealer
@@ -87,6 +90,7 @@ class Decider:
         *,
         log_prompts: bool = False,
         prober: Prober | None = None,
+        rulebook: Rulebook | None = None,
     ) -> None:
         """`log_prompts` puts texts into the decision log; they may be personal: off by default."""
         self._log_prompts = log_prompts
@@ -95,6 +99,7 @@ class Decider:
         self._encoder, self._chooser, self._sealer, self._issuer = encoder, chooser, sealer, issuer
         self._now_ms = now_ms
         self._policy, self._prober = repr(chooser.policy), prober or Prober(ProbeOptions())
+        self._ruling = Ruling(rulebook or Rulebook(()), WEIGHTS)
 
     def decide(self, asked: Sequence[RouteInput], live: Live) -> Decided:
         """Decide n requests against one view. Texts are encoded here, so only if that is quick."""
@@ -103,12 +108,17 @@ class Decider:
         embeddings = self._embeddings(asked, refused)
         allowed = _allowed(asked, live, refused)
         _check_deadlines(asked, now_ms, refused)
+        ruled = self._ruled(asked, embeddings, allowed, live, now_ms, refused)
+        asked = ruled.asked
         rows = [i for i in range(len(asked)) if i not in refused]
         replies: list[Any] = [refused.get(i) for i in range(len(asked))]  # the rest comes below
         if not rows:
             return Decided(replies, None)
         taken = [asked[i] for i in rows]
         requests = self._columns(taken, embeddings[rows], allowed[rows], live, now_ms)
+        if ruled.left is not None and ruled.preferred is not None:
+            left, preferred = ruled.left[rows], ruled.preferred[rows]
+            requests = replace(requests, left=left, preferred=preferred)
         choices = self._chooser.choose(requests, live, now_ms)
         ids = self._issuer.take(len(rows))
         tenants = [one.tenant for one in taken]
@@ -148,32 +158,58 @@ class Decider:
             raise problems[0]
         bad = np.flatnonzero(_unusable(embeddings)).tolist()
         problems.update((row, _bad_numbers(embeddings[row])) for row in bad)
-        at = np.setdiff1d(np.arange(n), bad)
+        ruled = self._ruled(
+            [shared] * n, embeddings, allowed.repeat(n, axis=0), live, now_ms, problems, tokens
+        )
+        at = np.setdiff1d(np.arange(n), list(problems))
         if not len(at):
             return DecidedColumns(columns_bytes(n, at, None, ()), problems, None, None)
-        embeddings, tokens = (embeddings[at], tokens[at]) if bad else (embeddings, tokens)
-        alike = {name: column.repeat(len(at)) for name, column in columns([shared]).items()}
+        taken = [ruled.asked[i] for i in at.tolist()]
+        if problems:
+            embeddings, tokens = embeddings[at], tokens[at]
+        if ruled.left is None:
+            alike = {name: column.repeat(len(at)) for name, column in columns([shared]).items()}
+        else:
+            alike = columns(taken)
         requests = RequestBatch(
             contexts=self._encoder.projection.contexts(embeddings, tokens.astype(np.float32)),
-            preference=np.tile(shared.weights, (len(at), 1)),
+            preference=np.array([one.weights for one in taken], np.float64),
             allowed=allowed.repeat(len(at), axis=0),
             tenants=np.full(len(at), shared.tenant, object),
-            said=_said([shared]).repeat(len(at)),
+            said=_said([shared]).repeat(len(at)) if ruled.left is None else _said(taken),
+            left=None if ruled.left is None else ruled.left[at],
+            preferred=None if ruled.preferred is None else ruled.preferred[at],
             **alike | {"prompt_tokens": tokens},
         )
         choices = self._chooser.choose(requests, live, now_ms)
         decisions = self._decisions([shared.tenant] * len(at), requests, choices, live, now_ms)
         ids = self._issuer.take(len(at))
         tickets = decisions.seal(self._sealer, ids)
-        for row, problem in self._refused([shared] * len(at), choices, live, now_ms).items():
+        for row, problem in self._refused(taken, choices, live, now_ms).items():
             problems[int(at[row])], tickets[row] = problem, b""
         done = np.flatnonzero(choices.fits & ~choices.shed)
         return DecidedColumns(
             columns_bytes(n, at, choices, tickets),
             problems,
-            self._log(ids, [shared] * len(at), decisions, done),
+            self._log(ids, taken, decisions, done),
             _counted(decisions),
         )
+
+    def _ruled(
+        self,
+        asked: Sequence[RouteInput],
+        embeddings: NDArray[np.float32],
+        allowed: NDArray[np.bool_],
+        live: Live,
+        now_ms: int,
+        refused: Refusals,
+        tokens: NDArray[np.float64] | None = None,
+    ) -> Ruled:
+        """The requests as the operator's rules leave them."""
+        if not len(self._ruling.rulebook):
+            return Ruled(asked)
+        known = [_tokens(one) for one in asked] if tokens is None else tokens.tolist()
+        return self._ruling.apply(asked, known, embeddings, allowed, live, now_ms, refused)
 
     def _decisions(
         self,

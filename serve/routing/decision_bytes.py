@@ -122,8 +122,16 @@ def write_decisions(
         parts += (view, sized(tickets[i]))
         if choices.below_quality[i]:
             parts.append(BELOW_QUALITY_MIN)
+        if one.rules:
+            parts.append(_rules(one.rules))
         found.append(b"".join(parts))
     return found
+
+
+@lru_cache(maxsize=1024)
+def _rules(names: tuple[str, ...]) -> bytes:
+    """The rules that matched."""
+    return pb.Decision(rules=names).SerializeToString()
 
 
 def _ranked(choices: Choices) -> list[list[int]]:

@@ -42,6 +42,8 @@ class Verdict(IntEnum):
     BELOW_QUALITY = 6
     STRONG_SHARE = 7
     OVER_BUDGET = 8
+    RULED_OUT = 9
+    NOT_PREFERRED = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -61,6 +63,9 @@ class RequestBatch:
     switch_ms: Floats | None = None
     tenants: NDArray[np.object_] | None = None  # (n,) names; None: nobody's
     said: NDArray[np.object_] | None = None  # (n,) of `Said`; None: nothing
+    # (n, k) what the operator's rules leave, and what they prefer; None: no rule.
+    left: NDArray[np.bool_] | None = None
+    preferred: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.contexts)
@@ -228,8 +233,25 @@ def verdicts_of(
     verdict[cost > requests.cost_usd_max[:, None]] = Verdict.TOO_DEAR
     too_long = requests.prompt_tokens[:, None] > live.catalogue.context_tokens_max
     verdict[too_long] = Verdict.PROMPT_TOO_LONG
+    if requests.left is not None:
+        verdict[~requests.left] = Verdict.RULED_OUT
     verdict[~requests.allowed] = Verdict.NOT_ALLOWED
     return verdict.astype(np.uint8)
+
+
+def preferred_of(
+    requests: RequestBatch, eligible: Mask, verdict: NDArray[np.uint8]
+) -> NDArray[np.bool_]:
+    """Of the models (n, k) that would do, those that rules prefer; all, where they prefer none.
+
+    The others' verdict is changed.
+    """
+    if requests.preferred is None:
+        return eligible
+    some = (eligible & requests.preferred).any(axis=1, keepdims=True)
+    others = eligible & ~requests.preferred & some
+    verdict[others] = Verdict.NOT_PREFERRED
+    return eligible & ~others
 
 
 def taken(of: Columns, rows: NDArray[np.intp]) -> Columns:

@@ -128,6 +128,10 @@ class Live:
         prior_weight = options.latency_prior_weight
         self.paid_usd = means.figure("cost_usd", 0.0, 1.0)
         self.plain_quality = means.means[:, 0]
+        weight = means.weights[:, 0]
+        self.known_quality = (weight * self.plain_quality + prior_weight * prior) / (
+            weight + prior_weight
+        )
         recent = learned.recent
         oldest = learned.as_of_ms // recent.width_ms - recent.kept
         held = [recent.of(key) for key in self.catalogue.keys]

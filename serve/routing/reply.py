@@ -29,6 +29,8 @@ REASONS = {
     Verdict.BELOW_QUALITY: "probability of success below the request's quality_min",
     Verdict.STRONG_SHARE: "the strong model, on other prompts further ahead: strong_share_max",
     Verdict.OVER_BUDGET: "more than what a budget has left",
+    Verdict.RULED_OUT: "ruled out by a rule of the operator's",
+    Verdict.NOT_PREFERRED: "a rule of the operator's prefers others",
 }
 
 
@@ -72,6 +74,8 @@ def no_model_fits(one: RouteInput, row: int, choices: Choices, live: Live) -> No
         Verdict.BELOW_QUALITY: lambda j: REASONS[Verdict.BELOW_QUALITY],
         Verdict.STRONG_SHARE: lambda j: REASONS[Verdict.STRONG_SHARE],
         Verdict.OVER_BUDGET: lambda j: "more than what a budget has left",
+        Verdict.RULED_OUT: lambda j: f"ruled out by the rules {', '.join(one.rules)}",
+        Verdict.NOT_PREFERRED: lambda j: REASONS[Verdict.NOT_PREFERRED],
     }
     verdicts = [Verdict(int(verdict)) for verdict in choices.verdict[row]]
     # Those that the request allows first: that others are not allowed, its sender knows.

@@ -35,6 +35,7 @@ from serve.routing.eligible import (
     Verdict,
     expected_of,
     left_by,
+    preferred_of,
     taken,
     verdicts_of,
     weights_of,
@@ -109,7 +110,7 @@ def route(  # noqa: PLR0915 - one sequence of columns, each used below
     pools, rows = charged.best, np.arange(len(requests))
     verdict = verdicts_of(requests, live, expected.paid_usd, latency)
     able = verdict == Verdict.ELIGIBLE
-    eligible = _with_replicas(able, live, verdict)
+    eligible = preferred_of(requests, _with_replicas(able, live, verdict), verdict)
     left = left_by(requests, live, estimates, expected, eligible, verdict)
     weights = weights_of(requests, charged.money, left.below)
     free = weights[:, :1] * expected.quality - weights[:, 1:2] * cost

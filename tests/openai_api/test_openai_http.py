@@ -42,6 +42,7 @@ from serve.errors import (
     NoModelFits,
     NotServing,
     QueueFull,
+    RuledOut,
     UnknownModel,
 )  # fmt: skip
 from serve.openai_api.app import HttpOptions
@@ -475,6 +476,7 @@ RAISED = [
     (CallRefused("small-a", "tools are not supported"), 400, openai.BadRequestError, "call_refused"),
     (UnknownModel("denied_models", "x", ("small",)), 404, openai.NotFoundError, "model_not_found"),
     (NoModelFits("all are too dear"), 422, openai.UnprocessableEntityError, "no_model_fits"),
+    (RuledOut(("a rule",), "not here"), 422, openai.UnprocessableEntityError, "ruled_out"),
     (QueueFull("9 wait"), 429, openai.RateLimitError, "queue_full"),
     (FleetFull("SHEDDABLE", 20.5), 429, openai.RateLimitError, "fleet_full"),
     (AnswerBroken("small-a", "went away"), 502, openai.InternalServerError, "answer_broken"),

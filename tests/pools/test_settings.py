@@ -115,6 +115,7 @@ NEEDED = {
     "pools": {"name": "m", "model": "m"},
     "tokens": {"name": "t", "sha256": "0" * 64},
     "budgets": {"name": "b", "amount": 1.0, "value": "m"},
+    "rules": {"name": "r"},
 }
 
 
@@ -131,7 +132,7 @@ def file_with(key: Key, value: object) -> str:
     if key.listed:
         needed = {name: f"{name} = {toml(of)}\n" for name, of in NEEDED[key.section].items()}
         needed.pop(key.name, None)
-        first = ONE_MODEL if key.section == "pools" else ""
+        first = ONE_MODEL if key.section in ("pools", "rules") else ""
         return f"{first}[[{key.section}]]\n{''.join(needed.values())}{line}"
     return line if not key.section else f"[{key.section}]\n{line}"
 
@@ -546,6 +547,8 @@ name = "b"
 scope = "tenant"
 value = "m"
 amount = 10.0
+[[rules]]
+name = "r"
 [[tokens]]
 name = "t"
 sha256 = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
@@ -606,6 +609,11 @@ OTHER = {  # where another value is not found by moving away from the default
     "models.supports": ["tools", "text"],
     "budgets.scope": "model",
     "tokens.sha256": "b" * 64,
+    "rules.when": {"task": "x"},
+    **{f"rules.{key}": ["m"] for key in ("allow", "deny", "prefer")},
+    "rules.pin": "m",
+    "rules.floor": "m",
+    "rules.preference": {"quality": 2.0},
     "tokens.scopes": ["admin"],
 }
 # Read where they are used, which a look at the sources confirms.

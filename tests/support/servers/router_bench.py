@@ -40,6 +40,7 @@ from serve.proto.fairlead.v1 import router_pb2_grpc
 from serve.routing.batcher import BatcherOptions
 from serve.routing.catalogue import Catalogue, Model, Pool
 from serve.routing.live import LiveOptions
+from serve.rules.rule import Rule
 from streams.feedback.feedback import FeedbackOptions
 from streams.feedback.ticket import KEY_BYTES, Sealer, key_of
 from streams.log.outbox import OutboxOptions
@@ -140,6 +141,7 @@ class Router:
         log_prompts: bool = False,
         probes: ProbeOptions = ProbeOptions(),  # noqa: B008 - frozen
         tokens: Sequence[Token] = (),
+        rules: Sequence[Rule] = (),
         within: Callable[[Replica], Any] = lambda replica: replica,
     ) -> None:
         """`within` may put the replica into something larger, to be started instead of it."""
@@ -163,6 +165,7 @@ class Router:
                 log_prompts=log_prompts,
                 probes=probes,
                 tokens=tuple(tokens),
+                rules=tuple(rules),
             ),
             SqliteLog(folder / "log.sqlite", self.clock),
             self.store,
