@@ -52,18 +52,17 @@ def tried(tmp_path):
         )
         if found.exception and not isinstance(found.exception, SystemExit):
             raise found.exception
-        return found.exit_code, found.stdout
+        return found.exit_code, json.loads(found.stdout)
 
     return run
 
 
-def test_examples_say_which_rules_they_meet_and_what_is_left(tried, capfd):
+def test_examples_say_which_rules_they_meet_and_what_is_left(tried):
     """With tags, what is preferred, how similar, and which rule no example met."""
     lines = [{**line} for line in LINES]
     lines[0]["at"] = "2026-11-28T12:00:00Z"
-    code, _ = tried(lines)
+    code, found = tried(lines)
 
-    found = json.loads(capfd.readouterr().out)
     first, second, third, fourth = found["requests"]
     assert code == 0
     assert (first["rules"], first["models"], first["error"]) == (["personal data"], ["own"], None)
@@ -78,18 +77,16 @@ def test_examples_say_which_rules_they_meet_and_what_is_left(tried, capfd):
     assert found["rules"] == {"personal data": 2, "money": 1, "at night": 1}
 
 
-def test_an_example_that_is_not_as_expected_fails(tried, capfd):
+def test_an_example_that_is_not_as_expected_fails(tried):
     """With the difference."""
-    code, _ = tried([{"text": "hello", "at": "2026-11-28T12:00", "expect": ["personal data"]}])
-    found = json.loads(capfd.readouterr().out)
+    code, found = tried([{"text": "hello", "at": "2026-11-28T12:00", "expect": ["personal data"]}])
     assert (code, found["unexpected"]) == (1, 1)
     assert found["requests"][0]["unexpected"] == ["personal data"]
 
 
-def test_a_line_that_is_no_request_fails_with_what_was_meant(tried, capfd):
+def test_a_line_that_is_no_request_fails_with_what_was_meant(tried):
     """The others are tried all the same."""
-    code, _ = tried([{"txet": "hello"}, {"text": "hi"}, {"text": "hi", "task": "x" * 99}])
-    found = json.loads(capfd.readouterr().out)
+    code, found = tried([{"txet": "hello"}, {"text": "hi"}, {"text": "hi", "task": "x" * 99}])
     assert (code, found["unreadable"]) == (1, 2)
     assert "did you mean 'text'" in found["requests"][0]["error"]
     assert found["requests"][1]["line"] == 2
