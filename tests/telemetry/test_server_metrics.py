@@ -59,6 +59,22 @@ def test_the_page_of_each_kind_of_server_is_read(
     )
 
 
+def test_pages_that_a_real_vllm_gave_are_read():
+    """
+    Recorded of vLLM 0.32 with four slots: twelve requests of 300 tokens at once, and when they were
+    answered, after two of 100 tokens.
+    """
+    busy, after = read_page(page("vllm_0_32_busy")), read_page(page("vllm_0_32_after"))
+
+    assert (busy.kind, busy.running, busy.waiting) == ("vllm", 4, 8)
+    assert (after.running, after.waiting) == (0, 0)
+    assert (busy.finished, after.finished) == (2, 14)
+    assert after.output_tokens == 12 * 300 + 2 * 100
+    assert (after.prompt_tokens, after.cached_tokens, after.preempted) == (3866, 512, 0)
+    assert 0.0 < busy.kv_use < 0.01 and after.kv_use == 0.0
+    assert (after.ttft[-1][1], after.tpot[-1][1]) == (14, 12 * 299 + 2 * 99)
+
+
 @pytest.mark.parametrize("kind", [kind for kind, of in stand_ins.KINDS.items() if of])
 def test_a_stand_in_has_the_page_of_the_server_that_it_stands_for(kind):
     doing = stand_ins.Doing(4, running=4, waiting=2)
