@@ -292,3 +292,18 @@ def bench_pools(
 
     options = replace(scenario.quick() if quick else scenario.PoolsBench(), port=port)
     measured(lambda say: bench.measure(options, say), as_json)
+
+
+@bench_app.command("vllm")
+def bench_vllm(
+    python: Annotated[Path, typer.Option(help="Of the environment that vLLM is installed in.")],
+    model: Annotated[Path, typer.Option(help="The model's folder.")],
+    picture: Annotated[Path | None, typer.Option(help="Where to save a picture.")] = None,
+    port: Annotated[int, typer.Option(min=1, max=65533, help="And the next two.")] = 7502,
+    as_json: JsonOption = False,
+) -> None:
+    """Overload, scale, kill and stop engines of a real vLLM: see `make vllm-pools`."""
+    from load.bench.pools.vllm import bench, scenario
+
+    options = scenario.VllmBench(python=python.absolute(), model=model.absolute(), port=port)
+    measured(lambda say: bench.measure(options, say, picture), as_json)

@@ -27,6 +27,7 @@ class Asked:
     at_s: float
     ended_s: float
     outcome: Outcome
+    criticality: str = ""
     said: str = ""  # where it failed
 
 
@@ -41,31 +42,46 @@ class Callers:
         self._patience_s, self._began_s = patience_s, began_s
 
     async def ask(
-        self, models: Sequence[str], rng: np.random.Generator, *, per_s: float, seconds: float
+        self,
+        models: Sequence[str],
+        rng: np.random.Generator,
+        *,
+        per_s: float,
+        seconds: float,
+        criticalities: Sequence[str] = ("critical",),
     ) -> list[Asked]:
-        """Ask one of these models so often, from now on; wait for all answers."""
+        """Ask one of these models so often, from now on; wait for all answers.
+
+        Requests have these criticalities by turns.
+        """
         start_s, found = self._now_s(), list[Asked]()
         times = np.sort(rng.uniform(0.0, seconds, rng.poisson(per_s * seconds)))
         async with asyncio.TaskGroup() as group:
             for number, at_s in enumerate(times.tolist()):
                 await asyncio.sleep(max(0.0, start_s + at_s - self._now_s()))
-                group.create_task(self._one(models, number, found.append))
+                criticality = criticalities[number % len(criticalities)]
+                group.create_task(self._one(models, number, criticality, found.append))
         return found
 
-    async def _one(self, models: Sequence[str], number: int, done: Callable[[Asked], None]) -> None:
+    async def _one(
+        self, models: Sequence[str], number: int, criticality: str, done: Callable[[Asked], None]
+    ) -> None:
         at_s = self._now_s()
         try:
             async with asyncio.timeout(self._patience_s):
-                outcome, said = await self._answer(models, number)
+                outcome, said = await self._answer(models, number, criticality)
         except TimeoutError:
             outcome, said = "timed_out", ""
         except (aiohttp.ClientError, OSError) as error:
             outcome, said = "failed", str(error) or type(error).__name__
-        done(Asked(at_s=at_s, ended_s=self._now_s(), outcome=outcome, said=said))
+        ended_s = self._now_s()
+        done(Asked(at_s=at_s, ended_s=ended_s, outcome=outcome, criticality=criticality, said=said))
 
-    async def _answer(self, models: Sequence[str], number: int) -> tuple[Outcome, str]:
+    async def _answer(
+        self, models: Sequence[str], number: int, criticality: str
+    ) -> tuple[Outcome, str]:
         words = {"role": "user", "content": f"{number}: what is a fairlead?"}
-        ours = {"allowed_models": list(models)}
+        ours = {"allowed_models": list(models), "criticality": criticality}
         body = {"model": "auto", "stream": True, "messages": [words], "fairlead": ours}
         async with self._session.post(self._url, json=body) as response:
             text = await response.text()

@@ -1,0 +1,112 @@
+"""What `make vllm-pools` asks of which engines, and how they are planned.
+
+    small   one engine that answers two requests at once; a second one may be started
+    large   one engine that answers four
+
+Both are the same tiny model with random weights: its answers are as long as they are told to be and
+say nothing. Nothing tells Fairlead what they can do. Engines serve by priority, as they are told by
+each request's criticality.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from infra.autoscaling.demand.expected import ExpectedOptions
+from infra.autoscaling.live.planner_actor import Scaling
+from infra.autoscaling.live.site_scaling import observe_site, planner_of
+from infra.autoscaling.planner import PlannerOptions, RouterOptions
+from infra.autoscaling.sizing.sizing import SizingOptions
+from infra.autoscaling.sizing.stabilisation import StabilisationOptions
+from infra.settings.scaling_options import AutoscalingOptions
+from load.bench.settings import head
+
+SMALL, LARGE = "small", "large"
+SLOTS = {SMALL: 2, LARGE: 4}
+REPLICAS_MAX = {SMALL: 2, LARGE: 1}
+GPU, GPUS = "l4", 3
+STEP_S = 1.0
+# One thread each: engines share the cores with each other and with all else.
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_NO_USAGE_STATS": "1",
+    "OMP_NUM_THREADS": "1",
+}
+ARGUMENTS = (
+    "--load-format=dummy",
+    "--dtype=bfloat16",
+    "--max-model-len=2048",
+    "--enforce-eager",
+    "--served-model-name=tiny",
+    "--scheduling-policy=priority",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VllmBench:
+    """How much, and for how long."""
+
+    python: Path  # of vLLM's environment
+    model: Path
+    answer_tokens: int = 200
+    overload: float = 2.5  # times what one engine of SMALL was measured to do
+    measured_s: float = 12.0  # of asking as much as fits, to know that
+    overload_s: float = 150.0  # a second engine takes a minute to start where cores are few
+    calm_s: float = 75.0
+    killed_s: float = 75.0
+    stopped_s: float = 45.0
+    patience_s: float = 30.0  # of callers
+    seed: int = 0
+    port: int = 7502
+
+
+def settings_text(folder: Path, options: VllmBench) -> str:
+    """The settings."""
+    gpu = f'[[gpus]]\nname = "{GPU}"\nusd_per_hour = 0.4\nstartup_s = 5\navailable = {GPUS}\n'
+    pools = (_pool(name, quality, options) for name, quality in ((SMALL, 0.8), (LARGE, 0.7)))
+    return "\n".join([head(folder, options.port), gpu, *pools])
+
+
+def _pool(name: str, quality: float, options: VllmBench) -> str:
+    environment = [f"{key}={value}" for key, value in ENVIRONMENT.items()]
+    engine = [str(options.python), "-m", "vllm.entrypoints.openai.api_server"]
+    served = ["--model", str(options.model), f"--max-num-seqs={SLOTS[name]}", *ARGUMENTS]
+    command = ["/usr/bin/env", *environment, *engine, *served, "--host={host}", "--port={port}"]
+    return f"""[[models]]
+name = "{name}"
+quality = {quality}
+output_tokens = {options.answer_tokens}
+[[pools]]
+name = "{name}"
+model = "{name}"
+backend = "openai"
+upstream_model = "tiny"
+priority = true
+extra = {{ ignore_eos = true, max_tokens = {options.answer_tokens} }}
+gpu = "{GPU}"
+replicas = 1
+replicas_min = 1
+replicas_max = {REPLICAS_MAX[name]}
+drain_s = 20
+command = {json.dumps(command)}
+"""
+
+
+def scaling() -> Scaling:
+    """A planner with times that fit into minutes; what is not named here is as by default."""
+    options = PlannerOptions(
+        expected=ExpectedOptions(idle_s=60.0),
+        sizing=SizingOptions(lead_s=5.0),
+        stabilisation=StabilisationOptions(down_s=40.0, grow_s=20.0),
+        routers=RouterOptions(least=1, most=1),
+    )
+    return Scaling(
+        options=AutoscalingOptions(enabled=True, step_s=STEP_S, routers_min=1, routers_max=1),
+        observe=observe_site,
+        make=partial(planner_of, options=options),
+    )
