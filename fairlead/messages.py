@@ -68,6 +68,7 @@ class RequestOptions(TypedDict, total=False):
     task: str
     tags: Sequence[str]
     modality: str
+    chosen_model: str
 
 
 def _names(field: str, listed: Sequence[str]) -> tuple[str, ...]:
@@ -161,6 +162,7 @@ class Decision:
     energy_j: float  # predicted, for this call; 0: not known
     below_quality_min: bool = False  # no model was good enough: this is the best
     rules: tuple[str, ...] = ()  # names of the operator's rules that matched
+    suggested_model: str = ""  # while the router observes: whom it would have chosen
     probe: Probe | None = None  # where `Request.probe` allows it and the operator has a budget
 
 

@@ -114,6 +114,7 @@ def decision(reply: pb.Decision) -> messages.Decision:
         probe=_probe(reply.probe) if reply.HasField("probe") else None,
         below_quality_min=reply.below_quality_min,
         rules=tuple(reply.rules),
+        suggested_model=reply.suggested_model,
     )
 
 

@@ -41,7 +41,8 @@ def show(settings: Settings, path: Path, *, quiet: bool) -> dict[str, Any]:
     try:
         silence_s, pools = settings.options(SiteOptions).silence_s, settings.pool_names()
         budgets = settings.budgeted()
-        status = look(site.store(), log, now_ms(), silence_s, pools, budgets)
+        change = settings.trial()[1]
+        status = look(site.store(), log, now_ms(), silence_s, pools, budgets, change)
     finally:
         log.close()
     found = status.json() | {
@@ -95,7 +96,7 @@ def _print(found: dict[str, Any], out: Console) -> None:
         if isinstance(value, dict):
             for label, n in value.items():
                 table.add_row(f"{name} {label}", f"{n:,.6f}" if isinstance(n, float) else f"{n:,}")
-        elif name not in ("alarms", "changes", "conditions"):
+        elif name not in ("alarms", "changes", "conditions", "change"):
             shown = f"{value:,.1f}" if isinstance(value, float) else value
             table.add_row(name, "unknown" if value is None else str(shown))
     out.print(table)
@@ -125,6 +126,28 @@ def _print_lines(found: dict[str, Any], out: Console) -> None:
     for name, one in found["budgets"].items():
         out.print(_budget_line(name, one), highlight=False, markup=False)
     _print_newcomers(found["newcomers"], out)
+    for line in _change_lines(found["change"]):
+        out.print(line, highlight=False, markup=False)
+
+
+def _change_lines(one: dict[str, Any] | None) -> list[str]:
+    """Where a change is, and the steps that were taken."""
+    if one is None:
+        return []
+    known = ""
+    if one["low"] is not None:
+        known = f": better by {one['better_by']:+.4f} [{one['low']:+.4f}, {one['high']:+.4f}]"
+    lines = [
+        f"change {one['name']}, {one['mode']} {one['stage']}: {one['share']:.1%} of the requests, "
+        f"{one['outcomes']:,} outcomes{known}; margin {one['margin']:g}"
+    ]
+    for step in one["steps"]:
+        at = datetime.fromtimestamp(step["at_unix_ms"] / 1000, UTC)
+        lines.append(
+            f"  {at:%Y-%m-%d %H:%M} UTC change {step['change']} {step['step']} after "
+            f"{step['outcomes']:,} outcomes, better by {step['better_by']:+.4f}"
+        )
+    return lines
 
 
 def _condition_line(one: dict[str, Any]) -> str:

@@ -20,7 +20,14 @@ from infra.capacity.fleet import Emulation, GpuType, PoolPlan, ServerOptions
 from infra.capacity.latency_target import LatencyTarget
 from infra.settings.scaling_options import AutoscalingOptions
 from infra.settings.sections import Key, keys_of, model_of
-from infra.settings.site_options import LogChoice, ModelSize, PolicyChoice, PoolPlace, SiteOptions
+from infra.settings.site_options import (
+    CandidateChoice,
+    LogChoice,
+    ModelSize,
+    PolicyChoice,
+    PoolPlace,
+    SiteOptions,
+)
 from learners.drift import DriftOptions
 from learners.estimates.estimator import BlendOptions
 from learners.estimates.history import HistoryOptions
@@ -60,6 +67,7 @@ from streams.log.kafka_options import KafkaOptions
 from streams.log.outbox import OutboxOptions
 from streams.training.audit import AuditOptions
 from streams.training.budgets import Budget
+from streams.training.change import ChangeOptions
 from streams.training.prices import PricingOptions
 from streams.training.trainer import TrainerOptions
 
@@ -133,6 +141,10 @@ PARTS = {
     "prices": Part(
         "What scarce capacity costs requests. docs/prices.md has the mathematics.",
         (PricingOptions, PlacementOptions),
+    ),
+    "change": Part(
+        "A change of policy, tried before it counts. docs/changes.md has more.",
+        (ChangeOptions, CandidateChoice),
     ),
     "autoscaling": Part(
         "Pools and routers follow demand. Off: there are as many replicas as are stated.",

@@ -11,6 +11,7 @@ that set them, after checking what concerns several keys at once; only there is 
 from __future__ import annotations
 
 import math
+import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
@@ -27,7 +28,8 @@ from infra.settings.layout import HOME, fields
 from infra.settings.policies import policy_of
 from infra.settings.scaling_options import AutoscalingOptions
 from infra.settings.sections import Section, build
-from infra.settings.site_options import LogChoice, SiteOptions
+from infra.settings.site_options import CandidateChoice, LogChoice, SiteOptions
+from learners.policies.policy import Policy
 from serve.access.tokens import Access, Token
 from serve.deploy.deployment import DeploymentOptions
 from serve.deploy.dispatch_deployment import DispatchersOptions
@@ -36,8 +38,11 @@ from serve.grpc_api.listener import ListenerOptions
 from serve.routing.catalogue import Catalogue, Model, Pool
 from serve.routing.placement import PlacementOptions
 from serve.rules.rule import Rule
+from streams.errors import OptionRefused
+from streams.feedback.ticket import key_of
 from streams.log.kafka_options import KafkaOptions
 from streams.training.budgets import Budget
+from streams.training.change import ChangeOptions
 from streams.training.prices import PricingOptions
 from streams.training.trainer import TrainerOptions
 
@@ -116,6 +121,7 @@ class Settings(Keys):
         tokens = tuple(of_entry(Token, entry) for entry in self.tokens)
         Access(tokens)
         # The budget of [prices] is paced like the others, by what is decided, not by outcomes.
+        candidate, change = self.trial()
         pricing = self.options(
             PricingOptions, budgets=self.budgeted(), budget_usd_per_hour=math.inf
         )
@@ -126,9 +132,23 @@ class Settings(Keys):
             tokens=tokens,
             placement=placement,
             rules=self.ruled(),
+            candidate=candidate,
+            change=change,
         )
-        trainer = self.options(TrainerOptions, pricing=pricing)
+        trainer = self.options(TrainerOptions, pricing=pricing, change=change)
         return self.options(DeploymentOptions, replica=replica, trainer=trainer)
+
+    def trial(self) -> tuple[Policy | None, ChangeOptions]:
+        """The candidate of a change, and how it is tried. Raises OptionRefused."""
+        content = self.options(CandidateChoice).policy
+        change, candidate = self.options(ChangeOptions), None
+        if content:
+            candidate = policy_of(type(self)(**_tables_of("change.policy", content)))
+        if change.mode in ("shadow", "canary") and candidate is None:
+            raise OptionRefused("change.policy", "missing", f"a settings file for {change.mode}")
+        # Another candidate, or another share, is another change: its outcomes don't add up.
+        made_of = (policy_of(self), candidate, change.share, change.holdback)
+        return candidate, replace(change, name=f"{key_of(repr(made_of)):016x}"[:8])
 
     def budgeted(self) -> tuple[Budget, ...]:
         """What may be spent: `[[budgets]]`, and that of `[prices]`. Raises OptionRefused."""
@@ -182,3 +202,12 @@ def _model(stated: Model, plans: Sequence[PoolPlan]) -> Model:
     emulations = [plan.emulation for plan in plans if plan.model == stated.name]
     limits = [float(one.context_tokens_max) for one in emulations if one is not None]
     return replace(stated, context_tokens_max=min([stated.context_tokens_max, *limits]))
+
+
+def _tables_of(key: str, content: bytes) -> dict[str, Any]:
+    """What a file of settings says of its policy. Raises OptionRefused."""
+    try:
+        found = tomllib.loads(content.decode())
+    except ValueError as error:
+        raise OptionRefused(key, str(error), "a settings file in TOML") from None
+    return {name: found[name] for name in ("router", "policies") if name in found}

@@ -1,4 +1,4 @@
-"""Which policy is taken, with which parameters.
+"""Which policy is taken, with which parameters; and which one a change tries.
 
     [router]                 policy = "thompson"
     [policies.thompson]      scale = 0.5            the parameters of the registered dataclass

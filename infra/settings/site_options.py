@@ -87,6 +87,18 @@ class PolicyChoice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CandidateChoice:
+    """The policy that a change tries: that of another settings file."""
+
+    policy: bytes = option(
+        b"",
+        "shadow, canary: settings file whose policy is the candidate, `router.policy` and its "
+        "parameters; the rest of it is not looked at. `fairlead evaluate` takes the same file.",
+        file=True,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSize:
     """How a model is run: its size, by name or in figures, and how it is laid out on GPUs."""
 

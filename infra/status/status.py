@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from infra.status.budgets import BudgetView, budget_views
+from infra.status.change import ChangeView, change_view
 from streams.alarms import (
     Alarm,
     Change,
@@ -34,6 +35,7 @@ from streams.telemetry.fleet_state import FleetState
 from streams.telemetry.fleet_view import ClassView, PoolView, RouterView
 from streams.training.audit import DECIDED, UNANSWERED
 from streams.training.budgets import Accounts, Budget
+from streams.training.change import ChangeOptions
 from streams.training.prices import SPENT, WASTED
 from streams.training.snapshots import Manifest, Store
 from streams.training.state import load_fleet, prices_of
@@ -91,6 +93,7 @@ class Status:
     pools: dict[str, PoolView] = field(default_factory=dict)  # by pool
     prices: dict[str, PriceView] = field(default_factory=dict)  # by pool; also budget and power
     budgets: dict[str, BudgetView] = field(default_factory=dict)  # by name, see `[[budgets]]`
+    change: ChangeView | None = None  # None where `change.mode` is off
 
     def json(self) -> dict[str, object]:
         """As plain JSON."""
@@ -102,8 +105,9 @@ class Status:
         alarms = [alarm.json() for alarm in self.alarms]
         changes = [change.json() for change in self.changes]
         router = self.router and asdict(self.router)
+        change = self.change and self.change.json()
         conditions = [condition.json() for condition in self.conditions]
-        said = {"alarms": alarms, "changes": changes, "conditions": conditions}
+        said = {"alarms": alarms, "changes": changes, "conditions": conditions, "change": change}
         return found | {"router": router} | said
 
 
@@ -114,6 +118,7 @@ def look(
     silence_s: float,
     pools: Sequence[str] = (),
     budgets: Sequence[Budget] = (),
+    change: ChangeOptions | None = None,
 ) -> Status:
     """Look at store and log once. Raises OSError if the store can't be reached.
 
@@ -162,6 +167,7 @@ def look(
         pools=fleet_view.pools(fleet, now_ms),
         prices=_prices(manifest),
         budgets=budget_views(budgets, _accounts(manifest), fleet.routers.values(), now_ms),
+        change=change_view(change, counts, store.folder),
     )
 
 

@@ -82,7 +82,9 @@ def read_logged(path: Path) -> Logged:
         outcome={name: rows.outcome(of) for name, of in names.items() if rows.has(of)},
         logged=rows.listed("propensities", models) if exported else rows.wide(PROPENSITY, models),
         estimates=rows.listed("qualities", models) if exported else rows.wide(ESTIMATE, models),
-        policy=rows.wide(POLICY, models, sums_to_one=True),
+        policy=rows.listed("beside_propensities", models)
+        if exported
+        else rows.wide(POLICY, models, sums_to_one=True),
         features=rows.features(),
         contexts=rows.contexts(),
         texts=known["prompt"].to_pylist() if rows.whole("prompt") else None,

@@ -22,6 +22,7 @@ from learners.policies.newcomers import NewcomerOptions
 from learners.policies.policy import Policy
 from learners.policies.probes import ProbeOptions
 from serve.access.tokens import Access, Token
+from serve.changes.trial import Trial
 from serve.deploy.router_alarms import RouterAlarms
 from serve.deploy.vitals import Vitals
 from serve.dispatch.retickets import REASONS
@@ -29,7 +30,7 @@ from serve.encoders import EncoderOptions, identity, make_encoder
 from serve.grpc_api.listener import ROUTER, Listener, ListenerOptions
 from serve.grpc_api.servicer import RouterServicer, ServicerOptions
 from serve.grpc_api.streams import StreamOptions
-from serve.routing.catalogue import CatalogueSource
+from serve.routing.catalogue import Catalogue, CatalogueSource
 from serve.routing.decider import Decider
 from serve.routing.live import LiveOptions, LiveView
 from serve.routing.placement import PlacementOptions
@@ -39,6 +40,7 @@ from serve.routing.sessions import SessionOptions, Sessions
 from serve.rules.rule import Rule
 from serve.rules.rulebook import Rulebook
 from streams.alarms import ROUTER_ROLE, Board
+from streams.errors import OptionRefused
 from streams.feedback import decisions
 from streams.feedback.feedback import PROBE, FeedbackOptions, Ingest
 from streams.feedback.ticket import ISSUER_BYTES, Issuer, Sealer, key_of
@@ -46,6 +48,7 @@ from streams.log.contract import DECISIONS, FEEDBACK, TELEMETRY, Log
 from streams.log.outbox import Outbox, OutboxOptions
 from streams.telemetry.records import Telemetry, encode_all
 from streams.telemetry.window import Reporter, RouterWindow
+from streams.training.change import ChangeOptions
 from streams.training.snapshots import Store
 
 # Nobody waits for the decision log. Four writes a second take 1 % of a core; one per batch took 15.
@@ -81,6 +84,8 @@ class ReplicaOptions:
     placement: PlacementOptions = PlacementOptions()
     newcomers: NewcomerOptions = NewcomerOptions()
     probes: ProbeOptions = ProbeOptions()
+    change: ChangeOptions = ChangeOptions()
+    candidate: Policy | None = None  # of the change
     tokens: tuple[Token, ...] = ()
     rules: tuple[Rule, ...] = ()
     rules_match: Literal["all", "first"] = option(
@@ -99,6 +104,16 @@ class ReplicaOptions:
         ge=0,
         le=5,
     )
+
+
+def _trial(options: ReplicaOptions, catalogue: Catalogue) -> Trial | None:
+    """The change that is under trial. Raises OptionRefused."""
+    change = options.change
+    if change.mode == "off":
+        return None
+    if change.model and change.model not in catalogue.column_of:
+        raise OptionRefused("change.model", change.model, "a model of the catalogue")
+    return Trial(change, options.candidate, catalogue.column_of.get(change.model, 0))
 
 
 class Replica:
@@ -137,7 +152,12 @@ class Replica:
         self.sessions = Sessions(options.sessions)
         self.reporter = Reporter(secrets.token_hex(SOURCE_BYTES), now_ms())
         chooser = Chooser(
-            options.policy, options.placement, self.rng, options.newcomers, self.reporter.source
+            options.policy,
+            options.placement,
+            self.rng,
+            options.newcomers,
+            self.reporter.source,
+            _trial(options, source.read()),
         )
         decider = Decider(
             encoder,

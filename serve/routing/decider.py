@@ -8,6 +8,7 @@ One bad request never spoils its batch, and a batch costs little more than one.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.policies.probes import ProbeOptions
+from serve.changes.trial import draw_of
 from serve.encoders import Encoder
 from serve.errors import (
     BudgetUsedUp,
@@ -126,6 +128,7 @@ class Decider:
         tickets = decisions.seal(self._sealer, ids, [one.measured for one in taken])
         written = write_decisions(taken, ids, tickets, choices, live, now_ms)
         self._suggest_probes(taken, decisions, written)
+        self._say_suggested(decisions, written)
         for row, reply in zip(rows, written, strict=True):
             replies[row] = reply
         self._hold_sessions(taken, choices, live, now_ms)
@@ -179,6 +182,7 @@ class Decider:
             said=_said([shared]).repeat(len(at)) if ruled.left is None else _said(taken),
             left=None if ruled.left is None else ruled.left[at],
             preferred=None if ruled.preferred is None else ruled.preferred[at],
+            stated=_stated([shared], live).repeat(len(at)),
             **alike | {"prompt_tokens": tokens},
         )
         choices = self._chooser.choose(requests, live, now_ms)
@@ -248,6 +252,15 @@ class Decider:
         budget = self._chooser.spending.budgets[choices.budget[row]]
         return BudgetUsedUp(str(budget), budget.start_ms(now_ms) + budget.period_ms, now_ms)
 
+    def _say_suggested(self, of: Decisions, replies: list[bytes]) -> None:
+        """While the router observes, add whom it would have chosen."""
+        trial, suggested = self._chooser.trial, of.choices.suggested
+        if trial is None or trial.options.mode != "observe" or suggested is None:
+            return
+        names = of.live.catalogue.names
+        for row, column in enumerate(suggested.tolist()):
+            replies[row] += pb.Decision(suggested_model=names[column]).SerializeToString()
+
     def _suggest_probes(
         self, asked: Sequence[RouteInput], of: Decisions, replies: list[bytes]
     ) -> None:
@@ -306,8 +319,28 @@ class Decider:
             switch_ms=self._switch_ms(asked, tokens, live, now_ms),
             tenants=np.array([one.tenant for one in asked], object),
             said=_said(asked),
+            **self._of_change(asked, live, now_ms),
             **columns(asked) | {"prompt_tokens": tokens},
         )
+
+    def _of_change(
+        self, asked: Sequence[RouteInput], live: Live, now_ms: int
+    ) -> dict[str, NDArray[Any]]:
+        """What a change under trial needs to know of requests; nothing where there is none."""
+        trial = self._chooser.trial
+        if trial is None:
+            return {}
+        name, held = trial.options.name, self._sessions.held
+        draws = [
+            draw_of(name, one.tenant, one.session or one.request_id or secrets.token_hex(8))
+            for one in asked
+        ]
+        first = [held(one.tenant, one.session, now_ms) is None for one in asked]
+        return {
+            "draws": np.array(draws, np.float64),
+            "first": np.array(first, bool),
+            "stated": _stated(asked, live),
+        }
 
     def _switch_ms(
         self, asked: Sequence[RouteInput], tokens: NDArray[np.float64], live: Live, now_ms: int
@@ -357,8 +390,9 @@ def _allowed(asked: Sequence[RouteInput], live: Live, refused: Refusals) -> NDAr
     """Which models each request lets in, (n, k)."""
     allowed = np.ones((len(asked), len(live.catalogue)), bool)
     for i, one in enumerate(asked):
-        if one.allowed_models or one.denied_models:
+        if one.allowed_models or one.denied_models or one.chosen_model:
             try:
+                _columns_of("chosen_model", [one.chosen_model] * bool(one.chosen_model), live)
                 if one.allowed_models:
                     allowed[i] = False
                     allowed[i, _columns_of("allowed_models", one.allowed_models, live)] = True
@@ -384,6 +418,14 @@ def _check_deadlines(asked: Sequence[RouteInput], now_ms: int, refused: Refusals
                 f"deadline_unix_ms is {deadline_ms}, {now_ms - deadline_ms} ms before the request "
                 f"was scored"
             )
+
+
+def _stated(asked: Sequence[RouteInput], live: Live) -> NDArray[np.intp]:
+    """Columns of the callers' own choices (n,), −1 where there is none. Raises UnknownModel."""
+    said = [one.chosen_model for one in asked]
+    return np.array(
+        [_columns_of("chosen_model", [one], live)[0] if one else -1 for one in said], np.intp
+    )
 
 
 def _said(asked: Sequence[RouteInput]) -> NDArray[np.object_]:

@@ -66,6 +66,10 @@ class RequestBatch:
     # (n, k) what the operator's rules leave, and what they prefer; None: no rule.
     left: NDArray[np.bool_] | None = None
     preferred: NDArray[np.bool_] | None = None
+    # (n,) of a change under trial: where in [0, 1) each falls, whether it is its session's first
+    draws: Floats | None = None
+    first: NDArray[np.bool_] | None = None
+    stated: NDArray[np.intp] | None = None  # (n,) the caller's own choice, −1: none
 
     def __len__(self) -> int:
         return len(self.contexts)

@@ -15,7 +15,7 @@ import copy
 import logging
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,9 +77,11 @@ class Live:
         published_at_ms: int = 0,
         fleet: FleetState | None = None,
         prices: Prices | None = None,
+        counts: Mapping[str, int] | None = None,
     ) -> None:
         self.fleet = fleet or FleetState()  # read when something is first asked of it
         self.prices = prices or Prices()
+        self.counts = counts or {}  # of the trainer: what came of a change under trial
         self.catalogue, self.encoder = catalogue, encoder
         self.version, self.published_at_ms = version, published_at_ms
         self.estimator = Estimator(
@@ -235,12 +237,17 @@ class Live:
         return max(1.0, most / max(1, known.reports.n_callers))
 
     def renewed(
-        self, version: int, published_at_ms: int, fleet: FleetState, prices: Prices
+        self,
+        version: int,
+        published_at_ms: int,
+        fleet: FleetState,
+        prices: Prices,
+        counts: Mapping[str, int] | None = None,
     ) -> Live:
         """The view of a later snapshot in which nothing but telemetry is new."""
         later = copy.copy(self)
         later.version, later.published_at_ms = version, published_at_ms
-        later.fleet, later.prices = fleet, prices
+        later.fleet, later.prices, later.counts = fleet, prices, counts or {}
         later._read_telemetry()
         return later
 
@@ -282,6 +289,7 @@ class LiveView:
             0,
         )
         self._fleet, self._prices = FleetState(), Prices()
+        self._counts: Mapping[str, int] = {}
         self._built_of: Learned | None = None  # what `current` was solved from
         self._passed_over = 0  # a version looked at and not taken
         self._refused = ""  # why the catalogue as it is now can't be used
@@ -373,6 +381,7 @@ class LiveView:
 
     def _take(self, state: State, manifest: Manifest) -> None:
         self._learned, self._fleet, self._prices = state.learned, state.fleet, state.prices
+        self._counts = state.counts
         self._version, self._term = manifest.version, manifest.term
         self._published_at_ms = int(manifest.about["published_at_ms"])
         self._passed_over = 0
@@ -381,7 +390,7 @@ class LiveView:
         """A view of what is loaded. Telemetry alone, every second, is no reason to solve again."""
         if self._built_of is self._learned and catalogue == self.current.catalogue:
             return self.current.renewed(
-                self._version, self._published_at_ms, self._fleet, self._prices
+                self._version, self._published_at_ms, self._fleet, self._prices, self._counts
             )
         live = Live(
             catalogue,
@@ -392,6 +401,7 @@ class LiveView:
             published_at_ms=self._published_at_ms,
             fleet=self._fleet,
             prices=self._prices,
+            counts=self._counts,
         )
         self._built_of = self._learned
         return live

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -73,12 +74,20 @@ class Decisions:
         candidates["pool"][of] = heads["pool"]
         for name in ("propensity", "utility", "quality", "cost_usd", "latency_ms", "verdict"):
             candidates[name] = getattr(choices, name)
-        said = None if requests.said is None else [end_of(one) for one in requests.said.tolist()]
+        plain = requests.said is None and choices.arm is None
+        said = None if plain else [end_of(one) for one in self._said()]
         return sealer.seal(ids, heads, candidates, tenants, measured, said)
 
     def _said(self) -> list[Said]:
-        said = self.requests.said
-        return [NOTHING] * len(self.tenants) if said is None else said.tolist()
+        """What is carried of each, with the arm of a change that it belongs to."""
+        held, arms = self.requests.said, self.choices.arm
+        said: list[Said] = [NOTHING] * len(self.tenants) if held is None else held.tolist()
+        if arms is None:
+            return said
+        return [
+            msgspec.structs.replace(one, change=arm) if arm else one
+            for one, arm in zip(said, arms.tolist(), strict=True)
+        ]
 
     def log(
         self, ids: Sequence[bytes], sessions: Sequence[str], prompts: Sequence[str | None]
@@ -107,6 +116,8 @@ class Decisions:
             contexts=requests.contexts,
             prompts=prompts,
             said=self._said(),
+            beside=choices.beside,
+            suggested=choices.suggested,
         )
 
     def count(self) -> DecidedBatch:

@@ -231,6 +231,8 @@ class RouteFields:
     task: Annotated[str, word] = ""  # what kind of work it is, in the caller's own word
     tags: Annotated[Sequence[str], words] = ()  # further words of the caller's
     modality: Annotated[str, modality_of] = ""  # beside text; empty: not said
+    # The caller's own choice: it stands while the router observes.
+    chosen_model: Annotated[str, partial(text_of, NAME_BYTES_MAX)] = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

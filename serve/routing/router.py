@@ -17,7 +17,7 @@ A model that is not eligible has probability zero, whatever it scored.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 from learners.estimates.estimator import Estimates
 from learners.policies.limits import good_enough, with_trials
 from learners.policies.newcomers import NewcomerOptions, Trials, Tries, draw_within
-from learners.policies.policy import Policy, Scores
+from learners.policies.policy import Policy, Scores, draw
 from learners.prices import shed_share
 from learners.targets import Target
 from serve.budgets.spending import NONE, Asked, Purse, Spending
+from serve.changes.trial import BY_CANDIDATE, Split, Trial
 from serve.routing.eligible import (
     Expected,
     RequestBatch,
@@ -79,6 +80,9 @@ class Choices:
     expected_cost_usd: Floats  # by the catalogue
     estimated_quality: Floats  # before calibration, if no call failed; NaN: not estimated
     estimated_cost_usd: Floats  # likewise
+    arm: NDArray[np.object_] | None = None  # (n,) of a change under trial; None: there is none
+    beside: Floats | None = None  # propensities of a policy that looked on
+    suggested: NDArray[np.intp] | None = None  # (n,) whom it would have chosen
 
     def __getitem__(self, rows: NDArray[np.intp]) -> Choices:
         return taken(self, rows)
@@ -208,8 +212,10 @@ class Chooser:
         rng: np.random.Generator,
         newcomers: NewcomerOptions | None = None,
         source: str = "",
+        trial: Trial | None = None,
     ) -> None:
         """`source` is what telemetry knows this replica by: its slices of budgets go by it."""
+        self.trial = trial
         self.policy, self._options, self._rng = policy, options, rng
         self.spending = Spending(options.pricing.budgets, source)
         self._tracker, self._trials = (
@@ -223,9 +229,13 @@ class Chooser:
         uniform = self._rng.random((len(requests), 2))
         spread = spread_of(len(requests), live, pool_load, self._options, self._rng)
         tries, purse = tries_of(live, self._trials, now_ms), self._purse(live, now_ms)
+        turns = self._turns(requests, live)
+        policy = turns[0] if turns else self.policy
         choices = route(
-            requests, live, pool_load, self.policy, uniform, spread, self._options, tries, purse
+            requests, live, pool_load, policy, uniform, spread, self._options, tries, purse
         )
+        if self.trial is not None:
+            choices = _changed(choices, requests, self.trial, turns, uniform[:, 0])
         sent = choices.fits & ~choices.shed
         at = np.flatnonzero(sent), choices.chosen[sent]
         usd = np.maximum(choices.cost_usd[at], choices.expected_cost_usd[at])
@@ -237,12 +247,66 @@ class Chooser:
             purse.spend(*at, barred.argmax(axis=1)[sent])
         return choices
 
+    def _turns(self, requests: RequestBatch, live: Live) -> tuple[Split, str] | None:
+        """Whose turn each request is, of a change under trial; None where all are one policy's."""
+        trial = self.trial
+        if trial is None or trial.candidate is None or trial.options.mode not in BY_CANDIDATE:
+            return None
+        draws = self._rng.random(len(requests)) if requests.draws is None else requests.draws
+        return trial.split(self.policy, draws, live.counts)
+
     def _purse(self, live: Live, now_ms: int) -> Purse | None:
         """What budgets leave for a batch; None where there are none."""
         if not self.spending.budgets:
             return None
         routers = {source: one.record.budgets for source, one in live.fleet.routers.items()}
         return self.spending.purse(live.prices.accounts, routers, now_ms)
+
+
+def _changed(
+    choices: Choices,
+    requests: RequestBatch,
+    trial: Trial,
+    turns: tuple[Split, str] | None,
+    uniform: Floats,
+) -> Choices:
+    """What a change makes of choices: marked, with what another would have chosen, or replaced."""
+    mode = trial.options.mode
+    if mode in ("observe", "bypass"):
+        stated = np.full(len(requests), NONE) if requests.stated is None else requests.stated
+        if mode == "bypass":
+            return _as_stated(choices, np.where(stated == NONE, trial.otherwise, stated))
+        seen = _as_stated(choices, stated)
+        return replace(seen, beside=choices.propensity, suggested=choices.chosen)
+    if turns is None:
+        return choices
+    split, stage = turns
+    if split.first is None:
+        return choices
+    if mode == "shadow":
+        theirs = split.first[1]
+        return replace(choices, beside=theirs, suggested=draw(theirs, uniform))
+    first = np.ones(len(requests), bool) if requests.first is None else requests.first
+    alike = split.alike(uniform, choices.propensity)
+    return replace(choices, arm=trial.arms(split, stage, alike, first))
+
+
+def _as_stated(choices: Choices, stated: NDArray[np.intp]) -> Choices:
+    """The same where callers' own choices stand: nobody else's are possible."""
+    stands = stated != NONE
+    chosen = np.where(stands, stated, choices.chosen)
+    at = np.arange(len(chosen)), chosen
+    alone = np.zeros_like(choices.propensity)
+    alone[at] = 1.0
+    return replace(
+        choices,
+        chosen=chosen,
+        pool=np.where(stands, choices.pools[at], choices.pool),
+        fits=choices.fits | stands,
+        budget=np.where(stands, NONE, choices.budget),
+        shed=choices.shed & ~stands,
+        propensity=np.where(stands[:, None], alone, choices.propensity),
+    )
 
 
 def _asked(

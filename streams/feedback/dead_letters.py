@@ -8,10 +8,12 @@ they came from says where the whole is.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
-from streams.feedback.feedback import RECORD_BYTES_MAX, DeadLetter
-from streams.log.contract import Record
+from streams.feedback.feedback import RECORD_BYTES_MAX, DeadLetter, Reason
+from streams.log.contract import Damage, Record
 
 VALUE_BYTES_MAX = RECORD_BYTES_MAX  # what is longer can't be learned from, whatever the rest says
 
@@ -37,3 +39,10 @@ def came_from(record: Record) -> tuple[int, int]:
     assert record.key is not None, "the dead-letter topic is written by trainers alone"
     partition, _, offset = record.key.partition(b"/")
     return int(partition), int(offset)
+
+
+def unreadable(damage: Damage) -> Iterable[DeadLetter]:
+    """A dead letter for every record that can't be read, so that each is accounted for."""
+    for offset in range(damage.first_offset, damage.end_offset):
+        record = Record(damage.partition, offset, 0, None, None)
+        yield DeadLetter(record, Reason.DAMAGED, "its bytes in the log fail the checksum")

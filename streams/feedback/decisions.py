@@ -46,12 +46,16 @@ SCHEMA = pa.schema(
         ("tags", pa.list_(pa.string())),  # as the request said them, and those that rules added
         ("rules", pa.list_(pa.string())),  # names of the rules that matched
         ("qualities", pa.list_(pa.float32())),  # predicted of each of `models`, 0 to 1
+        ("change", pa.string()),  # by whom it was decided, of a change under trial
+        ("beside_model", pa.string()),  # whom another policy would have chosen; null: nobody did
+        ("beside_propensities", pa.list_(pa.float32())),  # its, of each of `models`
     ]
 )
 
 # Logs keep decisions for weeks. Columns that were added since read back with these values, and
 # decisions from before the weight of energy with one of 0.
 ADDED: dict[str, Any] = {"task": "", "tags": [], "rules": [], "qualities": None}
+ADDED |= {"change": "", "beside_model": None, "beside_propensities": None}
 PREFERENCE = SCHEMA.get_field_index("preference")
 SCHEMA_BEFORE_ENERGY = SCHEMA.set(PREFERENCE, pa.field("preference", pa.list_(pa.float32(), 3)))
 
@@ -80,6 +84,8 @@ class DecisionBatch(NamedTuple):
     contexts: NDArray[np.int8]  # (n, 64)
     prompts: Sequence[str | None]  # (n,)
     said: Sequence[Said]  # (n,)
+    beside: NDArray[np.floating] | None = None  # (n, k) propensities of a policy that looked on
+    suggested: NDArray[np.intp] | None = None  # (n,) whom it would have chosen
 
 
 def encode(batches: Sequence[DecisionBatch]) -> list[tuple[bytes | None, bytes]]:
@@ -93,7 +99,8 @@ def encode(batches: Sequence[DecisionBatch]) -> list[tuple[bytes | None, bytes]]
 
 def _constants(batch: DecisionBatch) -> tuple[object, ...]:
     """What all rows of a batch share: batches that agree in it can be joined."""
-    return (batch.models, batch.pools, batch.snapshot_version, batch.policy, batch.encoder)
+    alike = (batch.models, batch.pools, batch.snapshot_version, batch.policy, batch.encoder)
+    return (*alike, batch.beside is None)
 
 
 def _joined(batches: Sequence[DecisionBatch]) -> DecisionBatch:
@@ -178,6 +185,20 @@ def _columns(batch: DecisionBatch) -> pa.RecordBatch:
             pa.array(batch.prompts, pa.string()),
             *(of_said(name) for name in ("task", "tags", "rules")),
             pa.ListArray.from_arrays(row_ends, figure(batch.quality.ravel())),
+            of_said("change"),
+            *_beside(batch, models, row_ends),
         ],
         schema=SCHEMA,
     )
+
+
+def _beside(batch: DecisionBatch, models: pa.Array, row_ends: pa.Array) -> list[pa.Array]:
+    """What a policy that looked on would have done."""
+    kinds = [SCHEMA.field(name).type for name in ("beside_model", "beside_propensities")]
+    if batch.beside is None or batch.suggested is None:
+        return [pa.nulls(len(batch.ids), kind) for kind in kinds]
+    chances = pa.array(batch.beside.ravel().astype(np.float32))
+    return [
+        models.take(pa.array(batch.suggested)),
+        pa.ListArray.from_arrays(row_ends, chances),
+    ]

@@ -1,6 +1,6 @@
 """What a request said of itself, and which rules it met: carried in its ticket and its log line.
 
-    msgpack([task, tags, rules]) │ its length (2 bytes)      the end of a ticket's body
+    msgpack([task, tags, rules, change]) │ its length (2 bytes)      the end of a ticket's body
 
 So a ticket says after days for which budgets it counts, and Explain which rules were met. A ticket
 of a request that said nothing has no such end, and is as it was before there was one.
@@ -20,6 +20,7 @@ class Said(msgspec.Struct, array_like=True, frozen=True):
     task: str = ""
     tags: tuple[str, ...] = ()
     rules: tuple[str, ...] = ()  # names, in their order
+    change: str = ""  # by whom it was decided, of a change under trial: `streams.training.change`
 
 
 NOTHING = Said()

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -29,7 +29,7 @@ from learners.estimates.learned import Learned, MemoryOptions
 from learners.option import option
 from streams.clock import SLOW, STEP_MS
 from streams.errors import LogReplaced, LogTruncated, LogUnavailable, SnapshotDamaged
-from streams.feedback.dead_letters import came_from, dead_letter
+from streams.feedback.dead_letters import came_from, dead_letter, unreadable
 from streams.feedback.feedback import (
     COST_BIT,
     PAID_BIT,
@@ -37,7 +37,6 @@ from streams.feedback.feedback import (
     FeedbackOptions,
     Ingest,
     Ingested,
-    Reason,
     keep_fresh,
 )
 from streams.feedback.ticket import Sealer, join_ids, key_of
@@ -50,8 +49,10 @@ from streams.log.contract import (
     Record,
 )
 from streams.log.quiet import once_a_minute
+from streams.training import change
 from streams.training.audit import Audit, AuditOptions
 from streams.training.budgets import RELEASED, settled
+from streams.training.change import ChangeOptions
 from streams.training.prices import SPENT, WASTED, PricingOptions
 from streams.training.share import Share, SoleShard
 from streams.training.snapshots import Store
@@ -101,6 +102,7 @@ class TrainerOptions:
     audit: AuditOptions = field(default_factory=AuditOptions)
     pricing: PricingOptions = field(default_factory=PricingOptions)
     upkeep: UpkeepOptions = field(default_factory=UpkeepOptions)
+    change: ChangeOptions = field(default_factory=ChangeOptions)
 
 
 class Trainer:
@@ -193,8 +195,16 @@ class Trainer:
         damaged, self._reader.damaged[:] = list(self._reader.damaged), []
         if records or damaged:
             self.learn(records, damaged)
+            self._take_steps()
         self.publish_if_due()
         return len(records) + n_telemetry
+
+    def _take_steps(self) -> None:
+        """Promote a change under trial, or take it back."""
+        step = change.next_step(self._options.change, self._counts(), self._now_ms())
+        if step is not None and self._share.watches():
+            change.keep(self._store.folder, step)
+            self.state.count(f"{change.PREFIX}{step.change}.{step.step}", step.at_unix_ms)
 
     def _note_passed(self) -> None:
         """Go on behind what is no record, so that it is not taken for something to be learned."""
@@ -219,7 +229,7 @@ class Trainer:
     def learn(self, records: Sequence[Record], damaged: Sequence[Damage] = ()) -> None:
         """Steps 2 to 4 for records, and unreadable stretches, that go on where the state ends."""
         ingested = self._ingest.take(records)
-        dead = ingested.dead + [letter for damage in damaged for letter in _unreadable(damage)]
+        dead = ingested.dead + [letter for damage in damaged for letter in unreadable(damage)]
         self._set_aside(dead)
         found = ingested.outcomes
         home = self._share.keeps(found.issuers, found.sequences)
@@ -244,6 +254,8 @@ class Trainer:
             self._count_money(PROBED, outcomes.pools, fresh & bit, nano_usd[:, column])
         for window, released in settled(ingested, fresh, home, self._options.pricing.budgets):
             state.count(RELEASED + window, released)
+        for name, more in change.counted(ingested, fresh, home, self._options.change):
+            state.count(name, more)
         state.count(MOVED, int((~home).sum()))
         for letter in dead:
             state.count(DEAD + letter.reason)
@@ -436,10 +448,3 @@ class Trainer:
                 horizon_ms = min(horizon_ms, state.horizons.of(partition).trusted_ms)
         age_ms = round(self._options.feedback.age_s_max * 1000)
         state.seen.forget(horizon_ms - CLOCK_MARGIN_MS - age_ms)
-
-
-def _unreadable(damage: Damage) -> Iterable[DeadLetter]:
-    """A dead letter for every record that can't be read, so that each is accounted for."""
-    for offset in range(damage.first_offset, damage.end_offset):
-        record = Record(damage.partition, offset, 0, None, None)
-        yield DeadLetter(record, Reason.DAMAGED, "its bytes in the log fail the checksum")

@@ -51,6 +51,9 @@ def rows(batches: list[DecisionBatch]) -> list[dict[str, object]]:
                     "tags": list(b.said[i].tags),
                     "rules": list(b.said[i].rules),
                     "qualities": b.quality[i].astype(np.float32).tolist(),
+                    "change": b.said[i].change,
+                    "beside_model": None,
+                    "beside_propensities": None,
                 }
             )
     return found

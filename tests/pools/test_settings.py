@@ -580,6 +580,7 @@ OTHER = {  # where another value is not found by moving away from the default
     "listener.tls_key": "{folder}/b.pem",
     "listener.tls_client_ca": "{folder}/b.pem",
     "learning.landmarks": "{folder}/b.pem",
+    "change.policy": "{folder}/new.toml",
     "encoder.kind": "embeddings-only",
     "encoder.url": "http://elsewhere/v1",
     "encoder.dim": 9,
@@ -663,6 +664,7 @@ def test_key_reaches_what_it_configures(key, tmp_path):
     path = tmp_path / "fairlead.toml"
     for name in ("a.pem", "b.pem"):
         (tmp_path / name).write_text(f"PEM {name}")
+    (tmp_path / "new.toml").write_text('[router]\npolicy = "greedy"\n')
     document = tomllib.loads(BASE.format(folder=tmp_path))
     if str(key) == "log.kind":
         document["learning"]["trainers"] = 1  # more need partitions

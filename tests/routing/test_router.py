@@ -358,7 +358,8 @@ TAUGHT = taught()
 
 
 def columns(choices: Choices) -> dict[str, np.ndarray]:
-    return {name: getattr(choices, name) for name in Choices.__slots__}
+    found = {name: getattr(choices, name) for name in Choices.__slots__}
+    return {name: column for name, column in found.items() if column is not None}
 
 
 def some_requests(n: int) -> RequestBatch:

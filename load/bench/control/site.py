@@ -22,6 +22,7 @@ from learners.estimates.learned import Learned, MemoryOptions
 from learners.policies.policy import Policy, default_policy
 from load.bench.decisions.served import batch_of, catalogue_of, encoder_for, served_contexts
 from load.bench.decisions.streams import LOST, Floats, Rows, Stream
+from serve.changes.trial import Trial
 from serve.encoders import identity
 from serve.routing.live import Live, LiveOptions
 from serve.routing.placement import PlacementOptions
@@ -34,6 +35,7 @@ from streams.log.memory_log import MemoryLog, Storage
 from streams.telemetry.records import encode
 from streams.telemetry.window import Reporter, RouterGauges, RouterWindow
 from streams.training.budgets import Budget
+from streams.training.change import ChangeOptions
 from streams.training.folder import Folder
 from streams.training.prices import PricingOptions
 from streams.training.snapshots import Store
@@ -61,6 +63,8 @@ class SiteOptions:
     poisoned_share: float = 0.0
     policy: Policy = field(default_factory=default_policy)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
+    change: ChangeOptions = field(default_factory=ChangeOptions)
+    candidate: Policy | None = None  # of the change
 
 
 class _Router:
@@ -71,7 +75,8 @@ class _Router:
         rng = np.random.default_rng([seed, 31, number])
         self.source = f"{number + 1:016x}"
         self.reporter = Reporter(self.source, START_MS)
-        self.chooser = Chooser(options.policy, placement, rng, source=self.source)
+        trial = None if options.change.mode == "off" else Trial(options.change, options.candidate)
+        self.chooser = Chooser(options.policy, placement, rng, source=self.source, trial=trial)
         self.window, self.issuer = RouterWindow(), Issuer(number + 1)
 
     def records(self, now_ms: int) -> list[tuple[bytes | None, bytes]]:
@@ -105,15 +110,20 @@ class Site:
         self._sealer = Sealer([rng.bytes(KEY_BYTES)])
         self._log = MemoryLog(Storage(), lambda: self._now_ms)
         self._log.ensure_topics()
-        self._folder = tempfile.TemporaryDirectory()
+        self._temporary = tempfile.TemporaryDirectory()
+        self.folder = Folder(self._temporary.name)
         pricing = PricingOptions(budgets=options.budgets)
         never = TrainerOptions(
-            wait_s=0.0, publish_s=math.inf, memory=options.memory, pricing=pricing
+            wait_s=0.0,
+            publish_s=math.inf,
+            memory=options.memory,
+            pricing=pricing,
+            change=options.change,
         )
         state = State(self._identity, Learned(options.memory, landmarks_of(self._identity)))
         self.trainer = Trainer(
             self._log,
-            Store(Folder(self._folder.name)),
+            Store(self.folder),
             self._sealer,
             self._identity,
             never,
@@ -189,7 +199,7 @@ class Site:
             state.learned.history.settle()
             newest = self._view()
         else:
-            newest = newest.renewed(1, self._now_ms, state.fleet, state.prices)
+            newest = newest.renewed(1, self._now_ms, state.fleet, state.prices, dict(state.counts))
         self._views.append((now_s + self._options.view_lag_s, newest))
         while self._views[0][0] <= now_s:
             self._live = self._views.popleft()[1]
@@ -205,6 +215,7 @@ class Site:
             published_at_ms=self._now_ms,
             fleet=state.fleet,
             prices=state.prices,
+            counts=dict(state.counts),
         )
 
     def __enter__(self) -> Self:
@@ -212,7 +223,7 @@ class Site:
 
     def __exit__(self, *_: object) -> None:
         self.trainer.close()
-        self._folder.cleanup()
+        self._temporary.cleanup()
 
 
 def spent_usd(stream: Stream, chosen: Rows) -> Floats:

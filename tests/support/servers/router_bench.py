@@ -45,6 +45,7 @@ from streams.feedback.feedback import FeedbackOptions
 from streams.feedback.ticket import KEY_BYTES, Sealer, key_of
 from streams.log.outbox import OutboxOptions
 from streams.log.sqlite_log import SqliteLog
+from streams.training.change import ChangeOptions
 from streams.training.folder import Folder
 from streams.training.snapshots import Store
 from streams.training.trainer import Trainer, TrainerOptions
@@ -142,6 +143,8 @@ class Router:
         probes: ProbeOptions = ProbeOptions(),  # noqa: B008 - frozen
         tokens: Sequence[Token] = (),
         rules: Sequence[Rule] = (),
+        change: ChangeOptions = ChangeOptions(),  # noqa: B008 - frozen
+        candidate: Policy | None = None,
         within: Callable[[Replica], Any] = lambda replica: replica,
     ) -> None:
         """`within` may put the replica into something larger, to be started instead of it."""
@@ -166,6 +169,8 @@ class Router:
                 probes=probes,
                 tokens=tuple(tokens),
                 rules=tuple(rules),
+                change=change,
+                candidate=candidate,
             ),
             SqliteLog(folder / "log.sqlite", self.clock),
             self.store,
@@ -186,7 +191,7 @@ class Router:
             self.store,
             Sealer(self.keys),
             self.encoder,
-            TrainerOptions(wait_s=0.0, feedback=feedback),
+            TrainerOptions(wait_s=0.0, feedback=feedback, change=change),
             self.clock,
         )
 

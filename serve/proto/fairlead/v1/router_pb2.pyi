@@ -33,7 +33,7 @@ class Preference(_message.Message):
     def __init__(self, quality: _Optional[float] = ..., cost: _Optional[float] = ..., latency: _Optional[float] = ..., energy: _Optional[float] = ...) -> None: ...
 
 class RouteRequest(_message.Message):
-    __slots__ = ("request_id", "text", "embedding", "embedding_f32", "prompt_tokens", "tenant", "session", "preference", "allowed_models", "denied_models", "cost_usd_max", "latency_ms_max", "deadline_unix_ms", "criticality", "fallbacks_max", "quality_min", "strong_share_max", "task", "tags", "probe", "modality")
+    __slots__ = ("request_id", "text", "embedding", "embedding_f32", "prompt_tokens", "tenant", "session", "preference", "allowed_models", "denied_models", "cost_usd_max", "latency_ms_max", "deadline_unix_ms", "criticality", "fallbacks_max", "quality_min", "strong_share_max", "task", "tags", "probe", "modality", "chosen_model")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +55,7 @@ class RouteRequest(_message.Message):
     TAGS_FIELD_NUMBER: _ClassVar[int]
     PROBE_FIELD_NUMBER: _ClassVar[int]
     MODALITY_FIELD_NUMBER: _ClassVar[int]
+    CHOSEN_MODEL_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     text: str
     embedding: Embedding
@@ -76,7 +77,8 @@ class RouteRequest(_message.Message):
     tags: _containers.RepeatedScalarFieldContainer[str]
     probe: bool
     modality: str
-    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ..., embedding_f32: _Optional[bytes] = ..., prompt_tokens: _Optional[int] = ..., tenant: _Optional[str] = ..., session: _Optional[str] = ..., preference: _Optional[_Union[Preference, _Mapping]] = ..., allowed_models: _Optional[_Iterable[str]] = ..., denied_models: _Optional[_Iterable[str]] = ..., cost_usd_max: _Optional[float] = ..., latency_ms_max: _Optional[float] = ..., deadline_unix_ms: _Optional[int] = ..., criticality: _Optional[_Union[Criticality, str]] = ..., fallbacks_max: _Optional[int] = ..., quality_min: _Optional[float] = ..., strong_share_max: _Optional[float] = ..., task: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., probe: _Optional[bool] = ..., modality: _Optional[str] = ...) -> None: ...
+    chosen_model: str
+    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ..., embedding_f32: _Optional[bytes] = ..., prompt_tokens: _Optional[int] = ..., tenant: _Optional[str] = ..., session: _Optional[str] = ..., preference: _Optional[_Union[Preference, _Mapping]] = ..., allowed_models: _Optional[_Iterable[str]] = ..., denied_models: _Optional[_Iterable[str]] = ..., cost_usd_max: _Optional[float] = ..., latency_ms_max: _Optional[float] = ..., deadline_unix_ms: _Optional[int] = ..., criticality: _Optional[_Union[Criticality, str]] = ..., fallbacks_max: _Optional[int] = ..., quality_min: _Optional[float] = ..., strong_share_max: _Optional[float] = ..., task: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., probe: _Optional[bool] = ..., modality: _Optional[str] = ..., chosen_model: _Optional[str] = ...) -> None: ...
 
 class Embedding(_message.Message):
     __slots__ = ("values",)
@@ -113,7 +115,7 @@ class Alternative(_message.Message):
     def __init__(self, model: _Optional[str] = ..., pool: _Optional[str] = ..., utility: _Optional[float] = ..., propensity: _Optional[float] = ..., quality: _Optional[_Union[Estimate, _Mapping]] = ..., cost_usd: _Optional[_Union[Estimate, _Mapping]] = ..., latency_ms: _Optional[_Union[Estimate, _Mapping]] = ..., energy_j: _Optional[float] = ...) -> None: ...
 
 class Decision(_message.Message):
-    __slots__ = ("request_id", "decision_id", "model", "pool", "propensity", "utility", "quality", "cost_usd", "latency_ms", "fallbacks", "snapshot_version", "snapshot_age_ms", "ticket", "energy_j", "below_quality_min", "rules", "probe")
+    __slots__ = ("request_id", "decision_id", "model", "pool", "propensity", "utility", "quality", "cost_usd", "latency_ms", "fallbacks", "snapshot_version", "snapshot_age_ms", "ticket", "energy_j", "below_quality_min", "rules", "suggested_model", "probe")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -130,6 +132,7 @@ class Decision(_message.Message):
     ENERGY_J_FIELD_NUMBER: _ClassVar[int]
     BELOW_QUALITY_MIN_FIELD_NUMBER: _ClassVar[int]
     RULES_FIELD_NUMBER: _ClassVar[int]
+    SUGGESTED_MODEL_FIELD_NUMBER: _ClassVar[int]
     PROBE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     decision_id: str
@@ -147,8 +150,9 @@ class Decision(_message.Message):
     energy_j: float
     below_quality_min: bool
     rules: _containers.RepeatedScalarFieldContainer[str]
+    suggested_model: str
     probe: Probe
-    def __init__(self, request_id: _Optional[str] = ..., decision_id: _Optional[str] = ..., model: _Optional[str] = ..., pool: _Optional[str] = ..., propensity: _Optional[float] = ..., utility: _Optional[float] = ..., quality: _Optional[_Union[Estimate, _Mapping]] = ..., cost_usd: _Optional[_Union[Estimate, _Mapping]] = ..., latency_ms: _Optional[_Union[Estimate, _Mapping]] = ..., fallbacks: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ..., snapshot_version: _Optional[int] = ..., snapshot_age_ms: _Optional[int] = ..., ticket: _Optional[bytes] = ..., energy_j: _Optional[float] = ..., below_quality_min: _Optional[bool] = ..., rules: _Optional[_Iterable[str]] = ..., probe: _Optional[_Union[Probe, _Mapping]] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., decision_id: _Optional[str] = ..., model: _Optional[str] = ..., pool: _Optional[str] = ..., propensity: _Optional[float] = ..., utility: _Optional[float] = ..., quality: _Optional[_Union[Estimate, _Mapping]] = ..., cost_usd: _Optional[_Union[Estimate, _Mapping]] = ..., latency_ms: _Optional[_Union[Estimate, _Mapping]] = ..., fallbacks: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ..., snapshot_version: _Optional[int] = ..., snapshot_age_ms: _Optional[int] = ..., ticket: _Optional[bytes] = ..., energy_j: _Optional[float] = ..., below_quality_min: _Optional[bool] = ..., rules: _Optional[_Iterable[str]] = ..., suggested_model: _Optional[str] = ..., probe: _Optional[_Union[Probe, _Mapping]] = ...) -> None: ...
 
 class Probe(_message.Message):
     __slots__ = ("decision_id", "model", "pool", "ticket", "quality", "cost_usd")
