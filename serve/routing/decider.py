@@ -25,11 +25,10 @@ from serve.errors import (
     FleetFull,
     InvalidRequest,
     ServeError,
-    UnknownModel,
 )
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.decision_bytes import columns_bytes, write_decisions
-from serve.routing.eligible import RequestBatch, columns
+from serve.routing.eligible import RequestBatch, allowed_of, columns, said_of, stated_of
 from serve.routing.live import Live
 from serve.routing.probing import Prober
 from serve.routing.records import Decisions
@@ -47,7 +46,6 @@ from serve.routing.sessions import Held, SessionOptions, Sessions
 from serve.rules.rulebook import Rulebook
 from serve.rules.ruling import Ruled, Ruling
 from streams.feedback.decisions import DecisionBatch
-from streams.feedback.said import NOTHING, Said
 from streams.feedback.ticket import Issuer, Sealer
 from streams.telemetry.window import DecidedBatch
 
@@ -108,7 +106,7 @@ class Decider:
         now_ms = self._now_ms()
         refused: Refusals = {}
         embeddings = self._embeddings(asked, refused)
-        allowed = _allowed(asked, live, refused)
+        allowed = allowed_of(asked, live, refused)
         _check_deadlines(asked, now_ms, refused)
         ruled = self._ruled(asked, embeddings, allowed, live, now_ms, refused)
         asked = ruled.asked
@@ -155,7 +153,7 @@ class Decider:
         """Decide n requests that are alike but for their rows. Raises what refuses them all."""
         now_ms, n = self._now_ms(), len(embeddings)
         problems: Refusals = {}
-        allowed = _allowed([shared], live, problems)
+        allowed = allowed_of([shared], live, problems)
         _check_deadlines([shared], now_ms, problems)
         if problems:
             raise problems[0]
@@ -179,10 +177,10 @@ class Decider:
             preference=np.array([one.weights for one in taken], np.float64),
             allowed=allowed.repeat(len(at), axis=0),
             tenants=np.full(len(at), shared.tenant, object),
-            said=_said([shared]).repeat(len(at)) if ruled.left is None else _said(taken),
+            said=said_of([shared]).repeat(len(at)) if ruled.left is None else said_of(taken),
             left=None if ruled.left is None else ruled.left[at],
             preferred=None if ruled.preferred is None else ruled.preferred[at],
-            stated=_stated([shared], live).repeat(len(at)),
+            stated=stated_of([shared], live).repeat(len(at)),
             **alike | {"prompt_tokens": tokens},
         )
         choices = self._chooser.choose(requests, live, now_ms)
@@ -318,7 +316,7 @@ class Decider:
             allowed=allowed,
             switch_ms=self._switch_ms(asked, tokens, live, now_ms),
             tenants=np.array([one.tenant for one in asked], object),
-            said=_said(asked),
+            said=said_of(asked),
             **self._of_change(asked, live, now_ms),
             **columns(asked) | {"prompt_tokens": tokens},
         )
@@ -339,7 +337,7 @@ class Decider:
         return {
             "draws": np.array(draws, np.float64),
             "first": np.array(first, bool),
-            "stated": _stated(asked, live),
+            "stated": stated_of(asked, live),
         }
 
     def _switch_ms(
@@ -386,30 +384,6 @@ class Decider:
         )
 
 
-def _allowed(asked: Sequence[RouteInput], live: Live, refused: Refusals) -> NDArray[np.bool_]:
-    """Which models each request lets in, (n, k)."""
-    allowed = np.ones((len(asked), len(live.catalogue)), bool)
-    for i, one in enumerate(asked):
-        if one.allowed_models or one.denied_models or one.chosen_model:
-            try:
-                _columns_of("chosen_model", [one.chosen_model] * bool(one.chosen_model), live)
-                if one.allowed_models:
-                    allowed[i] = False
-                    allowed[i, _columns_of("allowed_models", one.allowed_models, live)] = True
-                allowed[i, _columns_of("denied_models", one.denied_models, live)] = False
-            except UnknownModel as error:
-                refused[i] = error
-    return allowed
-
-
-def _columns_of(field: str, names: Sequence[str], live: Live) -> list[int]:
-    column_of = live.catalogue.column_of
-    for name in names:
-        if name not in column_of:
-            raise UnknownModel(field, name[:100], live.catalogue.names)
-    return [column_of[name] for name in names]
-
-
 def _check_deadlines(asked: Sequence[RouteInput], now_ms: int, refused: Refusals) -> None:
     for i, one in enumerate(asked):
         deadline_ms = one.deadline_unix_ms
@@ -418,23 +392,6 @@ def _check_deadlines(asked: Sequence[RouteInput], now_ms: int, refused: Refusals
                 f"deadline_unix_ms is {deadline_ms}, {now_ms - deadline_ms} ms before the request "
                 f"was scored"
             )
-
-
-def _stated(asked: Sequence[RouteInput], live: Live) -> NDArray[np.intp]:
-    """Columns of the callers' own choices (n,), −1 where there is none. Raises UnknownModel."""
-    said = [one.chosen_model for one in asked]
-    return np.array(
-        [_columns_of("chosen_model", [one], live)[0] if one else -1 for one in said], np.intp
-    )
-
-
-def _said(asked: Sequence[RouteInput]) -> NDArray[np.object_]:
-    """What requests say of themselves (n,)."""
-    found = np.full(len(asked), NOTHING, object)
-    for i, one in enumerate(asked):
-        if one.task or one.tags or one.rules:
-            found[i] = Said(one.task, tuple(one.tags), one.rules)
-    return found
 
 
 def _tokens_of(asked: ColumnsInput, n: int) -> NDArray[np.float64]:

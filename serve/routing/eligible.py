@@ -23,8 +23,10 @@ from learners.estimates.estimator import Estimates
 from learners.policies.limits import good_enough, stale, strong_of, strong_passes, unsure
 from learners.policies.policy import Mask
 from learners.targets import COST_USD_MIN, Target
+from serve.errors import ServeError, UnknownModel
 from serve.routing.live import Live
-from serve.routing.request import COLUMNS, RouteFields
+from serve.routing.request import COLUMNS, RouteFields, RouteInput
+from streams.feedback.said import NOTHING, Said
 
 Floats = NDArray[np.float64]
 Columns = TypeVar("Columns")
@@ -84,6 +86,49 @@ def columns(inputs: Sequence[RouteFields]) -> dict[str, NDArray[Any]]:
     for name, (unsaid, dtype) in COLUMNS.items():
         said = [getattr(one, name) for one in inputs]
         found[name] = np.array([unsaid if one is None else one for one in said], dtype)
+    return found
+
+
+def allowed_of(
+    asked: Sequence[RouteInput], live: Live, refused: dict[int, ServeError]
+) -> NDArray[np.bool_]:
+    """Which models each request lets in, (n, k); who names one that is unknown is refused."""
+    allowed = np.ones((len(asked), len(live.catalogue)), bool)
+    for i, one in enumerate(asked):
+        if one.allowed_models or one.denied_models or one.chosen_model:
+            try:
+                _columns_of("chosen_model", [one.chosen_model] * bool(one.chosen_model), live)
+                if one.allowed_models:
+                    allowed[i] = False
+                    allowed[i, _columns_of("allowed_models", one.allowed_models, live)] = True
+                allowed[i, _columns_of("denied_models", one.denied_models, live)] = False
+            except UnknownModel as error:
+                refused[i] = error
+    return allowed
+
+
+def _columns_of(field: str, names: Sequence[str], live: Live) -> list[int]:
+    column_of = live.catalogue.column_of
+    for name in names:
+        if name not in column_of:
+            raise UnknownModel(field, name[:100], live.catalogue.names)
+    return [column_of[name] for name in names]
+
+
+def stated_of(asked: Sequence[RouteInput], live: Live) -> NDArray[np.intp]:
+    """Columns of the callers' own choices (n,), −1 where there is none. Raises UnknownModel."""
+    said = [one.chosen_model for one in asked]
+    return np.array(
+        [_columns_of("chosen_model", [one], live)[0] if one else -1 for one in said], np.intp
+    )
+
+
+def said_of(asked: Sequence[RouteInput]) -> NDArray[np.object_]:
+    """What requests say of themselves (n,)."""
+    found = np.full(len(asked), NOTHING, object)
+    for i, one in enumerate(asked):
+        if one.task or one.tags or one.rules:
+            found[i] = Said(one.task, tuple(one.tags), one.rules)
     return found
 
 
