@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+import zipfile
 
 import aiohttp
+import pytest
 
 from infra.autoscaling.live.replicas import ReplicaCount
 from infra.pools.ports import free_ports
@@ -13,6 +15,8 @@ from load.bench.pools.bench import by_figure, carried, overloaded
 from load.bench.pools.callers import Asked, Callers
 from load.bench.pools.scenario import TRUE_PER_S, PoolsBench
 from load.bench.pools.server import StandIn
+from load.bench.pools.vllm.install import requirements
+from load.bench.pools.vllm.watching import Seen, changes, measured_per_s
 
 OPTIONS = PoolsBench(kinds=("vllm",), overload_per_s=10.0, settled_s=30.0, overload_s=50.0)
 GREW = [ReplicaCount(0.0, {"vllm": 1}), ReplicaCount(40.0, {"vllm": 2})]
@@ -75,7 +79,10 @@ def test_a_stand_in_takes_so_many_at_once_and_the_rest_waits():
             callers = Callers(
                 f"http://127.0.0.1:{port}/v1", session, patience_s=20.0, began_s=time.monotonic()
             )
-            asking = [asyncio.create_task(callers._one(["m"], n, found.append)) for n in range(6)]
+            asking = [
+                asyncio.create_task(callers._one(["m"], n, "critical", found.append))
+                for n in range(6)
+            ]
             while not server.doing.finished:
                 most.append((server.doing.running, server.doing.waiting))
                 await asyncio.sleep(0)
@@ -93,3 +100,48 @@ def test_a_stand_in_takes_so_many_at_once_and_the_rest_waits():
 
 def test_nothing_asked_has_no_share():
     assert overloaded([], [], "vllm", OPTIONS)["answered_share"] is None
+
+
+# --- a real vLLM: what is measured of its engines, without one --------------------------------------
+
+
+def look(at_s: float, running: float, finished: float, address: str = "a") -> Seen:
+    return Seen(at_s=at_s, address=address, running=running, waiting=0.0, finished=finished)
+
+
+def test_an_engine_is_measured_while_all_its_slots_are_taken():
+    """
+    Not while it has room, not over a restart, and not over looks that did not come.
+    """
+    seen = [
+        look(0.0, 1, 0), look(1.0, 2, 1), look(2.0, 2, 4), look(3.0, 2, 6),  # 5 in two seconds
+        look(4.0, 2, 0), look(5.0, 1, 9), look(20.0, 2, 10), look(40.0, 2, 90),
+        look(2.5, 2, 10, "b"), look(3.5, 2, 11, "b"),  # 1 in one second
+    ]  # fmt: skip
+
+    assert measured_per_s(seen, slots=2) == pytest.approx(6 / 3)
+    assert measured_per_s(seen[:2], slots=2) is None
+
+
+def test_engines_over_time_are_their_changes():
+    ready = [(0.0, {"p": 1}), (1.0, {"p": 1}), (2.0, {}), (3.0, {"p": 2})]
+
+    assert changes(ready, "p") == [[0.0, 1], [2.0, 0], [3.0, 2]]
+
+
+def test_what_vllm_requires_is_read_without_torch_and_extras(tmp_path):
+    """
+    It asks for a torch that PyPI does not have.
+    """
+    wheel = tmp_path / "w.whl"
+    said = (
+        "torch==2.13.0+cpu",
+        "torchvision; sys_platform != 'x'",
+        "numpy>=2",
+        'ray; extra == "ray"',
+    )
+    with zipfile.ZipFile(wheel, "w") as file:
+        text = "Name: w\n" + "".join(f"Requires-Dist: {one}\n" for one in said)
+        file.writestr("w-1.dist-info/METADATA", text)
+
+    assert requirements(wheel) == ["numpy>=2"]
