@@ -145,10 +145,11 @@ def test_every_kind_names_what_it_must():
 
 
 class Server:
-    """Answers /metrics as a test says."""
+    """Answers /metrics as a test says, and other paths as it says."""
 
-    def __init__(self, answer):
+    def __init__(self, answer, **others):
         self.answer, self.asked = answer, 0
+        self.others, self.paths = {f"/{path}": of for path, of in others.items()}, []
 
     async def __aenter__(self):
         self.server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
@@ -160,10 +161,11 @@ class Server:
         self.server.close()
 
     async def serve(self, reader, writer):
-        await reader.readuntil(b"\r\n\r\n")
+        path = (await reader.readuntil(b"\r\n\r\n")).split()[1].decode()
         self.asked += 1
+        self.paths.append(path)
         try:
-            await self.answer(writer)
+            await self.others.get(path, self.answer)(writer)
             await writer.drain()
         except ConnectionError:
             pass
@@ -211,6 +213,45 @@ def test_a_page_comes_within_its_time_and_size_or_not_at_all(monkeypatch):
     with pytest.raises(PageUnreadable, match="503"):
         read(said(b"busy", 503))
     assert read(said(page("sglang").encode())).kind == "sglang"
+
+
+def read_often(server: Server, *pages: str) -> list[str]:
+    """Versions, from one look to the next."""
+
+    async def looks():
+        async with server, aiohttp.ClientSession() as session:
+            one, found = Page(session, server.url, lambda: 0.0), []
+            for text in pages:
+                server.answer = said(text.encode())
+                found.append((await one.read()).version)
+            return found
+
+    return asyncio.run(looks())
+
+
+def test_the_version_that_is_on_no_page_is_asked_for_when_a_server_was_started():
+    """
+    vLLM's page does not have it. It is asked for once, and again when counters begin anew.
+    """
+    busy, after, idle = (page(f"vllm_0_32_{which}") for which in ("busy", "after", "busy"))
+    server = Server(None, version=said(b'{"version": "0.32.0"}'))
+
+    assert read_often(server, busy, after, after, idle) == ["0.32.0"] * 4
+    assert server.paths.count("/version") == 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [said(b"no", 404), said(b"{"), said(b"[1]"), said(b'{"version": 7}'), said(b"x" * 9999)],
+)
+def test_a_version_that_does_not_come_is_none(answer):
+    """
+    And the page counts all the same.
+    """
+    server = Server(None, version=answer)
+
+    assert read_often(server, page("vllm_0_32_busy"), page("vllm_0_32_after")) == ["", ""]
+    assert server.paths == ["/metrics", "/version", "/metrics"]
 
 
 def test_a_page_that_is_not_there_is_asked_for_again_half_a_minute_later():
