@@ -15,18 +15,14 @@ from dataclasses import dataclass
 from functools import partial
 
 import grpc
-from google.protobuf.message import DecodeError, Message
-from google.protobuf.message_factory import GetMessageClass
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health, health_pb2
 
 from learners.option import option
 from serve.access.tokens import OPEN, Access
 from serve.addresses import joined
-from serve.errors import InvalidRequest
-from serve.grpc_api.descriptors import methods_found
-from serve.grpc_api.guard import Guard, Methods, impose
-from serve.grpc_api.repeated import part_check
+from serve.grpc_api.guard import Guard
+from serve.grpc_api.methods import methods_of
+from serve.grpc_api.open_services import open_to_all
 from serve.proto.fairlead.v1 import dispatch_pb2, router_pb2
 
 # Clients ask every 10 s, which is the most often that gRPC's libraries allow them. By default a
@@ -108,12 +104,10 @@ class Listener:
     async def start(self) -> None:
         """Bind and serve. Raises RuntimeError if the address can't be bound."""
         for name, servicer in self._servicers.items():
-            methods = partial(_methods, name, servicer)
+            methods = partial(methods_of, SERVICES[name], servicer)
             guard = Guard(name, methods, self._access, self._now_s)
             self._server.add_generic_rpc_handlers((guard,))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (*self._servicers, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server, pool=methods_found())
+        self._server.add_generic_rpc_handlers(open_to_all(self._health, tuple(self._servicers)))
         address = joined(self._options.host, self._options.port)
         if self._options.tls_certificate:
             pair = (self._options.tls_key, self._options.tls_certificate)
@@ -135,52 +129,3 @@ class Listener:
     async def _say(self, status: int) -> None:
         for name in ("", *self._servicers):
             await self._health.set(name, status)
-
-
-KINDS = {  # by whether the client streams, and the server
-    (False, False): grpc.unary_unary_rpc_method_handler,
-    (False, True): grpc.unary_stream_rpc_method_handler,
-    (True, True): grpc.stream_stream_rpc_method_handler,
-}
-
-
-def _methods(service: str, servicer: object, tenant: str) -> Methods:
-    """A service's methods, as the generated code registers them but for reading messages.
-
-    Messages are read as those of `tenant`; "" is whoever they say.
-
-    Bytes that are no message, or one of too many parts, are handed on as the error they are, to be
-    refused like any bad input. By itself `grpc.aio` answers with UNKNOWN, and in a stream never.
-    """
-    found = {}
-    for method in SERVICES[service].methods:
-        handler = KINDS[method.client_streaming, method.server_streaming]
-        found[method.name] = handler(
-            getattr(servicer, method.name),
-            request_deserializer=_reader(GetMessageClass(method.input_type), tenant),
-            response_serializer=_written,
-        )
-    return found
-
-
-def _written(reply: Message | bytes) -> bytes:
-    """A reply as bytes, which hot paths write themselves."""
-    return reply if isinstance(reply, bytes) else reply.SerializeToString()
-
-
-def _reader(kind: type[Message], tenant: str) -> Callable[[bytes], Message | InvalidRequest]:
-    name, check_parts = kind.DESCRIPTOR.full_name, part_check(kind.DESCRIPTOR)
-
-    def read(content: bytes) -> Message | InvalidRequest:
-        try:
-            check_parts(content)
-            message = kind.FromString(content)
-            impose(message, tenant)
-        except InvalidRequest as error:
-            return error
-        except DecodeError as error:
-            problem = f"{len(content)} bytes that can't be read ({error})"
-            return InvalidRequest("the message", problem, f"a {name}")
-        return message
-
-    return read

@@ -1,0 +1,155 @@
+"""The written list of ways to get in without the right: each must be refused.
+
+    no token, an unknown, mangled, expired one, of another scope    every method, every path
+    paths, headers and framing that a check might read differently than the router does
+
+Forged tickets and others' names are in `forgeries`, what is less than TLS in `weak_tls`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from load.bench.operate.attack import CHAT, Attack, Attempt
+from load.bench.operate.door import Reply, get
+from serve.access.tokens import digest_of, new_token
+
+
+def attempts(on: Attack) -> Iterator[Attempt]:
+    """All of them."""
+    yield from _without_right(on)
+    yield from _mangled_tokens(on)
+    yield from _odd_paths(on)
+    yield from _odd_http(on)
+
+
+def _without_right(on: Attack) -> Iterator[Attempt]:
+    """No token, one of another scope, an expired one."""
+    scopes = {"SendFeedback": "feedback", "Explain": "read", "Dispatch": "dispatch"}
+    for method in on.messages():
+        yield Attempt(f"{method} without a token", lambda m=method: on.grpc(m, ()))
+        yield Attempt(f"{method}, expired", lambda m=method: on.grpc(m, on.bearer("expired")))
+        right = scopes.get(method, "route")
+        for scope in ("route", "dispatch", "feedback", "read"):
+            if scope != right:
+                yield Attempt(
+                    f"{method} with the scope {scope}",
+                    lambda m=method, s=scope: on.grpc(m, on.bearer(s)),
+                )
+    paths = {"/v1/models": b"", "/v1/chat/completions": CHAT, "/v1/feedback": on.outcome_json()}
+    rights = {"/v1/models": "read", "/v1/chat/completions": "dispatch", "/v1/feedback": "feedback"}
+    for path, body in paths.items():
+        yield Attempt(f"{path} without a token", lambda p=path, b=body: on.http(p, (), b))
+        for name in ("expired", "route", "dispatch", "feedback", "read"):
+            if name != rights[path]:
+                yield Attempt(
+                    f"{path} with the token {name}",
+                    lambda p=path, b=body, n=name: on.http(p, on.bearer(n), b),
+                )
+
+
+def _mangled_tokens(on: Attack) -> Iterator[Attempt]:
+    """What looks like a token, or stands in its place."""
+    good = on.at.tokens["all"]
+    values = {
+        "empty": "",
+        "a scheme alone": "Bearer",
+        "a scheme and a blank": "Bearer ",
+        "another scheme": f"Basic {good}",
+        "no scheme": good,
+        "an unknown token": f"Bearer {new_token()}",
+        "its digest": f"Bearer {digest_of(good.encode())}",
+        "one short": f"Bearer {good[:-1]}",
+        "one too many": f"Bearer {good}A",
+        "in capitals": f"Bearer {good.upper()}",
+        "with a comma": f"Bearer ,{good}",
+        "quoted": f'Bearer "{good}"',
+        "twice": f"Bearer {good}, Bearer {good}",
+        "very long": "Bearer " + "A" * 7000,
+        "a pattern": "Bearer fl_*",
+        "null": "Bearer null",
+    }
+    for name, value in values.items():
+        shown = [("authorization", value)]
+        yield Attempt(f"gRPC, token: {name}", lambda s=shown: on.grpc("Route", s))
+        yield Attempt(f"HTTP, token: {name}", lambda s=shown: on.http("/v1/models", s))
+    for header in ("x-api-key", "api-key", "cookie", "proxy-authorization", "x-authorization"):
+        shown = [(header, f"Bearer {good}")]
+        yield Attempt(f"gRPC, token in {header}", lambda s=shown: on.grpc("Route", s))
+        yield Attempt(f"HTTP, token in {header}", lambda s=shown: on.http("/v1/models", s))
+    yield Attempt("token in the address", lambda: on.http(f"/v1/models?access_token={good}"))
+
+
+def _odd_paths(on: Attack) -> Iterator[Attempt]:
+    """Paths that a check might take for another one than the router does."""
+    message = on.messages()["Route"][1]
+    for path in (
+        "/fairlead.v1.Router/Route/",
+        "//fairlead.v1.Router/Route",
+        "/fairlead.v1.router/Route",
+        "/fairlead.v1.Router/route",
+        "/fairlead.v1.Router/Route?",
+        "/fairlead.v1.Router/Route;",
+        "/fairlead.v1.Router/%52oute",
+        "/fairlead.v1.Router/../fairlead.v1.Router/Route",
+        "/grpc.health.v1.Health/../../fairlead.v1.Router/Route",
+        "/Router/Route",
+        "/fairlead.v1.Admin/Restart",
+    ):
+        yield Attempt(f"gRPC path {path}", lambda p=path: on.door.grpc(on.at.ports[0], p, message))
+    for path in (
+        "/v1/models/",
+        "//v1/models",
+        "/V1/models",
+        "/health/../v1/models",
+        "/health/%2e%2e/v1/models",
+        "/health;/v1/models",
+        "/health%2f..%2fv1/models",
+        "/v1/./models",
+        "/v1/models%00",
+        "/v1/models#/health",
+        "http://localhost/v1/models",
+        "/v1/models?path=/health",
+        "*",
+    ):
+        yield Attempt(f"HTTP path {path}", lambda p=path: on.http(p))
+
+
+def _odd_http(on: Attack) -> Iterator[Attempt]:
+    """Headers and framing that proxies and servers disagree about."""
+    for header, value in (
+        ("x-original-url", "/health"),
+        ("x-rewrite-url", "/health"),
+        ("x-forwarded-for", "127.0.0.1"),
+        ("x-forwarded-prefix", "/health"),
+        ("forwarded", "for=127.0.0.1"),
+        ("x-http-method-override", "OPTIONS"),
+        ("upgrade", "h2c"),
+        ("host", "127.0.0.1"),
+        ("fairlead.tenant", "acme"),
+    ):
+        shown = [(header, value)]
+        yield Attempt(f"HTTP, {header}: {value}", lambda s=shown: on.http("/v1/models", s))
+    for method in ("HEAD", "OPTIONS", "PUT", "TRACE", "CONNECT", "get"):
+        yield Attempt(
+            f"HTTP method {method}",
+            lambda m=method: on.door.http(on.at.ports[2], get("/v1/models", method=m)),
+        )
+    smuggled = b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n"
+    framings = {
+        "lengths that differ": b"content-length: 4\r\ncontent-length: %d" % len(smuggled),
+        "length and chunks": b"content-length: 4\r\ntransfer-encoding: chunked",
+        "chunks, misspelt": b"transfer-encoding: xchunked",
+    }
+    for name, framing in framings.items():
+        request = b"POST /health HTTP/1.1\r\nhost: x\r\n" + framing + b"\r\n\r\n" + smuggled
+        yield Attempt(
+            f"a request within another one: {name}",
+            lambda r=request: _smuggled(on, r),
+        )
+
+
+async def _smuggled(on: Attack, request: bytes) -> Reply:
+    """Got in where the inner request was answered, whatever the outer one got."""
+    found = await on.door.http(on.at.ports[2], request)
+    return Reply("OK", found.body) if b'"list"' in found.body else Reply(f"refused {found.code}")

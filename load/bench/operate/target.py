@@ -1,0 +1,129 @@
+"""The server that is fuzzed: a dispatcher as Ray runs it, in a process of its own.
+
+    parent ──folder──▶ child: sound model server, router, dispatcher ──▶ prints its ports
+       └──closes standard input──▶ the child stops
+
+All that a caller can reach is in it: decisions, answers, feedback, both listeners. What it says
+is kept in a file, where a trace is a fault, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from load.bench.upstreams.dispatchers import dispatchers
+from load.bench.upstreams.server import SOUND, MisbehavingServer
+from load.errors import LoopStuck
+
+STOP_S_MAX = 60.0
+SITE = """state_dir = "{folder}/state"
+[encoder]
+kind = "hashing"
+[dispatch]
+replicas = 1
+http_connections_max = 1000
+[[models]]
+name = "sound"
+[[models]]
+name = "other"
+usd_per_call = 0.01
+[[pools]]
+name = "sound"
+model = "sound"
+backend = "openai"
+urls = ["{url}"]
+[[pools]]
+name = "other"
+model = "other"
+backend = "openai"
+urls = ["{url}"]
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A child that is up."""
+
+    grpc_port: int
+    http_port: int
+    process: subprocess.Popen[str]
+    said: Path
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended."""
+        return self.process.poll() is None
+
+    def rss_mb(self) -> float | None:
+        """Its resident memory; None where the system does not say."""
+        try:
+            lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        except OSError:
+            return None
+        (found,) = [line.split()[1] for line in lines if line.startswith("VmRSS")] or ("",)
+        return int(found) / 1024 if found else None
+
+    def traces(self) -> int:
+        """Traces of exceptions that it has logged."""
+        return self.said.read_text(errors="replace").count("Traceback (most recent call last)")
+
+
+@contextmanager
+def target(folder: Path) -> Iterator[Target]:
+    """Run it for the length of a `with` block. Raises LoopStuck."""
+    said = folder / "target.log"
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    with said.open("w") as log:
+        child = subprocess.Popen(  # noqa: S603 - our own module
+            [sys.executable, "-m", __name__, str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=os.environ | one_thread,
+        )
+    assert child.stdin and child.stdout
+    try:
+        line = child.stdout.readline()
+        if not line:
+            raise LoopStuck(f"the server that is fuzzed did not start: {said.read_text()[-2000:]}")
+        yield Target(*json.loads(line), child, said)
+    finally:
+        child.stdin.close()
+        try:
+            child.wait(STOP_S_MAX)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        child.stdout.close()
+
+
+async def _serve(folder: Path) -> None:
+    async with MisbehavingServer(()) as server:
+        path = folder / "fairlead.toml"
+        path.write_text(SITE.format(folder=folder, url=server.url(SOUND)))
+        async with dispatchers(path, 1) as (one,):
+            sys.stdout.write(json.dumps([one.replica.port, one.http_port]) + "\n")
+            sys.stdout.flush()
+            await asyncio.to_thread(sys.stdin.read)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Serve until standard input is closed."""
+    import uvloop
+
+    logging.basicConfig(level=logging.WARNING)
+    uvloop.run(_serve(Path(arguments[0])))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
