@@ -169,6 +169,9 @@ def tls(
     return grpc.ssl_channel_credentials(root_certificates)
 
 
-def connect(target: str, connections: int) -> list[grpc.aio.Channel]:
-    """Return so many asyncio channels to a router without TLS, for replays and benchmarks."""
-    return [opened(grpc.aio, target, None, RetryOptions()) for _ in range(connections)]
+def connect(
+    target: str, connections: int, root_certificates: bytes | None = None
+) -> list[grpc.aio.Channel]:
+    """Return so many asyncio channels to a router, for replays and benchmarks."""
+    credentials = tls(root_certificates, None)
+    return [opened(grpc.aio, target, credentials, RetryOptions()) for _ in range(connections)]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fairlead.commands.terminal import JsonOption, console, measured, only_json, progress
+from fairlead.commands.terminal import JsonOption, console, measured, only_json, progress, shown
 
 bench_app = typer.Typer(help="Measure, on this machine.", no_args_is_help=True)
 
@@ -307,3 +307,29 @@ def bench_vllm(
 
     options = scenario.VllmBench(python=python.absolute(), model=model.absolute(), port=port)
     measured(lambda say: bench.measure(options, say, picture), as_json)
+
+
+@bench_app.command("operate")
+def bench_operate(
+    quick: Annotated[bool, typer.Option(help="10,000 spoiled messages; about a minute.")] = False,
+    fuzzed: Annotated[
+        int | None, typer.Option(min=1000, help="Spoiled messages. Default: 1,000,000.")
+    ] = None,
+    port: Annotated[int, typer.Option(min=1, max=65533, help="And the next two.")] = 7530,
+    as_json: JsonOption = False,
+) -> None:
+    """Try to get in, to crash it, to find prompts, to lose requests. Exit code 1 if any can."""
+    from dataclasses import replace
+
+    from fairlead.channels import connect
+    from load.bench.operate import bench
+
+    options = bench.quick(port) if quick else bench.OperateBench(port=port)
+    options = replace(options, fuzzed=fuzzed or options.fuzzed)
+    with only_json(as_json) as emit:
+        found = bench.measure(options, connect, progress)
+        emit(found)
+    if not as_json:
+        shown(found)
+    if any(found[key] for key in ("auth_bypasses", "crashes", "canaries_found", "rolling_lost")):
+        raise typer.Exit(1)

@@ -61,8 +61,12 @@ def measured(measure: Callable[[Callable[[str], None]], dict[str, Any]], as_json
     with only_json(as_json) as emit:
         found = measure(progress)
         emit(found)
-    if as_json:
-        return
+    if not as_json:
+        shown(found)
+
+
+def shown(found: dict[str, Any]) -> None:
+    """A result line by line, with a table of what has rows."""
     for name, value in found.items():
         if isinstance(value, dict) and all(isinstance(row, dict) for row in value.values()):
             _table(name, value)

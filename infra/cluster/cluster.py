@@ -1,6 +1,7 @@
 """A Ray cluster on this host, or one that is there already, with the router running in it.
 
     with running(settings, path) as up:      starts, waits until decisions can be made
+        up = renew(settings, up)             other settings, without a lost request
         ...                                  stops everything it started, also on an error
 
 Nothing that was started here outlives the `with` block.
@@ -13,7 +14,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from infra.autoscaling.live.site_scaling import scaling_of
 from infra.cluster import head
 from infra.cluster.declared_apps import FAILED, GONE_S_MAX, problem, withdraw
 from infra.cluster.pools_app import deploy_pools, routers_scaling
-from infra.errors import AddressTaken, ClusterFailed
+from infra.errors import AddressTaken, ClusterFailed, SettingsInvalid
 from infra.pools.directory import POOLS_APP, close_directory
 from infra.pools.ports import is_free
 from infra.pools.site import LocalSite
@@ -139,6 +140,37 @@ def running(settings: Settings, path: Path, scaling: Scaling | None = None) -> I
     finally:
         if not head.problem():  # else nothing is left to be stopped, and nobody to be asked
             _stop_all(max((plan.drain_s for plan in site.fleet.pools if plan.command), default=0.0))
+
+
+def renew(settings: Settings, up: Running) -> Running:
+    """Put these settings in the place of those that `up` runs with, one replica after the other.
+
+    A rolling update: a replica that stops finishes what it has while another one answers. So
+    certificates, tokens, policy, encoder, limits and budgets change without a lost request; pools
+    that Ray runs are left alone unless the fleet has changed. Raises ClusterFailed, and
+    SettingsInvalid where something differs that only a new start can change.
+    """
+    site = LocalSite.of(settings, up.site.settings)
+    now = _addresses(settings, site)
+    if (now.address, now.dispatch, now.openai) != (up.address, up.dispatch, up.openai):
+        raise _needs_a_start(site, "addresses and whether there are dispatchers")
+    if replace(site, fleet=up.site.fleet) != up.site:
+        raise _needs_a_start(site, "state_dir, snapshots and the log")
+    scaling = scaling_of(settings)
+    if scaling.options.enabled and site.fleet != up.site.fleet:
+        raise _needs_a_start(site, "pools, while they are scaled")
+    options, scaled = settings.deployment(), scaling.options.enabled
+    with _explained():
+        deploy(options, site, routers_scaling(scaling.options) if scaled else None)
+        if site.fleet != up.site.fleet:
+            deploy_pools(site, options.replica.telemetry_s)
+        deploy_dispatchers(options, settings.dispatchers(), site)
+    return now
+
+
+def _needs_a_start(site: LocalSite, what: str) -> SettingsInvalid:
+    problem = f"{what} can't be changed while running: start `fairlead up` again"
+    return SettingsInvalid(str(site.settings), (problem,))
 
 
 def _refuse_taken(settings: Settings) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from load.bench.operate.door import Door, Headers, Reply, get
 from load.bench.operate.site import Attacked
@@ -80,10 +81,10 @@ def controls(on: Attack) -> Iterator[Attempt]:
     """What must be answered."""
     for method in on.messages():
         if method != "RouteColumns":  # a matrix of one number is of no encoder's length
-            yield Attempt(f"{method} with its token", lambda m=method: on.grpc(m, on.bearer("all")))
-    yield Attempt("/v1/models with its token", lambda: on.http("/v1/models", on.bearer("read")))
+            yield Attempt(f"{method} with its token", partial(on.grpc, method, on.bearer("all")))
+    yield Attempt("/v1/models with its token", partial(on.http, "/v1/models", on.bearer("read")))
     yield Attempt(
         "a chat with its token",
-        lambda: on.http("/v1/chat/completions", on.bearer("dispatch"), CHAT),
+        partial(on.http, "/v1/chat/completions", on.bearer("dispatch"), CHAT),
     )
-    yield Attempt("health of HTTP", lambda: on.http("/health"))
+    yield Attempt("health of HTTP", partial(on.http, "/health"))

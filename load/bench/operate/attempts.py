@@ -9,6 +9,7 @@ Forged tickets and others' names are in `forgeries`, what is less than TLS in `w
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from load.bench.operate.attack import CHAT, Attack, Attempt
 from load.bench.operate.door import Reply, get
@@ -27,24 +28,24 @@ def _without_right(on: Attack) -> Iterator[Attempt]:
     """No token, one of another scope, an expired one."""
     scopes = {"SendFeedback": "feedback", "Explain": "read", "Dispatch": "dispatch"}
     for method in on.messages():
-        yield Attempt(f"{method} without a token", lambda m=method: on.grpc(m, ()))
-        yield Attempt(f"{method}, expired", lambda m=method: on.grpc(m, on.bearer("expired")))
+        yield Attempt(f"{method} without a token", partial(on.grpc, method, ()))
+        yield Attempt(f"{method}, expired", partial(on.grpc, method, on.bearer("expired")))
         right = scopes.get(method, "route")
         for scope in ("route", "dispatch", "feedback", "read"):
             if scope != right:
                 yield Attempt(
                     f"{method} with the scope {scope}",
-                    lambda m=method, s=scope: on.grpc(m, on.bearer(s)),
+                    partial(on.grpc, method, on.bearer(scope)),
                 )
     paths = {"/v1/models": b"", "/v1/chat/completions": CHAT, "/v1/feedback": on.outcome_json()}
     rights = {"/v1/models": "read", "/v1/chat/completions": "dispatch", "/v1/feedback": "feedback"}
     for path, body in paths.items():
-        yield Attempt(f"{path} without a token", lambda p=path, b=body: on.http(p, (), b))
+        yield Attempt(f"{path} without a token", partial(on.http, path, (), body))
         for name in ("expired", "route", "dispatch", "feedback", "read"):
             if name != rights[path]:
                 yield Attempt(
                     f"{path} with the token {name}",
-                    lambda p=path, b=body, n=name: on.http(p, on.bearer(n), b),
+                    partial(on.http, path, on.bearer(name), body),
                 )
 
 
@@ -71,13 +72,13 @@ def _mangled_tokens(on: Attack) -> Iterator[Attempt]:
     }
     for name, value in values.items():
         shown = [("authorization", value)]
-        yield Attempt(f"gRPC, token: {name}", lambda s=shown: on.grpc("Route", s))
-        yield Attempt(f"HTTP, token: {name}", lambda s=shown: on.http("/v1/models", s))
+        yield Attempt(f"gRPC, token: {name}", partial(on.grpc, "Route", shown))
+        yield Attempt(f"HTTP, token: {name}", partial(on.http, "/v1/models", shown))
     for header in ("x-api-key", "api-key", "cookie", "proxy-authorization", "x-authorization"):
         shown = [(header, f"Bearer {good}")]
-        yield Attempt(f"gRPC, token in {header}", lambda s=shown: on.grpc("Route", s))
-        yield Attempt(f"HTTP, token in {header}", lambda s=shown: on.http("/v1/models", s))
-    yield Attempt("token in the address", lambda: on.http(f"/v1/models?access_token={good}"))
+        yield Attempt(f"gRPC, token in {header}", partial(on.grpc, "Route", shown))
+        yield Attempt(f"HTTP, token in {header}", partial(on.http, "/v1/models", shown))
+    yield Attempt("token in the address", partial(on.http, f"/v1/models?access_token={good}"))
 
 
 def _odd_paths(on: Attack) -> Iterator[Attempt]:
@@ -96,7 +97,7 @@ def _odd_paths(on: Attack) -> Iterator[Attempt]:
         "/Router/Route",
         "/fairlead.v1.Admin/Restart",
     ):
-        yield Attempt(f"gRPC path {path}", lambda p=path: on.door.grpc(on.at.ports[0], p, message))
+        yield Attempt(f"gRPC path {path}", partial(on.door.grpc, on.at.ports[0], path, message))
     for path in (
         "/v1/models/",
         "//v1/models",
@@ -112,7 +113,7 @@ def _odd_paths(on: Attack) -> Iterator[Attempt]:
         "/v1/models?path=/health",
         "*",
     ):
-        yield Attempt(f"HTTP path {path}", lambda p=path: on.http(p))
+        yield Attempt(f"HTTP path {path}", partial(on.http, path))
 
 
 def _odd_http(on: Attack) -> Iterator[Attempt]:
@@ -129,11 +130,11 @@ def _odd_http(on: Attack) -> Iterator[Attempt]:
         ("fairlead.tenant", "acme"),
     ):
         shown = [(header, value)]
-        yield Attempt(f"HTTP, {header}: {value}", lambda s=shown: on.http("/v1/models", s))
+        yield Attempt(f"HTTP, {header}: {value}", partial(on.http, "/v1/models", shown))
     for method in ("HEAD", "OPTIONS", "PUT", "TRACE", "CONNECT", "get"):
         yield Attempt(
             f"HTTP method {method}",
-            lambda m=method: on.door.http(on.at.ports[2], get("/v1/models", method=m)),
+            partial(on.door.http, on.at.ports[2], get("/v1/models", method=method)),
         )
     smuggled = b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n"
     framings = {
@@ -145,7 +146,7 @@ def _odd_http(on: Attack) -> Iterator[Attempt]:
         request = b"POST /health HTTP/1.1\r\nhost: x\r\n" + framing + b"\r\n\r\n" + smuggled
         yield Attempt(
             f"a request within another one: {name}",
-            lambda r=request: _smuggled(on, r),
+            partial(_smuggled, on, request),
         )
 
 

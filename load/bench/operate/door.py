@@ -13,6 +13,7 @@ import asyncio
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 
@@ -47,7 +48,7 @@ class Door:
     trusted: bytes  # PEM; empty: no TLS
     key: bytes = b""  # of the certificate that is shown
     shown: bytes = b""
-    _channels: dict[tuple[int, bool], grpc.aio.Channel] = field(default_factory=dict)
+    _channels: dict[tuple[int, bool], Any] = field(default_factory=dict)
 
     async def grpc(
         self,
@@ -75,7 +76,7 @@ class Door:
         except (TypeError, ValueError, grpc.RpcError) as error:  # no client would send it
             return Reply(f"not sent ({type(error).__name__})")
 
-    def _channel(self, port: int, plain: bool) -> grpc.aio.Channel:
+    def _channel(self, port: int, plain: bool) -> Any:
         at = port, plain
         if at not in self._channels:
             target = f"{self.host}:{port}"

@@ -13,6 +13,7 @@ import json
 import secrets
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 
@@ -31,7 +32,7 @@ def forgeries(on: Attack) -> Iterator[Attempt]:
     """All of them."""
     yield from _other_tenants(on)
     yield from _tickets(on)
-    yield Attempt("one outcome reported ten times", lambda: _replayed(on))
+    yield Attempt("one outcome reported ten times", partial(_replayed, on))
 
 
 def _other_tenants(on: Attack) -> Iterator[Attempt]:
@@ -84,9 +85,9 @@ def _other_tenants(on: Attack) -> Iterator[Attempt]:
     yield Attempt("RouteBatch for another tenant", many)
     yield Attempt("RouteStream for another tenant", stream)
     yield Attempt("Dispatch for another tenant", dispatched)
-    yield Attempt("a chat for another user", lambda: chatted({"user": "umbrella"}))
+    yield Attempt("a chat for another user", partial(chatted, {"user": "umbrella"}))
     yield Attempt(
-        "a chat for another tenant", lambda: chatted({"fairlead": {"tenant": "umbrella"}})
+        "a chat for another tenant", partial(chatted, {"fairlead": {"tenant": "umbrella"}})
     )
 
 
@@ -106,11 +107,11 @@ def _tickets(on: Attack) -> Iterator[Attempt]:
     }
     for name, ticket in forged.items():
         outcome = pb.Outcome(ticket=ticket, quality=1.0)
-        yield Attempt(f"feedback with a ticket: {name}", lambda o=outcome: _reported(on, o))
+        yield Attempt(f"feedback with a ticket: {name}", partial(_reported, on, outcome))
         opened = pb.ExplainRequest(ticket=ticket).SerializeToString()
         yield Attempt(
             f"Explain of a ticket: {name}",
-            lambda m=opened: on.door.grpc(on.at.ports[0], ROUTER + "Explain", m, on.bearer("all")),
+            partial(on.door.grpc, on.at.ports[0], ROUTER + "Explain", opened, on.bearer("all")),
         )
     for outcome in (
         pb.Outcome(ticket=measured, cost_usd=0.0),
@@ -120,7 +121,7 @@ def _tickets(on: Attack) -> Iterator[Attempt]:
         field = outcome.ListFields()[-1][0].name
         yield Attempt(
             f"a report of {field} where the dispatcher has measured it",
-            lambda o=outcome: _reported(on, o),
+            partial(_reported, on, outcome),
         )
 
 

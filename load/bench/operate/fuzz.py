@@ -17,6 +17,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -33,7 +34,7 @@ SHARES = {"messages": 0.70, "bodies": 0.20, "heads": 0.06, "frames": 0.04}
 BATCH, CONNECTIONS, AT_ONCE = 256, 4, 32
 ANSWER_S_MAX, CLOSE_S_MAX = 20.0, 3.0
 FAULTS = {2: "UNKNOWN", 13: "INTERNAL"}
-EXAMPLES_MAX = 5
+EXAMPLES_MAX, EXAMPLE_BYTES_MAX = 20, 2000
 ROUNDS = 10
 
 
@@ -50,7 +51,7 @@ class Fuzzed:
         """Count one."""
         self.crashes += 1
         if len(self.examples) < EXAMPLES_MAX:
-            self.examples.append(f"{what}: {content[:120].hex()}")
+            self.examples.append(f"{what}: {content[:EXAMPLE_BYTES_MAX].hex()}")
 
 
 async def fuzz(on: Target, n: int, rng: Rng, say: Callable[[str], None]) -> dict[str, Any]:
@@ -60,7 +61,7 @@ async def fuzz(on: Target, n: int, rng: Rng, say: Callable[[str], None]) -> dict
         for turn in range(ROUNDS):
             await _round(on, n // ROUNDS, rng, found)
             if not on.alive:
-                found.crash("the process has ended")
+                found.crash(f"the process has ended with {on.process.returncode}")
                 break
             if turn == 0:
                 before_mb = on.rss_mb()
@@ -95,8 +96,9 @@ async def _round(on: Target, n: int, rng: Rng, found: Fuzzed) -> None:
     for name, share in SHARES.items():
         if on.alive:
             n_kind = max(1, round(n * share))
-            await kinds[name](on, n_kind, rng, found)
-            found.sent[name] += n_kind
+            with contextlib.suppress(ConnectionRefusedError):  # it has just ended
+                await kinds[name](on, n_kind, rng, found)
+                found.sent[name] += n_kind
 
 
 # --- gRPC
@@ -109,10 +111,10 @@ async def _messages(on: Target, n: int, rng: Rng, found: Fuzzed) -> None:
         for _ in range(min(BATCH, n - first)):
             path, message = known[int(rng.integers(len(known)))]
             asked.append((path, spoiled(message, rng)))
-        await _batch(on.grpc_port, asked, found)
+        await _batch(on, asked, found)
 
 
-async def _batch(port: int, asked: Sequence[tuple[str, bytes]], found: Fuzzed) -> None:
+async def _batch(on: Target, asked: Sequence[tuple[str, bytes]], found: Fuzzed) -> None:
     """Call all at once on a few connections; wait for every end."""
     left, done = len(asked), asyncio.Event()
 
@@ -124,10 +126,12 @@ async def _batch(port: int, asked: Sequence[tuple[str, bytes]], found: Fuzzed) -
         found.statuses[name if result.status is None else f"{name} {result.status}"] += 1
         if name in FAULTS.values():
             found.crash(f"{asked[known_as][0]}: {name}", asked[known_as][1])
+        if not result.answered and result.status is None and not on.alive:
+            found.crash(f"{asked[known_as][0]}: the process ended", asked[known_as][1])
         if not left:
             done.set()
 
-    connections: list[Connection] = await connected(port, CONNECTIONS, ended)
+    connections: list[Connection] = await connected(on.grpc_port, CONNECTIONS, ended)
     for i, (path, message) in enumerate(asked):
         connections[i % CONNECTIONS].call(Ask.of(path, message), i)
     for connection in connections:
@@ -165,7 +169,7 @@ async def _bodies(on: Target, n: int, rng: Rng, found: Fuzzed) -> None:
             if reply.status == 500:
                 found.crash(f"{path}: 500", body)
 
-        await _all(AT_ONCE, [lambda a=one: post(*a) for one in asked])
+        await _all(AT_ONCE, [partial(post, *one) for one in asked])
 
 
 async def _heads(on: Target, n: int, rng: Rng, found: Fuzzed) -> None:
@@ -176,14 +180,14 @@ async def _heads(on: Target, n: int, rng: Rng, found: Fuzzed) -> None:
         if b" 500 " in reply[:40]:
             found.crash("a head: 500", content)
 
-    await _all(AT_ONCE, [lambda c=one_: one(c) for one_ in asked])
+    await _all(AT_ONCE, [partial(one, one_) for one_ in asked])
 
 
 async def _frames(on: Target, n: int, rng: Rng, found: Fuzzed) -> None:
     del found  # whether it still serves is asked after each round
     known = frames()
     asked = [spoiled(known[int(rng.integers(len(known)))], rng) for _ in range(n)]
-    await _all(AT_ONCE, [lambda c=one: raw(on.grpc_port, c) for one in asked])
+    await _all(AT_ONCE, [partial(raw, on.grpc_port, one) for one in asked])
 
 
 async def raw(port: int, content: bytes) -> bytes:
@@ -215,7 +219,7 @@ async def _answers(on: Target) -> bool:
     """Whether a sound call on each listener is answered."""
     path, message = next(iter(messages()))
     found = Fuzzed()
-    await _batch(on.grpc_port, [(path, message)], found)
+    await _batch(on, [(path, message)], found)
     reply = await raw(on.http_port, b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
     return found.statuses["answered"] + found.statuses["answered 0"] == 1 and b" 200 " in reply[:40]
 

@@ -18,6 +18,7 @@ import gzip
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 
@@ -101,7 +102,7 @@ async def _bomb_grpc(seen: Pressure, port: int) -> None:
     async with grpc.aio.insecure_channel(
         f"{HOST}:{port}", options=[("grpc.max_send_message_length", -1)]
     ) as channel:
-        call = channel.unary_unary("/fairlead.v1.Router/Route")
+        call: Any = channel.unary_unary("/fairlead.v1.Router/Route")
         seen.sent += 1
         try:
             await call(bytes(BOMB_BYTES), compression=grpc.Compression.Gzip, timeout=20.0)
@@ -130,7 +131,7 @@ async def _metadata(seen: Pressure, grpc_port: int, http_port: int) -> None:
     if b" 200 " in reply or b" 500 " in reply:
         seen.odd.append(f"a head of a megabyte: {reply!r}")
     async with grpc.aio.insecure_channel(f"{HOST}:{grpc_port}") as channel:
-        call = channel.unary_unary("/fairlead.v1.Router/Route")
+        call: Any = channel.unary_unary("/fairlead.v1.Router/Route")
         seen.sent += 1
         with contextlib.suppress(grpc.aio.AioRpcError):
             await call(b"\x12\x01a", metadata=(("x", long),), timeout=10.0)

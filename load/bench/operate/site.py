@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.cluster.cluster import local_ray, running
+from infra.cluster.cluster import Running, local_ray, running
 from infra.pools.ports import free_ports
 from infra.pools.site import LocalSite
 from infra.settings.settings import Settings, read_settings
@@ -61,11 +61,15 @@ class Attacked:
 
     folder: Path
     settings: Settings
-    path: Path
-    site: LocalSite
+    up: Running
     tokens: Mapping[str, str]  # secrets by name in TOKENS
     trusted: bytes  # PEM of the authority
     metrics_port: int
+
+    @property
+    def site(self) -> LocalSite:
+        """Where its log, snapshots and keys are."""
+        return self.up.site
 
     @property
     def ports(self) -> tuple[int, int, int]:
@@ -97,8 +101,7 @@ def site(folder: Path, port: int) -> Iterator[Attacked]:
         found = Attacked(
             folder=folder,
             settings=settings,
-            path=path,
-            site=up.site,
+            up=up,
             tokens=tokens,
             trusted=authority.certificate,
             metrics_port=metrics_port,

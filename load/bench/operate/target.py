@@ -20,12 +20,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from load.bench.speed.serving import Served
 from load.bench.upstreams.dispatchers import dispatchers
 from load.bench.upstreams.server import SOUND, MisbehavingServer
 from load.errors import LoopStuck
 
 STOP_S_MAX = 60.0
 SITE = """state_dir = "{folder}/state"
+[telemetry]
+period_s = {telemetry_s}
 [encoder]
 kind = "hashing"
 [dispatch]
@@ -72,19 +75,23 @@ class Target:
         (found,) = [line.split()[1] for line in lines if line.startswith("VmRSS")] or ("",)
         return int(found) / 1024 if found else None
 
+    def cpu_s(self) -> float:
+        """Processor time that it has taken."""
+        return Served(self.grpc_port, self.process.pid).cpu_s()
+
     def traces(self) -> int:
         """Traces of exceptions that it has logged."""
         return self.said.read_text(errors="replace").count("Traceback (most recent call last)")
 
 
 @contextmanager
-def target(folder: Path) -> Iterator[Target]:
-    """Run it for the length of a `with` block. Raises LoopStuck."""
+def target(folder: Path, *, observed: bool = True) -> Iterator[Target]:
+    """Run it for the length of a `with` block, with telemetry or without. Raises LoopStuck."""
     said = folder / "target.log"
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     with said.open("w") as log:
         child = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-m", __name__, str(folder)],
+            [sys.executable, "-m", __name__, str(folder), "1.0" if observed else "0.0"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -96,7 +103,8 @@ def target(folder: Path) -> Iterator[Target]:
         line = child.stdout.readline()
         if not line:
             raise LoopStuck(f"the server that is fuzzed did not start: {said.read_text()[-2000:]}")
-        yield Target(*json.loads(line), child, said)
+        grpc_port, http_port = json.loads(line)
+        yield Target(grpc_port, http_port, child, said)
     finally:
         child.stdin.close()
         try:
@@ -107,10 +115,10 @@ def target(folder: Path) -> Iterator[Target]:
         child.stdout.close()
 
 
-async def _serve(folder: Path) -> None:
+async def _serve(folder: Path, telemetry_s: str) -> None:
     async with MisbehavingServer(()) as server:
         path = folder / "fairlead.toml"
-        path.write_text(SITE.format(folder=folder, url=server.url(SOUND)))
+        path.write_text(SITE.format(folder=folder, url=server.url(SOUND), telemetry_s=telemetry_s))
         async with dispatchers(path, 1) as (one,):
             sys.stdout.write(json.dumps([one.replica.port, one.http_port]) + "\n")
             sys.stdout.flush()
@@ -122,7 +130,7 @@ def main(arguments: Sequence[str]) -> None:
     import uvloop
 
     logging.basicConfig(level=logging.WARNING)
-    uvloop.run(_serve(Path(arguments[0])))
+    uvloop.run(_serve(Path(arguments[0]), arguments[1]))
 
 
 if __name__ == "__main__":

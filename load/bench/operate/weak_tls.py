@@ -12,6 +12,7 @@ import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -31,21 +32,21 @@ def weak_tls(on: Attack) -> Iterator[Attempt]:
     for name, port in (("router", router), ("dispatcher", dispatcher)):
         yield Attempt(
             f"plain gRPC to the {name}",
-            lambda p=port: on.door.grpc(p, ROUTER + "Route", message, on.bearer("all"), plain=True),
+            partial(on.door.grpc, port, ROUTER + "Route", message, on.bearer("all"), plain=True),
         )
     yield Attempt(
         "plain HTTP",
-        lambda: on.door.http(http, get("/v1/models", on.bearer("all")), False),
+        partial(on.door.http, http, get("/v1/models", on.bearer("all")), False),
     )
     for name, port in (("router", router), ("dispatcher", dispatcher), ("HTTP", http)):
         for version in (ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1):
             yield Attempt(
                 f"{version.name} to {name}",
-                lambda p=port, v=version: _handshaken(on, p, v),
+                partial(_handshaken, on, port, version),
             )
         yield Attempt(
             f"ciphers without a certificate to {name}",
-            lambda p=port: _handshaken(on, p, ssl.TLSVersion.TLSv1_2, "aNULL:eNULL:@SECLEVEL=0"),
+            partial(_handshaken, on, port, ssl.TLSVersion.TLSv1_2, "aNULL:eNULL:@SECLEVEL=0"),
         )
 
 
@@ -114,8 +115,8 @@ async def mutual(folder: Path) -> AsyncIterator[Mutual]:
 def without_certificate(to: Mutual) -> Iterator[tuple[Attempt, bool]]:
     """Attempts at it, and whether each must get in."""
     for name, pair in {"ours": to.ours, "none": None, **to.strange}.items():
-        yield Attempt(f"gRPC, certificate {name}", lambda p=pair: _grpc(to, p)), pair is to.ours
-        yield Attempt(f"HTTP, certificate {name}", lambda p=pair: _http(to, p)), pair is to.ours
+        yield Attempt(f"gRPC, certificate {name}", partial(_grpc, to, pair)), pair is to.ours
+        yield Attempt(f"HTTP, certificate {name}", partial(_http, to, pair)), pair is to.ours
 
 
 async def _grpc(to: Mutual, pair: Pair | None) -> Reply:

@@ -1,0 +1,160 @@
+"""What an operator must be able to trust, tried on running sites of this bench's own.
+
+    auth_attempts, auth_bypasses   ways to get in without the right, and those that did (`attempts`)
+    fuzzed, crashes, rss_growth_mb spoiled messages, bodies, heads and frames (`fuzz`)
+    canaries_found                 places that have a prompt or a token that was sent (`canaries`)
+    rolling_lost                   requests lost by updating every replica under load (`rolling`)
+    observability_cost_share       of a decision's processor time, for telemetry (`observability`)
+
+All is on 127.0.0.1 and ends by itself. What can't be measured here is in `left_out`, with its
+reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from load.bench.operate.attack import CHAT, Attack, Attempt, controls
+from load.bench.operate.attempts import attempts
+from load.bench.operate.canaries import found, sing
+from load.bench.operate.door import Door
+from load.bench.operate.forgeries import forgeries
+from load.bench.operate.fuzz import fuzz, generator
+from load.bench.operate.observability import cost_share
+from load.bench.operate.rolling import ConnectSafely, rolling
+from load.bench.operate.site import HOST, Attacked, site
+from load.bench.operate.target import target
+from load.bench.operate.weak_tls import mutual, weak_tls, without_certificate
+from load.errors import LoopStuck
+from serve.openai_api.request import read_ticket
+from serve.proto.fairlead.v1 import router_pb2 as pb
+
+Say = Callable[[str], None]
+READY_S_MAX = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperateBench:
+    """How much is tried."""
+
+    fuzzed: int = 1_000_000
+    turns: int = 15  # of observability
+    turn_s: float = 2.0
+    port: int = 7530
+    seed: int = 0
+
+
+def quick(port: int) -> OperateBench:
+    """Under a minute on two quiet cores."""
+    return OperateBench(fuzzed=10_000, turns=4, turn_s=0.5, port=port)
+
+
+def measure(options: OperateBench, connect: ConnectSafely, say: Say) -> dict[str, Any]:
+    """Run all. Raises LoopStuck, AddressTaken and ClusterFailed."""
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        observed, plain, whole = (Path(folder) / name for name in ("observed", "plain", "site"))
+        for one in (observed, plain, whole):
+            one.mkdir()
+        say("fuzzing a dispatcher …")
+        with target(observed) as fuzzed:
+            result |= asyncio.run(fuzz(fuzzed, options.fuzzed, generator(options.seed), say))
+        say("starting a site with TLS and tokens …")
+        with site(whole, options.port) as up:
+            result |= asyncio.run(_site(up, connect, say))
+        with target(observed) as told, target(plain, observed=False) as silent:
+            cost = cost_share(told, silent, options.turns, options.turn_s, say)
+            result["observability_cost_share"] = asyncio.run(cost)
+    return result | {"left_out": left_out(result)}
+
+
+def left_out(result: dict[str, Any]) -> dict[str, str]:
+    """What there is no figure of, and why."""
+    found = {"tracing": "there is none: the share is of telemetry"}
+    if result["rss_growth_mb"] is None:
+        found["rss_growth_mb"] = "this system has no /proc"
+    return found
+
+
+async def _site(up: Attacked, connect: ConnectSafely, say: Say) -> dict[str, Any]:
+    canary = f"canary{secrets.token_hex(12)}"
+    async with _attack(up) as on:
+        say("sending prompts that must be found nowhere …")
+        await sing(on, canary)
+        say("getting in without the right …")
+        result = await _tried(on, up.folder)
+        say("updating all replicas under load …")
+        result |= await rolling(up, connect)
+        places = await found(up, [canary, *up.tokens.values()])
+    return result | {"canaries_found": len(places), "canaries": {"places": places}}
+
+
+@asynccontextmanager
+async def _attack(up: Attacked) -> AsyncIterator[Attack]:
+    """A door, and the tickets of a rightful caller. Raises LoopStuck."""
+    door = Door(HOST, up.trusted)
+    try:
+        nobody = Attack(up, door, b"", b"")
+        made = await _until_answered(nobody)
+        chat = await nobody.http("/v1/chat/completions", nobody.bearer("all"), CHAT)
+        measured = read_ticket(json.loads(chat.body)["fairlead"]["ticket"])
+        yield Attack(up, door, pb.Decision.FromString(made).ticket, measured)
+    finally:
+        await door.close()
+
+
+async def _until_answered(on: Attack) -> bytes:
+    """The first decision, once the pool answers, too."""
+    ends_s = time.monotonic() + READY_S_MAX
+    while not (await on.http("/v1/chat/completions", on.bearer("all"), CHAT)).ok:
+        if time.monotonic() > ends_s:
+            raise LoopStuck(f"no answer within {READY_S_MAX:.0f} s of starting")
+        await asyncio.sleep(0.1)
+    made = await on.grpc("Route", on.bearer("all"))
+    if not made.ok:
+        raise LoopStuck(f"a rightful call got {made.code}: {made.body!r}")
+    return made.body
+
+
+async def _tried(on: Attack, folder: Path) -> dict[str, Any]:
+    """Controls, then all attempts."""
+    for control in controls(on):
+        reply = await control.tried()
+        if not reply.ok:
+            raise LoopStuck(f"{control.name} got {reply.code}: {reply.body[:300]!r}")
+    rows = [await _outcome(one, right=False) for one in _all(on)]
+    (folder / "mutual").mkdir()
+    async with mutual(folder / "mutual") as to:
+        rows += [await _outcome(one, right=right) for one, right in without_certificate(to)]
+    tried = [row for row in rows if row is not None]
+    return {
+        "auth_attempts": len(tried),
+        "auth_bypasses": sum(not held for _, _, held, _ in tried),
+        "auth": {
+            "bypasses": [f"{name}: {code}" for name, code, held, _ in tried if not held],
+            "faults": [f"{name}: {code}" for name, code, _, fault in tried if fault],
+        },
+    }
+
+
+def _all(on: Attack) -> Iterator[Attempt]:
+    yield from attempts(on)
+    yield from forgeries(on)
+    yield from weak_tls(on)
+
+
+async def _outcome(one: Attempt, *, right: bool) -> tuple[str, str, bool, bool] | None:
+    """Name, code, whether it went as it must, whether the server blames itself; None: not sent."""
+    reply = await one.tried()
+    if reply.code.startswith("not sent"):
+        return None
+    return one.name, f"{reply.code} {reply.body[:120]!r}", reply.ok == right, reply.fault

@@ -1,0 +1,34 @@
+"""What observing costs: processor time of a decision with telemetry and without, in turns.
+
+Two servers that differ in `telemetry.period_s` alone answer the same closed loop one after the
+other; the share is of medians, because a busy machine is as busy for both. Metrics are computed
+from snapshots by `fairlead up`, not where requests are decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import median
+
+from load.bench.operate.target import Target
+from load.bench.speed.calls import unary_per_s
+from serve.proto.fairlead.v1 import router_pb2 as pb
+
+WARM_S = 0.5
+
+
+async def cost_share(
+    observed: Target, plain: Target, turns: int, seconds: float, say: Callable[[str], None]
+) -> float:
+    """Of a decision's processor time; below zero is noise."""
+    message = pb.RouteRequest(text="What is a fairlead?").SerializeToString()
+    took: dict[int, list[float]] = {id(observed): [], id(plain): []}
+    for one in (observed, plain):
+        await unary_per_s(one.grpc_port, message, WARM_S)
+    for turn in range(turns):
+        say(f"decisions with telemetry and without: {turn + 1} of {turns} …")
+        for one in (observed, plain) if turn % 2 else (plain, observed):
+            began_s = one.cpu_s()
+            answered = seconds * await unary_per_s(one.grpc_port, message, seconds)
+            took[id(one)].append((one.cpu_s() - began_s) / max(1.0, answered))
+    return round(1.0 - median(took[id(plain)]) / median(took[id(observed)]), 4)
