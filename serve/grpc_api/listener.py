@@ -9,6 +9,8 @@ Stopping is stop accepting, finish what is under way, then close.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,6 +26,9 @@ from serve.grpc_api.guard import Guard
 from serve.grpc_api.methods import methods_of
 from serve.grpc_api.open_services import open_to_all
 from serve.proto.fairlead.v1 import dispatch_pb2, router_pb2
+from streams.log.quiet import once_a_minute
+
+logger = once_a_minute(logging.getLogger(__name__))
 
 # Clients ask every 10 s, which is the most often that gRPC's libraries allow them. By default a
 # server throws out whoever asks three times within five minutes without data.
@@ -34,6 +39,7 @@ SERVICES = {
     for file in (router_pb2, dispatch_pb2)
     for service in file.DESCRIPTOR.services_by_name.values()
 }
+LOOK_S = 0.05  # between looks whether the server has ended
 ROUTER, DISPATCHER = "fairlead.v1.Router", "fairlead.v1.Dispatcher"
 
 
@@ -71,7 +77,12 @@ class ListenerOptions:
 
 
 class Listener:
-    """Starts and stops one server around the servicers of its services, by name."""
+    """Starts and stops one server around the servicers of its services, by name.
+
+    grpc.aio ends a whole server when a caller names a method in bytes that are no UTF-8 (1.85): it
+    takes no more connections, and says so in a log alone. So the server is watched, and another one
+    takes its place at the same port; what the old one has under way it finishes.
+    """
 
     def __init__(
         self,
@@ -83,7 +94,15 @@ class Listener:
         self._servicers, self._options = servicers, options
         self._access, self._now_s = access, now_s
         self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(
+        self._server = self._made()
+        self._ending: set[asyncio.Task[None]] = set()  # servers that finish what they have
+        self._watching: asyncio.Task[None] | None = None
+        self.port = 0
+
+    def _made(self) -> grpc.aio.Server:
+        """A server that is not bound yet."""
+        options = self._options
+        server = grpc.aio.server(
             options=[
                 ("grpc.so_reuseport", 1),
                 # Without a grace, an old connection takes no new calls and finishes those it has:
@@ -99,32 +118,56 @@ class Listener:
                 ("grpc.max_send_message_length", -1),
             ]
         )
-        self.port = 0
-
-    async def start(self) -> None:
-        """Bind and serve. Raises RuntimeError if the address can't be bound."""
         for name, servicer in self._servicers.items():
             methods = partial(methods_of, SERVICES[name], servicer)
             guard = Guard(name, methods, self._access, self._now_s)
-            self._server.add_generic_rpc_handlers((guard,))
-        self._server.add_generic_rpc_handlers(open_to_all(self._health, tuple(self._servicers)))
-        address = joined(self._options.host, self._options.port)
-        if self._options.tls_certificate:
-            pair = (self._options.tls_key, self._options.tls_certificate)
-            authorities = self._options.tls_client_ca or None
-            credentials = grpc.ssl_server_credentials(
-                [pair], root_certificates=authorities, require_client_auth=authorities is not None
-            )
-            self.port = self._server.add_secure_port(address, credentials)
-        else:
-            self.port = self._server.add_insecure_port(address)
+            server.add_generic_rpc_handlers((guard,))
+        server.add_generic_rpc_handlers(open_to_all(self._health, tuple(self._servicers)))
+        return server
+
+    async def start(self) -> None:
+        """Bind and serve. Raises RuntimeError if the address can't be bound."""
+        self.port = self._bound(self._options.port)
         await self._server.start()
         await self._say(health_pb2.HealthCheckResponse.SERVING)
+        self._watching = asyncio.create_task(self._watch())
+
+    def _bound(self, port: int) -> int:
+        address = joined(self._options.host, port)
+        if not self._options.tls_certificate:
+            return self._server.add_insecure_port(address)
+        pair = (self._options.tls_key, self._options.tls_certificate)
+        authorities = self._options.tls_client_ca or None
+        credentials = grpc.ssl_server_credentials(
+            [pair], root_certificates=authorities, require_client_auth=authorities is not None
+        )
+        return self._server.add_secure_port(address, credentials)
+
+    async def _watch(self) -> None:
+        """Put another server in the place of one that has ended by itself."""
+        while True:
+            try:
+                await self._server.wait_for_termination(LOOK_S)
+            except Exception as error:  # noqa: BLE001 - whatever ended it
+                logger.error("the gRPC server has ended and is started anew: %s", error)
+                await self._renew()
+
+    async def _renew(self) -> None:
+        ending = asyncio.create_task(self._server.stop(self._options.connection_age_s_max))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+        self._server = self._made()
+        self._bound(self.port)
+        await self._server.start()
 
     async def stop(self) -> None:
         """Say so to health checks, refuse new work, let ongoing work finish, close."""
+        if self._watching is not None:
+            self._watching.cancel()
         await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._server.stop(self._options.grace_s)
+        for ending in tuple(self._ending):
+            ending.cancel()
 
     async def _say(self, status: int) -> None:
         for name in ("", *self._servicers):

@@ -12,11 +12,12 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
 
+from infra.status.status import Status
 from load.bench.operate.attack import DISPATCHER, ROUTER, Attack, Attempt
 from load.bench.operate.door import Reply
 from load.errors import LoopStuck
@@ -25,13 +26,14 @@ from serve.proto.fairlead.v1 import dispatch_pb2 as dispatch
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from streams.feedback.ticket import KEY_BYTES, MEASURED_VERSION, VERSION, Sealer
 
-LEARNED_S_MAX = 20.0
+LEARNED_S_MAX, QUIET_S = 20.0, 2.0
 
 
 def forgeries(on: Attack) -> Iterator[Attempt]:
     """All of them."""
     yield from _other_tenants(on)
     yield from _tickets(on)
+    yield Attempt("reports of what the dispatcher has measured", partial(_overwritten, on))
     yield Attempt("one outcome reported ten times", partial(_replayed, on))
 
 
@@ -113,16 +115,6 @@ def _tickets(on: Attack) -> Iterator[Attempt]:
             f"Explain of a ticket: {name}",
             partial(on.door.grpc, on.at.ports[0], ROUTER + "Explain", opened, on.bearer("all")),
         )
-    for outcome in (
-        pb.Outcome(ticket=measured, cost_usd=0.0),
-        pb.Outcome(ticket=measured, latency_ms=1.0),
-        pb.Outcome(ticket=measured, error=True),
-    ):
-        field = outcome.ListFields()[-1][0].name
-        yield Attempt(
-            f"a report of {field} where the dispatcher has measured it",
-            partial(_reported, on, outcome),
-        )
 
 
 def _sealed_elsewhere(on: Attack) -> bytes:
@@ -148,14 +140,41 @@ async def _replayed(on: Attack, times: int = 10) -> Reply:
     """Got in where it is learned more than once."""
     message = on.messages()["Route"][1]
     made = await on.door.grpc(on.at.ports[0], ROUTER + "Route", message, on.bearer("route"))
-    before = await asyncio.to_thread(on.at.status)
     outcome = pb.Outcome(ticket=pb.Decision.FromString(made.body).ticket, quality=1.0)
-    for _ in range(times):
-        await _reported(on, outcome)
-    ends_s = time.monotonic() + LEARNED_S_MAX
-    while (now := await asyncio.to_thread(on.at.status)).records < before.records + times:
-        if time.monotonic() > ends_s:
-            raise LoopStuck(f"{times} outcomes were not read within {LEARNED_S_MAX:.0f} s")
-        await asyncio.sleep(0.1)
-    learned = now.learned - before.learned
+    learned = await _learned(on, [outcome] * times)
     return Reply("OK", b"counted twice") if learned != 1 else Reply("counted once")
+
+
+async def _overwritten(on: Attack) -> Reply:
+    """Got in where a caller's word counts for what the dispatcher has measured."""
+    told = [
+        pb.Outcome(ticket=on.measured, cost_usd=0.0),
+        pb.Outcome(ticket=on.measured, latency_ms=1.0),
+        pb.Outcome(ticket=on.measured, error=True),
+        pb.Outcome(ticket=on.measured, paid_usd=1.0),
+    ]
+    learned = await _learned(on, told)
+    return Reply("OK", b"it counted") if learned else Reply("not counted")
+
+
+async def _learned(on: Attack, outcomes: Sequence[pb.Outcome]) -> int:
+    """How many of these are learned from, with nothing else under way."""
+    before = await _settled(on)
+    for outcome in outcomes:
+        await _reported(on, outcome)
+    after = await _settled(on, before.records + len(outcomes))
+    return after.learned - before.learned
+
+
+async def _settled(on: Attack, records: int = 0) -> Status:
+    """Once so many records are read, and none has come for a while. Raises LoopStuck."""
+    ends_s, seen, since_s = time.monotonic() + LEARNED_S_MAX, -1, 0.0
+    while True:
+        now = await asyncio.to_thread(on.at.status)
+        if now.records != seen:
+            seen, since_s = now.records, time.monotonic()
+        if seen >= records and time.monotonic() - since_s > QUIET_S:
+            return now
+        if time.monotonic() > ends_s:
+            raise LoopStuck(f"{records} outcomes were not read within {LEARNED_S_MAX:.0f} s")
+        await asyncio.sleep(0.1)

@@ -7,7 +7,8 @@
     pressure   all the while: what costs memory or time (see `pressure`)
 
 `crashes` are ends of the process, calls that nobody answered, and answers that blame the server
-(INTERNAL, UNKNOWN, 500). Memory is compared with what it was after a tenth of it all.
+(INTERNAL, UNKNOWN, 500), and traces in its log. `restarts` are ends of gRPC's own server that ours
+puts another one in the place of. Memory is compared with what it was after a tenth of it all.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ async def fuzz(on: Target, n: int, rng: Rng, say: Callable[[str], None]) -> dict
             "statuses": dict(found.statuses),
             "examples": [*found.examples, *odd],
             "traces": on.traces(),
+            "restarts": on.restarts(),
         },
     }
 

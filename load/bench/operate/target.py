@@ -26,6 +26,7 @@ from load.bench.upstreams.server import SOUND, MisbehavingServer
 from load.errors import LoopStuck
 
 STOP_S_MAX = 60.0
+ENDED = ", in _server_main_loop"  # in the trace of such an end
 SITE = """state_dir = "{folder}/state"
 [telemetry]
 period_s = {telemetry_s}
@@ -79,9 +80,14 @@ class Target:
         """Processor time that it has taken."""
         return Served(self.grpc_port, self.process.pid).cpu_s()
 
+    def restarts(self) -> int:
+        """How often gRPC's server ended and was replaced (see `serve.grpc_api.listener`)."""
+        return self.said.read_text(errors="replace").count(ENDED)
+
     def traces(self) -> int:
-        """Traces of exceptions that it has logged."""
-        return self.said.read_text(errors="replace").count("Traceback (most recent call last)")
+        """Traces of exceptions that it has logged, but for those that come with a restart."""
+        text = self.said.read_text(errors="replace")
+        return text.count("Traceback (most recent call last)") - text.count(ENDED)
 
 
 @contextmanager
