@@ -155,12 +155,13 @@ class Unauthenticated(RequestRefused):
 class AccessDenied(RequestRefused):
     """The token is known, and not good for what is asked."""
 
-    def __init__(self, token: str, scope: str) -> None:
-        super().__init__(token, scope)
-        self.token, self.scope = token, scope
+    def __init__(self, token: str, scope: str, of: str = "") -> None:
+        super().__init__(token, scope, of)
+        self.token, self.scope, self.of = token, scope, of
 
     def __str__(self) -> str:
-        return f"the token {self.token!r} has not the scope {self.scope!r}"
+        of = f" for {self.of}" if self.of else ""
+        return f"the token {self.token!r} has not the scope {self.scope!r}{of}"
 
 
 class BudgetUsedUp(RequestRefused):

@@ -316,6 +316,7 @@ def bench_operate(
         int | None, typer.Option(min=1000, help="Spoiled messages. Default: 1,000,000.")
     ] = None,
     port: Annotated[int, typer.Option(min=1, max=65533, help="And the next two.")] = 7530,
+    axe: Annotated[Path | None, typer.Option(help="axe-core's axe.min.js.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Try to get in, to crash it, to find prompts, to lose requests. Exit code 1 if any can."""
@@ -325,7 +326,7 @@ def bench_operate(
     from load.bench.operate import bench
 
     options = bench.quick(port) if quick else bench.OperateBench(port=port)
-    options = replace(options, fuzzed=fuzzed or options.fuzzed)
+    options = replace(options, fuzzed=fuzzed or options.fuzzed, axe=axe or options.axe)
     with only_json(as_json) as emit:
         found = bench.measure(options, connect, progress)
         emit(found)

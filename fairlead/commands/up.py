@@ -19,7 +19,10 @@ from rich.console import Console
 from fairlead.commands.restarts import may_restart, restart, restarted_at_s
 from infra.cluster import head
 from infra.cluster.checkup import LOCK
-from infra.cluster.cluster import local_ray, running
+from infra.cluster.cluster import Running, local_ray, renew, running
+from infra.dashboard.history import History
+from infra.dashboard.judged import Judged, names_of
+from infra.dashboard.recorder import Recorder
 from infra.errors import InfraError, RayEnded, StateInUse
 from infra.pools import state_folder
 from infra.pools.site import LocalSite
@@ -28,8 +31,12 @@ from infra.settings.site_options import SiteOptions
 from infra.status.metrics import serve_metrics
 from infra.status.status import Status, look
 from serve.deploy.deployment import now_ms
+from serve.encoders import identity, make_encoder
 from streams.alarms import AlarmLog
-from streams.errors import StreamError
+from streams.errors import OptionRefused, StreamError
+from streams.feedback.feedback import Ingest
+from streams.feedback.ticket import Sealer, key_of
+from streams.log.contract import Log
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +83,7 @@ def _run(path: Path | None, console: Console) -> None:
                 if router.dispatch:
                     console.print(f"It answers, too: {router.dispatch} (gRPC), {router.openai}")
                 console.print(_how_to_call(router.address), highlight=False, markup=False)
-                wait_for_the_end(head.problem)
+                _until_the_end(path, router, console)
     except KeyboardInterrupt:
         pass
     console.print("Fairlead has stopped. What it learned is kept for the next start.")
@@ -86,6 +93,38 @@ def _stop_on_signals() -> None:
     """Both signals stop us as Ctrl-C does; shells start background jobs with SIGINT ignored."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
+
+
+def _until_the_end(path: Path, router: Running, console: Console) -> NoReturn:
+    """Serve until Ray has ended; SIGHUP reads the settings again. Raises RayEnded."""
+    wanted = threading.Event()
+    signal.signal(signal.SIGHUP, lambda *_: wanted.set())
+    current = router
+
+    def look() -> str:
+        nonlocal current
+        if wanted.is_set():
+            wanted.clear()
+            current = renewed(path, current, console)
+        return head.problem()
+
+    wait_for_the_end(look)
+
+
+def renewed(path: Path, up: Running, console: Console) -> Running:
+    """Run with what the file says now; where it can't be, go on as before and say why."""
+    console.print("Reading the settings again …")
+    try:
+        settings = read_settings(path)
+        settings.catalogue()
+        now = renew(settings, up)
+    except (InfraError, OptionRefused) as error:
+        logger.error("the settings are not taken: %s", error)
+        console.print(f"[bold red]Nothing is changed:[/] {error}", highlight=False)
+        return up
+    keep_settings(settings, path)
+    console.print("[bold green]All replicas run with them.[/]")
+    return now
 
 
 def wait_for_the_end(ended: Callable[[], str], every_s: float = 1.0) -> NoReturn:
@@ -110,13 +149,29 @@ def _looking(settings: Settings, site: LocalSite) -> Iterator[None]:
     saying.start()
     host, port = options.metrics_host, options.metrics_port
     stop_metrics = serve_metrics(host, port, status) if port else lambda: None
+    recorder = _recorder(settings, site, log, status)
+    recorder.start()
     try:
         yield
     finally:
         stopping.set()
+        recorder.stop()
         stop_metrics()
         saying.join(LOOK_S)
         log.close()
+
+
+def _recorder(
+    settings: Settings, site: LocalSite, log: Log, status: Callable[[], Status]
+) -> Recorder:
+    """What keeps a day of history for the dashboard."""
+    options, catalogue = settings.deployment(), settings.catalogue()
+    encoder = key_of(identity(make_encoder(options.encoder)))
+    ingest = Ingest(Sealer(site.ticket_keys()), encoder, options.replica.feedback)
+    names = names_of(catalogue.names, catalogue.keys)
+    policy = key_of(repr(options.replica.policy))
+    judged = Judged(log, ingest, policy, names)
+    return Recorder(status, judged, History(site.store().folder), now_ms)
 
 
 def _say_alarms(status: Callable[[], Status], stopping: threading.Event) -> None:

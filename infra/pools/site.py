@@ -11,15 +11,22 @@ import contextlib
 import math
 import os
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from starlette.types import ASGIApp
+
 from infra.capacity.fleet import Fleet
+from infra.dashboard.history import History
 from infra.errors import SettingsInvalid, SettingsUnreadable
 from infra.pools import state_folder
-from infra.settings.settings import FileCatalogue, Settings
+from infra.settings.settings import FileCatalogue, Settings, read_settings
 from infra.settings.site_options import LogChoice, SiteOptions
+from infra.status.status import Status, look
 from serve.deploy.deployment import now_ms
+from serve.deploy.explorer import Explorer
 from serve.dispatch.backend import Pools
 from streams.feedback.ticket import KEY_BYTES
 from streams.log.contract import Log
@@ -88,6 +95,12 @@ class LocalSite:
 
         return PoolClients(self.fleet.pools, DirectoryClient().ask)
 
+    def pages(self, explorer: Explorer) -> Mapping[str, ASGIApp]:
+        """The dashboard."""
+        from infra.dashboard.app import pages
+
+        return pages(SiteDesk(self), explorer, now_ms)
+
     def ticket_keys(self) -> list[bytes]:
         """The keys in `ticket.keys`, a line of hexadecimal each, newest first.
 
@@ -121,3 +134,42 @@ class LocalSite:
                 os.link(partial, path)
         finally:
             partial.unlink()
+
+
+class SiteDesk:
+    """What the dashboard reads of a site, in any process; see `infra.dashboard.app.Desk`."""
+
+    def __init__(self, site: LocalSite) -> None:
+        """Raises SettingsInvalid and SettingsUnreadable."""
+        settings = read_settings(site.settings)
+        self._site, self._silence_s = site, settings.options(SiteOptions).silence_s
+        self._pools, self._budgets = settings.pool_names(), settings.budgeted()
+        self._store, self._log = site.store(), site.log()
+        self._baseline = baseline_of(settings)
+
+    def status(self) -> Status:
+        """One look. Raises OSError."""
+        look_ms = now_ms()
+        return look(self._store, self._log, look_ms, self._silence_s, self._pools, self._budgets)
+
+    def log(self) -> Log:
+        """The log, opened anew."""
+        return self._site.log()
+
+    def history(self) -> History:
+        """Of the last day."""
+        return History(self._store.folder)
+
+    def baseline(self) -> str:
+        """The model that savings are stated against."""
+        return self._baseline
+
+
+def baseline_of(settings: Settings) -> str:
+    """The model of the settings, or the one whose calls are expected to cost most."""
+    stated = settings.options(SiteOptions).baseline
+    if stated or not settings.models:
+        return stated
+    catalogue = settings.catalogue()
+    tokens = np.array([settings.options(SiteOptions).prompt_tokens])
+    return catalogue.names[int(catalogue.expected_cost_usd(tokens)[0].argmax())]

@@ -44,6 +44,13 @@ class SiteOptions:
         "prompt.",
         key="metrics.host",
     )
+    baseline: str = option(
+        "",
+        "Model that the dashboard states savings against, as if it had answered every request. "
+        "Empty: the one whose calls are expected to cost most.",
+        key="dashboard.baseline",
+        max_length=200,
+    )
     silence_s: float = option(
         600.0,
         "Alarm when nothing was learned for so many seconds while decisions flow.",

@@ -181,6 +181,13 @@ def _router(router: RouterView) -> Iterator[Metric]:
         ("explored_share", "Of the decisions of the last minute", router.explored_share),
     ):
         yield _gauge(f"router_{name}", text, [], [((), number)])
+    times_ms = {"p50": router.latency_ms_p50, "p99": router.latency_ms_p99}
+    yield _gauge(
+        "router_latency_seconds",
+        "From a request's arrival to its decision, of the slowest replica's last second",
+        ["percentile"],
+        (((name,), ms and ms / 1000) for name, ms in times_ms.items()),
+    )
 
 
 def _pools(pools: Mapping[str, PoolView]) -> Iterator[Metric]:

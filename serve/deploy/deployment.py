@@ -22,8 +22,10 @@ from typing import Any, Protocol
 
 import ray
 from ray import serve as ray_serve
+from starlette.types import ASGIApp
 
 from learners.option import option
+from serve.deploy.explorer import Explorer
 from serve.deploy.replica import Replica, ReplicaOptions, settle
 from serve.dispatch.backend import Pools
 from serve.encoders import EncoderOptions, identity, make_encoder
@@ -78,6 +80,9 @@ class Site(Protocol):
 
     def pools(self) -> Pools:
         """The pools that requests are dispatched to, opened anew in the calling process."""
+
+    def pages(self, explorer: Explorer) -> Mapping[str, ASGIApp]:
+        """Further pages for people, by path, opened anew in the calling process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

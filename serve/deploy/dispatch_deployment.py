@@ -24,6 +24,7 @@ from serve.deploy.deployment import (
     spread,
 )
 from serve.deploy.dispatch_replica import DispatchReplica, DispatchReplicaOptions
+from serve.deploy.explorer import Explorer
 from serve.deploy.replica import Replica, settle
 
 DISPATCH_APP = "dispatch"
@@ -48,7 +49,8 @@ class DispatchDeployment:
     ) -> None:
         # Loading weights and a snapshot takes a second; the event loop must answer Ray meanwhile.
         replica: Replica = await asyncio.to_thread(router_within, options, dispatchers, site)
-        self._dispatch = DispatchReplica(replica, site.pools(), dispatchers.replica)
+        pages = await asyncio.to_thread(site.pages, Explorer(replica.servicer, replica.view))
+        self._dispatch = DispatchReplica(replica, site.pools(), dispatchers.replica, pages=pages)
         await self._dispatch.start()
         settle()
 

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from serve.deploy.dispatch_vitals import DispatchVitals
 from serve.deploy.replica import Replica
@@ -59,9 +61,14 @@ class DispatchReplica:
         pools: Pools,
         options: DispatchReplicaOptions,
         now_s: Callable[[], float] = time.monotonic,
+        pages: Mapping[str, ASGIApp] = MappingProxyType({}),
     ) -> None:
-        """`replica` is not started yet; its listener will serve `Dispatcher`, too."""
+        """`replica` is not started yet; its listener will serve `Dispatcher`, too.
+
+        `pages` are further ones of the HTTP listener, by path.
+        """
         self.replica, self._pools, self._now_s = replica, pools, now_s
+        self._pages = pages
         decisions = replica.decisions if replica.logs_decisions else None
         window = replica.window
         self.dispatcher = Dispatcher(
@@ -106,7 +113,7 @@ class DispatchReplica:
         return self._http.port
 
     def _faces(self, bodies: Bodies) -> list[Route]:
-        """Other projects' contracts for a router."""
+        """Other projects' contracts for a router, and pages for people."""
         replica, dispatcher = self.replica, self.dispatcher
         servicer, view = replica.servicer, replica.view
 
@@ -121,7 +128,9 @@ class DispatchReplica:
             replica.rng.random,
         )
         policy = PolicyRouter(servicer.decide, servicer.send_feedback, models, bodies)
-        return [*Ingress(servicer.decide, placing, models, bodies).routes(), *policy.routes()]
+        pages = [Route(path, page) for path, page in self._pages.items()]
+        ingress = Ingress(servicer.decide, placing, models, bodies)
+        return [*ingress.routes(), *policy.routes(), *pages]
 
     def _note(self, attempt: Attempt) -> None:
         """Count a settled attempt; only when the dispatcher is made there is a health to report."""

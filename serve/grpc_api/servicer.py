@@ -153,6 +153,11 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         finally:
             ended_s = now_s()
             self._admission.leave(asked.tenant, ended_s - began_s, now_s=ended_s)
+            self._count_took(ended_s - began_s)
+
+    def _count_took(self, took_s: float) -> None:
+        if self._telemetry is not None:
+            self._telemetry.count_took(took_s)
 
     async def _encoded_elsewhere(self, asked: RouteInput) -> RouteInput:
         """Encode a text in a thread, because this encoder would hold up the event loop."""
@@ -172,12 +177,14 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
     async def _reply(self, request: pb.RouteRequest) -> bytes:
         """The decision of a stream's request, or its problem, as a RouteReply."""
         self._calls += 1
+        began_s = time.monotonic()
         try:
             return self._written(request, await self._scored(self._read(request)))
         except Exception as error:  # noqa: BLE001 - becomes a status
             return self._written(request, error)
         finally:
             self._calls -= 1
+            self._count_took(time.monotonic() - began_s)
 
     def _problem(self, error: Exception) -> pb.Problem:
         code, message = self._refuse(error)
@@ -396,11 +403,14 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
     ) -> pb.Explanation:
         """Open a ticket."""
         try:
-            ticket = self._sealer.open(whole(request).ticket)
-            return write_explanation(ticket, self._view.current, self._policies)
+            return self.explained(whole(request).ticket)
         except Exception as error:
             await context.abort(*self._refuse(error))
             raise AssertionError("abort raises") from error
+
+    def explained(self, ticket: bytes) -> pb.Explanation:
+        """The same, for other front ends. Raises BadTicket."""
+        return write_explanation(self._sealer.open(ticket), self._view.current, self._policies)
 
 
 def _check_count(field: str, n: int) -> None:

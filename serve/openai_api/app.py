@@ -4,6 +4,7 @@
     POST /v1/feedback           what became of an answer
     GET  /v1/models[/ID]        "auto" and the catalogue
     GET  /health                200 while this process serves
+    GET  /dashboard[/…]         for who runs the site, see `infra.dashboard`
 
 Whatever is refused, here or by Starlette, is refused in OpenAI's form.
 """
@@ -25,7 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from learners.option import option
 from serve.access.tokens import Access, Token, keys_as_tokens
-from serve.errors import RequestRefused, ServeError, UnknownModel
+from serve.errors import AccessDenied, RequestRefused, ServeError, UnknownModel
 from serve.openai_api.body import Bodies, BodyOptions, ClientGone
 from serve.openai_api.chat import JSON, TENANT, Answers, ChatCompletions, Reply
 from serve.openai_api.errors import error_body, response_of
@@ -113,7 +114,7 @@ def make_app(
     )
 
 
-OPEN = {"/health", "/livez", "/readyz"}
+OPEN = {"/health", "/livez", "/readyz", "/dashboard"}  # that we are there; a page without figures
 SCOPES = {
     "/v1/chat/completions": "dispatch",
     "/v1/feedback": "feedback",
@@ -123,6 +124,9 @@ SCOPES = {
     "/feedback": "feedback",
 }
 NO_LIMIT = Model(name="").context_tokens_max  # of a model of which no context is stated
+
+
+OF_ALL = "/dashboard/"  # what is below it is of all tenants
 
 
 class TokenRequired:
@@ -141,6 +145,8 @@ class TokenRequired:
                 shown = dict(scope["headers"]).get(b"authorization")
                 grant = self._access.grant(shown, self._now_s())
                 grant.require(_scope_of(scope["path"]))
+                if scope["path"].startswith(OF_ALL) and grant.tenant:
+                    raise AccessDenied(grant.name, "read", "the whole site, of no tenant")
                 scope[TENANT] = grant.tenant
         except RequestRefused as error:
             await Reply(send).fail(error)

@@ -309,6 +309,16 @@ class LiveView:
             self._thread.join(5.0)
 
     @property
+    def learned(self) -> Learned:
+        """What the newest view was solved from."""
+        return self._learned
+
+    @property
+    def prices(self) -> Prices:
+        """What is scarce, and what it costs, by the newest snapshot."""
+        return self._prices
+
+    @property
     def watching(self) -> bool:
         """Whether the watching thread is alive."""
         return self._thread.is_alive()

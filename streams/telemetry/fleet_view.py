@@ -13,7 +13,7 @@ Pure functions of state and time, summed in order of names: the same bits anywhe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -73,6 +73,9 @@ class RouterView:
     snapshot_age_ms: int  # of the one that is worst off
     loop_lag_ms_max: float  # likewise
     loop_busy_share: float  # likewise
+    # From arrival to answer, of the replica that was slowest in its last second.
+    latency_ms_p50: float | None = None
+    latency_ms_p99: float | None = None
     mix: tuple[MixView, ...]
 
 
@@ -289,11 +292,17 @@ def router(fleet: FleetState, now_ms: int) -> RouterView:
         snapshot_age_ms=max((r.snapshot_age_ms for r in alive), default=0),
         loop_lag_ms_max=max((r.loop_lag_ms_max for r in alive), default=0.0),
         loop_busy_share=max((r.loop_busy_share for r in alive), default=0.0),
+        latency_ms_p50=_slowest(r.latency_ms_p50 for r in alive),
+        latency_ms_p99=_slowest(r.latency_ms_p99 for r in alive),
         mix=tuple(
             _mix_view(key, totals.get(key, MixTally()), rates.get(key, 0.0) / span_s)
             for key in sorted({*totals, *rates})
         ),
     )
+
+
+def _slowest(times_ms: Iterable[float | None]) -> float | None:
+    return max((one for one in times_ms if one is not None), default=None)
 
 
 def _mix_view(key: str, total: MixTally, per_s: float) -> MixView:

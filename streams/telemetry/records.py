@@ -185,6 +185,11 @@ class RouterState(Telemetry, tag="router"):
     budgets: Annotated[
         list[BudgetWindow], Meta(max_length=BUDGETS_MAX, description="The present periods'.")
     ] = []
+    latency_ms_p50: Annotated[
+        Amount | None,
+        Meta(description="Of the window's decisions, from arrival to answer."),
+    ] = None
+    latency_ms_p99: Annotated[Amount | None, Meta(description="Likewise.")] = None
 
 
 class PoolState(Telemetry, tag="pool"):

@@ -37,6 +37,7 @@ from streams.telemetry.records import (
 )
 
 ROWS_MAX = 1024  # kept before they are counted
+TIMES_MAX = 4096  # of a window: percentiles of so many are as good as of all
 DEMAND_MAX = 1024  # in a record: 72 KB of names and numbers, beside histograms of at most 130 KB
 NAMES_MAX = 1024  # classes counted apart within a window; callers choose their names
 CONTROL = re.compile(r"[\x00-\x1f]")
@@ -131,6 +132,12 @@ class RouterWindow:
         self._classes: dict[str, _Class] = {}
         self._names = ClassNames()
         self._mix: dict[tuple[str, str], NDArray[np.int64]] = {}  # decisions, explored
+        self._took_s: list[float] = []
+
+    def count_took(self, took_s: float) -> None:
+        """Count the time to a decision; of more than `TIMES_MAX` in a window, the first."""
+        if len(self._took_s) < TIMES_MAX:
+            self._took_s.append(took_s)
 
     def count_batch(self, batch: DecidedBatch) -> None:
         """Count a batch of decisions, and their requests as arrivals. The batch is kept a while."""
@@ -154,6 +161,7 @@ class RouterWindow:
     ) -> list[Workload | RouterState]:
         """The records of the window; a new one begins. `window` is what `Reporter.window` gave."""
         self._count()
+        p50, p99 = self._latency_ms()
         records: list[Workload | RouterState] = []
         if self._classes:
             records.append(
@@ -168,11 +176,21 @@ class RouterWindow:
                 loop_lag_ms_max=gauges.loop_lag_ms_max,
                 loop_busy_share=gauges.loop_busy_share,
                 budgets=list(gauges.budgets),
+                latency_ms_p50=p50,
+                latency_ms_p99=p99,
                 **reporter.head(window),
             )
         )
         self._refused, self._classes, self._mix = 0, {}, {}
         return records
+
+    def _latency_ms(self) -> tuple[float | None, float | None]:
+        """Half of the decisions took no longer, and 99 %."""
+        took_s, self._took_s = self._took_s, []
+        if not took_s:
+            return None, None
+        p50, p99 = np.percentile(took_s, [50, 99]) * 1000
+        return round(float(p50), 3), round(float(p99), 3)
 
     # --- counting
 

@@ -4,6 +4,7 @@
     fuzzed, crashes, rss_growth_mb spoiled messages, bodies, heads and frames (`fuzz`)
     canaries_found                 places that have a prompt or a token that was sent (`canaries`)
     rolling_lost                   requests lost by updating every replica under load (`rolling`)
+    dashboard                      first paint, size, accessibility (`dashboard`)
     observability_cost_share       of a decision's processor time, for telemetry (`observability`)
 
 All is on 127.0.0.1 and ends by itself. What can't be measured here is in `left_out`, with its
@@ -25,7 +26,9 @@ from typing import Any
 
 from load.bench.operate.attack import CHAT, Attack, Attempt, controls
 from load.bench.operate.attempts import attempts
+from load.bench.operate.browser import NoBrowser
 from load.bench.operate.canaries import found, sing
+from load.bench.operate.dashboard import AXE, fill, looked_at
 from load.bench.operate.door import Door
 from load.bench.operate.forgeries import forgeries
 from load.bench.operate.fuzz import fuzz, generator
@@ -35,6 +38,7 @@ from load.bench.operate.site import HOST, Attacked, site
 from load.bench.operate.target import target
 from load.bench.operate.weak_tls import mutual, weak_tls, without_certificate
 from load.errors import LoopStuck
+from serve.deploy.deployment import now_ms
 from serve.openai_api.request import read_ticket
 from serve.proto.fairlead.v1 import router_pb2 as pb
 
@@ -50,6 +54,7 @@ class OperateBench:
     turns: int = 15  # of observability
     turn_s: float = 2.0
     port: int = 7530
+    axe: Path = AXE  # axe-core, where it is installed
     seed: int = 0
 
 
@@ -74,14 +79,27 @@ def measure(options: OperateBench, connect: ConnectSafely, say: Say) -> dict[str
         with target(observed) as told, target(plain, observed=False) as silent:
             cost = cost_share(told, silent, options.turns, options.turn_s, say)
             result["observability_cost_share"] = asyncio.run(cost)
-    return result | {"left_out": left_out(result)}
+            say("opening the dashboard …")
+            fill(observed / "state", now_ms(), generator(options.seed))
+            url = f"http://127.0.0.1:{told.http_port}/dashboard"
+            axe = options.axe.read_text() if options.axe.is_file() else ""
+            missing = ""
+            try:
+                result["dashboard"] = asyncio.run(looked_at(url, axe))
+            except NoBrowser as error:
+                result["dashboard"], missing = {}, str(error)
+    return result | {"left_out": left_out(result, missing)}
 
 
-def left_out(result: dict[str, Any]) -> dict[str, str]:
+def left_out(result: dict[str, Any], no_browser: str = "") -> dict[str, str]:
     """What there is no figure of, and why."""
     found = {"tracing": "there is none: the share is of telemetry"}
     if result["rss_growth_mb"] is None:
         found["rss_growth_mb"] = "this system has no /proc"
+    if no_browser:
+        found["dashboard"] = no_browser
+    elif "axe_serious" not in result["dashboard"]:
+        found["dashboard.axe_serious"] = "no axe-core: `npm install axe-core`, or --axe"
     return found
 
 

@@ -70,7 +70,8 @@ async def fuzz(on: Target, n: int, rng: Rng, say: Callable[[str], None]) -> dict
         odd = pressure.odd
     if on.alive and not await _answers(on):
         found.crash("a sound call is not answered any more")
-    found.crashes += len(odd) + on.traces()
+    traces = on.traces()
+    found.crashes += len(odd) + len(traces)
     after_mb = on.rss_mb()
     grown = None if before_mb is None or after_mb is None else round(after_mb - before_mb, 1)
     return {
@@ -81,7 +82,7 @@ async def fuzz(on: Target, n: int, rng: Rng, say: Callable[[str], None]) -> dict
             "sent": dict(found.sent) | {"pressure": pressure.sent},
             "statuses": dict(found.statuses),
             "examples": [*found.examples, *odd],
-            "traces": on.traces(),
+            "traces": traces[:EXAMPLES_MAX],
             "restarts": on.restarts(),
         },
     }

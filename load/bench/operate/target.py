@@ -26,6 +26,7 @@ from load.bench.upstreams.server import SOUND, MisbehavingServer
 from load.errors import LoopStuck
 
 STOP_S_MAX = 60.0
+TRACE = "Traceback (most recent call last)"
 ENDED = ", in _server_main_loop"  # in the trace of such an end
 SITE = """state_dir = "{folder}/state"
 [telemetry]
@@ -84,10 +85,16 @@ class Target:
         """How often gRPC's server ended and was replaced (see `serve.grpc_api.listener`)."""
         return self.said.read_text(errors="replace").count(ENDED)
 
-    def traces(self) -> int:
-        """Traces of exceptions that it has logged, but for those that come with a restart."""
-        text = self.said.read_text(errors="replace")
-        return text.count("Traceback (most recent call last)") - text.count(ENDED)
+    def traces(self) -> list[str]:
+        """What traces of exceptions end with, but for those that come with a restart."""
+        parts = self.said.read_text(errors="replace").split(TRACE)[1:]
+        return [_last_of(part) for part in parts if ENDED not in part]
+
+
+def _last_of(trace: str) -> str:
+    """The line of the exception: the first after the trace that is not indented."""
+    lines = trace.splitlines()[1:]
+    return next((line for line in lines if line and not line.startswith(" ")), "")
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from load.bench.upstreams.misbehaviour import Json, Misbehaviour
 from load.bench.upstreams.server import SOUND
 from serve.deploy.dispatch_deployment import router_within
 from serve.deploy.dispatch_replica import DispatchReplica
+from serve.deploy.explorer import Explorer
 
 # Servers and dispatchers share a process: on a busy machine it is late, not the network.
 CONNECT_TIMEOUT_S = 10.0
@@ -84,4 +85,5 @@ def _dispatcher(path: Path) -> DispatchReplica:
     http = replace(options.replica.http_listener, port=0)
     options = replace(options, port=0, replica=replace(options.replica, http_listener=http))
     router = router_within(settings.deployment(), options, site)
-    return DispatchReplica(router, site.pools(), options.replica)
+    pages = site.pages(Explorer(router.servicer, router.view))
+    return DispatchReplica(router, site.pools(), options.replica, pages=pages)

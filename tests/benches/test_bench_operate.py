@@ -1,0 +1,96 @@
+"""The bench of operating: what it sends, what it would find, and one run against a real dispatcher."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+
+import numpy as np
+import pytest
+
+from load.bench.operate.canaries import forms, in_file
+from load.bench.operate.fuzz import fuzz
+from load.bench.operate.mutations import spoiled, spoiled_json
+from load.bench.operate.seeds import CHAT, messages
+from load.bench.operate.target import ENDED, TRACE, Target, target
+from load.bench.operate.weak_tls import mutual, without_certificate
+
+CANARY = "canary0123456789abcdef"
+
+
+def test_mutants_are_the_same_for_the_same_seed_and_rarely_sound():
+    sound = [message for _, message in messages()]
+    rng, again = np.random.default_rng(3), np.random.default_rng(3)
+    made = [spoiled(sound[i % len(sound)], rng) for i in range(300)]
+
+    assert made == [spoiled(sound[i % len(sound)], again) for i in range(300)]
+    assert sum(one in sound for one in made) < 15
+    bodies = [spoiled_json(CHAT, rng) for _ in range(300)]
+    assert len(set(bodies)) > 150
+    assert sum(body == json.dumps(CHAT).encode() for body in bodies) < 15
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        f"prompt: {CANARY}!".encode(),
+        f"prompt: {CANARY}!".encode("utf-16-le"),
+        f"prompt: {CANARY}!".encode().hex().encode(),
+        *(base64.b64encode(b"x" * shift + CANARY.encode() + b"yz") for shift in range(3)),
+    ],
+)
+def test_a_canary_is_found_however_it_is_written(tmp_path, written):
+    """
+    Also where the file is read in pieces, and it lies across two of them.
+    """
+    path = tmp_path / "file"
+    path.write_bytes(b"." * ((8 << 20) - 9) + written + b".")
+    assert in_file(path, forms(CANARY))
+    path.write_bytes(written.replace(b"a", b"b"))
+    assert not in_file(path, forms(CANARY))
+
+
+def test_traces_are_told_from_those_of_a_restart(tmp_path):
+    said = tmp_path / "said"
+    said.write_text(
+        f"ERROR:x\n{TRACE}:\n  File a\n{ENDED}\nUnicodeDecodeError: b\n"
+        f"ERROR:y\n{TRACE}:\n  File c\nValueError: ours\nlater\n"
+    )
+    found = Target(0, 0, None, said)
+    assert found.traces() == ["ValueError: ours"]
+    assert found.restarts() == 1
+
+
+def test_a_dispatcher_survives_spoiled_messages(tmp_path):
+    with target(tmp_path) as on:
+        found = asyncio.run(fuzz(on, 1500, np.random.default_rng(5), lambda _: None))
+        assert on.alive
+
+    assert found["crashes"] == 0, found["fuzz"]
+    assert found["fuzzed"] > 1500
+    assert found["rss_growth_mb"] < 60
+    assert found["fuzz"]["statuses"]["refused 3"] > 300
+
+
+def test_a_process_that_ends_is_a_crash(tmp_path):
+    """
+    What is counted would be noticed.
+    """
+    with target(tmp_path) as on:
+        on.process.kill()
+        on.process.wait()
+        found = asyncio.run(fuzz(on, 1000, np.random.default_rng(5), lambda _: None))
+    assert found["crashes"] >= 1
+
+
+def test_mutual_tls_lets_in_whoever_shows_our_certificate_and_nobody_else(tmp_path):
+    async def tried() -> dict[str, tuple[bool, bool]]:
+        async with mutual(tmp_path) as to:
+            return {
+                one.name: ((await one.tried()).ok, right) for one, right in without_certificate(to)
+            }
+
+    found = asyncio.run(tried())
+    assert len(found) == 12
+    assert [name for name, (got_in, right) in found.items() if got_in != right] == []
