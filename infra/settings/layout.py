@@ -131,6 +131,7 @@ PARTS = {
     "feedback": Part("What feedback is believed.", (FeedbackOptions, AuditOptions, OutboxOptions)),
     "log": Part("Where decisions and feedback are logged.", (LogChoice, KafkaOptions)),
     "metrics": Part("Prometheus metrics of the loop."),
+    "dashboard": Part("The page at `/dashboard` of dispatchers; docs/dashboard.md has more."),
     "telemetry": Part(
         "What processes report of themselves, shown by `fairlead status` and as metrics."
     ),

@@ -14,6 +14,7 @@ from functools import partial
 from load.bench.operate.attack import CHAT, Attack, Attempt
 from load.bench.operate.door import Reply, get
 from serve.access.tokens import digest_of, new_token
+from serve.openai_api.app import SCOPES
 
 
 def attempts(on: Attack) -> Iterator[Attempt]:
@@ -37,8 +38,19 @@ def _without_right(on: Attack) -> Iterator[Attempt]:
                     f"{method} with the scope {scope}",
                     partial(on.grpc, method, on.bearer(scope)),
                 )
-    paths = {"/v1/models": b"", "/v1/chat/completions": CHAT, "/v1/feedback": on.outcome_json()}
-    rights = {"/v1/models": "read", "/v1/chat/completions": "dispatch", "/v1/feedback": "feedback"}
+    paths = {
+        "/v1/models": b"",
+        "/v1/chat/completions": CHAT,
+        "/v1/feedback": on.outcome_json(),
+        "/internal/route": b"{}",
+        "/route": b"{}",
+        "/outcome": b"{}",
+        "/feedback": b"{}",
+        "/dashboard/now.json": b"",
+        "/dashboard/decisions.json": b"",
+        "/dashboard/decision.json?ticket=00": b"",
+    }
+    rights = {path: SCOPES.get(path, "read") for path in paths}
     for path, body in paths.items():
         yield Attempt(f"{path} without a token", partial(on.http, path, (), body))
         for name in ("expired", "route", "dispatch", "feedback", "read"):
@@ -74,6 +86,10 @@ def _mangled_tokens(on: Attack) -> Iterator[Attempt]:
         shown = [("authorization", value)]
         yield Attempt(f"gRPC, token: {name}", partial(on.grpc, "Route", shown))
         yield Attempt(f"HTTP, token: {name}", partial(on.http, "/v1/models", shown))
+    yield Attempt(
+        "the whole site with a tenant's token",
+        partial(on.http, "/dashboard/now.json", on.bearer("read")),
+    )
     for header in ("x-api-key", "api-key", "cookie", "proxy-authorization", "x-authorization"):
         shown = [(header, f"Bearer {good}")]
         yield Attempt(f"gRPC, token in {header}", partial(on.grpc, "Route", shown))

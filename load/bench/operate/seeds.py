@@ -46,12 +46,32 @@ CHAT = {
     },
 }
 OUTCOMES = {"outcomes": [{"ticket": "BQAA", "quality": 0.5, "cost_usd": 0.1, "latency_ms": 12.0}]}
-BODIES: Mapping[str, object] = {"/v1/chat/completions": CHAT, "/v1/feedback": OUTCOMES}
+ASKED = {
+    "schema_version": "policy_router_v1",
+    "route_id": "r-1",
+    "candidates": [{"roster_id": "sound", "provider": "x"}, {"roster_id": "other"}],
+    "execution_mode": "serving",
+    "prompt_text": "hello",
+    "organization_id": "acme",
+    "client_session_id": "s",
+    "estimated_input_tokens": 9,
+    "training_allowed": True,
+}
+REPORTED = {"route_id": "r-1", "cost_usd": 0.1, "latency_ms": 9, "status": "ok", "rating": 0.5}
+BODIES: Mapping[str, object] = {
+    "/v1/chat/completions": CHAT,
+    "/v1/feedback": OUTCOMES,
+    "/internal/route": CHAT,
+    "/route": ASKED,
+    "/outcome": REPORTED,
+    "/feedback": REPORTED,
+}
 HEADS = (
     b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n",
     b"POST /v1/feedback HTTP/1.1\r\nhost: localhost\r\ncontent-length: 2\r\n\r\n{}",
     b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
     b"2\r\n{}\r\n0\r\n\r\n",
+    b"GET /dashboard/decision.json?ticket=00ff HTTP/1.1\r\nhost: a\r\n\r\n",
     b"GET /v1/models/auto?a=b HTTP/1.1\r\nhost: a\r\ncookie: a=b\r\n\r\n",
 )
 
