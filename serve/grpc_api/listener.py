@@ -30,6 +30,14 @@ from streams.log.quiet import once_a_minute
 
 logger = once_a_minute(logging.getLogger(__name__))
 
+
+def _no_headers(record: logging.LogRecord) -> bool:
+    """Whether gRPC says something else than which bytes it could not decode: they are strangers'."""
+    return not str(record.msg).startswith("Invalid encoding")
+
+
+logging.getLogger("grpc._cython.cygrpc").addFilter(_no_headers)
+
 # Clients ask every 10 s, which is the most often that gRPC's libraries allow them. By default a
 # server throws out whoever asks three times within five minutes without data.
 PING_INTERVAL_MS_MIN = 5_000

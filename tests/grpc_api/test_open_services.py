@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from waiting import PATIENCE_S, soon
 
-from load.bench.speed.wire import PREFACE, Ask
+from load.bench.speed.wire import PREFACE, Ask, frame
 from serve.grpc_api import open_services
 from serve.grpc_api.listener import ROUTER, Listener, ListenerOptions
 from serve.grpc_api.streams import StreamOptions, Streams
@@ -117,23 +117,25 @@ def test_a_path_that_is_no_text_does_not_end_the_server(caplog):
     What is under way goes on, and the next call is answered at the same port.
     """
 
-    async def upset(port: int) -> None:
+    async def upset(port: int) -> asyncio.StreamWriter:
         ask = Ask.of("/fairlead.v1.Router/Route", b"")
         between = ask.between.replace(b"v1.Router", b"v1.R\xf6uter")
         assert between != ask.between
         number = (1).to_bytes(4, "big")
         _, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(PREFACE + ask.head + number + between + number + ask.rest)
+        settings = frame(4, 0, 0, b"")
+        writer.write(PREFACE + settings + ask.head + number + between + number + ask.rest)
         await writer.drain()
-        writer.close()
+        return writer
 
     async def work(listener: Listener, channel: grpc.aio.Channel) -> None:
         watch = channel.unary_stream(HEALTH + "Watch")(b"")
         await watch.read()
         for _ in range(3):
             server = listener._server
-            await upset(listener.port)
+            writer = await upset(listener.port)
             await soon(lambda before=server: listener._server is not before, "another server")
+            writer.close()
             assert await routed(channel) == "m"
         assert not watch.done()
         watch.cancel()

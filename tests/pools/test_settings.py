@@ -622,6 +622,7 @@ OTHER = {  # where another value is not found by moving away from the default
 READ_ELSEWHERE = {
     "metrics.port": ".metrics_port",
     "metrics.host": ".metrics_host",
+    "dashboard.baseline": ".baseline",
     "feedback.silence_s": ".silence_s",
     "ray_address": ".ray_address",
 }

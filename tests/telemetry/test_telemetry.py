@@ -518,7 +518,7 @@ def test_the_page_names_every_field_reason_and_limit():
     """
     None is left out, and the example is a record.
     """
-    named = set(re.findall(r"`([a-z_]+)(?:\[\])?`", PAGE))
+    named = set(re.findall(r"`([a-z_\d]+)(?:\[\])?`", PAGE))
     for kind in (
         telemetry.Workload, telemetry.ClassWindow, telemetry.DemandWindow, telemetry.RouterState, telemetry.MixWindow,
         telemetry.PoolState, telemetry.DispatchState, telemetry.DispatchWindow,

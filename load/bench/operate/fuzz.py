@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ from load.bench.speed.wire import Ask, Connection, Ended, connected
 HOST = "127.0.0.1"
 SHARES = {"messages": 0.70, "bodies": 0.20, "heads": 0.06, "frames": 0.04}
 BATCH, CONNECTIONS, AT_ONCE = 256, 4, 32
-ANSWER_S_MAX, CLOSE_S_MAX = 20.0, 3.0
+ANSWER_S_MAX, CLOSE_S_MAX, RESTART_S_MAX = 20.0, 3.0, 2.0
 FAULTS = {2: "UNKNOWN", 13: "INTERNAL"}
 EXAMPLES_MAX, EXAMPLE_BYTES_MAX = 20, 2000
 ROUNDS = 10
@@ -99,9 +100,11 @@ async def _round(on: Target, n: int, rng: Rng, found: Fuzzed) -> None:
     for name, share in SHARES.items():
         if on.alive:
             n_kind = max(1, round(n * share))
-            with contextlib.suppress(ConnectionRefusedError):  # it has just ended
+            try:
                 await kinds[name](on, n_kind, rng, found)
                 found.sent[name] += n_kind
+            except OSError as error:
+                found.crash(f"{name}: nobody listens: {error}")
 
 
 # --- gRPC
@@ -134,7 +137,7 @@ async def _batch(on: Target, asked: Sequence[tuple[str, bytes]], found: Fuzzed) 
         if not left:
             done.set()
 
-    connections: list[Connection] = await connected(on.grpc_port, CONNECTIONS, ended)
+    connections = await _connected(on, ended)
     for i, (path, message) in enumerate(asked):
         connections[i % CONNECTIONS].call(Ask.of(path, message), i)
     for connection in connections:
@@ -145,6 +148,18 @@ async def _batch(on: Target, asked: Sequence[tuple[str, bytes]], found: Fuzzed) 
         found.crash(f"{left} calls without an answer in {ANSWER_S_MAX:.0f} s")
     for connection in connections:
         connection.close()
+
+
+async def _connected(on: Target, ended: Callable[[object, Ended], None]) -> list[Connection]:
+    """Connections, once gRPC's server is there (again). Raises OSError."""
+    ends_s = time.monotonic() + RESTART_S_MAX
+    while True:
+        try:
+            return await connected(on.grpc_port, CONNECTIONS, ended)
+        except OSError:
+            if not on.alive or time.monotonic() > ends_s:
+                raise
+            await asyncio.sleep(0.01)
 
 
 # --- HTTP

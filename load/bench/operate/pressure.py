@@ -105,13 +105,15 @@ async def _bomb_grpc(seen: Pressure, port: int) -> None:
         call: Any = channel.unary_unary("/fairlead.v1.Router/Route")
         seen.sent += 1
         try:
-            await call(bytes(BOMB_BYTES), compression=grpc.Compression.Gzip, timeout=20.0)
+            zeros, packed = bytes(BOMB_BYTES), grpc.Compression.Gzip
+            await call(zeros, compression=packed, timeout=20.0, wait_for_ready=True)
             seen.odd.append("a message of 64 MB in 64 KB was taken")
         except grpc.aio.AioRpcError as error:
             if error.code() not in {
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 grpc.StatusCode.INVALID_ARGUMENT,
                 grpc.StatusCode.CANCELLED,  # more calls wait than are taken
+                grpc.StatusCode.UNAVAILABLE,  # gRPC's server is just replaced
             }:
                 seen.odd.append(f"a message of 64 MB in 64 KB: {error.code().name}")
 

@@ -18,6 +18,7 @@ from infra.status.status import PriceView, Status
 from learners.context import N_FEATURES
 from streams.alarms import Alarm, Change
 from streams.feedback.decisions import DecisionBatch, encode
+from streams.feedback.said import NOTHING
 from streams.log.contract import DECISIONS
 from streams.log.sqlite_log import SqliteLog
 from streams.telemetry.fleet_view import ClassView, MixView, PoolView, RouterView
@@ -137,7 +138,7 @@ def decided(log: SqliteLog, rng: np.random.Generator, n: int = 40) -> None:
         tenants=["acme" if i % 3 else "" for i in range(n)], sessions=[""] * n, models=MODELS, pools=[f"{m}-l40s" for m in MODELS],
         chosen=chosen, pool=chosen, propensities=np.tile([CHANCE[m] for m in MODELS], (n, 1)), preference=np.tile([1.0, 20.0, 0.01, 0.0], (n, 1)),
         prompt_tokens=np.full(n, 120.0), snapshot_version=8124, policy="SquareCb(strength=1.0)", encoder="wordllama",
-        contexts=np.ones((n, N_FEATURES), np.int8), prompts=["what nobody may see"] * n, **columns,
+        contexts=np.ones((n, N_FEATURES), np.int8), prompts=["what nobody may see"] * n, said=[NOTHING] * n, **columns,
     )  # fmt: skip
     log.append(DECISIONS, encode([batch]))
 
