@@ -32,7 +32,7 @@ logger = once_a_minute(logging.getLogger(__name__))
 
 
 def _no_headers(record: logging.LogRecord) -> bool:
-    """Whether gRPC says something else than which bytes it could not decode: they are strangers'."""
+    """Whether gRPC says something else than which bytes it could not decode."""
     return not str(record.msg).startswith("Invalid encoding")
 
 
