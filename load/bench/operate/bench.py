@@ -24,19 +24,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from load.bench.operate.attack import CHAT, Attack, Attempt, controls
-from load.bench.operate.attempts import attempts
 from load.bench.operate.browser import NoBrowser
 from load.bench.operate.canaries import found, sing
 from load.bench.operate.dashboard import AXE, fill, looked_at
-from load.bench.operate.door import Door
-from load.bench.operate.forgeries import forgeries
-from load.bench.operate.fuzz import fuzz, generator
+from load.bench.operate.fuzzing.fuzz import fuzz, generator
+from load.bench.operate.fuzzing.target import target
+from load.bench.operate.intrusion.attack import CHAT, Attack, Attempt, controls
+from load.bench.operate.intrusion.attempts import attempts
+from load.bench.operate.intrusion.door import Door
+from load.bench.operate.intrusion.forgeries import forgeries
+from load.bench.operate.intrusion.weak_tls import mutual, weak_tls, without_certificate
 from load.bench.operate.observability import cost_share
 from load.bench.operate.rolling import ConnectSafely, rolling
 from load.bench.operate.site import HOST, Attacked, site
-from load.bench.operate.target import target
-from load.bench.operate.weak_tls import mutual, weak_tls, without_certificate
 from load.errors import LoopStuck
 from serve.deploy.deployment import now_ms
 from serve.openai_api.request import read_ticket

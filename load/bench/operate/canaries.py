@@ -20,7 +20,7 @@ from typing import Any
 
 from ray._private import worker
 
-from load.bench.operate.attack import DISPATCHER, ROUTER, Attack
+from load.bench.operate.intrusion.attack import DISPATCHER, ROUTER, Attack
 from load.bench.operate.site import Attacked
 from serve.proto.fairlead.v1 import dispatch_pb2 as dispatch
 from serve.proto.fairlead.v1 import router_pb2 as pb

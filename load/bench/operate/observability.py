@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from statistics import median
 
-from load.bench.operate.target import Target
+from load.bench.operate.fuzzing.target import Target
 from load.bench.speed.calls import unary_per_s
 from serve.proto.fairlead.v1 import router_pb2 as pb
 

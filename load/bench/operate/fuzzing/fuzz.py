@@ -25,10 +25,10 @@ from typing import Any
 import aiohttp
 import numpy as np
 
-from load.bench.operate.mutations import Rng, spoiled, spoiled_json
-from load.bench.operate.pressure import pressed
-from load.bench.operate.seeds import BODIES, HEADS, frames, messages
-from load.bench.operate.target import Target
+from load.bench.operate.fuzzing.mutations import Rng, spoiled, spoiled_json
+from load.bench.operate.fuzzing.pressure import pressed
+from load.bench.operate.fuzzing.seeds import BODIES, HEADS, frames, messages
+from load.bench.operate.fuzzing.target import Target
 from load.bench.speed.wire import Ask, Connection, Ended, connected
 
 HOST = "127.0.0.1"

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from load.bench.operate.door import Door, Headers, Reply, get
+from load.bench.operate.intrusion.door import Door, Headers, Reply, get
 from load.bench.operate.site import Attacked
 from serve.openai_api.request import write_ticket
 from serve.proto.fairlead.v1 import dispatch_pb2 as dispatch

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from load.bench.operate.canaries import forms, in_file
-from load.bench.operate.fuzz import fuzz
-from load.bench.operate.mutations import spoiled, spoiled_json
-from load.bench.operate.seeds import CHAT, messages
-from load.bench.operate.target import ENDED, TRACE, Target, target
-from load.bench.operate.weak_tls import mutual, without_certificate
+from load.bench.operate.fuzzing.fuzz import fuzz
+from load.bench.operate.fuzzing.mutations import spoiled, spoiled_json
+from load.bench.operate.fuzzing.seeds import CHAT, messages
+from load.bench.operate.fuzzing.target import ENDED, TRACE, Target, target
+from load.bench.operate.intrusion.weak_tls import mutual, without_certificate
 
 CANARY = "canary0123456789abcdef"
 

@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from load.bench.operate.attack import ROUTER, Attack, Attempt
 from load.bench.operate.certificates import Authority, Pair
-from load.bench.operate.door import Door, Reply, get
+from load.bench.operate.intrusion.attack import ROUTER, Attack, Attempt
+from load.bench.operate.intrusion.door import Door, Reply, get
 from load.bench.upstreams.dispatchers import dispatchers
 from serve.proto.fairlead.v1 import router_pb2 as pb
 

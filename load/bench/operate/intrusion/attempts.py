@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from load.bench.operate.attack import CHAT, Attack, Attempt
-from load.bench.operate.door import Reply, get
+from load.bench.operate.intrusion.attack import CHAT, Attack, Attempt
+from load.bench.operate.intrusion.door import Reply, get
 from serve.access.tokens import digest_of, new_token
 from serve.openai_api.app import SCOPES
 

@@ -18,8 +18,8 @@ from functools import partial
 import numpy as np
 
 from infra.status.status import Status
-from load.bench.operate.attack import DISPATCHER, ROUTER, Attack, Attempt
-from load.bench.operate.door import Reply
+from load.bench.operate.intrusion.attack import DISPATCHER, ROUTER, Attack, Attempt
+from load.bench.operate.intrusion.door import Reply
 from load.errors import LoopStuck
 from serve.openai_api.request import read_ticket
 from serve.proto.fairlead.v1 import dispatch_pb2 as dispatch
