@@ -46,6 +46,7 @@ from serve.dispatch.budget import HedgeOptions, RetryOptions
 from serve.dispatch.dispatcher import DispatchOptions
 from serve.dispatch.probes import DispatchProbeOptions
 from serve.encoders import EncoderOptions
+from serve.grpc_api.batcher import BatcherOptions
 from serve.grpc_api.listener import ListenerOptions
 from serve.grpc_api.streams import StreamOptions
 from serve.health.first_token import FirstTokenOptions
@@ -55,7 +56,6 @@ from serve.openai_api.app import HttpOptions
 from serve.openai_api.body import BodyOptions
 from serve.openai_api.http_listener import HttpListenerOptions
 from serve.openai_api.http_protocol import ConnectionOptions
-from serve.routing.batcher import BatcherOptions
 from serve.routing.catalogue import Model
 from serve.routing.live import LiveOptions
 from serve.routing.placement import PlacementOptions

@@ -25,6 +25,7 @@ from learners.estimates.history import Evidence, Neighbours
 from learners.estimates.influence import InfluenceOptions
 from learners.estimates.kin import Kin, levels, profiles
 from learners.estimates.learned import LINEAR, RATIOS, Learned
+from learners.estimates.quick import Quick
 from learners.estimates.ridge import RidgeOptions
 from learners.option import option
 from learners.targets import N_TARGETS, RATIO_UNIT, Target
@@ -80,12 +81,15 @@ class Estimator:
         quality_prior: NDArray[np.float64],
         options: BlendOptions,
         kin: Kin | None = None,
+        *,
+        compiled: bool = False,
     ) -> None:
         """Solve for `models` (k keys); `quality_prior` (k,) is NaN where nothing was stated.
 
-        `kin` says what they are declared to be like.
+        `kin` says what they are declared to be like. `compiled` estimates without numpy.
         """
         self._kin = kin if kin is not None and kin.any_declared else None
+        self._compiled = compiled
         self.options, self.models, self.landmarks = options, models, learned.landmarks
         as_of_ms = learned.as_of_ms
         self.model_means = ema.read(learned.models, models, as_of_ms, options.influence)
@@ -119,6 +123,10 @@ class Estimator:
             {alarm.model for alarm in self.alarms if alarm.target == Target.QUALITY.name.lower()},
         )
         self.neighbours = self._neighbours(learned, prior) if options.neighbours_share else None
+        self._quick: Quick | None = None
+        if compiled:
+            own, share = self.mean_deviation[:, Target.QUALITY], options.neighbours_share
+            self._quick = Quick(self.landmarks, self.quality, self.ratios, own, share)
 
     def _solved(self, learned: Learned, prior: NDArray[np.float64], target: Target) -> ridge.Ridge:
         """The linear models of a target, each on the past that still holds of its model."""
@@ -167,21 +175,30 @@ class Estimator:
             self._means,
             fade,
             learned.history.options,
+            compiled=self._compiled,
         )
 
     def estimate(self, contexts: Contexts) -> Estimates:
         """Estimate all models for contexts (n, 64), in one pass."""
+        evidence = nearby = None
+        if self.neighbours is not None:
+            evidence = self.neighbours.evidence(contexts)
+            nearby = self._means.astype(np.float32) + evidence.deviation
+        mean, deviation = (self._quick or self._linear)(contexts, nearby)
+        return Estimates(
+            mean, deviation, self.mean_deviation, self.noise, evidence, self.calibration
+        )
+
+    def _linear(
+        self, contexts: Contexts, nearby: NDArray[np.float32] | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Means (n, k, 3) and deviations (n, k), with numpy."""
         phi, x = real(self.landmarks.features(contexts)), real(contexts)
         linear = np.concatenate(
             [self.quality.predict(phi), *(one.predict(x) for one in self.ratios)], axis=2
         )
-        evidence = None
-        if self.neighbours is not None:
-            evidence = self.neighbours.evidence(contexts)
-            nearby = self._means.astype(np.float32) + evidence.deviation
+        if nearby is not None:
             linear += np.float32(self.options.neighbours_share) * (nearby - linear)
         linear[:, :, RATIOS] = np.maximum(linear[:, :, RATIOS] * np.float32(RATIO_UNIT), 0.0)
         deviation = np.hypot(self.quality.deviation(phi), self.mean_deviation[:, Target.QUALITY])
-        return Estimates(
-            linear, deviation, self.mean_deviation, self.noise, evidence, self.calibration
-        )
+        return linear, deviation

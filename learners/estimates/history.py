@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from learners.context import N_FEATURES, unit_directions
 from learners.estimates.influence import EARLIER
+from learners.kernels.compiled import kernels
 from learners.option import option
 from learners.outcomes import Outcomes
 from learners.targets import N_TARGETS, ONE
@@ -37,6 +38,7 @@ COLUMNS: dict[str, tuple[type, tuple[int, ...]]] = {
     "known": (np.bool_, (N_TARGETS,)),
 }
 Rows = dict[str, NDArray[Any]]
+MODULE = "learners.kernels.estimate"
 # Multipliers of a hash: odd, otherwise any.
 ODD = np.random.default_rng(9).integers(0, 2**63, N_FEATURES // 8 + 1, np.uint64) * 2 + 1
 
@@ -197,6 +199,8 @@ class Neighbours:
         means: NDArray[np.float64],
         fade: NDArray[np.float64],
         options: HistoryOptions,
+        *,
+        compiled: bool = False,
     ) -> None:
         """`means` (k, 3) are subtracted from outcomes; `fade` (rows,) is each row's weight by age.
 
@@ -214,6 +218,7 @@ class Neighbours:
         weight = known * (fade / copies(rows))[:, None]
         self.terms = np.stack([weight, weight * residual], axis=2).astype(np.float32)
         self.terms = self.terms.reshape(-1, 2 * N_TARGETS)
+        self._quick = kernels(MODULE) if compiled else None
 
     def __len__(self) -> int:
         return len(self.model)
@@ -225,6 +230,8 @@ class Neighbours:
             nothing = np.zeros((n, k, N_TARGETS), np.float32)
             return Evidence(nothing, nothing, np.zeros(n, np.float32))
         similarity, row = self._search(unit_directions(contexts))
+        if self._quick is not None:
+            return self._weighed(similarity, row)
         found = (row >= 0) & (similarity > options.similarity_min)
         near = np.where(found, similarity, np.float32(0.0))
         closeness = np.square(np.square(near))  # (n, j) cosine⁴
@@ -239,6 +246,27 @@ class Neighbours:
         own = (total - weight * shared[:, None]) / (weight + options.own_shrink)
         deviation = (shared[:, None] + own).astype(np.float32)
         return Evidence(deviation, weight.astype(np.float32), near.max(axis=1))
+
+    def _weighed(self, similarity: NDArray[Any], row: NDArray[Any]) -> Evidence:
+        """The same of rows that were found, without numpy."""
+        n, k, options = len(row), self.n_models, self.options
+        found = Evidence(
+            np.empty((n, k, N_TARGETS), np.float32),
+            np.empty((n, k, N_TARGETS), np.float32),
+            np.empty(n, np.float32),
+        )
+        limits = np.array([options.similarity_min, options.shared_shrink, options.own_shrink])
+        self._quick.evidence(
+            similarity,
+            row,
+            self.terms,
+            self.model,
+            limits,
+            found.deviation,
+            found.weight,
+            found.similarity,
+        )
+        return found
 
     def _search(self, vectors: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Cosine and row number (n, j) of the nearest rows; −1 where there are fewer."""

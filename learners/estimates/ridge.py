@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from learners.context import BIAS, STEP
 from learners.estimates.decayed_sums import DecayedSums
+from learners.kernels.compiled import WIDE
 from learners.option import option
 from learners.targets import ONE
 
@@ -128,7 +129,8 @@ class Ridge:
     weights: NDArray[np.float32]  # (d, k·t), column k·t + j is w₀ + w_k of target j
     means: NDArray[np.float32]  # (k, t) μ
     noise: NDArray[np.float32]  # (k, t)
-    spread: NDArray[np.float32]  # (d, k·d): ‖xᵀ spread_k‖² = variance / noise²
+    # (k, d, d and more): ‖xᵀ spread_k‖² = variance / noise², an upper triangle, then zeros
+    spread: NDArray[np.float32]
     counts: NDArray[np.float64]  # (k, t) faded number of outcomes
     shared: NDArray[np.float32]  # (t, d) w₀
 
@@ -138,9 +140,8 @@ class Ridge:
 
     def deviation(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Standard deviation (n, k) of the first target's estimate, noise not included."""
-        k, d = len(self.means), x.shape[1]
-        parts = (x @ self.spread).reshape(len(x), k, d)
-        return np.sqrt(np.einsum("nkd,nkd->nk", parts, parts)) * self.noise[:, 0]
+        parts = x @ self.spread  # (k, n, d)
+        return np.sqrt(np.einsum("knd,knd->nk", parts, parts)) * self.noise[:, 0]
 
 
 def solve(
@@ -196,10 +197,10 @@ def solve(
         # (S + Λ₁)⁻¹ = C⁻ᵀC⁻¹ with S + Λ₁ = CCᵀ: the sum is positive definite however many
         # outcomes, while its computed inverse may not be.
         factor = np.linalg.cholesky(sxx[:, 0] + np.diag(own_penalty))
-        upper = np.linalg.inv(factor).transpose(0, 2, 1)  # (k, d, d)
-        spread = upper.transpose(1, 0, 2).reshape(d, k * d)
+        spread = np.zeros((k, d, -(-d // WIDE) * WIDE))
+        spread[:, :, :d] = np.linalg.inv(factor).transpose(0, 2, 1)
     else:
-        spread = np.zeros((d, 0))
+        spread = np.zeros((0, d, WIDE))
     if profiles is not None:
         weights = weights + profiles[:, None]
     return Ridge(

@@ -9,11 +9,12 @@ k is the number of *allowed* models: what a request may not have does not change
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from learners.option import option
-from learners.policies.policy import Matrix, Scores, best_takes_rest, gaps, register
+from learners.policies.policy import Mask, Matrix, Scores, best_takes_rest, gaps, register
 
 
 @register("squarecb")
@@ -33,6 +34,14 @@ class SquareCb:
         gap, best = gaps(scores)
         k = scores.allowed.sum(axis=1, keepdims=True)
         return best_takes_rest(scores.allowed / (k + self.gamma * gap), best)
+
+    def quick(
+        self, kernel: Any, utility: Matrix, deviation: Matrix, mean_deviation: Matrix, allowed: Mask
+    ) -> Matrix:
+        del deviation, mean_deviation
+        p = np.empty_like(utility)
+        kernel.squarecb(utility, allowed, float(self.gamma), p)
+        return p
 
 
 @register("fastcb")

@@ -17,7 +17,8 @@ To add a policy, add a file to this folder:
         def probabilities(self, scores: Scores) -> Matrix: ...
 
 Settings, their bounds and docs, benchmarks and the tests of all policies find it by the registry.
-Probabilities are non-negative, zero where not allowed, and each row sums to one.
+Probabilities are non-negative, zero where not allowed, and each row sums to one. A policy may also
+have a method `quick`, which gives the same bits by a kernel (`learners.kernels.decide`).
 """
 
 from __future__ import annotations

@@ -20,12 +20,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from scipy.special import ndtri
 
 from learners.option import option
-from learners.policies.policy import Matrix, Scores, register
+from learners.policies.policy import Mask, Matrix, Scores, register
 
 SEED = 128  # any number, never changed: propensities in logs rest on it
 MODELS_USUAL = 3  # `scale` is as stated for as many models
@@ -46,6 +47,19 @@ def normal_table(rows: int, columns: int) -> np.ndarray:
     place = raw.argsort(axis=0).argsort(axis=0)
     z = ndtri((place + 0.5) / half)
     return np.concatenate([z, -z])[:rows].astype(np.float32)
+
+
+@cache
+def _ranked(rows: int, columns: int) -> np.ndarray:
+    """The same, a row for each rank."""
+    return np.ascontiguousarray(normal_table(rows, columns).T)
+
+
+@cache
+def _scales(scale: float, k: int) -> Matrix:
+    """Factors of deviations (k + 1,) by how many models are allowed."""
+    allowed = np.maximum(np.arange(k + 1), 2)
+    return scale * np.sqrt(np.log(MODELS_USUAL) / np.log(allowed))
 
 
 def tempered(scores: Scores, context_scale: float) -> Matrix:
@@ -88,10 +102,21 @@ class Thompson:
             else np.zeros_like(scores.utility)
         )
 
+    def quick(
+        self, kernel: Any, utility: Matrix, deviation: Matrix, mean_deviation: Matrix, allowed: Mask
+    ) -> Matrix:
+        p, k = np.empty_like(utility), utility.shape[1]
+        table, scales = _ranked(self.draws, k), _scales(self.scale, k)
+        tempering, least = float(self.context_scale**2), float(self.deviation_min)
+        kernel.thompson(
+            utility, deviation, mean_deviation, allowed, table, scales, tempering, least, p
+        )
+        return p
+
     def _scale(self, scores: Scores) -> Matrix:
         """The factor (n, 1) for as many models as each request may have."""
-        k = np.maximum(scores.allowed.sum(axis=1, keepdims=True), 2)
-        return self.scale * np.sqrt(np.log(MODELS_USUAL) / np.log(k))
+        allowed = scores.allowed.sum(axis=1, keepdims=True)
+        return np.take(_scales(self.scale, scores.allowed.shape[1]), allowed)
 
     def _won(self, barred: Matrix, spread: Matrix, table: np.ndarray) -> Matrix:
         # The r-th best model takes the table's r-th column: so a model that is not allowed, or

@@ -19,11 +19,11 @@ import grpc
 from serve.encoders import Encoder
 from serve.errors import DeadlinePassed, InvalidRequest, NotServing, QueueFull
 from serve.grpc_api.admission import Admission, AdmissionOptions
+from serve.grpc_api.batcher import Batcher, BatcherOptions
 from serve.grpc_api.grpc_status import status_of
 from serve.grpc_api.streams import StreamOptions, Streams, Tenancy, abort
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.proto.fairlead.v1 import router_pb2_grpc
-from serve.routing.batcher import Batcher, BatcherOptions
 from serve.routing.decider import Decided, DecidedColumns, Decider
 from serve.routing.decision_bytes import batch_reply_bytes, reply_bytes
 from serve.routing.live import LiveView

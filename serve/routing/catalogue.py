@@ -127,8 +127,8 @@ class Catalogue:
         self.usd_per_s = self._pool_column("usd_per_hour") / 3600.0  # (P,)
         self.watts = self._pool_column("watts")  # (P,)
         self.output_tokens = column("output_tokens")
-        self._usd_per_input_token = column("usd_per_1m_input_tokens") / 1e6
-        self._usd_fixed = column("usd_per_1m_output_tokens") / 1e6 * column(
+        self.usd_per_input_token = column("usd_per_1m_input_tokens") / 1e6
+        self.usd_fixed = column("usd_per_1m_output_tokens") / 1e6 * column(
             "output_tokens"
         ) + column("usd_per_call")
 
@@ -169,7 +169,7 @@ class Catalogue:
     def expected_cost_usd(self, prompt_tokens: NDArray[np.float64]) -> NDArray[np.float64]:
         """Stated cost (n, k) of calls with prompts of n lengths; 0 tokens means unknown."""
         tokens = np.where(prompt_tokens > 0, prompt_tokens, self.prompt_tokens)
-        return tokens[:, None] * self._usd_per_input_token + self._usd_fixed
+        return tokens[:, None] * self.usd_per_input_token + self.usd_fixed
 
     def cost_usd(
         self, model: str, prompt_tokens: int, output_tokens: int, *, cached_tokens: int = 0
@@ -178,7 +178,7 @@ class Catalogue:
         column = self.column_of[model]
         stated, cached = self.models[column], min(cached_tokens, prompt_tokens)
         output = output_tokens * stated.usd_per_1m_output_tokens / 1e6 + stated.usd_per_call
-        fresh = (prompt_tokens - cached) * float(self._usd_per_input_token[column])
+        fresh = (prompt_tokens - cached) * float(self.usd_per_input_token[column])
         return fresh + cached * stated.usd_per_cached_token + output
 
     def __len__(self) -> int:

@@ -28,6 +28,7 @@ from learners.estimates import ema
 from learners.estimates.calibration import COST_FIGURE
 from learners.estimates.estimator import BlendOptions, Estimator
 from learners.estimates.learned import RATIOS, Learned, MemoryOptions
+from learners.kernels.compiled import kernels
 from learners.option import option, same_as
 from learners.targets import N_TARGETS, ONE, RATIO_UNIT, Target
 from serve.routing.catalogue import Catalogue, CatalogueSource
@@ -43,6 +44,7 @@ from streams.training.state import Loader, State
 logger = logging.getLogger(__name__)
 # The threshold of a share is then off by 0.02 for one view, and by less over several.
 REFERENCE_ROWS = 512
+KERNEL = "learners.kernels.decide"
 
 
 # Of the queue that a pool's server may have, by criticality from the lowest; the last class is
@@ -61,6 +63,9 @@ class LiveOptions:
     latency_prior_weight: float = 5.0
     first_token_s: float = same_as(2.0, "targets.ttft_s")  # how long a pool's queue may be
     blend: BlendOptions = field(default_factory=BlendOptions)
+    compiled: bool = option(
+        True, "Score with compiled code where numba is installed; false: with numpy."
+    )
 
 
 class Live:
@@ -84,8 +89,15 @@ class Live:
         self.counts = counts or {}  # of the trainer: what came of a change under trial
         self.catalogue, self.encoder = catalogue, encoder
         self.version, self.published_at_ms = version, published_at_ms
+        self.kernel = kernels(KERNEL) if options.compiled else None
+        self.known: Any = None  # what `plain` keeps of this view
         self.estimator = Estimator(
-            learned, catalogue.keys, catalogue.quality, options.blend, catalogue.kin
+            learned,
+            catalogue.keys,
+            catalogue.quality,
+            options.blend,
+            catalogue.kin,
+            compiled=self.kernel is not None,
         )
         means = self.estimator.model_means
         self.error_share = self.estimator.error_share  # (k,)

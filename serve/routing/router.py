@@ -30,6 +30,7 @@ from learners.prices import shed_share
 from learners.targets import Target
 from serve.budgets.spending import NONE, Asked, Purse, Spending
 from serve.changes.trial import BY_CANDIDATE, Split, Trial
+from serve.routing import plain
 from serve.routing.eligible import (
     Expected,
     RequestBatch,
@@ -105,11 +106,13 @@ def route(  # noqa: PLR0915 - one sequence of columns, each used below
     what models that are not proven may take, `purse` what budgets leave; None: no limit.
     """
     estimates = live.estimator.estimate(requests.contexts)
+    if tries is None and purse is None:
+        done = _plain(requests, live, pool_load, policy, uniform, spread, options, estimates)
+        if done is not None:
+            return done
     expected = expected_of(requests, live, estimates)
     cost, latency = expected.cost_usd, expected.latency_ms
-    known_tokens = np.where(
-        requests.prompt_tokens > 0, requests.prompt_tokens, live.catalogue.prompt_tokens
-    )
+    known_tokens = _known_tokens(requests, live)
     charged = charge(requests.preference, known_tokens, live, pool_load, spread, options)
     pools, rows = charged.best, np.arange(len(requests))
     verdict = verdicts_of(requests, live, expected.paid_usd, latency)
@@ -192,6 +195,72 @@ def route(  # noqa: PLR0915 - one sequence of columns, each used below
         estimated_quality=expected.estimated_quality,
         estimated_cost_usd=expected.estimated_usd,
     )
+
+
+def _plain(
+    requests: RequestBatch,
+    live: Live,
+    pool_load: PoolLoad,
+    policy: Policy,
+    uniform: Floats,
+    spread: Floats | None,
+    options: PlacementOptions,
+    estimates: Estimates,
+) -> Choices | None:
+    """The same by compiled code, see `plain`; None where a request needs more."""
+    charged, n = None, len(requests)
+    if live.catalogue.any_work or live.several:
+        tokens = _known_tokens(requests, live)
+        charged = charge(requests.preference, tokens, live, pool_load, spread, options)
+    of = plain.pick(requests, live, estimates, charged, policy, uniform, options)
+    if of is None:
+        return None
+    kernel, columns, none = live.kernel, of.columns, np.zeros(n)
+    assert kernel is not None
+    if charged is None:
+        pools, pool = live.first_pool[None].repeat(n, axis=0), live.first_pool[of.chosen]
+        energy_j, work_s = np.zeros_like(of.propensity), none
+    else:
+        rows, pools = np.arange(n), charged.best
+        pool = place(of.chosen, charged, requests.preference, live, pool_load)
+        energy_j, work_s = charged.energy_j[rows[:, None], pools], charged.work_s[rows, pool]
+    least, shed = none, np.zeros(n, bool)
+    if live.priced:
+        dear = pool_load.multiple * _utilisation(pool_load.load)
+        least = _least_multiple(dear, of.eligible, live)
+        shed = of.fits & (uniform[:, 1] < shed_share(least, requests.criticality))
+    return Choices(
+        chosen=of.chosen,
+        pool=pool,
+        fits=of.fits,
+        budget=np.full(n, NONE, np.intp),
+        shed=shed,
+        multiple=least,
+        below_quality=np.zeros(n, bool),
+        preferred=of.preferred,
+        pools=pools,
+        verdict=of.verdict,
+        propensity=of.propensity,
+        utility=columns[kernel.UTILITY],
+        unsure=columns[kernel.UNSURE],
+        quality=columns[kernel.SUCCESS],
+        cost_usd=columns[kernel.PAID],
+        latency_ms=columns[kernel.LATENCY],
+        energy_j=energy_j,
+        work_s=work_s,
+        quality_deviation=columns[kernel.SUCCESS_OFF],
+        cost_usd_deviation=columns[kernel.COST_OFF],
+        latency_ms_deviation=columns[kernel.LATENCY_OFF],
+        expected_cost_usd=columns[kernel.LIST],
+        estimated_quality=columns[kernel.ESTIMATED],
+        estimated_cost_usd=columns[kernel.ESTIMATED_USD],
+    )
+
+
+def _known_tokens(requests: RequestBatch, live: Live) -> Floats:
+    """Prompts' lengths (n,), as the catalogue assumes where they are not said."""
+    said = requests.prompt_tokens
+    return np.where(said > 0, said, live.catalogue.prompt_tokens)
 
 
 def tries_of(live: Live, trials: Trials, now_ms: int) -> Tries | None:

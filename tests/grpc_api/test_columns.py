@@ -10,8 +10,8 @@ import pytest
 from router_bench import DIM, PATIENCE_S, Router, catalogue, embedding, router
 
 from learners.policies.greedy import Greedy
+from serve.grpc_api.batcher import BatcherOptions
 from serve.proto.fairlead.v1 import router_pb2 as pb
-from serve.routing.batcher import BatcherOptions
 from streams.feedback.ticket import Sealer
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT

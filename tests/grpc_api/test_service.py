@@ -40,11 +40,11 @@ from serve.encoders import EncoderOptions
 from serve.encoders.hashing import Hashing
 from serve.encoders.projections import projection_for
 from serve.errors import EncoderUnavailable
+from serve.grpc_api.batcher import BatcherOptions
 from serve.grpc_api.listener import ROUTER as SERVICE
 from serve.grpc_api.listener import Listener, ListenerOptions
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.proto.fairlead.v1 import router_pb2_grpc
-from serve.routing.batcher import BatcherOptions
 from serve.routing.catalogue import Model, Pool
 from serve.routing.eligible import Verdict
 from streams.errors import LogUnavailable

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from serve.errors import InvalidRequest, QueueFull
-from serve.routing.batcher import CROWD, WINDOW_S_MAX, Batcher, BatcherOptions
+from serve.grpc_api.batcher import CROWD, WINDOW_S_MAX, Batcher, BatcherOptions
 
 WINDOWS = BatcherOptions().window_scorings
 TURN_S = 1e-6  # that a turn of the loop takes
@@ -74,7 +74,7 @@ def played(monkeypatch):
 
     def play(scenario, **options):
         loop = VirtualLoop()
-        monkeypatch.setattr("serve.routing.batcher.time", SimpleNamespace(monotonic=loop.time))
+        monkeypatch.setattr("serve.grpc_api.batcher.time", SimpleNamespace(monotonic=loop.time))
         with asyncio.Runner(loop_factory=lambda: loop) as runner:
             return runner.run(scenario(Bench(loop, **options)))
 
@@ -358,7 +358,7 @@ def test_a_large_batch_does_not_wait_between_its_own_parts(n, monkeypatch):
     """
     loop = VirtualLoop()
     clock = SimpleNamespace(monotonic=lambda: loop.now_s)
-    monkeypatch.setattr("serve.routing.batcher.time", clock)
+    monkeypatch.setattr("serve.grpc_api.batcher.time", clock)
     bench = Bench(loop, batch_max=100)
 
     async def all_at_once() -> None:
@@ -375,7 +375,7 @@ def test_a_large_batch_does_not_wait_between_its_own_parts(n, monkeypatch):
 def test_a_part_that_fills_no_batch_waits_one_window(monkeypatch):
     loop = VirtualLoop()
     clock = SimpleNamespace(monotonic=lambda: loop.now_s)
-    monkeypatch.setattr("serve.routing.batcher.time", clock)
+    monkeypatch.setattr("serve.grpc_api.batcher.time", clock)
     bench = Bench(loop, batch_max=100)
 
     async def all_at_once() -> None:

@@ -33,11 +33,11 @@ from learners.targets import to_fixed
 from serve.access.tokens import Token
 from serve.deploy.replica import Replica, ReplicaOptions
 from serve.encoders import EncoderOptions, identity, make_encoder
+from serve.grpc_api.batcher import BatcherOptions
 from serve.grpc_api.listener import ListenerOptions
 from serve.grpc_api.servicer import ServicerOptions
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.proto.fairlead.v1 import router_pb2_grpc
-from serve.routing.batcher import BatcherOptions
 from serve.routing.catalogue import Catalogue, Model, Pool
 from serve.routing.live import LiveOptions
 from serve.rules.rule import Rule

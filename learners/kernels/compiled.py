@@ -1,0 +1,69 @@
+"""Machine code for what the request path computes number by number, where numba is installed.
+
+    kernels("a.module") ─import─▶ compiled, or read from the cache on disk ─▶ its functions
+                           └─ no numba ─▶ None: who asks computes with numpy
+
+numpy costs about a microsecond per operation, however few numbers it is of, and a lone request
+takes hundreds of them. A kernel does the same in one call. It is compiled when its module is
+imported, for the types it is declared with and no others: so importing is warming up, and a call
+in the request path can't compile anything (with other types it raises TypeError).
+
+What numpy computes stays the reference that tests compare with. Kernels add in the order in which
+they are written, nothing is fused or reordered: so the bits depend neither on the size of a batch
+nor on the processor.
+
+The cache is numba's own: `__pycache__` beside the source where that can be written, else the user's
+cache folder, or `NUMBA_CACHE_DIR`. Where none can be, kernels are compiled at every start. numba
+notices a changed file of a kernel, but not of what it calls elsewhere: so kernels call functions of
+their own file only, and take numbers that are declared elsewhere as arguments.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+from typing import Any, TypeVar
+
+# Rows of `spread` (see `ridge`) are a multiple as long: whole vectors of any processor.
+WIDE = 16
+
+logger = logging.getLogger(__name__)
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@cache
+def kernels(module: str) -> ModuleType | None:
+    """A module of kernels, ready to be called; None where there is no numba."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in {"numba", "llvmlite"}:
+            raise
+        logger.info("numba is not installed: %s is computed with numpy, which is slower", module)
+        return None
+
+
+def compiled(*types: str) -> Callable[[F], F]:
+    """A function as machine code for arguments of these types alone. It returns nothing."""
+    import numba
+
+    signature = f"void({', '.join(types)})"
+
+    def make(function: F) -> F:
+        try:
+            return numba.njit(signature, cache=True, error_model="numpy")(function)
+        except RuntimeError:  # there is no folder to keep it in
+            return numba.njit(signature, error_model="numpy")(function)
+
+    return make
+
+
+def inlined(function: F) -> F:
+    """A function that kernels of the same file call."""
+    import numba
+
+    return numba.njit(error_model="numpy")(function)

@@ -1,0 +1,354 @@
+"""Utilities, probabilities and draws of requests that nothing makes special, in a few calls.
+
+    estimates, catalogue, preferences ─weigh─▶ expected figures, utility, what a policy weighs
+    what a policy weighs ─squarecb, thompson─▶ probabilities ──pick──▶ chosen
+
+The same bits as numpy gives (`serve.routing.router`, `learners.policies`): what it adds pairwise
+is added pairwise here, and its logarithms come in a table. `weigh` finds out whether a request
+needs more than it does: a limit keeps a model out, or quality or the strong model is limited.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from learners.kernels.compiled import compiled, inlined
+
+# Columns (n, k) that `weigh` fills in. The last six are what a policy weighs (utility, deviation,
+# and its part that no context changes), and the same if all capacity were there and free.
+UTILITY, FREE, BEYOND, QUALITY, COST, SUCCESS, SUCCESS_OFF, PAID, COST_OFF, LATENCY = range(10)
+LATENCY_OFF, LIST, ESTIMATED, ESTIMATED_USD, UNSURE, SCORED, SCORED_FREE = (*range(10, 16), 18)
+N_COLUMNS = 21
+# Rows (k,) of what is known of each model.
+PER_TOKEN, FIXED_USD, STATED_MS, TOKENS_MAX, ANSWERED, PAID_ON_AVERAGE, COST_FACTOR = range(7)
+NOISE, OFF = 7, 10  # each of three targets
+N_ROWS = 13
+# What of capacity is charged at each model's best pool (n, k): in all, for energy; at list price.
+POINTS, ENERGY, REFERENCE_USD = range(3)
+# Rows (n,) of what requests say.
+TOKENS, USD_MAX, MS_MAX, QUALITY_MIN, STRONG_SHARE_MAX = range(5)
+# Settings: a prompt's tokens where none are said, a point's worth, the budget's price; and of
+# `learners.estimates.calibration`: steps, bins, weight, and of `learners.targets`: the least cost.
+TOKENS_USUAL, VALUE_USD, BUDGET, STEPS, BINS, OWN_WEIGHT, COST_USD_MIN = range(7)
+# Verdicts, as in `serve.routing.eligible`.
+ELIGIBLE, NOT_ALLOWED, PROMPT_TOO_LONG = np.uint8(0), np.uint8(1), np.uint8(4)
+PLAIN, AGAIN = range(2)  # found: whether it can be done here, whether charges change anything
+
+MATRIX, CUBE, COLUMN = "float64[:,::1]", "float64[:,:,::1]", "float64[::1]"
+MASK, FLAGS = "boolean[:,::1]", "boolean[::1]"
+
+
+@inlined
+def _few(values: Any, first: Any, n: Any) -> Any:
+    if n < 8:
+        total = 0.0
+        for i in range(first, first + n):
+            total += values[i]
+        return total
+    a, b, c, d = values[first], values[first + 1], values[first + 2], values[first + 3]
+    e, f, g, h = values[first + 4], values[first + 5], values[first + 6], values[first + 7]
+    end = first + n - n % 8
+    for i in range(first + 8, end, 8):
+        a, b, c, d = a + values[i], b + values[i + 1], c + values[i + 2], d + values[i + 3]
+        e, f, g, h = e + values[i + 4], f + values[i + 5], g + values[i + 6], h + values[i + 7]
+    total = ((a + b) + (c + d)) + ((e + f) + (g + h))
+    for i in range(end, first + n):
+        total += values[i]
+    return total
+
+
+@inlined
+def _some(values: Any, first: Any, n: Any) -> Any:
+    if n <= 128:
+        return _few(values, first, n)
+    half = n // 2 - n // 2 % 8
+    return _few(values, first, half) + _few(values, first + half, n - half)
+
+
+@inlined
+def _sum(values: Any, n: Any) -> Any:
+    """As numpy adds up to 255 numbers in a row: pairwise, eight at a time."""
+    if n <= 128:
+        return _few(values, 0, n)
+    half = n // 2 - n // 2 % 8
+    return _some(values, 0, half) + _some(values, half, n - half)
+
+
+@compiled(MATRIX, MASK, "float64", MATRIX)
+def squarecb(utility: Any, allowed: Any, gamma: Any, p: Any) -> None:
+    """Fill in the probabilities of `inverse_gap.SquareCb`."""
+    n, k = utility.shape
+    for i in range(n):
+        best, count = -1, 0
+        for m in range(k):
+            if allowed[i, m]:
+                count += 1
+                if best < 0 or utility[i, m] > utility[i, best]:
+                    best = m
+        for m in range(k):
+            gap = utility[i, best] - utility[i, m]
+            p[i, m] = 1.0 / (count + gamma * gap) if allowed[i, m] and m != best else 0.0
+        p[i, best] = 1.0 - _sum(p[i], k)
+
+
+@compiled(MATRIX, MATRIX, MATRIX, MASK, "float32[:,::1]", COLUMN, "float64", "float64", MATRIX)
+def thompson(
+    utility: Any,
+    deviation: Any,
+    mean_deviation: Any,
+    allowed: Any,
+    table: Any,
+    scales: Any,
+    context_variance: Any,
+    deviation_min: Any,
+    p: Any,
+) -> None:
+    """Fill in the probabilities of `thompson.Thompson`.
+
+    `table` (k, rows) are draws, `scales` (k + 1,) factors by how many models are allowed.
+    """
+    n, k = utility.shape
+    draws = table.shape[1]
+    order, winner = np.empty(k, np.int64), np.empty(draws, np.int32)
+    top = np.empty(draws, np.float32)
+    for i in range(n):
+        count = 0
+        for m in range(k):
+            p[i, m] = 0.0
+            if not allowed[i, m]:
+                continue
+            at = count  # insertion, best first; of equals the first stays before
+            while at > 0 and utility[i, order[at - 1]] < utility[i, m]:
+                order[at] = order[at - 1]
+                at -= 1
+            order[at] = m
+            count += 1
+        best = utility[i, order[0]]
+        for r in range(count):
+            m = order[r]
+            own = min(mean_deviation[i, m], deviation[i, m])
+            rest = deviation[i, m] * deviation[i, m] - own * own
+            wide = scales[count] * math.sqrt(own * own + context_variance * rest)
+            wide = max(wide, deviation_min)
+            below = np.float32(utility[i, m] - best)
+            for t in range(draws):
+                value = np.float32(wide * np.float64(table[r, t])) + below
+                ahead = r == 0 or value > top[t]
+                top[t] = value if ahead else top[t]
+                winner[t] = np.int32(r) if ahead else winner[t]
+        for t in range(draws):
+            p[i, order[winner[t]]] += 1.0
+        for m in range(k):
+            p[i, m] /= draws
+
+
+@compiled(MATRIX, MATRIX, "int64[::1]")
+def pick(p: Any, uniform: Any, chosen: Any) -> None:
+    """Draw as `policy.draw` does, by the first column of `uniform`."""
+    n, k = p.shape
+    edges = np.empty(k)
+    for i in range(n):
+        total = 0.0
+        for m in range(k):
+            total += p[i, m]
+            edges[m] = total
+        at, picked = uniform[i, 0] * total, 0
+        for m in range(k):
+            if edges[m] <= at:
+                picked += 1
+        chosen[i] = min(picked, k - 1)
+
+
+@inlined
+def _expect(
+    c: Any,
+    i: Any,
+    m: Any,
+    mean: Any,
+    deviation: Any,
+    models: Any,
+    curves: Any,
+    spreads: Any,
+    tokens: Any,
+    settings: Any,
+) -> None:
+    """What request i would get of model m: `eligible.expected_of`."""
+    list_usd = tokens * models[PER_TOKEN, m] + models[FIXED_USD, m]
+    estimated = min(max(np.float64(mean[i, m, 0]), 0.0), 1.0)
+    success = estimated
+    off = math.hypot(np.float64(deviation[i, m]), models[NOISE, m])
+    cost = list_usd * np.float64(mean[i, m, 1])
+    paid = cost
+    if len(curves):
+        steps, bins = int(settings[STEPS]), int(settings[BINS])
+        place = estimated * settings[STEPS]
+        below = min(int(place), steps - 1)
+        low = curves[m, below]
+        success = low + (place - below) * (curves[m, below + 1] - low)
+        at = min(int(estimated * settings[BINS]), bins - 1)
+        weight = settings[OWN_WEIGHT]
+        squares = spreads[0, m, at] + weight * (off * off)
+        off = math.sqrt(squares / (spreads[1, m, at] + weight))
+        paid = cost * models[COST_FACTOR, m]
+    estimated_usd = cost
+    if list_usd < settings[COST_USD_MIN]:  # nothing is stated: what was paid on average counts
+        cost = paid = models[PAID_ON_AVERAGE, m]
+        estimated_usd = math.nan
+    c[QUALITY, i, m] = estimated * models[ANSWERED, m]
+    c[COST, i, m] = cost
+    c[SUCCESS, i, m] = success * models[ANSWERED, m]
+    c[SUCCESS_OFF, i, m] = off
+    c[PAID, i, m] = paid
+    c[COST_OFF, i, m] = list_usd * models[NOISE + 1, m]
+    c[LATENCY, i, m] = models[STATED_MS, m] * np.float64(mean[i, m, 2])
+    c[LATENCY_OFF, i, m] = models[STATED_MS, m] * models[NOISE + 2, m]
+    c[LIST, i, m] = list_usd
+    c[ESTIMATED, i, m] = estimated
+    c[ESTIMATED_USD, i, m] = estimated_usd
+
+
+@inlined
+def _score(
+    c: Any,
+    i: Any,
+    models: Any,
+    utility: Any,
+    charges: Any,
+    energy: Any,
+    weights: Any,
+    eligible: Any,
+    into: Any,
+    terms: Any,
+) -> None:
+    """What a policy weighs of request i, in units of what is at stake: `router._scores`."""
+    k, n_eligible = len(terms), 0
+    for m in range(k):
+        terms[m] = 0.0
+        if eligible[i, m]:
+            n_eligible += 1
+            late = weights[2] * (c[LATENCY, i, m] / 1000.0)
+            terms[m] = weights[1] * c[COST, i, m] + late + charges[m]
+    scale = max(weights[0] + _sum(terms, k) / n_eligible, 1e-12)
+    for m in range(k):
+        money = weights[1] * c[LIST, i, m] * models[OFF + 1, m]
+        time = weights[2] * (models[STATED_MS, m] / 1000.0) * models[OFF + 2, m]
+        power = energy[m] * models[OFF + 1, m]
+        others = money * money + time * time + power * power
+        of_model = weights[0] * models[OFF, m]
+        unsure = c[UNSURE, i, m]
+        c[into, i, m] = utility[m] / scale
+        c[into + 1, i, m] = math.sqrt(unsure * unsure + others) / scale
+        c[into + 2, i, m] = math.sqrt(of_model * of_model + others) / scale
+
+
+@inlined
+def _admit(c: Any, i: Any, models: Any, allowed: Any, asked: Any, verdict: Any) -> Any:
+    """Verdicts of request i; False where a limit keeps a model out."""
+    for m in range(verdict.shape[1]):
+        verdict[i, m] = ELIGIBLE
+        if not allowed[i, m]:
+            verdict[i, m] = NOT_ALLOWED
+        elif asked[TOKENS, i] > models[TOKENS_MAX, m]:
+            verdict[i, m] = PROMPT_TOO_LONG
+        elif c[PAID, i, m] > asked[USD_MAX, i] or c[LATENCY, i, m] > asked[MS_MAX, i]:
+            return False
+    return True
+
+
+@inlined
+def _value(
+    c: Any, i: Any, weights: Any, charges: Any, settings: Any, charged: Any, energy: Any
+) -> Any:
+    """Utilities of request i, also as if capacity were free; whether they differ."""
+    money, differ = max(weights[1], weights[0] / settings[VALUE_USD]), False
+    for m in range(len(charged)):
+        points = reference_usd = 0.0
+        if len(charges):
+            points, energy[m] = charges[POINTS, i, m], charges[ENERGY, i, m]
+            reference_usd = charges[REFERENCE_USD, i, m]
+            charged[m] = abs(points)
+        cost = c[COST, i, m]
+        free = weights[0] * c[QUALITY, i, m] - weights[1] * cost
+        free -= weights[2] * (c[LATENCY, i, m] / 1000.0)
+        c[UTILITY, i, m] = free - points
+        if settings[BUDGET] > 0.0:
+            c[UTILITY, i, m] -= money * (settings[BUDGET] * cost)
+        beyond = money * max(cost, reference_usd) - weights[1] * cost
+        c[BEYOND, i, m], c[FREE, i, m] = beyond, free - beyond
+        differ |= c[UTILITY, i, m] != free - beyond
+    return differ
+
+
+@compiled(
+    "float32[:,:,::1]",
+    "float32[:,::1]",
+    MATRIX,
+    MATRIX,
+    CUBE,
+    MATRIX,
+    MASK,
+    MATRIX,
+    CUBE,
+    COLUMN,
+    CUBE,
+    "uint8[:,::1]",
+    MASK,
+    FLAGS,
+    FLAGS,
+)
+def weigh(
+    mean: Any,
+    deviation: Any,
+    models: Any,
+    curves: Any,
+    spreads: Any,
+    preference: Any,
+    allowed: Any,
+    asked: Any,
+    charges: Any,
+    settings: Any,
+    c: Any,
+    verdict: Any,
+    eligible: Any,
+    fits: Any,
+    found: Any,
+) -> None:
+    """Fill in the columns `c`, verdicts, who is eligible and fits, and what was `found`.
+
+    `curves` (k, steps + 1) and `spreads` (2, k, bins) calibrate; without rows nothing is. Without
+    `charges` capacity costs nothing. Where nobody is eligible (`fits` is False) all are taken to
+    be: the request is refused.
+    """
+    n, k = deviation.shape
+    terms, charged, energy = np.empty(k), np.zeros(k), np.zeros(k)
+    found[PLAIN], found[AGAIN] = False, False
+    for i in range(n):
+        if asked[QUALITY_MIN, i] > 0.0 or asked[STRONG_SHARE_MAX, i] < 1.0:
+            return
+        weights, tokens = preference[i], asked[TOKENS, i]
+        if not tokens > 0.0:
+            tokens = settings[TOKENS_USUAL]
+        for m in range(k):
+            _expect(c, i, m, mean, deviation, models, curves, spreads, tokens, settings)
+            c[UNSURE, i, m] = weights[0] * np.float64(deviation[i, m])
+        if not _admit(c, i, models, allowed, asked, verdict):
+            return
+        fits[i] = (verdict[i] == ELIGIBLE).any()
+        for m in range(k):
+            eligible[i, m] = verdict[i, m] == ELIGIBLE or not fits[i]
+        differ = _value(c, i, weights, charges, settings, charged, energy)
+        found[AGAIN] |= differ or not fits[i]
+        utility = c[UTILITY, i]
+        _score(c, i, models, utility, charged, energy, weights, eligible, SCORED, terms)
+    found[PLAIN] = True
+    if not found[AGAIN]:
+        return
+    for i in range(n):
+        if len(charges):
+            energy[:] = charges[ENERGY, i]
+        utility, beyond = c[FREE, i], c[BEYOND, i]
+        weights = preference[i]
+        _score(c, i, models, utility, beyond, energy, weights, eligible, SCORED_FREE, terms)
