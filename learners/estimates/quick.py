@@ -53,13 +53,14 @@ class Quick:
     ) -> None:
         self._call: Any = getattr(kernels(MODULE), "estimate")  # noqa: B009
         units = [2.0**KERNEL_BITS, landmarks.scale, STEP, RATIO_UNIT, neighbours_share]
+        spread = np.array(quality.spread, np.float32, order="C")
+        spread[:, :, len(quality.weights)] = quality.weights.T  # there are more columns than rows
         means = [one.means[:, 0] for one in (quality, *ratios)]
         self._held = (
             *_points(landmarks),
             np.array(units),
-            np.ascontiguousarray(quality.weights),
             np.ascontiguousarray(np.concatenate([one.weights for one in ratios], axis=1)),
-            np.ascontiguousarray(quality.spread),
+            spread,
             np.stack([*means, quality.noise[:, 0], mean_deviation]).astype(np.float32),
         )
         self._k = len(quality.means)

@@ -197,7 +197,7 @@ def solve(
         # (S + Λ₁)⁻¹ = C⁻ᵀC⁻¹ with S + Λ₁ = CCᵀ: the sum is positive definite however many
         # outcomes, while its computed inverse may not be.
         factor = np.linalg.cholesky(sxx[:, 0] + np.diag(own_penalty))
-        spread = np.zeros((k, d, -(-d // WIDE) * WIDE))
+        spread = np.zeros((k, d, (d // WIDE + 1) * WIDE))
         spread[:, :, :d] = np.linalg.inv(factor).transpose(0, 2, 1)
     else:
         spread = np.zeros((0, d, WIDE))

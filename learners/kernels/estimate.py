@@ -41,9 +41,9 @@ def _features(
         similar[j] = np.rint(half * half * units[0])
     for i in range(0, n_landmarks, 4):
         a, b, c, d = similar[i], similar[i + 1], similar[i + 2], similar[i + 3]
+        one, two, three, four = whitener[i], whitener[i + 1], whitener[i + 2], whitener[i + 3]
         for j in range(n_landmarks):
-            one, other = a * whitener[i, j] + b * whitener[i + 1, j], c * whitener[i + 2, j]
-            white[j] += one + (other + d * whitener[i + 3, j])
+            white[j] = white[j] + (a * one[j] + b * two[j]) + (c * three[j] + d * four[j])
     step = np.float32(units[2])
     for j in range(n_landmarks):
         value = np.rint(white[j] * units[1] + shift[j])
@@ -52,26 +52,97 @@ def _features(
 
 
 @inlined
-def _norm(phi: Any, spread: Any, part: Any) -> Any:
-    """‖φᵀ spread‖ of an upper triangle: in the columns before a row's own there is nothing."""
-    n, width = spread.shape
-    part[:] = ZERO
+def _product(x: Any, rows: Any, sums: Any) -> None:
+    """`sums` = xᵀ `rows`."""
+    n, width = rows.shape
+    sums[:] = ZERO
+    for i in range(0, n, 4):
+        a, b, c, d = x[i], x[i + 1], x[i + 2], x[i + 3]
+        one, two, three, four = rows[i], rows[i + 1], rows[i + 2], rows[i + 3]
+        for j in range(width):
+            sums[j] = sums[j] + (a * one[j] + b * two[j]) + (c * three[j] + d * four[j])
+
+
+@inlined
+def _products(x: Any, y: Any, rows: Any, of_x: Any, of_y: Any) -> None:
+    """The same for two of them, and of a triangle: before a row's own columns there is nothing.
+
+    Rows are read from the second cache, and once for both. They are slices because an index that
+    may be negative would keep the loop from being vectorised.
+    """
+    n, width = rows.shape
+    of_x[:], of_y[:] = ZERO, ZERO
     for i in range(0, n - n % 4, 4):
-        a, b, c, d = phi[i], phi[i + 1], phi[i + 2], phi[i + 3]
-        for j in range(i - i % WIDE, width):
-            sum_ab = a * spread[i, j] + b * spread[i + 1, j]
-            part[j] += sum_ab + (c * spread[i + 2, j] + d * spread[i + 3, j])
+        first = i - i % WIDE
+        a, b, c, d = x[i], x[i + 1], x[i + 2], x[i + 3]
+        e, f, g, h = y[i], y[i + 1], y[i + 2], y[i + 3]
+        one, two, three, four = (
+            rows[i, first:],
+            rows[i + 1, first:],
+            rows[i + 2, first:],
+            rows[i + 3, first:],
+        )
+        to_x, to_y = of_x[first:], of_y[first:]
+        for j in range(width - first):
+            p, q, r, s = one[j], two[j], three[j], four[j]
+            to_x[j] = to_x[j] + (a * p + b * q) + (c * r + d * s)
+            to_y[j] = to_y[j] + (e * p + f * q) + (g * r + h * s)
     for i in range(n - n % 4, n):
-        for j in range(i - i % WIDE, width):
-            part[j] += phi[i] * spread[i, j]
-    sums = np.zeros(WIDE, np.float32)
-    for j in range(0, width, WIDE):
+        first = i - i % WIDE
+        one, to_x, to_y = rows[i, first:], of_x[first:], of_y[first:]
+        for j in range(width - first):
+            to_x[j] += x[i] * one[j]
+            to_y[j] += y[i] * one[j]
+
+
+@inlined
+def _length(part: Any, lanes: Any) -> Any:
+    """‖part‖, squares being added in lanes."""
+    lanes[:] = ZERO
+    for j in range(0, len(part), WIDE):
+        here = part[j : j + WIDE]
         for lane in range(WIDE):
-            sums[lane] += part[j + lane] * part[j + lane]
+            lanes[lane] += here[lane] * here[lane]
     total = ZERO
     for lane in range(WIDE):
-        total += sums[lane]
+        total += lanes[lane]
     return math.sqrt(total)
+
+
+@inlined
+def _ratios(contexts: Any, of_ratios: Any, units: Any, figures: Any, mean: Any) -> None:
+    """Cost and latency."""
+    k, step = mean.shape[1], np.float32(units[2])
+    x, ratios = np.empty(len(of_ratios), np.float32), np.empty(2 * k, np.float32)
+    for row in range(len(contexts)):
+        for i in range(len(x)):
+            x[i] = np.float32(contexts[row, i]) * step
+        _product(x, of_ratios, ratios)
+        for m in range(k):
+            mean[row, m, 1] = ratios[m] + figures[1, m]
+            mean[row, m, 2] = ratios[k + m] + figures[2, m]
+
+
+@inlined
+def _judge(
+    row: Any, m: Any, part: Any, n_features: Any, figures: Any, lanes: Any, mean: Any
+) -> Any:
+    """Quality, from φᵀ spread; and its deviation, which is returned."""
+    mean[row, m, 0] = part[n_features] + figures[0, m]
+    part[n_features] = ZERO
+    return math.hypot(_length(part, lanes) * figures[3, m], figures[4, m])
+
+
+@inlined
+def _blend(nearby: Any, share: Any, ratio: Any, mean: Any) -> None:
+    """Let neighbours have their share, and turn units of ratios into ratios."""
+    for row in range(len(mean)):
+        for m in range(mean.shape[1]):
+            if len(nearby):
+                for t in range(3):
+                    mean[row, m, t] += share * (nearby[row, m, t] - mean[row, m, t])
+            mean[row, m, 1] = max(mean[row, m, 1] * ratio, ZERO)
+            mean[row, m, 2] = max(mean[row, m, 2] * ratio, ZERO)
 
 
 @compiled(
@@ -81,7 +152,6 @@ def _norm(phi: Any, spread: Any, part: Any) -> Any:
     "float64[:,::1]",
     "float64[::1]",
     "float64[::1]",
-    "float32[:,::1]",
     "float32[:,::1]",
     "float32[:,:,::1]",
     "float32[:,::1]",
@@ -96,7 +166,6 @@ def estimate(
     whitener: Any,
     shift: Any,
     units: Any,
-    of_quality: Any,
     of_ratios: Any,
     spread: Any,
     figures: Any,
@@ -107,38 +176,26 @@ def estimate(
     """Fill in `mean` (n, k, 3) and `deviation` (n, k) of `contexts` (n, 64).
 
     `points` (63, 128) are landmarks of these `lengths` (128,); `units` are those of a similarity,
-    of the `whitener` (128, 128), of a feature and of a ratio, and the neighbours' share.
-    `of_quality` (129, k) and `of_ratios` (64, 2k) are weights, `figures` (5, k) means of the three
-    targets, noise and the part of the deviation that no context changes. `nearby` (n, k, 3) is what
+    of the `whitener` (128, 128), of a feature and of a ratio, and the neighbours' share. `spread`
+    (k, 129, more) is that of `Ridge`, with the weights of quality in the first column after it;
+    `of_ratios` (64, 2k) are the weights of ratios, `figures` (5, k) means of the three targets,
+    noise, and the part of the deviation that no context changes. `nearby` (n, k, 3) is what
     neighbours estimate; without any there are none of them.
     """
-    k = spread.shape[0]
-    phi, part = np.empty(spread.shape[1], np.float32), np.empty(spread.shape[2], np.float32)
-    quality, ratios = np.empty(k, np.float32), np.empty(2 * k, np.float32)
-    step, ratio, share = np.float32(units[2]), np.float32(units[3]), np.float32(units[4])
-    for row in range(len(contexts)):
-        context = contexts[row]
-        _features(context, points, lengths, whitener, shift, units, phi)
-        quality[:] = ZERO
-        for i in range(len(of_quality)):
-            for m in range(k):
-                quality[m] += phi[i] * of_quality[i, m]
-        ratios[:] = ZERO
-        for i in range(len(of_ratios)):
-            a = np.float32(context[i]) * step
-            for m in range(2 * k):
-                ratios[m] += a * of_ratios[i, m]
+    k, n_features = spread.shape[:2]
+    phi, other_phi = np.empty(n_features, np.float32), np.empty(n_features, np.float32)
+    part, other = np.empty(spread.shape[2], np.float32), np.empty(spread.shape[2], np.float32)
+    lanes = np.empty(WIDE, np.float32)
+    _ratios(contexts, of_ratios, units, figures, mean)
+    for row in range(0, len(contexts), 2):
+        last = min(row + 1, len(contexts) - 1)
+        _features(contexts[row], points, lengths, whitener, shift, units, phi)
+        _features(contexts[last], points, lengths, whitener, shift, units, other_phi)
         for m in range(k):
-            mean[row, m, 0] = quality[m] + figures[0, m]
-            mean[row, m, 1] = ratios[m] + figures[1, m]
-            mean[row, m, 2] = ratios[k + m] + figures[2, m]
-            if len(nearby):
-                for t in range(3):
-                    mean[row, m, t] += share * (nearby[row, m, t] - mean[row, m, t])
-            mean[row, m, 1] = max(mean[row, m, 1] * ratio, ZERO)
-            mean[row, m, 2] = max(mean[row, m, 2] * ratio, ZERO)
-            own = _norm(phi, spread[m], part) * figures[3, m]
-            deviation[row, m] = math.hypot(own, figures[4, m])
+            _products(phi, other_phi, spread[m], part, other)
+            deviation[row, m] = _judge(row, m, part, n_features, figures, lanes, mean)
+            deviation[last, m] = _judge(last, m, other, n_features, figures, lanes, mean)
+    _blend(nearby, np.float32(units[4]), np.float32(units[3]), mean)
 
 
 @compiled(
