@@ -70,11 +70,13 @@ class Quick:
         n, k = len(contexts), self._k
         mean, deviation = np.empty((n, k, 3), np.float32), np.empty((n, k), np.float32)
         near = NONE_NEARBY if nearby is None else nearby
-        self._call(writable(contexts), *self._held, near, mean, deviation)
+        self._call(writable(contexts, np.int8), *self._held, near, mean, deviation)
         return mean, deviation
 
 
-def writable(array: NDArray[Any]) -> NDArray[Any]:
-    """The array, or a copy where it is not whole or only to be read: kernels know one kind."""
+def writable(array: NDArray[Any], kind: type = np.float64) -> NDArray[Any]:
+    """The array; or a copy where it is of another kind, not whole, or only to be read."""
     flags = array.flags
-    return array if flags.c_contiguous and flags.writeable else array.copy()
+    if array.dtype == kind and flags.c_contiguous and flags.writeable:
+        return array
+    return np.array(array, kind, order="C")

@@ -184,17 +184,20 @@ def estimate(
     """
     k, n_features = spread.shape[:2]
     phi, other_phi = np.empty(n_features, np.float32), np.empty(n_features, np.float32)
+    other_phi[:] = ZERO
     part, other = np.empty(spread.shape[2], np.float32), np.empty(spread.shape[2], np.float32)
     lanes = np.empty(WIDE, np.float32)
     _ratios(contexts, of_ratios, units, figures, mean)
     for row in range(0, len(contexts), 2):
         last = min(row + 1, len(contexts) - 1)
         _features(contexts[row], points, lengths, whitener, shift, units, phi)
-        _features(contexts[last], points, lengths, whitener, shift, units, other_phi)
+        if last > row:
+            _features(contexts[last], points, lengths, whitener, shift, units, other_phi)
         for m in range(k):
             _products(phi, other_phi, spread[m], part, other)
             deviation[row, m] = _judge(row, m, part, n_features, figures, lanes, mean)
-            deviation[last, m] = _judge(last, m, other, n_features, figures, lanes, mean)
+            if last > row:
+                deviation[last, m] = _judge(last, m, other, n_features, figures, lanes, mean)
     _blend(nearby, np.float32(units[4]), np.float32(units[3]), mean)
 
 

@@ -1,4 +1,4 @@
-"""One request becoming one decision: the live snapshot, the pure router, batching, and the reply.
+"""One request becoming one decision: the live snapshot, the pure router, and the reply.
 
 May import `budgets`, `changes`, `rules`, `encoders`, `proto` and `errors`; knows no server, no
 pool's address, no Ray.

@@ -90,13 +90,13 @@ def pick(
     columns, verdict = np.empty((kernel.N_COLUMNS, n, k)), np.empty((n, k), np.uint8)
     eligible, fits, found = np.empty((n, k), bool), np.empty(n, bool), np.empty(2, bool)
     kernel.weigh(
-        writable(estimates.mean),
-        writable(estimates.deviation),
+        writable(estimates.mean, np.float32),
+        writable(estimates.deviation, np.float32),
         known.models,
         known.curves,
         known.spreads,
         writable(requests.preference),
-        writable(requests.allowed),
+        writable(requests.allowed, np.bool_),
         _asked(requests),
         NO_CHARGES if charged is None else _charges(live, charged),
         _settings(live, options),

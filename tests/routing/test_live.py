@@ -360,7 +360,7 @@ def test_new_price_takes_effect_without_a_new_snapshot(snapshots, source):
     source.now = catalogue(dearer)
 
     assert view.refresh()
-    assert (view.current.catalogue._usd_fixed == 1.0).all()
+    assert (view.current.catalogue.usd_fixed == 1.0).all()
 
 
 def test_catalogue_that_is_not_valid_at_start_is_an_error(snapshots):

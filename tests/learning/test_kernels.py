@@ -1,0 +1,190 @@
+"""Compiled kernels decide as numpy does: the same choice, the same probabilities."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from estimated import requests
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from learners.context import N_FEATURES
+from learners.estimates.estimator import BlendOptions
+from learners.kernels.compiled import kernels
+from learners.policies.inverse_gap import SquareCb
+from learners.policies.policy import Scores
+from learners.policies.thompson import Thompson
+from load.bench.speed.known import contexts, known
+from serve.routing.catalogue import Catalogue, Model, Pool
+from serve.routing.live import Live, LiveOptions
+from serve.routing.load_tracker import LoadTracker
+from serve.routing.placement import PlacementOptions
+from serve.routing.router import route
+from streams.telemetry.fleet_state import FleetState
+
+pytest.importorskip("numba")
+DECIDE = kernels("learners.kernels.decide")
+POLICIES = (SquareCb(), Thompson(), SquareCb(gamma=3.0), Thompson(draws=33, context_scale=1.0))
+ROUNDING = {"rtol": 2e-5, "atol": 2e-6}  # of float32, in sums of 129
+RNG = np.random.default_rng(3)
+
+
+def models(k: int, *, usd: float = 1.0) -> list[Model]:
+    return [
+        Model(
+            name=f"m{i}",
+            usd_per_1m_input_tokens=usd * 1.5**i,
+            usd_per_call=usd * 0.001 * i,
+            latency_ms=300.0 + 200 * i,
+            context_tokens_max=3000.0 * (1 + i),
+        )
+        for i in range(k)
+    ]
+
+
+def views(k: int = 5, share: float = 0.0, usd: float = 1.0) -> tuple[Live, Live]:
+    """The same view with compiled code, and with numpy."""
+    listed = models(k, usd=usd)
+    catalogue = Catalogue(listed, [Pool(name=m.name, model=m.name) for m in listed])
+    learned = known([m.name for m in listed], "any", 0, np.random.default_rng(1), 300)
+    options = LiveOptions(blend=BlendOptions(neighbours_share=share))
+    fast, slow = options, replace(options, compiled=False)
+    return Live(catalogue, learned, "any", fast), Live(catalogue, learned, "any", slow)
+
+
+VIEWS = {k: views(k) for k in (1, 2, 5, 9)}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+@given(n=st.integers(1, 5), seed=st.integers(0, 2**32), wide=st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_estimates_are_those_of_numpy_to_rounding(share, n, seed, wide):
+    """
+    Means and deviations of any contexts, with and without neighbours.
+    """
+    fast, slow = NEIGHBOURS[share]
+    rng = np.random.default_rng(seed)
+    asked = rng.integers(-127, 128, (n, N_FEATURES)).astype(np.int8) if wide else contexts(n, rng)
+
+    found, want = fast.estimator.estimate(asked), slow.estimator.estimate(asked)
+
+    np.testing.assert_allclose(found.mean, want.mean, **ROUNDING)
+    np.testing.assert_allclose(found.deviation, want.deviation, **ROUNDING)
+    if share:
+        np.testing.assert_array_equal(found.evidence.deviation, want.evidence.deviation)
+        np.testing.assert_array_equal(found.evidence.weight, want.evidence.weight)
+        np.testing.assert_array_equal(found.evidence.similarity, want.evidence.similarity)
+
+
+NEIGHBOURS = {share: views(3, share) for share in (0.0, 0.3)}
+
+
+def test_an_estimate_has_the_same_bits_alone_and_in_any_batch():
+    """
+    So a decision does not depend on who else asked at the moment.
+    """
+    fast, _ = VIEWS[5]
+    asked = contexts(9, RNG)
+
+    whole = fast.estimator.estimate(asked)
+
+    for rows in (slice(0, 1), slice(1, 4), slice(4, 9)):
+        part = fast.estimator.estimate(asked[rows])
+        np.testing.assert_array_equal(part.mean, whole.mean[rows])
+        np.testing.assert_array_equal(part.deviation, whole.deviation[rows])
+
+
+@st.composite
+def scores(draw: st.DrawFn) -> Scores:
+    n, k = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 3, 7, 8, 9, 17, 130, 255]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    allowed = rng.random((n, k)) < draw(st.sampled_from([0.3, 1.0]))
+    allowed[np.arange(n), rng.integers(0, k, n)] = True
+    size = draw(st.sampled_from([1e-6, 0.1, 1e6]))
+    utility = np.round(rng.normal(size=(n, k)), draw(st.integers(0, 6))) * size  # some are equal
+    deviation = np.abs(rng.normal(size=(n, k)))
+    return Scores(utility, deviation, allowed, mean_deviation=np.abs(rng.normal(size=(n, k))))
+
+
+@given(asked=scores(), policy=st.sampled_from(POLICIES))
+@settings(max_examples=200, deadline=None)
+def test_probabilities_have_the_bits_that_numpy_gives(asked, policy):
+    """
+    Propensities are what was drawn from, whichever code computes them: a replay gives the same.
+    """
+    found = policy.quick(
+        DECIDE, asked.utility, asked.deviation, asked.mean_deviation, asked.allowed
+    )
+
+    np.testing.assert_array_equal(found, policy.probabilities(asked))
+
+
+@given(
+    k=st.sampled_from(list(VIEWS)),
+    policy=st.sampled_from(POLICIES),
+    seed=st.integers(0, 2**32),
+    limits=st.booleans(),
+    cost=st.sampled_from([0.0, 20.0]),
+)
+@settings(max_examples=150, deadline=None)
+def test_decisions_are_those_of_numpy(k, policy, seed, limits, cost):
+    """
+    From the same estimates: every column to the bit, with and without limits that matter, for
+    models that are not allowed or too short, also where no model is left.
+    """
+    rng = np.random.default_rng(seed)
+    n, (fast, slow) = int(rng.integers(1, 6)), VIEWS[k]
+    estimates = slow.estimator.estimate(contexts(n, rng))
+    asked = requests(
+        n,
+        k,
+        preference=rng.random((n, 4)) * [1.0, cost, 0.1, 0.0],
+        prompt_tokens=rng.integers(0, 20_000, n).astype(float),
+        allowed=rng.random((n, k)) < 0.8,
+        cost_usd_max=np.where(rng.random(n) < 0.3, 0.01, np.inf) if limits else np.full(n, np.inf),
+        quality_min=np.where(rng.random(n) < 0.1, 0.5, 0.0) if limits else np.zeros(n),
+    )
+    uniform = rng.random((n, 2))
+
+    found, want = (decided(view, estimates, asked, policy, uniform) for view in (fast, slow))
+
+    for name in type(want).__dataclass_fields__:
+        np.testing.assert_array_equal(getattr(found, name), getattr(want, name), name)
+
+
+def decided(live: Live, estimates, asked, policy, uniform):
+    """What a view decides whose estimates are given."""
+    given_ = renewed(live)
+    given_.estimator = SimpleNamespace(estimate=lambda _: estimates)
+    options = PlacementOptions()
+    load = LoadTracker(options.pricing).now(live, 0)
+    return route(asked, given_, load, policy, uniform, None, options)
+
+
+def renewed(live: Live) -> Live:
+    return live.renewed(1, 0, FleetState(), live.prices)
+
+
+def test_free_models_cost_what_was_paid_on_average():
+    """
+    Where nothing is stated there is no ratio; so neither is there an estimate to learn from.
+    """
+    fast, slow = views(3, usd=0.0)
+    asked, uniform = requests(4, 3), RNG.random((4, 2))
+    estimates = slow.estimator.estimate(asked.contexts)
+
+    found, want = (decided(view, estimates, asked, Thompson(), uniform) for view in (fast, slow))
+
+    np.testing.assert_array_equal(found.cost_usd, want.cost_usd)
+    assert np.isnan(found.estimated_cost_usd).all()
+
+
+def test_nothing_is_compiled_for_other_types_while_requests_wait():
+    """
+    A kernel takes what it was declared with; anything else is our bug, and seen at once.
+    """
+    with pytest.raises(TypeError):
+        DECIDE.pick(np.ones((1, 2), np.float32), np.zeros((1, 2)), np.zeros(1, np.intp))
