@@ -218,7 +218,7 @@ class Neighbours:
         weight = known * (fade / copies(rows))[:, None]
         self.terms = np.stack([weight, weight * residual], axis=2).astype(np.float32)
         self.terms = self.terms.reshape(-1, 2 * N_TARGETS)
-        self._quick = kernels(MODULE) if compiled else None
+        self._quick: Any = kernels(MODULE) if compiled else None
 
     def __len__(self) -> int:
         return len(self.model)
