@@ -19,6 +19,7 @@ OPTIONAL = {
     "fleet_sim": "`make planners`: another project's planner",
     "gittins": "`make peers`",
     "mabwiser": "`make peers`",
+    "numba": "the extra `fast`; without it numpy computes the same",
     "pareto_bandit": "`make peers`",
     "saverouter": "`make peers`",
     "tokenizers": "`make vllm-pools`",
