@@ -83,7 +83,7 @@ def pick(
     `charged` is None where capacity costs nothing.
     """
     kernel, likely = live.kernel, getattr(policy, "quick", None)
-    if kernel is None or likely is None or requests.switch_ms is not None or not live.all_open:
+    if kernel is None or likely is None or not live.all_open or _special(requests):
         return None
     n, k = estimates.deviation.shape
     known = live.known = live.known or Known.of(kernel, live, estimates)
@@ -117,6 +117,12 @@ def pick(
         free = likely(kernel, columns[first], columns[first + 1], columns[first + 2], eligible)
         kernel.pick(free, uniform, preferred)
     return Picked(columns, verdict, eligible, fits, p, chosen, preferred)
+
+
+def _special(requests: RequestBatch) -> bool:
+    """Whether there are columns that the kernel knows nothing of."""
+    columns = requests.switch_ms, requests.left, requests.preferred
+    return any(column is not None for column in columns)
 
 
 def _asked(requests: RequestBatch) -> Floats:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +18,9 @@ from learners.policies.inverse_gap import SquareCb
 from learners.policies.policy import Scores
 from learners.policies.thompson import Thompson
 from load.bench.speed.known import contexts, known
+from serve.routing import plain
 from serve.routing.catalogue import Catalogue, Model, Pool
+from serve.routing.eligible import RequestBatch
 from serve.routing.live import Live, LiveOptions
 from serve.routing.load_tracker import LoadTracker
 from serve.routing.placement import PlacementOptions
@@ -166,6 +168,23 @@ def decided(live: Live, estimates, asked, policy, uniform):
 
 def renewed(live: Live) -> Live:
     return live.renewed(1, 0, FleetState(), live.prices)
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(RequestBatch) if f.default is None])
+def test_what_only_numpy_knows_is_left_to_numpy(name):
+    """
+    A column that is not always there either changes no decision, or has numpy decide: a new one
+    has to say which.
+    """
+    (fast, _), seen_by_others = VIEWS[2], {"tenants", "said"}
+    asked = requests(1, 2, **{name: np.ones((1, 2), bool)})
+    estimates = fast.estimator.estimate(asked.contexts)
+
+    found = plain.pick(
+        asked, fast, estimates, None, SquareCb(), np.zeros((1, 2)), PlacementOptions()
+    )
+
+    assert (found is None) == (name not in seen_by_others)
 
 
 def test_free_models_cost_what_was_paid_on_average():
