@@ -125,6 +125,25 @@ def charge(
     return Placement(money, work_s, energy_j, points, fixed, reference_usd, best)
 
 
+def known_tokens_of(said: Floats, live: Live) -> Floats:
+    """Prompts' lengths (n,), as the catalogue assumes where they are not `said`."""
+    return np.where(said > 0, said, live.catalogue.prompt_tokens)
+
+
+def least_multiple(pool_load: PoolLoad, eligible: NDArray[np.bool_], live: Live) -> Floats:
+    """The least price (n,) of the capacity that requests could take, in multiples of its cost.
+
+    Prices fall later than loads, and nobody is to be refused where there is room again: so a price
+    counts as far as its pool is full.
+    """
+    if not live.priced:
+        return np.zeros(len(eligible))
+    full = np.clip((pool_load.load - ROOM_FROM) / (1.0 - ROOM_FROM), 0.0, 1.0)
+    of_model = live.least(np.where(live.open, pool_load.multiple * full, np.inf))
+    of_model[np.isinf(of_model)] = 0.0  # nothing is known of it
+    return np.where(eligible, of_model, np.inf).min(axis=1)
+
+
 def best_pools(
     fixed: Floats, preference: Floats, live: Live, pool_load: PoolLoad
 ) -> NDArray[np.intp]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +20,35 @@ from learners.estimates.calibration import BINS, OWN_WEIGHT, STEPS
 from learners.estimates.estimator import Estimates
 from learners.estimates.quick import writable
 from learners.policies.policy import Policy
+from learners.prices import shed_share
 from learners.targets import COST_USD_MIN
+from serve.budgets.spending import NONE
 from serve.routing.eligible import RequestBatch
 from serve.routing.live import Live
-from serve.routing.placement import Placement, PlacementOptions
+from serve.routing.load_tracker import PoolLoad
+from serve.routing.placement import (
+    Placement,
+    PlacementOptions,
+    charge,
+    known_tokens_of,
+    least_multiple,
+    place,
+)
 
 Floats = NDArray[np.float64]
+COLUMNS = {  # of `router.Choices`, and where the kernel writes them
+    "utility": "UTILITY",
+    "unsure": "UNSURE",
+    "quality": "SUCCESS",
+    "cost_usd": "PAID",
+    "latency_ms": "LATENCY",
+    "quality_deviation": "SUCCESS_OFF",
+    "cost_usd_deviation": "COST_OFF",
+    "latency_ms_deviation": "LATENCY_OFF",
+    "expected_cost_usd": "LIST",
+    "estimated_quality": "ESTIMATED",
+    "estimated_cost_usd": "ESTIMATED_USD",
+}
 NO_CURVES, NO_SPREADS, NO_CHARGES = np.zeros((0, 0)), np.zeros((0, 0, 0)), np.zeros((0, 0, 0))
 
 
@@ -69,6 +93,70 @@ class Known:
         return cls(rows, np.ascontiguousarray(calibration.curves), spreads)
 
 
+def decided(
+    requests: RequestBatch,
+    live: Live,
+    estimates: Estimates,
+    pool_load: PoolLoad,
+    policy: Policy,
+    uniform: Floats,
+    spread: Floats | None,
+    options: PlacementOptions,
+) -> dict[str, Any] | None:
+    """The columns of `router.Choices`; None where a request needs more than this does."""
+    kernel, n, charged = live.kernel, len(requests), None
+    if kernel is None or _special(requests, live):
+        return None
+    if live.catalogue.any_work or live.several:
+        tokens = known_tokens_of(requests.prompt_tokens, live)
+        charged = charge(requests.preference, tokens, live, pool_load, spread, options)
+    of = pick(requests, live, estimates, charged, policy, uniform, options)
+    if of is None:
+        return None
+    least, shed = np.zeros(n), np.zeros(n, bool)
+    if live.priced:
+        least = least_multiple(pool_load, of.eligible, live)
+        shed = of.fits & (uniform[:, 1] < shed_share(least, requests.criticality))
+    columns = {name: of.columns[getattr(kernel, column)] for name, column in COLUMNS.items()}
+    return columns | {
+        **_places(of, requests, live, pool_load, charged),
+        "chosen": of.chosen,
+        "preferred": of.preferred,
+        "propensity": of.propensity,
+        "verdict": of.verdict,
+        "fits": of.fits,
+        "budget": np.full(n, NONE, np.intp),
+        "shed": shed,
+        "multiple": least,
+        "below_quality": np.zeros(n, bool),
+    }
+
+
+def _places(
+    of: Picked,
+    requests: RequestBatch,
+    live: Live,
+    pool_load: PoolLoad,
+    charged: Placement | None,
+) -> dict[str, Any]:
+    """Columns about pools."""
+    if charged is None:
+        return {
+            "pools": live.first_pool[None].repeat(len(requests), axis=0),
+            "pool": live.first_pool[of.chosen],
+            "energy_j": np.zeros_like(of.propensity),
+            "work_s": np.zeros(len(requests)),
+        }
+    rows = np.arange(len(requests))
+    pool = place(of.chosen, charged, requests.preference, live, pool_load)
+    return {
+        "pools": charged.best,
+        "pool": pool,
+        "energy_j": charged.energy_j[rows[:, None], charged.best],
+        "work_s": charged.work_s[rows, pool],
+    }
+
+
 def pick(
     requests: RequestBatch,
     live: Live,
@@ -83,7 +171,7 @@ def pick(
     `charged` is None where capacity costs nothing.
     """
     kernel, likely = live.kernel, getattr(policy, "quick", None)
-    if kernel is None or likely is None or not live.all_open or _special(requests):
+    if kernel is None or likely is None:
         return None
     n, k = estimates.deviation.shape
     known = live.known = live.known or Known.of(kernel, live, estimates)
@@ -119,10 +207,10 @@ def pick(
     return Picked(columns, verdict, eligible, fits, p, chosen, preferred)
 
 
-def _special(requests: RequestBatch) -> bool:
-    """Whether there are columns that the kernel knows nothing of."""
+def _special(requests: RequestBatch, live: Live) -> bool:
+    """Whether the kernel knows nothing of what matters here."""
     columns = requests.switch_ms, requests.left, requests.preferred
-    return any(column is not None for column in columns)
+    return not live.all_open or any(column is not None for column in columns)
 
 
 def _asked(requests: RequestBatch) -> Floats:

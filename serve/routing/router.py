@@ -44,7 +44,15 @@ from serve.routing.eligible import (
 )
 from serve.routing.live import Live
 from serve.routing.load_tracker import LoadTracker, PoolLoad
-from serve.routing.placement import ROOM_FROM, Placement, PlacementOptions, charge, place, spread_of
+from serve.routing.placement import (
+    Placement,
+    PlacementOptions,
+    charge,
+    known_tokens_of,
+    least_multiple,
+    place,
+    spread_of,
+)
 
 Floats = NDArray[np.float64]
 
@@ -107,12 +115,12 @@ def route(  # noqa: PLR0915 - one sequence of columns, each used below
     """
     estimates = live.estimator.estimate(requests.contexts)
     if tries is None and purse is None:
-        done = _plain(requests, live, pool_load, policy, uniform, spread, options, estimates)
+        done = plain.decided(requests, live, estimates, pool_load, policy, uniform, spread, options)
         if done is not None:
-            return done
+            return Choices(**done)
     expected = expected_of(requests, live, estimates)
     cost, latency = expected.cost_usd, expected.latency_ms
-    known_tokens = _known_tokens(requests, live)
+    known_tokens = known_tokens_of(requests.prompt_tokens, live)
     charged = charge(requests.preference, known_tokens, live, pool_load, spread, options)
     pools, rows = charged.best, np.arange(len(requests))
     verdict = verdicts_of(requests, live, expected.paid_usd, latency)
@@ -166,7 +174,7 @@ def route(  # noqa: PLR0915 - one sequence of columns, each used below
         within = fits[:, None] & (eligible | (propensity > 0.0))
         propensity, chosen, refused = purse.draw(propensity, chosen, utility, within, drawn)
         verdict[(verdict == Verdict.ELIGIBLE) & purse.barred] = Verdict.OVER_BUDGET
-    least = _least_multiple(pool_load.multiple * _utilisation(pool_load.load), eligible, live)
+    least = least_multiple(pool_load, eligible, live)
     shed = shed_share(least, requests.criticality) if live.priced else 0.0
     pool = place(chosen, charged, weights, live, pool_load)
     return Choices(
@@ -195,72 +203,6 @@ def route(  # noqa: PLR0915 - one sequence of columns, each used below
         estimated_quality=expected.estimated_quality,
         estimated_cost_usd=expected.estimated_usd,
     )
-
-
-def _plain(
-    requests: RequestBatch,
-    live: Live,
-    pool_load: PoolLoad,
-    policy: Policy,
-    uniform: Floats,
-    spread: Floats | None,
-    options: PlacementOptions,
-    estimates: Estimates,
-) -> Choices | None:
-    """The same by compiled code, see `plain`; None where a request needs more."""
-    charged, n = None, len(requests)
-    if live.catalogue.any_work or live.several:
-        tokens = _known_tokens(requests, live)
-        charged = charge(requests.preference, tokens, live, pool_load, spread, options)
-    of = plain.pick(requests, live, estimates, charged, policy, uniform, options)
-    if of is None:
-        return None
-    kernel, columns, none = live.kernel, of.columns, np.zeros(n)
-    assert kernel is not None
-    if charged is None:
-        pools, pool = live.first_pool[None].repeat(n, axis=0), live.first_pool[of.chosen]
-        energy_j, work_s = np.zeros_like(of.propensity), none
-    else:
-        rows, pools = np.arange(n), charged.best
-        pool = place(of.chosen, charged, requests.preference, live, pool_load)
-        energy_j, work_s = charged.energy_j[rows[:, None], pools], charged.work_s[rows, pool]
-    least, shed = none, np.zeros(n, bool)
-    if live.priced:
-        dear = pool_load.multiple * _utilisation(pool_load.load)
-        least = _least_multiple(dear, of.eligible, live)
-        shed = of.fits & (uniform[:, 1] < shed_share(least, requests.criticality))
-    return Choices(
-        chosen=of.chosen,
-        pool=pool,
-        fits=of.fits,
-        budget=np.full(n, NONE, np.intp),
-        shed=shed,
-        multiple=least,
-        below_quality=np.zeros(n, bool),
-        preferred=of.preferred,
-        pools=pools,
-        verdict=of.verdict,
-        propensity=of.propensity,
-        utility=columns[kernel.UTILITY],
-        unsure=columns[kernel.UNSURE],
-        quality=columns[kernel.SUCCESS],
-        cost_usd=columns[kernel.PAID],
-        latency_ms=columns[kernel.LATENCY],
-        energy_j=energy_j,
-        work_s=work_s,
-        quality_deviation=columns[kernel.SUCCESS_OFF],
-        cost_usd_deviation=columns[kernel.COST_OFF],
-        latency_ms_deviation=columns[kernel.LATENCY_OFF],
-        expected_cost_usd=columns[kernel.LIST],
-        estimated_quality=columns[kernel.ESTIMATED],
-        estimated_cost_usd=columns[kernel.ESTIMATED_USD],
-    )
-
-
-def _known_tokens(requests: RequestBatch, live: Live) -> Floats:
-    """Prompts' lengths (n,), as the catalogue assumes where they are not said."""
-    said = requests.prompt_tokens
-    return np.where(said > 0, said, live.catalogue.prompt_tokens)
 
 
 def tries_of(live: Live, trials: Trials, now_ms: int) -> Tries | None:
@@ -456,23 +398,6 @@ def _with_replicas(
     gone = able & ~live.model_open & some[:, None]
     verdict[gone] = Verdict.NO_REPLICA
     return able & ~gone
-
-
-def _utilisation(load: Floats) -> Floats:
-    """0 where a pool has room, 1 where it is full.
-
-    Prices fall later than loads, and nobody is to be refused where there is room again.
-    """
-    return np.clip((load - ROOM_FROM) / (1.0 - ROOM_FROM), 0.0, 1.0)
-
-
-def _least_multiple(multiple: Floats, eligible: NDArray[np.bool_], live: Live) -> Floats:
-    """The least price (n,) of the capacity that requests could take."""
-    if not live.priced:
-        return np.zeros(len(eligible))
-    of_model = live.least(np.where(live.open, multiple, np.inf))
-    of_model[np.isinf(of_model)] = 0.0  # nothing is known of it
-    return np.where(eligible, of_model, np.inf).min(axis=1)
 
 
 def _beyond(cost: Floats, charged: Placement, weights: Floats, live: Live) -> Floats:

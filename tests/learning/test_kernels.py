@@ -176,13 +176,13 @@ def test_what_only_numpy_knows_is_left_to_numpy(name):
     A column that is not always there either changes no decision, or has numpy decide: a new one
     has to say which.
     """
-    (fast, _), seen_by_others = VIEWS[2], {"tenants", "said"}
+    (fast, _), seen_by_others = VIEWS[2], {"tenants", "said", "draws", "first", "stated"}
     asked = requests(1, 2, **{name: np.ones((1, 2), bool)})
     estimates = fast.estimator.estimate(asked.contexts)
 
-    found = plain.pick(
-        asked, fast, estimates, None, SquareCb(), np.zeros((1, 2)), PlacementOptions()
-    )
+    options = PlacementOptions()
+    load = LoadTracker(options.pricing).now(fast, 0)
+    found = plain.decided(asked, fast, estimates, load, SquareCb(), np.zeros((1, 2)), None, options)
 
     assert (found is None) == (name not in seen_by_others)
 
