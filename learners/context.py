@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from learners.kernels.compiled import kernels, writable
 
 N_FEATURES = 64
 N_DIRECTIONS = 62  # of the embedding; one more feature is the prompt's length, one is constant
@@ -33,6 +36,17 @@ TOKENS_CENTRE_LOG2 = 8.0
 TOKENS_PER_LOG2 = 0.25
 
 Contexts = NDArray[np.int8]  # (n, 64)
+KERNEL = "learners.kernels.contexts"
+# What it is told of the numbers above.
+UNITS = np.array(
+    [
+        N_DIRECTIONS,
+        RMS * np.sqrt(N_DIRECTIONS) / STEP,
+        TOKENS_CENTRE_LOG2,
+        TOKENS_PER_LOG2 / STEP,
+        BIAS,
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,14 +94,28 @@ class Projection:
         ).digest()
 
     def contexts(
-        self, embeddings: NDArray[np.float32], prompt_tokens: NDArray[np.float32]
+        self,
+        embeddings: NDArray[np.float32],
+        prompt_tokens: NDArray[np.float32],
+        *,
+        compiled: bool = False,
     ) -> Contexts:
         """Turn embeddings (n, dim) and token counts (n,) into contexts (n, 64).
 
         A token count of zero or less means unknown and leaves that feature at its centre.
-        Embeddings must be finite; a zero embedding becomes zero directions.
+        Embeddings must be finite; a zero embedding becomes zero directions. `compiled` does it
+        without numpy, where numba is installed.
         """
         n = len(embeddings)
+        if compiled and (kernel := kernels(KERNEL)) is not None:
+            found = np.empty((n, N_FEATURES), np.int8)
+            held = _held(self)
+            embeddings, prompt_tokens = (
+                writable(embeddings, np.float32),
+                writable(prompt_tokens, np.float32),
+            )
+            kernel.contexts(embeddings, prompt_tokens, *held, UNITS, found)
+            return found
         features = np.empty((n, N_FEATURES), np.float32)
         projected = (_unit_rows(embeddings) - self.mean) @ self.directions
         projected[~embeddings.any(axis=1)] = 0.0  # else it would point away from the mean
@@ -99,6 +127,14 @@ class Projection:
         features[:, TOKENS_FEATURE] = np.where(known, octaves * (TOKENS_PER_LOG2 / STEP), 0.0)
         features[:, BIAS_FEATURE] = BIAS
         return np.clip(np.rint(features), -127, 127).astype(np.int8)
+
+
+@lru_cache(maxsize=8)
+def _held(projection: Projection) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and directions as the kernel takes them: rows of whole vectors."""
+    directions = np.zeros((projection.dim, N_FEATURES), np.float32)
+    directions[:, :N_DIRECTIONS] = projection.directions
+    return np.array(projection.mean, np.float32), directions
 
 
 def real(contexts: Contexts) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from learners.context import STEP, Contexts
 from learners.estimates.landmarks import KERNEL_BITS, Landmarks
 from learners.estimates.ridge import Ridge
-from learners.kernels.compiled import kernels
+from learners.kernels.compiled import kernels, writable
 from learners.targets import RATIO_UNIT
 
 F32 = NDArray[np.float32]
@@ -72,11 +72,3 @@ class Quick:
         near = NONE_NEARBY if nearby is None else nearby
         self._call(writable(contexts, np.int8), *self._held, near, mean, deviation)
         return mean, deviation
-
-
-def writable(array: NDArray[Any], kind: type = np.float64) -> NDArray[Any]:
-    """The array; or a copy where it is of another kind, not whole, or only to be read."""
-    flags = array.flags
-    if array.dtype == kind and flags.c_contiguous and flags.writeable:
-        return array
-    return np.array(array, kind, order="C")

@@ -27,6 +27,9 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 # Rows of `spread` (see `ridge`) are a multiple as long: whole vectors of any processor.
 WIDE = 16
 
@@ -67,3 +70,11 @@ def inlined(function: F) -> F:
     import numba
 
     return numba.njit(error_model="numpy")(function)
+
+
+def writable(array: NDArray[Any], kind: type = np.float64) -> NDArray[Any]:
+    """The array; or a copy where it is of another kind, not whole, or only to be read."""
+    flags = array.flags
+    if array.dtype == kind and flags.c_contiguous and flags.writeable:
+        return array
+    return np.array(array, kind, order="C")

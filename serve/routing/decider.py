@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from learners.context import Contexts
 from learners.policies.probes import ProbeOptions
 from serve.changes.trial import draw_of
 from serve.encoders import Encoder
@@ -173,7 +174,7 @@ class Decider:
         else:
             alike = columns(taken)
         requests = RequestBatch(
-            contexts=self._encoder.projection.contexts(embeddings, tokens.astype(np.float32)),
+            contexts=self._contexts(embeddings, tokens, live),
             preference=np.array([one.weights for one in taken], np.float64),
             allowed=allowed.repeat(len(at), axis=0),
             tenants=np.full(len(at), shared.tenant, object),
@@ -311,7 +312,7 @@ class Decider:
     ) -> RequestBatch:
         tokens = np.array([_tokens(one) for one in asked], np.float64)
         return RequestBatch(
-            contexts=self._encoder.projection.contexts(embeddings, tokens.astype(np.float32)),
+            contexts=self._contexts(embeddings, tokens, live),
             preference=np.array([one.weights for one in asked], np.float64),
             allowed=allowed,
             switch_ms=self._switch_ms(asked, tokens, live, now_ms),
@@ -339,6 +340,12 @@ class Decider:
             "first": np.array(first, bool),
             "stated": stated_of(asked, live),
         }
+
+    def _contexts(
+        self, embeddings: NDArray[np.float32], tokens: NDArray[np.float64], live: Live
+    ) -> Contexts:
+        project, compiled = self._encoder.projection.contexts, live.kernel is not None
+        return project(embeddings, tokens.astype(np.float32), compiled=compiled)
 
     def _switch_ms(
         self, asked: Sequence[RouteInput], tokens: NDArray[np.float64], live: Live, now_ms: int

@@ -44,7 +44,8 @@ from streams.training.state import Loader, State
 logger = logging.getLogger(__name__)
 # The threshold of a share is then off by 0.02 for one view, and by less over several.
 REFERENCE_ROWS = 512
-KERNEL = "learners.kernels.decide"
+# All that a request may need, so that none of it is loaded or compiled while one waits.
+KERNELS = [f"learners.kernels.{name}" for name in ("contexts", "estimate", "decide")]
 
 
 # Of the queue that a pool's server may have, by criticality from the lowest; the last class is
@@ -89,7 +90,8 @@ class Live:
         self.counts = counts or {}  # of the trainer: what came of a change under trial
         self.catalogue, self.encoder = catalogue, encoder
         self.version, self.published_at_ms = version, published_at_ms
-        self.kernel = kernels(KERNEL) if options.compiled else None
+        loaded = [kernels(name) for name in KERNELS] if options.compiled else [None]
+        self.kernel = loaded[-1]  # of decisions; None: numpy computes
         self.known: Any = None  # what `plain` keeps of this view
         self.estimator = Estimator(
             learned,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from learners.estimates.calibration import BINS, OWN_WEIGHT, STEPS
 from learners.estimates.estimator import Estimates
-from learners.estimates.quick import writable
+from learners.kernels.compiled import writable
 from learners.policies.policy import Policy
 from learners.prices import shed_share
 from learners.targets import COST_USD_MIN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import fields, replace
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from learners.policies.inverse_gap import SquareCb
 from learners.policies.policy import Scores
 from learners.policies.thompson import Thompson
 from load.bench.speed.known import contexts, known
+from serve.encoders.projections import projection_for
 from serve.routing import plain
 from serve.routing.catalogue import Catalogue, Model, Pool
 from serve.routing.eligible import RequestBatch
@@ -207,3 +209,37 @@ def test_nothing_is_compiled_for_other_types_while_requests_wait():
     """
     with pytest.raises(TypeError):
         DECIDE.pick(np.ones((1, 2), np.float32), np.zeros((1, 2)), np.zeros(1, np.intp))
+
+
+@pytest.mark.parametrize(("name", "dim"), [("all-MiniLM-L6-v2", 384), ("any", 384), ("any", 30)])
+def test_contexts_are_those_of_numpy_but_for_ties(name, dim):
+    """
+    A number that lies between two integers may be rounded to the other one: sums are added in
+    another order. Alone and in a batch they have the same bits; zeros have no direction.
+    """
+    embeddings = RNG.normal(size=(300, dim)).astype(np.float32)
+    embeddings[3] = 0.0
+    tokens = np.maximum(RNG.integers(-2000, 20_000, 300), 0).astype(np.float32)
+    projection = projection_for(name, dim)
+
+    found = projection.contexts(embeddings, tokens, compiled=True)
+
+    want = projection.contexts(embeddings, tokens)
+    apart = np.abs(found.astype(int) - want)
+    assert apart.max() <= 1 and (apart > 0).mean() < 1e-3
+    alone = [projection.contexts(embeddings[[i]], tokens[[i]], compiled=True)[0] for i in range(9)]
+    np.testing.assert_array_equal(found[:9], alone)
+    np.testing.assert_array_equal(found[3, :62], np.zeros(62, np.int8))
+
+
+def test_without_numba_numpy_computes(monkeypatch):
+    """
+    A site without it decides the same, and says once that it would be faster with it.
+    """
+    monkeypatch.setitem(sys.modules, "numba", None)
+    monkeypatch.delitem(sys.modules, "learners.kernels.decide")
+    kernels.cache_clear()
+    try:
+        assert kernels("learners.kernels.decide") is None
+    finally:
+        kernels.cache_clear()
