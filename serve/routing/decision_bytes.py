@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from learners.kernels.compiled import kernels, writable
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.eligible import Verdict
 from serve.routing.live import Live
@@ -78,6 +79,18 @@ def _record(message: Any) -> NDArray[np.void]:
 
 CHOSEN, ALTERNATIVE = _record(pb.Decision), _record(pb.Alternative)
 COLUMNS = (*NUMBERS, *ESTIMATES, *(f"{name}_deviation" for name in ESTIMATES))
+KERNEL = "learners.kernels.records"
+
+
+def _at(record: NDArray[np.void]) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """Where the columns' numbers stand in a record, and the record as bytes."""
+    fields = record.dtype.fields
+    assert fields is not None
+    offsets = np.array([fields[name][1] for name in COLUMNS], np.int64)
+    return offsets, np.frombuffer(record.tobytes(), np.uint8).copy()
+
+
+CHOSEN_AT, ALTERNATIVE_AT = _at(CHOSEN), _at(ALTERNATIVE)
 REQUEST_ID = tag(pb.Decision, "request_id", BYTES)
 DECISION_ID = tag(pb.Decision, "decision_id", BYTES)
 FALLBACK = tag(pb.Decision, "fallbacks", BYTES)
@@ -101,11 +114,9 @@ def write_decisions(
     """Decisions of n requests, each with as many fallbacks as it asks for, ranked by utility."""
     chosen_heads, heads = _heads(live.pool_names, live.model_names_of_pools)
     view = VERSION + varint(live.version) + AGE + varint(live.age_ms(now_ms)) + TICKET
-    rows, k = np.arange(len(asked)), choices.utility.shape[1]
-    own = _numbers(CHOSEN, choices, (rows, choices.chosen)).tobytes()
-    others = _numbers(ALTERNATIVE, choices, ...).tobytes()
+    kernel, k = live.kernel and kernels(KERNEL), choices.utility.shape[1]
+    own, others, ranked = _cases(choices) if kernel is None else _quick_cases(kernel, choices)
     own_size, size = CHOSEN.dtype.itemsize, ALTERNATIVE.dtype.itemsize
-    ranked = _ranked(choices)
     best, placed = choices.pools.tolist(), choices.pool.tolist()
     found = []
     for i, one in enumerate(asked):
@@ -132,6 +143,32 @@ def write_decisions(
 def _rules(names: tuple[str, ...]) -> bytes:
     """The rules that matched."""
     return pb.Decision(rules=names).SerializeToString()
+
+
+def _cases(choices: Choices) -> tuple[bytes, bytes, list[list[int]]]:
+    """Records of the chosen models and of all, and the ranks of those that were not chosen."""
+    chosen = np.arange(len(choices.chosen)), choices.chosen
+    own, others = _numbers(CHOSEN, choices, chosen), _numbers(ALTERNATIVE, choices, ...)
+    return own.tobytes(), others.tobytes(), _ranked(choices)
+
+
+def _quick_cases(kernel: Any, choices: Choices) -> tuple[bytes, bytes, list[list[int]]]:
+    """The same by a kernel."""
+    n, k = choices.utility.shape
+    numbers = np.empty((len(COLUMNS), n, k))
+    for into, name in zip(numbers, COLUMNS, strict=True):
+        into[...] = getattr(choices, name)
+    columns, cells = numbers.reshape(len(COLUMNS), n * k).view(np.uint8), np.arange(n * k)
+    own = np.empty((n, CHOSEN.dtype.itemsize), np.uint8)
+    others = np.empty((n * k, ALTERNATIVE.dtype.itemsize), np.uint8)
+    kernel.write(columns, *CHOSEN_AT, cells[::k] + choices.chosen, own)
+    kernel.write(columns, *ALTERNATIVE_AT, cells, others)
+    order, counts = np.zeros((n, k), np.int64), np.empty(n, np.int64)
+    verdict, chosen = writable(choices.verdict, np.uint8), writable(choices.chosen, np.int64)
+    kernel.rank(writable(choices.utility), verdict, chosen, order, counts)
+    ends = counts.tolist()
+    ranked = [one[:end] for one, end in zip(order.tolist(), ends, strict=True)]
+    return own.tobytes(), others.tobytes(), ranked
 
 
 def _ranked(choices: Choices) -> list[list[int]]:

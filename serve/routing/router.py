@@ -247,6 +247,12 @@ class Chooser:
         )
         if self.trial is not None:
             choices = _changed(choices, requests, self.trial, turns, uniform[:, 0])
+        if tries is not None or live.loads or purse is not None:
+            self._note(choices, live, purse, now_ms)
+        return choices
+
+    def _note(self, choices: Choices, live: Live, purse: Purse | None, now_ms: int) -> None:
+        """Remember what a batch took of trials, pools and budgets."""
         sent = choices.fits & ~choices.shed
         at = np.flatnonzero(sent), choices.chosen[sent]
         usd = np.maximum(choices.cost_usd[at], choices.expected_cost_usd[at])
@@ -256,7 +262,6 @@ class Chooser:
         if purse is not None:
             barred = np.where(choices.verdict == Verdict.ELIGIBLE, choices.utility, -np.inf)
             purse.spend(*at, barred.argmax(axis=1)[sent])
-        return choices
 
     def _turns(self, requests: RequestBatch, live: Live) -> tuple[Split, str] | None:
         """Whose turn each request is, of a change under trial; None where all are one policy's."""

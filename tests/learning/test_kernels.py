@@ -20,7 +20,7 @@ from learners.policies.policy import Scores
 from learners.policies.thompson import Thompson
 from load.bench.speed.known import contexts, known
 from serve.encoders.projections import projection_for
-from serve.routing import plain
+from serve.routing import decision_bytes, plain
 from serve.routing.catalogue import Catalogue, Model, Pool
 from serve.routing.eligible import RequestBatch
 from serve.routing.live import Live, LiveOptions
@@ -157,6 +157,23 @@ def test_decisions_are_those_of_numpy(k, policy, seed, limits, cost):
 
     for name in type(want).__dataclass_fields__:
         np.testing.assert_array_equal(getattr(found, name), getattr(want, name), name)
+
+
+@given(k=st.sampled_from(list(VIEWS)), seed=st.integers(0, 2**32))
+@settings(max_examples=40, deadline=None)
+def test_decisions_are_written_in_the_bytes_that_numpy_gives(k, seed):
+    """
+    Numbers at their places, and fallbacks in their order, also of equals.
+    """
+    rng, (_, slow) = np.random.default_rng(seed), VIEWS[k]
+    n = int(rng.integers(1, 6))
+    asked = requests(n, k, allowed=rng.random((n, k)) < 0.8)
+    estimates = slow.estimator.estimate(asked.contexts)
+    choices = decided(slow, estimates, asked, Thompson(), rng.random((n, 2)))
+
+    found = decision_bytes._quick_cases(kernels("learners.kernels.records"), choices)
+
+    assert found == decision_bytes._cases(choices)
 
 
 def decided(live: Live, estimates, asked, policy, uniform):
