@@ -25,7 +25,7 @@ from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,13 +54,13 @@ def compiled(*types: str) -> Callable[[F], F]:
     """A function as machine code for arguments of these types alone. It returns nothing."""
     import numba
 
-    signature = f"void({', '.join(types)})"
+    signature, njit = f"void({', '.join(types)})", cast("Any", numba.njit)
 
     def make(function: F) -> F:
         try:
-            return numba.njit(signature, cache=True, error_model="numpy")(function)
+            return njit(signature, cache=True, error_model="numpy")(function)
         except RuntimeError:  # there is no folder to keep it in
-            return numba.njit(signature, error_model="numpy")(function)
+            return njit(signature, error_model="numpy")(function)
 
     return make
 
@@ -69,7 +69,7 @@ def inlined(function: F) -> F:
     """A function that kernels of the same file call."""
     import numba
 
-    return numba.njit(error_model="numpy")(function)
+    return cast("Any", numba.njit)(error_model="numpy")(function)
 
 
 def writable(array: NDArray[Any], kind: type = np.float64) -> NDArray[Any]:

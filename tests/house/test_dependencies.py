@@ -19,7 +19,6 @@ OPTIONAL = {
     "fleet_sim": "`make planners`: another project's planner",
     "gittins": "`make peers`",
     "mabwiser": "`make peers`",
-    "numba": "the extra `fast`; without it numpy computes the same",
     "pareto_bandit": "`make peers`",
     "saverouter": "`make peers`",
     "tokenizers": "`make vllm-pools`",
