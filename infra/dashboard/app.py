@@ -104,12 +104,14 @@ def as_json(status: Status, history: History, baseline: str, now_ms: int) -> dic
     from_ms = now_ms - HOURS * HOUR_MS
     samples = history.since(from_ms)
     tally = merged([one.get(TALLY) for one in samples])
+    # A young site's charts begin with it, an hour ago at the latest.
+    began_ms = min([*(one[AT] for one in samples[:1]), now_ms - HOUR_MS])
     shown = [{name: value for name, value in one.items() if name != TALLY} for one in samples]
     return {
         "version": version("fairlead"),
         "at_unix_ms": now_ms,
         "status": status.json(),
-        "history": series(shown, from_ms, now_ms),
+        "history": series(shown, max(from_ms, began_ms), now_ms),
         "savings": compared(tally, baseline),
         "savings_by_hour": _by_hour(samples, baseline, from_ms),
         "baselines": sorted({name for of in tally.values() for name in of}),

@@ -108,7 +108,7 @@ function tiles() {
   const failing = known(within(data, "status.router.refused_per_s"));
   return [
     tile("Decisions", `${fig("status.router.decisions_per_s", plain, "0")} <small>a second</small>`, `${fig("status.router.refused_per_s", plain, "0")} refused a second`, `${fig("status.router.replicas", plain, "no")} router replicas`),
-    tile("Time to decide", fig("status.router.latency_ms_p50", ms), `99 %: ${fig("status.router.latency_ms_p99", ms)}`, failing ? `learned ${fig("status.snapshot_age_s", seconds)} ago` : ""),
+    tile("Time to decide", known(within(data, "status.router.latency_ms_p50")) ? fig("status.router.latency_ms_p50", ms) : lastFig("latency_ms_p50", ms), `99 %: ${known(within(data, "status.router.latency_ms_p99")) ? fig("status.router.latency_ms_p99", ms) : lastFig("latency_ms_p99", ms)}`, failing ? `learned ${fig("status.snapshot_age_s", seconds)} ago` : ""),
     tile("Quality", lastFig("quality", v => v.toFixed(3)), "mean of what was reported last", `${lastFig("error_share", share, "no")} of calls failed`),
     tile("Cost of an answer", lastFig("cost_usd", usd), "mean of what was reported last", `answers took ${lastFig("answer_ms", ms)}`),
     savings(),

@@ -18,7 +18,7 @@ import msgspec
 from serve.dispatch.answers import AttemptRecord, DispatchInput, Ended, Event, Routed, Streamed
 from serve.dispatch.routing_text import routing_text
 from serve.errors import AttemptFailed, InvalidRequest
-from serve.grpc_api.grpc_status import status_of
+from serve.grpc_api.grpc_status import refusal_of, status_of
 from serve.grpc_api.paced import PacedWriter
 from serve.grpc_api.streams import StreamOptions, Streams, abort
 from serve.proto.fairlead.v1 import dispatch_pb2 as pb
@@ -68,12 +68,12 @@ class DispatcherServicer(dispatch_pb2_grpc.DispatcherServicer):
 
                 await PacedWriter(written).send(self._answer(dispatch))
         except Exception as error:
-            code, message = status_of(error)
-            if code is grpc.StatusCode.INTERNAL:
-                logger.error("a dispatch failed with an internal error", exc_info=error)
             # A client's own retries would multiply the attempts that have failed already.
             final = (NO_RETRY,) if isinstance(error, AttemptFailed) else ()
-            await abort(context, code, message, final)
+            code, message, trailing = refusal_of(error, final)
+            if code is grpc.StatusCode.INTERNAL:
+                logger.error("a dispatch failed with an internal error", exc_info=error)
+            await abort(context, code, message, trailing)
 
 
 def read_dispatch(request: pb.DispatchRequest) -> DispatchInput:

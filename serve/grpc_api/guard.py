@@ -19,7 +19,7 @@ from google.protobuf.message import Message
 
 from serve.access.tokens import Access
 from serve.errors import RequestRefused
-from serve.grpc_api.grpc_status import status_of
+from serve.grpc_api.grpc_status import refusal_of
 
 HEADER = "authorization"
 Methods = Mapping[str, "grpc.RpcMethodHandler[Any, Any]"]
@@ -75,7 +75,7 @@ def _refusing(
 
     async def refuse(request: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         del request
-        await context.abort(*status_of(error))
+        await context.abort(*refusal_of(error))
 
     async def refuse_stream(
         request: object, context: grpc.aio.ServicerContext[Any, Any]

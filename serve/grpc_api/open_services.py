@@ -20,7 +20,7 @@ from grpc_reflection.v1alpha._async import ReflectionServicer
 
 from serve.errors import InvalidRequest, RequestRefused
 from serve.grpc_api.descriptors import methods_found
-from serve.grpc_api.grpc_status import status_of
+from serve.grpc_api.grpc_status import refusal_of
 from serve.grpc_api.methods import methods_of
 from serve.grpc_api.streams import StreamOptions, Streams
 
@@ -63,7 +63,7 @@ def _careful(
 ) -> Callable[..., Any]:
     async def once(request: object, context: Context) -> Any:
         if isinstance(request, InvalidRequest):
-            await context.abort(*status_of(request))
+            await context.abort(*refusal_of(request))
         return await does(request, context)
 
     async def watch(request: object, context: Context) -> None:
@@ -71,7 +71,7 @@ def _careful(
             with streams.opened():
                 await once(request, context)
         except RequestRefused as error:
-            await context.abort(*status_of(error))
+            await context.abort(*refusal_of(error))
 
     async def converse(requests: AsyncIterator[object], context: Context) -> AsyncIterator[Any]:
         try:
@@ -79,7 +79,7 @@ def _careful(
                 async for reply in does(_sound(streams.reading(requests)), context):
                     yield reply
         except RequestRefused as error:
-            await context.abort(*status_of(error))
+            await context.abort(*refusal_of(error))
 
     if method.client_streaming:
         return converse

@@ -20,7 +20,7 @@ from serve.encoders import Encoder
 from serve.errors import DeadlinePassed, InvalidRequest, NotServing, QueueFull
 from serve.grpc_api.admission import Admission, AdmissionOptions
 from serve.grpc_api.batcher import Batcher, BatcherOptions
-from serve.grpc_api.grpc_status import status_of
+from serve.grpc_api.grpc_status import Trailing, reason_of, refusal_of
 from serve.grpc_api.streams import StreamOptions, Streams, Tenancy, abort
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.proto.fairlead.v1 import router_pb2_grpc
@@ -187,8 +187,8 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
             self._count_took(time.monotonic() - began_s)
 
     def _problem(self, error: Exception) -> pb.Problem:
-        code, message = self._refuse(error)
-        return pb.Problem(code=code.value[0], message=message)
+        code, message, _ = self._refuse(error)
+        return pb.Problem(code=code.value[0], message=message, reason=reason_of(error))
 
     def _written(self, request: pb.RouteRequest, result: bytes | Exception) -> bytes:
         """A decision or what went wrong, as a RouteReply."""
@@ -199,13 +199,15 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         self.counts.decisions += 1
         return reply_bytes(request_id, result)
 
-    def _refuse(self, error: Exception) -> tuple[grpc.StatusCode, str]:
-        """Status and message of an error; our bugs are logged with their trace."""
+    def _refuse(
+        self, error: Exception, trailing: Sequence[tuple[str, str]] = ()
+    ) -> tuple[grpc.StatusCode, str, Trailing]:
+        """What `abort` takes; our bugs are logged with their trace."""
         self.counts.refused += 1
-        code, message = status_of(error)
-        if code is grpc.StatusCode.INTERNAL:
+        refusal = refusal_of(error, trailing)
+        if refusal[0] is grpc.StatusCode.INTERNAL:
             logger.error("a call failed with an internal error", exc_info=error)
-        return code, message
+        return refusal
 
     async def Route(self, request: pb.RouteRequest, context: Context[Any, Any]) -> bytes:
         """One request, one decision."""
@@ -214,7 +216,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         try:
             decision = await self._admitted(request, context)
         except QueueFull as error:
-            await context.abort(*self._refuse(error), self._admission.pushback())
+            await context.abort(*self._refuse(error, self._admission.pushback()))
         except Exception as error:  # noqa: BLE001 - becomes a status
             await context.abort(*self._refuse(error))
         self.counts.decisions += 1

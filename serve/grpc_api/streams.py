@@ -131,7 +131,7 @@ async def abort(
     context: grpc.aio.ServicerContext[Any, Any],
     code: grpc.StatusCode,
     message: str,
-    trailing: Sequence[tuple[str, str]] = (),
+    trailing: Sequence[tuple[str, str | bytes]] = (),
 ) -> None:
     """End a stream with a status, also one whose reader has stopped: then without it."""
     with contextlib.suppress(TimeoutError):

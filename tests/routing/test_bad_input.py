@@ -374,7 +374,7 @@ class TooLate:
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
         callback(self)
 
-    async def abort(self, code: StatusCode, details: str) -> None:
+    async def abort(self, code: StatusCode, details: str, trailing: tuple) -> None:
         raise ValueError(code, details)
 
 
