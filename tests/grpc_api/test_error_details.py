@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import grpc
 import pytest
 from error_classes import an
@@ -9,7 +11,7 @@ from google.rpc import error_details_pb2, status_pb2
 from router_bench import DIM, Router, embedding, router
 
 from serve.errors import BudgetUsedUp, InvalidRequest, NoModelFits, PoolsOverloaded
-from serve.grpc_api.grpc_status import DETAILS_KEY, DOMAIN, refusal_of
+from serve.grpc_api.grpc_status import DETAILS_KEY, DOMAIN, STATUS, refusal_of
 from serve.meanings import MEANINGS, MESSAGE_BYTES_MAX
 from serve.proto.fairlead.v1 import router_pb2 as pb
 
@@ -62,6 +64,12 @@ def test_a_request_of_a_batch_has_its_reason_too(up):
     request = pb.RouteBatchRequest(requests=[pb.RouteRequest(embedding_f32=b"abc")])
     (reply,) = up.stub.RouteBatch(request, timeout=20).replies
     assert reply.problem.reason == "BAD_FIELD"
+
+
+def test_the_page_has_every_reason_with_its_status():
+    page = (Path(__file__).parents[2] / "docs" / "clients.md").read_text()
+    for meaning in MEANINGS.values():
+        assert f"| `{meaning.code.upper()}` | {STATUS[meaning.cause].name} |" in page
 
 
 @pytest.mark.parametrize(
