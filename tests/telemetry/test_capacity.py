@@ -93,6 +93,18 @@ def test_the_load_of_a_server_follows_from_what_it_holds(held, load):
     assert known.held_most == pytest.approx(6.0, rel=0.01)
 
 
+@pytest.mark.parametrize(("held", "load"), [(4.0, BUSY), (5.75, 1.0), (6.0, 1.0625)])
+def test_under_the_dispatchers_limit_a_longer_queue_stands(held, load):
+    """
+    They let two wait, whatever the price is: it need not keep the queue short, and servers idle.
+    """
+    caller = record(
+        source=B, replica=f"host:1{FROM}{B}", by="callers", held=held, served=[ALONE, FULL]
+    )
+
+    assert of(record(source=A, by="callers"), caller).load == pytest.approx(load, abs=0.01)
+
+
 def test_what_came_before_the_limit_was_known_raises_no_price_for_minutes():
     """
     Where dispatchers call a server they keep to its limit, whatever it held before they knew. Who is
