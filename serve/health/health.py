@@ -97,6 +97,8 @@ class Pool:
         """Whether each of its endpoints that may be asked has so many requests in flight."""
         if self.in_flight < most:  # as almost always
             return False
+        if self.endpoints.due_s <= now_s:  # one that is out may be back: it has room
+            return False
         return all(one.in_flight >= most for one in self.endpoints.open(now_s))
 
     def note_wait(
@@ -112,8 +114,8 @@ class EndpointLease:
     """One attempt at one endpoint, to be finished by exactly one of three calls."""
 
     __slots__ = (
-        "_began_s", "_endpoint", "_finished", "_pool", "_stint", "_tokens", "_waiting", "found",
-        "probe",
+        "_began_s", "_begun", "_endpoint", "_finished", "_pool", "_stint", "_tokens", "_waiting",
+        "found", "probe",
     )  # fmt: skip
 
     def __init__(
@@ -127,7 +129,7 @@ class EndpointLease:
     ) -> None:
         self._pool, self._endpoint, self._began_s = pool, endpoint, began_s
         self._tokens = prompt_tokens
-        self._stint = endpoint.stint
+        self._stint, self._begun = endpoint.stint, endpoint.begun
         self._finished, self._waiting = False, True
         self.probe = probe  # whether the endpoint was out and this attempt finds out if it is back
         pool.in_flight += 1
@@ -143,6 +145,7 @@ class EndpointLease:
         """Note that the first token has come."""
         assert self._waiting and not self._finished, "there is one first token, before the end"
         self._waiting = False
+        self._endpoint.begun += 1
         self._note_wait(now_s - self._began_s, now_s)
 
     def succeeded(self, now_s: float) -> None:
@@ -162,9 +165,17 @@ class EndpointLease:
         self._count(kind)
         if was_late and self._waiting:
             self._note_wait(now_s - self._began_s, now_s)
-        if was_late and self.found > self._pool.most:
-            return  # it waited behind more than there should have been: the server is not stuck
+        if was_late and (self.found > self._pool.most or self._in_turn):
+            return  # it waited behind others: the server is not stuck
         self._judge(failed=True, now_s=now_s)
+
+    @property
+    def _in_turn(self) -> bool:
+        """Whether the server was answering, and had not come to this request yet.
+
+        Who finds n others there waits for n first tokens, or fewer, where answers come in order.
+        """
+        return 0 < self._endpoint.begun - self._begun < self.found
 
     def blamed(self, now_s: float, kind: str) -> None:
         """Say of an attempt that was finished without a judgement that the endpoint is to blame."""

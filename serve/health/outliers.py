@@ -103,14 +103,14 @@ class Endpoint:
     """One address of a pool: what is in flight, what became of the rest, and how it stands."""
 
     __slots__ = (
-        "address", "backoff", "cancelled", "ejected", "ejections", "failed_latest", "failures",
-        "failures_in_a_row", "in_flight", "judged_latest", "out", "pace", "paused_until_s",
-        "readmitted_s", "stint", "successes", "until_s",
+        "address", "backoff", "begun", "cancelled", "ejected", "ejections", "failed_latest",
+        "failures", "failures_in_a_row", "in_flight", "judged_latest", "out", "pace",
+        "paused_until_s", "readmitted_s", "stint", "successes", "until_s",
     )  # fmt: skip
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self.in_flight = self.successes = self.cancelled = 0
+        self.in_flight = self.begun = self.successes = self.cancelled = 0
         self.failures: dict[str, int] = {}  # by kind
         self.pace = Pace()
         self.stint = 0  # goes up whenever it comes back or leaves the pool

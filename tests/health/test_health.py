@@ -679,3 +679,52 @@ def test_who_was_late_from_the_end_of_too_long_a_queue_ejects_nobody():
     for lease in queue[:8]:
         lease.failed(30.0, "late", was_late=True)
     assert endpoint(health, "p0", 30.0).ejected
+
+
+@pytest.mark.parametrize(("answers", "ejected"), [(8, False), (0, True)])
+def test_whose_turn_has_not_come_ejects_nobody_also_where_no_limit_is_known(answers, ejected):
+    """
+    Twenty come at once to a server that takes eight: what they wait for are those before them. One
+    that answers nobody is stuck.
+    """
+    health = healthy(p=1)
+    queue = [health.pick("p", 0.0, uniform=0.5) for _ in range(20)]
+    for lease in queue[:answers]:
+        lease.first_token(2.0)
+
+    for lease in queue[8:]:
+        lease.failed(10.0, "late", was_late=True)
+
+    assert endpoint(health, "p0", 10.0).ejected is ejected
+
+
+def test_who_is_overtaken_by_more_than_were_there_is_no_victim_of_a_queue():
+    """
+    A server that leaves some requests lying while it answers others is to blame for them.
+    """
+    health = healthy(p=1)
+    left = [health.pick("p", 0.0, uniform=0.5) for _ in range(5)]
+    for now_s in range(1, 7):
+        lease = health.pick("p", float(now_s), uniform=0.5)
+        lease.first_token(now_s + 0.5)
+        lease.cancelled(now_s + 0.6)
+
+    for lease in left:
+        lease.failed(10.0, "late", was_late=True)
+
+    assert endpoint(health, "p0", 10.0).ejected
+
+
+def test_a_pool_is_not_full_while_a_server_that_is_out_may_be_back():
+    """
+    The next request finds out; or all would be refused for as long as the others are full.
+    """
+    health = healthy(p=2)
+    fail(health, "p0")
+    for _ in range(2):
+        health.pick("p", 1.0, uniform=0.5, most=2.0)
+
+    assert health.reason("p", 29.0, most=2.0) == "full"
+    assert health.reason("p", 31.0, most=2.0) == ""
+    assert health.pick("p", 31.0, uniform=0.5, most=2.0).address == "p0"
+    assert health.reason("p", 31.0, most=2.0) == "full"  # one probe at a time
