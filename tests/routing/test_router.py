@@ -183,6 +183,8 @@ def test_verdicts_keep_their_numbers():
         "BELOW_QUALITY": 6,
         "STRONG_SHARE": 7,
         "OVER_BUDGET": 8,
+        "RULED_OUT": 9,
+        "NOT_PREFERRED": 10,
     }
 
 
