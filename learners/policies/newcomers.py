@@ -104,10 +104,14 @@ class Trials:
     def __init__(self, options: NewcomerOptions) -> None:
         self._options = options
         self._spent: dict[int, _Spent] = {}  # by model key
+        self._looked_at: tuple[Floats | None, bool] = (None, False)  # and whether any is limited
 
     def needed(self, n_proving: Floats) -> bool:
-        """Whether a model is limited at all."""
-        return bool(self._spent) or bool((n_proving < self._options.outcomes_proven).any())
+        """Whether a model is limited at all. An array that was asked about is not changed."""
+        if self._looked_at[0] is not n_proving:
+            limited = bool((n_proving < self._options.outcomes_proven).any())
+            self._looked_at = n_proving, limited
+        return bool(self._spent) or self._looked_at[1]
 
     def tries(
         self,

@@ -77,7 +77,7 @@ def spread_of(
     n: int, live: Live, pool_load: PoolLoad, options: PlacementOptions, rng: np.random.Generator
 ) -> Floats | None:
     """How much prices vary, factors (n, P); None where there are no prices to vary."""
-    if not pool_load.multiple.any():
+    if not live.priced or not pool_load.multiple.any():
         return None
     return np.exp(options.spread * rng.standard_normal((n, len(live.pool_names))))
 

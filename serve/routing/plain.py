@@ -65,13 +65,24 @@ class Picked:
     preferred: NDArray[np.intp]  # (n,)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Known:
     """What is known of k models, as the kernel takes it."""
 
     models: Floats
     curves: Floats
     spreads: Floats
+    settings: tuple[object, object, Floats] | None = None  # of which prices and options, and they
+
+    def settings_of(self, live: Live, options: PlacementOptions) -> Floats:
+        """Numbers that are declared elsewhere, in the order that the kernel reads."""
+        made = self.settings
+        if made is None or made[0] is not live.prices or made[1] is not options:
+            budget = live.prices.budget.charged(options.pricing.ascent)
+            usual, worth = live.catalogue.prompt_tokens, options.value_usd
+            found = np.array([usual, worth, budget, STEPS, BINS, OWN_WEIGHT, COST_USD_MIN])
+            self.settings = made = live.prices, options, found
+        return made[2]
 
     @classmethod
     def of(cls, kernel: ModuleType, live: Live, estimates: Estimates) -> Known:
@@ -187,7 +198,7 @@ def pick(
         writable(requests.allowed, np.bool_),
         _asked(requests),
         NO_CHARGES if charged is None else _charges(live, charged),
-        _settings(live, options),
+        known.settings_of(live, options),
         columns,
         verdict,
         eligible,
@@ -226,10 +237,3 @@ def _charges(live: Live, charged: Placement) -> Floats:
     """Charges at the best pools, in all and for energy; and the least at list price."""
     at = np.arange(len(charged.best))[:, None], charged.best
     return np.stack([charged.points[at], charged.fixed[at], live.least(charged.reference_usd)])
-
-
-def _settings(live: Live, options: PlacementOptions) -> Floats:
-    """Numbers that are declared elsewhere, in the order that the kernel reads."""
-    budget = live.prices.budget.charged(options.pricing.ascent)
-    usual, worth = live.catalogue.prompt_tokens, options.value_usd
-    return np.array([usual, worth, budget, STEPS, BINS, OWN_WEIGHT, COST_USD_MIN])

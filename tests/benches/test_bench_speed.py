@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 from router_bench import Router, embedding, router
 
+from load.bench.speed import stages
 from load.bench.speed.open_loop import Seen, Stream, drive, poisson
 from load.bench.speed.overload import overloaded
 from load.bench.speed.serving import Serving, Stated, served
@@ -134,3 +137,17 @@ def test_overload_of_an_empty_handler_has_every_figure():
         assert found.keys() == {"goodput_share", "reject_p99_ms", "critical_lost", "untold_share"}
         assert found["goodput_share"] > 0.0
         assert empty.cpu_s() > before_s
+
+
+def test_every_stage_of_a_decision_is_timed_and_the_whole_takes_longest():
+    """
+    The budget in docs/speed.md is what this prints; it names the same stages.
+    """
+    found = stages.measure(np.random.default_rng(0), times=8)
+
+    whole = found["decide"]
+    for stage, took in found.items():
+        assert 0.0 < took["batch64_us"] <= took["one_us"] * 1.5, stage
+        assert took["one_us"] <= whole["one_us"], stage
+    page = (Path(__file__).parents[2] / "docs" / "speed.md").read_text()
+    assert {*found} <= {*re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)}

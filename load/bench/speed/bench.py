@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import uvloop
 
-from load.bench.speed import scorer
+from load.bench.speed import scorer, stages
 from load.bench.speed.calls import (
     BATCH,
     SERVICE,
@@ -83,6 +83,7 @@ def measure(options: SpeedBench, say: Say) -> dict[str, Any]:
     found: dict[str, Any] = {"cores": os.cpu_count()}
     say("the scorer in process …")
     found["scorer"] = scorer.measure(rng, history=options.history)
+    found["stages"] = stages.measure(rng)
     with served(Serving(kind="empty")) as empty, served(Serving(kind="fairlead")) as ours:
         found |= uvloop.run(_beside(options, empty, ours, rng, say))
         found |= uvloop.run(_open(options, ours, rng, say))
