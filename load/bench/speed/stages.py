@@ -44,7 +44,7 @@ def measure(rng: np.random.Generator, times: int = 100) -> dict[str, dict[str, f
     read = _read(asked)
     found: dict[str, dict[str, float]] = {}
     for n, key, repeated in ((1, "one_us", times), (BATCH, "batch64_us", max(1, times // 8))):
-        works = {
+        works: dict[str, Callable[[], object]] = {
             "read": partial(_read, asked[:n]),
             **_stages(read[:n], live, encoder.projection.contexts, chooser, sealer),
             "decide": partial(decider.decide, read[:n], live),
