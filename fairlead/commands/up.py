@@ -137,6 +137,7 @@ def wait_for_the_end(ended: Callable[[], str], every_s: float = 1.0) -> NoReturn
 @contextlib.contextmanager
 def _looking(settings: Settings, site: LocalSite) -> Iterator[None]:
     """Meanwhile, say alarms in the log, and serve metrics if a port is set."""
+    site.open_logs("up")
     log, store = site.log(), site.store()
     options, pools = settings.options(SiteOptions), settings.pool_names()
     budgets = settings.budgeted()

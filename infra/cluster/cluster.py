@@ -154,7 +154,7 @@ def renew(settings: Settings, up: Running) -> Running:
     now = _addresses(settings, site)
     if (now.address, now.dispatch, now.openai) != (up.address, up.dispatch, up.openai):
         raise _needs_a_start(site, "addresses and whether there are dispatchers")
-    if replace(site, fleet=up.site.fleet) != up.site:
+    if replace(site, fleet=up.site.fleet, logs=up.site.logs) != up.site:
         raise _needs_a_start(site, "state_dir, snapshots and the log")
     scaling = scaling_of(settings)
     if scaling.options.enabled and site.fleet != up.site.fleet:

@@ -8,6 +8,7 @@ The ticket key is made once, is readable by its owner alone, and is never logged
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import secrets
@@ -24,6 +25,7 @@ from infra.errors import SettingsInvalid, SettingsUnreadable
 from infra.pools import state_folder
 from infra.settings.settings import FileCatalogue, Settings, read_settings
 from infra.settings.site_options import LogChoice, SiteOptions
+from infra.site_logs import LogsOptions, open_logs
 from infra.status.status import Status, look
 from serve.deploy.deployment import now_ms
 from serve.deploy.explorer import Explorer
@@ -34,6 +36,8 @@ from streams.log.kafka_options import KafkaOptions
 from streams.log.sqlite_log import SqliteLog
 from streams.training.folder import Folder
 from streams.training.snapshots import Store
+
+logger = logging.getLogger(__name__)
 
 TICKET_KEYS = "ticket.keys"
 
@@ -48,6 +52,7 @@ class LocalSite:
     kafka: KafkaOptions | None = None  # None: the log is a SQLite file
     log_bytes_max: float = math.inf  # of that file
     fleet: Fleet = Fleet()
+    logs: LogsOptions = LogsOptions()
 
     @classmethod
     def of(cls, settings: Settings, path: Path) -> LocalSite:
@@ -66,6 +71,7 @@ class LocalSite:
             kafka=settings.kafka(),
             log_bytes_max=settings.options(LogChoice).retention_bytes_max,
             fleet=settings.fleet(),
+            logs=settings.options(LogsOptions),
         )
         site._make_key()
         return site
@@ -78,6 +84,13 @@ class LocalSite:
 
             return KafkaLog(self.kafka)
         return SqliteLog(self.state_dir / "log.sqlite", now_ms, self.log_bytes_max)
+
+    def open_logs(self, role: str) -> None:
+        """Write what this process logs into the state folder; where it can't be, go on without."""
+        try:
+            open_logs(self.state_dir, role, self.logs)
+        except OSError as error:
+            logger.error("logs can't be written to %s: %s", self.state_dir, error)
 
     def store(self) -> Store:
         """The snapshot store."""

@@ -1,4 +1,4 @@
 """The one place that reads settings files and environment variables, and checks that all fits.
 
-May import `endpoints`, `capacity`, `emulator` and `errors`.
+May import `endpoints`, `capacity`, `emulator`, `site_logs` and `errors`.
 """

@@ -28,6 +28,7 @@ from infra.settings.site_options import (
     PoolPlace,
     SiteOptions,
 )
+from infra.site_logs import LogsOptions
 from learners.drift import DriftOptions
 from learners.estimates.estimator import BlendOptions
 from learners.estimates.history import HistoryOptions
@@ -130,6 +131,7 @@ PARTS = {
     ),
     "feedback": Part("What feedback is believed.", (FeedbackOptions, AuditOptions, OutboxOptions)),
     "log": Part("Where decisions and feedback are logged.", (LogChoice, KafkaOptions)),
+    "logs": Part("What processes log, as JSON lines in `state_dir/logs`.", (LogsOptions,)),
     "metrics": Part("Prometheus metrics of the loop."),
     "dashboard": Part("The page at `/dashboard` of dispatchers; docs/dashboard.md has more."),
     "telemetry": Part(

@@ -81,6 +81,9 @@ class Site(Protocol):
     def pools(self) -> Pools:
         """The pools that requests are dispatched to, opened anew in the calling process."""
 
+    def open_logs(self, role: str) -> None:
+        """Write what this process logs where people find it. Never raises."""
+
     def pages(self, explorer: Explorer) -> Mapping[str, ASGIApp]:
         """Further pages for people, by path, opened anew in the calling process."""
 
@@ -124,6 +127,7 @@ class RouterDeployment:
     async def __init__(  # type: ignore[misc]  # Ray awaits it
         self, options: DeploymentOptions, site: Site
     ) -> None:
+        site.open_logs("router")
         # Loading weights and a snapshot takes a second; the event loop must answer Ray meanwhile.
         self._replica: Replica = await asyncio.to_thread(
             Replica,
@@ -157,6 +161,7 @@ class TrainerDeployment:
         self, options: DeploymentOptions, site: Site, layout: Layout, shard: int | None
     ) -> None:
         """`shard` is which of the layout's trainers this is; None: the merger of all."""
+        site.open_logs("trainer")
         self._stopping = threading.Event()
         board = _board(site, shard)
         make = _merger if shard is None else _trainer

@@ -47,6 +47,7 @@ class DispatchDeployment:
     async def __init__(  # type: ignore[misc]  # Ray awaits it
         self, options: DeploymentOptions, dispatchers: DispatchersOptions, site: Site
     ) -> None:
+        site.open_logs("dispatcher")
         # Loading weights and a snapshot takes a second; the event loop must answer Ray meanwhile.
         replica: Replica = await asyncio.to_thread(router_within, options, dispatchers, site)
         pages = await asyncio.to_thread(site.pages, Explorer(replica.servicer, replica.view))

@@ -18,7 +18,7 @@ import msgspec
 from serve.dispatch.answers import AttemptRecord, DispatchInput, Ended, Event, Routed, Streamed
 from serve.dispatch.routing_text import routing_text
 from serve.errors import AttemptFailed, InvalidRequest
-from serve.grpc_api.grpc_status import refusal_of, status_of
+from serve.grpc_api.grpc_status import reason_of, refusal_of, status_of
 from serve.grpc_api.paced import PacedWriter
 from serve.grpc_api.streams import StreamOptions, Streams, abort
 from serve.proto.fairlead.v1 import dispatch_pb2 as pb
@@ -71,8 +71,14 @@ class DispatcherServicer(dispatch_pb2_grpc.DispatcherServicer):
             # A client's own retries would multiply the attempts that have failed already.
             final = (NO_RETRY,) if isinstance(error, AttemptFailed) else ()
             code, message, trailing = refusal_of(error, final)
+            asked = getattr(request, "route", None)  # none in bytes that are no message
+            about = {"request_id": getattr(asked, "request_id", ""), "reason": reason_of(error)}
             if code is grpc.StatusCode.INTERNAL:
-                logger.error("a dispatch failed with an internal error", exc_info=error)
+                logger.error(
+                    "a dispatch failed with an internal error", exc_info=error, extra=about
+                )
+            else:
+                logger.debug("a dispatch was refused: %s", about["reason"], extra=about)
             await abort(context, code, message, trailing)
 
 

@@ -186,27 +186,33 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
             self._calls -= 1
             self._count_took(time.monotonic() - began_s)
 
-    def _problem(self, error: Exception) -> pb.Problem:
-        code, message, _ = self._refuse(error)
+    def _problem(self, error: Exception, request: object = None) -> pb.Problem:
+        code, message, _ = self._refuse(error, request=request)
         return pb.Problem(code=code.value[0], message=message, reason=reason_of(error))
 
     def _written(self, request: pb.RouteRequest, result: bytes | Exception) -> bytes:
         """A decision or what went wrong, as a RouteReply."""
         request_id = getattr(request, "request_id", "")  # a message that can't be read has none
         if isinstance(result, Exception):
-            problem = self._problem(result)
+            problem = self._problem(result, request)
             return pb.RouteReply(request_id=request_id, problem=problem).SerializeToString()
         self.counts.decisions += 1
         return reply_bytes(request_id, result)
 
     def _refuse(
-        self, error: Exception, trailing: Sequence[tuple[str, str]] = ()
+        self,
+        error: Exception,
+        trailing: Sequence[tuple[str, str]] = (),
+        request: object = None,
     ) -> tuple[grpc.StatusCode, str, Trailing]:
-        """What `abort` takes; our bugs are logged with their trace."""
+        """What `abort` takes; our bugs are logged with their trace, and by which request."""
         self.counts.refused += 1
-        refusal = refusal_of(error, trailing)
+        refusal, reason = refusal_of(error, trailing), reason_of(error)
+        about = {"request_id": getattr(request, "request_id", ""), "reason": reason}
         if refusal[0] is grpc.StatusCode.INTERNAL:
-            logger.error("a call failed with an internal error", exc_info=error)
+            logger.error("a call failed with an internal error", exc_info=error, extra=about)
+        else:
+            logger.debug("a request was refused: %s", reason, extra=about)
         return refusal
 
     async def Route(self, request: pb.RouteRequest, context: Context[Any, Any]) -> bytes:
@@ -216,9 +222,10 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         try:
             decision = await self._admitted(request, context)
         except QueueFull as error:
-            await context.abort(*self._refuse(error, self._admission.pushback()))
+            pushback = self._admission.pushback()
+            await context.abort(*self._refuse(error, pushback, request))
         except Exception as error:  # noqa: BLE001 - becomes a status
-            await context.abort(*self._refuse(error))
+            await context.abort(*self._refuse(error, request=request))
         self.counts.decisions += 1
         return decision
 

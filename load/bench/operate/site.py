@@ -52,6 +52,8 @@ model = "small"
 gpu = "l40s"
 backend = "emulated"
 speed = 4
+[logs]
+level = "debug"
 """
 
 
