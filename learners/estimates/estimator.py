@@ -168,6 +168,7 @@ class Estimator:
         fade = np.exp2(-age_ms / half_life_ms)
         fade[rows["decided_at_ms"] > learned.as_of_ms + half_life_ms] = 0.0  # a clock was ahead
         self._means = self.model_means.targets(prior, self.options.ridge.prior_weight)
+        self._means_f32 = self._means.astype(np.float32)
         return Neighbours(
             rows,
             learned.history.index,
@@ -183,7 +184,7 @@ class Estimator:
         evidence = nearby = None
         if self.neighbours is not None:
             evidence = self.neighbours.evidence(contexts)
-            nearby = self._means.astype(np.float32) + evidence.deviation
+            nearby = self._means_f32 + evidence.deviation
         mean, deviation = (self._quick or self._linear)(contexts, nearby)
         return Estimates(
             mean, deviation, self.mean_deviation, self.noise, evidence, self.calibration

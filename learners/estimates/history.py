@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from learners.context import N_FEATURES, unit_directions
 from learners.estimates.influence import EARLIER
-from learners.kernels.compiled import kernels
+from learners.kernels.compiled import kernels, writable
 from learners.option import option
 from learners.outcomes import Outcomes
 from learners.targets import N_TARGETS, ONE
@@ -219,6 +219,7 @@ class Neighbours:
         self.terms = np.stack([weight, weight * residual], axis=2).astype(np.float32)
         self.terms = self.terms.reshape(-1, 2 * N_TARGETS)
         self._quick: Any = kernels(MODULE) if compiled else None
+        self._limits = np.array([options.similarity_min, options.shared_shrink, options.own_shrink])
 
     def __len__(self) -> int:
         return len(self.model)
@@ -229,9 +230,11 @@ class Neighbours:
         if not len(self):
             nothing = np.zeros((n, k, N_TARGETS), np.float32)
             return Evidence(nothing, nothing, np.zeros(n, np.float32))
-        similarity, row = self._search(unit_directions(contexts))
         if self._quick is not None:
-            return self._weighed(similarity, row)
+            vectors = np.zeros((n, N_FEATURES), np.float32)
+            self._quick.unit_directions(writable(contexts, np.int8), vectors)
+            return self._weighed(*self._search(vectors))
+        similarity, row = self._search(unit_directions(contexts))
         found = (row >= 0) & (similarity > options.similarity_min)
         near = np.where(found, similarity, np.float32(0.0))
         closeness = np.square(np.square(near))  # (n, j) cosine⁴
@@ -249,19 +252,18 @@ class Neighbours:
 
     def _weighed(self, similarity: NDArray[Any], row: NDArray[Any]) -> Evidence:
         """The same of rows that were found, without numpy."""
-        n, k, options = len(row), self.n_models, self.options
+        n, k = len(row), self.n_models
         found = Evidence(
             np.empty((n, k, N_TARGETS), np.float32),
             np.empty((n, k, N_TARGETS), np.float32),
             np.empty(n, np.float32),
         )
-        limits = np.array([options.similarity_min, options.shared_shrink, options.own_shrink])
         self._quick.evidence(
             similarity,
             row,
             self.terms,
             self.model,
-            limits,
+            self._limits,
             found.deviation,
             found.weight,
             found.similarity,
@@ -277,6 +279,8 @@ class Neighbours:
         if self.tail.ntotal:
             similarity, row = self.tail.search(vectors, min(wanted, self.tail.ntotal))
             parts.append((similarity, np.where(row >= 0, row + self.n_indexed, -1)))
+        if len(parts) == 1:
+            return parts[0]
         similarity = np.concatenate([p[0] for p in parts], axis=1)
         row = np.concatenate([p[1] for p in parts], axis=1)
         if similarity.shape[1] <= wanted:

@@ -253,3 +253,20 @@ def evidence(
                 own /= sums[m, 2 * t] + options[2]
                 deviation[row, m, t] = np.float32(shared[1, t] + own)
                 weight[row, m, t] = np.float32(sums[m, 2 * t])
+
+
+@compiled("int8[:,::1]", "float32[:,::1]")
+def unit_directions(contexts: Any, found: Any) -> None:
+    """The directions of contexts (n, 64) at unit length: see `context.unit_directions`.
+
+    `found` (n, 64) comes with zeros. Squares are summed exactly, so the bits are the same.
+    """
+    n_directions = contexts.shape[1] - 2  # the last two are the prompt's length, and constant
+    for row in range(len(contexts)):
+        square = ZERO
+        for j in range(n_directions):
+            a = np.float32(contexts[row, j])
+            square += a * a
+        length = np.float32(math.sqrt(square)) if square > ZERO else ONE
+        for j in range(n_directions):
+            found[row, j] = np.float32(contexts[row, j]) / length
