@@ -17,10 +17,11 @@ How full it may be follows from the lengths of the last minute's requests.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from infra.capacity.latency_target import LatencyTarget
 from infra.capacity.queueing import load_max
-from infra.emulator.engine import Engine
+from infra.emulator.gauges import EngineGauges
 from infra.emulator.performance import Performance
 from learners.work import WorkRates
 
@@ -50,7 +51,7 @@ def rates_of(performance: Performance, target: LatencyTarget) -> WorkRates:
 class LoadGauge:
     """Tells an engine's load, from one look to the next. One for each engine."""
 
-    def __init__(self, engine: Engine, target: LatencyTarget) -> None:
+    def __init__(self, engine: EngineGauges, target: LatencyTarget) -> None:
         self._engine, self._target = engine, target
         self._rates = rates_of(engine.performance, target)
         self._flow = 0.0  # work per second
@@ -67,6 +68,10 @@ class LoadGauge:
         of[2] += output_tokens
         of[3] += work_s
         of[4] += work_s * work_s
+
+    def came_together(self, sums: Sequence[float]) -> None:
+        """Several were, in this window: how many, their tokens, their work, and its squares."""
+        self._window = [before + new for before, new in zip(self._window, sums, strict=True)]
 
     def read(self) -> float:
         """The load now; advance the engine first."""

@@ -26,6 +26,8 @@ load.fit.queueing` prints how well they predict), and nothing else here was.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
+from functools import cache
 
 from infra.capacity.latency_target import LatencyTarget
 from learners.work import WorkRates
@@ -39,7 +41,7 @@ MISSED = 0.01  # share of requests that may be late
 # Of 84 cases (7 replicas × 3 kinds of traffic × 4 sizes of pool) the mean error is 0.040.
 READING = 0.88  # of a prompt's work is what others wait for
 SPREAD = 34.0
-HALVINGS = 24  # of the search: the load to 1e-7
+GRID = 1024  # loads at which the wait is known; between them it is taken to be straight
 
 
 def erlang_c(servers: int, load_erlang: float) -> float:
@@ -119,11 +121,18 @@ def replicas_for(
 
 def _load_for_wait(servers: int, service_s: float, cv2: float, wait_s_max: float) -> float:
     """The highest load at which the wait is short enough: it grows with the load."""
-    least, most = 0.0, LOAD_MAX
-    if wait_s(servers, most, service_s=service_s, cv2=cv2) <= wait_s_max:
-        return most
-    for _ in range(HALVINGS):
-        middle = (least + most) / 2.0
-        meets = wait_s(servers, middle, service_s=service_s, cv2=cv2) <= wait_s_max
-        least, most = (middle, most) if meets else (least, middle)
-    return least
+    if wait_s_max < 0.0:
+        return 0.0
+    waits, unit_s = _waits(servers), service_s * (1.0 + cv2)
+    if unit_s * waits[-1] <= wait_s_max:
+        return LOAD_MAX
+    wanted = wait_s_max / unit_s
+    above = bisect_right(waits, wanted)
+    share = (wanted - waits[above - 1]) / (waits[above] - waits[above - 1])
+    return LOAD_MAX * (above - 1 + share) / GRID
+
+
+@cache
+def _waits(servers: int) -> list[float]:
+    """Kimura's wait at loads from 0 to the highest, where service takes a second each time."""
+    return [wait_s(servers, LOAD_MAX * i / GRID, service_s=1.0, cv2=0.0) for i in range(GRID + 1)]

@@ -12,7 +12,7 @@ from typing import Literal
 
 from infra.capacity.latency_target import LatencyTarget
 from infra.capacity.load import LoadGauge
-from infra.emulator.engine import Engine
+from infra.emulator.gauges import EngineGauges
 from streams.telemetry.pool_window import PoolWindow, ReplicaIdentity
 from streams.telemetry.records import PoolState
 from streams.telemetry.window import Reporter
@@ -21,11 +21,14 @@ from streams.telemetry.window import Reporter
 class ReplicaMeter:
     """Of one engine; whoever advances it says what came and what was answered."""
 
-    def __init__(self, identity: ReplicaIdentity, engine: Engine, target: LatencyTarget) -> None:
+    def __init__(
+        self, identity: ReplicaIdentity, engine: EngineGauges, target: LatencyTarget
+    ) -> None:
         self._engine, self._target = engine, target
         self._window = PoolWindow(identity)
         self.count_first_token = self._window.count_first_token
         self.count_answer = self._window.count_answer
+        self.count_latencies = self._window.count_latencies
         self._tokens, self._energy_j = 0, 0.0  # of the engine, as last reported
         self.begin()
 
@@ -33,6 +36,7 @@ class ReplicaMeter:
         """Measure the load from now on."""
         self._load = LoadGauge(self._engine, self._target)
         self.count_request = self._load.came
+        self.count_requests = self._load.came_together
 
     def report(
         self,

@@ -28,6 +28,7 @@ from load.data.table_contexts import contexts_of, encoder_of
 from load.data.tables import OutcomeTable
 from load.data.traffic import Traffic
 from load.simulation.loop.results import Run
+from load.simulation.machines.engines import engines_for
 from load.simulation.shocks import Shock
 from load.simulation.virtual_time import Simulation, SimulationOptions
 from serve.routing.catalogue import Catalogue
@@ -55,6 +56,7 @@ def simulate(
     learning in it. With a `storage` everything that was logged is left there.
     """
     faiss.omp_set_num_threads(1)  # one core; and sums in one order
+    engines_for(options.target)  # what is compiled is loaded now
     began_s = time.process_time()
     with Simulation(
         traffic, table, fleet, catalogue, scaler, options, shocks, start, storage

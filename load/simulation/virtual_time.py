@@ -34,7 +34,7 @@ from load.simulation.loop.split import Split
 from load.simulation.loop.telemetry import VirtualTelemetry
 from load.simulation.loop.trainer import VirtualTrainer, blind
 from load.simulation.machines.fleet import VirtualFleet, unix_ms
-from load.simulation.machines.replica import Flight
+from load.simulation.machines.offered import NOBODY, Lost
 from load.simulation.observer import Series, observed, repriced
 from load.simulation.shocks import (
     Available,
@@ -174,7 +174,7 @@ class Simulation:
         if len(numbers):
             self._ask(numbers)
         self._n_asked, self._now_s = n_asked, to_s
-        self._ledger.answered(*self._fleet.advance(to_s), self._routers[0])
+        self._ledger.answered(self._fleet.advance(to_s), self._routers[0])
         self._do_what_is_due()
 
     def _until(self) -> tuple[int, float]:
@@ -284,9 +284,10 @@ class Simulation:
         lost = self._strike_machines(shock.what)
         if lost is None:
             self._strike_the_rest(shock.what)
-        self._again += self._ledger.lost(lost or [])
+        else:
+            self._again += self._ledger.lost(lost)
 
-    def _strike_machines(self, what: What) -> list[Flight] | None:
+    def _strike_machines(self, what: What) -> Lost | None:
         """The requests that are lost; None where it is no machine that is struck."""
         fleet, now_s = self._fleet, self._now_s
         match what:
@@ -302,7 +303,7 @@ class Simulation:
                 fleet.return_pool(what.pool, now_s)
             case _:
                 return None
-        return []
+        return NOBODY
 
     def _strike_the_rest(self, what: What) -> None:
         fleet, now_s = self._fleet, self._now_s

@@ -29,7 +29,7 @@ from streams.telemetry.format_1 import upgraded
 from streams.telemetry.received import Received, Source, Tables, gauges_of, keep_latest
 from streams.telemetry.records import AnyTelemetry, PoolState, RouterState
 from streams.telemetry.service_sums import ServiceTable
-from streams.telemetry.tally import LARGEST, Tally, joined, tally_of
+from streams.telemetry.tally import LARGEST, Tally, joined, pool_tally_of, tally_of
 
 logger = logging.getLogger(__name__)
 
@@ -121,15 +121,21 @@ class FleetState:
         source = Source(appended_at_ms, record.sequence)
         keep_latest(tables.sources, record.source, source, SOURCES_MAX)
         at_ms = max(0, min(record.to_unix_ms, appended_at_ms))
-        self._count(tally_of(record), at_ms)
-        if isinstance(record, PoolState):
+        if isinstance(record, PoolState):  # most are: they count in one pool, and nowhere else
+            of_pool = pool_tally_of(record)
+            for held, whole in self._counted_in(at_ms):
+                held.add_pool(record.pool, of_pool if whole else of_pool.bare())
             service_sums.note(tables.service, record, at_ms, appended_at_ms)
+        else:
+            tally = tally_of(record)
+            for held, whole in self._counted_in(at_ms):
+                held.add(tally if whole else tally.bare())
         self._note(record, appended_at_ms)
         return True
 
-    def _count(self, tally: Tally, at_ms: int) -> None:
+    def _counted_in(self, at_ms: int) -> list[tuple[Tally, bool]]:
+        """The tallies that what happened until then counts in, each with its histograms or not."""
         tables = self._tables
-        tables.totals.add(tally.bare())
         # A window ends before `at_ms`: one that ends with a slot belongs to it.
         number, newest = _slot_of(at_ms), _slot_of(tables.newest_ms)
         if at_ms > tables.newest_ms:
@@ -138,12 +144,10 @@ class FleetState:
                 self._grow_old(number)
                 newest = number
         if number < newest - SLOTS:
-            return
+            return [(tables.totals, False)]
         slot = self._slot(number)
-        slot.add(tally)
-        if number < newest - LATENCY_SLOTS:
-            slot.forget_latencies()
         self._raw.pop(number, None)
+        return [(tables.totals, False), (slot, number >= newest - LATENCY_SLOTS)]
 
     def _grow_old(self, newest: int) -> None:
         """Forget what is too long before the newest slot."""

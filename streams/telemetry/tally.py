@@ -128,6 +128,10 @@ class Tally(msgspec.Struct, array_like=True):
         self.refused = _plus(self.refused, other.refused)
         self.reports = _plus(self.reports, other.reports)
 
+    def add_pool(self, name: str, of_pool: PoolTally) -> None:
+        """Add what one pool did."""
+        add_under(self.pools, name, of_pool, POOLS_MAX)
+
     def bare(self) -> Tally:
         """Without histograms."""
         return Tally(
@@ -164,16 +168,21 @@ def tally_of(record: AnyTelemetry) -> Tally:
             decided = MixTally(pair.decisions, pair.explored)
             add_under(tally.mix, joined(pair.model, pair.pool), decided, POOLS_MAX)
     elif isinstance(record, PoolState):
-        tally.pools[record.pool] = PoolTally(
-            tokens=record.tokens,
-            millijoules=round(record.joules * JOULE),
-            ttft_ms=counted(record.ttft_ms),
-            tpot_ms=counted(record.tpot_ms),
-        )
+        tally.pools[record.pool] = pool_tally_of(record)
     elif isinstance(record, DispatchState):
         for window in record.pools:
             add_under(tally.pools, window.pool, _dispatched(window), POOLS_MAX)
     return tally
+
+
+def pool_tally_of(record: PoolState) -> PoolTally:
+    """What a replica's record counts."""
+    return PoolTally(
+        tokens=record.tokens,
+        millijoules=round(record.joules * JOULE),
+        ttft_ms=counted(record.ttft_ms),
+        tpot_ms=counted(record.tpot_ms),
+    )
 
 
 def _demand(window: ClassWindow) -> dict[str, DemandTally]:

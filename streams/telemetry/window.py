@@ -156,6 +156,13 @@ class RouterWindow:
         of_class.output_tokens += output_tokens
         of_class.output_lengths[TOKENS.index(output_tokens)] += 1
 
+    def count_answers(self, tenant: str, output_tokens: NDArray[np.integer]) -> None:
+        """Count several of one class."""
+        of_class = self._class(tenant)
+        of_class.output_tokens += int(output_tokens.sum())
+        buckets, counts = np.unique(TOKENS.indexes(output_tokens), return_counts=True)
+        of_class.output_lengths.update(dict(zip(buckets.tolist(), counts.tolist(), strict=True)))
+
     def take(
         self, reporter: Reporter, window: tuple[int, int], gauges: RouterGauges
     ) -> list[Workload | RouterState]:

@@ -9,7 +9,18 @@ import pytest
 from emulated import POWER
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulated_world import EMULATION, GPU, Scripted, catalogue, fleet, pool, run, table, traffic
+from simulated_world import (
+    EMULATION,
+    GPU,
+    Scripted,
+    catalogue,
+    fleet,
+    offered,
+    pool,
+    run,
+    table,
+    traffic,
+)
 from strategies import lightly
 
 from infra.capacity.latency_target import LatencyTarget
@@ -22,7 +33,7 @@ from load.simulation.loop.remembered import Remembered
 from load.simulation.loop.results import Fate, Run
 from load.simulation.loop.trainer import VirtualTrainer
 from load.simulation.machines.fleet import UNIX_MS, VirtualFleet
-from load.simulation.machines.replica import Flight
+from load.simulation.machines.plain_engines import PlainEngines
 from load.simulation.machines.tariff import Tariff
 from load.simulation.shocks import (
     Available,
@@ -328,9 +339,9 @@ def test_replica_that_goes_says_so_and_takes_no_energy_after():
     counted, and the router hears that it is not ready any more.
     """
     machines = idle_fleet()
-    assert machines.take(0, Flight(0, 1.0, "default"), 100, 50, 1.0, uniform=0.5)
+    assert machines.take(offered(1, output_tokens=50), 0, 1.0, np.full(1, -1)) == 1
     machines.resize({"small-h100": 0, "large-h100": 0}, 1.01)
-    (_,), (ended_s,) = machines.advance(9.0)
+    (ended_s,) = machines.advance(9.0).ended_s
 
     engine = Engine(EMULATION.performance, POWER)
     engine.submit(0, 100, 50, 1.0)
@@ -388,11 +399,11 @@ def test_machine_that_nobody_wants_is_given_back():
 
 def test_replica_with_the_fewest_requests_goes_first_and_before_it_one_that_starts():
     three = fleet(pool(replicas=3))
-    machines = VirtualFleet(three, LatencyTarget(), np.random.default_rng(0))
+    engines = PlainEngines(LatencyTarget())
+    machines = VirtualFleet(three, LatencyTarget(), np.random.default_rng(0), engines)
     replicas = list(machines.pools[0].replicas)
     for replica, n in zip(replicas, (2, 1, 3), strict=True):
-        for number in range(n):
-            replica.take(Flight(number, 1.0, "default"), 100, 1000, 1.0)
+        engines.take(offered(n, output_tokens=1000), 0, [[replica.row]], 1.0, np.full(n, -1))
 
     machines.resize({"small-h100": 4}, 1.0)
     machines.resize({"small-h100": 3}, 1.1)

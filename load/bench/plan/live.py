@@ -103,7 +103,7 @@ class LiveOptions:
     """How much is played."""
 
     requests_per_s: float = 1.5
-    seconds: float = 270.0
+    seconds: float = 510.0
     warm_up_s: float = 30.0
     length: float = 0.5  # of Azure's
     decisions_per_s: float = 5000.0
@@ -121,7 +121,7 @@ def measure(
         path.write_text(head(Path(folder), options.port) + POOLS)
         say("a live site with two emulated pools is started")
         with started(path):
-            asyncio.run(_ready(connect, options.port + 1, _answers))
+            asyncio.run(ready(connect, options.port + 1, answers))
             file = _file(options, options.requests_per_s, options.seconds, options.length)
             live = _replayed(file.trace, options, connect, say)
         return {
@@ -141,19 +141,21 @@ def _file(options: LiveOptions, per_s: float, seconds: float, length: float) -> 
     return TraceFile(trace=Trace(trace.name, trace.at_s, *shorter), format="made", rows=len(trace))
 
 
-async def _answers(channel: grpc.aio.Channel) -> None:
+async def answers(channel: grpc.aio.Channel) -> None:
+    """Ask a dispatcher."""
     stub = dispatch_pb2_grpc.DispatcherStub(channel)
     request = dispatch_pb2.DispatchRequest(route=QUESTION, options_json='{"max_tokens": 2}')
     async for _ in stub.Dispatch(request, timeout=ANSWER_S_MAX, wait_for_ready=True):
         pass
 
 
-async def _decides(channel: grpc.aio.Channel) -> None:
+async def decides(channel: grpc.aio.Channel) -> None:
+    """Ask a router."""
     stub = router_pb2_grpc.RouterStub(channel)
     await stub.Route(QUESTION, timeout=ANSWER_S_MAX, wait_for_ready=True)
 
 
-async def _ready(
+async def ready(
     connect: Connect, port: int, asked: Callable[[grpc.aio.Channel], Awaitable[None]]
 ) -> None:
     """Until what is asked is answered. Raises LoopStuck."""
@@ -202,7 +204,7 @@ def _decisions(
         path.write_text(head(Path(folder), options.port, dispatchers=0) + MODELS)
         say("a router alone is started, for batches of decisions")
         with started(path):
-            asyncio.run(_ready(connect, options.port, _decides))
+            asyncio.run(ready(connect, options.port, decides))
             found = replay(file.trace, None, None, wanted, connect, say)
     return {key: found[key] for key in REPLAY_KEYS}
 

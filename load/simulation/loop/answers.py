@@ -11,7 +11,7 @@ A request has one fate; whoever has one gets no other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from load.data.tables import OutcomeTable
 from load.data.traffic import Traffic
 from load.simulation.loop.results import Answers, Fate
 from load.simulation.loop.router import Numbers, VirtualRouter
-from load.simulation.machines.replica import Flight
+from load.simulation.machines.offered import Answered, Lost
 from serve.routing.catalogue import Catalogue
 from streams.feedback.feedback import encode_report
 
@@ -49,60 +49,63 @@ class Ledger:
         self._tpot_s = np.full(n, np.nan)
         self._worth = np.ones(len(catalogue.names))  # of the table's quality, by model, at present
         self._worth_then = np.ones(n, np.float32)  # when each was answered
+        self._tickets: dict[int, bytes] = {}  # of those under way who will report, by number
         self._reports: list[tuple[bytes | None, bytes]] = []
 
     # --- what happens
 
-    def sent(self, numbers: Numbers, models: Numbers, pools: Numbers) -> None:
-        """Requests are at replicas of these models and pools."""
+    def sent(
+        self, numbers: Numbers, models: Numbers, pools: Numbers, tickets: Mapping[int, bytes]
+    ) -> None:
+        """Requests are at replicas of these models and pools; `tickets` of those who will report,
+        by number.
+        """
         self._model[numbers], self._pool[numbers] = models, pools
         self._tried[numbers] += 1
+        self._tickets.update(tickets)
 
     def refused(self, numbers: Numbers, shed: np.ndarray) -> None:
         """Requests were sent nowhere; `shed`: because the fleet was too full."""
         self._end(numbers, Fate.REFUSED)
         self._shed[numbers] = shed
 
-    def answered(
-        self, flights: Sequence[Flight], ended_s: Sequence[float], router: VirtualRouter
-    ) -> None:
-        """Requests were answered, at these times."""
-        if not flights:
+    def answered(self, answered: Answered, router: VirtualRouter) -> None:
+        """Requests were answered."""
+        numbers, ended_s, first_s = answered.numbers, answered.ended_s, answered.first_s
+        if not len(numbers):
             return
-        numbers = np.array([flight.number for flight in flights])
-        first_s = np.array([flight.first_s for flight in flights])
-        ended = np.array(ended_s)
-        after = np.array([flight.output_tokens - 1 for flight in flights])
         self._end(numbers, Fate.FINISHED)
-        self._first_s[numbers], self._finished_s[numbers] = first_s, ended
-        self._tpot_s[numbers] = (ended - first_s) / np.maximum(after, 1)
+        self._first_s[numbers], self._finished_s[numbers] = first_s, ended_s
+        self._tpot_s[numbers] = (ended_s - first_s) / np.maximum(answered.output_tokens - 1, 1)
         self._worth_then[numbers] = self._worth[self._model[numbers]]
-        for flight, end_s in zip(flights, ended_s, strict=True):
-            router.count_answer(flight.class_name, flight.output_tokens)
-            if flight.ticket is not None:
-                self._report(flight, end_s)
+        router.count_answers(self._traffic.classes[numbers], answered.output_tokens)
+        if self._tickets:
+            for row, number in enumerate(numbers.tolist()):
+                ticket = self._tickets.pop(number, None)
+                if ticket is not None:
+                    self._report(ticket, answered, row)
 
-    def lost(self, flights: Sequence[Flight]) -> list[int]:
+    def lost(self, lost: Lost) -> list[int]:
         """The replicas of these are gone; which of them are to be tried again."""
         again = []
-        for flight in flights:
-            if flight.ticket is not None:
-                self._say(flight.ticket, error=True)
-            if flight.first_s or self._tried[flight.number] >= TRIES_MAX:
-                self._end(np.array([flight.number]), Fate.LOST)
-                self._first_s[flight.number] = flight.first_s or np.nan
+        for number, first_s in zip(lost.numbers.tolist(), lost.first_s.tolist(), strict=True):
+            ticket = self._tickets.pop(number, None)
+            if ticket is not None:
+                self._say(ticket, error=True)
+            if first_s or self._tried[number] >= TRIES_MAX:
+                self._end(np.array([number]), Fate.LOST)
+                self._first_s[number] = first_s or np.nan
             else:
-                again.append(flight.number)
+                again.append(number)
         return again
 
     def drift(self, model: str, quality_times: float) -> None:
         """From now on a model's answers are worth so many times what the table says."""
         self._worth[self._catalogue.column_of[model]] = quality_times
 
-    def left(self, flights: Sequence[Flight]) -> None:
+    def left(self, lost: Lost) -> None:
         """The end: these are not answered yet."""
-        for flight in flights:
-            self._first_s[flight.number] = flight.first_s or np.nan
+        self._first_s[lost.numbers] = np.where(lost.first_s > 0.0, lost.first_s, np.nan)
 
     def _end(self, numbers: Numbers, fate: Fate) -> None:
         assert (self._fate[numbers] == Fate.UNFINISHED).all(), "a request has one fate"
@@ -110,20 +113,18 @@ class Ledger:
 
     # --- what is reported of it
 
-    def _report(self, flight: Flight, end_s: float) -> None:
+    def _report(self, ticket: bytes, answered: Answered, row: int) -> None:
         """What a caller, and who judges the answer if somebody does, would report."""
-        number, traffic, catalogue = flight.number, self._traffic, self._catalogue
-        model = int(self._model[number])
-        prompt_tokens = int(traffic.prompt_tokens[number])
-        assert flight.ticket is not None, "it reports"
+        number, catalogue = int(answered.numbers[row]), self._catalogue
+        model, output_tokens = int(self._model[number]), int(answered.output_tokens[row])
+        prompt_tokens = int(self._traffic.prompt_tokens[number])
+        took_s = float(answered.ended_s[row] - self._traffic.at_s[number])
         self._say(
-            flight.ticket,
+            ticket,
             quality=self._judged_of(number, model) if self._judged else None,
-            cost_usd=catalogue.cost_usd(
-                catalogue.names[model], prompt_tokens, flight.output_tokens
-            ),
-            latency_ms=(end_s - flight.at_s) * 1000.0,
-            output_tokens=flight.output_tokens,
+            cost_usd=catalogue.cost_usd(catalogue.names[model], prompt_tokens, output_tokens),
+            latency_ms=took_s * 1000.0,
+            output_tokens=output_tokens,
         )
 
     def _judged_of(self, number: int, model: int) -> float:

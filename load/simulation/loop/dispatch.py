@@ -19,7 +19,7 @@ from load.data.traffic import Traffic
 from load.simulation.loop.answers import Ledger
 from load.simulation.loop.router import Numbers
 from load.simulation.machines.fleet import VirtualFleet
-from load.simulation.machines.replica import Flight
+from load.simulation.machines.offered import Ints, Offered
 from serve.routing.catalogue import Catalogue
 from serve.routing.eligible import Verdict
 from serve.routing.live import Live
@@ -43,9 +43,10 @@ class Dispatch:
         places = {pool.plan.name: place for place, pool in enumerate(fleet.pools)}
         missing = [name for name in catalogue.pool_names if name not in places]
         assert not missing, f"the catalogue has pools that the fleet has not: {missing}"
-        self._place = [places[name] for name in catalogue.pool_names]
-        self._model_of = catalogue.model_of_pool.tolist()
-        self._priority = [level.priority for level in traffic.criticality]  # of each class
+        self._place = np.array([places[name] for name in catalogue.pool_names])
+        self._model_at = np.full(len(fleet.pools), -1)  # of the fleet's pools
+        self._model_at[self._place] = catalogue.model_of_pool
+        self._priority = np.array([level.priority for level in traffic.criticality])  # by class
 
     def send(
         self,
@@ -56,39 +57,39 @@ class Dispatch:
         now_s: float,
     ) -> None:
         """Send the requests of a batch that were not refused; `tickets` by row."""
-        traffic, names = self._traffic, self._traffic.class_names
-        at_s = traffic.at_s[numbers].tolist()
-        prompts = traffic.prompt_tokens[numbers].tolist()
-        outputs = traffic.output_tokens[numbers].tolist()
-        classes = traffic.classes[numbers].tolist()
-        uniform = self._rng.random(len(numbers)).tolist()
-        pools = choices.pool.tolist()
-        goes, priority = (choices.fits & ~choices.shed).tolist(), self._priority
-        taken = np.full(len(numbers), -1)
-        place, take = self._place, self._fleet.take
-        for row, number in enumerate(numbers.tolist()):
-            if not goes[row]:
-                continue
-            of = classes[row]
-            flight = Flight(number, at_s[row], names[of], priority[of])
-            begin_s, pool = max(at_s[row], now_s), pools[row]
-            asked = (prompts[row], outputs[row], begin_s)
-            if take(place[pool], flight, *asked, uniform=uniform[row]):
-                flight.ticket = tickets.get(row)
-                taken[row] = pool
-                continue
-            for pool in _others(row, choices, live):
-                if take(place[pool], flight, *asked, uniform=uniform[row]):
-                    taken[row] = pool
-                    break
-        self._note(numbers, taken, choices)
-
-    def _note(self, numbers: Numbers, taken: np.ndarray, choices: Choices) -> None:
+        traffic, goes = self._traffic, choices.fits & ~choices.shed
+        offered = Offered(
+            numbers=numbers,
+            at_s=traffic.at_s[numbers],
+            prompt_tokens=traffic.prompt_tokens[numbers],
+            output_tokens=traffic.output_tokens[numbers],
+            priority=self._priority[traffic.classes[numbers]],
+            uniform=self._rng.random(len(numbers)),
+            place=np.where(goes, self._place[choices.pool], -1),
+        )
+        n, taken = len(numbers), np.full(len(numbers), -1)
+        row = self._fleet.take(offered, 0, now_s, taken)
+        while row < n:
+            self._elsewhere(offered, row, choices, live, now_s, taken)
+            row = self._fleet.take(offered, row + 1, now_s, taken)
         went = taken >= 0
-        models = np.array(self._model_of)[taken]
-        places = np.array(self._place)[taken]
-        self._ledger.sent(numbers[went], models[went], places[went])
+        as_decided = {
+            int(numbers[row]): ticket
+            for row, ticket in tickets.items()
+            if taken[row] == offered.place[row]
+        }
+        self._ledger.sent(numbers[went], self._model_at[taken[went]], taken[went], as_decided)
         self._ledger.refused(numbers[~went], choices.shed[~went])
+
+    def _elsewhere(
+        self, offered: Offered, row: int, choices: Choices, live: Live, now_s: float, taken: Ints
+    ) -> None:
+        """Send a request to another pool than the chosen one, if there is any that takes it."""
+        here = np.full(1, -1)
+        for pool in _others(row, choices, live):
+            if self._fleet.take(offered.only(row, int(self._place[pool])), 0, now_s, here):
+                taken[row] = here[0]
+                return
 
 
 def _others(row: int, choices: Choices, live: Live) -> Iterator[int]:

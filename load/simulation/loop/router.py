@@ -101,9 +101,11 @@ class VirtualRouter:
         if len(rows):
             self._window.count_batch(decisions[rows].count())
 
-    def count_answer(self, class_name: str, output_tokens: int) -> None:
-        """Count an answer that ended."""
-        self._window.count_answer(class_name, output_tokens)
+    def count_answers(self, classes: Numbers, output_tokens: Numbers) -> None:
+        """Count answers that ended."""
+        for of in np.unique(classes).tolist():
+            name = self._asking.traffic.class_names[of]
+            self._window.count_answers(name, output_tokens[classes == of])
 
     def seal(self, decisions: Decisions) -> list[bytes]:
         """Their tickets."""

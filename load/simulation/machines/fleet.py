@@ -24,10 +24,10 @@ import numpy as np
 
 from infra.capacity.fleet import Fleet, GpuType, PoolPlan
 from infra.capacity.latency_target import LatencyTarget
-from infra.emulator.engine import FINISHED, FIRST_TOKEN
-from load.simulation.machines.replica import Flight, VirtualReplica
+from load.simulation.machines.engines import engines_for
+from load.simulation.machines.offered import NOBODY, Answered, Engines, Ints, Lost, Offered
+from load.simulation.machines.replica import VirtualReplica
 from load.simulation.machines.tariff import Tariff
-from serve.health.health import less_loaded
 from streams.telemetry.records import PoolState
 from streams.telemetry.window import Reporter
 
@@ -73,9 +73,16 @@ class VirtualPool:
 class VirtualFleet:
     """See above. Used by one simulation; times never go back."""
 
-    def __init__(self, fleet: Fleet, target: LatencyTarget, rng: np.random.Generator) -> None:
-        """With the replicas to begin with, ready at time 0."""
+    def __init__(
+        self,
+        fleet: Fleet,
+        target: LatencyTarget,
+        rng: np.random.Generator,
+        engines: Engines | None = None,
+    ) -> None:
+        """With the replicas to begin with, ready at time 0. `engines` None: the fastest."""
         self._target, self._rng = target, rng
+        self._engines = engines_for(target) if engines is None else engines
         self._described = fleet
         self.pools = [VirtualPool(plan) for plan in fleet.pools]
         self._by_name = {pool.plan.name: pool for pool in self.pools}
@@ -96,48 +103,25 @@ class VirtualFleet:
 
     # --- requests
 
-    def take(
-        self,
-        pool: int,
-        flight: Flight,
-        prompt_tokens: int,
-        output_tokens: int,
-        at_s: float,
-        *,
-        uniform: float,
-    ) -> bool:
-        """Give a request to a replica of a pool; False if it has none, or the prompt is too long.
+    def take(self, offered: Offered, first: int, now_s: float, taken: Ints) -> int:
+        """Give requests from row `first` on to their pools; see `Engines.take`.
 
-        `uniform` in [0, 1) draws the two of which the less loaded is taken.
+        A pool takes none that has no replica, nor one whose prompt is too long.
         """
-        ready = self.pools[pool].ready
-        if not ready:
-            return False
-        return less_loaded(ready, uniform).take(flight, prompt_tokens, output_tokens, at_s)
+        ready = [[replica.row for replica in pool.ready] for pool in self.pools]
+        return self._engines.take(offered, first, ready, now_s, taken)
 
-    def advance(self, to_s: float) -> tuple[list[Flight], list[float]]:
-        """Let time pass; requests answered since, and when, pool by pool."""
-        answered: list[Flight] = []
-        ended_s: list[float] = []
-        emptied = False
-        for pool in self.pools:
-            for replica in pool.replicas:
-                if not replica.flights:
-                    continue
-                for flight, kind, at_s in replica.engine.advance(to_s):
-                    if kind is FIRST_TOKEN:
-                        replica.count_first_token(flight, at_s)
-                    elif kind is FINISHED:
-                        replica.count_answer(flight, at_s)
-                        answered.append(flight)
-                        ended_s.append(at_s)
-                if replica.state == "draining" and not replica.flights:
-                    self._say_goodbye(replica, to_s)
-                    self._leave(replica, ended_s[-1])
-                    emptied = True
-        if emptied:
+    def advance(self, to_s: float) -> Answered:
+        """Let time pass; requests answered since, pool by pool."""
+        rows = [replica.row for pool in self.pools for replica in pool.replicas]
+        answered = self._engines.advance(rows, to_s)
+        drained = [r for r in self._all() if r.state == "draining" and not r.in_flight]
+        for replica in drained:
+            self._say_goodbye(replica, to_s)
+            self._leave(replica, self._engines.last_end_s(replica.row))
+        if drained:
             self._launch_wanted(to_s)
-        return answered, ended_s
+        return answered
 
     # --- replicas
 
@@ -169,7 +153,7 @@ class VirtualFleet:
         """Let a replica go: at once if it has nothing to do, else when it has answered."""
         replica = pool.next_to_go()
         self.changes += 1
-        if replica.flights:
+        if replica.in_flight:
             replica.state = "draining"
             pool.arrange()
         else:
@@ -181,7 +165,9 @@ class VirtualFleet:
         if replica.state == "starting" and replica.reports_s > now_s:
             return
         replica.state = "draining"
-        self._last_words.append(replica.report(now_s, unix_ms(now_s)))
+        self._engines.look([replica.row], now_s)
+        (counted,) = self._engines.counted([replica.row])
+        self._last_words.append(replica.report(counted, unix_ms(now_s)))
 
     def _launch_wanted(self, now_s: float) -> None:
         for pool in self.pools:
@@ -210,11 +196,12 @@ class VirtualFleet:
                 ready_s=ready_s,
                 target=self._target,
                 reporter=Reporter(source, unix_ms(now_s)),
+                engines=self._engines,
             )
         )
 
-    def _leave(self, replica: VirtualReplica, at_s: float) -> None:
-        """A replica is gone: its bill and its energy are known."""
+    def _leave(self, replica: VirtualReplica, at_s: float) -> Lost:
+        """A replica is gone: its bill and its energy are known. Returns what it had to do."""
         pool = self._by_name[replica.plan.name]
         replica.leave(at_s)
         pool.arrange()
@@ -225,6 +212,7 @@ class VirtualFleet:
             pool.gpu.name, replica.launched_s, to_s=replica.gone_s
         )
         self.joules += replica.joules
+        return self._engines.close(replica.row)
 
     def _room(self, pool: VirtualPool) -> bool:
         gpu = pool.gpu.name
@@ -245,7 +233,7 @@ class VirtualFleet:
 
     # --- shocks; all requests that are lost are returned
 
-    def lose_region(self, region: str, now_s: float) -> list[Flight]:
+    def lose_region(self, region: str, now_s: float) -> Lost:
         """Every replica there dies, and none can be launched."""
         self.regions_lost.add(region)
         return self._kill([r for r in self._all() if r.plan.region == region], now_s)
@@ -255,7 +243,7 @@ class VirtualFleet:
         self.regions_lost.discard(region)
         self._launch_wanted(now_s)
 
-    def lose_pool(self, name: str, now_s: float) -> list[Flight]:
+    def lose_pool(self, name: str, now_s: float) -> Lost:
         """Every replica of a pool dies, and none can be launched."""
         self.pools_lost.add(name)
         return self._kill([r for r in self._all() if r.plan.name == name], now_s)
@@ -265,7 +253,7 @@ class VirtualFleet:
         self.pools_lost.discard(name)
         self._launch_wanted(now_s)
 
-    def set_available(self, gpu: str, gpus: int, now_s: float) -> list[Flight]:
+    def set_available(self, gpu: str, gpus: int, now_s: float) -> Lost:
         """There are so many GPUs of a type; the youngest replicas beyond that die."""
         self.gpus_available[gpu] = gpus
         on_it = [r for r in self._all() if r.plan.gpu is not None and r.plan.gpu.name == gpu]
@@ -279,12 +267,10 @@ class VirtualFleet:
         self._launch_wanted(now_s)
         return lost
 
-    def _kill(self, doomed: Iterable[VirtualReplica], now_s: float) -> list[Flight]:
-        lost: list[Flight] = []
+    def _kill(self, doomed: Iterable[VirtualReplica], now_s: float) -> Lost:
+        lost = NOBODY
         for replica in doomed:
-            lost += replica.flights
-            replica.flights.clear()
-            self._leave(replica, now_s)
+            lost += self._leave(replica, now_s)
         self._warm.clear()  # their machines are gone with them
         return lost
 
@@ -295,7 +281,10 @@ class VirtualFleet:
         now_ms = unix_ms(now_s)
         said, self._last_words = self._last_words, []
         there = [r for r in self._all() if r.state != "starting" or r.reports_s <= now_s]
-        return said + [replica.report(now_s, now_ms) for replica in there]
+        rows = [replica.row for replica in there]
+        self._engines.look(rows, now_s)
+        counted = zip(there, self._engines.counted(rows), strict=True)
+        return said + [replica.report(of, now_ms) for replica, of in counted]
 
     def described(self) -> Fleet:
         """The fleet as its description would say now: prices and GPUs as they are."""
@@ -309,12 +298,9 @@ class VirtualFleet:
         pools = [replace(p, gpu=gpus[p.gpu.name] if p.gpu else None) for p in self._described.pools]
         return Fleet(gpus=tuple(gpus.values()), pools=tuple(pools))
 
-    def close(self, now_s: float) -> list[Flight]:
+    def close(self, now_s: float) -> Lost:
         """The end: every replica is gone. Returns the requests that were not answered."""
-        left = [flight for replica in self._all() for flight in replica.flights]
-        for replica in list(self._all()):
-            self._leave(replica, now_s)
-        return left
+        return self._kill(list(self._all()), now_s)
 
     def _all(self) -> Iterator[VirtualReplica]:
         return (replica for pool in self.pools for replica in pool.replicas)

@@ -15,8 +15,9 @@ from typing import Literal
 
 from infra.capacity.fleet import Emulation, PoolPlan
 from infra.capacity.latency_target import LatencyTarget
-from infra.emulator.engine import WATERMARK, Engine
+from infra.emulator.engine import WATERMARK
 from infra.pools.replica_meter import ReplicaMeter
+from load.simulation.machines.offered import Counted, Engines
 from streams.telemetry.pool_window import ReplicaIdentity
 from streams.telemetry.records import PoolState
 from streams.telemetry.window import Reporter
@@ -24,28 +25,12 @@ from streams.telemetry.window import Reporter
 State = Literal["starting", "ready", "draining", "gone"]
 
 
-class Flight:
-    """A request on its way: the engine's name for it, and what is known of it so far."""
-
-    __slots__ = (
-        "at_s", "class_name", "first_s", "number", "output_tokens", "priority", "retried", "ticket",
-    )  # fmt: skip
-
-    def __init__(self, number: int, at_s: float, class_name: str, priority: int = 0) -> None:
-        self.number, self.at_s, self.class_name = number, at_s, class_name  # position in traffic
-        self.priority = priority  # lower is served earlier
-        self.first_s = 0.0  # when its first token came
-        self.output_tokens = 0
-        self.retried = False
-        self.ticket: bytes | None = None  # of one who will report
-
-
 class VirtualReplica:
     """See above. Times are seconds of the simulation."""
 
     __slots__ = (
-        "_looked_s", "_meter", "_reporter", "address", "context_tokens_max", "engine", "flights",
-        "gone_s", "launched_s", "plan", "ready_s", "state",
+        "_engines", "_looked_s", "_meter", "_reporter", "address", "gauges", "gone_s", "launched_s",
+        "plan", "ready_s", "row", "state",
     )  # fmt: skip
 
     def __init__(
@@ -57,16 +42,16 @@ class VirtualReplica:
         ready_s: float,
         target: LatencyTarget,
         reporter: Reporter,
+        engines: Engines,
     ) -> None:
+        """`engines` run its own among others."""
         self.plan, self.launched_s, self.ready_s = plan, launched_s, ready_s
         self.address = f"{plan.name}/{number}"
         self.gone_s = float("inf")
         self.state: State = "starting"
-        self.flights: dict[Flight, None] = {}  # that it has, in the order they came
-        emulation = _emulation(plan)
-        self.engine = Engine(emulation.performance, emulation.power, launched_s)
-        self._meter = ReplicaMeter(_identity(plan, self.address), self.engine, target)
-        self.context_tokens_max = context_tokens_max(plan)
+        self._engines = engines
+        self.row, self.gauges = engines.open(_emulation(plan), context_tokens_max(plan), launched_s)
+        self._meter = ReplicaMeter(_identity(plan, self.address), self.gauges, target)
         self._reporter, self._looked_s = reporter, launched_s  # the time of the last report
 
     @property
@@ -76,62 +61,33 @@ class VirtualReplica:
 
     def begin(self) -> None:
         """Be ready; its load is measured from now on."""
-        self.engine.advance(self.ready_s)
+        self._engines.look([self.row], self.ready_s)
         self._meter.begin()
         self.state = "ready"
 
     @property
     def in_flight(self) -> int:
         """Requests it has not finished, as far as is known."""
-        return len(self.flights)
-
-    def take(self, flight: Flight, prompt_tokens: int, output_tokens: int, at_s: float) -> bool:
-        """Begin to answer a request; False if its prompt is too long.
-
-        An answer ends where the context does, as a real one.
-        """
-        room = self.context_tokens_max - prompt_tokens
-        if room < 1:
-            return False
-        flight.output_tokens = min(output_tokens, room)
-        self.engine.submit(
-            flight, prompt_tokens, flight.output_tokens, at_s, priority=flight.priority
-        )
-        self._meter.count_request(prompt_tokens, flight.output_tokens)
-        self.flights[flight] = None
-        return True
-
-    def count_first_token(self, flight: Flight, at_s: float) -> None:
-        """Note a first token."""
-        flight.first_s = at_s
-        self._meter.count_first_token((at_s - flight.at_s) * 1000.0)
-
-    def count_answer(self, flight: Flight, at_s: float) -> None:
-        """Note the end of an answer: the request is no longer here."""
-        del self.flights[flight]
-        if flight.output_tokens > 1:
-            tpot_s = (at_s - flight.first_s) / (flight.output_tokens - 1)
-            self._meter.count_answer(tpot_s * 1000.0)
+        return self._engines.in_flight(self.row)
 
     def leave(self, at_s: float) -> None:
         """Be gone from a time on."""
-        if at_s > self.engine.now_s:
-            self.engine.advance(at_s)
+        self._engines.look([self.row], at_s)
         self.state, self.gone_s = "gone", at_s
 
     @property
     def joules(self) -> float:
-        """Energy used so far; if it is gone, until then."""
-        over_s = max(0.0, self.engine.now_s - self.gone_s)  # it was idle then
-        return self.engine.energy_j - over_s * _emulation(self.plan).power.idle_w
+        """Energy used until it was gone."""
+        over_s = max(0.0, self.gauges.now_s - self.gone_s)  # it was idle then
+        return self.gauges.energy_j - over_s * _emulation(self.plan).power.idle_w
 
-    def report(self, now_s: float, now_ms: int) -> PoolState:
-        """What it reports of itself. Of an engine that is behind `now_s`, nothing is to come."""
-        engine, window = self.engine, self._reporter.window(now_ms)
-        if engine.now_s < now_s:
-            engine.advance(now_s)
-        elapsed_s, self._looked_s = engine.now_s - self._looked_s, engine.now_s
+    def report(self, counted: Counted, now_ms: int) -> PoolState:
+        """What it reports of itself, when its engine has been looked at."""
         assert self.state != "gone", f"{self.address}: what is gone reports nothing"
+        window, now_s = self._reporter.window(now_ms), self.gauges.now_s
+        elapsed_s, self._looked_s = now_s - self._looked_s, now_s
+        self._meter.count_requests(counted.came)
+        self._meter.count_latencies(counted.ttft_ms, counted.tpot_ms)
         return self._meter.report(self._reporter, window, self.state, elapsed_s)
 
 

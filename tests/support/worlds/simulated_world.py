@@ -14,6 +14,7 @@ from infra.capacity.load import rates_of
 from load.data.tables import OutcomeTable
 from load.data.traffic import Traffic
 from load.simulation.loop.results import Run
+from load.simulation.machines.offered import Offered
 from load.simulation.simulation import SimulationOptions, simulate
 from serve.routing.catalogue import Catalogue, Model, Pool
 
@@ -130,6 +131,19 @@ class Scripted:
             if from_s <= now_s + 1e-6:
                 wanted = wanted | dict(replicas)
         return Plan(replicas=wanted, routers=1, lines=(f"{wanted}",) if wanted else ())
+
+
+def offered(n: int, output_tokens: int, at_s: float = 1.0) -> Offered:
+    """Requests of 100 tokens that go to the first pool."""
+    return Offered(
+        numbers=np.arange(n),
+        at_s=np.full(n, at_s),
+        prompt_tokens=np.full(n, 100),
+        output_tokens=np.full(n, output_tokens),
+        priority=np.zeros(n, np.int64),
+        uniform=np.full(n, 0.5),
+        place=np.zeros(n, np.int64),
+    )
 
 
 def run(

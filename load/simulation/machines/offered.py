@@ -1,0 +1,116 @@
+"""What a fleet is given and gives back, as columns: requests on their way, and answers.
+
+Offered ─▶ replicas ─▶ Answered
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infra.capacity.fleet import Emulation
+from infra.emulator.gauges import EngineGauges
+from streams.telemetry.histogram import Counts
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Offered:
+    """n requests of a batch, on their way to pools."""
+
+    numbers: Ints  # (n,) of the traffic
+    at_s: Floats  # (n,) when they came
+    prompt_tokens: Ints
+    output_tokens: Ints
+    priority: Ints
+    uniform: Floats  # (n,) in [0, 1): draws two replicas, of which the less loaded is taken
+    place: Ints  # (n,) of the fleet's pools; −1: nowhere
+
+    def columns(self) -> tuple[NDArray[Any], ...]:
+        """All of them, as declared."""
+        return tuple(getattr(self, one.name) for one in fields(self))
+
+    def only(self, row: int, place: int) -> Offered:
+        """One request, to another pool."""
+        columns = {one.name: getattr(self, one.name)[row : row + 1] for one in fields(self)}
+        return replace(self, **columns | {"place": np.array([place])})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answered:
+    """Requests that were answered, in the order of replicas, and then of time."""
+
+    numbers: Ints
+    output_tokens: Ints
+    first_s: Floats
+    ended_s: Floats
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lost:
+    """Requests whose replicas are gone."""
+
+    numbers: Ints
+    first_s: Floats  # when their first token came; 0: it did not
+
+    def __add__(self, other: Lost) -> Lost:
+        return Lost(
+            np.concatenate([self.numbers, other.numbers]),
+            np.concatenate([self.first_s, other.first_s]),
+        )
+
+
+NOBODY = Lost(np.zeros(0, np.int64), np.zeros(0))
+
+
+class Counted(NamedTuple):
+    """What a replica's meter wants to know of a window."""
+
+    came: Sequence[float]  # for `LoadGauge.came_together`
+    ttft_ms: Counts
+    tpot_ms: Counts
+
+
+class Engines(Protocol):
+    """The engines of all replicas; `rows` are what `open` gave. Times never go back."""
+
+    def open(
+        self, emulation: Emulation, context_tokens_max: int, now_s: float
+    ) -> tuple[int, EngineGauges]:
+        """A replica more: its row, and its gauges."""
+
+    def take(
+        self,
+        offered: Offered,
+        first: int,
+        ready: Sequence[Sequence[int]],
+        now_s: float,
+        taken: Ints,
+    ) -> int:
+        """Give rows from `first` on to replicas of their pools (`ready`, by pool), until one is not
+        taken: its row, or n. `taken` gets the pools. An answer ends where the context does.
+        """
+
+    def advance(self, rows: Sequence[int], to_s: float) -> Answered:
+        """Let time pass in replicas that have requests."""
+
+    def in_flight(self, row: int) -> int:
+        """Requests a replica has not finished, as far as is known."""
+
+    def last_end_s(self, row: int) -> float:
+        """When it last ended an answer."""
+
+    def look(self, rows: Sequence[int], now_s: float) -> None:
+        """Bring gauges up to date; who is behind a time is moved there."""
+
+    def counted(self, rows: Sequence[int]) -> list[Counted]:
+        """What was counted of each since the last call."""
+
+    def close(self, row: int) -> Lost:
+        """A replica is gone, and what it had, in the order it came."""

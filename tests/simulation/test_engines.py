@@ -1,0 +1,125 @@
+"""The engines of a simulation in arrays: to the last bit what `infra.emulator.engine` does."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from emulated import PERFORMANCE, POWER
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import lightly
+
+from infra.capacity.fleet import Emulation
+from infra.capacity.latency_target import LatencyTarget
+from learners.kernels import compiled
+from load.simulation.machines.engines import KERNELS, CompiledEngines
+from load.simulation.machines.offered import Offered
+from load.simulation.machines.plain_engines import PlainEngines
+
+GAUGES = (
+    "now_s", "busy_s", "energy_j", "iterations", "tokens_made_total", "waiting_prompt_tokens",
+    "queued", "running", "kv_use",
+)  # fmt: skip
+# A cache so small that sequences are preempted, prompts longer than an iteration takes, and experts.
+TIGHT = replace(
+    PERFORMANCE,
+    kv_tokens_max=700,
+    sequences_max=5,
+    prefill_tokens_max=90,
+    experts_s=0.01,
+    expert_share=0.3,
+    request_contention_s=0.002,
+)
+ROOMY = replace(PERFORMANCE, kv_tokens_max=50_000, sequences_max=64)
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    """The kernels as they are written: what numba compiles, run by Python."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "compiled", lambda *types: lambda function: function)
+        patch.setattr(compiled, "inlined", lambda function: function)
+        spec = importlib.util.find_spec(KERNELS)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield module
+
+
+def emulation(performance) -> Emulation:
+    return Emulation(
+        performance=performance, power=POWER, context_tokens_max=600, output_tokens=50.0
+    )
+
+
+def play(engines, seed: int, performances, steps: int = 12) -> list:
+    """Batches over some replicas in two pools, one of which is lost on the way: all that is seen."""
+    rng, told = np.random.default_rng(seed), []
+    opened = [engines.open(emulation(p), 600, 0.0) for p in performances]
+    rows = [row for row, _ in opened]
+    pools = [rows[: len(rows) // 2 + 1], rows[len(rows) // 2 + 1 :]]
+    now_s, number = 0.0, 0
+    for step in range(steps):
+        n, to_s = int(rng.integers(0, 12)), now_s + float(rng.exponential(0.7))
+        offered = Offered(
+            numbers=np.arange(number, number + n),
+            at_s=np.sort(rng.uniform(now_s - 0.1, to_s, n)),
+            prompt_tokens=rng.integers(1, 640, n),
+            output_tokens=rng.integers(1, 120, n),
+            priority=rng.integers(0, 3, n),
+            uniform=rng.random(n),
+            place=rng.integers(-1, 2, n),
+        )
+        number += n
+        taken, at = np.full(n, -1), 0
+        while (at := engines.take(offered, at, pools, now_s, taken)) < n:
+            told.append(("refused", step, at))
+            at += 1
+        now_s = to_s
+        answered = engines.advance(rows, to_s)
+        told += [taken.tolist(), answered.numbers.tolist(), answered.output_tokens.tolist()]
+        told += [answered.first_s.tolist(), answered.ended_s.tolist()]
+        if step % 3 == 2:
+            engines.look(rows, to_s)
+            told += [[getattr(g, name) for name in GAUGES] for row, g in opened if row in rows]
+            told += [
+                (list(c.came), dict(c.ttft_ms), dict(c.tpot_ms)) for c in engines.counted(rows)
+            ]
+        if step == steps // 2:
+            gone = engines.close(rows[0])
+            told += [gone.numbers.tolist(), gone.first_s.tolist()]
+            rows, pools[0] = rows[1:], pools[0][1:]
+            row, gauges = engines.open(emulation(performances[0]), 600, to_s)
+            opened, rows = [*opened[1:], (row, gauges)], [*rows, row]
+            pools[1] = [*pools[1], row]
+        told += [engines.in_flight(row) for row in rows]
+    return told
+
+
+@lightly
+@given(seed=st.integers(0, 10_000))
+def test_the_kernels_do_what_the_engine_does(kernels, seed):
+    """
+    With queues, chunks, preemption, priorities, experts, and a replica that is lost.
+    """
+    performances = [TIGHT, ROOMY, TIGHT, TIGHT]
+    target = LatencyTarget()
+    one = play(CompiledEngines(kernels, target), seed, performances)
+    assert one == play(PlainEngines(target), seed, performances)
+    assert any(isinstance(told, tuple) and told[0] == "refused" for told in one) or seed
+
+
+def test_compiled_they_do_it_too():
+    """
+    Where numba is installed: the same bits as Python's.
+    """
+    pytest.importorskip("numba", reason="kernels are compiled where numba is installed")
+    found, target = compiled.kernels(KERNELS), LatencyTarget()
+    assert found is sys.modules[KERNELS]
+    for seed in range(40):
+        one = play(CompiledEngines(found, target), seed, [TIGHT, ROOMY, TIGHT, ROOMY], 30)
+        assert one == play(PlainEngines(target), seed, [TIGHT, ROOMY, TIGHT, ROOMY], 30)
