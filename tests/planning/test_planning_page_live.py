@@ -7,8 +7,7 @@ import re
 import shlex
 
 import pytest
-from command import fairlead
-from test_planning_page import PAGE
+from command import ROOT, fairlead
 from typer.testing import CliRunner
 from waiting import until
 
@@ -23,6 +22,7 @@ from streams.training.trainer import LEARNED
 
 pytest.importorskip("hdrh", reason="needs hdrhistogram: make install")
 
+PAGE = (ROOT / "docs" / "planning.md").read_text()
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.startswith("fairlead ")]
 MODELS = "".join(
