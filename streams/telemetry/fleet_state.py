@@ -123,18 +123,21 @@ class FleetState:
         at_ms = max(0, min(record.to_unix_ms, appended_at_ms))
         if isinstance(record, PoolState):  # most are: they count in one pool, and nowhere else
             of_pool = pool_tally_of(record)
-            for held, whole in self._counted_in(at_ms):
-                held.add_pool(record.pool, of_pool if whole else of_pool.bare())
+            tables.totals.add_pool(record.pool, of_pool.bare())
+            slot, recent = self._slot_until(at_ms)
+            slot.add_pool(record.pool, of_pool if recent else of_pool.bare())
             service_sums.note(tables.service, record, at_ms, appended_at_ms)
         else:
             tally = tally_of(record)
-            for held, whole in self._counted_in(at_ms):
-                held.add(tally if whole else tally.bare())
+            tables.totals.add(tally.bare())
+            self._slot_until(at_ms)[0].add(tally)  # pools' latencies are in their own records
         self._note(record, appended_at_ms)
         return True
 
-    def _counted_in(self, at_ms: int) -> list[tuple[Tally, bool]]:
-        """The tallies that what happened until then counts in, each with its histograms or not."""
+    def _slot_until(self, at_ms: int) -> tuple[Tally, bool]:
+        """Where to count a window that ended then, and whether with latencies; what is too long ago
+        counts nowhere.
+        """
         tables = self._tables
         # A window ends before `at_ms`: one that ends with a slot belongs to it.
         number, newest = _slot_of(at_ms), _slot_of(tables.newest_ms)
@@ -144,10 +147,10 @@ class FleetState:
                 self._grow_old(number)
                 newest = number
         if number < newest - SLOTS:
-            return [(tables.totals, False)]
+            return Tally(), False
         slot = self._slot(number)
         self._raw.pop(number, None)
-        return [(tables.totals, False), (slot, number >= newest - LATENCY_SLOTS)]
+        return slot, number >= newest - LATENCY_SLOTS
 
     def _grow_old(self, newest: int) -> None:
         """Forget what is too long before the newest slot."""
