@@ -162,6 +162,7 @@ class Decision:
     energy_j: float  # predicted, for this call; 0: not known
     below_quality_min: bool = False  # no model was good enough: this is the best
     rules: tuple[str, ...] = ()  # names of the operator's rules that matched
+    guarded: bool = False  # far from everything seen: to the operator's guard model
     suggested_model: str = ""  # while the router observes: whom it would have chosen
     probe: Probe | None = None  # where `Request.probe` allows it and the operator has a budget
 
@@ -213,3 +214,4 @@ class Explanation:
     task: str = ""  # as the request said it
     tags: tuple[str, ...] = ()  # as the request said them, and those that rules added
     rules: tuple[str, ...] = ()  # names of the rules that matched
+    guarded: bool = False  # it was far from everything seen

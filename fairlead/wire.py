@@ -114,6 +114,7 @@ def decision(reply: pb.Decision) -> messages.Decision:
         probe=_probe(reply.probe) if reply.HasField("probe") else None,
         below_quality_min=reply.below_quality_min,
         rules=tuple(reply.rules),
+        guarded=reply.guarded,
         suggested_model=reply.suggested_model,
     )
 
@@ -148,6 +149,7 @@ def explanation(reply: pb.Explanation) -> messages.Explanation:
         task=reply.task,
         tags=tuple(reply.tags),
         rules=tuple(reply.rules),
+        guarded=reply.guarded,
     )
 
 

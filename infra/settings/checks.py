@@ -88,3 +88,10 @@ def rules(settings: Stated, found: Sequence[Rule]) -> None:
     if book.looks_at_embeddings and settings.stated("encoder.kind") == "embeddings-only":
         wanted = "left out: this router has no encoder for texts ([encoder] kind)"
         raise OptionRefused("rules.when.examples", "given", wanted)
+
+
+def guard(settings: Stated) -> None:
+    """Its model is one that there is."""
+    name, models = settings.stated("guard.model"), [m.name for m in settings.stated("models")]
+    if name and models and name not in models:
+        raise OptionRefused("guard.model", name, meant(name, models))

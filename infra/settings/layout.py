@@ -34,6 +34,7 @@ from learners.estimates.estimator import BlendOptions
 from learners.estimates.history import HistoryOptions
 from learners.estimates.influence import InfluenceOptions
 from learners.estimates.learned import MemoryOptions
+from learners.estimates.novelty import GuardOptions
 from learners.estimates.ridge import RidgeOptions
 from learners.policies.limits import LimitOptions
 from learners.policies.newcomers import NewcomerOptions
@@ -128,6 +129,10 @@ PARTS = {
     "probes": Part(
         "Extra answers bought to learn from, for requests that take them. docs/probes.md has more.",
         (ProbeOptions, DispatchProbeOptions),
+    ),
+    "guard": Part(
+        "Requests that are far from everything seen, and who answers them. docs/rules.md has more.",
+        (GuardOptions,),
     ),
     "feedback": Part("What feedback is believed.", (FeedbackOptions, AuditOptions, OutboxOptions)),
     "log": Part("Where decisions and feedback are logged.", (LogChoice, KafkaOptions)),

@@ -118,6 +118,7 @@ class Settings(Keys):
         """The options of routers and trainers. Raises OptionRefused and SettingsUnreadable."""
         checks.certificate(self)
         checks.trainers(self)
+        checks.guard(self)
         tokens = tuple(of_entry(Token, entry) for entry in self.tokens)
         Access(tokens)
         # The budget of [prices] is paced like the others, by what is decided, not by outcomes.

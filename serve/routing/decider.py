@@ -28,8 +28,8 @@ from serve.errors import (
     ServeError,
 )
 from serve.proto.fairlead.v1 import router_pb2 as pb
-from serve.routing.decision_bytes import columns_bytes, write_decisions
-from serve.routing.eligible import RequestBatch, allowed_of, columns, said_of, stated_of
+from serve.routing.decision_bytes import columns_bytes, say_guarded, write_decisions
+from serve.routing.eligible import RequestBatch, allowed_of, columns, guarded, said_of, stated_of
 from serve.routing.live import Live
 from serve.routing.probing import Prober
 from serve.routing.records import Decisions
@@ -120,6 +120,7 @@ class Decider:
         if ruled.left is not None and ruled.preferred is not None:
             left, preferred = ruled.left[rows], ruled.preferred[rows]
             requests = replace(requests, left=left, preferred=preferred)
+        requests = guarded(requests, live, [one.guard for one in taken])
         choices = self._chooser.choose(requests, live, now_ms)
         ids = self._issuer.take(len(rows))
         tenants = [one.tenant for one in taken]
@@ -128,6 +129,7 @@ class Decider:
         written = write_decisions(taken, ids, tickets, choices, live, now_ms)
         self._suggest_probes(taken, decisions, written)
         self._say_suggested(decisions, written)
+        say_guarded(requests.said, written)
         for row, reply in zip(rows, written, strict=True):
             replies[row] = reply
         self._hold_sessions(taken, choices, live, now_ms)
@@ -184,6 +186,7 @@ class Decider:
             stated=stated_of([shared], live).repeat(len(at)),
             **alike | {"prompt_tokens": tokens},
         )
+        requests = guarded(requests, live, [one.guard for one in taken])
         choices = self._chooser.choose(requests, live, now_ms)
         decisions = self._decisions([shared.tenant] * len(at), requests, choices, live, now_ms)
         ids = self._issuer.take(len(at))

@@ -145,6 +145,13 @@ def _rules(names: tuple[str, ...]) -> bytes:
     return pb.Decision(rules=names).SerializeToString()
 
 
+def say_guarded(said: NDArray[np.object_] | None, decisions: list[bytes]) -> None:
+    """Add that they were to the decisions of requests that were guarded; `said` (n,) of `Said`."""
+    for row, one in enumerate(() if said is None else said.tolist()):
+        if one.guarded:
+            decisions[row] += pb.Decision(guarded=True).SerializeToString()  # bytes merge
+
+
 def _cases(choices: Choices) -> tuple[bytes, bytes, list[list[int]]]:
     """Records of the chosen models and of all, and the ranks of those that were not chosen."""
     chosen = np.arange(len(choices.chosen)), choices.chosen

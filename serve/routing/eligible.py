@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -286,6 +287,28 @@ def verdicts_of(
         verdict[~requests.left] = Verdict.RULED_OUT
     verdict[~requests.allowed] = Verdict.NOT_ALLOWED
     return verdict.astype(np.uint8)
+
+
+def guarded(requests: RequestBatch, live: Live, ruled: Sequence[str]) -> RequestBatch:
+    """Requests that are far from everything seen are marked, and prefer the guard's model.
+
+    `ruled` (n,) is what rules say of each: "on", "off", or nothing.
+    """
+    if live.guard is None or live.novelty is None:
+        return requests
+    far, said = live.novelty.far(requests.contexts), np.array(ruled)
+    far = (far | (said == "on")) & (said != "off")
+    if not far.any():
+        return requests
+    every = np.ones(requests.allowed.shape, bool)
+    preferred = every if requests.preferred is None else requests.preferred.copy()
+    preferred[far] = False
+    preferred[far, live.guard] = True
+    marked = np.full(len(requests), NOTHING, object) if requests.said is None else requests.said
+    marked = marked.copy()
+    for row in np.flatnonzero(far).tolist():
+        marked[row] = msgspec.structs.replace(marked[row], guarded=True)
+    return replace(requests, preferred=preferred, said=marked)
 
 
 def preferred_of(

@@ -28,6 +28,7 @@ from learners.estimates import ema
 from learners.estimates.calibration import COST_FIGURE
 from learners.estimates.estimator import BlendOptions, Estimator
 from learners.estimates.learned import RATIOS, Learned, MemoryOptions
+from learners.estimates.novelty import GuardOptions, Novelty
 from learners.kernels.compiled import kernels
 from learners.option import option, same_as
 from learners.targets import N_TARGETS, ONE, RATIO_UNIT, Target
@@ -67,6 +68,7 @@ class LiveOptions:
     compiled: bool = option(
         True, "Score with compiled code where numba is installed; false: with numpy."
     )
+    guard: GuardOptions = field(default_factory=GuardOptions)
 
 
 class Live:
@@ -137,6 +139,9 @@ class Live:
         # The first search and product of a process are slow; let no request pay for them.
         self.estimator.estimate(np.zeros((1, N_FEATURES), np.int8))
         self.reference = self._reference(learned)
+        # Who answers what is far from everything seen: a column, or none; and what that is.
+        self.guard = catalogue.column_of.get(options.guard.model)
+        self.novelty = None if self.guard is None else _novelty(learned, options.guard)
 
     def _read_means(self, learned: Learned, options: LiveOptions) -> None:
         """What is known of each model (k,) whatever the context, ever and recently."""
@@ -268,6 +273,11 @@ class Live:
     def age_ms(self, now_ms: int) -> int:
         """Time since the snapshot was published; 0 before there is one."""
         return max(0, now_ms - self.published_at_ms) if self.version else 0
+
+
+def _novelty(learned: Learned, options: GuardOptions) -> Novelty:
+    rows = learned.history.rows
+    return Novelty(rows["contexts"][np.argsort(rows["decided_at_ms"], kind="stable")], options)
 
 
 def _with_retries(latency_ms: NDArray[Any], error_share: NDArray[Any]) -> NDArray[Any]:

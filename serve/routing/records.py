@@ -134,4 +134,7 @@ class Decisions:
             tenants=self.tenants,
             prompt_tokens=self.requests.prompt_tokens,
             criticality=self.requests.criticality,
+            guarded=None
+            if self.live.guard is None
+            else np.array([one.guarded for one in self._said()], bool),
         )

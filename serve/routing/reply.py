@@ -30,7 +30,7 @@ REASONS = {
     Verdict.STRONG_SHARE: "the strong model, on other prompts further ahead: strong_share_max",
     Verdict.OVER_BUDGET: "more than what a budget has left",
     Verdict.RULED_OUT: "ruled out by a rule of the operator's",
-    Verdict.NOT_PREFERRED: "a rule of the operator's prefers others",
+    Verdict.NOT_PREFERRED: "a rule of the operator's, or the guard, prefers others",
 }
 
 
@@ -126,6 +126,7 @@ def write_explanation(ticket: Ticket, live: Live, policies: Sequence[str]) -> pb
         task=ticket.said.task,
         tags=ticket.said.tags,
         rules=ticket.said.rules,
+        guarded=ticket.said.guarded,
     )
 
 

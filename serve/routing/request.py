@@ -245,6 +245,7 @@ class RouteInput(RouteFields):
     criticality: Criticality = Criticality.CRITICAL
     measured: bool = False  # the call is made here, and what it took is measured here
     rules: tuple[str, ...] = ()  # names of the rules that matched
+    guard: str = ""  # what rules say of the guard: "on", "off", or nothing
 
 
 # Of each field, what is annotated of it: its check, and its column if it has one.

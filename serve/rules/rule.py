@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from learners.option import option, required
 
@@ -56,6 +56,11 @@ class Rule:
         ge=0,
         le=1e9,
         stands_for=(0.0, math.inf),
+    )
+    guard: Literal["", "on", "off"] = option(
+        "",
+        "on: taken to be far from everything seen, as by `[guard]`. off: never.",
+        choices=("", "on", "off"),
     )
     tag: str = option("", "A tag that the request gets, for budgets.", max_length=WORD_MAX)
     system_prompt: str = option(

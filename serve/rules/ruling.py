@@ -118,6 +118,7 @@ def changed_by(one: One, rules: Sequence[Rule], weights: Sequence[str]) -> One:
         most, own = min(getattr(rule, name) for rule in rules), getattr(said, name)
         if most < np.inf and (own is None or most < own):
             changes[name] = most
+    changes["guard"] = next((rule.guard for rule in rules if rule.guard), "")
     preference = next((rule.preference for rule in rules if rule.preference), None)
     if preference:
         pairs = zip(weights, said.weights, strict=True)

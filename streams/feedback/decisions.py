@@ -49,13 +49,14 @@ SCHEMA = pa.schema(
         ("change", pa.string()),  # by whom it was decided, of a change under trial
         ("beside_model", pa.string()),  # whom another policy would have chosen; null: nobody did
         ("beside_propensities", pa.list_(pa.float32())),  # its, of each of `models`
+        ("guarded", pa.bool_()),  # far from everything seen
     ]
 )
 
 # Logs keep decisions for weeks. Columns that were added since read back with these values, and
 # decisions from before the weight of energy with one of 0.
 ADDED: dict[str, Any] = {"task": "", "tags": [], "rules": [], "qualities": None}
-ADDED |= {"change": "", "beside_model": None, "beside_propensities": None}
+ADDED |= {"change": "", "beside_model": None, "beside_propensities": None, "guarded": False}
 PREFERENCE = SCHEMA.get_field_index("preference")
 SCHEMA_BEFORE_ENERGY = SCHEMA.set(PREFERENCE, pa.field("preference", pa.list_(pa.float32(), 3)))
 
@@ -187,6 +188,7 @@ def _columns(batch: DecisionBatch) -> pa.RecordBatch:
             pa.ListArray.from_arrays(row_ends, figure(batch.quality.ravel())),
             of_said("change"),
             *_beside(batch, models, row_ends),
+            of_said("guarded"),
         ],
         schema=SCHEMA,
     )

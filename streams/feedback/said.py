@@ -21,6 +21,7 @@ class Said(msgspec.Struct, array_like=True, frozen=True):
     tags: tuple[str, ...] = ()
     rules: tuple[str, ...] = ()  # names, in their order
     change: str = ""  # by whom it was decided, of a change under trial: `streams.training.change`
+    guarded: bool = False  # far from everything seen
 
 
 NOTHING = Said()

@@ -114,6 +114,7 @@ class ClassWindow(Part):
     shed: Annotated[
         Count, Meta(description="Of them, refused because the fleet was too full for them.")
     ] = 0
+    guarded: Annotated[Count, Meta(description="Of them, those far from everything seen.")] = 0
     demand: Annotated[
         list[DemandWindow],
         Meta(max_length=MODELS_MAX, description="What they preferred, whatever they got."),
@@ -135,6 +136,7 @@ class ClassWindow(Part):
 CLASS_COUNTS = {
     "arrivals": "Requests that were decided",
     "shed": "Requests refused because the fleet was full",
+    "guarded": "Requests far from everything seen",
 }
 
 

@@ -68,6 +68,7 @@ class ClassTally(Summed, frozen=True):
     shed: int = 0
     demand: dict[str, DemandTally] = {}  # by model
     criticality: int = 0  # see `ClassWindow.criticality_sum`
+    guarded: int = 0
 
     def bare(self) -> ClassTally:
         """Without histograms."""

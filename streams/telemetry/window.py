@@ -97,6 +97,7 @@ class DecidedBatch:
     prompt_tokens: NDArray[np.floating]  # (n,) 0: unknown
     # (n,) `learners.criticality.Criticality`; None: not known
     criticality: NDArray[np.integer] | None = None
+    guarded: NDArray[np.bool_] | None = None  # (n,) far from everything seen; None: none
 
 
 @dataclass(slots=True)
@@ -240,7 +241,12 @@ class RouterWindow:
         classes = [self._class(name) for name in number_of]
         of = np.fromiter(map(number_of.__getitem__, tenants), np.intp, len(tenants))
         shed = np.concatenate([batch.shed for batch in batches])
-        counts = {"arrivals": np.bincount(of).tolist(), "shed": _sums(of, shed)}
+        far = np.concatenate([_guarded(batch) for batch in batches])
+        counts = {
+            "arrivals": np.bincount(of).tolist(),
+            "shed": _sums(of, shed),
+            "guarded": _sums(of, far),
+        }
         levels = np.concatenate([_levels(batch) for batch in batches])
         sums_of = zip(classes, _sums(of, tokens), _sums(of, levels), strict=True)
         for i, (found, total, criticality) in enumerate(sums_of):
@@ -333,6 +339,10 @@ def _demand_windows(of_class: _Class, most: int) -> list[DemandWindow]:
         DemandWindow(model=model, requests=n, prompt_tokens_sum=tokens)
         for model, (n, tokens) in sorted(kept.items())
     ]
+
+
+def _guarded(batch: DecidedBatch) -> NDArray[np.bool_]:
+    return np.zeros(len(batch.tenants), bool) if batch.guarded is None else batch.guarded
 
 
 def _levels(batch: DecidedBatch) -> NDArray[np.integer]:

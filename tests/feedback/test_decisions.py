@@ -50,6 +50,7 @@ def rows(batches: list[DecisionBatch]) -> list[dict[str, object]]:
                     "task": b.said[i].task,
                     "tags": list(b.said[i].tags),
                     "rules": list(b.said[i].rules),
+                    "guarded": b.said[i].guarded,
                     "qualities": b.quality[i].astype(np.float32).tolist(),
                     "change": b.said[i].change,
                     "beside_model": None,

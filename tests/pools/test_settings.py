@@ -613,6 +613,7 @@ OTHER = {  # where another value is not found by moving away from the default
     "rules.when": {"task": "x"},
     **{f"rules.{key}": ["m"] for key in ("allow", "deny", "prefer")},
     "rules.pin": "m",
+    "guard.model": "m",
     "rules.floor": "m",
     "rules.preference": {"quality": 2.0},
     "tokens.scopes": ["admin"],

@@ -25,6 +25,7 @@ from learners.context import BIAS, BIAS_FEATURE, N_FEATURES
 from learners.estimates.ema import FIGURE_UNITS
 from learners.estimates.influence import hash_of
 from learners.estimates.learned import MemoryOptions
+from learners.estimates.novelty import GuardOptions
 from learners.outcomes import Outcomes
 from learners.policies.inverse_gap import SquareCb
 from learners.policies.policy import Policy
@@ -143,6 +144,7 @@ class Router:
         probes: ProbeOptions = ProbeOptions(),  # noqa: B008 - frozen
         tokens: Sequence[Token] = (),
         rules: Sequence[Rule] = (),
+        guard: GuardOptions = GuardOptions(),  # noqa: B008 - frozen
         change: ChangeOptions = ChangeOptions(),  # noqa: B008 - frozen
         candidate: Policy | None = None,
         within: Callable[[Replica], Any] = lambda replica: replica,
@@ -159,7 +161,7 @@ class Router:
                 encoder=encoder,
                 policy=policy,
                 memory=MemoryOptions(),
-                live=LiveOptions(poll_s=3600.0),
+                live=LiveOptions(poll_s=3600.0, guard=guard),
                 servicer=ServicerOptions(batcher=batcher, stream_ongoing_max=stream_ongoing_max),
                 listener=ListenerOptions(port=port, grace_s=grace_s),
                 outbox=OutboxOptions(),

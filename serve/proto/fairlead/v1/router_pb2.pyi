@@ -115,7 +115,7 @@ class Alternative(_message.Message):
     def __init__(self, model: _Optional[str] = ..., pool: _Optional[str] = ..., utility: _Optional[float] = ..., propensity: _Optional[float] = ..., quality: _Optional[_Union[Estimate, _Mapping]] = ..., cost_usd: _Optional[_Union[Estimate, _Mapping]] = ..., latency_ms: _Optional[_Union[Estimate, _Mapping]] = ..., energy_j: _Optional[float] = ...) -> None: ...
 
 class Decision(_message.Message):
-    __slots__ = ("request_id", "decision_id", "model", "pool", "propensity", "utility", "quality", "cost_usd", "latency_ms", "fallbacks", "snapshot_version", "snapshot_age_ms", "ticket", "energy_j", "below_quality_min", "rules", "suggested_model", "probe")
+    __slots__ = ("request_id", "decision_id", "model", "pool", "propensity", "utility", "quality", "cost_usd", "latency_ms", "fallbacks", "snapshot_version", "snapshot_age_ms", "ticket", "energy_j", "below_quality_min", "rules", "guarded", "suggested_model", "probe")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -132,6 +132,7 @@ class Decision(_message.Message):
     ENERGY_J_FIELD_NUMBER: _ClassVar[int]
     BELOW_QUALITY_MIN_FIELD_NUMBER: _ClassVar[int]
     RULES_FIELD_NUMBER: _ClassVar[int]
+    GUARDED_FIELD_NUMBER: _ClassVar[int]
     SUGGESTED_MODEL_FIELD_NUMBER: _ClassVar[int]
     PROBE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
@@ -150,9 +151,10 @@ class Decision(_message.Message):
     energy_j: float
     below_quality_min: bool
     rules: _containers.RepeatedScalarFieldContainer[str]
+    guarded: bool
     suggested_model: str
     probe: Probe
-    def __init__(self, request_id: _Optional[str] = ..., decision_id: _Optional[str] = ..., model: _Optional[str] = ..., pool: _Optional[str] = ..., propensity: _Optional[float] = ..., utility: _Optional[float] = ..., quality: _Optional[_Union[Estimate, _Mapping]] = ..., cost_usd: _Optional[_Union[Estimate, _Mapping]] = ..., latency_ms: _Optional[_Union[Estimate, _Mapping]] = ..., fallbacks: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ..., snapshot_version: _Optional[int] = ..., snapshot_age_ms: _Optional[int] = ..., ticket: _Optional[bytes] = ..., energy_j: _Optional[float] = ..., below_quality_min: _Optional[bool] = ..., rules: _Optional[_Iterable[str]] = ..., suggested_model: _Optional[str] = ..., probe: _Optional[_Union[Probe, _Mapping]] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., decision_id: _Optional[str] = ..., model: _Optional[str] = ..., pool: _Optional[str] = ..., propensity: _Optional[float] = ..., utility: _Optional[float] = ..., quality: _Optional[_Union[Estimate, _Mapping]] = ..., cost_usd: _Optional[_Union[Estimate, _Mapping]] = ..., latency_ms: _Optional[_Union[Estimate, _Mapping]] = ..., fallbacks: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ..., snapshot_version: _Optional[int] = ..., snapshot_age_ms: _Optional[int] = ..., ticket: _Optional[bytes] = ..., energy_j: _Optional[float] = ..., below_quality_min: _Optional[bool] = ..., rules: _Optional[_Iterable[str]] = ..., guarded: _Optional[bool] = ..., suggested_model: _Optional[str] = ..., probe: _Optional[_Union[Probe, _Mapping]] = ...) -> None: ...
 
 class Probe(_message.Message):
     __slots__ = ("decision_id", "model", "pool", "ticket", "quality", "cost_usd")
@@ -289,7 +291,7 @@ class ExplainRequest(_message.Message):
     def __init__(self, ticket: _Optional[bytes] = ...) -> None: ...
 
 class Explanation(_message.Message):
-    __slots__ = ("decision_id", "tenant", "decided_at_unix_ms", "snapshot_version", "encoder", "context", "preference", "policy", "models", "task", "tags", "rules")
+    __slots__ = ("decision_id", "tenant", "decided_at_unix_ms", "snapshot_version", "encoder", "context", "preference", "policy", "models", "task", "tags", "rules", "guarded")
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     DECIDED_AT_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
@@ -302,6 +304,7 @@ class Explanation(_message.Message):
     TASK_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
     RULES_FIELD_NUMBER: _ClassVar[int]
+    GUARDED_FIELD_NUMBER: _ClassVar[int]
     decision_id: str
     tenant: str
     decided_at_unix_ms: int
@@ -314,7 +317,8 @@ class Explanation(_message.Message):
     task: str
     tags: _containers.RepeatedScalarFieldContainer[str]
     rules: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., decided_at_unix_ms: _Optional[int] = ..., snapshot_version: _Optional[int] = ..., encoder: _Optional[str] = ..., context: _Optional[_Iterable[float]] = ..., preference: _Optional[_Union[Preference, _Mapping]] = ..., policy: _Optional[str] = ..., models: _Optional[_Iterable[_Union[Considered, _Mapping]]] = ..., task: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., rules: _Optional[_Iterable[str]] = ...) -> None: ...
+    guarded: bool
+    def __init__(self, decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., decided_at_unix_ms: _Optional[int] = ..., snapshot_version: _Optional[int] = ..., encoder: _Optional[str] = ..., context: _Optional[_Iterable[float]] = ..., preference: _Optional[_Union[Preference, _Mapping]] = ..., policy: _Optional[str] = ..., models: _Optional[_Iterable[_Union[Considered, _Mapping]]] = ..., task: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., rules: _Optional[_Iterable[str]] = ..., guarded: _Optional[bool] = ...) -> None: ...
 
 class Considered(_message.Message):
     __slots__ = ("model", "pool", "chosen", "propensity", "utility", "quality", "cost_usd", "latency_ms", "reason", "energy_j")
