@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from load.bench.control.guard import DOMAINS, GuardBench, measure
 
 OPTIONS = GuardBench(seeds=2, prompts_max=300, calls=10)

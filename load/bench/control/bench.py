@@ -8,6 +8,7 @@
     caps      budgets so small that they are used up: by how much bills exceed them
     poison    a twentieth of the outcomes are one tenant's that reports the opposite of the truth:
               regret in all requests, in multiples of that without
+    guard     how well prompts of tasks that were never seen are told from those that were
     ope       how often off-policy intervals hold the truth, and a worse policy is promoted
 
 Every figure is over orders by chance, as [mean, low, high] at 95 %. What is not measured yet is not
@@ -24,10 +25,12 @@ from typing import Any
 
 import numpy as np
 
-from load.bench.control import off_policy
+from load.bench.control import guard, off_policy
+from load.bench.control.guard import GuardBench
 from load.bench.control.off_policy import OpeBench
 from load.bench.control.pareto import chosen_by_pareto
 from load.bench.control.site import SiteOptions, played, regret, reward, spent_usd
+from load.bench.decisions.bench import outcomes_folder
 from load.bench.decisions.orders import Orders, orders_of
 from load.bench.decisions.peers.environment import missing_reason, python
 from load.bench.decisions.report.metrics import interval
@@ -40,7 +43,7 @@ from streams.training.budgets import Budget
 # model costs on. Its paper names the first six.
 TARGETS = (2.9e-5, 8.3e-5, 2.3e-4, 6.5e-4, 1.7e-3, 4.7e-3, 1.3e-2)
 TABLE = "paretobandit"
-NOT_MEASURED = ("port", "guard", "arms")
+NOT_MEASURED = ("port", "arms")
 POISONED_SHARE, POISON_PENALTY = 0.05, 0.1  # of the outcomes; λ of the dial
 # Of what the cheapest model would cost for all prompts: a third is refused, or there is just room
 # for something better.
@@ -57,6 +60,7 @@ class ControlBench:
     step_s: float = 1.0
     caps_tables: tuple[str, ...] = ("paretobandit", "llmrouter_dc")
     ope: OpeBench = field(default_factory=OpeBench)
+    guard: GuardBench = field(default_factory=GuardBench)
     workers: int = max(1, os.cpu_count() or 1)
 
 
@@ -69,6 +73,7 @@ def quick() -> ControlBench:
         step_s=5.0,
         caps_tables=(TABLE,),
         ope=OpeBench(repetitions=40, trials=50, others=4),
+        guard=GuardBench(seeds=1, prompts_max=500, calls=200),
     )
 
 
@@ -90,6 +95,7 @@ def measure(options: ControlBench, say: Callable[[str], None]) -> dict[str, Any]
         "caps": _caps(options, found),
         "poison": _poison(options, found),
         "ope": off_policy.measure(options.ope, say),
+        "guard": guard.measure(options.guard, outcomes_folder(), say),
         "paretobandit": missing_reason() if peer is None else peer if isinstance(peer, str) else "",
         "not_measured": list(NOT_MEASURED),
         "took_s": time.monotonic() - began_s,

@@ -37,14 +37,18 @@ OUTCOMES = peers.CHECKOUT.parent / "shared" / "data" / "outcomes"  # beside a ch
 LLMDRIFT = "llmdrift"
 
 
+def outcomes_folder() -> Path:
+    """Where outcome tables lie, if there are any."""
+    return Path(os.environ.get(OUTCOMES_VARIABLE, OUTCOMES))
+
+
 def tables_found(paths: Sequence[Path] = (), encoder: str = "") -> list[OutcomeTable]:
     """The tables asked for; else those of the outcomes' folder; else the bundled ones.
 
     Raises TableRefused.
     """
     encode = make_encoder(EncoderOptions(kind=encoder)).encode if encoder else None
-    folder = Path(os.environ.get(OUTCOMES_VARIABLE, OUTCOMES))
-    every = list(paths) or sorted(folder.glob("*.parquet"))
+    every = list(paths) or sorted(outcomes_folder().glob("*.parquet"))
     names = [path.stem for path in every]
     for path in every:
         if names.count(path.stem) > 1:
