@@ -34,8 +34,8 @@ from learners.estimates.estimator import BlendOptions
 from learners.estimates.history import HistoryOptions
 from learners.estimates.influence import InfluenceOptions
 from learners.estimates.learned import MemoryOptions
-from learners.estimates.novelty import GuardOptions
 from learners.estimates.ridge import RidgeOptions
+from learners.novelty import GuardOptions
 from learners.policies.limits import LimitOptions
 from learners.policies.newcomers import NewcomerOptions
 from learners.policies.policy import POLICIES

@@ -28,8 +28,8 @@ from learners.estimates import ema
 from learners.estimates.calibration import COST_FIGURE
 from learners.estimates.estimator import BlendOptions, Estimator
 from learners.estimates.learned import RATIOS, Learned, MemoryOptions
-from learners.estimates.novelty import GuardOptions, Novelty
 from learners.kernels.compiled import kernels
+from learners.novelty import GuardOptions, Novelty
 from learners.option import option, same_as
 from learners.targets import N_TARGETS, ONE, RATIO_UNIT, Target
 from serve.routing.catalogue import Catalogue, CatalogueSource

@@ -8,7 +8,7 @@ import pytest
 from router_bench import NOON_MS, router
 
 from learners.context import Projection
-from learners.estimates.novelty import GuardOptions, Novelty
+from learners.novelty import GuardOptions, Novelty
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.rules.rule import Rule
 from streams.feedback import decisions

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from learners.context import Contexts
-from learners.estimates.novelty import HELD_OUT, GuardOptions, Novelty
+from learners.novelty import HELD_OUT, GuardOptions, Novelty
 from load.bench.decisions.report.metrics import interval
 from load.bench.decisions.served import served_contexts
 from load.data.tables import read
