@@ -386,6 +386,24 @@ def feedback_schema() -> None:
     typer.echo(json.dumps(published(), indent=2))
 
 
+@feedback_app.command("trace")
+def feedback_trace(
+    ticket: Annotated[str, typer.Argument(help="In hexadecimal or base64.")],
+    settings: SettingsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say where a decision's outcomes are in the log, and what of them was learned."""
+    from fairlead.commands.explain import ticket_of
+    from fairlead.commands.feedback import trace_lines, trace_ticket
+    from fairlead.commands.up import settings_of
+
+    with only_json(as_json) as emit:
+        found = trace_ticket(ticket_of(ticket), *settings_of(settings, console))
+        emit(found)
+    if not as_json:
+        typer.echo("\n".join(trace_lines(found)))
+
+
 @telemetry_app.command("schema")
 def telemetry_schema() -> None:
     """Print the JSON schema of a telemetry record; docs/telemetry.md is the whole contract."""

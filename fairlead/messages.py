@@ -87,6 +87,12 @@ class OutcomeValues(TypedDict, total=False):
     output_tokens: int | None
     error: bool | None
     paid_usd: float | None
+    confidence: float | None
+    weight: float | None
+    source: str
+    revision: int | None
+    better_than: bytes
+    steps: Sequence[bytes]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +109,12 @@ class Outcome:
     output_tokens: int | None = None
     error: bool | None = None  # the call failed; leave quality out then
     paid_usd: float | None = None  # for a call that answered nobody; counted, not learned
+    confidence: float | None = None  # how likely the quality is right, 0 to 1
+    weight: float | None = None  # as how much of an outcome the quality counts, 0 to 1
+    source: str = ""  # who says so
+    revision: int | None = None  # 0 to 7; a higher one replaces the quality of a lower one
+    better_than: bytes = b""  # ticket of an answer that this one was better than
+    steps: Sequence[bytes] = ()  # tickets of a session's other steps: quality is the session's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -73,6 +73,12 @@ def _outcome(outcome: messages.Outcome) -> pb.Outcome:
         output_tokens=outcome.output_tokens,
         error=outcome.error,
         paid_usd=outcome.paid_usd,
+        confidence=outcome.confidence,
+        weight=outcome.weight,
+        source=outcome.source,
+        revision=outcome.revision,
+        better_than=outcome.better_than,
+        steps=outcome.steps,
     )
 
 

@@ -19,7 +19,8 @@ from infra.dashboard.savings import Tally, tallied
 from learners.estimates.ema import FIGURE_UNITS, FIGURES
 from learners.targets import ONE, Target
 from streams.errors import LogTruncated
-from streams.feedback.feedback import NANO_USD, Ingest, Ingested
+from streams.feedback.feedback import Ingest, Ingested
+from streams.feedback.report import NANO_USD
 from streams.feedback.ticket import heads_of
 from streams.log.contract import FEEDBACK, Log, Record
 

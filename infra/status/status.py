@@ -27,7 +27,7 @@ from streams.alarms import (
     posted_conditions,
 )
 from streams.errors import LogTruncated, LogUnavailable, SnapshotDamaged
-from streams.feedback.feedback import NANO_USD
+from streams.feedback.report import NANO_USD
 from streams.feedback.ticket import key_of
 from streams.log.contract import DECISIONS, FEEDBACK, Log
 from streams.telemetry import fleet_view

@@ -25,7 +25,7 @@ from learners.estimates.influence import EARLIER
 from learners.kernels.compiled import kernels, writable
 from learners.option import option
 from learners.outcomes import Outcomes
-from learners.targets import N_TARGETS, ONE
+from learners.targets import N_TARGETS, ONE, Target
 
 COLUMNS: dict[str, tuple[type, tuple[int, ...]]] = {
     "issuers": (np.uint64, ()),
@@ -121,6 +121,19 @@ class History:
     def append(self, rows: Rows) -> None:
         """Take rows as they are, from another history."""
         self._arriving.append(rows)
+
+    def replace(self, outcomes: Outcomes) -> None:
+        """Other qualities of decisions that have one; those whose rows were forgotten have none."""
+        self.settle()
+        rows, column = self.rows, Target.QUALITY
+        for row in range(len(outcomes)):
+            same = (rows["issuers"] == outcomes.issuers[row]) & rows["known"][:, column]
+            at = np.flatnonzero(same & (rows["sequences"] == outcomes.sequences[row]))
+            if len(at):
+                targets = rows["targets"].copy()  # who reads them holds what they were
+                targets[at, column] = outcomes.targets[row, column]
+                self.rows = rows = {**rows, "targets": targets}
+        self.generation += 1
 
     def settle(self) -> None:
         """Join what arrived to the rows, forget the oldest beyond `rows_max`, index if due."""

@@ -118,6 +118,22 @@ class Learned:
         ridge.update(self.cost, examples(outcomes, outcomes.contexts, [Target.COST]))
         ridge.update(self.latency, examples(outcomes, outcomes.contexts, [Target.LATENCY]))
 
+    def replace(self, former: Outcomes, now: Outcomes) -> None:
+        """Put qualities in the place of others: what is left is as if these alone were learned."""
+        if not len(former):
+            return
+        taken_out = Learned(self.options, self.landmarks)
+        taken_out.update(former)
+        for sums in taken_out._sums().values():
+            for total in sums.sums.values():
+                np.negative(total, out=total)
+        taken_out.n_values *= -1
+        self.merge_statistics(taken_out)
+        put_in = Learned(self.options, self.landmarks)
+        put_in.update(now)
+        self.merge_statistics(put_in)
+        self.history.replace(now)
+
     def merge(self, other: Learned) -> None:
         """Add another shard's state, learned from other outcomes."""
         self.merge_statistics(other)

@@ -44,7 +44,7 @@ from serve.routing.load_tracker import LoadTracker
 from serve.routing.placement import PlacementOptions
 from serve.routing.router import route
 from streams.errors import SnapshotDamaged
-from streams.feedback.feedback import encode_report
+from streams.feedback.report import encode_report
 from streams.log.contract import FEEDBACK
 
 DIM = 384

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from load.data.tables import OutcomeTable
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.proto.fairlead.v1 import router_pb2_grpc
-from streams.feedback.feedback import encode_report
+from streams.feedback.report import encode_report
 from streams.log.contract import FEEDBACK, Log
 
 

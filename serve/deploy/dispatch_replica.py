@@ -38,7 +38,7 @@ from serve.routing_apis.ingress import Ingress
 from serve.routing_apis.placing import Placing
 from serve.routing_apis.policy_router import PolicyRouter
 from streams.errors import OutboxClosed
-from streams.feedback.feedback import encode_report
+from streams.feedback.report import encode_report
 
 logger = logging.getLogger(__name__)
 

@@ -43,7 +43,8 @@ from serve.rules.rulebook import Rulebook
 from streams.alarms import ROUTER_ROLE, Board
 from streams.errors import OptionRefused
 from streams.feedback import decisions
-from streams.feedback.feedback import PROBE, FeedbackOptions, Ingest
+from streams.feedback.feedback import FeedbackOptions, Ingest
+from streams.feedback.report import PROBE
 from streams.feedback.ticket import ISSUER_BYTES, Issuer, Sealer, key_of
 from streams.log.contract import DECISIONS, FEEDBACK, TELEMETRY, Log
 from streams.log.outbox import Outbox, OutboxOptions

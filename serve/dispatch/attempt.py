@@ -27,7 +27,7 @@ from serve.errors import AnswerGarbled, AttemptFailed, CallRefused, EndpointFail
 from serve.health.health import EndpointLease
 from serve.routing.catalogue import Catalogue
 from serve.routing.request import TOKENS_MAX
-from streams.feedback.feedback import OUTPUT_TOKENS_MAX
+from streams.feedback.report import OUTPUT_TOKENS_MAX
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from typing import Any
 from serve.dispatch.answers import AttemptRecord
 from serve.dispatch.attempt import Attempt
 from serve.errors import AnswerLate, AttemptFailed, EndpointOverloaded
-from streams.feedback.feedback import COST_USD_MAX, LATENCY_MS_MAX
+from streams.feedback.report import COST_USD_MAX, LATENCY_MS_MAX
 
 logger = logging.getLogger(__name__)
 

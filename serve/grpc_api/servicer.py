@@ -40,7 +40,8 @@ from serve.routing.request import (
 )
 from streams.errors import BadTicket
 from streams.feedback.decisions import DecisionBatch
-from streams.feedback.feedback import REPORTED, Ingest, encode_report
+from streams.feedback.feedback import Ingest
+from streams.feedback.report import REPORTED, as_text, encode_report
 from streams.feedback.ticket import Sealer
 from streams.log.contract import Record
 from streams.log.outbox import Outbox
@@ -385,6 +386,9 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
     def _record(self, position: int, outcome: pb.Outcome) -> tuple[bytes, bytes]:
         """Key and value of one feedback record. Raises InvalidRequest."""
         reported = {name: getattr(outcome, name) for name in REPORTED if outcome.HasField(name)}
+        for name in ("confidence", "weight", "revision"):
+            if outcome.HasField(name):
+                reported[name] = getattr(outcome, name)
         for name, value in reported.items():
             if not math.isfinite(value):
                 raise InvalidRequest(f"outcomes[{position}].{name}", value, "finite")
@@ -394,7 +398,13 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
             raise InvalidRequest(
                 f"outcomes[{position}].ticket", error, "as it came with a decision"
             ) from error
-        return decision_id.hex().encode(), encode_report(outcome.ticket, **reported)
+        named: dict[str, Any] = {
+            "source": outcome.source or None,
+            "steps": [*map(as_text, outcome.steps)] or None,
+        }
+        named["better_than"] = as_text(outcome.better_than) if outcome.better_than else None
+        record = encode_report(outcome.ticket, **reported, **named)
+        return decision_id.hex().encode(), record
 
     def _check_learnable(self, pairs: Sequence[tuple[bytes, bytes]]) -> None:
         """Refuse what the trainer would set aside, were it written now. Raises InvalidRequest."""

@@ -20,7 +20,7 @@ from serve.errors import InvalidRequest
 from serve.routing.catalogue import Catalogue
 from serve.routing.request import BYTES_PER_TOKEN
 from streams.feedback.answers_file import Answer
-from streams.feedback.feedback import IMPORT, encode_report
+from streams.feedback.report import IMPORT, encode_report
 from streams.feedback.ticket import HEAD, Sealer, content_ids, key_of
 
 AT_ONCE = 512  # answers encoded together: bounds the memory

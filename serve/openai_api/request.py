@@ -28,7 +28,7 @@ from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.catalogue import Catalogue
 from serve.routing.request import BATCH_MAX, TENANT_BYTES_MAX, RouteFields
 from serve.routing.request import Preference as SaidPreference
-from streams.feedback.feedback import OUTPUT_TOKENS_MAX
+from streams.feedback.report import OUTPUT_TOKENS_MAX
 
 AUTO = "auto"  # the "model" that means: the router chooses
 OURS = ("model", "stream", "stream_options", "priority", "fairlead")  # not passed through

@@ -27,7 +27,7 @@ from serve.routing.eligible import RequestBatch, Verdict
 from serve.routing.live import Live
 from serve.routing.records import Decisions
 from serve.routing.router import Choices
-from streams.feedback.feedback import PROBE
+from streams.feedback.report import PROBE
 
 DAY_S = 86_400.0
 BURST_S = 6 * 3600.0  # of the budget, that may be spent at once

@@ -37,7 +37,7 @@ from serve.openai_api.request import read_ticket, write_ticket
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.catalogue import Catalogue
 from serve.routing.request import NAME_BYTES_MAX, TENANT_BYTES_MAX
-from streams.feedback.feedback import OUTPUT_TOKENS_MAX
+from streams.feedback.report import OUTPUT_TOKENS_MAX
 
 SCHEMA = "policy_router_v1"
 SERVING = "serving"

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from msgspec import Meta
 
 from streams.errors import AnswersRefused
-from streams.feedback.feedback import COST_USD_MAX, LATENCY_MS_MAX
+from streams.feedback.report import COST_USD_MAX, LATENCY_MS_MAX
 from streams.feedback.ticket import content_ids
 
 TEXT_BYTES_MAX = 65_536

@@ -14,14 +14,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from streams.errors import BadFeedback
-from streams.feedback.feedback import REPORTED, DeadLetter, FeedbackOptions, Ingest, Reason, Report
+from streams.feedback.feedback import DeadLetter, FeedbackOptions, Ingest
+from streams.feedback.report import QUALITY_BIT, REPORTED, Reason, Report
 from streams.feedback.seen import Seen
-from streams.feedback.ticket import Sealer, check_shape, split_ids
+from streams.feedback.ticket import Sealer, check_shape, split_ids, ticket_bytes
 from streams.log.contract import Record
 
 LINES_PER_BATCH = 4096  # keeps memory flat however long the file is
@@ -70,11 +71,20 @@ def check(
     ingest = Ingest(sealer or _Keyless(), encoder, options)
     sort = _opened if sealer is not None else _unopened
     for records in _batches(lines, now_ms):
-        ids, bits, dead = sort(ingest, records)
-        fresh = seen.claim(*split_ids(ids), bits, np.full(len(ids), now_ms))
+        parts, dead = sort(ingest, records)
+        ids, bits = [part.decision_id for part in parts], [part.bits for part in parts]
+        times = np.full(len(parts), now_ms)
+        fresh = seen.claim(*split_ids(ids), np.array(bits, np.uint8), times)
+        corrected = seen.learned(
+            split_ids(ids),
+            np.zeros(len(parts), np.int64),
+            np.array([part.revision for part in parts], np.uint8),
+            (fresh & QUALITY_BIT) > 0,
+        )
+        news = {part.line for i, part in enumerate(parts) if fresh[i] or i in corrected}
         found.records += len(records)
-        found.accepted += int(np.count_nonzero(fresh))
-        found.duplicate += int(np.count_nonzero(fresh == 0))
+        found.accepted += len(news)
+        found.duplicate += len({part.line for part in parts} - news)
         found.refused += [
             Refused(letter.record.offset, str(letter.reason), letter.detail)
             for letter in sorted(dead, key=lambda letter: letter.record.offset)
@@ -82,26 +92,42 @@ def check(
     return found
 
 
-Sorted = tuple[list[bytes], NDArray[np.uint8], Sequence[DeadLetter]]  # ids and bits (n,), the rest
+class Part(NamedTuple):
+    """What one line says of one decision."""
+
+    line: int
+    decision_id: bytes
+    bits: int
+    revision: int
+
+
+Sorted = tuple[list[Part], Sequence[DeadLetter]]
 
 
 def _opened(ingest: Ingest, records: Sequence[Record]) -> Sorted:
     ingested = ingest.take(records)
-    ids = [ingest.check(record.value)[1] for record in ingested.records]
-    return ids, ingested.bits, ingested.dead
+    each = zip(ingested.records, ingested.bits.tolist(), ingested.reports, strict=True)
+    found = [
+        Part(record.offset, check_shape(ticket_bytes(report.ticket)), bits, report.revision or 0)
+        for record, bits, report in each
+    ]
+    return found, ingested.dead
 
 
 def _unopened(ingest: Ingest, records: Sequence[Record]) -> Sorted:
-    ids, bits, dead = [], [], []
+    found: list[Part] = []
+    dead = []
     for record in records:
         try:
-            report, decision_id, _ = ingest.check(record.value)
+            parts = ingest.parts(record.value)
         except BadFeedback as error:
             dead.append(DeadLetter(record, Reason(error.reason), error.detail))
-        else:
-            ids.append(decision_id)
-            bits.append(_bits(report))
-    return ids, np.array(bits, np.uint8), dead
+            continue
+        found += [
+            Part(record.offset, decision_id, _bits(report), report.revision or 0)
+            for report, decision_id, _ in parts
+        ]
+    return found, dead
 
 
 def _bits(report: Report) -> int:

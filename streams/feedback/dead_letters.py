@@ -12,7 +12,8 @@ from collections.abc import Iterable
 
 import msgspec
 
-from streams.feedback.feedback import RECORD_BYTES_MAX, DeadLetter, Reason
+from streams.feedback.feedback import DeadLetter
+from streams.feedback.report import RECORD_BYTES_MAX, Reason
 from streams.log.contract import Damage, Record
 
 VALUE_BYTES_MAX = RECORD_BYTES_MAX  # what is longer can't be learned from, whatever the rest says

@@ -9,17 +9,14 @@ log gave it), so that any reader at any time comes to the same answer.
 
 from __future__ import annotations
 
-import base64
 import binascii
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Annotated, Any, Protocol
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
-from msgspec import Meta
 from numpy.typing import NDArray
 
 from learners.estimates import calibration
@@ -29,112 +26,40 @@ from learners.option import option
 from learners.outcomes import Outcomes
 from learners.targets import COST_USD_MIN, LATENCY_MS_MIN, Target, ratio, to_fixed, winsorised
 from streams.errors import BadFeedback, BadTicket
-from streams.feedback.ticket import heads_of, is_measured, key_of, split_ids, tenant_of
+from streams.feedback import shapes
+from streams.feedback.report import (
+    IMPORT,
+    LEARNED_BITS,
+    MEASURED,
+    NANO_USD,
+    OUTPUT_TOKENS_LEARNED_MAX,
+    PROBE,
+    REPORTED,
+    Reason,
+    Report,
+    read_report,
+)
+from streams.feedback.ticket import (
+    heads_of,
+    is_measured,
+    key_of,
+    split_ids,
+    tenant_of,
+    ticket_bytes,
+)
 from streams.log.contract import Record
 
-# Also said in the proto and the published schema; a test compares the three.
-COST_USD_MAX = 100.0  # dearer calls exist; as a routing signal they say the same
-LATENCY_MS_MAX = 86_400_000.0
-OUTPUT_TOKENS_MAX = 10_000_000
-OUTPUT_TOKENS_LEARNED_MAX = 65_536  # more counts as this: no model in use answers at more length
-RECORD_BYTES_MAX = 65_536
-
-
-class Reason(StrEnum):
-    """Why a record was set aside. Stable names: dashboards and producers match on them."""
-
-    EMPTY = "empty"
-    TOO_LARGE = "too_large"
-    NOT_JSON = "not_json"
-    BAD_FIELD = "bad_field"
-    NOTHING_REPORTED = "nothing_reported"
-    BAD_TICKET = "bad_ticket"
-    FOREIGN_ENCODER = "foreign_encoder"
-    TOO_LATE = "too_late"
-    FROM_THE_FUTURE = "from_the_future"
-    DAMAGED = "damaged"
-
-
-# Without `gc`, the collector leaves them alone: they hold strings and numbers, so no cycles.
-class Report(
-    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, gc=False
-):
-    """One feedback record: a ticket and what is known so far about what became of it."""
-
-    ticket: Annotated[str, Meta(min_length=1, description="The decision's ticket, base64url.")]
-    quality: Annotated[float, Meta(ge=0.0, le=1.0, description="0 useless, 1 perfect.")] | None = (
-        None
-    )
-    cost_usd: (
-        Annotated[float, Meta(ge=0.0, le=COST_USD_MAX, description="US dollars for the call.")]
-        | None
-    ) = None
-    latency_ms: (
-        Annotated[
-            float,
-            Meta(ge=0.0, le=LATENCY_MS_MAX, description="Milliseconds to the complete answer."),
-        ]
-        | None
-    ) = None
-    output_tokens: (
-        Annotated[int, Meta(ge=0, le=OUTPUT_TOKENS_MAX, description="Tokens generated.")] | None
-    ) = None
-    error: Annotated[bool, Meta(description="The call failed; leave quality out.")] | None = None
-    paid_usd: (
-        Annotated[
-            float,
-            Meta(
-                ge=0.0,
-                le=COST_USD_MAX,
-                description="US dollars paid for a call that answered nobody (failed, cancelled, "
-                "not sure enough): counted, not learned. Leave cost_usd out then.",
-            ),
-        ]
-        | None
-    ) = None
-
-    proof: (
-        Annotated[
-            str,
-            Meta(
-                description="Written by dispatchers alone: without it, only the quality of a call "
-                "that a dispatcher made and measured is taken."
-            ),
-        ]
-        | None
-    ) = None
-
-
-REPORTED = ("quality", "cost_usd", "latency_ms", "output_tokens", "error", "paid_usd")
-MEASURED = tuple(name for name in REPORTED if name != "quality")  # by who makes the call
-LEARNED_BITS = 0b011111  # of those, the ones that are learned; wasted spend only counts
-COST_BIT, PAID_BIT = (1 << REPORTED.index(name) for name in ("cost_usd", "paid_usd"))
-# Policies, by the names in tickets, of answers that were not a request's own: one bought to learn
-# from, and one read from a file, which somebody else has paid.
-PROBE, IMPORT = "probe", "import"
-NANO_USD = 1e9  # money is counted in whole billionths of a dollar: exact, in any order
-_decode = msgspec.json.Decoder(Report).decode
-_decode_raw = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
-
-
-def encode_report(ticket: bytes, *, proof: bytes | None = None, **reported: Any) -> bytes:
-    """A feedback record's value, from a ticket and any of `REPORTED`."""
-    proven: dict[str, Any] = (
-        {} if proof is None else {"proof": base64.urlsafe_b64encode(proof).decode()}
-    )
-    text = base64.urlsafe_b64encode(ticket).decode()
-    return _encode(Report(ticket=text, **proven, **reported))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedbackOptions:
     """What feedback is believed."""
 
-    # The window in which repeats are recognised is as long: about 1 byte per decision made in it.
+    # The window in which repeats are recognised is as long: about 3 bytes per decision made in it.
     age_s_max: float = option(
         7 * 86_400.0,
-        "Seconds after its decision that feedback still counts; 1 byte per decision.",
+        "Seconds after its decision that feedback still counts; 3 bytes per decision.",
         ge=60,
         le=90 * 86_400,
     )
@@ -156,13 +81,19 @@ class DeadLetter:
 class Ingested:
     """What became of a run of records: outcomes with the bits they report, and dead letters."""
 
-    records: list[Record]  # (n,) what each outcome was read from
+    records: list[Record]  # (n,) what each outcome was read from, alone if others were, too
     outcomes: Outcomes
     bits: NDArray[np.uint8]  # (n,) which of `REPORTED`, bit i for the i-th
     # (n, 4) cost of an answer and wasted spend; then both of what was bought to learn from
     spent_nano_usd: NDArray[np.int64]
     dead: list[DeadLetter]
     bodies: list[bytes]  # (n,) of the tickets
+    reports: list[Report]  # (n,) each of one decision
+
+    @property
+    def revisions(self) -> NDArray[np.uint8]:
+        """Of the qualities (n,)."""
+        return np.array([report.revision or 0 for report in self.reports], np.uint8)
 
 
 class Opener(Protocol):
@@ -185,29 +116,9 @@ class Ingest:
 
     def check(self, value: bytes | None) -> tuple[Report, bytes, bytes]:
         """Report, decision id and ticket body of one record's value. Raises BadFeedback."""
-        if not value:
-            raise BadFeedback(Reason.EMPTY, "the record has no value")
-        if len(value) > RECORD_BYTES_MAX:
-            raise BadFeedback(
-                Reason.TOO_LARGE, f"{len(value)} bytes; a record has at most {RECORD_BYTES_MAX}"
-            )
+        report = read_report(value)
         try:
-            report = _decode(value)
-        except msgspec.ValidationError as error:
-            raise BadFeedback(Reason.BAD_FIELD, f"{error}{_found(value, str(error))}") from None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise BadFeedback(Reason.NOT_JSON, str(error)) from None
-        if (
-            report.quality is None
-            and report.cost_usd is None
-            and report.latency_ms is None
-            and report.output_tokens is None
-            and report.error is None
-            and report.paid_usd is None
-        ):
-            raise BadFeedback(Reason.NOTHING_REPORTED, f"none of {', '.join(REPORTED)} is given")
-        try:
-            ticket = _bytes_of(report.ticket)
+            ticket = ticket_bytes(report.ticket)
             decision_id, body = self._sealer.open_body(ticket)
             proven = not is_measured(ticket) or self._proven(report, decision_id)
         except (BadTicket, binascii.Error, ValueError) as error:
@@ -218,36 +129,68 @@ class Ingest:
                 setattr(report, name, None)
         return report, decision_id, body
 
+    def parts(self, value: bytes | None) -> list[tuple[Report, bytes, bytes]]:
+        """What one record says of each decision it names. Raises BadFeedback."""
+        report, decision_id, body = self.check(value)
+        others = report.steps or [one for one in (report.better_than,) if one]
+        if not others and report.confidence is None:
+            return [(report, decision_id, body)]
+        opened = [(report.ticket, decision_id, body)]
+        try:
+            opened += [(text, *self._sealer.open_body(ticket_bytes(text))) for text in others]
+        except (BadTicket, binascii.Error, ValueError) as error:
+            raise BadFeedback(Reason.BAD_TICKET, str(error)) from None
+        if len({one for _, one, _ in opened}) < len(opened):
+            raise BadFeedback(Reason.BAD_FIELD, "one decision is named twice")
+        qualities = _qualities(report, [one for _, _, one in opened])
+        plain: dict[str, Any] = {
+            "weight": report.weight,
+            "source": report.source,
+            "revision": report.revision,
+        }
+        first = msgspec.structs.replace(
+            report, quality=qualities[0], confidence=None, better_than=None, steps=None
+        )
+        rest = [
+            (Report(ticket=text, quality=quality, **plain), one, found)
+            for (text, one, found), quality in zip(opened[1:], qualities[1:], strict=True)
+        ]
+        return [(first, decision_id, body), *rest]
+
     def _proven(self, report: Report, decision_id: bytes) -> bool:
         return report.proof is not None and self._sealer.proves(
-            decision_id, _bytes_of(report.proof)
+            decision_id, ticket_bytes(report.proof)
         )
 
     def take(self, records: Sequence[Record]) -> Ingested:
         """Sort records into outcomes and dead letters."""
         dead: list[DeadLetter] = []
-        kept: list[Record] = []
-        reports: list[Report] = []
-        ids: list[bytes] = []
-        bodies: list[bytes] = []
-        for record in records:
+        origin: list[int] = []  # of each part, the number of its record
+        found: list[tuple[Report, bytes, bytes]] = []
+        for number, record in enumerate(records):
             try:
-                report, decision_id, body = self.check(record.value)
+                parts = self.parts(record.value)
             except BadFeedback as error:
                 dead.append(DeadLetter(record, Reason(error.reason), error.detail))
                 continue
-            kept.append(record)
-            reports.append(report)
-            ids.append(decision_id)
-            bodies.append(body)
-        heads = heads_of(bodies)
-        wrong = self._wrong(heads, np.array([r.appended_at_ms for r in kept], np.int64))
-        dead += [DeadLetter(kept[row], *wrong[row]) for row in sorted(wrong)]
-        if wrong:
-            right = [row for row in range(len(kept)) if row not in wrong]
-            kept, reports = [kept[i] for i in right], [reports[i] for i in right]
-            ids, bodies = [ids[i] for i in right], [bodies[i] for i in right]
+            origin += [number] * len(parts)
+            found += parts
+        heads = heads_of([body for _, _, body in found])
+        wrong = self._wrong(heads, np.array([records[i].appended_at_ms for i in origin], np.int64))
+        # A record is believed whole or set aside whole.
+        bad = {origin[row]: wrong[row] for row in sorted(wrong)}
+        dead += [DeadLetter(records[number], *why) for number, why in bad.items()]
+        if bad:
+            right = [row for row, number in enumerate(origin) if number not in bad]
+            origin, found = [origin[i] for i in right], [found[i] for i in right]
             heads = heads[right]
+        several = {number for number, again in pairwise(origin) if number == again}
+        reports = [report for report, _, _ in found]
+        kept = [
+            records[i]._replace(value=_encode(report)) if i in several else records[i]
+            for i, report in zip(origin, reports, strict=True)
+        ]
+        ids, bodies = [one for _, one, _ in found], [body for _, _, body in found]
         reported = _reported(reports)
         known = ~np.isnan(reported)
         tenants = np.array([hash_of(tenant_of(body)) for body in bodies], np.uint8)
@@ -255,7 +198,10 @@ class Ingest:
         tenants[heads["policy"] == key_of(IMPORT)] = EARLIER
         outcomes = _outcomes(ids, np.nan_to_num(reported), known, heads, tenants)
         bits = np.packbits(known, axis=1, bitorder="little").reshape(-1)
-        return Ingested(kept, outcomes, bits, _spent_nano_usd(reported, heads), dead, bodies)
+        light = [row for row, r in enumerate(reports) if not shapes.counts(ids[row], _weight(r))]
+        outcomes.known[light, Target.QUALITY], outcomes.targets[light, Target.QUALITY] = False, 0
+        spent = _spent_nano_usd(reported, heads)
+        return Ingested(kept, outcomes, bits, spent, dead, bodies, reports)
 
     def _wrong(
         self, heads: NDArray[np.void], appended_at_ms: NDArray[np.int64]
@@ -290,22 +236,24 @@ class Ingest:
         return wrong
 
 
-def _bytes_of(text: str) -> bytes:
-    """Base64url. Raises binascii.Error.
+def _qualities(report: Report, bodies: Sequence[bytes]) -> list[float | None]:
+    """Of each decision that a record names."""
+    expected = shapes.predicted(bodies)
+    if report.better_than is not None:
+        found = shapes.compared(expected[0], loser=expected[1])
+    elif report.quality is None:
+        return [None]
+    elif report.steps:
+        found = shapes.shared_out(report.quality, expected)
+    else:
+        found = [report.quality]
+    sure = 1.0 if report.confidence is None else report.confidence
+    pairs = zip(found, expected, strict=True)
+    return [shapes.believed(quality, expected=of, confidence=sure) for quality, of in pairs]
 
-    What base64.b64decode does with `altchars` and `validate`, in two thirds of the time.
-    """
-    text = text.replace("-", "+").replace("_", "/")
-    text += "=" * (-len(text) % 4)  # JavaScript and Go leave the padding out
-    return binascii.a2b_base64(text, strict_mode=True)
 
-
-def _found(value: bytes, message: str) -> str:
-    """What the record has in the field that msgspec's message names; "" if that is unclear."""
-    field = message.rpartition("$.")[2].rstrip("`")
-    with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError):
-        return f", found {bytes(_decode_raw(value)[field])[:40].decode(errors='replace')}"
-    return ""
+def _weight(report: Report) -> float:
+    return 1.0 if report.weight is None else report.weight
 
 
 def _reported(reports: Sequence[Report]) -> NDArray[np.float64]:
@@ -370,6 +318,16 @@ def _outcomes(
     )
 
 
+def qualities_alone(outcomes: Outcomes, targets: NDArray[np.int64]) -> Outcomes:
+    """The same decisions with these qualities (n,), and nothing else known of them."""
+    known = np.zeros_like(outcomes.known)
+    known[:, Target.QUALITY] = True
+    placed = np.zeros_like(outcomes.targets)
+    placed[:, Target.QUALITY] = targets
+    figures_known = np.zeros_like(outcomes.figures_known)
+    return replace(outcomes, targets=placed, known=known, figures_known=figures_known)
+
+
 def keep_fresh(outcomes: Outcomes, fresh: NDArray[np.uint8]) -> Outcomes:
     """The outcomes with only the values whose bits (n,) are fresh; rows with none are dropped."""
     bits = np.unpackbits(fresh[:, None], axis=1, bitorder="little")[:, : len(REPORTED)].astype(bool)
@@ -380,8 +338,3 @@ def keep_fresh(outcomes: Outcomes, fresh: NDArray[np.uint8]) -> Outcomes:
     columns["targets"] = columns["targets"] * columns["known"]
     columns["figures_known"] = bits[rows][:, [4, 3, 1, 2]]
     return Outcomes(**columns)
-
-
-def schema() -> dict[str, Any]:
-    """The JSON schema of a feedback record, as published."""
-    return msgspec.json.schema(Report)

@@ -19,7 +19,7 @@ import msgspec
 import pyarrow as pa
 
 from streams.errors import BadTicket, LogUnavailable
-from streams.feedback.feedback import Report
+from streams.feedback.report import Report
 from streams.feedback.ticket import check_shape
 from streams.log.contract import FEEDBACK, Log
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from streams.feedback.feedback import RECORD_BYTES_MAX, REPORTED, schema
+from streams.feedback.report import RECORD_BYTES_MAX, REPORTED, schema
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

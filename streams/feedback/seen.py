@@ -1,4 +1,4 @@
-"""Which values of which decisions have been learned: one byte per decision, never a false answer.
+"""Which values of which decisions have been learned: never a false answer.
 
 A decision's sequence number is its position in a page of flags; each reportable value has a bit.
 Claiming a value sets its bit and says whether it was clear before. Pages fade out of the window
@@ -6,6 +6,9 @@ once every decision in them is older than the oldest feedback that would still b
 
 Ids made of content (`ticket.content_ids`) lie anywhere and may come again after years: they are
 kept one by one, and for good.
+
+The quality that was learned of a decision is kept beside its flags, with its revision, in two
+bytes: a correction takes out exactly what was put in.
 
 A bit that was claimed stays claimed for as long as its value could still arrive.
 """
@@ -21,6 +24,9 @@ from streams.feedback.ticket import CONTENT_FROM
 
 PAGE = 4096  # decisions per page: 4 KiB, about four seconds of one busy replica
 GROUP = 64  # pages stored together in a snapshot
+# Of a quality that was learned: its fixed-point integer plus one, and its revision above. 0: none.
+REVISION_SHIFT = 13
+QUALITY_MASK = (1 << REVISION_SHIFT) - 1
 
 
 class Seen:
@@ -36,6 +42,7 @@ class Seen:
     def __init__(self) -> None:
         self._slot_of: dict[tuple[int, int], int] = {}  # (issuer, page number) → row of `_flags`
         self._flags = np.zeros((0, PAGE), np.uint8)
+        self._learned = np.zeros((0, PAGE), np.uint16)
         self._newest_ms = np.zeros(0, np.int64)  # newest decision time per page
         self._stamps: list[int] = []  # per group of pages: counts changes, see `groups`
         self._singles: dict[tuple[int, int], int] = {}  # (issuer, sequence) of content → bits
@@ -93,6 +100,40 @@ class Seen:
         np.bitwise_or.at(flags, cells, fresh)
         return fresh
 
+    def learned(
+        self,
+        at: tuple[NDArray[np.uint64], NDArray[np.uint64]],
+        qualities: NDArray[np.int64],
+        revisions: NDArray[np.uint8],
+        fresh: NDArray[np.bool_],
+    ) -> dict[int, int]:
+        """Keep the qualities (n,) of claimed decisions; by row, the former one that it replaces.
+
+        A `fresh` one replaces nothing; of the others those of a higher revision than is kept do.
+        """
+        issuers, sequences = at
+        replaced: dict[int, int] = {}
+        rows = np.flatnonzero((fresh | (revisions > 0)) & (sequences < CONTENT_FROM))
+        for row in rows.tolist():
+            page, cell = divmod(int(sequences[row]), PAGE)
+            slot = self._slot_of[int(issuers[row]), page]
+            held = int(self._learned[slot, cell])
+            revision = int(revisions[row])
+            if not fresh[row]:
+                if not held or revision <= held >> REVISION_SHIFT:
+                    continue
+                replaced[row] = (held & QUALITY_MASK) - 1
+                self._stamps[slot // GROUP] += 1
+            self._learned[slot, cell] = revision << REVISION_SHIFT | int(qualities[row]) + 1
+        return replaced
+
+    def kept(self, issuer: int, sequence: int) -> tuple[int, int] | None:
+        """The quality that counts for a decision, as its integer, and its revision."""
+        page, cell = divmod(sequence, PAGE)
+        slot = self._slot_of.get((issuer, page))
+        held = 0 if slot is None else int(self._learned[slot, cell])
+        return ((held & QUALITY_MASK) - 1, held >> REVISION_SHIFT) if held else None
+
     def claimed(
         self, issuers: NDArray[np.uint64], sequences: NDArray[np.uint64]
     ) -> NDArray[np.uint8]:
@@ -136,6 +177,8 @@ class Seen:
         if slot == len(self._flags):  # grow by a group, doubling the buffer is not worth its peak
             more = max(GROUP, slot // 4 // GROUP * GROUP)
             self._flags = np.concatenate([self._flags, np.zeros((more, PAGE), np.uint8)])
+            values = np.zeros((more, PAGE), np.uint16)
+            self._learned = np.concatenate([self._learned, values])
             self._newest_ms = np.concatenate([self._newest_ms, np.zeros(more, np.int64)])
             self._stamps += [0] * (more // GROUP)
         return slot
@@ -149,13 +192,14 @@ class Seen:
         kept = [at for at, slot in self._slot_of.items() if keep[slot]]
         rows = np.array([self._slot_of[at] for at in kept], np.intp)
         last_stamp = max(self._stamps, default=0)
-        flags, newest = self._flags[rows], self._newest_ms[rows]
+        flags, newest, values = self._flags[rows], self._newest_ms[rows], self._learned[rows]
         singles = self._singles, self._singles_stamp
         self.__init__()  # type: ignore[misc]
         self._singles, self._singles_stamp = singles
-        for at, flag, newest_ms in zip(kept, flags, newest, strict=True):
+        for at, flag, newest_ms, value in zip(kept, flags, newest, values, strict=True):
             slot = self._slot(*at)
             self._flags[slot], self._newest_ms[slot] = flag, newest_ms
+            self._learned[slot] = value
         self._stamps = [last_stamp + 1] * len(self._stamps)
 
     def groups(self) -> list[tuple[object, dict[str, NDArray[Any]]]]:
@@ -172,6 +216,7 @@ class Seen:
                 "pages": np.array([page for _, page in at[rows]], np.uint64),
                 "newest_ms": self._newest_ms[rows],
                 "flags": self._flags[rows],
+                "learned": self._learned[rows],
             }
             found.append((self._stamps[group], arrays))
         if self._singles:
@@ -197,5 +242,7 @@ class Seen:
         for row, at in enumerate(zip(*columns, strict=True)):
             slot = self._slot(*at)
             self._flags[slot] |= arrays["flags"][row]
+            if "learned" in arrays:  # not in snapshots of before there were corrections
+                self._learned[slot] = np.maximum(self._learned[slot], arrays["learned"][row])
             self._newest_ms[slot] = max(self._newest_ms[slot], arrays["newest_ms"][row])
             self._stamps[slot // GROUP] += 1

@@ -27,7 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.option import option, required
-from streams.feedback.feedback import COST_BIT, IMPORT, NANO_USD, PAID_BIT, PROBE, Ingested
+from streams.feedback.feedback import Ingested
+from streams.feedback.report import COST_BIT, IMPORT, NANO_USD, PAID_BIT, PROBE
 from streams.feedback.ticket import CANDIDATE, HEAD, heads_of, key_of, said_of, tenant_of
 from streams.telemetry.received import SILENT_MS, Received
 from streams.telemetry.records import RouterState

@@ -18,7 +18,7 @@ call cost at the request's weights, over its weight of quality.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ from learners.evaluation.gate import Arms, Evidence, Verdict, values
 from learners.option import option
 from learners.targets import ONE, Target
 from streams.feedback.feedback import Ingested
+from streams.feedback.report import ERROR_BIT, QUALITY_BIT
 from streams.feedback.ticket import CANDIDATE, HEAD, heads_of, said_of
 from streams.training.folder import Folder
 
@@ -39,7 +40,6 @@ PREFIX, FOLDER = "change.", "changes"
 # first: the later ones share its arm.
 CANDIDATE_ARM, INCUMBENT_ARM, ALIKE, LATER = "candidate", "incumbent", "alike", "later"
 TRIED, PROMOTED, ROLLED_BACK = "canary", "promoted", "rolled_back"  # stages
-QUALITY_BIT, ERROR_BIT = 1, 16
 ELIGIBLE = 0  # verdict of a ticket's candidates
 COST_FIGURE = 2  # column of `Outcomes.figures`
 
@@ -180,10 +180,13 @@ class Step(NamedTuple):
     share: float  # of the requests from now on
 
 
-def next_step(options: ChangeOptions, counts: Mapping[str, int], now_ms: int) -> Step | None:
+def next_step(
+    options: ChangeOptions, counts_of: Callable[[], Mapping[str, int]], now_ms: int
+) -> Step | None:
     """What is to be done now; None: nothing."""
     if options.mode != "canary":
         return None
+    counts = counts_of()
     stage = stage_of(options, counts)
     if stage == ROLLED_BACK:
         return None

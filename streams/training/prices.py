@@ -24,7 +24,7 @@ import numpy as np
 from learners.option import option, same_as
 from learners.prices import PriceOptions, ascend, level, multiples
 from streams.clock import STEP_MS
-from streams.feedback.feedback import NANO_USD
+from streams.feedback.report import NANO_USD
 from streams.telemetry.capacity import capacities
 from streams.telemetry.fleet_state import FleetState
 from streams.telemetry.received import SILENT_MS

@@ -14,7 +14,7 @@ import io
 import logging
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -25,8 +25,12 @@ from numpy.typing import NDArray
 
 from learners.estimates.history import joined, no_rows, with_all_columns
 from learners.estimates.learned import Learned, MemoryOptions
+from learners.outcomes import Outcomes
+from learners.targets import Target
 from streams.clock import QUICK, SLOW, Patience, Steady
 from streams.errors import SnapshotDamaged, SnapshotForeign
+from streams.feedback.feedback import keep_fresh, qualities_alone
+from streams.feedback.report import QUALITY_BIT
 from streams.feedback.seen import Seen
 from streams.telemetry.fleet_state import FleetState
 from streams.training.prices import Prices
@@ -35,6 +39,7 @@ from streams.training.snapshots import Blob, Manifest, Store
 logger = logging.getLogger(__name__)
 
 ROWS_PER_PART = 4096
+SOURCE, SOURCES_MAX, OTHERS = "source.", 32, "(others)"  # counters of who judged
 STATISTICS, INDEX, SEEN, FLEET = "statistics", "history/index", "seen/", "fleet"
 # What unpacking raises where bytes are whole but not what this program writes.
 MALFORMED = (KeyError, ValueError, TypeError, RuntimeError, OSError, EOFError, zipfile.BadZipFile)
@@ -88,6 +93,39 @@ class State:
     # Likewise, for what may be forgotten: it believes nothing sudden for a day.
     horizons: Clocks = field(default_factory=lambda: Clocks(SLOW))
     telemetry_clocks: Clocks = field(default_factory=Clocks)
+
+    def learn(
+        self, outcomes: Outcomes, bits: NDArray[np.uint8], revisions: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Learn what is new, and put corrected qualities in the place of the former ones.
+
+        Of each row (n,), which of its `bits` were new, and whether it was a correction.
+        """
+        at = outcomes.issuers, outcomes.sequences
+        fresh = self.seen.claim(*at, bits, outcomes.decided_at_ms)
+        self.learned.update(keep_fresh(outcomes, fresh))
+        judged = np.flatnonzero(outcomes.known[:, Target.QUALITY])
+        replaced = self.seen.learned(
+            (at[0][judged], at[1][judged]),
+            outcomes.targets[judged, Target.QUALITY],
+            revisions[judged],
+            (fresh[judged] & QUALITY_BIT) > 0,
+        )
+        rows = judged[list(replaced)]
+        now = outcomes.take(rows)
+        before = qualities_alone(now, np.array(list(replaced.values()), np.int64))
+        self.learned.replace(before, qualities_alone(now, now.targets[:, Target.QUALITY]))
+        corrected = np.zeros(len(outcomes), bool)
+        corrected[rows] = True
+        return fresh, corrected
+
+    def count_sources(self, sources: Iterable[str | None]) -> None:
+        """Count who said so, by name; of many names the later ones together."""
+        for source in sources:
+            if source is not None:
+                name = SOURCE + source
+                known = sum(one.startswith(SOURCE) for one in self.counts)
+                self.count(name if name in self.counts or known < SOURCES_MAX else SOURCE + OTHERS)
 
     def count(self, name: str, n: int = 1) -> None:
         """Add to a counter."""

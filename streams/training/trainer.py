@@ -30,15 +30,8 @@ from learners.option import option
 from streams.clock import SLOW, STEP_MS
 from streams.errors import LogReplaced, LogTruncated, LogUnavailable, SnapshotDamaged
 from streams.feedback.dead_letters import came_from, dead_letter, unreadable
-from streams.feedback.feedback import (
-    COST_BIT,
-    PAID_BIT,
-    DeadLetter,
-    FeedbackOptions,
-    Ingest,
-    Ingested,
-    keep_fresh,
-)
+from streams.feedback.feedback import DeadLetter, FeedbackOptions, Ingest, Ingested
+from streams.feedback.report import COST_BIT, LEARNED_BITS, PAID_BIT
 from streams.feedback.ticket import Sealer, join_ids, key_of
 from streams.log.contract import (
     DEAD_LETTER,
@@ -67,6 +60,7 @@ logger = once_a_minute(logging.getLogger(__name__))
 RECORDS, LEARNED, DUPLICATE, MOVED = "records", "learned", "duplicate", "moved"
 DEAD = "dead_letter."  # followed by a reason
 PROBED = "probed_nano_usd."  # as SPENT, for answers that were bought to learn from
+CORRECTED = "corrected"  # qualities that a later revision replaced
 SKIPPED = "skipped"  # records the log lost before they were read, see `on_gap`
 
 # Brokers' clocks differ: a partition read to its end may get a record stamped a little earlier, and
@@ -201,7 +195,7 @@ class Trainer:
 
     def _take_steps(self) -> None:
         """Promote a change under trial, or take it back."""
-        step = change.next_step(self._options.change, self._counts(), self._now_ms())
+        step = change.next_step(self._options.change, self._counts, self._now_ms())
         if step is not None and self._share.watches():
             change.keep(self._store.folder, step)
             self.state.count(f"{change.PREFIX}{step.change}.{step.step}", step.at_unix_ms)
@@ -235,16 +229,16 @@ class Trainer:
         home = self._share.keeps(found.issuers, found.sequences)
         self._move(ingested, home)
         state, outcomes = self.state, found.take(home)
-        fresh = state.seen.claim(
-            outcomes.issuers, outcomes.sequences, ingested.bits[home], outcomes.decided_at_ms
-        )
-        new = keep_fresh(outcomes, fresh)
-        state.learned.update(new)
+        revisions = ingested.revisions[home]
+        fresh, corrected = state.learn(outcomes, ingested.bits[home], revisions)
         self._keep_time(records)
-        if len(new):
+        if (fresh & LEARNED_BITS).any() or corrected.any():
             state.learned_at_ms = self._now_ms()
-        state.count(RECORDS, len(records))
-        n_fresh = int(np.count_nonzero(fresh))
+        # A record of several decisions counts once for each.
+        state.count(RECORDS, len(ingested.records) + len(ingested.dead))
+        n_fresh = int(np.count_nonzero((fresh > 0) | corrected))
+        state.count(CORRECTED, int(corrected.sum()))
+        state.count_sources(ingested.reports[i].source for i in np.flatnonzero(home)[fresh > 0])
         state.count(LEARNED, n_fresh)
         state.count(DUPLICATE, len(outcomes) - n_fresh)
         nano_usd = ingested.spent_nano_usd[home]

@@ -10,7 +10,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from streams.alarms import Board
 from streams.errors import LogUnavailable
-from streams.feedback.feedback import Reason
+from streams.feedback.report import Reason
 from streams.log.contract import FEEDBACK, Log
 from streams.training.share import Share
 from streams.training.state import Clocks, State

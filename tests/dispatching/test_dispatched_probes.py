@@ -11,7 +11,7 @@ from made_up_endpoint import Script, answers, failed
 from learners.policies.probes import ProbeOptions
 from serve.dispatch.dispatcher import DispatchOptions
 from serve.dispatch.probes import DispatchProbeOptions, agreement
-from streams.feedback.feedback import PROBE
+from streams.feedback.report import PROBE
 from streams.feedback.ticket import key_of
 
 RICH = ProbeOptions(budget_usd_per_day=1e6, share_max=1.0, horizon_requests=1e9)

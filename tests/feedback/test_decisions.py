@@ -15,7 +15,7 @@ from memory_log import MemoryLog
 
 from streams.feedback.decisions import ADDED, SCHEMA, DecisionBatch, decode, encode
 from streams.feedback.export import export
-from streams.feedback.feedback import encode_report
+from streams.feedback.report import encode_report
 from streams.feedback.said import Said
 from streams.log.contract import DECISIONS, FEEDBACK
 

@@ -17,7 +17,8 @@ from learners.estimates.ema import FIGURE_UNITS, FIGURES
 from learners.estimates.influence import hash_of
 from learners.targets import ONE, RATIO_MAX, RATIO_UNIT, VALUE_MAX, Target
 from streams.errors import BadFeedback
-from streams.feedback.feedback import (
+from streams.feedback.feedback import FeedbackOptions, Ingest, Ingested, keep_fresh
+from streams.feedback.report import (
     COST_USD_MAX,
     LATENCY_MS_MAX,
     LEARNED_BITS,
@@ -25,14 +26,11 @@ from streams.feedback.feedback import (
     OUTPUT_TOKENS_LEARNED_MAX,
     OUTPUT_TOKENS_MAX,
     PAID_BIT,
+    QUALIFIED,
     RECORD_BYTES_MAX,
     REPORTED,
-    FeedbackOptions,
-    Ingest,
-    Ingested,
     Reason,
     encode_report,
-    keep_fresh,
     schema,
 )
 from streams.feedback.ticket import CANDIDATE, Issuer, Sealer, key_of, split_ids
@@ -603,7 +601,7 @@ def test_the_schema_names_every_field_with_its_meaning_and_limits():
     """
     properties = schema()["$defs"]["Report"]["properties"]
 
-    assert set(properties) == {"ticket", "proof", *REPORTED}
+    assert set(properties) == {"ticket", "proof", *REPORTED, *QUALIFIED}
     for name, described in properties.items():
         (meant,) = [x for x in described.get("anyOf", [described]) if x["type"] != "null"]
         assert meant["description"], name

@@ -27,14 +27,14 @@ from fairlead.command_line import app
 from fairlead.commands import feedback as feedback_command
 from streams.feedback.check import LINES_PER_BATCH, Checked, Refused, check
 from streams.feedback.dead_letters import dead_letter
-from streams.feedback.feedback import (
+from streams.feedback.feedback import DeadLetter, FeedbackOptions
+from streams.feedback.report import (
     COST_USD_MAX,
     LATENCY_MS_MAX,
     OUTPUT_TOKENS_MAX,
+    QUALIFIED,
     RECORD_BYTES_MAX,
     REPORTED,
-    DeadLetter,
-    FeedbackOptions,
     Reason,
 )
 from streams.feedback.schema import published
@@ -109,7 +109,7 @@ def test_the_page_states_every_field_with_its_bounds():
     """
     rows = table("field")
 
-    assert set(rows) == {"ticket", "proof", *REPORTED}
+    assert set(rows) == {"ticket", "proof", *REPORTED, *QUALIFIED}
     for name, limit in [
         ("quality", 1),
         ("cost_usd", COST_USD_MAX),

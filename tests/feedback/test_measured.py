@@ -8,13 +8,8 @@ import numpy as np
 import pytest
 from made_up import ENCODER, NOW_MS, SEALER, heads
 
-from streams.feedback.feedback import (
-    MEASURED,
-    REPORTED,
-    FeedbackOptions,
-    Ingest,
-    encode_report,
-)
+from streams.feedback.feedback import FeedbackOptions, Ingest
+from streams.feedback.report import MEASURED, REPORTED, encode_report
 from streams.feedback.seen import Seen
 from streams.feedback.ticket import CANDIDATE, Issuer, Sealer, is_measured, key_of, split_ids
 from streams.log.contract import Record

@@ -68,7 +68,7 @@ MUTATIONS = {
         ),
     ),
     "bounds": Mutation(
-        "streams/feedback/feedback.py",
+        "streams/feedback/report.py",
         "Meta(ge=0.0, le=1.0, ",
         "Meta(",
         ("tests/feedback/test_feedback.py::test_what_is_wrong_is_said_with_field_value_and_limit",),

@@ -12,7 +12,7 @@ from learners.policies.probes import ProbeOptions
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.eligible import Verdict
 from serve.routing.probing import BURST_S, DAY_S, Prober
-from streams.feedback.feedback import PROBE
+from streams.feedback.report import PROBE
 from streams.feedback.ticket import key_of
 
 DAY_MS = int(DAY_S * 1000)

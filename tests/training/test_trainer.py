@@ -23,7 +23,8 @@ from streams.errors import (
     SnapshotFenced,
     SnapshotForeign,
 )
-from streams.feedback.feedback import REPORTED, Ingest, Reason, keep_fresh
+from streams.feedback.feedback import Ingest, keep_fresh
+from streams.feedback.report import REPORTED, Reason
 from streams.feedback.seen import Seen
 from streams.feedback.ticket import key_of
 from streams.log.contract import DEAD_LETTER, FEEDBACK, TELEMETRY, Record

@@ -28,7 +28,7 @@ from serve.routing.live import Live, LiveOptions
 from serve.routing.placement import PlacementOptions
 from serve.routing.records import Decisions
 from serve.routing.router import Chooser
-from streams.feedback.feedback import encode_report
+from streams.feedback.report import encode_report
 from streams.feedback.ticket import KEY_BYTES, Issuer, Sealer
 from streams.log.contract import FEEDBACK, TELEMETRY
 from streams.log.memory_log import MemoryLog, Storage

@@ -41,7 +41,7 @@ from serve.routing.probing import BURST_S, DAY_S, Prober
 from serve.routing.records import Decisions
 from serve.routing.router import Choices, Chooser
 from streams.feedback.answers_file import Answer
-from streams.feedback.feedback import encode_report
+from streams.feedback.report import encode_report
 from streams.feedback.ticket import KEY_BYTES, Issuer, Sealer
 from streams.log.contract import FEEDBACK
 from streams.log.memory_log import MemoryLog, Storage

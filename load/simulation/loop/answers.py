@@ -22,7 +22,7 @@ from load.simulation.loop.results import Answers, Fate
 from load.simulation.loop.router import Numbers, VirtualRouter
 from load.simulation.machines.offered import Answered, Lost
 from serve.routing.catalogue import Catalogue
-from streams.feedback.feedback import encode_report
+from streams.feedback.report import encode_report
 
 TRIES_MAX = 2
 

@@ -44,7 +44,8 @@ from serve.routing.request import PreferenceDefaults, read_request
 from serve.routing.router import Chooser
 from serve.routing.sessions import SessionOptions, Sessions
 from streams.feedback.decisions import DecisionBatch, encode
-from streams.feedback.feedback import NANO_USD, REPORTED, FeedbackOptions, Ingest, encode_report
+from streams.feedback.feedback import FeedbackOptions, Ingest
+from streams.feedback.report import NANO_USD, REPORTED, encode_report
 from streams.feedback.ticket import KEY_BYTES, Issuer, Sealer, key_of
 from streams.log.contract import DECISIONS, FEEDBACK
 from streams.training.folder import Folder

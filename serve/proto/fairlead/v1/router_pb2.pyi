@@ -255,7 +255,7 @@ class RowProblem(_message.Message):
     def __init__(self, row: _Optional[int] = ..., problem: _Optional[_Union[Problem, _Mapping]] = ...) -> None: ...
 
 class Outcome(_message.Message):
-    __slots__ = ("ticket", "quality", "cost_usd", "latency_ms", "output_tokens", "error", "paid_usd")
+    __slots__ = ("ticket", "quality", "cost_usd", "latency_ms", "output_tokens", "error", "paid_usd", "confidence", "weight", "source", "revision", "better_than", "steps")
     TICKET_FIELD_NUMBER: _ClassVar[int]
     QUALITY_FIELD_NUMBER: _ClassVar[int]
     COST_USD_FIELD_NUMBER: _ClassVar[int]
@@ -263,6 +263,12 @@ class Outcome(_message.Message):
     OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     PAID_USD_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    BETTER_THAN_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
     ticket: bytes
     quality: float
     cost_usd: float
@@ -270,7 +276,13 @@ class Outcome(_message.Message):
     output_tokens: int
     error: bool
     paid_usd: float
-    def __init__(self, ticket: _Optional[bytes] = ..., quality: _Optional[float] = ..., cost_usd: _Optional[float] = ..., latency_ms: _Optional[float] = ..., output_tokens: _Optional[int] = ..., error: _Optional[bool] = ..., paid_usd: _Optional[float] = ...) -> None: ...
+    confidence: float
+    weight: float
+    source: str
+    revision: int
+    better_than: bytes
+    steps: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, ticket: _Optional[bytes] = ..., quality: _Optional[float] = ..., cost_usd: _Optional[float] = ..., latency_ms: _Optional[float] = ..., output_tokens: _Optional[int] = ..., error: _Optional[bool] = ..., paid_usd: _Optional[float] = ..., confidence: _Optional[float] = ..., weight: _Optional[float] = ..., source: _Optional[str] = ..., revision: _Optional[int] = ..., better_than: _Optional[bytes] = ..., steps: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class FeedbackRequest(_message.Message):
     __slots__ = ("outcomes",)
