@@ -3,9 +3,8 @@
     first 400 characters ─▶ letters of another script? ─▶ its language
                                    └─ else words that are common in one ─▶ the most different ones
 
-It says "" rather than guess: of a few words without a common one nothing is known. Models that
-identify a hundred languages weigh a megabyte and more, and take longer than a whole decision may;
-a rule needs to tell apart the languages that a site's users write.
+It says "" rather than guess: of a few words without a common one nothing is known. A rule needs
+to tell apart the languages that a site's users write, not all there are.
 """
 
 from __future__ import annotations
