@@ -37,6 +37,10 @@ WINDOW_S_MAX = 0.25
 
 # So many calls under way make the window a whole one; fewer, a part of it.
 CROWD = 4
+# A whole crowd's window is at least as long, however quick the scoring: an iteration of the loop
+# and a batch cost what they cost. Measured with 64 callers on a busy machine: 1,000 calls a second
+# without it, 2,200 with it, and 400 µs of processor time a call instead of 700.
+CROWD_S_MIN = 0.003
 # Timers of event loops tick in milliseconds: what is shorter is waited for turn by turn.
 TIMER_S_MIN = 0.001
 
@@ -111,8 +115,10 @@ class Batcher(Generic[Item, Result]):
         others = min(self._under_way(), CROWD + 1) - 1
         if others <= 0:
             return 0.0
-        ends_s = self._scored_at_s + self._window_s * others / CROWD
-        return ends_s - time.monotonic()
+        window_s = self._window_s * others / CROWD
+        if others >= CROWD and self._window_s:
+            window_s = max(window_s, CROWD_S_MIN)
+        return self._scored_at_s + window_s - time.monotonic()
 
     def _flush(self) -> None:
         """Score one batch, then let the event loop read what has arrived meanwhile."""

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from serve.errors import InvalidRequest, QueueFull
-from serve.grpc_api.batcher import CROWD, WINDOW_S_MAX, Batcher, BatcherOptions
+from serve.grpc_api.batcher import CROWD, CROWD_S_MIN, WINDOW_S_MAX, Batcher, BatcherOptions
 
 WINDOWS = BatcherOptions().window_scorings
 TURN_S = 1e-6  # that a turn of the loop takes
@@ -105,6 +105,21 @@ def test_request_after_the_rest_is_scored_at_once(played):
         return [await bench.ask(i, at_s=i) for i in (0.040, 1.0, 100.0)]
 
     assert played(scenario) == [TURNS] * 3
+
+
+@pytest.mark.parametrize(("under_way", "waits_s"), [(1, 0.0), (2, 0.0), (CROWD + 1, CROWD_S_MIN)])
+def test_a_crowd_is_collected_for_a_while_however_quick_the_scoring(played, under_way, waits_s):
+    """
+    Else quick scoring makes small batches, which cost more than they save; few callers do not
+    wait for a crowd that is not there.
+    """
+
+    async def scenario(bench):
+        await bench.ask("a")
+        bench.under_way = under_way
+        return await bench.ask("b")
+
+    assert played(scenario, took_s=0.00001) == pytest.approx(waits_s, abs=1e-4)
 
 
 @pytest.mark.parametrize("after_ms", [0, 1, 5, 29])
