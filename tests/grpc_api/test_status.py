@@ -22,7 +22,7 @@ from serve.grpc_api.listener import ListenerOptions
 from serve.meanings import MEANINGS, MESSAGE_BYTES_MAX
 from serve.routing import decider, request
 from streams.errors import StreamError
-from streams.feedback import feedback
+from streams.feedback import report
 from streams.feedback.ticket import ID_BYTES
 
 PROTO = Path(request.__file__).parents[1] / "proto/fairlead/v1/router.proto"
@@ -215,10 +215,10 @@ LIMITS = {
     "RouteBatchRequest.requests": ("1 to {}", request.BATCH_MAX),
     "FeedbackRequest.outcomes": ("1 to {}", request.BATCH_MAX),
     "Outcome.quality": ("0 to {}", 1),
-    "Outcome.cost_usd": ("0 to {}", feedback.COST_USD_MAX),
-    "Outcome.latency_ms": ("0 to {}", feedback.LATENCY_MS_MAX),
-    "Outcome.output_tokens": ("0 to {}", feedback.OUTPUT_TOKENS_MAX),
-    "Outcome.paid_usd": ("0 to {}.", feedback.COST_USD_MAX),
+    "Outcome.cost_usd": ("0 to {}", report.COST_USD_MAX),
+    "Outcome.latency_ms": ("0 to {}", report.LATENCY_MS_MAX),
+    "Outcome.output_tokens": ("0 to {}", report.OUTPUT_TOKENS_MAX),
+    "Outcome.paid_usd": ("0 to {}.", report.COST_USD_MAX),
     "DispatchRequest.options_json": ("At most {} MiB", OPTIONS_BYTES_MAX >> 20),
     "DispatchRequest.fan_out": ("1 to {}.", FAN_OUT_MAX),
     "Cascade.confidence_min": ("0 to {}.", 1),
