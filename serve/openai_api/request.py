@@ -28,7 +28,8 @@ from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.catalogue import Catalogue
 from serve.routing.request import BATCH_MAX, TENANT_BYTES_MAX, RouteFields
 from serve.routing.request import Preference as SaidPreference
-from streams.feedback.report import OUTPUT_TOKENS_MAX
+from streams.feedback.report import OUTPUT_TOKENS_MAX, REVISION_MAX
+from streams.feedback.shapes import STEPS_MAX
 
 AUTO = "auto"  # the "model" that means: the router chooses
 OURS = ("model", "stream", "stream_options", "priority", "fairlead")  # not passed through
@@ -108,6 +109,12 @@ class Outcome(Struct, forbid_unknown_fields=True):
     output_tokens: Annotated[int, Meta(ge=0, le=OUTPUT_TOKENS_MAX)] | None = None
     error: bool | None = None
     paid_usd: float | None = None
+    confidence: float | None = None
+    weight: float | None = None
+    source: str | None = None
+    revision: Annotated[int, Meta(ge=0, le=REVISION_MAX)] | None = None
+    better_than: str | None = None  # a ticket, as those of `steps`
+    steps: Annotated[list[str], Meta(max_length=STEPS_MAX - 1)] | None = None
 
 
 class Outcomes(Struct, forbid_unknown_fields=True):
@@ -188,12 +195,18 @@ def read_feedback(content: bytes) -> pb.FeedbackRequest:
 
 
 def _outcome(position: int, outcome: Outcome) -> pb.Outcome:
+    def ticket(name: str, said: str) -> bytes:
+        try:
+            return read_ticket(said)
+        except ValueError as error:
+            field = f"outcomes[{position}].{name}"
+            raise InvalidRequest(field, error, "base64url, as it came with an answer") from error
+
     fields = structs.asdict(outcome)
-    try:
-        fields["ticket"] = read_ticket(outcome.ticket)
-    except ValueError as error:
-        field = f"outcomes[{position}].ticket"
-        raise InvalidRequest(field, error, "base64url, as it came with an answer") from error
+    fields["ticket"] = ticket("ticket", outcome.ticket)
+    if outcome.better_than is not None:
+        fields["better_than"] = ticket("better_than", outcome.better_than)
+    fields["steps"] = [ticket(f"steps[{i}]", step) for i, step in enumerate(outcome.steps or ())]
     return pb.Outcome(**fields)
 
 

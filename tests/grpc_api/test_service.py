@@ -107,7 +107,8 @@ def test_fields_of_a_decision_are_those_checked_here():
     assert {f.name for f in pb.Decision.DESCRIPTOR.fields} == {
         "request_id", "decision_id", "model", "pool", "propensity", "utility", "quality",
         "cost_usd", "latency_ms", "fallbacks", "snapshot_version", "snapshot_age_ms", "ticket",
-        "energy_j", "probe", "below_quality_min",
+        "energy_j", "probe", "below_quality_min", "guarded",
+        "rules", "suggested_model",  # by rules/test_dispatched and changes/test_modes_served
     }  # fmt: skip
 
 

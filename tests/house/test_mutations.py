@@ -32,9 +32,9 @@ class Mutation:
 
 MUTATIONS = {
     "de-duplication": Mutation(
-        "streams/training/trainer.py",
-        "new = keep_fresh(outcomes, fresh)",
-        "new = keep_fresh(outcomes, ingested.bits[home])",
+        "streams/training/state.py",
+        "self.learned.update(keep_fresh(outcomes, fresh))",
+        "self.learned.update(keep_fresh(outcomes, bits))",
         ("tests/training/test_trainer.py::test_a_calm_run_is_the_fold_of_its_records",),
     ),
     "checksum": Mutation(
@@ -69,8 +69,8 @@ MUTATIONS = {
     ),
     "bounds": Mutation(
         "streams/feedback/report.py",
-        "Meta(ge=0.0, le=1.0, ",
-        "Meta(",
+        "quality: Annotated[float, Meta(ge=0.0, le=1.0, ",
+        "quality: Annotated[float, Meta(",
         ("tests/feedback/test_feedback.py::test_what_is_wrong_is_said_with_field_value_and_limit",),
     ),
 }

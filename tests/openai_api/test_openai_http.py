@@ -829,6 +829,21 @@ def test_feedback_takes_several(up):
     assert (second.ticket, second.latency_ms) == (TICKET, 2.5)
 
 
+def test_feedback_of_every_shape_arrives_as_over_grpc(up):
+    """
+    How a quality was come by, and the tickets of other decisions that it is about.
+    """
+    ticket = base64.urlsafe_b64encode(TICKET).decode()
+    said = {"confidence": 0.9, "weight": 0.5, "source": "judge", "revision": 2}
+    tickets = {"better_than": ticket, "steps": [ticket, ticket]}
+
+    assert feedback(up, {"ticket": ticket, **said, **tickets}).json() == {"accepted": 1}
+
+    (outcome,) = up.dispatcher.feedback[0].outcomes
+    assert {name: getattr(outcome, name) for name in said} == said
+    assert (outcome.better_than, list(outcome.steps)) == (TICKET, [TICKET, TICKET])
+
+
 @pytest.mark.parametrize(
     "body,param",
     [
@@ -841,6 +856,9 @@ def test_feedback_takes_several(up):
         ({"outcomes": [{"ticket": "AAAA"}], "quality": 1}, "quality"),
         ({"outcomes": [{"ticket": "AAAA"}, {"ticket": "A"}]}, "outcomes[1].ticket"),
         ({"outcomes": [{"ticket": "AAAA", "error": 1}]}, "outcomes[0].error"),
+        ({"ticket": "AAAA", "revision": 8}, "revision"),
+        ({"ticket": "AAAA", "better_than": "?"}, "outcomes[0].better_than"),
+        ({"ticket": "AAAA", "steps": ["AAAA", "?"]}, "outcomes[0].steps[1]"),
     ],
 )
 def test_feedback_that_can_not_be_read_is_refused_by_its_field(up, body, param):
