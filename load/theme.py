@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
 
 # Of GitHub's pages, where most are looked at.
 THEMES = {
@@ -29,3 +33,18 @@ def style(colours: Mapping[str, str]) -> dict[str, Any]:
         "axes.spines.top": False,
         "axes.spines.right": False,
     }
+
+
+def save_in_themes(figure_of: Callable[[str], Figure], path: Path) -> list[Path]:
+    """Save a PNG at `path`, and one for dark pages beside it; both paths.
+
+    `figure_of` draws it with ink of that colour.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for theme, colours in THEMES.items():
+        name = path.name if theme == "light" else f"{path.stem}-{theme}{path.suffix}"
+        paths.append(path.with_name(name))
+        with mpl.rc_context(cast("Any", style(colours))):
+            figure_of(colours["ink"]).savefig(paths[-1], dpi=110)
+    return paths

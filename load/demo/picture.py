@@ -10,17 +10,17 @@ Drawn for light and for dark pages.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from load.demo.score import Score
-from load.theme import LINE_TO_BEAT, OTHERS, OURS, THEMES, style
+from load.theme import LINE_TO_BEAT, OTHERS, OURS, save_in_themes
 
 USD_SHOWN = 1000.0  # requests that costs are shown for
 
@@ -41,14 +41,7 @@ class Shown:
 
 def draw(shown: Shown, path: Path) -> list[Path]:
     """Save a PNG at `path`, and one for dark pages beside it; both paths."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for theme, colours in THEMES.items():
-        name = path.name if theme == "light" else f"{path.stem}-{theme}{path.suffix}"
-        paths.append(path.with_name(name))
-        with mpl.rc_context(cast("Any", style(colours))):
-            _figure(shown, colours["ink"]).savefig(paths[-1], dpi=110)
-    return paths
+    return save_in_themes(partial(_figure, shown), path)
 
 
 def _figure(shown: Shown, ink: str) -> Figure:

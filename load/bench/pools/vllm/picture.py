@@ -11,17 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from load.bench.pools.callers import Asked
 from load.bench.pools.vllm.watching import Watched
-from load.theme import LINE_TO_BEAT, OTHERS, OURS, THEMES, style
+from load.theme import LINE_TO_BEAT, OTHERS, OURS, save_in_themes
 
 BIN_S = 5.0
 WORDS = {
@@ -45,14 +44,7 @@ class Story:
 
 def draw(story: Story, path: Path) -> list[Path]:
     """Save a PNG at `path`, and one for dark pages beside it; both paths."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for theme, colours in THEMES.items():
-        name = path.name if theme == "light" else f"{path.stem}-{theme}{path.suffix}"
-        paths.append(path.with_name(name))
-        with mpl.rc_context(cast("Any", style(colours))):
-            _figure(story, colours["ink"]).savefig(paths[-1], dpi=110)
-    return paths
+    return save_in_themes(partial(_figure, story), path)
 
 
 def _figure(story: Story, ink: str) -> Figure:
