@@ -73,7 +73,7 @@ def router_within(
     """The router replica that a dispatcher decides with."""
     listener = replace(options.replica.listener, port=dispatchers.port)
     # A dispatched request costs many times its scoring: batching would save nothing.
-    batcher = replace(options.replica.servicer.batcher, window_scorings=0.0)
+    batcher = replace(options.replica.servicer.batcher, gather_s_max=0.0)
     servicer = replace(options.replica.servicer, batcher=batcher)
     return Replica(
         replace(options.replica, listener=listener, servicer=servicer),

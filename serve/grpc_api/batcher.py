@@ -1,20 +1,21 @@
 """Group commit: in a crowd, requests that arrive close together are scored together.
 
-    scoring  █            ██                  █     █
-    window    ░░░           ░░░░░░                        as long as the crowd is worth
-    arriving ·   ··  · ·· · ·      ·          ·     ·   ◀─ alone: scored at once, no window
+    crowd    score│accept│accept│accept│···still│score│accept│accept│    never idle
+    alone    score│reply│        idle        │accept│score│reply│        scored at once
 
-A lone request is scored as soon as the event loop turns to it, however soon after the last one.
-Where many calls are under way at once (from Python's first sight of a call until its answer has
-left), an adaptive batching window opens after a scoring, up to three times as long as that took:
-requests that arrive within it are scored together at its end. So under load batches grow by
-themselves, and scoring leaves the event loop most of its time for I/O.
+A request is scored as soon as the event loop turns to it if the loop has been idle since the last
+scoring: then nobody else was waiting. If it has not, others may well wait in gRPC's core, where
+Python can't see them: it is handed one call a turn, and to score each at once would leave the rest
+there for as long as the crowd lasts. So the loop takes in what there is, until nothing has come for
+a moment, and scores that together.
 
-Without a window a crowd's requests are scored one by one, because a loop iteration delivers one of
-them and most of a scoring's cost is per batch. Measured with one replica and 64 callers on 2 cores:
-no window 1,300 calls a second in batches of 1.2; one scoring long 1,500; three 3,000 in batches of
-50; seven 1,200, with the replica idle. With a window after every scoring, one caller who asks
-again as soon as it is answered waits most of its time: 3.3 ms a call instead of one.
+What shows a crowd is the loop's own idleness (wall-clock time less processor time of its thread),
+not the number of calls under way: with 64 callers Python sees one or two of them. A caller that
+answers faster than a moment looks like a crowd; gathering that finds nobody is therefore skipped
+once, then 3, 7 … 63 times, until it finds somebody.
+
+Measured with 64 callers on two cores, in turns with an empty handler (docs/speed.md): scoring each
+at once .29 of its rate, a window of three scorings .32, this .70.
 
 The queue is bounded: beyond it a request is refused at once.
 """
@@ -31,18 +32,12 @@ from typing import Generic, TypeVar
 from learners.option import option
 from serve.errors import QueueFull
 
-# A scoring that seemed to take longer than a third of this did not compute but was held up, by a
-# frozen process or a busy machine; a window three times as long would make it worse.
-WINDOW_S_MAX = 0.25
-
-# So many calls under way make the window a whole one; fewer, a part of it.
-CROWD = 4
-# A whole crowd's window is at least as long, however quick the scoring: an iteration of the loop
-# and a batch cost what they cost. Measured with 64 callers on a busy machine: 1,000 calls a second
-# without it, 2,200 with it, and 400 µs of processor time a call instead of 700.
-CROWD_S_MIN = 0.003
-# Timers of event loops tick in milliseconds: what is shorter is waited for turn by turn.
-TIMER_S_MIN = 0.001
+# A loop that was idle for longer has handed over all there was. A caller alone on this machine
+# takes 250 to 550 µs to ask again; in a crowd 0 to 150 pass while gRPC's thread wakes the loop.
+IDLE_S = 0.0002
+# Nothing has come for so long: it takes gRPC 100 to 200 µs to hand over the next call.
+STILL_S = 0.0003
+SKIPPED_MAX = 63  # scorings without gathering, after it found nobody
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -59,8 +54,8 @@ class BatcherOptions:
     batch_max: int = option(
         256, "Requests scored together: about 5 ms of the event loop.", ge=1, le=4096
     )
-    # Length of a window, in lengths of the scoring before it. 0: each request is scored at once.
-    window_scorings: float = 3.0
+    # A crowd's requests are gathered for no longer. 0: each request is scored at once.
+    gather_s_max: float = 0.005
 
 
 class Batcher(Generic[Item, Result]):
@@ -70,16 +65,22 @@ class Batcher(Generic[Item, Result]):
         self,
         score: Callable[[Sequence[Item]], Sequence[Result | Exception]],
         options: BatcherOptions,
-        under_way: Callable[[], int] = lambda: CROWD + 1,
+        *,
+        now_s: Callable[[], float] = time.monotonic,
+        busy_s: Callable[[], float] = time.thread_time,
     ) -> None:
         """`score` returns a result or an exception per item, in order, and does not block.
 
-        `under_way` is how many calls there are, the one asking included.
+        `busy_s` is the processor time that the event loop's thread has taken.
         """
-        self._score, self._options, self._under_way = score, options, under_way
+        self._score, self._options, self._now_s, self._busy_s = score, options, now_s, busy_s
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
-        self._timer: asyncio.Handle | None = None  # of the next scoring
-        self._scored_at_s = self._window_s = 0.0  # when the last scoring ended; a crowd's window
+        self._next: asyncio.Handle | None = None  # scoring, or another look whether more have come
+        self._ended_s = self._ended_busy_s = 0.0  # of the last scoring
+        self._gathering = False
+        self._began_s = self._grew_s = 0.0  # gathering began, and found the last one
+        self._found = 0
+        self._futile = self._to_skip = 0  # gatherings to be skipped after one that found nobody
 
     def submit(self, item: Item) -> asyncio.Future[Result]:
         """Queue an item; the future has its result. Raises QueueFull."""
@@ -90,40 +91,48 @@ class Batcher(Generic[Item, Result]):
             )
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
-        if not self._options.window_scorings:
+        if not self._options.gather_s_max:
             self._settle([(item, future)])
             return future
         self._waiting.append((item, future))
-        if self._timer is None or len(self._waiting) == self._options.batch_max:
+        if self._next is None:
             self._schedule(loop)
         return future
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Score when the window ends, or at once where a whole batch waits."""
-        if self._timer is not None:
-            self._timer.cancel()
-        left_s = self._window_left_s()
-        if left_s <= 0.0 or len(self._waiting) >= self._options.batch_max:
-            self._timer = loop.call_soon(self._flush)
-        elif left_s < TIMER_S_MIN:
-            self._timer = loop.call_soon(self._schedule, loop)
+        """Score in the loop's next turn, or once a crowd has been gathered."""
+        self._gathering = self._crowded()
+        if self._gathering:
+            self._began_s = self._grew_s = self._now_s()
+            self._found = len(self._waiting)
+        self._next = loop.call_soon(self._gather if self._gathering else self._flush, loop)
+
+    def _crowded(self) -> bool:
+        """Whether the loop has not been idle since the last scoring."""
+        elapsed_s = self._now_s() - self._ended_s
+        if elapsed_s - (self._busy_s() - self._ended_busy_s) >= IDLE_S:
+            return False
+        self._to_skip -= 1
+        return self._to_skip < 0
+
+    def _gather(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let the loop take in calls for as long as they keep coming."""
+        now_s, n = self._now_s(), len(self._waiting)
+        if n > self._found:
+            self._found, self._grew_s = n, now_s
+        still = now_s - self._grew_s >= STILL_S
+        late = now_s - self._began_s >= self._options.gather_s_max
+        if still or late or n >= self._options.batch_max:
+            self._flush(loop)
         else:
-            self._timer = loop.call_later(left_s, self._flush)
+            self._next = loop.call_soon(self._gather, loop)
 
-    def _window_left_s(self) -> float:
-        """How long to wait for others; nothing where there are none."""
-        others = min(self._under_way(), CROWD + 1) - 1
-        if others <= 0:
-            return 0.0
-        window_s = self._window_s * others / CROWD
-        if others >= CROWD and self._window_s:
-            window_s = max(window_s, CROWD_S_MIN)
-        return self._scored_at_s + window_s - time.monotonic()
-
-    def _flush(self) -> None:
+    def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
         """Score one batch, then let the event loop read what has arrived meanwhile."""
-        loop = asyncio.get_running_loop()
-        began_s = time.monotonic()
+        if self._gathering:
+            alone = len(self._waiting) == 1
+            self._futile = min(2 * self._futile + 1, SKIPPED_MAX) if alone else 0
+            self._to_skip = self._futile
         batch: list[tuple[Item, asyncio.Future[Result]]] = []
         while self._waiting and len(batch) < self._options.batch_max:
             item, future = self._waiting.popleft()
@@ -131,10 +140,8 @@ class Batcher(Generic[Item, Result]):
                 batch.append((item, future))
         if batch:
             self._settle(batch)
-        took_s = time.monotonic() - began_s
-        self._window_s = min(took_s * self._options.window_scorings, WINDOW_S_MAX)
-        self._scored_at_s = began_s + took_s
-        self._timer = None
+        self._ended_s, self._ended_busy_s = self._now_s(), self._busy_s()
+        self._next = None
         if self._waiting:
             self._schedule(loop)
 

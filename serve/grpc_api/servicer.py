@@ -95,10 +95,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         self._decisions, self._feedback = decisions, feedback
         self._policies, self._options, self._now_ms = policies, options, now_ms
         self._encoding = 0  # texts being encoded in threads
-        self._calls = 0  # of Route, until their answers have left
-        self._batcher: Batcher[RouteInput, bytes] = Batcher(
-            self._score, options.batcher, lambda: self._calls
-        )
+        self._batcher: Batcher[RouteInput, bytes] = Batcher(self._score, options.batcher)
         self._admission = Admission(options.admission)
         self._streams = Streams(options.streams)
         self.counts = ServicerCounts()
@@ -177,14 +174,12 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
 
     async def _reply(self, request: pb.RouteRequest) -> bytes:
         """The decision of a stream's request, or its problem, as a RouteReply."""
-        self._calls += 1
         began_s = time.monotonic()
         try:
             return self._written(request, await self._scored(self._read(request)))
         except Exception as error:  # noqa: BLE001 - becomes a status
             return self._written(request, error)
         finally:
-            self._calls -= 1
             self._count_took(time.monotonic() - began_s)
 
     def _problem(self, error: Exception, request: object = None) -> pb.Problem:
@@ -218,8 +213,6 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
 
     async def Route(self, request: pb.RouteRequest, context: Context[Any, Any]) -> bytes:
         """One request, one decision."""
-        self._calls += 1
-        context.add_done_callback(self._left)  # type: ignore[arg-type]  # the stubs name a private type
         try:
             decision = await self._admitted(request, context)
         except QueueFull as error:
@@ -229,10 +222,6 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
             await context.abort(*self._refuse(error, request=request))
         self.counts.decisions += 1
         return decision
-
-    def _left(self, _: Any) -> None:
-        """A call's answer has left, or its caller has."""
-        self._calls -= 1
 
     async def RouteBatch(self, request: pb.RouteBatchRequest, context: Context[Any, Any]) -> bytes:
         """Many requests, scored together as they came; each bad one fails alone."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import selectors
 from collections.abc import Sequence
-from types import SimpleNamespace
 
 import pytest
 
 from serve.errors import InvalidRequest, QueueFull
-from serve.grpc_api.batcher import CROWD, CROWD_S_MIN, WINDOW_S_MAX, Batcher, BatcherOptions
+from serve.grpc_api.batcher import IDLE_S, SKIPPED_MAX, STILL_S, Batcher, BatcherOptions
 
-WINDOWS = BatcherOptions().window_scorings
+GATHER_S_MAX = BatcherOptions().gather_s_max
 TURN_S = 1e-6  # that a turn of the loop takes
 TURNS = pytest.approx(0.0, abs=1e-3)  # a wait of some turns: no timer
 
@@ -23,6 +22,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         super().__init__(_Jumping(self))
         self.now_s = 1000.0
+        self.busy_s = 0.0  # processor time
+
+    def work(self, seconds: float) -> None:
+        """Take processor time."""
+        self.now_s += seconds
+        self.busy_s += seconds
 
     def time(self) -> float:
         return self.now_s
@@ -35,7 +40,8 @@ class _Jumping(selectors.SelectSelector):
 
     def select(self, timeout: float | None = None) -> list:
         assert timeout is not None, "everybody waits and nothing will ever come"
-        self._loop.now_s += max(timeout, TURN_S)
+        self._loop.work(TURN_S)
+        self._loop.now_s += timeout
         return super().select(0)
 
 
@@ -44,17 +50,19 @@ class Bench:
 
     def __init__(self, loop: VirtualLoop, took_s: float = 0.010, **options: int) -> None:
         self.loop, self.took_s = loop, took_s
-        self.under_way = CROWD + 1
         self.batches: list[list[object]] = []
         self.begun_s: list[float] = []
         self.batcher: Batcher[object, object] = Batcher(
-            self.score, BatcherOptions(**options), lambda: self.under_way
+            self.score,
+            BatcherOptions(**options),
+            now_s=loop.time,
+            busy_s=lambda: loop.busy_s,
         )
 
     def score(self, items: Sequence[object]) -> list[object]:
         self.batches.append(list(items))
         self.begun_s.append(self.loop.now_s)
-        self.loop.now_s += self.took_s
+        self.loop.work(self.took_s)
         return list(items)
 
     async def ask(self, item: object, at_s: float = 0.0) -> float:
@@ -69,12 +77,11 @@ class Bench:
 
 
 @pytest.fixture
-def played(monkeypatch):
+def played():
     """Run an async function with a bench in virtual time."""
 
     def play(scenario, **options):
         loop = VirtualLoop()
-        monkeypatch.setattr("serve.grpc_api.batcher.time", SimpleNamespace(monotonic=loop.time))
         with asyncio.Runner(loop_factory=lambda: loop) as runner:
             return runner.run(scenario(Bench(loop, **options)))
 
@@ -95,101 +102,88 @@ def test_lone_request_is_scored_at_once(played):
     assert played(scenario) == TURNS
 
 
-def test_request_after_the_rest_is_scored_at_once(played):
+@pytest.mark.parametrize("idle_s", [IDLE_S * 1.01, 0.001, 1.0, 100.0])
+def test_a_caller_that_lets_the_loop_rest_never_waits(played, idle_s):
     """
-    A rest that has passed delays nobody, however long ago the last scoring was.
-    """
-
-    async def scenario(bench):
-        await bench.ask("a")
-        return [await bench.ask(i, at_s=i) for i in (0.040, 1.0, 100.0)]
-
-    assert played(scenario) == [TURNS] * 3
-
-
-@pytest.mark.parametrize(("under_way", "waits_s"), [(1, 0.0), (2, 0.0), (CROWD + 1, CROWD_S_MIN)])
-def test_a_crowd_is_collected_for_a_while_however_quick_the_scoring(played, under_way, waits_s):
-    """
-    Else quick scoring makes small batches, which cost more than they save; few callers do not
-    wait for a crowd that is not there.
+    A loop that was idle has handed over all there was: there is nobody to wait for.
     """
 
     async def scenario(bench):
         await bench.ask("a")
-        bench.under_way = under_way
-        return await bench.ask("b")
+        return [await bench.ask(i, at_s=bench.loop.now_s - 1000.0 + idle_s) for i in range(100)]
 
-    assert played(scenario, took_s=0.00001) == pytest.approx(waits_s, abs=1e-4)
+    assert played(scenario) == [TURNS] * 100
 
 
-@pytest.mark.parametrize("after_ms", [0, 1, 5, 29])
-def test_who_is_alone_never_waits_however_soon_it_asks_again(played, after_ms):
+async def _come(bench: Bench, n: int, accept_s: float) -> list[float]:
+    """How long n requests wait that gRPC hands over one after the other, each at some cost."""
+    waits = []
+    for i in range(n):
+        bench.loop.work(accept_s)
+        waits.append(asyncio.create_task(bench.ask(i)))
+        await asyncio.sleep(0)
+    return await asyncio.gather(*waits)
+
+
+@pytest.mark.parametrize("took_s", [0.0002, 0.002, 0.02])
+def test_a_loop_that_is_never_idle_gathers_what_comes(played, took_s):
     """
-    One caller that asks again as soon as it is answered has nobody to wait for.
-    """
-
-    async def scenario(bench):
-        bench.under_way = 1
-        await bench.ask("a")
-        return await bench.ask("b", at_s=(10 + after_ms) / 1000)
-
-    assert played(scenario, took_s=0.010) == TURNS
-
-
-@pytest.mark.parametrize(
-    ("under_way", "share"), [(1, 0.0), (2, 1 / CROWD), (CROWD, 1 - 1 / CROWD), (99, 1)]
-)
-def test_the_window_is_as_long_as_the_crowd_is_worth(played, under_way, share):
-    async def scenario(bench):
-        bench.under_way = under_way
-        await bench.ask("a")
-        return await bench.ask("b", at_s=0.010)
-
-    assert played(scenario, took_s=0.010) == pytest.approx(share * WINDOWS * 0.010, abs=1e-4)
-
-
-@pytest.mark.parametrize("after_ms", range(0, 45, 3))
-def test_rest_delays_at_most_as_long_as_it_lasts(played, after_ms):
-    """
-    Whenever a request arrives, scoring begins within WINDOWS times the scoring before it, counted
-    from that scoring's end, and no later than the moment the rest ends.
+    However quick the scoring: Python is handed a crowd one by one, and sees none of the rest.
     """
 
     async def scenario(bench):
-        first = asyncio.create_task(bench.ask("a"))
-        waited_s = await bench.ask("b", at_s=after_ms / 1000)
-        await first
-        return waited_s, bench.begun_s
+        waits = await _come(bench, 200, accept_s=0.0001)
+        return [len(batch) for batch in bench.batches], max(waits)
 
-    waited_s, begun_s = played(scenario, took_s=0.010)
-    assert 0.0 <= waited_s <= WINDOWS * 0.010 + 1e-4
-    if after_ms > 0:  # else both were scored together
-        rest_ends_s = 1000.0 + (1 + WINDOWS) * 0.010
-        assert begun_s[1] == pytest.approx(max(rest_ends_s, 1000.0 + after_ms / 1000), abs=1e-3)
+    sizes, waited_s = played(scenario, took_s=took_s)
+    assert len(sizes) <= 2 + 200 * 0.0001 / GATHER_S_MAX
+    assert waited_s <= GATHER_S_MAX + took_s + 0.001
 
 
-def test_scoring_leaves_the_loop_most_of_its_time(played):
+def test_a_crowd_is_scored_once_nobody_comes_any_more(played):
     """
-    However fast requests come, scoring takes one part in 1 + WINDOWS of the time.
+    Four callers are not kept for as long as forty would be.
     """
 
     async def scenario(bench):
-        await asyncio.gather(*(bench.ask(i, at_s=i * 0.0001) for i in range(5000)))
-        return len(bench.batches) * bench.took_s / (bench.loop.now_s - 1000.0)
+        await bench.ask("first")
+        return max(await _come(bench, 4, accept_s=0.0001))
 
-    assert played(scenario, took_s=0.004) == pytest.approx(1 / (1 + WINDOWS), rel=0.1)
+    assert STILL_S <= played(scenario) <= 3 * 0.0001 + STILL_S + 5e-5
 
 
-def test_stall_while_scoring_is_not_rested_from(played):
+def test_gathering_that_finds_nobody_is_given_up(played):
     """
-    A process that was frozen for a minute goes on at once: the rest has a bound.
+    A caller so quick that the loop is never idle waits once, and then ever more rarely.
     """
 
     async def scenario(bench):
-        await bench.ask("a")
-        return await bench.ask("b", at_s=60.0)
+        return [await bench.ask(i) for i in range(1000)]
 
-    assert played(scenario, took_s=60.0) <= WINDOW_S_MAX
+    waited = [wait_s > STILL_S / 2 for wait_s in played(scenario)]
+    at = [i for i, one in enumerate(waited) if one]
+    assert [b - a - 1 for a, b in zip(at, at[1:], strict=False)][:8] == [
+        *(2**k - 1 for k in range(1, 7)),
+        SKIPPED_MAX,
+        SKIPPED_MAX,
+    ]
+
+
+def test_gathering_is_taken_up_again_when_it_finds_somebody(played):
+    """
+    After a lone caller the next crowd is gathered, at the latest when as much was skipped.
+    """
+
+    async def scenario(bench):
+        for i in range(1000):
+            await bench.ask(f"alone {i}")
+        bench.batches.clear()
+        await _come(bench, 2000, accept_s=0.0001)
+        return [len(batch) for batch in bench.batches]
+
+    sizes = played(scenario, took_s=0.001)
+    assert sum(sizes[-5:]) > 100
+    assert sizes.index(max(sizes)) <= SKIPPED_MAX + 20
 
 
 # --- batches ---------------------------------------------------------------------------------------
@@ -207,8 +201,8 @@ def test_batches_grow_under_load(played):
     batches, waited_s = played(scenario, took_s=0.005)
     sizes = [len(batch) for batch in batches]
     assert sizes[0] == 1
-    assert sorted(sizes)[len(sizes) // 2] >= 30
-    assert waited_s <= WINDOWS * 0.005 + 1e-4
+    assert sorted(sizes)[len(sizes) // 2] >= 10
+    assert waited_s <= 2 * 0.005 + GATHER_S_MAX
 
 
 def test_requests_are_scored_in_order_of_arrival(played):
@@ -356,7 +350,7 @@ def test_without_rests_every_request_is_scored_as_soon_as_the_loop_comes_to_it()
         return list(items)
 
     async def scene():
-        batcher = Batcher(score, BatcherOptions(window_scorings=0.0))
+        batcher = Batcher(score, BatcherOptions(gather_s_max=0.0))
         for i in range(20):
             assert await batcher.submit(i) == i
             order.append("answered")
@@ -367,38 +361,25 @@ def test_without_rests_every_request_is_scored_as_soon_as_the_loop_comes_to_it()
 
 
 @pytest.mark.parametrize("n", [100, 300, 1000])
-def test_a_large_batch_does_not_wait_between_its_own_parts(n, monkeypatch):
+def test_a_large_batch_does_not_wait_between_its_own_parts(played, n):
     """
-    A window collects what makes a batch; where one is full, there is nothing to collect.
+    Gathering collects what makes a batch; where one is full, there is nothing to collect.
     """
-    loop = VirtualLoop()
-    clock = SimpleNamespace(monotonic=lambda: loop.now_s)
-    monkeypatch.setattr("serve.grpc_api.batcher.time", clock)
-    bench = Bench(loop, batch_max=100)
 
-    async def all_at_once() -> None:
+    async def scenario(bench):
         await asyncio.gather(*(bench.batcher.submit(i) for i in range(n)))
+        return [len(batch) for batch in bench.batches], bench.loop.now_s - 1000.0
 
-    try:
-        loop.run_until_complete(all_at_once())
-        assert [len(batch) for batch in bench.batches] == [100] * (n // 100)
-        assert loop.now_s - 1000.0 == pytest.approx(n // 100 * bench.took_s, abs=1e-4)
-    finally:
-        loop.close()
+    sizes, took_s = played(scenario, batch_max=100)
+    assert sizes == [100] * (n // 100)
+    assert took_s == pytest.approx(n // 100 * 0.010, abs=1e-4)
 
 
-def test_a_part_that_fills_no_batch_waits_one_window(monkeypatch):
-    loop = VirtualLoop()
-    clock = SimpleNamespace(monotonic=lambda: loop.now_s)
-    monkeypatch.setattr("serve.grpc_api.batcher.time", clock)
-    bench = Bench(loop, batch_max=100)
-
-    async def all_at_once() -> None:
+def test_a_part_that_fills_no_batch_waits_a_moment(played):
+    async def scenario(bench):
         await asyncio.gather(*(bench.batcher.submit(i) for i in range(150)))
+        return [len(batch) for batch in bench.batches], bench.loop.now_s - 1000.0
 
-    try:
-        loop.run_until_complete(all_at_once())
-        assert [len(batch) for batch in bench.batches] == [100, 50]
-        assert loop.now_s - 1000.0 == pytest.approx(bench.took_s * (2 + WINDOWS), abs=1e-3)
-    finally:
-        loop.close()
+    sizes, took_s = played(scenario, batch_max=100)
+    assert sizes == [100, 50]
+    assert took_s == pytest.approx(2 * 0.010 + STILL_S, abs=1e-4)
