@@ -58,6 +58,14 @@ def _project(row: Any, length: Any, centre: Any, directions: Any, unit: Any, sum
             sums[j] += unit[i] * one[j]
 
 
+@compiled("float32[:,::1]", "float32[::1]")
+def lengths(rows: Any, found: Any) -> None:
+    """‖row‖ of each."""
+    lanes = np.empty(WIDE, np.float32)
+    for row in range(len(rows)):
+        found[row] = _length(rows[row], lanes)
+
+
 @compiled(
     "float32[:,::1]",
     "float32[::1]",

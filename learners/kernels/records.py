@@ -28,6 +28,17 @@ def rank(utility: Any, verdict: Any, chosen: Any, order: Any, counts: Any) -> No
         counts[i] = count
 
 
+@compiled("float64[:,::1]", "uint8[:,::1]", "int64[::1]", "boolean[::1]")
+def explored(utility: Any, verdict: Any, chosen: Any, found: Any) -> None:
+    """Of each row, whether the chosen model is not eligible, or another has a higher utility."""
+    n, k = utility.shape
+    for i in range(n):
+        found[i] = verdict[i, chosen[i]] != 0
+        for m in range(k):
+            if verdict[i, m] == 0 and utility[i, m] > utility[i, chosen[i]]:
+                found[i] = True
+
+
 @compiled("uint8[:,::1]", "int64[::1]", "uint8[::1]", "int64[::1]", "uint8[:,::1]")
 def write(numbers: Any, offsets: Any, template: Any, cells: Any, records: Any) -> None:
     """Fill in `records` (c, size): the `template` with the numbers of the `cells` (c,) put in.

@@ -3,8 +3,8 @@
     crowd    score│accept│accept│accept│···still│score│accept│accept│    never idle
     alone    score│reply│        idle        │accept│score│reply│        scored at once
 
-A request is scored as soon as the event loop turns to it if the loop has been idle since the last
-scoring: then nobody else was waiting. If it has not, others may well wait in gRPC's core, where
+A request is scored where it comes in if the loop has been idle since the last scoring: then nobody
+else was waiting. If it has not, others may well wait in gRPC's core, where
 Python can't see them: it is handed one call a turn, and to score each at once would leave the rest
 there for as long as the crowd lasts. So the loop takes in what there is, until nothing has come for
 a moment, and scores that together.
@@ -77,7 +77,6 @@ class Batcher(Generic[Item, Result]):
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._next: asyncio.Handle | None = None  # scoring, or another look whether more have come
         self._ended_s = self._ended_busy_s = 0.0  # of the last scoring
-        self._gathering = False
         self._began_s = self._grew_s = 0.0  # gathering began, and found the last one
         self._found = 0
         self._futile = self._to_skip = 0  # gatherings to be skipped after one that found nobody
@@ -91,24 +90,25 @@ class Batcher(Generic[Item, Result]):
             )
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
-        if not self._options.gather_s_max:
+        if self._next is None and not self._crowded():
             self._settle([(item, future)])
+            self._note_end()
             return future
         self._waiting.append((item, future))
         if self._next is None:
-            self._schedule(loop)
+            self._begin(loop)
         return future
 
-    def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Score in the loop's next turn, or once a crowd has been gathered."""
-        self._gathering = self._crowded()
-        if self._gathering:
-            self._began_s = self._grew_s = self._now_s()
-            self._found = len(self._waiting)
-        self._next = loop.call_soon(self._gather if self._gathering else self._flush, loop)
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Gather."""
+        self._began_s = self._grew_s = self._now_s()
+        self._found = len(self._waiting)
+        self._next = loop.call_soon(self._gather, loop)
 
     def _crowded(self) -> bool:
         """Whether the loop has not been idle since the last scoring."""
+        if not self._options.gather_s_max:
+            return False
         elapsed_s = self._now_s() - self._ended_s
         if elapsed_s - (self._busy_s() - self._ended_busy_s) >= IDLE_S:
             return False
@@ -129,10 +129,9 @@ class Batcher(Generic[Item, Result]):
 
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
         """Score one batch, then let the event loop read what has arrived meanwhile."""
-        if self._gathering:
-            alone = len(self._waiting) == 1
-            self._futile = min(2 * self._futile + 1, SKIPPED_MAX) if alone else 0
-            self._to_skip = self._futile
+        alone = len(self._waiting) == 1
+        self._futile = min(2 * self._futile + 1, SKIPPED_MAX) if alone else 0
+        self._to_skip = self._futile
         batch: list[tuple[Item, asyncio.Future[Result]]] = []
         while self._waiting and len(batch) < self._options.batch_max:
             item, future = self._waiting.popleft()
@@ -140,10 +139,14 @@ class Batcher(Generic[Item, Result]):
                 batch.append((item, future))
         if batch:
             self._settle(batch)
-        self._ended_s, self._ended_busy_s = self._now_s(), self._busy_s()
+        self._note_end()
         self._next = None
         if self._waiting:
-            self._schedule(loop)
+            self._begin(loop)
+
+    def _note_end(self) -> None:
+        """A scoring ends now."""
+        self._ended_s, self._ended_busy_s = self._now_s(), self._busy_s()
 
     def _settle(self, batch: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:
         try:

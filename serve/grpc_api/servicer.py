@@ -24,9 +24,10 @@ from serve.grpc_api.grpc_status import Trailing, reason_of, refusal_of
 from serve.grpc_api.streams import StreamOptions, Streams, Tenancy, abort
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.proto.fairlead.v1 import router_pb2_grpc
-from serve.routing.decider import Decided, DecidedColumns, Decider
+from serve.routing.decider import Decider
 from serve.routing.decision_bytes import batch_reply_bytes, reply_bytes
 from serve.routing.live import LiveView
+from serve.routing.records import Kept
 from serve.routing.reply import write_explanation
 from serve.routing.request import (
     BATCH_MAX,
@@ -104,15 +105,19 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
     def _score(self, asked: Sequence[RouteInput]) -> list[bytes | Exception]:
         """One batch against the view of this moment."""
         decided = self._decider.decide(asked, self._view.current)
-        self._keep(decided)
+        self._keep(decided.kept)
         return decided.replies
 
-    def _keep(self, decided: Decided | DecidedColumns) -> None:
-        """Write down what was decided."""
-        if decided.log is not None and self._decisions is not None:
-            self._decisions.offer(decided.log)
-        if decided.counted is not None and self._telemetry is not None:
-            self._telemetry.count_batch(decided.counted)
+    def _keep(self, kept: Kept | None) -> None:
+        """Write down what was decided, once the answers have left."""
+        if kept is not None:
+            asyncio.get_running_loop().call_soon(self._write_down, kept)
+
+    def _write_down(self, kept: Kept) -> None:
+        if self._decisions is not None and (log := kept.log()) is not None:
+            self._decisions.offer(log)
+        if self._telemetry is not None and (counted := kept.counted()) is not None:
+            self._telemetry.count_batch(counted)
 
     async def decide(self, request: pb.RouteRequest, *, measured: bool = False) -> pb.Decision:
         """One request's decision, whatever else is under way. Raises what `status_of` maps.
@@ -265,7 +270,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
             decided = self._decider.decide_columns(
                 asked.shared, embeddings[rows], tokens[rows], live
             )
-            self._keep(decided)
+            self._keep(decided.kept)
             parts.append(decided.reply)
             head.problems.extend(
                 pb.RowProblem(row=first + row, problem=self._problem(problem))

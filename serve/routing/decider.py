@@ -20,6 +20,7 @@ from learners.context import Contexts
 from learners.policies.probes import ProbeOptions
 from serve.changes.trial import draw_of
 from serve.encoders import Encoder
+from serve.encoders.usable import bad_numbers, unusable
 from serve.errors import (
     BudgetUsedUp,
     DeadlinePassed,
@@ -32,7 +33,7 @@ from serve.routing.decision_bytes import columns_bytes, say_guarded, write_decis
 from serve.routing.eligible import RequestBatch, allowed_of, columns, guarded, said_of, stated_of
 from serve.routing.live import Live
 from serve.routing.probing import Prober
-from serve.routing.records import Decisions
+from serve.routing.records import Decisions, Kept
 from serve.routing.reply import no_model_fits, write_probes
 from serve.routing.request import (
     BATCH_MAX,
@@ -46,12 +47,7 @@ from serve.routing.router import Choices, Chooser
 from serve.routing.sessions import Held, SessionOptions, Sessions
 from serve.rules.rulebook import Rulebook
 from serve.rules.ruling import Ruled, Ruling
-from streams.feedback.decisions import DecisionBatch
 from streams.feedback.ticket import Issuer, Sealer
-from streams.telemetry.window import DecidedBatch
-
-# Longer vectors are not embeddings, and squares of much longer ones overflow float32.
-NORM_MIN, NORM_MAX = 1e-9, 1e9
 
 F32_BYTES = U32_BYTES = 4
 
@@ -60,11 +56,10 @@ Refusals = dict[int, ServeError]  # by position in the batch
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """A scored batch: a decision or an error per request, in order, and what to log."""
+    """A scored batch: a decision or an error per request, in order, and what to keep of it."""
 
     replies: list[bytes | Exception]  # a `Decision` of router.proto, or why there is none
-    log: DecisionBatch | None
-    counted: DecidedBatch | None = None  # for telemetry: those shed, too
+    kept: Kept | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +68,7 @@ class DecidedColumns:
 
     reply: bytes  # of a RouteColumnsReply, without the problems
     problems: Refusals  # by row
-    log: DecisionBatch | None
-    counted: DecidedBatch | None
+    kept: Kept | None
 
 
 class Decider:
@@ -106,7 +100,7 @@ class Decider:
         """Decide n requests against one view. Texts are encoded here, so only if that is quick."""
         now_ms = self._now_ms()
         refused: Refusals = {}
-        embeddings = self._embeddings(asked, refused)
+        embeddings = self._embeddings(asked, live, refused)
         allowed = allowed_of(asked, live, refused)
         _check_deadlines(asked, now_ms, refused)
         ruled = self._ruled(asked, embeddings, allowed, live, now_ms, refused)
@@ -135,8 +129,7 @@ class Decider:
         self._hold_sessions(taken, choices, live, now_ms)
         for row, problem in self._refused(taken, choices, live, now_ms).items():
             replies[rows[row]] = problem
-        log = self._log(ids, taken, decisions, np.flatnonzero(choices.fits & ~choices.shed))
-        return Decided(replies, log, _counted(decisions))
+        return Decided(replies, self._kept(ids, taken, decisions))
 
     def matrix(self, asked: ColumnsInput) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Embeddings (n, dim), not copied, and tokens (n,) of requests that come as columns.
@@ -160,14 +153,14 @@ class Decider:
         _check_deadlines([shared], now_ms, problems)
         if problems:
             raise problems[0]
-        bad = np.flatnonzero(_unusable(embeddings)).tolist()
-        problems.update((row, _bad_numbers(embeddings[row])) for row in bad)
+        bad = unusable(embeddings, compiled=live.kernel is not None)
+        problems.update((row, bad_numbers(embeddings[row])) for row in bad)
         ruled = self._ruled(
             [shared] * n, embeddings, allowed.repeat(n, axis=0), live, now_ms, problems, tokens
         )
         at = np.setdiff1d(np.arange(n), list(problems))
         if not len(at):
-            return DecidedColumns(columns_bytes(n, at, None, ()), problems, None, None)
+            return DecidedColumns(columns_bytes(n, at, None, ()), problems, None)
         taken = [ruled.asked[i] for i in at.tolist()]
         if problems:
             embeddings, tokens = embeddings[at], tokens[at]
@@ -193,13 +186,8 @@ class Decider:
         tickets = decisions.seal(self._sealer, ids)
         for row, problem in self._refused(taken, choices, live, now_ms).items():
             problems[int(at[row])], tickets[row] = problem, b""
-        done = np.flatnonzero(choices.fits & ~choices.shed)
-        return DecidedColumns(
-            columns_bytes(n, at, choices, tickets),
-            problems,
-            self._log(ids, taken, decisions, done),
-            _counted(decisions),
-        )
+        reply = columns_bytes(n, at, choices, tickets)
+        return DecidedColumns(reply, problems, self._kept(ids, taken, decisions))
 
     def _ruled(
         self,
@@ -239,6 +227,8 @@ class Decider:
     ) -> Refusals:
         """Why rows have no decision: no model fits them or a budget, or the fleet is full."""
         found: Refusals = {}
+        if choices.fits.all() and not choices.shed.any():
+            return found
         for row in np.flatnonzero(~choices.fits).tolist():
             found[row] = self._no_decision(asked[row], row, choices, live, now_ms)
         for row in np.flatnonzero(choices.shed).tolist():
@@ -279,7 +269,9 @@ class Decider:
             for row, probe in zip(rows, found, strict=True):
                 replies[row] += pb.Decision(probe=probe).SerializeToString()  # bytes merge
 
-    def _embeddings(self, asked: Sequence[RouteInput], refused: Refusals) -> NDArray[np.float32]:
+    def _embeddings(
+        self, asked: Sequence[RouteInput], live: Live, refused: Refusals
+    ) -> NDArray[np.float32]:
         """Embeddings (n, dim), texts encoded; rows that can't be used are refused."""
         encoder = self._encoder
         embeddings = np.ones((len(asked), encoder.dim), np.float32)
@@ -295,8 +287,8 @@ class Decider:
                 )
             else:
                 embeddings[i] = np.frombuffer(one.embedding, "<f4")
-        for i in np.flatnonzero(_unusable(embeddings)).tolist():
-            refused[i] = _bad_numbers(embeddings[i])
+        for i in unusable(embeddings, compiled=live.kernel is not None):
+            refused[i] = bad_numbers(embeddings[i])
             embeddings[i] = 1.0
         if texts:
             try:
@@ -377,20 +369,12 @@ class Decider:
                     held = Held(model, pool, "", now_ms)
                 self._sessions.hold(one.tenant, one.session, held._replace(at_ms=now_ms))
 
-    def _log(
-        self,
-        ids: Sequence[bytes],
-        asked: Sequence[RouteInput],
-        decisions: Decisions,
-        rows: NDArray[np.intp],
-    ) -> DecisionBatch | None:
-        """What the decision log gets: the rows that were decided."""
-        if not len(rows):
-            return None
-        return decisions[rows].log(
-            [ids[i] for i in rows],
-            sessions=[asked[i].session for i in rows],
-            prompts=[asked[i].text if self._log_prompts else None for i in rows],
+    def _kept(self, ids: Sequence[bytes], asked: Sequence[RouteInput], of: Decisions) -> Kept:
+        return Kept(
+            decisions=of,
+            ids=ids,
+            sessions=[one.session for one in asked],
+            prompts=[one.text if self._log_prompts else None for one in asked],
         )
 
 
@@ -420,30 +404,3 @@ def _tokens(one: RouteInput) -> float:
     if one.prompt_tokens or one.text is None:
         return one.prompt_tokens or 0.0
     return max(1.0, len(one.text.encode()) / BYTES_PER_TOKEN)
-
-
-def _counted(of: Decisions) -> DecidedBatch | None:
-    """What telemetry counts: also those that were shed."""
-    fits = np.flatnonzero(of.choices.fits)
-    return of[fits].count() if len(fits) else None
-
-
-def _unusable(embeddings: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Which rows (n,) have no usable length."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        norms = np.sqrt(np.einsum("nd,nd->n", embeddings, embeddings))
-        return ~((norms >= NORM_MIN) & (norms <= NORM_MAX))  # also NaN
-
-
-def _bad_numbers(embedding: NDArray[np.float32]) -> InvalidRequest:
-    """Why an embedding has no usable length."""
-    finite = np.isfinite(embedding)
-    if not finite.all():
-        at = int(np.argmin(finite))
-        return InvalidRequest(f"embedding[{at}]", embedding[at], "finite")
-    if not embedding.any():
-        return InvalidRequest("embedding", "all zeros", "a vector with a direction")
-    norm = float(np.linalg.norm(embedding.astype(np.float64)))
-    return InvalidRequest(
-        "embedding", f"{norm:.3g} long", f"of a length between {NORM_MIN:g} and {NORM_MAX:g}"
-    )

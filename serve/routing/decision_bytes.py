@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,7 @@ def _record(message: Any) -> NDArray[np.void]:
 CHOSEN, ALTERNATIVE = _record(pb.Decision), _record(pb.Alternative)
 COLUMNS = (*NUMBERS, *ESTIMATES, *(f"{name}_deviation" for name in ESTIMATES))
 KERNEL = "learners.kernels.records"
+_CASES = attrgetter(*COLUMNS)
 
 
 def _at(record: NDArray[np.void]) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
@@ -162,10 +164,8 @@ def _cases(choices: Choices) -> tuple[bytes, bytes, list[list[int]]]:
 def _quick_cases(kernel: Any, choices: Choices) -> tuple[bytes, bytes, list[list[int]]]:
     """The same by a kernel."""
     n, k = choices.utility.shape
-    numbers = np.empty((len(COLUMNS), n, k))
-    for into, name in zip(numbers, COLUMNS, strict=True):
-        into[...] = getattr(choices, name)
-    columns, cells = numbers.reshape(len(COLUMNS), n * k).view(np.uint8), np.arange(n * k)
+    numbers = np.concatenate(_CASES(choices)).reshape(len(COLUMNS), n * k)
+    columns, cells = numbers.view(np.uint8), np.arange(n * k)
     own = np.empty((n, CHOSEN.dtype.itemsize), np.uint8)
     others = np.empty((n * k, ALTERNATIVE.dtype.itemsize), np.uint8)
     kernel.write(columns, *CHOSEN_AT, cells[::k] + choices.chosen, own)

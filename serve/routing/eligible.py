@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import msgspec
@@ -83,11 +84,24 @@ class RequestBatch:
 
 def columns(inputs: Sequence[RouteFields]) -> dict[str, NDArray[Any]]:
     """The columns (n,) of the fields that are declared to have one, by name."""
-    found = {}
-    for name, (unsaid, dtype) in COLUMNS.items():
-        said = [getattr(one, name) for one in inputs]
-        found[name] = np.array([unsaid if one is None else one for one in said], dtype)
-    return found
+    said = [_SAID(one) for one in inputs]
+    # As numbers of 64 bits all at once: an array of each would cost a lone request six times that.
+    table = np.array(
+        [
+            [unsaid if one is None else one for one, unsaid in zip(row, _UNSAID, strict=True)]
+            for row in said
+        ],
+        np.float64,
+    ).T.copy()
+    return {
+        name: numbers if dtype == np.float64 else numbers.astype(dtype)
+        for name, dtype, numbers in zip(COLUMNS, _DTYPES, table, strict=True)
+    }
+
+
+_SAID = attrgetter(*COLUMNS)
+_UNSAID = [float(column.unsaid) for column in COLUMNS.values()]
+_DTYPES = [np.dtype(column.dtype) for column in COLUMNS.values()]
 
 
 def allowed_of(

@@ -128,7 +128,7 @@ class Decisions:
             pools=self.live.pool_names,
             chosen=choices.chosen,
             pool=choices.pool,
-            explored=explored(choices),
+            explored=explored(choices, compiled=self.live.kernel is not None),
             preferred=choices.preferred,
             shed=choices.shed,
             tenants=self.tenants,
@@ -138,3 +138,33 @@ class Decisions:
             if self.live.guard is None
             else np.array([one.guarded for one in self._said()], bool),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Kept:
+    """What is kept of a batch once it is answered; columns are made when they are asked for."""
+
+    decisions: Decisions
+    ids: Sequence[bytes]
+    sessions: Sequence[str]
+    prompts: Sequence[str | None]
+
+    def log(self) -> DecisionBatch | None:
+        """What the decision log gets: those that were decided."""
+        choices = self.decisions.choices
+        rows = np.flatnonzero(choices.fits & ~choices.shed)
+        if not len(rows):
+            return None
+        if len(rows) == len(self.ids):
+            return self.decisions.log(self.ids, self.sessions, self.prompts)
+        at = rows.tolist()
+        return self.decisions[rows].log(
+            [self.ids[i] for i in at],
+            [self.sessions[i] for i in at],
+            [self.prompts[i] for i in at],
+        )
+
+    def counted(self) -> DecidedBatch | None:
+        """What telemetry counts: also those that were shed."""
+        fits = np.flatnonzero(self.decisions.choices.fits)
+        return self.decisions[fits].count() if len(fits) else None

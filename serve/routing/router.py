@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.estimates.estimator import Estimates
+from learners.kernels.compiled import kernels, writable
 from learners.policies.limits import good_enough, with_trials
 from learners.policies.newcomers import NewcomerOptions, Trials, Tries, draw_within
 from learners.policies.policy import Policy, Scores, draw
@@ -55,6 +56,7 @@ from serve.routing.placement import (
 )
 
 Floats = NDArray[np.float64]
+RECORDS = "learners.kernels.records"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -382,8 +384,13 @@ def _scores(
     )
 
 
-def explored(choices: Choices) -> NDArray[np.bool_]:
+def explored(choices: Choices, *, compiled: bool = False) -> NDArray[np.bool_]:
     """Of each row (n,), whether another eligible model had a higher utility than the chosen."""
+    if compiled and (kernel := kernels(RECORDS)) is not None:
+        found = np.empty(len(choices.chosen), np.bool_)
+        verdict, chosen = writable(choices.verdict, np.uint8), writable(choices.chosen, np.int64)
+        kernel.explored(writable(choices.utility), verdict, chosen, found)
+        return found
     eligible = choices.verdict == Verdict.ELIGIBLE
     best = np.where(eligible, choices.utility, -np.inf).max(axis=1)
     of = np.arange(len(best)), choices.chosen

@@ -15,12 +15,13 @@ import serve.errors
 import streams.errors
 from learners.context import N_FEATURES
 from serve.dispatch.answers import FAN_OUT_MAX
+from serve.encoders import usable
 from serve.errors import InvalidRequest, RequestRefused, ServeError, UnknownModel
 from serve.grpc_api.dispatch_servicer import OPTIONS_BYTES_MAX
 from serve.grpc_api.grpc_status import STATUS, status_of
 from serve.grpc_api.listener import ListenerOptions
 from serve.meanings import MEANINGS, MESSAGE_BYTES_MAX
-from serve.routing import decider, request
+from serve.routing import request
 from streams.errors import StreamError
 from streams.feedback import report
 from streams.feedback.ticket import ID_BYTES
@@ -197,7 +198,7 @@ def comments() -> dict[str, str]:
 LIMITS = {
     "RouteRequest.request_id": ("At most {} bytes", request.NAME_BYTES_MAX),
     "RouteRequest.text": ("1 to {} bytes", request.TEXT_BYTES_MAX),
-    "RouteRequest.embedding": ("between {} and 1e9", decider.NORM_MIN),
+    "RouteRequest.embedding": ("between {} and 1e9", usable.NORM_MIN),
     "RouteRequest.prompt_tokens": ("1 to {}.", request.TOKENS_MAX),
     "RouteRequest.tenant": ("at most {} bytes", request.TENANT_BYTES_MAX),
     "RouteRequest.session": ("at most {} bytes", request.NAME_BYTES_MAX),
@@ -244,7 +245,7 @@ def test_proto_says_the_limit_that_holds(field):
 def test_proto_says_the_other_limits():
     text = " ".join(PROTO.read_text().split())
 
-    assert f"between 1e-9 and {decider.NORM_MAX:g}".replace("e+0", "e") in text
+    assert f"between 1e-9 and {usable.NORM_MAX:g}".replace("e+0", "e") in text
     assert f"above {ListenerOptions().message_bytes_max >> 20} MiB" in text.replace("// ", "")
 
 

@@ -20,13 +20,14 @@ from learners.policies.policy import Scores
 from learners.policies.thompson import Thompson
 from load.bench.speed.known import contexts, known
 from serve.encoders.projections import projection_for
+from serve.encoders.usable import unusable
 from serve.routing import decision_bytes, plain
 from serve.routing.catalogue import Catalogue, Model, Pool
 from serve.routing.eligible import RequestBatch
 from serve.routing.live import Live, LiveOptions
 from serve.routing.load_tracker import LoadTracker
 from serve.routing.placement import PlacementOptions
-from serve.routing.router import route
+from serve.routing.router import explored, route
 from streams.telemetry.fleet_state import FleetState
 
 pytest.importorskip("numba")
@@ -260,3 +261,33 @@ def test_without_numba_numpy_computes(monkeypatch):
         assert kernels("learners.kernels.decide") is None
     finally:
         kernels.cache_clear()
+
+
+def test_who_explored_is_the_same_with_and_without_compiled_code():
+    """
+    Whether another eligible model had a higher utility, also where the chosen is not eligible.
+    """
+    n, k = 500, 4
+    rng = np.random.default_rng(8)
+    choices = SimpleNamespace(
+        utility=rng.integers(-2, 3, (n, k)).astype(np.float64),
+        verdict=rng.integers(0, 2, (n, k)).astype(np.uint8),
+        chosen=rng.integers(0, k, n),
+    )
+
+    found = explored(choices, compiled=True)
+
+    np.testing.assert_array_equal(found, explored(choices))
+    assert 0.2 < found.mean() < 0.9
+
+
+@pytest.mark.parametrize("dim", [1, 15, 16, 384])
+@pytest.mark.parametrize("value", [0.0, 1e-12, 1.0, 1e12, 1e30, np.nan, np.inf])
+def test_the_same_embeddings_are_usable_with_and_without_compiled_code(dim, value):
+    embeddings = np.ones((4, dim), np.float32)
+    embeddings[2, dim - 1] = value
+    embeddings[3] *= value
+    with np.errstate(all="ignore"):
+        found = unusable(embeddings, compiled=True)
+    assert found == unusable(embeddings, compiled=False)
+    assert (3 in found) == (value != 1.0)

@@ -132,11 +132,10 @@ def test_shed_requests_are_not_in_the_decision_log_but_are_counted_by_preferred_
     )
 
     assert kinds(found) == ["FleetFull", "Decision", "FleetFull", "Decision", NoModelFits.__name__]
-    assert found.log is not None
-    assert found.log.tenants == ["a", "b"]
+    log = found.kept.log()
+    assert log.tenants == ["a", "b"]
     decided = [reply.decision_id for reply in replies(found) if isinstance(reply, pb.Decision)]
-    assert [one.hex() for one in found.log.ids] == decided
-    assert found.counted is not None
+    assert [one.hex() for one in log.ids] == decided
     a, b = counted(found).classes
     assert (a.name, a.arrivals, a.shed, b.name, b.arrivals, b.shed) == ("a", 2, 1, "b", 2, 1)
     assert {w.model: (w.requests, w.prompt_tokens_sum) for w in a.demand} == {"large": (2, 2000)}
@@ -146,7 +145,7 @@ def test_shed_requests_are_not_in_the_decision_log_but_are_counted_by_preferred_
 def counted(found: Decided):
     """The workload record of a window in which only this was decided."""
     window, reporter = RouterWindow(), Reporter("0" * 16, NOON_MS - 1000)
-    window.count_batch(found.counted)
+    window.count_batch(found.kept.counted())
     records = window.take(reporter, reporter.window(NOON_MS), GAUGES)
     return decode(encode_telemetry(records)[0][1])
 
@@ -154,7 +153,7 @@ def counted(found: Decided):
 def test_where_all_are_shed_nothing_is_logged_and_all_is_counted():
     found = decide(full(), *[{"criticality": pb.SHEDDABLE}] * 3)
 
-    assert found.log is None
+    assert found.kept.log() is None
     assert counted(found).classes[0].shed == 3
 
 

@@ -144,7 +144,7 @@ class Bench:
         (reply,) = decided.replies
         if isinstance(reply, ServeError):
             raise reply
-        self._decisions.offer(decided.log)
+        self._decisions.offer(decided.kept.log())
         decision = pb.Decision.FromString(reply)
         self.decided.append(decision)
         return decision
