@@ -29,7 +29,20 @@ from load.errors import TraceRefused
 
 Container = Literal["csv", "jsonl", "parquet"]
 PARQUET_MAGIC = b"PAR1"
+# What other files begin with, and what is to be done about it.
+ELSEWISE = {
+    b"\x1f\x8b": "is compressed (gzip): unpack it first",
+    b"\x28\xb5\x2f\xfd": "is compressed (zstd): unpack it first",
+    b"\xff\xfe": "is UTF-16: UTF-8 is read",
+    b"\xfe\xff": "is UTF-16: UTF-8 is read",
+}
 ZONE = r"(?:Z|[+-]\d\d:?\d\d)$"
+# Other ways to write a zone: of pandas, of databases.
+ZONES_ALIKE = (
+    (r"(?i)\s*(?:UTC|GMT|Z)$", "Z"),
+    (r"(:\d\d(?:\.\d+)?)\s*([+-]\d\d)$", r"\1\2:00"),
+    (r"\s+([+-]\d\d:?\d\d)$", r"\1"),
+)
 EPOCH_S_MIN = 1e8  # a number of seconds above is a time since 1970, below one since the beginning
 SHOWN = 40  # characters of a value in a message
 
@@ -51,6 +64,9 @@ def head_of(path: Path) -> Head:
         raise TraceRefused(path.name, "", f"can't be read: {error.strerror}") from None
     if start.startswith(PARQUET_MAGIC):
         return Head("parquet", frozenset(_parquet(path, None).column_names))
+    for magic, why in ELSEWISE.items():
+        if start.startswith(magic):
+            raise TraceRefused(path.name, "", why)
     text = start.decode("utf-8-sig", errors="replace").lstrip()
     if not text:
         raise TraceRefused(path.name, "", "is empty")
@@ -85,8 +101,9 @@ class Fields:
         lines: Sequence[int] = (),
     ) -> None:
         """`counted_from`: the line of row 0, None where files have no lines; or all `lines`."""
-        self._file, self._columns, self._from, self._lines = file, columns, counted_from, lines
-        self.n = n
+        self._file, self._from, self._lines = file, counted_from, lines
+        self._columns = {name: _plain(column) for name, column in columns.items()}
+        self.n, self.time_name = n, ""  # the column that times were taken from
 
     def __contains__(self, name: str) -> bool:
         return name in self._columns
@@ -116,6 +133,9 @@ class Fields:
         column = self._columns.get(name)
         if column is None:
             column = pa.nulls(self.n, pa.float64())
+        if pa.types.is_boolean(column.type) and column.null_count < self.n:
+            row = int(np.argmax(np.asarray(pc.is_valid(column))))
+            self.refuse(name, row, f"is {column[row].as_py()}: a number is due")
         if column.null_count and missing is None:
             self.refuse(name, int(np.argmin(np.asarray(pc.is_valid(column)))), "is empty")
         try:
@@ -148,7 +168,7 @@ class Fields:
         zone in every row or in none, which is then UTC.
         """
         column = self._columns[name]
-        kind = column.type
+        kind, self.time_name = column.type, name
         if pa.types.is_timestamp(kind):
             self._refuse_empty(name, column)
             return pc.cast(column, pa.timestamp("ns")).cast(pa.int64()).to_numpy() / 1e9, True
@@ -159,6 +179,8 @@ class Fields:
 
     def _dates_s(self, name: str, column: Any) -> NDArray[np.float64]:
         self._refuse_empty(name, column)
+        for written, alike in ZONES_ALIKE:
+            column = pc.replace_substring_regex(column, written, alike)
         zoned = np.asarray(pc.match_substring_regex(column, ZONE))
         if zoned.any() and not zoned.all():
             row = int((zoned != zoned[0]).argmax())
@@ -189,6 +211,18 @@ class Fields:
         raise TraceRefused(self._file, f"`{name}`", f"is not {wanted} throughout")
 
 
+def _plain(column: Any) -> Any:
+    """The same values in one of few types: text without spaces around it, dates as times."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return _plain(pc.cast(column, kind.value_type))
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return _plain(pc.cast(column, pa.string()))
+    if pa.types.is_date(kind):
+        return pc.cast(column, pa.timestamp("ms"))
+    return pc.utf8_trim_whitespace(column) if pa.types.is_string(kind) else column
+
+
 def _number(value: object) -> float:
     if isinstance(value, bool):
         raise TypeError(value)
@@ -215,7 +249,10 @@ def _parquet(path: Path, names: Sequence[str] | None) -> pa.Table:
 
 def _csv_names(path: Path) -> list[str]:
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        return [name.strip() for name in next(csv.reader(file), [])]
+        names = [name.strip() for name in next(csv.reader(file), [])]
+    if len(names) == 1 and re.search(r"[;\t|]", names[0]):
+        raise TraceRefused(path.name, "line 1", "separates its columns by other than commas")
+    return names
 
 
 def _csv(path: Path, names: Sequence[str]) -> dict[str, Any]:

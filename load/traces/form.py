@@ -26,6 +26,7 @@ class Columns:
     prompt_tokens: Floats  # (n,) whole, at least 0
     output_tokens: Floats  # (n,) NaN: not recorded
     duration_s: Floats | None = None  # (n,) of the whole answer, NaN where not recorded
+    duration_name: str = "duration_s"  # of the column that says so
     left_out: dict[str, NDArray[np.bool_]] = field(default_factory=dict)  # by reason, (n,)
     prefix_blocks: list[list[int]] | None = None  # hashes of the prompt's blocks, in order
     outcome_rows: Floats | None = None  # (n,) of the outcome table

@@ -93,7 +93,7 @@ def _checked(name: str, form: Format, fields: Fields, columns: Columns, seed: in
     gone = np.zeros(n, bool)
     for rows in left_out.values():
         gone |= rows
-    _refuse_impossible(form, fields, columns, gone)
+    _refuse_impossible(fields, columns, gone)
     empty = ~gone & ((columns.prompt_tokens == 0.0) | (columns.output_tokens == 0.0))
     left_out["zero_tokens"] = empty
     kept = np.flatnonzero(~(gone | empty))
@@ -119,22 +119,20 @@ def _checked(name: str, form: Format, fields: Fields, columns: Columns, seed: in
     )
 
 
-def _refuse_impossible(
-    form: Format, fields: Fields, columns: Columns, gone: NDArray[np.bool_]
-) -> None:
+def _refuse_impossible(fields: Fields, columns: Columns, gone: NDArray[np.bool_]) -> None:
     """Negative times, negative durations."""
     early = ~gone & (columns.at_s < 0.0)
     if early.any():
         row = int(early.argmax())
-        fields.refuse(form.needs[0], row, f"is {columns.at_s[row]:g} s: a time is at least 0")
+        fields.refuse(fields.time_name, row, f"is {columns.at_s[row]:g} s: a time is at least 0")
     if columns.duration_s is not None:
         short = ~gone & (columns.duration_s < 0.0)
         if short.any():
             row = int(short.argmax())
             fields.refuse(
-                "duration",
+                columns.duration_name,
                 row,
-                f"is {columns.duration_s[row]:g} s: the answer would "
+                f"comes to {columns.duration_s[row]:g} s: the answer would "
                 "have ended before its request came",
             )
 

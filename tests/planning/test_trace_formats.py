@@ -185,8 +185,20 @@ REFUSED = [
     (
         "a duration below zero",
         "arrival_s,input_tokens,output_tokens,duration_s\n0,1,1,1\n1,1,1,-2\n",
-        "line 3, `duration` is -2 s",
+        "line 3, `duration_s` comes to -2 s",
     ),
+    (
+        "a time of ServeGen's below zero",
+        "request_id,timestamp,input_tokens,output_tokens\n0,0,1,1\n1,-1,1,1\n",
+        "line 3, `timestamp` is -1 s",
+    ),
+    (
+        "an answer of BurstGPT's that took less than nothing",
+        "Timestamp,Request tokens,Response tokens,Elapsed time\n0,1,1,1\n1,1,1,-2\n",
+        "line 3, `Elapsed time` comes to -2 s",
+    ),
+    ("semicolons", "a;b\n1;2\n", "line 1 separates its columns by other than commas"),
+    ("true tokens", '{"arrival_s": 1, "input_tokens": true, "output_tokens": 1}\n', "is True"),
     ("broken JSON", '{"arrival_s": 1,\n', "line 1 is not JSON"),
 ]  # fmt: skip
 
@@ -204,6 +216,60 @@ def test_what_cannot_be_is_refused_with_its_row(tmp_path, text, said):
 
     assert said in str(refused.value)
     assert "docs/planning.md" in str(refused.value)
+
+
+WRITTEN = ["{}Z", "{}z", "{} UTC", "{}+00:00", "{}+0000", "{}+00", "{} +00:00"]
+
+
+@pytest.mark.parametrize("written", WRITTEN)
+def test_a_time_zone_may_be_written_as_databases_and_pandas_do(tmp_path, written):
+    """
+    What follows the time says by how much it differs from UTC, however it is written.
+    """
+    rows = [written.format(f"2023-11-16 18:17:0{second}.97") for second in (3, 4)]
+    path = tmp_path / "a.csv"
+    path.write_text(AZURE.splitlines()[0] + "\n" + "".join(f"{row}, 5 ,5\n" for row in rows))
+
+    found = read_file(path)
+
+    assert found.trace.at_s.tolist() == [0.0, 1.0]
+    assert found.began.isoformat() == "2023-11-16T18:17:03.970000+00:00"
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.large_string(), pa.dictionary(pa.int32(), pa.string())], ids=str
+)
+def test_parquet_texts_of_every_kind_are_read(tmp_path, kind):
+    """
+    Writers differ in how they store text; a date is a date.
+    """
+    path = tmp_path / "a.parquet"
+    times = pa.array(["2024-01-01 00:00:00", "2024-01-01 00:00:02"])
+    pq.write_table(
+        pa.table({
+            "TIMESTAMP": times.dictionary_encode() if pa.types.is_dictionary(kind) else times.cast(kind),
+            "ContextTokens": [1, 2],
+            "GeneratedTokens": [1, 2],
+        }),
+        path,
+    )  # fmt: skip
+
+    assert read_file(path).trace.at_s.tolist() == [0.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("first", "said"),
+    [(b"\x1f\x8b\x08", "is compressed (gzip)"), ("a,b\n".encode("utf-16"), "is UTF-16")],
+)
+def test_a_file_that_is_no_text_is_refused_with_what_to_do(tmp_path, first, said):
+    """
+    Compressed files and other encodings are named, not shown as strange columns.
+    """
+    path = tmp_path / "trace.csv"
+    path.write_bytes(first)
+    with pytest.raises(TraceRefused) as refused:
+        read_file(path)
+    assert said in str(refused.value)
 
 
 def test_rows_that_are_no_requests_are_left_out_and_counted(tmp_path):

@@ -35,6 +35,7 @@ def read(fields: Fields) -> Columns:
         prompt_tokens=prompt,
         output_tokens=output,
         duration_s=duration_s,
+        duration_name=END,
         left_out={"warm_up": phase, "failed": failed},
     )
 

@@ -7,20 +7,21 @@ import numpy as np
 from load.traces.files import Fields
 from load.traces.form import Columns, Format
 
+ELAPSED = "Elapsed time"
+
 
 def read(fields: Fields) -> Columns:
     """An answer of no tokens is a call that failed."""
     at_s, since_1970 = fields.times_s("Timestamp")
     output = fields.tokens("Response tokens")
-    duration_s = None
-    if "Elapsed time" in fields:
-        duration_s = fields.numbers("Elapsed time", missing=np.nan)
+    duration_s = fields.numbers(ELAPSED, missing=np.nan) if ELAPSED in fields else None
     return Columns(
         at_s=at_s,
         since_1970=since_1970,
         prompt_tokens=fields.tokens("Request tokens"),
         output_tokens=output,
         duration_s=duration_s,
+        duration_name=ELAPSED,
         left_out={"failed": output == 0.0},
     )
 
@@ -31,7 +32,7 @@ FORMATS = (
         about="HPMLL/BurstGPT",
         containers=("csv", "parquet"),
         needs=("Timestamp", "Request tokens", "Response tokens"),
-        reads=("Elapsed time",),
+        reads=(ELAPSED,),
         rules="`Timestamp` is seconds. No response tokens: the call failed, it is left out.",
         read=read,
     ),
