@@ -29,6 +29,7 @@ class Demand:
     prompt_tokens: float  # mean
     output_tokens: float  # mean
     prompt_cv2: float | None = None  # squared variation of prompts' lengths; None: not known
+    fixed_share: float = 0.0  # of the requests, that no other model may answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

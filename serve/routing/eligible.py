@@ -50,6 +50,10 @@ class Verdict(IntEnum):
     NOT_PREFERRED = 10
 
 
+# Of the fleet, of a budget or of what else there is now: the request itself excludes no such model.
+PASSING = (Verdict.ELIGIBLE, Verdict.NO_REPLICA, Verdict.OVER_BUDGET, Verdict.NOT_PREFERRED)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RequestBatch:
     """Columns of n requests against a catalogue of k models."""

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.routing.eligible import RequestBatch
+from serve.routing.eligible import PASSING, RequestBatch
 from serve.routing.live import Live
 from serve.routing.router import Choices, explored
 from streams.feedback.decisions import DecisionBatch
@@ -130,6 +130,7 @@ class Decisions:
             pool=choices.pool,
             explored=explored(choices, compiled=self.live.kernel is not None),
             preferred=choices.preferred,
+            fixed=np.isin(choices.verdict, PASSING).sum(axis=1) == 1,
             shed=choices.shed,
             tenants=self.tenants,
             prompt_tokens=self.requests.prompt_tokens,

@@ -121,6 +121,7 @@ class ModelDemand(NamedTuple):
 
     requests_per_s: float
     prompt_tokens: float  # mean
+    fixed_share: float  # of them, that no other model may answer
 
 
 def demand_by_model(
@@ -128,15 +129,19 @@ def demand_by_model(
 ) -> dict[tuple[str, str], ModelDemand]:
     """Unconstrained demand by class and model: whatever there is capacity for."""
     span_s = known_within(fleet, now_ms, span_ms) / 1000
-    found: dict[tuple[str, str], tuple[float, float]] = {}
+    found: dict[tuple[str, str], tuple[float, float, float]] = {}
     for share, tally in spans(fleet, now_ms, span_ms):
         for name, of_class in tally.classes.items():
             for model, one in of_class.demand.items():
-                n, tokens = found.get((name, model), (0.0, 0.0))
-                found[name, model] = n + share * one.requests, tokens + share * one.prompt_tokens
+                n, tokens, fixed = found.get((name, model), (0.0, 0.0, 0.0))
+                found[name, model] = (
+                    n + share * one.requests,
+                    tokens + share * one.prompt_tokens,
+                    fixed + share * one.fixed,
+                )
     return {
-        key: ModelDemand(n / span_s, tokens / n)
-        for key, (n, tokens) in sorted(found.items())
+        key: ModelDemand(n / span_s, tokens / n, min(1.0, fixed / n))
+        for key, (n, tokens, fixed) in sorted(found.items())
         if n > 0
     }
 

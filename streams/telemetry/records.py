@@ -104,6 +104,9 @@ class DemandWindow(Part):
     model: Name
     requests: Count
     prompt_tokens_sum: Annotated[Count, Meta(description="Tokens of their prompts.")] = 0
+    fixed: Annotated[
+        Count, Meta(description="Of the requests, those that no other model may answer.")
+    ] = 0
 
 
 class ClassWindow(Part):

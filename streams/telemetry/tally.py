@@ -55,6 +55,7 @@ class DemandTally(Summed, frozen=True):
 
     requests: int = 0
     prompt_tokens: int = 0
+    fixed: int = 0  # of the requests, those that no other model may answer
 
 
 class ClassTally(Summed, frozen=True):
@@ -189,7 +190,12 @@ def pool_tally_of(record: PoolState) -> PoolTally:
 def _demand(window: ClassWindow) -> dict[str, DemandTally]:
     found: dict[str, DemandTally] = {}
     for one in window.demand:
-        add_under(found, one.model, DemandTally(one.requests, one.prompt_tokens_sum), MODELS_MAX)
+        add_under(
+            found,
+            one.model,
+            DemandTally(one.requests, one.prompt_tokens_sum, one.fixed),
+            MODELS_MAX,
+        )
     return found
 
 

@@ -98,6 +98,7 @@ class DecidedBatch:
     # (n,) `learners.criticality.Criticality`; None: not known
     criticality: NDArray[np.integer] | None = None
     guarded: NDArray[np.bool_] | None = None  # (n,) far from everything seen; None: none
+    fixed: NDArray[np.bool_] | None = None  # (n,) no model but the preferred may answer; None: none
 
 
 @dataclass(slots=True)
@@ -110,13 +111,16 @@ class _Class:
     output_tokens: int = 0
     prompt_lengths: Counts = field(default_factory=Counter)
     output_lengths: Counts = field(default_factory=Counter)
-    demand: Counter[str] = field(default_factory=Counter)  # requests, by preferred model
-    demand_tokens: Counter[str] = field(default_factory=Counter)  # of their prompts
+    # By preferred model: requests, tokens of their prompts, requests that no other may answer.
+    demand: Counter[str] = field(default_factory=Counter)
+    demand_tokens: Counter[str] = field(default_factory=Counter)
+    demand_fixed: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: _Class) -> None:
         self.counts.update(other.counts)
         self.demand.update(other.demand)
         self.demand_tokens.update(other.demand_tokens)
+        self.demand_fixed.update(other.demand_fixed)
         self.criticality += other.criticality
         self.prompt_tokens += other.prompt_tokens
         self.output_tokens += other.output_tokens
@@ -241,7 +245,7 @@ class RouterWindow:
         classes = [self._class(name) for name in number_of]
         of = np.fromiter(map(number_of.__getitem__, tenants), np.intp, len(tenants))
         shed = np.concatenate([batch.shed for batch in batches])
-        far = np.concatenate([_guarded(batch) for batch in batches])
+        far = np.concatenate([_flags(batch.guarded, batch) for batch in batches])
         counts = {
             "arrivals": np.bincount(of).tolist(),
             "shed": _sums(of, shed),
@@ -271,12 +275,14 @@ class RouterWindow:
     ) -> None:
         models = batches[0].models
         cells = of * len(models) + np.concatenate([batch.preferred for batch in batches])
+        fixed = _sums(cells, np.concatenate([_flags(batch.fixed, batch) for batch in batches]))
         counts, sums = np.bincount(cells).tolist(), _sums(cells, tokens)
-        for cell, (n, total) in enumerate(zip(counts, sums, strict=True)):
+        for cell, (n, total, alone) in enumerate(zip(counts, sums, fixed, strict=True)):
             if n:
-                model = models[cell % len(models)]
-                classes[cell // len(models)].demand[model] += n
-                classes[cell // len(models)].demand_tokens[model] += total
+                model, of_class = models[cell % len(models)], classes[cell // len(models)]
+                of_class.demand[model] += n
+                of_class.demand_tokens[model] += total
+                of_class.demand_fixed[model] += alone
 
     def _class(self, tenant: str) -> _Class:
         """The class of a tenant; of too many, the rest is one."""
@@ -332,17 +338,18 @@ def _demand_windows(of_class: _Class, most: int) -> list[DemandWindow]:
     ranked = sorted(of_class.demand.items(), key=lambda item: (-item[1], item[0]))
     kept: dict[str, list[int]] = {}
     for number, (model, n) in enumerate(ranked):
-        sums = kept.setdefault(clean(model) if number < most else OTHER, [0, 0])
+        sums = kept.setdefault(clean(model) if number < most else OTHER, [0, 0, 0])
         sums[0] += n
         sums[1] += of_class.demand_tokens[model]
+        sums[2] += of_class.demand_fixed[model]
     return [
-        DemandWindow(model=model, requests=n, prompt_tokens_sum=tokens)
-        for model, (n, tokens) in sorted(kept.items())
+        DemandWindow(model=model, requests=n, prompt_tokens_sum=tokens, fixed=fixed)
+        for model, (n, tokens, fixed) in sorted(kept.items())
     ]
 
 
-def _guarded(batch: DecidedBatch) -> NDArray[np.bool_]:
-    return np.zeros(len(batch.tenants), bool) if batch.guarded is None else batch.guarded
+def _flags(of: NDArray[np.bool_] | None, batch: DecidedBatch) -> NDArray[np.bool_]:
+    return np.zeros(len(batch.tenants), bool) if of is None else of
 
 
 def _levels(batch: DecidedBatch) -> NDArray[np.integer]:

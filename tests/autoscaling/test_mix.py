@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import math
 import os
 
 import numpy as np
@@ -159,6 +160,18 @@ def test_another_model_answers_where_that_costs_less_than_a_gpu():
     little, much = (0.005, 0.0), (0.05, 0.0)
     assert mixed([ask(0.5, 0.5, loss=little)], offers, {"g": 9}).replicas == (1, 0)
     assert mixed([ask(0.5, 0.5, loss=much)], offers, {"g": 9}).replicas == (0, 1)
+
+
+def test_who_may_not_answer_does_not_however_cheap():
+    """What one pool alone may take goes there, though the other is there for nothing."""
+    offers = [offer(pool="named"), offer(pool="cheap", usd_per_s=0.0, least=3)]
+    asks = [ask(0.5, 0.5, loss=(0.0, math.inf)), ask(0.5, 0.5, loss=(0.01, 0.0))]
+
+    mix = cheapest(asks, offers, {"g": 6}, EXACT)
+
+    assert mix is not None
+    assert mix.replicas[0] == 1
+    np.testing.assert_allclose(mix.shares[0], [1.0, 0.0], atol=1e-6)
 
 
 def test_a_small_gain_is_no_reason_to_change():

@@ -42,7 +42,7 @@ def a_minute() -> FleetState:
         to_ms = NOW_MS - 1000 * (SECONDS - 1 - second)
         head = {"from_unix_ms": to_ms - 1000, "to_unix_ms": to_ms}
         demand = [
-            DemandWindow(model="large", requests=3, prompt_tokens_sum=1200),
+            DemandWindow(model="large", requests=3, prompt_tokens_sum=1200, fixed=2),
             DemandWindow(model="small", requests=1, prompt_tokens_sum=90),
             DemandWindow(model="other", requests=5, prompt_tokens_sum=5),
         ]
@@ -76,12 +76,13 @@ def seen(now_ms: int = NOW_MS, **changes: object) -> Observed:
 
 def test_demand_is_by_preferred_model():
     """
-    Three a second of 400 tokens each want the large model, whatever they got. Of a model that is
-    not known here nothing can be planned.
+    Three a second of 400 tokens each want the large model, whatever they got, and two of them allow
+    no other. Of a model that is not known here nothing can be planned.
     """
     assert seen().demands == (
         Demand(class_name="chat", model="large", requests_per_s=pytest.approx(3.0),
-               prompt_tokens=pytest.approx(400.0), output_tokens=400.0),
+               prompt_tokens=pytest.approx(400.0), output_tokens=400.0,
+               fixed_share=pytest.approx(2 / 3)),
         Demand(class_name="chat", model="small", requests_per_s=pytest.approx(1.0),
                prompt_tokens=pytest.approx(90.0), output_tokens=200.0),
     )  # fmt: skip
@@ -149,6 +150,7 @@ def test_demand_is_of_the_span_that_is_asked_for():
     assert demand_by_model(state, NOW_MS, RECENT_MS)["chat", "large"] == (
         pytest.approx(25.0),
         400.0,
+        0.0,
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from autoscaled import QUALITY, TARGET, USD, World, condition, demand, fleet, gpu, planner, rates
 
-from infra.autoscaling.contract import Observed
+from infra.autoscaling.contract import Demand, Observed
 from infra.autoscaling.planner import Planner, PlannerOptions
 from infra.autoscaling.sizing import sizing
 from infra.autoscaling.sizing.sizing import SizingOptions
@@ -363,6 +363,51 @@ def test_little_is_not_worth_a_machine_of_its_own():
     world = World(planner=planner(options))
     plan = world.run(2400, small=50.0, large=0.1)
     assert capacity(plan, "large") == 0.0
+
+
+def named(requests_per_s: float, fixed_share: float = 1.0) -> Demand:
+    """Requests for the large model, of which so many name it."""
+    return replace(demand("large", requests_per_s), fixed_share=fixed_share)
+
+
+MONEY_FIRST = PlannerOptions(
+    sizing=SizingOptions(value_usd=0.001)
+)  # the small model for nearly all
+
+
+@pytest.mark.parametrize("share", [1.0, 0.02])
+def test_a_model_that_callers_name_has_a_replica_whatever_another_would_save(share):
+    """Also if few of those who want it do, and at once, whatever others could answer for it."""
+    world = World(planner=planner(MONEY_FIRST))
+    world.run(900, small=50.0, large=0.1)
+    before = world.at_s
+    for _ in range(60):
+        plan = world.step(demand("small", 50.0), named(0.1, share))
+    assert capacity(plan.replicas, "large") > 0.0
+    soon = [plan for at_s, plan in world.plans if before <= at_s < before + 30.0]
+    assert capacity(soon[-1], "large") > 0.0
+
+
+def test_a_model_that_was_named_lately_is_still_there():
+    """A request in five minutes that no other model may answer; without, it goes in a while."""
+    world = World(planner=planner(MONEY_FIRST))
+    world.run(900, small=50.0)
+    found = []
+    for k in range(240):
+        asked = named(1 / 60) if k % 30 == 0 else demand("large", 1 / 60)
+        found.append(capacity(world.step(demand("small", 50.0), asked).replicas, "large"))
+    assert min(found[3:]) > 0.0
+    assert capacity(world.run(1800, small=50.0, large=1 / 60), "large") == 0.0
+
+
+def test_a_named_model_that_cannot_be_had_is_left_out_and_said():
+    """Nobody else answers for it."""
+    world = World(planner=planner(MONEY_FIRST))
+    world.gpus |= {"h100": 0, "b200": 0}
+    for _ in range(60):
+        plan = world.step(demand("small", 5.0), named(5.0))
+    assert capacity(plan.replicas, "large") == 0.0
+    assert any("left out" in line for line in world.lines)
 
 
 def test_a_price_that_lasts_brings_more():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from strategies import lightly
 
 from infra.autoscaling.contract import PoolCondition
-from infra.autoscaling.sizing.requirement import Requirement, capacity_shortfall, pools_to_keep
+from infra.autoscaling.sizing.requirement import (
+    Requirement,
+    capacity_shortfall,
+    pools_to_keep,
+    requirement_of,
+)
+from infra.capacity.fleet import PoolPlan
 
 # Half a second of work a request; full at a load of 0.8: 1.6 requests/s a replica.
 ALIKE = {"a": SimpleNamespace(model="m"), "b": SimpleNamespace(model="m")}
@@ -119,6 +125,23 @@ def test_others_may_go_on_answering():
     wanted = required(5, 0, **two)
     assert not capacity_shortfall(OTHERS, wanted, {"a": 3, "b": 3})
     assert capacity_shortfall(OTHERS, wanted, {"a": 1, "b": 2}) > 0.0
+
+
+def test_for_what_callers_name_others_going_on_is_no_help():
+    """Two a second name the large model, which has no replica: that is a hurry."""
+    required = replace(
+        requirement_of({"large": 1, "small": 1}, {}),
+        work_s={"large": 0.1, "small": 0.1},
+        demand={"large": 2.0, "small": 8.0},
+        carried={"large": 2.0, "small": 0.0},
+    )
+    fleet = {
+        name: PoolPlan(name=name, model=name, backend="emulated") for name in required.replicas
+    }
+    there = {"large": 0, "small": 1}
+
+    assert capacity_shortfall(fleet, required, there) == 0.0
+    assert capacity_shortfall(fleet, replace(required, fixed={"large": 2.0}), there) == 2.0
 
 
 def test_what_was_saved_under_former_names_is_restored():

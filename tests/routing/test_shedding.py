@@ -142,6 +142,25 @@ def test_shed_requests_are_not_in_the_decision_log_but_are_counted_by_preferred_
     assert {w.model: w.requests for w in b.demand} == {"small": 1, "large": 1}
 
 
+@pytest.mark.parametrize("there", ["small", "large"])
+def test_who_names_a_model_is_counted_as_one_whom_no_other_may_answer(there):
+    """
+    Also while it has no replica. Not who leaves a choice, whatever the fleet leaves of it.
+    """
+    live = view(reported(there[0], load=0.1), models=MODELS, pools=POOLS)
+
+    found = decide(
+        live,
+        {"allowed_models": ["large"]},
+        {"denied_models": ["small"]},
+        {"allowed_models": ["small", "large"]},
+        {},
+    )
+
+    (of_class,) = counted(found).classes
+    assert {w.model: (w.requests, w.fixed) for w in of_class.demand} == {"large": (4, 2)}
+
+
 def counted(found: Decided):
     """The workload record of a window in which only this was decided."""
     window, reporter = RouterWindow(), Reporter("0" * 16, NOON_MS - 1000)

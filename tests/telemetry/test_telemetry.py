@@ -32,6 +32,7 @@ from streams.telemetry.records import (
     encode,
 )
 from streams.telemetry.schema import published
+from streams.telemetry.tally import tally_of
 from streams.telemetry.window import DecidedBatch, Reporter, RouterGauges, RouterWindow
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +55,7 @@ def batch(
     pool: list[int] | None = None,
     preferred: list[int] | None = None,
     shed: list[bool] | None = None,
+    fixed: list[bool] | None = None,
 ) -> DecidedBatch:
     """Each model is called in a pool of its own, and was preferred, but where it says otherwise."""
     return DecidedBatch(
@@ -66,6 +68,7 @@ def batch(
         np.array(shed or [False] * len(chosen), bool),
         tenants,
         np.array(tokens, np.float64),
+        fixed=None if fixed is None else np.array(fixed, bool),
     )
 
 
@@ -340,6 +343,24 @@ def test_shed_requests_are_arrivals_and_demand_but_no_decisions():
 
 def demand(of_class: telemetry.ClassWindow) -> dict[str, tuple[int, int]]:
     return {one.model: (one.requests, one.prompt_tokens_sum) for one in of_class.demand}
+
+
+def test_demand_that_no_other_model_may_answer_is_counted_apart():
+    """
+    By class and model, over batches of which one says nothing of it; and in every sum after.
+    """
+    window = RouterWindow()
+    window.count_batch(batch([1, 1, 0], ["a", "a", "b"], [1, 1, 1], fixed=[True, False, True]))
+    window.count_batch(batch([1], ["a"], [1]))
+
+    found = taken(window)["Workload"]
+    tally = tally_of(found)
+    tally.add(tally_of(found))
+
+    assert {
+        (of.name, one.model): (one.requests, one.fixed) for of in found.classes for one in of.demand
+    } == {("a", "large"): (3, 1), ("b", "small"): (1, 1)}
+    assert tally.classes["a"].demand["large"].fixed == 2
 
 
 def test_demand_of_many_classes_for_many_models_fits_a_record():

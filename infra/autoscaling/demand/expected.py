@@ -56,7 +56,9 @@ class Series:
     prompt_tokens: float = 0.0  # 0: not known yet
     output_tokens: float = 0.0
     prompt_cv2: float | None = None  # squared variation of prompts' lengths, last reported
+    fixed_share: float = 0.0  # of the requests, that no other model may answer, last reported
     requested_s: float = -math.inf  # the last request
+    fixed_s: float = -math.inf  # the last that no other model may answer
     doubted_s: float | None = None  # since when its rate has been too high to believe
 
     def as_dict(self) -> dict[str, Any]:
@@ -67,7 +69,9 @@ class Series:
             "prompt_tokens": self.prompt_tokens,
             "output_tokens": self.output_tokens,
             "prompt_cv2": self.prompt_cv2,
-            "requested_s": None if math.isinf(self.requested_s) else self.requested_s,
+            "fixed_share": self.fixed_share,
+            "requested_s": _finite(self.requested_s),
+            "fixed_s": _finite(self.fixed_s),
             "doubted_s": self.doubted_s,
         }
 
@@ -85,7 +89,7 @@ class ExpectedDemand:
             made = dict(entry["of"])
             made["forecast"] = Forecast.from_dict(made["forecast"], options.forecast)
             requested_s = made.pop("heard_s", made.get("requested_s"))  # the former name
-            made["requested_s"] = -math.inf if requested_s is None else requested_s
+            made |= {"requested_s": _time(requested_s), "fixed_s": _time(made.get("fixed_s"))}
             self.series[(entry["class"], entry["model"])] = Series(**made)
         if remembered and remembered["at_s"] is not None:
             self.at_s = remembered["at_s"]
@@ -124,10 +128,14 @@ class ExpectedDemand:
             for key, one in each.items()
         }
 
+    def fixed_lately(self, key: Key) -> bool:
+        """Whether requests came that no other model may answer: then it is to be there."""
+        return self.at_s - self.series[key].fixed_s < self._options.idle_s
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            "at_s": None if math.isinf(self.at_s) else self.at_s,
+            "at_s": _finite(self.at_s),
             "series": [
                 {"class": key[0], "model": key[1], "of": self.series[key].as_dict()}
                 for key in sorted(self.series)
@@ -172,6 +180,9 @@ class ExpectedDemand:
             cv2 = demand.prompt_cv2
             if cv2 is not None and math.isfinite(cv2) and cv2 >= 0.0:
                 one.prompt_cv2 = cv2
+            one.fixed_share = min(max(0.0, demand.fixed_share), 1.0)
+            if one.fixed_share > 0.0:
+                one.fixed_s = at_s
         return []
 
     def _one(self, key: Key) -> Series:
@@ -186,3 +197,11 @@ class ExpectedDemand:
         if one.rate > 0.0:
             one.requested_s = at_s
         one.forecast.observe(at_s, rate=one.rate)
+
+
+def _finite(at_s: float) -> float | None:
+    return None if math.isinf(at_s) else at_s
+
+
+def _time(saved: float | None) -> float:
+    return -math.inf if saved is None else saved

@@ -7,6 +7,9 @@
 Pools take different times to start, so each looks at another moment, and the same requests have a
 rate for every pool.
 
+Requests that no other model may answer (their callers name one) are asks of their own: no other is
+planned for them, and while they come, and for ten minutes more, there is a replica.
+
 All of it is expected demand; what pools could do about it is in `autoscaling.sizing`.
 """
 
@@ -14,11 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.autoscaling.demand.expected import ExpectedDemand, Key
+from infra.autoscaling.demand.expected import ExpectedDemand
 from learners.work import WorkTable
 
 Floats = NDArray[np.float64]
@@ -46,12 +50,21 @@ class Mean:
     work_s: float
 
 
+class AskKey(NamedTuple):
+    """Who asks for what."""
+
+    class_name: str
+    model: str
+    fixed: bool  # no other model may answer
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Workload:
     """Asks are rows, pools are columns."""
 
-    keys: list[Key]  # class, model
+    keys: list[AskKey]
     rate: Floats  # requests/s, with the margin
+    rate_now: list[float]  # of each ask
     work_s: Floats  # of a request
     cv2: Floats  # squared variation of it, within the ask
     lengths: Floats  # (asks, 2): tokens of prompt and answer
@@ -62,17 +75,16 @@ class Workload:
         """Replicas' worth of work, if a pool took all of an ask."""
         return self.rate * self.work_s
 
-    def models(self) -> list[str]:
-        """Those that are asked for, sorted."""
-        return sorted({model for _, model in self.keys})
-
-    def of(self, model: str) -> list[int]:
-        """Rows of those who ask for a model."""
-        return [row for row, key in enumerate(self.keys) if key[1] == model]
+    def grouped(self) -> dict[tuple[str, bool], list[int]]:
+        """Rows of those who ask for the same model, and of these whom no other may answer apart."""
+        found: dict[tuple[str, bool], list[int]] = {}
+        for row, key in enumerate(self.keys):
+            found.setdefault((key.model, key.fixed), []).append(row)
+        return dict(sorted(found.items()))
 
     def mean(self, column: int, model: str) -> Mean:
         """Of those who ask for a pool's model, or, where nobody does, of all."""
-        wants = np.array([key[1] == model for key in self.keys], np.float64)
+        wants = np.array([key.model == model for key in self.keys], np.float64)
         weight = self.rate[:, column] * wants
         if not weight.sum():
             weight = self.rate[:, column]
@@ -104,20 +116,26 @@ def workload_of(
 ) -> Workload:
     """What is asked of pools with these rates of work, lead times and corrections of work.
 
-    Who never comes to `rate_least` requests a second is left out.
+    Who never comes to `rate_least` requests a second is left out, but for whom no other model may
+    answer.
     """
+    keys, shares = _asks(demand)
     by_lead = {lead: demand.rates(lead) for lead in sorted(set(lead_s))}
-    some = next(iter(by_lead.values()), {})
-    keys = [k for k in some if max(r[k].upper for r in by_lead.values()) >= rate_least]
-    rate = np.array([[by_lead[lead][key].upper for lead in lead_s] for key in keys], np.float64)
-    of = [demand.series[key] for key in keys]
+    rate = np.array([[by_lead[lead][key[:2]].upper for lead in lead_s] for key in keys], np.float64)
+    rate = rate.reshape(len(keys), len(lead_s)) * np.array(shares).reshape(-1, 1)
+    fixed = np.array([key.fixed for key in keys], bool)
+    rate[fixed] = np.maximum(rate[fixed], rate_least)
+    kept = np.flatnonzero(rate.max(axis=1, initial=0.0) >= rate_least)
+    keys = [keys[row] for row in kept.tolist()]
+    of = [demand.series[key[:2]] for key in keys]
     prompt = np.array([one.prompt_tokens or unknown.prompt_tokens for one in of], np.float64)
     output = np.array([one.output_tokens or unknown.output_tokens for one in of], np.float64)
     work_s = table.work_s(prompt, output[:, None])
     reading = 1.0 - table.work_s(0.0 * prompt, output[:, None]) / np.maximum(work_s, 1e-12)
     return Workload(
         keys=keys,
-        rate=rate.reshape(len(keys), len(lead_s)),
+        rate=rate[kept],
+        rate_now=[one.rate * shares[row] for one, row in zip(of, kept.tolist(), strict=True)],
         work_s=work_s * np.array(factors),
         cv2=_variation([one.prompt_cv2 for one in of], reading, unknown.cv2),
         lengths=np.stack([prompt, output], axis=1),
@@ -125,9 +143,25 @@ def workload_of(
     )
 
 
-def by_model(keys: Sequence[Key], values: Sequence[float]) -> dict[str, float]:
+def _asks(demand: ExpectedDemand) -> tuple[list[AskKey], list[float]]:
+    """Of all series, those whose requests another model may answer and the others apart; and which
+    share of its series each is.
+    """
+    keys, shares = list[AskKey](), list[float]()
+    for key in demand.rates(0.0):
+        share = demand.series[key].fixed_share if demand.fixed_lately(key) else 0.0
+        if share < 1.0:
+            keys.append(AskKey(*key, fixed=False))
+            shares.append(1.0 - share)
+        if demand.fixed_lately(key):
+            keys.append(AskKey(*key, fixed=True))
+            shares.append(share)
+    return keys, shares
+
+
+def by_model(keys: Sequence[AskKey], values: Sequence[float]) -> dict[str, float]:
     """Values of asks, summed over who asks for the same model."""
-    return summed([key[1] for key in keys], values)
+    return summed([key.model for key in keys], values)
 
 
 def summed(names: Sequence[str], values: Sequence[float]) -> dict[str, float]:

@@ -63,6 +63,7 @@ def observe(
             prompt_tokens=one.prompt_tokens,
             output_tokens=output_tokens[model] * longer[name],
             prompt_cv2=variation.get(name),
+            fixed_share=one.fixed_share,
         )
         for (name, model), one in wanted.items()
     )

@@ -75,7 +75,7 @@ class Ask:
     """Requests that are to be carried; one entry per offer, in the offers' order."""
 
     work_per_s: tuple[float, ...]  # replicas' worth of work, if that pool took them all
-    loss_usd_per_s: tuple[float, ...]  # of quality, if that pool took them all
+    loss_usd_per_s: tuple[float, ...]  # of quality, if that pool took them all; inf: it may not
     unmet: tuple[Unmet, ...]  # shares add up to 1
 
 
@@ -100,16 +100,17 @@ def cheapest(
     usd = np.array([offer.usd_per_s for offer in offers]) * options.horizon_s
     start = np.array([offer.start_usd for offer in offers])
     loss = np.array([ask.loss_usd_per_s for ask in asks]).reshape(d * n)
+    may = np.isfinite(loss)
     objective = np.concatenate([
         usd - options.change_usd,
         start + 2.0 * options.change_usd,
-        loss * options.horizon_s,
+        np.where(may, loss, 0.0) * options.horizon_s,
         [part.usd for _, part in parts],
     ])  # fmt: skip
     least, most = _limits(offers, gpus)
     bounds = Bounds(
         np.concatenate([least, np.zeros(len(objective) - n)]),
-        np.concatenate([most, most, np.ones(d * n), [part.share for _, part in parts]]),
+        np.concatenate([most, most, may, [part.share for _, part in parts]]),
     )
     with silenced():
         found = milp(

@@ -33,6 +33,7 @@ class Requirement:
     demand: dict[str, float] = field(default_factory=dict)
     demand_now: dict[str, float] = field(default_factory=dict)
     carried: dict[str, float] = field(default_factory=dict)
+    fixed: dict[str, float] = field(default_factory=dict)  # of the demand, for no other model
     unmet: float = 0.0  # requests/s that nothing is had for
 
     @classmethod
@@ -86,16 +87,18 @@ def capacity_shortfall(
     expected.
 
     Without any, what the mix wants beside them is only cheaper, and need not be had at once. Models
-    whose requests others are to answer may go on answering them.
+    whose requests others are to answer may go on answering them; for those that no other model may
+    answer that is no help.
     """
-    short = spare = 0.0
+    short = spare = alone = 0.0
     for model in sorted({pool.model for pool in fleet.values()}):
         names = [n for n, p in fleet.items() if p.model == model and required.work_s[n] > 0.0]
         carries = sum(now[n] * required.load_max[n] / required.work_s[n] for n in names)
         demand, carried = required.demand.get(model, 0.0), required.carried.get(model, 0.0)
         short += max(0.0, carried - carries)
         spare += max(0.0, min(carries, demand) - carried)
-    return max(0.0, short - spare)
+        alone += max(0.0, min(carried, required.fixed.get(model, 0.0)) - carries)
+    return max(alone, short - spare)
 
 
 def _share_now(required: Requirement) -> float:

@@ -124,7 +124,7 @@ class Sizing:
                 self._last.keep(*found, problem)
         unchanged = {name: now.get(name, 0) for name in self._names}
         required = self._last.required or requirement_of(unchanged, self.lead_s)
-        required.demand_now = by_model(load.keys, [demand.series[key].rate for key in load.keys])
+        required.demand_now = by_model(load.keys, load.rate_now)
         return required
 
     def as_dict(self) -> dict[str, Any]:
@@ -190,20 +190,24 @@ class Sizing:
         return found
 
     def _asks(self, load: Workload, usd_per_hour: Mapping[str, float]) -> list[Ask]:
-        """One for each model that is wanted; its parts are the classes that want it."""
+        """One for each model that is wanted, and one more for those whom no other may answer; its
+        parts are the classes that want it.
+        """
         o = self._options
         usd = np.array([usd_per_s(pool, usd_per_hour) for pool in self._pools.values()])
         a_replica = float(usd.max(initial=0.0)) * (self._mix.horizon_s + o.lead_s_max)
+        free = load.rate[[not key.fixed for key in load.keys]].sum()
         found = []
-        for model in load.models():
-            of = load.of(model)
+        for (model, fixed), of in load.grouped().items():
             requests_per_s, asked = load.rate[of].sum(axis=0), load.asked[of].sum(axis=0)
             mean_s = np.average(load.work_s[of], axis=0, weights=load.rate[of].max(axis=1))
             request_usd = self._request_usd(usd * mean_s)
-            share = float(requests_per_s.sum() / load.rate.sum())
+            share = 0.0 if fixed else float(requests_per_s.sum() / free)
             loss = np.array(
                 [self._loss_usd(model, other, request_usd, share) for other in self._models]
             )
+            if fixed:
+                loss[[other != model for other in self._models]] = np.inf
             dearest = o.value_usd + 2.0 * float((usd * load.work_s[of]).max(initial=0.0))
             requests = float(requests_per_s.max(initial=0.0)) * self._mix.horizon_s
             refused_usd, each = 2.0 * max(requests * dearest, a_replica), load.rate[of].max(axis=1)
@@ -255,8 +259,8 @@ class Sizing:
         self, mix: Mix, load: Workload, full: Sequence[float]
     ) -> tuple[Requirement, list[list[float]]]:
         """And the shares (asks, pools)."""
-        row = {model: i for i, model in enumerate(load.models())}
-        of = [row[key[1]] for key in load.keys]
+        row = {group: i for i, group in enumerate(load.grouped())}
+        of = [row[key.model, key.fixed] for key in load.keys]
         taken = mix.shares[of] * load.rate  # (asks, pools), requests/s
         each = taken.sum(axis=0)
         expected = load.rate.max(axis=1, initial=0.0)
@@ -271,6 +275,10 @@ class Sizing:
             rate=dict(zip(self._names, each.tolist(), strict=True)),
             lead_s=dict(self.lead_s),
             demand=by_model(load.keys, expected.tolist()),
+            fixed=by_model(
+                load.keys,
+                [one if key.fixed else 0.0 for key, one in zip(load.keys, expected, strict=True)],
+            ),
             carried=summed(self._models, each.tolist()),
             unmet=float(mix.unmet[of] @ expected),
         )
