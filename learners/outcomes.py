@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from learners.context import N_FEATURES, Contexts
 from learners.targets import N_TARGETS
+from learners.traits import SLOTS, Traits, no_traits
 
 NOT_ESTIMATED = -1
 
@@ -41,12 +42,16 @@ class Outcomes:
     # (n, 2) quality and cost as estimated when it was decided, on the scales of `targets` and of
     # `figures`; `NOT_ESTIMATED` where nothing was, which is also what leaving it out means.
     estimated: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), np.int64))
+    # (n, SLOTS) what the request said of itself; zeros, or left out: nothing.
+    traits: Traits = field(default_factory=lambda: np.zeros((0, SLOTS), np.uint8))
 
     def __post_init__(self) -> None:
         n = len(self.issuers)
         if n and not len(self.estimated):
             object.__setattr__(self, "estimated", np.full((n, 2), NOT_ESTIMATED, np.int64))
-        assert self.estimated.shape == (n, 2)
+        if n and not len(self.traits):
+            object.__setattr__(self, "traits", no_traits(n))
+        assert self.estimated.shape == (n, 2) and self.traits.shape == (n, SLOTS)
         assert self.contexts.shape == (n, N_FEATURES) and self.contexts.dtype == np.int8
         assert self.targets.shape == self.known.shape == (n, N_TARGETS)
         assert self.figures.shape == self.figures_known.shape == (n, 4)

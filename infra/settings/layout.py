@@ -32,9 +32,9 @@ from infra.site_logs import LogsOptions
 from learners.drift import DriftOptions
 from learners.estimates.estimator import BlendOptions
 from learners.estimates.history import HistoryOptions
-from learners.estimates.influence import InfluenceOptions
 from learners.estimates.learned import MemoryOptions
 from learners.estimates.ridge import RidgeOptions
+from learners.estimates.sums.influence import InfluenceOptions
 from learners.novelty import GuardOptions
 from learners.policies.limits import LimitOptions
 from learners.policies.newcomers import NewcomerOptions

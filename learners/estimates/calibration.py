@@ -28,10 +28,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.estimates.decayed_sums import DecayedSums
 from learners.estimates.ema import FIGURE_UNITS, FIGURES
-from learners.estimates.influence import InfluenceOptions, by_volume, groups_of
 from learners.estimates.ridge import SQUARE_UNIT
+from learners.estimates.sums.decayed_sums import DecayedSums
+from learners.estimates.sums.influence import InfluenceOptions, by_volume, groups_of
 from learners.outcomes import NOT_ESTIMATED, Outcomes
 from learners.targets import ONE, Target
 

@@ -25,9 +25,9 @@ from learners.context import real
 from learners.drift import Alarm, DriftOptions, Failures, change_point, failures
 from learners.estimates.ema import FIGURES, Means
 from learners.estimates.history import Rows, by_turns, columns_of
-from learners.estimates.influence import N_GROUPS, groups_of
 from learners.estimates.learned import Learned
 from learners.estimates.ridge import SQUARE_UNIT, Ridge, outcome_counts
+from learners.estimates.sums.influence import N_GROUPS, groups_of
 from learners.targets import N_TARGETS, ONE, Target
 
 Floats = NDArray[np.float64]

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.estimates.decayed_sums import DecayedSums
-from learners.estimates.influence import N_GROUPS, InfluenceOptions, by_volume, groups_of
+from learners.estimates.sums.decayed_sums import DecayedSums
+from learners.estimates.sums.influence import N_GROUPS, InfluenceOptions, by_volume, groups_of
 from learners.outcomes import Outcomes
 from learners.targets import N_TARGETS, ONE
 

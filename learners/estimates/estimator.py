@@ -2,7 +2,8 @@
 
     context ─┬─▶ landmark features ─▶ ridge: quality ──┬─▶ mean, deviation, noise
              ├─▶ ridge: cost and latency as ratios ────┤
-             └─▶ neighbours (a share, by default none) ┘
+             └─▶ neighbours (a share, by default none) ┤
+    task, tags, tenant ─▶ shifts of quality ───────────┘
     what happened lately ──drift──▶ which past a model's estimates rest on
 
 An estimator is solved once, then only read. It belongs to one snapshot.
@@ -18,17 +19,18 @@ from numpy.typing import NDArray
 
 from learners.context import Contexts, real
 from learners.drift import Alarm, DriftOptions
-from learners.estimates import calibration, ema, group_fit, ridge
+from learners.estimates import calibration, ema, group_fit, ridge, trait_effects
 from learners.estimates.calibration import Calibration
 from learners.estimates.changes import changed_sums, failing, newest
 from learners.estimates.history import Evidence, Neighbours
-from learners.estimates.influence import InfluenceOptions
 from learners.estimates.kin import Kin, levels, profiles
 from learners.estimates.learned import LINEAR, RATIOS, Learned
 from learners.estimates.quick import Quick
 from learners.estimates.ridge import RidgeOptions
+from learners.estimates.sums.influence import InfluenceOptions
 from learners.option import option
 from learners.targets import N_TARGETS, RATIO_UNIT, Target
+from learners.traits import Traits
 
 QUALITY_NOISE = 0.35  # assumed residual deviation before data
 RATIO_NOISE = 0.7 / RATIO_UNIT
@@ -115,12 +117,14 @@ class Estimator:
             options.failures_weight,
         )
         self.alarms += broken
+        of_quality = Target.QUALITY.name.lower()
+        changed = {alarm.model for alarm in self.alarms if alarm.target == of_quality}
         self.calibration: Calibration | None = calibration.solve(
-            learned.calibration,
-            models,
-            as_of_ms,
-            options.influence,
-            {alarm.model for alarm in self.alarms if alarm.target == Target.QUALITY.name.lower()},
+            learned.calibration, models, as_of_ms, options.influence, changed
+        )
+        # None where no request said anything of itself.
+        self.effects = trait_effects.solve(
+            learned.traits, models, as_of_ms, self.quality, options.influence, changed
         )
         self.neighbours = self._neighbours(learned, prior) if options.neighbours_share else None
         self._quick: Quick | None = None
@@ -179,13 +183,15 @@ class Estimator:
             compiled=self._compiled,
         )
 
-    def estimate(self, contexts: Contexts) -> Estimates:
-        """Estimate all models for contexts (n, 64), in one pass."""
+    def estimate(self, contexts: Contexts, traits: Traits | None = None) -> Estimates:
+        """Estimate all models for contexts (n, 64), of requests with these traits, in one pass."""
         evidence = nearby = None
         if self.neighbours is not None:
             evidence = self.neighbours.evidence(contexts)
             nearby = self._means_f32 + evidence.deviation
         mean, deviation = (self._quick or self._linear)(contexts, nearby)
+        if traits is not None and self.effects is not None:
+            self.effects.add_to(mean, deviation, traits)
         return Estimates(
             mean, deviation, self.mean_deviation, self.noise, evidence, self.calibration
         )

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.context import STEP
-from learners.estimates.influence import InfluenceOptions, by_agreement, by_volume
 from learners.estimates.ridge import Ridge, RidgeOptions, outcome_counts, solve
+from learners.estimates.sums.influence import InfluenceOptions, by_agreement, by_volume
 from learners.targets import ONE
 
 Floats = NDArray[np.float64]

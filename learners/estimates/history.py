@@ -21,11 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.context import N_FEATURES, unit_directions
-from learners.estimates.influence import EARLIER
+from learners.estimates.sums.influence import EARLIER
 from learners.kernels.compiled import kernels, writable
 from learners.option import option
 from learners.outcomes import Outcomes
 from learners.targets import N_TARGETS, ONE, Target
+from learners.traits import SLOTS, no_traits
 
 COLUMNS: dict[str, tuple[type, tuple[int, ...]]] = {
     "issuers": (np.uint64, ()),
@@ -36,6 +37,7 @@ COLUMNS: dict[str, tuple[type, tuple[int, ...]]] = {
     "contexts": (np.int8, (N_FEATURES,)),
     "targets": (np.int32, (N_TARGETS,)),
     "known": (np.bool_, (N_TARGETS,)),
+    "traits": (np.uint8, (SLOTS,)),
 }
 Rows = dict[str, NDArray[Any]]
 MODULE = "learners.kernels.estimate"
@@ -72,9 +74,9 @@ def no_rows(n: int = 0) -> Rows:
 
 
 def with_all_columns(rows: Rows) -> Rows:
-    """Rows as they were saved; those of before tenants were noted are `EARLIER`."""
-    earlier = np.full(len(rows["issuers"]), EARLIER, np.uint8)
-    found = {"tenant_hashes": earlier, **rows}
+    """Rows as they were saved; those of before tenants and traits were noted have none."""
+    n = len(rows["issuers"])
+    found = {"tenant_hashes": np.full(n, EARLIER, np.uint8), "traits": no_traits(n), **rows}
     return {name: found[name] for name in COLUMNS}
 
 

@@ -17,11 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.context import N_FEATURES
-from learners.estimates import calibration, ema, ridge
-from learners.estimates.buckets import Buckets
-from learners.estimates.decayed_sums import DecayedSums
+from learners.estimates import calibration, ema, ridge, trait_effects
 from learners.estimates.history import COLUMNS, History, HistoryOptions, Rows, with_all_columns
-from learners.estimates.influence import N_GROUPS, groups_of
 from learners.estimates.landmarks import (
     GENERIC,
     N_LANDMARK_FEATURES,
@@ -30,6 +27,9 @@ from learners.estimates.landmarks import (
     landmarks_of,
     shipped,
 )
+from learners.estimates.sums.buckets import Buckets
+from learners.estimates.sums.decayed_sums import DecayedSums
+from learners.estimates.sums.influence import N_GROUPS, groups_of
 from learners.option import option
 from learners.outcomes import Outcomes
 from learners.targets import N_TARGETS, RATIO_UNIT, VALUE_MAX, Target, to_fixed
@@ -92,6 +92,7 @@ class Learned:
         self.models = ema.new_statistics(half_life_ms)
         self.pools = ema.new_statistics(pool_half_life_ms)
         self.calibration = calibration.new_statistics(half_life_ms)
+        self.traits = trait_effects.new_statistics(N_LANDMARK_FEATURES, half_life_ms)
         self.recent = Buckets((N_GROUPS, ema.N_COLUMNS, 2), RECENT_BUCKET_MS, RECENT_BUCKETS)
         self.history = History(options.history)
         self.as_of_ms = 0
@@ -115,6 +116,7 @@ class Learned:
         judged = outcomes.take(outcomes.known[:, Target.QUALITY])
         features = self.landmarks.features(judged.contexts)
         ridge.update(self.quality, examples(judged, features, [Target.QUALITY]))
+        trait_effects.update(self.traits, judged, features)
         ridge.update(self.cost, examples(outcomes, outcomes.contexts, [Target.COST]))
         ridge.update(self.latency, examples(outcomes, outcomes.contexts, [Target.LATENCY]))
 
@@ -150,7 +152,7 @@ class Learned:
         self.as_of_ms = max(self.as_of_ms, other.as_of_ms)
 
     def _sums(self) -> dict[str, DecayedSums | Buckets]:
-        names = (*LINEAR, "models", "pools", "recent", "calibration")
+        names = (*LINEAR, "traits", "models", "pools", "recent", "calibration")
         return {name: getattr(self, name) for name in names}
 
     def digest(self) -> str:
@@ -206,7 +208,7 @@ class Learned:
         """Learn the sums of features again from what the history holds."""
         self.n_relearned = len(rows["issuers"])
         outcomes = _outcomes(rows)
-        for name in LINEAR:
+        for name in (*LINEAR, "traits"):
             getattr(self, name).sums.clear()
         self._update_linear(outcomes)
         if means_too:

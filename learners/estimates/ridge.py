@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.context import BIAS, STEP
-from learners.estimates.decayed_sums import DecayedSums
+from learners.estimates.sums.decayed_sums import DecayedSums
 from learners.kernels.compiled import WIDE
 from learners.option import option
 from learners.targets import ONE

@@ -27,8 +27,8 @@ import numpy as np
 from infra.pools.site import LocalSite
 from infra.settings.settings import read_settings
 from learners.context import N_FEATURES
-from learners.estimates.influence import hash_of
 from learners.estimates.learned import Learned, MemoryOptions
+from learners.estimates.sums.influence import hash_of
 from learners.outcomes import Outcomes
 from learners.policies.policy import default_policy
 from learners.targets import ONE

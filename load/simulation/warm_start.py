@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from learners.context import Contexts, Projection
 from learners.estimates.ema import FIGURE_UNITS, FIGURES
 from learners.estimates.estimator import BlendOptions, Estimator
-from learners.estimates.influence import hash_of
 from learners.estimates.learned import Learned, MemoryOptions
+from learners.estimates.sums.influence import hash_of
 from learners.outcomes import Outcomes
 from learners.targets import COST_USD_MIN, N_TARGETS, Target, ratio, to_fixed
 from load.data.tables import OutcomeTable

@@ -25,6 +25,7 @@ from learners.estimates.estimator import Estimates
 from learners.policies.limits import good_enough, stale, strong_of, strong_passes, unsure
 from learners.policies.policy import Mask
 from learners.targets import COST_USD_MIN, Target
+from learners.traits import Traits, columns_of
 from serve.errors import ServeError, UnknownModel
 from serve.routing.live import Live
 from serve.routing.request import COLUMNS, RouteFields, RouteInput
@@ -149,6 +150,19 @@ def said_of(asked: Sequence[RouteInput]) -> NDArray[np.object_]:
         if one.task or one.tags or one.rules:
             found[i] = Said(one.task, tuple(one.tags), one.rules)
     return found
+
+
+def traits_of(requests: RequestBatch, live: Live) -> Traits | None:
+    """What requests say of themselves, for the learner; None where it knows nothing of it."""
+    if live.estimator.effects is None:
+        return None
+    n = len(requests)
+    tenants = [""] * n if requests.tenants is None else requests.tenants.tolist()
+    said = [NOTHING] * n if requests.said is None else requests.said.tolist()
+    if requests.said is None and not any(tenants):
+        return None
+    each = zip(tenants, said, strict=True)
+    return columns_of(((one.task, one.tags, tenant) for tenant, one in each), n)
 
 
 def unsaid_columns(n: int) -> dict[str, NDArray[Any]]:

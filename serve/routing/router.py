@@ -40,6 +40,7 @@ from serve.routing.eligible import (
     left_by,
     preferred_of,
     taken,
+    traits_of,
     verdicts_of,
     weights_of,
 )
@@ -115,7 +116,7 @@ def route(  # noqa: PLR0915 - one sequence of columns, each used below
     `spread` (n, P) are factors on the prices of pools, see `placement`; None: all one. `tries` is
     what models that are not proven may take, `purse` what budgets leave; None: no limit.
     """
-    estimates = live.estimator.estimate(requests.contexts)
+    estimates = live.estimator.estimate(requests.contexts, traits_of(requests, live))
     if tries is None and purse is None:
         done = plain.decided(requests, live, estimates, pool_load, policy, uniform, spread, options)
         if done is not None:

@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from learners.estimates import calibration
 from learners.estimates.ema import FIGURE_UNITS
-from learners.estimates.influence import EARLIER, hash_of
+from learners.estimates.sums.influence import EARLIER, hash_of
 from learners.option import option
 from learners.outcomes import Outcomes
 from learners.targets import COST_USD_MIN, LATENCY_MS_MIN, Target, ratio, to_fixed, winsorised
+from learners.traits import Traits, columns_of
 from streams.errors import BadFeedback, BadTicket
 from streams.feedback import shapes
 from streams.feedback.report import (
@@ -44,6 +45,7 @@ from streams.feedback.ticket import (
     is_measured,
     key_of,
     split_ids,
+    tenant_and_said_of,
     tenant_of,
     ticket_bytes,
 )
@@ -196,7 +198,8 @@ class Ingest:
         tenants = np.array([hash_of(tenant_of(body)) for body in bodies], np.uint8)
         # What an operator imports is no tenant's: it counts in full, as what all have reported.
         tenants[heads["policy"] == key_of(IMPORT)] = EARLIER
-        outcomes = _outcomes(ids, np.nan_to_num(reported), known, heads, tenants)
+        traits = _traits_of(bodies, tenants)
+        outcomes = _outcomes(ids, np.nan_to_num(reported), known, heads, tenants, traits)
         bits = np.packbits(known, axis=1, bitorder="little").reshape(-1)
         light = [row for row, r in enumerate(reports) if not shapes.counts(ids[row], _weight(r))]
         outcomes.known[light, Target.QUALITY], outcomes.targets[light, Target.QUALITY] = False, 0
@@ -276,12 +279,22 @@ def _spent_nano_usd(reported: NDArray[np.float64], heads: NDArray[np.void]) -> N
     return np.rint(spent * NANO_USD).astype(np.int64)
 
 
+def _traits_of(bodies: Sequence[bytes], tenant_hashes: NDArray[np.uint8]) -> Traits:
+    """What requests said of themselves (n, slots); what is of no tenant has none of its own."""
+    found = []
+    for body, hashed in zip(bodies, tenant_hashes.tolist(), strict=True):
+        tenant, said = tenant_and_said_of(body)
+        found.append((said.task, said.tags, "" if hashed == EARLIER else tenant.decode()))
+    return columns_of(found, len(found))
+
+
 def _outcomes(
     ids: Sequence[bytes],
     reported: NDArray[np.float64],
     known: NDArray[np.bool_],
     heads: NDArray[np.void],
     tenant_hashes: NDArray[np.uint8],
+    traits: Traits,
 ) -> Outcomes:
     """Columns for the learners of what was reported (n, 6), zero where it is not known."""
     quality, cost_usd, latency_ms, output_tokens, error, _ = reported.T
@@ -306,6 +319,7 @@ def _outcomes(
         models=heads["model"].astype(np.uint64),
         pools=heads["pool"].astype(np.uint64),
         tenant_hashes=tenant_hashes,
+        traits=traits,
         contexts=np.ascontiguousarray(heads["context"]),
         targets=to_fixed(targets * related),
         known=related,

@@ -10,8 +10,8 @@ from strategies import changed, outcomes
 
 from learners.estimates import calibration
 from learners.estimates.calibration import Calibration, fixed, solve
-from learners.estimates.influence import InfluenceOptions
 from learners.estimates.learned import Learned, MemoryOptions
+from learners.estimates.sums.influence import InfluenceOptions
 from learners.outcomes import NOT_ESTIMATED, Outcomes
 from learners.targets import ONE, Target
 

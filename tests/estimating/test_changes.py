@@ -9,12 +9,12 @@ import pytest
 from strategies import contexts, whole
 
 from learners.drift import DETECTORS, DriftOptions, change_point, failures
-from learners.estimates.buckets import Buckets
 from learners.estimates.changes import newest
 from learners.estimates.estimator import BlendOptions, Estimates, Estimator
-from learners.estimates.influence import EARLIER, N_GROUPS, hash_of
 from learners.estimates.landmarks import shipped
 from learners.estimates.learned import Learned, MemoryOptions
+from learners.estimates.sums.buckets import Buckets
+from learners.estimates.sums.influence import EARLIER, N_GROUPS, hash_of
 from learners.outcomes import Outcomes
 from learners.targets import COST_USD_MIN, ONE, Target, ratio, to_fixed
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import cuts, lightly
 
-from learners.estimates.decayed_sums import EPOCHS_KEPT, FRACTION_ONE, DecayedSums
+from learners.estimates.sums.decayed_sums import EPOCHS_KEPT, FRACTION_ONE, DecayedSums
 
 HALF_LIFE_MS = 1000
 SHAPE = (2, 3)

@@ -12,7 +12,8 @@ from learners.drift import DriftOptions
 from learners.estimates import ema
 from learners.estimates.estimator import BlendOptions, Estimator
 from learners.estimates.history import History, HistoryOptions, by_turns
-from learners.estimates.influence import (
+from learners.estimates.learned import Learned, MemoryOptions
+from learners.estimates.sums.influence import (
     EARLIER,
     N_GROUPS,
     InfluenceOptions,
@@ -21,7 +22,6 @@ from learners.estimates.influence import (
     groups_of,
     hash_of,
 )
-from learners.estimates.learned import Learned, MemoryOptions
 from learners.outcomes import Outcomes
 from learners.targets import ONE, Target
 

@@ -130,7 +130,7 @@ def test_a_restored_state_reads_as_it_was():
     assert restored.as_of_ms == state.as_of_ms
     np.testing.assert_array_equal(restored.n_values, state.n_values)
     keys = [3, 1, 2**63]
-    for name in ("quality", "cost", "latency", "models", "pools"):
+    for name in ("quality", "cost", "latency", "models", "pools", "traits"):
         one, other = getattr(state, name), getattr(restored, name)
         np.testing.assert_array_equal(one.read(keys, 10**4), other.read(keys, 10**4))
     for name, column in state.history.rows.items():
@@ -181,6 +181,7 @@ ALTERATIONS = {
     "figures": (0, 1, 2, 3),
     "figures_known": (0, 1, 2, 3),
     "estimated": (0, 1),
+    "traits": (0, 7),
 }
 
 

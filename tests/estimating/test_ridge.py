@@ -21,9 +21,9 @@ from strategies import (
 
 from learners.context import N_FEATURES, real
 from learners.estimates import ridge
-from learners.estimates.decayed_sums import DecayedSums
 from learners.estimates.learned import examples
 from learners.estimates.ridge import FIXED, ROWS_EXACT, SQUARE_UNIT, Ridge, RidgeOptions, solve
+from learners.estimates.sums.decayed_sums import DecayedSums
 from learners.outcomes import Outcomes
 from learners.targets import N_TARGETS, ONE, Target
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from made_up import DAY_MS, ENCODER, NOW_MS, SEALER, decided, heads, report
 
 from learners.estimates.ema import FIGURE_UNITS, FIGURES
-from learners.estimates.influence import hash_of
+from learners.estimates.sums.influence import hash_of
 from learners.targets import ONE, RATIO_MAX, RATIO_UNIT, VALUE_MAX, Target
+from learners.traits import traits_of
 from streams.errors import BadFeedback
 from streams.feedback.feedback import FeedbackOptions, Ingest, Ingested, keep_fresh
 from streams.feedback.report import (
@@ -33,6 +34,7 @@ from streams.feedback.report import (
     encode_report,
     schema,
 )
+from streams.feedback.said import Said, end_of
 from streams.feedback.ticket import CANDIDATE, Issuer, Sealer, key_of, split_ids
 from streams.log.contract import Record
 
@@ -308,6 +310,29 @@ def test_each_outcome_is_of_the_tenant_in_its_ticket():
 
     assert [letter.reason for letter in found.dead] == [Reason.TOO_LATE]
     assert found.outcomes.tenant_hashes.tolist() == [hash_of(tenants[i]) for i in (0, 2, 3)]
+
+
+def test_each_outcome_has_the_traits_of_what_its_ticket_says():
+    """
+    Task, tags and tenant as the request said them; tickets of before these could be said have the
+    tenant's alone.
+    """
+    said = [Said("law", ("eu",)), Said(), Said("code")]
+    tenants, head = (
+        [b"acme", b"acme", b""],
+        heads(3, np.random.default_rng(0), decided_at_ms=NOW_MS),
+    )
+    ends = [end_of(one) for one in said]
+    tickets = SEALER.seal(Issuer(9).take(3), head, np.zeros((3, 0), CANDIDATE), tenants, None, ends)
+
+    found = INGEST.take([record(report(ticket, quality=0.5)) for ticket in tickets])
+
+    wanted = [
+        traits_of(one.task, one.tags, tenant.decode())
+        for one, tenant in zip(said, tenants, strict=True)
+    ]
+    assert found.outcomes.traits.tolist() == [list(one) for one in wanted]
+    assert [np.count_nonzero(one) for one in wanted] == [3, 1, 1]
 
 
 def test_cost_and_latency_are_learned_relative_to_what_was_expected():

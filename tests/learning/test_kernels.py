@@ -180,7 +180,7 @@ def test_decisions_are_written_in_the_bytes_that_numpy_gives(k, seed):
 def decided(live: Live, estimates, asked, policy, uniform):
     """What a view decides whose estimates are given."""
     given_ = renewed(live)
-    given_.estimator = SimpleNamespace(estimate=lambda _: estimates)
+    given_.estimator = SimpleNamespace(estimate=lambda *_: estimates, effects=None)
     options = PlacementOptions()
     load = LoadTracker(options.pricing).now(live, 0)
     return route(asked, given_, load, policy, uniform, None, options)

@@ -16,8 +16,8 @@ from fairlead.commands.status import show
 from infra.pools.site import LocalSite
 from infra.settings.settings import read_settings
 from learners.estimates import ema
-from learners.estimates.influence import EARLIER
 from learners.estimates.learned import MemoryOptions
+from learners.estimates.sums.influence import EARLIER
 from serve.deploy.deployment import now_ms
 from serve.encoders import EncoderOptions, identity, make_encoder
 from serve.onboarding.imported import feedback_records

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 from learners.context import BIAS, BIAS_FEATURE, N_FEATURES
 from learners.estimates.ema import FIGURES
-from learners.estimates.influence import groups_of, hash_of
+from learners.estimates.sums.influence import groups_of, hash_of
 from learners.outcomes import Outcomes
 from learners.targets import N_TARGETS, ONE, VALUE_MAX
+from learners.traits import N_TRAITS, SLOTS, columns_of
 
 # Fewer examples than the hundred of a profile (tests/conftest.py), where each costs milliseconds.
 lightly = settings(max_examples=40)
@@ -62,6 +63,7 @@ def outcomes(
         "figures": rng.integers(0, 10**9, (n, len(FIGURES))),
         "figures_known": known[:, N_TARGETS:],
         "estimated": rng.integers(-1, [ONE + 1, 10**9], (n, 2)),
+        "traits": traits(n // 2 + 1, rng)[decision],
     }
     return whole(made | columns)
 
@@ -71,6 +73,15 @@ def contexts(n: int, rng: np.random.Generator) -> NDArray[np.int8]:
     made = np.clip(np.rint(rng.normal(0, 19, (n, N_FEATURES))), -127, 127).astype(np.int8)
     made[:, BIAS_FEATURE] = BIAS
     return made
+
+
+def traits(n: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Traits (n, slots) of requests of two tasks, of three tenants, one in three with a tag."""
+    tasks, tenants, tagged = rng.integers(0, [3, 3, 3], (n, 3)).T
+    said = zip(tasks.tolist(), tagged.tolist(), tenants.tolist(), strict=True)
+    return columns_of(
+        ((["", "code", "law"][a], ("batch",) * (b == 0), ["", "a", "b"][c]) for a, b, c in said), n
+    )
 
 
 def whole(columns: dict[str, NDArray]) -> Outcomes:
@@ -122,6 +133,7 @@ def batches(draw: st.DrawFn, n_max: int = 10, t_ms_max: int = 40_000) -> Outcome
             "known": column(st.booleans(), N_TARGETS),
             "figures": column(st.integers(0, 10**11), len(FIGURES)),
             "figures_known": column(st.booleans(), len(FIGURES)),
+            "traits": column(st.integers(0, N_TRAITS - 1), SLOTS).astype(np.uint8),
         }
     )
 

@@ -9,6 +9,7 @@
     poison    a twentieth of the outcomes are one tenant's that reports the opposite of the truth:
               regret in all requests, in multiples of that without
     guard     how well prompts of tasks that were never seen are told from those that were
+    traits    what it is worth that requests name their task and tenant, where that matters and not
     ope       how often off-policy intervals hold the truth, and a worse policy is promoted
 
 Every figure is over orders by chance, as [mean, low, high] at 95 %. What is not measured yet is not
@@ -25,11 +26,12 @@ from typing import Any
 
 import numpy as np
 
-from load.bench.control import guard, off_policy
+from load.bench.control import guard, off_policy, traits
 from load.bench.control.guard import GuardBench
 from load.bench.control.off_policy import OpeBench
 from load.bench.control.pareto import chosen_by_pareto
 from load.bench.control.site import SiteOptions, played, regret, reward, spent_usd
+from load.bench.control.traits import TraitsBench
 from load.bench.decisions.bench import outcomes_folder
 from load.bench.decisions.orders import Orders, orders_of
 from load.bench.decisions.peers.environment import missing_reason, python
@@ -61,6 +63,7 @@ class ControlBench:
     caps_tables: tuple[str, ...] = ("paretobandit", "llmrouter_dc")
     ope: OpeBench = field(default_factory=OpeBench)
     guard: GuardBench = field(default_factory=GuardBench)
+    traits: TraitsBench = field(default_factory=TraitsBench)
     workers: int = max(1, os.cpu_count() or 1)
 
 
@@ -74,6 +77,7 @@ def quick() -> ControlBench:
         caps_tables=(TABLE,),
         ope=OpeBench(repetitions=40, trials=50, others=4),
         guard=GuardBench(seeds=1, prompts_max=500, calls=200),
+        traits=TraitsBench(seeds=2, batches=8),
     )
 
 
@@ -96,6 +100,7 @@ def measure(options: ControlBench, say: Callable[[str], None]) -> dict[str, Any]
         "poison": _poison(options, found),
         "ope": off_policy.measure(options.ope, say),
         "guard": guard.measure(options.guard, outcomes_folder(), say),
+        "traits": traits.measure(options.traits, say),
         "paretobandit": missing_reason() if peer is None else peer if isinstance(peer, str) else "",
         "not_measured": list(NOT_MEASURED),
         "took_s": time.monotonic() - began_s,

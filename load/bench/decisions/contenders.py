@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from learners.estimates.ema import FIGURE_UNITS, FIGURES
-from learners.estimates.influence import hash_of
 from learners.estimates.landmarks import landmarks_of
 from learners.estimates.learned import Learned, MemoryOptions
+from learners.estimates.sums.influence import hash_of
 from learners.outcomes import Outcomes
 from learners.policies.greedy import Greedy
 from learners.targets import COST_USD_MIN, N_TARGETS, Target, ratio, to_fixed, winsorised

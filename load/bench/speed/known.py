@@ -10,9 +10,9 @@ import numpy as np
 
 from learners.context import BIAS, BIAS_FEATURE, N_FEATURES, STEP, Contexts
 from learners.estimates.ema import FIGURES
-from learners.estimates.influence import hash_of
 from learners.estimates.landmarks import landmarks_of
 from learners.estimates.learned import Learned, MemoryOptions
+from learners.estimates.sums.influence import hash_of
 from learners.outcomes import Outcomes
 from learners.targets import N_TARGETS, to_fixed
 from streams.feedback.ticket import key_of

@@ -20,6 +20,7 @@ import numpy as np
 from learners.context import N_FEATURES, Contexts
 from learners.estimates.estimator import Estimates, Estimator
 from learners.targets import N_TARGETS
+from learners.traits import Traits
 
 ROW = np.dtype((np.void, N_FEATURES))  # a context as one value
 BLOCK = 512  # contexts estimated at once
@@ -31,7 +32,7 @@ class Remembered:
     def __init__(self, estimator: Estimator, before: Remembered | None = None) -> None:
         """`before` is what remembered until now."""
         self._estimator = estimator
-        self.model_means = estimator.model_means
+        self.model_means, self.effects = estimator.model_means, estimator.effects
         k = len(estimator.models)
         self._place: dict[bytes, int] = {}
         self._mean = np.zeros((0, k, N_TARGETS), np.float32)
@@ -43,7 +44,7 @@ class Remembered:
             for begin in range(0, len(keys), BLOCK):
                 self._learn(keys[begin : begin + BLOCK], contexts[begin : begin + BLOCK])
 
-    def estimate(self, contexts: Contexts) -> Estimates:
+    def estimate(self, contexts: Contexts, traits: Traits | None = None) -> Estimates:
         """Estimates for contexts (n, 64), without evidence: nobody asks for it."""
         keys: Any = np.ascontiguousarray(contexts).view(ROW).ravel().tolist()  # bytes, as ROW says
         place = self._place
@@ -51,9 +52,12 @@ class Remembered:
         if fresh:
             self._learn(list(fresh), contexts[list(fresh.values())])
         rows = [place[key] for key in keys]
+        mean, deviation = self._mean[rows], self._deviation[rows]  # copies
+        if traits is not None and self.effects is not None:
+            self.effects.add_to(mean, deviation, traits)
         return Estimates(
-            self._mean[rows],
-            self._deviation[rows],
+            mean,
+            deviation,
             self._estimator.mean_deviation,
             self._noise,
             calibration=self._estimator.calibration,

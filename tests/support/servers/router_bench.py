@@ -23,8 +23,8 @@ import numpy as np
 
 from learners.context import BIAS, BIAS_FEATURE, N_FEATURES
 from learners.estimates.ema import FIGURE_UNITS
-from learners.estimates.influence import hash_of
 from learners.estimates.learned import MemoryOptions
+from learners.estimates.sums.influence import hash_of
 from learners.novelty import GuardOptions
 from learners.outcomes import Outcomes
 from learners.policies.inverse_gap import SquareCb

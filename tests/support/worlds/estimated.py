@@ -49,5 +49,7 @@ class Estimated(Live):
             np.zeros((k, 3), np.float32),
             np.zeros((k, 3), np.float32) if noise is None else np.asarray(noise, np.float32),
         )
-        self.estimator = SimpleNamespace(estimate=lambda contexts: self.estimates)
+        self.estimator = SimpleNamespace(
+            estimate=lambda contexts, traits=None: self.estimates, effects=None
+        )
         self.error_share = np.zeros(k) if error_share is None else np.asarray(error_share)

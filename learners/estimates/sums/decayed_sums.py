@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.estimates.influence import EARLIER, N_GROUPS
+from learners.estimates.sums.influence import EARLIER, N_GROUPS
 
 FRACTION_ONE = 256  # the integer weight of an outcome at the very start of its epoch
 # After 16 half-lives an outcome weighs 1/65,536: it is left out, which bounds the memory.
