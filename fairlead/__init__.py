@@ -53,10 +53,12 @@ from fairlead.messages import (
     Decision,
     Estimate,
     Explanation,
+    FeedbackTrace,
     Outcome,
     Probe,
     Problem,
     Request,
+    TracedRecord,
 )
 from serve.routing.request import Preference
 
@@ -77,6 +79,7 @@ __all__ = [
     "Estimate",
     "Explanation",
     "FairleadError",
+    "FeedbackTrace",
     "InvalidOption",
     "InvalidRequest",
     "NoModelFits",
@@ -91,6 +94,7 @@ __all__ = [
     "RetryOptions",
     "Routed",
     "RouterFault",
+    "TracedRecord",
     "Unavailable",
     "UnknownModel",
     "Unsupported",

@@ -21,6 +21,7 @@ from fairlead.errors import ClientClosed, DeadlineExceeded, Unavailable
 from fairlead.messages import (
     Decision,
     Explanation,
+    FeedbackTrace,
     Outcome,
     OutcomeValues,
     Problem,
@@ -148,6 +149,12 @@ class AsyncClient(Connections):
     ) -> int:
         """Report what happened to many decisions, all or none; returns how many were written."""
         return await self._send(calls.send_feedback(outcomes), timeout_s)
+
+    async def trace_feedback(
+        self, ticket: bytes, *, timeout_s: float | None = None
+    ) -> FeedbackTrace:
+        """Say what became of a decision's outcomes: what was learned, what was refused and why."""
+        return await self._send(calls.trace_feedback(ticket), timeout_s)
 
     async def explain(self, ticket: bytes, *, timeout_s: float | None = None) -> Explanation:
         """Open a ticket: what was known, what was predicted, and why the other models lost."""

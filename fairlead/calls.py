@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 from fairlead import wire
 from fairlead.connections import Connection
 from fairlead.errors import RouterFault
-from fairlead.messages import Decision, Explanation, Outcome, Problem, Request
+from fairlead.messages import Decision, Explanation, FeedbackTrace, Outcome, Problem, Request
 from serve.proto.fairlead.v1 import router_pb2 as pb
 
 Answer = TypeVar("Answer")
@@ -74,6 +74,11 @@ def send_feedback(outcomes: Sequence[Outcome]) -> Call[int]:
         return reply.accepted
 
     return Call("SendFeedback", wire.feedback_request(outcomes), read)
+
+
+def trace_feedback(ticket: bytes) -> Call[FeedbackTrace]:
+    """What became of a decision's outcomes."""
+    return Call("TraceFeedback", wire.trace_request(ticket), wire.feedback_trace)
 
 
 def explain(ticket: bytes) -> Call[Explanation]:

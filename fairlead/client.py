@@ -22,6 +22,7 @@ from fairlead.errors import DeadlineExceeded, Unavailable
 from fairlead.messages import (
     Decision,
     Explanation,
+    FeedbackTrace,
     Outcome,
     OutcomeValues,
     Problem,
@@ -142,6 +143,10 @@ class Client(Connections):
     ) -> int:
         """Report what happened to many decisions, all or none; returns how many were written."""
         return self._send(calls.send_feedback(outcomes), timeout_s)
+
+    def trace_feedback(self, ticket: bytes, *, timeout_s: float | None = None) -> FeedbackTrace:
+        """Say what became of a decision's outcomes: what was learned, what was refused and why."""
+        return self._send(calls.trace_feedback(ticket), timeout_s)
 
     def explain(self, ticket: bytes, *, timeout_s: float | None = None) -> Explanation:
         """Open a ticket: what was known, what was predicted, and why the other models lost."""

@@ -211,6 +211,33 @@ class Considered:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TracedRecord:
+    """One record of the feedback topic that names a decision, and what became of it."""
+
+    partition: int
+    offset: int
+    appended_at_unix_ms: int
+    became: str  # "read", "waiting" (not yet in a snapshot), or "refused"
+    reason: str = ""  # why it was refused
+    detail: str = ""
+    decisions: int = 1  # that it names
+    said_json: str = "{}"  # what it says, as JSON, without tickets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedbackTrace:
+    """What became of a decision's outcomes."""
+
+    decision_id: str
+    snapshot_version: int  # the newest; 0: nothing was learned yet
+    learned: tuple[str, ...]  # names of the values that it has learned, as in `Outcome`
+    quality: float | None  # that counts
+    revision: int | None  # of that quality
+    records: tuple[TracedRecord, ...]
+    complete: bool  # false: of the log only the newest records were read
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
     """What a ticket holds: what was known when its decision was made, and why it fell so."""
 

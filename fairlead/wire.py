@@ -49,6 +49,11 @@ def feedback_request(outcomes: Iterable[messages.Outcome]) -> pb.FeedbackRequest
     return pb.FeedbackRequest(outcomes=[_outcome(outcome) for outcome in outcomes])
 
 
+def trace_request(ticket: bytes) -> pb.TraceFeedbackRequest:
+    """Write a question after a decision's outcomes."""
+    return built(pb.TraceFeedbackRequest, ticket=ticket)
+
+
 def explain_request(ticket: bytes) -> pb.ExplainRequest:
     """Write a request to open a ticket."""
     return built(pb.ExplainRequest, ticket=ticket)
@@ -131,6 +136,32 @@ def route_reply(reply: pb.RouteReply) -> messages.Decision | messages.Problem:
         return decision(reply.decision)
     return messages.Problem(
         request_id=reply.request_id, code=reply.problem.code, message=reply.problem.message
+    )
+
+
+def feedback_trace(reply: pb.FeedbackTrace) -> messages.FeedbackTrace:
+    """Read what became of a decision's outcomes."""
+    return messages.FeedbackTrace(
+        decision_id=reply.decision_id,
+        snapshot_version=reply.snapshot_version,
+        learned=tuple(reply.learned),
+        quality=reply.quality if reply.HasField("quality") else None,
+        revision=reply.revision if reply.HasField("revision") else None,
+        records=tuple(_traced(one) for one in reply.records),
+        complete=reply.complete,
+    )
+
+
+def _traced(reply: pb.TracedRecord) -> messages.TracedRecord:
+    return messages.TracedRecord(
+        partition=reply.partition,
+        offset=reply.offset,
+        appended_at_unix_ms=reply.appended_at_unix_ms,
+        became=reply.became,
+        reason=reply.reason,
+        detail=reply.detail,
+        decisions=reply.decisions,
+        said_json=reply.said_json,
     )
 
 

@@ -1,4 +1,4 @@
 """What outcomes say about each model: exact sums, means, ridge, neighbours, and their blend.
 
-May import `outcomes`, `context`, `drift`, `targets`, `kernels` and `option`.
+May import `outcomes`, `context`, `drift`, `targets`, `traits`, `kernels` and `option`.
 """

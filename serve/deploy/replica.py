@@ -25,10 +25,12 @@ from learners.policies.probes import ProbeOptions
 from serve.access.tokens import Access, Token
 from serve.changes.trial import Trial
 from serve.deploy.router_alarms import RouterAlarms
+from serve.deploy.tracer import Tracer
 from serve.deploy.vitals import Vitals
 from serve.dispatch.retickets import REASONS
 from serve.encoders import EncoderOptions, identity, make_encoder
 from serve.grpc_api.listener import ROUTER, Listener, ListenerOptions
+from serve.grpc_api.reporting import Reporting
 from serve.grpc_api.servicer import RouterServicer, ServicerOptions
 from serve.grpc_api.streams import StreamOptions
 from serve.routing.catalogue import Catalogue, CatalogueSource
@@ -184,9 +186,14 @@ class Replica:
             encoder,
             self.view,
             sealer,
-            Ingest(sealer, key_of(name), options.feedback),
             self.decisions if options.log_decisions else None,
-            self.feedback,
+            Reporting(
+                sealer,
+                Ingest(sealer, key_of(name), options.feedback),
+                self.feedback,
+                Tracer(log, store),
+                now_ms,
+            ),
             [repr(options.policy), *REASONS, PROBE],
             options.servicer,
             now_ms,

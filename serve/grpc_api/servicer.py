@@ -17,10 +17,11 @@ from typing import Any
 import grpc
 
 from serve.encoders import Encoder
-from serve.errors import DeadlinePassed, InvalidRequest, NotServing, QueueFull
+from serve.errors import DeadlinePassed, NotServing, QueueFull
 from serve.grpc_api.admission import Admission, AdmissionOptions
 from serve.grpc_api.batcher import Batcher, BatcherOptions
 from serve.grpc_api.grpc_status import Trailing, reason_of, refusal_of
+from serve.grpc_api.reporting import Reporting, check_count
 from serve.grpc_api.streams import StreamOptions, Streams, Tenancy, abort
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.proto.fairlead.v1 import router_pb2_grpc
@@ -30,7 +31,6 @@ from serve.routing.live import LiveView
 from serve.routing.records import Kept
 from serve.routing.reply import write_explanation
 from serve.routing.request import (
-    BATCH_MAX,
     MODELS_LISTED_MAX,
     ColumnsInput,
     PreferenceDefaults,
@@ -39,12 +39,8 @@ from serve.routing.request import (
     read_request,
     whole,
 )
-from streams.errors import BadTicket
 from streams.feedback.decisions import DecisionBatch
-from streams.feedback.feedback import Ingest
-from streams.feedback.report import REPORTED, as_text, encode_report
 from streams.feedback.ticket import Sealer
-from streams.log.contract import Record
 from streams.log.outbox import Outbox
 from streams.telemetry.window import RouterWindow
 
@@ -82,9 +78,8 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         encoder: Encoder,
         view: LiveView,
         sealer: Sealer,
-        ingest: Ingest,
         decisions: Outbox[DecisionBatch] | None,
-        feedback: Outbox[tuple[bytes, bytes]],
+        reporting: Reporting,
         policies: Sequence[str],
         options: ServicerOptions,
         now_ms: Callable[[], int],
@@ -92,8 +87,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
     ) -> None:
         self._telemetry = telemetry
         self._decider, self._encoder, self._view = decider, encoder, view
-        self._sealer, self._ingest = sealer, ingest
-        self._decisions, self._feedback = decisions, feedback
+        self._sealer, self._decisions, self._reporting = sealer, decisions, reporting
         self._policies, self._options, self._now_ms = policies, options, now_ms
         self._encoding = 0  # texts being encoded in threads
         self._batcher: Batcher[RouteInput, bytes] = Batcher(self._score, options.batcher)
@@ -231,7 +225,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
     async def RouteBatch(self, request: pb.RouteBatchRequest, context: Context[Any, Any]) -> bytes:
         """Many requests, scored together as they came; each bad one fails alone."""
         try:
-            _check_count("requests", len(whole(request).requests))
+            check_count("requests", len(whole(request).requests))
             _time_left(context)
         except Exception as error:  # noqa: BLE001 - becomes a status
             await context.abort(*self._refuse(error))
@@ -369,47 +363,19 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
 
     async def send_feedback(self, request: pb.FeedbackRequest) -> pb.FeedbackReply:
         """The same, for other front ends. Raises what `status_of` maps."""
-        _check_count("outcomes", len(request.outcomes))
-        records = [self._record(i, outcome) for i, outcome in enumerate(request.outcomes)]
-        self._check_learnable(records)
-        written = [asyncio.wrap_future(self._feedback.submit(record)) for record in records]
-        await asyncio.gather(*written)
-        self.counts.feedback += len(records)
-        return pb.FeedbackReply(accepted=len(records))
+        accepted = await self._reporting.send(request)
+        self.counts.feedback += accepted
+        return pb.FeedbackReply(accepted=accepted)
 
-    def _record(self, position: int, outcome: pb.Outcome) -> tuple[bytes, bytes]:
-        """Key and value of one feedback record. Raises InvalidRequest."""
-        reported = {name: getattr(outcome, name) for name in REPORTED if outcome.HasField(name)}
-        for name in ("confidence", "weight", "revision"):
-            if outcome.HasField(name):
-                reported[name] = getattr(outcome, name)
-        for name, value in reported.items():
-            if not math.isfinite(value):
-                raise InvalidRequest(f"outcomes[{position}].{name}", value, "finite")
+    async def TraceFeedback(
+        self, request: pb.TraceFeedbackRequest, context: Context[Any, Any]
+    ) -> pb.FeedbackTrace:
+        """Say what became of a decision's outcomes."""
         try:
-            decision_id, _ = self._sealer.open_body(outcome.ticket)
-        except BadTicket as error:
-            raise InvalidRequest(
-                f"outcomes[{position}].ticket", error, "as it came with a decision"
-            ) from error
-        named: dict[str, Any] = {
-            "source": outcome.source or None,
-            "steps": [*map(as_text, outcome.steps)] or None,
-        }
-        named["better_than"] = as_text(outcome.better_than) if outcome.better_than else None
-        record = encode_report(outcome.ticket, **reported, **named)
-        return decision_id.hex().encode(), record
-
-    def _check_learnable(self, pairs: Sequence[tuple[bytes, bytes]]) -> None:
-        """Refuse what the trainer would set aside, were it written now. Raises InvalidRequest."""
-        now_ms = self._now_ms()
-        records = [Record(0, i, now_ms, key, value) for i, (key, value) in enumerate(pairs)]
-        for letter in self._ingest.take(records).dead:
-            raise InvalidRequest(
-                f"outcomes[{letter.record.offset}]",
-                f"{letter.reason}: {letter.detail}",
-                "feedback that can be learned from",
-            )
+            return await self._reporting.trace(whole(request).ticket)
+        except Exception as error:
+            await context.abort(*self._refuse(error))
+            raise AssertionError("abort raises") from error
 
     async def Explain(
         self, request: pb.ExplainRequest, context: Context[Any, Any]
@@ -424,11 +390,6 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
     def explained(self, ticket: bytes) -> pb.Explanation:
         """The same, for other front ends. Raises BadTicket."""
         return write_explanation(self._sealer.open(ticket), self._view.current, self._policies)
-
-
-def _check_count(field: str, n: int) -> None:
-    if not 1 <= n <= BATCH_MAX:
-        raise InvalidRequest(field, f"{n} long", f"1 to {BATCH_MAX:,} long")
 
 
 def _time_left(context: Context[Any, Any]) -> float:

@@ -5,11 +5,13 @@
                            └─▶ newest snapshot: the values that were learned, and up to where
 
 No key is needed: a ticket has its decision's id in the clear. A record that names several
-decisions is found by each of them.
+decisions is found by each of them. Who serves others looks at the newest records only, so that
+nobody can make it read a log of years; then `complete` is false where there are more.
 """
 
 from __future__ import annotations
 
+import base64
 import binascii
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -19,27 +21,40 @@ import msgspec
 from learners.targets import ONE
 from streams.errors import BadTicket, LogUnavailable
 from streams.feedback.dead_letters import came_from
-from streams.feedback.report import QUALIFIED, REPORTED, Report
+from streams.feedback.report import QUALIFIED, REPORTED
 from streams.feedback.seen import Seen
 from streams.feedback.ticket import check_shape, split_ids, ticket_bytes
 from streams.log.contract import DEAD_LETTER, FEEDBACK, Log, Record
 
 READ_S, RECORDS_MAX = 10.0, 1000
+SHOWN = [name for name in (*REPORTED, *QUALIFIED) if name not in ("better_than", "steps")]
 LEARNED, REFUSED, WAITING = "read", "refused", "waiting"  # what became of a record
 
 
 def trace(
-    log: Log, seen: Seen | None, offsets: Mapping[int, int], decision_id: bytes
+    log: Log,
+    seen: Seen | None,
+    offsets: Mapping[int, int],
+    decision_id: bytes,
+    newest: int | None = None,
 ) -> dict[str, Any]:
-    """As JSON; `seen` and `offsets` are of the newest snapshot. Raises LogUnavailable."""
-    letters = {
-        came_from(one): msgspec.json.decode(one.value or b"{}") for one in _all(log, DEAD_LETTER)
-    }
-    records = [
-        _record(record, letters.get((record.partition, record.offset)), offsets)
-        for record in _all(log, FEEDBACK)
-        if decision_id in _named(record)
+    """As JSON; `seen` and `offsets` are of the newest snapshot. Raises LogUnavailable.
+
+    Of each topic's partitions the `newest` records are looked at; None: all.
+    """
+    likely = _likely(decision_id)
+    named = [
+        record
+        for record in _all(log, FEEDBACK, newest)
+        if any(part in (record.value or b"") for part in likely) and decision_id in _named(record)
     ]
+    places = {(record.partition, record.offset) for record in named}
+    letters = {
+        at: msgspec.json.decode(one.value or b"{}")
+        for one in (_all(log, DEAD_LETTER, newest) if places else ())
+        if (at := came_from(one)) in places
+    }
+    records = [_record(one, letters.get((one.partition, one.offset)), offsets) for one in named]
     issuers, sequences = split_ids([decision_id])
     bits = 0 if seen is None else int(seen.claimed(issuers, sequences)[0])
     kept = None if seen is None else seen.kept(int(issuers[0]), int(sequences[0]))
@@ -49,19 +64,31 @@ def trace(
         "quality": None if kept is None else kept[0] / ONE,
         "revision": None if kept is None else kept[1],
         "records": records,
+        "complete": newest is None or _holds_at_most(log, newest),
     }
+
+
+def _likely(decision_id: bytes) -> tuple[bytes, bytes]:
+    """What a ticket of this decision has in it, in both alphabets of base64.
+
+    Three bytes are four characters. The id begins at a ticket's third byte, so the nine bytes after
+    its first are the same characters in each.
+    """
+    part = base64.b64encode(decision_id[1:10])
+    return part, base64.urlsafe_b64encode(decision_id[1:10])
+
+
+def _holds_at_most(log: Log, n: int) -> bool:
+    """Whether no partition of the feedback topic has more than n records."""
+    firsts, ends = log.first_offsets(FEEDBACK), log.end_offsets(FEEDBACK)
+    return all(ends[p] - firsts[p] <= n for p in ends)
 
 
 def _record(
     record: Record, letter: dict[str, Any] | None, offsets: Mapping[int, int]
 ) -> dict[str, Any]:
-    report = msgspec.json.decode(record.value or b"", type=Report)
-    tickets = ("better_than", "steps")
-    said = {
-        name: value
-        for name in (*REPORTED, *QUALIFIED)
-        if name not in tickets and (value := getattr(report, name)) is not None
-    }
+    whole = msgspec.json.decode(record.value or b"")
+    said = {name: whole[name] for name in SHOWN if whole.get(name) is not None}
     passed = record.offset < offsets.get(record.partition, 0)
     became = REFUSED if letter else LEARNED if passed else WAITING
     return {
@@ -76,19 +103,29 @@ def _record(
     }
 
 
+class _Named(msgspec.Struct):
+    """The tickets of a record, whatever else it says: it may have been refused for that."""
+
+    ticket: str
+    steps: list[str] | None = None
+    better_than: str | None = None
+
+
 def _named(record: Record) -> set[bytes]:
     """The decisions that a record names; none where it can't be read."""
     try:
-        report = msgspec.json.decode(record.value or b"", type=Report)
+        report = msgspec.json.decode(record.value or b"", type=_Named)
         texts = [report.ticket, *(report.steps or ()), *filter(None, [report.better_than])]
         return {check_shape(ticket_bytes(text)) for text in texts}
     except (msgspec.DecodeError, UnicodeDecodeError, BadTicket, binascii.Error, ValueError):
         return set()
 
 
-def _all(log: Log, topic: str) -> Iterator[Record]:
-    """What a topic holds now. Raises LogUnavailable."""
+def _all(log: Log, topic: str, newest: int | None) -> Iterator[Record]:
+    """What a topic holds now, or the newest of it. Raises LogUnavailable."""
     firsts, ends = log.first_offsets(topic), log.end_offsets(topic)
+    if newest is not None:
+        firsts = {p: max(first, ends[p] - newest) for p, first in firsts.items()}
     left = sum(ends[p] - firsts[p] for p in ends)
     reader = log.reader(topic, firsts)
     try:

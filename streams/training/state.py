@@ -356,6 +356,20 @@ def load_fleet(store: Store, manifest: Manifest) -> FleetState:
         raise SnapshotDamaged(f"the fleet of snapshot {manifest.version} is malformed") from error
 
 
+def load_seen(store: Store, manifest: Manifest, issuer: int) -> Seen:
+    """What a snapshot has seen of an issuer's decisions. Raises SnapshotDamaged."""
+    seen = Seen()
+    try:
+        for name, blob in manifest.blobs.items():
+            if name.startswith(SEEN):
+                with np.load(io.BytesIO(store.get(blob)), allow_pickle=False) as arrays:
+                    if (arrays["issuers"] == np.uint64(issuer)).any():
+                        seen.load(dict(arrays))
+    except MALFORMED as error:
+        raise SnapshotDamaged(f"what snapshot {manifest.version} has seen is malformed") from error
+    return seen
+
+
 def load_means(store: Store, manifest: Manifest, memory: MemoryOptions) -> Learned:
     """What was learned, without its history: means and sums alone. Raises SnapshotDamaged."""
     try:

@@ -67,6 +67,7 @@ CALLS = {
     "RouteBatch": lambda stub, **how: stub.RouteBatch(pb.RouteBatchRequest(), **how),
     "RouteStream": lambda stub, **how: next(stub.RouteStream(iter([pb.RouteRequest()]), **how)),
     "SendFeedback": lambda stub, **how: stub.SendFeedback(pb.FeedbackRequest(), **how),
+    "TraceFeedback": lambda stub, **how: stub.TraceFeedback(pb.TraceFeedbackRequest(), **how),
     "Explain": lambda stub, **how: stub.Explain(pb.ExplainRequest(), **how),
 }
 

@@ -68,6 +68,25 @@ DECISION = pb.Decision(
     ticket=b"\x00sealed\xff",
 )
 
+TRACE = pb.FeedbackTrace(
+    decision_id="0123456789abcdef01234567",
+    snapshot_version=7,
+    learned=["quality"],
+    quality=0.5,
+    records=[
+        pb.TracedRecord(
+            partition=2,
+            offset=17,
+            appended_at_unix_ms=1_700_000_000_123,
+            became="refused",
+            reason="too_late",
+            detail="8 days",
+            decisions=3,
+            said_json='{"quality":0.5}',
+        )
+    ],
+    complete=True,
+)
 EXPLANATION = pb.Explanation(
     decision_id="0123456789abcdef01234567",
     tenant="library",
@@ -133,6 +152,10 @@ class FakeRouter(router_pb2_grpc.RouterServicer):
     def SendFeedback(self, request, context):
         self._attend(request, context)
         return pb.FeedbackReply(accepted=len(request.outcomes))
+
+    def TraceFeedback(self, request, context):
+        self._attend(request, context)
+        return TRACE
 
     def Explain(self, request, context):
         self._attend(request, context)
@@ -495,6 +518,30 @@ def test_a_decision_is_read_whole(client):
         decision.model = "opus"
 
 
+def test_a_trace_is_read_whole(client, router):
+    assert client.trace_feedback(b"ticket") == fairlead.FeedbackTrace(
+        decision_id="0123456789abcdef01234567",
+        snapshot_version=7,
+        learned=("quality",),
+        quality=0.5,
+        revision=None,
+        records=(
+            fairlead.TracedRecord(
+                partition=2,
+                offset=17,
+                appended_at_unix_ms=1_700_000_000_123,
+                became="refused",
+                reason="too_late",
+                detail="8 days",
+                decisions=3,
+                said_json='{"quality":0.5}',
+            ),
+        ),
+        complete=True,
+    )
+    assert router.asked == [pb.TraceFeedbackRequest(ticket=b"ticket")]
+
+
 def test_an_explanation_is_read_whole(client, router):
     assert client.explain(b"ticket") == fairlead.Explanation(
         decision_id="0123456789abcdef01234567",
@@ -734,6 +781,7 @@ METHODS = {
     "route_batch": ([ONE],),
     "route_stream": ([ONE],),
     "send_feedback": (b"ticket",),
+    "trace_feedback": (b"ticket",),
     "explain": (b"ticket",),
 }
 

@@ -849,7 +849,7 @@ def test_reflection_shows_every_method(shared):
     )
     methods = {method.name for method in file.service[0].method}
     assert methods == {
-        "Route", "RouteBatch", "RouteColumns", "RouteStream", "SendFeedback", "Explain"
+        "Route", "RouteBatch", "RouteColumns", "RouteStream", "SendFeedback", "TraceFeedback", "Explain"
     }  # fmt: skip
 
 

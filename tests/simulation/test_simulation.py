@@ -710,7 +710,7 @@ def test_what_was_asked_before_a_snapshot_is_estimated_with_it():
     class Watched:
         model_means, models = estimator.model_means, estimator.models
         noise, mean_deviation = estimator.noise, estimator.mean_deviation
-        calibration = estimator.calibration
+        calibration, effects = estimator.calibration, estimator.effects
 
         def estimate(self, rows):
             asked.append(len(rows))

@@ -1,4 +1,4 @@
 """Exact sums over outcomes: fading, in buckets of time, and how much each tenant counts in them.
 
-May import nothing of `learners.estimates` above it.
+May import `option`.
 """

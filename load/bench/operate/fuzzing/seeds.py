@@ -91,6 +91,7 @@ def messages() -> Iterator[tuple[str, bytes]]:
         ("RouteColumns", columns),
         ("RouteStream", EVERYTHING),
         ("SendFeedback", pb.FeedbackRequest(outcomes=[outcome, outcome])),
+        ("TraceFeedback", pb.TraceFeedbackRequest(ticket=TICKET)),
         ("Explain", pb.ExplainRequest(ticket=TICKET)),
     ):
         yield ROUTER + name, message.SerializeToString()

@@ -58,6 +58,7 @@ class Attack:
             "RouteColumns": pb.RouteColumnsRequest(embeddings_f32=bytes(4)),
             "RouteStream": ask,
             "SendFeedback": pb.FeedbackRequest(outcomes=[outcome]),
+            "TraceFeedback": pb.TraceFeedbackRequest(ticket=self.ticket),
             "Explain": pb.ExplainRequest(ticket=self.ticket),
         }
         made = {name: (ROUTER + name, one.SerializeToString()) for name, one in found.items()}

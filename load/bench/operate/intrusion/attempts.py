@@ -27,7 +27,12 @@ def attempts(on: Attack) -> Iterator[Attempt]:
 
 def _without_right(on: Attack) -> Iterator[Attempt]:
     """No token, one of another scope, an expired one."""
-    scopes = {"SendFeedback": "feedback", "Explain": "read", "Dispatch": "dispatch"}
+    scopes = {
+        "SendFeedback": "feedback",
+        "TraceFeedback": "feedback",
+        "Explain": "read",
+        "Dispatch": "dispatch",
+    }
     for method in on.messages():
         yield Attempt(f"{method} without a token", partial(on.grpc, method, ()))
         yield Attempt(f"{method}, expired", partial(on.grpc, method, on.bearer("expired")))

@@ -296,6 +296,50 @@ class FeedbackReply(_message.Message):
     accepted: int
     def __init__(self, accepted: _Optional[int] = ...) -> None: ...
 
+class TraceFeedbackRequest(_message.Message):
+    __slots__ = ("ticket",)
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    ticket: bytes
+    def __init__(self, ticket: _Optional[bytes] = ...) -> None: ...
+
+class FeedbackTrace(_message.Message):
+    __slots__ = ("decision_id", "snapshot_version", "learned", "quality", "revision", "records", "complete")
+    DECISION_ID_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    LEARNED_FIELD_NUMBER: _ClassVar[int]
+    QUALITY_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    decision_id: str
+    snapshot_version: int
+    learned: _containers.RepeatedScalarFieldContainer[str]
+    quality: float
+    revision: int
+    records: _containers.RepeatedCompositeFieldContainer[TracedRecord]
+    complete: bool
+    def __init__(self, decision_id: _Optional[str] = ..., snapshot_version: _Optional[int] = ..., learned: _Optional[_Iterable[str]] = ..., quality: _Optional[float] = ..., revision: _Optional[int] = ..., records: _Optional[_Iterable[_Union[TracedRecord, _Mapping]]] = ..., complete: _Optional[bool] = ...) -> None: ...
+
+class TracedRecord(_message.Message):
+    __slots__ = ("partition", "offset", "appended_at_unix_ms", "became", "reason", "detail", "decisions", "said_json")
+    PARTITION_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    APPENDED_AT_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    BECAME_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    DECISIONS_FIELD_NUMBER: _ClassVar[int]
+    SAID_JSON_FIELD_NUMBER: _ClassVar[int]
+    partition: int
+    offset: int
+    appended_at_unix_ms: int
+    became: str
+    reason: str
+    detail: str
+    decisions: int
+    said_json: str
+    def __init__(self, partition: _Optional[int] = ..., offset: _Optional[int] = ..., appended_at_unix_ms: _Optional[int] = ..., became: _Optional[str] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., decisions: _Optional[int] = ..., said_json: _Optional[str] = ...) -> None: ...
+
 class ExplainRequest(_message.Message):
     __slots__ = ("ticket",)
     TICKET_FIELD_NUMBER: _ClassVar[int]

@@ -59,6 +59,11 @@ class RouterStub:
                 request_serializer=fairlead_dot_v1_dot_router__pb2.FeedbackRequest.SerializeToString,
                 response_deserializer=fairlead_dot_v1_dot_router__pb2.FeedbackReply.FromString,
                 _registered_method=True)
+        self.TraceFeedback = channel.unary_unary(
+                '/fairlead.v1.Router/TraceFeedback',
+                request_serializer=fairlead_dot_v1_dot_router__pb2.TraceFeedbackRequest.SerializeToString,
+                response_deserializer=fairlead_dot_v1_dot_router__pb2.FeedbackTrace.FromString,
+                _registered_method=True)
         self.Explain = channel.unary_unary(
                 '/fairlead.v1.Router/Explain',
                 request_serializer=fairlead_dot_v1_dot_router__pb2.ExplainRequest.SerializeToString,
@@ -106,6 +111,15 @@ class RouterServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TraceFeedback(self, request, context):
+        """Says what became of a decision's outcomes: which values the newest snapshot has learned, and
+        where the log has records of them. One call at a time on each replica; others are refused with
+        RESOURCE_EXHAUSTED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Explain(self, request, context):
         """Opens a ticket: what was known, what was predicted, how likely each model was, and why the
         others lost.
@@ -141,6 +155,11 @@ def add_RouterServicer_to_server(servicer, server):
                     servicer.SendFeedback,
                     request_deserializer=fairlead_dot_v1_dot_router__pb2.FeedbackRequest.FromString,
                     response_serializer=fairlead_dot_v1_dot_router__pb2.FeedbackReply.SerializeToString,
+            ),
+            'TraceFeedback': grpc.unary_unary_rpc_method_handler(
+                    servicer.TraceFeedback,
+                    request_deserializer=fairlead_dot_v1_dot_router__pb2.TraceFeedbackRequest.FromString,
+                    response_serializer=fairlead_dot_v1_dot_router__pb2.FeedbackTrace.SerializeToString,
             ),
             'Explain': grpc.unary_unary_rpc_method_handler(
                     servicer.Explain,
@@ -283,6 +302,33 @@ class Router:
             '/fairlead.v1.Router/SendFeedback',
             fairlead_dot_v1_dot_router__pb2.FeedbackRequest.SerializeToString,
             fairlead_dot_v1_dot_router__pb2.FeedbackReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TraceFeedback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fairlead.v1.Router/TraceFeedback',
+            fairlead_dot_v1_dot_router__pb2.TraceFeedbackRequest.SerializeToString,
+            fairlead_dot_v1_dot_router__pb2.FeedbackTrace.FromString,
             options,
             channel_credentials,
             insecure,
