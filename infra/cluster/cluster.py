@@ -71,7 +71,7 @@ def local_ray(resources: Mapping[str, float] | None = None, address: str = "") -
         if not address:
             ours.enter_context(head.on_loopback())
         ours.enter_context(head.private_files())
-        with _connected({"address": address} if address else _this_host(resources or {})):
+        with _connected({"address": address} if address else this_host(resources or {})):
             yield
 
 
@@ -102,7 +102,7 @@ def _connected(where: Mapping[str, Any]) -> Iterator[None]:
         ray.shutdown()
 
 
-def _this_host(resources: Mapping[str, float]) -> dict[str, object]:
+def this_host(resources: Mapping[str, float]) -> dict[str, object]:
     """How a cluster of this host alone is started, whatever others run on it."""
     logical = dict(resources)
     devices = logical.pop("GPU", None)

@@ -1,8 +1,10 @@
 """How fast decisions are, beside an empty handler in the same run.
 
     servers (processes)   our full path │ an empty handler on our listener │ ours, views swapped
+                          an empty handler behind Ray Serve: its proxy │ its direct ingress
     measured in turns     sequential, unary, batches, columns: medians of the turns' ratios
-    then                  open loop at given rates, swaps, overload, and the scorer in process
+    then                  open loop at given rates, swaps, overload
+    in process            the scorer, beside other projects'; folding feedback; a history's memory
 
 Client and servers share the machine, so its cores are named, and ratios count more than rates. What
 this does not measure is named in `left_out`, with the reason, instead of a figure.
@@ -11,6 +13,7 @@ this does not measure is named in `left_out`, with the reason, instead of a figu
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
@@ -19,7 +22,8 @@ from typing import Any
 import numpy as np
 import uvloop
 
-from load.bench.speed import scorer, stages
+from infra.pools.ports import free_ports
+from load.bench.speed import held, scorer, stages
 from load.bench.speed.calls import (
     BATCH,
     SERVICE,
@@ -30,23 +34,20 @@ from load.bench.speed.calls import (
     sequential_ms,
     unary_per_s,
 )
+from load.bench.speed.folding import folded_per_s
 from load.bench.speed.open_loop import Seen, Stream, drive, quantile_ms
+from load.bench.speed.others import peers
+from load.bench.speed.others.ray_serve import DIRECT, PROXY, behind_ray
 from load.bench.speed.overload import overloaded
 from load.bench.speed.serving import Served, Serving, served
 from load.bench.speed.wire import Ask
+from load.errors import LoopStuck
 
 Say = Callable[[str], None]
 OPEN_PER_S = 1000.0
 P99_LIMITS_MS = (1, 5, 10)
 SWAP_S = 1.0
-LEFT_OUT = {
-    "unary_vs_ray_proxy": "Ray Serve's proxies are not started by this bench",
-    "scorer.one_vs_paretobandit, batch_vs_paretobandit": "no peer is timed; `fairlead bench "
-    "decisions` compares what they choose",
-    "bytes_per_history_row": "no history of size is held here",
-    "folded_per_s": "measured by `fairlead bench feedback`",
-    "transport.native": "there is no such transport",
-}
+NO_NATIVE = "`pygrpc-native` fails contract tests (no TLS, no connection age): docs/speed.md"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +63,8 @@ class SpeedBench:
     factors: tuple[float, ...] = (2.0, 5.0, 10.0)
     overload_s: float = 5.0
     history: int = 100_000  # rows searched by the scorer where it searches any
+    feedback: int = 100_000  # records folded
+    ray_turns: int = 5  # of `seconds` each, ours beside both of Ray Serve's ways
     seed: int = 0
 
 
@@ -74,25 +77,44 @@ def quick() -> SpeedBench:
         rates_per_s=(250, 500, 1000, 2000),
         rate_s=1.0,
         overload_s=1.5,
+        feedback=20_000,
+        ray_turns=3,
     )
 
 
 def measure(options: SpeedBench, say: Say) -> dict[str, Any]:
     """Run all. Raises LoopStuck."""
     rng = np.random.default_rng(options.seed)
-    found: dict[str, Any] = {"cores": os.cpu_count()}
-    say("the scorer in process …")
-    found["scorer"] = scorer.measure(rng, history=options.history)
-    found["stages"] = stages.measure(rng)
+    found: dict[str, Any] = {"cores": os.cpu_count()} | _in_process(options, rng, say)
     with served(Serving(kind="empty")) as empty, served(Serving(kind="fairlead")) as ours:
         found |= uvloop.run(_beside(options, empty, ours, rng, say))
         found |= uvloop.run(_open(options, ours, rng, say))
         found["overload"] = uvloop.run(_overload(options, ours, rng, say))
+        say("Ray Serve …")
+        found |= _ray(options, ours, rng, found["left_out"])
     with served(Serving(kind="fairlead", swap_s=SWAP_S)) as swapping:
         say("a new view every second …")
         seen = uvloop.run(_at(swapping, OPEN_PER_S, options.open_s, rng))
         found["swap"] = {"p99_ms": quantile_ms(seen.answered_s, 0.99)}
-    return found | {"left_out": LEFT_OUT}
+    found["transport"] |= {"native": None}
+    found["left_out"]["transport.native"] = NO_NATIVE
+    return found
+
+
+def _in_process(options: SpeedBench, rng: np.random.Generator, say: Say) -> dict[str, Any]:
+    """What needs no server."""
+    say("the scorer in process …")
+    found: dict[str, Any] = {"scorer": scorer.measure(rng, history=options.history)}
+    found["stages"] = stages.measure(rng)
+    say("other projects …")
+    theirs, why = peers.timed(rng)
+    found["scorer"] |= peers.compared(found["scorer"], theirs)
+    found["left_out"] = {f"scorer.peers_per_s.{peer}": reason for peer, reason in why.items()}
+    say("a history, and feedback …")
+    found["history_row_bytes"] = held.bytes_per_row(options.history)
+    found["bytes_per_history_row"] = found["history_row_bytes"]["memory"]
+    found["folded_per_s"] = folded_per_s(options.feedback, rng)
+    return found
 
 
 async def _beside(
@@ -122,6 +144,31 @@ async def _beside(
         "cpu_s_per_1000_decisions": 1000.0 * median(cpu_s),
         "transport": {"grpcio": median(rates)},
     }
+
+
+def _ray(
+    options: SpeedBench, ours: Served, rng: np.random.Generator, left_out: dict[str, str]
+) -> dict[str, float | None]:
+    """What is measured in turns with Ray Serve, where it can be started."""
+    try:
+        with behind_ray(*free_ports(1)) as ports:
+            return uvloop.run(_beside_ray(options, ours, ports, rng))
+    except LoopStuck as error:
+        left_out["unary_vs_ray_proxy, ray_direct"] = str(error)
+        return {"unary_vs_ray_proxy": None, "ray_direct": None}
+
+
+async def _beside_ray(
+    options: SpeedBench, ours: Served, ports: dict[str, int], rng: np.random.Generator
+) -> dict[str, float | None]:
+    """Our answers a second in parts of those of an empty handler behind Ray Serve, in turns."""
+    ask, ratios = message(rng), defaultdict[str, list[float]](list)
+    for _ in range(options.ray_turns):
+        our_per_s = await unary_per_s(ours.port, ask, options.seconds)
+        for way, port in ports.items():
+            ray_per_s = await unary_per_s(port, ask, options.seconds)
+            ratios[way].append(our_per_s / max(1.0, ray_per_s))
+    return {"unary_vs_ray_proxy": median(ratios[PROXY]), "ray_direct": median(ratios[DIRECT])}
 
 
 async def _at(server: Served, per_s: float, seconds: float, rng: np.random.Generator) -> Seen:

@@ -29,10 +29,15 @@ def contexts(n: int, rng: np.random.Generator) -> Contexts:
 
 
 def known(
-    models: list[str], encoder: str, at_ms: int, rng: np.random.Generator, n: int = OUTCOMES
+    models: list[str],
+    encoder: str,
+    at_ms: int,
+    rng: np.random.Generator,
+    n: int = OUTCOMES,
+    memory: MemoryOptions | None = None,
 ) -> Learned:
     """What is learned from `n` outcomes of each model."""
-    learned = Learned(MemoryOptions(), landmarks_of(encoder))
+    learned = Learned(memory or MemoryOptions(), landmarks_of(encoder))
     for model in models:
         learned.update(_outcomes(model, at_ms, rng, n))
     learned.history.settle()

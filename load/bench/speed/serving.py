@@ -1,8 +1,5 @@
 """The servers that are measured, each a process of its own: our full path, and an empty handler.
 
-    parent ──KIND, options──▶ child: event loop, listener ──▶ prints its port
-       └──closes standard input──▶ the child stops
-
 The empty handler has our listener and our messages and answers a fixed decision: what is left
 is what gRPC and the machine take.
 """
@@ -13,7 +10,6 @@ import asyncio
 import json
 import os
 import secrets
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,8 +23,8 @@ import numpy as np
 
 from learners.estimates.learned import MemoryOptions
 from learners.policies.inverse_gap import SquareCb
+from load.bench.speed.child import child
 from load.bench.speed.known import known
-from load.errors import LoopStuck
 from serve.deploy.replica import Replica, ReplicaOptions, settle
 from serve.encoders import EncoderOptions, identity, make_encoder
 from serve.grpc_api.listener import ROUTER, Listener, ListenerOptions
@@ -48,7 +44,6 @@ from streams.training.state import Saver, State
 N_MODELS = 8
 DEARER = 1.1  # the prices of the other catalogue, where two take turns
 DIM = 384  # of the most common small encoder
-START_S_MAX = 60.0
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -78,27 +73,8 @@ class Served:
 @contextmanager
 def served(serving: Serving) -> Iterator[Served]:
     """Run a child for the length of a `with` block. Raises LoopStuck."""
-    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    child = subprocess.Popen(  # noqa: S603 - our own module
-        [sys.executable, "-m", __name__, json.dumps(asdict(serving))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | one_thread,
-    )
-    assert child.stdin and child.stdout
-    try:
-        line = child.stdout.readline()
-        if not line:
-            raise LoopStuck(f"the server that is measured ({serving.kind}) did not start")
-        yield Served(int(line), child.pid)
-    finally:
-        child.stdin.close()
-        try:
-            child.wait(START_S_MAX)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+    with child(__name__, json.dumps(asdict(serving))) as up:
+        yield Served(int(up.said), up.pid)
 
 
 # --- in the child
