@@ -3,9 +3,8 @@
     a trainer's snapshot of n rows ──▶ Loader ──▶ Live, searched ──▶ resident memory
                                                                         − the same of few rows
 
-Memory all told: the rows, the index over them, what is kept to load the next snapshot from, and what
-is allocated and not given back. Beside it, what the snapshot's history takes on disk. Each divided by
-the rows.
+Memory all told: the rows, the index over them, what is kept to load the next snapshot from, and
+what is allocated and not given back. Beside it, what the history takes on disk. Each per row.
 """
 
 from __future__ import annotations
