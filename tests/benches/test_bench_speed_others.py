@@ -28,6 +28,7 @@ def test_without_the_peers_environment_every_peer_is_null_and_the_reason_is_said
     assert found["one_vs_paretobandit"] is None and found["batch_vs_paretobandit"] is None
     assert found["peers_per_s"] == dict.fromkeys(peers.PEERS)
     assert all("make peers" in why[peer] for peer in peers.PEERS)
+    assert "scorer.one_vs_paretobandit, batch_vs_paretobandit" in peers.left_out(why)
 
 
 def test_a_peer_that_is_not_installed_says_so_and_is_null(monkeypatch):

@@ -120,7 +120,7 @@ def _others(
     row_bytes = held.bytes_per_row(options.held_rows)
     return {
         "scorer": ours | peers.compared(ours, theirs),
-        "left_out": {f"scorer.peers_per_s.{peer}": reason for peer, reason in why.items()},
+        "left_out": peers.left_out(why),
         "history_row_bytes": row_bytes,
         "bytes_per_history_row": row_bytes["memory"],
         "folded_per_s": folded_per_s(options.feedback, rng),

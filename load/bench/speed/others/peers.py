@@ -89,3 +89,11 @@ def compared(ours: dict[str, float], theirs: dict[str, dict[str, float] | None])
             for name, took in theirs.items()
         },
     }
+
+
+def left_out(why: dict[str, str]) -> dict[str, str]:
+    """By key that is null, the reason."""
+    found = {f"scorer.peers_per_s.{peer}": reason for peer, reason in why.items()}
+    if PARETO in why:
+        found["scorer.one_vs_paretobandit, batch_vs_paretobandit"] = why[PARETO]
+    return found
