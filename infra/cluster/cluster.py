@@ -102,7 +102,7 @@ def _connected(where: Mapping[str, Any]) -> Iterator[None]:
         ray.shutdown()
 
 
-def this_host(resources: Mapping[str, float]) -> dict[str, object]:
+def this_host(resources: Mapping[str, float]) -> dict[str, Any]:
     """How a cluster of this host alone is started, whatever others run on it."""
     logical = dict(resources)
     devices = logical.pop("GPU", None)
