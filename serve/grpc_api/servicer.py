@@ -103,14 +103,17 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         return decided.replies
 
     def _keep(self, kept: Kept | None) -> None:
-        """Write down what was decided, once the answers have left."""
-        if kept is not None:
-            asyncio.get_running_loop().call_soon(self._write_down, kept)
-
-    def _write_down(self, kept: Kept) -> None:
+        """Write down what was decided; count it once the answers have left."""
+        if kept is None:
+            return
         if self._decisions is not None and (log := kept.log()) is not None:
             self._decisions.offer(log)
-        if self._telemetry is not None and (counted := kept.counted()) is not None:
+        if self._telemetry is not None:
+            asyncio.get_running_loop().call_soon(self._count, kept)
+
+    def _count(self, kept: Kept) -> None:
+        assert self._telemetry is not None
+        if (counted := kept.counted()) is not None:
             self._telemetry.count_batch(counted)
 
     async def decide(self, request: pb.RouteRequest, *, measured: bool = False) -> pb.Decision:

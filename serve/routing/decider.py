@@ -50,6 +50,7 @@ from serve.rules.ruling import Ruled, Ruling
 from streams.feedback.ticket import Issuer, Sealer
 
 F32_BYTES = U32_BYTES = 4
+ONES = np.float32(1.0).tobytes()  # stands for a number of who has none
 
 Refusals = dict[int, ServeError]  # by position in the batch
 
@@ -119,7 +120,7 @@ class Decider:
         ids = self._issuer.take(len(rows))
         tenants = [one.tenant for one in taken]
         decisions = self._decisions(tenants, requests, choices, live, now_ms)
-        tickets = decisions.seal(self._sealer, ids, [one.measured for one in taken])
+        tickets = decisions.seal(self._sealer, ids, _measured(taken))
         written = write_decisions(taken, ids, tickets, choices, live, now_ms)
         self._suggest_probes(taken, decisions, written)
         self._say_suggested(decisions, written)
@@ -173,7 +174,7 @@ class Decider:
             preference=np.array([one.weights for one in taken], np.float64),
             allowed=allowed.repeat(len(at), axis=0),
             tenants=np.full(len(at), shared.tenant, object),
-            said=said_of([shared]).repeat(len(at)) if ruled.left is None else said_of(taken),
+            said=said_of(taken),
             left=None if ruled.left is None else ruled.left[at],
             preferred=None if ruled.preferred is None else ruled.preferred[at],
             stated=stated_of([shared], live).repeat(len(at)),
@@ -264,7 +265,7 @@ class Decider:
         rows = probes.rows.tolist()
         if rows:
             ids, decisions = self._issuer.take(len(rows)), probes.decisions(of)
-            tickets = decisions.seal(self._sealer, ids, [asked[row].measured for row in rows])
+            tickets = decisions.seal(self._sealer, ids, _measured([asked[row] for row in rows]))
             found = write_probes(ids, tickets, decisions.choices, of.live)
             for row, probe in zip(rows, found, strict=True):
                 replies[row] += pb.Decision(probe=probe).SerializeToString()  # bytes merge
@@ -273,20 +274,18 @@ class Decider:
         self, asked: Sequence[RouteInput], live: Live, refused: Refusals
     ) -> NDArray[np.float32]:
         """Embeddings (n, dim), texts encoded; rows that can't be used are refused."""
-        encoder = self._encoder
-        embeddings = np.ones((len(asked), encoder.dim), np.float32)
-        texts = []
-        for i, one in enumerate(asked):
-            if one.embedding is None:
+        encoder, texts = self._encoder, []
+        rows = [one.embedding for one in asked]
+        for i, row in enumerate(rows):
+            if row is None:
                 texts.append(i)
-            elif len(one.embedding) != F32_BYTES * encoder.dim:
-                refused[i] = InvalidRequest(
-                    "embedding",
-                    f"{len(one.embedding) // F32_BYTES} numbers long",
-                    f"{encoder.dim} long",
-                )
-            else:
-                embeddings[i] = np.frombuffer(one.embedding, "<f4")
+                rows[i] = ONES * encoder.dim
+            elif len(row) != F32_BYTES * encoder.dim:
+                problem = f"{len(row) // F32_BYTES} numbers long"
+                refused[i] = InvalidRequest("embedding", problem, f"{encoder.dim} long")
+                rows[i] = ONES * encoder.dim
+        joined = bytearray().join(rows)  # type: ignore[arg-type]  # none is left that is None
+        embeddings = np.frombuffer(joined, "<f4").reshape(len(asked), encoder.dim)
         for i in unusable(embeddings, compiled=live.kernel is not None):
             refused[i] = bad_numbers(embeddings[i])
             embeddings[i] = 1.0
@@ -376,6 +375,12 @@ class Decider:
             sessions=[one.session for one in asked],
             prompts=[one.text if self._log_prompts else None for one in asked],
         )
+
+
+def _measured(asked: Sequence[RouteInput]) -> list[bool] | None:
+    """Which calls are made and measured here; None: none of them."""
+    found = [one.measured for one in asked]
+    return found if any(found) else None
 
 
 def _check_deadlines(asked: Sequence[RouteInput], now_ms: int, refused: Refusals) -> None:

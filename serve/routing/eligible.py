@@ -113,7 +113,8 @@ def allowed_of(
     asked: Sequence[RouteInput], live: Live, refused: dict[int, ServeError]
 ) -> NDArray[np.bool_]:
     """Which models each request lets in, (n, k); who names one that is unknown is refused."""
-    allowed = np.ones((len(asked), len(live.catalogue)), bool)
+    allowed = np.empty((len(asked), len(live.catalogue)), bool)
+    allowed.fill(True)
     for i, one in enumerate(asked):
         if one.allowed_models or one.denied_models or one.chosen_model:
             try:
@@ -143,11 +144,12 @@ def stated_of(asked: Sequence[RouteInput], live: Live) -> NDArray[np.intp]:
     )
 
 
-def said_of(asked: Sequence[RouteInput]) -> NDArray[np.object_]:
-    """What requests say of themselves (n,)."""
-    found = np.full(len(asked), NOTHING, object)
+def said_of(asked: Sequence[RouteInput]) -> NDArray[np.object_] | None:
+    """What requests say of themselves (n,); None where all say nothing."""
+    found: NDArray[np.object_] | None = None
     for i, one in enumerate(asked):
         if one.task or one.tags or one.rules:
+            found = np.full(len(asked), NOTHING, object) if found is None else found
             found[i] = Said(one.task, tuple(one.tags), one.rules)
     return found
 

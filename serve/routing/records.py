@@ -143,7 +143,7 @@ class Decisions:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Kept:
-    """What is kept of a batch once it is answered; columns are made when they are asked for."""
+    """What is kept of a batch; its columns are made when they are asked for."""
 
     decisions: Decisions
     ids: Sequence[bytes]

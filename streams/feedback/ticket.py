@@ -24,6 +24,7 @@ import hashlib
 import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from cryptography.exceptions import InvalidTag
@@ -99,6 +100,7 @@ assert HEAD.fields is not None
 CANDIDATES_AT = HEAD.fields["n_candidates"][1]
 
 
+@lru_cache(maxsize=1024)
 def key_of(name: str) -> int:
     """The 64-bit key that stands for a name in tickets and statistics (BLAKE2b)."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
@@ -160,13 +162,17 @@ class Sealer:
         Those `measured` (n,) are of calls that are made and measured here. `said` (n,) are what
         `said.end_of` makes of what requests said.
         """
-        encrypt, found = self._cipher.encrypt, measured or [False] * len(ids)
-        versions = [MEASURED_VERSION if one else VERSION for one in found]
+        encrypt, clears = self._cipher.encrypt, [self._clear] * len(ids)
+        if measured is not None or said is not None:
+            versions = [
+                (MEASURED_VERSION if mine else VERSION) | (SAID if end else 0)
+                for mine, end in zip(
+                    measured or [False] * len(ids), said or [b""] * len(ids), strict=True
+                )
+            ]
+            clears = [bytes([one, *self._clear[1:]]) for one in versions]
         if said is not None:
-            versions = [one | (SAID if end else 0) for one, end in zip(versions, said, strict=True)]
             tenants = [tenant + end for tenant, end in zip(tenants, said, strict=True)]
-        clear_of = {one: bytes([one, *self._clear[1:]]) for one in set(versions)}
-        clears = [clear_of[one] for one in versions]
         head, cell = heads.tobytes(), candidates.tobytes()
         h, c = HEAD.itemsize, CANDIDATE.itemsize * candidates.shape[1]
         return [
