@@ -106,12 +106,14 @@ class Decider:
         _check_deadlines(asked, now_ms, refused)
         ruled = self._ruled(asked, embeddings, allowed, live, now_ms, refused)
         asked = ruled.asked
-        rows = [i for i in range(len(asked)) if i not in refused]
-        replies: list[Any] = [refused.get(i) for i in range(len(asked))]  # the rest comes below
+        rows, taken = list(range(len(asked))), asked
+        replies: list[Any] = [refused.get(i) for i in rows]  # the rest comes below
+        if refused:
+            rows = [i for i in rows if i not in refused]
+            taken, embeddings, allowed = [asked[i] for i in rows], embeddings[rows], allowed[rows]
         if not rows:
             return Decided(replies, None)
-        taken = [asked[i] for i in rows]
-        requests = self._columns(taken, embeddings[rows], allowed[rows], live, now_ms)
+        requests = self._columns(taken, embeddings, allowed, live, now_ms)
         if ruled.left is not None and ruled.preferred is not None:
             left, preferred = ruled.left[rows], ruled.preferred[rows]
             requests = replace(requests, left=left, preferred=preferred)
@@ -159,7 +161,9 @@ class Decider:
         ruled = self._ruled(
             [shared] * n, embeddings, allowed.repeat(n, axis=0), live, now_ms, problems, tokens
         )
-        at = np.setdiff1d(np.arange(n), list(problems))
+        at = np.arange(n)
+        if problems:
+            at = np.setdiff1d(at, list(problems))
         if not len(at):
             return DecidedColumns(columns_bytes(n, at, None, ()), problems, None)
         taken = [ruled.asked[i] for i in at.tolist()]
