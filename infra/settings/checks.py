@@ -46,10 +46,15 @@ def api_keys(settings: Stated) -> None:
 
 def ports(settings: Stated) -> None:
     """Replicas share their port on purpose, so the system would not refuse this."""
-    found = tuple(map(settings.stated, ("listener.port", "dispatch.port", "dispatch.http_port")))
-    if settings.stated("dispatch.replicas") and len(set(found)) < len(found):
-        named = "listener.port, dispatch.port and dispatch.http_port"
-        raise OptionRefused(named, found, "three different ones")
+    names = ["listener.port"]
+    if settings.stated("listener.reserved_port"):
+        names.append("listener.reserved_port")
+    if settings.stated("dispatch.replicas"):
+        names += ["dispatch.port", "dispatch.http_port"]
+    found = tuple(map(settings.stated, names))
+    if len(set(found)) < len(found):
+        named = f"{', '.join(names[:-1])} and {names[-1]}"
+        raise OptionRefused(named, found, "different ones")
 
 
 def budgets(settings: Stated, found: Sequence[Budget]) -> None:

@@ -184,6 +184,8 @@ class Settings(Keys):
         """Where is listened, host and port, by the setting that says so."""
         listener, dispatch = self.options(ListenerOptions), self.dispatchers()
         found = {"listener.port": (listener.host, listener.port)}
+        if listener.reserved_port:
+            found["listener.reserved_port"] = (listener.host, listener.reserved_port)
         if dispatch.replicas:
             found["dispatch.port"] = (listener.host, dispatch.port)
             found["dispatch.http_port"] = (listener.host, dispatch.replica.http_listener.port)

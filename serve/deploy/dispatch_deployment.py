@@ -71,7 +71,7 @@ def router_within(
     options: DeploymentOptions, dispatchers: DispatchersOptions, site: Site
 ) -> Replica:
     """The router replica that a dispatcher decides with."""
-    listener = replace(options.replica.listener, port=dispatchers.port)
+    listener = replace(options.replica.listener, port=dispatchers.port, reserved_port=0)
     # A dispatched request costs many times its scoring: batching would save nothing.
     batcher = replace(options.replica.servicer.batcher, gather_s_max=0.0)
     servicer = replace(options.replica.servicer, batcher=batcher)

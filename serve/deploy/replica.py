@@ -215,7 +215,7 @@ class Replica:
             )
         self.servicers: dict[str, object] = {ROUTER: self.servicer}  # others may be added
         self._options = options
-        self._listener: Listener | None = None
+        self._listeners: list[Listener] = []
 
     @property
     def logs_decisions(self) -> bool:
@@ -240,16 +240,22 @@ class Replica:
     @property
     def port(self) -> int:
         """The port being listened on; 0 before `start`."""
-        return self._listener.port if self._listener else 0
+        return self._listeners[0].port if self._listeners else 0
+
+    @property
+    def reserved_port(self) -> int:
+        """Likewise, of callers who must not be lost; 0 where there is none."""
+        return self._listeners[1].port if self._listeners[1:] else 0
 
     async def start(self) -> None:
-        """Watch the store and answer calls. Raises RuntimeError if the port can't be bound."""
+        """Watch the store and answer calls. Raises RuntimeError if a port can't be bound."""
         self.view.start()
-        access = Access(self._options.tokens)
-        self._listener = Listener(
-            self.servicers, self._options.listener, access, lambda: self.now_ms() / 1000
-        )
-        await self._listener.start()
+        access, options = Access(self._options.tokens), self._options.listener
+        for port in (options.port, *filter(None, [options.reserved_port])):
+            there = replace(options, port=port)
+            listener = Listener(self.servicers, there, access, lambda: self.now_ms() / 1000)
+            await listener.start()
+            self._listeners.append(listener)
         if self.vitals is not None:
             self.vitals.start()
 
@@ -260,9 +266,8 @@ class Replica:
     async def stop_listening(self) -> None:
         """Refuse new calls and finish those under way."""
         self.servicer.draining = True
-        if self._listener:
-            await self._listener.stop()
-            self._listener = None
+        await asyncio.gather(*(listener.stop() for listener in self._listeners))
+        self._listeners.clear()
 
     async def stop(self) -> None:
         """Refuse new calls, finish those under way, write what waits, let go of the rest."""

@@ -29,7 +29,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from serve.errors import QueueFull
+from serve.errors import DeadlinePassed, QueueFull
 
 PUSHBACK_KEY = "grpc-retry-pushback-ms"  # which gRPC's clients obey where they retry at all
 
@@ -74,7 +74,7 @@ class Admission:
 
     @property
     def under_way(self) -> int:
-        """Calls taken in and not answered yet."""
+        """Requests taken in and not answered yet."""
         return self._total
 
     def pushback(self) -> tuple[tuple[str, str]]:
@@ -82,8 +82,13 @@ class Admission:
         wait_s = max(self.expected_s, self.target_s)
         return ((PUSHBACK_KEY, f"{wait_s * 1000.0:.0f}"),)
 
-    def enter(self, tenant: str, criticality: int, left_s: float, *, now_s: float) -> None:
-        """Take a call in, `left_s` before its deadline. Raises QueueFull; else `leave` follows."""
+    def enter(
+        self, tenant: str, criticality: int, left_s: float, *, now_s: float, n: int = 1
+    ) -> None:
+        """Take a call in, `left_s` before its deadline. Raises QueueFull; else `leave` follows.
+
+        A call of `n` requests is let in where there is room for one, and then counts as `n`.
+        """
         self._note_deadline(left_s, now_s)
         if left_s < self.expected_s and self._total:
             raise QueueFull(
@@ -96,8 +101,8 @@ class Admission:
                 f"{self._total} requests are under way, and answering takes "
                 f"{self.expected_s * 1000:.0f} ms; try again later or at another router"
             )
-        self._under_way[tenant] += 1
-        self._total += 1
+        self._under_way[tenant] += n
+        self._total += n
         self._peak = max(self._peak, self._total)
 
     def _note_deadline(self, left_s: float, now_s: float) -> None:
@@ -110,10 +115,10 @@ class Admission:
         n = len(self._under_way) + (tenant not in self._under_way)
         return room / n if n > 1 else 0.0
 
-    def leave(self, tenant: str, took_s: float, *, now_s: float) -> None:
+    def leave(self, tenant: str, took_s: float, *, now_s: float, n: int = 1) -> None:
         """A call is answered, `took_s` after it came in."""
-        self._total -= 1
-        self._under_way[tenant] -= 1
+        self._total -= n
+        self._under_way[tenant] -= n
         if not self._under_way[tenant]:
             del self._under_way[tenant]
         self._took_s += took_s
@@ -132,3 +137,10 @@ class Admission:
         self.limit = min(max(self.limit, options.limit_min), options.limit_max)
         self._window_end_s = now_s + options.window_s
         self._took_s, self._n_took, self._peak = 0.0, 0, self._total
+
+
+def time_left(remaining_s: float | None) -> float:
+    """Seconds to the caller's deadline, None being no deadline. Raises DeadlinePassed."""
+    if remaining_s is not None and remaining_s <= 0:
+        raise DeadlinePassed("the gRPC deadline had passed before the request was scored")
+    return math.inf if remaining_s is None else remaining_s

@@ -59,6 +59,14 @@ class ListenerOptions:
         "127.0.0.1", "Address to bind. Only this host can call unless it is changed."
     )
     port: int = option(7480, "TCP port, shared by all replicas.", ge=1, le=65_535)
+    # A server of its own, so a queue of its own before Python: see `pending_max`.
+    reserved_port: int = option(
+        0,
+        "A second TCP port, for callers who must not be lost when the first is flooded: gRPC ends "
+        "calls that nobody can take in before it knows their criticality. 0: none.",
+        ge=0,
+        le=65_535,
+    )
     # A connection stays with one replica.
     connection_age_s_max: float = option(
         300.0, "Seconds until a connection is renewed: so new replicas get calls.", ge=1, le=86_400

@@ -10,16 +10,16 @@ UNKNOWN and twelve lines of log, and open streams have no bound: nobody has to s
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import grpc
-from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import FileDescriptor, MethodDescriptor, ServiceDescriptor
 from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
 from serve.errors import InvalidRequest, RequestRefused
-from serve.grpc_api.descriptors import methods_found
 from serve.grpc_api.grpc_status import refusal_of
 from serve.grpc_api.methods import methods_of
 from serve.grpc_api.streams import StreamOptions, Streams
@@ -38,7 +38,7 @@ def open_to_all(
         _handler(
             reflection_pb2,
             reflection.SERVICE_NAME,
-            ReflectionServicer(names, methods_found()),
+            ReflectionServicer(names, cast("descriptor_pool.DescriptorPool", _MethodsFound())),
             streams,
         ),
     ]
@@ -92,3 +92,28 @@ async def _sound(requests: AsyncIterator[object]) -> AsyncIterator[object]:
         if isinstance(request, InvalidRequest):
             raise request
         yield request
+
+
+class _MethodsFound:
+    """The default pool of descriptors, in which methods can be found, too.
+
+    `grpcurl describe` and `ghz` ask for the file of `package.Service.Method`. Python's descriptor
+    pool knows messages, fields and services by name, but no methods: their service is looked up.
+    """
+
+    def __init__(self) -> None:
+        self._pool = descriptor_pool.Default()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._pool, name)
+
+    def FindFileContainingSymbol(self, symbol: str) -> FileDescriptor:  # noqa: N802 - as the pool's
+        """The file that declares a symbol. Raises KeyError where none does."""
+        try:
+            return self._pool.FindFileContainingSymbol(symbol)
+        except KeyError:
+            service, _, method = symbol.rpartition(".")
+            found = self._pool.FindServiceByName(service)
+            if method not in found.methods_by_name:
+                raise
+            return found.file

@@ -10,6 +10,7 @@ hundredths of a second, which decisions should not have to wait for.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,14 +18,16 @@ from typing import Any
 import msgspec
 
 from serve.errors import InvalidRequest, QueueFull
+from serve.grpc_api.bulk import check_count, slices
 from serve.proto.fairlead.v1 import router_pb2 as pb
-from serve.routing.request import BATCH_MAX
 from streams.errors import BadTicket
 from streams.feedback.feedback import Ingest
 from streams.feedback.report import REPORTED, as_text, encode_report
 from streams.feedback.ticket import Sealer
 from streams.log.contract import Record
 from streams.log.outbox import Outbox
+
+TICKETS_AT_ONCE = 128  # are opened in 6 ms
 
 Tracing = Callable[[bytes], Mapping[str, Any]]  # of a decision's id; blocks
 
@@ -42,16 +45,32 @@ class Reporting:
     ) -> None:
         self._sealer, self._ingest, self._outbox = sealer, ingest, outbox
         self._tracing, self._now_ms = tracing, now_ms
-        self._looking = asyncio.Lock()
+        self._looking, self._checking = asyncio.Lock(), asyncio.Lock()
 
     async def send(self, request: pb.FeedbackRequest) -> int:
         """Write outcomes; how many. Raises InvalidRequest and what the outbox raises."""
         check_count("outcomes", len(request.outcomes))
-        records = [self._record(i, outcome) for i, outcome in enumerate(request.outcomes)]
-        self._check_learnable(records)
+        records = await self._checked(request.outcomes)
         written = [asyncio.wrap_future(self._outbox.submit(record)) for record in records]
         await asyncio.gather(*written)
         return len(records)
+
+    async def _checked(self, outcomes: Sequence[pb.Outcome]) -> list[tuple[bytes, bytes]]:
+        """All records, or the first problem. Raises InvalidRequest.
+
+        65,536 tickets, with the steps of sessions, take two seconds: so some are opened at a time,
+        between which others have their turn, and of such long calls one after the other.
+        """
+        size = max(1, TICKETS_AT_ONCE // (1 + max(len(one.steps) for one in outcomes)))
+        turn = self._checking if size < len(outcomes) else contextlib.nullcontext()
+        records = []
+        async with turn:
+            async for rows in slices(len(outcomes), size):
+                numbered = enumerate(outcomes[rows], rows.start)
+                found = [self._record(i, outcome) for i, outcome in numbered]
+                self._check_learnable(found, rows.start)
+                records += found
+        return records
 
     async def trace(self, ticket: bytes) -> pb.FeedbackTrace:
         """What became of a decision's outcomes. Raises BadTicket, QueueFull, LogUnavailable."""
@@ -85,22 +104,16 @@ class Reporting:
         record = encode_report(outcome.ticket, **reported, **named)
         return decision_id.hex().encode(), record
 
-    def _check_learnable(self, pairs: Sequence[tuple[bytes, bytes]]) -> None:
+    def _check_learnable(self, pairs: Sequence[tuple[bytes, bytes]], first: int) -> None:
         """Refuse what the trainer would set aside, were it written now. Raises InvalidRequest."""
         now_ms = self._now_ms()
-        records = [Record(0, i, now_ms, key, value) for i, (key, value) in enumerate(pairs)]
+        records = [Record(0, i, now_ms, key, value) for i, (key, value) in enumerate(pairs, first)]
         for letter in self._ingest.take(records).dead:
             raise InvalidRequest(
                 f"outcomes[{letter.record.offset}]",
                 f"{letter.reason}: {letter.detail}",
                 "feedback that can be learned from",
             )
-
-
-def check_count(field: str, n: int) -> None:
-    """Of a list's parts. Raises InvalidRequest."""
-    if not 1 <= n <= BATCH_MAX:
-        raise InvalidRequest(field, f"{n} long", f"1 to {BATCH_MAX:,} long")
 
 
 def written(found: Mapping[str, Any]) -> pb.FeedbackTrace:

@@ -10,18 +10,21 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
+import numpy as np
+from numpy.typing import NDArray
 
 from serve.encoders import Encoder
-from serve.errors import DeadlinePassed, NotServing, QueueFull
-from serve.grpc_api.admission import Admission, AdmissionOptions
+from serve.errors import NotServing, QueueFull
+from serve.grpc_api.admission import Admission, AdmissionOptions, time_left
 from serve.grpc_api.batcher import Batcher, BatcherOptions
+from serve.grpc_api.bulk import BULK, Bulk, check_count, lowest, slices
 from serve.grpc_api.grpc_status import Trailing, reason_of, refusal_of
-from serve.grpc_api.reporting import Reporting, check_count
+from serve.grpc_api.reporting import Reporting
 from serve.grpc_api.streams import StreamOptions, Streams, Tenancy, abort
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.proto.fairlead.v1 import router_pb2_grpc
@@ -32,7 +35,6 @@ from serve.routing.records import Kept
 from serve.routing.reply import write_explanation
 from serve.routing.request import (
     MODELS_LISTED_MAX,
-    ColumnsInput,
     PreferenceDefaults,
     RouteInput,
     read_columns,
@@ -47,6 +49,7 @@ from streams.telemetry.window import RouterWindow
 logger = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +59,7 @@ class ServicerOptions:
     preference: PreferenceDefaults = PreferenceDefaults()
     batcher: BatcherOptions = BatcherOptions()
     admission: AdmissionOptions = AdmissionOptions()
+    bulk: AdmissionOptions = BULK
     stream_ongoing_max: int = 256  # requests of one stream being scored; then it is not read
     streams: StreamOptions = StreamOptions()
 
@@ -91,7 +95,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         self._policies, self._options, self._now_ms = policies, options, now_ms
         self._encoding = 0  # texts being encoded in threads
         self._batcher: Batcher[RouteInput, bytes] = Batcher(self._score, options.batcher)
-        self._admission = Admission(options.admission)
+        self._admission, self._bulk = Admission(options.admission), Bulk(options.bulk)
         self._streams = Streams(options.streams)
         self.counts = ServicerCounts()
         self.draining = False
@@ -143,7 +147,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
 
     async def _admitted(self, request: pb.RouteRequest, context: Context[Any, Any]) -> bytes:
         """One call's decision, unless more are under way than can be answered in time."""
-        left_s = _time_left(context)
+        left_s = time_left(context.time_remaining())
         asked = self._read(request, left_s)
         now_s = time.monotonic
         began_s = now_s()
@@ -227,50 +231,61 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
 
     async def RouteBatch(self, request: pb.RouteBatchRequest, context: Context[Any, Any]) -> bytes:
         """Many requests, scored together as they came; each bad one fails alone."""
-        try:
-            check_count("requests", len(whole(request).requests))
-            _time_left(context)
-        except Exception as error:  # noqa: BLE001 - becomes a status
-            await context.abort(*self._refuse(error))
-        results = await self._all_scored([self._read_or_error(one) for one in request.requests])
-        replies = map(self._written, request.requests, results)
-        return batch_reply_bytes(list(replies))
+        return await self._answered(context, self._batch(request, context))
+
+    async def _batch(self, request: pb.RouteBatchRequest, context: Context[Any, Any]) -> bytes:
+        many = whole(request).requests
+        check_count("requests", len(many))
+        left_s, tenant = time_left(context.time_remaining()), many[0].tenant
+        async with self._bulk.admitted(len(many), tenant, lowest(many), left_s):
+            results = await self._all_scored(many, left_s)
+        return batch_reply_bytes(list(map(self._written, many, results)))
 
     async def RouteColumns(
         self, request: pb.RouteColumnsRequest, context: Context[Any, Any]
     ) -> bytes:
         """Many requests that differ in their prompts alone; each bad row fails alone."""
+        return await self._answered(context, self._columns(request, context))
+
+    async def _columns(self, request: pb.RouteColumnsRequest, context: Context[Any, Any]) -> bytes:
+        left_s = time_left(context.time_remaining())
+        self._check_serving()
+        latest_ms = self._now_ms() + left_s * 1000.0
+        asked = read_columns(whole(request), self._options.preference, latest_ms)
+        embeddings, tokens = self._decider.matrix(asked)
+        n, shared = len(embeddings), asked.shared
+        admitted = self._bulk.admitted(n, shared.tenant, shared.criticality, left_s)
+        async with admitted, self._bulk.turn(left_s):
+            return await self._columns_scored(shared, embeddings, tokens)
+
+    async def _answered(self, context: Context[Any, Any], answer: Awaitable[Answer]) -> Answer:
+        """The answer, or the call's end with a status."""
         try:
-            latest_ms = self._now_ms() + _time_left(context) * 1000.0
-            self._check_serving()
-            asked = read_columns(whole(request), self._options.preference, latest_ms)
-            return await self._columns_scored(asked)
+            return await answer
         except Exception as error:
-            await context.abort(*self._refuse(error))
+            full = isinstance(error, QueueFull)
+            pushback = self._bulk.admission.pushback() if full else ()
+            await context.abort(*self._refuse(error, pushback))
             raise AssertionError("abort raises") from error
 
-    async def _columns_scored(self, asked: ColumnsInput) -> bytes:
+    async def _columns_scored(
+        self, shared: RouteInput, embeddings: NDArray[np.float32], tokens: NDArray[Any]
+    ) -> bytes:
         """Columns in slices against one view; parts of a message that are joined are one."""
         live = self._view.current
-        embeddings, tokens = self._decider.matrix(asked)
         head = pb.RouteColumnsReply(
             models=live.catalogue.names,
             pools=live.pool_names,
             snapshot_version=live.version,
             snapshot_age_ms=live.age_ms(self._now_ms()),
         )
-        parts, size = [b""], self._options.batcher.batch_max
-        for first in range(0, len(embeddings), size):
-            if first:
-                await asyncio.sleep(0)
-            rows = slice(first, first + size)
-            decided = self._decider.decide_columns(
-                asked.shared, embeddings[rows], tokens[rows], live
-            )
+        parts = [b""]
+        async for rows in slices(len(embeddings), self._options.batcher.batch_max):
+            decided = self._decider.decide_columns(shared, embeddings[rows], tokens[rows], live)
             self._keep(decided.kept)
             parts.append(decided.reply)
             head.problems.extend(
-                pb.RowProblem(row=first + row, problem=self._problem(problem))
+                pb.RowProblem(row=rows.start + row, problem=self._problem(problem))
                 for row, problem in sorted(decided.problems.items())
             )
         self.counts.decisions += len(embeddings) - len(head.problems)
@@ -283,20 +298,23 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         except Exception as error:  # noqa: BLE001 - becomes this request's problem
             return error
 
-    async def _all_scored(self, asked: Sequence[RouteInput | Exception]) -> list[bytes | Exception]:
+    async def _all_scored(
+        self, requests: Sequence[pb.RouteRequest], left_s: float
+    ) -> list[bytes | Exception]:
         """Decisions of one caller's requests in slices, between which others have their turn."""
-        results: list[Any] = list(asked)
-        at = [i for i, one in enumerate(asked) if isinstance(one, RouteInput)]
-        if self._encoder.blocking:
-            await self._encode_all(results, at)
-            at = [i for i in at if isinstance(results[i], RouteInput)]
+        results: list[Any] = []
         size = self._options.batcher.batch_max
-        for first in range(0, len(at), size):
-            if first:
-                await asyncio.sleep(0)
-            rows = at[first : first + size]
-            for i, result in zip(rows, self._scored_now([results[i] for i in rows]), strict=True):
-                results[i] = result
+        async with self._bulk.turn(left_s):
+            async for rows in slices(len(requests), size):
+                results += map(self._read_or_error, requests[rows])
+        if self._encoder.blocking:
+            await self._encode_all(results)
+        at = [i for i, one in enumerate(results) if isinstance(one, RouteInput)]
+        async with self._bulk.turn(left_s):
+            async for rows in slices(len(at), size):
+                scored = self._scored_now([results[i] for i in at[rows]])
+                for i, result in zip(at[rows], scored, strict=True):
+                    results[i] = result
         return results
 
     def _scored_now(self, asked: Sequence[RouteInput]) -> list[bytes | Exception]:
@@ -305,9 +323,9 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         except Exception as error:  # noqa: BLE001 - our bug; it is each request's problem
             return [error] * len(asked)
 
-    async def _encode_all(self, asked: list[Any], at: Sequence[int]) -> None:
+    async def _encode_all(self, asked: list[Any]) -> None:
         """Put encoded requests, or errors, in the place of those with texts."""
-        texts = [i for i in at if asked[i].text is not None]
+        texts = [i for i, one in enumerate(asked) if getattr(one, "text", None) is not None]
         encoded = await asyncio.gather(
             *(self._encoded_elsewhere(asked[i]) for i in texts), return_exceptions=True
         )
@@ -358,15 +376,11 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         self, request: pb.FeedbackRequest, context: Context[Any, Any]
     ) -> pb.FeedbackReply:
         """Check all outcomes as the trainer will, then write them; durable on return."""
-        try:
-            return await self.send_feedback(whole(request))
-        except Exception as error:
-            await context.abort(*self._refuse(error))
-            raise AssertionError("abort raises") from error
+        return await self._answered(context, self.send_feedback(request))
 
     async def send_feedback(self, request: pb.FeedbackRequest) -> pb.FeedbackReply:
         """The same, for other front ends. Raises what `status_of` maps."""
-        accepted = await self._reporting.send(request)
+        accepted = await self._reporting.send(whole(request))
         self.counts.feedback += accepted
         return pb.FeedbackReply(accepted=accepted)
 
@@ -393,11 +407,3 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
     def explained(self, ticket: bytes) -> pb.Explanation:
         """The same, for other front ends. Raises BadTicket."""
         return write_explanation(self._sealer.open(ticket), self._view.current, self._policies)
-
-
-def _time_left(context: Context[Any, Any]) -> float:
-    """Seconds to the caller's deadline. Raises DeadlinePassed."""
-    left_s: float | None = context.time_remaining()
-    if left_s is not None and left_s <= 0:
-        raise DeadlinePassed("the gRPC deadline had passed before the request was scored")
-    return math.inf if left_s is None else left_s

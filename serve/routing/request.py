@@ -36,6 +36,7 @@ TAGS_MAX = 16
 WORD_BYTES_MAX = 64  # a task, a tag
 MODALITIES = ("text", "image", "audio", "video")
 BATCH_MAX = 1024
+NUMBERS_MAX = 65_536  # of an embedding: no encoder's are as long
 
 Message = TypeVar("Message")  # a message as a proto describes it
 Weights = tuple[float, float, float, float]  # of quality, US dollars, seconds, kilojoules
@@ -340,8 +341,11 @@ def _text(name: str, text: str) -> str:
     return text
 
 
-def _floats(_: str, embedding: pb.Embedding) -> bytes:
+def _floats(name: str, embedding: pb.Embedding) -> bytes:
     """Its numbers; how many and how large they are is checked where the encoder is known."""
+    n = len(embedding.values)
+    if n > NUMBERS_MAX:  # four million, 16 MB, would take half a second to copy
+        raise InvalidRequest(name, f"{n} numbers long", f"at most {NUMBERS_MAX:,} long")
     return struct.pack(f"<{len(embedding.values)}f", *embedding.values)
 
 

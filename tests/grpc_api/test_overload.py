@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from concurrent.futures import Future
 
@@ -14,6 +15,7 @@ from waiting import until
 from serve.grpc_api.admission import PUSHBACK_KEY
 from serve.grpc_api.listener import ListenerOptions
 from serve.proto.fairlead.v1 import router_pb2 as pb
+from serve.proto.fairlead.v1.router_pb2_grpc import RouterStub
 
 PENDING_MAX = 8
 CALLS = 60
@@ -66,6 +68,30 @@ def test_calls_that_nobody_can_take_in_are_ended_at_once_and_the_others_are_answ
     assert {call.code() for call in calls} == {grpc.StatusCode.OK, grpc.StatusCode.CANCELLED}
     assert PENDING_MAX <= len(answered) <= 2 * PENDING_MAX
     assert all(decision.model for decision in answered)
+
+
+def test_who_calls_the_reserved_port_is_not_lost_when_the_other_is_flooded(tmp_path, monkeypatch):
+    """
+    Its calls wait in a queue of their own, so they are answered once the event loop is free.
+    """
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as held:
+        port = held.getsockname()[1]
+    with_reserve = lambda **said: ListenerOptions(  # noqa: E731
+        **said, pending_max=PENDING_MAX, reserved_port=port
+    )
+    monkeypatch.setattr(router_bench, "ListenerOptions", with_reserve)
+    request = pb.RouteRequest(embedding_f32=embedding(), criticality=pb.CRITICAL_PLUS)
+    with router(tmp_path) as up, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        assert up.replica.reserved_port == port
+        reserved = RouterStub(channel)
+        for stub in (up.stub, reserved):
+            stub.Route(request, timeout=PATIENCE_S)
+        with Held(up):
+            flood = [up.stub.Route.future(request, timeout=PATIENCE_S) for _ in range(CALLS)]
+            until(lambda: sum(call.done() for call in flood) >= CALLS - 2 * PENDING_MAX)
+            calls = [reserved.Route.future(request, timeout=PATIENCE_S) for _ in range(PENDING_MAX)]
+
+        assert all(call.result().model for call in calls)
 
 
 def test_a_refusal_says_when_to_try_again(up):

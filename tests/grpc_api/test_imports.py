@@ -1,7 +1,9 @@
-"""Services that only ask a router install grpcio and protobuf, so `import fairlead` takes no more.
+"""What imports load: clients need grpcio and protobuf alone, and who decides nothing of who calls.
 
-The learners' and servers' packages are installed where these tests run, so an import that slips
-in would go unnoticed everywhere but at the user's. Hence a fresh interpreter, which tells.
+Services that only ask a router install no more than these two packages, and a replica that only
+decides has neither HTTP nor dispatching, which would cost it start-up time and memory. All packages
+are installed where these tests run, so an import that slips in would go unnoticed. Hence a fresh
+interpreter, which tells.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import re
 import sys
 
+import pytest
 from fresh_interpreter import modules_after
 
 # `grpc` looks for its own extras when imported (grpc_tools, grpc_health, grpc_reflection) and does
@@ -20,6 +23,22 @@ ALLOWED = re.compile(
     r"|learners(\.(criticality|option))?|serve\.(errors|routing(\.request)?)"
 )
 NEEDED_ELSEWHERE = {"numpy", "ray", "faiss", "rich", "typer", "pyarrow", "pydantic", "cryptography"}
+DECIDES = (
+    "serve.deploy.replica",
+    "serve.grpc_api.servicer",
+    "serve.grpc_api.listener",
+    "serve.routing.decider",
+    "serve.routing.live",
+)
+CALLS = {"starlette", "uvicorn", "aiohttp", "openai", "ray"}
+DISPATCHES = {
+    "serve.dispatch.dispatcher",
+    "serve.deploy.dispatch_replica",
+    "serve.grpc_api.dispatch_servicer",
+    "serve.dispatch.race",
+    "serve.openai_api.app",
+    "serve.openai_api.http_listener",
+}
 
 
 def package_of(module: str) -> str:
@@ -39,3 +58,19 @@ def test_importing_the_client_loads_grpc_protobuf_and_our_stubs_and_nothing_else
 
 def test_the_check_would_notice():
     assert "numpy" in modules_after("import fairlead, numpy")
+
+
+@pytest.mark.parametrize("module", DECIDES)
+def test_deciding_loads_nothing_that_calls_pools(module):
+    loaded = modules_after(f"import {module}")
+
+    assert {name.partition(".")[0] for name in loaded} & CALLS == set()
+    assert loaded & DISPATCHES == set()
+    assert module in loaded
+
+
+def test_the_check_would_notice_what_calls_pools():
+    loaded = modules_after("import serve.deploy.dispatch_replica")
+
+    assert {name.partition(".")[0] for name in loaded} >= {"starlette", "uvicorn"}
+    assert loaded >= DISPATCHES
