@@ -10,7 +10,7 @@ Traffic says nothing of models or machines; so all policies are asked the same.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,13 +45,18 @@ class Traffic:
 
     def until(self, end_s: float) -> Traffic:
         """The requests before a time."""
-        n = int(np.searchsorted(self.at_s, end_s))
-        return Traffic(
-            at_s=self.at_s[:n],
-            prompt_tokens=self.prompt_tokens[:n],
-            output_tokens=self.output_tokens[:n],
-            rows=self.rows[:n],
-            classes=self.classes[:n],
-            class_names=self.class_names,
-            criticality=self.criticality,
-        )
+        return self.rows_of(0, int(np.searchsorted(self.at_s, end_s)))
+
+    def rows_of(self, first: int, end: int) -> Traffic:
+        """Some that follow each other."""
+        columns = {name: getattr(self, name)[first:end] for name in COLUMNS}
+        return replace(self, **columns)
+
+
+COLUMNS = ("at_s", "prompt_tokens", "output_tokens", "rows", "classes")
+
+
+def joined(one: Traffic, later: Traffic) -> Traffic:
+    """Two parts of one traffic, of the same classes, as one."""
+    parts = {name: (getattr(one, name), getattr(later, name)) for name in COLUMNS}
+    return replace(one, **{name: np.concatenate(of) for name, of in parts.items()})

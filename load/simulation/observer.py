@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from infra.autoscaling.contract import Observed
 from infra.autoscaling.live.observe import observe
@@ -64,18 +65,19 @@ class Series:
     def __init__(self, fleet: VirtualFleet) -> None:
         self._fleet = fleet
         self._at_s: list[float] = []
-        self._counts: list[list[list[int]]] = []  # by time, pool and state
+        self._counts: list[NDArray[np.int32]] = []  # by time, each (P, states)
         self._lines: list[str] = []
 
     def look(self, now_s: float, lines: Sequence[str] = ()) -> None:
         """Note replicas as they are, and a plan's lines with their time."""
         self._at_s.append(now_s)
-        self._counts.append([[pool.n(state) for state in STATES] for pool in self._fleet.pools])
+        counts = [[pool.n(state) for state in STATES] for pool in self._fleet.pools]
+        self._counts.append(np.array(counts, np.int32))
         self._lines += [f"{now_s:.0f} s: {line}" for line in lines]
 
     def columns(self) -> ReplicaSeries:
         """All that was seen."""
-        counts = np.array(self._counts, np.int32)
+        counts = np.array(self._counts)
         return ReplicaSeries(
             at_s=np.array(self._at_s),
             pools=tuple(pool.plan.name for pool in self._fleet.pools),

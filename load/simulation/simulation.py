@@ -18,7 +18,8 @@ Time and chance are arguments, so the same arguments give the same bits.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 
 import faiss
 
@@ -27,15 +28,15 @@ from infra.capacity.fleet import Fleet
 from load.data.table_contexts import contexts_of, encoder_of
 from load.data.tables import OutcomeTable
 from load.data.traffic import Traffic
-from load.simulation.loop.results import Run
+from load.simulation.loop.results import Answers, Happened, Run
 from load.simulation.machines.engines import engines_for
 from load.simulation.shocks import Shock
-from load.simulation.virtual_time import Simulation, SimulationOptions
+from load.simulation.virtual_time import Ended, Simulation, SimulationOptions
 from serve.routing.catalogue import Catalogue
 from streams.log.memory_log import Storage
 from streams.training.state import State
 
-__all__ = ["SimulationOptions", "contexts_of", "encoder_of", "simulate"]
+__all__ = ["SimulationOptions", "contexts_of", "encoder_of", "simulate", "simulate_parts"]
 
 
 def simulate(
@@ -55,11 +56,41 @@ def simulate(
     `start` gives what the trainer knows to begin with, made with `encoder_of(table)`; it goes on
     learning in it. With a `storage` everything that was logged is left there.
     """
+    kept: list[tuple[Traffic, Answers]] = []
+
+    def keep(asked: Traffic, answers: Answers) -> None:
+        kept.append((asked, answers))
+
+    done = simulate_parts(
+        [traffic], table, fleet, catalogue, scaler, options, shocks, keep,
+        start=start, storage=storage,
+    )  # fmt: skip
+    ((asked, answers),) = kept
+    said = {one.name: getattr(done, one.name) for one in fields(done)}
+    return Run(traffic=asked, requests=answers, **said)
+
+
+def simulate_parts(
+    parts: Iterable[Traffic],
+    table: OutcomeTable,
+    fleet: Fleet,
+    catalogue: Catalogue,
+    scaler: Scaler,
+    options: SimulationOptions,
+    shocks: Sequence[Shock],
+    ended: Ended,
+    *,
+    start: Callable[[], State | None] = lambda: None,
+    storage: Storage | None = None,
+) -> Happened:
+    """The same of a traffic that comes in parts. `ended` gets its requests in their order, some at
+    a time, when all before them have ended, too; then nothing is known of them here any more.
+    """
     faiss.omp_set_num_threads(1)  # one core; and sums in one order
     engines_for(options.target)  # what is compiled is loaded now
     began_s = time.process_time()
     with Simulation(
-        traffic, table, fleet, catalogue, scaler, options, shocks, start, storage
+        parts, table, fleet, catalogue, scaler, options, shocks, start, storage, ended
     ) as simulation:
         simulation.run()
         return simulation.result(time.process_time() - began_s)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -26,9 +26,10 @@ from load.data.table_contexts import contexts_of, encoder_of
 from load.data.tables import OutcomeTable
 from load.data.traffic import Traffic
 from load.simulation.loop.answers import Ledger
+from load.simulation.loop.arrivals import Arrivals
 from load.simulation.loop.dispatch import Dispatch
 from load.simulation.loop.mail import Mail
-from load.simulation.loop.results import Run
+from load.simulation.loop.results import Answers, Happened
 from load.simulation.loop.router import Asking, VirtualRouter
 from load.simulation.loop.split import Split
 from load.simulation.loop.telemetry import VirtualTelemetry
@@ -63,6 +64,7 @@ from streams.telemetry.window import Reporter
 from streams.training.state import State
 from streams.training.trainer import TrainerOptions
 
+Ended = Callable[[Traffic, Answers], None]  # takes requests whose fate is known, in their order
 TICKET_KEY = bytes(KEY_BYTES)  # nobody has to be kept from a simulation's tickets
 
 
@@ -97,7 +99,7 @@ class Simulation:
 
     def __init__(
         self,
-        traffic: Traffic,
+        parts: Iterable[Traffic],
         table: OutcomeTable,
         fleet: Fleet,
         catalogue: Catalogue,
@@ -106,12 +108,12 @@ class Simulation:
         shocks: Sequence[Shock],
         start: Callable[[], State | None],
         storage: Storage | None,
+        ended: Ended,
     ) -> None:
-        self._traffic, self._options, self._scaler = traffic, options, scaler
+        self._options, self._scaler, self._ended = options, scaler, ended
+        self._arrivals = arrivals = Arrivals(parts)
         self._shocks = deque(sorted(shocks, key=lambda shock: shock.at_s))
         self._now_s, self._n_asked = 0.0, 0
-        last_s = float(traffic.at_s[-1]) if len(traffic) else 0.0
-        self._end_s = last_s + options.tail_s
         seeds = np.random.SeedSequence(options.seed).spawn(4)
         machines, dispatch, noise, self._routing = map(np.random.default_rng, seeds)
         self._log = MemoryLog(storage or Storage(), self._now_ms)
@@ -129,15 +131,16 @@ class Simulation:
             keep_log=storage is not None,
         )
         self._fleet = VirtualFleet(fleet, options.target, machines)
-        self._ledger = Ledger(traffic, table, catalogue, judged=options.judged)
-        self._dispatch = Dispatch(traffic, catalogue, self._fleet, self._ledger, dispatch)
+        self._ledger = Ledger(arrivals, table, catalogue, judged=options.judged)
+        self._ledger.hold()
+        self._dispatch = Dispatch(arrivals, catalogue, self._fleet, self._ledger, dispatch)
         self._telemetry = VirtualTelemetry(self._log, noise)
         self._asking = Asking(
-            traffic=traffic, contexts=contexts_of(table), preference=options.preference
+            arrivals=arrivals, contexts=contexts_of(table), preference=options.preference
         )
         self._split = None
         if not options.router_priced:
-            self._split = Split(traffic, catalogue, self._fleet, options.target)
+            self._split = Split(arrivals.held, catalogue, self._fleet, options.target)
         self._routers: list[VirtualRouter] = []
         self._set_routers(options.routers)
         self._series = Series(self._fleet)
@@ -164,6 +167,7 @@ class Simulation:
         while self._now_s < self._end_s:
             self._tick()
         self._ledger.left(self._fleet.close(self._end_s))
+        self._ended(*self._ledger.let_go(len(self._arrivals.held)))
 
     def _tick(self) -> None:
         """Ask what arrives, let it be answered, and do what is due then."""
@@ -179,7 +183,12 @@ class Simulation:
 
     def _until(self) -> tuple[int, float]:
         """Up to which request this tick goes, and until when."""
-        options, at_s = self._options, self._traffic.at_s
+        options, arrivals = self._options, self._arrivals
+        held = len(arrivals.held)
+        arrivals.until(self._now_s + options.tick_s)
+        if len(arrivals.held) > held:
+            self._ledger.hold()
+            self._let_go()
         shock_s = self._shocks[0].at_s if self._shocks else math.inf
         to_s = min(
             self._now_s + options.tick_s,
@@ -189,11 +198,21 @@ class Simulation:
             max(shock_s, self._now_s),
             self._end_s,
         )
-        n_asked = int(np.searchsorted(at_s, to_s))
+        n_asked = arrivals.until(to_s)
         if n_asked - self._n_asked > options.tick_requests:
             n_asked = self._n_asked + options.tick_requests
-            to_s = float(at_s[n_asked])
+            to_s = arrivals.at_s(n_asked)
         return n_asked, to_s
+
+    def _let_go(self) -> None:
+        """Of those that have ended, with all before them."""
+        if n := self._ledger.n_ended:
+            self._ended(*self._ledger.let_go(n))
+
+    @property
+    def _end_s(self) -> float:
+        """Known when the last request is."""
+        return self._arrivals.last_s + self._options.tail_s
 
     def _do_what_is_due(self) -> None:
         now_s = self._now_s
@@ -325,12 +344,11 @@ class Simulation:
 
     # --- the end
 
-    def result(self, cpu_s: float) -> Run:
-        """What came of it."""
-        return Run(
-            traffic=self._traffic,
+    def result(self, cpu_s: float) -> Happened:
+        """What came of it, but for the requests."""
+        return Happened(
             target=self._options.target,
-            requests=self._ledger.answers(),
+            n_requests=self._n_asked,
             replicas=self._series.columns(),
             lines=self._series.lines(),
             gpu_usd=dict(self._fleet.usd),

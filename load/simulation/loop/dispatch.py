@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from load.data.traffic import Traffic
 from load.simulation.loop.answers import Ledger
+from load.simulation.loop.arrivals import Arrivals
 from load.simulation.loop.router import Numbers
 from load.simulation.machines.fleet import VirtualFleet
 from load.simulation.machines.offered import Ints, Offered
@@ -33,20 +33,22 @@ class Dispatch:
 
     def __init__(
         self,
-        traffic: Traffic,
+        arrivals: Arrivals,
         catalogue: Catalogue,
         fleet: VirtualFleet,
         ledger: Ledger,
         rng: np.random.Generator,
     ) -> None:
-        self._traffic, self._fleet, self._ledger, self._rng = traffic, fleet, ledger, rng
+        self._arrivals, self._fleet, self._ledger, self._rng = arrivals, fleet, ledger, rng
         places = {pool.plan.name: place for place, pool in enumerate(fleet.pools)}
         missing = [name for name in catalogue.pool_names if name not in places]
         assert not missing, f"the catalogue has pools that the fleet has not: {missing}"
         self._place = np.array([places[name] for name in catalogue.pool_names])
         self._model_at = np.full(len(fleet.pools), -1)  # of the fleet's pools
         self._model_at[self._place] = catalogue.model_of_pool
-        self._priority = np.array([level.priority for level in traffic.criticality])  # by class
+        self._priority = np.array(
+            [level.priority for level in arrivals.held.criticality]
+        )  # by class
 
     def send(
         self,
@@ -57,13 +59,14 @@ class Dispatch:
         now_s: float,
     ) -> None:
         """Send the requests of a batch that were not refused; `tickets` by row."""
-        traffic, goes = self._traffic, choices.fits & ~choices.shed
+        traffic, goes = self._arrivals.held, choices.fits & ~choices.shed
+        rows = self._arrivals.rows(numbers)
         offered = Offered(
             numbers=numbers,
-            at_s=traffic.at_s[numbers],
-            prompt_tokens=traffic.prompt_tokens[numbers],
-            output_tokens=traffic.output_tokens[numbers],
-            priority=self._priority[traffic.classes[numbers]],
+            at_s=traffic.at_s[rows],
+            prompt_tokens=traffic.prompt_tokens[rows],
+            output_tokens=traffic.output_tokens[rows],
+            priority=self._priority[traffic.classes[rows]],
             uniform=self._rng.random(len(numbers)),
             place=np.where(goes, self._place[choices.pool], -1),
         )

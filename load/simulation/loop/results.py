@@ -6,7 +6,8 @@
 
 Every request has one fate. Whatever is not finished is not within target, and its quality is 0.
 
-The digest is over all that happened, so two runs with the same one are the same.
+The digest is over all that happened, so two runs with the same one are the same. Requests may be
+added to it in parts, of any size.
 """
 
 from __future__ import annotations
@@ -68,13 +69,37 @@ class ReplicaSeries:
     draining: NDArray[np.int32]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Run:
-    """All that happened."""
+class Digest:
+    """SHA-256 over what became of requests, column by column, and over the rest of a run."""
 
-    traffic: Traffic
+    def __init__(self) -> None:
+        self._columns = {field.name: hashlib.sha256() for field in fields(Answers)}
+
+    def add(self, answers: Answers) -> None:
+        """Those that came next."""
+        for name, digest in self._columns.items():
+            digest.update(np.ascontiguousarray(getattr(answers, name)).tobytes())
+
+    def of(self, happened: Happened) -> str:
+        """With all else that happened."""
+        digest = hashlib.sha256()
+        for name, column in self._columns.items():
+            digest.update(name.encode() + column.digest())
+        for field in fields(happened.replicas):
+            digest.update(field.name.encode())
+            digest.update(np.ascontiguousarray(getattr(happened.replicas, field.name)).tobytes())
+        usd = sorted(happened.gpu_usd.items())
+        rest = (happened.lines, usd, happened.joules, happened.replica_changes)
+        digest.update(repr((rest, happened.end_s)).encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Happened:
+    """All but what became of each request."""
+
     target: LatencyTarget
-    requests: Answers
+    n_requests: int
     replicas: ReplicaSeries
     lines: tuple[str, ...]  # of plans, each with its time
     gpu_usd: Mapping[str, float]  # by type
@@ -87,6 +112,24 @@ class Run:
     def gpu_cost_usd(self) -> float:
         """Of all GPUs, from launch to end."""
         return sum(self.gpu_usd.values())
+
+    @property
+    def replica_changes_per_h(self) -> float:
+        """Replicas launched, or let go, per hour; those that died are not counted."""
+        return self.replica_changes / (self.end_s / 3600.0)
+
+    @property
+    def simulated_requests_per_s(self) -> float:
+        """Requests per second of processor time."""
+        return self.n_requests / max(self.cpu_s, 1e-9)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Run(Happened):
+    """And every request."""
+
+    traffic: Traffic
+    requests: Answers
 
     @property
     def within_target(self) -> float:
@@ -102,16 +145,6 @@ class Run:
     def joules_per_request(self) -> float:
         """Of all replicas, idle ones too, per finished request."""
         return self.joules / max(1, self.count(Fate.FINISHED))
-
-    @property
-    def replica_changes_per_h(self) -> float:
-        """Replicas launched, or let go, per hour; those that died are not counted."""
-        return self.replica_changes / (self.end_s / 3600.0)
-
-    @property
-    def simulated_requests_per_s(self) -> float:
-        """Requests per second of processor time."""
-        return len(self.traffic) / max(self.cpu_s, 1e-9)
 
     def count(self, fate: Fate) -> int:
         """Requests of a fate."""
@@ -129,14 +162,9 @@ class Run:
 
     def digest(self) -> str:
         """SHA-256 over all columns, lines and sums."""
-        digest = hashlib.sha256()
-        for columns in (self.requests, self.replicas):
-            for field in fields(columns):
-                digest.update(field.name.encode())
-                digest.update(np.ascontiguousarray(getattr(columns, field.name)).tobytes())
-        rest = (self.lines, sorted(self.gpu_usd.items()), self.joules, self.replica_changes)
-        digest.update(repr((rest, self.end_s)).encode())
-        return digest.hexdigest()
+        digest = Digest()
+        digest.add(self.requests)
+        return digest.of(self)
 
 
 def _mean(values: NDArray[Any]) -> float:

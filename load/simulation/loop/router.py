@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.context import Contexts
-from load.data.traffic import Traffic
+from load.simulation.loop.arrivals import Arrivals
 from load.simulation.loop.split import Split
 from serve.routing.eligible import RequestBatch, unsaid_columns
 from serve.routing.live import Live
@@ -35,20 +35,20 @@ Numbers = NDArray[np.intp]  # (n,) positions in the traffic
 class Asking:
     """What all requests of a simulation have in common, and their columns."""
 
-    traffic: Traffic
+    arrivals: Arrivals
     contexts: Contexts  # of the outcome table's rows
     preference: tuple[float, float, float, float]  # quality, US dollars, seconds, kilojoules
 
     def requests(self, numbers: Numbers, n_models: int) -> RequestBatch:
         """Requests of these numbers. All models are allowed; there are no limits."""
-        n, traffic = len(numbers), self.traffic
+        n, traffic, rows = len(numbers), self.arrivals.held, self.arrivals.rows(numbers)
         criticality = np.array(traffic.criticality, np.int8)
         said: dict[str, Any] = {
-            "prompt_tokens": traffic.prompt_tokens[numbers].astype(np.float64),
-            "criticality": criticality[traffic.classes[numbers]],
+            "prompt_tokens": traffic.prompt_tokens[rows].astype(np.float64),
+            "criticality": criticality[traffic.classes[rows]],
         }
         return RequestBatch(
-            contexts=self.contexts[traffic.rows[numbers]],
+            contexts=self.contexts[traffic.rows[rows]],
             preference=np.tile(np.array(self.preference, np.float64), (n, 1)),
             allowed=np.ones((n, n_models), bool),
             **unsaid_columns(n) | said,
@@ -81,10 +81,10 @@ class VirtualRouter:
         choices = self._chooser.choose(requests, live, now_ms)
         if self._split is not None:
             choices = replace(choices, pool=self._split.pools(choices.chosen, choices.pool))
-        traffic = self._asking.traffic
+        traffic, rows = self._asking.arrivals.held, self._asking.arrivals.rows(numbers)
         names = traffic.class_names
         decisions = Decisions(
-            tenants=[names[c] for c in traffic.classes[numbers].tolist()],
+            tenants=[names[c] for c in traffic.classes[rows].tolist()],
             requests=requests,
             choices=choices,
             live=live,
@@ -104,7 +104,7 @@ class VirtualRouter:
     def count_answers(self, classes: Numbers, output_tokens: Numbers) -> None:
         """Count answers that ended."""
         for of in np.unique(classes).tolist():
-            name = self._asking.traffic.class_names[of]
+            name = self._asking.arrivals.held.class_names[of]
             self._window.count_answers(name, output_tokens[classes == of])
 
     def seal(self, decisions: Decisions) -> list[bytes]:
