@@ -11,6 +11,7 @@ Traffic says nothing of models or machines; so all policies are asked the same.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +50,7 @@ class Traffic:
 
     def rows_of(self, first: int, end: int) -> Traffic:
         """Some that follow each other."""
-        columns = {name: getattr(self, name)[first:end] for name in COLUMNS}
+        columns: Any = {name: getattr(self, name)[first:end] for name in COLUMNS}
         return replace(self, **columns)
 
 
@@ -58,5 +59,7 @@ COLUMNS = ("at_s", "prompt_tokens", "output_tokens", "rows", "classes")
 
 def joined(one: Traffic, later: Traffic) -> Traffic:
     """Two parts of one traffic, of the same classes, as one."""
-    parts = {name: (getattr(one, name), getattr(later, name)) for name in COLUMNS}
-    return replace(one, **{name: np.concatenate(of) for name, of in parts.items()})
+    columns: Any = {
+        name: np.concatenate([getattr(one, name), getattr(later, name)]) for name in COLUMNS
+    }
+    return replace(one, **columns)

@@ -174,8 +174,14 @@ def _shocks(event: Mapping[str, Any], site: Site) -> list[Shock]:
     return shocks
 
 
-def surged(trace: Trace, surges: tuple[Surge, ...], rng: np.random.Generator) -> Trace:
-    """The trace with its surges: between their times, as if there were so many users."""
+def surged(
+    trace: Trace, surges: tuple[Surge, ...], rng: np.random.Generator, *, later: bool = False
+) -> Trace:
+    """The trace with its surges: between their times, as if there were so many users.
+
+    A `later` part of a trace does not begin before its first request.
+    """
+    first_s = float(trace.at_s[0]) if later and len(trace) else 0.0
     for surge in surges:
         end_s = surge.at_s + surge.for_s
         part = trace.between(surge.at_s, end_s=end_s)
@@ -183,7 +189,7 @@ def surged(trace: Trace, surges: tuple[Surge, ...], rng: np.random.Generator) ->
             continue
         more = traces.scaled(part, surge.times, rng)
         outside = trace.take(np.flatnonzero((trace.at_s < surge.at_s) | (trace.at_s >= end_s)))
-        at_s = np.concatenate([outside.at_s, more.at_s + surge.at_s])
+        at_s = np.concatenate([outside.at_s, np.maximum(more.at_s + surge.at_s, first_s)])
         order = np.argsort(at_s, kind="stable")
         trace = replace(
             trace,

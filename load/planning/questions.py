@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,18 @@ EQUAL = 0.5  # what every answer is worth where nobody knows
 EQUAL_ROWS, EQUAL_DIM = 256, 64
 
 
+class Asking(Protocol):
+    """A trace, whole or in parts."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def outcome_rows(self) -> NDArray[np.intp] | None:
+        """All rows that it asks about."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Questions:
     """What can be asked, and what was learned before."""
@@ -41,10 +54,10 @@ class Questions:
     known: OutcomeTable | None  # None: routers begin without knowledge
     quality_known: bool
     source: str
-    rows: NDArray[np.intp] | None = None  # (n,) of `asked`, where the trace says
+    said: bool = False  # whether the trace says which rows
 
 
-def questions_of(catalogue: Catalogue, outcomes: Path | None, file: TraceFile) -> Questions:
+def questions_of(catalogue: Catalogue, outcomes: Path | None, file: Asking) -> Questions:
     """Raises TableRefused if a table that was given lacks a model, TraceRefused for a bad row."""
     models = list(catalogue.names)
     if outcomes is not None:
@@ -71,7 +84,7 @@ def questions_of(catalogue: Catalogue, outcomes: Path | None, file: TraceFile) -
     return Questions(asked=equal, known=None, quality_known=False, source="")
 
 
-def _of_table(table: OutcomeTable, source: str, file: TraceFile) -> Questions:
+def _of_table(table: OutcomeTable, source: str, file: Asking) -> Questions:
     rows = file.outcome_rows
     if rows is None:
         asked, known = halves(table)
@@ -79,17 +92,16 @@ def _of_table(table: OutcomeTable, source: str, file: TraceFile) -> Questions:
     bad = (rows < 0) | (rows >= len(table))
     if bad.any():
         why = f"names outcome_row {rows[bad][0]}, the table has {len(table)} rows"
-        raise TraceRefused(file.trace.name, "", why)
+        raise TraceRefused(file.name, "", why)
     rest = np.setdiff1d(np.arange(len(table)), rows)
     unasked = table.take(rest) if len(rest) >= PROMPTS_MIN else None
-    return Questions(asked=table, known=unasked, quality_known=True, source=source, rows=rows)
+    return Questions(asked=table, known=unasked, quality_known=True, source=source, said=True)
 
 
-def traffic_of(file: TraceFile, questions: Questions, seed: int) -> Traffic:
+def traffic_of(file: TraceFile, questions: Questions, rng: np.random.Generator) -> Traffic:
     """The trace's requests, each about a row."""
-    trace, rows = file.trace, questions.rows
-    if rows is None or len(rows) != len(trace):
-        rng = np.random.default_rng([seed, 1])
+    trace, rows = file.trace, file.outcome_rows
+    if rows is None or not questions.said:
         rows = rng.integers(0, len(questions.asked), len(trace))
     return Traffic(
         at_s=trace.at_s,

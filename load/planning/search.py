@@ -79,7 +79,9 @@ class Search:
 
     def __post_init__(self) -> None:
         self.stretch = stretch_of(self.file, self.options.stretch_s)
-        traffic = traffic_of(self.stretch, self.questions, self.options.seed)
+        traffic = traffic_of(
+            self.stretch, self.questions, np.random.default_rng([self.options.seed, 1])
+        )
         self._demand = demand_of(traffic, self.site, self.questions.asked, self.questions.known)
 
     # --- the frontier

@@ -1,6 +1,7 @@
 """A site's settings under a trace, on the virtual clock: the same arguments give the same bits.
 
-    Site, TraceFile, Questions, Events ─seed─▶ simulate ─▶ Run
+    Site, TraceFile, Questions, Events ─seed─▶ simulate ─▶ Run, with every request
+    Site, TraceParts, …               ─seed─▶ simulate ─▶ Totals, however many requests
 
 Replicas are as the settings state them, or follow demand where the settings say so. Routers begin
 with what the outcome table's other half taught them, with what a snapshot's models were worth on
@@ -9,7 +10,7 @@ average, or with nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,12 +19,15 @@ from infra.autoscaling.contract import Observed, Plan, Scaler
 from infra.autoscaling.live.site_scaling import planner_options
 from infra.autoscaling.planner import Planner
 from load.data.tables import OutcomeTable
+from load.data.traffic import Traffic
 from load.planning.events import Events, surged
 from load.planning.questions import Questions, traffic_of
 from load.planning.site import Site
-from load.simulation.loop.results import Run
-from load.simulation.simulation import SimulationOptions, simulate
+from load.planning.totals import Totals
+from load.simulation.loop.results import Happened, Run
+from load.simulation.simulation import SimulationOptions, simulate, simulate_parts
 from load.simulation.warm_start import learned_state
+from load.traces.parts import TraceParts
 from load.traces.reading import TraceFile
 from streams.training.state import State
 
@@ -85,27 +89,66 @@ def simulated(
     say: Say = lambda text: None,
 ) -> Run:
     """Run it to the end of the trace."""
-    if events.surges:
-        rng = np.random.default_rng([options.seed, 2])
-        file = file.with_trace(surged(file.trace, events.surges, rng))
+    (traffic,) = _traffic([file], questions, events, options.seed)
     return simulate(
-        traffic_of(file, questions, options.seed),
+        traffic,
         questions.asked,
         site.fleet,
         site.catalogue,
         Watched(_scaler(site, questions, options), float(file.trace.at_s[-1]), say),
-        SimulationOptions(
-            target=site.target,
-            preference=site.preference,
-            policy=site.policy,
-            placement=site.placement,
-            routers=site.routers,
-            feedback_share=options.feedback_share,
-            judged=questions.quality_known,
-            seed=options.seed,
-        ),
+        _options(site, questions, options),
         events.shocks,
         start=_start(site, questions, events, options),
+    )
+
+
+def added_up(
+    site: Site,
+    parts: TraceParts,
+    questions: Questions,
+    events: Events,
+    options: SimulateOptions,
+    say: Say = lambda text: None,
+) -> tuple[Happened, Totals]:
+    """The same of a trace of any length, whose requests are added up as they end."""
+    how = _options(site, questions, options)
+    totals = Totals(site, site.target, parts.span_s + how.tail_s)
+    done = simulate_parts(
+        _traffic(parts, questions, events, options.seed),
+        questions.asked,
+        site.fleet,
+        site.catalogue,
+        Watched(_scaler(site, questions, options), parts.span_s, say),
+        how,
+        events.shocks,
+        totals.add,
+        start=_start(site, questions, events, options),
+    )
+    return done, totals
+
+
+def _traffic(
+    parts: Iterable[TraceFile], questions: Questions, events: Events, seed: int
+) -> Iterator[Traffic]:
+    """Of each part, with its surges."""
+    asked, more = np.random.default_rng([seed, 1]), np.random.default_rng([seed, 2])
+    for part in parts:
+        file = part
+        if events.surges:
+            file = part.with_trace(surged(part.trace, events.surges, more, later=part.later))
+        yield traffic_of(file, questions, asked)
+
+
+def _options(site: Site, questions: Questions, options: SimulateOptions) -> SimulationOptions:
+    return SimulationOptions(
+        target=site.target,
+        preference=site.preference,
+        policy=site.policy,
+        placement=site.placement,
+        routers=site.routers,
+        feedback_share=options.feedback_share,
+        judged=questions.quality_known,
+        seed=options.seed,
     )
 
 

@@ -1,6 +1,7 @@
 """A trace's file as named columns of raw values: CSV, JSON lines, Parquet, told apart by content.
 
-    path ──first bytes──▶ container ──names──▶ a format is recognised ──its columns──▶ Fields
+    path ──first bytes──▶ container ──names──▶ a format is recognised ──its columns──▶ Fields, …
+                                                           so many rows at a time, in their order ┘
 
 Values come as they are written. What they mean, and whether they can be, a format asks of
 `Fields`; which names the value's line in every refusal.
@@ -14,6 +15,7 @@ import csv
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -63,7 +65,7 @@ def head_of(path: Path) -> Head:
     except OSError as error:
         raise TraceRefused(path.name, "", f"can't be read: {error.strerror}") from None
     if start.startswith(PARQUET_MAGIC):
-        return Head("parquet", frozenset(_parquet(path, None).column_names))
+        return Head("parquet", frozenset(_parquet_names(path)))
     for magic, why in ELSEWISE.items():
         if start.startswith(magic):
             raise TraceRefused(path.name, "", why)
@@ -77,16 +79,35 @@ def head_of(path: Path) -> Head:
     return Head("csv", frozenset(_csv_names(path)))
 
 
-def fields_of(path: Path, container: Container, names: Sequence[str]) -> Fields:
-    """These columns of a file; those that are not there are left out. Raises TraceRefused."""
-    if container == "parquet":
-        table = _parquet(path, names)
+def fields_of(
+    path: Path, container: Container, names: Sequence[str], rows_max: int
+) -> Iterator[Fields]:
+    """These columns of a file, so many rows at a time; those that are not there are left out.
+    Raises TraceRefused.
+    """
+    if container == "jsonl":
+        yield from _jsonl(path, names, rows_max)
+        return
+    tables = _parquet_tables(path, names) if container == "parquet" else _csv(path, names)
+    row, counted_from = 0, None if container == "parquet" else 2
+    for table in _regrouped(tables, rows_max):
         columns = {name: table[name].combine_chunks() for name in table.column_names}
-        return Fields(path.name, columns, len(table), counted_from=None)
-    if container == "csv":
-        columns = _csv(path, names)
-        return Fields(path.name, columns, len(next(iter(columns.values()), ())), counted_from=2)
-    return _jsonl(path, names)
+        yield Fields(path.name, columns, len(table), counted_from, first_row=row)
+        row += len(table)
+
+
+def _regrouped(tables: Iterator[pa.Table], rows_max: int) -> Iterator[pa.Table]:
+    """The same rows, `rows_max` in each table but the last; one at least."""
+    held = next(tables)
+    for table in tables:
+        while len(held) > rows_max:
+            yield held[:rows_max]
+            held = held[rows_max:]
+        held = pa.concat_tables([held, table])
+    while len(held) > rows_max:
+        yield held[:rows_max]
+        held = held[rows_max:]
+    yield held
 
 
 class Fields:
@@ -99,9 +120,11 @@ class Fields:
         n: int,
         counted_from: int | None,
         lines: Sequence[int] = (),
+        first_row: int = 0,
     ) -> None:
         """`counted_from`: the line of row 0, None where files have no lines; or all `lines`."""
         self._file, self._from, self._lines = file, counted_from, lines
+        self._first = first_row  # of the file's rows
         self._columns = {name: _plain(column) for name, column in columns.items()}
         self.n, self.time_name = n, ""  # the column that times were taken from
 
@@ -116,6 +139,7 @@ class Fields:
         """Where a row is, as an editor shows it."""
         if self._lines:
             return f"line {self._lines[row]}"
+        row += self._first
         return f"row {row} (the first is 0)" if self._from is None else f"line {row + self._from}"
 
     def present(self, name: str) -> NDArray[np.bool_]:
@@ -237,12 +261,21 @@ def _looks_like_number(column: Any) -> bool:
 # --- containers
 
 
-def _parquet(path: Path, names: Sequence[str] | None) -> pa.Table:
+def _parquet_names(path: Path) -> list[str]:
     try:
-        if names is None:
-            return pq.read_schema(path).empty_table()
-        there = set(pq.read_schema(path).names)
-        return pq.read_table(path, columns=[name for name in names if name in there])
+        return list(pq.read_schema(path).names)
+    except (OSError, pa.ArrowException) as error:
+        raise TraceRefused(path.name, "", f"can't be read as Parquet: {error}") from None
+
+
+def _parquet_tables(path: Path, names: Sequence[str]) -> Iterator[pa.Table]:
+    there = set(_parquet_names(path))
+    try:
+        with pq.ParquetFile(path) as file:
+            wanted = [name for name in names if name in there]
+            yield file.schema_arrow.empty_table().select(wanted)
+            for batch in file.iter_batches(columns=wanted):
+                yield pa.Table.from_batches([batch]).select(wanted)
     except (OSError, pa.ArrowException) as error:
         raise TraceRefused(path.name, "", f"can't be read as Parquet: {error}") from None
 
@@ -255,11 +288,12 @@ def _csv_names(path: Path) -> list[str]:
     return names
 
 
-def _csv(path: Path, names: Sequence[str]) -> dict[str, Any]:
+def _csv(path: Path, names: Sequence[str]) -> Iterator[pa.Table]:
     there = _csv_names(path)
     wanted = [name for name in names if name in there]
+    yield pa.table({name: pa.array([], pa.string()) for name in wanted})
     try:
-        table = arrow_csv.read_csv(
+        reader = arrow_csv.open_csv(
             path,
             read_options=arrow_csv.ReadOptions(column_names=there, skip_rows=1),
             convert_options=arrow_csv.ConvertOptions(
@@ -269,9 +303,11 @@ def _csv(path: Path, names: Sequence[str]) -> dict[str, Any]:
                 null_values=["", "NaN", "nan", "null", "NULL", "None", "NA"],
             ),
         )
+        for batch in reader:
+            yield pa.Table.from_batches([batch])
     except pa.ArrowInvalid as error:
-        raise TraceRefused(path.name, "", f"can't be read as CSV: {error}") from None
-    return {name: table[name].combine_chunks() for name in wanted}
+        if "Empty CSV" not in str(error):  # a head and no rows
+            raise TraceRefused(path.name, "", f"can't be read as CSV: {error}") from None
 
 
 def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -296,10 +332,18 @@ def _leaves(found: dict[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _leaves(value, f"{prefix}{key}.")
 
 
-def _jsonl(path: Path, names: Sequence[str]) -> Fields:
+def _jsonl(path: Path, names: Sequence[str], rows_max: int) -> Iterator[Fields]:
+    objects = _objects(path)
+    while group := list(islice(objects, rows_max)):
+        yield _fields(path, names, group)
+
+
+def _fields(
+    path: Path, names: Sequence[str], objects: Sequence[tuple[int, dict[str, Any]]]
+) -> Fields:
     lines: list[int] = []
     values: dict[str, list[Any]] = {name: [] for name in names}
-    for line, found in _objects(path):
+    for line, found in objects:
         lines.append(line)
         for name in names:
             values[name].append(_at(found, name))

@@ -127,12 +127,21 @@ class Scaling:
 
 def scaled(trace: Trace, scaling: Scaling, rng: np.random.Generator) -> Trace:
     """A stretch of the trace with more users, or longer texts. Raises TraceRefused."""
+    found = made_of(trace, scaling, rng)
+    if len(found) < 2:
+        raise TraceRefused(trace.name, "", "has fewer than two requests in that stretch")
+    return found
+
+
+def made_of(
+    trace: Trace, scaling: Scaling, rng: np.random.Generator, first_s: float = 0.0
+) -> Trace:
+    """The same of a part of a trace, of which nothing comes before `first_s`."""
     if scaling.begin_s > 0.0 or scaling.end_s < float("inf"):
         trace = trace.between(scaling.begin_s, end_s=scaling.end_s)
     if scaling.rate != 1.0 and len(trace):
         trace = traces.scaled(trace, scaling.rate, rng)
-    if len(trace) < 2:
-        raise TraceRefused(trace.name, "", "has fewer than two requests in that stretch")
+        trace = replace(trace, at_s=np.maximum(trace.at_s, first_s))
     if scaling.length != 1.0:
         trace = replace(
             trace,

@@ -1,6 +1,7 @@
 """From a file to a `Trace`: the format is recognised, the rows are checked, sorted and counted.
 
-    path ─▶ recognised format ─▶ Columns ─▶ left out, refused, sorted ─▶ TraceFile
+    path ─▶ recognised format ─▶ Columns ─▶ left out, refused, sorted ─▶ TraceFile, whole
+                                 so many rows at a time ─▶ TraceFile, TraceFile, …
 
 The rules, the same for every format:
 
@@ -8,7 +9,8 @@ The rules, the same for every format:
                            tokens: nothing was served
     refused, with its row  a time or length that is missing, negative, no number, or beyond belief;
                            an answer that ended before its request came
-    sorted and counted     rows that are not in order of time
+    sorted and counted     rows that are not in order of time; between parts of a file that is
+                           read in parts they have to be
     drawn and counted      lengths that a decision log does not have, from its other rows
     kept, and told         gaps: `fairlead traces inspect` lists them
 
@@ -17,6 +19,7 @@ The one rule: of every row in the file it is known what became of it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +34,7 @@ from load.traces.files import Fields, fields_of, head_of
 from load.traces.form import Columns, Format
 from load.traces.registry import all_formats
 
+WHOLE = 1 << 62  # rows at a time
 BUNDLED = {
     "azure": (traces.AZURE, "Azure/AzurePublicDataset, AzureLLMInferenceTrace_conv, CC BY 4.0"),
     "mooncake": (traces.MOONCAKE, "kvcache-ai/Mooncake, FAST25 conversation trace, Apache-2.0"),
@@ -45,12 +49,24 @@ class TraceFile:
     format: str
     source: str = ""  # who measured it, where that is known
     rows: int  # in the file
-    began: datetime | None = None  # of the first request, where times are since 1970
+    began_s: float = 0.0  # of the first request, as the file has it
+    since_1970: bool = False  # whether that is Unix time
+    later: bool = False  # other parts of the file came before it
     left_out: dict[str, int] = field(default_factory=dict)  # by reason
     out_of_order: int = 0
     lengths_drawn: int = 0
     prefix_blocks: list[list[int]] | None = None  # of each request
     outcome_rows: NDArray[np.intp] | None = None  # (n,) of the outcome table
+
+    @property
+    def name(self) -> str:
+        """The trace's."""
+        return self.trace.name
+
+    @property
+    def began(self) -> datetime | None:
+        """The time of the first request, where times are since 1970."""
+        return datetime.fromtimestamp(self.began_s, UTC) if self.since_1970 else None
 
     def with_trace(self, trace: Trace) -> TraceFile:
         """The same with other requests: what belongs to single rows is dropped."""
@@ -59,14 +75,35 @@ class TraceFile:
 
 def read_trace(where: str, seed: int = 0) -> TraceFile:
     """A file, or a bundled trace by its name: azure, mooncake. Raises TraceRefused."""
+    path, source = found_at(where)
+    return replace(read_file(path, seed), source=source)
+
+
+def found_at(where: str) -> tuple[Path, str]:
+    """The file, and its source where that is known."""
     if where in BUNDLED:
         name, source = BUNDLED[where]
-        return replace(read_file(traces.FOLDER / f"{name}.parquet", seed), source=source)
-    return read_file(Path(where), seed)
+        return traces.FOLDER / f"{name}.parquet", source
+    return Path(where), ""
 
 
 def read_file(path: Path, seed: int = 0) -> TraceFile:
     """A file of any format. Lengths that are drawn, are by `seed`. Raises TraceRefused."""
+    (found,) = read_parts(path, seed, WHOLE)
+    enough(path.stem, len(found.trace), found.rows)
+    return found
+
+
+def enough(name: str, requests: int, rows: int) -> None:
+    """Of one request nothing can be said. Raises TraceRefused."""
+    if requests < 2:
+        raise TraceRefused(name, "", f"has {requests} requests in {rows} rows, two are least")
+
+
+def read_parts(path: Path, seed: int, rows_max: int) -> Iterator[TraceFile]:
+    """The same, so many rows at a time. Times are from the first request of all, and no part begins
+    before the last one ended.
+    """
     head = head_of(path)
     fitting = [one for one in all_formats() if one.recognises(head)]
     if not fitting:
@@ -83,12 +120,26 @@ def read_file(path: Path, seed: int = 0) -> TraceFile:
             f"recognised. Known in such a file are {known}",
         )
     form = max(fitting, key=lambda one: len(one.needs))
-    fields = fields_of(path, head.container, (*form.needs, *form.reads))
-    return _checked(path.stem, form, fields, form.read(fields), seed)
+    rng, began_s, ended_s = np.random.default_rng(seed), np.nan, 0.0
+    for fields in fields_of(path, head.container, (*form.needs, *form.reads), rows_max):
+        part = _checked(path.stem, form, fields, form.read(fields), rng, began_s, ended_s)
+        if len(part.trace):
+            part = replace(part, later=not np.isnan(began_s))
+            began_s = part.began_s
+            ended_s = float(part.trace.at_s[-1])
+        yield part
 
 
-def _checked(name: str, form: Format, fields: Fields, columns: Columns, seed: int) -> TraceFile:
-    """By the rules above."""
+def _checked(
+    name: str,
+    form: Format,
+    fields: Fields,
+    columns: Columns,
+    rng: np.random.Generator,
+    began_s: float,
+    ended_s: float,
+) -> TraceFile:
+    """By the rules above. Parts before `began_s` then, NaN: there are none, and `ended_s` later."""
     n, left_out = fields.n, dict(columns.left_out)
     gone = np.zeros(n, bool)
     for rows in left_out.values():
@@ -97,20 +148,23 @@ def _checked(name: str, form: Format, fields: Fields, columns: Columns, seed: in
     empty = ~gone & ((columns.prompt_tokens == 0.0) | (columns.output_tokens == 0.0))
     left_out["zero_tokens"] = empty
     kept = np.flatnonzero(~(gone | empty))
-    if len(kept) < 2:
-        raise TraceRefused(name, "", f"has {len(kept)} requests in {n} rows, two are least")
     at_s = columns.at_s[kept]
     order = kept[np.argsort(at_s, kind="stable")]
-    rng = np.random.default_rng(seed)
+    if len(order) and np.isnan(began_s):
+        began_s = float(columns.at_s[order[0]])
+    if len(order) and columns.at_s[order[0]] - began_s < ended_s:
+        why = f"is before rows that are more than {n:,} earlier: sort the file by time"
+        fields.refuse(fields.time_name, int(order[0]), why)
     prompt, prompt_drawn = _drawn(columns.prompt_tokens[order], name, rng)
     output, output_drawn = _drawn(columns.output_tokens[order], name, rng)
-    began_s, blocks = float(columns.at_s[order[0]]), columns.prefix_blocks
+    blocks = columns.prefix_blocks
     outcome_rows = columns.outcome_rows
     return TraceFile(
         trace=Trace(name, columns.at_s[order] - began_s, prompt, output),
         format=form.name,
         rows=n,
-        began=datetime.fromtimestamp(began_s, UTC) if columns.since_1970 else None,
+        began_s=began_s,
+        since_1970=columns.since_1970,
         left_out={reason: int(rows.sum()) for reason, rows in left_out.items() if rows.any()},
         out_of_order=int((np.diff(at_s) < 0.0).sum()),
         lengths_drawn=int((prompt_drawn | output_drawn).sum()),
@@ -142,7 +196,7 @@ def _drawn(
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Lengths, with those that are not known taken from those that are; and which they were."""
     unknown = np.isnan(lengths)
-    if unknown.all():
+    if len(lengths) and unknown.all():
         raise TraceRefused(
             name,
             "",
@@ -150,5 +204,6 @@ def _drawn(
             "after `fairlead decisions export --outcomes`",
         )
     found = lengths.copy()
-    found[unknown] = rng.choice(lengths[~unknown], int(unknown.sum()))
+    if unknown.any():
+        found[unknown] = rng.choice(lengths[~unknown], int(unknown.sum()))
     return found.astype(np.int64), unknown

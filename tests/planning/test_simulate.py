@@ -232,7 +232,7 @@ def test_a_trace_is_joined_with_an_outcome_table(site):
     with pytest.raises(TableRefused, match=r"is missing for llama-3.1-8b, qwen3-32b"):
         questions_of(catalogue, TABLES / "llmrouter_dc.parquet", joined)
     questions = questions_of(catalogue, TABLES / "fleet_outcomes.parquet", joined)
-    assert questions.rows is not None
+    assert questions.said
     assert len(questions.asked) == 3000 < len(table)
     assert questions.known is not None and len(questions.known) == 3000 - n
 

@@ -20,6 +20,7 @@ from fairlead.commands.terminal import JsonOption, SettingsOption, console, only
 
 if TYPE_CHECKING:
     from infra.settings.settings import Settings
+    from load.traces.parts import TraceParts
 
 OutcomesOption = Annotated[
     Path | None,
@@ -55,17 +56,17 @@ def simulate(
 ) -> None:
     """Simulate a trace under the site's own settings: what users would see, and what it costs."""
     with only_json(as_json) as emit:
-        from fairlead.commands.planning.trace_options import trace_of
+        from fairlead.commands.planning.trace_options import parts_of
         from load.planning.events import Events, read_events
         from load.planning.questions import questions_of
-        from load.planning.simulating import SimulateOptions, simulated
+        from load.planning.simulating import SimulateOptions, added_up
         from load.planning.site import site_of
         from load.planning.snapshot import means_of
-        from load.planning.summary import summary
+        from load.planning.summary import summed_up
 
         site = site_of(settings_of(settings))
-        file = trace_of(trace, rate=rate, length=length, from_s=from_s, to_s=to_s, seed=seed)
-        questions = questions_of(site.catalogue, outcomes, file)
+        parts = parts_of(trace, rate=rate, length=length, from_s=from_s, to_s=to_s, seed=seed)
+        questions = questions_of(site.catalogue, outcomes, parts)
         happening = Events() if events is None else read_events(events, site)
         options = SimulateOptions(
             seed=seed,
@@ -73,16 +74,16 @@ def simulate(
             scales=autoscale,
             means=None if snapshot is None else means_of(snapshot, site.catalogue, site.settings),
         )
-        progress(f"{len(file.trace):,} requests over {file.trace.at_s[-1]:,.0f} s")
-        run = simulated(site, file, questions, happening, options, progress)
+        progress(f"{parts.requests:,} requests over {parts.span_s:,.0f} s")
+        run, totals = added_up(site, parts, questions, happening, options, progress)
         found = {
             "command": "simulate",
-            "trace": about(file),
+            "trace": about_parts(parts),
             "outcomes": questions.source or None,
             "seed": seed,
             "assumed": list(site.assumed),
             "events": [dict(event) for event in happening.listed],
-            **summary(run, site, quality_known=questions.quality_known),
+            **summed_up(run, totals, site, quality_known=questions.quality_known),
         }
         write_report(found, report)
         emit(found)
@@ -106,6 +107,17 @@ def about(file: Any) -> dict[str, Any]:
         "requests": len(trace),
         "span_s": round(float(trace.at_s[-1]), 3),
         "left_out": file.left_out,
+    }
+
+
+def about_parts(parts: TraceParts) -> dict[str, Any]:
+    """The same of a trace that is read in parts."""
+    return {
+        "name": parts.name,
+        "source": parts.source or None,
+        "requests": parts.requests,
+        "span_s": round(parts.span_s, 3),
+        "left_out": dict(parts.left_out),
     }
 
 

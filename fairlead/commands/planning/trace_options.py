@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from load.traces.parts import TraceParts
     from load.traces.reading import TraceFile
 
 TraceArgument = Annotated[
@@ -42,3 +43,14 @@ def trace_of(
     if not scaling.changes:
         return found
     return found.with_trace(scaled(found.trace, scaling, np.random.default_rng(seed)))
+
+
+def parts_of(
+    where: str, *, rate: float, length: float, from_s: float, to_s: float, seed: int
+) -> TraceParts:
+    """The same, in parts. Raises TraceRefused."""
+    from load.traces.made import Scaling
+    from load.traces.parts import TraceParts
+
+    scaling = Scaling(rate=rate, length=length, begin_s=from_s, end_s=to_s)
+    return TraceParts(where, scaling, seed)

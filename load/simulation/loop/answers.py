@@ -55,7 +55,7 @@ class Ledger:
         missing = [name for name in catalogue.names if name not in columns]
         assert not missing, f"the table says nothing of {missing}"
         self._column = np.array([columns[name] for name in catalogue.names])
-        self._of = {name: np.zeros(0, kind) for name, (kind, _) in COLUMNS.items()}
+        self._of: dict[str, Any] = {name: np.zeros(0, kind) for name, (kind, _) in COLUMNS.items()}
         self._worth = np.ones(len(catalogue.names))  # of the table's quality, by model, at present
         self._tickets: dict[int, bytes] = {}  # of those under way who will report, by number
         self._reports: list[tuple[bytes | None, bytes]] = []
