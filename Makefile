@@ -15,17 +15,20 @@ install: $(INSTALLED)
 run: $(INSTALLED)
 	$(BIN)/python -m fairlead demo
 
-# Two processes at once, as for two cores: what starts Ray clusters and then what starts Kafka brokers,
-# and beside them the rest. With all three at once Ray's replicas starve and are given up. They and the
+# Parts beside each other, as for two cores, see tests/conftest.py: two at once, in this order, and one
+# that goes slowly. With three at full speed Ray's replicas starve and are given up. They and the
 # processes that they start keep what they compile, whatever the shell says of it.
+PARTS := ray kafka processes servers rest
+
 test: $(INSTALLED)
+	@nice -n 19 $(MAKE) --no-print-directory test-virtual & virtual=$$!; \
+	$(MAKE) --no-print-directory -k -j 2 $(PARTS:%=test-%); failed=$$?; \
+	wait $$virtual || failed=1; exit $$failed
+
+test-%: $(INSTALLED)
 	@mkdir -p .pytest_cache; export PYTHONDONTWRITEBYTECODE=; \
-	part() { $(BIN)/python -m pytest -m "not slow" --part=$$1 -o cache_dir=.pytest_cache/$$1; }; \
-	clusters() { part ray; failed=$$?; part kafka && return $$failed; }; \
-	clusters > .pytest_cache/clusters.log 2>&1 & clusters=$$!; \
-	part rest; failed=$$?; \
-	wait $$clusters || failed=1; cat .pytest_cache/clusters.log; \
-	exit $$failed
+	$(BIN)/python -m pytest -m "not slow" --part=$* -o cache_dir=.pytest_cache/$* > .pytest_cache/$*.log 2>&1; \
+	failed=$$?; cat .pytest_cache/$*.log; exit $$failed
 
 # The longer matrices: every crash point, long outages, the whole demo.
 test-slow: $(INSTALLED)

@@ -6,6 +6,7 @@ random   `make test-random`: fresh ones, from a seed that it prints and takes
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 import warnings
@@ -27,11 +28,15 @@ settings.register_profile("fixed", derandomize=True, **SHARED)
 settings.register_profile("random", derandomize=False, **SHARED)
 settings.load_profile("fixed")
 
-# `make test` runs the first two parts beside the third: what starts clusters mostly waits, and so does what
-# starts brokers. A file belongs to the first part whose words it has, to the last if to none.
+# `make test` runs several parts beside each other, two of them and `virtual` at once. A file belongs to the
+# first part whose words its path or its text has. Clusters and brokers mostly wait; what plays in virtual
+# time never does, nor does it mind to go slowly, so it has what the others leave of the processors.
 PARTS = {
     "ray": r"^import ray$|^from ray |^from command import ",
     "kafka": r"kafka_broker|mark\.kafka",
+    "virtual": r"\Atests/(autoscaling|budgets|changes|estimating|evaluation|learning|simulation|snapshots|training)/",
+    "processes": r"\Atests/(benches|house|operating|planning)/",
+    "servers": r"\Atests/(access|dispatching|feedback|grpc_api|openai_api|pools|routing)/",
     "rest": "",
 }
 
@@ -46,11 +51,18 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     part = config.getoption("--part")
     if part is None or not collection_path.name.startswith("test_"):
         return None
-    return part_of(collection_path.read_text()) != part or None
+    return part_of(collection_path.relative_to(config.rootpath)) != part or None
 
 
-def part_of(text: str) -> str:
-    """The part of a test file."""
+def pytest_collection_finish() -> None:
+    """Garbage is looked for among what tests make, not among all that was imported and collected."""
+    gc.collect()
+    gc.freeze()
+
+
+def part_of(file: Path) -> str:
+    """The part of a test file, named from the project's root."""
+    text = f"{file.as_posix()}\n{file.read_text()}"
     return next(part for part, words in PARTS.items() if re.search(words, text, re.MULTILINE))
 
 
