@@ -21,8 +21,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 
-import faiss
-
 from infra.autoscaling.contract import Scaler
 from infra.capacity.fleet import Fleet
 from load.data.table_contexts import contexts_of, encoder_of
@@ -30,6 +28,7 @@ from load.data.tables import OutcomeTable
 from load.data.traffic import Traffic
 from load.simulation.loop.results import Answers, Happened, Run
 from load.simulation.machines.engines import engines_for
+from load.simulation.one_core import one_core
 from load.simulation.shocks import Shock
 from load.simulation.virtual_time import Ended, Simulation, SimulationOptions
 from serve.routing.catalogue import Catalogue
@@ -86,11 +85,13 @@ def simulate_parts(
     """The same of a traffic that comes in parts. `ended` gets its requests in their order, some at
     a time, when all before them have ended, too; then nothing is known of them here any more.
     """
-    faiss.omp_set_num_threads(1)  # one core; and sums in one order
     engines_for(options.target)  # what is compiled is loaded now
     began_s = time.process_time()
-    with Simulation(
-        parts, table, fleet, catalogue, scaler, options, shocks, start, storage, ended
-    ) as simulation:
+    with (
+        one_core(),
+        Simulation(
+            parts, table, fleet, catalogue, scaler, options, shocks, start, storage, ended
+        ) as simulation,
+    ):
         simulation.run()
         return simulation.result(time.process_time() - began_s)

@@ -123,9 +123,9 @@ class FleetState:
         at_ms = max(0, min(record.to_unix_ms, appended_at_ms))
         if isinstance(record, PoolState):  # most are: they count in one pool, and nowhere else
             of_pool = pool_tally_of(record)
-            tables.totals.add_pool(record.pool, of_pool.bare())
+            tables.totals.add_made(record.pool, of_pool.bare())
             slot, recent = self._slot_until(at_ms)
-            slot.add_pool(record.pool, of_pool if recent else of_pool.bare())
+            slot.add_made(record.pool, of_pool if recent else of_pool.bare())
             service_sums.note(tables.service, record, at_ms, appended_at_ms)
         else:
             tally = tally_of(record)

@@ -82,6 +82,8 @@ def by_pool(
 def live(received: Iterable[Received[PoolState]], at_ms: int) -> PoolReports:
     """Of those that reported within ten seconds of a time of the log."""
     records = [r.record for r in received if at_ms - r.received_ms <= SILENT_MS]
+    if not any(FROM in record.replica for record in records):  # each of a server of its own
+        return PoolReports(tuple(_one([r]) if r.refuses else r for r in records))
     servers: dict[str, list[PoolState]] = {}
     for record in records:
         servers.setdefault(record.replica.partition(FROM)[0], []).append(record)

@@ -38,26 +38,35 @@ class PoolWindow:
     """The open window of one replica. Used from one thread."""
 
     def __init__(self, identity: ReplicaIdentity) -> None:
-        self._identity = identity
+        self._identity = {
+            "pool": clean(identity.pool),
+            "model": clean(identity.model),
+            "replica": clean(identity.replica),
+            "gpu": identity.gpu,
+            "region": identity.region,
+            "derived": identity.derived,
+        }
         self._begin()
 
     def _begin(self) -> None:
-        self._ttft_ms: Counter[int] = Counter()
-        self._tpot_ms: Counter[int] = Counter()
+        self._ttft_ms: Counts = {}
+        self._tpot_ms: Counts = {}
         self._tokens, self._joules = 0, 0.0
 
     def count_first_token(self, ttft_ms: float) -> None:
         """Count the time to a first token."""
-        self._ttft_ms[LATENCY_MS.index(ttft_ms)] += 1
+        _count(self._ttft_ms, LATENCY_MS.index(ttft_ms), 1)
 
     def count_answer(self, tpot_ms: float) -> None:
         """Count an ended answer's time per token after the first; it had two at least."""
-        self._tpot_ms[LATENCY_MS.index(tpot_ms)] += 1
+        _count(self._tpot_ms, LATENCY_MS.index(tpot_ms), 1)
 
     def count_latencies(self, ttft_ms: Counts, tpot_ms: Counts) -> None:
         """Count what somebody else has counted in buckets."""
-        self._ttft_ms.update(ttft_ms)
-        self._tpot_ms.update(tpot_ms)
+        for index, n in ttft_ms.items():
+            _count(self._ttft_ms, index, n)
+        for index, n in tpot_ms.items():
+            _count(self._tpot_ms, index, n)
 
     def count_tokens(self, n: int) -> None:
         """Count tokens made."""
@@ -72,14 +81,8 @@ class PoolWindow:
 
         `window` is what `Reporter.window` gave.
         """
-        identity = self._identity
         found = {
-            "pool": clean(identity.pool),
-            "model": clean(identity.model),
-            "replica": clean(identity.replica),
-            "gpu": identity.gpu,
-            "region": identity.region,
-            "derived": identity.derived,
+            **self._identity,
             "joules": self._joules,
             "tokens": self._tokens,
             "ttft_ms": pairs(self._ttft_ms),
@@ -136,6 +139,10 @@ class DispatchWindow:
         if shown not in self._pools and len(self._pools) >= POOLS_MAX:
             shown = OTHER
         return self._pools.setdefault(shown, _Dispatched())
+
+
+def _count(counts: Counts, index: int, n: int) -> None:
+    counts[index] = counts.get(index, 0) + n
 
 
 def _count_bounded(counts: Counter[str], name: str) -> None:

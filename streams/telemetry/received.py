@@ -31,6 +31,8 @@ POOL_COUNTS = (
     "preempted",
 )
 
+NO_COUNTS = dict.fromkeys(POOL_COUNTS, 0)
+
 Reported = TypeVar("Reported", PoolState, RouterState)
 
 
@@ -67,15 +69,15 @@ Latest = TypeVar("Latest", Source, Received[PoolState], Received[RouterState])
 def gauges_of(record: Reported) -> Reported:
     """A record without its counts: they are in the tallies."""
     if isinstance(record, PoolState):
-        none = dict.fromkeys(POOL_COUNTS, 0)
-        return replace(record, joules=0.0, ttft_ms=[], tpot_ms=[], served=[], **none)
+        return replace(record, joules=0.0, ttft_ms=[], tpot_ms=[], served=[], **NO_COUNTS)
     return replace(record, mix=[], refused=0)
 
 
 def keep_latest(table: dict[str, Latest], key: str, found: Latest, most: int) -> None:
     """Keep the latest under a key; of more than `most` keys, those that reported last."""
     held = table.get(key)
-    if held is None or _order(found) > _order(held):
+    at_ms, newest_ms = found.received_ms, -1 if held is None else held.received_ms
+    if at_ms > newest_ms or (held is not None and _order(found) > _order(held)):
         table[key] = found
     if len(table) > most:
         del table[min(table, key=lambda k: (table[k].received_ms, k))]

@@ -109,6 +109,16 @@ class PoolTally(Summed, frozen=True):
         """Without histograms."""
         return replace(self, ttft_ms={}, tpot_ms={}) if self.ttft_ms or self.tpot_ms else self
 
+    def and_made(self, made: PoolTally) -> PoolTally:
+        """With what a replica made, of which a dispatcher counts nothing: as `+`, but quick."""
+        return replace(
+            self,
+            tokens=min(self.tokens + made.tokens, LARGEST),
+            millijoules=min(self.millijoules + made.millijoules, LARGEST),
+            ttft_ms=_plus(self.ttft_ms, made.ttft_ms),
+            tpot_ms=_plus(self.tpot_ms, made.tpot_ms),
+        )
+
 
 class Tally(msgspec.Struct, array_like=True):
     """Counts by class, by pair of model and pool, and by pool."""
@@ -130,9 +140,13 @@ class Tally(msgspec.Struct, array_like=True):
         self.refused = _plus(self.refused, other.refused)
         self.reports = _plus(self.reports, other.reports)
 
-    def add_pool(self, name: str, of_pool: PoolTally) -> None:
-        """Add what one pool did."""
-        add_under(self.pools, name, of_pool, POOLS_MAX)
+    def add_made(self, name: str, made: PoolTally) -> None:
+        """Add what a pool's replica made: most of all that is added, and of few counts."""
+        held = self.pools.get(name)
+        if held is None:
+            add_under(self.pools, name, made, POOLS_MAX)
+        else:
+            self.pools[name] = held.and_made(made)
 
     def bare(self) -> Tally:
         """Without histograms."""
