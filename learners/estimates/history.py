@@ -1,7 +1,7 @@
 """Past contexts with their outcomes, searched by similarity: what happened when it was like this?
 
 Rows are kept by `History` (trainer side: append and forget) and searched through `Neighbours`
-(serving side: frozen). Older rows are searched through an IVF index that the trainer builds now
+(serving side: frozen). Older rows are searched through an IVF index that the trainer extends now
 and then; the rows since then exactly. An index is never changed once built, only replaced.
 
 Which rows count (`canonical`) depends on the outcomes alone, never on the order they came in: the
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.context import N_FEATURES, unit_directions
+from learners.estimates.nearest import ivf
 from learners.estimates.sums.influence import EARLIER
 from learners.kernels.compiled import kernels, writable
 from learners.option import option
@@ -41,6 +42,7 @@ COLUMNS: dict[str, tuple[type, tuple[int, ...]]] = {
 }
 Rows = dict[str, NDArray[Any]]
 MODULE = "learners.kernels.estimate"
+TIMES_THINNED = 32
 # Multipliers of a hash: odd, otherwise any.
 ODD = np.random.default_rng(9).integers(0, 2**63, N_FEATURES // 8 + 1, np.uint64) * 2 + 1
 
@@ -144,10 +146,25 @@ class History:
         # An eighth over, so that forgetting (which invalidates the index) is rare.
         if len(self) > self.options.rows_max * 9 // 8:
             kept = np.sort(self._newest())
+            self.index, self.generation = self._thinned(kept), self.generation + 1
             self.rows = {name: column[kept] for name, column in self.rows.items()}
-            self.index, self.generation = None, self.generation + 1
-        if len(self) - self.n_indexed > max(self.options.exact_rows_max, self.n_indexed // 8):
-            self.index = build_index(unit_directions(self.rows["contexts"]))
+        if len(self) - self.n_indexed > max(self.options.exact_rows_max, self.n_indexed // 32):
+            self.index = self._grown()
+
+    def _grown(self) -> faiss.Index:
+        """The index over all rows."""
+        contexts, index = self.rows["contexts"], self.index
+        if index is None or ivf.outgrown(index, len(contexts)):
+            return ivf.built(unit_directions(contexts))
+        return ivf.extended(index, unit_directions(contexts[self.n_indexed :]))
+
+    def _thinned(self, kept: NDArray[np.intp]) -> faiss.Index | None:
+        """The index over those of the rows `kept` (ascending) that it covers; None: to be built."""
+        indexed = kept[: np.searchsorted(kept, self.n_indexed)]
+        # After as many times all rows have been others four times.
+        if self.index is None or (self.generation + 1) % TIMES_THINNED == 0 or not len(indexed):
+            return None
+        return ivf.thinned(self.index, indexed)
 
     def __len__(self) -> int:
         return len(self.rows["issuers"])
@@ -167,27 +184,6 @@ class History:
         rows = self.rows
         order = np.lexsort((pattern, rows["sequences"], rows["issuers"], rows["decided_at_ms"]))
         return by_turns(order, rows["tenant_hashes"])[-self.options.rows_max :]
-
-
-def build_index(vectors: NDArray[np.float32]) -> faiss.Index:
-    """An IVF index over unit vectors (n, 64), inner product; the same vectors give the same index.
-
-    Lists ≈ 3·√n (1,024 at 100,000 rows); 8 probes reach recall 0.9996 there (ANN figures in
-    DESIGN.md).
-    """
-    n_lists = int(min(1024, max(16, 3 * np.sqrt(len(vectors)))))
-    quantizer = faiss.IndexFlatIP(N_FEATURES)
-    index = faiss.IndexIVFFlat(quantizer, N_FEATURES, n_lists, faiss.METRIC_INNER_PRODUCT)
-    index.own_fields, _ = True, quantizer.this.disown()  # type: ignore[attr-defined]  # SWIG's
-    # Twice the passes over twice the points take four times as long and find no more (recall of the
-    # nearest 64 of 100,000 clustered rows 0.9996, against 0.9982).
-    index.cp.seed, index.cp.niter = 1, 4
-    index.cp.min_points_per_centroid = 1
-    index.cp.max_points_per_centroid = 32
-    index.train(vectors)
-    index.add(vectors)
-    index.nprobe = 8
-    return index
 
 
 @dataclass(frozen=True, slots=True, eq=False)

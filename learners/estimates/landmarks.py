@@ -29,6 +29,7 @@ from learners.context import BIAS, BIAS_FEATURE, STEP, Contexts
 N_LANDMARKS = 128
 N_LANDMARK_FEATURES = N_LANDMARKS + 1
 N_SIMILAR = BIAS_FEATURE  # features that similarity is measured on: all but the constant
+TOGETHER = 256  # contexts: what is computed of them stays in the processor's caches
 KERNEL_BITS = 15  # a kernel value in [0, 1] as an integer
 WHITENER_BITS = 15
 # Eigenvalues of the kernel matrix below this share of the largest are noise of the rounding.
@@ -72,11 +73,14 @@ class Landmarks:
 
     def features(self, contexts: Contexts) -> Features:
         """φ (n, 129) of contexts (n, 64)."""
-        kernel = _kernel(contexts[:, :N_SIMILAR], self.points)
-        phi = kernel @ self.whitener * self.scale + self.shift
         features = np.empty((len(contexts), N_LANDMARK_FEATURES), np.int8)
-        features[:, :-1] = np.clip(np.rint(phi), -127, 127)
         features[:, -1] = BIAS
+        for first in range(0, len(contexts), TOGETHER):
+            some = slice(first, first + TOGETHER)
+            phi = _kernel(contexts[some, :N_SIMILAR], self.points) @ self.whitener
+            phi *= self.scale
+            phi += self.shift
+            features[some, :-1] = np.clip(np.rint(phi, out=phi), -127, 127, out=phi)
         return features
 
     def to_bytes(self) -> bytes:
@@ -102,8 +106,13 @@ def _kernel(rows: NDArray[np.int8], points: NDArray[np.int8]) -> NDArray[np.floa
     """((1 + cosine) / 2)⁴ (n, m) in units of 2^−15, rounded; all zero for a zero row."""
     a, b = rows.astype(np.float64), points.astype(np.float64)
     lengths = np.sqrt((a * a).sum(axis=1))[:, None] * np.sqrt((b * b).sum(axis=1))
-    half = (1.0 + (a @ b.T) / np.where(lengths > 0, lengths, 1.0)) / 2.0
-    return np.rint(np.square(np.square(half)) * 2.0**KERNEL_BITS)
+    half = a @ b.T
+    half /= np.where(lengths > 0, lengths, 1.0)
+    half += 1.0
+    half /= 2.0
+    np.square(np.square(half, out=half), out=half)
+    half *= 2.0**KERNEL_BITS
+    return np.rint(half, out=half)
 
 
 def spread_out(contexts: Contexts, seed: int, rounds: int = 8) -> NDArray[np.int8]:

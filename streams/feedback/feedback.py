@@ -201,7 +201,8 @@ class Ingest:
         traits = _traits_of(bodies, tenants)
         outcomes = _outcomes(ids, np.nan_to_num(reported), known, heads, tenants, traits)
         bits = np.packbits(known, axis=1, bitorder="little").reshape(-1)
-        light = [row for row, r in enumerate(reports) if not shapes.counts(ids[row], _weight(r))]
+        weighed = [(row, r.weight) for row, r in enumerate(reports) if r.weight is not None]
+        light = [row for row, weight in weighed if not shapes.counts(ids[row], weight)]
         outcomes.known[light, Target.QUALITY], outcomes.targets[light, Target.QUALITY] = False, 0
         spent = _spent_nano_usd(reported, heads)
         return Ingested(kept, outcomes, bits, spent, dead, bodies, reports)
@@ -255,19 +256,17 @@ def _qualities(report: Report, bodies: Sequence[bytes]) -> list[float | None]:
     return [shapes.believed(quality, expected=of, confidence=sure) for quality, of in pairs]
 
 
-def _weight(report: Report) -> float:
-    return 1.0 if report.weight is None else report.weight
-
-
 def _reported(reports: Sequence[Report]) -> NDArray[np.float64]:
     """What was reported (n, 6), in the order of `REPORTED`; NaN where it was not."""
-    return np.array(
-        [
-            (r.quality, r.cost_usd, r.latency_ms, r.output_tokens, r.error, r.paid_usd)
-            for r in reports
-        ],
-        np.float64,  # None becomes NaN
-    ).reshape(-1, len(REPORTED))
+    columns = [  # by name: five times as quick as getattr
+        [r.quality for r in reports],
+        [r.cost_usd for r in reports],
+        [r.latency_ms for r in reports],
+        [r.output_tokens for r in reports],
+        [r.error for r in reports],
+        [r.paid_usd for r in reports],
+    ]
+    return np.array(columns, np.float64).T  # None becomes NaN
 
 
 def _spent_nano_usd(reported: NDArray[np.float64], heads: NDArray[np.void]) -> NDArray[np.int64]:

@@ -112,20 +112,30 @@ class Seen:
         A `fresh` one replaces nothing; of the others those of a higher revision than is kept do.
         """
         issuers, sequences = at
+        paged = sequences < CONTENT_FROM
+        rows = np.flatnonzero(fresh & paged)
+        slots, cells = self._cells(issuers[rows], sequences[rows])
+        values = (revisions[rows].astype(np.int64) << REVISION_SHIFT) | qualities[rows] + 1
+        self._learned[slots, cells] = values
         replaced: dict[int, int] = {}
-        rows = np.flatnonzero((fresh | (revisions > 0)) & (sequences < CONTENT_FROM))
-        for row in rows.tolist():
-            page, cell = divmod(int(sequences[row]), PAGE)
-            slot = self._slot_of[int(issuers[row]), page]
-            held = int(self._learned[slot, cell])
-            revision = int(revisions[row])
-            if not fresh[row]:
-                if not held or revision <= held >> REVISION_SHIFT:
-                    continue
+        # Of each decision the first row is the fresh one, so the others come after it here, too.
+        rows = np.flatnonzero(~fresh & paged & (revisions > 0))
+        slots, cells = self._cells(issuers[rows], sequences[rows])
+        for row, slot, cell in zip(rows.tolist(), slots.tolist(), cells.tolist(), strict=True):
+            held, revision = int(self._learned[slot, cell]), int(revisions[row])
+            if held and revision > held >> REVISION_SHIFT:
                 replaced[row] = (held & QUALITY_MASK) - 1
                 self._stamps[slot // GROUP] += 1
-            self._learned[slot, cell] = revision << REVISION_SHIFT | int(qualities[row]) + 1
+                self._learned[slot, cell] = revision << REVISION_SHIFT | int(qualities[row]) + 1
         return replaced
+
+    def _cells(
+        self, issuers: NDArray[np.uint64], sequences: NDArray[np.uint64]
+    ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Where decisions (n,) are that were claimed: slots, and places in their pages."""
+        at, which = _distinct(issuers, sequences // PAGE)
+        slots = np.array([self._slot_of[one] for one in at], np.intp)
+        return slots[which], (sequences % PAGE).astype(np.intp)
 
     def kept(self, issuer: int, sequence: int) -> tuple[int, int] | None:
         """The quality that counts for a decision, as its integer, and its revision."""
@@ -159,14 +169,8 @@ class Seen:
         self, issuers: NDArray[np.uint64], pages: NDArray[np.uint64], decided_at_ms: NDArray[Any]
     ) -> NDArray[np.intp]:
         """Rows of the pages (n,), made where missing, their times and stamps brought up to date."""
-        order = np.lexsort((pages, issuers))
-        issuers, pages = issuers[order], pages[order]
-        begins = np.ones(len(order), bool)
-        begins[1:] = (issuers[1:] != issuers[:-1]) | (pages[1:] != pages[:-1])
-        at = zip(issuers[begins].tolist(), pages[begins].tolist(), strict=True)
+        at, which = _distinct(issuers, pages)
         slots = np.array([self._slot(issuer, page) for issuer, page in at], np.intp)
-        which = np.empty(len(order), np.intp)
-        which[order] = np.cumsum(begins) - 1
         np.maximum.at(self._newest_ms, slots[which], decided_at_ms)
         for group in np.unique(slots // GROUP).tolist():
             self._stamps[group] += 1
@@ -246,3 +250,16 @@ class Seen:
                 self._learned[slot] = np.maximum(self._learned[slot], arrays["learned"][row])
             self._newest_ms[slot] = max(self._newest_ms[slot], arrays["newest_ms"][row])
             self._stamps[slot // GROUP] += 1
+
+
+def _distinct(
+    issuers: NDArray[np.uint64], pages: NDArray[np.uint64]
+) -> tuple[list[tuple[int, int]], NDArray[np.intp]]:
+    """The different pages there are, as (issuer, page), and which of them each row (n,) is of."""
+    order = np.lexsort((pages, issuers))
+    issuers, pages = issuers[order], pages[order]
+    begins = np.ones(len(order), bool)
+    begins[1:] = (issuers[1:] != issuers[:-1]) | (pages[1:] != pages[:-1])
+    which = np.empty(len(order), np.intp)
+    which[order] = np.cumsum(begins) - 1
+    return list(zip(issuers[begins].tolist(), pages[begins].tolist(), strict=True)), which

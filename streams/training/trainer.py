@@ -280,8 +280,11 @@ class Trainer:
     ) -> None:
         """Add up the money (n,) of rows where `fresh` (n,) is not zero, by pool."""
         rows = np.flatnonzero(fresh)
-        for pool in np.unique(pools[rows]).tolist():
-            self.state.count(f"{kind}{pool:016x}", int(nano_usd[rows][pools[rows] == pool].sum()))
+        found, which = np.unique(pools[rows], return_inverse=True)
+        totals = np.zeros(len(found), np.int64)
+        np.add.at(totals, which, nano_usd[rows])
+        for pool, total in zip(found.tolist(), totals.tolist(), strict=True):
+            self.state.count(f"{kind}{pool:016x}", total)
 
     def publish_if_due(self, *, at_once: bool = False) -> None:
         """Step 5. Raises LogReplaced, SnapshotFenced, OSError; a silent log only puts it off."""

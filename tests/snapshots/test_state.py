@@ -67,7 +67,7 @@ def check_index(state: State) -> None:
     vectors = unit_directions(history.rows["contexts"][: history.n_indexed])
     history.index.nprobe = history.index.nlist
     similarity, nearest = history.index.search(vectors, 1)
-    np.testing.assert_allclose(similarity, 1.0, atol=1e-5)
+    np.testing.assert_allclose(similarity, 1.0, atol=0.02)  # by 8 bits for a number
     np.testing.assert_array_equal(vectors[nearest[:, 0]], vectors)
 
 

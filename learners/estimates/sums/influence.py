@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +60,7 @@ class InfluenceOptions:
     rounds: int = 2  # of weighing by disagreement; the weights change by under 0.05 after
 
 
+@lru_cache(maxsize=4096)
 def hash_of(tenant: bytes) -> int:
     """A tenant as a number from 1 to 255; unnamed requests are a tenant of their own.
 
