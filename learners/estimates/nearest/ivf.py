@@ -8,8 +8,8 @@ To build takes twice the time per vector that extending does, and for all vector
 where they have more than doubled, see `outgrown`. An index is never changed once it is searched:
 each of these gives another one.
 
-A number of a vector takes 8 bits. A cosine is off by some 0.002 for it, and the nearest 32 of 60,000
-in clusters are 98 % the same.
+A number of a vector takes 8 bits. A cosine is off by some 0.002 for it, and the nearest 32 of
+60,000 in clusters are 98 % the same.
 """
 
 from __future__ import annotations
