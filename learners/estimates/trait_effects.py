@@ -66,12 +66,19 @@ def update(statistics: DecayedSums, outcomes: Outcomes, features: NDArray[np.int
     for rows in _alike(outcomes.models, epochs, groups):
         first = rows[0]
         traits = _indicators(outcomes.traits[rows])
+        used = np.flatnonzero(traits.any(axis=0))  # a few of all there may be
+        chosen = traits[:, used]
         y = outcomes.targets[rows, Target.QUALITY, None]
-        beside = np.concatenate([features[rows], traits, y], axis=1).astype(np.float64)
-        total = ((traits * weights[rows, None]).T.astype(np.float64) @ beside).astype(np.int64)
+        beside = np.concatenate([features[rows], chosen, y], axis=1).astype(np.float64)
+        found = ((chosen * weights[rows, None]).T.astype(np.float64) @ beside).astype(np.int64)
+        n_features = features.shape[1]
+        total = np.zeros((len(used), *statistics.shape), np.int64)
+        total[:, :n_features] = found[:, :n_features]
+        total[:, n_features + used] = found[:, n_features:-1]
+        total[:, -1] = found[:, -1]
         model, epoch, group = int(outcomes.models[first]), int(epochs[first]), int(groups[first])
-        for trait in np.flatnonzero(traits.any(axis=0)).tolist():
-            statistics.add(key_at(model, trait), epoch, total[trait], group)
+        for trait, sums in zip(used.tolist(), total, strict=True):
+            statistics.add(key_at(model, trait), epoch, sums, group)
 
 
 def _alike(*columns: NDArray[np.generic]) -> Iterator[NDArray[np.intp]]:

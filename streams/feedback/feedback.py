@@ -12,6 +12,7 @@ from __future__ import annotations
 import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -25,7 +26,7 @@ from learners.estimates.sums.influence import EARLIER, hash_of
 from learners.option import option
 from learners.outcomes import Outcomes
 from learners.targets import COST_USD_MIN, LATENCY_MS_MIN, Target, ratio, to_fixed, winsorised
-from learners.traits import Traits, columns_of
+from learners.traits import SLOTS, Traits, traits_of
 from streams.errors import BadFeedback, BadTicket
 from streams.feedback import shapes
 from streams.feedback.report import (
@@ -40,13 +41,13 @@ from streams.feedback.report import (
     Report,
     read_report,
 )
+from streams.feedback.said import split
 from streams.feedback.ticket import (
     heads_of,
     is_measured,
     key_of,
+    rest_of,
     split_ids,
-    tenant_and_said_of,
-    tenant_of,
     ticket_bytes,
 )
 from streams.log.contract import Record
@@ -133,10 +134,14 @@ class Ingest:
 
     def parts(self, value: bytes | None) -> list[tuple[Report, bytes, bytes]]:
         """What one record says of each decision it names. Raises BadFeedback."""
-        report, decision_id, body = self.check(value)
+        part = self.check(value)
+        return [part] if is_plain(part[0]) else self._several(*part)
+
+    def _several(
+        self, report: Report, decision_id: bytes, body: bytes
+    ) -> list[tuple[Report, bytes, bytes]]:
+        """The same of a report that is not plain."""
         others = report.steps or [one for one in (report.better_than,) if one]
-        if not others and report.confidence is None:
-            return [(report, decision_id, body)]
         opened = [(report.ticket, decision_id, body)]
         try:
             opened += [(text, *self._sealer.open_body(ticket_bytes(text))) for text in others]
@@ -171,7 +176,12 @@ class Ingest:
         found: list[tuple[Report, bytes, bytes]] = []
         for number, record in enumerate(records):
             try:
-                parts = self.parts(record.value)
+                part = self.check(record.value)
+                if is_plain(part[0]):  # as nearly all are
+                    origin.append(number)
+                    found.append(part)
+                    continue
+                parts = self._several(*part)
             except BadFeedback as error:
                 dead.append(DeadLetter(record, Reason(error.reason), error.detail))
                 continue
@@ -186,19 +196,14 @@ class Ingest:
             right = [row for row, number in enumerate(origin) if number not in bad]
             origin, found = [origin[i] for i in right], [found[i] for i in right]
             heads = heads[right]
-        several = {number for number, again in pairwise(origin) if number == again}
         reports = [report for report, _, _ in found]
-        kept = [
-            records[i]._replace(value=_encode(report)) if i in several else records[i]
-            for i, report in zip(origin, reports, strict=True)
-        ]
+        kept = [records[number] for number in origin]
+        for row in _of_several(origin):
+            kept[row] = kept[row]._replace(value=_encode(reports[row]))
         ids, bodies = [one for _, one, _ in found], [body for _, _, body in found]
         reported = _reported(reports)
         known = ~np.isnan(reported)
-        tenants = np.array([hash_of(tenant_of(body)) for body in bodies], np.uint8)
-        # What an operator imports is no tenant's: it counts in full, as what all have reported.
-        tenants[heads["policy"] == key_of(IMPORT)] = EARLIER
-        traits = _traits_of(bodies, tenants)
+        tenants, traits = _tenants_and_traits(bodies, heads["policy"] == key_of(IMPORT))
         outcomes = _outcomes(ids, np.nan_to_num(reported), known, heads, tenants, traits)
         bits = np.packbits(known, axis=1, bitorder="little").reshape(-1)
         weighed = [(row, r.weight) for row, r in enumerate(reports) if r.weight is not None]
@@ -240,6 +245,17 @@ class Ingest:
         return wrong
 
 
+def is_plain(report: Report) -> bool:
+    """Whether it says something of one decision alone, and for sure."""
+    return report.steps is None and report.better_than is None and report.confidence is None
+
+
+def _of_several(origin: Sequence[int]) -> list[int]:
+    """Rows of records that several rows are of; `origin` are the records' numbers, ascending."""
+    same = [row for row, (number, again) in enumerate(pairwise(origin)) if number == again]
+    return sorted({*same, *(row + 1 for row in same)})
+
+
 def _qualities(report: Report, bodies: Sequence[bytes]) -> list[float | None]:
     """Of each decision that a record names."""
     expected = shapes.predicted(bodies)
@@ -278,13 +294,26 @@ def _spent_nano_usd(reported: NDArray[np.float64], heads: NDArray[np.void]) -> N
     return np.rint(spent * NANO_USD).astype(np.int64)
 
 
-def _traits_of(bodies: Sequence[bytes], tenant_hashes: NDArray[np.uint8]) -> Traits:
-    """What requests said of themselves (n, slots); what is of no tenant has none of its own."""
-    found = []
-    for body, hashed in zip(bodies, tenant_hashes.tolist(), strict=True):
-        tenant, said = tenant_and_said_of(body)
-        found.append((said.task, said.tags, "" if hashed == EARLIER else tenant.decode()))
-    return columns_of(found, len(found))
+def _tenants_and_traits(
+    bodies: Sequence[bytes], imported: NDArray[np.bool_]
+) -> tuple[NDArray[np.uint8], Traits]:
+    """Hashes of tenants (n,), and what requests said of themselves (n, slots)."""
+    each = zip(bodies, imported.tolist(), strict=True)
+    found = b"".join([_tenant_and_traits(rest_of(body), imported=one) for body, one in each])
+    columns = np.frombuffer(found, np.uint8).reshape(len(bodies), 1 + SLOTS)
+    return columns[:, 0].copy(), np.ascontiguousarray(columns[:, 1:])
+
+
+@lru_cache(maxsize=4096)
+def _tenant_and_traits(rest: bytes, *, imported: bool) -> bytes:
+    """Of one body, a byte for each; those of one tenant are mostly alike.
+
+    What an operator imports is no tenant's: it counts in full, as what all have reported.
+    """
+    tenant, said = split(rest)
+    if imported:
+        return bytes([EARLIER, *traits_of(said.task, said.tags, "")])
+    return bytes([hash_of(tenant), *traits_of(said.task, said.tags, tenant.decode())])
 
 
 def _outcomes(

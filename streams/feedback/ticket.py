@@ -225,7 +225,7 @@ class Sealer:
         decision_id, body = self.open_body(ticket)
         head = np.frombuffer(body, HEAD, 1)[0]
         candidates = np.frombuffer(body, CANDIDATE, int(head["n_candidates"]), HEAD.itemsize)
-        tenant, said = split(_rest(body))
+        tenant, said = split(rest_of(body))
         return Ticket(decision_id, head, candidates, tenant.decode(), said)
 
 
@@ -297,20 +297,20 @@ def heads_of(bodies: Sequence[bytes]) -> NDArray[np.void]:
 
 def tenant_of(body: bytes) -> bytes:
     """The tenant of an opened body."""
-    return split(_rest(body))[0]
+    return split(rest_of(body))[0]
 
 
 def tenant_and_said_of(body: bytes) -> tuple[bytes, Said]:
     """Both, of an opened body."""
-    return split(_rest(body))
+    return split(rest_of(body))
 
 
 def said_of(body: bytes) -> Said:
     """What the request of an opened body said of itself, and the rules it met."""
-    return split(_rest(body))[1]
+    return split(rest_of(body))[1]
 
 
-def _rest(body: bytes) -> bytes:
+def rest_of(body: bytes) -> bytes:
     """What follows the candidates."""
     return body[HEAD.itemsize + body[CANDIDATES_AT] * CANDIDATE.itemsize :]
 
