@@ -300,11 +300,6 @@ def tenant_of(body: bytes) -> bytes:
     return split(rest_of(body))[0]
 
 
-def tenant_and_said_of(body: bytes) -> tuple[bytes, Said]:
-    """Both, of an opened body."""
-    return split(rest_of(body))
-
-
 def said_of(body: bytes) -> Said:
     """What the request of an opened body said of itself, and the rules it met."""
     return split(rest_of(body))[1]

@@ -5,7 +5,7 @@
     thinned     − vectors, the others under their new numbers; nothing is computed again
 
 To build takes twice the time per vector that extending does, and for all vectors: so it is done
-where they have more than doubled, see `outgrown`. An index is never changed once it is searched:
+where they are four times as many, see `outgrown`. An index is never changed once it is searched:
 each of these gives another one.
 
 A number of a vector takes 8 bits. A cosine is off by some 0.002 for it, and the nearest 32 of
@@ -26,7 +26,7 @@ Vectors = NDArray[np.float32]
 LISTS_MIN, LISTS_MAX = 16, 4096
 PROBES = 8
 REACH = 0.5  # of a number, at least: vectors that come later may reach further than those before
-OUTGROWN = 1.5  # times as many lists as there are, were it built now
+OUTGROWN = 2.0  # times as many lists as there are, were it built now
 
 
 def n_lists(n: int) -> int:

@@ -30,6 +30,7 @@ from streams.log.kafka_log import KafkaLog
 from streams.log.kafka_options import KafkaOptions
 from streams.training.folder import Folder
 from streams.training.snapshots import VERSIONS_PER_TERM, Store
+from streams.training.supervision import collect_seldom
 from streams.training.trainer import DUPLICATE, TrainerOptions
 
 PARTITIONS = {FEEDBACK: 4, DEAD_LETTER: 1, DECISIONS: 1, TELEMETRY: 1}
@@ -56,6 +57,7 @@ def measure(options: FeedbackBench, say: Callable[[str], None]) -> dict[str, flo
         raw_s = _timed(lambda: _consume(broker.bootstrap_servers, log.end_offsets(FEEDBACK)))
         read_s = _timed(lambda: _read(log))
         say("learning …")
+        collect_seldom()
         trainer = trainer_of(log, f"{folder}/state", TrainerOptions())
         ends = log.end_offsets(FEEDBACK)
         began_cpu_s = time.thread_time()

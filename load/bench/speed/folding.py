@@ -20,6 +20,7 @@ from load.bench.speed.serving import now_ms
 from streams.feedback.ticket import Sealer
 from streams.log.contract import FEEDBACK
 from streams.log.sqlite_log import SqliteLog
+from streams.training.supervision import collect_seldom
 from streams.training.trainer import TrainerOptions
 
 MADE_TOGETHER = 10_000
@@ -33,6 +34,7 @@ def folded_per_s(records: int, rng: np.random.Generator) -> float:
         for first in range(0, records, MADE_TOGETHER):
             n = min(MADE_TOGETHER, records - first)
             log.append(FEEDBACK, made_feedback(n, sealer, ENCODER, now_ms(), rng, Mix()))
+        collect_seldom()
         trainer = trainer_of(log, f"{folder}/state", TrainerOptions())
         ends, began_s = log.end_offsets(FEEDBACK), time.process_time()
         trainer.run(lambda: trainer.state.offsets == ends)
