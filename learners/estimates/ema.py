@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.estimates.sums.decayed_sums import DecayedSums
-from learners.estimates.sums.influence import N_GROUPS, InfluenceOptions, by_volume, groups_of
+from learners.estimates.sums.influence import InfluenceOptions, by_volume, groups_of
 from learners.outcomes import Outcomes
 from learners.targets import N_TARGETS, ONE
 
@@ -54,14 +54,6 @@ def values_and_counts(outcomes: Outcomes) -> NDArray[np.int64]:
     known = np.concatenate([outcomes.known, outcomes.figures_known], axis=1).astype(np.int64)
     values = np.concatenate([outcomes.targets, outcomes.figures], axis=1) * known
     return np.stack([values, known], axis=2)
-
-
-def by_group(outcomes: Outcomes) -> NDArray[np.int64]:
-    """The same (n, g, 7, 2), each at its group of tenants."""
-    values, groups = values_and_counts(outcomes), groups_of(outcomes.tenant_hashes)
-    apart = np.zeros((len(values), N_GROUPS, *values.shape[1:]), np.int64)
-    apart[np.arange(len(values)), groups] = values
-    return apart
 
 
 def update(statistics: DecayedSums, keys: NDArray[np.uint64], outcomes: Outcomes) -> None:

@@ -10,6 +10,7 @@ the newest bucket alone, so the same outcomes give the same bits in any order.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -33,24 +34,34 @@ class Buckets:
     sums: dict[tuple[int, int], NDArray[np.int64]] = field(default_factory=dict)
 
     def update(
-        self, keys: NDArray[Any], t_ms: NDArray[np.int64], values: NDArray[np.int64]
+        self,
+        keys: NDArray[Any],
+        t_ms: NDArray[np.int64],
+        values: NDArray[np.int64],
+        places: NDArray[np.intp] | None = None,
     ) -> None:
-        """Add values (n, *shape) of keys (n,) at times (n,)."""
-        at = t_ms // self.width_ms
-        order = np.lexsort((at, keys))
-        keys, at = keys[order], at[order]
-        changes = np.flatnonzero((keys[1:] != keys[:-1]) | (at[1:] != at[:-1])) + 1
-        starts = np.concatenate([np.zeros(min(1, len(keys)), np.intp), changes])
-        totals = np.add.reduceat(values[order], starts, axis=0)
-        for start, total in zip(starts.tolist(), totals, strict=True):
-            self._add(int(keys[start]), int(at[start]), total)
+        """Add values (n, *shape) of keys (n,) at times (n,).
 
-    def _add(self, key: int, bucket: int, total: NDArray[np.int64]) -> None:
+        With `places` (n,) along the first axis of `shape`, values (n, *rest of shape) at these.
+        """
+        at = t_ms // self.width_ms
+        within = np.zeros(len(keys), np.intp) if places is None else places
+        order = np.lexsort((within, at, keys))
+        columns = [column[order] for column in (keys, at, within)]
+        changes = np.any([column[1:] != column[:-1] for column in columns], axis=0)
+        starts = np.concatenate([np.zeros(min(1, len(keys)), np.intp), np.flatnonzero(changes) + 1])
+        totals = np.add.reduceat(values[order], starts, axis=0)
+        each = zip(*(column[starts].tolist() for column in columns), totals, strict=True)
+        for key, bucket, place, total in each:
+            self._add(key, bucket, total, ... if places is None else place)
+
+    def _add(
+        self, key: int, bucket: int, total: NDArray[np.int64], place: int | EllipsisType = ...
+    ) -> None:
         held = self.sums.get((key, bucket))
         if held is None:
-            self.sums[key, bucket] = total.astype(np.int64).reshape(self.shape)
-        else:
-            held += total.reshape(self.shape)
+            held = self.sums[key, bucket] = np.zeros(self.shape, np.int64)
+        held[place] += total
 
     def merge(self, other: Buckets) -> None:
         """Add everything another shard has summed."""
