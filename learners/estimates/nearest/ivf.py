@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from learners.context import N_FEATURES
 
 Vectors = NDArray[np.float32]
+Inverted = Any  # an index with lists: FAISS's types don't know what is in one
 LISTS_MIN, LISTS_MAX = 16, 4096
 PROBES = 8
 REACH = 0.5  # of a number, at least: vectors that come later may reach further than those before
@@ -68,7 +69,7 @@ def _widen(rounding: Any) -> None:
     faiss.copy_array_to_vector(np.concatenate([low, high - low]), rounding.trained)
 
 
-def outgrown(index: faiss.Index, n: int) -> bool:
+def outgrown(index: Inverted, n: int) -> bool:
     """Whether so many vectors deserve centroids of their own."""
     return n_lists(n) >= OUTGROWN * index.nlist
 
@@ -80,12 +81,12 @@ def extended(index: faiss.Index, vectors: Vectors) -> faiss.Index:
     return more
 
 
-def thinned(index: faiss.Index, kept: NDArray[np.intp]) -> faiss.Index:
+def thinned(index: Inverted, kept: NDArray[np.intp]) -> faiss.Index:
     """The same with the vectors at `kept` (ascending) alone, numbered from 0."""
     number_of = np.full(index.ntotal, -1, np.int64)
     number_of[kept] = np.arange(len(kept))
     before, size = index.invlists, index.code_size
-    lists = faiss.ArrayInvertedLists(index.nlist, size)
+    lists: Any = faiss.ArrayInvertedLists(index.nlist, size)
     for one in range(index.nlist):
         n = before.list_size(one)
         ids, codes = _read(before, one, n, size)
@@ -94,12 +95,13 @@ def thinned(index: faiss.Index, kept: NDArray[np.intp]) -> faiss.Index:
             numbers, chosen = number_of[ids[stays]], np.ascontiguousarray(codes[stays])
             pointers = faiss.swig_ptr(numbers), faiss.swig_ptr(chosen)
             lists.add_entries(one, len(numbers), *pointers)
-    fewer = faiss.clone_index(index)
+    fewer: Any = faiss.clone_index(index)
     fewer.reset()
     fewer.replace_invlists(lists, True)
     lists.this.disown()
     fewer.ntotal = len(kept)
-    return fewer
+    thinner: faiss.Index = fewer
+    return thinner
 
 
 def _read(lists: Any, one: int, n: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
