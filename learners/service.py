@@ -59,6 +59,7 @@ class Service:
     alone_s: float  # how long a request takes while there is room; 0: not known
     full: bool  # it was seen to be full, or its capacity is stated: not a lower bound
     finished: int = 0  # requests that this was learned from
+    at_once: float = 0.0  # worked on while others waited, mean; 0: nobody saw any wait
 
     @property
     def concurrency(self) -> float:
@@ -106,6 +107,7 @@ def service_of(
         deviation_per_s=noise * capacity / math.sqrt(max(1.0, count)),
         alone_s=_alone_s(sums, noise),
         full=full is not None or stated_per_s > 0.0,
+        at_once=_at_once(sums),
         finished=sum(of.finished for of in sums),
     )
 
@@ -143,6 +145,13 @@ def _alone_s(sums: list[Sums], noise: float) -> float:
     enough = 1.0 / (ALONE_OFF_MAX / noise) ** 2
     found = next((of for of in few if of.finished >= enough), _together(sums))
     return found.held_s / found.finished
+
+
+def _at_once(sums: list[Sums]) -> float:
+    """Requests worked on while at least one waited, on average."""
+    waited = [of for of in sums if of.waited_s >= of.seconds]
+    seconds = sum(of.seconds for of in waited)
+    return sum(of.held_s - of.waited_s for of in waited) / seconds if seconds else 0.0
 
 
 def _full_from(sums: list[Sums], noise: float) -> int | None:

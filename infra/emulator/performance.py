@@ -27,6 +27,11 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from learners.speed import Speed
+
+NO_TIME_S = 1e-6  # an iteration takes some
+WITHOUT_END = 10**9
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Performance:
@@ -50,6 +55,29 @@ class Performance:
     def __post_init__(self) -> None:
         assert self.fixed_s > 0.0, "an iteration takes time"
         assert min(self.prefill_tokens_max, self.kv_tokens_max, self.sequences_max) > 0
+
+    @classmethod
+    def of_speed(cls, speed: Speed, sequences_max: int) -> Performance:
+        """Of a server that answers so fast, and so many requests at once (0: without end).
+
+        A first token takes an iteration, and half of another one where others are decoded: what is
+        left of it is the front end's.
+        """
+        held = max(1.0, speed.held)
+        iteration_s = speed.token_s + speed.token_s_per_held * held
+        waited_s = iteration_s * (1.0 + 0.5 * (1.0 - 1.0 / held))
+        return cls(
+            fixed_s=max(speed.token_s, NO_TIME_S),
+            per_sequence_s=speed.token_s_per_held,
+            per_context_token_s=0.0,
+            per_prompt_token_s=speed.first_s_per_prompt_token,
+            request_s=max(0.0, speed.first_s - waited_s),
+            prefill_tokens_max=WITHOUT_END,
+            kv_tokens_max=WITHOUT_END,
+            sequences_max=sequences_max or WITHOUT_END,
+            derived=False,
+            source="learned of its servers",
+        )
 
     def iteration_s(self, decoding: int, context_tokens: int, prompt_tokens: int) -> float:
         """Seconds of one iteration, by the equation above."""

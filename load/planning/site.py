@@ -1,6 +1,7 @@
 """A site's own settings as a world that can be simulated, and what had to be assumed for that.
 
     [[pools]] with a GPU     ─▶ emulated, however they are run: real servers too
+    ... that were learned of ─▶ emulated as fast as their servers were (`snapshot.speeds_of`)
     [[pools]] without one    ─▶ hosted: as fast as their model is stated to be, paid by the token
     [[models]] without pools ─▶ hosted likewise
 
@@ -9,13 +10,13 @@ The one rule: what is not the site's own statement is said in `assumed`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from infra.capacity.fleet import Emulation, Fleet, GpuType, PoolPlan
 from infra.capacity.latency_target import LatencyTarget
-from infra.emulator.performance import Performance
+from infra.emulator.performance import WITHOUT_END, Performance
 from infra.emulator.power import Power
 from infra.settings.fleet_plans import fleet_of
 from infra.settings.model import Settings
@@ -78,16 +79,29 @@ class Site:
         return replace(self, preference=(quality, per_usd, latency, energy))
 
 
-def site_of(settings: Settings, target: LatencyTarget | None = None) -> Site:
-    """Raises OptionRefused where a pool on GPUs does not say what model it runs."""
+def site_of(
+    settings: Settings,
+    target: LatencyTarget | None = None,
+    learned: Mapping[str, Performance] | None = None,
+) -> Site:
+    """`learned` is how fast pools of real servers are; of others it is not asked.
+
+    Raises OptionRefused where a pool on GPUs does not say what model it runs.
+    """
+    learned = learned or {}
     target = target or settings.target()
     if not settings.models:
         raise OptionRefused("models", "none", "at least one: there is nothing to simulate")
     assumed: list[str] = []
-    entries = [_simulated(entry, assumed) for entry in settings.pools]
+    entries = [_simulated(entry, learned, assumed) for entry in settings.pools]
     fleet = fleet_of(settings.gpus, settings.models, entries, target)
     stated = settings.catalogue()
-    plans = [_placed(plan, stated, assumed) for plan in fleet.pools]
+    plans = [
+        _as_learned(plan, stated, learned[plan.name], assumed)
+        if plan.name in learned and plan.emulation is None
+        else _placed(plan, stated, assumed)
+        for plan in fleet.pools
+    ]
     served = {plan.model for plan in plans}
     plans += [
         _placed(PoolPlan(name=model.name, model=model.name), stated, assumed)
@@ -110,15 +124,17 @@ def site_of(settings: Settings, target: LatencyTarget | None = None) -> Site:
     )
 
 
-def _simulated(entry: Any, assumed: list[str]) -> Any:
-    """A pool's entry as an emulated pool, if it is on GPUs."""
+def _simulated(entry: Any, learned: Collection[str], assumed: list[str]) -> Any:
+    """A pool's entry as an emulated pool, if it is on GPUs and nothing was learned of it."""
     if entry.backend == "emulated":
         return entry
+    by_gpu = entry.gpu and entry.name not in learned
     changed: dict[str, Any] = {"urls": (), "command": (), "priority": False, "stream": True}
-    changed["backend"] = "emulated" if entry.gpu else "none"
+    changed |= dict.fromkeys(("requests_per_s", "tokens_per_s"), 0.0) | {"concurrency_max": 0}
+    changed["backend"] = "emulated" if by_gpu else "none"
     if entry.urls:
         changed["replicas"] = min(len(entry.urls), entry.replicas_max)
-    if entry.gpu and entry.backend != "emulated":
+    if by_gpu:
         assumed.append(f"pool {entry.name} runs as its model does on {entry.gpu} by the emulator")
     return entry.model_copy(update=changed)
 
@@ -134,6 +150,31 @@ def _placed(plan: PoolPlan, stated: Catalogue, assumed: list[str]) -> PoolPlan:
     )
     return replace(
         plan, gpu=HOSTED, replicas=max(1, plan.replicas), load_s=0.0, emulation=_hosted(model)
+    )
+
+
+def _as_learned(
+    plan: PoolPlan, stated: Catalogue, performance: Performance, assumed: list[str]
+) -> PoolPlan:
+    """A pool of real servers, as fast as they were; where no GPU is stated, on somebody else's."""
+    model, at_once = stated.models[stated.column_of[plan.model]], performance.sequences_max
+    token_ms = 1e3 * (performance.fixed_s + performance.per_sequence_s)
+    limit = f"{at_once} requests at once" if at_once < WITHOUT_END else "no limit seen"
+    assumed.append(
+        f"pool {plan.name} is as fast as its servers were: {1e3 * performance.request_s:.3g} ms "
+        f"and {1e6 * performance.per_prompt_token_s:.3g} ms per 1,000 tokens of prompt to the "
+        f"first token, {token_ms:.3g} ms per token alone, {limit}"
+    )
+    return replace(
+        plan,
+        gpu=plan.gpu or HOSTED,
+        replicas=max(1, plan.replicas),
+        emulation=Emulation(
+            performance=performance,
+            power=plan.power or Power(idle_w=0.0, decode_w=0.0, prefill_w=0.0),
+            context_tokens_max=round(min(model.context_tokens_max, 1e9)),
+            output_tokens=max(1.0, model.output_tokens),
+        ),
     )
 
 

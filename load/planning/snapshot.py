@@ -1,6 +1,7 @@
 """What a live site has learned of its models, on average: where a simulation can begin.
 
     snapshots' folder ─newest─▶ means of quality, by model of the catalogue
+                           └──▶ how fast servers are, by pool of real servers
 
 A snapshot knows more: of which prompts each model answers well. That is tied to the encoder of the
 site, and the table that is asked has embeddings of its own. So a model that the site found good is
@@ -11,15 +12,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from infra.emulator.performance import Performance
 from infra.settings.model import Settings
 from learners.estimates import ema
 from learners.estimates.learned import Learned
 from learners.targets import Target
 from load.errors import SnapshotMissing
 from serve.routing.catalogue import Catalogue
+from streams.telemetry.capacity import capacities
 from streams.training.folder import Folder
 from streams.training.snapshots import Store
-from streams.training.state import Loader, load_means
+from streams.training.state import Loader, load_fleet, load_means
 
 
 def learned_of(folder: Path | None, settings: Settings, encoder: str) -> Learned:
@@ -52,6 +55,25 @@ def means_of(folder: Path, catalogue: Catalogue, settings: Settings) -> dict[str
         )
         if weight > 0.0
     }
+
+
+def speeds_of(folder: Path, settings: Settings) -> dict[str, Performance]:
+    """How fast each pool's servers were learned to be, of those that enough is known of.
+
+    Raises SnapshotMissing.
+    """
+    store = _store(folder)
+    fleet = load_fleet(store, store.load(store.versions()[-1]))
+    found = {}
+    for pool, known in capacities(fleet, settings.target().ttft_s).items():
+        if known.of.speed is not None:
+            service = known.of.service
+            at_once = known.of.held_max or service.at_once or service.concurrency
+            limited = bool(known.of.held_max) or service.full
+            found[pool] = Performance.of_speed(
+                known.of.speed, max(1, round(at_once)) if limited else 0
+            )
+    return found
 
 
 def _store(folder: Path) -> Store:

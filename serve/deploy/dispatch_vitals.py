@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from learners.held import HeldRequests
+from learners.speed import AnswerSpeeds
 from serve.dispatch.attempt import Attempt
 from serve.dispatch.backend import Watched
 from serve.dispatch.features import Refusals
@@ -116,6 +117,7 @@ class _Server:
 
     def __init__(self, watched: Watched, identity: ReplicaIdentity) -> None:
         self._pace, self._held = PoolWindow(identity), HeldRequests(watched.stated)
+        self._speeds = AnswerSpeeds()
         self._counts = [0, 0, 0]  # answers, and tokens of their prompts and of themselves
 
     def note(self, attempt: Attempt) -> None:
@@ -126,6 +128,7 @@ class _Server:
             used = attempt.used
             took_s = max(0.0, attempt.settled.took_ms / 1000.0 - attempt.held_up_s)
             self._held.answer(attempt.lease.found, took_s)
+            self._note_speed(attempt, took_s)
             new = (1, max(used.prompt_tokens, 0), max(used.output_tokens, 0))
             self._counts = [a + b for a, b in zip(self._counts, new, strict=True)]
 
@@ -141,7 +144,22 @@ class _Server:
         # Others may call it, too: each sees that it is at work, and none of them counts its energy.
         fields = self._pace.take(reporter, window) | held | power | {"joules": 0.0}
         return PoolState(
-            by="callers", running=running, refuses=refuses, prompt_tokens=prompts, **fields
+            by="callers", running=running, refuses=refuses, prompt_tokens=prompts,
+            paced=self._speeds.take(), **fields,
+        )  # fmt: skip
+
+    def _note_speed(self, attempt: Attempt, took_s: float) -> None:
+        """Count how fast an answer was that said how long it and its prompt are."""
+        used = attempt.used
+        if attempt.first_s is None or used.prompt_tokens < 1 or used.output_tokens < 1:
+            return
+        first_s = min(attempt.first_s - attempt.began_s, took_s)
+        self._speeds.count(
+            attempt.lease.found,
+            max(1, used.prompt_tokens - used.cached_tokens),
+            first_s,
+            later_tokens=used.output_tokens - 1,
+            later_s=took_s - first_s if used.output_tokens > 1 else 0.0,
         )
 
 

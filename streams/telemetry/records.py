@@ -57,12 +57,25 @@ TokenHistogram = Annotated[
 ]
 
 Micros = Annotated[int, Meta(ge=0, le=10**15)]
+Large = Annotated[int, Meta(ge=0, le=2**53)]
 ServedWindow = tuple[
     Annotated[int, Meta(ge=0, le=HELD_BUCKETS)],
     Annotated[int, Meta(ge=1, le=10**15)],
     Micros,
     Micros,
     Count,
+]
+
+PacedWindow = tuple[
+    Annotated[int, Meta(ge=0, le=HELD_BUCKETS)],
+    Many,
+    Count,
+    Count,
+    Large,
+    Micros,
+    Large,
+    Count,
+    Micros,
 ]
 
 
@@ -247,6 +260,16 @@ class PoolState(Telemetry, tag="pool"):
             max_length=HELD_BUCKETS + 1,
             description="What it did while it held about as many requests: [bucket of how many, "
             "microseconds, requests × microseconds held, of them waiting, requests answered].",
+        ),
+    ] = []
+    paced: Annotated[
+        list[PacedWindow],
+        Meta(
+            max_length=HELD_BUCKETS + 1,
+            description="How fast its answers were, by how many requests they found there: [bucket "
+            "of how many, answers, requests held, prompt tokens, the sum of their squares, "
+            "microseconds to first tokens, prompt tokens × these, further tokens, microseconds of "
+            "these].",
         ),
     ] = []
     prompt_tokens: Annotated[

@@ -19,8 +19,10 @@ from dataclasses import replace
 from typing import TypeVar
 
 import msgspec
+from msgspec import structs
 
 from learners.service import COUNTED, NOTHING, TIMED, Service, Sums, service_of
+from learners.speed import Paced, Speed, speed_of
 from streams.telemetry.records import POOLS_MAX, PoolState
 from streams.telemetry.tally import BETWEEN, Summed
 
@@ -48,6 +50,19 @@ class Lengths(Summed, frozen=True):
     output_tokens: int = 0
 
 
+class Pace(Summed, frozen=True):
+    """How fast answers were, see `learners.speed.Paced`."""
+
+    answers: int = 0
+    held: int = 0
+    prompt_tokens: int = 0
+    squared: int = 0
+    first_us: int = 0
+    prompt_first_us: int = 0
+    later_tokens: int = 0
+    later_us: int = 0
+
+
 class Servers(msgspec.Struct):
     """The servers of one identity."""
 
@@ -56,6 +71,7 @@ class Servers(msgspec.Struct):
     held_max: int = 0
     epochs: dict[int, dict[int, Served]] = {}
     lengths: dict[int, Lengths] = {}  # by epoch, too
+    paces: dict[int, dict[int, Pace]] = {}  # by epoch and bucket
 
     def together(self, finished_least: float = math.inf) -> dict[int, Served]:
         """The newest epochs as one: as many as have so many answers, or all."""
@@ -88,6 +104,7 @@ def note(table: ServiceTable, record: PoolState, at_ms: int, received_ms: int) -
         held_max=newest[2],
         epochs=_newest(before.epochs, at_ms // EPOCH_MS, _noted, record),
         lengths=_newest(before.lengths, at_ms // EPOCH_MS, _lengthened, record),
+        paces=_newest(before.paces, at_ms // EPOCH_MS, _paced, record),
     )
     while len(of_pool) > IDENTITIES_MAX:
         del of_pool[min(of_pool, key=lambda k: (of_pool[k].received_ms, k))]
@@ -118,6 +135,13 @@ def _noted(before: dict[int, Served] | None, record: PoolState) -> dict[int, Ser
     return found
 
 
+def _paced(before: dict[int, Pace] | None, record: PoolState) -> dict[int, Pace]:
+    found = dict(before or {})
+    for bucket, *of in record.paced:
+        found[bucket] = found.get(bucket, Pace()) + Pace(*of)  # type: ignore[assignment]
+    return found
+
+
 def _lengthened(before: Lengths | None, record: PoolState) -> Lengths:
     finished = sum(one[-1] for one in record.served)
     new = Lengths(finished, record.prompt_tokens + record.cached_tokens, record.tokens)
@@ -132,6 +156,7 @@ class PoolService(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: float = 0.0  # mean; 0: nothing was finished
     output_tokens: float = 0.0
     by: str = ""  # who says so; "": nobody
+    speed: Speed | None = None  # as callers saw its answers; None: nothing is known
 
 
 def learned(of_pool: dict[str, Servers], n_callers: int) -> PoolService:
@@ -147,7 +172,23 @@ def learned(of_pool: dict[str, Servers], n_callers: int) -> PoolService:
     if not among:
         return PoolService()
     by, servers = max(among, key=lambda one: one[1].received_ms)
-    return _learned(by, servers, max(1, n_callers) if by == "callers" else 1)
+    parts = max(1, n_callers)
+    found = _learned(by, servers, parts if by == "callers" else 1)
+    at_once = found.held_max or found.service.concurrency
+    return structs.replace(found, speed=_speed(recent, at_once, parts))
+
+
+def _speed(recent: list[tuple[str, Servers]], at_once: float, parts: int) -> Speed | None:
+    """Of whoever called last."""
+    callers = [servers for by, servers in recent if by == "callers" and servers.paces]
+    if not callers:
+        return None
+    together = dict[int, Pace]()
+    for of_epoch in max(callers, key=lambda one: one.received_ms).paces.values():
+        for bucket, pace in of_epoch.items():
+            together[bucket] = together.get(bucket, Pace()) + pace  # type: ignore[assignment]
+    sums = (Paced(*structs.astuple(together[bucket])) for bucket in sorted(together))
+    return speed_of(sums, at_once, parts)
 
 
 def _learned(by: str, servers: Servers, parts: int) -> PoolService:
@@ -181,6 +222,7 @@ def rewind(table: ServiceTable, to_ms: int) -> None:
                 held_max=servers.held_max,
                 epochs={n: of for n, of in servers.epochs.items() if n <= to_ms // EPOCH_MS},
                 lengths={n: of for n, of in servers.lengths.items() if n <= to_ms // EPOCH_MS},
+                paces={n: of for n, of in servers.paces.items() if n <= to_ms // EPOCH_MS},
             )
             for key, servers in of_pool.items()
         }

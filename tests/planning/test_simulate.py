@@ -13,7 +13,11 @@ import pytest
 from typer.testing import CliRunner
 
 from fairlead.command_line import app
+from infra.emulator.performance import WITHOUT_END, Performance
 from infra.settings.settings import read_settings
+from learners.estimates.learned import Learned
+from learners.service import bucket_of
+from learners.speed import Speed
 from load.data import tables
 from load.data.traces import Trace, azure
 from load.errors import EventRefused, SnapshotMissing, TableRefused
@@ -21,9 +25,15 @@ from load.planning.events import Events, read_events, surged
 from load.planning.questions import questions_of
 from load.planning.simulating import SimulateOptions, simulated
 from load.planning.site import site_of
-from load.planning.snapshot import means_of
+from load.planning.snapshot import means_of, speeds_of
 from load.planning.summary import percentiles, summary
 from load.traces.reading import TraceFile, read_trace
+from streams.telemetry.fleet_state import FleetState
+from streams.telemetry.pool_reports import FROM
+from streams.telemetry.records import PoolState
+from streams.training.folder import Folder
+from streams.training.snapshots import Store
+from streams.training.state import Saver, State
 
 SETTINGS = """
 [router]
@@ -99,6 +109,52 @@ def test_a_real_pool_is_emulated_and_a_model_without_gpus_is_hosted(site):
     assert site.hosted == {"qwen3-32b"}
     assert any("small-us runs as" in text for text in site.assumed)
     assert any("qwen3-32b is hosted" in text for text in site.assumed)
+
+
+def test_a_pool_that_was_learned_of_is_as_fast_as_its_servers_were(settings_path):
+    """
+    Whatever its GPU is taken to do; of pools that are emulated anyway nothing is changed.
+    """
+    one = Performance.of_speed(
+        Speed(first_s=0.5, first_s_per_prompt_token=1e-3, token_s=0.1, token_s_per_held=0.01,
+              held=1.0, answers=100), 3,
+    )  # fmt: skip
+    settings = read_settings(settings_path)
+    site = site_of(settings, learned={"small-us": one, "small-eu": one})
+    eu, us = site.fleet.pools[:2]
+
+    assert us.engine.performance == one != eu.engine.performance
+    assert (us.machine.name, us.replicas) == ("h100_sxm", 1)
+    assert any("small-us is as fast as its servers were: 390 ms" in text for text in site.assumed)
+
+
+def test_what_was_learned_is_read_from_the_newest_snapshot(settings_path, tmp_path):
+    """
+    Of how many it takes at once the limit is known only where it was seen.
+    """
+    fleet = FleetState()
+    row = (bucket_of(1), 10, 10, 1000, 100_000, 3_000_000, 300_000_000, 90, 1_800_000)
+    waited = (bucket_of(8), 20_000_000, 160_000_000, 80_000_000, 40)
+    for pool, served in (("small-eu", []), ("small-us", [waited])):
+        head = {"source": "a" * 16, "from_unix_ms": 1000, "to_unix_ms": 2000, "pool": pool,
+                "model": "m", "by": "callers", "replica": f"h:1{FROM}{'a' * 16}"}  # fmt: skip
+        alone = (bucket_of(1), 20_000_000, 20_000_000, 0, 10)
+        fleet.fold(
+            PoolState(
+                sequence=len(served), served=[alone, *served], paced=[row], **head
+            ),
+            2000,
+        )
+    settings, store = read_settings(settings_path), Store(Folder(str(tmp_path)))
+    store.claim()
+    state = State("hashing", Learned(settings.deployment().trainer.memory), fleet=fleet)
+    Saver(store).save(state, 3000)
+
+    found = speeds_of(tmp_path, settings)
+
+    assert found["small-us"].sequences_max == 4
+    assert found["small-eu"].sequences_max == WITHOUT_END
+    assert found["small-us"].fixed_s == pytest.approx(0.02)
 
 
 def test_the_same_seed_gives_the_same_bits_and_every_request_is_counted(site):

@@ -140,6 +140,36 @@ def test_capacity_that_callers_learned_is_that_of_all_of_them():
     assert (known.of.by, known.reports.held) == ("callers", 8.0)
 
 
+def paced(per_token_us=20_000):
+    """Ten answers that found room: prompts of 100 tokens, a first token after 0.3 s, nine more."""
+    return [(bucket_of(1), 10, 10, 1000, 100_000, 3_000_000, 300_000_000, 90, 90 * per_token_us)]
+
+
+def test_how_fast_answers_are_is_learned_from_callers_also_where_a_page_says_the_rest():
+    """
+    Of the model that it is now: the other's speed is left with it. It survives a snapshot.
+    """
+    caller = {"source": B, "replica": f"host:1{FROM}{B}", "by": "callers", "served": [ALONE]}
+    fleet = folded(
+        record(served=[ALONE, FULL]),
+        record(**caller, paced=paced()),
+        record(**caller, sequence=1, at_ms=NOON_MS + 1000, model="n", paced=paced(50_000)),
+    )
+
+    for one in (fleet, FleetState(fleet.pack())):
+        known = capacities(one, FIRST_TOKEN_S)["p"].of
+        assert known.by == "page"
+        assert known.speed is not None
+        assert known.speed.token_s == pytest.approx(0.05)
+        assert known.speed.first_s == pytest.approx(0.3)
+    assert learned().of.speed is None
+
+
+def test_at_once_are_those_that_are_worked_on_while_others_wait():
+    assert learned().of.service.at_once == pytest.approx(4.0)
+    assert of(record(served=[ALONE])).of.service.at_once == 0.0
+
+
 @pytest.mark.parametrize("changed", [{"model": "n"}, {"gpu": "h100"}, {"version": "2"}])
 def test_another_model_gpu_or_version_is_learned_anew(changed):
     fleet = folded(

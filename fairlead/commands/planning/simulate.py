@@ -39,7 +39,11 @@ def simulate(
         Path | None, typer.Option(help="What happens meanwhile (TOML), see docs/planning.md.")
     ] = None,
     snapshot: Annotated[
-        Path | None, typer.Option(help="Folder of a live site's snapshots: begin with its means.")
+        Path | None,
+        typer.Option(
+            help="Folder of a live site's snapshots: begin with its means, and with how fast pools "
+            "of real servers were."
+        ),
     ] = None,
     cold: Annotated[bool, typer.Option("--cold", help="Routers begin without knowledge.")] = False,
     autoscale: Annotated[
@@ -61,10 +65,11 @@ def simulate(
         from load.planning.questions import questions_of
         from load.planning.simulating import SimulateOptions, added_up
         from load.planning.site import site_of
-        from load.planning.snapshot import means_of
+        from load.planning.snapshot import means_of, speeds_of
         from load.planning.summary import summed_up
 
-        site = site_of(settings_of(settings))
+        stated = settings_of(settings)
+        site = site_of(stated, learned=None if snapshot is None else speeds_of(snapshot, stated))
         parts = parts_of(trace, rate=rate, length=length, from_s=from_s, to_s=to_s, seed=seed)
         questions = questions_of(site.catalogue, outcomes, parts)
         happening = Events() if events is None else read_events(events, site)
