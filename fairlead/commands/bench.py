@@ -299,14 +299,22 @@ def bench_vllm(
     python: Annotated[Path, typer.Option(help="Of the environment that vLLM is installed in.")],
     model: Annotated[Path, typer.Option(help="The model's folder.")],
     picture: Annotated[Path | None, typer.Option(help="Where to save a picture.")] = None,
+    simulated_only: Annotated[
+        bool, typer.Option("--simulated-only", help="Live against simulated alone.")
+    ] = False,
     port: Annotated[int, typer.Option(min=1, max=65533, help="And the next two.")] = 7502,
     as_json: JsonOption = False,
 ) -> None:
-    """Overload, scale, kill and stop engines of a real vLLM: see `make vllm-pools`."""
-    from load.bench.pools.vllm import bench, scenario
+    """Overload, scale, kill and stop engines of a real vLLM; simulate one: `make vllm-pools`."""
+    from fairlead.channels import connect
+    from load.bench.pools.vllm import bench, compared, scenario
 
     options = scenario.VllmBench(python=python.absolute(), model=model.absolute(), port=port)
-    measured(lambda say: bench.measure(options, say, picture), as_json)
+    beside = compared.Compared(port=port)
+    if simulated_only:
+        measured(lambda say: compared.compared(options, beside, connect, say), as_json)
+    else:
+        measured(lambda say: bench.measure(options, beside, connect, say, picture), as_json)
 
 
 @bench_app.command("operate")

@@ -5,18 +5,25 @@ from __future__ import annotations
 import asyncio
 import time
 import zipfile
+from pathlib import Path
 
 import aiohttp
+import numpy as np
 import pytest
 
 from infra.autoscaling.live.replicas import ReplicaCount
+from infra.emulator.performance import Performance
 from infra.pools.ports import free_ports
+from learners.speed import Speed
 from load.bench.pools.bench import by_figure, carried, overloaded
 from load.bench.pools.callers import Asked, Callers
 from load.bench.pools.scenario import TRUE_PER_S, PoolsBench
 from load.bench.pools.server import StandIn
+from load.bench.pools.vllm.compared import Compared, apart
 from load.bench.pools.vllm.install import requirements
+from load.bench.pools.vllm.scenario import LARGE, SMALL, VllmBench, settings_text
 from load.bench.pools.vllm.watching import Seen, changes, measured_per_s
+from load.data.traces import Trace
 
 OPTIONS = PoolsBench(kinds=("vllm",), overload_per_s=10.0, settled_s=30.0, overload_s=50.0)
 GREW = [ReplicaCount(0.0, {"vllm": 1}), ReplicaCount(40.0, {"vllm": 2})]
@@ -145,3 +152,26 @@ def test_what_vllm_requires_is_read_without_torch_and_extras(tmp_path):
         file.writestr("w-1.dist-info/METADATA", text)
 
     assert requirements(wheel) == ["numpy>=2"]
+
+
+def test_what_is_simulated_as_learned_is_laid_beside_what_was_live(tmp_path):
+    """
+    Prompts are as long as the engine counts them: four bytes of a caller's token are four of its.
+    """
+    engine = VllmBench(python=Path("python"), model=Path("tiny"), answer_tokens=0)
+    path, options = tmp_path / "fairlead.toml", Compared(warm_up_s=0.0)
+    path.write_text(settings_text(tmp_path, engine, pools=(LARGE,)))
+    trace = Trace("one", np.array([0.0, 100.0]), np.full(2, 250), np.full(2, 50))
+    learned = Performance.of_speed(
+        Speed(first_s=0.5, first_s_per_prompt_token=1e-3, token_s=0.01, token_s_per_held=0.0,
+              held=1.0, answers=100), 4,
+    )  # fmt: skip
+    first_ms = 500.0 + 4 * 250 + len("user: \nassistant: ")
+
+    found = apart(
+        {"ttft_ms": {"p50": 2 * first_ms, "p99": first_ms}}, trace, path, learned, options
+    )
+
+    assert found["ttft_p50"] == pytest.approx(-0.5, abs=0.001)
+    assert found["ttft_p99"] == pytest.approx(0.0, abs=0.002)
+    assert "max_tokens" not in path.read_text() and SMALL not in path.read_text()

@@ -140,9 +140,7 @@ def test_what_was_learned_is_read_from_the_newest_snapshot(settings_path, tmp_pa
                 "model": "m", "by": "callers", "replica": f"h:1{FROM}{'a' * 16}"}  # fmt: skip
         alone = (bucket_of(1), 20_000_000, 20_000_000, 0, 10)
         fleet.fold(
-            PoolState(
-                sequence=len(served), served=[alone, *served], paced=[row], **head
-            ),
+            PoolState(sequence=len(served), served=[alone, *served], paced=[row], **head),
             2000,
         )
     settings, store = read_settings(settings_path), Store(Folder(str(tmp_path)))

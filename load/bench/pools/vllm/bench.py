@@ -7,6 +7,7 @@
     killed            answers while an engine of one model died, with another model beside it, and
                       seconds until it had a successor
     stopped           the same while one hung
+    live_vs_simulated first tokens simulated by what was learned, over live (`compared`)
 
 The engines answer noise, quickly (see `tiny_model`); scheduler, server, pages and priorities are
 the real ones. All of them share this machine's cores with Fairlead and with the callers, so what an
@@ -32,11 +33,13 @@ from infra.autoscaling.live.planning import read_record
 from infra.cluster.cluster import Running, local_ray, running
 from infra.settings.settings import read_settings
 from load.bench.pools.callers import Asked, Callers
+from load.bench.pools.vllm.compared import Compared, compared
 from load.bench.pools.vllm.engines import kill, saturated_per_s, stopped
 from load.bench.pools.vllm.picture import Story, draw
 from load.bench.pools.vllm.scenario import LARGE, SLOTS, SMALL, VllmBench, scaling, settings_text
 from load.bench.pools.vllm.watching import Watched, changes, measured_per_s, watching
 from load.errors import LoopStuck
+from load.replay.targets import Connect
 
 LOOK_S, BREAK_AFTER_S, PATIENCE_S = 0.5, 10.0, 300.0
 CRITICALITIES = ("sheddable", "critical", "critical_plus")
@@ -85,9 +88,20 @@ class Run:
 
 
 def measure(
+    options: VllmBench,
+    beside: Compared,
+    connect: Connect,
+    say: Callable[[str], None],
+    picture: Path | None = None,
+) -> dict[str, Any]:
+    """Run all, in a quarter of an hour. Raises ClusterFailed and LoopStuck."""
+    return pushed(options, say, picture) | compared(options, beside, connect, say)
+
+
+def pushed(
     options: VllmBench, say: Callable[[str], None], picture: Path | None = None
 ) -> dict[str, Any]:
-    """Run all, in about seven minutes. Raises ClusterFailed and LoopStuck."""
+    """Engines past their limit, killed and stopped, in about eight minutes."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "fairlead.toml"
         path.write_text(settings_text(path.parent, options))

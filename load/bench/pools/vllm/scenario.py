@@ -11,6 +11,7 @@ each request's criticality.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from infra.settings.scaling_options import AutoscalingOptions
 from load.bench.settings import head
 
 SMALL, LARGE = "small", "large"
-SLOTS = {SMALL: 2, LARGE: 4}
+SLOTS, QUALITY = {SMALL: 2, LARGE: 4}, {SMALL: 0.8, LARGE: 0.7}
 REPLICAS_MAX = {SMALL: 2, LARGE: 1}
 GPU, GPUS = "l4", 3
 STEP_S = 1.0
@@ -54,7 +55,7 @@ class VllmBench:
 
     python: Path  # of vLLM's environment
     model: Path
-    answer_tokens: int = 200
+    answer_tokens: int = 200  # of every answer; 0: as many as its caller says
     overload: float = 2.0  # times what one engine of SMALL was measured to do
     measured_s: float = 12.0  # of asking as much as fits, to know that
     overload_s: float = 40.0  # once as many engines as there may be answer
@@ -67,29 +68,32 @@ class VllmBench:
     port: int = 7502
 
 
-def settings_text(folder: Path, options: VllmBench) -> str:
+def settings_text(
+    folder: Path, options: VllmBench, pools: Sequence[str] = (SMALL, LARGE), port: int = 0
+) -> str:
     """The settings."""
     gpu = f'[[gpus]]\nname = "{GPU}"\nusd_per_hour = 0.4\nstartup_s = 5\navailable = {GPUS}\n'
-    pools = (_pool(name, quality, options) for name, quality in ((SMALL, 0.8), (LARGE, 0.7)))
-    return "\n".join([head(folder, options.port), gpu, *pools])
+    entries = (_pool(name, options) for name in pools)
+    return "\n".join([head(folder, port or options.port), gpu, *entries])
 
 
-def _pool(name: str, quality: float, options: VllmBench) -> str:
+def _pool(name: str, options: VllmBench) -> str:
+    length = f", max_tokens = {options.answer_tokens}" if options.answer_tokens else ""
     environment = [f"{key}={value}" for key, value in ENVIRONMENT.items()]
     engine = [str(options.python), "-m", "vllm.entrypoints.openai.api_server"]
     served = ["--model", str(options.model), f"--max-num-seqs={SLOTS[name]}", *ARGUMENTS]
     command = ["/usr/bin/env", *environment, *engine, *served, "--host={host}", "--port={port}"]
     return f"""[[models]]
 name = "{name}"
-quality = {quality}
-output_tokens = {options.answer_tokens}
+quality = {QUALITY[name]}
+output_tokens = {options.answer_tokens or 100}
 [[pools]]
 name = "{name}"
 model = "{name}"
 backend = "openai"
 upstream_model = "tiny"
 priority = true
-extra = {{ ignore_eos = true, max_tokens = {options.answer_tokens} }}
+extra = {{ ignore_eos = true{length} }}
 gpu = "{GPU}"
 replicas = 1
 replicas_min = 1
