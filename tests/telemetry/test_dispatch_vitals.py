@@ -1,0 +1,57 @@
+"""What a dispatcher reports of servers that it calls: what they held, and how fast they answered."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from learners.held import Stated
+from learners.service import bucket_of
+from serve.deploy.dispatch_vitals import DispatchVitals
+from streams.telemetry.records import PoolState, decode, encode
+from streams.telemetry.window import Reporter
+
+NOW_MS = 1_790_000_000_000
+
+
+def attempt(**used):
+    """Answered after two seconds, the first token after half of one; the reader held it up for one."""
+    used = {"prompt_tokens": 400, "output_tokens": 11, "cached_tokens": 100} | used
+    return SimpleNamespace(
+        kind="first", place=SimpleNamespace(pool="p"), decided=SimpleNamespace(pool="p"),
+        lease=SimpleNamespace(address="h:1", found=3), tenant="", used=SimpleNamespace(**used),
+        settled=SimpleNamespace(outcome="answered", took_ms=3000.0), held_up_s=1.0,
+        began_s=10.0, first_s=10.5,
+    )  # fmt: skip
+
+
+def reported(*attempts) -> PoolState:
+    vitals = DispatchVitals(
+        SimpleNamespace(status=lambda now_s: []),
+        SimpleNamespace(status=lambda now_s: {}),
+        lambda: [SimpleNamespace(pool="p", model="m", gpu="", region="", stated=Stated())],
+        lambda tenant, tokens: None,
+        "a" * 16,
+        lambda: 0.0,
+    )
+    for one in attempts:
+        vitals.note(one)
+    reporter = Reporter("a" * 16, NOW_MS)
+    records = vitals.take(reporter, reporter.window(NOW_MS + 1000))
+    [found] = [r for r in records if isinstance(r, PoolState)]
+    return decode(encode([found])[0][1])
+
+
+def test_how_fast_a_server_answered_is_reported_by_what_it_held():
+    """
+    Of the prompt what was read, and nothing of the time that the reader held it up.
+    """
+    assert reported(attempt()).paced == [
+        (bucket_of(3), 1, 3, 300, 90_000, 500_000, 150_000_000, 10, 1_500_000)
+    ]
+
+
+def test_an_answer_that_does_not_say_how_long_it_is_tells_nothing_of_its_speed():
+    found = reported(attempt(output_tokens=-1), attempt(prompt_tokens=-1))
+
+    assert found.paced == []
+    assert found.served[0][-1] == 2
