@@ -176,6 +176,13 @@ class PoolPlan:
         gt=0,
         le=86_400,
     )
+    power_url: str = option(
+        "",
+        "openai: the page of NVIDIA's DCGM exporter on its servers' machine, such as "
+        "http://{host}:9400/metrics; {host} is the server's. Empty: of `command`, what NVML says; "
+        "else by the figures of its GPU.",
+        max_length=2000,
+    )
     upstream_model: str = option("", "The model's name there, if other.", max_length=200)
     server: ServerOptions = ServerOptions()
     gpu: GpuType | None = None

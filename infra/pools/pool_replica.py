@@ -31,6 +31,8 @@ from infra.pools.emulated_server import EmulatedServer
 from infra.pools.pool_vitals import EmulatedMeter, Meter, PoolVitals
 from infra.pools.server_process import ServerProcess, ServerProcessOptions
 from infra.pools.site import LocalSite
+from infra.pools.url_watch import exporter_power
+from infra.server_metrics.power import NvmlPower
 from infra.server_metrics.server_meter import ServerMeter
 from serve.addresses import joined
 from serve.deploy.deployment import GRACE_S, now_ms
@@ -93,7 +95,7 @@ class Started:
     def __init__(self, plan: PoolPlan, host: str) -> None:
         options = ServerProcessOptions(ready_s_max=plan.ready_s_max)
         self._process, self._drain_s = ServerProcess(plan.command, host, options), plan.drain_s
-        self.address = self._process.address
+        self.host, self.address = host, self._process.address
 
     async def start(self) -> None:
         """Start it and wait until it answers. Raises ServerFailed."""
@@ -104,6 +106,10 @@ class Started:
         if not await self._process.drain(self._drain_s):
             logger.warning("%s is ended although somebody is still connected", self.address)
         await self._process.stop()
+
+    def runs(self, pid: int) -> bool:
+        """Whether a process is one of the program's."""
+        return self._process.has(pid)
 
     def problem(self) -> str:
         """Whether it has died."""
@@ -156,7 +162,8 @@ class PoolDeployment:
             return EmulatedMeter(identity, server.server, target)
         identity = plan.identity(server.address)
         url = f"http://{server.address}/metrics"
-        return ServerMeter(identity, plan.stated, url, self._session, time.monotonic)
+        power = exporter_power(plan, server.host, self._session) or NvmlPower(server.runs)
+        return ServerMeter(identity, plan.stated, url, self._session, time.monotonic, power=power)
 
     async def _tell(self) -> None:
         """Register this replica, again and again, until it stops."""

@@ -71,6 +71,12 @@ class ServerProcess:
         """Whether the process is there."""
         return self._process is not None and self._process.returncode is None
 
+    def has(self, pid: int) -> bool:
+        """Whether a process is this one or was started by it."""
+        with contextlib.suppress(OSError):
+            return self._process is not None and os.getpgid(pid) == self._process.pid
+        return False
+
     async def start(self) -> None:
         """Start it and wait until it answers. Raises ServerFailed; nothing is left behind then."""
         try:

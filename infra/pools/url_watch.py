@@ -14,6 +14,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 import aiohttp
 import ray
@@ -21,6 +22,8 @@ import ray
 from infra.capacity.fleet import PoolPlan
 from infra.pools.pool_vitals import PoolVitals
 from infra.pools.site import LocalSite
+from infra.server_metrics.fetch import Text
+from infra.server_metrics.power import ExporterPower, not_metered
 from infra.server_metrics.server_meter import ServerMeter
 from serve.deploy.deployment import now_ms
 
@@ -38,10 +41,22 @@ def meters_of(plans: Sequence[PoolPlan], session: aiohttp.ClientSession) -> list
             time.monotonic,
             token=plan.server.api_key,
             runs=False,
+            power=exporter_power(plan, urlsplit(url).hostname or "", session) or not_metered,
         )
         for plan in plans
         for url in plan.urls
     ]
+
+
+def exporter_power(
+    plan: PoolPlan, host: str, session: aiohttp.ClientSession
+) -> ExporterPower | None:
+    """What the exporter beside a server says; None where none is stated."""
+    if not plan.power_url:
+        return None
+    shown = f"[{host}]" if ":" in host else host
+    page = Text(session, plan.power_url.replace("{host}", shown), time.monotonic)
+    return ExporterPower(page, plan.gpus_per_replica)
 
 
 def address_of(url: str) -> str:

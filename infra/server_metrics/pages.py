@@ -176,6 +176,19 @@ class _Samples:
 
 def read_page(text: str) -> Reading:
     """What a page says. Raises PageUnreadable."""
+    samples = _samples(text)
+    for kind in KINDS:
+        if samples.first(kind.running):
+            return _reading(kind, samples)
+    raise PageUnreadable(f"it has none of the metrics {', '.join(k.running[0] for k in KINDS)}")
+
+
+def power_of(text: str) -> list[float]:
+    """Watts of each GPU on a page of NVIDIA's DCGM exporter. Raises PageUnreadable."""
+    return _samples(text).values.get(POWER, [])
+
+
+def _samples(text: str) -> _Samples:
     samples = _Samples()
     try:
         for family in text_string_to_metric_families(_ours(text)):
@@ -183,10 +196,7 @@ def read_page(text: str) -> Reading:
                 samples.add(sample)
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise PageUnreadable(f"it is no Prometheus page: {error}") from None
-    for kind in KINDS:
-        if samples.first(kind.running):
-            return _reading(kind, samples)
-    raise PageUnreadable(f"it has none of the metrics {', '.join(k.running[0] for k in KINDS)}")
+    return samples
 
 
 def _ours(text: str) -> str:

@@ -8,15 +8,17 @@ the rest (`streams.telemetry.pool_reports`). What can't be had is said once in t
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import aiohttp
 
 from infra.errors import PageUnreadable
 from infra.server_metrics.fetch import Page
 from infra.server_metrics.pages import Reading
+from infra.server_metrics.power import Power, not_metered
 from infra.server_metrics.since import since
 from learners.held import HeldRequests, Stated
 from streams.telemetry.pool_window import PoolWindow, ReplicaIdentity
@@ -40,12 +42,14 @@ class ServerMeter:
         *,
         token: str | None = None,
         runs: bool = True,
+        power: Power = not_metered,
     ) -> None:
         """`url` is the page's; `identity.replica` the server's address, as callers name it.
 
-        `runs`: it is known that the server runs, whatever its page says.
+        `runs`: it is known that the server runs, whatever its page says. `power` is what its GPUs
+        draw, where the page does not say so.
         """
-        self._runs = runs
+        self._runs, self._power = runs, power
         self._window, self._held = PoolWindow(identity), HeldRequests(stated)
         self._where, self._page = (
             f"{identity.pool} at {identity.replica}",
@@ -61,13 +65,17 @@ class ServerMeter:
 
         None where nothing is known.
         """
-        reading = await self._read() if state != "starting" else None
+        reading, watts = None, None
+        if state != "starting":
+            reading, watts = await asyncio.gather(self._read(), self._power())
         window = ends()
         if reading is None and not self._runs:
             return None
         if reading is None:
-            return PoolState(by="callers", state=state, **self._window.take(reporter, window))
-        return self._record(reading, reporter, window, state)
+            metered = _metered(watts, window)
+            taken = self._window.take(reporter, window)
+            return PoolState(by="callers", state=state, **taken | metered)
+        return self._record(reading, watts, reporter, window, state)
 
     async def _read(self) -> Reading | None:
         try:
@@ -81,7 +89,12 @@ class ServerMeter:
         return reading
 
     def _record(
-        self, reading: Reading, reporter: Reporter, window: tuple[int, int], state: State
+        self,
+        reading: Reading,
+        watts: float | None,
+        reporter: Reporter,
+        window: tuple[int, int],
+        state: State,
     ) -> PoolState:
         new, self._last = since(self._last, reading), reading
         held, window_ms = reading.running + reading.waiting, window[1] - window[0]
@@ -90,10 +103,8 @@ class ServerMeter:
         self._window.count_tokens(new.output_tokens)
         self._window.count_latencies(new.ttft_ms or {}, new.tpot_ms or {})
         fields |= self._window.take(reporter, window)
-        if reading.watts is None:
-            fields |= self._held.power(held, window_ms)
-        else:
-            fields |= {"watts": reading.watts, "joules": reading.watts * window_ms / 1000.0}
+        watts = reading.watts if reading.watts is not None else watts
+        fields |= _metered(watts, window) or self._held.power(held, window_ms)
         return PoolState(
             by="page",
             state=state,
@@ -106,3 +117,10 @@ class ServerMeter:
             preempted=new.preempted,
             **fields,
         )
+
+
+def _metered(watts: float | None, window: tuple[int, int]) -> dict[str, Any]:
+    """The fields of power that was measured; none where it was not."""
+    if watts is None:
+        return {}
+    return {"watts": watts, "joules": watts * (window[1] - window[0]) / 1000.0}

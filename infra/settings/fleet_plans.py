@@ -158,7 +158,7 @@ def _check_backend(pool: PoolPlan, place: PoolPlace, where: str) -> None:
     if pool.backend != "openai" and (pool.server.priority or not pool.server.stream):
         asked = "priority" if pool.server.priority else "stream = false"
         raise OptionRefused(f"{where}.backend", pool.backend, f"openai where {asked} is set")
-    figures = ("requests_per_s", "tokens_per_s", "concurrency_max")
+    figures = ("requests_per_s", "tokens_per_s", "concurrency_max", "power_url")
     stated = [name for name in figures if getattr(pool, name)]
     if pool.backend != "openai" and stated:
         raise OptionRefused(f"{where}.backend", pool.backend, f"openai where {stated[0]} is set")
@@ -172,6 +172,13 @@ def _check_backend(pool: PoolPlan, place: PoolPlace, where: str) -> None:
     if bool(pool.urls) == bool(pool.command):
         given = "both given" if pool.urls else "both missing"
         raise OptionRefused(f"{where}.urls and command", given, "one of the two")
+    _check_urls(pool, where)
+
+
+def _check_urls(pool: PoolPlan, where: str) -> None:
+    """That its servers, and who measures their power, can be called."""
+    if pool.power_url and not pool.power_url.startswith(("http://", "https://")):
+        raise OptionRefused(f"{where}.power_url", pool.power_url, "http://… or https://…")
     try:
         for url in pool.urls or ("http://127.0.0.1/v1",):
             OpenAiOptions.of(pool.server, url=url, model=pool.model)

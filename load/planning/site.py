@@ -130,7 +130,7 @@ def _simulated(entry: Any, learned: Collection[str], assumed: list[str]) -> Any:
         return entry
     by_gpu = entry.gpu and entry.name not in learned
     changed: dict[str, Any] = {"urls": (), "command": (), "priority": False, "stream": True}
-    changed |= dict.fromkeys(("requests_per_s", "tokens_per_s"), 0.0) | {"concurrency_max": 0}
+    changed |= {"requests_per_s": 0.0, "tokens_per_s": 0.0, "concurrency_max": 0, "power_url": ""}
     changed["backend"] = "emulated" if by_gpu else "none"
     if entry.urls:
         changed["replicas"] = min(len(entry.urls), entry.replicas_max)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import aiohttp
 import pytest
 
 from infra.errors import PageUnreadable
-from infra.server_metrics.fetch import PAGE_BYTES_MAX, Page
+from infra.server_metrics.fetch import PAGE_BYTES_MAX, Page, Text
 from infra.server_metrics.pages import KINDS, read_page
+from infra.server_metrics.power import ExporterPower, NvmlPower, not_metered
 from infra.server_metrics.server_meter import ServerMeter
 from infra.server_metrics.since import since
 from learners.held import Stated
@@ -270,15 +273,18 @@ def test_a_page_that_is_not_there_is_asked_for_again_half_a_minute_later():
 NOTHING = Stated()
 
 
-def records(*answers, runs=True, stated=NOTHING):
+def records(*answers, runs=True, stated=NOTHING, power=lambda *of: not_metered, **others):
     """What a meter reports of a server that gives these answers, a second apart."""
 
     async def all_of_them():
         reporter, at_ms = Reporter("a" * 16, LOOKED_MS), [LOOKED_MS]
-        server = Server(None)
+        server = Server(None, **others)
         async with server, aiohttp.ClientSession() as session:
+            of_power = power(session, server)
             identity = ReplicaIdentity(pool="p", model="m", replica="host:1", gpu="l4")
-            meter = ServerMeter(identity, stated, server.url, session, lambda: 0.0, runs=runs)
+            meter = ServerMeter(
+                identity, stated, server.url, session, lambda: 0.0, runs=runs, power=of_power
+            )
             found = []
             for server.answer in answers:
                 at_ms[0] += 1000
@@ -309,6 +315,79 @@ def test_power_that_is_metered_beside_the_page_is_taken_as_metered():
     [record] = records(said((page("tgi") + dcgm).encode()), stated=Stated(busy_w=70.0))
 
     assert (record.watts, record.watts_from) == (102.0, "measured")
+
+
+DCGM = 'DCGM_FI_DEV_POWER_USAGE{gpu="0"} 60\nDCGM_FI_DEV_POWER_USAGE{gpu="1"} 40\n'
+
+
+@pytest.mark.parametrize(
+    ("said_of_power", "expected"),
+    [(DCGM, (100.0, "measured")), ("", (70.0, "figures")), ("{", (70.0, "figures"))],
+)
+def test_power_is_what_the_exporter_beside_a_server_says(said_of_power, expected):
+    """
+    Of as many GPUs as the server has, by the mean of those on the page; else by the GPU's figures.
+    """
+
+    def power(session, server):
+        text = Text(session, server.url.replace("/metrics", "/dcgm"), lambda: 0.0)
+        return ExporterPower(text, gpus=2)
+
+    answer, others = said(page("tgi").encode()), {"dcgm": said(said_of_power.encode())}
+    [record] = records(answer, stated=Stated(busy_w=70.0), power=power, **others)
+
+    assert (record.watts, record.watts_from) == expected
+
+
+class Nvml(SimpleNamespace):
+    """NVIDIA's library, as far as it is asked: two GPUs, and one process on each."""
+
+    NVMLError = OSError
+
+    def __init__(self, *pids):
+        super().__init__(pids=pids, nvmlInit=lambda: None)
+
+    def nvmlDeviceGetCount(self):
+        return len(self.pids)
+
+    def nvmlDeviceGetHandleByIndex(self, index):
+        return index
+
+    def nvmlDeviceGetComputeRunningProcesses(self, device):
+        return [SimpleNamespace(pid=self.pids[device])]
+
+    def nvmlDeviceGetPowerUsage(self, device):
+        if self.pids[device] == 13:
+            raise OSError("insufficient permissions")
+        return 1000 * (100 + device)
+
+
+@pytest.mark.parametrize(
+    ("pids", "expected"),
+    [
+        ((7, 8), (201.0, "measured")),
+        ((1, 8), (101.0, "measured")),
+        ((1, 2), (70.0, "figures")),  # others' alone
+        ((7, 13), (70.0, "figures")),
+        (None, (70.0, "figures")),  # no driver
+    ],
+)
+def test_power_is_what_nvml_says_of_the_gpus_that_the_servers_processes_run_on(
+    pids, expected, monkeypatch
+):
+    """
+    With a page or without one; nothing that the library does is felt by the server's records.
+    """
+    monkeypatch.setitem(sys.modules, "pynvml", None if pids is None else Nvml(*pids))
+
+    def power(session, server):
+        return NvmlPower(lambda pid: pid in (7, 8, 13))
+
+    stated = Stated(busy_w=70.0)
+    paged, alone = records(said(page("tgi").encode()), said(b"", 404), stated=stated, power=power)
+
+    assert (paged.watts, paged.watts_from) == expected
+    assert (alone.by, alone.watts) == ("callers", 0.0 if expected[1] == "figures" else expected[0])
 
 
 def test_while_a_page_cannot_be_had_it_is_said_only_that_the_replica_is_there(monkeypatch):
