@@ -567,7 +567,7 @@ urls = ["http://localhost/v1"]
 OF_SERVERS = {
     "pools.urls", "pools.command", "pools.upstream_model", "pools.api_key", "pools.extra",
     "pools.priority", "pools.stream", "pools.requests_per_s", "pools.tokens_per_s",
-    "pools.concurrency_max", "pools.drain_s",
+    "pools.concurrency_max", "pools.drain_s", "pools.power_url",
 }  # fmt: skip
 BESIDE = {  # what has to be there for a key to have an effect
     "pools.load_s": {"residency": "cold"},
@@ -606,6 +606,7 @@ OTHER = {  # where another value is not found by moving away from the default
     "pools.replicas_min": 1,
     "pools.urls": ["http://elsewhere/v1"],
     "pools.command": ["serve"],
+    "pools.power_url": "http://elsewhere:9400/metrics",
     "pools.extra": {"top_k": 5, "nested": {"a": [1]}},
     "models.supports": ["tools", "text"],
     "budgets.scope": "model",
