@@ -161,7 +161,7 @@ def _full_from(sums: list[Sums], noise: float) -> int | None:
         return bucket_of(waited[0].held_s / waited[0].seconds)
     if not _levels_off(sums, noise):
         return None
-    fastest = max(map(_rate, _known(sums)))
+    fastest = max(_surely(of, noise) for of in _known(sums))
     busy = (of for of in sums if _at_least(of, FULL_SHARE * fastest))
     first = next(busy, sums[-1])
     return bucket_of(first.held_s / first.seconds)

@@ -127,7 +127,7 @@ class _Server:
         if attempt.settled.outcome in {"answered", "unsure"}:
             used = attempt.used
             took_s = max(0.0, attempt.settled.took_ms / 1000.0 - attempt.held_up_s)
-            self._held.answer(attempt.lease.found, took_s)
+            self._held.answer(attempt.lease.waited_for, took_s)
             self._note_speed(attempt, took_s)
             new = (1, max(used.prompt_tokens, 0), max(used.output_tokens, 0))
             self._counts = [a + b for a, b in zip(self._counts, new, strict=True)]
@@ -155,7 +155,7 @@ class _Server:
             return
         first_s = min(attempt.first_s - attempt.began_s, took_s)
         self._speeds.count(
-            attempt.lease.found,
+            attempt.lease.waited_for,
             max(1, used.prompt_tokens - used.cached_tokens),
             first_s,
             later_tokens=used.output_tokens - 1,

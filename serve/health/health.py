@@ -114,8 +114,8 @@ class EndpointLease:
     """One attempt at one endpoint, to be finished by exactly one of three calls."""
 
     __slots__ = (
-        "_began_s", "_begun", "_endpoint", "_finished", "_pool", "_stint", "_tokens", "_waiting",
-        "found", "probe",
+        "_began_s", "_begun", "_endpoint", "_finished", "_pool", "_stint", "_tokens", "_turn",
+        "_waiting", "found", "probe",
     )  # fmt: skip
 
     def __init__(
@@ -135,11 +135,17 @@ class EndpointLease:
         pool.in_flight += 1
         endpoint.in_flight += 1
         self.found = endpoint.in_flight  # requests there with it, this one included
+        self._turn = endpoint.turns.begin()
 
     @property
     def address(self) -> str:
         """Where to send the attempt."""
         return self._endpoint.address
+
+    @property
+    def waited_for(self) -> int:
+        """Those found there, this one included, less those ahead of it that left: see `turns`."""
+        return max(1, self.found - self._turn.passed)
 
     def first_token(self, now_s: float) -> None:
         """Note that the first token has come."""
@@ -161,7 +167,7 @@ class EndpointLease:
         `was_late`: the wait for its first token was given up. It counts as one of that length at
         least, otherwise the longest waits would be missing and the limit would stay too short.
         """
-        self._finish()
+        self._leave()
         self._count(kind)
         if was_late and self._waiting:
             self._note_wait(now_s - self._began_s, now_s)
@@ -185,7 +191,7 @@ class EndpointLease:
 
     def overloaded(self, now_s: float, kind: str, *, pause_s: float) -> None:
         """Finish: the endpoint wants to be left alone for so long. Being busy is no failure."""
-        self._finish()
+        self._leave()
         self._count(kind)
         until_s = now_s + min(pause_s, PAUSE_S_MAX)
         self._endpoint.paused_until_s = max(self._endpoint.paused_until_s, until_s)
@@ -200,7 +206,7 @@ class EndpointLease:
         If it had waited beyond the hedging delay it counts as a wait of that length. Otherwise
         the longest waits, which hedging cuts short, would be missing, and the delay would shrink.
         """
-        self._finish()
+        self._leave()
         self._endpoint.cancelled += 1
         self._pool.cancelled += 1
         waited_s = now_s - self._began_s
@@ -211,6 +217,10 @@ class EndpointLease:
 
     def _note_wait(self, wait_s: float, now_s: float) -> None:
         self._pool.note_wait(self._endpoint, wait_s, now_s=now_s, prompt_tokens=self._tokens)
+
+    def _leave(self) -> None:
+        self._finish()
+        self._turn.leave()
 
     def _finish(self) -> None:
         assert not self._finished, "a lease is finished once"

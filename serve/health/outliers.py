@@ -30,6 +30,7 @@ from typing import Literal
 
 from learners.option import option
 from serve.health.first_token import Pace
+from serve.health.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -105,14 +106,15 @@ class Endpoint:
     __slots__ = (
         "address", "backoff", "begun", "cancelled", "ejected", "ejections", "failed_latest",
         "failures", "failures_in_a_row", "in_flight", "judged_latest", "out", "pace",
-        "paused_until_s", "readmitted_s", "stint", "successes", "until_s",
+        "paused_until_s", "readmitted_s", "stint", "successes", "turns",
+        "until_s",
     )  # fmt: skip
 
     def __init__(self, address: str) -> None:
         self.address = address
         self.in_flight = self.begun = self.successes = self.cancelled = 0
         self.failures: dict[str, int] = {}  # by kind
-        self.pace = Pace()
+        self.pace, self.turns = Pace(), Turns()
         self.stint = 0  # goes up whenever it comes back or leaves the pool
         self.out = self.ejected = False
         self.until_s = self.readmitted_s = 0.0

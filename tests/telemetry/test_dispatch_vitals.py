@@ -18,7 +18,7 @@ def attempt(**used):
     used = {"prompt_tokens": 400, "output_tokens": 11, "cached_tokens": 100} | used
     return SimpleNamespace(
         kind="first", place=SimpleNamespace(pool="p"), decided=SimpleNamespace(pool="p"),
-        lease=SimpleNamespace(address="h:1", found=3), tenant="", used=SimpleNamespace(**used),
+        lease=SimpleNamespace(address="h:1", waited_for=3), tenant="", used=SimpleNamespace(**used),
         settled=SimpleNamespace(outcome="answered", took_ms=3000.0), held_up_s=1.0,
         began_s=10.0, first_s=10.5,
     )  # fmt: skip

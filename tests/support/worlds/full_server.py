@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from learners.held import HeldRequests, Stated
+from serve.health.turns import Turn, Turns
 from streams.telemetry.capacity import Capacity, capacities
 from streams.telemetry.fleet_state import FleetState
 from streams.telemetry.pool_reports import FROM
@@ -24,6 +25,7 @@ from streams.telemetry.records import PoolState
 from streams.telemetry.window import Reporter
 
 LAG_S = 2
+Held = tuple[float, float, int, float, Turn]  # ends, came, found, began (never: inf), its turn
 FIRST_TOKEN_S = 2.0
 NOON_MS = 1_790_000_000_000
 
@@ -62,7 +64,7 @@ def run(
 ) -> Run:
     """Requests at random times (Poisson); `spread` of answers' lengths, to either side.
 
-    At `faster_at_s` answers begin to take half as long.
+    At `faster_at_s` answers begin to take half as long. Who has waited for `patience_s` leaves.
     """
     rng, found = np.random.default_rng(seed), Run()
     meter, fleet = HeldRequests(stated or Stated()), FleetState()
@@ -71,7 +73,8 @@ def run(
     reporter = Reporter("a" * 16, NOON_MS)
     arrivals = np.cumsum(rng.exponential(1.0 / per_s, int(per_s * seconds * 1.5)))
     free = [0.0] * slots  # when each slot is free
-    under_way: list[tuple[float, float, int, float]] = []  # ends, came, found, began
+    under_way: list[Held] = []
+    turns = Turns()
     finished, coming = 0, iter(arrivals[arrivals < seconds])
     at = next(coming, math.inf)
     for second in range(1, seconds + 1):
@@ -85,13 +88,15 @@ def run(
                 began = max(at, free[0])
                 took = answer_s * (1.0 + spread * rng.uniform(-1.0, 1.0))
                 took /= 2.0 if at > faster_at_s else 1.0
-                if began - at <= patience_s:
+                stays = began - at <= patience_s
+                if stays:
                     heapq.heapreplace(free, began + took)
-                    entry = (began + took, at, len(under_way) + 1, began)
-                    heapq.heappush(under_way, entry)
+                ends = began + took if stays else at + patience_s
+                began = began if stays else math.inf
+                heapq.heappush(under_way, (ends, at, len(under_way) + 1, began, turns.begin()))
             at = next(coming, math.inf)
         finished += _end(under_way, second, found, meter, page)
-        waiting = sum(began > second for _, _, _, began in under_way)
+        waiting = sum(began > second for _, _, _, began, _ in under_way)
         ends = reporter.window(NOON_MS + 1000 * second)
         meter.lengths(finished, 7 * finished, 8 * finished)
         if page:
@@ -114,7 +119,7 @@ def run(
 
 
 def _end(
-    under_way: list[tuple[float, float, int, float]],
+    under_way: list[Held],
     now: float,
     found: Run,
     meter: HeldRequests,
@@ -122,11 +127,14 @@ def _end(
 ) -> int:
     n = 0
     while under_way and under_way[0][0] <= now:
-        end, came, place, began = heapq.heappop(under_way)
+        end, came, place, began, turn = heapq.heappop(under_way)
+        if began == math.inf:
+            turn.leave()
+            continue
         found.answered_s.append(end)
         found.waited_s.append(began - came)
         found.worked.append((began, end))
         if not page:
-            meter.answer(place, end - came)
+            meter.answer(max(1, place - turn.passed), end - came)
         n += 1
     return n
