@@ -146,7 +146,7 @@ def _error(where: str, fault: Fault, words: str, after_s: float | None) -> Attem
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Seconds until the server wants to be asked again; None where it does not say.
 
-    Source: RFC 9110, section 10.2.3, and OpenAI's `retry-after-ms`, `x-ratelimit-reset-requests`.
+    Source: RFC 9110, section 10.2.3, and OpenAI's `retry-after-ms`, `x-ratelimit-reset-*`.
     """
     if (ms := _number(headers.get("retry-after-ms", ""))) is not None:
         return min(ms / 1000.0, RETRY_AFTER_S_MAX)
@@ -155,8 +155,21 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
     if found is None:
         found = _until(after, headers.get("Date", ""))
     if found is None:
-        found = _duration_s(headers.get("x-ratelimit-reset-requests", ""))
+        found = exhausted_s(headers) or _duration_s(headers.get("x-ratelimit-reset-requests", ""))
     return None if found is None else min(found, RETRY_AFTER_S_MAX)
+
+
+def exhausted_s(headers: Mapping[str, str]) -> float:
+    """Seconds until an account has room again, of which an answer says that it has none; else 0.
+
+    Source: OpenAI's `x-ratelimit-remaining-*` and `-reset-*`, of requests and of tokens.
+    """
+    waits = [
+        _duration_s(headers.get(f"x-ratelimit-reset-{what}", "")) or 0.0
+        for what in ("requests", "tokens")
+        if _number(headers.get(f"x-ratelimit-remaining-{what}", "")) == 0.0
+    ]
+    return min(max(waits, default=0.0), RETRY_AFTER_S_MAX)
 
 
 def _until(date: str, now: str) -> float | None:

@@ -16,7 +16,7 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import aiohttp
 import msgspec
@@ -24,7 +24,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from infra.capacity.fleet import ServerOptions
-from infra.endpoints.blame import bounded, refusal
+from infra.endpoints.blame import bounded, exhausted_s, refusal
 from infra.endpoints.connections import Connections
 from infra.endpoints.openai_stream import ChatAnswer
 from serve.dispatch.backend import Call, Piece, Usage
@@ -123,6 +123,7 @@ class OpenAiEndpoint:
             answer_bytes_max=options.answer_bytes_max,
             secret=options.api_key or "",
         )
+        full_s = exhausted_s(response.headers)
         late_at: float | None = None  # on the loop's clock
         loop = asyncio.get_running_loop()
         try:
@@ -131,7 +132,8 @@ class OpenAiEndpoint:
                 fresh = False
                 for piece in answer.feed(data) if data else answer.end():
                     fresh = True
-                    yield piece
+                    yield replace(piece, full_s=full_s) if full_s else piece
+                    full_s = 0.0
                 if fresh:  # signs of life between pieces are none of an answer
                     late_at = loop.time() + (TAIL_S if answer.finished else options.idle_timeout_s)
             await self._last_mark(response)

@@ -40,6 +40,7 @@ class Piece:
     logprobs: Mapping[str, Any] | None = None
     beside: Mapping[str, object] | None = None  # in the choice: `stop_reason`, …
     around: Mapping[str, object] | None = None  # in the chunk: `system_fingerprint`, `citations`, …
+    full_s: float = 0.0  # of the first: its server takes no more for so long, by its own account
 
     @property
     def text(self) -> str:

@@ -158,6 +158,8 @@ class Race:
             self._sessions.hold(route.tenant, route.session, held)
         if isinstance(part, Usage):  # an answer without a word
             attempt.usage, part = part, Piece(delta={"content": ""}, finish_reason="stop")
+        if part.full_s:
+            attempt.lease.pause(attempt.first_s, part.full_s)
         attempt.note(part)
         return attempt, part
 

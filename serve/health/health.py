@@ -193,6 +193,10 @@ class EndpointLease:
         """Finish: the endpoint wants to be left alone for so long. Being busy is no failure."""
         self._leave()
         self._count(kind)
+        self.pause(now_s, pause_s)
+
+    def pause(self, now_s: float, pause_s: float) -> None:
+        """Note that the endpoint is to be left alone for so long."""
         until_s = now_s + min(pause_s, PAUSE_S_MAX)
         self._endpoint.paused_until_s = max(self._endpoint.paused_until_s, until_s)
 

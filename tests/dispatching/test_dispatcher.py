@@ -376,6 +376,19 @@ def test_an_error_that_follows_a_request_from_pool_to_pool_is_the_requests():
         assert up.status("large").failures == {"error": 1}  # the request was answered elsewhere
 
 
+def test_an_account_that_an_answer_used_up_is_left_alone_without_a_refusal():
+    """
+    Its last answer is the caller's, and the next request goes elsewhere at once.
+    """
+    with bench({"large": Script(full_s=37.0), "medium": answers(1)}) as up:
+        assert [up.get().story[-1] for _ in range(2)] == [
+            ("large", "first", "answered"),
+            ("medium", "reroute", "answered"),
+        ]
+        assert up.status("large").reason == "overloaded"
+        assert up.status("large").failures == {}
+
+
 def test_a_pool_that_says_when_to_come_back_is_left_alone_until_then():
     """
     Another one answers at once; with none left the caller learns when the first of them is open.

@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import lightly
 
-from infra.endpoints.blame import Fault, at_fault, fault_of, refusal, retry_after_s
+from infra.endpoints.blame import (
+    Fault,
+    at_fault,
+    exhausted_s,
+    fault_of,
+    refusal,
+    retry_after_s,
+)
 from serve.errors import CallRefused, EndpointFailed, EndpointMisconfigured, EndpointOverloaded
 
 CLASS = {
@@ -124,6 +131,8 @@ DATES = {
     "Date": "Wed, 21 Oct 2026 07:27:00 GMT",
     "Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT",
 }
+RESETS = {"x-ratelimit-reset-requests": "2s", "x-ratelimit-reset-tokens": "1m30s"}
+NONE_LEFT = ("x-ratelimit-remaining-requests", "x-ratelimit-remaining-tokens")
 
 
 @pytest.mark.parametrize(
@@ -142,8 +151,27 @@ DATES = {
         ({"x-ratelimit-reset-requests": "6m0s"}, 360.0),
         ({"x-ratelimit-reset-requests": "120ms"}, 0.12),
         ({"x-ratelimit-reset-requests": "tomorrow"}, None),
+        # Of what is used up, not of what happens to be reset, too.
+        ({**RESETS, "x-ratelimit-remaining-tokens": "0"}, 90.0),
+        ({**RESETS, "x-ratelimit-remaining-tokens": "7"}, 2.0),
         ({}, None),
     ],
 )
 def test_when_to_come_back_is_read_from_every_common_header(headers, after_s):
     assert retry_after_s(headers) == pytest.approx(after_s)
+
+
+@pytest.mark.parametrize(
+    ("headers", "full_s"),
+    [
+        ({}, 0.0),
+        (RESETS, 0.0),
+        ({**RESETS, "x-ratelimit-remaining-requests": "3"}, 0.0),
+        ({**RESETS, "x-ratelimit-remaining-requests": "0"}, 2.0),
+        ({**RESETS, **dict.fromkeys(NONE_LEFT, "0")}, 90.0),
+        (dict.fromkeys(NONE_LEFT, "0"), 0.0),  # until when is not said
+        ({**RESETS, "x-ratelimit-remaining-requests": "none"}, 0.0),
+    ],
+)
+def test_an_account_that_is_used_up_is_known_from_an_answer_that_still_came(headers, full_s):
+    assert exhausted_s(headers) == full_s

@@ -360,6 +360,20 @@ def replies(status: int, body: object, **headers: str) -> Callable[[Talk], Await
     return handle
 
 
+def test_an_answer_says_of_its_first_piece_that_the_account_is_used_up():
+    """
+    Until when, by the headers that came with it. The others say nothing.
+    """
+    body = {"choices": [{"index": 0, "message": {"content": "ab"}, "finish_reason": "stop"}]}
+    none_left = {"x_ratelimit_remaining_requests": "0", "x_ratelimit_reset_requests": "1m0s"}
+
+    got, error, _ = over_http(replies(200, body, **none_left), stream=False)
+
+    pieces = [part for part in got if isinstance(part, Piece)]
+    assert error is None
+    assert [piece.full_s for piece in pieces] == [60.0] + [0.0] * (len(pieces) - 1)
+
+
 def test_body_is_the_callers_with_what_the_pool_adds():
     """
     Options this project never heard of go through; model and streaming are not the caller's to say.

@@ -59,6 +59,7 @@ class Script:
     fails: AttemptFailed | None = None
     fails_at: int = 0  # after that many pieces
     hangs_at: int | None = None  # after that many pieces nothing comes any more
+    full_s: float = 0.0  # said with the first piece
 
     def pieces(self, call: Call) -> list[Piece]:
         deltas = self.deltas
@@ -66,6 +67,7 @@ class Script:
             deltas = tuple({"content": word} for word in self.words)
         return [
             Piece(
+                full_s=0.0 if i else self.full_s,
                 delta=delta,
                 finish_reason=self.finish_reason if i == len(deltas) - 1 else None,
                 logprobs=self._logprobs(delta) if call.confidence else None,
