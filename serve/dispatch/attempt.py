@@ -24,7 +24,7 @@ from serve.dispatch.answers import AttemptRecord, Kind
 from serve.dispatch.backend import Call, Endpoint, Piece, Usage
 from serve.dispatch.retickets import Reticket
 from serve.errors import AnswerGarbled, AttemptFailed, CallRefused, EndpointFailed
-from serve.health.health import EndpointLease
+from serve.health.lease import EndpointLease
 from serve.routing.catalogue import Catalogue
 from serve.routing.request import TOKENS_MAX
 from streams.feedback.report import OUTPUT_TOKENS_MAX

@@ -21,7 +21,8 @@ from serve.dispatch.backend import Call, Pools
 from serve.dispatch.features import Feature, Refusals, refused_features
 from serve.dispatch.retickets import Reticket, Retickets
 from serve.errors import CallRefused, NoAnswer, PoolsOverloaded
-from serve.health.health import EndpointLease, Health
+from serve.health.health import Health
+from serve.health.lease import EndpointLease
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.live import Live
 from serve.routing.sessions import Sessions

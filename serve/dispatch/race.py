@@ -159,7 +159,7 @@ class Race:
         if isinstance(part, Usage):  # an answer without a word
             attempt.usage, part = part, Piece(delta={"content": ""}, finish_reason="stop")
         if part.full_s:
-            attempt.lease.pause(attempt.first_s, part.full_s)
+            attempt.lease.pause(attempt.first_s, pause_s=part.full_s)
         attempt.note(part)
         return attempt, part
 

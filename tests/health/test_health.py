@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import lightly
 
-from serve.health.health import EndpointLease, Health, HealthOptions
+from serve.health.health import Health, HealthOptions
+from serve.health.lease import EndpointLease
 from serve.health.outliers import Endpoint, Event, OutlierOptions
 
 OUT = OutlierOptions()

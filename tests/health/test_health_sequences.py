@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from strategies import lightly
 
-from serve.health.health import EndpointLease, Health, HealthOptions
+from serve.health.health import Health, HealthOptions
+from serve.health.lease import EndpointLease
 
 
 class AnySequence(RuleBasedStateMachine):
