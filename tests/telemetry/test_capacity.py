@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 
+from infra.emulator.engine import FINISHED, Engine
+from infra.emulator.performance import Performance
+from learners.held import HeldRequests, Stated
 from learners.service import bucket_of
 from learners.work import WorkRates
-from streams.telemetry.capacity import BUSY, capacities
+from streams.telemetry.capacity import BUSY, Capacity, capacities
 from streams.telemetry.fleet_state import FleetState
 from streams.telemetry.pool_reports import FROM, pool_reports
+from streams.telemetry.pool_window import PoolWindow, ReplicaIdentity
 from streams.telemetry.records import PoolState
+from streams.telemetry.window import Reporter
 
 NOON_MS = 1_790_000_000_000
 FIRST_TOKEN_S = 2.0
@@ -225,3 +231,55 @@ def test_how_fast_a_server_is_now_counts_more_than_how_fast_it_was():
     )
 
     assert known.of.service.capacity_per_s == pytest.approx(40.0)
+
+
+PROMPT, OUTPUT, SECONDS = 1000, 100, 120
+ENGINE = Performance(
+    fixed_s=0.02, per_sequence_s=0.001, per_context_token_s=0.0, per_prompt_token_s=2e-4,
+    request_s=0.0, prefill_tokens_max=2048, kv_tokens_max=10**6, sequences_max=16, derived=False,
+    source="made up",
+)  # fmt: skip
+
+
+def engine_of(performance: Performance, cached_tokens: int = 0) -> tuple[Capacity, float]:
+    """What is known of an engine that is asked for more than it does, and what it did a second."""
+    engine, fleet, did = Engine(performance), FleetState(), []
+    meter, window = (
+        HeldRequests(Stated()),
+        PoolWindow(ReplicaIdentity(pool="p", model="m", replica="h:1")),
+    )
+    reporter = Reporter(A, NOON_MS)
+    for second in range(1, SECONDS + 1):
+        for part in range(8):  # a queue of some, always
+            if engine.queued < 8:
+                engine.submit((second, part), PROMPT, OUTPUT, second - 1 + part / 8, cached_tokens)
+        finished = sum(event.kind == FINISHED for event in engine.advance(float(second)))
+        did.append(finished)
+        ends = reporter.window(NOON_MS + 1000 * second)
+        held = engine.running + engine.queued
+        meter.lengths(finished, PROMPT * finished, OUTPUT * finished)
+        fields = meter.window(held, 1000, waiting=engine.queued, finished=finished)
+        window.count_tokens(OUTPUT * finished)
+        read = {"prompt_tokens": (PROMPT - cached_tokens) * finished}
+        read |= {"cached_tokens": cached_tokens * finished, **window.take(reporter, ends)}
+        fleet.fold(PoolState(by="page", **fields, **read), ends[1])
+    return capacities(fleet, FIRST_TOKEN_S)["p"], sum(did[30:]) / len(did[30:])
+
+
+def test_prefix_hits_and_a_cache_that_is_too_small_count_in_the_work():
+    """
+    Half of each prompt in the cache is less work, a cache for two requests is more: by as much as
+    the engine does more and less of them.
+    """
+    rates = WorkRates(request_s=1.0)
+    found = [
+        engine_of(ENGINE),
+        engine_of(ENGINE, cached_tokens=PROMPT // 2),
+        engine_of(replace(ENGINE, kv_tokens_max=2500)),
+    ]
+
+    for known, did_per_s in found:
+        assert known.of.service.full
+        assert known.work_factor(rates) == pytest.approx(1.0 / did_per_s, rel=0.15)
+    plain, hits, small = (known.work_factor(rates) for known, _ in found)
+    assert hits < 0.8 * plain < plain < 0.8 * small
