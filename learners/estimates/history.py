@@ -12,7 +12,8 @@ searched.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,7 +55,7 @@ class HistoryOptions:
     # 100,000 rows are 9 MB on disk.
     rows_max: int = option(
         100_000,
-        "Outcomes searched for similar requests; 100,000 take 26 MB per replica.",
+        "Outcomes searched for similar requests; 100,000 take 11 MB per replica.",
         key="history_rows_max",
         ge=1000,
         le=2_000_000,
@@ -109,10 +110,28 @@ class History:
     """The rows, in the order learned, with as many of the first of them indexed as `indexed`."""
 
     options: HistoryOptions
-    rows: Rows = field(default_factory=no_rows)
+    parts: list[Rows] = field(default_factory=lambda: [no_rows()])  # of a trainer: one
     index: faiss.Index | None = None
     generation: int = 0  # counts the times rows were forgotten and so moved
     _arriving: list[Rows] = field(default_factory=list)
+
+    @property
+    def rows(self) -> Rows:
+        """All of them. Who only reads has them in parts that lie in files: to be asked for once."""
+        return self.parts[0] if len(self.parts) == 1 else joined(self.parts)
+
+    @rows.setter
+    def rows(self, rows: Rows) -> None:
+        self.parts = [rows]
+
+    @contextmanager
+    def at_hand(self) -> Iterator[None]:
+        """Within, rows in several parts are joined once; after it they lie in their parts again."""
+        parts, self.parts = self.parts, [joined(self.parts)]
+        try:
+            yield
+        finally:
+            self.parts = parts
 
     def update(self, outcomes: Outcomes) -> None:
         """Append the outcomes that have a target; cheap, nothing is searched yet."""
@@ -142,7 +161,7 @@ class History:
     def settle(self) -> None:
         """Join what arrived to the rows, forget the oldest beyond `rows_max`, index if due."""
         if self._arriving:
-            self.rows, self._arriving = joined([self.rows, *self._arriving]), []
+            self.rows, self._arriving = joined([*self.parts, *self._arriving]), []
         # An eighth over, so that forgetting (which invalidates the index) is rare.
         if len(self) > self.options.rows_max * 9 // 8:
             kept = np.sort(self._newest())
@@ -167,7 +186,7 @@ class History:
         return ivf.thinned(self.index, indexed)
 
     def __len__(self) -> int:
-        return len(self.rows["issuers"])
+        return sum(len(part["issuers"]) for part in self.parts)
 
     @property
     def n_indexed(self) -> int:
@@ -180,8 +199,8 @@ class History:
         return {name: column[newest] for name, column in self.rows.items()}
 
     def _newest(self) -> NDArray[np.intp]:
-        pattern = self.rows["known"] @ (1 << np.arange(N_TARGETS))
         rows = self.rows
+        pattern = rows["known"] @ (1 << np.arange(N_TARGETS))
         order = np.lexsort((pattern, rows["sequences"], rows["issuers"], rows["decided_at_ms"]))
         return by_turns(order, rows["tenant_hashes"])[-self.options.rows_max :]
 

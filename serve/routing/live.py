@@ -426,16 +426,18 @@ class LiveView:
             return self.current.renewed(
                 self._version, self._published_at_ms, self._fleet, self._prices, self._counts
             )
-        live = Live(
-            catalogue,
-            self._learned,
-            self._encoder,
-            self._options,
-            version=self._version,
-            published_at_ms=self._published_at_ms,
-            fleet=self._fleet,
-            prices=self._prices,
-            counts=self._counts,
-        )
+        with self._learned.history.at_hand():
+            live = Live(
+                catalogue,
+                self._learned,
+                self._encoder,
+                self._options,
+                version=self._version,
+                published_at_ms=self._published_at_ms,
+                fleet=self._fleet,
+                prices=self._prices,
+                counts=self._counts,
+            )
+        self._loader.let_go()
         self._built_of = self._learned
         return live

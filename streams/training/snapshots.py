@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import mmap
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from streams.errors import SnapshotDamaged, SnapshotFenced
 from streams.training.folder import Folder
 
+C = TypeVar("C", bytes, bytes | mmap.mmap)
 FORMAT = 1
 KEPT = 10  # versions; at a few a second, readers have seconds to load one before it goes
 # A new trainer starts at a later multiple, so that a version deleted by hand is not used again.
@@ -86,8 +88,15 @@ class Store:
 
     def get(self, blob: Blob) -> bytes:
         """A part's bytes, verified. Raises SnapshotDamaged."""
+        return self._verified(blob, self._folder.read)
+
+    def mapped(self, blob: Blob) -> bytes | mmap.mmap:
+        """The same without a copy, where that can be. A part stays mapped when it is deleted."""
+        return self._verified(blob, self._folder.mapped)
+
+    def _verified(self, blob: Blob, read: Callable[[str], C]) -> C:
         try:
-            content = self._folder.read(f"{BLOBS}/{blob.sha256}")
+            content = read(f"{BLOBS}/{blob.sha256}")
         except OSError as error:
             raise SnapshotDamaged(f"part {blob.sha256[:12]} can't be read: {error}") from error
         if hashlib.sha256(content).hexdigest() != blob.sha256:

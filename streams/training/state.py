@@ -13,7 +13,6 @@ from __future__ import annotations
 import io
 import logging
 import re
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,6 +32,7 @@ from streams.feedback.feedback import keep_fresh, qualities_alone
 from streams.feedback.report import QUALITY_BIT
 from streams.feedback.seen import Seen
 from streams.telemetry.fleet_state import FleetState
+from streams.training.parts.arrays import UNREADABLE, in_place, let_go, pack
 from streams.training.prices import Prices
 from streams.training.snapshots import Blob, Manifest, Store
 
@@ -41,8 +41,9 @@ logger = logging.getLogger(__name__)
 ROWS_PER_PART = 4096
 SOURCE, SOURCES_MAX, OTHERS = "source.", 32, "(others)"  # counters of who judged
 STATISTICS, INDEX, SEEN, FLEET = "statistics", "history/index", "seen/", "fleet"
+HISTORY = re.compile(r"history/\d+")
 # What unpacking raises where bytes are whole but not what this program writes.
-MALFORMED = (KeyError, ValueError, TypeError, RuntimeError, OSError, EOFError, zipfile.BadZipFile)
+MALFORMED = (*UNREADABLE, KeyError, TypeError, RuntimeError, OSError, EOFError)
 
 
 @dataclass(slots=True)
@@ -152,15 +153,15 @@ class Saver:
         """
         learned = state.learned
         learned.history.settle()
-        blobs = {STATISTICS: self._store.put(_pack(_flat(learned.statistics())))}
+        blobs = {STATISTICS: self._store.put(pack(_flat(learned.statistics())))}
         fleet = state.fleet.pack()
         blobs[FLEET] = self._part(
-            FLEET, fleet, lambda: _pack({FLEET: np.frombuffer(fleet, np.uint8)})
+            FLEET, fleet, lambda: pack({FLEET: np.frombuffer(fleet, np.uint8)})
         )
         blobs |= self._history(state)
         for number, (stamp, arrays) in enumerate(state.seen.groups()):
             name = f"{SEEN}{number:06d}"
-            blobs[name] = self._part(name, (state.seen, stamp), partial(_pack, arrays))
+            blobs[name] = self._part(name, (state.seen, stamp), partial(pack, arrays))
         self._stored = {name: self._stored[name] for name in blobs if name in self._stored}
         about = {
             "encoder": state.encoder,
@@ -265,6 +266,15 @@ class Loader:
             raise damage
         return None
 
+    def let_go(self) -> None:
+        """Give back the memory of rows that lie in files: who asks for them next reads them there.
+
+        Pages of files are the machine's to keep, once for all processes; they are not lost.
+        """
+        for part in self._parts.values():
+            if isinstance(part, dict):
+                let_go(part)
+
     def _check_ours(self, manifest: Manifest) -> None:
         found = str(manifest.about["encoder"])
         if found != self._encoder:
@@ -281,6 +291,8 @@ class Loader:
             )
 
     def _unpack(self, name: str, blob: Blob) -> object:
+        if not self._with_seen and HISTORY.fullmatch(name):
+            return in_place(self._store.mapped(blob))
         content = self._store.get(blob)
         if name == INDEX:
             return faiss.deserialize_index(np.frombuffer(content, np.uint8))
@@ -298,8 +310,9 @@ class Loader:
         return self._last[1]
 
     def _restored(self, manifest: Manifest, parts: Mapping[str, Any]) -> Learned:
-        history = [parts[name] for name in sorted(parts) if re.fullmatch(r"history/\d+", name)]
-        rows = joined([with_all_columns(part) for part in history]) if history else no_rows()
+        names = [name for name in sorted(parts) if HISTORY.fullmatch(name)]
+        history = [with_all_columns(parts[name]) for name in names]
+        rows = joined(history) if history else no_rows()
         statistics, landmarks = (
             _grouped(parts[STATISTICS]),
             self._memory.landmarks_of(self._encoder),
@@ -312,6 +325,8 @@ class Loader:
                 manifest.version,
                 learned.n_relearned,
             )
+        if history and not self._with_seen and "ridge" not in statistics:
+            learned.history.parts = history  # a reader's stay in the files
         learned.history.index = parts.get(INDEX)
         learned.history.generation = int(manifest.about["history_generation"])
         return learned
@@ -391,15 +406,8 @@ def prices_of(manifest: Manifest) -> Prices:
         raise SnapshotDamaged(f"the prices of snapshot {manifest.version} are malformed") from error
 
 
-def _pack(arrays: Mapping[str, Any]) -> bytes:
-    """Arrays as an uncompressed npz: no pickles, the same bytes for the same arrays."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    return buffer.getvalue()
-
-
 def _pack_rows(rows: Mapping[str, NDArray[Any]], start: int, stop: int) -> bytes:
-    return _pack({column: values[start:stop] for column, values in rows.items()})
+    return pack({column: values[start:stop] for column, values in rows.items()})
 
 
 def _pack_index(index: faiss.Index) -> bytes:

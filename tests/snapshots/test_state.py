@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import gc
+import mmap
 
 import numpy as np
 import pytest
@@ -466,3 +467,29 @@ def test_a_full_disk_leaves_the_last_version_and_the_same_saver_saves_later(tmp_
             saver.save(state, NOW_MS)
             good = all_of(state)
             assert all_of(load(folder)) == good
+
+
+# --- read where it lies
+
+
+def test_a_readers_rows_lie_in_files_and_are_those_that_were_saved(store):
+    """
+    A router holds no copy of them: parts are mapped, and joined for as long as somebody asks.
+    """
+    state = new_state()
+    learn(state, 30)
+    version = Saver(store).save(state, NOW_MS)
+    loader = Loader(store, ENCODER, MEMORY, with_seen=False)
+    history = loader.load(version)[0].learned.history
+    assert len(history.parts) > 1
+    with history.at_hand():
+        same_rows(history.rows, state.learned.history.rows)
+    loader.let_go()
+    same_rows(history.rows, state.learned.history.rows)
+    bases = {type(column.base) for part in history.parts for column in part.values()}
+    assert bases == {mmap.mmap}
+
+
+def same_rows(found, wanted):
+    for name, column in wanted.items():
+        np.testing.assert_array_equal(found[name], column)

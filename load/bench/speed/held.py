@@ -80,7 +80,10 @@ def replica_of(folder: Path, rows: int) -> object:
     assert loaded is not None
     blend = BlendOptions(neighbours_share=NEIGHBOURS_SHARE)
     options = LiveOptions(blend=blend)
-    live = Live(Stated(N_MODELS).read(), loaded[0].learned, ENCODER, options)
+    learned = loaded[0].learned
+    with learned.history.at_hand():  # as `LiveView` does
+        live = Live(Stated(N_MODELS).read(), learned, ENCODER, options)
+    loader.let_go()
     live.estimator.estimate(requests(BATCH, np.random.default_rng(1)).contexts)
     return loader, loaded, live
 
