@@ -87,6 +87,19 @@ def bench_speed(
     measured(lambda say: bench.measure(options, say), as_json)
 
 
+@bench_app.command("history")
+def bench_history(
+    rows: Annotated[
+        int, typer.Option(min=20_000, max=20_000_000, help="A million take 2 GB and minutes.")
+    ] = 1_000_000,
+    as_json: JsonOption = False,
+) -> None:
+    """Time a history of many rows: adding, searching, merging, saving; and what memory it takes."""
+    from load.bench.speed import history
+
+    measured(lambda say: history.measure(rows, 0, say), as_json)
+
+
 @bench_app.command("control")
 def bench_control(
     quick: Annotated[
