@@ -90,7 +90,7 @@ def bench_speed(
 @bench_app.command("history")
 def bench_history(
     rows: Annotated[
-        int, typer.Option(min=20_000, max=20_000_000, help="A million take 2 GB and minutes.")
+        int, typer.Option(min=40_000, max=20_000_000, help="A million take 2 GB and minutes.")
     ] = 1_000_000,
     as_json: JsonOption = False,
 ) -> None:

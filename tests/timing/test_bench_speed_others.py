@@ -55,17 +55,17 @@ def test_feedback_is_folded_by_the_trainer_itself():
 
 def test_a_row_of_history_takes_at_least_its_context_of_memory_and_disk():
     """A measurement that finds less measures something else."""
-    found = held.bytes_per_row(12_000)
+    found = held.bytes_per_row(40_000)
     assert found["memory"] > N_FEATURES and found["snapshot"] > N_FEATURES
 
 
 def test_a_history_of_many_rows_is_searched_merged_and_saved():
     """Recall stays at 0.95 with 8 bits for a number, and a row at 150 bytes of memory."""
-    found = history.measure(20_000, 0, lambda said: None)
+    found = history.measure(40_000, 0, lambda said: None)
     assert found["search"]["recall_at_32"] >= 0.95
     assert found["bytes_per_row"]["memory"] <= 150
     assert all(merge["cpu_ms"] > 0.0 for merge in found["merge"].values())
-    assert found["snapshot"]["bytes"] > 20_000 * N_FEATURES
+    assert found["snapshot"]["bytes"] > 40_000 * N_FEATURES
 
 
 @pytest.mark.slow  # starts a Ray cluster

@@ -33,7 +33,9 @@ from streams.training.folder import Folder
 from streams.training.snapshots import Store
 from streams.training.state import Loader, Saver, State
 
-FEW = 4_000  # rows of the replica that is measured first: it has loaded and compiled all there is
+# Rows of the replica that is measured first: it has loaded and compiled all there is, and has an
+# index over all its rows, as the other one.
+FEW = 10_000
 ENCODER = "bench"
 
 
