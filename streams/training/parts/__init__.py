@@ -1,4 +1,4 @@
 """Parts of snapshots as bytes, and how they are read: copied, or where they lie.
 
-Imports nothing of streams/.
+May import nothing of the project.
 """
