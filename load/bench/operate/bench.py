@@ -19,6 +19,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from load.bench.operate.browser import NoBrowser
 from load.bench.operate.canaries import found, sing
 from load.bench.operate.dashboard import AXE, fill, looked_at
 from load.bench.operate.fuzzing.fuzz import fuzz, generator
-from load.bench.operate.fuzzing.target import target
+from load.bench.operate.fuzzing.target import target, targets
 from load.bench.operate.intrusion.attack import CHAT, Attack, Attempt, controls
 from load.bench.operate.intrusion.attempts import attempts
 from load.bench.operate.intrusion.door import Door
@@ -65,18 +66,16 @@ def quick(port: int) -> OperateBench:
 
 def measure(options: OperateBench, connect: ConnectSafely, say: Say) -> dict[str, Any]:
     """Run all. Raises LoopStuck, AddressTaken and ClusterFailed."""
-    result: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        observed, plain, whole = (Path(folder) / name for name in ("observed", "plain", "site"))
-        for one in (observed, plain, whole):
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as beside:
+        names = ("fuzzed", "observed", "plain", "site")
+        spoiled, observed, plain, whole = (Path(folder) / name for name in names)
+        for one in (spoiled, observed, plain, whole):
             one.mkdir()
-        say("fuzzing a dispatcher …")
-        with target(observed) as fuzzed:
-            result |= asyncio.run(fuzz(fuzzed, options.fuzzed, generator(options.seed), say))
-        say("starting a site with TLS and tokens …")
+        say("fuzzing a dispatcher, and starting a site with TLS and tokens …")
+        fuzzing = beside.submit(_fuzzed, spoiled, options, say)
         with site(whole, options.port) as up:
-            result |= asyncio.run(_site(up, connect, say))
-        with target(observed) as told, target(plain, observed=False) as silent:
+            result = asyncio.run(_site(up, connect, fuzzing, say))
+        with targets(observed, plain) as (told, silent):
             cost = cost_share(told, silent, options.turns, options.turn_s, say)
             result["observability_cost_share"] = asyncio.run(cost)
             say("opening the dashboard …")
@@ -91,6 +90,11 @@ def measure(options: OperateBench, connect: ConnectSafely, say: Say) -> dict[str
     return result | {"left_out": left_out(result, missing)}
 
 
+def _fuzzed(folder: Path, options: OperateBench, say: Say) -> dict[str, Any]:
+    with target(folder) as on:
+        return asyncio.run(fuzz(on, options.fuzzed, generator(options.seed), say))
+
+
 def left_out(result: dict[str, Any], no_browser: str = "") -> dict[str, str]:
     """What there is no figure of, and why."""
     found = {"tracing": "there is none: the share is of telemetry"}
@@ -103,13 +107,16 @@ def left_out(result: dict[str, Any], no_browser: str = "") -> dict[str, str]:
     return found
 
 
-async def _site(up: Attacked, connect: ConnectSafely, say: Say) -> dict[str, Any]:
+async def _site(
+    up: Attacked, connect: ConnectSafely, fuzzing: Future[dict[str, Any]], say: Say
+) -> dict[str, Any]:
+    """What is tried on a site; requests are only lost to the update, so the fuzzing ends before it."""
     canary = f"canary{secrets.token_hex(12)}"
     async with _attack(up) as on:
         say("sending prompts that must be found nowhere …")
         await sing(on, canary)
         say("getting in without the right …")
-        result = await _tried(on, up.folder)
+        result = await _tried(on, up.folder) | await asyncio.wrap_future(fuzzing)
         say("updating all replicas under load …")
         result |= await rolling(up, connect)
         places = await found(up, [canary, *up.tokens.values()])

@@ -26,6 +26,7 @@ from load.bench.upstreams.server import SOUND, MisbehavingServer
 from load.errors import LoopStuck
 
 STOP_S_MAX = 60.0
+SAID = "target.log"
 TRACE = "Traceback (most recent call last)"
 ENDED = ", in _server_main_loop"  # in the trace of such an end
 SITE = """state_dir = "{folder}/state"
@@ -98,13 +99,26 @@ def _last_of(trace: str) -> str:
 
 
 @contextmanager
-def target(folder: Path, *, observed: bool = True) -> Iterator[Target]:
-    """Run it for the length of a `with` block, with telemetry or without. Raises LoopStuck."""
-    said = folder / "target.log"
+def target(folder: Path) -> Iterator[Target]:
+    """Run it for the length of a `with` block. Raises LoopStuck."""
+    with _child(folder) as child:
+        yield _up(child, folder)
+
+
+@contextmanager
+def targets(observed: Path, plain: Path) -> Iterator[tuple[Target, Target]]:
+    """Two of them, that start together: with telemetry and without. Raises LoopStuck."""
+    with _child(observed) as one, _child(plain, telemetry_s=0.0) as other:
+        yield _up(one, observed), _up(other, plain)
+
+
+@contextmanager
+def _child(folder: Path, telemetry_s: float = 1.0) -> Iterator[subprocess.Popen[str]]:
+    """Start it; stop it at the end."""
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    with said.open("w") as log:
+    with (folder / SAID).open("w") as log:
         child = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-m", __name__, str(folder), "1.0" if observed else "0.0"],
+            [sys.executable, "-m", __name__, str(folder), str(telemetry_s)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -113,11 +127,7 @@ def target(folder: Path, *, observed: bool = True) -> Iterator[Target]:
         )
     assert child.stdin and child.stdout
     try:
-        line = child.stdout.readline()
-        if not line:
-            raise LoopStuck(f"the server that is fuzzed did not start: {said.read_text()[-2000:]}")
-        grpc_port, http_port = json.loads(line)
-        yield Target(grpc_port, http_port, child, said)
+        yield child
     finally:
         child.stdin.close()
         try:
@@ -126,6 +136,17 @@ def target(folder: Path, *, observed: bool = True) -> Iterator[Target]:
             child.kill()
             child.wait()
         child.stdout.close()
+
+
+def _up(child: subprocess.Popen[str], folder: Path) -> Target:
+    """The child, once it has said its ports."""
+    assert child.stdout
+    said = folder / SAID
+    line = child.stdout.readline()
+    if not line:
+        raise LoopStuck(f"the server that is fuzzed did not start: {said.read_text()[-2000:]}")
+    grpc_port, http_port = json.loads(line)
+    return Target(grpc_port, http_port, child, said)
 
 
 async def _serve(folder: Path, telemetry_s: str) -> None:
