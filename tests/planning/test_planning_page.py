@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from documented_commands import HERE, commands_of
 from typer.testing import CliRunner
 
 from fairlead.command_line import app
@@ -14,8 +15,8 @@ from load.traces.registry import markdown
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "planning.md").read_text()
-BLOCKS = re.findall(r"^```\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.startswith("fairlead ")]
+# Those that need a site are run by operating/test_documented_commands.py.
+COMMANDS = [one for one in commands_of(PAGE) if one not in HERE]
 
 
 def test_the_table_of_formats_is_the_registry():

@@ -110,7 +110,7 @@ def left_out(result: dict[str, Any], no_browser: str = "") -> dict[str, str]:
 async def _site(
     up: Attacked, connect: ConnectSafely, fuzzing: Future[dict[str, Any]], say: Say
 ) -> dict[str, Any]:
-    """What is tried on a site; requests are only lost to the update, so the fuzzing ends before it."""
+    """What is tried on a site. Fuzzing has ended when it is updated: no request may wait for it."""
     canary = f"canary{secrets.token_hex(12)}"
     async with _attack(up) as on:
         say("sending prompts that must be found nowhere …")
