@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install run test test-slow test-random lint proto docs kafka llm-pools vllm-pools peers planners dist audit clean
+.PHONY: install run test test-slow test-random lint proto buf api docs kafka llm-pools vllm-pools peers planners dist audit clean
 
 install: $(INSTALLED)
 
@@ -59,6 +59,17 @@ proto: $(INSTALLED)
 	$(BIN)/python -m grpc_tools.protoc -Iserve/proto --python_out=serve/proto --pyi_out=serve/proto --grpc_python_out=serve/proto $(PROTOS)
 	sed -i.before 's/^from fairlead\.v1 import/from serve.proto.fairlead.v1 import/' $(MADE)/*_pb2.py $(MADE)/*_pb2.pyi $(MADE)/*_pb2_grpc.py
 	rm $(MADE)/*.before
+
+# buf's own checks of form and of what breaks callers; needs Node. tests/house/test_protos.py checks without it.
+BUF := npx --yes @bufbuild/buf@1.75.0
+
+buf:
+	$(BUF) lint
+	$(BUF) breaking --against tests/data/api/next.binpb
+
+# What callers may have built upon from now on: with every release, and when a new call is announced.
+api: $(INSTALLED)
+	$(BIN)/python -m grpc_tools.protoc -Iserve/proto --descriptor_set_out=tests/data/api/next.binpb $(PROTOS)
 
 docs: $(INSTALLED)
 	$(BIN)/fairlead settings > docs/settings.md

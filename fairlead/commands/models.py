@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,7 +19,7 @@ from serve.encoders import identity, make_encoder
 from serve.onboarding.imported import feedback_records
 from serve.onboarding.prediction import CONTEXTS_MAX, Prediction, predict
 from serve.routing.live import Live, LiveOptions
-from serve.routing.request import PreferenceDefaults
+from serve.routing.request import WEIGHTS, PreferenceDefaults
 from streams.feedback.answers_file import Answer, read_answers
 from streams.feedback.ticket import Sealer
 from streams.log.contract import FEEDBACK
@@ -88,7 +87,8 @@ def predict_model(name: str, settings: Settings, path: Path) -> Prediction:
     live = Live(settings.catalogue(), learned, encoder, options)
     rows = learned.history.rows
     order = np.argsort(rows["decided_at_ms"], kind="stable")[-CONTEXTS_MAX:]
-    weights = astuple(settings.options(PreferenceDefaults))
+    preference = settings.options(PreferenceDefaults)
+    weights = [getattr(preference, weight) for weight in WEIGHTS]
     newcomers, policy = settings.options(NewcomerOptions), policy_of(settings)
     contexts = rows["contexts"][order]
     return predict(name, live, contexts, weights, policy, newcomers, now_ms())

@@ -276,6 +276,25 @@ def test_a_model_is_predicted_before_its_first_call(tmp_path):
     assert after.with_it.quality > after.without_it.quality + 0.4
 
 
+def test_a_model_is_predicted_where_pools_state_what_they_need(tmp_path):
+    """
+    Then requests are charged for capacity and energy, too, by the weights of the settings.
+    """
+    path = tmp_path / "fairlead.toml"
+    models = (("small", "Llama-3.1-8B-Instruct"), ("new", "Qwen3-32B"))
+    text = SETTINGS.format(folder=tmp_path).partition("[[models]]")[0]
+    text += '[[gpus]]\nname = "l40s"\nusd_per_hour = 1.0\n[preference]\nenergy = 0.5\n'
+    for name, shape in models:
+        text += f'[[models]]\nname = "{name}"\nshape = "{shape}"\n'
+        text += f'[[pools]]\nname = "{name}"\nmodel = "{name}"\nbackend = "emulated"\n'
+        text += 'gpu = "l40s"\n'
+    path.write_text(text)
+
+    found = predict_model("new", read_settings(path), path)
+
+    assert 0 <= found.share_now <= 1 and found.with_it.utility < found.with_it.quality
+
+
 def site_learns(settings, path) -> None:
     """A trainer of the site reads its log to the end."""
     site = LocalSite.of(settings, path)
