@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install run test test-slow test-random lint proto buf api docs kafka llm-pools vllm-pools peers planners dist audit clean
+.PHONY: install run test test-slow test-random lint proto buf api docs site kafka llm-pools vllm-pools peers planners dist audit clean
 
 install: $(INSTALLED)
 
@@ -77,6 +77,16 @@ docs: $(INSTALLED)
 	$(BIN)/fairlead telemetry schema > docs/telemetry.schema.json
 	$(BIN)/python -c "from streams.alarms import document; print(document(), end='')" > docs/alarms.md
 	$(BIN)/python -c "from infra.status.alert_rules import document; print(document(), end='')" > deploy/prometheus/alerts.yml
+
+# The documents as a site, in site/html. It fails where a link leads nowhere or a page is in no menu.
+site: .venv-site/.installed
+	.venv-site/bin/python tools/site/stage.py site/source
+	NO_MKDOCS_2_WARNING=1 .venv-site/bin/mkdocs build --strict --config-file tools/site/mkdocs.yml
+
+.venv-site/.installed: tools/site/requirements.txt
+	test -x .venv-site/bin/python || $(PYTHON) -m venv .venv-site
+	.venv-site/bin/python -m pip install --quiet --requirement tools/site/requirements.txt
+	touch $@
 
 # A real broker on 127.0.0.1, without Docker; needs Java 17 and Maven. Ctrl-C stops it.
 kafka: $(INSTALLED)
@@ -149,4 +159,4 @@ $(INSTALLED): pyproject.toml constraints.txt tools/local_kafka/pyproject.toml
 	touch $(INSTALLED)
 
 clean:
-	rm -rf $(VENV) .venv-llm $(VLLM) .venv-peers .venv-planners .venv-audit .fairlead dist build *.egg-info
+	rm -rf $(VENV) .venv-llm $(VLLM) .venv-peers .venv-planners .venv-audit .venv-site .fairlead dist site build *.egg-info

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from itertools import chain
 
 import pytest
+import yaml
 from documented_commands import (
     ELSEWHERE,
+    FENCE,
     HERE,
     NOT_RUN,
     PAGES,
@@ -18,6 +21,9 @@ from source_files import ROOT
 
 LANGUAGES = {"sh", "text", "toml", "python", "json", "proto", "yaml", "go", "java"}
 NOT_RUN_MAX = 16
+SITE = yaml.safe_load((ROOT / "tools" / "site" / "mkdocs.yml").read_text())
+KINDS = ["Tutorial", "How to", "Reference", "Explanation"]
+ALSO = {"DESIGN.md", "CHANGELOG.md"}
 
 
 def test_every_command_of_the_documents_is_run_or_excused():
@@ -57,3 +63,31 @@ def test_every_block_says_what_it_is_written_in(page):
 def test_comments_and_continued_lines_are_read_as_a_shell_does():
     text = "```sh\nfairlead up   # starts\n# alone\ncurl a#b \\\n  -d '{}'\n```\n```text\nls\n```\n"
     assert commands_of(text) == ["fairlead up", "curl a#b -d '{}'"]
+
+
+def test_the_site_has_every_page_in_one_menu():
+    """
+    `make site` builds it; this costs nothing, and so runs always.
+    """
+    assert [kind for menu in SITE["nav"] for kind in menu] == KINDS
+    entries = chain.from_iterable(menu[kind] for menu, kind in zip(SITE["nav"], KINDS, strict=True))
+    listed = [path for entry in entries for path in entry.values()]
+    assert sorted(listed) == sorted({str(page.relative_to(ROOT)) for page in PAGES} | ALSO)
+
+
+def anchors(text: str) -> set[str]:
+    """As a site and a forge make them of headings."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(FENCE, "", text), re.MULTILINE)
+    plain = [re.sub(r"[^\w\- ]", "", one.lower()).strip() for one in headings]
+    return {one.replace(" ", "-") for one in plain}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_places_that_a_page_links_to_exist(page):
+    """
+    Whether files exist is asked by `test_files_that_a_page_names_exist`.
+    """
+    links = re.findall(r"\]\(([^)#:]*)#([\w-]+)\)", page.read_text())
+    named = [((page.parent / path) if path else page, anchor) for path, anchor in links]
+    there = [anchor in anchors(path.read_text()) for path, anchor in named if path.suffix == ".md"]
+    assert all(there), named

@@ -145,7 +145,7 @@ def test_repository_names_no_path_of_this_machine():
     texts = [
         p
         for p in listed
-        if not p.endswith((".parquet", ".npz", ".png", ".xz", "test_structure.py"))
+        if not p.endswith((".parquet", ".npz", ".png", ".xz", ".binpb", "test_structure.py"))
     ]
     for name in texts:
         path = ROOT / name

@@ -44,7 +44,6 @@ WITH_A_SITE = [
     "fairlead models predict NAME [--json]",
     "fairlead rules test examples.jsonl [--json]",
     "fairlead tokens new shop --tenant acme --scopes route,feedback",
-    ".venv/bin/fairlead landmarks own.npz",
     ".venv/bin/fairlead decisions export",
     "fairlead decisions export --outcomes --out day.parquet",
     "fairlead evaluate day.parquet",
@@ -84,6 +83,7 @@ ELSEWHERE = {
     f" {TO_KAFKA}": PRODUCERS,
     f"cd examples/feedback && go run . {TO_KAFKA}": PRODUCERS,
     f"examples/feedback/kcat.sh {TO_KAFKA}": PRODUCERS,
+    ".venv/bin/fairlead landmarks own.npz": "tests/estimating/test_own_landmarks.py",
     ".venv/bin/fairlead bench autoscaling": "tests/benches/test_bench_autoscaling.py",
 }
 
