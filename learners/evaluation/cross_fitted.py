@@ -29,7 +29,7 @@ def cross_fitted(
     found = np.zeros((n, n_models))
     spread = np.maximum(features.std(axis=0), 1e-9) if n else 1.0
     scaled = (features - features.mean(axis=0)) / spread if n else features
-    for held in np.array_split(np.arange(n), min(FOLDS, n)):
+    for held in np.array_split(np.arange(n), max(1, min(FOLDS, n))):
         others = np.ones(n, bool)
         others[held] = False
         mean, weights = _fitted(scaled[others], chosen[others], reward[others], n_models)

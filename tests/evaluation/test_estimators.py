@@ -112,3 +112,11 @@ def test_equal_weights_are_worth_all_decisions_and_a_single_one_is_worth_one():
 
 def test_one_decision_says_nothing():
     assert plain(np.array([1.0])).interval() == (-np.inf, np.inf)
+
+
+def test_where_no_outcome_is_known_nothing_is_fitted():
+    """
+    Of a day that nobody judged yet, what answers cost can be estimated all the same.
+    """
+    nothing = cross_fitted(np.zeros((0, 3)), np.zeros(0, np.intp), np.zeros(0), 2)
+    assert nothing.shape == (0, 2)
