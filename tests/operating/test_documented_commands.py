@@ -111,7 +111,10 @@ def test_every_command_that_needs_a_site_runs(tmp_path, monkeypatch):
         f'[listener]\nport = {port}\n[encoder]\nkind = "hashing"\n[router]\nreplicas = 1\n'
         f"[dispatch]\nreplicas = 1\nport = {answering}\nhttp_port = {http}\n" + GPUS + MODELS
     )
-    (tmp_path / "fairlead.toml").write_text(f'state_dir = "{tmp_path}/.fairlead"\n' + settings)
+    shadow = '[change]\nmode = "shadow"\npolicy = "new.toml"\n'  # so that a day can be judged
+    (tmp_path / "fairlead.toml").write_text(
+        f'state_dir = "{tmp_path}/.fairlead"\n' + settings + shadow
+    )
     (tmp_path / "new.toml").write_text(
         f'state_dir = "{tmp_path}/.fairlead"\n' + settings + "[preference]\ncost = 200\n"
     )
