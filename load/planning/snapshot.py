@@ -20,6 +20,7 @@ from learners.targets import Target
 from load.errors import SnapshotMissing
 from serve.routing.catalogue import Catalogue
 from streams.telemetry.capacity import capacities
+from streams.telemetry.service_sums import PoolService
 from streams.training.folder import Folder
 from streams.training.snapshots import Store
 from streams.training.state import Loader, load_fleet, load_means
@@ -67,13 +68,20 @@ def speeds_of(folder: Path, settings: Settings) -> dict[str, Performance]:
     found = {}
     for pool, known in capacities(fleet, settings.target().ttft_s).items():
         if known.of.speed is not None:
-            service = known.of.service
-            at_once = known.of.held_max or service.at_once or service.concurrency
-            limited = bool(known.of.held_max) or service.full
-            found[pool] = Performance.of_speed(
-                known.of.speed, max(1, round(at_once)) if limited else 0
-            )
+            found[pool] = Performance.of_speed(known.of.speed, _at_once(known.of))
     return found
+
+
+def _at_once(of: PoolService) -> int:
+    """Requests that a server works on at once; 0 where no limit was seen.
+
+    A server whose page says how many wait is at its limit only while some do: throughput that
+    does not grow may be all that is asked for.
+    """
+    seen = of.service.at_once
+    if of.by == "callers" and of.service.full:
+        seen = seen or of.service.concurrency
+    return of.held_max or (max(1, round(seen)) if seen else 0)
 
 
 def _store(folder: Path) -> Store:

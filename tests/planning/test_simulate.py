@@ -28,6 +28,7 @@ from load.planning.site import site_of
 from load.planning.snapshot import means_of, speeds_of
 from load.planning.summary import percentiles, summary
 from load.traces.reading import TraceFile, read_trace
+from streams.telemetry.capacity import capacities
 from streams.telemetry.fleet_state import FleetState
 from streams.telemetry.pool_reports import FROM
 from streams.telemetry.records import PoolState
@@ -130,11 +131,19 @@ def test_a_pool_that_was_learned_of_is_as_fast_as_its_servers_were(settings_path
 
 def test_what_was_learned_is_read_from_the_newest_snapshot(settings_path, tmp_path):
     """
-    Of how many it takes at once the limit is known only where it was seen.
+    Of how many it takes at once the limit is known only where it was seen: on a page by those that
+    wait, and not by a throughput that is all that is asked for.
     """
     fleet = FleetState()
     row = (bucket_of(1), 10, 10, 1000, 100_000, 3_000_000, 300_000_000, 90, 1_800_000)
     waited = (bucket_of(8), 20_000_000, 160_000_000, 80_000_000, 40)
+    level = (bucket_of(8), 80_000_000, 640_000_000, 0, 40)
+    head = {"source": "b" * 16, "from_unix_ms": 1000, "to_unix_ms": 2000, "pool": "small-eu",
+            "model": "m", "by": "page", "replica": "h:1", "sequence": 0}  # fmt: skip
+    fleet.fold(
+        PoolState(served=[(bucket_of(1), 20_000_000, 20_000_000, 0, 10), level], **head), 2000
+    )
+    assert capacities(fleet, 2.0)["small-eu"].of.service.full
     for pool, served in (("small-eu", []), ("small-us", [waited])):
         head = {"source": "a" * 16, "from_unix_ms": 1000, "to_unix_ms": 2000, "pool": pool,
                 "model": "m", "by": "callers", "replica": f"h:1{FROM}{'a' * 16}"}  # fmt: skip
