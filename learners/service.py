@@ -11,7 +11,8 @@ is the capacity. That holds for one that takes four at once and queues the rest,
 continuous batching, and for one that lets nobody see its queue; and it takes no more than counts.
 
 It is full where requests are seen to wait, or where twice as many held are not finished nearly
-twice as fast. Until then there is only a lower bound, and what is stated counts.
+twice as fast, and never while it holds less than one: then it is idle at times. Until it was full
+there is only a lower bound, and what is stated counts.
 
 All sums are additive: of servers that are alike, and of any windows, in any order.
 """
@@ -162,9 +163,14 @@ def _full_from(sums: list[Sums], noise: float) -> int | None:
     if not _levels_off(sums, noise):
         return None
     fastest = max(_surely(of, noise) for of in _known(sums))
-    busy = (of for of in sums if _at_least(of, FULL_SHARE * fastest))
+    busy = (of for of in sums if _never_idle(of) and _at_least(of, FULL_SHARE * fastest))
     first = next(busy, sums[-1])
     return bucket_of(first.held_s / first.seconds)
+
+
+def _never_idle(of: Sums) -> bool:
+    """Whether a server may have been full: who holds less than one request is idle at times."""
+    return of.held_s >= of.seconds
 
 
 def _at_least(of: Sums, per_s: float) -> bool:
@@ -179,7 +185,7 @@ def _levels_off(sums: list[Sums], noise: float) -> bool:
 
 
 def _flat(less: Sums, more: Sums, noise: float) -> bool:
-    if min(less.finished, more.finished) < FINISHED_LEAST * noise:
+    if min(less.finished, more.finished) < FINISHED_LEAST * noise or not _never_idle(more):
         return False
     held = math.log((more.held_s / more.seconds) / (less.held_s / less.seconds))
     grown = math.log(_rate(more) / _rate(less))

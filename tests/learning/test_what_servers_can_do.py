@@ -86,6 +86,20 @@ def test_a_stated_limit_on_requests_at_once_is_kept():
     assert max(one.reports.held for one in found.known[30:]) <= 5.0
 
 
+def test_a_server_that_is_idle_at_times_is_not_full_however_its_answers_vary():
+    """
+    Held is more where answers are long, and no more are finished: as a real engine's page had it.
+    What it does when it is never idle is what counts.
+    """
+    idle = {bucket_of(h): Sums(100.0, 100.0 * h, 0.0, 90) for h in (0.2, 0.4, 0.8)}
+    busy = {bucket_of(3): Sums(20.0, 60.0, 0.0, 32), bucket_of(6): Sums(20.0, 120.0, 0.0, 33)}
+
+    assert not service_of(idle, idle).full
+    assert service_of(idle | busy, idle | busy).capacity_per_s == pytest.approx(1.6, rel=0.05)
+    for page in (PAGE, CALLERS):
+        assert run(0.2 * TRUE_PER_S, 300, page=page, spread=0.9).refused == 0
+
+
 def test_nothing_is_known_of_a_server_that_answered_nobody():
     assert service_of({}, {}).capacity_per_s == 0.0
     assert service_of({3: Sums(10.0, 5.0, 0.0, 0)}, {}).capacity_per_s == 0.0
