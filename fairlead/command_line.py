@@ -19,6 +19,7 @@ try:
     from rich.console import Console
 
     from fairlead.commands.bench import bench_app
+    from fairlead.commands.judge import judge_app
     from fairlead.commands.planning.compare import compare
     from fairlead.commands.planning.evaluate import evaluate
     from fairlead.commands.planning.plan import plan
@@ -26,6 +27,7 @@ try:
     from fairlead.commands.planning.simulate import simulate
     from fairlead.commands.planning.traces import traces_app
     from fairlead.commands.terminal import JsonOption, SettingsOption, console, only_json
+    from fairlead.commands.trace import feedback_trace
 except ImportError:  # the base installation is a client
     sys.exit("The command line needs more than the client: pip install 'fairlead[server]'")
 
@@ -45,6 +47,8 @@ decisions_app = typer.Typer(help="The decision log.", no_args_is_help=True)
 app.add_typer(decisions_app, name="decisions")
 feedback_app = typer.Typer(help="For those who report outcomes.", no_args_is_help=True)
 app.add_typer(feedback_app, name="feedback")
+feedback_app.command("trace")(feedback_trace)
+app.add_typer(judge_app, name="judge")
 models_app = typer.Typer(help="New models, before their first request.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 rules_app = typer.Typer(help="Rules that hold before anything learned.", no_args_is_help=True)
@@ -384,24 +388,6 @@ def feedback_schema() -> None:
     from streams.feedback.schema import published
 
     typer.echo(json.dumps(published(), indent=2))
-
-
-@feedback_app.command("trace")
-def feedback_trace(
-    ticket: Annotated[str, typer.Argument(help="In hexadecimal or base64.")],
-    settings: SettingsOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Say where a decision's outcomes are in the log, and what of them was learned."""
-    from fairlead.commands.explain import ticket_of
-    from fairlead.commands.feedback import trace_lines, trace_ticket
-    from fairlead.commands.up import settings_of
-
-    with only_json(as_json) as emit:
-        found = trace_ticket(ticket_of(ticket), *settings_of(settings, console))
-        emit(found)
-    if not as_json:
-        typer.echo("\n".join(trace_lines(found)))
 
 
 @telemetry_app.command("schema")

@@ -30,6 +30,7 @@ class DispatchRequest:
     options: Mapping[str, object] = field(default_factory=dict)
     confidence_min: float | None = None  # cascade: ask a better model below this; 0 to 1
     fan_out: int | None = None  # ask so many models at once; 1 to 8
+    merge: str | None = None  # of these give one: "agreement" or "judge"; else all are streamed
 
     def message(self) -> pb.DispatchRequest:
         """Write it. Raises InvalidRequest."""
@@ -48,6 +49,7 @@ class DispatchRequest:
             options_json=text,
             cascade=None if sure is None else wire.built(pb.Cascade, confidence_min=sure),
             fan_out=self.fan_out,
+            merge=self.merge,
         )
 
     def _route(self, with_messages: bool) -> router_pb2.RouteRequest | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from infra.settings.sections import Stated
+from serve.dispatch.judging.curve import from_bytes
 from serve.routing.request import WEIGHT_MAX, WEIGHTS
 from serve.rules.conditions import meant
 from serve.rules.rule import Rule
@@ -93,6 +94,20 @@ def rules(settings: Stated, found: Sequence[Rule]) -> None:
     if book.looks_at_embeddings and settings.stated("encoder.kind") == "embeddings-only":
         wanted = "left out: this router has no encoder for texts ([encoder] kind)"
         raise OptionRefused("rules.when.examples", "given", wanted)
+
+
+def judge(settings: Stated) -> None:
+    """Its model is one that there is, and what needs a judge has one."""
+    name, models = settings.stated("judge.model"), [m.name for m in settings.stated("models")]
+    if name and models and name not in models:
+        raise OptionRefused("judge.model", name, meant(name, models))
+    if settings.stated("probes.judge") == "model" and not name:
+        raise OptionRefused("probes.judge", "model", "another one, unless judge.model is set")
+    try:
+        from_bytes(settings.stated("judge.calibration"))
+    except ValueError as error:
+        why = f"as `fairlead judge calibrate` writes it ({error})"
+        raise OptionRefused("judge.calibration", "a file", why) from error
 
 
 def guard(settings: Stated) -> None:

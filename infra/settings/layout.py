@@ -46,6 +46,8 @@ from serve.deploy.dispatch_deployment import DispatchersOptions
 from serve.deploy.replica import ReplicaOptions
 from serve.dispatch.budget import HedgeOptions, RetryOptions
 from serve.dispatch.dispatcher import DispatchOptions
+from serve.dispatch.judging.by_model import JudgeOptions
+from serve.dispatch.judging.judging import JudgingOptions
 from serve.dispatch.probes import DispatchProbeOptions
 from serve.encoders import EncoderOptions
 from serve.grpc_api.batcher import BatcherOptions
@@ -129,6 +131,10 @@ PARTS = {
     "probes": Part(
         "Extra answers bought to learn from, for requests that take them. docs/probes.md has more.",
         (ProbeOptions, DispatchProbeOptions),
+    ),
+    "judge": Part(
+        "Answers that another model judges, beside requests. docs/judging.md has more.",
+        (JudgeOptions, JudgingOptions),
     ),
     "guard": Part(
         "Requests that are far from everything seen, and who answers them. docs/rules.md has more.",

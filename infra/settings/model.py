@@ -119,6 +119,7 @@ class Settings(Keys):
         checks.certificate(self)
         checks.trainers(self)
         checks.guard(self)
+        checks.judge(self)
         tokens = tuple(of_entry(Token, entry) for entry in self.tokens)
         Access(tokens)
         # The budget of [prices] is paced like the others, by what is decided, not by outcomes.

@@ -121,7 +121,7 @@ def solve(
     sums[[key in changed for key in models]] = 0.0
     quality, cost = sums[:, :COST] / [1.0, ONE, ONE, ONE**2 / SQUARE_UNIT], sums[:, COST]
     at, shared = _nodes(quality.sum(axis=0)), _residual(quality.sum(axis=0), SHARED_WEIGHT)
-    common = _rising(at + shared, quality.sum(axis=0)[:, N] + SHARED_WEIGHT)
+    common = rising(at + shared, quality.sum(axis=0)[:, N] + SHARED_WEIGHT)
     curves = [_curve(own, at, common - at) for own in quality]
     # Around the mean of the bin, which the curve goes through.
     bias = quality[..., CAME] - quality[..., ESTIMATED]
@@ -147,13 +147,13 @@ def _curve(own: Floats, at: Floats, shared: Floats) -> Floats:
     nodes = _nodes(own)
     common = np.interp(nodes, at, shared)
     departure = (own[:, CAME] - own[:, ESTIMATED] - own[:, N] * common) / (own[:, N] + OWN_WEIGHT)
-    level = _rising(nodes + common + departure, own[:, N] + OWN_WEIGHT)
+    level = rising(nodes + common + departure, own[:, N] + OWN_WEIGHT)
     grid = np.linspace(0.0, 1.0, STEPS + 1)
     # A correction is carried beyond the outermost bins, so that order is kept there, too.
     return np.clip(grid + np.interp(grid, nodes, level - nodes), 0.0, 1.0)
 
 
-def _rising(level: Floats, weight: Floats) -> Floats:
+def rising(level: Floats, weight: Floats) -> Floats:
     """The nearest levels that do not fall: isotonic regression, pooling adjacent violators."""
     blocks: list[list[float]] = []  # level, weight, length
     for value, mass in zip(level.tolist(), weight.tolist(), strict=True):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from serve.dispatch.backend import Piece, Usage
 from serve.errors import InvalidRequest
@@ -21,6 +21,10 @@ from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.request import BYTES_PER_TOKEN, TOKENS_MAX
 
 FAN_OUT_MAX = 8
+
+# Which of several answers is given: all of them; the one nearest to the others; the judge's best.
+Merge = Literal["none", "agreement", "judge"]
+MERGES: tuple[Merge, ...] = get_args(Merge)
 
 # Why an attempt is made: as decided; after another failed; because another is late; because the
 # decided pool could not be called or the session is in another; the cheap one of a cascade, the
@@ -37,7 +41,13 @@ class DispatchInput:
     body: Mapping[str, object]
     confidence_min: float | None = None  # 0 to 1: cascade; None: no cascade
     fan_out: int = 1  # 1 to 8 models at once
+    merge: Merge = "none"  # of several answers
     whole: bool = False  # nothing is shown before the end: a broken answer is tried again
+
+    @property
+    def several(self) -> bool:
+        """Whether more than one answer may be given."""
+        return self.fan_out > 1 and self.merge == "none"
 
     def __post_init__(self) -> None:
         """Raises InvalidRequest."""
@@ -48,6 +58,10 @@ class DispatchInput:
             raise InvalidRequest("cascade.confidence_min", confidence, "0 to 1")
         if confidence is not None and self.fan_out > 1:
             raise InvalidRequest("fan_out", self.fan_out, "1 where a cascade is asked for")
+        if self.merge not in MERGES:
+            raise InvalidRequest("merge", self.merge, f"one of {', '.join(MERGES)}")
+        if self.merge != "none" and self.fan_out == 1:
+            raise InvalidRequest("merge", self.merge, "none, unless fan_out is 2 or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,8 @@
     decide ─▶ places by rank ─▶ race to the first token ─▶ stream ─▶ ended, reported
                                  (see `race`)              (see `one_answer`)
 
-On request a cheap model is tried first (`cascade`), or several are asked at once (`fan_out`).
+On request a cheap model is tried first (`cascade`), or several are asked at once (`fan_out`), and
+all answers are given, or the best (`judging.merged`). Afterwards some answers are judged.
 
 Whatever was called is settled once (see `settlement`), and nothing that happened on the way is
 missing in the reply.
@@ -16,12 +17,15 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from learners.option import option
-from serve.dispatch.answers import DispatchInput, Ended, Event, Streamed, estimated_tokens
+from serve.dispatch.answers import DispatchInput, Ended, Event, estimated_tokens
 from serve.dispatch.attempt import Attempt, Place
 from serve.dispatch.backend import Call, Pools
 from serve.dispatch.budget import HedgeBudget, HedgeOptions, RetryBudget, RetryOptions
 from serve.dispatch.caller import AnswerState, Caller
 from serve.dispatch.features import Feature, features_of, modality_of
+from serve.dispatch.judging.by_model import JudgeOptions, ModelJudge
+from serve.dispatch.judging.judging import Heard, Judging, JudgingOptions
+from serve.dispatch.judging.merged import Merged
 from serve.dispatch.probes import DispatchProbeOptions, Probes
 from serve.dispatch.race import Race
 from serve.dispatch.retickets import Reticket, Retickets
@@ -49,6 +53,8 @@ class DispatchOptions:
     retries: RetryOptions = field(default_factory=RetryOptions)
     hedges: HedgeOptions = field(default_factory=HedgeOptions)
     probes: DispatchProbeOptions = field(default_factory=DispatchProbeOptions)
+    judge: JudgeOptions = field(default_factory=JudgeOptions)
+    judging: JudgingOptions = field(default_factory=JudgingOptions)
 
 
 class Dispatcher:
@@ -90,23 +96,25 @@ class Dispatcher:
             now_s,
             now_ms,
         )
-        # One attempt, and nothing of the budgets that requests live on.
-        once = Race(
-            caller,
-            RetryBudget(RetryOptions(share_max=0.0)),
-            HedgeBudget(HedgeOptions(share_max=0.0)),
-            1,
-            sessions,
-            self._settlement,
-            now_s,
-            now_ms,
-        )
-        alone = OneAnswer(once, self._settlement, now_s)
-        self._probes = Probes(alone, report, options.probes, now_s)
+
+        def alone(settlement: Settlement) -> OneAnswer:
+            """One attempt, and nothing of the budgets that requests live on."""
+            no_retries = RetryBudget(RetryOptions(share_max=0.0))
+            no_hedges = HedgeBudget(HedgeOptions(share_max=0.0))
+            once = Race(caller, no_retries, no_hedges, 1, sessions, settlement, now_s, now_ms)
+            return OneAnswer(once, settlement, now_s)
+
+        self._unheard = Settlement(lambda *_, **__: None, lambda _: None, now_s)
+        judge = None
+        if options.judge.model and options.judge.budget_usd_per_day > 0:
+            judge = ModelJudge(alone(self._unheard), options.judge, now_s, now_ms)
+        self._judging = Judging(judge, report, options.judge, options.judging, uniform)
+        self._probes = Probes(alone(self._settlement), report, options.probes, now_s, judge)
         self.refusals = caller.refusals
         self._one = OneAnswer(race, self._settlement, now_s)
         self._cascade = Cascade(self._one, race, self._settlement, now_s)
         self._fan_out = FanOut(self._one, now_s)
+        self._merged = Merged(self._fan_out, judge)
 
     async def answer(self, dispatch: DispatchInput) -> AsyncGenerator[Event, None]:
         """The answer's events. Closing the generator ends every call it made.
@@ -127,15 +135,19 @@ class Dispatcher:
         request = self._request(dispatch, decision, features, priority, began_s)
         self.retries.request_began()
         self.hedges.request_began()
-        words: list[str] = []
+        heard = Heard()
         try:
-            async with aclosing(self._plan(request)) as events:
+            async with aclosing(self._plan(request, heard)) as events:
                 async for event in events:
-                    if isinstance(event, Streamed):
-                        words.append(event.piece.text)
-                    elif isinstance(event, Ended):
-                        self._probes.begin(request, "".join(words))
+                    if dispatch.merge == "none":
+                        heard.note(event)
+                    if isinstance(event, Ended) and not dispatch.several:
+                        self._judging.begin(request, heard)
+                        if dispatch.fan_out == 1:
+                            self._probes.begin(request, heard.answers[event.answer].text)
                     yield event
+            if dispatch.several:
+                self._judging.begin(request, heard)
         finally:
             self.retries.request_ended()
             if not any(t.ticket.ticket == decision.ticket for t in request.attempts):
@@ -145,9 +157,13 @@ class Dispatcher:
     async def finish(self) -> None:
         """Wait until every call that was ended has let go of its endpoint."""
         await self._probes.finish()
+        await self._judging.finish()
+        await self._unheard.finish()
         await self._settlement.finish()
 
-    def _plan(self, request: AnswerState) -> AsyncGenerator[Event, None]:
+    def _plan(self, request: AnswerState, heard: Heard) -> AsyncGenerator[Event, None]:
+        if request.dispatch.merge != "none":
+            return self._merged.events(request, request.dispatch.merge, heard)
         if request.dispatch.fan_out > 1:
             return self._fan_out.events(request)
         if request.dispatch.confidence_min is not None:

@@ -11,16 +11,15 @@ How good its answer is says a *judge*. The one that is built in is agreement wit
 was given: for questions that have one answer that is much, for free text it is little, so there is
 none by default. Where there is no judge nothing is bought.
 
-    agreement    F1 of the two answers' words, 0 to 1 (Rajpurkar et al. 2016); equal answers: 1
+    agreement    F1 of the two answers' words, 0 to 1 (see `judging.agreement`)
+    model        another model is asked, within the budget of `[judge]` (see `judging.by_model`)
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import re
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -30,6 +29,8 @@ from learners.option import option
 from serve.dispatch.answers import DispatchInput, Ended, Streamed
 from serve.dispatch.attempt import Place
 from serve.dispatch.caller import AnswerState
+from serve.dispatch.judging.agreement import AGREEMENT, agreement
+from serve.dispatch.judging.by_model import JUDGE, ModelJudge
 from serve.dispatch.retickets import Reticket
 from serve.dispatch.strategies.one_answer import OneAnswer
 from serve.errors import ServeError
@@ -37,18 +38,17 @@ from serve.proto.fairlead.v1 import router_pb2 as pb
 
 logger = logging.getLogger(__name__)
 
-Judge = Callable[[Mapping[str, object], str, str], float | None]
-"""From a request's body, a probe's answer and the given one, how good the former is, 0 to 1."""
+SOURCES = {"agreement": AGREEMENT, "model": JUDGE}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DispatchProbeOptions:
     """How probes of dispatched requests are judged, and how long they may take."""
 
-    judge: Literal["none", "agreement"] = option(
+    judge: Literal["none", "agreement", "model"] = option(
         "none",
         "How answers of probes are judged in Dispatch. none: nothing is bought there. agreement: "
-        "by the words that they share with the answer that was given.",
+        "by the words that they share with the answer that was given. model: by that of [judge].",
     )
     answer_s_max: float = option(
         120.0, "Dispatch: seconds that a probe's answer may take.", gt=0, le=86_400
@@ -56,23 +56,6 @@ class DispatchProbeOptions:
     ongoing_max: int = option(
         64, "Dispatch: probes under way in one process at most.", ge=1, le=100_000
     )
-
-
-def agreement(body: Mapping[str, object], answer: str, given: str) -> float | None:
-    """F1 of the words of two answers; None where there are no words.
-
-    >>> agreement({}, "The answer is B.", "the answer is b"), agreement({}, "A", "B")
-    (1.0, 0.0)
-    """
-    del body
-    ours, theirs = (Counter(re.findall(r"\w+", text.lower())) for text in (answer, given))
-    if not ours or not theirs:
-        return None
-    shared = (ours & theirs).total()
-    return 2.0 * shared / (ours.total() + theirs.total())
-
-
-JUDGES: dict[str, Judge] = {"agreement": agreement}
 
 
 class Probes:
@@ -84,17 +67,23 @@ class Probes:
         report: Callable[..., object],
         options: DispatchProbeOptions,
         now_s: Callable[[], float],
+        model: ModelJudge | None = None,
     ) -> None:
-        """`one` makes no second attempts; `report(Reticket, **values)` must not raise."""
+        """`one` makes no second attempts; `report(Reticket, **values)` must not raise.
+
+        `model` judges where the options say so.
+        """
         self._one, self._report, self._options, self._now_s = one, report, options, now_s
-        self._judge = JUDGES.get(options.judge)
+        self._model = model
         self._tasks: set[asyncio.Task[None]] = set()
 
     def takes(self, dispatch: DispatchInput) -> bool:
         """Whether a probe may be suggested for a request: one answer in words, and a judge."""
         asks_tools = bool(dispatch.body.get("tools") or dispatch.body.get("functions"))
         busy = len(self._tasks) >= self._options.ongoing_max
-        return self._judge is not None and dispatch.fan_out == 1 and not asks_tools and not busy
+        judges = {"none": False, "agreement": True, "model": self._model is not None}
+        able = judges[self._options.judge] and dispatch.fan_out == 1
+        return able and not asks_tools and not busy
 
     def begin(self, request: AnswerState, given: str) -> None:
         """The request was answered: call its probe's model, if it has one."""
@@ -138,15 +127,21 @@ class Probes:
         ticket = Reticket(part.decision.decision_id, part.decision.ticket)
         try:
             answer = await self._answer(part)
-            quality = self._judge(part.call.body, answer, given) if self._judge else None
+            quality = await self._judged(part, answer, given)
             if quality is not None:
-                self._report(ticket, quality=min(max(quality, 0.0), 1.0))
+                self._report(ticket, quality=quality, source=SOURCES[self._options.judge])
         except ServeError as error:
             logger.debug("a probe gave no answer: %s", error)
             if not part.attempts:
                 self._report(ticket, paid_usd=0.0)  # nobody was called in its name
         except Exception as error:
             logger.error("a probe failed with an internal error", exc_info=error)
+
+    async def _judged(self, part: AnswerState, answer: str, given: str) -> float | None:
+        """How good a probe's answer is, 0 to 1; None where that can't be said."""
+        if self._options.judge == "agreement":
+            return agreement(answer, given)
+        return await self._model.quality(part, answer) if self._model else None
 
     async def _answer(self, part: AnswerState) -> str:
         """The words of a whole answer. Raises ServeError."""

@@ -10,12 +10,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Callable
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import msgspec
 
-from serve.dispatch.answers import AttemptRecord, DispatchInput, Ended, Event, Routed, Streamed
+from serve.dispatch.answers import (
+    AttemptRecord,
+    DispatchInput,
+    Ended,
+    Event,
+    Merge,
+    Routed,
+    Streamed,
+)
 from serve.dispatch.routing_text import routing_text
 from serve.errors import AttemptFailed, InvalidRequest
 from serve.grpc_api.grpc_status import reason_of, refusal_of, status_of
@@ -102,6 +110,7 @@ def read_dispatch(request: pb.DispatchRequest) -> DispatchInput:
         body=body,
         confidence_min=request.cascade.confidence_min if request.HasField("cascade") else None,
         fan_out=request.fan_out if request.HasField("fan_out") else 1,
+        merge=cast("Merge", request.merge or "none"),
     )
 
 

@@ -73,7 +73,7 @@ class ChatCompletions:
             await reply.fail(error)
 
     async def _write(self, chat: Chat, reply: Reply) -> None:
-        created_s, fan_out = int(self._now_s()), chat.dispatch.fan_out > 1
+        created_s, fan_out = int(self._now_s()), chat.dispatch.several
         async with aclosing(self._answer(chat.dispatch)) as events:
             if chat.stream:
                 writer = StreamWriter(created_s, include_usage=chat.include_usage, fan_out=fan_out)

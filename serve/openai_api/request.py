@@ -15,12 +15,12 @@ from __future__ import annotations
 import base64
 import binascii
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, cast, get_args, get_type_hints
 
 from msgspec import Meta, Struct, defstruct, structs
 
 from learners.criticality import Criticality
-from serve.dispatch.answers import DispatchInput
+from serve.dispatch.answers import DispatchInput, Merge
 from serve.dispatch.routing_text import routing_text
 from serve.errors import InvalidRequest, UnknownModel
 from serve.openai_api.json_body import read_body
@@ -71,6 +71,7 @@ class Options(RouteOptions):
 
     cascade: Cascade | None = None
     fan_out: int | None = None
+    merge: str | None = None
 
 
 class Message(Struct):
@@ -147,6 +148,7 @@ def read_chat(content: bytes, catalogue: Catalogue) -> Chat:
             body={name: value for name, value in body.items() if name not in OURS},
             confidence_min=options.cascade.confidence_min if options.cascade else None,
             fan_out=options.fan_out if options.fan_out is not None else 1,
+            merge=cast("Merge", options.merge or "none"),
             whole=not chat.stream,
         ),
         stream=bool(chat.stream),

@@ -6,9 +6,8 @@ A probe is a decision of its own: it has its own ticket, under which its outcome
 nothing about the request's own decision changes. Its propensity is one: given the request, nothing
 is drawn.
 
-The budget is a token bucket that fills evenly over the day. Replicas don't talk to each other: each
-has an equal part, by the number of replicas that the snapshot's telemetry knows. A bucket starts
-empty, so that no restart gives a budget twice.
+The budget fills evenly over the day (`serve.budgets.allowance`): each replica has an equal part, by
+the number of replicas that the snapshot's telemetry knows.
 
 Which rows are worth it depends on what others are worth: the bar is set where the best offers of
 the last requests would have spent what came in with them and what is left. So as models become
@@ -23,14 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.policies.probes import ProbeOptions, Worth, gradient, worth
+from serve.budgets.allowance import Allowance
 from serve.routing.eligible import RequestBatch, Verdict
 from serve.routing.live import Live
 from serve.routing.records import Decisions
 from serve.routing.router import Choices
 from streams.feedback.report import PROBE
 
-DAY_S = 86_400.0
-BURST_S = 6 * 3600.0  # of the budget, that may be spent at once
 RECENT, BAR_EVERY = 64, 16  # requests that the bar is set by, and how often it is set anew
 
 
@@ -60,8 +58,7 @@ class Prober:
 
     def __init__(self, options: ProbeOptions) -> None:
         self.options = options
-        self._usd = 0.0  # in the bucket
-        self._filled_ms = 0
+        self._allowance = Allowance(options.budget_usd_per_day)
         # Of recent requests: points per dollar, dollars, and what came in with it; a ring.
         self._offers = np.zeros((3, RECENT))
         self._n_seen, self._n_probed, self._bar, self._bar_at = 0, 0, 0.0, 0
@@ -85,7 +82,7 @@ class Prober:
         """
         if not self.buys or len(live.catalogue) < 2:
             return NO_PROBES
-        came = self._fill(live, now_ms)
+        came = self._allowance.fill(live.n_replicas(), now_ms)
         if not len(choices.chosen):
             return NO_PROBES
         found = self._worth(requests, choices, live)
@@ -94,15 +91,6 @@ class Prober:
             found.per_usd[~wanted] = 0.0
         self._note(found, came)
         return self._bought(found)
-
-    def _fill(self, live: Live, now_ms: int) -> float:
-        """Let money in for the time that has passed; how much."""
-        before, self._filled_ms = self._filled_ms or now_ms, max(now_ms, self._filled_ms)
-        # So much less that no day, with what is in the bucket when it begins, exceeds the budget.
-        per_s = self.options.budget_usd_per_day / (DAY_S + BURST_S) / live.n_replicas()
-        came = per_s * max(0, now_ms - before) / 1000.0
-        self._usd = min(self._usd + came, per_s * BURST_S)
-        return came
 
     def _worth(self, requests: RequestBatch, choices: Choices, live: Live) -> Worth:
         weights = requests.preference
@@ -127,7 +115,7 @@ class Prober:
         per_usd, usd, came = self._offers[:, : min(self._n_seen, RECENT)]
         order = np.argsort(-per_usd, kind="stable")
         spent = np.cumsum(usd[order])
-        n = int(np.searchsorted(spent, came.sum() + self._usd, side="right"))
+        n = int(np.searchsorted(spent, came.sum() + self._allowance.usd, side="right"))
         return float(per_usd[order[n]]) if n < len(order) else 0.0
 
     def _bought(self, found: Worth) -> Probes:
@@ -136,8 +124,7 @@ class Prober:
             within = self._n_probed < self.options.share_max * self._n_seen
             if not within or found.per_usd[row] <= 0.0 or found.per_usd[row] < self._bar:
                 break
-            if found.usd[row] <= self._usd:
-                self._usd -= float(found.usd[row])
+            if self._allowance.take(float(found.usd[row])):
                 self._n_probed += 1
                 rows.append(row)
         at = np.array(sorted(rows), np.intp)

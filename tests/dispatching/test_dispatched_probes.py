@@ -10,7 +10,8 @@ from made_up_endpoint import Script, answers, failed
 
 from learners.policies.probes import ProbeOptions
 from serve.dispatch.dispatcher import DispatchOptions
-from serve.dispatch.probes import DispatchProbeOptions, agreement
+from serve.dispatch.judging.agreement import agreement
+from serve.dispatch.probes import DispatchProbeOptions
 from streams.feedback.report import PROBE
 from streams.feedback.ticket import key_of
 
@@ -167,4 +168,4 @@ def test_agreement_is_the_f1_of_words(answer, given, quality):
     """
     Whatever their case and punctuation; nothing where one says nothing.
     """
-    assert agreement({}, answer, given) == quality
+    assert agreement(answer, given) == quality

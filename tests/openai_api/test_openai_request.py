@@ -108,7 +108,11 @@ def test_every_option_of_a_request_can_be_given():
     """
     said_otherwise = {"text", "embedding", "embedding_f32", "prompt_tokens"}
     fields = {field.name for field in pb.RouteRequest.DESCRIPTOR.fields}
-    assert fields - said_otherwise == set(Options.__struct_fields__) - {"cascade", "fan_out"}
+    assert fields - said_otherwise == set(Options.__struct_fields__) - {
+        "cascade",
+        "fan_out",
+        "merge",
+    }
     assert {f.name for f in pb.Preference.DESCRIPTOR.fields} == set(Preference.__struct_fields__)
     assert {f.name for f in pb.Outcome.DESCRIPTOR.fields} == set(Outcome.__struct_fields__)
 
@@ -167,6 +171,8 @@ def test_streaming_is_as_asked_for(fields, streamed, counted):
         ({"fairlead": {"allowed_models": ["a", 1]}}, "fairlead.allowed_models[1]", "1; it must be `str`"),
         ({"fairlead": {"cascade": {}}}, "fairlead.cascade.confidence_min", "missing"),
         ({"fairlead": {"cascade": {"confidence_min": 2}}}, "cascade.confidence_min", "2.0"),
+        ({"fairlead": {"fan_out": 2, "merge": "x"}}, "merge", "x; it must be one of none, agreement"),
+        ({"fairlead": {"merge": "judge"}}, "merge", "judge; it must be none, unless"),
         ({"fairlead": {"fan_out": 9}}, "fan_out", "9; it must be 1 to 8"),
         ({"fairlead": {"fan_out": 0}}, "fan_out", "0; it must be 1 to 8"),
     ],

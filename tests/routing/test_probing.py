@@ -9,9 +9,10 @@ import pytest
 from router_bench import NOON_MS, router
 
 from learners.policies.probes import ProbeOptions
+from serve.budgets.allowance import BURST_S, DAY_S
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.eligible import Verdict
-from serve.routing.probing import BURST_S, DAY_S, Prober
+from serve.routing.probing import Prober
 from streams.feedback.report import PROBE
 from streams.feedback.ticket import key_of
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from serve.proto.fairlead.v1 import router_pb2 as fairlead_dot_v1_dot_router__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66\x61irlead/v1/dispatch.proto\x12\x0b\x66\x61irlead.v1\x1a\x18\x66\x61irlead/v1/router.proto\"\xd7\x01\n\x0f\x44ispatchRequest\x12(\n\x05route\x18\x01 \x01(\x0b\x32\x19.fairlead.v1.RouteRequest\x12*\n\x08messages\x18\x02 \x03(\x0b\x32\x18.fairlead.v1.ChatMessage\x12\x14\n\x0coptions_json\x18\x03 \x01(\t\x12*\n\x07\x63\x61scade\x18\x04 \x01(\x0b\x32\x14.fairlead.v1.CascadeH\x00\x88\x01\x01\x12\x14\n\x07\x66\x61n_out\x18\x05 \x01(\rH\x01\x88\x01\x01\x42\n\n\x08_cascadeB\n\n\x08_fan_out\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"!\n\x07\x43\x61scade\x12\x16\n\x0e\x63onfidence_min\x18\x01 \x01(\x01\"\x9e\x01\n\rDispatchReply\x12\x0e\n\x06\x61nswer\x18\x01 \x01(\r\x12%\n\x06routed\x18\x02 \x01(\x0b\x32\x13.fairlead.v1.RoutedH\x00\x12)\n\x05piece\x18\x03 \x01(\x0b\x32\x18.fairlead.v1.AnswerPieceH\x00\x12#\n\x05\x65nded\x18\x04 \x01(\x0b\x32\x12.fairlead.v1.EndedH\x00\x42\x06\n\x04part\"\x98\x01\n\x06Routed\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\x12\x0e\n\x06ticket\x18\x04 \x01(\x0c\x12\'\n\x08\x64\x65\x63ision\x18\x05 \x01(\x0b\x32\x15.fairlead.v1.Decision\x12&\n\x08\x61ttempts\x18\x06 \x03(\x0b\x32\x14.fairlead.v1.Attempt\"F\n\x0b\x41nswerPiece\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x12\n\ndelta_json\x18\x02 \x01(\t\x12\x15\n\rfinish_reason\x18\x03 \x01(\t\"\x9c\x01\n\x07\x41ttempt\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\x12\x0c\n\x04kind\x18\x04 \x01(\t\x12\x0f\n\x07outcome\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\x12\x10\n\x08\x62\x65gan_ms\x18\x07 \x01(\x01\x12\x0f\n\x07took_ms\x18\x08 \x01(\x01\x12\x10\n\x08\x63ost_usd\x18\t \x01(\x01\"\xfc\x01\n\x05\x45nded\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\routput_tokens\x18\x02 \x01(\r\x12\x10\n\x08\x63ost_usd\x18\x03 \x01(\x01\x12\x10\n\x08paid_usd\x18\x04 \x01(\x01\x12\x16\n\x0e\x66irst_token_ms\x18\x05 \x01(\x01\x12\x12\n\nlatency_ms\x18\x06 \x01(\x01\x12\x17\n\nconfidence\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12&\n\x08\x61ttempts\x18\x08 \x03(\x0b\x32\x14.fairlead.v1.Attempt\x12\x14\n\x0cproblem_code\x18\t \x01(\x05\x12\x0f\n\x07problem\x18\n \x01(\tB\r\n\x0b_confidence2T\n\nDispatcher\x12\x46\n\x08\x44ispatch\x12\x1c.fairlead.v1.DispatchRequest\x1a\x1a.fairlead.v1.DispatchReply0\x01\x42\'\n\x0b\x66\x61irlead.v1P\x01Z\x16\x66\x61irlead/v1;fairleadv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66\x61irlead/v1/dispatch.proto\x12\x0b\x66\x61irlead.v1\x1a\x18\x66\x61irlead/v1/router.proto\"\xe6\x01\n\x0f\x44ispatchRequest\x12(\n\x05route\x18\x01 \x01(\x0b\x32\x19.fairlead.v1.RouteRequest\x12*\n\x08messages\x18\x02 \x03(\x0b\x32\x18.fairlead.v1.ChatMessage\x12\x14\n\x0coptions_json\x18\x03 \x01(\t\x12*\n\x07\x63\x61scade\x18\x04 \x01(\x0b\x32\x14.fairlead.v1.CascadeH\x00\x88\x01\x01\x12\x14\n\x07\x66\x61n_out\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\r\n\x05merge\x18\x06 \x01(\tB\n\n\x08_cascadeB\n\n\x08_fan_out\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"!\n\x07\x43\x61scade\x12\x16\n\x0e\x63onfidence_min\x18\x01 \x01(\x01\"\x9e\x01\n\rDispatchReply\x12\x0e\n\x06\x61nswer\x18\x01 \x01(\r\x12%\n\x06routed\x18\x02 \x01(\x0b\x32\x13.fairlead.v1.RoutedH\x00\x12)\n\x05piece\x18\x03 \x01(\x0b\x32\x18.fairlead.v1.AnswerPieceH\x00\x12#\n\x05\x65nded\x18\x04 \x01(\x0b\x32\x12.fairlead.v1.EndedH\x00\x42\x06\n\x04part\"\x98\x01\n\x06Routed\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\x12\x0e\n\x06ticket\x18\x04 \x01(\x0c\x12\'\n\x08\x64\x65\x63ision\x18\x05 \x01(\x0b\x32\x15.fairlead.v1.Decision\x12&\n\x08\x61ttempts\x18\x06 \x03(\x0b\x32\x14.fairlead.v1.Attempt\"F\n\x0b\x41nswerPiece\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x12\n\ndelta_json\x18\x02 \x01(\t\x12\x15\n\rfinish_reason\x18\x03 \x01(\t\"\x9c\x01\n\x07\x41ttempt\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\x12\x0c\n\x04kind\x18\x04 \x01(\t\x12\x0f\n\x07outcome\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\x12\x10\n\x08\x62\x65gan_ms\x18\x07 \x01(\x01\x12\x0f\n\x07took_ms\x18\x08 \x01(\x01\x12\x10\n\x08\x63ost_usd\x18\t \x01(\x01\"\xfc\x01\n\x05\x45nded\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\routput_tokens\x18\x02 \x01(\r\x12\x10\n\x08\x63ost_usd\x18\x03 \x01(\x01\x12\x10\n\x08paid_usd\x18\x04 \x01(\x01\x12\x16\n\x0e\x66irst_token_ms\x18\x05 \x01(\x01\x12\x12\n\nlatency_ms\x18\x06 \x01(\x01\x12\x17\n\nconfidence\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12&\n\x08\x61ttempts\x18\x08 \x03(\x0b\x32\x14.fairlead.v1.Attempt\x12\x14\n\x0cproblem_code\x18\t \x01(\x05\x12\x0f\n\x07problem\x18\n \x01(\tB\r\n\x0b_confidence2T\n\nDispatcher\x12\x46\n\x08\x44ispatch\x12\x1c.fairlead.v1.DispatchRequest\x1a\x1a.fairlead.v1.DispatchReply0\x01\x42\'\n\x0b\x66\x61irlead.v1P\x01Z\x16\x66\x61irlead/v1;fairleadv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,21 +34,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\013fairlead.v1P\001Z\026fairlead/v1;fairleadv1'
   _globals['_DISPATCHREQUEST']._serialized_start=70
-  _globals['_DISPATCHREQUEST']._serialized_end=285
-  _globals['_CHATMESSAGE']._serialized_start=287
-  _globals['_CHATMESSAGE']._serialized_end=331
-  _globals['_CASCADE']._serialized_start=333
-  _globals['_CASCADE']._serialized_end=366
-  _globals['_DISPATCHREPLY']._serialized_start=369
-  _globals['_DISPATCHREPLY']._serialized_end=527
-  _globals['_ROUTED']._serialized_start=530
-  _globals['_ROUTED']._serialized_end=682
-  _globals['_ANSWERPIECE']._serialized_start=684
-  _globals['_ANSWERPIECE']._serialized_end=754
-  _globals['_ATTEMPT']._serialized_start=757
-  _globals['_ATTEMPT']._serialized_end=913
-  _globals['_ENDED']._serialized_start=916
-  _globals['_ENDED']._serialized_end=1168
-  _globals['_DISPATCHER']._serialized_start=1170
-  _globals['_DISPATCHER']._serialized_end=1254
+  _globals['_DISPATCHREQUEST']._serialized_end=300
+  _globals['_CHATMESSAGE']._serialized_start=302
+  _globals['_CHATMESSAGE']._serialized_end=346
+  _globals['_CASCADE']._serialized_start=348
+  _globals['_CASCADE']._serialized_end=381
+  _globals['_DISPATCHREPLY']._serialized_start=384
+  _globals['_DISPATCHREPLY']._serialized_end=542
+  _globals['_ROUTED']._serialized_start=545
+  _globals['_ROUTED']._serialized_end=697
+  _globals['_ANSWERPIECE']._serialized_start=699
+  _globals['_ANSWERPIECE']._serialized_end=769
+  _globals['_ATTEMPT']._serialized_start=772
+  _globals['_ATTEMPT']._serialized_end=928
+  _globals['_ENDED']._serialized_start=931
+  _globals['_ENDED']._serialized_end=1183
+  _globals['_DISPATCHER']._serialized_start=1185
+  _globals['_DISPATCHER']._serialized_end=1269
 # @@protoc_insertion_point(module_scope)

@@ -8,18 +8,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class DispatchRequest(_message.Message):
-    __slots__ = ("route", "messages", "options_json", "cascade", "fan_out")
+    __slots__ = ("route", "messages", "options_json", "cascade", "fan_out", "merge")
     ROUTE_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_JSON_FIELD_NUMBER: _ClassVar[int]
     CASCADE_FIELD_NUMBER: _ClassVar[int]
     FAN_OUT_FIELD_NUMBER: _ClassVar[int]
+    MERGE_FIELD_NUMBER: _ClassVar[int]
     route: _router_pb2.RouteRequest
     messages: _containers.RepeatedCompositeFieldContainer[ChatMessage]
     options_json: str
     cascade: Cascade
     fan_out: int
-    def __init__(self, route: _Optional[_Union[_router_pb2.RouteRequest, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., options_json: _Optional[str] = ..., cascade: _Optional[_Union[Cascade, _Mapping]] = ..., fan_out: _Optional[int] = ...) -> None: ...
+    merge: str
+    def __init__(self, route: _Optional[_Union[_router_pb2.RouteRequest, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., options_json: _Optional[str] = ..., cascade: _Optional[_Union[Cascade, _Mapping]] = ..., fan_out: _Optional[int] = ..., merge: _Optional[str] = ...) -> None: ...
 
 class ChatMessage(_message.Message):
     __slots__ = ("role", "content")
