@@ -27,8 +27,8 @@ from load.data.tables import OutcomeTable
 from load.demo.replay import Connect, Replayed, ReplayOptions, replay
 from load.demo.score import Comparison, Scores, average, best_fixed, compare, interval
 from load.errors import LoopStuck
+from serve.budgets.allowance import BURST_S, DAY_S
 from serve.encoders import identity, make_encoder
-from serve.routing.probing import BURST_S, DAY_S
 from streams.errors import SnapshotError
 from streams.feedback.ticket import split_ids
 from streams.log.contract import FEEDBACK

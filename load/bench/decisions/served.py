@@ -30,6 +30,7 @@ from learners.policies.newcomers import NewcomerOptions
 from learners.policies.policy import Policy, default_policy
 from learners.policies.probes import ProbeOptions
 from load.bench.decisions.streams import Floats, Rows, Stream
+from serve.budgets.allowance import BURST_S, DAY_S
 from serve.encoders import Encoder, EncoderOptions, identity, make_encoder
 from serve.encoders.projections import FITTED_DIMS
 from serve.onboarding.imported import feedback_records
@@ -37,7 +38,7 @@ from serve.routing.catalogue import Catalogue, Model, Pool
 from serve.routing.eligible import RequestBatch, unsaid_columns
 from serve.routing.live import Live, LiveOptions
 from serve.routing.placement import PlacementOptions
-from serve.routing.probing import BURST_S, DAY_S, Prober
+from serve.routing.probing import Prober
 from serve.routing.records import Decisions
 from serve.routing.router import Choices, Chooser
 from streams.feedback.answers_file import Answer

@@ -65,8 +65,9 @@ def fitted(points: Sequence[float], people: Sequence[float]) -> Curve:
     near = np.clip(np.rint(said), 0, POINTS_MAX).astype(int)
     n = np.bincount(near, minlength=POINTS_MAX + 1)
     total = np.bincount(near, quality, minlength=POINTS_MAX + 1)
-    means = (total + IMAGINED * at / POINTS_MAX) / (n + IMAGINED)
-    levels = np.clip(rising(means, n + IMAGINED), 0.0, 1.0)
+    weights = (n + IMAGINED).astype(np.float64)
+    means = (total + IMAGINED * at / POINTS_MAX) / weights
+    levels = np.clip(rising(means, weights), 0.0, 1.0)
     after = np.interp(said, at, levels)
     return Curve(
         levels=tuple(levels.tolist()),
