@@ -19,7 +19,8 @@ try:
     from rich.console import Console
 
     from fairlead.commands.bench import bench_app
-    from fairlead.commands.judge import judge_app
+    from fairlead.commands.outcomes.judge import judge_app
+    from fairlead.commands.outcomes.trace import feedback_trace
     from fairlead.commands.planning.compare import compare
     from fairlead.commands.planning.evaluate import evaluate
     from fairlead.commands.planning.plan import plan
@@ -27,7 +28,6 @@ try:
     from fairlead.commands.planning.simulate import simulate
     from fairlead.commands.planning.traces import traces_app
     from fairlead.commands.terminal import JsonOption, SettingsOption, console, only_json
-    from fairlead.commands.trace import feedback_trace
 except ImportError:  # the base installation is a client
     sys.exit("The command line needs more than the client: pip install 'fairlead[server]'")
 
@@ -407,7 +407,7 @@ def feedback_check(
     as_json: JsonOption = False,
 ) -> None:
     """Say what would be accepted, and what refused and why. Exit code 1 if anything would be."""
-    from fairlead.commands.feedback import check_lines, lines_of
+    from fairlead.commands.outcomes.check import check_lines, lines_of
     from fairlead.commands.up import settings_of
 
     with only_json(as_json) as emit:

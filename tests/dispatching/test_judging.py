@@ -15,7 +15,7 @@ from made_up_endpoint import FakeEndpoint, Script, failed
 from router_bench import catalogue
 from typer.testing import CliRunner
 
-import fairlead.commands.judge as commands
+import fairlead.commands.outcomes.judge as commands
 from fairlead.command_line import app
 from fairlead.errors import InvalidOption
 from infra.errors import InfraError

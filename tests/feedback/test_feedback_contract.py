@@ -24,7 +24,7 @@ from made_up import DAY_MS, ENCODER, KEY, NOW_MS, SEALER, Decided, decided, repo
 from typer.testing import CliRunner
 
 from fairlead.command_line import app
-from fairlead.commands import feedback as feedback_command
+from fairlead.commands.outcomes import check as feedback_command
 from streams.feedback.check import LINES_PER_BATCH, Checked, Refused, check
 from streams.feedback.dead_letters import dead_letter
 from streams.feedback.feedback import DeadLetter, FeedbackOptions
