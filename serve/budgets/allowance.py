@@ -17,8 +17,10 @@ class Allowance:
     """One replica's part.
 
     >>> allowance = Allowance(usd_per_day=10.8)
-    >>> allowance.fill(1, 0), allowance.fill(1, 10_000), allowance.take(1e-3), allowance.take(1e-3)
-    (0.0, 0.001, True, False)
+    >>> allowance.fill(1, 1000), round(allowance.fill(1, 11_000), 6)
+    (0.0, 0.001)
+    >>> allowance.take(9e-4), allowance.take(9e-4)
+    (True, False)
     """
 
     def __init__(self, usd_per_day: float) -> None:
