@@ -79,6 +79,14 @@ KINDS: Mapping[str, Kind] = {
         "Nothing has to be done for requests. Ask its provider what changed; `changes` of "
         "`fairlead status --json` has all changes that are in force.",
     ),
+    "model_overbilled": Kind(
+        "A model's bills exceed what was predicted of them, on average by more than "
+        "`learning.billing_tolerance` over some days. Chance does that at most "
+        "`learning.billing_false_alarms_per_year` times a year.",
+        "Compare the provider's token counts with the answers, and ask what it changed: hidden "
+        "reasoning, prices, retries. Where the catalogue has a model's price or `output_tokens` "
+        "wrong, mend it. Predictions follow, and within a month the alarm goes off.",
+    ),
     "partitions_unread": Kind(
         "The feedback topic has partitions that no trainer reads.",
         "Restart `fairlead up` if it lasts for more than a minute.",

@@ -30,6 +30,7 @@ from infra.settings.site_options import (
 )
 from infra.site_logs import LogsOptions
 from learners.drift import DriftOptions
+from learners.estimates.billing import BillingOptions
 from learners.estimates.estimator import BlendOptions
 from learners.estimates.history import HistoryOptions
 from learners.estimates.learned import MemoryOptions
@@ -122,6 +123,7 @@ PARTS = {
             RidgeOptions,
             TrainerOptions,
             LiveOptions,
+            BillingOptions,
         ),
     ),
     "newcomers": Part(

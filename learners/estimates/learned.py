@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.context import N_FEATURES
-from learners.estimates import calibration, ema, ridge, trait_effects
+from learners.estimates import billing, calibration, ema, ridge, trait_effects
 from learners.estimates.history import COLUMNS, History, HistoryOptions, Rows, with_all_columns
 from learners.estimates.landmarks import (
     GENERIC,
@@ -94,6 +94,7 @@ class Learned:
         self.calibration = calibration.new_statistics(half_life_ms)
         self.traits = trait_effects.new_statistics(N_LANDMARK_FEATURES, half_life_ms)
         self.recent = Buckets((N_GROUPS, ema.N_COLUMNS, 2), RECENT_BUCKET_MS, RECENT_BUCKETS)
+        self.billing = billing.new_statistics()
         self.history = History(options.history)
         self.as_of_ms = 0
         self.n_values = np.zeros(N_TARGETS, np.int64)
@@ -107,6 +108,7 @@ class Learned:
         ema.update(self.models, outcomes.models, outcomes)
         ema.update(self.pools, outcomes.pools, outcomes)
         calibration.update(self.calibration, outcomes)
+        billing.update(self.billing, outcomes)
         values, groups = ema.values_and_counts(outcomes), groups_of(outcomes.tenant_hashes)
         self.recent.update(outcomes.models, outcomes.decided_at_ms, values, groups)
         self.history.update(outcomes)
@@ -153,7 +155,7 @@ class Learned:
         self.as_of_ms = max(self.as_of_ms, other.as_of_ms)
 
     def _sums(self) -> dict[str, DecayedSums | Buckets]:
-        names = (*LINEAR, "traits", "models", "pools", "recent", "calibration")
+        names = (*LINEAR, "traits", "models", "pools", "recent", "calibration", "billing")
         return {name: getattr(self, name) for name in names}
 
     def digest(self) -> str:

@@ -49,7 +49,9 @@ class RouterAlarms:
         self._board.set("model_changed", " ".join(map(str, fresh)) or None)
         self._board.set_changes(changes)
         self._board.set("settings_refused", refused or None)
-        if self._counts or refused or self._wrote:
+        bills = [f"{names[one.model]}: {one}." for one in live.overbilled]
+        self._board.set("model_overbilled", " ".join(bills) or None)
+        if self._counts or refused or bills or self._wrote:
             self._begin()
             self._board.beat()
 

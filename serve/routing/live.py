@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from learners.context import N_FEATURES
 from learners.criticality import Criticality
 from learners.estimates import ema
+from learners.estimates.billing import BillingOptions, overbilled
 from learners.estimates.calibration import COST_FIGURE
 from learners.estimates.estimator import BlendOptions, Estimator
 from learners.estimates.learned import RATIOS, Learned, MemoryOptions
@@ -69,6 +70,7 @@ class LiveOptions:
         True, "Score with compiled code where numba is installed; false: with numpy."
     )
     guard: GuardOptions = field(default_factory=GuardOptions)
+    billing: BillingOptions = field(default_factory=BillingOptions)
 
 
 class Live:
@@ -139,6 +141,9 @@ class Live:
         # The first search and product of a process are slow; let no request pay for them.
         self.estimator.estimate(np.zeros((1, N_FEATURES), np.int8))
         self.reference = self._reference(learned)
+        # Whose bills are too high for chance.
+        as_of_ms = learned.as_of_ms
+        self.overbilled = overbilled(learned.billing, catalogue.keys, as_of_ms, options.billing)
         # Who answers what is far from everything seen: a column, or none; and what that is.
         self.guard = catalogue.column_of.get(options.guard.model)
         self.novelty = None if self.guard is None else _novelty(learned, options.guard)

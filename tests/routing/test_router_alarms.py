@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from infra.status.metrics import LoopCollector
 from infra.status.status import look
 from learners.drift import Alarm
+from learners.estimates.billing import Overbilled
 from serve.deploy.router_alarms import FRESH_MS, RouterAlarms
 from streams.alarms import ROUTER_ROLE, Board
 from streams.log.memory_log import MemoryLog, Storage
@@ -25,7 +26,7 @@ FELL = Alarm(SMALL, "quality", NOON_MS - 60_000, 40, -1.9)
 def seen(*alarms: Alarm) -> SimpleNamespace:
     """A view with these drift alarms."""
     catalogue = SimpleNamespace(keys=[SMALL, 8], names=("small", "large"))
-    return SimpleNamespace(catalogue=catalogue, drift=alarms)
+    return SimpleNamespace(catalogue=catalogue, drift=alarms, overbilled=[])
 
 
 @pytest.fixture
@@ -112,4 +113,21 @@ def test_settings_that_are_refused_are_an_alarm_until_they_are_mended(router):
     router.alarms.look(seen(), "")
 
     assert (alarm.name, alarm.cause) == ("settings_refused", "listener.port is 70000")
+    assert router.status().alarms == ()
+
+
+def test_bills_that_are_too_high_are_an_alarm_with_their_model(router):
+    """
+    It names the model and how much, and goes off when the bills are as predicted again.
+    """
+    view = seen()
+    view.overbilled = [
+        Overbilled(model=view.catalogue.keys[0], since_ms=0, outcomes=90, ratio=1.7, chance=1e-5)
+    ]
+    router.alarms.look(view)
+    (alarm,) = router.status().alarms
+    router.alarms.look(seen())
+
+    assert alarm.name == "model_overbilled"
+    assert f"{view.catalogue.names[0]}: 90 bills were 1.70 times" in alarm.cause
     assert router.status().alarms == ()
