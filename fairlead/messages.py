@@ -177,6 +177,7 @@ class Decision:
     guarded: bool = False  # far from everything seen: to the operator's guard model
     suggested_model: str = ""  # while the router observes: whom it would have chosen
     probe: Probe | None = None  # where `Request.probe` allows it and the operator has a budget
+    session_usd: float | None = None  # what its conversation costs by then, as predicted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -123,6 +123,7 @@ def decision(reply: pb.Decision) -> messages.Decision:
         ticket=reply.ticket,
         energy_j=reply.energy_j,
         probe=_probe(reply.probe) if reply.HasField("probe") else None,
+        session_usd=reply.session_usd if reply.HasField("session_usd") else None,
         below_quality_min=reply.below_quality_min,
         rules=tuple(reply.rules),
         guarded=reply.guarded,

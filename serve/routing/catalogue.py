@@ -42,6 +42,12 @@ class Model:
         le=1e6,
         stands_for=(None, math.nan),
     )
+    cache_write_factor: float = option(
+        1.0,
+        "Price of a session's input that enters the server's cache, over that of other input.",
+        ge=1,
+        le=10,
+    )
     usd_per_1m_output_tokens: float = option(0.0, "List price, USD.", ge=0, le=1e6)
     usd_per_call: float = option(0.0, "Fixed price of a call, USD.", ge=0, le=100)
     output_tokens: float = option(300.0, "Tokens of a typical answer.", ge=0, le=1e7)
@@ -128,6 +134,8 @@ class Catalogue:
         self.watts = self._pool_column("watts")  # (P,)
         self.output_tokens = column("output_tokens")
         self.usd_per_input_token = column("usd_per_1m_input_tokens") / 1e6
+        self.usd_per_cached_token = np.array([model.usd_per_cached_token for model in models])
+        self.cache_write_factor = column("cache_write_factor")
         self.usd_fixed = column("usd_per_1m_output_tokens") / 1e6 * column(
             "output_tokens"
         ) + column("usd_per_call")
@@ -170,6 +178,19 @@ class Catalogue:
         """Stated cost (n, k) of calls with prompts of n lengths; 0 tokens means unknown."""
         tokens = np.where(prompt_tokens > 0, prompt_tokens, self.prompt_tokens)
         return tokens[:, None] * self.usd_per_input_token + self.usd_fixed
+
+    def saved_usd(self, tokens: float, cached: float, holder: int) -> NDArray[np.float64]:
+        """How much less (k,) than by its input's list price a session's request costs each model.
+
+        Of its `tokens` the model at column `holder` has `cached` in its cache; what is read anew is
+        written into one.
+        """
+        anew = np.full(len(self), tokens)
+        anew[holder] -= cached
+        saved = -anew * self.usd_per_input_token * (self.cache_write_factor - 1.0)
+        price = self.usd_per_input_token[holder] - self.usd_per_cached_token[holder]
+        saved[holder] += cached * price
+        return saved
 
     def cost_usd(
         self, model: str, prompt_tokens: int, output_tokens: int, *, cached_tokens: int = 0

@@ -127,9 +127,9 @@ class Decider:
         self._suggest_probes(taken, decisions, written)
         self._say_suggested(decisions, written)
         say_guarded(requests.said, written)
+        self._hold_sessions(taken, choices, live, now_ms, written)
         for row, reply in zip(rows, written, strict=True):
             replies[row] = reply
-        self._hold_sessions(taken, choices, live, now_ms)
         for row, problem in self._refused(taken, choices, live, now_ms).items():
             replies[rows[row]] = problem
         return Decided(replies, self._kept(ids, taken, decisions))
@@ -313,7 +313,7 @@ class Decider:
             contexts=self._contexts(embeddings, tokens, live),
             preference=np.array([one.weights for one in asked], np.float64),
             allowed=allowed,
-            switch_ms=self._switch_ms(asked, tokens, live, now_ms),
+            **self._of_sessions(asked, tokens, live, now_ms),
             tenants=np.array([one.tenant for one in asked], object),
             said=said_of(asked),
             **self._of_change(asked, live, now_ms),
@@ -345,32 +345,49 @@ class Decider:
         project, compiled = self._encoder.projection.contexts, live.kernel is not None
         return project(embeddings, tokens.astype(np.float32), compiled=compiled)
 
-    def _switch_ms(
+    def _of_sessions(
         self, asked: Sequence[RouteInput], tokens: NDArray[np.float64], live: Live, now_ms: int
-    ) -> NDArray[np.float64] | None:
-        """What leaving the model that holds its session costs each request, (n, k)."""
-        column_of, switch_ms = live.catalogue.column_of, None
+    ) -> dict[str, NDArray[np.float64]]:
+        """What leaving the model that holds its session costs each request (n, k)."""
+        column_of, found = live.catalogue.column_of, {}
         for i, one in enumerate(asked):
             held = self._sessions.held(one.tenant, one.session, now_ms) if one.session else None
             if held is not None and held.model in column_of:
-                if switch_ms is None:
-                    switch_ms = np.zeros((len(asked), len(live.catalogue)))
-                switch_ms[i] = self._sessions.switch_ms(tokens[i])
-                switch_ms[i, column_of[held.model]] = 0.0
-        return switch_ms
+                if not found:
+                    n, k = len(asked), len(live.catalogue)
+                    found = {name: np.zeros((n, k)) for name in ("switch_ms", "saved_usd")}
+                at, n_tokens = column_of[held.model], float(tokens[i])
+                found["switch_ms"][i] = self._sessions.switch_ms(n_tokens)
+                found["switch_ms"][i, at] = 0.0
+                cached = min(held.tokens, n_tokens)
+                found["saved_usd"][i] = live.catalogue.saved_usd(n_tokens, cached, at)
+        return found
 
     def _hold_sessions(
-        self, asked: Sequence[RouteInput], choices: Choices, live: Live, now_ms: int
+        self,
+        asked: Sequence[RouteInput],
+        choices: Choices,
+        live: Live,
+        now_ms: int,
+        replies: list[bytes],
     ) -> None:
-        """Remember where sessions were sent; who dispatches corrects it by who answered."""
+        """Remember where sessions were sent, and say what they have cost by then.
+
+        Who dispatches corrects it by who answered.
+        """
+        sessions = self._sessions
         for i, one in enumerate(asked):
             if one.session and choices.fits[i] and not choices.shed[i]:
-                model = live.catalogue.names[choices.chosen[i]]
-                pool = live.pool_names[choices.pool[i]]
-                held = self._sessions.held(one.tenant, one.session, now_ms)
+                chosen = choices.chosen[i]
+                model, pool = live.catalogue.names[chosen], live.pool_names[choices.pool[i]]
+                held = sessions.held(one.tenant, one.session, now_ms)
                 if held is None or held.model != model:
                     held = Held(model, pool, "", now_ms)
-                self._sessions.hold(one.tenant, one.session, held._replace(at_ms=now_ms))
+                spent_usd = sessions.spent_usd(one.tenant, one.session)
+                spent_usd += float(choices.cost_usd[i, chosen])
+                replies[i] += pb.Decision(session_usd=spent_usd).SerializeToString()  # bytes merge
+                now = held._replace(at_ms=now_ms, tokens=_tokens(one), spent_usd=spent_usd)
+                sessions.hold(one.tenant, one.session, now)
 
     def _kept(self, ids: Sequence[bytes], asked: Sequence[RouteInput], of: Decisions) -> Kept:
         return Kept(

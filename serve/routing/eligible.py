@@ -70,6 +70,7 @@ class RequestBatch:
     criticality: NDArray[np.int8]  # (n,) `learners.criticality.Criticality`
     # (n, k) what a session's other models would take longer; None where no session is held.
     switch_ms: Floats | None = None
+    saved_usd: Floats | None = None  # (n, k) what models cost less, by what is in their caches
     tenants: NDArray[np.object_] | None = None  # (n,) names; None: nobody's
     said: NDArray[np.object_] | None = None  # (n,) of `Said`; None: nothing
     # (n, k) what the operator's rules leave, and what they prefer; None: no rule.
@@ -192,6 +193,8 @@ class Expected:
 def expected_of(requests: RequestBatch, live: Live, estimates: Estimates) -> Expected:
     """Estimate n requests."""
     list_usd = live.catalogue.expected_cost_usd(requests.prompt_tokens)
+    if requests.saved_usd is not None:
+        list_usd = np.maximum(list_usd - requests.saved_usd, 0.0)
     mean, noise = estimates.mean.astype(np.float64), estimates.noise.astype(np.float64)
     estimated, answered = np.clip(mean[:, :, Target.QUALITY], 0.0, 1.0), 1.0 - live.error_share
     success, off = estimated, np.hypot(estimates.deviation, noise[:, Target.QUALITY])

@@ -220,7 +220,7 @@ def pick(
 
 def _special(requests: RequestBatch, live: Live) -> bool:
     """Whether the kernel knows nothing of what matters here."""
-    columns = requests.switch_ms, requests.left, requests.preferred
+    columns = requests.switch_ms, requests.saved_usd, requests.left, requests.preferred
     return not live.all_open or any(column is not None for column in columns)
 
 

@@ -1,11 +1,17 @@
 """Where conversations are: which model and endpoint has a session's KV cache.
 
-    decision, answer ──hold──▶ session: model, pool, endpoint
+    decision, answer ──hold──▶ session: model, pool, endpoint, tokens, US dollars so far
     next request     ◀─held──  staying is worth what the others would need to read it all again
 
 Another model, or another server, has to prefill the whole conversation first. That time is added to
-the predicted latency of every model but the one that holds the session, so the caller's own weight
-of latency decides what staying is worth; no rule says "always stay".
+the predicted latency of every model but the one that holds the session. And it is paid for: of P
+tokens that are in the cache, who stays pays the price of cached input, who leaves that of input
+that enters a cache. So leaving costs
+
+    P · (price of input · cache_write_factor − price of cached input)
+
+and the caller's own weights of latency and money decide what staying is worth; no rule says "always
+stay". Once a cache has died of age both are nothing.
 
 Each router remembers by itself, in memory: a session that comes to another replica is a new one
 there, which costs a prefill and nothing else.
@@ -48,6 +54,8 @@ class Held(NamedTuple):
     pool: str
     endpoint: str  # "" where nothing was dispatched from here
     at_ms: int
+    tokens: float = 0.0  # of its last prompt: as many of the next are in the cache
+    spent_usd: float = 0.0  # of the conversation so far, as predicted when it was decided
 
 
 class Sessions:
@@ -68,13 +76,21 @@ class Sessions:
         return held
 
     def hold(self, tenant: str, session: str, held: Held) -> None:
-        """Note where a session's answer comes from."""
+        """Note where a session's answer comes from; what is not said of it stays as it was."""
         if not session:
             return
+        former = self._held.get((tenant, session))
+        if former is not None and not held.tokens:
+            held = held._replace(tokens=former.tokens, spent_usd=former.spent_usd)
         self._held[tenant, session] = held
         self._held.move_to_end((tenant, session))
         if len(self._held) > self.options.sessions_max:
             self._held.popitem(last=False)
+
+    def spent_usd(self, tenant: str, session: str) -> float:
+        """What a conversation has cost so far, however long ago; 0 where nothing is known of it."""
+        held = self._held.get((tenant, session)) if session else None
+        return 0.0 if held is None else held.spent_usd
 
     def switch_ms(self, prompt_tokens: float) -> float:
         """What another server than the one that holds the session takes longer."""

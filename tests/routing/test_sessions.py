@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from dispatch_bench import QUALITY, SIZES, bench
 from hypothesis import given
@@ -204,3 +206,93 @@ def test_a_session_is_its_tenants():
     assert sessions.held("a", "s", NOON_MS).model == "m1"
     assert sessions.held("b", "s", NOON_MS).model == "m2"
     assert sessions.held("c", "s", NOON_MS) is None
+
+
+# --- by price ---------------------------------------------------------------------------------------
+
+BUSY = pb.Preference(quality=1.0, cost=20.0, latency=0.0)  # a dollar is worth 20 points
+PRICED = (
+    Model(
+        name="large",
+        quality=0.70,
+        latency_ms=100.0,
+        output_tokens=0.0,
+        usd_per_1m_input_tokens=2.0,
+        usd_per_1m_cached_input_tokens=0.2,
+    ),
+    Model(
+        name="small",
+        quality=0.72,
+        latency_ms=100.0,
+        output_tokens=0.0,
+        usd_per_1m_input_tokens=2.0,
+        cache_write_factor=1.25,
+    ),
+)
+
+
+def costs(decision) -> dict[str, float]:
+    return {c.model: c.cost_usd.mean for c in [decision, *decision.fallbacks]}
+
+
+def test_leaving_a_model_costs_the_cached_prefix_in_dollars():
+    """
+    P · (p_in · w_write − p_cache_read): 10,000 tokens at 2 USD, 1.25 and 0.2 USD are 2.3 cents,
+    worth half a point, so the session stays where a better model is not that much better. After
+    the cache has died it goes.
+    """
+    with bench({"large": answers(1), "small": answers(1)}, models=catalogue(PRICED)) as up:
+        route = {"session": "s", "prompt_tokens": 10_000, "preference": BUSY}
+        up.get(**route, allowed_models=["large"])
+        second = up.get(**route).routed.decision
+        assert costs(second)["small"] - costs(second)["large"] == pytest.approx(0.023)
+        assert second.model == "large"
+        up.loop.run(asyncio.sleep(601.0))
+        third = up.get(**route).routed.decision
+        assert costs(third)["small"] == pytest.approx(costs(third)["large"])
+        assert third.model == "small"
+
+
+def test_only_what_was_there_last_time_is_in_the_cache():
+    """
+    A conversation that grew from 2,000 tokens to 10,000: 2,000 are read from the cache.
+    """
+    with bench({"large": answers(1), "small": answers(1)}, models=catalogue(PRICED)) as up:
+        route = {"session": "s", "preference": BUSY}
+        up.get(**route, prompt_tokens=2_000, allowed_models=["large"])
+        second = up.get(**route, prompt_tokens=10_000).routed.decision
+
+        assert costs(second)["large"] == pytest.approx((2_000 * 0.2 + 8_000 * 2.0) / 1e6)
+
+
+def test_what_was_learned_of_costs_does_not_count_the_cache_twice():
+    """
+    The ticket's expected cost is with the cache, so a bill as expected is a ratio of one.
+    """
+    with bench({"large": answers(1), "small": answers(1)}, models=catalogue(PRICED)) as up:
+        route = {"session": "s", "prompt_tokens": 10_000, "preference": BUSY}
+        up.get(**route, allowed_models=["large"])
+        second = up.get(**route, allowed_models=["large"]).routed.decision
+
+        head = up.sealer.open(second.ticket).head
+        assert float(head["expected_cost_usd"]) == pytest.approx(10_000 * 0.2 / 1e6)
+
+
+def test_a_decision_says_what_its_conversation_costs_by_then():
+    """
+    The sum of what was predicted, also after the cache has died, and for each tenant its own.
+    Without a session nothing is said.
+    """
+    with bench({"large": answers(1), "small": answers(1)}, models=catalogue(PRICED)) as up:
+        route = {"session": "s", "prompt_tokens": 10_000, "preference": BUSY}
+        found = [up.get(**route, allowed_models=["large"]).routed.decision for _ in range(2)]
+        up.loop.run(asyncio.sleep(601.0))
+        found.append(up.get(**route, allowed_models=["large"]).routed.decision)
+        other = up.get(**route, tenant="other", allowed_models=["large"]).routed.decision
+        alone = up.get(prompt_tokens=10_000, preference=BUSY).routed.decision
+
+        paid = [0.02, 0.002, 0.02]
+        sums = [sum(paid[: i + 1]) for i in range(3)]
+        assert [one.session_usd for one in found] == pytest.approx(sums)
+        assert other.session_usd == pytest.approx(0.02)
+        assert not alone.HasField("session_usd")

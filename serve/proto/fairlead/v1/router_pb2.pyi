@@ -115,7 +115,7 @@ class Alternative(_message.Message):
     def __init__(self, model: _Optional[str] = ..., pool: _Optional[str] = ..., utility: _Optional[float] = ..., propensity: _Optional[float] = ..., quality: _Optional[_Union[Estimate, _Mapping]] = ..., cost_usd: _Optional[_Union[Estimate, _Mapping]] = ..., latency_ms: _Optional[_Union[Estimate, _Mapping]] = ..., energy_j: _Optional[float] = ...) -> None: ...
 
 class Decision(_message.Message):
-    __slots__ = ("request_id", "decision_id", "model", "pool", "propensity", "utility", "quality", "cost_usd", "latency_ms", "fallbacks", "snapshot_version", "snapshot_age_ms", "ticket", "energy_j", "below_quality_min", "rules", "guarded", "suggested_model", "probe")
+    __slots__ = ("request_id", "decision_id", "model", "pool", "propensity", "utility", "quality", "cost_usd", "latency_ms", "fallbacks", "snapshot_version", "snapshot_age_ms", "ticket", "energy_j", "below_quality_min", "rules", "guarded", "suggested_model", "probe", "session_usd")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -135,6 +135,7 @@ class Decision(_message.Message):
     GUARDED_FIELD_NUMBER: _ClassVar[int]
     SUGGESTED_MODEL_FIELD_NUMBER: _ClassVar[int]
     PROBE_FIELD_NUMBER: _ClassVar[int]
+    SESSION_USD_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     decision_id: str
     model: str
@@ -154,7 +155,8 @@ class Decision(_message.Message):
     guarded: bool
     suggested_model: str
     probe: Probe
-    def __init__(self, request_id: _Optional[str] = ..., decision_id: _Optional[str] = ..., model: _Optional[str] = ..., pool: _Optional[str] = ..., propensity: _Optional[float] = ..., utility: _Optional[float] = ..., quality: _Optional[_Union[Estimate, _Mapping]] = ..., cost_usd: _Optional[_Union[Estimate, _Mapping]] = ..., latency_ms: _Optional[_Union[Estimate, _Mapping]] = ..., fallbacks: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ..., snapshot_version: _Optional[int] = ..., snapshot_age_ms: _Optional[int] = ..., ticket: _Optional[bytes] = ..., energy_j: _Optional[float] = ..., below_quality_min: _Optional[bool] = ..., rules: _Optional[_Iterable[str]] = ..., guarded: _Optional[bool] = ..., suggested_model: _Optional[str] = ..., probe: _Optional[_Union[Probe, _Mapping]] = ...) -> None: ...
+    session_usd: float
+    def __init__(self, request_id: _Optional[str] = ..., decision_id: _Optional[str] = ..., model: _Optional[str] = ..., pool: _Optional[str] = ..., propensity: _Optional[float] = ..., utility: _Optional[float] = ..., quality: _Optional[_Union[Estimate, _Mapping]] = ..., cost_usd: _Optional[_Union[Estimate, _Mapping]] = ..., latency_ms: _Optional[_Union[Estimate, _Mapping]] = ..., fallbacks: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ..., snapshot_version: _Optional[int] = ..., snapshot_age_ms: _Optional[int] = ..., ticket: _Optional[bytes] = ..., energy_j: _Optional[float] = ..., below_quality_min: _Optional[bool] = ..., rules: _Optional[_Iterable[str]] = ..., guarded: _Optional[bool] = ..., suggested_model: _Optional[str] = ..., probe: _Optional[_Union[Probe, _Mapping]] = ..., session_usd: _Optional[float] = ...) -> None: ...
 
 class Probe(_message.Message):
     __slots__ = ("decision_id", "model", "pool", "ticket", "quality", "cost_usd")
