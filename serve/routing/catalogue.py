@@ -179,7 +179,7 @@ class Catalogue:
         tokens = np.where(prompt_tokens > 0, prompt_tokens, self.prompt_tokens)
         return tokens[:, None] * self.usd_per_input_token + self.usd_fixed
 
-    def saved_usd(self, tokens: float, cached: float, holder: int) -> NDArray[np.float64]:
+    def saved_usd(self, *, tokens: float, cached: float, holder: int) -> NDArray[np.float64]:
         """How much less (k,) than by its input's list price a session's request costs each model.
 
         Of its `tokens` the model at column `holder` has `cached` in its cache; what is read anew is

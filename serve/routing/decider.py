@@ -347,9 +347,10 @@ class Decider:
 
     def _of_sessions(
         self, asked: Sequence[RouteInput], tokens: NDArray[np.float64], live: Live, now_ms: int
-    ) -> dict[str, NDArray[np.float64]]:
+    ) -> dict[str, NDArray[Any]]:
         """What leaving the model that holds its session costs each request (n, k)."""
-        column_of, found = live.catalogue.column_of, {}
+        column_of = live.catalogue.column_of
+        found: dict[str, NDArray[Any]] = {}
         for i, one in enumerate(asked):
             held = self._sessions.held(one.tenant, one.session, now_ms) if one.session else None
             if held is not None and held.model in column_of:
@@ -360,7 +361,9 @@ class Decider:
                 found["switch_ms"][i] = self._sessions.switch_ms(n_tokens)
                 found["switch_ms"][i, at] = 0.0
                 cached = min(held.tokens, n_tokens)
-                found["saved_usd"][i] = live.catalogue.saved_usd(n_tokens, cached, at)
+                found["saved_usd"][i] = live.catalogue.saved_usd(
+                    tokens=n_tokens, cached=cached, holder=at
+                )
         return found
 
     def _hold_sessions(
