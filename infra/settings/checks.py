@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from infra.settings.sections import Stated
-from serve.dispatch.judging.curve import from_bytes
 from serve.routing.request import WEIGHT_MAX, WEIGHTS
 from serve.rules.conditions import meant
 from serve.rules.rule import Rule
@@ -103,11 +102,6 @@ def judge(settings: Stated) -> None:
         raise OptionRefused("judge.model", name, meant(name, models))
     if settings.stated("probes.judge") == "model" and not name:
         raise OptionRefused("probes.judge", "model", "another one, unless judge.model is set")
-    try:
-        from_bytes(settings.stated("judge.calibration"))
-    except ValueError as error:
-        why = f"as `fairlead judge calibrate` writes it ({error})"
-        raise OptionRefused("judge.calibration", "a file", why) from error
 
 
 def guard(settings: Stated) -> None:

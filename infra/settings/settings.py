@@ -22,6 +22,8 @@ from infra.errors import SettingsInvalid, SettingsUnreadable
 from infra.settings.model import PREFIX, Settings
 from infra.settings.sections import section_of
 from learners.estimates.learned import MemoryOptions
+from serve.dispatch.judging.by_model import JudgeOptions
+from serve.dispatch.judging.curve import from_bytes
 from serve.routing.catalogue import Catalogue
 from streams.errors import OptionRefused
 
@@ -54,6 +56,7 @@ def read_settings(path: Path | None) -> Settings:
         settings.dispatchers()
         settings.kafka()
         _check_landmarks(settings)
+        _check_judge(settings)
     except ValidationError as error:
         raise SettingsInvalid(where, tuple(map(_worded, error.errors()))) from error
     except (OptionRefused, SettingsError) as error:
@@ -67,6 +70,14 @@ def _check_landmarks(settings: Settings) -> None:
     except ValueError as error:
         wanted = "a file that `fairlead landmarks` wrote"
         raise OptionRefused("learning.landmarks", str(error), wanted) from error
+
+
+def _check_judge(settings: Settings) -> None:
+    try:
+        from_bytes(settings.options(JudgeOptions).calibration)
+    except ValueError as error:
+        wanted = "a file that `fairlead judge calibrate` wrote"
+        raise OptionRefused("judge.calibration", str(error), wanted) from error
 
 
 def _unknown_variables() -> list[str]:

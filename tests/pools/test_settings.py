@@ -29,6 +29,7 @@ from infra.pools.site import LocalSite
 from infra.settings.settings import FileCatalogue, Settings, read_settings
 from infra.settings.settings_docs import markdown
 from learners.policies.policy import POLICIES
+from serve.dispatch.judging.curve import fitted
 from serve.routing.catalogue import Catalogue, Model, Pool
 from streams.errors import OptionRefused
 from streams.feedback.ticket import KEY_BYTES, Sealer
@@ -580,6 +581,7 @@ OTHER = {  # where another value is not found by moving away from the default
     "listener.tls_key": "{folder}/b.pem",
     "listener.tls_client_ca": "{folder}/b.pem",
     "learning.landmarks": "{folder}/b.pem",
+    "judge.calibration": "{folder}/judge.json",
     "change.policy": "{folder}/new.toml",
     "encoder.kind": "embeddings-only",
     "encoder.url": "http://elsewhere/v1",
@@ -589,6 +591,7 @@ OTHER = {  # where another value is not found by moving away from the default
     "log.security": {"ssl_cafile": "ca.pem"},
     "pools.model": "other",
     "models.name": "other",
+    "models.cache_write_factor": 1.25,
     "models.shape": "Qwen3-32B",
     "models.precision": "bf16",
     "models.context_tokens_max": 1000.0,
@@ -615,6 +618,7 @@ OTHER = {  # where another value is not found by moving away from the default
     **{f"rules.{key}": ["m"] for key in ("allow", "deny", "prefer")},
     "rules.pin": "m",
     "guard.model": "m",
+    "judge.model": "m",
     "rules.floor": "m",
     "rules.preference": {"quality": 2.0},
     "tokens.scopes": ["admin"],
@@ -668,6 +672,7 @@ def test_key_reaches_what_it_configures(key, tmp_path):
     path = tmp_path / "fairlead.toml"
     for name in ("a.pem", "b.pem"):
         (tmp_path / name).write_text(f"PEM {name}")
+    (tmp_path / "judge.json").write_bytes(fitted([8] * 9, [0.4] * 9).to_bytes())
     (tmp_path / "new.toml").write_text('[router]\npolicy = "greedy"\n')
     document = tomllib.loads(BASE.format(folder=tmp_path))
     if str(key) == "log.kind":
