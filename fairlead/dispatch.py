@@ -29,6 +29,7 @@ class DispatchRequest:
     # Further fields of an OpenAI chat completion: max_tokens, temperature, tools, …
     options: Mapping[str, object] = field(default_factory=dict)
     confidence_min: float | None = None  # cascade: ask a better model below this; 0 to 1
+    by_gain: bool = False  # cascade: ask a better model where that is expected to be worth it
     fan_out: int | None = None  # ask so many models at once; 1 to 8
     merge: str | None = None  # of these give one: "agreement" or "judge"; else all are streamed
 
@@ -42,15 +43,20 @@ class DispatchRequest:
             text = json.dumps(options, allow_nan=False) if options else ""
         except (TypeError, ValueError, RecursionError) as problem:
             raise InvalidRequest("Dispatch", f"options or messages: {problem}") from problem
-        sure = self.confidence_min
         return wire.built(
             pb.DispatchRequest,
             route=self._route(bool(options.get("messages"))),
             options_json=text,
-            cascade=None if sure is None else wire.built(pb.Cascade, confidence_min=sure),
+            cascade=self._cascade(),
             fan_out=self.fan_out,
             merge=self.merge,
         )
+
+    def _cascade(self) -> pb.Cascade | None:
+        if self.confidence_min is None and not self.by_gain:
+            return None
+        by = "gain" if self.by_gain else ""
+        return wire.built(pb.Cascade, confidence_min=self.confidence_min, by=by)
 
     def _route(self, with_messages: bool) -> router_pb2.RouteRequest | None:
         if self.route is None and not with_messages:
@@ -112,6 +118,7 @@ class Ended:
     confidence: float | None
     attempts: tuple[Attempt, ...]
     problem: FairleadError | None  # fan-out: why this answer failed; the others go on
+    unsure: str = ""  # cascade: why an answer is given that was not good enough
 
 
 DispatchEvent = Routed | Piece | Ended
@@ -154,6 +161,7 @@ def _ended(answer: int, ended: pb.Ended) -> Ended:
         problem=from_number("Dispatch", ended.problem_code, ended.problem)
         if ended.problem_code
         else None,
+        unsure=ended.unsure,
     )
 
 

@@ -84,6 +84,7 @@ class DispatchReplica:
             replica.rng.random,
             self._note,
             {rule.name: rule.system_prompt for rule in replica.rules if rule.system_prompt},
+            replica.preference.quality,
         )
         self._vitals = DispatchVitals(
             self.dispatcher.health,

@@ -38,6 +38,7 @@ from serve.routing.decider import Decider
 from serve.routing.live import LiveOptions, LiveView
 from serve.routing.placement import PlacementOptions
 from serve.routing.probing import Prober
+from serve.routing.request import PreferenceDefaults
 from serve.routing.router import Chooser
 from serve.routing.sessions import SessionOptions, Sessions
 from serve.rules.rule import Rule
@@ -216,6 +217,11 @@ class Replica:
         self.servicers: dict[str, object] = {ROUTER: self.servicer}  # others may be added
         self._options = options
         self._listeners: list[Listener] = []
+
+    @property
+    def preference(self) -> PreferenceDefaults:
+        """The weights of requests that state none."""
+        return self._options.servicer.preference
 
     @property
     def logs_decisions(self) -> bool:

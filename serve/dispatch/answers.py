@@ -26,6 +26,11 @@ FAN_OUT_MAX = 8
 Merge = Literal["none", "agreement", "judge"]
 MERGES: tuple[Merge, ...] = get_args(Merge)
 
+# By what a cascade escalates: how sure the cheap answer is; what a better one is worth beyond its
+# price.
+Escalate = Literal["confidence", "gain"]
+ESCALATES: tuple[Escalate, ...] = get_args(Escalate)
+
 # Why an attempt is made: as decided; after another failed; because another is late; because the
 # decided pool could not be called or the session is in another; the cheap one of a cascade, the
 # better one; one of a fan-out.
@@ -40,6 +45,7 @@ class DispatchInput:
     # An OpenAI chat completion request without `model`, `stream`, `stream_options` and `priority`.
     body: Mapping[str, object]
     confidence_min: float | None = None  # 0 to 1: cascade; None: no cascade
+    escalate: Escalate = "confidence"  # by gain `confidence_min` is not looked at
     fan_out: int = 1  # 1 to 8 models at once
     merge: Merge = "none"  # of several answers
     whole: bool = False  # nothing is shown before the end: a broken answer is tried again
@@ -62,6 +68,8 @@ class DispatchInput:
             raise InvalidRequest("merge", self.merge, f"one of {', '.join(MERGES)}")
         if self.merge != "none" and self.fan_out == 1:
             raise InvalidRequest("merge", self.merge, "none, unless fan_out is 2 or more")
+        if self.escalate not in ESCALATES:
+            raise InvalidRequest("cascade.by", self.escalate, f"one of {', '.join(ESCALATES)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +121,8 @@ class Ended:
     confidence: float | None
     attempts: tuple[AttemptRecord, ...]
     problem: Exception | None = None
+    # Why this answer should not be relied on: it was not good enough, and nobody better answered.
+    unsure: str = ""
 
 
 Event = Routed | Streamed | Ended

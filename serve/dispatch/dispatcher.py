@@ -74,10 +74,12 @@ class Dispatcher:
         uniform: Callable[[], float],
         notice: Callable[[Attempt], None] = lambda attempt: None,
         system_prompts: Mapping[str, str] | None = None,
+        quality_weight: float = 1.0,
     ) -> None:
         """`report(Reticket, **values)` takes feedback and must not raise.
 
-        `notice` sees every settled attempt. `system_prompts` are those of rules, by their name.
+        `notice` sees every settled attempt. `system_prompts` are those of rules, by their name;
+        `quality_weight` is that of requests that state none.
         """
         self._system_prompts = system_prompts or {}
         self._decide, self._view, self._sessions = decide, view, sessions
@@ -112,7 +114,7 @@ class Dispatcher:
         self._probes = Probes(alone(self._settlement), report, options.probes, now_s, judge)
         self.refusals = caller.refusals
         self._one = OneAnswer(race, self._settlement, now_s)
-        self._cascade = Cascade(self._one, race, self._settlement, now_s)
+        self._cascade = Cascade(self._one, race, self._settlement, now_s, quality_weight)
         self._fan_out = FanOut(self._one, now_s)
         self._merged = Merged(self._fan_out, judge)
 

@@ -19,6 +19,7 @@ from serve.dispatch.answers import (
     AttemptRecord,
     DispatchInput,
     Ended,
+    Escalate,
     Event,
     Merge,
     Routed,
@@ -109,6 +110,7 @@ def read_dispatch(request: pb.DispatchRequest) -> DispatchInput:
         route=route,
         body=body,
         confidence_min=request.cascade.confidence_min if request.HasField("cascade") else None,
+        escalate=cast("Escalate", request.cascade.by or "confidence"),
         fan_out=request.fan_out if request.HasField("fan_out") else 1,
         merge=cast("Merge", request.merge or "none"),
     )
@@ -185,6 +187,7 @@ def _ended(event: Ended) -> pb.Ended:
         attempts=[_attempt(attempt) for attempt in event.attempts],
         problem_code=code,
         problem=problem,
+        unsure=event.unsure,
     )
 
 

@@ -120,6 +120,8 @@ class Progress:
         if ended := self.ended.get(index):
             found |= {name: getattr(ended, name) for name in FIGURES}
             found["tokens_counted"] = ended.usage.counted
+            if ended.unsure:
+                found["unsure"] = ended.unsure
             if ended.problem is not None:
                 found["problem"] = error_object(ended.problem)
         return found

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, cast, get_args, get_type_hints
 from msgspec import Meta, Struct, defstruct, structs
 
 from learners.criticality import Criticality
-from serve.dispatch.answers import DispatchInput, Merge
+from serve.dispatch.answers import DispatchInput, Escalate, Merge
 from serve.dispatch.routing_text import routing_text
 from serve.errors import InvalidRequest, UnknownModel
 from serve.openai_api.json_body import read_body
@@ -61,9 +61,10 @@ RouteOptions: Any = _struct("RouteOptions", RouteFields)
 
 
 class Cascade(Struct, forbid_unknown_fields=True):
-    """Try the cheapest model first, a better one if that was not sure."""
+    """Try the cheapest model first, a better one if that was not good enough."""
 
-    confidence_min: float
+    confidence_min: float | None = None  # needed unless by gain
+    by: str = "confidence"
 
 
 class Options(RouteOptions):
@@ -146,7 +147,8 @@ def read_chat(content: bytes, catalogue: Catalogue) -> Chat:
         dispatch=DispatchInput(
             route=_route(chat, options, catalogue),
             body={name: value for name, value in body.items() if name not in OURS},
-            confidence_min=options.cascade.confidence_min if options.cascade else None,
+            confidence_min=_confidence_min(options.cascade),
+            escalate=cast("Escalate", options.cascade.by if options.cascade else "confidence"),
             fan_out=options.fan_out if options.fan_out is not None else 1,
             merge=cast("Merge", options.merge or "none"),
             whole=not chat.stream,
@@ -154,6 +156,15 @@ def read_chat(content: bytes, catalogue: Catalogue) -> Chat:
         stream=bool(chat.stream),
         include_usage=bool(chat.stream_options and chat.stream_options.include_usage),
     )
+
+
+def _confidence_min(cascade: Cascade | None) -> float | None:
+    """None where no cascade is asked for. Raises InvalidRequest."""
+    if cascade is None:
+        return None
+    if cascade.confidence_min is None and cascade.by == "confidence":
+        raise InvalidRequest("fairlead.cascade.confidence_min", "missing", "given")
+    return cascade.confidence_min or 0.0
 
 
 def _route(chat: ChatBody, options: Options, catalogue: Catalogue) -> pb.RouteRequest:

@@ -358,3 +358,75 @@ def test_what_was_learned_for_certain_counts_for_more_than_what_is_stated(off, w
 
         up.dispatcher._decide = learned
         assert up.get(confidence_min=0.8).routed.pool == where
+
+
+# --- by gain
+
+
+def by_gain(up, **ask) -> Got:
+    ask.setdefault("preference", pb.Preference(quality=1.0, cost=1.0, latency=0.0))
+    return up.get(confidence_min=0.0, escalate="gain", **ask)
+
+
+def test_a_better_model_is_asked_where_it_is_worth_its_price():
+    """
+    0.4 points better for a tenth of a cent: worth it at a point per dollar, not at a thousand.
+    """
+    pools = {"small": cheap(0.9), "medium": answers(1), "large": best()}
+    dear = pb.Preference(quality=1.0, cost=1000.0, latency=0.0)
+    with bench(pools) as up:
+        assert by_gain(up).routed.model == "large"
+        assert by_gain(up, preference=dear).story == [("small", "cascade", "answered")]
+
+
+def test_who_gains_most_is_asked_not_who_is_best():
+    """
+    At 60 points per dollar the large model's price outweighs what it is better than the medium.
+    """
+    weights = pb.Preference(quality=1.0, cost=60.0, latency=0.0)
+    with bench({"small": cheap(0.9), "medium": answers(2), "large": best()}) as up:
+        assert by_gain(up, preference=weights).routed.model == "medium"
+
+
+def test_an_unusually_sure_answer_is_kept_and_an_unusually_unsure_one_is_not():
+    """
+    Predicted at 0.5, and 0.9 to be had for 0.35 points: after twenty answers of 0.6 to 0.8, one of
+    0.99 is worth keeping, one of 0.2 is not.
+    """
+    usual = [cheap(p) for p in (0.6, 0.7, 0.8, 0.7) * 5]
+    weights = pb.Preference(quality=1.0, cost=50.0, latency=0.0)
+    small = FakeEndpoint("small:1", *usual, cheap(0.99), cheap(0.2))
+    with bench({"small": small, "large": best()}, models=catalogue([SIZES[0], SIZES[2]])) as up:
+        for _ in usual:
+            by_gain(up, preference=weights)
+        sure, unsure = by_gain(up, preference=weights), by_gain(up, preference=weights)
+
+        assert (sure.routed.model, unsure.routed.model) == ("small", "large")
+
+
+@pytest.mark.parametrize(
+    "how", [{"confidence_min": 0.8}, {"confidence_min": 0.0, "escalate": "gain"}]
+)
+def test_an_answer_that_was_not_good_enough_says_so(how):
+    """
+    Nobody better answered: it is given, and its end says why. One that was good enough says nothing.
+    """
+    weights = pb.Preference(quality=1.0, cost=1.0, latency=0.0)
+    with bench({"small": cheap(0.1), "large": Script(fails=failed())}) as up:
+        got = up.get(**how, preference=weights, allowed_models=["small", "large"])
+        assert got.text() == "abc"
+        assert got.ended.unsure == "it was not good enough, and large did not answer"
+    with bench({"small": cheap(0.1), "large": best()}) as up:
+        assert up.get(**how, preference=weights).ended.unsure == ""
+
+
+def test_an_answer_without_time_for_a_better_one_says_so():
+    with bench({"small": cheap(0.1, delays_s={0: 2.0}), "large": best()}) as up:
+        got = up.get(confidence_min=0.8, latency_ms_max=2500.0)
+
+        assert got.ended.unsure == "it was not good enough, and no time was left for a better model"
+
+
+def test_how_to_escalate_is_one_of_two():
+    with pytest.raises(InvalidRequest, match=r"cascade\.by"):
+        DispatchInput(route=pb.RouteRequest(), body=BODY, confidence_min=0.5, escalate="hope")

@@ -1,12 +1,19 @@
 """Try cheap, escalate when the answer is not sure.
 
-    cheapest model ──whole answer──▶ sure?  ──yes──▶ it is streamed
-                                       └─no, time is left──▶ the best model's is streamed instead
+    cheapest model ──whole answer──▶ good enough?  ──yes──▶ it is streamed
+                                       └─no, time is left──▶ a better model's is streamed instead
 
-Sure is the geometric mean of the tokens' probabilities. A pool that gives none is believed, and the
-reply has no confidence to show. The cheap answer is kept until the better one has begun: if that
-never comes, the cheap one is still an answer. If the cheap one never comes, whoever else can answer
-is asked, the best one first: nothing has been streamed yet.
+By *confidence* it is good enough where the geometric mean of its tokens' probabilities is at least
+what the request says; who escalates is then the best model. By *gain* a better model is asked where
+what it is expected to be worth, its price and time taken off, is more than what this answer is
+likely to be worth, which is paid for already (see `sureness`); it is then the one that gains most.
+A pool that gives no probabilities is believed, and the reply has no confidence to show. The cheap
+answer is kept until the better one has begun: if that never comes, the cheap one is still an
+answer. If the cheap one never comes, whoever else can answer is asked, the best one first: nothing
+has been streamed yet.
+
+Where an answer is given that was not good enough, because no time was left or nobody better
+answered, its end says so (`Ended.unsure`): a failure of a failure is not passed over in silence.
 
 Both calls are paid for, and only the one whose answer is streamed is learned from.
 """
@@ -26,26 +33,39 @@ from serve.dispatch.caller import AnswerState
 from serve.dispatch.race import Race
 from serve.dispatch.settlement import Settlement
 from serve.dispatch.strategies.one_answer import OneAnswer
+from serve.dispatch.strategies.sureness import Sureness
 from serve.errors import AttemptFailed, DeadlinePassed
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.live import Live
 
 Case = pb.Decision | pb.Alternative
 
+# Why an answer is given that was not good enough.
+NO_TIME = "it was not good enough, and no time was left for a better model"
+NOBODY_BETTER = "it was not good enough, and {model} did not answer"
+
 
 class Cascade:
     """Runs cascades. Used from one event loop."""
 
     def __init__(
-        self, one: OneAnswer, race: Race, settlement: Settlement, now_s: Callable[[], float]
+        self,
+        one: OneAnswer,
+        race: Race,
+        settlement: Settlement,
+        now_s: Callable[[], float],
+        quality_weight: float = 1.0,
     ) -> None:
+        """`quality_weight` is that of requests that state none."""
         self._one, self._race, self._settlement, self._now_s = one, race, settlement, now_s
+        self._quality_weight, self._sureness = quality_weight, Sureness()
 
     async def events(
         self, request: AnswerState, confidence_min: float
     ) -> AsyncGenerator[Event, None]:
         """The events of the answer that is taken. Raises as `OneAnswer.events` does."""
         cheap, better, others = _ladder(request)
+        unsure = ""
         small = replace(
             request, places=cheap, kind="cascade", call=replace(request.call, confidence=True)
         )
@@ -58,13 +78,16 @@ class Cascade:
                     yield event
             return
         try:
-            if better and _unsure(attempt, confidence_min) and self._time_for(better, request):
-                large.places = better
-                async with aclosing(self._escalated(large, attempt)) as events:
-                    async for event in events:
-                        yield event
+            if better and self._is_short(attempt, request, better[0].model, confidence_min):
+                unsure = NO_TIME
+                if self._time_for(better, request):
+                    unsure = NOBODY_BETTER.format(model=better[0].model)
+                    large.places = better
+                    async with aclosing(self._escalated(large, attempt)) as events:
+                        async for event in events:
+                            yield event
             if attempt.settled is None:
-                async with aclosing(self._kept(small, attempt, pieces)) as events:
+                async with aclosing(self._kept(small, attempt, pieces, unsure)) as events:
                     async for event in events:
                         yield event
         finally:
@@ -84,8 +107,22 @@ class Cascade:
             if cheap.settled is not None:
                 raise
 
+    def _is_short(
+        self, attempt: Attempt, request: AnswerState, better: str, confidence_min: float
+    ) -> bool:
+        """Whether the cheap answer is not good enough."""
+        if request.dispatch.escalate == "confidence":
+            return attempt.confidence is not None and attempt.confidence < confidence_min
+        cases = {case.model: case for case in request.cases()}
+        cheap, preference = cases[attempt.place.model], request.dispatch.route.preference
+        weight = preference.quality if preference.HasField("quality") else self._quality_weight
+        quality = self._sureness.quality(
+            cheap.model, predicted=cheap.quality.mean, confidence=attempt.confidence
+        )
+        return cases[better].utility > weight * quality
+
     async def _kept(
-        self, small: AnswerState, attempt: Attempt, pieces: Sequence[Piece]
+        self, small: AnswerState, attempt: Attempt, pieces: Sequence[Piece], unsure: str
     ) -> AsyncGenerator[Event, None]:
         """The cheap answer, from memory."""
         first_ms = small.since_ms(self._now_s())
@@ -93,7 +130,7 @@ class Cascade:
         for piece in pieces:
             yield Streamed(answer=small.answer, piece=piece)
         self._settlement.answered(attempt, small.began_s)
-        yield self._one.ended(small, attempt, first_ms)
+        yield replace(self._one.ended(small, attempt, first_ms), unsure=unsure)
 
     async def _whole(
         self, request: AnswerState, *, fatal: bool
@@ -122,15 +159,13 @@ class Cascade:
         return self._now_s() + latency_ms / 1000.0 <= deadline_s
 
 
-def _unsure(attempt: Attempt, confidence_min: float) -> bool:
-    return attempt.confidence is not None and attempt.confidence < confidence_min
-
-
 def _ladder(request: AnswerState) -> tuple[list[Place], list[Place], list[Place]]:
     """Places of the cheapest model, of the best one if another, and of the rest."""
     cases = request.cases()
     cheap = min(cases, key=lambda case: case.cost_usd.mean).model
     best = _best(cases, request.live, cheap)
+    if request.dispatch.escalate == "gain":
+        best = max(cases, key=lambda case: (case.model != cheap, case.utility)).model
     return (
         [place for place in request.places if place.model == cheap],
         [place for place in request.places if place.model == best != cheap],

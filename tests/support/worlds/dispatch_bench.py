@@ -28,7 +28,7 @@ from virtual_loop import VirtualLoop, virtual_loop
 from learners.estimates.learned import Learned, MemoryOptions
 from learners.policies.greedy import Greedy
 from learners.policies.probes import ProbeOptions
-from serve.dispatch.answers import DispatchInput, Ended, Event, Merge, Routed, Streamed
+from serve.dispatch.answers import DispatchInput, Ended, Escalate, Event, Merge, Routed, Streamed
 from serve.dispatch.attempt import Attempt
 from serve.dispatch.dispatcher import Dispatcher, DispatchOptions
 from serve.dispatch.retickets import Reticket, Retickets
@@ -159,6 +159,7 @@ class Bench:
         self,
         *,
         confidence_min: float | None = None,
+        escalate: Escalate = "confidence",
         fan_out: int = 1,
         merge: Merge = "none",
         whole: bool = False,
@@ -171,6 +172,7 @@ class Bench:
             route=request,
             body=body,
             confidence_min=confidence_min,
+            escalate=escalate,
             fan_out=fan_out,
             merge=merge,
             whole=whole,

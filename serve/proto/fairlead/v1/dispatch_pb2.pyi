@@ -32,10 +32,12 @@ class ChatMessage(_message.Message):
     def __init__(self, role: _Optional[str] = ..., content: _Optional[str] = ...) -> None: ...
 
 class Cascade(_message.Message):
-    __slots__ = ("confidence_min",)
+    __slots__ = ("confidence_min", "by")
     CONFIDENCE_MIN_FIELD_NUMBER: _ClassVar[int]
+    BY_FIELD_NUMBER: _ClassVar[int]
     confidence_min: float
-    def __init__(self, confidence_min: _Optional[float] = ...) -> None: ...
+    by: str
+    def __init__(self, confidence_min: _Optional[float] = ..., by: _Optional[str] = ...) -> None: ...
 
 class DispatchReply(_message.Message):
     __slots__ = ("answer", "routed", "piece", "ended")
@@ -98,7 +100,7 @@ class Attempt(_message.Message):
     def __init__(self, model: _Optional[str] = ..., pool: _Optional[str] = ..., endpoint: _Optional[str] = ..., kind: _Optional[str] = ..., outcome: _Optional[str] = ..., detail: _Optional[str] = ..., began_ms: _Optional[float] = ..., took_ms: _Optional[float] = ..., cost_usd: _Optional[float] = ...) -> None: ...
 
 class Ended(_message.Message):
-    __slots__ = ("prompt_tokens", "output_tokens", "cost_usd", "paid_usd", "first_token_ms", "latency_ms", "confidence", "attempts", "problem_code", "problem")
+    __slots__ = ("prompt_tokens", "output_tokens", "cost_usd", "paid_usd", "first_token_ms", "latency_ms", "confidence", "attempts", "problem_code", "problem", "unsure")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COST_USD_FIELD_NUMBER: _ClassVar[int]
@@ -109,6 +111,7 @@ class Ended(_message.Message):
     ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
     PROBLEM_CODE_FIELD_NUMBER: _ClassVar[int]
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    UNSURE_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     output_tokens: int
     cost_usd: float
@@ -119,4 +122,5 @@ class Ended(_message.Message):
     attempts: _containers.RepeatedCompositeFieldContainer[Attempt]
     problem_code: int
     problem: str
-    def __init__(self, prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., cost_usd: _Optional[float] = ..., paid_usd: _Optional[float] = ..., first_token_ms: _Optional[float] = ..., latency_ms: _Optional[float] = ..., confidence: _Optional[float] = ..., attempts: _Optional[_Iterable[_Union[Attempt, _Mapping]]] = ..., problem_code: _Optional[int] = ..., problem: _Optional[str] = ...) -> None: ...
+    unsure: str
+    def __init__(self, prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., cost_usd: _Optional[float] = ..., paid_usd: _Optional[float] = ..., first_token_ms: _Optional[float] = ..., latency_ms: _Optional[float] = ..., confidence: _Optional[float] = ..., attempts: _Optional[_Iterable[_Union[Attempt, _Mapping]]] = ..., problem_code: _Optional[int] = ..., problem: _Optional[str] = ..., unsure: _Optional[str] = ...) -> None: ...
