@@ -44,6 +44,8 @@ class Outcomes:
     estimated: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), np.int64))
     # (n, SLOTS) what the request said of itself; zeros, or left out: nothing.
     traits: Traits = field(default_factory=lambda: np.zeros((0, SLOTS), np.uint8))
+    # (n,) `influence.producer_of` who says so; zeros, or left out: not named.
+    producers: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
 
     def __post_init__(self) -> None:
         n = len(self.issuers)
@@ -51,6 +53,9 @@ class Outcomes:
             object.__setattr__(self, "estimated", np.full((n, 2), NOT_ESTIMATED, np.int64))
         if n and not len(self.traits):
             object.__setattr__(self, "traits", no_traits(n))
+        if n and not len(self.producers):
+            object.__setattr__(self, "producers", np.zeros(n, np.uint8))
+        assert self.producers.shape == (n,)
         assert self.estimated.shape == (n, 2) and self.traits.shape == (n, SLOTS)
         assert self.contexts.shape == (n, N_FEATURES) and self.contexts.dtype == np.int8
         assert self.targets.shape == self.known.shape == (n, N_TARGETS)

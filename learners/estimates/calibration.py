@@ -72,7 +72,7 @@ def _add(
     squares = np.rint((came - estimated) ** 2 / SQUARE_UNIT).astype(np.int64) * of_quality
     terms = np.stack([np.ones(len(rows), np.int64), estimated, came, squares], axis=1)
     epochs, weights = statistics.epochs_and_weights(outcomes.decided_at_ms)
-    groups = groups_of(outcomes.tenant_hashes)
+    groups = groups_of(outcomes.tenant_hashes, outcomes.producers)
     for key, epoch, group in set(
         zip(outcomes.models.tolist(), epochs.tolist(), groups.tolist(), strict=True)
     ):

@@ -27,7 +27,14 @@ from learners.estimates.ema import FIGURES, Means
 from learners.estimates.history import Rows, by_turns, columns_of
 from learners.estimates.learned import Learned
 from learners.estimates.ridge import SQUARE_UNIT, Ridge, outcome_counts
-from learners.estimates.sums.influence import N_GROUPS, groups_of
+from learners.estimates.sums.influence import (
+    N_GROUPS,
+    N_UNNAMED,
+    UNNAMED,
+    groups_of,
+    producers_in,
+    tenants_in,
+)
 from learners.targets import N_TARGETS, ONE, Target
 
 Floats = NDArray[np.float64]
@@ -42,7 +49,7 @@ def newest(rows: Rows, models: list[int], n_max: int) -> NDArray[np.intp]:
     The latter so that the rows that convicted a model stay in view when it is hardly asked any
     more. Both are taken alike from each group of tenants.
     """
-    groups = groups_of(rows["tenant_hashes"])
+    groups = groups_of(rows["tenant_hashes"], rows["producers"])
     columns, listed = columns_of(rows["models"], models)
     own = np.where(listed, columns, len(models)) * N_GROUPS + groups
     n_own = max(1, int(np.count_nonzero(np.bincount(own))))
@@ -96,11 +103,17 @@ class _Newest:
         noise = max(float(solved.noise[column, 0]), 1e-3)
         return np.clip((self.y[mine] - predicted) / noise, -outlier, outlier).astype(np.float64)
 
-    def sums(self, since: NDArray[np.intp]) -> Floats:
-        """Sums of zzᵀ (g, d + 1, d + 1) on the scale of the statistics, each row counting one."""
+    def sums(self, since: NDArray[np.intp], n_groups: int) -> Floats:
+        """Sums of zzᵀ (g, d + 1, d + 1) on the scale of the statistics, each row counting one.
+
+        Sums that name no producer any more, because what was named has faded, need not here.
+        """
         y = np.rint(self.y[since] * ONE)[:, None]
         z = np.concatenate([self.features[since].astype(np.float64), y], axis=1)
-        of_groups = [z[self.groups[since] == group] for group in range(N_GROUPS)]
+        groups = self.groups[since]
+        if n_groups == N_UNNAMED:
+            groups = tenants_in(groups)
+        of_groups = [z[groups == group] for group in range(n_groups)]
         total = np.stack([rows.T @ rows for rows in of_groups])
         total[:, -1, -1] /= SQUARE_UNIT
         return total
@@ -117,7 +130,7 @@ def _newest(
         features=learned.landmarks.features(contexts) if target == Target.QUALITY else contexts,
         y=rows["targets"][found, target] / ONE,
         decided_at_ms=rows["decided_at_ms"][found],
-        groups=groups_of(rows["tenant_hashes"][found]),
+        groups=groups_of(rows["tenant_hashes"][found], rows["producers"][found]),
         columns=np.where(listed, columns, -1),
     )
 
@@ -143,7 +156,7 @@ def changed_sums(
         start = _change(residual, rows.groups[mine], options)
         if start is None or outcome_counts(sums[column]).sum() - (len(mine) - start) < FEW:
             continue
-        sums[column, :, 0] = rows.sums(mine[start:])
+        sums[column, :, 0] = rows.sums(mine[start:], sums.shape[1])
         alarms[column] = Alarm(
             model=model,
             target=target.name.lower(),
@@ -173,17 +186,22 @@ def _doubt(
             past = options.doubted / n_before
             # past · (before + since) + (1 − past) · since
             sums[column] *= past
-            sums[column, :, 0] += (1.0 - past) * rows.sums(since)
+            sums[column, :, 0] += (1.0 - past) * rows.sums(since, sums.shape[1])
 
 
 def _change(residual: Floats, groups: NDArray[np.intp], options: DriftOptions) -> int | None:
-    """Where a change began that the group with most outcomes since does not show alone."""
+    """Where a change began that neither a group of tenants nor one of producers shows alone."""
     start = change_point(residual, options)
     if start is None:
         return None
-    others = groups != np.bincount(groups[start:]).argmax()
-    alone = others.sum() < FEW
-    return start if alone or change_point(residual[others], options) is not None else None
+    for whose, many in ((tenants_in(groups), None), (producers_in(groups), UNNAMED)):
+        most = np.bincount(whose[start:]).argmax()
+        others = whose != most
+        if most == many or others.sum() < FEW:
+            continue
+        if change_point(residual[others], options) is None:
+            return None
+    return start
 
 
 def failing(

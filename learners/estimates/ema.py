@@ -56,18 +56,23 @@ def values_and_counts(outcomes: Outcomes) -> NDArray[np.int64]:
     return np.stack([values, known], axis=2)
 
 
+def groups(outcomes: Outcomes) -> NDArray[np.intp]:
+    """The groups (n,) whose sums they enter."""
+    return groups_of(outcomes.tenant_hashes, outcomes.producers)
+
+
 def update(statistics: DecayedSums, keys: NDArray[np.uint64], outcomes: Outcomes) -> None:
     """Fold a batch into the means of `keys` (n,): the outcomes' models or their pools."""
     epochs, weights = statistics.epochs_and_weights(outcomes.decided_at_ms)
     terms = values_and_counts(outcomes) * weights[:, None, None]
-    groups = groups_of(outcomes.tenant_hashes)
-    order = np.lexsort((groups, epochs, keys))
-    keys, epochs, groups = keys[order], epochs[order], groups[order]
-    changes = (keys[1:] != keys[:-1]) | (epochs[1:] != epochs[:-1]) | (groups[1:] != groups[:-1])
+    of = groups(outcomes)
+    order = np.lexsort((of, epochs, keys))
+    keys, epochs, of = keys[order], epochs[order], of[order]
+    changes = (keys[1:] != keys[:-1]) | (epochs[1:] != epochs[:-1]) | (of[1:] != of[:-1])
     starts = np.flatnonzero(np.concatenate([np.ones(min(1, len(keys)), bool), changes]))
     totals = np.add.reduceat(terms[order], starts, axis=0)  # (groups, 7, 2)
     for start, total in zip(starts, totals, strict=True):
-        statistics.add(int(keys[start]), int(epochs[start]), total, int(groups[start]))
+        statistics.add(int(keys[start]), int(epochs[start]), total, int(of[start]))
 
 
 def read(

@@ -36,6 +36,7 @@ COLUMNS: dict[str, tuple[type, tuple[int, ...]]] = {
     "decided_at_ms": (np.int64, ()),
     "models": (np.uint64, ()),
     "tenant_hashes": (np.uint8, ()),
+    "producers": (np.uint8, ()),
     "contexts": (np.int8, (N_FEATURES,)),
     "targets": (np.int32, (N_TARGETS,)),
     "known": (np.bool_, (N_TARGETS,)),
@@ -44,6 +45,7 @@ COLUMNS: dict[str, tuple[type, tuple[int, ...]]] = {
 Rows = dict[str, NDArray[Any]]
 MODULE = "learners.kernels.estimate"
 TIMES_THINNED = 32
+BYTE = 256
 # Multipliers of a hash: odd, otherwise any.
 ODD = np.random.default_rng(9).integers(0, 2**63, N_FEATURES // 8 + 1, np.uint64) * 2 + 1
 
@@ -77,9 +79,10 @@ def no_rows(n: int = 0) -> Rows:
 
 
 def with_all_columns(rows: Rows) -> Rows:
-    """Rows as they were saved; those of before tenants and traits were noted have none."""
+    """Rows as they were saved: those of before tenants, traits, producers were noted lack them."""
     n = len(rows["issuers"])
-    found = {"tenant_hashes": np.full(n, EARLIER, np.uint8), "traits": no_traits(n), **rows}
+    unnoted = {"tenant_hashes": np.full(n, EARLIER, np.uint8), "producers": np.zeros(n, np.uint8)}
+    found = unnoted | {"traits": no_traits(n)} | rows
     return {name: found[name] for name in COLUMNS}
 
 
@@ -153,9 +156,11 @@ class History:
             same = (rows["issuers"] == outcomes.issuers[row]) & rows["known"][:, column]
             at = np.flatnonzero(same & (rows["sequences"] == outcomes.sequences[row]))
             if len(at):
-                targets = rows["targets"].copy()  # who reads them holds what they were
+                # Who reads them holds what they were.
+                targets, producers = rows["targets"].copy(), rows["producers"].copy()
                 targets[at, column] = outcomes.targets[row, column]
-                self.rows = rows = {**rows, "targets": targets}
+                producers[at] = outcomes.producers[row]
+                self.rows = rows = {**rows, "targets": targets, "producers": producers}
         self.generation += 1
 
     def settle(self) -> None:
@@ -202,7 +207,8 @@ class History:
         rows = self.rows
         pattern = rows["known"] @ (1 << np.arange(N_TARGETS))
         order = np.lexsort((pattern, rows["sequences"], rows["issuers"], rows["decided_at_ms"]))
-        return by_turns(order, rows["tenant_hashes"])[-self.options.rows_max :]
+        whose = rows["tenant_hashes"] + BYTE * rows["producers"].astype(np.int64)
+        return by_turns(order, whose)[-self.options.rows_max :]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

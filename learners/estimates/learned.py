@@ -29,7 +29,7 @@ from learners.estimates.landmarks import (
 )
 from learners.estimates.sums.buckets import Buckets
 from learners.estimates.sums.decayed_sums import DecayedSums
-from learners.estimates.sums.influence import N_GROUPS, groups_of
+from learners.estimates.sums.influence import N_UNNAMED, tenants_in
 from learners.option import option
 from learners.outcomes import Outcomes
 from learners.targets import N_TARGETS, RATIO_UNIT, VALUE_MAX, Target, to_fixed
@@ -93,7 +93,7 @@ class Learned:
         self.pools = ema.new_statistics(pool_half_life_ms)
         self.calibration = calibration.new_statistics(half_life_ms)
         self.traits = trait_effects.new_statistics(N_LANDMARK_FEATURES, half_life_ms)
-        self.recent = Buckets((N_GROUPS, ema.N_COLUMNS, 2), RECENT_BUCKET_MS, RECENT_BUCKETS)
+        self.recent = Buckets((N_UNNAMED, ema.N_COLUMNS, 2), RECENT_BUCKET_MS, RECENT_BUCKETS)
         self.billing = billing.new_statistics()
         self.history = History(options.history)
         self.as_of_ms = 0
@@ -109,7 +109,7 @@ class Learned:
         ema.update(self.pools, outcomes.pools, outcomes)
         calibration.update(self.calibration, outcomes)
         billing.update(self.billing, outcomes)
-        values, groups = ema.values_and_counts(outcomes), groups_of(outcomes.tenant_hashes)
+        values, groups = ema.values_and_counts(outcomes), tenants_in(ema.groups(outcomes))
         self.recent.update(outcomes.models, outcomes.decided_at_ms, values, groups)
         self.history.update(outcomes)
         self.n_values += outcomes.known.sum(axis=0)
@@ -227,7 +227,7 @@ def examples(
     return ridge.Examples(
         models=outcomes.models,
         decided_at_ms=outcomes.decided_at_ms,
-        tenant_groups=groups_of(outcomes.tenant_hashes),
+        tenant_groups=ema.groups(outcomes),
         features=features,
         targets=outcomes.targets[:, targets],
         known=outcomes.known[:, targets],

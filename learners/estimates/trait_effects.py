@@ -62,7 +62,7 @@ def update(statistics: DecayedSums, outcomes: Outcomes, features: NDArray[np.int
         return
     outcomes, features = outcomes.take(named), features[named]
     epochs, weights = statistics.epochs_and_weights(outcomes.decided_at_ms)
-    groups = groups_of(outcomes.tenant_hashes)
+    groups = groups_of(outcomes.tenant_hashes, outcomes.producers)
     for rows in _alike(outcomes.models, epochs, groups):
         first = rows[0]
         traits = _indicators(outcomes.traits[rows])

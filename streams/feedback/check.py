@@ -79,6 +79,7 @@ def check(
             split_ids(ids),
             np.zeros(len(parts), np.int64),
             np.array([part.revision for part in parts], np.uint8),
+            np.zeros(len(parts), np.uint8),
             (fresh & QUALITY_BIT) > 0,
         )
         news = {part.line for i, part in enumerate(parts) if fresh[i] or i in corrected}

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from learners.estimates import calibration
 from learners.estimates.ema import FIGURE_UNITS
-from learners.estimates.sums.influence import EARLIER, hash_of
+from learners.estimates.sums.influence import EARLIER, hash_of, producer_of
 from learners.option import option
 from learners.outcomes import Outcomes
 from learners.targets import COST_USD_MIN, LATENCY_MS_MIN, Target, ratio, to_fixed, winsorised
@@ -205,6 +205,10 @@ class Ingest:
         known = ~np.isnan(reported)
         tenants, traits = _tenants_and_traits(bodies, heads["policy"] == key_of(IMPORT))
         outcomes = _outcomes(ids, np.nan_to_num(reported), known, heads, tenants, traits)
+        # Corrections are of no named producer: `Seen` has no room to tell who corrected what.
+        named = [row for row, r in enumerate(reports) if r.source is not None and not r.revision]
+        for row in named:
+            outcomes.producers[row] = producer_of(reports[row].source)
         bits = np.packbits(known, axis=1, bitorder="little").reshape(-1)
         weighed = [(row, r.weight) for row, r in enumerate(reports) if r.weight is not None]
         light = [row for row, weight in weighed if not shapes.counts(ids[row], weight)]
@@ -360,14 +364,17 @@ def _outcomes(
     )
 
 
-def qualities_alone(outcomes: Outcomes, targets: NDArray[np.int64]) -> Outcomes:
-    """The same decisions with these qualities (n,), and nothing else known of them."""
+def qualities_alone(
+    outcomes: Outcomes, targets: NDArray[np.int64], producers: NDArray[np.uint8]
+) -> Outcomes:
+    """The same decisions with these qualities (n,) of these producers, and nothing else known."""
     known = np.zeros_like(outcomes.known)
     known[:, Target.QUALITY] = True
     placed = np.zeros_like(outcomes.targets)
     placed[:, Target.QUALITY] = targets
     figures_known = np.zeros_like(outcomes.figures_known)
-    return replace(outcomes, targets=placed, known=known, figures_known=figures_known)
+    said = replace(outcomes, producers=producers)
+    return replace(said, targets=placed, known=known, figures_known=figures_known)
 
 
 def keep_fresh(outcomes: Outcomes, fresh: NDArray[np.uint8]) -> Outcomes:

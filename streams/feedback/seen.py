@@ -7,26 +7,58 @@ once every decision in them is older than the oldest feedback that would still b
 Ids made of content (`ticket.content_ids`) lie anywhere and may come again after years: they are
 kept one by one, and for good.
 
-The quality that was learned of a decision is kept beside its flags, with its revision, in two
-bytes: a correction takes out exactly what was put in.
+The quality that was learned of a decision is kept beside its flags, with its revision or whose it
+was, in two bytes: a correction takes out exactly what was put in.
 
 A bit that was claimed stays claimed for as long as its value could still arrive.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from learners.estimates.sums.influence import PRODUCER_GROUPS, UNNAMED
+from learners.targets import ONE
 from streams.feedback.ticket import CONTENT_FROM
 
 PAGE = 4096  # decisions per page: 4 KiB, about four seconds of one busy replica
 GROUP = 64  # pages stored together in a snapshot
-# Of a quality that was learned: its fixed-point integer plus one, and its revision above. 0: none.
-REVISION_SHIFT = 13
-QUALITY_MASK = (1 << REVISION_SHIFT) - 1
+# Of a quality that was learned: its fixed-point integer plus one, and above it 0 to 2 for what was
+# said first, by the group of its producer, then 3 to 9 for revisions 1 to 7. 0: none.
+QUALITIES = ONE + 2
+FIRST = 1 + PRODUCER_GROUPS  # kinds of what was said first
+# As snapshots had it before producers were noted: revisions alone.
+FORMER_SHIFT = 13
+FORMER_MASK = (1 << FORMER_SHIFT) - 1
+
+
+class Former(NamedTuple):
+    """A quality that was learned."""
+
+    quality: int  # fixed point
+    revision: int
+    producer: int  # group, of what was said first
+
+
+def _code(quality: int, revision: int, producer: int) -> int:
+    kind = revision + FIRST - 1 if revision else producer
+    return kind * QUALITIES + quality + 1
+
+
+def _decoded(code: int) -> Former:
+    kind, quality = divmod(code, QUALITIES)
+    first = kind < FIRST
+    return Former(quality - 1, 0 if first else kind - FIRST + 1, kind if first else UNNAMED)
+
+
+def _of_former(codes: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """Codes as they are now, of codes as they were."""
+    revisions, qualities = codes >> FORMER_SHIFT, codes & FORMER_MASK
+    kinds = np.where(revisions > 0, revisions + (FIRST - 1), 0)
+    return (kinds * QUALITIES + qualities).astype(np.uint16)
 
 
 class Seen:
@@ -105,28 +137,31 @@ class Seen:
         at: tuple[NDArray[np.uint64], NDArray[np.uint64]],
         qualities: NDArray[np.int64],
         revisions: NDArray[np.uint8],
+        producers: NDArray[np.uint8],
         fresh: NDArray[np.bool_],
-    ) -> dict[int, int]:
+    ) -> dict[int, Former]:
         """Keep the qualities (n,) of claimed decisions; by row, the former one that it replaces.
 
         A `fresh` one replaces nothing; of the others those of a higher revision than is kept do.
+        Corrections are of no named producer.
         """
         issuers, sequences = at
         paged = sequences < CONTENT_FROM
         rows = np.flatnonzero(fresh & paged)
         slots, cells = self._cells(issuers[rows], sequences[rows])
-        values = (revisions[rows].astype(np.int64) << REVISION_SHIFT) | qualities[rows] + 1
-        self._learned[slots, cells] = values
-        replaced: dict[int, int] = {}
+        later = revisions[rows].astype(np.int64)
+        kinds = np.where(later > 0, later + (FIRST - 1), producers[rows])
+        self._learned[slots, cells] = kinds * QUALITIES + qualities[rows] + 1
+        replaced: dict[int, Former] = {}
         # Of each decision the first row is the fresh one, so the others come after it here, too.
         rows = np.flatnonzero(~fresh & paged & (revisions > 0))
         slots, cells = self._cells(issuers[rows], sequences[rows])
         for row, slot, cell in zip(rows.tolist(), slots.tolist(), cells.tolist(), strict=True):
             held, revision = int(self._learned[slot, cell]), int(revisions[row])
-            if held and revision > held >> REVISION_SHIFT:
-                replaced[row] = (held & QUALITY_MASK) - 1
+            if held and revision > (former := _decoded(held)).revision:
+                replaced[row] = former
                 self._stamps[slot // GROUP] += 1
-                self._learned[slot, cell] = revision << REVISION_SHIFT | int(qualities[row]) + 1
+                self._learned[slot, cell] = _code(int(qualities[row]), revision, UNNAMED)
         return replaced
 
     def _cells(
@@ -142,7 +177,7 @@ class Seen:
         page, cell = divmod(sequence, PAGE)
         slot = self._slot_of.get((issuer, page))
         held = 0 if slot is None else int(self._learned[slot, cell])
-        return ((held & QUALITY_MASK) - 1, held >> REVISION_SHIFT) if held else None
+        return _decoded(held)[:2] if held else None
 
     def claimed(
         self, issuers: NDArray[np.uint64], sequences: NDArray[np.uint64]
@@ -220,7 +255,7 @@ class Seen:
                 "pages": np.array([page for _, page in at[rows]], np.uint64),
                 "newest_ms": self._newest_ms[rows],
                 "flags": self._flags[rows],
-                "learned": self._learned[rows],
+                "learned_by": self._learned[rows],
             }
             found.append((self._stamps[group], arrays))
         if self._singles:
@@ -243,11 +278,14 @@ class Seen:
                 self._claim_single(issuer, sequence, bits)
             return
         columns = (arrays["issuers"].tolist(), arrays["pages"].tolist())
+        learned = arrays.get("learned_by")
+        if learned is None and "learned" in arrays:  # nor in snapshots of before corrections
+            learned = _of_former(arrays["learned"])
         for row, at in enumerate(zip(*columns, strict=True)):
             slot = self._slot(*at)
             self._flags[slot] |= arrays["flags"][row]
-            if "learned" in arrays:  # not in snapshots of before there were corrections
-                self._learned[slot] = np.maximum(self._learned[slot], arrays["learned"][row])
+            if learned is not None:
+                self._learned[slot] = np.maximum(self._learned[slot], learned[row])
             self._newest_ms[slot] = max(self._newest_ms[slot], arrays["newest_ms"][row])
             self._stamps[slot // GROUP] += 1
 

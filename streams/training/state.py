@@ -30,7 +30,7 @@ from streams.clock import QUICK, SLOW, Patience, Steady
 from streams.errors import SnapshotDamaged, SnapshotForeign
 from streams.feedback.feedback import keep_fresh, qualities_alone
 from streams.feedback.report import QUALITY_BIT
-from streams.feedback.seen import Seen
+from streams.feedback.seen import Former, Seen
 from streams.telemetry.fleet_state import FleetState
 from streams.training.parts.arrays import UNREADABLE, in_place, let_go, pack
 from streams.training.prices import Prices
@@ -110,12 +110,15 @@ class State:
             (at[0][judged], at[1][judged]),
             outcomes.targets[judged, Target.QUALITY],
             revisions[judged],
+            outcomes.producers[judged],
             (fresh[judged] & QUALITY_BIT) > 0,
         )
         rows = judged[list(replaced)]
         now = outcomes.take(rows)
-        before = qualities_alone(now, np.array(list(replaced.values()), np.int64))
-        self.learned.replace(before, qualities_alone(now, now.targets[:, Target.QUALITY]))
+        former = np.array([*replaced.values()], np.int64).reshape(-1, len(Former._fields))
+        before = qualities_alone(now, former[:, 0], former[:, -1].astype(np.uint8))
+        after = qualities_alone(now, now.targets[:, Target.QUALITY], now.producers)
+        self.learned.replace(before, after)
         corrected = np.zeros(len(outcomes), bool)
         corrected[rows] = True
         return fresh, corrected

@@ -16,11 +16,13 @@ from learners.estimates.learned import Learned, MemoryOptions
 from learners.estimates.sums.influence import (
     EARLIER,
     N_GROUPS,
+    N_UNNAMED,
     InfluenceOptions,
     by_agreement,
     by_volume,
     groups_of,
     hash_of,
+    producer_of,
 )
 from learners.outcomes import Outcomes
 from learners.targets import ONE, Target
@@ -33,7 +35,12 @@ LIAR = b"liar"
 
 
 def reports(
-    tenant: bytes, model: int, quality: float, n: int, rng: np.random.Generator
+    tenant: bytes,
+    model: int,
+    quality: float,
+    n: int,
+    rng: np.random.Generator,
+    source: str | None = None,
 ) -> Outcomes:
     """Outcomes of one tenant: right or wrong, right as often as `quality` says."""
     known = np.zeros((n, 3), bool)
@@ -48,6 +55,7 @@ def reports(
             "models": np.full(n, model, np.uint64),
             "pools": np.full(n, model, np.uint64),
             "tenant_hashes": np.full(n, hash_of(tenant), np.uint8),
+            "producers": np.full(n, producer_of(source), np.uint8),
             "contexts": contexts(n, rng),
             "targets": targets,
             "known": known,
@@ -57,11 +65,11 @@ def reports(
     )
 
 
-def honest(rng: np.random.Generator, n: int = 100) -> Outcomes:
+def honest(rng: np.random.Generator, n: int = 100, source: str | None = None) -> Outcomes:
     """Of twenty tenants: the best model is right nine times in ten, the other seven."""
     return joined(
         [
-            reports(tenant, model, quality, n, rng)
+            reports(tenant, model, quality, n, rng, source)
             for tenant in HONEST
             for model, quality in ((BEST, 0.9), (OTHER, 0.7))
         ]
@@ -171,7 +179,9 @@ def test_means_count_no_group_for_more_than_the_second_largest():
     """
     rng = np.random.default_rng(5)
     rows = joined([honest(rng), reports(LIAR, BEST, 0.0, 5_000, rng)])
-    sizes = np.bincount(groups_of(rows.tenant_hashes[rows.models == BEST]), minlength=N_GROUPS)
+    sizes = np.bincount(
+        groups_of(rows.tenant_hashes, rows.producers)[rows.models == BEST], minlength=N_GROUPS
+    )
     cap = max(np.sort(sizes)[-2], 500)
 
     state = ema.new_statistics(86_400_000)
@@ -182,6 +192,98 @@ def test_means_count_no_group_for_more_than_the_second_largest():
     total = np.minimum(sizes, cap).sum()
     assert means.weights[0, 0] == pytest.approx(total, rel=0.01)
     assert means.means[0, 0] > 0.85 * (total - cap) / total  # all but the liar's group are right
+
+
+# --- producers ----------------------------------------------------------------------------------
+
+
+def judged(rng: np.random.Generator, n_false: int, source: str = "judge") -> Outcomes:
+    """One producer says of all tenants' answers that the best model was always wrong."""
+    each = n_false // len(HONEST)
+    return joined([reports(tenant, BEST, 0.0, each, rng, source) for tenant in HONEST])
+
+
+@pytest.mark.parametrize(("n_false", "seed"), [(2_000, 0), (10_000, 1), (20_000, 2)])
+def test_one_producer_that_speaks_for_all_tenants_does_not_take_a_model_from_them(n_false, seed):
+    """
+    It counts as at most what is said without a name, so what is believed of the model falls by no
+    more than half of the distance between them: it keeps all of the requests for which it was
+    better by more, and nothing is believed that half of all reports contradict.
+    """
+    rng = np.random.default_rng(seed)
+    before, lies = honest(rng), judged(rng, n_false)
+
+    calm, attacked = quality(learned(before)), quality(learned(before, lies))
+
+    assert abs((calm - attacked)[:, 0].mean()) <= 0.5 * 0.9 + 0.02
+    assert attacked[:, 0].mean() > 0.4
+
+
+def test_of_three_producers_the_odd_one_counts_least():
+    """
+    Two judges and the callers themselves: the one that disagrees moves what is believed by less
+    than the stated bound, as one tenant among others does.
+    """
+    rng = np.random.default_rng(3)
+    before = joined([honest(rng), honest(rng, source="user")])
+    assert producer_of("user") != producer_of("judge")
+
+    calm, attacked = quality(learned(before)), quality(learned(before, judged(rng, 10_000)))
+
+    assert share_of_best(attacked) > 0.9
+    assert abs((calm - attacked)[:, 0].mean()) < 0.1
+
+
+def test_without_a_bound_on_producers_the_same_attack_takes_the_model():
+    rng = np.random.default_rng(1)
+    unnamed = changed(lies := judged(rng, 20_000), producers=np.zeros(len(lies), np.uint8))
+
+    assert quality(learned(honest(rng), unnamed))[:, 0].mean() < 0.2
+
+
+def test_where_all_reports_name_their_producer_tenants_are_bounded_as_before():
+    """
+    To name a producer does not lift the bound on the tenant that does so.
+    """
+    rng = np.random.default_rng(4)
+    lies = joined([reports(LIAR, BEST, 0.0, 3_000, rng, source) for source in ("judge", "user")])
+
+    for source in (None, "judge"):
+        attacked = quality(learned(honest(rng, source=source), lies))
+        assert share_of_best(attacked) > 0.9
+
+
+def test_a_change_that_one_producer_alone_reports_is_no_alarm():
+    rng = np.random.default_rng(5)
+    lies = judged(rng, 2_000)
+    said = honest(rng, 20)
+    late = [changed(one, decided_at_ms=one.decided_at_ms + 120_000) for one in (lies, said)]
+
+    assert estimator(learned(honest(rng), *late)).alarms == []
+    assert estimator(learned(honest(rng), late[0])).alarms  # nobody else has said anything since
+
+
+def test_honest_rows_stay_in_history_when_one_producer_floods_it():
+    rng = np.random.default_rng(6)
+    rows, flood = honest(rng), judged(rng, 112_500)
+    history = History(HistoryOptions(exact_rows_max=10**9))  # without an index
+
+    history.update(rows)
+    history.update(changed(flood, decided_at_ms=flood.decided_at_ms + 120_000))
+    history.settle()
+
+    assert np.isin(rows.issuers, history.canonical()["issuers"]).all()
+
+
+def test_sums_of_before_producers_were_noted_read_as_they_did():
+    """
+    Where no report names its producer there is nothing but groups of tenants.
+    """
+    state = learned(honest(np.random.default_rng(7)))
+
+    groups = state.quality.read_groups(MODELS, NOW_MS)
+
+    assert groups.shape[1] == N_UNNAMED
 
 
 # --- who is alone -------------------------------------------------------------------------------
@@ -213,7 +315,7 @@ def test_one_outcome_of_another_tenant_leaves_the_first_its_floor():
 
 
 @lightly
-@given(st.lists(st.integers(0, 10**6), min_size=N_GROUPS - 1, max_size=N_GROUPS - 1))
+@given(st.lists(st.integers(0, 10**6), min_size=N_UNNAMED - 1, max_size=N_UNNAMED - 1))
 def test_no_group_counts_for_more_than_the_floor_or_the_second_largest(sizes):
     """
     Unless it is alone. And no group counts more than it has, or more than a larger one.

@@ -182,6 +182,7 @@ ALTERATIONS = {
     "figures_known": (0, 1, 2, 3),
     "estimated": (0, 1),
     "traits": (0, 7),
+    "producers": (),
 }
 
 

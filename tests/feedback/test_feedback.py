@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from made_up import DAY_MS, ENCODER, NOW_MS, SEALER, decided, heads, report
 
 from learners.estimates.ema import FIGURE_UNITS, FIGURES
-from learners.estimates.sums.influence import hash_of
+from learners.estimates.sums.influence import hash_of, producer_of
 from learners.targets import ONE, RATIO_MAX, RATIO_UNIT, VALUE_MAX, Target
 from learners.traits import traits_of
 from streams.errors import BadFeedback
@@ -31,6 +31,7 @@ from streams.feedback.report import (
     RECORD_BYTES_MAX,
     REPORTED,
     Reason,
+    as_text,
     encode_report,
     schema,
 )
@@ -310,6 +311,26 @@ def test_each_outcome_is_of_the_tenant_in_its_ticket():
 
     assert [letter.reason for letter in found.dead] == [Reason.TOO_LATE]
     assert found.outcomes.tenant_hashes.tolist() == [hash_of(tenants[i]) for i in (0, 2, 3)]
+
+
+def test_each_outcome_is_said_by_the_producer_in_its_record():
+    """
+    Also each part of a record that speaks of several decisions; "" and nothing are nobody's.
+    """
+    head = heads(4, np.random.default_rng(0), decided_at_ms=NOW_MS)
+    first, second, third, fourth = SEALER.seal(
+        Issuer(9).take(4), head, np.zeros((4, 0), CANDIDATE), [b"acme"] * 4
+    )
+    said = [
+        record(report(first, quality=0.5, steps=[as_text(second)], source="judge")),
+        record(report(third, quality=0.5)),
+        record(report(fourth, quality=0.5, source="user")),
+    ]
+
+    found = INGEST.take(said)
+
+    judge, user = producer_of("judge"), producer_of("user")
+    assert found.outcomes.producers.tolist() == [judge, judge, 0, user]
 
 
 def test_each_outcome_has_the_traits_of_what_its_ticket_says():

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from learners.targets import ONE
 from streams.feedback.seen import GROUP, PAGE, Seen
 
 BITS = 5
@@ -319,3 +320,25 @@ def test_a_duplicate_does_not_change_what_is_saved(n):
     claim(seen, rows * 3)
 
     assert [_bytes(arrays) for arrays in saved(seen)] == before
+
+
+def test_what_snapshots_of_before_producers_kept_of_corrections_reads_as_it_was():
+    """
+    A quality with its revision, in the same two bytes but otherwise coded.
+    """
+    former = [(0, 0), (ONE, 0), (ONE // 3, 1), (ONE, 7)]
+    codes = np.zeros((1, PAGE), np.uint16)
+    codes[0, : len(former)] = [(revision << 13) | quality + 1 for quality, revision in former]
+    seen = Seen()
+    seen.load(
+        {
+            "issuers": np.array([9], np.uint64),
+            "pages": np.zeros(1, np.uint64),
+            "newest_ms": np.zeros(1, np.int64),
+            "flags": np.ones((1, PAGE), np.uint8),
+            "learned": codes,
+        }
+    )
+
+    assert [seen.kept(9, i) for i in range(len(former))] == former
+    assert seen.kept(9, len(former)) is None

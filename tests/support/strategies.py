@@ -94,7 +94,7 @@ def whole(columns: dict[str, NDArray]) -> Outcomes:
 
 def group_at(rows: Outcomes, row: int) -> int:
     """The group of tenants whose sums one row enters."""
-    return int(groups_of(rows.tenant_hashes)[row])
+    return int(groups_of(rows.tenant_hashes, rows.producers)[row])
 
 
 def joined(parts: Sequence[Outcomes]) -> Outcomes:
@@ -134,6 +134,7 @@ def batches(draw: st.DrawFn, n_max: int = 10, t_ms_max: int = 40_000) -> Outcome
             "figures": column(st.integers(0, 10**11), len(FIGURES)),
             "figures_known": column(st.booleans(), len(FIGURES)),
             "traits": column(st.integers(0, N_TRAITS - 1), SLOTS).astype(np.uint8),
+            "producers": column(st.integers(0, 2)).astype(np.uint8),
         }
     )
 

@@ -61,6 +61,23 @@ def test_of_several_revisions_the_highest_is_all_that_is_learned_in_any_order(
     assert found.counts[RECORDS] == 3
 
 
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_correction_takes_out_what_another_producer_has_put_in(tmp_path, order, restart):
+    """
+    Sums are kept apart by producer; what is taken out is taken from where it is.
+    """
+    said = [
+        report(A.ticket, quality=0.9, source="judge"),
+        report(A.ticket, quality=0.4, revision=1, source="user"),
+        report(A.ticket, quality=0.6, revision=2, source="judge"),
+    ]
+    found = learned(tmp_path / "a", *[said[i] for i in order], restart=restart)
+    alone = learned(tmp_path / "b", report(A.ticket, quality=0.6))
+
+    assert found.learned.digest() == alone.learned.digest()
+
+
 def test_a_correction_is_counted_and_the_same_one_again_is_a_duplicate(tmp_path):
     found = learned(tmp_path, *REVISIONS[:2], REVISIONS[1])
 

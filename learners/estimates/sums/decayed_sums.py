@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.estimates.sums.influence import EARLIER, N_GROUPS
+from learners.estimates.sums.influence import EARLIER, N_GROUPS, N_UNNAMED
 
 FRACTION_ONE = 256  # the integer weight of an outcome at the very start of its epoch
 # After 16 half-lives an outcome weighs 1/65,536: it is left out, which bounds the memory.
@@ -85,12 +85,13 @@ class DecayedSums:
         return self.read_groups(keys, as_of_ms).sum(axis=1)
 
     def read_groups(self, keys: list[int], as_of_ms: int) -> NDArray[np.float64]:
-        """The same by group of tenants: (len(keys), N_GROUPS, *shape).
+        """The same by group: (len(keys), g, *shape), without those of producers if none is named.
 
         Epochs that weigh nothing any more count for nothing, and so do those after the next: they
         come from a clock that was ahead.
         """
-        faded = np.zeros((len(keys), N_GROUPS, *self.shape))
+        named = any(group >= N_UNNAMED for _, _, group in self.sums)
+        faded = np.zeros((len(keys), N_GROUPS if named else N_UNNAMED, *self.shape))
         row_of = {key: row for row, key in enumerate(keys)}
         now = as_of_ms // self.half_life_ms
         for (key, epoch, tenant_group), total in sorted(
@@ -102,9 +103,12 @@ class DecayedSums:
         return faded
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Everything held, in canonical order: equal sums give equal bytes."""
+        """Everything held, in canonical order: equal sums give equal bytes.
+
+        What was taken out again has never been: sums of nothing are left out.
+        """
         self.forget()
-        at = sorted(self.sums)
+        at = sorted(held for held, total in self.sums.items() if total.any())
         return {
             "keys": np.array([key for key, _, _ in at], np.uint64),
             "epochs": np.array([epoch for _, epoch, _ in at], np.int64),
