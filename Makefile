@@ -52,7 +52,7 @@ lint: $(INSTALLED)
 
 # The code made from the proto is kept in the repository, so that a client needs no compiler. The
 # protos' own path is fairlead/v1, as in other languages; here they live below serve/.
-PROTOS := fairlead/v1/router.proto fairlead/v1/dispatch.proto
+PROTOS := fairlead/v1/router.proto fairlead/v1/dispatch.proto fairlead/v1/admin.proto
 MADE := serve/proto/fairlead/v1
 
 proto: $(INSTALLED)

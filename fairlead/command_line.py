@@ -19,6 +19,7 @@ try:
     from rich.console import Console
 
     from fairlead.commands.bench import bench_app
+    from fairlead.commands.control.apps import CONTROL
     from fairlead.commands.outcomes.judge import judge_app
     from fairlead.commands.outcomes.trace import feedback_trace
     from fairlead.commands.planning.compare import compare
@@ -49,8 +50,8 @@ feedback_app = typer.Typer(help="For those who report outcomes.", no_args_is_hel
 app.add_typer(feedback_app, name="feedback")
 feedback_app.command("trace")(feedback_trace)
 app.add_typer(judge_app, name="judge")
-models_app = typer.Typer(help="New models, before their first request.", no_args_is_help=True)
-app.add_typer(models_app, name="models")
+for name, control_app in CONTROL.items():
+    app.add_typer(control_app, name=name)
 rules_app = typer.Typer(help="Rules that hold before anything learned.", no_args_is_help=True)
 app.add_typer(rules_app, name="rules")
 tokens_app = typer.Typer(help="Who may call.", no_args_is_help=True)
@@ -280,45 +281,6 @@ def decisions_export(
         emit(found)
     if not as_json:
         typer.echo(f"{out}: {found['decisions']:,} decisions")
-
-
-@models_app.command("import")
-def models_import(
-    file: Annotated[
-        Path,
-        typer.Argument(
-            help="CSV, JSON lines or Parquet: text, model, quality, cost_usd[, latency_ms]."
-        ),
-    ],
-    settings: SettingsOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Learn from answers that were judged already, of new models too. Each counts once."""
-    from fairlead.commands.models import import_answers, imported_lines
-    from fairlead.commands.up import settings_of
-
-    with only_json(as_json) as emit:
-        found = import_answers(file, *settings_of(settings, console))
-        emit(found)
-    if not as_json:
-        typer.echo("\n".join(imported_lines(found)))
-
-
-@models_app.command("predict")
-def models_predict(
-    name: Annotated[str, typer.Argument(help="A model of the catalogue, called before or not.")],
-    settings: SettingsOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Say what a model would do: share of requests, quality, cost, and the effect on all."""
-    from fairlead.commands.models import predict_model, predicted_lines
-    from fairlead.commands.up import settings_of
-
-    with only_json(as_json) as emit:
-        found = predict_model(name, *settings_of(settings, console))
-        emit(found.json())
-    if not as_json:
-        typer.echo("\n".join(predicted_lines(found)))
 
 
 @app.command()

@@ -11,10 +11,14 @@ ServeError
     ├── DeadlinePassed      its deadline had passed before it could be scored
     ├── QueueFull           too many requests wait already
     ├── FleetFull           every pool it could go to is full, and others need them more
+    ├── RateExceeded        its tenant sends more requests than it may
     ├── BudgetUsedUp        a budget has nothing left for it until it is renewed
     ├── NotServing          the router is starting or stopping
     ├── Unauthenticated     no token that is known here and valid was shown
     ├── AccessDenied        the token is not good for this
+    │   └── LoopbackOnly        without tokens it is for callers on this host alone
+    ├── ChangeRefused       an edit of the settings that would leave them invalid, or as they are
+    ├── EntryNotFound       it names an entry of the settings that there is not
     └── AttemptFailed       an endpoint of a pool gave no whole answer; another one may
         ├── EndpointUnreachable  no connection, or it broke
         ├── EndpointOverloaded   it said that it has too much to do
@@ -162,6 +166,58 @@ class AccessDenied(RequestRefused):
     def __str__(self) -> str:
         of = f" for {self.of}" if self.of else ""
         return f"the token {self.token!r} has not the scope {self.scope!r}{of}"
+
+
+class LoopbackOnly(AccessDenied):
+    """What needs a right of its own, where nobody has tokens: for callers on this host alone."""
+
+    def __init__(self, scope: str, peer: str) -> None:
+        super().__init__("", scope)
+        self.args = (scope, peer)
+        self.peer = peer
+
+    def __str__(self) -> str:
+        return (
+            f"this site has no tokens, so {self.scope!r} is for callers on its own host; this call "
+            f"came from {self.peer}. Call from there, or give the site `[[tokens]]`"
+        )
+
+
+class ChangeRefused(RequestRefused):
+    """An edit of the settings that would leave them invalid, or as they are; nothing was done."""
+
+    def __init__(self, what: str, problems: tuple[str, ...]) -> None:
+        super().__init__(what, problems)
+        self.what, self.problems = what, problems
+
+    def __str__(self) -> str:
+        return f"{self.what} is not changed: {'; '.join(self.problems)}"
+
+
+class EntryNotFound(RequestRefused):
+    """There is no entry of this name in a list of the settings."""
+
+    def __init__(self, kind: str, name: str, known: tuple[str, ...]) -> None:
+        super().__init__(kind, name, known)
+        self.kind, self.name, self.known = kind, name, known
+
+    def __str__(self) -> str:
+        return f"{self.kind} has no {self.name!r}; there are {', '.join(self.known) or 'none'}"
+
+
+class RateExceeded(RequestRefused):
+    """Its tenant sends more requests than the operator lets it."""
+
+    def __init__(self, tenant: str, limit: str, retry_after_s: float) -> None:
+        super().__init__(tenant, limit, retry_after_s)
+        self.tenant, self.limit, self.retry_after_s = tenant, limit, retry_after_s
+        self.field = "tenant"
+
+    def __str__(self) -> str:
+        return (
+            f"tenant {self.tenant!r} sends more than {self.limit}; try again in "
+            f"{self.retry_after_s:.3g} s"
+        )
 
 
 class BudgetUsedUp(RequestRefused):

@@ -101,8 +101,10 @@ KINDS: Mapping[str, Kind] = {
         "raise `load_s` or `ready_s_max`.",
     ),
     "settings_refused": Kind(
-        "The settings file was changed and is not valid: routers go on with what it said before.",
-        "Mend what the cause names; `fairlead settings --check FILE` says when it is right.",
+        "The settings were changed and can't be taken, by themselves or with the edits made while "
+        "running: all goes on as before.",
+        "Mend what the cause names; `fairlead settings --check FILE` says when it is right. Then "
+        "send `fairlead up` SIGHUP, if it was that which was refused.",
     ),
     "store_damaged": Kind(
         "Parts of snapshots are missing or damaged. A running trainer writes them again; a "

@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from rich.table import Table
 
 from fairlead.commands.fleet_tables import SECTIONS, print_fleet
 from infra.autoscaling.live.planning import read_record
+from infra.errors import InfraError
 from infra.pools.site import LocalSite
+from infra.settings.edits import read_edits
 from infra.settings.settings import Settings
 from infra.settings.site_options import SiteOptions
 from infra.status.newcomers import newcomers
@@ -27,6 +30,7 @@ from serve.deploy.deployment import now_ms
 from streams.feedback.export import export
 from streams.telemetry.received import SILENT_MS
 
+EDITS_MAX = 5  # all are in the list: `edits.jsonl` in the state folder
 LINES_MAX = 20  # of what the planner did: the last screenful
 NO_TELEMETRY = (
     f"No telemetry of a router for {SILENT_MS // 1000} s: either none runs, or its log can't be "
@@ -49,6 +53,7 @@ def show(settings: Settings, path: Path, *, quiet: bool) -> dict[str, Any]:
         "scaling": _scaling(site.state_dir),
         "supports": _supports(settings),
         "newcomers": _newcomers(settings, site),
+        "edits": _edits(site.edits),
     }
     if not quiet:
         _print(found, Console(file=sys.stdout, width=100))
@@ -81,6 +86,14 @@ def _newcomers(settings: Settings, site: LocalSite) -> dict[str, dict[str, objec
     return {name: view.json() for name, view in found.items()}
 
 
+def _edits(path: Path) -> list[dict[str, Any]]:
+    """The newest edits of the settings, oldest first; a list that can't be read is an alarm."""
+    try:
+        return [asdict(edit) for edit in read_edits(path)[-EDITS_MAX:]]
+    except InfraError:
+        return []
+
+
 def _scaling(folder: Path) -> list[dict[str, Any]]:
     """What the planner said last, oldest first; nothing where there is none."""
     record = read_record(folder)
@@ -96,7 +109,7 @@ def _print(found: dict[str, Any], out: Console) -> None:
         if isinstance(value, dict):
             for label, n in value.items():
                 table.add_row(f"{name} {label}", f"{n:,.6f}" if isinstance(n, float) else f"{n:,}")
-        elif name not in ("alarms", "changes", "conditions", "change"):
+        elif name not in ("alarms", "changes", "conditions", "change", "edits"):
             shown = f"{value:,.1f}" if isinstance(value, float) else value
             table.add_row(name, "unknown" if value is None else str(shown))
     out.print(table)
@@ -126,8 +139,20 @@ def _print_lines(found: dict[str, Any], out: Console) -> None:
     for name, one in found["budgets"].items():
         out.print(_budget_line(name, one), highlight=False, markup=False)
     _print_newcomers(found["newcomers"], out)
-    for line in _change_lines(found["change"]):
+    for line in [*_change_lines(found["change"]), *map(_edit_line, found["edits"])]:
         out.print(line, highlight=False, markup=False)
+
+
+def _edit_line(one: dict[str, Any]) -> str:
+    """Who changed what, when, and from when it counts."""
+    at = datetime.fromtimestamp(one["at_unix_ms"] / 1000, UTC)
+    what = " ".join(filter(None, (one["action"], one["kind"], one["name"])))
+    settings = ", ".join(f"{key} = {value}" for key, value in one["settings"].items())
+    why = f" ({one['reason']})" if one["reason"] else ""
+    return (
+        f"edit {one['number']}, {at:%Y-%m-%d %H:%M} UTC by {one['by']}: {what}"
+        f"{': ' + settings if settings else ''}; counts from {one['counts_from']}{why}"
+    )
 
 
 def _change_lines(one: dict[str, Any] | None) -> list[str]:

@@ -16,10 +16,11 @@ from typing import NoReturn
 
 from rich.console import Console
 
+from fairlead.commands.renewal import STARTED, Renewal, keep_settings
 from fairlead.commands.restarts import may_restart, restart, restarted_at_s
 from infra.cluster import head
 from infra.cluster.checkup import LOCK
-from infra.cluster.cluster import Running, local_ray, renew, running
+from infra.cluster.cluster import Running, local_ray, running
 from infra.dashboard.history import History
 from infra.dashboard.judged import Judged, names_of
 from infra.dashboard.recorder import Recorder
@@ -33,7 +34,7 @@ from infra.status.status import Status, look
 from serve.deploy.deployment import now_ms
 from serve.encoders import identity, make_encoder
 from streams.alarms import AlarmLog
-from streams.errors import OptionRefused, StreamError
+from streams.errors import StreamError
 from streams.feedback.feedback import Ingest
 from streams.feedback.ticket import Sealer, key_of
 from streams.log.contract import Log
@@ -41,7 +42,6 @@ from streams.log.contract import Log
 logger = logging.getLogger(__name__)
 
 DEFAULT = Path("fairlead.toml")
-STARTED = "started.toml"  # in the state folder: the settings that `up` was started with
 LOOK_S = 20.0  # between looks for alarms: said within a minute
 
 
@@ -83,7 +83,7 @@ def _run(path: Path | None, console: Console) -> None:
                 if router.dispatch:
                     console.print(f"It answers, too: {router.dispatch} (gRPC), {router.openai}")
                 console.print(_how_to_call(router.address), highlight=False, markup=False)
-                _until_the_end(path, router, console)
+                _until_the_end(path, settings, router, console)
     except KeyboardInterrupt:
         pass
     console.print("Fairlead has stopped. What it learned is kept for the next start.")
@@ -95,36 +95,19 @@ def _stop_on_signals() -> None:
         signal.signal(number, signal.default_int_handler)
 
 
-def _until_the_end(path: Path, router: Running, console: Console) -> NoReturn:
+def _until_the_end(path: Path, settings: Settings, router: Running, console: Console) -> NoReturn:
     """Serve until Ray has ended; SIGHUP reads the settings again. Raises RayEnded."""
-    wanted = threading.Event()
-    signal.signal(signal.SIGHUP, lambda *_: wanted.set())
-    current = router
+    renewal = Renewal(path, settings, router, console, now_ms)
+    signal.signal(signal.SIGHUP, lambda *_: renewal.ask())
 
     def look() -> str:
-        nonlocal current
-        if wanted.is_set():
-            wanted.clear()
-            current = renewed(path, current, console)
+        renewal.look()
         return head.problem()
 
-    wait_for_the_end(look)
-
-
-def renewed(path: Path, up: Running, console: Console) -> Running:
-    """Run with what the file says now; where it can't be, go on as before and say why."""
-    console.print("Reading the settings again …")
     try:
-        settings = read_settings(path)
-        settings.catalogue()
-        now = renew(settings, up)
-    except (InfraError, OptionRefused) as error:
-        logger.error("the settings are not taken: %s", error)
-        console.print(f"[bold red]Nothing is changed:[/] {error}", highlight=False)
-        return up
-    keep_settings(settings, path)
-    console.print("[bold green]All replicas run with them.[/]")
-    return now
+        wait_for_the_end(look)
+    finally:
+        renewal.close()
 
 
 def wait_for_the_end(ended: Callable[[], str], every_s: float = 1.0) -> NoReturn:
@@ -206,13 +189,6 @@ def settings_of(path: Path | None, console: Console) -> tuple[Settings, Path]:
     """The settings of a file, of fairlead.toml, or of the example; and where they are."""
     path = path or (DEFAULT if DEFAULT.exists() else _example(console))
     return read_settings(path), path
-
-
-def keep_settings(settings: Settings, path: Path) -> None:
-    """Keep a copy in the state folder, for `settings_in_force`."""
-    kept = settings.options(SiteOptions).state_dir.absolute() / STARTED
-    kept.write_bytes(path.read_bytes())
-    kept.chmod(0o600)  # a password may be in it
 
 
 def settings_in_force(path: Path | None, console: Console) -> tuple[Settings, Path]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pydantic import JsonValue
@@ -183,6 +183,9 @@ class PoolPlan:
         "else by the figures of its GPU.",
         max_length=2000,
     )
+    draining: bool = option(
+        False, "It gets no more requests; those under way are answered. It counts at once."
+    )
     upstream_model: str = option("", "The model's name there, if other.", max_length=200)
     server: ServerOptions = ServerOptions()
     gpu: GpuType | None = None
@@ -257,6 +260,7 @@ class PoolPlan:
             # What is not known to cost anything is priced as if: or being full would be free.
             usd_per_hour=self.usd_per_hour or (GUESSED_USD_PER_HOUR if real else 0.0),
             watts=self.watts,
+            draining=self.draining,
             reports=reports,
             watched=watched and real,
         )
@@ -301,6 +305,14 @@ class Fleet:
 
     gpus: tuple[GpuType, ...] = ()
     pools: tuple[PoolPlan, ...] = ()
+
+    def runs_as(self, other: Fleet) -> bool:
+        """Whether the same is run and called: what routers read by themselves may differ."""
+        return self._run() == other._run()
+
+    def _run(self) -> tuple[object, ...]:
+        plans = [replace(plan, draining=False) for plan in self.pools if plan.backend != "none"]
+        return (self.gpus, *plans)
 
     def resources(self) -> dict[str, float]:
         """All GPUs that may be had, as resources for a cluster of one machine.

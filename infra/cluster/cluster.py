@@ -157,15 +157,16 @@ def renew(settings: Settings, up: Running) -> Running:
     if replace(site, fleet=up.site.fleet, logs=up.site.logs) != up.site:
         raise _needs_a_start(site, "state_dir, snapshots and the log")
     scaling = scaling_of(settings)
-    if scaling.options.enabled and site.fleet != up.site.fleet:
-        raise _needs_a_start(site, "pools, while they are scaled")
     options, scaled = settings.deployment(), scaling.options.enabled
+    if scaled:  # they were sized at the start: other pools wait for the next one
+        site = replace(site, fleet=up.site.fleet)
+    same = site.fleet.runs_as(up.site.fleet)
     with _explained():
         deploy(options, site, routers_scaling(scaling.options) if scaled else None)
-        if site.fleet != up.site.fleet:
+        if not same:
             deploy_pools(site, options.replica.telemetry_s)
         deploy_dispatchers(options, settings.dispatchers(), site)
-    return now
+    return replace(now, site=site)
 
 
 def _needs_a_start(site: LocalSite, what: str) -> SettingsInvalid:

@@ -2,7 +2,7 @@
 
     newest whole snapshot ─┐
     then the log (SQLite) ─┼─▶ one tar file, with a list of what is in it ─▶ another state folder
-    ticket keys, the rest ─┘
+    ticket keys, edits ────┘
 
 The snapshot is copied before the log, so the copied log holds all that the snapshot was learned
 from, and what came after is learned from it at the next start: nothing is lost or counted twice.
@@ -25,6 +25,7 @@ from typing import Any
 
 from infra.errors import BackupRefused
 from infra.pools.site import TICKET_KEYS, LocalSite
+from infra.settings.edits import FILE as EDITS
 from streams.errors import SnapshotDamaged
 from streams.training.folder import Folder
 from streams.training.snapshots import Store
@@ -53,6 +54,8 @@ def _written(site: LocalSite, target: Path, now_ms: int) -> dict[str, Any]:
         version = _copy_snapshot(site.store(), Store(Folder(str(made / SNAPSHOTS))))
         _copy_log(site, made / LOG)
         (made / TICKET_KEYS).write_bytes((site.state_dir / TICKET_KEYS).read_bytes())
+        if site.edits.exists():
+            (made / EDITS).write_bytes(site.edits.read_bytes())
         about = {"format": FORMAT, "made_at_ms": now_ms, "snapshot_version": version}
         files = {str(path.relative_to(made)): _digest(path) for path in _files(made)}
         (made / CONTENTS).write_text(json.dumps(about | {"files": files}, indent=2))
@@ -80,6 +83,8 @@ def restore(source: Path, site: LocalSite) -> dict[str, Any]:
             raise BackupRefused(str(source), "the snapshot in it is damaged")
         if (made / LOG).exists() and site.kafka is None:
             (made / LOG).rename(site.state_dir / LOG)
+        if (made / EDITS).exists():
+            (made / EDITS).replace(site.edits)
         (made / TICKET_KEYS).replace(site.state_dir / TICKET_KEYS)
     return {key: value for key, value in about.items() if key != "files"}
 

@@ -20,9 +20,11 @@ import numpy as np
 from starlette.types import ASGIApp
 
 from infra.capacity.fleet import Fleet
+from infra.control.control import Control
 from infra.dashboard.history import History
 from infra.errors import SettingsInvalid, SettingsUnreadable
 from infra.pools import state_folder
+from infra.settings import edits
 from infra.settings.settings import FileCatalogue, Settings, read_settings
 from infra.settings.site_options import LogChoice, SiteOptions
 from infra.site_logs import LogsOptions, open_logs
@@ -76,6 +78,11 @@ class LocalSite:
         site._make_key()
         return site
 
+    @property
+    def edits(self) -> Path:
+        """Edits of the settings that were made while running."""
+        return self.state_dir / edits.FILE
+
     def log(self) -> Log:
         """The log: on Kafka, or in the state folder."""
         if self.kafka is not None:
@@ -98,7 +105,11 @@ class LocalSite:
 
     def catalogue(self) -> FileCatalogue:
         """The settings file's models and pools."""
-        return FileCatalogue(self.settings)
+        return FileCatalogue(self.settings, self.edits)
+
+    def control(self) -> Control:
+        """What operators read and change the settings by."""
+        return Control(self.settings, self.edits, now_ms, self.store)
 
     def pools(self) -> Pools:
         """The pools' endpoints, those that Ray runs by asking the cluster's directory."""
@@ -154,7 +165,7 @@ class SiteDesk:
 
     def __init__(self, site: LocalSite) -> None:
         """Raises SettingsInvalid and SettingsUnreadable."""
-        settings = read_settings(site.settings)
+        settings = read_settings(site.settings, site.edits)
         self._site, self._silence_s = site, settings.options(SiteOptions).silence_s
         self._pools, self._budgets = settings.pool_names(), settings.budgeted()
         self._store, self._log = site.store(), site.log()

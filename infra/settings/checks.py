@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from infra.settings.sections import Stated
+from serve.access.rates import Rate
 from serve.routing.request import WEIGHT_MAX, WEIGHTS
 from serve.rules.conditions import meant
 from serve.rules.rule import Rule
@@ -109,3 +110,11 @@ def guard(settings: Stated) -> None:
     name, models = settings.stated("guard.model"), [m.name for m in settings.stated("models")]
     if name and models and name not in models:
         raise OptionRefused("guard.model", name, meant(name, models))
+
+
+def rates(found: Sequence[Rate]) -> None:
+    """Each tenant has one."""
+    tenants = [rate.tenant for rate in found]
+    twice = next((tenant for tenant in tenants if tenants.count(tenant) > 1), None)
+    if twice is not None:
+        raise OptionRefused("rates.tenant", twice, "unique")

@@ -41,6 +41,7 @@ from learners.policies.limits import LimitOptions
 from learners.policies.newcomers import NewcomerOptions
 from learners.policies.policy import POLICIES
 from learners.policies.probes import ProbeOptions
+from serve.access.rates import Rate
 from serve.access.tokens import Token
 from serve.deploy.deployment import DeploymentOptions
 from serve.deploy.dispatch_deployment import DispatchersOptions
@@ -194,6 +195,11 @@ LISTS = {
         "Bearer tokens of callers, over gRPC and HTTP; none: everyone may call. `fairlead tokens "
         "new` makes them. docs/security.md says what a token is good for.",
         (Token,),
+    ),
+    "rates": Part(
+        "Requests a second that tenants may send; none: as many as they like. They hold at "
+        "routers, and apart from that at dispatchers. docs/security.md has more.",
+        (Rate,),
     ),
     "gpus": Part(
         "The types of GPU that pools run on. One that is known by its name needs no figures but "

@@ -30,6 +30,7 @@ from infra.settings.scaling_options import AutoscalingOptions
 from infra.settings.sections import Section, build
 from infra.settings.site_options import CandidateChoice, LogChoice, SiteOptions
 from learners.policies.policy import Policy
+from serve.access.rates import Rate
 from serve.access.tokens import Access, Token
 from serve.deploy.deployment import DeploymentOptions
 from serve.deploy.dispatch_deployment import DispatchersOptions
@@ -69,6 +70,7 @@ class Settings(Keys):
         models: tuple[Section, ...]
         pools: tuple[Section, ...]
         tokens: tuple[Section, ...]
+        rates: tuple[Section, ...]
         budgets: tuple[Section, ...]
         rules: tuple[Section, ...]
 
@@ -122,6 +124,8 @@ class Settings(Keys):
         checks.judge(self)
         tokens = tuple(of_entry(Token, entry) for entry in self.tokens)
         Access(tokens)
+        rates = tuple(of_entry(Rate, entry) for entry in self.rates)
+        checks.rates(rates)
         # The budget of [prices] is paced like the others, by what is decided, not by outcomes.
         candidate, change = self.trial()
         pricing = self.options(
@@ -132,6 +136,7 @@ class Settings(Keys):
             ReplicaOptions,
             policy=policy_of(self),
             tokens=tokens,
+            rates=rates,
             placement=placement,
             rules=self.ruled(),
             candidate=candidate,

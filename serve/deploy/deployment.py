@@ -25,6 +25,7 @@ from ray import serve as ray_serve
 from starlette.types import ASGIApp
 
 from learners.option import option
+from serve.admin.changes import Control
 from serve.deploy.explorer import Explorer
 from serve.deploy.replica import Replica, ReplicaOptions, settle
 from serve.dispatch.backend import Pools
@@ -74,6 +75,9 @@ class Site(Protocol):
 
     def catalogue(self) -> CatalogueSource:
         """Where the catalogue comes from."""
+
+    def control(self) -> Control:
+        """What operators read and change the settings by."""
 
     def ticket_keys(self) -> list[bytes]:
         """Keys that tickets are sealed with, newest first."""
@@ -138,6 +142,7 @@ class RouterDeployment:
             site.ticket_keys(),
             seed_of(options.seed, "router"),
             now_ms,
+            site.control(),
         )
         await self._replica.start()
         settle()

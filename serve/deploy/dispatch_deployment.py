@@ -76,13 +76,14 @@ def router_within(
     batcher = replace(options.replica.servicer.batcher, gather_s_max=0.0)
     servicer = replace(options.replica.servicer, batcher=batcher)
     return Replica(
-        replace(options.replica, listener=listener, servicer=servicer),
+        replace(options.replica, listener=listener, servicer=servicer, dispatches=True),
         site.log(),
         site.store(),
         site.catalogue(),
         site.ticket_keys(),
         seed_of(options.seed, "dispatcher"),
         now_ms,
+        site.control(),
     )
 
 

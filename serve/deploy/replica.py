@@ -18,18 +18,21 @@ import faiss
 import numpy as np
 
 from learners.estimates.learned import MemoryOptions
-from learners.option import option
+from learners.option import option, same_as
 from learners.policies.newcomers import NewcomerOptions
 from learners.policies.policy import Policy
 from learners.policies.probes import ProbeOptions
+from serve.access.rates import Rate, Rates
 from serve.access.tokens import Access, Token
+from serve.admin.changes import Control
+from serve.admin.servicer import AdminServicer
 from serve.changes.trial import Trial
 from serve.deploy.router_alarms import RouterAlarms
 from serve.deploy.tracer import Tracer
 from serve.deploy.vitals import Vitals
 from serve.dispatch.retickets import REASONS
 from serve.encoders import EncoderOptions, identity, make_encoder
-from serve.grpc_api.listener import ROUTER, Listener, ListenerOptions
+from serve.grpc_api.listener import ADMIN, ROUTER, Listener, ListenerOptions
 from serve.grpc_api.reporting import Reporting
 from serve.grpc_api.servicer import RouterServicer, ServicerOptions
 from serve.grpc_api.streams import StreamOptions
@@ -98,6 +101,10 @@ class ReplicaOptions:
     change: ChangeOptions = ChangeOptions()
     candidate: Policy | None = None  # of the change
     tokens: tuple[Token, ...] = ()
+    rates: tuple[Rate, ...] = ()
+    n_routers: int = same_as(0, "router.replicas")
+    n_dispatchers: int = same_as(0, "dispatch.replicas")
+    dispatches: bool = False  # it is within a dispatcher
     rules: tuple[Rule, ...] = ()
     rules_match: Literal["all", "first"] = option(
         "all", "Of `[[rules]]`: all that match count, or the first alone."
@@ -139,10 +146,12 @@ class Replica:
         ticket_keys: list[bytes],
         seed: int | Sequence[int] | None = None,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        control: Control | None = None,
     ) -> None:
         """Load encoder and view. Raises EncoderUnavailable, OptionRefused, SnapshotForeign.
 
-        `seed` makes the draws repeatable; without one they come from the system.
+        `seed` makes the draws repeatable; without one they come from the system. Without `control`
+        nothing can be changed while running.
         """
         faiss.omp_set_num_threads(1)  # parallel by replica, not inside one search
         encoder = make_encoder(options.encoder)
@@ -199,6 +208,7 @@ class Replica:
             options.servicer,
             now_ms,
             self.window,
+            Rates(options.rates, self._n_alike) if options.rates else None,
         )
         self.telemetry: Outbox[Sequence[Telemetry]] | None = None
         self.vitals: Vitals | None = None
@@ -215,7 +225,9 @@ class Replica:
                 chooser.spending.windows,
             )
         self.servicers: dict[str, object] = {ROUTER: self.servicer}  # others may be added
-        self._options = options
+        self._options, self._access = options, Access(options.tokens)
+        if control is not None:
+            self.servicers[ADMIN] = AdminServicer(control, self._access, self._now_s)
         self._listeners: list[Listener] = []
 
     @property
@@ -256,14 +268,24 @@ class Replica:
     async def start(self) -> None:
         """Watch the store and answer calls. Raises RuntimeError if a port can't be bound."""
         self.view.start()
-        access, options = Access(self._options.tokens), self._options.listener
+        options = self._options.listener
         for port in (options.port, *filter(None, [options.reserved_port])):
             there = replace(options, port=port)
-            listener = Listener(self.servicers, there, access, lambda: self.now_ms() / 1000)
+            listener = Listener(self.servicers, there, self._access, self._now_s)
             await listener.start()
             self._listeners.append(listener)
         if self.vitals is not None:
             self.vitals.start()
+
+    def _n_alike(self) -> int:
+        """Routers, or dispatchers, that callers are spread over now."""
+        options, known = self._options, len(self.view.current.fleet.routers)
+        if options.dispatches:
+            return max(1, options.n_dispatchers)
+        return max(1, known - options.n_dispatchers if known else options.n_routers)
+
+    def _now_s(self) -> float:
+        return self.now_ms() / 1000
 
     def problem(self) -> str:
         """Why this replica should be replaced; "" while it is well."""

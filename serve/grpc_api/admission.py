@@ -79,8 +79,7 @@ class Admission:
 
     def pushback(self) -> tuple[tuple[str, str]]:
         """When to try again, as gRPC's trailing metadata: once what is under way is answered."""
-        wait_s = max(self.expected_s, self.target_s)
-        return ((PUSHBACK_KEY, f"{wait_s * 1000.0:.0f}"),)
+        return pushback_of(max(self.expected_s, self.target_s))
 
     def enter(
         self, tenant: str, criticality: int, left_s: float, *, now_s: float, n: int = 1
@@ -144,3 +143,8 @@ def time_left(remaining_s: float | None) -> float:
     if remaining_s is not None and remaining_s <= 0:
         raise DeadlinePassed("the gRPC deadline had passed before the request was scored")
     return math.inf if remaining_s is None else remaining_s
+
+
+def pushback_of(wait_s: float) -> tuple[tuple[str, str]]:
+    """When to try again, as gRPC's trailing metadata."""
+    return ((PUSHBACK_KEY, f"{math.ceil(wait_s * 1000.0)}"),)

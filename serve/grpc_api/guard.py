@@ -32,6 +32,8 @@ SCOPES = {  # what a method takes
     "TraceFeedback": "feedback",
     "Explain": "read",
     "Dispatch": "dispatch",
+    "List": "admin",
+    "Change": "admin",
 }
 
 

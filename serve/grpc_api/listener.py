@@ -25,7 +25,7 @@ from serve.addresses import joined
 from serve.grpc_api.guard import Guard
 from serve.grpc_api.methods import methods_of
 from serve.grpc_api.open_services import open_to_all
-from serve.proto.fairlead.v1 import dispatch_pb2, router_pb2
+from serve.proto.fairlead.v1 import admin_pb2, dispatch_pb2, router_pb2
 from streams.log.quiet import once_a_minute
 
 logger = once_a_minute(logging.getLogger(__name__))
@@ -44,11 +44,11 @@ PING_INTERVAL_MS_MIN = 5_000
 
 SERVICES = {
     service.full_name: service
-    for file in (router_pb2, dispatch_pb2)
+    for file in (router_pb2, dispatch_pb2, admin_pb2)
     for service in file.DESCRIPTOR.services_by_name.values()
 }
 LOOK_S = 0.05  # between looks whether the server has ended
-ROUTER, DISPATCHER = "fairlead.v1.Router", "fairlead.v1.Dispatcher"
+ROUTER, DISPATCHER, ADMIN = "fairlead.v1.Router", "fairlead.v1.Dispatcher", "fairlead.v1.Admin"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

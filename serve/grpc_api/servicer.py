@@ -18,9 +18,10 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.access.rates import Rates
 from serve.encoders import Encoder
-from serve.errors import NotServing, QueueFull
-from serve.grpc_api.admission import Admission, AdmissionOptions, time_left
+from serve.errors import NotServing, QueueFull, RateExceeded
+from serve.grpc_api.admission import Admission, AdmissionOptions, pushback_of, time_left
 from serve.grpc_api.batcher import Batcher, BatcherOptions
 from serve.grpc_api.bulk import BULK, Bulk, check_count, lowest, slices
 from serve.grpc_api.grpc_status import Trailing, reason_of, refusal_of
@@ -88,8 +89,9 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         options: ServicerOptions,
         now_ms: Callable[[], int],
         telemetry: RouterWindow | None = None,
+        rates: Rates | None = None,
     ) -> None:
-        self._telemetry = telemetry
+        self._telemetry, self._rates = telemetry, rates
         self._decider, self._encoder, self._view = decider, encoder, view
         self._sealer, self._decisions, self._reporting = sealer, decisions, reporting
         self._policies, self._options, self._now_ms = policies, options, now_ms
@@ -138,7 +140,10 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
     def _read(self, request: pb.RouteRequest, left_s: float = math.inf) -> RouteInput:
         self._check_serving()
         latest_ms = self._now_ms() + left_s * 1000.0
-        return read_request(whole(request), self._options.preference, latest_ms)
+        asked = read_request(whole(request), self._options.preference, latest_ms)
+        if self._rates is not None:
+            self._rates.take(asked.tenant, now_s=time.monotonic())
+        return asked
 
     async def _scored(self, asked: RouteInput) -> bytes:
         if self._encoder.blocking and asked.text is not None:
@@ -221,6 +226,8 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         """One request, one decision."""
         try:
             decision = await self._admitted(request, context)
+        except RateExceeded as error:
+            await context.abort(*self._refuse(error, pushback_of(error.retry_after_s), request))
         except QueueFull as error:
             pushback = self._admission.pushback()
             await context.abort(*self._refuse(error, pushback, request))
@@ -254,6 +261,8 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         asked = read_columns(whole(request), self._options.preference, latest_ms)
         embeddings, tokens = self._decider.matrix(asked)
         n, shared = len(embeddings), asked.shared
+        if self._rates is not None:
+            self._rates.take(shared.tenant, n, now_s=time.monotonic())
         admitted = self._bulk.admitted(n, shared.tenant, shared.criticality, left_s)
         async with admitted, self._bulk.turn(left_s):
             return await self._columns_scored(shared, embeddings, tokens)

@@ -80,6 +80,9 @@ class Model:
         "What it can do. What a request asks for beyond it is not asked of this model. Empty: not "
         'known, everything is tried; `["text"]`: nothing but text.',
     )
+    draining: bool = option(
+        False, "It gets no more requests; those under way are answered. What it learned is kept."
+    )
 
     def lacks(self, asked: Collection[str]) -> list[str]:
         """What of this it is stated not to do; nothing where nothing is stated."""
@@ -103,6 +106,7 @@ class Pool:
     usd_per_hour: float = 0.0  # of one replica
     watts: float = 0.0  # of one replica at full load
     reports: bool = False  # it tells telemetry of itself: silent, it has no replicas
+    draining: bool = False  # it gets no more requests
     watched: bool = False  # telemetry has what its callers, or its servers' pages, say of it
 
 
@@ -132,6 +136,12 @@ class Catalogue:
         self.any_work = bool(self.has_work.any())
         self.usd_per_s = self._pool_column("usd_per_hour") / 3600.0  # (P,)
         self.watts = self._pool_column("watts")  # (P,)
+        models_draining = [model.draining for model in models]
+        self.draining = np.array(  # (P,) it, or its model
+            [pool.draining or models_draining[self.column_of[pool.model]] for pool in pools], bool
+        )
+        open_ = set(self.model_of_pool[~self.draining].tolist())
+        self.model_draining = np.array([at not in open_ for at in range(len(models))])  # (k,)
         self.output_tokens = column("output_tokens")
         self.usd_per_input_token = column("usd_per_1m_input_tokens") / 1e6
         self.usd_per_cached_token = np.array([model.usd_per_cached_token for model in models])
@@ -173,6 +183,14 @@ class Catalogue:
         for name in self.names:
             if name not in served:
                 raise OptionRefused(f"pools of model {name}", "none", "at least one pool")
+        draining = {model.name for model in self.models if model.draining}
+        if all(pool.draining or pool.model in draining for pool in self.pools):
+            raise OptionRefused("draining", "true for all pools", "false for one: nobody answers")
+
+    def taking(self, columns: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Of a model's pools those not drained; all where it is: for what was decided before."""
+        left = columns[~self.draining[columns]]
+        return left if len(left) else columns
 
     def expected_cost_usd(self, prompt_tokens: NDArray[np.float64]) -> NDArray[np.float64]:
         """Stated cost (n, k) of calls with prompts of n lengths; 0 tokens means unknown."""

@@ -49,6 +49,7 @@ class Verdict(IntEnum):
     OVER_BUDGET = 8
     RULED_OUT = 9
     NOT_PREFERRED = 10
+    DRAINING = 11
 
 
 # Of the fleet, of a budget or of what else there is now: the request itself excludes no such model.
@@ -323,6 +324,7 @@ def verdicts_of(
     if requests.left is not None:
         verdict[~requests.left] = Verdict.RULED_OUT
     verdict[~requests.allowed] = Verdict.NOT_ALLOWED
+    verdict[:, live.catalogue.model_draining] = Verdict.DRAINING
     return verdict.astype(np.uint8)
 
 

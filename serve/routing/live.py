@@ -129,12 +129,13 @@ class Live:
         self.first_pool = np.array([columns[0] for columns in self.columns_of])  # (k,)
         self._by_model = np.concatenate(self.columns_of)
         self._starts = np.cumsum([0, *map(len, self.columns_of)])[:-1]
+        taking = map(catalogue.taking, self.columns_of)
         self.pools_of = {  # names of every model's pools, the one that was fastest recently first
             name: tuple(
                 self.pool_names[p]
                 for p in columns[np.argsort(self.pool_latency_ms[columns], kind="stable")].tolist()
             )
-            for name, columns in zip(catalogue.names, self.columns_of, strict=True)
+            for name, columns in zip(catalogue.names, taking, strict=True)
         }
         self.encoder_key = key_of(encoder)
         self._read_telemetry()
@@ -228,6 +229,7 @@ class Live:
                 for pool, one in zip(pools, found, strict=True)
             ]
         )
+        self.open &= ~self.catalogue.draining
         self.model_open = np.array([self.open[c].any() for c in self.columns_of])  # (k,)
         self.all_open = bool(self.model_open.all())
 

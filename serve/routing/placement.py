@@ -50,6 +50,7 @@ HEADROOM = 1e-4
 # Above this load an answer's chance of being late begins to grow: it costs its quality's worth by
 # as much as the load is more. So a fast pool is preferred while it has room, and no longer.
 ROOM_FROM = 0.7
+CLOSED = 1e12  # points that a pool without replicas ranks behind the others
 QUALITY_WEIGHT_MIN = 1e-3
 JOULES_PER_KWH = 3.6e6
 
@@ -154,7 +155,8 @@ def best_pools(
         late = np.maximum(preference[:, :1], QUALITY_WEIGHT_MIN)
         rank = fixed + latency * (pool_load.latency_ms / 1000.0) + HEADROOM * pool_load.load
         rank += late * np.maximum(0.0, pool_load.load - ROOM_FROM)
-        rank[:, ~live.open] = np.inf
+        rank[:, ~live.open] = CLOSED  # not unthinkable: our news may be old
+        rank[:, live.catalogue.draining] = np.inf
         for model, columns in live.several:
             best[:, model] = columns[rank[:, columns].argmin(axis=1)]
     return best

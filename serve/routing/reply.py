@@ -31,6 +31,7 @@ REASONS = {
     Verdict.OVER_BUDGET: "more than what a budget has left",
     Verdict.RULED_OUT: "ruled out by a rule of the operator's",
     Verdict.NOT_PREFERRED: "a rule of the operator's, or the guard, prefers others",
+    Verdict.DRAINING: "the operator drains it: it gets no more requests",
 }
 
 
@@ -76,6 +77,7 @@ def no_model_fits(one: RouteInput, row: int, choices: Choices, live: Live) -> No
         Verdict.OVER_BUDGET: lambda j: "more than what a budget has left",
         Verdict.RULED_OUT: lambda j: f"ruled out by the rules {', '.join(one.rules)}",
         Verdict.NOT_PREFERRED: lambda j: REASONS[Verdict.NOT_PREFERRED],
+        Verdict.DRAINING: lambda j: "it is being drained",
     }
     verdicts = [Verdict(int(verdict)) for verdict in choices.verdict[row]]
     # Those that the request allows first: that others are not allowed, its sender knows.

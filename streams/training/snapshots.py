@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -28,6 +28,9 @@ FORMAT = 1
 KEPT = 10  # versions; at a few a second, readers have seconds to load one before it goes
 # A new trainer starts at a later multiple, so that a version deleted by hand is not used again.
 VERSIONS_PER_TERM = 1000
+# Beside these the newest of each of so many hours and days before, to go back to. Each costs what
+# it alone has, at most a whole snapshot.
+SPARED_MS = {3_600_000: 6, 24 * 3_600_000: 3}
 BLOBS, MANIFESTS, TERMS = "blobs", "manifests", "terms"
 
 
@@ -56,6 +59,7 @@ class Store:
         self.folder = self._folder = folder
         self._term = 0
         self._version = 0
+        self._published_ms: dict[int, int] = {}  # of versions that were looked at
 
     # --- reading
 
@@ -186,22 +190,44 @@ class Store:
             )
 
     def prune(self, kept: int = KEPT) -> None:
-        """Delete all but the newest versions, then the parts no version has. Raises SnapshotFenced.
+        """Delete old versions but some, then the parts no version has. Raises SnapshotFenced.
 
         Looks at the fence after listing the parts: what a later claimant has stored, and not yet
         named in a version, is then not among them.
         """
         versions, parts = self.versions(), self.parts()
         self.check_fence()
-        for version in versions[:-kept]:
-            self._folder.delete(_manifest(version))
+        staying = {*versions[-kept:], *self._spared(versions)}
+        for version in versions:
+            if version not in staying:
+                self._folder.delete(_manifest(version))
         needed: set[str] = set()
-        for version in versions[-kept:]:
+        for version in staying:
             try:
                 needed |= {blob.sha256 for blob in self.load(version).blobs.values()}
             except SnapshotDamaged:
                 continue  # a damaged manifest keeps nothing alive
         self._delete_blobs(parts - needed)
+
+    def _spared(self, versions: Sequence[int]) -> Iterator[int]:
+        """The newest version of each hour and day before the newest one, as far as is kept."""
+        self._published_ms = {version: self._published(version) for version in versions}
+        newest_ms = max(self._published_ms.values(), default=0)
+        for length_ms, n in SPARED_MS.items():
+            newest_of = {at_ms // length_ms: version for version, at_ms in self._times(versions)}
+            yield from (v for at, v in newest_of.items() if newest_ms // length_ms - at <= n)
+
+    def _published(self, version: int) -> int:
+        """When a version was published; 0 where it does not say so, or can't be read."""
+        if version not in self._published_ms:
+            try:
+                return int(self.load(version).about.get("published_at_ms", 0))
+            except SnapshotDamaged:
+                return 0
+        return self._published_ms[version]
+
+    def _times(self, versions: Sequence[int]) -> Iterator[tuple[int, int]]:
+        return ((v, self._published_ms[v]) for v in versions if self._published_ms[v])
 
     def _delete_blobs(self, names: Iterable[str]) -> None:
         for name in names:

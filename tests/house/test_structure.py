@@ -36,11 +36,13 @@ def test_generated_code_matches_the_proto(tmp_path):
     run(
         sys.executable, "-m", "grpc_tools.protoc", "-Iserve/proto", f"--python_out={tmp_path}",
         f"--pyi_out={tmp_path}", f"--grpc_python_out={tmp_path}",
-        "fairlead/v1/router.proto", "fairlead/v1/dispatch.proto",
+        "fairlead/v1/router.proto", "fairlead/v1/dispatch.proto", "fairlead/v1/admin.proto",
     )  # fmt: skip
 
     made, kept = tmp_path / "fairlead" / "v1", ROOT / "serve" / "proto" / "fairlead" / "v1"
-    for proto, end in itertools.product(("router", "dispatch"), (".py", ".pyi", "_grpc.py")):
+    for proto, end in itertools.product(
+        ("router", "dispatch", "admin"), (".py", ".pyi", "_grpc.py")
+    ):
         name = f"{proto}_pb2{end}"
         below_serve = re.sub(
             "(?m)^from fairlead", "from serve.proto.fairlead", (made / name).read_text()

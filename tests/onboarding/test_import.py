@@ -11,7 +11,7 @@ import pytest
 from made_up import MEMORY, NOW_MS, SEALER
 from memory_log import MemoryLog
 
-from fairlead.commands.models import import_answers, predict_model
+from fairlead.commands.control.new_models import import_answers, predict_model
 from fairlead.commands.status import show
 from infra.pools.site import LocalSite
 from infra.settings.settings import read_settings

@@ -12,8 +12,8 @@ from command import settings_file
 from typer.testing import CliRunner
 
 from fairlead.command_line import app
+from fairlead.commands.renewal import keep_settings
 from fairlead.commands.setup.init import Answers, settings_text
-from fairlead.commands.up import keep_settings
 from infra.cluster.checkup import LOCK
 from infra.errors import SettingsUnreadable
 from infra.pools.ports import free_ports

@@ -818,12 +818,12 @@ def test_router_without_models_is_refused_but_other_uses_are_not(file):
 
     assert read_settings(path).models == ()
     with pytest.raises(SettingsInvalid, match="at least one model"):
-        FileCatalogue(path).read()
+        FileCatalogue(path, path.with_name("edits.jsonl")).read()
 
 
 def test_catalogue_is_read_again_when_the_file_changes_and_only_then(file):
     path = file(ONE_MODEL)
-    source = FileCatalogue(path)
+    source = FileCatalogue(path, path.with_name("edits.jsonl"))
     first = source.read()
     assert source.read() is first
 
@@ -837,7 +837,7 @@ def test_change_that_keeps_the_length_is_seen_too(file):
     0.1 to 0.2 is as long as before.
     """
     path = file(ONE_MODEL + "quality = 0.1\n")
-    source = FileCatalogue(path)
+    source = FileCatalogue(path, path.with_name("edits.jsonl"))
     source.read()
     later = path.stat().st_mtime_ns + 1
     file(ONE_MODEL + "quality = 0.2\n")
@@ -851,7 +851,7 @@ def test_broken_file_raises_at_every_look_until_it_is_mended(file):
     Whoever looks decides what to do meanwhile; nothing half-read is ever handed out.
     """
     path = file(ONE_MODEL)
-    source = FileCatalogue(path)
+    source = FileCatalogue(path, path.with_name("edits.jsonl"))
     source.read()
     for broken in ("[[models]", "", ONE_MODEL + "[router]\nreplicas = 0", ONE_MODEL * 2):
         file(broken)

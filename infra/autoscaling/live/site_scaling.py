@@ -70,7 +70,7 @@ def planner_of(
 
     `options` are others than the settings describe.
     """
-    settings = read_settings(site.settings)
+    settings = read_settings(site.settings, site.edits)
     plans = [plan for plan in site.fleet.pools if plan.deployed]  # others run the rest
     return Planner(
         site.fleet,
@@ -108,7 +108,7 @@ def _quality(means: Means, catalogue: Catalogue) -> dict[str, float]:
 
 
 def _means(site: LocalSite, store: Store, manifest: Manifest, catalogue: Catalogue) -> Means:
-    memory = read_settings(site.settings).deployment().trainer.memory
+    memory = read_settings(site.settings, site.edits).deployment().trainer.memory
     learned = load_means(store, manifest, memory)
     return ema.read(learned.models, catalogue.keys, learned.as_of_ms)
 

@@ -26,7 +26,7 @@ from serve.deploy.deployment import now_ms
 
 HOST = "localhost"  # what the certificate is for
 ALL = ("route", "dispatch", "feedback", "read")
-# Tenant and scopes by token; "expired" was good until half a century ago.
+# Tenant and scopes by token; some were good until half a century ago.
 TOKENS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "all": ("acme", ALL),
     "route": ("acme", ("route",)),
@@ -35,7 +35,11 @@ TOKENS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "read": ("acme", ("read",)),
     "other": ("umbrella", ALL),
     "expired": ("acme", (*ALL, "admin")),
+    "operator": ("", ("admin",)),
+    "admin of a tenant": ("acme", (*ALL, "admin")),
+    "operator of old": ("", ("admin",)),
 }
+EXPIRED = ("expired", "operator of old")
 POOL = """
 [[gpus]]
 name = "l40s"
@@ -133,7 +137,7 @@ def write_settings(
 
 def _token(name: str, secret: str) -> str:
     tenant, scopes = TOKENS[name]
-    expires = "expires_at_unix_s = 1\n" if name == "expired" else ""
+    expires = "expires_at_unix_s = 1\n" if name in EXPIRED else ""
     quoted = ", ".join(f'"{scope}"' for scope in scopes)
     return (
         f'[[tokens]]\nname = "{name}"\nsha256 = "{digest_of(secret.encode())}"\n'

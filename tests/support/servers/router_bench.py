@@ -31,6 +31,7 @@ from learners.policies.inverse_gap import SquareCb
 from learners.policies.policy import Policy
 from learners.policies.probes import ProbeOptions
 from learners.targets import to_fixed
+from serve.access.rates import Rate
 from serve.access.tokens import Token
 from serve.deploy.replica import Replica, ReplicaOptions
 from serve.encoders import EncoderOptions, identity, make_encoder
@@ -143,6 +144,7 @@ class Router:
         log_prompts: bool = False,
         probes: ProbeOptions = ProbeOptions(),  # noqa: B008 - frozen
         tokens: Sequence[Token] = (),
+        rates: Sequence[Rate] = (),
         rules: Sequence[Rule] = (),
         guard: GuardOptions = GuardOptions(),  # noqa: B008 - frozen
         change: ChangeOptions = ChangeOptions(),  # noqa: B008 - frozen
@@ -170,6 +172,7 @@ class Router:
                 log_prompts=log_prompts,
                 probes=probes,
                 tokens=tuple(tokens),
+                rates=tuple(rates),
                 rules=tuple(rules),
                 change=change,
                 candidate=candidate,
@@ -188,14 +191,13 @@ class Router:
         self.run(self.whole.start())
         self.channel = self.connect()
         self.stub = router_pb2_grpc.RouterStub(self.channel)
-        self.trainer = Trainer(
-            self.log,
-            self.store,
-            Sealer(self.keys),
-            self.encoder,
-            TrainerOptions(wait_s=0.0, feedback=feedback, change=change),
-            self.clock,
-        )
+        self._trainer_options = TrainerOptions(wait_s=0.0, feedback=feedback, change=change)
+        self.trainer = self.trainer_anew()
+
+    def trainer_anew(self) -> Trainer:
+        """Another trainer, recovered from the newest snapshot."""
+        sealer, options = Sealer(self.keys), self._trainer_options
+        return Trainer(self.log, self.store, sealer, self.encoder, options, self.clock)
 
     def connect(self) -> grpc.Channel:
         """A connection of its own."""

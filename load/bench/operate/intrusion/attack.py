@@ -14,11 +14,23 @@ from functools import partial
 from load.bench.operate.intrusion.door import Door, Headers, Reply, get
 from load.bench.operate.site import Attacked
 from serve.openai_api.request import write_ticket
+from serve.proto.fairlead.v1 import admin_pb2 as pb_admin
 from serve.proto.fairlead.v1 import dispatch_pb2 as dispatch
 from serve.proto.fairlead.v1 import router_pb2 as pb
 
-ROUTER, DISPATCHER = "/fairlead.v1.Router/", "/fairlead.v1.Dispatcher/"
+ROUTER, DISPATCHER, ADMIN = (f"/fairlead.v1.{name}/" for name in ("Router", "Dispatcher", "Admin"))
 CHAT = json.dumps({"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}).encode()
+SLOWER = pb_admin.ChangeRequest(
+    kind=pb_admin.KIND_MODELS,
+    name="small",
+    action=pb_admin.ACTION_SET,
+    settings=[pb_admin.Setting(key="latency_ms", value_json="600")],
+    dry_run=True,  # whoever gets in has shown it by that
+)
+OPERATORS = {  # path and a sound message of what changes the site itself
+    "List": (ADMIN + "List", pb_admin.ListRequest(kind=pb_admin.KIND_EDITS).SerializeToString()),
+    "Change": (ADMIN + "Change", SLOWER.SerializeToString()),
+}
 STREAMED = ("RouteStream", "Dispatch")
 Tried = Callable[[], Awaitable[Reply]]
 
@@ -63,7 +75,9 @@ class Attack:
         }
         made = {name: (ROUTER + name, one.SerializeToString()) for name, one in found.items()}
         message = dispatch.DispatchRequest(route=ask, options_json='{"max_tokens": 2}')
-        return made | {"Dispatch": (DISPATCHER + "Dispatch", message.SerializeToString())}
+        return (
+            made | {"Dispatch": (DISPATCHER + "Dispatch", message.SerializeToString())} | OPERATORS
+        )
 
     async def grpc(self, method: str, headers: Headers, *, port: int = -1) -> Reply:
         """One method with a sound message; at the dispatcher's port, which has all of them."""
@@ -82,7 +96,8 @@ def controls(on: Attack) -> Iterator[Attempt]:
     """What must be answered."""
     for method in on.messages():
         if method != "RouteColumns":  # a matrix of one number is of no encoder's length
-            yield Attempt(f"{method} with its token", partial(on.grpc, method, on.bearer("all")))
+            token = on.bearer("operator" if method in OPERATORS else "all")
+            yield Attempt(f"{method} with its token", partial(on.grpc, method, token))
     yield Attempt("/v1/models with its token", partial(on.http, "/v1/models", on.bearer("read")))
     yield Attempt(
         "a chat with its token",

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from load.bench.operate.intrusion.attack import CHAT, Attack, Attempt
+from load.bench.operate.intrusion.attack import CHAT, OPERATORS, Attack, Attempt
 from load.bench.operate.intrusion.door import Reply, get
 from serve.access.tokens import digest_of, new_token
 from serve.openai_api.app import SCOPES
@@ -36,13 +36,14 @@ def _without_right(on: Attack) -> Iterator[Attempt]:
     for method in on.messages():
         yield Attempt(f"{method} without a token", partial(on.grpc, method, ()))
         yield Attempt(f"{method}, expired", partial(on.grpc, method, on.bearer("expired")))
-        right = scopes.get(method, "route")
+        right = "admin" if method in OPERATORS else scopes.get(method, "route")
         for scope in ("route", "dispatch", "feedback", "read"):
             if scope != right:
                 yield Attempt(
                     f"{method} with the scope {scope}",
                     partial(on.grpc, method, on.bearer(scope)),
                 )
+    yield from _operating(on)
     paths = {
         "/v1/models": b"",
         "/v1/chat/completions": CHAT,
@@ -64,6 +65,32 @@ def _without_right(on: Attack) -> Iterator[Attempt]:
                     f"{path} with the token {name}",
                     partial(on.http, path, on.bearer(name), body),
                 )
+
+
+def _operating(on: Attack) -> Iterator[Attempt]:
+    """Changing the site itself: at both listeners, with rights that look like the one it takes."""
+    rights = ("all", "other", "admin of a tenant", "operator of old")
+    for method in OPERATORS:
+        for name in rights:
+            shown = on.bearer(name)
+            for place, port in zip(("router", "dispatcher"), on.at.ports, strict=False):
+                yield Attempt(
+                    f"{method} at the {place} with the token {name}",
+                    partial(on.grpc, method, shown, port=port),
+                )
+        both = [*on.bearer("all"), ("x-forwarded-for", "127.0.0.1"), ("forwarded", "for=[::1]")]
+        yield Attempt(f"{method}, forwarded from loopback", partial(on.grpc, method, both))
+        scoped = [*on.bearer("read"), ("scope", "admin"), ("x-scopes", "admin")]
+        yield Attempt(f"{method}, its scope in a header", partial(on.grpc, method, scoped))
+        twice = [*on.bearer("operator of old"), *on.bearer("all")]
+        yield Attempt(f"{method} with two tokens", partial(on.grpc, method, twice))
+    operator = on.bearer("operator")
+    for method in ("Route", "SendFeedback", "Explain", "Dispatch"):
+        yield Attempt(f"{method} with an operator's token", partial(on.grpc, method, operator))
+    message = OPERATORS["Change"][1]
+    for path in ("/fairlead.v1.Admin/change", "/fairlead.v1.Admin/Change/", "/Admin/Change"):
+        tried = partial(on.door.grpc, on.at.ports[0], path, message, operator)
+        yield Attempt(f"gRPC path {path}", tried)
 
 
 def _mangled_tokens(on: Attack) -> Iterator[Attempt]:

@@ -1,0 +1,113 @@
+"""Taking settings again while a site runs: on SIGHUP, and when an edit of them needs new replicas.
+
+    SIGHUP ──────────────────────────────┐
+    edits.jsonl changed ─▶ new replicas? ┴─▶ rolling update, or the alarm `settings_refused`
+
+What replicas read by themselves needs nothing done here, nor does what waits for the next start.
+What can't be taken changes nothing: all goes on as before, and the alarm says why.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from infra.cluster.cluster import Running, renew
+from infra.control.effects import needs_new_replicas
+from infra.errors import InfraError
+from infra.pools.site import LocalSite
+from infra.settings.settings import Settings, read_settings
+from infra.settings.site_options import SiteOptions
+from streams.alarms import Board
+from streams.errors import OptionRefused
+
+logger = logging.getLogger(__name__)
+
+STARTED = "started.toml"  # in the state folder: the settings that `up` runs with
+ROLE = "up"
+Renew = Callable[[Settings, Running], Running]
+
+
+class Renewal:
+    """Looks every second whether settings are to be taken again. Used by one thread."""
+
+    def __init__(
+        self,
+        path: Path,
+        settings: Settings,
+        up: Running,
+        console: Console,
+        now_ms: Callable[[], int],
+        renew: Renew = renew,
+    ) -> None:
+        """`settings` of `path` are those that `up` runs with."""
+        self._path, self._settings, self._up = path, settings, up
+        self._console, self._renew = console, renew
+        self._wanted = threading.Event()
+        self._edits = _size(up.site)
+        self._board = Board(up.site.store().folder, ROLE, secrets.token_hex(8), now_ms)
+        self._posted = False
+
+    def ask(self) -> None:
+        """Take the settings again at the next look; for a signal's handler."""
+        self._wanted.set()
+
+    def look(self) -> None:
+        """Do what is to be done now."""
+        edits = _size(self._up.site)
+        if self._wanted.is_set():
+            self._wanted.clear()
+            self._take(edited=False)
+        elif edits != self._edits:
+            self._take(edited=True)
+        self._edits = edits
+        if self._posted:
+            self._board.beat()
+
+    def close(self) -> None:
+        """`up` stops in order."""
+        if self._posted:
+            self._board.close()
+
+    def _take(self, *, edited: bool) -> None:
+        try:
+            settings = read_settings(self._path, self._up.site.edits)
+            settings.catalogue()
+            if edited and not needs_new_replicas(self._settings, settings):
+                return
+            self._console.print("Reading the settings again …")
+            self._up, self._settings = self._renew(settings, self._up), settings
+        except (InfraError, OptionRefused) as error:
+            self._refuse(str(error))
+        else:
+            keep_settings(settings, self._path)
+            self._console.print("[bold green]All replicas run with them.[/]")
+            self._board.set("settings_refused", None)
+
+    def _refuse(self, problem: str) -> None:
+        logger.error("the settings are not taken: %s", problem)
+        self._console.print(f"[bold red]Nothing is changed:[/] {problem}", highlight=False)
+        self._board.set("settings_refused", problem)
+        if not self._posted:
+            self._board.clear_others()
+            self._posted = True
+
+
+def keep_settings(settings: Settings, path: Path) -> None:
+    """Keep a copy in the state folder, for who looks while the file has a mistake."""
+    kept = settings.options(SiteOptions).state_dir.absolute() / STARTED
+    kept.write_bytes(path.read_bytes())
+    kept.chmod(0o600)  # a password may be in it
+
+
+def _size(site: LocalSite) -> int:
+    """Of the list of edits, which only grows."""
+    try:
+        return site.edits.stat().st_size
+    except OSError:
+        return 0
