@@ -79,7 +79,7 @@ def read_logged(path: Path) -> Logged:
         models=models,
         chosen=chosen,
         propensity=propensity,
-        outcome={name: rows.outcome(of) for name, of in names.items() if rows.has(of)},
+        outcome={name: rows.outcome(of) for name, of in names.items() if rows.tells(of)},
         logged=rows.listed("propensities", models) if exported else rows.wide(PROPENSITY, models),
         estimates=rows.listed("qualities", models) if exported else rows.wide(ESTIMATE, models),
         policy=rows.listed("beside_propensities", models)
@@ -119,6 +119,10 @@ class _Rows:
 
     def has(self, name: str) -> bool:
         return name in self._table.column_names
+
+    def tells(self, name: str) -> bool:
+        """Whether anything is known there: an export has columns that nobody reported, too."""
+        return self.has(name) and int(np.isfinite(self.outcome(name)).sum()) > 1
 
     def whole(self, name: str) -> bool:
         """Whether there is such a column, without a gap."""

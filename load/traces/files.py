@@ -274,8 +274,9 @@ def _parquet_tables(path: Path, names: Sequence[str]) -> Iterator[pa.Table]:
         with pq.ParquetFile(path) as file:
             wanted = [name for name in names if name in there]
             yield file.schema_arrow.empty_table().select(wanted)
-            for batch in file.iter_batches(columns=wanted):
-                yield pa.Table.from_batches([batch]).select(wanted)
+            for group in range(file.num_row_groups):  # asked for all, it reads all at once
+                for batch in file.iter_batches(row_groups=[group], columns=wanted):
+                    yield pa.Table.from_batches([batch]).select(wanted)
     except (OSError, pa.ArrowException) as error:
         raise TraceRefused(path.name, "", f"can't be read as Parquet: {error}") from None
 

@@ -27,6 +27,7 @@ KINDS = ("poisson", "gamma", "diurnal", "flash", "growth")
 MONTH_S = 30 * DAY_S
 STEP_S = 10.0
 FLASH_RISE_S, FLASH_FALL_S = 60.0, 600.0
+TOO_SHORT = "has fewer than two requests in that stretch"
 REQUESTS_MAX = 50_000_000
 
 
@@ -129,7 +130,7 @@ def scaled(trace: Trace, scaling: Scaling, rng: np.random.Generator) -> Trace:
     """A stretch of the trace with more users, or longer texts. Raises TraceRefused."""
     found = made_of(trace, scaling, rng)
     if len(found) < 2:
-        raise TraceRefused(trace.name, "", "has fewer than two requests in that stretch")
+        raise TraceRefused(trace.name, "", TOO_SHORT)
     return found
 
 

@@ -1,6 +1,6 @@
 """A trace of any length, in parts, as often as it is wanted.
 
-    file ──a million rows at a time──▶ checked ──stretch, more users, longer texts──▶ part, part, …
+    file ──262,144 rows at a time──▶ checked ──stretch, more users, longer texts──▶ part, part, …
 
 It is read once before anything is done with it: what can't be is refused, and how many requests
 there are, and until when, is known. A trace of one part is kept; of others no more than a part is
@@ -17,10 +17,11 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from load.traces.made import Scaling, made_of
+from load.errors import TraceRefused
+from load.traces.made import TOO_SHORT, Scaling, made_of
 from load.traces.reading import TraceFile, enough, found_at, read_parts
 
-ROWS = 1 << 20
+ROWS = 1 << 18
 
 
 class TraceParts:
@@ -38,8 +39,10 @@ class TraceParts:
         for part in self._read():
             rows += part.rows
             self._note(part)
-        enough(self._path.stem, self.requests, rows)
         self.name = self._path.stem
+        if scaling.changes and self.requests < 2:
+            raise TraceRefused(self.name, "", TOO_SHORT)
+        enough(self.name, self.requests, rows)
 
     def _note(self, part: TraceFile) -> None:
         self.left_out.update(part.left_out)

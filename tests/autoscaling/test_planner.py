@@ -18,7 +18,7 @@ from infra.autoscaling.sizing.sizing import SizingOptions
 from infra.autoscaling.sizing.stabilisation import StabilisationOptions
 from infra.capacity.fleet import Fleet, PoolPlan
 
-DOWN_S = StabilisationOptions().down_s
+DOWN_S, FRESH_S = StabilisationOptions().down_s, StabilisationOptions().fresh_s
 
 
 def work(name: str, requests_per_s: float) -> float:
@@ -293,6 +293,17 @@ def test_what_is_there_at_the_first_step_had_a_reason():
     world.changed("small-h100", ready=5)
     assert world.run(DOWN_S - 10.0, small=1.0)["small-h100"] == 5
     assert world.run(240, small=1.0)["small-h100"] < 5
+
+
+def test_who_remembers_nothing_holds_what_it_found_for_ten_minutes():
+    """Its forecasts have made no errors that a margin could come of; a restart begins nothing anew."""
+    world = World(planner=Planner(fleet(), rates(), TARGET, QUALITY))
+    world.changed("small-h100", ready=5)
+    assert world.run(300, small=1.0)["small-h100"] == 5
+    remembered = json.loads(json.dumps(world.planner.as_dict()))
+    world.planner = Planner(fleet(), rates(), TARGET, QUALITY, remembered=remembered)
+    assert world.run(FRESH_S - 310.0, small=1.0)["small-h100"] == 5
+    assert world.run(60, small=1.0)["small-h100"] < 5
 
 
 def test_a_real_jump_is_believed_after_two_minutes():

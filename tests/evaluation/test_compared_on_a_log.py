@@ -86,6 +86,20 @@ def test_a_policy_is_worth_what_its_choices_were(folder):
     assert found["difference"]["cost_usd"]["mean"] == pytest.approx(0.0, abs=1e-9)
 
 
+def test_a_log_whose_costs_nobody_reported_is_judged_by_quality(folder):
+    """
+    An export has the column anyway, without a value in it.
+    """
+    table = pq.read_table(folder / "day.parquet").drop_columns(["outcome_cost_usd"])
+    table = table.append_column("outcome_cost_usd", pa.nulls(N, pa.float64()))
+    pq.write_table(table, folder / "costless.parquet")
+    settings = [str(folder / name) for name in ("a.toml", "b.toml")]
+    log = ["--log", str(folder / "costless.parquet"), "--json"]
+    done = CliRunner().invoke(app, ["compare", *settings, *log])
+    assert done.exit_code == 0, done.exception
+    assert set(json.loads(done.stdout)["difference"]) == {"quality"}
+
+
 def test_a_log_without_outcomes_is_refused(folder):
     table = pq.read_table(folder / "day.parquet")
     pq.write_table(table.drop_columns(["outcome_quality"]), folder / "bare.parquet")

@@ -136,6 +136,8 @@ def test_rows_that_are_too_far_out_of_order_are_refused_with_their_line(tmp_path
     assert TraceParts(str(path), Scaling(), 0).requests == 8
     with pytest.raises(TraceRefused, match="line 8, `arrival_s` is before rows"):
         TraceParts(str(path), Scaling(), 0, rows_max=4)
+    with pytest.raises(TraceRefused, match="fewer than two requests in that stretch"):
+        TraceParts(str(path), Scaling(begin_s=60.0), 0)
 
 
 @pytest.mark.parametrize(("bits", "right_to"), [(FINE, 3e-4), (COARSE, 2e-3)])

@@ -4,10 +4,14 @@
                            if what there is would do, too: only what every plan of 3 minutes wanted
     needed in 3 minutes ─▶ fewer: only what no plan of that time needed …
     load, ready ─────────▶ … and only if those that are *ready* then carry what is carried now
+    nothing remembered ──▶ for ten minutes not fewer than were found
 
 If n of N replicas go, the load of the others rises by N / (N − n): whoever ignores that goes from
 two to one and back for ever. Where a replica is replaced by one of another pool, it stays until
 the other one is there.
+
+How much there is to spare comes of the errors that forecasts made. Who has just begun and remembers
+nothing has made none: what it finds, somebody else had a reason for.
 
 All delays are in seconds, never in steps.
 """
@@ -29,6 +33,8 @@ class StabilisationOptions:
     # As long as a machine takes to come back: keeping one for that long costs what bringing it back
     # would, so at worst it is twice what was needed (the ski-rental problem).
     down_s: float = 180.0
+    # Of a planner that remembers nothing: then forecasts over a start's time have a few errors.
+    fresh_s: float = 600.0
     grow_s: float = 60.0
     grow_factor: float = 3.0  # in `grow_s`; a flood of ×5 is met in two minutes, as machines start
     grow_least: int = 4  # replicas in `grow_s`, however few there are
@@ -54,6 +60,7 @@ class StabilisationWindow:
         remembered = remembered or {}
         self._needed = _restored(remembered.get("needed", ()))
         self._planned = _restored(remembered.get("planned", ()))
+        self._found = _restored(remembered.get("found", ()))  # by whom remembered nothing
 
     def settle(
         self,
@@ -70,13 +77,17 @@ class StabilisationWindow:
         All keys are pools; `needed` is within the limits and the GPUs. Those to `keep` don't
         shrink. If not `at_once`, they grow by what all plans of the last minutes needed.
         """
-        if not self._needed:  # whoever started what is there had a reason
+        if not self._needed:
+            self._found.append((at_s, dict(now)))
             self._remember(self._needed, at_s, now, self._options.down_s)
+        while self._found and self._found[0][0] <= at_s - self._options.fresh_s:
+            self._found.popleft()
         self._remember(self._needed, at_s, needed, self._options.down_s)
         wanted = {}
         for pool in limits:
             recent = [one.get(pool, 0) for _, one in self._needed]
-            most = max([*recent, now[pool] if pool in keep else 0])
+            found = [one.get(pool, 0) for _, one in self._found]
+            most = max([*recent, *found, now[pool] if pool in keep else 0])
             more = needed[pool] if at_once else min(needed[pool], max(now[pool], min(recent)))
             wanted[pool] = min(max(more, min(now[pool], most)), self._growth(pool, now[pool]))
         return within(wanted, needed, limits, gpus)
@@ -94,6 +105,7 @@ class StabilisationWindow:
         return {
             "needed": [[at_s, dict(one)] for at_s, one in self._needed],
             "planned": [[at_s, dict(one)] for at_s, one in self._planned],
+            "found": [[at_s, dict(one)] for at_s, one in self._found],
         }
 
     def _growth(self, pool: str, now: int) -> int:

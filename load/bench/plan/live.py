@@ -14,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,21 +114,30 @@ class LiveOptions:
 
 
 def measure(
-    options: LiveOptions, connect: Connect, say: Callable[[str], None]
+    options: LiveOptions,
+    connect: Connect,
+    say: Callable[[str], None],
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[str, Any]]:
-    """`live_vs_simulated` and `replay`. Raises LoopStuck if no site comes up."""
+    """`live_vs_simulated` and `replay`. What needs no site is done `meanwhile`, while one starts.
+    Raises LoopStuck if none comes up.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "fairlead.toml"
         path.write_text(head(Path(folder), options.port) + POOLS)
         say("a live site with two emulated pools is started")
         with started(path):
+            meanwhile()
             asyncio.run(ready(connect, options.port + 1, answers))
             file = _file(options, options.requests_per_s, options.seconds, options.length)
             live = _replayed(file.trace, options, connect, say)
-        return {
-            "live_vs_simulated": _compared(live, file, path, options),
-            "replay": _decisions(options, connect, say),
-        }
+        with _deciding(options, say) as address:
+            compared = _compared(live, file, path, options)
+            asyncio.run(ready(connect, options.port, decides))
+            return {
+                "live_vs_simulated": compared,
+                "replay": _decisions(address, options, connect, say),
+            }
 
 
 def _file(options: LiveOptions, per_s: float, seconds: float, length: float) -> TraceFile:
@@ -188,24 +198,29 @@ def _replayed(
     return replay(trace, None, None, wanted, connect, say)
 
 
-def _decisions(
-    options: LiveOptions, connect: Connect, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """Batches of decisions, of a router whose models have no pools.
+@contextmanager
+def _deciding(options: LiveOptions, say: Callable[[str], None]) -> Iterator[str]:
+    """A router, whose models have no pools, that starts; its address.
 
-    With pools it would refuse most of them: five thousand requests a second are too many for any
-    fleet that is emulated here, and a router takes what it decides to be sent.
+    With pools it would refuse most of what comes: five thousand requests a second are too many for
+    any fleet that is emulated here, and a router takes what it decides to be sent.
     """
-    file = _file(options, options.decisions_per_s, DECIDING_S + options.decisions_s, 1.0)
-    target = TargetOptions(url=f"127.0.0.1:{options.port}", batch_ms=20.0, timeout_s=10.0)
-    wanted = ReplayOptions(target=target, warm_up_s=DECIDING_S, drain_s=10.0)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "fairlead.toml"
         path.write_text(head(Path(folder), options.port, dispatchers=0) + MODELS)
         say("a router alone is started, for batches of decisions")
-        with started(path):
-            asyncio.run(ready(connect, options.port, decides))
-            found = replay(file.trace, None, None, wanted, connect, say)
+        with started(path) as (address, _):
+            yield address
+
+
+def _decisions(
+    address: str, options: LiveOptions, connect: Connect, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Batches of decisions."""
+    file = _file(options, options.decisions_per_s, DECIDING_S + options.decisions_s, 1.0)
+    target = TargetOptions(url=address, batch_ms=20.0, timeout_s=10.0)
+    wanted = ReplayOptions(target=target, warm_up_s=DECIDING_S, drain_s=10.0)
+    found = replay(file.trace, None, None, wanted, connect, say)
     return {key: found[key] for key in REPLAY_KEYS}
 
 

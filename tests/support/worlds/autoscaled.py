@@ -74,6 +74,9 @@ def planner(
     remembered: Mapping[str, object] | None = None,
     of: Fleet | None = None,
 ) -> Planner:
+    """One that has planned for a while: it does not hold what it finds."""
+    options = options or PlannerOptions()
+    options = replace(options, stabilisation=replace(options.stabilisation, fresh_s=0.0))
     return Planner(of or fleet(), rates(), TARGET, QUALITY, options, remembered)
 
 

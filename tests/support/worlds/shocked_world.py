@@ -20,6 +20,7 @@ import numpy as np
 from infra.autoscaling.contract import Observed, Plan
 from infra.autoscaling.planner import Planner, PlannerOptions
 from infra.autoscaling.sizing.sizing import SizingOptions
+from infra.autoscaling.sizing.stabilisation import StabilisationOptions
 from infra.capacity.fleet import Fleet
 from infra.capacity.latency_target import LatencyTarget
 from infra.capacity.load import rates_of
@@ -264,6 +265,7 @@ def planner(of: Fleet, known: OutcomeTable) -> Planner:
             sizing=SizingOptions(
                 value_usd=PREFERENCE[0] / PREFERENCE[1],
                 criticality={name: criticality for name, criticality, _ in CLASSES},
-            )
+            ),
+            stabilisation=StabilisationOptions(fresh_s=0.0),  # it has planned for a while
         ),
     )

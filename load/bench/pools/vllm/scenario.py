@@ -109,7 +109,7 @@ def scaling() -> Scaling:
     options = PlannerOptions(
         expected=ExpectedOptions(idle_s=60.0),
         sizing=SizingOptions(lead_s=5.0),
-        stabilisation=StabilisationOptions(down_s=40.0, grow_s=20.0),
+        stabilisation=StabilisationOptions(down_s=40.0, grow_s=20.0, fresh_s=40.0),
         routers=RouterOptions(least=1, most=1),
     )
     return Scaling(
