@@ -109,7 +109,7 @@ def test_every_field_of_a_case_is_written():
     assert {f.name for f in pb.Decision.DESCRIPTOR.fields} - {"model", "pool", *numbers} == {
         "request_id", "decision_id", "fallbacks", "snapshot_version", "snapshot_age_ms", "ticket",
         "below_quality_min",
-        "probe", "guarded", "rules", "suggested_model",  # rare ones, appended to the rest
+        "probe", "guarded", "rules", "suggested_model", "session_usd",  # rare ones, appended to the rest
     }  # fmt: skip
 
 
