@@ -174,7 +174,7 @@ class OpenAiEndpoint:
             return await self._connections.post(
                 self._url,
                 data=self._body(call, added),
-                headers=self._headers,
+                headers={**self._headers, **call.headers} if call.headers else self._headers,
                 timeout=self._timeout,
                 allow_redirects=False,  # the key is for this address
             )

@@ -68,6 +68,7 @@ from serve.routing.placement import PlacementOptions
 from serve.routing.request import PreferenceDefaults
 from serve.routing.sessions import SessionOptions
 from serve.rules.rule import Rule
+from serve.tracing.tracing import TracingOptions
 from streams.feedback.feedback import FeedbackOptions
 from streams.log.kafka_options import KafkaOptions
 from streams.log.outbox import OutboxOptions
@@ -146,6 +147,7 @@ PARTS = {
     "feedback": Part("What feedback is believed.", (FeedbackOptions, AuditOptions, OutboxOptions)),
     "log": Part("Where decisions and feedback are logged.", (LogChoice, KafkaOptions)),
     "logs": Part("What processes log, as JSON lines in `state_dir/logs`.", (LogsOptions,)),
+    "tracing": Part("Traces of OpenTelemetry. docs/operating.md has more.", (TracingOptions,)),
     "metrics": Part("Prometheus metrics of the loop."),
     "dashboard": Part("The page at `/dashboard` of dispatchers; docs/dashboard.md has more."),
     "telemetry": Part(

@@ -37,6 +37,8 @@ from serve.routing.catalogue import Catalogue
 from serve.routing_apis.ingress import Ingress
 from serve.routing_apis.placing import Placing
 from serve.routing_apis.policy_router import PolicyRouter
+from serve.tracing.attempts import TracedPools
+from serve.tracing.calls import TracedApp
 from streams.errors import OutboxClosed
 from streams.feedback.report import encode_report
 
@@ -67,12 +69,16 @@ class DispatchReplica:
 
         `pages` are further ones of the HTTP listener, by path.
         """
+        tracing = replica.tracing
+        if tracing is not None:
+            pools = TracedPools(pools, tracing.tracer)
         self.replica, self._pools, self._now_s = replica, pools, now_s
         self._pages = pages
         decisions = replica.decisions if replica.logs_decisions else None
         window = replica.window
+        decide = partial(replica.servicer.decide, measured=True)
         self.dispatcher = Dispatcher(
-            partial(replica.servicer.decide, measured=True),
+            tracing.deciding(decide) if tracing else decide,
             replica.view,
             pools,
             Retickets(replica.sealer, replica.issuer, decisions, replica.now_ms),
@@ -106,7 +112,8 @@ class DispatchReplica:
             tokens=replica.tokens,
             beside=self._faces,
         )
-        self._http = HttpListener(app, options.http_listener)
+        traced = TracedApp(app, tracing.tracer) if tracing else app
+        self._http = HttpListener(traced, options.http_listener)
 
     @property
     def http_port(self) -> int:

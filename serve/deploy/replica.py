@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import faiss
@@ -46,6 +47,8 @@ from serve.routing.router import Chooser
 from serve.routing.sessions import SessionOptions, Sessions
 from serve.rules.rule import Rule
 from serve.rules.rulebook import Rulebook
+from serve.tracing.calls import TracedCalls
+from serve.tracing.tracing import TracingOptions, opened
 from streams.alarms import ROUTER_ROLE, Board
 from streams.errors import OptionRefused
 from streams.feedback import decisions
@@ -106,6 +109,7 @@ class ReplicaOptions:
     n_dispatchers: int = same_as(0, "dispatch.replicas")
     dispatches: bool = False  # it is within a dispatcher
     rules: tuple[Rule, ...] = ()
+    tracing: TracingOptions = TracingOptions()
     rules_match: Literal["all", "first"] = option(
         "all", "Of `[[rules]]`: all that match count, or the first alone."
     )
@@ -156,6 +160,7 @@ class Replica:
         faiss.omp_set_num_threads(1)  # parallel by replica, not inside one search
         encoder = make_encoder(options.encoder)
         name = identity(encoder)
+        self.tracing = opened(options.tracing)
         sealer = Sealer(ticket_keys)
         self.log = log
         board = Board(store.folder, ROUTER_ROLE, secrets.token_hex(SOURCE_BYTES), now_ms)
@@ -269,9 +274,10 @@ class Replica:
         """Watch the store and answer calls. Raises RuntimeError if a port can't be bound."""
         self.view.start()
         options = self._options.listener
+        around = partial(TracedCalls, tracer=self.tracing.tracer) if self.tracing else None
         for port in (options.port, *filter(None, [options.reserved_port])):
             there = replace(options, port=port)
-            listener = Listener(self.servicers, there, self._access, self._now_s)
+            listener = Listener(self.servicers, there, self._access, self._now_s, around)
             await listener.start()
             self._listeners.append(listener)
         if self.vitals is not None:
@@ -303,6 +309,8 @@ class Replica:
         if self.vitals is not None:
             await self.vitals.stop()
         self.view.stop()
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)
         self._alarms.close()
         for outbox in (self.feedback, self.decisions, self.telemetry):
             if outbox is not None:

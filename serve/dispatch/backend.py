@@ -29,6 +29,7 @@ class Call:
     prompt_tokens: int  # estimated, where nobody counted
     confidence: bool = False  # ask for the tokens' log-probabilities
     priority: int = 0  # for servers with priorities: lower is served earlier
+    headers: Mapping[str, str] = field(default_factory=dict)  # further ones, for the server
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

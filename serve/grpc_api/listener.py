@@ -106,8 +106,10 @@ class Listener:
         options: ListenerOptions,
         access: Access = OPEN,
         now_s: Callable[[], float] = time.time,
+        around: Callable[[grpc.GenericRpcHandler], grpc.GenericRpcHandler] | None = None,
     ) -> None:
-        self._servicers, self._options = servicers, options
+        """`around` is put around the methods of each service; None costs no call anything."""
+        self._servicers, self._options, self._around = servicers, options, around
         self._access, self._now_s = access, now_s
         self._health = health.aio.HealthServicer()
         self._server = self._made()
@@ -137,7 +139,8 @@ class Listener:
         for name, servicer in self._servicers.items():
             methods = partial(methods_of, SERVICES[name], servicer)
             guard = Guard(name, methods, self._access, self._now_s)
-            server.add_generic_rpc_handlers((guard,))
+            handler = self._around(guard) if self._around else guard
+            server.add_generic_rpc_handlers((handler,))
         server.add_generic_rpc_handlers(open_to_all(self._health, tuple(self._servicers)))
         return server
 
