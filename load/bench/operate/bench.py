@@ -97,7 +97,7 @@ def _fuzzed(folder: Path, options: OperateBench, say: Say) -> dict[str, Any]:
 
 def left_out(result: dict[str, Any], no_browser: str = "") -> dict[str, str]:
     """What there is no figure of, and why."""
-    found = {"tracing": "there is none: the share is of telemetry"}
+    found = {"tracing": "off by default, and then nobody makes spans: the share is of telemetry"}
     if result["rss_growth_mb"] is None:
         found["rss_growth_mb"] = "this system has no /proc"
     if no_browser:
