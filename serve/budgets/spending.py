@@ -2,7 +2,8 @@
 
     requests ─▶ Purse ─┬─ charge: price of each budget × what a call would use of it ─▶ utilities
                        └─ draw:   what does not fit the slice is barred ─▶ a cheaper or free model,
-                                  or none: refused until the budget is renewed
+                                  or none: refused until the budget is renewed; also where it is
+                                  worth less than what it uses, if the budget is to be rationed
     choices ──spend──▶ Spending ──windows──▶ telemetry ─▶ trainer ─▶ larger slices
 
 The slice comes with the snapshot (`streams.training.budgets`); a hard budget of which this replica
@@ -99,6 +100,7 @@ class Spending:
         """`source` is what telemetry knows this replica by."""
         self.budgets, self._source = tuple(budgets), source
         self._open = [_Open("") for _ in budgets]
+        self.groups = _groups(budgets)
         self._pacers: list[Pacer] = []
         self.models: tuple[str, ...] = ()
 
@@ -164,10 +166,10 @@ class Spending:
         return share * per_s / UNITS[budget.unit]
 
     def pacers(self, models: tuple[str, ...]) -> list[Pacer]:
-        """The budgets' pacers; new ones for another catalogue."""
+        """The pacers of groups of budgets; new ones for another catalogue."""
         if models != self.models:
             self.models = models
-            self._pacers = [Pacer(len(models)) for _ in self.budgets]
+            self._pacers = [Pacer(len(group), len(models)) for group in self.groups]
         return self._pacers
 
     def spend(self, at: int, whole: int, n: int) -> None:
@@ -175,25 +177,29 @@ class Spending:
         self._open[at].spent += whole
         self._open[at].requests += n
 
-    def refuse(self, at: int, wanted: float) -> None:
-        """Note that a request did not fit, and what it needed."""
-        mine = self._open[at]
-        mine.refused += 1
+    def refuse(self, at: int, wanted: float = 0.0) -> None:
+        """Note that a request was refused, and what it would have needed to fit."""
+        self._open[at].refused += 1
         self.want(at, wanted)
 
     def want(self, at: int, wanted: float) -> None:
         """Note that a choice did not fit, and what it needed."""
         self._open[at].wanted = max(self._open[at].wanted, int(wanted))
 
-    def prices(self) -> dict[str, float]:
-        """The budgets' prices now, in multiples."""
-        return {b.name: p.price for b, p in zip(self.budgets, self._pacers, strict=False)}
-
 
 def _reported(
     routers: Mapping[str, Iterable[BudgetWindow]], window: str
 ) -> dict[str, BudgetWindow]:
     return {s: one for s, found in routers.items() for one in found if one.window == window}
+
+
+def _groups(budgets: Sequence[Budget]) -> list[list[int]]:
+    """The budgets that count the same requests, by their numbers: those are priced together."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for at, budget in enumerate(budgets):
+        of_some = budget.scope in ("tenant", "tag")
+        found.setdefault((budget.scope, budget.value) if of_some else ("all", ""), []).append(at)
+    return list(found.values())
 
 
 class Purse:
@@ -206,27 +212,55 @@ class Purse:
         self._uses: list[Floats] = []
         self._reserves: list[Floats] = []
         self._free: NDArray[np.bool_] = np.zeros((0, 0), bool)
+        self._rationed, self._none = np.zeros(0, np.intp), np.zeros(0)
         self.barred: NDArray[np.bool_] = np.zeros((1, 1), bool)  # (n, k) what did not fit
 
     def charge(self, asked: Asked, utility: Floats, eligible: NDArray[np.bool_]) -> Floats:
         """What the budgets' prices take from each utility (n, k)."""
         total = np.zeros_like(utility)
         self._free = asked.free
+        points = [self._points(budget, asked) for budget in self._of.budgets]
+        self._note_rations(utility, eligible)
         pacers = self._of.pacers(tuple(asked.models))
-        for budget, pacer, per_s in zip(self._of.budgets, pacers, self._per_s, strict=True):
-            counts = asked.counts(budget)
-            uses = counts * asked.uses(budget)
-            self._uses.append(uses)
-            self._reserves.append(counts * asked.reserves(budget))
-            worth = {"usd": 1.0, "tokens": TOKEN_USD}.get(budget.unit, REQUEST_USD)
-            points = asked.money[:, None] * worth * uses
-            rows = np.flatnonzero(uses.any(axis=1))
+        for group, pacer in zip(self._of.groups, pacers, strict=True):
+            charges = np.stack([points[at] for at in group])
+            uses = np.stack([self._uses[at] for at in group])
+            rows = np.flatnonzero(uses.any(axis=(0, 2)))
             if len(rows):
-                barred = np.where(eligible[rows], (utility - total)[rows], -np.inf)
-                pacer.note(barred, points[rows], uses[rows], self._now_ms)
-                pacer.solve(per_s, self._now_ms)
-                total[rows] += pacer.prices(len(rows))[:, None] * points[rows]
+                net = np.where(eligible[rows], (utility - total)[rows], -np.inf)
+                none = self._none_of(group)[rows]
+                pacer.note(net, none, charges[:, rows], uses[:, rows], self._now_ms)
+                pacer.solve(np.array([self._per_s[at] for at in group]), self._now_ms)
+                prices = pacer.prices(len(rows))
+                total[rows] += np.einsum("bn,bnk->nk", prices, charges[:, rows])
         return total
+
+    def _points(self, budget: Budget, asked: Asked) -> Floats:
+        """What a budget charges for each call at a price of one; what it uses is noted."""
+        counts = asked.counts(budget)
+        self._uses.append(counts * asked.uses(budget))
+        self._reserves.append(counts * asked.reserves(budget))
+        worth = {"usd": 1.0, "tokens": TOKEN_USD}.get(budget.unit, REQUEST_USD)
+        return asked.money[:, None] * worth * self._uses[-1]
+
+    def _note_rations(self, utility: Floats, eligible: NDArray[np.bool_]) -> None:
+        """Which budget rations each request (n,), or NONE, and what refusing is worth.
+
+        A refused request has no quality and no cost. One that is worth less than that to its own
+        caller is refused at any price.
+        """
+        self._rationed = np.full(len(utility), NONE, np.intp)
+        for at, budget in enumerate(self._of.budgets):
+            if budget.hard and budget.then == "ration":
+                mine = self._uses[at].any(axis=1) & (self._rationed == NONE)
+                self._rationed[mine] = at
+        best = np.where(eligible, utility, -np.inf).max(axis=1)
+        self._none = np.where(self._rationed == NONE, -np.inf, np.minimum(0.0, best))
+
+    def _none_of(self, group: Sequence[int]) -> Floats:
+        """What refusing is worth (n,) to the requests that a group of budgets may ration."""
+        rations = any(self._of.budgets[at].then == "ration" for at in group)
+        return self._none if rations else np.full_like(self._none, -np.inf)
 
     def draw(
         self,
@@ -242,13 +276,19 @@ class Purse:
         """
         refused = np.full(len(p), NONE, np.intp)
         tight = [at for at in range(len(self._left)) if not self._fits_all(at, eligible)]
-        if not tight:
+        worthy = eligible & (utility >= self._none[:, None])
+        if not tight and (worthy == eligible).all():
             return p, chosen, refused
         p, chosen, self.barred = p.copy(), chosen.copy(), np.zeros_like(eligible)
         for row in range(len(p)):
             if not eligible[row].any():  # it is refused already
                 continue
-            allowed = eligible[row].copy()
+            allowed = worthy[row].copy()
+            if not allowed.any():
+                refused[row] = self._rationed[row]
+                self._of.refuse(refused[row])
+                self.barred[row] = eligible[row]
+                continue
             best = int(np.where(allowed, utility[row], -np.inf).argmax())
             for at in tight:
                 allowed, full = self._cut(at, row, best, allowed)
@@ -269,12 +309,16 @@ class Purse:
         self, rows: NDArray[np.intp], chosen: NDArray[np.intp], best: NDArray[np.intp]
     ) -> None:
         """Take from the slices what decisions (their rows and models) reserve."""
-        pacers = self._of.pacers(self._of.models)
         for at, (uses, reserves) in enumerate(zip(self._uses, self._reserves, strict=True)):
             n = int(uses[rows].any(axis=1).sum())
             self._of.spend(at, int(reserves[rows, chosen].sum()), n)
-            best_use, drawn = float(uses[rows, best].sum()), float(uses[rows, chosen].sum())
-            pacers[at].used(n, best=best_use, drawn=drawn)
+        for group, pacer in zip(self._of.groups, self._of.pacers(self._of.models), strict=True):
+            uses = np.stack([self._uses[at][rows] for at in group])
+            each = np.arange(len(rows))
+            n = int(uses.any(axis=(0, 2)).sum())
+            pacer.used(
+                n, best=uses[:, each, best].sum(axis=1), drawn=uses[:, each, chosen].sum(axis=1)
+            )
 
     def _fits_all(self, at: int, eligible: NDArray[np.bool_]) -> bool:
         """Whether all of a batch fits, whatever is drawn."""

@@ -76,8 +76,8 @@ def _pool_key(model: str, catalogue: Catalogue) -> int:
 
 
 def _tokens(answer: Answer) -> float:
-    if answer.text is None:
-        return 0.0
+    if answer.prompt_tokens is not None or answer.text is None:
+        return float(answer.prompt_tokens or 0)
     return max(1.0, len(answer.text.encode()) / BYTES_PER_TOKEN)
 
 

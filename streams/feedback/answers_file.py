@@ -4,7 +4,7 @@
 
 They are how a new model is known before its first request, and many models from one set of
 prompts. Instead of `text` a row may have `embedding`, a list of numbers, for routers that are given
-vectors.
+vectors, and `prompt_tokens`, the prompt's length.
 
 A file is taken whole or not at all. Whatever is wrong is said with its row; rows are
 counted from 1, the heading not included.
@@ -29,6 +29,7 @@ from streams.feedback.report import COST_USD_MAX, LATENCY_MS_MAX
 from streams.feedback.ticket import content_ids
 
 TEXT_BYTES_MAX = 65_536
+PROMPT_TOKENS_MAX = 10_000_000
 ROWS_MAX = 10_000_000
 PROBLEMS_MAX = 20  # that are said; the rest is counted
 
@@ -38,6 +39,7 @@ class Answer(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
 
     text: Annotated[str, Meta(min_length=1)] | None = None
     embedding: Annotated[list[float], Meta(min_length=1)] | None = None
+    prompt_tokens: Annotated[int, Meta(ge=1, le=PROMPT_TOKENS_MAX)] | None = None
     model: Annotated[str, Meta(min_length=1, max_length=200)]
     quality: Annotated[float, Meta(ge=0.0, le=1.0)]
     cost_usd: Annotated[float, Meta(ge=0.0, le=COST_USD_MAX)]
@@ -49,7 +51,8 @@ class Answer(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
         prompt = self.text.encode() if self.text is not None else self.packed_embedding
         latency_ms = math.nan if self.latency_ms is None else self.latency_ms
         figures = struct.pack("<3d", self.quality, self.cost_usd, latency_ms)
-        return figures + self.model.encode() + b"\0" + prompt
+        length = b"" if self.prompt_tokens is None else struct.pack("<q", self.prompt_tokens)
+        return figures + self.model.encode() + b"\0" + prompt + length
 
     @property
     def packed_embedding(self) -> bytes:

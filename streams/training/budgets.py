@@ -84,8 +84,10 @@ class Budget:
     then: str = option(
         "cheaper",
         "When a choice does not fit what is left: a cheaper model that does; only models without "
-        "a price; or the request is refused. Where nothing is left, it is refused in any case.",
-        choices=("cheaper", "free", "refuse"),
+        "a price; or the request is refused. ration: like cheaper, and requests that are worth "
+        "less than what they would use are refused before. Where nothing is left, a request is "
+        "refused in any case.",
+        choices=("cheaper", "free", "refuse", "ration"),
     )
 
     @property

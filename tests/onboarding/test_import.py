@@ -20,7 +20,7 @@ from learners.estimates.learned import MemoryOptions
 from learners.estimates.sums.influence import EARLIER
 from serve.deploy.deployment import now_ms
 from serve.encoders import EncoderOptions, identity, make_encoder
-from serve.onboarding.imported import feedback_records
+from serve.onboarding.imported import _heads, feedback_records
 from serve.routing.catalogue import Catalogue, Model, Pool
 from serve.routing.live import Live, LiveOptions
 from streams.errors import AnswersRefused
@@ -350,3 +350,19 @@ def test_a_model_that_leaves_the_catalogue_and_returns_is_known_as_before(tmp_pa
 
     assert again.n_outcomes.tolist() == with_it.n_outcomes.tolist()
     assert again.n_outcomes[1] == pytest.approx(6, rel=0.01)
+
+
+def test_an_embeddings_prompt_has_the_length_that_the_row_states():
+    """It is the same context as of a request of that length; another length is another answer."""
+    vector = np.random.default_rng(0).standard_normal(ENCODER.dim).astype(np.float32)
+    stated = [
+        Answer(embedding=vector.tolist(), prompt_tokens=n, model="new", quality=1.0, cost_usd=0.1)
+        for n in (None, 40, 4000)
+    ]
+
+    heads = _heads(stated, CATALOGUE, ENCODER, NOW_MS)
+
+    tokens = np.array([0.0, 40.0, 4000.0], np.float32)
+    expected = ENCODER.projection.contexts(np.tile(vector, (3, 1)), tokens)
+    assert (heads["context"] == expected).all()
+    assert len({answer.content for answer in stated}) == 3

@@ -10,6 +10,10 @@
               regret in all requests, in multiples of that without
     guard     how well prompts of tasks that were never seen are told from those that were
     traits    what it is worth that requests name their task and tenant, where that matters and not
+    port      on every table a budget for each model, too little for all: beside PORT, its baselines
+              and the optimum on the same history, queries and budgets (`load.bench.control.scarce`)
+    arms      ten thousand arms described by text (`learners.arms`): how often the best is chosen,
+              beside naive ways, and what retrieving and ranking take
     ope       how often off-policy intervals hold the truth, and a worse policy is promoted
 
 Every figure is over orders by chance, as [mean, low, high] at 95 %. What is not measured yet is not
@@ -26,26 +30,27 @@ from typing import Any
 
 import numpy as np
 
-from load.bench.control import guard, off_policy, traits
+from load.bench.control import arms, guard, off_policy, scarce, traits
+from load.bench.control.arms import ArmsBench
 from load.bench.control.guard import GuardBench
 from load.bench.control.off_policy import OpeBench
 from load.bench.control.pareto import chosen_by_pareto
+from load.bench.control.scarce import ScarceBench
 from load.bench.control.site import SiteOptions, played, regret, reward, spent_usd
 from load.bench.control.traits import TraitsBench
-from load.bench.decisions.bench import outcomes_folder
+from load.bench.decisions.bench import outcomes_folder, tables_found
 from load.bench.decisions.orders import Orders, orders_of
 from load.bench.decisions.peers.environment import missing_reason, python
 from load.bench.decisions.report.metrics import interval
 from load.bench.decisions.streams import LOST, Rows, Stream
 from load.bench.decisions.tasks import Task, run_all
-from load.data.tables import bundled
+from load.data.tables import OutcomeTable, bundled
 from streams.training.budgets import Budget
 
 # ParetoBandit's budgets, US dollars per call: evenly spaced logarithms, from what the cheapest
 # model costs on. Its paper names the first six.
 TARGETS = (2.9e-5, 8.3e-5, 2.3e-4, 6.5e-4, 1.7e-3, 4.7e-3, 1.3e-2)
 TABLE = "paretobandit"
-NOT_MEASURED = ("port", "arms")
 POISONED_SHARE, POISON_PENALTY = 0.05, 0.1  # of the outcomes; λ of the dial
 # Of what the cheapest model would cost for all prompts: a third is refused, or there is just room
 # for something better.
@@ -64,6 +69,8 @@ class ControlBench:
     ope: OpeBench = field(default_factory=OpeBench)
     guard: GuardBench = field(default_factory=GuardBench)
     traits: TraitsBench = field(default_factory=TraitsBench)
+    scarce: ScarceBench = field(default_factory=ScarceBench)
+    arms: ArmsBench = field(default_factory=ArmsBench)
     workers: int = max(1, os.cpu_count() or 1)
 
 
@@ -78,6 +85,10 @@ def quick() -> ControlBench:
         ope=OpeBench(repetitions=40, trials=50, others=4),
         guard=GuardBench(seeds=1, prompts_max=500, calls=200),
         traits=TraitsBench(seeds=2, batches=8),
+        scarce=ScarceBench(
+            seeds=1, tables=(TABLE,), history_max=1500, queries_max=1500, step_s=5.0
+        ),
+        arms=ArmsBench(seeds=1, n_requests=8192, calls=200),
     )
 
 
@@ -86,7 +97,10 @@ def measure(options: ControlBench, say: Callable[[str], None]) -> dict[str, Any]
     began_s = time.monotonic()
     names = list(dict.fromkeys((TABLE, *options.caps_tables)))
     every = [orders_of(bundled(name), options.seeds, options.prompts_max) for name in names]
-    found = run_all(_tasks(options, names), every, options.workers, say)
+    scarce_tables = _scarce_tables(options.scarce)
+    tasks = _tasks(options, names) + _scarce_tasks(options.scarce, scarce_tables, len(every))
+    orders = [*every, *(orders_of(table, 1, 1) for table in scarce_tables)]
+    found = run_all(tasks, orders, options.workers, say)
     say("ParetoBandit")
     peer = _peer(options, every[0])
     streams = [stream_of(every[0], seed) for seed in range(options.seeds)]
@@ -98,11 +112,18 @@ def measure(options: ControlBench, say: Callable[[str], None]) -> dict[str, Any]
         },
         "caps": _caps(options, found),
         "poison": _poison(options, found),
+        "port": {
+            table.name: scarce.figures(
+                [found["port", table.name, seed] for seed in range(options.scarce.seeds)]
+            )
+            for table in scarce_tables
+        },
         "ope": off_policy.measure(options.ope, say),
         "guard": guard.measure(options.guard, outcomes_folder(), say),
         "traits": traits.measure(options.traits, say),
         "paretobandit": missing_reason() if peer is None else peer if isinstance(peer, str) else "",
-        "not_measured": list(NOT_MEASURED),
+        "arms": arms.measure(options.arms, say),
+        "not_measured": [],
         "took_s": time.monotonic() - began_s,
     }
 
@@ -149,6 +170,30 @@ def _tasks(options: ControlBench, names: Sequence[str]) -> list[Task]:
         for seed in range(options.seeds)
     ]
     return [*budgeted, *unpaced, *capped, *poisoned]
+
+
+def _scarce_tables(options: ScarceBench) -> list[OutcomeTable]:
+    """The tables of the outcomes' folder, else the bundled ones; of them those asked for."""
+    return [one for one in tables_found() if not options.tables or one.name in options.tables]
+
+
+def _scarce_tasks(options: ScarceBench, tables: Sequence[OutcomeTable], first: int) -> list[Task]:
+    return [
+        Task(
+            key=("port", table.name, seed),
+            run=scarce_run,
+            arguments=(seed, options),
+            tables=(first + at,),
+            cost=3.0,
+        )
+        for at, table in enumerate(tables)
+        for seed in range(options.seeds)
+    ]
+
+
+def scarce_run(orders: Orders, seed: int, options: ScarceBench) -> dict[str, Any]:
+    """One order of a table in PORT's setting."""
+    return scarce.played(orders.table, seed, options)
 
 
 def paced(orders: Orders, seed: int, target_usd: float | None, options: ControlBench) -> Rows:

@@ -22,12 +22,15 @@ from learners.estimates.learned import Learned, MemoryOptions
 from learners.policies.policy import Policy, default_policy
 from load.bench.decisions.served import batch_of, catalogue_of, encoder_for, served_contexts
 from load.bench.decisions.streams import LOST, Floats, Rows, Stream
+from load.data.tables import OutcomeTable
 from serve.changes.trial import Trial
 from serve.encoders import identity
+from serve.onboarding.imported import feedback_records
 from serve.routing.live import Live, LiveOptions
 from serve.routing.placement import PlacementOptions
 from serve.routing.records import Decisions
 from serve.routing.router import Chooser
+from streams.feedback.answers_file import Answer
 from streams.feedback.report import encode_report
 from streams.feedback.ticket import KEY_BYTES, Issuer, Sealer
 from streams.log.contract import FEEDBACK, TELEMETRY
@@ -46,7 +49,6 @@ from streams.training.trainer import Trainer, TrainerOptions
 START_MS = 1_760_000_400_000
 WARM_UP_S = 8  # replicas report, and get their first slices
 POISONER = "poisoner"
-LEARN_EVERY = 8  # steps between views with what was newly learned: solving them takes the time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,7 @@ class SiteOptions:
     n_replicas: int = 2
     stream_s: float = 3400.0  # the prompts come evenly within it
     step_s: float = 1.0
+    learn_every: int = 8  # steps between views with what was newly learned: solving takes the time
     late_s: float = 60.0  # from a decision to its outcome
     view_lag_s: float = 2.0
     # Of the requests, one tenant's whose producer reports of each answer the opposite of the truth.
@@ -135,6 +138,35 @@ class Site:
         self._views: deque[tuple[float, Live]] = deque()
         self._live = self._view()
 
+    def learn_from(self, history: OutcomeTable) -> None:
+        """Let judged answers of all models be imported, as from a file."""
+        encoder = encoder_for(history.embeddings.shape[1])
+        answers = [
+            Answer(
+                embedding=embedding,
+                prompt_tokens=tokens,
+                model=f"model-{column}",
+                quality=quality,
+                cost_usd=cost_usd,
+            )
+            for embedding, tokens, qualities, costs in zip(
+                history.embeddings.tolist(),
+                np.maximum(history.prompt_tokens, 1).tolist(),
+                history.quality.tolist(),
+                history.cost_usd.tolist(),
+                strict=True,
+            )
+            for column, (quality, cost_usd) in enumerate(zip(qualities, costs, strict=True))
+        ]
+        for batch in feedback_records(
+            answers, self._catalogue, encoder, self._sealer, self._now_ms
+        ):
+            self._log.append(FEEDBACK, batch)
+        while self.trainer.step():
+            pass
+        self.trainer.state.learned.history.settle()
+        self._live = self._view()
+
     def play(self) -> Rows:
         """The columns (n,) that were chosen; LOST where a budget refused."""
         options, n = self._options, len(self._stream)
@@ -145,7 +177,7 @@ class Site:
             now_s = step * options.step_s
             self._now_ms = START_MS + round(now_s * 1000)
             self._report(now_s, chosen)
-            self._learn(now_s, solve=step % LEARN_EVERY == 0)
+            self._learn(now_s, solve=step % options.learn_every == 0)
             upto = int(np.searchsorted(at_s, now_s, side="right"))
             if upto > done:
                 self._decide(np.arange(done, upto), chosen, now_s)

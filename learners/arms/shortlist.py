@@ -1,0 +1,146 @@
+"""One request choosing among thousands of arms: retrieve the nearest k, then rank them.
+
+    q ──nearest of d + e──▶ k arms ──pairs──▶ shared model + own residual ─▶ policy ─▶ p, draw
+
+Retrieval is one exact search (FAISS, inner product): an arm stands where its description is, moved
+towards the requests that it did well on and away from the others (Rocchio 1971), the further the
+more outcomes it has. Ranking adds what the arm did beyond the shared model, shrunk. A probability
+is of the draw among the k that were retrieved, which is a function of the request and what was
+learned: so propensities are exact, and an arm that was not retrieved has none.
+
+Solved once per snapshot, then only read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.arms.experience import ASKED, COUNT, LIKED, PAIR, QUALITY, Experience
+from learners.arms.pairs import N_PAIR, ONE_FEATURE, Pairs, Vectors, pairs
+from learners.context import N_DIRECTIONS, STEP, Contexts, unit_directions
+from learners.option import option
+from learners.policies.policy import Policy, Scores, default_policy, draw
+from learners.targets import ONE
+
+Floats = NDArray[np.float64]
+# Of the shared model: a direction's penalty in outcomes; a constant has none to speak of.
+PENALTY, PENALTY_ONE = 10.0, 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmOptions:
+    """How arms are found and ranked."""
+
+    retrieved: int = option(32, "Arms that are ranked for a request.", ge=1, le=255)
+    noise: float = option(0.4, "Deviation of one outcome's quality, assumed.", gt=0, le=1)
+    own_deviation: float = option(
+        0.25, "By how much arms differ from what their descriptions say, assumed.", gt=0, le=1
+    )
+    experience_outcomes: float = option(
+        4.0, "Outcomes after which an arm's experience counts half in retrieval.", gt=0, le=1e6
+    )
+    experience_share: float = option(
+        0.1, "How far experience may move an arm, in lengths of its description.", ge=0, le=10
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranked:
+    """n decisions between k arms each."""
+
+    arms: NDArray[np.intp]  # (n, k) retrieved, the nearest first
+    pairs: Pairs  # (n, k, 127)
+    quality: Floats  # (n, k) estimated
+    deviation: Floats  # (n, k)
+    propensity: Floats  # (n, k)
+    place: NDArray[np.intp]  # (n,) of the chosen among the retrieved
+
+    @property
+    def chosen(self) -> NDArray[np.intp]:
+        """The chosen arms (n,)."""
+        return self.arms[np.arange(len(self.place)), self.place]
+
+    @property
+    def chosen_pairs(self) -> Pairs:
+        """What comes back with the outcomes (n, 127)."""
+        return self.pairs[np.arange(len(self.place)), self.place]
+
+
+class Shortlist:
+    """All arms, as one snapshot knows them."""
+
+    def __init__(
+        self,
+        keys: Sequence[int],
+        descriptions: Contexts,
+        experience: Experience,
+        options: ArmOptions | None = None,
+        policy: Policy | None = None,
+    ) -> None:
+        """Of `descriptions` (A, 64), the contexts of the arms' texts; `keys` (A,) name them."""
+        self.keys, self._options = tuple(keys), options or ArmOptions()
+        self._policy = policy or default_policy()
+        self._described = unit_directions(descriptions)[:, :N_DIRECTIONS]
+        sums = experience.of(self.keys).astype(np.float64)
+        self.n_outcomes = sums[:, COUNT]
+        self._solve(experience)
+        self._own(sums)
+        self._experience = self._learned_places(sums)
+        self._index = faiss.IndexFlatIP(N_DIRECTIONS)
+        moved = self._described + np.float32(self._options.experience_share) * self._experience
+        self._index.add(np.ascontiguousarray(moved))
+
+    def choose(self, requests: Contexts, uniform: Floats) -> Ranked:
+        """Decide n requests of contexts (n, 64); `uniform` (n,) in [0, 1) are the draws."""
+        q = unit_directions(requests)[:, :N_DIRECTIONS]
+        arms = self._index.search(q, min(self._options.retrieved, len(self.keys)))[1]
+        near = np.einsum("nd,nkd->nk", q, self._experience[arms])
+        features = pairs(q, self._described[arms], near)
+        quality, deviation, own = self._estimate(arms, features)
+        scores = Scores(quality, deviation, np.ones(arms.shape, bool), mean_deviation=own)
+        p = self._policy.probabilities(scores)
+        return Ranked(arms, features, quality, deviation, p, draw(p, uniform))
+
+    def _estimate(self, arms: NDArray[np.intp], features: Pairs) -> tuple[Floats, Floats, Floats]:
+        """Quality, its deviation, and the part of it that is the arm's own, (n, k) each."""
+        x = features.astype(np.float32) * np.float32(STEP)
+        quality = np.clip(x @ self._weights + self._residual[arms], 0.0, 1.0)
+        shared = np.square(x @ self._root).sum(axis=2)
+        own = self._own_deviation[arms]
+        noise = self._options.noise
+        return quality.astype(np.float64), np.sqrt(noise**2 * shared + own**2), own
+
+    def _solve(self, experience: Experience) -> None:
+        """The shared model: ridge regression on all pairs."""
+        penalty = np.full(N_PAIR, PENALTY)
+        penalty[ONE_FEATURE] = PENALTY_ONE
+        squares = experience.squares * STEP**2 + np.diag(penalty)
+        inverse = np.linalg.inv(squares)
+        weights = inverse @ (experience.products * (STEP / ONE))
+        self._weights = weights.astype(np.float32)
+        # x Σ⁻¹ xᵀ as a sum of squares: one product, and never below nothing.
+        self._root = np.linalg.cholesky(inverse).astype(np.float32)
+
+    def _own(self, sums: Floats) -> None:
+        """What each arm did beyond the shared model, shrunk by how little is known of it."""
+        options = self._options
+        prior = (options.noise / options.own_deviation) ** 2  # in outcomes
+        weights = self._weights.astype(np.float64)
+        beyond = sums[:, QUALITY] / ONE - sums[:, PAIR] @ weights * STEP
+        self._residual = (beyond / (self.n_outcomes + prior)).astype(np.float32)
+        self._own_deviation = options.noise / np.sqrt(self.n_outcomes + prior)
+
+    def _learned_places(self, sums: Floats) -> Vectors:
+        """Of each arm (A, 62), the direction of the requests that it did well on; 0 to 1 long."""
+        total = max(float(sums[:, COUNT].sum()), 1.0)
+        mean = float(sums[:, QUALITY].sum()) / ONE / total
+        toward = sums[:, LIKED] / ONE - mean * sums[:, ASKED]
+        length = np.sqrt(np.square(toward).sum(axis=1, keepdims=True))
+        known = self.n_outcomes / (self.n_outcomes + self._options.experience_outcomes)
+        unit = toward / np.where(length > 0.0, length, 1.0)
+        return np.ascontiguousarray(unit * known[:, None], dtype=np.float32)

@@ -1,0 +1,75 @@
+"""`then = "ration"`: what is left goes to the requests that give most for it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from serve.budgets.spending import NONE, Asked, Spending
+from streams.training.budgets import Account, Budget
+
+N, NOW_MS = 320, 1_760_000_400_000 + 1_800_000  # half of the hour is over
+DEAR = np.arange(N) % 2 == 1
+
+
+def budget(**stated) -> Budget:
+    return Budget(**{"name": "all", "amount": 1.0, "then": "ration"} | stated)
+
+
+def asked(cost_usd: np.ndarray) -> Asked:
+    """Requests that two models would answer at these costs (n, 2)."""
+    n = len(cost_usd)
+    return Asked(
+        tenants=[""] * n,
+        tags=[()] * n,
+        models=("a", "b"),
+        cost_usd=cost_usd,
+        list_usd=np.full((n, 2), 0.01),
+        tokens=np.ones((n, 2)),
+        money=np.full(n, 20.0),
+    )
+
+
+def refused(of: Budget, utility: np.ndarray, granted_usd: float = 1.0) -> np.ndarray:
+    """Which requests (n,) are refused, ten a second, at the prices that the last of them see."""
+    cost = np.where(DEAR, 0.03, 0.01)[:, None] * np.ones((N, 2))
+    spending, eligible = Spending([of], "me"), np.ones((32, 2), bool)
+    window = of.window(NOW_MS)
+    whole = int(granted_usd * 1e9)
+    accounts = {window: Account("all", of.start_ms(NOW_MS), whole, 0, {"me": whole})}
+    found = np.zeros(N, bool)
+    for start in range(0, N, 32):
+        rows = slice(start, start + 32)
+        purse = spending.purse(accounts, {}, NOW_MS + start * 100)
+        net = utility[rows] - purse.charge(asked(cost[rows]), utility[rows], eligible)
+        p, chosen, by = purse.draw(
+            np.tile([0.5, 0.5], (32, 1)), np.zeros(32, np.intp), net, eligible, np.full(32, 0.3)
+        )
+        found[rows] = by != NONE
+        kept = np.flatnonzero(by == NONE)
+        assert p[kept].sum(axis=1) == pytest.approx(1.0)
+        purse.spend(kept, chosen[kept], net.argmax(axis=1)[kept])
+    return found
+
+
+def test_requests_that_use_more_for_the_same_are_refused_first():
+    """There is enough for those at a cent, and for none at three."""
+    found = refused(budget(amount=120.0), np.full((N, 2), 0.8), granted_usd=120.0)
+    assert found[DEAR][64:].mean() > 0.9
+    assert found[~DEAR].mean() < 0.2
+
+
+def test_without_rationing_nobody_is_refused_while_there_is_money():
+    """The naive way: first come, first served."""
+    of = budget(amount=200.0, then="cheaper")
+    assert not refused(of, np.full((N, 2), 0.8), granted_usd=200.0).any()
+
+
+def test_a_budget_that_is_not_hard_refuses_nothing():
+    """Whatever it says of what happens then."""
+    assert not refused(budget(amount=0.01, hard=False), np.full((N, 2), 0.8)).any()
+
+
+def test_where_there_is_enough_nothing_is_refused():
+    """Prices are nought then."""
+    assert not refused(budget(amount=1e6), np.full((N, 2), 0.8), granted_usd=1e6).any()
