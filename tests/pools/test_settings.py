@@ -117,6 +117,7 @@ NEEDED = {
     "tokens": {"name": "t", "sha256": "0" * 64},
     "budgets": {"name": "b", "amount": 1.0, "value": "m"},
     "rules": {"name": "r"},
+    "rates": {"tenant": "t", "requests_per_s": 1.0},
 }
 
 
@@ -543,6 +544,11 @@ name = "m"
 parameters_1e9 = 32.0
 active_parameters_1e9 = 16.0
 kv_values_per_token = 100000
+[[rates]]
+tenant = "t"
+requests_per_s = 2.0
+burst = 5.0
+
 [[budgets]]
 name = "b"
 scope = "tenant"
@@ -686,6 +692,8 @@ def test_key_reaches_what_it_configures(key, tmp_path):
         document["router"] = {"policy": name.replace("_", "-")}
     holder = section[at] if key.listed else section
     holder |= BESIDE.get(str(key), {})
+    if str(key) == "models.draining":
+        document["models"].append({"name": "other"})  # which answers instead
     if str(key) == "pools.command":  # where there were URLs
         before = effects(Settings(**tomllib.loads(BASE.format(folder=tmp_path))), path)
     else:
