@@ -55,7 +55,7 @@ def test_never_more_than_the_burst_and_the_rate_in_any_span(per_s, burst, n_repl
 def test_steady_stream_at_the_rate_is_never_refused_and_twice_of_it_every_other_time():
     steady = let_in(Rates([Rate(requests_per_s=10.0)], lambda: 2), "a", np.arange(1000) * 0.2)
     double = let_in(
-        Rates([Rate(requests_per_s=10.0)], lambda: 1), "a", 5.0 + np.arange(1000) * 0.05
+        Rates([Rate(requests_per_s=20.0)], lambda: 2), "a", 5.0 + np.arange(1000) * 0.05
     )
 
     assert len(steady) == 1000  # five a second at one of two replicas
