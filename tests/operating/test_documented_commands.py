@@ -111,7 +111,8 @@ def test_every_command_that_needs_a_site_runs(tmp_path, monkeypatch):
         f'[listener]\nport = {port}\n[encoder]\nkind = "hashing"\n[router]\nreplicas = 1\n'
         f"[dispatch]\nreplicas = 1\nport = {answering}\nhttp_port = {http}\n" + GPUS + MODELS
     )
-    shadow = '[change]\nmode = "shadow"\npolicy = "new.toml"\n'  # so that a day can be judged
+    # So that a day can be judged: a candidate decides beside.
+    shadow = f'[change]\nmode = "shadow"\npolicy = "{tmp_path}/new.toml"\n'
     (tmp_path / "fairlead.toml").write_text(
         f'state_dir = "{tmp_path}/.fairlead"\n' + settings + shadow
     )
