@@ -101,15 +101,18 @@ def _scaling(folder: Path) -> list[dict[str, Any]]:
     return [{"at_unix_ms": line.at_ms, "line": line.text} for line in lines]
 
 
+SHOWN_APART = ("alarms", "changes", "conditions", "change", "edits")  # in lines of their own
+
+
 def _print(found: dict[str, Any], out: Console) -> None:
     table = Table(show_header=False, box=None)
     for name, value in found.items():
-        if name in SECTIONS:
+        if name in SECTIONS or name in SHOWN_APART:
             continue
         if isinstance(value, dict):
             for label, n in value.items():
                 table.add_row(f"{name} {label}", f"{n:,.6f}" if isinstance(n, float) else f"{n:,}")
-        elif name not in ("alarms", "changes", "conditions", "change", "edits"):
+        else:
             shown = f"{value:,.1f}" if isinstance(value, float) else value
             table.add_row(name, "unknown" if value is None else str(shown))
     out.print(table)

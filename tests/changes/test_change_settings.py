@@ -71,3 +71,23 @@ def test_status_shows_the_stage_the_bounds_and_every_step(tmp_path):
     assert (promoted.stage, promoted.share) == ("promoted", 0.9)
     assert promoted.json()["steps"] == [STEP._asdict()]
     assert change_view(ChangeOptions(), {}, folder).steps == (STEP,), "the audit stays"
+
+
+def test_status_shows_a_change_in_words(tmp_path, capsys):
+    """
+    Also before anything is known of it.
+    """
+    from fairlead.commands.status import show
+    from infra.settings.settings import read_settings
+
+    settings = (
+        f'state_dir = "{tmp_path}/state"\n[encoder]\nkind = "hashing"\n[[models]]\nname = "a"\n'
+    )
+    (tmp_path / "new.toml").write_text(settings)
+    path = tmp_path / "fairlead.toml"
+    path.write_text(settings + f'[change]\nmode = "shadow"\npolicy = "{tmp_path}/new.toml"\n')
+
+    found = show(read_settings(path), path, quiet=False)
+
+    assert found["change"]["mode"] == "shadow"
+    assert "shadow" in capsys.readouterr().out
