@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 
 import grpc
 import pytest
+from documented_commands import commands_of
 from router_bench import PATIENCE_S, router
 from source_files import ROOT
 from typer.testing import CliRunner
@@ -342,8 +342,7 @@ def test_commands_of_the_document_do_what_they_say(site):
     """
     From top to bottom, by whoever reads it.
     """
-    blocks = re.findall(r"```\n(.*?)```", DOC.read_text(), re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines()]
+    lines = commands_of(DOC.read_text())
     assert len(lines) > 10
     for line in lines:
         words = shlex.split(line)[1:]

@@ -4,8 +4,8 @@
     fairlead status     # what comes after a space and a hash is for the reader
     ```
 
-`HERE` are run in one folder, in this order, by `operating/test_documented_commands.py`; `ELSEWHERE` by
-another test; `NOT_RUN` by none, with the reason. A command that is in none of them fails `house/test_documents.py`.
+`HERE` are run in one folder, in this order, by `operating/test_documented_commands.py`; `ELSEWHERE`, and
+the pages in `WHOLE`, by another test; `NOT_RUN` by none, with the reason. A command that is in none of them fails `house/test_documents.py`.
 """
 
 from __future__ import annotations
@@ -87,6 +87,9 @@ ELSEWHERE = {
     ".venv/bin/fairlead bench autoscaling": "tests/benches/test_bench_autoscaling.py",
 }
 
+# Pages whose commands are all run by a test of their own, from top to bottom.
+WHOLE = {"docs/control.md": "tests/control/test_admin.py"}
+
 LONG = "up to 40 minutes of two cores; tests/benches/test_bench_decisions.py runs the bench itself"
 NOT_RUN = {
     ".venv/bin/fairlead bench fleet --quick": "minutes; tests/benches/test_bench_fleet.py runs it",
@@ -100,6 +103,9 @@ NOT_RUN = {
     "fairlead bench decisions --table texts.csv --encoder wordllama": LONG,
     "fairlead bench decisions --picture out/": LONG,
     "FAIRLEAD_BANDIT=FOLDER python -m fairlead bench control": "a data set that is not shipped",
+    "fairlead judge calibrate labels.ndjson judge.json --usd-max 1": (
+        "a model that judges, and people's labels; tests/dispatching/test_judging.py has the curve"
+    ),
     "make peers": "it installs other projects' packages, a gigabyte",
     "make llm-pools": "it installs 0.4 GB of weights, and builds llama.cpp for seven minutes",
     'ROUTER_POLICY_SIDECARS=\'{"fairlead": "http://127.0.0.1:7491"}\'': "another program's setting",
