@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.tracing.tracing import parent_of, started
 
@@ -27,7 +26,10 @@ OURS = {
     )
 }
 HTTP_OURS = 500
-if TYPE_CHECKING:  # gRPC's own class takes no parameters when it runs
+if TYPE_CHECKING:  # a replica that only decides has no HTTP
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    # gRPC's own class takes no parameters when it runs.
     Handler = grpc.RpcMethodHandler[Any, Any]
 Behaviour = Callable[[Any, Any], Awaitable[Any]]
 

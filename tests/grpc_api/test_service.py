@@ -109,6 +109,7 @@ def test_fields_of_a_decision_are_those_checked_here():
         "cost_usd", "latency_ms", "fallbacks", "snapshot_version", "snapshot_age_ms", "ticket",
         "energy_j", "probe", "below_quality_min", "guarded",
         "rules", "suggested_model",  # by rules/test_dispatched and changes/test_modes_served
+        "session_usd",  # by routing/test_sessions
     }  # fmt: skip
 
 

@@ -185,6 +185,7 @@ def test_verdicts_keep_their_numbers():
         "OVER_BUDGET": 8,
         "RULED_OUT": 9,
         "NOT_PREFERRED": 10,
+        "DRAINING": 11,
     }
 
 
