@@ -123,9 +123,9 @@ def solve(
     influence: InfluenceOptions,
     changed: Collection[int] = (),
 ) -> Effects | None:
-    """The effects on `models` (k keys), `quality` being their ridge; None where nothing was named.
+    """The effects on `models` (k keys), `quality` being their ridge.
 
-    Of models that `changed` what came before says nothing.
+    None where nothing counts that was named. Of models that `changed` what came before says nothing.
     """
     known = [i for i, model in enumerate(models) if model not in changed]
     held = {key for key, _, _ in statistics.sums}
@@ -138,6 +138,8 @@ def solve(
     d, k = len(quality.weights), len(models)
     together, residual = np.zeros((k, N_TRAITS, N_TRAITS)), np.zeros((k, N_TRAITS))
     together[of, trait] = sums[:, d:-1]
+    if not together.any():  # all of it has faded, or is of a time to come
+        return None
     linear = np.einsum("md,dm->m", sums[:, :d] * STEP, quality.weights[:, of].astype(np.float64))
     stated = quality.means[of, 0] * sums[np.arange(len(of)), d + trait]
     residual[of, trait] = sums[:, -1] / ONE - linear - stated
@@ -170,7 +172,7 @@ def _solved(together: Floats, residual: Floats, noise: Floats) -> Effects:
     mean_square = (noise[:, None] ** 2 * counts).sum(axis=0)
     shared_tau2 = _variances(sums[None] ** 2 - mean_square[None], in_all[None])
     own_tau2 = _variances(own**2 - noise[:, None] ** 2 * free, free)
-    noise2 = float((noise**2 * counts.sum(axis=1)).sum() / max(counts.sum(), 1e-9))
+    noise2 = float((noise**2 * counts.sum(axis=1)).sum() / counts.sum())
     whole = together.sum(axis=0)
     common = np.linalg.solve(whole + np.diag(noise2 / shared_tau2), sums)
     common_var = np.diagonal(np.linalg.inv(whole / noise2 + np.diag(1.0 / shared_tau2)))

@@ -217,3 +217,22 @@ def test_a_request_of_a_task_is_decided_by_what_is_known_of_the_task(compiled):
 def catalogue_of(names: list[str]) -> Catalogue:
     models = [Model(name=name, usd_per_1m_input_tokens=1.0, latency_ms=100.0) for name in names]
     return Catalogue(models, [Pool(name=name, model=name) for name in names])
+
+
+@pytest.mark.parametrize(
+    ("years", "shift_max"), [(-10.0, 0.02), (0.5, 1.0), (2.0, 1.0), (10.0, 0.02), (100.0, 0.02)]
+)
+def test_what_has_faded_or_is_of_a_time_to_come_shifts_nothing(years, shift_max):
+    """
+    However little still counts, estimates are numbers.
+    """
+    learned = Learned(MemoryOptions())
+    learned.update(of_task("law", 0.1, 400, 1))
+    learned.history.settle()
+    learned.as_of_ms = int(years * 365.25 * 86_400_000)
+
+    found = Estimator(learned, MODELS, np.full(2, np.nan), BlendOptions(), compiled=True)
+    law, other = quality(found, "law"), quality(found)
+
+    assert np.isfinite(law).all()
+    assert np.abs(law - other).max() < shift_max
