@@ -177,7 +177,8 @@ def failures(
     start = _rise(excess, 0.0, options.error_threshold)
     if start is None:
         return Failures(usual, None, np.inf)
-    weight = np.exp2(-(now_bucket - buckets[start:]) / half_life)
+    age = np.maximum(now_bucket - buckets[start:], 0.0)  # a clock may have been ahead
+    weight = np.exp2(-age / half_life)
     known = float(weight @ calls[start:])
     share = (float(weight @ failed[start:]) + 2.0 * usual) / (known + 2.0)
     good = float((calls[start:] - failed[start:]).sum())

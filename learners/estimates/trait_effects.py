@@ -125,7 +125,7 @@ def solve(
 ) -> Effects | None:
     """The effects on `models` (k keys), `quality` being their ridge.
 
-    None where nothing counts that was named. Of models that `changed` what came before says nothing.
+    None where nothing counts that was named. What came before a model `changed` says nothing.
     """
     known = [i for i, model in enumerate(models) if model not in changed]
     held = {key for key, _, _ in statistics.sums}
