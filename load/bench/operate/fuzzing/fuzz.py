@@ -47,6 +47,8 @@ class Fuzzed:
     sent: Counter[str] = field(default_factory=Counter)  # by kind
     statuses: Counter[str] = field(default_factory=Counter)
     crashes: int = 0
+    restarts: int = 0  # until the last batch that was answered
+    unanswered: int = 0  # calls that a server had taken and never answered when it was replaced
     examples: list[str] = field(default_factory=list)
 
     def crash(self, what: str, content: bytes = b"") -> None:
@@ -85,6 +87,7 @@ async def fuzz(on: Target, n: int, rng: Rng, say: Callable[[str], None]) -> dict
             "examples": [*found.examples, *odd],
             "traces": traces[:EXAMPLES_MAX],
             "restarts": on.restarts(),
+            "unanswered_at_restarts": found.unanswered,
         },
     }
 
@@ -144,8 +147,12 @@ async def _batch(on: Target, asked: Sequence[tuple[str, bytes]], found: Fuzzed) 
         connection.flush()
     try:
         await asyncio.wait_for(done.wait(), ANSWER_S_MAX)
+        found.restarts = on.restarts()
     except TimeoutError:
-        found.crash(f"{left} calls without an answer in {ANSWER_S_MAX:.0f} s")
+        if on.restarts() > found.restarts:
+            found.unanswered += left
+        else:
+            found.crash(f"{left} calls without an answer in {ANSWER_S_MAX:.0f} s")
     for connection in connections:
         connection.close()
 
