@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -104,14 +106,13 @@ def test_the_json_names_the_best_fixed_model_and_what_was_gained_over_it():
     assert found["utility_over_best_fixed"]["mean"] == pytest.approx(50 * 0.0025)
 
 
-def test_what_a_newcomer_reads_fits_eighty_columns_and_says_cost_and_quality(tmp_path, capsys):
+def test_what_a_newcomer_reads_fits_eighty_columns_and_says_cost_and_quality(capsys):
     """
     What the best fixed model would have cost, what the router did, and what each gave.
     """
     shown = result()
-    command.print_result(
-        shown, shown.json(), tmp_path / "demo.png", command.Console(width=command.WIDTH)
-    )
+    console = command.Console(width=command.WIDTH)
+    command.print_result(shown, shown.json(), Path("demo.png"), console)
 
     said = capsys.readouterr().out
     assert all(len(line) <= 80 for line in said.splitlines())
