@@ -141,7 +141,8 @@ class Trials:
             used_up = not faded and sent_by_all[column] >= options.requests_max
             budget = 0 if used_up else options.requests_max // n_replicas - spent.requests
             since_ms = now_ms - options.tries_s * 1000.0
-            spent.recent_ms = [at_ms for at_ms in spent.recent_ms if since_ms < at_ms <= now_ms]
+            recent_ms = [at_ms for at_ms in spent.recent_ms if since_ms < at_ms <= now_ms]
+            spent.recent_ms = recent_ms[-options.tries_at_once :]  # more say nothing more
             at_once = max(1, options.tries_at_once // n_replicas)
             found.requests[column] = max(0, min(budget, at_once - len(spent.recent_ms)))
             found.usd[column] = options.usd_max / n_replicas - spent.usd
@@ -156,7 +157,8 @@ class Trials:
         for column, key in enumerate(keys):
             if key in self._spent and (mine := chosen == column).any():
                 self._spent[key].requests += int(mine.sum())
-                self._spent[key].recent_ms += [now_ms] * int(mine.sum())
+                n_tries = min(int(mine.sum()), self._options.tries_at_once)
+                self._spent[key].recent_ms += [now_ms] * n_tries
                 self._spent[key].usd += float(cost_usd[mine].sum())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -164,6 +166,22 @@ def test_where_all_are_new_nothing_is_cut():
     found, _ = draw_within(p, allowed, limit, np.zeros((1, 3)), np.zeros(1))
 
     np.testing.assert_array_equal(found, p)
+
+
+def test_where_all_are_new_what_is_remembered_does_not_grow_with_requests():
+    """
+    All requests go to unproven models then: each costs as much as the first, and tries are as they
+    would be.
+    """
+    trials, sizes = Trials(NewcomerOptions(requests_max=1_000_000)), []
+    for second in range(50):
+        found = trials.tries(KEYS, NONE, NONE, NONE, 1, second * 1000)
+        send(trials, [0, 1, 2] * 64, usd=0.0, at_s=second)
+        sizes.append(len(pickle.dumps(trials)))
+
+    assert found.requests.tolist() == [0.0] * 3
+    assert max(sizes[5:]) <= sizes[4] + 100
+    assert trials.tries(KEYS, NONE, NONE, NONE, 1, 110_000).requests.tolist() == [3.0] * 3
 
 
 def test_propensities_are_what_is_drawn_from_also_as_tries_run_out():
