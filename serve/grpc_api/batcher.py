@@ -3,11 +3,13 @@
     crowd    score│accept│accept│accept│···still│score│accept│accept│    never idle
     alone    score│reply│        idle        │accept│score│reply│        scored at once
 
-A request is scored where it comes in if the loop has been idle since the last scoring: then nobody
-else was waiting. If it has not, others may well wait in gRPC's core, where
-Python can't see them: it is handed one call a turn, and to score each at once would leave the rest
-there for as long as the crowd lasts. So the loop takes in what there is, until nothing has come for
-a moment, and scores that together.
+A request is scored where it comes in if the loop has been idle since the last scoring, for as long
+as that took or longer: then nobody else was waiting. If it has not, others may well wait in gRPC's
+core, where Python can't see them: it is handed one call a turn, and to score each at once would
+leave the rest there for as long as the crowd lasts. So the loop takes in what there is, until
+nothing has come for a moment, and scores that together. A moment is as long as a scoring takes,
+which is what one more request in the batch saves: what a replica does not compute, callers on the
+same machine can.
 
 What shows a crowd is the loop's own idleness (wall-clock time less processor time of its thread),
 not the number of calls under way: with 64 callers Python sees one or two of them. A caller that
@@ -15,7 +17,7 @@ answers faster than a moment looks like a crowd; gathering that finds nobody is 
 once, then 3, 7 … 63 times, until it finds somebody.
 
 Measured with 64 callers on two cores, in turns with an empty handler (docs/speed.md): scoring each
-at once .29 of its rate, a window of three scorings .32, this .70.
+at once .29 of its rate, a window of three scorings .32, this .80 to .92.
 
 The queue is bounded: beyond it a request is refused at once.
 """
@@ -36,7 +38,9 @@ from serve.errors import QueueFull
 # takes 250 to 550 µs to ask again; in a crowd 0 to 150 pass while gRPC's thread wakes the loop.
 IDLE_S = 0.0002
 # Nothing has come for so long: it takes gRPC 100 to 200 µs to hand over the next call.
-STILL_S = 0.0003
+STILL_S, STILL_S_MAX = 0.0003, 0.002
+# Event loops' timers tick in milliseconds: what is shorter is waited for turn by turn.
+TIMER_S_MIN = 0.001
 SKIPPED_MAX = 63  # scorings without gathering, after it found nobody
 
 Item = TypeVar("Item")
@@ -76,7 +80,7 @@ class Batcher(Generic[Item, Result]):
         self._score, self._options, self._now_s, self._busy_s = score, options, now_s, busy_s
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._next: asyncio.Handle | None = None  # scoring, or another look whether more have come
-        self._ended_s = self._ended_busy_s = 0.0  # of the last scoring
+        self._ended_s = self._ended_busy_s = self._took_s = 0.0  # the last scoring
         self._began_s = self._grew_s = 0.0  # gathering began, and found the last one
         self._found = 0
         self._futile = self._to_skip = 0  # gatherings to be skipped after one that found nobody
@@ -91,8 +95,7 @@ class Batcher(Generic[Item, Result]):
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
         if self._next is None and not self._crowded():
-            self._settle([(item, future)])
-            self._note_end()
+            self._timed([(item, future)])
             return future
         self._waiting.append((item, future))
         if self._next is None:
@@ -106,11 +109,12 @@ class Batcher(Generic[Item, Result]):
         self._next = loop.call_soon(self._gather, loop)
 
     def _crowded(self) -> bool:
-        """Whether the loop has not been idle since the last scoring."""
+        """Whether the loop was idle for less than the last scoring took, or has not been at all."""
         if not self._options.gather_s_max:
             return False
         elapsed_s = self._now_s() - self._ended_s
-        if elapsed_s - (self._busy_s() - self._ended_busy_s) >= IDLE_S:
+        idle_s = elapsed_s - (self._busy_s() - self._ended_busy_s)
+        if idle_s >= max(IDLE_S, min(self._took_s, STILL_S_MAX)):
             return False
         self._to_skip -= 1
         return self._to_skip < 0
@@ -120,12 +124,15 @@ class Batcher(Generic[Item, Result]):
         now_s, n = self._now_s(), len(self._waiting)
         if n > self._found:
             self._found, self._grew_s = n, now_s
-        still = now_s - self._grew_s >= STILL_S
+        moment_s = min(max(STILL_S, self._took_s), STILL_S_MAX)
+        still = now_s - self._grew_s >= moment_s
         late = now_s - self._began_s >= self._options.gather_s_max
         if still or late or n >= self._options.batch_max:
             self._flush(loop)
-        else:
+        elif moment_s < TIMER_S_MIN:
             self._next = loop.call_soon(self._gather, loop)
+        else:
+            self._next = loop.call_later(moment_s, self._gather, loop)
 
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
         """Score one batch, then let the event loop read what has arrived meanwhile."""
@@ -138,15 +145,17 @@ class Batcher(Generic[Item, Result]):
             if not future.done():  # its caller has gone: nothing to score
                 batch.append((item, future))
         if batch:
-            self._settle(batch)
-        self._note_end()
+            self._timed(batch)
         self._next = None
         if self._waiting:
             self._begin(loop)
 
-    def _note_end(self) -> None:
-        """A scoring ends now."""
+    def _timed(self, batch: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:
+        """Score a batch, and remember how long that took, and when it ended."""
+        began_s = self._now_s()
+        self._settle(batch)
         self._ended_s, self._ended_busy_s = self._now_s(), self._busy_s()
+        self._took_s = self._ended_s - began_s
 
     def _settle(self, batch: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:
         try:
