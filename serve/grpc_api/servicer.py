@@ -26,7 +26,7 @@ from serve.grpc_api.batcher import Batcher, BatcherOptions
 from serve.grpc_api.bulk import BULK, Bulk, check_count, lowest, slices
 from serve.grpc_api.grpc_status import Trailing, reason_of, refusal_of
 from serve.grpc_api.reporting import Reporting
-from serve.grpc_api.streams import StreamOptions, Streams, Tenancy, abort
+from serve.grpc_api.streams import Flow, StreamOptions, Streams, Tenancy, abort
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.proto.fairlead.v1 import router_pb2_grpc
 from serve.routing.decider import Decider
@@ -154,19 +154,19 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         """One call's decision, unless more are under way than can be answered in time."""
         left_s = time_left(context.time_remaining())
         asked = self._read(request, left_s)
-        now_s = time.monotonic
-        began_s = now_s()
+        began_s = time.monotonic()
         self._admission.enter(asked.tenant, asked.criticality, left_s, now_s=began_s)
         try:
             return await self._scored(asked)
         finally:
-            ended_s = now_s()
-            self._admission.leave(asked.tenant, ended_s - began_s, now_s=ended_s)
-            self._count_took(ended_s - began_s)
+            self._leave(asked, began_s)
 
-    def _count_took(self, took_s: float) -> None:
+    def _leave(self, asked: RouteInput, began_s: float) -> None:
+        """One that was admitted is answered."""
+        ended_s = time.monotonic()
+        self._admission.leave(asked.tenant, ended_s - began_s, now_s=ended_s)
         if self._telemetry is not None:
-            self._telemetry.count_took(took_s)
+            self._telemetry.count_took(ended_s - began_s)
 
     async def _encoded_elsewhere(self, asked: RouteInput) -> RouteInput:
         """Encode a text in a thread, because this encoder would hold up the event loop."""
@@ -183,15 +183,28 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
             self._encoding -= 1
         return replace(asked, embedding=vectors[0].astype("<f4").tobytes())
 
-    async def _reply(self, request: pb.RouteRequest) -> bytes:
+    async def _reply(self, request: pb.RouteRequest, flow: Flow) -> bytes:
         """The decision of a stream's request, or its problem, as a RouteReply."""
-        began_s = time.monotonic()
         try:
-            return self._written(request, await self._scored(self._read(request)))
+            return self._written(request, await self._streamed(self._read(request), flow))
         except Exception as error:  # noqa: BLE001 - becomes a status
             return self._written(request, error)
+
+    async def _streamed(self, asked: RouteInput, flow: Flow) -> bytes:
+        """The same as of a call; a stream's deadline is not its requests'."""
+        enter, began_s = self._admission.enter, time.monotonic()
+
+        def admit() -> None:
+            nonlocal began_s
+            began_s = time.monotonic()
+            enter(asked.tenant, asked.criticality, math.inf, now_s=began_s)
+
+        await flow.enter(admit)
+        try:
+            return await self._scored(asked)
         finally:
-            self._count_took(time.monotonic() - began_s)
+            flow.leave()
+            self._leave(asked, began_s)
 
     def _problem(self, error: Exception, request: object = None) -> pb.Problem:
         code, message, _ = self._refuse(error, request=request)
@@ -354,11 +367,11 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
     async def _answer_stream(
         self, requests: AsyncIterator[pb.RouteRequest], context: Context[Any, Any], tenancy: Tenancy
     ) -> None:
-        done: asyncio.Queue[bytes | None] = asyncio.Queue()
+        done, flow = asyncio.Queue[bytes | None](), Flow()
         room = asyncio.Semaphore(self._options.stream_ongoing_max)
 
         async def answer(request: pb.RouteRequest) -> None:
-            done.put_nowait(await self._reply(request))
+            done.put_nowait(await self._reply(request, flow))
 
         async def read() -> None:
             try:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -125,6 +125,42 @@ class Tenancy:
             self._by_tenant[self._tenant] -= 1
             if not self._by_tenant[self._tenant]:
                 del self._by_tenant[self._tenant]
+
+
+class Flow:
+    """One stream's requests that are under way: admitted like any others', but made to wait first.
+
+    A caller who sends faster than it is answered is held up as long as there are answers to come to
+    this very stream; where there are none, a request that is not let in is refused.
+    """
+
+    def __init__(self) -> None:
+        self._under_way = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def enter(self, admit: Callable[[], None]) -> None:
+        """Wait until `admit` lets one in; `leave` follows. Raises QueueFull, as `admit` does."""
+        while True:
+            try:
+                admit()
+            except QueueFull:
+                if not self._under_way:
+                    raise
+                turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._waiting.append(turn)
+                await turn
+            else:
+                self._under_way += 1
+                return
+
+    def leave(self) -> None:
+        """One is answered: another tries; all that wait do, if none is left to wait for."""
+        self._under_way -= 1
+        n = min(1, len(self._waiting)) if self._under_way else len(self._waiting)
+        for _ in range(n):
+            turn = self._waiting.popleft()
+            if not turn.done():  # or its caller has gone
+                turn.set_result(None)
 
 
 async def abort(

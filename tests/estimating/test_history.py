@@ -168,6 +168,25 @@ def test_the_index_finds_nearly_all_neighbours_among_many_topics():
     assert recall_of(ivf.built(vectors).search(asked, 64)[1], asked, vectors) >= 0.95
 
 
+def test_an_index_looks_into_more_lists_where_few_find_little():
+    """
+    Where a topic has more rows than are wanted, eight lists do. Where it has fewer, the others lie
+    anywhere, and more are looked into: also as an index is extended by such as it was not built
+    for.
+    """
+    rng = np.random.default_rng(12)
+    large = unit_directions(related(12_000, rng, n_topics=150))
+    small = unit_directions(related(12_000, rng, n_topics=600))
+    asked = unit_directions(related(200, rng, n_topics=600))
+
+    few, many = ivf.built(large), ivf.built(small)
+
+    assert few.nprobe == ivf.PROBES_MIN
+    assert few.nprobe < many.nprobe <= ivf.PROBES_MAX
+    assert recall_of(many.search(asked, 32)[1], asked, small) >= 0.95
+    assert ivf.extended(few, small).nprobe > few.nprobe
+
+
 def recall_of(found: np.ndarray, asked: np.ndarray, vectors: np.ndarray) -> float:
     """The part of the truly nearest that was found."""
     n = found.shape[1]

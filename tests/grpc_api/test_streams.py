@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import queue
 import threading
 from collections.abc import Iterator
@@ -13,12 +14,16 @@ import pytest
 from router_bench import PATIENCE_S, Router, embedding, router
 from waiting import until
 
+from learners.criticality import Criticality
 from serve.errors import NotServing
+from serve.grpc_api.admission import Admission, AdmissionOptions
 from serve.grpc_api.listener import ROUTER, Listener, ListenerOptions
 from serve.grpc_api.servicer import RouterServicer
 from serve.grpc_api.streams import StreamOptions, Streams, abort
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.proto.fairlead.v1 import router_pb2_grpc
+
+FULL = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 class Open:
@@ -146,3 +151,54 @@ def test_one_tenant_does_not_take_all_streams(shared):
             list(stream.replies)
         until(lambda: streams._open == 0)
         assert not streams._by_tenant
+
+
+def answers_of(up: Router, n: int, **said: object) -> list[pb.RouteReply]:
+    asked = (
+        pb.RouteRequest(request_id=f"r{i}", embedding_f32=embedding(i % 5), **said)
+        for i in range(n)
+    )
+    return list(up.stub.RouteStream(asked, timeout=PATIENCE_S))
+
+
+@contextmanager
+def full(up: Router, *, limit: int) -> Iterator[Admission]:
+    """A replica that takes in so many requests, of which others hold as many."""
+    usual = up.replica.servicer._admission
+    fixed = AdmissionOptions(limit_min=limit, limit_max=limit)
+    admission = up.replica.servicer._admission = Admission(fixed)
+    for _ in range(limit):
+        admission.enter("other", Criticality.CRITICAL, math.inf, now_s=0.0)
+    try:
+        yield admission
+    finally:
+        up.replica.servicer._admission = usual
+
+
+def test_stream_is_admitted_by_criticality_as_single_calls_are(shared):
+    """
+    Where a replica is full, the top class has places beyond the limit, in a stream as in calls of
+    their own; the others' requests are refused, each alone, and nothing of them is scored.
+    """
+    with full(shared, limit=40) as admission:
+        top = answers_of(shared, 30, tenant="other", criticality=pb.CRITICAL_PLUS)
+        others = answers_of(shared, 30, tenant="other", criticality=pb.SHEDDABLE)
+
+        assert admission.under_way == 40
+    assert all(reply.decision.model for reply in top)
+    assert {reply.problem.code for reply in others} == {FULL.value[0]}
+    assert len({reply.request_id for reply in others}) == 30
+
+
+def test_stream_that_sends_too_fast_is_held_up_and_not_refused(shared):
+    """
+    A replica that is full of a stream's own requests answers them one after the other.
+    """
+    with full(shared, limit=4) as admission:
+        for _ in range(4):
+            admission.leave("other", 0.01, now_s=0.0)
+        replies = answers_of(shared, 200, criticality=pb.SHEDDABLE)
+
+        until(lambda: admission.under_way == 0)
+    assert sorted(r.request_id for r in replies) == sorted(f"r{i}" for i in range(200))
+    assert all(reply.decision.model for reply in replies)

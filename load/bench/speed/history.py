@@ -118,6 +118,7 @@ def _searched(history: History, asked: np.ndarray, contexts: Contexts) -> dict[s
     return {
         "recall_at_32": float(np.mean(hits)) / NEAREST,
         "lists": float(index.nlist),
+        "probes": float(index.nprobe),
         "one_us": cpu_us(lambda: index.search(one, NEAREST), 50),
         "batch64_us": cpu_us(lambda: index.search(many, NEAREST), 5) / BATCH,
     }
