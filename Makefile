@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install run test test-slow test-random lint proto buf api docs site kafka llm-pools vllm-pools peers planners dist audit clean
+.PHONY: install run test test-slow test-random lint proto buf api docs site kafka llm-pools vllm-pools peers planners axe dist audit clean
 
 install: $(INSTALLED)
 
@@ -138,6 +138,14 @@ planners: .venv-planners/.installed
 	.venv-planners/bin/python -m pip install --quiet --requirement $(PLANNERS)
 	touch $@
 
+# axe-core, by which `fairlead bench operate` looks for what keeps people from reading the dashboard; needs Node.
+AXE := node_modules/axe-core/axe.min.js
+
+axe: $(AXE)
+
+$(AXE):
+	npm install --silent --no-save --no-package-lock axe-core@4.14.1
+
 # What a release needs: sdist and wheel in dist/, and beside them what they were tested with as a bill of
 # materials. `make audit` asks the advisory database of PyPI about every pin; it fails if one is known to be unsafe.
 dist: $(INSTALLED) .venv-audit/.installed
@@ -159,4 +167,4 @@ $(INSTALLED): pyproject.toml constraints.txt tools/local_kafka/pyproject.toml
 	touch $(INSTALLED)
 
 clean:
-	rm -rf $(VENV) .venv-llm $(VLLM) .venv-peers .venv-planners .venv-audit .venv-site .fairlead dist site build *.egg-info
+	rm -rf $(VENV) .venv-llm $(VLLM) .venv-peers .venv-planners .venv-audit .venv-site node_modules .fairlead dist site build *.egg-info

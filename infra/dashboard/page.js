@@ -90,7 +90,7 @@ function chart(title, unit, at, named, form, {stacked = false, most = 0} = {}) {
 
 // --- sections
 
-const tile = (name, big, ...rest) => `<div class="tile"><h3>${esc(name)}</h3><div class="big">${big}</div>${rest.map(text => `<p>${text}</p>`).join("")}</div>`;
+const tile = (name, big, ...rest) => `<div class="tile"><h2>${esc(name)}</h2><div class="big">${big}</div>${rest.map(text => `<p>${text}</p>`).join("")}</div>`;
 const last = name => { const found = data.history[name]; const at = found ? found.findLastIndex(known) : -1; return at < 0 ? null : `history.${name}.${at}`; };
 const lastFig = (name, form, none) => { const key = last(name); return key ? fig(key, form, none) : none || "–"; };
 
@@ -116,7 +116,7 @@ function tiles() {
 }
 
 function alarms() {
-  return data.status.alarms.map((one, i) => `<div class="alarm"><h3>${fig(`status.alarms.${i}.name`, name => name.replaceAll("_", " "))}</h3><p>${fig(`status.alarms.${i}.cause`, String)}</p><p>${esc(one.remedy)} <span class="muted">Since ${esc(moment(one.since))}.</span></p></div>`).join("");
+  return data.status.alarms.map((one, i) => `<div class="alarm"><h2>${fig(`status.alarms.${i}.name`, name => name.replaceAll("_", " "))}</h2><p>${fig(`status.alarms.${i}.cause`, String)}</p><p>${esc(one.remedy)} <span class="muted">Since ${esc(moment(one.since))}.</span></p></div>`).join("");
 }
 
 function charts() {

@@ -95,8 +95,8 @@ def deploy_dispatchers(
     Raises what Ray raises when a deployment can't start, with the replica's error in its text.
     """
     if dispatchers.replicas:
-        # First HTTP is drained, then gRPC, then what waits is written.
-        graces_s = dispatchers.replica.http_listener.grace_s + options.replica.listener.grace_s
+        # HTTP and gRPC are drained beside each other, then what waits is written.
+        graces_s = max(dispatchers.replica.http_listener.grace_s, options.replica.listener.grace_s)
         settings = COMMON | {"graceful_shutdown_timeout_s": GRACE_S + graces_s}
         dispatch = ray_serve.deployment(DispatchDeployment).options(  # type: ignore[attr-defined]  # decorates
             name="Dispatch", **settings, **spread(dispatchers.replicas)

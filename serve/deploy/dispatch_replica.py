@@ -12,6 +12,7 @@ Whatever is started here is stopped here, in the reverse order.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -166,9 +167,7 @@ class DispatchReplica:
 
     async def stop(self) -> None:
         """Refuse new calls, finish those under way, write what waits, let go of the rest."""
-        self.replica.servicer.draining = True
-        await self._http.stop()
-        await self.replica.stop_listening()
+        await asyncio.gather(self._http.stop(), self.replica.stop_listening())
         await self.dispatcher.finish()
         await self._pools.stop()
         await self.replica.stop()

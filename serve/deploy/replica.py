@@ -298,7 +298,7 @@ class Replica:
         return "" if self.view.watching else "the thread that watches for snapshots has died"
 
     async def stop_listening(self) -> None:
-        """Refuse new calls and finish those under way."""
+        """End connections; answer what has come by them, but for new requests of open streams."""
         self.servicer.draining = True
         await asyncio.gather(*(listener.stop() for listener in self._listeners))
         self._listeners.clear()

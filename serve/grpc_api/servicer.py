@@ -100,6 +100,8 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         self._admission, self._bulk = Admission(options.admission), Bulk(options.bulk)
         self._streams = Streams(options.streams)
         self.counts = ServicerCounts()
+        # Open streams are to be opened elsewhere. A call that has come this far is answered: to
+        # refuse it while its connection is still open would have it come back by the same one.
         self.draining = False
 
     def _score(self, asked: Sequence[RouteInput]) -> list[bytes | Exception]:
@@ -133,12 +135,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
             asked = replace(asked, measured=True, fallbacks_max=MODELS_LISTED_MAX)
         return pb.Decision.FromString(await self._scored(asked))
 
-    def _check_serving(self) -> None:
-        if self.draining:
-            raise NotServing("this replica is shutting down; another one serves the same address")
-
     def _read(self, request: pb.RouteRequest, left_s: float = math.inf) -> RouteInput:
-        self._check_serving()
         latest_ms = self._now_ms() + left_s * 1000.0
         asked = read_request(whole(request), self._options.preference, latest_ms)
         if self._rates is not None:
@@ -186,6 +183,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
     async def _reply(self, request: pb.RouteRequest, flow: Flow) -> bytes:
         """The decision of a stream's request, or its problem, as a RouteReply."""
         try:
+            self._check_stream()
             return self._written(request, await self._streamed(self._read(request), flow))
         except Exception as error:  # noqa: BLE001 - becomes a status
             return self._written(request, error)
@@ -205,6 +203,10 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         finally:
             flow.leave()
             self._leave(asked, began_s)
+
+    def _check_stream(self) -> None:
+        if self.draining:
+            raise NotServing("this replica is shutting down; open the stream at another one")
 
     def _problem(self, error: Exception, request: object = None) -> pb.Problem:
         code, message, _ = self._refuse(error, request=request)
@@ -269,7 +271,6 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
 
     async def _columns(self, request: pb.RouteColumnsRequest, context: Context[Any, Any]) -> bytes:
         left_s = time_left(context.time_remaining())
-        self._check_serving()
         latest_ms = self._now_ms() + left_s * 1000.0
         asked = read_columns(whole(request), self._options.preference, latest_ms)
         embeddings, tokens = self._decider.matrix(asked)

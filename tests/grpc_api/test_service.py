@@ -973,7 +973,8 @@ def test_tls_is_served_when_a_certificate_is_given(tmp_path, shared):
 def test_stopping_finishes_what_is_under_way_and_refuses_what_is_new(tmp_path, slow):
     """
     Calls under way get their decisions, and those in the decision log; new calls are turned away
-    with UNAVAILABLE, whether they come on an old connection, a new one or an open stream.
+    where they can be tried elsewhere: once their connection has ended, or on an open stream. Until
+    then a call by an old connection is answered, as a retry would come back by the same one.
     """
     with router(tmp_path) as up:
         asked: queue.Queue = queue.Queue()
@@ -988,8 +989,9 @@ def test_stopping_finishes_what_is_under_way_and_refuses_what_is_new(tmp_path, s
             assert slow.entered.acquire(timeout=PATIENCE_S)
 
         stopping = up.run(up.replica.stop(), wait=False)
-        until(lambda: up.replica.servicer.draining, "the router to refuse new calls")
-        assert refused(up.stub)
+        answered = 0
+        while not refused(up.stub):
+            answered += 1
         asked.put(pb.RouteRequest(request_id="s2", embedding_f32=embedding(dim=64)))
         late = next(stream)
         with up.connect() as channel:
@@ -1004,7 +1006,25 @@ def test_stopping_finishes_what_is_under_way_and_refuses_what_is_new(tmp_path, s
         stopping.result(PATIENCE_S)
         rows = [row["decision_id"].hex() for row in decided(up)]
         assert ids < set(rows)
-        assert len(rows) == 4
+        assert len(rows) == 4 + answered
+
+
+def test_a_call_by_a_connection_that_has_not_ended_is_answered(tmp_path):
+    """
+    Between the word to stop and the end of connections there are moments in which calls arrive. To
+    refuse them is to lose them: gRPC's retries would all go to the same replica.
+    """
+    with router(tmp_path) as up:
+        up.replica.servicer.draining = True
+        one = pb.RouteRequest(embedding_f32=embedding())
+        batch = pb.RouteBatchRequest(requests=[one])
+        columns = pb.RouteColumnsRequest(embeddings_f32=embedding())
+
+        assert up.stub.Route(one, timeout=PATIENCE_S).model
+        assert up.stub.RouteBatch(batch, timeout=PATIENCE_S).replies[0].decision.model
+        assert not up.stub.RouteColumns(columns, timeout=PATIENCE_S).problems
+        (streamed,) = up.stub.RouteStream(iter([one]), timeout=PATIENCE_S)
+        assert streamed.problem.code == grpc.StatusCode.UNAVAILABLE.value[0]
 
 
 def refused(stub: router_pb2_grpc.RouterStub) -> bool:

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from load.bench.operate.canaries import forms, in_file
-from load.bench.operate.fuzzing.fuzz import fuzz
+from load.bench.operate.fuzzing import fuzz as fuzzing
+from load.bench.operate.fuzzing.fuzz import Fuzzed, fuzz
 from load.bench.operate.fuzzing.mutations import spoiled, spoiled_json
 from load.bench.operate.fuzzing.seeds import CHAT, messages
 from load.bench.operate.fuzzing.target import ENDED, TRACE, Target, target
 from load.bench.operate.intrusion.weak_tls import mutual, without_certificate
+from load.bench.speed.wire import SETTINGS, frame
 
 CANARY = "canary0123456789abcdef"
 
@@ -82,6 +84,66 @@ def test_a_process_that_ends_is_a_crash(tmp_path):
         on.process.wait()
         found = asyncio.run(fuzz(on, 1000, np.random.default_rng(5), lambda _: None))
     assert found["crashes"] >= 1
+
+
+def batch_at(taken, monkeypatch) -> Fuzzed:
+    """What a batch finds at a server that does `taken` with each connection."""
+    monkeypatch.setattr(fuzzing, "ANSWER_S_MAX", 0.3)
+    found = Fuzzed()
+
+    async def scene() -> None:
+        async with await asyncio.start_server(taken, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            asked = [("/fairlead.v1.Router/Route", b"")] * 8
+            await fuzzing._batch(Running(port), asked, found)
+
+    asyncio.run(scene())
+    return found
+
+
+class Running:
+    """A target that is up, of whatever server."""
+
+    alive = True
+
+    def __init__(self, grpc_port: int) -> None:
+        self.grpc_port = grpc_port
+
+
+def test_calls_that_are_never_answered_are_a_crash_also_beside_a_restart(monkeypatch):
+    """
+    A connection that a server took and let hang has no excuse, whatever befell that server.
+    """
+
+    async def hang(_reader, writer) -> None:
+        writer.write(frame(SETTINGS, 0, 0, b""))
+
+    found = batch_at(hang, monkeypatch)
+    assert found.crashes == 1
+    assert found.examples[0].startswith("8 calls without an answer")
+
+
+def test_calls_on_connections_that_ended_before_them_end_too(monkeypatch):
+    """
+    A server that ends closes what its port had taken: nobody waits for these, and they are counted.
+    """
+
+    async def close(_reader, writer) -> None:
+        writer.close()
+
+    found = batch_at(close, monkeypatch)
+    assert (found.crashes, found.cut) == (0, 1)
+    assert found.statuses == {"refused": 8}
+
+
+@pytest.mark.parametrize(("restarts", "crashes"), [(0, 1), (1, 1), (2, 0)])
+def test_connections_that_end_without_a_restart_are_a_crash(restarts, crashes):
+    """
+    A restart cuts the batch under way and, at most, one that the old server's port still took.
+    """
+    found = Fuzzed(cut=4)
+    found.check_cuts(restarts)
+    assert found.crashes == crashes
 
 
 def test_mutual_tls_lets_in_whoever_shows_our_certificate_and_nobody_else(tmp_path):

@@ -4,8 +4,8 @@
     kb               of the page and all that it loads
     axe_serious      findings of axe-core that are serious or critical, light and dark
 
-Without Chromium there is none of it; without axe-core, no findings: `npm install axe-core` in this
-folder, or `--axe` says where `axe.min.js` is.
+Without Chromium there is none of it; without axe-core, no findings: `make axe` gets it from npm, or
+`--axe` says where `axe.min.js` is.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@
     answers    Dispatch, streamed                   lost where it breaks off or fails
 
 Callers are connected as the Python client connects: a call that a stopping replica has not taken
-is tried again by gRPC. `resent` says how often a stream had to be opened again.
+is tried again by gRPC. `resent` says how often a stream had to be opened again; `lost` what was
+lost, `problems` what streams were told besides.
 """
 
 from __future__ import annotations
@@ -41,10 +42,16 @@ class Rolled:
     sent: int = 0
     answered: int = 0
     resent: int = 0
-    problems: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)  # after which a stream goes on
 
     def lose(self, what: str) -> None:
         """Note why one was lost."""
+        if len(self.lost) < EXAMPLES_MAX:
+            self.lost.append(what)
+
+    def stumble(self, what: str) -> None:
+        """Note what is tried again."""
         if len(self.problems) < EXAMPLES_MAX:
             self.problems.append(what)
 
@@ -80,6 +87,7 @@ async def rolling(at: Attacked, connect: ConnectSafely) -> dict[str, Any]:
             "sent": seen.sent,
             "resent": seen.resent,
             "took_s": round(time.monotonic() - began_s, 1),
+            "lost": seen.lost,
             "problems": seen.problems,
         },
     }
@@ -110,8 +118,10 @@ async def _counted(call: Awaitable[None], seen: Rolled) -> None:
     try:
         await call
         seen.answered += 1
-    except (grpc.aio.AioRpcError, _Cut) as error:
-        seen.lose(error.details() or "" if isinstance(error, grpc.aio.AioRpcError) else str(error))
+    except grpc.aio.AioRpcError as error:
+        seen.lose(f"{error.code().name}: {error.details()}")
+    except _Cut as error:
+        seen.lose(str(error))
 
 
 class _Cut(Exception):
@@ -153,11 +163,13 @@ class _Stream:
                 async for reply in replies:
                     self._take(reply)
             except grpc.aio.AioRpcError as error:
-                self._seen.lose(f"a stream ended: {error.code().name} {error.details()}")
+                self._seen.stumble(f"a stream ended: {error.code().name} {error.details()}")
             if not self._stopping.is_set():
                 self._seen.resent += 1
             elif ends_s == float("inf"):
                 ends_s = time.monotonic() + REPLY_S_MAX
+        for name in self._waiting:
+            self._seen.lose(f"{name}: no decision {REPLY_S_MAX:.0f} s after the update")
 
     async def _requests(self) -> AsyncIterator[pb.RouteRequest]:
         for request in list(self._waiting.values()):
@@ -174,4 +186,4 @@ class _Stream:
         if reply.HasField("decision"):
             self._seen.answered += self._waiting.pop(reply.request_id, None) is not None
         elif reply.HasField("problem"):
-            self._seen.lose(f"{reply.request_id}: {reply.problem.message}")
+            self._seen.stumble(f"{reply.request_id}: {reply.problem.message}")

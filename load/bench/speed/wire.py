@@ -115,8 +115,11 @@ class Connection(asyncio.Protocol):
             self._ended(self._waiting.popleft()[1], Ended(False, None, False))
 
     def call(self, ask: Ask, known_as: object) -> None:
-        """Send a call with the next `flush`."""
-        self._waiting.append((ask, known_as))
+        """Send a call with the next `flush`; on a lost connection it ends at once."""
+        if self.lost:
+            self._ended(known_as, Ended(False, None, False))
+        else:
+            self._waiting.append((ask, known_as))
 
     def flush(self) -> None:
         """Send what there is room for, in one write."""
