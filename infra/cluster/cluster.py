@@ -96,10 +96,12 @@ def _connected(where: Mapping[str, Any]) -> Iterator[None]:
         yield
     finally:
         # Serve has nothing left to run by now; its own shutdown would only make Ray print that
-        # the controller died while it was asked to.
+        # the controller died while it was asked to. And Ray's shutdown takes leave of the raylet:
+        # where that is dead it ends this very process, before anybody could say or mend anything.
         if head.problem():
             head.end()
-        ray.shutdown()
+        else:
+            ray.shutdown()
 
 
 def this_host(resources: Mapping[str, float]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 
 from fairlead.commands.restarts import may_restart
 from fairlead.commands.up import wait_for_the_end
+from infra.cluster import cluster, head
 from infra.errors import RayEnded
 
 WAITING = """
@@ -59,3 +60,24 @@ def test_end_of_ray_is_noticed_with_a_reason():
 )
 def test_starting_again_is_tried_a_few_times_in_a_while(times_s, again):
     assert may_restart(times_s, 10_000) is again
+
+
+@pytest.mark.parametrize(
+    ("problem", "done"), [("", ["shutdown"]), ("gcs_server", ["end"]), ("raylet", ["end"])]
+)
+def test_the_end_of_ray_does_not_end_this_process_too(monkeypatch, problem, done):
+    """
+    `ray.shutdown` takes leave of the raylet, and where that is dead it exits at once: nothing is
+    started again, and nobody says why. So what is left of a dead Ray is ended without it.
+    """
+    calls = []
+    monkeypatch.setattr(cluster.ray, "init", lambda **_: None)
+    monkeypatch.setattr(cluster.ray_serve, "start", lambda **_: None)
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: calls.append("shutdown"))
+    monkeypatch.setattr(head, "problem", lambda: problem)
+    monkeypatch.setattr(head, "end", lambda: calls.append("end"))
+
+    with cluster.local_ray(address="127.0.0.1:1"):
+        pass
+
+    assert calls == done
