@@ -91,6 +91,13 @@ KINDS: Mapping[str, Kind] = {
         "The feedback topic has partitions that no trainer reads.",
         "Restart `fairlead up` if it lasts for more than a minute.",
     ),
+    "replicas_lost": Kind(
+        "Replicas of a router, a dispatcher, a trainer or a pool ended, or did not answer for a "
+        "quarter of a minute. Ray starts others; the alarm stays for a minute after they are back.",
+        "If it comes again: the log of that part, under `logs` in the state folder, and `dmesg` "
+        "say whether memory ran out or the machine stood still. Have two replicas of what must "
+        "not be missing: `router.replicas`, `dispatch.replicas`.",
+    ),
     "replicas_not_ready": Kind(
         "Replicas of a pool did not become ready within their limit and were given up: either no "
         "machine with their GPU came, or their server does not start. For half an hour no more are "

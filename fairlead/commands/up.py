@@ -20,7 +20,8 @@ from fairlead.commands.renewal import STARTED, Renewal, keep_settings
 from fairlead.commands.restarts import may_restart, restart, restarted_at_s
 from infra.cluster import head
 from infra.cluster.checkup import LOCK
-from infra.cluster.cluster import Running, local_ray, running
+from infra.cluster.cluster import Running, is_ours, local_ray, running
+from infra.cluster.replica_watch import watching
 from infra.dashboard.history import History
 from infra.dashboard.judged import Judged, names_of
 from infra.dashboard.recorder import Recorder
@@ -77,7 +78,11 @@ def _run(path: Path | None, console: Console) -> None:
             keep_settings(settings, path)
             _stop_on_signals()  # again: Ray takes SIGTERM for itself at its start
             status.update("starting the router …")
-            with running(settings, path) as router, _looking(settings, router.site):
+            with (
+                running(settings, path) as router,
+                _looking(settings, router.site),
+                watching(router.site.store().folder, is_ours, now_ms),
+            ):
                 status.stop()
                 console.print(f"[bold green]Fairlead is up[/] at [bold]{router.address}[/]")
                 if router.dispatch:

@@ -181,7 +181,7 @@ def _refuse_taken(settings: Settings) -> None:
 
     What was left here by one of us that was killed is ours: it is deployed anew.
     """
-    if ray.is_initialized() and any(map(_is_ours, ray_serve.status().applications)):
+    if ray.is_initialized() and any(map(is_ours, ray_serve.status().applications)):
         return
     for setting, (host, port) in settings.addresses().items():
         if not is_free(port, host):
@@ -215,12 +215,12 @@ def _stop_all(drain_s: float) -> None:
     """
     close_planner()
     close_url_watch()
-    there = filter(_is_ours, ray_serve.status().applications)
+    there = filter(is_ours, ray_serve.status().applications)
     for name in sorted(there, key=lambda name: (name != DISPATCH_APP, name == POOLS_APP)):
         withdraw(name, GONE_S_MAX + drain_s)
     close_directory()
 
 
-def _is_ours(app: str) -> bool:
+def is_ours(app: str) -> bool:
     """Whether we deployed it: others may have applications in the same cluster."""
     return app in {ROUTER_APP, DISPATCH_APP, POOLS_APP} or app.startswith(TRAINER_APP)
