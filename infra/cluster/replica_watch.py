@@ -17,12 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from ray import serve as ray_serve
-from ray.serve.schema import (
-    ApplicationStatusOverview,
-    DeploymentStatus,
-    DeploymentStatusOverview,
-    ReplicaState,
-)
+from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview
 
 from streams.alarms import Board, Folder
 
@@ -32,7 +27,8 @@ ALARM = "replicas_lost"
 ROLE = "replicas"
 LOOK_S = 3.0
 HELD_MS = 60_000
-LOST = {DeploymentStatus.UNHEALTHY, DeploymentStatus.DEPLOY_FAILED}
+LOST = {"UNHEALTHY", "DEPLOY_FAILED"}  # Ray's names of a deployment's status
+RUNNING = "RUNNING"
 
 
 class ReplicaWatch:
@@ -75,7 +71,7 @@ def lost_of(apps: Mapping[str, ApplicationStatusOverview]) -> list[str]:
 
 
 def _said(app: str, name: str, seen: DeploymentStatusOverview) -> str:
-    running = seen.replica_states.get(ReplicaState.RUNNING, 0)
+    running = sum(n for state, n in seen.replica_states.items() if state == RUNNING)
     part = app if app == name.lower() else f"{app}, {name}"
     why = " ".join(seen.message.split())
     return f"Of {part}, {running} replicas run: {why.rstrip('.')}."
