@@ -70,6 +70,13 @@ KEY_WORDS = re.compile(r"api.?key|credential|unauthori[sz]ed|authenticat", re.IG
 MODEL_WORDS = re.compile(
     r"\bmodel\b.*(not exist|not found|unknown|no such)|no such model", re.IGNORECASE
 )
+# An account without money, of which some say so with the status of a malformed call.
+ACCOUNT_WORDS = re.compile(
+    r"(credit|account|fund|balance|quota)s?\b.{0,40}\b(too low|insufficient|exhausted|depleted"
+    r"|overdue|suspended|deactivated|disabled)|(insufficient|out of|not enough|no) (account )?"
+    r"(credit|fund|balance|quota)s?\b|exceeded your current quota|billing",
+    re.IGNORECASE,
+)
 CONTENT_WORDS = re.compile(
     r"moderat|content.?(policy|filter|management)|flagged|safety|harmful|prohibited|violat"
     r"|\b(image|file|audio|video|media)\b",
@@ -104,8 +111,9 @@ def _by_status(status: int | None, words: str) -> Fault:
 
 
 def _is_setup(status: int | None, words: str) -> bool:
-    """Whether a malformed call is really a wrong key or model: Google says 400 for both."""
-    return status in (400, 404) and bool(KEY_WORDS.search(words) or MODEL_WORDS.search(words))
+    """Whether a malformed call is really a wrong key, model or account: some say 400 for all."""
+    found = (KEY_WORDS, MODEL_WORDS, ACCOUNT_WORDS)
+    return status in (400, 404) and any(told.search(words) for told in found)
 
 
 def refusal(

@@ -115,7 +115,10 @@ class ChunkReader:
             texts = [_text_of(part) for part in content]
             return "".join(map(str, texts)) if None not in texts else content
         if isinstance(content, dict):
-            raise self._garbled("`content` is an object")
+            text = _text_of(content)  # of a part that is in no list
+            if text is None:
+                raise self._garbled("`content` is an object")
+            return text
         return str(content)
 
     def _tool_calls(self, calls: object) -> list[dict[str, object]] | None:

@@ -20,7 +20,7 @@ from serve.dispatch.attempt import Attempt, Place, began
 from serve.dispatch.backend import Call, Pools
 from serve.dispatch.features import Feature, Refusals, refused_features
 from serve.dispatch.retickets import Reticket, Retickets
-from serve.errors import CallRefused, NoAnswer, PoolsOverloaded
+from serve.errors import CallRefused, EndpointOverloaded, NoAnswer, PoolsOverloaded
 from serve.health.health import Health
 from serve.health.lease import EndpointLease
 from serve.proto.fairlead.v1 import router_pb2 as pb
@@ -275,12 +275,18 @@ class Caller:
         )
 
     def _overloaded_for_s(self, request: AnswerState) -> float | None:
-        """Seconds until the first of its pools wants to be asked again; None: one is not paused."""
+        """Seconds until the first of its pools wants to be asked again; None: one is not paused.
+
+        Those that all said they were overloaded, and not for how long, are asked again soon.
+        """
         now_s = self._now_s()
         there = [pool for _, pool in request.open_places if self._pools.endpoints(pool)]
         pauses = [self._paused_for_s(request, pool, now_s) for pool in there]
         paused = [pause for pause in pauses if pause is not None]
-        return min(paused) if paused and len(paused) == len(pauses) else None
+        if paused and len(paused) == len(pauses):
+            return min(paused)
+        outcomes = {record.outcome for record in request.records()}
+        return FULL_S if outcomes == {EndpointOverloaded.kind} else None
 
     def _paused_for_s(self, request: AnswerState, pool: str, now_s: float) -> float | None:
         """Seconds until it may be asked again, because it wants to be left alone, or is full."""

@@ -411,6 +411,28 @@ def test_a_pool_that_says_when_to_come_back_is_left_alone_until_then():
         assert [e.called for e in up.calls()] == [1, 1]
 
 
+@pytest.mark.parametrize(
+    "others, overloaded",
+    [(EndpointOverloaded("x", "429"), True), (EndpointFailed("x", "500"), False)],
+)
+def test_where_all_are_overloaded_and_none_says_for_how_long_the_caller_is_told_so(
+    others, overloaded
+):
+    """
+    A 429 may come without `Retry-After`. Whoever is told "too many" comes back more slowly than
+    who is told that something is broken; so it is said where it is all that was heard.
+    """
+    scripts = {
+        "large": Script(fails=EndpointOverloaded("x", "429")),
+        "medium": Script(fails=others),
+    }
+    with bench(scripts) as up:
+        error = up.get().error
+
+        assert isinstance(error, PoolsOverloaded) is overloaded
+        assert isinstance(error, NoAnswer)
+
+
 def test_a_reader_who_waits_for_the_end_gets_another_answer_for_one_that_broke_off():
     """
     The line is what the reader has seen, not the pool's first token.

@@ -320,7 +320,7 @@ def test_more_cached_than_sent_is_all():
     "data",
     [
         b"nonsense", b'{"choices": [{"delta": "x"}]}',
-        b'{"choices": [{"delta": {"content": {"text": "a"}}}]}',
+        b'{"choices": [{"delta": {"content": {"a": 1}}}]}',
         b'{"choices": [{"delta": {"tool_calls": [{"index": %d}]}}]}' % TOOL_CALLS_MAX,
         b'{"choices": [{"delta": {"tool_calls": [1]}}]}', b'{"choices": [{"delta": {"tool_calls": "x"}}]}',
         b'{"choices": [{"delta": {"tool_calls": [{"function": 1}]}}]}',
@@ -358,6 +358,7 @@ def test_what_carries_nothing_is_passed_over(data):
     [
         ({"delta": {"content": 1}}, {"content": "1"}),
         ({"delta": {"content": ["a", {"type": "text", "text": "b"}]}}, {"content": "ab"}),
+        ({"delta": {"content": {"type": "text", "text": "a"}}}, {"content": "a"}),
         ({"delta": {"content": "a", "role": 1}}, {"content": "a", "role": None}),
         (
             {"delta": {"tool_calls": [{"index": -1, "function": {"arguments": {"x": 1}}}]}},
