@@ -48,6 +48,9 @@ LAST_MARK_S = 0.1
 # Bytes that aiohttp can't read as HTTP; it raises the second as it is from within a body.
 NO_HTTP = (aiohttp.ClientResponseError, HttpProcessingError)
 NETWORK = (aiohttp.ClientError, HttpProcessingError, OSError)  # TimeoutError is an OSError
+# A time limit that runs out so much late says that this process was away, not what the server did.
+AWAY_S = 0.05
+CONNECTS_MAX = 3  # then the server is to blame all the same: somebody waits
 REFUSAL_BYTES_MAX = 64 * 1024  # of an error's text that are read
 # What is added to a call: to learn its tokens, and how sure the model was.
 STREAM_OPTIONS: dict[str, object] = {"stream_options": {"include_usage": True}}
@@ -170,16 +173,23 @@ class OpenAiEndpoint:
         self._refused = unwanted
 
     async def _post(self, call: Call, added: Mapping[str, object]) -> aiohttp.ClientResponse:
-        try:
-            return await self._connections.post(
-                self._url,
-                data=self._body(call, added),
-                headers={**self._headers, **call.headers} if call.headers else self._headers,
-                timeout=self._timeout,
-                allow_redirects=False,  # the key is for this address
-            )
-        except NETWORK as error:
-            raise self._broken(error) from None
+        """The response; a connection that came too late for us alone is made once more."""
+        loop, body = asyncio.get_running_loop(), self._body(call, added)
+        for connects_left in reversed(range(CONNECTS_MAX)):
+            away_at = loop.time() + self._options.connect_timeout_s + AWAY_S
+            try:
+                return await self._connections.post(
+                    self._url,
+                    data=body,
+                    headers={**self._headers, **call.headers} if call.headers else self._headers,
+                    timeout=self._timeout,
+                    allow_redirects=False,  # the key is for this address
+                )
+            except NETWORK as error:
+                was_away = isinstance(error, aiohttp.ConnectionTimeoutError)
+                if not (was_away and loop.time() > away_at and connects_left):
+                    raise self._broken(error) from None
+        raise AssertionError("the last one returns or raises")
 
     def _body(self, call: Call, added: Mapping[str, object]) -> bytes:
         options = self._options

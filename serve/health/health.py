@@ -184,15 +184,17 @@ class Health:
             return None
         held.most = most
         endpoints = held.endpoints
-        if endpoints.due_s <= now_s:
-            probed = endpoints.begin_probe(now_s)
-            return EndpointLease(held, probed, now_s, probe=True, prompt_tokens=prompt_tokens)
         open_ = [one for one in endpoints.open(now_s) if one.in_flight < most]
-        if not open_:
+        if probe := endpoints.due_s <= now_s:
+            chosen = endpoints.begin_probe(now_s)
+        elif open_:
+            chosen = self._choose(open_, endpoints.by_address.get(prefer), uniform, avoid)
+        elif probe := bool(endpoints.needed(now_s)):
+            chosen = endpoints.begin_early_probe(now_s)
+        else:
             held.refusals += held.holds(most, now_s=now_s)
             return None
-        chosen = self._choose(open_, endpoints.by_address.get(prefer), uniform, avoid)
-        return EndpointLease(held, chosen, now_s, probe=False, prompt_tokens=prompt_tokens)
+        return EndpointLease(held, chosen, now_s, probe=probe, prompt_tokens=prompt_tokens)
 
     def _choose(
         self, open_: Sequence[Endpoint], last: Endpoint | None, uniform: float, avoid: str

@@ -37,7 +37,8 @@ class Pool:
             return False
         if self.endpoints.due_s <= now_s:  # one that is out may be back: it has room
             return False
-        return all(one.in_flight >= most for one in self.endpoints.open(now_s))
+        full = all(one.in_flight >= most for one in self.endpoints.open(now_s))
+        return full and not self.endpoints.needed(now_s)
 
     def note_wait(
         self, endpoint: Endpoint, wait_s: float, *, now_s: float, prompt_tokens: float
@@ -111,7 +112,7 @@ class EndpointLease:
             self._note_wait(now_s - self._began_s, now_s)
         if was_late and (self.found > self._pool.most or self._in_turn):
             return  # it waited behind others: the server is not stuck
-        self._judge(failed=True, now_s=now_s)
+        self._judge(failed=True, now_s=now_s, silent=was_late)
 
     @property
     def _in_turn(self) -> bool:
@@ -174,7 +175,8 @@ class EndpointLease:
         if self.probe:
             pool.endpoints.end_probe(endpoint)
 
-    def _judge(self, *, failed: bool, now_s: float) -> None:
+    def _judge(self, *, failed: bool, now_s: float, silent: bool = False) -> None:
         endpoint = self._endpoint
         if endpoint.stint == self._stint:
+            endpoint.silent = silent
             self._pool.endpoints.judge(endpoint, probe=self.probe, failed=failed, now_s=now_s)

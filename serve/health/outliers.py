@@ -15,6 +15,12 @@ health is ignored when an endpoint is chosen, or the few good ones would be over
 Numbers of Envoy are from envoyproxy.io/docs, config.cluster.v3.OutlierDetection, and, for what the
 documentation leaves open, from its `outlier_detection_impl.cc` (of 1.31 or later).
 
+Where those that are left are full, a pool needs whom it ejected: a second after an ejection, then
+two, four, … seconds later, one request goes there as a probe before its time. So a pool of two does
+not do half of its work for 30 s because of one bad moment. Such a probe readmits, too; that it
+fails lengthens nothing. Who was ejected for its silence is not needed: a request would wait there,
+which is worse than to be refused at once.
+
 While an endpoint is out only its probe is judged, and once it is back only what was begun since. So
 the end of old attempts neither lengthens an ejection nor brings on the next.
 """
@@ -85,6 +91,7 @@ class OutlierOptions:
     )
     ejection_s_max: float = 300.0  # … up to its max_ejection_time
     forgive_s: float = 10.0  # Envoy's interval: each of these in good health takes one time off
+    needed_s: float = 1.0  # out for so long, it is tried where its pool is full; then after twice …
     # Envoy's max_ejection_percent; and always one, as in Envoy up to 1.30. Since then that is an
     # option (always_eject_one_host, off), without which a pool of nine never has one ejected.
     ejected_share_max: float = option(
@@ -104,10 +111,10 @@ class Endpoint:
     """One address of a pool: what is in flight, what became of the rest, and how it stands."""
 
     __slots__ = (
-        "address", "backoff", "begun", "cancelled", "ejected", "ejections", "failed_latest",
-        "failures", "failures_in_a_row", "in_flight", "judged_latest", "out", "pace",
-        "paused_until_s", "readmitted_s", "stint", "successes", "turns",
-        "until_s",
+        "address", "backoff", "begun", "cancelled", "early", "ejected", "ejections",
+        "failed_latest", "failures", "failures_in_a_row", "in_flight", "judged_latest",
+        "needed_at_s", "needed_wait_s", "out", "pace", "paused_until_s", "readmitted_s", "silent",
+        "stint", "successes", "turns", "until_s",
     )  # fmt: skip
 
     def __init__(self, address: str) -> None:
@@ -119,6 +126,9 @@ class Endpoint:
         self.out = self.ejected = False
         self.until_s = self.readmitted_s = 0.0
         self.paused_until_s = -math.inf  # it said when it wants to be asked again
+        self.silent = False  # the last failure was that nothing came
+        self.early = False  # its probe was before its time
+        self.needed_at_s, self.needed_wait_s = math.inf, 0.0  # when it may be tried before its time
         self.ejections = self.backoff = 0
         self.failures_in_a_row = self.failed_latest = self.judged_latest = 0
 
@@ -142,6 +152,8 @@ class Endpoint:
         if not self.out:
             healthy_s = now_s - self.readmitted_s
             self.backoff = max(0, self.backoff - int(healthy_s / options.forgive_s))
+            self.needed_wait_s = options.needed_s
+            self.needed_at_s = now_s + self.needed_wait_s
         if self.backoff * options.ejection_s < options.ejection_s_max + options.ejection_s:
             self.backoff += 1
         self.until_s = now_s + min(self.backoff * options.ejection_s, options.ejection_s_max)
@@ -196,12 +208,32 @@ class Endpoints:
         first_s = min((e.paused_until_s for e in self.serving), default=-math.inf)
         return max(0.0, first_s - now_s)
 
+    def needed(self, now_s: float) -> list[Endpoint]:
+        """Those that may be tried before their time, because the others are full."""
+        if self.probed or self.panic:  # in a panic all are asked anyhow
+            return []
+        return [
+            e
+            for e in self._out
+            if e.ejected and not e.silent and max(e.needed_at_s, e.paused_until_s) <= now_s
+        ]
+
     def begin_probe(self, now_s: float) -> Endpoint:
         """The endpoint to be probed now; no other is until it is finished. See `due_s`."""
         assert self.due_s <= now_s, "no probe is due"
-        self.probed = min(self._out, key=lambda endpoint: endpoint.until_s)
+        return self._probe(min(self._out, key=lambda endpoint: endpoint.until_s), early=False)
+
+    def begin_early_probe(self, now_s: float) -> Endpoint:
+        """Likewise, of one that is `needed`."""
+        chosen = min(self.needed(now_s), key=lambda endpoint: endpoint.needed_at_s)
+        chosen.needed_wait_s *= 2.0
+        chosen.needed_at_s = now_s + chosen.needed_wait_s
+        return self._probe(chosen, early=True)
+
+    def _probe(self, endpoint: Endpoint, *, early: bool) -> Endpoint:
+        self.probed, endpoint.early = endpoint, early
         self.due_s = math.inf
-        return self.probed
+        return endpoint
 
     def end_probe(self, endpoint: Endpoint) -> None:
         """The probe is over; unless it judges, another may go at once."""
@@ -226,7 +258,8 @@ class Endpoints:
 
     def _judge_probe(self, endpoint: Endpoint, failed: bool, now_s: float) -> None:
         if failed:
-            endpoint.go_out(self._options, now_s)
+            if not endpoint.early:
+                endpoint.go_out(self._options, now_s)
             self.due_s = self._next_due_s()
             kind: Kind = "ejected" if endpoint.ejected else "not ejected"
             self._note(kind, endpoint, now_s, "probe failed")

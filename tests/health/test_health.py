@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 
@@ -652,16 +653,16 @@ def test_an_endpoint_that_wants_to_be_left_alone_gets_no_call_until_then():
 
 def test_a_pool_is_full_when_those_that_may_be_asked_hold_as_much_as_they_may():
     """
-    An ejected endpoint has room, and is no help: its pool is full, not able.
+    An endpoint that was just ejected has room, and is no help: its pool is full, not able.
     """
     health = healthy(p=2)
     fail(health, "p0")
-    leases = [health.pick("p", 1.0, uniform=0.5, most=2.0) for _ in range(2)]
+    leases = [health.pick("p", 0.5, uniform=0.5, most=2.0) for _ in range(2)]
 
     assert [lease.address for lease in leases] == ["p1", "p1"]
-    assert health.reason("p", 1.0, most=2.0) == "full"
-    assert health.pick("p", 1.0, uniform=0.5, most=2.0) is None
-    assert health.reason("p", 1.0) == "" and health.reason("p", 1.0, most=3.0) == ""
+    assert health.reason("p", 0.5, most=2.0) == "full"
+    assert health.pick("p", 0.5, uniform=0.5, most=2.0) is None
+    assert health.reason("p", 0.5) == "" and health.reason("p", 0.5, most=3.0) == ""
     leases[0].succeeded(2.0)
     assert health.reason("p", 2.0, most=2.0) == ""
 
@@ -721,7 +722,8 @@ def test_a_pool_is_not_full_while_a_server_that_is_out_may_be_back():
     The next request finds out; or all would be refused for as long as the others are full.
     """
     health = healthy(p=2)
-    fail(health, "p0")
+    for _ in range(5):
+        lease_of(health, "p0").failed(0.0, "late", was_late=True)
     for _ in range(2):
         health.pick("p", 1.0, uniform=0.5, most=2.0)
 
@@ -729,3 +731,81 @@ def test_a_pool_is_not_full_while_a_server_that_is_out_may_be_back():
     assert health.reason("p", 31.0, most=2.0) == ""
     assert health.pick("p", 31.0, uniform=0.5, most=2.0).address == "p0"
     assert health.reason("p", 31.0, most=2.0) == "full"  # one probe at a time
+
+
+# Needed before its time
+
+
+def half_gone(now_s: float = 0.0, **how: bool) -> Watched:
+    """Of a pool of two, a1 is ejected, and a0 holds four requests: for four at the most it is full."""
+    health = healthy(a=2)
+    for _ in range(5):
+        lease_of(health, "a1", now_s).failed(now_s, "reset", **how)
+    assert endpoint(health, "a1", now_s).ejected
+    for _ in range(4):
+        lease_of(health, "a0", now_s)
+    return health
+
+
+def needed(health: Watched, now_s: float) -> EndpointLease | None:
+    return health.pick("a", now_s, uniform=0.5, most=4)
+
+
+def test_who_is_ejected_is_tried_where_the_others_are_full():
+    """
+    A pool of two would do half of its work for thirty seconds, and refuse callers meanwhile,
+    because of one bad moment. One request at a time finds out, a second after the ejection.
+    """
+    health = half_gone()
+    assert needed(health, 0.9) is None and health.reason("a", 0.9, most=4) == "full"
+    assert health.reason("a", 1.0, most=4) == ""
+
+    lease = needed(health, 1.0)
+
+    assert lease.probe and lease.address == "a1"
+    assert needed(health, 1.5) is None and health.reason("a", 1.5, most=4) == "full"
+    lease.succeeded(2.0)
+    assert not endpoint(health, "a1").out
+    assert needed(health, 2.0).address == needed(health, 2.0).address == "a1"
+
+
+def test_while_another_has_room_nobody_is_tried_before_their_time():
+    health = half_gone()
+    assert {health.pick("a", 29.0, uniform=0.5, most=math.inf).address for _ in range(9)} == {"a0"}
+
+
+def test_a_probe_before_its_time_that_fails_lengthens_nothing_and_is_rarer_each_time():
+    """
+    Who is gone costs a pool that is full five requests in thirty seconds, and is out for no longer.
+    """
+    health, tried = half_gone(), []
+    for tenth in range(300):
+        lease = needed(health, tenth / 10)
+        if lease:
+            tried.append(tenth / 10)
+            lease.failed(tenth / 10, "reset")
+
+    assert tried == [1.0, 3.0, 7.0, 15.0]
+    assert endpoint(health, "a1").until_s == 30.0
+    assert needed(health, 30.0).probe
+
+
+def test_who_was_ejected_for_being_silent_is_not_tried_before_its_time():
+    """A caller would wait for it, which is worse than to be refused at once."""
+    health = half_gone(was_late=True)
+    assert all(needed(health, now_s) is None for now_s in (1.0, 10.0, 29.9))
+    assert needed(health, 30.0).probe
+
+
+def test_who_wants_to_be_left_alone_is_not_tried_before_their_time_either():
+    """And where all are asked anyhow, because few are healthy, nobody is tried beyond the limit."""
+    health = half_gone()
+    needed(health, 1.0).overloaded(1.0, "overloaded", pause_s=20.0)
+    assert needed(health, 20.9) is None
+    assert needed(health, 21.0).probe
+
+    alone = healthy(a=1)
+    fail(alone, "a0")
+    for _ in range(4):
+        lease_of(alone, "a0", 1.0)
+    assert needed(alone, 20.0) is None

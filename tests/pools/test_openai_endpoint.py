@@ -702,6 +702,37 @@ def test_connection_that_takes_too_long_is_unreachable(monkeypatch):
     assert type(error) is EndpointUnreachable and "0.05 s" in error.problem
 
 
+@pytest.mark.parametrize(("stops", "answered"), [(2, True), (3, False)])
+def test_who_was_away_when_time_ran_out_connects_once_more(monkeypatch, stops, answered):
+    """
+    A process that was stopped, or had no CPU, for longer than a connection may take finds all its
+    time limits run out, whatever servers did meanwhile. Taken for failures, five such calls would
+    eject a server that is well. But not for ever: whoever asked waits.
+    """
+    connect, tries = aiohttp.TCPConnector._create_connection, []
+
+    async def work() -> AttemptFailed | None:
+        loop, away_s = asyncio.get_running_loop(), 0.0
+        now_s = loop.time
+        monkeypatch.setattr(loop, "time", lambda: now_s() + away_s, raising=False)
+
+        async def stopped(*request: object) -> object:
+            nonlocal away_s
+            tries.append(1)
+            if len(tries) > stops:
+                return await connect(*request)
+            away_s += 1.5
+            return await asyncio.Event().wait()
+
+        monkeypatch.setattr(aiohttp.TCPConnector, "_create_connection", stopped)
+        async with connected(follow(Script()), connect_timeout_s=1.0) as (_, endpoint):
+            return (await read_until_error(endpoint))[1]
+
+    error = run(work())
+    assert len(tries) == 3
+    assert (error is None) if answered else (type(error) is EndpointUnreachable)
+
+
 def test_tls_that_can_not_be_spoken_is_unreachable():
     async def work() -> AttemptFailed | None:
         plain = await asyncio.start_server(lambda _, out: out.write(b"what?\r\n"), "127.0.0.1", 0)
