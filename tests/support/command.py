@@ -20,10 +20,9 @@ def fairlead(*arguments: str, **popen):
     """The command line in a process group of its own, stopped at the end whatever happens."""
     process = subprocess.Popen(
         [sys.executable, "-m", "fairlead", *arguments],
-        cwd=ROOT,
         text=True,
         start_new_session=True,
-        **popen,
+        **{"cwd": ROOT} | popen,
     )
     started = psutil.Process(process.pid)
     try:

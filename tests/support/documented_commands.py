@@ -88,7 +88,10 @@ ELSEWHERE = {
 }
 
 # Pages whose commands are all run by a test of their own, from top to bottom.
-WHOLE = {"docs/control.md": "tests/control/test_admin.py"}
+WHOLE = {
+    "docs/control.md": "tests/control/test_admin.py",
+    "docs/tutorial.md": "tests/operating/test_tutorial.py",
+}
 
 LONG = "up to 40 minutes of two cores; tests/benches/test_bench_decisions.py runs the bench itself"
 NOT_RUN = {
