@@ -17,18 +17,17 @@ from pathlib import Path
 
 from rich.console import Console
 
+from fairlead.commands.started import keep_settings
 from infra.cluster.cluster import Running, renew
 from infra.control.effects import needs_new_replicas
 from infra.errors import InfraError
 from infra.pools.site import LocalSite
 from infra.settings.settings import Settings, read_settings
-from infra.settings.site_options import SiteOptions
 from streams.alarms import Board
 from streams.errors import OptionRefused
 
 logger = logging.getLogger(__name__)
 
-STARTED = "started.toml"  # in the state folder: the settings that `up` runs with
 ROLE = "up"
 Renew = Callable[[Settings, Running], Running]
 
@@ -96,13 +95,6 @@ class Renewal:
         if not self._posted:
             self._board.clear_others()
             self._posted = True
-
-
-def keep_settings(settings: Settings, path: Path) -> None:
-    """Keep a copy in the state folder, for who looks while the file has a mistake."""
-    kept = settings.options(SiteOptions).state_dir.absolute() / STARTED
-    kept.write_bytes(path.read_bytes())
-    kept.chmod(0o600)  # a password may be in it
 
 
 def _size(site: LocalSite) -> int:

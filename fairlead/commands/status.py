@@ -16,6 +16,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from fairlead.commands.fleet_tables import SECTIONS, print_fleet
+from fairlead.commands.started import not_taken
 from infra.autoscaling.live.planning import read_record
 from infra.errors import InfraError
 from infra.pools.site import LocalSite
@@ -32,6 +33,7 @@ from streams.telemetry.received import SILENT_MS
 
 EDITS_MAX = 5  # all are in the list: `edits.jsonl` in the state folder
 LINES_MAX = 20  # of what the planner did: the last screenful
+NOT_TAKEN = "The settings file was edited, and `up` has not taken it (SIGHUP, or a new start): {}"
 NO_TELEMETRY = (
     f"No telemetry of a router for {SILENT_MS // 1000} s: either none runs, or its log can't be "
     f"written (decisions may then be served all the same). See the alarms."
@@ -54,6 +56,7 @@ def show(settings: Settings, path: Path, *, quiet: bool) -> dict[str, Any]:
         "supports": _supports(settings),
         "newcomers": _newcomers(settings, site),
         "edits": _edits(site.edits),
+        "not_taken": not_taken(path, site.state_dir),
     }
     if not quiet:
         _print(found, Console(file=sys.stdout, width=100))
@@ -101,7 +104,14 @@ def _scaling(folder: Path) -> list[dict[str, Any]]:
     return [{"at_unix_ms": line.at_ms, "line": line.text} for line in lines]
 
 
-SHOWN_APART = ("alarms", "changes", "conditions", "change", "edits")  # in lines of their own
+SHOWN_APART = (
+    "alarms",
+    "changes",
+    "conditions",
+    "change",
+    "edits",
+    "not_taken",
+)  # in lines of their own
 
 
 def _print(found: dict[str, Any], out: Console) -> None:
@@ -144,6 +154,8 @@ def _print_lines(found: dict[str, Any], out: Console) -> None:
     _print_newcomers(found["newcomers"], out)
     for line in [*_change_lines(found["change"]), *map(_edit_line, found["edits"])]:
         out.print(line, highlight=False, markup=False)
+    if waits := found["not_taken"]:
+        out.print(NOT_TAKEN.format(", ".join(waits)), highlight=False, markup=False)
 
 
 def _edit_line(one: dict[str, Any]) -> str:

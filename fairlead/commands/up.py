@@ -16,8 +16,9 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from fairlead.commands.renewal import STARTED, Renewal, keep_settings
+from fairlead.commands.renewal import Renewal
 from fairlead.commands.restarts import may_restart, restart, restarted_at_s
+from fairlead.commands.started import STARTED, keep_settings
 from infra.cluster import head
 from infra.cluster.checkup import LOCK
 from infra.cluster.cluster import Running, is_ours, local_ray, running

@@ -23,7 +23,7 @@ from infra.pools.ports import is_free
 from infra.pools.site import LocalSite
 from infra.settings.settings import Settings
 from infra.settings.site_options import SiteOptions
-from streams.errors import StreamError
+from streams.errors import OptionRefused, StreamError
 
 LOCK = "up.lock"  # in the state folder; held by a running `fairlead up`
 PYTHON = (3, 11)
@@ -56,7 +56,7 @@ def examine(settings: Settings, path: Path) -> Iterator[Finding]:
     """All findings, in the order in which they are best mended. Takes a second."""
     runs = running_pid(settings)
     yield _python()
-    yield Finding("settings", f"{path} is valid")
+    yield _settings(settings, path)
     yield from _machine()
     yield (state := _state(settings, runs))
     yield from _ports(settings, runs)
@@ -64,6 +64,15 @@ def examine(settings: Settings, path: Path) -> Iterator[Finding]:
         yield _clock(settings)
         yield _log(settings, path)
     yield _java()
+
+
+def _settings(settings: Settings, path: Path) -> Finding:
+    """Read, they are valid; to start with, there must be a model, too."""
+    try:
+        settings.catalogue()
+    except OptionRefused as error:
+        return Finding("settings", f"{path}: {error}", "Add `[[models]]`: `fairlead init` has two.")
+    return Finding("settings", f"{path} is valid")
 
 
 def running_pid(settings: Settings) -> str:

@@ -17,14 +17,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_settings import SettingsError, TomlConfigSettingsSource
 
 from infra.errors import SettingsInvalid, SettingsUnreadable
 from infra.settings.edits import FILE, Edit, edited, read_edits
 from infra.settings.model import PREFIX, Settings
-from infra.settings.sections import section_of
 from infra.settings.site_options import SiteOptions
+from infra.settings.wording import refused, worded
 from learners.estimates.learned import MemoryOptions
 from serve.dispatch.judging.by_model import JudgeOptions
 from serve.dispatch.judging.curve import from_bytes
@@ -66,7 +66,8 @@ def settings_file(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise SettingsUnreadable(str(path), str(error)) from error
     if not path.is_file():
-        raise SettingsUnreadable(str(path), "there is no such file")
+        what = "it is a folder" if path.is_dir() else "there is no such file"
+        raise SettingsUnreadable(str(path), what)
     return found
 
 
@@ -104,8 +105,11 @@ def _refused_as(where: str) -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        raise SettingsInvalid(where, tuple(map(_worded, error.errors()))) from error
-    except (OptionRefused, SettingsError) as error:
+        found = tuple(worded(problem, where) for problem in error.errors())
+        raise SettingsInvalid(where, found) from error
+    except OptionRefused as error:
+        raise SettingsInvalid(where, (refused(error, where),)) from error
+    except SettingsError as error:
         raise SettingsInvalid(where, (str(error),)) from error
 
 
@@ -132,33 +136,6 @@ def _unknown_variables() -> list[str]:
     return [name for name in ours if first[name] not in Settings.model_fields]
 
 
-def _worded(problem: Mapping[str, Any]) -> str:
-    """One problem as pydantic found it: the key, its value unless that is a secret, the limit."""
-    key = ".".join(map(str, problem["loc"]))
-    if problem["type"] == "extra_forbidden":  # a misspelt secret is a secret, too
-        return f"{key} is not a setting"
-    if problem["type"] == "missing":
-        return f"{key} is missing"
-    value = "(hidden)" if _secret(problem["loc"], problem["input"]) else repr(problem["input"])
-    return f"{key} is {value}: {problem['msg'].lower()}"
-
-
-def _secret(path: Sequence[int | str], value: object) -> bool:
-    """Whether a value is, or has in it, something that is not to be shown."""
-    section: type[BaseModel] | None = Settings
-    for part in path:
-        if isinstance(part, int):  # an entry of a list of sections
-            continue
-        field = section.model_fields.get(part) if section else None
-        if field is None:
-            return False
-        if not field.repr:
-            return True
-        section = section_of(field)
-    holds = section is not None and any(not field.repr for field in section.model_fields.values())
-    return holds and isinstance(value, dict | list)
-
-
 class FileCatalogue:
     """The catalogue of a settings file and its edits, parsed again whenever either has changed."""
 
@@ -179,7 +156,8 @@ class FileCatalogue:
         try:
             return settings.catalogue()
         except OptionRefused as error:  # no models: fine for other uses of the file
-            raise SettingsInvalid(str(self._path), (str(error),)) from error
+            where = str(self._path)
+            raise SettingsInvalid(where, (refused(error, where),)) from error
 
 
 def state_of(path: Path, edits: Path) -> tuple[object, ...]:

@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from fairlead.commands.renewal import STARTED, Renewal
+from fairlead.commands.renewal import Renewal
+from fairlead.commands.started import STARTED
 from infra.cluster.cluster import Running
 from infra.control.control import Control
 from infra.errors import ClusterFailed

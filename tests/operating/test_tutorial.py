@@ -17,7 +17,9 @@ from fairlead import Client
 from infra.pools.ports import free_ports
 
 PAGE = (ROOT / "docs" / "tutorial.md").read_text()
-SAVED_AS = re.compile(r"[Ss]ave this as `(\w+\.py)`.*?^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+SAVED_AS = re.compile(
+    r"[Ss]ave this as `(\w+\.py)`.*?^```python\n(.*?)^```", re.DOTALL | re.MULTILINE
+)
 COMMANDS = [
     "make run",
     ".venv/bin/fairlead init",

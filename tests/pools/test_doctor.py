@@ -12,8 +12,8 @@ from command import settings_file
 from typer.testing import CliRunner
 
 from fairlead.command_line import app
-from fairlead.commands.renewal import keep_settings
 from fairlead.commands.setup.init import Answers, settings_text
+from fairlead.commands.started import keep_settings, not_taken
 from infra.cluster.checkup import LOCK
 from infra.errors import SettingsUnreadable
 from infra.pools.ports import free_ports
@@ -172,3 +172,37 @@ def test_status_works_while_the_settings_are_broken(tmp_path):
 
     assert "colour is not a setting" in result.stderr
     assert json.loads(result.stdout).keys() >= {"alarms", "scaling"}
+
+
+def test_status_says_which_edits_of_the_file_are_not_in_force(tmp_path):
+    """
+    Models and prices are read again by routers themselves; what needs SIGHUP or a new start is named.
+    """
+    path = settings_file(tmp_path, free_ports(1)[0])
+    (tmp_path / "state").mkdir()
+    assert not_taken(path, tmp_path / "state") == [], "nothing runs here"
+    keep_settings(read_settings(path), path)
+
+    def status() -> tuple[list[str], str]:
+        options = ["--settings", str(path)]
+        found = CliRunner().invoke(app, ["status", *options, "--json"]).stdout
+        said = CliRunner().invoke(app, ["status", *options]).stdout
+        return json.loads(found)["not_taken"], " ".join(said.split())
+
+    path.write_text(path.read_text().replace("0.001", "0.002"))
+    assert status()[0] == []
+    path.write_text(path.read_text() + "[preference]\ncost = 99.0\n")
+    waits, said = status()
+    assert waits == ["preference.cost"]
+    assert "`up` has not taken it (SIGHUP, or a new start): preference.cost" in said
+
+
+def test_settings_without_a_model_are_nothing_to_start_with(tmp_path):
+    path = tmp_path / "fairlead.toml"
+    path.write_text(f'state_dir = "{tmp_path}/state"\n')
+    found = json.loads(
+        CliRunner().invoke(app, ["doctor", "--settings", str(path), "--json"]).stdout
+    )
+    (check,) = [one for one in found["checks"] if one["name"] == "settings"]
+    assert not check["ok"]
+    assert "[[models]]" in check["remedy"]

@@ -363,9 +363,9 @@ def test_file_that_is_not_toml_is_unreadable(content, cause, tmp_path):
     assert str(refused.value.__cause__) in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["missing.toml", "."])
-def test_file_that_is_not_there_is_unreadable(name, tmp_path):
-    with pytest.raises(SettingsUnreadable, match="no such file"):
+@pytest.mark.parametrize(("name", "why"), [("missing.toml", "no such file"), (".", "is a folder")])
+def test_file_that_is_not_there_is_unreadable(name, why, tmp_path):
+    with pytest.raises(SettingsUnreadable, match=why):
         read_settings(tmp_path / name)
 
 
