@@ -11,12 +11,18 @@ import grpc
 import httpx2
 import pytest
 from certificates import self_signed
+from click.testing import Result
 from scripted_api import api
+from typer.testing import CliRunner
 from waiting import PATIENCE_S
 
+from fairlead.command_line import app
+from infra.control.control import Control
 from infra.errors import SettingsInvalid
 from infra.settings.settings import read_settings
-from serve.grpc_api.listener import ROUTER, Listener, ListenerOptions
+from serve.access.tokens import OPEN
+from serve.admin.servicer import AdminServicer
+from serve.grpc_api.listener import ADMIN, ROUTER, Listener, ListenerOptions
 from serve.openai_api.http_listener import HttpListenerOptions
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.proto.fairlead.v1 import router_pb2_grpc
@@ -58,6 +64,40 @@ def test_https_asks_for_a_certificate_where_it_is_told_to(https, tmp_path, shown
         else:
             with pytest.raises(httpx2.TransportError):
                 client.get(url)
+
+
+@pytest.mark.parametrize(
+    ("shown", "exit_code"), [(CLIENT, 0), (STRANGER, 1), (None, 1)], ids=["ours", "other", "none"]
+)
+def test_control_commands_show_a_certificate_where_one_is_asked_for(tmp_path, shown, exit_code):
+    """
+    Certificate and key are in one file, as curl takes them.
+    """
+    path, pem = tmp_path / "fairlead.toml", tmp_path / "shown.pem"
+    path.write_text(f'state_dir = "{tmp_path}"\n[[models]]\nname = "small"\n')
+    (tmp_path / "ca.pem").write_bytes(SERVER[1])
+    control = Control(path, tmp_path / "edits.jsonl", lambda: 0, lambda: None)
+
+    async def body() -> Result:
+        options = ListenerOptions(
+            host="localhost", port=0, tls_certificate=SERVER[1], tls_key=SERVER[0],
+            tls_client_ca=CLIENT[1],
+        )  # fmt: skip
+        listener = Listener({ADMIN: AdminServicer(control, OPEN, lambda: 0.0)}, options)
+        await listener.start()
+        command = ["models", "list", "--ca", str(tmp_path / "ca.pem"), "--json"]
+        command += ["--target", f"localhost:{listener.port}"]
+        if shown:
+            pem.write_bytes(shown[0] + shown[1])
+            command += ["--certificate", str(pem)]
+        try:
+            return await asyncio.to_thread(CliRunner().invoke, app, command)
+        finally:
+            await listener.stop()
+
+    done = asyncio.run(body())
+    assert done.exit_code == exit_code, done.output
+    assert ("small" in done.stdout) == (exit_code == 0)
 
 
 def test_https_answers_nobody_in_plain_text_or_old_versions(https):

@@ -24,7 +24,8 @@ class Desk:
 
     target: str  # host:port
     token: str = ""
-    root_certificates: bytes | None = None  # None: nothing is encrypted
+    root_certificates: bytes | None = None  # None: nothing is encrypted, or the system's
+    certificate: bytes | None = None  # what is shown, with its key in the same PEM
     timeout_s: float = 10.0
 
     def listed(self, kind: str) -> dict[str, Any]:
@@ -67,11 +68,16 @@ class Desk:
         shown = (("authorization", f"Bearer {self.token}"),) if self.token else None
         return {"timeout": self.timeout_s, "metadata": shown}
 
+    def _credentials(self) -> grpc.ChannelCredentials | None:
+        if self.certificate is None:
+            return channels.tls(self.root_certificates, None)
+        shown = self.certificate  # of a file, gRPC takes what it looks for
+        return grpc.ssl_channel_credentials(self.root_certificates, shown, shown)
+
     @contextmanager
     def _stub(self, method: str) -> Iterator[Any]:
         """The service, for one call. It is not tried again: a change might be made twice."""
-        credentials = channels.tls(self.root_certificates, None)
-        channel = channels.opened(grpc, self.target, credentials, channels.RetryOptions())
+        channel = channels.opened(grpc, self.target, self._credentials(), channels.RetryOptions())
         try:
             yield AdminStub(channel)
         except grpc.RpcError as error:
@@ -89,12 +95,12 @@ def token_in(file: Path | None) -> str:
         raise InvalidOption("--token-file", f"{file} can't be read: {error}") from error
 
 
-def pem_in(file: Path | None) -> bytes | None:
-    """The certificates that a file holds; None for no file. Raises InvalidOption."""
+def pem_in(file: Path | None, option: str) -> bytes | None:
+    """The certificates that the file of an option holds; None for no file. Raises InvalidOption."""
     try:
         return None if file is None else file.read_bytes()
     except OSError as error:
-        raise InvalidOption("--ca", f"{file} can't be read: {error}") from error
+        raise InvalidOption(option, f"{file} can't be read: {error}") from error
 
 
 def setting_of(text: str, action: str) -> pb.Setting:

@@ -30,6 +30,15 @@ TokenOption = Annotated[
     ),
 ]
 CaOption = Annotated[Path | None, typer.Option(help="PEM file: call with TLS, trusting these.")]
+ShownOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--certificate",
+        help="PEM file with your certificate and its key, for listener.tls_client_ca.",
+        envvar="FAIRLEAD_CERTIFICATE",
+        show_envvar=True,
+    ),
+]
 ReasonOption = Annotated[str, typer.Option(help="Why, for the list of edits.")]
 DryOption = Annotated[bool, typer.Option("--dry-run", help="Only check; change nothing.")]
 SINCE = {
@@ -71,12 +80,13 @@ def policy_app() -> typer.Typer:
         target: TargetOption = "",
         token_file: TokenOption = None,
         ca: CaOption = None,
+        certificate: ShownOption = None,
         reason: ReasonOption = "",
         dry_run: DryOption = False,
         as_json: JsonOption = False,
     ) -> None:
         """Set keys, such as router.policy=thompson."""
-        desk = _desk(settings, target, token_file, ca)
+        desk = _desk(settings, target, token_file, ca, certificate)
         _change(desk, "policy", "", "set", settings_ or [], reason, dry_run, as_json)
 
     @app.command("reset")
@@ -86,12 +96,13 @@ def policy_app() -> typer.Typer:
         target: TargetOption = "",
         token_file: TokenOption = None,
         ca: CaOption = None,
+        certificate: ShownOption = None,
         reason: ReasonOption = "",
         dry_run: DryOption = False,
         as_json: JsonOption = False,
     ) -> None:
         """Back to what the settings file says of these keys."""
-        desk = _desk(settings, target, token_file, ca)
+        desk = _desk(settings, target, token_file, ca, certificate)
         _change(desk, "policy", "", "reset", keys, reason, dry_run, as_json)
 
     return app
@@ -104,11 +115,12 @@ def _add_reading(app: typer.Typer, kind: str) -> None:
         target: TargetOption = "",
         token_file: TokenOption = None,
         ca: CaOption = None,
+        certificate: ShownOption = None,
         as_json: JsonOption = False,
     ) -> None:
         """What holds now, edits included."""
         with only_json(as_json) as emit:
-            found = _desk(settings, target, token_file, ca).listed(kind)
+            found = _desk(settings, target, token_file, ca, certificate).listed(kind)
             emit(found)
         if not as_json:
             typer.echo("\n".join(lines_of(found)))
@@ -120,11 +132,12 @@ def _add_reading(app: typer.Typer, kind: str) -> None:
         target: TargetOption = "",
         token_file: TokenOption = None,
         ca: CaOption = None,
+        certificate: ShownOption = None,
         as_json: JsonOption = False,
     ) -> None:
         """One entry alone. Exit code 1 if there is none of this name."""
         with only_json(as_json) as emit:
-            found = _one(_desk(settings, target, token_file, ca).listed(kind), name)
+            found = _one(_desk(settings, target, token_file, ca, certificate).listed(kind), name)
             emit(found)
         if not as_json:
             typer.echo("\n".join(lines_of({"entries": [found]})))
@@ -139,11 +152,12 @@ def _add_changing(app: typer.Typer, kind: str, action: str, about: str) -> None:
         target: TargetOption = "",
         token_file: TokenOption = None,
         ca: CaOption = None,
+        certificate: ShownOption = None,
         reason: ReasonOption = "",
         dry_run: DryOption = False,
         as_json: JsonOption = False,
     ) -> None:
-        desk = _desk(settings, target, token_file, ca)
+        desk = _desk(settings, target, token_file, ca, certificate)
         _change(desk, kind, name, action, settings_ or [], reason, dry_run, as_json)
 
 
@@ -155,16 +169,23 @@ def _add_naming(app: typer.Typer, kind: str, action: str, about: str) -> None:
         target: TargetOption = "",
         token_file: TokenOption = None,
         ca: CaOption = None,
+        certificate: ShownOption = None,
         reason: ReasonOption = "",
         dry_run: DryOption = False,
         as_json: JsonOption = False,
     ) -> None:
-        desk = _desk(settings, target, token_file, ca)
+        desk = _desk(settings, target, token_file, ca, certificate)
         asked = "roll back" if action == "rollback" else action
         _change(desk, kind, name, asked, [], reason, dry_run, as_json)
 
 
-def _desk(settings: Path | None, target: str, token_file: Path | None, ca: Path | None) -> Any:
+def _desk(
+    settings: Path | None,
+    target: str,
+    token_file: Path | None,
+    ca: Path | None,
+    certificate: Path | None,
+) -> Any:
     from fairlead.commands.control.calls import Desk, pem_in, token_in
     from fairlead.commands.up import settings_in_force
     from serve.addresses import joined, reachable
@@ -172,7 +193,8 @@ def _desk(settings: Path | None, target: str, token_file: Path | None, ca: Path 
     if not target:
         host, port = settings_in_force(settings, console)[0].addresses()["listener.port"]
         target = joined(reachable(host), port)
-    return Desk(target, token_in(token_file), pem_in(ca))
+    shown = pem_in(certificate, "--certificate")
+    return Desk(target, token_in(token_file), pem_in(ca, "--ca"), shown)
 
 
 def _change(
