@@ -29,7 +29,8 @@ ServeError
         ├── CallRefused          it says the call itself is wrong; only another model is tried
         ├── AnswerBroken         it failed after its first token: too late for another one
         └── NoAnswer             all attempts failed
-            └── PoolsOverloaded      every pool it could go to wants to be left alone for now
+            ├── PoolsOverloaded      every pool it could go to wants to be left alone for now
+            └── PoolsStarting        none of them has a server yet, and one is being started
 
 An option with a value that can't work is `streams.errors.OptionRefused`, here as there.
 What each means to a caller is the table in `meanings.py`.
@@ -335,3 +336,24 @@ class PoolsOverloaded(NoAnswer):
 
     def __str__(self) -> str:
         return f"{super().__str__()}. Ask again in {self.retry_after_s:.0f} s"
+
+
+class PoolsStarting(NoAnswer):
+    """No pool it could go to has a server, and one is being started.
+
+    `retry_after_s` is when it may be there, by what its start was stated to take.
+    """
+
+    kind = "starting"
+
+    def __init__(self, where: str, problem: str, retry_after_s: float) -> None:
+        super().__init__(where, problem)
+        self.args = (where, problem, retry_after_s)
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return (
+            f"{super().__str__()}. A server is being started: ask again in "
+            f"{self.retry_after_s:.0f} s. A model that has to answer at once needs "
+            "`replicas_min = 1` in one of its pools"
+        )

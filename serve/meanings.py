@@ -72,6 +72,7 @@ MEANINGS: dict[type[Exception], Meaning] = {
     errors.AttemptFailed: Meaning(Cause.AWAY, "no_answer"),
     errors.NoAnswer: Meaning(Cause.AWAY, "no_answer"),
     errors.PoolsOverloaded: Meaning(Cause.OVERLOAD, "pools_overloaded"),
+    errors.PoolsStarting: Meaning(Cause.AWAY, "pools_starting"),
     errors.EndpointUnreachable: Meaning(Cause.AWAY, "no_answer"),
     errors.EndpointOverloaded: Meaning(Cause.AWAY, "no_answer"),
     errors.EndpointFailed: Meaning(Cause.BAD_ANSWER, "endpoint_failed"),

@@ -38,8 +38,14 @@ Asked = tuple[float, Mapping[str, Mapping[str, str]]]
 class PoolClients:
     """The endpoints of all pools. Used from one event loop."""
 
-    def __init__(self, pools: Sequence[PoolPlan], ask: Callable[[], Awaitable[Asked]]) -> None:
-        """`ask` asks the directory; it may raise whatever it likes."""
+    def __init__(
+        self, pools: Sequence[PoolPlan], ask: Callable[[], Awaitable[Asked]], *, sized: bool = False
+    ) -> None:
+        """`ask` asks the directory; it may raise whatever it likes.
+
+        `sized`: replicas are started where they are needed, also of a pool that states none.
+        """
+        self._sized = sized
         self._plans = {plan.name: plan for plan in pools if plan.backend != "none"}
         self._ask = ask
         self._connections = Connections()
@@ -71,6 +77,15 @@ class PoolClients:
             for plan in self._plans.values()
             if plan.backend != "emulated"
         ]
+
+    def start_s(self, pool: str) -> float | None:
+        """What the start of a replica is stated to take; None: nobody starts one."""
+        plan = self._plans.get(pool)
+        if plan is None or not plan.deployed:
+            return None
+        if not plan.replicas and not (self._sized and plan.gpu):
+            return None
+        return plan.load_s + (plan.gpu.startup_s if plan.gpu else 0.0)
 
     async def start(self) -> None:
         """Look into the directory and follow it from then on, if any pool is run by Ray.

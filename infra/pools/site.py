@@ -54,6 +54,7 @@ class LocalSite:
     kafka: KafkaOptions | None = None  # None: the log is a SQLite file
     log_bytes_max: float = math.inf  # of that file
     fleet: Fleet = Fleet()
+    sized: bool = False  # replicas are started where they are needed
     logs: LogsOptions = LogsOptions()
 
     @classmethod
@@ -73,6 +74,7 @@ class LocalSite:
             kafka=settings.kafka(),
             log_bytes_max=settings.options(LogChoice).retention_bytes_max,
             fleet=settings.fleet(),
+            sized=settings.scaling().enabled,
             logs=settings.options(LogsOptions),
         )
         site._make_key()
@@ -117,7 +119,7 @@ class LocalSite:
         from infra.pools.directory import DirectoryClient
         from infra.pools.pool_clients import PoolClients
 
-        return PoolClients(self.fleet.pools, DirectoryClient().ask)
+        return PoolClients(self.fleet.pools, DirectoryClient().ask, sized=self.sized)
 
     def pages(self, explorer: Explorer) -> Mapping[str, ASGIApp]:
         """The dashboard."""

@@ -105,6 +105,9 @@ class Pools(Protocol):
     def watched(self) -> Sequence[Watched]:
         """The pools whose callers report on them."""
 
+    def start_s(self, pool: str) -> float | None:
+        """What the start of a server is stated to take; None: nobody starts one."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Answer:

@@ -20,7 +20,13 @@ from serve.dispatch.attempt import Attempt, Place, began
 from serve.dispatch.backend import Call, Pools
 from serve.dispatch.features import Feature, Refusals, refused_features
 from serve.dispatch.retickets import Reticket, Retickets
-from serve.errors import CallRefused, EndpointOverloaded, NoAnswer, PoolsOverloaded
+from serve.errors import (
+    CallRefused,
+    EndpointOverloaded,
+    NoAnswer,
+    PoolsOverloaded,
+    PoolsStarting,
+)
 from serve.health.health import Health
 from serve.health.lease import EndpointLease
 from serve.proto.fairlead.v1 import router_pb2 as pb
@@ -30,6 +36,10 @@ from serve.routing.sessions import Sessions
 # Why an able pool was passed over.
 SESSION_ELSEWHERE, SLOW = "the session is in another pool", "far slower than it was"
 REFUSES = "it has refused such a call"
+NOBODY_STARTS = (
+    "None of them has a server, and nobody starts one: state `replicas` for a pool of this model, "
+    "or have pools sized (`[autoscaling] enabled = true`, with a GPU that the pool states)"
+)
 
 # Until a full pool may have room again: most answers take longer, and others come first.
 FULL_S = 1.0
@@ -110,6 +120,7 @@ class Caller:
         self._retickets, self._sessions = retickets, sessions
         self._now_s, self._now_ms, self._uniform = now_s, now_ms, uniform
         self._known: dict[str, tuple[str, ...]] = {}  # endpoints that health knows
+        self._missed_s: dict[str, float] = {}  # when a pool was first asked for without having any
         self.refusals = Refusals()
 
     def begin(
@@ -240,6 +251,10 @@ class Caller:
         if self._known.get(pool) != addresses:
             self._health.set_endpoints(pool, addresses, now_s)
             self._known[pool] = addresses
+        if addresses:
+            self._missed_s.pop(pool, None)
+        else:
+            self._missed_s.setdefault(pool, now_s)
 
     def _ticket(self, request: AnswerState, place: Place, kind: Kind) -> Reticket:
         """The decision's own ticket for the first attempt where it says; else a new one."""
@@ -267,12 +282,24 @@ class Caller:
         reasons = [(p.pool, self._reason(request, p.pool) or "able") for p in request.places[:8]]
         places = ", ".join(f"{pool} ({reason})" for pool, reason in reasons)
         problem = f"{why}. Attempts: {records or 'none'}. Pools: {places}"
-        after_s = self._overloaded_for_s(request)
-        return (
-            NoAnswer("dispatch", problem)
-            if after_s is None
-            else PoolsOverloaded("dispatch", problem, after_s)
-        )
+        if (after_s := self._overloaded_for_s(request)) is not None:
+            return PoolsOverloaded("dispatch", problem, after_s)
+        there = [bool(self._pools.endpoints(pool)) for _, pool in request.open_places]
+        if there and not any(there):
+            return self._without_servers(request, problem)
+        return NoAnswer("dispatch", problem)
+
+    def _without_servers(self, request: AnswerState, problem: str) -> NoAnswer:
+        """None of its pools has one: when one may be there, or that nobody starts one."""
+        now_s = self._now_s()
+        starts = [
+            start_s - (now_s - self._missed_s.get(pool, now_s))
+            for _, pool in request.open_places
+            if (start_s := self._pools.start_s(pool)) is not None
+        ]
+        if starts:
+            return PoolsStarting("dispatch", problem, max(1.0, min(starts)))
+        return NoAnswer("dispatch", f"{problem}. {NOBODY_STARTS}")
 
     def _overloaded_for_s(self, request: AnswerState) -> float | None:
         """Seconds until the first of its pools wants to be asked again; None: one is not paused.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from learners.criticality import Criticality
 from serve.dispatch.backend import Pools
-from serve.errors import NoAnswer
+from serve.errors import NoAnswer, PoolsStarting
 from serve.health.health import Health
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.live import Live
@@ -53,6 +53,9 @@ class Placing:
         most = self._live().held_most(pool, criticality)
         lease = self._health.pick(pool, now_s, uniform=self._uniform(), most=most)
         if lease is None:
+            start_s = None if addresses else self._pools.start_s(pool)
+            if start_s is not None:
+                raise PoolsStarting("route", f"pool {pool}, which was chosen, has none", start_s)
             state = "full" if addresses else "without servers at the moment"
             raise NoAnswer("route", f"pool {pool}, which was chosen, is {state}; ask again")
         lease.cancelled(now_s)

@@ -45,6 +45,10 @@ class TracedPools:
         """The pools whose callers report on them."""
         return self._inner.watched()
 
+    def start_s(self, pool: str) -> float | None:
+        """What the start of a server is stated to take."""
+        return self._inner.start_s(pool)
+
 
 class _Endpoints(Mapping[str, Endpoint]):
     def __init__(self, inner: Mapping[str, Endpoint], pool: str, tracer: Tracer) -> None:

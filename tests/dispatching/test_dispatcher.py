@@ -26,6 +26,7 @@ from serve.errors import (
     InvalidRequest,
     NoAnswer,
     PoolsOverloaded,
+    PoolsStarting,
 )
 from serve.health.health import HealthOptions
 from serve.proto.fairlead.v1 import router_pb2 as pb
@@ -431,6 +432,31 @@ def test_where_all_are_overloaded_and_none_says_for_how_long_the_caller_is_told_
 
         assert isinstance(error, PoolsOverloaded) is overloaded
         assert isinstance(error, NoAnswer)
+
+
+def test_who_names_a_model_without_a_server_learns_when_there_may_be_one():
+    """
+    It is started because it was asked for; and nobody asks again every second until then.
+    """
+    with bench({"large": Script(), "medium": answers(1)}) as up:
+        up.pools.pools["large"].clear()
+        up.pools.starts_s["large"] = 90.0
+
+        assert up.get().routed.model == "medium"
+        error = up.get(allowed_models=["large"]).error
+
+        assert isinstance(error, PoolsStarting)
+        assert error.retry_after_s == pytest.approx(90.0, abs=1.0)
+        assert "replicas_min = 1" in str(error)
+
+
+def test_where_nobody_starts_a_server_the_refusal_says_what_to_state():
+    with bench({"large": Script()}) as up:
+        up.pools.pools["large"].clear()
+        error = up.get().error
+
+    assert type(error) is NoAnswer
+    assert "state `replicas`" in str(error) and "[autoscaling]" in str(error)
 
 
 def test_a_reader_who_waits_for_the_end_gets_another_answer_for_one_that_broke_off():

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import lightly
 
-from infra.capacity.fleet import PoolPlan, ServerOptions
+from infra.capacity.fleet import GpuType, PoolPlan, ServerOptions
 from infra.pools import pool_clients
 from infra.pools.pool_clients import COMPLETE_S, PoolClients
 
@@ -302,3 +302,28 @@ def test_a_replica_has_the_name_that_ray_gave_it():
     learn(pools, OLD, {"run": ["h:1"]})
 
     assert (pools.replica("h:1"), pools.replica("h:2")) == ("replica h:1", "h:2")
+
+
+def test_what_a_start_takes_is_known_where_somebody_starts_one():
+    """
+    Ray starts as many replicas as are stated, and where pools are sized those of any that states
+    its GPU. Servers of others nobody starts.
+    """
+    facts = dict.fromkeys(
+        ("memory_bytes", "bandwidth_bytes_per_s", "bf16_flops", "fp8_flops", "power_w"), 1.0
+    )
+    gpu = GpuType(name="l4", usd_per_hour=0.4, startup_s=90.0, **facts)
+    plans = [
+        RUN,
+        replace(ALSO, replicas=0),
+        replace(ALSO, name="idle", replicas=0, gpu=gpu, load_s=30.0),
+        CALLED,
+    ]
+    names = [plan.name for plan in plans] + ["none"]
+
+    def starts(*, sized: bool) -> list[float | None]:
+        clients = PoolClients(plans, Directory().ask, sized=sized)
+        return [clients.start_s(name) for name in names]
+
+    assert starts(sized=False) == [0.0, None, None, None, None]
+    assert starts(sized=True) == [0.0, None, 120.0, None, None]

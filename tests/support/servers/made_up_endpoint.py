@@ -158,6 +158,7 @@ class FakePools:
     def __init__(self, pools: Mapping[str, Sequence[FakeEndpoint]]) -> None:
         self.pools = {pool: list(endpoints) for pool, endpoints in pools.items()}
         self.started, self.stopped = 0, 0
+        self.starts_s: dict[str, float] = {}
 
     async def start(self) -> None:
         self.started += 1
@@ -173,3 +174,6 @@ class FakePools:
 
     def watched(self) -> tuple[()]:
         return ()
+
+    def start_s(self, pool: str) -> float | None:
+        return self.starts_s.get(pool)
