@@ -159,11 +159,15 @@ def test_a_pool_without_servers_is_a_failure_that_may_be_tried_again(site):
     held, site.pools.pools["small"] = site.pools.pools["small"], []
     try:
         status, answer = as_haproxy(site, chat(model="small"))
+        site.pools.starts_s["small"] = 90.0
+        starting, words = as_haproxy(site, chat(model="small"))
     finally:
         site.pools.pools["small"] = held
+        site.pools.starts_s.clear()
 
-    assert status == 503
+    assert (status, starting) == (503, 503)
     assert "small" in json.loads(answer)["detail"]
+    assert "ask again in 90 s" in json.loads(words)["detail"]
 
 
 # --- Weave's policy router ---------------------------------------------------------------------------
