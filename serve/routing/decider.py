@@ -232,7 +232,7 @@ class Decider:
     ) -> Refusals:
         """Why rows have no decision: no model fits them or a budget, or the fleet is full."""
         found: Refusals = {}
-        if choices.fits.all() and not choices.shed.any():
+        if choices.sent_all:
             return found
         for row in np.flatnonzero(~choices.fits).tolist():
             found[row] = self._no_decision(asked[row], row, choices, live, now_ms)

@@ -56,9 +56,9 @@ class Verdict(IntEnum):
 PASSING = (Verdict.ELIGIBLE, Verdict.NO_REPLICA, Verdict.OVER_BUDGET, Verdict.NOT_PREFERRED)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False)
 class RequestBatch:
-    """Columns of n requests against a catalogue of k models."""
+    """Columns of n requests against a catalogue of k models; not frozen, as `router.Choices`."""
 
     contexts: Contexts  # (n, 64)
     prompt_tokens: Floats  # (n,) 0: unknown

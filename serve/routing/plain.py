@@ -10,6 +10,7 @@ these a few calls of `learners.kernels.decide` do what takes numpy three hundred
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -128,19 +129,24 @@ def decided(
     if live.priced:
         least = least_multiple(pool_load, of.eligible, live)
         shed = of.fits & (uniform[:, 1] < shed_share(least, requests.criticality))
-    columns = {name: of.columns[getattr(kernel, column)] for name, column in COLUMNS.items()}
-    return columns | {
+    return {name: of.columns[row] for name, row in _rows(kernel)} | {
         **_places(of, requests, live, pool_load, charged),
         "chosen": of.chosen,
         "preferred": of.preferred,
         "propensity": of.propensity,
         "verdict": of.verdict,
         "fits": of.fits,
-        "budget": np.full(n, NONE, np.intp),
+        "budget": np.array([NONE] * n, np.intp),
         "shed": shed,
         "multiple": least,
         "below_quality": np.zeros(n, bool),
     }
+
+
+@cache
+def _rows(kernel: ModuleType) -> tuple[tuple[str, int], ...]:
+    """Columns of `router.Choices`, and the rows they are in."""
+    return tuple((name, getattr(kernel, column)) for name, column in COLUMNS.items())
 
 
 def _places(
@@ -155,7 +161,7 @@ def _places(
         return {
             "pools": live.first_pool[None].repeat(len(requests), axis=0),
             "pool": live.first_pool[of.chosen],
-            "energy_j": np.zeros_like(of.propensity),
+            "energy_j": np.zeros(of.propensity.shape),
             "work_s": np.zeros(len(requests)),
         }
     rows = np.arange(len(requests))

@@ -60,10 +60,11 @@ Floats = NDArray[np.float64]
 RECORDS = "learners.kernels.records"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Choices:
     """Columns of n decisions, and what they were based on, (n, k) each unless it says otherwise.
 
+    Nobody sets a column anew; it is not frozen because that takes as long to make as a kernel runs.
     Where no model is eligible or a budget refuses, `fits` is False; where it is refused for want of
     capacity, `shed` is True. The row's other values then say what would have been.
     """
@@ -98,6 +99,11 @@ class Choices:
 
     def __getitem__(self, rows: NDArray[np.intp]) -> Choices:
         return taken(self, rows)
+
+    @property
+    def sent_all(self) -> bool:
+        """Whether none is refused; lists, because a reduction takes twenty times as long."""
+        return False not in self.fits.tolist() and True not in self.shed.tolist()
 
 
 def route(  # noqa: PLR0915 - one sequence of columns, each used below
