@@ -74,7 +74,6 @@ def inlined(function: F) -> F:
 
 def writable(array: NDArray[Any], kind: type = np.float64) -> NDArray[Any]:
     """The array; or a copy where it is of another kind, not whole, or only to be read."""
-    flags = array.flags
-    if array.dtype == kind and flags.c_contiguous and flags.writeable:
+    if array.dtype == kind and array.flags.carray:  # whole, aligned and not only to be read
         return array
     return np.array(array, kind, order="C")

@@ -278,18 +278,18 @@ class Decider:
         self, asked: Sequence[RouteInput], live: Live, refused: Refusals
     ) -> NDArray[np.float32]:
         """Embeddings (n, dim), texts encoded; rows that can't be used are refused."""
-        encoder, texts = self._encoder, []
+        encoder, dim, texts = self._encoder, self._encoder.dim, []
         rows = [one.embedding for one in asked]
         for i, row in enumerate(rows):
             if row is None:
                 texts.append(i)
-                rows[i] = ONES * encoder.dim
-            elif len(row) != F32_BYTES * encoder.dim:
+                rows[i] = ONES * dim
+            elif len(row) != F32_BYTES * dim:
                 problem = f"{len(row) // F32_BYTES} numbers long"
-                refused[i] = InvalidRequest("embedding", problem, f"{encoder.dim} long")
-                rows[i] = ONES * encoder.dim
+                refused[i] = InvalidRequest("embedding", problem, f"{dim} long")
+                rows[i] = ONES * dim
         joined = bytearray().join(rows)  # type: ignore[arg-type]  # none is left that is None
-        embeddings = np.frombuffer(joined, "<f4").reshape(len(asked), encoder.dim)
+        embeddings = np.frombuffer(joined, "<f4").reshape(len(asked), dim)
         for i in unusable(embeddings, compiled=live.kernel is not None):
             refused[i] = bad_numbers(embeddings[i])
             embeddings[i] = 1.0

@@ -164,15 +164,21 @@ def _cases(choices: Choices) -> tuple[bytes, bytes, list[list[int]]]:
 def _quick_cases(kernel: Any, choices: Choices) -> tuple[bytes, bytes, list[list[int]]]:
     """The same by a kernel."""
     n, k = choices.utility.shape
-    numbers = np.concatenate(_CASES(choices)).reshape(len(COLUMNS), n * k)
-    columns, cells = numbers.view(np.uint8), np.arange(n * k)
     own = np.empty((n, CHOSEN.dtype.itemsize), np.uint8)
     others = np.empty((n * k, ALTERNATIVE.dtype.itemsize), np.uint8)
-    kernel.write(columns, *CHOSEN_AT, cells[::k] + choices.chosen, own)
-    kernel.write(columns, *ALTERNATIVE_AT, cells, others)
-    order, counts = np.zeros((n, k), np.int64), np.empty(n, np.int64)
-    verdict, chosen = writable(choices.verdict, np.uint8), writable(choices.chosen, np.int64)
-    kernel.rank(writable(choices.utility), verdict, chosen, order, counts)
+    order, counts = np.empty((n, k), np.int64), np.empty(n, np.int64)
+    kernel.cases(
+        tuple(map(writable, _CASES(choices))),
+        writable(choices.utility),
+        writable(choices.verdict, np.uint8),
+        writable(choices.chosen, np.int64),
+        *CHOSEN_AT,
+        *ALTERNATIVE_AT,
+        own,
+        others,
+        order,
+        counts,
+    )
     ends = counts.tolist()
     ranked = [one[:end] for one, end in zip(order.tolist(), ends, strict=True)]
     return own.tobytes(), others.tobytes(), ranked

@@ -91,24 +91,24 @@ class RequestBatch:
 
 def columns(inputs: Sequence[RouteFields]) -> dict[str, NDArray[Any]]:
     """The columns (n,) of the fields that are declared to have one, by name."""
-    said = [_SAID(one) for one in inputs]
+    said = zip(*[_SAID(one) for one in inputs], strict=True)
     # As numbers of 64 bits all at once: an array of each would cost a lone request six times that.
     table = np.array(
         [
-            [unsaid if one is None else one for one, unsaid in zip(row, _UNSAID, strict=True)]
-            for row in said
+            [unsaid if one is None else one for one in column]
+            for column, unsaid in zip(said, _UNSAID, strict=True)
         ],
         np.float64,
-    ).T.copy()
-    return {
-        name: numbers if dtype == np.float64 else numbers.astype(dtype)
-        for name, dtype, numbers in zip(COLUMNS, _DTYPES, table, strict=True)
-    }
+    )
+    found = dict(zip(COLUMNS, table, strict=True))
+    for name, dtype in _OTHERS:
+        found[name] = found[name].astype(dtype)
+    return found
 
 
 _SAID = attrgetter(*COLUMNS)
 _UNSAID = [float(column.unsaid) for column in COLUMNS.values()]
-_DTYPES = [np.dtype(column.dtype) for column in COLUMNS.values()]
+_OTHERS = [(name, column.dtype) for name, column in COLUMNS.items() if column.dtype != "f8"]
 
 
 def allowed_of(

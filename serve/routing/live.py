@@ -90,13 +90,13 @@ class Live:
         counts: Mapping[str, int] | None = None,
     ) -> None:
         self.fleet = fleet or FleetState()  # read when something is first asked of it
-        self.prices = prices or Prices()
-        self.counts = counts or {}  # of the trainer: what came of a change under trial
+        self.prices, self.counts = prices or Prices(), counts or {}  # of a change under trial
         self.catalogue, self.encoder = catalogue, encoder
         self.version, self.published_at_ms = version, published_at_ms
         loaded = [kernels(name) for name in KERNELS] if options.compiled else [None]
         self.kernel = loaded[-1]  # of decisions; None: numpy computes
         self.known: Any = None  # what `plain` keeps of this view
+        self.blank: Any = None  # what `records` keeps of it
         self.estimator = Estimator(
             learned,
             catalogue.keys,

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from learners.kernels.compiled import kernels, writable
 from serve.routing.eligible import PASSING, RequestBatch
 from serve.routing.live import Live
 from serve.routing.router import Choices, explored
@@ -24,6 +27,23 @@ from streams.feedback.said import NOTHING, Said, end_of
 from streams.feedback.ticket import CANDIDATE, HEAD, Sealer, key_of
 from streams.telemetry.window import DecidedBatch
 
+KERNEL = "learners.kernels.records"
+_COLUMNS = ("propensity", "utility", "quality", "cost_usd", "latency_ms", "verdict")
+_NUMBERS = attrgetter(*_COLUMNS[:-1])
+_OF_CHOSEN = attrgetter("expected_cost_usd", "estimated_quality", "estimated_cost_usd")
+
+
+def _places(record: np.dtype[np.void], names: Sequence[str]) -> NDArray[np.int64]:
+    """Where a record has these fields, as the kernel takes it."""
+    assert record.fields is not None
+    return np.array([record.fields[name][1] for name in names], np.int64)
+
+
+_OWN = ("model", "pool", "propensity", "preference", "expected_cost_usd", "expected_latency_ms")
+_PLACES = (
+    _places(HEAD, (*_OWN, "context", "estimated_quality", "estimated_cost_usd")),
+    _places(CANDIDATE, ("model", "pool", *_COLUMNS)),
+)
 _PASSES = np.isin(np.arange(256), PASSING)  # by verdict: np.isin takes ten times as long
 
 
@@ -50,36 +70,73 @@ class Decisions:
         self, sealer: Sealer, ids: Sequence[bytes], measured: Sequence[bool] | None = None
     ) -> list[bytes]:
         """Their tickets; those `measured` are of calls that this process makes."""
-        live, choices, requests = self.live, self.choices, self.requests
-        n, k = choices.propensity.shape
-        of = np.arange(0, n * k, k) + choices.chosen  # among all n x k, the chosen ones
-        pools = choices.pools.copy()
-        pools.reshape(-1)[of] = choices.pool
         tenants = [tenant.encode() for tenant in self.tenants]
-        heads = np.zeros(n, HEAD)
+        kernel = self.live.kernel and kernels(KERNEL)
+        heads, candidates = self._blank()
         heads["decided_at_ms"] = self.at_ms
-        heads["encoder"] = live.encoder_key
-        heads["snapshot_version"] = live.version
-        heads["model"] = live.model_keys[choices.chosen]
-        heads["pool"] = live.pool_keys[choices.pool]
-        heads["propensity"] = choices.propensity.take(of)
-        heads["preference"] = requests.preference
-        heads["expected_cost_usd"] = choices.expected_cost_usd.take(of)
-        heads["expected_latency_ms"] = live.catalogue.latency_ms[choices.chosen]
-        heads["policy"] = key_of(self.policy)
-        heads["n_candidates"] = k
         heads["tenant_bytes"] = [len(tenant) for tenant in tenants]
-        heads["context"] = requests.contexts
-        heads["estimated_quality"] = choices.estimated_quality.take(of)
-        heads["estimated_cost_usd"] = choices.estimated_cost_usd.take(of)
-        candidates = np.zeros((n, k), CANDIDATE)
-        candidates["model"] = live.model_keys
-        candidates["pool"] = live.pool_keys[pools]
-        for name in ("propensity", "utility", "quality", "cost_usd", "latency_ms", "verdict"):
-            candidates[name] = getattr(choices, name)
-        plain = requests.said is None and choices.arm is None
+        if kernel is None:
+            self._fill(heads, candidates)
+        else:
+            self._fill_quickly(kernel, heads, candidates)
+        plain = self.requests.said is None and self.choices.arm is None
         said = None if plain else [end_of(one) for one in self._said()]
         return sealer.seal(ids, heads, candidates, tenants, measured, said)
+
+    def _blank(self) -> tuple[NDArray[np.void], NDArray[np.void]]:
+        """Heads (n,) and candidates (n, k) with what is the same in all tickets of a view."""
+        live, (n, k) = self.live, self.choices.propensity.shape
+        of = self.policy, live.version  # a view is renewed with what it keeps
+        if live.blank is None or live.blank[0] != of:
+            head, candidates = np.zeros(1, HEAD), np.zeros(k, CANDIDATE)
+            head["encoder"], head["snapshot_version"] = live.encoder_key, live.version
+            head["policy"], head["n_candidates"] = key_of(self.policy), k
+            candidates["model"] = live.model_keys
+            live.blank = of, head.tobytes(), candidates.tobytes()
+        _, head_bytes, candidate_bytes = live.blank
+        candidates = np.frombuffer(bytearray(candidate_bytes * n), CANDIDATE).reshape(n, k)
+        return np.frombuffer(bytearray(head_bytes * n), HEAD), candidates
+
+    def _fill(self, heads: NDArray[np.void], candidates: NDArray[np.void]) -> None:
+        """What each decision has of its own."""
+        live, choices, requests = self.live, self.choices, self.requests
+        of = np.arange(len(heads)), choices.chosen
+        heads["model"] = live.model_keys[choices.chosen]
+        heads["pool"] = live.pool_keys[choices.pool]
+        heads["propensity"] = choices.propensity[of]
+        heads["preference"] = requests.preference
+        heads["expected_cost_usd"] = choices.expected_cost_usd[of]
+        heads["expected_latency_ms"] = live.catalogue.latency_ms[choices.chosen]
+        heads["context"] = requests.contexts
+        heads["estimated_quality"] = choices.estimated_quality[of]
+        heads["estimated_cost_usd"] = choices.estimated_cost_usd[of]
+        candidates["pool"] = live.pool_keys[choices.pools]
+        candidates["pool"][of] = heads["pool"]
+        for name in _COLUMNS:
+            candidates[name] = getattr(choices, name)
+
+    def _fill_quickly(
+        self, kernel: Any, heads: NDArray[np.void], candidates: NDArray[np.void]
+    ) -> None:
+        """The same by a kernel."""
+        live, choices, requests = self.live, self.choices, self.requests
+        (n, k), bytes_each = candidates.shape, CANDIDATE.itemsize
+        kernel.tickets(
+            tuple(map(writable, _NUMBERS(choices))),
+            writable(choices.verdict, np.uint8),
+            writable(choices.pools, np.int64),
+            writable(choices.chosen, np.int64),
+            writable(choices.pool, np.int64),
+            tuple(map(writable, _OF_CHOSEN(choices))),
+            writable(requests.preference),
+            writable(requests.contexts, np.int8),
+            writable(live.catalogue.latency_ms),
+            live.model_keys,
+            live.pool_keys,
+            *_PLACES,
+            heads.view(np.uint8).reshape(n, HEAD.itemsize),
+            candidates.view(np.uint8).reshape(n, k, bytes_each),
+        )
 
     def _said(self) -> list[Said]:
         """What is carried of each, with the arm of a change that it belongs to."""

@@ -27,7 +27,9 @@ from serve.routing.eligible import RequestBatch
 from serve.routing.live import Live, LiveOptions
 from serve.routing.load_tracker import LoadTracker
 from serve.routing.placement import PlacementOptions
+from serve.routing.records import Decisions
 from serve.routing.router import explored, route
+from streams.feedback.ticket import CANDIDATE, HEAD
 from streams.telemetry.fleet_state import FleetState
 
 pytest.importorskip("numba")
@@ -175,6 +177,44 @@ def test_decisions_are_written_in_the_bytes_that_numpy_gives(k, seed):
     found = decision_bytes._quick_cases(kernels("learners.kernels.records"), choices)
 
     assert found == decision_bytes._cases(choices)
+
+
+@given(k=st.sampled_from(list(VIEWS)), seed=st.integers(0, 2**32))
+@settings(max_examples=40, deadline=None)
+def test_tickets_have_the_bytes_that_numpy_gives(k, seed):
+    """
+    Heads and candidates alike, for names of any length, other policies, and a later view.
+    """
+    rng, (fast, slow) = np.random.default_rng(seed), VIEWS[k]
+    n = int(rng.integers(1, 6))
+    asked = requests(n, k, allowed=rng.random((n, k)) < 0.8, preference=rng.random((n, 4)))
+    choices = decided(
+        slow, slow.estimator.estimate(asked.contexts), asked, Thompson(), rng.random((n, 2))
+    )
+    tenants = ["x" * int(length) for length in rng.integers(0, 9, n)]
+
+    for version, policy in ((0, "one"), (int(rng.integers(1, 99)), "one"), (1, "other")):
+        found, want = (
+            Decisions(
+                tenants=tenants,
+                requests=asked,
+                choices=choices,
+                live=view.renewed(version, 0, FleetState(), view.prices),
+                policy=policy,
+                at_ms=seed,
+            ).seal(Bare(), [b""] * n)
+            for view in (fast, slow)
+        )
+        assert found == want
+
+
+class Bare:
+    """Keeps what is to be sealed."""
+
+    def seal(self, _ids, heads, candidates, tenants, _measured, _said):
+        assert heads.dtype == HEAD
+        assert candidates.dtype == CANDIDATE
+        return heads.tobytes(), candidates.tobytes(), tenants
 
 
 def decided(live: Live, estimates, asked, policy, uniform):
