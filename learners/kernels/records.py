@@ -25,8 +25,16 @@ UTILITY, QUALITY, COST_USD, LATENCY_MS, VERDICT = range(3, 8)
 
 @inlined
 def _put(content: Any, record: Any, at: Any) -> None:
+    place = record[at : at + len(content)]  # a slice: an index that may be negative is slower
     for byte in range(len(content)):
-        record[at + byte] = content[byte]
+        place[byte] = content[byte]
+
+
+@inlined
+def _put_number(bits: Any, n_bytes: Any, record: Any, at: Any) -> None:
+    place = record[at : at + n_bytes]
+    for byte in range(n_bytes):
+        place[byte] = np.uint8((bits >> np.uint64(8 * byte)) & np.uint64(255))
 
 
 @inlined
@@ -80,19 +88,19 @@ def cases(
     """
     n, k = utility.shape
     one = np.empty(1)
-    content = one.view(np.uint8)
+    bits = one.view(np.uint64)
     for i in range(n):
         counts[i] = _rank(utility[i], verdict[i], chosen[i], order[i])
         _put(own_template, own[i], 0)
         for column in range(len(own_at)):
             one[0] = numbers[column][i, chosen[i]]
-            _put(content, own[i], own_at[column])
+            _put_number(bits[0], 8, own[i], own_at[column])
         for m in range(k):
             record = others[i * k + m]
             _put(other_template, record, 0)
             for column in range(len(other_at)):
                 one[0] = numbers[column][i, m]
-                _put(content, record, other_at[column])
+                _put_number(bits[0], 8, record, other_at[column])
 
 
 @compiled(
@@ -135,36 +143,33 @@ def tickets(
     costs by the catalogue, and quality and cost before calibration.
     """
     n, k = verdict.shape
-    single, key = np.empty(1, np.float32), np.empty(1, np.uint64)
-    as_single, as_key = single.view(np.uint8), key.view(np.uint8)
+    single = np.empty(1, np.float32)
+    bits = single.view(np.uint32)
     for i in range(n):
         head, c = heads[i], chosen[i]
-        key[0] = model_keys[c]
-        _put(as_key, head, head_at[MODEL])
-        key[0] = pool_keys[pool[i]]
-        _put(as_key, head, head_at[POOL])
+        _put_number(model_keys[c], 8, head, head_at[MODEL])
+        _put_number(pool_keys[pool[i]], 8, head, head_at[POOL])
         single[0] = numbers[0][i, c]
-        _put(as_single, head, head_at[PROPENSITY])
+        _put_number(np.uint64(bits[0]), 4, head, head_at[PROPENSITY])
         for weight in range(preference.shape[1]):
             single[0] = preference[i, weight]
-            _put(as_single, head, head_at[PREFERENCE] + 4 * weight)
+            _put_number(np.uint64(bits[0]), 4, head, head_at[PREFERENCE] + 4 * weight)
         single[0] = of_chosen[0][i, c]
-        _put(as_single, head, head_at[EXPECTED_USD])
+        _put_number(np.uint64(bits[0]), 4, head, head_at[EXPECTED_USD])
         single[0] = stated_ms[c]
-        _put(as_single, head, head_at[EXPECTED_MS])
+        _put_number(np.uint64(bits[0]), 4, head, head_at[EXPECTED_MS])
         for j in range(contexts.shape[1]):
             head[head_at[CONTEXT] + j] = np.uint8(contexts[i, j])
         single[0] = of_chosen[1][i, c]
-        _put(as_single, head, head_at[ESTIMATED])
+        _put_number(np.uint64(bits[0]), 4, head, head_at[ESTIMATED])
         single[0] = of_chosen[2][i, c]
-        _put(as_single, head, head_at[ESTIMATED_USD])
+        _put_number(np.uint64(bits[0]), 4, head, head_at[ESTIMATED_USD])
         for m in range(k):
             cell = cells[i, m]
-            key[0] = pool_keys[pool[i] if m == c else pools[i, m]]
-            _put(as_key, cell, cell_at[POOL])
+            _put_number(pool_keys[pool[i] if m == c else pools[i, m]], 8, cell, cell_at[POOL])
             for column in range(5):
                 single[0] = numbers[column][i, m]
-                _put(as_single, cell, cell_at[PROPENSITY + column])
+                _put_number(np.uint64(bits[0]), 4, cell, cell_at[PROPENSITY + column])
             cell[cell_at[VERDICT]] = verdict[i, m]
 
 

@@ -28,6 +28,7 @@ from streams.feedback.ticket import CANDIDATE, HEAD, Sealer, key_of
 from streams.telemetry.window import DecidedBatch
 
 KERNEL = "learners.kernels.records"
+FEW = 8  # decisions: numpy fills in a record of many as soon, and more of them sooner
 _COLUMNS = ("propensity", "utility", "quality", "cost_usd", "latency_ms", "verdict")
 _NUMBERS = attrgetter(*_COLUMNS[:-1])
 _OF_CHOSEN = attrgetter("expected_cost_usd", "estimated_quality", "estimated_cost_usd")
@@ -71,14 +72,14 @@ class Decisions:
     ) -> list[bytes]:
         """Their tickets; those `measured` are of calls that this process makes."""
         tenants = [tenant.encode() for tenant in self.tenants]
-        kernel = self.live.kernel and kernels(KERNEL)
+        kernel = self.live.kernel and len(tenants) <= FEW and kernels(KERNEL)
         heads, candidates = self._blank()
         heads["decided_at_ms"] = self.at_ms
         heads["tenant_bytes"] = [len(tenant) for tenant in tenants]
-        if kernel is None:
-            self._fill(heads, candidates)
-        else:
+        if kernel:
             self._fill_quickly(kernel, heads, candidates)
+        else:
+            self._fill(heads, candidates)
         plain = self.requests.said is None and self.choices.arm is None
         said = None if plain else [end_of(one) for one in self._said()]
         return sealer.seal(ids, heads, candidates, tenants, measured, said)
@@ -88,11 +89,11 @@ class Decisions:
         live, (n, k) = self.live, self.choices.propensity.shape
         of = self.policy, live.version  # a view is renewed with what it keeps
         if live.blank is None or live.blank[0] != of:
-            head, candidates = np.zeros(1, HEAD), np.zeros(k, CANDIDATE)
+            head, cells = np.zeros(1, HEAD), np.zeros(k, CANDIDATE)
             head["encoder"], head["snapshot_version"] = live.encoder_key, live.version
             head["policy"], head["n_candidates"] = key_of(self.policy), k
-            candidates["model"] = live.model_keys
-            live.blank = of, head.tobytes(), candidates.tobytes()
+            cells["model"] = live.model_keys
+            live.blank = of, head.tobytes(), cells.tobytes()
         _, head_bytes, candidate_bytes = live.blank
         candidates = np.frombuffer(bytearray(candidate_bytes * n), CANDIDATE).reshape(n, k)
         return np.frombuffer(bytearray(head_bytes * n), HEAD), candidates

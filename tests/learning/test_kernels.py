@@ -27,7 +27,7 @@ from serve.routing.eligible import RequestBatch
 from serve.routing.live import Live, LiveOptions
 from serve.routing.load_tracker import LoadTracker
 from serve.routing.placement import PlacementOptions
-from serve.routing.records import Decisions
+from serve.routing.records import FEW, Decisions
 from serve.routing.router import explored, route
 from streams.feedback.ticket import CANDIDATE, HEAD
 from streams.telemetry.fleet_state import FleetState
@@ -186,7 +186,7 @@ def test_tickets_have_the_bytes_that_numpy_gives(k, seed):
     Heads and candidates alike, for names of any length, other policies, and a later view.
     """
     rng, (fast, slow) = np.random.default_rng(seed), VIEWS[k]
-    n = int(rng.integers(1, 6))
+    n = int(rng.integers(1, 2 * FEW))
     asked = requests(n, k, allowed=rng.random((n, k)) < 0.8, preference=rng.random((n, 4)))
     choices = decided(
         slow, slow.estimator.estimate(asked.contexts), asked, Thompson(), rng.random((n, 2))
