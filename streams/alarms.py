@@ -70,7 +70,8 @@ KINDS: Mapping[str, Kind] = {
     ),
     "log_unreachable": Kind(
         "The log did not answer.",
-        "Is the broker running, and `log.bootstrap_servers` right? For a file: is its disk "
+        "Is the broker running, and `log.bootstrap_servers` right? Was a topic deleted? Then "
+        "start `fairlead up` again: it makes those that are missing. For a file: is its disk "
         "writable?",
     ),
     "model_changed": Kind(

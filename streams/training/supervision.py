@@ -20,6 +20,7 @@ from streams.errors import (
     LogUnavailable,
     SnapshotFenced,
     StreamError,
+    TopicUnfit,
 )
 from streams.log.quiet import once_a_minute
 from streams.training.snapshots import Store
@@ -31,6 +32,15 @@ TURN_LOOK_S = 2.0
 OBJECTS_MIN = 50_000
 # Another trainer that has saved nothing, and has shown no board, for so long is gone.
 GONE_S = 45.0
+# Alarms for what ends a trainer. One is on at a time: what ended the one before is over.
+ENDINGS = {
+    "disk_full",
+    "log_gap",
+    "log_unreachable",
+    "topic_unfit",
+    "trainer_failing",
+    "trainer_fenced",
+}
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
@@ -94,13 +104,18 @@ def alarm_of(error: Exception) -> str:
         return "log_gap"
     if isinstance(error, LogUnavailable):
         return "log_unreachable"
+    if isinstance(error, TopicUnfit):
+        return "topic_unfit"
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         return "disk_full"
     return "trainer_failing"
 
 
 def _say(board: Board, error: Exception) -> None:
-    board.set(alarm_of(error), str(error) or repr(error))
+    found = alarm_of(error)
+    for name in sorted(ENDINGS - {found}):
+        board.set(name, None)
+    board.set(found, str(error) or repr(error))
     board.beat()
 
 

@@ -14,7 +14,7 @@ from trainer_ground import OPTIONS, Ground
 from infra.status.status import look
 from streams import alarms
 from streams.alarms import BEAT_MS, KINDS, SILENT_MS, Board, posted_alarms
-from streams.errors import LogUnavailable, SnapshotFenced
+from streams.errors import LogReplaced, LogUnavailable, SnapshotFenced, TopicUnfit
 from streams.log.contract import FEEDBACK
 from streams.training.folder import Folder
 from streams.training.share import SoleShard
@@ -219,6 +219,33 @@ def test_what_ends_a_trainer_is_an_alarm_when_it_starts_again(tmp_path, error, n
 
     assert said == [set(), {name}]
     assert posted_alarms(folder, NOW_MS) == [], "one that stops in order takes its board down"
+
+
+def test_one_thing_at_a_time_ends_a_trainer(tmp_path):
+    """
+    A topic was away, then it was there again and another one, made by hand: whoever reads that the
+    log can't be reached looks in the wrong place.
+    """
+    folder, stopping = Folder(str(tmp_path)), threading.Event()
+    said: list[set[str]] = []
+    errors: list[Exception] = [
+        LogUnavailable("no brokers"),
+        LogReplaced("fairlead.feedback", "old", "new"),
+        TopicUnfit("fairlead.feedback", "max.message.bytes", "1", "2"),
+        ValueError("a bug"),
+    ]
+
+    class Ailing:
+        def run(self, stopped: object) -> None:
+            said.append({alarm.name for alarm in posted_alarms(folder, NOW_MS)})
+            if errors:
+                raise errors.pop(0)
+            stopping.set()
+
+    board = Board(folder, "trainer-0", "one", lambda: NOW_MS)
+    supervise(Ailing, stopping, board, Store(folder))
+
+    assert said == [set(), {"log_unreachable"}, {"log_gap"}, {"topic_unfit"}, {"trainer_failing"}]
 
 
 def test_a_fenced_trainer_learns_again_when_the_other_is_gone(tmp_path):
