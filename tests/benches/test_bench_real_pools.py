@@ -105,6 +105,33 @@ def test_a_stand_in_takes_so_many_at_once_and_the_rest_waits():
     assert (doing.running, doing.waiting, doing.finished) == (0, 0, 6)
 
 
+def test_whoever_waits_for_a_bench_is_told_how_far_it_is():
+    """
+    All requests and what came of them, as long as it lasts and no longer.
+    """
+
+    async def work():
+        (port,) = free_ports(1)
+        async with (
+            StandIn("vllm", 2, 0.1, "127.0.0.1", port),
+            aiohttp.ClientSession() as session,
+        ):
+            url = f"http://127.0.0.1:{port}/v1"
+            callers = Callers(url, session, patience_s=20.0, began_s=time.monotonic())
+            async with callers.said(lines.append, every_s=0.01), asyncio.timeout(20.0):
+                rng = np.random.default_rng(0)
+                found.extend(await callers.ask(["m"], rng, per_s=100.0, seconds=0.05))
+                while f"{len(found)} answered" not in lines[-1]:
+                    await asyncio.sleep(0)
+            return len(asyncio.all_tasks())
+
+    lines, found = [""], []
+    left = asyncio.run(work())
+
+    assert f"{len(found)} asked" in lines[-1]
+    assert left == 1
+
+
 def test_nothing_asked_has_no_share():
     assert overloaded([], [], "vllm", OPTIONS)["answered_share"] is None
 

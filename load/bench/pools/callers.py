@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +19,7 @@ import aiohttp
 import numpy as np
 
 REFUSED = (429, 503)
+SAY_S = 10.0  # how often whoever waits is told how far it is
 Outcome = Literal["answered", "refused", "timed_out", "failed"]
 
 
@@ -40,6 +43,7 @@ class Callers:
         """`url` is OpenAI's base URL; `began_s` when it all began, on the monotonic clock."""
         self._url, self._session = f"{url}/chat/completions", session
         self._patience_s, self._began_s = patience_s, began_s
+        self.found: Counter[str] = Counter()  # of all requests so far: asked, and what came of them
 
     async def ask(
         self,
@@ -67,6 +71,7 @@ class Callers:
         self, models: Sequence[str], number: int, criticality: str, done: Callable[[Asked], None]
     ) -> None:
         at_s = self._now_s()
+        self.found["asked"] += 1
         try:
             async with asyncio.timeout(self._patience_s):
                 outcome, said = await self._answer(models, number, criticality)
@@ -75,6 +80,7 @@ class Callers:
         except (aiohttp.ClientError, OSError) as error:
             outcome, said = "failed", str(error) or type(error).__name__
         ended_s = self._now_s()
+        self.found[outcome] += 1
         done(Asked(at_s=at_s, ended_s=ended_s, outcome=outcome, criticality=criticality, said=said))
 
     async def _answer(
@@ -93,3 +99,20 @@ class Callers:
 
     def _now_s(self) -> float:
         return time.monotonic() - self._began_s
+
+    @asynccontextmanager
+    async def said(self, say: Callable[[str], None], every_s: float = SAY_S) -> AsyncIterator[None]:
+        """Meanwhile say every few seconds how far it is."""
+
+        async def again_and_again() -> None:
+            while True:
+                await asyncio.sleep(every_s)
+                counts = ", ".join(f"{n:,} {what}" for what, n in self.found.items())
+                say(f"{self._now_s():.0f} s: {counts or 'nothing is asked yet'}")
+
+        saying = asyncio.create_task(again_and_again())
+        try:
+            yield
+        finally:
+            saying.cancel()
+            await asyncio.gather(saying, return_exceptions=True)

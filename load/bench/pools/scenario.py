@@ -7,7 +7,8 @@
 
 Every server answers `SLOTS` requests at once and takes `ANSWER_S` for each, so it does 4 a second:
 nothing says so to Fairlead. `overload` asks each KIND for ten a second, `two_models` lets each
-choose between first and second, for more than the first can do. No pool is emulated.
+choose between first and second, for more than the first can do: at the same site, while the
+overload settles. No pool is emulated.
 """
 
 from __future__ import annotations

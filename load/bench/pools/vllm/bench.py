@@ -123,6 +123,7 @@ async def _phases(
         began_s = time.monotonic()
         watched = await stack.enter_async_context(watching(up.site, session, began_s))
         callers = Callers(up.openai, session, patience_s=options.patience_s, began_s=began_s)
+        await stack.enter_async_context(callers.said(say))
         run = Run(options, callers, session, watched, began_s, say, {}, {})
         await run.until("both engines", lambda: set(SLOTS) <= set(watched.addresses), PATIENCE_S)
         alone = await _alone(run)

@@ -76,7 +76,7 @@ def compared(
         snapshots = path.parent / "state" / "snapshots"
         say("an engine of vLLM is started, for live against simulated …")
         with started(path):
-            full_per_s = asyncio.run(_full_per_s(options, connect))
+            full_per_s = asyncio.run(_full_per_s(options, connect, say))
             say(f"it does {full_per_s:.2f} requests/s; it is learned of …")
             _played(_trace(options, 0, options.learned_load * full_per_s, options.learned_s),
                     options, connect, say)  # fmt: skip
@@ -94,7 +94,7 @@ def compared(
             return {"live_vs_simulated": found}
 
 
-async def _full_per_s(options: Compared, connect: Connect) -> float:
+async def _full_per_s(options: Compared, connect: Connect, say: Callable[[str], None]) -> float:
     """Answers a second with as many callers as there are slots, once it answers at all."""
     target, rng = target_of(_target(options), connect), np.random.default_rng(options.seed)
     ends_s, problem = time.monotonic() + READY_S_MAX, "none"
@@ -105,6 +105,9 @@ async def _full_per_s(options: Compared, connect: Connect) -> float:
             await asyncio.sleep(LOOK_S if problem else 0.0)
         if problem:
             raise LoopStuck(f"no answer within {READY_S_MAX:.0f} s: {problem}")
+        say(
+            f"it answers; how much it does, by asking for as much as fits for {options.full_s:g} s …"
+        )
         began_s, answered = time.monotonic(), 0
 
         async def caller() -> None:
