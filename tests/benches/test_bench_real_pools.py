@@ -118,18 +118,23 @@ def test_whoever_waits_for_a_bench_is_told_how_far_it_is():
         ):
             url = f"http://127.0.0.1:{port}/v1"
             callers = Callers(url, session, patience_s=20.0, began_s=time.monotonic())
-            async with callers.said(lines.append, every_s=0.01), asyncio.timeout(20.0):
+            async with callers.said(say, every_s=0.01):
                 rng = np.random.default_rng(0)
                 found.extend(await callers.ask(["m"], rng, per_s=100.0, seconds=0.05))
-                while f"{len(found)} answered" not in lines[-1]:
-                    await asyncio.sleep(0)
-            return len(asyncio.all_tasks())
+                again.clear()
+                await asyncio.wait_for(again.wait(), 20.0)
+            return {task.get_coro().__name__ for task in asyncio.all_tasks()}
 
-    lines, found = [""], []
+    lines, found, again = [], [], asyncio.Event()
+
+    def say(line: str) -> None:
+        lines.append(line)
+        again.set()
+
     left = asyncio.run(work())
 
-    assert f"{len(found)} asked" in lines[-1]
-    assert left == 1
+    assert lines[-1].endswith(f"{len(found)} asked, {len(found)} answered")
+    assert "again_and_again" not in left
 
 
 def test_nothing_asked_has_no_share():
