@@ -36,6 +36,18 @@ def test_capacity_is_learned_from_a_server_that_is_asked_for_more_than_it_can(pa
     assert max(late) < 3.5
 
 
+@pytest.mark.parametrize("kind", ["vllm", "sglang", "tgi"])
+def test_capacity_is_learned_from_the_page_of_each_kind_that_counts_requests(kind):
+    """
+    Within 15 % on each of eight seeds, by the page as that kind writes it. Servers of the other kinds, llama.cpp's and
+    those without a page, are learned of by their callers' answers, as above.
+    """
+    for seed in SEEDS:
+        service = run(2.5 * TRUE_PER_S, 100, kind=kind, seed=seed).known[-1].of.service
+        assert service.finished >= 300
+        assert service.capacity_per_s == pytest.approx(TRUE_PER_S, rel=0.15)
+
+
 @pytest.mark.parametrize("patience_s", [4.0, 8.0])
 @pytest.mark.parametrize("page", [PAGE, CALLERS], ids=["page", "callers"])
 def test_who_gives_up_waiting_makes_no_server_faster(page, patience_s):

@@ -4,7 +4,8 @@
                                 ▲                                        │
                                 └── Capacity ◀── FleetState ◀── records ─┘   a second, and 2 s late
 
-Who reports is either its page (a look a second) or its callers (each answer).
+Who reports is either its page (a look a second) or its callers (each answer). Its page may be that of
+a kind of server: written as that kind writes it, and read as it is read.
 """
 
 from __future__ import annotations
@@ -12,10 +13,14 @@ from __future__ import annotations
 import heapq
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from infra.server_metrics.pages import Reading, read_page
+from infra.server_metrics.since import since
 from learners.held import HeldRequests, Stated
+from load.bench.pools.pages import KINDS, Doing
 from serve.health.turns import Turn, Turns
 from streams.telemetry.capacity import Capacity, capacities
 from streams.telemetry.fleet_state import FleetState
@@ -56,6 +61,7 @@ def run(
     slots: int = 8,
     answer_s: float = 2.0,
     page: bool = True,
+    kind: str = "",
     spread: float = 0.0,
     patience_s: float = math.inf,
     stated: Stated | None = None,
@@ -64,6 +70,7 @@ def run(
 ) -> Run:
     """Requests at random times (Poisson); `spread` of answers' lengths, to either side.
 
+    `kind` is of whose page it has; "": none in particular.
     At `faster_at_s` answers begin to take half as long. Who has waited for `patience_s` leaves.
     """
     rng, found = np.random.default_rng(seed), Run()
@@ -75,6 +82,7 @@ def run(
     free = [0.0] * slots  # when each slot is free
     under_way: list[Held] = []
     turns = Turns()
+    doing, last = Doing(slots), None
     finished, coming = 0, iter(arrivals[arrivals < seconds])
     at = next(coming, math.inf)
     for second in range(1, seconds + 1):
@@ -98,10 +106,13 @@ def run(
         finished += _end(under_way, second, found, meter, page)
         waiting = sum(began > second for _, _, _, began, _ in under_way)
         ends = reporter.window(NOON_MS + 1000 * second)
-        meter.lengths(finished, 7 * finished, 8 * finished)
-        if page:
+        if kind:
+            last, fields = _by_page(kind, doing, last, meter, len(under_way), waiting, finished)
+        elif page:
+            meter.lengths(finished, 7 * finished, 8 * finished)
             fields = meter.window(len(under_way), 1000, waiting=waiting, finished=finished)
         else:
+            meter.lengths(finished, 7 * finished, 8 * finished)
             fields = meter.answers(len(under_way), 1000)
         window.count_tokens(8 * finished)
         record = PoolState(
@@ -116,6 +127,26 @@ def run(
         finished = 0
         found.known.append(capacities(fleet, FIRST_TOKEN_S).get("p"))
     return found
+
+
+def _by_page(
+    kind: str,
+    doing: Doing,
+    last: Reading | None,
+    meter: HeldRequests,
+    held: int,
+    waiting: int,
+    finished: int,
+) -> tuple[Reading, dict[str, Any]]:
+    """A page of that kind, as it is read; and a record's fields, as `ServerMeter` makes them."""
+    doing.running, doing.waiting = held - waiting, waiting
+    for _ in range(finished):
+        doing.note(1.0, 7, 8)
+    now = read_page(KINDS[kind](doing))
+    new = since(last, now)
+    meter.lengths(new.finished or 0, new.prompt_tokens, new.output_tokens)
+    seen = now.running + now.waiting
+    return now, meter.window(seen, 1000, waiting=now.waiting, finished=new.finished)
 
 
 def _end(

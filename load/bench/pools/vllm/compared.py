@@ -105,9 +105,7 @@ async def _full_per_s(options: Compared, connect: Connect, say: Callable[[str], 
             await asyncio.sleep(LOOK_S if problem else 0.0)
         if problem:
             raise LoopStuck(f"no answer within {READY_S_MAX:.0f} s: {problem}")
-        say(
-            f"it answers; how much it does, by asking for as much as fits for {options.full_s:g} s …"
-        )
+        say(f"it answers; it is asked for as much as fits, for {options.full_s:g} s …")
         began_s, answered = time.monotonic(), 0
 
         async def caller() -> None:
