@@ -2,6 +2,10 @@
 
 Run by the Python that vLLM is installed for. Only the configuration and a tokenizer by bytes are
 written; `--load-format dummy` makes the weights. Its words are noise, all else of vLLM is real.
+
+A token is a character that can be seen, or the end of a line: ASCII alone. Of noise among all bytes
+half is no text, which an engine holds back until it is, often to the end of the answer: its first
+token would then come when its last one does.
 """
 
 from __future__ import annotations
@@ -14,13 +18,15 @@ from transformers import (  # type: ignore[import-not-found]  # in vLLM's enviro
     PreTrainedTokenizerFast,
 )
 
+# As the pre-tokenizer writes bytes: those of ASCII as they are, space and newline as two others.
+SEEN = {*map(chr, range(ord("!"), ord("~") + 1)), "Ġ", "Ċ"}
 SPECIAL = ("<s>", "</s>", "<pad>")
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
 
 
 def main(folder: str) -> None:
     """Write it."""
-    words = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *SPECIAL]
+    words = [*sorted(SEEN.intersection(pre_tokenizers.ByteLevel.alphabet())), *SPECIAL]
     vocabulary = {word: number for number, word in enumerate(words)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
