@@ -56,6 +56,7 @@ class Attempt:
     why: str = ""  # it was not made where it was decided
     began_s: float
     late_at_s: float  # given up then, if no token has come
+    excused: bool = False  # it was late once because this process had no CPU
     hedge_at_s: float  # another one is tried then, if no token has come
     is_retry: bool = False  # holds a place of the retry budget until its first token
     first_s: float | None = None

@@ -38,6 +38,7 @@ from serve.routing.sessions import Held, Sessions
 
 FASTER = "another was faster"
 # While nobody else can answer a late attempt is waited for, and that is looked at so often.
+AWAY_S = 0.25  # who looks so much too late was away itself, and its endpoints may have answered
 LOOK_AGAIN_S = 1.0
 
 
@@ -134,10 +135,15 @@ class Race:
         return won
 
     def _is_late(self, request: AnswerState, attempt: Attempt, now_s: float) -> bool:
-        """Whether a silent attempt is given up; not where nobody else could answer instead."""
+        """Whether a silent attempt is given up; not where nobody else could answer instead.
+
+        Nor where it was late only because we had no CPU: it is looked at again, once.
+        """
         if now_s < attempt.late_at_s:
             return False
-        if self._caller.beside(request, attempt) is None:
+        away = not attempt.excused and now_s > attempt.late_at_s + AWAY_S
+        attempt.excused |= away
+        if away or self._caller.beside(request, attempt) is None:
             attempt.late_at_s = now_s + LOOK_AGAIN_S
             return False
         return True

@@ -529,6 +529,29 @@ def test_a_bug_after_the_first_token_breaks_the_answer_off(error, mode):
 # --- time ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("hangs", "answers_with"), [(False, "large"), (True, "medium")])
+def test_who_was_away_itself_gives_up_nobody_before_it_has_looked_again(hangs, answers_with):
+    """
+    A process that had no CPU for a minute finds time run out on servers that answered long ago,
+    and that their bytes take some turns of its loop to be read.
+    """
+    gate = Gate()
+    script = HANGS if hangs else Script(gates={0: gate})
+    with bench({"large": script, "medium": answers(9)}, options=options()) as up:
+
+        def away() -> None:
+            up.loop.now_s += 60.0
+            read(10)
+
+        def read(turns: int) -> None:
+            up.loop.call_soon(read, turns - 1) if turns else gate.open()
+
+        up.loop.call_later(0.5, away)
+        assert up.get().routed.model == answers_with
+        assert up.status("large").failures == ({"late": 1} if hangs else {})
+        assert up.loop.now_s == pytest.approx(61.5 if hangs else 60.5)
+
+
 def test_a_pool_that_stays_silent_is_given_up_and_the_next_one_called():
     with bench({"large": HANGS, "medium": answers(1)}, options=options()) as up:
         got = up.get()
