@@ -29,7 +29,7 @@ from streams.telemetry.format_1 import upgraded
 from streams.telemetry.received import Received, Source, Tables, gauges_of, keep_latest
 from streams.telemetry.records import AnyTelemetry, PoolState, RouterState
 from streams.telemetry.service_sums import ServiceTable
-from streams.telemetry.tally import LARGEST, Tally, joined, pool_tally_of, tally_of
+from streams.telemetry.tally import LARGEST, Made, Tally, joined, tally_of
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,8 @@ SLOTS = 30  # beside the newest: five minutes, and a part of a slot to interpola
 LATENCY_SLOTS = 6  # likewise, one minute: percentiles over longer are asked for by nobody
 SOURCES_MAX = 4096
 REPLICAS_MAX = 4096
+MADE_MAX = 4096  # sums that are not in the tallies yet
+NO_SLOT = -1  # too long ago for any
 
 
 class _Packed(msgspec.Struct):
@@ -57,6 +59,7 @@ class FleetState:
         self._tables = Tables()
         self._slots: dict[int, Tally] = {}
         self._raw: dict[int, Raw] = {}  # slots as they were packed, if they have not changed
+        self._made: dict[tuple[int, str], Made] = {}  # by slot and pool: not in the tallies yet
 
     # --- what is in it
 
@@ -93,11 +96,13 @@ class FleetState:
     @property
     def totals(self) -> Tally:
         """Counts since the state began, without histograms."""
+        self._add_made()
         return self._opened().totals
 
     def slots(self, first: int, last: int) -> Iterator[tuple[int, Tally]]:
         """Slots from `first` to `last`, oldest first; slot s is the ten seconds from s·SLOT_MS."""
         self._opened()
+        self._add_made()
         for number in sorted(n for n in {*self._raw, *self._slots} if first <= n <= last):
             yield number, self._slot(number)
 
@@ -122,22 +127,19 @@ class FleetState:
         keep_latest(tables.sources, record.source, source, SOURCES_MAX)
         at_ms = max(0, min(record.to_unix_ms, appended_at_ms))
         if isinstance(record, PoolState):  # most are: they count in one pool, and nowhere else
-            of_pool = pool_tally_of(record)
-            tables.totals.add_made(record.pool, of_pool.bare())
-            slot, recent = self._slot_until(at_ms)
-            slot.add_made(record.pool, of_pool if recent else of_pool.bare())
+            self._made_in(self._slot_until(at_ms), record.pool).add(record)
             service_sums.note(tables.service, record, at_ms, appended_at_ms)
         else:
             tally = tally_of(record)
             tables.totals.add(tally.bare())
-            self._slot_until(at_ms)[0].add(tally)  # pools' latencies are in their own records
+            number = self._slot_until(at_ms)
+            if number is not None:
+                self._slot(number).add(tally)  # pools' latencies are in their own records
         self._note(record, appended_at_ms)
         return True
 
-    def _slot_until(self, at_ms: int) -> tuple[Tally, bool]:
-        """Where to count a window that ended then, and whether with latencies; what is too long ago
-        counts nowhere.
-        """
+    def _slot_until(self, at_ms: int) -> int | None:
+        """The slot of a window that ended then; what is too long ago counts in none."""
         tables = self._tables
         # A window ends before `at_ms`: one that ends with a slot belongs to it.
         number, newest = _slot_of(at_ms), _slot_of(tables.newest_ms)
@@ -147,13 +149,34 @@ class FleetState:
                 self._grow_old(number)
                 newest = number
         if number < newest - SLOTS:
-            return Tally(), False
-        slot = self._slot(number)
+            return None
+        self._slot(number)
         self._raw.pop(number, None)
-        return slot, number >= newest - LATENCY_SLOTS
+        return number
+
+    def _made_in(self, number: int | None, pool: str) -> Made:
+        """Where to count what a pool made in a slot, until somebody looks."""
+        key = NO_SLOT if number is None else number, pool
+        made = self._made.get(key)
+        if made is None:
+            if len(self._made) >= MADE_MAX:
+                self._add_made()
+            made = self._made[key] = Made()
+        return made
+
+    def _add_made(self) -> None:
+        """Add what pools made to the tallies: it is many records, and nobody asks after each."""
+        made, self._made = self._made, {}
+        oldest = _slot_of(self._tables.newest_ms) - LATENCY_SLOTS
+        for (number, pool), counts in made.items():
+            tally = counts.tally()
+            self._tables.totals.add_made(pool, tally.bare())
+            if number != NO_SLOT:
+                self._slot(number).add_made(pool, tally if number >= oldest else tally.bare())
 
     def _grow_old(self, newest: int) -> None:
         """Forget what is too long before the newest slot."""
+        self._add_made()
         for number in [*self._raw, *self._slots]:
             if number < newest - SLOTS:
                 self._raw.pop(number, None)
@@ -186,6 +209,7 @@ class FleetState:
         reported again within seconds.
         """
         tables, self._packed = self._opened(), None
+        self._add_made()
         tables.newest_ms = min(tables.newest_ms, to_ms)
         tables.received_ms = min(tables.received_ms, to_ms)
         for name, source in tables.sources.items():
@@ -211,6 +235,7 @@ class FleetState:
         """All of it, the same bytes for the same state."""
         if self._packed is not None:
             return self._packed
+        self._add_made()
         for number, slot in self._slots.items():
             if number not in self._raw:
                 self._raw[number] = _ordered(slot)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -77,6 +77,11 @@ def pairs(counts: Mapping[int, int]) -> list[tuple[int, int]]:
 def counted(found: Sequence[tuple[int, int]]) -> Counts:
     """The inverse of `pairs`; a bucket that is named twice counts for both."""
     counts: Counts = {}
+    count_into(counts, found)
+    return counts
+
+
+def count_into(counts: Counts, found: Iterable[tuple[int, int]]) -> None:
+    """Add counts of buckets to others, in place."""
     for index, n in found:
         counts[index] = counts.get(index, 0) + n
-    return counts

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec.structs import astuple, replace
 
-from streams.telemetry.histogram import Counts, counted
+from streams.telemetry.histogram import Counts, count_into, counted
 from streams.telemetry.records import (
     CLASS_COUNTS,
     CLASSES_MAX,
@@ -120,6 +120,33 @@ class PoolTally(Summed, frozen=True):
         )
 
 
+class Made:
+    """What replicas of one pool made, of many records: added up in place."""
+
+    __slots__ = ("millijoules", "tokens", "tpot_ms", "ttft_ms")
+
+    def __init__(self) -> None:
+        self.tokens = self.millijoules = 0
+        self.ttft_ms: Counts = {}
+        self.tpot_ms: Counts = {}
+
+    def add(self, record: PoolState) -> None:
+        """Count one record."""
+        self.tokens += record.tokens
+        self.millijoules += round(record.joules * JOULE)
+        count_into(self.ttft_ms, record.ttft_ms)
+        count_into(self.tpot_ms, record.tpot_ms)
+
+    def tally(self) -> PoolTally:
+        """All of it. It is not to be added to any more: the tally has its tables."""
+        return PoolTally(
+            tokens=min(self.tokens, LARGEST),
+            millijoules=min(self.millijoules, LARGEST),
+            ttft_ms=self.ttft_ms,
+            tpot_ms=self.tpot_ms,
+        )
+
+
 class Tally(msgspec.Struct, array_like=True):
     """Counts by class, by pair of model and pool, and by pool."""
 
@@ -184,21 +211,13 @@ def tally_of(record: AnyTelemetry) -> Tally:
             decided = MixTally(pair.decisions, pair.explored)
             add_under(tally.mix, joined(pair.model, pair.pool), decided, POOLS_MAX)
     elif isinstance(record, PoolState):
-        tally.pools[record.pool] = pool_tally_of(record)
+        made = Made()
+        made.add(record)
+        tally.pools[record.pool] = made.tally()
     elif isinstance(record, DispatchState):
         for window in record.pools:
             add_under(tally.pools, window.pool, _dispatched(window), POOLS_MAX)
     return tally
-
-
-def pool_tally_of(record: PoolState) -> PoolTally:
-    """What a replica's record counts."""
-    return PoolTally(
-        tokens=record.tokens,
-        millijoules=round(record.joules * JOULE),
-        ttft_ms=counted(record.ttft_ms),
-        tpot_ms=counted(record.tpot_ms),
-    )
 
 
 def _demand(window: ClassWindow) -> dict[str, DemandTally]:
@@ -251,16 +270,11 @@ def _plus(one: Any, other: Any) -> Any:
     if not isinstance(one, dict):
         return one + other
     if isinstance(next(iter(one)), int):
-        return _plus_counts(one, other)
+        counts = dict(one)
+        count_into(counts, other.items())  # in ten seconds it can't come to LARGEST
+        return counts
     table = dict(one)
     most = KINDS_MAX if isinstance(next(iter(one.values())), int) else MODELS_MAX
     for name, n in other.items():
         add_under(table, name, n, most)
     return table
-
-
-def _plus_counts(one: Counts, other: Counts) -> Counts:
-    found = dict(one)
-    for index, n in other.items():
-        found[index] = found.get(index, 0) + n  # in ten seconds it can't come to LARGEST
-    return found
