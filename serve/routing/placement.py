@@ -30,11 +30,14 @@ A pool that has no replicas is never taken while another one of the model has.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from learners.kernels.compiled import kernels, writable
 from learners.option import option
 from learners.policies.limits import LimitOptions
 from serve.routing.live import Live
@@ -42,6 +45,8 @@ from serve.routing.load_tracker import PoolLoad
 from streams.training.prices import PricingOptions
 
 Floats = NDArray[np.float64]
+KERNEL = "learners.kernels.place"
+NO_POOLS = np.zeros(0, np.intp)
 
 # What decides between pools that cost the request the same: a second of waiting, even for who does
 # not weigh it, and headroom, in points. Both are far below what anybody weighs.
@@ -173,45 +178,88 @@ def place(
     pools = placement.best[np.arange(len(chosen)), chosen]
     if len(chosen) == 1 or not live.several or not live.reported.any():
         return pools
-    placer = BatchPlacer(live, pool_load)
-    several = {
-        model: [p for p in columns.tolist() if live.open[p]] for model, columns in live.several
-    }
-    fixed, work = placement.fixed.tolist(), placement.work_s.tolist()
-    latency = np.maximum(preference[:, 2], LATENCY_WEIGHT_MIN).tolist()
-    late = np.maximum(preference[:, 0], QUALITY_WEIGHT_MIN).tolist()
-    for i, model in enumerate(chosen.tolist()):
-        if len(several.get(model, ())) > 1:
-            pools[i] = placer.take(several[model], fixed[i], latency[i], late=late[i], work=work[i])
+    weights = np.stack(
+        [
+            np.maximum(preference[:, 2], LATENCY_WEIGHT_MIN),
+            np.maximum(preference[:, 0], QUALITY_WEIGHT_MIN),
+        ]
+    )
+    several = {model: columns[live.open[columns]] for model, columns in live.several}
+    state = np.stack(
+        [
+            pool_load.load,
+            pool_load.latency_ms / 1000.0,
+            pool_load.waiting,
+            live.pool_latency_ms / 1000.0,
+            live.reported / live.running,  # what one more request that waits …
+            pool_load.per_work,  # … and a request's work do to latency and load
+        ]
+    )
+    if live.kernel is None:
+        BatchPlacer(state).place(chosen, several, placement, weights, pools)
+    else:
+        of_model = [several.get(model, NO_POOLS) for model in range(len(live.catalogue))]
+        place_compiled(chosen, of_model, placement, weights, state, pools)
     return pools
+
+
+def place_compiled(
+    chosen: NDArray[np.intp],
+    of_model: Sequence[NDArray[np.intp]],
+    placement: Placement,
+    weights: Floats,
+    state: Floats,
+    pools: NDArray[np.intp],
+) -> None:
+    """As `BatchPlacer.place`, where there is numba; `state` is kept up to date."""
+    kernel: Any = kernels(KERNEL)
+    kernel.place(
+        chosen,
+        np.cumsum([0, *map(len, of_model)]),
+        np.concatenate(of_model),
+        writable(placement.fixed),
+        writable(placement.work_s),
+        weights,
+        state,
+        np.array([HEADROOM, ROOM_FROM]),
+        pools,
+    )
 
 
 class BatchPlacer:
     """Places a batch's requests one by one, and keeps the pools' load up to date meanwhile.
 
-    With lists: numpy is slow at single numbers.
+    With lists: numpy is slow at single numbers. `learners.kernels.place` does the same.
     """
 
-    def __init__(self, live: Live, pool_load: PoolLoad) -> None:
-        self._load = pool_load.load.tolist()
-        self._latency_s = (pool_load.latency_ms / 1000.0).tolist()
-        self._waiting = pool_load.waiting.tolist()
-        self._empty_s = (live.pool_latency_ms / 1000.0).tolist()
-        # What one more request that waits, and a request's work, do to latency and load.
-        self._per_request = (live.reported / live.running).tolist()
-        self._per_work = pool_load.per_work.tolist()
+    def __init__(self, state: Floats) -> None:
+        """`state` are the rows (6, P) of the kernel."""
+        (
+            self.load, self.latency_s, self.waiting, self._empty_s, self._per_request,
+            self._per_work,
+        ) = state.tolist()  # fmt: skip
 
-    def take(
+    def place(
         self,
-        pools: list[int],
-        fixed: list[float],
-        latency: float,
-        *,
-        late: float,
-        work: list[float],
+        chosen: NDArray[np.intp],
+        several: Mapping[int, NDArray[np.intp]],
+        placement: Placement,
+        weights: Floats,
+        pools: NDArray[np.intp],
+    ) -> None:
+        """Fill in the pools (n,) of requests whose model has several; `weights` are (2, n)."""
+        choice = {model: of.tolist() for model, of in several.items() if len(of) > 1}
+        latency, late = weights.tolist()
+        fixed, work = placement.fixed.tolist(), placement.work_s.tolist()
+        for i, model in enumerate(chosen.tolist()):
+            if model in choice:
+                pools[i] = self._take(choice[model], fixed[i], latency[i], late[i], work[i])
+
+    def _take(
+        self, pools: list[int], fixed: list[float], latency: float, late: float, work: list[float]
     ) -> int:
         """The best of these pools for one request, which takes its place in it."""
-        latency_s, load = self._latency_s, self._load
+        latency_s, load = self.latency_s, self.load
         best, least = pools[0], math.inf
         for p in pools:
             rank = fixed[p] + latency * latency_s[p] + HEADROOM * load[p]
@@ -219,8 +267,8 @@ class BatchPlacer:
                 rank += late * (load[p] - ROOM_FROM)
             if rank < least:
                 best, least = p, rank
-        self._waiting[best] += 1.0
-        waits = max(0.0, self._waiting[best]) * self._per_request[best]
+        self.waiting[best] += 1.0
+        waits = max(0.0, self.waiting[best]) * self._per_request[best]
         latency_s[best] = self._empty_s[best] * (1.0 + waits)
         load[best] += self._per_work[best] * work[best]
         return best

@@ -149,7 +149,7 @@ def demand_by_model(
 def criticality_by_class(fleet: FleetState, now_ms: int) -> dict[str, Criticality]:
     """How critical each class's requests of the last five minutes were, on average."""
     found = {}
-    for name, of in sorted(_within(fleet, now_ms, WORKLOAD_SPAN_MS).classes.items()):
+    for name, of in sorted(_classes(fleet, now_ms).items()):
         if of.criticality and of.arrivals:
             level = round(of.criticality / of.arrivals) - 1
             found[name] = Criticality(min(max(level, min(Criticality)), max(Criticality)))
@@ -194,7 +194,7 @@ def spans(fleet: FleetState, now_ms: int, span_ms: int) -> Iterator[tuple[float,
 def prompt_variation(fleet: FleetState, now_ms: int) -> dict[str, float]:
     """The squared coefficient of variation of prompts' lengths over five minutes, by class."""
     found = {}
-    for name, of_class in sorted(_within(fleet, now_ms, WORKLOAD_SPAN_MS).classes.items()):
+    for name, of_class in sorted(_classes(fleet, now_ms).items()):
         n = sum(of_class.prompt_lengths.values())
         if n and of_class.prompt_tokens:  # of lengths that are known: an unknown one adds nothing
             mean = of_class.prompt_tokens / n
@@ -223,12 +223,20 @@ def known_within(fleet: FleetState, now_ms: int, span_ms: int) -> int:
     return max(SLOT_MS, round(known_ms)) if known_ms else span_ms
 
 
-def _within(fleet: FleetState, now_ms: int, span_ms: int) -> Tally:
-    """All whole slots that reach into the last `span_ms`, as one."""
+def _classes(fleet: FleetState, now_ms: int) -> dict[str, ClassTally]:
+    """Classes of all whole slots that reach into the last five minutes."""
     whole = Tally()
-    for _, tally in spans(fleet, now_ms, span_ms):
-        whole.add(tally)
-    return whole
+    for _, tally in spans(fleet, now_ms, WORKLOAD_SPAN_MS):
+        whole.add(Tally(classes=tally.classes))
+    return whole.classes
+
+
+def _pools(fleet: FleetState, now_ms: int) -> dict[str, PoolTally]:
+    """Pools of all whole slots that reach into the last minute, with how long answers took."""
+    whole = Tally()
+    for _, tally in spans(fleet, now_ms, LATENCY_SPAN_MS):
+        whole.add(Tally(pools=tally.pools))
+    return whole.pools
 
 
 def workload(fleet: FleetState, now_ms: int) -> dict[str, ClassView]:
@@ -237,7 +245,7 @@ def workload(fleet: FleetState, now_ms: int) -> dict[str, ClassView]:
         name: _class_rates(fleet, now_ms, span_ms, "arrivals") for name, span_ms in SPANS_MS.items()
     }
     tokens_per_s = _class_rates(fleet, now_ms, SPANS_MS["1m"], "prompt_tokens")
-    recent = _within(fleet, now_ms, WORKLOAD_SPAN_MS).classes
+    recent = _classes(fleet, now_ms)
     totals = fleet.totals.classes
     return {
         name: _class_view(
@@ -324,7 +332,7 @@ def _mix_view(key: str, total: MixTally, per_s: float) -> MixView:
 def pools(fleet: FleetState, now_ms: int) -> dict[str, PoolView]:
     """All pools that anybody reported on, by name."""
     replicas = by_pool(sorted(fleet.replicas.items()))
-    recent = _within(fleet, now_ms, LATENCY_SPAN_MS).pools
+    recent = _pools(fleet, now_ms)
     tokens: dict[str, float] = {}
     for share, tally in spans(fleet, now_ms, LATENCY_SPAN_MS):
         for name, pool in tally.pools.items():

@@ -26,7 +26,13 @@ from serve.routing.catalogue import Catalogue, Model, Pool
 from serve.routing.eligible import RequestBatch
 from serve.routing.live import Live, LiveOptions
 from serve.routing.load_tracker import LoadTracker
-from serve.routing.placement import PlacementOptions
+from serve.routing.placement import (
+    NO_POOLS,
+    BatchPlacer,
+    Placement,
+    PlacementOptions,
+    place_compiled,
+)
 from serve.routing.records import FEW, Decisions
 from serve.routing.router import explored, route
 from streams.feedback.ticket import CANDIDATE, HEAD
@@ -127,6 +133,28 @@ def test_probabilities_have_the_bits_that_numpy_gives(asked, policy):
     )
 
     np.testing.assert_array_equal(found, policy.probabilities(asked))
+
+
+@given(n=st.integers(1, 40), pools=st.integers(2, 12), seed=st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None)
+def test_pools_are_filled_as_one_by_one_in_lists(n, pools, seed):
+    """
+    Any loads and weights, some of them equal: the same pools, and the same loads thereafter.
+    """
+    rng, k = np.random.default_rng(seed), 4
+    of_model = np.split(np.arange(pools), np.sort(rng.integers(0, pools + 1, k - 1)))
+    state = rng.integers(0, 8, (6, pools)) / 4.0
+    charged = Placement(*(rng.integers(0, 5, (n, pools)) / 7.0 for _ in range(6)), NO_POOLS)
+    chosen, weights = rng.integers(0, k, n), rng.random((2, n))
+    found, want = np.full((2, n), -1)
+    left = state.copy()
+
+    place_compiled(chosen, of_model, charged, weights, left, found)
+
+    placer = BatchPlacer(state)
+    placer.place(chosen, dict(enumerate(of_model)), charged, weights, want)
+    np.testing.assert_array_equal(found, want)
+    np.testing.assert_array_equal(left[:3], [placer.load, placer.latency_s, placer.waiting])
 
 
 @given(

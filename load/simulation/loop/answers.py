@@ -90,11 +90,10 @@ class Ledger:
         of["tpot_s"][rows] = (ended_s - first_s) / np.maximum(answered.output_tokens - 1, 1)
         of["worth_then"][rows] = self._worth[of["model"][rows]]
         router.count_answers(self._arrivals.held.classes[rows], answered.output_tokens)
-        if self._tickets:
-            for row, number in enumerate(numbers.tolist()):
-                ticket = self._tickets.pop(number, None)
-                if ticket is not None:
-                    self._report(ticket, answered, row)
+        tickets = self._tickets
+        reporting = [row for row, number in enumerate(numbers.tolist()) if number in tickets]
+        for row in reporting:
+            self._report(tickets.pop(int(numbers[row])), answered, row)
 
     def lost(self, lost: Lost) -> list[int]:
         """The replicas of these are gone; which of them are to be tried again."""

@@ -48,10 +48,11 @@ class Remembered:
         """Estimates for contexts (n, 64), without evidence: nobody asks for it."""
         keys: Any = np.ascontiguousarray(contexts).view(ROW).ravel().tolist()  # bytes, as ROW says
         place = self._place
-        fresh = {key: i for i, key in enumerate(keys) if key not in place}
-        if fresh:
+        rows: Any = list(map(place.get, keys))
+        if None in rows:
+            fresh = {key: i for i, key in enumerate(keys) if key not in place}
             self._learn(list(fresh), contexts[list(fresh.values())])
-        rows = [place[key] for key in keys]
+            rows = [place[key] for key in keys]
         mean, deviation = self._mean[rows], self._deviation[rows]  # copies
         if traits is not None and self.effects is not None:
             self.effects.add_to(mean, deviation, traits)

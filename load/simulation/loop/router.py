@@ -99,7 +99,8 @@ class VirtualRouter:
         self._n_chosen += n
         self._window.count_refused(n - len(rows))
         if len(rows):
-            self._window.count_batch(decisions[rows].count())
+            counted = decisions if len(rows) == n else decisions[rows]
+            self._window.count_batch(counted.count())
 
     def count_answers(self, classes: Numbers, output_tokens: Numbers) -> None:
         """Count answers that ended."""
