@@ -58,8 +58,8 @@ def figures(file: TraceFile) -> dict[str, Any]:
 
 
 def rates(trace: Trace) -> dict[str, float]:
-    """Requests per second."""
-    span_s = max(float(trace.at_s[-1]), 1e-9)
+    """Requests per second; what came within less than a second is taken to be a second's."""
+    span_s = max(float(trace.at_s[-1]), 1.0)
     return {
         "mean": round(len(trace) / span_s, 4),
         "busiest_minute": round(_busiest(trace, 60.0), 4),
@@ -69,7 +69,7 @@ def rates(trace: Trace) -> dict[str, float]:
 
 def _busiest(trace: Trace, width_s: float) -> float:
     """Of any stretch that begins with an arrival and is so long, or all of the trace."""
-    width_s = min(width_s, max(float(trace.at_s[-1]), 1e-3))
+    width_s = min(width_s, max(float(trace.at_s[-1]), 1.0))
     ends = np.searchsorted(trace.at_s, trace.at_s + width_s)
     return float((ends - np.arange(len(trace))).max() / width_s)
 
@@ -123,6 +123,6 @@ def prefix_reuse(file: TraceFile) -> float | None:
 
 def rate_curve(trace: Trace) -> dict[str, Any]:
     """Requests per second in equal steps over the span."""
-    step_s = max(float(trace.at_s[-1]), 1e-3) / BINS
+    step_s = max(float(trace.at_s[-1]), 1.0) / BINS
     counts, _ = np.histogram(trace.at_s, bins=BINS, range=(0.0, BINS * step_s))
     return {"step_s": round(step_s, 4), "requests_per_s": np.round(counts / step_s, 4).tolist()}

@@ -47,9 +47,7 @@ logger = logging.getLogger(__name__)
 # The threshold of a share is then off by 0.02 for one view, and by less over several.
 REFERENCE_ROWS = 512
 # All that a request may need, so that none of it is loaded or compiled while one waits.
-KERNELS = [
-    f"learners.kernels.{name}" for name in ("contexts", "estimate", "records", "place", "decide")
-]
+KERNELS = [f"learners.kernels.{k}" for k in ("contexts", "estimate", "records", "place", "decide")]
 
 
 # Of the queue that a pool's server may have, by criticality from the lowest; the last class is

@@ -11,8 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from fairlead.command_line import app
+from load.data.traces import Trace
 from load.errors import TableRefused, TraceRefused
-from load.traces.figures import figures
+from load.traces.figures import figures, rates
 from load.traces.reading import read_file, read_trace
 from load.traces.registry import all_formats
 
@@ -341,3 +342,12 @@ def test_a_trace_given_as_an_outcome_table_is_refused_in_words(tmp_path):
     done = CliRunner().invoke(app, ["demo", "--table", str(path)])
     assert isinstance(done.exception, TableRefused)
     assert "docs/decisions.md says what an outcome table is" in str(done.exception)
+
+
+def test_what_came_at_one_instant_is_a_seconds_worth():
+    """
+    A batch that was written at once: five requests are not billions a second.
+    """
+    trace = Trace("at once", np.zeros(5), np.full(5, 10), np.full(5, 20))
+
+    assert rates(trace) == {"mean": 5.0, "busiest_minute": 5.0, "busiest_second": 5.0}
