@@ -37,7 +37,7 @@ def summed_up(run: Happened, of: Totals, site: Site, *, quality_known: bool) -> 
     """The same, of requests that were added up as they ended."""
     n, hosted_usd = of.n, float(of.hosted_usd.sum())
     usd = run.gpu_cost_usd + hosted_usd
-    span_s = max(of.last_s, 1e-9) if n else run.end_s
+    span_s = max(of.last_s, 1.0) if n else run.end_s
     # GPUs are paid for to the last answer, tokens only while requests come.
     usd_per_s = run.gpu_cost_usd / run.end_s + hosted_usd / span_s
     return {
