@@ -143,8 +143,9 @@ def test_pools_are_filled_as_one_by_one_in_lists(n, pools, seed):
     """
     rng, k = np.random.default_rng(seed), 4
     of_model = np.split(np.arange(pools), np.sort(rng.integers(0, pools + 1, k - 1)))
-    state = rng.integers(0, 8, (6, pools)) / 4.0
-    charged = Placement(*(rng.integers(0, 5, (n, pools)) / 7.0 for _ in range(6)), NO_POOLS)
+    alike = rng.integers(0, 3, pools)  # of equals the first is taken
+    state = (rng.integers(0, 8, (6, 3)) / 4.0)[:, alike]
+    charged = Placement(*((rng.random((n, 3)) / 7.0)[:, alike] for _ in range(6)), NO_POOLS)
     chosen, weights = rng.integers(0, k, n), rng.random((2, n))
     found, want = np.full((2, n), -1)
     left = state.copy()
