@@ -8,7 +8,6 @@ An error that a person can mend is one message saying what to do, not a trace.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -63,8 +62,9 @@ app.add_typer(telemetry_app, name="telemetry")
 def main() -> None:
     """Run the command line; mendable errors become one message and exit code 1."""
     # One thread per product and search, as in the replicas; read when numpy is first imported.
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
+    from learners.kernels.threads import one_thread
+
+    one_thread()
     # Imported here, so that `--help` is quick and a client-only installation gets its message.
     from fairlead.errors import FairleadError
     from infra.errors import InfraError

@@ -23,12 +23,12 @@ from dataclasses import fields
 
 from infra.autoscaling.contract import Scaler
 from infra.capacity.fleet import Fleet
+from learners.kernels.threads import one_core
 from load.data.table_contexts import contexts_of, encoder_of
 from load.data.tables import OutcomeTable
 from load.data.traffic import Traffic
 from load.simulation.loop.results import Answers, Happened, Run
 from load.simulation.machines.engines import engines_for
-from load.simulation.one_core import one_core
 from load.simulation.shocks import Shock
 from load.simulation.virtual_time import Ended, Simulation, SimulationOptions
 from serve.routing.catalogue import Catalogue

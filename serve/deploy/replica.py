@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-import faiss
 import numpy as np
 
 from learners.estimates.learned import MemoryOptions
@@ -157,7 +156,6 @@ class Replica:
         `seed` makes the draws repeatable; without one they come from the system. Without `control`
         nothing can be changed while running.
         """
-        faiss.omp_set_num_threads(1)  # parallel by replica, not inside one search
         encoder = make_encoder(options.encoder)
         name = identity(encoder)
         self.tracing = opened(options.tracing)
