@@ -237,7 +237,8 @@ def backup(
     from serve.deploy.deployment import now_ms
 
     with only_json(as_json) as emit:
-        found = back_up(LocalSite.of(*settings_in_force(settings, console)), file, now_ms())
+        site = LocalSite.of(*settings_in_force(settings, console), looks_only=True)
+        found = back_up(site, file, now_ms())
         emit(found)
     if not as_json:
         typer.echo(f"{file}: snapshot {found['snapshot_version']}, {found['bytes']:,} bytes")

@@ -23,6 +23,7 @@ from infra.pools.site import LocalSite
 from infra.settings.edits import read_edits
 from infra.settings.settings import Settings
 from infra.settings.site_options import SiteOptions
+from infra.status.away_log import opened
 from infra.status.newcomers import newcomers
 from infra.status.status import look
 from learners.estimates.learned import MemoryOptions
@@ -42,8 +43,8 @@ NO_TELEMETRY = (
 
 def show(settings: Settings, path: Path, *, quiet: bool) -> dict[str, Any]:
     """Look once; return the status as JSON. Without `quiet`, print it as tables."""
-    site = LocalSite.of(settings, path)
-    log = site.log()
+    site = LocalSite.of(settings, path, looks_only=True)
+    log = opened(site.log)
     try:
         silence_s, pools = settings.options(SiteOptions).silence_s, settings.pool_names()
         budgets = settings.budgeted()
@@ -224,7 +225,7 @@ def export_decisions(
     settings: Settings, path: Path, out: Path, console: Console, *, outcomes: bool
 ) -> dict[str, int]:
     """Write the decision log to a Parquet file, with a progress bar on `console`."""
-    log = LocalSite.of(settings, path).log()
+    log = LocalSite.of(settings, path, looks_only=True).log()
     try:
         with Progress(console=console, transient=True) as progress:
             bar = progress.add_task("reading decisions", total=None)

@@ -58,14 +58,16 @@ class LocalSite:
     logs: LogsOptions = LogsOptions()
 
     @classmethod
-    def of(cls, settings: Settings, path: Path) -> LocalSite:
+    def of(cls, settings: Settings, path: Path, *, looks_only: bool = False) -> LocalSite:
         """The site that settings, read from `path`, describe; its folder and key are made.
 
-        Raises StateUnwritable.
+        Whoever `looks_only` can do that, too, where nothing can be written: a full disk is when
+        people look. Raises StateUnwritable.
         """
         options = settings.options(SiteOptions)
         state_dir = options.state_dir.absolute()
-        state_folder.prepare(state_dir)
+        if not (looks_only and (state_dir / TICKET_KEYS).is_file()):
+            state_folder.prepare(state_dir)
         snapshots = options.snapshots or str(state_dir / "snapshots")
         site = cls(
             state_dir=state_dir,

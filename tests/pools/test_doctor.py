@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -16,8 +17,12 @@ from fairlead.commands.setup.init import Answers, settings_text
 from fairlead.commands.started import keep_settings, not_taken
 from infra.cluster.checkup import LOCK
 from infra.errors import SettingsUnreadable
+from infra.pools import state_folder
 from infra.pools.ports import free_ports
+from infra.pools.site import LocalSite
 from infra.settings.settings import read_settings
+from streams.errors import LogUnavailable
+from streams.training.folder import Folder
 
 
 def examined(path):
@@ -172,6 +177,35 @@ def test_status_works_while_the_settings_are_broken(tmp_path):
 
     assert "colour is not a setting" in result.stderr
     assert json.loads(result.stdout).keys() >= {"alarms", "scaling"}
+
+
+@pytest.mark.parametrize("log_opens", [True, False])
+def test_status_works_where_nothing_can_be_written(tmp_path, monkeypatch, log_opens):
+    """
+    A full or read-only disk is when people look: what looks needs no room, and says what is wrong
+    in the form that was asked for. On a read-only one SQLite does not even open its file.
+    """
+    path = settings_file(tmp_path, free_ports(1)[0])
+    site = LocalSite.of(read_settings(path), path)
+    site.log().close()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def shut(*_: object) -> None:
+        raise LogUnavailable("the SQLite log failed: attempt to write a readonly database")
+
+    monkeypatch.setattr(state_folder, "_write", full)
+    monkeypatch.setattr(Folder, "write", full)
+    if not log_opens:
+        monkeypatch.setattr(LocalSite, "log", shut)
+
+    result = CliRunner().invoke(app, ["status", "--settings", str(path), "--json"])
+
+    assert result.exit_code == 1
+    found = {alarm["name"]: alarm["cause"] for alarm in json.loads(result.stdout)["alarms"]}
+    assert "No space left on device" in found.pop("disk_full")
+    assert found.keys() == (set() if log_opens else {"log_unreachable"})
 
 
 def test_status_says_which_edits_of_the_file_are_not_in_force(tmp_path):

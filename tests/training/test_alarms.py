@@ -16,6 +16,7 @@ from streams import alarms
 from streams.alarms import BEAT_MS, KINDS, SILENT_MS, Board, posted_alarms
 from streams.errors import LogReplaced, LogUnavailable, SnapshotFenced, TopicUnfit
 from streams.log.contract import FEEDBACK
+from streams.training import supervision
 from streams.training.folder import Folder
 from streams.training.share import SoleShard
 from streams.training.snapshots import BLOBS, MANIFESTS, Store
@@ -221,11 +222,12 @@ def test_what_ends_a_trainer_is_an_alarm_when_it_starts_again(tmp_path, error, n
     assert posted_alarms(folder, NOW_MS) == [], "one that stops in order takes its board down"
 
 
-def test_one_thing_at_a_time_ends_a_trainer(tmp_path):
+def test_one_thing_at_a_time_ends_a_trainer(tmp_path, monkeypatch):
     """
     A topic was away, then it was there again and another one, made by hand: whoever reads that the
     log can't be reached looks in the wrong place.
     """
+    monkeypatch.setattr(supervision, "REST_S_MAX", 0.0)
     folder, stopping = Folder(str(tmp_path)), threading.Event()
     said: list[set[str]] = []
     errors: list[Exception] = [

@@ -36,7 +36,8 @@ def traced(ticket: bytes, path: Path | None) -> dict[str, Any]:
 
     decision_id = check_shape(ticket)
     settings, found_at = settings_of(path, console)
-    site, options = LocalSite.of(settings, found_at), settings.deployment()
+    site = LocalSite.of(settings, found_at, looks_only=True)
+    options = settings.deployment()
     encoder = identity(make_encoder(options.encoder))
     newest = Loader(site.store(), encoder, options.trainer.memory).load_newest()
     log = site.log()
