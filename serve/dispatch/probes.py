@@ -20,13 +20,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from learners.criticality import Criticality
 from learners.option import option
-from serve.dispatch.answers import DispatchInput, Ended, Streamed
+from serve.dispatch.answers import DispatchInput
 from serve.dispatch.attempt import Place
 from serve.dispatch.caller import AnswerState
 from serve.dispatch.judging.agreement import AGREEMENT, agreement
@@ -126,11 +125,11 @@ class Probes:
     async def _run(self, part: AnswerState, given: str) -> None:
         ticket = Reticket(part.decision.decision_id, part.decision.ticket)
         try:
-            answer = await self._answer(part)
+            answer = await self._one.words(part, self._options.answer_s_max + 1.0)
             quality = await self._judged(part, answer, given)
             if quality is not None:
                 self._report(ticket, quality=quality, source=SOURCES[self._options.judge])
-        except ServeError as error:
+        except (ServeError, TimeoutError) as error:
             logger.debug("a probe gave no answer: %s", error)
             if not part.attempts:
                 self._report(ticket, paid_usd=0.0)  # nobody was called in its name
@@ -142,15 +141,3 @@ class Probes:
         if self._options.judge == "agreement":
             return agreement(answer, given)
         return await self._model.quality(part, answer) if self._model else None
-
-    async def _answer(self, part: AnswerState) -> str:
-        """The words of a whole answer. Raises ServeError."""
-        words: list[str] = []
-        async with asyncio.timeout(self._options.answer_s_max + 1.0):
-            async with aclosing(self._one.events(part)) as events:
-                async for event in events:
-                    if isinstance(event, Streamed):
-                        words.append(event.piece.text)
-                    elif isinstance(event, Ended):
-                        break
-        return "".join(words)

@@ -14,18 +14,16 @@ to ask for a better mark.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 import secrets
 from collections.abc import Callable, Mapping
-from contextlib import aclosing
 from dataclasses import dataclass
 
 from learners.criticality import Criticality
 from learners.option import option
 from serve.budgets.allowance import Allowance
-from serve.dispatch.answers import DispatchInput, Ended, Streamed, estimated_tokens, texts_in
+from serve.dispatch.answers import DispatchInput, estimated_tokens, texts_in
 from serve.dispatch.attempt import Place
 from serve.dispatch.backend import Call
 from serve.dispatch.caller import AnswerState
@@ -103,7 +101,7 @@ class ModelJudge:
             return None
         call = self._call(body, tokens, Place(model, pools[0]), live)
         try:
-            points = points_of(await self._words(call))
+            points = points_of(await self._one.words(call, self._options.answer_s_max + 1.0))
         except (ServeError, TimeoutError) as error:
             logger.debug("an answer was not judged: %s", error)
             return None
@@ -130,18 +128,6 @@ class ModelJudge:
             deadline_s=now_s + self._options.answer_s_max,
             places=[place],
         )
-
-    async def _words(self, call: AnswerState) -> str:
-        """The judge's whole reply. Raises ServeError, TimeoutError."""
-        words: list[str] = []
-        async with asyncio.timeout(self._options.answer_s_max + 1.0):
-            async with aclosing(self._one.events(call)) as events:
-                async for event in events:
-                    if isinstance(event, Streamed):
-                        words.append(event.piece.text)
-                    elif isinstance(event, Ended):
-                        break
-        return "".join(words)
 
 
 def judged_body(body: Mapping[str, object], answer: str, rubric: str) -> dict[str, object]:

@@ -61,6 +61,15 @@ class OneAnswer:
         finally:
             self.let_go(request, attempt)
 
+    async def words(self, request: AnswerState, within_s: float) -> str:
+        """The words of a whole answer, for a reader within Fairlead.
+
+        Raises what `events` does, and TimeoutError where that takes longer.
+        """
+        async with asyncio.timeout(within_s), aclosing(self.events(request)) as events:
+            words = [event.piece.text async for event in events if isinstance(event, Streamed)]
+        return "".join(words)
+
     async def _at_once(self, request: AnswerState) -> AsyncGenerator[Event, None]:
         """The events of an answer whose reader waits for the end: one that breaks off is retried.
 
