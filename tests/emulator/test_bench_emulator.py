@@ -14,6 +14,7 @@ from load.bench import emulator as bench_emulator
 from load.bench import emulator_docs
 from load.fit import closed_loop
 from load.fit import emulator as fit_emulator
+from load.fit import front_end
 from load.fit.power import fit_power
 from load.fit.silicon import Row, Setup, Workload, by_setup, rows
 
@@ -291,7 +292,8 @@ def test_the_bench_measures_what_ships():
 @pytest.mark.slow
 def test_a_setup_is_fitted_as_it_ships():
     """
-    The fit is deterministic. Other processors may round otherwise, so not to the last digit.
+    The fit is deterministic. Other processors may round otherwise, so not to the last digit. What
+    a request costs beside iterations is fitted anew with the front ends of all setups.
     """
     setups = by_setup(rows())
     setup = next(s for s in setups if s.label == "GLM-5|h200_sxm|sglang|fp8|8|1|8|1")
@@ -303,4 +305,6 @@ def test_a_setup_is_fitted_as_it_ships():
     _, x, *_ = fit_emulator._polish_job((setup, training, *job[1:]))
 
     shipped = bench_emulator.performance_by_label()[setup.label]
-    assert x == pytest.approx([getattr(shipped, name) for name in fit_emulator.NAMES], rel=0.05)
+    of_iterations = [name for name in fit_emulator.NAMES if name not in front_end.NAMES]
+    assert len(of_iterations) == 5
+    assert x[:5] == pytest.approx([getattr(shipped, name) for name in of_iterations], rel=0.01)
