@@ -12,9 +12,8 @@ from typer.testing import CliRunner
 
 from load.bench import emulator as bench_emulator
 from load.bench import emulator_docs
-from load.fit import closed_loop
+from load.fit import closed_loop, front_end
 from load.fit import emulator as fit_emulator
-from load.fit import front_end
 from load.fit.power import fit_power
 from load.fit.silicon import Row, Setup, Workload, by_setup, rows
 
