@@ -85,10 +85,9 @@ class HeldRequests:
 
     def lengths(self, finished: int, prompt_tokens: int, output_tokens: int) -> None:
         """Note lengths of the last hundred requests or so: what is stated depends on them."""
-        if finished:
-            kept = 0.99**finished
-            new = (finished, prompt_tokens, output_tokens)
-            self._lengths = [kept * a + b for a, b in zip(self._lengths, new, strict=True)]
+        kept = 0.99**finished
+        new = (finished, prompt_tokens, output_tokens)
+        self._lengths = [kept * a + b for a, b in zip(self._lengths, new, strict=True)]
 
     def _taken(self, held: float, window_ms: int) -> dict[str, Any]:
         served, self._served = self._served, {}

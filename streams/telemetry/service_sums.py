@@ -89,7 +89,7 @@ ServiceTable = dict[str, dict[str, Servers]]  # by pool and identity
 
 def note(table: ServiceTable, record: PoolState, at_ms: int, received_ms: int) -> None:
     """Add a window that ended at a time, in a record that the log took at another."""
-    if not record.served and not record.stated_per_s and not record.held_max:
+    if not record.served and not record.stated_per_s and not record.held_max and not _read(record):
         return
     if record.pool not in table and len(table) >= POOLS_MAX:
         return
@@ -103,7 +103,9 @@ def note(table: ServiceTable, record: PoolState, at_ms: int, received_ms: int) -
         stated_per_s=newest[1],
         held_max=newest[2],
         epochs=_newest(before.epochs, at_ms // EPOCH_MS, _noted, record),
-        lengths=_newest(before.lengths, at_ms // EPOCH_MS, _lengthened, record),
+        lengths=_newest(
+            before.lengths, at_ms // EPOCH_MS, _lengthened, record, counts=_read(record)
+        ),
         paces=_newest(before.paces, at_ms // EPOCH_MS, _paced, record),
     )
     while len(of_pool) > IDENTITIES_MAX:
@@ -119,9 +121,11 @@ def _newest(
     epoch: int,
     add: Callable[[Kept | None, PoolState], Kept],
     record: PoolState,
+    *,
+    counts: bool = False,
 ) -> dict[int, Kept]:
     """With one more record, the newest epochs of them."""
-    if not record.served:
+    if not record.served and not counts:
         return epochs
     found = {**epochs, epoch: add(epochs.get(epoch), record)}
     return {number: found[number] for number in sorted(found)[-EPOCHS_MAX:]}
@@ -140,6 +144,12 @@ def _paced(before: dict[int, Pace] | None, record: PoolState) -> dict[int, Pace]
     for bucket, *of in record.paced:
         found[bucket] = found.get(bucket, Pace()) + Pace(*of)  # type: ignore[assignment]
     return found
+
+
+def _read(record: PoolState) -> bool:
+    """Whether a page has counted tokens: it does so in each window, finished requests in some."""
+    tokens = record.tokens or record.prompt_tokens or record.cached_tokens
+    return record.by == "page" and bool(tokens)
 
 
 def _lengthened(before: Lengths | None, record: PoolState) -> Lengths:

@@ -48,6 +48,18 @@ def test_capacity_is_learned_from_the_page_of_each_kind_that_counts_requests(kin
         assert service.capacity_per_s == pytest.approx(TRUE_PER_S, rel=0.15)
 
 
+@pytest.mark.parametrize("page", [PAGE, CALLERS], ids=["page", "callers"])
+def test_the_lengths_that_it_is_learned_of_are_those_of_all_that_was_finished(page):
+    """
+    A page counts tokens in every window, and tells what was finished of some seconds together: of both the same
+    requests count. The work of a request is inferred from these lengths.
+    """
+    for per_s in (0.5 * TRUE_PER_S, 2.5 * TRUE_PER_S):
+        of = run(per_s, 100, page=page).known[-1].of
+        assert of.prompt_tokens == pytest.approx(7.0, rel=0.05)
+        assert of.output_tokens == pytest.approx(8.0, rel=0.05)
+
+
 @pytest.mark.parametrize("patience_s", [4.0, 8.0])
 @pytest.mark.parametrize("page", [PAGE, CALLERS], ids=["page", "callers"])
 def test_who_gives_up_waiting_makes_no_server_faster(page, patience_s):
