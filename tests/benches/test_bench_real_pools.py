@@ -50,9 +50,10 @@ def test_an_overload_is_judged_by_what_was_answered_and_who_waited_once_it_was_s
     found = overloaded(
         [
             asked(10.0, 20.0, "timed_out"),  # before
-            asked(29.0, 2.0, "answered"),  # answered within
+            asked(27.0, 3.0, "answered"),  # before
+            asked(20.0, 10.5, "answered"),  # a quarter of its work within
             *(asked(31.0, 2.0, "answered") for _ in range(59)),
-            asked(49.0, 2.0, "answered"),  # answered after
+            asked(49.0, 2.0, "answered"),  # half of it
             asked(35.0, 0.004, "refused"),
             asked(36.0, 20.0, "timed_out"),
         ],
@@ -61,7 +62,7 @@ def test_an_overload_is_judged_by_what_was_answered_and_who_waited_once_it_was_s
         OPTIONS,
     )
 
-    assert found["answered_share"] == 60 / (30 * TRUE_PER_S)
+    assert found["answered_share"] == round(59.75 / (30 * TRUE_PER_S), 4)
     assert (found["timed_out"], found["refused"], found["refused_ms_p99"]) == (1, 1, 4.0)
 
 

@@ -9,7 +9,9 @@
     learned_from              answers that it was learned from
 
 Each by kind of server. Overload is judged by what was asked or answered after half a minute: until
-then the limit has to be found. Servers are stand-ins that do what their own metrics pages say; the
+then the limit has to be found. Of an answer that lies across the beginning or the end the part
+counts that its server worked within: servers that answer eight at a time end a round just before or
+just after, which is 4 % of all. Servers are stand-ins that do what their own metrics pages say; the
 cluster, the dispatcher, the trainer and the planner are the real ones.
 """
 
@@ -168,8 +170,9 @@ def overloaded(
         asked_per_s=options.overload_per_s,
     )
     answered = sum(
-        one.outcome == "answered" and options.settled_s <= one.ended_s < options.overload_s
+        worked(one, options.settled_s, options.overload_s)
         for one in asked
+        if one.outcome == "answered"
     )
     told_ms = [1000.0 * (one.ended_s - one.at_s) for one in late if one.outcome == "refused"]
     return _outcomes(late) | {
@@ -177,6 +180,12 @@ def overloaded(
         "could": round(could, 1),
         "refused_ms_p99": round(float(np.quantile(told_ms, 0.99)), 1) if told_ms else None,
     }
+
+
+def worked(answered: Asked, since_s: float, until_s: float) -> float:
+    """The share of an answer's work that its server did in that time: it ends with the answer."""
+    began_s = answered.ended_s - ANSWER_S
+    return max(0.0, min(answered.ended_s, until_s) - max(began_s, since_s)) / ANSWER_S
 
 
 def carried(
