@@ -170,7 +170,7 @@ def overloaded(
         asked_per_s=options.overload_per_s,
     )
     answered = sum(
-        worked(one, options.settled_s, options.overload_s)
+        worked(one, since_s=options.settled_s, until_s=options.overload_s)
         for one in asked
         if one.outcome == "answered"
     )
@@ -182,7 +182,7 @@ def overloaded(
     }
 
 
-def worked(answered: Asked, since_s: float, until_s: float) -> float:
+def worked(answered: Asked, *, since_s: float, until_s: float) -> float:
     """The share of an answer's work that its server did in that time: it ends with the answer."""
     began_s = answered.ended_s - ANSWER_S
     return max(0.0, min(answered.ended_s, until_s) - max(began_s, since_s)) / ANSWER_S
