@@ -26,7 +26,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -61,6 +61,7 @@ KEYS = {
     "telemetry_away": ({"for_s"}, set()),
     "load": ({"times", "for_s"}, set()),
 }
+NUMBER_MAX = 1e9  # thirty years of seconds
 NUMBERS = {
     "at_s": 0.0,
     "for_s": 0.0,
@@ -90,6 +91,14 @@ class Events:
     newcomers: tuple[str, ...] = ()  # models that nobody knew before
     listed: tuple[Mapping[str, Any], ...] = ()  # as in the file
 
+    def late(self, span_s: float) -> list[str]:
+        """What is to happen when the last request, at `span_s`, has come: likely by mistake."""
+        return [
+            f"event {number} ({event['what']}) is at {event['at_s']:,} s, after the last request"
+            for number, event in enumerate(self.listed, 1)
+            if event["at_s"] > span_s
+        ]
+
 
 def read_events(path: Path, site: Site) -> Events:
     """Raises EventRefused, naming the event and what would be right."""
@@ -98,7 +107,7 @@ def read_events(path: Path, site: Site) -> Events:
     except (OSError, ValueError) as error:
         raise EventRefused(path.name, None, f"can't be read as TOML: {error}") from None
     events = found.get("events")
-    if set(found) != {"events"} or not isinstance(events, list):
+    if set(found) != {"events"} or not _are_tables(events):
         raise EventRefused(path.name, None, "has to be a list of [[events]], and nothing else")
     shocks: list[Shock] = []
     surges: list[Surge] = []
@@ -114,14 +123,18 @@ def read_events(path: Path, site: Site) -> Events:
     )
 
 
+def _are_tables(events: object) -> TypeGuard[list[dict[str, Any]]]:
+    return isinstance(events, list) and all(isinstance(event, dict) for event in events)
+
+
 def _check(file: str, number: int, event: Mapping[str, Any], site: Site) -> None:
     def refuse(why: str) -> None:
         raise EventRefused(file, number, why)
 
     what = event.get("what")
-    if what not in KEYS:
+    if not isinstance(what, str) or what not in KEYS:
         refuse(f"is {what!r}: known are {', '.join(KEYS)}")
-    needed, optional = KEYS[str(what)]
+    needed, optional = KEYS[what]
     given = set(event) - {"what"}
     if missing := sorted(({"at_s"} | needed) - given):
         refuse(f"({what}) lacks {', '.join(missing)}")
@@ -129,8 +142,9 @@ def _check(file: str, number: int, event: Mapping[str, Any], site: Site) -> None
         refuse(f"({what}) has {', '.join(unknown)}, which it does not take")
     for key in given & set(NUMBERS):
         value = event[key]
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < NUMBERS[key]:
-            refuse(f"({what}) has {key} = {value!r}: a number of at least 0 is due")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not NUMBERS[key] <= value <= NUMBER_MAX:
+            refuse(f"({what}) has {key} = {value!r}: a number from 0 to {NUMBER_MAX:,.0f} is due")
     known = {
         "pool": [plan.name for plan in site.fleet.pools],
         "region": sorted({plan.region for plan in site.fleet.pools}),

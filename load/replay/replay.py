@@ -174,7 +174,7 @@ def _figures(
 ) -> dict[str, Any]:
     """As JSON; see docs/planning.md for the keys."""
     main, span_s = total.main, float(trace.at_s[-1])
-    counted_s = max(span_s - options.warm_up_s, 1e-9)
+    counted_s = max(span_s - options.warm_up_s, 1.0)  # what comes at once is a second's
     share = main.on_time / main.intended if main.intended else 0.0
     finished = max(1, sum(total.models.values()))
     return {

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 pytest.importorskip("hdrh", reason="needs hdrhistogram: make install")
 
 from load.bench.plan import versus
 from load.bench.plan.bench import PlanBench, inflated, quick
+from load.bench.plan.live import by_chance
 
 SMALL = replace(quick().workloads["azure_8b"], requests_per_s=8.0, seconds=20.0)
 
@@ -52,3 +54,12 @@ def test_the_hedged_plan_holds_where_the_plan_falls_short():
     assert found["plain"]["as_forecast"] >= 0.99
     assert found["hedged"]["within_target"] >= 0.99 > found["plain"]["within_target"]
     assert found["hedged"]["usd_per_h"] > found["plain"]["usd_per_h"]
+
+
+def test_chance_is_told_from_how_far_seeds_are_apart():
+    """
+    Of 2,000 times that nine runs alike are made, one is further from the mean of eight in 5 %.
+    """
+    runs = np.random.default_rng(0).normal(3.0, 2.0, (2000, 9))
+    beyond = [abs(run[8] - run[:8].mean()) > by_chance(run[:8].tolist()) for run in runs]
+    assert np.mean(beyond) == pytest.approx(0.05, abs=0.015)

@@ -268,7 +268,10 @@ REFUSED = [
     ('[[events]]\nat_s = 1\nwhat = "sunshine"', "event 1 is 'sunshine': known are pool_lost"),
     ('[[events]]\nat_s = 1\nwhat = "pool_lost"', "lacks pool"),
     ('[[events]]\nat_s = 1\nwhat = "pool_lost"\npool = "x"', "names pool 'x': there are small-eu"),
-    ('[[events]]\nat_s = -1\nwhat = "feedback_away"\nfor_s = 1', "at_s = -1: a number of at least"),
+    ('[[events]]\nat_s = -1\nwhat = "feedback_away"\nfor_s = 1', "at_s = -1: a number from 0 to"),
+    ('[[events]]\nat_s = nan\nwhat = "feedback_away"\nfor_s = 1', "at_s = nan: a number from 0"),
+    ('[[events]]\nat_s = 1\nwhat = ["load"]', "is ['load']: known are"),
+    ("events = [3]", "and nothing else"),
     ('[[events]]\nat_s = 1\nwhat = "load"\ntimes = 2\nfor_s = 1\nx = 1', "has x, which it does"),
     ("events = 3", "has to be a list of [[events]]"),
     ("[[events", "can't be read as TOML"),
@@ -329,3 +332,16 @@ def test_prompts_of_a_trace_may_come_from_parquet(tmp_path, site):
     )
     found = run(site, file=read_trace(str(path)))
     assert len(found.traffic) == 2
+
+
+def test_an_event_after_the_last_request_is_told(site, tmp_path):
+    """
+    Nobody would see what it does: the time is likely a mistake.
+    """
+    path = tmp_path / "events.toml"
+    one = '[[events]]\nwhat = "telemetry_away"\nfor_s = 1\nat_s = '
+    path.write_text(f"{one}59\n{one}5000\n")
+
+    said = read_events(path, site).late(60.0)
+
+    assert said == ["event 2 (telemetry_away) is at 5,000 s, after the last request"]

@@ -86,7 +86,7 @@ def simulate(
             "trace": about_parts(parts),
             "outcomes": questions.source or None,
             "seed": seed,
-            "assumed": list(site.assumed),
+            "assumed": [*site.assumed, *happening.late(parts.span_s)],
             "events": [dict(event) for event in happening.listed],
             **summed_up(run, totals, site, quality_known=questions.quality_known),
         }

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+from scipy.stats import t as student_t
 
 from infra.settings.settings import read_settings
 from load.bench.loop import started
@@ -230,20 +231,24 @@ def _compared(
     """Relative differences, simulated less live over live; of the mix the largest of a share.
 
     Which pool a request goes to is a matter of chance in both: the simulation's is the mean of
-    several seeds, and their range is what chance alone makes of one run.
+    several seeds, and how far these are apart is what chance alone makes of one run.
     """
     site = site_of(read_settings(path))
     questions = questions_of(site.catalogue, None, file)
     runs = [_simulated(site, file, questions, options, seed) for seed in range(SIMULATIONS)]
     mean = {key: float(np.mean([run[key] for run in runs])) for key in runs[0]}
-    mix = [
-        abs(mean[name] - live["models"].get(name, {"share": 0.0})["share"])
-        for name in site.catalogue.names
-    ]
+    chance = {key: by_chance([run[key] for run in runs]) for key in runs[0]}
+    names, ttft_ms = site.catalogue.names, live["ttft_ms"]
+    mix = [abs(mean[of] - live["models"].get(of, {"share": 0.0})["share"]) for of in names]
+    lives = {"ttft_p50": ttft_ms["p50"], "ttft_p99": ttft_ms["p99"], "cost": live["usd"]}
+    key_of = {"ttft_p50": "ttft_p50", "ttft_p99": "ttft_p99", "cost": "usd"}
     return {
-        **{key: _apart(mean[key], live["ttft_ms"][key[5:]]) for key in ("ttft_p50", "ttft_p99")},
-        "cost": _apart(mean["usd"], live["usd"]),
+        **{name: _apart(mean[key], lives[name]) for name, key in key_of.items()},
         "mix": round(max(mix), 4),
+        "by_chance": {
+            **{name: _share(chance[key], lives[name]) for name, key in key_of.items()},
+            "mix": round(max(chance[of] for of in names), 4),
+        },
         "requests": live["requests"],
         "live": {key: live[key] for key in LIVE_KEYS},
         "simulated": {
@@ -283,3 +288,16 @@ def _simulated(
 
 def _apart(simulated: float, live: float | None) -> float | None:
     return None if not live else round(simulated / live - 1.0, 4)
+
+
+def _share(of: float, live: float | None) -> float | None:
+    return None if not live or not np.isfinite(of) else round(of / live, 4)
+
+
+def by_chance(seeds: Sequence[float]) -> float:
+    """How far one run more may be from the mean of these, and nothing but chance between them.
+
+    That is so of 95 % of runs: Student's t, for a prediction.
+    """
+    n = len(seeds)
+    return float(student_t.ppf(0.975, n - 1) * np.std(seeds, ddof=1) * np.sqrt(1.0 + 1.0 / n))
