@@ -134,7 +134,7 @@ def _check(file: str, number: int, event: Mapping[str, Any], site: Site) -> None
     what = event.get("what")
     if not isinstance(what, str) or what not in KEYS:
         refuse(f"is {what!r}: known are {', '.join(KEYS)}")
-    needed, optional = KEYS[what]
+    needed, optional = KEYS[str(what)]
     given = set(event) - {"what"}
     if missing := sorted(({"at_s"} | needed) - given):
         refuse(f"({what}) lacks {', '.join(missing)}")
