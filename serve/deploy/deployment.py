@@ -31,6 +31,7 @@ from serve.deploy.replica import Replica, ReplicaOptions, settle
 from serve.dispatch.backend import Pools
 from serve.encoders import EncoderOptions, identity, make_encoder
 from serve.routing.catalogue import CatalogueSource
+from serve.tracing.tracing import opened
 from streams.alarms import Board
 from streams.clock import process_clock
 from streams.feedback.ticket import Sealer, key_of
@@ -168,9 +169,11 @@ class TrainerDeployment:
         """`shard` is which of the layout's trainers this is; None: the merger of all."""
         site.open_logs("trainer")
         self._stopping = threading.Event()
+        self._tracing = opened(options.replica.tracing)
+        traced = self._tracing.learned if self._tracing else None
         board = _board(site, shard)
         make = _merger if shard is None else _trainer
-        work = partial(make, options, site, layout, shard or 0, board)
+        work = partial(make, options, site, layout, shard or 0, board, traced)
         store = site.store() if shard is None else _store(site, layout, shard)
         self._thread = threading.Thread(
             target=supervise, args=(work, self._stopping, board, store), name="trainer", daemon=True
@@ -187,6 +190,8 @@ class TrainerDeployment:
         if hasattr(self, "_thread"):
             self._stopping.set()
             await asyncio.to_thread(self._thread.join, GRACE_S)
+            if self._tracing is not None:
+                await asyncio.to_thread(self._tracing.close)
 
 
 def _board(site: Site, shard: int | None) -> Board:
@@ -202,7 +207,12 @@ def _store(site: Site, layout: Layout, shard: int) -> Store:
 
 
 def _trainer(
-    options: DeploymentOptions, site: Site, layout: Layout, shard: int, board: Board
+    options: DeploymentOptions,
+    site: Site,
+    layout: Layout,
+    shard: int,
+    board: Board,
+    traced: Callable[[str], None] | None,
 ) -> Worker:
     """A trainer of everything, or of one shard."""
     log, encoder = site.log(), identity(make_encoder(options.encoder))
@@ -225,16 +235,21 @@ def _trainer(
         now_ms,
         share,
         start,
-        Watch(board, log, share, now_ms),
+        Watch(board, log, share, now_ms, traced),
         elsewhere,
     )
 
 
 def _merger(
-    options: DeploymentOptions, site: Site, layout: Layout, shard: int, board: Board
+    options: DeploymentOptions,
+    site: Site,
+    layout: Layout,
+    shard: int,
+    board: Board,
+    traced: Callable[[str], None] | None,
 ) -> Worker:
     """What publishes the sum of all shards."""
-    del shard
+    del shard, traced
     encoder = identity(make_encoder(options.encoder))
     memory = options.trainer.memory
     return Merger(site.snapshots, layout, encoder, memory, now_ms, board.beat)

@@ -40,6 +40,7 @@ from serve.routing_apis.placing import Placing
 from serve.routing_apis.policy_router import PolicyRouter
 from serve.tracing.attempts import TracedPools
 from serve.tracing.calls import TracedApp
+from serve.tracing.tracing import shown
 from streams.errors import OutboxClosed
 from streams.feedback.report import encode_report
 
@@ -71,6 +72,7 @@ class DispatchReplica:
         `pages` are further ones of the HTTP listener, by path.
         """
         tracing = replica.tracing
+        self._traceparent: Callable[[], str | None] = shown if tracing else lambda: None
         if tracing is not None:
             pools = TracedPools(pools, tracing.tracer)
         self.replica, self._pools, self._now_s = replica, pools, now_s
@@ -148,7 +150,7 @@ class DispatchReplica:
     def _report(self, ticket: Reticket, **values: float | bool | None) -> None:
         """Feed an outcome back. A full outbox drops and counts it: requests go on."""
         proof = self.replica.sealer.proof(bytes.fromhex(ticket.decision_id))
-        value = encode_report(ticket.ticket, proof=proof, **values)
+        value = encode_report(ticket.ticket, proof=proof, traceparent=self._traceparent(), **values)
         record = (ticket.decision_id.encode(), value)
         try:
             self.replica.feedback.offer(record)

@@ -47,7 +47,7 @@ from serve.routing.sessions import SessionOptions, Sessions
 from serve.rules.rule import Rule
 from serve.rules.rulebook import Rulebook
 from serve.tracing.calls import TracedCalls
-from serve.tracing.tracing import TracingOptions, opened
+from serve.tracing.tracing import TracingOptions, opened, shown
 from streams.alarms import ROUTER_ROLE, Board
 from streams.errors import OptionRefused
 from streams.feedback import decisions
@@ -206,6 +206,7 @@ class Replica:
                 self.feedback,
                 Tracer(log, store),
                 now_ms,
+                shown if self.tracing else lambda: None,
             ),
             [repr(options.policy), *REASONS, PROBE],
             options.servicer,

@@ -42,7 +42,10 @@ class Reporting:
         outbox: Outbox[tuple[bytes, bytes]],
         tracing: Tracing | None,
         now_ms: Callable[[], int],
+        traceparent: Callable[[], str | None] = lambda: None,
     ) -> None:
+        """`traceparent` is that of the call under way, where it has a span."""
+        self._traceparent = traceparent
         self._sealer, self._ingest, self._outbox = sealer, ingest, outbox
         self._tracing, self._now_ms = tracing, now_ms
         self._looking, self._checking = asyncio.Lock(), asyncio.Lock()
@@ -99,6 +102,7 @@ class Reporting:
         named: dict[str, Any] = {
             "source": outcome.source or None,
             "steps": [*map(as_text, outcome.steps)] or None,
+            "traceparent": self._traceparent(),
         }
         named["better_than"] = as_text(outcome.better_than) if outcome.better_than else None
         record = encode_report(outcome.ticket, **reported, **named)

@@ -3,7 +3,7 @@
     traceparent ─▶ Router/Route                               gRPC, HTTP      `calls`
                    Dispatcher/Dispatch ─▶ route               the decision
                                        └▶ attempt ─▶ traceparent to the pool  `attempts`
-                   Router/SendFeedback                        until it is durable
+                   Router/SendFeedback ─▶ the feedback log ─▶ learn           the trainer
 
 Off, nothing of it is on a request's way: whoever would make spans is not put there. A span has
 names, numbers and codes; never a text of a caller's or a pool's, nor the message of an error.
@@ -15,8 +15,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanKind, Tracer
+from opentelemetry.context import Context, get_current
+from opentelemetry.trace import Span, SpanKind, Tracer, get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from learners.option import option
@@ -77,6 +77,11 @@ class Tracing:
 
         return decided
 
+    def learned(self, traceparent: str) -> None:
+        """A span for an outcome that has been learned, in the trace of who reported it."""
+        context = parent_of({"traceparent": traceparent})
+        self.tracer.start_span("learn", context, SpanKind.CONSUMER).end()
+
     def close(self) -> None:
         """Send what waits, for a while."""
         self._provider.force_flush(FLUSH_MS_MAX)
@@ -123,6 +128,13 @@ def carried(context: Context) -> dict[str, str]:
     found: dict[str, str] = {}
     W3C.inject(found, context)
     return found
+
+
+def shown() -> str | None:
+    """The `traceparent` of the span under way; None where nobody keeps it."""
+    if not get_current_span().get_span_context().trace_flags.sampled:
+        return None
+    return carried(get_current()).get("traceparent")
 
 
 def code_of(error: BaseException) -> str:

@@ -25,6 +25,7 @@ OUTPUT_TOKENS_MAX = 10_000_000
 OUTPUT_TOKENS_LEARNED_MAX = 65_536  # more counts as this: no model in use answers at more length
 RECORD_BYTES_MAX = 65_536
 REVISION_MAX = 7
+TRACEPARENT_CHARS_MAX = 128  # 55 now; what can't be read is no reason to refuse an outcome
 
 
 class Reason(StrEnum):
@@ -124,6 +125,16 @@ class Report(
         | None
     ) = None
 
+    traceparent: (
+        Annotated[
+            str,
+            Meta(
+                max_length=TRACEPARENT_CHARS_MAX,
+                description="W3C's trace context of who reports; the trainer goes on with it.",
+            ),
+        ]
+        | None
+    ) = None
     proof: (
         Annotated[
             str,

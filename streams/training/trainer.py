@@ -251,6 +251,7 @@ class Trainer:
         for name, more in change.counted(ingested, fresh, home, self._options.change):
             state.count(name, more)
         state.count(MOVED, int((~home).sum()))
+        self._watch.learned([ingested.reports[i] for i in np.flatnonzero(home)])
         for letter in dead:
             state.count(DEAD + letter.reason)
         for record in records:

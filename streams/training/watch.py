@@ -5,12 +5,12 @@ What it asks is cheap, or asked rarely; nothing here raises.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from streams.alarms import Board
 from streams.errors import LogUnavailable
-from streams.feedback.report import Reason
+from streams.feedback.report import Reason, Report
 from streams.log.contract import FEEDBACK, Log
 from streams.training.share import Share
 from streams.training.state import Clocks, State
@@ -43,6 +43,9 @@ class Watcher(Protocol):
     def damaged(self, cause: str) -> None:
         """At the start, no snapshot was whole."""
 
+    def learned(self, reports: Sequence[Report]) -> None:
+        """These were added to the state, or were in it already."""
+
 
 class Unwatched:
     """Nobody follows."""
@@ -56,11 +59,23 @@ class Unwatched:
     def damaged(self, cause: str) -> None:
         """Nothing."""
 
+    def learned(self, reports: Sequence[Report]) -> None:
+        """Nothing."""
+
 
 class Watch:
     """Called after each of a trainer's steps; used by its thread."""
 
-    def __init__(self, board: Board, log: Log, share: Share, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        board: Board,
+        log: Log,
+        share: Share,
+        now_ms: Callable[[], int],
+        traced: Callable[[str], None] | None = None,
+    ) -> None:
+        """`traced` is told the `traceparent` of each report that was learned and has one."""
+        self._traced = traced
         self._board, self._log, self._share, self._now_ms = board, log, share, now_ms
         self._looked_ms = self._asked_ms = 0
         self._accepted: _Mark[tuple[int, int] | None] = _Mark(0, None)
@@ -83,6 +98,13 @@ class Watch:
             self._asked_ms = now_ms
             self._ask(state, now_ms)
         self._board.beat()
+
+    def learned(self, reports: Sequence[Report]) -> None:
+        """Say so in the traces of who reported."""
+        if self._traced is not None:
+            for report in reports:
+                if report.traceparent:
+                    self._traced(report.traceparent)
 
     def _all_refused(self, counts: Mapping[str, int], now_ms: int) -> str | None:
         """Since something was accepted last, or for half a minute."""

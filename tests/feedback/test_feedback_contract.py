@@ -109,7 +109,7 @@ def test_the_page_states_every_field_with_its_bounds():
     """
     rows = table("field")
 
-    assert set(rows) == {"ticket", "proof", *REPORTED, *QUALIFIED}
+    assert set(rows) == {"ticket", "proof", "traceparent", *REPORTED, *QUALIFIED}
     for name, limit in [
         ("quality", 1),
         ("cost_usd", COST_USD_MAX),

@@ -13,6 +13,7 @@ from documented_commands import (
     HERE,
     NOT_RUN,
     PAGES,
+    SHORTENED,
     WHOLE,
     blocks,
     commands_of,
@@ -21,7 +22,7 @@ from documented_commands import (
 from source_files import ROOT
 
 LANGUAGES = {"sh", "text", "toml", "python", "json", "proto", "yaml", "go", "java"}
-NOT_RUN_MAX = 16
+NOT_RUN_MAX = 7
 SITE = yaml.safe_load((ROOT / "tools" / "site" / "mkdocs.yml").read_text())
 KINDS = ["Tutorial", "How to", "Reference", "Explanation"]
 ALSO = {"DESIGN.md", "CHANGELOG.md"}
@@ -31,7 +32,7 @@ def test_every_command_of_the_documents_is_run_or_excused():
     """
     A page that gains one fails here, and so does a table that keeps what no page has any more.
     """
-    found, known = documented(), [*HERE, *ELSEWHERE, *NOT_RUN]
+    found, known = documented(), [*HERE, *ELSEWHERE, *SHORTENED, *NOT_RUN]
     new = [
         f"{page}: {command}"
         for command, page in found.items()

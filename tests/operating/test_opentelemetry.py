@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,7 +27,13 @@ from serve.deploy import replica as replicas
 from serve.proto.fairlead.v1 import dispatch_pb2, dispatch_pb2_grpc
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.tracing.tracing import Tracing, TracingOptions, opened
+from streams.alarms import Board
 from streams.errors import OptionRefused
+from streams.feedback.report import encode_report
+from streams.log.contract import FEEDBACK
+from streams.log.sqlite_log import SqliteLog
+from streams.training.share import SoleShard
+from streams.training.watch import Watch
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PARENT = f"00-{TRACE}-{SPAN}-01"
@@ -141,6 +148,51 @@ def test_decisions_feedback_and_refusals_have_spans(tmp_path, spans):
     assert codes == [0, 0, grpc.StatusCode.INVALID_ARGUMENT.value[0]]
     assert all(one.status.is_ok or one.status.is_unset for _, one in found)
     assert found[0][1].parent is not None and found[2][1].parent is None
+
+
+def read(log, topic: str = FEEDBACK) -> list[dict]:
+    """What the records of a topic say."""
+    reader = log.reader(topic, log.first_offsets(topic))
+    found = [json.loads(record.value) for record in reader.read(100, 5.0)]
+    reader.close()
+    return found
+
+
+def test_an_outcome_carries_its_trace_through_the_log_to_the_trainer(tmp_path, spans):
+    """
+    caller ─▶ SendFeedback ─▶ the feedback log ─▶ learn. What can't be read as a trace is learned, too.
+    """
+    with router(tmp_path) as bench:
+        stub, parent = bench.stub, (("traceparent", PARENT),)
+        tickets = [bench.route(embedding_f32=embedding(i)).ticket for i in range(3)]
+        one, other, third = [pb.Outcome(ticket=ticket, quality=0.5) for ticket in tickets]
+        stub.SendFeedback(pb.FeedbackRequest(outcomes=[one]), metadata=parent)
+        unsampled = (("traceparent", f"00-{TRACE}-{SPAN}-00"),)
+        stub.SendFeedback(pb.FeedbackRequest(outcomes=[other]), metadata=unsampled)
+        odd = encode_report(third.ticket, quality=0.5, traceparent="odd")
+        bench.log.append(FEEDBACK, [(b"", odd)])
+        written = [record.get("traceparent") for record in read(bench.log)]
+        (sent,) = [s for s in spans.get_finished_spans() if s.name.endswith("/SendFeedback")]
+        assert written == [f"00-{TRACE}-{sent.context.span_id:016x}-01", None, "odd"]
+
+        spans.clear()
+        board = Board(bench.store.folder, "trainer", "one", bench.clock)
+        traced = bench.replica.tracing.learned
+        bench.trainer._watch = Watch(board, bench.log, SoleShard(), bench.clock, traced)
+        while bench.trainer.step():
+            pass
+        assert bench.trainer.state.counts["learned"] == 3
+        learned = [span for span in spans.get_finished_spans() if span.name == "learn"]
+        of_the_call = [one for one in learned if one.context.trace_id == int(TRACE, 16)]
+        assert [one.parent.span_id for one in of_the_call] == [sent.context.span_id]
+
+
+def test_what_dispatchers_measure_carries_its_trace(tmp_path, spans):
+    asyncio.run(asked(tmp_path, answers, over_grpc))
+    log = SqliteLog(tmp_path / "state" / "log.sqlite", lambda: 0)
+    traces = {record["traceparent"].split("-")[1] for record in read(log)}
+    log.close()
+    assert traces == {TRACE}
 
 
 def test_off_nothing_is_on_a_requests_way(tmp_path):

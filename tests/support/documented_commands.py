@@ -35,10 +35,12 @@ WITH_A_SITE = [
     ".venv/bin/fairlead status",
     'tail -qF .fairlead/logs/*.jsonl | grep \'"level": "error"\'',
     'curl -X POST http://127.0.0.1:7491/v1/feedback -d \'{"ticket": "AVcA…zQ", "quality": 0.9}\'',
+    'ROUTER_POLICY_SIDECARS=\'{"fairlead": "http://127.0.0.1:7491"}\'',
     "fairlead feedback trace TICKET",
     ".venv/bin/fairlead feedback check FILE",
     "fairlead feedback check records.ndjson",
     "fairlead feedback check records.ndjson --json",
+    "fairlead judge calibrate labels.ndjson judge.json --usd-max 1",
     "fairlead models import answers.jsonl",
     "fairlead models import answers.jsonl --json",
     "fairlead models predict NAME [--json]",
@@ -93,25 +95,23 @@ WHOLE = {
     "docs/tutorial.md": "tests/operating/test_tutorial.py",
 }
 
-LONG = "up to 40 minutes of two cores; tests/benches/test_bench_decisions.py runs the bench itself"
+# By operating/test_documented_benches.py, over less: at full length they take up to 40 minutes.
+SHORTENED = [
+    "fairlead bench decisions --json > decisions.json",
+    "fairlead bench decisions --lambdas 0.03,0.1,0.4 --json",
+    "fairlead bench decisions --quick",
+    "fairlead bench decisions --rows 2000 --seeds 3",
+    "fairlead bench decisions --table mine.parquet --table other.csv --seeds 12",
+    "fairlead bench decisions --table texts.csv --encoder wordllama",
+    "fairlead bench decisions --picture out/",
+]
 NOT_RUN = {
     ".venv/bin/fairlead bench fleet --quick": "minutes; tests/benches/test_bench_fleet.py runs it",
     ".venv/bin/fairlead plan azure": "minutes; the same with --to-s 1620 is run",
     "fairlead bench speed --quick --json | jq .stages": "a minute; its stages are tests/timing's",
-    "fairlead bench decisions --json > decisions.json": LONG,
-    "fairlead bench decisions --lambdas 0.03,0.1,0.4 --json": LONG,
-    "fairlead bench decisions --quick": LONG,
-    "fairlead bench decisions --rows 2000 --seeds 3": LONG,
-    "fairlead bench decisions --table mine.parquet --table other.csv --seeds 12": LONG,
-    "fairlead bench decisions --table texts.csv --encoder wordllama": LONG,
-    "fairlead bench decisions --picture out/": LONG,
     "FAIRLEAD_BANDIT=FOLDER python -m fairlead bench control": "a data set that is not shipped",
-    "fairlead judge calibrate labels.ndjson judge.json --usd-max 1": (
-        "a model that judges, and people's labels; tests/dispatching/test_judging.py has the curve"
-    ),
     "make peers": "it installs other projects' packages, a gigabyte",
     "make llm-pools": "it installs 0.4 GB of weights, and builds llama.cpp for seven minutes",
-    'ROUTER_POLICY_SIDECARS=\'{"fairlead": "http://127.0.0.1:7491"}\'': "another program's setting",
     "kcat -C -e -b BOOTSTRAP -t fairlead.feedback.dead-letter | jq -r '[.reason, .detail] | @tsv'": (
         "programs of others, with a broker; tests/training/test_poison.py reads the topic"
     ),
