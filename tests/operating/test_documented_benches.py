@@ -23,7 +23,7 @@ from fairlead.command_line import app
 from load.bench.decisions import experiments, options
 from load.bench.decisions.peers import environment as peers
 
-SMALL = replace(options.quick(), worlds=1, workers=1, n_before_max=0, prompts_max=N)
+SMALL = replace(options.quick(), worlds=1, workers=1, prompts_max=N)
 REQUESTS = 192
 NUMBERS = {"rows": N, "seeds": 2}  # in the place of those that are written
 

@@ -40,7 +40,6 @@ WITH_A_SITE = [
     ".venv/bin/fairlead feedback check FILE",
     "fairlead feedback check records.ndjson",
     "fairlead feedback check records.ndjson --json",
-    "fairlead judge calibrate labels.ndjson judge.json --usd-max 1",
     "fairlead models import answers.jsonl",
     "fairlead models import answers.jsonl --json",
     "fairlead models predict NAME [--json]",
@@ -86,6 +85,7 @@ ELSEWHERE = {
     f"cd examples/feedback && go run . {TO_KAFKA}": PRODUCERS,
     f"examples/feedback/kcat.sh {TO_KAFKA}": PRODUCERS,
     ".venv/bin/fairlead landmarks own.npz": "tests/estimating/test_own_landmarks.py",
+    "fairlead judge calibrate labels.ndjson judge.json --usd-max 1": "tests/dispatching/test_judging.py",
     ".venv/bin/fairlead bench autoscaling": "tests/benches/test_bench_autoscaling.py",
 }
 

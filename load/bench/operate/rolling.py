@@ -111,17 +111,19 @@ async def _open_loop(
             if stopping.is_set():
                 return
             seen.sent += 1
-            group.create_task(_counted(ask(stubs[i % len(stubs)], headers), seen))
+            call = ask(stubs[i % len(stubs)], headers)
+            what = f"{ask.__name__.strip('_')} after {time.monotonic() - began_s:.1f} s"
+            group.create_task(_counted(call, what, seen))
 
 
-async def _counted(call: Awaitable[None], seen: Rolled) -> None:
+async def _counted(call: Awaitable[None], what: str, seen: Rolled) -> None:
     try:
         await call
         seen.answered += 1
     except grpc.aio.AioRpcError as error:
-        seen.lose(f"{error.code().name}: {error.details()}")
+        seen.lose(f"{what}: {error.code().name} {error.details()}")
     except _Cut as error:
-        seen.lose(str(error))
+        seen.lose(f"{what}: {error}")
 
 
 class _Cut(Exception):
