@@ -647,7 +647,7 @@ def test_the_schema_names_every_field_with_its_meaning_and_limits():
     """
     properties = schema()["$defs"]["Report"]["properties"]
 
-    assert set(properties) == {"ticket", "proof", *REPORTED, *QUALIFIED}
+    assert set(properties) == {"ticket", "proof", "traceparent", *REPORTED, *QUALIFIED}
     for name, described in properties.items():
         (meant,) = [x for x in described.get("anyOf", [described]) if x["type"] != "null"]
         assert meant["description"], name
