@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from made_up import DAY_MS, ENCODER, MEMORY, NOW_MS, SEALER, decided, report
-from memory_log import MemoryLog
+from memory_log import MemoryLog, Storage
 from prometheus_client.parser import text_string_to_metric_families
 
 from infra.pools.ports import free_ports
@@ -146,6 +146,25 @@ def test_lag_is_in_records_and_seconds_of_the_oldest(loop):
     assert (loop.look().lag_records, loop.look().lag_s) == (2, 30.0)
     loop.trainer.step()
     assert (loop.look().lag_records, loop.look().lag_s) == (0, 0.0)
+
+
+@pytest.mark.parametrize("n_partitions", [1, 16])
+def test_a_look_opens_as_many_readers_whatever_the_partitions(tmp_path, monkeypatch, n_partitions):
+    """
+    A scrape looks every few seconds: a consumer for each partition is a burden to the broker.
+    """
+    log, opened = MemoryLog(Storage(n_partitions), now_ms=lambda: NOW_MS), []
+    read = log.reader
+    monkeypatch.setattr(log, "reader", lambda *at: opened.append(at) or read(*at))
+    for topic in (FEEDBACK, DECISIONS):
+        for partition in range(n_partitions):
+            log.append(topic, [(None, b"one")], partitions=[partition])
+
+    found = look(Store(Folder(str(tmp_path))), log, NOW_MS, 600.0)
+
+    assert found.lag_records == n_partitions
+
+    assert [topic for topic, _ in opened] == [FEEDBACK, DECISIONS, DECISIONS]
 
 
 def test_silence_while_decisions_flow_is_an_alarm(loop):
