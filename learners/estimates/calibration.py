@@ -43,7 +43,11 @@ COST = BINS  # the row of sums in which costs are
 # (of quality alone; in units of 64 / ONE², as in `ridge`).
 N, ESTIMATED, CAME, SQUARES = range(4)
 SHARED_WEIGHT, OWN_WEIGHT = 50.0, 100.0  # outcomes of a bin that no correction counts as
-COST_WEIGHT, COST_FACTOR_MAX = 50.0, 4.0
+COST_WEIGHT = 50.0  # likewise, of costs
+# Costs are corrected by so much at most. What having been chosen makes of them is a few percent
+# (measured: 2). Calls that cost ten times what was estimated were estimated before anybody knew:
+# the estimator has learned that by itself, and a factor of ten would count it twice.
+COST_FACTOR_MAX = 1.05
 STEPS = 64  # a solved curve is a table of so many straight pieces
 COST_FIGURE = FIGURES.index("cost_usd")
 
