@@ -11,6 +11,16 @@ effect per model). The last feature is constant; its own penalty is what μ_k we
 
 The penalties are added when solving and never enter the sums, so forgetting cannot wind up and a
 model without data falls back on what all models share.
+
+λ₁ also says how far a model is believed to depart before it is known, and where that is too little
+a model whose first outcomes were of prompts that do not suit it is not tried on those that do. So
+it is checked: if λ₁ held, departures solved of known models would on average have the size
+
+    E ŵᵀMŵ = σ² · tr M (Λ₁⁻¹ − (S + Λ₁)⁻¹),      M the mean of xxᵀ
+
+(what a prior leaves unknown and what was learned add up to it). Where they are larger by a factor,
+deviations are computed with λ₁ divided by it. Estimates keep λ₁: departures are few and large,
+which a smaller λ₁ in all directions would not say.
 """
 
 from __future__ import annotations
@@ -50,6 +60,9 @@ class RidgeOptions:
     )
     prior_weight: float = 2.0  # what is assumed of a model counts as this many outcomes
     noise_weight: float = 10.0  # what all models' noise is counts as this many outcomes of each
+    # That models differ as λ₁ says is believed like so many models about which all is known.
+    difference_weight: float = 0.3
+    difference_max: float = 30.0  # largest factor by which they may differ more, of variances
 
 
 def new_statistics(n_targets: int, n_features: int, half_life_ms: int) -> DecayedSums:
@@ -196,7 +209,11 @@ def solve(
     if with_spread:
         # (S + Λ₁)⁻¹ = C⁻ᵀC⁻¹ with S + Λ₁ = CCᵀ: the sum is positive definite however many
         # outcomes, while its computed inverse may not be.
-        factor = np.linalg.cholesky(sxx[:, 0] + np.diag(own_penalty))
+        doubt = own_penalty.copy()
+        doubt[:-1] /= _difference(
+            departure[:, 0], sxx[:, 0], own[:, 0], counts[:, 0], noise[:, 0], options
+        )
+        factor = np.linalg.cholesky(sxx[:, 0] + np.diag(doubt))
         spread = np.zeros((k, d, (d // WIDE + 1) * WIDE))
         spread[:, :, :d] = np.linalg.inv(factor).transpose(0, 2, 1)
     else:
@@ -211,6 +228,31 @@ def solve(
         spread=np.ascontiguousarray(spread, np.float32),
         counts=counts,
     )
+
+
+def _difference(
+    departure: NDArray[np.float64],
+    sxx: NDArray[np.float64],
+    own: NDArray[np.float64],
+    counts: NDArray[np.float64],
+    noise: NDArray[np.float64],
+    options: RidgeOptions,
+) -> float:
+    """How much more than λ₁ says, at least 1, models differ: a factor of the variance.
+
+    Departures (k, d) are over what all share; `own` (k, d, d) is (S + Λ₁)⁻¹. Of the constant,
+    which says how good a model is on all prompts, nothing is counted.
+    """
+    w = departure[:, :-1]
+    typical = sxx[:, :-1, :-1].sum(axis=0) / max(float(counts.sum()), 1.0)  # M
+    believed = float(np.trace(typical)) / options.own_penalty
+    if believed <= 0.0:
+        return 1.0
+    unknown = np.einsum("kde,de->k", own[:, :-1, :-1], typical)
+    learned = np.einsum("kd,de,ke->k", w, typical, w, optimize=True) / noise**2
+    assumed = options.difference_weight * believed
+    factor = (learned.sum() + assumed) / ((believed - unknown).sum() + assumed)
+    return float(np.clip(factor, 1.0, options.difference_max))
 
 
 def _noise(

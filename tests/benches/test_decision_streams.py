@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from outcome_tables import written
 
-from load.bench.decisions import baselines
+from load.bench.decisions import baselines, experiments
 from load.bench.decisions.contenders import full_information
 from load.bench.decisions.orders import drifting, orders_of
 from load.bench.decisions.peers import environment as peers
@@ -193,6 +193,15 @@ def test_probabilities_of_a_world_sum_to_one_over_the_models_in_the_catalogue():
 
     np.testing.assert_allclose(p.sum(axis=1), 1.0, atol=1e-5)
     assert not p[:64, 2].any() and p[64:, 2].any()
+
+
+@pytest.mark.parametrize("seed", [4, 24])
+def test_an_expert_whose_first_outcomes_were_of_other_topics_is_found(seed):
+    """
+    In both worlds eight of one expert's first outcomes are of topics that do not suit it. That
+    models differ by topic is then known from the others.
+    """
+    assert experiments.gain(seed)["gain"] > 0.9
 
 
 def test_a_peer_plays_in_another_interpreter(orders):

@@ -337,8 +337,12 @@ def test_the_noise_that_was_put_in_is_found(noise):
 
 def known_line(n: int, rng: np.random.Generator, noise: float) -> Outcomes:
     """Outcomes of model 5 whose quality is linear in the context, but for noise."""
-    rows = outcomes(n, rng, among=(5,), span_ms=1)
-    line = rng.normal(0, 0.05, N_FEATURES)
+    return line_of(5, rng.normal(0, 0.05, N_FEATURES), n, rng, noise)
+
+
+def line_of(key: int, line: np.ndarray, n: int, rng: np.random.Generator, noise: float) -> Outcomes:
+    """Outcomes of a model whose quality is this linear function of the context, but for noise."""
+    rows = outcomes(n, rng, among=(key,), span_ms=1)
     quality = 0.5 + rows.contexts / 32 @ line + rng.normal(0, noise, n)
     targets, known = rows.targets.copy(), rows.known.copy()
     targets[:, Target.QUALITY], known[:, Target.QUALITY] = np.rint(quality * ONE), True
@@ -368,7 +372,7 @@ def test_deviation_is_the_posterior_formula():
 
 def test_deviation_shrinks_with_outcomes_of_that_model_alone():
     """
-    More outcomes of one model make it surer, and no other.
+    More outcomes of one model make it surer, and no other, however much models are said to differ.
     """
     rng = np.random.default_rng(11)
     few = outcomes(100, rng)
@@ -376,12 +380,42 @@ def test_deviation_shrinks_with_outcomes_of_that_model_alone():
     more = joined([few, replace(line, decided_at_ms=np.full(len(line), AS_OF_MS))])
     x, keys, means = real(contexts(5, rng)), [5, KEYS[0]], np.zeros((2, 3))
 
-    before = solved(few, means, RidgeOptions(), keys)
-    after = solved(more, means, RidgeOptions(), keys)
+    options = RidgeOptions(difference_max=1.0)
+
+    before = solved(few, means, options, keys)
+    after = solved(more, means, options, keys)
 
     part_before, part_after = (m.deviation(x) / m.noise[:, 0] for m in (before, after))
     assert (part_after[:, 0] < 0.8 * part_before[:, 0]).all()
     np.testing.assert_allclose(part_after[:, 1], part_before[:, 1], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("more", "low", "high"), [(0.25, 1.0, 1.0), (4.0, 2.7, 4.4), (16, 10.7, 17.6)]
+)
+def test_models_that_differ_more_than_assumed_are_doubted_as_much_more(more, low, high):
+    """
+    Where known models depart by a multiple of the variance that their penalty stands for, that
+    multiple is found, to a third, and is the variance of a model of which nothing is known. It is
+    never less than assumed.
+    """
+    rng, keys, penalty, noise = np.random.default_rng(13), list(range(1, 13)), 6.0, 0.2
+    own = rng.normal(0, noise * np.sqrt(more / penalty), (len(keys), N_FEATURES))
+    own[:, -1] = 0.0
+    rows = joined(
+        [line_of(key, line, 1000, rng, noise) for key, line in zip(keys, own, strict=True)]
+    )
+    x, means = real(contexts(5, rng)), np.full((13, 3), 0.5)
+    x[:, -1] = 0.0  # how good a model is on all prompts is doubted as before
+
+    options = RidgeOptions(own_penalty=penalty)
+    wide, assumed = (
+        solved(rows, means, replace(options, difference_max=most), [*keys, 99]).deviation(x)[:, -1]
+        for most in (options.difference_max, 1.0)
+    )
+
+    found = (wide / assumed) ** 2
+    assert (found >= low - 1e-4).all() and (found <= high + 1e-4).all()
 
 
 @pytest.mark.parametrize(
