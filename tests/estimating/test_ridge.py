@@ -431,7 +431,7 @@ def test_one_context_over_and_over_is_solved(times, own_penalty):
     z = np.append(x[0], 0.7 * ONE)
     sums = np.broadcast_to(np.outer(z, z) * times, (1, 3, 65, 65)).copy()
     sums[:, :, -1, -1] /= SQUARE_UNIT
-    options = RidgeOptions(own_penalty=own_penalty, prior_weight=own_penalty)
+    options = RidgeOptions(own_penalty=own_penalty, prior_weight=own_penalty, difference_max=1.0)
 
     model = solve(sums, np.zeros((1, 3)), NOISE_PRIOR, options)
 
