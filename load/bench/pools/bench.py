@@ -85,23 +85,12 @@ async def _phases(
         callers = Callers(up.openai, session, patience_s=options.patience_s, began_s=began_s)
         with recording(LOOK_S, lambda: time.monotonic() - began_s) as counts:
             async with callers.said(say):
-                overload, two_models = await asyncio.gather(
-                    _overload(callers, options, say), _two_models(callers, options, say)
-                )
+                say(f"{options.overload_per_s:g} requests/s for pools that do {TRUE_PER_S:g} …")
+                overload = await _asked(callers, options, "overload")
+                say("more than the first model can do, with an idle one beside it …")
+                two_models = await _asked(callers, options, "two_models")
         say("what was learned …")
         return _summary(up, options, overload, two_models, list(counts))
-
-
-async def _overload(callers: Callers, options: PoolsBench, say: Callable[[str], None]) -> Phase:
-    say(f"{options.overload_per_s:g} requests/s for pools that do {TRUE_PER_S:g} …")
-    return await _asked(callers, options, "overload")
-
-
-async def _two_models(callers: Callers, options: PoolsBench, say: Callable[[str], None]) -> Phase:
-    """Meanwhile, of other pools; it is over when the overload is judged."""
-    await asyncio.sleep(options.settled_s - options.two_models_s)
-    say("beside it: more than a first model can do, with an idle one beside that …")
-    return await _asked(callers, options, "two_models")
 
 
 async def _ready(options: PoolsBench) -> None:

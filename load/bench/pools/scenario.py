@@ -7,8 +7,7 @@
 
 Every server answers `SLOTS` requests at once and takes `ANSWER_S` for each, so it does 4 a second:
 nothing says so to Fairlead. `overload` asks each KIND for ten a second, `two_models` lets each
-choose between first and second, for more than the first can do: at the same site, while the
-overload settles. No pool is emulated.
+choose between first and second, for more than the first can do. No pool is emulated.
 """
 
 from __future__ import annotations
@@ -44,10 +43,10 @@ class PoolsBench:
 
     kinds: tuple[str, ...] = tuple(KINDS)
     overload_per_s: float = 10.0  # two and a half times what one server does
-    overload_s: float = 55.0
+    overload_s: float = 45.0
     settled_s: float = 30.0  # figures are of what is asked after this
-    two_models_per_s: float = 5.0  # beyond what the first does, within what both do
-    two_models_s: float = 20.0
+    two_models_per_s: float = 6.0  # beyond what the first does, within what both do
+    two_models_s: float = 12.0
     patience_s: float = 20.0  # of callers
     seed: int = 0
     port: int = 7498
