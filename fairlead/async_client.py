@@ -71,6 +71,21 @@ class AsyncClient(Connections):
         """
         return await self._send(calls.route(Request(text=text, **options)), timeout_s)
 
+    async def route_arm(
+        self,
+        text: str | None = None,
+        *,
+        groups: Sequence[str] = (),
+        timeout_s: float | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Decision:
+        """Choose one of the operator's arms: tools, retrievers, agents, modes of a model.
+
+        In the decision `model` is the arm's id and `pool` its group. `groups` are those it may be
+        of; `allowed_models=` and `denied_models=` name arms here.
+        """
+        return await self._send(calls.route_arm(Request(text=text, **options), groups), timeout_s)
+
     async def route_batch(
         self, requests: Sequence[Request], *, timeout_s: float | None = None
     ) -> list[Decision | Problem]:

@@ -54,6 +54,11 @@ def route(request: Request) -> Call[Decision]:
     return Call("Route", wire.route_request(request), wire.decision)
 
 
+def route_arm(request: Request, groups: Sequence[str]) -> Call[Decision]:
+    """One request, one of the operator's arms."""
+    return Call("RouteArm", wire.arm_request(request, groups), wire.decision)
+
+
 def route_batch(requests: Sequence[Request]) -> Call[list[Decision | Problem]]:
     """Many requests scored as one."""
 

@@ -43,7 +43,7 @@ class Request(RouteFields):
         if self.embedding is not None:
             object.__setattr__(self, "embedding", to_f32(self.embedding))
         for field in ("allowed_models", "denied_models", "tags"):
-            object.__setattr__(self, field, _names(field, getattr(self, field)))
+            object.__setattr__(self, field, names(field, getattr(self, field)))
 
 
 class RequestOptions(TypedDict, total=False):
@@ -71,7 +71,8 @@ class RequestOptions(TypedDict, total=False):
     chosen_model: str
 
 
-def _names(field: str, listed: Sequence[str]) -> tuple[str, ...]:
+def names(field: str, listed: Sequence[str]) -> tuple[str, ...]:
+    """Names that were listed. Raises InvalidRequest."""
     # A lone string is a sequence too, of letters: each would be taken for a name.
     if isinstance(listed, str):
         raise InvalidRequest("request", f"{field} is the string {listed!r}; give a list of names")

@@ -5,7 +5,7 @@ A field that was not set here is not set on the wire, and the other way round.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from typing import Any, TypeVar
 
@@ -30,6 +30,12 @@ def route_request(request: messages.Request, *, prompt_elsewhere: bool = False) 
     if request.preference is not None:
         said["preference"] = built(pb.Preference, **asdict(request.preference))
     return built(pb.RouteRequest, **said)
+
+
+def arm_request(request: messages.Request, groups: Sequence[str]) -> pb.RouteArmRequest:
+    """Write a request for an arm."""
+    named = messages.names("groups", groups)
+    return built(pb.RouteArmRequest, request=route_request(request), groups=named)
 
 
 def stream_request(request: messages.Request) -> pb.RouteRequest:

@@ -46,6 +46,9 @@ class Outcomes:
     traits: Traits = field(default_factory=lambda: np.zeros((0, SLOTS), np.uint8))
     # (n,) `influence.producer_of` who says so; zeros, or left out: not named.
     producers: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
+    # (n, 127) of arms: how request and arm were seen when it was decided (`learners.arms.pairs`);
+    # zeros of models, and (n, 0), or left out, where all are.
+    pairs: NDArray[np.int8] = field(default_factory=lambda: np.zeros((0, 0), np.int8))
 
     def __post_init__(self) -> None:
         n = len(self.issuers)
@@ -55,6 +58,9 @@ class Outcomes:
             object.__setattr__(self, "traits", no_traits(n))
         if n and not len(self.producers):
             object.__setattr__(self, "producers", np.zeros(n, np.uint8))
+        if n and not len(self.pairs):
+            object.__setattr__(self, "pairs", np.zeros((n, 0), np.int8))
+        assert len(self.pairs) == n
         assert self.producers.shape == (n,)
         assert self.estimated.shape == (n, 2) and self.traits.shape == (n, SLOTS)
         assert self.contexts.shape == (n, N_FEATURES) and self.contexts.dtype == np.int8
@@ -65,6 +71,11 @@ class Outcomes:
 
     def __len__(self) -> int:
         return len(self.issuers)
+
+    @property
+    def of_arms(self) -> NDArray[np.bool_]:
+        """Which rows (n,) are of arms: `models` has their keys."""
+        return np.asarray(self.pairs.any(axis=1))
 
     def take(self, rows: NDArray[Any]) -> Outcomes:
         """The outcomes at `rows`: indices or a mask."""

@@ -8,6 +8,7 @@ ServeError
     ├── UnknownModel        it names a model that is not in the catalogue
     ├── NoModelFits         every model is denied, or beyond the request's limits
     │   └── RuledOut            the operator's rules leave none of those that it allows
+    ├── NoArms              an arm is asked for, and there are none
     ├── DeadlinePassed      its deadline had passed before it could be scored
     ├── QueueFull           too many requests wait already
     ├── FleetFull           every pool it could go to is full, and others need them more
@@ -105,6 +106,10 @@ class UnknownModel(RequestRefused):
 
 class NoModelFits(RequestRefused):
     """Every model is denied, or beyond the request's limits."""
+
+
+class NoArms(RequestRefused):
+    """An arm was asked for where the operator has declared none."""
 
 
 class RuledOut(NoModelFits):

@@ -55,6 +55,7 @@ MEANINGS: dict[type[Exception], Meaning] = {
     errors.UnknownModel: Meaning(Cause.UNKNOWN_NAME, "model_not_found"),
     errors.EntryNotFound: Meaning(Cause.UNKNOWN_NAME, "entry_not_found"),
     errors.NoModelFits: Meaning(Cause.NOTHING_FITS, "no_model_fits"),
+    errors.NoArms: Meaning(Cause.NOTHING_FITS, "no_arms"),
     errors.RuledOut: Meaning(Cause.NOTHING_FITS, "ruled_out"),
     errors.TextRefused: Meaning(Cause.NOTHING_FITS, "text_refused"),
     errors.QueueFull: Meaning(Cause.OVERLOAD, "queue_full"),

@@ -21,8 +21,8 @@ Nothing that is saved is the greatest of many readings.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 STEP_MS = 300_000  # as much as the clocks of hosts may differ: `FeedbackOptions.clock_skew_s_max`
 LASTING_MS = 60_000
@@ -164,3 +164,30 @@ def _awake_or_not_ms() -> int:
 
 
 process_clock = ProcessClock(_wall_ms, _awake_or_not_ms)
+
+
+@dataclass(slots=True)
+class Clocks:
+    """The time of each partition of one topic, up to where it was read."""
+
+    patience: Patience = QUICK
+    by_partition: dict[int, Steady] = field(default_factory=dict)
+
+    def of(self, partition: int) -> Steady:
+        """The clock of a partition; a new one knows nothing yet."""
+        if partition not in self.by_partition:
+            self.by_partition[partition] = Steady(self.patience)
+        return self.by_partition[partition]
+
+    def trusted_ms(self) -> int:
+        """The time of the partition that is furthest on; 0 where none is known."""
+        return max((steady.trusted_ms for steady in self.by_partition.values()), default=0)
+
+    def as_dict(self) -> dict[int, list[int]]:
+        """For a snapshot's manifest."""
+        return {p: steady.as_list() for p, steady in sorted(self.by_partition.items())}
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, list[int]], patience: Patience = QUICK) -> Clocks:
+        """What `as_dict` gave. Raises TypeError and ValueError."""
+        return cls(patience, {int(p): Steady(patience, saved) for p, saved in found.items()})

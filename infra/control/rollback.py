@@ -1,6 +1,6 @@
 """Snapshots that are kept, and going back to one: what was learned since is forgotten, for all.
 
-    of the snapshot gone back to   statistics, history        what is known of models
+    of the snapshot gone back to   statistics, history, arms  what is known of models and arms
     of the newest                  offsets, what was seen, fleet, prices, counts
 
 Published together as one new version, by whoever claims the store: the running trainer is fenced as
@@ -15,9 +15,9 @@ from typing import Any
 
 from streams.errors import SnapshotDamaged, SnapshotFenced
 from streams.training.snapshots import Manifest, Store
-from streams.training.state import INDEX, STATISTICS
+from streams.training.state import ARMS, INDEX, STATISTICS
 
-LEARNED = "history/"
+LEARNED = ("history/", ARMS)
 ALIKE = ("encoder", "memory")  # what is learned with another one can't be mixed
 TRIES = 5
 

@@ -29,6 +29,7 @@ from infra.settings.site_options import (
     SiteOptions,
 )
 from infra.site_logs import LogsOptions
+from learners.arms.shortlist import ArmOptions
 from learners.drift import DriftOptions
 from learners.estimates.billing import BillingOptions
 from learners.estimates.estimator import BlendOptions
@@ -43,6 +44,7 @@ from learners.policies.policy import POLICIES
 from learners.policies.probes import ProbeOptions
 from serve.access.rates import Rate
 from serve.access.tokens import Token
+from serve.arms.listed import ArmsFile
 from serve.deploy.deployment import DeploymentOptions
 from serve.deploy.dispatch_deployment import DispatchersOptions
 from serve.deploy.replica import ReplicaOptions
@@ -139,6 +141,10 @@ PARTS = {
     "judge": Part(
         "Answers that another model judges, beside requests. docs/judging.md has more.",
         (JudgeOptions, JudgingOptions),
+    ),
+    "arms": Part(
+        "Tools, retrievers, agents, modes: thousands, described by text. docs/arms.md has more.",
+        (ArmsFile, ArmOptions),
     ),
     "guard": Part(
         "Requests that are far from everything seen, and who answers them. docs/rules.md has more.",

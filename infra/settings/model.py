@@ -32,6 +32,7 @@ from infra.settings.site_options import CandidateChoice, LogChoice, SiteOptions
 from learners.policies.policy import Policy
 from serve.access.rates import Rate
 from serve.access.tokens import Access, Token
+from serve.arms.listed import Arm, ArmsFile, read_arms
 from serve.deploy.deployment import DeploymentOptions
 from serve.deploy.dispatch_deployment import DispatchersOptions
 from serve.deploy.replica import ReplicaOptions
@@ -139,6 +140,7 @@ class Settings(Keys):
             rates=rates,
             placement=placement,
             rules=self.ruled(),
+            arms=self.listed_arms(),
             candidate=candidate,
             change=change,
         )
@@ -170,6 +172,14 @@ class Settings(Keys):
         found = tuple(of_entry(Rule, entry) for entry in self.rules)
         checks.rules(self, found)
         return found
+
+    def listed_arms(self) -> tuple[Arm, ...]:
+        """The arms of `arms.file`; none where it is not named. Raises OptionRefused."""
+        content = self.options(ArmsFile).file
+        if content and self.stated("encoder.kind") == "embeddings-only":
+            wanted = "one that takes texts, where there are arms: they are described by texts"
+            raise OptionRefused("encoder.kind", "embeddings-only", wanted)
+        return read_arms(content) if content else ()
 
     def dispatchers(self) -> DispatchersOptions:
         """How dispatchers run. Raises OptionRefused."""

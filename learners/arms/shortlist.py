@@ -4,9 +4,10 @@
 
 Retrieval is one exact search (FAISS, inner product): an arm stands where its description is, moved
 towards the requests that it did well on and away from the others (Rocchio 1971), the further the
-more outcomes it has. Ranking adds what the arm did beyond the shared model, shrunk. A probability
-is of the draw among the k that were retrieved, which is a function of the request and what was
-learned: so propensities are exact, and an arm that was not retrieved has none.
+more outcomes it has. Ranking adds what the arm did beyond the shared model, shrunk towards what the
+arms of its group did beyond it. A probability is of the draw among the k that were retrieved, which
+is a function of the request and what was learned: so propensities are exact, and an arm that was
+not retrieved has none.
 
 Solved once per snapshot, then only read.
 """
@@ -30,6 +31,7 @@ from learners.targets import ONE
 Floats = NDArray[np.float64]
 # Of the shared model: a direction's penalty in outcomes; a constant has none to speak of.
 PENALTY, PENALTY_ONE = 10.0, 1.0
+QUALITY_ALONE = np.array([[1.0, 0.0]])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,9 @@ class ArmOptions:
     noise: float = option(0.4, "Deviation of one outcome's quality, assumed.", gt=0, le=1)
     own_deviation: float = option(
         0.25, "By how much arms differ from what their descriptions say, assumed.", gt=0, le=1
+    )
+    group_deviation: float = option(
+        0.1, "By how much groups of arms differ from what descriptions say, assumed.", gt=0, le=1
     )
     experience_outcomes: float = option(
         4.0, "Outcomes after which an arm's experience counts half in retrieval.", gt=0, le=1e6
@@ -57,6 +62,7 @@ class Ranked:
     pairs: Pairs  # (n, k, 127)
     quality: Floats  # (n, k) estimated
     deviation: Floats  # (n, k)
+    utility: Floats  # (n, k) what quality is worth, less what the price is
     propensity: Floats  # (n, k)
     place: NDArray[np.intp]  # (n,) of the chosen among the retrieved
 
@@ -71,40 +77,78 @@ class Ranked:
         return self.pairs[np.arange(len(self.place)), self.place]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Arms:
+    """A arms as they were declared."""
+
+    keys: Sequence[int]  # (A,) what they are known by in tickets and sums
+    descriptions: Contexts  # (A, 64) contexts of their texts
+    groups: NDArray[np.intp] | None = None  # (A,) from 0 on, −1: none; None: nobody has one
+    price_usd: Floats | None = None  # (A,) of a call; None: free
+
+
 class Shortlist:
     """All arms, as one snapshot knows them."""
 
     def __init__(
         self,
-        keys: Sequence[int],
-        descriptions: Contexts,
+        arms: Arms,
         experience: Experience,
         options: ArmOptions | None = None,
         policy: Policy | None = None,
     ) -> None:
-        """Of `descriptions` (A, 64), the contexts of the arms' texts; `keys` (A,) name them."""
-        self.keys, self._options = tuple(keys), options or ArmOptions()
+        n = len(arms.keys)
+        self.arms, self._options = arms, options or ArmOptions()
         self._policy = policy or default_policy()
-        self._described = unit_directions(descriptions)[:, :N_DIRECTIONS]
-        sums = experience.of(self.keys).astype(np.float64)
+        self._described = unit_directions(arms.descriptions)[:, :N_DIRECTIONS]
+        self.price_usd = np.zeros(n) if arms.price_usd is None else arms.price_usd
+        sums = experience.of(arms.keys).astype(np.float64)
         self.n_outcomes = sums[:, COUNT]
         self._solve(experience)
         self._own(sums)
         self._experience = self._learned_places(sums)
         self._index = faiss.IndexFlatIP(N_DIRECTIONS)
         moved = self._described + np.float32(self._options.experience_share) * self._experience
-        self._index.add(np.ascontiguousarray(moved))
+        self._places = np.ascontiguousarray(moved)
+        self._index.add(self._places)
 
-    def choose(self, requests: Contexts, uniform: Floats) -> Ranked:
-        """Decide n requests of contexts (n, 64); `uniform` (n,) in [0, 1) are the draws."""
+    def choose(
+        self,
+        requests: Contexts,
+        uniform: Floats,
+        weights: Floats | None = None,
+        allowed: NDArray[np.bool_] | None = None,
+    ) -> Ranked:
+        """Decide n requests of contexts (n, 64); `uniform` (n,) in [0, 1) are the draws.
+
+        `weights` (n, 2) are points per point of quality and per US dollar; left out: quality alone
+        counts. `allowed` (A,) are the arms that all of them may have, at least one; left out: all.
+        """
         q = unit_directions(requests)[:, :N_DIRECTIONS]
-        arms = self._index.search(q, min(self._options.retrieved, len(self.keys)))[1]
+        arms = self._retrieve(q, allowed)
         near = np.einsum("nd,nkd->nk", q, self._experience[arms])
         features = pairs(q, self._described[arms], near)
         quality, deviation, own = self._estimate(arms, features)
-        scores = Scores(quality, deviation, np.ones(arms.shape, bool), mean_deviation=own)
+        per_quality, per_usd = (QUALITY_ALONE if weights is None else weights).T[:, :, None]
+        utility = per_quality * quality - per_usd * self.price_usd[arms]
+        scores = Scores(
+            utility,
+            per_quality * deviation,
+            np.ones(arms.shape, bool),
+            mean_deviation=per_quality * own,
+        )
         p = self._policy.probabilities(scores)
-        return Ranked(arms, features, quality, deviation, p, draw(p, uniform))
+        return Ranked(arms, features, quality, deviation, utility, p, draw(p, uniform))
+
+    def _retrieve(self, q: Vectors, allowed: NDArray[np.bool_] | None) -> NDArray[np.intp]:
+        """The nearest arms (n, k) of those allowed, the nearest first."""
+        k = self._options.retrieved
+        if allowed is None:
+            return self._index.search(q, min(k, len(self.arms.keys)))[1]
+        among = np.flatnonzero(allowed)
+        near = q @ self._places[among].T  # (n, m)
+        found = np.argsort(-near, axis=1, kind="stable")[:, : min(k, len(among))]
+        return among[found]
 
     def _estimate(self, arms: NDArray[np.intp], features: Pairs) -> tuple[Floats, Floats, Floats]:
         """Quality, its deviation, and the part of it that is the arm's own, (n, k) each."""
@@ -128,12 +172,33 @@ class Shortlist:
 
     def _own(self, sums: Floats) -> None:
         """What each arm did beyond the shared model, shrunk by how little is known of it."""
-        options = self._options
+        options, n = self._options, self.n_outcomes
         prior = (options.noise / options.own_deviation) ** 2  # in outcomes
         weights = self._weights.astype(np.float64)
         beyond = sums[:, QUALITY] / ONE - sums[:, PAIR] @ weights * STEP
-        self._residual = (beyond / (self.n_outcomes + prior)).astype(np.float32)
-        self._own_deviation = options.noise / np.sqrt(self.n_outcomes + prior)
+        group, variance = self._of_groups(beyond)
+        own = (beyond - n * group) / (n + prior)
+        self._residual = (group + own).astype(np.float32)
+        left = prior / (n + prior)  # of what the group's mean is wrong by
+        self._own_deviation = np.sqrt(options.noise**2 / (n + prior) + left**2 * variance)
+
+    def _of_groups(self, beyond: Floats) -> tuple[Floats, Floats]:
+        """Of each arm's group (A,): its mean beyond the shared model, shrunk to 0, and variance.
+
+        An arm's own mean says as much of the group as it is sure and arms are alike (the usual
+        two-level model: Gelman and Hill 2007, chapter 12).
+        """
+        options, groups, n = self._options, self.arms.groups, self.n_outcomes
+        if groups is None:
+            return np.zeros(len(n)), np.zeros(len(n))
+        spread = n * options.own_deviation**2 + options.noise**2
+        among = groups >= 0
+        size = int(groups.max(initial=-1)) + 1
+        sure = np.bincount(groups[among], (n / spread)[among], size)
+        precision = sure + options.group_deviation**-2
+        mean = np.bincount(groups[among], (beyond / spread)[among], size) / precision
+        in_group, of_none = np.where(among, groups, size), 0.0
+        return np.append(mean, of_none)[in_group], np.append(1.0 / precision, of_none)[in_group]
 
     def _learned_places(self, sums: Floats) -> Vectors:
         """Of each arm (A, 62), the direction of the requests that it did well on; 0 to 1 long."""

@@ -35,6 +35,7 @@ from serve.openai_api.app import HttpOptions, make_app
 from serve.openai_api.body import Bodies
 from serve.openai_api.http_listener import HttpListener, HttpListenerOptions
 from serve.routing.catalogue import Catalogue
+from serve.routing_apis.arms import ArmsApi
 from serve.routing_apis.ingress import Ingress
 from serve.routing_apis.placing import Placing
 from serve.routing_apis.policy_router import PolicyRouter
@@ -141,7 +142,8 @@ class DispatchReplica:
         policy = PolicyRouter(servicer.decide, servicer.send_feedback, models, bodies)
         pages = [Route(path, page) for path, page in self._pages.items()]
         ingress = Ingress(servicer.decide, placing, models, bodies)
-        return [*ingress.routes(), *policy.routes(), *pages]
+        arms = ArmsApi(servicer.decide_arm, bodies)
+        return [*ingress.routes(), *policy.routes(), *arms.routes(), *pages]
 
     def _note(self, attempt: Attempt) -> None:
         """Count a settled attempt; only when the dispatcher is made there is a health to report."""

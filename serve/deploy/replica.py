@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 
+from learners.arms.shortlist import ArmOptions
 from learners.estimates.learned import MemoryOptions
 from learners.option import option, same_as
 from learners.policies.newcomers import NewcomerOptions
@@ -26,19 +27,21 @@ from serve.access.rates import Rate, Rates
 from serve.access.tokens import Access, Token
 from serve.admin.changes import Control
 from serve.admin.servicer import AdminServicer
+from serve.arms.decider import ArmDecider
+from serve.arms.listed import Arm
 from serve.changes.trial import Trial
 from serve.deploy.router_alarms import RouterAlarms
 from serve.deploy.tracer import Tracer
 from serve.deploy.vitals import Vitals
 from serve.dispatch.retickets import REASONS
-from serve.encoders import EncoderOptions, identity, make_encoder
+from serve.encoders import Encoder, EncoderOptions, identity, make_encoder
 from serve.grpc_api.listener import ADMIN, ROUTER, Listener, ListenerOptions
 from serve.grpc_api.reporting import Reporting
 from serve.grpc_api.servicer import RouterServicer, ServicerOptions
 from serve.grpc_api.streams import StreamOptions
 from serve.routing.catalogue import Catalogue, CatalogueSource
 from serve.routing.decider import Decider
-from serve.routing.live import LiveOptions, LiveView
+from serve.routing.live import Live, LiveOptions, LiveView
 from serve.routing.placement import PlacementOptions
 from serve.routing.probing import Prober
 from serve.routing.request import PreferenceDefaults
@@ -108,6 +111,8 @@ class ReplicaOptions:
     n_dispatchers: int = same_as(0, "dispatch.replicas")
     dispatches: bool = False  # it is within a dispatcher
     rules: tuple[Rule, ...] = ()
+    arms: tuple[Arm, ...] = ()
+    arm_ranking: ArmOptions = ArmOptions()
     tracing: TracingOptions = TracingOptions()
     rules_match: Literal["all", "first"] = option(
         "all", "Of `[[rules]]`: all that match count, or the first alone."
@@ -164,7 +169,13 @@ class Replica:
         board = Board(store.folder, ROUTER_ROLE, secrets.token_hex(SOURCE_BYTES), now_ms)
         self._alarms = RouterAlarms(board, now_ms)
         self.view = LiveView(
-            store, source, name, options.memory, options.live, on_look=self._alarms.look
+            store,
+            source,
+            name,
+            options.memory,
+            options.live,
+            on_swap=self._refresh_arms,
+            on_look=self._alarms.look,
         )
         self.decisions: Outbox[decisions.DecisionBatch] = Outbox(
             log, DECISIONS, decisions.encode, replace(options.outbox, linger_s=DECISIONS_LINGER_S)
@@ -174,6 +185,7 @@ class Replica:
         self.rng, self.now_ms = np.random.default_rng(seed), now_ms
         self.sessions = Sessions(options.sessions)
         self.reporter = Reporter(secrets.token_hex(SOURCE_BYTES), now_ms())
+        self._arms = self._arm_decider(options, encoder)
         chooser = Chooser(
             options.policy,
             options.placement,
@@ -213,6 +225,7 @@ class Replica:
             now_ms,
             self.window,
             Rates(options.rates, self._n_alike) if options.rates else None,
+            self._arms,
         )
         self.telemetry: Outbox[Sequence[Telemetry]] | None = None
         self.vitals: Vitals | None = None
@@ -233,6 +246,29 @@ class Replica:
         if control is not None:
             self.servicers[ADMIN] = AdminServicer(control, self._access, self._now_s)
         self._listeners: list[Listener] = []
+
+    def _arm_decider(self, options: ReplicaOptions, encoder: Encoder) -> ArmDecider | None:
+        """What decides among arms, by what is known now; None where there are none."""
+        if not options.arms:
+            return None
+        found = ArmDecider(
+            options.arms,
+            encoder,
+            options.arm_ranking,
+            options.policy,
+            self.sealer,
+            self.issuer,
+            self.now_ms,
+            self.rng,
+        )
+        live = self.view.current
+        found.refresh(self.view.arms, live.version, live.published_at_ms)
+        return found
+
+    def _refresh_arms(self, live: Live) -> None:
+        """Take what a newer snapshot knows of arms; in the thread that watches for them."""
+        if self._arms is not None:
+            self._arms.refresh(self.view.arms, live.version, live.published_at_ms)
 
     @property
     def preference(self) -> PreferenceDefaults:

@@ -1,16 +1,72 @@
-"""Which embeddings that callers send can be used: those whose direction can be computed."""
+"""Embeddings of a batch of requests, sent or made here; and which of those sent can be used.
+
+text ─encode─▶ vector ◀─length, numbers─ embedding        what is no vector is its request's error
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from learners.kernels.compiled import kernels, writable
-from serve.errors import InvalidRequest
+from serve.errors import InvalidRequest, ServeError
 
 # Longer vectors are not embeddings, and squares of much longer ones overflow float32.
 NORM_MIN, NORM_MAX = 1e-9, 1e9
 KERNEL = "learners.kernels.contexts"
+F32_BYTES = 4
+ONES = np.float32(1.0).tobytes()  # stands for a number of who has none
+
+
+class Prompted(Protocol):
+    """A request: its text, or its embedding as little-endian 32-bit floats."""
+
+    @property
+    def text(self) -> str | None:
+        """The prompt."""
+
+    @property
+    def embedding(self) -> bytes | None:
+        """Its numbers, where they were sent."""
+
+
+class Encodes(Protocol):
+    """Of an `Encoder` what is needed here."""
+
+    dim: int
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors (n, dim) of n texts. Raises ServeError."""
+
+
+def vectors_of(
+    asked: Sequence[Prompted], encoder: Encodes, refused: dict[int, ServeError], *, compiled: bool
+) -> NDArray[np.float32]:
+    """Embeddings (n, dim), texts encoded; rows that can't be used are `refused`."""
+    dim, texts = encoder.dim, []
+    rows = [one.embedding for one in asked]
+    for i, row in enumerate(rows):
+        if row is None:
+            texts.append(i)
+            rows[i] = ONES * dim
+        elif len(row) != F32_BYTES * dim:
+            problem = f"{len(row) // F32_BYTES} numbers long"
+            refused[i] = InvalidRequest("embedding", problem, f"{dim} long")
+            rows[i] = ONES * dim
+    joined = bytearray().join(rows)  # type: ignore[arg-type]  # none is left that is None
+    embeddings = np.frombuffer(joined, "<f4").reshape(len(asked), dim)
+    for i in unusable(embeddings, compiled=compiled):
+        refused[i] = bad_numbers(embeddings[i])
+        embeddings[i] = 1.0
+    if texts:
+        try:
+            embeddings[texts] = encoder.encode([asked[i].text or "" for i in texts])
+        except ServeError as error:
+            refused.update(dict.fromkeys(texts, error))
+    return embeddings
 
 
 def unusable(embeddings: NDArray[np.float32], *, compiled: bool) -> list[int]:

@@ -28,6 +28,7 @@ SCOPES = {  # what a method takes
     "RouteBatch": "route",
     "RouteColumns": "route",
     "RouteStream": "route",
+    "RouteArm": "route",
     "SendFeedback": "feedback",
     "TraceFeedback": "feedback",
     "Explain": "read",

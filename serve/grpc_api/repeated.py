@@ -24,6 +24,7 @@ LIMITS = {
         "denied_models": MODELS_LISTED_MAX,
         "tags": TAGS_MAX,
     },
+    "fairlead.v1.RouteArmRequest": {"groups": MODELS_LISTED_MAX},
     "fairlead.v1.RouteBatchRequest": {"requests": BATCH_MAX},
     "fairlead.v1.FeedbackRequest": {"outcomes": BATCH_MAX},
     "fairlead.v1.DispatchRequest": {"messages": PARTS_MAX},

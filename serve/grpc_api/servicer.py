@@ -19,14 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.access.rates import Rates
+from serve.arms.asked import ArmInput, read_arm_request
+from serve.arms.decider import ArmDecider
 from serve.encoders import Encoder
-from serve.errors import NotServing, QueueFull, RateExceeded
+from serve.errors import NoArms, NotServing, QueueFull, RateExceeded
 from serve.grpc_api.admission import Admission, AdmissionOptions, pushback_of, time_left
 from serve.grpc_api.batcher import Batcher, BatcherOptions
 from serve.grpc_api.bulk import BULK, Bulk, check_count, lowest, slices
 from serve.grpc_api.grpc_status import Trailing, reason_of, refusal_of
 from serve.grpc_api.reporting import Reporting
-from serve.grpc_api.streams import Flow, StreamOptions, Streams, Tenancy, abort
+from serve.grpc_api.streams import Flow, StreamOptions, Streams, abort
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.proto.fairlead.v1 import router_pb2_grpc
 from serve.routing.decider import Decider
@@ -51,6 +53,7 @@ logger = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext
 Answer = TypeVar("Answer")
+Asked = TypeVar("Asked", RouteInput, ArmInput)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,13 +93,15 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         now_ms: Callable[[], int],
         telemetry: RouterWindow | None = None,
         rates: Rates | None = None,
+        arms: ArmDecider | None = None,
     ) -> None:
-        self._telemetry, self._rates = telemetry, rates
+        self._telemetry, self._rates, self._arms = telemetry, rates, arms
         self._decider, self._encoder, self._view = decider, encoder, view
         self._sealer, self._decisions, self._reporting = sealer, decisions, reporting
         self._policies, self._options, self._now_ms = policies, options, now_ms
         self._encoding = 0  # texts being encoded in threads
         self._batcher: Batcher[RouteInput, bytes] = Batcher(self._score, options.batcher)
+        self._of_arms = Batcher(arms.decide, options.batcher) if arms is not None else None
         self._admission, self._bulk = Admission(options.admission), Bulk(options.bulk)
         self._streams = Streams(options.streams)
         self.counts = ServicerCounts()
@@ -135,30 +140,57 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
             asked = replace(asked, measured=True, fallbacks_max=MODELS_LISTED_MAX)
         return pb.Decision.FromString(await self._scored(asked))
 
+    async def decide_arm(self, request: pb.RouteArmRequest) -> pb.Decision:
+        """The same of an arm."""
+        return pb.Decision.FromString(await self._scored_arm(self._read_arm(request)))
+
     def _read(self, request: pb.RouteRequest, left_s: float = math.inf) -> RouteInput:
         latest_ms = self._now_ms() + left_s * 1000.0
         asked = read_request(whole(request), self._options.preference, latest_ms)
-        if self._rates is not None:
-            self._rates.take(asked.tenant, now_s=time.monotonic())
+        self._take_rate(asked.tenant)
         return asked
+
+    def _read_arm(self, request: pb.RouteArmRequest, left_s: float = math.inf) -> ArmInput:
+        latest_ms = self._now_ms() + left_s * 1000.0
+        asked = read_arm_request(whole(request), self._options.preference, latest_ms)
+        if self._arms is None:
+            raise NoArms("there are no arms here: name their file as `arms.file` in the settings")
+        self._take_rate(asked.tenant)
+        return asked
+
+    def _take_rate(self, tenant: str, n: int = 1) -> None:
+        if self._rates is not None:
+            self._rates.take(tenant, n, now_s=time.monotonic())
 
     async def _scored(self, asked: RouteInput) -> bytes:
         if self._encoder.blocking and asked.text is not None:
             asked = await self._encoded_elsewhere(asked)
         return await self._batcher.submit(asked)
 
-    async def _admitted(self, request: pb.RouteRequest, context: Context[Any, Any]) -> bytes:
+    async def _scored_arm(self, asked: ArmInput) -> bytes:
+        if self._encoder.blocking and asked.text is not None:
+            asked = replace(asked, route=await self._encoded_elsewhere(asked.route))
+        assert self._of_arms is not None, "without arms nothing is read"
+        return await self._of_arms.submit(asked)
+
+    async def _admitted(
+        self,
+        request: Any,
+        context: Context[Any, Any],
+        read: Callable[[Any, float], Asked],
+        scored: Callable[[Asked], Awaitable[bytes]],
+    ) -> bytes:
         """One call's decision, unless more are under way than can be answered in time."""
         left_s = time_left(context.time_remaining())
-        asked = self._read(request, left_s)
+        asked = read(request, left_s)
         began_s = time.monotonic()
         self._admission.enter(asked.tenant, asked.criticality, left_s, now_s=began_s)
         try:
-            return await self._scored(asked)
+            return await scored(asked)
         finally:
             self._leave(asked, began_s)
 
-    def _leave(self, asked: RouteInput, began_s: float) -> None:
+    def _leave(self, asked: RouteInput | ArmInput, began_s: float) -> None:
         """One that was admitted is answered."""
         ended_s = time.monotonic()
         self._admission.leave(asked.tenant, ended_s - began_s, now_s=ended_s)
@@ -239,8 +271,21 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
 
     async def Route(self, request: pb.RouteRequest, context: Context[Any, Any]) -> bytes:
         """One request, one decision."""
+        return await self._decided(request, context, self._read, self._scored)
+
+    async def RouteArm(self, request: pb.RouteArmRequest, context: Context[Any, Any]) -> bytes:
+        """One request, one of the operator's arms."""
+        return await self._decided(request, context, self._read_arm, self._scored_arm)
+
+    async def _decided(
+        self,
+        request: Any,
+        context: Context[Any, Any],
+        read: Callable[[Any, float], Asked],
+        scored: Callable[[Asked], Awaitable[bytes]],
+    ) -> bytes:
         try:
-            decision = await self._admitted(request, context)
+            decision = await self._admitted(request, context, read, scored)
         except RateExceeded as error:
             await context.abort(*self._refuse(error, pushback_of(error.retry_after_s), request))
         except QueueFull as error:
@@ -275,8 +320,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         asked = read_columns(whole(request), self._options.preference, latest_ms)
         embeddings, tokens = self._decider.matrix(asked)
         n, shared = len(embeddings), asked.shared
-        if self._rates is not None:
-            self._rates.take(shared.tenant, n, now_s=time.monotonic())
+        self._take_rate(shared.tenant, n)
         admitted = self._bulk.admitted(n, shared.tenant, shared.criticality, left_s)
         async with admitted, self._bulk.turn(left_s):
             return await self._columns_scored(shared, embeddings, tokens)
@@ -361,39 +405,10 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         """Requests in, replies out as they are ready; reading pauses when too many are ongoing."""
         try:
             with self._streams.opened() as tenancy:
-                await self._answer_stream(self._streams.reading(requests), context, tenancy)
+                most = self._options.stream_ongoing_max
+                await self._streams.answer(requests, context.write, tenancy, self._reply, most)
         except Exception as error:  # noqa: BLE001 - becomes a status
             await abort(context, *self._refuse(error))
-
-    async def _answer_stream(
-        self, requests: AsyncIterator[pb.RouteRequest], context: Context[Any, Any], tenancy: Tenancy
-    ) -> None:
-        done, flow = asyncio.Queue[bytes | None](), Flow()
-        room = asyncio.Semaphore(self._options.stream_ongoing_max)
-
-        async def answer(request: pb.RouteRequest) -> None:
-            done.put_nowait(await self._reply(request, flow))
-
-        async def read() -> None:
-            try:
-                async with asyncio.TaskGroup() as ongoing:
-                    async for request in requests:
-                        tenancy.belongs_to(getattr(request, "tenant", ""))
-                        await room.acquire()
-                        ongoing.create_task(answer(request))
-            finally:
-                done.put_nowait(None)  # also when reading fails: nobody may wait for ever
-
-        reading = asyncio.create_task(read())
-        try:
-            while (reply := await done.get()) is not None:
-                await self._streams.written(context.write(reply))
-                room.release()
-            await reading
-        except ExceptionGroup as group:  # a task group's, of the one error that ended reading
-            raise group.exceptions[0] from group
-        finally:
-            reading.cancel()
 
     async def SendFeedback(
         self, request: pb.FeedbackRequest, context: Context[Any, Any]
@@ -429,4 +444,6 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
 
     def explained(self, ticket: bytes) -> pb.Explanation:
         """The same, for other front ends. Raises BadTicket."""
-        return write_explanation(self._sealer.open(ticket), self._view.current, self._policies)
+        arms = self._arms.names if self._arms is not None else {}
+        opened, live = self._sealer.open(ticket), self._view.current
+        return write_explanation(opened, live, self._policies, arms)

@@ -75,6 +75,42 @@ class Streams:
             self._open -= 1
             tenancy.end()
 
+    async def answer(
+        self,
+        requests: AsyncIterator[Message],
+        write: Callable[[bytes], Awaitable[None]],
+        tenancy: Tenancy,
+        reply: Callable[[Message, Flow], Awaitable[bytes]],
+        ongoing_max: int,
+    ) -> None:
+        """Answer requests as they are ready; reading pauses when too many are ongoing."""
+        done, flow = asyncio.Queue[bytes | None](), Flow()
+        room = asyncio.Semaphore(ongoing_max)
+
+        async def answer(request: Message) -> None:
+            done.put_nowait(await reply(request, flow))
+
+        async def read() -> None:
+            try:
+                async with asyncio.TaskGroup() as ongoing:
+                    async for request in self.reading(requests):
+                        tenancy.belongs_to(getattr(request, "tenant", ""))
+                        await room.acquire()
+                        ongoing.create_task(answer(request))
+            finally:
+                done.put_nowait(None)  # also when reading fails: nobody may wait for ever
+
+        reading = asyncio.create_task(read())
+        try:
+            while (answered := await done.get()) is not None:
+                await self.written(write(answered))
+                room.release()
+            await reading
+        except ExceptionGroup as group:  # a task group's, of the one error that ended reading
+            raise group.exceptions[0] from group
+        finally:
+            reading.cancel()
+
     async def reading(self, requests: AsyncIterator[Message]) -> AsyncIterator[Message]:
         """The requests, until none has come for too long. Raises NotServing."""
         idle_s_max = self._options.idle_s_max

@@ -118,6 +118,7 @@ OPEN = {"/health", "/livez", "/readyz", "/dashboard"}  # that we are there; a pa
 SCOPES = {
     "/v1/chat/completions": "dispatch",
     "/v1/feedback": "feedback",
+    "/v1/arms": "route",
     "/internal/route": "route",
     "/route": "route",
     "/outcome": "feedback",

@@ -169,15 +169,21 @@ def _confidence_min(cascade: Cascade | None) -> float | None:
 
 def _route(chat: ChatBody, options: Options, catalogue: Catalogue) -> pb.RouteRequest:
     """Who asks and what matters. A field of None is a field not set, to protobuf."""
+    said = said_in(options)
+    said["tenant"] = options.tenant or _tenant(chat.user)
+    said["allowed_models"] = _allowed(chat.model, options, catalogue)
+    text = routing_text(message.content for message in chat.messages)
+    return pb.RouteRequest(text=text, **said)
+
+
+def said_in(options: Any) -> dict[str, Any]:
+    """The fields of a RouteRequest as options have them."""
     said = {name: getattr(options, name) for name in RouteOptions.__struct_fields__}
     if options.preference:
         said["preference"] = pb.Preference(**structs.asdict(options.preference))
     if options.criticality:
         said["criticality"] = options.criticality.upper()
-    said["tenant"] = options.tenant or _tenant(chat.user)
-    said["allowed_models"] = _allowed(chat.model, options, catalogue)
-    text = routing_text(message.content for message in chat.messages)
-    return pb.RouteRequest(text=text, **said)
+    return said
 
 
 def _allowed(model: str | None, options: Options, catalogue: Catalogue) -> list[str] | None:

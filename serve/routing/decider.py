@@ -20,7 +20,7 @@ from learners.context import Contexts
 from learners.policies.probes import ProbeOptions
 from serve.changes.trial import draw_of
 from serve.encoders import Encoder
-from serve.encoders.usable import bad_numbers, unusable
+from serve.encoders.usable import F32_BYTES, bad_numbers, unusable, vectors_of
 from serve.errors import (
     BudgetUsedUp,
     DeadlinePassed,
@@ -49,8 +49,7 @@ from serve.rules.rulebook import Rulebook
 from serve.rules.ruling import Ruled, Ruling
 from streams.feedback.ticket import Issuer, Sealer
 
-F32_BYTES = U32_BYTES = 4
-ONES = np.float32(1.0).tobytes()  # stands for a number of who has none
+U32_BYTES = 4
 
 Refusals = dict[int, ServeError]  # by position in the batch
 
@@ -101,9 +100,9 @@ class Decider:
         """Decide n requests against one view. Texts are encoded here, so only if that is quick."""
         now_ms = self._now_ms()
         refused: Refusals = {}
-        embeddings = self._embeddings(asked, live, refused)
+        embeddings = vectors_of(asked, self._encoder, refused, compiled=live.kernel is not None)
         allowed = allowed_of(asked, live, refused)
-        _check_deadlines(asked, now_ms, refused)
+        check_deadlines(asked, now_ms, refused)
         ruled = self._ruled(asked, embeddings, allowed, live, now_ms, refused)
         asked = ruled.asked
         rows, taken = list(range(len(asked))), asked
@@ -153,7 +152,7 @@ class Decider:
         now_ms, n = self._now_ms(), len(embeddings)
         problems: Refusals = {}
         allowed = allowed_of([shared], live, problems)
-        _check_deadlines([shared], now_ms, problems)
+        check_deadlines([shared], now_ms, problems)
         if problems:
             raise problems[0]
         bad = unusable(embeddings, compiled=live.kernel is not None)
@@ -274,32 +273,6 @@ class Decider:
             for row, probe in zip(rows, found, strict=True):
                 replies[row] += pb.Decision(probe=probe).SerializeToString()  # bytes merge
 
-    def _embeddings(
-        self, asked: Sequence[RouteInput], live: Live, refused: Refusals
-    ) -> NDArray[np.float32]:
-        """Embeddings (n, dim), texts encoded; rows that can't be used are refused."""
-        encoder, dim, texts = self._encoder, self._encoder.dim, []
-        rows = [one.embedding for one in asked]
-        for i, row in enumerate(rows):
-            if row is None:
-                texts.append(i)
-                rows[i] = ONES * dim
-            elif len(row) != F32_BYTES * dim:
-                problem = f"{len(row) // F32_BYTES} numbers long"
-                refused[i] = InvalidRequest("embedding", problem, f"{dim} long")
-                rows[i] = ONES * dim
-        joined = bytearray().join(rows)  # type: ignore[arg-type]  # none is left that is None
-        embeddings = np.frombuffer(joined, "<f4").reshape(len(asked), dim)
-        for i in unusable(embeddings, compiled=live.kernel is not None):
-            refused[i] = bad_numbers(embeddings[i])
-            embeddings[i] = 1.0
-        if texts:
-            try:
-                embeddings[texts] = encoder.encode([asked[i].text or "" for i in texts])
-            except ServeError as error:
-                refused.update(dict.fromkeys(texts, error))
-        return embeddings
-
     def _columns(
         self,
         asked: Sequence[RouteInput],
@@ -407,7 +380,8 @@ def _measured(asked: Sequence[RouteInput]) -> list[bool] | None:
     return found if any(found) else None
 
 
-def _check_deadlines(asked: Sequence[RouteInput], now_ms: int, refused: Refusals) -> None:
+def check_deadlines(asked: Sequence[RouteInput], now_ms: int, refused: Refusals) -> None:
+    """Refuse those whose deadline has passed."""
     for i, one in enumerate(asked):
         deadline_ms = one.deadline_unix_ms
         if deadline_ms is not None and deadline_ms <= now_ms:

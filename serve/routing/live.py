@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from learners.arms.experience import Experience
 from learners.context import N_FEATURES
 from learners.criticality import Criticality
 from learners.estimates import ema
@@ -313,13 +314,10 @@ class LiveView:
         self._store, self._source, self._encoder, self._options = store, source, encoder, options
         self._loader = Loader(store, encoder, memory, with_seen=False)
         self._on_swap, self._on_look = on_swap, on_look
-        self._learned, self._version, self._term, self._published_at_ms = (
-            Learned(memory, memory.landmarks_of(encoder)),
-            0,
-            0,
-            0,
-        )
+        self._learned = Learned(memory, memory.landmarks_of(encoder))
+        self._version = self._term = self._published_at_ms = 0
         self._fleet, self._prices = FleetState(), Prices()
+        self.arms = Experience()  # what the newest snapshot has learned of arms
         self._counts: Mapping[str, int] = {}
         self._built_of: Learned | None = None  # what `current` was solved from
         self._passed_over = 0  # a version looked at and not taken
@@ -422,7 +420,7 @@ class LiveView:
 
     def _take(self, state: State, manifest: Manifest) -> None:
         self._learned, self._fleet, self._prices = state.learned, state.fleet, state.prices
-        self._counts = state.counts
+        self._counts, self.arms = state.counts, state.arms
         self._version, self._term = manifest.version, manifest.term
         self._published_at_ms = int(manifest.about["published_at_ms"])
         self._passed_over = 0

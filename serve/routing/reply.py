@@ -6,7 +6,8 @@ in `decision_bytes`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -17,8 +18,10 @@ from serve.routing.eligible import Verdict
 from serve.routing.live import Live
 from serve.routing.request import WEIGHTS, RouteInput
 from serve.routing.router import Choices
+from streams.feedback.report import ARMS
 from streams.feedback.ticket import Ticket, key_of
 
+NO_ARMS: Mapping[int, str] = MappingProxyType({})
 REASONS_MAX = 20  # models of which a refusal says why
 REASONS = {
     Verdict.NOT_ALLOWED: "not allowed by the request",
@@ -88,16 +91,19 @@ def no_model_fits(one: RouteInput, row: int, choices: Choices, live: Live) -> No
     return NoModelFits("no model fits the request. " + "; ".join(reasons))
 
 
-def write_explanation(ticket: Ticket, live: Live, policies: Sequence[str]) -> pb.Explanation:
+def write_explanation(
+    ticket: Ticket, live: Live, policies: Sequence[str], arms: Mapping[int, str] = NO_ARMS
+) -> pb.Explanation:
     """What a ticket says; names it only knows by key are looked up in the present catalogue.
 
-    `policies` are the router's own, then the reasons for further attempts.
+    `policies` are the router's own, then the reasons for further attempts. `arms` are names of arms
+    and their groups, by key.
     """
     head, chosen = ticket.head, int(ticket.head["model"])
     further = {key_of(name): name for name in policies[1:]}.get(int(head["policy"]), "")
-    names = dict(zip(live.model_keys.tolist(), live.catalogue.names, strict=True))
-    pools = {key_of(pool.name): pool.name for pool in live.catalogue.pools}
-    policy_of = {key_of(name): name for name in policies}
+    names = {**arms, **dict(zip(live.model_keys.tolist(), live.catalogue.names, strict=True))}
+    pools = {**arms, **{key_of(pool.name): pool.name for pool in live.catalogue.pools}}
+    policy_of = {key_of(name): name for name in (*policies, ARMS)}
     candidates = sorted(ticket.candidates, key=lambda c: (c["verdict"], -c["utility"]))
     best = max(
         (float(c["utility"]) for c in candidates if c["verdict"] == Verdict.ELIGIBLE), default=0.0

@@ -1,4 +1,4 @@
-"""The router behind others: their HTTP contracts for a router, each a thin face of Route.
+"""The router behind others: their HTTP contracts for a router, and that of arms; each a thin face.
 
 May import `openai_api`, `dispatch`, `health`, `routing`, `meanings` and `errors`.
 """

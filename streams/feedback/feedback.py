@@ -46,6 +46,7 @@ from streams.feedback.ticket import (
     heads_of,
     is_measured,
     key_of,
+    pairs_of,
     rest_of,
     split_ids,
     ticket_bytes,
@@ -204,7 +205,7 @@ class Ingest:
         reported = _reported(reports)
         known = ~np.isnan(reported)
         tenants, traits = _tenants_and_traits(bodies, heads["policy"] == key_of(IMPORT))
-        outcomes = _outcomes(ids, np.nan_to_num(reported), known, heads, tenants, traits)
+        outcomes = _outcomes(ids, np.nan_to_num(reported), known, heads, tenants, traits, bodies)
         # Corrections are of no named producer: `Seen` has no room to tell who corrected what.
         named = [row for row, r in enumerate(reports) if r.source is not None and not r.revision]
         for row in named:
@@ -327,6 +328,7 @@ def _outcomes(
     heads: NDArray[np.void],
     tenant_hashes: NDArray[np.uint8],
     traits: Traits,
+    bodies: Sequence[bytes],
 ) -> Outcomes:
     """Columns for the learners of what was reported (n, 6), zero where it is not known."""
     quality, cost_usd, latency_ms, output_tokens, error, _ = reported.T
@@ -361,6 +363,7 @@ def _outcomes(
             heads["estimated_quality"].astype(np.float64),
             heads["estimated_cost_usd"].astype(np.float64),
         ),
+        pairs=pairs_of(bodies),
     )
 
 

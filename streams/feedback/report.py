@@ -155,9 +155,9 @@ LEARNED_BITS = 0b011111  # of those, the ones that are learned; wasted spend onl
 QUALITY_BIT, COST_BIT, ERROR_BIT, PAID_BIT = (
     1 << REPORTED.index(name) for name in ("quality", "cost_usd", "error", "paid_usd")
 )
-# Policies, by the names in tickets, of answers that were not a request's own: one bought to learn
-# from, and one read from a file, which somebody else has paid.
-PROBE, IMPORT = "probe", "import"
+# Policies, by the names in tickets, of what no router chose a model for: an answer bought to learn
+# from, one read from a file, which somebody else has paid, and the use of an arm.
+PROBE, IMPORT, ARMS = "probe", "import", "arms"
 NANO_USD = 1e9  # money is counted in whole billionths of a dollar: exact, in any order
 _decode = msgspec.json.Decoder(Report).decode
 _decode_raw = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode

@@ -22,6 +22,8 @@ class Said(msgspec.Struct, array_like=True, frozen=True):
     rules: tuple[str, ...] = ()  # names, in their order
     change: str = ""  # by whom it was decided, of a change under trial: `streams.training.change`
     guarded: bool = False  # far from everything seen
+    # Of an arm: how request and arm were seen, as bytes (`learners.arms.pairs`); empty: of a model.
+    pair: bytes = b""
 
 
 NOTHING = Said()
@@ -38,10 +40,14 @@ def end_of(said: Said) -> bytes:
 NO_END = bytes(LENGTH_BYTES)  # of length 0
 
 
+def said_bytes(body: bytes) -> int:
+    """How long that is, of a body that ends with it."""
+    return int.from_bytes(body[-LENGTH_BYTES:], "little")
+
+
 def split(rest: bytes) -> tuple[bytes, Said]:
     """What stands before such an end (which may be `NO_END`), and what was said."""
-    start = len(rest) - LENGTH_BYTES
-    n = int.from_bytes(rest[start:], "little")
+    start, n = len(rest) - LENGTH_BYTES, said_bytes(rest)
     if not n:
         return rest[:start], NOTHING
     return rest[: start - n], msgspec.msgpack.decode(rest[start - n : start], type=Said)

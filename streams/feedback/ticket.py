@@ -32,9 +32,10 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESGCMSIV
 from numpy.typing import NDArray
 
+from learners.arms.pairs import N_PAIR
 from learners.context import N_FEATURES
 from streams.errors import BadTicket
-from streams.feedback.said import NO_END, Said, split
+from streams.feedback.said import NO_END, Said, said_bytes, split
 
 VERSION = 5
 # As version 5, for a call that its issuer makes and measures: of such a decision others report the
@@ -303,6 +304,20 @@ def tenant_of(body: bytes) -> bytes:
 def said_of(body: bytes) -> Said:
     """What the request of an opened body said of itself, and the rules it met."""
     return split(rest_of(body))[1]
+
+
+def pairs_of(bodies: Sequence[bytes]) -> NDArray[np.int8]:
+    """Of tickets of arms, how request and arm were seen (n, 127); zeros of models.
+
+    (n, 0) where all are of models, as nearly always.
+    """
+    # What a request of a model said is mostly nothing; to look at its length takes a tenth.
+    long = [i for i, body in enumerate(bodies) if said_bytes(body) > N_PAIR]
+    said = {i: pair for i in long if (pair := said_of(bodies[i]).pair)}
+    found = np.zeros((len(bodies), N_PAIR if said else 0), np.int8)
+    for i, pair in said.items():
+        found[i] = np.frombuffer(pair, np.int8)
+    return found
 
 
 def rest_of(body: bytes) -> bytes:

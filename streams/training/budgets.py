@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from learners.option import option, required
 from streams.feedback.feedback import Ingested
-from streams.feedback.report import COST_BIT, IMPORT, NANO_USD, PAID_BIT, PROBE
+from streams.feedback.report import ARMS, COST_BIT, IMPORT, NANO_USD, PAID_BIT, PROBE
 from streams.feedback.ticket import CANDIDATE, HEAD, heads_of, key_of, said_of, tenant_of
 from streams.telemetry.received import SILENT_MS, Received
 from streams.telemetry.records import RouterState
@@ -167,7 +167,9 @@ def _released(
 
 # The policies of tickets whose calls no router reserved for; a test compares `serve.dispatch`.
 FURTHER_ATTEMPTS = ("first", "retry", "hedge", "reroute", "cascade", "escalation", "fan-out")
-_NOT_RESERVED = np.array([key_of(name) for name in (PROBE, IMPORT, *FURTHER_ATTEMPTS)], np.uint64)
+_NOT_RESERVED = np.array(
+    [key_of(name) for name in (PROBE, IMPORT, ARMS, *FURTHER_ATTEMPTS)], np.uint64
+)
 
 
 def _predicted_usd(bodies: Sequence[bytes], heads: NDArray[np.void]) -> NDArray[np.float32]:

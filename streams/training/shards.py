@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
+from learners.arms.experience import Experience
 from learners.estimates.history import COLUMNS, History
 from learners.estimates.learned import Learned, MemoryOptions
 from streams.errors import SnapshotDamaged
@@ -87,6 +88,7 @@ def start_of(
     state.prices = replace(state.prices, as_of_ms=0)
     if shard:
         state.learned, state.counts = Learned(memory, memory.landmarks_of(encoder)), {}
+        state.arms = Experience()
         state.fleet, state.telemetry_offsets = FleetState(), {}  # shard 0's, like the prices
         state.prices = Prices()
     return state
@@ -167,6 +169,7 @@ class Merger:
             telemetry_clocks=first.telemetry_clocks,
         )
         for state in states:
+            merged.arms.merge(state.arms)
             merged.offsets.update(state.offsets)
             merged.learned_at_ms = max(merged.learned_at_ms, state.learned_at_ms)
             merged.clocks.by_partition.update(state.clocks.by_partition)

@@ -22,11 +22,12 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from learners.arms.experience import Experience
 from learners.estimates.history import joined, no_rows, with_all_columns
 from learners.estimates.learned import Learned, MemoryOptions
 from learners.outcomes import Outcomes
 from learners.targets import Target
-from streams.clock import QUICK, SLOW, Patience, Steady
+from streams.clock import SLOW, Clocks
 from streams.errors import SnapshotDamaged, SnapshotForeign
 from streams.feedback.feedback import keep_fresh, qualities_alone
 from streams.feedback.report import QUALITY_BIT
@@ -40,37 +41,10 @@ logger = logging.getLogger(__name__)
 
 ROWS_PER_PART = 4096
 SOURCE, SOURCES_MAX, OTHERS = "source.", 32, "(others)"  # counters of who judged
-STATISTICS, INDEX, SEEN, FLEET = "statistics", "history/index", "seen/", "fleet"
+STATISTICS, INDEX, SEEN, FLEET, ARMS = "statistics", "history/index", "seen/", "fleet", "arms/"
 HISTORY = re.compile(r"history/\d+")
 # What unpacking raises where bytes are whole but not what this program writes.
 MALFORMED = (*UNREADABLE, KeyError, TypeError, RuntimeError, OSError, EOFError)
-
-
-@dataclass(slots=True)
-class Clocks:
-    """The time of each partition of one topic, up to where it was read."""
-
-    patience: Patience = QUICK
-    by_partition: dict[int, Steady] = field(default_factory=dict)
-
-    def of(self, partition: int) -> Steady:
-        """The clock of a partition; a new one knows nothing yet."""
-        if partition not in self.by_partition:
-            self.by_partition[partition] = Steady(self.patience)
-        return self.by_partition[partition]
-
-    def trusted_ms(self) -> int:
-        """The time of the partition that is furthest on; 0 where none is known."""
-        return max((steady.trusted_ms for steady in self.by_partition.values()), default=0)
-
-    def as_dict(self) -> dict[int, list[int]]:
-        """For a snapshot's manifest."""
-        return {p: steady.as_list() for p, steady in sorted(self.by_partition.items())}
-
-    @classmethod
-    def from_dict(cls, found: Mapping[str, list[int]], patience: Patience = QUICK) -> Clocks:
-        """What `as_dict` gave. Raises TypeError and ValueError."""
-        return cls(patience, {int(p): Steady(patience, saved) for p, saved in found.items()})
 
 
 @dataclass(slots=True)
@@ -79,6 +53,7 @@ class State:
 
     encoder: str
     learned: Learned
+    arms: Experience = field(default_factory=Experience)
     seen: Seen = field(default_factory=Seen)
     offsets: dict[int, int] = field(default_factory=dict)  # next offset to read, by partition
     topic_id: str = ""  # of the feedback topic those offsets belong to
@@ -104,7 +79,11 @@ class State:
         """
         at = outcomes.issuers, outcomes.sequences
         fresh = self.seen.claim(*at, bits, outcomes.decided_at_ms)
-        self.learned.update(keep_fresh(outcomes, fresh))
+        new = keep_fresh(outcomes, fresh)
+        if (of_arms := new.of_arms).any():
+            self.arms.learn(new.take(of_arms))
+            new = new.take(~of_arms)
+        self.learned.update(new)
         judged = np.flatnonzero(outcomes.known[:, Target.QUALITY])
         replaced = self.seen.learned(
             (at[0][judged], at[1][judged]),
@@ -118,7 +97,10 @@ class State:
         former = np.array([*replaced.values()], np.int64).reshape(-1, len(Former._fields))
         before = qualities_alone(now, former[:, 0], former[:, -1].astype(np.uint8))
         after = qualities_alone(now, now.targets[:, Target.QUALITY], now.producers)
-        self.learned.replace(before, after)
+        of_arms = now.of_arms
+        self.learned.replace(before.take(~of_arms), after.take(~of_arms))
+        self.arms.learn(before.take(of_arms), back=True)
+        self.arms.learn(after.take(of_arms))
         corrected = np.zeros(len(outcomes), bool)
         corrected[rows] = True
         return fresh, corrected
@@ -162,9 +144,13 @@ class Saver:
             FLEET, fleet, lambda: pack({FLEET: np.frombuffer(fleet, np.uint8)})
         )
         blobs |= self._history(state)
-        for number, (stamp, arrays) in enumerate(state.seen.groups()):
-            name = f"{SEEN}{number:06d}"
-            blobs[name] = self._part(name, (state.seen, stamp), partial(pack, arrays))
+        for prefix, of, groups in (
+            (SEEN, state.seen, state.seen.groups()),
+            (ARMS, state.arms, state.arms.blocks()),
+        ):
+            for number, (stamp, arrays) in enumerate(groups):
+                name = f"{prefix}{number:06d}"
+                blobs[name] = self._part(name, (of, stamp), partial(pack, arrays))
         self._stored = {name: self._stored[name] for name in blobs if name in self._stored}
         about = {
             "encoder": state.encoder,
@@ -235,6 +221,7 @@ class Loader:
         self._with_seen = with_seen
         self._parts: dict[Blob, object] = {}
         self._last: tuple[object, Learned] | None = None  # what the last was made of, and it
+        self._last_arms: tuple[object, Experience] | None = None  # likewise
 
     def load(self, version: int) -> tuple[State, Manifest]:
         """Load a version, whole and verified. Raises SnapshotDamaged and SnapshotForeign."""
@@ -306,11 +293,23 @@ class Loader:
         """What was learned; by a reader made only if it differs from the last."""
         made_of = (
             manifest.about["history_generation"],
-            {n: b for n, b in manifest.blobs.items() if n != FLEET and not n.startswith(SEEN)},
+            {
+                n: blob
+                for n, blob in manifest.blobs.items()
+                if n != FLEET and not n.startswith((SEEN, ARMS))
+            },
         )
         if self._with_seen or self._last is None or self._last[0] != made_of:
             self._last = (made_of, self._restored(manifest, parts))
         return self._last[1]
+
+    def _arms_of(self, manifest: Manifest, parts: Mapping[str, Any]) -> Experience:
+        """Likewise, of arms; nothing in a snapshot from before there were any."""
+        made_of = {n: blob for n, blob in manifest.blobs.items() if n.startswith(ARMS)}
+        if self._with_seen or self._last_arms is None or self._last_arms[0] != made_of:
+            blocks = [parts[name] for name in sorted(made_of)]
+            self._last_arms = (made_of, Experience.restore(blocks))
+        return self._last_arms[1]
 
     def _restored(self, manifest: Manifest, parts: Mapping[str, Any]) -> Learned:
         names = [name for name in sorted(parts) if HISTORY.fullmatch(name)]
@@ -342,6 +341,7 @@ class Loader:
         state = State(
             encoder=self._encoder,
             learned=self._learned_of(manifest, parts),
+            arms=self._arms_of(manifest, parts),
             fleet=FleetState(fleet),
             telemetry_offsets={int(p): int(o) for p, o in telemetry_offsets.items()},
             telemetry_topic_id=str(about.get("telemetry_topic_id", "")),

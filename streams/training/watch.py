@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from streams.alarms import Board
+from streams.clock import Clocks
 from streams.errors import LogUnavailable
 from streams.feedback.report import Reason, Report
 from streams.log.contract import FEEDBACK, Log
 from streams.training.share import Share
-from streams.training.state import Clocks, State
+from streams.training.state import State
 from streams.training.upkeep import RESAVED
 
 LOOK_MS = 5_000

@@ -25,7 +25,9 @@ class Servicer:
     async def Route(self, request: object, context: object) -> pb.Decision:
         return pb.Decision(model="m")
 
-    RouteBatch = RouteColumns = RouteStream = SendFeedback = TraceFeedback = Explain = Route
+    RouteBatch = RouteColumns = RouteArm = RouteStream = SendFeedback = TraceFeedback = Explain = (
+        Route
+    )
 
 
 def run(work):

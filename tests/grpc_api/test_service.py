@@ -850,7 +850,8 @@ def test_reflection_shows_every_method(shared):
     )
     methods = {method.name for method in file.service[0].method}
     assert methods == {
-        "Route", "RouteBatch", "RouteColumns", "RouteStream", "SendFeedback", "TraceFeedback", "Explain"
+        "Route", "RouteBatch", "RouteColumns", "RouteStream", "RouteArm", "SendFeedback",
+        "TraceFeedback", "Explain",
     }  # fmt: skip
 
 

@@ -33,8 +33,8 @@ class Mutation:
 MUTATIONS = {
     "de-duplication": Mutation(
         "streams/training/state.py",
-        "self.learned.update(keep_fresh(outcomes, fresh))",
-        "self.learned.update(keep_fresh(outcomes, bits))",
+        "new = keep_fresh(outcomes, fresh)",
+        "new = keep_fresh(outcomes, bits)",
         ("tests/training/test_trainer.py::test_a_calm_run_is_the_fold_of_its_records",),
     ),
     "checksum": Mutation(

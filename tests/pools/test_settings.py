@@ -588,6 +588,7 @@ OTHER = {  # where another value is not found by moving away from the default
     "listener.tls_client_ca": "{folder}/b.pem",
     "learning.landmarks": "{folder}/b.pem",
     "judge.calibration": "{folder}/judge.json",
+    "arms.file": "{folder}/arms.jsonl",
     "change.policy": "{folder}/new.toml",
     "encoder.kind": "embeddings-only",
     "encoder.url": "http://elsewhere/v1",
@@ -680,6 +681,7 @@ def test_key_reaches_what_it_configures(key, tmp_path):
         (tmp_path / name).write_text(f"PEM {name}")
     (tmp_path / "judge.json").write_bytes(fitted([8] * 9, [0.4] * 9).to_bytes())
     (tmp_path / "new.toml").write_text('[router]\npolicy = "greedy"\n')
+    (tmp_path / "arms.jsonl").write_text('{"id": "weather", "text": "forecast of rain"}\n')
     document = tomllib.loads(BASE.format(folder=tmp_path))
     if str(key) == "log.kind":
         document["learning"]["trainers"] = 1  # more need partitions

@@ -439,7 +439,9 @@ def test_garbage_in_a_stream_is_answered_and_the_stream_goes_on(up, case):
     assert "can't be read" in by_id[""].problem.message
 
 
-@pytest.mark.parametrize("method", ["RouteBatch", "RouteColumns", "SendFeedback", "Explain"])
+@pytest.mark.parametrize(
+    "method", ["RouteBatch", "RouteColumns", "RouteArm", "SendFeedback", "Explain"]
+)
 def test_garbage_is_an_invalid_argument_of_every_method(up, method):
     with pytest.raises(grpc.RpcError) as refused:
         up.channel.unary_unary(f"/{SERVICE}/{method}")(b"\xff\xff\xff", timeout=PATIENCE_S)

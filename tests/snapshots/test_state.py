@@ -38,9 +38,10 @@ def all_of(state: State) -> dict[str, object]:
     others = {
         field.name: copy.copy(getattr(state, field.name))
         for field in dataclasses.fields(state)
-        if field.name not in ("learned", "seen")
+        if field.name not in ("learned", "arms", "seen")
     }
-    return {"learned": state.learned.digest(), "seen": seen, **others}
+    learned = {"learned": state.learned.digest(), "arms": state.arms.digest()}
+    return {**learned, "seen": seen, **others}
 
 
 def load(folder: Folder, memory: MemoryOptions = MEMORY, **options: object) -> State:

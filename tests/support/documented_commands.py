@@ -91,6 +91,7 @@ ELSEWHERE = {
 
 # Pages whose commands are all run by a test of their own, from top to bottom.
 WHOLE = {
+    "docs/arms.md": "tests/arms/test_arms_page.py",
     "docs/control.md": "tests/control/test_admin.py",
     "docs/tutorial.md": "tests/operating/test_tutorial.py",
 }

@@ -24,8 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.arms.experience import Experience
-from learners.arms.shortlist import ArmOptions, Shortlist
+from learners.arms.shortlist import ArmOptions, Arms, Shortlist
 from learners.context import N_DIRECTIONS, Contexts, unit_directions
+from learners.targets import to_fixed
 from load.bench.decisions.report.metrics import interval
 from serve.encoders import EncoderOptions, make_encoder
 
@@ -56,6 +57,7 @@ class World:
     arms: Contexts  # (A, 64)
     requests: Contexts  # (n, 64)
     subject_of_arm: Rows  # (A,)
+    kind: Rows  # (A,) the group it is declared to be of
     subject: Rows  # (n,)
     worth: Floats  # (A,) for its own subject
     best: Rows  # (n,)
@@ -82,7 +84,7 @@ def world(options: ArmsBench, seed: int) -> World:
     kinds = [f"kind{one} kind{one}" for one in kind]
     described = [f"{_some(words[s], rng)} {k}" for s, k in zip(of_arm, kinds, strict=True)]
     said = [f"{_some(words[s], rng)} {_common(rng)}" for s in asked]
-    return World(encode(described), encode(said), of_arm, asked, worth, best[asked])
+    return World(encode(described), encode(said), of_arm, kind, asked, worth, best[asked])
 
 
 def _some(words: NDArray[np.str_], rng: np.random.Generator) -> str:
@@ -130,11 +132,13 @@ class Learner:
 
     def learn(self, rows: Rows, arms: Rows, quality: Floats) -> None:
         """See `Player`."""
-        self.experience.update(arms.tolist(), self._of.requests[rows], self._pairs, quality)
+        y = to_fixed(quality)
+        self.experience.update(arms.tolist(), self._of.requests[rows], self._pairs, y)
         self.shortlist = self._solved()
 
     def _solved(self) -> Shortlist:
-        return Shortlist(self.keys, self._of.arms, self.experience, self._options)
+        arms = Arms(keys=self.keys, descriptions=self._of.arms, groups=self._of.kind)
+        return Shortlist(arms, self.experience, self._options)
 
 
 class Naive:
@@ -225,7 +229,8 @@ def _ms(options: ArmsBench) -> dict[str, float]:
     """Processor time per request to retrieve, rank and draw: alone (median), and of 32 together."""
     rng = np.random.default_rng(84)
     arms = rng.integers(-64, 65, (options.n_arms, 64)).astype(np.int8)
-    shortlist = Shortlist(range(options.n_arms), arms, Experience())
+    declared = Arms(keys=range(options.n_arms), descriptions=arms)
+    shortlist = Shortlist(declared, Experience())
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)  # as a router does: the others serve
     alone = [_took_ms(shortlist, 1, rng) for _ in range(options.calls)]

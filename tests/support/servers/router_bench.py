@@ -33,6 +33,7 @@ from learners.policies.probes import ProbeOptions
 from learners.targets import to_fixed
 from serve.access.rates import Rate
 from serve.access.tokens import Token
+from serve.arms.listed import read_arms
 from serve.deploy.replica import Replica, ReplicaOptions
 from serve.encoders import EncoderOptions, identity, make_encoder
 from serve.grpc_api.batcher import BatcherOptions
@@ -149,6 +150,7 @@ class Router:
         guard: GuardOptions = GuardOptions(),  # noqa: B008 - frozen
         change: ChangeOptions = ChangeOptions(),  # noqa: B008 - frozen
         candidate: Policy | None = None,
+        arms: bytes = b"",
         within: Callable[[Replica], Any] = lambda replica: replica,
     ) -> None:
         """`within` may put the replica into something larger, to be started instead of it."""
@@ -176,6 +178,7 @@ class Router:
                 rules=tuple(rules),
                 change=change,
                 candidate=candidate,
+                arms=read_arms(arms) if arms else (),
             ),
             SqliteLog(folder / "log.sqlite", self.clock),
             self.store,

@@ -90,6 +90,7 @@ def messages() -> Iterator[tuple[str, bytes]]:
         ("RouteBatch", pb.RouteBatchRequest(requests=[EVERYTHING, embedded, flat])),
         ("RouteColumns", columns),
         ("RouteStream", EVERYTHING),
+        ("RouteArm", pb.RouteArmRequest(request=embedded, groups=["a", "b"])),
         ("SendFeedback", pb.FeedbackRequest(outcomes=[outcome, outcome])),
         ("TraceFeedback", pb.TraceFeedbackRequest(ticket=TICKET)),
         ("Explain", pb.ExplainRequest(ticket=TICKET)),

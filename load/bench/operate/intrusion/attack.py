@@ -69,6 +69,7 @@ class Attack:
             "RouteBatch": pb.RouteBatchRequest(requests=[ask]),
             "RouteColumns": pb.RouteColumnsRequest(embeddings_f32=bytes(4)),
             "RouteStream": ask,
+            "RouteArm": pb.RouteArmRequest(request=ask),
             "SendFeedback": pb.FeedbackRequest(outcomes=[outcome]),
             "TraceFeedback": pb.TraceFeedbackRequest(ticket=self.ticket),
             "Explain": pb.ExplainRequest(ticket=self.ticket),
@@ -95,7 +96,8 @@ class Attack:
 def controls(on: Attack) -> Iterator[Attempt]:
     """What must be answered."""
     for method in on.messages():
-        if method != "RouteColumns":  # a matrix of one number is of no encoder's length
+        # A matrix of one number is of no encoder's length, and arms are not declared there.
+        if method not in ("RouteColumns", "RouteArm"):
             token = on.bearer("operator" if method in OPERATORS else "all")
             yield Attempt(f"{method} with its token", partial(on.grpc, method, token))
     yield Attempt("/v1/models with its token", partial(on.http, "/v1/models", on.bearer("read")))

@@ -206,6 +206,14 @@ class RouteBatchReply(_message.Message):
     replies: _containers.RepeatedCompositeFieldContainer[RouteReply]
     def __init__(self, replies: _Optional[_Iterable[_Union[RouteReply, _Mapping]]] = ...) -> None: ...
 
+class RouteArmRequest(_message.Message):
+    __slots__ = ("request", "groups")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    request: RouteRequest
+    groups: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, request: _Optional[_Union[RouteRequest, _Mapping]] = ..., groups: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class RouteColumnsRequest(_message.Message):
     __slots__ = ("embeddings_f32", "prompt_tokens_u32", "shared")
     EMBEDDINGS_F32_FIELD_NUMBER: _ClassVar[int]

@@ -54,6 +54,11 @@ class RouterStub:
                 request_serializer=fairlead_dot_v1_dot_router__pb2.RouteRequest.SerializeToString,
                 response_deserializer=fairlead_dot_v1_dot_router__pb2.RouteReply.FromString,
                 _registered_method=True)
+        self.RouteArm = channel.unary_unary(
+                '/fairlead.v1.Router/RouteArm',
+                request_serializer=fairlead_dot_v1_dot_router__pb2.RouteArmRequest.SerializeToString,
+                response_deserializer=fairlead_dot_v1_dot_router__pb2.Decision.FromString,
+                _registered_method=True)
         self.SendFeedback = channel.unary_unary(
                 '/fairlead.v1.Router/SendFeedback',
                 request_serializer=fairlead_dot_v1_dot_router__pb2.FeedbackRequest.SerializeToString,
@@ -98,6 +103,15 @@ class RouterServicer:
     def RouteStream(self, request_iterator, context):
         """A stream of requests answered as they are scored, in any order: match replies by
         `request_id`. A bad request is answered with an error and the stream goes on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RouteArm(self, request, context):
+        """One request, one of the arms of the operator's file: tools, retrievers, agents, modes of a model, thousands of
+        them, described by text. In the decision `model` is the arm's id and `pool` its group. Outcomes are reported
+        with its ticket, as all are. FAILED_PRECONDITION where there are no arms.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -150,6 +164,11 @@ def add_RouterServicer_to_server(servicer, server):
                     servicer.RouteStream,
                     request_deserializer=fairlead_dot_v1_dot_router__pb2.RouteRequest.FromString,
                     response_serializer=fairlead_dot_v1_dot_router__pb2.RouteReply.SerializeToString,
+            ),
+            'RouteArm': grpc.unary_unary_rpc_method_handler(
+                    servicer.RouteArm,
+                    request_deserializer=fairlead_dot_v1_dot_router__pb2.RouteArmRequest.FromString,
+                    response_serializer=fairlead_dot_v1_dot_router__pb2.Decision.SerializeToString,
             ),
             'SendFeedback': grpc.unary_unary_rpc_method_handler(
                     servicer.SendFeedback,
@@ -275,6 +294,33 @@ class Router:
             '/fairlead.v1.Router/RouteStream',
             fairlead_dot_v1_dot_router__pb2.RouteRequest.SerializeToString,
             fairlead_dot_v1_dot_router__pb2.RouteReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RouteArm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fairlead.v1.Router/RouteArm',
+            fairlead_dot_v1_dot_router__pb2.RouteArmRequest.SerializeToString,
+            fairlead_dot_v1_dot_router__pb2.Decision.FromString,
             options,
             channel_credentials,
             insecure,

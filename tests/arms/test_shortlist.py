@@ -7,8 +7,9 @@ import pytest
 
 from learners.arms.experience import Experience
 from learners.arms.pairs import N_PAIR, pairs
-from learners.arms.shortlist import ArmOptions, Shortlist
+from learners.arms.shortlist import ArmOptions, Arms, Shortlist
 from learners.context import N_DIRECTIONS, Contexts
+from learners.targets import to_fixed
 from load.bench.control.arms import ArmsBench, measure
 
 N_ARMS = 300
@@ -18,10 +19,14 @@ def contexts(n: int, seed: int) -> Contexts:
     return np.random.default_rng(seed).integers(-60, 61, (n, 64)).astype(np.int8)
 
 
+def declared(described: Contexts, **more: object) -> Arms:
+    return Arms(keys=range(len(described)), descriptions=described, **more)
+
+
 def outcomes(n: int, seed: int = 0) -> tuple[list[int], Contexts, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     made = rng.integers(-127, 128, (n, N_PAIR)).astype(np.int8)
-    return rng.integers(0, 9, n).tolist(), contexts(n, seed), made, rng.random(n)
+    return rng.integers(0, 9, n).tolist(), contexts(n, seed), made, to_fixed(rng.random(n))
 
 
 def test_sums_are_the_same_bits_in_any_order_and_from_any_shards():
@@ -43,14 +48,14 @@ def test_sums_are_the_same_bits_in_any_order_and_from_any_shards():
 def test_the_arm_whose_description_is_the_request_is_retrieved():
     """Each of them, first of all."""
     described = contexts(N_ARMS, 1)
-    shortlist = Shortlist(range(N_ARMS), described, Experience())
+    shortlist = Shortlist(declared(described), Experience())
     ranked = shortlist.choose(described, np.full(N_ARMS, 0.5))
     assert (ranked.arms[:, 0] == np.arange(N_ARMS)).all()
 
 
 def test_propensities_are_those_of_the_draw():
     """Over evenly spaced draws each retrieved arm is chosen as often as its propensity says."""
-    shortlist = Shortlist(range(N_ARMS), contexts(N_ARMS, 1), Experience())
+    shortlist = Shortlist(declared(contexts(N_ARMS, 1)), Experience())
     n = 4096
     one = np.tile(contexts(1, 2), (n, 1))
     ranked = shortlist.choose(one, (np.arange(n) + 0.5) / n)
@@ -63,11 +68,11 @@ def test_propensities_are_those_of_the_draw():
 def learned(described: Contexts, tried: np.ndarray, asked: Contexts, quality) -> Experience:
     """Every arm of `tried` asked everything, at its quality."""
     found, keys = Experience(), np.repeat(tried, len(asked))
-    shortlist = Shortlist(range(len(described)), described, found, ArmOptions(retrieved=1))
+    shortlist = Shortlist(declared(described), found, ArmOptions(retrieved=1))
     q = np.tile(asked, (len(tried), 1))
     unit = q[:, :N_DIRECTIONS] / np.linalg.norm(q[:, :N_DIRECTIONS].astype(float), axis=1)[:, None]
     made = pairs(unit, shortlist._described[keys][:, None], np.zeros((len(keys), 1)))[:, 0]
-    found.update(keys.tolist(), q, made, quality[keys].astype(float))
+    found.update(keys.tolist(), q, made, to_fixed(quality[keys].astype(float)))
     return found
 
 
@@ -80,7 +85,7 @@ def test_an_arm_that_was_never_tried_is_judged_by_its_description():
     asked[:, 0] = 0
     known = learned(described, np.arange(100), asked, good * 0.8)
     shortlist = Shortlist(
-        range(N_ARMS), described, known, ArmOptions(retrieved=255, experience_share=0.0)
+        declared(described), known, ArmOptions(retrieved=255, experience_share=0.0)
     )
     ranked = shortlist.choose(asked, np.full(8, 0.5))
     untried = ranked.arms >= 100
@@ -94,16 +99,18 @@ def test_an_arm_is_found_by_what_it_did_well_where_its_description_says_nothing_
     """Requests that it failed at do not find it the more."""
     described, asked = contexts(N_ARMS, 5), contexts(2, 6)
     place = [
-        Shortlist(range(N_ARMS), described, Experience(), ArmOptions(retrieved=255))
+        Shortlist(declared(described), Experience(), ArmOptions(retrieved=255))
         .choose(asked, np.zeros(2))
         .arms[:, -1]
     ][0]
     known = Experience()
     for at, arm in enumerate(place):
         made = np.zeros((40, N_PAIR), np.int8)
-        known.update([int(arm)] * 40, np.tile(asked[at], (40, 1)), made, np.full(40, 1.0 - at))
+        known.update(
+            [int(arm)] * 40, np.tile(asked[at], (40, 1)), made, to_fixed(np.full(40, 1.0 - at))
+        )
     options = ArmOptions(retrieved=16, experience_share=2.0)
-    ranked = Shortlist(range(N_ARMS), described, known, options).choose(asked, np.zeros(2))
+    ranked = Shortlist(declared(described), known, options).choose(asked, np.zeros(2))
     assert place[0] in ranked.arms[0]
     assert place[1] not in ranked.arms[1]
 
