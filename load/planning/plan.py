@@ -80,7 +80,7 @@ def plan(
     found["autoscaled"] = _autoscaled(search, planned, questions)
     found["sensitivity"] = _sensitivity(search, planned, questions, say)
     say(f"the plan for demand and service times {INFLATION} times the forecast")
-    found["hedged"] = _hedged(search, planned, questions, say)
+    found["hedged"] = hedged(search, planned, questions, say)
     return found, planned.point.sized, planned.point.per_usd
 
 
@@ -199,15 +199,16 @@ def _lost(region: str, file: TraceFile) -> Events:
     )
 
 
-def _hedged(
+def hedged(
     search: Search, planned: Planned, questions: Questions, say: Say
 ) -> dict[str, Any] | None:
-    """The fleet that holds at 1.5 times the forecast, and what it costs more."""
+    """A fleet that holds at 1.5 times the forecast, the plan's if it does, and its extra cost."""
     options = replace(search.options, points=0, quality_min=None, budget_usd_per_h=None)
     file = busier(stretch_of(search.file, options.stretch_s), INFLATION, options.seed)
     harder = slower(planned.site, INFLATION)
     hedging = Search(harder, file, questions, options, say)
-    point = hedging.cheapest(planned.point.per_usd)
+    plain = hedging.tried(harder, planned.point.sized)
+    point = plain if plain.meets else hedging.trimmed(hedging.cheapest(planned.point.per_usd))
     calm = search.tried(planned.site, point.sized)
     return {
         **described(hedging, point, questions),
@@ -215,5 +216,5 @@ def _hedged(
         "within_target_as_forecast": calm.figures["within_target"],
         "usd_per_h_more": round(calm.usd_per_h - planned.point.usd_per_h, 4),
         "held": point.meets,
-        "plain_within_target": hedging.tried(harder, planned.point.sized).figures["within_target"],
+        "plain_within_target": plain.figures["within_target"],
     }

@@ -9,14 +9,21 @@ import subprocess
 import tomllib
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from planned_site import SETTINGS
 from typer.testing import CliRunner
 
 from fairlead.command_line import app
 from infra.settings.settings import read_settings
+from load.data.traces import Trace
 from load.planning.candidates import with_candidates
+from load.planning.plan import Planned, hedged
+from load.planning.questions import questions_of
+from load.planning.search import PlanOptions, Search
 from load.planning.site import site_of
+from load.planning.sizing import Sized
+from load.traces.reading import TraceFile
 
 TRACE = ("azure", "--from-s", "1500", "--to-s", "1560", "--stretch-s", "30", "--points", "1")
 WANTED = ("--target-ttft-ms", "2000", "--target-tpot-ms", "100", "--share", "0.98")
@@ -68,6 +75,26 @@ def test_a_plan_tells_what_happens_otherwise(planned):
     hedged = planned["hedged"]
     assert hedged["held"] == (hedged["within_target"] >= 0.98)
     assert hedged["within_target"] >= hedged["plain_within_target"]
+
+
+def test_a_plan_that_holds_anyway_is_its_own_hedge(folder):
+    """
+    At 1.5 times demand and service times two replicas carry a trickle: nothing else is bought.
+    """
+    site = site_of(with_candidates(read_settings(folder / "fairlead.toml")))
+    trickle = Trace("trickle", 3.0 * np.arange(10), np.full(10, 100), np.full(10, 20))
+    file = TraceFile(trace=trickle, format="plain", rows=10)
+    questions = questions_of(site.catalogue, None, file)
+    search = Search(site, file, questions, PlanOptions(points=0, stretch_s=30.0), print)
+    two = {plan.name: 2 * (plan.name == "small") for plan in site.fleet.pools}
+    plan = search.tried(site, Sized(replicas=two, unmet=0.0, usd_per_h=1.7))
+    run = search.simulate(site, plan.sized, file)
+
+    found = hedged(search, Planned(point=plan, run=run, site=site), questions, print)
+
+    assert found["held"] and found["plain_within_target"] == found["within_target"]
+    assert found["pools"]["small"]["replicas"] == 2 and len(found["pools"]) == 1
+    assert found["usd_per_h_more"] == 0.0
 
 
 def test_a_plan_is_settings_that_a_site_can_run(planned, folder):
