@@ -43,7 +43,7 @@ class PoolsBench:
 
     kinds: tuple[str, ...] = tuple(KINDS)
     overload_per_s: float = 10.0  # two and a half times what one server does
-    overload_s: float = 45.0
+    overload_s: float = 48.0  # long enough for 300 answers of each kind, where starts take 15 s
     settled_s: float = 30.0  # figures are of what is asked after this
     two_models_per_s: float = 6.0  # beyond what the first does, within what both do
     two_models_s: float = 12.0
