@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import faiss
 import numpy as np
@@ -109,8 +110,7 @@ class Shortlist:
         self._experience = self._learned_places(sums)
         self._index = faiss.IndexFlatIP(N_DIRECTIONS)
         moved = self._described + np.float32(self._options.experience_share) * self._experience
-        self._places = np.ascontiguousarray(moved)
-        self._index.add(self._places)
+        self._index.add(np.ascontiguousarray(moved))
 
     def choose(
         self,
@@ -145,10 +145,11 @@ class Shortlist:
         k = self._options.retrieved
         if allowed is None:
             return self._index.search(q, min(k, len(self.arms.keys)))[1]
-        among = np.flatnonzero(allowed)
-        near = q @ self._places[among].T  # (n, m)
-        found = np.argsort(-near, axis=1, kind="stable")[:, : min(k, len(among))]
-        return among[found]
+        made: Any = faiss  # its types know constructors of C++ alone
+        among = made.SearchParameters(
+            sel=made.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+        )
+        return self._index.search(q, min(k, int(np.count_nonzero(allowed))), params=among)[1]
 
     def _estimate(self, arms: NDArray[np.intp], features: Pairs) -> tuple[Floats, Floats, Floats]:
         """Quality, its deviation, and the part of it that is the arm's own, (n, k) each."""
