@@ -15,7 +15,7 @@ import grpc.aio
 
 from fairlead import calls, wire
 from fairlead.calls import Call
-from fairlead.connections import ANSWER_TIMEOUT_S, STREAM_TIMEOUT_S, Connections
+from fairlead.connections import ANSWER_TIMEOUT_S, STREAM_TIMEOUT_S, Connection, Connections
 from fairlead.dispatch import DispatchEvent, DispatchRequest, read
 from fairlead.errors import ClientClosed, DeadlineExceeded, Unavailable
 from fairlead.messages import (
@@ -55,8 +55,8 @@ class AsyncClient(Connections):
     async def close(self) -> None:
         """Let go of the connections; calls under way raise ClientClosed. Safe to call twice."""
         self.is_closed = True
-        for connection in self._opened:
-            await connection.channel.close()
+        for channel in self._channels():
+            await channel.close()
 
     async def route(
         self,
@@ -102,7 +102,8 @@ class AsyncClient(Connections):
         early, wrap it in `contextlib.aclosing`, or it ends only when it is collected.
         """
         outgoing = calls.Outgoing()
-        replies = self._next("RouteStream").router.RouteStream(
+        connection = self._next("RouteStream")
+        replies = connection.router.RouteStream(
             outgoing.each_async(requests),
             timeout=self._time_out_s(timeout_s),
             wait_for_ready=True,
@@ -112,9 +113,9 @@ class AsyncClient(Connections):
             async for reply in replies:
                 yield wire.route_reply(reply)
         except grpc.RpcError as failure:
-            raise self._failed("RouteStream", failure) from failure
+            raise self._failed("RouteStream", failure, connection) from failure
         except asyncio.CancelledError as cancelled:
-            raise self._cancelled("RouteStream", cancelled) from None
+            raise self._cancelled("RouteStream", cancelled, connection) from None
         finally:
             replies.cancel()  # the caller may have stopped listening before the end
         if outgoing.failure is not None:
@@ -130,7 +131,8 @@ class AsyncClient(Connections):
         every call made for it. Once an answer has begun nothing is tried again: AnswerBroken says
         that it broke off.
         """
-        replies = self._next("Dispatch").dispatcher.Dispatch(
+        connection = self._next("Dispatch")
+        replies = connection.dispatcher.Dispatch(
             request.message(),
             timeout=self._time_out_s(timeout_s),
             wait_for_ready=True,
@@ -141,9 +143,9 @@ class AsyncClient(Connections):
                 if (event := read(reply)) is not None:
                     yield event
         except grpc.RpcError as failure:
-            raise self._failed("Dispatch", failure) from failure
+            raise self._failed("Dispatch", failure, connection) from failure
         except asyncio.CancelledError as cancelled:
-            raise self._cancelled("Dispatch", cancelled) from None
+            raise self._cancelled("Dispatch", cancelled, connection) from None
         finally:
             replies.cancel()  # the caller may have stopped listening before the end
 
@@ -186,7 +188,8 @@ class AsyncClient(Connections):
         self, call: Call[Answer], timeout_s: float | None, *, wait_for_ready: bool = True
     ) -> Answer:
         timeout_s = self._time_out_s(timeout_s)
-        send = call.on(self._next(call.method))
+        connection = self._next(call.method, is_highest=call.is_highest)
+        send = call.on(connection)
         try:
             reply = await send(
                 call.message,
@@ -195,14 +198,16 @@ class AsyncClient(Connections):
                 metadata=self._metadata,
             )
         except grpc.RpcError as failure:
-            raise self._failed(call.method, failure) from failure
+            raise self._failed(call.method, failure, connection) from failure
         except asyncio.CancelledError as cancelled:
-            raise self._cancelled(call.method, cancelled) from None
+            raise self._cancelled(call.method, cancelled, connection) from None
         return call.read(reply)
 
-    def _cancelled(self, method: str, cancelled: asyncio.CancelledError) -> BaseException:
+    def _cancelled(
+        self, method: str, cancelled: asyncio.CancelledError, connection: Connection
+    ) -> BaseException:
         """Tell `close()` apart from the caller's own task being cancelled: both look alike."""
         task = asyncio.current_task()
         if self.is_closed and task is not None and not task.cancelling():
-            return ClientClosed(f"{method} at {self.target}", "cancelled by close()")
+            return ClientClosed(f"{method} at {connection.target}", "cancelled by close()")
         return cancelled

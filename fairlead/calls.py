@@ -30,6 +30,7 @@ class Call(Generic[Answer]):
     method: str
     message: Message | bytes
     read: Callable[[Any], Answer]
+    is_highest: bool = False  # of the highest criticality: it may use the reserved port
 
     def on(self, connection: Connection) -> Callable[..., Any]:
         """Return the method itself, of `grpc` or of `grpc.aio`, on one connection."""
@@ -51,12 +52,14 @@ HEALTH = HealthCall("Check", b"", b"\x08\x01".__eq__)
 
 def route(request: Request) -> Call[Decision]:
     """One request, one decision."""
-    return Call("Route", wire.route_request(request), wire.decision)
+    message = wire.route_request(request)
+    return Call("Route", message, wire.decision, _are_highest(message))
 
 
 def route_arm(request: Request, groups: Sequence[str]) -> Call[Decision]:
     """One request, one of the operator's arms."""
-    return Call("RouteArm", wire.arm_request(request, groups), wire.decision)
+    message = wire.arm_request(request, groups)
+    return Call("RouteArm", message, wire.decision, _are_highest(message.request))
 
 
 def route_batch(requests: Sequence[Request]) -> Call[list[Decision | Problem]]:
@@ -69,7 +72,13 @@ def route_batch(requests: Sequence[Request]) -> Call[list[Decision | Problem]]:
             raise RouterFault("RouteBatch", found)
         return [wire.route_reply(one) for one in reply.replies]
 
-    return Call("RouteBatch", wire.batch_request(requests), read)
+    message = wire.batch_request(requests)
+    return Call("RouteBatch", message, read, _are_highest(*message.requests))
+
+
+def _are_highest(*requests: pb.RouteRequest) -> bool:
+    """A call counts as its lowest request, as where calls are admitted."""
+    return min((one.criticality for one in requests), default=0) == pb.CRITICAL_PLUS
 
 
 def send_feedback(outcomes: Sequence[Outcome]) -> Call[int]:

@@ -55,8 +55,8 @@ class Client(Connections):
     def close(self) -> None:
         """Let go of the connections; calls under way raise ClientClosed. Safe to call twice."""
         self.is_closed = True
-        for connection in self._opened:
-            connection.channel.close()
+        for channel in self._channels():
+            channel.close()
 
     def route(
         self,
@@ -101,7 +101,8 @@ class Client(Connections):
         for the whole stream. If the stream breaks, what had no reply may be sent again.
         """
         outgoing = calls.Outgoing()
-        replies = self._next("RouteStream").router.RouteStream(
+        connection = self._next("RouteStream")
+        replies = connection.router.RouteStream(
             outgoing.each(requests),
             timeout=self._time_out_s(timeout_s),
             wait_for_ready=True,
@@ -111,7 +112,7 @@ class Client(Connections):
             for reply in replies:
                 yield wire.route_reply(reply)
         except grpc.RpcError as failure:
-            raise self._failed("RouteStream", failure) from failure
+            raise self._failed("RouteStream", failure, connection) from failure
         finally:
             replies.cancel()  # the caller may have stopped listening before the end
         if outgoing.failure is not None:
@@ -126,7 +127,8 @@ class Client(Connections):
         whole answer. Closing the iterator early ends every call made for it. Once an answer has
         begun nothing is tried again: AnswerBroken says that it broke off.
         """
-        replies = self._next("Dispatch").dispatcher.Dispatch(
+        connection = self._next("Dispatch")
+        replies = connection.dispatcher.Dispatch(
             request.message(),
             timeout=self._time_out_s(timeout_s),
             wait_for_ready=True,
@@ -137,7 +139,7 @@ class Client(Connections):
                 if (event := read(reply)) is not None:
                     yield event
         except grpc.RpcError as failure:
-            raise self._failed("Dispatch", failure) from failure
+            raise self._failed("Dispatch", failure, connection) from failure
         finally:
             replies.cancel()  # the caller may have stopped listening before the end
 
@@ -178,7 +180,8 @@ class Client(Connections):
         self, call: Call[Answer], timeout_s: float | None, *, wait_for_ready: bool = True
     ) -> Answer:
         timeout_s = self._time_out_s(timeout_s)
-        send = call.on(self._next(call.method))
+        connection = self._next(call.method, is_highest=call.is_highest)
+        send = call.on(connection)
         try:
             reply = send(
                 call.message,
@@ -187,5 +190,5 @@ class Client(Connections):
                 metadata=self._metadata,
             )
         except grpc.RpcError as failure:
-            raise self._failed(call.method, failure) from failure
+            raise self._failed(call.method, failure, connection) from failure
         return call.read(reply)

@@ -1,5 +1,8 @@
 """What both clients are made of: checked options, and several connections used in turn.
 
+    calls of the highest criticality ──▶ reserved_target, where one is given
+    all others                       ──▶ target
+
 Every call gets a finite time-out, and every failure leaves as a `FairleadError`.
 """
 
@@ -7,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from itertools import cycle
+from itertools import chain, cycle
 from threading import Lock
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
@@ -30,6 +33,7 @@ ANSWER_TIMEOUT_S = 600.0
 class Connection(NamedTuple):
     """One channel and the methods of router and dispatcher on it."""
 
+    target: str
     channel: Any  # of grpc or grpc.aio
     router: RouterStub
     dispatcher: DispatcherStub
@@ -51,6 +55,7 @@ class Connections:
         retries: RetryOptions | None = None,
         use_proxy: bool = False,
         token: str = "",
+        reserved_target: str = "",
     ) -> None:
         """Keep the options; nothing is sent before the first call.
 
@@ -64,10 +69,13 @@ class Connections:
         `use_proxy` follows `http_proxy` and the like of the environment; without it they are
         ignored.
         `token` is shown with every call (`fairlead tokens new`); it is encrypted with TLS alone.
+        `reserved_target` is where the router listens on its `listener.reserved_port`: calls of
+        the highest criticality go there, so that a flood of others does not cost them. A batch
+        goes there where all of it is; streams, dispatch and feedback go to `target`.
         """
         if connections < 1:
             raise InvalidOption("client", f"connections {connections} is not at least 1")
-        self.target = target
+        self.target, self.reserved_target = target, reserved_target
         self.timeout_s = _checked(timeout_s)
         self.connections = connections
         self.retries = retries or RetryOptions()
@@ -76,42 +84,43 @@ class Connections:
         self._metadata = (("authorization", f"Bearer {token}"),) if token else None
         self.is_closed = False
         self._credentials = channels.tls(root_certificates, credentials)
-        self._opened: list[Connection] = []
-        self._turns: Iterator[Connection] | None = None
+        self._opened: dict[str, list[Connection]] = {}  # by target
+        self._turns: dict[str, Iterator[Connection]] = {}
         self._opening = Lock()
 
-    def _next(self, method: str) -> Connection:
+    def _next(self, method: str, *, is_highest: bool = False) -> Connection:
         """Return the connection whose turn it is."""
+        target = (is_highest and self.reserved_target) or self.target
         if self.is_closed:
-            raise ClientClosed(f"{method} at {self.target}", "the client is closed")
+            raise ClientClosed(f"{method} at {target}", "the client is closed")
         # `next` of a cycle is a single step of the interpreter, so threads may share it.
-        return next(self._turns or self._open())
+        return next(self._turns.get(target) or self._open(target))
 
-    def _open(self) -> Iterator[Connection]:
+    def _open(self, target: str) -> Iterator[Connection]:
         # Not when the client is made: a channel of grpc.aio belongs to the event loop it is opened
         # in, and clients are often made before there is one.
         with self._opening:
-            if self._turns is None:
-                for _ in range(self.connections):
-                    channel = channels.opened(
-                        self.flavour,
-                        self.target,
-                        self._credentials,
-                        self.retries,
-                        use_proxy=self.use_proxy,
-                    )
-                    self._opened.append(
-                        Connection(channel, RouterStub(channel), DispatcherStub(channel))
-                    )
-                self._turns = cycle(self._opened)
-            return self._turns
+            if target not in self._turns:
+                self._opened[target] = [self._connection(target) for _ in range(self.connections)]
+                self._turns[target] = cycle(self._opened[target])
+            return self._turns[target]
+
+    def _connection(self, target: str) -> Connection:
+        channel = channels.opened(
+            self.flavour, target, self._credentials, self.retries, use_proxy=self.use_proxy
+        )
+        return Connection(target, channel, RouterStub(channel), DispatcherStub(channel))
+
+    def _channels(self) -> list[Any]:
+        """All that are open."""
+        return [connection.channel for connection in chain(*self._opened.values())]
 
     def _time_out_s(self, given_s: float | None) -> float:
         return self.timeout_s if given_s is None else _checked(given_s)
 
-    def _failed(self, method: str, failure: grpc.RpcError) -> FairleadError:
+    def _failed(self, method: str, failure: grpc.RpcError, connection: Connection) -> FairleadError:
         """Return the error a caller sees for a call that failed."""
-        doing, status = f"{method} at {self.target}", failure.code()
+        doing, status = f"{method} at {connection.target}", failure.code()
         if self.is_closed and status is grpc.StatusCode.CANCELLED:
             return ClientClosed(doing, "cancelled by close()")
         return errors.from_status(doing, status, failure.details() or "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -125,17 +126,33 @@ def test_the_catalogue_takes_turns_only_where_it_is_asked_to():
     assert first != second
 
 
-def test_overload_of_an_empty_handler_has_every_figure():
-    with served(Serving(kind="empty")) as empty:
+def test_overload_of_an_empty_handler_has_every_figure_and_the_top_class_a_port_of_its_own():
+    """
+    Nobody answers at the reserved port here, so all that was sent there is lost.
+    """
+    silent = socket.create_server(("127.0.0.1", 0))
+    with silent, served(Serving(kind="empty")) as empty:
         before_s = empty.cpu_s()
         found = asyncio.run(
             overloaded(
-                empty.port, np.random.default_rng(0), peak_per_s=100.0, factor=2.0, seconds=0.3
+                empty.port,
+                silent.getsockname()[1],
+                np.random.default_rng(0),
+                peak_per_s=100.0,
+                factor=2.0,
+                seconds=0.3,
             )
         )
 
-        assert found.keys() == {"goodput_share", "reject_p99_ms", "critical_lost", "untold_share"}
+        assert found.keys() == {
+            "goodput_share",
+            "reject_p99_ms",
+            "critical_lost",
+            "critical_lost_reserved",
+            "untold_share",
+        }
         assert found["goodput_share"] > 0.0
+        assert found["critical_lost"] < found["critical_lost_reserved"] == 1.0
         assert empty.cpu_s() > before_s
 
 

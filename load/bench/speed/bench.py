@@ -95,7 +95,8 @@ def measure(options: SpeedBench, say: Say) -> dict[str, Any]:
     found["stages"] = stages.measure(rng)
     with closing(_Ray()) as ray:
         found |= _others(options, rng, found["scorer"], say)
-        with served(Serving(kind="empty")) as empty, served(Serving(kind="fairlead")) as ours:
+        full = Serving(kind="fairlead", reserved_port=free_ports(1)[0])
+        with served(Serving(kind="empty")) as empty, served(full) as ours:
             found |= _ray(options, ours, ray, rng, found["left_out"])
             ray.close()
             found |= uvloop.run(_beside(options, empty, ours, rng, say))
@@ -246,6 +247,11 @@ async def _overload(
     for factor in options.factors:
         say(f"{factor:g} times the peak …")
         found[f"{factor:g}"] = await overloaded(
-            ours.port, rng, peak_per_s=max(peaks), factor=factor, seconds=options.overload_s
+            ours.port,
+            ours.reserved_port,
+            rng,
+            peak_per_s=max(peaks),
+            factor=factor,
+            seconds=options.overload_s,
         )
     return found

@@ -13,6 +13,7 @@ import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,7 @@ class Stream:
     ask: Ask
     per_s: float
     deadline_s: float = float("inf")
+    port: int = 0  # where it is another than the run's
 
 
 @dataclass(slots=True)
@@ -88,10 +90,14 @@ class Drive:
 
     async def run(self, port: int, n_connections: int) -> None:
         """Send every call at its time, then wait for the last ones."""
-        connections = await connected(port, n_connections, self._ended)
+        ports = [stream.port or port for stream in self._streams]
+        opened = {one: await connected(one, n_connections, self._ended) for one in {*ports}}
+        by_kind, connections = [opened[one] for one in ports], [*chain(*opened.values())]
         self._begin_s = time.monotonic()
         while self._sent < len(self._due_s):
-            self._send_due(connections)
+            self._send_due(by_kind)
+            for connection in connections:
+                connection.flush()
             await asyncio.sleep(TICK_S)
         if self._under_way:
             with contextlib.suppress(TimeoutError):
@@ -100,16 +106,15 @@ class Drive:
         for connection in connections:
             connection.close()
 
-    def _send_due(self, connections: Sequence[Connection]) -> None:
+    def _send_due(self, by_kind: Sequence[Sequence[Connection]]) -> None:
         now_s = time.monotonic() - self._begin_s
         while self._sent < len(self._due_s) and self._due_s[self._sent] <= now_s:
             number, self._sent = self._sent, self._sent + 1
-            stream = self._streams[self._kind[number]]
+            kind = self._kind[number]
+            stream, connections = self._streams[kind], by_kind[kind]
             self.seen[stream.name].sent += self._due_s[number] >= self._warm_s
             self._under_way += 1
             connections[number % len(connections)].call(stream.ask, number)
-        for connection in connections:
-            connection.flush()
 
     def _ended(self, known_as: object, result: Ended) -> None:
         if self._closed:  # by us: nothing came of it

@@ -8,6 +8,8 @@
     critical_lost   calls of the top class without an answer in time, in parts of them
     untold_share    refusals by gRPC itself, which say CANCELLED, in parts of all refusals
 
+    critical_lost_reserved   the same load once more, with the top class on the reserved port
+
 The client shares the machine with the server: what it takes of the processors is in the figures.
 """
 
@@ -18,36 +20,57 @@ from typing import Any
 import numpy as np
 
 from load.bench.speed.calls import SERVICE, message
-from load.bench.speed.open_loop import Stream, drive, quantile_ms
+from load.bench.speed.open_loop import Seen, Stream, drive, quantile_ms
 from load.bench.speed.wire import CANCELLED, Ask
 from serve.proto.fairlead.v1 import router_pb2 as pb
 
 DEADLINE_MS = 500
 TOP_SHARE = 0.1
 WARM_S = 1.0  # the limits are found in
+AGAIN_S = 0.25  # until the load is the same again; the limits are known
 
 
-def _stream(name: str, rng: np.random.Generator, criticality: int, per_s: float) -> Stream:
-    ask = Ask.of(f"{SERVICE}Route", message(rng, criticality=criticality), DEADLINE_MS)
-    return Stream(name=name, ask=ask, per_s=per_s, deadline_s=DEADLINE_MS / 1000.0)
+def _streams(
+    rng: np.random.Generator, total_per_s: float, top_port: int = 0
+) -> tuple[Stream, Stream]:
+    """A load; its top class goes to `top_port`, where one is given."""
+
+    def stream(name: str, criticality: int, share: float, port: int = 0) -> Stream:
+        ask = Ask.of(f"{SERVICE}Route", message(rng, criticality=criticality), DEADLINE_MS)
+        per_s, deadline_s = total_per_s * share, DEADLINE_MS / 1000.0
+        return Stream(name=name, ask=ask, per_s=per_s, deadline_s=deadline_s, port=port)
+
+    usual = stream("usual", pb.CRITICAL, 1.0 - TOP_SHARE)
+    return usual, stream("top", pb.CRITICAL_PLUS, TOP_SHARE, top_port)
+
+
+def _lost(seen: Seen) -> float:
+    """Calls without an answer in time, in parts of all."""
+    return 1.0 - seen.in_time / max(1, seen.sent)
 
 
 async def overloaded(
-    port: int, rng: np.random.Generator, *, peak_per_s: float, factor: float, seconds: float
+    port: int,
+    reserved_port: int,
+    rng: np.random.Generator,
+    *,
+    peak_per_s: float,
+    factor: float,
+    seconds: float,
 ) -> dict[str, Any]:
-    """One run at a multiple of the peak."""
+    """Two runs at a multiple of the peak: on one port, then with the top class on its own."""
     total = peak_per_s * factor
-    streams = (
-        _stream("usual", rng, pb.CRITICAL, total * (1.0 - TOP_SHARE)),
-        _stream("top", rng, pb.CRITICAL_PLUS, total * TOP_SHARE),
-    )
-    seen = await drive(port, streams, WARM_S + seconds, rng, warm_s=WARM_S)
+    seen = await drive(port, _streams(rng, total), WARM_S + seconds, rng, warm_s=WARM_S)
     usual, top = seen["usual"], seen["top"]
+    apart = await drive(
+        port, _streams(rng, total, reserved_port), AGAIN_S + seconds, rng, warm_s=AGAIN_S
+    )
     refused = usual.refused_s + top.refused_s
     untold = usual.statuses.get(CANCELLED, 0) + top.statuses.get(CANCELLED, 0)
     return {
         "goodput_share": (usual.in_time + top.in_time) / seconds / peak_per_s,
         "reject_p99_ms": quantile_ms(refused, 0.99),
-        "critical_lost": 1.0 - top.in_time / max(1, top.sent),
+        "critical_lost": _lost(top),
+        "critical_lost_reserved": _lost(apart["top"]),
         "untold_share": untold / max(1, len(refused)),
     }

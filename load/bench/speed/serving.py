@@ -54,6 +54,7 @@ class Serving:
     kind: str  # fairlead, empty
     n_models: int = N_MODELS
     dim: int = DIM
+    reserved_port: int = 0  # of callers who must not be lost; 0: none
     swap_s: float = 0.0  # seconds after which prices change, so that a new view is built; 0: never
 
 
@@ -63,6 +64,7 @@ class Served:
 
     port: int
     pid: int
+    reserved_port: int = 0
 
     def cpu_s(self) -> float:
         """Processor time that it has taken, in user and kernel."""
@@ -74,7 +76,7 @@ class Served:
 def served(serving: Serving) -> Iterator[Served]:
     """Run a child for the length of a `with` block. Raises LoopStuck."""
     with child(__name__, json.dumps(asdict(serving))) as up:
-        yield Served(int(up.said), up.pid)
+        yield Served(int(up.said), up.pid, serving.reserved_port)
 
 
 # --- in the child
@@ -161,7 +163,7 @@ def replica(serving: Serving, folder: Path) -> Replica:
         memory=MemoryOptions(),
         live=LiveOptions(),
         servicer=ServicerOptions(),
-        listener=ListenerOptions(port=0),
+        listener=ListenerOptions(port=0, reserved_port=serving.reserved_port),
         outbox=OutboxOptions(),
         feedback=FeedbackOptions(),
     )
