@@ -63,7 +63,8 @@ class ListenerOptions:
     reserved_port: int = option(
         0,
         "A second TCP port, for callers who must not be lost when the first is flooded: gRPC ends "
-        "calls that nobody can take in before it knows their criticality. 0: none.",
+        "calls that nobody can take in before it knows their criticality. Python's client takes it "
+        "as `reserved_target`. 0: none.",
         ge=0,
         le=65_535,
     )

@@ -27,7 +27,7 @@ from serve.proto.fairlead.v1 import router_pb2 as pb
 DEADLINE_MS = 500
 TOP_SHARE = 0.1
 WARM_S = 1.0  # the limits are found in
-AGAIN_S = 0.25  # until the load is the same again; the limits are known
+AGAIN_S = 0.2  # until the queue is full again; the limits are known
 
 
 def _streams(
