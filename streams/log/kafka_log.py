@@ -26,6 +26,7 @@ from kafka.errors import (
     NoError,
     RetriableError,
     TopicAlreadyExistsError,
+    UnknownBrokerIdError,
     for_code,
 )
 from kafka.producer.future import FutureRecordMetadata
@@ -221,7 +222,7 @@ class KafkaLog:
             while True:
                 try:
                     return question(self._admin.get(deadline - time.monotonic()))
-                except RetriableError:
+                except (RetriableError, UnknownBrokerIdError):  # -1: nobody leads at this moment
                     if time.monotonic() + RETRY_S > deadline:
                         raise
                     time.sleep(RETRY_S)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import LogTruncationError
+from kafka.errors import LogTruncationError, UnknownBrokerIdError
 from kafka.structs import OffsetAndMetadata
 from local_kafka.broker import Broker
 from log_benches import (
@@ -156,6 +156,28 @@ def test_a_topic_that_does_not_exist_is_an_error_within_time(kafka, monkeypatch)
         reader.read(1, 0.1)
     reader.close()
     log.close()
+
+
+@pytest.mark.kafka
+def test_a_partition_that_nobody_leads_for_a_moment_is_asked_again(kafka, monkeypatch):
+    """
+    As after a broker that did not answer for a while: kafka-python then names broker -1, and does
+    not call that an error that passes.
+    """
+    topic = kafka.topic(n_partitions=1)
+    log = kafka.log()
+    log.append(topic, pairs(3))
+    errors, ask = [UnknownBrokerIdError(-1)], KafkaAdminClient.list_partition_offsets
+
+    def list_partition_offsets(admin, *asked, **how):
+        if errors:
+            raise errors.pop()
+        return ask(admin, *asked, **how)
+
+    monkeypatch.setattr(KafkaAdminClient, "list_partition_offsets", list_partition_offsets)
+
+    assert log.end_offsets(topic) == {0: 3}
+    assert not errors
 
 
 @pytest.mark.kafka
