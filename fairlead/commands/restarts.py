@@ -6,17 +6,24 @@ Executing anew (`execv`) keeps the process's number, its terminal and its place 
 and leaves nothing of the old Ray in memory. When it was started again is handed on in the
 environment; after `RESTARTS_MAX` within `WITHIN_S` something is wrong that starting can't mend, and
 the process ends with the reason instead.
+
+The thread that starts and ends everything may be within a call to Ray when its head dies. Such a
+call is not answered, and after a minute Ray ends the whole process. So another thread looks on
+(`unless_stuck`), and does the same where that thread has not by then.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import NoReturn
 
 VARIABLE = "FAIRLEAD_RESTARTED_AT_S"
 RESTARTS_MAX, WITHIN_S = 3, 600
+STUCK_S = 20.0  # of the minute after which Ray ends the process
 
 
 def restarted_at_s(environment: Mapping[str, str]) -> list[int]:
@@ -47,3 +54,28 @@ def restart(now_s: int) -> NoReturn:
     times = [*recent(restarted_at_s(os.environ), now_s), now_s]
     os.environ[VARIABLE] = ",".join(map(str, times))
     os.execv(sys.executable, [sys.executable, "-m", "fairlead", *sys.argv[1:]])  # noqa: S606 - ourselves
+
+
+@contextlib.contextmanager
+def unless_stuck(
+    ended: Callable[[], str],
+    mend: Callable[[str], object],
+    patience_s: float = STUCK_S,
+    every_s: float = 1.0,
+) -> Iterator[None]:
+    """Meanwhile, `mend` in another thread what `ended` still names after so many seconds."""
+    left = threading.Event()
+
+    def watch() -> None:
+        while not left.wait(every_s):
+            if ended() and not left.wait(patience_s) and (what := ended()):
+                mend(what)
+                return
+
+    watching = threading.Thread(target=watch, name="unless-stuck", daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        left.set()
+        watching.join()

@@ -17,7 +17,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from fairlead.commands.renewal import Renewal
-from fairlead.commands.restarts import may_restart, restart, restarted_at_s
+from fairlead.commands.restarts import may_restart, restart, restarted_at_s, unless_stuck
 from fairlead.commands.started import STARTED, keep_settings
 from infra.cluster import head
 from infra.cluster.checkup import LOCK
@@ -52,15 +52,31 @@ def run_until_stopped(path: Path | None, console: Console) -> None:
 
     When Ray's head has died, all is started again; RayEnded is raised when that was tried in vain.
     """
+
+    def stuck(what: str) -> None:
+        ended = RayEnded(what)
+        head.end()
+        try:
+            _again(ended, console)
+        except RayEnded:
+            logger.exception("%s It was started again in vain.", ended.reason)
+            os._exit(1)  # the thread that could say so is within a call that nobody answers
+
     try:
-        _run(path, console)
+        with unless_stuck(head.problem, stuck):
+            _run(path, console)
     except RayEnded as ended:
-        now_s = now_ms() // 1000
-        if not may_restart(restarted_at_s(os.environ), now_s):
-            raise
-        logger.error("%s Starting again.", ended.reason)
-        console.print(f"[bold yellow]{ended.reason}[/] Starting again …")
-        restart(now_s)
+        _again(ended, console)
+
+
+def _again(ended: RayEnded, console: Console) -> NoReturn:
+    """Start all anew in this process. Raises what ended it, where that was tried in vain."""
+    now_s = now_ms() // 1000
+    if not may_restart(restarted_at_s(os.environ), now_s):
+        raise ended
+    logger.error("%s Starting again.", ended.reason)
+    console.print(f"[bold yellow]{ended.reason}[/] Starting again …")
+    restart(now_s)
 
 
 def _run(path: Path | None, console: Console) -> None:

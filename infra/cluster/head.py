@@ -58,8 +58,11 @@ def problem() -> str:
     node: Any = worker._global_node  # noqa: SLF001 - Ray has no other way to it
     if node is None:
         return ""
-    ended = sorted({kind for kind, _ in node.dead_processes()} & {"gcs_server", "raylet"})
-    return ", ".join(ended)
+    try:
+        ended = {kind for kind, _ in node.dead_processes()}
+    except RuntimeError:  # Ray starts or ends some at this moment, in another thread
+        return ""
+    return ", ".join(sorted(ended & {"gcs_server", "raylet"}))
 
 
 def end() -> None:

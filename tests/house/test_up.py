@@ -5,10 +5,11 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
-from fairlead.commands.restarts import may_restart
+from fairlead.commands.restarts import may_restart, unless_stuck
 from fairlead.commands.up import wait_for_the_end
 from infra.cluster import cluster, head
 from infra.errors import RayEnded
@@ -81,3 +82,52 @@ def test_the_end_of_ray_does_not_end_this_process_too(monkeypatch, problem, done
         pass
 
     assert calls == done
+
+
+def test_who_is_within_a_call_to_a_dead_ray_is_not_waited_for():
+    """
+    Ray ends a process whose calls its head does not answer for a minute: it is started again
+    before that, with the reason.
+    """
+    mended, named = threading.Event(), []
+
+    def mend(what):
+        named.append(what)
+        mended.set()
+
+    with unless_stuck(lambda: "gcs_server", mend, patience_s=0.0, every_s=0.0):
+        assert mended.wait(60.0)  # as if it were a call to Ray
+
+    assert named == ["gcs_server"]
+
+
+@pytest.mark.parametrize("looks", [[""], ["gcs_server", ""]], ids=["none ended", "it was the end"])
+def test_nobody_is_taken_for_stuck_who_is_not(looks):
+    """
+    Also an ordinary stop ends Ray's processes, and then there is none.
+    """
+    left, looked, said = list(looks), threading.Event(), []
+
+    def ended():
+        if len(left) > 1:
+            return left.pop(0)
+        looked.set()
+        return left[0]
+
+    with unless_stuck(ended, said.append, patience_s=0.0, every_s=0.0):
+        assert looked.wait(60.0)
+
+    assert not said
+
+
+def test_whoever_notices_the_end_itself_is_left_alone():
+    looked, said = threading.Event(), []
+
+    def ended():
+        looked.set()
+        return "raylet"
+
+    with unless_stuck(ended, said.append, patience_s=3600.0, every_s=0.0):
+        assert looked.wait(60.0)
+
+    assert not said
