@@ -112,7 +112,10 @@ class PoolClients:
         """Ask once; a failure changes nothing and is said once."""
         problem = ""
         try:
-            self.learn(*await asyncio.wait_for(self._ask(), ANSWER_S_MAX))
+            # Not `wait_for`: in Python 3.11 it loses a cancellation that comes with the answer.
+            async with asyncio.timeout(ANSWER_S_MAX):
+                said = await self._ask()
+            self.learn(*said)
         except Exception as error:  # noqa: BLE001 - the last addresses stay
             problem = f"{type(error).__name__}: {error}"
             if problem != self._problem:

@@ -175,7 +175,10 @@ class PoolDeployment:
     async def _try(self, registering: Awaitable[None]) -> None:
         """The directory may be about to be restarted: later we try again, or it forgets."""
         try:
-            await asyncio.wait_for(registering, REGISTER_S_MAX)
+            # Not `wait_for`: in Python 3.11 it loses a cancellation that comes with the answer,
+            # and a replica that stops would report itself for ever.
+            async with asyncio.timeout(REGISTER_S_MAX):
+                await registering
         except Exception as error:  # noqa: BLE001 - whatever Ray raises
             logger.warning("the directory of pools can't be reached: %s", error)
 

@@ -294,6 +294,32 @@ def test_stopping_ends_the_looks_and_the_connections():
     assert run(work()) == 1  # the task that asks
 
 
+def test_stopping_ends_the_looks_also_where_an_answer_comes_in_the_same_moment(monkeypatch):
+    """
+    Neither is lost: a look that went on for ever would keep its replica from ever ending.
+    """
+    monkeypatch.setattr(pool_clients, "ASK_S", 0.0)
+
+    async def work():
+        answer, asked = asyncio.get_running_loop().create_future(), []
+
+        async def ask():
+            asked.append(True)
+            if len(asked) > 2:
+                raise asyncio.CancelledError  # the look that would go on for ever
+            return OLD, await answer if len(asked) == 2 else {}
+
+        pools = PoolClients([RUN], ask)
+        await pools.start()
+        while len(asked) < 2:
+            await asyncio.sleep(0)
+        answer.set_result({})
+        await pools.stop()
+        assert len(asked) == 2
+
+    run(work())
+
+
 def test_a_replica_has_the_name_that_ray_gave_it():
     """
     Who runs elsewhere is called by its address.
