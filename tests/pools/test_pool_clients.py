@@ -301,18 +301,19 @@ def test_stopping_ends_the_looks_also_where_an_answer_comes_in_the_same_moment(m
     monkeypatch.setattr(pool_clients, "ASK_S", 0.0)
 
     async def work():
-        answer, asked = asyncio.get_running_loop().create_future(), []
+        answer, asked, again = asyncio.get_running_loop().create_future(), [], asyncio.Event()
 
         async def ask():
             asked.append(True)
+            if len(asked) == 2:
+                again.set()
             if len(asked) > 2:
                 raise asyncio.CancelledError  # the look that would go on for ever
             return OLD, await answer if len(asked) == 2 else {}
 
         pools = PoolClients([RUN], ask)
         await pools.start()
-        while len(asked) < 2:
-            await asyncio.sleep(0)
+        await again.wait()
         answer.set_result({})
         await pools.stop()
         assert len(asked) == 2
