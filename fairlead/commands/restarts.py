@@ -60,6 +60,7 @@ def restart(now_s: int) -> NoReturn:
 def unless_stuck(
     ended: Callable[[], str],
     mend: Callable[[str], object],
+    *,
     patience_s: float = STUCK_S,
     every_s: float = 1.0,
 ) -> Iterator[None]:
