@@ -171,8 +171,8 @@ def test_the_index_finds_nearly_all_neighbours_among_many_topics():
 def test_an_index_looks_into_more_lists_where_few_find_little():
     """
     Where a topic has more rows than are wanted, eight lists do. Where it has fewer, the others lie
-    anywhere, and more are looked into: also as an index is extended by such as it was not built
-    for.
+    anywhere, and more are looked into, as far as a search may cost: also as an index is extended
+    by such as it was not built for.
     """
     rng = np.random.default_rng(12)
     large = unit_directions(related(12_000, rng, n_topics=150))
@@ -182,8 +182,9 @@ def test_an_index_looks_into_more_lists_where_few_find_little():
     few, many = ivf.built(large), ivf.built(small)
 
     assert few.nprobe == ivf.PROBES_MIN
-    assert few.nprobe < many.nprobe <= ivf.PROBES_MAX
-    assert recall_of(many.search(asked, 32)[1], asked, small) >= 0.95
+    assert few.nprobe < many.nprobe
+    assert many.nprobe * many.ntotal / many.nlist <= ivf.READ_MIN
+    assert recall_of(many.search(asked, 32)[1], asked, small) >= 0.94
     assert ivf.extended(few, small).nprobe > few.nprobe
 
 

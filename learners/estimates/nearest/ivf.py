@@ -11,7 +11,9 @@ searched: each of these gives another one.
 A search looks into `nprobe` of the lists. How many find what is nearest depends on the vectors:
 eight lists of 950 do where 100,000 are in topics, eight of 1,500 find .68 of it where a million
 are. So whenever an index is built or extended, a few of its vectors are searched with 8, 16, 32 and
-64 lists and with 128, and the fewest are taken that find nearly what 128 do.
+64 lists and with 128, and the fewest are taken that find nearly what 128 do; but no more than hold
+1,500 vectors or a hundredth of them, which is what a search may cost: vectors that are in no topics
+have no near ones.
 
 A number of a vector takes 8 bits. A cosine is off by some 0.002 for it, and the nearest 32 of
 60,000 in clusters are 98 % the same.
@@ -32,6 +34,7 @@ Inverted = Any  # an index with lists: FAISS's types don't know what is in one
 LISTS_MIN, LISTS_MAX = 16, 20_000
 ROWS_PER_LIST = 100  # beyond some 90,000: longer lists are read more slowly, and find less
 PROBES_MIN, PROBES_MAX = 8, 128
+READ_MIN, READ_SHARE = 1_500, 0.01  # vectors that a search may read in any case; of all
 ASKED, NEAREST = 32, 32  # searches that probes are chosen by, and what each is to find
 FOUND_MIN = 0.98  # of what the most probes find
 REACH = 0.5  # of a number, at least: vectors that come later may reach further than those before
@@ -77,7 +80,8 @@ def _choose_probes(index: Inverted, vectors: Vectors) -> None:
     index.nprobe = PROBES_MAX
     least = index.search(asked, NEAREST)[0][:, -1:]  # similarity of the last of the nearest
     index.nprobe = PROBES_MIN
-    while index.nprobe < min(PROBES_MAX, index.nlist):
+    most = max(READ_MIN, READ_SHARE * index.ntotal) * index.nlist / max(1, index.ntotal)
+    while 2 * index.nprobe <= min(PROBES_MAX, most):
         if np.mean(index.search(asked, NEAREST)[0] >= least) >= FOUND_MIN:
             return
         index.nprobe *= 2
