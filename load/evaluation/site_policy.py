@@ -22,9 +22,9 @@ from load.evaluation.logged import Logged
 from load.planning.site import Site
 from load.planning.snapshot import learned_of
 from serve.encoders import identity, make_encoder
+from serve.routing.chooser import Chooser
 from serve.routing.eligible import RequestBatch, unsaid_columns
 from serve.routing.live import Live, LiveOptions
-from serve.routing.router import Chooser
 
 Floats = NDArray[np.float64]
 BLOCK = 512

@@ -53,9 +53,9 @@ from load.simulation.shocks import (
     What,
 )
 from serve.routing.catalogue import Catalogue
+from serve.routing.chooser import Chooser
 from serve.routing.live import Live
 from serve.routing.placement import PlacementOptions
-from serve.routing.router import Chooser
 from streams.feedback.ticket import KEY_BYTES, Issuer, Sealer
 from streams.log.contract import FEEDBACK
 from streams.log.memory_log import MemoryLog, Storage

@@ -31,8 +31,8 @@ from serve.encoders.usable import vectors_of
 from serve.errors import InvalidRequest, NoModelFits, ServeError, UnknownModel
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.decider import check_deadlines
-from serve.routing.decision_bytes import FALLBACKS
 from serve.routing.eligible import Verdict
+from serve.routing.writing.decision_bytes import FALLBACKS
 from streams.feedback.report import ARMS
 from streams.feedback.said import Said, end_of
 from streams.feedback.ticket import CANDIDATE, HEAD, Issuer, Sealer, key_of

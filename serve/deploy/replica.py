@@ -40,12 +40,12 @@ from serve.grpc_api.reporting import Reporting
 from serve.grpc_api.servicer import RouterServicer, ServicerOptions
 from serve.grpc_api.streams import StreamOptions
 from serve.routing.catalogue import Catalogue, CatalogueSource
+from serve.routing.chooser import Chooser
 from serve.routing.decider import Decider
 from serve.routing.live import Live, LiveOptions, LiveView
 from serve.routing.placement import PlacementOptions
 from serve.routing.probing import Prober
 from serve.routing.request import PreferenceDefaults
-from serve.routing.router import Chooser
 from serve.routing.sessions import SessionOptions, Sessions
 from serve.rules.rule import Rule
 from serve.rules.rulebook import Rulebook

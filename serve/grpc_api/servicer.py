@@ -32,10 +32,7 @@ from serve.grpc_api.streams import Flow, StreamOptions, Streams, abort
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.proto.fairlead.v1 import router_pb2_grpc
 from serve.routing.decider import Decider
-from serve.routing.decision_bytes import batch_reply_bytes, reply_bytes
 from serve.routing.live import LiveView
-from serve.routing.records import Kept
-from serve.routing.reply import write_explanation
 from serve.routing.request import (
     MODELS_LISTED_MAX,
     PreferenceDefaults,
@@ -44,6 +41,9 @@ from serve.routing.request import (
     read_request,
     whole,
 )
+from serve.routing.writing.decision_bytes import batch_reply_bytes, reply_bytes
+from serve.routing.writing.records import Kept
+from serve.routing.writing.reply import write_explanation
 from streams.feedback.decisions import DecisionBatch
 from streams.feedback.ticket import Sealer
 from streams.log.outbox import Outbox

@@ -29,12 +29,10 @@ from serve.errors import (
     ServeError,
 )
 from serve.proto.fairlead.v1 import router_pb2 as pb
-from serve.routing.decision_bytes import columns_bytes, say_guarded, write_decisions
+from serve.routing.chooser import Chooser
 from serve.routing.eligible import RequestBatch, allowed_of, columns, guarded, said_of, stated_of
 from serve.routing.live import Live
 from serve.routing.probing import Prober
-from serve.routing.records import Decisions, Kept
-from serve.routing.reply import no_model_fits, write_probes
 from serve.routing.request import (
     BATCH_MAX,
     BYTES_PER_TOKEN,
@@ -43,8 +41,11 @@ from serve.routing.request import (
     ColumnsInput,
     RouteInput,
 )
-from serve.routing.router import Choices, Chooser
+from serve.routing.router import Choices
 from serve.routing.sessions import Held, SessionOptions, Sessions
+from serve.routing.writing.decision_bytes import columns_bytes, say_guarded, write_decisions
+from serve.routing.writing.records import Decisions, Kept
+from serve.routing.writing.reply import no_model_fits, write_probes
 from serve.rules.rulebook import Rulebook
 from serve.rules.ruling import Ruled, Ruling
 from streams.feedback.ticket import Issuer, Sealer

@@ -379,6 +379,19 @@ def preferred_of(
     return eligible & ~others
 
 
+def with_replicas(able: Mask, live: Live, verdict: NDArray[np.uint8]) -> Mask:
+    """Of the models (n, k) that would do, those with replicas; all, where none has any.
+
+    The others' verdict is changed. Our news may be old: a request is not refused for it.
+    """
+    if live.all_open:
+        return able.copy()
+    some = (able & live.model_open).any(axis=1)
+    gone = able & ~live.model_open & some[:, None]
+    verdict[gone] = Verdict.NO_REPLICA
+    return able & ~gone
+
+
 def taken(of: Columns, rows: NDArray[np.intp]) -> Columns:
     """Some rows of a dataclass of columns."""
     held: Any = of

@@ -25,8 +25,8 @@ from learners.policies.probes import ProbeOptions, Worth, gradient, worth
 from serve.budgets.allowance import Allowance
 from serve.routing.eligible import RequestBatch, Verdict
 from serve.routing.live import Live
-from serve.routing.records import Decisions
 from serve.routing.router import Choices
+from serve.routing.writing.records import Decisions
 from streams.feedback.report import PROBE
 
 RECENT, BAR_EVERY = 64, 16  # requests that the bar is set by, and how often it is set anew

@@ -94,7 +94,7 @@ CANDIDATE = np.dtype(
         ("quality", "<f4"),
         ("cost_usd", "<f4"),
         ("latency_ms", "<f4"),
-        ("verdict", "u1"),  # why it was or was not eligible: `serve.routing.router.Verdict`
+        ("verdict", "u1"),  # why it was or was not eligible: `serve.routing.eligible.Verdict`
     ]
 )
 

@@ -11,14 +11,19 @@ from learners.estimates.landmarks import landmarks_of
 from learners.estimates.learned import Learned, MemoryOptions
 from learners.policies.inverse_gap import SquareCb
 from serve.proto.fairlead.v1 import router_pb2 as pb
-from serve.routing import decision_bytes
 from serve.routing.catalogue import Model, Pool
-from serve.routing.decision_bytes import batch_reply_bytes, reply_bytes, varint, write_decisions
+from serve.routing.chooser import Chooser
 from serve.routing.eligible import RequestBatch, Verdict, unsaid_columns
 from serve.routing.live import Live, LiveOptions
 from serve.routing.placement import PlacementOptions
 from serve.routing.request import PreferenceDefaults, read_request
-from serve.routing.router import Chooser
+from serve.routing.writing import decision_bytes
+from serve.routing.writing.decision_bytes import (
+    batch_reply_bytes,
+    reply_bytes,
+    varint,
+    write_decisions,
+)
 
 N_MODELS = 5
 MODELS = [

@@ -21,7 +21,7 @@ from learners.policies.thompson import Thompson
 from load.bench.speed.known import contexts, known
 from serve.encoders.projections import projection_for
 from serve.encoders.usable import unusable
-from serve.routing import decision_bytes, plain
+from serve.routing import plain
 from serve.routing.catalogue import Catalogue, Model, Pool
 from serve.routing.eligible import RequestBatch
 from serve.routing.live import Live, LiveOptions
@@ -33,8 +33,9 @@ from serve.routing.placement import (
     PlacementOptions,
     place_compiled,
 )
-from serve.routing.records import FEW, Decisions
-from serve.routing.router import explored, route
+from serve.routing.router import route
+from serve.routing.writing import decision_bytes
+from serve.routing.writing.records import FEW, Decisions, explored
 from streams.feedback.ticket import CANDIDATE, HEAD
 from streams.telemetry.fleet_state import FleetState
 

@@ -12,10 +12,10 @@ from router_bench import NOON_MS
 
 from learners.policies.greedy import Greedy
 from load.simulation.loop.trainer import blind
+from serve.routing.chooser import Chooser
 from serve.routing.live import Live
 from serve.routing.load_tracker import FILL_S, FULL, SLOTS_MAX, LoadTracker, PoolLoad
 from serve.routing.placement import PlacementOptions
-from serve.routing.router import Chooser
 from streams.telemetry.pool_reports import pool_reports
 from streams.telemetry.records import RouterState
 from streams.training.prices import Price, PricingOptions

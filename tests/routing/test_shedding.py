@@ -15,13 +15,13 @@ from serve.encoders import make_encoder
 from serve.errors import FleetFull, NoModelFits
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.catalogue import Model
+from serve.routing.chooser import Chooser
 from serve.routing.decider import Decided, Decider
 from serve.routing.live import Live
 from serve.routing.placement import PlacementOptions
-from serve.routing.reply import write_explanation
 from serve.routing.request import PreferenceDefaults, read_request
-from serve.routing.router import Chooser
 from serve.routing.sessions import SessionOptions, Sessions
+from serve.routing.writing.reply import write_explanation
 from streams.feedback.ticket import KEY_BYTES, Issuer, Sealer
 from streams.telemetry.records import decode
 from streams.telemetry.records import encode as encode_telemetry

@@ -26,10 +26,10 @@ from load.data.tables import OutcomeTable
 from serve.changes.trial import Trial
 from serve.encoders import identity
 from serve.onboarding.imported import feedback_records
+from serve.routing.chooser import Chooser
 from serve.routing.live import Live, LiveOptions
 from serve.routing.placement import PlacementOptions
-from serve.routing.records import Decisions
-from serve.routing.router import Chooser
+from serve.routing.writing.records import Decisions
 from streams.feedback.answers_file import Answer
 from streams.feedback.report import encode_report
 from streams.feedback.ticket import KEY_BYTES, Issuer, Sealer

@@ -30,9 +30,9 @@ from load.bench.decisions.served import (
 from load.bench.decisions.streams import Rows
 from load.bench.decisions.variants import ABLATIONS, FAIRLEAD
 from serve.encoders import identity
+from serve.routing.chooser import Chooser
 from serve.routing.live import Live
 from serve.routing.placement import PlacementOptions
-from serve.routing.router import Chooser
 
 LEARNED_AT_ONCE, ROUTED_AT_ONCE = 10_000, 512
 OWN = "with_own_landmarks"  # fitted to the prompts of the first half

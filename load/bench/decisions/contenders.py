@@ -27,9 +27,9 @@ from load.bench.decisions.served import (
 )
 from load.bench.decisions.streams import Floats, Rows, Stream, play
 from serve.encoders import identity
+from serve.routing.chooser import Chooser
 from serve.routing.live import Live, LiveOptions
 from serve.routing.placement import PlacementOptions
-from serve.routing.router import Chooser
 from streams.feedback.ticket import key_of
 
 BEST_FIXED, ORACLE = "best_fixed", "oracle"

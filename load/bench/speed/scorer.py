@@ -17,10 +17,10 @@ from learners.estimates.estimator import BlendOptions
 from learners.policies.inverse_gap import SquareCb
 from load.bench.speed.known import OUTCOMES, contexts, known
 from load.bench.speed.serving import N_MODELS, Stated
+from serve.routing.chooser import Chooser
 from serve.routing.eligible import RequestBatch, unsaid_columns
 from serve.routing.live import Live, LiveOptions
 from serve.routing.placement import PlacementOptions
-from serve.routing.router import Chooser
 
 BATCH = 64
 REPETITIONS = 7

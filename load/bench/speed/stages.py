@@ -21,14 +21,14 @@ from load.bench.speed.scorer import BATCH, cpu_us
 from load.bench.speed.serving import DIM, N_MODELS, Stated
 from serve.encoders import EncoderOptions, identity, make_encoder
 from serve.proto.fairlead.v1 import router_pb2 as pb
+from serve.routing.chooser import Chooser
 from serve.routing.decider import Decider
-from serve.routing.decision_bytes import write_decisions
 from serve.routing.eligible import RequestBatch, unsaid_columns
 from serve.routing.live import Live, LiveOptions
 from serve.routing.placement import PlacementOptions
-from serve.routing.records import Decisions
 from serve.routing.request import PreferenceDefaults, RouteInput, read_request
-from serve.routing.router import Chooser
+from serve.routing.writing.decision_bytes import write_decisions
+from serve.routing.writing.records import Decisions
 from streams.feedback.ticket import KEY_BYTES, Issuer, Sealer
 
 

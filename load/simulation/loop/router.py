@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from learners.context import Contexts
 from load.simulation.loop.arrivals import Arrivals
 from load.simulation.loop.split import Split
+from serve.routing.chooser import Chooser
 from serve.routing.eligible import RequestBatch, unsaid_columns
 from serve.routing.live import Live
-from serve.routing.records import Decisions
-from serve.routing.router import Chooser
+from serve.routing.writing.records import Decisions
 from streams.feedback.ticket import Issuer, Sealer
 from streams.telemetry.records import AnyTelemetry
 from streams.telemetry.window import Reporter, RouterGauges, RouterWindow

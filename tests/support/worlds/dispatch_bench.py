@@ -36,12 +36,12 @@ from serve.encoders import identity, make_encoder
 from serve.errors import ServeError
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.catalogue import Catalogue, Model
+from serve.routing.chooser import Chooser
 from serve.routing.decider import Decider
 from serve.routing.live import Live, LiveOptions
 from serve.routing.placement import PlacementOptions
 from serve.routing.probing import Prober
 from serve.routing.request import PreferenceDefaults, read_request
-from serve.routing.router import Chooser
 from serve.routing.sessions import SessionOptions, Sessions
 from streams.feedback.decisions import DecisionBatch, encode
 from streams.feedback.feedback import FeedbackOptions, Ingest

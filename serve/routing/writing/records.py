@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.kernels.compiled import kernels, writable
-from serve.routing.eligible import PASSING, RequestBatch
+from serve.routing.eligible import PASSING, RequestBatch, Verdict
 from serve.routing.live import Live
-from serve.routing.router import Choices, explored
+from serve.routing.router import Choices
 from streams.feedback.decisions import DecisionBatch
 from streams.feedback.said import NOTHING, Said, end_of
 from streams.feedback.ticket import CANDIDATE, HEAD, Sealer, key_of
@@ -232,3 +232,16 @@ class Kept:
             return self.decisions.count()
         fits = np.flatnonzero(self.decisions.choices.fits)
         return self.decisions[fits].count() if len(fits) else None
+
+
+def explored(choices: Choices, *, compiled: bool = False) -> NDArray[np.bool_]:
+    """Of each row (n,), whether another eligible model had a higher utility than the chosen."""
+    if compiled and (kernel := kernels(KERNEL)) is not None:
+        found = np.empty(len(choices.chosen), np.bool_)
+        verdict, chosen = writable(choices.verdict, np.uint8), writable(choices.chosen, np.int64)
+        kernel.explored(writable(choices.utility), verdict, chosen, found)
+        return found
+    eligible = choices.verdict == Verdict.ELIGIBLE
+    best = np.where(eligible, choices.utility, -np.inf).max(axis=1)
+    of = np.arange(len(best)), choices.chosen
+    return np.asarray((choices.utility[of] < best) | ~eligible[of])
