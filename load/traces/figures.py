@@ -21,6 +21,8 @@ from load.traces.reading import TraceFile
 PERCENTILES = (50, 90, 99)
 HOLE_S, HOLE_TIMES, HOLES_SHOWN = 60.0, 20.0, 20
 COUNT_S = 10.0
+# Of whole seconds nearly all of which differ, and so far apart, it is asked whether they are that.
+APART_S, DIFFERENT = 20.0, 0.9
 BINS = 60  # of the rate's drawing
 LENGTH_EDGES = np.concatenate([2.0 ** np.arange(20), [np.inf]])  # tokens: 1, 2, 4, … 524,288
 
@@ -53,6 +55,7 @@ def figures(file: TraceFile) -> dict[str, Any]:
             ],
         },
         "prefix_reuse_share": prefix_reuse(file),
+        "doubts": doubts_of(file),
         "rate_curve": rate_curve(trace),
     }
 
@@ -119,6 +122,19 @@ def prefix_reuse(file: TraceFile) -> float | None:
         again += sum(block in seen for block in blocks)
         seen.update(blocks)
     return round(again / total, 4) if total else 0.0
+
+
+def doubts_of(file: TraceFile) -> list[str]:
+    """What a file says by its format, and is unlikely: a clock that ticks in other units."""
+    at_s = file.trace.at_s
+    apart_s = float(at_s[-1]) / (len(at_s) - 1)
+    whole = bool((at_s == np.rint(at_s)).all())
+    if not whole or apart_s < APART_S or len(np.unique(at_s)) < DIFFERENT * len(at_s):
+        return []
+    return [
+        f"times are whole seconds, {apart_s:,.0f} s apart on average: if they are milliseconds in "
+        f"truth, divide them by 1,000"
+    ]
 
 
 def rate_curve(trace: Trace) -> dict[str, Any]:

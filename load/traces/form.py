@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from load.traces.files import Container, Fields, Head
+from load.traces.fields import Fields
+from load.traces.files import Container, Head
 
 Floats = NDArray[np.float64]
 
@@ -46,4 +47,4 @@ class Format:
 
     def recognises(self, head: Head) -> bool:
         """Whether a file has all that it needs."""
-        return head.container in self.containers and head.names.issuperset(self.needs)
+        return head.container in self.containers and head.has(self.needs)

@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 from load.data import traces
 from load.data.traces import Trace
 from load.errors import TraceRefused
-from load.traces.files import Fields, fields_of, head_of
+from load.traces.fields import Fields
+from load.traces.files import fields_of, head_of
 from load.traces.form import Columns, Format
 from load.traces.registry import all_formats
 
@@ -80,11 +81,15 @@ def read_trace(where: str, seed: int = 0) -> TraceFile:
 
 
 def found_at(where: str) -> tuple[Path, str]:
-    """The file, and its source where that is known."""
+    """The file, and its source where that is known. Raises TraceRefused."""
     if where in BUNDLED:
         name, source = BUNDLED[where]
         return traces.FOLDER / f"{name}.parquet", source
-    return Path(where), ""
+    path = Path(where)
+    if not path.exists():
+        why = f"is no file, and no bundled trace, which are {', '.join(BUNDLED)}"
+        raise TraceRefused(where, "", why)
+    return path, ""
 
 
 def read_file(path: Path, seed: int = 0) -> TraceFile:
@@ -107,7 +112,7 @@ def read_parts(path: Path, seed: int, rows_max: int) -> Iterator[TraceFile]:
     head = head_of(path)
     fitting = [one for one in all_formats() if one.recognises(head)]
     if not fitting:
-        columns = ", ".join(sorted(head.names)[:12]) or "none"
+        columns = ", ".join(sorted(set(head.names))[:12]) or "none"
         known = "; ".join(
             f"{one.name}: {', '.join(one.needs)}"
             for one in all_formats()
@@ -121,7 +126,7 @@ def read_parts(path: Path, seed: int, rows_max: int) -> Iterator[TraceFile]:
         )
     form = max(fitting, key=lambda one: len(one.needs))
     rng, began_s, ended_s = np.random.default_rng(seed), np.nan, 0.0
-    for fields in fields_of(path, head.container, (*form.needs, *form.reads), rows_max):
+    for fields in fields_of(path, head, (*form.needs, *form.reads), rows_max):
         part = _checked(path.stem, form, fields, form.read(fields), rng, began_s, ended_s)
         if len(part.trace):
             part = replace(part, later=not np.isnan(began_s))

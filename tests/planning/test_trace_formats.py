@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import numpy as np
@@ -179,7 +180,17 @@ REFUSED = [
     ("no date", AZURE + "yesterday,1,1\n", "line 3, `TIMESTAMP` is 'yesterday'"),
     ("a zone all at once", AZURE + "2023-11-16 18:17:04Z,1,1\n", "line 3, `TIMESTAMP` has a time"),
     ("one request", PLAIN, "has 1 requests in 1 rows, two are least"),
-    ("ragged", PLAIN + "1,2\n", "can't be read as CSV"),
+    ("ragged", PLAIN + "1,2\n", "line 3 has 2 values, not 3"),
+    ("decimal commas", PLAIN.replace(",", ";") + "0,5;5;5\n", "line 3, `arrival_s` is '0,5': a num"),
+    ("thousands", PLAIN + '1,"1,200",5\n', "with a point before decimals and no commas"),
+    ("no names", "0,50,100\n1,60,10\n", "line 1 is a row: the names of the columns are due"),
+    ("a name twice", "arrival_s," + PLAIN, "columns `arrival_s` and `arrival_s`: one of"),
+    (
+        "milliseconds since 1970",
+        AZURE.splitlines()[0] + "\n1700157600036,1,1\n",
+        "line 2, `TIMESTAMP` is 1700157600036, which is after the year 2100: taken for "
+        "milliseconds, divide by 1,000",
+    ),
     ("strange columns", "a,b\n1,2\n", "has the columns a, b, by which no format is recognised"),
     ("nothing", "", "is empty"),
     ("an array", '[{"arrival_s": 1}]', "is one JSON array"),
@@ -198,7 +209,7 @@ REFUSED = [
         "Timestamp,Request tokens,Response tokens,Elapsed time\n0,1,1,1\n1,1,1,-2\n",
         "line 3, `Elapsed time` comes to -2 s",
     ),
-    ("semicolons", "a;b\n1;2\n", "line 1 separates its columns by other than commas"),
+    ("an archive", "PK\x03\x04", "is a ZIP archive or a spreadsheet"),
     ("true tokens", '{"arrival_s": 1, "input_tokens": true, "output_tokens": 1}\n', "is True"),
     ("broken JSON", '{"arrival_s": 1,\n', "line 1 is not JSON"),
 ]  # fmt: skip
@@ -217,6 +228,58 @@ def test_what_cannot_be_is_refused_with_its_row(tmp_path, text, said):
 
     assert said in str(refused.value)
     assert "docs/planning.md" in str(refused.value)
+
+
+OTHERWISE = {
+    "capitals": lambda text: text.swapcase(),
+    "spaces": lambda text: text.replace("_", " "),
+    "semicolons": lambda text: text.replace(",", ";"),
+    "tabs": lambda text: text.replace(",", "\t"),
+    "a byte order mark": lambda text: "\ufeff" + text,
+    "lines of Windows": lambda text: text.replace("\n", "\r\n"),
+    "a column of no use, twice": lambda text: text.replace("\n", ",note,note\n"),
+}
+
+
+@pytest.mark.parametrize("otherwise", OTHERWISE.values(), ids=OTHERWISE)
+@pytest.mark.parametrize("packed", [bytes, gzip.compress], ids=["", "gzip"])
+def test_a_table_is_understood_however_it_was_exported(tmp_path, otherwise, packed):
+    """
+    Spreadsheets, databases and people write the same table in other ways.
+    """
+    path = tmp_path / "trace"
+    path.write_bytes(packed(otherwise(PLAIN + "4.5,60,10\n").encode()))
+
+    found = read_file(path)
+
+    assert found.format == "plain"
+    assert found.trace.at_s.tolist() == [0.0, 4.5]
+    assert found.trace.prompt_tokens.tolist() == [50, 60]
+
+
+def test_json_lines_are_understood_packed_and_with_other_capitals(tmp_path):
+    """
+    The first object says how all of them write their names.
+    """
+    rows = [{"Timestamp": at, "Input_Length": 5, "output_length": 6} for at in (0, 3)]
+    path = tmp_path / "trace"
+    path.write_bytes(gzip.compress(lines(*rows).encode()))
+
+    assert read_file(path).trace.prompt_tokens.tolist() == [5, 5]
+
+
+def test_a_clock_that_may_tick_in_milliseconds_is_doubted(tmp_path):
+    """
+    Whole seconds, minutes apart, are a strange trace; the same in milliseconds is none.
+    """
+    path = tmp_path / "trace.csv"
+
+    def doubts(times_s):
+        path.write_text(PLAIN.splitlines()[0] + "\n" + "".join(f"{at},5,6\n" for at in times_s))
+        return figures(read_file(path))["doubts"]
+
+    assert "if they are milliseconds" in doubts([0, 251, 500, 776])[0]
+    assert doubts([0, 0.251, 0.5, 0.776]) == doubts([0, 1, 1, 2, 3]) == []
 
 
 WRITTEN = ["{}Z", "{}z", "{} UTC", "{}+00:00", "{}+0000", "{}+00", "{} +00:00"]
@@ -260,11 +323,11 @@ def test_parquet_texts_of_every_kind_are_read(tmp_path, kind):
 
 @pytest.mark.parametrize(
     ("first", "said"),
-    [(b"\x1f\x8b\x08", "is compressed (gzip)"), ("a,b\n".encode("utf-16"), "is UTF-16")],
+    [(b"\x1f\x8b\x08", "can't be read: Truncated"), ("a,b\n".encode("utf-16"), "is UTF-16")],
 )
 def test_a_file_that_is_no_text_is_refused_with_what_to_do(tmp_path, first, said):
     """
-    Compressed files and other encodings are named, not shown as strange columns.
+    Broken files and other encodings are named, not shown as strange columns.
     """
     path = tmp_path / "trace.csv"
     path.write_bytes(first)

@@ -14,6 +14,7 @@ from fairlead.commands.planning.trace_options import (
     LengthOption,
     RateOption,
     SeedOption,
+    Stretch,
     ToOption,
 )
 from fairlead.commands.terminal import JsonOption, only_json, progress
@@ -43,7 +44,7 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Simulate two settings files under one trace; differences with paired 95 % intervals."""
-    stretch = {"rate": rate, "length": length, "from_s": from_s, "to_s": to_s, "seed": seed}
+    stretch = Stretch(rate=rate, length=length, from_s=from_s, to_s=to_s, seed=seed)
     with only_json(as_json) as emit:
         from infra.settings.settings import read_settings
         from load.planning.site import site_of
@@ -79,14 +80,14 @@ def _on_the_log(sites: list[Any], log: Path, snapshot: Path | None) -> dict[str,
 
 
 def _simulated(
-    sites: list[Any], trace: str, stretch: dict[str, Any], outcomes: Path | None, seeds: int
+    sites: list[Any], trace: str, stretch: Stretch, outcomes: Path | None, seeds: int
 ) -> dict[str, Any]:
     """Both under the trace."""
     from fairlead.commands.planning.trace_options import trace_of
     from load.planning.compare import compared
 
-    file = trace_of(trace, **stretch)
-    first = stretch["seed"]
+    file = trace_of(trace, stretch)
+    first = stretch.seed
     return {
         "trace": about(file),
         "assumed": [list(site.assumed) for site in sites],

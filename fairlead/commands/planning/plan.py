@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -21,10 +21,17 @@ from fairlead.commands.planning.trace_options import (
     LengthOption,
     RateOption,
     SeedOption,
+    Stretch,
     ToOption,
     TraceArgument,
 )
 from fairlead.commands.terminal import JsonOption, SettingsOption, only_json, progress
+
+if TYPE_CHECKING:
+    from infra.capacity.latency_target import LatencyTarget
+    from infra.settings.settings import Settings
+    from load.planning.site import Site
+    from load.planning.sizing import Sized
 
 
 def plan(
@@ -74,62 +81,90 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Plan a fleet for a trace; exit code 1 if none will do. What is answered was simulated."""
+    stretch = Stretch(rate=rate, length=length, from_s=from_s, to_s=to_s, seed=seed)
+    wanted = {
+        "share": share,
+        "budget_usd_per_h": budget_usd_per_h,
+        "quality_min": quality_min,
+        "unlimited": unlimited,
+        "stretch_s": stretch_s,
+        "points": points,
+    }
     with only_json(as_json) as emit:
-        from dataclasses import replace
-
-        from fairlead.commands.planning.trace_options import trace_of
-        from fairlead.commands.up import settings_of as site_settings
-        from load.planning.candidates import with_candidates
-        from load.planning.fragment import fragment
-        from load.planning.plan import plan as planned
-        from load.planning.questions import questions_of
-        from load.planning.search import PlanOptions
-        from load.planning.site import site_of
-        from load.planning.summary import target_of
-
         stated = settings_of(settings)
-        target = stated.target()
-        if target_ttft_ms is not None:
-            target = replace(
-                target,
-                ttft_s=target_ttft_ms / 1e3,
-                ttft_s_per_1k_prompt_tokens=target_ttft_ms_per_1k / 1e3,
-            )
-        if target_tpot_ms is not None:
-            target = replace(target, tpot_s=target_tpot_ms / 1e3)
-        site = site_of(stated if own_pools else with_candidates(stated), target)
-        file = trace_of(trace, rate=rate, length=length, from_s=from_s, to_s=to_s, seed=seed)
-        questions = questions_of(site.catalogue, outcomes, file)
-        options = PlanOptions(
-            share=share,
-            budget_usd_per_h=budget_usd_per_h,
-            quality_min=quality_min,
-            unlimited=unlimited,
-            stretch_s=stretch_s,
-            points=points if questions.quality_known else 0,
-            seed=seed,
-        )
-        answer, fleet, per_usd = planned(site, file, questions, options, progress)
-        found = {
-            "command": "plan",
-            "trace": about(file),
-            "outcomes": questions.source or None,
-            "seed": seed,
-            "assumed": list(site.assumed),
-            "target": target_of(target),
-            **answer,
-            "settings": None,
-        }
-        if out is not None and fleet is not None:
-            _, path = site_settings(settings, Console(stderr=True))
-            out.write_text(fragment(path, site, fleet, per_usd))
-            found["settings"] = str(out)
+        target = _target(stated, target_ttft_ms, target_ttft_ms_per_1k, target_tpot_ms)
+        site = _site(stated, target, own_pools=own_pools)
+        found, fleet = _planned(site, trace, stretch, outcomes, wanted)
+        found["settings"] = _written(settings, site, fleet, out)
         write_report(found, report)
         emit(found)
     if not as_json:
         show(found, Console(width=100))
     if not found["feasible"]:
         raise typer.Exit(1)
+
+
+def _target(
+    stated: Settings, ttft_ms: float | None, ttft_ms_per_1k: float, tpot_ms: float | None
+) -> LatencyTarget:
+    """The settings' target, or what the options say instead."""
+    from dataclasses import replace
+
+    target = stated.target()
+    if ttft_ms is not None:
+        per_1k_s = ttft_ms_per_1k / 1e3
+        target = replace(target, ttft_s=ttft_ms / 1e3, ttft_s_per_1k_prompt_tokens=per_1k_s)
+    return target if tpot_ms is None else replace(target, tpot_s=tpot_ms / 1e3)
+
+
+def _site(stated: Settings, target: LatencyTarget, *, own_pools: bool) -> Site:
+    """What can be bought: the settings' own pools, or every model on every GPU."""
+    from load.planning.candidates import with_candidates
+    from load.planning.site import site_of
+
+    return site_of(stated if own_pools else with_candidates(stated), target)
+
+
+def _planned(
+    site: Site, trace: str, stretch: Stretch, outcomes: Path | None, wanted: dict[str, Any]
+) -> tuple[dict[str, Any], tuple[Sized, float] | None]:
+    """The answer as JSON; the fleet and its weight of cost, where there is one."""
+    from fairlead.commands.planning.trace_options import trace_of
+    from load.planning.plan import plan as planned
+    from load.planning.questions import questions_of
+    from load.planning.search import PlanOptions
+    from load.planning.summary import target_of
+
+    file = trace_of(trace, stretch)
+    questions = questions_of(site.catalogue, outcomes, file)
+    if not questions.quality_known:
+        wanted = wanted | {"points": 0}
+    options = PlanOptions(**wanted, seed=stretch.seed)
+    answer, fleet, per_usd = planned(site, file, questions, options, progress)
+    found = {
+        "command": "plan",
+        "trace": about(file),
+        "outcomes": questions.source or None,
+        "seed": stretch.seed,
+        "assumed": list(site.assumed),
+        "target": target_of(site.target),
+        **answer,
+    }
+    return found, None if fleet is None else (fleet, per_usd)
+
+
+def _written(
+    settings: Path | None, site: Site, planned: tuple[Sized, float] | None, out: Path | None
+) -> str | None:
+    """The plan in the site's settings, if it is wanted; where it was written to."""
+    if out is None or planned is None:
+        return None
+    from fairlead.commands.up import settings_of as site_settings
+    from load.planning.fragment import fragment
+
+    _, path = site_settings(settings, Console(stderr=True))
+    out.write_text(fragment(path, site, *planned))
+    return str(out)
 
 
 def show(found: dict[str, Any], out: Console) -> None:

@@ -16,6 +16,7 @@ from fairlead.commands.planning.trace_options import (
     LengthOption,
     RateOption,
     SeedOption,
+    Stretch,
     ToOption,
     TraceArgument,
 )
@@ -68,49 +69,62 @@ def replay(
     as_json: JsonOption = False,
 ) -> None:
     """Play a trace to a live server at its own pace; exit code 1 where that could not be done."""
+    stretch = Stretch(rate=rate, length=length, from_s=from_s, to_s=to_s, seed=seed)
+    server = {
+        "url": target,
+        "call": one_of(call, ("route", "dispatch"), "--call"),
+        "model": model,
+        "timeout_s": timeout_s,
+        "batch_ms": batch_ms,
+        "extra": object_of(extra),
+    }
+    feedback = {
+        "share": feedback_share,
+        "delay_s_mean": feedback_delay_s,
+        "lost_share": feedback_lost_share,
+    }
+    how = {"processes": processes, "warm_up_s": warm_up_s, "drain_s": drain_s}
     with only_json(as_json) as emit:
-        from fairlead.channels import connect
-        from fairlead.commands.planning.trace_options import trace_of
-        from load.data.tables import read
-        from load.replay.player import FeedbackOptions, TargetOptions
-        from load.replay.replay import ReplayOptions
-        from load.replay.replay import replay as played
-
-        file = trace_of(trace, rate=rate, length=length, from_s=from_s, to_s=to_s, seed=seed)
-        options = ReplayOptions(
-            target=TargetOptions(
-                url=target,
-                call=one_of(call, ("route", "dispatch"), "--call"),
-                model=model,
-                timeout_s=timeout_s,
-                batch_ms=batch_ms,
-                extra=object_of(extra),
-                api_key=os.environ.get("OPENAI_API_KEY", ""),
-            ),
-            processes=processes,
-            warm_up_s=warm_up_s,
-            drain_s=drain_s,
-            feedback=FeedbackOptions(
-                share=feedback_share,
-                delay_s_mean=feedback_delay_s,
-                lost_share=feedback_lost_share,
-            ),
-            seed=seed,
-        )
-        table = None if outcomes is None else read(outcomes)
-        rows = None if table is None else file.outcome_rows
-        found = {
-            "command": "replay",
-            "trace": about(file),
-            "seed": seed,
-            **played(file.trace, table, rows, options, connect, progress),
-        }
+        found = _played(trace, stretch, outcomes, server, feedback, how)
         write_report(found, report)
         emit(found)
     if not as_json:
         show(found, Console(width=100))
     if not found["delivered"]:
         raise typer.Exit(1)
+
+
+def _played(
+    trace: str,
+    stretch: Stretch,
+    outcomes: Path | None,
+    server: dict[str, Any],
+    feedback: dict[str, float],
+    how: dict[str, Any],
+) -> dict[str, Any]:
+    """What became of it, as JSON."""
+    from fairlead.channels import connect
+    from fairlead.commands.planning.trace_options import trace_of
+    from load.data.tables import read
+    from load.replay.player import FeedbackOptions, TargetOptions
+    from load.replay.replay import ReplayOptions
+    from load.replay.replay import replay as played
+
+    file = trace_of(trace, stretch)
+    table = None if outcomes is None else read(outcomes)
+    rows = None if table is None else file.outcome_rows
+    options = ReplayOptions(
+        target=TargetOptions(**server, api_key=os.environ.get("OPENAI_API_KEY", "")),
+        feedback=FeedbackOptions(**feedback),
+        seed=stretch.seed,
+        **how,
+    )
+    return {
+        "command": "replay",
+        "trace": about(file),
+        "seed": stretch.seed,
+        **played(file.trace, table, rows, options, connect, progress),
+    }
 
 
 def one_of(value: str, allowed: tuple[str, ...], option: str) -> str:

@@ -13,6 +13,7 @@ from fairlead.commands.planning.trace_options import (
     LengthOption,
     RateOption,
     SeedOption,
+    Stretch,
     ToOption,
     TraceArgument,
 )
@@ -70,7 +71,9 @@ def simulate(
 
         stated = settings_of(settings)
         site = site_of(stated, learned=None if snapshot is None else speeds_of(snapshot, stated))
-        parts = parts_of(trace, rate=rate, length=length, from_s=from_s, to_s=to_s, seed=seed)
+        parts = parts_of(
+            trace, Stretch(rate=rate, length=length, from_s=from_s, to_s=to_s, seed=seed)
+        )
         questions = questions_of(site.catalogue, outcomes, parts)
         happening = Events() if events is None else read_events(events, site)
         options = SimulateOptions(

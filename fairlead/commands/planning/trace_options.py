@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from load.traces.made import Scaling
     from load.traces.parts import TraceParts
     from load.traces.reading import TraceFile
 
@@ -29,28 +31,39 @@ ToOption = Annotated[float, typer.Option("--to-s", min=0, help="End there.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of all that is drawn.")]
 
 
-def trace_of(
-    where: str, *, rate: float, length: float, from_s: float, to_s: float, seed: int
-) -> TraceFile:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stretch:
+    """What of a trace is meant, as the options above say."""
+
+    rate: float
+    length: float
+    from_s: float
+    to_s: float
+    seed: int
+
+    @property
+    def scaling(self) -> Scaling:
+        """The same as traces are made of traces by."""
+        from load.traces.made import Scaling
+
+        return Scaling(rate=self.rate, length=self.length, begin_s=self.from_s, end_s=self.to_s)
+
+
+def trace_of(where: str, stretch: Stretch) -> TraceFile:
     """The trace as the options want it. Raises TraceRefused."""
     import numpy as np
 
-    from load.traces.made import Scaling, scaled
+    from load.traces.made import scaled
     from load.traces.reading import read_trace
 
-    found = read_trace(where, seed)
-    scaling = Scaling(rate=rate, length=length, begin_s=from_s, end_s=to_s)
+    found, scaling = read_trace(where, stretch.seed), stretch.scaling
     if not scaling.changes:
         return found
-    return found.with_trace(scaled(found.trace, scaling, np.random.default_rng(seed)))
+    return found.with_trace(scaled(found.trace, scaling, np.random.default_rng(stretch.seed)))
 
 
-def parts_of(
-    where: str, *, rate: float, length: float, from_s: float, to_s: float, seed: int
-) -> TraceParts:
+def parts_of(where: str, stretch: Stretch) -> TraceParts:
     """The same, in parts. Raises TraceRefused."""
-    from load.traces.made import Scaling
     from load.traces.parts import TraceParts
 
-    scaling = Scaling(rate=rate, length=length, begin_s=from_s, end_s=to_s)
-    return TraceParts(where, scaling, seed)
+    return TraceParts(where, stretch.scaling, stretch.seed)

@@ -13,6 +13,7 @@ from fairlead.commands.planning.trace_options import (
     LengthOption,
     RateOption,
     SeedOption,
+    Stretch,
     ToOption,
     TraceArgument,
 )
@@ -37,7 +38,9 @@ def inspect(
     from load.traces.figures import figures
 
     with only_json(as_json) as emit:
-        file = trace_of(trace, rate=rate, length=length, from_s=from_s, to_s=to_s, seed=seed)
+        file = trace_of(
+            trace, Stretch(rate=rate, length=length, from_s=from_s, to_s=to_s, seed=seed)
+        )
         found = figures(file)
         emit(found)
     if not as_json:
@@ -129,7 +132,7 @@ def lines_of(found: dict[str, Any]) -> list[str]:
         lines.append(f"lengths        of {found['lengths_drawn']:,} requests drawn from the others")
     if found["prefix_reuse_share"] is not None:
         lines.append(f"prefixes       {found['prefix_reuse_share']:.1%} of blocks came before")
-    return lines
+    return lines + [f"doubt          {text}" for text in found["doubts"]]
 
 
 def _lengths(name: str, one: dict[str, Any]) -> list[str]:

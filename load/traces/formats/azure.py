@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from load.traces.files import Fields
+from load.traces.fields import Fields
 from load.traces.form import Columns, Format
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from load.traces.files import Fields
+from load.traces.fields import Fields
 from load.traces.form import Columns, Format
 
 ELAPSED = "Elapsed time"

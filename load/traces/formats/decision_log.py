@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from load.traces.files import Fields
+from load.traces.fields import Fields
 from load.traces.form import Columns, Format
 
 OUTPUT = "outcome_output_tokens"

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from load.traces.files import Container, Fields
+from load.traces.fields import Fields
+from load.traces.files import Container
 from load.traces.form import Columns, Format
 
 CONTAINERS: tuple[Container, ...] = ("csv", "jsonl", "parquet")
