@@ -30,6 +30,9 @@ class DispatchRequest:
     options: Mapping[str, object] = field(default_factory=dict)
     confidence_min: float | None = None  # cascade: ask a better model below this; 0 to 1
     by_gain: bool = False  # cascade: ask a better model where that is expected to be worth it
+    # Cascade: ask the cheap model so often, 2 to 8, and a better one by how its answers agree.
+    probes: int | None = None
+    temperature: float | None = None  # of these; above 0 to 2
     fan_out: int | None = None  # ask so many models at once; 1 to 8
     merge: str | None = None  # of these give one: "agreement" or "judge"; else all are streamed
 
@@ -53,10 +56,16 @@ class DispatchRequest:
         )
 
     def _cascade(self) -> pb.Cascade | None:
-        if self.confidence_min is None and not self.by_gain:
+        sampled = self.probes is not None or self.temperature is not None
+        if self.confidence_min is None and not self.by_gain and not sampled:
             return None
-        by = "gain" if self.by_gain else ""
-        return wire.built(pb.Cascade, confidence_min=self.confidence_min, by=by)
+        return wire.built(
+            pb.Cascade,
+            confidence_min=self.confidence_min,
+            by="self_consistency" if sampled else "gain" if self.by_gain else "",
+            probes=self.probes,
+            temperature=self.temperature,
+        )
 
     def _route(self, with_messages: bool) -> router_pb2.RouteRequest | None:
         if self.route is None and not with_messages:
@@ -74,7 +83,7 @@ class Attempt:
     pool: str
     endpoint: str
     kind: str  # first, retry, hedge, reroute, cascade, escalation, fan-out
-    outcome: str  # answered, unsure, cancelled, or why it failed
+    outcome: str  # answered, unsure, compared, cancelled, or why it failed
     detail: str
     began_ms: float  # since the request came in
     took_ms: float

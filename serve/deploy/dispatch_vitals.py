@@ -60,7 +60,7 @@ class DispatchVitals:
         elif attempt.kind == "hedge":
             count(pool, "hedged")
         match attempt.settled.outcome:
-            case "answered":
+            case "answered" | "compared":
                 count(pool, "answered")
                 self._count_answer(attempt.tenant, max(attempt.used.output_tokens, 0))
             case "unsure":
@@ -124,7 +124,7 @@ class _Server:
         """Count an attempt that was settled."""
         assert attempt.settled is not None
         _note_pace(self._pace, attempt)
-        if attempt.settled.outcome in {"answered", "unsure"}:
+        if attempt.settled.outcome in {"answered", "unsure", "compared"}:
             used = attempt.used
             took_s = max(0.0, attempt.settled.took_ms / 1000.0 - attempt.held_up_s)
             self._held.answer(attempt.lease.waited_for, took_s)

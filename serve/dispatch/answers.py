@@ -27,9 +27,11 @@ Merge = Literal["none", "agreement", "judge"]
 MERGES: tuple[Merge, ...] = get_args(Merge)
 
 # By what a cascade escalates: how sure the cheap answer is; what a better one is worth beyond its
-# price.
-Escalate = Literal["confidence", "gain"]
+# price, the cheap one being as good as predicted and shown; the same, by several cheap answers.
+Escalate = Literal["confidence", "gain", "self_consistency"]
 ESCALATES: tuple[Escalate, ...] = get_args(Escalate)
+N_PROBES, N_PROBES_MAX = 3, 8  # how often the cheap model is asked then
+PROBE_TEMPERATURE, TEMPERATURE_MAX = 0.7, 2.0  # Wang et al. 2023; OpenAI's bound
 
 # Why an attempt is made: as decided; after another failed; because another is late; because the
 # decided pool could not be called or the session is in another; the cheap one of a cascade, the
@@ -46,6 +48,9 @@ class DispatchInput:
     body: Mapping[str, object]
     confidence_min: float | None = None  # 0 to 1: cascade; None: no cascade
     escalate: Escalate = "confidence"  # by gain `confidence_min` is not looked at
+    n_probes: int = N_PROBES  # 2 to 8, by self-consistency
+    # Above 0 to 2, of the cheap model's answers then; None: the body's, if above 0, else 0.7.
+    probe_temperature: float | None = None
     fan_out: int = 1  # 1 to 8 models at once
     merge: Merge = "none"  # of several answers
     whole: bool = False  # nothing is shown before the end: a broken answer is tried again
@@ -70,6 +75,11 @@ class DispatchInput:
             raise InvalidRequest("merge", self.merge, "none, unless fan_out is 2 or more")
         if self.escalate not in ESCALATES:
             raise InvalidRequest("cascade.by", self.escalate, f"one of {', '.join(ESCALATES)}")
+        if not 2 <= self.n_probes <= N_PROBES_MAX:
+            raise InvalidRequest("cascade.probes", self.n_probes, f"2 to {N_PROBES_MAX}")
+        warm = self.probe_temperature
+        if warm is not None and not 0.0 < warm <= TEMPERATURE_MAX:
+            raise InvalidRequest("cascade.temperature", warm, f"above 0 to {TEMPERATURE_MAX:g}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +90,8 @@ class AttemptRecord:
     pool: str
     endpoint: str
     kind: Kind
-    outcome: str  # answering, answered, unsure, cancelled, or an AttemptFailed's kind
+    # answering, answered, unsure, compared, cancelled, or an AttemptFailed's kind
+    outcome: str
     detail: str
     began_ms: float  # since the request came in
     took_ms: float

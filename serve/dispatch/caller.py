@@ -64,6 +64,7 @@ class AnswerState:
     n_before: int = 0  # attempts of the stages before this one
     refusals: dict[str, CallRefused] = field(default_factory=dict)  # by model, of this stage
     suspected: list[Attempt] = field(default_factory=list)  # see `Settlement.suspected`
+    tags: tuple[str, ...] = ()  # what answers say of the request (`strategies.self_consistency`)
 
     @property
     def open_places(self) -> list[Place]:
@@ -260,9 +261,20 @@ class Caller:
         """The decision's own ticket for the first attempt where it says; else a new one."""
         decision = request.decision
         taken = any(attempt.ticket.ticket == decision.ticket for attempt in request.attempts)
-        if place == request.decided and not taken and request.answer == 0:
+        own = place == request.decided and not request.tags
+        if own and not taken and request.answer == 0:
             return Reticket(decision.decision_id, decision.ticket)
-        return self._retickets.issue(decision, request.dispatch.route, *place, kind, request.live)
+        return self._new_ticket(request, place, kind)
+
+    def _new_ticket(self, request: AnswerState, place: Place, kind: Kind) -> Reticket:
+        route, live, tags = request.dispatch.route, request.live, request.tags
+        return self._retickets.issue(request.decision, route, *place, kind, live, tags)
+
+    def ticket_again(self, request: AnswerState, attempt: Attempt) -> Reticket:
+        """Have an attempt's ticket say what its request is known to be by now; the former one."""
+        former = attempt.ticket
+        attempt.ticket = self._new_ticket(request, attempt.place, attempt.kind)
+        return former
 
     def beside(self, request: AnswerState, late: Attempt) -> Place | None:
         """Where a late attempt is doubled: its pool, if that has another endpoint, or the next."""

@@ -31,6 +31,7 @@ from serve.dispatch.race import Race
 from serve.dispatch.retickets import Reticket, Retickets
 from serve.dispatch.settlement import Settlement
 from serve.dispatch.strategies.cascade import Cascade
+from serve.dispatch.strategies.escalation import Escalation
 from serve.dispatch.strategies.fan_out import FanOut
 from serve.dispatch.strategies.one_answer import OneAnswer
 from serve.dispatch.supported import deny_unable
@@ -114,7 +115,8 @@ class Dispatcher:
         self._probes = Probes(alone(self._settlement), report, options.probes, now_s, judge)
         self.refusals = caller.refusals
         self._one = OneAnswer(race, self._settlement, now_s)
-        self._cascade = Cascade(self._one, race, self._settlement, now_s, quality_weight)
+        escalation = Escalation(quality_weight, uniform)
+        self._cascade = Cascade(self._one, race, caller, self._settlement, escalation, now_s)
         self._fan_out = FanOut(self._one, now_s)
         self._merged = Merged(self._fan_out, judge)
 

@@ -11,7 +11,7 @@ How good its answer is says a *judge*. The one that is built in is agreement wit
 was given: for questions that have one answer that is much, for free text it is little, so there is
 none by default. Where there is no judge nothing is bought.
 
-    agreement    F1 of the two answers' words, 0 to 1 (see `judging.agreement`)
+    agreement    F1 of the two answers' words, 0 to 1 (see `strategies.agreement`)
     model        another model is asked, within the budget of `[judge]` (see `judging.by_model`)
 """
 
@@ -28,9 +28,9 @@ from learners.option import option
 from serve.dispatch.answers import DispatchInput
 from serve.dispatch.attempt import Place
 from serve.dispatch.caller import AnswerState
-from serve.dispatch.judging.agreement import AGREEMENT, agreement
 from serve.dispatch.judging.by_model import JUDGE, ModelJudge
 from serve.dispatch.retickets import Reticket
+from serve.dispatch.strategies.agreement import AGREEMENT, agreement
 from serve.dispatch.strategies.one_answer import OneAnswer
 from serve.errors import ServeError
 from serve.proto.fairlead.v1 import router_pb2 as pb

@@ -16,13 +16,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import get_args
 
+import msgspec
 import numpy as np
 
 from serve.dispatch.answers import Kind
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.live import Live
 from streams.feedback.decisions import DecisionBatch
-from streams.feedback.said import end_of
+from streams.feedback.said import Said, end_of
 from streams.feedback.ticket import Issuer, Sealer, Ticket, key_of
 from streams.log.outbox import Outbox
 
@@ -57,9 +58,14 @@ class Retickets:
         pool: str,
         why: Kind,
         live: Live,
+        tags: tuple[str, ...] = (),
     ) -> Reticket:
-        """A ticket for calling `model` in `pool` instead of what was decided for `route`."""
+        """A ticket for calling `model` in `pool` instead of what was decided for `route`.
+
+        `tags` are what answers say of the request, before those that it was decided with.
+        """
         ticket = self._sealer.open(decision.ticket)
+        said = msgspec.structs.replace(ticket.said, tags=(*tags, *ticket.said.tags))
         (new_id,) = self._issuer.take(1)
         column = live.catalogue.column_of[model]
         heads = np.array([ticket.head])
@@ -72,10 +78,10 @@ class Retickets:
         if model != decision.model:  # it was not estimated for being chosen
             heads["estimated_quality"] = heads["estimated_cost_usd"] = np.nan
         candidates = ticket.candidates[None, :]
-        tenants, said = [ticket.tenant.encode()], [end_of(ticket.said)]
-        (sealed,) = self._sealer.seal([new_id], heads, candidates, tenants, [True], said)
+        tenants, ends = [ticket.tenant.encode()], [end_of(said)]
+        (sealed,) = self._sealer.seal([new_id], heads, candidates, tenants, [True], ends)
         if self._log is not None:
-            self._log.offer(_row(ticket, heads, new_id, route, model, pool, why, live))
+            self._log.offer(_row(ticket, heads, new_id, route, model, pool, why, live, said))
         return Reticket(new_id.hex(), sealed)
 
 
@@ -88,6 +94,7 @@ def _row(
     pool: str,
     why: Kind,
     live: Live,
+    said: Said,
 ) -> DecisionBatch:
     """The decision log's line."""
     head, known = heads[0], {int(c["model"]): c for c in ticket.candidates}
@@ -118,5 +125,5 @@ def _row(
         encoder=live.encoder,
         contexts=heads["context"],
         prompts=[None],
-        said=[ticket.said],
+        said=[said],
     )

@@ -3,7 +3,7 @@
     Attempt ─┬▶ answered   latency, cost, tokens, no error    is learned
              ├▶ failed     an error, and what was wasted      the error is learned
              ├▶ suspected  an error that may be the caller's  until the race is over
-             └▶ unsure, cancelled, refused                    what was wasted; nothing is learned
+             └▶ unsure, compared, cancelled, refused          what was wasted; nothing is learned
 
 Settling finishes the lease, reports on the ticket, and writes the attempt's line into the request's
 attempts. What was cancelled, or not sure enough, has nothing to teach: half an answer's latency
@@ -21,6 +21,7 @@ from typing import Any
 
 from serve.dispatch.answers import AttemptRecord
 from serve.dispatch.attempt import Attempt
+from serve.dispatch.retickets import Reticket
 from serve.errors import AnswerLate, AttemptFailed, EndpointOverloaded
 from streams.feedback.report import COST_USD_MAX, LATENCY_MS_MAX
 
@@ -63,13 +64,25 @@ class Settlement:
         )
         return settled
 
-    def unsure(self, attempt: Attempt, origin_s: float) -> AttemptRecord:
+    def unsure(self, attempt: Attempt, origin_s: float, why: str) -> AttemptRecord:
         """It answered, but another model's answer is taken."""
+        return self._not_taken(attempt, origin_s, "unsure", why)
+
+    def compared(self, attempt: Attempt, origin_s: float) -> AttemptRecord:
+        """It answered, for another answer to be compared with."""
+        return self._not_taken(attempt, origin_s, "compared", "")
+
+    def _not_taken(
+        self, attempt: Attempt, origin_s: float, outcome: str, why: str
+    ) -> AttemptRecord:
         assert attempt.ended_s is not None, "half an answer is not judged"
-        detail = f"confidence {attempt.confidence:.3f}"
-        settled = self._settle(attempt, origin_s, "unsure", detail, _cost_usd(attempt))
+        settled = self._settle(attempt, origin_s, outcome, why, _cost_usd(attempt))
         self._report(attempt.ticket, paid_usd=settled.cost_usd)
         return settled
+
+    def replaced(self, former: Reticket) -> None:
+        """An attempt was given another ticket: nothing comes of its former one."""
+        self._report(former, paid_usd=0.0)
 
     def failed(self, attempt: Attempt, origin_s: float, error: AttemptFailed) -> AttemptRecord:
         """It failed. Before the first token that is taken to be free, unless we gave it up."""

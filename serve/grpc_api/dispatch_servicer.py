@@ -16,6 +16,7 @@ import grpc
 import msgspec
 
 from serve.dispatch.answers import (
+    N_PROBES,
     AttemptRecord,
     DispatchInput,
     Ended,
@@ -106,11 +107,14 @@ def read_dispatch(request: pb.DispatchRequest) -> DispatchInput:
         body["messages"] = messages
     if kind is None:
         route.text = routing_text(_contents(body["messages"]))
+    cascade = request.cascade
     return DispatchInput(
         route=route,
         body=body,
-        confidence_min=request.cascade.confidence_min if request.HasField("cascade") else None,
-        escalate=cast("Escalate", request.cascade.by or "confidence"),
+        confidence_min=cascade.confidence_min if request.HasField("cascade") else None,
+        escalate=cast("Escalate", cascade.by or "confidence"),
+        n_probes=cascade.probes if cascade.HasField("probes") else N_PROBES,
+        probe_temperature=cascade.temperature if cascade.HasField("temperature") else None,
         fan_out=request.fan_out if request.HasField("fan_out") else 1,
         merge=cast("Merge", request.merge or "none"),
     )

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, cast, get_args, get_type_hints
 from msgspec import Meta, Struct, defstruct, structs
 
 from learners.criticality import Criticality
-from serve.dispatch.answers import DispatchInput, Escalate, Merge
+from serve.dispatch.answers import N_PROBES, DispatchInput, Escalate, Merge
 from serve.dispatch.routing_text import routing_text
 from serve.errors import InvalidRequest, UnknownModel
 from serve.openai_api.json_body import read_body
@@ -63,8 +63,10 @@ RouteOptions: Any = _struct("RouteOptions", RouteFields)
 class Cascade(Struct, forbid_unknown_fields=True):
     """Try the cheapest model first, a better one if that was not good enough."""
 
-    confidence_min: float | None = None  # needed unless by gain
+    confidence_min: float | None = None  # needed by confidence
     by: str = "confidence"
+    probes: int = N_PROBES
+    temperature: float | None = None
 
 
 class Options(RouteOptions):
@@ -138,6 +140,7 @@ def read_chat(content: bytes, catalogue: Catalogue) -> Chat:
     """Raises InvalidRequest, and UnknownModel where `model` is not in the catalogue."""
     body, chat = read_body(content, ChatBody)
     options = chat.fairlead or Options()
+    cascade = options.cascade or Cascade()
     if chat.n is not None and chat.n != 1:
         raise InvalidRequest("n", chat.n, "1; `fairlead.fan_out` asks several models at once")
     if chat.priority:  # a caller's own would jump the queues of pools
@@ -148,7 +151,9 @@ def read_chat(content: bytes, catalogue: Catalogue) -> Chat:
             route=_route(chat, options, catalogue),
             body={name: value for name, value in body.items() if name not in OURS},
             confidence_min=_confidence_min(options.cascade),
-            escalate=cast("Escalate", options.cascade.by if options.cascade else "confidence"),
+            escalate=cast("Escalate", cascade.by),
+            n_probes=cascade.probes,
+            probe_temperature=cascade.temperature,
             fan_out=options.fan_out if options.fan_out is not None else 1,
             merge=cast("Merge", options.merge or "none"),
             whole=not chat.stream,

@@ -319,6 +319,25 @@ def test_request_is_sent_with_all_its_fields(caller, dispatcher):
     assert (asked.cascade.confidence_min, asked.fan_out) == (0.75, 3)
 
 
+@pytest.mark.parametrize(
+    ("asked", "sent"),
+    [
+        ({"by_gain": True}, pb.Cascade(by="gain")),
+        ({"probes": 4}, pb.Cascade(by="self_consistency", probes=4)),
+        (
+            {"probes": 2, "temperature": 1.5},
+            pb.Cascade(by="self_consistency", probes=2, temperature=1.5),
+        ),
+    ],
+)
+def test_how_a_cascade_escalates_is_sent(caller, dispatcher, asked, sent):
+    dispatcher.script = [ENDED]
+
+    caller.all(DispatchRequest(route=Request(text="x"), **asked))
+
+    assert dispatcher.asked[0].cascade == sent
+
+
 def test_what_is_not_asked_for_is_not_sent(caller, dispatcher):
     dispatcher.script = [ENDED]
 

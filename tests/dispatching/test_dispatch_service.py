@@ -273,6 +273,9 @@ def test_a_cascade_and_fan_out_are_asked_for_by_field(tmp_path):
         assert [a.kind for a in replies[-1].ended.attempts] == ["cascade", "escalation"]
         replies = up.get(cascade=dp.Cascade(confidence_min=0.05))
         assert replies[-1].ended.confidence == pytest.approx(0.1)
+        several = dp.Cascade(by="self_consistency", probes=2)
+        kinds = [a.kind for a in up.get(cascade=several)[-1].ended.attempts]
+        assert kinds[:2] == ["cascade", "cascade"]
         replies = up.get(fan_out=3)
         assert sorted(r.answer for r in replies if r.HasField("ended")) == [0, 1, 2]
 

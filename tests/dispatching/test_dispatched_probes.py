@@ -10,8 +10,8 @@ from made_up_endpoint import Script, answers, failed
 
 from learners.policies.probes import ProbeOptions
 from serve.dispatch.dispatcher import DispatchOptions
-from serve.dispatch.judging.agreement import agreement
 from serve.dispatch.probes import DispatchProbeOptions
+from serve.dispatch.strategies.agreement import agreement
 from streams.feedback.report import PROBE
 from streams.feedback.ticket import key_of
 

@@ -22,11 +22,11 @@ from infra.errors import InfraError
 from infra.settings.settings import read_settings
 from learners.policies.probes import ProbeOptions
 from serve.dispatch.dispatcher import DispatchOptions
-from serve.dispatch.judging.agreement import qualities
 from serve.dispatch.judging.by_model import REPLY_TOKENS_MAX, JudgeOptions, points_of
 from serve.dispatch.judging.curve import AS_SAID, fitted, from_bytes
 from serve.dispatch.judging.judging import JudgingOptions
 from serve.dispatch.probes import DispatchProbeOptions
+from serve.dispatch.strategies.agreement import qualities
 from serve.errors import AttemptFailed
 from serve.routing.catalogue import Model
 

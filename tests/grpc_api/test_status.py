@@ -14,7 +14,7 @@ import infra.errors
 import serve.errors
 import streams.errors
 from learners.context import N_FEATURES
-from serve.dispatch.answers import FAN_OUT_MAX
+from serve.dispatch.answers import FAN_OUT_MAX, N_PROBES_MAX, TEMPERATURE_MAX
 from serve.encoders import usable
 from serve.errors import InvalidRequest, RequestRefused, ServeError, UnknownModel
 from serve.grpc_api.dispatch_servicer import OPTIONS_BYTES_MAX
@@ -226,6 +226,8 @@ LIMITS = {
     "DispatchRequest.options_json": ("At most {} MiB", OPTIONS_BYTES_MAX >> 20),
     "DispatchRequest.fan_out": ("1 to {}.", FAN_OUT_MAX),
     "Cascade.confidence_min": ("0 to {}.", 1),
+    "Cascade.probes": ("2 to {}.", N_PROBES_MAX),
+    "Cascade.temperature": ("above 0 to {}.", TEMPERATURE_MAX),
     "Decision.decision_id": ("{} hexadecimal digits", 2 * ID_BYTES),
     "Explanation.context": ("the {} numbers", N_FEATURES),
 }

@@ -377,6 +377,22 @@ TWO = (
 )  # fmt: skip
 
 
+def test_a_cascade_by_self_consistency_is_asked_for_in_one_field(up, client):
+    cascade = {"by": "self_consistency", "probes": 2}
+    client.chat.completions.create(
+        model="auto", messages=ASKED, extra_body={"fairlead": {"cascade": cascade}}
+    )
+    asked = up.dispatcher.asks[0]
+    assert (asked.escalate, asked.n_probes) == ("self_consistency", 2)
+
+    with pytest.raises(openai.BadRequestError, match=r"cascade\.probes is 9; it must be 2 to 8"):
+        client.chat.completions.create(
+            model="auto",
+            messages=ASKED,
+            extra_body={"fairlead": {"cascade": {**cascade, "probes": 9}}},
+        )
+
+
 def test_fan_out_brings_a_choice_per_answer(up, client):
     """
     Headers and id are of the answer that came first, usage is of all, `fairlead` has one of each.

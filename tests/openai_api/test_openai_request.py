@@ -91,6 +91,11 @@ def test_options_of_ours_reach_the_router_and_the_dispatcher():
     assert not chat.dispatch.route.HasField("prompt_tokens")
     assert (chat.dispatch.confidence_min, chat.dispatch.fan_out) == (0.8, 1)
     assert read(fairlead={"fan_out": 3}).dispatch.fan_out == 3
+    several = {"by": "self_consistency", "probes": 5, "temperature": 1.5}
+    asked = read(fairlead={"cascade": several}).dispatch
+    assert (asked.confidence_min, asked.escalate) == (0.0, "self_consistency")
+    assert (asked.n_probes, asked.probe_temperature) == (5, 1.5)
+    assert read(fairlead={"cascade": {"by": "self_consistency"}}).dispatch.n_probes == 3
 
 
 def test_criticality_has_the_names_of_the_proto():

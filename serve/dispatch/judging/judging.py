@@ -19,9 +19,9 @@ from typing import Literal
 from learners.option import option
 from serve.dispatch.answers import Ended, Event, Routed, Streamed
 from serve.dispatch.caller import AnswerState
-from serve.dispatch.judging.agreement import AGREEMENT, qualities
 from serve.dispatch.judging.by_model import JUDGE, JudgeOptions, ModelJudge
 from serve.dispatch.retickets import Reticket
+from serve.dispatch.strategies.agreement import AGREEMENT, qualities
 from streams.feedback.ticket import check_shape
 
 logger = logging.getLogger(__name__)

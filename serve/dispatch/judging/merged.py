@@ -19,9 +19,9 @@ from dataclasses import replace
 
 from serve.dispatch.answers import Ended, Event, Merge, Routed, Streamed
 from serve.dispatch.caller import AnswerState
-from serve.dispatch.judging.agreement import agreement
 from serve.dispatch.judging.by_model import ModelJudge
 from serve.dispatch.judging.judging import Given, Heard
+from serve.dispatch.strategies.agreement import agreement
 from serve.dispatch.strategies.fan_out import FanOut
 
 

@@ -1,48 +1,51 @@
-"""Try cheap, escalate when the answer is not sure.
+"""Try cheap, escalate when the answer is not good enough.
 
     cheapest model ──whole answer──▶ good enough?  ──yes──▶ it is streamed
                                        └─no, time is left──▶ a better model's is streamed instead
 
-By *confidence* it is good enough where the geometric mean of its tokens' probabilities is at least
-what the request says; who escalates is then the best model. By *gain* a better model is asked where
-what it is expected to be worth, its price and time taken off, is more than what this answer is
-likely to be worth, which is paid for already (see `sureness`); it is then the one that gains most.
-A pool that gives no probabilities is believed, and the reply has no confidence to show. The cheap
-answer is kept until the better one has begun: if that never comes, the cheap one is still an
-answer. If the cheap one never comes, whoever else can answer is asked, the best one first: nothing
-has been streamed yet.
+What is good enough, and who is better, is `escalation`'s. By self-consistency the cheapest model is
+asked several times at once, at a temperature, and the answer that most of its answers say is the
+one that counts. A pool that gives no probabilities is believed, and the reply has no confidence to
+show. The cheap answer is kept until the better one has begun: if that never comes, the cheap one is
+still an answer. If the cheap one never comes, whoever else can answer is asked, the best one first:
+nothing has been streamed yet.
 
 Where an answer is given that was not good enough, because no time was left or nobody better
 answered, its end says so (`Ended.unsure`): a failure of a failure is not passed over in silence.
 
-Both calls are paid for, and only the one whose answer is streamed is learned from.
+All calls are paid for, and only the one whose answer is streamed is learned from.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
-from learners.targets import Target
-from serve.dispatch.answers import Event, Routed, Streamed
+from serve.dispatch.answers import PROBE_TEMPERATURE, Event, Routed, Streamed
 from serve.dispatch.attempt import Attempt, Place
-from serve.dispatch.backend import Piece
-from serve.dispatch.caller import AnswerState
+from serve.dispatch.backend import Call, Piece
+from serve.dispatch.caller import AnswerState, Caller
 from serve.dispatch.race import Race
 from serve.dispatch.settlement import Settlement
+from serve.dispatch.strategies.escalation import (
+    Cheap,
+    Escalation,
+    best_of,
+    cheapest_of,
+    places_of,
+)
 from serve.dispatch.strategies.one_answer import OneAnswer
-from serve.dispatch.strategies.sureness import Sureness
+from serve.dispatch.strategies.self_consistency import spread_of, tag_of
 from serve.errors import AttemptFailed, DeadlinePassed
-from serve.proto.fairlead.v1 import router_pb2 as pb
-from serve.routing.live import Live
-
-Case = pb.Decision | pb.Alternative
 
 # Why an answer is given that was not good enough.
 NO_TIME = "it was not good enough, and no time was left for a better model"
 NOBODY_BETTER = "it was not good enough, and {model} did not answer"
+
+Tried = tuple[Attempt, list[Piece]]
 
 
 class Cascade:
@@ -52,153 +55,157 @@ class Cascade:
         self,
         one: OneAnswer,
         race: Race,
+        caller: Caller,
         settlement: Settlement,
+        escalation: Escalation,
         now_s: Callable[[], float],
-        quality_weight: float = 1.0,
     ) -> None:
-        """`quality_weight` is that of requests that state none."""
         self._one, self._race, self._settlement, self._now_s = one, race, settlement, now_s
-        self._quality_weight, self._sureness = quality_weight, Sureness()
+        self._caller, self._escalation = caller, escalation
 
     async def events(
         self, request: AnswerState, confidence_min: float
     ) -> AsyncGenerator[Event, None]:
         """The events of the answer that is taken. Raises as `OneAnswer.events` does."""
-        cheap, better, others = _ladder(request)
-        unsure = ""
-        small = replace(
-            request, places=cheap, kind="cascade", call=replace(request.call, confidence=True)
-        )
-        attempt, pieces = await self._whole(small, fatal=not (better or others))
-        large = replace(request, kind="escalation", n_before=len(request.attempts))
-        if attempt is None:
-            large.places = [*better, *others]
-            async with aclosing(self._one.events(large)) as events:
+        small = replace(request, places=places_of(request, cheapest_of(request)), kind="cascade")
+        try:
+            cheap = await self._cheap(small, fatal=not _others(request))
+            large = replace(request, kind="escalation", n_before=len(request.attempts))
+            if cheap is None:
+                large.places = _others(request)
+                events = self._one.events(large)
+            else:
+                events = self._judged(small, large, cheap, confidence_min)
+            async with aclosing(events):
                 async for event in events:
                     yield event
-            return
-        try:
-            if better and self._is_short(attempt, request, better[0].model, confidence_min):
-                unsure = NO_TIME
-                if self._time_for(better, request):
-                    unsure = NOBODY_BETTER.format(model=better[0].model)
-                    large.places = better
-                    async with aclosing(self._escalated(large, attempt)) as events:
-                        async for event in events:
-                            yield event
-            if attempt.settled is None:
-                async with aclosing(self._kept(small, attempt, pieces, unsure)) as events:
+        finally:
+            for attempt in request.attempts:
+                self._one.let_go(request, attempt)
+
+    async def _judged(
+        self, small: AnswerState, large: AnswerState, cheap: Cheap, confidence_min: float
+    ) -> AsyncGenerator[Event, None]:
+        """The cheap answer's events, or a better one's."""
+        unsure = ""
+        large.tags = small.tags = () if cheap.spread is None else (tag_of(cheap.spread),)
+        if better := self._escalation.better(large, cheap, confidence_min):
+            unsure, large.places = NO_TIME, places_of(large, better)
+            if self._time_for(better, large):
+                unsure = NOBODY_BETTER.format(model=better)
+                async with aclosing(self._escalated(large, cheap)) as events:
                     async for event in events:
                         yield event
-        finally:
-            self._one.let_go(request, attempt)
+        if cheap.attempt.settled is None:
+            async with aclosing(self._kept(small, cheap, unsure)) as events:
+                async for event in events:
+                    yield event
 
-    async def _escalated(self, large: AnswerState, cheap: Attempt) -> AsyncGenerator[Event, None]:
+    async def _escalated(self, large: AnswerState, cheap: Cheap) -> AsyncGenerator[Event, None]:
         """The better model's events; if it never begins none, and `cheap` is not settled."""
+        attempt = cheap.attempt
         try:
             async with aclosing(self._one.events(large)) as events:
                 async for event in events:
                     if isinstance(event, Routed):
-                        self._settlement.unsure(cheap, large.began_s)
+                        self._settlement.unsure(attempt, large.began_s, cheap.because)
                         yield replace(event, attempts=large.records())
                     else:
                         yield event
         except (AttemptFailed, DeadlinePassed):
-            if cheap.settled is not None:
+            if attempt.settled is not None:
                 raise
 
-    def _is_short(
-        self, attempt: Attempt, request: AnswerState, better: str, confidence_min: float
-    ) -> bool:
-        """Whether the cheap answer is not good enough."""
-        if request.dispatch.escalate == "confidence":
-            return attempt.confidence is not None and attempt.confidence < confidence_min
-        cases = {case.model: case for case in request.cases()}
-        cheap, preference = cases[attempt.place.model], request.dispatch.route.preference
-        weight = preference.quality if preference.HasField("quality") else self._quality_weight
-        quality = self._sureness.quality(
-            cheap.model, predicted=cheap.quality.mean, confidence=attempt.confidence
-        )
-        return cases[better].utility > weight * quality
-
     async def _kept(
-        self, small: AnswerState, attempt: Attempt, pieces: Sequence[Piece], unsure: str
+        self, small: AnswerState, cheap: Cheap, unsure: str
     ) -> AsyncGenerator[Event, None]:
         """The cheap answer, from memory."""
-        first_ms = small.since_ms(self._now_s())
+        attempt, first_ms = cheap.attempt, small.since_ms(self._now_s())
+        if small.tags:
+            former = self._caller.ticket_again(small, attempt)
+            if former.ticket != small.decision.ticket:  # that one is the dispatcher's
+                self._settlement.replaced(former)
         yield self._one.routed(small, attempt)
-        for piece in pieces:
+        for piece in cheap.pieces:
             yield Streamed(answer=small.answer, piece=piece)
         self._settlement.answered(attempt, small.began_s)
         yield replace(self._one.ended(small, attempt, first_ms), unsure=unsure)
 
-    async def _whole(
-        self, request: AnswerState, *, fatal: bool
-    ) -> tuple[Attempt | None, list[Piece]]:
-        """A whole answer, not settled yet; None if it failed, unless that is `fatal`.
+    # --- the first model
+
+    async def _cheap(self, small: AnswerState, *, fatal: bool) -> Cheap | None:
+        """The first model's answer; None if it failed, unless that is `fatal`.
 
         Raises DeadlinePassed, and where it is fatal CallRefused, NoAnswer and others.
         """
+        several = small.dispatch.escalate == "self_consistency"
         try:
-            attempt, piece = await self._race.first_token(request)
-            return attempt, await self._one.collected(request, attempt, piece)
+            return await (self._sampled(small) if several else self._once(small))
         except AttemptFailed:  # also CallRefused: it may be that we asked for probabilities
             if fatal:
                 raise
-            return None, []
+            return None
 
-    def _time_for(self, places: Sequence[Place], request: AnswerState) -> bool:
-        """Whether the model of these places can be expected to answer before the deadline."""
+    async def _once(self, small: AnswerState) -> Cheap:
+        small.call = replace(small.call, confidence=True)
+        attempt, pieces = await self._whole(small)
+        sure = attempt.confidence
+        because = "" if sure is None else f"confidence {sure:.3f}"
+        return Cheap(attempt=attempt, pieces=pieces, because=because)
+
+    async def _sampled(self, small: AnswerState) -> Cheap:
+        """Several answers of it at once: the one that most say, and how many say it."""
+        asked = small.dispatch
+        call = _sampling(small.call, asked.probe_temperature)
+        parts = [
+            replace(small, call=call, answer=i, attempts=[], refusals={}, suspected=[], n_before=0)
+            for i in range(asked.n_probes)
+        ]
+        try:
+            came = await asyncio.gather(*map(self._whole, parts), return_exceptions=True)
+        finally:
+            small.attempts += [attempt for part in parts for attempt in part.attempts]
+        whole: list[Tried] = [one for one in came if not isinstance(one, BaseException)]
+        if not whole:
+            raise next(one for one in came if isinstance(one, BaseException))
+        given, spread = spread_of(["".join(p.text for p in pieces) for _, pieces in whole])
+        because = f"{len(whole)} answers, of which {spread or 'too few to say'} agree"
+        attempt, pieces = whole[given]
+        for other, _ in whole:
+            if other is not attempt:
+                self._settlement.compared(other, small.began_s)
+        return Cheap(attempt=attempt, pieces=pieces, spread=spread, because=because)
+
+    async def _whole(self, request: AnswerState) -> Tried:
+        """A whole answer, not settled yet. Raises AttemptFailed, DeadlinePassed."""
+        attempt, piece = await self._race.first_token(request)
+        return attempt, await self._one.collected(request, attempt, piece)
+
+    def _time_for(self, model: str, request: AnswerState) -> bool:
+        """Whether this model can be expected to answer before the deadline."""
         route = request.dispatch.route
         deadline_s = request.deadline_s if route.HasField("deadline_unix_ms") else math.inf
         if route.HasField("latency_ms_max"):
             deadline_s = min(deadline_s, request.began_s + route.latency_ms_max / 1000.0)
-        (latency_ms,) = {
-            case.latency_ms.mean for case in request.cases() if case.model == places[0].model
-        }
+        latency_ms = next(c.latency_ms.mean for c in request.cases() if c.model == model)
         return self._now_s() + latency_ms / 1000.0 <= deadline_s
 
 
-def _ladder(request: AnswerState) -> tuple[list[Place], list[Place], list[Place]]:
-    """Places of the cheapest model, of the best one if another, and of the rest."""
-    cases = request.cases()
-    cheap = min(cases, key=lambda case: case.cost_usd.mean).model
-    best = _best(cases, request.live, cheap)
-    if request.dispatch.escalate == "gain":
-        best = max(cases, key=lambda case: (case.model != cheap, case.utility)).model
-    return (
-        [place for place in request.places if place.model == cheap],
-        [place for place in request.places if place.model == best != cheap],
-        [place for place in request.places if place.model not in (cheap, best)],
-    )
+def _others(request: AnswerState) -> Sequence[Place]:
+    """All places but the cheapest model's, those of whoever would be asked next first."""
+    cheap = cheapest_of(request)
+    first = best_of(request, cheap)
+    if request.dispatch.escalate != "confidence":
+        first = max(request.cases(), key=lambda case: (case.model != cheap, case.utility)).model
+    others = [place for place in request.places if place.model != cheap]
+    return sorted(others, key=lambda place: place.model != first)
 
 
-def _best(cases: Sequence[Case], live: Live, cheap: str) -> str:
-    """The model with the best predicted quality, unless it can't be told from the cheapest's.
-
-    Before anything is learned no two models can: the cheapest would be the best, and nothing ever
-    escalated. So of those that are as good within what their estimates are off, it is the one with
-    the best stated quality, and then the dearest: a price says something of quality, too.
-    """
-    top = max(cases, key=lambda case: case.quality.mean)
-    off = {case.model: _off(case, live) for case in cases}
-    alike = [
-        case
-        for case in cases
-        if top.quality.mean - case.quality.mean <= math.hypot(off[top.model], off[case.model])
-    ]
-    if cheap not in {case.model for case in alike}:
-        return top.model
-    return max(alike, key=lambda case: (_stated(case, live), case.cost_usd.mean)).model
-
-
-def _off(case: Case, live: Live) -> float:
-    """Standard deviation of a predicted quality itself, without the noise of single outcomes."""
-    noise = float(live.estimator.noise[live.catalogue.column_of[case.model], Target.QUALITY])
-    return math.sqrt(max(0.0, case.quality.deviation**2 - noise**2))
-
-
-def _stated(case: Case, live: Live) -> float:
-    """The quality that is stated of a model; where none is, what is predicted."""
-    stated = float(live.catalogue.quality[live.catalogue.column_of[case.model]])
-    return case.quality.mean if math.isnan(stated) else stated
+def _sampling(call: Call, temperature: float | None) -> Call:
+    """A call whose answers may differ: no seed, and a temperature, the caller's own if above 0."""
+    body = {name: value for name, value in call.body.items() if name != "seed"}
+    own = body.get("temperature")
+    warm = isinstance(own, int | float) and own > 0
+    if temperature is not None or not warm:
+        body["temperature"] = PROBE_TEMPERATURE if temperature is None else temperature
+    return replace(call, body=body)

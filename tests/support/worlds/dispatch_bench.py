@@ -163,6 +163,7 @@ class Bench:
         fan_out: int = 1,
         merge: Merge = "none",
         whole: bool = False,
+        how: Mapping[str, Any] | None = None,
         body: Mapping[str, object] = BODY,
         **route: Any,
     ) -> DispatchInput:
@@ -176,6 +177,7 @@ class Bench:
             fan_out=fan_out,
             merge=merge,
             whole=whole,
+            **how or {},
         )
 
     def answer(self, **ask: Any) -> AsyncGenerator[Event, None]:
@@ -300,7 +302,7 @@ class Bench:
         assert (errors.count(True), errors.count(False)) == (len(failed), len(answered))
 
 
-FREE_OF_BLAME = {"answered", "unsure", "cancelled", "refused"}
+FREE_OF_BLAME = {"answered", "unsure", "compared", "cancelled", "refused"}
 
 
 @dataclass(slots=True)

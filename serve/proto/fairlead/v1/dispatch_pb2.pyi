@@ -32,12 +32,16 @@ class ChatMessage(_message.Message):
     def __init__(self, role: _Optional[str] = ..., content: _Optional[str] = ...) -> None: ...
 
 class Cascade(_message.Message):
-    __slots__ = ("confidence_min", "by")
+    __slots__ = ("confidence_min", "by", "probes", "temperature")
     CONFIDENCE_MIN_FIELD_NUMBER: _ClassVar[int]
     BY_FIELD_NUMBER: _ClassVar[int]
+    PROBES_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     confidence_min: float
     by: str
-    def __init__(self, confidence_min: _Optional[float] = ..., by: _Optional[str] = ...) -> None: ...
+    probes: int
+    temperature: float
+    def __init__(self, confidence_min: _Optional[float] = ..., by: _Optional[str] = ..., probes: _Optional[int] = ..., temperature: _Optional[float] = ...) -> None: ...
 
 class DispatchReply(_message.Message):
     __slots__ = ("answer", "routed", "piece", "ended")
