@@ -17,38 +17,59 @@ import numpy as np
 from learners.kernels.compiled import WIDE, compiled, inlined
 
 ZERO, ONE = np.float32(0.0), np.float32(1.0)
+TOGETHER = 16  # requests: what is computed of them stays in the first cache
 
 
 @inlined
-def _features(
-    context: Any, points: Any, lengths: Any, whitener: Any, shift: Any, units: Any, phi: Any
-) -> None:
-    """φ of one context, on its real scale. All sums are of integers, so they are exact."""
+def _similar(context: Any, points: Any, lengths: Any, unit: Any, similar: Any) -> None:
+    """What a context has in common with each landmark, as integers. Sums are exact."""
     n_similar, n_landmarks = points.shape
-    dots = np.zeros(n_landmarks, np.float32)
+    dots, rest = np.zeros(n_landmarks, np.float32), n_similar - n_similar % 4
     square = ZERO
-    for i in range(n_similar):
-        a = np.float32(context[i])
-        square += a * a
+    for i in range(0, rest, 4):
+        x, y = np.float32(context[i]), np.float32(context[i + 1])
+        z, t = np.float32(context[i + 2]), np.float32(context[i + 3])
+        square += (x * x + y * y) + (z * z + t * t)
+        p, q, r, s = points[i], points[i + 1], points[i + 2], points[i + 3]
         for j in range(n_landmarks):
-            dots[j] += a * points[i, j]
+            dots[j] += (x * p[j] + y * q[j]) + (z * r[j] + t * s[j])
+    for i in range(rest, n_similar):
+        x, p = np.float32(context[i]), points[i]
+        square += x * x
+        for j in range(n_landmarks):
+            dots[j] += x * p[j]
     length = math.sqrt(np.float64(square))
-    similar, white = np.empty(n_landmarks), np.zeros(n_landmarks)
     for j in range(n_landmarks):
         both = length * lengths[j]
         half = (1.0 + np.float64(dots[j]) / (both if both > 0.0 else 1.0)) / 2.0
         half = half * half
-        similar[j] = np.rint(half * half * units[0])
+        similar[j] = np.rint(half * half * unit)
+
+
+@inlined
+def _whiten(similar: Any, whitener: Any, shift: Any, units: Any, white: Any, phis: Any) -> None:
+    """φ of n contexts, on its real scale; the whitener is read once for all. Sums are exact."""
+    n_landmarks = len(whitener)
+    white[:] = 0.0
     for i in range(0, n_landmarks, 4):
-        a, b, c, d = similar[i], similar[i + 1], similar[i + 2], similar[i + 3]
-        one, two, three, four = whitener[i], whitener[i + 1], whitener[i + 2], whitener[i + 3]
-        for j in range(n_landmarks):
-            white[j] = white[j] + (a * one[j] + b * two[j]) + (c * three[j] + d * four[j])
+        p, q, r, s = whitener[i], whitener[i + 1], whitener[i + 2], whitener[i + 3]
+        for one in range(len(phis)):
+            a, b, c, d = (
+                similar[one, i],
+                similar[one, i + 1],
+                similar[one, i + 2],
+                similar[one, i + 3],
+            )
+            to = white[one]
+            for j in range(n_landmarks):
+                to[j] += (a * p[j] + b * q[j]) + (c * r[j] + d * s[j])
     step = np.float32(units[2])
-    for j in range(n_landmarks):
-        value = np.rint(white[j] * units[1] + shift[j])
-        phi[j] = np.float32(min(max(value, -127.0), 127.0)) * step
-    phi[n_landmarks] = ONE
+    for one in range(len(phis)):
+        phi, to = phis[one], white[one]
+        for j in range(n_landmarks):
+            value = np.rint(to[j] * units[1] + shift[j])
+            phi[j] = np.float32(min(max(value, -127.0), 127.0)) * step
+        phi[n_landmarks] = ONE
 
 
 @inlined
@@ -64,35 +85,38 @@ def _product(x: Any, rows: Any, sums: Any) -> None:
 
 
 @inlined
-def _products(x: Any, y: Any, rows: Any, of_x: Any, of_y: Any) -> None:
-    """The same for two of them, and of a triangle: before a row's own columns there is nothing.
+def _products(phis: Any, rows: Any, sums: Any) -> None:
+    """`sums` (n, width) = φᵀ `rows` of n requests, a triangle: before a row's own columns is none.
 
-    Rows are read from the second cache, and once for both. They are slices because an index that
-    may be negative would keep the loop from being vectorised.
+    Eight rows are read from the second cache at a time, and once for all requests. Each request's
+    numbers are added in the same order however many there are. Rows are slices because an index
+    that may be negative would keep the loop from being vectorised.
     """
     n, width = rows.shape
-    of_x[:], of_y[:] = ZERO, ZERO
-    for i in range(0, n - n % 4, 4):
+    sums[:] = ZERO
+    for i in range(0, n - n % 8, 8):
         first = i - i % WIDE
-        a, b, c, d = x[i], x[i + 1], x[i + 2], x[i + 3]
-        e, f, g, h = y[i], y[i + 1], y[i + 2], y[i + 3]
-        one, two, three, four = (
-            rows[i, first:],
-            rows[i + 1, first:],
-            rows[i + 2, first:],
-            rows[i + 3, first:],
+        p, q, r, s = rows[i, first:], rows[i + 1, first:], rows[i + 2, first:], rows[i + 3, first:]
+        t, u, v, w = (
+            rows[i + 4, first:],
+            rows[i + 5, first:],
+            rows[i + 6, first:],
+            rows[i + 7, first:],
         )
-        to_x, to_y = of_x[first:], of_y[first:]
-        for j in range(width - first):
-            p, q, r, s = one[j], two[j], three[j], four[j]
-            to_x[j] = to_x[j] + (a * p + b * q) + (c * r + d * s)
-            to_y[j] = to_y[j] + (e * p + f * q) + (g * r + h * s)
-    for i in range(n - n % 4, n):
+        for one in range(len(phis)):
+            a, b, c, d = phis[one, i], phis[one, i + 1], phis[one, i + 2], phis[one, i + 3]
+            e, f, g, h = phis[one, i + 4], phis[one, i + 5], phis[one, i + 6], phis[one, i + 7]
+            to = sums[one, first:]
+            for j in range(width - first):
+                half = to[j] + (a * p[j] + b * q[j]) + (c * r[j] + d * s[j])
+                to[j] = half + (e * t[j] + f * u[j]) + (g * v[j] + h * w[j])
+    for i in range(n - n % 8, n):
         first = i - i % WIDE
-        one, to_x, to_y = rows[i, first:], of_x[first:], of_y[first:]
-        for j in range(width - first):
-            to_x[j] += x[i] * one[j]
-            to_y[j] += y[i] * one[j]
+        row = rows[i, first:]
+        for one in range(len(phis)):
+            a, to = phis[one, i], sums[one, first:]
+            for j in range(width - first):
+                to[j] += a * row[j]
 
 
 @inlined
@@ -182,22 +206,22 @@ def estimate(
     noise, and the part of the deviation that no context changes. `nearby` (n, k, 3) is what
     neighbours estimate; without any there are none of them.
     """
-    k, n_features = spread.shape[:2]
-    phi, other_phi = np.empty(n_features, np.float32), np.empty(n_features, np.float32)
-    other_phi[:] = ZERO
-    part, other = np.empty(spread.shape[2], np.float32), np.empty(spread.shape[2], np.float32)
-    lanes = np.empty(WIDE, np.float32)
+    k, n_features, width = spread.shape
+    n, lanes = len(contexts), np.empty(WIDE, np.float32)
+    phis = np.empty((min(n, TOGETHER), n_features), np.float32)
+    sums = np.empty((len(phis), width), np.float32)
+    similar, white = np.empty((len(phis), len(lengths))), np.empty((len(phis), len(lengths)))
     _ratios(contexts, of_ratios, units, figures, mean)
-    for row in range(0, len(contexts), 2):
-        last = min(row + 1, len(contexts) - 1)
-        _features(contexts[row], points, lengths, whitener, shift, units, phi)
-        if last > row:
-            _features(contexts[last], points, lengths, whitener, shift, units, other_phi)
+    for first in range(0, n, TOGETHER):
+        some = phis[: min(TOGETHER, n - first)]
+        for i in range(len(some)):
+            _similar(contexts[first + i], points, lengths, units[0], similar[i])
+        _whiten(similar, whitener, shift, units, white[: len(some)], some)
         for m in range(k):
-            _products(phi, other_phi, spread[m], part, other)
-            deviation[row, m] = _judge(row, m, part, n_features, figures, lanes, mean)
-            if last > row:
-                deviation[last, m] = _judge(last, m, other, n_features, figures, lanes, mean)
+            _products(some, spread[m], sums[: len(some)])
+            for i in range(len(some)):
+                row = first + i
+                deviation[row, m] = _judge(row, m, sums[i], n_features, figures, lanes, mean)
     _blend(nearby, np.float32(units[4]), np.float32(units[3]), mean)
 
 
