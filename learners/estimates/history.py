@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from learners.context import N_FEATURES, unit_directions
 from learners.estimates.nearest import ivf
+from learners.estimates.nearest.lists import searched
 from learners.estimates.sums.influence import EARLIER
 from learners.kernels.compiled import kernels, writable
 from learners.option import option
@@ -255,6 +256,7 @@ class Neighbours:
         self.terms = np.stack([weight, weight * residual], axis=2).astype(np.float32)
         self.terms = self.terms.reshape(-1, 2 * N_TARGETS)
         self._quick: Any = kernels(MODULE) if compiled else None
+        self._indexed = None if index is None else searched(index, compiled=compiled)
         self._limits = np.array([options.similarity_min, options.shared_shrink, options.own_shrink])
 
     def __len__(self) -> int:
@@ -310,8 +312,8 @@ class Neighbours:
         """Cosine and row number (n, j) of the nearest rows; −1 where there are fewer."""
         wanted = self.options.neighbours
         parts = []
-        if self.index is not None:
-            parts.append(self.index.search(vectors, wanted))
+        if self._indexed is not None:
+            parts.append(self._indexed.search(vectors, wanted))
         if self.tail.ntotal:
             similarity, row = self.tail.search(vectors, min(wanted, self.tail.ntotal))
             parts.append((similarity, np.where(row >= 0, row + self.n_indexed, -1)))
