@@ -29,14 +29,16 @@ BINS = 512  # that similarities are counted in
 TOGETHER = 16  # directions that the centroids are read for once
 
 
-@intrinsic
-def _pointer(typing_context: Any, address: Any) -> Any:  # noqa: ARG001 - as numba calls it
+def _of_address(typing_context: Any, address: Any) -> Any:  # noqa: ARG001 - as numba calls it
     """An address as what `carray` takes."""
 
     def cast(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], cgutils.voidptr_t)
 
     return types.voidptr(types.uint64), cast
+
+
+_pointer: Any = intrinsic(_of_address)
 
 
 @inlined
