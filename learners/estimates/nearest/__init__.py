@@ -1,4 +1,4 @@
 """Searching past contexts: the index over them, made by the trainer and searched by routers.
 
-May import `context` and below.
+May import `context`, `kernels` and below.
 """
