@@ -13,7 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from memory_log import MemoryLog
 
-from streams.feedback.decisions import ADDED, SCHEMA, DecisionBatch, decode, encode
+from streams.feedback.decisions import (
+    ADDED,
+    COMPRESSED_MIN,
+    SCHEMA,
+    DecisionBatch,
+    decode,
+    encode,
+)
 from streams.feedback.export import export
 from streams.feedback.report import encode_report
 from streams.feedback.said import Said
@@ -151,6 +158,16 @@ def test_alike_batches_share_one_record_batch():
     assert len(value) < 10 * len(alone)
 
 
+def test_many_decisions_together_are_compressed():
+    """
+    One more than are written as they are takes less than those.
+    """
+    ((_, few),) = encode([batch(COMPRESSED_MIN - 1)])
+    ((_, many),) = encode([batch(COMPRESSED_MIN)])
+
+    assert len(many) < 0.9 * len(few)
+
+
 def test_each_row_has_a_pool_of_its_own():
     """
     Requests of one batch for one model may go to different pools.
@@ -259,14 +276,15 @@ def test_a_record_cut_short_is_an_error_or_shorter_never_wrong():
         assert table.to_pylist() == rows(batches)[: table.num_rows]
 
 
-def test_a_flipped_bit_anywhere_can_be_survived():
+@pytest.mark.parametrize(("n", "step"), [(3, 41), (COMPRESSED_MIN, 331)])
+def test_a_flipped_bit_anywhere_can_be_survived(n, step):
     """
     In names, lengths and offsets, too: one error, or a table of decisions whose every row can be
     read. (Followed unchecked, a wrong offset ended the process.)
     """
-    ((_, value),) = encode([batch(3)])
+    ((_, value),) = encode([batch(n)])
 
-    for bit in range(0, 8 * len(value), 41):
+    for bit in range(0, 8 * len(value), step):
         changed = bytearray(value)
         changed[bit // 8] ^= 1 << bit % 8
         try:

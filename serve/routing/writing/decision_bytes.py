@@ -243,7 +243,7 @@ def columns_bytes(
         whole = np.zeros(n, np.int64)
         if choices is not None:
             whole[at] = choices.chosen if name == "model" else choices.pool
-        columns[name] = b"".join(map(varint, whole.tolist()))
+        columns[name] = _varints(whole)
     for name in COLUMN_NUMBERS:
         numbers = np.zeros(n, "<f8")
         if choices is not None:
@@ -258,7 +258,15 @@ def columns_bytes(
     for row, ticket in zip(at.tolist(), tickets, strict=True):
         said[row] = ticket
     before = tag(message, "tickets", BYTES)
-    return b"".join(parts) + b"".join([part for one in said for part in (before, sized(one))])
+    heads = {length: before + varint(length) for length in {*map(len, said)}}  # nearly all alike
+    return b"".join(parts) + b"".join([part for one in said for part in (heads[len(one)], one)])
+
+
+def _varints(numbers: NDArray[np.int64]) -> bytes:
+    """Packed numbers, nearly always of one byte each."""
+    if len(numbers) and numbers.max() < 0x80:
+        return numbers.astype(np.uint8).tobytes()
+    return b"".join(map(varint, numbers.tolist()))
 
 
 def batch_reply_bytes(replies: Sequence[bytes]) -> bytes:
