@@ -21,12 +21,13 @@ VALUE_CHARS_MAX = 60  # of a wrong value repeated in a message: enough to find i
 _FORM = re.compile(r"(?P<problem>.*?)(?: - at `\$(?P<path>.*)`)?", re.DOTALL)
 _STEP = re.compile(r"\.(?P<key>\w+)|\[(?P<position>\d+)\]")
 _decode = msgspec.json.Decoder().decode
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # some editors write it; RFC 8259 allows to ignore it
 
 
 def read_body(content: bytes, kind: type[Kind]) -> tuple[dict[str, object], Kind]:
     """The object as it came, and its fields that `kind` names. Raises InvalidRequest."""
     try:
-        body = _decode(content)
+        body = _decode(content.removeprefix(BYTE_ORDER_MARK))
     # Nested deeper than Python's stack, and text that is no UTF-8, have errors of their own.
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         problem = f"{len(content)} bytes that are no JSON ({error})"

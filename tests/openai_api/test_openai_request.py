@@ -201,6 +201,19 @@ def test_body_that_is_no_object_is_refused(content):
     assert "it must be" in str(caught.value)
 
 
+def test_a_byte_order_mark_before_a_body_is_passed_over():
+    """
+    RFC 8259 forbids to send one and allows to ignore it; some editors write it. A second one is
+    no mark.
+    """
+    plain = json.dumps({"messages": ASKED}).encode()
+    mark = "\ufeff".encode()
+
+    assert read_chat(mark + plain, CATALOGUE) == read_chat(plain, CATALOGUE)
+    with pytest.raises(InvalidRequest, match="no JSON"):
+        read_chat(mark + mark + plain, CATALOGUE)
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
