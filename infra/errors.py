@@ -3,6 +3,7 @@
 InfraError
 ├── SettingsUnreadable   the settings file is missing or is not TOML
 ├── SettingsInvalid      a setting is unknown, of the wrong type or out of bounds
+├── NoSiteYet            a command that looks found no state where it looked
 ├── StateUnwritable      the state folder can't be written, or is full
 ├── AddressTaken         somebody listens already where we are to
 ├── BackupRefused        a copy of a site can't be made, or none can be made from it
@@ -84,6 +85,28 @@ class StateUnwritable(InfraError):
             f"state_dir {self.folder} can't be written: {self.problem}. What is learned is kept "
             f"there: make it writable, make room, or set `state_dir` to another folder."
         )
+
+
+class NoSiteYet(InfraError):
+    """Who only looks found no state of a site: most often the command was run in another folder."""
+
+    def __init__(self, folder: str, working_folder: str, found_in: str) -> None:
+        """`working_folder` is what a relative `state_dir` was looked up from, "" for an absolute
+        one; `found_in`, a folder in which the same `state_dir` holds a site, "" if none is known.
+        """
+        super().__init__(folder, working_folder, found_in)
+        self.folder, self.working_folder, self.found_in = folder, working_folder, found_in
+
+    def __str__(self) -> str:
+        said = f"no site has run with state_dir {self.folder}, so there is nothing to look at. "
+        if self.working_folder:
+            said += f"It is relative to the folder of the command, {self.working_folder}. "
+        if self.found_in:
+            return (
+                f"{said}A site's state is in {self.found_in}: run this there, or make `state_dir` "
+                f"absolute."
+            )
+        return f"{said}Run this where `fairlead up` runs, or start that first."
 
 
 class ClusterFailed(InfraError):

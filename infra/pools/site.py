@@ -62,10 +62,13 @@ class LocalSite:
         """The site that settings, read from `path`, describe; its folder and key are made.
 
         Whoever `looks_only` can do that, too, where nothing can be written: a full disk is when
-        people look. Raises StateUnwritable.
+        people look. Where no site has run, and its log and snapshots would be here, that is said.
+        Raises StateUnwritable and NoSiteYet.
         """
         options = settings.options(SiteOptions)
         state_dir = options.state_dir.absolute()
+        if looks_only and settings.kafka() is None and not options.snapshots:
+            state_folder.check_used(options.state_dir, path)
         if not (looks_only and (state_dir / TICKET_KEYS).is_file()):
             state_folder.prepare(state_dir)
         snapshots = options.snapshots or str(state_dir / "snapshots")

@@ -12,7 +12,7 @@ import shutil
 import tomllib
 from pathlib import Path
 
-from infra.errors import StateUnwritable
+from infra.errors import NoSiteYet, StateUnwritable
 from infra.settings.site_options import SiteOptions
 
 FREE_BYTES_MIN = 64 * 1024 * 1024  # a snapshot of 100,000 rows, and a minute of the log
@@ -31,6 +31,24 @@ def prepare(folder: Path) -> None:
     if free_bytes < FREE_BYTES_MIN:
         problem = f"only {free_bytes:,} bytes are free, and {FREE_BYTES_MIN:,} are needed"
         raise StateUnwritable(str(folder), problem)
+
+
+def check_used(named: Path, settings: Path) -> None:
+    """That a site has run in the folder that a settings file names. Raises NoSiteYet.
+
+    A relative one is of the working folder, so a command run elsewhere looks in a wrong place;
+    where there is such a folder beside the settings, that is the one meant.
+    """
+    if _is_used(named):
+        return
+    relative, beside = not named.is_absolute(), settings.absolute().parent
+    found = relative and _is_used(beside / named)
+    here = str(Path.cwd()) if relative else ""
+    raise NoSiteYet(str(named.absolute()), here, str(beside) if found else "")
+
+
+def _is_used(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
 
 
 def of_file(path: Path) -> Path:

@@ -23,7 +23,8 @@ class SiteOptions:
 
     state_dir: Path = option(
         Path(".fairlead"),
-        "Folder of the log, the ticket key and, unless `snapshots` says otherwise, snapshots.",
+        "Folder of the log, the ticket key and, unless `snapshots` says otherwise, snapshots. "
+        "A relative one is of the folder that a command is run in.",
     )
     snapshots: str = option("", "Folder or object store URI of snapshots. Empty: in state_dir.")
     ray_address: str = option(

@@ -16,7 +16,7 @@ from fairlead.command_line import app
 from fairlead.commands.setup.init import Answers, settings_text
 from fairlead.commands.started import keep_settings, not_taken
 from infra.cluster.checkup import LOCK
-from infra.errors import SettingsUnreadable
+from infra.errors import NoSiteYet, SettingsUnreadable
 from infra.pools import state_folder
 from infra.pools.ports import free_ports
 from infra.pools.site import LocalSite
@@ -177,6 +177,23 @@ def test_status_works_while_the_settings_are_broken(tmp_path):
 
     assert "colour is not a setting" in result.stderr
     assert json.loads(result.stdout).keys() >= {"alarms", "scaling"}
+
+
+@pytest.mark.parametrize(
+    "command", [["status"], ["decisions", "export"], ["backup", "copy.tar.gz"]]
+)
+def test_commands_that_look_make_no_site_where_none_has_run(tmp_path, monkeypatch, command):
+    """
+    An empty status was shown, and an empty backup was made, by who was in another folder.
+    """
+    path = settings_file(tmp_path, free_ports(1)[0])
+    monkeypatch.chdir(tmp_path)
+
+    result = CliRunner().invoke(app, [*command, "--settings", str(path), "--json"])
+
+    assert isinstance(result.exception, NoSiteYet)
+    assert result.stdout == ""
+    assert sorted(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("log_opens", [True, False])
