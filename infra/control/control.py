@@ -40,9 +40,10 @@ from infra.settings.settings import (
     read_settings,
     settings_file,
 )
+from learners.estimates.learned import MemoryOptions
 from serve.admin.changes import Asked, CountsFrom, Edited, Entry
 from serve.errors import ChangeRefused, EntryNotFound
-from streams.errors import OptionRefused, SnapshotDamaged, SnapshotFenced
+from streams.errors import StreamError
 from streams.training.snapshots import Store
 
 SHOWN_MAX = 1000  # of edits: the newest
@@ -97,8 +98,7 @@ class Control:
         store = self._store()
         with _refused(what), appending(self._edits) as descriptor:
             edits = read_edits(self._edits)
-            if read_settings(self._path, self._edits).stated("learning.trainers") > 1:
-                raise ChangeRefused(what, ("several trainers can't be rolled back together yet",))
+            memory = read_settings(self._path, self._edits).options(MemoryOptions)
             known = tuple(map(str, store.versions()))
             if asked.name not in known:
                 raise EntryNotFound(asked.kind, asked.name, known)
@@ -107,7 +107,7 @@ class Control:
             edit = replace(_edit(asked, by, len(edits) + 1, self._now_ms()), counts_from="now")
             if not asked.dry_run:
                 append(descriptor, edit)
-                roll_back(store, int(asked.name), edit.at_unix_ms)
+                roll_back(store, int(asked.name), memory, edit.at_unix_ms)
         number = 0 if asked.dry_run else edit.number
         return Edited(number=number, at_unix_ms=edit.at_unix_ms, by=by, counts_from="now")
 
@@ -139,7 +139,7 @@ def _refused(what: str) -> Iterator[None]:
         yield
     except SettingsInvalid as error:
         raise ChangeRefused(what, error.problems) from error
-    except (InfraError, OptionRefused, SnapshotDamaged, SnapshotFenced) as error:
+    except (InfraError, StreamError) as error:
         raise ChangeRefused(what, (str(error),)) from error
     except OSError as error:
         raise ChangeRefused(what, (f"the list of edits can't be kept: {error}",)) from error

@@ -25,6 +25,7 @@ class Folder:
 
     def __init__(self, uri: str) -> None:
         """`uri` is a path or anything `pyarrow.fs` understands, such as `s3://bucket/prefix`."""
+        self.uri = uri
         if "://" in uri:
             self._fs, self._root = fs.FileSystem.from_uri(uri)
         else:

@@ -60,18 +60,23 @@ def lay_out(uri: str, n_shards: int, n_partitions: int = 0) -> Layout:
 
     A new one fences whoever published before, so that nothing is published after its base.
     """
+    last = last_layout(uri)
+    if last and last.n_shards == n_shards:
+        return last
     folder = Folder(uri)
-    numbers = [int(name) for name in folder.names(LAYOUTS) if name.isdigit()]
-    if numbers:
-        last = Layout(**json.loads(folder.read(f"{LAYOUTS}/{max(numbers)}")))
-        if last.n_shards == n_shards:
-            return last
     store = Store(folder)
     store.claim()
-    layout = Layout(max(numbers, default=0) + 1, n_shards, store.newest(), n_partitions)
+    layout = Layout(last.number + 1 if last else 1, n_shards, store.newest(), n_partitions)
     described = json.dumps(asdict(layout)).encode()
     folder.write(f"{LAYOUTS}/{layout.number}", described, exclusive=True)
     return layout
+
+
+def last_layout(uri: str) -> Layout | None:
+    """The layout that trainers run with, or ran with last; None: none was ever made."""
+    folder = Folder(uri)
+    numbers = [int(name) for name in folder.names(LAYOUTS) if name.isdigit()]
+    return Layout(**json.loads(folder.read(f"{LAYOUTS}/{max(numbers)}"))) if numbers else None
 
 
 def start_of(

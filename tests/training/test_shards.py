@@ -7,10 +7,12 @@ import random
 
 import numpy as np
 import pytest
-from made_up import ENCODER, NOW_MS, SEALER, decided, report
+from made_up import ENCODER, MEMORY, NOW_MS, SEALER, decided, report
 from memory_log import MemoryLog, Storage
 from sharded import N_PARTITIONS, OPTIONS, Site, finish, written
 
+from infra.control import rollback
+from infra.control.rollback import roll_back
 from streams.errors import SnapshotFenced
 from streams.feedback.ticket import join_ids
 from streams.log.contract import FEEDBACK
@@ -31,6 +33,18 @@ def alone(storage: Storage, folder):
     while trainer.step():
         pass
     return trainer.state
+
+
+def report_all(log: MemoryLog, decisions) -> None:
+    """A quality of each, under its key."""
+    rng = np.random.default_rng(len(decisions))
+    log.append(
+        FEEDBACK,
+        [
+            (one.decision_id.hex().encode(), report(one.ticket, quality=float(rng.random())))
+            for one in decisions
+        ],
+    )
 
 
 @pytest.mark.parametrize("misplaced", [False, True])
@@ -132,6 +146,76 @@ def test_a_shard_without_records_does_not_hold_up_the_others(tmp_path):
     finish(*site.trainers(4))
 
     assert site.published().counts["learned"] == 1
+
+
+def test_going_back_to_a_snapshot_takes_back_what_every_shard_learned_since(tmp_path):
+    """
+    What is left is what one trainer had learned until then, and learns from new outcomes.
+    """
+    storage = Storage({FEEDBACK: N_PARTITIONS})
+    log = MemoryLog(storage, lambda: NOW_MS)
+    good, bad, after = batches = [decided(40, seed=seed) for seed in range(3)]
+    site = Site(tmp_path / "site", storage)
+    report_all(log, good)
+    finish(*site.trainers(3))
+    version, digest = Store(Folder(site.uri)).newest(), site.published().learned.digest()
+    running, merger = site.trainers(3)
+    report_all(log, bad)
+    finish(running, merger)
+    assert site.published().learned.digest() != digest
+
+    roll_back(Store(Folder(site.uri)), version, MEMORY, NOW_MS)
+
+    report_all(log, after)
+    for trainer in running:
+        with pytest.raises(SnapshotFenced):
+            finish([trainer], merger)
+    report_all(log, bad)  # said once more: it does not count after all
+    finish(*site.trainers(3))
+    expected = Storage({FEEDBACK: N_PARTITIONS})
+    for batch in (good, after):
+        report_all(MemoryLog(expected, lambda: NOW_MS), batch)
+    known = site.published()
+    assert known.learned.digest() == alone(expected, tmp_path / "alone").learned.digest()
+    assert known.counts["learned"] == sum(map(len, batches))
+    assert known.counts["duplicate"] == len(bad)
+    assert known.offsets == log.end_offsets(FEEDBACK)
+
+
+@pytest.mark.parametrize("given", [0, 1, 2])
+def test_who_dies_while_shards_go_back_leaves_nothing_twice_and_can_go_back_again(
+    tmp_path, monkeypatch, given
+):
+    """
+    However many of the trainers had got what they are to know.
+    """
+    storage = Storage({FEEDBACK: N_PARTITIONS})
+    site, log = Site(tmp_path / "site", storage), MemoryLog(storage, lambda: NOW_MS)
+    report_all(log, decided(60, seed=1))
+    finish(*site.trainers(3))
+    store = Store(Folder(site.uri))
+    version, good = store.newest(), site.published().learned.digest()
+    report_all(log, decided(60, seed=2))
+    finish(*site.trainers(3))
+    whole, left = rollback._give, [True] * given
+
+    def dying(*arguments) -> None:
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        whole(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(rollback, "_give", dying)
+        roll_back(store, version, MEMORY, NOW_MS)
+    finish(*site.trainers(3))
+    rows = site.published().learned.history.rows
+    ids = list(zip(rows["issuers"].tolist(), rows["sequences"].tolist(), strict=True))
+    assert len(set(ids)) == len(ids) > 0
+
+    roll_back(store, version, MEMORY, NOW_MS)
+    finish(*site.trainers(3))
+    assert site.published().learned.digest() == good
 
 
 def test_keys_go_where_kafka_puts_them():
