@@ -205,9 +205,10 @@ def test_who_dies_while_shards_go_back_leaves_nothing_twice_and_can_go_back_agai
         left.pop()
         whole(*arguments)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(rollback, "_give", dying)
+    monkeypatch.setattr(rollback, "_give", dying)
+    with pytest.raises(KeyboardInterrupt):
         roll_back(store, version, MEMORY, NOW_MS)
+    monkeypatch.undo()
     finish(*site.trainers(3))
     rows = site.published().learned.history.rows
     ids = list(zip(rows["issuers"].tolist(), rows["sequences"].tolist(), strict=True))
