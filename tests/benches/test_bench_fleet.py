@@ -9,12 +9,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from small_fleet import SMALL, TINY
 
 from learners.criticality import Criticality
 from load.bench.fleet import bench as bench_fleet
 from load.bench.fleet import overload
-from load.bench.fleet.bench import FleetBench, measure, run_contender
-from load.bench.fleet.clairvoyant import ClairvoyantOptions
+from load.bench.fleet.bench import measure, run_contender
 from load.bench.fleet.overload import (
     Base,
     OverloadOptions,
@@ -36,7 +36,6 @@ from load.bench.fleet.scenario import (
     SHORT_TARGET,
     STAND_INS,
     TABLE,
-    ScenarioOptions,
     fleet_of_market,
     homogeneous,
     outcomes,
@@ -45,24 +44,11 @@ from load.bench.fleet.scenario import (
     work_s_of,
 )
 from load.bench.fleet.seeds import over_seeds
-from load.bench.fleet.tuning import FAIRLEAD, ROUTER_BLIND, Contender, Grid
-from load.data.traces import DiurnalOptions
-from load.fit.pool_limits import LimitOptions
+from load.bench.fleet.tuning import FAIRLEAD, ROUTER_BLIND, Contender
 from load.simulation.loop.results import Fate
 from load.simulation.loop.split import capacities
 from load.simulation.warm_start import estimated_quality, halves
 
-TINY = ScenarioOptions(
-    azure_users=2.0,
-    azure_s=(0.0, 60.0),
-    azure_tuning_s=(60.0, 90.0),
-    mooncake_users=1.0,
-    mooncake_s=(0.0, 60.0),
-    mooncake_tuning_s=(60.0, 90.0),
-    diurnal=DiurnalOptions(days=0.02, requests_per_s=2.0),
-    diurnal_s=(0.0, 60.0),
-    diurnal_tuning_s=(60.0, 90.0),
-)
 POLICIES = {
     "fairlead",
     "ray_default",
@@ -78,25 +64,7 @@ POLICIES = {
 @cache
 def measured() -> dict:
     """A run as small as can be, of one trace."""
-    options = FleetBench(
-        scenarios=TINY,
-        traces=("azure",),
-        alone=("h200_sxm",),
-        queue_length=Grid(scaling="queue_length", targets=(0.2,), layouts=("cheapest_first",)),
-        utilisation=Grid(scaling="utilisation", targets=(0.6,), layouts=("cheapest_first",)),
-        clairvoyant=ClairvoyantOptions(limits=LimitOptions(requests=60, halvings=1)),
-        speed_s=(1500.0, 1520.0),
-        overload=OverloadOptions(
-            market_share=0.1,
-            static_s=20.0,
-            halvings=1,
-            ramp_s=20.0,
-            settle_s=10.0,
-            top_s=10.0,
-            multiples=(2.0,),
-        ),
-    )
-    return measure(options, lambda text: None)
+    return measure(SMALL, lambda text: None)
 
 
 # --- what it says

@@ -481,6 +481,60 @@ def test_an_example_writes_every_record_as_it_is(log, tmp_path, request, languag
     assert {r.key: r.partition for r in records} == dict(zip(keys_of(decisions), home, strict=True))
 
 
+# In the place of programs that are not installed: they do what the page's line asks of them.
+STAND_INS = {
+    "kcat": """
+import argparse, kafka
+asked = argparse.ArgumentParser()
+for flag in ("-C", "-e"):
+    asked.add_argument(flag, action="store_true", required=True)
+for option in ("-b", "-t"):
+    asked.add_argument(option, required=True)
+asked = asked.parse_args()
+reader = kafka.KafkaConsumer(bootstrap_servers=asked.b)
+parts = [kafka.TopicPartition(asked.t, p) for p in reader.partitions_for_topic(asked.t)]
+reader.assign(parts)
+reader.seek_to_beginning()
+left = sum(reader.end_offsets(parts).values()) - sum(reader.beginning_offsets(parts).values())
+for record, _ in zip(reader, range(left)):
+    print(record.value.decode())
+""",
+    "jq": """
+import json, sys
+assert sys.argv[1] == "-r"
+names = [one.strip(" .[]") for one in sys.argv[2].split("|")[0].split(",")]
+for line in sys.stdin:
+    print("\\t".join(str(json.loads(line)[name]) for name in names))
+""",
+}
+
+
+@pytest.mark.kafka
+def test_the_pages_line_about_dead_letters_shows_each_reason(log, tmp_path):
+    (documented,) = re.findall(r"^kcat .*$", PAGE, re.MULTILINE)
+    for name, program in STAND_INS.items():
+        if shutil.which(name) is None:
+            (tmp_path / name).write_text(f"#!{sys.executable}{program}")
+            (tmp_path / name).chmod(0o755)
+    why = {Reason.EMPTY: "the record has no value", Reason.NOT_JSON: "cut off at 3"}
+    letters = [
+        dead_letter(DeadLetter(Record(0, i, NOW_MS, b"k", b"v"), *one))
+        for i, one in enumerate(why.items())
+    ]
+    log.append(DEAD_LETTER, letters)
+    line = documented.replace("BOOTSTRAP", log.kafka._options.bootstrap_servers)
+
+    done = subprocess.run(
+        line.replace(DEAD_LETTER, log.prefix + DEAD_LETTER),
+        shell=True, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+        env=os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    shown = [f"{reason}\t{detail}" for reason, detail in why.items()]
+    assert sorted(done.stdout.splitlines()) == sorted(shown)
+
+
 @pytest.mark.kafka
 @pytest.mark.parametrize("language", ["python", "java", "go"])
 def test_an_example_fails_if_a_single_record_was_not_written(language, tmp_path, request, log):

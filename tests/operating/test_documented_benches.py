@@ -1,4 +1,4 @@
-"""The documents' long benches, each as it is written, over small tables and few orders.
+"""The documents' long benches, each as it is written, over small tables, few orders and short times.
 
 At their own length they take up to 40 minutes. What is run here is the whole command: its options, its
 tables, its parts, what it prints and draws.
@@ -10,18 +10,26 @@ import json
 import re
 import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
+import pyarrow.parquet as pq
 import pytest
-from documented_commands import SHORTENED
+from documented_commands import CONTROL, FLEET, OF_DECISIONS, PLAN, SPEED
 from outcome_tables import N, columns, written
+from small_fleet import SMALL as SMALL_FLEET
 from typer.testing import CliRunner
 
 from fairlead.command_line import app
+from load.bench.control import bench as control
+from load.bench.control import off_policy
 from load.bench.decisions import experiments, options
 from load.bench.decisions.peers import environment as peers
+from load.bench.fleet import bench as fleet
+from load.bench.speed import bench as speed
+from load.data import traces
 
 SMALL = replace(options.quick(), worlds=1, workers=1, prompts_max=N)
 REQUESTS = 192
@@ -58,7 +66,7 @@ def as_csv(path, prompts: dict[str, list[str]]) -> None:
 
 
 @pytest.mark.slow  # each is a bench
-@pytest.mark.parametrize("documented", SHORTENED)
+@pytest.mark.parametrize("documented", OF_DECISIONS)
 def test_a_documented_bench_runs_as_it_is_written(short, documented):
     command, _, file = documented.partition(" > ")
     for option, n in NUMBERS.items():
@@ -75,3 +83,103 @@ def test_a_documented_bench_runs_as_it_is_written(short, documented):
     assert file in ("", "decisions.json")
     if "--picture" in arguments:
         assert list((short / "out").glob("*.png"))
+
+
+@pytest.mark.slow
+def test_the_fleets_bench_runs_as_it_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fleet, "quick", lambda: SMALL_FLEET)
+
+    said = ran(FLEET)
+
+    assert "azure" in said and "rate_gain" in said
+
+
+@pytest.mark.slow
+def test_a_plan_for_a_trace_runs_as_it_is_written(tmp_path, monkeypatch):
+    """
+    In a folder without settings, so of the example; of the trace, its first requests.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(traces, "FOLDER", tmp_path)
+    whole = pq.read_table(Path(traces.__file__).parent / f"{traces.AZURE}.parquet")
+    pq.write_table(whole.slice(0, N), tmp_path / f"{traces.AZURE}.parquet")
+
+    said = ran(PLAN, may_end_with=(0, 1))  # 1: no fleet of the example's will do
+
+    assert said.startswith(("buy ", "Not good enough", "No plan: "))
+
+
+@pytest.mark.slow
+def test_the_bench_of_speed_runs_as_it_is_written(monkeypatch):
+    """
+    The stages of a decision, which `jq` takes out of the one object that is printed.
+    """
+    times = {"calls": 5, "seconds": 0.1, "open_s": 0.2, "rate_s": 0.1, "overload_s": 0.2}
+    rows = {"history": 5_000, "held_rows": 5_000, "feedback": 2_000}
+    short = replace(
+        speed.quick(),
+        **times,
+        **rows,
+        alternations=1,
+        rates_per_s=(250,),
+        factors=(2.0,),
+        ray_turns=1,
+    )
+    monkeypatch.setattr(speed, "quick", lambda: short)
+    monkeypatch.setenv(peers.PYTHON_VARIABLE, "/nowhere")
+    command, _, taken = SPEED.partition(" | jq .")
+
+    found = json.loads(ran(command))
+
+    assert found[taken]
+
+
+@pytest.mark.slow
+def test_the_bench_of_control_runs_as_it_is_written(tmp_path, monkeypatch):
+    """
+    With samples in the form of the Open Bandit dataset, of a shop that nobody knows.
+    """
+    rng = np.random.default_rng(0)
+    for policy in ("random", "bts"):
+        for campaign in off_policy.CAMPAIGNS:
+            shown = {
+                "item_id": rng.integers(0, 5, 500),
+                "position": rng.integers(1, 4, 500),
+                "click": rng.integers(0, 2, 500),
+                "propensity_score": np.full(500, 0.2),
+            }
+            pq.write_table(pa.table(shown), tmp_path / f"obd_{policy}_{campaign}.parquet")
+    variable, command = CONTROL.replace("FOLDER", str(tmp_path)).split(" ", 1)
+    monkeypatch.setenv(*variable.split("="))
+    monkeypatch.setenv(peers.PYTHON_VARIABLE, "/nowhere")
+    monkeypatch.setenv("FAIRLEAD_OUTCOMES", str(written(tmp_path).parent))
+    monkeypatch.setattr(control, "ControlBench", lambda: short_of_control())
+
+    assert "obd_covered" in ran(command.removeprefix("python -m "))
+
+
+def short_of_control() -> control.ControlBench:
+    return replace(
+        CONTROL_QUICK,
+        targets=CONTROL_QUICK.targets[:1],
+        prompts_max=100,
+        workers=1,
+        ope=off_policy.OpeBench(repetitions=2, decisions=200, trials=2, outcomes=300, others=1,
+                                others_outcomes=300),
+        guard=replace(CONTROL_QUICK.guard, prompts_max=50, calls=5),
+        traits=replace(CONTROL_QUICK.traits, seeds=2, batches=2),
+        scarce=replace(CONTROL_QUICK.scarce, history_max=60, queries_max=60),
+        arms=replace(CONTROL_QUICK.arms, n_arms=200, n_requests=1024, calls=5),
+    )  # fmt: skip
+
+
+CONTROL_QUICK = control.quick()
+
+
+def ran(documented: str, may_end_with: tuple[int, ...] = (0,)) -> str:
+    """What a command prints."""
+    done = CliRunner().invoke(app, shlex.split(documented)[1:])
+    assert done.exit_code in may_end_with, f"{done.output}\n{done.exception!r}"
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.stdout

@@ -5,7 +5,7 @@
     ```
 
 `HERE` are run in one folder, in this order, by `operating/test_documented_commands.py`; `ELSEWHERE`, and
-the pages in `WHOLE`, by another test; `NOT_RUN` by none, with the reason. A command that is in none of them fails `house/test_documents.py`.
+the pages in `WHOLE`, by another test. A command that is in none of them fails `house/test_documents.py`.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ HERE = [*BEFORE, SITE, *REPLAYS, *WITH_A_SITE]
 PLANNING = "tests/planning/test_planning_page.py"
 CLIENTS = "tests/deploying/test_example_clients.py"
 PRODUCERS = "tests/feedback/test_feedback_contract.py"
+MAKES = "tests/operating/test_documented_makes.py"
 TO_KAFKA = "BOOTSTRAP fairlead.feedback records.ndjson"
 ELSEWHERE = {
     "make run": "tests/simulation/test_loop.py",
@@ -87,6 +88,11 @@ ELSEWHERE = {
     ".venv/bin/fairlead landmarks own.npz": "tests/estimating/test_own_landmarks.py",
     "fairlead judge calibrate labels.ndjson judge.json --usd-max 1": "tests/dispatching/test_judging.py",
     ".venv/bin/fairlead bench autoscaling": "tests/benches/test_bench_autoscaling.py",
+    "make peers": MAKES,
+    "make llm-pools": MAKES,
+    "kcat -C -e -b BOOTSTRAP -t fairlead.feedback.dead-letter | jq -r '[.reason, .detail] | @tsv'": (
+        PRODUCERS
+    ),
 }
 
 # Pages whose commands are all run by a test of their own, from top to bottom.
@@ -97,7 +103,7 @@ WHOLE = {
 }
 
 # By operating/test_documented_benches.py, over less: at full length they take up to 40 minutes.
-SHORTENED = [
+OF_DECISIONS = [
     "fairlead bench decisions --json > decisions.json",
     "fairlead bench decisions --lambdas 0.03,0.1,0.4 --json",
     "fairlead bench decisions --quick",
@@ -106,17 +112,11 @@ SHORTENED = [
     "fairlead bench decisions --table texts.csv --encoder wordllama",
     "fairlead bench decisions --picture out/",
 ]
-NOT_RUN = {
-    ".venv/bin/fairlead bench fleet --quick": "minutes; tests/benches/test_bench_fleet.py runs it",
-    ".venv/bin/fairlead plan azure": "minutes; the same with --to-s 1620 is run",
-    "fairlead bench speed --quick --json | jq .stages": "a minute; its stages are tests/timing's",
-    "FAIRLEAD_BANDIT=FOLDER python -m fairlead bench control": "a data set that is not shipped",
-    "make peers": "it installs other projects' packages, a gigabyte",
-    "make llm-pools": "it installs 0.4 GB of weights, and builds llama.cpp for seven minutes",
-    "kcat -C -e -b BOOTSTRAP -t fairlead.feedback.dead-letter | jq -r '[.reason, .detail] | @tsv'": (
-        "programs of others, with a broker; tests/training/test_poison.py reads the topic"
-    ),
-}
+PLAN = ".venv/bin/fairlead plan azure"
+FLEET = ".venv/bin/fairlead bench fleet --quick"
+SPEED = "fairlead bench speed --quick --json | jq .stages"
+CONTROL = "FAIRLEAD_BANDIT=FOLDER python -m fairlead bench control"
+SHORTENED = [*OF_DECISIONS, PLAN, FLEET, SPEED, CONTROL]
 
 
 def blocks(text: str) -> list[tuple[str, str]]:

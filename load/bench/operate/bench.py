@@ -81,8 +81,10 @@ def measure(options: OperateBench, connect: ConnectSafely, say: Say) -> dict[str
         fuzzing = beside.submit(_fuzzed, spoiled, options, say)
         with site(whole, options.port) as up:
             result = asyncio.run(_site(up, connect, fuzzing, say))
+            say("stopping the site …")
             both = targets(observed, plain)
             starting = beside.submit(both.__enter__)
+        say("waiting for the servers that are compared …")
         told, silent = starting.result()
         on.push(both)
         cost = cost_share(told, silent, options.turns, options.turn_s, say)
@@ -127,6 +129,7 @@ async def _site(
         result = await _tried(on, up.folder) | await asyncio.wrap_future(fuzzing)
         say("updating all replicas under load …")
         result |= await rolling(up, connect)
+        say("looking for the prompts and tokens everywhere …")
         places = await found(up, [canary, *up.tokens.values()])
     return result | {"canaries_found": len(places), "canaries": {"places": places}}
 
