@@ -16,6 +16,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from fairlead.commands.fleet_tables import SECTIONS, print_fleet
+from fairlead.commands.headline import headline
 from fairlead.commands.started import not_taken
 from infra.autoscaling.live.planning import read_record
 from infra.errors import InfraError
@@ -116,6 +117,15 @@ SHOWN_APART = (
 
 
 def _print(found: dict[str, Any], out: Console) -> None:
+    """What matters first on top: it is there also where the screen has no room for the rest."""
+    out.print(headline(found), highlight=False)
+    for alarm in found["alarms"]:
+        out.print(f"[bold red]alarm[/] {alarm['name']} since {alarm['since']}", highlight=False)
+        out.print(f"  {alarm['cause']}\n  {alarm['remedy']}", highlight=False, markup=False)
+    router = found["router"]
+    if not router or not router["replicas"]:
+        out.print(NO_TELEMETRY)
+    out.print()
     table = Table(show_header=False, box=None)
     for name, value in found.items():
         if name in SECTIONS or name in SHOWN_APART:
@@ -129,9 +139,6 @@ def _print(found: dict[str, Any], out: Console) -> None:
     out.print(table)
     print_fleet(found, out)
     _print_lines(found, out)
-    router = found["router"]
-    if not router or not router["replicas"]:
-        out.print(NO_TELEMETRY)
     for change in found["changes"]:
         out.print(
             f"{change['model']}: {change['target']} moved by {change['shift']:+.2f} over "
@@ -139,11 +146,6 @@ def _print(found: dict[str, Any], out: Console) -> None:
             highlight=False,
             markup=False,
         )
-    for alarm in found["alarms"]:
-        out.print(f"[bold red]alarm[/] {alarm['name']} since {alarm['since']}", highlight=False)
-        out.print(f"  {alarm['cause']}\n  {alarm['remedy']}", highlight=False, markup=False)
-    if not found["alarms"]:
-        out.print("no alarms")
 
 
 def _print_lines(found: dict[str, Any], out: Console) -> None:

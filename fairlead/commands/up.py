@@ -104,7 +104,9 @@ def _run(path: Path | None, console: Console) -> None:
                 console.print(f"[bold green]Fairlead is up[/] at [bold]{router.address}[/]")
                 if router.dispatch:
                     console.print(f"It answers, too: {router.dispatch} (gRPC), {router.openai}")
-                console.print(_how_to_call(router.address), highlight=False, markup=False)
+                console.print(
+                    _how_to_call(router.address), highlight=False, markup=False, soft_wrap=True
+                )
                 _until_the_end(path, settings, router, console)
     except KeyboardInterrupt:
         pass

@@ -91,8 +91,8 @@ def _connected(where: Mapping[str, Any]) -> Iterator[None]:
         at = where["address"]
         raise ClusterFailed(f"Ray could not be started or joined at {at}: {error}") from error
     try:
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)  # it says that it has started
         ray_serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         yield
     finally:
         # Serve has nothing left to run by now; its own shutdown would only make Ray print that

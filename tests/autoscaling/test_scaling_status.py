@@ -57,6 +57,9 @@ def test_status_without_a_planner_has_no_lines(site, capsys):
     assert "scaling" not in capsys.readouterr().out
 
 
+SEEN = {"replicas": 1, "decisions_per_s": 2.0, "refused_per_s": 0.0, "latency_ms_p99": None}
+
+
 def test_status_says_when_no_router_reports_and_what_that_may_mean(site, capsys, monkeypatch):
     """
     Else what is shown of the time before looks as if it were of now. Under a full disk routers
@@ -68,7 +71,7 @@ def test_status_says_when_no_router_reports_and_what_that_may_mean(site, capsys,
     assert words in printed and "either none runs, or its log can't be written" in printed
     assert "See the alarms" in printed and "No router is running" not in printed
 
-    looked = SimpleNamespace(json=lambda: found | {"router": {"replicas": 1}})
+    looked = SimpleNamespace(json=lambda: found | {"router": SEEN})
     monkeypatch.setattr(status, "look", lambda *_: looked)
     monkeypatch.setattr(status, "print_fleet", lambda *_: None)
     status_of(site, quiet=False)

@@ -140,7 +140,8 @@ def test_the_bench_of_control_runs_as_it_is_written(tmp_path, monkeypatch):
     """
     With samples in the form of the Open Bandit dataset, of a shop that nobody knows.
     """
-    rng = np.random.default_rng(0)
+    rng, samples = np.random.default_rng(0), tmp_path / "samples"
+    samples.mkdir()
     for policy in ("random", "bts"):
         for campaign in off_policy.CAMPAIGNS:
             shown = {
@@ -149,8 +150,8 @@ def test_the_bench_of_control_runs_as_it_is_written(tmp_path, monkeypatch):
                 "click": rng.integers(0, 2, 500),
                 "propensity_score": np.full(500, 0.2),
             }
-            pq.write_table(pa.table(shown), tmp_path / f"obd_{policy}_{campaign}.parquet")
-    variable, command = CONTROL.replace("FOLDER", str(tmp_path)).split(" ", 1)
+            pq.write_table(pa.table(shown), samples / f"obd_{policy}_{campaign}.parquet")
+    variable, command = CONTROL.replace("FOLDER", str(samples)).split(" ", 1)
     monkeypatch.setenv(*variable.split("="))
     monkeypatch.setenv(peers.PYTHON_VARIABLE, "/nowhere")
     monkeypatch.setenv("FAIRLEAD_OUTCOMES", str(written(tmp_path).parent))

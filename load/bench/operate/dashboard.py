@@ -28,7 +28,6 @@ from streams.training.folder import Folder
 
 AXE = Path("node_modules/axe-core/axe.min.js")
 MODELS, POOLS = 8, 8
-OPENED = 5
 PAINTED_S_MAX = 20.0
 WEIGHT = """[...performance.getEntriesByType("navigation"),
   ...performance.getEntriesByType("resource").filter(one => one.name.includes("now.json"))]
@@ -67,10 +66,10 @@ def fill(state_dir: Path, now_ms: int, rng: np.random.Generator) -> None:
     History(Folder(str(state_dir / "snapshots"))).add_all(kept)
 
 
-async def looked_at(url: str, axe: str) -> dict[str, Any]:
-    """Open it several times; `axe` is axe-core's source. Raises NoBrowser and LoopStuck."""
+async def looked_at(url: str, axe: str, times: int) -> dict[str, Any]:
+    """Open it so many `times`; `axe` is axe-core's source. Raises NoBrowser and LoopStuck."""
     async with browser() as page:
-        painted = [await _painted_ms(page, url) for _ in range(OPENED)]
+        painted = [await _painted_ms(page, url) for _ in range(times)]
         n_bytes = await page.run(WEIGHT)
         found: dict[str, Any] = {
             "first_paint_ms": round(median(painted), 1),

@@ -41,6 +41,7 @@ class Rolled:
 
     sent: int = 0
     answered: int = 0
+    slowest_ms: float = 0.0  # of the calls that were answered
     resent: int = 0
     lost: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)  # after which a stream goes on
@@ -86,6 +87,7 @@ async def rolling(at: Attacked, connect: ConnectSafely) -> dict[str, Any]:
         "rolling": {
             "sent": seen.sent,
             "resent": seen.resent,
+            "slowest_ms": round(seen.slowest_ms),
             "took_s": round(time.monotonic() - began_s, 1),
             "lost": seen.lost,
             "problems": seen.problems,
@@ -117,9 +119,11 @@ async def _open_loop(
 
 
 async def _counted(call: Awaitable[None], what: str, seen: Rolled) -> None:
+    began_s = time.monotonic()
     try:
         await call
         seen.answered += 1
+        seen.slowest_ms = max(seen.slowest_ms, 1000.0 * (time.monotonic() - began_s))
     except grpc.aio.AioRpcError as error:
         seen.lose(f"{what}: {error.code().name} {error.details()}")
     except _Cut as error:
