@@ -78,6 +78,7 @@ def test_status_shows_a_change_in_words(tmp_path, capsys):
     Also before anything is known of it.
     """
     from fairlead.commands.status import show
+    from infra.pools.site import LocalSite
     from infra.settings.settings import read_settings
 
     settings = (
@@ -86,6 +87,7 @@ def test_status_shows_a_change_in_words(tmp_path, capsys):
     (tmp_path / "new.toml").write_text(settings)
     path = tmp_path / "fairlead.toml"
     path.write_text(settings + f'[change]\nmode = "shadow"\npolicy = "{tmp_path}/new.toml"\n')
+    LocalSite.of(read_settings(path), path)
 
     found = show(read_settings(path), path, quiet=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fairlead.commands.status import show
+from infra.pools.site import LocalSite
 from infra.settings.settings import read_settings
 
 SETTINGS = """state_dir = "{folder}/state"
@@ -25,6 +26,7 @@ def test_status_shows_what_models_are_stated_to_support(tmp_path, capsys):
     """
     path = tmp_path / "fairlead.toml"
     path.write_text(SETTINGS.format(folder=tmp_path))
+    LocalSite.of(read_settings(path), path)
 
     found = show(read_settings(path), path, quiet=False)
 
