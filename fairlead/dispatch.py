@@ -34,7 +34,9 @@ class DispatchRequest:
     probes: int | None = None
     temperature: float | None = None  # of these; above 0 to 2
     fan_out: int | None = None  # ask so many models at once; 1 to 8
-    merge: str | None = None  # of these give one: "agreement" or "judge"; else all are streamed
+    merge: str | None = None  # of these give one: "agreement", "judge" or "fuse"; else all
+    agreement_min: float | None = None  # with merge: with less they contradict each other; 0 to 1
+    escalate_to: str | None = None  # asked where all others failed or contradicted each other
 
     def message(self) -> pb.DispatchRequest:
         """Write it. Raises InvalidRequest."""
@@ -53,6 +55,8 @@ class DispatchRequest:
             cascade=self._cascade(),
             fan_out=self.fan_out,
             merge=self.merge,
+            agreement_min=self.agreement_min,
+            escalate_to=self.escalate_to,
         )
 
     def _cascade(self) -> pb.Cascade | None:
@@ -82,7 +86,7 @@ class Attempt:
     model: str
     pool: str
     endpoint: str
-    kind: str  # first, retry, hedge, reroute, cascade, escalation, fan-out
+    kind: str  # first, retry, hedge, reroute, cascade, escalation, fan-out, fuse, last-resort
     outcome: str  # answered, unsure, compared, cancelled, or why it failed
     detail: str
     began_ms: float  # since the request came in
@@ -101,6 +105,7 @@ class Routed:
     ticket: bytes  # of the attempt that answers: report its quality with it
     decision: Decision
     attempts: tuple[Attempt, ...]  # those before it
+    escalated: str = ""  # why `escalate_to` answers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +132,8 @@ class Ended:
     confidence: float | None
     attempts: tuple[Attempt, ...]
     problem: FairleadError | None  # fan-out: why this answer failed; the others go on
-    unsure: str = ""  # cascade: why an answer is given that was not good enough
+    unsure: str = ""  # why an answer is given that was not good enough, fused, or agreed with
+    escalated: str = ""  # as in `Routed`
 
 
 DispatchEvent = Routed | Piece | Ended
@@ -152,6 +158,7 @@ def read(reply: pb.DispatchReply) -> DispatchEvent | None:
             ticket=routed.ticket,
             decision=wire.decision(routed.decision),
             attempts=_attempts(routed.attempts),
+            escalated=routed.escalated,
         )
     return _ended(reply.answer, reply.ended) if kind == "ended" else None
 
@@ -171,6 +178,7 @@ def _ended(answer: int, ended: pb.Ended) -> Ended:
         if ended.problem_code
         else None,
         unsure=ended.unsure,
+        escalated=ended.escalated,
     )
 
 

@@ -97,12 +97,16 @@ def rules(settings: Stated, found: Sequence[Rule]) -> None:
 
 
 def judge(settings: Stated) -> None:
-    """Its model is one that there is, and what needs a judge has one."""
+    """The models of [judge], [fuse] and last resort are there; what needs a judge has one."""
     name, models = settings.stated("judge.model"), [m.name for m in settings.stated("models")]
     if name and models and name not in models:
         raise OptionRefused("judge.model", name, meant(name, models))
     if settings.stated("probes.judge") == "model" and not name:
         raise OptionRefused("probes.judge", "model", "another one, unless judge.model is set")
+    for key in ("fuse.model", "dispatch.escalate_to"):
+        other = settings.stated(key)
+        if other and models and other not in models:
+            raise OptionRefused(key, other, meant(other, models))
 
 
 def guard(settings: Stated) -> None:

@@ -51,6 +51,7 @@ from serve.deploy.replica import ReplicaOptions
 from serve.dispatch.budget import HedgeOptions, RetryOptions
 from serve.dispatch.dispatcher import DispatchOptions
 from serve.dispatch.judging.by_model import JudgeOptions
+from serve.dispatch.judging.fused import FuseOptions
 from serve.dispatch.judging.judging import JudgingOptions
 from serve.dispatch.probes import DispatchProbeOptions
 from serve.encoders import EncoderOptions
@@ -141,6 +142,9 @@ PARTS = {
     "judge": Part(
         "Answers that another model judges, beside requests. docs/judging.md has more.",
         (JudgeOptions, JudgingOptions),
+    ),
+    "fuse": Part(
+        "One answer that a model writes of several. docs/judging.md has more.", (FuseOptions,)
     ),
     "arms": Part(
         "Tools, retrievers, agents, modes: thousands, described by text. docs/arms.md has more.",

@@ -234,7 +234,7 @@ def _pools(pools: Mapping[str, PoolView]) -> Iterator[Metric]:
         )
     for what in (
         "joules", "tokens", "attempts", "answered", "cancelled", "retried", "hedged", "escalated",
-        "ejections", "refusals",
+        "ejections", "refusals", "last_resort",
     ):  # fmt: skip
         yield _counter(f"pool_{what}", f"{what.capitalize()}, in all", labels, each(what))
     for what, label in (("failed", "reason"), ("rerouted", "target")):

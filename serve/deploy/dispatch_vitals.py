@@ -59,6 +59,8 @@ class DispatchVitals:
             count(pool, "retried")
         elif attempt.kind == "hedge":
             count(pool, "hedged")
+        elif attempt.kind == "last-resort":
+            count(pool, "last_resort")
         match attempt.settled.outcome:
             case "answered" | "compared":
                 count(pool, "answered")

@@ -22,8 +22,9 @@ from serve.routing.request import BYTES_PER_TOKEN, TOKENS_MAX
 
 FAN_OUT_MAX = 8
 
-# Which of several answers is given: all of them; the one nearest to the others; the judge's best.
-Merge = Literal["none", "agreement", "judge"]
+# Which of several answers is given: all of them; the one nearest to the others; the judge's best;
+# one that a model writes of them.
+Merge = Literal["none", "agreement", "judge", "fuse"]
 MERGES: tuple[Merge, ...] = get_args(Merge)
 
 # By what a cascade escalates: how sure the cheap answer is; what a better one is worth beyond its
@@ -35,8 +36,11 @@ PROBE_TEMPERATURE, TEMPERATURE_MAX = 0.7, 2.0  # Wang et al. 2023; OpenAI's boun
 
 # Why an attempt is made: as decided; after another failed; because another is late; because the
 # decided pool could not be called or the session is in another; the cheap one of a cascade, the
-# better one; one of a fan-out.
-Kind = Literal["first", "retry", "hedge", "reroute", "cascade", "escalation", "fan-out"]
+# better one; one of a fan-out; one that is written of several answers; because all others failed
+# or contradicted each other.
+Kind = Literal[
+    "first", "retry", "hedge", "reroute", "cascade", "escalation", "fan-out", "fuse", "last-resort"
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +57,8 @@ class DispatchInput:
     probe_temperature: float | None = None
     fan_out: int = 1  # 1 to 8 models at once
     merge: Merge = "none"  # of several answers
+    agreement_min: float = 0.0  # 0 to 1, of merged answers; with less they contradict each other
+    escalate_to: str = ""  # the model that is asked when all others failed, or contradicted
     whole: bool = False  # nothing is shown before the end: a broken answer is tried again
 
     @property
@@ -62,22 +68,32 @@ class DispatchInput:
 
     def __post_init__(self) -> None:
         """Raises InvalidRequest."""
+        self._check_fan_out()
+        self._check_cascade()
+
+    def _check_fan_out(self) -> None:
         if not 1 <= self.fan_out <= FAN_OUT_MAX:
             raise InvalidRequest("fan_out", self.fan_out, f"1 to {FAN_OUT_MAX}")
-        confidence = self.confidence_min
-        if confidence is not None and not 0.0 <= confidence <= 1.0:
-            raise InvalidRequest("cascade.confidence_min", confidence, "0 to 1")
-        if confidence is not None and self.fan_out > 1:
+        if self.confidence_min is not None and self.fan_out > 1:
             raise InvalidRequest("fan_out", self.fan_out, "1 where a cascade is asked for")
         if self.merge not in MERGES:
             raise InvalidRequest("merge", self.merge, f"one of {', '.join(MERGES)}")
         if self.merge != "none" and self.fan_out == 1:
             raise InvalidRequest("merge", self.merge, "none, unless fan_out is 2 or more")
+        least = self.agreement_min
+        if not 0.0 <= least <= 1.0:
+            raise InvalidRequest("agreement_min", least, "0 to 1")
+        if least and self.merge == "none":
+            raise InvalidRequest("agreement_min", least, "0, unless answers are merged")
+
+    def _check_cascade(self) -> None:
+        confidence, warm = self.confidence_min, self.probe_temperature
+        if confidence is not None and not 0.0 <= confidence <= 1.0:
+            raise InvalidRequest("cascade.confidence_min", confidence, "0 to 1")
         if self.escalate not in ESCALATES:
             raise InvalidRequest("cascade.by", self.escalate, f"one of {', '.join(ESCALATES)}")
         if not 2 <= self.n_probes <= N_PROBES_MAX:
             raise InvalidRequest("cascade.probes", self.n_probes, f"2 to {N_PROBES_MAX}")
-        warm = self.probe_temperature
         if warm is not None and not 0.0 < warm <= TEMPERATURE_MAX:
             raise InvalidRequest("cascade.temperature", warm, f"above 0 to {TEMPERATURE_MAX:g}")
 
@@ -109,6 +125,7 @@ class Routed:
     endpoint: str
     ticket: bytes  # of the attempt that answers
     attempts: tuple[AttemptRecord, ...]  # those before it
+    escalated: str = ""  # why the last resort answers (`strategies.last_resort`)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +151,7 @@ class Ended:
     problem: Exception | None = None
     # Why this answer should not be relied on: it was not good enough, and nobody better answered.
     unsure: str = ""
+    escalated: str = ""  # as in `Routed`
 
 
 Event = Routed | Streamed | Ended

@@ -64,6 +64,7 @@ class AnswerState:
     n_before: int = 0  # attempts of the stages before this one
     refusals: dict[str, CallRefused] = field(default_factory=dict)  # by model, of this stage
     suspected: list[Attempt] = field(default_factory=list)  # see `Settlement.suspected`
+    escalated: str = ""  # why it is asked for the last time (`strategies.last_resort`)
     tags: tuple[str, ...] = ()  # what answers say of the request (`strategies.self_consistency`)
 
     @property

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from learners.option import option
 from serve.dispatch.answers import DispatchInput, Ended, Event, estimated_tokens
@@ -24,6 +24,7 @@ from serve.dispatch.budget import HedgeBudget, HedgeOptions, RetryBudget, RetryO
 from serve.dispatch.caller import AnswerState, Caller
 from serve.dispatch.features import Feature, features_of, modality_of
 from serve.dispatch.judging.by_model import JudgeOptions, ModelJudge
+from serve.dispatch.judging.fused import FuseOptions
 from serve.dispatch.judging.judging import Heard, Judging, JudgingOptions
 from serve.dispatch.judging.merged import Merged
 from serve.dispatch.probes import DispatchProbeOptions, Probes
@@ -33,8 +34,10 @@ from serve.dispatch.settlement import Settlement
 from serve.dispatch.strategies.cascade import Cascade
 from serve.dispatch.strategies.escalation import Escalation
 from serve.dispatch.strategies.fan_out import FanOut
+from serve.dispatch.strategies.last_resort import rescued
 from serve.dispatch.strategies.one_answer import OneAnswer
 from serve.dispatch.supported import deny_unable
+from serve.errors import UnknownModel
 from serve.health.health import Health, HealthOptions
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.live import Live, LiveView
@@ -56,6 +59,12 @@ class DispatchOptions:
     probes: DispatchProbeOptions = field(default_factory=DispatchProbeOptions)
     judge: JudgeOptions = field(default_factory=JudgeOptions)
     judging: JudgingOptions = field(default_factory=JudgingOptions)
+    fusing: FuseOptions = field(default_factory=FuseOptions)
+    escalate_to: str = option(
+        "",
+        "A model that is asked where all that were asked failed or contradicted each other, "
+        "unless the request names one. None: callers see the failure.",
+    )
 
 
 class Dispatcher:
@@ -118,7 +127,7 @@ class Dispatcher:
         escalation = Escalation(quality_weight, uniform)
         self._cascade = Cascade(self._one, race, caller, self._settlement, escalation, now_s)
         self._fan_out = FanOut(self._one, now_s)
-        self._merged = Merged(self._fan_out, judge)
+        self._merged = Merged(self._fan_out, self._one, judge, options.fusing)
 
     async def answer(self, dispatch: DispatchInput) -> AsyncGenerator[Event, None]:
         """The answer's events. Closing the generator ends every call it made.
@@ -127,6 +136,7 @@ class Dispatcher:
         event, AnswerBroken after it.
         """
         began_s = self._now_s()
+        dispatch = self._with_last_resort(dispatch)
         if not dispatch.route.HasField("prompt_tokens"):
             dispatch.route.prompt_tokens = estimated_tokens(dispatch.body)
         features = features_of(dispatch.body)
@@ -141,7 +151,8 @@ class Dispatcher:
         self.hedges.request_began()
         heard = Heard()
         try:
-            async with aclosing(self._plan(request, heard)) as events:
+            plan = rescued(self._one, request, self._plan(request, heard))
+            async with aclosing(plan) as events:
                 async for event in events:
                     if dispatch.merge == "none":
                         heard.note(event)
@@ -164,6 +175,16 @@ class Dispatcher:
         await self._judging.finish()
         await self._unheard.finish()
         await self._settlement.finish()
+
+    def _with_last_resort(self, dispatch: DispatchInput) -> DispatchInput:
+        """The request with the settings' last resort, where it names none. Raises UnknownModel."""
+        named = dispatch.escalate_to
+        if not named:
+            return replace(dispatch, escalate_to=self._options.escalate_to)
+        names = self._view.current.catalogue.names
+        if named not in names:
+            raise UnknownModel("escalate_to", named, names)
+        return dispatch
 
     def _plan(self, request: AnswerState, heard: Heard) -> AsyncGenerator[Event, None]:
         if request.dispatch.merge != "none":

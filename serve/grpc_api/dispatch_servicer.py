@@ -117,6 +117,8 @@ def read_dispatch(request: pb.DispatchRequest) -> DispatchInput:
         probe_temperature=cascade.temperature if cascade.HasField("temperature") else None,
         fan_out=request.fan_out if request.HasField("fan_out") else 1,
         merge=cast("Merge", request.merge or "none"),
+        agreement_min=request.agreement_min,
+        escalate_to=request.escalate_to,
     )
 
 
@@ -169,6 +171,7 @@ def write(event: Event) -> pb.DispatchReply:
                     ticket=event.ticket,
                     decision=event.decision,
                     attempts=[_attempt(attempt) for attempt in event.attempts],
+                    escalated=event.escalated,
                 ),
             )
         case Ended():
@@ -192,6 +195,7 @@ def _ended(event: Ended) -> pb.Ended:
         problem_code=code,
         problem=problem,
         unsure=event.unsure,
+        escalated=event.escalated,
     )
 
 

@@ -122,6 +122,8 @@ class Progress:
             found["tokens_counted"] = ended.usage.counted
             if ended.unsure:
                 found["unsure"] = ended.unsure
+            if ended.escalated:
+                found["escalated"] = ended.escalated
             if ended.problem is not None:
                 found["problem"] = error_object(ended.problem)
         return found
@@ -142,6 +144,8 @@ def headers_of(routed: Routed) -> dict[str, str]:
         "x-fairlead-snapshot-version": str(routed.decision.snapshot_version),
         "x-fairlead-attempts": _attempts_header(routed.attempts),
     }
+    if routed.escalated:
+        headers["x-fairlead-escalated"] = _header(routed.escalated)
     return headers | ({"x-fairlead-ticket": ticket} if len(ticket) <= HEADER_BYTES_MAX else {})
 
 

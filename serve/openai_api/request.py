@@ -75,6 +75,8 @@ class Options(RouteOptions):
     cascade: Cascade | None = None
     fan_out: int | None = None
     merge: str | None = None
+    agreement_min: float | None = None
+    escalate_to: str | None = None
 
 
 class Message(Struct):
@@ -156,6 +158,8 @@ def read_chat(content: bytes, catalogue: Catalogue) -> Chat:
             probe_temperature=cascade.temperature,
             fan_out=options.fan_out if options.fan_out is not None else 1,
             merge=cast("Merge", options.merge or "none"),
+            agreement_min=options.agreement_min or 0.0,
+            escalate_to=options.escalate_to or "",
             whole=not chat.stream,
         ),
         stream=bool(chat.stream),

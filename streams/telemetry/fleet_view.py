@@ -106,6 +106,7 @@ class PoolView:
     rerouted: dict[str, int]  # from this pool, by target
     ejections: int
     refusals: int
+    last_resort: int
     refuses: tuple[str, ...]  # what it is remembered to refuse: tools, images, …
     derived: bool  # some live replica is emulated, with parameters that were not measured
     silent_s: float | None  # since the last report of any replica; None: there was none
@@ -363,7 +364,7 @@ def _pool_view(
     last = max(received, key=lambda r: r.received_ms, default=None)
     newest, alive = last and last.record, reports.replicas
     same = ["tokens", "attempts", "answered", "failed", "cancelled", "retried", "hedged"]
-    same += ["escalated", "rerouted", "ejections", "refusals"]
+    same += ["escalated", "rerouted", "ejections", "refusals", "last_resort"]
     can = learned(servers, reports.n_callers).service
     known = can.capacity_per_s > 0.0
     return PoolView(

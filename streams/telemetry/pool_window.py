@@ -18,7 +18,15 @@ from streams.telemetry.records import KINDS_MAX, OTHER, POOLS_MAX, DispatchState
 from streams.telemetry.window import Reporter, clean
 
 What = Literal[
-    "attempts", "answered", "cancelled", "retried", "hedged", "escalated", "ejections", "refusals"
+    "attempts",
+    "answered",
+    "cancelled",
+    "retried",
+    "hedged",
+    "escalated",
+    "ejections",
+    "refusals",
+    "last_resort",
 ]
 
 

@@ -307,6 +307,9 @@ class DispatchWindow(Part):
     ] = {}
     ejections: Annotated[Count, Meta(description="Replicas taken out for failing.")] = 0
     refusals: Annotated[Count, Meta(description="Calls that the circuit breaker refused.")] = 0
+    last_resort: Annotated[
+        Count, Meta(description="Calls made because all others failed or contradicted each other.")
+    ] = 0
 
 
 class DispatchState(Telemetry, tag="dispatch"):

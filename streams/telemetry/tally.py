@@ -104,6 +104,7 @@ class PoolTally(Summed, frozen=True):
     rerouted: dict[str, int] = {}  # by target
     ttft_ms: Counts = {}
     tpot_ms: Counts = {}
+    last_resort: int = 0
 
     def bare(self) -> PoolTally:
         """Without histograms."""
@@ -237,6 +238,7 @@ def _dispatched(window: DispatchWindow) -> PoolTally:
     return PoolTally(
         **{name: getattr(window, name) for name in same},
         refusals=window.refusals,
+        last_resort=window.last_resort,
         failed=window.failed,
         rerouted=window.rerouted,
     )

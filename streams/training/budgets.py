@@ -166,7 +166,9 @@ def _released(
 
 
 # The policies of tickets whose calls no router reserved for; a test compares `serve.dispatch`.
-FURTHER_ATTEMPTS = ("first", "retry", "hedge", "reroute", "cascade", "escalation", "fan-out")
+FURTHER_ATTEMPTS = (
+    "first", "retry", "hedge", "reroute", "cascade", "escalation", "fan-out", "fuse", "last-resort",
+)  # fmt: skip
 _NOT_RESERVED = np.array(
     [key_of(name) for name in (PROBE, IMPORT, ARMS, *FURTHER_ATTEMPTS)], np.uint64
 )

@@ -306,6 +306,9 @@ def test_request_is_sent_with_all_its_fields(caller, dispatcher):
             options={"max_tokens": 5, "tools": [{"type": "function"}]},
             confidence_min=0.75,
             fan_out=3,
+            merge="fuse",
+            agreement_min=0.5,
+            escalate_to="large",
         )
     )
 
@@ -317,6 +320,7 @@ def test_request_is_sent_with_all_its_fields(caller, dispatcher):
         "messages": messages, "max_tokens": 5, "tools": [{"type": "function"}]
     }  # fmt: skip
     assert (asked.cascade.confidence_min, asked.fan_out) == (0.75, 3)
+    assert (asked.merge, asked.agreement_min, asked.escalate_to) == ("fuse", 0.5, "large")
 
 
 @pytest.mark.parametrize(

@@ -226,6 +226,7 @@ LIMITS = {
     "DispatchRequest.options_json": ("At most {} MiB", OPTIONS_BYTES_MAX >> 20),
     "DispatchRequest.fan_out": ("1 to {}.", FAN_OUT_MAX),
     "Cascade.confidence_min": ("0 to {}.", 1),
+    "DispatchRequest.agreement_min": ("0 to {}.", 1),
     "Cascade.probes": ("2 to {}.", N_PROBES_MAX),
     "Cascade.temperature": ("above 0 to {}.", TEMPERATURE_MAX),
     "Decision.decision_id": ("{} hexadecimal digits", 2 * ID_BYTES),

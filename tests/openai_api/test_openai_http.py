@@ -393,6 +393,23 @@ def test_a_cascade_by_self_consistency_is_asked_for_in_one_field(up, client):
         )
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_of_the_last_resort_says_why(up, client, stream):
+    why = "nobody that was asked answered (unreachable)"
+    up.dispatcher.play(
+        routed(0, escalated=why), piece("Oslo", 0), delta(0, "stop"), ended(0, escalated=why)
+    )
+    raw = client.chat.completions.with_raw_response.create(
+        model="auto", messages=ASKED, stream=stream,
+        extra_body={"fairlead": {"fan_out": 2, "escalate_to": "org/large"}},
+    )  # fmt: skip
+
+    got = list(raw.parse())[-1] if stream else raw.parse()
+    assert urllib.parse.unquote(raw.headers["x-fairlead-escalated"]) == why
+    assert got.model_extra["fairlead"]["escalated"] == why
+    assert up.dispatcher.asks[0].escalate_to == "org/large"
+
+
 def test_fan_out_brings_a_choice_per_answer(up, client):
     """
     Headers and id are of the answer that came first, usage is of all, `fairlead` has one of each.

@@ -91,6 +91,9 @@ def test_options_of_ours_reach_the_router_and_the_dispatcher():
     assert not chat.dispatch.route.HasField("prompt_tokens")
     assert (chat.dispatch.confidence_min, chat.dispatch.fan_out) == (0.8, 1)
     assert read(fairlead={"fan_out": 3}).dispatch.fan_out == 3
+    merged = {"fan_out": 2, "merge": "fuse", "agreement_min": 0.5, "escalate_to": "large"}
+    asked = read(fairlead=merged).dispatch
+    assert (asked.merge, asked.agreement_min, asked.escalate_to) == ("fuse", 0.5, "large")
     several = {"by": "self_consistency", "probes": 5, "temperature": 1.5}
     asked = read(fairlead={"cascade": several}).dispatch
     assert (asked.confidence_min, asked.escalate) == (0.0, "self_consistency")
@@ -117,6 +120,8 @@ def test_every_option_of_a_request_can_be_given():
         "cascade",
         "fan_out",
         "merge",
+        "agreement_min",
+        "escalate_to",
     }
     assert {f.name for f in pb.Preference.DESCRIPTOR.fields} == set(Preference.__struct_fields__)
     assert {f.name for f in pb.Outcome.DESCRIPTOR.fields} == set(Outcome.__struct_fields__)

@@ -133,8 +133,7 @@ class ModelJudge:
 def judged_body(body: Mapping[str, object], answer: str, rubric: str) -> dict[str, object]:
     """What the judge is asked about an answer to a chat completion's body."""
     mark = secrets.token_hex(8)
-    asked = f"<question {mark}>\n{_question(body)}\n</question {mark}>"
-    given = f"<answer {mark}>\n{answer[-TEXT_MAX:]}\n</answer {mark}>"
+    asked, given = quoted("question", question_of(body), mark), quoted("answer", answer, mark)
     return {
         "messages": [
             {"role": "system", "content": rubric},
@@ -145,7 +144,12 @@ def judged_body(body: Mapping[str, object], answer: str, rubric: str) -> dict[st
     }
 
 
-def _question(body: Mapping[str, object]) -> str:
+def quoted(what: str, text: str, mark: str) -> str:
+    """A text as data, between marks that it can't know; the end of what is longer."""
+    return f"<{what} {mark}>\n{text[-TEXT_MAX:]}\n</{what} {mark}>"
+
+
+def question_of(body: Mapping[str, object]) -> str:
     """The conversation's texts, each with who said it."""
     messages = body.get("messages")
     listed = messages if isinstance(messages, list | tuple) else ()
@@ -155,7 +159,7 @@ def _question(body: Mapping[str, object]) -> str:
         if isinstance(message, Mapping)
         for text in texts_in(message.get("content"))
     ]
-    return "\n".join(said)[-TEXT_MAX:]
+    return "\n".join(said)
 
 
 def points_of(reply: str) -> float | None:

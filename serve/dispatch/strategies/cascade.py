@@ -37,6 +37,7 @@ from serve.dispatch.strategies.escalation import (
     cheapest_of,
     places_of,
 )
+from serve.dispatch.strategies.last_resort import last_resort
 from serve.dispatch.strategies.one_answer import OneAnswer
 from serve.dispatch.strategies.self_consistency import spread_of, tag_of
 from serve.errors import AttemptFailed, DeadlinePassed
@@ -90,14 +91,28 @@ class Cascade:
         unsure = ""
         large.tags = small.tags = () if cheap.spread is None else (tag_of(cheap.spread),)
         if better := self._escalation.better(large, cheap, confidence_min):
-            unsure, large.places = NO_TIME, places_of(large, better)
+            unsure = NO_TIME
             if self._time_for(better, large):
                 unsure = NOBODY_BETTER.format(model=better)
-                async with aclosing(self._escalated(large, cheap)) as events:
+                async with aclosing(self._instead(large, cheap, better, unsure)) as events:
                     async for event in events:
                         yield event
         if cheap.attempt.settled is None:
             async with aclosing(self._kept(small, cheap, unsure)) as events:
+                async for event in events:
+                    yield event
+
+    async def _instead(
+        self, large: AnswerState, cheap: Cheap, better: str, unsure: str
+    ) -> AsyncGenerator[Event, None]:
+        """The better model's events; if it never begins, those of the last resort; or none."""
+        asked = replace(large, places=places_of(large, better))
+        async with aclosing(self._escalated(asked, cheap)) as events:
+            async for event in events:
+                yield event
+        last = last_resort(large, unsure)
+        if cheap.attempt.settled is None and last is not None and asked.places != last.places:
+            async with aclosing(self._escalated(last, cheap)) as events:
                 async for event in events:
                     yield event
 

@@ -53,14 +53,21 @@ class FanOut:
             for i, model in enumerate(models)
         ]
         pumps = [asyncio.ensure_future(self._pump(part, events)) for part in parts]
+        failed: list[Ended] = []  # before anybody began to answer
         try:
             left, routed = len(parts), False
             while left:
                 event = await events.get()
                 routed |= isinstance(event, Routed)
                 left -= isinstance(event, Ended)
-                if isinstance(event, Ended) and event.problem and not left and not routed:
-                    raise event.problem  # none of them answered
+                if isinstance(event, Ended) and event.problem and not routed:
+                    failed.append(event)
+                    if not left:
+                        raise event.problem  # none of them answered
+                    continue
+                for one in failed:
+                    yield one
+                failed.clear()
                 yield event
         finally:
             for pump in pumps:

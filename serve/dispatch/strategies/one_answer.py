@@ -139,6 +139,7 @@ class OneAnswer:
             endpoint=attempt.lease.address,
             ticket=attempt.ticket.ticket,
             attempts=request.records(),
+            escalated=request.escalated,
         )
 
     def ended(self, request: AnswerState, attempt: Attempt, first_token_ms: float) -> Ended:
@@ -154,4 +155,5 @@ class OneAnswer:
             latency_ms=request.since_ms(self._now_s()),
             confidence=attempt.confidence,
             attempts=records,
+            escalated=request.escalated,
         )

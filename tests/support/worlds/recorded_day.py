@@ -121,7 +121,7 @@ def pool_view(model: str) -> PoolView:
         model=model, gpu="l40s", region="", replicas={"ready": 3}, queued=4, running=31, kv_use=0.6,
         ttft_ms={"p50": 180.0, "p95": 420.0, "p99": 910.0}, tpot_ms={"p50": 11.0, "p95": 18.0, "p99": 30.0}, tokens_per_s=2100.0,
         watts=900.0, joules=1e9, tokens=10**8, attempts=10**6, answered=10**6, failed={"late": 12}, cancelled=40, retried=31,
-        hedged=0, escalated=0, rerouted={}, ejections=1, refusals=0, refuses=(), derived=False, silent_s=0.4,
+        hedged=0, escalated=0, rerouted={}, ejections=1, refusals=0, last_resort=0, refuses=(), derived=False, silent_s=0.4,
         capacity_per_s=12.0, capacity_deviation_per_s=1.0, capacity_seen_full=True, learned_from=9000,
     )  # fmt: skip
 

@@ -8,20 +8,24 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class DispatchRequest(_message.Message):
-    __slots__ = ("route", "messages", "options_json", "cascade", "fan_out", "merge")
+    __slots__ = ("route", "messages", "options_json", "cascade", "fan_out", "merge", "agreement_min", "escalate_to")
     ROUTE_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_JSON_FIELD_NUMBER: _ClassVar[int]
     CASCADE_FIELD_NUMBER: _ClassVar[int]
     FAN_OUT_FIELD_NUMBER: _ClassVar[int]
     MERGE_FIELD_NUMBER: _ClassVar[int]
+    AGREEMENT_MIN_FIELD_NUMBER: _ClassVar[int]
+    ESCALATE_TO_FIELD_NUMBER: _ClassVar[int]
     route: _router_pb2.RouteRequest
     messages: _containers.RepeatedCompositeFieldContainer[ChatMessage]
     options_json: str
     cascade: Cascade
     fan_out: int
     merge: str
-    def __init__(self, route: _Optional[_Union[_router_pb2.RouteRequest, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., options_json: _Optional[str] = ..., cascade: _Optional[_Union[Cascade, _Mapping]] = ..., fan_out: _Optional[int] = ..., merge: _Optional[str] = ...) -> None: ...
+    agreement_min: float
+    escalate_to: str
+    def __init__(self, route: _Optional[_Union[_router_pb2.RouteRequest, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., options_json: _Optional[str] = ..., cascade: _Optional[_Union[Cascade, _Mapping]] = ..., fan_out: _Optional[int] = ..., merge: _Optional[str] = ..., agreement_min: _Optional[float] = ..., escalate_to: _Optional[str] = ...) -> None: ...
 
 class ChatMessage(_message.Message):
     __slots__ = ("role", "content")
@@ -56,20 +60,22 @@ class DispatchReply(_message.Message):
     def __init__(self, answer: _Optional[int] = ..., routed: _Optional[_Union[Routed, _Mapping]] = ..., piece: _Optional[_Union[AnswerPiece, _Mapping]] = ..., ended: _Optional[_Union[Ended, _Mapping]] = ...) -> None: ...
 
 class Routed(_message.Message):
-    __slots__ = ("model", "pool", "endpoint", "ticket", "decision", "attempts")
+    __slots__ = ("model", "pool", "endpoint", "ticket", "decision", "attempts", "escalated")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
     TICKET_FIELD_NUMBER: _ClassVar[int]
     DECISION_FIELD_NUMBER: _ClassVar[int]
     ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    ESCALATED_FIELD_NUMBER: _ClassVar[int]
     model: str
     pool: str
     endpoint: str
     ticket: bytes
     decision: _router_pb2.Decision
     attempts: _containers.RepeatedCompositeFieldContainer[Attempt]
-    def __init__(self, model: _Optional[str] = ..., pool: _Optional[str] = ..., endpoint: _Optional[str] = ..., ticket: _Optional[bytes] = ..., decision: _Optional[_Union[_router_pb2.Decision, _Mapping]] = ..., attempts: _Optional[_Iterable[_Union[Attempt, _Mapping]]] = ...) -> None: ...
+    escalated: str
+    def __init__(self, model: _Optional[str] = ..., pool: _Optional[str] = ..., endpoint: _Optional[str] = ..., ticket: _Optional[bytes] = ..., decision: _Optional[_Union[_router_pb2.Decision, _Mapping]] = ..., attempts: _Optional[_Iterable[_Union[Attempt, _Mapping]]] = ..., escalated: _Optional[str] = ...) -> None: ...
 
 class AnswerPiece(_message.Message):
     __slots__ = ("text", "delta_json", "finish_reason")
@@ -104,7 +110,7 @@ class Attempt(_message.Message):
     def __init__(self, model: _Optional[str] = ..., pool: _Optional[str] = ..., endpoint: _Optional[str] = ..., kind: _Optional[str] = ..., outcome: _Optional[str] = ..., detail: _Optional[str] = ..., began_ms: _Optional[float] = ..., took_ms: _Optional[float] = ..., cost_usd: _Optional[float] = ...) -> None: ...
 
 class Ended(_message.Message):
-    __slots__ = ("prompt_tokens", "output_tokens", "cost_usd", "paid_usd", "first_token_ms", "latency_ms", "confidence", "attempts", "problem_code", "problem", "unsure")
+    __slots__ = ("prompt_tokens", "output_tokens", "cost_usd", "paid_usd", "first_token_ms", "latency_ms", "confidence", "attempts", "problem_code", "problem", "unsure", "escalated")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COST_USD_FIELD_NUMBER: _ClassVar[int]
@@ -116,6 +122,7 @@ class Ended(_message.Message):
     PROBLEM_CODE_FIELD_NUMBER: _ClassVar[int]
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
     UNSURE_FIELD_NUMBER: _ClassVar[int]
+    ESCALATED_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     output_tokens: int
     cost_usd: float
@@ -127,4 +134,5 @@ class Ended(_message.Message):
     problem_code: int
     problem: str
     unsure: str
-    def __init__(self, prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., cost_usd: _Optional[float] = ..., paid_usd: _Optional[float] = ..., first_token_ms: _Optional[float] = ..., latency_ms: _Optional[float] = ..., confidence: _Optional[float] = ..., attempts: _Optional[_Iterable[_Union[Attempt, _Mapping]]] = ..., problem_code: _Optional[int] = ..., problem: _Optional[str] = ..., unsure: _Optional[str] = ...) -> None: ...
+    escalated: str
+    def __init__(self, prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., cost_usd: _Optional[float] = ..., paid_usd: _Optional[float] = ..., first_token_ms: _Optional[float] = ..., latency_ms: _Optional[float] = ..., confidence: _Optional[float] = ..., attempts: _Optional[_Iterable[_Union[Attempt, _Mapping]]] = ..., problem_code: _Optional[int] = ..., problem: _Optional[str] = ..., unsure: _Optional[str] = ..., escalated: _Optional[str] = ...) -> None: ...
