@@ -422,7 +422,12 @@ def test_a_bad_label_is_named_by_its_line(labelled):
 
 @pytest.mark.parametrize(
     ("text", "named"),
-    [('[judge]\nmodel = "nobody"', "judge.model"), ('[probes]\njudge = "model"', "probes.judge")],
+    [
+        ('[judge]\nmodel = "nobody"', "judge.model"),
+        ('[probes]\njudge = "model"', "probes.judge"),
+        ('[fuse]\nmodel = "nobody"', "fuse.model"),
+        ('[dispatch]\nescalate_to = "nobody"', "dispatch.escalate_to"),
+    ],
 )
 def test_settings_that_do_not_fit_are_refused(tmp_path, text, named):
     """

@@ -626,6 +626,8 @@ OTHER = {  # where another value is not found by moving away from the default
     "rules.pin": "m",
     "guard.model": "m",
     "judge.model": "m",
+    "fuse.model": "m",
+    "dispatch.escalate_to": "m",
     "rules.floor": "m",
     "rules.preference": {"quality": 2.0},
     "tokens.scopes": ["admin"],
