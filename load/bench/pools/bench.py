@@ -37,6 +37,7 @@ from infra.pools.directory import ask
 from infra.pools.ports import free_ports
 from infra.settings.settings import read_settings
 from load.bench.pools.callers import Asked, Callers
+from load.bench.pools.scaling import scaling
 from load.bench.pools.scenario import (
     ANSWER_S,
     FIRST,
@@ -44,7 +45,6 @@ from load.bench.pools.scenario import (
     SLOTS,
     TRUE_PER_S,
     PoolsBench,
-    scaling,
     settings_text,
 )
 from load.bench.pools.server import StandIn
@@ -67,7 +67,8 @@ def measure(options: PoolsBench, say: Callable[[str], None]) -> dict[str, Any]:
         path.write_text(settings_text(path.parent, options, urls))
         settings = read_settings(path)
         say("starting a cluster, a router, a dispatcher, a planner and pools …")
-        with local_ray(settings.fleet().resources()), running(settings, path, scaling()) as up:
+        planned = scaling(idle_s=30.0, down_s=30.0)
+        with local_ray(settings.fleet().resources()), running(settings, path, planned) as up:
             return asyncio.run(_phases(up, options, ports, say))
 
 

@@ -15,16 +15,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from infra.autoscaling.demand.expected import ExpectedOptions
-from infra.autoscaling.live.planner_actor import Scaling
-from infra.autoscaling.live.site_scaling import observe_site, planner_of
-from infra.autoscaling.planner import PlannerOptions, RouterOptions
-from infra.autoscaling.sizing.sizing import SizingOptions
-from infra.autoscaling.sizing.stabilisation import StabilisationOptions
-from infra.settings.scaling_options import AutoscalingOptions
 from load.bench.pools.pages import KINDS
 from load.bench.settings import head
 
@@ -33,7 +25,6 @@ TRUE_PER_S = SLOTS / ANSWER_S  # of one server
 REPLICAS_MAX = 2
 START_S = 2.0  # until a server answers, beside the start of its process
 GPU, STARTUP_S = "l4", 4.0
-STEP_S = 1.0
 FIRST, SECOND = "-first", "-second"
 
 
@@ -79,19 +70,4 @@ def _pool(name: str, quality: float, where: str) -> str:
         f'[[models]]\nname = "{name}"\nquality = {quality}\nlatency_ms = {1000 * ANSWER_S}\n'
         f'output_tokens = 8\n[[pools]]\nname = "{name}"\nmodel = "{name}"\nbackend = "openai"\n'
         f"replicas_min = 0\n{where}"
-    )
-
-
-def scaling() -> Scaling:
-    """A planner with times that fit into a minute; what is not named here is as by default."""
-    options = PlannerOptions(
-        expected=ExpectedOptions(idle_s=30.0),
-        sizing=SizingOptions(lead_s=5.0),
-        stabilisation=StabilisationOptions(down_s=30.0, grow_s=20.0, fresh_s=30.0),
-        routers=RouterOptions(least=1, most=1),
-    )
-    return Scaling(
-        options=AutoscalingOptions(enabled=True, step_s=STEP_S, routers_min=1, routers_max=1),
-        observe=observe_site,
-        make=partial(planner_of, options=options),
     )

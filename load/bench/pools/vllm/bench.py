@@ -33,10 +33,11 @@ from infra.autoscaling.live.planning import read_record
 from infra.cluster.cluster import Running, local_ray, running
 from infra.settings.settings import read_settings
 from load.bench.pools.callers import Asked, Callers
+from load.bench.pools.scaling import scaling
 from load.bench.pools.vllm.compared import Compared, compared
 from load.bench.pools.vllm.engines import kill, saturated_per_s, stopped
 from load.bench.pools.vllm.picture import Story, draw
-from load.bench.pools.vllm.scenario import LARGE, SLOTS, SMALL, VllmBench, scaling, settings_text
+from load.bench.pools.vllm.scenario import LARGE, SLOTS, SMALL, VllmBench, settings_text
 from load.bench.pools.vllm.watching import Watched, changes, measured_per_s, watching
 from load.errors import LoopStuck
 from load.replay.targets import Connect
@@ -107,7 +108,8 @@ def pushed(
         path.write_text(settings_text(path.parent, options))
         settings = read_settings(path)
         say("starting Fairlead and two engines of vLLM …")
-        with local_ray(settings.fleet().resources()), running(settings, path, scaling()) as up:
+        planned = scaling(idle_s=60.0, down_s=40.0)
+        with local_ray(settings.fleet().resources()), running(settings, path, planned) as up:
             found, story = asyncio.run(_phases(up, options, say))
     if picture is not None:
         found["pictures"] = [str(one) for one in draw(story, picture)]

@@ -13,23 +13,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from infra.autoscaling.demand.expected import ExpectedOptions
-from infra.autoscaling.live.planner_actor import Scaling
-from infra.autoscaling.live.site_scaling import observe_site, planner_of
-from infra.autoscaling.planner import PlannerOptions, RouterOptions
-from infra.autoscaling.sizing.sizing import SizingOptions
-from infra.autoscaling.sizing.stabilisation import StabilisationOptions
-from infra.settings.scaling_options import AutoscalingOptions
 from load.bench.settings import head
 
 SMALL, LARGE = "small", "large"
 SLOTS, QUALITY = {SMALL: 2, LARGE: 4}, {SMALL: 0.8, LARGE: 0.7}
 REPLICAS_MAX = {SMALL: 2, LARGE: 1}
 GPU, GPUS = "l4", 3
-STEP_S = 1.0
 # One thread each: engines share the cores with each other and with all else.
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -102,18 +93,3 @@ drain_s = 20
 connect_timeout_s = 5
 command = {json.dumps(command)}
 """
-
-
-def scaling() -> Scaling:
-    """A planner with times that fit into minutes; what is not named here is as by default."""
-    options = PlannerOptions(
-        expected=ExpectedOptions(idle_s=60.0),
-        sizing=SizingOptions(lead_s=5.0),
-        stabilisation=StabilisationOptions(down_s=40.0, grow_s=20.0, fresh_s=40.0),
-        routers=RouterOptions(least=1, most=1),
-    )
-    return Scaling(
-        options=AutoscalingOptions(enabled=True, step_s=STEP_S, routers_min=1, routers_max=1),
-        observe=observe_site,
-        make=partial(planner_of, options=options),
-    )
