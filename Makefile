@@ -15,15 +15,18 @@ install: $(INSTALLED)
 run: $(INSTALLED)
 	$(BIN)/python -m fairlead demo
 
-# Parts beside each other, as for two cores, see tests/conftest.py: two at once, in this order, and one
-# that goes slowly. With three at full speed Ray's replicas starve and are given up. They and the
-# processes that they start keep what they compile, whatever the shell says of it.
+# Parts beside each other, as for two cores, see tests/conftest.py: two at once, in this order, and two
+# that go slowly, on what the others leave over. With three at full speed Ray's replicas starve and are
+# given up. All and the processes that they start keep what they compile, whatever the shell says of
+# it. Kernels are compiled before: otherwise whoever starts first does it, each for itself.
 PARTS := ray kafka processes servers rest
+SLOWLY := virtual learning
 
 test: $(INSTALLED)
-	@nice -n 19 $(MAKE) --no-print-directory test-virtual & virtual=$$!; \
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m learners.kernels
+	@nice -n 19 $(MAKE) --no-print-directory -k -j 2 $(SLOWLY:%=test-%) & slowly=$$!; \
 	$(MAKE) --no-print-directory -k -j 2 $(PARTS:%=test-%); failed=$$?; \
-	wait $$virtual || failed=1; exit $$failed
+	wait $$slowly || failed=1; exit $$failed
 
 test-%: $(INSTALLED)
 	@mkdir -p .pytest_cache; export PYTHONDONTWRITEBYTECODE=; \

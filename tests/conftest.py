@@ -28,13 +28,14 @@ settings.register_profile("fixed", derandomize=True, **SHARED)
 settings.register_profile("random", derandomize=False, **SHARED)
 settings.load_profile("fixed")
 
-# `make test` runs several parts beside each other, two of them and `virtual` at once. A file belongs to the
-# first part whose words its path or its text has. Clusters and brokers mostly wait; what plays in virtual
-# time never does, nor does it mind to go slowly, so it has what the others leave of the processors.
+# `make test` runs several parts beside each other, two of them and `virtual` and `learning` at once. A file
+# belongs to the first part whose words its path or its text has. Clusters and brokers mostly wait; what plays
+# in virtual time never does, nor does it mind to go slowly, so it has what the others leave of the processors.
 PARTS = {
     "ray": r"^import ray$|^from ray |^from command import ",
     "kafka": r"kafka_broker|mark\.kafka",
-    "virtual": r"\Atests/(autoscaling|budgets|changes|estimating|evaluation|learning|simulation|snapshots|training)/",
+    "virtual": r"\Atests/(autoscaling|simulation|snapshots|training)/",
+    "learning": r"\Atests/(budgets|changes|estimating|evaluation|learning)/",
     "processes": r"\Atests/(benches|house|operating|planning)/",
     "servers": r"\Atests/(access|dispatching|feedback|grpc_api|openai_api|pools|routing)/",
     "rest": "",

@@ -50,6 +50,11 @@ def kernels(module: str) -> ModuleType | None:
         return None
 
 
+def is_kept(module: str) -> bool:
+    """Compile a module's kernels, unless the cache has them; False where there is no numba."""
+    return kernels(module) is not None
+
+
 def compiled(*types: str) -> Callable[[F], F]:
     """A function as machine code for arguments of these types alone. It returns nothing."""
     import numba

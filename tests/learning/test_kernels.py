@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from dataclasses import fields, replace
 from types import SimpleNamespace
@@ -11,9 +12,12 @@ import pytest
 from estimated import requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from source_files import ROOT
+from waiting import PATIENCE_S
 
 from learners.context import N_FEATURES
 from learners.estimates.estimator import BlendOptions
+from learners.kernels.__main__ import NAMES
 from learners.kernels.compiled import kernels
 from learners.policies.inverse_gap import SquareCb
 from learners.policies.policy import Scores
@@ -24,7 +28,7 @@ from serve.encoders.usable import unusable
 from serve.routing import plain
 from serve.routing.catalogue import Catalogue, Model, Pool
 from serve.routing.eligible import RequestBatch
-from serve.routing.live import Live, LiveOptions
+from serve.routing.live import KERNELS, Live, LiveOptions
 from serve.routing.load_tracker import LoadTracker
 from serve.routing.placement import (
     NO_POOLS,
@@ -361,3 +365,16 @@ def test_the_same_embeddings_are_usable_with_and_without_compiled_code(dim, valu
         found = unusable(embeddings, compiled=True)
     assert found == unusable(embeddings, compiled=False)
     assert (3 in found) == (value != 1.0)
+
+
+def test_who_starts_many_processes_compiles_all_kernels_before():
+    """
+    `make test` says it: whoever started first would compile them, each process for itself.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "learners.kernels"],
+        cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert set(KERNELS) <= set(NAMES)

@@ -67,7 +67,7 @@ class Folders:
         program, *arguments = shlex.split(command)
         if program not in ("fairlead", ".venv/bin/fairlead"):
             done = subprocess.run(
-                command, shell=True, cwd=self.path, capture_output=True, text=True, timeout=30
+                command, shell=True, cwd=self.path, capture_output=True, text=True, timeout=240
             )
             if done.returncode:
                 self.problems.append(f"{documented}\n{command}\n{done.stdout}{done.stderr}")
