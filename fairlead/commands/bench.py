@@ -153,6 +153,13 @@ def bench_decisions(
     rows: Annotated[
         int | None, typer.Option(min=64, help="Prompts of each table at most. Default: all.")
     ] = None,
+    experiments: Annotated[
+        bool | None,
+        typer.Option(
+            "--experiments/--no-experiments",
+            help="Drift, new models, stuck worlds. Default: where no --table is given.",
+        ),
+    ] = None,
     picture: Annotated[
         Path | None, typer.Option(help="Also draw frontier, learning and drift, into this folder.")
     ] = None,
@@ -177,6 +184,7 @@ def bench_decisions(
         experiment_seeds=seeds or run.experiment_seeds,
         penalties=options.preferences(lambdas) if lambdas else run.penalties,
         prompts_max=rows or run.prompts_max,
+        experiments=not table if experiments is None else experiments,
         workers=workers or run.workers,
     )
     with only_json(as_json) as emit:

@@ -89,20 +89,23 @@ def _drift(drift: Mapping[str, Any]) -> list[str]:
 
 
 def _rest(found: Mapping[str, Any]) -> list[str]:
-    onboarding, stuck = found["onboarding"], found["stuck"]
-    lines = [
+    lines = _experiments(found["onboarding"], found["stuck"]) if found["stuck"] else []
+    missing: dict[str, list[str]] = {}
+    for peer, why in found["peers_missing"].items():
+        missing.setdefault(why, []).append(peer)
+    for what, why in found["left_out"].items():
+        missing.setdefault(why, []).append(what)
+    return lines + [f"Left out, {', '.join(names)}: {why}" for why, names in missing.items()]
+
+
+def _experiments(onboarding: Mapping[str, Any], stuck: Mapping[str, Any]) -> list[str]:
+    return [
         f"An untried bad model got {onboarding['bad']['of_next_100'][0]:.0f} of the next 100 "
         f"requests; a better one its fair share after "
         f"{_count(onboarding['better']['to_fair_share'][0])} (medians)",
         f"{stuck['worlds']} worlds: worst {stuck['gain_worst']:.2f} of the oracle's gain, "
         f"{stuck['below_85pct']} below 0.85",
     ]
-    missing: dict[str, list[str]] = {}
-    for peer, why in found["peers_missing"].items():
-        missing.setdefault(why, []).append(peer)
-    lines += [f"Left out, {', '.join(peers)}: {why}" for why, peers in missing.items()]
-    lines += [f"Left out, {what}: {why}" for what, why in found["left_out"].items()]
-    return lines
 
 
 def _count(value: float | None) -> str:

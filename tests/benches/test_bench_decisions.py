@@ -84,7 +84,12 @@ def test_limits_and_stated_deviations_are_measured_too(found):
         for of in (one, one["uncalibrated"]):
             assert all(
                 triple(of[name])
-                for name in ("quality_over", "below_share", "cost_over_cheapest_fixed")
+                for name in (
+                    "quality_over",
+                    "quality_over_where_met",
+                    "below_share",
+                    "cost_over_cheapest_fixed",
+                )
             )
     assert set(ours["strong_share_max"]) == {"0.2", "0.5"}
     for one in ours["strong_share_max"].values():
@@ -131,6 +136,29 @@ def test_alarms_without_a_change_are_counted_by_where_they_were_raised(found):
     assert all(
         one["alarms"] * 1e5 == one["per_100000"] * one["decisions"] for one in alarms.values()
     )
+
+
+def test_a_table_of_ones_own_comes_by_itself(tmp_path, monkeypatch):
+    """
+    No made-up world is played; what was left out is null and says why, in the JSON and for people.
+    """
+    monkeypatch.setenv(peers.PYTHON_VARIABLE, str(tmp_path / "nowhere"))
+    out, said = io.StringIO(), []
+    small = replace(
+        quick(), variant_orders=0, amounts=(), workers=1, prompts_max=64, limit_prompts_max=64
+    )
+    options = replace(small, tables=(written(tmp_path),), experiments=False)
+
+    result = bench.measure(options, said.append)
+    show(result, Console(file=out, width=100))
+
+    assert result["onboarding"] is None and result["stuck"] is None
+    assert set(result["left_out"]) == {"drift", "onboarding", "stuck"}
+    assert set(result["drift"]["fall"].values()) == {None}
+    assert set(result["drift"]["false_alarms"]) == {"made"}
+    assert "--experiments" in out.getvalue()
+    assert len(picture.draw(result, tmp_path)) == 4
+    assert any("100% of the work" in text for text in said)
 
 
 def test_hindsight_bounds_hold_in_the_figures(found):

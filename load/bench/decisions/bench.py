@@ -172,6 +172,8 @@ def _peer(*arguments: Any) -> list[np.ndarray | str]:
 
 def _experiment_tasks(tables: Sequence[OutcomeTable], options: DecisionsBench) -> list[Task]:
     """Drift, onboarding and stuck, a seed a piece."""
+    if not options.experiments:
+        return []
     flipped = next((table for table in tables if table.name == LLMDRIFT), None)
     tasks = [
         task

@@ -88,9 +88,11 @@ def _at_least(stream: Stream, half: slice, q: float, *, calibrated: bool) -> Fou
     quality, cost = stream.quality[half].mean(axis=0), stream.cost_usd[half].mean(axis=0)
     paid = float(stream.cost_usd[rows, chosen[half]].mean())
     cheapest = float(cost[quality >= q].min())
+    got, below = stream.quality[rows, chosen[half]], player.below[half]
     return {
-        "quality_over": float(stream.quality[rows, chosen[half]].mean()) - q,
-        "below_share": float(player.below[half].mean()),
+        "quality_over": float(got.mean()) - q,
+        "quality_over_where_met": float(got[~below].mean()) - q if not below.all() else 0.0,
+        "below_share": float(below.mean()),
         # A model that is good enough for nothing makes this infinite.
         "cost_over_cheapest_fixed": paid / cheapest if cheapest else float("inf"),
     }

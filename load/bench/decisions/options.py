@@ -33,6 +33,8 @@ class DecisionsBench:
     prompts_max: int | None = None  # of each table
     limit_prompts_max: int = 2000  # of each table, where requests have limits
     worlds: int = N_WORLDS
+    # Drift, onboarding and stuck worlds, which are made up: no table decides them.
+    experiments: bool = True
     n_before_max: int = N_BEFORE[-1]
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     quick: bool = False
@@ -47,6 +49,8 @@ class DecisionsBench:
     @property
     def changes(self) -> dict[int, range]:
         """Seeds by the number of requests that come before a change."""
+        if not self.experiments:
+            return {}
         long = min(self.experiment_seeds, self.long_seeds)
         return {
             n: range(long if n == N_BEFORE[-1] else self.experiment_seeds)

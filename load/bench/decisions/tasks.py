@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import Any
 
 from load.bench.decisions.orders import Orders
+
+SAY_S = 20.0
 
 _orders: Sequence[Orders] = ()
 
@@ -36,12 +39,12 @@ def run_all(
     ordered = sorted(tasks, key=lambda task: -task.cost)
     if workers <= 1:
         _hand_over(orders)
-        return dict(_counted(((task.key, _run(task)) for task in ordered), len(tasks), say))
+        return dict(_counted(((task.key, _run(task)) for task in ordered), ordered, say))
     # Spawned, not forked: gRPC's and BLAS's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _hand_over, (orders,)) as pool:
         pending = {pool.submit(_run, task): task.key for task in ordered}
-        return dict(_counted(_results(pending), len(tasks), say))
+        return dict(_counted(_results(pending), ordered, say))
 
 
 def _results(pending: Mapping[Future[Any], Hashable]) -> Iterator[tuple[Hashable, Any]]:
@@ -50,13 +53,22 @@ def _results(pending: Mapping[Future[Any], Hashable]) -> Iterator[tuple[Hashable
 
 
 def _counted(
-    results: Iterable[tuple[Hashable, Any]], n_tasks: int, say: Callable[[str], None]
+    results: Iterable[tuple[Hashable, Any]], tasks: Sequence[Task], say: Callable[[str], None]
 ) -> Iterator[tuple[Hashable, Any]]:
-    """The results, and twenty times how many there are."""
-    for n, result in enumerate(results, 1):
-        yield result
-        if n * 20 // n_tasks > (n - 1) * 20 // n_tasks:
-            say(f"{n} of {n_tasks} pieces")
+    """The results; and every `SAY_S` how much is done, by cost, and how long the rest may take."""
+    costs, done, said_s = {task.key: task.cost for task in tasks}, 0.0, 0.0
+    started_s, total = time.perf_counter(), sum(task.cost for task in tasks)
+    say(f"{len(tasks)} pieces")
+    for n, (key, result) in enumerate(results, 1):
+        yield key, result
+        done += costs[key]
+        took_s = time.perf_counter() - started_s
+        if took_s >= said_s + SAY_S or n == len(tasks):
+            said_s, left_s = took_s, took_s * (total - done) / done
+            say(
+                f"{n} of {len(tasks)} pieces, {done / total:.0%} of the work, after "
+                f"{took_s / 60:.1f} min; some {left_s / 60:.0f} min left"
+            )
 
 
 def _hand_over(orders: Sequence[Orders]) -> None:

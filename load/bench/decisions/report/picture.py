@@ -46,6 +46,8 @@ def draw(found: Found, folder: Path) -> list[Path]:
         "drift": _drift,
     }
     paths = []
+    if not found["stuck"]:  # nor was drift measured
+        del pictures["drift"]
     for name, picture in pictures.items():
         for theme, colours in THEMES.items():
             paths.append(folder / f"decisions-{name}-{theme}.png")

@@ -26,6 +26,9 @@ from load.bench.decisions.variants import ABLATIONS, FAIRLEAD, POLICIES, VARIANT
 CHANGES = {"fall": "fall", "llmdrift_flip": "version_flip"}
 PRICES = {name: name for name in ("price_stated", "price_in_bills")}
 NO_FIGURES = ("curve", "calm")  # of an experiment
+NOT_ASKED = "tables were named, and it is of none of them; --experiments measures it, too"
+
+EXPERIMENTS = ("drift", "onboarding", "stuck")
 
 Found = Mapping[Any, Any]
 
@@ -67,12 +70,12 @@ def result(
         "settings": _settings(orders, options, with_peers=not peers_missing),
         "tables": tables,
         "drift": {**_drift(options, found), "false_alarms": _false_alarms(orders, options, found)},
-        "onboarding": _onboarding(options, found),
-        "stuck": _stuck(options, found),
+        "onboarding": _onboarding(options, found) if options.experiments else None,
+        "stuck": _stuck(options, found) if options.experiments else None,
         "ablation": ablation,
         "policies": policies,
         "peers_missing": missing,
-        "left_out": {},
+        "left_out": {} if options.experiments else dict.fromkeys(EXPERIMENTS, NOT_ASKED),
     }
 
 
@@ -263,7 +266,7 @@ def _false_alarms(
         for key, one in found.items()
         if isinstance(one, dict) and "calm" in one and key[0] != "detector"
     ]
-    result = {"worlds": _rate(worlds)}
+    result = {"worlds": _rate(worlds)} if worlds else {}
     for number, one in enumerate(orders):
         played = [
             found[number, VARIANTS[FAIRLEAD], order, options.penalties]
