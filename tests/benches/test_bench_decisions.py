@@ -39,14 +39,28 @@ PLAIN = (
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def played():
+    """The options and the pieces of the run that `found` is the result of."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory, played):
     folder = tmp_path_factory.mktemp("bench")
     said = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(peers.PYTHON_VARIABLE, str(folder / "nowhere"))
         for name in ("AFTER", "ONBOARDING_BEFORE", "STUCK_REQUESTS"):
             patch.setattr(experiments, name, 192)
+        run_all = bench.run_all
+
+        def kept(*arguments):
+            played[1:] = [run_all(*arguments)]
+            return played[1]
+
+        patch.setattr(bench, "run_all", kept)
         options = replace(quick(), tables=(written(folder),), worlds=1, workers=1, n_before_max=0)
+        played[:1] = [options]
         result = bench.measure(options, said.append)
     return json.loads(json.dumps(result)), said
 
@@ -138,27 +152,37 @@ def test_alarms_without_a_change_are_counted_by_where_they_were_raised(found):
     )
 
 
-def test_a_table_of_ones_own_comes_by_itself(tmp_path, monkeypatch):
+def test_a_table_of_ones_own_comes_by_itself(found, played, tmp_path, monkeypatch):
     """
     No made-up world is played; what was left out is null and says why, in the JSON and for people.
     """
-    monkeypatch.setenv(peers.PYTHON_VARIABLE, str(tmp_path / "nowhere"))
-    out, said = io.StringIO(), []
-    small = replace(
-        quick(), variant_orders=0, amounts=(), workers=1, prompts_max=64, limit_prompts_max=64
-    )
-    options = replace(small, tables=(written(tmp_path),), experiments=False)
+    options, pieces = played
+    asked, out = [], io.StringIO()
 
-    result = bench.measure(options, said.append)
+    def run_all(tasks, *_):
+        asked.extend(tasks)
+        return {task.key: pieces[task.key] for task in tasks}
+
+    monkeypatch.setattr(bench, "run_all", run_all)
+    monkeypatch.setenv(peers.PYTHON_VARIABLE, str(tmp_path / "nowhere"))
+    result = bench.measure(replace(options, experiments=False), lambda text: None)
     show(result, Console(file=out, width=100))
 
+    assert asked and all(task.run.__module__ != experiments.__name__ for task in asked)
+    assert json.dumps(result["tables"]) == json.dumps(found[0]["tables"])
     assert result["onboarding"] is None and result["stuck"] is None
     assert set(result["left_out"]) == {"drift", "onboarding", "stuck"}
     assert set(result["drift"]["fall"].values()) == {None}
     assert set(result["drift"]["false_alarms"]) == {"made"}
     assert "--experiments" in out.getvalue()
     assert len(picture.draw(result, tmp_path)) == 4
-    assert any("100% of the work" in text for text in said)
+
+
+def test_how_much_of_the_work_is_done_is_said(found):
+    """
+    By cost, not by the number of pieces; at the end all of it.
+    """
+    assert any("100% of the work" in text for text in found[1])
 
 
 def test_hindsight_bounds_hold_in_the_figures(found):
