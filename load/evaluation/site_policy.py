@@ -3,6 +3,10 @@
     settings, snapshot ─▶ catalogue, policy, what was learned ─┐
     contexts, preferences ─────────────────────────────────────┴─▶ Chooser ─▶ (n, k)
 
+A log has what each request was weighed by, whether its caller said so or the settings did. Who was
+weighed by the defaults of the site that logged, where these are given, is taken to have said
+nothing, and is weighed by the policy's own.
+
 The one rule: estimates are the snapshot's, which may have learned from these very outcomes; where
 it has, the policy is judged by what it learned from. Give a snapshot of before.
 """
@@ -37,13 +41,32 @@ class Choices:
     models: tuple[str, ...]
     chance: Floats  # (n, k)
     quality: Floats  # (n, k) what it takes each answer to be worth
+    by_default: int  # of the requests, those that its own weights are taken for
 
 
-def choices_of(log: Logged, site: Site, snapshot: Path | None) -> Choices:
-    """Raises LogRefused, SnapshotMissing, SnapshotForeign, EncoderUnavailable."""
+def choices_of(
+    log: Logged, site: Site, snapshot: Path | None, logged_by: Site | None = None
+) -> Choices:
+    """`logged_by` is the site that logged, whose default weights those of `site` take the place of.
+
+    Raises LogRefused, SnapshotMissing, SnapshotForeign, EncoderUnavailable.
+    """
     contexts, encoder = _contexts(log, site)
     learned = learned_of(snapshot, site.settings, encoder)
-    return _asked(log, site, learned, contexts, encoder)
+    return _asked(log, site, learned, contexts, encoder, *_weights(log, site, logged_by))
+
+
+def _weights(log: Logged, site: Site, logged_by: Site | None) -> tuple[Floats, int]:
+    """What each request is weighed by (n, 4), and how many are by default."""
+    own = np.tile(site.preference, (len(log), 1))
+    if log.preference is None:
+        return own, len(log)
+    if logged_by is None:
+        return log.preference, 0
+    said_none = (log.preference == np.float32(logged_by.preference)).all(
+        axis=1
+    )  # as they are logged
+    return np.where(said_none[:, None], own, log.preference), int(said_none.sum())
 
 
 def _contexts(log: Logged, site: Site) -> tuple[NDArray[np.int8], str]:
@@ -70,14 +93,17 @@ def _contexts(log: Logged, site: Site) -> tuple[NDArray[np.int8], str]:
 
 
 def _asked(
-    log: Logged, site: Site, learned: Learned, contexts: NDArray[np.int8], encoder: str
+    log: Logged,
+    site: Site,
+    learned: Learned,
+    contexts: NDArray[np.int8],
+    encoder: str,
+    preference: Floats,
+    by_default: int,
 ) -> Choices:
     live = Live(site.catalogue, learned, encoder, LiveOptions(), version=1, published_at_ms=0)
     chooser = Chooser(site.policy, site.placement, np.random.default_rng(0))
     n, k = len(log), len(site.catalogue)
-    preference = log.preference
-    if preference is None:
-        preference = np.tile(site.preference, (n, 1))
     chance, quality = np.zeros((n, k)), np.zeros((n, k))
     for begin in range(0, n, BLOCK):
         rows = slice(begin, min(n, begin + BLOCK))
@@ -91,4 +117,6 @@ def _asked(
         )
         choices = chooser.choose(batch, live, 0)
         chance[rows], quality[rows] = choices.propensity, choices.quality
-    return Choices(models=tuple(site.catalogue.names), chance=chance, quality=quality)
+    return Choices(
+        models=tuple(site.catalogue.names), chance=chance, quality=quality, by_default=by_default
+    )

@@ -118,6 +118,7 @@ def worth(judged: Judged) -> dict[str, Any]:
             found[how][figure] = _shown(one, _groups(log, figure))
     return {
         **found,
+        "models": _mix(judged),
         "matched": _matched(judged),
         "estimates_by": "ridge" if judged.log.estimates is None else "router",
         "n_effective": round(n_effective(weight), 1),
@@ -145,6 +146,23 @@ def difference(first: Judged, second: Judged) -> dict[str, Any]:
             _groups(first.log, figure),
         )
         for figure in first.log.outcome
+    }
+
+
+def _mix(judged: Judged) -> dict[str, float]:
+    """The share of decisions that each of the log's models would get."""
+    shares = judged.chance.mean(axis=0)
+    return {
+        model: round(float(share), 6)
+        for model, share in zip(judged.log.models, shares, strict=True)
+    }
+
+
+def logged_mix(log: Logged) -> dict[str, float]:
+    """The share that it got."""
+    counts = np.bincount(log.chosen, minlength=len(log.models))
+    return {
+        model: round(float(n) / len(log), 6) for model, n in zip(log.models, counts, strict=True)
     }
 
 

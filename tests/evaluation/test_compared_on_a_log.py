@@ -100,6 +100,35 @@ def test_a_log_whose_costs_nobody_reported_is_judged_by_quality(folder):
     assert set(json.loads(done.stdout)["difference"]) == {"quality"}
 
 
+def test_who_said_no_preference_is_weighed_by_each_policys_own(folder):
+    """
+    One site takes the better model whatever it costs; for the other it costs too much. Whoever said
+    a preference keeps it.
+    """
+    table = pq.read_table(folder / "day.parquet")
+    said = [[1.0, 20.0, 0.0, 0.0]] * (N - 100) + [[1.0, 0.5, 0.0, 0.0]] * 100
+    column = table.schema.get_field_index("preference")
+    field = table.schema.field(column)
+    pq.write_table(
+        table.set_column(column, field, pa.array(said, field.type)), folder / "d.parquet"
+    )
+    site = SITE.replace("cost = 20", "cost = {cost}\nlatency = 0.0").format
+    dear = 'usd_per_call = 0.01\n[[models]]\nname = "bad"'
+    for name, cost in (("a", 20), ("b", 1000)):
+        text = site(good=0.9, bad=0.2, cost=cost).replace('[[models]]\nname = "bad"', dear)
+        (folder / f"{name}.toml").write_text(text)
+
+    settings = [str(folder / f"{name}.toml") for name in "ab"]
+    log = ["--log", str(folder / "d.parquet"), "--json"]
+    done = CliRunner().invoke(app, ["compare", *settings, *log])
+    assert done.exit_code == 0, done.exception
+    found = json.loads(done.stdout)
+
+    assert found["by_default"] == N - 110
+    assert found["policies"]["a"]["models"] == {"bad": 0.0, "good": 1.0}
+    assert found["policies"]["b"]["models"]["good"] == pytest.approx(100 / (N - 10), abs=1e-5)
+
+
 def test_a_log_without_outcomes_is_refused(folder):
     table = pq.read_table(folder / "day.parquet")
     pq.write_table(table.drop_columns(["outcome_quality"]), folder / "bare.parquet")

@@ -66,14 +66,16 @@ def _on_the_log(sites: list[Any], log: Path, snapshot: Path | None) -> dict[str,
     """Both on a logged day."""
     from load.evaluation.logged import read_logged
     from load.evaluation.site_policy import choices_of
-    from load.evaluation.worth import Judged, difference, logged_worth, worth
+    from load.evaluation.worth import Judged, difference, logged_mix, logged_worth, worth
 
     day = read_logged(log)
-    first, second = (Judged.of(day, choices_of(day, site, snapshot)) for site in sites)
+    choices = [choices_of(day, site, snapshot, logged_by=sites[0]) for site in sites]
+    first, second = (Judged.of(day, one) for one in choices)
     return {
         "decisions": len(day),
         "without_outcome": day.left_out,
-        "logged": logged_worth(day),
+        "by_default": choices[0].by_default,
+        "logged": logged_worth(day) | {"models": logged_mix(day)},
         "policies": {"a": worth(first), "b": worth(second)},
         "difference": difference(first, second),
     }
@@ -115,8 +117,7 @@ def show(found: dict[str, Any], out: Console) -> None:
     out.print(f"A {found['a']}   B {found['b']}   {len(found['seeds'])} pairs", highlight=False)
     out.print(table)
     for name, mix in zip("AB", found["models"], strict=True):
-        shares = ", ".join(f"{model} {share:.1%}" for model, share in mix.items() if share)
-        out.print(f"{name}: {shares}", highlight=False, soft_wrap=True)
+        out.print(f"{name}: {_shares(mix)}", highlight=False, soft_wrap=True)
 
 
 def show_off_policy(found: dict[str, Any], out: Console) -> None:
@@ -126,7 +127,15 @@ def show_off_policy(found: dict[str, Any], out: Console) -> None:
         highlight=False,
     )
     out.print(
-        f"as logged      quality {_with_interval(found['logged']['quality'])}", highlight=False
+        f"{found['by_default']:,} were weighed as [preference] of A says: under B as that of B does",
+        highlight=False,
+        markup=False,
+    )
+    out.print(
+        f"as logged      quality {_with_interval(found['logged']['quality'])}; "
+        f"{_shares(found['logged']['models'])}",
+        highlight=False,
+        soft_wrap=True,
     )
     for name in ("a", "b"):
         one = found["policies"][name]
@@ -134,12 +143,16 @@ def show_off_policy(found: dict[str, Any], out: Console) -> None:
             f"{name.upper()} {found[name]}: quality {_with_interval(one['snips']['quality'])} "
             f"(SNIPS), {_with_interval(one['dr']['quality'])} (DR); worth "
             f"{one['n_effective']:,.0f} decisions; {one['uncovered']:.1%} of its choices are not "
-            f"in the log",
+            f"in the log; {_shares(one['models'])}",
             highlight=False,
             soft_wrap=True,
         )
     gap = found["difference"]["quality"]
     out.print(f"B - A          quality {_with_interval(gap)}", highlight=False)
+
+
+def _shares(mix: dict[str, float]) -> str:
+    return ", ".join(f"{model} {share:.1%}" for model, share in mix.items() if share)
 
 
 def _with_interval(one: dict[str, float | None]) -> str:
