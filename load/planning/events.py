@@ -142,8 +142,8 @@ def _check(file: str, number: int, event: Mapping[str, Any], site: Site) -> None
         refuse(f"({what}) has {', '.join(unknown)}, which it does not take")
     for key in given & set(NUMBERS):
         value = event[key]
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not NUMBERS[key] <= value <= NUMBER_MAX:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not NUMBERS[key] <= value <= NUMBER_MAX:
             refuse(f"({what}) has {key} = {value!r}: a number from 0 to {NUMBER_MAX:,.0f} is due")
     known = {
         "pool": [plan.name for plan in site.fleet.pools],

@@ -11,11 +11,13 @@ import time
 
 import numpy as np
 import pytest
+import typer
 from aiohttp import web
 from typer.testing import CliRunner
 
 from fairlead.channels import connect
 from fairlead.command_line import app
+from fairlead.commands.planning.replay import lines_of
 from load.data.traces import Trace, write
 
 pytest.importorskip("hdrh", reason="needs hdrhistogram: make install")
@@ -131,9 +133,9 @@ def test_what_failed_or_never_came_counts_in_every_percentile():
     assert found["ttft_ms"]["p90"] is None and found["ttft_ms"]["p99"] is None
 
 
-def test_load_that_was_not_delivered_is_said_and_exits_1(tmp_path):
+def test_load_that_was_not_delivered_or_answered_is_said_and_exits_1(tmp_path):
     """
-    A trace of 400,000 requests a second can't be sent by one process.
+    A trace of 400,000 requests a second can't be sent by one process, and nobody is there.
     """
     write(trace_of(4000, 400_000.0), tmp_path / "flood.parquet")
     command = ["replay", str(tmp_path / "flood.parquet"), "--target", "127.0.0.1:9", "--json"]
@@ -143,7 +145,28 @@ def test_load_that_was_not_delivered_is_said_and_exits_1(tmp_path):
     found = json.loads(done.stdout)
     assert found["unfinished"] == 4000
     assert found["delivered"] == (found["delivered_share"] >= 0.99)
-    assert done.exit_code == (0 if found["delivered"] else 1)
+    assert done.exit_code == 1
+    assert "Nothing was answered: is 127.0.0.1:9 up" in "\n".join(lines_of(found))
+
+
+WRONG = [
+    (["replay", "azure", "--target", "router"], "'router' is neither HOST:PORT"),
+    (["replay", "azure", "--target", "h:1", "--report", "/no/where.html"], "is there a folder /no"),
+    (["simulate", "azure", "--report", "."], ". is a folder: name a file"),
+    (["plan", "azure", "--out", "/no/where.toml"], "is there a folder /no"),
+    (["traces", "make", "poisson", "--out", "/no/where.parquet"], "is there a folder /no"),
+]
+
+
+@pytest.mark.parametrize(("command", "said"), WRONG, ids=[" ".join(c) for c, _ in WRONG])
+def test_what_would_fail_after_the_work_is_said_before_it(command, said):
+    """
+    A result that can't be written, or an address that is none, is told at once.
+    """
+    done = CliRunner().invoke(app, command, standalone_mode=False)
+
+    assert isinstance(done.exception, typer.BadParameter)
+    assert said in str(done.exception)
 
 
 def test_a_late_sender_is_no_measurement():

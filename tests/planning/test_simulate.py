@@ -266,6 +266,10 @@ def test_a_surge_multiplies_users_for_its_time(site, tmp_path):
 
 REFUSED = [
     ('[[events]]\nat_s = 1\nwhat = "sunshine"', "event 1 is 'sunshine': known are pool_lost"),
+    (
+        '[[events]]\nat_s = 1\nwhat = "load"\ntimes = "5"\nfor_s = 1',
+        "event 1 (load) has times = '5': a number from 0",
+    ),
     ('[[events]]\nat_s = 1\nwhat = "pool_lost"', "lacks pool"),
     ('[[events]]\nat_s = 1\nwhat = "pool_lost"\npool = "x"', "names pool 'x': there are small-eu"),
     ('[[events]]\nat_s = -1\nwhat = "feedback_away"\nfor_s = 1', "at_s = -1: a number from 0 to"),

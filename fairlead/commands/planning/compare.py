@@ -127,7 +127,7 @@ def show_off_policy(found: dict[str, Any], out: Console) -> None:
         highlight=False,
     )
     out.print(
-        f"{found['by_default']:,} were weighed as [preference] of A says: under B as that of B does",
+        f"{found['by_default']:,} were weighed by [preference] of A: under B they are by that of B",
         highlight=False,
         markup=False,
     )

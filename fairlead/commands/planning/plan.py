@@ -24,6 +24,7 @@ from fairlead.commands.planning.trace_options import (
     Stretch,
     ToOption,
     TraceArgument,
+    writable,
 )
 from fairlead.commands.terminal import JsonOption, SettingsOption, only_json, progress
 
@@ -75,7 +76,10 @@ def plan(
     to_s: ToOption = float("inf"),
     seed: SeedOption = 0,
     out: Annotated[
-        Path | None, typer.Option(help="Write the plan there, as settings for `fairlead up`.")
+        Path | None,
+        typer.Option(
+            callback=writable, help="Write the plan there, as settings for `fairlead up`."
+        ),
     ] = None,
     report: ReportOption = None,
     as_json: JsonOption = False,

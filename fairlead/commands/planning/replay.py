@@ -71,7 +71,7 @@ def replay(
     """Play a trace to a live server at its own pace; exit code 1 where that could not be done."""
     stretch = Stretch(rate=rate, length=length, from_s=from_s, to_s=to_s, seed=seed)
     server = {
-        "url": target,
+        "url": address(target),
         "call": one_of(call, ("route", "dispatch"), "--call"),
         "model": model,
         "timeout_s": timeout_s,
@@ -90,7 +90,7 @@ def replay(
         emit(found)
     if not as_json:
         show(found, Console(width=100))
-    if not found["delivered"]:
+    if not found["delivered"] or not found["finished"]:
         raise typer.Exit(1)
 
 
@@ -125,6 +125,15 @@ def _played(
         "seed": stretch.seed,
         **played(file.trace, table, rows, options, connect, progress),
     }
+
+
+def address(text: str) -> str:
+    """HOST:PORT or a URL. Raises typer.BadParameter."""
+    host, _, port = text.rpartition(":")
+    if text.startswith(("http://", "https://")) or (host and port.isdecimal()):
+        return text
+    what = f"{text!r} is neither HOST:PORT, such as 127.0.0.1:7480, nor http://…/v1"
+    raise typer.BadParameter(what, param_hint="--target")
 
 
 def one_of(value: str, allowed: tuple[str, ...], option: str) -> str:
@@ -172,6 +181,8 @@ def lines_of(found: dict[str, Any]) -> list[str]:
             f"warm-up        {warm['requests']:,} requests in {warm['seconds']:g} s, first answer "
             f"{times(warm['ttft_ms'])}"
         )
+    if not found["finished"]:
+        lines.append(f"Nothing was answered: is {found['target_address']} up, and what is meant?")
     if not found["delivered"]:
         lines.append(
             "This machine could not send so much: more --processes, --batch-ms, a smaller --rate, "

@@ -16,6 +16,7 @@ from fairlead.commands.planning.trace_options import (
     Stretch,
     ToOption,
     TraceArgument,
+    writable,
 )
 from fairlead.commands.terminal import JsonOption, SettingsOption, console, only_json, progress
 
@@ -28,7 +29,8 @@ OutcomesOption = Annotated[
     typer.Option(help="An outcome table (Parquet), so that answers have real quality."),
 ]
 ReportOption = Annotated[
-    Path | None, typer.Option(help="Write a page (HTML) there, and its JSON beside it.")
+    Path | None,
+    typer.Option(callback=writable, help="Write a page (HTML) there, and its JSON beside it."),
 ]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -29,6 +31,17 @@ FromOption = Annotated[
 ]
 ToOption = Annotated[float, typer.Option("--to-s", min=0, help="End there.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of all that is drawn.")]
+
+
+def writable(path: Path | None) -> Path | None:
+    """A file that a result can be written to: known before the work. Raises typer.BadParameter."""
+    if path is None:
+        return None
+    if path.is_dir():
+        raise typer.BadParameter(f"{path} is a folder: name a file")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise typer.BadParameter(f"{path} can't be written: is there a folder {path.parent}?")
+    return path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

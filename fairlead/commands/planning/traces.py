@@ -16,6 +16,7 @@ from fairlead.commands.planning.trace_options import (
     Stretch,
     ToOption,
     TraceArgument,
+    writable,
 )
 from fairlead.commands.terminal import JsonOption, only_json
 
@@ -58,7 +59,7 @@ def formats() -> None:
 @traces_app.command("make")
 def make(
     kind: Annotated[str, typer.Argument(help="poisson, gamma, diurnal, flash or growth.")],
-    out: Annotated[Path, typer.Option(help="The Parquet file to write.")],
+    out: Annotated[Path, typer.Option(callback=writable, help="The Parquet file to write.")],
     requests_per_s: Annotated[float, typer.Option(min=1e-4, max=1e6, help="On average.")] = 5.0,
     seconds: Annotated[float, typer.Option(min=1, max=1e9, help="How long.")] = 3600.0,
     lengths: Annotated[str, typer.Option(help="The trace that lengths are drawn from.")] = "azure",
