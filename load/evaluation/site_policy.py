@@ -63,7 +63,7 @@ def _weights(log: Logged, site: Site, logged_by: Site | None) -> tuple[Floats, i
         return own, len(log)
     if logged_by is None:
         return log.preference, 0
-    said_none = (log.preference == np.float32(logged_by.preference)).all(
+    said_none = (log.preference == np.array(logged_by.preference, np.float32)).all(
         axis=1
     )  # as they are logged
     return np.where(said_none[:, None], own, log.preference), int(said_none.sum())
