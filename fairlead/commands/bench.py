@@ -340,7 +340,7 @@ def bench_vllm(
 
 @bench_app.command("operate")
 def bench_operate(
-    quick: Annotated[bool, typer.Option(help="10,000 spoiled messages; about a minute.")] = False,
+    quick: Annotated[bool, typer.Option(help="2,000 spoiled messages; a minute or two.")] = False,
     fuzzed: Annotated[
         int | None, typer.Option(min=1000, help="Spoiled messages. Default: 1,000,000.")
     ] = None,
