@@ -76,7 +76,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "model_changed": Kind(
         "A model's quality, cost, latency or failures moved within the last hour: routers judge it "
-        "by what came since.",
+        "by what came since. Latency while its pools were beyond their capacity is no alarm.",
         "Nothing has to be done for requests. Ask its provider what changed; `changes` of "
         "`fairlead status --json` has all changes that are in force.",
     ),
@@ -174,6 +174,7 @@ class Change:
     outcomes: int  # since then
     shift: float  # in standard deviations of an outcome; of "error" failures per call
     count: int = 1  # how often it was found to have changed since the router started
+    by_load: bool = False  # latency while its pools were beyond their capacity: no alarm
 
     def json(self) -> dict[str, object]:
         """As `fairlead status --json` has it."""

@@ -3,6 +3,9 @@
     views, refusals of the catalogue ──▶ RouterAlarms ──▶ log, once each
                                                    └──▶ Board ──▶ `fairlead status`, metrics
 
+Where a pool of a model was beyond its capacity, answers took long because they waited there: such a
+latency is listed as a change, because estimates do rest on it, but is no alarm about the model.
+
 Every router comes to the same alarms, since they follow from the snapshot alone. So one router's
 board is enough, and counts are those of one process. A router that has nothing to say writes
 nothing.
@@ -13,6 +16,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
+from itertools import compress
 
 from learners.drift import Alarm
 from serve.routing.live import Live
@@ -21,6 +25,9 @@ from streams.alarms import Board, Change
 logger = logging.getLogger(__name__)
 
 FRESH_MS = 3_600_000  # so long after it began a change is an alarm; after that it is just listed
+FULL = 1.0  # load of a pool that carries what it should
+# Answers that were decided while a pool was full come later, and its load is a mean of seconds.
+DRAINED_MS = 60_000
 
 
 class RouterAlarms:
@@ -31,6 +38,7 @@ class RouterAlarms:
         self._wrote = False
         self._on: set[tuple[str, str]] = set()  # model and target
         self._counts: Counter[tuple[str, str]] = Counter()  # views at which one was found
+        self._full_ms: dict[str, int] = {}  # when a pool of a model was last seen beyond capacity
 
     def look(self, live: Live, refused: str = "") -> None:
         """Say what has changed by this view, and give a sign of life.
@@ -38,6 +46,8 @@ class RouterAlarms:
         `refused` says why the catalogue as it is now can't be used, and is not.
         """
         names = dict(zip(live.catalogue.keys, live.catalogue.names, strict=True))
+        full = [live.load[columns].max() > FULL for columns in live.columns_of]
+        self._full_ms |= dict.fromkeys(compress(live.catalogue.names, full), self._now_ms())
         on = {(names[alarm.model], alarm.target): alarm for alarm in live.drift}
         for (model, target), alarm in on.items():
             if (model, target) not in self._on:
@@ -45,7 +55,8 @@ class RouterAlarms:
                 logger.warning("model %s changed: %s", model, alarm)
         self._on = set(on)
         changes = tuple(self._change(*at, alarm) for at, alarm in sorted(on.items()))
-        fresh = [one for one in changes if self._now_ms() - one.since_ms < FRESH_MS]
+        young = [one for one in changes if self._now_ms() - one.since_ms < FRESH_MS]
+        fresh = [one for one in young if not one.by_load]
         self._board.set("model_changed", " ".join(map(str, fresh)) or None)
         self._board.set_changes(changes)
         self._board.set("settings_refused", refused or None)
@@ -74,4 +85,8 @@ class RouterAlarms:
             outcomes=alarm.outcomes,
             shift=round(alarm.shift, 3),
             count=self._counts[model, target],
+            by_load=target == "latency" and self._was_full(model, alarm.since_ms),
         )
+
+    def _was_full(self, model: str, since_ms: int) -> bool:
+        return since_ms <= self._full_ms.get(model, -DRAINED_MS) + DRAINED_MS

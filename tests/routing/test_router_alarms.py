@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
@@ -23,10 +25,11 @@ SMALL = 7  # its key
 FELL = Alarm(SMALL, "quality", NOON_MS - 60_000, 40, -1.9)
 
 
-def seen(*alarms: Alarm) -> SimpleNamespace:
-    """A view with these drift alarms."""
+def seen(*alarms: Alarm, load: tuple[float, ...] = (0.5, 0.9, 0.0)) -> SimpleNamespace:
+    """A view with these drift alarms; `small` has two pools."""
     catalogue = SimpleNamespace(keys=[SMALL, 8], names=("small", "large"))
-    return SimpleNamespace(catalogue=catalogue, drift=alarms, overbilled=[])
+    pools = {"load": np.array(load), "columns_of": [np.array([0, 1]), np.array([2])]}
+    return SimpleNamespace(catalogue=catalogue, drift=alarms, overbilled=[], **pools)
 
 
 @pytest.fixture
@@ -65,10 +68,46 @@ def test_a_change_is_an_alarm_for_an_hour_and_listed_while_it_is_in_force(router
             "outcomes": 40,
             "shift": -1.9,
             "count": 1,
+            "by_load": False,
         }
     ]
     assert (old.alarms, len(old.changes)) == ((), 1)
     assert (over.alarms, over.changes) == ((), ())
+
+
+SLOWED = Alarm(SMALL, "latency", NOON_MS - 60_000, 40, 3.0)
+
+
+def test_latency_of_a_full_pool_is_no_change_of_the_model(router):
+    """
+    It is listed, as estimates rest on it, also when the pool has drained before it was noticed.
+    """
+    router.alarms.look(seen(load=(0.5, 1.2, 0.0)))
+    router.now.ms += 30_000
+    router.alarms.look(seen(SLOWED, FELL))
+    full = router.status()
+    (alarm,) = full.alarms
+
+    assert {one["target"]: one["by_load"] for one in full.json()["changes"]} == {
+        "latency": True,
+        "quality": False,
+    }
+    assert "quality of small" in alarm.cause and "latency" not in alarm.cause
+
+
+@pytest.mark.parametrize("load", [(0.9, 1.0, 5.0), (0.0, 0.0, 0.0)])
+def test_latency_of_a_pool_with_room_is_an_alarm_whatever_other_models_have(router, load):
+    router.alarms.look(seen(SLOWED, load=load))
+    (alarm,) = router.status().alarms
+    assert "latency of small moved" in alarm.cause
+
+
+def test_latency_that_moves_long_after_a_pool_was_full_is_an_alarm(router):
+    router.alarms.look(seen(load=(2.0, 2.0, 0.0)))
+    router.now.ms += 600_000
+    late = replace(SLOWED, since_ms=NOON_MS + 300_000)
+    router.alarms.look(seen(late))
+    assert [one.name for one in router.status().alarms] == ["model_changed"]
 
 
 def test_changes_are_logged_once_and_counted(router, caplog):
