@@ -9,8 +9,9 @@ let data = null, baseline = "", timer = 0;
 
 const digits = (value, n) => value.toLocaleString("en", {maximumSignificantDigits: n});
 const plain = value => Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en") : digits(value, 3);
-const finely = value => `${(100 * value).toFixed(1)} %`;
-const share = value => `${(100 * value).toFixed(value && Math.abs(value) < 0.1 ? 1 : 0)} %`;
+const percent = (value, n) => `${(100 * value).toFixed(n)} %`.replace("-", "−");
+const finely = value => percent(value, 1);
+const share = value => percent(value, value && Math.abs(value) < 0.1 ? 1 : 0);
 const usd = value => value > 0 && value < 0.01 ? `${digits(100 * value, 3)} ¢` : `$${value >= 1 ? value.toFixed(2) : digits(value, 3)}`;
 const ms = value => value >= 10000 ? `${digits(value / 1000, 3)} s` : `${digits(value, 3)} ms`;
 const seconds = value => value < 120 ? `${digits(value, 2)} s` : value < 7200 ? `${Math.round(value / 60)} min` : `${Math.round(value / 3600)} h`;
@@ -97,20 +98,21 @@ const lastFig = (name, form, none) => { const key = last(name); return key ? fig
 function savings() {
   const {savings} = data;
   if (!savings.baseline) return tile("Saved", "–", "No model to compare with.");
-  const pick = data.baselines.length > 1 ? `<label>than <select id="baseline">${data.baselines.map(name => `<option ${name === savings.baseline ? "selected" : ""}>${esc(name)}</option>`).join("")}</select></label> for all` : `than ${fig("savings.baseline", String)} for all`;
-  if (!savings.saved_share) return tile("Cheaper, 24 h", "–", pick, `Not enough evidence yet: ${fig("savings.effective", plain)} requests' worth, 30 are needed.`);
+  const pick = data.baselines.length > 1 ? `<label>against <select id="baseline">${data.baselines.map(name => `<option ${name === savings.baseline ? "selected" : ""}>${esc(name)}</option>`).join("")}</select></label> alone` : `against ${fig("savings.baseline", String)} alone`;
+  if (!savings.saved_share) return tile("Saved, 24 h", "–", pick, `Not enough evidence yet: ${fig("savings.effective", plain)} requests' worth, 30 are needed.`);
   const interval = `95 %: ${fig("savings.saved_share.low", finely)} to ${fig("savings.saved_share.high", finely)}`;
-  const quality = savings.baseline_quality ? `quality ${fig("savings.router.quality.mean", v => v.toFixed(3), "–")}, its ${fig("savings.baseline_quality.mean", v => v.toFixed(3))}` : "";
-  return tile("Cheaper, 24 h", fig("savings.saved_share.mean", share), pick, interval, quality);
+  const quality = savings.baseline_quality ? `quality ${fig("savings.router.quality.mean", v => v.toFixed(3), "–")}, not ${fig("savings.baseline_quality.mean", v => v.toFixed(3))}` : "";
+  return tile("Saved, 24 h", fig("savings.saved_share.mean", share), pick, interval, quality);
 }
 
 function tiles() {
-  const failing = known(within(data, "status.router.refused_per_s"));
+  const learning = known(within(data, "status.snapshot_age_s"));
+  const decided = last("latency_ms_p50") || known(within(data, "status.router.latency_ms_p50"));
   return [
-    tile("Decisions", `${fig("status.router.decisions_per_s", plain, "0")} <small>a second</small>`, `${fig("status.router.refused_per_s", plain, "0")} refused a second`, `${fig("status.router.replicas", plain, "no")} router replicas`),
-    tile("Time to decide", known(within(data, "status.router.latency_ms_p50")) ? fig("status.router.latency_ms_p50", ms) : lastFig("latency_ms_p50", ms), `99 %: ${known(within(data, "status.router.latency_ms_p99")) ? fig("status.router.latency_ms_p99", ms) : lastFig("latency_ms_p99", ms)}`, failing ? `learned ${fig("status.snapshot_age_s", seconds)} ago` : ""),
-    tile("Quality", lastFig("quality", v => v.toFixed(3)), "mean of what was reported last", `${lastFig("error_share", share, "no")} of calls failed`),
-    tile("Cost of an answer", lastFig("cost_usd", usd), "mean of what was reported last", `answers took ${lastFig("answer_ms", ms)}`),
+    tile("Decisions", `${fig("status.router.decisions_per_s", plain, "0")} <small>a second</small>`, `${fig("status.router.refused_per_s", plain, "0")} refused a second`, `${fig("status.router.replicas", plain, "no")} replicas decide`),
+    tile("Time to decide", known(within(data, "status.router.latency_ms_p50")) ? fig("status.router.latency_ms_p50", ms) : lastFig("latency_ms_p50", ms), decided ? `median; 99 %: ${known(within(data, "status.router.latency_ms_p99")) ? fig("status.router.latency_ms_p99", ms) : lastFig("latency_ms_p99", ms)}` : "timed at calls of Route: none lately", `answers took ${lastFig("answer_ms", ms)}`),
+    tile("Quality", lastFig("quality", v => v.toFixed(3)), "mean of the latest reports", learning ? `learned ${fig("status.snapshot_age_s", seconds)} ago` : ""),
+    tile("Cost of an answer", lastFig("cost_usd", usd), "mean of the latest reports", `${lastFig("error_share", share, "no")} of calls failed`),
     savings(),
   ].join("");
 }
@@ -127,10 +129,10 @@ function charts() {
   return [
     chart("Traffic", "requests a second", at, [{name: "decided", values: h.decisions_per_s}, {name: "refused", values: h.refused_per_s}], plain),
     chart("Who answers", "decisions a second", at, each(h.models_per_s), plain, {stacked: true}),
-    chart("Time to decide", "milliseconds", at, [{name: "half", values: h.latency_ms_p50}, {name: "99 %", values: h.latency_ms_p99}], plain),
+    chart("Time to decide", "milliseconds", at, [{name: "median", values: h.latency_ms_p50}, {name: "99 %", values: h.latency_ms_p99}], plain),
     chart("Quality", "mean, 0 to 1", at, [{name: "quality", values: h.quality}], v => v.toFixed(2), {most: 1}),
     chart("Cost of an answer", "US dollars", at, [{name: "cost", values: h.cost_usd}], usd),
-    chart("Cheaper", `than ${data.savings.baseline || "nobody"} for all, 95 %`, hours.map(o => o.at_unix_ms), [saved], share),
+    chart("Saved", `against ${data.savings.baseline || "nobody"} alone, 95 %`, hours.map(o => o.at_unix_ms), [saved], share),
     chart("Price of capacity", "1: what it costs to have", at, each(h.price), plain),
     chart("Replicas", "of each pool", at, each(h.replicas), plain, {stacked: true}),
     chart("Feedback not learned yet", "seconds behind", at, [{name: "behind", values: h.lag_s}], plain),

@@ -181,6 +181,17 @@ def _json(value: object) -> Response:
     return Response(msgspec.json.encode(value), headers=JSON)
 
 
+# Without the path: what callers send is in no message that is logged.
+NO_PATH = HTTPException(
+    404,
+    "there is no such path here; a client's base URL ends with /v1, and /v1/chat/completions, "
+    "/v1/feedback and /v1/models are answered. What else a model's server can do, such as "
+    "embeddings, is asked of that server itself.",
+)
+
+
 async def _refused(_: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException) and error.status_code == NO_PATH.status_code:
+        error = NO_PATH
     found = response_of(error)
     return Response(error_body(error), found.status, {**JSON, **found.headers})

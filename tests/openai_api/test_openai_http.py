@@ -656,6 +656,18 @@ def test_what_is_not_there_is_refused_in_the_same_form(up, method, path, status)
     assert got.json()["error"]["code"] == "bad_call"
 
 
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/chat/completions", "/v1/secret-in-a-path"])
+def test_a_path_that_is_not_there_is_answered_with_those_that_are(up, path):
+    """
+    A base URL without /v1 is the usual mistake. What was sent is in no message: it may be logged.
+    """
+    got = httpx2.post(f"{up.root}{path}", json={})
+    message = got.json()["error"]["message"]
+    assert got.status_code == 404
+    assert "ends with /v1" in message and "/v1/chat/completions" in message
+    assert "secret" not in message
+
+
 @pytest.mark.parametrize("path", ["chat/completions", "feedback"])
 @pytest.mark.parametrize("chunked", [False, True])
 def test_body_that_is_too_long_is_refused_unread(path, chunked):
