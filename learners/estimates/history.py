@@ -2,7 +2,8 @@
 
 Rows are kept by `History` (trainer side: append and forget) and searched through `Neighbours`
 (serving side: frozen). Older rows are searched through an IVF index that the trainer extends now
-and then; the rows since then exactly. An index is never changed once built, only replaced.
+and then; the rows since then exactly. An index is never changed once built, only replaced. By
+default nobody asks neighbours (`learning.neighbours_share` is 0): rows are kept, and not indexed.
 
 Which rows count (`canonical`) depends on the outcomes alone, never on the order they came in: the
 newest `rows_max`, taken in turn from each tenant's hash, so that who reports most forgets its
@@ -26,7 +27,7 @@ from learners.estimates.nearest import ivf
 from learners.estimates.nearest.lists import searched
 from learners.estimates.sums.influence import EARLIER
 from learners.kernels.compiled import kernels, writable
-from learners.option import option
+from learners.option import option, same_as
 from learners.outcomes import Outcomes
 from learners.targets import N_TARGETS, ONE, Target
 from learners.traits import SLOTS, no_traits
@@ -67,6 +68,8 @@ class HistoryOptions:
     neighbours: int = option(
         64, "Similar outcomes weighed per request; 50 to 200 do equally well.", ge=1, le=1000
     )
+    # Where neighbours have no share in estimates nobody searches, and there is no index.
+    neighbours_share: float = same_as(1.0, "learning.neighbours_share")
     # Below this cosine two prompts have little in common beyond being prompts.
     similarity_min: float = 0.15
     shared_shrink: float = 3.0  # imaginary neighbours of average outcome, all models together
@@ -173,7 +176,9 @@ class History:
             kept = np.sort(self._newest())
             self.index, self.generation = self._thinned(kept), self.generation + 1
             self.rows = {name: column[kept] for name, column in self.rows.items()}
-        if len(self) - self.n_indexed > max(self.options.exact_rows_max, self.n_indexed // 32):
+        if not self.options.neighbours_share:
+            self.index = None
+        elif len(self) - self.n_indexed > max(self.options.exact_rows_max, self.n_indexed // 32):
             self.index = self._grown()
 
     def _grown(self) -> faiss.Index:

@@ -65,7 +65,7 @@ class MemoryOptions:
     def described(self) -> dict[str, Any]:
         """What a snapshot must agree on: not landmarks, with new ones it is learned again."""
         found = asdict(self)
-        del found["own_landmarks"]
+        del found["own_landmarks"], found["history"]["neighbours_share"]
         return found
 
     def landmarks_of(self, encoder: str) -> Landmarks:

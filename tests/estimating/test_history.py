@@ -519,6 +519,23 @@ def full(n: int, rng: np.random.Generator, since_ms: int = 0) -> Outcomes:
     return changed(rows, known=np.ones((n, N_TARGETS), bool), decided_at_ms=times)
 
 
+def test_rows_that_nobody_searches_are_not_indexed():
+    """
+    Where neighbours have no share: neither those that come, nor what a former setting indexed.
+    """
+    rows = full(1000, np.random.default_rng(16))
+    searched = HistoryOptions(exact_rows_max=200)
+    before = settled(rows, searched)
+
+    history = settled(rows, replace(searched, neighbours_share=0.0))
+    history.index = before.index
+    history.settle()
+
+    assert before.index is not None
+    assert history.index is None
+    assert len(history) == 1000
+
+
 def test_the_index_always_covers_the_first_rows():
     """
     Also after rows were forgotten and moved: a row found is the row meant.

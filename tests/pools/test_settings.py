@@ -28,6 +28,8 @@ from infra.errors import SettingsInvalid, SettingsUnreadable
 from infra.pools.site import LocalSite
 from infra.settings.settings import FileCatalogue, Settings, read_settings
 from infra.settings.settings_docs import markdown
+from learners.estimates.estimator import BlendOptions
+from learners.estimates.learned import MemoryOptions
 from learners.policies.policy import POLICIES
 from serve.dispatch.judging.curve import fitted
 from serve.routing.catalogue import Catalogue, Model, Pool
@@ -917,6 +919,18 @@ def test_example_of_a_fleet_is_valid_and_says_which_speeds_are_derived():
 
 
 # --- the site --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_the_trainer_indexes_what_routers_search_and_no_snapshot_depends_on_it(file, share):
+    """
+    Both follow one setting, which can be changed without starting anew.
+    """
+    stated = read_settings(file(f"[learning]\nneighbours_share = {share}\n" + ONE_MODEL))
+    memory = stated.options(MemoryOptions)
+
+    assert memory.history.neighbours_share == stated.options(BlendOptions).neighbours_share == share
+    assert memory.described() == read_settings(file(ONE_MODEL)).options(MemoryOptions).described()
 
 
 @pytest.fixture

@@ -27,6 +27,9 @@ from pathlib import Path
 from types import FrameType
 
 import streams
+from learners.estimates.estimator import BlendOptions
+from learners.estimates.history import HistoryOptions
+from learners.estimates.learned import MemoryOptions
 from streams.errors import LogUnavailable
 from streams.feedback.ticket import Sealer
 from streams.log import contract
@@ -185,6 +188,12 @@ def ends_of(log: Log) -> tuple[dict[int, int], dict[int, int]]:
 def offsets_of(learned: State) -> tuple[dict[int, int], dict[int, int]]:
     """How far a state has read both."""
     return learned.offsets, learned.telemetry_offsets
+
+
+# Of a site that sets nothing: its rows are not indexed, because no neighbours are asked.
+UNSET = TrainerOptions(
+    memory=MemoryOptions(history=HistoryOptions(neighbours_share=BlendOptions().neighbours_share))
+)
 
 
 def trainer_of(log: Log, uri: str, options: TrainerOptions) -> Trainer:

@@ -22,7 +22,7 @@ import numpy as np
 from kafka import KafkaConsumer, TopicPartition
 
 from load.bench.recovery.broker import local_broker
-from load.bench.recovery.crash_child import ENCODER, KEY, trainer_of
+from load.bench.recovery.crash_child import ENCODER, KEY, UNSET, trainer_of
 from load.bench.recovery.made_feedback import Mix, made_feedback
 from streams.feedback.ticket import Sealer
 from streams.log.contract import DEAD_LETTER, DECISIONS, FEEDBACK, TELEMETRY
@@ -31,7 +31,7 @@ from streams.log.kafka_options import KafkaOptions
 from streams.training.folder import Folder
 from streams.training.snapshots import VERSIONS_PER_TERM, Store
 from streams.training.supervision import collect_seldom
-from streams.training.trainer import DUPLICATE, TrainerOptions
+from streams.training.trainer import DUPLICATE
 
 PARTITIONS = {FEEDBACK: 4, DEAD_LETTER: 1, DECISIONS: 1, TELEMETRY: 1}
 MADE_TOGETHER = 10_000
@@ -58,7 +58,7 @@ def measure(options: FeedbackBench, say: Callable[[str], None]) -> dict[str, flo
         read_s = _timed(lambda: _read(log))
         say("learning …")
         collect_seldom()
-        trainer = trainer_of(log, f"{folder}/state", TrainerOptions())
+        trainer = trainer_of(log, f"{folder}/state", UNSET)
         ends = log.end_offsets(FEEDBACK)
         began_cpu_s = time.thread_time()
         learn_s = _timed(lambda: trainer.run(lambda: trainer.state.offsets == ends))

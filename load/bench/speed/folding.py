@@ -14,14 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from load.bench.recovery.crash_child import ENCODER, KEY, trainer_of
+from load.bench.recovery.crash_child import ENCODER, KEY, UNSET, trainer_of
 from load.bench.recovery.made_feedback import Mix, made_feedback
 from load.bench.speed.serving import now_ms
 from streams.feedback.ticket import Sealer
 from streams.log.contract import FEEDBACK
 from streams.log.sqlite_log import SqliteLog
 from streams.training.supervision import collect_seldom
-from streams.training.trainer import TrainerOptions
 
 MADE_TOGETHER = 10_000
 
@@ -35,7 +34,7 @@ def folded_per_s(records: int, rng: np.random.Generator) -> float:
             n = min(MADE_TOGETHER, records - first)
             log.append(FEEDBACK, made_feedback(n, sealer, ENCODER, now_ms(), rng, Mix()))
         collect_seldom()
-        trainer = trainer_of(log, f"{folder}/state", TrainerOptions())
+        trainer = trainer_of(log, f"{folder}/state", UNSET)
         ends, began_s = log.end_offsets(FEEDBACK), time.process_time()
         trainer.run(lambda: trainer.state.offsets == ends)
         took_s = time.process_time() - began_s
