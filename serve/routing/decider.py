@@ -135,7 +135,7 @@ class Decider:
         return Decided(replies, self._kept(ids, taken, decisions))
 
     def matrix(self, asked: ColumnsInput) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Embeddings (n, dim), not copied, and tokens (n,) of requests that come as columns.
+        """Embeddings (n, dim) and tokens (n,) of requests that come as columns.
 
         Raises InvalidRequest.
         """
@@ -144,7 +144,9 @@ class Decider:
         if rest or not 1 <= n <= BATCH_MAX:
             problem = f"{len(asked.embeddings) / (F32_BYTES * dim):g} rows of {dim} numbers"
             raise InvalidRequest("embeddings_f32", problem, f"1 to {BATCH_MAX:,} whole rows")
-        return np.frombuffer(asked.embeddings, "<f4").reshape(n, dim), _tokens_of(asked, n)
+        # A copy: each kernel would make one of what may only be read.
+        embeddings = np.frombuffer(bytearray(asked.embeddings), "<f4").reshape(n, dim)
+        return embeddings, _tokens_of(asked, n)
 
     def decide_columns(
         self, shared: RouteInput, embeddings: NDArray[np.float32], tokens: NDArray[Any], live: Live

@@ -286,16 +286,18 @@ def read_request(
         given[_KEPT_AS.get(name, name)] = _CHECKS[name](name, value)
     if given.get("deadline_unix_ms", math.inf) > latest_ms:
         given["deadline_unix_ms"] = int(latest_ms)
-    said = given.get("preference")
-    given["weights"] = _usual_weights(defaults) if said is None else _weights(said, defaults)
-    return RouteInput.of({**_limits(defaults), **given})
+    usual = _usual(defaults)
+    if (said := given.get("preference")) is not None:
+        given["weights"] = _weights(said, defaults)
+    return RouteInput.of({**usual, **given})
 
 
 @lru_cache(maxsize=16)
-def _limits(defaults: PreferenceDefaults) -> Mapping[str, float]:
-    """The settings' limits, where they state any."""
+def _usual(defaults: PreferenceDefaults) -> Mapping[str, Any]:
+    """What the settings say of requests that do not: their weights, and limits if any."""
     stated = {name: getattr(defaults, name) for name in LIMITS}
-    return {name: limit for name, limit in stated.items() if limit != COLUMNS[name].unsaid}
+    limits = {name: limit for name, limit in stated.items() if limit != COLUMNS[name].unsaid}
+    return {"weights": _weights(NO_PREFERENCE, defaults), **limits}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -347,12 +349,6 @@ def _weights(said: Preference, defaults: PreferenceDefaults) -> Weights:
     if not any(weights):
         raise InvalidRequest("preference", "all zero", "at least one positive weight")
     return weights
-
-
-@lru_cache(maxsize=16)
-def _usual_weights(defaults: PreferenceDefaults) -> Weights:
-    """Of requests that state no preference."""
-    return _weights(NO_PREFERENCE, defaults)
 
 
 def _text(name: str, text: str) -> str:
