@@ -725,13 +725,15 @@ def test_memory_keys_are_those_the_documentation_names():
     Changing what a snapshot was learned with means starting anew, so the page says which keys do.
     """
     said = Settings.model_fields["learning"].annotation.__doc__
-    plain = Settings().deployment().replica.memory
+    plain = Settings().deployment().replica.memory.described()
     learning = [key for key in KEYS if key.section == "learning" and key.kind in (int, float)]
     changed = {
         key.name
         for key in learning
         if key.name != "trainers"
-        and Settings(learning={key.name: other(key, key.field.default)}).deployment().replica.memory
+        and Settings(learning={key.name: other(key, key.field.default)})
+        .deployment()
+        .replica.memory.described()
         != plain
     }
 
