@@ -19,6 +19,7 @@ try:
 
     from fairlead.commands.bench import bench_app
     from fairlead.commands.control.apps import CONTROL
+    from fairlead.commands.control.entries import CaOption
     from fairlead.commands.outcomes.judge import judge_app
     from fairlead.commands.outcomes.trace import feedback_trace
     from fairlead.commands.planning.compare import compare
@@ -206,11 +207,21 @@ def explain(
         str, typer.Option(help="A router, HOST:PORT. Default: of the settings.")
     ] = "",
     settings: SettingsOption = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with a token of the scope read.",
+            envvar="FAIRLEAD_TOKEN_FILE",
+            show_envvar=True,
+        ),
+    ] = None,
+    ca: CaOption = None,
     timeout_s: Annotated[float, typer.Option(min=0.1, max=60)] = 5.0,
     as_json: JsonOption = False,
 ) -> None:
     """Open a decision's ticket: what was predicted, and why the other models lost."""
     from fairlead.commands import explain as commands
+    from fairlead.commands.control.calls import pem_in, token_in
     from fairlead.commands.up import settings_in_force
     from serve.addresses import joined
 
@@ -218,7 +229,8 @@ def explain(
         site = settings_in_force(settings, console)[0]
         target = joined(*site.addresses()["listener.port"])
     with only_json(as_json) as emit:
-        found = commands.asked(commands.ticket_of(ticket), target, timeout_s)
+        shown, trusted = token_in(token_file), pem_in(ca, "--ca")
+        found = commands.asked(commands.ticket_of(ticket), target, timeout_s, shown, trusted)
         emit(commands.as_json(found))
     if not as_json:
         commands.show(found, Console())
@@ -341,7 +353,7 @@ def tokens_new(
         return
     console.print("The token, for its owner alone; it can't be shown again:")
     typer.echo(found["token"])
-    console.print("For the settings file; it counts from the next start:")
+    console.print("For the settings file; it counts from SIGHUP on, or the next start:")
     typer.echo(found["settings"])
 
 

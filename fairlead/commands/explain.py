@@ -36,9 +36,11 @@ def ticket_of(text: str) -> bytes:
         raise InvalidOption("the ticket", f"neither hexadecimal nor base64 ({error})") from error
 
 
-def asked(ticket: bytes, target: str, timeout_s: float) -> Explanation:
+def asked(
+    ticket: bytes, target: str, timeout_s: float, token: str, trusted: bytes | None
+) -> Explanation:
     """What a router at host:port says of a ticket. Raises FairleadError."""
-    with Client(target) as client:
+    with Client(target, token=token, root_certificates=trusted) as client:
         return client.explain(ticket, timeout_s=timeout_s)
 
 

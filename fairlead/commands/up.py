@@ -104,9 +104,9 @@ def _run(path: Path | None, console: Console) -> None:
                 console.print(f"[bold green]Fairlead is up[/] at [bold]{router.address}[/]")
                 if router.dispatch:
                     console.print(f"It answers, too: {router.dispatch} (gRPC), {router.openai}")
-                console.print(
-                    _how_to_call(router.address), highlight=False, markup=False, soft_wrap=True
-                )
+                    console.print(f"What it does: {router.openai.removesuffix('/v1')}/dashboard")
+                said = how_to_call(router.address, settings)
+                console.print(said, highlight=False, markup=False, soft_wrap=True)
                 _until_the_end(path, settings, router, console)
     except KeyboardInterrupt:
         pass
@@ -237,13 +237,19 @@ def _example(console: Console) -> Path:
     return path
 
 
-def _how_to_call(address: str) -> str:
+def how_to_call(address: str, settings: Settings) -> str:
+    """Lines to copy: a client that shows a token and trusts a certificate where that is needed."""
+    arguments = [f'"{address}"']
+    if settings.tokens:
+        arguments.append('token="fl_…"')
+    if settings.stated("listener.tls_certificate") is not None:
+        arguments.append('root_certificates=open("ca.pem", "rb").read()')
     return f"""\
 
   from fairlead import Client
-  with Client("{address}") as client:
+  with Client({", ".join(arguments)}) as client:
       decision = client.route(text="What is the capital of France?")
       print(decision.model, decision.pool, decision.propensity)
       client.send_feedback(decision.ticket, quality=1.0, cost_usd=0.0004, latency_ms=850)
 
-Ctrl-C or SIGTERM stops it."""
+`fairlead status --watch` shows what it does. Ctrl-C or SIGTERM stops it."""

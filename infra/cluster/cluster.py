@@ -205,7 +205,9 @@ def _addresses(settings: Settings, site: LocalSite) -> Running:
     router = found["listener.port"]
     if "dispatch.port" not in found:
         return Running(site, router)
-    return Running(site, router, found["dispatch.port"], f"http://{found['dispatch.http_port']}/v1")
+    scheme = "http" if settings.stated("listener.tls_certificate") is None else "https"
+    openai = f"{scheme}://{found['dispatch.http_port']}/v1"
+    return Running(site, router, found["dispatch.port"], openai)
 
 
 def _stop_all(drain_s: float) -> None:

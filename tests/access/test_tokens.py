@@ -144,6 +144,22 @@ def test_the_client_shows_its_token(guarded):
         client.route(embedding=[0.1] * 8)
 
 
+def test_explain_on_the_command_line_shows_a_token(guarded, tmp_path):
+    """
+    Of a file, because what is on a command line is for everybody on the machine to see.
+    """
+    target = f"127.0.0.1:{guarded.replica.port}"
+    with Client(target, token=ANY) as client:
+        decision = client.route(embedding=[0.1] * 8)
+    (tmp_path / "token").write_text(f"{ANY}\n")
+    command = ["explain", decision.ticket.hex(), "--target", target, "--json"]
+
+    shown = CliRunner().invoke(app, [*command, "--token-file", str(tmp_path / "token")])
+
+    assert json.loads(shown.stdout)["decision_id"] == decision.decision_id
+    assert isinstance(CliRunner().invoke(app, command).exception, NotAllowed)
+
+
 def test_every_method_of_the_services_has_a_scope():
     """
     One that is added to the proto is to be thought about: without a scope it can't be called.

@@ -10,9 +10,10 @@ import threading
 import pytest
 
 from fairlead.commands.restarts import may_restart, unless_stuck
-from fairlead.commands.up import wait_for_the_end
+from fairlead.commands.up import how_to_call, wait_for_the_end
 from infra.cluster import cluster, head
 from infra.errors import RayEnded
+from infra.settings.settings import read_settings
 
 WAITING = """
 from fairlead.commands.up import _stop_on_signals
@@ -131,3 +132,31 @@ def test_whoever_notices_the_end_itself_is_left_alone():
         assert looked.wait(60.0)
 
     assert not said
+
+
+@pytest.mark.parametrize(
+    ("guard", "said"),
+    [
+        ("", 'Client("127.0.0.1:7480")'),
+        (
+            f'[[tokens]]\nname = "a"\nsha256 = "{"0" * 64}"\nscopes = ["route"]\n',
+            'Client("127.0.0.1:7480", token="fl_…")',
+        ),
+        (
+            '[listener]\ntls_certificate = "tls.pem"\ntls_key = "tls.key"\n',
+            'Client("127.0.0.1:7480", root_certificates=open("ca.pem", "rb").read())',
+        ),
+    ],
+)
+def test_the_lines_to_copy_get_in_where_tokens_or_tls_are_asked_for(
+    tmp_path, monkeypatch, guard, said
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("tls.pem", "tls.key"):
+        (tmp_path / name).write_text("made up")
+    (tmp_path / "fairlead.toml").write_text(guard)
+
+    lines = how_to_call("127.0.0.1:7480", read_settings(tmp_path / "fairlead.toml"))
+
+    assert said in lines
+    assert "status --watch" in lines

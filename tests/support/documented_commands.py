@@ -32,6 +32,8 @@ REPLAYS = [
     " --extra '{\"ignore_eos\": true}'",
 ]
 WITH_A_SITE = [
+    "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 30 -keyout tls.key"
+    " -out tls.pem -subj /CN=localhost -addext subjectAltName=DNS:localhost,IP:127.0.0.1",
     ".venv/bin/fairlead status",
     'tail -qF .fairlead/logs/*.jsonl | grep \'"level": "error"\'',
     'curl -X POST http://127.0.0.1:7491/v1/feedback -d \'{"ticket": "AVcA…zQ", "quality": 0.9}\'',
