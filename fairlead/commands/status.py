@@ -142,7 +142,8 @@ def _print(found: dict[str, Any], out: Console) -> None:
     for change in found["changes"]:
         out.print(
             f"{change['model']}: {change['target']} moved by {change['shift']:+.2f} over "
-            f"{change['outcomes']} outcomes since {change['since']}",
+            f"{change['outcomes']} outcomes since {change['since']}"
+            f"{', its pools being full' if change['by_load'] else ''}",
             highlight=False,
             markup=False,
         )

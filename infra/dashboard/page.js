@@ -162,7 +162,7 @@ function feedback() {
   const one = (name, key, form = plain) => [esc(name), fig(key, form)];
   const dead = Object.keys(data.status.dead_letter).map(name => one(`set aside: ${name.replaceAll("_", " ")}`, `status.dead_letter.${name}`));
   const decided = Object.values(data.status.decided).reduce((a, b) => a + b, 0), open = Object.values(data.status.unanswered).reduce((a, b) => a + b, 0);
-  const rows = [one("records read", "status.records"), one("learned", "status.learned"), one("said again", "status.duplicate"), ...dead, one("lost by the log", "status.skipped"), one("waiting", "status.lag_records"), one("behind by", "status.lag_s", seconds)];
+  const rows = [one("records read", "status.records"), one("learned", "status.learned"), one("repeated", "status.duplicate"), ...dead, one("lost by the log", "status.skipped"), one("waiting", "status.lag_records"), one("behind by", "status.lag_s", seconds)];
   if (decided) rows.push(["decisions without feedback", share(open / decided)]);
   return table([["what"], ["records"]], rows);
 }
@@ -173,7 +173,7 @@ function budgets() {
 }
 
 function drift() {
-  const rows = data.status.changes.map((one, i) => [esc(one.model), fig(`status.changes.${i}.target`, String), fig(`status.changes.${i}.shift`, v => `${v > 0 ? "+" : ""}${plain(v)} σ`), esc(moment(one.since_ms))]);
+  const rows = data.status.changes.map((one, i) => [esc(one.model), fig(`status.changes.${i}.target`, String) + (one.by_load ? ", its pools being full" : ""), fig(`status.changes.${i}.shift`, v => `${v > 0 ? "+" : ""}${plain(v)} σ`), esc(moment(one.since_ms))]);
   return table([["model"], ["what", "text"], ["by"], ["since"]], rows, "None: every model is as it was.");
 }
 
