@@ -164,8 +164,12 @@ def _columns(batch: DecisionBatch) -> pa.RecordBatch:
     def figure(values: NDArray[Any]) -> pa.Array:
         return pa.array(values.astype(np.float32))
 
+    said = list(batch.said)
+    said = said[:1] if said and said.count(said[0]) == n else said  # nearly all say nothing
+
     def of_said(name: str) -> pa.Array:
-        return pa.array([getattr(one, name) for one in batch.said], SCHEMA.field(name).type)
+        column = pa.array([getattr(one, name) for one in said], SCHEMA.field(name).type)
+        return column if len(column) == n else pa.repeat(column[0], n)
 
     def constant(value: object, kind: pa.DataType) -> pa.Array:
         return pa.repeat(pa.scalar(value, kind), n)
