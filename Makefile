@@ -18,12 +18,14 @@ run: $(INSTALLED)
 # Parts beside each other, as for two cores, see tests/conftest.py: two at once, in this order, and two
 # that go slowly, on what the others leave over. With three at full speed Ray's replicas starve and are
 # given up. All and the processes that they start keep what they compile, whatever the shell says of
-# it. Kernels are compiled before: otherwise whoever starts first does it, each for itself.
+# it. Sources and kernels are compiled before: otherwise all that start first do it, each for itself.
 PARTS := ray kafka processes servers rest
-SLOWLY := virtual learning
+SLOWLY := virtual computed
+PACKAGES := fairlead load infra serve streams learners
 
 test: $(INSTALLED)
-	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m learners.kernels
+	@$(BIN)/python -m compileall -q -j 0 $(PACKAGES)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m learners.kernels
 	@nice -n 19 $(MAKE) --no-print-directory -k -j 2 $(SLOWLY:%=test-%) & slowly=$$!; \
 	$(MAKE) --no-print-directory -k -j 2 $(PARTS:%=test-%); failed=$$?; \
 	wait $$slowly || failed=1; exit $$failed

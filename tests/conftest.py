@@ -28,14 +28,17 @@ settings.register_profile("fixed", derandomize=True, **SHARED)
 settings.register_profile("random", derandomize=False, **SHARED)
 settings.load_profile("fixed")
 
-# `make test` runs several parts beside each other, two of them and `virtual` and `learning` at once. A file
+# `make test` runs several parts beside each other, two of them and `virtual` and `computed` at once. A file
 # belongs to the first part whose words its path or its text has. Clusters and brokers mostly wait; what plays
-# in virtual time never does, nor does it mind to go slowly, so it has what the others leave of the processors.
+# in virtual time, or only computes, never does, nor does it mind to go slowly, so it has what the others leave
+# of the processors.
 PARTS = {
     "ray": r"^import ray$|^from ray |^from command import ",
     "kafka": r"kafka_broker|mark\.kafka",
     "virtual": r"\Atests/(autoscaling|simulation|snapshots|training)/",
-    "learning": r"\Atests/(budgets|changes|estimating|evaluation|learning)/",
+    "computed": r"\Atests/(budgets|changes|estimating|evaluation|learning)/"
+    r"|\Atests/benches/test_(bench_decisions|bench_fleet|bench_plan|clairvoyant|decision|outcome|rivals|scarce)"
+    r"|\Atests/planning/test_(?!plan\.|replay)",
     "processes": r"\Atests/(benches|house|operating|planning)/",
     "servers": r"\Atests/(access|dispatching|feedback|grpc_api|openai_api|pools|routing)/",
     "rest": "",

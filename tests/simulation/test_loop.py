@@ -12,16 +12,20 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from command import decides, descendants, fairlead, settings_file
-from waiting import until
+from command import ROOT, decides, descendants, fairlead, settings_file
+from local_kafka.broker import Broker
+from waiting import PATIENCE_S, until
 
 from fairlead import Client
+from fairlead.commands.status import show
 from infra.pools.ports import free_ports, is_free
+from infra.settings.settings import read_settings
 
 KEYS = {
     "table", "requests", "seeds", "wall_s", "router", "random", "best_single", "oracle",
@@ -74,7 +78,7 @@ def demo(folder: Path, requests: int):
 
 def ended_well(running: Demo) -> dict:
     """The demo's JSON, after checking that nothing was lost on the way."""
-    out, _ = running.process.communicate(timeout=120)
+    out, _ = running.process.communicate(timeout=2 * PATIENCE_S)
     assert running.process.returncode == 0
     found = json.loads(out)
     assert found["requests_failed"] == 0
@@ -173,15 +177,69 @@ class Up:
 
 
 @pytest.fixture(scope="module")
-def up(tmp_path_factory) -> Iterator[Up]:
-    """One for all tests below; the last of them ends it."""
+def up(request, tmp_path_factory) -> Iterator[Up]:
+    """One for all tests below, on Kafka with two trainers where there is a broker; the last ends it."""
     [port] = free_ports(1)
     path = settings_file(tmp_path_factory.mktemp("up"), port)
+    with contextlib.suppress(pytest.skip.Exception):
+        path.write_text(path.read_text() + on_kafka(request.getfixturevalue("kafka_broker")))
     with fairlead("up", "--settings", str(path)) as process:
         found = Up(process, port, path)
         with Client(found.address) as client:
             until(lambda: decides(client), "the first decision")
         yield found
+
+
+def on_kafka(broker: Broker) -> str:
+    """Settings of a log there, and a trainer for each half of it."""
+    return f"""
+[log]
+kind = "kafka"
+bootstrap_servers = "{broker.bootstrap_servers}"
+[learning]
+trainers = 2
+[feedback]
+answer_s = 1
+"""
+
+
+def status(settings: Path) -> dict:
+    done = subprocess.run(
+        [sys.executable, "-m", "fairlead", "status", "--json", "--settings", str(settings)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    return json.loads(done.stdout)
+
+
+def test_two_trainers_on_kafka_learn_each_outcome_once(up, kafka_broker):
+    """
+    Feedback through the router and through Kafka is learned by the shard it belongs to, published
+    as one snapshot, and accounted for by `fairlead status`. First of those that share one: all that
+    is counted came from here.
+    """
+    with Client(up.address, timeout_s=10.0) as client:
+        for quality, model in ((0.9, "small"), (0.1, "large")) * 20:
+            decision = client.route(text="Learn this.", allowed_models=[model])
+            for _ in range(2):  # the second time it is a duplicate
+                client.send_feedback(decision.ticket, quality=quality)
+
+        def gap() -> float:
+            decision = client.route(text="Learn this.")
+            quality = {decision.model: decision.quality.mean}
+            quality |= {f.model: f.quality.mean for f in decision.fallbacks}
+            return quality["small"] - quality["large"]
+
+        until(lambda: gap() > 0.3, "learning")
+        settings = read_settings(up.settings)
+        until(lambda: show(settings, up.settings, quiet=True)["duplicate"] == 40, "all records")
+        found = status(up.settings)
+
+    assert (found["records"], found["learned"], found["lag_records"]) == (80, 40, 0)
+    # Where the machine stands still for a quarter of a minute, Ray replaces a replica.
+    assert [a for a in found["alarms"] if a["name"] != "replicas_lost"] == []
 
 
 def test_catalogue_changes_without_a_restart_and_without_forgetting(up):
@@ -231,8 +289,8 @@ def test_up_leaves_nothing_behind_after_ctrl_c(up):
 
     os.killpg(up.process.pid, signal.SIGINT)
 
-    assert up.process.wait(60) == 0
-    _, alive = psutil.wait_procs(family, timeout=20)
+    assert up.process.wait(PATIENCE_S) == 0
+    _, alive = psutil.wait_procs(family, timeout=PATIENCE_S)
     assert [p for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []
     assert is_free(up.port)
 

@@ -97,8 +97,8 @@ def steady(seconds: float, per_s: float = 14.0) -> list[tuple[float, float]]:
 
 @cache
 def flood() -> Shocked:
-    """8 requests a second, 40 from 110 s to 400 s, 8 again."""
-    rates = [(0, 8), (100, 8), (110, 40), (400, 40), (410, 8), (860, 8)]
+    """8 requests a second, 40 from 110 s to 330 s, 8 again."""
+    rates = [(0, 8), (100, 8), (110, 40), (330, 40), (340, 8), (640, 8)]
     return run(traffic(rates), tick_s=0.2)
 
 
@@ -121,8 +121,8 @@ def test_load_times_five_keeps_most_of_the_highest_class_within_target():
     """
     found = flood()
 
-    assert found.within(110.0, 400.0, TOP) > 0.8
-    assert found.within(230.0, 400.0, TOP) > 0.97
+    assert found.within(110.0, 330.0, TOP) > 0.8
+    assert found.within(230.0, 330.0, TOP) > 0.97
 
 
 def test_load_times_five_grows_the_fleet_at_once_and_within_the_limits_of_growth():
@@ -140,12 +140,12 @@ def test_load_times_five_grows_the_fleet_at_once_and_within_the_limits_of_growth
 def test_when_load_falls_quality_and_admission_return_and_replicas_go_after_the_delay():
     found = flood()
 
-    most = sum(found.planned(405.0).values())
-    assert found.fewer(110.0, 405.0 + DELAY_S) == 0
-    assert sum(found.planned(860.0).values()) < most
-    assert all(found.refused(410.0, 860.0, of) == 0.0 for of in (TOP, MIDDLE, LOW))
-    assert found.quality(500.0, 860.0) == pytest.approx(found.quality(0.0, 100.0), abs=0.06)
-    assert found.within(410.0, 860.0) > 0.99
+    most = sum(found.planned(335.0).values())
+    assert found.fewer(110.0, 335.0 + DELAY_S) == 0
+    assert sum(found.planned(640.0).values()) < most
+    assert all(found.refused(340.0, 640.0, of) == 0.0 for of in (TOP, MIDDLE, LOW))
+    assert found.quality(430.0, 640.0) == pytest.approx(found.quality(0.0, 100.0), abs=0.06)
+    assert found.within(340.0, 640.0) > 0.99
 
 
 # --- a type of GPU gone
