@@ -261,7 +261,7 @@ class Neighbours:
         self.terms = np.stack([weight, weight * residual], axis=2).astype(np.float32)
         self.terms = self.terms.reshape(-1, 2 * N_TARGETS)
         self._quick: Any = kernels(MODULE) if compiled else None
-        self._indexed = None if index is None else searched(index, compiled=compiled)
+        self._indexed = searched(index, compiled=compiled)
         self._limits = np.array([options.similarity_min, options.shared_shrink, options.own_shrink])
 
     def __len__(self) -> int:

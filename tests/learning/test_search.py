@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learners.context import N_FEATURES
-from learners.estimates.nearest import ivf
+from learners.estimates.nearest import ivf, lists
 from learners.estimates.nearest.lists import Lists, searched
 
 ROUNDING = 2e-4  # of a direction in 16 bits: a tenth of what 8 bits round of a vector
@@ -57,12 +57,12 @@ def test_what_is_found_has_the_same_bits_alone_and_in_any_batch():
     """
     So a decision does not depend on who else asked at the moment.
     """
-    asked, lists = directions(37, np.random.default_rng(3)), searched(INDEX, compiled=True)
+    asked, of = directions(37, np.random.default_rng(3)), searched(INDEX, compiled=True)
 
-    similarity, found = lists.search(asked, 64)
+    similarity, found = of.search(asked, 64)
 
     for rows in (slice(0, 1), slice(5, 21), slice(36, 37)):
-        part, numbers = lists.search(asked[rows], 64)
+        part, numbers = of.search(asked[rows], 64)
         np.testing.assert_array_equal(part, similarity[rows])
         np.testing.assert_array_equal(numbers, found[rows])
 
@@ -91,6 +91,17 @@ def test_what_the_kernel_was_not_made_for_is_searched_by_faiss(compiled):
 
     assert searched(floats, compiled=compiled) is floats
     assert isinstance(searched(INDEX, compiled=compiled), Lists) == compiled
+
+
+def test_the_kernel_is_there_before_the_first_index(monkeypatch):
+    """
+    It takes seconds to compile: not while a replica that has begun to answer swaps its views.
+    """
+    asked = []
+    monkeypatch.setattr(lists, "kernels", lambda module: asked.append(module) or None)
+
+    assert searched(None, compiled=True) is None
+    assert asked == [lists.MODULE]
 
 
 def test_a_direction_of_zeros_is_like_nobody():

@@ -20,9 +20,13 @@ from learners.kernels.compiled import kernels, writable
 MODULE = "learners.kernels.search"
 
 
-def searched(index: faiss.Index, *, compiled: bool) -> faiss.Index | Lists:
-    """What searches an index that nobody changes: the kernel, where there is one for such lists."""
-    kernel, of = kernels(MODULE) if compiled else None, faiss.downcast_index(index)
+def searched(index: faiss.Index | None, *, compiled: bool) -> faiss.Index | Lists | None:
+    """What searches an index that nobody changes: the kernel, where there is one for such lists.
+
+    The kernel is compiled also where there is no index yet: the first one comes while requests do.
+    """
+    kernel = kernels(MODULE) if compiled else None
+    of = None if index is None else faiss.downcast_index(index)
     if kernel is None or not isinstance(of, faiss.IndexIVFScalarQuantizer):
         return index
     ours = of.sq.qtype == faiss.ScalarQuantizer.QT_8bit and not of.by_residual  # earlier: floats
