@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from learners.context import N_FEATURES
 from learners.estimates.nearest import ivf, lists
 from learners.estimates.nearest.lists import Lists, searched
+from learners.kernels import search
 
 ROUNDING = 2e-4  # of a direction in 16 bits: a tenth of what 8 bits round of a vector
 
@@ -51,6 +52,29 @@ def test_the_nearest_are_those_that_faiss_finds(n, wanted, seed, index):
     whole = index.reconstruct_n(0, index.ntotal)
     cosines = np.einsum("nd,njd->nj", asked, whole[np.where(there, found, 0)])
     np.testing.assert_allclose(similarity[there], cosines[there], atol=ROUNDING)
+
+
+@given(
+    values=st.one_of(
+        *(
+            st.lists(st.integers(-reach, reach), min_size=1, max_size=1500)
+            for reach in (3, 600, 2**30)
+        )
+    ),
+    wanted=st.integers(1, 70),
+)
+@settings(deadline=None)
+def test_the_best_of_any_values_are_found_by_counting(values, wanted):
+    """
+    Of close and of far values, of many that are equal, of fewer than are wanted.
+    """
+    rows, counts = np.full(wanted, -1), np.zeros(search.BINS, np.int64)
+
+    n = search._best(np.array(values, np.int32), counts, rows)
+
+    found = rows[:n].tolist()
+    assert n == len({*found}) == min(wanted, len(values))
+    assert sorted(values[row] for row in found) == sorted(values)[-n:]
 
 
 def test_what_is_found_has_the_same_bits_alone_and_in_any_batch():
