@@ -104,11 +104,13 @@ FORMS: Mapping[str, tuple[str, Callable[[Path], pa.Table]]] = {
 }
 
 
-def read(path: Path, encode: Encode | None = None) -> OutcomeTable:
+def read(
+    path: Path, encode: Encode | None = None, *, where_missing: Encode | None = None
+) -> OutcomeTable:
     """A Parquet, CSV or JSON-lines file with the columns that docs/decisions.md lists.
 
-    With `encode`, embeddings are made of the texts instead of read. Raises TableRefused, naming
-    column and row.
+    With `encode`, embeddings are made of the texts instead of read; with `where_missing`, if there
+    are none. Raises TableRefused, naming column and row.
     """
     form, reader = FORMS.get(path.suffix.lower(), FORMS[".parquet"])
     try:
@@ -116,6 +118,7 @@ def read(path: Path, encode: Encode | None = None) -> OutcomeTable:
     except (OSError, pa.ArrowException, json.JSONDecodeError) as error:
         raise TableRefused(path.name, "", None, f"can't be read as {form}: {error}") from None
     check = _Check(path.name, table)
+    encode = encode or (None if check.has_embeddings() else where_missing)
     models = tuple(c.removeprefix(QUALITY) for c in table.column_names if c.startswith(QUALITY))
     if len(models) < MODELS_MIN:
         check.refuse(QUALITY + "<model>", None, f"is there for {len(models)} models, two are least")
@@ -141,9 +144,13 @@ class _Check:
         """Say what is wrong. Raises TableRefused."""
         raise TableRefused(self._name, column, row, why)
 
+    def has_embeddings(self) -> bool:
+        """Whether there are any."""
+        return "embedding" in self._table.column_names
+
     def embeddings(self) -> NDArray[np.float32]:
         """The prompts' vectors (n, dim), all of one length, finite, and none all zeros."""
-        if "embedding" not in self._table.column_names and "prompt" in self._table.column_names:
+        if not self.has_embeddings() and "prompt" in self._table.column_names:
             self.refuse("embedding", None, "is missing; --encoder makes embeddings of `prompt`")
         column = self._column("embedding")
         if pa.types.is_string(column.type):  # in a CSV file: "[0.1, 0.2]"

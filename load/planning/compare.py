@@ -18,7 +18,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from load.planning.events import Events
-from load.planning.questions import questions_of
+from load.planning.questions import encoded_by, questions_of
 from load.planning.simulating import Say, SimulateOptions, simulated
 from load.planning.site import Site
 from load.planning.summary import summary
@@ -45,7 +45,7 @@ def compared(
     runs: list[list[dict[str, Any]]] = [[], []]
     for seed in seeds:
         for i, site in enumerate(sites):
-            questions = questions_of(site.catalogue, outcomes, file)
+            questions = questions_of(site.catalogue, outcomes, file, encoded_by(site.settings))
             run = simulated(site, file, questions, Events(), SimulateOptions(seed=seed))
             runs[i].append(summary(run, site, quality_known=questions.quality_known))
         say(f"seed {seed}: {len(runs[1])} of {len(seeds)} pairs")

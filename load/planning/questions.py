@@ -20,12 +20,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from infra.settings.model import Settings
 from load.data import tables
-from load.data.tables import PROMPTS_MIN, OutcomeTable
+from load.data.tables import PROMPTS_MIN, Encode, OutcomeTable
 from load.data.traffic import Traffic
 from load.errors import TableRefused, TraceRefused
 from load.simulation.warm_start import halves
 from load.traces.reading import TraceFile
+from serve.encoders import make_encoder
 from serve.routing.catalogue import Catalogue
 
 BUNDLED = Path(tables.__file__).parent / "fleet_outcomes.parquet"
@@ -57,11 +59,25 @@ class Questions:
     said: bool = False  # whether the trace says which rows
 
 
-def questions_of(catalogue: Catalogue, outcomes: Path | None, file: Asking) -> Questions:
-    """Raises TableRefused if a table that was given lacks a model, TraceRefused for a bad row."""
+def encoded_by(settings: Settings) -> Encode:
+    """Vectors of texts by the encoder that settings state."""
+
+    def encode(texts: list[str]) -> NDArray[np.float32]:
+        return make_encoder(settings.deployment().encoder).encode(texts)
+
+    return encode
+
+
+def questions_of(
+    catalogue: Catalogue, outcomes: Path | None, file: Asking, encode: Encode | None = None
+) -> Questions:
+    """`encode` makes vectors for a table that has only texts.
+
+    Raises TableRefused if a table that was given lacks a model, TraceRefused for a bad row.
+    """
     models = list(catalogue.names)
     if outcomes is not None:
-        table = tables.read(outcomes)
+        table = tables.read(outcomes, where_missing=encode)
         missing = [name for name in models if name not in table.models]
         if missing:
             has = ", ".join(table.models)

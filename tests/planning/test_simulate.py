@@ -307,6 +307,28 @@ def test_a_trace_is_joined_with_an_outcome_table(site):
     assert questions.known is not None and len(questions.known) == 3000 - n
 
 
+def test_a_table_of_texts_is_encoded(site, tmp_path):
+    """
+    Whoever has prompts and no embeddings gets those of the site's encoder; those that are there stay.
+    """
+    n, names = 120, site.catalogue.names
+    columns = {"prompt": [f"question {i}" for i in range(n)]}
+    for name in names:
+        columns |= {f"quality:{name}": [0.5] * n, f"cost_usd:{name}": [0.001] * n}
+    path = tmp_path / "own.parquet"
+    pq.write_table(pa.table(columns), path)
+
+    def encode(texts):
+        return np.array([[len(text), 1.0] for text in texts], np.float32)
+
+    asked = questions_of(site.catalogue, path, MINUTE, encode).asked
+    assert sorted(set(asked.embeddings[:, 0].tolist())) == [10.0, 11.0, 12.0]
+    with pytest.raises(TableRefused, match="`embedding`: is missing"):
+        questions_of(site.catalogue, path, MINUTE)
+    pq.write_table(pa.table(columns | {"embedding": [[3.0, 4.0]] * n}), path)
+    assert (questions_of(site.catalogue, path, MINUTE, encode).asked.embeddings[:, 1] == 4.0).all()
+
+
 def test_without_a_table_quality_is_not_known(settings_path, tmp_path):
     """
     Models nobody has outcomes of are simulated, but no quality is invented.

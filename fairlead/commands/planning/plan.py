@@ -135,12 +135,12 @@ def _planned(
     """The answer as JSON; the fleet and its weight of cost, where there is one."""
     from fairlead.commands.planning.trace_options import trace_of
     from load.planning.plan import plan as planned
-    from load.planning.questions import questions_of
+    from load.planning.questions import encoded_by, questions_of
     from load.planning.search import PlanOptions
     from load.planning.summary import target_of
 
     file = trace_of(trace, stretch)
-    questions = questions_of(site.catalogue, outcomes, file)
+    questions = questions_of(site.catalogue, outcomes, file, encoded_by(site.settings))
     if not questions.quality_known:
         wanted = wanted | {"points": 0}
     options = PlanOptions(**wanted, seed=stretch.seed)

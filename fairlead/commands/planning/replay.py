@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -21,6 +21,10 @@ from fairlead.commands.planning.trace_options import (
     TraceArgument,
 )
 from fairlead.commands.terminal import JsonOption, only_json, progress
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 def replay(
@@ -39,7 +43,7 @@ def replay(
         str, typer.Option(help='Answers: JSON put into every body, such as {"ignore_eos": true}.')
     ] = "{}",
     outcomes: Annotated[
-        Path | None, typer.Option(help="Outcome table (Parquet): its quality is reported.")
+        Path | None, typer.Option(help="An outcome table: its quality is reported.")
     ] = None,
     feedback_share: Annotated[
         float, typer.Option(min=0, max=1, help="Of answers that somebody judges.")
@@ -111,7 +115,7 @@ def _played(
     from load.replay.replay import replay as played
 
     file = trace_of(trace, stretch)
-    table = None if outcomes is None else read(outcomes)
+    table = None if outcomes is None else read(outcomes, where_missing=no_vectors)
     rows = None if table is None else file.outcome_rows
     options = ReplayOptions(
         target=TargetOptions(**server, api_key=os.environ.get("OPENAI_API_KEY", "")),
@@ -125,6 +129,13 @@ def _played(
         "seed": stretch.seed,
         **played(file.trace, table, rows, options, connect, progress),
     }
+
+
+def no_vectors(texts: list[str]) -> NDArray[np.float32]:
+    """Nobody asks for them: a live server is sent made-up texts."""
+    import numpy as np
+
+    return np.ones((len(texts), 1), np.float32)
 
 
 def address(text: str) -> str:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 OutcomesOption = Annotated[
     Path | None,
-    typer.Option(help="An outcome table (Parquet), so that answers have real quality."),
+    typer.Option(help="An outcome table (Parquet, CSV, JSON lines): answers have its quality."),
 ]
 ReportOption = Annotated[
     Path | None,
@@ -65,7 +65,7 @@ def simulate(
     with only_json(as_json) as emit:
         from fairlead.commands.planning.trace_options import parts_of
         from load.planning.events import Events, read_events
-        from load.planning.questions import questions_of
+        from load.planning.questions import encoded_by, questions_of
         from load.planning.simulating import SimulateOptions, added_up
         from load.planning.site import site_of
         from load.planning.snapshot import means_of, speeds_of
@@ -76,7 +76,7 @@ def simulate(
         parts = parts_of(
             trace, Stretch(rate=rate, length=length, from_s=from_s, to_s=to_s, seed=seed)
         )
-        questions = questions_of(site.catalogue, outcomes, parts)
+        questions = questions_of(site.catalogue, outcomes, parts, encoded_by(site.settings))
         happening = Events() if events is None else read_events(events, site)
         options = SimulateOptions(
             seed=seed,
