@@ -166,7 +166,8 @@ def _sensitivity(
     case("as planned", site, stretch)
     for growth in (1.2, INFLATION):
         case(f"demand x {growth:g}", site, busier(stretch, growth, search.options.seed))
-    case("twice as bursty", site, stretch.with_trace(burstier(stretch.trace, 2.0)))
+    bursty = stretch.with_trace(burstier(stretch.trace, 2.0), np.arange(len(stretch.trace)))
+    case("twice as bursty", site, bursty)
     case(f"service times x {INFLATION:g}", slower(site, INFLATION), stretch)
     case(
         f"demand and service times x {INFLATION:g}",

@@ -26,6 +26,7 @@ from load.planning.site import Site
 from load.planning.sizing import Demand, Sized, demand_of, sized
 from load.planning.summary import summary
 from load.simulation.loop.results import Run
+from load.traces.made import Scaling, kept_of
 from load.traces.reading import TraceFile
 
 Floats = NDArray[np.float64]
@@ -265,10 +266,9 @@ def stretch_of(file: TraceFile, seconds: float) -> TraceFile:
     ends = np.searchsorted(trace.at_s, trace.at_s + min(60.0, seconds))
     busiest_s = float(trace.at_s[int((ends - np.arange(len(trace))).argmax())])
     begin_s = min(max(0.0, busiest_s + 30.0 - seconds / 2.0), span_s - seconds)
-    rows = (trace.at_s >= begin_s) & (trace.at_s < begin_s + seconds)
-    part = trace.between(begin_s, end_s=begin_s + seconds)
-    asked = None if file.outcome_rows is None else file.outcome_rows[rows]
-    return replace(file, trace=part, outcome_rows=asked, prefix_blocks=None)
+    wanted = Scaling(begin_s=begin_s, end_s=begin_s + seconds)
+    part = trace.between(wanted.begin_s, end_s=wanted.end_s)
+    return file.with_trace(part, kept_of(trace, wanted))
 
 
 def turning_points(demand: Demand, n: int) -> list[float]:

@@ -152,6 +152,13 @@ def made_of(
     return trace
 
 
+def kept_of(trace: Trace, scaling: Scaling) -> NDArray[np.intp] | None:
+    """Which of its requests a stretch of a trace has; None where it has others, too."""
+    if scaling.rate != 1.0:
+        return None
+    return np.flatnonzero((trace.at_s >= scaling.begin_s) & (trace.at_s < scaling.end_s))
+
+
 def _longer(tokens: NDArray[np.int64], factor: float) -> NDArray[np.int64]:
     return np.maximum(1, np.rint(tokens * factor)).astype(np.int64)
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from load.errors import TraceRefused
-from load.traces.made import TOO_SHORT, Scaling, made_of
+from load.traces.made import TOO_SHORT, Scaling, kept_of, made_of
 from load.traces.reading import TraceFile, enough, found_at, read_parts
 
 ROWS = 1 << 18
@@ -67,4 +67,5 @@ class TraceParts:
     def _wanted(self, part: TraceFile, rng: np.random.Generator) -> TraceFile:
         """As the options want it; a later part does not begin before its first request."""
         first_s = float(part.trace.at_s[0]) - self._scaling.begin_s if part.later else 0.0
-        return part.with_trace(made_of(part.trace, self._scaling, rng, first_s=first_s))
+        made = made_of(part.trace, self._scaling, rng, first_s=first_s)
+        return part.with_trace(made, kept_of(part.trace, self._scaling))

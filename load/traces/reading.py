@@ -69,9 +69,18 @@ class TraceFile:
         """The time of the first request, where times are since 1970."""
         return datetime.fromtimestamp(self.began_s, UTC) if self.since_1970 else None
 
-    def with_trace(self, trace: Trace) -> TraceFile:
-        """The same with other requests: what belongs to single rows is dropped."""
-        return replace(self, trace=trace, prefix_blocks=None, outcome_rows=None)
+    def with_trace(self, trace: Trace, kept: NDArray[np.intp] | None = None) -> TraceFile:
+        """The same with other requests. What belongs to single rows goes with those that are
+        `kept`, where all are such, and is dropped otherwise.
+        """
+        blocks, rows = self.prefix_blocks, self.outcome_rows
+        none = kept is None
+        return replace(
+            self,
+            trace=trace,
+            prefix_blocks=None if none or blocks is None else [blocks[row] for row in kept],
+            outcome_rows=None if none or rows is None else rows[kept],
+        )
 
 
 def read_trace(where: str, seed: int = 0) -> TraceFile:

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fairlead.command_line import app
+from fairlead.commands.planning.trace_options import Stretch, parts_of, trace_of
 from infra.emulator.performance import WITHOUT_END, Performance
 from infra.settings.settings import read_settings
 from learners.estimates.learned import Learned
@@ -305,6 +306,22 @@ def test_a_trace_is_joined_with_an_outcome_table(site):
     assert questions.said
     assert len(questions.asked) == 3000 < len(table)
     assert questions.known is not None and len(questions.known) == 3000 - n
+
+
+def test_a_stretch_of_a_trace_asks_about_the_rows_that_it_says(tmp_path):
+    """
+    Who cuts a trace keeps what its requests are about; who has more users in it can't.
+    """
+    path = tmp_path / "trace.csv"
+    rows = "".join(f"{second},5,6,{10 + second}\n" for second in range(8))
+    path.write_text("arrival_s,input_tokens,output_tokens,outcome_row\n" + rows)
+    cut = Stretch(rate=1.0, length=2.0, from_s=2.0, to_s=5.0, seed=0)
+
+    whole, parts = trace_of(str(path), cut), list(parts_of(str(path), cut))
+
+    assert whole.outcome_rows.tolist() == [12, 13, 14] == parts[0].outcome_rows.tolist()
+    assert whole.trace.prompt_tokens.tolist() == [10, 10, 10]
+    assert trace_of(str(path), replace(cut, rate=2.0)).outcome_rows is None
 
 
 def test_a_table_of_texts_is_encoded(site, tmp_path):

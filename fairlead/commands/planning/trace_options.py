@@ -66,13 +66,14 @@ def trace_of(where: str, stretch: Stretch) -> TraceFile:
     """The trace as the options want it. Raises TraceRefused."""
     import numpy as np
 
-    from load.traces.made import scaled
+    from load.traces.made import kept_of, scaled
     from load.traces.reading import read_trace
 
     found, scaling = read_trace(where, stretch.seed), stretch.scaling
     if not scaling.changes:
         return found
-    return found.with_trace(scaled(found.trace, scaling, np.random.default_rng(stretch.seed)))
+    made = scaled(found.trace, scaling, np.random.default_rng(stretch.seed))
+    return found.with_trace(made, kept_of(found.trace, scaling))
 
 
 def parts_of(where: str, stretch: Stretch) -> TraceParts:
