@@ -74,12 +74,13 @@ class TraceFile:
         `kept`, where all are such, and is dropped otherwise.
         """
         blocks, rows = self.prefix_blocks, self.outcome_rows
-        none = kept is None
+        if kept is None:
+            return replace(self, trace=trace, prefix_blocks=None, outcome_rows=None)
         return replace(
             self,
             trace=trace,
-            prefix_blocks=None if none or blocks is None else [blocks[row] for row in kept],
-            outcome_rows=None if none or rows is None else rows[kept],
+            prefix_blocks=None if blocks is None else [blocks[row] for row in kept.tolist()],
+            outcome_rows=None if rows is None else rows[kept],
         )
 
 
