@@ -63,9 +63,8 @@ def _weights(log: Logged, site: Site, logged_by: Site | None) -> tuple[Floats, i
         return own, len(log)
     if logged_by is None:
         return log.preference, 0
-    said_none = (log.preference == np.array(logged_by.preference, np.float32)).all(
-        axis=1
-    )  # as they are logged
+    stated = np.array(logged_by.preference, np.float32)  # as it is logged
+    said_none = (log.preference == stated).all(axis=1)
     return np.where(said_none[:, None], own, log.preference), int(said_none.sum())
 
 

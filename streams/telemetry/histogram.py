@@ -81,6 +81,14 @@ def counted(found: Sequence[tuple[int, int]]) -> Counts:
     return counts
 
 
+def added(counts: Counts, more: Counts) -> Counts:
+    """Counts of both; where one has none, a copy of the other."""
+    if not counts or not more:
+        return dict(counts or more)
+    count_into(found := dict(counts), more.items())
+    return found
+
+
 def count_into(counts: Counts, found: Iterable[tuple[int, int]]) -> None:
     """Add counts of buckets to others, in place."""
     for index, n in found:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from msgspec.structs import replace
 
@@ -26,9 +27,12 @@ LOAD_MAX = 100.0  # more makes no sense: a queue of a hundred times what may wai
 FROM = " from "  # in a replica's name, between a server's address and the caller that reports on it
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PoolReports:
-    """The latest records of one pool's live replicas, in the order of the replicas' names."""
+    """The latest records of one pool's live replicas, in the order of the replicas' names.
+
+    Sums over them are made once, however often they are asked for.
+    """
 
     replicas: tuple[PoolState, ...] = ()
     n_callers: int = 0  # that report on servers, each on its own part
@@ -37,22 +41,22 @@ class PoolReports:
         """Replicas that start, are ready, or drain."""
         return sum(replica.state == state for replica in self.replicas)
 
-    @property
+    @cached_property
     def queued(self) -> int:
         """Requests that wait."""
         return sum(replica.queued for replica in self.replicas)
 
-    @property
+    @cached_property
     def running(self) -> int:
         """Requests being answered."""
         return sum(replica.running for replica in self.replicas)
 
-    @property
+    @cached_property
     def watts(self) -> float:
         """Power."""
         return sum(replica.watts for replica in self.replicas)
 
-    @property
+    @cached_property
     def load(self) -> float | None:
         """Mean of the ready replicas that report one; None where that is no load.
 
@@ -62,7 +66,7 @@ class PoolReports:
         mean = sum(found) / len(found) if found else -1.0
         return mean if 0.0 <= mean <= LOAD_MAX else None
 
-    @property
+    @cached_property
     def held(self) -> float | None:
         """Requests in a ready replica over the last seconds, mean; None where nobody says."""
         found = [r.held for r in self.replicas if r.state == "ready" and r.held is not None]

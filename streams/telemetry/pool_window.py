@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from streams.telemetry import records as telemetry
-from streams.telemetry.histogram import LATENCY_MS, Counts, count_into, pairs
+from streams.telemetry.histogram import LATENCY_MS, Counts, added, pairs
 from streams.telemetry.records import KINDS_MAX, OTHER, POOLS_MAX, DispatchState
 from streams.telemetry.window import Reporter, clean
 
@@ -71,8 +71,7 @@ class PoolWindow:
 
     def count_latencies(self, ttft_ms: Counts, tpot_ms: Counts) -> None:
         """Count what somebody else has counted in buckets."""
-        count_into(self._ttft_ms, ttft_ms.items())
-        count_into(self._tpot_ms, tpot_ms.items())
+        self._ttft_ms, self._tpot_ms = added(self._ttft_ms, ttft_ms), added(self._tpot_ms, tpot_ms)
 
     def count_tokens(self, n: int) -> None:
         """Count tokens made."""
