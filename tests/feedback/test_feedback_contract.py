@@ -496,7 +496,7 @@ parts = [kafka.TopicPartition(asked.t, p) for p in reader.partitions_for_topic(a
 reader.assign(parts)
 reader.seek_to_beginning()
 left = sum(reader.end_offsets(parts).values()) - sum(reader.beginning_offsets(parts).values())
-for record, _ in zip(reader, range(left)):
+for _, record in zip(range(left), reader):
     print(record.value.decode())
 """,
     "jq": """
