@@ -62,7 +62,7 @@ class OperateBench:
 
 
 def quick(port: int) -> OperateBench:
-    """As much as a minute or so allows: 135 s of processor time, half of it starts of replicas."""
+    """As much as a minute or so allows: 100 s of processor time, most of it starts of replicas."""
     return OperateBench(fuzzed=2_000, turns=4, turn_s=0.5, opened=2, port=port)
 
 
