@@ -67,7 +67,7 @@ def _counted(
             said_s, left_s = took_s, took_s * (total - done) / done
             say(
                 f"{n} of {len(tasks)} pieces, {done / total:.0%} of the work, after "
-                f"{took_s / 60:.1f} min; some {left_s / 60:.0f} min left"
+                f"{took_s / 60:.1f} min; some {left_s / 60:.1f} min left"
             )
 
 
