@@ -19,6 +19,7 @@ try:
 
     from fairlead.commands.bench import bench_app
     from fairlead.commands.control.apps import CONTROL
+    from fairlead.commands.control.arms import arms_app
     from fairlead.commands.control.entries import CaOption
     from fairlead.commands.outcomes.judge import judge_app
     from fairlead.commands.outcomes.trace import feedback_trace
@@ -54,6 +55,7 @@ for name, control_app in CONTROL.items():
     app.add_typer(control_app, name=name)
 rules_app = typer.Typer(help="Rules that hold before anything learned.", no_args_is_help=True)
 app.add_typer(rules_app, name="rules")
+app.add_typer(arms_app, name="arms")
 tokens_app = typer.Typer(help="Who may call.", no_args_is_help=True)
 app.add_typer(tokens_app, name="tokens")
 telemetry_app = typer.Typer(help="For those who run pools and routers.", no_args_is_help=True)

@@ -5,7 +5,7 @@ Each check raises OptionRefused, which names the keys, their values and what wou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from infra.settings.sections import Stated
 from serve.access.rates import Rate
@@ -73,27 +73,32 @@ def budgets(settings: Stated, found: Sequence[Budget]) -> None:
             raise OptionRefused(f"{key}.hard", True, wanted)
 
 
-def rules(settings: Stated, found: Sequence[Rule]) -> None:
-    """Each has a name of its own; conditions, models and weights are such as there are."""
+def rules(settings: Stated, found: Sequence[Rule], groups: Sequence[str]) -> None:
+    """Each has a name of its own; conditions, weights, models and groups of arms there are."""
     names, models = [rule.name for rule in found], [m.name for m in settings.stated("models")]
     for rule in found:
         if names.count(rule.name) > 1:
             raise OptionRefused("rules.name", rule.name, "unique")
-        for key, listed in rule.models.items():
-            for model in listed if models else ():
-                if model not in models:
-                    raise OptionRefused(f"rules.{rule.name}.{key}", model, meant(model, models))
+        _named(rule.name, rule.models, models)
+        _named(rule.name, rule.groups, groups)
         for weight, value in rule.preference.items():
+            at = f"rules.{rule.name}.preference.{weight}"
             if weight not in WEIGHTS:
-                at = f"rules.{rule.name}.preference.{weight}"
                 raise OptionRefused(at, value, meant(weight, WEIGHTS))
             if not 0.0 <= value <= WEIGHT_MAX:
-                at = f"rules.{rule.name}.preference.{weight}"
                 raise OptionRefused(at, value, f"0 to {WEIGHT_MAX:,.0f}")
     book = Rulebook(found)
     if book.looks_at_embeddings and settings.stated("encoder.kind") == "embeddings-only":
         wanted = "left out: this router has no encoder for texts ([encoder] kind)"
         raise OptionRefused("rules.when.examples", "given", wanted)
+
+
+def _named(rule: str, lists: Mapping[str, Sequence[str]], known: Sequence[str]) -> None:
+    """What a rule names is there; where nothing is known, anything may come to be."""
+    for key, listed in lists.items():
+        for name in listed if known else ():
+            if name not in known:
+                raise OptionRefused(f"rules.{rule}.{key}", name, meant(name, known))
 
 
 def judge(settings: Stated) -> None:

@@ -170,7 +170,7 @@ class Settings(Keys):
     def ruled(self) -> tuple[Rule, ...]:
         """What holds before anything learned: `[[rules]]`. Raises OptionRefused."""
         found = tuple(of_entry(Rule, entry) for entry in self.rules)
-        checks.rules(self, found)
+        checks.rules(self, found, sorted({arm.group for arm in self.listed_arms() if arm.group}))
         return found
 
     def listed_arms(self) -> tuple[Arm, ...]:

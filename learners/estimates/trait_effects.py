@@ -105,6 +105,7 @@ class Effects:
     shifts: NDArray[np.float32]
     variances: NDArray[np.float32]
     deviations: Floats  # (kinds,) τ₁: how much models depart from each other on average
+    counts: Floats  # (N_TRAITS, k) outcomes that they rest on
 
     def add_to(
         self, mean: NDArray[np.float32], deviation: NDArray[np.float32], traits: Traits
@@ -187,6 +188,7 @@ def _solved(together: Floats, residual: Floats, noise: Floats) -> Effects:
         np.ascontiguousarray(shifts.T, np.float32),
         np.ascontiguousarray(variances.T, np.float32),
         np.sqrt([own_tau2[kind[0]] for kind in KINDS]),
+        np.ascontiguousarray(counts.T),
     )
 
 

@@ -38,6 +38,7 @@ class ArmInput:
 
     route: RouteInput
     groups: tuple[str, ...] = ()
+    denied_groups: tuple[str, ...] = ()  # by rules
 
     @property
     def text(self) -> str | None:

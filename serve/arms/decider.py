@@ -6,7 +6,7 @@
 
 The k retrieved are the candidates of an ordinary decision: its `model` is the arm, its `pool` the
 arm's group, its ticket is opened, explained and learned from like any other, and has all that
-off-policy evaluation needs. Nothing is written to the decision log: its rows are of models.
+off-policy evaluation needs. So has its line of the decision log (`logging`).
 
 What is known comes from the newest snapshot, solved where that is watched, off the request path.
 """
@@ -26,6 +26,8 @@ from learners.context import Contexts
 from learners.policies.policy import Policy
 from serve.arms.asked import ArmInput
 from serve.arms.listed import Arm
+from serve.arms.logging import lines_of
+from serve.arms.ruled import none_left, ruled
 from serve.encoders import Encoder, identity
 from serve.encoders.usable import vectors_of
 from serve.errors import InvalidRequest, NoModelFits, ServeError, UnknownModel
@@ -33,12 +35,15 @@ from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.decider import check_deadlines
 from serve.routing.eligible import Verdict
 from serve.routing.writing.decision_bytes import FALLBACKS
+from serve.rules.rulebook import Rulebook
+from streams.feedback.decisions import DecisionBatch
 from streams.feedback.report import ARMS
 from streams.feedback.said import Said, end_of
 from streams.feedback.ticket import CANDIDATE, HEAD, Issuer, Sealer, key_of
 
 ENCODED_AT_ONCE = 256
 NAMED = 20  # arms, or groups, in a refusal
+NO_SUCH = -2  # a group that no arm is of
 QUALITY_AND_USD = [0, 1]  # of the weights of a request
 
 
@@ -69,11 +74,17 @@ class ArmDecider:
         issuer: Issuer,
         now_ms: Callable[[], int],
         rng: np.random.Generator,
+        log: Callable[[DecisionBatch], object] | None = None,
+        rulebook: Rulebook | None = None,
     ) -> None:
-        """Encode what the arms say. Raises EncoderUnavailable and TextRefused."""
+        """Encode what the arms say; `log` takes lines and must not raise.
+
+        Raises EncoderUnavailable and TextRefused.
+        """
+        self._log, self._encoder_name, self._rulebook = log, identity(encoder), rulebook
         self._arms, self._encoder, self._ranking, self._policy = arms, encoder, ranking, policy
         self._sealer, self._issuer, self._now_ms, self._rng = sealer, issuer, now_ms, rng
-        self._encoder_key = key_of(identity(encoder))
+        self._encoder_key = key_of(self._encoder_name)
         self._place_of = {arm.id: place for place, arm in enumerate(arms)}
         groups = sorted({arm.group for arm in arms if arm.group})
         self._group_of = {name: number for number, name in enumerate(groups)}
@@ -107,6 +118,7 @@ class ArmDecider:
         refused: dict[int, ServeError] = {}
         vectors = vectors_of(asked, self._encoder, refused, compiled=False)
         check_deadlines([one.route for one in asked], now_ms, refused)
+        asked = ruled(asked, self._rulebook, vectors, now_ms, refused)
         replies: list[Any] = [refused.get(i) for i in range(len(asked))]
         contexts = self._contexts(vectors)
         for rows in _alike(asked, refused).values():
@@ -136,6 +148,12 @@ class ArmDecider:
         ranked = known.shortlist.choose(contexts, uniform, weights[:, QUALITY_AND_USD], allowed)
         ids = self._issuer.take(len(asked))
         tickets = self._sealed(asked, ids, contexts, weights, ranked, known, now_ms)
+        if self._log is not None:
+            for line in lines_of(
+                asked, ids, contexts, weights, ranked, self._arms,
+                decided_at_ms=now_ms, version=known.version, encoder=self._encoder_name,
+            ):  # fmt: skip
+                self._log(line)
         age_ms = known.age_ms(now_ms)
         return [
             pb.Decision(
@@ -144,6 +162,7 @@ class ArmDecider:
                 snapshot_version=known.version,
                 snapshot_age_ms=age_ms,
                 ticket=tickets[row],
+                rules=one.route.rules,
                 fallbacks=self._others(one, ranked, row),
                 **self._case(ranked, row, int(ranked.place[row])),
             ).SerializeToString()
@@ -201,7 +220,9 @@ class ArmDecider:
             candidates[name] = getattr(ranked, name)
         candidates["cost_usd"], candidates["verdict"] = prices[ranked.arms], Verdict.ELIGIBLE
         said = [
-            end_of(Said(one.route.task, tuple(one.route.tags), pair=pair.tobytes()))
+            end_of(
+                Said(one.route.task, tuple(one.route.tags), one.route.rules, pair=pair.tobytes())
+            )
             for one, pair in zip(asked, ranked.chosen_pairs, strict=True)
         ]
         return self._sealer.seal(ids, heads, candidates, tenants, said=said)
@@ -214,6 +235,11 @@ class ArmDecider:
         assert declared.groups is not None and declared.price_usd is not None
         limit_usd = route.cost_usd_max
         allowed = declared.price_usd <= (np.inf if limit_usd is None else limit_usd)
+        if one.denied_groups:
+            denied = [self._group_of.get(name, NO_SUCH) for name in one.denied_groups]
+            allowed &= ~np.isin(declared.groups, denied)
+            if not allowed.any():
+                raise none_left(route.rules)
         if one.groups:
             allowed &= np.isin(declared.groups, [self._group(name) for name in one.groups])
         if route.allowed_models:
@@ -221,6 +247,8 @@ class ArmDecider:
             named[self._places("request.allowed_models", route.allowed_models)] = True
             allowed &= named
         allowed[self._places("request.denied_models", route.denied_models)] = False
+        if not allowed.any() and route.rules:
+            raise none_left(route.rules)
         if not allowed.any():
             raise NoModelFits(
                 f"none of the {len(allowed):,} arms is in the groups asked for, allowed, and "
@@ -258,8 +286,8 @@ class ArmDecider:
 
 def _limits(one: ArmInput) -> tuple[object, ...]:
     """What says which arms a request may have; nothing true: any."""
-    route = one.route
-    return one.groups, route.allowed_models, route.denied_models, route.cost_usd_max
+    models = one.route.allowed_models, one.route.denied_models
+    return one.groups, one.denied_groups, *models, one.route.cost_usd_max
 
 
 def _alike(

@@ -260,6 +260,8 @@ class Replica:
             self.issuer,
             self.now_ms,
             self.rng,
+            self.decisions.offer if options.log_decisions else None,
+            Rulebook(options.rules, encoder, first_only=options.rules_match == "first"),
         )
         live = self.view.current
         found.refresh(self.view.arms, live.version, live.published_at_ms)

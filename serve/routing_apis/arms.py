@@ -3,26 +3,33 @@
     POST /v1/arms   {"text": "will it rain", "groups": ["tools"], "tenant": "acme"}
       ─▶ {"model": arm, "pool": group, "propensity", "quality", "fallbacks", "ticket", …}
 
+    POST /v1/arms   {"requests": [{"text": …}, …]}      up to 1,024 of them, decided together
+      ─▶ {"decisions": [{"model", …} or {"error": {…}}, …]}, in their order
+
 Outcomes are reported with the ticket to /v1/feedback. What is refused is refused in OpenAI's form.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from google.protobuf.json_format import MessageToDict
+from msgspec import Meta, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from serve.openai_api.body import Bodies
 from serve.openai_api.chat import JSON, TENANT
+from serve.openai_api.errors import error_object
 from serve.openai_api.json_body import read_body
 from serve.openai_api.request import RouteOptions, said_in, write_ticket
 from serve.proto.fairlead.v1 import router_pb2 as pb
+from serve.routing.request import BATCH_MAX
 
 PATH = "/v1/arms"
 
@@ -38,6 +45,12 @@ class Asked(RouteOptions):  # which knows no further fields
     groups: list[str] | None = None
 
 
+class Several(Struct, forbid_unknown_fields=True):
+    """The body with several."""
+
+    requests: Annotated[list[Asked], Meta(min_length=1, max_length=BATCH_MAX)]
+
+
 @dataclass(frozen=True, slots=True)
 class ArmsApi:
     """The face."""
@@ -50,16 +63,40 @@ class ArmsApi:
         return [Route(PATH, self.route, methods=["POST"])]
 
     async def route(self, request: Request) -> Response:
-        """Choose an arm."""
+        """Choose an arm, or one for each of several requests."""
         asked = await self.bodies.read(request.scope, request.receive, _read)
-        asked.request.tenant = request.scope.get(TENANT) or asked.request.tenant
-        decision = await self.decide(asked)
-        return Response(msgspec.json.encode(_written(decision)), headers=JSON)
+        tenant = request.scope.get(TENANT)
+        if isinstance(asked, pb.RouteArmRequest):
+            found = _written(await self._decided(asked, tenant))
+        else:
+            parts = [self._decided(one, tenant) for one in asked]
+            every = await asyncio.gather(*parts, return_exceptions=True)
+            found = {"decisions": [_of_several(one) for one in every]}
+        return Response(msgspec.json.encode(found), headers=JSON)
+
+    async def _decided(self, asked: pb.RouteArmRequest, tenant: str | None) -> pb.Decision:
+        asked.request.tenant = tenant or asked.request.tenant
+        return await self.decide(asked)
 
 
-def _read(content: bytes) -> pb.RouteArmRequest:
+def _of_several(found: pb.Decision | BaseException) -> dict[str, object]:
+    """One decision of several, or why there is none. Raises what is no refusal of it."""
+    if isinstance(found, pb.Decision):
+        return _written(found)
+    if not isinstance(found, Exception):
+        raise found
+    return {"error": error_object(found)}
+
+
+def _read(content: bytes) -> pb.RouteArmRequest | list[pb.RouteArmRequest]:
     """Raises InvalidRequest."""
-    _, asked = read_body(content, Asked)
+    body, _ = read_body(content, Struct)
+    if "requests" in body:
+        return [_request(one) for one in read_body(content, Several)[1].requests]
+    return _request(read_body(content, Asked)[1])
+
+
+def _request(asked: Any) -> pb.RouteArmRequest:
     prompt: dict[str, Any] = {"text": asked.text, "prompt_tokens": asked.prompt_tokens}
     if asked.embedding is not None:
         prompt["embedding"] = pb.Embedding(values=asked.embedding)

@@ -31,6 +31,8 @@ class Rule:
     )
     allow: tuple[str, ...] = option((), "Only these models. Empty: all.")
     deny: tuple[str, ...] = option((), "Never these models.")
+    allow_groups: tuple[str, ...] = option((), "Of arms: only those of these groups. Empty: all.")
+    deny_groups: tuple[str, ...] = option((), "Of arms: never those of these groups.")
     prefer: tuple[str, ...] = option(
         (), "Only these, where one of them is within the request's limits and has a replica."
     )
@@ -66,6 +68,11 @@ class Rule:
     system_prompt: str = option(
         "", "Dispatch: said to the model before all messages.", max_length=20_000
     )
+
+    @property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """The groups of arms that it names, by key."""
+        return {"allow_groups": self.allow_groups, "deny_groups": self.deny_groups}
 
     @property
     def models(self) -> dict[str, tuple[str, ...]]:

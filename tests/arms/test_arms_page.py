@@ -131,3 +131,20 @@ def test_over_http_a_token_needs_the_scope_route_and_says_whose_the_decision_is(
         assert shown["other"].status_code == 403
         ticket = read_ticket(shown["good"].json()["ticket"])
         assert Sealer(up.keys).open(ticket).tenant == "acme"
+
+
+def test_several_requests_are_decided_together_and_a_bad_one_fails_alone(up):
+    bodies = [{"text": "will it rain"}, {"text": "x", "groups": ["nobody's"]}, {"text": "sum"}]
+
+    got = ask(up, {"requests": bodies})
+
+    assert got.status_code == 200
+    first, second, third = got.json()["decisions"]
+    assert first["model"] and third["ticket"]
+    assert (second["error"]["code"], second["error"]["param"]) == ("bad_field", "groups")
+
+
+@pytest.mark.parametrize("requests", [[], [{"text": "x"}] * 1025, "x", [{"txet": "x"}]])
+def test_several_that_are_none_are_refused(up, requests):
+    got = ask(up, {"requests": requests})
+    assert (got.status_code, got.json()["error"]["code"]) == (400, "bad_field")

@@ -9,14 +9,21 @@ import grpc
 import numpy as np
 import pytest
 from router_bench import PATIENCE_S, Router, router
+from waiting import until  # fmt: skip
 
 from learners.arms.experience import COUNT, Experience
 from learners.policies.greedy import Greedy
+from load.evaluation.logged import read_logged
 from serve.arms.listed import read_arms
 from serve.encoders import EncoderOptions
 from serve.proto.fairlead.v1 import router_pb2 as pb
+from serve.rules.rule import Rule
 from streams.errors import OptionRefused
+from streams.feedback.decisions import decode
+from streams.feedback.export import export
 from streams.feedback.ticket import Sealer, key_of
+from streams.log.contract import DECISIONS
+from streams.training.audit import DECIDED
 from streams.training.state import ARMS, Loader
 
 HASHING = EncoderOptions(kind="hashing", dim=64)
@@ -51,6 +58,16 @@ def ask(
 
 def opened(up: Router, decision: pb.Decision):
     return Sealer(up.keys).open(decision.ticket)
+
+
+def logged(up: Router) -> list[dict]:
+    """The decision log."""
+    reader = up.log.reader(DECISIONS, up.log.first_offsets(DECISIONS))
+    try:
+        tables = [decode(record.value) for record in reader.read(1000, 0.0)]
+    finally:
+        reader.close()
+    return [row for table in tables for row in table.to_pylist()]
 
 
 def experience(up: Router) -> Experience:
@@ -265,3 +282,116 @@ def test_a_file_of_arms_is_refused_with_the_line_and_field(content, problem):
     with pytest.raises(OptionRefused, match=r"arms\.file") as refused:
         read_arms(content)
     assert problem in str(refused.value)
+
+
+def test_a_decision_on_an_arm_is_in_the_log_with_the_arms_that_were_retrieved(up):
+    """
+    As its ticket says, and told from decisions on models by its policy.
+    """
+    decision = ask(up, "rain tomorrow", tenant="t", task="ask", tags=["a"], fallbacks_max=255)
+    until(lambda: logged(up))
+
+    (row,) = logged(up)
+    assert row["policy"] == "arms"
+    assert row["decision_id"].hex() == decision.decision_id
+    assert (row["model"], row["pool"]) == (decision.model, decision.pool)
+    assert (row["tenant"], row["task"], row["tags"]) == ("t", "ask", ["a"])
+    chances = dict(zip(row["models"], row["propensities"], strict=True))
+    said = {one.model: one.propensity for one in (decision, *decision.fallbacks)}
+    assert chances == pytest.approx(said, abs=1e-5)
+    assert row["propensity"] == pytest.approx(chances[decision.model], abs=1e-6)
+
+
+def test_who_counts_decisions_by_model_leaves_arms_out(up):
+    """
+    There may be ten thousand of them, each a counter in every snapshot.
+    """
+    ask(up)
+    until(lambda: logged(up))
+    up.route(text="hello")
+    until(lambda: len(logged(up)) == 2)
+
+    up.trainer._audit.step(up.clock() + 10_000_000)
+
+    counted = {n for n in up.trainer.state.counts if n.startswith(DECIDED)}
+    assert len(counted) == 1 and not counted & {f"{DECIDED}arm-{i}" for i in range(40)}
+
+
+def test_what_a_policy_for_models_is_worth_is_estimated_without_arms(up, tmp_path):
+    """
+    An export has both; a table of all arms by all decisions would be of no use and no end.
+    """
+    for i in range(3):
+        up.report(ask(up, f"rain {i}"), quality=1.0)
+        up.report(up.route(text=f"hello {i}"), quality=0.5)
+    until(lambda: len(logged(up)) == 6)
+
+    export(up.log, tmp_path / "day.parquet", lambda *_: None, outcomes=True)
+    found = read_logged(tmp_path / "day.parquet")
+
+    assert len(found) == 3 and not [name for name in found.models if name.startswith("arm-")]
+    assert set(found.outcome["quality"]) == {0.5}
+
+
+# --- rules
+
+RULES = (
+    Rule(name="bookings", when={"task": "booking"}, allow_groups=("g0",), tag="booked"),
+    Rule(name="not those", when={"tags": ["strict"]}, deny_groups=("g0",)),
+    Rule(name="cheap", when={"tenant": "poor"}, cost_usd_max=0.005),
+    Rule(name="no", when={"keywords": ["bomb"]}, refuse="not here"),
+)
+
+
+@pytest.fixture
+def ruled(tmp_path) -> Iterator[Router]:
+    with router(tmp_path, encoder=HASHING, arms=lines(*LISTED), rules=RULES) as made:
+        yield made
+
+
+def candidates(up: Router, decision: pb.Decision) -> set[int]:
+    """Which arms were retrieved, by number."""
+    known = {key_of(f"arm/arm-{i}"): i for i in range(40)}
+    return {known[int(one["model"])] for one in opened(up, decision).candidates}
+
+
+@pytest.mark.parametrize(
+    ("said", "groups", "rules", "left"),
+    [
+        ({"task": "booking"}, (), ["bookings"], set(range(0, 40, 2))),
+        ({"tags": ["strict"]}, (), ["not those"], set(range(1, 40, 2))),
+        ({"tenant": "poor"}, (), ["cheap"], set(range(6))),
+        ({"tenant": "poor"}, ("g1",), ["cheap"], {1, 3, 5}),
+        ({"task": "booking", "tenant": "poor"}, (), ["bookings", "cheap"], {0, 2, 4}),
+    ],
+)
+def test_rules_say_which_arms_a_request_may_have(ruled, said, groups, rules, left):
+    decision = ask(ruled, groups=groups, **said)
+
+    assert list(decision.rules) == rules
+    assert candidates(ruled, decision) == left
+    assert list(opened(ruled, decision).said.rules) == rules
+    until(lambda: logged(ruled))
+    assert logged(ruled)[0]["rules"] == rules
+
+
+def test_a_rules_tag_is_the_arms_requests_too(ruled):
+    assert opened(ruled, ask(ruled, task="booking", tags=["own"])).said.tags == ("own", "booked")
+
+
+@pytest.mark.parametrize(
+    ("said", "groups", "named"),
+    [
+        ({"text": "a bomb"}, (), "not here"),
+        ({"task": "booking"}, ("g1",), "bookings"),
+        ({"task": "booking", "tags": ["strict"]}, (), "they leave none"),
+    ],
+)
+def test_whom_rules_leave_no_arm_is_told_which_rule_it_was(ruled, said, groups, named):
+    with pytest.raises(grpc.RpcError, match=named) as refused:
+        ask(ruled, groups=groups, **said)
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+def test_a_request_that_meets_no_rule_may_have_any_arm(ruled):
+    assert len(candidates(ruled, ask(ruled))) == 32

@@ -205,7 +205,7 @@ def effects(**shifts: float) -> Effects:
     at = traits_of("", (tag_of("none"),), "")[0]
     of = np.zeros((N_TRAITS, 2), np.float32)
     of[at] = [shifts["small"], shifts["large"]]
-    return Effects(of, np.zeros_like(of), np.zeros(3))
+    return Effects(of, np.zeros_like(of), np.zeros(3), np.full(of.shape, 1e9))
 
 
 @pytest.mark.parametrize(

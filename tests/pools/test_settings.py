@@ -624,7 +624,7 @@ OTHER = {  # where another value is not found by moving away from the default
     "budgets.scope": "model",
     "tokens.sha256": "b" * 64,
     "rules.when": {"task": "x"},
-    **{f"rules.{key}": ["m"] for key in ("allow", "deny", "prefer")},
+    **{f"rules.{key}": ["m"] for key in ("allow", "deny", "prefer", "allow_groups", "deny_groups")},
     "rules.pin": "m",
     "guard.model": "m",
     "judge.model": "m",

@@ -14,6 +14,7 @@
               and the optimum on the same history, queries and budgets (`load.bench.control.scarce`)
     arms      ten thousand arms described by text (`learners.arms`): how often the best is chosen,
               beside naive ways, and what retrieving and ranking take
+    cascades  what cascades by self-consistency are worth beside single calls, on every table
     ope       how often off-policy intervals hold the truth, and a worse policy is promoted
 
 Every figure is over orders by chance, as [mean, low, high] at 95 %. What is not measured yet is not
@@ -30,8 +31,9 @@ from typing import Any
 
 import numpy as np
 
-from load.bench.control import arms, guard, off_policy, scarce, traits
+from load.bench.control import arms, cascades, guard, off_policy, scarce, traits
 from load.bench.control.arms import ArmsBench
+from load.bench.control.cascades import CascadesBench
 from load.bench.control.guard import GuardBench
 from load.bench.control.off_policy import OpeBench
 from load.bench.control.pareto import chosen_by_pareto
@@ -71,6 +73,7 @@ class ControlBench:
     traits: TraitsBench = field(default_factory=TraitsBench)
     scarce: ScarceBench = field(default_factory=ScarceBench)
     arms: ArmsBench = field(default_factory=ArmsBench)
+    cascades: CascadesBench = field(default_factory=CascadesBench)
     workers: int = max(1, os.cpu_count() or 1)
 
 
@@ -89,6 +92,7 @@ def quick() -> ControlBench:
             seeds=1, tables=(TABLE,), history_max=1500, queries_max=1500, step_s=5.0
         ),
         arms=ArmsBench(seeds=1, n_requests=8192, calls=200),
+        cascades=CascadesBench(seeds=2, prompts=400, same_errors=(0.2,), prices=(0.1,)),
     )
 
 
@@ -123,6 +127,7 @@ def measure(options: ControlBench, say: Callable[[str], None]) -> dict[str, Any]
         "traits": traits.measure(options.traits, say),
         "paretobandit": missing_reason() if peer is None else peer if isinstance(peer, str) else "",
         "arms": arms.measure(options.arms, say),
+        "cascades": cascades.measure(options.cascades, tables_found(), say),
         "not_measured": [],
         "took_s": time.monotonic() - began_s,
     }

@@ -110,23 +110,24 @@ def played(world: World, options: TraitsBench, *, said: bool) -> Floats:
         true = quality[np.arange(n), chosen]
         got[batch] = true.mean()
         right = world.rng.random(n) < true
-        learned.update(_outcomes(batch, contexts, traits, chosen, right.astype(np.float64)))
+        models = np.array(KEYS, np.uint64)[chosen]
+        learned.update(outcomes_of(batch, contexts, traits, models, right.astype(np.float64)))
         learned.history.settle()
     return got
 
 
-def _outcomes(
-    batch: int, contexts: Contexts, traits: Traits, chosen: NDArray[np.intp], quality: Floats
+def outcomes_of(
+    batch: int, contexts: Contexts, traits: Traits, models: NDArray[np.uint64], quality: Floats
 ) -> Outcomes:
-    """Qualities alone, of one batch."""
-    n = len(chosen)
+    """Qualities alone, of one batch, of models by their keys."""
+    n = len(models)
     targets, known = np.zeros((n, N_TARGETS)), np.zeros((n, N_TARGETS), bool)
     targets[:, Target.QUALITY], known[:, Target.QUALITY] = quality, True
     return Outcomes(
         issuers=np.zeros(n, np.uint64),
         sequences=np.arange(batch * n, batch * n + n, dtype=np.uint64),
         decided_at_ms=np.full(n, batch * LATE_MS),
-        models=np.array(KEYS, np.uint64)[chosen],
+        models=models,
         pools=np.zeros(n, np.uint64),
         tenant_hashes=np.ones(n, np.uint8),
         contexts=contexts,

@@ -8,7 +8,7 @@ Sampled several times, a model repeats what it knows and scatters where it guess
 2023; ACAR routes by it). What an agreement is worth differs by model and by site, so it is learned:
 the tag is in the ticket of the answer that was given, and its outcome counts for that model and tag
 as for any tag (`learners.estimates.trait_effects`). Until there are outcomes, log odds of the
-predicted quality are moved by a guess, which counts as some 25 outcomes. Because only answers that
+predicted quality are moved by a guess, which counts as 25 outcomes. Because only answers that
 were given are ever learned from, what is not known for sure is drawn (Thompson sampling): so an
 answer of answers that differ is given now and then, until it is known whether it may be.
 """
@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Literal
 
-from learners.estimates.trait_effects import PRIOR_DEVIATION
 from learners.traits import traits_of
 from serve.dispatch.strategies.agreement import agreement
 from serve.dispatch.strategies.sureness import log_odds
@@ -32,8 +31,8 @@ Spread = Literal["all", "most", "none"]
 TAG = "self-consistency:"  # and the spread: the tag of a ticket
 ALIKE_MIN = 0.8  # F1 of words from which two answers say the same
 # In log odds, by which the quality is moved that was predicted before anybody answered.
-GUESSED: dict[Spread, float] = {"all": 1.0, "most": -0.5, "none": -2.0}
-GUESS_VARIANCE = 2.0 * PRIOR_DEVIATION**2  # of a tag that nothing is known of: its two effects
+GUESSED: dict[Spread, float] = {"all": 1.0, "most": -1.0, "none": -3.0}
+GUESS_OUTCOMES, GUESS_DEVIATION = 25.0, 0.07  # what it counts as; how far off it may well be
 _LAST = re.compile(r"(?<![\w.,])(-?\d[\d,]*(?:\.\d+)?|[A-Z])\W*$")
 
 
@@ -80,16 +79,17 @@ def tag_of(spread: Spread) -> str:
 def quality(live: Live, model: str, spread: Spread, *, predicted: float, uniform: float) -> float:
     """How good the answer is likely to be that its model's answers agree on so far."""
     guess = 1.0 / (1.0 + math.exp(-(log_odds(predicted) + GUESSED[spread]))) - predicted
-    shift, variance = shift_of(live, model, spread)
-    guessed = variance / GUESS_VARIANCE  # as much of it is left
-    drawn = NormalDist().inv_cdf(min(max(uniform, 0.001), 0.999)) * math.sqrt(variance)
+    shift, n = shift_of(live, model, spread)
+    guessed = GUESS_OUTCOMES / (GUESS_OUTCOMES + n)  # as much of it is left
+    deviation = GUESS_DEVIATION * math.sqrt(guessed)
+    drawn = NormalDist().inv_cdf(min(max(uniform, 0.001), 0.999)) * deviation
     return min(max(predicted + (1.0 - guessed) * shift + guessed * guess + drawn, 0.0), 1.0)
 
 
 def shift_of(live: Live, model: str, spread: Spread) -> tuple[float, float]:
-    """What outcomes say of a model where another's answers agree so far, and its variance."""
+    """By how much outcomes shift a model where answers agree so far; how many outcomes."""
     effects = live.estimator.effects
     if effects is None:
-        return 0.0, GUESS_VARIANCE
+        return 0.0, 0.0
     at = traits_of("", (tag_of(spread),), "")[0], live.catalogue.column_of[model]
-    return float(effects.shifts[at]), min(float(effects.variances[at]), GUESS_VARIANCE)
+    return float(effects.shifts[at]), float(effects.counts[at])
