@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from learners.context import N_FEATURES
 from load.errors import LogRefused
-from streams.feedback.report import ARMS
+from streams.feedback.decisions import on_models
 
 Floats = NDArray[np.float64]
 
@@ -62,8 +62,8 @@ def read_logged(path: Path) -> Logged:
     """Raises LogRefused."""
     table = _read(path)
     exported = all(name in table.column_names for name in EXPORTED)
-    if exported and "policy" in table.column_names:  # lines on arms have models of their own
-        table = table.filter(pc.not_equal(table["policy"], ARMS))
+    if exported and "policy" in table.column_names:
+        table = on_models(table)
     names = OUTCOMES if exported else {name: name for name in OUTCOMES}
     for needed in ("model", "propensity", names["quality"]):
         if needed not in table.column_names:

@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from learners.context import N_FEATURES
+from streams.feedback.report import ARMS
 from streams.feedback.said import Said
 
 SCHEMA = pa.schema(
@@ -141,6 +143,11 @@ def decode(value: bytes) -> pa.Table:
     if table.schema != SCHEMA or table["decision_id"].null_count or table["model"].null_count:
         raise pa.ArrowInvalid("a table, but not of decisions")
     return table
+
+
+def on_models(table: pa.Table) -> pa.Table:
+    """Rows but those on arms, whose `models` are arms. Rows that state no policy are on models."""
+    return table.filter(pc.invert(pc.fill_null(pc.equal(table["policy"], ARMS), False)))
 
 
 def _repeated(value: object, name: str, n: int) -> pa.Array:

@@ -16,13 +16,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from learners.option import option
 from streams.clock import STEP_MS
 from streams.errors import LogTruncated
 from streams.feedback import decisions
-from streams.feedback.report import ARMS
 from streams.feedback.ticket import split_ids
 from streams.log.contract import DECISIONS, Log, Reader, Record
 from streams.training.share import Share
@@ -113,7 +111,7 @@ class Audit:
             logger.warning("decisions at offset %d can't be read: %s", record.offset, error)
             return
         # Of arms there may be thousands, so each one's decisions are counted by nobody.
-        table = table.filter(pc.not_equal(table["policy"], ARMS))
+        table = decisions.on_models(table)
         issuers, sequences = split_ids(table["decision_id"].to_pylist())
         mine = self._share.keeps(issuers, sequences)
         models = np.array(table["model"].to_pylist(), object)[mine]

@@ -83,7 +83,7 @@ def test_server_is_up_when_start_returns_and_gone_when_stop_does(tmp_path):
         return answered, running, one.running, await one.answers()
 
     assert run(work()) == (True, True, False, False)
-    assert not any(alive(pid) for pid in family(tmp_path / "pids"))
+    until(lambda: not any(alive(pid) for pid in family(tmp_path / "pids")), "its children to end")
 
 
 def test_server_that_takes_its_time_is_waited_for():
