@@ -3,8 +3,9 @@
     RequestBatch, Estimates, Live ─weigh─▶ columns ─policy─▶ probabilities ─pick─▶ Picked
                                      └─ a limit keeps a model out, …: None, and numpy decides
 
-Most requests state no limit, or none that matters; there is no budget, and no model on trial. For
-these a few calls of `learners.kernels.decide` do what takes numpy three hundred.
+Most requests state no limit, or none that matters, and there is no budget. For these a few calls of
+`learners.kernels.decide` do what takes numpy three hundred. Draws that models not proven limit are
+`learners.policies.newcomers`' own.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from learners.estimates.calibration import BINS, OWN_WEIGHT, STEPS
 from learners.estimates.estimator import Estimates
 from learners.kernels.compiled import writable
+from learners.policies.newcomers import Tries, draw_within
 from learners.policies.policy import Policy
 from learners.prices import shed_share
 from learners.targets import COST_USD_MIN
@@ -114,6 +116,7 @@ def decided(
     uniform: Floats,
     spread: Floats | None,
     options: PlacementOptions,
+    tries: Tries | None,
 ) -> dict[str, Any] | None:
     """The columns of `router.Choices`; None where a request needs more than this does."""
     kernel, n, charged = live.kernel, len(requests), None
@@ -122,7 +125,7 @@ def decided(
     if live.catalogue.any_work or live.several:
         tokens = known_tokens_of(requests.prompt_tokens, live)
         charged = charge(requests.preference, tokens, live, pool_load, spread, options)
-    of = pick(requests, live, estimates, charged, policy, uniform, options)
+    of = pick(requests, live, estimates, charged, policy, uniform, options, tries)
     if of is None:
         return None
     least, shed = np.zeros(n), np.zeros(n, bool)
@@ -182,10 +185,11 @@ def pick(
     policy: Policy,
     uniform: Floats,
     options: PlacementOptions,
+    tries: Tries | None = None,
 ) -> Picked | None:
     """Decide n requests; None where one of them needs more than this does.
 
-    `charged` is None where capacity costs nothing.
+    `charged` is None where capacity costs nothing, `tries` where all models are proven.
     """
     kernel, likely = live.kernel, getattr(policy, "quick", None)
     if kernel is None or likely is None:
@@ -215,13 +219,30 @@ def pick(
         return None
     first = kernel.SCORED
     p = likely(kernel, columns[first], columns[first + 1], columns[first + 2], eligible)
-    chosen = preferred = np.empty(n, np.intp)
-    kernel.pick(p, uniform, chosen)
+    reserved_usd = np.maximum(columns[kernel.PAID], columns[kernel.LIST])
+    propensity, chosen = _drawn(kernel, p, eligible, tries, reserved_usd, uniform)
+    preferred = chosen
     if found[kernel.AGAIN]:
-        first, preferred = kernel.SCORED_FREE, np.empty(n, np.intp)
+        first = kernel.SCORED_FREE
         free = likely(kernel, columns[first], columns[first + 1], columns[first + 2], eligible)
-        kernel.pick(free, uniform, preferred)
-    return Picked(columns, verdict, eligible, fits, p, chosen, preferred)
+        _, preferred = _drawn(kernel, free, eligible, tries, reserved_usd, uniform)
+    return Picked(columns, verdict, eligible, fits, propensity, chosen, preferred)
+
+
+def _drawn(
+    kernel: ModuleType,
+    p: Floats,
+    eligible: NDArray[np.bool_],
+    tries: Tries | None,
+    reserved_usd: Floats,
+    uniform: Floats,
+) -> tuple[Floats, NDArray[np.intp]]:
+    """Propensities (n, k), and whom (n,) they gave."""
+    if tries is not None:
+        return draw_within(p, eligible, tries, reserved_usd, uniform[:, 0])
+    chosen = np.empty(len(p), np.intp)
+    kernel.pick(p, uniform, chosen)
+    return p, chosen
 
 
 def _special(requests: RequestBatch, live: Live) -> bool:

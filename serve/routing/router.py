@@ -100,8 +100,10 @@ def route(
     what models that are not proven may take, `purse` what budgets leave; None: no limit.
     """
     estimates = live.estimator.estimate(requests.contexts, traits_of(requests, live))
-    if tries is None and purse is None:
-        done = plain.decided(requests, live, estimates, pool_load, policy, uniform, spread, options)
+    if purse is None:
+        done = plain.decided(
+            requests, live, estimates, pool_load, policy, uniform, spread, options, tries
+        )
         if done is not None:
             return Choices(**done)
     of = utilities_of(requests, live, estimates, pool_load, spread, options)

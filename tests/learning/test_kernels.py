@@ -20,6 +20,7 @@ from learners.estimates.estimator import BlendOptions
 from learners.kernels.__main__ import NAMES
 from learners.kernels.compiled import kernels
 from learners.policies.inverse_gap import SquareCb
+from learners.policies.newcomers import Tries
 from learners.policies.policy import Scores
 from learners.policies.thompson import Thompson
 from load.bench.speed.known import contexts, known
@@ -169,12 +170,13 @@ def test_pools_are_filled_as_one_by_one_in_lists(n, pools, seed):
     seed=st.integers(0, 2**32),
     limits=st.booleans(),
     cost=st.sampled_from([0.0, 20.0]),
+    proven=st.booleans(),
 )
 @settings(max_examples=150, deadline=None)
-def test_decisions_are_those_of_numpy(k, policy, seed, limits, cost):
+def test_decisions_are_those_of_numpy(k, policy, seed, limits, cost, proven):
     """
     From the same estimates: every column to the bit, with and without limits that matter, for
-    models that are not allowed or too short, also where no model is left.
+    models that are not allowed, too short or not proven, also where no model is left.
     """
     rng = np.random.default_rng(seed)
     n, (fast, slow) = int(rng.integers(1, 6)), VIEWS[k]
@@ -189,8 +191,9 @@ def test_decisions_are_those_of_numpy(k, policy, seed, limits, cost):
         quality_min=np.where(rng.random(n) < 0.1, 0.5, 0.0) if limits else np.zeros(n),
     )
     uniform = rng.random((n, 2))
+    tries = None if proven else tries_of(k, rng)
 
-    found, want = (decided(view, estimates, asked, policy, uniform) for view in (fast, slow))
+    found, want = (decided(view, estimates, asked, policy, uniform, tries) for view in (fast, slow))
 
     for name in type(want).__dataclass_fields__:
         np.testing.assert_array_equal(getattr(found, name), getattr(want, name), name)
@@ -251,13 +254,23 @@ class Bare:
         return heads.tobytes(), candidates.tobytes(), tenants
 
 
-def decided(live: Live, estimates, asked, policy, uniform):
+def tries_of(k: int, rng) -> Tries:
+    """Some models may take a few, some nothing more, some are not limited."""
+    limited = rng.random(k) < 0.5
+    return Tries(
+        requests=np.where(limited, rng.integers(0, 3, k), np.inf),
+        usd=np.where(limited & (rng.random(k) < 0.5), rng.random(k) * 0.02, np.inf),
+        share=np.where(rng.random(k) < 0.5, rng.random(k), 1.0),
+    )
+
+
+def decided(live: Live, estimates, asked, policy, uniform, tries=None):
     """What a view decides whose estimates are given."""
     given_ = renewed(live)
     given_.estimator = SimpleNamespace(estimate=lambda *_: estimates, effects=None)
     options = PlacementOptions()
     load = LoadTracker(options.pricing).now(live, 0)
-    return route(asked, given_, load, policy, uniform, None, options)
+    return route(asked, given_, load, policy, uniform, None, options, tries)
 
 
 def renewed(live: Live) -> Live:
@@ -276,7 +289,8 @@ def test_what_only_numpy_knows_is_left_to_numpy(name):
 
     options = PlacementOptions()
     load = LoadTracker(options.pricing).now(fast, 0)
-    found = plain.decided(asked, fast, estimates, load, SquareCb(), np.zeros((1, 2)), None, options)
+    draws = np.zeros((1, 2))
+    found = plain.decided(asked, fast, estimates, load, SquareCb(), draws, None, options, None)
 
     assert (found is None) == (name not in seen_by_others)
 
