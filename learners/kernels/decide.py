@@ -17,11 +17,12 @@ import numpy as np
 
 from learners.kernels.compiled import compiled, inlined
 
-# Columns (n, k) that `weigh` fills in. The last six are what a policy weighs (utility, deviation,
-# and its part that no context changes), and the same if all capacity were there and free.
+# Columns (n, k) that `weigh` fills in. The last eight are what a policy weighs (utility, deviation,
+# its part that no context changes; and in which unit), and the same if all capacity were there and
+# free.
 UTILITY, FREE, BEYOND, QUALITY, COST, SUCCESS, SUCCESS_OFF, PAID, COST_OFF, LATENCY = range(10)
-LATENCY_OFF, LIST, ESTIMATED, ESTIMATED_USD, UNSURE, SCORED, SCORED_FREE = (*range(10, 16), 18)
-N_COLUMNS = 21
+LATENCY_OFF, LIST, ESTIMATED, ESTIMATED_USD, UNSURE, SCORED, SCORED_FREE = (*range(10, 16), 19)
+N_COLUMNS = 23
 # Rows (k,) of what is known of each model.
 PER_TOKEN, FIXED_USD, STATED_MS, TOKENS_MAX, ANSWERED, PAID_ON_AVERAGE, COST_FACTOR = range(7)
 NOISE, OFF = 7, 10  # each of three targets
@@ -35,7 +36,9 @@ TOKENS, USD_MAX, MS_MAX, QUALITY_MIN, STRONG_SHARE_MAX = range(5)
 TOKENS_USUAL, VALUE_USD, BUDGET, STEPS, BINS, OWN_WEIGHT, COST_USD_MIN = range(7)
 # Verdicts, as in `serve.routing.eligible`.
 ELIGIBLE, NOT_ALLOWED, PROMPT_TOO_LONG = np.uint8(0), np.uint8(1), np.uint8(4)
-PLAIN, AGAIN = range(2)  # found: whether it can be done here, whether charges change anything
+# Flags. Found: whether it can be done here, whether charges change anything. Asked for: what a
+# policy weighs if capacity were free also where that is the same.
+PLAIN, AGAIN, BOTH = range(3)
 
 MATRIX, CUBE, COLUMN = "float64[:,::1]", "float64[:,:,::1]", "float64[::1]"
 MASK, FLAGS = "boolean[:,::1]", "boolean[::1]"
@@ -242,6 +245,7 @@ def _score(
         c[into, i, m] = utility[m] / scale
         c[into + 1, i, m] = math.sqrt(unsure * unsure + others) / scale
         c[into + 2, i, m] = math.sqrt(of_model * of_model + others) / scale
+        c[into + 3, i, m] = scale
 
 
 @inlined
@@ -344,7 +348,7 @@ def weigh(
         utility = c[UTILITY, i]
         _score(c, i, models, utility, charged, energy, weights, eligible, SCORED, terms)
     found[PLAIN] = True
-    if not found[AGAIN]:
+    if not (found[AGAIN] or found[BOTH]):
         return
     for i in range(n):
         if len(charges):

@@ -101,6 +101,11 @@ class Placement:
     best: NDArray[np.intp]  # (n, k) the best pool of each model, among `Live.pool_names`
 
 
+def money_of(preference: Floats, options: PlacementOptions) -> Floats:
+    """What a US dollar is worth to each of n requests, in points."""
+    return np.maximum(preference[:, 1], preference[:, 0] / options.value_usd)
+
+
 def charge(
     preference: Floats,
     prompt_tokens: Floats,
@@ -111,7 +116,7 @@ def charge(
 ) -> Placement:
     """Charge n requests; `preference` (n, 4), `prompt_tokens` (n,), `spread` (n, P) of prices."""
     catalogue = live.catalogue
-    money = np.maximum(preference[:, 1], preference[:, 0] / options.value_usd)
+    money = money_of(preference, options)
     if not catalogue.any_work:
         none = np.zeros((len(preference), len(live.pool_names)))
         best = best_pools(none, preference, live, pool_load)

@@ -3,9 +3,9 @@
     RequestBatch, Estimates, Live ─weigh─▶ columns ─policy─▶ probabilities ─pick─▶ Picked
                                      └─ a limit keeps a model out, …: None, and numpy decides
 
-Most requests state no limit, or none that matters, and there is no budget. For these a few calls of
-`learners.kernels.decide` do what takes numpy three hundred. Draws that models not proven limit are
-`learners.policies.newcomers`' own.
+Most requests state no limit, or none that matters. For these a few calls of the kernel (`decide`)
+do what takes numpy three hundred. What budgets charge and leave is `serve.budgets`' own, and draws
+that models not proven limit are `learners.policies.newcomers`'.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from learners.policies.newcomers import Tries, draw_within
 from learners.policies.policy import Policy
 from learners.prices import shed_share
 from learners.targets import COST_USD_MIN
-from serve.budgets.spending import NONE
-from serve.routing.eligible import RequestBatch
+from serve.budgets.spending import NONE, Asked, Purse
+from serve.routing.eligible import RequestBatch, Verdict
 from serve.routing.live import Live
 from serve.routing.load_tracker import PoolLoad
 from serve.routing.placement import (
@@ -35,6 +35,7 @@ from serve.routing.placement import (
     charge,
     known_tokens_of,
     least_multiple,
+    money_of,
     place,
 )
 
@@ -66,6 +67,7 @@ class Picked:
     propensity: Floats
     chosen: NDArray[np.intp]  # (n,)
     preferred: NDArray[np.intp]  # (n,)
+    refused: NDArray[np.intp]  # (n,) by which budget, or NONE
 
 
 @dataclass(slots=True, eq=False)
@@ -117,6 +119,7 @@ def decided(
     spread: Floats | None,
     options: PlacementOptions,
     tries: Tries | None,
+    purse: Purse | None,
 ) -> dict[str, Any] | None:
     """The columns of `router.Choices`; None where a request needs more than this does."""
     kernel, n, charged = live.kernel, len(requests), None
@@ -125,7 +128,7 @@ def decided(
     if live.catalogue.any_work or live.several:
         tokens = known_tokens_of(requests.prompt_tokens, live)
         charged = charge(requests.preference, tokens, live, pool_load, spread, options)
-    of = pick(requests, live, estimates, charged, policy, uniform, options, tries)
+    of = pick(requests, live, estimates, charged, policy, uniform, options, tries, purse)
     if of is None:
         return None
     least, shed = np.zeros(n), np.zeros(n, bool)
@@ -139,7 +142,7 @@ def decided(
         "propensity": of.propensity,
         "verdict": of.verdict,
         "fits": of.fits,
-        "budget": np.array([NONE] * n, np.intp),
+        "budget": of.refused,
         "shed": shed,
         "multiple": least,
         "below_quality": np.zeros(n, bool),
@@ -185,11 +188,13 @@ def pick(
     policy: Policy,
     uniform: Floats,
     options: PlacementOptions,
-    tries: Tries | None = None,
+    tries: Tries | None,
+    purse: Purse | None,
 ) -> Picked | None:
     """Decide n requests; None where one of them needs more than this does.
 
-    `charged` is None where capacity costs nothing, `tries` where all models are proven.
+    `charged` is None where capacity costs nothing, `tries` where all models are proven, `purse`
+    where there are no budgets.
     """
     kernel, likely = live.kernel, getattr(policy, "quick", None)
     if kernel is None or likely is None:
@@ -197,7 +202,8 @@ def pick(
     n, k = estimates.deviation.shape
     known = live.known = live.known or Known.of(kernel, live, estimates)
     columns, verdict = np.empty((kernel.N_COLUMNS, n, k)), np.empty((n, k), np.uint8)
-    eligible, fits, found = np.empty((n, k), bool), np.empty(n, bool), np.empty(2, bool)
+    eligible, fits, found = np.empty((n, k), bool), np.empty(n, bool), np.zeros(3, bool)
+    found[kernel.BOTH] = purse is not None
     kernel.weigh(
         writable(estimates.mean, np.float32),
         writable(estimates.deviation, np.float32),
@@ -217,16 +223,59 @@ def pick(
     )
     if not found[kernel.PLAIN]:
         return None
-    first = kernel.SCORED
+    again = found[kernel.AGAIN]
+    if purse is not None:
+        asked = asked_of(requests, live, columns[kernel.PAID], columns[kernel.LIST], options)
+        again |= _charge(kernel, purse, asked, columns, eligible)
+    first, draws = kernel.SCORED, uniform[:, 0]
     p = likely(kernel, columns[first], columns[first + 1], columns[first + 2], eligible)
     reserved_usd = np.maximum(columns[kernel.PAID], columns[kernel.LIST])
     propensity, chosen = _drawn(kernel, p, eligible, tries, reserved_usd, uniform)
-    preferred = chosen
-    if found[kernel.AGAIN]:
+    preferred, refused = chosen, np.array([NONE] * n, np.intp)
+    if again:
         first = kernel.SCORED_FREE
         free = likely(kernel, columns[first], columns[first + 1], columns[first + 2], eligible)
         _, preferred = _drawn(kernel, free, eligible, tries, reserved_usd, uniform)
-    return Picked(columns, verdict, eligible, fits, propensity, chosen, preferred)
+    if purse is not None:
+        utility, within = columns[kernel.UTILITY], fits[:, None] & (eligible | (propensity > 0.0))
+        propensity, chosen, refused = purse.draw(propensity, chosen, utility, within, draws)
+        verdict[(verdict == Verdict.ELIGIBLE) & purse.barred] = Verdict.OVER_BUDGET
+        fits &= refused == NONE
+    return Picked(columns, verdict, eligible, fits, propensity, chosen, preferred, refused)
+
+
+def asked_of(
+    requests: RequestBatch,
+    live: Live,
+    cost_usd: Floats,
+    list_usd: Floats,
+    options: PlacementOptions,
+) -> Asked:
+    """What budgets need to know of n requests, each of which would cost so much (n, k)."""
+    n, tokens = len(requests), known_tokens_of(requests.prompt_tokens, live)
+    return Asked(
+        tenants=[""] * n if requests.tenants is None else requests.tenants.tolist(),
+        tags=[()] * n if requests.said is None else [one.tags for one in requests.said.tolist()],
+        models=live.catalogue.names,
+        cost_usd=cost_usd,
+        list_usd=np.broadcast_to(list_usd, cost_usd.shape),
+        tokens=np.reshape(tokens, (n, 1)) + live.output_tokens,
+        money=money_of(requests.preference, options),
+    )
+
+
+def _charge(
+    kernel: ModuleType,
+    purse: Purse,
+    asked: Asked,
+    columns: Floats,
+    eligible: NDArray[np.bool_],
+) -> bool:
+    """Take what budgets charge from the utilities; whether any changes by it."""
+    utility = columns[kernel.UTILITY].copy()
+    columns[kernel.UTILITY] -= purse.charge(asked, utility, eligible)
+    columns[kernel.SCORED] = columns[kernel.UTILITY] / columns[kernel.SCORED + 3]
+    return bool((columns[kernel.UTILITY] != utility).any())
 
 
 def _drawn(

@@ -26,7 +26,7 @@ from learners.policies.limits import good_enough, with_trials
 from learners.policies.newcomers import Tries, draw_within
 from learners.policies.policy import Mask, Policy
 from learners.prices import shed_share
-from serve.budgets.spending import NONE, Asked, Purse
+from serve.budgets.spending import NONE, Purse
 from serve.routing import plain
 from serve.routing.eligible import RequestBatch, Verdict, taken, traits_of
 from serve.routing.live import Live
@@ -100,16 +100,16 @@ def route(
     what models that are not proven may take, `purse` what budgets leave; None: no limit.
     """
     estimates = live.estimator.estimate(requests.contexts, traits_of(requests, live))
-    if purse is None:
-        done = plain.decided(
-            requests, live, estimates, pool_load, policy, uniform, spread, options, tries
-        )
-        if done is not None:
-            return Choices(**done)
+    done = plain.decided(
+        requests, live, estimates, pool_load, policy, uniform, spread, options, tries, purse
+    )
+    if done is not None:
+        return Choices(**done)
     of = utilities_of(requests, live, estimates, pool_load, spread, options)
     fits = _someone(of.left.eligible)
     if purse is not None:
-        of.utility -= purse.charge(_asked(requests, of), of.utility, of.left.eligible)
+        asked = plain.asked_of(requests, live, of.expected.paid_usd, of.expected.list_usd, options)
+        of.utility -= purse.charge(asked, of.utility, of.left.eligible)
     p = _probabilities(of, policy)
     lots = _lots(of, p, fits, uniform[:, 0], options.limits.probe_share, tries)
     propensity, chosen = lots.drawn()
@@ -242,17 +242,3 @@ def _within(
     drawn = purse.draw(propensity, chosen, of.utility, within, lots.uniform)
     of.verdict[(of.verdict == Verdict.ELIGIBLE) & purse.barred] = Verdict.OVER_BUDGET
     return drawn
-
-
-def _asked(requests: RequestBatch, of: Utilities) -> Asked:
-    """What budgets need to know of n requests."""
-    n, expected, live = len(requests), of.expected, of.live
-    return Asked(
-        tenants=[""] * n if requests.tenants is None else requests.tenants.tolist(),
-        tags=[()] * n if requests.said is None else [one.tags for one in requests.said.tolist()],
-        models=live.catalogue.names,
-        cost_usd=expected.paid_usd,
-        list_usd=np.broadcast_to(expected.list_usd, expected.paid_usd.shape),
-        tokens=np.reshape(of.known_tokens, (n, 1)) + live.output_tokens,
-        money=of.charged.money,
-    )

@@ -24,6 +24,7 @@ from learners.policies.newcomers import Tries
 from learners.policies.policy import Scores
 from learners.policies.thompson import Thompson
 from load.bench.speed.known import contexts, known
+from serve.budgets.spending import Asked, Purse, Spending
 from serve.encoders.projections import projection_for
 from serve.encoders.usable import unusable
 from serve.routing import plain
@@ -43,6 +44,7 @@ from serve.routing.writing import decision_bytes
 from serve.routing.writing.records import FEW, Decisions, explored
 from streams.feedback.ticket import CANDIDATE, HEAD
 from streams.telemetry.fleet_state import FleetState
+from streams.training.budgets import Account, Budget
 
 pytest.importorskip("numba")
 DECIDE = kernels("learners.kernels.decide")
@@ -171,12 +173,23 @@ def test_pools_are_filled_as_one_by_one_in_lists(n, pools, seed):
     limits=st.booleans(),
     cost=st.sampled_from([0.0, 20.0]),
     proven=st.booleans(),
-)
+    budgets=st.lists(st.builds(
+        Budget,
+        name=st.just("b"),
+        scope=st.sampled_from(["all", "tenant", "model"]),
+        value=st.sampled_from(["", "m0"]),
+        unit=st.sampled_from(["usd", "tokens", "requests"]),
+        amount=st.sampled_from([0.01, 5.0, 10_000.0]),
+        hard=st.booleans(),
+        then=st.sampled_from(["cheaper", "free", "refuse", "ration"]),
+    ), max_size=2),
+)  # fmt: skip
 @settings(max_examples=150, deadline=None)
-def test_decisions_are_those_of_numpy(k, policy, seed, limits, cost, proven):
+def test_decisions_are_those_of_numpy(k, policy, seed, limits, cost, proven, budgets):
     """
     From the same estimates: every column to the bit, with and without limits that matter, for
-    models that are not allowed, too short or not proven, also where no model is left.
+    models that are not allowed, too short or not proven, by budgets that charge, cut or refuse,
+    also where no model is left.
     """
     rng = np.random.default_rng(seed)
     n, (fast, slow) = int(rng.integers(1, 6)), VIEWS[k]
@@ -193,7 +206,10 @@ def test_decisions_are_those_of_numpy(k, policy, seed, limits, cost, proven):
     uniform = rng.random((n, 2))
     tries = None if proven else tries_of(k, rng)
 
-    found, want = (decided(view, estimates, asked, policy, uniform, tries) for view in (fast, slow))
+    found, want = (
+        decided(view, estimates, asked, policy, uniform, tries, purse_of(budgets, k))
+        for view in (fast, slow)
+    )
 
     for name in type(want).__dataclass_fields__:
         np.testing.assert_array_equal(getattr(found, name), getattr(want, name), name)
@@ -264,13 +280,30 @@ def tries_of(k: int, rng) -> Tries:
     )
 
 
-def decided(live: Live, estimates, asked, policy, uniform, tries=None):
+def purse_of(budgets: list[Budget], k: int) -> Purse | None:
+    """All of each budget is this replica's; prices were found by a batch before."""
+    if not budgets:
+        return None
+    spending = Spending(budgets, "me")
+    granted = {"me": 0}
+    accounts = {one.window(0): Account(amount=one.whole, granted=granted) for one in budgets}
+    for one in budgets:
+        granted["me"] = max(granted["me"], one.whole)
+    before, rng = spending.purse(accounts, {}, 0), np.random.default_rng(k)
+    usd = rng.random((32, k))
+    names = [one.name for one in models(k)]
+    asked = Asked([""] * 32, [()] * 32, names, usd, usd, 1000.0 * usd, np.ones(32))
+    before.charge(asked, rng.random((32, k)), np.ones((32, k), bool))
+    return spending.purse(accounts, {}, 0)
+
+
+def decided(live: Live, estimates, asked, policy, uniform, tries=None, purse=None):
     """What a view decides whose estimates are given."""
     given_ = renewed(live)
     given_.estimator = SimpleNamespace(estimate=lambda *_: estimates, effects=None)
     options = PlacementOptions()
     load = LoadTracker(options.pricing).now(live, 0)
-    return route(asked, given_, load, policy, uniform, None, options, tries)
+    return route(asked, given_, load, policy, uniform, None, options, tries, purse)
 
 
 def renewed(live: Live) -> Live:
@@ -290,7 +323,9 @@ def test_what_only_numpy_knows_is_left_to_numpy(name):
     options = PlacementOptions()
     load = LoadTracker(options.pricing).now(fast, 0)
     draws = np.zeros((1, 2))
-    found = plain.decided(asked, fast, estimates, load, SquareCb(), draws, None, options, None)
+    found = plain.decided(
+        asked, fast, estimates, load, SquareCb(), draws, None, options, None, None
+    )
 
     assert (found is None) == (name not in seen_by_others)
 
