@@ -229,13 +229,12 @@ def pick(
         again |= _charge(kernel, purse, asked, columns, eligible)
     first, draws = kernel.SCORED, uniform[:, 0]
     p = likely(kernel, columns[first], columns[first + 1], columns[first + 2], eligible)
-    reserved_usd = np.maximum(columns[kernel.PAID], columns[kernel.LIST])
-    propensity, chosen = _drawn(kernel, p, eligible, tries, reserved_usd, uniform)
+    propensity, chosen = _drawn(kernel, p, eligible, tries, columns, uniform)
     preferred, refused = chosen, np.array([NONE] * n, np.intp)
     if again:
         first = kernel.SCORED_FREE
         free = likely(kernel, columns[first], columns[first + 1], columns[first + 2], eligible)
-        _, preferred = _drawn(kernel, free, eligible, tries, reserved_usd, uniform)
+        _, preferred = _drawn(kernel, free, eligible, tries, columns, uniform)
     if purse is not None:
         utility, within = columns[kernel.UTILITY], fits[:, None] & (eligible | (propensity > 0.0))
         propensity, chosen, refused = purse.draw(propensity, chosen, utility, within, draws)
@@ -283,11 +282,12 @@ def _drawn(
     p: Floats,
     eligible: NDArray[np.bool_],
     tries: Tries | None,
-    reserved_usd: Floats,
+    columns: Floats,
     uniform: Floats,
 ) -> tuple[Floats, NDArray[np.intp]]:
     """Propensities (n, k), and whom (n,) they gave."""
     if tries is not None:
+        reserved_usd = np.maximum(columns[kernel.PAID], columns[kernel.LIST])
         return draw_within(p, eligible, tries, reserved_usd, uniform[:, 0])
     chosen = np.empty(len(p), np.intp)
     kernel.pick(p, uniform, chosen)
