@@ -205,6 +205,9 @@ def test_what_is_simulated_as_learned_is_laid_beside_what_was_live(tmp_path):
         {"ttft_ms": {"p50": 2 * first_ms, "p99": first_ms}}, trace, path, learned, options
     )
 
+    few = apart({"ttft_ms": {"p50": first_ms, "p99": None}}, trace, path, learned, options)
+
     assert found["ttft_p50"] == pytest.approx(-0.5, abs=0.001)
     assert found["ttft_p99"] == pytest.approx(0.0, abs=0.002)
+    assert few["ttft_p99"] is None  # more than one in a hundred failed
     assert "max_tokens" not in path.read_text() and SMALL not in path.read_text()

@@ -163,13 +163,20 @@ def _learned(snapshots: Path, settings: Path) -> Performance:
 def apart(
     live: dict[str, Any], trace: Trace, path: Path, learned: Performance, options: Compared
 ) -> dict[str, Any]:
-    """Simulated over live, less one; and the simulated."""
+    """Simulated over live, less one; and the simulated.
+
+    None where so many of the live requests failed that there is no such percentile.
+    """
     site = site_of(read_settings(path), learned={LARGE: learned})
     tokens = np.rint(BYTES_PER_TOKEN * trace.prompt_tokens).astype(np.int64) + TEMPLATE_TOKENS
     counted = Trace(trace.name, trace.at_s, tokens, trace.output_tokens)
     runs = [_simulated(site, counted, options, seed) for seed in range(SIMULATIONS)]
     mean = dict(zip(PERCENTILES, np.mean(runs, axis=0).tolist(), strict=True))
-    differences = {f"ttft_{p}": round(ms / live["ttft_ms"][p] - 1.0, 4) for p, ms in mean.items()}
+    found = live["ttft_ms"]
+    differences = {
+        f"ttft_{p}": None if found[p] is None else round(ms / found[p] - 1.0, 4)
+        for p, ms in mean.items()
+    }
     return differences | {"simulated_ms": {p: round(ms, 1) for p, ms in mean.items()}}
 
 
