@@ -34,8 +34,13 @@ def _refused(per_s: float) -> str:
 
 
 def _learning(found: Mapping[str, Any]) -> str:
-    """What answers cost as far as was reported, and how far learning is behind."""
-    return f"${sum(found['spent_usd'].values()):,.2f} paid · lag {found['lag_s']:,.0f} s"
+    """What answers cost as far as was reported, and how far learning is behind.
+
+    Where the log does not answer nobody knows how far.
+    """
+    lag_s = found["lag_s"]
+    lag = "[bold red]lag unknown[/]" if lag_s is None else f"lag {lag_s:,.0f} s"
+    return f"${sum(found['spent_usd'].values()):,.2f} paid · {lag}"
 
 
 def _alarms(found: Mapping[str, Any]) -> str:

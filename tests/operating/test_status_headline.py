@@ -27,6 +27,8 @@ def plain(found, width=200) -> str:
          "up: 2 routers · 1,212.5 decisions/s · 0.0 refused/s · $12.40 paid · lag 0 s · 1 alarm"),
         ({"router": None, "lag_s": 93.2, "alarms": [{}, {}]},
          "no router · $12.40 paid · lag 93 s · 2 alarms"),
+        ({"router": None, "lag_s": None, "alarms": [{}]},
+         "no router · $12.40 paid · lag unknown · 1 alarm"),
         ({"router": ROUTER | {"replicas": 0}}, "no router · $12.40 paid · lag 0 s · no alarms"),
     ],
 )  # fmt: skip
@@ -37,4 +39,5 @@ def test_the_first_line_says_whether_it_is_up_and_what_it_does(found, said):
 def test_what_is_wrong_is_marked():
     assert "[bold red]no router" in headline(FOUND | {"router": None})
     assert "[yellow]3.0 refused/s" in headline(FOUND | {"router": ROUTER | {"refused_per_s": 3.0}})
+    assert "[bold red]lag unknown" in headline(FOUND | {"lag_s": None})
     assert "[bold red]1 alarm" in headline(FOUND | {"alarms": [{}]})
