@@ -108,8 +108,8 @@ def tested(lines: Iterable[str], settings: Settings, path: Path) -> dict[str, An
 def live_of(settings: Settings, path: Path, encoder: Encoder) -> Live:
     """The catalogue with what the site has learned of its models, if it has."""
     memory, options = settings.options(MemoryOptions), settings.options(LiveOptions)
-    store, name = LocalSite.of(settings, path).store(), identity(encoder)
-    loaded = Loader(store, name, memory, with_seen=False).load_newest()
+    store, name = LocalSite.learned(settings, path), identity(encoder)
+    loaded = Loader(store, name, memory, with_seen=False).load_newest() if store else None
     learned = loaded[0].learned if loaded else Learned(memory, memory.landmarks_of(name))
     return Live(settings.catalogue(), learned, name, options)
 

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp
 from infra.capacity.fleet import Fleet
 from infra.control.control import Control
 from infra.dashboard.history import History
-from infra.errors import SettingsInvalid, SettingsUnreadable
+from infra.errors import NoSiteYet, SettingsInvalid, SettingsUnreadable
 from infra.pools import state_folder
 from infra.settings import edits
 from infra.settings.settings import FileCatalogue, Settings, read_settings
@@ -84,6 +84,14 @@ class LocalSite:
         )
         site._make_key()
         return site
+
+    @classmethod
+    def learned(cls, settings: Settings, path: Path) -> Store | None:
+        """Its snapshots, for who asks what is known; None before it has run: nothing is made."""
+        try:
+            return cls.of(settings, path, looks_only=True).store()
+        except NoSiteYet:
+            return None
 
     @property
     def edits(self) -> Path:

@@ -52,6 +52,17 @@ def test_a_file_that_is_not_is_named_by_its_line(tmp_path):
     assert "line 2: id is 'a', as on line 1" in run("check", str(file), code=1)["error"]
 
 
+def test_a_file_that_is_not_there_is_said(tmp_path):
+    assert "can't be read: No such file" in run("check", str(tmp_path / "none"), code=1)["error"]
+    assert "can't be read: Is a directory" in run("check", str(tmp_path), code=1)["error"]
+
+
+@pytest.mark.parametrize("asked", [["list"], ["rank", "rain"]], ids=str)
+def test_who_asks_what_is_known_makes_no_site(site, asked):
+    assert run(*asked, "--settings", str(site))["snapshot_version"] == 0
+    assert not (site.parent / "state").exists()
+
+
 def test_arms_of_a_new_site_are_listed_in_their_order_with_nothing_known(site):
     found = run("list", "--settings", str(site))
     assert found["snapshot_version"] == 0

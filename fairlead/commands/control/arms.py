@@ -79,12 +79,14 @@ def arms_rank(
 
 
 def checked(file: Path) -> dict[str, Any]:
-    """What a file of arms has, or why it is refused. Raises OSError."""
+    """What a file of arms has, or why it is refused."""
     from serve.arms.listed import read_arms
     from streams.errors import OptionRefused
 
     try:
         arms = read_arms(file.read_bytes())
+    except OSError as error:
+        return {"arms": 0, "groups": {}, "error": f"{file} can't be read: {error.strerror}"}
     except OptionRefused as error:
         return {"arms": 0, "groups": {}, "error": str(error)}
     return {"arms": len(arms), "groups": dict(Counter(arm.group for arm in arms)), "error": None}
@@ -177,6 +179,6 @@ def _known(settings: Settings, path: Path) -> tuple[Experience, int]:
     from streams.training.state import Loader
 
     name = identity(make_encoder(settings.deployment().replica.encoder))
-    store, memory = LocalSite.of(settings, path).store(), settings.options(MemoryOptions)
-    loaded = Loader(store, name, memory, with_seen=False).load_newest()
+    store, memory = LocalSite.learned(settings, path), settings.options(MemoryOptions)
+    loaded = Loader(store, name, memory, with_seen=False).load_newest() if store else None
     return (loaded[0].arms, loaded[1].version) if loaded else (Experience(), 0)

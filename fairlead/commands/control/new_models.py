@@ -79,10 +79,12 @@ def imported_lines(found: dict[str, Any]) -> list[str]:
 def predict_model(name: str, settings: Settings, path: Path) -> Prediction:
     """What a model of the catalogue would do, by the newest snapshot. Raises UnknownModel."""
     memory, options = settings.options(MemoryOptions), settings.options(LiveOptions)
-    store = LocalSite.of(settings, path).store()
-    newest = store.newest()
-    encoder = str(store.load(newest).about["encoder"]) if newest else _encoder(settings)
-    loaded = Loader(store, encoder, memory, with_seen=False).load_newest() if newest else None
+    loaded = None
+    if (store := LocalSite.learned(settings, path)) and (newest := store.newest()):
+        encoder = str(store.load(newest).about["encoder"])
+        loaded = Loader(store, encoder, memory, with_seen=False).load_newest()
+    else:
+        encoder = _encoder(settings)
     learned = loaded[0].learned if loaded else Learned(memory, memory.landmarks_of(encoder))
     live = Live(settings.catalogue(), learned, encoder, options)
     rows = learned.history.rows
