@@ -89,3 +89,10 @@ def test_people_get_lines(site):
     for said in (["list"], ["rank", "rain"]):
         found = CliRunner().invoke(app, ["arms", *said, "--settings", str(site)])
         assert found.exit_code == 0 and len(found.stdout.splitlines()) == 3
+
+
+def test_a_site_without_arms_says_so(tmp_path):
+    path = tmp_path / "fairlead.toml"
+    path.write_text(SETTINGS.format(folder=tmp_path).replace("[arms]\nfile", "#"))
+    found = CliRunner().invoke(app, ["arms", "list", "--settings", str(path)])
+    assert "There are no arms here" in found.output, found.output

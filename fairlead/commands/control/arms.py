@@ -55,6 +55,8 @@ def arms_list(settings: SettingsOption = None, as_json: JsonOption = False) -> N
             quality = "" if one["quality"] is None else f", quality {one['quality']:.2f}"
             group = one["group"] or "no group"
             typer.echo(f"{one['id']}: {group}, {one['outcomes']} outcomes{quality}")
+        if not found["arms"]:
+            typer.echo("There are no arms here: name their file as `arms.file` in the settings.")
 
 
 @arms_app.command("rank")
