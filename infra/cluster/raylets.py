@@ -27,15 +27,24 @@ from infra.errors import ClusterFailed
 # Every machine has an address of its own on the loopback. Not 127.0.0.1: Ray takes that for "this
 # host" and looks for it at the address of a network card, where nothing of ours listens.
 HEAD, FIRST = "127.0.0.2", 10
+LATE = "timed out during startup"  # what Ray says of a node that took longer than it waits
+STARTS_MAX = 3
 NODE: dict[str, Any] = {"object_store_memory": OBJECT_STORE_BYTES, "num_gpus": 0}
 
 
 class Raylets:
     """The machines beside the head, where our driver is."""
 
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
+    def __init__(self) -> None:
+        self._cluster = Cluster()
         self._nodes: list[Any] = []
+        self.address = ""  # of the head
+
+    def start(self) -> None:
+        """Start the head. Raises what Ray raises."""
+        head = NODE | {"node_ip_address": HEAD, "num_cpus": 1, "include_dashboard": False}
+        self._cluster.add_node(**head)
+        self.address = self._cluster.address
 
     def add(self, resources: Mapping[str, float]) -> int:
         """Start one more; its number. "GPU" is Ray's own name for devices."""
@@ -51,34 +60,51 @@ class Raylets:
         """End a machine's processes at once."""
         self._cluster.remove_node(self._nodes[number], allow_graceful=False)
 
+    def end(self) -> None:
+        """End all that is left."""
+        with suppress(Exception):  # a machine that was killed has nothing left to end
+            self._cluster.shutdown()
+
 
 @contextmanager
 def raylets(machines: Sequence[Mapping[str, float]]) -> Iterator[Raylets]:
     """A head and so many machines, with Ray Serve started. Raises ClusterFailed."""
     os.environ.update(ENVIRONMENT)
-    cluster = None
+    found = _started(machines)
     try:
-        try:
-            head = NODE | {"node_ip_address": HEAD, "num_cpus": 1, "include_dashboard": False}
-            cluster = Cluster(initialize_head=True, head_node_args=head)
-            found = Raylets(cluster)
-            for resources in machines:
-                found.add(resources)
-            ray.init(
-                address=cluster.address,
-                namespace="serve",
-                configure_logging=True,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                _node_ip_address=HEAD,
-            )
-            ray_serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
-        except Exception as error:
-            raise ClusterFailed(f"a cluster of raylets could not be started: {error}") from error
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        _connect(found.address)
         yield found
     finally:
         ray.shutdown()
-        if cluster is not None:
-            with suppress(Exception):  # a machine that was killed has nothing left to end
-                cluster.shutdown()
+        found.end()
+
+
+def _started(machines: Sequence[Mapping[str, float]], starts_left: int = STARTS_MAX) -> Raylets:
+    """Ray gives each 30 s, which on a busy machine may not do: then all of it is begun anew."""
+    found = Raylets()
+    try:
+        found.start()
+        for resources in machines:
+            found.add(resources)
+    except Exception as error:
+        found.end()
+        if starts_left > 1 and LATE in str(error):
+            return _started(machines, starts_left - 1)
+        raise ClusterFailed(f"a cluster of raylets could not be started: {error}") from error
+    return found
+
+
+def _connect(address: str) -> None:
+    try:
+        ray.init(
+            address=address,
+            namespace="serve",
+            configure_logging=True,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            _node_ip_address=HEAD,
+        )
+        ray_serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
+    except Exception as error:
+        raise ClusterFailed(f"Ray Serve could not be started on raylets: {error}") from error
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
