@@ -14,7 +14,7 @@ import pytest
 from router_bench import Router, embedding, router
 
 from load.bench.speed import stages
-from load.bench.speed.open_loop import Seen, Stream, drive, poisson
+from load.bench.speed.open_loop import TICK_S, Drive, Seen, Stream, drive, poisson
 from load.bench.speed.overload import overloaded
 from load.bench.speed.serving import Serving, Stated, served
 from load.bench.speed.wire import Ask, Ended, connected
@@ -103,6 +103,26 @@ def test_every_call_of_an_open_loop_is_accounted_for(up):
         assert len(one.answered_s) + len(one.refused_s) + one.lost == one.sent
         assert len(one.answered_s) == one.in_time
     assert all(took_s > 0 for one in seen.values() for took_s in one.answered_s)
+
+
+def test_an_open_loop_in_which_no_call_is_due_ends(up):
+    streams = [Stream(name="", ask=ask(), per_s=0.0)]
+
+    seen = asyncio.run(drive(up.replica.port, streams, 0.5, np.random.default_rng(0)))
+
+    assert seen[""].sent == 0
+
+
+def test_the_loop_is_woken_for_each_call_and_past_some_rate_by_the_millisecond(monkeypatch):
+    slept_s: list[float] = []
+    monkeypatch.setattr("load.bench.speed.open_loop.time.sleep", slept_s.append)
+
+    for per_s in (1_000.0, 20_000.0):
+        streams = [Stream(name="", ask=ask(), per_s=per_s)]
+        Drive(streams, np.random.default_rng(0), seconds=0.01, warm_s=0.0)._wake(lambda: None)
+
+    assert slept_s[0] == 0.0  # due long ago, by a clock that began at 0
+    assert slept_s[-1] == TICK_S
 
 
 def test_arrivals_are_as_many_as_the_rate_says():

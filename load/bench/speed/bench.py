@@ -3,7 +3,8 @@
     servers (processes)   our full path │ an empty handler on our listener │ ours, views swapped
                           an empty handler behind Ray Serve: its proxy │ its direct ingress
     measured in turns     sequential, unary, batches, columns: medians of the turns' ratios
-    then                  open loop at given rates, swaps, overload
+                          open loop at one rate: quantiles of the turns' calls
+    then                  open loop at other rates, swaps, overload
     in process            the scorer, beside other projects'; folding feedback; a history's memory
 
 Client and servers share the machine, so its cores are named, and ratios count more than rates. What
@@ -47,6 +48,7 @@ from load.errors import LoopStuck
 
 Say = Callable[[str], None]
 OPEN_PER_S = 1000.0
+QUANTILES = {"p50": 0.5, "p99": 0.99, "p999": 0.999}
 P99_LIMITS_MS = (1, 5, 10)
 SWAP_S = 1.0
 NO_NATIVE = "`pygrpc-native` fails contract tests (no TLS, no connection age): docs/speed.md"
@@ -100,7 +102,7 @@ def measure(options: SpeedBench, say: Say) -> dict[str, Any]:
             found |= _ray(options, ours, ray, rng, found["left_out"])
             ray.close()
             found |= uvloop.run(_beside(options, empty, ours, rng, say))
-            found |= uvloop.run(_open(options, ours, rng, say))
+            found |= uvloop.run(_open(options, empty, ours, rng, say))
             found["overload"] = uvloop.run(_overload(options, ours, rng, say))
     with served(Serving(kind="fairlead", swap_s=SWAP_S)) as swapping:
         say("a new view every second …")
@@ -212,20 +214,30 @@ async def _at(server: Served, per_s: float, seconds: float, rng: np.random.Gener
     return seen[""]
 
 
+async def _beside_open(
+    options: SpeedBench, empty: Served, ours: Served, rng: np.random.Generator
+) -> dict[str, float]:
+    """Latency at one rate, in turns with the empty handler; quantiles are of all turns' calls."""
+    took_s, base_s, ratios, lost = list[float](), list[float](), [], 0
+    for _ in range(options.alternations):
+        base = await _at(empty, OPEN_PER_S, options.open_s / options.alternations, rng)
+        seen = await _at(ours, OPEN_PER_S, options.open_s / options.alternations, rng)
+        base_s += base.answered_s
+        took_s += seen.answered_s
+        lost += seen.sent - len(seen.answered_s)
+        base_ms = max(quantile_ms(base.answered_s, 0.5), 1e-9)
+        ratios.append(quantile_ms(seen.answered_s, 0.5) / base_ms)
+    figures = {f"{name}_ms": quantile_ms(took_s, q) for name, q in QUANTILES.items()}
+    beside = {f"empty_{name}_ms": quantile_ms(base_s, q) for name, q in QUANTILES.items()}
+    return {"rate": OPEN_PER_S, **figures, "lost": lost, "p50_vs_empty": median(ratios), **beside}
+
+
 async def _open(
-    options: SpeedBench, ours: Served, rng: np.random.Generator, say: Say
+    options: SpeedBench, empty: Served, ours: Served, rng: np.random.Generator, say: Say
 ) -> dict[str, Any]:
     """Latency at one rate, and the highest rates at which it stays within limits."""
     say(f"open loop at {OPEN_PER_S:,.0f}/s …")
-    seen = await _at(ours, OPEN_PER_S, options.open_s, rng)
-    p50, p99, p999 = (quantile_ms(seen.answered_s, q) for q in (0.5, 0.99, 0.999))
-    open_loop = {
-        "rate": OPEN_PER_S,
-        "p50_ms": p50,
-        "p99_ms": p99,
-        "p999_ms": p999,
-        "lost": seen.sent - len(seen.answered_s),
-    }
+    open_loop = await _beside_open(options, empty, ours, rng)
     within = {f"{limit}ms": 0.0 for limit in P99_LIMITS_MS}
     for per_s in options.rates_per_s:
         say(f"open loop at {per_s:,.0f}/s …")
