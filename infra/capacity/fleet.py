@@ -24,8 +24,8 @@ from infra.capacity.load import rates_of
 from infra.emulator import catalogue as known
 from infra.emulator.performance import Performance
 from infra.emulator.power import Power
-from learners.held import Stated
 from learners.option import option, required
+from learners.servers.held import Stated
 from learners.work import WorkRates
 from serve.routing.catalogue import Pool
 from streams.telemetry.pool_window import ReplicaIdentity

@@ -27,7 +27,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from learners.speed import Speed
+from learners.servers.speed import Speed
 
 NO_TIME_S = 1e-6  # an iteration takes some
 WITHOUT_END = 10**9

@@ -20,7 +20,7 @@ from infra.server_metrics.fetch import Page
 from infra.server_metrics.pages import Reading
 from infra.server_metrics.power import Power, not_metered
 from infra.server_metrics.since import since
-from learners.held import HeldRequests, Stated
+from learners.servers.held import HeldRequests, Stated
 from streams.telemetry.pool_window import PoolWindow, ReplicaIdentity
 from streams.telemetry.records import PoolState
 from streams.telemetry.window import Reporter, clean

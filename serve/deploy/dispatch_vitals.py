@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from learners.held import HeldRequests
-from learners.speed import AnswerSpeeds
+from learners.servers.held import HeldRequests
+from learners.servers.speed import AnswerSpeeds
 from serve.dispatch.attempt import Attempt
 from serve.dispatch.backend import Watched
 from serve.dispatch.features import Refusals

@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from learners.held import Stated
+from learners.servers.held import Stated
 from serve.dispatch.merge import finished, merge_into
 
 

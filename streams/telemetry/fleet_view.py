@@ -110,7 +110,7 @@ class PoolView:
     refuses: tuple[str, ...]  # what it is remembered to refuse: tools, images, …
     derived: bool  # some live replica is emulated, with parameters that were not measured
     silent_s: float | None  # since the last report of any replica; None: there was none
-    # Of one server, as stated or learned (`learners.service`); None: nothing is known.
+    # Of one server, as stated or learned (`learners.servers.service`); None: nothing is known.
     capacity_per_s: float | None
     capacity_deviation_per_s: float | None
     capacity_seen_full: bool  # False: it is a lower bound

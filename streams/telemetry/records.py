@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from learners.service import EDGES
+from learners.servers.service import EDGES
 from streams.errors import BadTelemetry
 from streams.telemetry.histogram import LATENCY_MS, TOKENS
 

@@ -1,7 +1,7 @@
 """What is known of each pool's servers: how many requests they finished while holding how many.
 
     pool's record ──fold──▶ pool ─▶ identity ─▶ half minute ─▶ bucket of requests held ─▶ sums
-                                                                        └─▶ `learners.service`
+                                                                        └─▶ `learners.servers.service`
 
 An identity is what the figures depend on: model, GPU, the server's version, and who says so (a
 server's own page, or its callers, who see their own part of it alone). Under another one it is
@@ -21,8 +21,8 @@ from typing import TypeVar
 import msgspec
 from msgspec import structs
 
-from learners.service import COUNTED, NOTHING, TIMED, Service, Sums, service_of
-from learners.speed import Paced, Speed, speed_of
+from learners.servers.service import COUNTED, NOTHING, TIMED, Service, Sums, service_of
+from learners.servers.speed import Paced, Speed, speed_of
 from streams.telemetry.records import POOLS_MAX, PoolState
 from streams.telemetry.tally import BETWEEN, Summed
 
@@ -51,7 +51,7 @@ class Lengths(Summed, frozen=True):
 
 
 class Pace(Summed, frozen=True):
-    """How fast answers were, see `learners.speed.Paced`."""
+    """How fast answers were, see `learners.servers.speed.Paced`."""
 
     answers: int = 0
     held: int = 0

@@ -14,7 +14,7 @@ import pytest
 from infra.autoscaling.live.replicas import ReplicaCount
 from infra.emulator.performance import Performance
 from infra.pools.ports import free_ports
-from learners.speed import Speed
+from learners.servers.speed import Speed
 from load.bench.pools.bench import by_figure, carried, overloaded
 from load.bench.pools.callers import Asked, Callers
 from load.bench.pools.scenario import TRUE_PER_S, PoolsBench

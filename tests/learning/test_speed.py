@@ -12,8 +12,8 @@ from strategies import lightly
 
 from infra.emulator.engine import FINISHED, FIRST_TOKEN, Engine
 from infra.emulator.performance import Performance
-from learners.service import bucket_of
-from learners.speed import AnswerSpeeds, Paced, speed_of
+from learners.servers.service import bucket_of
+from learners.servers.speed import AnswerSpeeds, Paced, speed_of
 
 SLOTS = 4
 

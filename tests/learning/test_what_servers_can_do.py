@@ -7,8 +7,8 @@ import math
 import pytest
 from full_server import run
 
-from learners.held import Stated
-from learners.service import EDGES, Sums, bucket_of, service_of
+from learners.servers.held import Stated
+from learners.servers.service import EDGES, Sums, bucket_of, service_of
 from learners.work import WorkRates
 
 SLOTS, ANSWER_S = 8, 2.0
@@ -70,6 +70,18 @@ def test_who_gives_up_waiting_makes_no_server_faster(page, patience_s):
         found = run(2.5 * TRUE_PER_S, 60, page=page, patience_s=patience_s, seed=seed)
         service = found.known[-1].of.service
         assert service.capacity_per_s == pytest.approx(TRUE_PER_S, rel=0.1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_limit_that_callers_alone_see_is_found_before_their_patience_is_at_its_end(seed):
+    """
+    Asked for two and a half times what it does, by callers who wait for twenty seconds: when it is
+    found no more wait than are answered within that.
+    """
+    known = run(10.0, 20, page=False, seed=seed).known
+    found_s = next(at for at, one in enumerate(known, 1) if one and one.held_most < math.inf)
+
+    assert (10.0 - 4.0) * found_s < 20.0 * 4.0
 
 
 @pytest.mark.parametrize("page", [PAGE, CALLERS], ids=["page", "callers"])

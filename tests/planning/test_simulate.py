@@ -17,8 +17,8 @@ from fairlead.commands.planning.trace_options import Stretch, parts_of, trace_of
 from infra.emulator.performance import WITHOUT_END, Performance
 from infra.settings.settings import read_settings
 from learners.estimates.learned import Learned
-from learners.service import bucket_of
-from learners.speed import Speed
+from learners.servers.service import bucket_of
+from learners.servers.speed import Speed
 from load.data import tables
 from load.data.traces import Trace, azure
 from load.errors import EventRefused, SnapshotMissing, TableRefused

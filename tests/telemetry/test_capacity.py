@@ -10,8 +10,8 @@ import pytest
 
 from infra.emulator.engine import FINISHED, Engine
 from infra.emulator.performance import Performance
-from learners.held import HeldRequests, Stated
-from learners.service import bucket_of
+from learners.servers.held import HeldRequests, Stated
+from learners.servers.service import bucket_of
 from learners.work import WorkRates
 from streams.telemetry.capacity import BUSY, Capacity, capacities
 from streams.telemetry.fleet_state import FleetState

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from learners.held import Stated
-from learners.service import bucket_of
+from learners.servers.held import Stated
+from learners.servers.service import bucket_of
 from serve.deploy.dispatch_vitals import DispatchVitals
 from streams.telemetry.records import PoolState, decode, encode
 from streams.telemetry.window import Reporter

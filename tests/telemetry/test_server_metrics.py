@@ -16,7 +16,7 @@ from infra.server_metrics.pages import KINDS, read_page
 from infra.server_metrics.power import ExporterPower, NvmlPower, not_metered
 from infra.server_metrics.server_meter import ServerMeter
 from infra.server_metrics.since import since
-from learners.held import Stated
+from learners.servers.held import Stated
 from load.bench.pools import pages as stand_ins
 from streams.telemetry.histogram import LATENCY_MS
 from streams.telemetry.pool_window import ReplicaIdentity

@@ -19,7 +19,7 @@ import numpy as np
 
 from infra.server_metrics.pages import Reading, read_page
 from infra.server_metrics.since import since
-from learners.held import HeldRequests, Stated
+from learners.servers.held import HeldRequests, Stated
 from load.bench.pools.pages import KINDS, Doing
 from serve.health.turns import Turn, Turns
 from streams.telemetry.capacity import Capacity, capacities

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from learners.service import bucket_of
+from learners.servers.service import bucket_of
 
 ANSWERS_LEAST = 10  # behind a line; fewer are chance
 VARIED_LEAST = 0.01  # of prompts' lengths, squared and relative: less shows no slope

@@ -24,6 +24,7 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 # Where buckets of requests held end, in thousandths: from a sixteenth of one to 46,000.
 EDGES = [round(1000 * 2 ** (i / 2) / 16) for i in range(40)]
@@ -179,18 +180,42 @@ def _at_least(of: Sums, per_s: float) -> bool:
 
 def _levels_off(sums: list[Sums], noise: float) -> bool:
     """Whether throughput grows far less than what is held, somewhere between few and many."""
-    few = list(accumulate(sums, _sum))[:-1]
-    many = list(accumulate(reversed(sums), _sum))[-2::-1]
-    return any(_flat(less, more, noise) for less, more in zip(few, many, strict=True))
+    answers = [Answers.of(one) for one in sums]
+    few = list(accumulate(answers, Answers.__add__))[:-1]
+    many = list(accumulate(reversed(answers), Answers.__add__))[-2::-1]
+    return any(less.flat(more, noise) for less, more in zip(few, many, strict=True))
 
 
-def _flat(less: Sums, more: Sums, noise: float) -> bool:
-    if min(less.finished, more.finished) < FINISHED_LEAST * noise or not _never_idle(more):
-        return False
-    held = math.log((more.held_s / more.seconds) / (less.held_s / less.seconds))
-    grown = math.log(_rate(more) / _rate(less))
-    unsure = noise * math.sqrt(1.0 / less.finished + 1.0 / more.finished)
-    return grown + DEVIATIONS * unsure < GROWTH_LEAST * held
+class Answers(NamedTuple):
+    """Answers to requests that found about as many there, one as good as another.
+
+    Windows count by how long they are. Where each answer is one, those that found many are long
+    and few: half a second of a server that has just been asked would outweigh all that it did
+    since, and a limit be found when a minute's work waits.
+    """
+
+    count: float
+    took_s: float  # all of them
+    held: float  # of each, summed
+
+    @classmethod
+    def of(cls, one: Sums) -> Answers:
+        """Of one bucket."""
+        return cls(one.finished, one.held_s, one.finished * one.held_s / one.seconds)
+
+    def __add__(self, other: Answers) -> Answers:  # type: ignore[override]
+        return Answers(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def flat(self, more: Answers, noise: float) -> bool:
+        """Whether a server that holds as many as `more` finishes hardly more than with these."""
+        if min(self.count, more.count) < FINISHED_LEAST * noise or more.held < more.count:
+            return False
+        if min(self.took_s, self.held) <= 0.0:  # by a clock that is too coarse
+            return False
+        held = math.log((more.held / more.count) / (self.held / self.count))
+        longer = math.log((more.took_s / more.count) / (self.took_s / self.count))
+        unsure = noise * math.sqrt(1.0 / self.count + 1.0 / more.count)
+        return held - longer + DEVIATIONS * unsure < GROWTH_LEAST * held
 
 
 def _together(sums: list[Sums]) -> Sums:

@@ -5,7 +5,7 @@
 
 Two looks are joined by a straight line: a second's window is as long as many answers, and what a
 look is off by is off the other way as often. A caller knows of each answer how many it found there
-(`learners.service` says what that tells).
+(`learners.servers.service` says what that tells).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from learners.service import bucket_of
+from learners.servers.service import bucket_of
 from learners.work import WorkRates
 
 # Looks are put together for so long: within a second that finishes more, fewer are held.
