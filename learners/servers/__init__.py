@@ -1,4 +1,4 @@
-"""What servers of models can do, learned of what they did: requests a second, first tokens, further ones.
+"""What servers of models can do, learned of what they did: requests a second, tokens.
 
 Nothing here knows models' answers: only how many requests were held, and what took how long.
 May import `work`.

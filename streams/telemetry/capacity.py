@@ -5,9 +5,9 @@
     FleetState.service ┴─▶ what a server can do ─▶ load ────┘
 
 A server that can't say how full it is, is as full as what it holds: n requests, of which it works
-on N at once when it is just full (`learners.servers.service`). Up to N the load is the share of it, 0.95 at
-N: any more waits. A short queue is no harm, it keeps the server busy; the load is 1 where it is as
-long as it should stand, and beyond that it grows as n / N.
+on N at once when it is just full (`learners.servers.service`). Up to N the load is the share of it,
+0.95 at N: any more waits. A short queue is no harm, it keeps the server busy; the load is 1 where
+it is as long as it should stand, and beyond that it grows as n / N.
 
     n ≤ N          load = 0.95 n / N
     n ≤ N + S      load = 0.95 + 0.05 (n − N) / S

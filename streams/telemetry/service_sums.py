@@ -1,7 +1,7 @@
 """What is known of each pool's servers: how many requests they finished while holding how many.
 
     pool's record ──fold──▶ pool ─▶ identity ─▶ half minute ─▶ bucket of requests held ─▶ sums
-                                                                        └─▶ `learners.servers.service`
+                                                              `learners.servers` ◀─┘
 
 An identity is what the figures depend on: model, GPU, the server's version, and who says so (a
 server's own page, or its callers, who see their own part of it alone). Under another one it is
