@@ -194,7 +194,7 @@ class Answers(NamedTuple):
     since, and a limit be found when a minute's work waits.
     """
 
-    count: float
+    n: float
     took_s: float  # all of them
     held: float  # of each, summed
 
@@ -208,13 +208,13 @@ class Answers(NamedTuple):
 
     def flat(self, more: Answers, noise: float) -> bool:
         """Whether a server that holds as many as `more` finishes hardly more than with these."""
-        if min(self.count, more.count) < FINISHED_LEAST * noise or more.held < more.count:
+        if min(self.n, more.n) < FINISHED_LEAST * noise or more.held < more.n:
             return False
         if min(self.took_s, self.held) <= 0.0:  # by a clock that is too coarse
             return False
-        held = math.log((more.held / more.count) / (self.held / self.count))
-        longer = math.log((more.took_s / more.count) / (self.took_s / self.count))
-        unsure = noise * math.sqrt(1.0 / self.count + 1.0 / more.count)
+        held = math.log((more.held / more.n) / (self.held / self.n))
+        longer = math.log((more.took_s / more.n) / (self.took_s / self.n))
+        unsure = noise * math.sqrt(1.0 / self.n + 1.0 / more.n)
         return held - longer + DEVIATIONS * unsure < GROWTH_LEAST * held
 
 
