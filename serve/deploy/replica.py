@@ -34,7 +34,7 @@ from serve.deploy.router_alarms import RouterAlarms
 from serve.deploy.tracer import Tracer
 from serve.deploy.vitals import Vitals
 from serve.dispatch.retickets import REASONS
-from serve.encoders import Encoder, EncoderOptions, identity, make_encoder
+from serve.encoders import EncoderOptions, identity, make_encoder
 from serve.grpc_api.listener import ADMIN, ROUTER, Listener, ListenerOptions
 from serve.grpc_api.reporting import Reporting
 from serve.grpc_api.servicer import RouterServicer, ServicerOptions
@@ -162,98 +162,127 @@ class Replica:
         nothing can be changed while running.
         """
         encoder = make_encoder(options.encoder)
-        name = identity(encoder)
+        self._options, self._encoder = options, encoder
+        self.log, self._store, self.now_ms = log, store, now_ms
+        self.rng = np.random.default_rng(seed)
+        self.sealer = Sealer(ticket_keys)
+        self.issuer = Issuer(secrets.randbits(8 * ISSUER_BYTES))
+        self.sessions = Sessions(options.sessions)
+        self.reporter = Reporter(secrets.token_hex(SOURCE_BYTES), now_ms())
         self.tracing = opened(options.tracing)
-        sealer = Sealer(ticket_keys)
-        self.log = log
-        board = Board(store.folder, ROUTER_ROLE, secrets.token_hex(SOURCE_BYTES), now_ms)
-        self._alarms = RouterAlarms(board, now_ms)
-        self.view = LiveView(
-            store,
-            source,
-            name,
-            options.memory,
-            options.live,
-            on_swap=self._refresh_arms,
-            on_look=self._alarms.look,
-        )
+        self.view = self._live_view(source)
         self.decisions: Outbox[decisions.DecisionBatch] = Outbox(
             log, DECISIONS, decisions.encode, replace(options.outbox, linger_s=DECISIONS_LINGER_S)
         )
         self.feedback: Outbox[tuple[bytes, bytes]] = Outbox(log, FEEDBACK, list, options.outbox)
-        self.sealer, self.issuer = sealer, Issuer(secrets.randbits(8 * ISSUER_BYTES))
-        self.rng, self.now_ms = np.random.default_rng(seed), now_ms
-        self.sessions = Sessions(options.sessions)
-        self.reporter = Reporter(secrets.token_hex(SOURCE_BYTES), now_ms())
-        self._arms = self._arm_decider(options, encoder)
-        chooser = Chooser(
+        self._arms = self._arm_decider()
+        self.window = RouterWindow() if options.telemetry_s else None
+        chooser = self._chooser(_trial(options, source.read()))
+        self.servicer = self._router_servicer(self._decider(chooser))
+        self.telemetry: Outbox[Sequence[Telemetry]] | None = None
+        self.vitals: Vitals | None = None
+        if self.window is not None:
+            self.telemetry = Outbox(log, TELEMETRY, encode_all, TELEMETRY_OUTBOX)
+            self.vitals = self._reports(self.window, self.telemetry, chooser)
+        self.servicers: dict[str, object] = {ROUTER: self.servicer}  # others may be added
+        self._access = Access(options.tokens)
+        if control is not None:
+            self.servicers[ADMIN] = AdminServicer(control, self._access, self._now_s)
+        self._listeners: list[Listener] = []
+
+    def _live_view(self, source: CatalogueSource) -> LiveView:
+        """The newest snapshot, kept at hand; alarms and arms are told of each look and each one."""
+        board = Board(self._store.folder, ROUTER_ROLE, secrets.token_hex(SOURCE_BYTES), self.now_ms)
+        self._alarms = RouterAlarms(board, self.now_ms)
+        return LiveView(
+            self._store,
+            source,
+            identity(self._encoder),
+            self._options.memory,
+            self._options.live,
+            on_swap=self._refresh_arms,
+            on_look=self._alarms.look,
+        )
+
+    def _chooser(self, trial: Trial | None) -> Chooser:
+        options = self._options
+        return Chooser(
             options.policy,
             options.placement,
             self.rng,
             options.newcomers,
             self.reporter.source,
-            _trial(options, source.read()),
+            trial,
         )
-        decider = Decider(
-            encoder,
+
+    def _decider(self, chooser: Chooser) -> Decider:
+        return Decider(
+            self._encoder,
             chooser,
-            sealer,
+            self.sealer,
             self.issuer,
-            now_ms,
+            self.now_ms,
             self.sessions,
-            log_prompts=options.log_prompts,
-            prober=Prober(options.probes),
-            rulebook=Rulebook(options.rules, encoder, first_only=options.rules_match == "first"),
+            log_prompts=self._options.log_prompts,
+            prober=Prober(self._options.probes),
+            rulebook=self._rulebook(),
         )
-        self.window = RouterWindow() if options.telemetry_s else None
-        self.servicer = RouterServicer(
+
+    def _rulebook(self) -> Rulebook:
+        options = self._options
+        return Rulebook(options.rules, self._encoder, first_only=options.rules_match == "first")
+
+    def _router_servicer(self, decider: Decider) -> RouterServicer:
+        options = self._options
+        return RouterServicer(
             decider,
-            encoder,
+            self._encoder,
             self.view,
-            sealer,
+            self.sealer,
             self.decisions if options.log_decisions else None,
-            Reporting(
-                sealer,
-                Ingest(sealer, key_of(name), options.feedback),
-                self.feedback,
-                Tracer(log, store),
-                now_ms,
-                shown if self.tracing else lambda: None,
-            ),
+            self._reporting(),
             [repr(options.policy), *REASONS, PROBE],
             options.servicer,
-            now_ms,
+            self.now_ms,
             self.window,
             Rates(options.rates, self._n_alike) if options.rates else None,
             self._arms,
         )
-        self.telemetry: Outbox[Sequence[Telemetry]] | None = None
-        self.vitals: Vitals | None = None
-        if self.window is not None:
-            self.telemetry = Outbox(log, TELEMETRY, encode_all, TELEMETRY_OUTBOX)
-            self.vitals = Vitals(
-                self.window,
-                self.telemetry,
-                self.view,
-                self.servicer.counts,
-                self.reporter,
-                options.telemetry_s,
-                now_ms,
-                chooser.spending.windows,
-            )
-        self.servicers: dict[str, object] = {ROUTER: self.servicer}  # others may be added
-        self._options, self._access = options, Access(options.tokens)
-        if control is not None:
-            self.servicers[ADMIN] = AdminServicer(control, self._access, self._now_s)
-        self._listeners: list[Listener] = []
 
-    def _arm_decider(self, options: ReplicaOptions, encoder: Encoder) -> ArmDecider | None:
+    def _reporting(self) -> Reporting:
+        """Where callers' outcomes go, and what becomes of them."""
+        return Reporting(
+            self.sealer,
+            Ingest(self.sealer, key_of(identity(self._encoder)), self._options.feedback),
+            self.feedback,
+            Tracer(self.log, self._store),
+            self.now_ms,
+            shown if self.tracing else lambda: None,
+        )
+
+    def _reports(
+        self, window: RouterWindow, telemetry: Outbox[Sequence[Telemetry]], chooser: Chooser
+    ) -> Vitals:
+        """What is said of this replica, once a second."""
+        return Vitals(
+            window,
+            telemetry,
+            self.view,
+            self.servicer.counts,
+            self.reporter,
+            self._options.telemetry_s,
+            self.now_ms,
+            chooser.spending.windows,
+        )
+
+    def _arm_decider(self) -> ArmDecider | None:
         """What decides among arms, by what is known now; None where there are none."""
+        options = self._options
         if not options.arms:
             return None
         found = ArmDecider(
             options.arms,
-            encoder,
+            self._encoder,
             options.arm_ranking,
             options.policy,
             self.sealer,
@@ -261,7 +290,7 @@ class Replica:
             self.now_ms,
             self.rng,
             self.decisions.offer if options.log_decisions else None,
-            Rulebook(options.rules, encoder, first_only=options.rules_match == "first"),
+            self._rulebook(),
         )
         live = self.view.current
         found.refresh(self.view.arms, live.version, live.published_at_ms)
