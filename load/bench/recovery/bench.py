@@ -62,7 +62,7 @@ CALM_DEAD_LETTER = f"{DEAD_LETTER}.calm"
 PARTITIONS = {FEEDBACK: 4, DEAD_LETTER: 1, CALM_DEAD_LETTER: 1, DECISIONS: 1, TELEMETRY: 2}
 TELEMETRY_RECORDS = 600  # about ten minutes of one process's, or a minute of ten
 APPENDED_TOGETHER = 5000
-LIFE_S_MAX = 120.0  # a life that takes longer is stuck
+LIFE_S_MAX = 600.0  # a life that takes longer is stuck; on busy cores one may take minutes
 SOON_S_MAX = 1.5  # random kills come at most this long after a life began to save
 
 Say = Callable[[str], None]
