@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
+import shutil
 from collections import Counter
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -245,31 +248,66 @@ def test_the_steps_cover_the_whole_run(calm):
     assert {"end_offsets", "first_offsets", "topic_id"} <= set(kinds)
 
 
-@pytest.mark.parametrize("lose", ["nothing", "names", "contents"])
-def test_killed_before_any_step_then_restarted_learns_each_value_once(tmp_path, calm, lose):
+class Kept(Fuse):
+    """Keeps what there is before each step: just what a process leaves that is killed there."""
+
+    def __init__(self, ground: Ground, folder: Path) -> None:
+        super().__init__()
+        self._ground, self._folder = ground, folder
+        self.left: list[Ground] = []
+
+    def step(self, name: str) -> None:
+        folder = self._folder / str(len(self.left) + 1)
+        if self._ground.folder.exists():
+            shutil.copytree(self._ground.folder, folder)
+        there = self._ground.storage
+        storage = Storage(there.n_partitions)
+        storage.topics, storage.ids = copy.deepcopy(there.topics), dict(there.ids)
+        self.left.append(Ground(folder, storage))
+        super().step(name)
+
+
+def assert_it_ends_as_calm(ground: Ground, calm: tuple, where: str) -> None:
+    """Whoever comes next on this ground learns the rest of it, and nothing twice."""
+    _, _, expected, dead = calm
+    # It reads in other portions, so nothing may depend on where the dead one stopped reading.
+    with Disk(ground.folder).mounted() as folder:
+        state = finish(ground.trainer(store=Store(folder), records_max=17, publish_s=1e9))
+
+    assert summary(state) == expected, where
+    assert sorted(ground.dead()) == dead, where
+    assert summary(ground.saved()) == expected, where
+
+
+def test_killed_before_any_step_then_restarted_learns_each_value_once(tmp_path, calm):
     """
     Whichever call of log or disk it dies before, a restart ends as the calm run did: learned
-    state, the fleet, counts, offsets, and every dead letter once. With power cuts, what was not synced is
-    lost as well.
+    state, the fleet, counts, offsets, and every dead letter once.
     """
-    storage, steps, expected, dead = calm
-    # A power cut differs from a kill only where something is not synced yet.
+    storage, steps, _, _ = calm
+    ground = Ground(tmp_path / "whole", copied(storage))
+    kept = Kept(ground, tmp_path)
+    life(ground, kept)
+
+    assert kept.steps == steps
+    for crash_at, left in enumerate(kept.left, 1):
+        assert_it_ends_as_calm(left, calm, f"killed before step {crash_at}, {steps[crash_at - 1]}")
+
+
+@pytest.mark.parametrize("lose", ["names", "contents"])
+def test_after_a_power_cut_at_any_step_a_restart_learns_each_value_once(tmp_path, calm, lose):
+    """
+    Likewise, where what was not synced is lost as well. A power cut differs from a kill only where
+    something is not synced yet.
+    """
+    storage, steps, _, _ = calm
     awkward = [n for n, s in enumerate(steps, 1) if s.startswith(("fsync", "unlink", "link"))]
-    numbers = range(1, len(steps) + 1) if lose == "nothing" else awkward[::2]
 
-    for crash_at in numbers:
+    for crash_at in awkward[::2]:
         ground = Ground(tmp_path / str(crash_at), copied(storage))
-        disk = life(ground, Fuse(crash_at), crashes=True)
-        if lose != "nothing":
-            disk.power_cut(lose)
+        life(ground, Fuse(crash_at), crashes=True).power_cut(lose)
 
-        # It reads in other portions, so nothing may depend on where the dead one stopped reading.
-        state = finish(ground.trainer(records_max=17))
-
-        where = f"killed before step {crash_at}, {steps[crash_at - 1]}"
-        assert summary(state) == expected, where
-        assert sorted(ground.dead()) == dead, where
-        assert summary(ground.saved()) == expected, where
+        assert_it_ends_as_calm(ground, calm, f"cut at step {crash_at}, {steps[crash_at - 1]}")
 
 
 @pytest.mark.parametrize("seed", range(6))
