@@ -99,12 +99,14 @@ def _pools(pools: Mapping[str, Mapping[str, Any]]) -> Table:
             _number(of["watts"]),
             _number(of["joules"]),
             _can_do(of),
+            _first_token(of),
             _number(of["silent_s"], 1),
         )
         for name, of in pools.items()
     )
     heads = ("pool", "replicas", "queue", "run", "kv", "ttft ms", "tpot ms", "tok/s", "W", "J")
-    return _table("pools (latencies: p50 · p99)", (*heads, "each can do /s", "silent s"), rows)
+    learned = ("each can do /s", "first token ms")
+    return _table("pools (latencies: p50 · p99)", (*heads, *learned, "silent s"), rows)
 
 
 def _pool_name(name: str, of: Mapping[str, Any]) -> str:
@@ -120,6 +122,15 @@ def _can_do(of: Mapping[str, Any]) -> str:
         return "–"
     least = "" if of["capacity_seen_full"] else "≥ "
     return f"{least}{of['capacity_per_s']:.2f} ± {of['capacity_deviation_per_s']:.2f}"
+
+
+def _first_token(of: Mapping[str, Any]) -> str:
+    """Of one server while there is room: the median and the 99th percentile, as learned."""
+    first = of["first_token"]
+    if first is None:
+        return "–"
+    least, most = (round(ms) for ms in first["p99_ms_bounds"])
+    return f"{first['p50_ms']:.0f} · {first['p99_ms']:.0f} ({least} to {most})"
 
 
 def _prices(prices: Mapping[str, Mapping[str, Any]]) -> Table:

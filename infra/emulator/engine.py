@@ -84,10 +84,12 @@ class Engine:
         now_s: float,
         cached_tokens: int = 0,
         priority: int = 0,
+        slow: float = 1.0,
     ) -> None:
         """Queue a request; `cached_tokens` of its prompt need no prefill. Raises NeverFits.
 
-        A lower `priority` is served earlier.
+        A lower `priority` is served earlier. Its first token takes `slow` times as long as usual:
+        it stays in the front end for longer or shorter, and others may overtake it there.
         """
         assert prompt_tokens > 0 and output_tokens > 0, "a request has tokens"
         needs = prompt_tokens + output_tokens - 1
@@ -97,6 +99,9 @@ class Engine:
         self._go(now_s)
         ready_s = now_s + self.performance.front_end_s(prompt_tokens, len(self._known) + 1)
         ready_s = self._ready_s = max(ready_s, self._ready_s)
+        if slow != 1.0:
+            usual_s = self.performance.first_token_s(prompt_tokens, len(self._known) + 1)
+            ready_s = max(now_s, ready_s + (slow - 1.0) * usual_s)
         prefill = max(1, prompt_tokens - cached_tokens)
         self._submitted += 1
         sequence = self._known[request_id] = Sequence(

@@ -52,17 +52,22 @@ class Waiting:
     __slots__ = ("arrivals", "queue")
 
     def __init__(self) -> None:
-        self.arrivals: deque[Sequence] = deque()  # in the front end
+        self.arrivals: deque[Sequence] = deque()  # in the front end, who leaves it first first
         self.queue: list[tuple[int, int, Sequence]] = []  # heap
 
     def add(self, sequence: Sequence) -> None:
-        """Let one into the front end, which it leaves at its `ready_s`, after all before it."""
-        self.arrivals.append(sequence)
+        """Let one into the front end, which it leaves at its `ready_s`."""
+        arrivals, at = self.arrivals, len(self.arrivals)
+        while at and arrivals[at - 1].ready_s > sequence.ready_s:
+            at -= 1
+        arrivals.insert(at, sequence)
 
     def outranks(self, sequence: Sequence) -> bool:
         """Whether one who comes now may be of `firsts_to_come`."""
         before = self.arrivals[-1] if self.arrivals else self.first()
-        return before is None or sequence.priority < before.priority or before.state == GONE
+        if before is None or before.state == GONE or sequence.ready_s < before.ready_s:
+            return True
+        return sequence.priority < before.priority
 
     def reach(self, at_s: float) -> None:
         """Queue those that are ready by then."""

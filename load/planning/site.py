@@ -159,11 +159,12 @@ def _as_learned(
     """A pool of real servers, as fast as they were; where no GPU is stated, on somebody else's."""
     model, at_once = stated.models[stated.column_of[plan.model]], performance.sequences_max
     token_ms = 1e3 * (performance.fixed_s + performance.per_sequence_s)
+    varies = " on average" if performance.slow else ""
     limit = f"{at_once} requests at once" if at_once < WITHOUT_END else "no limit seen"
     assumed.append(
         f"pool {plan.name} is as fast as its servers were: {1e3 * performance.request_s:.3g} ms "
         f"and {1e6 * performance.per_prompt_token_s:.3g} ms per 1,000 tokens of prompt to the "
-        f"first token, {token_ms:.3g} ms per token alone, {limit}"
+        f"first token{varies}, {token_ms:.3g} ms per token alone, {limit}"
     )
     return replace(
         plan,

@@ -68,7 +68,9 @@ def speeds_of(folder: Path, settings: Settings) -> dict[str, Performance]:
     found = {}
     for pool, known in capacities(fleet, settings.target().ttft_s).items():
         if known.of.speed is not None:
-            found[pool] = Performance.of_speed(known.of.speed, _at_once(known.of))
+            found[pool] = Performance.of_speed(
+                known.of.speed, _at_once(known.of), known.of.first_tokens
+            )
     return found
 
 

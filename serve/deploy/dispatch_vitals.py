@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from learners.servers.first_tokens import FirstTokenCounts
 from learners.servers.held import HeldRequests
 from learners.servers.speed import AnswerSpeeds
 from serve.dispatch.attempt import Attempt
@@ -119,7 +120,7 @@ class _Server:
 
     def __init__(self, watched: Watched, identity: ReplicaIdentity) -> None:
         self._pace, self._held = PoolWindow(identity), HeldRequests(watched.stated)
-        self._speeds = AnswerSpeeds()
+        self._speeds, self._first_tokens = AnswerSpeeds(), FirstTokenCounts()
         self._counts = [0, 0, 0]  # answers, and tokens of their prompts and of themselves
 
     def note(self, attempt: Attempt) -> None:
@@ -147,7 +148,7 @@ class _Server:
         fields = self._pace.take(reporter, window) | held | power | {"joules": 0.0}
         return PoolState(
             by="callers", running=running, refuses=refuses, prompt_tokens=prompts,
-            paced=self._speeds.take(), **fields,
+            paced=self._speeds.take(), first_tokens=self._first_tokens.take(), **fields,
         )  # fmt: skip
 
     def _note_speed(self, attempt: Attempt, took_s: float) -> None:
@@ -156,9 +157,11 @@ class _Server:
         if attempt.first_s is None or used.prompt_tokens < 1 or used.output_tokens < 1:
             return
         first_s = min(attempt.first_s - attempt.began_s, took_s)
+        held, prompt = attempt.lease.waited_for, max(1, used.prompt_tokens - used.cached_tokens)
+        self._first_tokens.count(held, prompt, first_s)
         self._speeds.count(
-            attempt.lease.waited_for,
-            max(1, used.prompt_tokens - used.cached_tokens),
+            held,
+            prompt,
             first_s,
             later_tokens=used.output_tokens - 1,
             later_s=took_s - first_s if used.output_tokens > 1 else 0.0,

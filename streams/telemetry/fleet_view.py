@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from learners.criticality import Criticality
+from learners.servers.first_tokens import FirstTokens
 from streams.telemetry.fleet_state import SLOT_MS, FleetState
 from streams.telemetry.histogram import LATENCY_MS, TOKENS, Buckets
 from streams.telemetry.pool_reports import by_pool, live
@@ -80,6 +81,17 @@ class RouterView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FirstTokenView:
+    """How long one server's first tokens take while there is room, as learned of callers."""
+
+    answers: int  # that it was learned from
+    p50_ms: float
+    p50_ms_bounds: tuple[float, float]  # 95 % sure
+    p99_ms: float
+    p99_ms_bounds: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PoolView:
     """One pool: gauges of its live replicas, latencies and rates of the last minute, totals."""
 
@@ -115,6 +127,7 @@ class PoolView:
     capacity_deviation_per_s: float | None
     capacity_seen_full: bool  # False: it is a lower bound
     learned_from: int  # answers
+    first_token: FirstTokenView | None = None  # None: too little is known
 
 
 class ModelDemand(NamedTuple):
@@ -365,7 +378,8 @@ def _pool_view(
     newest, alive = last and last.record, reports.replicas
     same = ["tokens", "attempts", "answered", "failed", "cancelled", "retried", "hedged"]
     same += ["escalated", "rerouted", "ejections", "refusals", "last_resort"]
-    can = learned(servers, reports.n_callers).service
+    of = learned(servers, reports.n_callers)
+    can = of.service
     known = can.capacity_per_s > 0.0
     return PoolView(
         model=newest.model if newest else "",
@@ -387,7 +401,19 @@ def _pool_view(
         capacity_deviation_per_s=can.deviation_per_s if known else None,
         capacity_seen_full=can.full,
         learned_from=can.finished,
+        first_token=of.first_tokens and _first_token(of.first_tokens),
         **{name: getattr(total, name) for name in same},
+    )
+
+
+def _first_token(of: FirstTokens) -> FirstTokenView:
+    p50, p99 = ([1e3 * s for s in of.took_s(SHARES[name])] for name in ("p50", "p99"))
+    return FirstTokenView(
+        answers=of.answers,
+        p50_ms=p50[0],
+        p50_ms_bounds=(p50[1], p50[2]),
+        p99_ms=p99[0],
+        p99_ms_bounds=(p99[1], p99[2]),
     )
 
 

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from learners.servers.first_tokens import CELLS_MAX, PROMPT_EDGES, TIME_EDGES
 from learners.servers.service import EDGES
 from streams.errors import BadTelemetry
 from streams.telemetry.histogram import LATENCY_MS, TOKENS
@@ -76,6 +77,14 @@ PacedWindow = tuple[
     Large,
     Count,
     Micros,
+]
+
+
+FirstTokenCell = tuple[
+    Annotated[int, Meta(ge=0, le=HELD_BUCKETS)],
+    Annotated[int, Meta(ge=0, le=len(PROMPT_EDGES))],
+    Annotated[int, Meta(ge=0, le=len(TIME_EDGES))],
+    Many,
 ]
 
 
@@ -270,6 +279,14 @@ class PoolState(Telemetry, tag="pool"):
             "of how many, answers, requests held, prompt tokens, the sum of their squares, "
             "microseconds to first tokens, prompt tokens × these, further tokens, microseconds of "
             "these].",
+        ),
+    ] = []
+    first_tokens: Annotated[
+        list[FirstTokenCell],
+        Meta(
+            max_length=CELLS_MAX,
+            description="How long first tokens took: [bucket of requests held, bucket of prompt "
+            "tokens, bucket of seconds, answers].",
         ),
     ] = []
     prompt_tokens: Annotated[

@@ -14,6 +14,7 @@ All sums are integers, and what is kept is the greatest by time: no order of rec
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
@@ -21,6 +22,7 @@ from typing import TypeVar
 import msgspec
 from msgspec import structs
 
+from learners.servers.first_tokens import Cell, FirstTokens, first_tokens
 from learners.servers.service import COUNTED, NOTHING, TIMED, Service, Sums, service_of
 from learners.servers.speed import Paced, Speed, speed_of
 from streams.telemetry.records import POOLS_MAX, PoolState
@@ -28,6 +30,8 @@ from streams.telemetry.tally import BETWEEN, Summed
 
 EPOCH_MS = 30_000
 EPOCHS_MAX = 40  # twenty minutes of work, however long ago
+# First tokens are counted in many buckets: half minutes of them would be as long as all else.
+LONG_EPOCH_MS, LONG_EPOCHS_MAX = 300_000, 4
 LATELY = 300  # answers, or the epochs that have as many: how fast a server is now, within 6 %
 IDENTITIES_MAX = 4  # of a pool: two versions at once while one takes over from the other
 RECENT_MS = 60_000  # a page that was silent for longer is not what the pool is like now
@@ -72,6 +76,7 @@ class Servers(msgspec.Struct):
     epochs: dict[int, dict[int, Served]] = {}
     lengths: dict[int, Lengths] = {}  # by epoch, too
     paces: dict[int, dict[int, Pace]] = {}  # by epoch and bucket
+    first_tokens: dict[int, dict[int, int]] = {}  # by long epoch and packed cell: answers
 
     def together(self, finished_least: float = math.inf) -> dict[int, Served]:
         """The newest epochs as one: as many as have so many answers, or all."""
@@ -107,6 +112,7 @@ def note(table: ServiceTable, record: PoolState, at_ms: int, received_ms: int) -
             before.lengths, at_ms // EPOCH_MS, _lengthened, record, counts=_read(record)
         ),
         paces=_newest(before.paces, at_ms // EPOCH_MS, _paced, record),
+        first_tokens=_first_tokens(before.first_tokens, at_ms // LONG_EPOCH_MS, record),
     )
     while len(of_pool) > IDENTITIES_MAX:
         del of_pool[min(of_pool, key=lambda k: (of_pool[k].received_ms, k))]
@@ -146,6 +152,28 @@ def _paced(before: dict[int, Pace] | None, record: PoolState) -> dict[int, Pace]
     return found
 
 
+def _first_tokens(
+    before: dict[int, dict[int, int]], epoch: int, record: PoolState
+) -> dict[int, dict[int, int]]:
+    if not record.first_tokens:
+        return before
+    counts = dict(before.get(epoch, {}))
+    for held, prompt, time, n in record.first_tokens:
+        cell = _packed(Cell(held, prompt, time))
+        counts[cell] = counts.get(cell, 0) + n
+    found = {**before, epoch: counts}
+    return {number: found[number] for number in sorted(found)[-LONG_EPOCHS_MAX:]}
+
+
+def _packed(cell: Cell) -> int:
+    """A byte for each: keys of what is stored are numbers."""
+    return cell.held << 16 | cell.prompt << 8 | cell.time
+
+
+def _unpacked(cell: int) -> Cell:
+    return Cell(cell >> 16, cell >> 8 & 255, cell & 255)
+
+
 def _read(record: PoolState) -> bool:
     """Whether a page has counted tokens: it does so in each window, finished requests in some."""
     tokens = record.tokens or record.prompt_tokens or record.cached_tokens
@@ -167,6 +195,7 @@ class PoolService(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: float = 0.0
     by: str = ""  # who says so; "": nobody
     speed: Speed | None = None  # as callers saw its answers; None: nothing is known
+    first_tokens: FirstTokens | None = None  # likewise, and how much they vary
 
 
 def learned(of_pool: dict[str, Servers], n_callers: int) -> PoolService:
@@ -185,16 +214,23 @@ def learned(of_pool: dict[str, Servers], n_callers: int) -> PoolService:
     parts = max(1, n_callers)
     found = _learned(by, servers, parts if by == "callers" else 1)
     at_once = found.held_max or found.service.concurrency
-    return structs.replace(found, speed=_speed(recent, at_once, parts))
-
-
-def _speed(recent: list[tuple[str, Servers]], at_once: float, parts: int) -> Speed | None:
-    """Of whoever called last."""
     callers = [servers for by, servers in recent if by == "callers" and servers.paces]
     if not callers:
-        return None
+        return found
+    last = max(callers, key=lambda one: one.received_ms)
+    counts = Counter[Cell]()
+    for of_epoch in last.first_tokens.values():
+        counts.update({_unpacked(cell): n for cell, n in of_epoch.items()})
+    return structs.replace(
+        found,
+        speed=_speed(last, at_once, parts),
+        first_tokens=first_tokens(counts, at_once, parts),
+    )
+
+
+def _speed(servers: Servers, at_once: float, parts: int) -> Speed | None:
     together = dict[int, Pace]()
-    for of_epoch in max(callers, key=lambda one: one.received_ms).paces.values():
+    for of_epoch in servers.paces.values():
         for bucket, pace in of_epoch.items():
             together[bucket] = together.get(bucket, Pace()) + pace  # type: ignore[assignment]
     sums = (Paced(*structs.astuple(together[bucket])) for bucket in sorted(together))
@@ -233,6 +269,9 @@ def rewind(table: ServiceTable, to_ms: int) -> None:
                 epochs={n: of for n, of in servers.epochs.items() if n <= to_ms // EPOCH_MS},
                 lengths={n: of for n, of in servers.lengths.items() if n <= to_ms // EPOCH_MS},
                 paces={n: of for n, of in servers.paces.items() if n <= to_ms // EPOCH_MS},
+                first_tokens={
+                    n: of for n, of in servers.first_tokens.items() if n <= to_ms // LONG_EPOCH_MS
+                },
             )
             for key, servers in of_pool.items()
         }

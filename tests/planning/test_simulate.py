@@ -130,6 +130,28 @@ def test_a_pool_that_was_learned_of_is_as_fast_as_its_servers_were(settings_path
     assert any("small-us is as fast as its servers were: 390 ms" in text for text in site.assumed)
 
 
+def test_a_pool_that_was_slow_by_chance_is_simulated_so_by_the_seed(settings_path):
+    """
+    First tokens vary by what is drawn, and the same seed draws the same.
+    """
+    even = Performance.of_speed(
+        Speed(first_s=0.5, first_s_per_prompt_token=0.0, token_s=1e-3, token_s_per_held=0.0,
+              held=1.0, answers=100), 0,
+    )  # fmt: skip
+    varied = replace(even, slow=(0.5,) * 9 + (5.5,))
+    settings = read_settings(settings_path)
+
+    def first_s(performance):
+        learned = dict.fromkeys(("small-us",), performance)
+        found = run(site_of(settings, learned=learned), file=short).requests
+        return found.ttft_s[np.isfinite(found.ttft_s)]
+
+    short = file_of(azure().between(1500.0, end_s=1510.0))
+    never, once, again = first_s(even), first_s(varied), first_s(varied)
+    assert np.array_equal(once, again)
+    assert never.max() < 2.5 < once.max()
+
+
 def test_what_was_learned_is_read_from_the_newest_snapshot(settings_path, tmp_path):
     """
     Of how many it takes at once the limit is known only where it was seen: on a page by those that

@@ -72,6 +72,7 @@ def play(engines, seed: int, performances, steps: int = 12) -> list:
             output_tokens=rng.integers(1, 120, n),
             priority=rng.integers(0, 3, n),
             uniform=rng.random(n),
+            slow=np.where(rng.random(n) < 0.5, 1.0, rng.exponential(1.0, n)),
             place=rng.integers(-1, 2, n),
         )
         number += n

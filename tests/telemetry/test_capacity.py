@@ -10,6 +10,7 @@ import pytest
 
 from infra.emulator.engine import FINISHED, Engine
 from infra.emulator.performance import Performance
+from learners.servers.first_tokens import cell_of
 from learners.servers.held import HeldRequests, Stated
 from learners.servers.service import bucket_of
 from learners.work import WorkRates
@@ -159,8 +160,12 @@ def test_how_fast_answers_are_is_learned_from_callers_also_where_a_page_says_the
     fleet = folded(
         record(served=[ALONE, FULL]),
         record(**caller, paced=paced()),
-        record(**caller, sequence=1, at_ms=NOON_MS + 1000, model="n", paced=paced(50_000)),
-    )
+        record(**caller, first_tokens=[(*cell_of(1, 100, 9.0), 50)], sequence=1),
+        record(
+            **caller, sequence=2, at_ms=NOON_MS + 1000, model="n", paced=paced(50_000),
+            first_tokens=[(*cell_of(1, 100, 0.2), 9), (*cell_of(1, 100, 1.2), 1)],
+        ),
+    )  # fmt: skip
 
     for one in (fleet, FleetState(fleet.pack())):
         known = capacities(one, FIRST_TOKEN_S)["p"].of
@@ -168,6 +173,9 @@ def test_how_fast_answers_are_is_learned_from_callers_also_where_a_page_says_the
         assert known.speed is not None
         assert known.speed.token_s == pytest.approx(0.05)
         assert known.speed.first_s == pytest.approx(0.3)
+        assert known.first_tokens is not None and known.first_tokens.answers == 10
+        assert known.first_tokens.mean_s == pytest.approx(0.3, rel=0.06)
+        assert known.first_tokens.took_s(0.99)[0] == pytest.approx(1.2, rel=0.06)
     assert learned().of.speed is None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+from learners.servers.first_tokens import cell_of
 from learners.servers.held import Stated
 from learners.servers.service import bucket_of
 from serve.deploy.dispatch_vitals import DispatchVitals
@@ -45,9 +46,11 @@ def test_how_fast_a_server_answered_is_reported_by_what_it_held():
     """
     Of the prompt what was read, and nothing of the time that the reader held it up.
     """
-    assert reported(attempt()).paced == [
-        (bucket_of(3), 1, 3, 300, 90_000, 500_000, 150_000_000, 10, 1_500_000)
+    found = reported(attempt(), attempt())
+    assert found.paced == [
+        (bucket_of(3), 2, 6, 600, 180_000, 1_000_000, 300_000_000, 20, 3_000_000)
     ]
+    assert found.first_tokens == [(*cell_of(3, 300, 0.5), 2)]
 
 
 def test_an_answer_that_does_not_say_how_long_it_is_tells_nothing_of_its_speed():

@@ -61,6 +61,7 @@ class Dispatch:
         """Send the requests of a batch that were not refused; `tickets` by row."""
         traffic, goes = self._arrivals.held, choices.fits & ~choices.shed
         rows = self._arrivals.rows(numbers)
+        place = np.where(goes, self._place[choices.pool], -1)
         offered = Offered(
             numbers=numbers,
             at_s=traffic.at_s[rows],
@@ -68,7 +69,8 @@ class Dispatch:
             output_tokens=traffic.output_tokens[rows],
             priority=self._priority[traffic.classes[rows]],
             uniform=self._rng.random(len(numbers)),
-            place=np.where(goes, self._place[choices.pool], -1),
+            slow=self._fleet.slow(place, self._rng),
+            place=place,
         )
         n, taken = len(numbers), np.full(len(numbers), -1)
         row = self._fleet.take(offered, 0, now_s, taken)

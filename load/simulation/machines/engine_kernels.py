@@ -27,8 +27,8 @@ FIXED, EXPERTS, EXPERT_SHARE, PER_SEQUENCE, PER_CONTEXT, PER_PROMPT = range(9, 1
 REQUEST, REQUEST_PER_PROMPT, CONTENTION, KV_ADMITS = range(15, 19)
 WORK = 19  # eight rates of `WorkRates`, as it declares them
 SUMS = 27  # five
-LAST_END = 32
-N_F = 33
+LAST_END, PER_OTHER = 32, 33
+N_F = 34
 # ints: of a replica.
 RUN_K, RUN_PROMPT, PARTIAL, N, CONTEXT, KV, ITERATION, TOKENS = range(8)
 SUBMITTED, KNOWN, N_RUNNING = range(8, 11)
@@ -311,15 +311,22 @@ def _work_s(reals: Any, r: Any, prompt: Any, output: Any) -> Any:
 
 
 @inlined
-def _submit(reals: Any, ints: Any, reals_of: Any, ints_of: Any, r: Any, s: Any, now_s: Any) -> Any:
+def _submit(
+    reals: Any, ints: Any, reals_of: Any, ints_of: Any, r: Any, s: Any, now_s: Any, slow: Any
+) -> Any:
     """A request whose lengths, priority and arrival are noted."""
     prompt, output = ints_of[s, PROMPT], ints_of[s, OUTPUT]
     front_s = (
         reals[r, REQUEST]
         + reals[r, REQUEST_PER_PROMPT] * prompt
         + reals[r, CONTENTION] * math.sqrt(ints[r, KNOWN] + 1)
+        + reals[r, PER_OTHER] * (min(ints[r, KNOWN] + 1, ints[r, SEQUENCES_MAX]) - 1)
     )
-    reals[r, READY] = reals_of[s, READY_AT] = max(now_s + front_s, reals[r, READY])
+    ready_s = reals[r, READY] = max(now_s + front_s, reals[r, READY])
+    if slow != 1.0:
+        usual_s = front_s + reals[r, FIXED] + reals[r, PER_PROMPT] * prompt
+        ready_s = max(now_s, ready_s + (slow - 1.0) * usual_s)
+    reals_of[s, READY_AT] = ready_s
     ints[r, SUBMITTED] += 1
     ints[r, KNOWN] += 1
     ints[r, IN_FLIGHT] += 1
@@ -327,8 +334,15 @@ def _submit(reals: Any, ints: Any, reals_of: Any, ints_of: Any, r: Any, s: Any, 
     ints_of[s, MADE], ints_of[s, STATE] = 0, WAITING
     reals_of[s, FIRST] = 0.0
     before = ints[r, FRONT + 1] if ints[r, FRONT] != NOBODY else ints[r, QUEUE]
-    joins = before == NOBODY or ints_of[s, PRIORITY] < ints_of[before, PRIORITY]
-    _link(ints, ints_of, r, FRONT, ints[r, FRONT + 1], s)
+    joins = (
+        before == NOBODY
+        or ready_s < reals_of[before, READY_AT]
+        or ints_of[s, PRIORITY] < ints_of[before, PRIORITY]
+    )
+    at = ints[r, FRONT + 1]
+    while at != NOBODY and reals_of[at, READY_AT] > ready_s:
+        at = ints_of[at, PREVIOUS]
+    _link(ints, ints_of, r, FRONT, at, s)
     if ints[r, RUN_K] > 0 and joins:
         _stop_for_arrival(reals, ints, reals_of, ints_of, r)
     work_s = _work_s(reals, r, prompt, output)
@@ -352,12 +366,12 @@ def _less_loaded(ints: Any, ready: Any, uniform: Any) -> Any:
 
 
 @compiled(
-    *STATE_TYPES, INTS, VECTOR, VECTOR, NUMBERS, NUMBERS, NUMBERS, NUMBERS, NUMBERS, "float64",
-    NUMBERS, NUMBERS,
+    *STATE_TYPES, INTS, VECTOR, VECTOR, VECTOR, NUMBERS, NUMBERS, NUMBERS, NUMBERS, NUMBERS,
+    "float64", NUMBERS, NUMBERS,
 )  # fmt: skip
 def take(
     reals: Any, ints: Any, reals_of: Any, ints_of: Any, counts: Any, edges: Any,
-    asked: Any, at_s: Any, uniform: Any, place: Any, ready: Any, starts: Any, free: Any,
+    asked: Any, at_s: Any, uniform: Any, slow: Any, place: Any, ready: Any, starts: Any, free: Any,
     taken: Any, now_s: Any, rows: Any, n_free: Any,
 ) -> None:  # fmt: skip
     """Give requests of `asked` (n, 4: number, prompt, output, priority) to the pools at `place`.
@@ -383,7 +397,7 @@ def take(
             ints_of[s, ASKED], ints_of[s, PROMPT] = asked[row, 0], asked[row, 1]
             ints_of[s, OUTPUT], ints_of[s, PRIORITY] = min(asked[row, 2], room), asked[row, 3]
             reals_of[s, ARRIVED] = at_s[row]
-            _submit(reals, ints, reals_of, ints_of, r, s, begins_s)
+            _submit(reals, ints, reals_of, ints_of, r, s, begins_s, slow[row])
             taken[row] = pool
         row += 1
     rows[0] = row

@@ -99,6 +99,7 @@ class CompiledEngines:
             p.per_prompt_token_s, p.request_s, p.request_per_prompt_token_s,
             p.request_contention_s, p.kv_tokens_max * (1 - WATERMARK), *astuple(rates),
         ]  # fmt: skip
+        self._reals[row, k.PER_OTHER] = p.request_per_other_s
         ints = self._ints[row]
         ints[[k.PREFILL_MAX, k.KV_MAX, k.SEQUENCES_MAX, k.CONTEXT_MAX]] = (
             p.prefill_tokens_max, p.kv_tokens_max, p.sequences_max, context_tokens_max,
@@ -127,8 +128,8 @@ class CompiledEngines:
         starts = np.cumsum([0, *map(len, ready)])
         flat = np.array([row for pool in ready for row in pool], np.int64)
         self._k.take(
-            *self._state, asked, offered.at_s, offered.uniform, offered.place, flat, starts,
-            self._free, taken, now_s, rows, self._n_free,
+            *self._state, asked, offered.at_s, offered.uniform, offered.slow, offered.place, flat,
+            starts, self._free, taken, now_s, rows, self._n_free,
         )  # fmt: skip
         return int(rows[0])
 

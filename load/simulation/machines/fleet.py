@@ -25,7 +25,15 @@ import numpy as np
 from infra.capacity.fleet import Fleet, GpuType, PoolPlan
 from infra.capacity.latency_target import LatencyTarget
 from load.simulation.machines.engines import engines_for
-from load.simulation.machines.offered import NOBODY, Answered, Engines, Ints, Lost, Offered
+from load.simulation.machines.offered import (
+    NOBODY,
+    Answered,
+    Engines,
+    Floats,
+    Ints,
+    Lost,
+    Offered,
+)
 from load.simulation.machines.replica import VirtualReplica
 from load.simulation.machines.tariff import Tariff
 from streams.telemetry.records import PoolState
@@ -102,6 +110,18 @@ class VirtualFleet:
         self.start(0.0)
 
     # --- requests
+
+    def slow(self, place: Ints, rng: np.random.Generator) -> Floats:
+        """How slow servers are with requests that go to these pools: drawn where that varies."""
+        found = np.ones(len(place))
+        varies = [at for at, pool in enumerate(self.pools) if _slow(pool.plan)]
+        if varies:  # otherwise no draw is used up
+            uniform = rng.random(len(place))
+            for at in varies:
+                quantiles = np.array(_slow(self.pools[at].plan))
+                drawn = quantiles[(uniform * len(quantiles)).astype(np.int64)]
+                found = np.where(place == at, drawn, found)
+        return found
 
     def take(self, offered: Offered, first: int, now_s: float, taken: Ints) -> int:
         """Give requests from row `first` on to their pools; see `Engines.take`.
@@ -309,3 +329,7 @@ class VirtualFleet:
 def _gpu(plan: PoolPlan) -> GpuType:
     assert plan.gpu is not None, f"{plan.name}: only pools on GPUs run in virtual time"
     return plan.gpu
+
+
+def _slow(plan: PoolPlan) -> tuple[float, ...]:
+    return plan.engine.performance.slow

@@ -30,6 +30,7 @@ class Offered:
     output_tokens: Ints
     priority: Ints
     uniform: Floats  # (n,) in [0, 1): draws two replicas, of which the less loaded is taken
+    slow: Floats  # (n,) times as long as usual its first token takes, see `Performance.slow`
     place: Ints  # (n,) of the fleet's pools; −1: nowhere
 
     def columns(self) -> tuple[NDArray[Any], ...]:

@@ -57,15 +57,16 @@ class PlainReplica:
         return len(self.flights)
 
     def take(
-        self, number: int, at_s: float, prompt: int, output: int, priority: int, begin_s: float
-    ) -> bool:
+        self, number: int, at_s: float, prompt: int, output: int, priority: int, begin_s: float,
+        slow: float,
+    ) -> bool:  # fmt: skip
         """Begin to answer a request; False if its prompt is too long."""
         room = self.context_tokens_max - prompt
         if room < 1:
             return False
         output = min(output, room)
         flight = Flight(number, at_s, output)
-        self.engine.submit(flight, prompt, output, begin_s, priority=priority)
+        self.engine.submit(flight, prompt, output, begin_s, priority=priority, slow=slow)
         self.flights[flight] = None
         work_s = self.rates.work_s(prompt, output_tokens=output)
         came = (1.0, prompt, output, work_s, work_s * work_s)
@@ -117,7 +118,7 @@ class PlainEngines:
         """See `Engines`."""
         pools = [[self._replicas[row] for row in rows] for rows in ready]
         asked = zip(*(column[first:].tolist() for column in offered.columns()), strict=True)
-        for row, (number, at_s, prompt, output, priority, uniform, place) in enumerate(
+        for row, (number, at_s, prompt, output, priority, uniform, slow, place) in enumerate(
             asked, first
         ):
             if place < 0:
@@ -125,7 +126,8 @@ class PlainEngines:
             if not pools[place]:
                 return row
             replica = less_loaded(pools[place], uniform)
-            if not replica.take(number, at_s, prompt, output, priority, max(at_s, now_s)):
+            begin_s = max(at_s, now_s)
+            if not replica.take(number, at_s, prompt, output, priority, begin_s, slow):
                 return row
             taken[row] = place
         return len(taken)

@@ -90,7 +90,7 @@ def compared(
                     "afterwards": apart(live, trace, path, after, options),
                     "live": {key: live[key] for key in ("ttft_ms", "requests", "failed")},
                 }
-            found |= {"full_per_s": round(full_per_s, 2), "learned": learned.as_dict()}
+            found |= {"full_per_s": round(full_per_s, 2), "learned": _figures(learned)}
             return {"live_vs_simulated": found}
 
 
@@ -158,6 +158,16 @@ def _learned(snapshots: Path, settings: Path) -> Performance:
         except (KeyError, SnapshotMissing):
             time.sleep(LOOK_S)
     raise LoopStuck("nothing is learned of how fast the engine is")
+
+
+def _figures(learned: Performance) -> dict[str, Any]:
+    """Of how much it varies the quartiles and the 99th percentile."""
+    found = learned.as_dict() | {"slow": {}}
+    if learned.slow:
+        shares = {"p25": 0.25, "p50": 0.5, "p75": 0.75, "p99": 0.99}
+        quantiles = np.quantile(learned.slow, list(shares.values())).round(3).tolist()
+        found["slow"] = dict(zip(shares, quantiles, strict=True))
+    return found
 
 
 def apart(
