@@ -7,9 +7,8 @@
 The engine's own file says what happens and why; this is that, with its names, on arrays: a row of
 `reals` and `ints` for each replica, of `reals_of` and `ints_of` for each request in one, and
 `counts` of latencies by replica, kind and bucket. Nobody is cancelled here. A request is in one
-list at a time (front end, queue, running, answered), linked by `NEXT` and `PREVIOUS`.
-
-What is added is added in the engine's order: tests compare both to the last bit.
+list at a time (front end, queue, running, answered), linked by `NEXT` and `PREVIOUS`. What is
+added is added in the engine's order: tests compare both to the last bit.
 """
 
 from __future__ import annotations
@@ -41,11 +40,10 @@ READY_AT, ARRIVED, FIRST, ENDED = range(4)
 PROMPT, OUTPUT, LEFT, MADE, STATE, FINISHES, PRIORITY, NUMBER, NEXT, PREVIOUS, ASKED = range(11)
 N_SF, N_SI = 4, 11
 WAITING, PREFILLING, DECODING = range(3)
-TTFT, TPOT = range(2)
 # `look`: gauges of a replica.
 L_NOW, L_QUEUED, L_RUNNING, L_KV, L_TOKENS, L_ITERATIONS, L_WAITING, L_BUSY, L_PREFILL = range(9)
 N_L = 9
-NOBODY = -1
+NOBODY, TTFT, TPOT = -1, 0, 1
 
 FLOATS, INTS = "float64[:,::1]", "int64[:,::1]"
 VECTOR, NUMBERS = "float64[::1]", "int64[::1]"
@@ -84,10 +82,7 @@ def _remove(ints: Any, ints_of: Any, r: Any, of: Any, s: Any) -> Any:
 def _queue(ints: Any, ints_of: Any, r: Any, s: Any) -> Any:
     """In its place by priority, then arrival; seldom before the last."""
     at, priority, number = ints[r, QUEUE + 1], ints_of[s, PRIORITY], ints_of[s, NUMBER]
-    while at != NOBODY and (
-        ints_of[at, PRIORITY] > priority
-        or (ints_of[at, PRIORITY] == priority and ints_of[at, NUMBER] > number)
-    ):
+    while at != NOBODY and (ints_of[at, PRIORITY], ints_of[at, NUMBER]) > (priority, number):
         at = ints_of[at, PREVIOUS]
     _link(ints, ints_of, r, QUEUE, at, s)
 
@@ -225,12 +220,9 @@ def _compose(reals: Any, ints: Any, reals_of: Any, ints_of: Any, r: Any) -> Any:
         unused = math.pow(1.0 - reals[r, EXPERT_SHARE], float(n + prompt))
         experts_s = reals[r, EXPERTS] * (1.0 - unused)
     reals[r, RUN_FIRST] = (  # as `Performance.iteration_s` adds it up
-        reals[r, FIXED]
-        + experts_s
-        + reals[r, PER_SEQUENCE] * n
-        + reals[r, PER_CONTEXT] * ints[r, CONTEXT]
-        + reals[r, PER_PROMPT] * prompt
-    )
+        reals[r, FIXED] + experts_s + reals[r, PER_SEQUENCE] * n
+        + reals[r, PER_CONTEXT] * ints[r, CONTEXT] + reals[r, PER_PROMPT] * prompt
+    )  # fmt: skip
     if prompt:
         reals[r, RUN_STEP], ints[r, RUN_K] = 0.0, 1
         return
@@ -316,29 +308,24 @@ def _submit(
 ) -> Any:
     """A request whose lengths, priority and arrival are noted."""
     prompt, output = ints_of[s, PROMPT], ints_of[s, OUTPUT]
+    n = ints[r, KNOWN] + 1
     front_s = (
-        reals[r, REQUEST]
-        + reals[r, REQUEST_PER_PROMPT] * prompt
-        + reals[r, CONTENTION] * math.sqrt(ints[r, KNOWN] + 1)
-        + reals[r, PER_OTHER] * (min(ints[r, KNOWN] + 1, ints[r, SEQUENCES_MAX]) - 1)
-    )
+        reals[r, REQUEST] + reals[r, REQUEST_PER_PROMPT] * prompt
+        + reals[r, CONTENTION] * math.sqrt(n)
+        + reals[r, PER_OTHER] * (min(n, ints[r, SEQUENCES_MAX]) - 1)
+    )  # fmt: skip
     ready_s = reals[r, READY] = max(now_s + front_s, reals[r, READY])
     if slow != 1.0:
         usual_s = front_s + reals[r, FIXED] + reals[r, PER_PROMPT] * prompt
         ready_s = max(now_s, ready_s + (slow - 1.0) * usual_s)
     reals_of[s, READY_AT] = ready_s
     ints[r, SUBMITTED] += 1
-    ints[r, KNOWN] += 1
-    ints[r, IN_FLIGHT] += 1
+    ints[r, KNOWN], ints[r, IN_FLIGHT] = n, ints[r, IN_FLIGHT] + 1
     ints_of[s, NUMBER], ints_of[s, LEFT] = ints[r, SUBMITTED], prompt
-    ints_of[s, MADE], ints_of[s, STATE] = 0, WAITING
-    reals_of[s, FIRST] = 0.0
+    ints_of[s, MADE], ints_of[s, STATE], reals_of[s, FIRST] = 0, WAITING, 0.0
     before = ints[r, FRONT + 1] if ints[r, FRONT] != NOBODY else ints[r, QUEUE]
-    joins = (
-        before == NOBODY
-        or ready_s < reals_of[before, READY_AT]
-        or ints_of[s, PRIORITY] < ints_of[before, PRIORITY]
-    )
+    joins = before == NOBODY or ints_of[s, PRIORITY] < ints_of[before, PRIORITY]
+    joins = joins or ready_s < reals_of[before, READY_AT]
     at = ints[r, FRONT + 1]
     while at != NOBODY and reals_of[at, READY_AT] > ready_s:
         at = ints_of[at, PREVIOUS]
@@ -376,9 +363,9 @@ def take(
 ) -> None:  # fmt: skip
     """Give requests of `asked` (n, 4: number, prompt, output, priority) to the pools at `place`.
 
-    `rows` are the first that is to be given and the end; the first becomes that of one that its
-    pool does not take. −1 in `place` is nowhere. `ready[starts[p]:starts[p + 1]]` are the replicas
-    of pool p, `free` a stack of unused requests' rows, `n_free` its height.
+    `rows` are the first to be given and the end; the first becomes that of one that its pool does
+    not take. −1 in `place`: nowhere. `ready[starts[p]:starts[p + 1]]` are the replicas of pool p,
+    `free` a stack of unused requests' rows, `n_free` its height.
     """
     row, end = rows[0], rows[1]
     while row < end:
@@ -418,8 +405,7 @@ def advance(
         s = ints[r, ANSWERED]
         while s != NOBODY:
             output, first_s, end_s = ints_of[s, OUTPUT], reals_of[s, FIRST], reals_of[s, ENDED]
-            who[n, 0], who[n, 1] = ints_of[s, ASKED], output
-            when[n, 0], when[n, 1] = first_s, end_s
+            who[n, 0], who[n, 1], when[n, 0], when[n, 1] = ints_of[s, ASKED], output, first_s, end_s
             reals[r, LAST_END] = end_s
             if output > 1:
                 tpot_ms = (end_s - first_s) / (output - 1) * 1000.0
