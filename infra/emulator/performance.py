@@ -82,8 +82,8 @@ class Performance:
         per_prompt_s, per_other_s = speed.first_s_per_prompt_token, 0.0
         if first is not None:
             full = float(sequences_max) if sequences_max > 1 else max(2.0, 2.0 * speed.held)
-            alone_s = max(0.0, first.usual_s(1.0, 0.0) - waited_s(1.0))
-            with_all_s = max(0.0, first.usual_s(full, 0.0) - waited_s(full))
+            alone_s = max(0.0, first.usual_s(1.0, prompt_tokens=0.0) - waited_s(1.0))
+            with_all_s = max(0.0, first.usual_s(full, prompt_tokens=0.0) - waited_s(full))
             per_prompt_s = first.s_per_prompt_token
             per_other_s = max(0.0, (with_all_s - alone_s) / (full - 1.0))
         return cls(

@@ -89,7 +89,7 @@ class FirstTokens:
     mean_s: float
     answers: int  # that this was learned from
 
-    def usual_s(self, held: float, prompt_tokens: float) -> float:
+    def usual_s(self, held: float, *, prompt_tokens: float) -> float:
         """On average."""
         return (
             self.alone_s
@@ -142,6 +142,7 @@ def first_tokens(counts: Counts, at_once: float, parts: int = 1) -> FirstTokens 
 def _usual(x: Floats, took_s: Floats, n: Floats) -> Floats:
     """The line of what is usual, see above."""
     usual_s = np.full(len(n), float(_quantiles(took_s, n)[len(SHARES) // 2]))
+    line = np.zeros(x.shape[1])
     for _ in range(ROUNDS):
         line = _nonnegative(x / usual_s[:, None], np.minimum(took_s / usual_s, LATE), n)
         usual_s = np.maximum(x @ line, TIME_EDGES[0])

@@ -401,7 +401,7 @@ def _pool_view(
         capacity_deviation_per_s=can.deviation_per_s if known else None,
         capacity_seen_full=can.full,
         learned_from=can.finished,
-        first_token=of.first_tokens and _first_token(of.first_tokens),
+        first_token=None if of.first_tokens is None else _first_token(of.first_tokens),
         **{name: getattr(total, name) for name in same},
     )
 

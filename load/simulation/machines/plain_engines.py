@@ -58,7 +58,7 @@ class PlainReplica:
 
     def take(
         self, number: int, at_s: float, prompt: int, output: int, priority: int, begin_s: float,
-        slow: float,
+        *, slow: float,
     ) -> bool:  # fmt: skip
         """Begin to answer a request; False if its prompt is too long."""
         room = self.context_tokens_max - prompt
@@ -127,7 +127,7 @@ class PlainEngines:
                 return row
             replica = less_loaded(pools[place], uniform)
             begin_s = max(at_s, now_s)
-            if not replica.take(number, at_s, prompt, output, priority, begin_s, slow):
+            if not replica.take(number, at_s, prompt, output, priority, begin_s, slow=slow):
                 return row
             taken[row] = place
         return len(taken)
