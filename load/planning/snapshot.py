@@ -20,7 +20,7 @@ from learners.targets import Target
 from load.errors import SnapshotMissing
 from serve.routing.catalogue import Catalogue
 from streams.telemetry.capacity import capacities
-from streams.telemetry.service_sums import PoolService
+from streams.telemetry.service_sums import PoolService, first_tokens_of
 from streams.training.folder import Folder
 from streams.training.snapshots import Store
 from streams.training.state import Loader, load_fleet, load_means
@@ -68,9 +68,8 @@ def speeds_of(folder: Path, settings: Settings) -> dict[str, Performance]:
     found = {}
     for pool, known in capacities(fleet, settings.target().ttft_s).items():
         if known.of.speed is not None:
-            found[pool] = Performance.of_speed(
-                known.of.speed, _at_once(known.of), known.of.first_tokens
-            )
+            first = first_tokens_of(fleet.service.get(pool, {}), known.reports.n_callers)
+            found[pool] = Performance.of_speed(known.of.speed, _at_once(known.of), first)
     return found
 
 

@@ -24,7 +24,7 @@ from streams.telemetry.histogram import LATENCY_MS, TOKENS, Buckets
 from streams.telemetry.pool_reports import by_pool, live
 from streams.telemetry.received import SILENT_MS, Received
 from streams.telemetry.records import CLASS_COUNTS, PoolState
-from streams.telemetry.service_sums import Servers, learned
+from streams.telemetry.service_sums import Servers, first_tokens_of, learned
 from streams.telemetry.tally import JOULE, ClassTally, MixTally, PoolTally, Tally, parted
 
 SPANS_MS = {"10s": 10_000, "1m": 60_000, "5m": 300_000}
@@ -378,8 +378,8 @@ def _pool_view(
     newest, alive = last and last.record, reports.replicas
     same = ["tokens", "attempts", "answered", "failed", "cancelled", "retried", "hedged"]
     same += ["escalated", "rerouted", "ejections", "refusals", "last_resort"]
-    of = learned(servers, reports.n_callers)
-    can = of.service
+    can = learned(servers, reports.n_callers).service
+    first = first_tokens_of(servers, reports.n_callers)
     known = can.capacity_per_s > 0.0
     return PoolView(
         model=newest.model if newest else "",
@@ -401,7 +401,7 @@ def _pool_view(
         capacity_deviation_per_s=can.deviation_per_s if known else None,
         capacity_seen_full=can.full,
         learned_from=can.finished,
-        first_token=None if of.first_tokens is None else _first_token(of.first_tokens),
+        first_token=None if first is None else _first_token(first),
         **{name: getattr(total, name) for name in same},
     )
 

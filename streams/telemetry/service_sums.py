@@ -195,17 +195,21 @@ class PoolService(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: float = 0.0
     by: str = ""  # who says so; "": nobody
     speed: Speed | None = None  # as callers saw its answers; None: nothing is known
-    first_tokens: FirstTokens | None = None  # likewise, and how much they vary
 
 
-def learned(of_pool: dict[str, Servers], n_callers: int) -> PoolService:
-    """From whoever sees most: the servers' own pages, or else all that call them."""
+def _recent(of_pool: dict[str, Servers]) -> list[tuple[str, Servers]]:
+    """Identities that somebody reported on lately, with who says so."""
     newest = max((servers.received_ms for servers in of_pool.values()), default=0)
-    recent = [
+    return [
         (key.rsplit(BETWEEN, 1)[1], servers)
         for key, servers in sorted(of_pool.items())
         if newest - servers.received_ms <= RECENT_MS
     ]
+
+
+def learned(of_pool: dict[str, Servers], n_callers: int) -> PoolService:
+    """From whoever sees most: the servers' own pages, or else all that call them."""
+    recent = _recent(of_pool)
     pages = [one for one in recent if one[0] != "callers" and one[1].epochs]
     among = pages or [one for one in recent if one[0] == "callers"] or recent
     if not among:
@@ -214,18 +218,29 @@ def learned(of_pool: dict[str, Servers], n_callers: int) -> PoolService:
     parts = max(1, n_callers)
     found = _learned(by, servers, parts if by == "callers" else 1)
     at_once = found.held_max or found.service.concurrency
-    callers = [servers for by, servers in recent if by == "callers" and servers.paces]
-    if not callers:
-        return found
-    last = max(callers, key=lambda one: one.received_ms)
+    last = _last_callers(recent)
+    return found if last is None else structs.replace(found, speed=_speed(last, at_once, parts))
+
+
+def first_tokens_of(of_pool: dict[str, Servers], n_callers: int) -> FirstTokens | None:
+    """How long first tokens take, and how much that varies; None: too little is known.
+
+    Apart from `learned`, which is asked for by every router with every snapshot: this is fitted.
+    """
+    last = _last_callers(_recent(of_pool))
+    if last is None:
+        return None
     counts = Counter[Cell]()
     for of_epoch in last.first_tokens.values():
         counts.update({_unpacked(cell): n for cell, n in of_epoch.items()})
-    return structs.replace(
-        found,
-        speed=_speed(last, at_once, parts),
-        first_tokens=first_tokens(counts, at_once, parts),
-    )
+    of = learned(of_pool, n_callers)
+    return first_tokens(counts, of.held_max or of.service.concurrency, max(1, n_callers))
+
+
+def _last_callers(recent: list[tuple[str, Servers]]) -> Servers | None:
+    """What whoever called last saw of how fast they are."""
+    callers = [servers for by, servers in recent if by == "callers" and servers.paces]
+    return max(callers, key=lambda one: one.received_ms) if callers else None
 
 
 def _speed(servers: Servers, at_once: float, parts: int) -> Speed | None:
