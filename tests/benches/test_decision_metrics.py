@@ -120,6 +120,27 @@ def test_calibration_is_the_mean_gap_of_predicted_and_true_over_bins():
     assert metrics.calibration_error(predicted, outcome, bins=2) == pytest.approx(0.2)
 
 
+def test_a_predictor_that_is_right_shows_as_much_error_as_chance_makes():
+    """
+    True probabilities, 80 coins to a bin: their measured error is on average what is said to be
+    chance, to a tenth. Who says a third too much shows twice as much, and chance is as before.
+    """
+    rng = np.random.default_rng(3)
+    truth = rng.uniform(0.3, 0.6, (200, 800))
+    coins = (rng.random(truth.shape) < truth).astype(float)
+
+    def means(predicted):
+        pairs = list(zip(predicted, coins, strict=True))
+        measures = metrics.calibration_error, metrics.calibration_error_by_chance
+        return [np.mean([measure(*pair) for pair in pairs]) for measure in measures]
+
+    right, by_chance = means(truth)
+    assert right == pytest.approx(by_chance, rel=0.1)
+    wrong, by_chance_too = means(truth * 4 / 3)
+    assert wrong > 2 * right
+    assert by_chance_too == pytest.approx(by_chance, rel=0.1)
+
+
 def test_coverage_is_the_share_of_outcomes_within_so_many_deviations():
     """
     Off by .1, .2, .3 where .15 is stated: one within one deviation, two within 1.96.

@@ -189,10 +189,14 @@ class TableFigures:
         dial, half = self._reference, one.half
         said, paid = predicted[:, dial, half], one.cost_usd[:, dial, half]
         quality = one.quality[:, dial, half]
-        errors = [metrics.calibration_error(said[o, :, 0], quality[o]) for o in self._seeds]
+        errors, by_chance = (
+            self._triple([measure(said[o, :, 0], quality[o]) for o in self._seeds])
+            for measure in (metrics.calibration_error, metrics.calibration_error_by_chance)
+        )
         ratios = [said[o, :, 2].sum() / max(paid[o].sum(), 1e-12) for o in self._seeds]
         return {
-            "calibration_error": self._triple(errors),
+            "calibration_error": errors,
+            "calibration_error_by_chance": by_chance,
             "quality_coverage": {
                 f"{z:g}": self._triple(
                     [

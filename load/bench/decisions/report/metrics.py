@@ -135,10 +135,24 @@ def collapse(chosen: NDArray[np.intp], quality: Floats, cost_usd: Floats) -> flo
 
 def calibration_error(predicted: Floats, outcome: Floats, bins: int = 10) -> float:
     """Expected calibration error: mean |predicted − outcome| of bins of equal counts."""
-    order = np.argsort(predicted, kind="stable")
-    parts = [p for p in np.array_split(order, bins) if len(p)]
-    gaps = [len(p) * abs(predicted[p].mean() - outcome[p].mean()) for p in parts]
+    gaps = [len(off) * abs(off.mean()) for off in _residuals(predicted, outcome, bins)]
     return float(sum(gaps) / len(predicted))
+
+
+def calibration_error_by_chance(predicted: Floats, outcome: Floats, bins: int = 10) -> float:
+    """What a predictor that is right in every bin would show, as outcomes scatter around it.
+
+    The mean of n outcomes of deviation σ is off by σ · √(2 / πn) on average.
+    """
+    parts = _residuals(predicted, outcome, bins)
+    gaps = [len(off) * off.std() * np.sqrt(2.0 / (np.pi * len(off))) for off in parts]
+    return float(sum(gaps) / len(predicted))
+
+
+def _residuals(predicted: Floats, outcome: Floats, bins: int) -> list[Floats]:
+    """Predicted − outcome by bins of equal counts, from the least predicted to the largest."""
+    order = np.argsort(predicted, kind="stable")
+    return [(predicted - outcome)[p] for p in np.array_split(order, bins) if len(p)]
 
 
 def coverage(predicted: Floats, deviation: Floats, outcome: Floats, z: float) -> float:
