@@ -126,7 +126,7 @@ def test_a_predictor_that_is_right_shows_as_much_error_as_chance_makes():
     chance, to a tenth. Who says a third too much shows twice as much, and chance is as before.
     """
     rng = np.random.default_rng(3)
-    truth = rng.uniform(0.3, 0.6, (200, 800))
+    truth = rng.uniform(0.3, 0.6, (60, 800))
     coins = (rng.random(truth.shape) < truth).astype(float)
 
     def means(predicted):
