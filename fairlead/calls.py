@@ -64,16 +64,30 @@ def route_arm(request: Request, groups: Sequence[str]) -> Call[Decision]:
 
 def route_batch(requests: Sequence[Request]) -> Call[list[Decision | Problem]]:
     """Many requests scored as one."""
+    message = wire.batch_request(requests)
+    read = _replies("RouteBatch", len(requests))
+    return Call("RouteBatch", message, read, _are_highest(*message.requests))
+
+
+def route_arm_batch(
+    requests: Sequence[Request], groups: Sequence[str]
+) -> Call[list[Decision | Problem]]:
+    """Many requests for arms, decided together."""
+    message = wire.arm_batch_request(requests, groups)
+    highest = _are_highest(*(one.request for one in message.requests))
+    return Call("RouteArmBatch", message, _replies("RouteArmBatch", len(requests)), highest)
+
+
+def _replies(method: str, n: int) -> Callable[[pb.RouteBatchReply], list[Decision | Problem]]:
+    """What reads the reply to `n` requests."""
 
     def read(reply: pb.RouteBatchReply) -> list[Decision | Problem]:
         # Replies belong to requests by position alone: a missing one would shift all the others.
-        if len(reply.replies) != len(requests):
-            found = f"{len(reply.replies)} replies to {len(requests)} requests"
-            raise RouterFault("RouteBatch", found)
+        if len(reply.replies) != n:
+            raise RouterFault(method, f"{len(reply.replies)} replies to {n} requests")
         return [wire.route_reply(one) for one in reply.replies]
 
-    message = wire.batch_request(requests)
-    return Call("RouteBatch", message, read, _are_highest(*message.requests))
+    return read
 
 
 def _are_highest(*requests: pb.RouteRequest) -> bool:

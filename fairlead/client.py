@@ -86,6 +86,16 @@ class Client(Connections):
         """
         return self._send(calls.route_arm(Request(text=text, **options), groups), timeout_s)
 
+    def route_arm_batch(
+        self,
+        requests: Sequence[Request],
+        *,
+        groups: Sequence[str] = (),
+        timeout_s: float | None = None,
+    ) -> list[Decision | Problem]:
+        """Choose an arm for each of many prompts, in their order. A bad one gets a `Problem`."""
+        return self._send(calls.route_arm_batch(requests, groups), timeout_s)
+
     def route_batch(
         self, requests: Sequence[Request], *, timeout_s: float | None = None
     ) -> list[Decision | Problem]:

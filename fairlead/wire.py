@@ -38,6 +38,13 @@ def arm_request(request: messages.Request, groups: Sequence[str]) -> pb.RouteArm
     return built(pb.RouteArmRequest, request=route_request(request), groups=named)
 
 
+def arm_batch_request(
+    requests: Iterable[messages.Request], groups: Sequence[str]
+) -> pb.RouteArmBatchRequest:
+    """Write a batch of requests for arms."""
+    return pb.RouteArmBatchRequest(requests=[arm_request(request, groups) for request in requests])
+
+
 def stream_request(request: messages.Request) -> pb.RouteRequest:
     """Write a request of a stream, where replies find their requests by id alone."""
     if not request.request_id:

@@ -226,16 +226,32 @@ class RateExceeded(RequestRefused):
         )
 
 
-class BudgetUsedUp(RequestRefused):
-    """A budget has nothing left for it. It is renewed at a stated time, Unix ms."""
+SLICE_S = 2.0  # until a replica that refused has more of a budget that has some left
 
-    def __init__(self, budget: str, renewed_at_ms: int, now_ms: int) -> None:
-        super().__init__(budget, renewed_at_ms, now_ms)
-        self.budget, self.renewed_at_ms = budget, renewed_at_ms
+
+class BudgetUsedUp(RequestRefused):
+    """A budget has nothing left for it. It is renewed at a stated time, Unix ms.
+
+    Or nothing at this replica, which is sent more within a second as long as something is `left`.
+    """
+
+    def __init__(
+        self, budget: str, renewed_at_ms: int, now_ms: int, left: float = 0.0, why: str = ""
+    ) -> None:
+        super().__init__(budget, renewed_at_ms, now_ms, left, why)
+        self.budget, self.renewed_at_ms, self.left, self.why = budget, renewed_at_ms, left, why
         self.wait_s = max(0.0, (renewed_at_ms - now_ms) / 1000.0)
+        if left:
+            self.wait_s = min(SLICE_S, self.wait_s)
 
     def __str__(self) -> str:
         renewed = datetime.fromtimestamp(self.renewed_at_ms / 1000.0, UTC)
+        if self.left:
+            return (
+                f"the budget {self.budget} has nothing for this request now: of {self.left:,.6g} "
+                f"that are left, {self.why}. Try again in {SLICE_S:.0f} s; it is renewed at "
+                f"{renewed:%Y-%m-%dT%H:%M:%SZ}"
+            )
         return (
             f"the budget {self.budget} has nothing left for this request. It is renewed at "
             f"{renewed:%Y-%m-%dT%H:%M:%SZ}, in {self.wait_s:.0f} s. Try again then, or ask the "

@@ -38,6 +38,7 @@ from serve.routing.request import (
 from serve.rules.conditions import meant
 from serve.rules.rulebook import Rulebook
 from serve.rules.ruling import Ruled, Ruling
+from serve.rules.states import SessionStates
 from streams.training.state import Loader
 
 FIELDS = (*(f.name for f in pb.RouteRequest.DESCRIPTOR.fields), "at", "expect")
@@ -89,7 +90,8 @@ def tested(lines: Iterable[str], settings: Settings, path: Path) -> dict[str, An
     options = settings.deployment().replica
     encoder = make_encoder(options.encoder)
     book = Rulebook(options.rules, encoder, first_only=options.rules_match == "first")
-    ruling, live = Ruling(book, WEIGHTS), live_of(settings, path, encoder)
+    states = SessionStates(book.states, options.session_state_s)  # as if the lines came in turn
+    ruling, live = Ruling(book, WEIGHTS, states), live_of(settings, path, encoder)
     found: list[dict[str, Any]] = [
         {"line": 0, "error": str(one)}
         if isinstance(one, ServeError)

@@ -16,6 +16,8 @@ from serve.rules.rulebook import Rulebook
 from streams.errors import OptionRefused
 from streams.training.budgets import Budget
 
+CALLS_OWN = ("model", "messages", "stream", "n")  # of the body of a call
+
 
 def certificate(settings: Stated) -> None:
     """TLS needs both files."""
@@ -87,6 +89,10 @@ def rules(settings: Stated, found: Sequence[Rule], groups: Sequence[str]) -> Non
                 raise OptionRefused(at, value, meant(weight, WEIGHTS))
             if not 0.0 <= value <= WEIGHT_MAX:
                 raise OptionRefused(at, value, f"0 to {WEIGHT_MAX:,.0f}")
+        for name in CALLS_OWN:
+            if name in rule.extra:
+                at = f"rules.{rule.name}.extra.{name}"
+                raise OptionRefused(at, rule.extra[name], "left out: Fairlead says that itself")
     book = Rulebook(found)
     if book.looks_at_embeddings and settings.stated("encoder.kind") == "embeddings-only":
         wanted = "left out: this router has no encoder for texts ([encoder] kind)"

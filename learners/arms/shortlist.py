@@ -22,7 +22,16 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.arms.experience import ASKED, COUNT, LIKED, PAIR, QUALITY, Experience
+from learners.arms.experience import (
+    ASKED,
+    COUNT,
+    LIKED,
+    OUTCOMES_MIN,
+    PAIR,
+    QUALITY,
+    Experience,
+    Read,
+)
 from learners.arms.pairs import N_PAIR, ONE_FEATURE, Pairs, Vectors, pairs
 from learners.context import N_DIRECTIONS, STEP, Contexts, unit_directions
 from learners.option import option
@@ -49,6 +58,13 @@ class ArmOptions:
     )
     experience_outcomes: float = option(
         4.0, "Outcomes after which an arm's experience counts half in retrieval.", gt=0, le=1e6
+    )
+    tenant_outcomes_min: float = option(
+        OUTCOMES_MIN,
+        "Outcomes of an arm that tenants sharing a hash group count for, however few others "
+        "report, and producers likewise. Above it they count as at most the second largest group.",
+        ge=1,
+        le=1e12,
     )
     experience_share: float = option(
         0.1, "How far experience may move an arm, in lengths of its description.", ge=0, le=10
@@ -97,15 +113,18 @@ class Shortlist:
         experience: Experience,
         options: ArmOptions | None = None,
         policy: Policy | None = None,
+        as_of_ms: int = 0,
     ) -> None:
+        """`experience` as it counts `as_of_ms`: outcomes fade, and tenants' share is bounded."""
         n = len(arms.keys)
         self.arms, self._options = arms, options or ArmOptions()
         self._policy = policy or default_policy()
         self._described = unit_directions(arms.descriptions)[:, :N_DIRECTIONS]
         self.price_usd = np.zeros(n) if arms.price_usd is None else arms.price_usd
-        sums = experience.of(arms.keys).astype(np.float64)
-        self.n_outcomes = sums[:, COUNT]
-        self._solve(experience)
+        read = experience.read(arms.keys, as_of_ms, self._options.tenant_outcomes_min)
+        sums = read.rows
+        self.n_outcomes = np.maximum(sums[:, COUNT], 0.0)
+        self._solve(read)
         self._own(sums)
         self._experience = self._learned_places(sums)
         self._index = faiss.IndexFlatIP(N_DIRECTIONS)
@@ -160,7 +179,7 @@ class Shortlist:
         noise = self._options.noise
         return quality.astype(np.float64), np.sqrt(noise**2 * shared + own**2), own
 
-    def _solve(self, experience: Experience) -> None:
+    def _solve(self, experience: Read) -> None:
         """The shared model: ridge regression on all pairs."""
         penalty = np.full(N_PAIR, PENALTY)
         penalty[ONE_FEATURE] = PENALTY_ONE

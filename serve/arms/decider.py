@@ -270,7 +270,9 @@ class ArmDecider:
         return [self._place_of[name] for name in names]
 
     def _solved(self, experience: Experience, version: int, published_at_ms: int) -> Known:
-        shortlist = Shortlist(self._declared, experience, self._ranking, self._policy)
+        shortlist = Shortlist(
+            self._declared, experience, self._ranking, self._policy, as_of_ms=published_at_ms
+        )
         return Known(shortlist, experience, version, published_at_ms)
 
     def _described(self, texts: Sequence[str]) -> Contexts:

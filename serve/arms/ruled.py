@@ -3,9 +3,10 @@
     requests ──Rulebook──▶ rules each meets ──▶ requests with their limits, weights, tags, groups
 
 Conditions are those of `serve.rules`. Of what a rule does, arms know `refuse`, `allow_groups`,
-`deny_groups`, `cost_usd_max`, `preference` and `tag`; the rest is about models. As there, rules
-only ever narrow what a request may have, before the draw: propensities are those of the draw among
-what was left.
+`deny_groups`, `cost_usd_max`, `preference` and `tag`; the rest is about models. A rule that sends
+requests to the guard and says nothing of groups refuses them: not in silence may they go anywhere.
+As there, rules only ever narrow what a request may have, before the draw: propensities are those
+of the draw among what was left.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ from serve.rules.rule import Rule
 from serve.rules.rulebook import Rulebook
 from serve.rules.ruling import changed_by
 
+NO_GUARD = (
+    "it sends requests to the guard's model, and of arms none is the guard's: it must say in "
+    "`allow_groups` who answers them"
+)
 NONE_LEFT = "of the arms that the request allows, they leave none; ask the operator, or allow more"
 
 
@@ -54,6 +59,9 @@ def _narrowed(one: ArmInput, rules: Sequence[Rule]) -> ArmInput:
     refusing = next((rule for rule in rules if rule.refuse), None)
     if refusing is not None:
         raise RuledOut((refusing.name,), refusing.refuse)
+    for rule in rules:
+        if rule.guard == "on" and not (rule.allow_groups or rule.deny_groups):
+            raise RuledOut((rule.name,), NO_GUARD)
     groups = one.groups
     denied = tuple(name for rule in rules for name in rule.deny_groups)
     for rule in rules:

@@ -1,4 +1,5 @@
 """Budgets on one replica: the price that paces each, and the slice that is never exceeded.
 
-May import nothing of serve/; `routing` asks it before it draws. streams/ and learners/ beside.
+May import `errors` alone of serve/; `routing` asks it before it draws. streams/ and learners/
+beside.
 """

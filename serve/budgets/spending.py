@@ -20,10 +20,14 @@ from numpy.typing import NDArray
 
 from learners.pacing import Pacer
 from learners.targets import COST_USD_MIN
+from serve.errors import BudgetUsedUp
 from streams.telemetry.records import BudgetWindow
 from streams.training.budgets import NO_ACCOUNT, UNITS, Accounts, Budget, reserved_nano
 
 Floats = NDArray[np.float64]
+# Why a budget that is not used up refuses.
+NOT_HERE = "this replica gets its part bit by bit, more as it is asked for more"
+KEPT = "what this replica has is kept for requests that give more for it"
 NONE = -1  # no budget refuses it
 # Spending goes evenly with the time left in a period, at this multiple of the average at most: what
 # was left over by a quiet hour is not spent in a minute.
@@ -31,6 +35,7 @@ HASTE_MAX = 1.5
 # Of a budget that is not hard, so much of the average is spent at least: one huge bill must not
 # stop everything.
 SOFT_MIN = 0.25
+LACKED_MAX = 2**63 - 1
 CHEAPER_MAX = 0.05  # of its stated price: no call is taken to be cheaper
 TOKEN_USD = 1e-6  # a price of tokens is a multiple of this; any number would do
 REQUEST_USD = 1e-3  # likewise
@@ -45,7 +50,8 @@ class _Open:
     reported: int = 0  # of it, when telemetry was last told
     requests: int = 0
     refused: int = 0
-    wanted: int = 0
+    wanted: int = 0  # the most that one request needed which did not fit, since told
+    lacked: int = 0  # what all of them needed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,6 +128,7 @@ class Spending:
                 window=one.window,
                 spent=one.spent,
                 wanted=one.wanted,
+                lacked=min(one.lacked, LACKED_MAX),
                 requests=one.requests,
                 refused=one.refused,
             )
@@ -129,7 +136,7 @@ class Spending:
             if one.window
         ]
         for one in self._open:
-            one.wanted = 0
+            one.wanted = one.lacked = 0
         return found
 
     def _left(self, at: int, accounts: Accounts) -> float:
@@ -180,11 +187,22 @@ class Spending:
     def refuse(self, at: int, wanted: float = 0.0) -> None:
         """Note that a request was refused, and what it would have needed to fit."""
         self._open[at].refused += 1
-        self.want(at, wanted)
+        self._open[at].wanted = max(self._open[at].wanted, int(wanted))
 
     def want(self, at: int, wanted: float) -> None:
         """Note that a choice did not fit, and what it needed."""
         self._open[at].wanted = max(self._open[at].wanted, int(wanted))
+        self._open[at].lacked += int(wanted)
+
+    def used_up(self, at: int, accounts: Accounts, now_ms: int) -> BudgetUsedUp:
+        """Why a budget has just refused a request: used up, or what is left is not here."""
+        budget, mine = self.budgets[at], self._open[at]
+        whole = accounts.get(mine.window, NO_ACCOUNT).left
+        left = whole / UNITS[budget.unit] if whole >= max(1, mine.wanted) else 0.0
+        why = NOT_HERE if mine.wanted else KEPT
+        return BudgetUsedUp(
+            str(budget), budget.start_ms(now_ms) + budget.period_ms, now_ms, left, why
+        )
 
 
 def _reported(
@@ -234,6 +252,13 @@ class Purse:
                 prices = pacer.prices(len(rows))
                 total[rows] += np.einsum("bn,bnk->nk", prices, charges[:, rows])
         return total
+
+    def holds(self, asked: Asked) -> NDArray[np.bool_]:
+        """Which calls (n, k) fit what is left of every budget that counts them."""
+        found = np.ones(asked.cost_usd.shape, bool)
+        for budget, left in zip(self._of.budgets, self._left, strict=True):
+            found &= asked.counts(budget) * asked.reserves(budget) <= left
+        return found
 
     def _points(self, budget: Budget, asked: Asked) -> Floats:
         """What a budget charges for each call at a price of one; what it uses is noted."""

@@ -93,7 +93,7 @@ class DispatchReplica:
             replica.now_ms,
             replica.rng.random,
             self._note,
-            {rule.name: rule.system_prompt for rule in replica.rules if rule.system_prompt},
+            replica.rules,
             replica.preference.quality,
         )
         self._vitals = DispatchVitals(

@@ -49,6 +49,7 @@ from serve.routing.request import PreferenceDefaults
 from serve.routing.sessions import SessionOptions, Sessions
 from serve.rules.rule import Rule
 from serve.rules.rulebook import Rulebook
+from serve.rules.states import SessionStates, shared_table
 from serve.tracing.calls import TracedCalls
 from serve.tracing.tracing import TracingOptions, opened, shown
 from streams.alarms import ROUTER_ROLE, Board
@@ -116,6 +117,12 @@ class ReplicaOptions:
     tracing: TracingOptions = TracingOptions()
     rules_match: Literal["all", "first"] = option(
         "all", "Of `[[rules]]`: all that match count, or the first alone."
+    )
+    session_state_s: float = option(
+        86_400.0,
+        "Seconds that a session keeps the state that a rule gave it, after its last request.",
+        gt=0,
+        le=31_536_000,
     )
     log_decisions: bool = option(True, "Write every decision to the decision log.")
     log_prompts: bool = option(
@@ -216,6 +223,7 @@ class Replica:
         )
 
     def _decider(self, chooser: Chooser) -> Decider:
+        rulebook = self._rulebook()
         return Decider(
             self._encoder,
             chooser,
@@ -225,8 +233,16 @@ class Replica:
             self.sessions,
             log_prompts=self._options.log_prompts,
             prober=Prober(self._options.probes),
-            rulebook=self._rulebook(),
+            rulebook=rulebook,
+            states=self._states(rulebook),
         )
+
+    def _states(self, rulebook: Rulebook) -> SessionStates | None:
+        """The table of the site's sessions on this machine, where rules give them states."""
+        if not rulebook.states:
+            return None
+        path = shared_table(self._store.folder.uri)
+        return SessionStates(rulebook.states, self._options.session_state_s, path)
 
     def _rulebook(self) -> Rulebook:
         options = self._options

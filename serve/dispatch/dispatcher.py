@@ -12,7 +12,7 @@ missing in the reply.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
@@ -43,7 +43,8 @@ from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.live import Live, LiveView
 from serve.routing.request import read_criticality
 from serve.routing.sessions import Sessions
-from serve.rules.system_prompts import with_system_prompts
+from serve.rules.dispatched import as_dispatched
+from serve.rules.rule import Rule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,15 +84,15 @@ class Dispatcher:
         now_ms: Callable[[], int],
         uniform: Callable[[], float],
         notice: Callable[[Attempt], None] = lambda attempt: None,
-        system_prompts: Mapping[str, str] | None = None,
+        rules: Sequence[Rule] = (),
         quality_weight: float = 1.0,
     ) -> None:
         """`report(Reticket, **values)` takes feedback and must not raise.
 
-        `notice` sees every settled attempt. `system_prompts` are those of rules, by their name;
-        `quality_weight` is that of requests that state none.
+        `notice` sees every settled attempt. `rules` are the operator's; `quality_weight` is
+        that of requests that state none.
         """
-        self._system_prompts = system_prompts or {}
+        self._rules = {rule.name: rule for rule in rules if rule.system_prompt or rule.extra}
         self._decide, self._view, self._sessions = decide, view, sessions
         self._report, self._options, self._now_s, self._now_ms = report, options, now_s, now_ms
         self.health = Health(options.health)
@@ -211,8 +212,9 @@ class Dispatcher:
             deadline_s = min(deadline_s, self._now_s() + left_s)
         live = self._view.current
         models = [decision.model, *(other.model for other in decision.fallbacks)]
-        said = [self._system_prompts[r] for r in decision.rules if r in self._system_prompts]
-        body = with_system_prompts(dispatch.body, said)
+        body = as_dispatched(
+            dispatch.body, [self._rules[name] for name in decision.rules if name in self._rules]
+        )
         call = Call(body=body, prompt_tokens=dispatch.route.prompt_tokens, priority=priority)
         return AnswerState(
             dispatch=dispatch,

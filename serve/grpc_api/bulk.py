@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
 from learners.criticality import Criticality
 from serve.errors import DeadlinePassed, InvalidRequest
@@ -23,6 +24,7 @@ from serve.grpc_api.admission import Admission, AdmissionOptions
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.request import BATCH_MAX
 
+Answer = TypeVar("Answer")
 # Callers of batches wait longer: 1,024 requests take 30 to 150 ms alone. At first some ten of the
 # largest calls are taken in, at the least two.
 BULK = AdmissionOptions(target_s_min=0.25, target_s_max=1.0, limit_min=2048, limit_max=65_536)
@@ -64,6 +66,14 @@ async def slices(n: int, size: int) -> AsyncIterator[slice]:
         if first:
             await asyncio.sleep(0)
         yield slice(first, first + size)
+
+
+def or_error(do: Callable[[Any], Answer], of: Any) -> Answer | Exception:
+    """What comes of it, or what went wrong: in a call of many that is one request's problem."""
+    try:
+        return do(of)
+    except Exception as error:  # noqa: BLE001 - it becomes a status
+        return error
 
 
 def check_count(field: str, n: int) -> None:

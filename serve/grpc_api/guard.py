@@ -29,6 +29,7 @@ SCOPES = {  # what a method takes
     "RouteColumns": "route",
     "RouteStream": "route",
     "RouteArm": "route",
+    "RouteArmBatch": "route",
     "SendFeedback": "feedback",
     "TraceFeedback": "feedback",
     "Explain": "read",

@@ -26,11 +26,15 @@ LIMITS = {
     },
     "fairlead.v1.RouteArmRequest": {"groups": MODELS_LISTED_MAX},
     "fairlead.v1.RouteBatchRequest": {"requests": BATCH_MAX},
+    "fairlead.v1.RouteArmBatchRequest": {"requests": BATCH_MAX},
     "fairlead.v1.FeedbackRequest": {"outcomes": BATCH_MAX},
     "fairlead.v1.DispatchRequest": {"messages": PARTS_MAX},
 }
 # Of all that a message holds, at any depth: what its limits allow, or as many as of one field.
-PARTS_MAX_WITHIN = {"fairlead.v1.RouteBatchRequest": 2 * BATCH_MAX * MODELS_LISTED_MAX + PARTS_MAX}
+PARTS_MAX_WITHIN = {
+    "fairlead.v1.RouteBatchRequest": 2 * BATCH_MAX * MODELS_LISTED_MAX + PARTS_MAX,
+    "fairlead.v1.RouteArmBatchRequest": 3 * BATCH_MAX * MODELS_LISTED_MAX + PARTS_MAX,
+}
 UNSEEN = 64  # parts at most in a rest that is taken to hold as many as it can
 # What is only a little too long is parsed, so that its refusal can name the request it came in.
 SLACK = 16

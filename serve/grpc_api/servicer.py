@@ -22,10 +22,11 @@ from serve.access.rates import Rates
 from serve.arms.asked import ArmInput, read_arm_request
 from serve.arms.decider import ArmDecider
 from serve.encoders import Encoder
+from serve.encoders.elsewhere import Elsewhere
 from serve.errors import NoArms, NotServing, QueueFull, RateExceeded
 from serve.grpc_api.admission import Admission, AdmissionOptions, pushback_of, time_left
 from serve.grpc_api.batcher import Batcher, BatcherOptions
-from serve.grpc_api.bulk import BULK, Bulk, check_count, lowest, slices
+from serve.grpc_api.bulk import BULK, Bulk, check_count, lowest, or_error, slices
 from serve.grpc_api.grpc_status import Trailing, reason_of, refusal_of
 from serve.grpc_api.reporting import Reporting
 from serve.grpc_api.streams import Flow, StreamOptions, Streams, abort
@@ -99,7 +100,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         self._decider, self._encoder, self._view = decider, encoder, view
         self._sealer, self._decisions, self._reporting = sealer, decisions, reporting
         self._policies, self._options, self._now_ms = policies, options, now_ms
-        self._encoding = 0  # texts being encoded in threads
+        self._elsewhere = Elsewhere(encoder, options.batcher.waiting_max)
         self._batcher: Batcher[RouteInput, bytes] = Batcher(self._score, options.batcher)
         self._of_arms = Batcher(arms.decide, options.batcher) if arms is not None else None
         self._admission, self._bulk = Admission(options.admission), Bulk(options.bulk)
@@ -142,7 +143,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
 
     async def decide_arm(self, request: pb.RouteArmRequest) -> pb.Decision:
         """The same of an arm."""
-        return pb.Decision.FromString(await self._scored_arm(self._read_arm(request)))
+        return pb.Decision.FromString(await self._scored(self._read_arm(request)))
 
     def _read(self, request: pb.RouteRequest, left_s: float = math.inf) -> RouteInput:
         latest_ms = self._now_ms() + left_s * 1000.0
@@ -162,14 +163,11 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         if self._rates is not None:
             self._rates.take(tenant, n, now_s=time.monotonic())
 
-    async def _scored(self, asked: RouteInput) -> bytes:
+    async def _scored(self, asked: RouteInput | ArmInput) -> bytes:
         if self._encoder.blocking and asked.text is not None:
-            asked = await self._encoded_elsewhere(asked)
-        return await self._batcher.submit(asked)
-
-    async def _scored_arm(self, asked: ArmInput) -> bytes:
-        if self._encoder.blocking and asked.text is not None:
-            asked = replace(asked, route=await self._encoded_elsewhere(asked.route))
+            asked = await self._encoded(asked)
+        if isinstance(asked, RouteInput):
+            return await self._batcher.submit(asked)
         assert self._of_arms is not None, "without arms nothing is read"
         return await self._of_arms.submit(asked)
 
@@ -177,8 +175,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         self,
         request: Any,
         context: Context[Any, Any],
-        read: Callable[[Any, float], Asked],
-        scored: Callable[[Asked], Awaitable[bytes]],
+        read: Callable[[Any, float], RouteInput | ArmInput],
     ) -> bytes:
         """One call's decision, unless more are under way than can be answered in time."""
         left_s = time_left(context.time_remaining())
@@ -186,7 +183,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         began_s = time.monotonic()
         self._admission.enter(asked.tenant, asked.criticality, left_s, now_s=began_s)
         try:
-            return await scored(asked)
+            return await self._scored(asked)
         finally:
             self._leave(asked, began_s)
 
@@ -197,20 +194,12 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         if self._telemetry is not None:
             self._telemetry.count_took(ended_s - began_s)
 
-    async def _encoded_elsewhere(self, asked: RouteInput) -> RouteInput:
-        """Encode a text in a thread, because this encoder would hold up the event loop."""
-        if self._encoding >= self._options.batcher.waiting_max:
-            raise QueueFull(
-                f"{self._encoding} texts wait to be encoded already, which is the limit; "
-                f"try again later or at another router"
-            )
-        loop = asyncio.get_running_loop()
-        self._encoding += 1
-        try:
-            vectors = await loop.run_in_executor(None, self._encoder.encode, [asked.text or ""])
-        finally:
-            self._encoding -= 1
-        return replace(asked, embedding=vectors[0].astype("<f4").tobytes())
+    async def _encoded(self, asked: RouteInput | ArmInput) -> RouteInput | ArmInput:
+        """The same with its text encoded in a thread: this encoder would hold up the loop."""
+        embedding = await self._elsewhere.embedding(asked.text or "")
+        if isinstance(asked, ArmInput):
+            return replace(asked, route=replace(asked.route, embedding=embedding))
+        return replace(asked, embedding=embedding)
 
     async def _reply(self, request: pb.RouteRequest, flow: Flow) -> bytes:
         """The decision of a stream's request, or its problem, as a RouteReply."""
@@ -271,21 +260,20 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
 
     async def Route(self, request: pb.RouteRequest, context: Context[Any, Any]) -> bytes:
         """One request, one decision."""
-        return await self._decided(request, context, self._read, self._scored)
+        return await self._decided(request, context, self._read)
 
     async def RouteArm(self, request: pb.RouteArmRequest, context: Context[Any, Any]) -> bytes:
         """One request, one of the operator's arms."""
-        return await self._decided(request, context, self._read_arm, self._scored_arm)
+        return await self._decided(request, context, self._read_arm)
 
     async def _decided(
         self,
         request: Any,
         context: Context[Any, Any],
-        read: Callable[[Any, float], Asked],
-        scored: Callable[[Asked], Awaitable[bytes]],
+        read: Callable[[Any, float], RouteInput | ArmInput],
     ) -> bytes:
         try:
-            decision = await self._admitted(request, context, read, scored)
+            decision = await self._admitted(request, context, read)
         except RateExceeded as error:
             await context.abort(*self._refuse(error, pushback_of(error.retry_after_s), request))
         except QueueFull as error:
@@ -298,15 +286,33 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
 
     async def RouteBatch(self, request: pb.RouteBatchRequest, context: Context[Any, Any]) -> bytes:
         """Many requests, scored together as they came; each bad one fails alone."""
-        return await self._answered(context, self._batch(request, context))
+        many = self._batch(request, context, lambda one: one, self._read, self._score)
+        return await self._answered(context, many)
 
-    async def _batch(self, request: pb.RouteBatchRequest, context: Context[Any, Any]) -> bytes:
+    async def RouteArmBatch(
+        self, request: pb.RouteArmBatchRequest, context: Context[Any, Any]
+    ) -> bytes:
+        """The same of arms."""
+        # Without arms no request is read, so there is none to decide.
+        decide = self._arms.decide if self._arms is not None else lambda asked: []
+        many = self._batch(request, context, lambda one: one.request, self._read_arm, decide)
+        return await self._answered(context, many)
+
+    async def _batch(
+        self,
+        request: Any,
+        context: Context[Any, Any],
+        route_of: Callable[[Any], pb.RouteRequest],
+        read: Callable[[Any], Asked],
+        score: Callable[[Sequence[Asked]], list[bytes | Exception]],
+    ) -> bytes:
         many = whole(request).requests
         check_count("requests", len(many))
-        left_s, tenant = time_left(context.time_remaining()), many[0].tenant
-        async with self._bulk.admitted(len(many), tenant, lowest(many), left_s):
-            results = await self._all_scored(many, left_s)
-        return batch_reply_bytes(list(map(self._written, many, results)))
+        routes = [route_of(one) for one in many]
+        left_s, tenant = time_left(context.time_remaining()), routes[0].tenant
+        async with self._bulk.admitted(len(many), tenant, lowest(routes), left_s):
+            results = await self._all_scored(many, left_s, read, score)
+        return batch_reply_bytes(list(map(self._written, routes, results)))
 
     async def RouteColumns(
         self, request: pb.RouteColumnsRequest, context: Context[Any, Any]
@@ -359,42 +365,37 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         parts[0] = head.SerializeToString()
         return b"".join(parts)
 
-    def _read_or_error(self, request: pb.RouteRequest) -> RouteInput | Exception:
-        try:
-            return self._read(request)
-        except Exception as error:  # noqa: BLE001 - becomes this request's problem
-            return error
-
     async def _all_scored(
-        self, requests: Sequence[pb.RouteRequest], left_s: float
+        self,
+        requests: Sequence[Any],
+        left_s: float,
+        read: Callable[[Any], Asked],
+        score: Callable[[Sequence[Asked]], list[bytes | Exception]],
     ) -> list[bytes | Exception]:
         """Decisions of one caller's requests in slices, between which others have their turn."""
         results: list[Any] = []
         size = self._options.batcher.batch_max
         async with self._bulk.turn(left_s):
             async for rows in slices(len(requests), size):
-                results += map(self._read_or_error, requests[rows])
+                results += [or_error(read, request) for request in requests[rows]]
         if self._encoder.blocking:
             await self._encode_all(results)
-        at = [i for i, one in enumerate(results) if isinstance(one, RouteInput)]
+        at = [i for i, one in enumerate(results) if not isinstance(one, Exception)]
         async with self._bulk.turn(left_s):
             async for rows in slices(len(at), size):
-                scored = self._scored_now([results[i] for i in at[rows]])
+                asked = [results[i] for i in at[rows]]
+                scored = or_error(score, asked)
+                if isinstance(scored, Exception):  # our bug; it is each request's problem
+                    scored = [scored] * len(asked)
                 for i, result in zip(at[rows], scored, strict=True):
                     results[i] = result
         return results
-
-    def _scored_now(self, asked: Sequence[RouteInput]) -> list[bytes | Exception]:
-        try:
-            return self._score(asked)
-        except Exception as error:  # noqa: BLE001 - our bug; it is each request's problem
-            return [error] * len(asked)
 
     async def _encode_all(self, asked: list[Any]) -> None:
         """Put encoded requests, or errors, in the place of those with texts."""
         texts = [i for i, one in enumerate(asked) if getattr(one, "text", None) is not None]
         encoded = await asyncio.gather(
-            *(self._encoded_elsewhere(asked[i]) for i in texts), return_exceptions=True
+            *(self._encoded(asked[i]) for i in texts), return_exceptions=True
         )
         for i, one in zip(texts, encoded, strict=True):
             asked[i] = one

@@ -22,7 +22,6 @@ from serve.changes.trial import draw_of
 from serve.encoders import Encoder
 from serve.encoders.usable import F32_BYTES, bad_numbers, unusable, vectors_of
 from serve.errors import (
-    BudgetUsedUp,
     DeadlinePassed,
     FleetFull,
     InvalidRequest,
@@ -48,6 +47,7 @@ from serve.routing.writing.records import Decisions, Kept
 from serve.routing.writing.reply import no_model_fits, write_probes
 from serve.rules.rulebook import Rulebook
 from serve.rules.ruling import Ruled, Ruling
+from serve.rules.states import SessionStates
 from streams.feedback.ticket import Issuer, Sealer
 
 U32_BYTES = 4
@@ -87,6 +87,7 @@ class Decider:
         log_prompts: bool = False,
         prober: Prober | None = None,
         rulebook: Rulebook | None = None,
+        states: SessionStates | None = None,
     ) -> None:
         """`log_prompts` puts texts into the decision log; they may be personal: off by default."""
         self._log_prompts = log_prompts
@@ -95,7 +96,7 @@ class Decider:
         self._encoder, self._chooser, self._sealer, self._issuer = encoder, chooser, sealer, issuer
         self._now_ms = now_ms
         self._policy, self._prober = repr(chooser.policy), prober or Prober(ProbeOptions())
-        self._ruling = Ruling(rulebook or Rulebook(()), WEIGHTS)
+        self._ruling = Ruling(rulebook or Rulebook(()), WEIGHTS, states)
 
     def decide(self, asked: Sequence[RouteInput], live: Live) -> Decided:
         """Decide n requests against one view. Texts are encoded here, so only if that is quick."""
@@ -248,8 +249,9 @@ class Decider:
         """Why a request got none: a budget is used up, or no model fits it."""
         if choices.budget[row] < 0:
             return no_model_fits(one, row, choices, live)
-        budget = self._chooser.spending.budgets[choices.budget[row]]
-        return BudgetUsedUp(str(budget), budget.start_ms(now_ms) + budget.period_ms, now_ms)
+        return self._chooser.spending.used_up(
+            int(choices.budget[row]), live.prices.accounts, now_ms
+        )
 
     def _say_suggested(self, of: Decisions, replies: list[bytes]) -> None:
         """While the router observes, add whom it would have chosen."""

@@ -365,15 +365,19 @@ def guarded(requests: RequestBatch, live: Live, ruled: Sequence[str]) -> Request
 
 
 def preferred_of(
-    requests: RequestBatch, eligible: Mask, verdict: NDArray[np.uint8]
+    requests: RequestBatch,
+    eligible: Mask,
+    verdict: NDArray[np.uint8],
+    holds: Mask | None = None,
 ) -> NDArray[np.bool_]:
     """Of the models (n, k) that would do, those that rules prefer; all, where they prefer none.
 
-    The others' verdict is changed.
+    Nor is one preferred that no budget `holds`, if it is known. The others' verdict is changed.
     """
     if requests.preferred is None:
         return eligible
-    some = (eligible & requests.preferred).any(axis=1, keepdims=True)
+    wanted = requests.preferred if holds is None else requests.preferred & holds
+    some = (eligible & wanted).any(axis=1, keepdims=True)
     others = eligible & ~requests.preferred & some
     verdict[others] = Verdict.NOT_PREFERRED
     return eligible & ~others

@@ -40,6 +40,8 @@ from numpy.typing import NDArray
 from learners.kernels.compiled import kernels, writable
 from learners.option import option
 from learners.policies.limits import LimitOptions
+from serve.budgets.spending import Asked
+from serve.routing.eligible import RequestBatch
 from serve.routing.live import Live
 from serve.routing.load_tracker import PoolLoad
 from streams.training.prices import PricingOptions
@@ -277,3 +279,23 @@ class BatchPlacer:
         latency_s[best] = self._empty_s[best] * (1.0 + waits)
         load[best] += self._per_work[best] * work[best]
         return best
+
+
+def asked_of(
+    requests: RequestBatch,
+    live: Live,
+    cost_usd: Floats,
+    list_usd: Floats,
+    options: PlacementOptions,
+) -> Asked:
+    """What budgets need to know of n requests, each of which would cost so much (n, k)."""
+    n, tokens = len(requests), known_tokens_of(requests.prompt_tokens, live)
+    return Asked(
+        tenants=[""] * n if requests.tenants is None else requests.tenants.tolist(),
+        tags=[()] * n if requests.said is None else [one.tags for one in requests.said.tolist()],
+        models=live.catalogue.names,
+        cost_usd=cost_usd,
+        list_usd=np.broadcast_to(list_usd, cost_usd.shape),
+        tokens=np.reshape(tokens, (n, 1)) + live.output_tokens,
+        money=money_of(requests.preference, options),
+    )

@@ -32,10 +32,10 @@ from serve.routing.load_tracker import PoolLoad
 from serve.routing.placement import (
     Placement,
     PlacementOptions,
+    asked_of,
     charge,
     known_tokens_of,
     least_multiple,
-    money_of,
     place,
 )
 
@@ -241,26 +241,6 @@ def pick(
         verdict[(verdict == Verdict.ELIGIBLE) & purse.barred] = Verdict.OVER_BUDGET
         fits &= refused == NONE
     return Picked(columns, verdict, eligible, fits, propensity, chosen, preferred, refused)
-
-
-def asked_of(
-    requests: RequestBatch,
-    live: Live,
-    cost_usd: Floats,
-    list_usd: Floats,
-    options: PlacementOptions,
-) -> Asked:
-    """What budgets need to know of n requests, each of which would cost so much (n, k)."""
-    n, tokens = len(requests), known_tokens_of(requests.prompt_tokens, live)
-    return Asked(
-        tenants=[""] * n if requests.tenants is None else requests.tenants.tolist(),
-        tags=[()] * n if requests.said is None else [one.tags for one in requests.said.tolist()],
-        models=live.catalogue.names,
-        cost_usd=cost_usd,
-        list_usd=np.broadcast_to(list_usd, cost_usd.shape),
-        tokens=np.reshape(tokens, (n, 1)) + live.output_tokens,
-        money=money_of(requests.preference, options),
-    )
 
 
 def _charge(

@@ -31,7 +31,7 @@ from serve.routing import plain
 from serve.routing.eligible import RequestBatch, Verdict, taken, traits_of
 from serve.routing.live import Live
 from serve.routing.load_tracker import PoolLoad
-from serve.routing.placement import PlacementOptions, least_multiple, place
+from serve.routing.placement import PlacementOptions, asked_of, least_multiple, place
 from serve.routing.utility import Utilities, utilities_of
 
 Floats = NDArray[np.float64]
@@ -105,10 +105,10 @@ def route(
     )
     if done is not None:
         return Choices(**done)
-    of = utilities_of(requests, live, estimates, pool_load, spread, options)
+    of = utilities_of(requests, live, estimates, pool_load, spread, options, purse)
     fits = _someone(of.left.eligible)
     if purse is not None:
-        asked = plain.asked_of(requests, live, of.expected.paid_usd, of.expected.list_usd, options)
+        asked = asked_of(requests, live, of.expected.paid_usd, of.expected.list_usd, options)
         of.utility -= purse.charge(asked, of.utility, of.left.eligible)
     p = _probabilities(of, policy)
     lots = _lots(of, p, fits, uniform[:, 0], options.limits.probe_share, tries)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from learners.estimates.estimator import Estimates
 from learners.policies.policy import Mask, Scores
 from learners.targets import Target
+from serve.budgets.spending import Purse
 from serve.routing.eligible import (
     Expected,
     Left,
@@ -31,7 +32,13 @@ from serve.routing.eligible import (
 )
 from serve.routing.live import Live
 from serve.routing.load_tracker import PoolLoad
-from serve.routing.placement import Placement, PlacementOptions, charge, known_tokens_of
+from serve.routing.placement import (
+    Placement,
+    PlacementOptions,
+    asked_of,
+    charge,
+    known_tokens_of,
+)
 
 Floats = NDArray[np.float64]
 
@@ -112,12 +119,19 @@ def utilities_of(
     pool_load: PoolLoad,
     spread: Floats | None,
     options: PlacementOptions,
+    purse: Purse | None = None,
 ) -> Utilities:
-    """Weigh n requests; what budgets take is not charged yet."""
+    """Weigh n requests; what budgets take is not charged yet.
+
+    What rules prefer is among the models that the `purse` holds, where that is any.
+    """
     expected = expected_of(requests, live, estimates)
     known_tokens = known_tokens_of(requests.prompt_tokens, live)
     charged = charge(requests.preference, known_tokens, live, pool_load, spread, options)
-    verdict, left = _open_to(requests, live, estimates, expected)
+    holds = None
+    if purse is not None and requests.preferred is not None:
+        holds = purse.holds(asked_of(requests, live, expected.paid_usd, expected.list_usd, options))
+    verdict, left = _open_to(requests, live, estimates, expected, holds)
     weights = weights_of(requests, charged.money, left.below)
     free = weights[:, :1] * expected.quality - weights[:, 1:2] * expected.cost_usd
     free -= weights[:, 2:3] * (expected.latency_ms / 1000.0)
@@ -144,12 +158,16 @@ def utilities_of(
 
 
 def _open_to(
-    requests: RequestBatch, live: Live, estimates: Estimates, expected: Expected
+    requests: RequestBatch,
+    live: Live,
+    estimates: Estimates,
+    expected: Expected,
+    holds: Mask | None,
 ) -> tuple[NDArray[np.uint8], Left]:
     """Why models are out, and who is left: by stated limits, replicas, rules, and quality."""
     verdict = verdicts_of(requests, live, expected.paid_usd, expected.latency_ms)
     able = with_replicas(verdict == Verdict.ELIGIBLE, live, verdict)
-    eligible = preferred_of(requests, able, verdict)
+    eligible = preferred_of(requests, able, verdict, holds)
     return verdict, left_by(requests, live, estimates, expected, eligible, verdict)
 
 

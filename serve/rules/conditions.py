@@ -39,6 +39,7 @@ class Needs:
     patterns: list[str] = field(default_factory=list)
     # Texts, and how similar a request must be to one of them: cosine of embeddings.
     examples: list[tuple[tuple[str, ...], float]] = field(default_factory=list)
+    states: list[str] = field(default_factory=list)  # of sessions, by name
 
     def pattern(self, pattern: str) -> int:
         """Its number. Raises ValueError where it is no pattern."""
@@ -229,6 +230,12 @@ def _tags(value: Any, _: Needs) -> Test:
     return lambda facts: not names.isdisjoint(facts.asked.tags)
 
 
+def _states(value: Any, needs: Needs) -> Test:
+    names = frozenset(_texts(value))
+    needs.states.extend(sorted(names))
+    return lambda facts: facts.state in names
+
+
 def _tokens_min(value: Any, _: Needs) -> Test:
     least = _number(value)
     return lambda facts: facts.tokens >= least
@@ -280,5 +287,6 @@ SIGNALS: Mapping[str, Callable[[Any, Needs], Test]] = {
     "days": _days,
     "task": _task,
     "tags": _tags,
+    "state": _states,
     "tenant": _tenant,
 }

@@ -8,6 +8,7 @@ from typing import Protocol
 from serve.rules.hints import has_card
 from serve.rules.languages import language_of
 from serve.rules.patterns import Patterns
+from serve.rules.states import NEW
 
 DAY_MS, MINUTE_MS = 86_400_000, 60_000
 THURSDAY = 3  # the weekday of Unix time 0, where Monday is 0
@@ -40,19 +41,23 @@ class Asked(Protocol):
 class Facts:
     """One request. A text that did not come (only its embedding did) has no signal."""
 
-    __slots__ = ("_card", "_language", "asked", "at_ms", "found", "similar", "tokens")
+    __slots__ = ("_card", "_language", "asked", "at_ms", "found", "similar", "state", "tokens")
 
     def __init__(
         self,
         asked: Asked,
-        *,
         tokens: float,
         at_ms: int,
         patterns: Patterns,
+        *,
         similar: Sequence[bool] = (),
+        state: str = NEW,
     ) -> None:
-        """`similar` says of each group of examples whether the request is like one of them."""
+        """`similar` says of each group of examples whether the request is like one of them,
+        `state` which one its session is in.
+        """
         self.asked, self.tokens, self.at_ms, self.similar = asked, tokens, at_ms, similar
+        self.state = state
         self.found = patterns.found_in(asked.text)  # numbers of the patterns its text has
         self._language: str | None = None
         self._card: bool | None = None

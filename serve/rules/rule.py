@@ -65,8 +65,18 @@ class Rule:
         choices=("", "on", "off"),
     )
     tag: str = option("", "A tag that the request gets, for budgets.", max_length=WORD_MAX)
+    state: str = option(
+        "",
+        "The state that the request's session is in from its next request on; new: as at first.",
+        max_length=WORD_MAX,
+    )
     system_prompt: str = option(
         "", "Dispatch: said to the model before all messages.", max_length=20_000
+    )
+    extra: Mapping[str, Any] = option(
+        {},
+        "Dispatch: put into the call's body, over what the caller has there. Such as "
+        '{ cache_salt = "none" } for a server whose cache is to be passed by.',
     )
 
     @property

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from serve.encoders import Encoder
 from serve.errors import TextRefused
-from serve.rules.conditions import Needs, Test, compiled
+from serve.rules.conditions import Needs, Test, compiled, meant
 from serve.rules.facts import Asked, Facts
 from serve.rules.patterns import Patterns
 from serve.rules.rule import Rule
+from serve.rules.states import NEW
 from streams.errors import OptionRefused
 
 
@@ -39,6 +40,11 @@ class Rulebook:
             before = len(needs.examples)
             self._tests.append(compiled(f"rules.{rule.name}.when", rule.when, needs))
             n_groups.append(len(needs.examples) - before)
+        # The states that sessions may come to be in, other than "new".
+        self.states = tuple(dict.fromkeys(rule.state for rule in rules if rule.state))
+        for name in needs.states:
+            if name not in (NEW, *self.states):
+                raise OptionRefused("rules.when.state", name, meant(name, (NEW, *self.states)))
         self._patterns = Patterns(needs.patterns)
         self._group_of = [at for at, n in enumerate(n_groups) for _ in range(n)]
         self._least = np.array([least for _, least in needs.examples])
@@ -58,14 +64,20 @@ class Rulebook:
         tokens: Sequence[float],
         embeddings: NDArray[np.float32] | None,
         at_ms: int,
+        states: Sequence[str] = (),
     ) -> list[tuple[int, ...]]:
-        """Of each request, the numbers of the rules that it meets, in their order."""
+        """Of each request, the numbers of the rules that it meets, in their order.
+
+        `states` are those of their sessions; left out: all are new.
+        """
         similar: Sequence[Sequence[bool]] = [()] * len(asked)
         if self.looks_at_embeddings and embeddings is not None:
             similar = self._similar(embeddings)
         return [
-            self._of(Facts(one, tokens=n, at_ms=at_ms, patterns=self._patterns, similar=like))
-            for one, n, like in zip(asked, tokens, similar, strict=True)
+            self._of(Facts(one, n, at_ms, self._patterns, similar=like, state=state))
+            for one, n, like, state in zip(
+                asked, tokens, similar, states or [NEW] * len(asked), strict=True
+            )
         ]
 
     def similarity(self, embedding: NDArray[np.float32]) -> dict[str, float]:

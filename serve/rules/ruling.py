@@ -22,6 +22,7 @@ from serve.errors import RuledOut, ServeError
 from serve.rules.facts import Asked
 from serve.rules.rule import Rule
 from serve.rules.rulebook import Rulebook
+from serve.rules.states import SessionStates
 
 Mask = NDArray[np.bool_]
 MASKS_KEPT = 1024  # combinations of rules
@@ -62,9 +63,11 @@ class Ruled(NamedTuple):
 class Ruling:
     """The rules of one replica. Used from one thread."""
 
-    def __init__(self, rulebook: Rulebook, weights: Sequence[str]) -> None:
+    def __init__(
+        self, rulebook: Rulebook, weights: Sequence[str], states: SessionStates | None = None
+    ) -> None:
         """`weights` are the names of a preference's weights, in their order."""
-        self.rulebook, self._weights = rulebook, weights
+        self.rulebook, self._weights, self._states = rulebook, weights, states
         self._live: View | None = None  # what the masks are of
         self._masks = lru_cache(MASKS_KEPT)(self._mask_of)
 
@@ -81,7 +84,9 @@ class Ruling:
         """Rule on n requests; whom a rule leaves nothing is added to `refused`."""
         if not len(self.rulebook):
             return Ruled(asked)
-        matched = self.rulebook.matched(asked, tokens, embeddings, now_ms)
+        matched = self.rulebook.matched(
+            asked, tokens, embeddings, now_ms, self._states_of(asked, now_ms)
+        )
         if not any(matched):
             return Ruled(asked)
         if live is not self._live:
@@ -93,11 +98,24 @@ class Ruling:
                 continue
             rules = [self.rulebook.rules[at] for at in found]
             changed[row] = changed_by(asked[row], rules, self._weights)
+            self._put_state(asked[row], rules, now_ms)
             left[row], preferred[row] = self._masks(found)
             problem = _problem(rules, left[row] & allowed[row])
             if problem is not None and allowed[row].any():
                 refused.setdefault(row, problem)
         return Ruled(changed, left, preferred)
+
+    def _states_of(self, asked: Sequence[Any], now_ms: int) -> Sequence[str]:
+        """The states of their sessions, where rules give any."""
+        if self._states is None or not self.rulebook.states:
+            return ()
+        return [self._states.of(one.tenant, one.session, now_ms) for one in asked]
+
+    def _put_state(self, one: Any, rules: Sequence[Rule], now_ms: int) -> None:
+        """What the first of these rules that says so makes of the request's session."""
+        state = next((rule.state for rule in rules if rule.state), "")
+        if state and self._states is not None:
+            self._states.put(one.tenant, one.session, state, now_ms)
 
     def _mask_of(self, found: Found) -> tuple[Mask, Mask]:
         """The models (k,) that rules leave, and prefer."""

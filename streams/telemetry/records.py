@@ -192,6 +192,9 @@ class BudgetWindow(Part):
     wanted: Annotated[
         int, Meta(ge=0, le=2**63 - 1, description="What a request needed that did not fit.")
     ] = 0
+    lacked: Annotated[
+        int, Meta(ge=0, le=2**63 - 1, description="What all of them needed, since last told.")
+    ] = 0
     requests: Annotated[Count, Meta(description="Decisions in the period that it counts.")] = 0
     refused: Annotated[Count, Meta(description="Requests it refused in the period.")] = 0
 

@@ -40,6 +40,7 @@ UNITS = {"usd": NANO_USD, "tokens": 1.0, "requests": 1.0}  # whole numbers in on
 RESERVED = 1.5
 # A replica holds at most this part of its share of what is left: what a dead one takes along.
 SLICES = 8
+LACKED_SLICES = 2  # and so much, where it had to refuse as much
 RELEASED = "budget_released."  # a counter of the state, followed by a budget's window
 
 
@@ -61,6 +62,7 @@ class Account:
 
 
 Accounts = dict[str, Account]  # by window
+Spent = tuple[int, int, int]  # by one replica; the most that a request lacked, and all of them
 NO_ACCOUNT = Account()
 
 
@@ -217,7 +219,7 @@ def accounts(
             spent = _spent(known, routers, window)
             released = counts.get(RELEASED + window, 0)
             slices = _slices(known, spent, here, budget.whole + released) if budget.hard else {}
-            total = sum(already for already, _ in spent.values()) - released
+            total = sum(already for already, *_ in spent.values()) - released
             found[window] = Account(
                 budget.name, budget.start_ms(when_ms), budget.whole, total, slices
             )
@@ -226,33 +228,35 @@ def accounts(
 
 def _spent(
     known: Mapping[str, int], routers: Mapping[str, Received[RouterState]], window: str
-) -> dict[str, tuple[int, int]]:
-    """By replica, what it has spent in a window, and what it lacked for a request.
+) -> dict[str, Spent]:
+    """By replica, what it has spent in a window, and what it lacked for a request, and for all.
 
     Of one that reports no more nobody knows what it spent: all it might.
     """
-    found = {source: (n, 0) for source, n in known.items() if source not in routers}
+    found = {source: (n, 0, 0) for source, n in known.items() if source not in routers}
     for source, router in routers.items():
         for one in router.record.budgets:
             if one.window == window:
-                found[source] = (one.spent, one.wanted)
+                found[source] = (one.spent, one.wanted, one.lacked)
     return found
 
 
 def _slices(
     before: Mapping[str, int],
-    spent: Mapping[str, tuple[int, int]],
+    spent: Mapping[str, Spent],
     here: Sequence[str],
     amount: int,
 ) -> dict[str, int]:
     """One window's slices, by replica, after those that report were given what they lack."""
     found = dict(before)
-    for source, (already, _) in spent.items():  # an older snapshot may have been restored
+    for source, (already, *_) in spent.items():  # an older snapshot may have been restored
         found[source] = max(found.get(source, 0), already)
-    free, left = amount - sum(found.values()), amount - sum(n for n, _ in spent.values())
+    free, left = amount - sum(found.values()), amount - sum(n for n, *_ in spent.values())
     for source in here:
-        already, wanted = spent.get(source, (0, 0))
-        due = max(left // (SLICES * len(here)), wanted) - (found.get(source, 0) - already)
+        already, wanted, lacked = spent.get(source, (0, 0, 0))
+        share = left // len(here)
+        due = max(share // SLICES, min(lacked, share // LACKED_SLICES), wanted)
+        due -= found.get(source, 0) - already
         given = max(0, min(due, free))
         found[source] = found.get(source, 0) + given
         free -= given

@@ -93,7 +93,7 @@ def start_of(
     state.prices = replace(state.prices, as_of_ms=0)
     if shard:
         state.learned, state.counts = Learned(memory, memory.landmarks_of(encoder)), {}
-        state.arms = Experience()
+        state.arms = Experience(state.learned.models.half_life_ms)
         state.fleet, state.telemetry_offsets = FleetState(), {}  # shard 0's, like the prices
         state.prices = Prices()
     return state

@@ -70,6 +70,10 @@ class State:
     horizons: Clocks = field(default_factory=lambda: Clocks(SLOW))
     telemetry_clocks: Clocks = field(default_factory=Clocks)
 
+    def __post_init__(self) -> None:
+        if not len(self.arms):
+            self.arms = Experience(self.learned.models.half_life_ms)
+
     def learn(
         self, outcomes: Outcomes, bits: NDArray[np.uint8], revisions: NDArray[np.uint8]
     ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -308,7 +312,9 @@ class Loader:
         made_of = {n: blob for n, blob in manifest.blobs.items() if n.startswith(ARMS)}
         if self._with_seen or self._last_arms is None or self._last_arms[0] != made_of:
             blocks = [parts[name] for name in sorted(made_of)]
-            self._last_arms = (made_of, Experience.restore(blocks))
+            half_life_ms = round(self._memory.model_half_life_s * 1000)
+            at_ms = int(manifest.about["published_at_ms"])
+            self._last_arms = (made_of, Experience.restore(blocks, half_life_ms, at_ms))
         return self._last_arms[1]
 
     def _restored(self, manifest: Manifest, parts: Mapping[str, Any]) -> Learned:

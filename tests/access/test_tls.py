@@ -121,9 +121,9 @@ def test_grpc_asks_for_a_certificate_where_it_is_told_to(shown, let_in):
         async def Route(self, request: object, context: grpc.aio.ServicerContext) -> pb.Decision:
             return pb.Decision(model="small")
 
-        RouteBatch = RouteColumns = RouteArm = RouteStream = SendFeedback = TraceFeedback = (
-            Explain
-        ) = Route
+        RouteBatch = RouteColumns = RouteArm = RouteArmBatch = RouteStream = SendFeedback = (
+            TraceFeedback
+        ) = Explain = Route
 
     async def body() -> str:
         options = ListenerOptions(

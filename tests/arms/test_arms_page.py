@@ -17,8 +17,8 @@ from router_bench import PATIENCE_S, Router, router
 from source_files import ROOT
 
 from infra.settings.settings import read_settings
-from learners.arms.experience import COUNT
 from serve.access.tokens import Token, digest_of
+from serve.arms.listed import read_arms
 from serve.deploy.dispatch_replica import DispatchReplica, DispatchReplicaOptions
 from serve.encoders import EncoderOptions
 from serve.openai_api.http_listener import HttpListenerOptions
@@ -64,7 +64,7 @@ def known(up: Router) -> int:
     """Outcomes of arms that the trainer has learned."""
     up.learn()
     arms = up.trainer.state.arms
-    return int(arms.of(arms.keys)[:, COUNT].sum())
+    return int(arms.outcomes([arm.key for arm in read_arms(ARMS.encode())]).sum())
 
 
 def test_the_commands_of_the_page_choose_an_arm_and_report_what_it_was_worth(up, tmp_path):

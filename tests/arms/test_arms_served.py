@@ -11,7 +11,8 @@ import pytest
 from router_bench import PATIENCE_S, Router, router
 from waiting import until  # fmt: skip
 
-from learners.arms.experience import COUNT, Experience
+from learners.arms.experience import Experience
+from learners.estimates.sums.influence import groups_of, hash_of
 from learners.policies.greedy import Greedy
 from load.evaluation.logged import read_logged
 from serve.arms.listed import read_arms
@@ -79,7 +80,7 @@ def experience(up: Router) -> Experience:
 
 def counts(known: Experience) -> dict[str, int]:
     keys = [arm.key for arm in read_arms(lines(*LISTED))]
-    found = known.of(keys)[:, COUNT].tolist()
+    found = known.outcomes(keys).tolist()
     return {f"arm-{i}": n for i, n in enumerate(found) if n}
 
 
@@ -157,8 +158,11 @@ def test_a_corrected_quality_is_all_that_is_learned(up):
     (ticket,) = [opened(up, decision)]
     expected = Experience()
     pair = np.frombuffer(ticket.said.pair, np.int8)[None]
-    context = ticket.head["context"][None]
-    expected.update([int(ticket.head["model"])], context, pair, np.array([4096]))
+    context, at_ms = ticket.head["context"][None], ticket.head["decided_at_ms"][None]
+    groups = groups_of(np.array([hash_of(b"")], np.uint8), np.zeros(1, np.uint8))
+    expected.update(
+        [int(ticket.head["model"])], context, pair, np.array([4096]), at_ms=at_ms, groups=groups
+    )
     assert experience(up).digest() == expected.digest()
 
 
@@ -336,6 +340,7 @@ def test_what_a_policy_for_models_is_worth_is_estimated_without_arms(up, tmp_pat
 # --- rules
 
 RULES = (
+    Rule(name="personal data", when={"task": "personal"}, guard="on"),
     Rule(name="bookings", when={"task": "booking"}, allow_groups=("g0",), tag="booked"),
     Rule(name="not those", when={"tags": ["strict"]}, deny_groups=("g0",)),
     Rule(name="cheap", when={"tenant": "poor"}, cost_usd_max=0.005),
@@ -384,6 +389,7 @@ def test_a_rules_tag_is_the_arms_requests_too(ruled):
     [
         ({"text": "a bomb"}, (), "not here"),
         ({"task": "booking"}, ("g1",), "bookings"),
+        ({"task": "personal"}, (), "of arms none is the guard's"),
         ({"task": "booking", "tags": ["strict"]}, (), "they leave none"),
     ],
 )
@@ -395,3 +401,48 @@ def test_whom_rules_leave_no_arm_is_told_which_rule_it_was(ruled, said, groups, 
 
 def test_a_request_that_meets_no_rule_may_have_any_arm(ruled):
     assert len(candidates(ruled, ask(ruled))) == 32
+
+
+def test_many_at_once_are_decided_as_one_by_one_and_a_bad_one_fails_alone(up):
+    """
+    Replies come in the order of the requests; tickets are learned from like any other's.
+    """
+    asked = [
+        pb.RouteArmRequest(request=pb.RouteRequest(request_id=str(i), text="rain"), groups=["g1"])
+        for i in range(3)
+    ]
+    asked[1].request.session = "s"
+    first, refused, last = up.stub.RouteArmBatch(
+        pb.RouteArmBatchRequest(requests=asked), timeout=PATIENCE_S
+    ).replies
+    assert refused.request_id == "1"
+    assert "request.session" in refused.problem.message
+    assert [one.decision.request_id for one in (first, last)] == ["0", "2"]
+    assert {one.decision.pool for one in (first, last)} == {"g1"}
+    up.report(first.decision, quality=1.0)
+    up.learn()
+    assert counts(experience(up)) == {first.decision.model: 1}
+
+
+def test_a_batch_for_arms_where_there_are_none_says_so_of_each(tmp_path):
+    """
+    As a call for one does.
+    """
+    with router(tmp_path, encoder=HASHING) as up:
+        ask = pb.RouteArmRequest(request=pb.RouteRequest(text="rain"))
+        replies = up.stub.RouteArmBatch(
+            pb.RouteArmBatchRequest(requests=[ask, ask]), timeout=PATIENCE_S
+        ).replies
+        assert [one.problem.code for one in replies] == [9, 9]
+        assert "arms.file" in replies[0].problem.message
+
+
+def test_a_trajectory_over_arms_shares_its_outcome_out_over_its_steps(up):
+    """
+    One report for three decisions: each arm used is learned of once.
+    """
+    steps = [ask(up, text, denied_models=[]) for text in SUBJECTS[:3]]
+    first, *others = steps
+    up.report(first, steps=[one.ticket for one in others], quality=0.9)
+    up.learn()
+    assert sum(counts(experience(up)).values()) == 3

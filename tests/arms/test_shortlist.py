@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from learners.arms.experience import Experience
+from learners.arms.experience import COUNT, QUALITY, Experience
 from learners.arms.pairs import N_PAIR, pairs
 from learners.arms.shortlist import ArmOptions, Arms, Shortlist
-from learners.context import N_DIRECTIONS, Contexts
+from learners.context import BIAS, N_DIRECTIONS, Contexts
 from learners.targets import to_fixed
 from load.bench.control.arms import ArmsBench, measure
 
@@ -40,9 +40,58 @@ def test_sums_are_the_same_bits_in_any_order_and_from_any_shards():
     second.update(keys[20:], asked[20:], made[20:], quality[20:])
     first.merge(second)
     for other in (single, first):
-        assert (other.squares == whole.squares).all()
-        assert (other.products == whole.products).all()
-        assert (other.of(range(9)) == whole.of(range(9))).all()
+        assert other.digest() == whole.digest()
+
+
+def test_an_outcome_of_one_half_life_ago_counts_half_and_nothing_after_sixteen():
+    """Whenever it came, and in what was kept of it by a snapshot."""
+    half_life_ms = 1000
+    known = Experience(half_life_ms)
+    _, asked, made, quality = outcomes(2)
+    at_ms = np.array([40 * half_life_ms, 41 * half_life_ms])
+    known.update([7, 7], asked, made, quality, at_ms=at_ms)
+    kept = Experience.restore([arrays for _, arrays in known.blocks()], half_life_ms, 0)
+    assert kept.digest() == known.digest()
+    assert kept.outcomes([7]).tolist() == [2]
+    for when, expected in ((41, 1.5), (42, 0.75), (70, 0.0)):
+        read = kept.read([7, 8], when * half_life_ms)
+        assert read.rows[:, COUNT] == pytest.approx([expected, 0.0])
+    now = kept.read([7], 41 * half_life_ms)
+    assert now.rows[0, QUALITY] == pytest.approx(quality[0] / 2 + quality[1])
+    assert now.products == pytest.approx(made[0] * quality[0] / 2 + made[1] * quality[1])
+
+
+def test_one_tenant_moves_what_is_known_of_an_arm_by_half_at_most_once_others_have_said_enough():
+    """A thousand lies of one group, against twenty true outcomes of another."""
+    known, n = Experience(), 1000
+    for group, quality in ((1, 0.0), (2, 0.8)):
+        made = np.zeros((n, N_PAIR), np.int8)
+        known.update(
+            [7] * n, contexts(n, 1), made, to_fixed(np.full(n, quality)),
+            groups=np.full(n, group),
+        )  # fmt: skip
+        n = 20
+    (row,) = known.read([7], 0).rows
+    assert row[COUNT] == pytest.approx(40.0)
+    assert row[QUALITY] / row[COUNT] == pytest.approx(to_fixed(np.array([0.4]))[0], rel=1e-3)
+
+
+def test_what_was_learned_before_sums_faded_is_read_as_if_it_had_all_come_when_it_was_saved():
+    """Snapshots of before have one sum for each arm, and one for all."""
+    keys, asked, made, quality = outcomes(30)
+    made[:, -1] = BIAS
+    known = Experience()
+    known.update(keys, asked, made, quality)
+    then = known.read(range(9), 0)
+    old = [
+        {"squares": then.squares.astype(np.int64), "products": then.products.astype(np.int64)},
+        {"keys": np.arange(9, dtype=np.uint64), "sums": then.rows.astype(np.int64)},
+    ]
+    found = Experience.restore(old, 1000, 5000)
+    assert found.outcomes(range(9)).tolist() == known.outcomes(range(9)).tolist()
+    read = found.read(range(9), 5000)
+    for name in ("squares", "products", "rows"):
+        assert getattr(read, name) == pytest.approx(getattr(then, name))
 
 
 def test_the_arm_whose_description_is_the_request_is_retrieved():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from serve.budgets.spending import NONE, Asked, Spending
+from serve.routing.eligible import preferred_of
 from streams.training.budgets import Account, Budget
 
 N, NOW_MS = 320, 1_760_000_400_000 + 1_800_000  # half of the hour is over
@@ -73,3 +76,41 @@ def test_a_budget_that_is_not_hard_refuses_nothing():
 def test_where_there_is_enough_nothing_is_refused():
     """Prices are nought then."""
     assert not refused(budget(amount=1e6), np.full((N, 2), 0.8), granted_usd=1e6).any()
+
+
+def small(of: Budget, granted_usd: float) -> tuple[Spending, dict[str, Account]]:
+    """One replica with so much of a budget, of which ten times as much is left."""
+    whole = round(granted_usd * 1e9)
+    window = of.window(NOW_MS)
+    account = Account(of.name, of.start_ms(NOW_MS), 10 * whole, 0, {"me": whole})
+    return Spending([of], "me"), {window: account}
+
+
+def test_a_preferred_model_that_no_budget_holds_gives_way_to_those_that_one_does():
+    """A rule's `prefer` refuses nobody; without a purse it stays as it was."""
+    cost = np.array([[0.01, 0.01], [0.01, 0.01]])
+    of = budget(scope="model", value="a", then="cheaper")
+    spending, accounts = small(of, 0.001)
+    holds = spending.purse(accounts, {}, NOW_MS).holds(asked(cost))
+    assert holds.tolist() == [[False, True]] * 2
+    rows = SimpleNamespace(preferred=np.array([[True, False]] * 2))
+    for known, left in ((None, [True, False]), (holds, [True, True])):
+        eligible, verdict = np.ones((2, 2), bool), np.zeros((2, 2), np.uint8)
+        assert preferred_of(rows, eligible, verdict, known).tolist() == [left] * 2
+
+
+def test_who_is_refused_is_told_whether_to_come_back_in_seconds_or_when_it_is_renewed():
+    """By what is left in all, and what was needed."""
+    of = budget(then="refuse")
+    spending, accounts = small(of, 0.001)
+    for needed_usd, wait_s, said in (
+        (0.005, 2.0, "of 0.01 that are left"),
+        (1.0, 1800.0, "nothing left"),
+    ):
+        spending.purse(accounts, {}, NOW_MS)
+        spending.refuse(0, needed_usd * 1e9)
+        error = spending.used_up(0, accounts, NOW_MS)
+        assert error.wait_s == wait_s
+        assert said in str(error)
+        assert "2025-10-09T10:00:00Z" in str(error)
+        spending.windows()

@@ -30,7 +30,7 @@ class Slow:
     async def RouteBatch(self, request: object, context: object) -> Empty:
         raise NotImplementedError
 
-    SendFeedback = TraceFeedback = Explain = RouteColumns = RouteArm = RouteBatch
+    SendFeedback = TraceFeedback = Explain = RouteColumns = RouteArm = RouteArmBatch = RouteBatch
 
     async def RouteStream(self, requests: object, context: object):
         for i in range(PIECES):

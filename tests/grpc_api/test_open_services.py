@@ -25,9 +25,9 @@ class Servicer:
     async def Route(self, request: object, context: object) -> pb.Decision:
         return pb.Decision(model="m")
 
-    RouteBatch = RouteColumns = RouteArm = RouteStream = SendFeedback = TraceFeedback = Explain = (
-        Route
-    )
+    RouteBatch = RouteColumns = RouteArm = RouteArmBatch = RouteStream = SendFeedback = (
+        TraceFeedback
+    ) = Explain = Route
 
 
 def run(work):

@@ -177,9 +177,9 @@ def test_callers_get_the_refusal_as_of_any_bad_input():
             assert isinstance(request, InvalidRequest)
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(request))
 
-        Route = RouteStream = RouteColumns = RouteArm = SendFeedback = TraceFeedback = Explain = (
-            RouteBatch
-        )
+        Route = RouteStream = RouteColumns = RouteArm = RouteArmBatch = SendFeedback = (
+            TraceFeedback
+        ) = Explain = RouteBatch
 
     async def body() -> None:
         listener = Listener({ROUTER: Servicer()}, ListenerOptions(port=0))

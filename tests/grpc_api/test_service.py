@@ -603,7 +603,7 @@ def test_texts_waiting_for_a_blocking_encoder_are_bounded(tmp_path, slow):
     with router(tmp_path, batcher=BatcherOptions(waiting_max=3)) as up:
         ask = lambda: up.stub.Route.future(pb.RouteRequest(text="hello"), timeout=PATIENCE_S)  # noqa: E731
         waiting = [ask() for _ in range(3)]
-        until(lambda: up.replica.servicer._encoding == 3, "three texts to wait")
+        until(lambda: up.replica.servicer._elsewhere.waiting == 3, "three texts to wait")
 
         refused = ask().exception()
 
@@ -622,7 +622,7 @@ def test_text_whose_caller_gave_up_is_not_scored(tmp_path, slow):
         with pytest.raises(grpc.RpcError) as late:
             up.stub.Route(pb.RouteRequest(text="hello"), timeout=0.1)
         assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        until(lambda: up.replica.servicer._encoding == 0, "the call to end here too")
+        until(lambda: up.replica.servicer._elsewhere.waiting == 0, "the call to end here too")
         slow.gate.set()
 
         assert up.route(embedding_f32=embedding(dim=64)).model
@@ -850,8 +850,8 @@ def test_reflection_shows_every_method(shared):
     )
     methods = {method.name for method in file.service[0].method}
     assert methods == {
-        "Route", "RouteBatch", "RouteColumns", "RouteStream", "RouteArm", "SendFeedback",
-        "TraceFeedback", "Explain",
+        "Route", "RouteBatch", "RouteColumns", "RouteStream", "RouteArm",
+        "RouteArmBatch", "SendFeedback", "TraceFeedback", "Explain",
     }  # fmt: skip
 
 

@@ -16,8 +16,8 @@ from serve.openai_api.http_listener import HttpListenerOptions
 from serve.proto.fairlead.v1 import dispatch_pb2 as dp
 from serve.proto.fairlead.v1 import dispatch_pb2_grpc
 from serve.proto.fairlead.v1 import router_pb2 as pb
+from serve.rules.dispatched import with_system_prompts
 from serve.rules.rule import Rule
-from serve.rules.system_prompts import with_system_prompts
 
 NAMES = ("small", "medium", "large")
 RULES = (
@@ -25,6 +25,8 @@ RULES = (
     Rule(
         name="refunds", when={"keywords": "refund"}, pin="small", system_prompt="Promise nothing."
     ),
+    Rule(name="fresh", when={"task": "fresh"}, extra={"cache_salt": "none", "user": "rule"}),
+    Rule(name="older", when={"task": "fresh"}, extra={"user": "later"}),
     Rule(name="no jailbreaks", when={"jailbreak": True}, refuse="not here"),
 )
 PICTURE = [
@@ -78,6 +80,14 @@ def test_a_rule_pins_a_model_over_http(up):
     status, answer = posted(up, PICTURE)
     assert (status, answer["model"]) == (200, "medium")
     assert posted(up, "refund please", task="x")[1]["model"] == "small"
+
+
+def test_a_rule_puts_fields_into_the_call_so_that_it_passes_a_cache_by(up):
+    """Over those of the caller, who is not asked; the first rule's where two say one."""
+    posted(up, "hello", task="fresh")
+
+    (call,) = (call for name in NAMES for call in up.pools.pools[name][0].calls)
+    assert (call.body["cache_salt"], call.body["user"]) == ("none", "rule")
 
 
 def test_a_rule_refuses_over_http_by_its_name(up):

@@ -8,6 +8,7 @@ import pytest
 from router_bench import Router, embedding, router
 
 from serve.proto.fairlead.v1 import router_pb2 as pb
+from serve.rules import states
 from serve.rules.rule import Rule
 from streams.feedback import decisions
 from streams.log.contract import DECISIONS
@@ -25,8 +26,20 @@ RULES = (
     Rule(name="good", when={"task": "good"}, floor="medium"),
     Rule(name="cheapest", when={"task": "cheapest"}, preference={"quality": 0.0, "cost": 1e6}),
     Rule(name="dear", when={"task": "dear"}, cost_usd_max=0.002),
+    Rule(name="secret", when={"task": "secret"}, allow=("small",), state="sensitive"),
+    Rule(name="stays", when={"state": "sensitive"}, allow=("small",)),
+    Rule(name="over", when={"state": "sensitive", "task": "end"}, state="new"),
     Rule(name="words", when={"keywords": "refund"}, pin="large"),
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_memory(tmp_path_factory):
+    """Tables of sessions go with the test."""
+    patched = pytest.MonkeyPatch()
+    patched.setattr(states, "SHARED_MEMORY", tmp_path_factory.mktemp("shared"))
+    yield
+    patched.undo()
 
 
 @pytest.fixture(scope="module")
@@ -194,3 +207,19 @@ def test_a_floor_follows_what_was_learned(tmp_path):
         up.learn()
         up.look()
         assert up.route(**asked).model == "small"
+
+
+def test_a_session_in_a_state_gets_the_models_of_that_state_until_a_rule_ends_it(up):
+    """Another tenant's session of the same name is another one; without a session there is none."""
+
+    def rules(**said) -> list[str]:
+        said = {"session": "s", "tenant": "t", "embedding_f32": embedding(1), **said}
+        return list(up.route(**said).rules)
+
+    assert rules() == []
+    assert rules(task="secret") == ["secret"]
+    assert {one.model for one in chosen(up, session="s", tenant="t").values()} == {"small"}
+    assert rules() == ["stays"]
+    assert rules(tenant="other") == rules(session="") == []
+    assert rules(task="end") == ["stays", "over"]
+    assert rules() == []

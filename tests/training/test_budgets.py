@@ -26,9 +26,11 @@ BUDGET = Budget(name="all", amount=1000, unit="requests")
 WINDOW = BUDGET.window(NOON_MS)
 
 
-def router(spent: int = 0, wanted: int = 0, received_ms: int = NOON_MS) -> Received[RouterState]:
+def router(
+    spent: int = 0, wanted: int = 0, received_ms: int = NOON_MS, lacked: int = 0
+) -> Received[RouterState]:
     """What one replica reported last."""
-    told = BudgetWindow(window=WINDOW, spent=spent, wanted=wanted)
+    told = BudgetWindow(window=WINDOW, spent=spent, wanted=wanted, lacked=lacked)
     state = RouterState(
         source="0" * 16, sequence=1, from_unix_ms=NOON_MS - 1, to_unix_ms=NOON_MS, budgets=[told]
     )
@@ -84,6 +86,12 @@ def test_a_replica_gets_what_it_lacks_and_a_silent_one_nothing():
     )
     assert two.granted["a"] == after.granted["a"]
     assert two.granted["b"] > 0
+
+
+def test_a_replica_that_refused_much_gets_up_to_half_of_its_share():
+    """What all that it refused needed, in place of an eighth."""
+    for lacked, granted in ((100, 125), (300, 300), (10_000, 500)):
+        assert now({}, {"a": router(wanted=1, lacked=lacked)}).granted == {"a": granted}
 
 
 def test_a_request_larger_than_a_slice_is_served_while_there_is_enough():

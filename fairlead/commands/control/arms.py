@@ -96,21 +96,26 @@ def checked(file: Path) -> dict[str, Any]:
 
 def listed(settings: Settings, path: Path) -> dict[str, Any]:
     """The arms of the settings, in their order. Raises what settings and snapshots raise."""
+    import numpy as np
+
     from learners.arms.experience import COUNT, QUALITY
     from learners.targets import ONE
+    from serve.deploy.deployment import now_ms
 
     arms, (known, version) = settings.listed_arms(), _known(settings, path)
-    sums = known.of([arm.key for arm in arms])
-    of = zip(arms, sums[:, COUNT].tolist(), sums[:, QUALITY].tolist(), strict=True)
+    keys = [arm.key for arm in arms]
+    sums = known.read(keys, now_ms()).rows
+    quality = sums[:, QUALITY] / ONE / np.maximum(sums[:, COUNT], 1e-9)
+    of = zip(arms, known.outcomes(keys).tolist(), quality.tolist(), strict=True)
     found = [
         {
             "id": arm.id,
             "group": arm.group,
             "price_usd": arm.price_usd,
-            "outcomes": int(n),
-            "quality": total / ONE / n if n else None,
+            "outcomes": n,
+            "quality": mean if n else None,
         }
-        for arm, n, total in of
+        for arm, n, mean in of
     ]
     return {"snapshot_version": version, "arms": found}
 

@@ -81,6 +81,7 @@ def messages() -> Iterator[tuple[str, bytes]]:
     embedded = pb.RouteRequest(embedding=pb.Embedding(values=[0.1] * 8))
     flat = pb.RouteRequest(embedding_f32=np.ones(16, "<f4").tobytes())
     outcome = pb.Outcome(ticket=TICKET, quality=0.5, cost_usd=0.1, latency_ms=3.0, output_tokens=4)
+    arms = pb.RouteArmRequest(request=EVERYTHING, groups=["a", "b"])
     columns = pb.RouteColumnsRequest(embeddings_f32=np.ones(64, "<f4").tobytes())
     for name, message in (
         ("Route", pb.RouteRequest(text="hello")),
@@ -91,6 +92,7 @@ def messages() -> Iterator[tuple[str, bytes]]:
         ("RouteColumns", columns),
         ("RouteStream", EVERYTHING),
         ("RouteArm", pb.RouteArmRequest(request=embedded, groups=["a", "b"])),
+        ("RouteArmBatch", pb.RouteArmBatchRequest(requests=[arms, arms])),
         ("SendFeedback", pb.FeedbackRequest(outcomes=[outcome, outcome])),
         ("TraceFeedback", pb.TraceFeedbackRequest(ticket=TICKET)),
         ("Explain", pb.ExplainRequest(ticket=TICKET)),

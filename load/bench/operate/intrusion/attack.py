@@ -70,6 +70,7 @@ class Attack:
             "RouteColumns": pb.RouteColumnsRequest(embeddings_f32=bytes(4)),
             "RouteStream": ask,
             "RouteArm": pb.RouteArmRequest(request=ask),
+            "RouteArmBatch": pb.RouteArmBatchRequest(requests=[pb.RouteArmRequest(request=ask)]),
             "SendFeedback": pb.FeedbackRequest(outcomes=[outcome]),
             "TraceFeedback": pb.TraceFeedbackRequest(ticket=self.ticket),
             "Explain": pb.ExplainRequest(ticket=self.ticket),

@@ -214,6 +214,12 @@ class RouteArmRequest(_message.Message):
     groups: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, request: _Optional[_Union[RouteRequest, _Mapping]] = ..., groups: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class RouteArmBatchRequest(_message.Message):
+    __slots__ = ("requests",)
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    requests: _containers.RepeatedCompositeFieldContainer[RouteArmRequest]
+    def __init__(self, requests: _Optional[_Iterable[_Union[RouteArmRequest, _Mapping]]] = ...) -> None: ...
+
 class RouteColumnsRequest(_message.Message):
     __slots__ = ("embeddings_f32", "prompt_tokens_u32", "shared")
     EMBEDDINGS_F32_FIELD_NUMBER: _ClassVar[int]

@@ -59,6 +59,11 @@ class RouterStub:
                 request_serializer=fairlead_dot_v1_dot_router__pb2.RouteArmRequest.SerializeToString,
                 response_deserializer=fairlead_dot_v1_dot_router__pb2.Decision.FromString,
                 _registered_method=True)
+        self.RouteArmBatch = channel.unary_unary(
+                '/fairlead.v1.Router/RouteArmBatch',
+                request_serializer=fairlead_dot_v1_dot_router__pb2.RouteArmBatchRequest.SerializeToString,
+                response_deserializer=fairlead_dot_v1_dot_router__pb2.RouteBatchReply.FromString,
+                _registered_method=True)
         self.SendFeedback = channel.unary_unary(
                 '/fairlead.v1.Router/SendFeedback',
                 request_serializer=fairlead_dot_v1_dot_router__pb2.FeedbackRequest.SerializeToString,
@@ -117,6 +122,13 @@ class RouterServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RouteArmBatch(self, request, context):
+        """Many requests for arms, decided together. One bad request fails alone: its reply carries an error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SendFeedback(self, request, context):
         """Reports outcomes. Returns once they are durably in the feedback log; they are learned shortly
         after. Reporting the same thing twice is harmless: each value of a decision counts once.
@@ -169,6 +181,11 @@ def add_RouterServicer_to_server(servicer, server):
                     servicer.RouteArm,
                     request_deserializer=fairlead_dot_v1_dot_router__pb2.RouteArmRequest.FromString,
                     response_serializer=fairlead_dot_v1_dot_router__pb2.Decision.SerializeToString,
+            ),
+            'RouteArmBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.RouteArmBatch,
+                    request_deserializer=fairlead_dot_v1_dot_router__pb2.RouteArmBatchRequest.FromString,
+                    response_serializer=fairlead_dot_v1_dot_router__pb2.RouteBatchReply.SerializeToString,
             ),
             'SendFeedback': grpc.unary_unary_rpc_method_handler(
                     servicer.SendFeedback,
@@ -321,6 +338,33 @@ class Router:
             '/fairlead.v1.Router/RouteArm',
             fairlead_dot_v1_dot_router__pb2.RouteArmRequest.SerializeToString,
             fairlead_dot_v1_dot_router__pb2.Decision.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RouteArmBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fairlead.v1.Router/RouteArmBatch',
+            fairlead_dot_v1_dot_router__pb2.RouteArmBatchRequest.SerializeToString,
+            fairlead_dot_v1_dot_router__pb2.RouteBatchReply.FromString,
             options,
             channel_credentials,
             insecure,

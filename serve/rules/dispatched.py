@@ -1,11 +1,23 @@
-"""What the operator's rules say to a model before a conversation.
+"""What the operator's rules make of a call that is dispatched.
 
-rules that matched ──their `system_prompt`──▶ one system message, before all others
+rules that matched ─┬─ `system_prompt` ─▶ one system message, before all others
+└─ `extra` ─────────▶ fields of the body, over what the caller has there:
+past a cache, say, as its server wants it said
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+
+from serve.rules.rule import Rule
+
+
+def as_dispatched(body: Mapping[str, object], rules: Sequence[Rule]) -> Mapping[str, object]:
+    """A chat completion as these rules have it; of two that say a field, the first one's counts."""
+    found = with_system_prompts(body, [one.system_prompt for one in rules if one.system_prompt])
+    for rule in reversed(rules):
+        found = {**found, **rule.extra} if rule.extra else found
+    return found
 
 
 def with_system_prompts(body: Mapping[str, object], prompts: Sequence[str]) -> Mapping[str, object]:
