@@ -89,7 +89,7 @@ def test_a_server_that_is_slow_by_chance_is_simulated_so(per_s):
 def test_lines_are_of_what_is_usual():
     """
     By the prompt's length and by those beside it, where there is room, though one of ten takes ten
-    times as long, and three stand still; and that is in the quantiles, with as much of a mean as was seen.
+    times as long, and one stands still; and that is in the quantiles, with as much of a mean as was seen.
     """
     counts, total_s, n = Counter(), 0.0, 0
     for held, prompt, late in itertools.product(range(1, 9), range(40, 1200, 23), range(10)):
@@ -99,8 +99,8 @@ def test_lines_are_of_what_is_usual():
         if held <= SLOTS:
             total_s, n = total_s + took_s, n + 1
 
-    counts[cell_of(1, 40, 90.0)] += 3  # and the machine stood still once
-    total_s, n = total_s + 270.0, n + 3
+    counts[cell_of(1, 40, 270.0)] += 1  # and the machine stood still once
+    total_s, n = total_s + 270.0, n + 1
 
     found = first_tokens(counts, SLOTS)
 
@@ -110,7 +110,7 @@ def test_lines_are_of_what_is_usual():
     assert found.mean_s == pytest.approx(total_s / n, rel=0.05)
     usual = found.slow[100]
     assert found.took_s(0.5)[0] < found.mean_s
-    assert found.alone_s * usual == pytest.approx(0.1, rel=0.25)
+    assert found.alone_s * usual == pytest.approx(0.1, rel=0.15)
     assert found.s_per_prompt_token * usual == pytest.approx(4e-4, rel=0.15)
     assert found.s_per_other * usual == pytest.approx(0.02, rel=0.15)
 
