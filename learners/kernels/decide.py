@@ -5,7 +5,8 @@
 
 The same bits as numpy gives (`serve.routing.router`, `learners.policies`): what it adds pairwise
 is added pairwise here, and its logarithms come in a table. `weigh` finds out whether a request
-needs more than it does: a limit keeps a model out, or quality or the strong model is limited.
+needs more than it does: a limit keeps a model out by what was learned alone, or the strong model is
+limited.
 """
 
 from __future__ import annotations
@@ -27,21 +28,32 @@ N_COLUMNS = 23
 PER_TOKEN, FIXED_USD, STATED_MS, TOKENS_MAX, ANSWERED, PAID_ON_AVERAGE, COST_FACTOR = range(7)
 NOISE, OFF = 7, 10  # each of three targets
 N_ROWS = 13
+# What leaving a session's model costs (n, k): milliseconds more, US dollars less.
+SWITCH_MS, SAVED_USD = range(2)
+# What the operator's rules leave, and what they prefer (n, k).
+LEFT, PREFERRED = range(2)
 # What of capacity is charged at each model's best pool (n, k): in all, for energy; at list price.
 POINTS, ENERGY, REFERENCE_USD = range(3)
 # Rows (n,) of what requests say.
 TOKENS, USD_MAX, MS_MAX, QUALITY_MIN, STRONG_SHARE_MAX = range(5)
 # Settings: a prompt's tokens where none are said, a point's worth, the budget's price; and of
-# `learners.estimates.calibration`: steps, bins, weight, and of `learners.targets`: the least cost.
-TOKENS_USUAL, VALUE_USD, BUDGET, STEPS, BINS, OWN_WEIGHT, COST_USD_MIN = range(7)
+# `learners.estimates.calibration`: steps, bins, weight, of `learners.targets`: the least cost, of
+# `learners.policies.limits`: when an estimate is unsure.
+TOKENS_USUAL, VALUE_USD, BUDGET, STEPS, BINS, OWN_WEIGHT, COST_USD_MIN, UNSURE_BY = range(8)
 # Verdicts, as in `serve.routing.eligible`.
-ELIGIBLE, NOT_ALLOWED, PROMPT_TOO_LONG = np.uint8(0), np.uint8(1), np.uint8(4)
-# Flags. Found: whether it can be done here, whether charges change anything. Asked for: what a
-# policy weighs if capacity were free also where that is the same.
-PLAIN, AGAIN, BOTH = range(3)
+ELIGIBLE, NOT_ALLOWED, TOO_DEAR = np.uint8(0), np.uint8(1), np.uint8(2)
+TOO_SLOW, PROMPT_TOO_LONG, BELOW_QUALITY = np.uint8(3), np.uint8(4), np.uint8(6)
+RULED_OUT, NOT_PREFERRED = np.uint8(9), np.uint8(10)
+# What is found of models (n, k): who is eligible, who is to be tried; of requests (n,): whether
+# somebody is eligible, and nobody good enough.
+MAY, TRIED = range(2)
+FITS, BELOW = range(2)
+# Flags. Found: whether it can be done here, whether charges change anything, whether anybody is to
+# be tried. Asked for: what a policy weighs if capacity were free also where that is the same.
+PLAIN, AGAIN, BOTH, TRIALS = range(4)
 
 MATRIX, CUBE, COLUMN = "float64[:,::1]", "float64[:,:,::1]", "float64[::1]"
-MASK, FLAGS = "boolean[:,::1]", "boolean[::1]"
+MASK, MASKS, FLAGS = "boolean[:,::1]", "boolean[:,:,::1]", "boolean[::1]"
 
 
 @inlined
@@ -176,10 +188,15 @@ def _expect(
     curves: Any,
     spreads: Any,
     tokens: Any,
+    stays: Any,
     settings: Any,
 ) -> None:
     """What request i would get of model m: `eligible.expected_of`."""
     list_usd = tokens * models[PER_TOKEN, m] + models[FIXED_USD, m]
+    late_ms = 0.0
+    if len(stays):
+        list_usd = max(list_usd - stays[SAVED_USD, i, m], 0.0)
+        late_ms = stays[SWITCH_MS, i, m]
     estimated = min(max(np.float64(mean[i, m, 0]), 0.0), 1.0)
     success = estimated
     off = math.hypot(np.float64(deviation[i, m]), models[NOISE, m])
@@ -206,7 +223,7 @@ def _expect(
     c[SUCCESS_OFF, i, m] = off
     c[PAID, i, m] = paid
     c[COST_OFF, i, m] = list_usd * models[NOISE + 1, m]
-    c[LATENCY, i, m] = models[STATED_MS, m] * np.float64(mean[i, m, 2])
+    c[LATENCY, i, m] = models[STATED_MS, m] * np.float64(mean[i, m, 2]) + late_ms
     c[LATENCY_OFF, i, m] = models[STATED_MS, m] * models[NOISE + 2, m]
     c[LIST, i, m] = list_usd
     c[ESTIMATED, i, m] = estimated
@@ -249,25 +266,88 @@ def _score(
 
 
 @inlined
-def _admit(c: Any, i: Any, models: Any, allowed: Any, asked: Any, verdict: Any) -> Any:
-    """Verdicts of request i; False where a limit keeps a model out."""
+def _admit(c: Any, i: Any, models: Any, allowed: Any, asked: Any, ruled: Any, verdict: Any) -> Any:
+    """Verdicts of request i; False where a limit keeps a model out that is perhaps to be tried."""
     for m in range(verdict.shape[1]):
         verdict[i, m] = ELIGIBLE
         if not allowed[i, m]:
             verdict[i, m] = NOT_ALLOWED
+        elif len(ruled) and not ruled[LEFT, i, m]:
+            verdict[i, m] = RULED_OUT
         elif asked[TOKENS, i] > models[TOKENS_MAX, m]:
             verdict[i, m] = PROMPT_TOO_LONG
-        elif c[PAID, i, m] > asked[USD_MAX, i] or c[LATENCY, i, m] > asked[MS_MAX, i]:
-            return False
+        elif c[PAID, i, m] > asked[USD_MAX, i]:
+            if c[LIST, i, m] <= asked[USD_MAX, i]:  # by what was learned alone, which may be stale
+                return False
+            verdict[i, m] = TOO_DEAR
+        elif c[LATENCY, i, m] > asked[MS_MAX, i]:
+            if models[STATED_MS, m] <= asked[MS_MAX, i]:
+                return False
+            verdict[i, m] = TOO_SLOW
     return True
 
 
 @inlined
+def _prefer(i: Any, ruled: Any, verdict: Any) -> None:
+    """Leave to request i those that rules prefer, where there are any: `eligible.preferred_of`."""
+    some, k = False, verdict.shape[1] if len(ruled) else 0
+    for m in range(k):
+        some |= verdict[i, m] == ELIGIBLE and ruled[PREFERRED, i, m]
+    for m in range(k):
+        if some and verdict[i, m] == ELIGIBLE and not ruled[PREFERRED, i, m]:
+            verdict[i, m] = NOT_PREFERRED
+
+
+@inlined
+def _enough(
+    c: Any, i: Any, deviation: Any, least: Any, unsure: Any, verdict: Any, tried: Any
+) -> Any:
+    """Leave to request i those that are good enough, and say whom to try: `limits.good_enough`.
+
+    True where nobody is, though somebody is eligible: then all stay.
+    """
+    some, enough, cheapest = False, False, math.inf
+    k = verdict.shape[1]
+    if not least > 0.0:
+        tried[i] = False
+        return False
+    for m in range(k):
+        some |= verdict[i, m] == ELIGIBLE
+        if verdict[i, m] == ELIGIBLE and c[SUCCESS, i, m] >= least:
+            enough = True
+            cheapest = min(cheapest, c[PAID, i, m])
+    for m in range(k):
+        out = enough and verdict[i, m] == ELIGIBLE and not c[SUCCESS, i, m] >= least
+        perhaps = c[SUCCESS, i, m] + unsure * np.float64(deviation[i, m]) >= least
+        tried[i, m] = out and c[PAID, i, m] < cheapest and perhaps
+        if out:
+            verdict[i, m] = BELOW_QUALITY
+    return some and not enough
+
+
+@inlined
+def _weights(said: Any, least: Any, below: Any, money: Any, weights: Any) -> None:
+    """What counts for a request: `eligible.weights_of`."""
+    weights[:] = said
+    if below:
+        weights[0], weights[1], weights[2], weights[3] = 1.0, 0.0, 0.0, 0.0
+    elif least > 0.0:
+        weights[0], weights[1], weights[2] = 0.0, money, 0.0
+
+
+@inlined
 def _value(
-    c: Any, i: Any, weights: Any, charges: Any, settings: Any, charged: Any, energy: Any
+    c: Any,
+    i: Any,
+    weights: Any,
+    money: Any,
+    charges: Any,
+    settings: Any,
+    charged: Any,
+    energy: Any,
 ) -> Any:
     """Utilities of request i, also as if capacity were free; whether they differ."""
-    money, differ = max(weights[1], weights[0] / settings[VALUE_USD]), False
+    differ = False
     for m in range(len(charged)):
         points = reference_usd = 0.0
         if len(charges):
@@ -296,11 +376,14 @@ def _value(
     MASK,
     MATRIX,
     CUBE,
+    MASKS,
+    CUBE,
     COLUMN,
     CUBE,
     "uint8[:,::1]",
+    MASKS,
     MASK,
-    FLAGS,
+    MATRIX,
     FLAGS,
 )
 def weigh(
@@ -312,38 +395,47 @@ def weigh(
     preference: Any,
     allowed: Any,
     asked: Any,
+    stays: Any,
+    ruled: Any,
     charges: Any,
     settings: Any,
     c: Any,
     verdict: Any,
-    eligible: Any,
-    fits: Any,
+    models_found: Any,
+    requests_found: Any,
+    weighed: Any,
     found: Any,
 ) -> None:
-    """Fill in the columns `c`, verdicts, who is eligible and fits, and what was `found`.
+    """Fill in the columns `c`, verdicts, what is found, and what counts for requests (n, 4).
 
     `curves` (k, steps + 1) and `spreads` (2, k, bins) calibrate; without rows nothing is. Without
-    `charges` capacity costs nothing. Where nobody is eligible (`fits` is False) all are taken to
-    be: the request is refused.
+    `charges` capacity costs nothing, without `stays` no session is held, without `ruled` nothing is
+    ruled. Where nobody is eligible (`FITS` is False) all are taken to be: the request is refused.
     """
     n, k = deviation.shape
     terms, charged, energy = np.empty(k), np.zeros(k), np.zeros(k)
-    found[PLAIN], found[AGAIN] = False, False
+    eligible, tried, fits = models_found[MAY], models_found[TRIED], requests_found[FITS]
+    found[PLAIN], found[AGAIN], found[TRIALS] = False, False, False
     for i in range(n):
-        if asked[QUALITY_MIN, i] > 0.0 or asked[STRONG_SHARE_MAX, i] < 1.0:
+        if asked[STRONG_SHARE_MAX, i] < 1.0:
             return
-        weights, tokens = preference[i], asked[TOKENS, i]
-        if not tokens > 0.0:
-            tokens = settings[TOKENS_USUAL]
+        tokens, least = asked[TOKENS, i], asked[QUALITY_MIN, i]
+        tokens = tokens if tokens > 0.0 else settings[TOKENS_USUAL]
         for m in range(k):
-            _expect(c, i, m, mean, deviation, models, curves, spreads, tokens, settings)
-            c[UNSURE, i, m] = weights[0] * np.float64(deviation[i, m])
-        if not _admit(c, i, models, allowed, asked, verdict):
+            _expect(c, i, m, mean, deviation, models, curves, spreads, tokens, stays, settings)
+        if not _admit(c, i, models, allowed, asked, ruled, verdict):
             return
+        _prefer(i, ruled, verdict)
+        below = _enough(c, i, deviation, least, settings[UNSURE_BY], verdict, tried)
+        found[TRIALS] |= tried[i].any()
+        requests_found[BELOW, i], weights = below, weighed[i]
+        money = max(preference[i, 1], preference[i, 0] / settings[VALUE_USD])
+        _weights(preference[i], least, below, money, weights)
         fits[i] = (verdict[i] == ELIGIBLE).any()
         for m in range(k):
             eligible[i, m] = verdict[i, m] == ELIGIBLE or not fits[i]
-        differ = _value(c, i, weights, charges, settings, charged, energy)
+            c[UNSURE, i, m] = weights[0] * np.float64(deviation[i, m])
+        differ = _value(c, i, weights, money, charges, settings, charged, energy)
         found[AGAIN] |= differ or not fits[i]
         utility = c[UTILITY, i]
         _score(c, i, models, utility, charged, energy, weights, eligible, SCORED, terms)
@@ -351,8 +443,6 @@ def weigh(
     if not (found[AGAIN] or found[BOTH]):
         return
     for i in range(n):
-        if len(charges):
-            energy[:] = charges[ENERGY, i]
-        utility, beyond = c[FREE, i], c[BEYOND, i]
-        weights = preference[i]
-        _score(c, i, models, utility, beyond, energy, weights, eligible, SCORED_FREE, terms)
+        power = charges[ENERGY, i] if len(charges) else energy
+        utility, beyond, weights = c[FREE, i], c[BEYOND, i], weighed[i]
+        _score(c, i, models, utility, beyond, power, weights, eligible, SCORED_FREE, terms)

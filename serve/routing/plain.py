@@ -1,10 +1,10 @@
 """Decisions of requests that nothing makes special, by compiled code: the same as `router.route`.
 
     RequestBatch, Estimates, Live ─weigh─▶ columns ─policy─▶ probabilities ─pick─▶ Picked
-                                     └─ a limit keeps a model out, …: None, and numpy decides
+                                     └─ a stale estimate keeps one out, …: None, and numpy decides
 
-Most requests state no limit, or none that matters. For these a few calls of the kernel (`decide`)
-do what takes numpy three hundred. What budgets charge and leave is `serve.budgets`' own, and draws
+Most requests have no limit that only numpy knows. For these a few calls of the kernel (`decide`) do
+what takes numpy three hundred. What budgets charge and leave is `serve.budgets`' own, and draws
 that models not proven limit are `learners.policies.newcomers`'.
 """
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from learners.estimates.calibration import BINS, OWN_WEIGHT, STEPS
 from learners.estimates.estimator import Estimates
 from learners.kernels.compiled import writable
+from learners.policies.limits import UNSURE, with_trials
 from learners.policies.newcomers import Tries, draw_within
 from learners.policies.policy import Policy
 from learners.prices import shed_share
@@ -53,7 +54,8 @@ COLUMNS = {  # of `router.Choices`, and where the kernel writes them
     "estimated_quality": "ESTIMATED",
     "estimated_cost_usd": "ESTIMATED_USD",
 }
-NO_CURVES, NO_SPREADS, NO_CHARGES = np.zeros((0, 0)), np.zeros((0, 0, 0)), np.zeros((0, 0, 0))
+NO_CURVES, NONE_SAID = np.zeros((0, 0)), np.zeros((0, 0, 0))
+NO_RULES = np.zeros((0, 0, 0), bool)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,6 +66,8 @@ class Picked:
     verdict: NDArray[np.uint8]
     eligible: NDArray[np.bool_]
     fits: NDArray[np.bool_]  # (n,)
+    below: NDArray[np.bool_]  # (n,)
+    weighed: Floats  # (n, 4) what counts, see `eligible.weights_of`
     propensity: Floats
     chosen: NDArray[np.intp]  # (n,)
     preferred: NDArray[np.intp]  # (n,)
@@ -85,7 +89,7 @@ class Known:
         if made is None or made[0] is not live.prices or made[1] is not options:
             budget = live.prices.budget.charged(options.pricing.ascent)
             usual, worth = live.catalogue.prompt_tokens, options.value_usd
-            found = np.array([usual, worth, budget, STEPS, BINS, OWN_WEIGHT, COST_USD_MIN])
+            found = np.array([usual, worth, budget, STEPS, BINS, OWN_WEIGHT, COST_USD_MIN, UNSURE])
             self.settings = made = live.prices, options, found
         return made[2]
 
@@ -103,7 +107,7 @@ class Known:
         rows[kernel.NOISE : kernel.NOISE + 3] = estimates.noise.T
         rows[kernel.OFF : kernel.OFF + 3] = estimates.mean_deviation.T
         if calibration is None:
-            return cls(rows, NO_CURVES, NO_SPREADS)
+            return cls(rows, NO_CURVES, NONE_SAID)
         rows[kernel.COST_FACTOR] = calibration.cost_factor
         spreads = np.stack([calibration.squares, calibration.counts])
         return cls(rows, np.ascontiguousarray(calibration.curves), spreads)
@@ -123,7 +127,7 @@ def decided(
 ) -> dict[str, Any] | None:
     """The columns of `router.Choices`; None where a request needs more than this does."""
     kernel, n, charged = live.kernel, len(requests), None
-    if kernel is None or _special(requests, live):
+    if kernel is None or not live.all_open or (purse and requests.preferred is not None):
         return None
     if live.catalogue.any_work or live.several:
         tokens = known_tokens_of(requests.prompt_tokens, live)
@@ -136,7 +140,7 @@ def decided(
         least = least_multiple(pool_load, of.eligible, live)
         shed = of.fits & (uniform[:, 1] < shed_share(least, requests.criticality))
     return {name: of.columns[row] for name, row in _rows(kernel)} | {
-        **_places(of, requests, live, pool_load, charged),
+        **_places(of, live, pool_load, charged),
         "chosen": of.chosen,
         "preferred": of.preferred,
         "propensity": of.propensity,
@@ -145,7 +149,7 @@ def decided(
         "budget": of.refused,
         "shed": shed,
         "multiple": least,
-        "below_quality": np.zeros(n, bool),
+        "below_quality": of.below,
     }
 
 
@@ -156,22 +160,18 @@ def _rows(kernel: ModuleType) -> tuple[tuple[str, int], ...]:
 
 
 def _places(
-    of: Picked,
-    requests: RequestBatch,
-    live: Live,
-    pool_load: PoolLoad,
-    charged: Placement | None,
+    of: Picked, live: Live, pool_load: PoolLoad, charged: Placement | None
 ) -> dict[str, Any]:
     """Columns about pools."""
     if charged is None:
         return {
-            "pools": live.first_pool[None].repeat(len(requests), axis=0),
+            "pools": live.first_pool[None].repeat(len(of.chosen), axis=0),
             "pool": live.first_pool[of.chosen],
             "energy_j": np.zeros(of.propensity.shape),
-            "work_s": np.zeros(len(requests)),
+            "work_s": np.zeros(len(of.chosen)),
         }
-    rows = np.arange(len(requests))
-    pool = place(of.chosen, charged, requests.preference, live, pool_load)
+    rows = np.arange(len(of.chosen))
+    pool = place(of.chosen, charged, of.weighed, live, pool_load)
     return {
         "pools": charged.best,
         "pool": pool,
@@ -202,7 +202,8 @@ def pick(
     n, k = estimates.deviation.shape
     known = live.known = live.known or Known.of(kernel, live, estimates)
     columns, verdict = np.empty((kernel.N_COLUMNS, n, k)), np.empty((n, k), np.uint8)
-    eligible, fits, found = np.empty((n, k), bool), np.empty(n, bool), np.zeros(3, bool)
+    of_models, of_requests = np.empty((2, n, k), bool), np.empty((2, n), bool)
+    weighed, found = np.empty((n, 4)), np.zeros(4, bool)
     found[kernel.BOTH] = purse is not None
     kernel.weigh(
         writable(estimates.mean, np.float32),
@@ -213,22 +214,27 @@ def pick(
         writable(requests.preference),
         writable(requests.allowed, np.bool_),
         _asked(requests),
-        NO_CHARGES if charged is None else _charges(live, charged),
+        _stays(requests),
+        _ruled(requests),
+        NONE_SAID if charged is None else _charges(live, charged),
         known.settings_of(live, options),
         columns,
         verdict,
-        eligible,
-        fits,
+        of_models,
+        of_requests,
+        weighed,
         found,
     )
     if not found[kernel.PLAIN]:
         return None
-    again = found[kernel.AGAIN]
+    (eligible, tried), (fits, below), again = of_models, of_requests, found[kernel.AGAIN]
     if purse is not None:
         asked = asked_of(requests, live, columns[kernel.PAID], columns[kernel.LIST], options)
         again |= _charge(kernel, purse, asked, columns, eligible)
     first, draws = kernel.SCORED, uniform[:, 0]
     p = likely(kernel, columns[first], columns[first + 1], columns[first + 2], eligible)
+    if found[kernel.TRIALS]:
+        p = with_trials(p, tried, np.full(n, options.limits.probe_share))
     propensity, chosen = _drawn(kernel, p, eligible, tries, columns, uniform)
     preferred, refused = chosen, np.array([NONE] * n, np.intp)
     if again:
@@ -240,7 +246,9 @@ def pick(
         propensity, chosen, refused = purse.draw(propensity, chosen, utility, within, draws)
         verdict[(verdict == Verdict.ELIGIBLE) & purse.barred] = Verdict.OVER_BUDGET
         fits &= refused == NONE
-    return Picked(columns, verdict, eligible, fits, propensity, chosen, preferred, refused)
+    return Picked(
+        columns, verdict, eligible, fits, below, weighed, propensity, chosen, preferred, refused
+    )
 
 
 def _charge(
@@ -274,18 +282,34 @@ def _drawn(
     return p, chosen
 
 
-def _special(requests: RequestBatch, live: Live) -> bool:
-    """Whether the kernel knows nothing of what matters here."""
-    columns = requests.switch_ms, requests.saved_usd, requests.left, requests.preferred
-    return not live.all_open or any(column is not None for column in columns)
-
-
 def _asked(requests: RequestBatch) -> Floats:
     """What requests say, in the rows that the kernel reads."""
     found = np.empty((5, len(requests.prompt_tokens)))
     found[0] = requests.prompt_tokens
     found[1], found[2] = requests.cost_usd_max, requests.latency_ms_max
     found[3], found[4] = requests.quality_min, requests.strong_share_max
+    return found
+
+
+def _stays(requests: RequestBatch) -> Floats:
+    """What leaving sessions' models costs (2, n, k), as the kernel takes it."""
+    if requests.switch_ms is None and requests.saved_usd is None:
+        return NONE_SAID
+    found = np.zeros((2, *requests.allowed.shape))
+    for row, column in enumerate((requests.switch_ms, requests.saved_usd)):
+        if column is not None:
+            found[row] = column
+    return found
+
+
+def _ruled(requests: RequestBatch) -> NDArray[np.bool_]:
+    """What rules leave, and what they prefer (2, n, k), as the kernel takes it."""
+    if requests.left is None and requests.preferred is None:
+        return NO_RULES
+    found = np.ones((2, *requests.allowed.shape), bool)
+    for row, column in enumerate((requests.left, requests.preferred)):
+        if column is not None:
+            found[row] = column
     return found
 
 

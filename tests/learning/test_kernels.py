@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import fields, replace
+from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from estimated import requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reporting_pools import WORKING, reported, view
 from source_files import ROOT
 from waiting import PATIENCE_S
 
@@ -45,6 +47,7 @@ from serve.routing.writing.records import FEW, Decisions, explored
 from streams.feedback.ticket import CANDIDATE, HEAD
 from streams.telemetry.fleet_state import FleetState
 from streams.training.budgets import Account, Budget
+from streams.training.prices import Price
 
 pytest.importorskip("numba")
 DECIDE = kernels("learners.kernels.decide")
@@ -171,6 +174,8 @@ def test_pools_are_filled_as_one_by_one_in_lists(n, pools, seed):
     policy=st.sampled_from(POLICIES),
     seed=st.integers(0, 2**32),
     limits=st.booleans(),
+    rules=st.booleans(),
+    sessions=st.booleans(),
     cost=st.sampled_from([0.0, 20.0]),
     proven=st.booleans(),
     budgets=st.lists(st.builds(
@@ -185,11 +190,13 @@ def test_pools_are_filled_as_one_by_one_in_lists(n, pools, seed):
     ), max_size=2),
 )  # fmt: skip
 @settings(max_examples=150, deadline=None)
-def test_decisions_are_those_of_numpy(k, policy, seed, limits, cost, proven, budgets):
+def test_decisions_are_those_of_numpy(
+    k, policy, seed, limits, rules, sessions, cost, proven, budgets
+):
     """
-    From the same estimates: every column to the bit, with and without limits that matter, for
-    models that are not allowed, too short or not proven, by budgets that charge, cut or refuse,
-    also where no model is left.
+    From the same estimates: every column to the bit, with and without limits that matter, rules and
+    sessions, for models that are not allowed, too short or not proven, by budgets that charge, cut
+    or refuse, also where no model is left.
     """
     rng = np.random.default_rng(seed)
     n, (fast, slow) = int(rng.integers(1, 6)), VIEWS[k]
@@ -200,8 +207,9 @@ def test_decisions_are_those_of_numpy(k, policy, seed, limits, cost, proven, bud
         preference=rng.random((n, 4)) * [1.0, cost, 0.1, 0.0],
         prompt_tokens=rng.integers(0, 20_000, n).astype(float),
         allowed=rng.random((n, k)) < 0.8,
-        cost_usd_max=np.where(rng.random(n) < 0.3, 0.01, np.inf) if limits else np.full(n, np.inf),
-        quality_min=np.where(rng.random(n) < 0.1, 0.5, 0.0) if limits else np.zeros(n),
+        **(limits_of(n, rng) if limits else {}),
+        **(rules_of(n, k, rng) if rules else {}),
+        **(sessions_of(n, k, rng) if sessions else {}),
     )
     uniform = rng.random((n, 2))
     tries = None if proven else tries_of(k, rng)
@@ -270,6 +278,65 @@ class Bare:
         return heads.tobytes(), candidates.tobytes(), tenants
 
 
+@given(n=st.integers(1, 6), seed=st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None)
+def test_limits_leave_the_same_where_capacity_is_charged(n, seed):
+    """
+    Pools are filled by what counts for a request: cost alone, where it wants to be good enough.
+    """
+    rng, fast = np.random.default_rng(seed), charging_view()
+    k = len(fast.catalogue)
+    asked = requests(
+        n,
+        k,
+        preference=rng.random((n, 4)) * [1.0, 20.0, 0.1, 0.1],
+        prompt_tokens=rng.integers(0, 3_000, n).astype(float),
+        **limits_of(n, rng),
+        **rules_of(n, k, rng),
+    )
+    estimates, uniform = fast.estimator.estimate(asked.contexts), rng.random((n, 2))
+    estimates.mean[:, :, 0] = rng.random((n, k))
+    slow = renewed(fast)
+    slow.kernel = None
+
+    found, want = (decided(view, estimates, asked, SquareCb(), uniform) for view in (fast, slow))
+
+    for name in type(want).__dataclass_fields__:
+        np.testing.assert_array_equal(getattr(found, name), getattr(want, name), name)
+
+
+@cache
+def charging_view() -> Live:
+    """Two pools of a model, which reported how full they are, at prices of their own."""
+    reports = [reported("near", load=0.9), reported("far", load=0.2)]
+    prices = {"near": Price(1.0, 1.0), "far": Price(0.2, 1.0)}
+    return view(*reports, pools=WORKING, prices=prices, budget=Price(0.5, 1.0))
+
+
+def limits_of(n: int, rng) -> dict:
+    """Of money, time and quality, each of some requests."""
+    return {
+        "cost_usd_max": np.where(rng.random(n) < 0.3, rng.choice([0.005, 0.01, 0.05]), np.inf),
+        "latency_ms_max": np.where(rng.random(n) < 0.3, rng.choice([200.0, 700.0]), np.inf),
+        "quality_min": np.where(rng.random(n) < 0.5, rng.choice([0.3, 0.5, 0.6, 0.99]), 0.0),
+    }
+
+
+def rules_of(n: int, k: int, rng) -> dict:
+    """What they leave, what they prefer, or both."""
+    found = {"left": rng.random((n, k)) < 0.8, "preferred": rng.random((n, k)) < 0.5}
+    return {name: mask for name, mask in found.items() if rng.random() < 0.7}
+
+
+def sessions_of(n: int, k: int, rng) -> dict:
+    """Some are held by a model, whose cache makes it quicker, and the others dearer."""
+    held = rng.random((n, 1)) < 0.6
+    return {
+        "switch_ms": held * rng.integers(0, 2, (n, k)) * 400.0,
+        "saved_usd": held * rng.normal(size=(n, k)) * 0.01,
+    }
+
+
 def tries_of(k: int, rng) -> Tries:
     """Some models may take a few, some nothing more, some are not limited."""
     limited = rng.random(k) < 0.5
@@ -310,24 +377,48 @@ def renewed(live: Live) -> Live:
     return live.renewed(1, 0, FleetState(), live.prices)
 
 
-@pytest.mark.parametrize("name", [f.name for f in fields(RequestBatch) if f.default is None])
-def test_what_only_numpy_knows_is_left_to_numpy(name):
+@pytest.mark.parametrize("limits", [{"quality_min": [0.6]}, {"cost_usd_max": [0.0]}, {}])
+def test_limits_rules_and_sessions_are_decided_by_compiled_code(limits):
     """
-    A column that is not always there either changes no decision, or has numpy decide: a new one
-    has to say which.
+    So who states them waits no longer for a decision than others.
     """
-    (fast, _), seen_by_others = VIEWS[2], {"tenants", "said", "draws", "first", "stated"}
-    asked = requests(1, 2, **{name: np.ones((1, 2), bool)})
+    rules, sessions = rules_of(1, 5, RNG), sessions_of(1, 5, RNG)
+    said = {name: np.array(limit) for name, limit in limits.items()}
+
+    assert quick(requests(1, 5, **said, **rules, **sessions)) is not None
+
+
+def test_a_limit_that_only_what_was_learned_exceeds_is_left_to_numpy():
+    """
+    The model is within it by the catalogue, so it is perhaps to be tried.
+    """
+    dear = requests(1, 5, cost_usd_max=np.array([1e-9]), prompt_tokens=np.ones(1))
+    share = requests(1, 5, strong_share_max=np.array([0.5]))
+    stale = requests(1, 5, latency_ms_max=np.array([300.0]))
+
+    assert quick(dear) is not None
+    assert quick(share) is None
+    assert (quick(stale, slower=2.0) is None) and (quick(stale, slower=0.5) is not None)
+
+
+def quick(asked: RequestBatch, slower: float = 1.0):
+    """What compiled code decides; None where numpy is to."""
+    (fast, _), options = VIEWS[5], PlacementOptions()
     estimates = fast.estimator.estimate(asked.contexts)
+    estimates.mean[:, :, 2] = slower
+    load, draws = LoadTracker(options.pricing).now(fast, 0), np.zeros((1, 2))
+    return plain.decided(asked, fast, estimates, load, SquareCb(), draws, None, options, None, None)
 
-    options = PlacementOptions()
-    load = LoadTracker(options.pricing).now(fast, 0)
-    draws = np.zeros((1, 2))
-    found = plain.decided(
-        asked, fast, estimates, load, SquareCb(), draws, None, options, None, None
-    )
 
-    assert (found is None) == (name not in seen_by_others)
+@pytest.mark.parametrize("name", [f.name for f in fields(RequestBatch) if f.default is None])
+def test_a_column_that_is_not_always_there_is_known_to_compiled_code(name):
+    """
+    A new one changes no decision, or the kernel takes it, or it has numpy decide: whoever adds it
+    says which.
+    """
+    no_matter, taken = {"tenants", "said", "draws", "first", "stated"}, {"left", "preferred"}
+
+    assert name in no_matter | taken | {"switch_ms", "saved_usd"}
 
 
 def test_free_models_cost_what_was_paid_on_average():
