@@ -298,6 +298,25 @@ def decisions_export(
         typer.echo(f"{out}: {found['decisions']:,} decisions")
 
 
+@decisions_app.command("verify")
+def decisions_verify(
+    log: Annotated[Path, typer.Argument(help="What `fairlead decisions export` wrote.")],
+    settings: SettingsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make logged decisions once more from kept snapshots. Exit code 1 if one differs."""
+    from fairlead.commands.outcomes.verify import said_of, verified
+    from fairlead.commands.up import settings_of
+
+    with only_json(as_json) as emit:
+        found = verified(log, *settings_of(settings, console))
+        emit(found)
+    if not as_json:
+        typer.echo(said_of(found))
+    if not found["sound"]:
+        raise typer.Exit(1)
+
+
 @app.command()
 def landmarks(
     out: Annotated[Path, typer.Argument(help="File to write: .npz.")],

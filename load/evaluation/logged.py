@@ -114,6 +114,15 @@ def _read(path: Path) -> pa.Table:
     return table
 
 
+def table_of(path: Path) -> pa.Table:
+    """An export as it is, in the order of its decisions. Raises LogRefused."""
+    table = _read(path)
+    for name in (*EXPORTED, "snapshot_version", "policy", "qualities", "decision_id"):
+        if name not in table.column_names:
+            raise LogRefused(path.name, name, None, "is missing")
+    return table
+
+
 class _Rows:
     """The columns of a table, checked."""
 
