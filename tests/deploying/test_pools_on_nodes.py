@@ -38,7 +38,7 @@ pytestmark = pytest.mark.slow  # three machines are started, and one of them is 
 
 PATIENCE_S = 120.0
 L4, H100 = "127.0.0.10", "127.0.0.11"  # addresses of the two machines
-LIMIT_S = 15.0  # that replicas are waited for
+LIMIT_S = 25.0  # that replicas are waited for: those of a busy machine take fifteen
 
 
 def settings_file(folder: Path) -> Path:
@@ -129,6 +129,10 @@ def status(up: Running) -> Status:
         log.close()
 
 
+def conditions(up: Running) -> list[tuple[str, str, bool]]:
+    return [(c.pool, c.kind, c.given_up) for c in status(up).conditions]
+
+
 def addresses() -> dict[str, set[str]]:
     _, found = ray.get(find_directory().addresses.remote())
     return {pool: {at.rpartition(":")[0] for at in of} for pool, of in found.items()}
@@ -159,12 +163,10 @@ def test_a_pool_that_does_not_start_holds_up_nobody_and_is_tried_elsewhere(site)
     until(lambda: "there-h100_sxm" in answered, "an answer from elsewhere", PATIENCE_S)
 
     assert "there-b200_sxm" not in answered
-    found = status(up)
-    (alarm,) = [alarm for alarm in found.alarms if alarm.name == "replicas_not_ready"]
+    expected = [("there-b200_sxm", "no_machine", True)]
+    until(lambda: conditions(up) == expected, "the condition of who has no machine", PATIENCE_S)
+    (alarm,) = [alarm for alarm in status(up).alarms if alarm.name == "replicas_not_ready"]
     assert "there-b200_sxm: replicas wait for a machine" in alarm.cause
-    assert [(c.pool, c.kind, c.given_up) for c in found.conditions] == [
-        ("there-b200_sxm", "no_machine", True)
-    ]
 
 
 def test_servers_listen_at_their_own_machine_and_are_found_there(site):
