@@ -261,11 +261,11 @@ def test_lost_region_is_made_up_for_and_used_again_when_it_is_back():
 def silent() -> Shocked:
     """
     22 requests a second where the large model has two replicas at most: its pools have a price.
-    No telemetry arrives from 202 s to 502 s; from 420 s on there are 30.
+    No telemetry arrives from 202 s to 382 s; from 340 s on there are 30.
     """
-    rates = [(0, 22), (410, 22), (420, 30), (660, 30)]
+    rates = [(0, 22), (330, 22), (340, 30), (540, 30)]
     there = fleet({"h100_sxm": 2, "h200_sxm": 2}, {SMALL_US: 2, LARGE_US: 1, LARGE_EU: 1})
-    return run(traffic(rates), [Shock(at_s=STRUCK_S, what=Silent(for_s=300.0))], there)
+    return run(traffic(rates), [Shock(at_s=STRUCK_S, what=Silent(for_s=180.0))], there)
 
 
 def test_while_telemetry_is_silent_plan_and_prices_hold_and_decisions_go_on():
@@ -277,13 +277,13 @@ def test_while_telemetry_is_silent_plan_and_prices_hold_and_decisions_go_on():
     prices = {
         tuple(pool.price for pool in observed.pools.values())
         for at_s, observed in found.watched.seen.items()
-        if STRUCK_S + STEP_S <= at_s <= 500.0
+        if STRUCK_S + STEP_S <= at_s <= 380.0
     }
     assert len(prices) == 1
-    assert found.changes(STRUCK_S + STEP_S, 502.0) == 0
-    asked = found.rows(STRUCK_S, 502.0)
+    assert found.changes(STRUCK_S + STEP_S, 382.0) == 0
+    asked = found.rows(STRUCK_S, 382.0)
     assert (found.run.requests.fate[asked] == Fate.FINISHED).all()
-    assert found.within(STRUCK_S, 410.0) > 0.99  # routers know what they sent themselves
+    assert found.within(STRUCK_S, 330.0) > 0.99  # routers know what they sent themselves
 
 
 def test_when_telemetry_is_back_planning_goes_on():
@@ -291,8 +291,8 @@ def test_when_telemetry_is_back_planning_goes_on():
 
     said = [line for line in found.run.lines if "telemetry" in line]
     assert ["nothing changes" in said[0], "planning goes on" in said[1], len(said)] == [1, 1, 2]
-    assert sum(found.planned(600.0).values()) > sum(found.planned(500.0).values())
-    assert found.within(620.0, 660.0, TOP) > 0.97
+    assert sum(found.planned(480.0).values()) > sum(found.planned(380.0).values())
+    assert found.within(500.0, 540.0, TOP) > 0.97
 
 
 def test_after_a_silence_of_any_length_nothing_is_taken_away_at_once():
@@ -312,19 +312,19 @@ def test_after_a_silence_of_any_length_nothing_is_taken_away_at_once():
 # --- telemetry garbled
 
 
-GARBLED_S = 300.0
+GARBLED_S, SOUND_S = 150.0, 460.0  # how long, and when the run ends
 
 
 @cache
 def garbled() -> Shocked:
-    """Every record is broken, or absurd, from 202 s to 502 s."""
-    return run(traffic(steady(640.0)), [Shock(at_s=STRUCK_S, what=Garbled(for_s=GARBLED_S))])
+    """Every record is broken, or absurd, from 202 s to 352 s."""
+    return run(traffic(steady(SOUND_S)), [Shock(at_s=STRUCK_S, what=Garbled(for_s=GARBLED_S))])
 
 
 @cache
 def undisturbed() -> Shocked:
     """The same without that."""
-    return run(traffic(steady(640.0)))
+    return run(traffic(steady(SOUND_S)))
 
 
 def test_garbled_records_are_counted_and_absurd_numbers_are_not_believed():
@@ -333,8 +333,8 @@ def test_garbled_records_are_counted_and_absurd_numbers_are_not_believed():
     orderly(found, peak_per_s=14.0)
     counts = {name: n for name, n in found.state.counts.items() if name.startswith(BAD)}
     assert {name.removeprefix(BAD) for name in counts} >= {"not_json", "bad_field"}
-    assert sum(counts.values()) > 500
-    during = [o for at_s, o in found.watched.seen.items() if STRUCK_S + STEP_S <= at_s <= 500.0]
+    assert sum(counts.values()) > 250
+    during = [o for at_s, o in found.watched.seen.items() if STRUCK_S + STEP_S <= at_s <= 350.0]
     assert max(pool.reports.load or 0.0 for o in during for pool in o.pools.values()) <= LOAD_MAX
     assert max(pool.price for o in during for pool in o.pools.values()) < 1.0
 
@@ -342,7 +342,7 @@ def test_garbled_records_are_counted_and_absurd_numbers_are_not_believed():
 def test_garbled_telemetry_changes_no_replicas_that_would_not_change_without():
     found, plain = garbled(), undisturbed()
 
-    for at_s in np.arange(STRUCK_S, 640.0, 20.0).tolist():
+    for at_s in np.arange(STRUCK_S, SOUND_S, 20.0).tolist():
         with_it, without = found.planned(at_s), plain.planned(at_s)
         assert all(abs(with_it[pool] - without[pool]) <= 1 for pool in without), at_s
         assert sum(with_it.values()) >= sum(without.values()) - 1, at_s
@@ -362,7 +362,7 @@ def overload() -> Shocked:
     all_of_it = {SMALL_US: 4, SMALL_EU: 2, LARGE_US: 1, LARGE_EU: 2}
     rates = [(0, 20), (RISE_S, 20), (TOP_S, 100), (FALL_S, 100), (FALL_S + 20, 15), (END_S, 15)]
     # A router decides within milliseconds of a request's arrival: a coarse tick is a delay.
-    return run(traffic(rates), of=fleet(gpus, all_of_it), tick_s=0.1)
+    return run(traffic(rates), of=fleet(gpus, all_of_it), tick_s=0.2)
 
 
 def test_beyond_the_fleet_quality_gives_way_before_anybody_is_refused():
