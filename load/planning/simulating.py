@@ -163,9 +163,7 @@ def _scaler(site: Site, questions: Questions, options: SimulateOptions) -> Scale
         site.fleet,
         {plan.name: plan.rates for plan in site.fleet.pools if plan.name not in hosted},
         site.target,
-        dict(
-            zip(questions.asked.models, questions.asked.quality.mean(axis=0).tolist(), strict=True)
-        ),
+        _mean_quality(questions.asked),
         replace(planned, sizing=replace(planned.sizing, value_usd=_value_usd(site))),
     )
 

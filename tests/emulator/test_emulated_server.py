@@ -27,7 +27,7 @@ from infra.server_metrics.pages import read_page
 from serve.dispatch.backend import Call, Piece, Usage
 from serve.errors import AnswerGarbled, CallRefused, EndpointFailed
 
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 ASKED = [{"role": "user", "content": "Tell me of the sea."}]
 
 

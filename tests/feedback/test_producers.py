@@ -35,7 +35,7 @@ from streams.training.trainer import DUPLICATE, LEARNED, RECORDS, Share, Trainer
 PRODUCER = Path(__file__).parents[2] / "examples" / "feedback" / "Producer.java"
 N, TIMES, DAY_S = 300, 10, 86_400
 MEMORY = MemoryOptions(history=HistoryOptions(rows_max=10_000))
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 
 def now_ms() -> int:

@@ -18,7 +18,7 @@ from streams.feedback.export import export
 from streams.training.folder import Folder
 from streams.training.snapshots import Store
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 CALLERS = 8
 GROWTH_MB_MAX = 64  # the outbox holds 50 items, whatever the length of the outage
 

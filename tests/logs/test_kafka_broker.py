@@ -22,7 +22,7 @@ from waiting import until
 
 from infra.errors import InfraError
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 
 @pytest.fixture

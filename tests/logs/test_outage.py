@@ -33,7 +33,7 @@ WAITING_MAX = 2000
 GROWTH_MB_MAX = 48
 # One call may lose its turn on a busy machine, but it waits for no lock and no broker.
 OFFER_S_MAX, OFFER_S_P99_MAX = 2.0, 0.02
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 
 class Load:

@@ -14,7 +14,7 @@ from streams.errors import LogUnavailable, OutboxClosed, RecordTooLarge
 from streams.log.outbox import Outbox, OutboxOptions
 
 TOPIC = "topic"
-PATIENCE_S = 20.0  # for what must come; a test that waits this long has failed
+PATIENCE_S = 120.0  # for what must come; a test that waits this long has failed
 OPTIONS = {"items_max": 100, "batch_max": 10, "retry_s": 0.001, "close_s_max": PATIENCE_S}
 
 

@@ -22,7 +22,7 @@ from serve.openai_api.http_listener import HttpListenerOptions
 
 TEXT = EncoderOptions(kind="hashing")
 SERVERS = {"small": "10.0.0.1:8000", "medium": "10.0.0.2:8000", "large": "[2001:db8::3]:8000"}
-PATIENCE_S = 20.0
+PATIENCE_S = 120.0
 
 
 class Site:

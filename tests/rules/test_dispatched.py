@@ -53,7 +53,7 @@ def up(tmp_path):
 def posted(up, content: object, **fairlead) -> tuple[int, dict]:
     """Status and body of a chat completion over HTTP."""
     body = {"messages": [{"role": "user", "content": content}], "fairlead": fairlead}
-    connection = http.client.HTTPConnection("127.0.0.1", up.whole.http_port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", up.whole.http_port, timeout=60)
     connection.request(
         "POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"}
     )

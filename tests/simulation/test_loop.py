@@ -35,7 +35,6 @@ KEYS = {
 # As many as let the last quarter come well after a new trainer's first snapshot, and so slow that one
 # replica keeps up alone, also while others are started on a busy machine.
 N_REQUESTS, REQUESTS_PER_S = 2400, 100.0
-START_S = 300.0  # a cluster, on a machine with far more work than cores
 
 
 def named(process: subprocess.Popen, name: str) -> list[psutil.Process]:
@@ -187,7 +186,7 @@ def up(request, tmp_path_factory) -> Iterator[Up]:
     with fairlead("up", "--settings", str(path)) as process:
         found = Up(process, port, path)
         with Client(found.address) as client:
-            until(lambda: decides(client), "the first decision", START_S)
+            until(lambda: decides(client), "the first decision")
         yield found
 
 
@@ -307,7 +306,7 @@ def test_death_of_rays_head_is_survived_with_all_that_was_learned(tmp_path):
         fairlead("up", "--settings", str(settings_file(tmp_path, port))) as process,
         Client(f"127.0.0.1:{port}") as client,
     ):
-        until(lambda: decides(client), "the first decision", START_S)
+        until(lambda: decides(client), "the first decision")
         before = client.route(text="Learn this.").snapshot_version
         client.send_feedback(client.route(text="Learn this.").ticket, quality=1.0)
         until(lambda: client.route(text="x").snapshot_version > before, "learning")

@@ -14,7 +14,9 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-PATIENCE_S = 120.0  # only a test that fails waits so long
+PATIENCE_S = (
+    300.0  # only a test that fails waits so long; a cluster that starts on busy cores takes minutes
+)
 PAUSE_S_MAX = 0.25  # some conditions are calls to the very processes that are waited for
 T = TypeVar("T")
 

@@ -36,7 +36,7 @@ from streams.training.snapshots import Store
 from streams.training.trainer import LEARNED, RECORDS, SKIPPED, Trainer, TrainerOptions
 
 ENCODER = identity(make_encoder(ENCODER_OPTIONS))
-PATIENCE_S = 40.0
+PATIENCE_S = 120.0
 
 
 def now_ms() -> int:

@@ -39,8 +39,8 @@ from streams.training.trainer import DEAD, LEARNED, RECORDS, Trainer, TrainerOpt
 
 N_BAD, N_GOOD, N_BLOBS, N_DAMAGED = 10_000, 1_000, 80, 26
 BLOB_BYTES = 1 << 20
-PATIENCE_S = 60.0  # for what must come; a test that waits this long has failed
-STEP_S_MAX = 10.0  # one step, on a busy machine
+PATIENCE_S = 120.0  # for what must come; a test that waits this long has failed
+STEP_S_MAX = 60.0  # one step, on a busy machine
 QUIET_S = 1.0
 # Of one core. Ten looks a second at the log take some 3 %; spinning takes 100 %.
 IDLE_SHARE_MAX = 0.25

@@ -271,11 +271,6 @@ def reward(stream: Stream, chosen: Rows) -> float:
     return float(np.where(kept, quality, 0.0).mean())
 
 
-def usd_budget(usd: float, *, then: str = "cheaper", hard: bool = True) -> Budget:
-    """A budget of all requests, per hour."""
-    return Budget(name="all", amount=usd, then=then, hard=hard)
-
-
 def regret(stream: Stream, chosen: Rows) -> float:
     """Mean utility short of each prompt's best model, at the stream's setting of the dial."""
     every = stream.utility(stream.quality, stream.cost_usd)

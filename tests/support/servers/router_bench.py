@@ -57,7 +57,7 @@ DIM = 8  # of the embeddings of most tests
 EMBEDDINGS = EncoderOptions(kind="embeddings-only", dim=DIM)
 EXPLORING, BATCHER, FEEDBACK = SquareCb(), BatcherOptions(), FeedbackOptions()
 NOON_MS = 1_760_000_000_000  # some time in 2025
-PATIENCE_S = 20.0  # for what must come; a test that waits this long has failed
+PATIENCE_S = 120.0  # for what must come; a test that waits this long has failed
 
 MODELS = (
     Model(name="small", usd_per_1m_output_tokens=1.0, latency_ms=400.0, quality=0.6),

@@ -51,7 +51,7 @@ class Up:
         self.root, self.url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{port}/v1"
 
     def client(self) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(base_url=self.url, api_key="any", max_retries=0, timeout=20)
+        return openai.AsyncOpenAI(base_url=self.url, api_key="any", max_retries=0, timeout=60)
 
 
 @asynccontextmanager
