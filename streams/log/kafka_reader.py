@@ -118,6 +118,9 @@ class KafkaReader:
             for place, offset in places.items():
                 consumer.seek(place, offset)
             self._consumer = consumer
+            # It may be silent as long as any before it: on a slow line, or a busy machine, its
+            # first records come later than one `read` waits. Judged at once, it brings none, ever.
+            self._asked_at_s = time.monotonic()
         return self._consumer
 
     def _forget_consumer(self) -> None:

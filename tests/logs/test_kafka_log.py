@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from unittest.mock import Mock
 
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
@@ -28,6 +29,7 @@ from streams.log import kafka_reader
 from streams.log.contract import TOPICS, Log, Reader, Record
 from streams.log.kafka_log import KafkaLog
 from streams.log.kafka_options import SECURITY_KEYS, KafkaOptions
+from streams.log.kafka_reader import SILENCE_S, KafkaReader
 
 # --- what other producers do
 
@@ -196,6 +198,43 @@ def test_a_silence_is_questioned_and_found_to_be_just_that(kafka, monkeypatch):
         assert len(read_all(reader, 5)) == 5
     reader.close()
     log.close()
+
+
+def test_a_consumer_that_replaces_a_silent_one_has_as_long_to_bring_something(monkeypatch):
+    """
+    One that is silent although there is more is replaced; the next one is slow, too, as where others
+    have the cores. Given up at its first empty answer, as it once was, none would ever read on.
+    """
+    made: list[Mock] = []
+
+    def connect(*_: object) -> Mock:
+        consumer = Mock()
+        consumer.assignment.return_value = [TopicPartition("t", 0)]
+        consumer.position.return_value = 3
+        consumer.end_offsets.return_value = {TopicPartition("t", 0): 5}
+        consumer.poll.return_value = {}
+        made.append(consumer)
+        return consumer
+
+    at_s = [0.0]
+    monkeypatch.setattr(kafka_reader, "time", Mock(monotonic=lambda: at_s[0]))
+    monkeypatch.setattr(kafka_reader, "connect_consumer", connect)
+    reader = KafkaReader(KafkaOptions(bootstrap_servers="127.0.0.1:1"), "t", {0: 3})
+
+    def read(seconds: float) -> list[int]:
+        at_s[0] = seconds
+        return [record.offset for record in reader.read(10, 0.0)]
+
+    assert read(0.0) == read(1.1 * SILENCE_S) == []
+    with pytest.raises(LogUnavailable, match="ended at 5"):
+        read(2.2 * SILENCE_S)
+
+    assert read(2.3 * SILENCE_S) == []
+    record = Mock(offset=3, timestamp=1, key=None, value=b"x")
+    made[1].poll.side_effect = [{("t", 0): [record]}, {}]
+
+    assert read(2.4 * SILENCE_S) == [3]
+    assert len(made) == 2
 
 
 @pytest.mark.kafka
