@@ -50,7 +50,7 @@ LOOK_S = 20.0  # between looks for alarms: said within a minute
 def run_until_stopped(path: Path | None, console: Console) -> None:
     """Start, say where, wait for Ctrl-C or SIGTERM, stop everything. Raises InfraError.
 
-    When Ray's head has died, all is started again; RayEnded is raised when that was tried in vain.
+    When Ray's head has died, all is started again; RayEnded is raised when that did not help.
     """
 
     def stuck(what: str) -> None:
@@ -59,7 +59,7 @@ def run_until_stopped(path: Path | None, console: Console) -> None:
         try:
             _again(ended, console)
         except RayEnded:
-            logger.exception("%s It was started again in vain.", ended.reason)
+            logger.exception("%s It was started again, which did not help.", ended.reason)
             os._exit(1)  # the thread that could say so is within a call that nobody answers
 
     try:
@@ -70,7 +70,7 @@ def run_until_stopped(path: Path | None, console: Console) -> None:
 
 
 def _again(ended: RayEnded, console: Console) -> NoReturn:
-    """Start all anew in this process. Raises what ended it, where that was tried in vain."""
+    """Start all anew in this process. Raises what ended it, where that did not help."""
     now_s = now_ms() // 1000
     if not may_restart(restarted_at_s(os.environ), now_s):
         raise ended

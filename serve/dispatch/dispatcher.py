@@ -25,7 +25,7 @@ from serve.dispatch.caller import AnswerState, Caller
 from serve.dispatch.features import Feature, features_of, modality_of
 from serve.dispatch.judging.by_model import JudgeOptions, ModelJudge
 from serve.dispatch.judging.fused import FuseOptions
-from serve.dispatch.judging.judging import Heard, Judging, JudgingOptions
+from serve.dispatch.judging.judging import Collected, Judging, JudgingOptions
 from serve.dispatch.judging.merged import Merged
 from serve.dispatch.probes import DispatchProbeOptions, Probes
 from serve.dispatch.race import Race
@@ -150,20 +150,20 @@ class Dispatcher:
         request = self._request(dispatch, decision, features, priority, began_s)
         self.retries.request_began()
         self.hedges.request_began()
-        heard = Heard()
+        collected = Collected()
         try:
-            plan = rescued(self._one, request, self._plan(request, heard))
+            plan = rescued(self._one, request, self._plan(request, collected))
             async with aclosing(plan) as events:
                 async for event in events:
                     if dispatch.merge == "none":
-                        heard.note(event)
+                        collected.note(event)
                     if isinstance(event, Ended) and not dispatch.several:
-                        self._judging.begin(request, heard)
+                        self._judging.begin(request, collected)
                         if dispatch.fan_out == 1:
-                            self._probes.begin(request, heard.answers[event.answer].text)
+                            self._probes.begin(request, collected.answers[event.answer].text)
                     yield event
             if dispatch.several:
-                self._judging.begin(request, heard)
+                self._judging.begin(request, collected)
         finally:
             self.retries.request_ended()
             if not any(t.ticket.ticket == decision.ticket for t in request.attempts):
@@ -187,9 +187,9 @@ class Dispatcher:
             raise UnknownModel("escalate_to", named, names)
         return dispatch
 
-    def _plan(self, request: AnswerState, heard: Heard) -> AsyncGenerator[Event, None]:
+    def _plan(self, request: AnswerState, collected: Collected) -> AsyncGenerator[Event, None]:
         if request.dispatch.merge != "none":
-            return self._merged.events(request, request.dispatch.merge, heard)
+            return self._merged.events(request, request.dispatch.merge, collected)
         if request.dispatch.fan_out > 1:
             return self._fan_out.events(request)
         if request.dispatch.confidence_min is not None:

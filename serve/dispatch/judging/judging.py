@@ -52,7 +52,7 @@ class Given:
         return "".join(self.words)
 
 
-class Heard:
+class Collected:
     """The answers of one request, put together from their events."""
 
     def __init__(self) -> None:
@@ -91,9 +91,9 @@ class Judging:
         self._of_several, self._uniform = of_several, uniform
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def begin(self, request: AnswerState, heard: Heard) -> None:
+    def begin(self, request: AnswerState, collected: Collected) -> None:
         """All answers of a request have ended: judge those that are to be judged."""
-        whole = heard.whole
+        whole = collected.whole
         if len(whole) > 1 and self._of_several.fan_out == "agreement":
             found = qualities([given.text for given in whole])
             for given, quality in zip(whole, found, strict=True):

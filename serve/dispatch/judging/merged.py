@@ -26,7 +26,7 @@ from serve.dispatch.answers import Ended, Event, Merge, Routed, Streamed
 from serve.dispatch.caller import AnswerState
 from serve.dispatch.judging.by_model import ModelJudge
 from serve.dispatch.judging.fused import FuseOptions, fusing
-from serve.dispatch.judging.judging import Given, Heard
+from serve.dispatch.judging.judging import Collected, Given
 from serve.dispatch.strategies.agreement import agreement
 from serve.dispatch.strategies.fan_out import FanOut
 from serve.dispatch.strategies.last_resort import last_resort
@@ -65,13 +65,13 @@ class Merged:
         self._fan_out, self._one, self._judge, self._fuse = fan_out, one, judge, fuse
 
     async def events(
-        self, request: AnswerState, merge: Merge, heard: Heard
+        self, request: AnswerState, merge: Merge, collected: Collected
     ) -> AsyncGenerator[Event, None]:
-        """The answer's events, numbered 0; `heard` is told of all. Raises as fan-out does."""
+        """The answer's events, numbered 0; `collected` is told of all. Raises as fan-out does."""
         asked = request.dispatch
         # Nobody sees an answer before its end: one that breaks off is tried again.
         request.dispatch = replace(asked, whole=True)
-        came = await self._all(request, heard)
+        came = await self._all(request, collected)
         request.dispatch = asked
         unsure, nearest = "", _nearest(came.whole)
         if contradiction := _contradiction(request, nearest):
@@ -95,14 +95,14 @@ class Merged:
         for event in _given(request, came.events, best, unsure):
             yield event
 
-    async def _all(self, request: AnswerState, heard: Heard) -> _Came:
+    async def _all(self, request: AnswerState, collected: Collected) -> _Came:
         """Raises what the first failed with, where none is whole."""
         came = _Came()
         async with aclosing(self._fan_out.events(request)) as events:
             async for event in events:
-                heard.note(event)
+                collected.note(event)
                 came.events.append(event)
-        came.whole = {at: given for at, given in heard.answers.items() if given.whole}
+        came.whole = {at: given for at, given in collected.answers.items() if given.whole}
         if not came.whole:
             raise _problem(came.events)
         return came
