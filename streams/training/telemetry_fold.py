@@ -12,7 +12,9 @@ State and offsets change together, and nothing here raises.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 
 from streams.clock import STEP_MS
 from streams.errors import BadTelemetry, LogUnavailable, StreamError
@@ -68,8 +70,10 @@ class TelemetryFold:
             logger.warning("telemetry goes on elsewhere: %s", error)
             self.close()
             return 0
-        for record in records:
-            self._fold(record)
+        for (partition, at_ms), taken in groupby(
+            records, lambda r: (r.partition, r.appended_at_ms)
+        ):
+            self._fold(partition, at_ms, list(taken))
         return len(records) + self._pass_damage()
 
     def _open(self, now_ms: int) -> bool:
@@ -96,9 +100,10 @@ class TelemetryFold:
         self._try_at_ms = 0
         return True
 
-    def _fold(self, record: Record) -> None:
+    def _fold(self, partition: int, appended_at_ms: int, records: Sequence[Record]) -> None:
+        """Fold records that go on in a partition, and that the log took at one time."""
         state = self._state
-        at_ms = state.telemetry_clocks.of(record.partition).read(record.appended_at_ms)
+        at_ms = state.telemetry_clocks.of(partition).read(appended_at_ms)
         if at_ms < state.fleet.received_ms - STEP_MS:
             state.fleet.rewind(at_ms)  # the clock was ahead, and is right again
         if state.prices.due(at_ms):
@@ -107,12 +112,19 @@ class TelemetryFold:
                 state.fleet, spent_usd(counts), at_ms, self._pricing, counts
             )
             forget(state.counts, at_ms)
-        try:
-            fresh = state.fleet.fold(decode(record.value), at_ms)
-            state.count(FOLDED if fresh else REPEATED)
-        except BadTelemetry as error:
-            state.count(BAD + error.reason)
-        state.telemetry_offsets[record.partition] = record.offset + 1
+        for name, n in self._folded(records, at_ms).items():
+            state.count(name, n)
+        state.telemetry_offsets[partition] = records[-1].offset + 1
+
+    def _folded(self, records: Sequence[Record], at_ms: int) -> Counter[str]:
+        """What became of each, as counters of the state."""
+        fold, became = self._state.fleet.fold, Counter[str]()
+        for record in records:
+            try:
+                became[FOLDED if fold(decode(record.value), at_ms) else REPEATED] += 1
+            except BadTelemetry as error:
+                became[BAD + error.reason] += 1
+        return became
 
     def _pass_damage(self) -> int:
         """Count what can't be read, and go on after it; how many records that is."""

@@ -16,6 +16,7 @@ State and offsets change together in memory (step 4) and on disk (step 5).
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -135,7 +136,9 @@ class Trainer:
         self._passed_gap = False
         self.state = self._positioned(encoder, loaded or start())
         self._already_dead = self._dead_since_snapshot()
-        self._saved_at_ms, self._publish_next_ms = 0, 0.0
+        self._saved_at_ms = 0
+        # Who never publishes has no first snapshot either: nobody merges or watches it.
+        self._publish_next_ms = 0.0 if math.isfinite(options.publish_s) else math.inf
         self._n_published = 0
         self._upkeep = Upkeep(log, self._saver, self._share, options.upkeep, now_ms())
         if not self.state.topic_id:

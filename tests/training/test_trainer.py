@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import math
 import shutil
 from collections import Counter
 from contextlib import nullcontext
@@ -853,6 +854,13 @@ def test_what_is_new_is_saved_every_so_often(ground):
     found = versions_at(ground, [0, 500, 999, 1000, 1001, 1999, 2000], publish_s=1.0)
 
     assert found == [1, 1, 1, 2, 2, 2, 3]
+
+
+def test_who_never_publishes_saves_nothing(ground):
+    """
+    As in virtual time, where the state is handed over in memory: not even a first snapshot.
+    """
+    assert versions_at(ground, [0, 3_600_000], publish_s=math.inf) == [0, 0]
 
 
 def test_a_clock_that_is_set_back_does_not_stop_saving(ground):

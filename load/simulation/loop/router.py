@@ -74,6 +74,7 @@ class VirtualRouter:
         self._policy = repr(chooser.policy)
         self._window = RouterWindow()
         self._n_chosen = 0  # in the open window
+        self._answered: list[tuple[Numbers, Numbers]] = []  # likewise: classes, tokens
 
     def choose(self, numbers: Numbers, live: Live, now_ms: int) -> Decisions:
         """Decide a batch, and count it."""
@@ -103,7 +104,14 @@ class VirtualRouter:
             self._window.count_batch(counted.count())
 
     def count_answers(self, classes: Numbers, output_tokens: Numbers) -> None:
-        """Count answers that ended."""
+        """Count answers that ended: all of a window together, when it is reported."""
+        self._answered.append((classes, output_tokens))
+
+    def _count_answered(self) -> None:
+        kept, self._answered = self._answered, []
+        if not kept:
+            return
+        classes, output_tokens = (np.concatenate(column) for column in zip(*kept, strict=True))
         for of in np.unique(classes).tolist():
             name = self._asking.arrivals.held.class_names[of]
             self._window.count_answers(name, output_tokens[classes == of])
@@ -114,6 +122,7 @@ class VirtualRouter:
 
     def records(self, live: Live, decision_s: float, now_ms: int) -> Sequence[AnyTelemetry]:
         """The records of the window that ends now; `decision_s` of its time a decision took."""
+        self._count_answered()
         from_ms, to_ms = self._reporter.window(now_ms)
         busy_share = self._n_chosen * decision_s / ((to_ms - from_ms) / 1000.0)
         self._n_chosen = 0

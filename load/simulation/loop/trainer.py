@@ -58,7 +58,7 @@ class VirtualTrainer:
         """`start` gives what is known to begin with. Records are kept if `keep_log`."""
         self._log, self._catalogue, self._encoder = log, catalogue, encoder
         self._now_ms, self._publish_ms, self._keep_log = now_ms, publish_s * 1000.0, keep_log
-        # A trainer claims a store and saves what it began with: once, as nobody reads it.
+        # A trainer claims a store; it never saves anything there, as nobody reads it.
         self._folder = tempfile.TemporaryDirectory()
         never = replace(
             options,
