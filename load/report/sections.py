@@ -39,7 +39,7 @@ def _plan_tiles(found: Found, shown: Shown) -> list[tuple[str, str, str]]:
         return [("No plan", "nothing will do", f"<p>{html.escape(found['reason'])}</p>")]
     pools = found["plan"]["pools"]
     gpus = " + ".join(
-        f"{shown(f'plan.gpus.{g}', '{}')} {html.escape(g)}" for g in found["plan"]["gpus"]
+        f"{shown(f'plan.gpus.{g}', '{}')}&nbsp;{html.escape(g)}" for g in found["plan"]["gpus"]
     )
     what = "".join(
         f"<p>{shown(f'plan.pools.{name}.replicas', '{}')} × {html.escape(one['model'])} on "
@@ -86,7 +86,7 @@ def _run_tiles(found: Found, shown: Shown) -> list[tuple[str, str, str]]:
         )
     if "gpus" in found:
         own = [name for name in found["gpus"] if name != "hosted"]
-        gpus = " + ".join(f"{shown(f'gpus.{g}.max', '{}')} {html.escape(g)}" for g in own)
+        gpus = " + ".join(f"{shown(f'gpus.{g}.max', '{}')}&nbsp;{html.escape(g)}" for g in own)
         tiles.append(
             (
                 "What would have to run?",
