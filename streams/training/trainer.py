@@ -136,9 +136,8 @@ class Trainer:
         self._passed_gap = False
         self.state = self._positioned(encoder, loaded or start())
         self._already_dead = self._dead_since_snapshot()
-        self._saved_at_ms = 0
-        # Who never publishes has no first snapshot either: nobody merges or watches it.
-        self._publish_next_ms = 0.0 if math.isfinite(options.publish_s) else math.inf
+        never = math.isinf(options.publish_s)  # not even a first snapshot: nobody reads it
+        self._saved_at_ms, self._publish_next_ms = 0, math.inf if never else 0.0
         self._n_published = 0
         self._upkeep = Upkeep(log, self._saver, self._share, options.upkeep, now_ms())
         if not self.state.topic_id:
