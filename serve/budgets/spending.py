@@ -231,11 +231,12 @@ class Purse:
         self._reserves: list[Floats] = []
         self._free: NDArray[np.bool_] = np.zeros((0, 0), bool)
         self._rationed, self._none = np.zeros(0, np.intp), np.zeros(0)
+        self._others: Floats = np.zeros((1, 1))  # charged by budgets that do not ration
         self.barred: NDArray[np.bool_] = np.zeros((1, 1), bool)  # (n, k) what did not fit
 
     def charge(self, asked: Asked, utility: Floats, eligible: NDArray[np.bool_]) -> Floats:
         """What the budgets' prices take from each utility (n, k)."""
-        total = np.zeros_like(utility)
+        total, self._others = np.zeros_like(utility), np.zeros_like(utility)
         self._free = asked.free
         points = [self._points(budget, asked) for budget in self._of.budgets]
         self._note_rations(utility, eligible)
@@ -250,7 +251,10 @@ class Purse:
                 pacer.note(net, none, charges[:, rows], uses[:, rows], self._now_ms)
                 pacer.solve(np.array([self._per_s[at] for at in group]), self._now_ms)
                 prices = pacer.prices(len(rows))
-                total[rows] += np.einsum("bn,bnk->nk", prices, charges[:, rows])
+                taken = np.einsum("bn,bnk->nk", prices, charges[:, rows])
+                total[rows] += taken
+                if not self._rations(group):
+                    self._others[rows] += taken
         return total
 
     def holds(self, asked: Asked) -> NDArray[np.bool_]:
@@ -284,8 +288,10 @@ class Purse:
 
     def _none_of(self, group: Sequence[int]) -> Floats:
         """What refusing is worth (n,) to the requests that a group of budgets may ration."""
-        rations = any(self._of.budgets[at].then == "ration" for at in group)
-        return self._none if rations else np.full_like(self._none, -np.inf)
+        return self._none if self._rations(group) else np.full_like(self._none, -np.inf)
+
+    def _rations(self, group: Sequence[int]) -> bool:
+        return any(self._of.budgets[at].then == "ration" for at in group)
 
     def draw(
         self,
@@ -301,7 +307,8 @@ class Purse:
         """
         refused = np.full(len(p), NONE, np.intp)
         tight = [at for at in range(len(self._left)) if not self._fits_all(at, eligible)]
-        worthy = eligible & (utility >= self._none[:, None])
+        # What others charge is no reason to be refused here: it moves all of a request's models.
+        worthy = eligible & (utility + self._others >= self._none[:, None])
         if not tight and (worthy == eligible).all():
             return p, chosen, refused
         p, chosen, self.barred = p.copy(), chosen.copy(), np.zeros_like(eligible)

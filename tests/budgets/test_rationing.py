@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -114,3 +115,28 @@ def test_who_is_refused_is_told_whether_to_come_back_in_seconds_or_when_it_is_re
         assert said in str(error)
         assert "2025-10-09T10:00:00Z" in str(error)
         spending.windows()
+
+
+def test_a_price_of_a_budget_that_does_not_ration_refuses_nobody():
+    """A tenant's requests are few, and dear; a model's budget that rations has plenty for all."""
+    of_model = budget(scope="model", value="a", amount=1e6)
+    of_tenant = budget(name="few", scope="tenant", value="acme", unit="requests", then="cheaper")
+    spending = Spending([of_model, of_tenant], "me")
+    accounts = {
+        of.window(NOW_MS): Account(of.name, of.start_ms(NOW_MS), whole, 0, {"me": whole})
+        for of, whole in ((of_model, 10**15), (of_tenant, 10_000))
+    }
+    made, eligible = (
+        replace(asked(np.full((32, 2), 0.01)), tenants=["acme"] * 32),
+        np.ones((32, 2), bool),
+    )
+    utility, refusing = np.full((32, 2), 0.8), []
+    for turn in range(8):
+        purse = spending.purse(accounts, {}, NOW_MS + turn * 1000)
+        net = utility - purse.charge(made, utility, eligible)
+        *_, by = purse.draw(
+            np.full((32, 2), 0.5), np.zeros(32, np.intp), net, eligible, np.full(32, 0.3)
+        )
+        refusing += by.tolist()
+    assert (net < 0).all(), "or it shows nothing"
+    assert set(refusing) == {NONE}
