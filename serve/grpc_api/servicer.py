@@ -445,6 +445,5 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
 
     def explained(self, ticket: bytes) -> pb.Explanation:
         """The same, for other front ends. Raises BadTicket."""
-        arms = self._arms.names if self._arms is not None else {}
-        opened, live = self._sealer.open(ticket), self._view.current
-        return write_explanation(opened, live, self._policies, arms)
+        opened, arms = self._sealer.open(ticket), self._arms.names if self._arms else {}
+        return write_explanation(opened, self._view.current, self._policies, arms)
