@@ -114,7 +114,7 @@ def init(
     answers = new.Answers() if yes else new.asked(ask, new.Answers())
     new.write(file, new.settings_text(answers))
     console.print(
-        f"{file} is written. `fairlead doctor` looks at the machine, `fairlead up` starts."
+        f"{file} is written. Next: `fairlead doctor` checks this machine, `fairlead up` starts."
     )
 
 

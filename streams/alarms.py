@@ -111,8 +111,9 @@ KINDS: Mapping[str, Kind] = {
     "settings_refused": Kind(
         "The settings were changed and can't be taken, by themselves or with the edits made while "
         "running: all goes on as before.",
-        "Mend what the cause names; `fairlead settings --check FILE` says when it is right. Then "
-        "send `fairlead up` SIGHUP, if it was that which was refused.",
+        "Mend what the cause names; `fairlead settings --check FILE` says when it is right, and "
+        "the alarm goes off by itself. Then send `fairlead up` SIGHUP, if that was refused. Where "
+        "an update failed, the next that succeeds ends the alarm.",
     ),
     "store_damaged": Kind(
         "Parts of snapshots are missing or damaged. A running trainer writes them again; a "

@@ -4,7 +4,9 @@
     edits.jsonl changed ─▶ new replicas? ┴─▶ rolling update, or the alarm `settings_refused`
 
 What replicas read by themselves needs nothing done here, nor does what waits for the next start.
-What can't be taken changes nothing: all goes on as before, and the alarm says why.
+What can't be taken changes nothing: all goes on as before, and the alarm says why. Where the file
+could not be read, it goes off as soon as that can be: then nothing is wrong, and `status` says that
+the file waits for SIGHUP. Where the update failed, only another one shows whether it would again.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ class Renewal:
         self._wanted = threading.Event()
         self._edits = _size(up.site)
         self._board = Board(up.site.store().folder, ROLE, secrets.token_hex(8), now_ms)
-        self._posted = False
+        self._posted = self._unread = False
 
     def ask(self) -> None:
         """Take the settings again at the next look; for a signal's handler."""
@@ -64,6 +66,8 @@ class Renewal:
             self._take(edited=False)
         elif edits != self._edits:
             self._take(edited=True)
+        elif self._unread:
+            self._look_again()
         self._edits = edits
         if self._posted:
             self._board.beat()
@@ -75,10 +79,17 @@ class Renewal:
 
     def _take(self, *, edited: bool) -> None:
         try:
-            settings = read_settings(self._path, self._up.site.edits)
-            settings.catalogue()
-            if edited and not needs_new_replicas(self._settings, settings):
-                return
+            settings = self._read()
+        except (InfraError, OptionRefused) as error:
+            self._unread = True
+            return self._refuse(str(error))
+        if not edited or needs_new_replicas(self._settings, settings):
+            self._unread = False
+            self._update(settings)
+        return None
+
+    def _update(self, settings: Settings) -> None:
+        try:
             self._console.print("Reading the settings again …")
             self._up, self._settings = self._renew(settings, self._up), settings
         except (InfraError, OptionRefused) as error:
@@ -87,6 +98,21 @@ class Renewal:
             keep_settings(settings, self._path)
             self._console.print("[bold green]All replicas run with them.[/]")
             self._board.set("settings_refused", None)
+
+    def _read(self) -> Settings:
+        settings = read_settings(self._path, self._up.site.edits)
+        settings.catalogue()
+        return settings
+
+    def _look_again(self) -> None:
+        """End the alarm once the file can be read."""
+        try:
+            self._read()
+        except (InfraError, OptionRefused):
+            return
+        self._unread = False
+        self._console.print("The settings can be read again; SIGHUP takes them.")
+        self._board.set("settings_refused", None)
 
     def _refuse(self, problem: str) -> None:
         logger.error("the settings are not taken: %s", problem)

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +19,7 @@ import typer
 from rich.console import Console
 
 console = Console(stderr=True)
+SILENT_S = 2.0  # a command that says nothing for longer seems to hang
 
 SettingsOption = Annotated[
     Path | None,
@@ -31,6 +33,21 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 def progress(text: str) -> None:
     """Say how far a command has come."""
     console.print(f"[dim]{text}[/]")
+
+
+def load_kernels() -> None:
+    """Load compiled code. The first time it is compiled: say so, rather than be silent."""
+    from learners.kernels.__main__ import NAMES
+    from learners.kernels.compiled import is_kept
+
+    text = "Loading compiled code. The first time it is compiled, which takes some 15 s …"
+    late = threading.Timer(SILENT_S, progress, [text])
+    late.daemon = True
+    late.start()
+    try:
+        all(map(is_kept, NAMES))
+    finally:
+        late.cancel()
 
 
 @contextlib.contextmanager

@@ -44,6 +44,7 @@ from streams.log.contract import Log
 logger = logging.getLogger(__name__)
 
 DEFAULT = Path("fairlead.toml")
+STOPPED = "Fairlead has stopped. What it learned is kept for the next start."
 LOOK_S = 20.0  # between looks for alarms: said within a minute
 
 
@@ -51,11 +52,16 @@ def run_until_stopped(path: Path | None, console: Console) -> None:
     """Start, say where, wait for Ctrl-C or SIGTERM, stop everything. Raises InfraError.
 
     When Ray's head has died, all is started again; RayEnded is raised when that did not help.
+    Who signals the whole group of processes ends Ray, too: that is a stop all the same.
     """
+    stopping = threading.Event()
 
     def stuck(what: str) -> None:
         ended = RayEnded(what)
         head.end()
+        if stopping.is_set():
+            console.print(STOPPED)
+            os._exit(0)
         try:
             _again(ended, console)
         except RayEnded:
@@ -64,9 +70,11 @@ def run_until_stopped(path: Path | None, console: Console) -> None:
 
     try:
         with unless_stuck(head.problem, stuck):
-            _run(path, console)
+            _run(path, console, stopping)
     except RayEnded as ended:
-        _again(ended, console)
+        if not stopping.is_set():
+            _again(ended, console)
+        console.print(STOPPED)
 
 
 def _again(ended: RayEnded, console: Console) -> NoReturn:
@@ -79,12 +87,12 @@ def _again(ended: RayEnded, console: Console) -> NoReturn:
     restart(now_s)
 
 
-def _run(path: Path | None, console: Console) -> None:
+def _run(path: Path | None, console: Console, stopping: threading.Event) -> None:
     """Once: until a signal, or until Ray has ended. Raises InfraError."""
     settings, path = settings_of(path, console)
     settings.catalogue()  # say what is wrong before starting anything
     state_folder.prepare(settings.options(SiteOptions).state_dir.absolute())
-    _stop_on_signals()
+    _stop_on_signals(stopping)
     try:
         gpus = settings.fleet().resources()
         with (
@@ -93,7 +101,7 @@ def _run(path: Path | None, console: Console) -> None:
             local_ray(gpus, settings.options(SiteOptions).ray_address),
         ):
             keep_settings(settings, path)
-            _stop_on_signals()  # again: Ray takes SIGTERM for itself at its start
+            _stop_on_signals(stopping)  # again: Ray takes SIGTERM for itself at its start
             status.update("starting the router …")
             with (
                 running(settings, path) as router,
@@ -110,13 +118,18 @@ def _run(path: Path | None, console: Console) -> None:
                 _until_the_end(path, settings, router, console)
     except KeyboardInterrupt:
         pass
-    console.print("Fairlead has stopped. What it learned is kept for the next start.")
+    console.print(STOPPED)
 
 
-def _stop_on_signals() -> None:
+def _stop_on_signals(stopping: threading.Event) -> None:
     """Both signals stop us as Ctrl-C does; shells start background jobs with SIGINT ignored."""
+
+    def stop(*_: object) -> NoReturn:
+        stopping.set()
+        raise KeyboardInterrupt
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+        signal.signal(number, stop)
 
 
 def _until_the_end(path: Path, settings: Settings, router: Running, console: Console) -> NoReturn:

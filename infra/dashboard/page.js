@@ -110,7 +110,7 @@ function tiles() {
   const decided = last("latency_ms_p50") || known(within(data, "status.router.latency_ms_p50"));
   return [
     tile("Decisions", `${fig("status.router.decisions_per_s", plain, "0")} <small>a second</small>`, `${fig("status.router.refused_per_s", plain, "0")} refused a second`, `${fig("status.router.replicas", plain, "no")} replicas decide`),
-    tile("Time to decide", known(within(data, "status.router.latency_ms_p50")) ? fig("status.router.latency_ms_p50", ms) : lastFig("latency_ms_p50", ms), decided ? `median; 99 %: ${known(within(data, "status.router.latency_ms_p99")) ? fig("status.router.latency_ms_p99", ms) : lastFig("latency_ms_p99", ms)}` : "timed at calls of Route: none lately", `answers took ${lastFig("answer_ms", ms)}`),
+    tile("Time to decide", known(within(data, "status.router.latency_ms_p50")) ? fig("status.router.latency_ms_p50", ms) : lastFig("latency_ms_p50", ms), decided ? `median; 99 %: ${known(within(data, "status.router.latency_ms_p99")) ? fig("status.router.latency_ms_p99", ms) : lastFig("latency_ms_p99", ms)}` : "nothing was decided lately", `answers took ${lastFig("answer_ms", ms)}`),
     tile("Quality", lastFig("quality", v => v.toFixed(3)), "mean of the latest reports", learning ? `learned ${fig("status.snapshot_age_s", seconds)} ago` : ""),
     tile("Cost of an answer", lastFig("cost_usd", usd), "mean of the latest reports", `${lastFig("error_share", share, "no")} of calls failed`),
     savings(),

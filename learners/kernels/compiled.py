@@ -13,9 +13,10 @@ they are written, nothing is fused or reordered: so the bits depend neither on t
 nor on the processor.
 
 The cache is numba's own: `__pycache__` beside the source where that can be written, else the user's
-cache folder, or `NUMBA_CACHE_DIR`. Where none can be, kernels are compiled at every start. numba
-notices a changed file of a kernel, but not of what it calls elsewhere: so kernels call functions of
-their own file only, and take numbers that are declared elsewhere as arguments.
+cache folder, or `NUMBA_CACHE_DIR`; an image brings its own (`shipped`). Where none can be, kernels
+are compiled at every start. numba notices a changed file of a kernel, but not of what it calls
+elsewhere: so kernels call functions of their own file only, and take numbers that are declared
+elsewhere as arguments.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def compiled(*types: str) -> Callable[[F], F]:
     def make(function: F) -> F:
         try:
             return njit(signature, cache=True, error_model="numpy")(function)
-        except RuntimeError:  # there is no folder to keep it in
+        except (RuntimeError, OSError):  # there is no folder to keep it in, or none to write
             return njit(signature, error_model="numpy")(function)
 
     return make

@@ -171,14 +171,3 @@ def tickets(
                 single[0] = numbers[column][i, m]
                 _put_number(np.uint64(bits[0]), 4, cell, cell_at[PROPENSITY + column])
             cell[cell_at[VERDICT]] = verdict[i, m]
-
-
-@compiled("float64[:,::1]", "uint8[:,::1]", "int64[::1]", "boolean[::1]")
-def explored(utility: Any, verdict: Any, chosen: Any, found: Any) -> None:
-    """Of each row, whether the chosen model is not eligible, or another has a higher utility."""
-    n, k = utility.shape
-    for i in range(n):
-        found[i] = verdict[i, chosen[i]] != 0
-        for m in range(k):
-            if verdict[i, m] == 0 and utility[i, m] > utility[i, chosen[i]]:
-                found[i] = True

@@ -116,7 +116,7 @@ class DispatchReplica:
             tokens=replica.tokens,
             beside=self._faces,
         )
-        traced = TracedApp(app, tracing.tracer) if tracing else app
+        traced = TracedApp(app, tracing) if tracing else app
         self._http = HttpListener(traced, options.http_listener)
 
     @property

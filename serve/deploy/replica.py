@@ -47,6 +47,7 @@ from serve.routing.placement import PlacementOptions
 from serve.routing.probing import Prober
 from serve.routing.request import PreferenceDefaults
 from serve.routing.sessions import SessionOptions, Sessions
+from serve.routing.writing.records import counted
 from serve.rules.rule import Rule
 from serve.rules.rulebook import Rulebook
 from serve.rules.states import SessionStates, shared_table
@@ -183,7 +184,7 @@ class Replica:
         )
         self.feedback: Outbox[tuple[bytes, bytes]] = Outbox(log, FEEDBACK, list, options.outbox)
         self._arms = self._arm_decider()
-        self.window = RouterWindow() if options.telemetry_s else None
+        self.window = RouterWindow(counted) if options.telemetry_s else None
         chooser = self._chooser(_trial(options, source.read()))
         self.servicer = self._router_servicer(self._decider(chooser))
         self.telemetry: Outbox[Sequence[Telemetry]] | None = None
@@ -356,7 +357,7 @@ class Replica:
         """Watch the store and answer calls. Raises RuntimeError if a port can't be bound."""
         self.view.start()
         options = self._options.listener
-        around = partial(TracedCalls, tracer=self.tracing.tracer) if self.tracing else None
+        around = partial(TracedCalls, tracing=self.tracing) if self.tracing else None
         for port in (options.port, *filter(None, [options.reserved_port])):
             there = replace(options, port=port)
             listener = Listener(self.servicers, there, self._access, self._now_s, around)

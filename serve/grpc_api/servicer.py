@@ -117,18 +117,13 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         return decided.replies
 
     def _keep(self, kept: Kept | None) -> None:
-        """Write down what was decided; count it once the answers have left."""
+        """Write down what was decided, and count it."""
         if kept is None:
             return
         if self._decisions is not None and (log := kept.log()) is not None:
             self._decisions.offer(log)
         if self._telemetry is not None:
-            asyncio.get_running_loop().call_soon(self._count, kept)
-
-    def _count(self, kept: Kept) -> None:
-        assert self._telemetry is not None
-        if (counted := kept.counted()) is not None:
-            self._telemetry.count_batch(counted)
+            self._telemetry.count_batch(kept.decisions)
 
     async def decide(self, request: pb.RouteRequest, *, measured: bool = False) -> pb.Decision:
         """One request's decision, whatever else is under way. Raises what `status_of` maps.
@@ -139,7 +134,11 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         asked = self._read(request)
         if measured:
             asked = replace(asked, measured=True, fallbacks_max=MODELS_LISTED_MAX)
-        return pb.Decision.FromString(await self._scored(asked))
+        began_s = time.monotonic()
+        decided = await self._scored(asked)
+        if self._telemetry is not None:
+            self._telemetry.count_took(time.monotonic() - began_s)
+        return pb.Decision.FromString(decided)
 
     async def decide_arm(self, request: pb.RouteArmRequest) -> pb.Decision:
         """The same of an arm."""

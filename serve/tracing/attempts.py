@@ -1,4 +1,4 @@
-"""A span for each call to a pool, until its last piece; the pool is shown it as `traceparent`.
+"""A span for a call to a pool, until its last piece; the pool is shown it as `traceparent`.
 
     Pools ─▶ TracedPools ─▶ TracedEndpoint.stream ─▶ Endpoint.stream, with the headers in the call
 
@@ -16,7 +16,7 @@ from opentelemetry.context import get_current
 from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, set_span_in_context
 
 from serve.dispatch.backend import Call, Endpoint, Piece, Pools, Usage, Watched
-from serve.tracing.tracing import carried, code_of
+from serve.tracing.tracing import carried, code_of, traced, untraced
 
 
 class TracedPools:
@@ -73,6 +73,8 @@ class TracedEndpoint:
 
     def stream(self, call: Call) -> AsyncGenerator[Piece | Usage, None]:
         """The answer. The span begins here, not when it is first read."""
+        if not traced():
+            return self._inner.stream(replace(call, headers=untraced()))
         parent = get_current()
         attributes = {"fairlead.pool": self._pool, "server.address": self.address}
         span = self._tracer.start_span("attempt", parent, SpanKind.CLIENT, attributes)

@@ -1,4 +1,4 @@
-"""A span for each call that comes in, over gRPC and HTTP: the current one while it is answered.
+"""A span for a call that comes in, over gRPC and HTTP: the current one while it is answered.
 
 It says which method, and the code that the caller got. ERROR is what the server is to blame for.
 """
@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import grpc
-from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer
+from opentelemetry.trace import Span, SpanKind, StatusCode
 
-from serve.tracing.tracing import parent_of, started
+from serve.tracing.tracing import Tracing, parent_of, started
 
 # Of gRPC's codes those that OpenTelemetry's conventions call a server's errors.
 OURS = {
@@ -35,10 +35,10 @@ Behaviour = Callable[[Any, Any], Awaitable[Any]]
 
 
 class TracedCalls(grpc.GenericRpcHandler):
-    """A service's methods, each call with a span."""
+    """A service's methods, calls with spans."""
 
-    def __init__(self, inner: grpc.GenericRpcHandler, tracer: Tracer) -> None:
-        self._inner, self._tracer = inner, tracer
+    def __init__(self, inner: grpc.GenericRpcHandler, tracing: Tracing) -> None:
+        self._inner, self._tracer, self._drawn = inner, tracing.tracer, tracing.drawn
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
         """The handler of a call; None if it is another service's."""
@@ -50,12 +50,11 @@ class TracedCalls(grpc.GenericRpcHandler):
 
     def _traced(self, name: str, behaviour: Behaviour) -> Behaviour:
         async def answer(request: object, context: grpc.aio.ServicerContext[Any, Any]) -> object:
-            headers = {
-                key: value
-                for key, value in context.invocation_metadata() or ()
-                if isinstance(value, str)
-            }
-            with started(self._tracer, name, parent_of(headers), SpanKind.SERVER) as span:
+            headers: Any = dict(context.invocation_metadata() or ())
+            parent = parent_of(headers)
+            if parent is None and not self._drawn():
+                return await behaviour(request, context)
+            with started(self._tracer, name, parent, SpanKind.SERVER) as span:
                 try:
                     return await behaviour(request, context)
                 finally:
@@ -89,10 +88,10 @@ def _with(handler: Handler, wrapped: Callable[[Behaviour], Behaviour]) -> Handle
 
 
 class TracedApp:
-    """An ASGI application, each request with a span."""
+    """An ASGI application, requests with spans."""
 
-    def __init__(self, app: ASGIApp, tracer: Tracer) -> None:
-        self._app, self._tracer = app, tracer
+    def __init__(self, app: ASGIApp, tracing: Tracing) -> None:
+        self._app, self._tracer, self._drawn = app, tracing.tracer, tracing.drawn
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer; the span's name has no path of the caller's making."""
@@ -101,7 +100,10 @@ class TracedApp:
         headers = {
             key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]
         }
-        with started(self._tracer, scope["method"], parent_of(headers), SpanKind.SERVER) as span:
+        parent = parent_of(headers)
+        if parent is None and not self._drawn():
+            return await self._app(scope, receive, send)
+        with started(self._tracer, scope["method"], parent, SpanKind.SERVER) as span:
 
             async def said(message: Message) -> None:
                 if message["type"] == "http.response.start":

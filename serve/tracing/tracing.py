@@ -5,12 +5,14 @@
                                        └▶ attempt ─▶ traceparent to the pool  `attempts`
                    Router/SendFeedback ─▶ the feedback log ─▶ learn           the trainer
 
-Off, nothing of it is on a request's way: whoever would make spans is not put there. A span has
-names, numbers and codes; never a text of a caller's or a pool's, nor the message of an error.
+Off, nothing of it is on a request's way: whoever would make spans is not put there. A call that is
+not to be traced (`drawn`) has no span, nor has anything that is done for it. A span has names,
+numbers and codes; never a text of a caller's or a pool's, nor the message of an error.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,6 +23,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from learners.option import option
 from serve.proto.fairlead.v1 import router_pb2 as pb
+from serve.tracing.drawn import Drawn
 from streams.errors import OptionRefused
 
 if TYPE_CHECKING:
@@ -48,21 +51,30 @@ class TracingOptions:
         ge=0,
         le=1,
     )
+    # A span costs some 50 µs of a router: of 20 a second that is a thousandth of a core.
+    per_s_max: float = option(
+        20.0,
+        "Of requests that come without a trace, how many a second get one in each replica at most.",
+        ge=0,
+    )
 
 
 class Tracing:
     """Makes spans of one process. Used from any thread."""
 
-    def __init__(self, provider: TracerProvider) -> None:
-        self._provider = provider
+    def __init__(self, provider: TracerProvider, drawn: Callable[[], bool] | None = None) -> None:
+        """`drawn` says whether a call that comes without a trace gets one; None: each."""
+        self._provider, self.drawn = provider, drawn or Drawn()
         self.tracer: Tracer = provider.get_tracer(SERVICE)
 
     def deciding(
         self, decide: Callable[[pb.RouteRequest], Awaitable[pb.Decision]]
     ) -> Callable[[pb.RouteRequest], Awaitable[pb.Decision]]:
-        """The same, with a span."""
+        """The same, with a span where its call has one."""
 
         async def decided(request: pb.RouteRequest) -> pb.Decision:
+            if not traced():
+                return await decide(request)
             with started(self.tracer, "route") as span:
                 decision = await decide(request)
                 span.set_attributes(
@@ -97,16 +109,13 @@ def opened(options: TracingOptions) -> Tracing | None:
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
-        from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
     except ImportError as error:
         wanted = "empty, or OpenTelemetry's SDK: pip install 'fairlead[tracing]'"
         raise OptionRefused("tracing.endpoint", options.endpoint, wanted) from error
-    provider = TracerProvider(
-        sampler=ParentBasedTraceIdRatio(options.share),
-        resource=Resource.create({"service.name": SERVICE}),
-    )
+    # Its sampler goes on with callers' traces as they say, and takes all others: those are drawn.
+    provider = TracerProvider(resource=Resource.create({"service.name": SERVICE}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(options.endpoint)))
-    return Tracing(provider)
+    return Tracing(provider, Drawn(share=options.share, per_s_max=options.per_s_max))
 
 
 def started(
@@ -118,9 +127,22 @@ def started(
     )
 
 
-def parent_of(headers: Mapping[str, str]) -> Context:
-    """The caller's trace, where it shows one that can be read."""
-    return W3C.extract({name: headers[name] for name in HEADERS if name in headers})
+def parent_of(headers: Mapping[str, str]) -> Context | None:
+    """The caller's trace; None where it shows none that can be read."""
+    if HEADERS[0] not in headers:
+        return None
+    context = W3C.extract({name: headers[name] for name in HEADERS if name in headers})
+    return context if get_current_span(context).get_span_context().is_valid else None
+
+
+def traced() -> bool:
+    """Whether the call under way has a span, also one that nobody keeps."""
+    return get_current_span().get_span_context().is_valid
+
+
+def untraced() -> dict[str, str]:
+    """The headers by which the next one makes no trace of its own."""
+    return {HEADERS[0]: f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00"}
 
 
 def carried(context: Context) -> dict[str, str]:

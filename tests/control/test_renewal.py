@@ -117,3 +117,27 @@ def test_settings_that_can_not_be_taken_are_an_alarm_until_they_are(up):
 
     up.renewal.close()
     assert up.site.store().folder.names("alarms") == []
+
+
+def test_alarm_about_a_file_goes_off_when_it_can_be_read_again(up):
+    """
+    Nothing is taken by that, and an update that failed is no matter of the file.
+    """
+    text = up.path.read_text()
+    up.path.write_text("[router]\nreplicas = 0\n")
+    up.renewal.ask()
+    up.renewal.look()
+    up.renewal.look()
+    assert "settings_refused" in up.alarms()
+
+    up.path.write_text(text)
+    up.renewal.look()
+    assert up.alarms() == {}
+    assert up.renewed == []
+    assert "SIGHUP takes them" in up.said.getvalue()
+
+    up.fails = "no replica came up"
+    up.renewal.ask()
+    up.renewal.look()
+    up.renewal.look()
+    assert "settings_refused" in up.alarms()

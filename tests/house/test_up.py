@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import subprocess
 import sys
 import threading
 
 import pytest
+from rich.console import Console
 
+from fairlead.commands import up
 from fairlead.commands.restarts import may_restart, unless_stuck
 from fairlead.commands.up import how_to_call, wait_for_the_end
 from infra.cluster import cluster, head
@@ -18,8 +21,9 @@ from infra.settings.settings import read_settings
 WAITING = """
 from fairlead.commands.up import _stop_on_signals
 import signal
+import threading
 try:
-    _stop_on_signals()
+    _stop_on_signals(threading.Event())
     print("ready", flush=True)
     signal.pause()
 except KeyboardInterrupt:
@@ -42,6 +46,28 @@ def test_both_signals_stop_a_background_job(number):
         assert started.stdout.readline() == "ready\n"
         started.send_signal(number)
         assert started.communicate(timeout=20)[0] == "stopped\n"
+
+
+@pytest.mark.parametrize(("signalled", "again"), [(True, []), (False, ["again"])])
+def test_who_ends_ray_with_us_stops_us(monkeypatch, signalled, again):
+    """
+    A signal to the whole group of processes: to start again is no answer to it.
+    """
+    calls, said = [], io.StringIO()
+
+    def run(path, console, stopping) -> None:
+        if signalled:
+            stopping.set()
+        raise RayEnded("Ray's raylet")
+
+    monkeypatch.setattr(up, "_run", run)
+    monkeypatch.setattr(up, "_again", lambda *_: calls.append("again"))
+    monkeypatch.setattr(head, "problem", lambda: "")
+
+    up.run_until_stopped(None, Console(file=said))
+
+    assert calls == again
+    assert "Fairlead has stopped" in said.getvalue()
 
 
 def test_end_of_ray_is_noticed_with_a_reason():

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import fields, replace
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -43,7 +44,7 @@ from serve.routing.placement import (
 )
 from serve.routing.router import route
 from serve.routing.writing import decision_bytes
-from serve.routing.writing.records import FEW, Decisions, explored
+from serve.routing.writing.records import FEW, Decisions
 from streams.feedback.ticket import CANDIDATE, HEAD
 from streams.telemetry.fleet_state import FleetState
 from streams.training.budgets import Account, Budget
@@ -477,24 +478,6 @@ def test_without_numba_numpy_computes(monkeypatch):
         kernels.cache_clear()
 
 
-def test_who_explored_is_the_same_with_and_without_compiled_code():
-    """
-    Whether another eligible model had a higher utility, also where the chosen is not eligible.
-    """
-    n, k = 500, 4
-    rng = np.random.default_rng(8)
-    choices = SimpleNamespace(
-        utility=rng.integers(-2, 3, (n, k)).astype(np.float64),
-        verdict=rng.integers(0, 2, (n, k)).astype(np.uint8),
-        chosen=rng.integers(0, k, n),
-    )
-
-    found = explored(choices, compiled=True)
-
-    np.testing.assert_array_equal(found, explored(choices))
-    assert 0.2 < found.mean() < 0.9
-
-
 @pytest.mark.parametrize("dim", [1, 15, 16, 384])
 @pytest.mark.parametrize("value", [0.0, 1e-12, 1.0, 1e12, 1e30, np.nan, np.inf])
 def test_the_same_embeddings_are_usable_with_and_without_compiled_code(dim, value):
@@ -518,3 +501,21 @@ def test_who_starts_many_processes_compiles_all_kernels_before():
 
     assert done.returncode == 0, done.stderr
     assert set(KERNELS) <= set(NAMES)
+
+
+def test_a_cache_that_comes_with_an_image_is_used_without_the_right_to_write(tmp_path):
+    """
+    numba's own locator passes over such a folder, and would compile at every start.
+    """
+    from numba.core.caching import InTreeCacheLocator
+
+    from learners.kernels.shipped import Shipped
+
+    source = tmp_path / "kernel.py"
+    source.touch()
+    (tmp_path / "__pycache__").touch()  # nothing can be written within
+
+    found = Shipped.from_function(models, str(source))
+
+    assert Path(found.get_cache_path()) == tmp_path / "__pycache__"
+    assert InTreeCacheLocator.from_function(models, str(source)) is None

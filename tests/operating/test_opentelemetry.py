@@ -19,6 +19,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import get_current_span
 from router_bench import embedding, router
 
 from infra.settings.settings import read_settings
@@ -26,7 +27,8 @@ from load.bench.upstreams.dispatchers import dispatchers
 from serve.deploy import replica as replicas
 from serve.proto.fairlead.v1 import dispatch_pb2, dispatch_pb2_grpc
 from serve.proto.fairlead.v1 import router_pb2 as pb
-from serve.tracing.tracing import Tracing, TracingOptions, opened
+from serve.tracing.drawn import Drawn
+from serve.tracing.tracing import W3C, Tracing, TracingOptions, opened
 from streams.alarms import Board
 from streams.errors import OptionRefused
 from streams.feedback.report import encode_report
@@ -38,6 +40,7 @@ from streams.training.watch import Watch
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PARENT = f"00-{TRACE}-{SPAN}-01"
 SECRET = "canary0123456789"
+ASKED = {"model": "auto", "messages": [{"role": "user", "content": SECRET}]}
 SITE = """
 state_dir = "{folder}/state"
 [encoder]
@@ -95,10 +98,9 @@ async def over_grpc(grpc_port: int, http_port: int) -> None:
 
 
 async def over_http(grpc_port: int, http_port: int) -> None:
-    body = {"model": "auto", "messages": [{"role": "user", "content": SECRET}]}
     async with aiohttp.ClientSession() as session:
         url = f"http://127.0.0.1:{http_port}/v1/chat/completions"
-        async with session.post(url, json=body, headers={"traceparent": PARENT}) as reply:
+        async with session.post(url, json=ASKED, headers={"traceparent": PARENT}) as reply:
             assert reply.status == 200, await reply.text()
 
 
@@ -200,6 +202,42 @@ def test_off_nothing_is_on_a_requests_way(tmp_path):
         assert bench.replica.tracing is None
         assert [one._around for one in bench.replica._listeners] == [None]
     assert opened(TracingOptions()) is None
+
+
+def test_a_call_that_is_not_drawn_has_no_span_and_its_pool_makes_none(tmp_path, monkeypatch):
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(replicas, "opened", lambda options: Tracing(provider, lambda: False))
+
+    async def alone(grpc_port: int, http_port: int) -> None:
+        async with aiohttp.ClientSession() as session:
+            url = f"http://127.0.0.1:{http_port}/v1/chat/completions"
+            async with session.post(url, json=ASKED) as reply:
+                assert reply.status == 200, await reply.text()
+
+    talks = asyncio.run(asked(tmp_path, answers, alone))
+
+    assert exporter.get_finished_spans() == ()
+    (sent,) = [talk.headers["traceparent"] for talk in talks if "completions" in talk.path]
+    assert get_current_span(W3C.extract({"traceparent": sent})).get_span_context().is_valid
+    assert sent.endswith("-00")
+
+
+def test_of_many_calls_so_many_a_second_are_drawn():
+    """
+    Of few all, of a burst what a second may have, and of a share no more than it.
+    """
+    now_s, lots = [0.0], iter([0.05, 0.5, 0.05])
+    drawn = Drawn(per_s_max=5.0, now_s=lambda: now_s[0])
+    assert [drawn() for _ in range(8)] == [True] * 5 + [False] * 3
+    now_s[0] = 0.5
+    assert [drawn() for _ in range(4)] == [True] * 2 + [False] * 2
+    now_s[0] = 99.0
+    assert sum(drawn() for _ in range(100)) == 5
+
+    share = Drawn(share=0.1, now_s=lambda: 0.0, draw=lambda: next(lots))
+    assert [share() for _ in range(3)] == [True, False, True]
+    assert not Drawn(per_s_max=0.0)()
 
 
 def test_without_the_sdk_it_is_said_what_to_install(monkeypatch):

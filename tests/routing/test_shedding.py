@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -21,11 +22,12 @@ from serve.routing.live import Live
 from serve.routing.placement import PlacementOptions
 from serve.routing.request import PreferenceDefaults, read_request
 from serve.routing.sessions import SessionOptions, Sessions
+from serve.routing.writing.records import counted as joined
 from serve.routing.writing.reply import write_explanation
 from streams.feedback.ticket import KEY_BYTES, Issuer, Sealer
 from streams.telemetry.records import decode
 from streams.telemetry.records import encode as encode_telemetry
-from streams.telemetry.window import Reporter, RouterGauges, RouterWindow
+from streams.telemetry.window import DecidedBatch, Reporter, RouterGauges, RouterWindow
 from streams.training.prices import Price
 
 MODELS = [Model(name="small", quality=0.5), Model(name="large", quality=0.9)]
@@ -161,10 +163,39 @@ def test_who_names_a_model_is_counted_as_one_whom_no_other_may_answer(there):
     assert {w.model: (w.requests, w.fixed) for w in of_class.demand} == {"large": (4, 2)}
 
 
+def test_batches_that_are_counted_together_are_counted_as_each_alone():
+    """
+    Also those of which some were shed, fit no model, or were decided by another view.
+    """
+    asked = {"tenant": "acme", "prompt_tokens": 7}, {"allowed_models": ["small"]}
+    unfit = {"cost_usd_max": 1e-12, "prompt_tokens": 10_000_000, "latency_ms_max": 1e-9}
+    batches = [
+        decide(full(), *[{"criticality": pb.SHEDDABLE}] * 2).kept,
+        decide(full(0.0), asked[0], unfit, asked[1]).kept,
+        decide(full(0.0), unfit).kept,
+    ]
+    kept = [one.decisions for one in (batches[0], batches[1], batches[1], batches[2])]
+
+    def sums(found: Iterable[DecidedBatch]) -> list[object]:
+        window = RouterWindow()
+        for one in found:
+            window.count_batch(one)
+        workload, _ = window.take(Reporter("0" * 16, 0), (0, 1000), GAUGES)
+        return sorted((one.name, one.arrivals, one.shed, one.demand) for one in workload.classes)
+
+    together = sums(joined(kept))
+
+    assert together == sums(batch for one in kept for batch in joined([one]))
+    assert [(name, arrivals, shed) for name, arrivals, shed, _ in together] == [
+        ("acme", 2, 0),
+        ("default", 4, 2),
+    ]
+
+
 def counted(found: Decided):
     """The workload record of a window in which only this was decided."""
-    window, reporter = RouterWindow(), Reporter("0" * 16, NOON_MS - 1000)
-    window.count_batch(found.kept.counted())
+    window, reporter = RouterWindow(joined), Reporter("0" * 16, NOON_MS - 1000)
+    window.count_batch(found.kept.decisions)
     records = window.take(reporter, reporter.window(NOON_MS), GAUGES)
     return decode(encode_telemetry(records)[0][1])
 

@@ -117,6 +117,17 @@ def test_explored_are_the_decisions_for_another_than_the_best(tmp_path):
         assert 0 < sum(one.explored for one in mix) == expected
 
 
+def test_decisions_for_a_dispatcher_of_this_process_are_timed_too(up):
+    """
+    They are no calls of `Route`: a site whose callers all dispatch had no time to decide.
+    """
+    up.run(up.replica.servicer.decide(pb.RouteRequest(embedding_f32=embedding())))
+    report(up)
+
+    (record,) = [one for one in on_topic(up) if isinstance(one, RouterState)]
+    assert record.latency_ms_p50 > 0
+
+
 def test_limit_that_rules_out_the_best_makes_no_exploration(up):
     """
     Among what a request allows, the best was chosen.

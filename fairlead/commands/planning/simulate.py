@@ -18,7 +18,14 @@ from fairlead.commands.planning.trace_options import (
     TraceArgument,
     writable,
 )
-from fairlead.commands.terminal import JsonOption, SettingsOption, console, only_json, progress
+from fairlead.commands.terminal import (
+    JsonOption,
+    SettingsOption,
+    console,
+    load_kernels,
+    only_json,
+    progress,
+)
 
 if TYPE_CHECKING:
     from infra.settings.settings import Settings
@@ -85,6 +92,7 @@ def simulate(
             means=None if snapshot is None else means_of(snapshot, site.catalogue, site.settings),
         )
         progress(f"{parts.requests:,} requests over {parts.span_s:,.0f} s")
+        load_kernels()
         run, totals = added_up(site, parts, questions, happening, options, progress)
         found = {
             "command": "simulate",

@@ -5,7 +5,7 @@
     canaries_found                 places that have a prompt or a token that was sent (`canaries`)
     rolling_lost                   requests lost by updating every replica under load (`rolling`)
     dashboard                      first paint, size, accessibility (`dashboard`)
-    observability_cost_share       of a decision's processor time, for telemetry (`observability`)
+    observability_cost_share       of a decision's processor time, with traces (`observability`)
 
 All is on 127.0.0.1 and ends by itself. What can't be measured here is in `left_out`, with its
 reason.
@@ -35,7 +35,7 @@ from load.bench.operate.intrusion.attempts import attempts
 from load.bench.operate.intrusion.door import Door
 from load.bench.operate.intrusion.forgeries import forgeries
 from load.bench.operate.intrusion.weak_tls import mutual, weak_tls, without_certificate
-from load.bench.operate.observability import cost_share
+from load.bench.operate.observability import collector, cost_share
 from load.bench.operate.rolling import ConnectSafely, rolling
 from load.bench.operate.site import HOST, Attacked, site
 from load.errors import LoopStuck
@@ -84,7 +84,8 @@ def measure(options: OperateBench, connect: ConnectSafely, say: Say) -> dict[str
         with site(whole, options.port) as up:
             result = asyncio.run(_site(up, connect, fuzzing, say))
             say("stopping the site …")
-            both = targets(observed, plain)
+            traces = on.enter_context(collector())
+            both = targets(observed, plain, traces)
             starting = beside.submit(both.__enter__)
         say("waiting for the servers that are compared …")
         told, silent = starting.result()
@@ -99,7 +100,7 @@ def measure(options: OperateBench, connect: ConnectSafely, say: Say) -> dict[str
             result["dashboard"] = asyncio.run(looked_at(url, axe, options.opened))
         except NoBrowser as error:
             result["dashboard"], missing = {}, str(error)
-    return result | {"left_out": left_out(result, missing)}
+    return result | {"left_out": left_out(result, missing, traced=bool(traces))}
 
 
 def _fuzzed(folder: Path, options: OperateBench, say: Say) -> dict[str, Any]:
@@ -107,9 +108,11 @@ def _fuzzed(folder: Path, options: OperateBench, say: Say) -> dict[str, Any]:
         return asyncio.run(fuzz(on, options.fuzzed, generator(options.seed), say))
 
 
-def left_out(result: dict[str, Any], no_browser: str = "") -> dict[str, str]:
+def left_out(
+    result: dict[str, Any], no_browser: str = "", *, traced: bool = True
+) -> dict[str, str]:
     """What there is no figure of, and why."""
-    found = {"tracing": "off by default, and then nobody makes spans: the share is of telemetry"}
+    found = {} if traced else {"tracing": "the share is of telemetry: needs fairlead[tracing]"}
     if result["rss_growth_mb"] is None:
         found["rss_growth_mb"] = "this system has no /proc"
     if no_browser:

@@ -23,7 +23,7 @@ from load.simulation.loop.split import Split
 from serve.routing.chooser import Chooser
 from serve.routing.eligible import RequestBatch, unsaid_columns
 from serve.routing.live import Live
-from serve.routing.writing.records import Decisions
+from serve.routing.writing.records import Decisions, counted
 from streams.feedback.ticket import Issuer, Sealer
 from streams.telemetry.records import AnyTelemetry
 from streams.telemetry.window import Reporter, RouterGauges, RouterWindow
@@ -72,7 +72,7 @@ class VirtualRouter:
         self._sealer, self._issuer, self._reporter = sealer, issuer, reporter
         self._split = split
         self._policy = repr(chooser.policy)
-        self._window = RouterWindow()
+        self._window = RouterWindow(counted)
         self._n_chosen = 0  # in the open window
         self._answered: list[tuple[Numbers, Numbers]] = []  # likewise: classes, tokens
 
@@ -96,12 +96,10 @@ class VirtualRouter:
         return decisions
 
     def _count(self, decisions: Decisions) -> None:
-        n, rows = len(decisions.tenants), np.flatnonzero(decisions.choices.fits)
-        self._n_chosen += n
-        self._window.count_refused(n - len(rows))
-        if len(rows):
-            counted = decisions if len(rows) == n else decisions[rows]
-            self._window.count_batch(counted.count())
+        fits = int(np.count_nonzero(decisions.choices.fits))
+        self._n_chosen += len(decisions)
+        self._window.count_refused(len(decisions) - fits)
+        self._window.count_batch(decisions)
 
     def count_answers(self, classes: Numbers, output_tokens: Numbers) -> None:
         """Count answers that ended: all of a window together, when it is reported."""

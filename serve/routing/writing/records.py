@@ -9,8 +9,9 @@ The router and the simulator write with this class, so each column is written in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, groupby
 from operator import attrgetter
 from typing import Any
 
@@ -31,6 +32,8 @@ KERNEL = "learners.kernels.records"
 FEW = 8  # decisions: numpy fills in a record of many as soon, and more of them sooner
 _COLUMNS = ("propensity", "utility", "quality", "cost_usd", "latency_ms", "verdict")
 _NUMBERS = attrgetter(*_COLUMNS[:-1])
+_CHOICES = attrgetter("fits", "verdict", "utility", "chosen", "pool", "preferred", "shed")
+_REQUESTS = attrgetter("prompt_tokens", "criticality")
 _OF_CHOSEN = attrgetter("expected_cost_usd", "estimated_quality", "estimated_cost_usd")
 
 
@@ -81,7 +84,7 @@ class Decisions:
         else:
             self._fill(heads, candidates)
         plain = self.requests.said is None and self.choices.arm is None
-        said = None if plain else [end_of(one) for one in self._said()]
+        said = None if plain else [end_of(one) for one in self.said()]
         return sealer.seal(ids, heads, candidates, tenants, measured, said)
 
     def _blank(self) -> tuple[NDArray[np.void], NDArray[np.void]]:
@@ -139,7 +142,7 @@ class Decisions:
             candidates.view(np.uint8).reshape(n, k, bytes_each),
         )
 
-    def _said(self) -> list[Said]:
+    def said(self) -> list[Said]:
         """What is carried of each, with the arm of a change that it belongs to."""
         held, arms = self.requests.said, self.choices.arm
         said: list[Said] = [NOTHING] * len(self.tenants) if held is None else held.tolist()
@@ -176,30 +179,13 @@ class Decisions:
             encoder=live.encoder,
             contexts=requests.contexts,
             prompts=prompts,
-            said=self._said(),
+            said=self.said(),
             beside=choices.beside,
             suggested=choices.suggested,
         )
 
-    def count(self) -> DecidedBatch:
-        """What telemetry counts: also those that were shed."""
-        choices = self.choices
-        return DecidedBatch(
-            models=self.live.catalogue.names,
-            pools=self.live.pool_names,
-            chosen=choices.chosen,
-            pool=choices.pool,
-            explored=explored(choices, compiled=self.live.kernel is not None),
-            preferred=choices.preferred,
-            fixed=_PASSES[choices.verdict].sum(axis=1) == 1,
-            shed=choices.shed,
-            tenants=self.tenants,
-            prompt_tokens=self.requests.prompt_tokens,
-            criticality=self.requests.criticality,
-            guarded=None
-            if self.live.guard is None
-            else np.array([one.guarded for one in self._said()], bool),
-        )
+    def __len__(self) -> int:
+        return len(self.tenants)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -226,22 +212,56 @@ class Kept:
             [self.prompts[i] for i in at],
         )
 
-    def counted(self) -> DecidedBatch | None:
-        """What telemetry counts: also those that were shed."""
-        if self.decisions.choices.sent_all:
-            return self.decisions.count()
-        fits = np.flatnonzero(self.decisions.choices.fits)
-        return self.decisions[fits].count() if len(fits) else None
+
+def counted(kept: Sequence[Decisions]) -> Iterator[DecidedBatch]:
+    """What telemetry counts of decisions: also those that were shed, not those that nobody fits.
+
+    Of many batches at once, because to compute the columns of one costs as much as of a hundred.
+    """
+    for _, alike in groupby(kept, key=lambda one: id(one.live)):
+        if len(batch := _counted(list(alike))):
+            yield batch
 
 
-def explored(choices: Choices, *, compiled: bool = False) -> NDArray[np.bool_]:
+def _counted(kept: Sequence[Decisions]) -> DecidedBatch:
+    """Batches of one view as one."""
+    live, (fits, verdict, utility, *others) = kept[0].live, _columns_of(kept, _CHOICES)
+    chosen, pool, preferred, shed = others
+    tokens, criticality = _columns_of(kept, _REQUESTS, of="requests")
+    tenants = np.array([*chain.from_iterable(one.tenants for one in kept)], object)
+    far = None
+    if live.guard is not None:
+        said = chain.from_iterable(one.said() for one in kept)
+        far = np.array([one.guarded for one in said], bool)[fits]
+    return DecidedBatch(
+        models=live.catalogue.names,
+        pools=live.pool_names,
+        chosen=chosen[fits],
+        pool=pool[fits],
+        explored=explored(verdict, utility, chosen)[fits],
+        preferred=preferred[fits],
+        fixed=(_PASSES[verdict].sum(axis=1) == 1)[fits],
+        shed=shed[fits],
+        tenants=tenants[fits].tolist(),
+        prompt_tokens=tokens[fits],
+        criticality=criticality[fits],
+        guarded=far,
+    )
+
+
+def _columns_of(
+    kept: Sequence[Decisions], names: attrgetter[tuple[Any, ...]], of: str = "choices"
+) -> list[NDArray[Any]]:
+    """Columns of all batches, one after the other."""
+    each = [names(getattr(one, of)) for one in kept]
+    return [np.concatenate(columns) for columns in zip(*each, strict=True)]
+
+
+def explored(
+    verdict: NDArray[np.uint8], utility: NDArray[np.float64], chosen: NDArray[np.intp]
+) -> NDArray[np.bool_]:
     """Of each row (n,), whether another eligible model had a higher utility than the chosen."""
-    if compiled and (kernel := kernels(KERNEL)) is not None:
-        found = np.empty(len(choices.chosen), np.bool_)
-        verdict, chosen = writable(choices.verdict, np.uint8), writable(choices.chosen, np.int64)
-        kernel.explored(writable(choices.utility), verdict, chosen, found)
-        return found
-    eligible = choices.verdict == Verdict.ELIGIBLE
-    best = np.where(eligible, choices.utility, -np.inf).max(axis=1)
-    of = np.arange(len(best)), choices.chosen
-    return np.asarray((choices.utility[of] < best) | ~eligible[of])
+    eligible = verdict == Verdict.ELIGIBLE
+    best = np.where(eligible, utility, -np.inf).max(axis=1)
+    of = np.arange(len(best)), chosen
+    return np.asarray((utility[of] < best) | ~eligible[of])

@@ -32,6 +32,8 @@ ENDED = ", in _server_main_loop"  # in the trace of such an end
 SITE = """state_dir = "{folder}/state"
 [telemetry]
 period_s = {telemetry_s}
+[tracing]
+endpoint = "{traces}"
 [encoder]
 kind = "hashing"
 [dispatch]
@@ -106,19 +108,21 @@ def target(folder: Path) -> Iterator[Target]:
 
 
 @contextmanager
-def targets(observed: Path, plain: Path) -> Iterator[tuple[Target, Target]]:
-    """Two of them, that start together: with telemetry and without. Raises LoopStuck."""
-    with _child(observed) as one, _child(plain, telemetry_s=0.0) as other:
+def targets(observed: Path, plain: Path, traces: str = "") -> Iterator[tuple[Target, Target]]:
+    """Two of them, that start together: with telemetry and traces or without. Raises LoopStuck."""
+    with _child(observed, traces=traces) as one, _child(plain, telemetry_s=0.0) as other:
         yield _up(one, observed), _up(other, plain)
 
 
 @contextmanager
-def _child(folder: Path, telemetry_s: float = 1.0) -> Iterator[subprocess.Popen[str]]:
+def _child(
+    folder: Path, telemetry_s: float = 1.0, traces: str = ""
+) -> Iterator[subprocess.Popen[str]]:
     """Start it; stop it at the end."""
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     with (folder / SAID).open("w") as log:
         child = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-m", __name__, str(folder), str(telemetry_s)],
+            [sys.executable, "-m", __name__, str(folder), str(telemetry_s), traces],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -149,10 +153,11 @@ def _up(child: subprocess.Popen[str], folder: Path) -> Target:
     return Target(grpc_port, http_port, child, said)
 
 
-async def _serve(folder: Path, telemetry_s: str) -> None:
+async def _serve(folder: Path, telemetry_s: str, traces: str) -> None:
     async with MisbehavingServer(()) as server:
         path = folder / "fairlead.toml"
-        path.write_text(SITE.format(folder=folder, url=server.url(SOUND), telemetry_s=telemetry_s))
+        of = {"url": server.url(SOUND), "telemetry_s": telemetry_s, "traces": traces}
+        path.write_text(SITE.format(folder=folder, **of))
         async with dispatchers(path, 1) as (one,):
             sys.stdout.write(json.dumps([one.replica.port, one.http_port]) + "\n")
             sys.stdout.flush()
@@ -164,7 +169,7 @@ def main(arguments: Sequence[str]) -> None:
     import uvloop
 
     logging.basicConfig(level=logging.WARNING)
-    uvloop.run(_serve(Path(arguments[0]), arguments[1]))
+    uvloop.run(_serve(Path(arguments[0]), *arguments[1:]))
 
 
 if __name__ == "__main__":
