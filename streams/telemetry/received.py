@@ -12,10 +12,10 @@ snapshot, and whoever needs it reads it there.
 
 from __future__ import annotations
 
-from copy import copy
 from typing import Generic, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from streams.telemetry.records import PoolState, RouterState
 from streams.telemetry.service_sums import ServiceTable
@@ -25,7 +25,8 @@ SILENT_MS = 10_000  # a process that reported nothing for longer is taken to be 
 
 # Of a pool's record: counts of its window, which are not how things stand.
 POOL_COUNTS = ("tokens", "prompt_tokens", "cached_tokens", "preempted")
-POOL_LISTS = ("ttft_ms", "tpot_ms", "served", "paced", "first_tokens")
+
+NO_COUNTS = dict.fromkeys(POOL_COUNTS, 0)
 
 Reported = TypeVar("Reported", PoolState, RouterState)
 
@@ -62,16 +63,12 @@ Latest = TypeVar("Latest", Source, Received[PoolState], Received[RouterState])
 
 def gauges_of(record: Reported) -> Reported:
     """A record without its counts: they are in the tallies."""
-    found = copy(record)  # and set, as `replace` takes four times as long
-    if isinstance(found, PoolState):
-        found.joules = 0.0
-        for name in POOL_COUNTS:
-            setattr(found, name, 0)
-        for name in POOL_LISTS:
-            setattr(found, name, [])
-    else:
-        found.mix, found.refused = [], 0
-    return found
+    if isinstance(record, PoolState):
+        return replace(
+            record, joules=0.0, ttft_ms=[], tpot_ms=[], served=[], paced=[], first_tokens=[],
+            **NO_COUNTS,
+        )  # fmt: skip
+    return replace(record, mix=[], refused=0)
 
 
 def keep_latest(table: dict[str, Latest], key: str, found: Latest, most: int) -> None:
