@@ -30,7 +30,7 @@ from load.traces.made import burstier
 from load.traces.reading import TraceFile
 
 INFLATION = 1.5
-AGAIN_MAX = 3  # times that a fleet is grown which all of the trace is too much for
+AGAIN_MAX = 6  # fleets that are tried instead of one that all of the trace is too much for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -65,7 +65,7 @@ def plan(
             None,
             site.preference[1],
         )
-    planned = _verified(search, search.trimmed(chosen), say)
+    planned = _verified(search, chosen, say)
     found["frontier"] = [described(search, point, questions) for point in _sorted(search.best())]
     verified = summary(planned.run, planned.site, quality_known=questions.quality_known)
     found["feasible"] = verified["within_target"] >= options.share
@@ -113,18 +113,25 @@ def described(search: Search, point: Point, questions: Questions) -> dict[str, A
     }
 
 
-def _verified(search: Search, point: Point, say: Say) -> Planned:
-    """On all of the trace; grown where that is too much for it."""
-    site, share = search.site.with_cost_weight(point.per_usd), search.options.share
+def _verified(search: Search, chosen: Point, say: Say) -> Planned:
+    """On all of the trace. Where that is too much for a fleet, the next best is taken."""
     say("the plan is verified on all of the trace")
-    run = search.simulate(site, point.sized, search.file)
+    planned = _simulated(search, chosen)
     for _ in range(AGAIN_MAX):
-        grown = None if run.within_target >= share else search.grown(site, point.sized)
-        if grown is None:
+        if planned.run.within_target >= search.options.share:
             break
-        say(f"{run.within_target:.2%} are within target: a larger fleet is tried")
-        point, run = grown, search.simulate(site, grown.sized, search.file)
-    return Planned(point=point, run=run, site=site)
+        say(f"{planned.run.within_target:.2%} are within target: the next best fleet is tried")
+        search.fell_short(planned.point, planned.run.within_target)
+        other, _ = search.chosen(search.best())
+        if other is None:
+            break
+        planned = _simulated(search, other)
+    return planned
+
+
+def _simulated(search: Search, chosen: Point) -> Planned:
+    point, site = search.trimmed(chosen), search.site.with_cost_weight(chosen.per_usd)
+    return Planned(point=point, run=search.simulate(site, point.sized, search.file), site=site)
 
 
 def _autoscaled(search: Search, planned: Planned, questions: Questions) -> dict[str, Any]:

@@ -122,22 +122,34 @@ class Search:
         self._begin = at
         return tried
 
-    def grown(self, site: Site, fleet: Sized) -> Point | None:
-        """A larger fleet: pools are filled less than this one's; None where there is none."""
+    def _grow(self, site: Site, fleet: Sized) -> None:
+        """Try a larger fleet, if there is one: pools are filled less than this one's."""
         for filled in FILLED[self._begin + 1 :]:
             self._begin += 1
             more = sized(self._demand, site, filled=filled, unlimited=self.options.unlimited)
             if more.usd_per_h > fleet.usd_per_h:
-                return self.tried(site, more)
-        return None
+                self.tried(site, more)
+                return
 
     def _try(self, site: Site, filled: float) -> Point:
         fleet = sized(self._demand, site, filled=filled, unlimited=self.options.unlimited)
         return self.tried(site, fleet)
 
+    def fell_short(self, point: Point, within_target: float) -> None:
+        """All of the trace is too much for a fleet: it keeps no target, nor does a cheaper one with
+        the same weight of cost; a larger one is tried.
+        """
+        site = self.site.with_cost_weight(point.per_usd)
+        failed = replace(point, figures=point.figures | {"within_target": within_target})
+        self._seen[_key(site, point.sized)] = failed
+        for key, other in self._seen.items():
+            if other.per_usd == point.per_usd and other.usd_per_h <= point.usd_per_h:
+                self._seen[key] = replace(other, meets=False)
+        self._grow(site, point.sized)
+
     def tried(self, site: Site, fleet: Sized) -> Point:
         """What a simulation of the busiest stretch shows of a fleet."""
-        key = (site.preference, tuple(sorted(fleet.replicas.items())))
+        key = _key(site, fleet)
         if key not in self._seen:
             run = self.simulate(site, fleet, self.stretch)
             point = self._point(site, fleet, run)
@@ -221,6 +233,10 @@ class Search:
                     break
                 point = less
         return point
+
+
+def _key(site: Site, fleet: Sized) -> tuple[object, ...]:
+    return site.preference, tuple(sorted(fleet.replicas.items()))
 
 
 def beats(one: Point, other: Point) -> bool:

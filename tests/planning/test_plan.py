@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tomllib
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,11 +17,11 @@ from typer.testing import CliRunner
 
 from fairlead.command_line import app
 from infra.settings.settings import read_settings
-from load.data.traces import Trace
+from load.data.traces import Trace, azure
 from load.planning.candidates import with_candidates
-from load.planning.plan import Planned, hedged
+from load.planning.plan import Planned, _verified, hedged
 from load.planning.questions import questions_of
-from load.planning.search import PlanOptions, Search
+from load.planning.search import PlanOptions, Search, beats
 from load.planning.site import site_of
 from load.planning.sizing import Sized
 from load.traces.reading import TraceFile
@@ -95,6 +96,32 @@ def test_a_plan_that_holds_anyway_is_its_own_hedge(folder):
     assert found["held"] and found["plain_within_target"] == found["within_target"]
     assert found["pools"]["small"]["replicas"] == 2 and len(found["pools"]) == 1
     assert found["usd_per_h_more"] == 0.0
+
+
+def test_what_falls_short_on_all_of_the_trace_leaves_the_frontier(folder, monkeypatch):
+    """
+    The busiest stretch may flatter a fleet. The next best is planned then, and nothing that the
+    frontier shows is cheaper and better than the plan.
+    """
+    site = site_of(with_candidates(read_settings(folder / "fairlead.toml")))
+    file = TraceFile(trace=azure().between(1500.0, end_s=1520.0), format="plain-ms", rows=0)
+    questions = questions_of(site.catalogue, None, file)
+    search = Search(site, file, questions, PlanOptions(points=1, stretch_s=10.0), print)
+    chosen, _ = search.chosen(search.frontier())
+    flattered, simulate = search.trimmed(chosen), Search.simulate
+
+    def falls_short(self, site, fleet, file):
+        if file is search.file and fleet.replicas == flattered.sized.replicas:
+            return SimpleNamespace(within_target=0.5)
+        return simulate(self, site, fleet, file)
+
+    monkeypatch.setattr(Search, "simulate", falls_short)
+    planned = _verified(search, chosen, print)
+
+    shown = search.best()
+    assert planned.run.within_target >= 0.99
+    assert flattered.sized.replicas not in [point.sized.replicas for point in shown]
+    assert not any(beats(point, planned.point) for point in shown)
 
 
 def test_a_plan_is_settings_that_a_site_can_run(planned, folder):
