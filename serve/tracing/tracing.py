@@ -56,6 +56,7 @@ class TracingOptions:
         20.0,
         "Of requests that come without a trace, how many a second get one in each replica at most.",
         ge=0,
+        le=100_000,
     )
 
 
