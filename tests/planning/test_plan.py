@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 
 from fairlead.command_line import app
 from infra.settings.settings import read_settings
-from load.data.traces import Trace, azure
+from load.data.traces import Trace
 from load.planning.candidates import with_candidates
 from load.planning.plan import Planned, _verified, hedged
 from load.planning.questions import questions_of
-from load.planning.search import PlanOptions, Search, beats
+from load.planning.search import PlanOptions, Point, Search
 from load.planning.site import site_of
 from load.planning.sizing import Sized
 from load.traces.reading import TraceFile
@@ -104,24 +104,33 @@ def test_what_falls_short_on_all_of_the_trace_leaves_the_frontier(folder, monkey
     frontier shows is cheaper and better than the plan.
     """
     site = site_of(with_candidates(read_settings(folder / "fairlead.toml")))
-    file = TraceFile(trace=azure().between(1500.0, end_s=1520.0), format="plain-ms", rows=0)
+    trickle = Trace("trickle", 3.0 * np.arange(10), np.full(10, 100), np.full(10, 20))
+    file = TraceFile(trace=trickle, format="plain", rows=10)
     questions = questions_of(site.catalogue, None, file)
-    search = Search(site, file, questions, PlanOptions(points=1, stretch_s=10.0), print)
-    chosen, _ = search.chosen(search.frontier())
-    flattered, simulate = search.trimmed(chosen), Search.simulate
+    search = Search(site, file, questions, PlanOptions(points=0), print)
+    on_all = {1: 0.4, 2: 0.5, 3: 1.0}  # share within target, by replicas
 
-    def falls_short(self, site, fleet, file):
-        if file is search.file and fleet.replicas == flattered.sized.replicas:
-            return SimpleNamespace(within_target=0.5)
-        return simulate(self, site, fleet, file)
+    def simulated(self, site, fleet, file):
+        return SimpleNamespace(within_target=on_all[fleet.replicas["small"]])
 
-    monkeypatch.setattr(Search, "simulate", falls_short)
+    def point(n, usd_per_h, quality):
+        figures = {"within_target": 1.0, "usd_per_h": usd_per_h, "quality": quality}
+        fleet = Sized(replicas={"small": n}, unmet=0.0, usd_per_h=usd_per_h)
+        return Point(per_usd=site.preference[1], sized=fleet, figures=figures, meets=True)
+
+    def growing(self, site, fleet):
+        search._seen[3] = point(3, 3.0, 0.6)
+
+    monkeypatch.setattr(Search, "simulate", simulated)
+    monkeypatch.setattr(Search, "trimmed", lambda self, point: point)
+    monkeypatch.setattr(Search, "_grow", growing)
+    search._seen |= {1: point(1, 1.0, 0.5), 2: point(2, 2.0, 0.7)}
+    chosen = search._seen[2]
+
     planned = _verified(search, chosen, print)
 
-    shown = search.best()
-    assert planned.run.within_target >= 0.99
-    assert flattered.sized.replicas not in [point.sized.replicas for point in shown]
-    assert not any(beats(point, planned.point) for point in shown)
+    assert planned.point.sized.replicas == {"small": 3}
+    assert search.best() == [planned.point]
 
 
 def test_a_plan_is_settings_that_a_site_can_run(planned, folder):
