@@ -632,6 +632,7 @@ OTHER = {  # where another value is not found by moving away from the default
     "dispatch.escalate_to": "m",
     "rules.floor": "m",
     "rules.preference": {"quality": 2.0},
+    "rules.extra": {"cache_salt": "none"},
     "tokens.scopes": ["admin"],
 }
 # Read where they are used, which a look at the sources confirms.
