@@ -396,17 +396,19 @@ def test_a_limit_that_only_what_was_learned_exceeds_is_left_to_numpy():
     dear = requests(1, 5, cost_usd_max=np.array([1e-9]), prompt_tokens=np.ones(1))
     share = requests(1, 5, strong_share_max=np.array([0.5]))
     stale = requests(1, 5, latency_ms_max=np.array([300.0]))
+    paid = requests(1, 5, cost_usd_max=np.array([0.1]), prompt_tokens=np.array([1000.0]))
 
     assert quick(dear) is not None
     assert quick(share) is None
     assert (quick(stale, slower=2.0) is None) and (quick(stale, slower=0.5) is not None)
+    assert (quick(paid, dearer=99.0) is None) and (quick(paid, dearer=0.5) is not None)
 
 
-def quick(asked: RequestBatch, slower: float = 1.0):
+def quick(asked: RequestBatch, *, slower: float = 1.0, dearer: float = 1.0):
     """What compiled code decides; None where numpy is to."""
     (fast, _), options = VIEWS[5], PlacementOptions()
     estimates = fast.estimator.estimate(asked.contexts)
-    estimates.mean[:, :, 2] = slower
+    estimates.mean[:, :, 1], estimates.mean[:, :, 2] = dearer, slower
     load, draws = LoadTracker(options.pricing).now(fast, 0), np.zeros((1, 2))
     return plain.decided(asked, fast, estimates, load, SquareCb(), draws, None, options, None, None)
 
