@@ -440,8 +440,7 @@ class Trainer:
         By the log's clock, which judges lateness, and what of it has been true for a day: a value
         that is forgotten too early would count twice.
         """
-        state = self.state
-        ends = self._log.end_offsets(FEEDBACK)
+        state, ends = self.state, self._log.end_offsets(FEEDBACK)
         horizon_ms = state.horizons.trusted_ms()
         for partition, offset in state.offsets.items():
             if offset < ends.get(partition, 0):
