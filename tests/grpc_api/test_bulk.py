@@ -155,9 +155,9 @@ def test_batches_are_read_and_scored_one_after_the_other(up, monkeypatch):
     for all of these.
     """
     servicer, read, scored = up.replica.servicer, [], []
-    reads, scores = servicer._read_or_error, servicer._score
+    reads, scores = servicer._read, servicer._score
     monkeypatch.setattr(
-        servicer, "_read_or_error", lambda one: read.append(one.tenant) or reads(one)
+        servicer, "_read", lambda one, left_s: read.append(one.tenant) or reads(one, left_s)
     )
     monkeypatch.setattr(
         servicer, "_score", lambda asked: scored.append(asked[0].tenant) or scores(asked)

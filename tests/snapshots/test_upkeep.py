@@ -6,10 +6,11 @@ import fcntl
 from pathlib import Path
 
 import pytest
-from made_up import DAY_MS, NOW_MS
+from made_up import DAY_MS, MEMORY, NOW_MS
 from trainer_ground import Ground
 
 from infra.errors import StateInUse
+from learners.estimates.learned import Learned
 from streams.errors import LogTruncated
 from streams.log.contract import DECISIONS, FEEDBACK, TELEMETRY
 from streams.log.memory_log import MemoryLog, Storage
@@ -96,7 +97,7 @@ def test_a_clock_that_is_ahead_makes_nothing_old(tmp_path):
     storage = Storage()
     log = MemoryLog(storage, lambda: NOW_MS)
     log.append(FEEDBACK, [(None, b"x")] * (2 * CHUNK))
-    state = State("encoder", None)
+    state = State("encoder", Learned(MEMORY))
     state.offsets, state.horizons.of(0).trusted_ms = {0: 2 * CHUNK}, NOW_MS
     for i in range(1000):
         state.horizons.of(0).read(NOW_MS + 3650 * DAY_MS + i)

@@ -142,6 +142,7 @@ def offered(n: int, output_tokens: int, at_s: float = 1.0) -> Offered:
         output_tokens=np.full(n, output_tokens),
         priority=np.zeros(n, np.int64),
         uniform=np.full(n, 0.5),
+        slow=np.ones(n),
         place=np.zeros(n, np.int64),
     )
 
