@@ -156,9 +156,7 @@ def test_batches_are_read_and_scored_one_after_the_other(up, monkeypatch):
     """
     servicer, read, scored = up.replica.servicer, [], []
     reads, scores = servicer._read, servicer._score
-    monkeypatch.setattr(
-        servicer, "_read", lambda one, left_s: read.append(one.tenant) or reads(one, left_s)
-    )
+    monkeypatch.setattr(servicer, "_read", lambda one: read.append(one.tenant) or reads(one))
     monkeypatch.setattr(
         servicer, "_score", lambda asked: scored.append(asked[0].tenant) or scores(asked)
     )
