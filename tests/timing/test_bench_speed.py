@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import grpc
 import numpy as np
@@ -14,7 +17,7 @@ import pytest
 from router_bench import Router, embedding, router
 
 from load.bench.speed import stages
-from load.bench.speed.open_loop import TICK_S, Drive, Seen, Stream, drive, poisson
+from load.bench.speed.open_loop import EACH_PER_S_MAX, Seen, Stream, drive, poisson
 from load.bench.speed.overload import overloaded
 from load.bench.speed.serving import Serving, Stated, served
 from load.bench.speed.wire import Ask, Ended, connected
@@ -113,16 +116,26 @@ def test_an_open_loop_in_which_no_call_is_due_ends(up):
     assert seen[""].sent == 0
 
 
-def test_the_loop_is_woken_for_each_call_and_past_some_rate_by_the_millisecond(monkeypatch):
-    slept_s: list[float] = []
-    monkeypatch.setattr("load.bench.speed.open_loop.time.sleep", slept_s.append)
+@pytest.mark.parametrize(("per_s", "woken_by"), [(1_000.0, 1), (2 * EACH_PER_S_MAX, 0)])
+def test_a_thread_wakes_the_loop_for_each_call_and_at_high_rates_none_does(
+    up, monkeypatch, per_s, woken_by
+):
+    """
+    Where calls are many the thread would wait for the interpreter's lock, and send bursts.
+    """
+    made: list[Callable[..., object]] = []
 
-    for per_s in (1_000.0, 20_000.0):
-        streams = [Stream(name="", ask=ask(), per_s=per_s)]
-        Drive(streams, np.random.default_rng(0), seconds=0.01, warm_s=0.0)._wake(lambda: None)
+    class Noted(threading.Thread):
+        def __init__(self, target: Callable[..., object], **kwargs: Any) -> None:
+            super().__init__(target=target, **kwargs)
+            made.append(target)
 
-    assert slept_s[0] == 0.0  # due long ago, by a clock that began at 0
-    assert slept_s[-1] == TICK_S
+    monkeypatch.setattr("load.bench.speed.open_loop.threading", SimpleNamespace(Thread=Noted))
+    streams = [Stream(name="", ask=ask(), per_s=per_s)]
+    seen = asyncio.run(drive(up.replica.port, streams, 0.05, np.random.default_rng(0)))
+
+    assert len(made) == woken_by
+    assert seen[""].sent > per_s * 0.05 / 2
 
 
 def test_arrivals_are_as_many_as_the_rate_says():
