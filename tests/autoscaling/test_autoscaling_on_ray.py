@@ -254,9 +254,14 @@ def ready() -> dict[str, int]:
     return found | {"router": router.replica_states.get("RUNNING", 0)}
 
 
+def settled() -> bool:
+    """Whether no replica is on its way up or down: one that waits for a machine has a name, too."""
+    return not any(of.starting or of.draining for of in pool_replicas().values())
+
+
 def reached(small: int, large: int, routers: int) -> None:
     wanted = {SMALL: small, LARGE: large, "router": routers}
-    until(lambda: ready() == wanted, f"{wanted}", PATIENCE_S)
+    until(lambda: ready() == wanted and settled(), f"{wanted}, and no other", PATIENCE_S)
 
 
 def record(up: Running) -> PlanRecord:
