@@ -60,6 +60,7 @@ class SessionStates:
         self._file = -1
         if path is not None:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            _check_is_ours(path, os.fstat(self._file))
             # Now, or never: a page that there is no room for later would end the process.
             os.posix_fallocate(self._file, 0, TABLE_BYTES)
         self._table = mmap.mmap(self._file, TABLE_BYTES)
@@ -113,6 +114,15 @@ class SessionStates:
         except OSError:
             return False
         return True
+
+
+def _check_is_ours(path: Path, found: os.stat_result) -> None:
+    """Anybody may make files where shared memory is. Raises PermissionError."""
+    if found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise PermissionError(
+            f"{path}: sessions' states would be in a file that others may write: owner "
+            f"{found.st_uid}, mode {found.st_mode & 0o777:o}; remove it"
+        )
 
 
 def _hash(text: str) -> int:

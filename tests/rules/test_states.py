@@ -58,6 +58,25 @@ def test_a_record_that_is_half_written_is_none(path):
     assert states.of("t", "s", 2) == "a"
 
 
+def test_a_table_that_somebody_else_can_write_is_not_used(path, monkeypatch):
+    """
+    Its name can be guessed, and whoever writes there could end a state that rules are enforced by.
+    """
+    path.touch(0o600)
+    path.chmod(0o620)
+    with pytest.raises(PermissionError, match=f"{path}.*remove it"):
+        SessionStates(NAMES, KEPT_S, path)
+    path.chmod(0o600)
+    SessionStates(NAMES, KEPT_S, path)
+    monkeypatch.setattr("serve.rules.states.os.getuid", lambda: path.stat().st_uid + 1)
+    with pytest.raises(PermissionError, match=f"{path}.*remove it"):
+        SessionStates(NAMES, KEPT_S, path)
+    link = path.with_name("link")
+    link.symlink_to(path)
+    with pytest.raises(OSError, match="symbolic"):
+        SessionStates(NAMES, KEPT_S, link)
+
+
 def test_where_there_is_no_room_the_longest_unused_goes():
     """A bucket has eight places; its other sessions keep theirs."""
     states = SessionStates(NAMES, KEPT_S)
