@@ -11,7 +11,8 @@ pytest.importorskip("hdrh", reason="needs hdrhistogram: make install")
 
 from load.bench.plan import versus
 from load.bench.plan.bench import PlanBench, inflated, quick
-from load.bench.plan.live import by_chance
+from load.bench.plan.live import by_chance, unless_stuck
+from load.errors import LoopStuck
 
 SMALL = replace(quick().workloads["azure_8b"], requests_per_s=8.0, seconds=20.0)
 
@@ -54,6 +55,19 @@ def test_the_hedged_plan_holds_where_the_plan_falls_short():
     assert found["plain"]["as_forecast"] >= 0.99
     assert found["hedged"]["within_target"] >= 0.99 > found["plain"]["within_target"]
     assert found["hedged"]["usd_per_h"] > found["plain"]["usd_per_h"]
+
+
+def test_a_site_that_is_stuck_leaves_out_its_own_figures_alone():
+    """
+    An hour's other figures were lost with it.
+    """
+    left_out, said = {}, []
+    for key in ("live_vs_simulated", "replay"):
+        with unless_stuck(key, left_out, said.append):
+            if key == "replay":
+                raise LoopStuck("no answer within 300 s")
+    assert left_out == {"replay": "no answer within 300 s"}
+    assert said == ["replay is left out: no answer within 300 s"]
 
 
 def test_chance_is_told_from_how_far_seeds_are_apart():

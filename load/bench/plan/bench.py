@@ -5,6 +5,7 @@ plan_vs_vllm_sr_sim      by workload: cost over its cost, and whether the target
 inflated                 share within target at 1.5 times demand and service times
 simulated_requests_per_s of one core
 replay                   decisions in batches, intended and delivered
+left_out                 what could not be measured, by key, and why
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ def measure(options: PlanBench, connect: Connect, say: Callable[[str], None]) ->
         "inflated": found,
         "simulated_requests_per_s": round(speed),
         "replay": live["replay"],
+        "left_out": live["left_out"],
         "seed": options.seed,
     }
 

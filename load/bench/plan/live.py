@@ -119,26 +119,39 @@ def measure(
     connect: Connect,
     say: Callable[[str], None],
     meanwhile: Callable[[], None] = lambda: None,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Any]:
     """`live_vs_simulated` and `replay`. What needs no site is done `meanwhile`, while one starts.
-    Raises LoopStuck if none comes up.
+
+    If a site does not come up, its key is null, `left_out` says why, and the rest is measured.
     """
+    left_out: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "fairlead.toml"
         path.write_text(head(Path(folder), options.port) + POOLS)
+        file = _file(options, options.requests_per_s, options.seconds, options.length)
         say("a live site with two emulated pools is started")
         with started(path):
             meanwhile()
-            asyncio.run(ready(connect, options.port + 1, answers))
-            file = _file(options, options.requests_per_s, options.seconds, options.length)
-            live = _replayed(file.trace, options, connect, say)
+            with unless_stuck("live_vs_simulated", left_out, say):
+                asyncio.run(ready(connect, options.port + 1, answers))
+                live = _replayed(file.trace, options, connect, say)
         with _deciding(options, say) as address:
-            compared = _compared(live, file, path, options)
-            asyncio.run(ready(connect, options.port, decides))
-            return {
-                "live_vs_simulated": compared,
-                "replay": _decisions(address, options, connect, say),
-            }
+            compared = None if left_out else _compared(live, file, path, options)
+            decided = None
+            with unless_stuck("replay", left_out, say):
+                asyncio.run(ready(connect, options.port, decides))
+                decided = _decisions(address, options, connect, say)
+    return {"live_vs_simulated": compared, "replay": decided, "left_out": left_out}
+
+
+@contextmanager
+def unless_stuck(key: str, left_out: dict[str, str], say: Callable[[str], None]) -> Iterator[None]:
+    """If its site is stuck a part ends here, noted under its key; what others found is kept."""
+    try:
+        yield
+    except LoopStuck as error:
+        left_out[key] = str(error)
+        say(f"{key} is left out: {error}")
 
 
 def _file(options: LiveOptions, per_s: float, seconds: float, length: float) -> TraceFile:
