@@ -96,7 +96,7 @@ def _pools(pools: Mapping[str, Mapping[str, Any]]) -> Table:
             _percentiles(of["ttft_ms"], ("p50", "p99")),
             _percentiles(of["tpot_ms"], ("p50", "p99")),
             _number(of["tokens_per_s"]),
-            _number(of["watts"]),
+            _watts(of),
             _number(of["joules"]),
             _can_do(of),
             _first_token(of),
@@ -106,7 +106,8 @@ def _pools(pools: Mapping[str, Mapping[str, Any]]) -> Table:
     )
     heads = ("pool", "replicas", "queue", "run", "kv", "ttft ms", "tpot ms", "tok/s", "W", "J")
     learned = ("each can do /s", "first token ms")
-    return _table("pools (latencies: p50 · p99)", (*heads, *learned, "silent s"), rows)
+    title = "pools (latencies: p50 · p99; ≈ by the GPUs' figures)"
+    return _table(title, (*heads, *learned, "silent s"), rows)
 
 
 def _pool_name(name: str, of: Mapping[str, Any]) -> str:
@@ -114,6 +115,11 @@ def _pool_name(name: str, of: Mapping[str, Any]) -> str:
     notes = ["derived"] if of["derived"] else []
     notes += ["refuses " + ", ".join(of["refuses"])] if of["refuses"] else []
     return f"{name} ({'; '.join(notes)})" if notes else name
+
+
+def _watts(of: Mapping[str, Any]) -> str:
+    """Power; about so much where it is by the GPUs' figures."""
+    return ("≈ " if of["watts_from"] == "figures" else "") + _number(of["watts"])
 
 
 def _can_do(of: Mapping[str, Any]) -> str:

@@ -58,6 +58,7 @@ class ReplicaMeter:
             running=engine.running,
             kv_use=min(max(engine.kv_use, 0.0), 1.0),
             watts=spent_j / elapsed_s if elapsed_s > 0.0 else 0.0,
+            watts_from="figures",  # of the GPU that is emulated
             load=None if state == "starting" else self._load.read(),
             **self._window.take(reporter, window),
         )

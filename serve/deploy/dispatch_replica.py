@@ -103,6 +103,7 @@ class DispatchReplica:
             window.count_answer if window else lambda tenant, output_tokens: None,
             replica.reporter.source,
             now_s,
+            self._energy_share,
         )
         if replica.vitals:
             replica.vitals.add(self._vitals.take)
@@ -144,6 +145,11 @@ class DispatchReplica:
         ingress = Ingress(servicer.decide, placing, models, bodies)
         arms = ArmsApi(servicer.decide_arm, bodies)
         return [*ingress.routes(), *policy.routes(), *arms.routes(), *pages]
+
+    def _energy_share(self, pool: str) -> float:
+        """Of the energy of a pool's servers, what is counted here."""
+        known = self.replica.view.current.loads.get(pool)
+        return 0.0 if known is None else known.reports.energy_share
 
     def _note(self, attempt: Attempt) -> None:
         """Count a settled attempt; only when the dispatcher is made there is a health to report."""

@@ -38,12 +38,17 @@ class DispatchVitals:
         count_answer: Callable[[str, int], None],
         source: str,
         now_s: Callable[[], float],
+        energy_share: Callable[[str], float],
     ) -> None:
         """`count_answer(tenant, output_tokens)` counts answers by class; `source` is this process.
+
+        `energy_share(pool)` is the part of its servers' energy that is counted here, see
+        `PoolReports`.
 
         Raises nothing later: whoever settles an attempt must not be disturbed.
         """
         self._health, self._refusals = health, refusals
+        self._energy_share = energy_share
         self._now_s, self._source = now_s, source
         self._watched = {pool.pool: pool for pool in watched()}  # the settings', so for good
         self._count_answer = count_answer
@@ -100,7 +105,9 @@ class DispatchVitals:
         refused = self._refusals.status(self._now_s())
         for at in sorted({*running, *self._seen}):
             refuses: list[str] = sorted(refused.get(at[0], ()))
-            records.append(self._server(*at).take(reporter, window, running.get(at, 0), refuses))
+            share = self._energy_share(at[0])
+            held = running.get(at, 0)
+            records.append(self._server(*at).take(reporter, window, held, refuses, share))
             if at not in running:  # it has gone, and this was its last word
                 del self._seen[at]
         return records
@@ -136,7 +143,12 @@ class _Server:
             self._counts = [a + b for a, b in zip(self._counts, new, strict=True)]
 
     def take(
-        self, reporter: Reporter, window: tuple[int, int], running: int, refuses: list[str]
+        self,
+        reporter: Reporter,
+        window: tuple[int, int],
+        running: int,
+        refuses: list[str],
+        energy_share: float,
     ) -> PoolState:
         """The record of the window; a new one begins."""
         (finished, prompts, outputs), self._counts = self._counts, [0, 0, 0]
@@ -144,8 +156,8 @@ class _Server:
         self._held.lengths(finished, prompts, outputs)
         held = self._held.answers(running, window_ms)
         power = self._held.power(running, window_ms)
-        # Others may call it, too: each sees that it is at work, and none of them counts its energy.
-        fields = self._pace.take(reporter, window) | held | power | {"joules": 0.0}
+        power |= {"joules": energy_share * power.get("joules", 0.0)}
+        fields = self._pace.take(reporter, window) | held | power
         return PoolState(
             by="callers", running=running, refuses=refuses, prompt_tokens=prompts,
             paced=self._speeds.take(), first_tokens=self._first_tokens.take(), **fields,

@@ -128,6 +128,7 @@ class PoolView:
     capacity_seen_full: bool  # False: it is a lower bound
     learned_from: int  # answers
     first_token: FirstTokenView | None = None  # None: too little is known
+    watts_from: str = ""  # `measured`, or some by the GPUs' `figures`; "": there are none
 
 
 class ModelDemand(NamedTuple):
@@ -393,6 +394,7 @@ def _pool_view(
         tpot_ms=_percentiles(LATENCY_MS, recent.tpot_ms),
         tokens_per_s=tokens_per_s,
         watts=reports.watts,
+        watts_from=reports.watts_from,
         joules=total.millijoules / JOULE,
         refuses=tuple(sorted({feature for r in alive for feature in r.refuses})),
         derived=any(r.derived for r in alive),

@@ -57,6 +57,21 @@ class PoolReports:
         return sum(replica.watts for replica in self.replicas)
 
     @cached_property
+    def watts_from(self) -> str:
+        """Whether all of it is `measured`, or some by `figures`; "": there is none."""
+        said = {replica.watts_from for replica in self.replicas if replica.watts}
+        return "figures" if "figures" in said else "".join(said)
+
+    @cached_property
+    def energy_share(self) -> float:
+        """Of a server's energy, what each of its callers counts: none where it is seen otherwise.
+
+        Each of them sees whether it is at work, and none of them what it draws for the others.
+        """
+        alone = all(r.by == "callers" and not _metered(r) for r in self.replicas)
+        return 1.0 / self.n_callers if alone and self.n_callers else 0.0
+
+    @cached_property
     def load(self) -> float | None:
         """Mean of the ready replicas that report one; None where that is no load.
 
@@ -105,14 +120,25 @@ def _one(records: list[PoolState]) -> PoolState:
     # Whoever runs it knows its state, and its callers what it does.
     first = (whole or parts)[0]
     held = [record.held for record in parts if record.held is not None]
+    powered = max(records, key=_known_power)
     return replace(
         first,
         running=sum(record.running for record in parts),
         queued=sum(record.queued for record in parts),
         held=sum(held) if held else None,
-        watts=max(record.watts for record in records),
+        watts=powered.watts,
+        watts_from=powered.watts_from,
         refuses=refuses,
     )
+
+
+def _metered(record: PoolState) -> bool:
+    return record.watts > 0.0 and record.watts_from == "measured"
+
+
+def _known_power(record: PoolState) -> tuple[bool, float]:
+    """What was metered before what figures say: a caller sees its own requests alone."""
+    return _metered(record), record.watts
 
 
 def pool_reports(fleet: FleetState) -> dict[str, PoolReports]:

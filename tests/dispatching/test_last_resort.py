@@ -181,6 +181,7 @@ def test_pools_count_it():
             lambda *_: None,
             "here",
             up.loop.time,
+            lambda pool: 0.0,
         )
         up.get(fan_out=2, how=NAMED)
         for attempt in up.settled:

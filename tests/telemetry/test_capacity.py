@@ -85,6 +85,44 @@ def test_where_no_page_is_read_the_callers_parts_add_up():
     assert reports.n_callers == 2
 
 
+METERED = {"by": "callers", "watts": 36.0, "joules": 36.0}
+PAGED = {"by": "page", "watts": 60.0, "joules": 60.0, "watts_from": "figures"}
+
+
+@pytest.mark.parametrize(
+    ("replica", "power", "counted_by_each"),
+    [
+        (PAGED, (60.0, "figures"), 0.0),
+        (METERED, (36.0, "measured"), 0.0),  # no page, and callers guess more
+        ({"by": "callers"}, (72.0, "figures"), 0.5),  # neither page nor meter
+        (None, (72.0, "figures"), 0.5),  # somebody else runs it
+    ],
+)
+def test_power_is_the_meters_word_before_figures_and_energy_is_counted_once(
+    replica, power, counted_by_each
+):
+    """
+    Callers see that a server is at work, and what that takes by the figures of its GPU: of a server
+    without page and meter two callers count half of it each.
+    """
+    guess = {"by": "callers", "watts": 72.0, "watts_from": "figures"}
+    callers = [record(source=s, replica=f"host:1{FROM}{s}", **guess) for s in (A, B)]
+    its_own = [] if replica is None else [record(source="c" * 16, **replica)]
+    found = pool_reports(folded(*its_own, *callers))["p"]
+
+    assert (found.watts, found.watts_from) == power
+    assert found.energy_share == counted_by_each
+
+
+def test_power_of_a_pool_is_measured_where_that_of_all_its_servers_is():
+    idle, metered = record(), record(source=B, replica="host:2", watts=60.0)
+    guessed = record(source="c" * 16, replica="host:3", watts=70.0, watts_from="figures")
+
+    assert pool_reports(folded(idle))["p"].watts_from == ""
+    assert pool_reports(folded(idle, metered))["p"].watts_from == "measured"
+    assert pool_reports(folded(idle, metered, guessed))["p"].watts_from == "figures"
+
+
 @pytest.mark.parametrize(
     "held, load",
     [(0.0, 0.0), (2.0, BUSY / 2), (4.0, BUSY), (4.5, BUSY + 0.025), (5.0, 1.0), (9.0, 2.0)],

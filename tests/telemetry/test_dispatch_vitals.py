@@ -13,6 +13,8 @@ from streams.telemetry.window import Reporter
 
 NOW_MS = 1_790_000_000_000
 
+STATED = Stated()
+
 
 def attempt(**used):
     """Answered after two seconds, the first token after half of one; the reader held it up for one."""
@@ -25,14 +27,15 @@ def attempt(**used):
     )  # fmt: skip
 
 
-def reported(*attempts) -> PoolState:
+def reported(*attempts, stated=STATED, energy_share=0.0) -> PoolState:
     vitals = DispatchVitals(
         SimpleNamespace(status=lambda now_s: []),
         SimpleNamespace(status=lambda now_s: {}),
-        lambda: [SimpleNamespace(pool="p", model="m", gpu="", region="", stated=Stated())],
+        lambda: [SimpleNamespace(pool="p", model="m", gpu="", region="", stated=stated)],
         lambda tenant, tokens: None,
         "a" * 16,
         lambda: 0.0,
+        lambda pool: energy_share,
     )
     for one in attempts:
         vitals.note(one)
@@ -58,3 +61,14 @@ def test_an_answer_that_does_not_say_how_long_it_is_tells_nothing_of_its_speed()
 
     assert found.paced == []
     assert found.served[0][-1] == 2
+
+
+def test_energy_is_counted_as_far_as_it_is_ones_own():
+    """
+    By figures, of a second in which it was idle; whose energy others count draws power all the same.
+    """
+    stated = Stated(idle_w=30.0, busy_w=70.0)
+    half, none = (reported(attempt(), stated=stated, energy_share=s) for s in (0.5, 0.0))
+
+    assert (half.watts, half.joules, half.watts_from) == (30.0, 15.0, "figures")
+    assert (none.watts, none.joules) == (30.0, 0.0)
