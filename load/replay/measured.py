@@ -24,7 +24,9 @@ PERCENTILES = (50, 90, 95, 99)
 # Of the way to a first token through Fairlead's dispatcher: sent late by; there and back; until it
 # was decided; from then on, the pool's.
 STAGES = ("lag", "way", "decision", "pool")
-KINDS = ("ttft", "latency", *STAGES)
+BESIDE = "beside"  # all of these but the pool's: what clients, the way and the router add
+KINDS = ("ttft", "latency", *STAGES, BESIDE)
+QUANTILES = 200  # evenly spaced, of what finished
 
 
 def _histograms(digits: int) -> dict[str, HdrHistogram]:
@@ -65,6 +67,13 @@ class Phase:
         """Of everything intended."""
         n, there = self.intended, self.of[kind]
         return {f"p{p}": percentile_ms(there, n, p / 100.0) for p in PERCENTILES}
+
+    def quantiles_ms(self, kind: str) -> list[float]:
+        """Of what finished alone; empty where nothing did."""
+        there, shares = self.of[kind], [(i + 0.5) / QUANTILES for i in range(QUANTILES)]
+        if not there.get_total_count():
+            return []
+        return [round(there.get_value_at_percentile(100.0 * of) / 1e3, 3) for of in shares]
 
 
 COUNTS = ("intended", "sent", "on_time", "finished", "tokens")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from load.replay.measured import STEPS, Measured, Phase
+from load.replay.measured import BESIDE, STEPS, Measured, Phase
 from load.replay.targets import (
     Answered,
     Asked,
@@ -167,7 +167,9 @@ class Player:
             if answer.decided_s is not None:
                 phase.note("way", answer.first_s - zero_s - sent_s - answer.inside_s)
                 phase.note("decision", answer.decided_s)
-                phase.note("pool", answer.inside_s - answer.decided_s)
+                pool_s = answer.inside_s - answer.decided_s
+                phase.note("pool", pool_s)
+                phase.note(BESIDE, answer.first_s - zero_s - at_s - pool_s)
         if not answer.failed:
             counted = at_s >= self._part.warm_up_s
             if counted:

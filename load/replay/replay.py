@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from load.data.tables import OutcomeTable
 from load.data.traces import Trace
-from load.replay.measured import STAGES, STEPS, Measured, Phase
+from load.replay.measured import BESIDE, STAGES, STEPS, Measured, Phase
 from load.replay.player import FeedbackOptions, Part, Player, TargetOptions, target_of
 from load.replay.targets import Asked, Connect
 
@@ -193,6 +193,7 @@ def _figures(
         "latency_ms": main.percentiles_ms("latency"),
         "lag_ms": main.percentiles_ms("lag"),
         "stages_ms": _stages_ms(main),
+        "finished_ms": {kind: main.quantiles_ms(kind) for kind in ("ttft", "pool", BESIDE)},
         "output_tokens": main.tokens,
         "usd": round(total.usd, 6),
         "models": {m: {"share": round(n / finished, 6)} for m, n in sorted(total.models.items())},

@@ -201,13 +201,18 @@ def test_what_is_simulated_as_learned_is_laid_beside_what_was_live(tmp_path):
     )  # fmt: skip
     first_ms = 500.0 + 4 * 250 + len("user: \nassistant: ")
 
-    found = apart(
-        {"ttft_ms": {"p50": 2 * first_ms, "p99": first_ms}}, trace, path, learned, options
-    )
+    half = [first_ms / 2.0] * 200
+    live = {"finished_ms": {"pool": half, "ttft": [first_ms] * 199 + [1.2 * first_ms]}}
+    live |= {"requests": 10, "unfinished": 1}
 
-    few = apart({"ttft_ms": {"p50": first_ms, "p99": None}}, trace, path, learned, options)
+    found = apart(live, trace, path, learned, [0.2 * first_ms], options)
+    alone = apart(live, trace, path, learned, [], options)
+    live["finished_ms"]["pool"] = []
+    none = apart(live, trace, path, learned, [], options)
 
-    assert found["ttft_p50"] == pytest.approx(-0.5, abs=0.001)
-    assert found["ttft_p99"] == pytest.approx(0.0, abs=0.002)
-    assert few["ttft_p99"] is None  # more than one in a hundred failed
+    assert found["pool_p50"] == pytest.approx(1.0, abs=0.004)  # twice as long as it really took
+    assert found["ttft_p50"] == pytest.approx(0.2, abs=0.002)  # callers' part is added
+    assert alone["ttft_p50"] == pytest.approx(0.0, abs=0.002)
+    assert found["refused"] == {"live": 0.1, "simulated": 0.0}
+    assert none["pool_p99"] is None
     assert "max_tokens" not in path.read_text() and SMALL not in path.read_text()

@@ -235,6 +235,9 @@ def test_a_dispatchers_answer_says_what_the_first_tokens_time_went_for():
     assert stage["decision"] == pytest.approx(10.0, rel=1e-3)
     assert stage["pool"] == pytest.approx(390.0, rel=2e-3)
     assert sum(stage.values()) == pytest.approx(main.percentiles_ms("ttft")["p50"], abs=2.0)
+    beside = sum(stage.values()) - stage["pool"]
+    assert main.quantiles_ms("beside") == pytest.approx([beside] * 200, abs=2.0)
+    assert Phase().quantiles_ms("beside") == []
 
 
 def test_what_is_put_into_every_body_reaches_a_dispatcher(monkeypatch):

@@ -41,6 +41,7 @@ from load.bench.pools.vllm.scenario import LARGE, SLOTS, SMALL, VllmBench, setti
 from load.bench.pools.vllm.watching import Watched, changes, measured_per_s, watching
 from load.errors import LoopStuck
 from load.replay.targets import Connect
+from streams.telemetry.service_sums import LATELY
 
 LOOK_S, BREAK_AFTER_S, PATIENCE_S = 0.5, 10.0, 300.0
 CRITICALITIES = ("sheddable", "critical", "critical_plus")
@@ -234,9 +235,13 @@ def _summary(run: Run, alone: Mapping[str, float], broken: Mapping[str, Any]) ->
 
 
 def _learned(run: Run, pool: str, said: Any) -> dict[str, Any]:
-    """At the end of the overload, beside what the pool's engines did meanwhile."""
+    """At the end of the overload, beside what the pool's engines did for the same answers.
+
+    How fast a server is follows its last answers: where others take its cores it changes.
+    """
     until_s = run.marks["calm"]
-    seen = [s for s in run.watched.seen.get(pool, ()) if s.at_s <= until_s]
+    since_s = _since_s(run.asked["overload"], LATELY) if pool == SMALL else 0.0
+    seen = [s for s in run.watched.seen.get(pool, ()) if since_s <= s.at_s <= until_s]
     measured = measured_per_s(seen, SLOTS[pool])
     per_s = said.capacity_per_s
     return {
@@ -247,6 +252,12 @@ def _learned(run: Run, pool: str, said: Any) -> dict[str, Any]:
         "measured_per_s": measured and round(measured, 3),
         "error": measured and round(abs(per_s - measured) / measured, 3),
     }
+
+
+def _since_s(asked: Sequence[Asked], n: int) -> float:
+    """When the last n answers began to come."""
+    ended_s = sorted(one.ended_s for one in asked if one.outcome == "answered")
+    return ended_s[-n] if len(ended_s) >= n else 0.0
 
 
 def outcomes(asked: Sequence[Asked]) -> dict[str, Any]:

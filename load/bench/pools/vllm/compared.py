@@ -4,12 +4,15 @@
                                     └─learned─▶ snapshot ─▶ simulated ───────┴─▶ apart, relative
 
     live_vs_simulated   by load (of what the engine does when all its slots are taken):
-        ttft_p50, ttft_p99   simulated over live, less one: by what was learned before those
-                             requests came, at another load
+        pool_p50, pool_p99   simulated over live, less one, of what the engine took: by what was
+                             learned before those requests came, at another load
+        ttft_p50, ttft_p99   the same of what callers saw. A simulation has no clients, and no way
+                             to the router and back: that is drawn as it was while it was learned
         afterwards           the same by what was learned from those requests, too: what is left
                              of the difference where the engine is as fast as it was then
 
-Prompts and answers are of many lengths. The simulation is that of `fairlead simulate --snapshot`.
+All are of answers: `refused` has the shares of those that were none. Prompts and answers are of
+many lengths. The simulation is that of `fairlead simulate --snapshot`.
 """
 
 from __future__ import annotations
@@ -17,12 +20,13 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from infra.emulator.performance import Performance
 from infra.settings.settings import read_settings
@@ -35,7 +39,7 @@ from load.planning.questions import questions_of
 from load.planning.simulating import SimulateOptions, simulated
 from load.planning.site import Site, site_of
 from load.planning.snapshot import speeds_of
-from load.planning.summary import percentiles
+from load.replay.measured import BESIDE
 from load.replay.player import TargetOptions, target_of
 from load.replay.replay import ReplayOptions, replay
 from load.replay.targets import Asked, Connect
@@ -44,7 +48,9 @@ from serve.routing.request import BYTES_PER_TOKEN
 
 READY_S_MAX, SAVED_S_MAX, LOOK_S = 300.0, 30.0, 0.5
 SIMULATIONS = 8
-PERCENTILES = ("p50", "p99")
+SHARES = {"p50": 0.5, "p99": 0.99}
+LIVE_KEYS = ("ttft_ms", "stages_ms", "requests", "failed", "delivered_share")
+Floats, Found = NDArray[np.float64], dict[str, Any]
 # A byte is a token here, and the chat template adds some to each prompt.
 TEMPLATE_TOKENS = len("user: \nassistant: ")
 
@@ -78,17 +84,17 @@ def compared(
         with started(path):
             full_per_s = asyncio.run(_full_per_s(options, connect, say))
             say(f"it does {full_per_s:.2f} requests/s; it is learned of …")
-            _played(_trace(options, 0, options.learned_load * full_per_s, options.learned_s),
-                    options, connect, say)  # fmt: skip
+            first = _trace(options, 0, options.learned_load * full_per_s, options.learned_s)
+            beside = _played(first, options, connect, say)["finished_ms"][BESIDE]
             learned = _learned(snapshots, path)
             found: dict[str, Any] = {}
             for number, load in enumerate(options.loads, start=1):
                 trace = _trace(options, number, load * full_per_s, options.seconds)
                 live = _played(trace, options, connect, say)
-                after = _learned(snapshots, path)
-                found[f"{load:g}"] = apart(live, trace, path, learned, options) | {
-                    "afterwards": apart(live, trace, path, after, options),
-                    "live": {key: live[key] for key in ("ttft_ms", "requests", "failed")},
+                after, then = _learned(snapshots, path), live["finished_ms"][BESIDE]
+                found[f"{load:g}"] = apart(live, trace, path, learned, beside, options) | {
+                    "afterwards": apart(live, trace, path, after, then, options),
+                    "live": {key: live[key] for key in LIVE_KEYS},
                 }
             found |= {"full_per_s": round(full_per_s, 2), "learned": _figures(learned)}
             return {"live_vs_simulated": found}
@@ -171,31 +177,48 @@ def _figures(learned: Performance) -> dict[str, Any]:
 
 
 def apart(
-    live: dict[str, Any], trace: Trace, path: Path, learned: Performance, options: Compared
+    live: dict[str, Any],
+    trace: Trace,
+    path: Path,
+    learned: Performance,
+    beside_ms: Sequence[float],
+    options: Compared,
 ) -> dict[str, Any]:
-    """Simulated over live, less one; and the simulated.
-
-    None where so many of the live requests failed that there is no such percentile.
-    """
+    """Simulated over live, less one, of answers; and both. None where nothing was answered."""
     site = site_of(read_settings(path), learned={LARGE: learned})
     tokens = np.rint(BYTES_PER_TOKEN * trace.prompt_tokens).astype(np.int64) + TEMPLATE_TOKENS
     counted = Trace(trace.name, trace.at_s, tokens, trace.output_tokens)
     runs = [_simulated(site, counted, options, seed) for seed in range(SIMULATIONS)]
-    mean = dict(zip(PERCENTILES, np.mean(runs, axis=0).tolist(), strict=True))
-    found = live["ttft_ms"]
-    differences = {
-        f"ttft_{p}": None if found[p] is None else round(ms / found[p] - 1.0, 4)
-        for p, ms in mean.items()
+    pool_ms, rng = np.concatenate(runs), np.random.default_rng(options.seed)
+    answered_ms = pool_ms[np.isfinite(pool_ms)]
+    simulated_ms = {
+        "pool": answered_ms,
+        "ttft": answered_ms + rng.choice(beside_ms or [0.0], len(answered_ms)),
     }
-    return differences | {"simulated_ms": {p: round(ms, 1) for p, ms in mean.items()}}
+    found: dict[str, Any] = {}
+    for what, ms in simulated_ms.items():
+        for name, share in SHARES.items():
+            found |= _apart(f"{what}_{name}", ms, live["finished_ms"][what], share)
+    return found | {
+        "refused": {
+            "live": round(live["unfinished"] / max(1, live["requests"]), 4),
+            "simulated": round(1.0 - len(answered_ms) / len(pool_ms), 4),
+        }
+    }
 
 
-def _simulated(site: Site, trace: Trace, options: Compared, seed: int) -> list[float]:
-    """Milliseconds to first tokens, warm-up left out."""
+def _apart(name: str, simulated: Floats, live: Sequence[float], share: float) -> Found:
+    if not (len(simulated) and len(live)):
+        return {name: None}
+    was, is_now = float(np.quantile(live, share)), float(np.quantile(simulated, share))
+    ms = {"live": round(was, 1), "simulated": round(is_now, 1)}
+    return {name: round(is_now / was - 1.0, 4), f"{name}_ms": ms}
+
+
+def _simulated(site: Site, trace: Trace, options: Compared, seed: int) -> Floats:
+    """Milliseconds to first tokens, warm-up left out; not a number where there was none."""
     file = TraceFile(trace=trace, format="made", rows=len(trace))
     how = SimulateOptions(seed=seed, warm=False)
     questions = questions_of(site.catalogue, None, file)
     run = simulated(site, file, questions, Events(), how)
-    first_ms = 1e3 * run.requests.ttft_s[trace.at_s >= options.warm_up_s]
-    found = percentiles(first_ms, len(first_ms))
-    return [float(found[p] or np.inf) for p in PERCENTILES]
+    return 1e3 * run.requests.ttft_s[trace.at_s >= options.warm_up_s]

@@ -50,7 +50,7 @@ class VllmBench:
     overload: float = 2.0  # times what one engine of SMALL was measured to do
     measured_s: float = 12.0  # of asking as much as fits, to know that
     overload_s: float = 40.0  # once as many engines as there may be answer
-    overload_s_max: float = 200.0  # in all: starting one takes a minute where cores are few
+    overload_s_max: float = 400.0  # in all: starting one takes minutes where cores are few
     calm_s: float = 100.0
     killed_s: float = 75.0
     stopped_s: float = 45.0
