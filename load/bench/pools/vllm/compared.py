@@ -50,7 +50,7 @@ READY_S_MAX, SAVED_S_MAX, LOOK_S = 300.0, 30.0, 0.5
 SIMULATIONS = 8
 SHARES = {"p50": 0.5, "p99": 0.99}
 LIVE_KEYS = ("ttft_ms", "stages_ms", "requests", "failed", "delivered_share")
-Floats, Found = NDArray[np.float64], dict[str, Any]
+Floats = NDArray[np.float64]
 # A byte is a token here, and the chat template adds some to each prompt.
 TEMPLATE_TOKENS = len("user: \nassistant: ")
 
@@ -207,7 +207,7 @@ def apart(
     }
 
 
-def _apart(name: str, simulated: Floats, live: Sequence[float], share: float) -> Found:
+def _apart(name: str, simulated: Floats, live: Sequence[float], share: float) -> dict[str, Any]:
     if not (len(simulated) and len(live)):
         return {name: None}
     was, is_now = float(np.quantile(live, share)), float(np.quantile(simulated, share))
