@@ -138,7 +138,8 @@ def test_limit_that_rules_out_the_best_makes_no_exploration(up):
 
     mix = [one for r in on_topic(up) if isinstance(r, RouterState) for one in r.mix]
 
-    assert [(one.model, one.decisions, one.explored) for one in mix] == [("small", 10, 0)]
+    assert {one.model for one in mix} == {"small"}
+    assert (sum(one.decisions for one in mix), sum(one.explored for one in mix)) == (10, 0)
 
 
 def test_a_stopping_router_reports_what_it_decided_last(tmp_path):
