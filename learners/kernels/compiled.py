@@ -15,8 +15,8 @@ nor on the processor.
 The cache is numba's own: `__pycache__` beside the source where that can be written, else the user's
 cache folder, or `NUMBA_CACHE_DIR`; an image brings its own (`shipped`). Where none can be, kernels
 are compiled at every start. numba notices a changed file of a kernel, but not of what it calls
-elsewhere: so kernels call functions of their own file only, and take numbers that are declared
-elsewhere as arguments.
+elsewhere: so kernels call functions of their own file only, or of `vectors`, whose digest is in
+their names; and they take numbers that are declared elsewhere as arguments.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import cache
+from hashlib import blake2b
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar, cast
 
@@ -33,6 +35,7 @@ from numpy.typing import NDArray
 
 # Rows of `spread` (see `ridge`) are a multiple as long: whole vectors of any processor.
 WIDE = 16
+VECTORS = blake2b(Path(__file__).with_name("vectors.py").read_bytes(), digest_size=4).hexdigest()
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +66,7 @@ def compiled(*types: str) -> Callable[[F], F]:
     signature, njit = f"void({', '.join(types)})", cast("Any", numba.njit)
 
     def make(function: F) -> F:
+        function.__qualname__ += f"_{VECTORS}"  # the cache's files are named by it
         try:
             return njit(signature, cache=True, error_model="numpy")(function)
         except (RuntimeError, OSError):  # there is no folder to keep it in, or none to write

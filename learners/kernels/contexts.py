@@ -13,49 +13,37 @@ from typing import Any
 import numpy as np
 
 from learners.kernels.compiled import WIDE, compiled, inlined
+from learners.kernels.vectors import BLOCK, length, product
 
 ZERO, ONE = np.float32(0.0), np.float32(1.0)
 
 
 @inlined
-def _length(row: Any, lanes: Any) -> Any:
-    """‖row‖, squares being added in lanes."""
-    lanes[:] = ZERO
-    end = len(row) - len(row) % WIDE
-    for j in range(0, end, WIDE):
-        here = row[j : j + WIDE]
-        for lane in range(WIDE):
-            lanes[lane] += here[lane] * here[lane]
-    total = ZERO
-    for lane in range(WIDE):
-        total += lanes[lane]
-    for j in range(end, len(row)):
-        total += row[j] * row[j]
-    return math.sqrt(total)
+def _centre(embeddings: Any, centre: Any, lanes: Any, unit: Any) -> None:
+    """Embeddings at unit length, less the centre; zero where one is zero."""
+    for one in range(len(embeddings)):
+        row, to = embeddings[one], unit[one]
+        long = length(row, lanes)
+        to[:] = ZERO
+        if long > ZERO:
+            for i in range(len(centre)):
+                to[i] = row[i] / long - centre[i]
 
 
 @inlined
-def _project(row: Any, length: Any, centre: Any, directions: Any, unit: Any, sums: Any) -> None:
-    """`sums` = (row / length - centre) @ directions."""
-    n, width = directions.shape
-    for i in range(n):
-        unit[i] = row[i] / length - centre[i]
-    sums[:] = ZERO
-    end = n - n % 4
-    for i in range(0, end, 4):
-        a, b, c, d = unit[i], unit[i + 1], unit[i + 2], unit[i + 3]
-        one, two, three, four = (
-            directions[i],
-            directions[i + 1],
-            directions[i + 2],
-            directions[i + 3],
-        )
-        for j in range(width):
-            sums[j] = sums[j] + (a * one[j] + b * two[j]) + (c * three[j] + d * four[j])
-    for i in range(end, n):
-        one = directions[i]
-        for j in range(width):
-            sums[j] += unit[i] * one[j]
+def _round(sums: Any, n_tokens: Any, units: Any, lanes: Any, found: Any) -> None:
+    """A context from projected numbers and a count of tokens."""
+    n_directions, size = int(units[0]), np.float32(units[1])
+    longest = length(sums, lanes)
+    scale = longest if longest > ZERO else ONE
+    for j in range(n_directions):
+        value = np.rint(sums[j] / scale * size)
+        found[j] = np.int8(min(max(value, np.float32(-127.0)), np.float32(127.0)))
+    octaves = 0.0
+    if n_tokens > ZERO:
+        octaves = (math.log2(n_tokens) - units[2]) * units[3]
+    found[n_directions] = np.int8(min(max(np.rint(octaves), -127.0), 127.0))
+    found[n_directions + 1] = np.int8(units[4])
 
 
 @compiled("float32[:,::1]", "float32[::1]")
@@ -63,7 +51,7 @@ def lengths(rows: Any, found: Any) -> None:
     """‖row‖ of each."""
     lanes = np.empty(WIDE, np.float32)
     for row in range(len(rows)):
-        found[row] = _length(rows[row], lanes)
+        found[row] = length(rows[row], lanes)
 
 
 @compiled(
@@ -82,22 +70,14 @@ def contexts(
     `directions` are (dim, WIDE or more), zero beyond the real ones. `units`: the number of
     directions, the length of a projected vector, tokens at zero in octaves, an octave, the bias.
     """
-    n_directions = int(units[0])
-    unit, sums = np.empty(len(centre), np.float32), np.empty(directions.shape[1], np.float32)
-    lanes, size = np.empty(WIDE, np.float32), np.float32(units[1])
-    for row in range(len(embeddings)):
-        length = _length(embeddings[row], lanes)
-        if length > ZERO:
-            _project(embeddings[row], length, centre, directions, unit, sums)
-        else:
-            sums[:] = ZERO
-        longest = _length(sums, lanes)
-        scale = longest if longest > ZERO else ONE
-        for j in range(n_directions):
-            value = np.rint(sums[j] / scale * size)
-            found[row, j] = np.int8(min(max(value, np.float32(-127.0)), np.float32(127.0)))
-        octaves = 0.0
-        if tokens[row] > ZERO:
-            octaves = (math.log2(tokens[row]) - units[2]) * units[3]
-        found[row, n_directions] = np.int8(min(max(np.rint(octaves), -127.0), 127.0))
-        found[row, n_directions + 1] = np.int8(units[4])
+    lanes, n = np.empty(WIDE, np.float32), len(embeddings)
+    together = BLOCK if n > 1 else 1
+    unit = np.zeros((together, len(centre)), np.float32)
+    sums = np.empty((together, directions.shape[1]), np.float32)
+    for first in range(0, n, BLOCK):
+        some = embeddings[first : first + BLOCK]
+        _centre(some, centre, lanes, unit)
+        product(unit, directions, len(some), False, sums)
+        for one in range(len(some)):
+            row = first + one
+            _round(sums[one], tokens[row], units, lanes, found[row])

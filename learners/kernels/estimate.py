@@ -2,9 +2,9 @@
 
     context ─▶ φ, the same integers as `landmarks` gives ─▶ w·φ and ‖spread φ‖ of every model
 
-Sums run over features in their order, for all models or columns side by side: that is what a
-processor's vector units do well without reordering anything. Numbers are float32 as in `ridge`,
-whose products numpy adds in another order: so the two agree to rounding, not to the bit.
+Sums run over features in their order, for all columns side by side, and for four requests at a time
+(`vectors`). Numbers are float32 as in `ridge`, whose products numpy adds in another order: so the
+two agree to rounding, not to the bit.
 """
 
 from __future__ import annotations
@@ -15,55 +15,39 @@ from typing import Any
 import numpy as np
 
 from learners.kernels.compiled import WIDE, compiled, inlined
+from learners.kernels.vectors import length, product
 
 ZERO, ONE = np.float32(0.0), np.float32(1.0)
 TOGETHER = 16  # requests: what is computed of them stays in the first cache
 
 
 @inlined
-def _similar(context: Any, points: Any, lengths: Any, unit: Any, similar: Any) -> None:
-    """What a context has in common with each landmark, as integers. Sums are exact."""
-    n_similar, n_landmarks = points.shape
-    dots, rest = np.zeros(n_landmarks, np.float32), n_similar - n_similar % 4
-    square = ZERO
-    for i in range(0, rest, 4):
-        x, y = np.float32(context[i]), np.float32(context[i + 1])
-        z, t = np.float32(context[i + 2]), np.float32(context[i + 3])
-        square += (x * x + y * y) + (z * z + t * t)
-        p, q, r, s = points[i], points[i + 1], points[i + 2], points[i + 3]
-        for j in range(n_landmarks):
-            dots[j] += (x * p[j] + y * q[j]) + (z * r[j] + t * s[j])
-    for i in range(rest, n_similar):
-        x, p = np.float32(context[i]), points[i]
-        square += x * x
-        for j in range(n_landmarks):
-            dots[j] += x * p[j]
-    length = math.sqrt(np.float64(square))
-    for j in range(n_landmarks):
-        both = length * lengths[j]
-        half = (1.0 + np.float64(dots[j]) / (both if both > 0.0 else 1.0)) / 2.0
-        half = half * half
-        similar[j] = np.rint(half * half * unit)
+def _similar(
+    contexts: Any, points: Any, lengths: Any, unit: Any, numbers: Any, dots: Any, similar: Any
+) -> None:
+    """What contexts have in common with each landmark, as integers. Sums are exact."""
+    n, n_similar = len(contexts), len(points)
+    for one in range(n):
+        for i in range(n_similar):
+            numbers[one, i] = np.float32(contexts[one, i])
+    product(numbers, points, n, False, dots)
+    for one in range(n):
+        square, of, found = 0, dots[one], similar[one]
+        for i in range(n_similar):
+            square += np.int64(contexts[one, i]) * np.int64(contexts[one, i])
+        length = math.sqrt(np.float64(square))
+        for j in range(len(lengths)):
+            both = length * lengths[j]
+            half = (1.0 + np.float64(of[j]) / (both if both > 0.0 else 1.0)) / 2.0
+            half = half * half
+            found[j] = np.rint(half * half * unit)
 
 
 @inlined
 def _whiten(similar: Any, whitener: Any, shift: Any, units: Any, white: Any, phis: Any) -> None:
-    """φ of n contexts, on its real scale; the whitener is read once for all. Sums are exact."""
-    n_landmarks = len(whitener)
-    white[:] = 0.0
-    for i in range(0, n_landmarks, 4):
-        p, q, r, s = whitener[i], whitener[i + 1], whitener[i + 2], whitener[i + 3]
-        for one in range(len(phis)):
-            a, b, c, d = (
-                similar[one, i],
-                similar[one, i + 1],
-                similar[one, i + 2],
-                similar[one, i + 3],
-            )
-            to = white[one]
-            for j in range(n_landmarks):
-                to[j] += (a * p[j] + b * q[j]) + (c * r[j] + d * s[j])
-    step = np.float32(units[2])
+    """φ of contexts, on its real scale. Sums are exact."""
+    n_landmarks, step = len(whitener), np.float32(units[2])
+    product(similar, whitener, len(phis), False, white)
     for one in range(len(phis)):
         phi, to = phis[one], white[one]
         for j in range(n_landmarks):
@@ -82,55 +66,6 @@ def _product(x: Any, rows: Any, sums: Any) -> None:
         one, two, three, four = rows[i], rows[i + 1], rows[i + 2], rows[i + 3]
         for j in range(width):
             sums[j] = sums[j] + (a * one[j] + b * two[j]) + (c * three[j] + d * four[j])
-
-
-@inlined
-def _products(phis: Any, rows: Any, sums: Any) -> None:
-    """`sums` (n, width) = φᵀ `rows` of n requests, a triangle: before a row's own columns is none.
-
-    Eight rows are read from the second cache at a time, and once for all requests. Each request's
-    numbers are added in the same order however many there are. Rows are slices because an index
-    that may be negative would keep the loop from being vectorised.
-    """
-    n, width = rows.shape
-    sums[:] = ZERO
-    for i in range(0, n - n % 8, 8):
-        first = i - i % WIDE
-        p, q, r, s = rows[i, first:], rows[i + 1, first:], rows[i + 2, first:], rows[i + 3, first:]
-        t, u, v, w = (
-            rows[i + 4, first:],
-            rows[i + 5, first:],
-            rows[i + 6, first:],
-            rows[i + 7, first:],
-        )
-        for one in range(len(phis)):
-            a, b, c, d = phis[one, i], phis[one, i + 1], phis[one, i + 2], phis[one, i + 3]
-            e, f, g, h = phis[one, i + 4], phis[one, i + 5], phis[one, i + 6], phis[one, i + 7]
-            to = sums[one, first:]
-            for j in range(width - first):
-                half = to[j] + (a * p[j] + b * q[j]) + (c * r[j] + d * s[j])
-                to[j] = half + (e * t[j] + f * u[j]) + (g * v[j] + h * w[j])
-    for i in range(n - n % 8, n):
-        first = i - i % WIDE
-        row = rows[i, first:]
-        for one in range(len(phis)):
-            a, to = phis[one, i], sums[one, first:]
-            for j in range(width - first):
-                to[j] += a * row[j]
-
-
-@inlined
-def _length(part: Any, lanes: Any) -> Any:
-    """‖part‖, squares being added in lanes."""
-    lanes[:] = ZERO
-    for j in range(0, len(part), WIDE):
-        here = part[j : j + WIDE]
-        for lane in range(WIDE):
-            lanes[lane] += here[lane] * here[lane]
-    total = ZERO
-    for lane in range(WIDE):
-        total += lanes[lane]
-    return math.sqrt(total)
 
 
 @inlined
@@ -154,7 +89,7 @@ def _judge(
     """Quality, from φᵀ spread; and its deviation, which is returned."""
     mean[row, m, 0] = part[n_features] + figures[0, m]
     part[n_features] = ZERO
-    return math.hypot(_length(part, lanes) * figures[3, m], figures[4, m])
+    return math.hypot(length(part, lanes) * figures[3, m], figures[4, m])
 
 
 @inlined
@@ -207,18 +142,20 @@ def estimate(
     neighbours estimate; without any there are none of them.
     """
     k, n_features, width = spread.shape
-    n, lanes = len(contexts), np.empty(WIDE, np.float32)
-    phis = np.empty((min(n, TOGETHER), n_features), np.float32)
-    sums = np.empty((len(phis), width), np.float32)
-    similar, white = np.empty((len(phis), len(lengths))), np.empty((len(phis), len(lengths)))
+    n, lanes, n_landmarks = len(contexts), np.empty(WIDE, np.float32), len(lengths)
+    together = TOGETHER if n > 1 else 1
+    phis = np.zeros((together, n_features), np.float32)
+    sums = np.empty((together, width), np.float32)
+    numbers = np.zeros((together, len(points)), np.float32)
+    dots = np.empty((together, n_landmarks), np.float32)
+    similar, white = np.zeros((together, n_landmarks)), np.empty((together, n_landmarks))
     _ratios(contexts, of_ratios, units, figures, mean)
     for first in range(0, n, TOGETHER):
-        some = phis[: min(TOGETHER, n - first)]
-        for i in range(len(some)):
-            _similar(contexts[first + i], points, lengths, units[0], similar[i])
-        _whiten(similar, whitener, shift, units, white[: len(some)], some)
+        some = contexts[first : first + TOGETHER]
+        _similar(some, points, lengths, units[0], numbers, dots, similar)
+        _whiten(similar, whitener, shift, units, white, phis[: len(some)])
         for m in range(k):
-            _products(some, spread[m], sums[: len(some)])
+            product(phis, spread[m], len(some), True, sums)
             for i in range(len(some)):
                 row = first + i
                 deviation[row, m] = _judge(row, m, sums[i], n_features, figures, lanes, mean)
