@@ -32,7 +32,7 @@ def _similar(
             numbers[one, i] = np.float32(contexts[one, i])
     product(numbers, points, n, False, dots)
     for one in range(n):
-        square, of, found = 0, dots[one], similar[one]
+        square, of, found = np.int64(0), dots[one], similar[one]
         for i in range(n_similar):
             square += np.int64(contexts[one, i]) * np.int64(contexts[one, i])
         length = math.sqrt(np.float64(square))

@@ -172,20 +172,14 @@ class Decider:
         taken = [ruled.asked[i] for i in at.tolist()]
         if problems:
             embeddings, tokens = embeddings[at], tokens[at]
-        if ruled.left is None:
-            alike = {name: column.repeat(len(at)) for name, column in columns([shared]).items()}
-        else:
-            alike = columns(taken)
         requests = RequestBatch(
             contexts=self._contexts(embeddings, tokens, live),
-            preference=np.array([one.weights for one in taken], np.float64),
             allowed=allowed.repeat(len(at), axis=0),
             tenants=np.full(len(at), shared.tenant, object),
-            said=said_of(taken),
             left=None if ruled.left is None else ruled.left[at],
             preferred=None if ruled.preferred is None else ruled.preferred[at],
             stated=stated_of([shared], live).repeat(len(at)),
-            **alike | {"prompt_tokens": tokens},
+            **_said_by(taken, alike=ruled.left is None) | {"prompt_tokens": tokens},
         )
         requests = guarded(requests, live, [one.guard for one in taken])
         choices = self._chooser.choose(requests, live, now_ms)
@@ -377,6 +371,16 @@ class Decider:
             sessions=[one.session for one in asked],
             prompts=[one.text if self._log_prompts else None for one in asked],
         )
+
+
+def _said_by(asked: Sequence[RouteInput], *, alike: bool) -> dict[str, Any]:
+    """Columns (n,) of what requests say; where all are `alike` it is read of one."""
+    some, n = (asked[:1], len(asked)) if alike else (asked, 1)
+    said = {"said": said_of(some), **columns(some)}
+    return {
+        "preference": np.array([one.weights for one in some], np.float64).repeat(n, axis=0),
+        **{name: None if of is None else of.repeat(n) for name, of in said.items()},
+    }
 
 
 def _measured(asked: Sequence[RouteInput]) -> list[bool] | None:
