@@ -11,6 +11,7 @@ look is off by is off the other way as often. A caller knows of each answer how 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,7 @@ class HeldRequests:
         self._recent = 0.0
         self._looks: tuple[int, ...] = NONE
         self._served: dict[int, tuple[int, ...]] = {}
+        self._squared: Counter[int] = Counter()  # by bucket, of answers: milliseconds²
         self._lengths = [0.0, 0.0, 0.0]  # of what was finished lately: requests, tokens in and out
 
     def window(
@@ -78,6 +80,7 @@ class HeldRequests:
         before = self._served.get(bucket, (0, 0, 0, 0))
         new = (max(1, took_us // found), took_us, 0, 1)
         self._served[bucket] = tuple(a + b for a, b in zip(before, new, strict=True))
+        self._squared[bucket] += round(1e3 * took_s) ** 2
 
     def answers(self, held: float, window_ms: int) -> dict[str, Any]:
         """The fields of a window in which these answers came; `held` at its end."""
@@ -91,6 +94,7 @@ class HeldRequests:
 
     def _taken(self, held: float, window_ms: int) -> dict[str, Any]:
         served, self._served = self._served, {}
+        squared, self._squared = self._squared, Counter()
         kept = math.exp(-window_ms / 1000.0 / RECENT_S)
         self._recent = kept * self._recent + (1.0 - kept) * held
         n, prompts, outputs = self._lengths
@@ -101,6 +105,7 @@ class HeldRequests:
             else 0.0,
             "held_max": self._stated.held_max,
             "served": [(bucket, *of) for bucket, of in sorted(served.items())],
+            "squared": sorted(squared.items()),
         }
 
     def power(self, held: float, window_ms: int) -> dict[str, Any]:

@@ -35,9 +35,11 @@ WAITED_SHARE = 0.1  # of the requests held, those that wait: then there are alwa
 GROWTH_LEAST, DEVIATIONS = 0.5, 1.28
 FULL_SHARE = 0.85  # of the highest throughput: from there on a server is full
 FINISHED_LEAST = 10  # behind a figure; fewer are chance
-# How far one answer is off: a count of answers by as much as it is (Poisson); one whose own time is
-# known by what such times vary.
+# How far one answer is off, relative: a count of answers by as much as it is (Poisson); one whose
+# own time is known by what such times vary. That is seen, where their squares are summed; a guess
+# counts as five answers of it, and it is not believed to be less than a fifth.
 COUNTED, TIMED = 1.0, 0.5
+GUESSED_ANSWERS, NOISE_LEAST = 5.0, 0.2
 ALONE_OFF_MAX = 0.2  # relative: what is known of it that well is enough
 STATED_WEIGHT = 10.0  # finished requests that a stated or derived figure counts for
 
@@ -50,6 +52,7 @@ class Sums:
     held_s: float  # requests × seconds
     waited_s: float  # of it, in the server's queue; 0 where nobody can say
     finished: int
+    squared: float = 0.0  # seconds of each answer, squared; 0 where nobody timed them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +89,7 @@ def service_of(
 ) -> Service:
     """What sums by bucket say; `stated_per_s` is what is stated or derived, 0 where nothing is.
 
-    `noise` is that of one answer.
+    `noise` is what that of one answer is guessed to be.
 
     When it is full, and how long a request takes alone, is seen in what it ever did: where more
     come than it can take it is never empty again. How fast it is, is seen in what it did lately.
@@ -106,12 +109,17 @@ def service_of(
     capacity = max(count / seconds if seconds else 0.0, fastest)
     return Service(
         capacity_per_s=capacity,
-        deviation_per_s=noise * capacity / math.sqrt(max(1.0, count)),
+        deviation_per_s=_noise(among, noise) * capacity / math.sqrt(max(1.0, count)),
         alone_s=_alone_s(sums, noise),
         full=full is not None or stated_per_s > 0.0,
         at_once=_at_once(sums),
         finished=sum(of.finished for of in sums),
     )
+
+
+def _noise(sums: list[Sums], guess: float) -> float:
+    """How far one answer is off, of those that found about as many there as each other."""
+    return sum((Answers.of(one) for one in sums if one.finished), Answers()).noise(guess)
 
 
 def _stated(stated_per_s: float) -> Service:
@@ -135,7 +143,7 @@ def _known(sums: list[Sums]) -> list[Sums]:
 
 def _surely(of: Sums, noise: float) -> float:
     """A throughput that it has very likely."""
-    return _rate(of) * max(0.0, 1.0 - noise / math.sqrt(max(1, of.finished)))
+    return _rate(of) * max(0.0, 1.0 - _noise([of], noise) / math.sqrt(max(1, of.finished)))
 
 
 def _alone_s(sums: list[Sums], noise: float) -> float:
@@ -194,14 +202,25 @@ class Answers(NamedTuple):
     since, and a limit be found when a minute's work waits.
     """
 
-    n: float
-    took_s: float  # all of them
-    held: float  # of each, summed
+    n: float = 0.0
+    took_s: float = 0.0  # all of them
+    held: float = 0.0  # of each, summed
+    squares: float = 0.0  # of how far each is from the mean of its bucket, relative to that
+    freedom: float = 0.0  # answers that these are of, less one for each mean
 
     @classmethod
     def of(cls, one: Sums) -> Answers:
         """Of one bucket."""
-        return cls(one.finished, one.held_s, one.finished * one.held_s / one.seconds)
+        n, held = one.finished, one.finished * one.held_s / one.seconds
+        if not (one.squared and one.held_s):
+            return cls(n, one.held_s, held)
+        squares = max(0.0, n * n * one.squared / one.held_s**2 - n)
+        return cls(n, one.held_s, held, squares, n - 1.0)
+
+    def noise(self, guess: float) -> float:
+        """How far one of them is off."""
+        squares = GUESSED_ANSWERS * guess**2 + self.squares
+        return max(NOISE_LEAST, math.sqrt(squares / (GUESSED_ANSWERS + self.freedom)))
 
     def __add__(self, other: Answers) -> Answers:  # type: ignore[override]
         return Answers(*(a + b for a, b in zip(self, other, strict=True)))
@@ -214,7 +233,7 @@ class Answers(NamedTuple):
             return False
         held = math.log((more.held / more.n) / (self.held / self.n))
         longer = math.log((more.took_s / more.n) / (self.took_s / self.n))
-        unsure = noise * math.sqrt(1.0 / self.n + 1.0 / more.n)
+        unsure = math.hypot(*(of.noise(noise) / math.sqrt(of.n) for of in (self, more)))
         return held - longer + DEVIATIONS * unsure < GROWTH_LEAST * held
 
 
@@ -229,6 +248,7 @@ def _sum(one: Sums, other: Sums) -> Sums:
         one.held_s + other.held_s,
         one.waited_s + other.waited_s,
         one.finished + other.finished,
+        one.squared + other.squared,
     )
 
 

@@ -65,8 +65,8 @@ def gauges_of(record: Reported) -> Reported:
     """A record without its counts: they are in the tallies."""
     if isinstance(record, PoolState):
         return replace(
-            record, joules=0.0, ttft_ms=[], tpot_ms=[], served=[], paced=[], first_tokens=[],
-            **NO_COUNTS,
+            record, joules=0.0, ttft_ms=[], tpot_ms=[], served=[], squared=[], paced=[],
+            first_tokens=[], **NO_COUNTS,
         )  # fmt: skip
     return replace(record, mix=[], refused=0)
 

@@ -67,6 +67,9 @@ ServedWindow = tuple[
     Count,
 ]
 
+SquaredWindow = tuple[
+    Annotated[int, Meta(ge=0, le=HELD_BUCKETS)], Annotated[int, Meta(ge=0, le=10**15)]
+]
 PacedWindow = tuple[
     Annotated[int, Meta(ge=0, le=HELD_BUCKETS)],
     Many,
@@ -272,6 +275,14 @@ class PoolState(Telemetry, tag="pool"):
             max_length=HELD_BUCKETS + 1,
             description="What it did while it held about as many requests: [bucket of how many, "
             "microseconds, requests × microseconds held, of them waiting, requests answered].",
+        ),
+    ] = []
+    squared: Annotated[
+        list[SquaredWindow],
+        Meta(
+            max_length=HELD_BUCKETS + 1,
+            description="How much the times of its answers vary: [bucket of how many requests they "
+            "found, the sum of their milliseconds squared].",
         ),
     ] = []
     paced: Annotated[

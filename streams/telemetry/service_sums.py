@@ -44,6 +44,7 @@ class Served(Summed, frozen=True):
     held_us: int = 0
     waited_us: int = 0
     finished: int = 0
+    squared: int = 0  # milliseconds of each answer
 
 
 class Lengths(Summed, frozen=True):
@@ -138,9 +139,10 @@ def _newest(
 
 
 def _noted(before: dict[int, Served] | None, record: PoolState) -> dict[int, Served]:
-    found = dict(before or {})
+    found, squared = dict(before or {}), dict(record.squared)
     for bucket, window_us, held_us, waited_us, finished in record.served:
-        served = Served(window_us, held_us, min(waited_us, held_us), finished)
+        waited = min(waited_us, held_us)
+        served = Served(window_us, held_us, waited, finished, squared.get(bucket, 0))
         found[bucket] = found.get(bucket, Served()) + served  # type: ignore[assignment]
     return found
 
@@ -294,7 +296,7 @@ def rewind(table: ServiceTable, to_ms: int) -> None:
 
 def _sums(served: Served) -> Sums:
     seconds, held_s = served.window_us / 1e6, served.held_us / 1e6
-    return Sums(seconds, held_s, served.waited_us / 1e6, served.finished)
+    return Sums(seconds, held_s, served.waited_us / 1e6, served.finished, served.squared / 1e6)
 
 
 def _times(one: Service, parts: int) -> Service:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
-from full_server import run
+from full_server import LAG_S, run
 
 from learners.servers.held import Stated
-from learners.servers.service import EDGES, Sums, bucket_of, service_of
+from learners.servers.service import EDGES, TIMED, Sums, bucket_of, service_of
 from learners.work import WorkRates
 
 SLOTS, ANSWER_S = 8, 2.0
@@ -81,7 +82,26 @@ def test_a_limit_that_callers_alone_see_is_found_before_their_patience_is_at_its
     known = run(10.0, 20, page=False, seed=seed).known
     found_s = next(at for at, one in enumerate(known, 1) if one and one.held_most < math.inf)
 
-    assert (10.0 - 4.0) * found_s < 20.0 * 4.0
+    assert (10.0 - 4.0) * (found_s + LAG_S) < 20.0 * 4.0
+
+
+def test_the_less_answers_vary_the_sooner_a_limit_is_believed():
+    """
+    Twenty took 2 s among five, thirty 4 s among sixteen: a limit if all took about as long. What nobody
+    squared is guessed to vary by half.
+    """
+
+    def seen(vary):
+        few, many = 20 * 2.0**2 * (1 + vary**2), 30 * 4.0**2 * (1 + vary**2)
+        return {
+            bucket_of(5): Sums(8.0, 40.0, 0.0, 20, few),
+            bucket_of(16): Sums(7.5, 120.0, 0.0, 30, many),
+        }
+
+    assert service_of(seen(0.1), seen(0.1), noise=TIMED).full
+    assert not service_of(seen(1.0), seen(1.0), noise=TIMED).full
+    guessed = {bucket: replace(of, squared=0.0) for bucket, of in seen(0.1).items()}
+    assert not service_of(guessed, guessed, noise=TIMED).full
 
 
 @pytest.mark.parametrize("page", [PAGE, CALLERS], ids=["page", "callers"])
