@@ -12,7 +12,7 @@ The one rule: nothing that was intended is forgotten. It finished, failed, or wa
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 from hdrh.histogram import HdrHistogram
@@ -89,6 +89,26 @@ def percentile_ms(there: HdrHistogram, n: int, share: float) -> float | None:
     return round(value / 1e3, 3)
 
 
+@dataclass(slots=True)
+class Answers:
+    """One model's, warm-up left out; their quality where an outcome table has it."""
+
+    n: int = 0
+    known: int = 0
+    quality_sum: float = 0.0
+
+    def add(self, n: int, known: int, quality_sum: float) -> None:
+        """So many more."""
+        self.n += n
+        self.known += known
+        self.quality_sum += quality_sum
+
+    @property
+    def quality(self) -> float | None:
+        """Mean; None: not known of any."""
+        return round(self.quality_sum / self.known, 6) if self.known else None
+
+
 @dataclass(slots=True, eq=False)
 class Measured:
     """Of one process, or of all."""
@@ -96,7 +116,7 @@ class Measured:
     warm_up: Phase = field(default_factory=Phase)
     main: Phase = field(default_factory=Phase)
     steps: list[Phase] = field(default_factory=lambda: [_step() for _ in range(STEPS)])
-    models: dict[str, int] = field(default_factory=dict)  # who answered, warm-up left out
+    models: dict[str, Answers] = field(default_factory=dict)
     reported: int = 0  # outcomes
     usd: float = 0.0  # as the server says, where it does
 
@@ -106,7 +126,7 @@ class Measured:
             "warm_up": self.warm_up.packed(),
             "main": self.main.packed(),
             "steps": [step.packed() for step in self.steps],
-            "models": self.models,
+            "models": {model: astuple(of) for model, of in self.models.items()},
             "reported": self.reported,
             "usd": self.usd,
         }
@@ -117,10 +137,14 @@ class Measured:
         self.main.add(packed["main"])
         for mine, other in zip(self.steps, packed["steps"], strict=True):
             mine.add(other)
-        for model, n in packed["models"].items():
-            self.models[model] = self.models.get(model, 0) + n
+        for model, answers in packed["models"].items():
+            self.answers_of(model).add(*answers)
         self.reported += packed["reported"]
         self.usd += packed["usd"]
+
+    def answers_of(self, model: str) -> Answers:
+        """To count in."""
+        return self.models.setdefault(model, Answers())
 
 
 def _step() -> Phase:

@@ -171,22 +171,26 @@ class Player:
                 phase.note("pool", pool_s)
                 phase.note(BESIDE, answer.first_s - zero_s - at_s - pool_s)
         if not answer.failed:
-            counted = at_s >= self._part.warm_up_s
-            if counted:
-                models = self.measured.models
-                models[answer.model] = models.get(answer.model, 0) + 1
+            quality = self._quality(row, answer.model)
+            if at_s >= self._part.warm_up_s:
+                known = quality is not None
+                self.measured.answers_of(answer.model).add(1, int(known), quality or 0.0)
                 self.measured.usd += answer.usd
-            self._judge(row, answer)
+            self._judge(answer, quality)
 
-    def _judge(self, row: int, answer: Answered) -> None:
-        """Report what the table says of the answer, later, if somebody judges it."""
-        options, at = self._part.feedback, self._part.asked[row].row
-        quality = self._part.quality.get(answer.model)
-        if quality is None or at < 0 or not answer.ticket or self._rng.random() >= options.share:
+    def _quality(self, row: int, model: str) -> float | None:
+        """What the outcome table says of the answer, if it knows prompt and model."""
+        quality, at = self._part.quality.get(model), self._part.asked[row].row
+        return None if quality is None or at < 0 else float(quality[at])
+
+    def _judge(self, answer: Answered, quality: float | None) -> None:
+        """Report the answer's quality, later, if somebody judges it."""
+        options = self._part.feedback
+        if quality is None or not answer.ticket or self._rng.random() >= options.share:
             return
         if self._rng.random() >= options.lost_share:
             delay_s = self._rng.exponential(options.delay_s_mean)
-            self._begin(self._report(answer.ticket, float(quality[at]), delay_s))
+            self._begin(self._report(answer.ticket, quality, delay_s))
 
     async def _report(self, ticket: bytes, quality: float, delay_s: float) -> None:
         await asyncio.sleep(delay_s)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from load.data.tables import OutcomeTable
 from load.data.traces import Trace
-from load.replay.measured import BESIDE, STAGES, STEPS, Measured, Phase
+from load.replay.measured import BESIDE, STAGES, STEPS, Answers, Measured, Phase
 from load.replay.player import FeedbackOptions, Part, Player, TargetOptions, target_of
 from load.replay.targets import Asked, Connect
 
@@ -176,7 +176,6 @@ def _figures(
     main, span_s = total.main, float(trace.at_s[-1])
     counted_s = max(span_s - options.warm_up_s, 1.0)  # what comes at once is a second's
     share = main.on_time / main.intended if main.intended else 0.0
-    finished = max(1, sum(total.models.values()))
     return {
         "target_address": options.target.url,
         "processes": processes,
@@ -196,7 +195,7 @@ def _figures(
         "finished_ms": {kind: main.quantiles_ms(kind) for kind in ("ttft", "pool", BESIDE)},
         "output_tokens": main.tokens,
         "usd": round(total.usd, 6),
-        "models": {m: {"share": round(n / finished, 6)} for m, n in sorted(total.models.items())},
+        **_answered(total),
         "outcomes_reported": total.reported,
         "warm_up": {
             "seconds": options.warm_up_s,
@@ -206,6 +205,20 @@ def _figures(
         },
         "series": _series(total, span_s),
         "wall_s": round(wall_s, 3),
+    }
+
+
+def _answered(total: Measured) -> dict[str, Any]:
+    """By whom, and how well where an outcome table says so."""
+    everybody = Answers()
+    for of in total.models.values():
+        everybody.add(of.n, of.known, of.quality_sum)
+    return {
+        "quality": everybody.quality,
+        "models": {
+            model: {"share": round(of.n / everybody.n, 6), "quality": of.quality}
+            for model, of in sorted(total.models.items())
+        },
     }
 
 

@@ -29,7 +29,7 @@ from load.replay.player import (
     Player,
     TargetOptions,
 )
-from load.replay.replay import ReplayOptions, processes_for, replay
+from load.replay.replay import ReplayOptions, _figures, processes_for, replay
 from load.replay.targets import Answered, Asked, DispatchTarget
 
 
@@ -100,7 +100,7 @@ def test_all_processes_together_send_the_trace_at_its_times():
     assert (found["requests"], found["warm_up"]["requests"]) == (30, 30)
     assert found["finished"] == 30 and found["unfinished"] == 0
     assert found["output_tokens"] == 90
-    assert found["models"] == {"tiny": {"share": 1.0}}
+    assert found["models"] == {"tiny": {"share": 1.0, "quality": None}}
     assert found["ttft_ms"]["p99"] is not None
     assert sum(found["series"]["requests_per_s"]) * found["series"]["step_s"] == pytest.approx(
         60, rel=1e-3
@@ -175,8 +175,6 @@ def test_a_late_sender_is_no_measurement():
     """
     phase = Phase(intended=100, sent=100, on_time=98, finished=100)
     measured = Measured(main=phase)
-    from load.replay.replay import _figures
-
     options = ReplayOptions(target=TargetOptions(url="x"))
     found = _figures(trace_of(101, 10.0), measured, options, 1, 0.0)
     assert not found["delivered"] and found["delivered_share"] == 0.98
@@ -265,6 +263,31 @@ def test_what_is_put_into_every_body_reaches_a_dispatcher(monkeypatch):
     (answer,) = asyncio.run(target.ask([Asked(number=0, prompt_tokens=5, output_tokens=7, row=-1)]))
     assert sent == [{"max_tokens": 7, "ignore_eos": True}]
     assert answer.failed == "NO_ANSWER"
+
+
+def test_answers_are_as_good_as_the_outcome_table_says():
+    """
+    Where it knows the prompt and the model; what it does not know counts for no quality.
+    """
+
+    class Knows:
+        async def ask(self, asked):
+            return [Answered(model="a" if one.number else "unknown") for one in asked]
+
+    asked = [Asked(number=i, prompt_tokens=5, output_tokens=5, row=i - 1) for i in range(4)]
+    part = Part(
+        at_s=np.zeros(4), asked=asked, span_s=0.0, warm_up_s=0.0, drain_s=5.0,
+        quality={"a": np.array([1.0, 0.5, 0.25])}, feedback=FeedbackOptions(), seed=0,
+    )  # fmt: skip
+    player = Player(part, TargetOptions(url="x"), Knows())
+    asyncio.run(player.play(time.time()))
+    total = Measured()
+    for _ in range(2):  # of two processes
+        total.add(player.measured.packed())
+    found = _figures(trace_of(8, 1.0), total, ReplayOptions(target=TargetOptions(url="x")), 2, 0.0)
+    assert found["quality"] == pytest.approx((1.0 + 0.5 + 0.25) / 3, abs=1e-6)
+    assert found["models"]["a"] == {"share": 0.75, "quality": found["quality"]}
+    assert found["models"]["unknown"] == {"share": 0.25, "quality": None}
 
 
 def test_a_fault_of_our_own_is_raised_and_not_called_unfinished():

@@ -7,15 +7,21 @@ import re
 
 import numpy as np
 import pytest
+
+pytest.importorskip("hdrh", reason="needs hdrhistogram: make install")
+
 from planned_site import SETTINGS
 
 from infra.settings.settings import read_settings
-from load.data.traces import azure
+from load.data.traces import Trace, azure
 from load.planning.events import Events
 from load.planning.questions import questions_of
 from load.planning.simulating import SimulateOptions, simulated
 from load.planning.site import site_of
 from load.planning.summary import summary
+from load.replay.measured import Measured, Phase
+from load.replay.player import TargetOptions
+from load.replay.replay import ReplayOptions, _figures
 from load.report.page import page, write
 from load.traces.reading import TraceFile
 
@@ -39,26 +45,18 @@ def run(tmp_path_factory):
 
 
 def replayed():
-    steps = 60
-    return {
-        "command": "replay",
-        "trace": {"name": "azure", "source": None, "requests": 100, "span_s": 10.0},
-        "seed": 0,
-        "intended_per_s": 10.0,
-        "delivered_per_s": 9.5,
-        "finished": 90,
-        "unfinished": 10,
-        "ttft_ms": {"p50": 12.0, "p90": 50.0, "p95": None, "p99": None},
-        "latency_ms": {"p50": 20.0, "p90": 80.0, "p95": None, "p99": None},
-        "models": {"llama-3.1-8b": {"share": 1.0, "quality": None}},
-        "series": {
-            "at_s": np.arange(steps).tolist(),
-            "requests_per_s": [10.0] * steps,
-            "sent_per_s": [9.5] * steps,
-            "ttft_ms_p50": [12.0] * steps,
-            "ttft_ms_p99": [None] * steps,
-        },
-    }
+    """What a replay prints, made by its own code: 90 of 100 requests were answered."""
+    measured = Measured(main=Phase(intended=100, sent=100, on_time=95, finished=90))
+    for _ in range(90):
+        measured.main.note("ttft", 0.012)
+        measured.main.note("latency", 0.02)
+    measured.answers_of("llama-3.1-8b").add(60, 0, 0.0)
+    measured.answers_of("own").add(30, 20, 15.0)
+    trace = Trace("azure", np.linspace(0.0, 10.0, 100), np.ones(100, int), np.ones(100, int))
+    options = ReplayOptions(target=TargetOptions(url="h:1"))
+    about = {"name": "azure", "source": None, "requests": 100, "span_s": 10.0}
+    figures = _figures(trace, measured, options, 1, 10.0)
+    return {"command": "replay", "trace": about, "seed": 0, **figures}
 
 
 def test_a_simulation_becomes_a_page(run, tmp_path):
@@ -84,3 +82,5 @@ def test_a_replay_becomes_a_page():
     assert "Was the load delivered?" in text and "9.5 requests/s" in text
     assert "10 requests were unfinished" in text
     assert ">never<" in text
+    assert "quality" in text and ">0.7500<" in text  # of the answers that the table knows
+    assert "66.67%" in text and ">–<" in text

@@ -186,6 +186,8 @@ def lines_of(found: dict[str, Any]) -> list[str]:
         f"whole answer   {times(found['latency_ms'])}",
         f"models         {mix or 'none'}",
     ]
+    if found["quality"] is not None:
+        lines.append(f"quality        {found['quality']:.4f}, by the outcome table")
     warm = found["warm_up"]
     if warm["requests"]:
         lines.append(
