@@ -105,6 +105,8 @@ def _read(path: Path) -> pa.Table:
     reader: Callable[[Path], pa.Table] = pq.read_table
     if path.suffix.lower() == ".csv":
         reader = pyarrow.csv.read_csv
+    if not path.is_file():
+        raise LogRefused(str(path), "", None, "is not there")
     try:
         table = reader(path)
     except (OSError, pa.ArrowException) as error:

@@ -128,6 +128,11 @@ def test_what_cannot_be_judged_is_refused_with_its_column_and_row(tmp_path, case
         read_logged(tmp_path / "log.parquet")
 
 
+def test_a_file_that_is_not_there_is_called_so(tmp_path):
+    with pytest.raises(LogRefused, match=r"none\.parquet is not there"):
+        read_logged(tmp_path / "none.parquet")
+
+
 def test_without_a_policy_there_is_nothing_to_judge(tmp_path):
     bare = {"policy:a": None, "policy:b": None}
     pq.write_table(table(**bare), tmp_path / "log.parquet")
