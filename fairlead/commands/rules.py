@@ -38,7 +38,7 @@ from serve.routing.request import (
 from serve.rules.conditions import meant
 from serve.rules.rulebook import Rulebook
 from serve.rules.ruling import Ruled, Ruling
-from serve.rules.states import SessionStates
+from serve.sessions.states import SessionStates
 from streams.training.state import Loader
 
 FIELDS = (*(f.name for f in pb.RouteRequest.DESCRIPTOR.fields), "at", "expect")

@@ -69,8 +69,8 @@ from serve.routing.catalogue import Model
 from serve.routing.live import LiveOptions
 from serve.routing.placement import PlacementOptions
 from serve.routing.request import PreferenceDefaults
-from serve.routing.sessions import SessionOptions
 from serve.rules.rule import Rule
+from serve.sessions.held import SessionOptions
 from serve.tracing.tracing import TracingOptions
 from streams.feedback.feedback import FeedbackOptions
 from streams.log.kafka_options import KafkaOptions

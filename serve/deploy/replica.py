@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -46,11 +47,12 @@ from serve.routing.live import Live, LiveOptions, LiveView
 from serve.routing.placement import PlacementOptions
 from serve.routing.probing import Prober
 from serve.routing.request import PreferenceDefaults
-from serve.routing.sessions import SessionOptions, Sessions
 from serve.routing.writing.records import counted
 from serve.rules.rule import Rule
 from serve.rules.rulebook import Rulebook
-from serve.rules.states import SessionStates, shared_table
+from serve.sessions.held import SessionOptions, Sessions
+from serve.sessions.states import SessionStates
+from serve.sessions.table import shared_table
 from serve.tracing.calls import TracedCalls
 from serve.tracing.tracing import TracingOptions, opened, shown
 from streams.alarms import ROUTER_ROLE, Board
@@ -175,7 +177,7 @@ class Replica:
         self.rng = np.random.default_rng(seed)
         self.sealer = Sealer(ticket_keys)
         self.issuer = Issuer(secrets.randbits(8 * ISSUER_BYTES))
-        self.sessions = Sessions(options.sessions)
+        self.sessions = Sessions(options.sessions, self._shared("sessions"))
         self.reporter = Reporter(secrets.token_hex(SOURCE_BYTES), now_ms())
         self.tracing = opened(options.tracing)
         self.view = self._live_view(source)
@@ -242,8 +244,12 @@ class Replica:
         """The table of the site's sessions on this machine, where rules give them states."""
         if not rulebook.states:
             return None
-        path = shared_table(self._store.folder.uri)
-        return SessionStates(rulebook.states, self._options.session_state_s, path)
+        kept_s = self._options.session_state_s
+        return SessionStates(rulebook.states, kept_s, self._shared("states"))
+
+    def _shared(self, kind: str) -> Path:
+        """The site's table on this machine of what is known of sessions."""
+        return shared_table(self._store.folder.uri, kind)
 
     def _rulebook(self) -> Rulebook:
         options = self._options

@@ -31,7 +31,7 @@ from serve.health.health import Health
 from serve.health.lease import EndpointLease
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.live import Live
-from serve.routing.sessions import Sessions
+from serve.sessions.held import Sessions
 
 # Why an able pool was passed over.
 SESSION_ELSEWHERE, SLOW = "the session is in another pool", "far slower than it was"

@@ -42,9 +42,9 @@ from serve.health.health import Health, HealthOptions
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.live import Live, LiveView
 from serve.routing.request import read_criticality
-from serve.routing.sessions import Sessions
 from serve.rules.dispatched import as_dispatched
 from serve.rules.rule import Rule
+from serve.sessions.held import Sessions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

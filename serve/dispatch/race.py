@@ -34,7 +34,7 @@ from serve.errors import (
     DeadlinePassed,
     EndpointFailed,
 )
-from serve.routing.sessions import Held, Sessions
+from serve.sessions.held import Held, Sessions
 
 FASTER = "another was faster"
 # While nobody else can answer a late attempt is waited for, and that is looked at so often.

@@ -41,13 +41,13 @@ from serve.routing.request import (
     RouteInput,
 )
 from serve.routing.router import Choices
-from serve.routing.sessions import Held, SessionOptions, Sessions
 from serve.routing.writing.decision_bytes import columns_bytes, say_guarded, write_decisions
 from serve.routing.writing.records import Decisions, Kept
 from serve.routing.writing.reply import no_model_fits, write_probes
 from serve.rules.rulebook import Rulebook
 from serve.rules.ruling import Ruled, Ruling
-from serve.rules.states import SessionStates
+from serve.sessions.held import Held, SessionOptions, Sessions
+from serve.sessions.states import SessionStates
 from streams.feedback.ticket import Issuer, Sealer
 
 U32_BYTES = 4
@@ -350,19 +350,14 @@ class Decider:
 
         Who dispatches corrects it by who answered.
         """
-        sessions = self._sessions
         for i, one in enumerate(asked):
             if one.session and choices.fits[i] and not choices.shed[i]:
                 chosen = choices.chosen[i]
                 model, pool = live.catalogue.names[chosen], live.pool_names[choices.pool[i]]
-                held = sessions.held(one.tenant, one.session, now_ms)
-                if held is None or held.model != model:
-                    held = Held(model, pool, "", now_ms)
-                spent_usd = sessions.spent_usd(one.tenant, one.session)
-                spent_usd += float(choices.cost_usd[i, chosen])
+                cost_usd = float(choices.cost_usd[i, chosen])
+                sent = Held(model, pool, "", now_ms, _tokens(one), cost_usd)
+                spent_usd = self._sessions.sent(one.tenant, one.session, sent)
                 replies[i] += pb.Decision(session_usd=spent_usd).SerializeToString()  # bytes merge
-                now = held._replace(at_ms=now_ms, tokens=_tokens(one), spent_usd=spent_usd)
-                sessions.hold(one.tenant, one.session, now)
 
     def _kept(self, ids: Sequence[bytes], asked: Sequence[RouteInput], of: Decisions) -> Kept:
         return Kept(

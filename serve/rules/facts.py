@@ -8,7 +8,7 @@ from typing import Protocol
 from serve.rules.hints import has_card
 from serve.rules.languages import language_of
 from serve.rules.patterns import Patterns
-from serve.rules.states import NEW
+from serve.sessions.states import NEW
 
 DAY_MS, MINUTE_MS = 86_400_000, 60_000
 THURSDAY = 3  # the weekday of Unix time 0, where Monday is 0

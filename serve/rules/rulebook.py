@@ -20,7 +20,7 @@ from serve.rules.conditions import Needs, Test, compiled, meant
 from serve.rules.facts import Asked, Facts
 from serve.rules.patterns import Patterns
 from serve.rules.rule import Rule
-from serve.rules.states import NEW
+from serve.sessions.states import NEW
 from streams.errors import OptionRefused
 
 

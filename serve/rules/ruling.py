@@ -22,7 +22,7 @@ from serve.errors import RuledOut, ServeError
 from serve.rules.facts import Asked
 from serve.rules.rule import Rule
 from serve.rules.rulebook import Rulebook
-from serve.rules.states import SessionStates
+from serve.sessions.states import SessionStates
 
 Mask = NDArray[np.bool_]
 MASKS_KEPT = 1024  # combinations of rules

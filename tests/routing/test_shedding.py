@@ -21,9 +21,9 @@ from serve.routing.decider import Decided, Decider
 from serve.routing.live import Live
 from serve.routing.placement import PlacementOptions
 from serve.routing.request import PreferenceDefaults, read_request
-from serve.routing.sessions import SessionOptions, Sessions
 from serve.routing.writing.records import counted as joined
 from serve.routing.writing.reply import write_explanation
+from serve.sessions.held import SessionOptions, Sessions
 from streams.feedback.ticket import KEY_BYTES, Issuer, Sealer
 from streams.telemetry.records import decode
 from streams.telemetry.records import encode as encode_telemetry

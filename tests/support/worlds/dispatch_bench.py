@@ -42,7 +42,7 @@ from serve.routing.live import Live, LiveOptions
 from serve.routing.placement import PlacementOptions
 from serve.routing.probing import Prober
 from serve.routing.request import PreferenceDefaults, read_request
-from serve.routing.sessions import SessionOptions, Sessions
+from serve.sessions.held import SessionOptions, Sessions
 from streams.feedback.decisions import DecisionBatch, encode
 from streams.feedback.feedback import FeedbackOptions, Ingest
 from streams.feedback.report import NANO_USD, REPORTED, encode_report

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 
 import pytest
 from dispatch_bench import QUALITY, SIZES, bench
-from hypothesis import given
-from hypothesis import strategies as st
 from made_up_endpoint import FakeEndpoint, Script, answers, failed
 from router_bench import NOON_MS, catalogue
-from strategies import lightly
 
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.catalogue import Model, Pool
-from serve.routing.sessions import Held, SessionOptions, Sessions
+from serve.sessions.held import Held, SessionOptions, Sessions
 
-OPTIONS = SessionOptions(switch_ms_per_1k_tokens=50.0, kept_s=600.0, sessions_max=3)
+OPTIONS = SessionOptions(switch_ms_per_1k_tokens=50.0, kept_s=600.0)
 IMPATIENT = pb.Preference(quality=1.0, cost=0.0, latency=1.0)  # a second is worth a whole answer
 
 
@@ -43,32 +41,53 @@ def test_no_session_is_none():
     sessions = Sessions(OPTIONS)
     sessions.hold("", "", held())
 
-    assert len(sessions) == 0
     assert sessions.held("", "", NOON_MS) is None
 
 
-def test_the_longest_unused_is_forgotten_first():
+def test_what_one_replica_knows_of_a_session_all_of_the_machine_know(tmp_path):
+    """Who holds it, where, what is in the cache, and what the conversation has cost."""
+    one, other = (Sessions(OPTIONS, tmp_path / "sessions") for _ in range(2))
+    sent = Held("large", "east", "", NOON_MS, 800.0, 0.5)
+    assert one.sent("t", "s", sent) == 0.5
+    other.hold("t", "s", Held("large", "west", "west:1", NOON_MS + 1))
+    assert one.held("t", "s", NOON_MS) == Held("large", "west", "west:1", NOON_MS + 1, 800.0, 0.5)
+    assert one.sent("t", "s", sent._replace(at_ms=NOON_MS + 2)) == 1.0
+    known = Held("large", "west", "west:1", NOON_MS + 2, 800.0, 1.0)
+    assert other.held("t", "s", NOON_MS) == known
+
+
+def test_a_conversations_cost_is_known_when_its_cache_is_gone_or_its_prompt_is_empty():
     sessions = Sessions(OPTIONS)
-    for name in ("a", "b", "c", "a", "d"):
-        sessions.hold("", name, held())
-
-    assert len(sessions) == 3
-    assert [bool(sessions.held("", name, NOON_MS)) for name in "abcd"] == [True, False, True, True]
+    sent = Held("large", "east", "", NOON_MS, 800.0, 0.5)
+    sessions.sent("t", "s", sent)
+    assert sessions.sent("t", "s", sent._replace(at_ms=NOON_MS + 700_000, tokens=0.0)) == 1.0
 
 
-@lightly
-@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 2)), max_size=40))
-def test_memory_never_exceeds_its_bound_and_has_the_latest(steps):
-    sessions, latest = Sessions(OPTIONS), {}
-    for name, model in steps:
-        sessions.hold("", f"s{name}", held(f"m{model}"))
-        latest.pop(f"s{name}", None)
-        latest[f"s{name}"] = f"m{model}"
-        newest = list(latest)[-3:]
-        assert len(sessions) == len(newest)
-        for known, expected in latest.items():
-            found = sessions.held("", known, NOON_MS)
-            assert (found.model if found else None) == (expected if known in newest else None)
+@pytest.mark.parametrize(
+    ("names", "known"),
+    [
+        (("m" * 100, "p" * 50, "e" * 56), ("m" * 100, "p" * 50, "e" * 56)),
+        (("m" * 100, "p" * 50, "e" * 57), ("m" * 100, "p" * 50, "")),
+        (("m" * 100, "\N{EURO SIGN}" * 50, "e"), ("m" * 100, "", "")),
+        (("m" * 200, "p" * 200, "e"), ("m" * 200, "", "")),
+        (("\N{EURO SIGN}" * 200, "p", "e"), ("", "", "")),
+    ],
+)
+def test_names_that_are_too_long_for_a_record_are_left_out(names, known):
+    """The last ones first: another server of the same pool costs the least."""
+    sessions = Sessions(OPTIONS)
+    sessions.hold("", "s", Held(*names, NOON_MS))
+    assert sessions.held("", "s", NOON_MS)[:3] == known
+
+
+def test_a_session_that_there_is_no_memory_for_is_a_new_one(monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    sessions = Sessions(OPTIONS)
+    monkeypatch.setattr("serve.sessions.table.os.pwrite", full)
+    assert sessions.sent("", "s", held()._replace(spent_usd=0.5)) == 0.5
+    assert sessions.held("", "s", NOON_MS) is None
 
 
 def test_reading_a_prompt_again_takes_longer_the_longer_it_is():
