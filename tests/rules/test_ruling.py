@@ -8,8 +8,8 @@ import pytest
 from router_bench import Router, embedding, router
 
 from serve.proto.fairlead.v1 import router_pb2 as pb
-from serve.rules import states
 from serve.rules.rule import Rule
+from serve.sessions import table
 from streams.feedback import decisions
 from streams.log.contract import DECISIONS
 
@@ -37,7 +37,7 @@ RULES = (
 def shared_memory(tmp_path_factory):
     """Tables of sessions go with the test."""
     patched = pytest.MonkeyPatch()
-    patched.setattr(states, "SHARED_MEMORY", tmp_path_factory.mktemp("shared"))
+    patched.setattr(table, "SHARED_MEMORY", tmp_path_factory.mktemp("shared"))
     yield
     patched.undo()
 
