@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -105,12 +106,20 @@ def bench_control(
     quick: Annotated[
         bool, typer.Option(help="Two targets, two orders, fewer prompts; under a minute.")
     ] = False,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help="One key of the result, such as ope; may be repeated. Default: all."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Play streams under budgets with late outcomes, beside ParetoBandit and no budget."""
     from load.bench.control import bench
 
     options = bench.quick() if quick else bench.ControlBench()
+    if unknown := set(part or ()) - set(bench.PARTS):
+        raise typer.BadParameter(f"{min(unknown)}: none of {', '.join(bench.PARTS)}")
+    if part:
+        options = replace(options, parts=tuple(part))
     measured(lambda say: bench.measure(options, say), as_json)
 
 

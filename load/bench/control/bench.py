@@ -1,6 +1,6 @@
 """Whether budgets hold, and what that costs, beside doing nothing and beside ParetoBandit.
 
-    python -m fairlead bench control [--quick] [--json]
+    python -m fairlead bench control [--part NAME]… [--quick] [--json]
 
     budgets   by target: two replicas under an hour's budget of target × prompts, outcomes 60 s
               late, on ParetoBandit's table; ParetoBandit's own pacer on the same streams, no budget
@@ -17,8 +17,9 @@
     cascades  what cascades by self-consistency are worth beside single calls, on every table
     ope       how often off-policy intervals hold the truth, and a worse policy is promoted
 
-Every figure is over orders by chance, as [mean, low, high] at 95 %. What is not measured yet is not
-in the result; `not_measured` names it.
+Every figure is over orders by chance, as [mean, low, high] at 95 %. Each of these is a part, which
+can be measured alone; those that were not asked for are in `not_measured`. All but guard and arms,
+which time calls, are played side by side in processes of their own.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -49,6 +50,7 @@ from load.bench.decisions.tasks import Task, run_all
 from load.data.tables import OutcomeTable, bundled
 from streams.training.budgets import Budget
 
+PARTS = ("budgets", "caps", "poison", "guard", "traits", "port", "arms", "cascades", "ope")
 # ParetoBandit's budgets, US dollars per call: evenly spaced logarithms, from what the cheapest
 # model costs on. Its paper names the first six.
 TARGETS = (2.9e-5, 8.3e-5, 2.3e-4, 6.5e-4, 1.7e-3, 4.7e-3, 1.3e-2)
@@ -63,10 +65,11 @@ CAPS = {"scarce": 0.6, "tight": 1.5}
 class ControlBench:
     """What is measured."""
 
+    parts: tuple[str, ...] = PARTS
     targets: tuple[float, ...] = TARGETS
     seeds: int = 8
     prompts_max: int | None = None
-    step_s: float = 1.0
+    step_s: float = 2.0
     caps_tables: tuple[str, ...] = ("paretobandit", "llmrouter_dc")
     ope: OpeBench = field(default_factory=OpeBench)
     guard: GuardBench = field(default_factory=GuardBench)
@@ -102,35 +105,30 @@ def measure(options: ControlBench, say: Callable[[str], None]) -> dict[str, Any]
     names = list(dict.fromkeys((TABLE, *options.caps_tables)))
     every = [orders_of(bundled(name), options.seeds, options.prompts_max) for name in names]
     scarce_tables = _scarce_tables(options.scarce)
-    tasks = _tasks(options, names) + _scarce_tasks(options.scarce, scarce_tables, len(every))
+    made = [
+        *_tasks(options, names),
+        *_scarce_tasks(options.scarce, scarce_tables, len(every)),
+        *_whole_tasks(options),
+    ]
+    tasks = [task for task in made if cast("tuple[str, ...]", task.key)[0] in options.parts]
     orders = [*every, *(orders_of(table, 1, 1) for table in scarce_tables)]
     found = run_all(tasks, orders, options.workers, say)
-    say("ParetoBandit")
-    peer = _peer(options, every[0])
-    streams = [stream_of(every[0], seed) for seed in range(options.seeds)]
-    return {
-        "options": asdict(options),
-        "budgets": {
-            f"{target:g}": _of_target(streams, target, at, found, peer)
-            for at, target in enumerate(options.targets)
-        },
-        "caps": _caps(options, found),
-        "poison": _poison(options, found),
-        "port": {
-            table.name: scarce.figures(
-                [found["port", table.name, seed] for seed in range(options.scarce.seeds)]
-            )
-            for table in scarce_tables
-        },
-        "ope": off_policy.measure(options.ope, say),
-        "guard": guard.measure(options.guard, outcomes_folder(), say),
-        "traits": traits.measure(options.traits, say),
-        "paretobandit": missing_reason() if peer is None else peer if isinstance(peer, str) else "",
-        "arms": arms.measure(options.arms, say),
-        "cascades": cascades.measure(options.cascades, tables_found(), say),
-        "not_measured": [],
-        "took_s": time.monotonic() - began_s,
+    figures: dict[str, Callable[[], Any]] = {
+        "budgets": lambda: _budgets(options, every[0], found, say),
+        "caps": lambda: {"caps": _caps(options, found)},
+        "poison": lambda: {"poison": _poison(options, found)},
+        "port": lambda: {"port": _port(options.scarce, scarce_tables, found)},
+        "ope": lambda: {"ope": found["ope",]},
+        "guard": lambda: {"guard": guard.measure(options.guard, outcomes_folder(), say)},
+        "traits": lambda: {"traits": found["traits",]},
+        "arms": lambda: {"arms": arms.measure(options.arms, say)},
+        "cascades": lambda: {"cascades": _cascades(found)},
     }
+    result: dict[str, Any] = {"options": asdict(options)}
+    for part, of in figures.items():
+        result |= of() if part in options.parts else {}
+    left_out = [part for part in PARTS if part not in options.parts]
+    return result | {"not_measured": left_out, "took_s": time.monotonic() - began_s}
 
 
 def stream_of(orders: Orders, seed: int) -> Stream:
@@ -145,17 +143,18 @@ def stream_of(orders: Orders, seed: int) -> Stream:
 
 def _tasks(options: ControlBench, names: Sequence[str]) -> list[Task]:
     budgeted = [
-        Task(key=("paced", target, seed), run=paced, arguments=(seed, target, options), tables=(0,))
-        for target in options.targets
-        for seed in range(options.seeds)
-    ]
-    unpaced = [
-        Task(key=("unpaced", seed), run=paced, arguments=(seed, None, options), tables=(0,))
+        Task(
+            key=("budgets", target, seed),
+            run=paced,
+            arguments=(seed, target, options),
+            tables=(0,),
+        )
+        for target in (None, *options.targets)
         for seed in range(options.seeds)
     ]
     capped = [
         Task(
-            key=("cap", name, kind, seed),
+            key=("caps", name, kind, seed),
             run=capped_run,
             arguments=(seed, share, options),
             tables=(names.index(name),),
@@ -174,7 +173,7 @@ def _tasks(options: ControlBench, names: Sequence[str]) -> list[Task]:
         for share in (0.0, POISONED_SHARE)
         for seed in range(options.seeds)
     ]
-    return [*budgeted, *unpaced, *capped, *poisoned]
+    return [*budgeted, *capped, *poisoned]
 
 
 def _scarce_tables(options: ScarceBench) -> list[OutcomeTable]:
@@ -194,6 +193,44 @@ def _scarce_tasks(options: ScarceBench, tables: Sequence[OutcomeTable], first: i
         for at, table in enumerate(tables)
         for seed in range(options.seeds)
     ]
+
+
+def _whole_tasks(options: ControlBench) -> list[Task]:
+    """Parts that need no site, and know their tables themselves."""
+    by_table = [
+        Task(
+            key=("cascades", table.name),
+            run=cascades_run,
+            arguments=(table.name, options),
+            cost=4.0,
+        )
+        for table in tables_found()
+    ]
+    return [
+        Task(key=("ope",), run=ope_run, arguments=(options,), cost=4.0),
+        Task(key=("traits",), run=traits_run, arguments=(options,), cost=4.0),
+        *by_table,
+    ]
+
+
+def ope_run(options: ControlBench) -> dict[str, Any]:
+    """The key `ope`."""
+    return off_policy.measure(options.ope, _silent)
+
+
+def traits_run(options: ControlBench) -> dict[str, Any]:
+    """The key `traits`."""
+    return traits.measure(options.traits, _silent)
+
+
+def cascades_run(name: str, options: ControlBench) -> dict[str, Any]:
+    """One table's figures."""
+    tables = [table for table in tables_found() if table.name == name]
+    return cascades.measure(options.cascades, tables, _silent)
+
+
+def _silent(line: str) -> None:
+    """Beside other parts, what one is at says nothing of how far all are."""
 
 
 def scarce_run(orders: Orders, seed: int, options: ScarceBench) -> dict[str, Any]:
@@ -253,6 +290,36 @@ def _peer(options: ControlBench, orders: Orders) -> Rows | str | None:
 # --- what came of it
 
 
+def _budgets(
+    options: ControlBench, orders: Orders, found: dict[Any, Any], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """The key `budgets`, and why ParetoBandit could not be compared."""
+    say("ParetoBandit")
+    peer = _peer(options, orders)
+    streams = [stream_of(orders, seed) for seed in range(options.seeds)]
+    return {
+        "budgets": {
+            f"{target:g}": _of_target(streams, target, at, found, peer)
+            for at, target in enumerate(options.targets)
+        },
+        "paretobandit": missing_reason() if peer is None else peer if isinstance(peer, str) else "",
+    }
+
+
+def _port(
+    options: ScarceBench, tables: Sequence[OutcomeTable], found: dict[Any, Any]
+) -> dict[str, Any]:
+    return {
+        table.name: scarce.figures([found["port", table.name, n] for n in range(options.seeds)])
+        for table in tables
+    }
+
+
+def _cascades(found: dict[Any, Any]) -> dict[str, Any]:
+    runs = [run for key, run in found.items() if key[0] == "cascades"]
+    return {name: one for run in runs for name, one in sorted(run.items())}
+
+
 def _of_target(
     streams: Sequence[Stream],
     target: float,
@@ -261,8 +328,8 @@ def _of_target(
     peer: Rows | str | None,
 ) -> dict[str, Any]:
     seeds = range(len(streams))
-    ours = [found["paced", target, seed] for seed in seeds]
-    naive = [found["unpaced", seed] for seed in seeds]
+    ours = [found["budgets", target, seed] for seed in seeds]
+    naive = [found["budgets", None, seed] for seed in seeds]
     single = [_best_affordable(stream, target) for stream in streams]
     result = {
         **_figures("", streams, ours, target),
@@ -302,11 +369,11 @@ def _best_affordable(stream: Stream, target: float) -> Rows:
 def _caps(options: ControlBench, found: dict[Any, Any]) -> dict[str, Any]:
     """The most by which any run exceeded its cap, and by table and cap how much was used."""
     result: dict[str, Any] = {}
-    runs = {key: value for key, value in found.items() if key[0] == "cap"}
+    runs = {key: value for key, value in found.items() if key[0] == "caps"}
     result["over_by_usd"] = max(one["over_by_usd"] for one in runs.values())
     for name in options.caps_tables:
         for kind in CAPS:
-            mine = [runs["cap", name, kind, seed] for seed in range(options.seeds)]
+            mine = [runs["caps", name, kind, seed] for seed in range(options.seeds)]
             result.setdefault(name, {})[kind] = {
                 "over_by_usd": max(one["over_by_usd"] for one in mine),
                 "used": interval(np.array([one["used"] for one in mine])),
