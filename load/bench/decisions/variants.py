@@ -39,7 +39,8 @@ def _no_landmarks() -> ServedOptions:
     held = shipped(GENERIC)
     return ServedOptions(
         landmarks=NoLandmarks(held.points, held.whitener, held.shift, held.scale),
-        live=LiveOptions(blend=BlendOptions(ridge=RATIO_RIDGE)),
+        # The kernel computes landmark features itself, and would score others than were learned.
+        live=LiveOptions(blend=BlendOptions(ridge=RATIO_RIDGE), compiled=False),
     )
 
 
