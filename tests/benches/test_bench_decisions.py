@@ -6,21 +6,28 @@ import io
 import json
 from dataclasses import replace
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from outcome_tables import N, written
 from rich.console import Console
 
 from fairlead.commands.decisions import show
+from learners.context import real
+from learners.estimates.learned import Learned
 from learners.policies.policy import DEFAULT_POLICY
 from load.bench.decisions import bench, experiments
-from load.bench.decisions.contenders import RULES
+from load.bench.decisions.contenders import RULES, outcomes_of
 from load.bench.decisions.options import DecisionsBench, preferences, quick
+from load.bench.decisions.orders import orders_of
 from load.bench.decisions.peers import environment as peers
 from load.bench.decisions.report import picture
-from load.bench.decisions.served import encoder_for
+from load.bench.decisions.served import catalogue_of, encoder_for, served_contexts
 from load.bench.decisions.variants import ABLATIONS, POLICIES
+from load.data.tables import read
 from load.errors import PreferenceRefused, TableRefused
+from serve.encoders import identity
+from serve.routing.live import Live
 
 PREFERENCES = ["0.03", "0.1", "0.4"]
 BY_PREFERENCE = ("utility", "utility_over_best_fixed")
@@ -287,3 +294,23 @@ def test_the_default_tables_are_those_found_else_the_bundled_ones(tmp_path, monk
 
     written(tmp_path, name="mine")
     assert [table.name for table in bench.tables_found()] == ["mine"]
+
+
+def test_without_landmarks_estimates_are_of_the_very_features_that_were_learned(tmp_path):
+    """
+    The compiled estimate knows landmark features alone; with it, a model of others would score noise.
+    """
+    orders = orders_of(read(written(tmp_path)), 1)
+    stream, options = orders.stream(0, 0.1), ABLATIONS["without_landmarks"]
+    contexts = served_contexts(stream.embeddings, stream.prompt_tokens)
+    learned = Learned(options.memory, options.landmarks)
+    rows, columns = np.arange(N), np.arange(N) % stream.n_models
+    learned.update(outcomes_of(orders, 0, rows, columns, contexts))
+
+    catalogue = catalogue_of(orders.table.models, stream.price_usd)
+    encoder = identity(encoder_for(stream.embeddings.shape[1]))
+    estimator = Live(catalogue, learned, encoder, options.live).estimator
+    known = estimator.quality.predict(real(options.landmarks.features(contexts)))
+
+    assert known.std() > 0.01
+    assert estimator.estimate(contexts).mean[:, :, 0] == pytest.approx(known[:, :, 0], abs=1e-5)
