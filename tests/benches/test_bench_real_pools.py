@@ -15,9 +15,10 @@ from infra.autoscaling.live.replicas import ReplicaCount
 from infra.emulator.performance import Performance
 from infra.pools.ports import free_ports
 from learners.servers.speed import Speed
-from load.bench.pools.bench import by_figure, carried, overloaded
+from load.bench.pools.bench import by_figure, overloaded
 from load.bench.pools.callers import Asked, Callers
-from load.bench.pools.scenario import TRUE_PER_S, PoolsBench
+from load.bench.pools.carried import carried
+from load.bench.pools.scenario import SLOTS, TRUE_PER_S, PoolsBench
 from load.bench.pools.server import StandIn
 from load.bench.pools.vllm.compared import Compared, apart
 from load.bench.pools.vllm.install import requirements
@@ -33,17 +34,34 @@ def asked(at_s, took_s, outcome):
     return Asked(at_s=at_s, ended_s=at_s + took_s, outcome=outcome)
 
 
-def test_what_servers_could_do_is_that_of_those_that_were_ready():
-    """
-    And no more than was asked.
-    """
-    bounds = {"since_s": 30.0, "until_s": 50.0}
+SPAN = {"since_s": 30.0, "until_s": 50.0}
+EVEN = [n / 10.0 for n in range(500)]  # ten a second
 
-    assert (
-        carried(GREW, "vllm", asked_per_s=10.0, **bounds) == 10 * TRUE_PER_S + 10 * 2 * TRUE_PER_S
-    )
-    assert carried(GREW, "vllm", asked_per_s=5.0, **bounds) == 10 * TRUE_PER_S + 10 * 5.0
-    assert carried(GREW, "plain", asked_per_s=5.0, **bounds) == 0.0
+
+def could(asked_s, ready=((0.0, 1),), first_token_s=2.0):
+    return carried(asked_s, ready, **SPAN, first_token_s=first_token_s)
+
+
+def test_a_fleet_could_answer_what_its_slots_take():
+    """
+    Of ten a second four by one server, eight by two: but for the second until its eight slots are taken.
+    """
+    one, two = could(EVEN), could(EVEN, [(0.0, 1), (40.0, 2)])
+
+    assert one == pytest.approx(20 * TRUE_PER_S)
+    assert 10 * TRUE_PER_S + 10 * 2 * TRUE_PER_S - SLOTS / 2 < two < 30 * TRUE_PER_S
+    assert could(EVEN, []) == 0.0
+
+
+def test_what_is_not_asked_no_fleet_answers():
+    """
+    A gap of two seconds is bridged by those who wait: one second's work where a first token may take two.
+    """
+    gap = [at_s for at_s in EVEN if not 40.0 <= at_s < 42.0]
+
+    assert 20 * TRUE_PER_S - TRUE_PER_S <= could(gap) < 20 * TRUE_PER_S - 1.0
+    assert could(gap, first_token_s=4.0) == pytest.approx(20 * TRUE_PER_S)
+    assert could([at_s for at_s in EVEN if at_s < 25.0]) == 0.0
 
 
 def test_an_overload_is_judged_by_what_was_answered_and_who_waited_once_it_was_settled():
@@ -60,9 +78,11 @@ def test_an_overload_is_judged_by_what_was_answered_and_who_waited_once_it_was_s
         GREW,
         "vllm",
         OPTIONS,
+        first_token_s=2.0,
     )
 
-    assert found["answered_share"] == round(59.75 / (30 * TRUE_PER_S), 4)
+    assert found["busy_share"] == round(59.75 / (30 * TRUE_PER_S), 4)
+    assert found["answered_share"] == round(59.75 / found["could"], 4)
     assert (found["timed_out"], found["refused"], found["refused_ms_p99"]) == (1, 1, 4.0)
 
 
@@ -139,7 +159,7 @@ def test_whoever_waits_for_a_bench_is_told_how_far_it_is():
 
 
 def test_nothing_asked_has_no_share():
-    assert overloaded([], [], "vllm", OPTIONS)["answered_share"] is None
+    assert overloaded([], [], "vllm", OPTIONS, 2.0)["answered_share"] is None
 
 
 # --- a real vLLM: what is measured of its engines, without one --------------------------------------

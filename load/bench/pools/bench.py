@@ -1,6 +1,8 @@
 """Pools of real servers, by kind: pushed past their limit, scaled, and with an idle model beside.
 
-    overload.answered_share   answers that came, of those that the servers there were could give
+    overload.answered_share   answers that came, of those that a dispatcher which knew the servers
+                              would have had given, to the same requests (`carried`)
+    overload.busy_share       answers that came, of those that the servers there were had time for
     overload.timed_out        callers that waited in vain: must be 0
     overload.refused_ms_p99   how soon the others were told
     two_models.answered_share of requests that could go to a full model or an idle one
@@ -37,6 +39,7 @@ from infra.pools.directory import ask
 from infra.pools.ports import free_ports
 from infra.settings.settings import read_settings
 from load.bench.pools.callers import Asked, Callers
+from load.bench.pools.carried import carried, worked
 from load.bench.pools.scaling import scaling
 from load.bench.pools.scenario import (
     ANSWER_S,
@@ -131,7 +134,10 @@ def _summary(
 ) -> dict[str, Any]:
     record = read_record(up.site.state_dir)
     kinds, learned = options.kinds, _learned(up)
-    settled = {kind: overloaded(overload[kind], counts, kind, options) for kind in kinds}
+    first_token_s = up.site.fleet.pools[0].target.ttft_s
+    settled = {
+        kind: overloaded(overload[kind], counts, kind, options, first_token_s) for kind in kinds
+    }
     return {
         "overload": by_figure(settled),
         "two_models": by_figure({kind: _outcomes(two_models[kind]) for kind in kinds}),
@@ -148,51 +154,40 @@ def by_figure(by_kind: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, A
 
 
 def overloaded(
-    asked: Sequence[Asked], counts: Sequence[ReplicaCount], kind: str, options: PoolsBench
+    asked: Sequence[Asked],
+    counts: Sequence[ReplicaCount],
+    kind: str,
+    options: PoolsBench,
+    first_token_s: float,
 ) -> dict[str, Any]:
-    """What became of an overload, once it was settled."""
+    """What became of an overload, once it was settled; `first_token_s` is what one may take."""
     late = [one for one in asked if one.at_s >= options.settled_s]
-    could = carried(
-        counts,
-        kind,
-        since_s=options.settled_s,
-        until_s=options.overload_s,
-        asked_per_s=options.overload_per_s,
-    )
-    answered = sum(
-        worked(one, since_s=options.settled_s, until_s=options.overload_s)
-        for one in asked
-        if one.outcome == "answered"
-    )
+    span = {"since_s": options.settled_s, "until_s": options.overload_s}
+    ready, asked_s = _ready(counts, kind), [one.at_s for one in asked]
+    could = carried(asked_s, ready, **span, first_token_s=first_token_s)
+    slots = _slots(counts, kind, **span)
+    answered = sum(worked(one.ended_s, **span) for one in asked if one.outcome == "answered")
     told_ms = [1000.0 * (one.ended_s - one.at_s) for one in late if one.outcome == "refused"]
     return _outcomes(late) | {
         "answered_share": round(answered / could, 4) if could else None,
         "could": round(could, 1),
+        "busy_share": round(answered / slots, 4) if slots else None,
         "refused_ms_p99": round(float(np.quantile(told_ms, 0.99)), 1) if told_ms else None,
     }
 
 
-def worked(answered: Asked, *, since_s: float, until_s: float) -> float:
-    """The share of an answer's work that its server did in that time: it ends with the answer."""
-    began_s = answered.ended_s - ANSWER_S
-    return max(0.0, min(answered.ended_s, until_s) - max(began_s, since_s)) / ANSWER_S
-
-
-def carried(
-    counts: Sequence[ReplicaCount],
-    kind: str,
-    *,
-    since_s: float,
-    until_s: float,
-    asked_per_s: float,
-) -> float:
-    """Requests that the servers there were could answer in a time, of those that were asked."""
+def _slots(counts: Sequence[ReplicaCount], kind: str, *, since_s: float, until_s: float) -> float:
+    """Answers that the servers there were have time for."""
     times = [since_s, *(c.at_s for c in counts if since_s < c.at_s < until_s), until_s]
-    total = 0.0
-    for at_s, next_s in itertools.pairwise(times):
-        ready = next((c.by_pool.get(kind, 0) for c in reversed(counts) if c.at_s <= at_s), 0)
-        total += (next_s - at_s) * min(asked_per_s, ready * TRUE_PER_S)
-    return total
+    return sum(
+        TRUE_PER_S * (next_s - at_s) * ready
+        for at_s, next_s in itertools.pairwise(times)
+        if (ready := next((n for at, n in reversed(_ready(counts, kind)) if at <= at_s), 0))
+    )
+
+
+def _ready(counts: Sequence[ReplicaCount], kind: str) -> list[tuple[float, int]]:
+    return [(count.at_s, count.by_pool.get(kind, 0)) for count in counts]
 
 
 def _outcomes(asked: Sequence[Asked]) -> dict[str, Any]:
