@@ -163,9 +163,9 @@ def overloaded(
     """What became of an overload, once it was settled; `first_token_s` is what one may take."""
     late = [one for one in asked if one.at_s >= options.settled_s]
     span = {"since_s": options.settled_s, "until_s": options.overload_s}
-    ready, asked_s = _ready(counts, kind), [one.at_s for one in asked]
-    could = carried(asked_s, ready, **span, first_token_s=first_token_s)
-    slots = _slots(counts, kind, **span)
+    servers, asked_s = _servers(counts, kind), [one.at_s for one in asked]
+    could = carried(asked_s, servers, **span, first_token_s=first_token_s)
+    slots = _slots(servers, **span)
     answered = sum(worked(one.ended_s, **span) for one in asked if one.outcome == "answered")
     told_ms = [1000.0 * (one.ended_s - one.at_s) for one in late if one.outcome == "refused"]
     return _outcomes(late) | {
@@ -176,17 +176,14 @@ def overloaded(
     }
 
 
-def _slots(counts: Sequence[ReplicaCount], kind: str, *, since_s: float, until_s: float) -> float:
-    """Answers that the servers there were have time for."""
-    times = [since_s, *(c.at_s for c in counts if since_s < c.at_s < until_s), until_s]
-    return sum(
-        TRUE_PER_S * (next_s - at_s) * ready
-        for at_s, next_s in itertools.pairwise(times)
-        if (ready := next((n for at, n in reversed(_ready(counts, kind)) if at <= at_s), 0))
-    )
+def _slots(servers: Sequence[tuple[float, int]], *, since_s: float, until_s: float) -> float:
+    """Answers that so many servers, at each change, have time for."""
+    within = [(max(at_s, since_s), n) for at_s, n in servers if at_s < until_s]
+    ends = itertools.pairwise([*within, (until_s, 0)])
+    return sum(TRUE_PER_S * n * (end_s - at_s) for (at_s, n), (end_s, _) in ends)
 
 
-def _ready(counts: Sequence[ReplicaCount], kind: str) -> list[tuple[float, int]]:
+def _servers(counts: Sequence[ReplicaCount], kind: str) -> list[tuple[float, int]]:
     return [(count.at_s, count.by_pool.get(kind, 0)) for count in counts]
 
 
