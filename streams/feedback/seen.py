@@ -15,6 +15,7 @@ A bit that was claimed stays claimed for as long as its value could still arrive
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +28,8 @@ from streams.feedback.ticket import CONTENT_FROM
 PAGE = 4096  # decisions per page: 4 KiB, about four seconds of one busy replica
 GROUP = 64  # pages stored together in a snapshot
 # Of a quality that was learned: its fixed-point integer plus one, and above it 0 to 2 for what was
-# said first, by the group of its producer, then 3 to 9 for revisions 1 to 7. 0: none.
+# said first, by the group of its producer, then 3 to 9 for revisions 1 to 7. 0: none. Where the
+# quality's part is 0 and the kind is not, one was said that counts for nothing, by its weight.
 QUALITIES = ONE + 2
 FIRST = 1 + PRODUCER_GROUPS  # kinds of what was said first
 # As snapshots had it before producers were noted: revisions alone.
@@ -35,10 +37,13 @@ FORMER_SHIFT = 13
 FORMER_MASK = (1 << FORMER_SHIFT) - 1
 
 
+NO_WEIGHT = -1
+
+
 class Former(NamedTuple):
     """A quality that was learned."""
 
-    quality: int  # fixed point
+    quality: int  # fixed point; NO_WEIGHT: none of it was learned
     revision: int
     producer: int  # group, of what was said first
 
@@ -46,6 +51,10 @@ class Former(NamedTuple):
 def _code(quality: int, revision: int, producer: int) -> int:
     kind = revision + FIRST - 1 if revision else producer
     return kind * QUALITIES + quality + 1
+
+
+def _of_no_weight(revision: int) -> int:
+    return _code(NO_WEIGHT, revision, producer=1)
 
 
 def _decoded(code: int) -> Former:
@@ -132,6 +141,30 @@ class Seen:
         np.bitwise_or.at(flags, cells, fresh)
         return fresh
 
+    def counts_after_all(
+        self,
+        at: tuple[NDArray[np.uint64], NDArray[np.uint64]],
+        revisions: NDArray[np.uint8],
+        light: NDArray[np.bool_],
+        judged: NDArray[np.bool_],
+    ) -> NDArray[np.bool_]:
+        """Rows (n,) that correct a quality which was claimed, and not learned for its weight.
+
+        `light` are rows that have just claimed one of which nothing is learned, `judged` those of
+        whose quality something is. A correction is the first that is learned of its decision then.
+        """
+        paged, found = at[1] < CONTENT_FROM, np.zeros(len(revisions), bool)
+        for row, slot, cell in self._places(at, np.flatnonzero(light & paged)):
+            self._learned[slot, cell] = _of_no_weight(int(revisions[row]))
+        if not (correcting := judged & paged & (revisions > 0)).any():
+            return found
+        for row, slot, cell in self._places(at, np.flatnonzero(correcting)):
+            if held := int(self._learned[slot, cell]):
+                former = _decoded(held)
+                found[row] = former.quality == NO_WEIGHT and revisions[row] > former.revision
+                self._learned[slot, cell] = 0 if found[row] else held
+        return found
+
     def learned(
         self,
         at: tuple[NDArray[np.uint64], NDArray[np.uint64]],
@@ -158,11 +191,19 @@ class Seen:
         slots, cells = self._cells(issuers[rows], sequences[rows])
         for row, slot, cell in zip(rows.tolist(), slots.tolist(), cells.tolist(), strict=True):
             held, revision = int(self._learned[slot, cell]), int(revisions[row])
-            if held and revision > (former := _decoded(held)).revision:
+            former = _decoded(held)
+            if held and former.quality != NO_WEIGHT and revision > former.revision:
                 replaced[row] = former
                 self._stamps[slot // GROUP] += 1
                 self._learned[slot, cell] = _code(int(qualities[row]), revision, UNNAMED)
         return replaced
+
+    def _places(
+        self, at: tuple[NDArray[np.uint64], NDArray[np.uint64]], rows: NDArray[np.intp]
+    ) -> Iterator[tuple[int, int, int]]:
+        """Row, slot and cell of each of these rows."""
+        slots, cells = self._cells(at[0][rows], at[1][rows])
+        return zip(rows.tolist(), slots.tolist(), cells.tolist(), strict=True)
 
     def _cells(
         self, issuers: NDArray[np.uint64], sequences: NDArray[np.uint64]
@@ -177,7 +218,8 @@ class Seen:
         page, cell = divmod(sequence, PAGE)
         slot = self._slot_of.get((issuer, page))
         held = 0 if slot is None else int(self._learned[slot, cell])
-        return _decoded(held)[:2] if held else None
+        former = _decoded(held)
+        return former[:2] if held and former.quality != NO_WEIGHT else None
 
     def claimed(
         self, issuers: NDArray[np.uint64], sequences: NDArray[np.uint64]

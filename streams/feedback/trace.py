@@ -54,7 +54,10 @@ def trace(
         for one in (_all(log, DEAD_LETTER, newest) if places else ())
         if (at := came_from(one)) in places
     }
-    records = [_record(one, letters.get((one.partition, one.offset)), offsets) for one in named]
+    records = [
+        _record(one, letters.get((one.partition, one.offset)), offsets, decision_id)
+        for one in named
+    ]
     issuers, sequences = split_ids([decision_id])
     bits = 0 if seen is None else int(seen.claimed(issuers, sequences)[0])
     kept = None if seen is None else seen.kept(int(issuers[0]), int(sequences[0]))
@@ -85,10 +88,11 @@ def _holds_at_most(log: Log, n: int) -> bool:
 
 
 def _record(
-    record: Record, letter: dict[str, Any] | None, offsets: Mapping[int, int]
+    record: Record, letter: dict[str, Any] | None, offsets: Mapping[int, int], decision_id: bytes
 ) -> dict[str, Any]:
     whole = msgspec.json.decode(record.value or b"")
     said = {name: whole[name] for name in SHOWN if whole.get(name) is not None}
+    said |= _others(record, decision_id)
     passed = record.offset < offsets.get(record.partition, 0)
     became = REFUSED if letter else LEARNED if passed else WAITING
     return {
@@ -109,6 +113,22 @@ class _Named(msgspec.Struct):
     ticket: str
     steps: list[str] | None = None
     better_than: str | None = None
+
+
+def _others(record: Record, decision_id: bytes) -> dict[str, Any]:
+    """The other decisions that a record names, by id: tickets are nobody else's to see."""
+    report = msgspec.json.decode(record.value or b"", type=_Named)
+    said_of = _id_of(report.ticket)
+    found: dict[str, Any] = {} if said_of == decision_id.hex() else {"decision_id": said_of}
+    if report.better_than is not None:
+        found["better_than"] = _id_of(report.better_than)
+    if report.steps:
+        found["steps"] = [_id_of(step) for step in report.steps]
+    return found
+
+
+def _id_of(ticket: str) -> str:
+    return check_shape(ticket_bytes(ticket)).hex()
 
 
 def _named(record: Record) -> set[bytes]:

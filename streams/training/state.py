@@ -83,12 +83,15 @@ class State:
         """
         at = outcomes.issuers, outcomes.sequences
         fresh = self.seen.claim(*at, bits, outcomes.decided_at_ms)
+        known = outcomes.known[:, Target.QUALITY]
+        light = ((fresh & QUALITY_BIT) > 0) & ~known
+        fresh[self.seen.counts_after_all(at, revisions, light, known)] |= QUALITY_BIT
         new = keep_fresh(outcomes, fresh)
         if (of_arms := new.of_arms).any():
             self.arms.learn(new.take(of_arms))
             new = new.take(~of_arms)
         self.learned.update(new)
-        judged = np.flatnonzero(outcomes.known[:, Target.QUALITY])
+        judged = np.flatnonzero(known)
         replaced = self.seen.learned(
             (at[0][judged], at[1][judged]),
             outcomes.targets[judged, Target.QUALITY],

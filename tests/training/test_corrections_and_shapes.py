@@ -10,7 +10,9 @@ import pytest
 from made_up import SEALER, decided, report
 from trainer_ground import Ground
 
+from learners.targets import ONE
 from streams.feedback.shapes import compared, predicted, shared_out
+from streams.feedback.ticket import split_ids
 from streams.feedback.trace import trace
 from streams.training.trainer import CORRECTED, DUPLICATE, LEARNED, RECORDS
 
@@ -39,11 +41,44 @@ def qualities(*decisions) -> list[float]:
     return predicted([SEALER.open_body(one.ticket)[1] for one in decisions])
 
 
+def at_of(decision) -> tuple[int, int]:
+    issuers, sequences = split_ids([decision.decision_id])
+    return int(issuers[0]), int(sequences[0])
+
+
 REVISIONS = [
     report(A.ticket, quality=0.9),
     report(A.ticket, quality=0.4, revision=1),
     report(A.ticket, quality=0.6, revision=2),
 ]
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_correction_of_what_did_not_count_for_its_weight_counts(tmp_path, restart):
+    """
+    A judge's word of little weight comes first, a person's takes its place: whichever was drawn.
+    A higher revision takes the place of that one, a lower or repeated one does not.
+    """
+    light = report(A.ticket, quality=0.9, weight=0.0)
+    later = [report(A.ticket, quality=q, revision=r) for q, r in ((0.4, 2), (0.5, 1), (0.7, 2))]
+    alone = learned(tmp_path / "alone", report(A.ticket, quality=0.4))
+    for n, said in enumerate(([light, *later], [light, later[1], later[0], later[2]])):
+        found = learned(tmp_path / f"{n}", *said, restart=restart)
+        assert found.learned.digest() == alone.learned.digest()
+        assert found.seen.kept(*at_of(A)) == (round(0.4 * ONE), 2)
+    assert learned(tmp_path / "light", light).seen.kept(*at_of(A)) is None
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_revision_of_no_weight_can_be_corrected_by_a_higher_one_alone(tmp_path, restart):
+    light = report(A.ticket, quality=0.9, revision=3, weight=0.0)
+    later = [report(A.ticket, quality=0.4, revision=r) for r in (2, 3, 4)]
+    nothing = learned(tmp_path / "nothing", light)
+    found = learned(tmp_path / "a", light, *later[:2], restart=restart)
+    assert found.learned.digest() == nothing.learned.digest()
+    found = learned(tmp_path / "b", light, *later, restart=restart)
+    alone = learned(tmp_path / "alone", report(A.ticket, quality=0.4))
+    assert found.learned.digest() == alone.learned.digest()
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
@@ -177,6 +212,24 @@ def test_a_trace_says_where_outcomes_are_and_what_was_learned_of_them(tmp_path):
     assert [name for name, is_so in found["learned"].items() if is_so] == ["quality"]
     assert (found["quality"], found["revision"]) == (pytest.approx(0.4, abs=1e-3), 1)
     assert np.isclose(found["records"][1]["said"]["quality"], 0.4)
+
+
+def test_a_trace_says_which_other_decisions_a_record_names(tmp_path):
+    """
+    By id, for the one that it was said of and for the others.
+    """
+    ground = Ground(tmp_path)
+    said = [report(A.ticket, better_than=text(B)), report(A.ticket, quality=0.5, steps=[text(C)])]
+    ground.write(said)
+    a, b, c = (one.decision_id.hex() for one in (A, B, C))
+    expected = {
+        a: [{"better_than": b}, {"quality": 0.5, "steps": [c]}],
+        b: [{"decision_id": a, "better_than": b}],
+        c: [{"decision_id": a, "quality": 0.5, "steps": [c]}],
+    }
+    for decision_id, words in expected.items():
+        found = trace(ground.log(), None, {}, bytes.fromhex(decision_id))
+        assert [one["said"] for one in found["records"]] == words
 
 
 def test_a_trace_of_a_decision_nobody_reported_has_no_record(tmp_path):

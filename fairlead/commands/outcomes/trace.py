@@ -58,6 +58,8 @@ def lines_of(found: dict[str, Any]) -> list[str]:
     lines = [f"{of}: learned {learned}"]
     if found["quality"] is not None:
         lines.append(f"quality that counts: {found['quality']:.4f}, revision {found['revision']}")
+    elif found["learned"]["quality"]:
+        lines.append("its quality was counted, not learned: its weight left it out; or imported")
     for one in found["records"]:
         why = f" ({one['reason']}: {one['detail']})" if one["reason"] else ""
         said = ", ".join(f"{name} {value}" for name, value in one["said"].items())
