@@ -16,15 +16,17 @@ An answer serves the requests that come after it: it is worth buying where its v
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
 
 from learners.option import option
 from learners.policies.policy import Mask, Matrix
 
+# Of every number of an array. scipy's takes every process 0.15 s to import.
+_erfc = np.frompyfunc(math.erfc, 1, 1)
 USD_MIN = 1e-9  # what is free is asked for as if it cost this
 
 
@@ -67,7 +69,8 @@ def gradient(utility: Matrix, deviation: Matrix, noise: Matrix, eligible: Mask) 
     gap = np.where(eligible & np.isfinite(rival), np.abs(barred - rival), np.inf)
     z = -np.minimum(gap / safe, 40.0)
     density = np.exp(-z * z / 2) / np.sqrt(2 * np.pi)
-    return np.where(np.isfinite(gap), safe * np.maximum(density + z * ndtr(z), 0.0), 0.0)
+    below = _erfc(-z / math.sqrt(2)).astype(np.float64) / 2  # the normal distribution's share
+    return np.where(np.isfinite(gap), safe * np.maximum(density + z * below, 0.0), 0.0)
 
 
 def worth(

@@ -20,10 +20,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtri
 
 from learners.option import option
 from learners.policies.policy import Mask, Matrix, Scores, register
@@ -45,8 +45,17 @@ def normal_table(rows: int, columns: int) -> np.ndarray:
     )
     # Stratified: each column has one value in every 1/half of the distribution, in random order.
     place = raw.argsort(axis=0).argsort(axis=0)
-    z = ndtri((place + 0.5) / half)
+    z = _quantiles(half)[place]
     return np.concatenate([z, -z])[:rows].astype(np.float32)
+
+
+def _quantiles(n: int) -> np.ndarray:
+    """Of the normal distribution (n,), at the middles of n equal shares.
+
+    By the standard library: scipy's, the same as float32, takes every process 0.15 s to import.
+    """
+    inverse = NormalDist().inv_cdf
+    return np.array([inverse((i + 0.5) / n) for i in range(n)])
 
 
 @cache

@@ -49,7 +49,7 @@ class Explorer:
             return []
         similarity = unit_directions(rows["contexts"][known]) @ unit_directions(context[None])[0]
         nearest = np.argsort(-similarity, kind="stable")[:NEIGHBOURS]
-        names = dict(zip(live.model_keys.tolist(), live.catalogue.names, strict=True))
+        names = dict(zip(live.catalogue.model_keys.tolist(), live.catalogue.names, strict=True))
         return [
             {
                 "model": names.get(int(rows["models"][row]), f"{int(rows['models'][row]):016x}"),

@@ -46,7 +46,7 @@ class RouterAlarms:
         `refused` says why the catalogue as it is now can't be used, and is not.
         """
         names = dict(zip(live.catalogue.keys, live.catalogue.names, strict=True))
-        full = [live.load[columns].max() > FULL for columns in live.columns_of]
+        full = [live.load[columns].max() > FULL for columns in live.catalogue.columns_of]
         self._full_ms |= dict.fromkeys(compress(live.catalogue.names, full), self._now_ms())
         on = {(names[alarm.model], alarm.target): alarm for alarm in live.drift}
         for (model, target), alarm in on.items():

@@ -70,7 +70,7 @@ class Retickets:
         column = live.catalogue.column_of[model]
         heads = np.array([ticket.head])
         heads["decided_at_ms"] = self._now_ms()
-        heads["model"], heads["pool"] = live.model_keys[column], key_of(pool)
+        heads["model"], heads["pool"] = live.catalogue.model_keys[column], key_of(pool)
         heads["propensity"], heads["policy"] = 1.0, key_of(why)
         heads["expected_latency_ms"] = live.catalogue.latency_ms[column]
         tokens = np.array([float(route.prompt_tokens)])  # the dispatcher always states it
@@ -98,7 +98,7 @@ def _row(
 ) -> DecisionBatch:
     """The decision log's line."""
     head, known = heads[0], {int(c["model"]): c for c in ticket.candidates}
-    cells = [known.get(int(key)) for key in live.model_keys]
+    cells = [known.get(int(key)) for key in live.catalogue.model_keys]
 
     def column(name: str) -> np.ndarray:
         return np.array([[0.0 if cell is None else cell[name] for cell in cells]], np.float64)

@@ -347,7 +347,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         live = self._view.current
         head = pb.RouteColumnsReply(
             models=live.catalogue.names,
-            pools=live.pool_names,
+            pools=live.catalogue.pool_names,
             snapshot_version=live.version,
             snapshot_age_ms=live.age_ms(self._now_ms()),
         )

@@ -123,13 +123,11 @@ class Catalogue:
         self.keys = [key_of(name) for name in self.names]
         self.column_of = {name: column for column, name in enumerate(self.names)}
         self._check()
-        self.pools_of = [[p for p in pools if p.model == name] for name in self.names]
+        self._relate()
         column = self._column
         self.quality = column("quality")
         self.latency_ms = column("latency_ms")
         self.context_tokens_max = column("context_tokens_max")
-        self.pool_names = tuple(pool.name for pool in pools)  # (P,)
-        self.model_of_pool = np.array([self.column_of[pool.model] for pool in pools], np.intp)
         self.work = WorkTable([pool.rates for pool in pools])
         one_token = np.ones((1, len(pools)))
         self.has_work = self.work.work_s(np.ones(1), one_token)[0] > 0.0  # (P,): requests are work
@@ -149,6 +147,21 @@ class Catalogue:
         self.usd_fixed = column("usd_per_1m_output_tokens") / 1e6 * column(
             "output_tokens"
         ) + column("usd_per_call")
+
+    def _relate(self) -> None:
+        """Which pools (P,) are of which models (k,): names, keys and columns of both."""
+        self.model_keys = np.array(self.keys, np.uint64)
+        self.pool_names = tuple(pool.name for pool in self.pools)
+        self.pool_keys = np.array([key_of(name) for name in self.pool_names], np.uint64)
+        self.model_names_of_pools = tuple(pool.model for pool in self.pools)
+        self.model_of_pool = np.array([self.column_of[pool.model] for pool in self.pools], np.intp)
+        self.pools_of = [[p for p in self.pools if p.model == name] for name in self.names]
+        # (k,) of (its pools,); of those with a choice of pools; of the first of its pools.
+        self.columns_of = [np.flatnonzero(self.model_of_pool == k) for k in range(len(self))]
+        self.several = [(k, of) for k, of in enumerate(self.columns_of) if len(of) > 1]
+        self.first_pool = np.array([of[0] for of in self.columns_of])
+        self._by_model = np.concatenate(self.columns_of)
+        self._starts = np.cumsum([0, *map(len, self.columns_of)])[:-1]
 
     @property
     def kin(self) -> Kin:
@@ -186,6 +199,10 @@ class Catalogue:
         draining = {model.name for model in self.models if model.draining}
         if all(pool.draining or pool.model in draining for pool in self.pools):
             raise OptionRefused("draining", "true for all pools", "false for one: nobody answers")
+
+    def least(self, of_pools: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The least of every model's pools (…, k), of values by pool (…, P)."""
+        return np.minimum.reduceat(of_pools[..., self._by_model], self._starts, axis=-1)
 
     def taking(self, columns: NDArray[np.intp]) -> NDArray[np.intp]:
         """Of a model's pools those not drained; all where it is: for what was decided before."""

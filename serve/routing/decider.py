@@ -353,7 +353,9 @@ class Decider:
         for i, one in enumerate(asked):
             if one.session and choices.fits[i] and not choices.shed[i]:
                 chosen = choices.chosen[i]
-                model, pool = live.catalogue.names[chosen], live.pool_names[choices.pool[i]]
+                catalogue = live.catalogue
+                model = catalogue.names[chosen]
+                pool = catalogue.pool_names[choices.pool[i]]
                 cost_usd = float(choices.cost_usd[i, chosen])
                 sent = Held(model, pool, "", now_ms, _tokens(one), cost_usd)
                 spent_usd = self._sessions.sent(one.tenant, one.session, sent)

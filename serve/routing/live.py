@@ -92,53 +92,15 @@ class Live:
     ) -> None:
         self.fleet = fleet or FleetState()  # read when something is first asked of it
         self.prices, self.counts = prices or Prices(), counts or {}  # of a change under trial
-        self.catalogue, self.encoder = catalogue, encoder
+        self.catalogue, self.encoder, self.encoder_key = catalogue, encoder, key_of(encoder)
         self.version, self.published_at_ms = version, published_at_ms
         loaded = [kernels(name) for name in KERNELS] if options.compiled else [None]
         self.kernel = loaded[-1]  # of decisions; None: numpy computes
         self.known: Any = None  # what `plain` keeps of this view
         self.blank: Any = None  # what `records` keeps of it
-        self.estimator = Estimator(
-            learned,
-            catalogue.keys,
-            catalogue.quality,
-            options.blend,
-            catalogue.kin,
-            compiled=self.kernel is not None,
-        )
-        means = self.estimator.model_means
-        self.error_share = self.estimator.error_share  # (k,)
-        self.n_outcomes = self.estimator.n_outcomes[:, 0]  # (k,) outcomes behind estimates
-        self.n_proving = self.estimator.n_proving  # (k,) likewise, fewer while calls fail
-        self.drift = tuple(self.estimator.alarms)  # models that changed, for status
         self._first_token_s = options.first_token_s
-        self._read_means(learned, options)
-        self.output_tokens = means.figure(  # (k,)
-            "output_tokens", catalogue.output_tokens, options.latency_prior_weight
-        )
-        self.model_keys = np.array(catalogue.keys, np.uint64)
-        self.pool_names = catalogue.pool_names  # (P,)
-        self.model_names_of_pools = tuple(pool.model for pool in catalogue.pools)  # (P,)
-        self.pool_keys = np.array([key_of(name) for name in self.pool_names], np.uint64)
-        self.pool_latency_ms = self._pool_latency_ms(learned, options)  # (P,)
-        self.columns_of = [  # (k,) of (its pools,): columns of the model's pools
-            np.flatnonzero(catalogue.model_of_pool == column) for column in range(len(catalogue))
-        ]
-        self.several = [  # columns of models that have a choice of pools, with those of the pools
-            (model, columns) for model, columns in enumerate(self.columns_of) if len(columns) > 1
-        ]
-        self.first_pool = np.array([columns[0] for columns in self.columns_of])  # (k,)
-        self._by_model = np.concatenate(self.columns_of)
-        self._starts = np.cumsum([0, *map(len, self.columns_of)])[:-1]
-        taking = map(catalogue.taking, self.columns_of)
-        self.pools_of = {  # names of every model's pools, the one that was fastest recently first
-            name: tuple(
-                self.pool_names[p]
-                for p in columns[np.argsort(self.pool_latency_ms[columns], kind="stable")].tolist()
-            )
-            for name, columns in zip(catalogue.names, taking, strict=True)
-        }
-        self.encoder_key = key_of(encoder)
+        self._read_models(learned, options)
+        self._read_pools(learned, options)
         self._read_telemetry()
         # The first search and product of a process are slow; let no request pay for them.
         self.estimator.estimate(np.zeros((1, N_FEATURES), np.int8))
@@ -150,11 +112,43 @@ class Live:
         self.guard = catalogue.column_of.get(options.guard.model)
         self.novelty = None if self.guard is None else _novelty(learned, options.guard)
 
+    def _read_models(self, learned: Learned, options: LiveOptions) -> None:
+        """The estimator, and what it says of models (k,) whatever the context."""
+        catalogue = self.catalogue
+        self.estimator = Estimator(
+            learned,
+            catalogue.keys,
+            catalogue.quality,
+            options.blend,
+            catalogue.kin,
+            compiled=self.kernel is not None,
+        )
+        self.error_share = self.estimator.error_share  # (k,)
+        self.n_outcomes = self.estimator.n_outcomes[:, 0]  # (k,) outcomes behind estimates
+        self.n_proving = self.estimator.n_proving  # (k,) likewise, fewer while calls fail
+        self.drift = tuple(self.estimator.alarms)  # models that changed, for status
+        self._read_means(learned, options)
+
+    def _read_pools(self, learned: Learned, options: LiveOptions) -> None:
+        """Recent latencies of pools (P,), and every model's, the one that was fastest first."""
+        catalogue = self.catalogue
+        self.pool_latency_ms = self._pool_latency_ms(learned, options)
+        names, latency_ms = catalogue.pool_names, self.pool_latency_ms
+        taking = map(catalogue.taking, catalogue.columns_of)
+        self.pools_of = {
+            model: tuple(
+                names[p] for p in columns[np.argsort(latency_ms[columns], kind="stable")].tolist()
+            )
+            for model, columns in zip(catalogue.names, taking, strict=True)
+        }
+
     def _read_means(self, learned: Learned, options: LiveOptions) -> None:
-        """What is known of each model (k,) whatever the context, ever and recently."""
+        """What is known of each model (k,) by its means, ever and recently."""
         means, prior = self.estimator.model_means, self.estimator.quality.means[:, 0]
         prior_weight = options.latency_prior_weight
         self.paid_usd = means.figure("cost_usd", 0.0, 1.0)
+        stated = self.catalogue.output_tokens
+        self.output_tokens = means.figure("output_tokens", stated, prior_weight)
         self.plain_quality = means.means[:, 0]
         weight = means.weights[:, 0]
         self.known_quality = (weight * self.plain_quality + prior_weight * prior) / (
@@ -187,7 +181,7 @@ class Live:
 
     def _pool_latency_ms(self, learned: Learned, options: LiveOptions) -> NDArray[np.float64]:
         """The pools' recent mean latencies (P,), failures counted in."""
-        means = ema.read(learned.pools, self.pool_keys.tolist(), learned.as_of_ms)
+        means = ema.read(learned.pools, self.catalogue.pool_keys.tolist(), learned.as_of_ms)
         stated_ms = self.catalogue.latency_ms[self.catalogue.model_of_pool]
         latency_ms = means.figure("latency_ms", stated_ms, options.latency_prior_weight)
         errors = means.figure("error", 0.0, options.error_prior_weight)
@@ -202,7 +196,7 @@ class Live:
             self.loads = capacities(self.fleet, self._first_token_s)
         self.loads_as_of_ms = self.fleet.newest_ms if self.loads else 0
         self.n_routers = max(1, len(self.fleet.routers)) if self.loads else 1
-        known_of = [self.loads.get(name) for name in self.pool_names]
+        known_of = [self.loads.get(name) for name in self.catalogue.pool_names]
         found = [None if one is None else one.reports for one in known_of]
         self.work_factor = np.array(  # (P,) on the catalogue's work: as learned
             [
@@ -214,7 +208,7 @@ class Live:
         self.queued = np.array([one.queued if one else 0.0 for one in found])
         self.running = np.maximum(1.0, [one.running if one else 0.0 for one in found])
         self.ready = np.maximum(1.0, [one.in_state("ready") if one else 0.0 for one in found])
-        priced = [prices.capacity.get(name) for name in self.pool_names]
+        priced = [prices.capacity.get(name) for name in self.catalogue.pool_names]
         # Where requests are no work they can't be charged: such a pool has no price.
         # One that has just begun to be ready is taken to be empty until it says more.
         ready = [one is not None and one.in_state("ready") > 0 for one in found]
@@ -231,12 +225,8 @@ class Live:
             ]
         )
         self.open &= ~self.catalogue.draining
-        self.model_open = np.array([self.open[c].any() for c in self.columns_of])  # (k,)
+        self.model_open = np.array([self.open[c].any() for c in self.catalogue.columns_of])  # (k,)
         self.all_open = bool(self.model_open.all())
-
-    def least(self, of_pools: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The least of every model's pools (…, k), of values by pool (…, P)."""
-        return np.minimum.reduceat(of_pools[..., self._by_model], self._starts, axis=-1)
 
     def sent_ever(self) -> NDArray[np.float64]:
         """Requests that telemetry has seen decided for each model (k,), ever."""

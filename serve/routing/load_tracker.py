@@ -101,7 +101,7 @@ class LoadTracker:
     def sent(self, live: Live, pools: NDArray[np.intp], work_s: Floats, now_ms: int) -> None:
         """Note n decisions: their pools (n,), columns of `live`, and their work (n,)."""
         self._begin(live)
-        n_pools = len(live.pool_names)
+        n_pools = len(live.catalogue.pool_names)
         counts: Floats = np.stack(
             [np.bincount(pools, minlength=n_pools), np.bincount(pools, work_s, minlength=n_pools)]
         )
@@ -117,13 +117,13 @@ class LoadTracker:
 
     def _begin(self, live: Live) -> None:
         """Forget what newer telemetry has counted in, once F is learned from it."""
-        of = (live.loads_as_of_ms, live.pool_names)
+        of = (live.loads_as_of_ms, live.catalogue.pool_names)
         if of == self._of:
             return
         before, self._of = self._of, of
-        if before is None or before[1] != live.pool_names:
+        if before is None or before[1] != live.catalogue.pool_names:
             self._slots.clear()
-            self._since, self._recent = np.zeros((2, 2, len(live.pool_names)))
+            self._since, self._recent = np.zeros((2, 2, len(live.catalogue.pool_names)))
             return
         kept = [slot for slot in self._slots if slot[0] > live.loads_as_of_ms]
         since = sum((counts for _, counts in kept), np.zeros_like(self._since))

@@ -87,7 +87,7 @@ def spread_of(
     """How much prices vary, factors (n, P); None where there are no prices to vary."""
     if not live.priced or not pool_load.multiple.any():
         return None
-    return np.exp(options.spread * rng.standard_normal((n, len(live.pool_names))))
+    return np.exp(options.spread * rng.standard_normal((n, len(live.catalogue.pool_names))))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,7 +100,7 @@ class Placement:
     points: Floats  # all charges, points
     fixed: Floats  # of them, those that do not depend on how full a pool is: for energy and power
     reference_usd: Floats  # work at the price of the GPUs
-    best: NDArray[np.intp]  # (n, k) the best pool of each model, among `Live.pool_names`
+    best: NDArray[np.intp]  # (n, k) the best pool of each model, among `Catalogue.pool_names`
 
 
 def money_of(preference: Floats, options: PlacementOptions) -> Floats:
@@ -120,7 +120,7 @@ def charge(
     catalogue = live.catalogue
     money = money_of(preference, options)
     if not catalogue.any_work:
-        none = np.zeros((len(preference), len(live.pool_names)))
+        none = np.zeros((len(preference), len(live.catalogue.pool_names)))
         best = best_pools(none, preference, live, pool_load)
         return Placement(money, none, none, none, none, none, best)
     lengths = live.output_tokens[catalogue.model_of_pool][None]
@@ -152,7 +152,7 @@ def least_multiple(pool_load: PoolLoad, eligible: NDArray[np.bool_], live: Live)
     if not live.priced:
         return np.zeros(len(eligible))
     full = np.clip((pool_load.load - ROOM_FROM) / (1.0 - ROOM_FROM), 0.0, 1.0)
-    of_model = live.least(np.where(live.open, pool_load.multiple * full, np.inf))
+    of_model = live.catalogue.least(np.where(live.open, pool_load.multiple * full, np.inf))
     of_model[np.isinf(of_model)] = 0.0  # nothing is known of it
     return np.where(eligible, of_model, np.inf).min(axis=1)
 
@@ -161,15 +161,15 @@ def best_pools(
     fixed: Floats, preference: Floats, live: Live, pool_load: PoolLoad
 ) -> NDArray[np.intp]:
     """The best pool (n, k) of each model, where n requests are charged `fixed` (n, P) anyway."""
-    best = live.first_pool[None].repeat(len(preference), axis=0)
-    if live.several:
+    best = live.catalogue.first_pool[None].repeat(len(preference), axis=0)
+    if live.catalogue.several:
         latency = np.maximum(preference[:, 2:3], LATENCY_WEIGHT_MIN)
         late = np.maximum(preference[:, :1], QUALITY_WEIGHT_MIN)
         rank = fixed + latency * (pool_load.latency_ms / 1000.0) + HEADROOM * pool_load.load
         rank += late * np.maximum(0.0, pool_load.load - ROOM_FROM)
         rank[:, ~live.open] = CLOSED  # not unthinkable: our news may be old
         rank[:, live.catalogue.draining] = np.inf
-        for model, columns in live.several:
+        for model, columns in live.catalogue.several:
             best[:, model] = columns[rank[:, columns].argmin(axis=1)]
     return best
 
@@ -183,7 +183,7 @@ def place(
 ) -> NDArray[np.intp]:
     """The pools (n,) of n requests whose models (n,) are chosen, each counting for the next."""
     pools = placement.best[np.arange(len(chosen)), chosen]
-    if len(chosen) == 1 or not live.several or not live.reported.any():
+    if len(chosen) == 1 or not live.catalogue.several or not live.reported.any():
         return pools
     weights = np.stack(
         [
@@ -191,7 +191,7 @@ def place(
             np.maximum(preference[:, 0], QUALITY_WEIGHT_MIN),
         ]
     )
-    several = {model: columns[live.open[columns]] for model, columns in live.several}
+    several = {model: columns[live.open[columns]] for model, columns in live.catalogue.several}
     state = np.stack(
         [
             pool_load.load,

@@ -129,7 +129,7 @@ def decided(
     kernel, n, charged = live.kernel, len(requests), None
     if kernel is None or not live.all_open or (purse and requests.preferred is not None):
         return None
-    if live.catalogue.any_work or live.several:
+    if live.catalogue.any_work or live.catalogue.several:
         tokens = known_tokens_of(requests.prompt_tokens, live)
         charged = charge(requests.preference, tokens, live, pool_load, spread, options)
     of = pick(requests, live, estimates, charged, policy, uniform, options, tries, purse)
@@ -165,8 +165,8 @@ def _places(
     """Columns about pools."""
     if charged is None:
         return {
-            "pools": live.first_pool[None].repeat(len(of.chosen), axis=0),
-            "pool": live.first_pool[of.chosen],
+            "pools": live.catalogue.first_pool[None].repeat(len(of.chosen), axis=0),
+            "pool": live.catalogue.first_pool[of.chosen],
             "energy_j": np.zeros(of.propensity.shape),
             "work_s": np.zeros(len(of.chosen)),
         }
@@ -316,4 +316,6 @@ def _ruled(requests: RequestBatch) -> NDArray[np.bool_]:
 def _charges(live: Live, charged: Placement) -> Floats:
     """Charges at the best pools, in all and for energy; and the least at list price."""
     at = np.arange(len(charged.best))[:, None], charged.best
-    return np.stack([charged.points[at], charged.fixed[at], live.least(charged.reference_usd)])
+    return np.stack(
+        [charged.points[at], charged.fixed[at], live.catalogue.least(charged.reference_usd)]
+    )

@@ -47,7 +47,7 @@ class Choices:
     """
 
     chosen: NDArray[np.intp]  # (n,) column of the chosen model
-    pool: NDArray[np.intp]  # (n,) of its pool, among `Live.pool_names`
+    pool: NDArray[np.intp]  # (n,) of its pool, among `Catalogue.pool_names`
     fits: NDArray[np.bool_]  # (n,)
     budget: NDArray[np.intp]  # (n,) of the budgets, the one that refuses it, or NONE
     shed: NDArray[np.bool_]  # (n,)

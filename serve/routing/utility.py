@@ -71,7 +71,7 @@ class Utilities:
         operator: callers who do not weigh money would otherwise demand the best model at any price.
         """
         cost, charged = self.expected.cost_usd, self.charged
-        usd = np.maximum(cost, self.live.least(charged.reference_usd))
+        usd = np.maximum(cost, self.live.catalogue.least(charged.reference_usd))
         beyond = charged.money[:, None] * usd - self.weights[:, 1:2] * cost
         return self.free - beyond, beyond
 

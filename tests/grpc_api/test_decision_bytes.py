@@ -72,9 +72,9 @@ def test_every_number_is_that_of_its_column():
             for name in ("quality", "cost_usd", "latency_ms"):
                 assert getattr(case, name).mean == getattr(choices, name)[i, j]
                 assert getattr(case, name).deviation == getattr(choices, f"{name}_deviation")[i, j]
-        assert decision.pool == live.pool_names[choices.pool[i]]
+        assert decision.pool == live.catalogue.pool_names[choices.pool[i]]
         assert [f.pool for f in decision.fallbacks] == [
-            live.pool_names[choices.pools[i, live.catalogue.column_of[f.model]]]
+            live.catalogue.pool_names[choices.pools[i, live.catalogue.column_of[f.model]]]
             for f in decision.fallbacks
         ]
         assert decision.decision_id == bytes([i] * 12).hex()

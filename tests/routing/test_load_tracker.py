@@ -31,13 +31,13 @@ def went(live: Live, n: int, now_ms: int = NOON_MS, chooser: Chooser | None = No
     found: Counter[str] = Counter()
     for _ in range(n):
         (pool,) = chooser.choose(requests(live, models=["small"]), live, now_ms).pool
-        found[live.pool_names[pool]] += 1
+        found[live.catalogue.pool_names[pool]] += 1
     return found
 
 
 def of(pool_load: PoolLoad, live: Live, pool: str = "near") -> tuple[float, float, float]:
     """Latency, load and price of one pool."""
-    at = live.pool_names.index(pool)
+    at = live.catalogue.pool_names.index(pool)
     return tuple(
         float(column[at]) for column in (pool_load.latency_ms, pool_load.load, pool_load.multiple)
     )
@@ -51,7 +51,7 @@ def send(
     work_s: float = 0.0,
     now_ms: int = NOON_MS,
 ) -> None:
-    at = live.pool_names.index(pool)
+    at = live.catalogue.pool_names.index(pool)
     tracker.sent(live, np.full(n, at), np.full(n, work_s / n), now_ms)
 
 
@@ -151,7 +151,7 @@ def test_a_changed_catalogue_begins_the_count_anew():
 
     pool_load = tracker.now(other, NOON_MS)
 
-    assert pool_load.waiting.tolist() == [0.0] * len(other.pool_names)
+    assert pool_load.waiting.tolist() == [0.0] * len(other.catalogue.pool_names)
 
 
 def test_a_pool_that_has_just_become_ready_is_empty_and_fills():
@@ -308,7 +308,7 @@ def test_a_pool_beyond_its_limit_teaches_nothing():
 
     live = steady(tracker, 60, 1.2, 3.0)
 
-    per_work = tracker.now(live, NOON_MS + 59_000).per_work[live.pool_names.index("near")]
+    per_work = tracker.now(live, NOON_MS + 59_000).per_work[live.catalogue.pool_names.index("near")]
     assert per_work == pytest.approx(1.0 / FULL / FILL_S)
 
 
@@ -324,7 +324,7 @@ def test_nothing_is_learned_from_a_silence():
         reported("near", later, running=1), pools=WORKING, prices={"near": Price(0.0, 0.5)}
     )
 
-    per_work = tracker.now(after, later).per_work[after.pool_names.index("near")]
+    per_work = tracker.now(after, later).per_work[after.catalogue.pool_names.index("near")]
 
     assert per_work == pytest.approx(1.0 / FULL / FILL_S)
 
@@ -344,7 +344,7 @@ def test_what_was_sent_after_telemetrys_time_counts_when_it_arrives():
 
     pool_load = tracker.now(after, NOON_MS + 2000)
 
-    assert pool_load.waiting[after.pool_names.index("near")] == pytest.approx(12.0)
+    assert pool_load.waiting[after.catalogue.pool_names.index("near")] == pytest.approx(12.0)
 
 
 def test_in_a_long_silence_nothing_sent_is_lost_and_memory_is_bounded():
@@ -354,10 +354,10 @@ def test_in_a_long_silence_nothing_sent_is_lost_and_memory_is_bounded():
     for i in range(n):
         send(tracker, live, "near", now_ms=NOON_MS + 100 * i)
 
-    assert tracker.now(live, NOON_MS).waiting[live.pool_names.index("near")] == n
+    assert tracker.now(live, NOON_MS).waiting[live.catalogue.pool_names.index("near")] == n
     assert len(tracker._slots) == SLOTS_MAX
     newer = view(reported("near", NOON_MS + 100 * (n - 5), running=10), latency_ms={"near": 1e12})
-    assert tracker.now(newer, NOON_MS).waiting[newer.pool_names.index("near")] == 5
+    assert tracker.now(newer, NOON_MS).waiting[newer.catalogue.pool_names.index("near")] == 5
 
 
 def test_load_does_not_fall_below_nothing_while_telemetry_is_silent():

@@ -140,7 +140,7 @@ def test_utility_is_less_by_the_charge_of_the_best_pool():
 
     before, after = decide(asked, free), decide(asked, dear)
 
-    assert dear.pool_names[after.pools[0, 0]] == "far"
+    assert dear.catalogue.pool_names[after.pools[0, 0]] == "far"
     np.testing.assert_allclose(before.utility - after.utility, [[20 * 0.002, 0.0, 0.0]], atol=1e-12)
     assert after.energy_j.tolist() == [[500.0, 0.0, 0.0]]
     assert after.multiple.tolist() == [0.0]  # of the models without a price
@@ -184,7 +184,7 @@ def test_weight_of_energy_moves_a_request_to_the_pool_that_takes_less():
     hasty = decide(requests(live, models=["small"], preference=weights(1, 0, 0.5, 0)), live)
     green = decide(requests(live, models=["small"], preference=weights(1, 0, 0.5, 0.5)), live)
 
-    assert [live.pool_names[c.pool[0]] for c in (hasty, green)] == ["near", "far"]
+    assert [live.catalogue.pool_names[c.pool[0]] for c in (hasty, green)] == ["near", "far"]
 
 
 def test_weight_of_energy_moves_a_request_to_another_model():
@@ -229,7 +229,9 @@ def test_headroom_decides_between_pools_that_are_alike():
         prices={"near": Price(0.0, 0.7), "far": Price(0.0, 0.6)},
     )  # fmt: skip
 
-    assert live.pool_names[decide(requests(live, models=["small"]), live).pool[0]] == "far"
+    assert (
+        live.catalogue.pool_names[decide(requests(live, models=["small"]), live).pool[0]] == "far"
+    )
 
 
 @given(
@@ -388,7 +390,7 @@ def test_a_large_batch_of_equals_levels_its_models_pools(conditions):
     tracker.sent(live, pools, np.ones(n), NOON_MS)  # a second of work each
     pool_load = tracker.now(live, NOON_MS)
     reached = _score(pool_load)
-    least = min(reached[p] for p in live.columns_of[0].tolist())
+    least = min(reached[p] for p in live.catalogue.columns_of[0].tolist())
     for p in went:
         less = LoadTracker(OPTIONS.pricing)
         less.sent(live, np.delete(pools, np.argmax(pools == p)), np.ones(n - 1), NOON_MS)
@@ -414,7 +416,7 @@ def test_a_batch_fills_pools_by_the_work_it_brings():
 
     placed = decide(requests(live, 6, ["small"]), live).pool
 
-    went = [live.pool_names[p] for p in placed]
+    went = [live.catalogue.pool_names[p] for p in placed]
     assert went == ["far", "far", "near", "far", "near", "far"]
 
 
@@ -433,7 +435,7 @@ def test_where_there_is_room_a_request_more_makes_nobody_wait():
 
     placed = decide(asked, live, now_ms=NOON_MS + 10).pool
 
-    assert [live.pool_names[p] for p in placed[:4]] == ["far", "far", "near", "far"]
+    assert [live.catalogue.pool_names[p] for p in placed[:4]] == ["far", "far", "near", "far"]
 
 
 def test_no_price_moves_a_request_between_pools_of_one_model():
@@ -449,7 +451,7 @@ def test_no_price_moves_a_request_between_pools_of_one_model():
 
     placed = decide(requests(live, 40, ["small"]), live, now_ms=NOON_MS + 10).pool
 
-    assert live.pool_names[placed[0]] == "far"
+    assert live.catalogue.pool_names[placed[0]] == "far"
     assert np.bincount(placed)[:2].tolist() == [20, 20]
 
 
@@ -532,7 +534,7 @@ def test_loads_of_a_models_pools_become_equal(conditions, seed):
     choices = decide(asked, live, now_ms=NOON_MS + 10)
     tracker.sent(live, choices.pool, choices.work_s, NOON_MS)
 
-    of_model = live.columns_of[0]
+    of_model = live.catalogue.columns_of[0]
     pool_load = tracker.now(live, NOON_MS + 10)
     reached = pool_load.load[of_model]
     assert reached.min() > ROOM_FROM
@@ -552,7 +554,7 @@ def test_a_fast_pool_is_preferred_while_it_has_room_and_no_longer():
             latency_ms={"near": 100.0, "far": 200.0},
         )  # fmt: skip
         asked = requests(live, models=["small"], preference=weights(1, 0, 0.1, 0))
-        return live.pool_names[decide(asked, live).pool[0]]
+        return live.catalogue.pool_names[decide(asked, live).pool[0]]
 
     assert [taken(load) for load in (0.6, 0.705, 0.72)] == ["near", "near", "far"]
 
@@ -600,7 +602,7 @@ def test_prices_vary_between_requests_by_as_much_as_is_said():
     found = spread_of(20_000, live, pool_load_of(live), OPTIONS, np.random.default_rng(2))
 
     logs = np.log(found)
-    assert found.shape == (20_000, len(live.pool_names))
+    assert found.shape == (20_000, len(live.catalogue.pool_names))
     np.testing.assert_allclose(logs.mean(axis=0), 0.0, atol=0.01)
     np.testing.assert_allclose(logs.std(axis=0), OPTIONS.spread, rtol=0.03)
     assert abs(np.corrcoef(logs[:, 0], logs[:, 1])[0, 1]) < 0.03
@@ -635,7 +637,7 @@ def test_spread_varies_what_capacity_is_charged_and_nothing_else():
     """
     live = two_pools(near=3.0, far=1.0)
     asked = requests(live, preference=weights(1.0, 30.0, 0.0, 0.25))
-    spread = np.full((1, len(live.pool_names)), 2.0)
+    spread = np.full((1, len(live.catalogue.pool_names)), 2.0)
 
     plain, varied = charged(asked, live), charged(asked, live, spread=spread)
 
@@ -883,4 +885,6 @@ def test_waiting_counts_a_little_even_for_who_does_not_weigh_it():
     live = view(latency_ms={"near": 500.0, "far": 499.0})
 
     assert 0.0 < LATENCY_WEIGHT_MIN < 1e-4
-    assert live.pool_names[decide(requests(live, models=["small"]), live).pool[0]] == "far"
+    assert (
+        live.catalogue.pool_names[decide(requests(live, models=["small"]), live).pool[0]] == "far"
+    )

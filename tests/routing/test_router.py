@@ -421,7 +421,7 @@ def pool_of(live: Live) -> str:
     asked = requests(
         k=len(live.catalogue), allowed=[[name == "small" for name in live.catalogue.names]]
     )
-    return live.pool_names[route(asked, live, Greedy(), np.zeros(1)).pool[0]]
+    return live.catalogue.pool_names[route(asked, live, Greedy(), np.zeros(1)).pool[0]]
 
 
 def pool_chosen(*learned_of: tuple[str, dict[str, float]]) -> str:

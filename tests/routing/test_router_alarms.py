@@ -27,9 +27,9 @@ FELL = Alarm(SMALL, "quality", NOON_MS - 60_000, 40, -1.9)
 
 def seen(*alarms: Alarm, load: tuple[float, ...] = (0.5, 0.9, 0.0)) -> SimpleNamespace:
     """A view with these drift alarms; `small` has two pools."""
-    catalogue = SimpleNamespace(keys=[SMALL, 8], names=("small", "large"))
-    pools = {"load": np.array(load), "columns_of": [np.array([0, 1]), np.array([2])]}
-    return SimpleNamespace(catalogue=catalogue, drift=alarms, overbilled=[], **pools)
+    pools = [np.array([0, 1]), np.array([2])]
+    catalogue = SimpleNamespace(keys=[SMALL, 8], names=("small", "large"), columns_of=pools)
+    return SimpleNamespace(catalogue=catalogue, drift=alarms, overbilled=[], load=np.array(load))
 
 
 @pytest.fixture

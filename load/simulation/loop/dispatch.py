@@ -104,4 +104,4 @@ def _others(row: int, choices: Choices, live: Live) -> Iterator[int]:
     for model in sorted(would_do, key=lambda m: (m != chosen, -utility[m])):
         best = int(choices.pools[row, model])
         yield best
-        yield from (p for p in live.columns_of[model].tolist() if p != best)
+        yield from (p for p in live.catalogue.columns_of[model].tolist() if p != best)

@@ -114,7 +114,7 @@ def write_decisions(
     now_ms: int,
 ) -> list[bytes]:
     """Decisions of n requests, each with as many fallbacks as it asks for, ranked by utility."""
-    chosen_heads, heads = _heads(live.pool_names, live.model_names_of_pools)
+    chosen_heads, heads = _heads(live.catalogue.pool_names, live.catalogue.model_names_of_pools)
     view = VERSION + varint(live.version) + AGE + varint(live.age_ms(now_ms)) + TICKET
     kernel, k = live.kernel and kernels(KERNEL), choices.utility.shape[1]
     own, others, ranked = _cases(choices) if kernel is None else _quick_cases(kernel, choices)

@@ -95,7 +95,7 @@ class Decisions:
             head, cells = np.zeros(1, HEAD), np.zeros(k, CANDIDATE)
             head["encoder"], head["snapshot_version"] = live.encoder_key, live.version
             head["policy"], head["n_candidates"] = key_of(self.policy), k
-            cells["model"] = live.model_keys
+            cells["model"] = live.catalogue.model_keys
             live.blank = of, head.tobytes(), cells.tobytes()
         _, head_bytes, candidate_bytes = live.blank
         candidates = np.frombuffer(bytearray(candidate_bytes * n), CANDIDATE).reshape(n, k)
@@ -105,8 +105,8 @@ class Decisions:
         """What each decision has of its own."""
         live, choices, requests = self.live, self.choices, self.requests
         of = np.arange(len(heads)), choices.chosen
-        heads["model"] = live.model_keys[choices.chosen]
-        heads["pool"] = live.pool_keys[choices.pool]
+        heads["model"] = live.catalogue.model_keys[choices.chosen]
+        heads["pool"] = live.catalogue.pool_keys[choices.pool]
         heads["propensity"] = choices.propensity[of]
         heads["preference"] = requests.preference
         heads["expected_cost_usd"] = choices.expected_cost_usd[of]
@@ -114,7 +114,7 @@ class Decisions:
         heads["context"] = requests.contexts
         heads["estimated_quality"] = choices.estimated_quality[of]
         heads["estimated_cost_usd"] = choices.estimated_cost_usd[of]
-        candidates["pool"] = live.pool_keys[choices.pools]
+        candidates["pool"] = live.catalogue.pool_keys[choices.pools]
         candidates["pool"][of] = heads["pool"]
         for name in _COLUMNS:
             candidates[name] = getattr(choices, name)
@@ -135,8 +135,8 @@ class Decisions:
             writable(requests.preference),
             writable(requests.contexts, np.int8),
             writable(live.catalogue.latency_ms),
-            live.model_keys,
-            live.pool_keys,
+            live.catalogue.model_keys,
+            live.catalogue.pool_keys,
             *_PLACES,
             heads.view(np.uint8).reshape(n, HEAD.itemsize),
             candidates.view(np.uint8).reshape(n, k, bytes_each),
@@ -164,7 +164,7 @@ class Decisions:
             tenants=self.tenants,
             sessions=sessions,
             models=live.catalogue.names,
-            pools=live.pool_names,
+            pools=live.catalogue.pool_names,
             chosen=choices.chosen,
             pool=choices.pool,
             propensities=choices.propensity,
@@ -235,7 +235,7 @@ def _counted(kept: Sequence[Decisions]) -> DecidedBatch:
         far = np.array([one.guarded for one in said], bool)[fits]
     return DecidedBatch(
         models=live.catalogue.names,
-        pools=live.pool_names,
+        pools=live.catalogue.pool_names,
         chosen=chosen[fits],
         pool=pool[fits],
         explored=explored(verdict, utility, chosen)[fits],

@@ -47,7 +47,7 @@ def write_probes(
         pb.Probe(
             decision_id=ids[i].hex(),
             model=live.catalogue.names[j],
-            pool=live.pool_names[choices.pool[i]],
+            pool=live.catalogue.pool_names[choices.pool[i]],
             ticket=tickets[i],
             quality=estimate(mean=choices.quality[i, j], deviation=choices.quality_deviation[i, j]),
             cost_usd=estimate(
@@ -101,7 +101,10 @@ def write_explanation(
     """
     head, chosen = ticket.head, int(ticket.head["model"])
     further = {key_of(name): name for name in policies[1:]}.get(int(head["policy"]), "")
-    names = {**arms, **dict(zip(live.model_keys.tolist(), live.catalogue.names, strict=True))}
+    names = {
+        **arms,
+        **dict(zip(live.catalogue.model_keys.tolist(), live.catalogue.names, strict=True)),
+    }
     pools = {**arms, **{key_of(pool.name): pool.name for pool in live.catalogue.pools}}
     policy_of = {key_of(name): name for name in (*policies, ARMS)}
     candidates = sorted(ticket.candidates, key=lambda c: (c["verdict"], -c["utility"]))

@@ -75,7 +75,7 @@ def view(
         ),
     )  # fmt: skip
     for name, latency in (latency_ms or {}).items():
-        live.pool_latency_ms[live.pool_names.index(name)] = latency
+        live.pool_latency_ms[live.catalogue.pool_names.index(name)] = latency
     return live
 
 
