@@ -69,7 +69,7 @@ def gradient(utility: Matrix, deviation: Matrix, noise: Matrix, eligible: Mask) 
     gap = np.where(eligible & np.isfinite(rival), np.abs(barred - rival), np.inf)
     z = -np.minimum(gap / safe, 40.0)
     density = np.exp(-z * z / 2) / np.sqrt(2 * np.pi)
-    below = _erfc(-z / math.sqrt(2)).astype(np.float64) / 2  # the normal distribution's share
+    below = np.asarray(_erfc(-z / math.sqrt(2)), np.float64) / 2  # the normal distribution's share
     return np.where(np.isfinite(gap), safe * np.maximum(density + z * below, 0.0), 0.0)
 
 
