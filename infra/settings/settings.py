@@ -46,6 +46,14 @@ def read_settings(path: Path | None, edits: Path | None = None) -> Settings:
     return checked(merged(file, read_edits(edits or edits_of(file)), str(path)), str(path))
 
 
+def stated_settings(path: Path) -> Settings:
+    """What a file says by itself, whatever was edited in the state folder that it names.
+
+    Raises SettingsUnreadable and SettingsInvalid.
+    """
+    return checked(settings_file(path), str(path))
+
+
 def merged(file: Mapping[str, Any], edits: Sequence[Edit], where: str) -> Mapping[str, Any]:
     """What the file says with the edits made. Raises SettingsInvalid where it has no form."""
     if edits:

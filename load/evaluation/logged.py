@@ -31,6 +31,7 @@ Floats = NDArray[np.float64]
 EXPORTED = ("context", "models", "propensities", "preference", "prompt_tokens", "encoder")
 OUTCOMES = {"quality": "outcome_quality", "cost_usd": "outcome_cost_usd"}
 POLICY, ESTIMATE, PROPENSITY, FEATURE = "policy:", "estimate:", "propensity:", "x_"
+BESIDE = "beside_propensities"
 SUM_OFF_MAX = 1e-3  # of probabilities that should sum to one
 
 
@@ -53,13 +54,17 @@ class Logged:
     prompt_tokens: Floats  # (n,) 0: not known
     groups: NDArray[np.intp] | None  # (n,) numbers of conversations; None: each its own
     left_out: int  # decisions without an outcome
+    not_beside: int = 0  # decisions with one, of which nothing else was decided beside
 
     def __len__(self) -> int:
         return len(self.chosen)
 
 
-def read_logged(path: Path) -> Logged:
-    """Raises LogRefused."""
+def read_logged(path: Path, *, beside: bool = False) -> Logged:
+    """`beside`: what was decided beside is to be judged, so decisions without it are left out.
+
+    Those are of before, and calls that follow a decision: retries, fan-outs. Raises LogRefused.
+    """
     table = _read(path)
     exported = all(name in table.column_names for name in EXPORTED)
     if exported and "policy" in table.column_names:
@@ -73,6 +78,10 @@ def read_logged(path: Path) -> Logged:
     known = table.filter(pa.array(np.isfinite(every)))
     if len(known) < 2:
         raise LogRefused(path.name, quality, None, "has no outcomes, so nothing can be said")
+    n_known = len(known)
+    if beside and exported and BESIDE in known.column_names:
+        decided_twice = known.filter(known[BESIDE].is_valid())
+        known = decided_twice if len(decided_twice) > 1 else known
     rows = _Rows(path.name, known)
     models, chosen = rows.models()
     propensity = rows.numbers("propensity", (0.0, 1.0))
@@ -85,7 +94,7 @@ def read_logged(path: Path) -> Logged:
         outcome={name: rows.outcome(of) for name, of in names.items() if rows.tells(of)},
         logged=rows.listed("propensities", models) if exported else rows.wide(PROPENSITY, models),
         estimates=rows.listed("qualities", models) if exported else rows.wide(ESTIMATE, models),
-        policy=rows.listed("beside_propensities", models)
+        policy=rows.listed(BESIDE, models)
         if exported
         else rows.wide(POLICY, models, sums_to_one=True),
         features=rows.features(),
@@ -97,7 +106,8 @@ def read_logged(path: Path) -> Logged:
         if rows.whole("prompt_tokens")
         else np.zeros(len(known)),
         groups=rows.groups(),
-        left_out=len(table) - len(known),
+        left_out=len(table) - n_known,
+        not_beside=n_known - len(known),
     )
 
 

@@ -12,6 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from fairlead.command_line import app
+from infra.settings.edits import FILE, Edit
+from learners.context import N_FEATURES
 from load.errors import LogRefused
 from load.evaluation.logged import read_logged
 
@@ -100,6 +102,62 @@ def test_a_policy_of_settings_is_asked_about_the_prompts_of_the_log(tmp_path):
 
     assert found["dr"]["quality"]["low"] < 0.8 < found["dr"]["quality"]["high"]
     assert found["n_effective"] == pytest.approx(N / 2, rel=0.1)
+
+
+def test_a_policys_file_is_taken_as_it_is_whatever_was_edited_on_the_running_site(tmp_path):
+    """
+    Both name the same state folder by default; the edits there are of another file.
+    """
+    prompts = {"prompt": [f"question {i}" for i in range(N)], "policy:a": None, "policy:b": None}
+    pq.write_table(table(**prompts), tmp_path / "log.parquet")
+    state = tmp_path / "state"
+    (tmp_path / "new.toml").write_text(
+        f'state_dir = "{state}"\n[router]\npolicy = "greedy"\n[encoder]\nkind = "hashing"\n'
+        '[[models]]\nname = "a"\nquality = 0.9\n[[models]]\nname = "b"\nquality = 0.1\n'
+    )
+    asked = [str(tmp_path / "log.parquet"), "--policy", str(tmp_path / "new.toml")]
+    before = evaluated(*asked)
+    state.mkdir()
+    edit = Edit(
+        number=1,
+        at_unix_ms=1,
+        by="loopback",
+        kind="policy",
+        name="",
+        action="set",
+        settings={"change.mode": "shadow", "router.policy": "epsilon-greedy"},
+    )
+    (state / FILE).write_bytes(edit.line())
+
+    assert evaluated(*asked) == before
+
+
+def test_what_was_decided_beside_is_judged_where_only_some_decisions_have_it(tmp_path):
+    """
+    Retries and fan-outs have none, nor have decisions of before the trial: they are counted.
+    """
+    n, models = 300, ["a", "b"]
+    rng = np.random.default_rng(0)
+    first = rng.random(n) < 0.5
+    plain = table().slice(0, n).select(["propensity", "cost_usd"])
+    log = {
+        "model": np.where(first, "a", "b").tolist(),
+        "propensity": plain["propensity"],
+        "outcome_quality": np.where(first, 0.8, 0.3),
+        "context": [[0] * N_FEATURES] * n,
+        "models": [models] * n,
+        "propensities": [[0.5, 0.5]] * n,
+        "preference": [[1.0, 0.0, 0.0, 0.0]] * n,
+        "prompt_tokens": [1.0] * n,
+        "encoder": ["e"] * n,
+        "beside_propensities": [None] * 30 + [[1.0, 0.0]] * (n - 30),
+    }
+    pq.write_table(pa.table(log), tmp_path / "day.parquet")
+
+    found = evaluated(str(tmp_path / "day.parquet"))
+
+    assert (found["decisions"], found["without_policy"]) == (n - 30, 30)
+    assert found["snips"]["quality"]["mean"] == pytest.approx(0.8)
 
 
 def test_choices_that_the_log_could_not_make_are_counted(tmp_path):

@@ -43,17 +43,19 @@ def evaluate(
 def _evaluated(
     path: Path, policy: Path | None, snapshot: Path | None, margin: float
 ) -> dict[str, Any]:
-    from infra.settings.settings import read_settings
+    from infra.settings.settings import stated_settings
     from load.evaluation.logged import read_logged
     from load.evaluation.site_policy import choices_of
     from load.evaluation.worth import Judged, anytime, logged_worth, worth
     from load.planning.site import site_of
 
-    log = read_logged(path)
+    log = read_logged(path, beside=policy is None)
     if policy is None and log.policy is None:
         what = "give the policy's settings, or a log with columns `policy:<model>`"
         raise typer.BadParameter(what, param_hint="--policy")
-    choices = None if policy is None else choices_of(log, site_of(read_settings(policy)), snapshot)
+    choices = (
+        None if policy is None else choices_of(log, site_of(stated_settings(policy)), snapshot)
+    )
     judged = Judged.of(log, choices)
     sure = anytime(judged)
     return {
@@ -62,6 +64,7 @@ def _evaluated(
         "policy": None if policy is None else str(policy),
         "decisions": len(log),
         "without_outcome": log.left_out,
+        "without_policy": log.not_beside,
         "logged": logged_worth(log),
         **worth(judged),
         **sure,
@@ -77,6 +80,8 @@ def show(found: dict[str, Any], out: Console) -> None:
         out.print(text, highlight=False, soft_wrap=True)
 
     line(f"{found['decisions']:,} decisions with an outcome, {found['without_outcome']:,} without")
+    if found["without_policy"]:
+        line(f"{found['without_policy']:,} that no policy decided beside are left out")
     for name in found["logged"]:
         line(f"{name}, as logged  {_shown(found['logged'][name])}")
         for how in ("ips", "snips", "dr"):
