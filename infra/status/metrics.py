@@ -203,6 +203,8 @@ def _pools(pools: Mapping[str, PoolView]) -> Iterator[Metric]:
         ("derived", "Emulated with parameters that were not measured"),
     ):
         yield _gauge(f"pool_{what}", text, labels, each(what))
+    measured = (((name, of.model), of.watts_from == "measured") for name, of in pools.items())
+    yield _gauge("pool_watts_measured", "Whether all of it is metered", labels, measured)
     yield _gauge("pool_tokens_per_second", "Output tokens", labels, each("tokens_per_s"))
     yield _gauge("pool_silent_seconds", "Since its last word", labels, each("silent_s"))
     yield _gauge(

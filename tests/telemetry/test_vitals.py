@@ -268,6 +268,7 @@ def test_metrics_say_what_the_status_says(status):
     assert found["fairlead_router_replicas",] == 1
     assert found["fairlead_pool_queued", "m[x]", "p"] == 3
     assert found["fairlead_pool_watts", "m[x]", "p"] == 70.0
+    assert found["fairlead_pool_watts_measured", "m[x]", "p"] == 1
     assert found["fairlead_pool_derived", "m[x]", "p"] == 1
     assert found["fairlead_pool_joules_total", "m[x]", "p"] == 12.5
     assert found["fairlead_pool_replicas", "m[x]", "p", "ready"] == 1
