@@ -112,11 +112,11 @@ def test_an_estimate_has_the_same_bits_alone_and_in_any_batch():
     So a decision does not depend on who else asked at the moment.
     """
     fast, _ = VIEWS[5]
-    asked = contexts(9, RNG)
+    asked = contexts(37, RNG)
 
     whole = fast.estimator.estimate(asked)
 
-    for rows in (slice(0, 1), slice(1, 4), slice(4, 9)):
+    for rows in (slice(0, 1), slice(1, 4), slice(4, 9), slice(9, 25), slice(20, 37)):
         part = fast.estimator.estimate(asked[rows])
         np.testing.assert_array_equal(part.mean, whole.mean[rows])
         np.testing.assert_array_equal(part.deviation, whole.deviation[rows])
