@@ -169,8 +169,9 @@ class Decider:
             at = np.setdiff1d(at, list(problems))
         if not len(at):
             return DecidedColumns(columns_bytes(n, at, None, ()), problems, None)
-        taken = [ruled.asked[i] for i in at.tolist()]
+        taken = ruled.asked
         if problems:
+            taken = [taken[i] for i in at.tolist()]
             embeddings, tokens = embeddings[at], tokens[at]
         requests = RequestBatch(
             contexts=self._contexts(embeddings, tokens, live),

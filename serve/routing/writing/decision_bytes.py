@@ -237,29 +237,49 @@ def columns_bytes(
 
     `choices` and `tickets` are of those at the rows `at`; the others' columns say nothing.
     """
-    message, rows = pb.RouteColumnsReply, np.arange(len(at))
+    message, whole = pb.RouteColumnsReply, len(at) == n
+
+    def spread(found: NDArray[Any], kind: str) -> NDArray[Any]:
+        """What is found of some rows as a column of all."""
+        if whole:
+            return found.astype(kind, copy=False)
+        column = np.zeros(n, kind)
+        column[at] = found
+        return column
+
+    nothing = np.zeros(0)
     columns: dict[str, bytes] = {}
-    for name in ("model", "pool"):
-        whole = np.zeros(n, np.int64)
-        if choices is not None:
-            whole[at] = choices.chosen if name == "model" else choices.pool
-        columns[name] = _varints(whole)
+    for name, field in (("model", "chosen"), ("pool", "pool")):
+        numbers = nothing if choices is None else getattr(choices, field)
+        columns[name] = _varints(spread(numbers, "i8"))
+    of_chosen = nothing if choices is None else _flat(choices)
     for name in COLUMN_NUMBERS:
-        numbers = np.zeros(n, "<f8")
-        if choices is not None:
-            numbers[at] = getattr(choices, name)[rows, choices.chosen]
-        columns[name] = numbers.tobytes()
-    below = np.zeros(n, np.uint8)  # a bool is a varint of one byte
-    if choices is not None:
-        below[at] = choices.below_quality
-    columns["below_quality_min"] = below.tobytes()
+        figures = nothing if choices is None else getattr(choices, name).take(of_chosen)
+        columns[name] = spread(figures, "<f8").tobytes()
+    below = nothing if choices is None else choices.below_quality
+    columns["below_quality_min"] = spread(below, "u1").tobytes()  # a bool is a varint of one byte
     parts = [tag(message, name, BYTES) + sized(packed) for name, packed in columns.items()]
-    said = [b""] * n
-    for row, ticket in zip(at.tolist(), tickets, strict=True):
-        said[row] = ticket
-    before = tag(message, "tickets", BYTES)
-    heads = {length: before + varint(length) for length in {*map(len, said)}}  # nearly all alike
-    return b"".join(parts) + b"".join([part for one in said for part in (heads[len(one)], one)])
+    said = [*tickets] if whole else [b""] * n
+    if not whole:
+        for row, ticket in zip(at.tolist(), tickets, strict=True):
+            said[row] = ticket
+    return b"".join(parts) + _repeated(tag(message, "tickets", BYTES), said)
+
+
+def _flat(choices: Choices) -> NDArray[np.intp]:
+    """Where the chosen models' figures (n,) stand in columns (n, k), row after row."""
+    n, k = choices.utility.shape
+    return np.arange(0, n * k, k) + choices.chosen
+
+
+def _repeated(before: bytes, fields: Sequence[bytes]) -> bytes:
+    """Fields of one number: the tag, the length, the content of each."""
+    lengths = {*map(len, fields)}
+    if len(lengths) == 1:  # nearly always: `join` writes what stands before each
+        head = before + varint(lengths.pop())
+        return head + head.join(fields)
+    heads = {length: before + varint(length) for length in lengths}
+    return b"".join([part for one in fields for part in (heads[len(one)], one)])
 
 
 def _varints(numbers: NDArray[np.int64]) -> bytes:
