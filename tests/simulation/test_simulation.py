@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -109,6 +110,12 @@ def test_digest_is_over_everything_but_the_time_it_took():
     assert replace(found, requests=late).digest() != found.digest()
 
 
+@cache
+def by_default() -> Run:
+    """One model, one replica, so busy that requests wait."""
+    return run(traffic(200, per_s=15.0), fleet(pool()))
+
+
 @given(
     tick_s=st.sampled_from([0.05, 0.3, 1.0]),
     tick_requests=st.sampled_from([1, 7, 500]),
@@ -118,17 +125,14 @@ def test_where_routing_is_fixed_ticks_do_not_matter(tick_s, tick_requests):
     """
     One model, one replica: first tokens, ends, bill and energy are those of any other ticks.
     """
-    asked = traffic(200, per_s=15.0)
-    one = fleet(pool())
-    by_default = run(asked, one)
-
-    found = run(asked, one, change=changed(tick_s=tick_s, tick_requests=tick_requests))
+    change = changed(tick_s=tick_s, tick_requests=tick_requests)
+    found, expected = run(by_default().traffic, fleet(pool()), change=change), by_default()
 
     for column in ("fate", "ttft_s", "tpot_s", "finished_s"):
-        expected = getattr(by_default.requests, column)
-        np.testing.assert_array_equal(getattr(found.requests, column), expected)
-    assert found.joules == by_default.joules
-    assert found.gpu_cost_usd == by_default.gpu_cost_usd
+        mine, others = getattr(found.requests, column), getattr(expected.requests, column)
+        np.testing.assert_array_equal(mine, others)
+    assert found.joules == expected.joules
+    assert found.gpu_cost_usd == expected.gpu_cost_usd
 
 
 def test_one_replica_answers_as_its_engine_alone_would():
