@@ -25,7 +25,7 @@ PACKAGES := fairlead load infra serve streams learners
 
 test: $(INSTALLED)
 	@$(BIN)/python -m compileall -q -j 0 $(PACKAGES)
-	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m learners.kernels
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m learners.kernels load.simulation.machines.engine_kernels
 	@nice -n 19 $(MAKE) --no-print-directory -k -j 2 $(SLOWLY:%=test-%) & slowly=$$!; \
 	$(MAKE) --no-print-directory -k -j 2 $(PARTS:%=test-%); failed=$$?; \
 	wait $$slowly || failed=1; exit $$failed
@@ -53,7 +53,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	$(BIN)/mypy
+	$(BIN)/mypy -n 2
 
 # The code made from the proto is kept in the repository, so that a client needs no compiler. The
 # protos' own path is fairlead/v1, as in other languages; here they live below serve/.

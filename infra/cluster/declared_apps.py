@@ -24,7 +24,7 @@ from infra.errors import ClusterFailed
 
 logger = logging.getLogger(__name__)
 
-LOOK_S = 0.1
+LOOK_S = 0.25  # asking takes the very controller that starts what is waited for
 GONE_S_MAX = 60.0  # several times what a replica may take that has nothing to drain
 FAILED = {ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY}
 

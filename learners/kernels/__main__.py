@@ -1,10 +1,12 @@
-"""Compiles all kernels, each once and on all cores: `python -m learners.kernels`.
+"""Compiles all kernels, each once and on all cores: `python -m learners.kernels [MODULE ...]`.
 
-For who starts many processes at once: each would compile for itself what it finds in no cache.
+A module named there has kernels of another package. For who starts many processes at once: each
+would compile for itself what it finds in no cache.
 """
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,4 +18,4 @@ NAMES = [f"learners.kernels.{file.stem}" for file in sorted(Path(__file__).paren
 
 if __name__ == "__main__":
     with ProcessPoolExecutor(mp_context=get_context("forkserver")) as processes:
-        list(processes.map(is_kept, NAMES))
+        list(processes.map(is_kept, [*sys.argv[1:], *NAMES]))

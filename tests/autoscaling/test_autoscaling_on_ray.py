@@ -27,7 +27,7 @@ from infra.autoscaling.contract import Demand, Observed, Plan
 from infra.autoscaling.live.plan_reader import find_planner
 from infra.autoscaling.live.planner_actor import Scaling
 from infra.autoscaling.live.planning import PlanRecord, read_record
-from infra.autoscaling.live.replicas import PoolReplicas, ReplicaCount, pool_replicas, recording
+from infra.autoscaling.live.replicas import ReplicaCount, pool_replicas, recording
 from infra.cluster.cluster import Running, running
 from infra.cluster.declared_apps import declare, withdraw
 from infra.cluster.raylets import raylets
@@ -42,7 +42,7 @@ from streams.training.state import load_fleet
 MACHINES = [{"gpu_l4": 2}, {"gpu_h100_sxm": 1}]
 # Decisions. Thresholds lie at twice the first, and at half as much again as the second: far from all
 # three, so that a machine that is busy, or catches up, is on the same side of them.
-LOW_PER_S, HIGH_PER_S, TOO_HIGH_PER_S = 4.0, 20.0, 60.0
+LOW_PER_S, HIGH_PER_S, TOO_HIGH_PER_S = 4.0, 20.0, 90.0
 PATIENCE_S = 300.0  # replicas take seconds, where there is as much work as cores
 SMALL, LARGE = "small-l4", "large-h100"
 OTHERS = "others"  # an application that is not ours
@@ -247,22 +247,21 @@ def load(up) -> Iterator[Load]:
     assert load.failures == []
 
 
-def reached(small: int, large: int, routers: int) -> None:
-    """And no replica is on its way up or down: one that waits for a machine has a name, too."""
-    wanted = [(small, 0, 0), (large, 0, 0), routers]
-    until(lambda: counted() == wanted, f"{wanted}, and no other", PATIENCE_S)
-
-
-def counted() -> list:
-    """Of each pool, how many are ready, starting and draining; and how many routers run."""
-    found = pool_replicas()  # once: it is asked of Ray's controller, which has to do with them
-    pools = [found.get(pool, PoolReplicas()) for pool in (SMALL, LARGE)]
-    return [*((of.ready, of.starting, of.draining) for of in pools), routers_running()]
-
-
-def routers_running() -> int:
+def ready() -> dict[str, int]:
+    """Replicas of both pools, and of the router."""
     router = ray_serve.status().applications["router"].deployments["Router"]
-    return router.replica_states.get("RUNNING", 0)
+    found = {pool: of.ready for pool, of in pool_replicas().items()}
+    return found | {"router": router.replica_states.get("RUNNING", 0)}
+
+
+def settled() -> bool:
+    """Whether no replica is on its way up or down: one that waits for a machine has a name, too."""
+    return not any(of.starting or of.draining for of in pool_replicas().values())
+
+
+def reached(small: int, large: int, routers: int) -> None:
+    wanted = {SMALL: small, LARGE: large, "router": routers}
+    until(lambda: ready() == wanted and settled(), f"{wanted}, and no other", PATIENCE_S)
 
 
 def record(up: Running) -> PlanRecord:
@@ -361,4 +360,4 @@ def test_replica_without_a_place_is_reported_and_stops_nobody(up, load):
         return found.ready, found.starting
 
     until(lambda: states() == (1, 1), "one that runs and one that waits", PATIENCE_S)
-    assert pool_replicas()[SMALL].ready == 2
+    assert ready()[SMALL] == 2

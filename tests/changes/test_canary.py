@@ -102,8 +102,10 @@ def test_a_policy_that_is_as_good_stays_a_canary(seed):
     stage, counts, steps, _ = trial(stream(0.7, 0.7, seed), incumbent=BAD, candidate=GOOD)
 
     assert (stage, steps) == (TRIED, [])
-    low, high = evidence_of(CHANGE, TRIED, counts).bounds(CHANGE.error_rate)
+    evidence = evidence_of(CHANGE, TRIED, counts)
+    low, high = evidence.bounds(CHANGE.error_rate)
     assert low < 0.0 < high
+    assert evidence.n == counts["learned"], "each outcome counts once"
 
 
 def test_a_promoted_policy_that_falls_is_taken_back_by_itself():
@@ -121,12 +123,3 @@ def test_a_promoted_policy_that_falls_is_taken_back_by_itself():
 def test_a_margin_that_is_not_surely_cleared_promotes_nobody():
     wide = replace(CHANGE, margin=0.6)
     assert trial(stream(), incumbent=BAD, candidate=GOOD, change=wide)[0] == TRIED
-
-
-def test_each_outcome_of_the_trial_counts_once():
-    """
-    As many as there were decisions whose outcome came, at most; none twice.
-    """
-    stage, counts, _, _ = trial(stream(0.7, 0.7), incumbent=BAD, candidate=GOOD)
-    assert stage == TRIED
-    assert evidence_of(CHANGE, TRIED, counts).n == counts["learned"]
