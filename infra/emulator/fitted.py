@@ -119,12 +119,19 @@ def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
 
 def power_of(on: Deployment, performance: Performance) -> Power:
     """Watts of a replica; the bandwidth use is that of the weights in a decode iteration."""
-    shares = PowerShares(
-        **{name: _file()["power"][name] for name in ("idle", "decode", "bandwidth", "prefill")}
-    )
     read_s = on.weights_bytes / on.bandwidth_bytes_per_s
     use = read_s / (performance.fixed_s + performance.experts_s)
-    return power(shares, on.gpu.power_w, on.gpus, use)
+    return power(_power_shares(), on.gpu.power_w, on.gpus, use)
+
+
+def rated_power(gpu_power_w: float, *, gpus: int) -> Power:
+    """Watts of a replica of which its GPUs alone are known: memory is taken to be in full use."""
+    return power(_power_shares(), gpu_power_w, gpus, 1.0)
+
+
+def _power_shares() -> PowerShares:
+    names = ("idle", "decode", "bandwidth", "prefill")
+    return PowerShares(**{name: _file()["power"][name] for name in names})
 
 
 @cache

@@ -22,8 +22,9 @@ from pydantic import BaseModel
 from infra.capacity.fleet import Emulation, Fleet, GpuType, PoolPlan
 from infra.capacity.latency_target import LatencyTarget
 from infra.emulator import catalogue as known
-from infra.emulator.fitted import efficiency, performance_of, power_of
+from infra.emulator.fitted import efficiency, performance_of, power_of, rated_power
 from infra.emulator.performance import Performance
+from infra.emulator.power import Power
 from infra.emulator.roofline import Deployment, derive
 from infra.endpoints.openai_endpoint import OpenAiOptions
 from infra.settings.layout import IN_ENTRIES
@@ -137,12 +138,27 @@ def _plan(
     return replace(
         pool,
         performance=performance,
-        power=power_of(on, performance) if on and performance else None,
+        power=_power(pool, on, performance, gpu, model.size.tensor_parallel),
         gpu=gpu,
         gpus_per_replica=model.size.tensor_parallel,
         load_s=place.load_s if place.residency == "cold" else 0.0,
         emulation=_emulation(entry, model, on) if on and pool.backend == "emulated" else None,
     )
+
+
+def _power(
+    pool: PoolPlan,
+    on: Deployment | None,
+    performance: Performance | None,
+    gpu: GpuType | None,
+    gpus: int,
+) -> Power | None:
+    """What a real server draws: by what its model makes of its GPUs, or by these alone."""
+    if on is not None and performance is not None:
+        return power_of(on, performance)
+    if gpu is None or pool.backend != "openai":
+        return None
+    return rated_power(gpu.power_w, gpus=gpus)
 
 
 def _names(known_ones: Mapping[str, object]) -> str:

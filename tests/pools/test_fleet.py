@@ -72,6 +72,19 @@ def test_emulated_pool_behaves_like_its_model_on_its_gpu():
     assert measured.emulation.context_tokens_max == 131_072
 
 
+def test_a_real_server_on_a_stated_gpu_draws_power_whatever_is_known_of_its_model():
+    """
+    What a model makes of its GPU where its shape is stated; else what such a GPU draws.
+    """
+    shaped, where = plan(STARTED, gpu="h100_sxm"), {"gpu": "h100_sxm"}
+    (plain,) = fleet(STARTED | where, model={"shape": "", "tensor_parallel": 2}).pools
+
+    assert shaped.power is not None and shaped.stated.busy_w <= 700
+    assert 0.0 < plain.stated.idle_w < plain.stated.busy_w <= 2 * 700
+    assert plain.watts == plain.stated.busy_w
+    assert plan(CALLED).power is None
+
+
 def test_context_is_what_model_settings_and_memory_allow():
     small = {"memory_gib": 24}
     (by_memory,) = fleet(EMULATED, gpu=small).pools
