@@ -83,6 +83,12 @@ class Tries:
     usd: Floats
     share: Floats
 
+    @property
+    def limited(self) -> Mask:
+        """Which models (k,) may not take all that a policy gives them."""
+        counted = np.isfinite(self.requests) | np.isfinite(self.usd)
+        return np.asarray(counted | (self.share < 1.0))
+
 
 @dataclass(slots=True)
 class _Spent:

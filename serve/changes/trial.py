@@ -46,18 +46,22 @@ class Split:
         self.first = self.first or pair
         return np.where(self.theirs[:, None], pair[1], pair[0])
 
-    def alike(self, uniform: NDArray[np.float64], propensity: Matrix) -> NDArray[np.bool_]:
+    def alike(
+        self, uniform: NDArray[np.float64], propensity: Matrix, touched: NDArray[np.bool_]
+    ) -> NDArray[np.bool_]:
         """Rows (n,) for which both would have made the same choice by the same draw.
 
         Not where the choice came of other probabilities than its policy's: limits and budgets
-        have changed them, and nobody knows how they would have the other's.
+        have changed them, and nobody knows how they would have the other's. `touched` (n,) are the
+        rows in which they may have done so to one of both. It must not depend on whose turn it
+        is: what is alike counts for neither, and has to for both.
         """
         if self.first is None:
             return np.zeros(len(propensity), bool)
         ours, theirs = self.first
         same = draw(ours, uniform) == draw(theirs, uniform)
         own = np.where(self.theirs[:, None], theirs, ours)
-        return same & (np.abs(own - propensity).max(axis=1) < SAME)
+        return same & ~touched & (np.abs(own - propensity).max(axis=1) < SAME)
 
 
 @dataclass(frozen=True, slots=True)

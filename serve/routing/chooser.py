@@ -66,7 +66,7 @@ class Chooser:
             requests, live, pool_load, policy, uniform, spread, self._options, tries, purse
         )
         if self.trial is not None:
-            choices = _changed(choices, requests, self.trial, turns, uniform[:, 0])
+            choices = _changed(choices, requests, self.trial, turns, uniform[:, 0], tries)
         if tries is not None or live.loads or purse is not None:
             self._note(choices, live, purse, now_ms)
         return choices
@@ -105,6 +105,7 @@ def _changed(
     trial: Trial,
     turns: tuple[Split, str] | None,
     uniform: Floats,
+    tries: Tries | None,
 ) -> Choices:
     """What a change makes of choices: marked, with what another would have chosen, or replaced."""
     mode = trial.options.mode
@@ -123,8 +124,24 @@ def _changed(
         theirs = split.first[1]
         return replace(choices, beside=theirs, suggested=draw(theirs, uniform))
     first = np.ones(len(requests), bool) if requests.first is None else requests.first
-    alike = split.alike(uniform, choices.propensity)
+    alike = split.alike(uniform, choices.propensity, _touched(choices, requests, split, tries))
     return replace(choices, arm=trial.arms(split, stage, alike, first))
+
+
+def _touched(
+    choices: Choices, requests: RequestBatch, split: Split, tries: Tries | None
+) -> NDArray[np.bool_]:
+    """Rows (n,) in which more than a policy decides, whichever of the two it is.
+
+    A budget has barred a model, the strong one is there only sometimes, or one of them would call
+    a newcomer, which has so many tries. None of it follows from the row's own policy or draw.
+    """
+    touched = (choices.verdict == Verdict.OVER_BUDGET).any(axis=1)
+    touched |= requests.strong_share_max < 1.0
+    if tries is not None and split.first is not None:
+        likely = (split.first[0] > 0.0) | (split.first[1] > 0.0)
+        touched |= (likely & tries.limited).any(axis=1)
+    return np.asarray(touched)
 
 
 def _as_stated(choices: Choices, stated: NDArray[np.intp]) -> Choices:

@@ -124,10 +124,13 @@ def counted(
 
 
 def _judged(ingested: Ingested, row: int, fresh: int) -> bool:
-    """Whether its quality is new; a call that failed has one of 0, where no quality is said."""
+    """Whether its quality is new; a call that failed has one of 0, where no quality is said.
+
+    One that its weight has left out is not: it stands there as 0.
+    """
     outcomes = ingested.outcomes
     if fresh & QUALITY_BIT:
-        return True
+        return bool(outcomes.known[row, Target.QUALITY])
     failed = outcomes.figures_known[row, 0] and outcomes.figures[row, 0] > 0
     return bool(failed and not outcomes.known[row, Target.QUALITY])
 

@@ -6,15 +6,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+from made_up import ENCODER, SEALER, decided, report
 
 from learners.policies.policy import Scores
 from load.bench.control.site import Site, SiteOptions
 from load.bench.decisions.streams import Stream
+from streams.feedback.feedback import FeedbackOptions, Ingest
+from streams.feedback.ticket import key_of
+from streams.log.contract import Record
 from streams.training.change import (
     PROMOTED,
     ROLLED_BACK,
     TRIED,
     ChangeOptions,
+    _judged,
     evidence_of,
     kept,
     stage_of,
@@ -123,3 +128,13 @@ def test_a_promoted_policy_that_falls_is_taken_back_by_itself():
 def test_a_margin_that_is_not_surely_cleared_promotes_nobody():
     wide = replace(CHANGE, margin=0.6)
     assert trial(stream(), incumbent=BAD, candidate=GOOD, change=wide)[0] == TRIED
+
+
+@pytest.mark.parametrize("weight", [None, 0.0])
+def test_a_quality_that_its_weight_left_out_is_not_taken_for_none(weight):
+    """A judge of little weight would have made both policies look bad, by the share of each."""
+    one = decided(1, seed=7)[0]
+    said = report(one.ticket, quality=0.9, weight=weight)
+    record = Record(0, 0, one.decided_at_ms, None, said)
+    taken = Ingest(SEALER, key_of(ENCODER), FeedbackOptions()).take([record])
+    assert _judged(taken, 0, int(taken.bits[0])) == (weight is None)

@@ -6,11 +6,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from estimated import Estimated, requests
 
 from learners.policies.policy import Scores
 from serve.changes.trial import Split, Trial, draw_of
+from serve.routing.catalogue import Model
+from serve.routing.chooser import Chooser
+from serve.routing.placement import PlacementOptions
+from streams.training.budgets import Budget
 from streams.training.change import ChangeOptions
+from streams.training.prices import PricingOptions
 
+UNTOUCHED = np.zeros(400, bool)
 SCORES = Scores(np.zeros((400, 3)), np.ones((400, 3)), np.ones((400, 3), bool))
 
 
@@ -63,9 +70,10 @@ def test_alike_is_what_one_draw_would_have_chosen_of_both():
     turns = split()
     p = turns.probabilities(SCORES)
 
-    assert turns.alike(np.full(400, 0.05), p).all(), "both the first"
-    assert turns.alike(np.full(400, 0.95), p).all(), "both the last"
-    assert not turns.alike(np.full(400, 0.4), p).any()
+    assert turns.alike(np.full(400, 0.05), p, UNTOUCHED).all(), "both the first"
+    assert turns.alike(np.full(400, 0.95), p, UNTOUCHED).all(), "both the last"
+    assert not turns.alike(np.full(400, 0.4), p, UNTOUCHED).any()
+    assert not turns.alike(np.full(400, 0.05), p, ~UNTOUCHED).any()
 
 
 def test_a_choice_that_limits_or_budgets_changed_is_never_taken_for_alike():
@@ -73,4 +81,50 @@ def test_a_choice_that_limits_or_budgets_changed_is_never_taken_for_alike():
     p = turns.probabilities(SCORES)
     p[:, 0] = 0.0
 
-    assert not turns.alike(np.full(400, 0.95), p / p.sum(axis=1, keepdims=True)).any()
+    assert not turns.alike(np.full(400, 0.95), p / p.sum(axis=1, keepdims=True), UNTOUCHED).any()
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """The same for each request, among those that may be chosen."""
+
+    chances: tuple[float, ...]
+
+    def probabilities(self, scores: Scores) -> np.ndarray:
+        p = np.where(scores.allowed, self.chances, 0.0)
+        return p / p.sum(axis=1, keepdims=True)
+
+
+MEANS = np.tile([[0.5, 0.0, 0.0]], (600, 3, 1))
+SPREAD, FIRST = Allowed((0.6, 0.2, 0.2)), Allowed((1.0, 0.0, 0.0))
+TRIED = ChangeOptions(mode="canary", share=0.5, name="t")
+
+
+@pytest.mark.parametrize("hindrance", ["none", "budget", "strong share", "newcomers"])
+def test_what_is_alike_does_not_depend_on_whose_turn_it_is(hindrance):
+    """
+    A budget has nothing left for a model that only the one policy would call: by the other's
+    probabilities nothing was changed. Were its requests alike all the same, those of the first
+    would count against it and those of the other for nobody: the worse could be promoted.
+    """
+    budgets = (Budget(name="last", scope="model", value="c", unit="requests", amount=1e-6),)
+    pricing = PricingOptions(budgets=budgets if hindrance == "budget" else ())
+    chooser = Chooser(
+        SPREAD,
+        PlacementOptions(pricing=pricing),
+        np.random.default_rng(0),
+        trial=Trial(TRIED, FIRST),
+    )
+    draws = np.random.default_rng(1).random(600)
+    limit = {"strong_share_max": np.full(600, 0.3)} if hindrance == "strong share" else {}
+    asked = requests(600, 3, draws=draws, **limit)
+    view = Estimated(MEANS, models=[Model(name=name, quality=0.5) for name in "abc"])
+    if hindrance != "newcomers":
+        view.n_proving = np.full(3, 1e6)
+    arms = [arm.rpartition("/")[2] for arm in chooser.choose(asked, view, 0).arm]
+    turns = np.where(draws < 0.5, "candidate", "incumbent")
+    alike = np.array(arms) == "alike"
+    shares = [alike[turns == who].mean() for who in ("candidate", "incumbent")]
+
+    assert shares[0] == pytest.approx(shares[1], abs=0.1)
+    assert (shares[0] > 0.4) == (hindrance == "none")
