@@ -19,7 +19,6 @@ from load.bench.fleet.rivals import (
     Rival,
     RivalPool,
     Signals,
-    Static,
     Utilisation,
     UtilisationOptions,
     cheapest_first,
@@ -298,6 +297,13 @@ def test_a_group_never_has_less_than_one():
     plans = [rival.step(observed({"a": condition(1, load=0.0)}, 15.0 * i)) for i in range(4)]
 
     assert [plan.replicas["a"] for plan in plans] == [1, 1, 1, 1]
+
+
+class Static:
+    """Never anything else than what there was at first."""
+
+    def desired(self, at_s: float, signals: Signals) -> int:
+        return signals.current
 
 
 def test_a_pool_that_is_gone_gets_nothing_and_others_take_over():

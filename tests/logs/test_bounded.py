@@ -189,6 +189,6 @@ def test_the_age_of_what_was_given_up_is_known():
 
     time.sleep(0.05)
 
-    assert 0.05 <= backlog.oldest_s() < 5.0
+    assert 0.05 <= backlog.oldest_s() < 40.0  # seconds; the machine may stand still for some
     delivery.is_done = True
     assert backlog.oldest_s() == 0.0

@@ -3,7 +3,6 @@
     Observed ─▶ groups of pools ─▶ policy: units wanted, per group ─▶ filled up, cheapest pool first
                                      QueueLength  Ray Serve's default
                                      Utilisation  Kubernetes' HorizontalPodAutoscaler
-                                     Static       always the same
 
 A group is scaled as one. Laid out `side_by_side` every pool is a group; `cheapest_first` all pools
 of a model are one, counted in replicas of its cheapest pool (*units*), and filled in order of cost
@@ -179,15 +178,6 @@ class Utilisation:
             return signals.current
         wanted = math.ceil(ratio * counted - 1e-9)
         return max(wanted, signals.current) if ratio > 1.0 else wanted
-
-
-class Static:
-    """Never anything else than what there was at first."""
-
-    def desired(self, at_s: float, signals: Signals) -> int:
-        """See `Policy`."""
-        del at_s
-        return signals.current
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

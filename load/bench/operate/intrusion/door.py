@@ -2,7 +2,6 @@
 
     grpc(port, path, message, headers)   any path, any metadata, TLS or not
     http(port, request bytes)            a request as it is, byte by byte
-    handshake(port, context)             TLS alone
 
 What comes back is a `Reply`; whether that is as it should be is for others to say.
 """
@@ -121,10 +120,6 @@ class Door:
         except TimeoutError:
             return Reply("silent")
         return Reply(head.split(b" ", 2)[1].decode("latin-1"), body)
-
-    async def handshake(self, port: int, context: ssl.SSLContext) -> Reply:
-        """Speak TLS, and then HTTP: with TLS 1.3 a server looks at certificates after it."""
-        return await self.http(port, get("/health"), context)
 
 
 def get(path: str, headers: Headers = (), *, method: str = "GET", body: bytes = b"") -> bytes:
