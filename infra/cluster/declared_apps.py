@@ -20,6 +20,7 @@ from ray import serve as ray_serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ServeApplicationSchema, ServeDeploySchema
 
+from infra.autoscaling.live.ray_status import applications
 from infra.errors import ClusterFailed
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def withdraw(name: str, gone_s_max: float = GONE_S_MAX) -> None:
         _apply(name, [])
     ray_serve.delete(name, _blocking=False)
     until_s = time.monotonic() + gone_s_max
-    while name in ray_serve.status().applications:
+    while name in applications():
         if time.monotonic() > until_s:
             logger.warning("application %s is not gone after %.0f s", name, gone_s_max)
             return
@@ -80,7 +81,7 @@ def _is_declared(name: str) -> bool:
 
 
 def _status(name: str) -> ray_serve.schema.ApplicationStatusOverview | None:
-    return ray_serve.status().applications.get(name)
+    return applications().get(name)
 
 
 def problem(seen: ray_serve.schema.ApplicationStatusOverview) -> str:

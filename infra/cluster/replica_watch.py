@@ -16,9 +16,9 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from ray import serve as ray_serve
 from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview
 
+from infra.autoscaling.live.ray_status import applications
 from streams.alarms import Board, Folder
 
 logger = logging.getLogger(__name__)
@@ -84,8 +84,7 @@ def watching(
     """Watch the applications that are `ours` for the length of a `with` block."""
 
     def lost() -> list[str]:
-        apps = ray_serve.status().applications
-        return lost_of({name: app for name, app in apps.items() if ours(name)})
+        return lost_of({name: app for name, app in applications().items() if ours(name)})
 
     watch = ReplicaWatch(Board(folder, ROLE, secrets.token_hex(8), now_ms), lost, now_ms)
     stopping = threading.Event()

@@ -24,6 +24,7 @@ from ray import serve as ray_serve
 from waiting import until
 
 from fairlead import Client, DispatchRequest, Ended, FairleadError, Piece, Request, Routed
+from infra.autoscaling.live.ray_status import applications
 from infra.capacity.fleet import PoolPlan
 from infra.cluster.cluster import Running, local_ray, running
 from infra.errors import ClusterFailed
@@ -337,6 +338,13 @@ def test_status_shows_pools_as_they_report_of_themselves_and_as_they_are_called(
     assert pool.joules > 0.0
     assert found.spent_usd[POOL] > 0.0
     assert found.workload["default"].output_tokens_mean > 0.0
+
+
+def test_what_ray_serve_says_is_read_as_its_own_function_reads_it(up):
+    """
+    Which takes ten times as long.
+    """
+    until(lambda: applications() == ray_serve.status().applications != {}, "both to say the same")
 
 
 def test_router_only_decides_on_its_own_port(up):

@@ -18,12 +18,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ray import serve as ray_serve
 from ray.exceptions import RayError
 from ray.serve._private.common import DeploymentStatus
 from ray.serve.schema import DeploymentStatusOverview
 
 from infra.autoscaling.contract import Observed, PoolCondition
+from infra.autoscaling.live.ray_status import applications
 from infra.capacity.fleet import Fleet
 from infra.pools.directory import POOLS_APP
 
@@ -53,7 +53,7 @@ class ReplicaCount:
 
 def pool_replicas() -> dict[str, PoolReplicas]:
     """Replicas of every pool that Ray runs. Raises what Ray raises while it can't be asked."""
-    app = ray_serve.status().applications.get(POOLS_APP)
+    app = applications().get(POOLS_APP)
     found = app.deployments if app else {}
     return {name: _replicas(of) for name, of in found.items()}
 
