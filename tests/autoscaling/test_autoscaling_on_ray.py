@@ -27,6 +27,7 @@ from infra.autoscaling.contract import Demand, Observed, Plan
 from infra.autoscaling.live.plan_reader import find_planner
 from infra.autoscaling.live.planner_actor import Scaling
 from infra.autoscaling.live.planning import PlanRecord, read_record
+from infra.autoscaling.live.ray_status import applications
 from infra.autoscaling.live.replicas import ReplicaCount, pool_replicas, recording
 from infra.cluster.cluster import Running, running
 from infra.cluster.declared_apps import declare, withdraw
@@ -249,7 +250,7 @@ def load(up) -> Iterator[Load]:
 
 def ready() -> dict[str, int]:
     """Replicas of both pools, and of the router."""
-    router = ray_serve.status().applications["router"].deployments["Router"]
+    router = applications()["router"].deployments["Router"]
     found = {pool: of.ready for pool, of in pool_replicas().items()}
     return found | {"router": router.replica_states.get("RUNNING", 0)}
 
