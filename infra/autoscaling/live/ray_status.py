@@ -42,7 +42,8 @@ def _application(of: Mapping[str, Any]) -> ApplicationStatusOverview:
 
 
 def _deployment(of: Mapping[str, Any]) -> DeploymentStatusOverview:
-    states = Counter(ReplicaState(one["state"]).value for one in of["replicas"])
+    # By their names, as Ray has it, whatever its type says.
+    states: dict[Any, int] = Counter(ReplicaState(one["state"]).value for one in of["replicas"])
     return DeploymentStatusOverview(
         status=DeploymentStatus(of["status"]),
         status_trigger=DeploymentStatusTrigger(of["status_trigger"]),
