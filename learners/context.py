@@ -72,15 +72,20 @@ class Projection:
 
     @classmethod
     def fit(cls, embeddings: NDArray[np.floating]) -> Projection:
-        """Principal directions of `embeddings` (n, dim), each row scaled to unit length first."""
+        """Principal directions of `embeddings` (n, dim), each row scaled to unit length first.
+
+        Of fewer than 62 dimensions all are kept; the rest of the context is zero.
+        """
         unit = _unit_rows(np.asarray(embeddings, np.float64))
         mean = unit.mean(axis=0)
         centred = unit - mean
         _, vectors = np.linalg.eigh(centred.T @ centred)
-        directions = vectors[:, ::-1][:, :N_DIRECTIONS]
+        kept = vectors[:, ::-1][:, :N_DIRECTIONS]
         # An eigenvector's sign is arbitrary; fix it, so that the same data give the same bits.
-        signs = np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(N_DIRECTIONS)])
-        return cls(mean.astype(np.float32), (directions * signs).astype(np.float32))
+        signs = np.sign(kept[np.abs(kept).argmax(axis=0), np.arange(kept.shape[1])])
+        directions = np.zeros((len(mean), N_DIRECTIONS), np.float32)
+        directions[:, : kept.shape[1]] = kept * signs
+        return cls(mean.astype(np.float32), directions)
 
     @property
     def dim(self) -> int:

@@ -48,6 +48,20 @@ def _projection(request: pytest.FixtureRequest) -> Projection:
     return PROJECTIONS[request.param]()
 
 
+@pytest.mark.parametrize("dim", [4, 33])
+def test_embeddings_shorter_than_a_context_are_kept_whole(dim):
+    """
+    A table whose embeddings are four numbers long could not be simulated, nor played in a demo.
+    """
+    short = embeddings(50, dim)
+    projection = Projection.fit(short)
+    found = projection.contexts(short, tokens(*[9.0] * 50))
+    assert found.shape == (50, N_FEATURES) and len(np.unique(found, axis=0)) == 50
+    kept = projection.directions[:, :dim]
+    assert np.allclose(kept.T @ kept, np.eye(dim), atol=1e-5)
+    assert not projection.directions[:, dim:].any()
+
+
 # --- integers -----------------------------------------------------------------------------------
 
 

@@ -118,7 +118,8 @@ PLAN = ".venv/bin/fairlead plan azure"
 FLEET = ".venv/bin/fairlead bench fleet --quick"
 SPEED = "fairlead bench speed --quick --json | jq .stages"
 CONTROL = "FAIRLEAD_BANDIT=FOLDER python -m fairlead bench control"
-SHORTENED = [*OF_DECISIONS, PLAN, FLEET, SPEED, CONTROL]
+CONTROL_PART = f"{CONTROL} --part ope"
+SHORTENED = [*OF_DECISIONS, PLAN, FLEET, SPEED, CONTROL, CONTROL_PART]
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
