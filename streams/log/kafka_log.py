@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.admin import ConfigFilterType, ConfigResource, ConfigResourceType, OffsetSpec
 from kafka.errors import (
+    InvalidReplicationFactorError,
     KafkaTimeoutError,
     MessageSizeTooLargeError,
     NoError,
@@ -51,6 +52,10 @@ __all__ = ["KafkaLog", "KafkaOptions", "KafkaReader"]
 T = TypeVar("T")
 Pairs = Sequence[tuple[bytes | None, bytes]]
 
+# What passes, though kafka-python does not say so: nobody leads at this moment (broker -1), and a
+# broker that has just come back counts for no copy yet. So who asks for more copies than there are
+# brokers is told so a time-out later.
+PASSING = (UnknownBrokerIdError, InvalidReplicationFactorError)
 HEADER_BYTES = 100  # around a record: its header and its batch's
 # What the log promises rests on these.
 PROMISED_SETTINGS = {
@@ -222,7 +227,7 @@ class KafkaLog:
             while True:
                 try:
                     return question(self._admin.get(deadline - time.monotonic()))
-                except (RetriableError, UnknownBrokerIdError):  # -1: nobody leads at this moment
+                except (RetriableError, *PASSING):
                     if time.monotonic() + RETRY_S > deadline:
                         raise
                     time.sleep(RETRY_S)

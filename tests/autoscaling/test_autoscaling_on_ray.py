@@ -22,7 +22,7 @@ from ray import serve as ray_serve
 from ray.serve.schema import ServeApplicationSchema
 from waiting import until
 
-from fairlead import Client, DispatchRequest, Ended, FairleadError, Request
+from fairlead import Client, DispatchRequest, Ended, FairleadError, Problem, Request
 from infra.autoscaling.contract import Demand, Observed, Plan
 from infra.autoscaling.live.plan_reader import find_planner
 from infra.autoscaling.live.planner_actor import Scaling
@@ -48,7 +48,7 @@ PATIENCE_S = 300.0  # replicas take seconds, where there is as much work as core
 SMALL, LARGE = "small-l4", "large-h100"
 OTHERS = "others"  # an application that is not ours
 STEP_S = 0.5
-ARRIVED: deque[tuple[float, int]] = deque(maxlen=8)  # times and decisions so far; in the planner
+ARRIVED: deque[tuple[float, int]] = deque(maxlen=12)  # times and decisions so far; in the planner
 HANG = "hang"  # a file; while it is there, looking never ends
 HANGS_S = (
     8.0  # until a step counts as hanging; where there is as much work as cores one takes seconds
@@ -89,7 +89,9 @@ def observed(site: LocalSite, now_ms: int) -> Observed | None:
     with contextlib.suppress(SnapshotDamaged):
         fleet = load_fleet(store, store.load(store.newest()))
         classes = fleet_view.workload(fleet, now_ms)
-        ARRIVED.append((now_ms / 1000, sum(of.counts["arrivals"] for of in classes.values())))
+        arrived = sum(of.counts["arrivals"] for of in classes.values())
+        if not ARRIVED or arrived != ARRIVED[-1][1]:  # what is late is news then, not silence now
+            ARRIVED.append((now_ms / 1000, arrived))
         (then_s, before), (now_s, arrived) = ARRIVED[0], ARRIVED[-1]
         if len(ARRIVED) < ARRIVED.maxlen:
             return None
@@ -159,7 +161,11 @@ speed = 50
 
 
 class Load:
-    """Decisions at a rate that can be changed, and two dispatched requests a second."""
+    """Decisions at a rate that can be changed, and two dispatched requests a second.
+
+    Decisions that are due are asked for together: one by one there would be fewer on a busy
+    machine, and the scaler would let go of what it needs.
+    """
 
     def __init__(self, up: Running) -> None:
         self.per_s = LOW_PER_S
@@ -181,14 +187,19 @@ class Load:
     def _decide(self) -> None:
         with Client(self._up.address, timeout_s=60) as client:
             next_s = time.monotonic()
-            while not self._ended.is_set():
+            while not self._ended.wait(max(0.0, next_s - time.monotonic())):
+                late_s = min(time.monotonic() - next_s, 1.0)
+                due = [
+                    Request(text=f"question {self.decided + i}")
+                    for i in range(1 + int(late_s * self.per_s))
+                ]
                 try:
-                    client.route(f"question {self.decided}")
-                    self.decided += 1
+                    decisions = client.route_batch(due)
+                    self.failures += [repr(one) for one in decisions if isinstance(one, Problem)]
+                    self.decided += len(due)
                 except FairleadError as error:
                     self.failures.append(repr(error))
-                next_s = max(next_s + 1 / self.per_s, time.monotonic() - 1)
-                self._ended.wait(max(0.0, next_s - time.monotonic()))
+                next_s = max(next_s + len(due) / self.per_s, time.monotonic() - 1)
 
     def _dispatch(self) -> None:
         with Client(self._up.dispatch, timeout_s=60) as client:

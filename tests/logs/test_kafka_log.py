@@ -13,7 +13,11 @@ from unittest.mock import Mock
 
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import LogTruncationError, UnknownBrokerIdError
+from kafka.errors import (
+    InvalidReplicationFactorError,
+    LogTruncationError,
+    UnknownBrokerIdError,
+)
 from kafka.structs import OffsetAndMetadata
 from local_kafka.broker import Broker
 from log_benches import (
@@ -179,6 +183,25 @@ def test_a_partition_that_nobody_leads_for_a_moment_is_asked_again(kafka, monkey
     monkeypatch.setattr(KafkaAdminClient, "list_partition_offsets", list_partition_offsets)
 
     assert log.end_offsets(topic) == {0: 3}
+    assert not errors
+
+
+@pytest.mark.kafka
+def test_a_topic_is_made_when_a_broker_that_was_away_counts_again(kafka, monkeypatch):
+    """
+    A broker that missed its heartbeats is fenced: for a moment there is nobody to keep a copy.
+    """
+    errors = [InvalidReplicationFactorError(), UnknownBrokerIdError(-1)]
+    make = KafkaAdminClient.create_topics
+
+    def made(admin, *asked, **how):
+        if errors:
+            raise errors.pop()
+        return make(admin, *asked, **how)
+
+    monkeypatch.setattr(KafkaAdminClient, "create_topics", made)
+
+    assert kafka.log().end_offsets(kafka.topic(n_partitions=1)) == {0: 0}
     assert not errors
 
 

@@ -7,11 +7,13 @@ through the router is).
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import uuid
 from array import array
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -95,17 +97,18 @@ def arrived(log: KafkaLog, topic: str) -> set[int]:
 
 def outage(broker: Broker, seconds: float, *, frozen: bool) -> None:
     topic = f"outage-{uuid.uuid4().hex}"
+    patient = KafkaOptions(bootstrap_servers=broker.bootstrap_servers, partitions={topic: 2})
+    with contextlib.closing(KafkaLog(patient)) as made:
+        made.ensure_topics()
     log = KafkaLog(
-        KafkaOptions(
-            bootstrap_servers=broker.bootstrap_servers,
-            partitions={topic: 2},
+        replace(
+            patient,
             request_timeout_s=1.0,
             delivery_timeout_s=3.0,
             connect_s_min=1.0,
             buffer_bytes_max=4 << 20,
         )
     )
-    log.ensure_topics()
     options = OutboxOptions(
         items_max=WAITING_MAX, batch_max=500, append_timeout_s=1.0, retry_s=0.05, close_s_max=30.0
     )
