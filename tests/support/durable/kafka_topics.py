@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
 
 from streams.log.contract import Reader, Record
 from streams.log.kafka_log import KafkaLog
 from streams.log.kafka_options import PARTITIONS, KafkaOptions
+
+PATIENT = {"request_timeout_s": 100.0, "delivery_timeout_s": 100.0}
 
 
 class RenamedLog:
@@ -29,12 +33,15 @@ class RenamedLog:
         """Without a prefix, one that nobody else has."""
         self.prefix = prefix or f"test-{uuid.uuid4().hex}."
         renamed = {self.prefix + topic: n for topic, n in partitions.items()}
-        self.kafka = KafkaLog(
-            KafkaOptions(bootstrap_servers=bootstrap_servers, partitions=renamed, **options)
+        self._options = KafkaOptions(
+            bootstrap_servers=bootstrap_servers, partitions=renamed, **options
         )
+        self.kafka = KafkaLog(self._options)
 
     def ensure_topics(self) -> None:
-        self.kafka.ensure_topics()
+        """However busy the machine is: a broker that missed its heartbeats has no topics made."""
+        with closing(KafkaLog(replace(self._options, **PATIENT))) as patient:
+            patient.ensure_topics()
 
     def append(
         self,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
+from kafka_topics import PATIENT
 from local_kafka.broker import Broker
 from memory_log import MemoryLog, Storage
 from waiting import until
@@ -59,7 +60,7 @@ class KafkaBench:
 
     def topic(self, n_partitions: int = n_partitions, **options: object) -> str:
         topic = f"topic-{uuid.uuid4().hex}"
-        log = self.log(partitions={topic: n_partitions}, **options)
+        log = self.log(partitions={topic: n_partitions}, **(PATIENT | options))
         log.ensure_topics()
         log.close()
         return topic
