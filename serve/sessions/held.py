@@ -21,6 +21,7 @@ and nothing else.
 from __future__ import annotations
 
 import contextlib
+import logging
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from typing import NamedTuple
 
 from learners.option import option
 from serve.sessions.table import SessionTable
+
+logger = logging.getLogger(__name__)
 
 FIGURES = struct.Struct("<dd")  # tokens, spent_usd
 NAMES_BYTES = 212  # with its other fields a record has 256 bytes then
@@ -72,9 +75,13 @@ class Sessions:
     """
 
     def __init__(self, options: SessionOptions, path: Path | None = None) -> None:
-        """Without `path` no other process knows of them. Raises OSError."""
+        """Without `path`, or where its file is not ours, no other process knows of them."""
         self.options = options
-        self._table = SessionTable(FIGURES.size + NAMES_BYTES, path)
+        try:
+            self._table = SessionTable(FIGURES.size + NAMES_BYTES, path)
+        except OSError as error:  # whoever made a file of that name may not stop a start
+            logger.warning("where sessions are, this replica alone knows: %s", error)
+            self._table = SessionTable(FIGURES.size + NAMES_BYTES)
 
     def held(self, tenant: str, session: str, now_ms: int) -> Held | None:
         """Where a tenant's session is; None for a new one, or one that was silent for too long."""

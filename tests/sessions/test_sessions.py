@@ -227,6 +227,20 @@ def test_a_session_is_its_tenants():
     assert sessions.held("c", "s", NOON_MS) is None
 
 
+def test_a_file_that_others_may_write_is_not_believed_and_stops_no_start(tmp_path, caplog):
+    """
+    Names in shared memory can be guessed: somebody else's file costs a prefill, not the service.
+    """
+    path = tmp_path / "fairlead.sessions"
+    path.touch()
+    path.chmod(0o666)
+    sessions = Sessions(SessionOptions(), path)
+    sessions.hold("acme", "s", Held("m1", "p1", "", NOON_MS))
+    assert sessions.held("acme", "s", NOON_MS).model == "m1"
+    assert path.stat().st_size == 0
+    assert "this replica alone" in caplog.text and str(path) in caplog.text
+
+
 # --- by price ---------------------------------------------------------------------------------------
 
 BUSY = pb.Preference(quality=1.0, cost=20.0, latency=0.0)  # a dollar is worth 20 points
