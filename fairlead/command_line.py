@@ -248,7 +248,7 @@ def backup(
     from fairlead.commands.up import settings_in_force
     from infra.pools.backup import back_up
     from infra.pools.site import LocalSite
-    from serve.deploy.deployment import now_ms
+    from streams.clock import now_ms
 
     with only_json(as_json) as emit:
         site = LocalSite.of(*settings_in_force(settings, console), looks_only=True)

@@ -7,7 +7,7 @@ Who keeps the greatest reading ever seen, and saves it, believes the worst of th
     a jump                            is believed once it has lasted for `lasting_ms`
 
 How long a jump has lasted, a process says by its monotonic clock, which does not jump
-(`process_clock`); a log says it by the records after the jump, as far as their times go on from
+(`now_ms`); a log says it by the records after the jump, as far as their times go on from
 there (`Steady`), each counting for `stride_ms` at most. So what is believed at a place in a log
 depends on what stands before it there, and on nothing else: any reader comes to the same, at once
 or years later, however often it dies on the way.
@@ -163,7 +163,12 @@ def _awake_or_not_ms() -> int:
     return time.clock_gettime_ns(clock) // 1_000_000
 
 
-process_clock = ProcessClock(_wall_ms, _awake_or_not_ms)
+_process_clock = ProcessClock(_wall_ms, _awake_or_not_ms)
+
+
+def now_ms() -> int:
+    """Unix time in milliseconds: the one clock that the parts are handed. It does not jump."""
+    return _process_clock()
 
 
 @dataclass(slots=True)

@@ -23,7 +23,6 @@ from google.protobuf.json_format import ParseDict, ParseError
 from infra.pools.site import LocalSite
 from infra.settings.settings import Settings
 from learners.estimates.learned import Learned, MemoryOptions
-from serve.deploy.deployment import now_ms
 from serve.encoders import Encoder, identity, make_encoder
 from serve.errors import InvalidRequest, ServeError
 from serve.proto.fairlead.v1 import router_pb2 as pb
@@ -39,6 +38,7 @@ from serve.rules.conditions import meant
 from serve.rules.rulebook import Rulebook
 from serve.rules.ruling import Ruled, Ruling
 from serve.sessions.states import SessionStates
+from streams.clock import now_ms
 from streams.training.state import Loader
 
 FIELDS = (*(f.name for f in pb.RouteRequest.DESCRIPTOR.fields), "at", "expect")

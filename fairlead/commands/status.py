@@ -29,7 +29,7 @@ from infra.status.newcomers import newcomers
 from infra.status.status import look
 from learners.estimates.learned import MemoryOptions
 from learners.policies.newcomers import NewcomerOptions
-from serve.deploy.deployment import now_ms
+from streams.clock import now_ms
 from streams.feedback.export import export
 from streams.telemetry.received import SILENT_MS
 

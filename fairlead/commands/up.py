@@ -33,9 +33,9 @@ from infra.settings.settings import Settings, read_settings
 from infra.settings.site_options import SiteOptions
 from infra.status.metrics import serve_metrics
 from infra.status.status import Status, look
-from serve.deploy.deployment import now_ms
 from serve.encoders import identity, make_encoder
 from streams.alarms import AlarmLog
+from streams.clock import now_ms
 from streams.errors import StreamError
 from streams.feedback.feedback import Ingest
 from streams.feedback.ticket import Sealer, key_of

@@ -35,9 +35,10 @@ from infra.pools.url_watch import exporter_power
 from infra.server_metrics.power import NvmlPower
 from infra.server_metrics.server_meter import ServerMeter
 from serve.addresses import joined
-from serve.deploy.deployment import GRACE_S, now_ms
+from serve.deploy.deployment import GRACE_S
 from serve.deploy.start_watch import StartWatch
 from serve.openai_api.http_listener import HttpListener, HttpListenerOptions
+from streams.clock import now_ms
 
 logger = logging.getLogger(__name__)
 

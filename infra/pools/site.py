@@ -29,9 +29,9 @@ from infra.settings.settings import FileCatalogue, Settings, read_settings
 from infra.settings.site_options import LogChoice, SiteOptions
 from infra.site_logs import LogsOptions, open_logs
 from infra.status.status import Status, look
-from serve.deploy.deployment import now_ms
 from serve.deploy.explorer import Explorer
 from serve.dispatch.backend import Pools
+from streams.clock import now_ms
 from streams.feedback.ticket import KEY_BYTES
 from streams.log.contract import Log
 from streams.log.kafka_options import KafkaOptions
@@ -46,7 +46,7 @@ TICKET_KEYS = "ticket.keys"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalSite:
-    """A site in one folder. Implements `serve.deploy.deployment.Site`."""
+    """A site in one folder. Implements `serve.deploy.site.Site`."""
 
     state_dir: Path  # absolute, because processes have different working folders
     settings: Path  # likewise

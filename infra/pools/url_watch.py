@@ -25,7 +25,7 @@ from infra.pools.site import LocalSite
 from infra.server_metrics.fetch import Text
 from infra.server_metrics.power import ExporterPower, not_metered
 from infra.server_metrics.server_meter import ServerMeter
-from serve.deploy.deployment import now_ms
+from streams.clock import now_ms
 
 NAME, NAMESPACE = "fairlead.url_watch", "serve"
 

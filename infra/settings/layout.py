@@ -45,8 +45,7 @@ from learners.policies.probes import ProbeOptions
 from serve.access.rates import Rate
 from serve.access.tokens import Token
 from serve.arms.listed import ArmsFile
-from serve.deploy.deployment import DeploymentOptions
-from serve.deploy.dispatch_deployment import DispatchersOptions
+from serve.deploy.options import DeploymentOptions, DispatchersOptions
 from serve.deploy.replica import ReplicaOptions
 from serve.dispatch.budget import HedgeOptions, RetryOptions
 from serve.dispatch.dispatcher import DispatchOptions

@@ -33,8 +33,7 @@ from learners.policies.policy import Policy
 from serve.access.rates import Rate
 from serve.access.tokens import Access, Token
 from serve.arms.listed import Arm, ArmsFile, read_arms
-from serve.deploy.deployment import DeploymentOptions
-from serve.deploy.dispatch_deployment import DispatchersOptions
+from serve.deploy.options import DeploymentOptions, DispatchersOptions
 from serve.deploy.replica import ReplicaOptions
 from serve.grpc_api.listener import ListenerOptions
 from serve.routing.catalogue import Catalogue, Model, Pool

@@ -3,8 +3,8 @@
 Ray Serve runs the replicas; requests do not pass through it (see `listener`). The trainer is a
 deployment of one replica, so that the same machinery brings it back when it dies.
 
-This is the only file of this folder that knows Ray. What it is handed is plain data and importable
-classes, because it travels to other processes.
+Beside `dispatch_deployment` this is the only file of this folder that knows Ray. What it is handed
+is plain data and importable classes, because it travels to other processes.
 """
 
 from __future__ import annotations
@@ -16,33 +16,28 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 from ray import serve as ray_serve
-from starlette.types import ASGIApp
 
-from learners.option import option
-from serve.admin.changes import Control
-from serve.deploy.explorer import Explorer
-from serve.deploy.replica import Replica, ReplicaOptions, settle
-from serve.dispatch.backend import Pools
-from serve.encoders import EncoderOptions, identity, make_encoder
-from serve.routing.catalogue import CatalogueSource
+from serve.deploy.options import DeploymentOptions
+from serve.deploy.replica import Replica, settle
+from serve.deploy.site import Site
+from serve.encoders import identity, make_encoder
 from serve.tracing.tracing import opened
 from streams.alarms import Board
-from streams.clock import process_clock
+from streams.clock import now_ms
 from streams.feedback.ticket import Sealer, key_of
-from streams.log.contract import FEEDBACK, Log
+from streams.log.contract import FEEDBACK
 from streams.training.folder import Folder
 from streams.training.shards import CountsElsewhere, Layout, Merger, lay_out, start_of
 from streams.training.share import PartitionShare, Share, SoleShard
 from streams.training.snapshots import Store
 from streams.training.state import State
 from streams.training.supervision import Worker, supervise
-from streams.training.trainer import Trainer, TrainerOptions
+from streams.training.trainer import Trainer
 from streams.training.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -59,64 +54,6 @@ COMMON = {
     "graceful_shutdown_wait_loop_s": 0.1,
     "ray_actor_options": {"num_cpus": 0},  # load is watched, not reserved
 }
-
-
-class Site(Protocol):
-    """Where this router lives: opens what processes share. Implemented by `infra.pools.site`."""
-
-    @property
-    def snapshots(self) -> str:
-        """Folder or URI of the snapshot store."""
-
-    def log(self) -> Log:
-        """The log, opened anew in the calling process."""
-
-    def store(self) -> Store:
-        """The snapshot store."""
-
-    def catalogue(self) -> CatalogueSource:
-        """Where the catalogue comes from."""
-
-    def control(self) -> Control:
-        """What operators read and change the settings by."""
-
-    def ticket_keys(self) -> list[bytes]:
-        """Keys that tickets are sealed with, newest first."""
-
-    def pools(self) -> Pools:
-        """The pools that requests are dispatched to, opened anew in the calling process."""
-
-    def open_logs(self, role: str) -> None:
-        """Write what this process logs where people find it. Never raises."""
-
-    def pages(self, explorer: Explorer) -> Mapping[str, ASGIApp]:
-        """Further pages for people, by path, opened anew in the calling process."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeploymentOptions:
-    """How the parts run."""
-
-    replicas: int = option(2, "Replicas. Two survive the loss of one.", ge=1, le=64)
-    # Shards of learning; each owns a part of the feedback's partitions.
-    trainers: int = option(
-        1,
-        "Trainers that share the feedback; more than one needs kafka and partitions.",
-        key="learning.trainers",
-        ge=1,
-        le=64,
-    )
-    replica: ReplicaOptions
-    trainer: TrainerOptions
-    encoder: EncoderOptions
-    seed: int | None = option(
-        None, "Seed of the draws, to repeat a run. None: from the system.", ge=0
-    )
-
-
-def now_ms() -> int:
-    """Unix time in milliseconds: the one clock that the parts are handed. It does not jump."""
-    return process_clock()
 
 
 def seed_of(seed: int | None, part: str) -> list[int] | None:

@@ -9,36 +9,19 @@ What it is handed is plain data, because it travels to other processes.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from ray import serve as ray_serve
 
-from learners.option import option
-from serve.deploy.deployment import (
-    COMMON,
-    GRACE_S,
-    DeploymentOptions,
-    Site,
-    now_ms,
-    seed_of,
-    spread,
-)
-from serve.deploy.dispatch_replica import DispatchReplica, DispatchReplicaOptions
+from serve.deploy.deployment import COMMON, GRACE_S, seed_of, spread
+from serve.deploy.dispatch_replica import DispatchReplica
 from serve.deploy.explorer import Explorer
+from serve.deploy.options import DeploymentOptions, DispatchersOptions
 from serve.deploy.replica import Replica, settle
+from serve.deploy.site import Site
+from streams.clock import now_ms
 
 DISPATCH_APP = "dispatch"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DispatchersOptions:
-    """How dispatchers run."""
-
-    replicas: int = option(
-        0, "Dispatchers on this host. 0: requests are only decided.", ge=0, le=64
-    )
-    port: int = option(7490, "TCP port of `Dispatcher` over gRPC.", ge=1, le=65_535)
-    replica: DispatchReplicaOptions = field(default_factory=DispatchReplicaOptions)
 
 
 class DispatchDeployment:

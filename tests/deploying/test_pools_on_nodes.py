@@ -31,7 +31,7 @@ from infra.pools.ports import free_ports
 from infra.settings.scaling_options import AutoscalingOptions
 from infra.settings.settings import read_settings
 from infra.status.status import Status, look
-from serve.deploy.deployment import now_ms
+from streams.clock import now_ms
 
 PROGRAM = Path(__file__).parents[1] / "support" / "servers" / "openai_program.py"
 pytestmark = pytest.mark.slow  # three machines are started, and one of them is waited for

@@ -18,11 +18,11 @@ from infra.settings.settings import read_settings
 from learners.estimates import ema
 from learners.estimates.learned import MemoryOptions
 from learners.estimates.sums.influence import EARLIER
-from serve.deploy.deployment import now_ms
 from serve.encoders import EncoderOptions, identity, make_encoder
 from serve.onboarding.imported import _heads, feedback_records
 from serve.routing.catalogue import Catalogue, Model, Pool
 from serve.routing.live import Live, LiveOptions
+from streams.clock import now_ms
 from streams.errors import AnswersRefused
 from streams.feedback.answers_file import Answer, read_answers
 from streams.feedback.seen import Seen

@@ -34,7 +34,7 @@ from infra.pools.pool_replica import PoolDeployment
 from infra.pools.ports import free_ports
 from infra.settings.settings import read_settings
 from infra.status.status import look
-from serve.deploy.deployment import now_ms
+from streams.clock import now_ms
 from streams.training.prices import SPENT
 from streams.training.trainer import LEARNED
 

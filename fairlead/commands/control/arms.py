@@ -100,7 +100,7 @@ def listed(settings: Settings, path: Path) -> dict[str, Any]:
 
     from learners.arms.experience import COUNT, QUALITY
     from learners.targets import ONE
-    from serve.deploy.deployment import now_ms
+    from streams.clock import now_ms
 
     arms, (known, version) = settings.listed_arms(), _known(settings, path)
     keys = [arm.key for arm in arms]
@@ -128,12 +128,12 @@ def ranked(text: str, groups: tuple[str, ...], settings: Settings, path: Path) -
 
     from serve.arms.asked import read_arm_request
     from serve.arms.decider import ArmDecider
-    from serve.deploy.deployment import now_ms
     from serve.encoders import make_encoder
     from serve.errors import NoArms
     from serve.proto.fairlead.v1 import router_pb2 as pb
     from serve.routing.request import PreferenceDefaults
     from serve.rules.rulebook import Rulebook
+    from streams.clock import now_ms
     from streams.feedback.ticket import KEY_BYTES, Issuer, Sealer
 
     options = settings.deployment().replica

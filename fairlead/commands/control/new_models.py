@@ -14,12 +14,12 @@ from infra.settings.policies import policy_of
 from infra.settings.settings import Settings
 from learners.estimates.learned import Learned, MemoryOptions
 from learners.policies.newcomers import NewcomerOptions
-from serve.deploy.deployment import now_ms
 from serve.encoders import identity, make_encoder
 from serve.onboarding.imported import feedback_records
 from serve.onboarding.prediction import CONTEXTS_MAX, Prediction, predict
 from serve.routing.live import Live, LiveOptions
 from serve.routing.request import WEIGHTS, PreferenceDefaults
+from streams.clock import now_ms
 from streams.feedback.answers_file import Answer, read_answers
 from streams.feedback.ticket import Sealer
 from streams.log.contract import FEEDBACK

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from infra.settings.settings import Settings
 from infra.settings.site_options import SiteOptions
-from serve.deploy.deployment import now_ms
 from serve.encoders import identity, make_encoder
+from streams.clock import now_ms
 from streams.feedback import check as feedback_check
 from streams.feedback.check import Checked
 from streams.feedback.ticket import Sealer, key_of

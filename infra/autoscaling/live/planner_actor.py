@@ -40,8 +40,8 @@ from infra.autoscaling.live.replicas import (
 )
 from infra.pools.site import LocalSite
 from infra.settings.scaling_options import AutoscalingOptions
-from serve.deploy.deployment import now_ms
 from streams.alarms import Board
+from streams.clock import now_ms
 from streams.errors import StreamError
 
 logger = logging.getLogger(__name__)

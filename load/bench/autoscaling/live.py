@@ -43,10 +43,10 @@ from load.bench.autoscaling.scenario import (
 )
 from load.demo.replay import Connect
 from load.errors import LoopStuck
-from serve.deploy.deployment import now_ms
 from serve.proto.fairlead.v1 import dispatch_pb2 as pb
 from serve.proto.fairlead.v1 import dispatch_pb2_grpc, router_pb2, router_pb2_grpc
 from serve.routing.request import BYTES_PER_TOKEN
+from streams.clock import now_ms
 from streams.telemetry.fleet_view import SPANS_MS, known_within
 from streams.training.state import load_fleet
 

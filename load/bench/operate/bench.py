@@ -39,9 +39,9 @@ from load.bench.operate.observability import collector, cost_share
 from load.bench.operate.rolling import ConnectSafely, rolling
 from load.bench.operate.site import HOST, Attacked, site
 from load.errors import LoopStuck
-from serve.deploy.deployment import now_ms
 from serve.openai_api.request import read_ticket
 from serve.proto.fairlead.v1 import router_pb2 as pb
+from streams.clock import now_ms
 
 Say = Callable[[str], None]
 READY_S_MAX = 30.0

@@ -22,7 +22,7 @@ from infra.status.status import Status, look
 from load.bench.operate.certificates import Authority
 from load.bench.settings import head
 from serve.access.tokens import digest_of, new_token
-from serve.deploy.deployment import now_ms
+from streams.clock import now_ms
 
 HOST = "localhost"  # what the certificate is for
 ALL = ("route", "dispatch", "feedback", "read")
