@@ -70,6 +70,7 @@ def local_ray(resources: Mapping[str, float] | None = None, address: str = "") -
     with contextlib.ExitStack() as ours:
         if not address:
             ours.enter_context(head.on_loopback())
+            ours.enter_context(head.without_unused())
         ours.enter_context(head.private_files())
         with _connected({"address": address} if address else this_host(resources or {})):
             yield

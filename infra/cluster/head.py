@@ -1,4 +1,4 @@
-"""Ray on this host: where it listens, who may read its files, and whether it still runs.
+"""Ray on this host: where it listens, who may read its files, what runs, and whether it still does.
 
 Ray's processes listen on all addresses unless a node is `127.0.0.1`, and Ray takes that name for
 the address of a network card. On macOS and Windows it does not, so that no firewall asks; the
@@ -17,12 +17,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ray._private import ray_constants, worker
+from ray._private import node, ray_constants, worker
 
 LOOPBACK = "127.0.0.1"
 VARIABLE = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
 TOKEN = Path(".ray") / "auth_token"  # in the home folder; made by Ray at its first start
 OWNER_ALONE = 0o077  # a umask
+# What starts a cloud's machines, shows workers' output to a driver, and serves a dashboard that is
+# off: three processes, two seconds of a processor and 0.3 GB that nobody here has any use for.
+UNUSED = ("start_monitor", "start_log_monitor", "start_api_server")
 
 
 @contextlib.contextmanager
@@ -53,13 +56,26 @@ def private_files() -> Iterator[None]:
         os.umask(before)
 
 
+@contextlib.contextmanager
+def without_unused() -> Iterator[None]:
+    """A head that is started within has no process that this project does not use."""
+    before = {name: getattr(node.Node, name) for name in UNUSED}
+    try:
+        for name in UNUSED:  # Ray has no other way to leave them out
+            setattr(node.Node, name, lambda _node, **_: None)
+        yield
+    finally:
+        for name, starts in before.items():
+            setattr(node.Node, name, starts)
+
+
 def problem() -> str:
     """Which process of this host's Ray has ended by itself; "" while all run, or there is none."""
-    node: Any = worker._global_node  # noqa: SLF001 - Ray has no other way to it
-    if node is None:
+    ours: Any = worker._global_node  # noqa: SLF001 - Ray has no other way to it
+    if ours is None:
         return ""
     try:
-        ended = {kind for kind, _ in node.dead_processes()}
+        ended = {kind for kind, _ in ours.dead_processes()}
     except RuntimeError:  # Ray starts or ends some at this moment, in another thread
         return ""
     return ", ".join(sorted(ended & {"gcs_server", "raylet"}))
@@ -67,6 +83,6 @@ def problem() -> str:
 
 def end() -> None:
     """End what is left of this host's Ray at once, without asking it: it might not answer."""
-    node: Any = worker._global_node  # noqa: SLF001 - Ray has no other way to it
-    if node is not None:
-        node.kill_all_processes(check_alive=False, allow_graceful=False)
+    ours: Any = worker._global_node  # noqa: SLF001 - Ray has no other way to it
+    if ours is not None:
+        ours.kill_all_processes(check_alive=False, allow_graceful=False)

@@ -30,7 +30,7 @@ from infra.pools.directory import POOLS_APP, open_directory
 from infra.pools.pool_replica import PoolDeployment
 from infra.pools.site import LocalSite
 from infra.settings.scaling_options import AutoscalingOptions
-from serve.deploy.deployment import COMMON, GRACE_S
+from serve.deploy.watched import COMMON, GRACE_S
 
 POLICY = "infra.autoscaling.live.ray_policy:PlannedPools"
 ROUTERS_POLICY = "infra.autoscaling.live.ray_policy:PlannedRouters"

@@ -47,7 +47,7 @@ HEADERS = {
 
 
 class Desk(Protocol):
-    """What is read: implemented by `infra.pools.site`."""
+    """What is read: implemented by `infra.dashboard.desk`."""
 
     def status(self) -> Status:
         """One look. Raises OSError and StreamError."""

@@ -35,8 +35,8 @@ from infra.pools.url_watch import exporter_power
 from infra.server_metrics.power import NvmlPower
 from infra.server_metrics.server_meter import ServerMeter
 from serve.addresses import joined
-from serve.deploy.deployment import GRACE_S
 from serve.deploy.start_watch import StartWatch
+from serve.deploy.watched import GRACE_S
 from serve.openai_api.http_listener import HttpListener, HttpListenerOptions
 from streams.clock import now_ms
 

@@ -18,13 +18,12 @@ from typing import Literal, Protocol
 from infra.capacity.latency_target import LatencyTarget
 from infra.pools.emulated_server import EmulatedServer
 from infra.pools.replica_meter import ReplicaMeter
-from serve.deploy.replica import SOURCE_BYTES, TELEMETRY_OUTBOX
 from streams.errors import OutboxClosed
 from streams.log.contract import TELEMETRY, Log
 from streams.log.outbox import Outbox
 from streams.telemetry.pool_window import ReplicaIdentity
 from streams.telemetry.records import PoolState, Telemetry, encode_all
-from streams.telemetry.window import Reporter
+from streams.telemetry.window import SOURCE_BYTES, TELEMETRY_OUTBOX, Reporter
 
 logger = logging.getLogger(__name__)
 

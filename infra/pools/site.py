@@ -15,22 +15,14 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from starlette.types import ASGIApp
+from typing import TYPE_CHECKING
 
 from infra.capacity.fleet import Fleet
-from infra.control.control import Control
-from infra.dashboard.history import History
 from infra.errors import NoSiteYet, SettingsInvalid, SettingsUnreadable
 from infra.pools import state_folder
 from infra.settings import edits
-from infra.settings.settings import FileCatalogue, Settings, read_settings
 from infra.settings.site_options import LogChoice, SiteOptions
 from infra.site_logs import LogsOptions, open_logs
-from infra.status.status import Status, look
-from serve.deploy.explorer import Explorer
-from serve.dispatch.backend import Pools
 from streams.clock import now_ms
 from streams.feedback.ticket import KEY_BYTES
 from streams.log.contract import Log
@@ -38,6 +30,14 @@ from streams.log.kafka_options import KafkaOptions
 from streams.log.sqlite_log import SqliteLog
 from streams.training.folder import Folder
 from streams.training.snapshots import Store
+
+if TYPE_CHECKING:  # a pool's replica has a site, too, and no use for settings or a router
+    from starlette.types import ASGIApp
+
+    from infra.control.control import Control
+    from infra.settings.settings import FileCatalogue, Settings
+    from serve.deploy.explorer import Explorer
+    from serve.dispatch.backend import Pools
 
 logger = logging.getLogger(__name__)
 
@@ -120,10 +120,14 @@ class LocalSite:
 
     def catalogue(self) -> FileCatalogue:
         """The settings file's models and pools."""
+        from infra.settings.settings import FileCatalogue
+
         return FileCatalogue(self.settings, self.edits)
 
     def control(self) -> Control:
         """What operators read and change the settings by."""
+        from infra.control.control import Control
+
         return Control(self.settings, self.edits, now_ms, self.store)
 
     def pools(self) -> Pools:
@@ -135,10 +139,13 @@ class LocalSite:
         return PoolClients(self.fleet.pools, DirectoryClient().ask, sized=self.sized)
 
     def pages(self, explorer: Explorer) -> Mapping[str, ASGIApp]:
-        """The dashboard."""
+        """The dashboard. Raises SettingsInvalid and SettingsUnreadable."""
         from infra.dashboard.app import pages
+        from infra.dashboard.desk import SiteDesk
+        from infra.settings.settings import read_settings
 
-        return pages(SiteDesk(self), explorer, now_ms)
+        settings = read_settings(self.settings, self.edits)
+        return pages(SiteDesk(settings, self.store(), self.log), explorer, now_ms)
 
     def ticket_keys(self) -> list[bytes]:
         """The keys in `ticket.keys`, a line of hexadecimal each, newest first.
@@ -173,42 +180,3 @@ class LocalSite:
                 os.link(partial, path)
         finally:
             partial.unlink()
-
-
-class SiteDesk:
-    """What the dashboard reads of a site, in any process; see `infra.dashboard.app.Desk`."""
-
-    def __init__(self, site: LocalSite) -> None:
-        """Raises SettingsInvalid and SettingsUnreadable."""
-        settings = read_settings(site.settings, site.edits)
-        self._site, self._silence_s = site, settings.options(SiteOptions).silence_s
-        self._pools, self._budgets = settings.pool_names(), settings.budgeted()
-        self._store, self._log = site.store(), site.log()
-        self._baseline = baseline_of(settings)
-
-    def status(self) -> Status:
-        """One look. Raises OSError."""
-        look_ms = now_ms()
-        return look(self._store, self._log, look_ms, self._silence_s, self._pools, self._budgets)
-
-    def log(self) -> Log:
-        """The log, opened anew."""
-        return self._site.log()
-
-    def history(self) -> History:
-        """Of the last day."""
-        return History(self._store.folder)
-
-    def baseline(self) -> str:
-        """The model that savings are stated against."""
-        return self._baseline
-
-
-def baseline_of(settings: Settings) -> str:
-    """The model of the settings, or the one whose calls are expected to cost most."""
-    stated = settings.options(SiteOptions).baseline
-    if stated or not settings.models:
-        return stated
-    catalogue = settings.catalogue()
-    tokens = np.array([settings.options(SiteOptions).prompt_tokens])
-    return catalogue.names[int(catalogue.expected_cost_usd(tokens)[0].argmax())]

@@ -25,6 +25,7 @@ from ray import serve as ray_serve
 from serve.deploy.options import DeploymentOptions
 from serve.deploy.replica import Replica, settle
 from serve.deploy.site import Site
+from serve.deploy.watched import COMMON, GRACE_S
 from serve.encoders import identity, make_encoder
 from serve.tracing.tracing import opened
 from streams.alarms import Board
@@ -43,17 +44,6 @@ from streams.training.watch import Watch
 logger = logging.getLogger(__name__)
 
 ROUTER_APP, TRAINER_APP = "router", "trainer"
-# Ray's defaults find a wedged replica after a minute and a half; a router must do better. A
-# health check is one call on the replica's own event loop.
-HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 1.0, 5.0
-GRACE_S = 10.0
-COMMON = {
-    "health_check_period_s": HEALTH_PERIOD_S,
-    "health_check_timeout_s": HEALTH_TIMEOUT_S,
-    "graceful_shutdown_timeout_s": GRACE_S,
-    "graceful_shutdown_wait_loop_s": 0.1,
-    "ray_actor_options": {"num_cpus": 0},  # load is watched, not reserved
-}
 
 
 def seed_of(seed: int | None, part: str) -> list[int] | None:

@@ -13,12 +13,13 @@ from dataclasses import replace
 
 from ray import serve as ray_serve
 
-from serve.deploy.deployment import COMMON, GRACE_S, seed_of, spread
+from serve.deploy.deployment import seed_of, spread
 from serve.deploy.dispatch_replica import DispatchReplica
 from serve.deploy.explorer import Explorer
 from serve.deploy.options import DeploymentOptions, DispatchersOptions
 from serve.deploy.replica import Replica, settle
 from serve.deploy.site import Site
+from serve.deploy.watched import COMMON, GRACE_S
 from streams.clock import now_ms
 
 DISPATCH_APP = "dispatch"

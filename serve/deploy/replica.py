@@ -64,16 +64,12 @@ from streams.feedback.ticket import ISSUER_BYTES, Issuer, Sealer, key_of
 from streams.log.contract import DECISIONS, FEEDBACK, TELEMETRY, Log
 from streams.log.outbox import Outbox, OutboxOptions
 from streams.telemetry.records import Telemetry, encode_all
-from streams.telemetry.window import Reporter, RouterWindow
+from streams.telemetry.window import SOURCE_BYTES, TELEMETRY_OUTBOX, Reporter, RouterWindow
 from streams.training.change import ChangeOptions
 from streams.training.snapshots import Store
 
 # Nobody waits for the decision log. Four writes a second take 1 % of a core; one per batch took 15.
 DECISIONS_LINGER_S = 0.25
-# A minute of windows is kept while the log is away; what is older is of no use to anybody, and
-# what can't be written when stopping is soon forgotten.
-TELEMETRY_OUTBOX = OutboxOptions(items_max=60, close_s_max=1.0)
-SOURCE_BYTES = 8
 # The event loop shares the interpreter with the threads that write the log and solve new views.
 # Whichever computes gives it up only after so long: by default 5 ms, which a call waits each time
 # that the loop has slept.

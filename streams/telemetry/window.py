@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streams.log.outbox import OutboxOptions
 from streams.telemetry.class_names import ClassNames
 from streams.telemetry.histogram import TOKENS, Counts, pairs
 from streams.telemetry.records import (
@@ -40,6 +41,10 @@ ROWS_MAX = 512  # kept before they are counted, which holds the event loop for a
 TIMES_MAX = 4096  # of a window: percentiles of so many are as good as of all
 DEMAND_MAX = 1024  # in a record: 72 KB of names and numbers, beside histograms of at most 130 KB
 NAMES_MAX = 1024  # classes counted apart within a window; callers choose their names
+SOURCE_BYTES = 8
+# A minute of windows is kept while the log is away; what is older is of no use to anybody, and
+# what can't be written when stopping is soon forgotten.
+TELEMETRY_OUTBOX = OutboxOptions(items_max=60, close_s_max=1.0)
 CONTROL = re.compile(r"[\x00-\x1f]")
 
 
@@ -47,7 +52,7 @@ class Reporter:
     """Who one process is to telemetry: its source, its next number, and the window it is in."""
 
     def __init__(self, source: str, now_ms: int) -> None:
-        """`source` is 16 random hexadecimal digits: `secrets.token_hex(8)`."""
+        """`source` is `secrets.token_hex(SOURCE_BYTES)`."""
         self.source, self._sequence, self._from_ms = source, 0, now_ms
 
     def window(self, now_ms: int) -> tuple[int, int]:

@@ -1,7 +1,8 @@
-"""What imports load: clients need grpcio and protobuf alone, and who decides nothing of who calls.
+"""What imports load: clients need grpcio and protobuf alone, and no process what only others use.
 
-Services that only ask a router install no more than these two packages, and a replica that only
-decides has neither HTTP nor dispatching, which would cost it start-up time and memory. All packages
+Services that only ask a router install no more than these two packages. A replica that only decides
+has neither HTTP nor dispatching, a pool's replica has no router, and who reads settings has no Ray:
+each would cost start-up time and memory. All packages
 are installed where these tests run, so an import that slips in would go unnoticed. Hence a fresh
 interpreter, which tells.
 """
@@ -11,7 +12,6 @@ from __future__ import annotations
 import re
 import sys
 
-import pytest
 from fresh_interpreter import modules_after
 
 # `grpc` looks for its own extras when imported (grpc_tools, grpc_health, grpc_reflection) and does
@@ -60,13 +60,25 @@ def test_the_check_would_notice():
     assert "numpy" in modules_after("import fairlead, numpy")
 
 
-@pytest.mark.parametrize("module", DECIDES)
-def test_deciding_loads_nothing_that_calls_pools(module):
-    loaded = modules_after(f"import {module}")
+def test_deciding_loads_nothing_that_calls_pools():
+    loaded = modules_after(f"import {', '.join(DECIDES)}")
 
     assert {name.partition(".")[0] for name in loaded} & CALLS == set()
     assert loaded & DISPATCHES == set()
-    assert module in loaded
+    assert loaded >= set(DECIDES)
+
+
+def test_a_replica_of_a_pool_loads_no_router():
+    loaded = modules_after("import infra.pools.pool_replica")
+
+    assert loaded & {*DECIDES, "serve.dispatch.dispatcher", "infra.settings.settings"} == set()
+
+
+def test_settings_and_a_site_are_read_without_ray():
+    loaded = modules_after("import infra.settings.settings, infra.pools.site")
+
+    assert "ray" not in loaded
+    assert "serve.deploy.replica" in loaded
 
 
 def test_the_check_would_notice_what_calls_pools():
