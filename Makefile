@@ -10,6 +10,9 @@ INSTALLED := $(VENV)/.installed
 
 .PHONY: install run test test-slow test-random lint proto buf api docs site kafka llm-pools vllm-pools peers planners axe dist audit clean
 
+# What installing compiles, so that no first start has to; `make test` does it again for what changed.
+COMPILE := $(BIN)/python -m learners.kernels load.simulation.machines.engine_kernels
+
 install: $(INSTALLED)
 
 run: $(INSTALLED)
@@ -25,7 +28,7 @@ PACKAGES := fairlead load infra serve streams learners
 
 test: $(INSTALLED)
 	@$(BIN)/python -m compileall -q -j 0 $(PACKAGES)
-	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m learners.kernels load.simulation.machines.engine_kernels
+	@$(COMPILE)
 	@nice -n 19 $(MAKE) --no-print-directory -k -j 2 $(SLOWLY:%=test-%) & slowly=$$!; \
 	$(MAKE) --no-print-directory -k -j 2 $(PARTS:%=test-%); failed=$$?; \
 	wait $$slowly || failed=1; exit $$failed
@@ -169,6 +172,8 @@ $(INSTALLED): pyproject.toml constraints.txt tools/local_kafka/pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python 3.11 or newer is needed: install it, or say make PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' --editable tools/local_kafka
+	@echo "Compiling, once: about twenty seconds ..."
+	@$(COMPILE)
 	touch $(INSTALLED)
 
 clean:

@@ -9,7 +9,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fairlead.commands.terminal import JsonOption, console, measured, only_json, progress, shown
+from fairlead.commands.terminal import (
+    JsonOption,
+    console,
+    load_kernels,
+    measured,
+    only_json,
+    progress,
+    shown,
+)
 
 bench_app = typer.Typer(help="Measure, on this machine.", no_args_is_help=True)
 
@@ -267,6 +275,7 @@ def bench_fleet(
             )
         options = replace(options, traces=tuple(dict.fromkeys(trace)), overload=None)
     options = replace(options, scenarios=replace(options.scenarios, seed=seed))
+    load_kernels()
     measured(lambda say: measure_seeds(options, seeds, say), as_json)
 
 
@@ -306,6 +315,7 @@ def bench_plan(
 
     options = bench.quick() if quick else bench.PlanBench()
     options = replace(options, live=replace(options.live, port=port))
+    load_kernels()
     measured(lambda say: bench.measure(options, connect, say), as_json)
 
 

@@ -36,18 +36,26 @@ def progress(text: str) -> None:
 
 
 def load_kernels() -> None:
-    """Load compiled code. The first time it is compiled: say so, rather than be silent."""
-    from learners.kernels.__main__ import NAMES
-    from learners.kernels.compiled import is_kept
+    """Load what simulations compute with. The first time it is compiled: say so."""
+    from learners.kernels.compiled import load_all
+    from load.simulation.machines.engines import KERNELS
 
-    text = "Loading compiled code. The first time it is compiled, which takes some 15 s …"
-    late = threading.Timer(SILENT_S, progress, [text])
-    late.daemon = True
-    late.start()
+    with late("Loading compiled code. The first time it is compiled, which takes some 30 s …"):
+        load_all(KERNELS)
+
+
+@contextlib.contextmanager
+def late(text: str, after_s: float = SILENT_S) -> Iterator[Callable[[], None]]:
+    """Say something if what is done meanwhile takes longer than that, unless what it yields is
+    called before.
+    """
+    timer = threading.Timer(after_s, progress, [text])
+    timer.daemon = True
+    timer.start()
     try:
-        all(map(is_kept, NAMES))
+        yield timer.cancel
     finally:
-        late.cancel()
+        timer.cancel()
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from rich.console import Console
 from fairlead.commands.renewal import Renewal
 from fairlead.commands.restarts import may_restart, restart, restarted_at_s, unless_stuck
 from fairlead.commands.started import STARTED, keep_settings
+from fairlead.commands.terminal import late
 from infra.cluster import head
 from infra.cluster.checkup import LOCK
 from infra.cluster.cluster import Running, is_ours, local_ray, running
@@ -45,6 +46,8 @@ logger = logging.getLogger(__name__)
 
 DEFAULT = Path("fairlead.toml")
 STOPPED = "Fairlead has stopped. What it learned is kept for the next start."
+LATE_S = 15.0  # that a start takes, from which it may seem to hang
+FIRST = "The first start compiles code, and takes up to a minute longer than those after it …"
 LOOK_S = 20.0  # between looks for alarms: said within a minute
 
 
@@ -104,11 +107,13 @@ def _run(path: Path | None, console: Console, stopping: threading.Event) -> None
             _stop_on_signals(stopping)  # again: Ray takes SIGTERM for itself at its start
             status.update("starting the router …")
             with (
+                late(FIRST, LATE_S) as started,
                 running(settings, path) as router,
                 _looking(settings, router.site),
                 watching(router.site.store().folder, is_ours, now_ms),
             ):
                 status.stop()
+                started()
                 console.print(f"[bold green]Fairlead is up[/] at [bold]{router.address}[/]")
                 if router.dispatch:
                     console.print(f"It answers, too: {router.dispatch} (gRPC), {router.openai}")

@@ -9,13 +9,9 @@ from __future__ import annotations
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 
-from learners.kernels.compiled import is_kept
-
-NAMES = [f"learners.kernels.{file.stem}" for file in sorted(Path(__file__).parent.glob("[!_]*.py"))]
-
+from learners.kernels.compiled import ALL, is_kept
 
 if __name__ == "__main__":
     with ProcessPoolExecutor(mp_context=get_context("forkserver")) as processes:
-        list(processes.map(is_kept, [*sys.argv[1:], *NAMES]))
+        list(processes.map(is_kept, [*sys.argv[1:], *ALL]))

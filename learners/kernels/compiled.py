@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 
 # Rows of `spread` (see `ridge`) are a multiple as long: whole vectors of any processor.
 WIDE = 16
+ALL = tuple(f"learners.kernels.{f.stem}" for f in sorted(Path(__file__).parent.glob("[!_]*.py")))
 VECTORS = blake2b(Path(__file__).with_name("vectors.py").read_bytes(), digest_size=4).hexdigest()
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,12 @@ def kernels(module: str) -> ModuleType | None:
 def is_kept(module: str) -> bool:
     """Compile a module's kernels, unless the cache has them; False where there is no numba."""
     return kernels(module) is not None
+
+
+def load_all(*more: str) -> None:
+    """Have all kernels ready, and those of modules of other packages: before anything is timed."""
+    for module in (*ALL, *more):
+        kernels(module)
 
 
 def compiled(*types: str) -> Callable[[F], F]:

@@ -20,8 +20,7 @@ from waiting import PATIENCE_S
 
 from learners.context import N_FEATURES
 from learners.estimates.estimator import BlendOptions
-from learners.kernels.__main__ import NAMES
-from learners.kernels.compiled import kernels
+from learners.kernels.compiled import ALL, kernels
 from learners.policies.inverse_gap import SquareCb
 from learners.policies.newcomers import Tries
 from learners.policies.policy import Scores
@@ -502,7 +501,7 @@ def test_who_starts_many_processes_compiles_all_kernels_before():
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
-    assert set(KERNELS) <= set(NAMES)
+    assert set(KERNELS) <= set(ALL)
 
 
 def test_a_cache_that_comes_with_an_image_is_used_without_the_right_to_write(tmp_path):

@@ -17,7 +17,7 @@ from fairlead.commands.planning.trace_options import (
     Stretch,
     ToOption,
 )
-from fairlead.commands.terminal import JsonOption, only_json, progress
+from fairlead.commands.terminal import JsonOption, load_kernels, only_json, progress
 
 
 def compare(
@@ -90,6 +90,7 @@ def _simulated(
 
     file = trace_of(trace, stretch)
     first = stretch.seed
+    load_kernels()
     return {
         "trace": about(file),
         "assumed": [list(site.assumed) for site in sites],

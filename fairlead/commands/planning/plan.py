@@ -26,7 +26,13 @@ from fairlead.commands.planning.trace_options import (
     TraceArgument,
     writable,
 )
-from fairlead.commands.terminal import JsonOption, SettingsOption, only_json, progress
+from fairlead.commands.terminal import (
+    JsonOption,
+    SettingsOption,
+    load_kernels,
+    only_json,
+    progress,
+)
 
 if TYPE_CHECKING:
     from infra.capacity.latency_target import LatencyTarget
@@ -144,6 +150,7 @@ def _planned(
     if not questions.quality_known:
         wanted = wanted | {"points": 0}
     options = PlanOptions(**wanted, seed=stretch.seed)
+    load_kernels()
     answer, fleet, per_usd = planned(site, file, questions, options, progress)
     found = {
         "command": "plan",

@@ -67,7 +67,6 @@ def quick() -> PlanBench:
 
 def measure(options: PlanBench, connect: Connect, say: Callable[[str], None]) -> dict[str, Any]:
     """Run all of it."""
-    requests_per_s(replace(options, speed_s=1.0))  # what is compiled is compiled, and loaded
     speed = requests_per_s(options)
     say(f"{speed:,.0f} simulated requests per second of one core")
     plans: dict[str, Any] = {}
