@@ -20,7 +20,7 @@ from typing import NamedTuple
 from learners.criticality import Criticality
 from learners.servers.first_tokens import FirstTokens
 from streams.telemetry.fleet_state import SLOT_MS, FleetState
-from streams.telemetry.histogram import LATENCY_MS, TOKENS, Buckets
+from streams.telemetry.histogram import LATENCY_MS, TOKENS, Buckets, Counts, count_into
 from streams.telemetry.pool_reports import by_pool, live
 from streams.telemetry.received import SILENT_MS, Received
 from streams.telemetry.records import CLASS_COUNTS, PoolState
@@ -163,10 +163,15 @@ def demand_by_model(
 
 def criticality_by_class(fleet: FleetState, now_ms: int) -> dict[str, Criticality]:
     """How critical each class's requests of the last five minutes were, on average."""
+    sums: dict[str, tuple[int, int]] = {}
+    for _, tally in spans(fleet, now_ms, WORKLOAD_SPAN_MS):
+        for name, of in tally.classes.items():
+            levels, n = sums.get(name, (0, 0))
+            sums[name] = levels + of.criticality, n + of.arrivals
     found = {}
-    for name, of in sorted(_classes(fleet, now_ms).items()):
-        if of.criticality and of.arrivals:
-            level = round(of.criticality / of.arrivals) - 1
+    for name, (levels, n) in sorted(sums.items()):
+        if levels and n:
+            level = round(levels / n) - 1
             found[name] = Criticality(min(max(level, min(Criticality)), max(Criticality)))
     return found
 
@@ -208,12 +213,18 @@ def spans(fleet: FleetState, now_ms: int, span_ms: int) -> Iterator[tuple[float,
 
 def prompt_variation(fleet: FleetState, now_ms: int) -> dict[str, float]:
     """The squared coefficient of variation of prompts' lengths over five minutes, by class."""
+    tokens: dict[str, int] = {}
+    lengths: dict[str, Counts] = {}
+    for _, tally in spans(fleet, now_ms, WORKLOAD_SPAN_MS):
+        for name, of_class in tally.classes.items():
+            tokens[name] = tokens.get(name, 0) + of_class.prompt_tokens
+            count_into(lengths.setdefault(name, {}), of_class.prompt_lengths.items())
     found = {}
-    for name, of_class in sorted(_classes(fleet, now_ms).items()):
-        n = sum(of_class.prompt_lengths.values())
-        if n and of_class.prompt_tokens:  # of lengths that are known: an unknown one adds nothing
-            mean = of_class.prompt_tokens / n
-            square = sum(c * TOKENS.typical(i) ** 2 for i, c in of_class.prompt_lengths.items()) / n
+    for name, counts in sorted(lengths.items()):
+        n = sum(counts.values())
+        if n and tokens[name]:  # of lengths that are known: an unknown one adds nothing
+            mean = tokens[name] / n
+            square = sum(c * TOKENS.typical(i) ** 2 for i, c in counts.items()) / n
             found[name] = max(0.0, square / mean**2 - 1.0)
     return found
 
