@@ -7,7 +7,8 @@
     choices ──spend──▶ Spending ──windows──▶ telemetry ─▶ trainer ─▶ larger slices
 
 The slice comes with the snapshot (`streams.training.budgets`); a hard budget of which this replica
-knows no slice has nothing to spend. So what is granted holds whatever is late or away.
+knows no slice has nothing to spend. So what is granted holds whatever is late or away. A replica
+that ends says what it spent of each period: what it had left is granted anew.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from numpy.typing import NDArray
 
 from learners.pacing import Pacer
 from learners.targets import COST_USD_MIN
+from serve.budgets.ledger import Ledger
 from serve.errors import BudgetUsedUp
-from streams.telemetry.records import BudgetWindow
+from streams.telemetry.records import PERIODS_MAX, BudgetWindow, EndedReplica
 from streams.training.budgets import NO_ACCOUNT, UNITS, Accounts, Budget, reserved_nano
 
 Floats = NDArray[np.float64]
@@ -37,6 +39,8 @@ HASTE_MAX = 1.5
 SOFT_MIN = 0.25
 LACKED_MAX = 2**63 - 1
 CHEAPER_MAX = 0.05  # of its stated price: no call is taken to be cheaper
+# Periods of a budget that a replica remembers: its clock may be set back over the turn of one.
+PERIODS = PERIODS_MAX - 1
 TOKEN_USD = 1e-6  # a price of tokens is a multiple of this; any number would do
 REQUEST_USD = 1e-3  # likewise
 
@@ -102,10 +106,15 @@ class Asked:
 class Spending:
     """All budgets on one replica. Used from one thread."""
 
-    def __init__(self, budgets: Sequence[Budget], source: str) -> None:
-        """`source` is what telemetry knows this replica by."""
-        self.budgets, self._source = tuple(budgets), source
+    def __init__(
+        self, budgets: Sequence[Budget], source: str, ledger: Ledger | None = None
+    ) -> None:
+        """`source` is what telemetry knows this replica by; what is in `ledger` outlives it."""
+        self.budgets, self._source, self._ledger = tuple(budgets), source, ledger
+        self._known: dict[int, _Open] = {}  # by place: budget and number of the period
         self._open = [_Open("") for _ in budgets]
+        self._places = [0 for _ in budgets]
+        self._ended = False
         self.groups = _groups(budgets)
         self._pacers: list[Pacer] = []
         self.models: tuple[str, ...] = ()
@@ -114,12 +123,36 @@ class Spending:
         self, accounts: Accounts, routers: Mapping[str, Iterable[BudgetWindow]], now_ms: int
     ) -> Purse:
         """For one batch: what may be spent now, by a snapshot's accounts and telemetry."""
-        for at, budget in enumerate(self.budgets):
-            if self._open[at].window != budget.window(now_ms):
-                self._open[at] = _Open(budget.window(now_ms))
+        self._turn(now_ms)
         left = [self._left(at, accounts) for at in range(len(self.budgets))]
         pace = [self._per_s(at, accounts, routers, now_ms) for at in range(len(self.budgets))]
         return Purse(self, left, pace, now_ms)
+
+    def hard_windows(self, now_ms: int) -> list[str]:
+        """The periods of hard budgets in which there are slices: the present ones and the next."""
+        hard = [budget for budget in self.budgets if budget.hard]
+        return [b.window(at_ms) for b in hard for at_ms in (now_ms, now_ms + b.period_ms)]
+
+    def end(self, now_ms: int) -> list[EndedReplica]:
+        """Spend no more of hard budgets from now on; what was spent of every period."""
+        if not any(budget.hard for budget in self.budgets):
+            return []
+        self._ended = True
+        spent = dict.fromkeys(self.hard_windows(now_ms), 0)
+        spent |= {one.window: one.spent for one in self._known.values()}
+        if self._ledger is not None:
+            self._ledger.close()
+        return [EndedReplica(source=self._source, spent=spent)]
+
+    def _turn(self, now_ms: int) -> None:
+        """Go on in the periods of now, which may be earlier ones than before."""
+        for at, budget in enumerate(self.budgets):
+            window = budget.window(now_ms)
+            if self._open[at].window != window:
+                place = at * PERIODS + now_ms // budget.period_ms % PERIODS
+                if place not in self._known or self._known[place].window != window:
+                    self._known[place] = _Open(window)
+                self._open[at], self._places[at] = self._known[place], place
 
     def windows(self) -> list[BudgetWindow]:
         """What telemetry is told."""
@@ -143,6 +176,8 @@ class Spending:
         """What this replica may still spend; without limit where a budget is not hard."""
         if not self.budgets[at].hard:
             return np.inf
+        if self._ended:
+            return 0.0
         mine = self._open[at]
         granted = accounts.get(mine.window, NO_ACCOUNT).granted.get(self._source, 0)
         return float(granted - mine.spent)
@@ -181,8 +216,11 @@ class Spending:
 
     def spend(self, at: int, whole: int, n: int) -> None:
         """Note what n decisions reserve of a budget."""
-        self._open[at].spent += whole
-        self._open[at].requests += n
+        mine = self._open[at]
+        mine.spent += whole
+        mine.requests += n
+        if self._ledger is not None and self.budgets[at].hard:
+            self._ledger.note(self._places[at], mine.window, mine.spent)
 
     def refuse(self, at: int, wanted: float = 0.0) -> None:
         """Note that a request was refused, and what it would have needed to fit."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import secrets
 import sys
 import time
@@ -30,6 +31,7 @@ from serve.admin.changes import Control
 from serve.admin.servicer import AdminServicer
 from serve.arms.decider import ArmDecider
 from serve.arms.listed import Arm
+from serve.budgets.ledger import Ledger, Left
 from serve.changes.trial import Trial
 from serve.deploy.router_alarms import RouterAlarms
 from serve.deploy.tracer import Tracer
@@ -52,7 +54,7 @@ from serve.rules.rule import Rule
 from serve.rules.rulebook import Rulebook
 from serve.sessions.held import SessionOptions, Sessions
 from serve.sessions.states import SessionStates
-from serve.sessions.table import shared_table
+from serve.shared_memory import shared_file
 from serve.tracing.calls import TracedCalls
 from serve.tracing.tracing import TracingOptions, opened, shown
 from streams.alarms import ROUTER_ROLE, Board
@@ -67,6 +69,8 @@ from streams.telemetry.records import Telemetry, encode_all
 from streams.telemetry.window import SOURCE_BYTES, TELEMETRY_OUTBOX, Reporter, RouterWindow
 from streams.training.change import ChangeOptions
 from streams.training.snapshots import Store
+
+logger = logging.getLogger(__name__)
 
 # Nobody waits for the decision log. Four writes a second take 1 % of a core; one per batch took 15.
 DECISIONS_LINGER_S = 0.25
@@ -219,6 +223,7 @@ class Replica:
             options.newcomers,
             self.reporter.source,
             trial,
+            self._ledger(),
         )
 
     def _decider(self, chooser: Chooser) -> Decider:
@@ -244,8 +249,22 @@ class Replica:
         return SessionStates(rulebook.states, kept_s, self._shared("states"))
 
     def _shared(self, kind: str) -> Path:
-        """The site's table on this machine of what is known of sessions."""
-        return shared_table(self._store.folder.uri, kind)
+        """The site's file of a kind on this machine."""
+        return shared_file(self._store.folder.uri, kind)
+
+    @property
+    def _hard_budgets(self) -> bool:
+        return any(budget.hard for budget in self._options.placement.pricing.budgets)
+
+    def _ledger(self) -> Ledger | None:
+        """Where it is kept what this replica spends; None where nothing has to be, or can be."""
+        if not self._hard_budgets:
+            return None
+        try:
+            return Ledger(self._shared("spent"), self.reporter.source)
+        except OSError as error:
+            logger.warning("what is left of slices is lost if this replica dies: %s", error)
+            return None
 
     def _rulebook(self) -> Rulebook:
         options = self._options
@@ -291,7 +310,8 @@ class Replica:
             self.reporter,
             self._options.telemetry_s,
             self.now_ms,
-            chooser.spending.windows,
+            chooser.spending,
+            Left(self._shared("spent")) if self._hard_budgets else None,
         )
 
     def _arm_decider(self) -> ArmDecider | None:

@@ -18,11 +18,13 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
+from serve.budgets.ledger import Left
+from serve.budgets.spending import Spending
 from serve.grpc_api.servicer import ServicerCounts
 from serve.routing.live import LiveView
 from streams.errors import OutboxClosed
 from streams.log.outbox import Outbox
-from streams.telemetry.records import BudgetWindow, Telemetry
+from streams.telemetry.records import EndedReplica, Telemetry
 from streams.telemetry.window import Reporter, RouterGauges, RouterWindow
 
 logger = logging.getLogger(__name__)
@@ -44,10 +46,11 @@ class Vitals:
         reporter: Reporter,
         period_s: float,
         now_ms: Callable[[], int],
-        budgets: Callable[[], Sequence[BudgetWindow]] = list,
+        spending: Spending,
+        left: Left | None = None,
     ) -> None:
-        """`budgets` says what was spent of them so far."""
-        self._budgets = budgets
+        """`spending` says what was spent of budgets so far, `left` what dead replicas had left."""
+        self._spending, self._left = spending, left
         self._window, self._outbox, self._view = window, outbox, view
         self._counts, self._period_s, self._now_ms = counts, max(period_s, SAMPLE_S), now_ms
         self._others: list[Contribute] = []
@@ -72,7 +75,9 @@ class Vitals:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-            self.report()
+            self.report(last=True)
+            if self._left is not None:
+                self._left.close()
 
     async def _run(self) -> None:
         due_s = time.monotonic() + self._period_s
@@ -85,11 +90,11 @@ class Vitals:
                 due_s = now_s + self._period_s
                 self.report()
 
-    def report(self) -> None:
-        """Hand over the records of the window that ends now."""
+    def report(self, *, last: bool = False) -> None:
+        """Hand over the records of the window that ends now; after the last no more is decided."""
         try:
             now_ms = self._now_ms()
-            gauges = self._gauges(now_ms)
+            gauges = self._gauges(now_ms, self._ended(now_ms, last=last))
             self._window.count_refused(self._counts.refused - self._refused)
             self._refused = self._counts.refused
             window = self._reporter.window(now_ms)
@@ -102,7 +107,15 @@ class Vitals:
         except Exception:  # our bug, but a router that decides is worth more than its telemetry
             logger.exception("a window of telemetry is lost")
 
-    def _gauges(self, now_ms: int) -> RouterGauges:
+    def _ended(self, now_ms: int, *, last: bool) -> list[EndedReplica]:
+        """Who spends no more: the dead of this machine, and at last this one."""
+        found = self._spending.end(now_ms) if last else []
+        if self._left is not None:
+            accounts = self._view.current.prices.accounts
+            found += self._left.ended(self._spending.hard_windows(now_ms), accounts)
+        return found
+
+    def _gauges(self, now_ms: int, ended: Sequence[EndedReplica]) -> RouterGauges:
         now_s, busy_s = time.monotonic(), time.thread_time()
         live = self._view.current
         gauges = RouterGauges(
@@ -110,7 +123,8 @@ class Vitals:
             snapshot_age_ms=live.age_ms(now_ms),
             loop_lag_ms_max=self._lag_s_max * 1000,
             loop_busy_share=(busy_s - self._busy_s) / max(now_s - self._began_s, 1e-9),
-            budgets=self._budgets(),
+            budgets=self._spending.windows(),
+            ended=ended,
         )
         self._lag_s_max, self._began_s, self._busy_s = 0.0, now_s, busy_s
         return gauges

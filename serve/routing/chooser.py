@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from learners.policies.newcomers import NewcomerOptions, Trials, Tries
 from learners.policies.policy import Policy, draw
+from serve.budgets.ledger import Ledger
 from serve.budgets.spending import NONE, Purse, Spending
 from serve.changes.trial import BY_CANDIDATE, Split, Trial
 from serve.routing.eligible import RequestBatch, Verdict
@@ -44,11 +45,12 @@ class Chooser:
         newcomers: NewcomerOptions | None = None,
         source: str = "",
         trial: Trial | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         """`source` is what telemetry knows this replica by: its slices of budgets go by it."""
         self.trial = trial
         self.policy, self._options, self._rng = policy, options, rng
-        self.spending = Spending(options.pricing.budgets, source)
+        self.spending = Spending(options.pricing.budgets, source, ledger)
         self._tracker, self._trials = (
             LoadTracker(options.pricing),
             Trials(newcomers or NewcomerOptions()),

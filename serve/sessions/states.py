@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from serve.sessions.table import HASH_BYTES, SessionTable, hash_of
+from serve.sessions.table import SessionTable
+from serve.shared_memory import HASH_BYTES, hash_of
 
 NEW = "new"
 FRESH = 8  # a record is written again when so much of its time is over

@@ -20,7 +20,6 @@ mapped one would end the process.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import struct
 import tempfile
@@ -31,22 +30,11 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from serve.shared_memory import folder, hash_of, opened
+
 HEAD = struct.Struct("<8s8sq")  # session, tenant, when last used
 CHECK_BYTES = 4  # a record ends with it
 WAYS, BUCKETS = 8, 16_384  # 131,072 sessions
-HASH_BYTES = 8
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where it is, what is written touches no disk
-OPENED = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-def shared_table(site: str, kind: str) -> Path:
-    """The file of a site's table of a kind on this machine, which ends with the machine."""
-    return _shared_memory() / f"fairlead-{os.getuid()}-{hash_of(site).hex()}.{kind}"
-
-
-def hash_of(text: str) -> bytes:
-    """What stands for a name in a table."""
-    return hashlib.blake2b(text.encode(), digest_size=HASH_BYTES).digest()
 
 
 class Record(NamedTuple):
@@ -140,16 +128,7 @@ class SessionTable:
         """A descriptor; -1 where there is no table yet."""
         if self._path is None:
             return _of_this_process() if make else -1
-        try:
-            file = os.open(self._path, OPENED | (os.O_CREAT if make else 0), 0o600)
-        except FileNotFoundError:
-            return -1
-        try:
-            _check_is_ours(self._path, os.fstat(file))
-        except PermissionError:
-            os.close(file)
-            raise
-        return file
+        return opened(self._path, make=make)
 
     def _lock(self) -> bool:
         """Whether this process alone may write now: nobody waits for another one."""
@@ -168,17 +147,8 @@ def _given_up(found: Collection[Record], newcomer: bytes) -> Record:
 
 def _of_this_process() -> int:
     """A table that nobody else can open."""
-    with tempfile.TemporaryFile(dir=_shared_memory()) as file:
+    with tempfile.TemporaryFile(dir=folder()) as file:
         return os.dup(file.fileno())
-
-
-def _check_is_ours(path: Path, found: os.stat_result) -> None:
-    """Anybody may make files where shared memory is. Raises PermissionError."""
-    if found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise PermissionError(
-            f"{path}: what is known of sessions would be in a file that others may write: owner "
-            f"{found.st_uid}, mode {found.st_mode & 0o777:o}; remove it"
-        )
 
 
 def _key(tenant: str, session: str) -> bytes:
@@ -191,7 +161,3 @@ def _bucket(key: bytes) -> int:
 
 def _check(record: bytes) -> bytes:
     return zlib.crc32(record).to_bytes(CHECK_BYTES, "little")
-
-
-def _shared_memory() -> Path:
-    return SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())

@@ -31,6 +31,8 @@ CLASSES_MAX = 64  # of requests, in one record and in one slot of the state; the
 MODELS_MAX = 256  # a catalogue has at most 255, and then OTHER
 POOLS_MAX = 1024  # pools, and pairs of model and pool; then OTHER
 BUDGETS_MAX = 256
+PERIODS_MAX = 5  # of one budget: those that a replica remembers, and the next
+ENDED_MAX = 64  # replicas, in one record
 KINDS_MAX = 64  # of failures, and targets of rerouting, per pool; then OTHER
 WINDOW_MS_MAX = 60_000  # a longer window would blur what the last minute was like
 NAME_LENGTH_MAX = 200
@@ -202,6 +204,16 @@ class BudgetWindow(Part):
     refused: Annotated[Count, Meta(description="Requests it refused in the period.")] = 0
 
 
+class EndedReplica(Part):
+    """A router replica that spends no more: what is left of its slices can be granted anew."""
+
+    source: Annotated[str, Meta(pattern="^[0-9a-f]{16}$", description="As in its own records.")]
+    spent: Annotated[
+        dict[Name, Annotated[int, Meta(ge=0, le=2**63 - 1)]],
+        Meta(max_length=PERIODS_MAX * BUDGETS_MAX, description="All it ever did, by `window`."),
+    ]
+
+
 class RouterState(Telemetry, tag="router"):
     """What a router replica decided, and how it is."""
 
@@ -217,6 +229,10 @@ class RouterState(Telemetry, tag="router"):
     ] = 0.0
     budgets: Annotated[
         list[BudgetWindow], Meta(max_length=BUDGETS_MAX, description="The present periods'.")
+    ] = []
+    ended: Annotated[
+        list[EndedReplica],
+        Meta(max_length=ENDED_MAX, description="This one, if it ends; others that have died."),
     ] = []
     latency_ms_p50: Annotated[
         Amount | None,

@@ -32,6 +32,7 @@ from streams.telemetry.records import (
     BudgetWindow,
     ClassWindow,
     DemandWindow,
+    EndedReplica,
     MixWindow,
     RouterState,
     Workload,
@@ -85,6 +86,7 @@ class RouterGauges:
     loop_lag_ms_max: float
     loop_busy_share: float
     budgets: Sequence[BudgetWindow] = ()
+    ended: Sequence[EndedReplica] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -200,6 +202,7 @@ class RouterWindow:
                 loop_lag_ms_max=gauges.loop_lag_ms_max,
                 loop_busy_share=gauges.loop_busy_share,
                 budgets=list(gauges.budgets),
+                ended=list(gauges.ended),
                 latency_ms_p50=p50,
                 latency_ms_p99=p99,
                 **reporter.head(window),

@@ -10,16 +10,19 @@ A decision *reserves* more than its predicted cost; when its bill comes the diff
 
 as long as the calls that are not billed yet cost no more than was reserved for them. Nothing
 in this depends on how late bills or snapshots are: a slice not known yet is not spent.
-What a replica that went away had not spent stays unspent until the period ends.
 
-Slices are never taken back, so a snapshot that a replica has read late grants it too little, never
-too much.
+Nobody's slice is ever made smaller while it may be spent, so a snapshot that a replica has read
+late grants it too little, never too much. What a replica has left comes back when it is *ended*:
+when it has said itself, or the kernel has, that it decides no more, and what it spent is known
+(`serve.budgets.ledger`). That is said until it is in the accounts, and holds for the rest of the
+period, so it may be said twice, late or never. Silence ends nobody: who is cut off from the log
+decides all the same.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +41,7 @@ PERIOD_MS = {"hour": HOUR_MS, "day": 24 * HOUR_MS}
 UNITS = {"usd": NANO_USD, "tokens": 1.0, "requests": 1.0}  # whole numbers in one of the unit
 # A call reserves so much of what it is predicted to cost: what is under way may cost half more.
 RESERVED = 1.5
-# A replica holds at most this part of its share of what is left: what a dead one takes along.
+# A replica holds at most this part of its share of what is left: what a dead machine takes along.
 SLICES = 8
 LACKED_SLICES = 2  # and so much, where it had to refuse as much
 RELEASED = "budget_released."  # a counter of the state, followed by a budget's window
@@ -54,6 +57,7 @@ class Account:
     spent: int = 0  # reserved by decisions, less what bills released
     # By replica, all that it was ever granted in this period.
     granted: dict[str, int] = field(default_factory=dict)
+    ended: dict[str, int] = field(default_factory=dict)  # by those that decide no more, what for
 
     @property
     def left(self) -> int:
@@ -208,26 +212,58 @@ def accounts(
     counts: Mapping[str, int],
     at_ms: int,
     budgets: Iterable[Budget],
+    trusted_ms: int | None = None,
 ) -> Accounts:
-    """The accounts now: of the present period and the next, so that it begins with slices."""
+    """The accounts now: of the present period and the next, so that it begins with slices.
+
+    Others stay as they are until their period is over and one more, by the log's clock where that
+    is trusted: one time that is wrong by a day must not make what was spent today forgotten.
+    """
+    past_ms = at_ms if trusted_ms is None else trusted_ms
     here = sorted(s for s, one in routers.items() if at_ms - one.received_ms <= SILENT_MS)
     found: Accounts = {}
     for budget in budgets:
+        found |= {
+            window: one
+            for window, one in before.items()
+            if one.budget == budget.name
+            and -2 * budget.period_ms < one.start_ms - past_ms <= budget.period_ms
+        }
         for when_ms in (at_ms, at_ms + budget.period_ms):
             window = budget.window(when_ms)
-            known = before.get(window, NO_ACCOUNT).granted
-            spent = _spent(known, routers, window)
+            known = before.get(window, NO_ACCOUNT)
+            ended = _ended(known.ended, routers, window)
+            granted = {s: n for s, n in known.granted.items() if s not in ended}
+            spent = _spent(granted, routers, window, ended)
             released = counts.get(RELEASED + window, 0)
-            slices = _slices(known, spent, here, budget.whole + released) if budget.hard else {}
-            total = sum(already for already, *_ in spent.values()) - released
+            gone = sum(ended.values())
+            able = [source for source in here if source not in ended]
+            amount = budget.whole + released - gone
+            slices = _slices(granted, spent, able, amount) if budget.hard else {}
+            total = gone + sum(already for already, *_ in spent.values()) - released
             found[window] = Account(
-                budget.name, budget.start_ms(when_ms), budget.whole, total, slices
+                budget.name, budget.start_ms(when_ms), budget.whole, total, slices, ended
             )
     return found
 
 
-def _spent(
+def _ended(
     known: Mapping[str, int], routers: Mapping[str, Received[RouterState]], window: str
+) -> dict[str, int]:
+    """By replica that spends no more, what it spent in a window. What is known stays."""
+    found = dict(known)
+    for router in routers.values():
+        for one in router.record.ended:
+            if window in one.spent:
+                found.setdefault(one.source, one.spent[window])
+    return found
+
+
+def _spent(
+    known: Mapping[str, int],
+    routers: Mapping[str, Received[RouterState]],
+    window: str,
+    ended: Collection[str],
 ) -> dict[str, Spent]:
     """By replica, what it has spent in a window, and what it lacked for a request, and for all.
 
@@ -236,7 +272,7 @@ def _spent(
     found = {source: (n, 0, 0) for source, n in known.items() if source not in routers}
     for source, router in routers.items():
         for one in router.record.budgets:
-            if one.window == window:
+            if one.window == window and source not in ended:
                 found[source] = (one.spent, one.wanted, one.lacked)
     return found
 

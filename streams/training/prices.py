@@ -115,16 +115,21 @@ class Prices:
         at_ms: int,
         options: PricingOptions,
         counts: Mapping[str, int] | None = None,
+        trusted_ms: int | None = None,
     ) -> Prices:
         """Prices at a time of the log, from what was folded and spent until then.
 
-        `counts` say what bills released of budgets.
+        `counts` say what bills released of budgets; `trusted_ms` is the time for what can't be
+        undone, where it is another one (`streams.clock`).
 
-        After a silence nothing is known of now, nor after the clock was set back: only the time is
-        noted.
+        After a silence nothing is known of now, nor after the clock was set back: the time is
+        noted, and which replicas have ended.
         """
+        held = accounts(
+            self.accounts, fleet.routers, counts or {}, at_ms, options.budgets, trusted_ms
+        )
         if not 0 < self.as_of_ms <= at_ms or at_ms - fleet.received_ms > SILENT_MS:
-            return replace(self, as_of_ms=at_ms, spent_usd=spent_usd)
+            return replace(self, as_of_ms=at_ms, spent_usd=spent_usd, accounts=held)
         elapsed_s = (at_ms - self.as_of_ms) / 1000.0
         # A pool without replicas has no capacity, and so no price.
         pools = capacities(fleet, options.first_token_s)
@@ -158,7 +163,7 @@ class Prices:
             power=after[-1],
             spent_usd=spent_usd,
             carried_usd=carried_usd,
-            accounts=accounts(self.accounts, fleet.routers, counts or {}, at_ms, options.budgets),
+            accounts=held,
         )
 
     def _spending(

@@ -103,15 +103,16 @@ class TelemetryFold:
     def _fold(self, partition: int, appended_at_ms: int, records: Sequence[Record]) -> None:
         """Fold records that go on in a partition, and that the log took at one time."""
         state = self._state
-        at_ms = state.telemetry_clocks.of(partition).read(appended_at_ms)
+        clock = state.telemetry_clocks.of(partition)
+        at_ms = clock.read(appended_at_ms)
         if at_ms < state.fleet.received_ms - STEP_MS:
             state.fleet.rewind(at_ms)  # the clock was ahead, and is right again
         if state.prices.due(at_ms):
             counts = self._counts()
             state.prices = state.prices.advanced(
-                state.fleet, spent_usd(counts), at_ms, self._pricing, counts
+                state.fleet, spent_usd(counts), at_ms, self._pricing, counts, clock.trusted_ms
             )
-            forget(state.counts, at_ms)
+            forget(state.counts, clock.trusted_ms)
         for name, n in self._folded(records, at_ms).items():
             state.count(name, n)
         state.telemetry_offsets[partition] = records[-1].offset + 1

@@ -7,7 +7,8 @@ import os
 
 import pytest
 
-from serve.sessions.table import BUCKETS, WAYS, SessionTable, hash_of, shared_table
+from serve.sessions.table import BUCKETS, WAYS, SessionTable
+from serve.shared_memory import hash_of, shared_file
 
 ONES = [(1 + BUCKETS * n).to_bytes(8, "little") for n in range(2 * WAYS)]  # hashes of one bucket
 
@@ -129,5 +130,5 @@ def test_a_table_is_closed_with_its_owner(path):
 
 
 def test_sites_and_kinds_have_tables_of_their_own():
-    found = {shared_table(site, kind) for site in ("a", "b") for kind in ("states", "sessions")}
+    found = {shared_file(site, kind) for site in ("a", "b") for kind in ("states", "sessions")}
     assert len(found) == 4

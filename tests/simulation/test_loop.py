@@ -22,7 +22,7 @@ from command import ROOT, decides, descendants, fairlead, settings_file
 from local_kafka.broker import Broker
 from waiting import PATIENCE_S, until
 
-from fairlead import Client
+from fairlead import Client, FairleadError
 from fairlead.commands.status import show
 from infra.pools.ports import free_ports, is_free
 from infra.settings.settings import read_settings
@@ -168,6 +168,19 @@ def test_demo_prints_one_json_object_and_a_picture(ended):
     assert (folder / "demo.png").read_bytes().startswith(b"\x89PNG")
 
 
+AMOUNT = 16  # of two replicas each has one request granted ahead, and more when it refused some
+BUDGET = f"""
+[[budgets]]
+name = "acme-day"
+scope = "tenant"
+value = "acme"
+unit = "requests"
+per = "day"
+amount = {AMOUNT}
+then = "refuse"
+"""
+
+
 class Up:
     """`fairlead up`, where it listens, and its settings."""
 
@@ -181,6 +194,7 @@ def up(request, tmp_path_factory) -> Iterator[Up]:
     """One for all tests below, on Kafka with two trainers where there is a broker; the last ends it."""
     [port] = free_ports(1)
     path = settings_file(tmp_path_factory.mktemp("up"), port)
+    path.write_text(path.read_text() + BUDGET)
     with contextlib.suppress(pytest.skip.Exception):
         path.write_text(path.read_text() + on_kafka(request.getfixturevalue("kafka_broker")))
     with fairlead("up", "--settings", str(path)) as process:
@@ -277,6 +291,39 @@ def test_catalogue_changes_without_a_restart_and_without_forgetting(up):
         until(lambda: all(models(client) == {"small", "large"} for _ in range(8)), "large back")
         assert predicted()["small"] - predicted()["large"] > 0.3
         assert up.process.poll() is None
+
+
+def test_what_replicas_had_left_of_a_budget_comes_back_when_they_are_replaced(up):
+    """
+    One is killed, then all are replaced: what they had been granted is served by those that come after
+    them, to the last request, and not one more.
+    """
+    served = 0
+
+    def routers() -> set[int]:
+        return {process.pid for process in named(up.process, "Router")}
+
+    def is_served() -> bool:
+        try:
+            return bool(client.route(text="x", tenant="acme").model)
+        except FairleadError:  # not here yet, or a replica is just replaced
+            return False
+
+    def all_are_served() -> bool:
+        nonlocal served
+        served += is_served()
+        return served == AMOUNT
+
+    with Client(up.address, timeout_s=10.0) as client:
+        until(is_served, "a slice")
+        served = 1
+        before = routers()
+        os.kill(min(before), signal.SIGKILL)
+        until(lambda: len(routers() - before) == 1, "another replica")
+        os.kill(up.process.pid, signal.SIGHUP)
+        until(lambda: len(routers()) == 2 and not routers() & before, "all replaced")
+        until(all_are_served, "all of the budget")
+        assert not any(is_served() for _ in range(4))
 
 
 def test_up_leaves_nothing_behind_after_ctrl_c(up):

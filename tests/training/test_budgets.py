@@ -114,7 +114,18 @@ def test_the_next_period_begins_with_slices():
     following = found[BUDGET.window(NOON_MS + HOUR_MS)]
     assert following.granted == {"a": 125}
     later = accounts(found, {"a": router()}, {}, NOON_MS + HOUR_MS, [BUDGET])
-    assert WINDOW not in later
+    assert later[WINDOW] == found[WINDOW], "for a clock that is set back"
+    assert WINDOW not in accounts(later, {"a": router()}, {}, NOON_MS + 2 * HOUR_MS, [BUDGET])
+
+
+def test_one_time_that_is_wrong_by_a_day_makes_nothing_forgotten():
+    """The log's clock jumps ahead and is right again: what was granted is known as before."""
+    before = {WINDOW: Account("all", NOON_MS, 1000, 0, {"gone": 400}, {"ended": 100})}
+    ahead_ms = NOON_MS + 99 * HOUR_MS
+    ahead = accounts(before, {}, {}, ahead_ms, [BUDGET], trusted_ms=NOON_MS)
+    after = accounts(ahead, {"a": router(wanted=1000)}, {}, NOON_MS + 1, [BUDGET], NOON_MS + 1)
+    assert after[WINDOW].granted == {"gone": 400, "a": 500}
+    assert set(after) == {WINDOW, BUDGET.window(NOON_MS + HOUR_MS)}
 
 
 def test_a_budget_that_is_not_hard_has_an_account_without_slices():
