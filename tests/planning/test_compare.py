@@ -10,6 +10,8 @@ from planned_site import SETTINGS
 from typer.testing import CliRunner
 
 from fairlead.command_line import app
+from fairlead.commands.planning.compare import _sites
+from infra.settings.edits import Edit
 from load.planning.compare import interval
 
 
@@ -37,6 +39,20 @@ def test_what_was_not_changed_does_not_differ(compared):
     assert cost["low"] <= cost["mean"] <= cost["high"]
     assert cost["mean"] == pytest.approx(2 * 0.85, rel=0.02)
     assert len(compared["seeds"]) == 3
+
+
+@pytest.mark.parametrize(("edited", "weights"), [(False, [20, 20]), (True, [3, 20])])
+def test_files_count_as_they_are_and_edits_where_it_is_asked_for(tmp_path, edited, weights):
+    """
+    Both name the state folder of a site that was edited: a planner's file is not what runs there.
+    """
+    edit = Edit(number=1, at_unix_ms=1, by="ann", kind="policy", name="", action="set",
+                settings={"preference.cost": 3})  # fmt: skip
+    (tmp_path / "edits.jsonl").write_bytes(edit.line())
+    path = tmp_path / "fairlead.toml"
+    path.write_text(f"state_dir = {json.dumps(str(tmp_path))}\n{SETTINGS}")
+    sites = _sites(path, path, edited=edited)
+    assert [site.settings.stated("preference.cost") for site in sites] == weights
 
 
 def test_an_interval_is_students():

@@ -41,18 +41,18 @@ def compare(
     from_s: FromOption = 0.0,
     to_s: ToOption = float("inf"),
     seed: SeedOption = 0,
+    edited: Annotated[
+        bool, typer.Option("--edited", help="A with what was edited on its running site.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Simulate two settings files under one trace; differences with paired 95 % intervals."""
     stretch = Stretch(rate=rate, length=length, from_s=from_s, to_s=to_s, seed=seed)
     with only_json(as_json) as emit:
-        from infra.settings.settings import read_settings
-        from load.planning.site import site_of
-
         if (trace is None) == (log is None):
             raise typer.BadParameter("give one of the two", param_hint="--trace, --log")
-        sites = [site_of(read_settings(path)) for path in (a, b)]
-        found: dict[str, Any] = {"command": "compare", "a": str(a), "b": str(b)}
+        sites = _sites(a, b, edited=edited)
+        found: dict[str, Any] = {"command": "compare", "a": str(a), "b": str(b), "edited": edited}
         if log is not None:
             found |= {"log": str(log), "seed": seed, **_on_the_log(sites, log, snapshot)}
         else:
@@ -60,6 +60,15 @@ def compare(
         emit(found)
     if not as_json:
         (show if log is None else show_off_policy)(found, Console(width=100))
+
+
+def _sites(a: Path, b: Path, *, edited: bool) -> list[Any]:
+    """Both as their files say, or the first with what was edited on its running site."""
+    from infra.settings.settings import read_settings, stated_settings
+    from load.planning.site import site_of
+
+    first = read_settings(a) if edited else stated_settings(a)
+    return [site_of(first), site_of(stated_settings(b))]
 
 
 def _on_the_log(sites: list[Any], log: Path, snapshot: Path | None) -> dict[str, Any]:
