@@ -337,7 +337,8 @@ def landmarks(
 @rules_app.command("test")
 def rules_test(
     file: Annotated[
-        typer.FileText, typer.Argument(help="One request as JSON per line; - is standard input.")
+        typer.FileBinaryRead,
+        typer.Argument(help="One request as JSON per line; - is standard input."),
     ],
     settings: SettingsOption = None,
     as_json: JsonOption = False,

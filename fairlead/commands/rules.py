@@ -10,8 +10,9 @@ it is to meet, so that a file of examples is a test).
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +25,7 @@ from infra.pools.site import LocalSite
 from infra.settings.settings import Settings
 from learners.estimates.learned import Learned, MemoryOptions
 from serve.encoders import Encoder, identity, make_encoder
-from serve.errors import InvalidRequest, ServeError
+from serve.errors import ServeError
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.live import Live, LiveOptions
 from serve.routing.request import (
@@ -41,6 +42,7 @@ from serve.sessions.states import SessionStates
 from streams.clock import now_ms
 from streams.training.state import Loader
 
+NO_OBJECT = "it must be one request as a JSON object on one line"
 FIELDS = (*(f.name for f in pb.RouteRequest.DESCRIPTOR.fields), "at", "expect")
 
 
@@ -54,21 +56,30 @@ class Example:
     expect: tuple[str, ...] | None
 
 
-def examples_of(lines: Iterable[str], now: int) -> Iterator[Example | ServeError]:
-    """The file's requests; a line that is none is an error that names it."""
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """One that is no request."""
+
+    line: int
+    why: str
+
+
+def examples_of(
+    lines: Iterable[bytes], rules: Collection[str], now: int
+) -> Iterator[Example | Unreadable]:
+    """The file's requests, that expect some of `rules`."""
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            yield _example(number, line, now)
-        except (ValueError, ParseError, ServeError) as error:
-            yield InvalidRequest(f"line {number}", str(error), "a request as JSON")
+        if line.strip():
+            try:
+                yield _example(number, line, rules, now)
+            except (ValueError, ParseError, ServeError) as error:
+                yield Unreadable(number, _why(error))
 
 
-def _example(number: int, line: str, now: int) -> Example:
+def _example(number: int, line: bytes, rules: Collection[str], now: int) -> Example:
     said = json.loads(line)
     if not isinstance(said, dict):
-        raise ValueError("no JSON object")  # noqa: TRY004 - as json's own
+        raise ValueError(NO_OBJECT)  # noqa: TRY004 - as json's own
     for name in said:
         if name not in FIELDS:
             raise ValueError(f"{name!r} is no field; it must be {meant(name, FIELDS)}")
@@ -77,15 +88,37 @@ def _example(number: int, line: str, now: int) -> Example:
         said["criticality"] = str(said["criticality"]).upper()
     asked = read_request(ParseDict(said, pb.RouteRequest()), PreferenceDefaults())
     at_ms = now if at is None else _unix_ms(str(at))
-    return Example(number, asked, at_ms, None if expect is None else tuple(expect))
+    return Example(number, asked, at_ms, None if expect is None else _expected(expect, rules))
+
+
+def _expected(expect: object, rules: Collection[str]) -> tuple[str, ...]:
+    if not isinstance(expect, list):
+        raise ValueError(f"expect is {expect!r}; it must be a list of names of rules")  # noqa: TRY004
+    for name in expect:
+        if name not in rules:
+            raise ValueError(f"expect has {name!r}; it must be {meant(str(name), rules)}")
+    return tuple(expect)
 
 
 def _unix_ms(text: str) -> int:
-    at = datetime.fromisoformat(text)
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"at is {text!r}; it must be a time, 2026-11-28T23:00:00Z") from None
     return round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
-def tested(lines: Iterable[str], settings: Settings, path: Path) -> dict[str, Any]:
+def _why(error: Exception) -> str:
+    """What is wrong with a line, in a user's words."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{NO_OBJECT} ({error.msg}, column {error.colno})"
+    if isinstance(error, UnicodeDecodeError):
+        return f"{NO_OBJECT} (its text is not UTF-8)"
+    of_field = re.fullmatch(r"Failed to parse (\w+) field: (.*?)\.*", str(error), re.DOTALL)
+    return f"{of_field[1]}: {of_field[2]}" if of_field else str(error)
+
+
+def tested(lines: Iterable[bytes], settings: Settings, path: Path) -> dict[str, Any]:
     """What became of each example. Raises what settings and encoders raise."""
     options = settings.deployment().replica
     encoder = make_encoder(options.encoder)
@@ -93,17 +126,17 @@ def tested(lines: Iterable[str], settings: Settings, path: Path) -> dict[str, An
     states = SessionStates(book.states, options.session_state_s)  # as if the lines came in turn
     ruling, live = Ruling(book, WEIGHTS, states), live_of(settings, path, encoder)
     found: list[dict[str, Any]] = [
-        {"line": 0, "error": str(one)}
-        if isinstance(one, ServeError)
+        {"line": one.line, "unreadable": one.why}
+        if isinstance(one, Unreadable)
         else _of(one, ruling, live, encoder)
-        for one in examples_of(lines, now_ms())
+        for one in examples_of(lines, [rule.name for rule in book.rules], now_ms())
     ]
     matched = Counter(name for one in found if "rules" in one for name in one["rules"])
     return {
         "requests": found,
         "rules": {rule.name: matched[rule.name] for rule in book.rules},
         "unexpected": sum("unexpected" in one for one in found),
-        "unreadable": sum(not one["line"] for one in found),
+        "unreadable": sum("unreadable" in one for one in found),
     }
 
 
@@ -169,8 +202,8 @@ def lines_of(found: dict[str, Any]) -> list[str]:
     """The result for people."""
     lines = []
     for one in found["requests"]:
-        if not one["line"]:
-            lines.append(one["error"])
+        if "unreadable" in one:
+            lines.append(f"line {one['line']}: {one['unreadable']}")
             continue
         rules = ", ".join(one["rules"]) or "no rule"
         left = one["error"] or f"left: {', '.join(one['models'])}"

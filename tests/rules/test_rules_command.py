@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from typer.testing import CliRunner
 
 from fairlead.command_line import app
+from fairlead.commands.rules import examples_of
 from infra.errors import SettingsInvalid
 
 SETTINGS = """
@@ -88,9 +90,27 @@ def test_a_line_that_is_no_request_fails_with_what_was_meant(tried):
     """The others are tried all the same."""
     code, found = tried([{"txet": "hello"}, {"text": "hi"}, {"text": "hi", "task": "x" * 99}])
     assert (code, found["unreadable"]) == (1, 2)
-    assert "did you mean 'text'" in found["requests"][0]["error"]
-    assert found["requests"][1]["line"] == 2
-    assert "at most 64 bytes" in found["requests"][2]["error"]
+    assert "did you mean 'text'" in found["requests"][0]["unreadable"]
+    assert [one["line"] for one in found["requests"]] == [1, 2, 3]
+    assert "at most 64 bytes" in found["requests"][2]["unreadable"]
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (b"{", r"one request as a JSON object on one line \(.*, column 2\)"),
+        (b"\xff\xfe\x00 \x9c", r"one request as a JSON object on one line \(its text is not UTF-8"),
+        (b'["hello"]', "one request as a JSON object on one line$"),
+        (b'{"text": 5}', r"text: expected string or bytes-like object, got 'int'$"),
+        (b'{"text": "x", "at": "tomorrow"}', "at is 'tomorrow'; it must be a time"),
+        (b'{"text": "x", "expect": "a"}', "expect is 'a'; it must be a list"),
+        (b'{"text": "x", "expect": ["monney"]}', "expect has 'monney'.*did you mean 'money'"),
+    ],
+)
+def test_what_is_wrong_with_a_line_is_said_in_a_users_words(line, why):
+    """Whatever the bytes are, and where its expectation can never be met."""
+    (found,) = examples_of([line], ["money"], now=0)
+    assert re.search(why, found.why)
 
 
 def changed(old: str, new: str) -> str:
