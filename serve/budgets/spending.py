@@ -219,7 +219,7 @@ class Spending:
         mine = self._open[at]
         mine.spent += whole
         mine.requests += n
-        if self._ledger is not None and self.budgets[at].hard:
+        if whole and self._ledger is not None and self.budgets[at].hard:
             self._ledger.note(self._places[at], mine.window, mine.spent)
 
     def refuse(self, at: int, wanted: float = 0.0) -> None:
