@@ -18,6 +18,7 @@ from rich.console import Console
 
 from fairlead.commands.renewal import Renewal
 from fairlead.commands.restarts import may_restart, restart, restarted_at_s, unless_stuck
+from fairlead.commands.signals import stop_on_signals
 from fairlead.commands.started import STARTED, keep_settings
 from fairlead.commands.terminal import late
 from infra.cluster import head
@@ -95,7 +96,7 @@ def _run(path: Path | None, console: Console, stopping: threading.Event) -> None
     settings, path = settings_of(path, console)
     settings.catalogue()  # say what is wrong before starting anything
     state_folder.prepare(settings.options(SiteOptions).state_dir.absolute())
-    _stop_on_signals(stopping)
+    stop_on_signals(stopping)
     try:
         gpus = settings.fleet().resources()
         with (
@@ -104,7 +105,7 @@ def _run(path: Path | None, console: Console, stopping: threading.Event) -> None
             local_ray(gpus, settings.options(SiteOptions).ray_address),
         ):
             keep_settings(settings, path)
-            _stop_on_signals(stopping)  # again: Ray takes SIGTERM for itself at its start
+            stop_on_signals(stopping)  # again: Ray takes SIGTERM for itself at its start
             status.update("starting the router …")
             with (
                 late(FIRST, LATE_S) as started,
@@ -124,17 +125,6 @@ def _run(path: Path | None, console: Console, stopping: threading.Event) -> None
     except KeyboardInterrupt:
         pass
     console.print(STOPPED)
-
-
-def _stop_on_signals(stopping: threading.Event) -> None:
-    """Both signals stop us as Ctrl-C does; shells start background jobs with SIGINT ignored."""
-
-    def stop(*_: object) -> NoReturn:
-        stopping.set()
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
 
 
 def _until_the_end(path: Path, settings: Settings, router: Running, console: Console) -> NoReturn:

@@ -19,11 +19,11 @@ from infra.errors import RayEnded
 from infra.settings.settings import read_settings
 
 WAITING = """
-from fairlead.commands.up import _stop_on_signals
+from fairlead.commands.signals import stop_on_signals
 import signal
 import threading
 try:
-    _stop_on_signals(threading.Event())
+    stop_on_signals(threading.Event())
     print("ready", flush=True)
     signal.pause()
 except KeyboardInterrupt:
