@@ -11,6 +11,7 @@ that set them, after checking what concerns several keys at once; only there is 
 from __future__ import annotations
 
 import math
+import os
 import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -85,6 +86,9 @@ class Settings(Keys):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment wins over what was read from the file."""
         del settings_cls, dotenv_settings, file_secret_settings
+        # Looking for each key takes as long as all else: only where there is one of ours.
+        if not any(name.upper().startswith(PREFIX) for name in os.environ):
+            return (init_settings,)
         return env_settings, init_settings
 
     def stated(self, path: str) -> Any:

@@ -677,7 +677,7 @@ def test_key_reaches_what_it_configures(key, tmp_path):
     fails here.
     """
     if str(key) in READ_ELSEWHERE:
-        places = [ROOT / "fairlead", ROOT / "infra" / "pools"]
+        places = [ROOT / "fairlead", ROOT / "infra" / "dashboard", ROOT / "infra" / "pools"]
         uses = [p.read_text() for place in places for p in place.rglob("*.py")]
         assert any(READ_ELSEWHERE[str(key)] in text for text in uses)
         return
