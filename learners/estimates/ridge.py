@@ -191,7 +191,7 @@ def solve(
     own_penalty = np.full(d, options.own_penalty)
     shared_penalty = np.full(d, options.shared_penalty)
     own_penalty[-1], shared_penalty[-1] = options.prior_weight, FIXED
-    own = np.linalg.inv(sxx + np.diag(own_penalty))  # (k, t, d, d): (S + Λ₁)⁻¹
+    own = _inverse(sxx, own_penalty, counts > 0)  # (k, t, d, d): (S + Λ₁)⁻¹
     # Eliminating w_k leaves Σ_k Λ₁ (S_k + Λ₁)⁻¹ (S_k w₀ − b_k) + Λ₀ w₀ = 0; Λ₁ (S + Λ₁)⁻¹ S is
     # computed as Λ₁ − Λ₁ (S + Λ₁)⁻¹ Λ₁, which stays symmetric.
     shrink = own_penalty[:, None] * own
@@ -213,9 +213,11 @@ def solve(
         doubt[:-1] /= _difference(
             departure[:, 0], sxx[:, 0], own[:, 0], counts[:, 0], noise[:, 0], options
         )
-        factor = np.linalg.cholesky(sxx[:, 0] + np.diag(doubt))
         spread = np.zeros((k, d, (d // WIDE + 1) * WIDE))
-        spread[:, :, :d] = np.linalg.inv(factor).transpose(0, 2, 1)
+        spread[:, :, :d] = np.diag(1 / np.sqrt(doubt))
+        seen = counts[:, 0] > 0
+        factor = np.linalg.cholesky(sxx[seen, 0] + np.diag(doubt))
+        spread[seen, :, :d] = np.linalg.inv(factor).transpose(0, 2, 1)
     else:
         spread = np.zeros((0, d, WIDE))
     if profiles is not None:
@@ -228,6 +230,15 @@ def solve(
         spread=np.ascontiguousarray(spread, np.float32),
         counts=counts,
     )
+
+
+def _inverse(
+    sums: NDArray[np.float64], penalty: NDArray[np.float64], seen: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """(S + Λ)⁻¹ (k, t, d, d) for a diagonal Λ (d,); where nothing was `seen` (k, t) S is zero."""
+    inverse = np.broadcast_to(np.diag(1 / penalty), sums.shape).copy()
+    inverse[seen] = np.linalg.inv(sums[seen] + np.diag(penalty))
+    return inverse
 
 
 def _difference(
