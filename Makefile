@@ -22,7 +22,7 @@ run: $(INSTALLED)
 # that go slowly, on what the others leave over. With three at full speed Ray's replicas starve and are
 # given up. All and the processes that they start keep what they compile, whatever the shell says of
 # it. Sources and kernels are compiled before: otherwise all that start first do it, each for itself.
-PARTS := ray kafka processes servers rest
+PARTS := ray kafka rest processes
 SLOWLY := virtual computed
 PACKAGES := fairlead load infra serve streams learners
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+import httpcore2
 import openai
 import uvloop
 
@@ -18,6 +20,9 @@ from serve.openai_api.app import HttpOptions, make_app
 from serve.openai_api.http_listener import HttpListener, HttpListenerOptions
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.catalogue import Catalogue, Model, Pool
+
+# HTTP clients share what they trust: reading the system's certificates takes each 25 ms.
+httpcore2.default_ssl_context = functools.cache(httpcore2.default_ssl_context)
 
 PATIENCE_S = 120.0  # for what should come at once; only a failing test waits so long
 NOW_S = 1_800_000_000.7
