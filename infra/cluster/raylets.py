@@ -22,6 +22,7 @@ from ray import serve as ray_serve
 from ray.cluster_utils import Cluster
 
 from infra.cluster.cluster import ENVIRONMENT, OBJECT_STORE_BYTES
+from infra.cluster.head import without_unused
 from infra.errors import ClusterFailed
 
 # Every machine has an address of its own on the loopback. Not 127.0.0.1: Ray takes that for "this
@@ -43,7 +44,8 @@ class Raylets:
     def start(self) -> None:
         """Start the head. Raises what Ray raises."""
         head = NODE | {"node_ip_address": HEAD, "num_cpus": 1, "include_dashboard": False}
-        self._cluster.add_node(**head)
+        with without_unused():
+            self._cluster.add_node(**head)
         self.address = self._cluster.address
 
     def add(self, resources: Mapping[str, float]) -> int:
