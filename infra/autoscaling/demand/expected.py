@@ -110,7 +110,7 @@ class ExpectedDemand:
 
     def rates(self, in_s: float) -> dict[Key, Expected]:
         """Requests a second of each series after so many seconds; never below what it is now."""
-        keys = [key for key in sorted(self.series) if key != ALL and not self._idle(key)]
+        keys = self.asked()
         if not keys:
             return {}
         each = {key: self.series[key].forecast.expect(in_s) for key in keys}
@@ -127,6 +127,10 @@ class ExpectedDemand:
             )
             for key, one in each.items()
         }
+
+    def asked(self) -> list[Key]:
+        """The series whose requests still come."""
+        return [key for key in sorted(self.series) if key != ALL and not self._idle(key)]
 
     def fixed_lately(self, key: Key) -> bool:
         """Whether requests came that no other model may answer: then it is to be there."""

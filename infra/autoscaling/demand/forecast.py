@@ -28,6 +28,7 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice, pairwise
 from statistics import NormalDist
 from typing import Any
@@ -218,7 +219,7 @@ class Forecast:
         o, errors = self._options, sorted(self._errors[i])
         short, long = self._changes
         drift = max(0.0, (long - short) / (LAGS[1] - LAGS[0]))  # what does not even out
-        spread = math.sqrt(short / 2.0 + drift * HORIZONS[i]) * NormalDist().inv_cdf(o.quantile)
+        spread = math.sqrt(short / 2.0 + drift * HORIZONS[i]) * deviations(o.quantile)
         if not errors:
             return spread
         found = errors[min(len(errors) - 1, int(o.quantile * len(errors)))]
@@ -263,3 +264,9 @@ class Forecast:
 
 def _scale(rate: float) -> float:
     return math.sqrt(max(rate, 0.0)) + 0.1
+
+
+@cache
+def deviations(quantile: float) -> float:
+    """Where a quantile of a normal distribution lies, in standard deviations from its mean."""
+    return NormalDist().inv_cdf(quantile)

@@ -148,7 +148,7 @@ def _asks(demand: ExpectedDemand) -> tuple[list[AskKey], list[float]]:
     share of its series each is.
     """
     keys, shares = list[AskKey](), list[float]()
-    for key in demand.rates(0.0):
+    for key in demand.asked():
         share = demand.series[key].fixed_share if demand.fixed_lately(key) else 0.0
         if share < 1.0:
             keys.append(AskKey(*key, fixed=False))

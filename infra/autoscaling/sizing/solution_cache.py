@@ -12,7 +12,7 @@ forecast's every tremble would be another plan between mixes that cost nearly th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from infra.autoscaling.sizing.requirement import Requirement
 from infra.autoscaling.sizing.stabilisation import Limits
 
 ROUNDING = 1e-6  # of replicas' worth of work: the solver's tolerance
+LIMITS = tuple(field.name for field in fields(Limits))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +95,9 @@ class SolutionCache:
 
 def _exact(now: Problem) -> Any:
     """What is compared as it is, not nearly."""
-    bounds = {name: asdict(limit) for name, limit in now.limits.items()}
+    bounds = {
+        name: {key: getattr(limit, key) for key in LIMITS} for name, limit in now.limits.items()
+    }
     return _plain([now.load.keys, bounds, dict(now.gpus), sorted(now.usd_per_hour)])
 
 

@@ -130,9 +130,9 @@ class World:
         return plan
 
     def observed(self, *demands: Demand) -> Observed:
-        before = [plan for at_s, plan in self.plans if at_s <= self.at_s - 120.0]
+        before = (plan for at_s, plan in reversed(self.plans) if at_s <= self.at_s - 120.0)
         now = self.plans[-1][1] if self.plans else {}
-        there = before[-1] if before else {}
+        there = next(before, {})
         pools = {}
         for name in rates():
             ready = min(there.get(name, 0), now.get(name, 0))
