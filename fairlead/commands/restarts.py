@@ -1,4 +1,4 @@
-"""Starting `fairlead up` again when Ray has ended under it: few times, and never in a loop.
+"""What ends `fairlead up`, and starts it anew when Ray has ended: a few times, never in a loop.
 
     Ray's head dies ─▶ what is left of it is ended ─▶ this process executes itself anew
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -54,6 +55,17 @@ def restart(now_s: int) -> NoReturn:
     times = [*recent(restarted_at_s(os.environ), now_s), now_s]
     os.environ[VARIABLE] = ",".join(map(str, times))
     os.execv(sys.executable, [sys.executable, "-m", "fairlead", *sys.argv[1:]])  # noqa: S606 - ourselves
+
+
+def stop_on_signals(stopping: threading.Event) -> None:
+    """Both signals stop us as Ctrl-C does; shells start background jobs with SIGINT ignored."""
+
+    def stop(*_: object) -> NoReturn:
+        stopping.set()
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
 
 
 @contextlib.contextmanager

@@ -17,8 +17,13 @@ from typing import NoReturn
 from rich.console import Console
 
 from fairlead.commands.renewal import Renewal
-from fairlead.commands.restarts import may_restart, restart, restarted_at_s, unless_stuck
-from fairlead.commands.signals import stop_on_signals
+from fairlead.commands.restarts import (
+    may_restart,
+    restart,
+    restarted_at_s,
+    stop_on_signals,
+    unless_stuck,
+)
 from fairlead.commands.started import STARTED, keep_settings
 from fairlead.commands.terminal import late
 from infra.cluster import head

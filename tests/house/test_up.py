@@ -19,7 +19,7 @@ from infra.errors import RayEnded
 from infra.settings.settings import read_settings
 
 WAITING = """
-from fairlead.commands.signals import stop_on_signals
+from fairlead.commands.restarts import stop_on_signals
 import signal
 import threading
 try:
