@@ -90,6 +90,38 @@ def with_all_columns(rows: Rows) -> Rows:
     return {name: found[name] for name in COLUMNS}
 
 
+class Appended:
+    """Rows that others are appended to, in arrays with room: each is copied once or twice in all.
+
+    Rows that were given out are never written to again, whatever comes after them.
+    """
+
+    def __init__(self) -> None:
+        self._held, self._n = no_rows(), 0
+
+    def after(self, rows: Rows, more: Sequence[Rows]) -> Rows:
+        """`rows`, and `more` after them. Quick where `rows` is what this gave out last."""
+        n = len(rows["issuers"])
+        if rows["issuers"].base is not self._held["issuers"] or n != self._n:
+            self._held, self._n = no_rows(), 0
+            more = [rows, *more]
+        ends = self._n + sum(len(part["issuers"]) for part in more)
+        if ends > len(self._held["issuers"]):
+            self._move(ends + ends // 4)
+        for part in more:
+            begins, self._n = self._n, self._n + len(part["issuers"])
+            for name, column in self._held.items():
+                column[begins : self._n] = part[name]
+        return {name: column[:ends] for name, column in self._held.items()}
+
+    def _move(self, room: int) -> None:
+        """What is held, to where there is room for so many."""
+        larger = no_rows(room)
+        for name, column in larger.items():
+            column[: self._n] = self._held[name][: self._n]
+        self._held = larger
+
+
 def joined(parts: Sequence[Rows]) -> Rows:
     """All rows of `parts`, in order."""
     return {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
@@ -121,6 +153,7 @@ class History:
     index: faiss.Index | None = None
     generation: int = 0  # counts the times rows were forgotten and so moved
     _arriving: list[Rows] = field(default_factory=list)
+    _appended: Appended = field(default_factory=Appended)
 
     @property
     def rows(self) -> Rows:
@@ -170,7 +203,8 @@ class History:
     def settle(self) -> None:
         """Join what arrived to the rows, forget the oldest beyond `rows_max`, index if due."""
         if self._arriving:
-            self.rows, self._arriving = joined([*self.parts, *self._arriving]), []
+            self.rows = self._appended.after(self.rows, self._arriving)
+            self._arriving = []
         # An eighth over, so that forgetting (which invalidates the index) is rare.
         if len(self) > self.options.rows_max * 9 // 8:
             kept = np.sort(self._newest())
