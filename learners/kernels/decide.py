@@ -18,11 +18,12 @@ import numpy as np
 
 from learners.kernels.compiled import compiled, inlined
 
-# Columns (n, k) that `weigh` fills in. The last eight are what a policy weighs (utility, deviation,
-# its part that no context changes; and in which unit), and the same if all capacity were there and
-# free.
-UTILITY, FREE, BEYOND, QUALITY, COST, SUCCESS, SUCCESS_OFF, PAID, COST_OFF, LATENCY = range(10)
-LATENCY_OFF, LIST, ESTIMATED, ESTIMATED_USD, UNSURE, SCORED, SCORED_FREE = (*range(10, 16), 19)
+# Columns (n, k) that `weigh` fills in. The first eleven are `serve.routing.choices.FIGURES`. The
+# last eight are what a policy weighs (utility, deviation, its part that no context changes; and in
+# which unit), and the same if all capacity were there and free.
+UTILITY, UNSURE, SUCCESS, PAID, LATENCY, SUCCESS_OFF, COST_OFF, LATENCY_OFF = range(8)
+LIST, ESTIMATED, ESTIMATED_USD, FREE, BEYOND, QUALITY, COST = range(8, 15)
+SCORED, SCORED_FREE = 15, 19
 N_COLUMNS = 23
 # Rows (k,) of what is known of each model.
 PER_TOKEN, FIXED_USD, STATED_MS, TOKENS_MAX, ANSWERED, PAID_ON_AVERAGE, COST_FACTOR = range(7)

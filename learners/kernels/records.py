@@ -17,10 +17,15 @@ import numpy as np
 from learners.kernels.compiled import compiled, inlined
 
 MATRIX, BYTES, OFFSETS = "float64[:,::1]", "uint8[:,::1]", "int64[::1]"
-# Offsets of `tickets`: of a head's keys and of its floats; of a candidate's.
+CUBE = "float64[:,:,::1]"
+# Where a number comes from: a row of the figures (f, n, k), or one of these columns (n, k).
+PROPENSITY_OF, ENERGY_OF = -1, -2
+# Offsets of `tickets`: of a head's time, keys and floats; of a candidate's.
 MODEL, POOL, PROPENSITY = 0, 1, 2
-PREFERENCE, EXPECTED_USD, EXPECTED_MS, CONTEXT, ESTIMATED, ESTIMATED_USD = range(3, 9)
-UTILITY, QUALITY, COST_USD, LATENCY_MS, VERDICT = range(3, 8)
+PREFERENCE, EXPECTED_USD, EXPECTED_MS, CONTEXT, ESTIMATED, ESTIMATED_USD, DECIDED = range(3, 10)
+VERDICT = 7
+# Sources of `tickets`: five of a candidate from the first on, then of a head.
+OF_CANDIDATE, OF_EXPECTED_USD, OF_ESTIMATED, OF_ESTIMATED_USD = 5, 5, 6, 7
 
 
 @inlined
@@ -53,10 +58,19 @@ def _rank(utility: Any, verdict: Any, chosen: Any, order: Any) -> Any:
     return count
 
 
+@inlined
+def _number(source: Any, figures: Any, propensity: Any, energy_j: Any, i: Any, m: Any) -> Any:
+    if source == PROPENSITY_OF:
+        return propensity[i, m]
+    return energy_j[i, m] if source == ENERGY_OF else figures[source, i, m]
+
+
 @compiled(
-    f"UniTuple({MATRIX}, 9)",
+    CUBE,
+    MATRIX,
     MATRIX,
     BYTES,
+    OFFSETS,
     OFFSETS,
     OFFSETS,
     "uint8[::1]",
@@ -68,10 +82,12 @@ def _rank(utility: Any, verdict: Any, chosen: Any, order: Any) -> Any:
     OFFSETS,
 )
 def cases(
-    numbers: Any,
-    utility: Any,
+    figures: Any,
+    propensity: Any,
+    energy_j: Any,
     verdict: Any,
     chosen: Any,
+    sources: Any,
     own_at: Any,
     own_template: Any,
     other_at: Any,
@@ -83,55 +99,60 @@ def cases(
 ) -> None:
     """Fill in records of the chosen models, `own` (n, size), and of all, `others` (nk, size).
 
-    `numbers` (n, k) each are put at the offsets `own_at` and `other_at`. Of each row, `order` has
-    the eligible models that were not chosen, best first, and `counts` how many they are.
+    Numbers of these `sources` are put at the offsets `own_at` and `other_at`; utility is the first
+    of the `figures`. Of each row, `order` has the eligible models that were not chosen, best first,
+    and `counts` how many they are.
     """
-    n, k = utility.shape
+    _, n, k = figures.shape
     one = np.empty(1)
     bits = one.view(np.uint64)
     for i in range(n):
-        counts[i] = _rank(utility[i], verdict[i], chosen[i], order[i])
+        counts[i] = _rank(figures[0, i], verdict[i], chosen[i], order[i])
         _put(own_template, own[i], 0)
         for column in range(len(own_at)):
-            one[0] = numbers[column][i, chosen[i]]
+            one[0] = _number(sources[column], figures, propensity, energy_j, i, chosen[i])
             _put_number(bits[0], 8, own[i], own_at[column])
         for m in range(k):
             record = others[i * k + m]
             _put(other_template, record, 0)
             for column in range(len(other_at)):
-                one[0] = numbers[column][i, m]
+                one[0] = _number(sources[column], figures, propensity, energy_j, i, m)
                 _put_number(bits[0], 8, record, other_at[column])
 
 
 @compiled(
-    f"UniTuple({MATRIX}, 5)",
+    CUBE,
+    MATRIX,
     BYTES,
     "int64[:,::1]",
     OFFSETS,
     OFFSETS,
-    f"UniTuple({MATRIX}, 3)",
+    OFFSETS,
     MATRIX,
     "int8[:,::1]",
     "float64[::1]",
     "uint64[::1]",
     "uint64[::1]",
+    "int64",
     OFFSETS,
     OFFSETS,
     BYTES,
     "uint8[:,:,::1]",
 )
 def tickets(
-    numbers: Any,
+    figures: Any,
+    propensity: Any,
     verdict: Any,
     pools: Any,
     chosen: Any,
     pool: Any,
-    of_chosen: Any,
+    sources: Any,
     preference: Any,
     contexts: Any,
     stated_ms: Any,
     model_keys: Any,
     pool_keys: Any,
+    at_ms: Any,
     head_at: Any,
     cell_at: Any,
     heads: Any,
@@ -139,35 +160,36 @@ def tickets(
 ) -> None:
     """Fill in `heads` (n, size) and `cells` (n, k, size) of tickets, which are templates before.
 
-    `numbers` (n, k) each are propensities, utilities, qualities, costs and latencies; `of_chosen`
-    costs by the catalogue, and quality and cost before calibration.
+    The `sources` are those of a candidate's numbers, in the order of their offsets, and of a
+    head's: the cost by the catalogue, and quality and cost before calibration.
     """
     n, k = verdict.shape
     single = np.empty(1, np.float32)
     bits = single.view(np.uint32)
     for i in range(n):
         head, c = heads[i], chosen[i]
+        _put_number(np.uint64(at_ms), 8, head, head_at[DECIDED])
         _put_number(model_keys[c], 8, head, head_at[MODEL])
         _put_number(pool_keys[pool[i]], 8, head, head_at[POOL])
-        single[0] = numbers[0][i, c]
+        single[0] = propensity[i, c]
         _put_number(np.uint64(bits[0]), 4, head, head_at[PROPENSITY])
         for weight in range(preference.shape[1]):
             single[0] = preference[i, weight]
             _put_number(np.uint64(bits[0]), 4, head, head_at[PREFERENCE] + 4 * weight)
-        single[0] = of_chosen[0][i, c]
+        single[0] = figures[sources[OF_EXPECTED_USD], i, c]
         _put_number(np.uint64(bits[0]), 4, head, head_at[EXPECTED_USD])
         single[0] = stated_ms[c]
         _put_number(np.uint64(bits[0]), 4, head, head_at[EXPECTED_MS])
         for j in range(contexts.shape[1]):
             head[head_at[CONTEXT] + j] = np.uint8(contexts[i, j])
-        single[0] = of_chosen[1][i, c]
+        single[0] = figures[sources[OF_ESTIMATED], i, c]
         _put_number(np.uint64(bits[0]), 4, head, head_at[ESTIMATED])
-        single[0] = of_chosen[2][i, c]
+        single[0] = figures[sources[OF_ESTIMATED_USD], i, c]
         _put_number(np.uint64(bits[0]), 4, head, head_at[ESTIMATED_USD])
         for m in range(k):
             cell = cells[i, m]
             _put_number(pool_keys[pool[i] if m == c else pools[i, m]], 8, cell, cell_at[POOL])
-            for column in range(5):
-                single[0] = numbers[column][i, m]
+            for column in range(OF_CANDIDATE):
+                single[0] = _number(sources[column], figures, propensity, propensity, i, m)
                 _put_number(np.uint64(bits[0]), 4, cell, cell_at[PROPENSITY + column])
             cell[cell_at[VERDICT]] = verdict[i, m]

@@ -20,12 +20,13 @@ from learners.policies.newcomers import NewcomerOptions, Trials
 from learners.policies.policy import Policy
 from learners.targets import Target
 from serve.errors import UnknownModel
+from serve.routing.choices import Choices
 from serve.routing.chooser import tries_of
 from serve.routing.eligible import RequestBatch, unsaid_columns
 from serve.routing.live import Live
 from serve.routing.load_tracker import LoadTracker
 from serve.routing.placement import PlacementOptions
-from serve.routing.router import Choices, route
+from serve.routing.router import route
 
 CONTEXTS_MAX = 1024  # newest, of all models
 Z95 = 1.96

@@ -17,11 +17,12 @@ from learners.policies.policy import Policy, draw
 from serve.budgets.ledger import Ledger
 from serve.budgets.spending import NONE, Purse, Spending
 from serve.changes.trial import BY_CANDIDATE, Split, Trial
+from serve.routing.choices import Choices
 from serve.routing.eligible import RequestBatch, Verdict
 from serve.routing.live import Live
 from serve.routing.load_tracker import LoadTracker
 from serve.routing.placement import PlacementOptions, spread_of
-from serve.routing.router import Choices, route
+from serve.routing.router import route
 
 Floats = NDArray[np.float64]
 

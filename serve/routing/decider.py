@@ -28,6 +28,7 @@ from serve.errors import (
     ServeError,
 )
 from serve.proto.fairlead.v1 import router_pb2 as pb
+from serve.routing.choices import Choices
 from serve.routing.chooser import Chooser
 from serve.routing.eligible import RequestBatch, allowed_of, columns, guarded, said_of, stated_of
 from serve.routing.live import Live
@@ -40,7 +41,6 @@ from serve.routing.request import (
     ColumnsInput,
     RouteInput,
 )
-from serve.routing.router import Choices
 from serve.routing.writing.decision_bytes import columns_bytes, say_guarded, write_decisions
 from serve.routing.writing.records import Decisions, Kept
 from serve.routing.writing.reply import no_model_fits, write_probes

@@ -59,7 +59,7 @@ PASSING = (Verdict.ELIGIBLE, Verdict.NO_REPLICA, Verdict.OVER_BUDGET, Verdict.NO
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class RequestBatch:
-    """Columns of n requests against a catalogue of k models; not frozen, as `router.Choices`."""
+    """Columns of n requests against a catalogue of k models; not frozen, as `choices.Choices`."""
 
     contexts: Contexts  # (n, 64)
     prompt_tokens: Floats  # (n,) 0: unknown
@@ -396,9 +396,14 @@ def with_replicas(able: Mask, live: Live, verdict: NDArray[np.uint8]) -> Mask:
     return able & ~gone
 
 
-def taken(of: Columns, rows: NDArray[np.intp]) -> Columns:
-    """Some rows of a dataclass of columns."""
+def taken(of: Columns, rows: NDArray[np.intp], second: Sequence[str] = ()) -> Columns:
+    """Some rows of a dataclass of columns; in those named `second`, rows are the second axis."""
     held: Any = of
     columns = ((field.name, getattr(held, field.name)) for field in fields(held))
-    found: Columns = replace(held, **{name: c[rows] for name, c in columns if c is not None})
+    some = {
+        name: column[:, rows] if name in second else column[rows]
+        for name, column in columns
+        if column is not None
+    }
+    found: Columns = replace(held, **some)
     return found

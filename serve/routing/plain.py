@@ -11,7 +11,6 @@ that models not proven limit are `learners.policies.newcomers`'.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -27,6 +26,7 @@ from learners.policies.policy import Policy
 from learners.prices import shed_share
 from learners.targets import COST_USD_MIN
 from serve.budgets.spending import NONE, Asked, Purse
+from serve.routing.choices import FIGURES
 from serve.routing.eligible import RequestBatch, Verdict
 from serve.routing.live import Live
 from serve.routing.load_tracker import PoolLoad
@@ -41,26 +41,13 @@ from serve.routing.placement import (
 )
 
 Floats = NDArray[np.float64]
-COLUMNS = {  # of `router.Choices`, and where the kernel writes them
-    "utility": "UTILITY",
-    "unsure": "UNSURE",
-    "quality": "SUCCESS",
-    "cost_usd": "PAID",
-    "latency_ms": "LATENCY",
-    "quality_deviation": "SUCCESS_OFF",
-    "cost_usd_deviation": "COST_OFF",
-    "latency_ms_deviation": "LATENCY_OFF",
-    "expected_cost_usd": "LIST",
-    "estimated_quality": "ESTIMATED",
-    "estimated_cost_usd": "ESTIMATED_USD",
-}
 NO_CURVES, NONE_SAID = np.zeros((0, 0)), np.zeros((0, 0, 0))
 NO_RULES = np.zeros((0, 0, 0), bool)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picked:
-    """What was decided, (n, k) each but where said; see `router.Choices`."""
+    """What was decided, (n, k) each but where said; see `Choices`."""
 
     columns: Floats  # (c, n, k), see `learners.kernels.decide`
     verdict: NDArray[np.uint8]
@@ -125,7 +112,7 @@ def decided(
     tries: Tries | None,
     purse: Purse | None,
 ) -> dict[str, Any] | None:
-    """The columns of `router.Choices`; None where a request needs more than this does."""
+    """The columns of `Choices`; None where a request needs more than this does."""
     kernel, n, charged = live.kernel, len(requests), None
     if kernel is None or not live.all_open or (purse and requests.preferred is not None):
         return None
@@ -139,8 +126,9 @@ def decided(
     if live.priced:
         least = least_multiple(pool_load, of.eligible, live)
         shed = of.fits & (uniform[:, 1] < shed_share(least, requests.criticality))
-    return {name: of.columns[row] for name, row in _rows(kernel)} | {
+    return {
         **_places(of, live, pool_load, charged),
+        "figures": of.columns[: len(FIGURES)],
         "chosen": of.chosen,
         "preferred": of.preferred,
         "propensity": of.propensity,
@@ -151,12 +139,6 @@ def decided(
         "multiple": least,
         "below_quality": of.below,
     }
-
-
-@cache
-def _rows(kernel: ModuleType) -> tuple[tuple[str, int], ...]:
-    """Columns of `router.Choices`, and the rows they are in."""
-    return tuple((name, getattr(kernel, column)) for name, column in COLUMNS.items())
 
 
 def _places(

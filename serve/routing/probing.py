@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from learners.policies.probes import ProbeOptions, Worth, gradient, worth
 from serve.budgets.allowance import Allowance
+from serve.routing.choices import Choices
 from serve.routing.eligible import RequestBatch, Verdict
 from serve.routing.live import Live
-from serve.routing.router import Choices
 from serve.routing.writing.records import Decisions
 from streams.feedback.report import PROBE
 

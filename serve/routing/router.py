@@ -22,65 +22,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from learners.estimates.estimator import Estimates
 from learners.policies.limits import good_enough, with_trials
 from learners.policies.newcomers import Tries, draw_within
 from learners.policies.policy import Mask, Policy
 from learners.prices import shed_share
 from serve.budgets.spending import NONE, Purse
 from serve.routing import plain
-from serve.routing.eligible import RequestBatch, Verdict, taken, traits_of
+from serve.routing.choices import FIGURES, Choices
+from serve.routing.eligible import RequestBatch, Verdict, traits_of
 from serve.routing.live import Live
 from serve.routing.load_tracker import PoolLoad
 from serve.routing.placement import PlacementOptions, asked_of, least_multiple, place
 from serve.routing.utility import Utilities, utilities_of
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Choices:
-    """Columns of n decisions, and what they were based on, (n, k) each unless it says otherwise.
-
-    Nobody sets a column anew; it is not frozen because that takes as long to make as a kernel runs.
-    Where no model is eligible or a budget refuses, `fits` is False; where it is refused for want of
-    capacity, `shed` is True. The row's other values then say what would have been.
-    """
-
-    chosen: NDArray[np.intp]  # (n,) column of the chosen model
-    pool: NDArray[np.intp]  # (n,) of its pool, among `Catalogue.pool_names`
-    fits: NDArray[np.bool_]  # (n,)
-    budget: NDArray[np.intp]  # (n,) of the budgets, the one that refuses it, or NONE
-    shed: NDArray[np.bool_]  # (n,)
-    multiple: Floats  # (n,) least price of the pools that it could go to, multiples of their cost
-    below_quality: NDArray[np.bool_]  # (n,) no model was good enough for `quality_min`
-    preferred: NDArray[np.intp]  # (n,) model chosen if all pools were there and capacity free
-    pools: NDArray[np.intp]  # best pool of each model
-    verdict: NDArray[np.uint8]
-    propensity: Floats
-    utility: Floats
-    unsure: Floats  # standard deviation of the utility's estimate
-    quality: Floats
-    cost_usd: Floats
-    latency_ms: Floats
-    energy_j: Floats  # 0: not known
-    work_s: Floats  # (n,) in the chosen pool
-    quality_deviation: Floats
-    cost_usd_deviation: Floats
-    latency_ms_deviation: Floats
-    expected_cost_usd: Floats  # by the catalogue
-    estimated_quality: Floats  # before calibration, if no call failed; NaN: not estimated
-    estimated_cost_usd: Floats  # likewise
-    arm: NDArray[np.object_] | None = None  # (n,) of a change under trial; None: there is none
-    beside: Floats | None = None  # propensities of a policy that looked on
-    suggested: NDArray[np.intp] | None = None  # (n,) whom it would have chosen
-
-    def __getitem__(self, rows: NDArray[np.intp]) -> Choices:
-        return taken(self, rows)
-
-    @property
-    def sent_all(self) -> bool:
-        """Whether none is refused; lists, because a reduction takes twenty times as long."""
-        return False not in self.fits.tolist() and True not in self.shed.tolist()
 
 
 def route(
@@ -121,7 +77,7 @@ def route(
     shed = shed_share(least, requests.criticality) if live.priced else 0.0
     fits = lots.fits & (refused == NONE)
     rows, pool = np.arange(len(requests)), place(chosen, of.charged, of.weights, live, pool_load)
-    expected, charged = of.expected, of.charged
+    charged = of.charged
     return Choices(
         chosen=chosen,
         pool=pool,
@@ -134,20 +90,29 @@ def route(
         pools=charged.best,
         verdict=of.verdict,
         propensity=propensity,
-        utility=of.utility,
-        unsure=of.weights[:, :1] * estimates.deviation,
-        quality=expected.success,
-        cost_usd=expected.paid_usd,
-        latency_ms=expected.latency_ms,
         energy_j=charged.energy_j[rows[:, None], charged.best],
         work_s=charged.work_s[rows, pool],
-        quality_deviation=expected.success_deviation,
-        cost_usd_deviation=expected.cost_usd_deviation,
-        latency_ms_deviation=expected.latency_ms_deviation,
-        expected_cost_usd=expected.list_usd,
-        estimated_quality=expected.estimated_quality,
-        estimated_cost_usd=expected.estimated_usd,
+        figures=_figures(of, estimates),
     )
+
+
+def _figures(of: Utilities, estimates: Estimates) -> Floats:
+    """What `Choices` has of every model."""
+    expected = of.expected
+    figures = {
+        "utility": of.utility,
+        "unsure": of.weights[:, :1] * estimates.deviation,
+        "quality": expected.success,
+        "cost_usd": expected.paid_usd,
+        "latency_ms": expected.latency_ms,
+        "quality_deviation": expected.success_deviation,
+        "cost_usd_deviation": expected.cost_usd_deviation,
+        "latency_ms_deviation": expected.latency_ms_deviation,
+        "expected_cost_usd": expected.list_usd,
+        "estimated_quality": expected.estimated_quality,
+        "estimated_cost_usd": expected.estimated_usd,
+    }
+    return np.stack([figures[name] for name in FIGURES])
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -153,13 +153,13 @@ class Sealer:
     def seal(
         self,
         ids: Sequence[bytes],
-        heads: NDArray[np.void],
-        candidates: NDArray[np.void],
+        heads: NDArray[np.void] | NDArray[np.uint8],
+        candidates: NDArray[np.void] | NDArray[np.uint8],
         tenants: Sequence[bytes],
         measured: Sequence[bool] | None = None,
         said: Sequence[bytes] | None = None,
     ) -> list[bytes]:
-        """Seal n tickets from `HEAD` records (n,) and `CANDIDATE` records (n, k).
+        """Seal n tickets from `HEAD` records (n,) and `CANDIDATE` records (n, k), or their bytes.
 
         Those `measured` (n,) are of calls that are made and measured here. `said` (n,) are what
         `said.end_of` makes of what requests said.
@@ -176,7 +176,7 @@ class Sealer:
         if said is not None:
             tenants = [tenant + end for tenant, end in zip(tenants, said, strict=True)]
         head, cell = heads.tobytes(), candidates.tobytes()
-        h, c = HEAD.itemsize, CANDIDATE.itemsize * candidates.shape[1]
+        h, c = HEAD.itemsize, len(cell) // max(1, len(ids))
         return [
             clear
             + ids[i]

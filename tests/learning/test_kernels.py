@@ -273,8 +273,9 @@ class Bare:
     """Keeps what is to be sealed."""
 
     def seal(self, _ids, heads, candidates, tenants, _measured, _said):
-        assert heads.dtype == HEAD
-        assert candidates.dtype == CANDIDATE
+        n, k = len(heads), candidates.shape[1]
+        assert heads.nbytes == n * HEAD.itemsize
+        assert candidates.nbytes == n * k * CANDIDATE.itemsize
         return heads.tobytes(), candidates.tobytes(), tenants
 
 

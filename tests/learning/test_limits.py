@@ -18,11 +18,12 @@ from learners.policies.limits import LimitOptions
 from learners.policies.policy import POLICIES, Policy, Scores
 from learners.targets import RATIO_UNIT, Target, to_fixed
 from serve.routing.catalogue import Model
+from serve.routing.choices import Choices
 from serve.routing.eligible import Verdict
 from serve.routing.live import Live, LiveOptions
 from serve.routing.load_tracker import LoadTracker
 from serve.routing.placement import PlacementOptions
-from serve.routing.router import Choices, route
+from serve.routing.router import route
 from streams.training.prices import PricingOptions
 
 SEEDS = range(8)

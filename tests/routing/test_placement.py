@@ -19,6 +19,7 @@ from learners.policies.policy import Policy, default_policy
 from learners.prices import ShedOptions
 from load.simulation.loop.trainer import blind
 from serve.routing.catalogue import Model, Pool
+from serve.routing.choices import Choices
 from serve.routing.chooser import Chooser
 from serve.routing.eligible import RequestBatch, Verdict
 from serve.routing.live import Live
@@ -32,7 +33,7 @@ from serve.routing.placement import (
     charge,
     spread_of,
 )
-from serve.routing.router import Choices, route
+from serve.routing.router import route
 from streams.telemetry.records import RouterState
 from streams.training.prices import Price, PricingOptions
 

@@ -20,11 +20,11 @@ from learners.policies.policy import Policy
 from learners.policies.thompson import Thompson
 from learners.policies.upper_confidence import LinUcb
 from serve.routing.catalogue import Model, Pool
+from serve.routing.choices import FIGURES, Choices
 from serve.routing.eligible import RequestBatch, Verdict
 from serve.routing.live import Live, LiveOptions
 from serve.routing.load_tracker import LoadTracker
 from serve.routing.placement import PlacementOptions
-from serve.routing.router import Choices
 from serve.routing.router import route as route_in_crowd
 from streams.training.prices import PricingOptions
 
@@ -361,7 +361,8 @@ TAUGHT = taught()
 
 
 def columns(choices: Choices) -> dict[str, np.ndarray]:
-    found = {name: getattr(choices, name) for name in Choices.__slots__}
+    names = {*Choices.__slots__, *FIGURES} - {"figures"}
+    found = {name: getattr(choices, name) for name in sorted(names)}
     return {name: column for name, column in found.items() if column is not None}
 
 

@@ -20,8 +20,8 @@ from learners.policies.limits import strong_of
 from load.bench.decisions.orders import Orders
 from load.bench.decisions.served import Served, ServedOptions
 from load.bench.decisions.streams import Floats, Rows, Stream, play
+from serve.routing.choices import Choices
 from serve.routing.live import Live
-from serve.routing.router import Choices
 
 QUALITY_SHARES = (0.9, 0.97)  # q, of the best fixed model's quality
 STRONG_SHARES = (0.2, 0.5)

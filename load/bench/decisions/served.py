@@ -35,12 +35,12 @@ from serve.encoders import Encoder, EncoderOptions, identity, make_encoder
 from serve.encoders.projections import FITTED_DIMS
 from serve.onboarding.imported import feedback_records
 from serve.routing.catalogue import Catalogue, Model, Pool
+from serve.routing.choices import Choices
 from serve.routing.chooser import Chooser
 from serve.routing.eligible import RequestBatch, unsaid_columns
 from serve.routing.live import Live, LiveOptions
 from serve.routing.placement import PlacementOptions
 from serve.routing.probing import Prober
-from serve.routing.router import Choices
 from serve.routing.writing.records import Decisions
 from streams.feedback.answers_file import Answer
 from streams.feedback.report import encode_report

@@ -21,9 +21,9 @@ from load.simulation.loop.router import Numbers
 from load.simulation.machines.fleet import VirtualFleet
 from load.simulation.machines.offered import Ints, Offered
 from serve.routing.catalogue import Catalogue
+from serve.routing.choices import Choices
 from serve.routing.eligible import Verdict
 from serve.routing.live import Live
-from serve.routing.router import Choices
 
 WOULD_DO = (Verdict.ELIGIBLE, Verdict.NO_REPLICA)
 

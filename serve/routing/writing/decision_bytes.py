@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -22,10 +21,10 @@ from numpy.typing import NDArray
 
 from learners.kernels.compiled import kernels, writable
 from serve.proto.fairlead.v1 import router_pb2 as pb
+from serve.routing.choices import Choices, sources_of
 from serve.routing.eligible import Verdict
 from serve.routing.live import Live
 from serve.routing.request import RouteInput
-from serve.routing.router import Choices
 
 FALLBACKS = 3  # where a request does not say how many
 VARINT, DOUBLE, BYTES = 0, 1, 2  # wire types
@@ -81,7 +80,7 @@ def _record(message: Any) -> NDArray[np.void]:
 CHOSEN, ALTERNATIVE = _record(pb.Decision), _record(pb.Alternative)
 COLUMNS = (*NUMBERS, *ESTIMATES, *(f"{name}_deviation" for name in ESTIMATES))
 KERNEL = "learners.kernels.records"
-_CASES = attrgetter(*COLUMNS)
+_SOURCES = sources_of(COLUMNS)
 
 
 def _at(record: NDArray[np.void]) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
@@ -116,7 +115,7 @@ def write_decisions(
     """Decisions of n requests, each with as many fallbacks as it asks for, ranked by utility."""
     chosen_heads, heads = _heads(live.catalogue.pool_names, live.catalogue.model_names_of_pools)
     view = VERSION + varint(live.version) + AGE + varint(live.age_ms(now_ms)) + TICKET
-    kernel, k = live.kernel and kernels(KERNEL), choices.utility.shape[1]
+    kernel, k = live.kernel and kernels(KERNEL), choices.propensity.shape[1]
     own, others, ranked = _cases(choices) if kernel is None else _quick_cases(kernel, choices)
     own_size, size = CHOSEN.dtype.itemsize, ALTERNATIVE.dtype.itemsize
     best, placed = choices.pools.tolist(), choices.pool.tolist()
@@ -163,15 +162,17 @@ def _cases(choices: Choices) -> tuple[bytes, bytes, list[list[int]]]:
 
 def _quick_cases(kernel: Any, choices: Choices) -> tuple[bytes, bytes, list[list[int]]]:
     """The same by a kernel."""
-    n, k = choices.utility.shape
+    n, k = choices.propensity.shape
     own = np.empty((n, CHOSEN.dtype.itemsize), np.uint8)
     others = np.empty((n * k, ALTERNATIVE.dtype.itemsize), np.uint8)
     order, counts = np.empty((n, k), np.int64), np.empty(n, np.int64)
     kernel.cases(
-        tuple(map(writable, _CASES(choices))),
-        writable(choices.utility),
+        writable(choices.figures),
+        writable(choices.propensity),
+        writable(choices.energy_j),
         writable(choices.verdict, np.uint8),
         writable(choices.chosen, np.int64),
+        _SOURCES,
         *CHOSEN_AT,
         *ALTERNATIVE_AT,
         own,

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.kernels.compiled import kernels, writable
+from serve.routing.choices import Choices, sources_of
 from serve.routing.eligible import PASSING, RequestBatch, Verdict
 from serve.routing.live import Live
-from serve.routing.router import Choices
 from streams.feedback.decisions import DecisionBatch
 from streams.feedback.said import NOTHING, Said, end_of
 from streams.feedback.ticket import CANDIDATE, HEAD, Sealer, key_of
@@ -30,11 +30,10 @@ from streams.telemetry.window import DecidedBatch
 
 KERNEL = "learners.kernels.records"
 FEW = 8  # decisions: numpy fills in a record of many as soon, and more of them sooner
-_COLUMNS = ("propensity", "utility", "quality", "cost_usd", "latency_ms", "verdict")
-_NUMBERS = attrgetter(*_COLUMNS[:-1])
+_NUMBERS = ("propensity", "utility", "quality", "cost_usd", "latency_ms")
 _CHOICES = attrgetter("fits", "verdict", "utility", "chosen", "pool", "preferred", "shed")
 _REQUESTS = attrgetter("prompt_tokens", "criticality")
-_OF_CHOSEN = attrgetter("expected_cost_usd", "estimated_quality", "estimated_cost_usd")
+_SOURCES = sources_of((*_NUMBERS, "expected_cost_usd", "estimated_quality", "estimated_cost_usd"))
 
 
 def _places(record: np.dtype[np.void], names: Sequence[str]) -> NDArray[np.int64]:
@@ -45,9 +44,10 @@ def _places(record: np.dtype[np.void], names: Sequence[str]) -> NDArray[np.int64
 
 _OWN = ("model", "pool", "propensity", "preference", "expected_cost_usd", "expected_latency_ms")
 _PLACES = (
-    _places(HEAD, (*_OWN, "context", "estimated_quality", "estimated_cost_usd")),
-    _places(CANDIDATE, ("model", "pool", *_COLUMNS)),
+    _places(HEAD, (*_OWN, "context", "estimated_quality", "estimated_cost_usd", "decided_at_ms")),
+    _places(CANDIDATE, ("model", "pool", *_NUMBERS, "verdict")),
 )
+_TENANT_BYTES = int(_places(HEAD, ["tenant_bytes"])[0])
 _PASSES = np.isin(np.arange(256), PASSING)  # by verdict: np.isin takes ten times as long
 
 
@@ -76,18 +76,13 @@ class Decisions:
         """Their tickets; those `measured` are of calls that this process makes."""
         tenants = [tenant.encode() for tenant in self.tenants]
         kernel = self.live.kernel and len(tenants) <= FEW and kernels(KERNEL)
-        heads, candidates = self._blank()
-        heads["decided_at_ms"] = self.at_ms
-        heads["tenant_bytes"] = [len(tenant) for tenant in tenants]
-        if kernel:
-            self._fill_quickly(kernel, heads, candidates)
-        else:
-            self._fill(heads, candidates)
+        lengths = [*map(len, tenants)]
+        heads, cells = self._filled_quickly(kernel, lengths) if kernel else self._filled(lengths)
         plain = self.requests.said is None and self.choices.arm is None
         said = None if plain else [end_of(one) for one in self.said()]
-        return sealer.seal(ids, heads, candidates, tenants, measured, said)
+        return sealer.seal(ids, heads, cells, tenants, measured, said)
 
-    def _blank(self) -> tuple[NDArray[np.void], NDArray[np.void]]:
+    def _blank(self) -> tuple[bytearray, bytearray]:
         """Heads (n,) and candidates (n, k) with what is the same in all tickets of a view."""
         live, (n, k) = self.live, self.choices.propensity.shape
         of = self.policy, live.version  # a view is renewed with what it keeps
@@ -97,13 +92,16 @@ class Decisions:
             head["policy"], head["n_candidates"] = key_of(self.policy), k
             cells["model"] = live.catalogue.model_keys
             live.blank = of, head.tobytes(), cells.tobytes()
-        _, head_bytes, candidate_bytes = live.blank
-        candidates = np.frombuffer(bytearray(candidate_bytes * n), CANDIDATE).reshape(n, k)
-        return np.frombuffer(bytearray(head_bytes * n), HEAD), candidates
+        _, head, cells_of_one = live.blank
+        return bytearray(head * n), bytearray(cells_of_one * n)
 
-    def _fill(self, heads: NDArray[np.void], candidates: NDArray[np.void]) -> None:
-        """What each decision has of its own."""
+    def _filled(self, lengths: Sequence[int]) -> tuple[NDArray[np.void], NDArray[np.void]]:
+        """Heads (n,) and candidates (n, k), with what each decision has of its own."""
         live, choices, requests = self.live, self.choices, self.requests
+        blank, cells = self._blank()
+        heads = np.frombuffer(blank, HEAD)
+        candidates = np.frombuffer(cells, CANDIDATE).reshape(choices.propensity.shape)
+        heads["decided_at_ms"], heads["tenant_bytes"] = self.at_ms, lengths
         of = np.arange(len(heads)), choices.chosen
         heads["model"] = live.catalogue.model_keys[choices.chosen]
         heads["pool"] = live.catalogue.pool_keys[choices.pool]
@@ -116,31 +114,39 @@ class Decisions:
         heads["estimated_cost_usd"] = choices.estimated_cost_usd[of]
         candidates["pool"] = live.catalogue.pool_keys[choices.pools]
         candidates["pool"][of] = heads["pool"]
-        for name in _COLUMNS:
+        for name in (*_NUMBERS, "verdict"):
             candidates[name] = getattr(choices, name)
+        return heads, candidates
 
-    def _fill_quickly(
-        self, kernel: Any, heads: NDArray[np.void], candidates: NDArray[np.void]
-    ) -> None:
-        """The same by a kernel."""
+    def _filled_quickly(
+        self, kernel: Any, lengths: Sequence[int]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """The same by a kernel, as bytes (n, size) and (n, k, size)."""
         live, choices, requests = self.live, self.choices, self.requests
-        (n, k), bytes_each = candidates.shape, CANDIDATE.itemsize
+        (n, k), (blank, blank_cells) = choices.propensity.shape, self._blank()
+        heads = np.frombuffer(blank, np.uint8).reshape(n, HEAD.itemsize)
+        cells = np.frombuffer(blank_cells, np.uint8).reshape(n, k, CANDIDATE.itemsize)
+        if any(lengths):  # else the template has it
+            heads[:, _TENANT_BYTES] = lengths
         kernel.tickets(
-            tuple(map(writable, _NUMBERS(choices))),
+            writable(choices.figures),
+            writable(choices.propensity),
             writable(choices.verdict, np.uint8),
             writable(choices.pools, np.int64),
             writable(choices.chosen, np.int64),
             writable(choices.pool, np.int64),
-            tuple(map(writable, _OF_CHOSEN(choices))),
+            _SOURCES,
             writable(requests.preference),
             writable(requests.contexts, np.int8),
             writable(live.catalogue.latency_ms),
             live.catalogue.model_keys,
             live.catalogue.pool_keys,
+            self.at_ms,
             *_PLACES,
-            heads.view(np.uint8).reshape(n, HEAD.itemsize),
-            candidates.view(np.uint8).reshape(n, k, bytes_each),
+            heads,
+            cells,
         )
+        return heads, cells
 
     def said(self) -> list[Said]:
         """What is carried of each, with the arm of a change that it belongs to."""

@@ -14,10 +14,10 @@ import numpy as np
 from learners.context import real
 from serve.errors import NoModelFits
 from serve.proto.fairlead.v1 import router_pb2 as pb
+from serve.routing.choices import Choices
 from serve.routing.eligible import Verdict
 from serve.routing.live import Live
 from serve.routing.request import WEIGHTS, RouteInput
-from serve.routing.router import Choices
 from streams.feedback.report import ARMS
 from streams.feedback.ticket import Ticket, key_of
 
