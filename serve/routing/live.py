@@ -172,7 +172,7 @@ class Live:
     def _reference(self, learned: Learned) -> NDArray[np.float64]:
         """Calibrated P(success) (m, k) on the newest prompts whose outcomes are known."""
         rows = learned.history.rows
-        if not len(rows):
+        if not len(learned.history):
             return np.zeros((0, len(self.catalogue)))
         newest = np.argsort(rows["decided_at_ms"], kind="stable")[-REFERENCE_ROWS:]
         contexts, calibration = rows["contexts"][newest], self.estimator.calibration

@@ -7,6 +7,7 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -164,12 +165,12 @@ def test_overload_of_an_empty_handler_has_every_figure_and_the_top_class_a_port_
     Nobody answers at the reserved port here, so all that was sent there is lost.
     """
     silent = socket.create_server(("127.0.0.1", 0))
-    with silent, served(Serving(kind="empty")) as empty:
+    with silent, served(Serving(kind="empty")) as up:
+        empty = replace(up, reserved_port=silent.getsockname()[1])
         before_s = empty.cpu_s()
         found = asyncio.run(
             overloaded(
-                empty.port,
-                silent.getsockname()[1],
+                empty,
                 np.random.default_rng(0),
                 peak_per_s=100.0,
                 factor=2.0,
@@ -183,7 +184,11 @@ def test_overload_of_an_empty_handler_has_every_figure_and_the_top_class_a_port_
             "critical_lost",
             "critical_lost_reserved",
             "untold_share",
+            "cores",
+            "loop_us_per_answer",
         }
+        assert found["cores"].keys() == {"client", "loop", "transport"}
+        assert all(0.0 < cores < 2.0 for cores in found["cores"].values())
         assert found["goodput_share"] > 0.0
         assert found["critical_lost_reserved"] == 1.0
         assert empty.cpu_s() > before_s

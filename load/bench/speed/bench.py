@@ -41,7 +41,7 @@ from load.bench.speed.folding import folded_per_s
 from load.bench.speed.open_loop import Seen, Stream, drive, quantile_ms
 from load.bench.speed.others import peers
 from load.bench.speed.others.ray_serve import DIRECT, PROXY, behind_ray
-from load.bench.speed.overload import overloaded
+from load.bench.speed.overload import Spent, overloaded
 from load.bench.speed.serving import Served, Serving, served
 from load.bench.speed.wire import Ask
 from load.errors import LoopStuck
@@ -254,13 +254,19 @@ async def _overload(
     """By factor, against the best of several closed loops."""
     say("the peak …")
     ask = message(rng)
+    spent = Spent(ours)
     peaks = [await unary_per_s(ours.port, ask, options.seconds) for _ in range(3)]
-    found: dict[str, Any] = {"peak_per_s": max(peaks)}
+    cores, loop_s = spent(len(peaks) * options.seconds)
+    answered = max(1.0, sum(peaks) * options.seconds)
+    found: dict[str, Any] = {
+        "peak_per_s": max(peaks),
+        "peak_cores": cores,
+        "peak_loop_us_per_answer": 1e6 * loop_s / answered,
+    }
     for factor in options.factors:
         say(f"{factor:g} times the peak …")
         found[f"{factor:g}"] = await overloaded(
-            ours.port,
-            ours.reserved_port,
+            ours,
             rng,
             peak_per_s=max(peaks),
             factor=factor,

@@ -10,17 +10,21 @@
 
     critical_lost_reserved   the same load once more, with the top class on the reserved port
 
-The client shares the machine with the server: what it takes of the processors is in the figures.
+The client shares the machine with the server. What each takes is said beside the figures, which are
+what they are: `cores` of the client, of the server's event loop, and of its other threads (gRPC's);
+and `loop_us_per_answer`, the event loop's time for each answer in time, refusals included.
 """
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
 
 from load.bench.speed.calls import SERVICE, message
 from load.bench.speed.open_loop import Seen, Stream, drive, quantile_ms
+from load.bench.speed.serving import Served
 from load.bench.speed.wire import CANCELLED, Ask
 from serve.proto.fairlead.v1 import router_pb2 as pb
 
@@ -44,14 +48,36 @@ def _streams(
     return usual, stream("top", pb.CRITICAL_PLUS, TOP_SHARE, top_port)
 
 
+class Spent:
+    """Processor time that client and server take from here on."""
+
+    def __init__(self, server: Served) -> None:
+        self._server, self._began = server, self._taken(server)
+
+    @staticmethod
+    def _taken(server: Served) -> tuple[float, float, float, float]:
+        loop_s = server.loop_cpu_s()
+        return time.monotonic(), time.process_time(), loop_s, server.cpu_s() - loop_s
+
+    def __call__(self, at_work_s: float | None = None) -> tuple[dict[str, float], float]:
+        """How many cores each had on average, and the event loop's seconds.
+
+        Of all the time since, unless they were at work for less of it.
+        """
+        taken = self._taken(self._server)
+        wall_s, *spent_s = (now - before for now, before in zip(taken, self._began, strict=True))
+        wall_s = at_work_s or wall_s
+        names = ("client", "loop", "transport")
+        return {name: s / wall_s for name, s in zip(names, spent_s, strict=True)}, spent_s[1]
+
+
 def _lost(seen: Seen) -> float:
     """Calls without an answer in time, in parts of all."""
     return 1.0 - seen.in_time / max(1, seen.sent)
 
 
 async def overloaded(
-    port: int,
-    reserved_port: int,
+    server: Served,
     rng: np.random.Generator,
     *,
     peak_per_s: float,
@@ -59,18 +85,22 @@ async def overloaded(
     seconds: float,
 ) -> dict[str, Any]:
     """Two runs at a multiple of the peak: on one port, then with the top class on its own."""
-    total = peak_per_s * factor
+    total, port, spent = peak_per_s * factor, server.port, Spent(server)
     seen = await drive(port, _streams(rng, total), WARM_S + seconds, rng, warm_s=WARM_S)
-    usual, top = seen["usual"], seen["top"]
+    usual, top, (cores, loop_s) = seen["usual"], seen["top"], spent()
+    in_time = usual.in_time + top.in_time
     apart = await drive(
-        port, _streams(rng, total, reserved_port), AGAIN_S + seconds, rng, warm_s=AGAIN_S
+        port, _streams(rng, total, server.reserved_port), AGAIN_S + seconds, rng, warm_s=AGAIN_S
     )
     refused = usual.refused_s + top.refused_s
     untold = usual.statuses.get(CANCELLED, 0) + top.statuses.get(CANCELLED, 0)
     return {
-        "goodput_share": (usual.in_time + top.in_time) / seconds / peak_per_s,
+        "goodput_share": in_time / seconds / peak_per_s,
         "reject_p99_ms": quantile_ms(refused, 0.99),
         "critical_lost": _lost(top),
         "critical_lost_reserved": _lost(apart["top"]),
         "untold_share": untold / max(1, len(refused)),
+        "cores": cores,
+        # What came in while it warmed up took its share of the time, too.
+        "loop_us_per_answer": 1e6 * loop_s * seconds / (WARM_S + seconds) / max(1, in_time),
     }
