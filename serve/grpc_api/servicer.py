@@ -105,7 +105,6 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         self._of_arms = Batcher(arms.decide, options.batcher) if arms is not None else None
         self._admission, self._bulk = Admission(options.admission), Bulk(options.bulk)
         self._streams = Streams(options.streams)
-        self._kept: list[Kept] = []  # decided, and not written down yet
         self.counts = ServicerCounts()
         # Open streams are to be opened elsewhere. A call that has come this far is answered: to
         # refuse it while its connection is still open would have it come back by the same one.
@@ -118,21 +117,13 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         return decided.replies
 
     def _keep(self, kept: Kept | None) -> None:
-        """Have it written down once the answer has left, which does not wait for that."""
+        """Write down what was decided, and count it."""
         if kept is None:
             return
-        if not self._kept:
-            asyncio.get_running_loop().call_soon(self._write_down)
-        self._kept.append(kept)
-
-    def _write_down(self) -> None:
-        """Hand all that was decided to the log, and to telemetry."""
-        decided, self._kept = self._kept, []
-        for kept in decided:
-            if self._decisions is not None and (log := kept.log()) is not None:
-                self._decisions.offer(log)
-            if self._telemetry is not None:
-                self._telemetry.count_batch(kept.decisions)
+        if self._decisions is not None and (log := kept.log()) is not None:
+            self._decisions.offer(log)
+        if self._telemetry is not None:
+            self._telemetry.count_batch(kept.decisions)
 
     async def decide(self, request: pb.RouteRequest, *, measured: bool = False) -> pb.Decision:
         """One request's decision, whatever else is under way. Raises what `status_of` maps.

@@ -19,7 +19,6 @@ from certificates import self_signed
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from replicas import replica
 from router_bench import (
     MODELS,
     NOON_MS,
@@ -52,10 +51,7 @@ from streams.errors import LogUnavailable
 from streams.feedback import decisions
 from streams.feedback.ticket import Sealer, key_of
 from streams.log.contract import DECISIONS, FEEDBACK
-from streams.log.outbox import OutboxCounts
 from streams.log.sqlite_log import SqliteLog
-from streams.training.folder import Folder
-from streams.training.snapshots import Store
 
 HASHING = EncoderOptions(kind="hashing", dim=64)
 # A stopping `grpc.aio` server answers CANCELLED to calls it had not begun, see `fairlead.channels`.
@@ -973,22 +969,6 @@ def test_tls_is_served_when_a_certificate_is_given(tmp_path, shared):
 
 
 # --- stopping --------------------------------------------------------------------------------------
-
-
-def test_who_stops_in_the_same_turn_has_written_down_what_was_decided(tmp_path):
-    """
-    Decisions are handed to the log once their answers have left; nothing is left behind for that.
-    """
-    log = SqliteLog(tmp_path / "log.sqlite", lambda: NOON_MS)
-    up = replica(log, Store(Folder(str(tmp_path / "snapshots"))))
-
-    async def decide_and_stop() -> None:
-        await up.servicer.decide(pb.RouteRequest(embedding_f32=embedding()))
-        await up.stop()
-
-    asyncio.run(decide_and_stop())
-
-    assert up.decisions.counts == OutboxCounts(offered=1, written=1)
 
 
 def test_stopping_finishes_what_is_under_way_and_refuses_what_is_new(tmp_path, slow):

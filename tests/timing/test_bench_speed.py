@@ -187,7 +187,7 @@ def test_overload_of_an_empty_handler_has_every_figure_and_the_top_class_a_port_
             "cores",
             "loop_us_per_answer",
         }
-        assert found["cores"].keys() == {"client", "loop", "transport"}
+        assert found["cores"].keys() == {"client", "loop", "transport", "waits"}
         assert all(0.0 < cores < 2.0 for cores in found["cores"].values())
         assert found["goodput_share"] > 0.0
         assert found["critical_lost_reserved"] == 1.0

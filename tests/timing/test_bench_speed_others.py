@@ -55,7 +55,7 @@ def test_feedback_is_folded_by_the_trainer_itself():
 
 def test_a_row_of_history_takes_at_least_its_context_of_memory_and_disk():
     """A measurement that finds less measures something else."""
-    found = held.bytes_per_row(40_000)
+    found = held.of_replica(40_000)
     assert found["memory"] > N_FEATURES and found["snapshot"] > N_FEATURES
 
 

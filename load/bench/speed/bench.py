@@ -120,12 +120,12 @@ def _others(
     say("other projects …")
     theirs, why = peers.timed(rng)
     say("a history, and feedback …")
-    row_bytes = held.bytes_per_row(options.held_rows)
+    of_replica = held.of_replica(options.held_rows)
     return {
         "scorer": ours | peers.compared(ours, theirs),
         "left_out": peers.left_out(why),
-        "history_row_bytes": row_bytes,
-        "bytes_per_history_row": row_bytes["memory"],
+        "history_row_bytes": {name: of_replica[name] for name in ("memory", "snapshot")},
+        "bytes_per_history_row": of_replica["memory"],
         "folded_per_s": folded_per_s(options.feedback, rng),
     }
 

@@ -15,6 +15,7 @@ import json
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -39,8 +40,11 @@ FEW = 10_000
 ENCODER = "bench"
 
 
-def bytes_per_row(rows: int) -> dict[str, float]:
-    """`memory` of a replica, and `snapshot` on disk."""
+def of_replica(rows: int) -> dict[str, float]:
+    """Bytes per row, `memory` of a replica and `snapshot` on disk; `view_cpu_s` of a view of all.
+
+    A view is made of every snapshot, in a thread beside the event loop.
+    """
     with child(__name__, str(rows)) as up:
         found: dict[str, float] = json.loads(up.said)
         return found
@@ -75,19 +79,21 @@ def saved(folder: Path, rows: int) -> int:
     return sum(blob.size for name, blob in blobs if name.startswith("history/"))
 
 
-def replica_of(folder: Path, rows: int) -> object:
-    """What a router replica holds of a snapshot, once it has answered."""
+def replica_of(folder: Path, rows: int) -> tuple[object, float]:
+    """What a router replica holds of a snapshot, once it has answered; seconds for its view."""
     loader = Loader(Store(Folder(str(folder))), ENCODER, memory_of(rows), with_seen=False)
     loaded = loader.load_newest()
     assert loaded is not None
     blend = BlendOptions(neighbours_share=NEIGHBOURS_SHARE)
     options = LiveOptions(blend=blend)
     learned = loaded[0].learned
+    began_s = time.thread_time()
     with learned.history.at_hand():  # as `LiveView` does
         live = Live(Stated(N_MODELS).read(), learned, ENCODER, options)
+    view_s = time.thread_time() - began_s
     loader.let_go()
     live.estimator.estimate(requests(BATCH, np.random.default_rng(1)).contexts)
-    return loader, loaded, live
+    return (loader, loaded, live), view_s
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -96,14 +102,14 @@ def main(arguments: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         few, many = Path(folder) / "few", Path(folder) / "many"
         on_disk = saved(many, rows) - saved(few, FEW)
-        replica = replica_of(few, FEW)
+        replica, _ = replica_of(few, FEW)
         before = resident_bytes()
         del replica
-        replica = replica_of(many, rows)
+        replica, view_s = replica_of(many, rows)
         more = resident_bytes() - before
         del replica
     memory, snapshot = more / (rows - FEW), on_disk / (rows - FEW)
-    found = {"memory": memory, "snapshot": snapshot}
+    found = {"memory": memory, "snapshot": snapshot, "view_cpu_s": view_s}
     sys.stdout.write(json.dumps(found) + "\n")
     sys.stdout.flush()
     sys.stdin.read()

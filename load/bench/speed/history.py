@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,30 +46,31 @@ def measure(n: int, seed: int, say: Say) -> dict[str, Any]:
     topics = rng.normal(0.0, TOPIC_SPREAD, (max(1, n // ROWS_PER_TOPIC), N_FEATURES))
     options = HistoryOptions(rows_max=n)
     history = History(options)
-    say(f"{n:,} rows …")
+    found: dict[str, Any] = {"rows": n}
+
+    def keep(**figures: Any) -> None:
+        """Say what is measured as soon as it is: the whole may take an hour."""
+        found.update(figures)
+        say(f"{figures}")
+
     add_cpu_s, add_wall_s = _added(history, n, topics, rng)
+    keep(add_per_s=n / add_cpu_s, add_wall_s=add_wall_s)
     asked = unit_directions(_contexts(ASKED, topics, rng))
     contexts = history.rows["contexts"]
-    say("searches, also beside merges …")
-    found: dict[str, Any] = {
-        "rows": n,
-        "add_per_s": n / add_cpu_s,
-        "add_wall_s": add_wall_s,
-        "search": _searched(history, asked, contexts),
-    }
+    keep(search=_searched(history, asked, contexts))
+    keep(snapshot=_saved(history, options))
     new = unit_directions(_contexts(TOGETHER, topics, rng))
     kept = np.sort(rng.choice(history.n_indexed, history.n_indexed * 8 // 9, replace=False))
-    vectors = unit_directions(contexts)
     index: Any = history.index
-    found["merge"] = {
-        "extend": _beside(lambda: ivf.extended(index, new), index, asked),
-        "thin": _beside(lambda: ivf.thinned(index, kept), index, asked),
-        "build": _beside(lambda: ivf.built(vectors), index, asked),
-    }
-    say("a snapshot …")
-    found["snapshot"] = _saved(history, options)
-    say("memory of a replica …")
-    found["bytes_per_row"] = held.bytes_per_row(n)
+    merge = {"extend": _beside(lambda: ivf.extended(index, new), index, asked)}
+    merge["thin"] = _beside(lambda: ivf.thinned(index, kept), index, asked)
+    vectors = unit_directions(contexts)
+    merge["build"] = _beside(partial(ivf.built, vectors), index, asked)
+    keep(merge=merge)
+    del vectors
+    of_replica = held.of_replica(n)
+    view_cpu_s = of_replica.pop("view_cpu_s")
+    keep(bytes_per_row=of_replica, view_cpu_s=view_cpu_s)
     return found
 
 

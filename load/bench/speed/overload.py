@@ -12,7 +12,8 @@
 
 The client shares the machine with the server. What each takes is said beside the figures, which are
 what they are: `cores` of the client, of the server's event loop, and of its other threads (gRPC's);
-and `loop_us_per_answer`, the event loop's time for each answer in time, refusals included.
+`waits`, how many event loops stood ready without a core; and `loop_us_per_answer`, the event loop's
+time for each answer in time, refusals included.
 """
 
 from __future__ import annotations
@@ -55,9 +56,9 @@ class Spent:
         self._server, self._began = server, self._taken(server)
 
     @staticmethod
-    def _taken(server: Served) -> tuple[float, float, float, float]:
-        loop_s = server.loop_cpu_s()
-        return time.monotonic(), time.process_time(), loop_s, server.cpu_s() - loop_s
+    def _taken(server: Served) -> tuple[float, ...]:
+        loop_s, others_s = server.loop_cpu_s(), server.cpu_s() - server.loop_cpu_s()
+        return time.monotonic(), time.process_time(), loop_s, others_s, server.loop_waited_s()
 
     def __call__(self, at_work_s: float | None = None) -> tuple[dict[str, float], float]:
         """How many cores each had on average, and the event loop's seconds.
@@ -67,7 +68,7 @@ class Spent:
         taken = self._taken(self._server)
         wall_s, *spent_s = (now - before for now, before in zip(taken, self._began, strict=True))
         wall_s = at_work_s or wall_s
-        names = ("client", "loop", "transport")
+        names = ("client", "loop", "transport", "waits")
         return {name: s / wall_s for name, s in zip(names, spent_s, strict=True)}, spent_s[1]
 
 

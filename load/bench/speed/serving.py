@@ -74,6 +74,11 @@ class Served:
         """Of that, what its event loop has taken, which is its first thread."""
         return _cpu_s(Path(f"/proc/{self.pid}/task/{self.pid}/stat"))
 
+    def loop_waited_s(self) -> float:
+        """How long its event loop has had something to do, and no core to do it on."""
+        waited_ns = Path(f"/proc/{self.pid}/task/{self.pid}/schedstat").read_text().split()[1]
+        return int(waited_ns) / 1e9
+
 
 def _cpu_s(stat: Path) -> float:
     after_name = stat.read_text().rpartition(")")[2].split()
