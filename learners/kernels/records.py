@@ -59,10 +59,11 @@ def _rank(utility: Any, verdict: Any, chosen: Any, order: Any) -> Any:
 
 
 @inlined
-def _number(source: Any, figures: Any, propensity: Any, energy_j: Any, i: Any, m: Any) -> Any:
+def _row(source: Any, figures: Any, propensity: Any, energy_j: Any, i: Any) -> Any:
+    """Numbers (k,) of one request."""
     if source == PROPENSITY_OF:
-        return propensity[i, m]
-    return energy_j[i, m] if source == ENERGY_OF else figures[source, i, m]
+        return propensity[i]
+    return energy_j[i] if source == ENERGY_OF else figures[np.uint64(source), i]
 
 
 @compiled(
@@ -109,15 +110,15 @@ def cases(
     for i in range(n):
         counts[i] = _rank(figures[0, i], verdict[i], chosen[i], order[i])
         _put(own_template, own[i], 0)
-        for column in range(len(own_at)):
-            one[0] = _number(sources[column], figures, propensity, energy_j, i, chosen[i])
-            _put_number(bits[0], 8, own[i], own_at[column])
         for m in range(k):
-            record = others[i * k + m]
-            _put(other_template, record, 0)
-            for column in range(len(other_at)):
-                one[0] = _number(sources[column], figures, propensity, energy_j, i, m)
-                _put_number(bits[0], 8, record, other_at[column])
+            _put(other_template, others[i * k + m], 0)
+        for column in range(len(sources)):
+            values = _row(sources[column], figures, propensity, energy_j, i)
+            one[0] = values[chosen[i]]
+            _put_number(bits[0], 8, own[i], own_at[column])
+            for m in range(k):
+                one[0] = values[m]
+                _put_number(bits[0], 8, others[i * k + m], other_at[column])
 
 
 @compiled(
@@ -189,7 +190,9 @@ def tickets(
         for m in range(k):
             cell = cells[i, m]
             _put_number(pool_keys[pool[i] if m == c else pools[i, m]], 8, cell, cell_at[POOL])
-            for column in range(OF_CANDIDATE):
-                single[0] = _number(sources[column], figures, propensity, propensity, i, m)
-                _put_number(np.uint64(bits[0]), 4, cell, cell_at[PROPENSITY + column])
             cell[cell_at[VERDICT]] = verdict[i, m]
+        for column in range(OF_CANDIDATE):
+            values = _row(sources[column], figures, propensity, propensity, i)
+            for m in range(k):
+                single[0] = values[m]
+                _put_number(np.uint64(bits[0]), 4, cells[i, m], cell_at[PROPENSITY + column])
