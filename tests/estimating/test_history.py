@@ -7,7 +7,7 @@ from dataclasses import replace
 import faiss
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import MODELS, changed, contexts, cuts, lightly, outcomes
 
@@ -64,6 +64,28 @@ def evidence_of(
 ) -> Evidence:
     fade = np.ones(len(rows["models"])) if fade is None else fade
     return Neighbours(rows, index, keys, MEANS[: len(keys)], fade, options).evidence(asked)
+
+
+@given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=8), cut=st.integers(0, 40))
+@settings(max_examples=20, deadline=None)
+def test_rows_that_were_given_out_stay_as_they_were_whatever_comes_after_them(sizes, cut):
+    """
+    Rows are appended in place, also to some that are not all of those appended last.
+    """
+    rng, history, seen = np.random.default_rng(3), History(replace(OPTIONS, rows_max=1000)), []
+    for size in sizes:
+        history.append(rows_of(size, rng))
+        history.settle()
+        copied = {name: column.copy() for name, column in history.rows.items()}
+        seen.append((history.rows, copied))
+    history.rows = {name: column[:cut] for name, column in history.rows.items()}
+    history.append(rows_of(5, rng))
+    history.settle()
+
+    assert len(history) == min(cut, sum(sizes)) + 5
+    for given_out, copied in seen:
+        for name, column in given_out.items():
+            np.testing.assert_array_equal(column, copied[name], name)
 
 
 def same(one: Evidence, other: Evidence, atol: float = 1e-5) -> None:

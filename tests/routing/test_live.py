@@ -11,9 +11,11 @@ from router_bench import MODELS, NOON_MS, PATIENCE_S, Source, catalogue, outcome
 from waiting import until
 
 from learners.context import N_FEATURES
+from learners.estimates.estimator import Estimator
 from learners.estimates.history import HistoryOptions
 from learners.estimates.learned import Learned, MemoryOptions
 from load.bench.recovery.made_telemetry import made_telemetry
+from serve.routing import live
 from serve.routing.catalogue import Model
 from serve.routing.live import LiveOptions, LiveView
 from streams.errors import SnapshotDamaged, SnapshotForeign
@@ -140,6 +142,28 @@ def test_on_swap_is_told_of_every_new_view_and_of_no_other(snapshots, source):
 
 
 # --- what may befall the store ---------------------------------------------------------------------
+
+
+def test_prompts_are_estimated_a_few_at_a_time_and_are_what_they_are_all_at_once(
+    snapshots, source, monkeypatch
+):
+    """
+    A view is made beside the event loop, which a kernel keeps waiting until it is done.
+    """
+    snapshots.publish(quality=0.9)
+    together = []
+    estimate = Estimator.estimate
+
+    def noted(of: Estimator, contexts: np.ndarray, *traits: object) -> object:
+        together.append(len(contexts))
+        return estimate(of, contexts, *traits)
+
+    monkeypatch.setattr(Estimator, "estimate", noted)
+    few = view_of(snapshots, source).current
+    assert max(together) <= live.REFERENCE_TOGETHER < len(few.reference)
+
+    monkeypatch.setattr(live, "REFERENCE_TOGETHER", 1000)
+    np.testing.assert_array_equal(view_of(snapshots, source).current.reference, few.reference)
 
 
 def test_damaged_newest_snapshot_at_start_gives_way_to_the_one_before(snapshots, source):
