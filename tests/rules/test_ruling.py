@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 from router_bench import Router, embedding, router
 
+from serve import shared_memory as shared
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.rules.rule import Rule
-from serve.sessions import table
 from streams.feedback import decisions
 from streams.log.contract import DECISIONS
 
@@ -37,7 +37,7 @@ RULES = (
 def shared_memory(tmp_path_factory):
     """Tables of sessions go with the test."""
     patched = pytest.MonkeyPatch()
-    patched.setattr(table, "SHARED_MEMORY", tmp_path_factory.mktemp("shared"))
+    patched.setattr(shared, "SHARED_MEMORY", tmp_path_factory.mktemp("shared"))
     yield
     patched.undo()
 
