@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +19,12 @@ from numpy.typing import NDArray
 from infra.dashboard.savings import Tally, tallied
 from learners.estimates.ema import FIGURE_UNITS, FIGURES
 from learners.targets import ONE, Target
-from streams.errors import LogTruncated
+from streams.errors import LogTruncated, LogUnavailable
 from streams.feedback.feedback import Ingest, Ingested
 from streams.feedback.report import NANO_USD
 from streams.feedback.ticket import heads_of
 from streams.log.contract import FEEDBACK, Log, Record
+from streams.log.stretch import Stretch
 
 RECORDS_MAX, READ_S, CHUNK = 20_000, 2.0, 1000
 REMEMBERED = 200_000
@@ -72,23 +74,13 @@ class Judged:
             at = max(self._next.get(partition, 0), first[partition])
             self.skipped += max(0, end - share - at)
             self._next[partition] = max(at, end - share)
-        wanted = sum(end - self._next[p] for p, end in ends.items())
+        stretch = Stretch(self._log, FEEDBACK, self._next, ends)
         found: list[Record] = []
-        if not wanted:
-            return found
-        reader = self._log.reader(FEEDBACK, self._next)
-        try:
-            while len(found) < wanted:
-                records = reader.read(CHUNK, READ_S)
-                if not records:
-                    break
+        # Retention passed just now, or an end that does not come: the next look goes on from here.
+        with suppress(LogTruncated, LogUnavailable):
+            for records in stretch.batches(CHUNK, READ_S):
                 found += records
-        except LogTruncated:
-            pass  # retention passed just now
-        finally:
-            reader.close()
-        for record in found:
-            self._next[record.partition] = max(self._next[record.partition], record.offset + 1)
+        self._next |= stretch.at
         return found
 
     def _fresh(self, ingested: Ingested) -> NDArray[np.bool_]:

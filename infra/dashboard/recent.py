@@ -10,9 +10,10 @@ from contextlib import suppress
 
 import pyarrow as pa
 
-from streams.errors import LogTruncated
+from streams.errors import LogTruncated, LogUnavailable
 from streams.feedback import decisions
 from streams.log.contract import DECISIONS, Log
+from streams.log.stretch import Stretch
 
 RECORDS_MAX, READ_S = 64, 2.0  # of each partition: a record has what was decided in 0.25 s
 
@@ -29,18 +30,10 @@ def recent(log: Log, n: int) -> list[dict[str, object]]:
 
 
 def _values(log: Log, offsets: dict[int, int], ends: dict[int, int]) -> Iterator[bytes]:
-    left = sum(ends[p] - offsets[p] for p in ends)
-    if not left:
-        return
-    reader = log.reader(DECISIONS, offsets)
-    try:
-        while left > 0 and (records := reader.read(RECORDS_MAX, READ_S)):
-            left -= len(records)
+    # Retention passed just now, or an end that does not come: the rest is enough.
+    with suppress(LogTruncated, LogUnavailable):
+        for records in Stretch(log, DECISIONS, offsets, ends).batches(RECORDS_MAX, READ_S):
             yield from (record.value or b"" for record in records)
-    except LogTruncated:
-        pass  # retention passed just now
-    finally:
-        reader.close()
 
 
 def _table(value: bytes) -> pa.Table | None:

@@ -18,10 +18,11 @@ from collections.abc import Iterator
 import msgspec
 import pyarrow as pa
 
-from streams.errors import BadTicket, LogUnavailable
+from streams.errors import BadTicket
 from streams.feedback.report import Report
 from streams.feedback.ticket import check_shape
 from streams.log.contract import FEEDBACK, Log
+from streams.log.stretch import Stretch
 
 VALUES = ("quality", "cost_usd", "latency_ms", "output_tokens")
 FIELDS = [pa.field(f"outcome_{name}", pa.float64()) for name in VALUES]
@@ -58,16 +59,5 @@ def with_outcomes(table: pa.Table, found: dict[bytes, Values]) -> pa.Table:
 
 def _records(log: Log) -> Iterator[bytes]:
     firsts, ends = log.first_offsets(FEEDBACK), log.end_offsets(FEEDBACK)
-    total, done = sum(ends[p] - firsts[p] for p in ends), 0
-    reader = log.reader(FEEDBACK, firsts)
-    try:
-        while done < total:
-            records = reader.read(RECORDS_MAX, READ_S)
-            lost = sum(damage.end_offset - damage.first_offset for damage in reader.damaged)
-            reader.damaged.clear()
-            if not records and not lost:
-                raise LogUnavailable(f"{total - done} records did not come within {READ_S} s")
-            done += lost + sum(record.offset < ends[record.partition] for record in records)
-            yield from (record.value or b"" for record in records)
-    finally:
-        reader.close()
+    for records in Stretch(log, FEEDBACK, firsts, ends).batches(RECORDS_MAX, READ_S):
+        yield from (record.value or b"" for record in records)

@@ -19,12 +19,13 @@ from typing import Any
 import msgspec
 
 from learners.targets import ONE
-from streams.errors import BadTicket, LogUnavailable
+from streams.errors import BadTicket
 from streams.feedback.dead_letters import came_from
 from streams.feedback.report import QUALIFIED, REPORTED
 from streams.feedback.seen import Seen
 from streams.feedback.ticket import check_shape, split_ids, ticket_bytes
 from streams.log.contract import DEAD_LETTER, FEEDBACK, Log, Record
+from streams.log.stretch import Stretch
 
 READ_S, RECORDS_MAX = 10.0, 1000
 SHOWN = [name for name in (*REPORTED, *QUALIFIED) if name not in ("better_than", "steps")]
@@ -146,16 +147,5 @@ def _all(log: Log, topic: str, newest: int | None) -> Iterator[Record]:
     firsts, ends = log.first_offsets(topic), log.end_offsets(topic)
     if newest is not None:
         firsts = {p: max(first, ends[p] - newest) for p, first in firsts.items()}
-    left = sum(ends[p] - firsts[p] for p in ends)
-    reader = log.reader(topic, firsts)
-    try:
-        while left > 0:
-            records = reader.read(RECORDS_MAX, READ_S)
-            lost = sum(damage.end_offset - damage.first_offset for damage in reader.damaged)
-            reader.damaged.clear()
-            if not records and not lost:
-                raise LogUnavailable(f"{left} records of {topic} did not come within {READ_S} s")
-            left -= len(records) + lost
-            yield from records
-    finally:
-        reader.close()
+    for records in Stretch(log, topic, firsts, ends).batches(RECORDS_MAX, READ_S):
+        yield from records

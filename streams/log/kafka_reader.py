@@ -60,6 +60,7 @@ class KafkaReader:
         try:
             found = self._poll(consumer, records_max, deadline)
             if not found:
+                self._pass_what_is_no_record(consumer)
                 self._check_silence(consumer)
         except UNREADABLE as error:
             logger.error("%s holds bytes that can't be read: %s", self._topic, error)
@@ -150,6 +151,14 @@ class KafkaReader:
         self._lost = LogTruncated(self._topic, place.partition, wanted, first, end)
         raise self._lost from cause
 
+    def _pass_what_is_no_record(self, consumer: KafkaConsumer) -> None:
+        """Go on behind ends of transactions, and what was taken back in them."""
+        wait_ms = in_ms(self._options.connect_s_min)
+        for place in consumer.assignment():
+            at = consumer.position(place, timeout_ms=wait_ms)
+            if at is not None and at > self._next[place.partition]:
+                self._next[place.partition] = self.passed[place.partition] = at
+
     def _check_silence(self, consumer: KafkaConsumer) -> None:
         """After a while without records, ask for the ends; complain if they were there before.
 
@@ -159,10 +168,6 @@ class KafkaReader:
             return
         places = sorted(consumer.assignment())
         wait_ms = in_ms(self._options.connect_s_min)
-        for place in places:
-            # Past what is not a record: ends of transactions, and what was taken back in them.
-            if (at := consumer.position(place, timeout_ms=wait_ms)) > self._next[place.partition]:
-                self._next[place.partition] = self.passed[place.partition] = at
         for place, end in self._ends.items():
             if (at := consumer.position(place, timeout_ms=wait_ms)) < end:
                 raise LogUnavailable(

@@ -43,6 +43,7 @@ from streams.log.contract import (
     Record,
 )
 from streams.log.quiet import once_a_minute
+from streams.log.stretch import Stretch
 from streams.training import change
 from streams.training.audit import Audit, AuditOptions
 from streams.training.budgets import RELEASED, settled
@@ -67,6 +68,7 @@ SKIPPED = "skipped"  # records the log lost before they were read, see `on_gap`
 # Brokers' clocks differ: a partition read to its end may get a record stamped a little earlier, and
 # a step that is followed at once may be taken back.
 CLOCK_MARGIN_MS = 2 * SLOW.step_ms
+LETTERS_S = 10.0  # without a dead letter read back, a start is given up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -358,22 +360,10 @@ class Trainer:
         ends = self._log.end_offsets(DEAD_LETTER)
         firsts = self._log.first_offsets(DEAD_LETTER)
         starts = {p: max(firsts[p], self.state.dead_letter_offsets.get(p, 0)) for p in ends}
-        left = sum(max(0, ends[p] - starts[p]) for p in ends)
-        found: set[tuple[int, int]] = set()
-        reader = self._log.reader(DEAD_LETTER, starts)
-        try:
-            while left > 0:
-                records = reader.read(self._options.records_max, 10.0)
-                # Of damaged letters nobody knows where they came from: they may be written again.
-                damaged = sum(d.end_offset - d.first_offset for d in reader.damaged)
-                reader.damaged.clear()
-                if not records and not damaged:
-                    raise LogUnavailable(f"{left} dead letters could not be read back in 10 s")
-                left -= len(records) + damaged
-                found |= {came_from(record) for record in records}
-        finally:
-            reader.close()
-        return found
+        # Of damaged letters nobody knows where they came from: they may be written again.
+        letters = Stretch(self._log, DEAD_LETTER, starts, ends)
+        batches = letters.batches(self._options.records_max, LETTERS_S)
+        return {came_from(record) for records in batches for record in records}
 
     def _counts(self) -> Mapping[str, int]:
         """The counters of all shards."""
