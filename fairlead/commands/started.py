@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from infra.settings.settings import Settings, settings_file
+from infra.settings.settings import Settings
 from infra.settings.site_options import SiteOptions
+from infra.settings.toml_file import settings_file
 
 STARTED = "started.toml"
 READ_BY_ITSELF = ("models", "pools")  # by routers, whenever the file has changed

@@ -39,18 +39,21 @@ class ReplicaWatch:
     ) -> None:
         """`lost` has a sentence for each part that lacks replicas."""
         self._board, self._lost, self._now_ms = board, lost, now_ms
-        self._cause, self._seen_ms = "", 0
+        self._lacked, self._seen_ms = "", 0  # what was said when replicas were last missing
         self._posted = False
 
     def look(self) -> None:
         """Set the alarm, or take it back."""
         now_ms = self._now_ms()
         if lost := self._lost():
-            self._cause, self._seen_ms = " ".join(lost), now_ms
-        elif abs(now_ms - self._seen_ms) > HELD_MS:
-            self._cause = ""
-        self._board.set(ALARM, self._cause or None)
-        self._posted = self._posted or bool(self._cause)
+            self._lacked, self._seen_ms = " ".join(lost), now_ms
+            cause = self._lacked
+        elif self._lacked and abs(now_ms - self._seen_ms) <= HELD_MS:
+            cause = f"All run again. Before, within the last minute: {self._lacked}"
+        else:
+            cause = self._lacked = ""
+        self._board.set(ALARM, cause or None)
+        self._posted = self._posted or bool(cause)
         if self._posted:
             self._board.beat()
 

@@ -38,8 +38,8 @@ from infra.settings.settings import (
     checked,
     merged,
     read_settings,
-    settings_file,
 )
+from infra.settings.toml_file import settings_file
 from learners.estimates.learned import MemoryOptions
 from serve.admin.changes import Asked, CountsFrom, Edited, Entry
 from serve.errors import ChangeRefused, EntryNotFound

@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import GenericAlias, NoneType, UnionType
 from typing import (
@@ -29,8 +30,9 @@ from typing import (
     get_type_hints,
 )
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
 from infra.errors import SettingsUnreadable
 from learners.option import Entries, Option, SameAs, declared_by
@@ -79,7 +81,8 @@ class Key:
         limits: dict[str, Any] = {name: getattr(option, name) for name in LIMITS}
         limits = {name: limit for name, limit in limits.items() if limit is not None}
         checked = Field(description=option.meaning, repr=not self.secret, **limits)
-        return Annotated[_written_kind(self.kind, option, default), checked], default
+        kind = _written_kind(self.kind, option, default)
+        return Annotated[kind, checked, BeforeValidator(partial(_no_truth, kind))], default
 
     def meant(self, written: Any) -> Any:
         """The field's value where this is the key's."""
@@ -202,6 +205,14 @@ def _written_kind(kind: Any, option: Option, default: object) -> Any:
     if default is None:
         return kind | None
     return _without_none(kind) if option.stands_for else kind
+
+
+def _no_truth(kind: Any, written: Any) -> Any:
+    """What is written, but true and false are no numbers: pydantic takes them for 1 and 0."""
+    kinds = {kind, *get_args(kind)}
+    if isinstance(written, bool) and kinds & {int, float} and bool not in kinds:
+        raise PydanticCustomError("int_type" if int in kinds else "float_type", "no number")
+    return written
 
 
 def _without_none(kind: Any) -> Any:

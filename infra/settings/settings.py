@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_settings import SettingsError, TomlConfigSettingsSource
+from pydantic_settings import SettingsError
 
 from infra.errors import SettingsInvalid, SettingsUnreadable
 from infra.settings.edits import FILE, Edit, edited, read_edits
 from infra.settings.model import PREFIX, Settings
 from infra.settings.site_options import SiteOptions
+from infra.settings.toml_file import settings_file
 from infra.settings.wording import refused, worded
 from learners.estimates.learned import MemoryOptions
 from serve.dispatch.judging.by_model import JudgeOptions
@@ -65,18 +66,6 @@ def check_form(file: Mapping[str, Any], where: str) -> None:
     """That it is something that can be edited. Raises SettingsInvalid."""
     with _refused_as(where):
         Settings(**file)
-
-
-def settings_file(path: Path) -> dict[str, Any]:
-    """What the file says, not checked. Raises SettingsUnreadable."""
-    try:
-        found = TomlConfigSettingsSource(Settings, path)()
-    except (OSError, ValueError) as error:
-        raise SettingsUnreadable(str(path), str(error)) from error
-    if not path.is_file():
-        what = "it is a folder" if path.is_dir() else "there is no such file"
-        raise SettingsUnreadable(str(path), what)
-    return found
 
 
 def edits_of(file: Mapping[str, Any]) -> Path:

@@ -15,7 +15,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -141,6 +141,8 @@ def _default(field: FieldInfo) -> str:
 def _bounds(field: FieldInfo) -> str:
     limits = []
     for limit in field.metadata:
+        if isinstance(limit, BeforeValidator):  # of the type
+            continue
         if pattern := getattr(limit, "pattern", None):
             limits.append(f"`{pattern}`")
             continue

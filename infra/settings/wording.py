@@ -8,6 +8,7 @@ TOML has them; in texts of several lines something may look like a key, and be t
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
@@ -21,6 +22,23 @@ from infra.settings.sections import section_of
 from streams.errors import OptionRefused
 
 Key = tuple[int | str, ...]
+SHOWN = 100  # characters of a value
+# By pydantic's names for what is wrong, for those who have never heard of Python's types.
+KINDS = {
+    "int_type": "it must be an integer",
+    "int_parsing": "it must be an integer",
+    "int_from_float": "it must be an integer",
+    "float_type": "it must be a number, without quotes and unit",
+    "float_parsing": "it must be a number, without quotes and unit",
+    "bool_type": "it must be true or false",
+    "bool_parsing": "it must be true or false",
+    "string_type": "it must be text, in quotes",
+    "path_type": "it must be a path, in quotes",
+    "tuple_type": "it must be a list; sections of a list have double brackets: [[models]]",
+    "dict_type": "it must be a table",
+    "model_type": "it must be a section: [name], and its keys on lines of their own",
+    "model_attributes_type": "it must be a section: [name], and its keys on lines of their own",
+}
 HEADER = re.compile(r"\s*(\[\[?)\s*([\w.\"'-]+)\s*\]")
 ENTRY = re.compile(r"\s*([\w.\"'-]+)\s*=\s*(.*)")
 
@@ -42,8 +60,15 @@ def _words(problem: Mapping[str, Any], loc: Key) -> str:
         return f"{key} is not a setting{_meant(loc)}"
     if problem["type"] == "missing":
         return f"{key} is missing"
-    value = "(hidden)" if _secret(loc, problem["input"]) else repr(problem["input"])
-    return f"{key} is {value}: {problem['msg'].lower()}"
+    value = "(hidden)" if _secret(loc, problem["input"]) else shown(problem["input"])
+    return f"{key} is {value}: {KINDS.get(problem['type'], problem['msg'].lower())}"
+
+
+def shown(value: object) -> str:
+    """A value as it is written in the file, cut where it is long."""
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    text = str(value) if isinstance(value, dt.date | dt.time) else text
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 2]} …"
 
 
 def _meant(loc: Key) -> str:
@@ -76,7 +101,7 @@ def _secret(path: Key, value: object) -> bool:
 def line_before(where: str, key: Key) -> str:
     """`line 13: `, where the file has the key; else nothing."""
     try:
-        line = line_of(Path(where).read_text(), key)
+        line = line_of(Path(where).read_text("utf-8-sig"), key)
     except (OSError, ValueError):  # no file: the environment, or an edit
         return ""
     return f"line {line}: " if line else ""

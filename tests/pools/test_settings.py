@@ -321,7 +321,11 @@ def test_value_of_a_wrong_type_is_refused(key, file):
         ('[models]\nname = "m"', "models is {'name': 'm'}"),
         ("[[models]]\nlatency_ms = 1", "models.0.name"),
         ("[router]\nreplicas = 2.5", "router.replicas is 2.5"),
-        ('[router]\nreplicas = "many"', "router.replicas is 'many'"),
+        ('[router]\nreplicas = "many"', "router.replicas is 'many': it must be an integer"),
+        ("[router]\nreplicas = true", "router.replicas is true: it must be an integer"),
+        ("[learning]\npoll_s = true", "learning.poll_s is true: it must be a number"),
+        ("[learning]\npoll_s = 2020-01-01", "learning.poll_s is 2020-01-01: it must be a number"),
+        (f'[[models]]\nname = "{"n" * 10_000}"', "nnn …: "),
     ],
 )
 def test_misspelt_or_misplaced_key_is_refused(text, named, file):
@@ -347,7 +351,8 @@ def test_all_problems_are_said_at_once(file):
         (b"x = [", tomllib.TOMLDecodeError),
         (b"[router\n", tomllib.TOMLDecodeError),
         (b"a = 1\na = 2", tomllib.TOMLDecodeError),
-        (b"\xff\xfe", UnicodeDecodeError),
+        (b"# fine\n\xff\xfe", UnicodeDecodeError),
+        (b"a = " + b"[" * 100_000, RecursionError),
     ],
 )
 def test_file_that_is_not_toml_is_unreadable(content, cause, tmp_path):
@@ -362,7 +367,25 @@ def test_file_that_is_not_toml_is_unreadable(content, cause, tmp_path):
 
     assert type(refused.value.__cause__) is cause
     assert str(path) in str(refused.value)
-    assert str(refused.value.__cause__) in str(refused.value)
+    says = "too deep" if cause is RecursionError else str(refused.value.__cause__)
+    assert says in str(refused.value)
+    assert cause is not UnicodeDecodeError or "line 2 is not UTF-8" in str(refused.value)
+
+
+def test_mark_that_windows_puts_before_a_file_is_skipped(tmp_path):
+    path = tmp_path / "fairlead.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + ONE_MODEL.encode())
+
+    assert [model.name for model in read_settings(path).catalogue().models] == ["m"]
+
+
+@pytest.mark.parametrize("text", ['state_dir = "a\\u0000b"', '[[models]]\nname = "\\u001b[31mred"'])
+def test_text_that_nobody_could_read_is_refused(text, file):
+    """
+    It would be a path that there can't be, and colours on the terminals of operators.
+    """
+    with pytest.raises(SettingsUnreadable, match=r"(state_dir|models\.0\.name) has the control"):
+        read_settings(file(text))
 
 
 @pytest.mark.parametrize(("name", "why"), [("missing.toml", "no such file"), (".", "is a folder")])
