@@ -22,7 +22,7 @@ from serve.grpc_api.bulk import check_count, slices
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from streams.errors import BadTicket
 from streams.feedback.feedback import Ingest
-from streams.feedback.report import REPORTED, as_text, encode_report
+from streams.feedback.report import BOUNDS, REPORTED, as_text, encode_report
 from streams.feedback.ticket import Sealer
 from streams.log.contract import Record
 from streams.log.outbox import Outbox
@@ -93,6 +93,10 @@ class Reporting:
         for name, value in reported.items():
             if not math.isfinite(value):
                 raise InvalidRequest(f"outcomes[{position}].{name}", value, "finite")
+            least, most = BOUNDS.get(name, (value, value))
+            if not least <= value <= most:
+                limit = f"{least:,.0f} to {most:,.0f}"
+                raise InvalidRequest(f"outcomes[{position}].{name}", value, limit)
         try:
             decision_id, _ = self._sealer.open_body(outcome.ticket)
         except BadTicket as error:

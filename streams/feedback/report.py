@@ -147,6 +147,13 @@ class Report(
     ) = None
 
 
+# The least and the most that a number may be, by the field's name.
+BOUNDS = {
+    name: (float(field["minimum"]), float(field["maximum"]))
+    for name, whole in msgspec.json.schema(Report)["$defs"]["Report"]["properties"].items()
+    for field in whole.get("anyOf", ())
+    if "minimum" in field
+}
 # What says how the quality was come by, and of which other decisions.
 QUALIFIED = ("confidence", "weight", "source", "revision", "better_than", "steps")
 REPORTED = ("quality", "cost_usd", "latency_ms", "output_tokens", "error", "paid_usd")

@@ -618,20 +618,32 @@ def test_feedback_out_of_its_time_is_refused_at_once(tmp_path, later_s, reason):
 
 BAD_OUTCOMES: dict[str, tuple[dict, tuple[str, ...]]] = {
     "nothing reported": ({}, ("outcomes[0]", "none of quality, cost_usd, latency_ms")),
-    "quality below": ({"quality": -0.001}, ("quality", ">= 0.0")),
-    "quality above": ({"quality": 1.001}, ("quality", "<= 1.0")),
-    "quality in percent": ({"quality": 87.0}, ("quality", "<= 1.0")),
+    "quality below": ({"quality": -0.001}, ("outcomes[0].quality is ", "must be 0 to 1")),
+    "quality above": ({"quality": 1.001}, ("outcomes[0].quality is ", "must be 0 to 1")),
+    "quality in percent": ({"quality": 87.0}, ("outcomes[0].quality is ", "must be 0 to 1")),
     "quality nan": ({"quality": math.nan}, ("outcomes[0].quality is nan", "finite")),
     "quality inf": ({"quality": math.inf}, ("outcomes[0].quality is inf", "finite")),
-    "cost below": ({"cost_usd": -1e-9}, ("cost_usd", ">= 0.0")),
-    "cost above": ({"cost_usd": 100.01}, ("cost_usd", "<= 100.0")),
+    "cost below": ({"cost_usd": -1e-9}, ("outcomes[0].cost_usd is ", "must be 0 to 100")),
+    "cost above": ({"cost_usd": 100.01}, ("outcomes[0].cost_usd is ", "must be 0 to 100")),
     "cost nan": ({"cost_usd": math.nan}, ("outcomes[0].cost_usd is nan", "finite")),
     "cost -inf": ({"cost_usd": -math.inf}, ("outcomes[0].cost_usd is -inf", "finite")),
-    "latency below": ({"latency_ms": -1.0}, ("latency_ms", ">= 0.0")),
-    "latency above": ({"latency_ms": 86_400_001.0}, ("latency_ms", "<= 86400000.0")),
+    "latency below": (
+        {"latency_ms": -1.0},
+        ("outcomes[0].latency_ms is ", "must be 0 to 86,400,000"),
+    ),
+    "latency above": (
+        {"latency_ms": 86_400_001.0},
+        ("outcomes[0].latency_ms is ", "must be 0 to 86,400,000"),
+    ),
     "latency nan": ({"latency_ms": math.nan}, ("outcomes[0].latency_ms is nan", "finite")),
-    "tokens above": ({"output_tokens": 10_000_001}, ("output_tokens", "<= 10000000")),
-    "one good, one bad": ({"quality": 1.0, "cost_usd": 101.0}, ("cost_usd", "<= 100.0")),
+    "tokens above": (
+        {"output_tokens": 10_000_001},
+        ("outcomes[0].output_tokens is ", "must be 0 to 10,000,000"),
+    ),
+    "one good, one bad": (
+        {"quality": 1.0, "cost_usd": 101.0},
+        ("outcomes[0].cost_usd is ", "must be 0 to 100"),
+    ),
 }
 
 
