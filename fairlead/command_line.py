@@ -7,7 +7,9 @@ An error that a person can mend is one message saying what to do, not a trace.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +35,7 @@ try:
 except ImportError:  # the base installation is a client
     sys.exit("The command line needs more than the client: pip install 'fairlead[server]'")
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 app = typer.Typer(
     help="Fairlead: which model, in which pool, should take each request.",
     no_args_is_help=True,
@@ -76,11 +79,26 @@ def main() -> None:
     from streams.errors import StreamError
 
     try:
-        app()
+        _run()
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python tries again at its end
+        console.print(f"[bold red]The disk is full[/]: {error}")
+        sys.exit(1)
     except (FairleadError, InfraError, LoadError, ServeError, StreamError) as error:
         console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
         console.print(str(error), markup=False, highlight=False)
         sys.exit(1)
+
+
+def _run() -> None:
+    """The command, and all that it has said written out, so that a full disk is met here."""
+    try:
+        app()
+    finally:
+        if sys.stdout is not None and not sys.stdout.closed:  # as under `fairlead … >&-`
+            sys.stdout.flush()
 
 
 def _version(wanted: bool) -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fairlead.client import Client
+from fairlead.commands.terminal import plain
 from fairlead.errors import InvalidOption
 from fairlead.messages import Considered, Explanation
 
@@ -52,11 +53,11 @@ def as_json(found: Explanation) -> dict[str, Any]:
 def show(found: Explanation, out: Console) -> None:
     """Print who was considered, the chosen one first."""
     at = datetime.fromtimestamp(found.decided_at_unix_ms / 1000, UTC).isoformat(timespec="seconds")
-    tenant = found.tenant or "no tenant"
+    tenant = plain(found.tenant) or "no tenant"
     out.print(f"decided {at} for {tenant}, by snapshot {found.snapshot_version}", highlight=False)
     table = Table("", "model", "pool", "quality", "USD", "ms", "utility", "share", "why", box=None)
     for one in sorted(found.models, key=lambda one: (not one.chosen, -one.utility)):
-        table.add_row(*_row(one), style="bold" if one.chosen else "")
+        table.add_row(*map(plain, _row(one)), style="bold" if one.chosen else "")
     out.print(table)
 
 

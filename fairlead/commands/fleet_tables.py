@@ -11,8 +11,9 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+
+from fairlead.commands.terminal import plain
 
 SECTIONS = ("workload", "router", "pools", "prices", "budgets", "scaling", "supports", "newcomers")
 
@@ -150,7 +151,7 @@ def _scaling(lines: Sequence[Mapping[str, Any]]) -> Table:
     table.add_column("what changed and why")
     for of in lines:
         at = datetime.fromtimestamp(of["at_unix_ms"] / 1000, tz=UTC)
-        table.add_row(f"{at:%m-%d %H:%M:%S}", escape(of["line"]))
+        table.add_row(f"{at:%m-%d %H:%M:%S}", plain(of["line"]))
     return table
 
 
@@ -159,7 +160,7 @@ def _table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> T
     for number, head in enumerate(heads):
         table.add_column(head, justify="left" if number == 0 else "right")
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*map(plain, row))
     return table
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from fairlead.commands.started import keep_settings
 from infra.cluster.cluster import Running, renew
@@ -116,7 +117,7 @@ class Renewal:
 
     def _refuse(self, problem: str) -> None:
         logger.error("the settings are not taken: %s", problem)
-        self._console.print(f"[bold red]Nothing is changed:[/] {problem}", highlight=False)
+        self._console.print(f"[bold red]Nothing is changed:[/] {escape(problem)}", highlight=False)
         self._board.set("settings_refused", problem)
         if not self._posted:
             self._board.clear_others()

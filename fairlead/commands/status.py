@@ -18,6 +18,7 @@ from rich.table import Table
 from fairlead.commands.fleet_tables import SECTIONS, print_fleet
 from fairlead.commands.headline import headline
 from fairlead.commands.started import not_taken
+from fairlead.commands.terminal import plain
 from infra.autoscaling.live.planning import read_record
 from infra.errors import InfraError
 from infra.pools.site import LocalSite
@@ -132,7 +133,9 @@ def _print(found: dict[str, Any], out: Console) -> None:
             continue
         if isinstance(value, dict):
             for label, n in value.items():
-                table.add_row(f"{name} {label}", f"{n:,.6f}" if isinstance(n, float) else f"{n:,}")
+                table.add_row(
+                    plain(f"{name} {label}"), f"{n:,.6f}" if isinstance(n, float) else f"{n:,}"
+                )
         else:
             shown = f"{value:,.1f}" if isinstance(value, float) else value
             table.add_row(name, "unknown" if value is None else str(shown))

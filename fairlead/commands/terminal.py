@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 console = Console(stderr=True)
 SILENT_S = 2.0  # a command that says nothing for longer seems to hang
@@ -33,6 +34,20 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 def progress(text: str) -> None:
     """Say how far a command has come."""
     console.print(f"[dim]{text}[/]")
+
+
+def visible(text: str) -> str:
+    r"""Others' text with what a terminal would obey, or not show, as an escape.
+
+    >>> visible("acme\x1b[31m\n")
+    'acme\\x1b[31m\\n'
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def plain(text: str) -> str:
+    """The same for a console that takes brackets for its markup, as in a tenant named [/b]."""
+    return escape(visible(text))
 
 
 def load_kernels() -> None:
@@ -106,7 +121,7 @@ def _table(name: str, rows: dict[str, dict[str, Any]]) -> None:
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     table = Table(name, *columns)
     for key, row in rows.items():
-        table.add_row(key, *(_cell(row.get(column, "")) for column in columns))
+        table.add_row(*map(escape, (key, *(_cell(row.get(column, "")) for column in columns))))
     Console().print(table)
 
 

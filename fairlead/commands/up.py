@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from rich.console import Console
+from rich.markup import escape
 
 from fairlead.commands.renewal import Renewal
 from fairlead.commands.restarts import (
@@ -92,7 +93,7 @@ def _again(ended: RayEnded, console: Console) -> NoReturn:
     if not may_restart(restarted_at_s(os.environ), now_s):
         raise ended
     logger.error("%s Starting again.", ended.reason)
-    console.print(f"[bold yellow]{ended.reason}[/] Starting again …")
+    console.print(f"[bold yellow]{escape(ended.reason)}[/] Starting again …")
     restart(now_s)
 
 
@@ -239,7 +240,7 @@ def settings_in_force(path: Path | None, console: Console) -> tuple[Settings, Pa
         kept = state_folder.of_file(path or DEFAULT) / STARTED
         if not kept.is_file():
             raise
-        console.print(f"[bold red]{error}[/]", highlight=False)
+        console.print(f"[bold red]{escape(str(error))}[/]", highlight=False)
         console.print("Looking with the settings that the router was started with.")
         return read_settings(kept), kept
 

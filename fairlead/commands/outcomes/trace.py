@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fairlead.commands.terminal import JsonOption, SettingsOption, console, only_json
+from fairlead.commands.terminal import JsonOption, SettingsOption, console, only_json, visible
 
 
 def feedback_trace(
@@ -62,7 +62,7 @@ def lines_of(found: dict[str, Any]) -> list[str]:
         lines.append("its quality was counted, not learned: its weight left it out; or imported")
     for one in found["records"]:
         why = f" ({one['reason']}: {one['detail']})" if one["reason"] else ""
-        said = ", ".join(f"{name} {value}" for name, value in one["said"].items())
+        said = ", ".join(f"{name} {visible(str(value))}" for name, value in one["said"].items())
         lines.append(
             f"partition {one['partition']}, offset {one['offset']}: {one['became']}{why}: {said}"
         )

@@ -1,0 +1,66 @@
+"""What commands print where terminals, disks and other people's names are not as one thinks."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+from fairlead.commands import explain
+from fairlead.commands.terminal import visible
+from fairlead.messages import Considered, Explanation, Preference
+
+ODD = "[/b]\x1b[31m"  # a tenant may call itself so
+
+
+def explained(name: str) -> Explanation:
+    figures = {"quality": 0.5, "cost_usd": 0.1, "latency_ms": 1.0, "energy_j": 0.0}
+    one = Considered(
+        model=name, pool=name, chosen=True, propensity=1.0, utility=0.5, reason="", **figures
+    )
+    return Explanation(
+        decision_id="00",
+        tenant=name,
+        decided_at_unix_ms=0,
+        snapshot_version=1,
+        encoder="e",
+        context=(),
+        preference=Preference(),
+        policy="thompson",
+        models=(one,),
+    )
+
+
+def test_names_of_others_are_shown_and_obeyed_by_no_terminal():
+    """
+    A tenant whose name looks like markup ended `explain` in a traceback.
+    """
+    out = io.StringIO()
+    explain.show(explained(ODD), Console(file=out, width=200))
+
+    assert out.getvalue().count(visible(ODD)) == 3
+    assert "\x1b" not in out.getvalue()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_said_in_a_line():
+    """
+    Of what was printed, too, which is written when a command ends.
+    """
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "fairlead", "--version"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("The disk is full: ")
+    assert ended.stderr.count("\n") == 1
