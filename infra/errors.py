@@ -6,6 +6,7 @@ InfraError
 ├── NoSiteYet            a command that looks found no state where it looked
 ├── StateUnwritable      the state folder can't be written, or is full
 ├── AddressTaken         somebody listens already where we are to
+├── AddressUnusable      nobody can listen there: no address of this machine, or no address
 ├── BackupRefused        a copy of a site can't be made, or none can be made from it
 ├── StateInUse           another `fairlead up` uses the state folder
 ├── ClusterFailed        the local cluster could not be started, or what is to run in it
@@ -144,6 +145,20 @@ class ServerFailed(InfraError):
         return (
             f"the model server {self.command} failed: {self.problem}. Run the pool's `command` by "
             f"hand to see what it says."
+        )
+
+
+class AddressUnusable(InfraError):
+    """Nobody can listen where we are to."""
+
+    def __init__(self, setting: str, host: str, port: int, why: str) -> None:
+        super().__init__(setting, host, port, why)
+        self.setting, self.host, self.port, self.why = setting, host, port, why
+
+    def __str__(self) -> str:
+        return (
+            f"{self.setting}: {self.host}:{self.port} can't be listened at: {self.why}. Hosts are "
+            f"names or addresses of this machine, such as 127.0.0.1 or 0.0.0.0 (all it has)."
         )
 
 

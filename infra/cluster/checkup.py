@@ -19,7 +19,7 @@ from pathlib import Path
 
 from infra.errors import StateUnwritable
 from infra.pools import state_folder
-from infra.pools.ports import is_free
+from infra.pools.ports import is_free, why_not
 from infra.pools.site import LocalSite
 from infra.settings.settings import Settings
 from infra.settings.site_options import SiteOptions
@@ -128,7 +128,9 @@ def _state(settings: Settings, runs: str) -> Finding:
 
 def _ports(settings: Settings, runs: str) -> Iterator[Finding]:
     for setting, (host, port) in settings.addresses().items():
-        if is_free(port, host):
+        if why := why_not(port, host):
+            yield Finding(setting, f"{host}:{port}: {why}", "Set another host or port.")
+        elif is_free(port, host):
             yield Finding(setting, f"{host}:{port} is free")
         elif runs:
             yield Finding(setting, f"{host}:{port} is listened at, as it should be")

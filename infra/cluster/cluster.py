@@ -26,9 +26,9 @@ from infra.autoscaling.live.site_scaling import scaling_of
 from infra.cluster import head
 from infra.cluster.declared_apps import FAILED, GONE_S_MAX, problem, withdraw
 from infra.cluster.pools_app import deploy_pools, routers_scaling
-from infra.errors import AddressTaken, ClusterFailed, SettingsInvalid
+from infra.errors import AddressTaken, AddressUnusable, ClusterFailed, SettingsInvalid
 from infra.pools.directory import POOLS_APP, close_directory
-from infra.pools.ports import is_free
+from infra.pools.ports import is_free, why_not
 from infra.pools.site import LocalSite
 from infra.pools.url_watch import close_url_watch, open_url_watch
 from infra.settings.settings import Settings
@@ -123,7 +123,8 @@ def this_host(resources: Mapping[str, float]) -> dict[str, Any]:
 def running(settings: Settings, path: Path, scaling: Scaling | None = None) -> Iterator[Running]:
     """The router of these settings, up, in the connected Ray cluster.
 
-    `scaling` is another than the settings describe. Raises AddressTaken, ClusterFailed.
+    `scaling` is another than the settings describe. Raises AddressTaken, AddressUnusable and
+    ClusterFailed.
     """
     _refuse_taken(settings)
     site = LocalSite.of(settings, path)
@@ -187,6 +188,8 @@ def _refuse_taken(settings: Settings) -> None:
     for setting, (host, port) in settings.addresses().items():
         if not is_free(port, host):
             raise AddressTaken(setting, host, port)
+        if why := why_not(port, host):
+            raise AddressUnusable(setting, host, port, why)
 
 
 @contextmanager

@@ -50,22 +50,38 @@ def released(port: int) -> None:
 
 
 def is_free(port: int, host: str = "127.0.0.1") -> bool:
-    """Whether one could listen at it; connections that are closing do not count.
+    """Whether nobody listens there; where this host can't listen at all, nobody does."""
+    return _refusal(port, host)[0] != errno.EADDRINUSE
 
-    `host` is a name, an IPv4 or an IPv6 address, with or without brackets. Where this host can't
-    listen at all, nobody does.
+
+def why_not(port: int, host: str) -> str:
+    """Why one can't listen there, in words; "" if one can, or if only somebody else does."""
+    number, problem = _refusal(port, host)
+    if number in (0, errno.EADDRINUSE):
+        return ""
+    words = {
+        errno.EADDRNOTAVAIL: "this machine does not have that address",
+        errno.EACCES: "this user may not listen there; ports from 1024 on are for all",
+    }
+    return words.get(number, f"no machine is known by that name or address ({problem})")
+
+
+def _refusal(port: int, host: str) -> tuple[int, str]:
+    """What the system says to one who would listen: an error's number, 0 for none, and its words.
+
+    `host` is a name, an IPv4 or an IPv6 address, with or without brackets. Connections that are
+    closing do not count.
     """
     try:
         family, address = resolved(host, port)
-    except OSError:
-        return True
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
-        except OSError as error:
-            return error.errno != errno.EADDRINUSE
-    return True
+    except OSError as error:
+        return error.errno or -1, error.strerror or str(error)
+    except UnicodeError as error:  # a name that no name can be: too long, or empty between dots
+        return -1, str(error)
+    return 0, ""
 
 
 def connected(port: int) -> int | None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import tomllib
 from pathlib import Path
 
-from infra.errors import NoSiteYet, StateUnwritable
+from infra.errors import NoSiteYet, SettingsUnreadable, StateUnwritable
 from infra.settings.site_options import SiteOptions
+from infra.settings.toml_file import settings_file
 
 FREE_BYTES_MIN = 64 * 1024 * 1024  # a snapshot of 100,000 rows, and a minute of the log
 OWNER_ALONE = 0o700
@@ -54,8 +54,8 @@ def _is_used(folder: Path) -> bool:
 def of_file(path: Path) -> Path:
     """The state folder that a settings file names, though it may have mistakes elsewhere."""
     try:
-        named = tomllib.loads(path.read_text()).get("state_dir")
-    except (OSError, ValueError):
+        named = settings_file(path).get("state_dir")
+    except SettingsUnreadable:
         named = None
     return Path(named if isinstance(named, str) else SiteOptions().state_dir)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,8 +13,8 @@ import pytest
 
 from infra.cluster import cluster
 from infra.cluster.cluster import running
-from infra.errors import AddressTaken
-from infra.pools.ports import FIRST, LAST, free_ports, is_free, released
+from infra.errors import AddressTaken, AddressUnusable
+from infra.pools.ports import FIRST, LAST, free_ports, is_free, released, why_not
 from infra.settings.settings import read_settings
 
 
@@ -87,6 +88,29 @@ def test_an_address_may_be_in_brackets():
 @pytest.mark.parametrize("host", ["192.0.2.7", "no.such.host.invalid"])
 def test_where_nobody_can_listen_nobody_does(host):
     assert is_free(7480, host)
+
+
+@pytest.mark.parametrize(
+    ("host", "why"),
+    [
+        ("127.0.0.1", ""),
+        ("192.0.2.7", "this machine does not have that address"),
+        ("http://127.0.0.1", "no machine is known by that name"),
+        ("x" * 300, "no machine is known by that name"),
+    ],
+)
+def test_where_nobody_can_listen_is_said_before_anything_starts(tmp_path, host, why):
+    """
+    It was called free by `doctor`, and `up` waited for replicas that could not listen.
+    """
+    path, numbers = settings_of(tmp_path)
+    port = numbers["listener"]["port"]
+    path.write_text(path.read_text().replace("[listener]", f'[listener]\nhost = "{host}"'))
+
+    assert why_not(port, host).startswith(why)
+    refused = pytest.raises(AddressUnusable, match=why) if why else nullcontext()
+    with refused:
+        cluster._refuse_taken(read_settings(path))
 
 
 def settings_of(folder: Path) -> tuple[Path, dict[str, dict[str, int]]]:
