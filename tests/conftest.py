@@ -21,7 +21,7 @@ from local_kafka.broker import Broker
 from local_kafka.errors import JarsMissing, JavaMissing, MavenMissing
 from log_benches import KafkaBench
 
-from streams.log.quiet import OncePerMinute
+from streams.quiet import OncePerMinute
 
 # No deadlines, because tests share their processor; no database, because a run must not depend on the one before.
 SHARED = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow]}

@@ -16,7 +16,7 @@ from infra.dashboard.judged import Judged
 from infra.dashboard.savings import Tally, written
 from infra.status.status import Status
 from streams.errors import StreamError
-from streams.log.quiet import once_a_minute
+from streams.quiet import once_a_minute
 
 logger = once_a_minute(logging.getLogger(__name__))
 

@@ -26,7 +26,7 @@ from serve.grpc_api.guard import Guard
 from serve.grpc_api.methods import methods_of
 from serve.grpc_api.open_services import open_to_all
 from serve.proto.fairlead.v1 import admin_pb2, dispatch_pb2, router_pb2
-from streams.log.quiet import once_a_minute
+from streams.quiet import once_a_minute
 
 logger = once_a_minute(logging.getLogger(__name__))
 

@@ -24,7 +24,7 @@ from starlette.types import ASGIApp
 from learners.option import option, same_as
 from serve.addresses import resolved
 from serve.openai_api.http_protocol import ConnectionOptions, bounded
-from streams.log.quiet import once_a_minute
+from streams.quiet import once_a_minute
 
 once_a_minute(logging.getLogger("uvicorn.error"))  # a line for every call that can't be read
 FAREWELL_S = 1.0  # for telling the clients of answers that are cut off

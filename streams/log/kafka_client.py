@@ -21,7 +21,7 @@ from streams.errors import LogUnavailable, OptionRefused
 from streams.log.bounded import within
 from streams.log.kafka_options import KafkaOptions
 from streams.log.kafka_unpacking import bound_unpacking
-from streams.log.quiet import hush
+from streams.quiet import hush
 
 # At DEBUG kafka-python prints the records: held at INFO, or above if that is what is configured.
 _theirs = logging.getLogger("kafka")

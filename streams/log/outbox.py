@@ -23,7 +23,7 @@ from typing import Generic, TypeVar
 from learners.option import option
 from streams.errors import LogUnavailable, OutboxClosed
 from streams.log.contract import Log
-from streams.log.quiet import once_a_minute
+from streams.quiet import once_a_minute
 
 logger = once_a_minute(logging.getLogger(__name__))
 

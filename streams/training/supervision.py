@@ -22,7 +22,7 @@ from streams.errors import (
     StreamError,
     TopicUnfit,
 )
-from streams.log.quiet import once_a_minute
+from streams.quiet import once_a_minute
 from streams.training.snapshots import Store
 
 logger = once_a_minute(logging.getLogger(__name__))

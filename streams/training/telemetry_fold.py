@@ -19,7 +19,7 @@ from itertools import groupby
 from streams.clock import STEP_MS
 from streams.errors import BadTelemetry, LogUnavailable, StreamError
 from streams.log.contract import TELEMETRY, Log, Reader, Record
-from streams.log.quiet import once_a_minute
+from streams.quiet import once_a_minute
 from streams.telemetry.records import decode
 from streams.training.budgets import forget
 from streams.training.prices import PricingOptions, spent_usd

@@ -42,8 +42,8 @@ from streams.log.contract import (
     Reader,
     Record,
 )
-from streams.log.quiet import once_a_minute
 from streams.log.stretch import Stretch
+from streams.quiet import once_a_minute
 from streams.training import change
 from streams.training.audit import Audit, AuditOptions
 from streams.training.budgets import RELEASED, settled

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from streams.log.quiet import OncePerMinute, hush, once_a_minute
+from streams.quiet import OncePerMinute, hush, once_a_minute
 
 
 def test_one_line_of_a_kind_passes_in_a_minute(caplog):
