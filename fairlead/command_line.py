@@ -7,9 +7,7 @@ An error that a person can mend is one message saying what to do, not a trace.
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -31,11 +29,16 @@ try:
     from fairlead.commands.planning.replay import replay
     from fairlead.commands.planning.simulate import simulate
     from fairlead.commands.planning.traces import traces_app
-    from fairlead.commands.terminal import JsonOption, SettingsOption, console, only_json
+    from fairlead.commands.terminal import (
+        JsonOption,
+        SettingsOption,
+        console,
+        only_json,
+        written_out,
+    )
 except ImportError:  # the base installation is a client
     sys.exit("The command line needs more than the client: pip install 'fairlead[server]'")
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
 app = typer.Typer(
     help="Fairlead: which model, in which pool, should take each request.",
     no_args_is_help=True,
@@ -79,26 +82,12 @@ def main() -> None:
     from streams.errors import StreamError
 
     try:
-        _run()
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python tries again at its end
-        console.print(f"[bold red]The disk is full[/]: {error}")
-        sys.exit(1)
+        with written_out():
+            app()
     except (FairleadError, InfraError, LoadError, ServeError, StreamError) as error:
         console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
         console.print(str(error), markup=False, highlight=False)
         sys.exit(1)
-
-
-def _run() -> None:
-    """The command, and all that it has said written out, so that a full disk is met here."""
-    try:
-        app()
-    finally:
-        if sys.stdout is not None and not sys.stdout.closed:  # as under `fairlead … >&-`
-            sys.stdout.flush()
 
 
 def _version(wanted: bool) -> None:

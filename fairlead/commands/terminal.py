@@ -7,6 +7,7 @@ print.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 
 console = Console(stderr=True)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 SILENT_S = 2.0  # a command that says nothing for longer seems to hang
 
 SettingsOption = Annotated[
@@ -34,6 +36,23 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 def progress(text: str) -> None:
     """Say how far a command has come."""
     console.print(f"[dim]{text}[/]")
+
+
+@contextlib.contextmanager
+def written_out() -> Iterator[None]:
+    """A command: all that it has said is written at its end. A full disk is a line, exit code 1."""
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout is not None and not sys.stdout.closed:  # as under `fairlead … >&-`
+                sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python tries again when it ends
+        console.print(f"[bold red]The disk is full[/]: {error}")
+        sys.exit(1)
 
 
 def visible(text: str) -> str:
