@@ -22,7 +22,8 @@ ENCODER_OPTIONS = EncoderOptions(kind="embeddings-only", dim=DIM)
 KEY = bytes(range(32))
 
 
-def replica(log: Log, store: Store) -> Replica:
+def replica(log: Log, store: Store, **stated: object) -> Replica:
+    """`stated` are further options of it."""
     options = ReplicaOptions(
         encoder=ENCODER_OPTIONS,
         policy=SquareCb(),
@@ -32,5 +33,6 @@ def replica(log: Log, store: Store) -> Replica:
         listener=ListenerOptions(port=0, grace_s=1.0),
         outbox=OutboxOptions(items_max=50, append_timeout_s=1.0, close_s_max=2.0),
         feedback=FeedbackOptions(),
+        **stated,
     )
     return Replica(options, log, store, Source(catalogue()), [KEY], seed=1)
