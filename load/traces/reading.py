@@ -122,7 +122,7 @@ def read_parts(path: Path, seed: int, rows_max: int) -> Iterator[TraceFile]:
     head = head_of(path)
     fitting = [one for one in all_formats() if one.recognises(head)]
     if not fitting:
-        columns = ", ".join(sorted(set(head.names))[:12]) or "none"
+        columns = ", ".join(f"`{one}`" for one in sorted(set(head.names))[:12]) or "none"
         known = "; ".join(
             f"{one.name}: {', '.join(one.needs)}"
             for one in all_formats()

@@ -191,7 +191,8 @@ REFUSED = [
         "line 2, `TIMESTAMP` is 1700157600036, which is after the year 2100: taken for "
         "milliseconds, divide by 1,000",
     ),
-    ("strange columns", "a,b\n1,2\n", "has the columns a, b, by which no format is recognised"),
+    ("strange columns", "a,b\n1,2\n", "has the columns `a`, `b`, by which no format is recognised"),
+    ("a comma in a name", '"a, b",c\n1,2\n', "has the columns `a, b`, `c`, by which no"),
     ("nothing", "", "is empty"),
     ("an array", '[{"arrival_s": 1}]', "is one JSON array"),
     (
