@@ -201,7 +201,8 @@ def lines_of(found: dict[str, Any]) -> list[str]:
         f"users          {verified['within_target']:.2%} within target on all of the trace",
         f"first token    {times(verified['ttft_ms'])}",
         f"per token      {times(verified['tpot_ms'])}",
-        f"quality        {quality(verified)}; preference.cost = {plan['cost_weight']:g}",
+        f"quality        {quality(verified).removeprefix('quality ')}; "
+        f"preference.cost = {plan['cost_weight']:g}",
         f"energy         {verified['energy']['joules_per_request']:,.0f} J a request",
         f"if it scales   ${more['usd_per_h']:,.2f} per hour, "
         f"{more['within_target']:.2%} within target",
