@@ -37,7 +37,10 @@ try:
         written_out,
     )
 except ImportError:  # the base installation is a client
-    sys.exit("The command line needs more than the client: pip install 'fairlead[server]'")
+    sys.exit(
+        "The command line needs more than the client: pip install 'fairlead[server]', "
+        "or '.[server]' in a clone"
+    )
 
 app = typer.Typer(
     help="Fairlead: which model, in which pool, should take each request.",

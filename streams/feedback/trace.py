@@ -29,6 +29,7 @@ from streams.log.stretch import Stretch
 
 READ_S, RECORDS_MAX = 10.0, 1000
 SHOWN = [name for name in (*REPORTED, *QUALIFIED) if name not in ("better_than", "steps")]
+_parts_of = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 LEARNED, REFUSED, WAITING = "read", "refused", "waiting"  # what became of a record
 
 
@@ -91,8 +92,8 @@ def _holds_at_most(log: Log, n: int) -> bool:
 def _record(
     record: Record, letter: dict[str, Any] | None, offsets: Mapping[int, int], decision_id: bytes
 ) -> dict[str, Any]:
-    whole = msgspec.json.decode(record.value or b"")
-    said = {name: whole[name] for name in SHOWN if whole.get(name) is not None}
+    whole = _parts_of(record.value or b"")
+    said = {name: value for name in SHOWN if (value := _value(whole.get(name))) is not None}
     said |= _others(record, decision_id)
     passed = record.offset < offsets.get(record.partition, 0)
     became = REFUSED if letter else LEARNED if passed else WAITING
@@ -106,6 +107,16 @@ def _record(
         "decisions": len(_named(record)),
         "said": said,
     }
+
+
+def _value(part: msgspec.Raw | None) -> object:
+    """One value as it was said; its text where it can't be read, which is why it was refused."""
+    if part is None:
+        return None
+    try:
+        return msgspec.json.decode(part)
+    except (msgspec.DecodeError, RecursionError):
+        return bytes(part).decode(errors="replace")
 
 
 class _Named(msgspec.Struct):

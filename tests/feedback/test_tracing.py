@@ -34,7 +34,8 @@ def test_outcomes_wait_are_learned_or_refused_and_it_says_which(tmp_path):
         up.report(one, quality=0.25, cost_usd=0.5)
         waiting = traced(up, one.ticket)
         bad = json.dumps({"ticket": as_text(one.ticket), "quality": 7}).encode()
-        up.log.append(FEEDBACK, [(None, bad)])
+        huge = bad.replace(b"7}", b"1e999}")  # no number that anybody could read
+        up.log.append(FEEDBACK, [(None, bad), (None, huge)])
         up.learn()
         newest = up.store.newest()
         learned, silent = traced(up, one.ticket), traced(up, other.ticket)
@@ -42,7 +43,8 @@ def test_outcomes_wait_are_learned_or_refused_and_it_says_which(tmp_path):
     assert [record.became for record in waiting.records] == ["waiting"]
     assert (waiting.snapshot_version, list(waiting.learned)) == (0, [])
     assert not waiting.HasField("quality")
-    assert [record.became for record in learned.records] == ["read", "refused"]
+    assert [record.became for record in learned.records] == ["read", "refused", "refused"]
+    assert json.loads(learned.records[2].said_json) == {"quality": "1e999"}
     assert list(learned.learned) == ["quality", "cost_usd"]
     assert (learned.quality, learned.revision) == (0.25, 0)
     assert learned.snapshot_version == newest
