@@ -233,6 +233,7 @@ class BudgetUsedUp(RequestRefused):
     """A budget has nothing left for it. It is renewed at a stated time, Unix ms.
 
     Or nothing at this replica, which is sent more within a second as long as something is `left`.
+    `retry_after_s` is when either is.
     """
 
     def __init__(
@@ -240,9 +241,9 @@ class BudgetUsedUp(RequestRefused):
     ) -> None:
         super().__init__(budget, renewed_at_ms, now_ms, left, why)
         self.budget, self.renewed_at_ms, self.left, self.why = budget, renewed_at_ms, left, why
-        self.wait_s = max(0.0, (renewed_at_ms - now_ms) / 1000.0)
+        self.retry_after_s = max(0.0, (renewed_at_ms - now_ms) / 1000.0)
         if left:
-            self.wait_s = min(SLICE_S, self.wait_s)
+            self.retry_after_s = min(SLICE_S, self.retry_after_s)
 
     def __str__(self) -> str:
         renewed = datetime.fromtimestamp(self.renewed_at_ms / 1000.0, UTC)
@@ -254,8 +255,8 @@ class BudgetUsedUp(RequestRefused):
             )
         return (
             f"the budget {self.budget} has nothing left for this request. It is renewed at "
-            f"{renewed:%Y-%m-%dT%H:%M:%SZ}, in {self.wait_s:.0f} s. Try again then, or ask the "
-            f"operator for a higher amount"
+            f"{renewed:%Y-%m-%dT%H:%M:%SZ}, in {self.retry_after_s:.0f} s. Try again then, or ask "
+            f"the operator for a higher amount"
         )
 
 

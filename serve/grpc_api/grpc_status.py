@@ -70,7 +70,7 @@ def details_of(error: Exception, code: StatusCode, message: str) -> bytes:
             field=field[:ABOUT_MAX], description=message[:ABOUT_MAX], reason=reason_of(error)
         )
         parts.append(error_details_pb2.BadRequest(field_violations=[violation]))
-    wait_s = getattr(error, "retry_after_s", None) or getattr(error, "wait_s", None)
+    wait_s = getattr(error, "retry_after_s", None)
     if wait_s is not None:
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(round(1000 * wait_s))

@@ -291,7 +291,7 @@ def _slices(
     for source in here:
         already, wanted, lacked = spent.get(source, (0, 0, 0))
         share = left // len(here)
-        due = max(share // SLICES, min(lacked, share // LACKED_SLICES), wanted)
+        due = max(-(-share // SLICES), min(lacked, share // LACKED_SLICES), wanted)
         due -= found.get(source, 0) - already
         given = max(0, min(due, free))
         found[source] = found.get(source, 0) + given

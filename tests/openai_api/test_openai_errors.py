@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,14 @@ from starlette.exceptions import HTTPException
 
 import serve.errors
 import streams.errors
-from serve.errors import AttemptFailed, InvalidRequest, RequestRefused, ServeError, UnknownModel
+from serve.errors import (
+    AttemptFailed,
+    BudgetUsedUp,
+    InvalidRequest,
+    RequestRefused,
+    ServeError,
+    UnknownModel,
+)
 from serve.grpc_api.grpc_status import STATUS, status_of
 from serve.meanings import BUG, MEANINGS, Cause, meaning_of
 from serve.openai_api.errors import RESPONSES, error_body, error_object, response_of
@@ -60,7 +68,17 @@ def test_request_that_is_wrong_is_not_sent_again(kind):
     if response.type == "invalid_request_error":
         assert response.status in FINAL
     if response.status in (429, 503):
-        assert response.headers["retry-after"] == str(getattr(error, "retry_after_s", 1))
+        after_s = getattr(error, "retry_after_s", 1)
+        assert response.headers["retry-after"] == str(max(1, math.ceil(after_s)))
+
+
+def test_a_budget_that_is_used_up_says_when_it_is_renewed():
+    """
+    Or that its next part comes in two seconds.
+    """
+    for left, after_s in ((0.0, "60"), (5.0, "2")):
+        used_up = BudgetUsedUp("b", 90_000, 30_000, left)
+        assert response_of(used_up).headers["retry-after"] == after_s
 
 
 def test_table_names_no_stranger():

@@ -79,13 +79,21 @@ def test_a_replica_gets_what_it_lacks_and_a_silent_one_nothing():
     alone = now({}, {"a": router()})
     assert alone.granted == {"a": 125}
     after = now({WINDOW: alone}, {"a": router(spent=125)})
-    assert after.granted == {"a": 125 + 875 // 8}
+    assert after.granted == {"a": 125 + 875 // 8 + 1}, "an eighth, rounded up"
     late_ms = NOON_MS + SILENT_MS + 1
     two = now(
         {WINDOW: after}, {"a": router(spent=125), "b": router(received_ms=late_ms)}, 0, late_ms
     )
     assert two.granted["a"] == after.granted["a"]
     assert two.granted["b"] > 0
+
+
+def test_of_a_small_budget_each_replica_has_a_request_to_begin_with():
+    """Nobody is refused while all of it is left."""
+    small = Budget(name="all", amount=5, unit="requests")
+    routers = {source: router() for source in "abc"}
+    found = accounts({}, routers, {}, NOON_MS, [small])[WINDOW]
+    assert found.granted == {"a": 1, "b": 1, "c": 1}
 
 
 def test_a_replica_that_refused_much_gets_up_to_half_of_its_share():
