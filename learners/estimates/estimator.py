@@ -36,6 +36,9 @@ QUALITY_NOISE = 0.35  # assumed residual deviation before data
 RATIO_NOISE = 0.7 / RATIO_UNIT
 # Contexts are longer vectors than landmark features are shrunk for, and ratios less of a riddle.
 RATIO_RIDGE = RidgeOptions(shared_penalty=40.0, own_penalty=600.0, prior_weight=4.0)
+# Of a model's mean ratio a prompt's is believed to be at least this: where few long prompts cost
+# most, a line through all falls below nothing at the short ones, and every model would seem free.
+RATIO_SHARE_MIN = 1 / 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,11 +129,13 @@ class Estimator:
         self.effects = trait_effects.solve(
             learned.traits, models, as_of_ms, self.quality, options.influence, changed
         )
+        usual = self.model_means.targets(prior, RATIO_RIDGE.prior_weight)[:, RATIOS] * RATIO_UNIT
+        self._least = np.maximum(RATIO_SHARE_MIN * usual, 0.0).astype(np.float32)  # (k, 2) ratios
         self.neighbours = self._neighbours(learned, prior) if options.neighbours_share else None
         self._quick: Quick | None = None
         if compiled:
             own, share = self.mean_deviation[:, Target.QUALITY], options.neighbours_share
-            self._quick = Quick(self.landmarks, self.quality, self.ratios, own, share)
+            self._quick = Quick(self.landmarks, self.quality, self.ratios, own, share, self._least)
 
     def _solved(self, learned: Learned, prior: NDArray[np.float64], target: Target) -> ridge.Ridge:
         """The linear models of a target, each on the past that still holds of its model."""
@@ -206,6 +211,8 @@ class Estimator:
         )
         if nearby is not None:
             linear += np.float32(self.options.neighbours_share) * (nearby - linear)
-        linear[:, :, RATIOS] = np.maximum(linear[:, :, RATIOS] * np.float32(RATIO_UNIT), 0.0)
+        linear[:, :, RATIOS] = np.maximum(
+            linear[:, :, RATIOS] * np.float32(RATIO_UNIT), self._least
+        )
         deviation = np.hypot(self.quality.deviation(phi), self.mean_deviation[:, Target.QUALITY])
         return linear, deviation

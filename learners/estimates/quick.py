@@ -50,6 +50,7 @@ class Quick:
         ratios: Sequence[Ridge],
         mean_deviation: F32,
         neighbours_share: float,
+        ratios_least: F32,
     ) -> None:
         self._call: Any = getattr(kernels(MODULE), "estimate")  # noqa: B009
         units = [2.0**KERNEL_BITS, landmarks.scale, STEP, RATIO_UNIT, neighbours_share]
@@ -61,7 +62,9 @@ class Quick:
             np.array(units),
             np.ascontiguousarray(np.concatenate([one.weights for one in ratios], axis=1)),
             spread,
-            np.stack([*means, quality.noise[:, 0], mean_deviation]).astype(np.float32),
+            np.stack([*means, quality.noise[:, 0], mean_deviation, *ratios_least.T]).astype(
+                np.float32
+            ),
         )
         self._k = len(quality.means)
 

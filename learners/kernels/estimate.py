@@ -93,15 +93,15 @@ def _judge(
 
 
 @inlined
-def _blend(nearby: Any, share: Any, ratio: Any, mean: Any) -> None:
-    """Let neighbours have their share, and turn units of ratios into ratios."""
+def _blend(nearby: Any, share: Any, ratio: Any, figures: Any, mean: Any) -> None:
+    """Let neighbours have their share, and turn units of ratios into ratios of some size."""
     for row in range(len(mean)):
         for m in range(mean.shape[1]):
             if len(nearby):
                 for t in range(3):
                     mean[row, m, t] += share * (nearby[row, m, t] - mean[row, m, t])
-            mean[row, m, 1] = max(mean[row, m, 1] * ratio, ZERO)
-            mean[row, m, 2] = max(mean[row, m, 2] * ratio, ZERO)
+            mean[row, m, 1] = max(mean[row, m, 1] * ratio, figures[5, m])
+            mean[row, m, 2] = max(mean[row, m, 2] * ratio, figures[6, m])
 
 
 @compiled(
@@ -137,9 +137,9 @@ def estimate(
     `points` (63, 128) are landmarks of these `lengths` (128,); `units` are those of a similarity,
     of the `whitener` (128, 128), of a feature and of a ratio, and the neighbours' share. `spread`
     (k, 129, more) is that of `Ridge`, with the weights of quality in the first column after it;
-    `of_ratios` (64, 2k) are the weights of ratios, `figures` (5, k) means of the three targets,
-    noise, and the part of the deviation that no context changes. `nearby` (n, k, 3) is what
-    neighbours estimate; without any there are none of them.
+    `of_ratios` (64, 2k) are the weights of ratios, `figures` (7, k) means of the three targets,
+    noise, the part of the deviation that no context changes, and the least ratios. `nearby`
+    (n, k, 3) is what neighbours estimate; without any there are none of them.
     """
     k, n_features, width = spread.shape
     n, lanes, n_landmarks = len(contexts), np.empty(WIDE, np.float32), len(lengths)
@@ -159,7 +159,7 @@ def estimate(
             for i in range(len(some)):
                 row = first + i
                 deviation[row, m] = _judge(row, m, sums[i], n_features, figures, lanes, mean)
-    _blend(nearby, np.float32(units[4]), np.float32(units[3]), mean)
+    _blend(nearby, np.float32(units[4]), np.float32(units[3]), figures, mean)
 
 
 @compiled(

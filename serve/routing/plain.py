@@ -39,6 +39,7 @@ from serve.routing.placement import (
     least_multiple,
     place,
 )
+from serve.routing.utility import UNSURE_SHARE_MAX
 
 Floats = NDArray[np.float64]
 NO_CURVES, NONE_SAID = np.zeros((0, 0)), np.zeros((0, 0, 0))
@@ -76,7 +77,8 @@ class Known:
         if made is None or made[0] is not live.prices or made[1] is not options:
             budget = live.prices.budget.charged(options.pricing.ascent)
             usual, worth = live.catalogue.prompt_tokens, options.value_usd
-            found = np.array([usual, worth, budget, STEPS, BINS, OWN_WEIGHT, COST_USD_MIN, UNSURE])
+            constants = [STEPS, BINS, OWN_WEIGHT, COST_USD_MIN, UNSURE, UNSURE_SHARE_MAX]
+            found = np.array([usual, worth, budget, *constants])
             self.settings = made = live.prices, options, found
         return made[2]
 

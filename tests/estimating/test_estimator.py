@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from strategies import MODELS, changed, contexts, joined, outcomes
 
-from learners.context import N_FEATURES, real
+from learners.context import N_FEATURES, TOKENS_FEATURE, real
 from learners.estimates import ema, ridge
 from learners.estimates.estimator import (
     QUALITY_NOISE,
     RATIO_NOISE,
     RATIO_RIDGE,
+    RATIO_SHARE_MIN,
     BlendOptions,
     Estimator,
 )
@@ -92,7 +93,9 @@ def test_the_estimate_is_the_stated_blend_of_its_parts(share):
     means = seen.targets(prior, BLEND.ridge.prior_weight)
     near = Neighbours(kept, None, KEYS, means, fade, MEMORY.history).evidence(ASKED)
     want = (1 - share) * linear + share * (means + near.deviation)
-    want[:, :, 1:] = np.maximum(want[:, :, 1:] * RATIO_UNIT, 0.0)
+    usual = seen.targets(prior, RATIO_RIDGE.prior_weight)[:, 1:]
+    least = np.maximum(RATIO_SHARE_MIN * usual, 0.0)
+    want[:, :, 1:] = np.maximum(want[:, :, 1:], least) * RATIO_UNIT
     np.testing.assert_allclose(estimates.mean, want, atol=1e-5)
     assert (estimates.evidence is None) == (share == 0.0)
     counts = np.concatenate([quality.counts, cost.counts, latency.counts], axis=1)
@@ -100,6 +103,27 @@ def test_the_estimate_is_the_stated_blend_of_its_parts(share):
     np.testing.assert_allclose(estimates.mean_deviation, of_mean, rtol=1e-5)
     whole = np.hypot(quality.deviation(phi), of_mean[:, 0])
     np.testing.assert_allclose(estimates.deviation, whole, rtol=1e-5)
+
+
+def test_no_prompt_is_predicted_to_cost_nothing():
+    """
+    Of calls that cost ten times as much for one long prompt in ten, a line through all is below
+    nothing at the short ones; they count as a share of the model's mean.
+    """
+    rows = outcomes(400, np.random.default_rng(3), among=(KEYS[0],))
+    long = np.arange(400) % 10 == 0
+    rows.contexts[:, TOKENS_FEATURE] = np.where(long, 100, -20)
+    targets = np.zeros((400, N_TARGETS), np.int64)
+    targets[:, Target.COST] = np.where(long, 10 * ONE, 0) // RATIO_UNIT
+    state = learned(changed(rows, targets=targets, known=np.ones((400, N_TARGETS), bool)))
+    asked = ASKED.copy()
+    asked[:, TOKENS_FEATURE] = -100
+
+    ratios = estimator(state).estimate(asked).mean[:, 0, Target.COST]
+
+    mean = ema.read(state.models, KEYS, state.as_of_ms).means[0, Target.COST] * RATIO_UNIT
+    assert 0.9 < mean < 1.1
+    np.testing.assert_allclose(ratios, RATIO_SHARE_MIN * mean, rtol=0.05)
 
 
 def test_shapes_and_types_are_as_stated():

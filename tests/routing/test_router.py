@@ -275,6 +275,24 @@ def test_squarecb_explores_by_the_gap_in_shares_of_what_is_at_stake():
     np.testing.assert_allclose(choices.propensity, [[1 - other, other]], rtol=1e-6)
 
 
+def test_a_model_that_only_its_price_rules_out_is_not_tried_for_doubts_about_the_price():
+    """
+    No call costs less than nothing: at most a quarter of a cost, or of a time, counts as deviation.
+    """
+    models = [TWO[0], Model(name="dear", usd_per_call=0.010, latency_ms=5000.0)]
+    live = Estimated([[[0.8, 0, 0], [0.9, 0, 0]]], models=models)
+    live.estimates.mean_deviation[1, 1:] = 5.0  # single bills, and times, that lie far apart
+
+    for weights in ([1.0, 1000.0, 0.0, 0.0], [1.0, 0.0, 2.0, 0.0]):
+        asked = requests(preference=[weights])
+        by_price = route(asked, live, Thompson(), np.zeros(1)).propensity[0, 1]
+        assert by_price == 0.0
+
+    # What it may be worth is another matter.
+    live.estimates.mean_deviation[1, 0], live.estimates.deviation[0, 1] = 8.0, 8.0
+    assert route(asked, live, Thompson(), np.zeros(1)).propensity[0, 1] > 0.0
+
+
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda p: type(p).__name__)
 @given(
     weights=st.tuples(*[st.floats(0.01, 100)] * 4),

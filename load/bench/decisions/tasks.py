@@ -14,6 +14,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import Any
 
+from learners.kernels.compiled import ALL, is_kept
 from load.bench.decisions.orders import Orders
 
 SAY_S = 20.0
@@ -43,6 +44,8 @@ def run_all(
     # Spawned, not forked: gRPC's and BLAS's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _hand_over, (orders,)) as pool:
+        # In a fresh checkout each process would compile them all; so each is compiled by one.
+        list(pool.map(is_kept, ALL))
         pending = {pool.submit(_run, task): task.key for task in ordered}
         return dict(_counted(_results(pending), ordered, say))
 
