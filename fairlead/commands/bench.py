@@ -192,7 +192,7 @@ def bench_decisions(
     from load.bench.decisions import bench, options
     from load.bench.decisions.report.picture import draw
 
-    run = options.quick() if quick else options.DecisionsBench()
+    run = options.quick(len(table or ())) if quick else options.DecisionsBench()
     run = replace(
         run,
         tables=tuple(table or ()),

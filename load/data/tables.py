@@ -46,6 +46,7 @@ QUALITY, COST = "quality:", "cost_usd:"
 Encode = Callable[[list[str]], NDArray[np.float32]]  # texts (n,) to vectors (n, dim)
 MODELS_MIN, PROMPTS_MIN = 2, 64  # with less there is nothing to choose, or nothing to learn
 USD_MIN, USD_MAX = 0.0, 1e4  # of one call
+NONE: NDArray[np.float32] = np.zeros((0, 0), np.float32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,20 +98,32 @@ def bundled(name: str) -> OutcomeTable:
         return read(path)
 
 
+def _csv(path: Path) -> pa.Table:
+    """Texts may have several lines; without being told, the reader cuts the file between them."""
+    return pyarrow.csv.read_csv(
+        path, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True)
+    )
+
+
 FORMS: Mapping[str, tuple[str, Callable[[Path], pa.Table]]] = {
     ".parquet": ("Parquet", pq.read_table),
-    ".csv": ("CSV", pyarrow.csv.read_csv),
+    ".csv": ("CSV", _csv),
     ".jsonl": ("JSON lines", pyarrow.json.read_json),
 }
 
 
 def read(
-    path: Path, encode: Encode | None = None, *, where_missing: Encode | None = None
+    path: Path,
+    encode: Encode | None = None,
+    *,
+    where_missing: Encode | None = None,
+    encoded_max: int | None = None,
 ) -> OutcomeTable:
     """A Parquet, CSV or JSON-lines file with the columns that docs/decisions.md lists.
 
     With `encode`, embeddings are made of the texts instead of read; with `where_missing`, if there
-    are none. Raises TableRefused, naming column and row.
+    are none. Of more than `encoded_max` texts so many are drawn, and no other prompts are in the
+    table. Raises TableRefused, naming column and row.
     """
     form, reader = FORMS.get(path.suffix.lower(), FORMS[".parquet"])
     try:
@@ -124,13 +137,20 @@ def read(
         check.refuse(QUALITY + "<model>", None, f"is there for {len(models)} models, two are least")
     if len(table) < PROMPTS_MIN:
         check.refuse("", None, f"has {len(table)} rows, {PROMPTS_MIN} are least")
+    rows = np.arange(len(table))
+    if encode and encoded_max:
+        rows = np.sort(np.random.default_rng(0).permutation(rows)[:encoded_max])
+    vectors = NONE if encode else check.embeddings()
+    texts = check.texts() if encode else []  # encoded when all else is known to be right
+    quality = [check.figures(QUALITY + model, 0.0, most=1.0) for model in models]
+    cost = [check.figures(COST + model, USD_MIN, most=USD_MAX) for model in models]
     return OutcomeTable(
         path.stem,
         models,
-        check.embeddings() if encode is None else encode(check.texts()),
-        check.prompt_tokens(),
-        np.stack([check.figures(QUALITY + model, 0.0, most=1.0) for model in models], axis=1),
-        np.stack([check.figures(COST + model, USD_MIN, most=USD_MAX) for model in models], axis=1),
+        encode([texts[row] for row in rows.tolist()]) if encode else vectors,
+        check.prompt_tokens()[rows],
+        np.stack(quality, axis=1)[rows],
+        np.stack(cost, axis=1)[rows],
     )
 
 
@@ -203,6 +223,8 @@ class _Check:
         bad = ~((values >= least) & (values <= most))  # also what is not a number
         if bad.any():
             row = int(bad.argmax())
+            if np.isnan(values[row]):
+                self.refuse(name, row, "is missing or no number; every model's result is needed")
             self.refuse(name, row, f"is {values[row]:g}, allowed is {least:g} to {most:g}")
         return values
 

@@ -244,6 +244,13 @@ def test_settings_of_the_dial_are_a_list_and_what_is_none_is_refused():
             preferences(text)
 
 
+def test_a_short_run_of_named_tables_has_more_prompts_the_fewer_there_are():
+    """
+    In 128 most of what is seen is the finding out; made-up worlds, not played there, leave time.
+    """
+    assert [quick(n).prompts_max for n in (0, 1, 2, 9)] == [128, 768, 384, 128]
+
+
 def test_people_get_a_table_and_pictures_in_both_themes(found, tmp_path):
     """
     Six pictures; every contender has a row.

@@ -15,7 +15,7 @@ from load.bench.decisions.contenders import full_information
 from load.bench.decisions.orders import drifting, orders_of
 from load.bench.decisions.peers import environment as peers
 from load.bench.decisions.served import Served, ServedOptions
-from load.bench.decisions.streams import BATCH, Stream, delays, play
+from load.bench.decisions.streams import BATCH, LOST, Stream, delays, play
 from load.bench.decisions.worlds import CALM_BEFORE, routed, starts, topical
 from load.data import tables
 
@@ -74,6 +74,20 @@ class Diary:
     def learn(self, rows, columns, quality, cost_usd):
         assert not columns.any()
         self.learned_at.update(dict.fromkeys(rows.tolist(), self.at))
+
+
+def test_port_needs_no_budget_for_a_model_that_is_free(orders):
+    """
+    Nor does it lose a prompt to one.
+    """
+    stream = orders.stream(0, PENALTY)
+    paid = stream.cost_usd * [0.0, 1.0]
+    stream = replace(stream, cost_usd=paid, price_usd=paid.mean(axis=0))
+
+    with np.errstate(all="raise"):
+        chosen = play(baselines.Port(stream), stream)
+
+    assert set(chosen.tolist()) <= {LOST, 0, 1} and (chosen == 0).any()
 
 
 def test_an_outcome_is_known_at_the_first_batch_after_its_delay(orders):

@@ -63,6 +63,36 @@ def test_a_bad_table_is_refused_by_column_and_row(tmp_path, changes, column, row
     assert row is None or f"row {row} " in said
 
 
+def test_texts_of_a_csv_file_may_have_several_lines(tmp_path):
+    """
+    However long the file is: it is read in parts of a megabyte, which end between lines.
+    """
+    texts = [f"A line of prompt {i}.\n" * 1500 for i in range(N)]
+    path = tmp_path / "lines.csv"
+    pyarrow.csv.write_csv(pa.table(columns() | {"prompt": texts}).drop(["embedding"]), path)
+    assert path.stat().st_size > 2 << 20
+
+    read = []
+    table = tables.read(path, lambda given: read.extend(given) or np.ones((len(given), DIM)))
+
+    assert read == texts and len(table) == N
+
+
+def test_no_more_texts_are_encoded_than_are_wanted(tmp_path):
+    """
+    They are drawn, and what was measured of them stays beside them.
+    """
+    path = written(tmp_path, {"prompt": pa.array([str(row) for row in range(N)])})
+    whole = tables.read(path)
+
+    fewer = tables.read(path, lambda texts: np.array([[float(t)] for t in texts]), encoded_max=70)
+
+    rows = fewer.embeddings[:, 0].astype(int)
+    assert len(set(rows.tolist())) == 70 and rows.max() > 70
+    for name in ("prompt_tokens", "quality", "cost_usd"):
+        np.testing.assert_array_equal(getattr(fewer, name), getattr(whole, name)[rows])
+
+
 def test_what_is_no_parquet_file_is_refused(tmp_path):
     """
     As is a file that is not there.

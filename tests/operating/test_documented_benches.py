@@ -41,7 +41,7 @@ def short(tmp_path, monkeypatch):
     """A folder with the documents' tables, in which benches are short."""
     for name in ("AFTER", "ONBOARDING_BEFORE", "STUCK_REQUESTS"):
         monkeypatch.setattr(experiments, name, REQUESTS)
-    monkeypatch.setattr(options, "quick", lambda: SMALL)
+    monkeypatch.setattr(options, "quick", lambda n_named: SMALL)
     monkeypatch.setattr(options, "DecisionsBench", lambda: SMALL)
     monkeypatch.setenv(peers.PYTHON_VARIABLE, str(tmp_path / "nowhere"))
     (tmp_path / "outcomes").mkdir()

@@ -145,7 +145,9 @@ class Port:
         mean = (self._sums + self._prior) / (self._counts + 1.0)[:, None]
         rest = len(self._stream) - self._history
         best = self._stream.utility(mean[:, 0], mean[:, 1]).argmax()
-        share = np.sqrt(np.maximum(mean[:, 0], 1e-6) / mean[:, 1])
+        paid = mean[:, 1] > 0  # a free model needs no budget
+        share = np.zeros(len(mean))
+        share[paid] = np.sqrt(np.maximum(mean[paid, 0], 1e-6) / mean[paid, 1])
         budget = rest * mean[best, 1] * share / share.sum()
         self._left_usd = budget.copy()
         means = self._estimates(np.arange(self._history))

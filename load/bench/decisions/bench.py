@@ -42,9 +42,12 @@ def outcomes_folder() -> Path:
     return Path(os.environ.get(OUTCOMES_VARIABLE, OUTCOMES))
 
 
-def tables_found(paths: Sequence[Path] = (), encoder: str = "") -> list[OutcomeTable]:
+def tables_found(
+    paths: Sequence[Path] = (), encoder: str = "", encoded_max: int | None = None
+) -> list[OutcomeTable]:
     """The tables asked for; else those of the outcomes' folder; else the bundled ones.
 
+    With an `encoder` at most `encoded_max` prompts of each: a slow one takes 0.1 s for a long text.
     Raises TableRefused.
     """
     encode = make_encoder(EncoderOptions(kind=encoder)).encode if encoder else None
@@ -53,13 +56,14 @@ def tables_found(paths: Sequence[Path] = (), encoder: str = "") -> list[OutcomeT
     for path in every:
         if names.count(path.stem) > 1:
             raise TableRefused(str(path), "", None, f"`{path.stem}` is the name of two tables")
-    return [read(path, encode) for path in every] or [bundled(name) for name in BUNDLED]
+    found = [read(path, encode, encoded_max=encoded_max) for path in every]
+    return found or [bundled(name) for name in BUNDLED]
 
 
 def measure(options: DecisionsBench, say: Say) -> dict[str, Any]:
     """Run the benchmark. Raises TableRefused."""
     started_s = time.perf_counter()
-    tables = tables_found(options.tables, options.encoder)
+    tables = tables_found(options.tables, options.encoder, options.prompts_max)
     orders = [orders_of(one, options.seeds, options.prompts_max) for one in tables]
     interpreter = peers.python()
     peers_missing = "" if interpreter else peers.missing_reason()

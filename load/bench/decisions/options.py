@@ -14,6 +14,7 @@ REFERENCE = 0.1  # the preference of figures that are not given by preference
 N_BEFORE = (1_000, 10_000, 100_000)  # requests before a change
 AMOUNTS = (3_000, 30_000, 300_000)
 N_WORLDS = 40
+QUICK_PROMPTS, QUICK_PROMPTS_NAMED = 128, 768  # in a short run: of each table; of those named
 PENALTY_MAX = 100.0  # beyond it the cheapest model is all there is
 
 
@@ -64,15 +65,18 @@ class DecisionsBench:
         return max((n for n in self.changes if n < N_BEFORE[-1]), default=None)
 
 
-def quick() -> DecisionsBench:
-    """Under a minute on two cores: too few prompts and orders for a claim."""
+def quick(n_named: int = 0) -> DecisionsBench:
+    """Under a minute on two cores: too few prompts and orders for a claim.
+
+    So many tables that were named share the time that made-up worlds take elsewhere.
+    """
     return DecisionsBench(
         seeds=2,
         experiment_seeds=1,
         penalties=CLAIMED,
         variant_orders=1,
         amounts=AMOUNTS[:1],
-        prompts_max=128,
+        prompts_max=max(QUICK_PROMPTS, QUICK_PROMPTS_NAMED // n_named if n_named else 0),
         worlds=2,
         n_before_max=N_BEFORE[0],
         workers=min(2, os.cpu_count() or 1),
