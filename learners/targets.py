@@ -42,6 +42,10 @@ RATIO_MAX = VALUE_MAX * RATIO_UNIT
 # An expectation below these is none: a ratio to it would say nothing about a model.
 COST_USD_MIN = 1e-9
 LATENCY_MS_MIN = 1e-3
+# A deviation counts as at most this share of a cost or a time, so that four of them reach down to
+# nothing: no call costs less. Else bills that lie far apart, as long prompts' from short ones'
+# would, have a model tried for ever that its price alone rules out.
+UNSURE_SHARE_MAX = 0.25
 
 
 def ratio(measured: Floats, expected: Floats, floor: float) -> Floats:

@@ -39,10 +39,8 @@ POINTS, ENERGY, REFERENCE_USD = range(3)
 TOKENS, USD_MAX, MS_MAX, QUALITY_MIN, STRONG_SHARE_MAX = range(5)
 # Settings: a prompt's tokens where none are said, a point's worth, the budget's price; and of
 # `learners.estimates.calibration`: steps, bins, weight, of `learners.targets`: the least cost, of
-# `learners.policies.limits`: when an estimate is unsure, of `serve.routing.utility`: how unsure a
-# cost is at most.
-TOKENS_USUAL, VALUE_USD, BUDGET, STEPS, BINS, OWN_WEIGHT, COST_USD_MIN, UNSURE_BY = range(8)
-UNSURE_SHARE = 8
+# `learners.policies.limits`: when an estimate is unsure; the largest doubt in costs and times.
+TOKENS_USUAL, VALUE_USD, BUDGET, STEPS, BINS, OWN_WEIGHT, COST_USD_MIN, UNSURE_BY, DOUBT = range(9)
 # Verdicts, as in `serve.routing.eligible`.
 ELIGIBLE, NOT_ALLOWED, TOO_DEAR = np.uint8(0), np.uint8(1), np.uint8(2)
 TOO_SLOW, PROMPT_TOO_LONG, BELOW_QUALITY = np.uint8(3), np.uint8(4), np.uint8(6)
@@ -243,7 +241,7 @@ def _score(
     energy: Any,
     weights: Any,
     eligible: Any,
-    settings: Any,
+    most: Any,
     into: Any,
     terms: Any,
 ) -> None:
@@ -253,14 +251,13 @@ def _score(
         terms[m] = 0.0
         if eligible[i, m]:
             n_eligible += 1
-            late = weights[2] * (c[LATENCY, i, m] / 1000.0)
-            terms[m] = weights[1] * c[COST, i, m] + late + charges[m]
+            terms[m] = weights[1] * c[COST, i, m] + weights[2] * (c[LATENCY, i, m] / 1000.0)
+            terms[m] += charges[m]
     scale = max(weights[0] + _sum(terms, k) / n_eligible, 1e-12)
     for m in range(k):
-        money = weights[1] * c[LIST, i, m] * models[OFF + 1, m]
-        money = min(money, settings[UNSURE_SHARE] * (weights[1] * c[COST, i, m]))
-        time = weights[2] * (models[STATED_MS, m] / 1000.0) * models[OFF + 2, m]
-        time = min(time, settings[UNSURE_SHARE] * (weights[2] * (c[LATENCY, i, m] / 1000.0)))
+        money = weights[1] * min(c[LIST, i, m] * models[OFF + 1, m], most * c[COST, i, m])
+        time = min(models[STATED_MS, m] * models[OFF + 2, m], most * c[LATENCY, i, m])
+        time = weights[2] * (time / 1000.0)
         power = energy[m] * models[OFF + 1, m]
         others = money * money + time * time + power * power
         of_model = weights[0] * models[OFF, m]
@@ -421,7 +418,7 @@ def weigh(
     n, k = deviation.shape
     terms, charged, energy = np.empty(k), np.zeros(k), np.zeros(k)
     eligible, tried, fits = models_found[MAY], models_found[TRIED], requests_found[FITS]
-    found[PLAIN], found[AGAIN], found[TRIALS] = False, False, False
+    found[PLAIN], found[AGAIN], found[TRIALS], most = False, False, False, settings[DOUBT]
     for i in range(n):
         if asked[STRONG_SHARE_MAX, i] < 1.0:
             return
@@ -443,14 +440,11 @@ def weigh(
             c[UNSURE, i, m] = weights[0] * np.float64(deviation[i, m])
         differ = _value(c, i, weights, money, charges, settings, charged, energy)
         found[AGAIN] |= differ or not fits[i]
-        utility = c[UTILITY, i]
-        _score(c, i, models, utility, charged, energy, weights, eligible, settings, SCORED, terms)
+        _score(c, i, models, c[UTILITY, i], charged, energy, weights, eligible, most, SCORED, terms)
     found[PLAIN] = True
     if not (found[AGAIN] or found[BOTH]):
         return
     for i in range(n):
         power = charges[ENERGY, i] if len(charges) else energy
         utility, beyond, weights = c[FREE, i], c[BEYOND, i], weighed[i]
-        _score(
-            c, i, models, utility, beyond, power, weights, eligible, settings, SCORED_FREE, terms
-        )
+        _score(c, i, models, utility, beyond, power, weights, eligible, most, SCORED_FREE, terms)

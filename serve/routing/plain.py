@@ -24,7 +24,7 @@ from learners.policies.limits import UNSURE, with_trials
 from learners.policies.newcomers import Tries, draw_within
 from learners.policies.policy import Policy
 from learners.prices import shed_share
-from learners.targets import COST_USD_MIN
+from learners.targets import COST_USD_MIN, UNSURE_SHARE_MAX
 from serve.budgets.spending import NONE, Asked, Purse
 from serve.routing.choices import FIGURES
 from serve.routing.eligible import RequestBatch, Verdict
@@ -39,7 +39,6 @@ from serve.routing.placement import (
     least_multiple,
     place,
 )
-from serve.routing.utility import UNSURE_SHARE_MAX
 
 Floats = NDArray[np.float64]
 NO_CURVES, NONE_SAID = np.zeros((0, 0)), np.zeros((0, 0, 0))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from learners.estimates.estimator import Estimates
 from learners.policies.policy import Mask, Scores
-from learners.targets import Target
+from learners.targets import UNSURE_SHARE_MAX, Target
 from serve.budgets.spending import Purse
 from serve.routing.eligible import (
     Expected,
@@ -41,11 +41,6 @@ from serve.routing.placement import (
 )
 
 Floats = NDArray[np.float64]
-
-# A deviation counts as at most this share of a cost or a time, so that four of them reach down to
-# nothing: no call costs less. Else bills that lie far apart, as long prompts' from short ones'
-# would, have a model tried for ever that its price alone rules out.
-UNSURE_SHARE_MAX = 0.25
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -95,10 +90,14 @@ class Utilities:
         latency_points = weights[:, 2:3] * (expected.latency_ms / 1000.0)
         scale = _scale(weights, cost_points + latency_points + charges, eligible)
         unsure = estimates.mean_deviation.astype(np.float64)
-        money = weights[:, 1:2] * expected.list_usd * unsure[:, Target.COST]
-        money = np.minimum(money, UNSURE_SHARE_MAX * cost_points)
-        time = weights[:, 2:3] * (live.catalogue.latency_ms / 1000.0) * unsure[:, Target.LATENCY]
-        time = np.minimum(time, UNSURE_SHARE_MAX * latency_points)
+        money = np.minimum(
+            expected.list_usd * unsure[:, Target.COST], UNSURE_SHARE_MAX * expected.cost_usd
+        )
+        time_ms = np.minimum(
+            live.catalogue.latency_ms * unsure[:, Target.LATENCY],
+            UNSURE_SHARE_MAX * expected.latency_ms,
+        )
+        money, time = weights[:, 1:2] * money, weights[:, 2:3] * (time_ms / 1000.0)
         # Energy comes of output tokens, as costs do: it is as unsure, relative to its size.
         power = self.energy * unsure[:, Target.COST]
         others = money**2 + time**2 + power**2  # contexts have their say in quality alone
