@@ -132,7 +132,7 @@ def init(
 def doctor(settings: SettingsOption = None, as_json: JsonOption = False) -> None:
     """Say what would keep a router from running well here. Exit code 1 if anything would."""
     from fairlead.commands.setup.doctor import examined, refused, show
-    from fairlead.commands.up import settings_of
+    from fairlead.commands.started import settings_of
     from infra.errors import InfraError
 
     with only_json(as_json) as emit:
@@ -199,8 +199,8 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Show what the loop is doing: accounts of feedback, lag, alarms. Exit code 1 on an alarm."""
+    from fairlead.commands.started import settings_in_force
     from fairlead.commands.status import show, watched
-    from fairlead.commands.up import settings_in_force
 
     if watch:
         watched(lambda: settings_in_force(settings, console), every_s)
@@ -234,7 +234,7 @@ def explain(
     """Open a decision's ticket: what was predicted, and why the other models lost."""
     from fairlead.commands import explain as commands
     from fairlead.commands.control.calls import pem_in, token_in
-    from fairlead.commands.up import settings_in_force
+    from fairlead.commands.started import settings_in_force
     from serve.addresses import joined
 
     if not target:
@@ -255,7 +255,7 @@ def backup(
     as_json: JsonOption = False,
 ) -> None:
     """Copy what a site has learned, its log and its keys into one file, while it runs."""
-    from fairlead.commands.up import settings_in_force
+    from fairlead.commands.started import settings_in_force
     from infra.pools.backup import back_up
     from infra.pools.site import LocalSite
     from streams.clock import now_ms
@@ -275,7 +275,7 @@ def restore_site(
     as_json: JsonOption = False,
 ) -> None:
     """Make a site from such a file, in the empty state folder that the settings name."""
-    from fairlead.commands.up import settings_of
+    from fairlead.commands.started import settings_of
     from infra.pools.backup import restore
     from infra.pools.site import LocalSite
 
@@ -298,8 +298,8 @@ def decisions_export(
     as_json: JsonOption = False,
 ) -> None:
     """Write all decisions the log holds to one Parquet file."""
+    from fairlead.commands.started import settings_of
     from fairlead.commands.status import export_decisions
-    from fairlead.commands.up import settings_of
 
     with only_json(as_json) as emit:
         found = export_decisions(*settings_of(settings, console), out, console, outcomes=outcomes)
@@ -316,7 +316,7 @@ def decisions_verify(
 ) -> None:
     """Make logged decisions once more from kept snapshots. Exit code 1 if one differs."""
     from fairlead.commands.outcomes.verify import said_of, verified
-    from fairlead.commands.up import settings_of
+    from fairlead.commands.started import settings_of
 
     with only_json(as_json) as emit:
         found = verified(log, *settings_of(settings, console))
@@ -334,7 +334,7 @@ def landmarks(
     as_json: JsonOption = False,
 ) -> None:
     """Fit landmarks, typical prompts, to those of this site: for `learning.landmarks`."""
-    from fairlead.commands.up import settings_of
+    from fairlead.commands.started import settings_of
     from load.fit.own_landmarks import fit, lines
 
     with only_json(as_json) as emit:
@@ -355,7 +355,7 @@ def rules_test(
 ) -> None:
     """Say which rules example requests meet, and what is left. Exit code 1 if not as expected."""
     from fairlead.commands.rules import lines_of, tested
-    from fairlead.commands.up import settings_of
+    from fairlead.commands.started import settings_of
 
     with only_json(as_json) as emit:
         found = tested(file, *settings_of(settings, console))
@@ -415,7 +415,7 @@ def feedback_check(
 ) -> None:
     """Say what would be accepted, and what refused and why. Exit code 1 if anything would be."""
     from fairlead.commands.outcomes.check import check_lines, lines_of
-    from fairlead.commands.up import settings_of
+    from fairlead.commands.started import settings_of
 
     with only_json(as_json) as emit:
         found = check_lines(file, settings_of(settings, console)[0], console)

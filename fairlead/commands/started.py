@@ -1,4 +1,4 @@
-"""The settings that `up` runs with, kept beside its state: for who looks while the file differs.
+"""The settings that a command goes by: those of the file, or those that `up` was started with.
 
     fairlead.toml ──at the start, and when taken again──▶ started.toml in the state folder
 
@@ -9,15 +9,50 @@ is not in force yet.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from infra.settings.settings import Settings
+from rich.console import Console
+from rich.markup import escape
+
+from infra.errors import InfraError
+from infra.pools import state_folder
+from infra.settings.settings import Settings, read_settings
 from infra.settings.site_options import SiteOptions
 from infra.settings.toml_file import settings_file
 
+DEFAULT = Path("fairlead.toml")
 STARTED = "started.toml"
 READ_BY_ITSELF = ("models", "pools")  # by routers, whenever the file has changed
+
+
+def settings_of(path: Path | None, console: Console) -> tuple[Settings, Path]:
+    """The settings of a file, of fairlead.toml, or of the example; and where they are."""
+    path = path or (DEFAULT if DEFAULT.exists() else _example(console))
+    return read_settings(path), path
+
+
+def settings_in_force(path: Path | None, console: Console) -> tuple[Settings, Path]:
+    """The same for whoever only looks: of a file with a mistake, those that `up` started with.
+
+    A broken edit is when people look; the router goes on, and so does its status.
+    """
+    try:
+        return settings_of(path, console)
+    except InfraError as error:
+        kept = state_folder.of_file(path or DEFAULT) / STARTED
+        if not kept.is_file():
+            raise
+        console.print(f"[bold red]{escape(str(error))}[/]", highlight=False)
+        console.print("Looking with the settings that the router was started with.")
+        return read_settings(kept), kept
+
+
+def _example(console: Console) -> Path:
+    path = Path(str(resources.files("infra") / "example.toml"))
+    console.print(f"No {DEFAULT} here: using the example, {path}. Copy it here to make it yours.")
+    return path
 
 
 def keep_settings(settings: Settings, path: Path) -> None:

@@ -10,7 +10,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from importlib import resources
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,7 +24,7 @@ from fairlead.commands.restarts import (
     stop_on_signals,
     unless_stuck,
 )
-from fairlead.commands.started import STARTED, keep_settings
+from fairlead.commands.started import keep_settings, settings_of
 from fairlead.commands.terminal import late
 from infra.cluster import head
 from infra.cluster.checkup import LOCK
@@ -34,10 +33,10 @@ from infra.cluster.replica_watch import watching
 from infra.dashboard.history import History
 from infra.dashboard.judged import Judged, names_of
 from infra.dashboard.recorder import Recorder
-from infra.errors import InfraError, RayEnded, StateInUse
+from infra.errors import RayEnded, StateInUse
 from infra.pools import state_folder
 from infra.pools.site import LocalSite
-from infra.settings.settings import Settings, read_settings
+from infra.settings.settings import Settings
 from infra.settings.site_options import SiteOptions
 from infra.status.metrics import serve_metrics
 from infra.status.status import Status, look
@@ -51,7 +50,6 @@ from streams.log.contract import Log
 
 logger = logging.getLogger(__name__)
 
-DEFAULT = Path("fairlead.toml")
 STOPPED = "Fairlead has stopped. What it learned is kept for the next start."
 LATE_S = 15.0  # that a start takes, from which it may seem to hang
 FIRST = "The first start compiles code, and takes up to a minute longer than those after it …"
@@ -221,34 +219,6 @@ def _alone(settings: Settings) -> Iterator[None]:
         lock.write(f"{os.getpid()}\n")
         lock.flush()
         yield
-
-
-def settings_of(path: Path | None, console: Console) -> tuple[Settings, Path]:
-    """The settings of a file, of fairlead.toml, or of the example; and where they are."""
-    path = path or (DEFAULT if DEFAULT.exists() else _example(console))
-    return read_settings(path), path
-
-
-def settings_in_force(path: Path | None, console: Console) -> tuple[Settings, Path]:
-    """The same for whoever only looks: of a file with a mistake, those that `up` started with.
-
-    A broken edit is when people look; the router goes on, and so does its status.
-    """
-    try:
-        return settings_of(path, console)
-    except InfraError as error:
-        kept = state_folder.of_file(path or DEFAULT) / STARTED
-        if not kept.is_file():
-            raise
-        console.print(f"[bold red]{escape(str(error))}[/]", highlight=False)
-        console.print("Looking with the settings that the router was started with.")
-        return read_settings(kept), kept
-
-
-def _example(console: Console) -> Path:
-    path = Path(str(resources.files("infra") / "example.toml"))
-    console.print(f"No {DEFAULT} here: using the example, {path}. Copy it here to make it yours.")
-    return path
 
 
 def how_to_call(address: str, settings: Settings) -> str:

@@ -37,7 +37,7 @@ def models_import(
 ) -> None:
     """Learn from answers that were judged already, of new models too. Each counts once."""
     from fairlead.commands.control.new_models import import_answers, imported_lines
-    from fairlead.commands.up import settings_of
+    from fairlead.commands.started import settings_of
 
     with only_json(as_json) as emit:
         found = import_answers(file, *settings_of(settings, console))
@@ -54,7 +54,7 @@ def models_predict(
 ) -> None:
     """Say what a model would do: share of requests, quality, cost, and the effect on all."""
     from fairlead.commands.control.new_models import predict_model, predicted_lines
-    from fairlead.commands.up import settings_of
+    from fairlead.commands.started import settings_of
 
     with only_json(as_json) as emit:
         found = predict_model(name, *settings_of(settings, console))

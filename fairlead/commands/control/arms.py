@@ -45,7 +45,7 @@ def arms_check(
 @arms_app.command("list")
 def arms_list(settings: SettingsOption = None, as_json: JsonOption = False) -> None:
     """The site's arms, with how many outcomes were learned of each and how good they were."""
-    from fairlead.commands.up import settings_of
+    from fairlead.commands.started import settings_of
 
     with only_json(as_json) as emit:
         found = listed(*settings_of(settings, console))
@@ -69,7 +69,7 @@ def arms_rank(
     as_json: JsonOption = False,
 ) -> None:
     """The arms that are retrieved for a text, the best first, each with its probability."""
-    from fairlead.commands.up import settings_of
+    from fairlead.commands.started import settings_of
 
     with only_json(as_json) as emit:
         found = ranked(text, tuple(group or ()), *settings_of(settings, console))

@@ -187,7 +187,7 @@ def _desk(
     certificate: Path | None,
 ) -> Any:
     from fairlead.commands.control.calls import Desk, pem_in, token_in
-    from fairlead.commands.up import settings_in_force
+    from fairlead.commands.started import settings_in_force
     from serve.addresses import joined, reachable
 
     if not target:

@@ -66,7 +66,7 @@ def _calibrated(
     path: Path, out: Path, target: str, usd_max: float, settings: Path | None
 ) -> dict[str, Any]:
     from fairlead.client import Client
-    from fairlead.commands.up import settings_in_force
+    from fairlead.commands.started import settings_in_force
     from fairlead.errors import InvalidOption
     from serve.addresses import joined
     from serve.dispatch.judging.curve import fitted

@@ -27,7 +27,7 @@ def feedback_trace(
 
 def traced(ticket: bytes, path: Path | None) -> dict[str, Any]:
     """What became of a decision's outcomes. Raises BadTicket, LogUnavailable, SnapshotForeign."""
-    from fairlead.commands.up import settings_of
+    from fairlead.commands.started import settings_of
     from infra.pools.site import LocalSite
     from serve.encoders import identity, make_encoder
     from streams.feedback.ticket import check_shape

@@ -170,7 +170,7 @@ def _written(
     """The plan in the site's settings, if it is wanted; where it was written to."""
     if out is None or planned is None:
         return None
-    from fairlead.commands.up import settings_of as site_settings
+    from fairlead.commands.started import settings_of as site_settings
     from load.planning.fragment import fragment
 
     _, path = site_settings(settings, Console(stderr=True))

@@ -111,7 +111,7 @@ def simulate(
 
 def settings_of(path: Path | None) -> Settings:
     """The settings of a file, or of `fairlead.toml` here. Raises SettingsInvalid."""
-    from fairlead.commands.up import settings_of as found
+    from fairlead.commands.started import settings_of as found
 
     return found(path, console)[0]
 
