@@ -14,19 +14,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 
 import aiohttp
 import msgspec
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
-from infra.capacity.fleet import ServerOptions
 from infra.endpoints.blame import bounded, exhausted_s, refusal
 from infra.endpoints.connections import Connections
 from infra.endpoints.openai_stream import ChatAnswer
+from infra.endpoints.options import OpenAiOptions
 from serve.dispatch.backend import Call, Piece, Usage
 from serve.errors import (
     AnswerGarbled,
@@ -35,7 +34,6 @@ from serve.errors import (
     CallRefused,
     EndpointUnreachable,
 )
-from streams.errors import OptionRefused
 
 logger = logging.getLogger(__name__)
 
@@ -55,41 +53,6 @@ REFUSAL_BYTES_MAX = 64 * 1024  # of an error's text that are read
 # What is added to a call: to learn its tokens, and how sure the model was.
 STREAM_OPTIONS: dict[str, object] = {"stream_options": {"include_usage": True}}
 LOGPROBS: dict[str, object] = {"logprobs": True}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenAiOptions(ServerOptions):
-    """Where a server is and how it is talked to."""
-
-    url: str  # up to and with the version: "http://host:8000/v1"
-    model: str  # as the server calls it
-    line_bytes_max: int = 1 << 20  # a token is 300 bytes, with 20 alternatives 4 kB
-    answer_bytes_max: int = 64 << 20  # 128,000 tokens of 500 bytes
-    include_usage: bool = True  # ask for token counts in the stream
-
-    @classmethod
-    def of(cls, server: ServerOptions, *, url: str, model: str) -> OpenAiOptions:
-        """One server of a pool. Raises OptionRefused."""
-        stated = {field.name: getattr(server, field.name) for field in fields(ServerOptions)}
-        return cls(url=url, model=model, **stated)
-
-    def __post_init__(self) -> None:
-        """Raises OptionRefused. A key is never part of its message."""
-        if not _is_plain(self.url):
-            # It may carry a password, so it is not repeated.
-            wanted = "http(s)://host[:port]/path, without user, query and fragment"
-            raise OptionRefused("url", "something else", wanted)
-        if not self.model:
-            raise OptionRefused("model", self.model, "the name of a model")
-        key = self.api_key
-        if key is not None and not (key and key.isascii() and key.isprintable()):
-            raise OptionRefused("api_key", "<hidden>", "printable ASCII and not empty")
-        if "stream" in self.extra:
-            raise OptionRefused("extra.stream", self.extra["stream"], "left out: see `stream`")
-        for name in ("connect_timeout_s", "idle_timeout_s", "line_bytes_max", "answer_bytes_max"):
-            value = getattr(self, name)
-            if not (value > 0 and math.isfinite(value)):
-                raise OptionRefused(name, value, "above 0 and finite")
 
 
 class OpenAiEndpoint:
@@ -241,15 +204,3 @@ class OpenAiEndpoint:
         if isinstance(error, TimeoutError):
             words = f"no connection within {self._options.connect_timeout_s} s"
         return EndpointUnreachable(self._where, words)
-
-
-def _is_plain(url: str) -> bool:
-    try:
-        parts = URL(url)
-    except ValueError:
-        return False
-    return bool(
-        parts.scheme in ("http", "https")
-        and parts.host
-        and not (parts.user or parts.password or parts.query_string or parts.fragment)
-    )

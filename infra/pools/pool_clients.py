@@ -21,7 +21,8 @@ from dataclasses import replace
 
 from infra.capacity.fleet import PoolPlan
 from infra.endpoints.connections import Connections
-from infra.endpoints.openai_endpoint import OpenAiEndpoint, OpenAiOptions
+from infra.endpoints.openai_endpoint import OpenAiEndpoint
+from infra.endpoints.options import OpenAiOptions
 from infra.pools.directory import KEPT_S
 from serve.dispatch.backend import Watched
 

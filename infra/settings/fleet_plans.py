@@ -26,7 +26,7 @@ from infra.emulator.fitted import efficiency, performance_of, power_of, rated_po
 from infra.emulator.performance import Performance
 from infra.emulator.power import Power
 from infra.emulator.roofline import Deployment, derive
-from infra.endpoints.openai_endpoint import OpenAiOptions
+from infra.endpoints.options import OpenAiOptions
 from infra.settings.layout import IN_ENTRIES
 from infra.settings.sections import build
 from infra.settings.site_options import ModelSize, PoolPlace

@@ -30,7 +30,8 @@ import numpy as np
 import uvloop
 
 from infra.endpoints.connections import Connections
-from infra.endpoints.openai_endpoint import OpenAiEndpoint, OpenAiOptions
+from infra.endpoints.openai_endpoint import OpenAiEndpoint
+from infra.endpoints.options import OpenAiOptions
 from load.bench.loop import started
 from load.bench.settings import head
 from load.demo.replay import Connect

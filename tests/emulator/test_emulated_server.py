@@ -19,7 +19,8 @@ from waiting import soon
 
 from infra.emulator.engine import FIRST_TOKEN, Event
 from infra.endpoints.connections import Connections
-from infra.endpoints.openai_endpoint import OpenAiEndpoint, OpenAiOptions
+from infra.endpoints.openai_endpoint import OpenAiEndpoint
+from infra.endpoints.options import OpenAiOptions
 from infra.pools.emulated_answers import ChatRequest
 from infra.pools.emulated_prefixes import Prefixes
 from infra.pools.emulated_server import EmulatedServer, TooLong

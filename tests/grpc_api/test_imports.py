@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import sys
 
-from fresh_interpreter import modules_after
+from fresh_interpreter import ROOT, modules_after
 
 # `grpc` looks for its own extras when imported (grpc_tools, grpc_health, grpc_reflection) and does
 # without them; typing_extensions is what grpcio depends on; the other two are its compiled part.
@@ -23,6 +23,7 @@ ALLOWED = re.compile(
     r"|learners(\.(criticality|option))?|serve\.(errors|routing(\.request)?)"
 )
 NEEDED_ELSEWHERE = {"numpy", "ray", "faiss", "rich", "typer", "pyarrow", "pydantic", "cryptography"}
+STARTS = re.compile(r"from fairlead\.commands\.up import")
 DECIDES = (
     "serve.deploy.replica",
     "serve.grpc_api.servicer",
@@ -74,11 +75,16 @@ def test_a_replica_of_a_pool_loads_no_router():
     assert loaded & {*DECIDES, "serve.dispatch.dispatcher", "infra.settings.settings"} == set()
 
 
-def test_settings_and_a_site_are_read_without_ray():
-    loaded = modules_after("import infra.settings.settings, infra.pools.site")
+def test_settings_and_a_site_are_read_without_a_cluster_or_its_calls():
+    """
+    By every command but `up`, which alone starts a cluster.
+    """
+    loaded = modules_after("import infra.pools.site, fairlead.commands.started")
+    starts = [path for path in (ROOT / "fairlead").rglob("*.py") if STARTS.search(path.read_text())]
 
-    assert "ray" not in loaded
-    assert "serve.deploy.replica" in loaded
+    assert loaded & {"ray", "aiohttp"} == set()
+    assert "infra.settings.settings" in loaded
+    assert [path.name for path in starts] == ["command_line.py"]
 
 
 def test_the_check_would_notice_what_calls_pools():

@@ -26,7 +26,8 @@ from strategies import lightly
 from waiting import soon
 
 from infra.endpoints.connections import Connections, ConnectionsOptions
-from infra.endpoints.openai_endpoint import OpenAiEndpoint, OpenAiOptions
+from infra.endpoints.openai_endpoint import OpenAiEndpoint
+from infra.endpoints.options import OpenAiOptions
 from serve.dispatch.backend import Answer, Call, Endpoint, Piece, Usage
 from serve.errors import (
     AnswerGarbled,
