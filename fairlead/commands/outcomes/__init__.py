@@ -1,5 +1,5 @@
 """Commands about outcomes: what becomes of them, and what a judge's points mean.
 
-May import `terminal`, `up`, `explain`, `client`, `dispatch`, `errors`, `messages`, and every
+May import `terminal`, `started`, `explain`, `client`, `dispatch`, `errors`, `messages`, and every
 package below fairlead/.
 """
