@@ -61,7 +61,9 @@ class JudgeOptions:
     weight: float = option(
         1.0, "As how much of an outcome its word counts, as `weight` of feedback.", ge=0, le=1
     )
-    rubric: str = option(RUBRIC, "What it is told. It must ask for one number from 0 to 10, at the end.")
+    rubric: str = option(
+        RUBRIC, "What it is told. It must ask for one number from 0 to 10, at the end."
+    )
     calibration: bytes = option(
         b"",
         "File of what people say of answers with 0 to 10 points, which `fairlead judge calibrate` "
