@@ -50,7 +50,7 @@ from streams.training.telemetry_fold import BAD
 STRUCK_S = 202.0
 READY_S = STARTUP_S + 60.0 + 2 * STEP_S  # from a plan to a large model's replica that answers
 FULL = 0.7  # of what a replica carries, the least that the planner uses
-DELAY_S = StabilisationOptions().down_s
+DELAY_S = StabilisationOptions().agreed_s
 
 
 # --- what holds of every run
