@@ -18,7 +18,7 @@ from infra.autoscaling.sizing.stabilisation import (
 )
 
 OPTIONS = StabilisationOptions(down_s=600.0, agreed_s=180.0, fresh_s=0.0)
-POOLS = {"cheap": 300.0, "dear": 100.0, "free": 1e9}
+POOLS = {"cheap": 300.0, "dear": 200.0, "quick": 50.0, "free": 1e9}
 LIMITS = {name: Limits(gpu=name, gpus_per_replica=1, least=0, most=9) for name in POOLS}
 GPUS = dict.fromkeys(POOLS, 9)
 
@@ -35,7 +35,7 @@ def settled_s(needed: int, *, at_once: bool = True) -> dict[str, float]:
 
 
 def test_each_pool_is_kept_for_its_own_time_and_none_for_ever():
-    assert settled_s(1) == {"cheap": 300.0, "dear": 100.0, "free": 600.0}
+    assert settled_s(1) == {"cheap": 300.0, "dear": 200.0, "quick": 180.0, "free": 600.0}
 
 
 def test_what_only_saves_money_waits_alike_in_all_pools():

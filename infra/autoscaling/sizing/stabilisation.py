@@ -33,7 +33,7 @@ class StabilisationOptions:
 
     # What was needed is kept for so long, less where another start is cheap: Ray Serve's default.
     down_s: float = 600.0
-    # What only saves money has to be wanted for so long: about the time that a start takes.
+    # What only saves money, more or fewer, has to be wanted for so long, however quick a start is.
     agreed_s: float = 180.0
     # Of a planner that remembers nothing: then forecasts over a start's time have a few errors.
     fresh_s: float = 600.0
@@ -84,7 +84,7 @@ class StabilisationWindow:
 
         All keys are pools; `needed` is within the limits and the GPUs. Those to `keep` don't
         shrink. If not `at_once`, they grow by what all plans of the last minutes needed. How many
-        minutes that is, by pool, is `down_s`, at most the options'.
+        minutes that is, by pool, is `down_s`, at most the options' and at least `agreed_s`.
         """
         o, down_s = self._options, down_s or {}
         if not self._needed:
@@ -95,7 +95,8 @@ class StabilisationWindow:
         self._remember(self._needed, at_s, needed, o.down_s)
         wanted = {}
         for pool in limits:
-            recent = self._recent(pool, at_s, min(down_s.get(pool, o.down_s), o.down_s))
+            kept_s = max(o.agreed_s, min(down_s.get(pool, o.down_s), o.down_s))
+            recent = self._recent(pool, at_s, kept_s)
             found = [one.get(pool, 0) for _, one in self._found]
             most = max([*recent, *found, now[pool] if pool in keep else 0])
             more = needed[pool]
