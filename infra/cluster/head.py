@@ -24,7 +24,7 @@ VARIABLE = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
 TOKEN = Path(".ray") / "auth_token"  # in the home folder; made by Ray at its first start
 OWNER_ALONE = 0o077  # a umask
 # What starts a cloud's machines, shows workers' output to a driver, and serves a dashboard that is
-# off: three processes, two seconds of a processor and 0.3 GB that nobody here has any use for.
+# off: three processes, two seconds of a processor, of which nobody here has any use.
 UNUSED = ("start_monitor", "start_log_monitor", "start_api_server")
 
 

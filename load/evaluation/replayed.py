@@ -1,7 +1,7 @@
 """Logged decisions made once more, from the snapshots they were made from: equal bits, or not.
 
-    decisions ──by snapshot──▶ the store still has it? ─▶ Live ─▶ Chooser ─▶ qualities, chances
-        └──────────── as they were logged, 32 bits each ──────── equal ──────┘
+    decisions ──by snapshot──▶ kept, or learned again ─▶ Live ─▶ Chooser ─▶ qualities, chances
+        └──────────── as they were logged, 32 bits each ────── equal ────────┘
 
 What is predicted of a model's quality is a function of the request and the snapshot alone: so it
 must be equal in every bit, and where it is not, settings, code or a snapshot are others. How likely
@@ -12,6 +12,7 @@ had left in that second, rules, sessions), so these are counted, not asked for.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from learners.estimates.learned import Learned, MemoryOptions
 from learners.policies.policy import Policy
+from load.evaluation.relearned import Lessons, Relearned
 from load.planning.site import Site
 from serve.encoders import identity, make_encoder
 from serve.routing.catalogue import Catalogue
@@ -28,10 +30,11 @@ from serve.routing.chooser import Chooser
 from serve.routing.eligible import RequestBatch, unsaid_columns
 from serve.routing.live import Live, LiveOptions
 from serve.routing.placement import PlacementOptions
+from streams.errors import SnapshotDamaged
 from streams.feedback.decisions import on_models
 from streams.feedback.said import Said
 from streams.training.snapshots import Store
-from streams.training.state import Loader
+from streams.training.state import Loader, State
 
 BLOCK = 512
 Row = dict[str, Any]  # of the log, by column
@@ -69,11 +72,12 @@ class Replayed:
     decisions: int = 0
     other_policy: int = 0  # of another policy, or made by a dispatcher
     other_site: int = 0  # with another encoder, or a catalogue of other models
-    without_snapshot: int = 0  # which is not kept any more
+    without_snapshot: int = 0  # which is not kept any more, and can't be learned again
     replayed: int = 0
     qualities_identical: int = 0
     chances_identical: int = 0
     snapshots: int = 0
+    relearned: int = 0  # of these, that are not kept any more
     differing: str = ""  # the first decision whose qualities differ
 
     @property
@@ -82,9 +86,15 @@ class Replayed:
         return self.replayed == self.qualities_identical
 
 
-def replayed(table: pa.Table, by: Deciding, store: Store | None) -> Replayed:
-    """Make the decisions of an exported log once more. Raises SnapshotForeign, SnapshotDamaged."""
-    found, views = Replayed(), _Views(by, store)
+def replayed(
+    table: pa.Table, by: Deciding, store: Store | None, lessons: Lessons | None = None
+) -> Replayed:
+    """Make the decisions of an exported log once more.
+
+    From snapshots that are gone, too, where there are `lessons`. Raises SnapshotForeign,
+    SnapshotDamaged and LogUnavailable.
+    """
+    found, views = Replayed(), _Views(by, store, lessons)
     for version, asked in sorted(_by_version(found, table, by).items()):
         live = views.of(version)
         if live is None:
@@ -93,6 +103,7 @@ def replayed(table: pa.Table, by: Deciding, store: Store | None) -> Replayed:
         found.snapshots += 1
         for block in _blocks(asked):
             _compare(found, block, by, live)
+    found.relearned = views.relearned
     return found
 
 
@@ -117,28 +128,39 @@ def _blocks(rows: list[Row]) -> Iterator[list[Row]]:
 
 
 class _Views:
-    """Views of the snapshots that are kept."""
+    """Views of snapshots, asked for in rising order."""
 
-    def __init__(self, by: Deciding, store: Store | None) -> None:
+    def __init__(self, by: Deciding, store: Store | None, lessons: Lessons | None) -> None:
+        self.relearned = 0
         self._by = by
         self._versions = set(store.versions()) if store else set()
         self._loader = Loader(store, by.encoder, by.memory, with_seen=False) if store else None
+        self._gone = Relearned(store, by.encoder, by.memory, lessons) if store and lessons else None
 
     def of(self, version: int) -> Live | None:
         by = self._by
         if not version:  # decided before there was any
             learned = Learned(by.memory, by.memory.landmarks_of(by.encoder))
             return Live(by.catalogue, learned, by.encoder, by.live)
-        if self._loader is None or version not in self._versions:
+        if self._loader is not None and version in self._versions:
+            with suppress(SnapshotDamaged):  # or pruned meanwhile
+                state, manifest = self._loader.load(version)
+                return self._live(state, version, int(manifest.about["published_at_ms"]))
+        gone = self._gone.of(version) if self._gone else None
+        if gone is None:
             return None
-        state, manifest = self._loader.load(version)
+        self.relearned += 1
+        return self._live(gone, version, 0)
+
+    def _live(self, state: State, version: int, published_at_ms: int) -> Live:
+        by = self._by
         return Live(
             by.catalogue,
             state.learned,
             by.encoder,
             by.live,
             version=version,
-            published_at_ms=int(manifest.about["published_at_ms"]),
+            published_at_ms=published_at_ms,
             fleet=state.fleet,
             prices=state.prices,
             counts=state.counts,

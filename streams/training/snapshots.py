@@ -3,6 +3,7 @@
     blobs/<sha256>             parts of snapshots, shared by all snapshots that have them unchanged
     manifests/<version>        which blobs make up a version, and up to which offsets it learned
     terms/<term>               who may publish: the newest term, claimed by a trainer at its start
+    reached/<day>-<version>    up to where versions that are gone had read, for three days
 
 A snapshot is one manifest. It appears at once, under a name nobody has had, after everything it
 names is safely stored; nothing is changed afterwards. Unchanged parts are stored once, so a
@@ -15,13 +16,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import mmap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from streams.errors import SnapshotDamaged, SnapshotFenced
 from streams.training.folder import Folder
+from streams.training.parts.reached import (
+    Reached,
+    reached_by,
+    reached_of_bytes,
+    reached_to_bytes,
+)
+
+logger = logging.getLogger(__name__)
 
 C = TypeVar("C", bytes, bytes | mmap.mmap)
 FORMAT = 1
@@ -31,7 +42,8 @@ VERSIONS_PER_TERM = 1000
 # Beside these the newest of each of so many hours and days before, to go back to. Each costs what
 # it alone has, at most a whole snapshot.
 SPARED_MS = {3_600_000: 6, 24 * 3_600_000: 3}
-BLOBS, MANIFESTS, TERMS = "blobs", "manifests", "terms"
+BLOBS, MANIFESTS, TERMS, REACHED = "blobs", "manifests", "terms", "reached"
+DAY_MS, REACHED_DAYS = 24 * 3_600_000, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +64,16 @@ class Manifest:
     blobs: Mapping[str, Blob]
 
 
+class _Known(NamedTuple):
+    """Of a version: when it was published, 0 where it does not say so, and what it had read."""
+
+    published_ms: int
+    reached: Reached
+
+
+UNKNOWN = _Known(0, reached_by({}))
+
+
 class Store:
     """Snapshots in a folder. Readers need nothing else; a writer calls `claim` first."""
 
@@ -59,7 +81,8 @@ class Store:
         self.folder = self._folder = folder
         self._term = 0
         self._version = 0
-        self._published_ms: dict[int, int] = {}  # of versions that were looked at
+        self._known: dict[int, _Known] = {}  # of versions that were looked at
+        self._day = 0  # on which older days' `reached` were dropped
 
     # --- reading
 
@@ -114,6 +137,24 @@ class Store:
     def parts(self) -> set[str]:
         """The names of all parts that are stored."""
         return set(self._folder.names(BLOBS))
+
+    def reached(self) -> dict[int, Reached]:
+        """Up to where versions had read: kept ones, and those that went in the last three days.
+
+        Raises SnapshotDamaged.
+        """
+        found: dict[int, Reached] = {}
+        for version in self.versions():
+            with suppress(SnapshotDamaged):  # or pruned just now: then it is among the others
+                found[version] = reached_by(self.load(version).about)
+        for name in self._folder.names(REACHED):
+            try:
+                found |= reached_of_bytes(self._folder.read(f"{REACHED}/{name}"))
+            except FileNotFoundError:
+                continue  # dropped just now
+            except (OSError, ValueError, TypeError, AttributeError) as error:
+                raise SnapshotDamaged(f"{REACHED}/{name} can't be read: {error}") from error
+        return found
 
     def copy(self, version: int, target: Store) -> None:
         """Copy a version with all its parts; it is there last. Raises SnapshotDamaged, OSError."""
@@ -197,10 +238,12 @@ class Store:
         """
         versions, parts = self.versions(), self.parts()
         self.check_fence()
+        self._known = {version: self._know(version) for version in versions}
         staying = {*versions[-kept:], *self._spared(versions)}
-        for version in versions:
-            if version not in staying:
-                self._folder.delete(_manifest(version))
+        going = [version for version in versions if version not in staying]
+        self._remember(going)
+        for version in going:
+            self._folder.delete(_manifest(version))
         needed: set[str] = set()
         for version in staying:
             try:
@@ -211,23 +254,45 @@ class Store:
 
     def _spared(self, versions: Sequence[int]) -> Iterator[int]:
         """The newest version of each hour and day before the newest one, as far as is kept."""
-        self._published_ms = {version: self._published(version) for version in versions}
-        newest_ms = max(self._published_ms.values(), default=0)
+        newest_ms = max((known.published_ms for known in self._known.values()), default=0)
         for length_ms, n in SPARED_MS.items():
             newest_of = {at_ms // length_ms: version for version, at_ms in self._times(versions)}
             yield from (v for at, v in newest_of.items() if newest_ms // length_ms - at <= n)
 
-    def _published(self, version: int) -> int:
-        """When a version was published; 0 where it does not say so, or can't be read."""
-        if version not in self._published_ms:
+    def _know(self, version: int) -> _Known:
+        known = self._known.get(version)
+        if known is None or not known.published_ms:
             try:
-                return int(self.load(version).about.get("published_at_ms", 0))
+                about = self.load(version).about
             except SnapshotDamaged:
-                return 0
-        return self._published_ms[version]
+                return UNKNOWN
+            return _Known(int(about.get("published_at_ms", 0)), reached_by(about))
+        return known
 
     def _times(self, versions: Sequence[int]) -> Iterator[tuple[int, int]]:
-        return ((v, self._published_ms[v]) for v in versions if self._published_ms[v])
+        found = ((v, self._known[v].published_ms) for v in versions)
+        return ((v, at_ms) for v, at_ms in found if at_ms)
+
+    def _remember(self, going: Sequence[int]) -> None:
+        """Write down up to where versions had read that are about to go, as far as that can be."""
+        of = {v: self._known[v].reached for v in going if self._known[v].reached.offsets}
+        if not of:
+            return
+        day = max(known.published_ms for known in self._known.values()) // DAY_MS
+        try:
+            self._folder.write(f"{REACHED}/{day}-{min(of)}", reached_to_bytes(of))
+            if day != self._day:
+                self._day = day
+                self._forget_reached(day - REACHED_DAYS)
+        except OSError as error:  # a full disk is no reason to keep what fills it
+            logger.warning("what %d snapshots knew can't be learned again: %s", len(of), error)
+
+    def _forget_reached(self, before: int) -> None:
+        """Drop what was written before a day."""
+        for name in self._folder.names(REACHED):
+            day = name.partition("-")[0]
+            if not day.isdigit() or int(day) < before:
+                self._folder.delete(f"{REACHED}/{name}")
 
     def _delete_blobs(self, names: Iterable[str]) -> None:
         for name in names:

@@ -104,6 +104,24 @@ def test_a_policy_of_settings_is_asked_about_the_prompts_of_the_log(tmp_path):
     assert found["n_effective"] == pytest.approx(N / 2, rel=0.1)
 
 
+def test_a_file_of_a_policy_alone_chooses_among_the_sites_models(tmp_path):
+    """
+    As `change.policy` takes it; the site's own policy is another.
+    """
+    prompts = {"prompt": [f"question {i}" for i in range(N)], "policy:a": None, "policy:b": None}
+    pq.write_table(table(**prompts), tmp_path / "log.parquet")
+    (tmp_path / "new.toml").write_text('[router]\npolicy = "greedy"\n')
+    (tmp_path / "site.toml").write_text(
+        f'state_dir = "{tmp_path}"\n[router]\npolicy = "epsilon-greedy"\n[encoder]\nkind = "hashing"\n'
+        '[[models]]\nname = "a"\nquality = 0.9\n[[models]]\nname = "b"\nquality = 0.1\n'
+    )
+
+    log, new, site = (str(tmp_path / name) for name in ("log.parquet", "new.toml", "site.toml"))
+    found = evaluated(log, "--policy", new, "--settings", site)
+
+    assert found["n_effective"] == pytest.approx(N / 2, rel=0.1)
+
+
 def test_a_policys_file_is_taken_as_it_is_whatever_was_edited_on_the_running_site(tmp_path):
     """
     Both name the same state folder by default; the edits there are of another file.

@@ -15,8 +15,6 @@ from learners.policies.thompson import Thompson
 from load.evaluation.replayed import Deciding, replayed
 from serve.routing.live import LiveOptions
 from serve.routing.placement import PlacementOptions
-from streams.feedback import decisions
-from streams.log.contract import DECISIONS
 
 N = 12
 
@@ -33,7 +31,7 @@ def day(tmp_path_factory):
                 up.learn()
                 assert up.look()
         up.route(embedding_f32=embedding(1), allowed_models=["large"])
-        until(lambda: len(logged(up)) == 2 * N + 1)
+        until(lambda: len(up.logged_decisions()) == 2 * N + 1)
         by = Deciding(
             catalogue=up.source.now,
             policy=Greedy(),
@@ -42,16 +40,7 @@ def day(tmp_path_factory):
             memory=MemoryOptions(),
             live=LiveOptions(),
         )
-        yield logged(up), by, up.store
-
-
-def logged(up) -> pa.Table:
-    reader = up.log.reader(DECISIONS, up.log.first_offsets(DECISIONS))
-    try:
-        found = [decisions.decode(record.value) for record in reader.read(1000, 0.0)]
-    finally:
-        reader.close()
-    return pa.concat_tables(found) if found else pa.table({})
+        yield up.logged_decisions(), by, up.store
 
 
 def test_every_prediction_comes_out_again_and_every_probability_that_nobody_limited(day):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from fairlead.commands.terminal import JsonOption, only_json
+from fairlead.commands.terminal import JsonOption, SettingsOption, only_json
+
+if TYPE_CHECKING:
+    from load.planning.site import Site
 
 
 def evaluate(
@@ -27,35 +31,36 @@ def evaluate(
     snapshot: Annotated[
         Path | None, typer.Option(help="What the policy knows, a folder of snapshots.")
     ] = None,
+    settings: SettingsOption = None,
     margin: Annotated[
         float, typer.Option(min=-1, max=1, help="Points it must be better by, to be promoted.")
     ] = 0.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a logged day would have been worth under another policy, and how sure that is."""
+    """Say what a logged day would have been worth under another policy, and how sure that is.
+
+    Models are those of the policy's file; where it has none, as `change.policy` need not, those
+    of the site by --settings.
+    """
     with only_json(as_json) as emit:
-        found = _evaluated(log, policy, snapshot, margin)
+        found = _evaluated(log, policy, snapshot, settings, margin)
         emit(found)
     if not as_json:
         show(found, Console(width=100))
 
 
 def _evaluated(
-    path: Path, policy: Path | None, snapshot: Path | None, margin: float
+    path: Path, policy: Path | None, snapshot: Path | None, settings: Path | None, margin: float
 ) -> dict[str, Any]:
-    from infra.settings.settings import stated_settings
     from load.evaluation.logged import read_logged
     from load.evaluation.site_policy import choices_of
     from load.evaluation.worth import Judged, anytime, logged_worth, worth
-    from load.planning.site import site_of
 
     log = read_logged(path, beside=policy is None)
     if policy is None and log.policy is None:
         what = "give the policy's settings, or a log with columns `policy:<model>`"
         raise typer.BadParameter(what, param_hint="--policy")
-    choices = (
-        None if policy is None else choices_of(log, site_of(stated_settings(policy)), snapshot)
-    )
+    choices = None if policy is None else choices_of(log, _site(policy, settings), snapshot)
     judged = Judged.of(log, choices)
     sure = anytime(judged)
     return {
@@ -71,6 +76,20 @@ def _evaluated(
         "margin": margin,
         "promote": sure["gain"] is not None and sure["gain"]["low"] > margin,
     }
+
+
+def _site(policy: Path, settings: Path | None) -> Site:
+    """The policy of a file, among the models that it has, or else those of the site."""
+    from fairlead.commands.started import settings_of
+    from infra.settings.policies import policy_of
+    from infra.settings.settings import stated_settings
+    from load.planning.site import site_of
+
+    stated = stated_settings(policy)
+    if stated.models:
+        return site_of(stated)
+    own, _ = settings_of(settings, Console(stderr=True))
+    return replace(site_of(own), policy=policy_of(stated))
 
 
 def show(found: dict[str, Any], out: Console) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import pyarrow as pa
 
 from learners.context import BIAS, BIAS_FEATURE, N_FEATURES
 from learners.estimates.ema import FIGURE_UNITS
@@ -44,8 +45,10 @@ from serve.proto.fairlead.v1 import router_pb2_grpc
 from serve.routing.catalogue import Catalogue, Model, Pool
 from serve.routing.live import LiveOptions
 from serve.rules.rule import Rule
+from streams.feedback import decisions
 from streams.feedback.feedback import FeedbackOptions
 from streams.feedback.ticket import KEY_BYTES, Sealer, key_of
+from streams.log.contract import DECISIONS
 from streams.log.outbox import OutboxOptions
 from streams.log.sqlite_log import SqliteLog
 from streams.training.change import ChangeOptions
@@ -227,6 +230,15 @@ class Router:
         reported = pb.Outcome(ticket=decision.ticket, **outcome)
         request = pb.FeedbackRequest(outcomes=[reported])
         return self.stub.SendFeedback(request, timeout=PATIENCE_S).accepted
+
+    def logged_decisions(self) -> pa.Table:
+        """Those that are in the log by now."""
+        reader = self.log.reader(DECISIONS, self.log.first_offsets(DECISIONS))
+        try:
+            found = [decisions.decode(record.value) for record in reader.read(1000, 0.0)]
+        finally:
+            reader.close()
+        return pa.concat_tables(found) if found else pa.table({})
 
     def learn(self) -> str:
         """Let the trainer read all there is and publish it; the digest of what is learned."""
