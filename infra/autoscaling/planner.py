@@ -36,7 +36,7 @@ from infra.autoscaling.sizing.requirement import (
     capacity_shortfall,
     pools_to_keep,
 )
-from infra.autoscaling.sizing.sizing import Sizing, SizingOptions, usd_per_s
+from infra.autoscaling.sizing.sizing import Sizing, SizingOptions
 from infra.autoscaling.sizing.stabilisation import Limits, StabilisationOptions, StabilisationWindow
 from infra.capacity.fleet import Fleet, PoolPlan
 from infra.capacity.latency_target import LatencyTarget
@@ -52,7 +52,6 @@ class RouterOptions:
     least: int = 1
     most: int = 64
     busy_max: float = 0.6  # share of a replica's loop; above, waiting grows fast
-    down_s: float = 180.0  # kept though not needed: they start in seconds, and cost little
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,14 +133,11 @@ class Planner:
         said += self._observe_starts(observed, before)
         limits, gpus = self._limits(observed)
         now = {pool: before.replicas.get(pool, 0) for pool in self._pools}
-        self._sizing.margins_measured = not self._window.fresh
         required = self.required(observed, now, limits, gpus)
         there = {name: min(now[name], limits[name].most) for name in now}
         at_once = self.at_once(required, there)
         keep = pools_to_keep(self._pools, required, observed.pools)
-        settled = self._window.settle(
-            at_s, now, required.replicas, limits, gpus, keep, at_once, self._down_s()
-        )
+        settled = self._window.settle(at_s, now, required.replicas, limits, gpus, keep, at_once)
         self._window.planned(at_s, settled)
         routers = self._routers(observed, before.routers)
         replicas = {p.name: settled.get(p.name, p.replicas) for p in self._fleet.pools}
@@ -294,18 +290,6 @@ class Planner:
             )
         return limits, gpus
 
-    def _down_s(self) -> dict[str, float]:
-        """How long each pool's replicas are kept though no plan needs them: until their rent is
-        what another start would cost, so that at worst it is twice the least (the ski-rental
-        problem). A start costs the rent until it is ready, and what the programme counts for a
-        change.
-        """
-        change_usd, found = self._options.mix.change_usd, {}
-        for name, pool in self._pools.items():
-            usd = usd_per_s(pool, self._usd_per_hour)
-            found[name] = self._sizing.lead_s[name] + (change_usd / usd if usd else math.inf)
-        return found
-
     def _gpus_not_sized(self, gpu: str) -> int:
         """GPUs of a type that pools have which keep their replicas."""
         of = [pool for pool in self._not_sized if pool.gpu is not None and pool.gpu.name == gpu]
@@ -330,9 +314,7 @@ class Planner:
         needed = {"routers": min(max(math.ceil(busy / o.busy_max - 1e-9), o.least), o.most)}
         limits = {"routers": Limits(gpu="", gpus_per_replica=1, least=o.least, most=o.most)}
         there, room = {"routers": now}, {"": o.most}
-        settled = self._router_window.settle(
-            observed.at_s, there, needed, limits, room, down_s={"routers": o.down_s}
-        )
+        settled = self._router_window.settle(observed.at_s, there, needed, limits, room)
         self._router_window.planned(observed.at_s, settled)
         return settled["routers"]
 

@@ -12,20 +12,13 @@ import pytest
 from autoscaled import QUALITY, TARGET, USD, World, condition, demand, fleet, gpu, planner, rates
 
 from infra.autoscaling.contract import Demand, Observed
-from infra.autoscaling.planner import Planner, PlannerOptions, RouterOptions
+from infra.autoscaling.planner import Planner, PlannerOptions
 from infra.autoscaling.sizing import sizing
-from infra.autoscaling.sizing.cold_starts import stated_s
-from infra.autoscaling.sizing.mix import MixOptions
 from infra.autoscaling.sizing.sizing import SizingOptions
 from infra.autoscaling.sizing.stabilisation import StabilisationOptions
 from infra.capacity.fleet import Fleet, PoolPlan
 
-FRESH_S = StabilisationOptions().fresh_s
-
-
-# Until its rent is what another start would cost: the rent until it is ready, and a change.
-DOWN_S = stated_s(fleet().pools[1]) + SizingOptions().lead_s
-DOWN_S += MixOptions().change_usd / USD["h100"] * 3600.0
+DOWN_S, FRESH_S = StabilisationOptions().down_s, StabilisationOptions().fresh_s
 
 
 def work(name: str, requests_per_s: float) -> float:
@@ -127,14 +120,11 @@ def test_delays_are_in_seconds_not_in_steps():
     for step_s in (5.0, 10.0, 30.0):
         world = World(step_s=step_s)
         before = world.run(3600, small=300.0)
-        while changes(world, world.at_s - 700.0):
-            before = world.run(300, small=300.0)
-        begin_s = world.at_s
         world.run(1200, small=100.0)
-        later = (one for one in world.plans if one[0] >= begin_s)
+        later = (one for one in world.plans if one[0] >= 3600.0)
         fewer = (at for at, plan in later if plan["small-h100"] < before["small-h100"])
-        when.append(next(fewer) - begin_s)
-    assert DOWN_S - 60.0 <= min(when) <= max(when) <= DOWN_S + 30.0  # two of the longest steps
+        when.append(next(fewer) - 3600.0)
+    assert DOWN_S - 50.0 <= min(when) <= max(when) <= DOWN_S + 30.0
 
 
 def test_scaled_to_zero_and_back():
@@ -501,7 +491,7 @@ def test_routers_follow_their_event_loops():
     world.run(20, small=1.0)
     assert world.routers == 4
     world.routers_busy = 0.1
-    world.run(RouterOptions().down_s - 20.0, small=1.0)
+    world.run(DOWN_S - 20.0, small=1.0)
     assert world.routers == 4
     world.run(40, small=1.0)
     assert world.routers == 1

@@ -50,7 +50,7 @@ from streams.training.telemetry_fold import BAD
 STRUCK_S = 202.0
 READY_S = STARTUP_S + 60.0 + 2 * STEP_S  # from a plan to a large model's replica that answers
 FULL = 0.7  # of what a replica carries, the least that the planner uses
-DELAY_S = StabilisationOptions().agreed_s
+DELAY_S = StabilisationOptions().down_s
 
 
 # --- what holds of every run
@@ -220,8 +220,7 @@ def test_doubled_price_moves_the_fleet_without_a_late_answer_and_stays_there():
     before, after = found.planned(STRUCK_S), found.planned(760.0)
     assert before[LARGE_EU] >= 1
     assert after[LARGE_EU] == 0 and after[LARGE_US] > before[LARGE_US]
-    # The last plan that needed it was made up to a step before.
-    assert found.fewer(STRUCK_S, STRUCK_S + DELAY_S - STEP_S) == 0
+    assert found.fewer(STRUCK_S, STRUCK_S + DELAY_S) == 0
     assert found.within_target_everywhere(30.0) > 0.97
     assert found.run.count(Fate.REFUSED) == 0
     since = found.rows(680.0, 760.0)

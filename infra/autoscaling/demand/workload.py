@@ -64,7 +64,6 @@ class Workload:
 
     keys: list[AskKey]
     rate: Floats  # requests/s, with the margin
-    mean_rate: Floats  # without it
     rate_now: list[float]  # of each ask
     work_s: Floats  # of a request
     cv2: Floats  # squared variation of it, within the ask
@@ -82,12 +81,6 @@ class Workload:
         for row, key in enumerate(self.keys):
             found.setdefault((key.model, key.fixed), []).append(row)
         return dict(sorted(found.items()))
-
-    def margin(self, column: int, model: str) -> float:
-        """Of the demand for a pool's model: how much more than its mean is reckoned with."""
-        wants = [key.model == model for key in self.keys]
-        mean = self.mean_rate[wants, column].sum()
-        return float(self.rate[wants, column].sum() / mean) - 1.0 if mean else 0.0
 
     def mean(self, column: int, model: str) -> Mean:
         """Of those who ask for a pool's model, or, where nobody does, of all."""
@@ -128,14 +121,8 @@ def workload_of(
     """
     keys, shares = _asks(demand)
     by_lead = {lead: demand.rates(lead) for lead in sorted(set(lead_s))}
-    expected = [[by_lead[lead][key[:2]] for lead in lead_s] for key in keys]
-    rate, mean_rate = (
-        np.array(values, np.float64).reshape(len(keys), len(lead_s)) * np.array(shares)[:, None]
-        for values in (
-            [[one.upper for one in row] for row in expected],
-            [[one.mean for one in row] for row in expected],
-        )
-    )
+    rate = np.array([[by_lead[lead][key[:2]].upper for lead in lead_s] for key in keys], np.float64)
+    rate = rate.reshape(len(keys), len(lead_s)) * np.array(shares).reshape(-1, 1)
     fixed = np.array([key.fixed for key in keys], bool)
     rate[fixed] = np.maximum(rate[fixed], rate_least)
     kept = np.flatnonzero(rate.max(axis=1, initial=0.0) >= rate_least)
@@ -148,7 +135,6 @@ def workload_of(
     return Workload(
         keys=keys,
         rate=rate[kept],
-        mean_rate=mean_rate[kept],
         rate_now=[one.rate * shares[row] for one, row in zip(of, kept.tolist(), strict=True)],
         work_s=work_s * np.array(factors),
         cv2=_variation([one.prompt_cv2 for one in of], reading, unknown.cv2),

@@ -13,7 +13,6 @@ Between two mixes it is money that decides. Quality and refusals are weighed in 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,7 +77,6 @@ class Sizing:
         self._table = WorkTable([rates[name] for name in pools])
         self._target, self.quality = target, dict(quality)
         self.criticality = dict(options.criticality)
-        self.margins_measured = True  # False: forecasts have made too few errors yet
         self._options, self._mix = options, mix
         self._unknown = Unknown(
             prompt_tokens=options.prompt_tokens,
@@ -167,20 +165,8 @@ class Sizing:
                 cv2=mean.cv2,
                 replicas=max(1, counts[k]),
             )
-            found.append(full * self._filled(load.margin(k, self._models[k])))
+            found.append(self._options.filled * full)
         return found
-
-    def _filled(self, margin: float) -> float:
-        """Of how full a pool may be, beside a margin on what is expected of it.
-
-        Both are for what is not known: where loads swing within a minute, and where the minutes
-        are not as forecast. These have nothing to do with each other, so it takes the root of
-        their squares to be as sure, not their sum. A margin that is a guess yet counts in full.
-        """
-        if not self.margins_measured:
-            return self._options.filled
-        swing = 1.0 / self._options.filled - 1.0
-        return (1.0 + margin) / (1.0 + math.hypot(margin, swing))
 
     def _offers(
         self, full: Sequence[float], problem: Problem, now: Mapping[str, int]

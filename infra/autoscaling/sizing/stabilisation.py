@@ -2,8 +2,7 @@
 
     needed now ──────────▶ more: at once, but no more than three times as many a minute;
                            if what there is would do, too: only what every plan of 3 minutes wanted
-    needed lately ───────▶ fewer: only what no plan needed for as long as the pool's replicas are
-                           kept (`Planner._down_s`) …
+    needed in 3 minutes ─▶ fewer: only what no plan of that time needed …
     load, ready ─────────▶ … and only if those that are *ready* then carry what is carried now
     nothing remembered ──▶ for ten minutes not fewer than were found
 
@@ -31,10 +30,9 @@ Replicas = dict[str, int]
 class StabilisationOptions:
     """How fast a fleet follows its plan."""
 
-    # What was needed is kept for so long, less where another start is cheap: Ray Serve's default.
-    down_s: float = 600.0
-    # What only saves money, more or fewer, has to be wanted for so long, however quick a start is.
-    agreed_s: float = 180.0
+    # As long as a machine takes to come back: keeping one for that long costs what bringing it back
+    # would, so at worst it is twice what was needed (the ski-rental problem).
+    down_s: float = 180.0
     # Of a planner that remembers nothing: then forecasts over a start's time have a few errors.
     fresh_s: float = 600.0
     grow_s: float = 60.0
@@ -64,11 +62,6 @@ class StabilisationWindow:
         self._planned = _restored(remembered.get("planned", ()))
         self._found = _restored(remembered.get("found", ()))  # by whom remembered nothing
 
-    @property
-    def fresh(self) -> bool:
-        """Whether it remembers too little yet to let go of what it found."""
-        return bool(self._found) or not self._needed
-
     def settle(
         self,
         at_s: float,
@@ -78,31 +71,24 @@ class StabilisationWindow:
         gpus: Mapping[str, int],
         keep: Collection[str] = (),
         at_once: bool = True,
-        down_s: Mapping[str, float] | None = None,
     ) -> Replicas:
         """What is to be had: not fewer than any plan of the last minutes needed, as far as it may.
 
         All keys are pools; `needed` is within the limits and the GPUs. Those to `keep` don't
-        shrink. If not `at_once`, they grow by what all plans of the last minutes needed. How many
-        minutes that is, by pool, is `down_s`, at most the options' and at least `agreed_s`.
+        shrink. If not `at_once`, they grow by what all plans of the last minutes needed.
         """
-        o, down_s = self._options, down_s or {}
         if not self._needed:
             self._found.append((at_s, dict(now)))
-            self._remember(self._needed, at_s, now, o.down_s)
-        while self._found and self._found[0][0] <= at_s - o.fresh_s:
+            self._remember(self._needed, at_s, now, self._options.down_s)
+        while self._found and self._found[0][0] <= at_s - self._options.fresh_s:
             self._found.popleft()
-        self._remember(self._needed, at_s, needed, o.down_s)
+        self._remember(self._needed, at_s, needed, self._options.down_s)
         wanted = {}
         for pool in limits:
-            kept_s = max(o.agreed_s, min(down_s.get(pool, o.down_s), o.down_s))
-            recent = self._recent(pool, at_s, kept_s)
+            recent = [one.get(pool, 0) for _, one in self._needed]
             found = [one.get(pool, 0) for _, one in self._found]
             most = max([*recent, *found, now[pool] if pool in keep else 0])
-            more = needed[pool]
-            if not at_once:
-                agreed = min(self._recent(pool, at_s, o.agreed_s))
-                more = min(more, max(now[pool], agreed))
+            more = needed[pool] if at_once else min(needed[pool], max(now[pool], min(recent)))
             wanted[pool] = min(max(more, min(now[pool], most)), self._growth(pool, now[pool]))
         return within(wanted, needed, limits, gpus)
 
@@ -121,10 +107,6 @@ class StabilisationWindow:
             "planned": [[at_s, dict(one)] for at_s, one in self._planned],
             "found": [[at_s, dict(one)] for at_s, one in self._found],
         }
-
-    def _recent(self, pool: str, at_s: float, within_s: float) -> list[int]:
-        """What plans needed of a pool, the newest last."""
-        return [one.get(pool, 0) for then_s, one in self._needed if then_s > at_s - within_s]
 
     def _growth(self, pool: str, now: int) -> int:
         """The most replicas that it may have at this time."""

@@ -133,8 +133,8 @@ def planner_options(value_usd: float) -> PlannerOptions:
     return PlannerOptions(
         expected=ExpectedOptions(idle_s=10.0),  # ten minutes, by default
         sizing=SizingOptions(value_usd=value_usd, lead_s=5.0),  # half a minute
-        # Ten minutes, three, one, ten.
-        stabilisation=StabilisationOptions(down_s=20.0, agreed_s=20.0, grow_s=20.0, fresh_s=20.0),
+        # Three minutes, one minute, ten minutes.
+        stabilisation=StabilisationOptions(down_s=20.0, grow_s=20.0, fresh_s=20.0),
         routers=RouterOptions(least=1, most=1),
     )
 

@@ -20,9 +20,7 @@ def scaling(*, idle_s: float, down_s: float) -> Scaling:
     options = PlannerOptions(
         expected=ExpectedOptions(idle_s=idle_s),
         sizing=SizingOptions(lead_s=5.0),
-        stabilisation=StabilisationOptions(
-            down_s=down_s, agreed_s=down_s, grow_s=20.0, fresh_s=down_s
-        ),
+        stabilisation=StabilisationOptions(down_s=down_s, grow_s=20.0, fresh_s=down_s),
         routers=RouterOptions(least=1, most=1),
     )
     return Scaling(
