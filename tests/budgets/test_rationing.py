@@ -104,14 +104,14 @@ def test_who_is_refused_is_told_whether_to_come_back_in_seconds_or_when_it_is_re
     """By what is left in all, and what was needed."""
     of = budget(then="refuse")
     spending, accounts = small(of, 0.001)
-    for needed_usd, wait_s, said in (
+    for needed_usd, retry_after_s, said in (
         (0.005, 2.0, "of 0.01 that are left"),
         (1.0, 1800.0, "nothing left"),
     ):
         spending.purse(accounts, {}, NOW_MS)
         spending.refuse(0, needed_usd * 1e9)
         error = spending.used_up(0, accounts, NOW_MS)
-        assert error.wait_s == wait_s
+        assert error.retry_after_s == retry_after_s
         assert said in str(error)
         assert "2025-10-09T10:00:00Z" in str(error)
         spending.windows()

@@ -196,7 +196,7 @@ def test_a_bad_outcome_anywhere_in_a_long_call_is_named_and_nothing_is_written(u
     bad = pb.Outcome(ticket=up.route().ticket, quality=1.5)
     before = up.log.end_offsets(FEEDBACK)
 
-    with pytest.raises(grpc.RpcError, match=r"outcomes\[300\] is bad_field"):
+    with pytest.raises(grpc.RpcError, match=r"outcomes\[300\].quality is 1.5; it must be 0 to 1"):
         up.stub.SendFeedback(pb.FeedbackRequest(outcomes=[good] * 300 + [bad]), timeout=PATIENCE_S)
 
     assert up.log.end_offsets(FEEDBACK) == before

@@ -296,7 +296,8 @@ def test_catalogue_changes_without_a_restart_and_without_forgetting(up):
 def test_what_replicas_had_left_of_a_budget_comes_back_when_they_are_replaced(up):
     """
     One is killed, then all are replaced: what they had been granted is served by those that come after
-    them, to the last request, and not one more.
+    them, to the last request, and not one more. Each call has a connection of its own, so that both
+    replicas are asked: either has one request that the other can't serve.
     """
     served = 0
 
@@ -305,7 +306,8 @@ def test_what_replicas_had_left_of_a_budget_comes_back_when_they_are_replaced(up
 
     def is_served() -> bool:
         try:
-            return bool(client.route(text="x", tenant="acme").model)
+            with Client(up.address, timeout_s=10.0) as client:
+                return bool(client.route(text="x", tenant="acme").model)
         except FairleadError:  # not here yet, or a replica is just replaced
             return False
 
@@ -314,15 +316,14 @@ def test_what_replicas_had_left_of_a_budget_comes_back_when_they_are_replaced(up
         served += is_served()
         return served == AMOUNT
 
-    with Client(up.address, timeout_s=10.0) as client:
-        until(is_served, "a slice")
-        served = 1
-        before = routers()
-        os.kill(min(before), signal.SIGKILL)
-        os.kill(up.process.pid, signal.SIGHUP)
-        until(lambda: len(routers()) == 2 and not routers() & before, "all replaced")
-        until(all_are_served, "all of the budget")
-        assert not any(is_served() for _ in range(4))
+    until(is_served, "a slice")
+    served = 1
+    before = routers()
+    os.kill(min(before), signal.SIGKILL)
+    os.kill(up.process.pid, signal.SIGHUP)
+    until(lambda: len(routers()) == 2 and not routers() & before, "all replaced")
+    until(all_are_served, "all of the budget")
+    assert not any(is_served() for _ in range(4))
 
 
 def test_up_leaves_nothing_behind_after_ctrl_c(up):

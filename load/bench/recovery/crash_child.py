@@ -64,7 +64,8 @@ STARTING = (
     "Store.claim: fsync directory",
     "Store.claim: delete",
 )
-# Again and again: dead letters, parts of a snapshot, its manifest, and what is old deleted.
+# Again and again: dead letters, parts of a snapshot, its manifest, and what is old deleted, after
+# it was written down up to where that had read.
 STEPPING = (
     f"append to {DEAD_LETTER}",
     "Store.put: write",
@@ -76,6 +77,10 @@ STEPPING = (
     "Store.publish: link",
     "Store.publish: unlink",
     "Store.publish: fsync directory",
+    "Store.prune: write",
+    "Store.prune: fsync",
+    "Store.prune: rename",
+    "Store.prune: fsync directory",
     "Store.prune: delete",
 )
 STEPS = (*STARTING, *STEPPING)
