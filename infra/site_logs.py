@@ -13,9 +13,11 @@ handed over as `extra`, never put into the text.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -68,6 +70,20 @@ class JsonLines(logging.Formatter):
         return json.dumps(said, ensure_ascii=False)
 
 
+class _Lines(RotatingFileHandler):
+    """The file of one process. A line that a full or missing disk does not take is left out."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Say bugs on standard error, as logging does; of a disk the alarm `disk_full` speaks."""
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        """End, also where the last line can't be written."""
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 def open_logs(state_dir: Path, role: str, options: LogsOptions) -> Callable[[], None]:
     """Write this process's logs there, too; return what ends it. Raises OSError."""
     folder = state_dir / FOLDER
@@ -75,7 +91,7 @@ def open_logs(state_dir: Path, role: str, options: LogsOptions) -> Callable[[], 
     make_room(folder, options.bytes_max - FILES * FILE_BYTES_MAX)
     path = folder / f"{role}-{os.getpid()}.jsonl"
     path.touch(mode=0o600)
-    handler = RotatingFileHandler(path, maxBytes=FILE_BYTES_MAX, backupCount=FILES - 1)
+    handler = _Lines(path, maxBytes=FILE_BYTES_MAX, backupCount=FILES - 1)
     handler.setFormatter(JsonLines(role))
     handler.addFilter(_ours_or_warnings)
     root, level = logging.getLogger(), getattr(logging, options.level.upper())

@@ -116,14 +116,16 @@ def _machine() -> Iterator[Finding]:
 
 
 def _state(settings: Settings, runs: str) -> Finding:
+    """Also beside a router: its disk may have filled up since, or been mounted read-only."""
     folder = settings.options(SiteOptions).state_dir.absolute()
-    if runs:
-        return Finding("state folder", f"{folder} is in use by `fairlead up`, process {runs}")
     try:
         state_folder.prepare(folder)
     except StateUnwritable as error:
-        return Finding("state folder", str(error), "Make it writable, or set another state_dir.")
-    return Finding("state folder", f"{folder}, {_gib(shutil.disk_usage(folder).free)} free")
+        remedy = "Make room, make it writable, or set another state_dir."
+        return Finding("state folder", str(error), remedy)
+    free = f"{_gib(shutil.disk_usage(folder).free)} free"
+    used = f" in use by `fairlead up`, process {runs}," if runs else ","
+    return Finding("state folder", f"{folder}{used} {free}")
 
 
 def _ports(settings: Settings, runs: str) -> Iterator[Finding]:

@@ -110,3 +110,17 @@ def test_files_are_rotated_and_the_oldest_go(opened, monkeypatch):
     names = {path.name for path in folder.iterdir()}
     assert "old-1.jsonl" not in names and "older-1.jsonl" not in names
     assert f"router-{os.getpid()}.jsonl" in names
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full")
+def test_a_full_disk_costs_lines_of_the_log_and_no_trace_on_the_terminal(opened, tmp_path, capsys):
+    folder = tmp_path / FOLDER
+    folder.mkdir()
+    (folder / f"router-{os.getpid()}.jsonl").symlink_to("/dev/full")
+    opened()
+    logging.getLogger("infra").error("nobody can write this")
+    assert "No space left" not in capsys.readouterr().err
+
+    bug = logging.LogRecord("infra", logging.ERROR, "", 1, "%d is no number", ("of ours",), None)
+    logging.getLogger().handlers[-1].handle(bug)
+    assert "of ours" in capsys.readouterr().err
