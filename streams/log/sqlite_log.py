@@ -4,6 +4,9 @@ Write-ahead logging lets readers and one writer work side by side; `synchronous=
 append durable before it returns. Every topic has one partition, 0: a file has one writer anyway.
 
 Offsets are assigned inside the writing transaction, so they have no gaps.
+
+A file that was deleted, or that another one was put in the place of, takes no more records: whoever
+has it open could go on writing for days, and all of it would be gone with the last process.
 """
 
 from __future__ import annotations
@@ -46,6 +49,7 @@ class SqliteLog:
         self._connection = _connect(path)
         with _unavailable():
             self._connection.executescript(SCHEMA)
+            self._file = _file_at(path)
 
     def ensure_topics(self) -> None:
         """Nothing to do: a topic is made when it is first used."""
@@ -150,6 +154,7 @@ class SqliteLog:
             self._connection.execute("BEGIN IMMEDIATE")
             with self._connection:  # commits, or rolls back on an exception
                 yield self._connection.execute
+                _check_is_there(self._path, self._file)
 
 
 class SqliteReader:
@@ -160,6 +165,8 @@ class SqliteReader:
         self.passed: dict[int, int] = {}
         self.damaged: list[Damage] = []  # stays empty: a file is whole or it can't be read at all
         self._connection = _connect(path)
+        with _unavailable():
+            self._path, self._file = path, _file_at(path)
 
     def read(self, records_max: int, timeout_s: float) -> list[Record]:
         """The next records, or [] after `timeout_s`. Raises LogUnavailable and LogTruncated."""
@@ -177,6 +184,7 @@ class SqliteReader:
             return []
         run = self._connection.execute
         with _unavailable():
+            _check_is_there(self._path, self._file)
             run("BEGIN")  # so that both statements see the same moment
             with self._connection:
                 rows = run(
@@ -208,6 +216,26 @@ def _first(run: Callable[..., sqlite3.Cursor], topic: str, end: int) -> int:
     """The oldest offset held; the end when nothing is."""
     found = run("SELECT MIN(offset) FROM records WHERE topic = ?", (topic,)).fetchone()[0]
     return end if found is None else found
+
+
+def _file_at(path: Path) -> tuple[int, int]:
+    """Which file has that name now. Raises OSError."""
+    found = path.stat()
+    return found.st_dev, found.st_ino
+
+
+def _check_is_there(path: Path, file: tuple[int, int]) -> None:
+    """Raise LogUnavailable unless this very file has that name."""
+    try:
+        if _file_at(path) == file:
+            return
+        problem = "another file lies in its place"
+    except FileNotFoundError:
+        problem = "it is not there any more"
+    raise LogUnavailable(
+        f"{path} was removed while it was in use: {problem}. What is written to it would be lost. "
+        "Put it back where it was; or stop `fairlead up` and start it again with what is there now"
+    )
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -3,7 +3,7 @@
     blobs/<sha256>             parts of snapshots, shared by all snapshots that have them unchanged
     manifests/<version>        which blobs make up a version, and up to which offsets it learned
     terms/<term>               who may publish: the newest term, claimed by a trainer at its start
-    reached/<day>-<version>    up to where versions that are gone had read, for three days
+    reached/                   up to where versions that are gone had read: `gone`
 
 A snapshot is one manifest. It appears at once, under a name nobody has had, after everything it
 names is safely stored; nothing is changed afterwards. Unchanged parts are stored once, so a
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import mmap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -25,14 +24,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from streams.errors import SnapshotDamaged, SnapshotFenced
 from streams.training.folder import Folder
-from streams.training.parts.reached import (
-    Reached,
-    reached_by,
-    reached_of_bytes,
-    reached_to_bytes,
-)
-
-logger = logging.getLogger(__name__)
+from streams.training.gone import Gone
+from streams.training.parts.reached import Reached, reached_by
 
 C = TypeVar("C", bytes, bytes | mmap.mmap)
 FORMAT = 1
@@ -42,8 +35,7 @@ VERSIONS_PER_TERM = 1000
 # Beside these the newest of each of so many hours and days before, to go back to. Each costs what
 # it alone has, at most a whole snapshot.
 SPARED_MS = {3_600_000: 6, 24 * 3_600_000: 3}
-BLOBS, MANIFESTS, TERMS, REACHED = "blobs", "manifests", "terms", "reached"
-DAY_MS, REACHED_DAYS = 24 * 3_600_000, 3
+BLOBS, MANIFESTS, TERMS = "blobs", "manifests", "terms"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +71,10 @@ class Store:
 
     def __init__(self, folder: Folder) -> None:
         self.folder = self._folder = folder
+        self._gone = Gone(folder)
         self._term = 0
         self._version = 0
         self._known: dict[int, _Known] = {}  # of versions that were looked at
-        self._day = 0  # on which older days' `reached` were dropped
 
     # --- reading
 
@@ -147,14 +139,7 @@ class Store:
         for version in self.versions():
             with suppress(SnapshotDamaged):  # or pruned just now: then it is among the others
                 found[version] = reached_by(self.load(version).about)
-        for name in self._folder.names(REACHED):
-            try:
-                found |= reached_of_bytes(self._folder.read(f"{REACHED}/{name}"))
-            except FileNotFoundError:
-                continue  # dropped just now
-            except (OSError, ValueError, TypeError, AttributeError) as error:
-                raise SnapshotDamaged(f"{REACHED}/{name} can't be read: {error}") from error
-        return found
+        return found | self._gone.read()
 
     def copy(self, version: int, target: Store) -> None:
         """Copy a version with all its parts; it is there last. Raises SnapshotDamaged, OSError."""
@@ -221,9 +206,15 @@ class Store:
         return version
 
     def check_fence(self) -> None:
-        """Raise SnapshotFenced if a newer term has been claimed."""
+        """Raise SnapshotFenced if a newer term has been claimed.
+
+        Where the folder was emptied, this claim is made again: what was deleted fences nobody.
+        """
         assert self._term, "claim() comes before publishing"
         newest = self._newest_term()
+        if newest < self._term:
+            self._folder.write(f"{TERMS}/{self._term}", b"")
+            newest = self._newest_term()
         if newest != self._term:
             raise SnapshotFenced(
                 f"term {newest} was claimed after this trainer's term {self._term}: another "
@@ -274,25 +265,10 @@ class Store:
         return ((v, at_ms) for v, at_ms in found if at_ms)
 
     def _remember(self, going: Sequence[int]) -> None:
-        """Write down up to where versions had read that are about to go, as far as that can be."""
+        """Write down up to where versions had read that are about to go."""
         of = {v: self._known[v].reached for v in going if self._known[v].reached.offsets}
-        if not of:
-            return
-        day = max(known.published_ms for known in self._known.values()) // DAY_MS
-        try:
-            self._folder.write(f"{REACHED}/{day}-{min(of)}", reached_to_bytes(of))
-            if day != self._day:
-                self._day = day
-                self._forget_reached(day - REACHED_DAYS)
-        except OSError as error:  # a full disk is no reason to keep what fills it
-            logger.warning("what %d snapshots knew can't be learned again: %s", len(of), error)
-
-    def _forget_reached(self, before: int) -> None:
-        """Drop what was written before a day."""
-        for name in self._folder.names(REACHED):
-            day = name.partition("-")[0]
-            if not day.isdigit() or int(day) < before:
-                self._folder.delete(f"{REACHED}/{name}")
+        if of:
+            self._gone.remember(of, max(known.published_ms for known in self._known.values()))
 
     def _delete_blobs(self, names: Iterable[str]) -> None:
         for name in names:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 from log_benches import (
     SqliteBench,
     read_topic,
 )
 from waiting import PATIENCE_S
+
+from streams.errors import LogUnavailable
 
 
 def test_two_processes_append_to_one_file(tmp_path):
@@ -34,3 +37,27 @@ def test_two_processes_append_to_one_file(tmp_path):
     assert [r.offset for r in records] == list(range(200))
     for name in (b"one", b"two"):
         assert [r.value for r in records if r.key == name] == [b"%d" % i for i in range(100)]
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_was_removed_while_in_use_takes_nothing_more(tmp_path, replaced):
+    """
+    What an open file without a name takes is gone with the process: outcomes would be acknowledged
+    for days, and lost.
+    """
+    bench = SqliteBench(tmp_path)
+    log = bench.log()
+    log.append("t", [(None, b"kept")])
+    reader = log.reader("t", {0: 0})
+    elsewhere = bench.path.rename(bench.path.with_name("elsewhere"))
+    if replaced:
+        bench.log().append("t", [(None, b"of another life")])
+
+    with pytest.raises(LogUnavailable, match="was removed while it was in use"):
+        log.append("t", [(None, b"lost")])
+    with pytest.raises(LogUnavailable, match="lies in its place" if replaced else "not there"):
+        reader.read(10, 0.0)
+
+    elsewhere.rename(bench.path)
+    log.append("t", [(None, b"kept, too")])
+    assert [record.value for record in reader.read(10, 0.0)] == [b"kept", b"kept, too"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import threading
 
 import pytest
@@ -159,6 +160,25 @@ def test_a_second_claimant_fences_the_first(folder):
     assert contents(second, publish(second, b"by the second")) == [b"by the second"]
     with pytest.raises(SnapshotFenced):
         first.check_fence()
+
+
+def test_where_the_folder_was_emptied_the_publisher_goes_on(folder, tmp_path):
+    """
+    What it knows is whole, and it is the newest: whoever claimed the empty folder meanwhile waits.
+    """
+    claimed(folder)
+    store = claimed(folder)
+    before = publish(store, b"before")
+    for name in (TERMS, MANIFESTS, BLOBS):
+        shutil.rmtree(tmp_path / name)
+    other = claimed(folder)
+
+    after = publish(store, b"after")
+
+    assert after > before
+    assert contents(store, after) == [b"after"]
+    with pytest.raises(SnapshotFenced, match="term 2"):
+        other.check_fence()
 
 
 def test_of_many_claimants_the_last_alone_can_publish(folder):
