@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from streams.errors import SnapshotDamaged, SnapshotFenced
 from streams.training.folder import Folder
-from streams.training.gone import Gone
+from streams.training.parts.gone import Gone
 from streams.training.parts.reached import Reached, reached_by
 
 C = TypeVar("C", bytes, bytes | mmap.mmap)

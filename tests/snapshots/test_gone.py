@@ -9,9 +9,9 @@ from crashing_disk import Disk
 from memory_log import Crash, Fuse
 
 from streams.errors import SnapshotDamaged
-from streams.training import gone
 from streams.training.folder import Folder
-from streams.training.gone import DAY_MS, REACHED, Gone
+from streams.training.parts import gone
+from streams.training.parts.gone import DAY_MS, REACHED, Gone
 from streams.training.parts.reached import Reached
 
 DAY = 20_000

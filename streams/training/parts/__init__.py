@@ -1,4 +1,4 @@
 """Parts of snapshots as bytes, how they are read (copied, or where they lie), and what is left.
 
-May import nothing of the project.
+May import `alarms` and `errors`.
 """

@@ -12,8 +12,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
+from streams.alarms import Folder
 from streams.errors import SnapshotDamaged
-from streams.training.folder import Folder
 from streams.training.parts.reached import Reached, reached_of_bytes, reached_to_bytes
 
 logger = logging.getLogger(__name__)
