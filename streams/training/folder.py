@@ -82,9 +82,17 @@ class Folder:
 
     def names(self, folder: str) -> list[str]:
         """Names directly in a folder, sorted; [] where there is no such folder."""
-        selector = fs.FileSelector(self._path(folder), allow_not_found=True)
-        found = [PurePosixPath(info.path).name for info in self._fs.get_file_info(selector)]
-        return sorted(name for name in found if not name.startswith(PARTIAL))
+        return sorted(name for name in self._listed(folder) if not name.startswith(PARTIAL))
+
+    def _listed(self, folder: str) -> list[str]:
+        path = self._path(folder)
+        if self._local:  # pyarrow looks twice, and raises where a folder comes to be in between
+            try:
+                return os.listdir(path)
+            except FileNotFoundError:
+                return []
+        found = self._fs.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        return [PurePosixPath(info.path).name for info in found]
 
     def probe(self) -> None:
         """Write something and take it away again. Raises OSError if it can't be."""

@@ -56,6 +56,26 @@ def test_what_is_not_there_is_said_plainly(tmp_path):
     assert folder.names("a") == []
 
 
+def test_a_folder_that_comes_and_goes_while_it_is_listed_is_no_error(tmp_path):
+    """
+    Who follows snapshots looks for them while the first is published.
+    """
+    folder, ended = Folder(str(tmp_path)), threading.Event()
+
+    def come_and_go() -> None:
+        while not ended.is_set():
+            os.mkdir(tmp_path / "manifests")
+            os.rmdir(tmp_path / "manifests")
+
+    other = threading.Thread(target=come_and_go)
+    other.start()
+    try:
+        assert {tuple(folder.names("manifests")) for _ in range(20_000)} == {()}
+    finally:
+        ended.set()
+        other.join()
+
+
 def test_a_name_is_taken_once(tmp_path):
     """
     Who comes second is told, and changes nothing.

@@ -31,7 +31,8 @@ from streams.training.folder import Folder
 class Disk:
     """What happened to a disk, and what of it would survive."""
 
-    path, O_RDONLY, close = os.path, os.O_RDONLY, staticmethod(os.close)
+    path, O_RDONLY = os.path, os.O_RDONLY
+    close, listdir = staticmethod(os.close), staticmethod(os.listdir)
 
     def __init__(self, root: Path, fuse: Fuse | None = None) -> None:
         self.root, self.fuse = root, fuse or Fuse()
