@@ -45,6 +45,8 @@ ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "0",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
+    # As any other process. Ray would nice workers by 15: whatever else computes would go first.
+    "RAY_worker_niceness": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
 }
 

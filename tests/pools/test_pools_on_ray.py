@@ -349,6 +349,15 @@ def test_what_ray_serve_says_is_read_as_its_own_function_reads_it(up):
     until(lambda: applications() == ray_serve.status().applications != {}, "both to say the same")
 
 
+def test_replicas_are_as_important_as_any_other_process(up):
+    """
+    Ray would let everybody else's computing go first.
+    """
+    ours = psutil.Process()
+
+    assert {process.nice() for process in ours.children(recursive=True)} == {ours.nice()}
+
+
 def test_router_only_decides_on_its_own_port(up):
     """
     It takes no dispatches: its replicas load nothing that calls pools.
