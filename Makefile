@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install run test test-slow test-random lint proto buf api docs site kafka llm-pools vllm-pools peers planners axe dist audit clean
+.PHONY: install run test test-slow test-random lint proto buf api docs site kafka llm-pools vllm-pools peers planners axe browser dist audit clean
 
 # What installing compiles, so that no first start has to; `make test` does it again for what changed.
 COMPILE := $(BIN)/python -m learners.kernels load.simulation.machines.engine_kernels
@@ -27,6 +27,7 @@ SLOWLY := virtual computed
 PACKAGES := fairlead load infra serve streams learners
 
 test: $(INSTALLED)
+	-@test -x $(BROWSER) || $(MAKE) --no-print-directory browser
 	@$(BIN)/python -m compileall -q -j 0 $(PACKAGES)
 	@$(COMPILE)
 	@nice -n 19 $(MAKE) --no-print-directory -k -j 2 $(SLOWLY:%=test-%) & slowly=$$!; \
@@ -154,6 +155,16 @@ axe: $(AXE)
 $(AXE):
 	npm install --silent --no-save --no-package-lock axe-core@4.14.1
 
+# A headless Chromium with its libraries in .chromium, for tests and benches of pages, where the system has none:
+# from npm, for Linux on x86-64. Needs Node; without it those tests are skipped, and say so.
+BROWSER := .chromium/chromium
+
+browser: $(BROWSER)
+
+$(BROWSER): tools/browser/unpack.mjs
+	npm install --silent --no-save --no-package-lock --fetch-retries 1 @sparticuz/chromium@147.0.0
+	node tools/browser/unpack.mjs node_modules/@sparticuz/chromium/bin .chromium
+
 # What a release needs: sdist and wheel in dist/, and beside them what they were tested with as a bill of
 # materials. `make audit` asks the advisory database of PyPI about every pin; it fails if one is known to be unsafe.
 dist: $(INSTALLED) .venv-audit/.installed
@@ -177,4 +188,4 @@ $(INSTALLED): pyproject.toml constraints.txt tools/local_kafka/pyproject.toml
 	touch $(INSTALLED)
 
 clean:
-	rm -rf $(VENV) .venv-llm $(VLLM) .venv-peers .venv-planners .venv-audit .venv-site node_modules .fairlead dist site build *.egg-info
+	rm -rf $(VENV) .chromium .venv-llm $(VLLM) .venv-peers .venv-planners .venv-audit .venv-site node_modules .fairlead dist site build *.egg-info

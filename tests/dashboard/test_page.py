@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import shutil
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +12,12 @@ from html.parser import HTMLParser
 
 import httpx2
 import pytest
+from in_a_browser import in_a_browser
 from recorded_day import EXPLANATION, NOON_MS, SAVED, Desk
 from starlette.routing import Route
 
 from infra.dashboard.app import page, pages
+from load.bench.operate.dashboard import PAINTED
 from serve.access.tokens import Token, digest_of
 from serve.openai_api.app import HttpOptions, make_app
 from serve.openai_api.http_listener import HttpListener, HttpListenerOptions
@@ -64,24 +64,6 @@ def url(tmp_path_factory):
         yield base
 
 
-def chromium(*arguments: str) -> str:
-    names = ("chromium-headless-shell", "chromium", "google-chrome")
-    browser = next((b for b in names if shutil.which(b)), None)
-    if browser is None:
-        pytest.skip("needs Chromium: apt install chromium-headless-shell")
-    flags = (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--hide-scrollbars",
-        "--virtual-time-budget=5000",
-    )
-    done = subprocess.run(
-        [browser, *flags, *arguments], capture_output=True, text=True, timeout=90, check=True
-    )
-    return done.stdout
-
-
 class Figures(HTMLParser):
     """Every figure of a page: its key, the value it stands for, and what people read."""
 
@@ -111,7 +93,7 @@ def within(found, key):
 
 
 def test_figures_of_the_page_are_those_of_the_api(url):
-    dom, api = chromium("--dump-dom", url), httpx2.get(f"{url}/now.json").json()
+    (dom, _), api = in_a_browser(url, PAINTED), httpx2.get(f"{url}/now.json").json()
     figures = Figures()
     figures.feed(dom)
 
@@ -147,7 +129,7 @@ def test_the_page_is_small_and_loads_nothing_from_elsewhere(url):
 
 def test_an_alarm_is_the_first_thing_on_the_page(tmp_path):
     with served(Desk(tmp_path, alarmed=True, minutes=5)) as base:
-        dom = chromium("--dump-dom", base)
+        dom, _ = in_a_browser(base, PAINTED)
     assert "1 alarm" in dom
     assert dom.index("nothing of it was read") < dom.index("Time to decide")
 
@@ -202,15 +184,13 @@ def test_where_tokens_are_on_figures_take_one_of_no_tenant(tmp_path):
             assert status(path, "router") == 403
             assert status(path, "operator") in {200, 400}
         assert status("/now.json/") == 401
-        dom = chromium("--dump-dom", base).split("<script>")[0]
-        assert "Locked" in dom
+        dom, _ = in_a_browser(base, "document.body?.innerText.includes('Locked')")
+        dom = dom.split("<script>")[0]
         assert "<svg" not in dom
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280], ids=["phone", "laptop"])
-def test_a_screenshot_can_be_taken(url, tmp_path, dark, width):
-    picture = tmp_path / "dashboard.png"
-    theme = ["--blink-settings=preferredColorScheme=0"] if dark else []
-    chromium(*theme, f"--window-size={width},900", f"--screenshot={picture}", url)
-    assert picture.stat().st_size > 20_000
+def test_a_screenshot_can_be_taken(url, dark, width):
+    _, picture = in_a_browser(url, PAINTED, width=width, dark=dark)
+    assert len(picture) > 20_000

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 import tomllib
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from in_a_browser import in_a_browser
 from planned_site import SETTINGS
 from typer.testing import CliRunner
 
@@ -200,26 +199,12 @@ def within(found, key):
     return within(found[name], key[len(name) + 1 :])
 
 
-def chromium(*arguments):
-    browser = next(
-        (b for b in ("chromium-headless-shell", "chromium", "google-chrome") if shutil.which(b)),
-        None,
-    )
-    if browser is None:
-        pytest.skip("needs Chromium: apt install chromium-headless-shell")
-    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars")
-    done = subprocess.run(
-        [browser, *flags, *arguments], capture_output=True, text=True, timeout=90, check=True
-    )
-    return done.stdout
-
-
 def test_a_page_in_a_browser_has_the_figures_of_its_json(planned, folder):
     """
     Headless Chromium opens it; every figure is the JSON's, and nothing is loaded from elsewhere.
     """
     page = folder / "plan.html"
-    dom = chromium("--dump-dom", page.as_uri())
+    dom, _ = in_a_browser(page.as_uri())
     figures = Figures()
     figures.feed(dom)
     beside = json.loads(page.with_suffix(".json").read_text())
@@ -240,10 +225,5 @@ def test_a_page_in_a_browser_has_the_figures_of_its_json(planned, folder):
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_a_screenshot_can_be_taken(planned, folder, dark):
-    picture = folder / f"plan-{dark}.png"
-    theme = ["--blink-settings=preferredColorScheme=0"] if dark else []
-    chromium(
-        *theme, "--window-size=1280,1600", f"--screenshot={picture}",
-        (folder / "plan.html").as_uri(),
-    )  # fmt: skip
-    assert picture.stat().st_size > 30_000
+    _, picture = in_a_browser((folder / "plan.html").as_uri(), height=1600, dark=dark)
+    assert len(picture) > 30_000

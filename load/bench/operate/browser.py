@@ -1,13 +1,17 @@
 """Headless Chromium, told what to do over its DevTools protocol: open a page, run JavaScript there.
 
-async with browser() as page:          raises NoBrowser where none is installed
+async with browser() as page:          raises NoBrowser where there is none
 await page.open(url)
-await page.run("document.title")
+await page.until("document.title")
+
+It is the system's, or else the one that `make browser` gets from npm, which has no `--dump-dom` and
+no `--screenshot`: all is asked over the protocol.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import itertools
 import os
@@ -16,13 +20,15 @@ import signal
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 
 NAMES = ("chromium-headless-shell", "chromium", "google-chrome")
+GOT = Path(__file__).parents[3] / ".chromium"  # where `make browser` puts one, and its libraries
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0")
-START_S_MAX, CALL_S_MAX = 30.0, 30.0
+START_S_MAX, CALL_S_MAX, POLL_S = 90.0, 90.0, 0.05
 LISTENING = b"DevTools listening on "
 
 
@@ -48,6 +54,23 @@ class Page:
         if "exceptionDetails" in found:
             raise RuntimeError(str(found["exceptionDetails"])[:500])
         return found["result"].get("value")
+
+    async def until(self, script: str, s_max: float = CALL_S_MAX) -> Any:
+        """A script's value once it is anything that counts as true. Raises TimeoutError."""
+        async with asyncio.timeout(s_max):
+            while True:
+                if found := await self.run(script):
+                    return found
+                await asyncio.sleep(POLL_S)
+
+    async def paint(self, *, dark: bool) -> None:
+        """As who prefers dark pages sees them, or light ones."""
+        theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        await self.call("Emulation.setEmulatedMedia", features=[theme])
+
+    async def picture(self) -> bytes:
+        """What is seen of the page, as PNG."""
+        return base64.b64decode((await self.call("Page.captureScreenshot"))["data"])
 
     async def call(self, method: str, **parameters: object) -> dict[str, Any]:
         """One call of the protocol. Raises RuntimeError where it is refused."""
@@ -77,18 +100,28 @@ async def called(
                 return found
 
 
+def installed() -> tuple[str, dict[str, str]]:
+    """A browser's command and its environment. Raises NoBrowser."""
+    for name in NAMES:
+        if shutil.which(name):
+            return name, dict(os.environ)
+    if (GOT / "chromium").exists():
+        own = {"LD_LIBRARY_PATH": str(GOT / "lib"), "FONTCONFIG_FILE": str(GOT / "fonts.conf")}
+        return str(GOT / "chromium"), os.environ | own
+    raise NoBrowser(f"none of {', '.join(NAMES)} is installed: `make browser` gets one from npm")
+
+
 @asynccontextmanager
 async def browser(width: int = 1280, height: int = 900) -> AsyncIterator[Page]:
     """A browser of this block's own. Raises NoBrowser."""
-    name = next((one for one in NAMES if shutil.which(one)), None)
-    if name is None:
-        raise NoBrowser(f"none of {', '.join(NAMES)} is installed")
+    name, environment = installed()
     with tempfile.TemporaryDirectory() as profile:
         process = await asyncio.create_subprocess_exec(
             name,
             *FLAGS,
             f"--window-size={width},{height}",
             f"--user-data-dir={profile}",
+            env=environment,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,

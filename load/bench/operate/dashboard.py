@@ -4,15 +4,13 @@
     kb               of the page and all that it loads
     axe_serious      findings of axe-core that are serious or critical, light and dark
 
-Without Chromium there is none of it; without axe-core, no findings: `make axe` gets it from npm, or
-`--axe` says where `axe.min.js` is.
+Without Chromium there is none of it (`make browser` gets one from npm); without axe-core, no
+findings (`make axe` gets it, or `--axe` says where `axe.min.js` is).
 """
 
 from __future__ import annotations
 
-import asyncio
 import math
-import time
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,7 +26,7 @@ from streams.training.folder import Folder
 
 AXE = Path("node_modules/axe-core/axe.min.js")
 MODELS, POOLS = 8, 8
-PAINTED_S_MAX = 20.0
+PAINTED, PAINTED_S_MAX = "document.documentElement?.dataset.paintedMs", 20.0
 WEIGHT = """[...performance.getEntriesByType("navigation"),
   ...performance.getEntriesByType("resource").filter(one => one.name.includes("now.json"))]
   .reduce((sum, one) => sum + one.encodedBodySize, 0)"""
@@ -78,8 +76,7 @@ async def looked_at(url: str, axe: str, times: int) -> dict[str, Any]:
         if axe:
             named: list[str] = []
             for theme in ("light", "dark"):
-                features = [{"name": "prefers-color-scheme", "value": theme}]
-                await page.call("Emulation.setEmulatedMedia", features=features)
+                await page.paint(dark=theme == "dark")
                 await _painted_ms(page, url)
                 await page.run(axe)
                 named += [f"{theme}: {one}" for one in await page.run(SERIOUS)]
@@ -90,9 +87,7 @@ async def looked_at(url: str, axe: str, times: int) -> dict[str, Any]:
 async def _painted_ms(page: Page, url: str) -> float:
     await page.open("about:blank")
     await page.open(url)
-    ends_s = time.monotonic() + PAINTED_S_MAX
-    while time.monotonic() < ends_s:
-        if found := await page.run("document.documentElement?.dataset.paintedMs"):
-            return float(found)
-        await asyncio.sleep(0.05)
-    raise LoopStuck(f"no figures on the page after {PAINTED_S_MAX:.0f} s")
+    try:
+        return float(await page.until(PAINTED, PAINTED_S_MAX))
+    except TimeoutError:
+        raise LoopStuck(f"no figures on the page after {PAINTED_S_MAX:.0f} s") from None
