@@ -1,6 +1,16 @@
 """`python -m fairlead` is the same command line as `fairlead`."""
 
-from fairlead.command_line import main
+import sys
+
+
+def main() -> None:
+    """Run the command line; Ctrl-C while it is loaded ends it without a trace, too."""
+    try:
+        from fairlead.command_line import main as command_line
+    except KeyboardInterrupt:
+        sys.exit(130)
+    command_line()
+
 
 if __name__ == "__main__":
     main()

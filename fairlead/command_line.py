@@ -139,7 +139,7 @@ def doctor(settings: SettingsOption = None, as_json: JsonOption = False) -> None
         try:
             found = examined(*settings_of(settings, console))
         except InfraError as error:
-            found = refused(str(error))
+            found = refused(error)
         emit(found)
     if not as_json:
         show(found, Console())

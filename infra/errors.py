@@ -5,6 +5,7 @@ InfraError
 ├── SettingsInvalid      a setting is unknown, of the wrong type or out of bounds
 ├── NoSiteYet            a command that looks found no state where it looked
 ├── StateUnwritable      the state folder can't be written, or is full
+├── StatePrivate         the state folder is another user's
 ├── AddressTaken         somebody listens already where we are to
 ├── AddressUnusable      nobody can listen there: no address of this machine, or no address
 ├── BackupRefused        a copy of a site can't be made, or none can be made from it
@@ -85,6 +86,20 @@ class StateUnwritable(InfraError):
         return (
             f"state_dir {self.folder} can't be written: {self.problem}. What is learned is kept "
             f"there: make it writable, make room, or set `state_dir` to another folder."
+        )
+
+
+class StatePrivate(InfraError):
+    """The state folder is another user's: it holds keys, so nobody else may read it."""
+
+    def __init__(self, path: str, owner: str) -> None:
+        super().__init__(path, owner)
+        self.path, self.owner = path, owner
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} can't be read: the state folder of a site is private to the user that "
+            f"runs it. Run this as {self.owner}, or with a `state_dir` of your own."
         )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from infra.errors import InfraError
+from infra.errors import InfraError, StatePrivate
 from infra.pools import state_folder
 from infra.settings.settings import Settings, read_settings
 from infra.settings.site_options import SiteOptions
@@ -40,6 +40,8 @@ def settings_in_force(path: Path | None, console: Console) -> tuple[Settings, Pa
     """
     try:
         return settings_of(path, console)
+    except StatePrivate:
+        raise
     except InfraError as error:
         kept = state_folder.of_file(path or DEFAULT) / STARTED
         if not kept.is_file():

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from infra.errors import SettingsInvalid, SettingsUnreadable
+from infra.errors import SettingsInvalid, SettingsUnreadable, StatePrivate
 
 FILE = "edits.jsonl"  # in the state folder
 Kind = Literal["models", "pools", "budgets", "policy", "snapshots"]
@@ -52,15 +52,25 @@ class Edit:
 
 
 def read_edits(path: Path) -> tuple[Edit, ...]:
-    """All edits, oldest first. Raises SettingsUnreadable and SettingsInvalid."""
+    """All edits, oldest first. Raises SettingsUnreadable, SettingsInvalid and StatePrivate."""
     try:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return ()
+    except PermissionError as error:
+        raise StatePrivate(str(path.parent), _owner(path.parent)) from error
     except OSError as error:
         raise SettingsUnreadable(str(path), str(error)) from error
     lines = content.split(b"\n")[:-1]  # after the last end there is nothing, or a torn line
     return tuple(_read(line, path, number) for number, line in enumerate(lines, 1))
+
+
+def _owner(folder: Path) -> str:
+    """The name of the user whose folder it is, as far as that can be told."""
+    try:
+        return f"{folder.owner()!r}"
+    except (OSError, KeyError):  # KeyError: a number without a name, as in containers
+        return "that user"
 
 
 def _read(line: bytes, path: Path, number: int) -> Edit:

@@ -39,6 +39,9 @@ from learners.targets import N_TARGETS, ONE, Target
 
 Floats = NDArray[np.float64]
 FEW_CALLS = 8  # of other tenants since one's calls began to fail: with fewer they can't say
+# A deviation is at least so much of what is predicted or was stated: estimates are held back a
+# little between the two for good, and bills that are all alike have no other deviation than that.
+LEAST = 0.02
 FEW = 30  # outcomes before a change: with fewer there is nothing that could have changed
 ERROR = N_TARGETS + FIGURES.index("error")
 
@@ -99,8 +102,10 @@ class _Newest:
         self, mine: NDArray[np.intp], column: int, solved: Ridge, outlier: float
     ) -> Floats:
         """Of one model's rows, in standard deviations."""
-        predicted = real(self.features[mine]) @ solved.weights[:, column] + solved.means[column, 0]
-        noise = max(float(solved.noise[column, 0]), 1e-3)
+        stated = float(solved.means[column, 0])
+        predicted = real(self.features[mine]) @ solved.weights[:, column] + stated
+        least = LEAST * np.maximum(np.abs(predicted), abs(stated))
+        noise = np.maximum(least, max(float(solved.noise[column, 0]), 1e-3))
         return np.clip((self.y[mine] - predicted) / noise, -outlier, outlier).astype(np.float64)
 
     def sums(self, since: NDArray[np.intp], n_groups: int) -> Floats:

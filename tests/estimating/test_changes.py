@@ -95,6 +95,24 @@ def test_a_model_that_falls_is_noticed_and_judged_by_what_came_since(n_before, d
     assert not view(calm, drift=detected).alarms
 
 
+@pytest.mark.parametrize("times", [1 / 30, 0.5, 1, 2, 5, 30])
+@pytest.mark.parametrize("n", [100, 400, 1600])
+def test_bills_that_were_never_as_stated_are_no_change(times, n):
+    """
+    Each bill is the same: an estimate that is short of it by half a percent was an alarm.
+    """
+    assert not view(reports(cost_usd=0.003 * times, n=n)).alarms
+
+
+@pytest.mark.parametrize("times", [0.5, 1, 5])
+def test_a_price_that_rises_by_a_tenth_is_noticed_though_bills_are_all_alike(times):
+    price = 0.003 * times
+    after = reports(cost_usd=1.1 * price, n=60, at_ms=160_000, seed=3)
+    (alarm,) = view(reports(cost_usd=price, n=1600), after).alarms
+    assert alarm.target == "cost"
+    assert 50 <= alarm.outcomes <= 65
+
+
 def test_alarms_do_not_depend_on_the_order_of_outcomes():
     """
     Learned in any order, the same alarms.

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import time
+from pathlib import Path
 
 import pytest
 from command import settings_file
@@ -98,6 +99,26 @@ def test_a_running_routers_disk_that_filled_up_is_a_finding_beside_the_others(
     assert {name for name, check in checks.items() if not check["ok"]} == {"state folder"}
     assert "No space left" in checks["state folder"]["found"]
     assert "Make room" in checks["state folder"]["remedy"]
+
+
+@pytest.mark.parametrize("command", ["status", "doctor", "backup b.tar.gz", "decisions export"])
+def test_another_users_site_says_whose_it_is(tmp_path, monkeypatch, command):
+    """As who runs the tests may be allowed everything, reading is made to be refused."""
+    path = settings_file(tmp_path, free_ports(1)[0])
+    (tmp_path / "state").mkdir()
+    read = Path.read_bytes
+
+    def private(file: Path) -> bytes:
+        if file.parent.name == "state":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+        return read(file)
+
+    monkeypatch.setattr(Path, "read_bytes", private)
+    result = CliRunner().invoke(app, [*command.split(), "--settings", str(path), "--json"])
+
+    said = result.output + str(result.exception)
+    assert f"Run this as {(tmp_path / 'state').owner()!r}" in said
+    assert "settings" not in said.partition("Run this as")[0].replace("fairlead.toml", "")
 
 
 def test_state_from_the_future_means_a_wrong_clock(tmp_path):

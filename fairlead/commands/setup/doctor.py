@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infra.cluster.checkup import Finding, examine
+from infra.errors import InfraError, StatePrivate
 from infra.settings.settings import Settings
 
 
@@ -18,10 +19,15 @@ def examined(settings: Settings, path: Path) -> dict[str, Any]:
     return {"ok": all(finding["ok"] for finding in findings), "checks": findings}
 
 
-def refused(problem: str) -> dict[str, Any]:
+def refused(problem: InfraError) -> dict[str, Any]:
     """The same where the settings can't be read: nothing else can be examined then."""
-    remedy = "Mend the file; `fairlead settings` explains every key."
-    finding = Finding("settings", problem, remedy)
+    if isinstance(problem, StatePrivate):
+        finding = Finding(
+            "state folder", str(problem), "Be that user, or set a folder of your own."
+        )
+    else:
+        remedy = "Mend the file; `fairlead settings` explains every key."
+        finding = Finding("settings", str(problem), remedy)
     return {"ok": False, "checks": [finding.as_dict()]}
 
 
