@@ -259,9 +259,14 @@ def bench_fleet(
     ] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Size a mixed fleet in virtual time, beside tuned rivals and a clairvoyant bound."""
-    from dataclasses import replace
+    """Size a mixed fleet in virtual time, beside tuned rivals and a clairvoyant bound.
 
+    Ctrl-C or SIGTERM ends it: what is done is printed, with the rest in `left_out`; exit code 130.
+    """
+    from dataclasses import replace
+    from threading import Event
+
+    from fairlead.commands.restarts import stop_on_signals
     from load.bench.fleet import bench
     from load.bench.fleet.seeds import measure_seeds
 
@@ -276,7 +281,10 @@ def bench_fleet(
         options = replace(options, traces=tuple(dict.fromkeys(trace)), overload=None)
     options = replace(options, scenarios=replace(options.scenarios, seed=seed))
     load_kernels()
-    measured(lambda say: measure_seeds(options, seeds, say), as_json)
+    stop_on_signals(Event())
+    found = measured(lambda say: measure_seeds(options, seeds, say), as_json)
+    if found["left_out"]:
+        raise typer.Exit(130)
 
 
 @bench_app.command("autoscaling")

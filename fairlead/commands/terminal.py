@@ -115,13 +115,16 @@ def only_json(wanted: bool) -> Iterator[Callable[[object], None]]:
         print(json.dumps(one, indent=2))
 
 
-def measured(measure: Callable[[Callable[[str], None]], dict[str, Any]], as_json: bool) -> None:
-    """Measure and print, with progress on standard error."""
+def measured(
+    measure: Callable[[Callable[[str], None]], dict[str, Any]], as_json: bool
+) -> dict[str, Any]:
+    """Measure and print, with progress on standard error. Returns what was measured."""
     with only_json(as_json) as emit:
         found = measure(progress)
         emit(found)
     if not as_json:
         shown(found)
+    return found
 
 
 def shown(found: dict[str, Any]) -> None:

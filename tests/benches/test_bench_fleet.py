@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
@@ -13,8 +14,10 @@ from small_fleet import SMALL, TINY
 
 from learners.criticality import Criticality
 from load.bench.fleet import bench as bench_fleet
-from load.bench.fleet import overload
+from load.bench.fleet import overload, seeds
 from load.bench.fleet.bench import measure, run_contender
+from load.bench.fleet.done import DIGITS, Done, TraceRuns
+from load.bench.fleet.done import POLICIES as ALL
 from load.bench.fleet.overload import (
     Base,
     OverloadOptions,
@@ -27,6 +30,7 @@ from load.bench.fleet.overload import (
     tried_scenario,
 )
 from load.bench.fleet.picture import draw
+from load.bench.fleet.progress import Told
 from load.bench.fleet.runs import built, first_replicas, rival_pools, run_on, with_fleet
 from load.bench.fleet.scenario import (
     LAST_RESORT,
@@ -90,6 +94,7 @@ def test_the_json_has_every_policy_with_every_figure():
         assert 0.0 <= figures["within_target"] <= 1.0 and figures["gpu_cost_usd"] > 0.0
     assert {"rate_gain", "within_target", "quality_loss"} <= set(found["overload"])
     assert found["simulated_requests_per_s"] > 0
+    assert found["left_out"] == {}
 
 
 def test_what_rivals_were_tuned_to_is_reported():
@@ -123,6 +128,91 @@ def test_several_seeds_give_means_intervals_and_every_value():
     assert found["values"] == [0.5, 0.6, 0.7]
     assert found["mean"] == pytest.approx(0.6)
     assert found["low"] < 0.6 < found["high"]
+
+
+# --- what of it is done
+
+
+def ended(value: object) -> Future:
+    run: Future = Future()
+    run.set_result(value)
+    return run
+
+
+def figures(**more: object) -> dict:
+    return dict.fromkeys(DIGITS, 0.5) | {"requests": 3, "peak_gpus": 2, "digest": "d"} | more
+
+
+def test_a_bench_that_is_interrupted_says_what_it_knows_and_what_it_leaves_out(monkeypatch):
+    """
+    Two contenders have ended, one has failed, the others are under way or have not begun.
+    """
+    failed: Future = Future()
+    failed.set_exception(ValueError("it was ended"))
+
+    def interrupted(options, done, *_):
+        done.speed = ended(40_000.4)
+        done.traces["azure"].runs |= {"fairlead": ended(figures(gpu_cost_usd=2.0))}
+        done.traces["azure"].runs |= {
+            "hpa": ended(figures(gpu_cost_usd=4.0)),
+            "homogeneous": failed,
+        }
+        done.traces["azure"].runs |= {"router_blind": Future()}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench_fleet, "_run_all", interrupted)
+
+    found = json.loads(json.dumps(measure(SMALL, lambda text: None)))
+
+    assert set(found["traces"]["azure"]) == {"fairlead", "hpa"}
+    assert found["ratios"]["azure"] == {"cost_to_hpa": 0.5, "quality_over_hpa": 0.0}
+    assert found["simulated_requests_per_s"] == 40_000
+    assert found["requests"] == {"azure": 3} and found["bound_whole_usd"] == {"azure": None}
+    others = {f"azure.{policy}" for policy in ALL if policy not in ("fairlead", "hpa")}
+    assert found["left_out"] == dict.fromkeys([*others, "overload"], "interrupted")
+
+
+def test_nothing_is_left_out_of_what_was_not_asked_for():
+    """
+    Overload is measured with all traces alone.
+    """
+    of = TraceRuns({policy: ended(figures(unserved=0.0, whole_usd=1.0)) for policy in ALL})
+    done = Done({"azure": of}, overloads=False, speed=ended(1.0))
+
+    assert done.result()["left_out"] == {}
+
+
+def test_a_seed_that_was_interrupted_ends_a_bench_of_several(monkeypatch):
+    """
+    The second of three: what the first said stays, and there is nothing to take means of.
+    """
+    runs = iter([{"left_out": {}, "seed": 0}, {"left_out": {"azure.hpa": "interrupted"}}])
+    monkeypatch.setattr(seeds, "measure", lambda options, say: next(runs))
+
+    found = seeds.measure_seeds(SMALL, 3, lambda text: None)
+
+    said = {"seed 1": "interrupted", "seed 2": "interrupted"}
+    assert found == {"left_out": said, "seed": 0}
+
+
+def test_a_run_tells_how_far_it_has_come_every_half_minute():
+    """
+    After 40 s two of 48 hours are simulated: 46 are left, at 20 s each.
+    """
+    said, clock = [], iter([0.0, 0.0, 20.0, 40.0, 41.0])
+    scaler = SimpleNamespace(step=lambda observed: observed.at_s)
+    told = Told(scaler, 48 * 3600.0, "diurnal hpa", said.append, lambda: next(clock))
+
+    steps = [told.step(SimpleNamespace(at_s=1e9 + h * 3600.0)) for h in (0.0, 1.0, 2.0, 2.1)]
+
+    assert steps == [1e9 + h * 3600.0 for h in (0.0, 1.0, 2.0, 2.1)]
+    assert said == ["diurnal hpa: hour 2.0 of 48.0, 15 min left"]
+
+
+def test_runs_are_told_apart_by_what_they_are_or_are_set_to():
+    assert ROUTER_BLIND.label == "router_blind"
+    tried = Contender(scaling="utilisation", target=0.45, gpu="h200_sxm")
+    assert tried.label == "utilisation, cheapest_first, 0.45, h200_sxm"
 
 
 # --- the scenario

@@ -5,18 +5,21 @@
                        the clairvoyant bound                             ─┘
     overload, and how fast the simulation is
 
-Runs are independent and go to two processes. The figures do not depend on which run is where.
+Runs are independent and go to two processes. The figures do not depend on which run is where. A
+bench that is interrupted says what was done by then, and in `left_out` what was not.
 
 All policies of a trace answer the same requests, and every request counts.
 """
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context
+from functools import partial
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +27,10 @@ import numpy as np
 
 from load.bench.fleet import overload
 from load.bench.fleet.clairvoyant import ClairvoyantOptions, bound, preferred_models
+from load.bench.fleet.done import Done, Figures, TraceRuns, known
 from load.bench.fleet.overload import OverloadOptions
 from load.bench.fleet.picture import Curves, Watched, curves_of, draw
+from load.bench.fleet.progress import Told
 from load.bench.fleet.runs import (
     built,
     first_replicas,
@@ -44,11 +49,9 @@ from load.bench.fleet.scenario import (
     work_s_of,
 )
 from load.bench.fleet.tuning import (
-    AUTOSCALER_BLIND,
-    BOTH_BLIND,
     FAIRLEAD,
+    OURS,
     QUEUE_LENGTH,
-    ROUTER_BLIND,
     UTILISATION,
     Contender,
     Grid,
@@ -60,20 +63,6 @@ from load.data.traces import HOUR_S, DiurnalOptions
 from load.fit.pool_limits import LimitOptions
 
 Say = Callable[[str], None]
-OURS = {
-    "fairlead": FAIRLEAD,
-    "router_blind": ROUTER_BLIND,
-    "autoscaler_blind": AUTOSCALER_BLIND,
-    "both_blind": BOTH_BLIND,
-}
-RIVALS = ("ray_default", "hpa", "homogeneous")
-DIGITS = {
-    "within_target": 5,
-    "gpu_cost_usd": 3,
-    "quality": 4,
-    "joules_per_request": 2,
-    "replica_changes_per_h": 2,
-}
 SPEED_POOLS = 10
 SPEED_LEFT_OUT = ("llama-3.1-8b-l4-eu", "llama-3.1-8b-a100-us", "llama-3.1-70b-h100-us")
 FULL_ENOUGH = 0.9  # a type of GPU that is fuller than this at the peak is not tried alone
@@ -127,40 +116,55 @@ def quick() -> FleetBench:
 
 
 def measure(options: FleetBench, say: Say) -> dict[str, Any]:
-    """Run everything."""
+    """Run everything. KeyboardInterrupt ends it early: what is done is returned."""
     began_s = time.monotonic()
 
     def report(text: str) -> None:
         say(f"{time.monotonic() - began_s:5.0f} s  {text}")
 
-    context = get_context("spawn")
+    done = Done({name: TraceRuns() for name in options.traces}, options.overload is not None)
     with (
-        ProcessPoolExecutor(options.workers, mp_context=context) as processes,
+        ProcessPoolExecutor(
+            options.workers, mp_context=get_context("spawn"), initializer=_left_to_the_parent
+        ) as processes,
         ThreadPoolExecutor(len(options.traces) + 2) as threads,
     ):
-        # Alone first: a neighbour would slow it down.
-        speed = processes.submit(
-            simulated_requests_per_s, options.scenarios.seed, options.speed_s
-        ).result()
-        report(f"{speed:,.0f} simulated requests per second of one core with {SPEED_POOLS} pools")
-        traces = {n: threads.submit(_trace, n, options, processes, report) for n in options.traces}
-        beyond = threads.submit(_overload, options, processes, report) if options.overload else None
-        found = {name: one.result() for name, one in traces.items()}
-        overloaded = beyond.result() if beyond else None
-    return {
-        "traces": {name: one["policies"] for name, one in found.items()},
-        "overload": overloaded,
-        "simulated_requests_per_s": round(speed),
-        "ratios": {name: one["ratios"] for name, one in found.items()},
-        "tuned": {name: one["tuned"] for name, one in found.items()},
-        "requests": {name: one["requests"] for name, one in found.items()},
-        "peak_gpus": {name: one["peak_gpus"] for name, one in found.items()},
-        "bound_unserved": {name: one["bound_unserved"] for name, one in found.items()},
-        "bound_whole_usd": {name: one["bound_whole_usd"] for name, one in found.items()},
-        "digests": {name: one["digests"] for name, one in found.items()},
-        "seed": options.scenarios.seed,
-        "seconds": round(time.monotonic() - began_s),
-    }
+        try:
+            _run_all(options, done, processes, threads, report)
+        except KeyboardInterrupt:
+            processes.shutdown(wait=False, cancel_futures=True)
+            for worker in active_children():
+                worker.terminate()
+    seconds = round(time.monotonic() - began_s)
+    return done.result() | {"seed": options.scenarios.seed, "seconds": seconds}
+
+
+def _left_to_the_parent() -> None:
+    """Ctrl-C comes to all processes of a terminal; the parent ends those that it began."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _run_all(
+    options: FleetBench,
+    done: Done,
+    processes: ProcessPoolExecutor,
+    threads: ThreadPoolExecutor,
+    say: Say,
+) -> None:
+    """To the end."""
+    seed, speed_s = options.scenarios.seed, options.speed_s
+    # Alone first: a neighbour would slow it down.
+    done.speed = processes.submit(simulated_requests_per_s, seed, speed_s)
+    speed = done.speed.result()
+    say(f"{speed:,.0f} simulated requests per second of one core with {SPEED_POOLS} pools")
+    traces = [
+        threads.submit(_trace, name, options, processes, say, of)
+        for name, of in done.traces.items()
+    ]
+    if options.overload:
+        done.overload = threads.submit(_overload, options, processes, say).result()
+    for one in traces:
+        one.result()
 
 
 # --- in a worker
@@ -183,7 +187,8 @@ def run_contender(
     name: str, options: ScenarioOptions, contender: Contender, *, tuning: bool
 ) -> dict[str, Any]:
     """One run's figures, its most GPUs at once, and its digest."""
-    done = run_on(name, options, contender, tuning=tuning)
+    told = f"{name} {contender.label}{', to tune it' if tuning else ''}"
+    done = run_on(name, options, contender, tuning=tuning, watched=partial(Told, name=told))
     of = built(name, options)
     fleet = homogeneous(contender.gpu) if contender.gpu is not None else of.fleet
     assert fleet is not None
@@ -265,8 +270,8 @@ def overload_at(
 
 
 def _trace(
-    name: str, options: FleetBench, processes: ProcessPoolExecutor, say: Say
-) -> dict[str, Any]:
+    name: str, options: FleetBench, processes: ProcessPoolExecutor, say: Say, of: TraceRuns
+) -> None:
     """All policies on one trace."""
     scenarios = options.scenarios
 
@@ -277,30 +282,30 @@ def _trace(
         runs = [submit(contender, tuning=True) for contender in contenders]
         return [one.result() for one in runs]
 
-    ours = {policy: submit(contender, tuning=False) for policy, contender in OURS.items()}
-    limit = processes.submit(run_bound, name, scenarios, options.clairvoyant)
+    def begin(policy: str, run: Future[Figures]) -> None:
+        of.runs[policy] = run
+        run.add_done_callback(lambda _: _say_figures(f"{name} {policy}", run, say))
+
+    for policy, contender in OURS.items():
+        begin(policy, submit(contender, tuning=False))
+    begin("clairvoyant", processes.submit(run_bound, name, scenarios, options.clairvoyant))
     pictured = None
     if options.picture is not None and name == PICTURED:
         pictured = processes.submit(run_pictured, name, scenarios)
-    tuned = _tuned(name, options, processes, run_all)
-    rivals = {policy: submit(one.contender, tuning=False) for policy, one in tuned.items()}
-    figures = {}
-    for policy, one in {**ours, **rivals, "clairvoyant": limit}.items():
-        figures[policy] = one.result()
-        say(f"{name} {policy}: {_line(figures[policy])}")
+    of.tuned |= _tuned(name, options, processes, run_all)
+    for policy, tuned in of.tuned.items():
+        begin(policy, submit(tuned.contender, tuning=False))
+    for run in of.runs.values():
+        run.result()
     if pictured is not None and options.picture is not None:
         draw(pictured.result(), options.picture)
         say(f"picture: {options.picture}")
-    return {
-        "policies": {policy: rounded(one) for policy, one in figures.items()},
-        "ratios": ratios(figures),
-        "tuned": {policy: one.as_dict() for policy, one in tuned.items()},
-        "requests": figures["fairlead"]["requests"],
-        "peak_gpus": figures["fairlead"]["peak_gpus"],
-        "bound_unserved": round(figures["clairvoyant"]["unserved"], 5),
-        "bound_whole_usd": round(figures["clairvoyant"]["whole_usd"], 3),
-        "digests": {p: one["digest"] for p, one in figures.items() if "digest" in one},
-    }
+
+
+def _say_figures(name: str, run: Future[Figures], say: Say) -> None:
+    """At once, so that they are there whatever becomes of the bench."""
+    if (found := known(run)) is not None:
+        say(f"{name}: {_line(found)}")
 
 
 def _tuned(
@@ -335,28 +340,6 @@ def _overload(options: FleetBench, processes: ProcessPoolExecutor, say: Say) -> 
     found = overload.summed_up(base, overload.search(rate, how, run_all), how)
     say(f"overload: {found['rate_gain']} times that within target, at {found['quality_loss']} less")
     return found
-
-
-# --- figures
-
-
-def rounded(figures: Mapping[str, Any]) -> dict[str, float]:
-    """The contract's figures, to as many digits as mean something."""
-    return {name: round(float(figures[name]), digits) for name, digits in DIGITS.items()}
-
-
-def ratios(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Fairlead's cost over that of others, and its quality less theirs."""
-    ours = figures["fairlead"]
-    costs = {
-        f"cost_to_{policy}": round(ours["gpu_cost_usd"] / figures[policy]["gpu_cost_usd"], 3)
-        for policy in (*RIVALS, "clairvoyant")
-        if figures[policy]["gpu_cost_usd"]
-    }
-    return costs | {
-        f"quality_over_{policy}": round(ours["quality"] - figures[policy]["quality"], 4)
-        for policy in (*RIVALS, "clairvoyant")
-    }
 
 
 def _line(figures: Mapping[str, Any]) -> str:

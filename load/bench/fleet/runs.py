@@ -78,22 +78,35 @@ def built(name: str, options: ScenarioOptions) -> Scenario:
     return scenario(name, options)
 
 
-def run_on(name: str, options: ScenarioOptions, contender: Contender, *, tuning: bool) -> Run:
-    """Run a contender on a scenario, or on its tuning stretch."""
+def run_on(
+    name: str,
+    options: ScenarioOptions,
+    contender: Contender,
+    *,
+    tuning: bool,
+    watched: Callable[[Scaler, float], Scaler] = lambda scaler, span_s: scaler,
+) -> Run:
+    """Run a contender on a scenario, or on its tuning stretch; see `run`."""
     found = built(name, options)
     if tuning:
         found = replace(found, traffic=found.tuning)
-    return run(found, contender, options.seed)
+    return run(found, contender, options.seed, watched)
 
 
-def run(of: Scenario, contender: Contender, seed: int) -> Run:
-    """Run a contender."""
+def run(
+    of: Scenario,
+    contender: Contender,
+    seed: int,
+    watched: Callable[[Scaler, float], Scaler] = lambda scaler, span_s: scaler,
+) -> Run:
+    """Run a contender; `watched` may look on at its scaler, and is told how long it will be."""
     if contender.gpu is not None:
         fleet = homogeneous(contender.gpu)
         assert fleet is not None, f"{contender.gpu} does not run every model"
         of = with_fleet(of, fleet)
-    first = first_replicas(of, contender)
-    return simulate_with(of, first, scaler_of(of, contender, first), contender, seed)
+    first, span_s = first_replicas(of, contender), float(of.traffic.at_s.max(initial=0.0))
+    scaler = watched(scaler_of(of, contender, first), span_s)
+    return simulate_with(of, first, scaler, contender, seed)
 
 
 def first_replicas(of: Scenario, contender: Contender) -> dict[str, int]:

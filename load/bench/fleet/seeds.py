@@ -3,7 +3,8 @@
     seed, seed + 1, … ─▶ measure ─▶ figures by trace and policy ─▶ mean, low, high
 
 A seed draws who asks what and when, and every choice made by chance. What the bench says is that of
-the first seed, with `over_seeds` beside it; each seed's figures are there, too.
+the first seed, with `over_seeds` beside it; each seed's figures are there, too. A seed that was
+interrupted is left out, and those after it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from load.bench.fleet.bench import FleetBench, Say, measure
+from load.bench.fleet.done import INTERRUPTED
 from load.demo.score import interval
 
 
@@ -21,14 +23,18 @@ def measure_seeds(options: FleetBench, n_seeds: int, say: Say) -> dict[str, Any]
     first = options.scenarios.seed
     found = [measure(options, say)]
     for seed in range(first + 1, first + n_seeds):
+        if found[-1]["left_out"]:
+            break
         say(f"seed {seed}")
         scenarios = replace(options.scenarios, seed=seed)
         found.append(
             measure(replace(options, scenarios=scenarios, overload=None, picture=None), say)
         )
-    if n_seeds == 1:
-        return found[0]
-    return found[0] | {"over_seeds": over_seeds([one["traces"] for one in found])}
+    whole = [one for one in found if not one["left_out"]]
+    seeds = [f"seed {first + done}" for done in range(len(whole), n_seeds)]
+    left_out = found[0]["left_out"] or dict.fromkeys(seeds, INTERRUPTED)
+    of_seeds = {"over_seeds": over_seeds([one["traces"] for one in whole])} if whole[1:] else {}
+    return found[0] | of_seeds | {"left_out": left_out}
 
 
 def over_seeds(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -39,11 +39,23 @@ class Contender:
         names = ("scaling", "layout", "target", "down_s", "gpu")
         return {name: asdict(self)[name] for name in names}
 
+    @property
+    def label(self) -> str:
+        """Its name, of ours; of others, what they are set to."""
+        ours = [name for name, one in OURS.items() if one == self]
+        return ours[0] if ours else ", ".join(f"{one}" for one in self.settings().values() if one)
+
 
 FAIRLEAD = Contender(scaling="fairlead", router_priced=True, sized_by_mix=True)
 ROUTER_BLIND = replace(FAIRLEAD, router_priced=False)
 AUTOSCALER_BLIND = replace(FAIRLEAD, sized_by_mix=False)
 BOTH_BLIND = replace(FAIRLEAD, router_priced=False, sized_by_mix=False)
+OURS = {
+    "fairlead": FAIRLEAD,
+    "router_blind": ROUTER_BLIND,
+    "autoscaler_blind": AUTOSCALER_BLIND,
+    "both_blind": BOTH_BLIND,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
