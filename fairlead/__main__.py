@@ -4,12 +4,13 @@ import sys
 
 
 def main() -> None:
-    """Run the command line; Ctrl-C while it is loaded ends it without a trace, too."""
+    """Run the command line; Ctrl-C while it is loaded ends it without a trace, as later on."""
     try:
         from fairlead.command_line import main as command_line
+
+        command_line()
     except KeyboardInterrupt:
         sys.exit(130)
-    command_line()
 
 
 if __name__ == "__main__":

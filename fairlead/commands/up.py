@@ -109,7 +109,6 @@ def _run(path: Path | None, console: Console, stopping: threading.Event) -> None
             local_ray(gpus, settings.options(SiteOptions).ray_address),
         ):
             keep_settings(settings, path)
-            stop_on_signals(stopping)  # again: Ray takes SIGTERM for itself at its start
             status.update("starting the router …")
             with (
                 late(FIRST, LATE_S) as started,

@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -83,13 +85,14 @@ def _connected(where: Mapping[str, Any]) -> Iterator[None]:
     """Ray and Ray Serve, started or joined. Raises ClusterFailed."""
     os.environ.update(ENVIRONMENT)
     try:
-        ray.init(
-            configure_logging=True,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            namespace="serve",
-            **where,
-        )
+        with _our_own_end():
+            ray.init(
+                configure_logging=True,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                namespace="serve",
+                **where,
+            )
     except Exception as error:
         at = where["address"]
         raise ClusterFailed(f"Ray could not be started or joined at {at}: {error}") from error
@@ -105,6 +108,15 @@ def _connected(where: Mapping[str, Any]) -> Iterator[None]:
             head.end()
         else:
             ray.shutdown()
+
+
+@contextmanager
+def _our_own_end() -> Iterator[None]:
+    """Whoever handles SIGTERM does so afterwards, too: Ray takes it, and ends us with a trace."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def this_host(resources: Mapping[str, float]) -> dict[str, Any]:

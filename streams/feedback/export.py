@@ -6,7 +6,9 @@ Memory holds one record of the log at a time, however long the log is; with outc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -31,14 +33,15 @@ def export(
     """Write all decisions the log holds now; return how many, and how many records were unreadable.
 
     With `outcomes` each has what was reported of it, in columns `outcome_…`. `on_progress` is told
-    records done and records in all. Raises LogUnavailable and OSError.
+    records done and records in all. The file is there whole, or as it was before. Raises
+    LogUnavailable and OSError.
     """
     found = reported(log) if outcomes else {}
     schema = pa.schema([*decisions.SCHEMA, *FIELDS]) if outcomes else decisions.SCHEMA
     firsts, ends = log.first_offsets(DECISIONS), log.end_offsets(DECISIONS)
     stretch = Stretch(log, DECISIONS, firsts, ends)
     total, n_records, rows, unreadable = stretch.left, 0, 0, 0
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+    with whole(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
         for records in stretch.batches(RECORDS_MAX, READ_S):
             n_records += len(records)
             for record in records:
@@ -56,3 +59,18 @@ def export(
         "records": n_records + stretch.n_damaged,
         "records_unreadable": unreadable + stretch.n_damaged,
     }
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Where to write a file that is to appear at `path` once it is whole; a device as it is."""
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    partial = path.with_name(f".{path.name}-{os.getpid()}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +22,7 @@ from streams.feedback.decisions import (
     decode,
     encode,
 )
-from streams.feedback.export import export
+from streams.feedback.export import export, whole
 from streams.feedback.report import encode_report
 from streams.feedback.said import Said
 from streams.log.contract import DECISIONS, FEEDBACK
@@ -351,3 +352,25 @@ def test_an_export_has_what_was_reported_of_each_decision(tmp_path):
         table.drop_columns([f for f in table.column_names if f.startswith("outcome_")]).schema
         == SCHEMA
     )
+
+
+def test_an_export_that_breaks_off_leaves_the_file_as_it_was(tmp_path):
+    """
+    Ctrl-C left half a file, and yesterday's was gone.
+    """
+    log, path = MemoryLog(), tmp_path / "all.parquet"
+    log.append(DECISIONS, encode([batch(3)]))
+    path.write_bytes(b"yesterday's")
+
+    def interrupted(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export(log, path, interrupted)
+
+    assert path.read_bytes() == b"yesterday's"
+    assert list(tmp_path.iterdir()) == [path]
+    export(log, path, lambda done, total: None)
+    assert len(pq.read_table(path)) == 3
+    with whole(Path("/dev/null")) as device:
+        assert device == Path("/dev/null")

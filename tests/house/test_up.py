@@ -111,6 +111,27 @@ def test_the_end_of_ray_does_not_end_this_process_too(monkeypatch, problem, done
     assert calls == done
 
 
+def test_sigterm_stays_with_who_handles_it_while_ray_starts(monkeypatch):
+    """
+    Ray takes it at its start: a stop in the seconds after was a trace and exit code 1.
+    """
+
+    def ours(*_: object) -> None: ...
+
+    before = signal.signal(signal.SIGTERM, ours)
+    try:
+        monkeypatch.setattr(cluster.ray, "init", lambda **_: signal.signal(signal.SIGTERM, print))
+        monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
+        during = []
+        start = lambda **_: during.append(signal.getsignal(signal.SIGTERM))  # noqa: E731
+        monkeypatch.setattr(cluster.ray_serve, "start", start)
+        with cluster.local_ray(address="127.0.0.1:1"):
+            pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert during == [ours]
+
+
 def test_who_is_within_a_call_to_a_dead_ray_is_not_waited_for():
     """
     Ray ends a process whose calls its head does not answer for a minute: it is started again
