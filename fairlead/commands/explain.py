@@ -13,7 +13,7 @@ from rich.table import Table
 
 from fairlead.client import Client
 from fairlead.commands.terminal import plain
-from fairlead.errors import InvalidOption
+from fairlead.errors import InvalidOption, Unavailable
 from fairlead.messages import Considered, Explanation
 
 HEX = set("0123456789abcdefABCDEF")
@@ -40,8 +40,13 @@ def ticket_of(text: str) -> bytes:
 def asked(
     ticket: bytes, target: str, timeout_s: float, token: str, trusted: bytes | None
 ) -> Explanation:
-    """What a router at host:port says of a ticket. Raises FairleadError."""
+    """What a router at host:port says of a ticket. Raises FairleadError.
+
+    Where nothing answers that is said at once: a client's call would wait for a router to come up.
+    """
     with Client(target, token=token, root_certificates=trusted) as client:
+        if not client.healthy(timeout_s=timeout_s):
+            raise Unavailable(f"Explain at {target}", "no router is there that can answer")
         return client.explain(ticket, timeout_s=timeout_s)
 
 

@@ -10,6 +10,7 @@ import socket
 import ssl
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 
 import grpc
 import numpy as np
@@ -32,7 +33,7 @@ from typer.testing import CliRunner
 from waiting import until
 
 from fairlead.command_line import app
-from fairlead.errors import FairleadError
+from fairlead.errors import FairleadError, Unavailable
 from learners.context import BIAS, N_FEATURES, STEP
 from learners.policies.greedy import Greedy
 from learners.policies.inverse_gap import SquareCb
@@ -429,6 +430,17 @@ def test_explain_of_what_is_no_ticket_says_so(shared):
         found = CliRunner().invoke(app, ["explain", text, "--target", target])
         assert found.exit_code != 0
         assert isinstance(found.exception, FairleadError)
+
+
+def test_explain_without_a_router_does_not_wait_for_one():
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        target = f"127.0.0.1:{taken.getsockname()[1]}"
+    command = ["explain", "00ff", "--target", target, "--timeout-s", "5"]
+
+    found = CliRunner().invoke(app, command)
+
+    assert isinstance(found.exception, Unavailable)
+    assert f"Explain at {target}" in str(found.exception)
 
 
 def test_explain_tells_the_whole_case(shared):
