@@ -64,7 +64,7 @@ class DriftOptions:
     # Versions are released together: what was known of the other models may no longer hold either.
     doubted: float = option(
         20.0,
-        "Outcomes that what was known of the other models counts for when one has changed.",
+        "When a model has changed, the others' past counts as so many outcomes at most.",
         key="drift_doubted",
         ge=1,
         le=1e12,

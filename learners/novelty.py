@@ -30,7 +30,9 @@ class GuardOptions:
     """Who answers requests that are far from everything seen."""
 
     model: str = option(
-        "", "Who answers them, where it is within their limits. Empty: no guard.", max_length=200
+        "",
+        "The model that answers such requests, where their limits allow it. Empty: no guard.",
+        max_length=200,
     )
     false_alarm_share: float = option(
         0.05, "Share of requests like those seen that are taken to be far.", ge=0.001, le=0.5

@@ -19,7 +19,7 @@ class LatencyTarget:
 
     ttft_s: float = option(2.0, "Seconds to an answer's first token.", gt=0, le=3600)
     ttft_s_per_1k_prompt_tokens: float = option(
-        0.5, "And so many more per 1,000 tokens of the prompt: they have to be read.", ge=0, le=3600
+        0.5, "Seconds that are added to `ttft_s` per 1,000 tokens of the prompt.", ge=0, le=3600
     )
     # The mean; ten a second are twice as fast as reading.
     tpot_s: float = option(

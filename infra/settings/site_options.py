@@ -70,7 +70,7 @@ class LogChoice:
     )
     retention_bytes_max: int = option(
         16 << 30,
-        "sqlite: bytes that the log may hold; then the oldest goes that was learned.",
+        "sqlite: bytes that the log may hold. Beyond it the oldest that was learned is deleted.",
         ge=1 << 20,
         le=1e15,
     )

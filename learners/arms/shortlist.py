@@ -61,13 +61,16 @@ class ArmOptions:
     )
     tenant_outcomes_min: float = option(
         OUTCOMES_MIN,
-        "Outcomes of an arm that tenants sharing a hash group count for, however few others "
-        "report, and producers likewise. Above it they count as at most the second largest group.",
+        "So that nobody decides alone what is known of an arm: a group of tenants (by a hash) "
+        "counts as so many outcomes, beyond that as the second largest at most. So do producers.",
         ge=1,
         le=1e12,
     )
     experience_share: float = option(
-        0.1, "How far experience may move an arm, in lengths of its description.", ge=0, le=10
+        0.1,
+        "How far experience may move an arm's vector; 1: by the length of its description's.",
+        ge=0,
+        le=10,
     )
 
 

@@ -20,7 +20,10 @@ class Port:
     """
 
     price: float = option(
-        0.0, "Points of utility charged per point that the cost takes already.", ge=0, le=1e6
+        0.0,
+        "Further weight of cost, in parts of the preference's; 1: it counts twice.",
+        ge=0,
+        le=1e6,
     )
     explored: float = option(0.025, "Share of requests that are routed uniformly.", ge=0, le=1)
 

@@ -49,8 +49,8 @@ class LimitOptions:
 
     probe_share: float = option(
         0.02,
-        "Share of the requests that a limit keeps from models by stale or unsure estimates which "
-        "tries one of them; 0: never.",
+        "Where a limit keeps a request from models only because estimates are old or unsure: share "
+        "of such requests that tries one of them all the same. 0: none.",
         key="limit_probe_share",
         ge=0,
         le=0.5,

@@ -60,7 +60,7 @@ class PreferenceDefaults:
         0.0, "Points per kilojoule; 0: energy counts only as part of the cost.", ge=0, le=WEIGHT_MAX
     )
     quality_min: float = option(
-        0.0, "Least probability of success: the cheapest such model is taken.", ge=0, le=1
+        0.0, "Least predicted quality: of the models that reach it, the cheapest.", ge=0, le=1
     )
     strong_share_max: float = option(
         1.0, "Largest share of requests that the strong model is given.", ge=0, le=1

@@ -46,8 +46,8 @@ class TracingOptions:
     )
     share: float = option(
         1.0,
-        "Of requests that come without a trace, how many get one; callers' traces are gone on "
-        "with as they say.",
+        "Share of the requests without a trace that get one. Traces that callers began go on, if "
+        "they say so.",
         ge=0,
         le=1,
     )

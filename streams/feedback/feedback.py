@@ -63,7 +63,7 @@ class FeedbackOptions:
     # The window in which repeats are recognised is as long: about 3 bytes per decision made in it.
     age_s_max: float = option(
         7 * 86_400.0,
-        "Seconds after its decision that feedback still counts; 3 bytes per decision.",
+        "Seconds after its decision that feedback still counts. Until then it takes 3 bytes.",
         ge=60,
         le=90 * 86_400,
     )

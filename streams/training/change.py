@@ -59,7 +59,7 @@ class ChangeOptions:
         0.0, "canary: points of quality it must surely be better by, to be promoted.", ge=0, le=1
     )
     error_rate: float = option(
-        0.05, "canary: how often one that is not better may ever be promoted.", ge=0.0001, le=0.5
+        0.05, "canary: probability that one which is no better is ever promoted.", ge=0.0001, le=0.5
     )
     holdback: float = option(
         0.1,

@@ -79,7 +79,7 @@ class PricingOptions:
     ascent: PriceOptions = field(default_factory=PriceOptions)
     # Of the load that a replica reports: 1 is what it carries with 99 % within target.
     load_target: float = option(
-        1.0, "Share of what a replica carries within target above which it has a price.", gt=0, le=1
+        1.0, "Utilisation above which capacity has a price; 1: all it carries in time.", gt=0, le=1
     )
     budget_usd_per_hour: float = option(
         math.inf, "What answers may cost, USD/h. 0: no limit.", ge=0, le=1e9, stands_for=NO_LIMIT

@@ -58,8 +58,8 @@ class InfluenceOptions:
     # alone is still served well.
     outcomes_min: float = option(
         500.0,
-        "Outcomes of a model that tenants sharing a hash group count for, however few others "
-        "report, and producers likewise. Above it they count as at most the second largest group.",
+        "So that nobody decides alone what is known of a model: a group of tenants (by a hash) "
+        "counts as so many outcomes, beyond that as the second largest at most. So do producers.",
         key="tenant_outcomes_min",
         ge=1,
         le=1e12,

@@ -59,10 +59,13 @@ class JudgeOptions:
     answer_s_max: float = option(60.0, "Seconds that it may take for one answer.", gt=0, le=86_400)
     ongoing_max: int = option(16, "Answers being judged in one process.", ge=1, le=100_000)
     weight: float = option(
-        1.0, "As how much of an outcome its word counts, as `weight` of feedback.", ge=0, le=1
+        1.0,
+        "How much its verdict counts; 1: as a whole outcome (`weight` of feedback).",
+        ge=0,
+        le=1,
     )
     rubric: str = option(
-        RUBRIC, "What it is told. It must ask for one number from 0 to 10, at the end."
+        RUBRIC, "Its instructions. They must ask for one number from 0 to 10, at the end."
     )
     calibration: bytes = option(
         b"",

@@ -39,7 +39,7 @@ class FuseOptions:
         "A model of the catalogue that writes one answer of several, where requests say "
         '`merge = "fuse"`. None: the one of the best predicted quality that the request may use.',
     )
-    prompt: str = option(PROMPT, "What it is told before question and answers.")
+    prompt: str = option(PROMPT, "Its instructions, which stand before question and answers.")
 
 
 def fusing(
