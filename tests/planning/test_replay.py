@@ -14,6 +14,7 @@ import pytest
 import typer
 from aiohttp import web
 from typer.testing import CliRunner
+from waiting import PATIENCE_S
 
 from fairlead.channels import connect
 from fairlead.command_line import app
@@ -41,7 +42,6 @@ def trace_of(n: int, per_s: float) -> Trace:
 def server(answer_s=0.0, fails_every=0, never_every=0):
     """An OpenAI server that streams three tokens; some requests fail, some are never answered."""
     seen, ready = [], threading.Event()
-    loop = asyncio.new_event_loop()
 
     async def complete(request):
         seen.append((time.perf_counter(), await request.json()))
@@ -66,21 +66,22 @@ def server(answer_s=0.0, fails_every=0, never_every=0):
         await runner.setup()
         place = web.TCPSite(runner, "127.0.0.1", 0)
         await place.start()
-        seen_at.append(runner.addresses[0][1])
+        up.extend((asyncio.get_running_loop(), runner.addresses[0][1]))
         ready.set()
         await stopping.wait()
         await runner.cleanup()
 
-    seen_at: list[int] = []
+    up = []
     stopping = asyncio.Event()
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), daemon=True)
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
     thread.start()
-    ready.wait(20)
+    assert ready.wait(PATIENCE_S)
+    loop, port = up
     try:
-        yield f"http://127.0.0.1:{seen_at[0]}/v1", seen
+        yield f"http://127.0.0.1:{port}/v1", seen
     finally:
         loop.call_soon_threadsafe(stopping.set)
-        thread.join(10)
+        thread.join(PATIENCE_S)
 
 
 def play(url, trace, **options):
