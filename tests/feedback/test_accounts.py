@@ -211,7 +211,7 @@ def test_metrics_say_what_the_status_says(loop):
     [port] = free_ports(1)
     stop = serve_metrics("127.0.0.1", port, loop.look)
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=120.0) as reply:
             text = reply.read().decode()
     finally:
         stop()

@@ -62,7 +62,7 @@ def test_a_bad_field_is_named(up):
 
 def test_a_request_of_a_batch_has_its_reason_too(up):
     request = pb.RouteBatchRequest(requests=[pb.RouteRequest(embedding_f32=b"abc")])
-    (reply,) = up.stub.RouteBatch(request, timeout=20).replies
+    (reply,) = up.stub.RouteBatch(request, timeout=120.0).replies
     assert reply.problem.reason == "BAD_FIELD"
 
 

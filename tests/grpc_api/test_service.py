@@ -263,7 +263,9 @@ def test_batch_is_answered_in_order_with_its_ids(shared):
         pb.RouteRequest(request_id=f"r{i}", embedding_f32=embedding(i % 7)) for i in range(1024)
     ]
 
-    replies = shared.stub.RouteBatch(pb.RouteBatchRequest(requests=asked), timeout=30).replies
+    replies = shared.stub.RouteBatch(
+        pb.RouteBatchRequest(requests=asked), timeout=PATIENCE_S
+    ).replies
 
     assert [r.request_id for r in replies] == [f"r{i}" for i in range(1024)]
     assert [r.decision.request_id for r in replies] == [f"r{i}" for i in range(1024)]
@@ -831,7 +833,7 @@ def test_decision_names_the_pool_of_its_model(tmp_path):
 
 def health(up: Router, service: str = "") -> int:
     stub = health_pb2_grpc.HealthStub(up.channel)
-    return stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5).status
+    return stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=PATIENCE_S).status
 
 
 def test_health_is_said_for_the_server_and_the_service(shared):
@@ -901,10 +903,10 @@ def test_every_method_of_the_proto_is_served(shared):
         )
         call = kind(f"/{SERVICE}/{method.name}")
         if method.client_streaming:
-            assert len(list(call(iter([b""]), timeout=5))) == 1
+            assert len(list(call(iter([b""]), timeout=PATIENCE_S))) == 1
         else:
             with pytest.raises(grpc.RpcError) as refused:
-                call(b"", timeout=5)
+                call(b"", timeout=PATIENCE_S)
             assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT, method.name
 
 
@@ -970,7 +972,7 @@ def test_tls_is_served_when_a_certificate_is_given(tmp_path, shared):
             stub = router_pb2_grpc.RouterStub(channel)
             assert stub.Route(asked, timeout=PATIENCE_S).model
         with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError) as refused:
-            router_pb2_grpc.RouterStub(channel).Route(asked, timeout=5)
+            router_pb2_grpc.RouterStub(channel).Route(asked, timeout=PATIENCE_S)
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
         with pytest.raises(ssl.SSLError):
             ssl.create_default_context().wrap_socket(

@@ -45,7 +45,7 @@ def test_both_signals_stop_a_background_job(number):
     with started:
         assert started.stdout.readline() == "ready\n"
         started.send_signal(number)
-        assert started.communicate(timeout=20)[0] == "stopped\n"
+        assert started.communicate(timeout=120.0)[0] == "stopped\n"
 
 
 @pytest.mark.parametrize(("signalled", "again"), [(True, []), (False, ["again"])])

@@ -240,7 +240,9 @@ def test_official_client_of_openai_is_answered(up):
     Streamed and whole, by the router's choice and by name.
     """
     asked = [{"role": "user", "content": "Who wrote Moby-Dick?"}]
-    with openai.OpenAI(base_url=up[0].openai, api_key="any", max_retries=0, timeout=30) as client:
+    with openai.OpenAI(
+        base_url=up[0].openai, api_key="any", max_retries=0, timeout=PATIENCE_S
+    ) as client:
         whole = client.chat.completions.create(model="small", messages=asked)
         chunks = list(
             client.chat.completions.create(

@@ -56,7 +56,7 @@ def test_two_who_choose_in_the_same_moment_choose_differently():
     ]  # fmt: skip
     chosen = [chooser.stdout.readline().split() for chooser in choosers]
     for chooser in choosers:
-        chooser.communicate("\n", timeout=30)
+        chooser.communicate("\n", timeout=120.0)
 
     assert len({*chosen[0], *chosen[1]}) == 40
 

@@ -273,7 +273,7 @@ def test_a_fenced_trainer_learns_again_when_the_other_is_gone(tmp_path):
 
     other.close()
 
-    thread.join(30.0)
+    thread.join(120.0)
     assert (worker.n, thread.is_alive()) == (2, False)
 
 
