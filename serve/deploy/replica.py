@@ -417,7 +417,7 @@ class Replica:
         if self.tracing is not None:
             await asyncio.to_thread(self.tracing.close)
         self._alarms.close()
-        for outbox in (self.feedback, self.decisions, self.telemetry):
-            if outbox is not None:
-                await asyncio.to_thread(outbox.close)
+        # Together: where the log is away, each waits for it as long as it may.
+        outboxes = filter(None, (self.feedback, self.decisions, self.telemetry))
+        await asyncio.gather(*(asyncio.to_thread(one.close) for one in outboxes))
         self.log.close()
