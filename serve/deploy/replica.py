@@ -418,6 +418,6 @@ class Replica:
             await asyncio.to_thread(self.tracing.close)
         self._alarms.close()
         # Together: where the log is away, each waits for it as long as it may.
-        outboxes = filter(None, (self.feedback, self.decisions, self.telemetry))
-        await asyncio.gather(*(asyncio.to_thread(one.close) for one in outboxes))
+        closes = [one.close for one in (self.feedback, self.decisions, self.telemetry) if one]
+        await asyncio.gather(*map(asyncio.to_thread, closes))
         self.log.close()
