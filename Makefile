@@ -18,11 +18,11 @@ install: $(INSTALLED)
 run: $(INSTALLED)
 	$(BIN)/python -m fairlead demo
 
-# Parts beside each other, as for two cores, see tests/conftest.py: two at once, in this order, and two
-# that go slowly, on what the others leave over. With three at full speed Ray's replicas starve and are
-# given up. All and the processes that they start keep what they compile, whatever the shell says of
-# it. Sources and kernels are compiled before: otherwise all that start first do it, each for itself.
-PARTS := ray kafka rest processes
+# Parts beside each other, as for two cores, see tests/conftest.py: three at once, in this order, because
+# they wait half of their time, and two that go slowly, on what the others leave over. All and the
+# processes that they start keep what they compile, whatever the shell says of it. Sources and kernels
+# are compiled before: otherwise all that start first do it, each for itself.
+PARTS := ray rest kafka processes
 SLOWLY := virtual computed
 PACKAGES := fairlead load infra serve streams learners
 
@@ -31,7 +31,7 @@ test: $(INSTALLED)
 	@$(BIN)/python -m compileall -q -j 0 $(PACKAGES)
 	@$(COMPILE)
 	@nice -n 19 $(MAKE) --no-print-directory -k -j 2 $(SLOWLY:%=test-%) & slowly=$$!; \
-	$(MAKE) --no-print-directory -k -j 2 $(PARTS:%=test-%); failed=$$?; \
+	$(MAKE) --no-print-directory -k -j 3 $(PARTS:%=test-%); failed=$$?; \
 	wait $$slowly || failed=1; exit $$failed
 
 test-%: $(INSTALLED)

@@ -29,7 +29,7 @@ settings.register_profile("fixed", derandomize=True, **SHARED)
 settings.register_profile("random", derandomize=False, **SHARED)
 settings.load_profile("fixed")
 
-# `make test` runs several parts beside each other, two of them and `virtual` and `computed` at once. A file
+# `make test` runs several parts beside each other, three of them and `virtual` and `computed` at once. A file
 # belongs to the first part whose words its path or its text has. Clusters and brokers mostly wait; what plays
 # in virtual time, or only computes, never does, nor does it mind to go slowly, so it has what the others leave
 # of the processors.

@@ -44,6 +44,7 @@ MACHINES = [{"gpu_l4": 2}, {"gpu_h100_sxm": 1}]
 # Decisions. Thresholds lie at twice the first, and at half as much again as the second: far from all
 # three, so that a machine that is busy, or catches up, is on the same side of them.
 LOW_PER_S, HIGH_PER_S, TOO_HIGH_PER_S = 4.0, 20.0, 90.0
+TOGETHER_S = 0.25  # decisions of so long are asked for in one call: the rate counts, not the calls
 PATIENCE_S = 300.0  # replicas take seconds, where there is as much work as cores
 SMALL, LARGE = "small-l4", "large-h100"
 OTHERS = "others"  # an application that is not ours
@@ -163,8 +164,8 @@ speed = 50
 class Load:
     """Decisions at a rate that can be changed, and two dispatched requests a second.
 
-    Decisions that are due are asked for together: one by one there would be fewer on a busy
-    machine, and the scaler would let go of what it needs.
+    Decisions that are due are asked for together: one by one each takes a millisecond of a
+    processor, and on a busy machine there would be fewer, so the scaler would let go of what it needs.
     """
 
     def __init__(self, up: Running) -> None:
@@ -191,7 +192,7 @@ class Load:
                 late_s = min(time.monotonic() - next_s, 1.0)
                 due = [
                     Request(text=f"question {self.decided + i}")
-                    for i in range(1 + int(late_s * self.per_s))
+                    for i in range(1 + int((late_s + TOGETHER_S) * self.per_s))
                 ]
                 try:
                     decisions = client.route_batch(due)
