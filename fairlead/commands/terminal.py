@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,6 +36,13 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 def progress(text: str) -> None:
     """Say how far a command has come."""
     console.print(f"[dim]{text}[/]")
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """A result for people, on standard output: long lines stay whole, for `grep`."""
+    out = Console(width=100)
+    for line in lines:
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -15,14 +15,15 @@ keep the last addresses.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from typing import Any
 
 import ray
 
+from infra.pools.head_actor import close_actor, find_actor, open_actor
+
 POOLS_APP = "pools"  # the one Ray Serve application of all pools' replicas
-NAME, NAMESPACE = "fairlead.directory", "serve"
+NAME = "fairlead.directory"
 REPORT_S = 0.5
 KEPT_S = 3.0  # six reports: a replica that is busy for a second is not gone
 LAME_DUCK_S = 1.0  # four looks of a dispatcher: so long a replica answers after it was taken out
@@ -57,29 +58,18 @@ class Directory:
 
 
 def open_directory() -> ray.actor.ActorHandle[Any]:
-    """The cluster's directory, made if there is none. On the head node: without it Ray is gone."""
-    made = ray.remote(Directory).options(
-        name=NAME,
-        namespace=NAMESPACE,
-        lifetime="detached",
-        get_if_exists=True,
-        max_restarts=-1,
-        num_cpus=0,
-        resources={"node:__internal_head__": 0.001},
-    )
-    handle: ray.actor.ActorHandle[Any] = made.remote()  # type: ignore[assignment]  # so it is
-    return handle
+    """The cluster's directory, made if there is none."""
+    return open_actor(Directory, NAME, if_missing=True)
 
 
 def close_directory() -> None:
     """End the cluster's directory, if there is one."""
-    with contextlib.suppress(ValueError):
-        ray.kill(find_directory())
+    close_actor(NAME)
 
 
 def find_directory() -> ray.actor.ActorHandle[Any]:
     """The cluster's directory. Raises ValueError while there is none."""
-    return ray.get_actor(NAME, namespace=NAMESPACE)
+    return find_actor(NAME)
 
 
 class DirectoryClient:

@@ -10,16 +10,15 @@ host that it is stated for, and to its page no less: some ask for it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 import time
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 import aiohttp
-import ray
 
 from infra.capacity.fleet import PoolPlan
+from infra.pools.head_actor import close_actor, open_actor
 from infra.pools.pool_vitals import PoolVitals
 from infra.pools.site import LocalSite
 from infra.server_metrics.fetch import Text
@@ -27,7 +26,7 @@ from infra.server_metrics.power import ExporterPower, not_metered
 from infra.server_metrics.server_meter import ServerMeter
 from streams.clock import now_ms
 
-NAME, NAMESPACE = "fairlead.url_watch", "serve"
+NAME = "fairlead.url_watch"
 
 
 def meters_of(plans: Sequence[PoolPlan], session: aiohttp.ClientSession) -> list[ServerMeter]:
@@ -85,21 +84,12 @@ class UrlWatch:
 
 def open_url_watch(site: LocalSite, telemetry_s: float) -> None:
     """Have the site's URLs looked at, if it has any and telemetry is on."""
-    close_url_watch()
-    if not telemetry_s or not any(plan.urls for plan in site.fleet.pools):
-        return
-    actor = ray.remote(UrlWatch).options(
-        name=NAME,
-        namespace=NAMESPACE,
-        lifetime="detached",
-        max_restarts=-1,
-        num_cpus=0,
-        resources={"node:__internal_head__": 0.001},
-    )
-    actor.remote(site, telemetry_s)
+    if telemetry_s and any(plan.urls for plan in site.fleet.pools):
+        open_actor(UrlWatch, NAME, site, telemetry_s)
+    else:
+        close_url_watch()
 
 
 def close_url_watch() -> None:
     """End it, if it is there."""
-    with contextlib.suppress(ValueError):
-        ray.kill(ray.get_actor(NAME, namespace=NAMESPACE))
+    close_actor(NAME)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from decided_by import decided_by
 from router_bench import embedding, router
 from waiting import until
 
@@ -10,9 +11,7 @@ from infra.control.rollback import roll_back
 from learners.estimates.learned import MemoryOptions
 from learners.policies.greedy import Greedy
 from load.evaluation.relearned import Lessons
-from load.evaluation.replayed import Deciding, replayed
-from serve.routing.live import LiveOptions
-from serve.routing.placement import PlacementOptions
+from load.evaluation.replayed import replayed
 from streams.feedback.ticket import Sealer
 from streams.log.contract import FEEDBACK
 
@@ -35,16 +34,8 @@ def decide_and_learn(up, n_rounds: int = ROUNDS) -> list[int]:
 
 def asked_again(up, **lessons):
     """What comes of all decisions that are logged by now."""
-    by = Deciding(
-        catalogue=up.source.now,
-        policy=Greedy(),
-        placement=PlacementOptions(),
-        encoder=up.encoder,
-        memory=MemoryOptions(),
-        live=LiveOptions(),
-    )
     said = {"log": up.log, "sealer": Sealer(up.keys), "feedback": up.feedback_options} | lessons
-    return replayed(up.logged_decisions(), by, up.store, Lessons(**said))
+    return replayed(up.logged_decisions(), decided_by(up), up.store, Lessons(**said))
 
 
 @pytest.fixture

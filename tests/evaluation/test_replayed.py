@@ -6,15 +6,13 @@ from dataclasses import replace
 
 import pyarrow as pa
 import pytest
+from decided_by import decided_by
 from router_bench import embedding, router
 from waiting import until
 
-from learners.estimates.learned import MemoryOptions
 from learners.policies.greedy import Greedy
 from learners.policies.thompson import Thompson
-from load.evaluation.replayed import Deciding, replayed
-from serve.routing.live import LiveOptions
-from serve.routing.placement import PlacementOptions
+from load.evaluation.replayed import replayed
 
 N = 12
 
@@ -32,15 +30,7 @@ def day(tmp_path_factory):
                 assert up.look()
         up.route(embedding_f32=embedding(1), allowed_models=["large"])
         until(lambda: len(up.logged_decisions()) == 2 * N + 1)
-        by = Deciding(
-            catalogue=up.source.now,
-            policy=Greedy(),
-            placement=PlacementOptions(),
-            encoder=up.encoder,
-            memory=MemoryOptions(),
-            live=LiveOptions(),
-        )
-        yield up.logged_decisions(), by, up.store
+        yield up.logged_decisions(), decided_by(up), up.store
 
 
 def test_every_prediction_comes_out_again_and_every_probability_that_nobody_limited(day):

@@ -64,14 +64,7 @@ def test_what_its_producer_took_back_is_not_read(kafka):
     Records of an aborted transaction are skipped; those of a committed one are not.
     """
     topic, log = kafka.topic(n_partitions=1), kafka.log()
-    other = kafka.producer(transactional_id=topic)
-    other.init_transactions()
-    for word, end in ((b"aborted", other.abort_transaction), (b"done", other.commit_transaction)):
-        other.begin_transaction()
-        other.send(topic, value=word)
-        other.flush()
-        end()
-    other.close()
+    kafka.transactions(topic, (b"aborted", False), (b"done", True))
 
     reader = log.reader(topic, {0: 0})
     assert [r.value for r in read_all(reader, 1)] == [b"done"]

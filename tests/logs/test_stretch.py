@@ -70,14 +70,7 @@ def test_transactions_are_no_records_to_wait_for(kafka):
     A topic whose last records were taken back ends with the ones before them.
     """
     topic, log = kafka.topic(n_partitions=1), kafka.log()
-    other = kafka.producer(transactional_id=topic)
-    other.init_transactions()
-    for word, end in ((b"done", other.commit_transaction), (b"back", other.abort_transaction)):
-        other.begin_transaction()
-        other.send(topic, value=word)
-        other.flush()
-        end()
-    other.close()
+    kafka.transactions(topic, (b"done", True), (b"back", False))
     stretch = stretch_of(log, topic)
 
     assert stretch.left == 4

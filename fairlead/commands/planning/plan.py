@@ -31,6 +31,7 @@ from fairlead.commands.terminal import (
     SettingsOption,
     load_kernels,
     only_json,
+    print_lines,
     progress,
 )
 
@@ -109,7 +110,7 @@ def plan(
         write_report(found, report)
         emit(found)
     if not as_json:
-        show(found, Console(width=100))
+        print_lines(lines_of(found))
     if not found["feasible"]:
         raise typer.Exit(1)
 
@@ -178,14 +179,8 @@ def _written(
     return str(out)
 
 
-def show(found: dict[str, Any], out: Console) -> None:
-    """What would have to be bought, what it would cost, what users would see."""
-    for line in lines_of(found):
-        out.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
 def lines_of(found: dict[str, Any]) -> list[str]:
-    """Line by line."""
+    """What would have to be bought, what it would cost, what users would see."""
     if found["plan"] is None:
         return [f"No plan: {found['reason']}."]
     plan, verified, more = found["plan"], found["verified"], found["autoscaled"]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from fairlead.commands.planning.simulate import ReportOption, about, times, write_report
 from fairlead.commands.planning.trace_options import (
@@ -20,7 +19,7 @@ from fairlead.commands.planning.trace_options import (
     ToOption,
     TraceArgument,
 )
-from fairlead.commands.terminal import JsonOption, only_json, progress
+from fairlead.commands.terminal import JsonOption, only_json, print_lines, progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,7 +92,7 @@ def replay(
         write_report(found, report)
         emit(found)
     if not as_json:
-        show(found, Console(width=100))
+        print_lines(lines_of(found))
     if not found["delivered"] or not found["finished"]:
         raise typer.Exit(1)
 
@@ -165,14 +164,8 @@ def object_of(text: str) -> dict[str, Any]:
     return found
 
 
-def show(found: dict[str, Any], out: Console) -> None:
-    """What was intended, delivered, and answered."""
-    for line in lines_of(found):
-        out.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
 def lines_of(found: dict[str, Any]) -> list[str]:
-    """Line by line."""
+    """What was intended, delivered, and answered."""
     failed = ", ".join(f"{n:,} {why}" for why, n in found["failed"].items()) or "none"
     mix = ", ".join(f"{name} {one['share']:.1%}" for name, one in found["models"].items())
     verdict = "as intended" if found["delivered"] else "NOT as intended: this measures nothing"

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from fairlead.commands.planning.trace_options import (
     FromOption,
@@ -24,6 +23,7 @@ from fairlead.commands.terminal import (
     console,
     load_kernels,
     only_json,
+    print_lines,
     progress,
 )
 
@@ -106,7 +106,7 @@ def simulate(
         write_report(found, report)
         emit(found)
     if not as_json:
-        show(found, Console(width=100))
+        print_lines(lines_of(found))
 
 
 def settings_of(path: Path | None) -> Settings:
@@ -148,14 +148,8 @@ def write_report(found: dict[str, Any], path: Path | None) -> None:
             progress(f"written: {written}")
 
 
-def show(found: dict[str, Any], out: Console) -> None:
-    """What a person wants to know first."""
-    for line in lines_of(found):
-        out.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
 def lines_of(found: dict[str, Any]) -> list[str]:
-    """Line by line."""
+    """What a person wants to know first."""
     target, cost, energy = found["target"], found["cost"], found["energy"]
     quality = "not known" if found["quality"] is None else f"{found['quality']:.4f}"
     mix = ", ".join(

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from fairlead.commands.planning.trace_options import (
     FromOption,
@@ -18,7 +17,7 @@ from fairlead.commands.planning.trace_options import (
     TraceArgument,
     writable,
 )
-from fairlead.commands.terminal import JsonOption, only_json
+from fairlead.commands.terminal import JsonOption, only_json, print_lines
 
 traces_app = typer.Typer(help="Recorded requests.", no_args_is_help=True)
 BARS = " ▁▂▃▄▅▆▇█"
@@ -45,7 +44,7 @@ def inspect(
         found = figures(file)
         emit(found)
     if not as_json:
-        _show(found, Console(width=100))
+        print_lines(lines_of(found))
 
 
 @traces_app.command("formats")
@@ -99,11 +98,6 @@ def make(
         emit({"out": str(out), "kind": kind, "requests": len(found), "seed": seed})
     if not as_json:
         typer.echo(f"{out}: {len(found):,} requests")
-
-
-def _show(found: dict[str, Any], out: Console) -> None:
-    for line in lines_of(found):
-        out.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def lines_of(found: dict[str, Any]) -> list[str]:

@@ -20,10 +20,11 @@ from typing import Any
 import ray
 
 from infra.autoscaling.contract import Plan
+from infra.pools.head_actor import find_actor
 
 logger = logging.getLogger(__name__)
 
-NAME, NAMESPACE = "fairlead.planner", "serve"
+NAME = "fairlead.planner"
 ASK_S = 0.5  # a tenth of the planner's own step: what it says is not late because of this
 ANSWER_S_MAX = 5.0
 
@@ -32,7 +33,7 @@ Ask = Callable[[], Plan | None]
 
 def find_planner() -> ray.actor.ActorHandle[Any]:
     """The cluster's planner. Raises ValueError while there is none."""
-    return ray.get_actor(NAME, namespace=NAMESPACE)
+    return find_actor(NAME)
 
 
 def ask_planner() -> Plan | None:

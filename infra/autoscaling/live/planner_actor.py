@@ -14,7 +14,6 @@ Nothing waits for a step, and a step that fails leaves the last plan.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import secrets
@@ -29,7 +28,7 @@ import ray
 
 from infra.autoscaling.contract import Observed, Plan
 from infra.autoscaling.live.nodes import lost_nodes, node_conditions
-from infra.autoscaling.live.plan_reader import NAME, NAMESPACE, find_planner
+from infra.autoscaling.live.plan_reader import NAME
 from infra.autoscaling.live.planning import Planning, RememberingScaler
 from infra.autoscaling.live.replicas import (
     PoolReplicas,
@@ -38,6 +37,7 @@ from infra.autoscaling.live.replicas import (
     problems,
     with_replicas,
 )
+from infra.pools.head_actor import close_actor, open_actor
 from infra.pools.site import LocalSite
 from infra.settings.scaling_options import AutoscalingOptions
 from streams.alarms import Board
@@ -126,23 +126,10 @@ class PlannerActor:
 
 
 def open_planner(site: LocalSite, telemetry_s: float, scaling: Scaling) -> None:
-    """Make the cluster's planner, in the place of one that was left there.
-
-    On the head node, as the controller whose policies ask it.
-    """
-    close_planner()
-    actor = ray.remote(PlannerActor).options(
-        name=NAME,
-        namespace=NAMESPACE,
-        lifetime="detached",
-        max_restarts=-1,
-        num_cpus=0,
-        resources={"node:__internal_head__": 0.001},
-    )
-    actor.remote(site, telemetry_s, scaling)
+    """Make the cluster's planner, in the place of one that was left there."""
+    open_actor(PlannerActor, NAME, site, telemetry_s, scaling)
 
 
 def close_planner() -> None:
     """End the cluster's planner, if there is one."""
-    with contextlib.suppress(ValueError):
-        ray.kill(find_planner())
+    close_actor(NAME)

@@ -81,6 +81,17 @@ class KafkaBench:
         """Somebody else's producer."""
         return KafkaProducer(bootstrap_servers=self.broker.bootstrap_servers, **settings)
 
+    def transactions(self, topic: str, *ended: tuple[bytes, bool]) -> None:
+        """Somebody else's: each of one record, which is kept or taken back."""
+        other = self.producer(transactional_id=topic)
+        other.init_transactions()
+        for value, kept in ended:
+            other.begin_transaction()
+            other.send(topic, value=value)
+            other.flush()
+            (other.commit_transaction if kept else other.abort_transaction)()
+        other.close()
+
     def settings(self, topic: str) -> dict[str, str]:
         asked = [ConfigResource(ConfigResourceType.TOPIC, topic)]
         found = self._admin.describe_configs(asked, config_filter="all")["topic"][topic]
