@@ -3,5 +3,6 @@
     Observed ──forecast──▶ demand ──queueing──▶ work to be carried ──mix──▶ Plan, explained
 
 The same `Scaler` runs live, behind Ray Serve's autoscaling, and in virtual time.
-May import `pools`, `settings` and `capacity`; all but its `live` needs `capacity` alone.
+May import `pools`, `settings`, `capacity` and `head_actor`; all but its `live` needs `capacity`
+alone.
 """

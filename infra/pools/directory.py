@@ -20,7 +20,7 @@ from typing import Any
 
 import ray
 
-from infra.pools.head_actor import close_actor, find_actor, open_actor
+from infra.head_actor import close_actor, find_actor, open_actor
 
 POOLS_APP = "pools"  # the one Ray Serve application of all pools' replicas
 NAME = "fairlead.directory"

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from infra.capacity.fleet import PoolPlan
-from infra.pools.head_actor import close_actor, open_actor
+from infra.head_actor import close_actor, open_actor
 from infra.pools.pool_vitals import PoolVitals
 from infra.pools.site import LocalSite
 from infra.server_metrics.fetch import Text

@@ -20,7 +20,7 @@ from typing import Any
 import ray
 
 from infra.autoscaling.contract import Plan
-from infra.pools.head_actor import find_actor
+from infra.head_actor import find_actor
 
 logger = logging.getLogger(__name__)
 

@@ -37,7 +37,7 @@ from infra.autoscaling.live.replicas import (
     problems,
     with_replicas,
 )
-from infra.pools.head_actor import close_actor, open_actor
+from infra.head_actor import close_actor, open_actor
 from infra.pools.site import LocalSite
 from infra.settings.scaling_options import AutoscalingOptions
 from streams.alarms import Board
