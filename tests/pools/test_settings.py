@@ -37,6 +37,7 @@ from streams.errors import OptionRefused
 from streams.feedback.ticket import KEY_BYTES, Sealer
 
 ROOT = Path(__file__).parents[2]
+PAGE = markdown()
 ONE_MODEL = '[[models]]\nname = "m"\n'
 SECRET = "sk-do-not-show"
 
@@ -172,7 +173,7 @@ def test_key_has_its_row_with_meaning_default_and_bounds(key):
     """
     title = {"": "Top of the file"}.get(key.section, f"`[[{key.section}]]`")
     title = title if key.listed or not key.section else f"`[{key.section}]`"
-    part = markdown().split(f"## {title}")[1].split("\n## ")[0]
+    part = PAGE.split(f"## {title}")[1].split("\n## ")[0]
     (row,) = [line for line in part.splitlines() if line.startswith(f"| `{key.name}` |")]
 
     assert key.field.description
