@@ -21,7 +21,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.context import real
+from learners.context import BIAS, real
 from learners.drift import Alarm, DriftOptions, Failures, change_point, failures
 from learners.estimates.ema import FIGURES, Means
 from learners.estimates.history import Rows, by_turns, columns_of
@@ -39,9 +39,6 @@ from learners.targets import N_TARGETS, ONE, Target
 
 Floats = NDArray[np.float64]
 FEW_CALLS = 8  # of other tenants since one's calls began to fail: with fewer they can't say
-# A deviation is at least so much of what is predicted or was stated: estimates are held back a
-# little between the two for good, and bills that are all alike have no other deviation than that.
-LEAST = 0.02
 FEW = 30  # outcomes before a change: with fewer there is nothing that could have changed
 ERROR = N_TARGETS + FIGURES.index("error")
 
@@ -99,13 +96,12 @@ class _Newest:
     columns: NDArray[np.intp]  # of the model; −1 where it is not listed
 
     def residuals(
-        self, mine: NDArray[np.intp], column: int, solved: Ridge, outlier: float
+        self, mine: NDArray[np.intp], column: int, solved: Ridge, outlier: float, held_back: float
     ) -> Floats:
-        """Of one model's rows, in standard deviations."""
-        stated = float(solved.means[column, 0])
-        predicted = real(self.features[mine]) @ solved.weights[:, column] + stated
-        least = LEAST * np.maximum(np.abs(predicted), abs(stated))
-        noise = np.maximum(least, max(float(solved.noise[column, 0]), 1e-3))
+        """Of one model's rows, in standard deviations; estimates are `held_back` on average."""
+        level = float(solved.means[column, 0]) + held_back
+        predicted = real(self.features[mine]) @ solved.weights[:, column] + level
+        noise = max(float(solved.noise[column, 0]), 1e-3)
         return np.clip((self.y[mine] - predicted) / noise, -outlier, outlier).astype(np.float64)
 
     def sums(self, since: NDArray[np.intp], n_groups: int) -> Floats:
@@ -157,7 +153,8 @@ def changed_sums(
     alarms: dict[int, Alarm] = {}  # by column
     for column, model in enumerate(models):
         mine = np.flatnonzero(rows.columns == column)
-        residual = rows.residuals(mine, column, solved, options.outlier)
+        held_back = 0.0 if target == Target.QUALITY else _held_back(sums[column], column, solved)
+        residual = rows.residuals(mine, column, solved, options.outlier, held_back)
         start = _change(residual, rows.groups[mine], options)
         if start is None or outcome_counts(sums[column]).sum() - (len(mine) - start) < FEW:
             continue
@@ -173,6 +170,21 @@ def changed_sums(
         others = [column for column in range(len(models)) if column not in alarms]
         _doubt(others, min(alarm.since_ms for alarm in alarms.values()), rows, sums, options)
     return list(alarms.values())
+
+
+def _held_back(sums: Floats, column: int, solved: Ridge) -> float:
+    """How far below its outcomes a model is estimated on average, from its sums (g, 1, d+1, d+1).
+
+    A ratio is held back towards what was stated, by some outcomes' worth. Where the stated price
+    was wrong from the start, that is no change, however surely it is seen.
+    """
+    with_constant = sums.sum(axis=(0, 1))[-2]  # (d + 1,)
+    n_outcomes = with_constant[-2] / BIAS**2
+    if not n_outcomes:
+        return 0.0
+    features, y = with_constant[:-1] / BIAS**2, with_constant[-1] / (BIAS * ONE)
+    estimated = features @ solved.weights[:, column] + n_outcomes * solved.means[column, 0]
+    return float((y - estimated) / n_outcomes)
 
 
 def _doubt(
