@@ -7,6 +7,7 @@ nothing.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from infra.settings.toml_file import settings_file
 
 FREE_BYTES_MIN = 64 * 1024 * 1024  # a snapshot of 100,000 rows, and a minute of the log
 OWNER_ALONE = 0o700
+STATED = re.compile(r"""^state_dir\s*=\s*(["'])(.+?)\1""", re.MULTILINE)
 
 
 def prepare(folder: Path) -> None:
@@ -56,8 +58,17 @@ def of_file(path: Path) -> Path:
     try:
         named = settings_file(path).get("state_dir")
     except SettingsUnreadable:
-        named = None
+        named = _named_in(path)
     return Path(named if isinstance(named, str) else SiteOptions().state_dir)
+
+
+def _named_in(path: Path) -> str | None:
+    """The same by the line alone, of a file that is broken elsewhere."""
+    try:
+        line = STATED.search(path.read_text(errors="replace"))
+    except OSError:
+        return None
+    return line[2] if line else None
 
 
 def _write(path: Path) -> None:
