@@ -35,7 +35,9 @@ from learners.traits import Traits
 QUALITY_NOISE = 0.35  # assumed residual deviation before data
 RATIO_NOISE = 0.7 / RATIO_UNIT
 # Contexts are longer vectors than landmark features are shrunk for, and ratios less of a riddle.
-RATIO_RIDGE = RidgeOptions(shared_penalty=40.0, own_penalty=600.0, prior_weight=4.0)
+RATIO_RIDGE = RidgeOptions(
+    shared_penalty=40.0, own_penalty=600.0, prior_weight=4.0, difference_steps=0
+)
 # Of a model's mean ratio a prompt's is believed to be at least this: where few long prompts cost
 # most, a line through all falls below nothing at the short ones, and every model would seem free.
 RATIO_SHARE_MIN = 1 / 16

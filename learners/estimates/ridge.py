@@ -12,15 +12,17 @@ effect per model). The last feature is constant; its own penalty is what μ_k we
 The penalties are added when solving and never enter the sums, so forgetting cannot wind up and a
 model without data falls back on what all models share.
 
-λ₁ also says how far a model is believed to depart before it is known, and where that is too little
-a model whose first outcomes were of prompts that do not suit it is not tried on those that do. So
-it is checked: if λ₁ held, departures solved of known models would on average have the size
+λ₁ says how far a model is believed to depart before it is known. Where models differ by far more,
+the few prompts on which one is best would drown in what all share, and a model whose first outcomes
+were of prompts that do not suit it would not be tried on those that do. So λ₁ is checked: if it
+held, departures solved of known models would on average have the size
 
-    E ŵᵀMŵ = σ² · tr M (Λ₁⁻¹ − (S + Λ₁)⁻¹),      M the mean of xxᵀ
+    E ŵᵀMŵ = σ² · tr M (Λ₁⁻¹ − (S + Λ₁)⁻¹),      M the covariance of x
 
 (what a prior leaves unknown and what was learned add up to it). Where they are larger by a factor,
-deviations are computed with λ₁ divided by it. Estimates keep λ₁: departures are few and large,
-which a smaller λ₁ in all directions would not say.
+λ₁ is divided by it and all is solved again: a few steps of empirical Bayes (MacKay 1992). As M is
+what prompts differ in, vectors that are nearly parallel are weighed by what tells them apart. λ₁ is
+never made larger: that models are alike on the prompts of an hour says little.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ ROWS_EXACT = 1 << 14
 # y² is summed in units of 64 / ONE²: at 1 / ONE² the int64 of a model whose stated latency is 20
 # times too low would wrap round after 120 million outcomes in one half-life; so it takes 7 billion.
 SQUARE_UNIT = 64
+DIFFERENCE_LEAST = 1.5  # a factor by which λ₁ changes less is taken to be chance
 # The shared weight of the constant is held at zero: what was assumed of one model is not corrected
 # because others were misjudged.
 FIXED = 1e9
@@ -62,7 +65,8 @@ class RidgeOptions:
     noise_weight: float = 10.0  # what all models' noise is counts as this many outcomes of each
     # That models differ as λ₁ says is believed like so many models about which all is known.
     difference_weight: float = 0.3
-    difference_max: float = 30.0  # largest factor by which they may differ more, of variances
+    difference_max: float = 1000.0  # largest factor by which they may differ more, of variances
+    difference_steps: int = 3  # at most so many times λ₁ is divided; 0: it holds
 
 
 def new_statistics(n_targets: int, n_features: int, half_life_ms: int) -> DecayedSums:
@@ -188,48 +192,83 @@ def solve(
         syy = syy + np.einsum("kd,ktd->kt", profiles, along)
         sxy = sxy - along
 
-    own_penalty = np.full(d, options.own_penalty)
-    shared_penalty = np.full(d, options.shared_penalty)
-    own_penalty[-1], shared_penalty[-1] = options.prior_weight, FIXED
-    own = _inverse(sxx, own_penalty, counts > 0)  # (k, t, d, d): (S + Λ₁)⁻¹
-    # Eliminating w_k leaves Σ_k Λ₁ (S_k + Λ₁)⁻¹ (S_k w₀ − b_k) + Λ₀ w₀ = 0; Λ₁ (S + Λ₁)⁻¹ S is
-    # computed as Λ₁ − Λ₁ (S + Λ₁)⁻¹ Λ₁, which stays symmetric.
-    shrink = own_penalty[:, None] * own
-    left = np.diag(own_penalty) - shrink * own_penalty
-    right = np.einsum("ktde,kte->ktd", shrink, sxy)
-    shared = np.linalg.solve(
-        left.sum(axis=0) + np.diag(shared_penalty), right.sum(axis=0)[..., None]
-    )[..., 0]  # (t, d)
-    departure = np.einsum("ktde,kte->ktd", own, sxy - np.einsum("ktde,te->ktd", sxx, shared))
-    weights = shared + departure  # (k, t, d)
-
-    residual = syy - 2 * (weights * sxy).sum(-1)
-    residual += np.einsum("ktd,ktd->kt", np.einsum("ktd,ktde->kte", weights, sxx), weights)
-    noise = _noise(np.maximum(residual, 0.0), counts, noise_prior, options.noise_weight)
+    moments = _Moments(sxx, sxy, syy, counts)
+    fitted, differs = _fit(moments, 1.0, noise_prior, options), 1.0
+    for _ in range(options.difference_steps):
+        differs = _difference(moments, fitted, options)
+        if differs < DIFFERENCE_LEAST * fitted.factor:
+            break
+        fitted = _fit(moments, differs, noise_prior, options)
+    weights, noise = fitted.weights, fitted.noise
     if with_spread:
         # (S + Λ₁)⁻¹ = C⁻ᵀC⁻¹ with S + Λ₁ = CCᵀ: the sum is positive definite however many
         # outcomes, while its computed inverse may not be.
-        doubt = own_penalty.copy()
-        doubt[:-1] /= _difference(
-            departure[:, 0], sxx[:, 0], own[:, 0], counts[:, 0], noise[:, 0], options
-        )
         spread = np.zeros((k, d, (d // WIDE + 1) * WIDE))
+        doubt = np.append(np.full(d - 1, options.own_penalty / differs), options.prior_weight)
         spread[:, :, :d] = np.diag(1 / np.sqrt(doubt))
         seen = counts[:, 0] > 0
-        factor = np.linalg.cholesky(sxx[seen, 0] + np.diag(doubt))
-        spread[seen, :, :d] = np.linalg.inv(factor).transpose(0, 2, 1)
+        triangle = np.linalg.cholesky(sxx[seen, 0] + np.diag(doubt))
+        spread[seen, :, :d] = np.linalg.inv(triangle).transpose(0, 2, 1)
     else:
         spread = np.zeros((0, d, WIDE))
     if profiles is not None:
         weights = weights + profiles[:, None]
     return Ridge(
-        shared=shared.astype(np.float32),
+        shared=fitted.shared.astype(np.float32),
         weights=weights.transpose(2, 0, 1).reshape(d, -1).astype(np.float32),
         means=means.astype(np.float32),
         noise=noise.astype(np.float32),
         spread=np.ascontiguousarray(spread, np.float32),
         counts=counts,
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Moments:
+    """Sums of k models and t targets, on the real scale, y centred on μ."""
+
+    xx: NDArray[np.float64]  # (k, t, d, d)
+    xy: NDArray[np.float64]  # (k, t, d)
+    yy: NDArray[np.float64]  # (k, t)
+    counts: NDArray[np.float64]  # (k, t)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Fit:
+    """Weights for λ₁ divided by a factor."""
+
+    factor: float
+    own_penalty: NDArray[np.float64]  # (d,) the diagonal of Λ₁
+    own: NDArray[np.float64]  # (k, t, d, d) (S + Λ₁)⁻¹
+    shared: NDArray[np.float64]  # (t, d)
+    departure: NDArray[np.float64]  # (k, t, d)
+    weights: NDArray[np.float64]  # (k, t, d)
+    noise: NDArray[np.float64]  # (k, t)
+
+
+def _fit(
+    of: _Moments, factor: float, noise_prior: NDArray[np.float64], options: RidgeOptions
+) -> _Fit:
+    d = of.xx.shape[-1]
+    own_penalty = np.full(d, options.own_penalty / factor)
+    shared_penalty = np.full(d, options.shared_penalty)
+    own_penalty[-1], shared_penalty[-1] = options.prior_weight, FIXED
+    own = _inverse(of.xx, own_penalty, of.counts > 0)
+    # Eliminating w_k leaves Σ_k Λ₁ (S_k + Λ₁)⁻¹ (S_k w₀ − b_k) + Λ₀ w₀ = 0; Λ₁ (S + Λ₁)⁻¹ S is
+    # computed as Λ₁ − Λ₁ (S + Λ₁)⁻¹ Λ₁, which stays symmetric.
+    shrink = own_penalty[:, None] * own
+    left = np.diag(own_penalty) - shrink * own_penalty
+    right = np.einsum("ktde,kte->ktd", shrink, of.xy)
+    shared = np.linalg.solve(
+        left.sum(axis=0) + np.diag(shared_penalty), right.sum(axis=0)[..., None]
+    )[..., 0]
+    departure = np.einsum("ktde,kte->ktd", own, of.xy - np.einsum("ktde,te->ktd", of.xx, shared))
+    weights = shared + departure
+
+    residual = of.yy - 2 * (weights * of.xy).sum(-1)
+    residual += np.einsum("ktd,ktd->kt", np.einsum("ktd,ktde->kte", weights, of.xx), weights)
+    noise = _noise(np.maximum(residual, 0.0), of.counts, noise_prior, options.noise_weight)
+    return _Fit(factor, own_penalty, own, shared, departure, weights, noise)
 
 
 def _inverse(
@@ -241,29 +280,24 @@ def _inverse(
     return inverse
 
 
-def _difference(
-    departure: NDArray[np.float64],
-    sxx: NDArray[np.float64],
-    own: NDArray[np.float64],
-    counts: NDArray[np.float64],
-    noise: NDArray[np.float64],
-    options: RidgeOptions,
-) -> float:
-    """How much more than λ₁ says, at least 1, models differ: a factor of the variance.
+def _difference(of: _Moments, fitted: _Fit, options: RidgeOptions) -> float:
+    """How much more than λ₁ says, at least 1, models differ in the first target, of variances.
 
-    Departures (k, d) are over what all share; `own` (k, d, d) is (S + Λ₁)⁻¹. Of the constant,
-    which says how good a model is on all prompts, nothing is counted.
+    Of the constant, which says how good a model is on all prompts, nothing is counted.
     """
-    w = departure[:, :-1]
-    typical = sxx[:, :-1, :-1].sum(axis=0) / max(float(counts.sum()), 1.0)  # M
-    believed = float(np.trace(typical)) / options.own_penalty
+    n = max(float(of.counts[:, 0].sum()), 1.0)
+    every = of.xx[:, 0, :-1].sum(axis=0) / n  # (d − 1, d)
+    mean = every[:, -1] / (BIAS * STEP)
+    typical = every[:, :-1] - np.outer(mean, mean)  # M
+    believed = float(np.trace(typical)) / fitted.own_penalty[0]
     if believed <= 0.0:
         return 1.0
-    unknown = np.einsum("kde,de->k", own[:, :-1, :-1], typical)
-    learned = np.einsum("kd,de,ke->k", w, typical, w, optimize=True) / noise**2
-    assumed = options.difference_weight * believed
-    factor = (learned.sum() + assumed) / ((believed - unknown).sum() + assumed)
-    return float(np.clip(factor, 1.0, options.difference_max))
+    w = fitted.departure[:, 0, :-1]
+    unknown = np.einsum("kde,de->k", fitted.own[:, 0, :-1, :-1], typical)
+    learned = np.einsum("kd,de,ke->k", w, typical, w, optimize=True) / fitted.noise[:, 0] ** 2
+    weight = options.difference_weight * believed  # of models that differ as λ₁ says
+    found = (fitted.factor * learned.sum() + weight) / ((believed - unknown).sum() + weight)
+    return float(np.clip(found, 1.0, options.difference_max))
 
 
 def _noise(

@@ -418,6 +418,61 @@ def test_models_that_differ_more_than_assumed_are_doubted_as_much_more(more, low
     assert (found >= low - 1e-4).all() and (found <= high + 1e-4).all()
 
 
+def missed_by(rows: Outcomes, quality: np.ndarray, steps: int) -> float:
+    """How far estimates of eight models lie from the mean `quality` that rows were drawn around."""
+    options = RidgeOptions(difference_steps=steps)
+    model = solved(rows, np.full((8, 3), 0.5), options, list(range(1, 9)))
+    found = model.predict(real(rows.contexts))[:, :, Target.QUALITY]
+    own = found[np.arange(len(rows)), rows.models.astype(int) - 1]
+    return float(np.sqrt(((own - quality) ** 2).mean()))
+
+
+def apart(x: np.ndarray, size: float, rng: np.random.Generator) -> tuple[Outcomes, np.ndarray]:
+    """Eight models that differ in four of the features of contexts `x` (n, 64), and the truth."""
+    rows = outcomes(len(x), rng, among=tuple(range(1, 9)), span_ms=1)
+    lines = np.zeros((8, N_FEATURES))
+    lines[:, :4] = rng.normal(0, size, (8, 4))
+    varied = (x - x.mean(axis=0)) / 32
+    quality = 0.5 + (varied * lines[rows.models.astype(int) - 1]).sum(axis=1)
+    targets, known = rows.targets.copy(), rows.known.copy()
+    noisy = quality + rng.normal(0, 0.2, len(x))
+    targets[:, Target.QUALITY], known[:, Target.QUALITY] = np.rint(noisy * ONE), True
+    return replace(rows, contexts=x.astype(np.int8), targets=targets, known=known), quality
+
+
+def test_models_that_differ_more_than_assumed_are_estimated_by_what_they_did():
+    """
+    Where models differ far more than λ₁ says estimates miss half as much as with it, or less.
+    """
+    rng = np.random.default_rng(15)
+    rows, quality = apart(contexts(16_000, rng), 0.15, rng)
+
+    assert missed_by(rows, quality, steps=3) < 0.5 * missed_by(rows, quality, steps=0)
+
+
+def test_models_that_differ_as_assumed_are_estimated_as_before():
+    """
+    Where models differ no more than λ₁ says it holds, to the bit.
+    """
+    rng = np.random.default_rng(15)
+    rows, quality = apart(contexts(8_000, rng), 0.01, rng)
+
+    assert missed_by(rows, quality, steps=3) == missed_by(rows, quality, steps=0)
+
+
+def test_contexts_that_are_nearly_parallel_are_told_apart_by_how_they_differ():
+    """
+    What all prompts have in common, however much, does not hide that models differ on the rest.
+    """
+    rng = np.random.default_rng(16)
+    common = np.clip(contexts(1, rng).astype(int), -100, 100)
+    x = common + rng.integers(-8, 9, (16_000, N_FEATURES))
+    x[:, -1] = 32
+    rows, quality = apart(x, 3.0, rng)
+
+    assert missed_by(rows, quality, steps=8) < 0.5 * missed_by(rows, quality, steps=0)
+
+
 @pytest.mark.parametrize(
     ("times", "own_penalty"),
     [(1.0, 150.0), (1e6, 1e-3), (1e9, 150.0), (1e11, 150.0), (1e12, 150.0)],
