@@ -125,6 +125,8 @@ def read(
     are none. Of more than `encoded_max` texts so many are drawn, and no other prompts are in the
     table. Raises TableRefused, naming column and row.
     """
+    if not path.is_file():
+        raise TableRefused(path.name, "", None, f"there is no file {path}")
     form, reader = FORMS.get(path.suffix.lower(), FORMS[".parquet"])
     try:
         table = reader(path)
@@ -133,6 +135,8 @@ def read(
     check = _Check(path.name, table)
     encode = encode or (None if check.has_embeddings() else where_missing)
     models = tuple(c.removeprefix(QUALITY) for c in table.column_names if c.startswith(QUALITY))
+    if "" in models:
+        check.refuse(QUALITY, None, "names no model")
     if len(models) < MODELS_MIN:
         check.refuse(QUALITY + "<model>", None, f"is there for {len(models)} models, two are least")
     if len(table) < PROMPTS_MIN:

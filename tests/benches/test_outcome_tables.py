@@ -43,6 +43,7 @@ BAD = {
     "a cost that is not a number": (with_value("cost_usd:small", 2, np.nan), "cost_usd:small", 2),
     "no cost of a model": ({"cost_usd:small": None}, "cost_usd:small", None),
     "a quality in words": ({"quality:small": pa.array(["good"] * N)}, "quality:small", None),
+    "a model without a name": ({"quality:": pa.array([1.0] * N)}, "quality:", None),
     "one model": ({"quality:small": None, "cost_usd:small": None}, "quality:<model>", None),
 }
 
@@ -93,15 +94,22 @@ def test_no_more_texts_are_encoded_than_are_wanted(tmp_path):
         np.testing.assert_array_equal(getattr(fewer, name), getattr(whole, name)[rows])
 
 
-def test_what_is_no_parquet_file_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("text.parquet", "can't be read as Parquet"),
+        ("nowhere.parquet", "there is no file .*nowhere.parquet"),
+        ("", "there is no file"),  # a folder
+    ],
+)
+def test_what_is_no_parquet_file_is_refused(tmp_path, name, said):
     """
-    As is a file that is not there.
+    As are a folder and a file that is not there.
     """
     (tmp_path / "text.parquet").write_text("quality,cost")
 
-    for name in ("text.parquet", "nowhere.parquet"):
-        with pytest.raises(TableRefused, match="can't be read as Parquet"):
-            tables.read(tmp_path / name)
+    with pytest.raises(TableRefused, match=said):
+        tables.read(tmp_path / name)
 
 
 @pytest.mark.parametrize("form", [".csv", ".jsonl"])
