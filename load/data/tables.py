@@ -63,6 +63,13 @@ class OutcomeTable:
     def __len__(self) -> int:
         return len(self.embeddings)
 
+    @property
+    def mean_cosine(self) -> float:
+        """Of any two embeddings, on average; near one where they are nearly parallel."""
+        rows = self.embeddings.astype(np.float64)
+        mean = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).mean(axis=0)
+        return float(mean @ mean)
+
     def take(self, rows: NDArray[np.intp]) -> OutcomeTable:
         """The prompts at `rows`, in that order."""
         return OutcomeTable(

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from outcome_tables import DIM, MODELS, N, columns, written
 
+from load.bench.decisions.bench import remarks
 from load.data import tables
 from load.errors import TableRefused
 
@@ -152,6 +153,20 @@ def test_what_is_wrong_with_a_csv_file_is_said(tmp_path, text, said):
 
     with pytest.raises(TableRefused, match=said):
         tables.read(path)
+
+
+@pytest.mark.parametrize(("common", "remarked"), [(0.0, False), (2.0, False), (20.0, True)])
+def test_embeddings_that_are_nearly_parallel_are_remarked_on(tmp_path, common, remarked):
+    """
+    Vectors that are not centred are usual; those of which hardly anything else is left are not.
+    """
+    vectors = np.random.default_rng(3).standard_normal((N, DIM)) + common
+    path = written(tmp_path, {"embedding": pa.array(vectors.tolist())})
+
+    said = remarks([tables.read(path)])
+
+    assert bool(said) is remarked
+    assert all("made" in line and "subtract their mean" in line for line in said)
 
 
 def test_a_refusal_survives_being_sent_between_processes():

@@ -35,6 +35,7 @@ Say = Callable[[str], None]
 OUTCOMES_VARIABLE = "FAIRLEAD_OUTCOMES"
 OUTCOMES = peers.CHECKOUT.parent / "shared" / "data" / "outcomes"  # beside a checkout
 LLMDRIFT = "llmdrift"
+PARALLEL = 0.95  # mean cosine of embeddings that are better centred first
 
 
 def outcomes_folder() -> Path:
@@ -70,12 +71,25 @@ def measure(options: DecisionsBench, say: Say) -> dict[str, Any]:
     if peers_missing:
         say(peers_missing)
     say("tables: " + ", ".join(f"{one.table.name} ({one.n_prompts} prompts)" for one in orders))
+    for remark in remarks(tables):
+        say(remark)
     tasks = [*_table_tasks(orders, options, interpreter), *_experiment_tasks(tables, options)]
     once = list({task.key: task for task in tasks}.values())  # equal variants have one key
     found = run_all(once, orders, options.workers, say)
     result = results.result(orders, options, found, peers.NAMES, peers_missing)
     result["wall_s"] = round(time.perf_counter() - started_s, 1)
     return result
+
+
+def remarks(tables: Sequence[OutcomeTable]) -> list[str]:
+    """What whoever made a table would want to know of it before its figures."""
+    return [
+        f"{table.name}: its embeddings are nearly parallel (mean cosine {table.mean_cosine:.3f}); "
+        f"contexts have 8 bits a number and hold little of what tells them apart: subtract their "
+        f"mean, here and in what callers send"
+        for table in tables
+        if table.mean_cosine > PARALLEL
+    ]
 
 
 def _table_tasks(
