@@ -4,12 +4,17 @@
     alone    score│reply│        idle        │accept│score│reply│        scored at once
 
 A request is scored where it comes in if the loop has been idle since the last scoring, for as long
-as that took or longer: then nobody else was waiting. If it has not, others may well wait in gRPC's
-core, where Python can't see them: it is handed one call a turn, and to score each at once would
-leave the rest there for as long as the crowd lasts. So the loop takes in what there is, until
-nothing has come for a moment, and scores that together. A moment is as long as a scoring takes,
+as scoring one alone takes: then nobody else was waiting. If it has not, others may well wait in
+gRPC's core, where Python can't see them: it is handed one call a turn, and to score each at once
+would leave the rest there for as long as the crowd lasts. So the loop takes in what there is, until
+nothing has come for a moment, and scores that together. A moment is what scoring one alone takes,
 which is what one more request in the batch saves: what a replica does not compute, callers on the
-same machine can.
+same machine can. For the same reason it is over once fewer have come than there were moments:
+those could have been scored one by one meanwhile.
+
+What one alone takes is smoothed, and a batch takes no less. By the last scoring, however large, one
+slow scoring made the next wait, which made a batch, which was slow: calls that came at their own
+times, a thousand a second, waited 5 ms beside idle cores until a gap ended it.
 
 What shows a crowd is the loop's own idleness (wall-clock time less processor time of its thread),
 not the number of calls under way: with 64 callers Python sees one or two of them. A caller that
@@ -42,6 +47,7 @@ STILL_S, STILL_S_MAX = 0.0003, 0.002
 # Event loops' timers tick in milliseconds: what is shorter is waited for turn by turn.
 TIMER_S_MIN = 0.001
 SKIPPED_MAX = 63  # scorings without gathering, after it found nobody
+SMOOTHED = 0.125  # weight of the last one scored alone
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -80,7 +86,8 @@ class Batcher(Generic[Item, Result]):
         self._score, self._options, self._now_s, self._busy_s = score, options, now_s, busy_s
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._next: asyncio.Handle | None = None  # scoring, or another look whether more have come
-        self._ended_s = self._ended_busy_s = self._took_s = 0.0  # the last scoring
+        self._ended_s = self._ended_busy_s = 0.0  # the last scoring
+        self._alone_s = 0.0  # that scoring one alone takes
         self._began_s = self._grew_s = 0.0  # gathering began, and found the last one
         self._found = 0
         self._futile = self._to_skip = 0  # gatherings to be skipped after one that found nobody
@@ -109,12 +116,12 @@ class Batcher(Generic[Item, Result]):
         self._next = loop.call_soon(self._gather, loop)
 
     def _crowded(self) -> bool:
-        """Whether the loop was idle for less than the last scoring took, or has not been at all."""
+        """Whether the loop was idle for less than scoring one takes, or has not been at all."""
         if not self._options.gather_s_max:
             return False
         elapsed_s = self._now_s() - self._ended_s
         idle_s = elapsed_s - (self._busy_s() - self._ended_busy_s)
-        if idle_s >= max(IDLE_S, min(self._took_s, STILL_S_MAX)):
+        if idle_s >= max(IDLE_S, min(self._alone_s, STILL_S_MAX)):
             return False
         self._to_skip -= 1
         return self._to_skip < 0
@@ -124,9 +131,9 @@ class Batcher(Generic[Item, Result]):
         now_s, n = self._now_s(), len(self._waiting)
         if n > self._found:
             self._found, self._grew_s = n, now_s
-        moment_s = min(max(STILL_S, self._took_s), STILL_S_MAX)
+        moment_s = min(max(STILL_S, self._alone_s), STILL_S_MAX)
         still = now_s - self._grew_s >= moment_s
-        late = now_s - self._began_s >= self._options.gather_s_max
+        late = now_s - self._began_s >= min(self._options.gather_s_max, n * moment_s)
         if still or late or n >= self._options.batch_max:
             self._flush(loop)
         elif moment_s < TIMER_S_MIN:
@@ -151,11 +158,19 @@ class Batcher(Generic[Item, Result]):
             self._begin(loop)
 
     def _timed(self, batch: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:
-        """Score a batch, and remember how long that took, and when it ended."""
+        """Score a batch, and remember when it ended."""
         began_s = self._now_s()
         self._settle(batch)
         self._ended_s, self._ended_busy_s = self._now_s(), self._busy_s()
-        self._took_s = self._ended_s - began_s
+        self._note(len(batch), self._ended_s - began_s)
+
+    def _note(self, n: int, took_s: float) -> None:
+        """Learn what one alone takes: of a batch it is known that no more than all of it, …"""
+        alone_s = self._alone_s
+        if n == 1 and alone_s:
+            self._alone_s += SMOOTHED * (took_s - alone_s)
+        else:  # … and no less than its share
+            self._alone_s = min(max(alone_s, took_s / n), took_s)
 
     def _settle(self, batch: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:
         try:

@@ -7,6 +7,7 @@ import selectors
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from serve.errors import InvalidRequest, QueueFull
@@ -146,6 +147,28 @@ def test_requests_that_come_sooner_than_they_are_scored_are_scored_together(play
     sizes, waited_s = played(scenario, took_s=0.001)
     assert sorted(sizes)[len(sizes) // 2] >= 3
     assert waited_s <= GATHER_S_MAX + STILL_S_MAX + 0.001
+
+
+def test_one_slow_scoring_does_not_make_the_next_calls_wait(played):
+    """
+    Calls at their own times, far fewer than could be scored one by one, one scoring in fifty being
+    slow: what is gathered for is what one more in a batch saves, not what the last scoring took.
+    """
+    rng = np.random.default_rng(0)
+    arrivals_s = np.cumsum(rng.exponential(1e-3, 2000)).tolist()
+    slow = rng.random(2000) < 0.02
+
+    async def scenario(bench):
+        scored = bench.score
+
+        def score(items):
+            bench.took_s = (0.0002 + 0.0001 * len(items)) * (6 if slow[len(bench.batches)] else 1)
+            return scored(items)
+
+        bench.batcher._score = score
+        return await asyncio.gather(*(bench.ask(i, at_s=s) for i, s in enumerate(arrivals_s)))
+
+    assert np.quantile(played(scenario), 0.99) <= 3 * STILL_S
 
 
 async def _come(bench: Bench, n: int, accept_s: float) -> list[float]:
