@@ -9,12 +9,12 @@ gRPC's core, where Python can't see them: it is handed one call a turn, and to s
 would leave the rest there for as long as the crowd lasts. So the loop takes in what there is, until
 nothing has come for a moment, and scores that together. A moment is what scoring one alone takes,
 which is what one more request in the batch saves: what a replica does not compute, callers on the
-same machine can. For the same reason it is over once fewer have come than there were moments:
-those could have been scored one by one meanwhile.
+same machine can.
 
-What one alone takes is smoothed, and a batch takes no less. By the last scoring, however large, one
-slow scoring made the next wait, which made a batch, which was slow: calls that came at their own
-times, a thousand a second, waited 5 ms beside idle cores until a gap ended it.
+What one alone takes is smoothed, and no less than a share of a batch, nor more than all of it.
+Were it the last scoring, however large, one slow scoring would make the next wait, which makes a
+batch, which is slow: of calls that come at their own times, a thousand a second, every hundredth
+would wait 5 ms beside idle cores.
 
 What shows a crowd is the loop's own idleness (wall-clock time less processor time of its thread),
 not the number of calls under way: with 64 callers Python sees one or two of them. A caller that
@@ -132,21 +132,25 @@ class Batcher(Generic[Item, Result]):
 
     def _gather(self, loop: asyncio.AbstractEventLoop) -> None:
         """Let the loop take in calls for as long as they keep coming."""
+        moment_s = min(max(STILL_S, self._alone_s), STILL_S_MAX)
+        asleep = moment_s >= TIMER_S_MIN
+        if self._complete(moment_s, in_vain=1 if asleep else IN_VAIN):
+            self._flush(loop)
+        elif asleep:
+            self._next = loop.call_later(moment_s, self._gather, loop)
+        else:
+            os.sched_yield()
+            self._next = loop.call_soon(self._gather, loop)
+
+    def _complete(self, moment_s: float, in_vain: int) -> bool:
+        """Whether no more are waited for, as seen by this look."""
         now_s, n = self._now_s(), len(self._waiting)
         self._in_vain += 1
         if n > self._found:
             self._found, self._grew_s, self._in_vain = n, now_s, 0
-        moment_s = min(max(STILL_S, self._alone_s), STILL_S_MAX)
-        still = now_s - self._grew_s >= moment_s or now_s - self._began_s >= n * moment_s
         late = now_s - self._began_s >= self._options.gather_s_max
-        asleep = moment_s >= TIMER_S_MIN
-        if still and (asleep or self._in_vain >= IN_VAIN) or late or n >= self._options.batch_max:
-            self._flush(loop)
-        elif not asleep:
-            os.sched_yield()
-            self._next = loop.call_soon(self._gather, loop)
-        else:
-            self._next = loop.call_later(moment_s, self._gather, loop)
+        still = now_s - self._grew_s >= moment_s and self._in_vain >= in_vain
+        return still or late or n >= self._options.batch_max
 
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
         """Score one batch, then let the event loop read what has arrived meanwhile."""
@@ -172,11 +176,11 @@ class Batcher(Generic[Item, Result]):
         self._note(len(batch), self._ended_s - began_s)
 
     def _note(self, n: int, took_s: float) -> None:
-        """Learn what one alone takes: of a batch it is known that no more than all of it, …"""
+        """Learn what scoring one alone takes: at most what a batch takes, at least its share."""
         alone_s = self._alone_s
         if n == 1 and alone_s:
             self._alone_s += SMOOTHED * (took_s - alone_s)
-        else:  # … and no less than its share
+        else:
             self._alone_s = min(max(alone_s, took_s / n), took_s)
 
     def _settle(self, batch: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:

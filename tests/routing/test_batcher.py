@@ -171,6 +171,21 @@ def test_one_slow_scoring_does_not_make_the_next_calls_wait(played):
     assert np.quantile(played(scenario), 0.99) <= 3 * STILL_S
 
 
+def test_after_a_slow_scoring_a_rested_loop_scores_at_once(played):
+    """
+    One in eight may take nine times as long, and what a lone one takes is hardly another.
+    """
+
+    async def scenario(bench):
+        waits = []
+        for i in range(80):
+            bench.took_s = 0.0018 if i % 8 == 7 else 0.0002
+            waits.append(await bench.ask(i, at_s=bench.loop.now_s - 1000.0 + 0.001))
+        return waits
+
+    assert played(scenario) == [TURNS] * 80
+
+
 async def _come(bench: Bench, n: int, accept_s: float) -> list[float]:
     """How long n requests wait that gRPC hands over one after the other, each at some cost."""
     waits = []
