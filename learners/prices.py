@@ -117,8 +117,10 @@ def multiples(z: Floats, load: Floats, options: PriceOptions) -> Floats:
     below zero passes for zero.
     """
     assert np.isfinite(load).all(), "clean loads before they are priced"
-    excess = np.clip(load, 0.0, options.damped_load_max) - 1.0
-    return np.expm1(np.clip(z + options.damping * excess, 0.0, options.log_multiple_max))
+    # Of a dozen pools np.clip takes four times as long as what it does.
+    excess = np.minimum(np.maximum(load, 0.0), options.damped_load_max) - 1.0
+    charged = np.minimum(np.maximum(z + options.damping * excess, 0.0), options.log_multiple_max)
+    return np.expm1(charged)
 
 
 def shed_share(

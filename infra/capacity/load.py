@@ -71,6 +71,9 @@ class LoadGauge:
 
     def came_together(self, sums: Sequence[float]) -> None:
         """Several were, in this window: how many, their tokens, their work, and its squares."""
+        if not self._window[0]:  # as almost always: they are told once a window
+            self._window = list(sums)
+            return
         self._window = [before + new for before, new in zip(self._window, sums, strict=True)]
 
     def read(self) -> float:
@@ -91,8 +94,15 @@ class LoadGauge:
         kept = math.exp(-window_s / FLOW_S)
         self._flow = kept * self._flow + (1.0 - kept) * self._window[3] / window_s
         kept = math.exp(-window_s / LENGTHS_S)
-        pairs = zip(self._recent, self._window, strict=True)
-        self._recent = [kept * before + new for before, new in pairs]
+        n, prompt, output, work_s, squares = self._window
+        before = self._recent  # one by one: this is asked of every replica, every window
+        self._recent = [
+            kept * before[0] + n,
+            kept * before[1] + prompt,
+            kept * before[2] + output,
+            kept * before[3] + work_s,
+            kept * before[4] + squares,
+        ]
         self._window = [0.0] * 5
 
     def _full(self) -> float:

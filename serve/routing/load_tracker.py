@@ -149,4 +149,4 @@ class LoadTracker:
         first = FULL * self._options.load_target
         came_s, reported_s = self._recent
         found = (came_s + first * FULL_PRIOR_S) / (reported_s + FULL_PRIOR_S)
-        return np.clip(found, FULL_MIN, FULL_MAX)
+        return np.minimum(np.maximum(found, FULL_MIN), FULL_MAX)

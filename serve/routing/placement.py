@@ -151,7 +151,7 @@ def least_multiple(pool_load: PoolLoad, eligible: NDArray[np.bool_], live: Live)
     """
     if not live.priced:
         return np.zeros(len(eligible))
-    full = np.clip((pool_load.load - ROOM_FROM) / (1.0 - ROOM_FROM), 0.0, 1.0)
+    full = np.minimum(np.maximum((pool_load.load - ROOM_FROM) / (1.0 - ROOM_FROM), 0.0), 1.0)
     of_model = live.catalogue.least(np.where(live.open, pool_load.multiple * full, np.inf))
     of_model[np.isinf(of_model)] = 0.0  # nothing is known of it
     return np.where(eligible, of_model, np.inf).min(axis=1)

@@ -256,6 +256,10 @@ class MemoryReader:
             held, wanted = partitions[number], self._next[number]
             if not held.first <= wanted <= held.end:
                 raise LogTruncated(self._topic, number, wanted, held.first, held.end)
+            if not held.damaged:  # as almost always
+                end = min(wanted + records_max - len(found), held.end)
+                found += held.records[wanted - held.first : end - held.first]
+                self._next[number] = end
             while len(found) < records_max and self._next[number] < held.end:
                 self._take(held, found)
         if self._next:

@@ -196,6 +196,8 @@ class FleetState:
         elif isinstance(record, RouterState):
             router = Received(received_ms, gauges_of(record))
             keep_latest(tables.routers, record.source, router, SOURCES_MAX)
+        if received_ms == before:  # as of all but the first that the log took at a time
+            return
         horizon_ms = (_slot_of(tables.received_ms) - SLOTS) * SLOT_MS
         if _slot_of(before) != _slot_of(tables.received_ms) or received_ms < horizon_ms:
             for table in (tables.replicas, tables.routers):

@@ -32,13 +32,15 @@ class Buckets:
     ratio: float
     last: int  # index of the last bucket
     edges: list[float] = field(init=False, repr=False, compare=False)  # where all but it end
+    _edges: NDArray[np.float64] = field(init=False, repr=False, compare=False)  # the same
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "edges", [self.edge(i) for i in range(self.last)])
+        object.__setattr__(self, "_edges", np.array(self.edges))
 
     def indexes(self, values: ArrayLike) -> NDArray[np.int64]:
         """Buckets (n,) of finite values (n,)."""
-        return np.searchsorted(self.edges, np.asarray(values, np.float64), side="right")
+        return self._edges.searchsorted(np.asarray(values, np.float64), side="right")
 
     def index(self, value: float) -> int:
         """The bucket of one finite value."""
@@ -67,6 +69,16 @@ class Buckets:
 LATENCY_MS = Buckets(least=0.1, ratio=1.05, last=400)
 # 1 to 10 million tokens, four buckets to a doubling: at most 9 % off. Sums are sent beside them.
 TOKENS = Buckets(least=1.0, ratio=2**0.25, last=93)
+
+
+def filled(cells: NDArray[np.integer]) -> list[tuple[int, int]]:
+    """How many of whole numbers (n,) from 0 on are each, of those that are there, ascending.
+
+    As `np.unique`, without sorting: cells are few, and what falls into them is many.
+    """
+    counts = np.bincount(cells)
+    there = counts.nonzero()[0]
+    return list(zip(there.tolist(), counts[there].tolist(), strict=True))
 
 
 def pairs(counts: Mapping[int, int]) -> list[tuple[int, int]]:

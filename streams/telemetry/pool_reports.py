@@ -21,7 +21,6 @@ from msgspec.structs import replace
 from streams.telemetry.fleet_state import FleetState
 from streams.telemetry.received import SILENT_MS, Received
 from streams.telemetry.records import PoolState
-from streams.telemetry.tally import parted
 
 LOAD_MAX = 100.0  # more makes no sense: a queue of a hundred times what may wait
 FROM = " from "  # in a replica's name, between a server's address and the caller that reports on it
@@ -93,8 +92,8 @@ def by_pool(
 ) -> dict[str, list[Received[PoolState]]]:
     """Items of `FleetState.replicas` by their pool."""
     found: dict[str, list[Received[PoolState]]] = {}
-    for key, one in replicas:
-        found.setdefault(parted(key)[0], []).append(one)
+    for _, one in replicas:
+        found.setdefault(one.record.pool, []).append(one)
     return found
 
 

@@ -88,12 +88,14 @@ class PoolWindow:
         """
         found = {
             **self._identity,
+            **reporter.head(window),
             "joules": self._joules,
             "tokens": self._tokens,
-            "ttft_ms": pairs(self._ttft_ms),
-            "tpot_ms": pairs(self._tpot_ms),
-            **reporter.head(window),
         }
+        if self._ttft_ms:
+            found["ttft_ms"] = pairs(self._ttft_ms)
+        if self._tpot_ms:
+            found["tpot_ms"] = pairs(self._tpot_ms)
         self._begin()
         return found
 

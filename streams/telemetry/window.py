@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from streams.log.outbox import OutboxOptions
 from streams.telemetry.class_names import ClassNames
-from streams.telemetry.histogram import TOKENS, Counts, pairs
+from streams.telemetry.histogram import TOKENS, Counts, count_into, filled, pairs
 from streams.telemetry.records import (
     DEFAULT,
     NAME_LENGTH_MAX,
@@ -181,8 +181,7 @@ class RouterWindow:
         """Count several of one class."""
         of_class = self._class(tenant)
         of_class.output_tokens += int(output_tokens.sum())
-        buckets, counts = np.unique(TOKENS.indexes(output_tokens), return_counts=True)
-        of_class.output_lengths.update(dict(zip(buckets.tolist(), counts.tolist(), strict=True)))
+        count_into(of_class.output_lengths, filled(TOKENS.indexes(output_tokens)))
 
     def take(
         self, reporter: Reporter, window: tuple[int, int], gauges: RouterGauges
@@ -277,10 +276,7 @@ class RouterWindow:
         self._count_demand(classes, of, tokens, batches)
         known = tokens > 0
         width = TOKENS.last + 1
-        cells, counts = np.unique(
-            of[known] * width + TOKENS.indexes(tokens[known]), return_counts=True
-        )
-        for cell, n in zip(cells.tolist(), counts.tolist(), strict=True):
+        for cell, n in filled(of[known] * width + TOKENS.indexes(tokens[known])):
             classes[cell // width].prompt_lengths[cell % width] += n
 
     def _count_demand(

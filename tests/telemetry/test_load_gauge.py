@@ -222,3 +222,23 @@ def test_a_pool_that_runs_twenty_times_as_fast_takes_a_twentieth_of_the_work():
     assert fast.work_s(1000, output_tokens=200) == pytest.approx(
         rates.work_s(1000, output_tokens=200) / 20.0
     )
+
+
+def test_requests_that_are_told_in_two_lots_count_as_told_one_by_one():
+    """
+    Three prompts, two of them in the first lot.
+    """
+    engine = Engine(FAST)
+    one, together = LoadGauge(engine, TARGET), LoadGauge(engine, TARGET)
+    prompts = (100, 200, 400)
+    first, second, third = (work_of(rates_of(FAST, TARGET), (n, 10)) for n in prompts)
+
+    for n in prompts:
+        one.came(n, 10)
+    together.came_together([2.0, 300.0, 20.0, first + second, first**2 + second**2])
+    together.came_together([1.0, 400.0, 10.0, third, third**2])
+    engine.advance(1.0)
+    told = together.read()
+
+    assert told > 0.0
+    assert told == pytest.approx(one.read(), rel=1e-12)

@@ -19,7 +19,7 @@ from load.bench.recovery.made_telemetry import made_telemetry
 from streams.errors import BadTelemetry
 from streams.log.contract import TELEMETRY
 from streams.telemetry import records as telemetry
-from streams.telemetry.histogram import LATENCY_MS, TOKENS, Buckets, counted, pairs
+from streams.telemetry.histogram import LATENCY_MS, TOKENS, Buckets, counted, filled, pairs
 from streams.telemetry.pool_window import DispatchWindow, PoolWindow, ReplicaIdentity
 from streams.telemetry.records import (
     CLASSES_MAX,
@@ -560,3 +560,14 @@ def test_the_page_names_every_field_reason_and_limit():
         assert said in PAGE, said
     (example,) = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
     assert decode(example.encode()).pool == "small-eu"
+
+
+def test_what_falls_into_cells_is_counted_as_sorting_it_would():
+    """
+    Of a thousand numbers, of one, and of none.
+    """
+    many = np.random.default_rng(0).integers(0, 40, 1000) * 3
+
+    for cells in (many, many[:1], many[:0]):
+        there, n = np.unique(cells, return_counts=True)
+        assert filled(cells) == list(zip(there.tolist(), n.tolist(), strict=True))

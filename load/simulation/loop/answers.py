@@ -27,6 +27,7 @@ from serve.routing.catalogue import Catalogue
 from streams.feedback.report import encode_report
 
 TRIES_MAX = 2
+UNFINISHED = int(Fate.UNFINISHED)  # numpy compares a number sooner than an enumeration's member
 
 
 # What is known of each request that is held, and what before anything is known.
@@ -75,6 +76,8 @@ class Ledger:
 
     def refused(self, numbers: Numbers, shed: np.ndarray) -> None:
         """Requests were sent nowhere; `shed`: because the fleet was too full."""
+        if not len(numbers):
+            return
         rows = self._arrivals.rows(numbers)
         self._end(rows, Fate.REFUSED)
         self._of["shed"][rows] = shed
@@ -120,8 +123,9 @@ class Ledger:
         self._of["first_s"][rows] = np.where(lost.first_s > 0.0, lost.first_s, np.nan)
 
     def _end(self, rows: Numbers, fate: Fate) -> None:
-        assert (self._of["fate"][rows] == Fate.UNFINISHED).all(), "a request has one fate"
-        self._of["fate"][rows] = fate
+        of = self._of["fate"]
+        assert (of[rows] == UNFINISHED).all(), "a request has one fate"
+        of[rows] = int(fate)
 
     # --- what is held
 
@@ -134,7 +138,7 @@ class Ledger:
     @property
     def n_ended(self) -> int:
         """Requests from the first that is held on, up to one that has no fate yet."""
-        open_yet = self._of["fate"] == Fate.UNFINISHED
+        open_yet = self._of["fate"] == UNFINISHED
         return int(open_yet.argmax()) if open_yet.any() else len(open_yet)
 
     def let_go(self, n: int) -> tuple[Traffic, Answers]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -44,15 +45,24 @@ class Asking:
         n, traffic, rows = len(numbers), self.arrivals.held, self.arrivals.rows(numbers)
         criticality = np.array(traffic.criticality, np.int8)
         said: dict[str, Any] = {
+            "contexts": self.contexts[traffic.rows[rows]],
             "prompt_tokens": traffic.prompt_tokens[rows].astype(np.float64),
             "criticality": criticality[traffic.classes[rows]],
         }
-        return RequestBatch(
-            contexts=self.contexts[traffic.rows[rows]],
-            preference=np.tile(np.array(self.preference, np.float64), (n, 1)),
-            allowed=np.ones((n, n_models), bool),
-            **unsaid_columns(n) | said,
-        )
+        same = _same(self.preference, n_models, 1 << n.bit_length())
+        return RequestBatch(**{name: column[:n] for name, column in same.items()} | said)
+
+
+@lru_cache(maxsize=16)
+def _same(preference: tuple[float, ...], n_models: int, n: int) -> dict[str, NDArray[Any]]:
+    """The columns that say the same of all requests, of n. They are handed out again: a router
+    changes nothing in what it is asked.
+    """
+    return {
+        "preference": np.tile(np.array(preference, np.float64), (n, 1)),
+        "allowed": np.ones((n, n_models), bool),
+        **unsaid_columns(n),
+    }
 
 
 class VirtualRouter:

@@ -56,6 +56,10 @@ class VirtualPool:
         self.wanted = plan.replicas
         self.replicas: list[VirtualReplica] = []  # not gone, the oldest first
         self.ready: list[VirtualReplica] = []  # of them, those that requests are shared among
+        self.draining: list[VirtualReplica] = []
+        self.rows: list[int] = []  # of engines: of all replicas
+        self.ready_rows: list[int] = []
+        self.next_start_s = math.inf
         self.launched = 0  # ever
 
     def n(self, state: str) -> int:
@@ -68,9 +72,14 @@ class VirtualPool:
         return len(self.replicas) - self.n("draining")
 
     def arrange(self) -> None:
-        """After states have changed."""
+        """After states have changed, which is seldom: who is asked every tick looks them up."""
         self.replicas = [r for r in self.replicas if r.state != "gone"]
         self.ready = [r for r in self.replicas if r.state == "ready"]
+        self.draining = [r for r in self.replicas if r.state == "draining"]
+        self.rows = [r.row for r in self.replicas]
+        self.ready_rows = [r.row for r in self.ready]
+        starting = (r.ready_s for r in self.replicas if r.state == "starting")
+        self.next_start_s = min(starting, default=math.inf)
 
     def next_to_go(self) -> VirtualReplica:
         """Of those that are not to go yet, the one that has least to do; the youngest of equals."""
@@ -128,14 +137,13 @@ class VirtualFleet:
 
         A pool takes none that has no replica, nor one whose prompt is too long.
         """
-        ready = [[replica.row for replica in pool.ready] for pool in self.pools]
+        ready = [pool.ready_rows for pool in self.pools]
         return self._engines.take(offered, first, ready, now_s, taken)
 
     def advance(self, to_s: float) -> Answered:
         """Let time pass; requests answered since, pool by pool."""
-        rows = [replica.row for pool in self.pools for replica in pool.replicas]
-        answered = self._engines.advance(rows, to_s)
-        drained = [r for r in self._all() if r.state == "draining" and not r.in_flight]
+        answered = self._engines.advance([row for pool in self.pools for row in pool.rows], to_s)
+        drained = [r for pool in self.pools for r in pool.draining if not r.in_flight]
         for replica in drained:
             self._say_goodbye(replica, to_s)
             self._leave(replica, self._engines.last_end_s(replica.row))
@@ -156,10 +164,7 @@ class VirtualFleet:
 
     def next_start_s(self) -> float:
         """When the next replica will be ready; inf if none is starting."""
-        starting = (
-            r.ready_s for pool in self.pools for r in pool.replicas if r.state == "starting"
-        )
-        return min(starting, default=math.inf)
+        return min((pool.next_start_s for pool in self.pools), default=math.inf)
 
     def start(self, now_s: float) -> None:
         """Make ready those whose time has come."""
@@ -184,7 +189,7 @@ class VirtualFleet:
         """As a real one does when it is stopped, so that it is not taken to be there."""
         if replica.state == "starting" and replica.reports_s > now_s:
             return
-        replica.state = "draining"
+        replica.state = "draining"  # it leaves at once
         self._engines.look([replica.row], now_s)
         (counted,) = self._engines.counted([replica.row])
         self._last_words.append(replica.report(counted, unix_ms(now_s)))
@@ -219,6 +224,7 @@ class VirtualFleet:
                 engines=self._engines,
             )
         )
+        pool.arrange()
 
     def _leave(self, replica: VirtualReplica, at_s: float) -> Lost:
         """A replica is gone: its bill and its energy are known. Returns what it had to do."""
