@@ -292,6 +292,21 @@ def test_slots_are_forgotten_after_five_minutes_and_latencies_after_one():
     assert fleet.totals.pools["p"].tokens == 42
 
 
+def test_a_replica_that_is_silent_for_more_than_five_minutes_is_forgotten():
+    """
+    Two reported at one time, and one of them again when slots are full; a late record of the other
+    brings nobody back.
+    """
+    later_ms = NOW_MS + (SLOTS + 2) * SLOT_MS
+    records = [(pool(A, replica="one"), NOW_MS), (pool(B, replica="other"), NOW_MS)]
+
+    fleet = folded([*records, (pool(A, 1, later_ms, replica="one"), later_ms)])
+
+    assert list(fleet.replicas) == [joined("p", "one")]
+    fleet.fold(pool(C, replica="other"), NOW_MS)
+    assert list(fleet.replicas) == [joined("p", "one")]
+
+
 def test_clock_that_runs_ahead_does_not_take_the_fleet_with_it():
     """
     No window ends after the log took its record.
