@@ -44,6 +44,7 @@ from streams.training.watch import Watch
 logger = logging.getLogger(__name__)
 
 ROUTER_APP, TRAINER_APP = "router", "trainer"
+PER_MACHINE_MAX = 100  # replicas that Ray lets a machine have
 
 
 def seed_of(seed: int | None, part: str) -> list[int] | None:
@@ -188,10 +189,16 @@ def spread(replicas: int) -> dict[str, int]:
     Ray spreads by itself, but does not promise to: with two replicas on one machine, its death
     leaves nobody to decide for as long as it takes to start others. Where there are too few
     machines for that, nothing is asked for that could not be had after one's loss.
+
+    Of one or two machines nothing is asked at all. Ray gives each replica its share of a machine,
+    and where those there are took all of it, an update to more of them never ended.
     """
     machines = sum(node["Alive"] for node in ray.nodes())
-    per_machine = math.ceil(replicas / max(1, machines - 1))
-    return {"num_replicas": replicas, "max_replicas_per_node": min(per_machine, 100)}
+    per_machine = math.ceil(replicas / (machines - 1)) if machines > 2 else PER_MACHINE_MAX
+    return {
+        "num_replicas": replicas,
+        "max_replicas_per_node": min(per_machine, PER_MACHINE_MAX),
+    }
 
 
 def _scaled(autoscaling: Mapping[str, Any]) -> dict[str, object]:
