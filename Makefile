@@ -27,7 +27,7 @@ SLOWLY := virtual computed
 PACKAGES := fairlead load infra serve streams learners
 
 test: $(INSTALLED)
-	-@test -x $(BROWSER) || $(MAKE) --no-print-directory browser
+	-@$(BIN)/python -c "from load.bench.operate.browser import installed; installed()" 2>/dev/null || $(MAKE) --no-print-directory browser
 	@$(BIN)/python -m compileall -q -j 0 $(PACKAGES)
 	@$(COMPILE)
 	@nice -n 19 $(MAKE) --no-print-directory -k -j 2 $(SLOWLY:%=test-%) & slowly=$$!; \
@@ -161,9 +161,12 @@ BROWSER := .chromium/chromium
 
 browser: $(BROWSER)
 
+# In a folder of its own, since npm removes what it did not install with it: axe-core would be gone.
 $(BROWSER): tools/browser/unpack.mjs
-	npm install --silent --no-save --no-package-lock --fetch-retries 1 @sparticuz/chromium@147.0.0
-	node tools/browser/unpack.mjs node_modules/@sparticuz/chromium/bin .chromium
+	@test "$$(uname -sm)" = "Linux x86_64" || { echo "npm's is for Linux on x86-64: install Chromium with your system's packages instead."; exit 1; }
+	npm install --silent --no-save --no-package-lock --fetch-retries 1 --prefix .chromium/npm @sparticuz/chromium@147.0.0
+	node tools/browser/unpack.mjs .chromium/npm/node_modules/@sparticuz/chromium/bin .chromium
+	rm -rf .chromium/npm
 
 # What a release needs: sdist and wheel in dist/, and beside them what they were tested with as a bill of
 # materials. `make audit` asks the advisory database of PyPI about every pin; it fails if one is known to be unsafe.

@@ -8,10 +8,6 @@ import { pipeline } from "node:stream/promises";
 import { createBrotliDecompress } from "node:zlib";
 
 const [bin, into] = process.argv.slice(2).map(path => resolve(path));
-if (process.platform !== "linux" || process.arch !== "x64") {
-  console.error("This package is for Linux on x86-64: install Chromium with your system's packages instead.");
-  process.exit(1);
-}
 
 const unpacked = (name, to, mode) =>
   pipeline(createReadStream(`${bin}/${name}.br`), createBrotliDecompress(), createWriteStream(to, { mode }));
