@@ -45,6 +45,7 @@ ROWS_EXACT = 1 << 14
 # times too low would wrap round after 120 million outcomes in one half-life; so it takes 7 billion.
 SQUARE_UNIT = 64
 DIFFERENCE_LEAST = 1.5  # a factor by which λ₁ changes less is taken to be chance
+VARIED_LEAST = 1e-9  # of prompts' mean square: what varies less may be rounding of faded sums
 # The shared weight of the constant is held at zero: what was assumed of one model is not corrected
 # because others were misjudged.
 FIXED = 1e9
@@ -289,9 +290,10 @@ def _difference(of: _Moments, fitted: _Fit, options: RidgeOptions) -> float:
     every = of.xx[:, 0, :-1].sum(axis=0) / n  # (d − 1, d)
     mean = every[:, -1] / (BIAS * STEP)
     typical = every[:, :-1] - np.outer(mean, mean)  # M
-    believed = float(np.trace(typical)) / fitted.own_penalty[0]
-    if believed <= 0.0:
+    varied = float(np.trace(typical))
+    if varied <= VARIED_LEAST * float(np.trace(every)):  # one prompt over and over
         return 1.0
+    believed = varied / fitted.own_penalty[0]
     w = fitted.departure[:, 0, :-1]
     unknown = np.einsum("kde,de->k", fitted.own[:, 0, :-1, :-1], typical)
     learned = np.einsum("kd,de,ke->k", w, typical, w, optimize=True) / fitted.noise[:, 0] ** 2

@@ -1,14 +1,16 @@
 """Up to where snapshots had read that are gone: kept for three days, in a hundred files at most.
 
     reached/<day>-<version>        of the versions that one pruning deletes: level 0
-    reached/<day>-<version>.<n>    level n: in one file what `MERGED` files of the level below said
+    reached/<day>-<digest>.<n>     level n: in one file what `MERGED` files of the level below said
 
-What says something is written before that goes for which it stands. So at whatever step a trainer
-dies, nothing is missing; what is there twice says the same twice.
+What says something is written before that goes for which it stands, under a name of its own: the
+digest is of what it says. So at whatever step a trainer dies, nothing is missing; what is there
+twice says the same twice.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping
 
@@ -69,8 +71,9 @@ class Gone:
             return
         found, merged = self._readable(names[:MERGED])
         if found:
-            into = f"{max(map(_day, merged))}-{min(found)}.{level + 1}"
-            self._folder.write(f"{REACHED}/{into}", reached_to_bytes(found))
+            content = reached_to_bytes(found)
+            into = f"{max(map(_day, merged))}-{hashlib.sha256(content).hexdigest()}.{level + 1}"
+            self._folder.write(f"{REACHED}/{into}", content)
         for name in merged:
             self._folder.delete(f"{REACHED}/{name}")
 
@@ -99,7 +102,7 @@ def _day(name: str) -> int:
 def _level(name: str) -> int:
     """How often it was merged.
 
-    >>> _level("20786-4001"), _level("20786-4001.2")
+    >>> _level("20786-4001"), _level("20786-0cab1e.2")
     (0, 2)
     """
     level = name.partition(".")[2] or "0"
