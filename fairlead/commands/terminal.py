@@ -137,7 +137,7 @@ def measured(
 def shown(found: dict[str, Any]) -> None:
     """A result line by line, with a table of what has rows."""
     for name, value in found.items():
-        if isinstance(value, dict) and all(isinstance(row, dict) for row in value.values()):
+        if value and isinstance(value, dict) and all(isinstance(r, dict) for r in value.values()):
             _table(name, value)
         else:
             typer.echo(f"{name:28} {value}")

@@ -182,17 +182,23 @@ def test_nothing_is_left_out_of_what_was_not_asked_for():
     assert done.result()["left_out"] == {}
 
 
-def test_a_seed_that_was_interrupted_ends_a_bench_of_several(monkeypatch):
+@pytest.mark.parametrize("whole", [0, 1, 2])
+def test_a_seed_that_was_interrupted_ends_a_bench_of_several(monkeypatch, whole):
     """
-    The second of three: what the first said stays, and there is nothing to take means of.
+    The first, second or last of three: what the first said stays, with means where there are two to
+    take them of, and all that was asked for and is not there is named.
     """
-    runs = iter([{"left_out": {}, "seed": 0}, {"left_out": {"azure.hpa": "interrupted"}}])
-    monkeypatch.setattr(seeds, "measure", lambda options, say: next(runs))
+    runs = [{"left_out": {}, "seed": seed, "traces": {}} for seed in range(whole)]
+    runs.append({"left_out": {"azure.hpa": "interrupted"}, "seed": whole, "traces": {}})
+    left = iter(runs)
+    monkeypatch.setattr(seeds, "measure", lambda options, say: next(left))
 
     found = seeds.measure_seeds(SMALL, 3, lambda text: None)
 
-    said = {"seed 1": "interrupted", "seed 2": "interrupted"}
-    assert found == {"left_out": said, "seed": 0}
+    named = {0: ["azure.hpa", "seed 1", "seed 2"], 1: ["seed 1", "seed 2"], 2: ["seed 2"]}[whole]
+    assert found["left_out"] == dict.fromkeys(named, "interrupted")
+    assert found["seed"] == 0
+    assert ("over_seeds" in found) == (whole == 2)
 
 
 def test_a_run_tells_how_far_it_has_come_every_half_minute():

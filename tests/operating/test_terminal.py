@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from fairlead.commands import explain
-from fairlead.commands.terminal import visible
+from fairlead.commands.terminal import shown, visible
 from fairlead.messages import Considered, Explanation, Preference
 
 ODD = "[/b]\x1b[31m"  # a tenant may call itself so
@@ -64,3 +64,10 @@ def test_a_full_disk_is_said_in_a_line():
     assert ended.returncode == 1
     assert ended.stderr.startswith("The disk is full: ")
     assert ended.stderr.count("\n") == 1
+
+
+def test_what_is_empty_is_a_line_and_no_table(capsys):
+    shown({"left_out": {}, "traces": {"azure": {"cost": 2}}})
+    line, *table = capsys.readouterr().out.splitlines()
+    assert line.split() == ["left_out", "{}"]
+    assert any("azure" in row and "2" in row for row in table)

@@ -31,8 +31,8 @@ def measure_seeds(options: FleetBench, n_seeds: int, say: Say) -> dict[str, Any]
             measure(replace(options, scenarios=scenarios, overload=None, picture=None), say)
         )
     whole = [one for one in found if not one["left_out"]]
-    seeds = [f"seed {first + done}" for done in range(len(whole), n_seeds)]
-    left_out = found[0]["left_out"] or dict.fromkeys(seeds, INTERRUPTED)
+    others = [f"seed {first + done}" for done in range(max(1, len(whole)), n_seeds)]
+    left_out = found[0]["left_out"] | dict.fromkeys(others, INTERRUPTED)
     of_seeds = {"over_seeds": over_seeds([one["traces"] for one in whole])} if whole[1:] else {}
     return found[0] | of_seeds | {"left_out": left_out}
 
