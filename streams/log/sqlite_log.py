@@ -6,7 +6,8 @@ append durable before it returns. Every topic has one partition, 0: a file has o
 Offsets are assigned inside the writing transaction, so they have no gaps.
 
 A file that was deleted, or that another one was put in the place of, takes no more records: whoever
-has it open could go on writing for days, and all of it would be gone with the last process.
+has it open could go on writing for days, and all of it would be gone with the last process. So does
+one whose `-wal` was: there is what was written last.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class SqliteLog:
         self._connection = _connect(path)
         with _unavailable():
             self._connection.executescript(SCHEMA)
-            self._file = _file_at(path)
+            self._files = _files_at(path)
 
     def ensure_topics(self) -> None:
         """Nothing to do: a topic is made when it is first used."""
@@ -74,7 +75,9 @@ class SqliteLog:
 
     def reader(self, topic: str, offsets: Mapping[int, int]) -> SqliteReader:
         """Read partition 0 from its offset on; with no partitions, read nothing."""
-        return SqliteReader(self._path, topic, offsets.get(0))
+        with _unavailable():
+            _check_are_there(self._path, self._files)
+        return SqliteReader(self._path, self._files, topic, offsets.get(0))
 
     def end_offsets(self, topic: str) -> dict[int, int]:
         """The next offset of partition 0."""
@@ -154,19 +157,19 @@ class SqliteLog:
             self._connection.execute("BEGIN IMMEDIATE")
             with self._connection:  # commits, or rolls back on an exception
                 yield self._connection.execute
-                _check_is_there(self._path, self._file)
+                _check_are_there(self._path, self._files)
 
 
 class SqliteReader:
     """See `streams.log.contract.Reader`. Its own connection never waits for a writer."""
 
-    def __init__(self, path: Path, topic: str, offset: int | None) -> None:
-        self._topic, self._next = topic, offset
+    def __init__(
+        self, path: Path, files: list[tuple[int, int]], topic: str, offset: int | None
+    ) -> None:
+        self._path, self._files, self._topic, self._next = path, files, topic, offset
         self.passed: dict[int, int] = {}
         self.damaged: list[Damage] = []  # stays empty: a file is whole or it can't be read at all
         self._connection = _connect(path)
-        with _unavailable():
-            self._path, self._file = path, _file_at(path)
 
     def read(self, records_max: int, timeout_s: float) -> list[Record]:
         """The next records, or [] after `timeout_s`. Raises LogUnavailable and LogTruncated."""
@@ -184,7 +187,7 @@ class SqliteReader:
             return []
         run = self._connection.execute
         with _unavailable():
-            _check_is_there(self._path, self._file)
+            _check_are_there(self._path, self._files)
             run("BEGIN")  # so that both statements see the same moment
             with self._connection:
                 rows = run(
@@ -218,20 +221,20 @@ def _first(run: Callable[..., sqlite3.Cursor], topic: str, end: int) -> int:
     return end if found is None else found
 
 
-def _file_at(path: Path) -> tuple[int, int]:
-    """Which file has that name now. Raises OSError."""
-    found = path.stat()
-    return found.st_dev, found.st_ino
+def _files_at(path: Path) -> list[tuple[int, int]]:
+    """Which files have the names of the log and its `-wal` now. Raises OSError."""
+    found = [path.stat(), path.with_name(f"{path.name}-wal").stat()]
+    return [(one.st_dev, one.st_ino) for one in found]
 
 
-def _check_is_there(path: Path, file: tuple[int, int]) -> None:
-    """Raise LogUnavailable unless this very file has that name."""
+def _check_are_there(path: Path, files: list[tuple[int, int]]) -> None:
+    """Raise LogUnavailable unless these very files have those names."""
     try:
-        if _file_at(path) == file:
+        if _files_at(path) == files:
             return
         problem = "another file lies in its place"
-    except FileNotFoundError:
-        problem = "it is not there any more"
+    except FileNotFoundError as error:
+        problem = f"{error.filename} is not there any more"
     raise LogUnavailable(
         f"{path} was removed while it was in use: {problem}. What is written to it would be lost. "
         "Put it back where it was; or stop `fairlead up` and start it again with what is there now"

@@ -57,7 +57,27 @@ def test_a_file_that_was_removed_while_in_use_takes_nothing_more(tmp_path, repla
         log.append("t", [(None, b"lost")])
     with pytest.raises(LogUnavailable, match="lies in its place" if replaced else "not there"):
         reader.read(10, 0.0)
+    with pytest.raises(LogUnavailable, match="was removed while it was in use"):
+        log.reader("t", {0: 0})
+    assert bench.path.exists() == replaced
 
     elsewhere.rename(bench.path)
-    log.append("t", [(None, b"kept, too")])
-    assert [record.value for record in reader.read(10, 0.0)] == [b"kept", b"kept, too"]
+    if replaced:  # whoever put another file there removed what was written last, too
+        with pytest.raises(LogUnavailable, match="was removed while it was in use"):
+            log.append("t", [(None, b"lost")])
+    else:
+        log.append("t", [(None, b"kept, too")])
+        assert [record.value for record in reader.read(10, 0.0)] == [b"kept", b"kept, too"]
+
+
+def test_a_log_whose_last_records_were_removed_while_in_use_takes_nothing_more(tmp_path):
+    bench = SqliteBench(tmp_path)
+    log = bench.log()
+    log.append("t", [(None, b"kept")])
+    bench.path.with_name(f"{bench.path.name}-wal").unlink()
+
+    with pytest.raises(LogUnavailable, match="-wal is not there any more"):
+        log.append("t", [(None, b"lost")])
+
+    log.close()  # in order, which keeps what is there
+    assert [record.value for record in bench.log().reader("t", {0: 0}).read(10, 0.0)] == [b"kept"]
