@@ -60,7 +60,11 @@ class RidgeOptions:
         300.0, "Ridge penalty of what all models share, in outcomes.", gt=0, le=1e6
     )
     own_penalty: float = option(
-        1500.0, "Ridge penalty of what sets a model apart, in outcomes.", gt=0, le=1e6
+        1500.0,
+        "Ridge penalty of what sets a model apart, in outcomes; where models are seen to differ "
+        "by more than that says, it is divided.",
+        gt=0,
+        le=1e6,
     )
     prior_weight: float = 2.0  # what is assumed of a model counts as this many outcomes
     noise_weight: float = 10.0  # what all models' noise is counts as this many outcomes of each
