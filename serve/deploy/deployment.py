@@ -183,18 +183,30 @@ def _merger(
     return Merger(site.snapshots, layout, encoder, memory, now_ms, board.beat)
 
 
-def spread(replicas: int) -> dict[str, int]:
+def running(app: str) -> int:
+    """How many replicas an application of one deployment has before it is deployed again."""
+    found = ray_serve.status().applications.get(app)
+    states = [of.replica_states for of in found.deployments.values()] if found else []
+    return sum(n for of in states for state, n in of.items() if state == "RUNNING")
+
+
+def spread(replicas: int, running: int = 0) -> dict[str, int]:
     """So many replicas, on machines such that the loss of one leaves some of them.
 
     Ray spreads by itself, but does not promise to: with two replicas on one machine, its death
     leaves nobody to decide for as long as it takes to start others. Where there are too few
     machines for that, nothing is asked for that could not be had after one's loss.
 
-    Of one or two machines nothing is asked at all. Ray gives each replica its share of a machine,
-    and where those there are took all of it, an update to more of them never ended.
+    Ray gives each replica its share of a machine, and stops none of those `running` before more
+    run, where more are wanted: an update that found no room beside them never ended. So of one or
+    two machines nothing is asked at all, and of more no less than what others leave of one.
     """
     machines = sum(node["Alive"] for node in ray.nodes())
-    per_machine = math.ceil(replicas / (machines - 1)) if machines > 2 else PER_MACHINE_MAX
+    per_machine = PER_MACHINE_MAX
+    if machines > 2:
+        # One more than come, as shares of another size don't fill a machine; one is left elsewhere.
+        beside = min(replicas - running + 1, replicas - 1) if running else 0
+        per_machine = max(math.ceil(replicas / (machines - 1)), beside)
     return {
         "num_replicas": replicas,
         "max_replicas_per_node": min(per_machine, PER_MACHINE_MAX),
@@ -230,7 +242,7 @@ def deploy(
     router = ray_serve.deployment(RouterDeployment).options(  # type: ignore[attr-defined]  # decorates
         name="Router",
         **COMMON,
-        **(spread(options.replicas) if autoscaling is None else _scaled(autoscaling)),
+        **(_scaled(autoscaling) if autoscaling else spread(options.replicas, running(ROUTER_APP))),
     )
     trainer = ray_serve.deployment(TrainerDeployment).options(  # type: ignore[attr-defined]  # decorates
         name="Trainer", num_replicas=1, **COMMON

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from ray import serve as ray_serve
 
-from serve.deploy.deployment import seed_of, spread
+from serve.deploy.deployment import running, seed_of, spread
 from serve.deploy.dispatch_replica import DispatchReplica
 from serve.deploy.explorer import Explorer
 from serve.deploy.options import DeploymentOptions, DispatchersOptions
@@ -83,7 +83,9 @@ def deploy_dispatchers(
         graces_s = max(dispatchers.replica.http_listener.grace_s, options.replica.listener.grace_s)
         settings = COMMON | {"graceful_shutdown_timeout_s": GRACE_S + graces_s}
         dispatch = ray_serve.deployment(DispatchDeployment).options(  # type: ignore[attr-defined]  # decorates
-            name="Dispatch", **settings, **spread(dispatchers.replicas)
+            name="Dispatch",
+            **settings,
+            **spread(dispatchers.replicas, running(DISPATCH_APP)),
         )
         app = dispatch.bind(options, dispatchers, site)
         ray_serve.run_many([ray_serve.RunTarget(app, DISPATCH_APP, route_prefix=None)])

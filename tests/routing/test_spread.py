@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from serve.deploy import deployment
@@ -38,3 +40,31 @@ def test_on_one_machine_an_update_to_more_replicas_finds_room_beside_the_old_one
     old, new = deployment.spread(before), deployment.spread(before + 1)
     taken = before / old["max_replicas_per_node"]
     assert taken + 1 / new["max_replicas_per_node"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("places", "after"),
+    [([1], 2), ([1, 1], 6), ([1] * 4, 8), ([2, 1, 1], 9), ([2] * 3, 14), ([3, 2, 2, 2], 14)],
+)
+def test_an_update_to_more_replicas_finds_room_on_several_machines_and_leaves_some_elsewhere(
+    monkeypatch, places, after
+):
+    """
+    From 2 to 6 on three machines never ended: two were full, and the third was for three.
+    """
+    machines, before = max(3, len(places) + (max(places) == 1)), sum(places)
+    monkeypatch.setattr(deployment.ray, "nodes", lambda: [{"Alive": True}] * machines)
+    old = deployment.spread(before)["max_replicas_per_node"]
+    new = deployment.spread(after, before)["max_replicas_per_node"]
+    room = [(old - n) * new // old for n in places + [0] * (machines - len(places))]
+    assert sum(room) >= after - before
+    assert new < after
+
+
+def test_replicas_that_run_are_those_of_the_application(monkeypatch):
+    of_router = SimpleNamespace(replica_states={"RUNNING": 2, "STARTING": 1})
+    apps = {"router": SimpleNamespace(deployments={"Router": of_router})}
+    status = SimpleNamespace(applications=apps)
+    monkeypatch.setattr(deployment.ray_serve, "status", lambda: status)
+    assert deployment.running("router") == 2
+    assert deployment.running("dispatch") == 0
