@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import cache
@@ -145,7 +146,8 @@ def figures(**more: object) -> dict:
 
 def test_a_bench_that_is_interrupted_says_what_it_knows_and_what_it_leaves_out(monkeypatch):
     """
-    Two contenders have ended, one has failed, the others are under way or have not begun.
+    Two contenders have ended, one has failed, the others are under way or have not begun. While
+    workers are ended Ctrl-C comes once more.
     """
     failed: Future = Future()
     failed.set_exception(ValueError("it was ended"))
@@ -160,7 +162,14 @@ def test_a_bench_that_is_interrupted_says_what_it_knows_and_what_it_leaves_out(m
         done.traces["azure"].runs |= {"router_blind": Future()}
         raise KeyboardInterrupt
 
+    def again() -> list:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        return []
+
     monkeypatch.setattr(bench_fleet, "_run_all", interrupted)
+    monkeypatch.setattr(bench_fleet, "active_children", again)
+    handler = signal.getsignal(signal.SIGINT)
 
     found = json.loads(json.dumps(measure(SMALL, lambda text: None)))
 
@@ -170,6 +179,7 @@ def test_a_bench_that_is_interrupted_says_what_it_knows_and_what_it_leaves_out(m
     assert found["requests"] == {"azure": 3} and found["bound_whole_usd"] == {"azure": None}
     others = {f"azure.{policy}" for policy in ALL if policy not in ("fairlead", "hpa")}
     assert found["left_out"] == dict.fromkeys([*others, "overload"], "interrupted")
+    assert signal.getsignal(signal.SIGINT) == handler
 
 
 def test_nothing_is_left_out_of_what_was_not_asked_for():

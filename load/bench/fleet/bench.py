@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing import active_children, get_context
@@ -132,11 +133,25 @@ def measure(options: FleetBench, say: Say) -> dict[str, Any]:
         try:
             _run_all(options, done, processes, threads, report)
         except KeyboardInterrupt:
-            processes.shutdown(wait=False, cancel_futures=True)
-            for worker in active_children():
-                worker.terminate()
+            with _undisturbed():
+                processes.shutdown(wait=False, cancel_futures=True)
+                for worker in active_children():
+                    worker.terminate()
+                threads.shutdown()
     seconds = round(time.monotonic() - began_s)
     return done.result() | {"seed": options.scenarios.seed, "seconds": seconds}
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """What ends a bench may come twice, from `timeout` or an impatient hand: what is done stays."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _left_to_the_parent() -> None:

@@ -1,4 +1,4 @@
-"""Up to where snapshots had read that are gone: kept for three days, in a hundred files at most.
+"""Up to where snapshots had read that are gone: kept for three days, in some hundred files.
 
     reached/<day>-<version>        of the versions that one pruning deletes: level 0
     reached/<day>-<digest>.<n>     level n: in one file what `MERGED` files of the level below said
