@@ -198,8 +198,8 @@ def spread(replicas: int, running: int = 0) -> dict[str, int]:
     machines for that, nothing is asked for that could not be had after one's loss.
 
     Ray gives each replica its share of a machine, and stops none of those `running` before more
-    run, where more are wanted: an update that found no room beside them never ended. So of one or
-    two machines nothing is asked at all, and of more no less than what others leave of one.
+    run, where more are wanted: an update that found no room beside them never ended. So for one or
+    two machines nothing is asked at all, and for more all that are new have room on one.
     """
     machines = sum(node["Alive"] for node in ray.nodes())
     per_machine = PER_MACHINE_MAX
