@@ -30,6 +30,7 @@ from learners.criticality import Criticality
 from learners.estimates import ema
 from learners.estimates.learned import Learned, MemoryOptions
 from learners.targets import Target
+from load.simulation.loop import router
 from load.simulation.loop.remembered import Remembered
 from load.simulation.loop.results import Fate, Run
 from load.simulation.loop.trainer import VirtualTrainer
@@ -780,3 +781,55 @@ def test_router_that_is_blind_to_pools_spreads_by_turns():
 def test_options_state_what_they_are():
     assert SimulationOptions().tick_s <= SimulationOptions().telemetry_s
     assert contexts_of(table()).shape == (50, 64)
+
+
+def test_what_all_requests_have_in_common_can_be_changed_by_nobody():
+    """
+    It is handed out again, to every router: what one wrote there others would be asked.
+    """
+    columns = router._same((1.0, 2.0, 3.0, 4.0), 3, 8)
+
+    assert router._same((1.0, 2.0, 3.0, 4.0), 3, 8) is columns
+    for name, column in columns.items():
+        with pytest.raises(ValueError, match="read-only"):
+            column[0] = 0
+        assert len(column) == 8, name
+
+
+def test_whatever_befalls_a_fleet_it_knows_who_is_where():
+    """
+    Rows and starts are looked up when replicas change: none may be missed, of any change.
+    """
+    rng, seen = np.random.default_rng(3), set()
+    machines = VirtualFleet(
+        fleet(pool(replicas=2), pool("large-h100")),
+        LatencyTarget(),
+        rng,
+        PlainEngines(LatencyTarget()),
+    )
+    befalls = (  # the first more often than the last
+        lambda now_s: machines.take(offered(3, 4000, now_s), 0, now_s, np.full(3, -1)),
+        machines.advance,
+        machines.start,
+        lambda now_s: machines.resize({"small-h100": int(rng.integers(5))}, now_s),
+        lambda now_s: machines.resize({"large-h100": int(rng.integers(3))}, now_s),
+        lambda now_s: machines.set_available("h100", int(rng.integers(3, 9)), now_s),
+        lambda now_s: machines.return_region("", now_s),
+        lambda now_s: machines.return_pool("small-h100", now_s),
+        lambda now_s: machines.lose_pool("small-h100", now_s),
+        lambda now_s: machines.lose_region("", now_s),
+    )
+    for now_s in np.arange(1.0, 600.0, 2.0).tolist():
+        befalls[min(rng.geometric(0.25) - 1, len(befalls) - 1)](now_s)
+        for one in machines.pools:
+            by = {
+                state: [r for r in one.replicas if r.state == state]
+                for state in ("starting", "ready", "draining", "gone")
+            }
+            assert [r.row for r in one.replicas] == one.rows
+            assert [r.row for r in by["ready"]] == one.ready_rows
+            assert by["draining"] == one.draining
+            assert not by["gone"]
+            assert one.next_start_s == min((r.ready_s for r in by["starting"]), default=np.inf)
+            seen |= {state for state, there in by.items() if there}
+    assert seen == {"starting", "ready", "draining"}

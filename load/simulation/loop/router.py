@@ -55,14 +55,17 @@ class Asking:
 
 @lru_cache(maxsize=16)
 def _same(preference: tuple[float, ...], n_models: int, n: int) -> dict[str, NDArray[Any]]:
-    """The columns that say the same of all requests, of n. They are handed out again: a router
-    changes nothing in what it is asked.
+    """The columns that say the same of all requests, of n. They are handed out again, so nobody
+    can change them: a router changes nothing in what it is asked.
     """
-    return {
+    same = {
         "preference": np.tile(np.array(preference, np.float64), (n, 1)),
         "allowed": np.ones((n, n_models), bool),
         **unsaid_columns(n),
     }
+    for column in same.values():
+        column.flags.writeable = False
+    return same
 
 
 class VirtualRouter:
