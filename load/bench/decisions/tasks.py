@@ -7,7 +7,6 @@ handed to every process once and named by number.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from learners.kernels.compiled import ALL, is_kept
+from learners.kernels.threads import one_thread
 from load.bench.decisions.orders import Orders
 
 SAY_S = 20.0
@@ -77,8 +77,7 @@ def _counted(
 def _hand_over(orders: Sequence[Orders]) -> None:
     """Begin a process: keep the orders, one thread per product."""
     global _orders  # noqa: PLW0603 - what a process was handed at its start
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
+    one_thread()
     _orders = orders
 
 
