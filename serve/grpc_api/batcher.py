@@ -45,9 +45,9 @@ from serve.errors import QueueFull
 IDLE_S = 0.0002
 # Nothing has come for so long: it takes gRPC 100 to 200 µs to hand over the next call.
 STILL_S, STILL_S_MAX = 0.0003, 0.002
-# Looks in vain that end it, however long they took: who holds the core keeps gRPC's threads, which
-# hand over calls, from it; so a look that finds nobody gives them a turn.
-IN_VAIN = 2
+# Looks that find nobody, after which it ends, however long they took: who holds the core keeps
+# gRPC's threads, which hand over calls, from it; so such a look gives them a turn.
+EMPTY_LOOKS = 2
 # Event loops' timers tick in milliseconds: what is shorter is waited for turn by turn.
 TIMER_S_MIN = 0.001
 SKIPPED_MAX = 63  # scorings without gathering, after it found nobody
@@ -93,7 +93,7 @@ class Batcher(Generic[Item, Result]):
         self._ended_s = self._ended_busy_s = 0.0  # the last scoring
         self._alone_s = 0.0  # that scoring one alone takes
         self._began_s = self._grew_s = 0.0  # gathering began, and found the last one
-        self._found = self._in_vain = 0  # looks since it found the last one
+        self._found = self._empty_looks = 0  # looks since it found the last one
         self._futile = self._to_skip = 0  # gatherings to be skipped after one that found nobody
 
     def submit(self, item: Item) -> asyncio.Future[Result]:
@@ -116,7 +116,7 @@ class Batcher(Generic[Item, Result]):
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         """Gather."""
         self._began_s = self._grew_s = self._now_s()
-        self._found, self._in_vain = len(self._waiting), 0
+        self._found, self._empty_looks = len(self._waiting), 0
         self._next = loop.call_soon(self._gather, loop)
 
     def _crowded(self) -> bool:
@@ -134,7 +134,7 @@ class Batcher(Generic[Item, Result]):
         """Let the loop take in calls for as long as they keep coming."""
         moment_s = min(max(STILL_S, self._alone_s), STILL_S_MAX)
         asleep = moment_s >= TIMER_S_MIN
-        if self._complete(moment_s, in_vain=1 if asleep else IN_VAIN):
+        if self._complete(moment_s, empty_looks=1 if asleep else EMPTY_LOOKS):
             self._flush(loop)
         elif asleep:
             self._next = loop.call_later(moment_s, self._gather, loop)
@@ -142,14 +142,14 @@ class Batcher(Generic[Item, Result]):
             os.sched_yield()
             self._next = loop.call_soon(self._gather, loop)
 
-    def _complete(self, moment_s: float, in_vain: int) -> bool:
+    def _complete(self, moment_s: float, empty_looks: int) -> bool:
         """Whether no more are waited for, as seen by this look."""
         now_s, n = self._now_s(), len(self._waiting)
-        self._in_vain += 1
+        self._empty_looks += 1
         if n > self._found:
-            self._found, self._grew_s, self._in_vain = n, now_s, 0
+            self._found, self._grew_s, self._empty_looks = n, now_s, 0
         late = now_s - self._began_s >= self._options.gather_s_max
-        still = now_s - self._grew_s >= moment_s and self._in_vain >= in_vain
+        still = now_s - self._grew_s >= moment_s and self._empty_looks >= empty_looks
         return still or late or n >= self._options.batch_max
 
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
