@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -388,6 +389,18 @@ def frozen(kafka_broker: Broker) -> Iterator[Broker]:
     """A broker that a test may freeze; it runs on afterwards."""
     yield kafka_broker
     kafka_broker.resume()
+
+
+@pytest.mark.kafka
+def test_a_frozen_broker_stands_still_at_once(frozen):
+    """
+    None of its threads runs on after `pause`: what is appended then can't be acknowledged.
+    """
+    for _ in range(20):
+        frozen.pause()
+        threads = Path(f"/proc/{frozen.pid}/task").glob("*/stat")
+        assert {stat.read_text().rpartition(")")[2].split()[0] for stat in threads} == {"T"}
+        frozen.resume()
 
 
 @pytest.mark.kafka
