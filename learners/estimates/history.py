@@ -13,6 +13,7 @@ searched.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -47,6 +48,7 @@ COLUMNS: dict[str, tuple[type, tuple[int, ...]]] = {
 Rows = dict[str, NDArray[Any]]
 MODULE = "learners.kernels.estimate"
 TIMES_THINNED = 32
+ROWS_PER_PART = 4096  # that are saved together
 BYTE = 256
 # Multipliers of a hash: odd, otherwise any.
 ODD = np.random.default_rng(9).integers(0, 2**63, N_FEATURES // 8 + 1, np.uint64) * 2 + 1
@@ -114,6 +116,15 @@ class Appended:
                 column[begins : self._n] = part[name]
         return {name: column[:ends] for name, column in self._held.items()}
 
+    def corrected(self, rows: Rows, columns: Rows) -> Rows:
+        """`rows` with these columns in the place of theirs, as quick to append to as before."""
+        self.after(rows, [])
+        self._held |= {
+            name: np.concatenate([column, self._held[name][self._n :]])
+            for name, column in columns.items()
+        }
+        return {name: column[: self._n] for name, column in self._held.items()}
+
     def _move(self, room: int) -> None:
         """What is held, to where there is room for so many."""
         larger = no_rows(room)
@@ -151,7 +162,9 @@ class History:
     options: HistoryOptions
     parts: list[Rows] = field(default_factory=lambda: [no_rows()])  # of a trainer: one
     index: faiss.Index | None = None
-    generation: int = 0  # counts the times rows were forgotten and so moved
+    generation: int = 0  # counts the times rows were forgotten and so moved, or corrected
+    _moves: int = 0  # those since it was loaded at which they moved
+    _corrections: Counter[int] = field(default_factory=Counter)  # since then, by part
     _arriving: list[Rows] = field(default_factory=list)
     _appended: Appended = field(default_factory=Appended)
 
@@ -189,16 +202,25 @@ class History:
         """Other qualities of decisions that have one; those whose rows were forgotten have none."""
         self.settle()
         rows, column = self.rows, Target.QUALITY
+        judged = rows["known"][:, column]
+        some = np.flatnonzero(judged & np.isin(rows["sequences"], outcomes.sequences))
+        issuers, sequences = rows["issuers"][some], rows["sequences"][some]
+        # Copies: who reads them holds what they were.
+        targets, producers = rows["targets"].copy(), rows["producers"].copy()
         for row in range(len(outcomes)):
-            same = (rows["issuers"] == outcomes.issuers[row]) & rows["known"][:, column]
-            at = np.flatnonzero(same & (rows["sequences"] == outcomes.sequences[row]))
-            if len(at):
-                # Who reads them holds what they were.
-                targets, producers = rows["targets"].copy(), rows["producers"].copy()
-                targets[at, column] = outcomes.targets[row, column]
-                producers[at] = outcomes.producers[row]
-                self.rows = rows = {**rows, "targets": targets, "producers": producers}
+            same = (issuers == outcomes.issuers[row]) & (sequences == outcomes.sequences[row])
+            at = some[same]
+            targets[at, column] = outcomes.targets[row, column]
+            producers[at] = outcomes.producers[row]
+            self._corrections.update((at // ROWS_PER_PART).tolist())
+        self.rows = self._appended.corrected(rows, {"targets": targets, "producers": producers})
         self.generation += 1
+
+    def saved_together(self) -> Iterator[tuple[int, int, object]]:
+        """The first row of each part and the one after its last; and what changes if they do."""
+        for part, start in enumerate(range(0, len(self), ROWS_PER_PART)):
+            stop = min(start + ROWS_PER_PART, len(self))
+            yield start, stop, (self._moves, self._corrections[part], stop)
 
     def settle(self) -> None:
         """Join what arrived to the rows, forget the oldest beyond `rows_max`, index if due."""
@@ -209,6 +231,7 @@ class History:
         if len(self) > self.options.rows_max * 9 // 8:
             kept = np.sort(self._newest())
             self.index, self.generation = self._thinned(kept), self.generation + 1
+            self._moves += 1
             self.rows = {name: column[kept] for name, column in self.rows.items()}
         if not self.options.neighbours_share:
             self.index = None
@@ -232,6 +255,11 @@ class History:
 
     def __len__(self) -> int:
         return sum(len(part["issuers"]) for part in self.parts)
+
+    @property
+    def of_index(self) -> object:
+        """What changes whenever the index does; not itself, as the next may get its address."""
+        return self._moves, self.n_indexed
 
     @property
     def n_indexed(self) -> int:

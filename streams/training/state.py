@@ -39,7 +39,6 @@ from streams.training.snapshots import Blob, Manifest, Store
 
 logger = logging.getLogger(__name__)
 
-ROWS_PER_PART = 4096
 SOURCE, SOURCES_MAX, OTHERS = "source.", 32, "(others)"  # counters of who judged
 STATISTICS, INDEX, SEEN, FLEET, ARMS = "statistics", "history/index", "seen/", "fleet", "arms/"
 HISTORY = re.compile(r"history/\d+")
@@ -190,21 +189,13 @@ class Saver:
     def _history(self, state: State) -> dict[str, Blob]:
         history = state.learned.history
         blobs = {}
-        for start in range(0, len(history), ROWS_PER_PART):
-            stop = min(start + ROWS_PER_PART, len(history))
-            name = f"history/{start // ROWS_PER_PART:06d}"
-            blobs[name] = self._part(
-                name,
-                (history, history.generation, stop),
-                partial(_pack_rows, history.rows, start, stop),
-            )
+        for part, (start, stop, stamp) in enumerate(history.saved_together()):
+            name = f"history/{part:06d}"
+            pack_rows = partial(_pack_rows, history.rows, start, stop)
+            blobs[name] = self._part(name, (history, stamp), pack_rows)
         if history.index is not None:
-            blobs[INDEX] = self._part(
-                INDEX,
-                # Not the index itself: the next one may get the address of the last.
-                (history, history.generation, history.n_indexed),
-                partial(_pack_index, history.index),
-            )
+            pack_index = partial(_pack_index, history.index)
+            blobs[INDEX] = self._part(INDEX, (history, history.of_index), pack_index)
         return blobs
 
     def _part(self, name: str, made_of: object, make: Callable[[], bytes]) -> Blob:

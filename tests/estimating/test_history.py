@@ -24,7 +24,7 @@ from learners.estimates.history import (
 )
 from learners.estimates.nearest import ivf
 from learners.outcomes import Outcomes
-from learners.targets import N_TARGETS, ONE
+from learners.targets import N_TARGETS, ONE, Target
 
 OPTIONS = HistoryOptions(neighbours=12)
 MEANS = np.array([[0.5, -0.3, 1.0], [0.7, 0.1, -2.0], [0.2, 0.0, 0.4]])
@@ -597,6 +597,35 @@ def test_forgetting_is_rare_and_counted():
 
     assert sizes[:12] == [100, 200, 300, 400, 500, 600, 700, 800, 900, 800, 900, 800]
     assert generations[:12] == [0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 2]
+
+
+def test_a_corrected_quality_stays_when_more_outcomes_come():
+    """
+    The rows are those of who learned the right qualities at once; who was given them before holds
+    what they were.
+    """
+    rng = np.random.default_rng(18)
+    first, second, third = (
+        changed(full(50, rng), sequences=np.arange(at, at + 50, dtype=np.uint64))
+        for at in (0, 50, 100)
+    )
+    right = first.targets.copy()
+    right[10:20, Target.QUALITY] += 5
+    calm = History(OPTIONS)
+    for rows in (changed(first, targets=right), second, third):
+        calm.update(rows)
+        calm.settle()
+
+    history = settled(first, OPTIONS)
+    given = history.rows
+    history.replace(changed(first, targets=right).take(np.arange(10, 20)))
+    for rows in (second, third):
+        history.update(rows)
+        history.settle()
+
+    for name, column in calm.rows.items():
+        np.testing.assert_array_equal(history.rows[name], column)
+    np.testing.assert_array_equal(given["targets"], first.targets)
 
 
 def test_a_searcher_is_not_disturbed_by_what_the_history_learns_later():

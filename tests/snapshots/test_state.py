@@ -15,8 +15,11 @@ from memory_log import Crash, Fuse
 from states import learn, new_state
 
 from learners.context import unit_directions
+from learners.estimates import history
 from learners.estimates.history import HistoryOptions
 from learners.estimates.learned import Learned, MemoryOptions
+from learners.outcomes import Outcomes
+from learners.targets import Target
 from streams.errors import SnapshotDamaged, SnapshotForeign
 from streams.training import state as state_module
 from streams.training.folder import Folder
@@ -29,7 +32,7 @@ SHORT = MemoryOptions(history=HistoryOptions(rows_max=48, exact_rows_max=16))
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
     """Parts of 16 rows, so that a test's history has several."""
-    monkeypatch.setattr(state_module, "ROWS_PER_PART", 16)
+    monkeypatch.setattr(history, "ROWS_PER_PART", 16)
 
 
 def all_of(state: State) -> dict[str, object]:
@@ -201,6 +204,31 @@ def test_parts_that_did_not_change_are_neither_made_nor_written_again(tmp_path):
         assert STATISTICS in changed
         assert "history/000000" not in changed
         assert len([name for name in folder.writes if name.startswith(BLOBS)]) == len(changed)
+
+
+def test_of_a_corrected_quality_the_part_with_its_row_alone_is_made_again(store, monkeypatch):
+    """
+    Of ten millions of rows there are two thousand parts, and an index of 700 MB.
+    """
+    state, saver, made = new_state(SHORT), Saver(store), []
+    learn(state, 48, 0)
+    saver.save(state, NOW_MS)
+    before = dict(store.load(store.newest()).blobs)
+    put = Store.put
+    monkeypatch.setattr(Store, "put", lambda *part: made.append(part) or put(*part))
+    rows = state.learned.history.rows
+    at = np.flatnonzero(rows["known"][:, Target.QUALITY])[:1]
+    one = {name: column[at] for name, column in rows.items()}
+    one |= {"targets": one["targets"] + 5, "pools": one["models"]}
+    unknown = {"figures": np.zeros((1, 4), int), "figures_known": np.zeros((1, 4), bool)}
+
+    state.learned.history.replace(Outcomes(**one, **unknown))
+    saver.save(state, NOW_MS)
+
+    after = store.load(store.newest()).blobs
+    part = f"history/{at[0] // 16:06d}"
+    assert [name for name, blob in after.items() if before[name] != blob] == [part]
+    assert len(made) == 2  # statistics, which are made each time, and the part
 
 
 def test_saving_the_same_state_twice_writes_a_manifest_alone(tmp_path):
