@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import resource
 import shutil
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from streams.errors import OptionRefused, StreamError
 LOCK = "up.lock"  # in the state folder; held by a running `fairlead up`
 PYTHON = (3, 11)
 MEMORY_BYTES_MIN = 2 << 30  # Ray's processes, one router and one trainer: 1.5 GiB
+MEMORY = Path("/proc/meminfo")
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - only looked at
 SHARED_BYTES_MIN = 256 << 20  # Ray's object store
 FILES_MIN = 4096  # open files: a caller's connection is one, Ray's processes share hundreds
@@ -95,7 +98,7 @@ def _python() -> Finding:
 
 
 def _machine() -> Iterator[Finding]:
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = _available_bytes()
     short = free < MEMORY_BYTES_MIN
     yield Finding(
         "memory",
@@ -113,6 +116,14 @@ def _machine() -> Iterator[Finding]:
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     few = files < FILES_MIN
     yield Finding("open files", f"at most {files:,}", f"Say ulimit -n {FILES_MIN}." if few else "")
+
+
+def _available_bytes() -> int:
+    """Memory that programs can have: what Linux keeps of files it gives back when it is wanted."""
+    with suppress(OSError):
+        if found := re.search(r"^MemAvailable: +(\d+) kB$", MEMORY.read_text(), re.MULTILINE):
+            return 1024 * int(found[1])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _state(settings: Settings, runs: str) -> Finding:

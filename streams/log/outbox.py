@@ -178,7 +178,7 @@ class Outbox(Generic[Item]):
             f"again does no harm"
         )
         for future in futures:
-            if future is not None and not future.done() and future.set_running_or_notify_cancel():
+            if future is not None and self._may_answer(future):
                 future.set_exception(failure)
 
     def _settle(self, batch: Sequence[Entry[Item]], error: Exception | None) -> None:
@@ -189,13 +189,21 @@ class Outbox(Generic[Item]):
             else:
                 self.counts.dropped += len(batch)
         for _, future in batch:
-            # From here on it can't be cancelled any more.
-            if future is None or future.done() or not future.set_running_or_notify_cancel():
+            if future is None or not self._may_answer(future):
                 continue
             if error is None:
                 future.set_result(None)
             else:
                 future.set_exception(error)
+
+    def _may_answer(self, future: Future[None]) -> bool:
+        """True for one caller only, and never once it was cancelled; it can't be from then on.
+
+        Whoever submits while writing fails, the writing thread and whoever closes may all want to.
+        """
+        with self._counting:
+            taken = future.running() or future.done()
+            return not taken and future.set_running_or_notify_cancel()
 
     def close(self) -> None:
         """Refuse new items, write what is waiting, give up on it after `close_s_max`.

@@ -220,9 +220,9 @@ def test_standard_output_comes_back_when_solving_fails(monkeypatch, capfd):
         raise MemoryError
 
     monkeypatch.setattr(of_mixes, "milp", failing)
-    open_before = len(os.listdir("/proc/self/fd"))
+    open_before = set(os.listdir("/proc/self/fd"))
     with pytest.raises(MemoryError):
         mixed([ask(0.5)], [offer()], {"g": 9})
     os.write(1, b"here")
     assert capfd.readouterr().out == "here"
-    assert len(os.listdir("/proc/self/fd")) == open_before
+    assert set(os.listdir("/proc/self/fd")) <= open_before  # what was garbage may be gone

@@ -6,6 +6,7 @@ import asyncio
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import numpy as np
@@ -97,11 +98,19 @@ def test_a_stand_in_takes_so_many_at_once_and_the_rest_waits():
     """
     Two slots, six requests: three rounds. Its page says how many run and wait meanwhile.
     """
+    all_here = asyncio.Event()
+
+    class Patient(StandIn):
+        """Says nothing before all have come."""
+
+        async def _words(self, *given: Any) -> None:
+            await all_here.wait()
+            await super()._words(*given)
 
     async def work():
         (port,) = free_ports(1)
         async with (
-            StandIn("vllm", 2, 0.1, "127.0.0.1", port) as server,
+            Patient("vllm", 2, 0.1, "127.0.0.1", port) as server,
             aiohttp.ClientSession() as session,
         ):
             callers = Callers(
@@ -113,6 +122,8 @@ def test_a_stand_in_takes_so_many_at_once_and_the_rest_waits():
             ]
             while not server.doing.finished:
                 most.append((server.doing.running, server.doing.waiting))
+                if sum(most[-1]) == 6:
+                    all_here.set()
                 await asyncio.sleep(0)
             await asyncio.gather(*asking)
             return server.doing

@@ -15,6 +15,7 @@ import pytest
 from in_a_browser import in_a_browser
 from recorded_day import EXPLANATION, NOON_MS, SAVED, Desk
 from starlette.routing import Route
+from waiting import PATIENCE_S
 
 from infra.dashboard.app import page, pages
 from load.bench.operate.dashboard import PAINTED
@@ -50,11 +51,11 @@ def served(desk: Desk, tokens: tuple[Token, ...] = ()) -> Iterator[str]:
         await listener.start()
         return listener
 
-    listener = asyncio.run_coroutine_threadsafe(start(), loop).result(20)
+    listener = asyncio.run_coroutine_threadsafe(start(), loop).result(PATIENCE_S)
     try:
         yield f"http://127.0.0.1:{listener.port}/dashboard"
     finally:
-        asyncio.run_coroutine_threadsafe(listener.stop(), loop).result(20)
+        asyncio.run_coroutine_threadsafe(listener.stop(), loop).result(PATIENCE_S)
         loop.call_soon_threadsafe(loop.stop)
 
 

@@ -44,7 +44,7 @@ from fairlead import (
 from serve.proto.fairlead.v1 import dispatch_pb2 as pb
 from serve.proto.fairlead.v1 import dispatch_pb2_grpc, router_pb2
 
-PATIENCE_S = 10.0
+PATIENCE_S = 120.0
 NO_RETRY = (("grpc-retry-pushback-ms", "-1"),)
 
 FAILED = pb.Attempt(
@@ -383,9 +383,12 @@ def test_request_that_cannot_be_written_is_refused_here(caller, dispatcher, opti
 def test_time_out_is_for_the_whole_answer(caller, dispatcher):
     dispatcher.script = [ROUTED, Hold()]
 
-    with pytest.raises(DeadlineExceeded):
-        caller.all(ASKED, timeout_s=0.3)
-    assert dispatcher.time_left_s[0] < 2.0  # gRPC rounds
+    for timeout_s in (0.3, 3.0, 30.0):  # longer only where the call has not arrived by then
+        with pytest.raises(DeadlineExceeded):
+            caller.all(ASKED, timeout_s=timeout_s)
+        if dispatcher.time_left_s:
+            break
+    assert dispatcher.time_left_s[0] < timeout_s + 1.7  # gRPC rounds
     with pytest.raises(InvalidOption, match="timeout_s"):
         caller.all(ASKED, timeout_s=0.0)
 

@@ -15,6 +15,7 @@ from router_bench import PATIENCE_S, Router, embedding, router
 from waiting import until
 
 import fairlead
+from infra.pools.ports import free_ports
 from serve.access.tokens import Token, digest_of
 from serve.grpc_api.admission import PUSHBACK_KEY
 from serve.grpc_api.listener import ListenerOptions
@@ -95,8 +96,7 @@ def test_who_calls_the_reserved_port_is_not_lost_when_the_other_is_flooded(tmp_p
 
 def reserved_beside(monkeypatch, **said) -> int:
     """Have routers listen at a reserved port as well; which one."""
-    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as held:
-        port = held.getsockname()[1]
+    (port,) = free_ports(1)
     both = lambda **other: ListenerOptions(**other, **said, reserved_port=port)  # noqa: E731
     monkeypatch.setattr(router_bench, "ListenerOptions", both)
     return port

@@ -991,7 +991,7 @@ def test_stopping_finishes_what_is_under_way_and_refuses_what_is_new(tmp_path, s
     where they can be tried elsewhere: once their connection has ended, or on an open stream. Until
     then a call by an old connection is answered, as a retry would come back by the same one.
     """
-    with router(tmp_path) as up:
+    with router(tmp_path, grace_s=PATIENCE_S) as up:
         asked: queue.Queue = queue.Queue()
         stream = up.stub.RouteStream(iter(asked.get, None), timeout=PATIENCE_S)
         asked.put(pb.RouteRequest(request_id="s1", embedding_f32=embedding(dim=64)))

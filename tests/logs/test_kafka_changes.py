@@ -11,6 +11,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from kafka_topics import RenamedLog
 from local_kafka.broker import Broker
 from made_up import ENCODER, MEMORY, SEALER, decided, report
+from waiting import until
 
 from streams.feedback.ticket import split_ids
 from streams.log import kafka_reader
@@ -23,7 +24,6 @@ from streams.training.upkeep import UpkeepOptions
 
 pytestmark = pytest.mark.kafka
 OPTIONS = TrainerOptions(memory=MEMORY, wait_s=0.2, publish_s=0.0, upkeep=UpkeepOptions(look_s=0.0))
-TURNS = 200
 
 
 @pytest.fixture
@@ -52,12 +52,12 @@ def trainer_on(log, folder, share=None) -> Trainer:
 
 
 def steps_until(trainers, done) -> None:
-    for _ in range(TURNS):
+    def stepped() -> bool:
         for trainer in trainers:
             trainer.step()
-        if done():
-            return
-    raise AssertionError("it did not come to that")
+        return done()
+
+    until(stepped)
 
 
 @pytest.mark.parametrize("n_shards", [1, 2])
@@ -101,7 +101,8 @@ def test_a_topic_altered_to_its_producers_time_is_noticed(topics, admin):
         ConfigResourceType.TOPIC, name, {"message.timestamp.type": "CreateTime"}
     )
     admin.alter_configs([altered])
-    (problem,) = topics.problems()
+    # The controller has it when it answers; the broker, who is asked here, a moment later.
+    (problem,) = until(topics.problems, "the change to be noticed")
     assert name in problem and "CreateTime" in problem
 
 

@@ -438,10 +438,12 @@ def test_a_frozen_broker_is_an_error_in_time_and_then_forgotten(kafka, frozen):
 @pytest.mark.kafka
 def test_memory_is_bounded_while_the_broker_is_frozen(kafka, frozen):
     """
-    Appends that gave up still count, so the next ones fail at once; room comes back in time.
+    Appends that gave up still count, so the next ones fail at once; room comes back in time. They
+    don't expire meanwhile, however long this test is kept waiting.
     """
     topic = kafka.topic(n_partitions=1)
-    log = kafka.log(request_timeout_s=1.0, delivery_timeout_s=1.0, buffer_bytes_max=10_000)
+    patience = {"request_timeout_s": 1.0, "delivery_timeout_s": PATIENCE_S}
+    log = kafka.log(**patience, buffer_bytes_max=10_000)
     log.append(topic, pairs(1))
 
     frozen.pause()

@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from array import array
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -48,9 +49,11 @@ class Load:
         self.acknowledged: set[int] = set()
         self.rss_max = 0
 
-    def run_for(self, seconds: float) -> None:
-        ends_s, pace = time.monotonic() + seconds, threading.Event()
-        while time.monotonic() < ends_s:
+    def run_for(self, seconds: float, until: Callable[[], object] = lambda: True) -> None:
+        """For so long, and longer where the machine is so busy that it has not come to that yet."""
+        began_s, pace = time.monotonic(), threading.Event()
+        while (passed_s := time.monotonic() - began_s) < seconds or not until():
+            assert passed_s < seconds + PATIENCE_S, "it did not come to that"
             for _ in range(TOGETHER):
                 self._hand_over(len(self.took_s))
             self.rss_max = max(self.rss_max, psutil.Process().memory_info().rss)
@@ -115,13 +118,14 @@ def outage(broker: Broker, seconds: float, *, frozen: bool) -> None:
     outbox: Outbox[int] = Outbox(log, topic, encode, options)
     load = Load(outbox)
 
-    load.run_for(1.0)
-    settled_rss, before = load.rss_max, outbox.counts.written
+    load.run_for(1.0, lambda: outbox.counts.written)
+    settled_rss = load.rss_max
     if frozen:
         broker.pause()
     else:
         broker.kill()
-    load.run_for(seconds)
+    before = outbox.counts.written
+    load.run_for(seconds, lambda: load.dropped and load.refused)
     away = outbox.counts.written
     if frozen:
         broker.resume()

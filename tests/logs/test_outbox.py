@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 
 import pytest
 from memory_log import MemoryLog
@@ -286,11 +286,31 @@ def test_cancelling_at_the_very_moment_of_success_hurts_nobody(log, start):
     future = outbox.submit(item(0))
     future.result(PATIENCE_S)
     racing = type(future)()
-    racing.cancelled = lambda: racing.cancel() and False  # the caller is faster, just now
+    racing.done = lambda: racing.cancel() and False  # the caller is faster, just now
 
     outbox._queue.put((item(1), racing))
 
     assert outbox.submit(item(2)).result(PATIENCE_S) is None
+
+
+def test_who_waits_is_answered_by_one_alone(start):
+    """
+    While writing fails, whoever submits says so, in the same moment as the writing thread. Answered
+    twice, it was the end of that thread.
+    """
+
+    class Slow(Future):
+        def done(self) -> bool:
+            was_done = super().done()
+            time.sleep(0.01)  # another one has its turn between the look and the answer
+            return was_done
+
+    outbox, future = start(), Slow()
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(outbox._tell, [[future]] * 4))
+
+    with pytest.raises(LogUnavailable, match="kept in memory"):
+        future.result(PATIENCE_S)
 
 
 # --- closing

@@ -48,8 +48,8 @@ def test_stopping_finishes_the_answer_under_way():
     """
     No new connection is taken meanwhile, and the stream comes to its end.
     """
-    pause = Pause()
-    with api() as up, up.client() as client:
+    pause, patient = Pause(), HttpListenerOptions(port=0, grace_s=PATIENCE_S)
+    with api(listener=patient) as up, up.client() as client:
         up.dispatcher.play(
             routed(), piece("Hel"), pause, piece("lo"), delta(finish_reason="stop"), ended()
         )

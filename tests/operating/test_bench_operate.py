@@ -8,6 +8,7 @@ import json
 
 import numpy as np
 import pytest
+from waiting import PATIENCE_S
 
 from load.bench.operate.canaries import forms, in_file
 from load.bench.operate.fuzzing import fuzz as fuzzing
@@ -64,7 +65,9 @@ def test_traces_are_told_from_those_of_a_restart(tmp_path):
     assert found.restarts() == 1
 
 
-def test_a_dispatcher_survives_spoiled_messages(tmp_path):
+def test_a_dispatcher_survives_spoiled_messages(tmp_path, monkeypatch):
+    for limit in ("ANSWER_S_MAX", "RESTART_S_MAX"):
+        monkeypatch.setattr(fuzzing, limit, PATIENCE_S)
     with target(tmp_path) as on:
         found = asyncio.run(fuzz(on, 1500, np.random.default_rng(5), lambda _: None))
         assert on.alive
@@ -86,9 +89,8 @@ def test_a_process_that_ends_is_a_crash(tmp_path):
     assert found["crashes"] >= 1
 
 
-def batch_at(taken, monkeypatch) -> Fuzzed:
+def batch_at(taken) -> Fuzzed:
     """What a batch finds at a server that does `taken` with each connection."""
-    monkeypatch.setattr(fuzzing, "ANSWER_S_MAX", 0.3)
     found = Fuzzed()
 
     async def scene() -> None:
@@ -118,12 +120,13 @@ def test_calls_that_are_never_answered_are_a_crash_also_beside_a_restart(monkeyp
     async def hang(_reader, writer) -> None:
         writer.write(frame(SETTINGS, 0, 0, b""))
 
-    found = batch_at(hang, monkeypatch)
+    monkeypatch.setattr(fuzzing, "ANSWER_S_MAX", 0.3)
+    found = batch_at(hang)
     assert found.crashes == 1
     assert found.examples[0].startswith("8 calls without an answer")
 
 
-def test_calls_on_connections_that_ended_before_them_end_too(monkeypatch):
+def test_calls_on_connections_that_ended_before_them_end_too():
     """
     A server that ends closes what its port had taken: nobody waits for these, and they are counted.
     """
@@ -131,7 +134,7 @@ def test_calls_on_connections_that_ended_before_them_end_too(monkeypatch):
     async def close(_reader, writer) -> None:
         writer.close()
 
-    found = batch_at(close, monkeypatch)
+    found = batch_at(close)
     assert (found.crashes, found.cut) == (0, 1)
     assert found.statuses == {"refused": 8}
 
@@ -146,7 +149,9 @@ def test_connections_that_end_without_a_restart_are_a_crash(restarts, crashes):
     assert found.crashes == crashes
 
 
-def test_mutual_tls_lets_in_whoever_shows_our_certificate_and_nobody_else(tmp_path):
+def test_mutual_tls_lets_in_whoever_shows_our_certificate_and_nobody_else(tmp_path, monkeypatch):
+    monkeypatch.setattr("load.bench.operate.intrusion.door.TIMEOUT_S", PATIENCE_S)
+
     async def tried() -> dict[str, tuple[bool, bool]]:
         async with mutual(tmp_path) as to:
             return {

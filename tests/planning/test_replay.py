@@ -95,7 +95,7 @@ def test_all_processes_together_send_the_trace_at_its_times():
     Two processes, one schedule; what came is counted by model, warm-up apart.
     """
     with server() as (url, seen):
-        found = play(url, trace_of(60, 30.0), processes=2, warm_up_s=1.0, drain_s=10.0)
+        found = play(url, trace_of(60, 30.0), processes=2, warm_up_s=1.0, drain_s=PATIENCE_S)
 
     assert len(seen) == 60
     assert (found["requests"], found["warm_up"]["requests"]) == (30, 30)
@@ -116,7 +116,7 @@ def test_nobody_waits_for_an_answer_before_the_next_request():
     Open loop: with answers of half a second, all of a fifth of a second's requests are sent.
     """
     with server(answer_s=0.5) as (url, seen):
-        found = play(url, trace_of(20, 100.0), processes=1, drain_s=20.0)
+        found = play(url, trace_of(20, 100.0), processes=1, drain_s=PATIENCE_S)
     assert found["finished"] == 20
     assert seen[-1][0] - seen[0][0] < found["latency_ms"]["p50"] / 1e3 * 10
     assert found["ttft_ms"]["p50"] >= 500.0
@@ -127,7 +127,7 @@ def test_what_failed_or_never_came_counts_in_every_percentile():
     A fifth fails, another fifth is never answered: the median is known, the 90th percentile is not.
     """
     with server(fails_every=5, never_every=4) as (url, _):
-        found = play(url, trace_of(40, 40.0), processes=1, drain_s=1.0)
+        found = play(url, trace_of(40, 40.0), processes=1, drain_s=5.0)
     assert found["failed"] == {"HTTP 503": 8}
     assert found["unfinished"] == 16  # of which eight were given up
     assert found["ttft_ms"]["p50"] is not None
@@ -233,9 +233,13 @@ def test_a_dispatchers_answer_says_what_the_first_tokens_time_went_for():
     stage = {name: main.percentiles_ms(name)["p50"] for name in STAGES}
     assert stage["decision"] == pytest.approx(10.0, rel=1e-3)
     assert stage["pool"] == pytest.approx(390.0, rel=2e-3)
-    assert sum(stage.values()) == pytest.approx(main.percentiles_ms("ttft")["p50"], abs=2.0)
+    ttft_ms, exact = (
+        main.percentiles_ms("ttft")["p50"],
+        {"abs": 2.0, "rel": 5e-3},
+    )  # if late, by much
+    assert sum(stage.values()) == pytest.approx(ttft_ms, **exact)
     beside = sum(stage.values()) - stage["pool"]
-    assert main.quantiles_ms("beside") == pytest.approx([beside] * 200, abs=2.0)
+    assert main.quantiles_ms("beside") == pytest.approx([beside] * 200, **exact)
     assert Phase().quantiles_ms("beside") == []
 
 

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from fairlead.command_line import app
 from fairlead.commands.setup.init import Answers, settings_text
 from fairlead.commands.started import keep_settings, not_taken
+from infra.cluster import checkup
 from infra.cluster.checkup import LOCK
 from infra.errors import NoSiteYet, SettingsUnreadable
 from infra.pools import state_folder
@@ -49,6 +50,18 @@ def test_a_sound_machine_has_nothing_to_mend(tmp_path):
         "listener.port",
         "clock",
     }
+
+
+@pytest.mark.parametrize(("kept_gib", "short"), [(3, set()), (0, {"memory"})])
+def test_what_the_system_keeps_of_files_is_memory_to_be_had(tmp_path, monkeypatch, kept_gib, short):
+    """
+    A machine that has read much for hours has little that is free, and lacks nothing.
+    """
+    said = tmp_path / "meminfo"
+    said.write_text(f"MemFree:  100000 kB\nMemAvailable:  {100_000 + (kept_gib << 20)} kB\n")
+    monkeypatch.setattr(checkup, "MEMORY", said)
+
+    assert problems(settings_file(tmp_path, free_ports(1)[0])) == short
 
 
 def test_a_port_of_another_program_is_named_with_a_remedy(tmp_path):

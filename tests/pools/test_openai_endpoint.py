@@ -28,6 +28,7 @@ from waiting import soon
 from infra.endpoints.connections import Connections, ConnectionsOptions
 from infra.endpoints.openai_endpoint import OpenAiEndpoint
 from infra.endpoints.options import OpenAiOptions
+from infra.pools.ports import free_ports
 from serve.dispatch.backend import Answer, Call, Endpoint, Piece, Usage
 from serve.errors import (
     AnswerGarbled,
@@ -41,7 +42,7 @@ from serve.errors import (
 )
 from streams.errors import OptionRefused
 
-PATIENCE_S = 20.0  # for what must come; a test that waits this long has failed
+PATIENCE_S = 120.0  # for what must come; a test that waits this long has failed
 CALL = Call(body={"messages": [{"role": "user", "content": "Hi"}]}, prompt_tokens=7)
 UNSURE = Call(body=CALL.body, prompt_tokens=7, confidence=True)
 TOKEN = event(chunk({"content": "Hi"}))
@@ -659,7 +660,7 @@ def test_server_that_keeps_a_whole_answer_open_is_not_waited_for(monkeypatch):
     assert error is None and text(got) == "Hi" and got[-1].counted is False
 
 
-def test_slow_reader_is_not_taken_for_a_slow_server():
+def test_slow_reader_is_not_taken_for_a_slow_server(monkeypatch):
     """
     Time counts only while something is waited for.
     """
@@ -674,10 +675,13 @@ def test_slow_reader_is_not_taken_for_a_slow_server():
             await talk.send(STOP + DONE)
             await talk.end()
 
-        async with connected(handle, idle_timeout_s=0.5) as (_, endpoint):
+        loop, slow_s = asyncio.get_running_loop(), 0.0
+        now_s = loop.time
+        monkeypatch.setattr(loop, "time", lambda: now_s() + slow_s, raising=False)
+        async with connected(handle, idle_timeout_s=PATIENCE_S / 2) as (_, endpoint):
             stream = endpoint.stream(CALL)
             got = [await anext(stream)]
-            await asyncio.sleep(0.6)  # what the test is about: longer than the limit
+            slow_s = 0.75 * PATIENCE_S  # what the test is about: longer than the limit
             opened.set()
             return got + [part async for part in stream]
 
@@ -710,7 +714,7 @@ def test_who_was_away_when_time_ran_out_connects_once_more(monkeypatch, stops, a
     time limits run out, whatever servers did meanwhile. Taken for failures, five such calls would
     eject a server that is well. But not for ever: whoever asked waits.
     """
-    connect, tries = aiohttp.TCPConnector._create_connection, []
+    connect, tries, connect_s = aiohttp.TCPConnector._create_connection, [], PATIENCE_S / 10
 
     async def work() -> AttemptFailed | None:
         loop, away_s = asyncio.get_running_loop(), 0.0
@@ -722,11 +726,11 @@ def test_who_was_away_when_time_ran_out_connects_once_more(monkeypatch, stops, a
             tries.append(1)
             if len(tries) > stops:
                 return await connect(*request)
-            away_s += 1.5
+            away_s += 1.5 * connect_s
             return await asyncio.Event().wait()
 
         monkeypatch.setattr(aiohttp.TCPConnector, "_create_connection", stopped)
-        async with connected(follow(Script()), connect_timeout_s=1.0) as (_, endpoint):
+        async with connected(follow(Script()), connect_timeout_s=connect_s) as (_, endpoint):
             return (await read_until_error(endpoint))[1]
 
     error = run(work())
@@ -989,9 +993,7 @@ def served(module: str, *command: str) -> Iterator[str]:
     """The address of another project's server, run as a process of its own; or the test is skipped."""
     if importlib.util.find_spec(module) is None:
         pytest.skip(f"{module} is not installed: pip install -e '.[dev]' has it")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     process = subprocess.Popen(
         [sys.executable, "-c", *command, "--host", "127.0.0.1", "--port", str(port)],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -1032,10 +1034,12 @@ def xpyd() -> Iterator[str]:
         yield url
 
 
-def ask_other(url: str, **body: object) -> tuple[list[Piece | Usage], AttemptFailed | None]:
+def ask_other(
+    url: str, idle_timeout_s: float = PATIENCE_S, **body: object
+) -> tuple[list[Piece | Usage], AttemptFailed | None]:
     async def work() -> tuple:
         connections = Connections()
-        options = OpenAiOptions(url=f"{url}/v1", model="sim", idle_timeout_s=0.5)
+        options = OpenAiOptions(url=f"{url}/v1", model="sim", idle_timeout_s=idle_timeout_s)
         try:
             call = Call(body={**CALL.body, **body}, prompt_tokens=7)
             return await read_until_error(OpenAiEndpoint("other", options, connections), call)
@@ -1087,5 +1091,6 @@ def test_faults_of_another_projects_mock_are_told_apart(llmock, behaviour, kind)
         request = urllib.request.Request(f"{llmock}/_llmock/{path}", body, headers)
         urllib.request.urlopen(request, timeout=PATIENCE_S).read()
 
-    _, error = ask_other(llmock)
+    stalls = behaviour.get("kind") == "stall"
+    _, error = ask_other(llmock, idle_timeout_s=0.5 if stalls else PATIENCE_S)
     assert type(error) is kind

@@ -28,7 +28,7 @@ CALLED = PoolPlan(
     server=ServerOptions(api_key="key", extra={"top_k": 5}, stream=False, idle_timeout_s=90.0),
 )
 DECIDED = PoolPlan(name="decided", model="m", backend="none")
-PATIENCE_S = 10.0
+PATIENCE_S = 120.0
 
 
 class Directory:

@@ -29,7 +29,7 @@ from infra.capacity.fleet import PoolPlan
 from infra.cluster import cluster
 from infra.cluster.cluster import Running, local_ray, running
 from infra.errors import ClusterFailed
-from infra.pools.directory import POOLS_APP, DirectoryClient, find_directory
+from infra.pools.directory import LAME_DUCK_S, POOLS_APP, DirectoryClient, find_directory
 from infra.pools.pool_clients import ASK_S, PoolClients
 from infra.pools.pool_replica import PoolDeployment
 from infra.pools.ports import free_ports
@@ -440,10 +440,18 @@ class Stopped(PoolDeployment):
     def __del__(self) -> None: ...
 
 
-def test_replica_that_stops_answers_until_dispatchers_have_looked_again(pool, up):
+def test_replica_that_stops_answers_until_dispatchers_have_looked_again(pool, up, monkeypatch):
     """
-    It is taken out of the directory first: who still has its address is not refused.
+    It is taken out of the directory first: who still has its address is not refused, for as long as
+    four looks take.
     """
+    sleep, over = asyncio.sleep, asyncio.Event()
+
+    async def rest(seconds: float) -> None:
+        await (over.wait() if seconds == LAME_DUCK_S else sleep(seconds))
+
+    monkeypatch.setattr(asyncio, "sleep", rest)
+    assert LAME_DUCK_S >= 4 * ASK_S
 
     async def stopped() -> None:
         replica, directory = object.__new__(Stopped), DirectoryClient()
@@ -458,9 +466,9 @@ def test_replica_that_stops_answers_until_dispatchers_have_looked_again(pool, up
         stopping = asyncio.create_task(PoolDeployment.__del__(replica))
         while await listed():
             pass
-        await asyncio.sleep(ASK_S)  # whoever had looked just before is going to look again
         _, connection = await asyncio.open_connection(host, port)
         connection.close()
+        over.set()
         await stopping
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection(host, port)

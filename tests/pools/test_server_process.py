@@ -20,7 +20,7 @@ from infra.pools.ports import connected
 from infra.pools.server_process import ServerProcess, ServerProcessOptions
 
 PROGRAM = str(Path(__file__).parents[1] / "support" / "servers" / "openai_program.py")
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 SOON = ServerProcessOptions(ready_s_max=0.6, end_s_max=0.3)
 IMPATIENT = ServerProcessOptions(end_s_max=0.3)
 

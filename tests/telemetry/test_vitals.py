@@ -124,8 +124,8 @@ def test_decisions_for_a_dispatcher_of_this_process_are_timed_too(up):
     up.run(up.replica.servicer.decide(pb.RouteRequest(embedding_f32=embedding())))
     report(up)
 
-    (record,) = [one for one in on_topic(up) if isinstance(one, RouterState)]
-    assert record.latency_ms_p50 > 0
+    records = [one for one in on_topic(up) if isinstance(one, RouterState)]
+    assert max(one.latency_ms_p50 for one in records) > 0  # a window may have ended by itself, too
 
 
 def test_limit_that_rules_out_the_best_makes_no_exploration(up):

@@ -160,10 +160,13 @@ def test_the_catalogue_takes_turns_only_where_it_is_asked_to():
     assert first != second
 
 
-def test_overload_of_an_empty_handler_has_every_figure_and_the_top_class_a_port_of_its_own():
+def test_overload_of_an_empty_handler_has_every_figure_and_the_top_class_a_port_of_its_own(
+    monkeypatch,
+):
     """
     Nobody answers at the reserved port here, so all that was sent there is lost.
     """
+    monkeypatch.setattr("load.bench.speed.overload.DEADLINE_MS", 60_000)  # nobody is late
     silent = socket.create_server(("127.0.0.1", 0))
     with silent, served(Serving(kind="empty")) as up:
         empty = replace(up, reserved_port=silent.getsockname()[1])

@@ -256,7 +256,7 @@ def test_a_router_that_starts_without_a_broker_decides_from_the_last_snapshot(tm
         async with grpc.aio.insecure_channel(f"127.0.0.1:{up.port}") as channel:
             stub = router_pb2_grpc.RouterStub(channel)
             asked = pb.RouteRequest(embedding_f32=embedding())
-            decisions = [await stub.Route(asked, timeout=5.0) for _ in range(200)]
+            decisions = [await stub.Route(asked, timeout=PATIENCE_S / 4) for _ in range(200)]
             assert {d.snapshot_version for d in decisions} == {store.newest()}
             outcome = pb.Outcome(ticket=decisions[0].ticket, quality=1.0)
             sent = time.monotonic()
