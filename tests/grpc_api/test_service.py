@@ -10,7 +10,6 @@ import socket
 import ssl
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import closing
 
 import grpc
 import numpy as np
@@ -34,6 +33,7 @@ from waiting import until
 
 from fairlead.command_line import app
 from fairlead.errors import FairleadError, Unavailable
+from infra.pools.ports import free_ports
 from learners.context import BIAS, N_FEATURES, STEP
 from learners.policies.greedy import Greedy
 from learners.policies.inverse_gap import SquareCb
@@ -435,8 +435,8 @@ def test_explain_of_what_is_no_ticket_says_so(shared):
 
 
 def test_explain_without_a_router_does_not_wait_for_one():
-    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
-        target = f"127.0.0.1:{taken.getsockname()[1]}"
+    (port,) = free_ports(1)  # held, so that nobody comes to listen there
+    target = f"127.0.0.1:{port}"
     command = ["explain", "00ff", "--target", target, "--timeout-s", "5"]
 
     found = CliRunner().invoke(app, command)

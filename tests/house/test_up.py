@@ -20,12 +20,13 @@ from infra.settings.settings import read_settings
 
 WAITING = """
 from fairlead.commands.restarts import stop_on_signals
-import signal
 import threading
+import time
 try:
     stop_on_signals(threading.Event())
     print("ready", flush=True)
-    signal.pause()
+    while True:
+        time.sleep(0.05)  # signal.pause would wait for ever if the signal came just before
 except KeyboardInterrupt:
     print("stopped", flush=True)
 """
