@@ -37,6 +37,9 @@ const retries = `{"methodConfig": [{
 // What to use when the router can't be asked: a request is never lost for want of a decision.
 const fallback = "small"
 
+// A process's first decision makes the connection, too; later ones take a millisecond, and 1 s is much.
+const patience = 10 * time.Second
+
 // bearer shows a token with every call. gRPC refuses to send it without TLS, but where it is told to.
 type bearer struct {
 	token  string
@@ -82,7 +85,7 @@ func request(id, text string) *fairleadv1.RouteRequest {
 
 // choose says which model should answer. The decision is nil where the fallback does.
 func choose(router fairleadv1.RouterClient, text string) (string, *fairleadv1.Decision, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	decision, err := router.Route(ctx, request("r1", text))
 	switch status.Code(err) {

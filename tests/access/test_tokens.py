@@ -7,7 +7,7 @@ import json
 import grpc
 import httpx2
 import pytest
-from router_bench import NOON_MS, router
+from router_bench import NOON_MS, PATIENCE_S, router
 from scripted_api import HELLO, NOW_S, api
 from typer.testing import CliRunner
 
@@ -134,13 +134,16 @@ def test_a_token_speaks_for_its_tenant_whatever_a_request_says(guarded, said):
 
 def test_the_client_shows_its_token(guarded):
     target = f"127.0.0.1:{guarded.replica.port}"
-    with Client(target, token=ANY) as client:
+    with Client(target, token=ANY, timeout_s=PATIENCE_S) as client:
         decision = client.route(embedding=[0.1] * 8)
         assert client.explain(decision.ticket).decision_id == decision.decision_id
         assert len(list(client.route_stream([Request(embedding=[0.1] * 8, request_id="a")]))) == 1
         with pytest.raises(NotAllowed, match="has not the scope 'feedback'"):
             client.send_feedback(decision.ticket, quality=1.0)
-    with Client(target) as client, pytest.raises(NotAllowed, match="no token was shown"):
+    with (
+        Client(target, timeout_s=PATIENCE_S) as client,
+        pytest.raises(NotAllowed, match="no token was shown"),
+    ):
         client.route(embedding=[0.1] * 8)
 
 
@@ -149,7 +152,7 @@ def test_explain_on_the_command_line_shows_a_token(guarded, tmp_path):
     Of a file, because what is on a command line is for everybody on the machine to see.
     """
     target = f"127.0.0.1:{guarded.replica.port}"
-    with Client(target, token=ANY) as client:
+    with Client(target, token=ANY, timeout_s=PATIENCE_S) as client:
         decision = client.route(embedding=[0.1] * 8)
     (tmp_path / "token").write_text(f"{ANY}\n")
     command = ["explain", decision.ticket.hex(), "--target", target, "--json"]

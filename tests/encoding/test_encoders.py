@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from openai_server import Server, Talk, in_a_thread
+from waiting import PATIENCE_S
 
 from learners.context import N_DIRECTIONS, Projection
 from serve import errors
@@ -98,7 +99,7 @@ def served(server, behaviour="ok", **options):
             dim=SERVED_DIM,
             model="any",
             url=f"{server.root}/{behaviour}/v1",
-            **options,
+            **{"timeout_s": PATIENCE_S} | options,
         )
     )
 

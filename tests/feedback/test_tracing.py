@@ -95,11 +95,13 @@ def test_the_client_asks_alike(tmp_path):
     """
     `Client.trace_feedback` says what the service says.
     """
-    with router(tmp_path) as up, Client(f"127.0.0.1:{up.replica.port}") as client:
+    with router(tmp_path) as up:
+        client = Client(f"127.0.0.1:{up.replica.port}", timeout_s=PATIENCE_S)
         decision = up.route()
         up.report(decision, quality=1.0)
         up.learn()
-        found = client.trace_feedback(decision.ticket)
+        with client:
+            found = client.trace_feedback(decision.ticket)
 
     assert (found.learned, found.quality, found.records[0].became) == (("quality",), 1.0, "read")
 

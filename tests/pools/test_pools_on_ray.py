@@ -40,7 +40,7 @@ from streams.training.prices import SPENT
 from streams.training.trainer import LEARNED
 
 PROGRAM = Path(__file__).parents[1] / "support" / "servers" / "openai_program.py"
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 WORDS = 20
 POOL = "small-h100"  # of two replicas
 
@@ -208,8 +208,8 @@ def up(ray_cluster, tmp_path_factory) -> Iterator[tuple[Running, Path]]:
 
 def ask(up: Running, text: str, model: str, **options: object) -> list:
     route = Request(text=text, allowed_models=[model])
-    with Client(up.dispatch, timeout_s=20) as client:
-        return list(client.dispatch(DispatchRequest(route=route, **options), timeout_s=30))
+    with Client(up.dispatch, timeout_s=PATIENCE_S) as client:
+        return list(client.dispatch(DispatchRequest(route=route, **options), timeout_s=PATIENCE_S))
 
 
 def words(events: list) -> str:
@@ -367,11 +367,11 @@ def test_router_only_decides_on_its_own_port(up):
     """
     It takes no dispatches: its replicas load nothing that calls pools.
     """
-    with Client(up[0].address, timeout_s=10) as client:
+    with Client(up[0].address, timeout_s=PATIENCE_S) as client:
         decision = client.route("Who decides?", allowed_models=["large"])
         client.send_feedback(decision.ticket, quality=0.5)
         with pytest.raises(FairleadError, match="Dispatch"):
-            list(client.dispatch(DispatchRequest(route=Request(text="x")), timeout_s=10))
+            list(client.dispatch(DispatchRequest(route=Request(text="x")), timeout_s=PATIENCE_S))
 
     assert (decision.model, decision.pool) == ("large", "large-h100")
 

@@ -236,7 +236,7 @@ def test_two_trainers_on_kafka_learn_each_outcome_once(up, kafka_broker):
     as one snapshot, and accounted for by `fairlead status`. First of those that share one: all that
     is counted came from here.
     """
-    with Client(up.address, timeout_s=10.0) as client:
+    with Client(up.address, timeout_s=PATIENCE_S) as client:
         for quality, model in ((0.9, "small"), (0.1, "large")) * 20:
             decision = client.route(text="Learn this.", allowed_models=[model])
             for _ in range(2):  # the second time it is a duplicate
@@ -267,10 +267,10 @@ def test_catalogue_changes_without_a_restart_and_without_forgetting(up):
     both = path.read_text()
 
     def models(client: Client) -> set[str]:
-        decision = client.route(text="Which models are there?", timeout_s=5.0)
+        decision = client.route(text="Which models are there?")
         return {decision.model, *(f.model for f in decision.fallbacks)}
 
-    with Client(up.address) as client:
+    with Client(up.address, timeout_s=PATIENCE_S) as client:
         for quality, model in ((0.9, "small"), (0.1, "large")) * 20:
             decision = client.route(text="Learn this.", allowed_models=[model])
             client.send_feedback(decision.ticket, quality=quality)
