@@ -16,6 +16,7 @@ from made_up_endpoint import FakePools
 from router_bench import PATIENCE_S, Router, router
 from source_files import ROOT
 
+from fairlead.connections import Connections
 from infra.settings.settings import read_settings
 from serve.access.tokens import Token, digest_of
 from serve.arms.listed import read_arms
@@ -82,10 +83,11 @@ def test_the_commands_of_the_page_choose_an_arm_and_report_what_it_was_worth(up,
     assert known(up) == 1
 
 
-def test_the_python_of_the_page_does(up):
+def test_the_python_of_the_page_does(up, monkeypatch):
     """
-    Also word for word.
+    Also word for word; but the client is patient.
     """
+    monkeypatch.setitem(Connections.__init__.__kwdefaults__, "timeout_s", PATIENCE_S)
     exec(PYTHON.replace("127.0.0.1:7480", f"127.0.0.1:{up.replica.port}"))
     assert known(up) == 1
 

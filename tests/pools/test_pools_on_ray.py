@@ -445,9 +445,11 @@ def test_replica_that_stops_answers_until_dispatchers_have_looked_again(pool, up
     It is taken out of the directory first: who still has its address is not refused, for as long as
     four looks take.
     """
-    sleep, over = asyncio.sleep, asyncio.Event()
+    sleep, resting, over = asyncio.sleep, asyncio.Event(), asyncio.Event()
 
     async def rest(seconds: float) -> None:
+        if seconds == LAME_DUCK_S:
+            resting.set()
         await (over.wait() if seconds == LAME_DUCK_S else sleep(seconds))
 
     monkeypatch.setattr(asyncio, "sleep", rest)
@@ -466,6 +468,7 @@ def test_replica_that_stops_answers_until_dispatchers_have_looked_again(pool, up
         stopping = asyncio.create_task(PoolDeployment.__del__(replica))
         while await listed():
             pass
+        await resting.wait()
         _, connection = await asyncio.open_connection(host, port)
         connection.close()
         over.set()
