@@ -125,7 +125,7 @@ def test_decisions_for_a_dispatcher_of_this_process_are_timed_too(up):
     report(up)
 
     records = [one for one in on_topic(up) if isinstance(one, RouterState)]
-    assert max(one.latency_ms_p50 for one in records) > 0  # a window may have ended by itself, too
+    assert max(one.latency_ms_p50 or 0 for one in records) > 0  # a window may have ended by itself
 
 
 def test_limit_that_rules_out_the_best_makes_no_exploration(up):
