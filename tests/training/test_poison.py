@@ -220,8 +220,8 @@ def test_poison_is_set_aside_exactly_and_the_rest_is_learned(log, kafka_broker, 
     assert one.state.counts[RECORDS] == sum(ends.values()) - len(hit)
     assert longest_s < STEP_S_MAX
 
-    ours, brokers = idle_shares(one, kafka_broker)
-    assert ours < IDLE_SHARE_MAX and brokers < IDLE_SHARE_MAX
+    # The broker may have something to finish first; who spins never has such a second.
+    until(lambda: max(idle_shares(one, kafka_broker)) < IDLE_SHARE_MAX, "quiet")
 
     one.close()
     again = trainer(log, tmp_path / "kafka")
