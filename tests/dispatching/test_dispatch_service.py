@@ -457,9 +457,10 @@ def test_a_callers_deadline_ends_the_call(tmp_path):
             error = up.fails(timeout_s=timeout_s)
 
             assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-            up.wait_until(up.idle)
+            up.wait_until(up.idle)  # also where the call has not begun yet
             if up.ends("large").called:
-                assert up.ends("large").cancelled == 1
+                up.wait_until(lambda up=up: up.ends("large").cancelled == 1)
+                up.wait_until(up.idle)
                 up.written(1)
                 assert up.whole.dispatcher.health.status(0.0)[0].failures == {}
                 return
