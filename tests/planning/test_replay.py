@@ -127,7 +127,7 @@ def test_what_failed_or_never_came_counts_in_every_percentile():
     A fifth fails, another fifth is never answered: the median is known, the 90th percentile is not.
     """
     with server(fails_every=5, never_every=4) as (url, _):
-        found = play(url, trace_of(40, 40.0), processes=1, drain_s=5.0)
+        found = play(url, trace_of(40, 40.0), processes=1, drain_s=3.0)
     assert found["failed"] == {"HTTP 503": 8}
     assert found["unfinished"] == 16  # of which eight were given up
     assert found["ttft_ms"]["p50"] is not None
