@@ -23,7 +23,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.context import N_FEATURES, unit_directions
+from learners.context import N_FEATURES, Contexts, unit_directions
 from learners.estimates.nearest import ivf
 from learners.estimates.nearest.lists import searched
 from learners.estimates.sums.influence import EARLIER
@@ -155,6 +155,19 @@ def by_turns(order: NDArray[np.intp], tenants: NDArray[Any]) -> NDArray[np.intp]
     return order[np.argsort(-newer, kind="stable")]
 
 
+class Directions:
+    """The directions of contexts (n, 64), made as they are asked for."""
+
+    def __init__(self, contexts: Contexts) -> None:
+        self._contexts = contexts
+
+    def __len__(self) -> int:
+        return len(self._contexts)
+
+    def __getitem__(self, at: ivf.Places, /) -> ivf.Vectors:
+        return unit_directions(self._contexts[at])
+
+
 @dataclass(slots=True, eq=False)
 class History:
     """The rows, in the order learned, with as many of the first of them indexed as `indexed`."""
@@ -242,8 +255,8 @@ class History:
         """The index over all rows."""
         contexts, index = self.rows["contexts"], self.index
         if index is None or ivf.outgrown(index, len(contexts)):
-            return ivf.built(unit_directions(contexts))
-        return ivf.extended(index, unit_directions(contexts[self.n_indexed :]))
+            return ivf.built(Directions(contexts))
+        return ivf.extended(index, Directions(contexts[self.n_indexed :]))
 
     def _thinned(self, kept: NDArray[np.intp]) -> faiss.Index | None:
         """The index over those of the rows `kept` (ascending) that it covers; None: to be built."""
@@ -400,8 +413,11 @@ def copies(rows: Rows) -> NDArray[np.intp]:
     A prompt that is asked again and again would otherwise outweigh all that are like it.
     """
     words = np.ascontiguousarray(rows["contexts"]).view(np.uint64)  # (n, 8)
-    keys = np.concatenate([words, rows["models"][:, None]], axis=1) * ODD
-    mixed = np.bitwise_xor.reduce(keys ^ (keys >> np.uint64(29)), axis=1)
+    mixed = np.zeros(len(words), np.uint64)
+    # One by one: at once they would take 200 bytes a row.
+    for column, odd in zip((*words.T, rows["models"]), ODD, strict=True):
+        key = column * odd
+        mixed ^= key ^ (key >> np.uint64(29))
     _, place, counts = np.unique(mixed, return_inverse=True, return_counts=True)
     return counts[place]
 

@@ -14,6 +14,7 @@ from strategies import MODELS, changed, contexts, cuts, lightly, outcomes
 from learners.context import BIAS, BIAS_FEATURE, N_DIRECTIONS, N_FEATURES, unit_directions
 from learners.estimates.history import (
     COLUMNS,
+    Directions,
     Evidence,
     History,
     HistoryOptions,
@@ -227,6 +228,40 @@ def test_the_same_rows_give_the_same_index():
 
     for one, other in zip(first.search(vectors, 5), second.search(vectors, 5), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_vectors_made_some_at_a_time_give_the_index_of_all_at_once(monkeypatch):
+    """
+    To the last byte, built and extended: so neither takes the memory of all.
+    """
+    contexts, more = np.split(related(4000, np.random.default_rng(3)), [3000])
+    at_once = ivf.extended(ivf.built(unit_directions(contexts)), unit_directions(more))
+    made, making = [], Directions.__getitem__
+    monkeypatch.setattr(ivf, "TOGETHER", 700)
+    monkeypatch.setattr(
+        Directions, "__getitem__", lambda *at: made.append(found := making(*at)) or found
+    )
+
+    some = ivf.extended(ivf.built(Directions(contexts)), Directions(more))
+
+    np.testing.assert_array_equal(faiss.serialize_index(some), faiss.serialize_index(at_once))
+    trained, *added = (len(vectors) for vectors in made)
+    assert (trained, max(added)) == (3000, 700)
+
+
+def test_centroids_of_many_are_those_of_some(monkeypatch):
+    """
+    They are found among some of the vectors, from the first to the last, where there are more.
+    """
+    rng = np.random.default_rng(2)
+    contexts = related(12_000, rng, n_topics=150)
+    vectors = unit_directions(contexts[np.argsort(contexts[:, 0], kind="stable")])
+    monkeypatch.setattr(ivf, "TRAINED_MAX", 2_000)
+
+    index = ivf.built(vectors)
+
+    asked = vectors[::97]
+    assert recall_of(index.search(asked, 64)[1], asked, vectors) >= 0.95
 
 
 def test_an_extended_index_finds_what_a_built_one_finds():

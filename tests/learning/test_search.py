@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import faiss
 import numpy as np
 import pytest
@@ -89,6 +92,21 @@ def test_what_is_found_has_the_same_bits_alone_and_in_any_batch():
         part, numbers = of.search(asked[rows], 64)
         np.testing.assert_array_equal(part, similarity[rows])
         np.testing.assert_array_equal(numbers, found[rows])
+
+
+def test_where_lists_lie_is_looked_up_once_as_long_as_somebody_searches():
+    """
+    A view is made of every snapshot, most often over the same index; an index that nobody
+    searches any more is let go.
+    """
+    index = ivf.thinned(INDEX, np.arange(100))
+    first = searched(index, compiled=True)
+
+    assert searched(index, compiled=True) is first
+    gone = weakref.ref(index)
+    del index, first
+    gc.collect()
+    assert gone() is None
 
 
 def test_of_equal_vectors_as_many_as_are_wanted_are_found():

@@ -21,7 +21,7 @@ A number of a vector takes 8 bits. A cosine is off by some 0.002 for it, and the
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import faiss
 import numpy as np
@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from learners.context import N_FEATURES
 
 Vectors = NDArray[np.float32]
+Places = slice | NDArray[np.intp]
 Inverted = Any  # an index with lists: FAISS's types don't know what is in one
 LISTS_MIN, LISTS_MAX = 16, 20_000
 ROWS_PER_LIST = 100  # beyond some 90,000: longer lists are read more slowly, and find less
@@ -39,6 +40,16 @@ ASKED, NEAREST = 32, 32  # searches that probes are chosen by, and what each is 
 FOUND_MIN = 0.98  # of what the most probes find
 REACH = 0.5  # of a number, at least: vectors that come later may reach further than those before
 OUTGROWN = 2.0  # times as many lists as there are, were it built now
+POINTS_PER_CENTROID = 16  # that k-means looks at
+TRAINED_MAX = 1_000_000  # vectors that these are chosen of: as floats they take 256 MB
+TOGETHER = 65_536  # vectors that are made and added at once
+
+
+class Sliced(Protocol):
+    """Unit vectors (n, 64), an array or made as they are asked for: two millions take 512 MB."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, at: Places, /) -> Vectors: ...
 
 
 def n_lists(n: int) -> int:
@@ -50,13 +61,14 @@ def n_lists(n: int) -> int:
     return int(min(LISTS_MAX, max(LISTS_MIN, 3 * np.sqrt(n), n / ROWS_PER_LIST)))
 
 
-def built(vectors: Vectors) -> faiss.Index:
+def built(vectors: Sliced) -> faiss.Index:
     """An index over vectors (n, 64), inner product; the same vectors give the same index."""
+    n = len(vectors)
     quantizer = faiss.IndexFlatIP(N_FEATURES)
     index = faiss.IndexIVFScalarQuantizer(
         quantizer,
         N_FEATURES,
-        n_lists(len(vectors)),
+        n_lists(n),
         faiss.ScalarQuantizer.QT_8bit,
         faiss.METRIC_INNER_PRODUCT,
         False,  # numbers as they are, not as differences from the centroid's
@@ -66,15 +78,21 @@ def built(vectors: Vectors) -> faiss.Index:
     # nearest 64 of 100,000 clustered rows 0.9996, against 0.9982).
     index.cp.seed, index.cp.niter = 1, 4
     index.cp.min_points_per_centroid = 1
-    index.cp.max_points_per_centroid = 16
-    index.train(vectors)
+    index.cp.max_points_per_centroid = POINTS_PER_CENTROID
+    index.train(vectors[:: n // TRAINED_MAX + 1])
     _widen(index.sq)
-    index.add(vectors)
-    _choose_probes(index, vectors)
+    _add(index, vectors)
     return index
 
 
-def _choose_probes(index: Inverted, vectors: Vectors) -> None:
+def _add(index: Inverted, vectors: Sliced) -> None:
+    """Vectors, each into its nearest centroid's list; and how many lists a search needs then."""
+    for first in range(0, len(vectors), TOGETHER):
+        index.add(vectors[first : first + TOGETHER])
+    _choose_probes(index, vectors)
+
+
+def _choose_probes(index: Inverted, vectors: Sliced) -> None:
     """As few lists as do, by some of the vectors that were just added; nobody searches it yet."""
     asked = vectors[:: max(1, len(vectors) // ASKED)][:ASKED]
     index.nprobe = PROBES_MAX
@@ -99,11 +117,10 @@ def outgrown(index: Inverted, n: int) -> bool:
     return n_lists(n) >= OUTGROWN * index.nlist
 
 
-def extended(index: faiss.Index, vectors: Vectors) -> faiss.Index:
+def extended(index: faiss.Index, vectors: Sliced) -> faiss.Index:
     """The same with more vectors at its end."""
     more: Any = faiss.clone_index(index)
-    more.add(vectors)
-    _choose_probes(more, vectors)
+    _add(more, vectors)
     extending: faiss.Index = more
     return extending
 

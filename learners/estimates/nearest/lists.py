@@ -8,13 +8,14 @@ there is no numba.
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakValueDictionary
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from learners.context import N_FEATURES
-from learners.estimates.nearest.ivf import Inverted, Vectors
+from learners.estimates.nearest.ivf import Vectors
 from learners.kernels.compiled import kernels, writable
 
 MODULE = "learners.kernels.search"
@@ -29,15 +30,18 @@ def searched(index: faiss.Index | None, *, compiled: bool) -> faiss.Index | List
     of = None if index is None else faiss.downcast_index(index)
     if kernel is None or not isinstance(of, faiss.IndexIVFScalarQuantizer):
         return index
-    ours = of.sq.qtype == faiss.ScalarQuantizer.QT_8bit and not of.by_residual  # earlier: floats
-    return Lists(of, kernel) if ours else index
+    if of.sq.qtype != faiss.ScalarQuantizer.QT_8bit or of.by_residual:  # earlier: floats
+        return index
+    found = _SEARCHED.get(id(index)) or Lists(index, kernel)
+    _SEARCHED[id(index)] = found
+    return found
 
 
 class Lists:
     """Searches an index of 8 bits by the kernel."""
 
-    def __init__(self, index: Inverted, kernel: Any) -> None:
-        self._index = index  # held: its memory is read
+    def __init__(self, index: faiss.Index, kernel: Any) -> None:
+        self._whole, self._index = index, faiss.downcast_index(index)  # held: its memory is read
         assert kernel.N_NUMBERS == N_FEATURES, "the kernel is compiled for as many"
         inverted, n = self._index.invlists, self._index.nlist
         self._call, self._n_lists = kernel.search, min(self._index.nprobe, n)
@@ -60,3 +64,8 @@ class Lists:
         directions = writable(vectors, np.float32)
         self._call(directions, *self._held, self._n_lists, self._read_max, similarity, found)
         return similarity, found
+
+
+# Of indexes that are searched now, by their identity: views follow each other by the second, and
+# to find where 10,000 lists lie keeps the interpreter for 30 ms.
+_SEARCHED: WeakValueDictionary[int, Lists] = WeakValueDictionary()

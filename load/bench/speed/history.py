@@ -22,7 +22,7 @@ import faiss
 import numpy as np
 
 from learners.context import BIAS, BIAS_FEATURE, N_FEATURES, STEP, Contexts, unit_directions
-from learners.estimates.history import History, HistoryOptions, Rows, no_rows
+from learners.estimates.history import Directions, History, HistoryOptions, Rows, no_rows
 from learners.estimates.learned import Learned, MemoryOptions
 from learners.estimates.nearest import ivf
 from load.bench.speed import held
@@ -64,10 +64,8 @@ def measure(n: int, seed: int, say: Say) -> dict[str, Any]:
     index: Any = history.index
     merge = {"extend": _beside(lambda: ivf.extended(index, new), index, asked)}
     merge["thin"] = _beside(lambda: ivf.thinned(index, kept), index, asked)
-    vectors = unit_directions(contexts)
-    merge["build"] = _beside(partial(ivf.built, vectors), index, asked)
+    merge["build"] = _beside(partial(ivf.built, Directions(contexts)), index, asked)
     keep(merge=merge)
-    del vectors
     of_replica = held.of_replica(n)
     view_cpu_s = of_replica.pop("view_cpu_s")
     keep(bytes_per_row=of_replica, view_cpu_s=view_cpu_s)
