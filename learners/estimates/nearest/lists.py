@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.context import N_FEATURES
-from learners.estimates.nearest.ivf import Vectors
+from learners.estimates.nearest.ivf import Inverted, Vectors
 from learners.kernels.compiled import kernels, writable
 
 MODULE = "learners.kernels.search"
@@ -32,7 +32,7 @@ def searched(index: faiss.Index | None, *, compiled: bool) -> faiss.Index | List
         return index
     if of.sq.qtype != faiss.ScalarQuantizer.QT_8bit or of.by_residual:  # earlier: floats
         return index
-    found = _SEARCHED.get(id(index)) or Lists(index, kernel)
+    found = _SEARCHED.get(id(index)) or Lists(index, of, kernel)
     _SEARCHED[id(index)] = found
     return found
 
@@ -40,8 +40,8 @@ def searched(index: faiss.Index | None, *, compiled: bool) -> faiss.Index | List
 class Lists:
     """Searches an index of 8 bits by the kernel."""
 
-    def __init__(self, index: faiss.Index, kernel: Any) -> None:
-        self._whole, self._index = index, faiss.downcast_index(index)  # held: its memory is read
+    def __init__(self, owner: faiss.Index, index: Inverted, kernel: Any) -> None:
+        self._owner, self._index = owner, index  # held: its memory is read
         assert kernel.N_NUMBERS == N_FEATURES, "the kernel is compiled for as many"
         inverted, n = self._index.invlists, self._index.nlist
         self._call, self._n_lists = kernel.search, min(self._index.nprobe, n)
