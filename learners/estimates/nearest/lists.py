@@ -27,8 +27,10 @@ def searched(index: faiss.Index | None, *, compiled: bool) -> faiss.Index | List
     The kernel is compiled also where there is no index yet: the first one comes while requests do.
     """
     kernel = kernels(MODULE) if compiled else None
-    of = None if index is None else faiss.downcast_index(index)
-    if kernel is None or not isinstance(of, faiss.IndexIVFScalarQuantizer):
+    if kernel is None or index is None:
+        return index
+    of = faiss.downcast_index(index)
+    if not isinstance(of, faiss.IndexIVFScalarQuantizer):
         return index
     if of.sq.qtype != faiss.ScalarQuantizer.QT_8bit or of.by_residual:  # earlier: floats
         return index
