@@ -17,6 +17,9 @@ from typing import Any
 import numpy as np
 
 from learners.kernels.compiled import compiled, inlined
+from learners.kernels.draws import pick, thompson
+
+__all__ = ["pick", "squarecb", "thompson", "weigh"]  # of which a decision is made
 
 # Columns (n, k) that `weigh` fills in. The first eleven are `serve.routing.choices.FIGURES`. The
 # last eight are what a policy weighs (utility, deviation, its part that no context changes; and in
@@ -108,74 +111,6 @@ def squarecb(utility: Any, allowed: Any, gamma: Any, p: Any) -> None:
             gap = utility[i, best] - utility[i, m]
             p[i, m] = 1.0 / (count + gamma * gap) if allowed[i, m] and m != best else 0.0
         p[i, best] = 1.0 - _sum(p[i], k)
-
-
-@compiled(MATRIX, MATRIX, MATRIX, MASK, "float32[:,::1]", COLUMN, "float64", "float64", MATRIX)
-def thompson(
-    utility: Any,
-    deviation: Any,
-    mean_deviation: Any,
-    allowed: Any,
-    table: Any,
-    scales: Any,
-    context_variance: Any,
-    deviation_min: Any,
-    p: Any,
-) -> None:
-    """Fill in the probabilities of `thompson.Thompson`.
-
-    `table` (k, rows) are draws, `scales` (k + 1,) factors by how many models are allowed.
-    """
-    n, k = utility.shape
-    draws = table.shape[1]
-    order, winner = np.empty(k, np.int64), np.empty(draws, np.int32)
-    top = np.empty(draws, np.float32)
-    for i in range(n):
-        count = 0
-        for m in range(k):
-            p[i, m] = 0.0
-            if not allowed[i, m]:
-                continue
-            at = count  # insertion, best first; of equals the first stays before
-            while at > 0 and utility[i, order[at - 1]] < utility[i, m]:
-                order[at] = order[at - 1]
-                at -= 1
-            order[at] = m
-            count += 1
-        best = utility[i, order[0]]
-        for r in range(count):
-            m = order[r]
-            own = min(mean_deviation[i, m], deviation[i, m])
-            rest = deviation[i, m] * deviation[i, m] - own * own
-            wide = scales[count] * math.sqrt(own * own + context_variance * rest)
-            wide = max(wide, deviation_min)
-            below = np.float32(utility[i, m] - best)
-            for t in range(draws):
-                value = np.float32(wide * np.float64(table[r, t])) + below
-                ahead = r == 0 or value > top[t]
-                top[t] = value if ahead else top[t]
-                winner[t] = np.int32(r) if ahead else winner[t]
-        for t in range(draws):
-            p[i, order[winner[t]]] += 1.0
-        for m in range(k):
-            p[i, m] /= draws
-
-
-@compiled(MATRIX, MATRIX, "int64[::1]")
-def pick(p: Any, uniform: Any, chosen: Any) -> None:
-    """Draw as `policy.draw` does, by the first column of `uniform`."""
-    n, k = p.shape
-    edges = np.empty(k)
-    for i in range(n):
-        total = 0.0
-        for m in range(k):
-            total += p[i, m]
-            edges[m] = total
-        at, picked = uniform[i, 0] * total, 0
-        for m in range(k):
-            if edges[m] <= at:
-                picked += 1
-        chosen[i] = min(picked, k - 1)
 
 
 @inlined
