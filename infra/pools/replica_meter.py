@@ -52,13 +52,10 @@ class ReplicaMeter:
         self._window.count_tokens(max(0, tokens - self._tokens))
         self._window.count_joules(spent_j)
         self._tokens, self._energy_j = tokens, energy_j
-        return PoolState(
-            state=state,
-            queued=engine.queued,
-            running=engine.running,
-            kv_use=min(max(engine.kv_use, 0.0), 1.0),
-            watts=spent_j / elapsed_s if elapsed_s > 0.0 else 0.0,
-            watts_from="figures",  # of the GPU that is emulated
-            load=None if state == "starting" else self._load.read(),
-            **self._window.take(reporter, window),
-        )
+        record = self._window.record(reporter, window)
+        record.state, record.queued, record.running = state, engine.queued, engine.running
+        record.kv_use = min(max(engine.kv_use, 0.0), 1.0)
+        record.watts = spent_j / elapsed_s if elapsed_s > 0.0 else 0.0
+        record.watts_from = "figures"  # of the GPU that is emulated
+        record.load = None if state == "starting" else self._load.read()
+        return record

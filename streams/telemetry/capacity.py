@@ -34,6 +34,7 @@ refused for a limit that nobody knows.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from learners.work import WorkRates
@@ -69,14 +70,18 @@ class Capacity:
         return 1.0 / (of.service.capacity_per_s * stated_s) if stated_s else 1.0
 
 
-def capacities(fleet: FleetState, first_token_s: float) -> dict[str, Capacity]:
+def capacities(fleet: FleetState, first_token_s: float) -> Mapping[str, Capacity]:
     """Of every pool with live replicas; `first_token_s` is what a first token may take."""
-    return {
-        pool: capacity(
-            reports, learned(fleet.service.get(pool, {}), reports.n_callers), first_token_s
-        )
-        for pool, reports in pool_reports(fleet).items()
-    }
+
+    def found(fleet: FleetState) -> Mapping[str, Capacity]:
+        return {
+            pool: capacity(
+                reports, learned(fleet.service.get(pool, {}), reports.n_callers), first_token_s
+            )
+            for pool, reports in pool_reports(fleet).items()
+        }
+
+    return fleet.read((capacities, first_token_s), found)
 
 
 def capacity(reports: PoolReports, of: PoolService, first_token_s: float) -> Capacity:

@@ -19,7 +19,8 @@ The same records make the same bytes. Within a source they come in order.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Raw
@@ -42,6 +43,8 @@ REPLICAS_MAX = 4096
 MADE_MAX = 4096  # sums that are not in the tallies yet
 NO_SLOT = -1  # too long ago for any
 
+Found = TypeVar("Found")
+
 
 class _Packed(msgspec.Struct):
     format: int
@@ -60,6 +63,7 @@ class FleetState:
         self._slots: dict[int, Tally] = {}
         self._raw: dict[int, Raw] = {}  # slots as they were packed, if they have not changed
         self._made: dict[tuple[int, str], Made] = {}  # by slot and pool: not in the tallies yet
+        self._read: dict[object, Any] = {}  # what was read out of it since it changed, by question
 
     # --- what is in it
 
@@ -111,6 +115,17 @@ class FleetState:
         """What is known of pools' servers; see `capacity`."""
         return self._opened().service
 
+    def read(self, question: object, answer: Callable[[FleetState], Found]) -> Found:
+        """What `answer` makes of the state, once for each question until the state changes.
+
+        Several ask the same of one state: prices, and every view. Nobody may change the answer.
+        """
+        kept = self._read
+        if question not in kept:
+            kept[question] = answer(self)
+        found: Found = kept[question]
+        return found
+
     # --- folding
 
     def fold(self, record: AnyTelemetry, appended_at_ms: int) -> bool:
@@ -122,7 +137,7 @@ class FleetState:
                 return False
             left_out = record.sequence - known.sequence - 1
             tables.missing = min(tables.missing + left_out, LARGEST)
-        self._packed = None
+        self._packed, self._read = None, {}
         source = Source(appended_at_ms, record.sequence)
         keep_latest(tables.sources, record.source, source, SOURCES_MAX)
         at_ms = max(0, min(record.to_unix_ms, appended_at_ms))
@@ -210,7 +225,7 @@ class FleetState:
         Counts since the beginning stay, and so does how far each source has come; gauges are
         reported again within seconds.
         """
-        tables, self._packed = self._opened(), None
+        tables, self._packed, self._read = self._opened(), None, {}
         self._add_made()
         tables.newest_ms = min(tables.newest_ms, to_ms)
         tables.received_ms = min(tables.received_ms, to_ms)

@@ -12,7 +12,7 @@ it counts; where nothing does, the parts are summed up. So a server is one repli
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -140,12 +140,16 @@ def _known_power(record: PoolState) -> tuple[bool, float]:
     return _metered(record), record.watts
 
 
-def pool_reports(fleet: FleetState) -> dict[str, PoolReports]:
+def pool_reports(fleet: FleetState) -> Mapping[str, PoolReports]:
     """Of every pool with live replicas; cheap, for whoever asks at every snapshot.
 
     Replicas are live if they reported within ten seconds of whatever reported last: so all of them
     while telemetry as a whole is silent.
     """
+    return fleet.read(pool_reports, _pool_reports)
+
+
+def _pool_reports(fleet: FleetState) -> Mapping[str, PoolReports]:
     found = by_pool(sorted(fleet.replicas.items()))
     reports = {pool: live(received, fleet.received_ms) for pool, received in found.items()}
     return {pool: of for pool, of in reports.items() if of.replicas}

@@ -35,6 +35,7 @@ from streams.telemetry.records import (
     EndedReplica,
     MixWindow,
     RouterState,
+    Telemetry,
     Workload,
 )
 
@@ -66,6 +67,12 @@ class Reporter:
         from_ms = min(max(self._from_ms, now_ms - WINDOW_MS_MAX), now_ms - 1)
         self._from_ms = now_ms
         return from_ms, now_ms
+
+    def sign(self, record: Telemetry, window: tuple[int, int]) -> None:
+        """Say in a record what `head` gives."""
+        record.source, record.sequence = self.source, self._sequence
+        record.from_unix_ms, record.to_unix_ms = window
+        self._sequence += 1
 
     def head(self, window: tuple[int, int]) -> dict[str, Any]:
         """What a record begins with; every call is another record's."""
@@ -144,10 +151,15 @@ class RouterWindow:
     """The open window of a router replica. Used from one thread, its event loop's."""
 
     def __init__(
-        self, joined: Callable[[Sequence[Any]], Iterable[DecidedBatch]] = lambda kept: kept
+        self,
+        joined: Callable[[Sequence[Any]], Iterable[DecidedBatch]] = lambda kept: kept,
+        rows_max: int = ROWS_MAX,
     ) -> None:
-        """`joined` makes columns to count of what `count_batch` is given, of much at a time."""
-        self._joined = joined
+        """`joined` makes columns to count of what `count_batch` is given, of much at a time.
+
+        With `rows_max` rows the batches that are kept are counted; what comes of it is the same.
+        """
+        self._joined, self._rows_max = joined, rows_max
         self._batches: list[Sized] = []
         self._n_rows = self._refused = 0
         self._classes: dict[str, _Class] = {}
@@ -164,7 +176,7 @@ class RouterWindow:
         """Count a batch of decisions, and their requests as arrivals. The batch is kept a while."""
         self._batches.append(batch)
         self._n_rows += len(batch)
-        if self._n_rows >= ROWS_MAX:
+        if self._n_rows >= self._rows_max:
             self._count()
 
     def count_refused(self, n: int) -> None:

@@ -320,6 +320,23 @@ def test_clock_that_runs_ahead_does_not_take_the_fleet_with_it():
 # --- what is read out of it
 
 
+def test_what_is_read_out_of_a_state_is_read_anew_once_it_has_changed():
+    """
+    By a record, and by a clock that is right again; until then it is the same that all are given.
+    """
+    state = folded([(pool(queued=3, pool="p"), NOW_MS)])
+    first = pool_reports(state)
+
+    again = pool_reports(state)
+    state.fold(pool(sequence=1, queued=5, pool="p"), NOW_MS)
+    later = pool_reports(state)
+    state.rewind(NOW_MS - 60_000)
+
+    assert again is first
+    assert (first["p"].queued, later["p"].queued) == (3, 5)
+    assert pool_reports(state) == {}
+
+
 def steady(n_seconds: int, per_s: int, end_ms: int = NOW_MS) -> FleetState:
     """The same arrivals every second up to `end_ms`."""
     first_ms = end_ms - n_seconds * 1000

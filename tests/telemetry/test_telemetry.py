@@ -231,11 +231,12 @@ def test_no_field_does_worse_than_be_refused(value):
 # --- from decisions to records
 
 
-def test_decisions_are_counted_by_class_model_and_pool():
+@pytest.mark.parametrize("rows_max", [1, 128, 10_000])
+def test_decisions_are_counted_by_class_model_and_pool(rows_max):
     """
     Batches of any size, counted at once or later: the sums are those of the rows.
     """
-    rng, window = np.random.default_rng(0), RouterWindow()
+    rng, window = np.random.default_rng(0), RouterWindow(rows_max=rows_max)
     n_arrivals, n_mix, n_explored, tokens_sum = {}, {}, {}, {}
     for _ in range(40):
         n = int(rng.integers(1, 90))

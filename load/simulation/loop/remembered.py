@@ -53,7 +53,8 @@ class Remembered:
             fresh = {key: i for i, key in enumerate(keys) if key not in place}
             self._learn(list(fresh), contexts[list(fresh.values())])
             rows = [place[key] for key in keys]
-        mean, deviation = self._mean[rows], self._deviation[rows]  # copies
+        at = np.array(rows)
+        mean, deviation = self._mean[at], self._deviation[at]  # copies
         if traits is not None and self.effects is not None:
             self.effects.add_to(mean, deviation, traits)
         return Estimates(

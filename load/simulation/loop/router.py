@@ -30,6 +30,8 @@ from streams.telemetry.records import AnyTelemetry
 from streams.telemetry.window import Reporter, RouterGauges, RouterWindow
 
 Numbers = NDArray[np.intp]  # (n,) positions in the traffic
+# Decisions kept before they are counted: no event loop waits, so as many as memory has room for.
+ROWS_MAX = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -85,7 +87,7 @@ class VirtualRouter:
         self._sealer, self._issuer, self._reporter = sealer, issuer, reporter
         self._split = split
         self._policy = repr(chooser.policy)
-        self._window = RouterWindow(counted)
+        self._window = RouterWindow(counted, ROWS_MAX)
         self._n_chosen = 0  # in the open window
         self._answered: list[tuple[Numbers, Numbers]] = []  # likewise: classes, tokens
 

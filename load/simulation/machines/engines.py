@@ -160,13 +160,20 @@ class CompiledEngines:
     def counted(self, rows: Sequence[int]) -> list[Counted]:
         """See `Engines`."""
         of, sums = np.array(rows, np.intp), slice(self._k.SUMS, self._k.SUMS + 5)
-        found = [Counted(one, {}, {}) for one in self._reals[of, sums].tolist()]
-        counts = self._counts[of]
-        at = np.nonzero(counts)
-        for i, kind, bucket, n in zip(*(c.tolist() for c in (*at, counts[at])), strict=True):
-            found[i][1 + kind][bucket] = n
-        self._reals[of, sums], self._counts[of] = 0.0, 0
-        return found
+        came = self._reals[of, sums].tolist()
+        found = {row: Counted(one, {}, {}) for row, one in zip(rows, came, strict=True)}
+        # In all rows, and as flags: numpy takes ten times as long for whole numbers in a copy.
+        flat, width = self._counts[: len(self._gauges)].reshape(-1), self._counts.shape[2]
+        at = (flat != 0).nonzero()[0]
+        asked = np.zeros(len(self._counts), bool)
+        asked[of] = True
+        at = at[asked[at // (2 * width)]]
+        for cell, n in zip(at.tolist(), flat[at].tolist(), strict=True):
+            place, bucket = divmod(cell, width)
+            of_row = found[place // 2]
+            (of_row.tpot_ms if place % 2 else of_row.ttft_ms)[bucket] = n
+        self._reals[of, sums], flat[at] = 0.0, 0
+        return list(found.values())
 
     def close(self, row: int) -> Lost:
         """See `Engines`."""
