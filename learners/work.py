@@ -79,6 +79,21 @@ class WorkTable:
         self._spare = 1.0 - w / tau
         self._per_sequence, self._per_held = w / sequences, w / kv
 
+    @property
+    def columns(self) -> Floats:
+        """What `work_s` takes of each (7, P), in the order of `learners.kernels.charge`."""
+        return np.stack(
+            [
+                self._a,
+                self._s,
+                self._c,
+                self._each,
+                self._spare,
+                self._per_sequence,
+                self._per_held,
+            ]
+        )
+
     def work_s(self, prompt_tokens: Floats, output_tokens: Floats) -> Floats:
         """Work (n, P) of n prompts' lengths (n,) answered at lengths (n, P) or (1, P)."""
         prompt = prompt_tokens[:, None]

@@ -49,7 +49,10 @@ logger = logging.getLogger(__name__)
 REFERENCE_ROWS = 512
 REFERENCE_TOGETHER = 16  # 0.1 ms; half a millisecond where neighbours are searched
 # All that a request may need, so that none of it is loaded or compiled while one waits.
-KERNELS = [f"learners.kernels.{k}" for k in ("contexts", "estimate", "records", "place", "decide")]
+KERNELS = [
+    f"learners.kernels.{k}"
+    for k in ("contexts", "estimate", "records", "place", "charge", "decide")
+]
 
 
 # Of the queue that a pool's server may have, by criticality from the lowest; the last class is
@@ -198,8 +201,9 @@ class Live:
     def _read_telemetry(self) -> None:
         """Pools' utilisation and the price of their capacity, (P,) each; see `load_tracker`."""
         pools, prices = self.catalogue.pools, self.prices
+        self.columns: Any = None  # what `placement` keeps of this view
         several = len(pools) > len(self.catalogue)
-        self.loads: dict[str, Capacity] = {}
+        self.loads: Mapping[str, Capacity] = {}
         if several or any(p.reports or p.watched for p in pools):
             self.loads = capacities(self.fleet, self._first_token_s)
         self.loads_as_of_ms = self.fleet.newest_ms if self.loads else 0

@@ -72,6 +72,7 @@ class LoadTracker:
         self._slots: list[tuple[int, Floats]] = []  # the same, by when: (end, (2, P))
         # (2, P) of the last minutes: work sent to a replica, and reported loads times how long.
         self._recent = np.zeros((2, 0))
+        self._known: tuple[Live, Floats] | None = None  # a view, and its `per_work`
 
     def now(self, live: Live, now_ms: int) -> PoolLoad:
         """The pools' load at this moment."""
@@ -85,8 +86,7 @@ class LoadTracker:
         left = live.queued + sent - live.running * since_s / latency_s
         waiting = np.where(live.reported, left, 0.0)
         lengthened = 1.0 + np.maximum(0.0, waiting) / live.running
-        filled = live.n_routers / live.ready / self._full() / FILL_S
-        per_work = np.where(live.loaded, filled, 0.0)
+        per_work = self._per_work(live)
         gone = np.where(live.loaded, live.load * since_s / FILL_S, 0.0)
         load = np.maximum(0.0, live.load + work_s * per_work - gone)
         priced = multiples(live.log_price, load, self._options.ascent)
@@ -120,7 +120,7 @@ class LoadTracker:
         of = (live.loads_as_of_ms, live.catalogue.pool_names)
         if of == self._of:
             return
-        before, self._of = self._of, of
+        before, self._of, self._known = self._of, of, None
         if before is None or before[1] != live.catalogue.pool_names:
             self._slots.clear()
             self._since, self._recent = np.zeros((2, 2, len(live.catalogue.pool_names)))
@@ -143,6 +143,13 @@ class LoadTracker:
         new = np.stack([work_s * live.n_routers / live.ready, live.load * elapsed_s])
         kept = math.exp(-elapsed_s / LEARNED_S)
         self._recent = np.where(steady, kept * self._recent + new, self._recent)
+
+    def _per_work(self, live: Live) -> Floats:
+        """What a second of work adds to loads (P,); the same until there is another view."""
+        if self._known is None or self._known[0] is not live:
+            filled = live.n_routers / live.ready / self._full() / FILL_S
+            self._known = live, np.where(live.loaded, filled, 0.0)
+        return self._known[1]
 
     def _full(self) -> Floats:
         """F (P,)."""

@@ -47,8 +47,9 @@ from serve.routing.load_tracker import PoolLoad
 from streams.training.prices import PricingOptions
 
 Floats = NDArray[np.float64]
-KERNEL = "learners.kernels.place"
+KERNEL, CHARGES = "learners.kernels.place", "learners.kernels.charge"
 NO_POOLS = np.zeros(0, np.intp)
+ALIKE = np.zeros((0, 0))  # a spread of prices where all are charged the same
 
 # What decides between pools that cost the request the same: a second of waiting, even for who does
 # not weigh it, and headroom, in points. Both are far below what anybody weighs.
@@ -59,6 +60,10 @@ HEADROOM = 1e-4
 ROOM_FROM = 0.7
 CLOSED = 1e12  # points that a pool without replicas ranks behind the others
 QUALITY_WEIGHT_MIN = 1e-3
+LEAST, ROOM = (
+    (LATENCY_WEIGHT_MIN, QUALITY_WEIGHT_MIN),
+    (HEADROOM, ROOM_FROM),
+)  # as kernels take them
 JOULES_PER_KWH = 3.6e6
 
 
@@ -101,6 +106,62 @@ class Placement:
     fixed: Floats  # of them, those that do not depend on how full a pool is: for energy and power
     reference_usd: Floats  # work at the price of the GPUs
     best: NDArray[np.intp]  # (n, k) the best pool of each model, among `Catalogue.pool_names`
+    # (4, n, k) at the best pools: points, those that are fixed, the least of the model's
+    # `reference_usd`, energy; as kernels take them.
+    at_best: Floats | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Columns:
+    """What a view says of P pools, as kernels take it."""
+
+    pools: Floats  # (c, P) rows of `learners.kernels.charge`
+    starts: NDArray[np.intp]  # (k + 1,) of each model's pools, among …
+    of_model: NDArray[np.intp]  # … these (P,)
+    open_starts: NDArray[np.intp]  # the same of pools that have replicas, where there is a choice
+    open_of_model: NDArray[np.intp]
+    state: Floats  # (6, P) rows of `learners.kernels.place`; those of a moment are not filled in
+    reported: bool  # whether telemetry knows any of them
+
+    def of_open(self, model: int) -> NDArray[np.intp]:
+        """A model's pools that have replicas; none where there is no choice."""
+        return self.open_of_model[self.open_starts[model] : self.open_starts[model + 1]]
+
+    @classmethod
+    def of(cls, live: Live) -> Columns:
+        """Of a view: made once, when it is first asked for."""
+        found: Columns | None = live.columns
+        if found is None:
+            found = live.columns = cls._made(live)
+        return found
+
+    @classmethod
+    def _made(cls, live: Live) -> Columns:
+        catalogue, empty_s = live.catalogue, live.pool_latency_ms / 1000.0
+        several = {model: of[live.open[of]] for model, of in catalogue.several}
+        open_of = [several.get(model, NO_POOLS) for model in range(len(catalogue))]
+        rows = [
+            live.output_tokens[catalogue.model_of_pool],
+            live.work_factor,
+            catalogue.watts,
+            catalogue.usd_per_s,
+            live.open,
+            catalogue.draining,
+        ]
+        waits = live.reported / live.running  # what one more request that waits adds
+        return cls(
+            pools=np.concatenate([catalogue.work.columns, rows]),
+            starts=_starts(catalogue.columns_of),
+            of_model=np.concatenate(catalogue.columns_of),
+            open_starts=_starts(open_of),
+            open_of_model=np.concatenate(open_of),
+            state=np.stack([empty_s, empty_s, empty_s, empty_s, waits, empty_s]),
+            reported=bool(live.reported.any()),
+        )
+
+
+def _starts(of_model: Sequence[NDArray[np.intp]]) -> NDArray[np.intp]:
+    return np.cumsum([0, *map(len, of_model)])
 
 
 def money_of(preference: Floats, options: PlacementOptions) -> Floats:
@@ -118,6 +179,8 @@ def charge(
 ) -> Placement:
     """Charge n requests; `preference` (n, 4), `prompt_tokens` (n,), `spread` (n, P) of prices."""
     catalogue = live.catalogue
+    if live.kernel is not None and catalogue.any_work:
+        return _charge_compiled(preference, prompt_tokens, live, pool_load, spread, options)
     money = money_of(preference, options)
     if not catalogue.any_work:
         none = np.zeros((len(preference), len(live.catalogue.pool_names)))
@@ -128,14 +191,53 @@ def charge(
     energy_j = work_s * catalogue.watts
     reference_usd = work_s * catalogue.usd_per_s
     fixed = preference[:, 3:] / 1000.0 * energy_j
-    power = live.prices.power.charged(options.pricing.ascent)
-    if power:
-        usd_per_j = power * options.usd_per_kwh / JOULES_PER_KWH
+    usd_per_j = _usd_per_j(live, options)
+    if usd_per_j:
         fixed = fixed + money[:, None] * (usd_per_j * energy_j)
     usd = reference_usd * pool_load.multiple
     points = fixed + money[:, None] * (usd if spread is None else usd * spread)
     best = best_pools(fixed, preference, live, pool_load)
     return Placement(money, work_s, energy_j, points, fixed, reference_usd, best)
+
+
+def _usd_per_j(live: Live, options: PlacementOptions) -> float:
+    """What power costs, US dollars a joule."""
+    power = live.prices.power.charged(options.pricing.ascent)
+    return power * options.usd_per_kwh / JOULES_PER_KWH
+
+
+def _charge_compiled(
+    preference: Floats,
+    prompt_tokens: Floats,
+    live: Live,
+    pool_load: PoolLoad,
+    spread: Floats | None,
+    options: PlacementOptions,
+) -> Placement:
+    """As `charge`, where there is numba."""
+    kernel: Any = kernels(CHARGES)
+    columns, n, k = Columns.of(live), len(preference), len(live.catalogue)
+    n_pools = columns.pools.shape[1]
+    now, found, at_best = np.empty((3, n_pools)), np.empty((5, n, n_pools)), np.empty((4, n, k))
+    money, best = np.empty(n), np.empty((n, k), np.intp)
+    now[0], now[1], now[2] = pool_load.multiple, pool_load.latency_ms, pool_load.load
+    now[1] /= 1000.0
+    kernel.charge(
+        writable(prompt_tokens),
+        writable(preference),
+        columns.pools,
+        now,
+        ALIKE if spread is None else spread,
+        columns.starts,
+        columns.of_model,
+        np.array([_usd_per_j(live, options), options.value_usd, *LEAST, *ROOM, CLOSED]),
+        found,
+        at_best,
+        money,
+        best,
+    )
+    work_s, energy_j, points, fixed, reference_usd = found
+    return Placement(money, work_s, energy_j, points, fixed, reference_usd, best, at_best)
 
 
 def known_tokens_of(said: Floats, live: Live) -> Floats:
@@ -151,10 +253,28 @@ def least_multiple(pool_load: PoolLoad, eligible: NDArray[np.bool_], live: Live)
     """
     if not live.priced:
         return np.zeros(len(eligible))
+    if live.kernel is not None:
+        return _least_compiled(pool_load, eligible, live)
     full = np.minimum(np.maximum((pool_load.load - ROOM_FROM) / (1.0 - ROOM_FROM), 0.0), 1.0)
     of_model = live.catalogue.least(np.where(live.open, pool_load.multiple * full, np.inf))
     of_model[np.isinf(of_model)] = 0.0  # nothing is known of it
     return np.where(eligible, of_model, np.inf).min(axis=1)
+
+
+def _least_compiled(pool_load: PoolLoad, eligible: NDArray[np.bool_], live: Live) -> Floats:
+    columns, least, kernel = Columns.of(live), np.empty(len(eligible)), kernels(CHARGES)
+    assert kernel is not None, "the view has kernels"
+    kernel.cheapest(
+        writable(pool_load.multiple),
+        writable(pool_load.load),
+        columns.pools,
+        columns.starts,
+        columns.of_model,
+        ROOM_FROM,
+        writable(eligible, np.bool_),
+        least,
+    )
+    return least
 
 
 def best_pools(
@@ -183,52 +303,45 @@ def place(
 ) -> NDArray[np.intp]:
     """The pools (n,) of n requests whose models (n,) are chosen, each counting for the next."""
     pools = placement.best[np.arange(len(chosen)), chosen]
-    if len(chosen) == 1 or not live.catalogue.several or not live.reported.any():
+    columns = Columns.of(live)
+    if len(chosen) == 1 or not live.catalogue.several or not columns.reported:
         return pools
-    weights = np.stack(
-        [
-            np.maximum(preference[:, 2], LATENCY_WEIGHT_MIN),
-            np.maximum(preference[:, 0], QUALITY_WEIGHT_MIN),
-        ]
-    )
-    several = {model: columns[live.open[columns]] for model, columns in live.catalogue.several}
-    state = np.stack(
-        [
-            pool_load.load,
-            pool_load.latency_ms / 1000.0,
-            pool_load.waiting,
-            live.pool_latency_ms / 1000.0,
-            live.reported / live.running,  # what one more request that waits …
-            pool_load.per_work,  # … and a request's work do to latency and load
-        ]
-    )
+    state = columns.state.copy()
+    state[0], state[1], state[2] = pool_load.load, pool_load.latency_ms, pool_load.waiting
+    state[1] /= 1000.0
+    state[5] = pool_load.per_work
     if live.kernel is None:
-        BatchPlacer(state).place(chosen, several, placement, weights, pools)
+        several = {model: columns.of_open(model) for model, _ in live.catalogue.several}
+        BatchPlacer(state).place(chosen, several, placement, preference, pools)
     else:
-        of_model = [several.get(model, NO_POOLS) for model in range(len(live.catalogue))]
-        place_compiled(chosen, of_model, placement, weights, state, pools)
+        starts, of_model = columns.open_starts, columns.open_of_model
+        place_compiled(chosen, starts, of_model, placement, preference, state, pools)
     return pools
 
 
 def place_compiled(
     chosen: NDArray[np.intp],
-    of_model: Sequence[NDArray[np.intp]],
+    starts: NDArray[np.intp],
+    of_model: NDArray[np.intp],
     placement: Placement,
-    weights: Floats,
+    preference: Floats,
     state: Floats,
     pools: NDArray[np.intp],
 ) -> None:
-    """As `BatchPlacer.place`, where there is numba; `state` is kept up to date."""
+    """As `BatchPlacer.place`, where there is numba; `state` is kept up to date.
+
+    Model m has a choice of the pools `of_model[starts[m] : starts[m + 1]]`.
+    """
     kernel: Any = kernels(KERNEL)
     kernel.place(
         chosen,
-        np.cumsum([0, *map(len, of_model)]),
-        np.concatenate(of_model),
+        starts,
+        of_model,
         writable(placement.fixed),
         writable(placement.work_s),
-        weights,
+        writable(preference),
         state,
-        np.array([HEADROOM, ROOM_FROM]),
+        np.array([*LEAST, *ROOM]),
         pools,
     )
 
@@ -251,12 +364,13 @@ class BatchPlacer:
         chosen: NDArray[np.intp],
         several: Mapping[int, NDArray[np.intp]],
         placement: Placement,
-        weights: Floats,
+        preference: Floats,
         pools: NDArray[np.intp],
     ) -> None:
-        """Fill in the pools (n,) of requests whose model has several; `weights` are (2, n)."""
+        """Fill in the pools (n,) of requests whose model has several; `preference` is (n, 4)."""
         choice = {model: of.tolist() for model, of in several.items() if len(of) > 1}
-        latency, late = weights.tolist()
+        latency = np.maximum(preference[:, 2], LATENCY_WEIGHT_MIN).tolist()
+        late = np.maximum(preference[:, 0], QUALITY_WEIGHT_MIN).tolist()
         fixed, work = placement.fixed.tolist(), placement.work_s.tolist()
         for i, model in enumerate(chosen.tolist()):
             if model in choice:

@@ -158,7 +158,7 @@ def _places(
     return {
         "pools": charged.best,
         "pool": pool,
-        "energy_j": charged.energy_j[rows[:, None], charged.best],
+        "energy_j": _charges(live, charged)[3],
         "work_s": charged.work_s[rows, pool],
     }
 
@@ -297,8 +297,9 @@ def _ruled(requests: RequestBatch) -> NDArray[np.bool_]:
 
 
 def _charges(live: Live, charged: Placement) -> Floats:
-    """Charges at the best pools, in all and for energy; and the least at list price."""
+    """Charges at the best pools, in all and for energy; the least at list price; the energy."""
+    if charged.at_best is not None:
+        return charged.at_best
     at = np.arange(len(charged.best))[:, None], charged.best
-    return np.stack(
-        [charged.points[at], charged.fixed[at], live.catalogue.least(charged.reference_usd)]
-    )
+    least = live.catalogue.least(charged.reference_usd)
+    return np.stack([charged.points[at], charged.fixed[at], least, charged.energy_j[at]])

@@ -157,14 +157,14 @@ def test_pools_are_filled_as_one_by_one_in_lists(n, pools, seed):
     alike = rng.integers(0, 3, pools)  # of equals the first is taken
     state = (rng.integers(0, 8, (6, 3)) / 4.0)[:, alike]
     charged = Placement(*((rng.random((n, 3)) / 7.0)[:, alike] for _ in range(6)), NO_POOLS)
-    chosen, weights = rng.integers(0, k, n), rng.random((2, n))
+    chosen, preference = rng.integers(0, k, n), rng.random((n, 4))
     found, want = np.full((2, n), -1)
-    left = state.copy()
+    left, starts = state.copy(), np.cumsum([0, *map(len, of_model)])
 
-    place_compiled(chosen, of_model, charged, weights, left, found)
+    place_compiled(chosen, starts, np.arange(pools), charged, preference, left, found)
 
     placer = BatchPlacer(state)
-    placer.place(chosen, dict(enumerate(of_model)), charged, weights, want)
+    placer.place(chosen, dict(enumerate(of_model)), charged, preference, want)
     np.testing.assert_array_equal(found, want)
     np.testing.assert_array_equal(left[:3], [placer.load, placer.latency_s, placer.waiting])
 

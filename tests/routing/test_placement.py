@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
 from dataclasses import replace
@@ -18,6 +19,7 @@ from learners.policies.inverse_gap import SquareCb
 from learners.policies.policy import Policy, default_policy
 from learners.prices import ShedOptions
 from load.simulation.loop.trainer import blind
+from serve.routing import plain
 from serve.routing.catalogue import Model, Pool
 from serve.routing.choices import Choices
 from serve.routing.chooser import Chooser
@@ -31,6 +33,7 @@ from serve.routing.placement import (
     Placement,
     PlacementOptions,
     charge,
+    least_multiple,
     spread_of,
 )
 from serve.routing.router import route
@@ -41,6 +44,15 @@ OPTIONS = PlacementOptions()
 GREEDY = Greedy()
 LOAD = PricingOptions().load_target  # as much as a pool should carry: no proportional part
 lightly = settings(max_examples=40)
+
+
+BUSY = st.tuples(
+    st.integers(1, 40),  # running
+    st.integers(0, 20),  # queued
+    st.floats(0.3, 1.1),  # load
+    st.floats(0.0, 2.0),  # log-price
+    st.floats(80.0, 3000.0),  # latency
+)
 
 
 def charged(
@@ -109,6 +121,38 @@ def test_charge_is_the_documented_formula():
     assert found.reference_usd[0, 0] == pytest.approx(0.002)
     assert found.points[0, 0] == pytest.approx(30 * (0.006 + power_usd) + 0.25)
     assert found.points[0, 1] == pytest.approx(30 * power_usd + 0.25)  # far has no price
+
+
+@given(
+    conditions=st.lists(BUSY, min_size=1, max_size=6),
+    n=st.integers(1, 20),
+    power=st.sampled_from([0.0, 0.7]),
+    seed=st.integers(0, 2**32),
+)
+@lightly
+def test_compiled_code_charges_what_numpy_does(conditions, n, power, seed):
+    """
+    To the last bit, at whatever loads, prices and weights, with a pool that has no replicas, and
+    whichever models are eligible.
+    """
+    pytest.importorskip("numba")
+    rng, fast = np.random.default_rng(seed), busy(conditions, Price(power, 1.0))
+    k, n_pools = len(fast.catalogue), len(fast.catalogue.pool_names)
+    fast.work_factor = 0.5 + rng.random(n_pools)
+    fast.open = rng.random(n_pools) < 0.8
+    slow = copy.copy(fast)
+    slow.kernel = slow.columns = None
+    asked = requests(fast, n, prompt_tokens=rng.integers(1, 9000, n).astype(float),
+                     preference=rng.random((n, 4)) * [1.0, 20.0, 0.1, 0.1])  # fmt: skip
+    spread, eligible = np.exp(rng.normal(size=(n, n_pools))), rng.random((n, k)) < 0.7
+
+    found, want = (charged(asked, view_, OPTIONS, spread) for view_ in (fast, slow))
+    least = [least_multiple(pool_load_of(one), eligible, one) for one in (fast, slow)]
+
+    for name in ("money", "work_s", "energy_j", "points", "fixed", "reference_usd", "best"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(want, name), name)
+    np.testing.assert_array_equal(plain._charges(fast, found), plain._charges(slow, want))
+    np.testing.assert_array_equal(*least)
 
 
 @pytest.mark.parametrize(
@@ -300,16 +344,10 @@ def test_nobody_is_taken_to_be_gone_while_no_telemetry_arrives_at_all():
 
 # --- batches ---------------------------------------------------------------------------------------
 
-BUSY = st.tuples(
-    st.integers(1, 40),  # running
-    st.integers(0, 20),  # queued
-    st.floats(0.3, 1.1),  # load
-    st.floats(0.0, 2.0),  # log-price
-    st.floats(80.0, 3000.0),  # latency
-)
 
-
-def busy(conditions: list[tuple[int, int, float, float, float]]) -> Live:
+def busy(
+    conditions: list[tuple[int, int, float, float, float]], power: Price | None = None
+) -> Live:
     """A model with a pool in each of these conditions, each with another power and price."""
     names = [f"p{i}" for i in range(len(conditions))]
     pools = [
@@ -327,7 +365,7 @@ def busy(conditions: list[tuple[int, int, float, float, float]]) -> Live:
                     to_unix_ms=NOON_MS)
         for i in range(3)
     ]  # fmt: skip
-    return view(*records, pools=pools, prices=prices, latency_ms=latency_ms)
+    return view(*records, pools=pools, prices=prices, latency_ms=latency_ms, power=power)
 
 
 @given(
