@@ -284,8 +284,8 @@ class Loader:
         content = self._store.get(blob)
         if name == INDEX:
             return faiss.deserialize_index(np.frombuffer(content, np.uint8))
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            return dict(arrays)
+        # Verified as a whole by the store; numpy's own reader takes ten times as long for small ones.
+        return {name: array.copy(order="K") for name, array in in_place(content).items()}
 
     def _learned_of(self, manifest: Manifest, parts: Mapping[str, Any]) -> Learned:
         """What was learned; by a reader made only if it differs from the last."""

@@ -14,13 +14,15 @@ import mmap
 import struct
 import zipfile
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 LENGTHS_AT, LOCAL_BYTES = 26, 30  # in the header of a zip file's member, and that header's own
-HEAD_BYTES_MAX = 1024  # of an array in it
+HEAD_LENGTH_AT = 8  # in an array's head, of what follows
+HEADS_KEPT = 1024
 UNREADABLE = (ValueError, zipfile.BadZipFile, struct.error)  # what `in_place` raises
 
 
@@ -56,10 +58,22 @@ def _array_at(content: bytes | mmap.mmap, at: int) -> NDArray[Any]:
     """The array of a member whose own header is there."""
     name_bytes, extra_bytes = struct.unpack_from("<HH", content, at + LENGTHS_AT)
     start = at + LOCAL_BYTES + name_bytes + extra_bytes
-    head = io.BytesIO(content[start : start + HEAD_BYTES_MAX])
-    if np.lib.format.read_magic(head) != (1, 0):
+    (head_bytes,) = struct.unpack_from("<H", content, start + HEAD_LENGTH_AT)
+    begins = start + HEAD_LENGTH_AT + 2 + head_bytes
+    shape, in_columns, dtype = _head_of(bytes(content[start:begins]))
+    return np.ndarray(shape, dtype, content, begins, order="F" if in_columns else "C")
+
+
+@lru_cache(HEADS_KEPT)
+def _head_of(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """What the head of an array says. Most say what they said in the last snapshot.
+
+    numpy takes it for Python's source and parses it as such, which takes longer than all else.
+    """
+    file = io.BytesIO(head)
+    if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("a part has another form of arrays")
-    shape, _, dtype = np.lib.format.read_array_header_1_0(head)
+    shape, in_columns, dtype = np.lib.format.read_array_header_1_0(file)
     if dtype.hasobject:
         raise ValueError("a part has objects instead of numbers")
-    return np.ndarray(shape, dtype, content, start + head.tell())
+    return shape, in_columns, dtype
