@@ -45,7 +45,7 @@ class OutboxOptions:
     )
     batch_max: int = 1000  # items written together
     append_timeout_s: float = 10.0
-    # Rest between writes, so that they are few and large. 0 where somebody waits for the write.
+    # Rest between writes, so that they are few and large; none where somebody waits for the write.
     linger_s: float = 0.0
     retry_s: float = 0.25  # rest after a failed write
     # Who waits for an item is told after so long of failing writes: a full disk may last for hours.
@@ -76,6 +76,7 @@ class Outbox(Generic[Item]):
         self._queue: queue.SimpleQueue[Entry[Item] | None] = queue.SimpleQueue()  # None: the end
         self._failing = ""  # why writing has failed for longer than anybody is to wait
         self._closing, self._gave_up = threading.Event(), threading.Event()
+        self._awaited, self._n_awaited = threading.Event(), 0  # items in the queue, or the end
         self.counts = OutboxCounts()
         self._counting = threading.Lock()  # held for a few additions, never during I/O
         self._thread = threading.Thread(target=self._drain, name=f"outbox {topic}", daemon=True)
@@ -117,12 +118,21 @@ class Outbox(Generic[Item]):
                 self.counts.dropped += 1
                 return False
             self._queue.put((item, future))
+        if future is not None:
+            self._count_awaited(1)
         return True
 
     def _drain(self) -> None:
         while batch := self._take():
+            self._count_awaited(-sum(future is not None for _, future in batch))
             self._write(batch)
-            self._closing.wait(self._options.linger_s)
+            self._awaited.wait(self._options.linger_s)
+
+    def _count_awaited(self, n: int) -> None:
+        """So many more items wait to be written with somebody waiting for that."""
+        with self._counting:
+            self._n_awaited += n
+            (self._awaited.set if self._n_awaited else self._awaited.clear)()
 
     def _take(self) -> list[Entry[Item]]:
         """Wait for an item, then take what else is there; [] when closed and empty."""
@@ -213,6 +223,7 @@ class Outbox(Generic[Item]):
         with self._counting:
             self._closing.set()
             self._queue.put(None)
+        self._count_awaited(1)  # the end, which is never taken
         self._thread.join(self._options.close_s_max)
         self._gave_up.set()
         left: list[Entry[Item]] = []

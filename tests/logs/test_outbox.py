@@ -473,6 +473,19 @@ def test_lingering_gathers_and_closing_does_not_linger(log, start):
     assert log.fuse.steps.count("append") == 2
 
 
+def test_lingering_ends_where_somebody_waits(log, start):
+    """
+    What was offered before is written with it, and lingering goes on after it.
+    """
+    outbox = start(linger_s=3600.0)
+    outbox.submit(item(0)).result(PATIENCE_S)
+    outbox.offer(item(1))
+    outbox.submit(item(2)).result(PATIENCE_S)
+    outbox.offer(item(3))
+
+    assert written(log) == [0, 1, 2]
+
+
 def test_who_waits_while_a_disk_is_full_is_told_that_the_item_is_kept(log, start):
     """
     Not when his patience ends, and also who comes later; all of it is written in the end.
