@@ -30,6 +30,7 @@ class Call:
     confidence: bool = False  # ask for the tokens' log-probabilities
     priority: int = 0  # for servers with priorities: lower is served earlier
     headers: Mapping[str, str] = field(default_factory=dict)  # further ones, for the server
+    pace_s: float = 0.0  # pieces after the first may be given on together, so often at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

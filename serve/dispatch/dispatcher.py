@@ -47,6 +47,22 @@ from serve.rules.rule import Rule
 from serve.sessions.held import Sessions
 
 
+# To read what has come of an answer and to give it on takes some 0.3 ms of the event loop, however
+# much it is, and each first token waits for that. It may take this share of the loop. Nobody reads
+# faster than 50 times a second, and 16 times look no less fluent.
+GIVE_ON_S, GIVE_ON_SHARE = 0.0003, 0.1
+PACE_S_MIN, PACE_S_MAX = 0.02, 0.06
+
+
+def pace_s(n_answers: int) -> float:
+    """Seconds between two looks at an answer after its first token, beside so many answers.
+
+    >>> pace_s(5), round(pace_s(15), 3), pace_s(100)
+    (0.02, 0.045, 0.06)
+    """
+    return min(max(PACE_S_MIN, n_answers * GIVE_ON_S / GIVE_ON_SHARE), PACE_S_MAX)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DispatchOptions:
     """How hard to try."""
@@ -215,7 +231,12 @@ class Dispatcher:
         body = as_dispatched(
             dispatch.body, [self._rules[name] for name in decision.rules if name in self._rules]
         )
-        call = Call(body=body, prompt_tokens=dispatch.route.prompt_tokens, priority=priority)
+        call = Call(
+            body=body,
+            prompt_tokens=dispatch.route.prompt_tokens,
+            priority=priority,
+            pace_s=pace_s(self.retries.requests_in_flight),
+        )
         return AnswerState(
             dispatch=dispatch,
             decision=decision,

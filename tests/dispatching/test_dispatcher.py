@@ -13,7 +13,7 @@ from router_bench import NOON_MS, catalogue
 from serve.dispatch.answers import Ended, Routed, Streamed
 from serve.dispatch.backend import Piece, Usage
 from serve.dispatch.budget import HedgeOptions, RetryOptions
-from serve.dispatch.dispatcher import DispatchOptions
+from serve.dispatch.dispatcher import PACE_S_MAX, PACE_S_MIN, DispatchOptions, pace_s
 from serve.errors import (
     AnswerBroken,
     AnswerGarbled,
@@ -101,6 +101,17 @@ def test_every_call_says_who_goes_first(criticality, priority, how):
         assert up.get(criticality=criticality, **how).error is None
 
         assert {call.priority for end in up.calls() for call in end.calls} == {priority}
+
+
+def test_every_call_says_how_often_its_answer_is_looked_at():
+    """
+    Alone as often as anybody reads; the more answers there are at once, the less often.
+    """
+    with bench({"large": [FakeEndpoint("large:1", fails())], "small": answers(1)}) as up:
+        assert up.get().error is None
+
+        assert {call.pace_s for end in up.calls() for call in end.calls} == {PACE_S_MIN}
+    assert PACE_S_MIN < pace_s(15) < pace_s(1000) == PACE_S_MAX
 
 
 def test_a_criticality_of_a_later_version_is_refused_before_anything_is_decided():

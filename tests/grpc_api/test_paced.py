@@ -90,6 +90,18 @@ def test_pieces_of_a_slow_model_are_written_as_they_come():
     assert [at_s for at_s, _ in written.pieces] == pytest.approx([0.03, 0.06, 0.09])
 
 
+def test_pieces_that_come_together_are_written_together():
+    steps = [(0.0, word("a")), (0.05, word("b")), (0.0, word("c")), (0.05, word("d"))]
+
+    written = sent([(0.0, ROUTED), *steps, (0.0, ENDED)])
+
+    assert [(at_s, e.piece.text) for at_s, e in written.pieces] == [
+        (pytest.approx(0.0), "a"),
+        (pytest.approx(0.05), "bc"),
+        (pytest.approx(0.1), "d"),
+    ]
+
+
 def test_a_pool_that_sends_faster_than_the_pace_fills_no_memory():
     """
     However much comes at once, a message has at most so many pieces.

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import traceback
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -643,6 +643,72 @@ def test_silence_after_a_piece_is_late_and_pings_do_not_break_it():
     got, error, _ = over_http(handle, idle_timeout_s=0.1)
     assert text(got) == "Hi"
     assert type(error) is AnswerLate and "0.1 s" in error.problem
+
+
+def paced(parts: Sequence[bytes], pace_s: float, *, ends: bool = True) -> list[list[str]]:
+    """What a paced call gives of such parts, a millisecond apart: the words of each reading."""
+
+    async def work() -> list[list[str]]:
+        async def handle(talk: Talk) -> None:
+            await talk.begin()
+            for part in parts:
+                await talk.send(part)
+                await asyncio.sleep(0.001)
+            if ends:
+                await talk.end()
+            else:
+                talk.writer.close()
+
+        readings: list[list[str]] = []
+        async with connected(handle) as (_, endpoint):
+            reading = asyncio.get_running_loop().create_future()
+            with contextlib.suppress(AttemptFailed):
+                async for part in endpoint.stream(replace(CALL, pace_s=pace_s)):
+                    if reading.done() or not readings:  # somebody else had his turn since
+                        readings.append([])
+                        reading = asyncio.get_running_loop().create_future()
+                        asyncio.get_running_loop().call_soon(reading.set_result, None)
+                    readings[-1].append(part.text if isinstance(part, Piece) else "usage")
+        return readings
+
+    return run(work())
+
+
+def test_pieces_within_the_pace_come_together_and_the_first_and_the_end_at_once():
+    """
+    The pace is longer than the test's patience: only the end can have ended it.
+    """
+    words = [event(chunk({"content": word})) for word in "abcdefgh"]
+
+    readings = paced([*words, STOP + DONE], pace_s=10 * PATIENCE_S)
+
+    assert readings[0][0] == "a"
+    assert len(readings) <= 3
+    assert "".join(word for reading in readings for word in reading) == "abcdefghusage"
+
+
+def test_pieces_before_a_break_are_given_on_though_they_waited():
+    words = [event(chunk({"content": word})) for word in "abc"]
+
+    readings = paced(words, pace_s=10 * PATIENCE_S, ends=False)
+
+    assert [word for reading in readings for word in reading] == ["a", "b", "c"]
+
+
+def test_pieces_wait_no_longer_than_the_pace():
+    async def work() -> None:
+        async def handle(talk: Talk) -> None:
+            await talk.begin()
+            await talk.send(TOKEN)
+            await talk.send(TOKEN)
+            await asyncio.Event().wait()
+
+        async with connected(handle) as (_, endpoint):
+            stream = endpoint.stream(replace(CALL, pace_s=0.01))
+            assert [(await anext(stream)).text, (await anext(stream)).text] == ["Hi", "Hi"]
+            await stream.aclose()
+
+    run(work())
 
 
 def test_server_that_keeps_a_whole_answer_open_is_not_waited_for(monkeypatch):
