@@ -6,6 +6,8 @@
 
     overhead_p50_ms, overhead_p99_ms   differences of the quantiles of the time to the first token
     tokens, tokens_wrong               streamed tokens, and those out of order, missing or doubled
+    dispatcher_us, http_dispatcher_us  processor time that the dispatcher took, per request
+    pieces_per_s_per_core, http_…      tokens over that time
 
 Requests start at their times whatever became of those before (open loop), and none is left out.
 The emulated answers are numbered words, so one that is lost, doubled or out of order shows.
@@ -33,9 +35,11 @@ from infra.endpoints.connections import Connections
 from infra.endpoints.openai_endpoint import OpenAiEndpoint
 from infra.endpoints.options import OpenAiOptions
 from load.bench.loop import started
+from load.bench.processor import cpu_s_of_replicas
 from load.bench.settings import head
 from load.demo.replay import Connect
 from load.errors import LoopStuck
+from serve.deploy.dispatch_deployment import DISPATCH_APP
 from serve.dispatch.backend import Call, Piece
 from serve.proto.fairlead.v1 import dispatch_pb2 as pb
 from serve.proto.fairlead.v1 import dispatch_pb2_grpc, router_pb2
@@ -68,8 +72,10 @@ class Seen:
 
     first_token_ms: list[float] = field(default_factory=list)
     tokens: int = 0
+    warm: int = 0  # of these, in the turn that is not measured
     wrong: int = 0
     failed: list[str] = field(default_factory=list)
+    cpu_s: float = 0.0  # of the dispatcher, while they went this way
 
     def answer(self, text: str, stated: int) -> None:
         """Check a whole answer against what it should be."""
@@ -130,10 +136,13 @@ async def _measure(
         for turn in range(-1, options.rounds):
             say(f"turn {turn + 1} of {options.rounds} …")
             for way in WAYS:
+                before_s = cpu_s_of_replicas(DISPATCH_APP)
                 number = await _open_loop(asks[way], number)
+                seen[way].cpu_s += cpu_s_of_replicas(DISPATCH_APP) - before_s
             if turn < 0:  # the first warms up
                 for way in WAYS:
                     seen[way].first_token_ms.clear()
+                    seen[way].cpu_s, seen[way].warm = 0.0, seen[way].tokens
     finally:
         await asyncio.gather(*(channel.close() for channel in channels))
         await connections.close()
@@ -153,9 +162,21 @@ def _found(seen: dict[str, Seen]) -> dict[str, float]:
         "http_overhead_p99_ms": round(p99["http"] - p99["direct"], 2),
         "direct_p50_ms": round(p50["direct"], 2),
         "direct_p99_ms": round(p99["direct"], 2),
+        **_costs("", seen["dispatch"]),
+        **_costs("http_", seen["http"]),
         "requests": sum(len(of.first_token_ms) for of in seen.values()),
         "tokens": seen["dispatch"].tokens + seen["http"].tokens,
         "tokens_wrong": seen["dispatch"].wrong + seen["http"].wrong,
+    }
+
+
+def _costs(prefix: str, seen: Seen) -> dict[str, float]:
+    """What the dispatcher took; nothing where the system does not say."""
+    if not seen.cpu_s:
+        return {}
+    return {
+        f"{prefix}dispatcher_us": round(seen.cpu_s / len(seen.first_token_ms) * 1e6),
+        f"{prefix}pieces_per_s_per_core": round((seen.tokens - seen.warm) / seen.cpu_s),
     }
 
 

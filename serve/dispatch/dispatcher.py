@@ -46,7 +46,6 @@ from serve.rules.dispatched import as_dispatched
 from serve.rules.rule import Rule
 from serve.sessions.held import Sessions
 
-
 # To read what has come of an answer and to give it on takes some 0.3 ms of the event loop, however
 # much it is, and each first token waits for that. It may take this share of the loop. Nobody reads
 # faster than 50 times a second, and 16 times look no less fluent.

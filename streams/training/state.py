@@ -284,7 +284,7 @@ class Loader:
         content = self._store.get(blob)
         if name == INDEX:
             return faiss.deserialize_index(np.frombuffer(content, np.uint8))
-        # Verified as a whole by the store; numpy's own reader takes ten times as long for small ones.
+        # It is verified. numpy's own reader takes ten times as long for a small one.
         return {name: array.copy(order="K") for name, array in in_place(content).items()}
 
     def _learned_of(self, manifest: Manifest, parts: Mapping[str, Any]) -> Learned:

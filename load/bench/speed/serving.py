@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import secrets
 import sys
 import tempfile
@@ -23,6 +22,7 @@ import numpy as np
 
 from learners.estimates.learned import MemoryOptions
 from learners.policies.inverse_gap import SquareCb
+from load.bench.processor import cpu_s
 from load.bench.speed.child import child
 from load.bench.speed.known import known
 from serve.deploy.replica import Replica, ReplicaOptions, settle
@@ -44,7 +44,6 @@ from streams.training.state import Saver, State
 N_MODELS = 8
 DEARER = 1.1  # the prices of the other catalogue, where two take turns
 DIM = 384  # of the most common small encoder
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,21 +67,16 @@ class Served:
 
     def cpu_s(self) -> float:
         """Processor time that it has taken, in user and kernel."""
-        return _cpu_s(Path(f"/proc/{self.pid}/stat"))
+        return cpu_s(Path(f"/proc/{self.pid}/stat"))
 
     def loop_cpu_s(self) -> float:
         """Of that, what its event loop has taken, which is its first thread."""
-        return _cpu_s(Path(f"/proc/{self.pid}/task/{self.pid}/stat"))
+        return cpu_s(Path(f"/proc/{self.pid}/task/{self.pid}/stat"))
 
     def loop_waited_s(self) -> float:
         """How long its event loop has had something to do, and no core to do it on."""
         waited_ns = Path(f"/proc/{self.pid}/task/{self.pid}/schedstat").read_text().split()[1]
         return int(waited_ns) / 1e9
-
-
-def _cpu_s(stat: Path) -> float:
-    after_name = stat.read_text().rpartition(")")[2].split()
-    return (int(after_name[11]) + int(after_name[12])) / TICKS_PER_S
 
 
 @contextmanager
