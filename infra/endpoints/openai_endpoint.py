@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import aiohttp
@@ -54,6 +54,7 @@ REFUSAL_BYTES_MAX = 64 * 1024  # of an error's text that are read
 # An event that says that an answer is whole is not held up; it is the last one of its bytes.
 DONE, DONE_WITHIN = b"[DONE]", 16
 GATHERED_MAX = 64 * 1024  # bytes that wait for others
+GATHERED_LATE_S = 0.02  # and how much longer than the pace, where nothing else comes
 # What is added to a call: to learn its tokens, and how sure the model was.
 STREAM_OPTIONS: dict[str, object] = {"stream_options": {"include_usage": True}}
 LOGPROBS: dict[str, object] = {"logprobs": True}
@@ -103,7 +104,7 @@ class OpenAiEndpoint:
                 data = data or await self._read(response, late_at)
                 gather_until = loop.time() + call.pace_s
                 fresh = False
-                for piece in answer.feed(data) if data else answer.end():
+                for piece in _linked(answer.feed(data) if data else answer.end()):
                     fresh = True
                     yield replace(piece, full_s=full_s) if full_s else piece
                     full_s = 0.0
@@ -187,13 +188,16 @@ class OpenAiEndpoint:
         """What comes by then, or up to its end; of a connection that fails, what came before.
 
         To take bytes costs a fraction of what it costs to read pieces in them and to give them on.
+        A clock is asked when something comes: a timer that runs out each time costs as much again.
         """
-        came: list[bytes] = []
-        if until > asyncio.get_running_loop().time():
+        loop, came = asyncio.get_running_loop(), list[bytes]()
+        if until > loop.time():
             with contextlib.suppress(*NETWORK):  # the next one to read is told
-                async with asyncio.timeout_at(until):
+                async with asyncio.timeout_at(until + GATHERED_LATE_S):
                     while not _is_enough(came) and (more := await response.content.readany()):
                         came.append(more)
+                        if loop.time() >= until:
+                            break
         return b"".join(came)
 
     async def _last_mark(self, response: aiohttp.ClientResponse) -> None:
@@ -224,6 +228,22 @@ class OpenAiEndpoint:
         if isinstance(error, TimeoutError):
             words = f"no connection within {self._options.connect_timeout_s} s"
         return EndpointUnreachable(self._where, words)
+
+
+def _linked(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """The pieces, each of which says whether another has come with it. Raises what they raise."""
+    last: Piece | None = None
+    try:
+        for piece in pieces:
+            if last is not None:
+                yield replace(last, followed=True)
+            last = piece
+    except AttemptFailed:
+        if last is not None:
+            yield last
+        raise
+    if last is not None:
+        yield last
 
 
 def _is_enough(came: Sequence[bytes]) -> bool:

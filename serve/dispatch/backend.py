@@ -43,6 +43,8 @@ class Piece:
     beside: Mapping[str, object] | None = None  # in the choice: `stop_reason`, …
     around: Mapping[str, object] | None = None  # in the chunk: `system_fingerprint`, `citations`, …
     full_s: float = 0.0  # of the first: its server takes no more for so long, by its own account
+    # Another came with it, and is the next: who writes them may write both at once.
+    followed: bool = field(default=False, compare=False)
 
     @property
     def text(self) -> str:

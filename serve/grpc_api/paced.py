@@ -55,27 +55,19 @@ class PacedWriter:
             await self._end_timer()
 
     async def _take(self, event: Event) -> None:
-        """Write an event at once, unless it is a piece after others: then with what comes with it.
-
-        Who reads slowly is waited for: so is a write that is still under way when its time is over.
-        """
+        """Write an event at once, unless it is a piece soon after others, or one came with it."""
         loop = asyncio.get_running_loop()
         self._waiting.append(event)
         rest_s = self._wrote_s + PACE_S - loop.time()
         full = len(self._waiting) >= WAITING_MAX
-        first = self._wrote_s == -math.inf
-        if first or full or not isinstance(event, Streamed) or (rest_s <= 0.0 and self._is_writing):
+        if full or not isinstance(event, Streamed) or (rest_s <= 0.0 and not event.piece.followed):
             await self._flush()
-        elif self._timer is None:
-            self._timer = loop.call_later(max(0.0, rest_s), self._flush_later)
-
-    @property
-    def _is_writing(self) -> bool:
-        return self._later is not None and not self._later.done()
+        elif rest_s > 0.0 and self._timer is None:
+            self._timer = loop.call_later(rest_s, self._flush_later)
 
     def _flush_later(self) -> None:
         self._timer = None
-        if not self._is_writing:  # else it writes what waits by now, too
+        if self._later is None or self._later.done():  # else it writes what waits by now, too
             self._later = asyncio.get_running_loop().create_task(self._flush_all())
 
     async def _flush_all(self) -> None:

@@ -19,7 +19,7 @@ from contextlib import aclosing
 
 from starlette.types import Receive, Scope, Send
 
-from serve.dispatch.answers import DispatchInput, Event, Routed
+from serve.dispatch.answers import DispatchInput, Event, Routed, Streamed
 from serve.errors import NotServing
 from serve.openai_api.body import Bodies, ClientGone
 from serve.openai_api.errors import error_body, response_of
@@ -86,13 +86,20 @@ async def _stream(
     events: AsyncGenerator[Event, None], writer: StreamWriter, reply: Reply, heartbeat_s: float
 ) -> None:
     """Send pieces as they come; the head with the first answer's `Routed`, or sooner."""
+    waiting = b""  # pieces that came with others
     async with heartbeat(lambda: reply.comment(writer), lambda: reply.last_s, heartbeat_s):
-        async for event in events:
-            data = writer.write(event)
-            if isinstance(event, Routed) and not reply.begun:
-                await reply.begin(writer, EVENTS | headers_of(event))
-            if data:
-                await reply.send(data)
+        try:
+            async for event in events:
+                waiting += writer.write(event)
+                if isinstance(event, Routed) and not reply.begun:
+                    await reply.begin(writer, EVENTS | headers_of(event))
+                if waiting and not (isinstance(event, Streamed) and event.piece.followed):
+                    sending, waiting = waiting, b""
+                    await reply.send(sending)
+        except Exception:
+            if waiting:
+                await reply.send(waiting)
+            raise
     writer.progress.check_answered()
     await reply.finish(writer.end())
 

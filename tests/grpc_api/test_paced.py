@@ -91,7 +91,8 @@ def test_pieces_of_a_slow_model_are_written_as_they_come():
 
 
 def test_pieces_that_come_together_are_written_together():
-    steps = [(0.0, word("a")), (0.05, word("b")), (0.0, word("c")), (0.05, word("d"))]
+    b = word("b", followed=True)
+    steps = [(0.0, word("a")), (0.05, b), (0.0, word("c")), (0.05, word("d"))]
 
     written = sent([(0.0, ROUTED), *steps, (0.0, ENDED)])
 

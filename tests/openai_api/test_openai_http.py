@@ -8,7 +8,8 @@ import json
 import logging
 import socket
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator, MutableMapping
+from typing import Any
 
 import httpx2
 import openai
@@ -31,6 +32,7 @@ from scripted_api import (
 )
 from waiting import until  # fmt: skip
 
+from serve.dispatch.answers import Event
 from serve.dispatch.backend import Usage
 from serve.errors import (
     AnswerBroken,
@@ -47,6 +49,8 @@ from serve.errors import (
 )  # fmt: skip
 from serve.openai_api.app import HttpOptions
 from serve.openai_api.body import BodyOptions
+from serve.openai_api.chat import Reply, _stream
+from serve.openai_api.reply import StreamWriter
 from streams.errors import LogUnavailable
 
 ASKED = [{"role": "user", "content": "Say hello."}]
@@ -600,6 +604,39 @@ def test_error_after_the_first_token_ends_the_stream_as_an_error(up, client, hel
 
     assert type(caught.value) is openai.APIError
     assert (caught.value.type, caught.value.code) == ("server_error", "answer_broken")
+    assert text_of(chunks) == "Hello"
+
+
+def test_pieces_that_came_together_are_one_message_of_the_server():
+    sent: list[bytes] = []
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message.get("body", b""))
+
+    async def events() -> AsyncGenerator[Event, None]:
+        for event in (routed(), piece("a"), piece("b", followed=True), piece("c"), ended()):
+            yield event
+
+    async def work() -> None:
+        writer = StreamWriter(0, include_usage=False, fan_out=False)
+        await _stream(events(), writer, Reply(send), heartbeat_s=0.0)
+
+    asyncio.run(work())
+
+    assert [body.count(b"data: {") for body in sent if body] == [1, 2, 1]
+
+
+def test_a_piece_that_waits_for_another_is_sent_before_an_error(up, client):
+    """
+    What another was said to come with is sent with that one; where an error comes instead, before.
+    """
+    together = [piece(c, followed=True) for c in "lo"]
+    up.dispatcher.play(routed(), piece("Hel"), *together, AnswerBroken("small-a", "went away"))
+    chunks = []
+
+    with pytest.raises(openai.APIError, match="went away"):
+        chunks.extend(ask(client, stream=True))
+
     assert text_of(chunks) == "Hello"
 
 
