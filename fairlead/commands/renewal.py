@@ -11,10 +11,11 @@ the file waits for SIGHUP. Where the update failed, only another one shows wheth
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -32,6 +33,7 @@ from streams.errors import OptionRefused
 logger = logging.getLogger(__name__)
 
 ROLE = "up"
+BEAT_S = 1.0  # between looks whether alarms are due again
 Renew = Callable[[Settings, Running], Running]
 
 
@@ -45,25 +47,22 @@ class Renewal:
         up: Running,
         console: Console,
         now_ms: Callable[[], int],
+        asked: threading.Event,
         renew: Renew = renew,
     ) -> None:
-        """`settings` of `path` are those that `up` runs with."""
+        """`settings` of `path` are those that `up` runs with; they are taken again when `asked`."""
         self._path, self._settings, self._up = path, settings, up
         self._console, self._renew = console, renew
-        self._wanted = threading.Event()
+        self._asked = asked
         self._edits = _size(up.site)
         self._board = Board(up.site.store().folder, ROLE, secrets.token_hex(8), now_ms)
         self._posted = self._unread = False
 
-    def ask(self) -> None:
-        """Take the settings again at the next look; for a signal's handler."""
-        self._wanted.set()
-
     def look(self) -> None:
         """Do what is to be done now."""
         edits = _size(self._up.site)
-        if self._wanted.is_set():
-            self._wanted.clear()
+        if self._asked.is_set():
+            self._asked.clear()
             self._take(edited=False)
         elif edits != self._edits:
             self._take(edited=True)
@@ -92,13 +91,31 @@ class Renewal:
     def _update(self, settings: Settings) -> None:
         try:
             self._console.print("Reading the settings again …")
-            self._up, self._settings = self._renew(settings, self._up), settings
+            with self._beating():
+                self._up, self._settings = self._renew(settings, self._up), settings
         except (InfraError, OptionRefused) as error:
             self._refuse(str(error))
         else:
             keep_settings(settings, self._path)
             self._console.print("[bold green]All replicas run with them.[/]")
             self._board.set("settings_refused", None)
+
+    @contextlib.contextmanager
+    def _beating(self) -> Iterator[None]:
+        """An update may take longer than alarms are believed that nobody repeats."""
+        done = threading.Event()
+
+        def beat() -> None:
+            while self._posted and not done.wait(BEAT_S):
+                self._board.beat()
+
+        beating = threading.Thread(target=beat, name="alarms-meanwhile", daemon=True)
+        beating.start()
+        try:
+            yield
+        finally:
+            done.set()
+            beating.join()
 
     def _read(self) -> Settings:
         settings = read_settings(self._path, self._up.site.edits)

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from rich.console import Console
 from rich.markup import escape
+from rich.status import Status as ConsoleStatus
 
 from fairlead.commands.renewal import Renewal
 from fairlead.commands.restarts import (
@@ -28,12 +29,12 @@ from fairlead.commands.started import keep_settings, settings_of
 from fairlead.commands.terminal import late
 from infra.cluster import head
 from infra.cluster.checkup import LOCK
-from infra.cluster.cluster import Running, is_ours, local_ray, running
+from infra.cluster.cluster import is_ours, local_ray, refuse_taken, running
 from infra.cluster.replica_watch import watching
 from infra.dashboard.history import History
 from infra.dashboard.judged import Judged, names_of
 from infra.dashboard.recorder import Recorder
-from infra.errors import RayEnded, StateInUse
+from infra.errors import AddressTaken, RayEnded, StateInUse
 from infra.pools import state_folder
 from infra.pools.site import LocalSite
 from infra.settings.settings import Settings
@@ -53,6 +54,8 @@ logger = logging.getLogger(__name__)
 STOPPED = "Fairlead has stopped. What it learned is kept for the next start."
 LATE_S = 15.0  # that a start takes, from which it may seem to hang
 FIRST = "The first start compiles code, and takes up to a minute longer than those after it …"
+LEFT_S = 5.0  # that what is left of a killed router may listen
+LISTENED = "Somebody listens where the router is to. Waiting some seconds for that to end …"
 LOOK_S = 20.0  # between looks for alarms: said within a minute
 
 
@@ -101,39 +104,61 @@ def _run(path: Path | None, console: Console, stopping: threading.Event) -> None
     settings.catalogue()  # say what is wrong before starting anything
     state_folder.prepare(settings.options(SiteOptions).state_dir.absolute())
     stop_on_signals(stopping)
+    asked = threading.Event()
+    signal.signal(signal.SIGHUP, lambda *_: asked.set())  # from now on: unheard, it ends a process
+    address = settings.options(SiteOptions).ray_address
     try:
-        gpus = settings.fleet().resources()
-        with (
-            _alone(settings),
-            console.status("starting Ray …") as status,
-            local_ray(gpus, settings.options(SiteOptions).ray_address),
-        ):
-            keep_settings(settings, path)
-            status.update("starting the router …")
+        with _alone(settings):
+            if not address:  # else what listens may be ours, as only that cluster can say
+                await_addresses(settings)
             with (
-                late(FIRST, LATE_S) as started,
-                running(settings, path) as router,
-                _looking(settings, router.site),
-                watching(router.site.store().folder, is_ours, now_ms),
+                console.status("starting Ray …") as status,
+                local_ray(settings.fleet().resources(), address),
             ):
-                status.stop()
-                started()
-                console.print(f"[bold green]Fairlead is up[/] at [bold]{router.address}[/]")
-                if router.dispatch:
-                    console.print(f"It answers, too: {router.dispatch} (gRPC), {router.openai}")
-                    console.print(f"What it does: {router.openai.removesuffix('/v1')}/dashboard")
-                said = how_to_call(router.address, settings)
-                console.print(said, highlight=False, markup=False, soft_wrap=True)
-                _until_the_end(path, settings, router, console)
+                keep_settings(settings, path)
+                status.update("starting the router …")
+                _serve(settings, path, console, status, asked)
     except KeyboardInterrupt:
         pass
     console.print(STOPPED)
 
 
-def _until_the_end(path: Path, settings: Settings, router: Running, console: Console) -> NoReturn:
-    """Serve until Ray has ended; SIGHUP reads the settings again. Raises RayEnded."""
-    renewal = Renewal(path, settings, router, console, now_ms)
-    signal.signal(signal.SIGHUP, lambda *_: renewal.ask())
+def await_addresses(settings: Settings) -> None:
+    """Return once nobody listens where we are to. Raises AddressTaken and AddressUnusable."""
+    until_s = time.monotonic() + LEFT_S
+    with late(LISTENED, 0.5):
+        while True:
+            try:
+                return refuse_taken(settings)
+            except AddressTaken:
+                if time.monotonic() >= until_s:
+                    raise
+            time.sleep(0.1)
+
+
+def _serve(
+    settings: Settings, path: Path, console: Console, status: ConsoleStatus, asked: threading.Event
+) -> NoReturn:
+    """Start all in the connected cluster, and serve until Ray has ended. Raises InfraError."""
+    with (
+        late(FIRST, LATE_S) as started,
+        running(settings, path) as router,
+        _looking(settings, router.site),
+        watching(router.site.store().folder, is_ours, now_ms),
+    ):
+        status.stop()
+        started()
+        console.print(f"[bold green]Fairlead is up[/] at [bold]{router.address}[/]")
+        if router.dispatch:
+            console.print(f"It answers, too: {router.dispatch} (gRPC), {router.openai}")
+            console.print(f"What it does: {router.openai.removesuffix('/v1')}/dashboard")
+        said = how_to_call(router.address, settings)
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
+        _until_the_end(Renewal(path, settings, router, console, now_ms, asked))
+
+
+def _until_the_end(renewal: Renewal) -> NoReturn:
+    """Serve until Ray has ended, taking new settings. Raises RayEnded."""
 
     def look() -> str:
         renewal.look()

@@ -12,8 +12,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -84,19 +82,10 @@ def local_ray(resources: Mapping[str, float] | None = None, address: str = "") -
 def _connected(where: Mapping[str, Any]) -> Iterator[None]:
     """Ray and Ray Serve, started or joined. Raises ClusterFailed."""
     os.environ.update(ENVIRONMENT)
+    starting = head.stops_wait() if where["address"] == "local" else contextlib.nullcontext()
     try:
-        with _our_own_end():
-            ray.init(
-                configure_logging=True,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                namespace="serve",
-                **where,
-            )
-    except Exception as error:
-        at = where["address"]
-        raise ClusterFailed(f"Ray could not be started or joined at {at}: {error}") from error
-    try:
+        with starting, head.our_sigterm():
+            _init(where)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)  # it says that it has started
         ray_serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
         yield
@@ -110,13 +99,18 @@ def _connected(where: Mapping[str, Any]) -> Iterator[None]:
             ray.shutdown()
 
 
-@contextmanager
-def _our_own_end() -> Iterator[None]:
-    """Whoever handles SIGTERM does so afterwards, too: Ray takes it, and ends us with a trace."""
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    if callable(handler) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
+def _init(where: Mapping[str, Any]) -> None:
+    try:
+        ray.init(
+            configure_logging=True,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            namespace="serve",
+            **where,
+        )
+    except Exception as error:
+        at = where["address"]
+        raise ClusterFailed(f"Ray could not be started or joined at {at}: {error}") from error
 
 
 def this_host(resources: Mapping[str, float]) -> dict[str, Any]:
@@ -140,7 +134,7 @@ def running(settings: Settings, path: Path, scaling: Scaling | None = None) -> I
     `scaling` is another than the settings describe. Raises AddressTaken, AddressUnusable and
     ClusterFailed.
     """
-    _refuse_taken(settings)
+    refuse_taken(settings)
     site = LocalSite.of(settings, path)
     options, dispatchers = settings.deployment(), settings.dispatchers()
     scaling = scaling or scaling_of(settings)
@@ -192,10 +186,11 @@ def _needs_a_start(site: LocalSite, what: str) -> SettingsInvalid:
     return SettingsInvalid(str(site.settings), (problem,))
 
 
-def _refuse_taken(settings: Settings) -> None:
+def refuse_taken(settings: Settings) -> None:
     """Replicas share their port, so ones of another router would share it, too.
 
-    What was left here by one of us that was killed is ours: it is deployed anew.
+    What was left in the connected cluster by one of us that was killed is ours: it is deployed
+    anew. Raises AddressTaken and AddressUnusable.
     """
     if ray.is_initialized() and any(map(is_ours, ray_serve.status().applications)):
         return

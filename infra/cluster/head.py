@@ -5,6 +5,9 @@ the address of a network card. On macOS and Windows it does not, so that no fire
 variable that decides it is set here for a cluster of this host alone. Then gcs, raylet, agents and
 workers listen on the loopback, and nowhere else.
 
+Of a Ray that is half started two agents would live on for a minute. So a stop that comes meanwhile
+waits until it has started (`stops_wait`), some seconds.
+
 Ray's head is not supervised by Ray: when its `gcs_server` dies, everything ends after a minute, and
 nothing says why. `problem` finds out at once.
 """
@@ -13,11 +16,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ray._private import node, ray_constants, worker
+from ray._private import node, ray_constants, utils, worker
 
 LOOPBACK = "127.0.0.1"
 VARIABLE = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
@@ -67,6 +72,50 @@ def without_unused() -> Iterator[None]:
     finally:
         for name, starts in before.items():
             setattr(node.Node, name, starts)
+
+
+@contextlib.contextmanager
+def our_sigterm() -> Iterator[None]:
+    """Whoever handles SIGTERM does so within and afterwards: Ray takes it, and exits with 15."""
+    takes = utils.set_sigterm_handler
+    if callable(signal.getsignal(signal.SIGTERM)):
+        utils.set_sigterm_handler = lambda _handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = takes
+
+
+@contextlib.contextmanager
+def stops_wait() -> Iterator[None]:
+    """SIGINT and SIGTERM that somebody handles count at the end of this; a second one at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handled = {number: handler for number, handler in before.items() if callable(handler)}
+    came: list[int] = []
+
+    def handled_again() -> None:
+        for number, handler in handled.items():
+            signal.signal(number, handler)
+
+    def later(number: int, _frame: object) -> None:
+        if not came:
+            came.append(number)
+            return
+        came.clear()
+        handled_again()
+        signal.raise_signal(number)
+
+    for number in handled:
+        signal.signal(number, later)
+    try:
+        yield
+    finally:
+        handled_again()
+        if came:
+            signal.raise_signal(came[0])
 
 
 def problem() -> str:

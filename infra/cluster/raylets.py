@@ -22,7 +22,7 @@ from ray import serve as ray_serve
 from ray.cluster_utils import Cluster
 
 from infra.cluster.cluster import ENVIRONMENT, OBJECT_STORE_BYTES
-from infra.cluster.head import without_unused
+from infra.cluster.head import our_sigterm, without_unused
 from infra.errors import ClusterFailed
 
 # Every machine has an address of its own on the loopback. Not 127.0.0.1: Ray takes that for "this
@@ -93,19 +93,23 @@ def _started(machines: Sequence[Mapping[str, float]], starts_left: int = STARTS_
         if starts_left > 1 and LATE in str(error):
             return _started(machines, starts_left - 1)
         raise ClusterFailed(f"a cluster of raylets could not be started: {error}") from error
+    except BaseException:  # told to stop meanwhile
+        found.end()
+        raise
     return found
 
 
 def _connect(address: str) -> None:
     try:
-        ray.init(
-            address=address,
-            namespace="serve",
-            configure_logging=True,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            _node_ip_address=HEAD,
-        )
+        with our_sigterm():
+            ray.init(
+                address=address,
+                namespace="serve",
+                configure_logging=True,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                _node_ip_address=HEAD,
+            )
         ray_serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
     except Exception as error:
         raise ClusterFailed(f"Ray Serve could not be started on raylets: {error}") from error

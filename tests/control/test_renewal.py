@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from dataclasses import replace
 
 import pytest
 from rich.console import Console
+from waiting import until
 
+from fairlead.commands import renewal
 from fairlead.commands.renewal import Renewal
 from fairlead.commands.started import STARTED
 from infra.cluster.cluster import Running
@@ -32,18 +35,20 @@ class Up:
         settings = read_settings(self.path)
         self.site = LocalSite.of(settings, self.path)
         self.control = Control(self.path, self.site.edits, lambda: NOON_MS, self.site.store)
-        self.renewed, self.fails = [], ""
-        self.said = io.StringIO()
+        self.renewed, self.fails, self.meanwhile = [], "", lambda: None
+        self.said, self.asked, self.now_ms = io.StringIO(), threading.Event(), NOON_MS
         self.renewal = Renewal(
             self.path,
             settings,
             Running(self.site, "127.0.0.1:1"),
             Console(file=self.said),
-            lambda: NOON_MS,
+            lambda: self.now_ms,
+            self.asked,
             self._renew,
         )
 
     def _renew(self, settings, up):
+        self.meanwhile()
         if self.fails:
             raise ClusterFailed(self.fails)
         self.renewed.append(settings)
@@ -54,7 +59,7 @@ class Up:
         self.control.change(Asked(kind="policy", name="", action="set", settings=settings), "ann")
 
     def alarms(self):
-        return {one.name: one.cause for one in posted_alarms(self.site.store().folder, NOON_MS)}
+        return {one.name: one.cause for one in posted_alarms(self.site.store().folder, self.now_ms)}
 
 
 @pytest.fixture
@@ -87,7 +92,7 @@ def test_edit_made_before_the_start_is_not_taken_again(tmp_path):
 
 
 def test_signal_takes_the_settings_though_nothing_was_edited(up):
-    up.renewal.ask()
+    up.asked.set()
     up.renewal.look()
     up.renewal.look()
     assert len(up.renewed) == 1
@@ -96,7 +101,7 @@ def test_signal_takes_the_settings_though_nothing_was_edited(up):
 def test_settings_that_can_not_be_taken_are_an_alarm_until_they_are(up):
     text = up.path.read_text()
     up.path.write_text("[router]\nreplicas = 0\n")
-    up.renewal.ask()
+    up.asked.set()
     up.renewal.look()
 
     assert up.renewed == []
@@ -105,12 +110,12 @@ def test_settings_that_can_not_be_taken_are_an_alarm_until_they_are(up):
 
     up.path.write_text(text)
     up.fails = "no replica came up"
-    up.renewal.ask()
+    up.asked.set()
     up.renewal.look()
     assert "settings_refused" in up.alarms()
 
     up.fails = ""
-    up.renewal.ask()
+    up.asked.set()
     up.renewal.look()
     assert up.alarms() == {}
     assert len(up.renewed) == 1
@@ -125,7 +130,7 @@ def test_alarm_about_a_file_goes_off_when_it_can_be_read_again(up):
     """
     text = up.path.read_text()
     up.path.write_text("[router]\nreplicas = 0\n")
-    up.renewal.ask()
+    up.asked.set()
     up.renewal.look()
     up.renewal.look()
     assert "settings_refused" in up.alarms()
@@ -137,7 +142,27 @@ def test_alarm_about_a_file_goes_off_when_it_can_be_read_again(up):
     assert "SIGHUP takes them" in up.said.getvalue()
 
     up.fails = "no replica came up"
-    up.renewal.ask()
+    up.asked.set()
     up.renewal.look()
+    up.renewal.look()
+    assert "settings_refused" in up.alarms()
+
+
+def test_alarm_stays_on_while_an_update_takes_long(up, monkeypatch):
+    """
+    A board without a beat for 45 s is taken for that of a dead process: its alarms went off while
+    the next update was under way.
+    """
+    monkeypatch.setattr(renewal, "BEAT_S", 0.001)
+    up.fails = "no replica came up"
+    up.asked.set()
+    up.renewal.look()
+
+    def slow() -> None:
+        up.now_ms += 60_000
+        until(lambda: "settings_refused" in up.alarms(), "the alarm to be said again")
+
+    up.meanwhile = slow
+    up.asked.set()
     up.renewal.look()
     assert "settings_refused" in up.alarms()

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import io
 import signal
+import socket
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
+from ray._private import utils
 from rich.console import Console
 
 from fairlead.commands import up
 from fairlead.commands.restarts import may_restart, unless_stuck
-from fairlead.commands.up import how_to_call, wait_for_the_end
+from fairlead.commands.up import await_addresses, how_to_call, wait_for_the_end
 from infra.cluster import cluster, head
-from infra.errors import RayEnded
+from infra.errors import AddressTaken, RayEnded
+from infra.pools.ports import free_ports
 from infra.settings.settings import read_settings
 
 WAITING = """
@@ -112,25 +118,72 @@ def test_the_end_of_ray_does_not_end_this_process_too(monkeypatch, problem, done
     assert calls == done
 
 
-def test_sigterm_stays_with_who_handles_it_while_ray_starts(monkeypatch):
-    """
-    Ray takes it at its start: a stop in the seconds after was a trace and exit code 1.
-    """
+@pytest.fixture
+def handlers():
+    """Who handles signals is put back afterwards."""
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
-    def ours(*_: object) -> None: ...
 
-    before = signal.signal(signal.SIGTERM, ours)
-    try:
-        monkeypatch.setattr(cluster.ray, "init", lambda **_: signal.signal(signal.SIGTERM, print))
-        monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
-        during = []
-        start = lambda **_: during.append(signal.getsignal(signal.SIGTERM))  # noqa: E731
-        monkeypatch.setattr(cluster.ray_serve, "start", start)
-        with cluster.local_ray(address="127.0.0.1:1"):
-            pass
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert during == [ours]
+@pytest.fixture
+def starting(monkeypatch, handlers):
+    """What happened in a start of Ray; `during` is done in the middle of it."""
+    seen = SimpleNamespace(during=lambda: None, calls=[])
+
+    def stop(*_: object) -> NoReturn:
+        seen.calls.append("stopped")
+        raise KeyboardInterrupt
+
+    def init(**_: object) -> None:
+        utils.set_sigterm_handler(lambda number, _: sys.exit(number))  # as Ray does
+        seen.during()
+        seen.calls.append("started")
+
+    monkeypatch.setattr(cluster.ray, "init", init)
+    monkeypatch.setattr(cluster.ray_serve, "start", lambda **_: seen.calls.append("serving"))
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: seen.calls.append("shutdown"))
+    monkeypatch.setattr(head, "problem", lambda: "")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    return seen
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_while_ray_starts_waits_for_the_start(starting, number):
+    """
+    Two agents of a Ray that was half started lived on for a minute; SIGTERM, which Ray takes, ended
+    without a word and with exit code 15.
+    """
+    starting.during = lambda: signal.raise_signal(number)
+    with pytest.raises(KeyboardInterrupt), cluster.local_ray():
+        pass
+    assert starting.calls == ["started", "stopped", "shutdown"]
+
+
+def test_a_second_stop_waits_for_nothing(starting):
+    starting.during = lambda: [signal.raise_signal(signal.SIGINT) for _ in range(2)]
+    with pytest.raises(KeyboardInterrupt), cluster.local_ray():
+        pass
+    assert starting.calls == ["stopped", "shutdown"]
+
+
+def test_a_stop_while_a_cluster_is_joined_waits_for_nobody(starting):
+    """
+    Nothing is started then, and a cluster that is away may take long to say so.
+    """
+    starting.during = lambda: signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), cluster.local_ray(address="127.0.0.1:1"):
+        pass
+    assert starting.calls == ["stopped", "shutdown"]
+
+
+def test_sigterm_stays_with_who_handles_it(starting):
+    ours = signal.getsignal(signal.SIGTERM)
+    with cluster.local_ray():
+        assert signal.getsignal(signal.SIGTERM) is ours
+    assert starting.calls == ["started", "serving", "shutdown"]
 
 
 def test_who_is_within_a_call_to_a_dead_ray_is_not_waited_for():
@@ -208,3 +261,50 @@ def test_the_lines_to_copy_get_in_where_tokens_or_tls_are_asked_for(
 
     assert said in lines
     assert "status --watch" in lines
+
+
+def test_a_taken_address_is_told_before_ray_starts(tmp_path, monkeypatch, handlers):
+    """
+    It was told after Ray had started, ten seconds later.
+    """
+    monkeypatch.setattr(up, "LEFT_S", 0.0)
+    monkeypatch.setattr(up, "local_ray", lambda *_: pytest.fail("Ray is started"))
+    (port,) = free_ports(1)
+    path = tmp_path / "fairlead.toml"
+    path.write_text(
+        f'state_dir = "{tmp_path}"\n[listener]\nport = {port}\n[[models]]\nname = "a"\n'
+    )
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(AddressTaken, match=str(port)):
+        up.run_until_stopped(path, Console(file=io.StringIO()))
+
+
+def test_a_reload_while_it_starts_is_done_once_it_is_up(tmp_path, monkeypatch, handlers):
+    """
+    SIGHUP ended it, in order as a supervisor sees it, so that nobody started it again.
+    """
+    heard = []
+
+    def serve(_settings, _path, _console, _status, asked) -> None:
+        signal.raise_signal(signal.SIGHUP)
+        heard.append(asked.is_set())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(up, "_serve", serve)
+    monkeypatch.setattr(up, "local_ray", lambda *_: nullcontext())
+    path = tmp_path / "fairlead.toml"
+    path.write_text(f'state_dir = "{tmp_path}"\n[[models]]\nname = "a"\n')
+
+    up.run_until_stopped(path, Console(file=io.StringIO()))
+
+    assert heard == [True]
+
+
+def test_what_a_killed_router_has_left_is_waited_for(monkeypatch):
+    looks = iter([AddressTaken("listener.port", "127.0.0.1", 1)] * 2)
+
+    def refuse(_settings) -> None:
+        for taken in looks:
+            raise taken
+
+    monkeypatch.setattr(up, "refuse_taken", refuse)
+    await_addresses(read_settings(None))

@@ -110,7 +110,7 @@ def test_where_nobody_can_listen_is_said_before_anything_starts(tmp_path, host, 
     assert why_not(port, host).startswith(why)
     refused = pytest.raises(AddressUnusable, match=why) if why else nullcontext()
     with refused:
-        cluster._refuse_taken(read_settings(path))
+        cluster.refuse_taken(read_settings(path))
 
 
 def settings_of(folder: Path) -> tuple[Path, dict[str, dict[str, int]]]:
@@ -158,7 +158,7 @@ def test_what_was_left_by_a_router_that_was_killed_is_no_stranger(tmp_path, monk
     monkeypatch.setattr(cluster.ray_serve, "status", lambda: left)
 
     with listening(("127.0.0.1", numbers["listener"]["port"])):
-        cluster._refuse_taken(read_settings(path))
+        cluster.refuse_taken(read_settings(path))
         left.applications = {"others": None}
         with pytest.raises(AddressTaken):
-            cluster._refuse_taken(read_settings(path))
+            cluster.refuse_taken(read_settings(path))
