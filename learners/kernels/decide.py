@@ -31,7 +31,9 @@ N_COLUMNS = 23
 # Rows (k,) of what is known of each model.
 PER_TOKEN, FIXED_USD, STATED_MS, TOKENS_MAX, ANSWERED, PAID_ON_AVERAGE, COST_FACTOR = range(7)
 NOISE, OFF = 7, 10  # each of three targets
-N_ROWS = 13
+TAKES = 13  # how a model takes requests now, one of the next three
+N_ROWS = 14
+OPEN, CLOSED, DRAINED = 0.0, 1.0, 2.0
 # What leaving a session's model costs (n, k): milliseconds more, US dollars less.
 SWITCH_MS, SAVED_USD = range(2)
 # What the operator's rules leave, and what they prefer (n, k).
@@ -47,10 +49,11 @@ TOKENS_USUAL, VALUE_USD, BUDGET, STEPS, BINS, OWN_WEIGHT, COST_USD_MIN, UNSURE_B
 # Verdicts, as in `serve.routing.eligible`.
 ELIGIBLE, NOT_ALLOWED, TOO_DEAR = np.uint8(0), np.uint8(1), np.uint8(2)
 TOO_SLOW, PROMPT_TOO_LONG, BELOW_QUALITY = np.uint8(3), np.uint8(4), np.uint8(6)
+NO_REPLICA, DRAINING = np.uint8(5), np.uint8(11)
 RULED_OUT, NOT_PREFERRED = np.uint8(9), np.uint8(10)
-# What is found of models (n, k): who is eligible, who is to be tried; of requests (n,): whether
-# somebody is eligible, and nobody good enough.
-MAY, TRIED = range(2)
+# What is found of models (n, k): who is eligible, who is to be tried, who would be eligible if all
+# had replicas; of requests (n,): whether somebody is eligible, and nobody good enough.
+MAY, TRIED, MIGHT = range(3)
 FITS, BELOW = range(2)
 # Flags. Found: whether it can be done here, whether charges change anything, whether anybody is to
 # be tried. Asked for: what a policy weighs if capacity were free also where that is the same.
@@ -208,21 +211,49 @@ def _admit(c: Any, i: Any, models: Any, allowed: Any, asked: Any, ruled: Any, ve
     """Verdicts of request i; False where a limit keeps a model out that is perhaps to be tried."""
     for m in range(verdict.shape[1]):
         verdict[i, m] = ELIGIBLE
-        if not allowed[i, m]:
+        if models[TAKES, m] == DRAINED:
+            verdict[i, m] = DRAINING
+        elif not allowed[i, m]:
             verdict[i, m] = NOT_ALLOWED
         elif len(ruled) and not ruled[LEFT, i, m]:
             verdict[i, m] = RULED_OUT
         elif asked[TOKENS, i] > models[TOKENS_MAX, m]:
             verdict[i, m] = PROMPT_TOO_LONG
         elif c[PAID, i, m] > asked[USD_MAX, i]:
-            if c[LIST, i, m] <= asked[USD_MAX, i]:  # by what was learned alone, which may be stale
+            stale = c[LIST, i, m] <= asked[USD_MAX, i]  # perhaps: it is by what was learned alone
+            if stale and models[TAKES, m] == OPEN:
                 return False
             verdict[i, m] = TOO_DEAR
         elif c[LATENCY, i, m] > asked[MS_MAX, i]:
-            if models[STATED_MS, m] <= asked[MS_MAX, i]:
+            if models[STATED_MS, m] <= asked[MS_MAX, i] and models[TAKES, m] == OPEN:
                 return False
             verdict[i, m] = TOO_SLOW
     return True
+
+
+@inlined
+def _place(i: Any, models: Any, verdict: Any) -> None:
+    """Leave to request i those with replicas, where there are any: `eligible.with_replicas`."""
+    some, k = False, verdict.shape[1]
+    for m in range(k):
+        some |= verdict[i, m] == ELIGIBLE and models[TAKES, m] == OPEN
+    for m in range(k):
+        if some and verdict[i, m] == ELIGIBLE and models[TAKES, m] != OPEN:
+            verdict[i, m] = NO_REPLICA
+
+
+@inlined
+def _might(c: Any, i: Any, least: Any, verdict: Any, eligible: Any, might: Any) -> Any:
+    """Who would be left to request i if all had replicas; whether they are others."""
+    good, some, differ, k = False, False, False, verdict.shape[1]
+    for m in range(k):
+        might[i, m] = verdict[i, m] == ELIGIBLE or verdict[i, m] == NO_REPLICA
+        some |= might[i, m]
+        good |= might[i, m] and c[SUCCESS, i, m] >= least
+    for m in range(k):
+        might[i, m] = (might[i, m] or not some) and (c[SUCCESS, i, m] >= least or not good)
+        differ |= might[i, m] != eligible[i, m]
+    return differ
 
 
 @inlined
@@ -353,6 +384,7 @@ def weigh(
     n, k = deviation.shape
     terms, charged, energy = np.empty(k), np.zeros(k), np.zeros(k)
     eligible, tried, fits = models_found[MAY], models_found[TRIED], requests_found[FITS]
+    might = models_found[MIGHT]
     found[PLAIN], found[AGAIN], found[TRIALS], most = False, False, False, settings[DOUBT]
     for i in range(n):
         if asked[STRONG_SHARE_MAX, i] < 1.0:
@@ -363,6 +395,7 @@ def weigh(
             _expect(c, i, m, mean, deviation, models, curves, spreads, tokens, stays, settings)
         if not _admit(c, i, models, allowed, asked, ruled, verdict):
             return
+        _place(i, models, verdict)
         _prefer(i, ruled, verdict)
         below = _enough(c, i, deviation, least, settings[UNSURE_BY], verdict, tried)
         found[TRIALS] |= tried[i].any()
@@ -374,6 +407,7 @@ def weigh(
             eligible[i, m] = verdict[i, m] == ELIGIBLE or not fits[i]
             c[UNSURE, i, m] = weights[0] * np.float64(deviation[i, m])
         differ = _value(c, i, weights, money, charges, settings, charged, energy)
+        differ |= _might(c, i, least, verdict, eligible, might)
         found[AGAIN] |= differ or not fits[i]
         _score(c, i, models, c[UTILITY, i], charged, energy, weights, eligible, most, SCORED, terms)
     found[PLAIN] = True
@@ -382,4 +416,4 @@ def weigh(
     for i in range(n):
         power = charges[ENERGY, i] if len(charges) else energy
         utility, beyond, weights = c[FREE, i], c[BEYOND, i], weighed[i]
-        _score(c, i, models, utility, beyond, power, weights, eligible, most, SCORED_FREE, terms)
+        _score(c, i, models, utility, beyond, power, weights, might, most, SCORED_FREE, terms)

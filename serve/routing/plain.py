@@ -92,6 +92,8 @@ class Known:
         rows[kernel.TOKENS_MAX] = catalogue.context_tokens_max
         rows[kernel.ANSWERED] = 1.0 - live.error_share
         rows[kernel.PAID_ON_AVERAGE] = live.paid_usd
+        rows[kernel.TAKES] = np.where(live.model_open, kernel.OPEN, kernel.CLOSED)
+        rows[kernel.TAKES, catalogue.model_draining] = kernel.DRAINED
         rows[kernel.NOISE : kernel.NOISE + 3] = estimates.noise.T
         rows[kernel.OFF : kernel.OFF + 3] = estimates.mean_deviation.T
         if calibration is None:
@@ -115,7 +117,7 @@ def decided(
 ) -> dict[str, Any] | None:
     """The columns of `Choices`; None where a request needs more than this does."""
     kernel, n, charged = live.kernel, len(requests), None
-    if kernel is None or not live.all_open or (purse and requests.preferred is not None):
+    if kernel is None or (purse and requests.preferred is not None):
         return None
     if live.catalogue.any_work or live.catalogue.several:
         tokens = known_tokens_of(requests.prompt_tokens, live)
@@ -185,7 +187,7 @@ def pick(
     n, k = estimates.deviation.shape
     known = live.known = live.known or Known.of(kernel, live, estimates)
     columns, verdict = np.empty((kernel.N_COLUMNS, n, k)), np.empty((n, k), np.uint8)
-    of_models, of_requests = np.empty((2, n, k), bool), np.empty((2, n), bool)
+    of_models, of_requests = np.empty((3, n, k), bool), np.empty((2, n), bool)
     weighed, found = np.empty((n, 4)), np.zeros(4, bool)
     found[kernel.BOTH] = purse is not None
     kernel.weigh(
@@ -210,7 +212,8 @@ def pick(
     )
     if not found[kernel.PLAIN]:
         return None
-    (eligible, tried), (fits, below), again = of_models, of_requests, found[kernel.AGAIN]
+    (eligible, tried, might), (fits, below) = of_models, of_requests
+    again = found[kernel.AGAIN]
     if purse is not None:
         asked = asked_of(requests, live, columns[kernel.PAID], columns[kernel.LIST], options)
         again |= _charge(kernel, purse, asked, columns, eligible)
@@ -222,8 +225,8 @@ def pick(
     preferred, refused = chosen, np.array([NONE] * n, np.intp)
     if again:
         first = kernel.SCORED_FREE
-        free = likely(kernel, columns[first], columns[first + 1], columns[first + 2], eligible)
-        _, preferred = _drawn(kernel, free, eligible, tries, columns, uniform)
+        free = likely(kernel, columns[first], columns[first + 1], columns[first + 2], might)
+        _, preferred = _drawn(kernel, free, might, tries, columns, uniform)
     if purse is not None:
         utility, within = columns[kernel.UTILITY], fits[:, None] & (eligible | (propensity > 0.0))
         propensity, chosen, refused = purse.draw(propensity, chosen, utility, within, draws)

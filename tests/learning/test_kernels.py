@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from copy import copy
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
@@ -179,6 +180,7 @@ def test_pools_are_filled_as_one_by_one_in_lists(n, pools, seed):
     cost=st.sampled_from([0.0, 20.0]),
     less=st.sampled_from([1.0, 1e-3]),
     proven=st.booleans(),
+    gone=st.booleans(),
     budgets=st.lists(st.builds(
         Budget,
         name=st.just("b"),
@@ -192,12 +194,12 @@ def test_pools_are_filled_as_one_by_one_in_lists(n, pools, seed):
 )  # fmt: skip
 @settings(max_examples=150, deadline=None)
 def test_decisions_are_those_of_numpy(
-    k, policy, seed, limits, rules, sessions, cost, less, proven, budgets
+    k, policy, seed, limits, rules, sessions, cost, less, proven, gone, budgets
 ):
     """
     From the same estimates: every column to the bit, where costs and times are surer than they are
     large and where not, with and without limits that matter, rules and sessions, for models that are not allowed, too short or not proven, by budgets that charge, cut
-    or refuse, also where no model is left.
+    or refuse, that have no replica or are drained, also where no model is left.
     """
     rng = np.random.default_rng(seed)
     n, (fast, slow) = int(rng.integers(1, 6)), VIEWS[k]
@@ -215,9 +217,10 @@ def test_decisions_are_those_of_numpy(
     )
     uniform = rng.random((n, 2))
     tries = None if proven else tries_of(k, rng)
+    takes = rng.choice([DECIDE.OPEN, DECIDE.CLOSED, DECIDE.DRAINED], k) if gone else None
 
     found, want = (
-        decided(view, estimates, asked, policy, uniform, tries, purse_of(budgets, k))
+        decided(view, estimates, asked, policy, uniform, tries, purse_of(budgets, k), takes)
         for view in (fast, slow)
     )
 
@@ -301,8 +304,11 @@ def test_limits_leave_the_same_where_capacity_is_charged(n, seed):
     estimates.mean[:, :, 0] = rng.random((n, k))
     slow = renewed(fast)
     slow.kernel = None
+    takes = rng.choice([DECIDE.OPEN, DECIDE.CLOSED, DECIDE.DRAINED], k) if n % 2 else None
 
-    found, want = (decided(view, estimates, asked, SquareCb(), uniform) for view in (fast, slow))
+    found, want = (
+        decided(view, estimates, asked, SquareCb(), uniform, takes=takes) for view in (fast, slow)
+    )
 
     for name in type(want).__dataclass_fields__:
         np.testing.assert_array_equal(getattr(found, name), getattr(want, name), name)
@@ -367,13 +373,23 @@ def purse_of(budgets: list[Budget], k: int) -> Purse | None:
     return spending.purse(accounts, {}, 0)
 
 
-def decided(live: Live, estimates, asked, policy, uniform, tries=None, purse=None):
-    """What a view decides whose estimates are given."""
-    given_ = renewed(live)
+def decided(live: Live, estimates, asked, policy, uniform, tries=None, purse=None, takes=None):
+    """What a view decides whose estimates are given; `takes` (k,) is how models take requests."""
+    given_ = renewed(live) if takes is None else taking(live, takes)
     given_.estimator = SimpleNamespace(estimate=lambda *_: estimates, effects=None)
     options = PlacementOptions()
     load = LoadTracker(options.pricing).now(live, 0)
     return route(asked, given_, load, policy, uniform, None, options, tries, purse)
+
+
+def taking(live: Live, takes) -> Live:
+    """The same view where models (k,) are open, without a replica, or drained."""
+    found = renewed(live)
+    found.catalogue = copy(live.catalogue)
+    found.catalogue.model_draining = takes == DECIDE.DRAINED
+    found.model_open = takes == DECIDE.OPEN
+    found.all_open = bool(found.model_open.all())
+    return found
 
 
 def renewed(live: Live) -> Live:
@@ -391,6 +407,15 @@ def test_limits_rules_and_sessions_are_decided_by_compiled_code(limits):
     assert quick(requests(1, 5, **said, **rules, **sessions)) is not None
 
 
+def test_models_without_replicas_are_decided_about_by_compiled_code():
+    """
+    Of a fleet that scales to zero some always are; each of its decisions took ten times as long.
+    """
+    takes = np.array([DECIDE.CLOSED, DECIDE.OPEN, DECIDE.OPEN, DECIDE.DRAINED, DECIDE.CLOSED])
+
+    assert quick(requests(1, 5), takes=takes) is not None
+
+
 def test_a_limit_that_only_what_was_learned_exceeds_is_left_to_numpy():
     """
     The model is within it by the catalogue, so it is perhaps to be tried.
@@ -406,9 +431,10 @@ def test_a_limit_that_only_what_was_learned_exceeds_is_left_to_numpy():
     assert (quick(paid, dearer=99.0) is None) and (quick(paid, dearer=0.5) is not None)
 
 
-def quick(asked: RequestBatch, *, slower: float = 1.0, dearer: float = 1.0):
+def quick(asked: RequestBatch, *, slower: float = 1.0, dearer: float = 1.0, takes=None):
     """What compiled code decides; None where numpy is to."""
     (fast, _), options = VIEWS[5], PlacementOptions()
+    fast = fast if takes is None else taking(fast, takes)
     estimates = fast.estimator.estimate(asked.contexts)
     estimates.mean[:, :, 1], estimates.mean[:, :, 2] = dearer, slower
     load, draws = LoadTracker(options.pricing).now(fast, 0), np.zeros((1, 2))
