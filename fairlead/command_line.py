@@ -8,10 +8,11 @@ An error that a person can mend is one message saying what to do, not a trace.
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 try:
     import typer
@@ -84,6 +85,7 @@ def main() -> None:
     from serve.errors import ServeError
     from streams.errors import StreamError
 
+    signal.signal(signal.SIGTERM, terminated)
     try:
         with written_out():
             app()
@@ -91,6 +93,11 @@ def main() -> None:
         console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
         console.print(str(error), markup=False, highlight=False)
         sys.exit(1)
+
+
+def terminated(number: int, _frame: object) -> NoReturn:
+    """As Ctrl-C does, it ends what a command has begun: processes, Ray, a broker."""
+    sys.exit(128 + number)
 
 
 def _version(wanted: bool) -> None:

@@ -168,7 +168,12 @@ def started(settings: Path) -> Iterator[tuple[str, float]]:
     command = [sys.executable, "-m", "fairlead", "up", "--settings", str(settings)]
     listener = read_settings(settings).options(ListenerOptions)
     began_s = time.perf_counter()
-    process = subprocess.Popen(command, stdout=sys.stderr.fileno(), stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command,
+        stdout=sys.stderr.fileno(),
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is for us: told twice, it would not end in order
+    )
     try:
         yield f"{listener.host}:{listener.port}", began_s
     finally:

@@ -14,6 +14,7 @@ import pytest
 from small_fleet import SMALL, TINY
 
 from learners.criticality import Criticality
+from load import workers
 from load.bench.fleet import bench as bench_fleet
 from load.bench.fleet import overload, seeds
 from load.bench.fleet.bench import measure, run_contender
@@ -168,7 +169,7 @@ def test_a_bench_that_is_interrupted_says_what_it_knows_and_what_it_leaves_out(m
         return []
 
     monkeypatch.setattr(bench_fleet, "_run_all", interrupted)
-    monkeypatch.setattr(bench_fleet, "active_children", again)
+    monkeypatch.setattr(workers, "active_children", again)
     handler = signal.getsignal(signal.SIGINT)
 
     found = json.loads(json.dumps(measure(SMALL, lambda text: None)))

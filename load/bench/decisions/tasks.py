@@ -6,16 +6,16 @@ handed to every process once and named by number.
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from dataclasses import dataclass, field
 from typing import Any
 
 from learners.kernels.compiled import ALL, is_kept
 from learners.kernels.threads import one_thread
 from load.bench.decisions.orders import Orders
+from load.workers import workers as processes
 
 SAY_S = 20.0
 
@@ -41,9 +41,7 @@ def run_all(
     if workers <= 1:
         _hand_over(orders)
         return dict(_counted(((task.key, _run(task)) for task in ordered), ordered, say))
-    # Spawned, not forked: gRPC's and BLAS's threads do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _hand_over, (orders,)) as pool:
+    with processes(workers, _hand_over, orders) as pool:
         # In a fresh checkout each process would compile them all; so each is compiled by one.
         list(pool.map(is_kept, ALL))
         pending = {pool.submit(_run, task): task.key for task in ordered}

@@ -1,4 +1,4 @@
 """A fleet in virtual time against other ways of scaling it, each at its best settings.
 
-May import `fit`, `demo`, `simulation` and `data`.
+May import `fit`, `demo`, `simulation`, `data` and `workers`.
 """

@@ -13,14 +13,11 @@ All policies of a trace answer the same requests, and every request counts.
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +59,7 @@ from load.bench.fleet.tuning import (
 )
 from load.data.traces import HOUR_S, DiurnalOptions
 from load.fit.pool_limits import LimitOptions
+from load.workers import end, undisturbed, workers
 
 Say = Callable[[str], None]
 SPEED_POOLS = 10
@@ -125,38 +123,17 @@ def measure(options: FleetBench, say: Say) -> dict[str, Any]:
 
     done = Done({name: TraceRuns() for name in options.traces}, options.overload is not None)
     with (
-        ProcessPoolExecutor(
-            options.workers, mp_context=get_context("spawn"), initializer=_left_to_the_parent
-        ) as processes,
+        workers(options.workers) as processes,
         ThreadPoolExecutor(len(options.traces) + 2) as threads,
     ):
         try:
             _run_all(options, done, processes, threads, report)
         except KeyboardInterrupt:
-            with _undisturbed():
-                processes.shutdown(wait=False, cancel_futures=True)
-                for worker in active_children():
-                    worker.terminate()
+            with undisturbed():
+                end(processes)
                 threads.shutdown()
     seconds = round(time.monotonic() - began_s)
     return done.result() | {"seed": options.scenarios.seed, "seconds": seconds}
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """What ends a bench may come twice, from `timeout` or an impatient hand: what is done stays."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
-
-
-def _left_to_the_parent() -> None:
-    """Ctrl-C comes to all processes of a terminal; the parent ends those that it began."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _run_all(

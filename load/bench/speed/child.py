@@ -36,6 +36,7 @@ def child(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        start_new_session=True,  # Ctrl-C is for us; it ends when its input does
         env=os.environ | ONE_THREAD | dict(environment or {}),
     )
     assert process.stdin and process.stdout

@@ -1,0 +1,69 @@
+"""Commands that are stopped by Ctrl-C or SIGTERM: what they have begun ends, without a trace."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from waiting import PATIENCE_S, until
+
+COMPUTING = """
+import os, signal, sys, time
+from fairlead.command_line import terminated
+from load.workers import workers
+signal.signal(signal.SIGTERM, terminated)
+try:
+    with workers(2) as pool:
+        begun = {pool.submit(os.getpid).result() for _ in range(9)}
+        busy = [pool.submit(time.sleep, 600) for _ in range(9)]
+        print(*begun, flush=True)
+        busy[0].result()
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_processes_that_compute_end_with_who_began_them(number, code):
+    """
+    After SIGTERM they waited for more work for ever; Ctrl-C, which comes to all of a terminal, was
+    a trace of each.
+    """
+    parent = subprocess.Popen(
+        [sys.executable, "-c", COMPUTING],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    with parent:
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert pids
+        tell = os.killpg if number == signal.SIGINT else os.kill
+        tell(parent.pid, number)
+        _, said = parent.communicate(timeout=PATIENCE_S)
+
+    assert (parent.returncode, said) == (code, "")
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "workers to end")
+
+
+def test_any_command_is_ended_by_sigterm_as_by_ctrl_c():
+    """
+    By its own code: so Ray, a broker, or processes that a command has begun end with it.
+    """
+    command = [sys.executable, "-m", "fairlead", "feedback", "check", "-"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        until(lambda: handles(process.pid, signal.SIGTERM), "the command to be loaded")
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=PATIENCE_S)
+
+    assert process.returncode == 143
+    assert b"Traceback" not in said
+
+
+def handles(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (caught,) = (int(line.split()[1], 16) for line in lines if line.startswith("SigCgt"))
+    return bool(caught >> (number - 1) & 1)
