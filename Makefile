@@ -27,7 +27,8 @@ SLOWLY := virtual computed
 PACKAGES := fairlead load infra serve streams learners
 
 test: $(INSTALLED)
-	-@$(BIN)/python -c "from load.bench.operate.browser import installed; installed()" 2>/dev/null || $(MAKE) --no-print-directory browser
+	@$(BIN)/python -c "from load.bench.operate.browser import installed; installed()" 2>/dev/null || $(MAKE) --no-print-directory browser \
+		|| echo "There is no browser, and none could be had: tests of pages will be skipped."
 	@$(BIN)/python -m compileall -q -j 0 $(PACKAGES)
 	@$(COMPILE)
 	@nice -n 19 $(MAKE) --no-print-directory -k -j 2 $(SLOWLY:%=test-%) & slowly=$$!; \
@@ -164,7 +165,7 @@ browser: $(BROWSER)
 # In a folder of its own, since npm removes what it did not install with it: axe-core would be gone.
 $(BROWSER): tools/browser/unpack.mjs
 	@test "$$(uname -sm)" = "Linux x86_64" || { echo "npm's is for Linux on x86-64: install Chromium with your system's packages instead."; exit 1; }
-	npm install --silent --no-save --no-package-lock --fetch-retries 1 --prefix .chromium/npm @sparticuz/chromium@147.0.0
+	npm install --loglevel error --no-save --no-package-lock --fetch-retries 1 --prefix .chromium/npm @sparticuz/chromium@147.0.0
 	node tools/browser/unpack.mjs .chromium/npm/node_modules/@sparticuz/chromium/bin .chromium
 	rm -rf .chromium/npm
 

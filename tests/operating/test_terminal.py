@@ -9,7 +9,10 @@ import sys
 
 import pytest
 from rich.console import Console
+from rich.text import Text
+from typer.main import get_command
 
+from fairlead.command_line import app
 from fairlead.commands import explain
 from fairlead.commands.terminal import shown, visible
 from fairlead.messages import Considered, Explanation, Preference
@@ -33,6 +36,21 @@ def explained(name: str) -> Explanation:
         policy="thompson",
         models=(one,),
     )
+
+
+def helps(command) -> list[str]:
+    """What a command, its options, and all below it say of themselves."""
+    below = getattr(command, "commands", {}).values()
+    own = [command.help, *(getattr(option, "help", None) for option in command.params)]
+    return [*filter(None, own), *(one for each in below for one in helps(each))]
+
+
+def test_no_help_is_taken_for_markup():
+    """
+    "As [targets] says" was shown without its one word that matters.
+    """
+    said = helps(get_command(app))
+    assert said == [Text.from_markup(text).plain for text in said]
 
 
 def test_names_of_others_are_shown_and_obeyed_by_no_terminal():

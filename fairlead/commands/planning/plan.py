@@ -47,13 +47,14 @@ def plan(
     settings: SettingsOption = None,
     target_ttft_ms: Annotated[
         float | None,
-        typer.Option(min=1, help="To the first token. Default: as [targets] says."),
+        typer.Option(min=1, help="To the first token. Default: the settings' target."),
     ] = None,
     target_ttft_ms_per_1k: Annotated[
         float, typer.Option(min=0, help="And so many more per 1,000 tokens of the prompt.")
     ] = 0.0,
     target_tpot_ms: Annotated[
-        float | None, typer.Option(min=0.1, help="Per token after it. Default: as [targets] says.")
+        float | None,
+        typer.Option(min=0.1, help="Per token after it. Default: the settings' target."),
     ] = None,
     share: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="Of requests that are to keep both.")
