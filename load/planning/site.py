@@ -146,7 +146,7 @@ def _placed(plan: PoolPlan, stated: Catalogue, assumed: list[str]) -> PoolPlan:
     model = stated.models[stated.column_of[plan.model]]
     assumed.append(
         f"pool {plan.name} is hosted: never full, {model.latency_ms:g} ms for "
-        f"{model.output_tokens:g} tokens as stated, paid by the token"
+        f"{model.output_tokens:g} tokens as stated, paid by the token, its energy not counted"
     )
     return replace(
         plan, gpu=HOSTED, replicas=max(1, plan.replicas), load_s=0.0, emulation=_hosted(model)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from infra.capacity.fleet import PoolPlan
 from infra.capacity.latency_target import LatencyTarget
 from load.planning.site import Site
 from load.planning.totals import PERCENTILES, STEPS, Totals
@@ -58,7 +59,7 @@ def summed_up(run: Happened, of: Totals, site: Site, *, quality_known: bool) -> 
             "usd_per_h": round(3600.0 * usd_per_s, 6),
             "gpu_usd": round(run.gpu_cost_usd, 6),
             "hosted_usd": round(hosted_usd, 6),
-            "usd_per_1k_requests": round(1e3 * usd / max(n, 1), 6),
+            "usd_per_1k_requests": round(1e3 * usd_per_s * span_s / max(n, 1), 6),
         },
         "energy": {
             "kwh": round(run.joules / 3.6e6, 6),
@@ -189,11 +190,18 @@ def _replicas(run: Happened, edges: Floats) -> dict[str, list[int]]:
 
 
 def _usd_per_h(run: Happened, site: Site, of: Totals) -> list[float]:
-    """What the GPUs cost at the prices of the settings, and what is paid by the token."""
+    """What the GPUs cost at the prices of that time, and what is paid by the token."""
     edges = of.edges
     last = np.maximum(0, np.searchsorted(run.replicas.at_s, edges[1:], side="right") - 1)
     series = run.replicas
     running = (series.ready + series.starting + series.draining)[last]
-    each = np.array([plan.usd_per_hour for plan in site.fleet.pools])
+    each = np.stack([_usd_of(run, plan, edges[1:]) for plan in site.fleet.pools], axis=1)
     by_token = of.hosted_usd / (edges[1] / 3600.0)
-    return np.round(running @ each + by_token, 4).tolist()
+    return np.round((running * each).sum(axis=1) + by_token, 4).tolist()
+
+
+def _usd_of(run: Happened, plan: PoolPlan, at_s: Floats) -> Floats:
+    """An hour of one replica, at several times."""
+    times_s, usd = run.gpu_prices[plan.machine.name]
+    since = np.searchsorted(times_s, at_s, side="right") - 1
+    return plan.gpus_per_replica * np.array(usd)[since]

@@ -352,6 +352,7 @@ class Simulation:
             replicas=self._series.columns(),
             lines=self._series.lines(),
             gpu_usd=dict(self._fleet.usd),
+            gpu_prices=self._fleet.tariff.steps(),
             joules=self._fleet.joules,
             replica_changes=self._fleet.changes,
             end_s=self._end_s,

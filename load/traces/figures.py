@@ -72,7 +72,9 @@ def rates(trace: Trace) -> dict[str, float]:
 
 def _busiest(trace: Trace, width_s: float) -> float:
     """Of any stretch that begins with an arrival and is so long, or all of the trace."""
-    width_s = min(width_s, max(float(trace.at_s[-1]), 1.0))
+    span_s = max(float(trace.at_s[-1]), 1.0)
+    if span_s <= width_s:
+        return len(trace) / span_s
     ends = np.searchsorted(trace.at_s, trace.at_s + width_s)
     return float((ends - np.arange(len(trace))).max() / width_s)
 
@@ -89,14 +91,15 @@ def lengths(tokens: NDArray[np.int64]) -> dict[str, Any]:
     }
 
 
-def burstiness(trace: Trace) -> dict[str, float]:
-    """Both are 1 for a Poisson process."""
+def burstiness(trace: Trace) -> dict[str, float | None]:
+    """Both are 1 for a Poisson process. Counts are those of whole ten seconds, two at least."""
     gaps = np.diff(trace.at_s)
-    counts = np.bincount((trace.at_s / COUNT_S).astype(np.intp))
-    mean_s = float(gaps.mean())
+    mean_s, whole = float(gaps.mean()), int(trace.at_s[-1] / COUNT_S)
+    counts = np.bincount((trace.at_s / COUNT_S).astype(np.intp))[:whole]
+    varied = counts.var() / counts.mean() if whole > 1 else None
     return {
         "gaps_cv": round(float(gaps.std() / mean_s), 4) if mean_s else 0.0,
-        "counts_dispersion": round(float(counts.var() / counts.mean()), 4),
+        "counts_dispersion": None if varied is None else round(float(varied), 4),
     }
 
 

@@ -198,7 +198,10 @@ def test_the_same_seed_gives_the_same_bits_and_every_request_is_counted(site):
         MINUTE.trace
     )
     assert sum(model["share"] for model in found["models"].values()) == pytest.approx(1.0)
-    assert found["cost"]["gpu_usd"] == pytest.approx(2 * 2.0 * one.end_s / 3600.0, rel=1e-3)
+    cost = found["cost"]
+    assert cost["gpu_usd"] == pytest.approx(2 * 2.0 * one.end_s / 3600.0, rel=1e-3)
+    per_1k = cost["usd_per_h"] / (3.6 * found["requests_per_s"])
+    assert cost["usd_per_1k_requests"] == pytest.approx(per_1k, rel=1e-3)
     assert json.loads(json.dumps(found)) == found
 
 
@@ -258,6 +261,10 @@ def test_events_happen_at_their_times(site, tmp_path):
     assert (at[10], at[30]) == (1, 0)
     assert struck.gpu_cost_usd > calm.gpu_cost_usd
     assert struck.quality < calm.quality
+    found = summary(struck, site, quality_known=True)
+    drawn = found["series"]
+    billed = sum(drawn["usd_per_h"]) * drawn["step_s"] / 3600.0  # a step is the price at its end
+    assert billed == pytest.approx(found["cost"]["usd"], rel=0.05)
 
 
 def test_a_model_that_comes_later_is_not_there_before(site, tmp_path):

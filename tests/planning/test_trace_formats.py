@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from fairlead.command_line import app
 from load.data.traces import Trace
 from load.errors import TableRefused, TraceRefused
-from load.traces.figures import figures, rates
+from load.traces.figures import burstiness, figures, rates
 from load.traces.reading import read_file, read_trace
 from load.traces.registry import all_formats
 
@@ -362,6 +362,29 @@ def test_rows_that_are_no_requests_are_left_out_and_counted(tmp_path):
     assert (found.rows, len(found.trace), found.out_of_order) == (5, 3, 1)
     assert ran.left_out == {"warm_up": 1, "failed": 2}
     assert len(ran.trace) == 2
+
+
+def test_a_run_whose_first_request_failed_is_recognised(tmp_path):
+    """
+    Failed requests have no lengths, and any of them may be the first.
+    """
+    run = tmp_path / "run.jsonl"
+    failed = aiperf(error={"code": 500}, metrics={"error_isl": {"value": 5, "unit": "tokens"}})
+    run.write_text(lines(failed, aiperf(), aiperf()))
+
+    assert read_file(run).left_out == {"failed": 1}
+
+
+def test_what_is_left_of_ten_seconds_is_no_lull():
+    """
+    One request a second for 31 s is as even as can be, and nowhere slower than on average.
+    """
+    ones = np.ones(32, np.int64)
+    even = Trace("even", np.arange(32.0), ones, ones)
+
+    assert burstiness(even)["counts_dispersion"] == 0.0
+    assert burstiness(even.between(0.0, end_s=15.0))["counts_dispersion"] is None
+    assert rates(even)["busiest_minute"] == rates(even)["mean"]
 
 
 def test_figures_tell_rates_bursts_holes_and_repeated_prefixes(tmp_path):

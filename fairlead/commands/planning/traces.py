@@ -118,8 +118,7 @@ def lines_of(found: dict[str, Any]) -> list[str]:
         f"{found['rate_curve']['step_s']:g} s each",
         *_lengths("prompts", found["prompt_tokens"]),
         *_lengths("answers", found["output_tokens"]),
-        f"burstiness     gaps vary by {burst['gaps_cv']:g} (Poisson: 1), counts of 10 s by "
-        f"{burst['counts_dispersion']:g} (Poisson: 1)",
+        f"burstiness     gaps vary by {burst['gaps_cv']:g} (Poisson: 1)" + _of_counts(burst),
         f"holes          {holes['count']}, {holes['total_s']:,.0f} s in all"
         + "".join(f"; {h['from_s']:,.0f} to {h['to_s']:,.0f} s" for h in holes["longest"][:3]),
     ]
@@ -128,6 +127,11 @@ def lines_of(found: dict[str, Any]) -> list[str]:
     if found["prefix_reuse_share"] is not None:
         lines.append(f"prefixes       {found['prefix_reuse_share']:.1%} of blocks came before")
     return lines + [f"doubt          {text}" for text in found["doubts"]]
+
+
+def _of_counts(burst: dict[str, float | None]) -> str:
+    varied = burst["counts_dispersion"]
+    return "" if varied is None else f", counts of 10 s by {varied:g} (Poisson: 1)"
 
 
 def _lengths(name: str, one: dict[str, Any]) -> list[str]:

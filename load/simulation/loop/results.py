@@ -103,6 +103,7 @@ class Happened:
     replicas: ReplicaSeries
     lines: tuple[str, ...]  # of plans, each with its time
     gpu_usd: Mapping[str, float]  # by type
+    gpu_prices: Mapping[str, tuple[list[float], list[float]]]  # since when, and dollars an hour
     joules: float
     replica_changes: int
     end_s: float

@@ -33,6 +33,10 @@ class Tariff:
         times.append(at_s)
         prices.append(usd_per_hour)
 
+    def steps(self) -> dict[str, tuple[list[float], list[float]]]:
+        """By type: seconds from which a price holds, and the price of one GPU an hour."""
+        return {gpu: (list(times), list(prices)) for gpu, (times, prices) in self._steps.items()}
+
     def usd_per_hour(self) -> dict[str, float]:
         """The latest prices."""
         return {gpu: prices[-1] for gpu, (_, prices) in self._steps.items()}

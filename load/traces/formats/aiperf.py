@@ -45,8 +45,8 @@ FORMATS = (
         name="aiperf",
         about="ai-dynamo/aiperf, `profile_export.jsonl`",
         containers=("jsonl",),
-        needs=(START, PROMPT),
-        reads=(OUTPUT, END, PHASE, ERROR, CANCELLED),
+        needs=(START, PHASE),  # the first request may have failed: it has no lengths
+        reads=(PROMPT, OUTPUT, END, ERROR, CANCELLED),
         rules="Times are nanoseconds. Left out are warm-up, errors and cancelled requests.",
         read=read,
     ),
