@@ -68,12 +68,8 @@ def plan(
     planned = _verified(search, chosen, say)
     found["frontier"] = [described(search, point, questions) for point in _sorted(search.best())]
     verified = summary(planned.run, planned.site, quality_known=questions.quality_known)
-    found["feasible"] = verified["within_target"] >= options.share
-    if not found["feasible"]:
-        found["reason"] = (
-            f"on all of the trace {verified['within_target']:.2%} are within target, not "
-            f"{options.share:.1%}: more GPUs than there are would be needed"
-        )
+    found["feasible"] = search.keeps(planned.run.within_target, planned.run.quality)
+    found["reason"] = _why_not(planned.run, options)
     found["plan"] = described(search, planned.point, questions)
     found["verified"] = verified
     say("as it would be if replicas followed demand")
@@ -82,6 +78,21 @@ def plan(
     say(f"the plan for demand and service times {INFLATION} times the forecast")
     found["hedged"] = hedged(search, planned, questions, say)
     return found, planned.point.sized, planned.point.per_usd
+
+
+def _why_not(run: Run, options: PlanOptions) -> str:
+    """What a fleet lacks on all of the trace; nothing, if nothing."""
+    if run.within_target < options.share:
+        return (
+            f"on all of the trace {run.within_target:.2%} are within target, not "
+            f"{options.share:.1%}: more GPUs than there are would be needed"
+        )
+    if run.quality < (options.quality_min or 0.0):
+        return (
+            f"on all of the trace quality is {run.quality:.4f}, not {options.quality_min:g}: it is "
+            "higher in the busiest stretch, by which fleets are chosen"
+        )
+    return ""
 
 
 def _sorted(frontier: list[Point]) -> list[Point]:
@@ -118,10 +129,11 @@ def _verified(search: Search, chosen: Point, say: Say) -> Planned:
     say("the plan is verified on all of the trace")
     planned = _simulated(search, chosen)
     for _ in range(AGAIN_MAX):
-        if planned.run.within_target >= search.options.share:
+        within_target, quality = planned.run.within_target, planned.run.quality
+        if search.keeps(within_target, quality):
             break
-        say(f"{planned.run.within_target:.2%} are within target: the next best fleet is tried")
-        search.fell_short(planned.point, planned.run.within_target)
+        say(f"{_why_not(planned.run, search.options)}; the next best fleet is tried")
+        search.fell_short(planned.point, within_target, quality)
         other, _ = search.chosen(search.best())
         if other is None:
             break

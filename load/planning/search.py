@@ -135,13 +135,21 @@ class Search:
         fleet = sized(self._demand, site, filled=filled, unlimited=self.options.unlimited)
         return self.tried(site, fleet)
 
-    def fell_short(self, point: Point, within_target: float) -> None:
-        """All of the trace is too much for a fleet: it keeps no target, nor does a cheaper one with
-        the same weight of cost; a larger one is tried.
+    def keeps(self, within_target: float, quality: float) -> bool:
+        """Whether a run is in time and good enough."""
+        return within_target >= self.options.share and quality >= (self.options.quality_min or 0.0)
+
+    def fell_short(self, point: Point, within_target: float, quality: float) -> None:
+        """On all of the trace a fleet is not what it was in its busiest stretch.
+
+        One that is too slow keeps no target, nor does a cheaper one with the same weight of cost; a
+        larger one is tried.
         """
         site = self.site.with_cost_weight(point.per_usd)
-        failed = replace(point, figures=point.figures | {"within_target": within_target})
-        self._seen[_key(site, point.sized)] = failed
+        failed = {"within_target": within_target, "quality": quality}
+        self._seen[_key(site, point.sized)] = replace(point, figures=point.figures | failed)
+        if within_target >= self.options.share:
+            return
         for key, other in self._seen.items():
             if other.per_usd == point.per_usd and other.usd_per_h <= point.usd_per_h:
                 self._seen[key] = replace(other, meets=False)
@@ -199,7 +207,8 @@ class Search:
                 f"no fleet reaches quality {o.quality_min:g}; the best is "
                 f"{best.figures['quality']:.4f} at ${best.usd_per_h:.2f}/h"
             )
-        paid = [p for p in good if p.usd_per_h <= (o.budget_usd_per_h or np.inf)]
+        budget = np.inf if o.budget_usd_per_h is None else o.budget_usd_per_h
+        paid = [p for p in good if p.usd_per_h <= budget]
         if not paid:
             best = min(good, key=lambda point: point.usd_per_h)
             return None, (

@@ -62,6 +62,11 @@ class Site:
         """Pools that run on somebody else's machines."""
         return frozenset(p.name for p in self.fleet.pools if p.gpu == HOSTED)
 
+    @property
+    def servers(self) -> dict[str, int]:
+        """How many servers run already, by pool that states their URLs: there are no more."""
+        return {pool.name: len(pool.urls) for pool in self.settings.pools if pool.urls}
+
     def with_replicas(self, replicas: dict[str, int]) -> Site:
         """The same with just these replicas, whatever its bounds are; hosted pools stay."""
 

@@ -30,6 +30,7 @@ OPTIONS = MixOptions(horizon_s=3600.0, change_usd=0.0, gap=1e-4, nodes_max=2000)
 UNMET_USD = 1e6  # per hour, of all requests: refusing is no way to save
 ROUNDS = 3  # how full a pool may be depends on its replicas: solved anew so often
 NEVER_FULL = 1e6
+REPLICAS_MAX = 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -96,7 +97,10 @@ def sized(demand: Demand, site: Site, *, filled: float, unlimited: bool) -> Size
     )
     for _ in range(ROUNDS):
         fullest = [_load_max(p, demand, work[:, i], int(replicas[i])) for i, p in enumerate(pools)]
-        offers = [_offer(p, filled * full) for p, full in zip(pools, fullest, strict=True)]
+        offers = [
+            _offer(p, filled * full, site.servers.get(p.name, REPLICAS_MAX))
+            for p, full in zip(pools, fullest, strict=True)
+        ]
         mix = cheapest(asks, offers, gpus, OPTIONS)
         assert mix is not None, "to refuse everything is always possible"
         before = replicas
@@ -111,7 +115,7 @@ def sized(demand: Demand, site: Site, *, filled: float, unlimited: bool) -> Size
     return Sized(replicas=own, unmet=unmet, usd_per_h=usd)
 
 
-def _offer(pool: PoolPlan, load: float) -> Offer:
+def _offer(pool: PoolPlan, load: float, most: int) -> Offer:
     hosted = pool.gpu == HOSTED
     return Offer(
         pool=pool.name,
@@ -121,7 +125,7 @@ def _offer(pool: PoolPlan, load: float) -> Offer:
         start_usd=0.0,
         load_max=NEVER_FULL if hosted else load,
         least=1 if hosted else 0,
-        most=pool.replicas if hosted else 100_000,
+        most=pool.replicas if hosted else most,
         now=0,
     )
 

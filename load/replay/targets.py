@@ -26,6 +26,8 @@ from serve.routing.request import BYTES_PER_TOKEN
 Connect = Callable[[str, int], Sequence[grpc.aio.Channel]]
 TEXT_CHARACTERS_MAX = 256  # of a prompt that is only decided for: its length is said beside it
 STATUS = {code.value[0]: code.name for code in grpc.StatusCode}  # names by number
+# What comes of an answer that is no JSON, or not as OpenAI's.
+GARBAGE = (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError)
 WORDS = "the fleet sails at dawn and every line runs fair "
 
 
@@ -208,7 +210,7 @@ class OpenAiTarget:
         return [await self._one(one) for one in asked]
 
     async def _one(self, asked: Asked) -> Answered:
-        found = Answered()
+        found = Answered(model=self._model)
         body = {
             "model": self._model,
             "messages": [{"role": "user", "content": prompt_of(asked)}],
@@ -221,8 +223,13 @@ class OpenAiTarget:
                 if reply.status != 200:
                     found.failed = f"HTTP {reply.status}"
                 else:
+                    ended = False
                     async for line in reply.content:
-                        _take(line, found)
+                        ended = _take(line, found) or ended
+                    if not (found.failed or ended):
+                        found.failed = "BROKEN_OFF" if found.first_s else "NO_ANSWER"
+        except GARBAGE:
+            found.failed = "GARBAGE"
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             found.failed = type(error).__name__
         found.ended_s = time.perf_counter()
@@ -240,16 +247,24 @@ class OpenAiTarget:
         await self._session.close()
 
 
-def _take(line: bytes, found: Answered) -> None:
-    """One line of a stream of server-sent events."""
-    if not line.startswith(b"data:") or line[5:].strip() == b"[DONE]":
-        return
+def _take(line: bytes, found: Answered) -> bool:
+    """One line of a stream of server-sent events; whether the answer is at its end.
+
+    Raises one of GARBAGE where it is no such line.
+    """
+    if not line.startswith(b"data:"):
+        return False
+    if line[5:].strip() == b"[DONE]":
+        return True
     piece = json.loads(line[5:])
-    if "error" in piece:
-        found.failed = str(piece["error"].get("code") or "error")
-        return
+    if piece.get("error"):
+        error = piece["error"]
+        found.failed = str((isinstance(error, dict) and error.get("code")) or "error")
+        return True
     found.model = piece.get("model") or found.model
-    for choice in piece.get("choices", ()):
-        if choice.get("delta", {}).get("content"):
+    choices = piece.get("choices") or ()
+    for choice in choices:
+        if (choice.get("delta") or {}).get("content"):
             found.first_s = found.first_s or time.perf_counter()
             found.tokens += 1
+    return any(choice.get("finish_reason") for choice in choices)

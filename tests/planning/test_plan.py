@@ -15,14 +15,16 @@ from planned_site import SETTINGS
 from typer.testing import CliRunner
 
 from fairlead.command_line import app
+from infra.capacity.latency_target import LatencyTarget
 from infra.settings.settings import read_settings
 from load.data.traces import Trace
 from load.planning.candidates import with_candidates
+from load.planning.fragment import fragment
 from load.planning.plan import Planned, _verified, hedged
-from load.planning.questions import questions_of
-from load.planning.search import PlanOptions, Point, Search
+from load.planning.questions import questions_of, traffic_of
+from load.planning.search import PlanOptions, Point, Search, _key
 from load.planning.site import site_of
-from load.planning.sizing import Sized
+from load.planning.sizing import Sized, demand_of, sized
 from load.traces.reading import TraceFile
 
 TRACE = ("azure", "--from-s", "1500", "--to-s", "1560", "--stretch-s", "30", "--points", "1")
@@ -110,7 +112,7 @@ def test_what_falls_short_on_all_of_the_trace_leaves_the_frontier(folder, monkey
     on_all = {1: 0.4, 2: 0.5, 3: 1.0}  # share within target, by replicas
 
     def simulated(self, site, fleet, file):
-        return SimpleNamespace(within_target=on_all[fleet.replicas["small"]])
+        return SimpleNamespace(within_target=on_all[fleet.replicas["small"]], quality=0.6)
 
     def point(n, usd_per_h, quality):
         figures = {"within_target": 1.0, "usd_per_h": usd_per_h, "quality": quality}
@@ -132,6 +134,35 @@ def test_what_falls_short_on_all_of_the_trace_leaves_the_frontier(folder, monkey
     assert search.best() == [planned.point]
 
 
+def test_a_plan_is_good_enough_on_all_of_the_trace(folder, monkeypatch):
+    """
+    The busiest stretch may flatter a fleet's quality, too.
+    """
+    site = site_of(with_candidates(read_settings(folder / "fairlead.toml")))
+    trickle = Trace("trickle", 3.0 * np.arange(10), np.full(10, 100), np.full(10, 20))
+    file = TraceFile(trace=trickle, format="plain", rows=10)
+    questions = questions_of(site.catalogue, None, file)
+    search = Search(site, file, questions, PlanOptions(points=0, quality_min=0.65), print)
+    on_all = {1: 0.6, 2: 0.7}  # quality, by replicas
+
+    def simulated(self, site, fleet, file):
+        return SimpleNamespace(within_target=1.0, quality=on_all[fleet.replicas["small"]])
+
+    def point(n, quality):
+        figures = {"within_target": 1.0, "usd_per_h": float(n), "quality": quality}
+        fleet = Sized(replicas={"small": n}, unmet=0.0, usd_per_h=float(n))
+        return Point(per_usd=site.preference[1], sized=fleet, figures=figures, meets=True)
+
+    monkeypatch.setattr(Search, "simulate", simulated)
+    monkeypatch.setattr(Search, "trimmed", lambda self, point: point)
+    for one in (point(n, 0.7 + n / 100) for n in on_all):
+        search._seen[_key(site, one.sized)] = one
+
+    planned = _verified(search, search.chosen(search.best())[0], print)
+
+    assert planned.point.sized.replicas == {"small": 2}
+
+
 def test_a_plan_is_settings_that_a_site_can_run(planned, folder):
     """
     The file's other keys stay; pools that it had not are added.
@@ -142,6 +173,80 @@ def test_a_plan_is_settings_that_a_site_can_run(planned, folder):
     assert replicas == {name: one["replicas"] for name, one in planned["plan"]["pools"].items()}
     assert tomllib.loads(path.read_text())["models"] == tomllib.loads(SETTINGS)["models"]
     assert site.preference[1] == planned["plan"]["cost_weight"]
+
+
+SERVERS = """
+[[pools]]
+name = "running"
+model = "qwen3-32b"
+backend = "openai"
+gpu = "h100_sxm"
+urls = ["http://127.0.0.1:1/v1", "http://127.0.0.1:2/v1"]
+[[pools]]
+name = "placed"
+model = "llama-3.1-8b"
+backend = "openai"
+gpu = "h100_sxm"
+replicas_max = 2
+command = ["vllm", "serve", "--host={host}", "--port={port}"]
+"""
+
+
+@pytest.fixture
+def real(tmp_path):
+    """Settings of real servers."""
+    path = tmp_path / "real.toml"
+    path.write_text(SETTINGS.split("[[pools]]")[0] + SERVERS)
+    return path
+
+
+def fragment_of(path, replicas):
+    target = LatencyTarget(ttft_s=1.5, ttft_s_per_1k_prompt_tokens=0.0, tpot_s=0.05)
+    site = site_of(with_candidates(read_settings(path)), target)
+    counts = {plan.name: replicas.get(plan.name, 0) for plan in site.fleet.pools}
+    return fragment(path, site, Sized(replicas=counts, unmet=0.0, usd_per_h=1.0), 20.0)
+
+
+def test_a_plan_of_real_servers_is_run_by_them_and_at_its_own_target(real):
+    """
+    A pool that is added is run by its model's command; of servers that run already some are left.
+    """
+    planned = tomllib.loads(fragment_of(real, {"running": 1, "llama-3.1-8b-l40s": 3}))
+    pools = {pool["name"]: pool for pool in planned["pools"]}
+
+    assert pools["running"]["urls"] == ["http://127.0.0.1:1/v1"]
+    assert pools["llama-3.1-8b-l40s"]["command"] == pools["placed"]["command"]
+    assert (pools["llama-3.1-8b-l40s"]["gpu"], pools["placed"]["replicas"]) == ("l40s", 0)
+    assert planned["targets"] == {
+        "ttft_s": 1.5, "ttft_s_per_1k_prompt_tokens": 0.0, "tpot_s": 0.05,
+    }  # fmt: skip
+
+
+def test_a_plan_says_which_pools_nobody_knows_how_to_run(real):
+    """
+    Servers that others start can't be started elsewhere by Fairlead; those not needed get nothing.
+    """
+    text = fragment_of(real, {"qwen3-32b-l40s": 1})
+    pools = {pool["name"]: pool for pool in tomllib.loads(text)["pools"]}
+
+    assert "# Emulated, until it is said how they are run" in text
+    assert "(`command` or `urls`): qwen3-32b-l40s\n" in text
+    assert pools["running"]["draining"] is True
+
+
+def test_no_more_servers_are_planned_than_run_already(real):
+    """
+    Whoever states URLs has so many servers, however many GPUs there are.
+    """
+    site = site_of(read_settings(real))
+    trace = Trace("busy", np.arange(200) / 20.0, np.full(200, 2000), np.full(200, 400))
+    file = TraceFile(trace=trace, format="plain", rows=200)
+    questions = questions_of(site.catalogue, None, file)
+    traffic = traffic_of(file, questions, np.random.default_rng(0))
+    demand = demand_of(traffic, site, questions.asked, questions.known)
+    found = sized(demand, site.with_cost_weight(0.0), filled=0.05, unlimited=True)
+
+    assert found.replicas["running"] == 2
 
 
 def test_every_model_is_considered_on_every_gpu_that_can_run_it(folder):
@@ -157,11 +262,12 @@ def test_every_model_is_considered_on_every_gpu_that_can_run_it(folder):
 
 def test_what_can_not_be_had_is_said_with_the_nearest_that_can(folder):
     """
-    Exit code 1, and a reason with figures.
+    Exit code 1, and a reason with figures. Nothing is what nothing may cost.
     """
     poor = ask(folder, *WANTED, "--budget-usd-per-h", "0.01", code=1)
     assert not poor["feasible"] and "the cheapest that will do is $" in poor["reason"]
     assert poor["plan"] is None and poor["frontier"]
+    assert "at most $0/h" in ask(folder, *WANTED, "--budget-usd-per-h", "0", code=1)["reason"]
     proud = ask(folder, *WANTED, "--quality-min", "0.999", code=1)
     assert "no fleet reaches quality 0.999" in proud["reason"]
 

@@ -31,7 +31,7 @@ from load.replay.player import (
     TargetOptions,
 )
 from load.replay.replay import ReplayOptions, _figures, processes_for, replay
-from load.replay.targets import Answered, Asked, DispatchTarget
+from load.replay.targets import Answered, Asked, DispatchTarget, OpenAiTarget
 
 
 def trace_of(n: int, per_s: float) -> Trace:
@@ -132,6 +132,50 @@ def test_what_failed_or_never_came_counts_in_every_percentile():
     assert found["unfinished"] == 16  # of which eight were given up
     assert found["ttft_ms"]["p50"] is not None
     assert found["ttft_ms"]["p90"] is None and found["ttft_ms"]["p99"] is None
+
+
+PIECE = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
+ODD = [
+    ("a list", b"data: [1]\n\n", "GARBAGE"),
+    ("nothing where a choice is due", b'data: {"choices":[null]}\n\n', "GARBAGE"),
+    ("no JSON", PIECE + b"data: {so\n\n", "GARBAGE"),
+    ("bytes", b"data: \xff\xfe\n\n", "GARBAGE"),
+    ("an error in words", PIECE + b'data: {"error": "so"}\n\n', "error"),
+    ("an error with a code", PIECE + b'data: {"error": {"code": 7}}\n\n', "7"),
+    ("half an answer", PIECE, "BROKEN_OFF"),
+    ("nothing", b"", "NO_ANSWER"),
+    ("an end without a mark", PIECE + b'data: {"choices":[{"finish_reason":"stop"}]}\n\n', ""),
+]
+
+
+@pytest.mark.parametrize(("sent", "failed"), [o[1:] for o in ODD], ids=[o[0] for o in ODD])
+def test_whatever_a_server_sends_is_an_answer_that_failed_or_not(sent, failed):
+    """
+    A stream that just ends is no answer, and none of them ends the replay.
+    """
+
+    async def serve(request):
+        return web.Response(body=sent, content_type="text/event-stream")
+
+    async def asked():
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", serve)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        place = web.TCPSite(runner, "127.0.0.1", 0)
+        await place.start()
+        target = OpenAiTarget(f"http://127.0.0.1:{runner.addresses[0][1]}/v1", "m", 60.0, {}, "")
+        try:
+            return await target.ask(
+                [Asked(number=0, prompt_tokens=5, output_tokens=3, row=-1)]
+            )  # fmt: skip
+        finally:
+            await target.close()
+            await runner.cleanup()
+
+    (found,) = asyncio.run(asked())
+
+    assert (found.failed, found.model) == (failed, "m")
 
 
 def test_load_that_was_not_delivered_or_answered_is_said_and_exits_1(tmp_path):

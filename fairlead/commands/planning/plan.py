@@ -150,6 +150,9 @@ def _planned(
     file = trace_of(trace, stretch)
     questions = questions_of(site.catalogue, outcomes, file, encoded_by(site.settings))
     if not questions.quality_known:
+        if wanted["quality_min"] is not None:
+            what = "nobody knows how good answers are: give --outcomes"
+            raise typer.BadParameter(what, param_hint="--quality-min")
         wanted = wanted | {"points": 0}
     options = PlanOptions(**wanted, seed=stretch.seed)
     load_kernels()
