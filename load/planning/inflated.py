@@ -25,12 +25,12 @@ TIMES = (
 
 
 def slower(site: Site, factor: float) -> Site:
-    """Every replica on GPUs takes so many times as long for everything."""
+    """Every replica takes so many times as long for everything, others' machines too."""
     return _with_pools(
         site,
         lambda plan: (
             plan
-            if plan.gpu == HOSTED or plan.emulation is None
+            if plan.emulation is None
             else replace(plan, emulation=_slower(plan.emulation, factor))
         ),
     )

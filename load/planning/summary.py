@@ -72,7 +72,6 @@ def summed_up(run: Happened, of: Totals, site: Site, *, quality_known: bool) -> 
         "series": _series(run, of, site, quality_known=quality_known),
         "lines": list(run.lines[-200:]),
         "digest": of.digest.of(run),
-        "simulated_requests_per_s": round(run.simulated_requests_per_s, 1),
     }
 
 

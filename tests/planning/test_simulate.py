@@ -23,6 +23,7 @@ from load.data import tables
 from load.data.traces import Trace, azure
 from load.errors import EventRefused, SnapshotMissing, TableRefused
 from load.planning.events import Events, read_events, surged
+from load.planning.inflated import slower
 from load.planning.questions import questions_of
 from load.planning.simulating import SimulateOptions, simulated
 from load.planning.site import site_of
@@ -111,6 +112,16 @@ def test_a_real_pool_is_emulated_and_a_model_without_gpus_is_hosted(site):
     assert site.hosted == {"qwen3-32b"}
     assert any("small-us runs as" in text for text in site.assumed)
     assert any("qwen3-32b is hosted" in text for text in site.assumed)
+
+
+def test_all_pools_are_slower_where_service_times_are_longer(site):
+    """
+    One's own GPUs, and hosted models that need not be as fast as they are stated to be.
+    """
+    of = zip(site.fleet.pools, slower(site, 1.5).fleet.pools, strict=True)
+    for one, longer in ((a.engine.performance, b.engine.performance) for a, b in of):
+        assert longer.fixed_s == 1.5 * one.fixed_s > 0.0
+        assert longer.request_s == 1.5 * one.request_s
 
 
 def test_a_pool_that_was_learned_of_is_as_fast_as_its_servers_were(settings_path):

@@ -94,6 +94,7 @@ def simulate(
         progress(f"{parts.requests:,} requests over {parts.span_s:,.0f} s")
         load_kernels()
         run, totals = added_up(site, parts, questions, happening, options, progress)
+        progress(f"{run.simulated_requests_per_s:,.0f} requests simulated a second, of one core")
         found = {
             "command": "simulate",
             "trace": about_parts(parts),
