@@ -29,6 +29,7 @@ STEP_S = 10.0
 FLASH_RISE_S, FLASH_FALL_S = 60.0, 600.0
 TOO_SHORT = "has fewer than two requests in that stretch"
 REQUESTS_MAX = 50_000_000
+BINS_MIN = 10  # in which a trace is made burstier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,10 +168,12 @@ def burstier(trace: Trace, factor: float) -> Trace:
     """The same requests with deviations from an even pace so many times as large.
 
     Arrivals' times are stretched about those of a constant rate: a minute that was twice as busy as
-    the mean is more so. Time stays within the trace's span.
+    the mean is more so, of a trace of less than ten minutes a tenth of it. Time stays within the
+    trace's span.
     """
     n, span_s = len(trace), float(trace.at_s[-1])
-    rate = np.histogram(trace.at_s, bins=max(1, round(span_s / 60.0)), range=(0.0, span_s))[0]
+    bins = max(BINS_MIN, round(span_s / 60.0))
+    rate = np.histogram(trace.at_s, bins=bins, range=(0.0, span_s))[0]
     wanted = np.maximum(0.0, rate.mean() + factor * (rate - rate.mean()))
     edges = np.linspace(0.0, span_s, len(rate) + 1)
     before = np.concatenate([[0.0], np.cumsum(rate)]) / n

@@ -9,7 +9,7 @@ import pytest
 
 import load.traces.made
 from load.data import traces
-from load.data.traces import DAY_S
+from load.data.traces import DAY_S, Trace
 from load.errors import TraceRefused
 from load.traces.figures import burstiness
 from load.traces.made import KINDS, MadeOptions, Scaling, burstier, made, scaled
@@ -81,3 +81,17 @@ def test_burstier_keeps_requests_and_exaggerates_busy_minutes():
     assert (np.diff(found.at_s) >= 0.0).all()
     before, after = (np.histogram(t.at_s, bins=58)[0] for t in (LENGTHS, found))
     assert after.std() / before.std() == pytest.approx(2.0, rel=0.15)
+
+
+def test_a_minute_can_be_made_burstier_too():
+    """
+    By its tenths, which are all it has.
+    """
+    minute = LENGTHS.between(1500.0, end_s=1560.0)
+    tenths = [
+        np.histogram(t.at_s, bins=10, range=(0.0, minute.at_s[-1]))[0]
+        for t in (minute, burstier(minute, 2.0))
+    ]
+    assert tenths[1].std() / tenths[0].std() == pytest.approx(2.0, rel=0.15)
+    same = Trace("same", np.zeros(3), np.ones(3, np.int64), np.ones(3, np.int64))
+    assert burstier(same, 2.0).at_s.tolist() == [0.0, 0.0, 0.0]
