@@ -19,7 +19,15 @@ from load.data import traces
 from load.planning.events import Events
 from load.planning.inflated import dearer, slower
 from load.planning.questions import Questions
-from load.planning.search import PlanOptions, Point, Search, able, gpus_of, stretch_of
+from load.planning.search import (
+    PlanOptions,
+    Point,
+    Search,
+    able,
+    gpus_of,
+    only_model,
+    stretch_of,
+)
 from load.planning.simulating import Say, SimulateOptions, simulated
 from load.planning.site import Site
 from load.planning.sizing import Sized
@@ -228,7 +236,10 @@ def hedged(
     harder = slower(planned.site, INFLATION)
     hedging = Search(harder, file, questions, options, say)
     plain = hedging.tried(harder, planned.point.sized)
-    point = plain if plain.meets else hedging.trimmed(hedging.cheapest(planned.point.per_usd))
+    point = plain
+    if not plain.meets:
+        alone = only_model(harder, planned.point.sized)
+        point = hedging.trimmed(hedging.cheapest(planned.point.per_usd, alone))
     calm = search.tried(planned.site, point.sized)
     return {
         **described(hedging, point, questions),

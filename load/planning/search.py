@@ -90,10 +90,13 @@ class Search:
     def frontier(self) -> list[Point]:
         """Of all that was tried the fleets in time that no other beats; all, where none is in time.
 
-        Tried are the cheapest of every weight of cost, and those on the way to them.
+        Tried are the cheapest of every weight of cost, and those on the way to them; and of one
+        model alone, as one would by hand: it may be better than what estimates would have.
         """
         for weight in self._weights():
             self.cheapest(weight)
+        for model in self._fixed():
+            self.cheapest(self.site.preference[1], alone=model)
         return self.best()
 
     def best(self) -> list[Point]:
@@ -107,13 +110,22 @@ class Search:
         own = self.site.preference[1]
         return sorted({own, *turning_points(self._demand, self.options.points)})
 
-    def cheapest(self, per_usd: float) -> Point:
+    def _fixed(self) -> list[str]:
+        """The best model, and the best at the site's own weight of cost."""
+        quality, per_usd, _, _ = self.site.preference
+        worth, usd = self._demand.worth.mean(axis=0), self._demand.usd.mean(axis=0)
+        best = {int(worth.argmax()), int((quality * worth - per_usd * usd).argmax())}
+        names = [self.site.catalogue.names[column] for column in sorted(best)]
+        own = {p.model for p in self.site.fleet.pools if p.name not in self.site.hosted}
+        return [name for name in names if name in own]
+
+    def cheapest(self, per_usd: float, alone: str | None = None) -> Point:
         """The cheapest fleet in time with this weight: as full as may be, else the emptiest."""
         site, at = self.site.with_cost_weight(per_usd), self._begin
-        tried = self._try(site, FILLED[at])
+        tried = self._try(site, FILLED[at], alone)
         step = -1 if tried.meets else 1  # fuller while it goes well, emptier until it does
         while 0 <= at + step < len(FILLED):
-            other = self._try(site, FILLED[at + step])
+            other = self._try(site, FILLED[at + step], alone)
             if step < 0 and not other.meets:
                 break
             tried, at = other, at + step
@@ -124,16 +136,20 @@ class Search:
 
     def _grow(self, site: Site, fleet: Sized) -> None:
         """Try a larger fleet, if there is one: pools are filled less than this one's."""
+        alone = only_model(site, fleet)
         for filled in FILLED[self._begin + 1 :]:
             self._begin += 1
-            more = sized(self._demand, site, filled=filled, unlimited=self.options.unlimited)
+            more = self._sized(site, filled, alone)
             if more.usd_per_h > fleet.usd_per_h:
                 self.tried(site, more)
                 return
 
-    def _try(self, site: Site, filled: float) -> Point:
-        fleet = sized(self._demand, site, filled=filled, unlimited=self.options.unlimited)
-        return self.tried(site, fleet)
+    def _try(self, site: Site, filled: float, alone: str | None) -> Point:
+        return self.tried(site, self._sized(site, filled, alone))
+
+    def _sized(self, site: Site, filled: float, alone: str | None) -> Sized:
+        unlimited = self.options.unlimited
+        return sized(self._demand, site, filled=filled, unlimited=unlimited, alone=alone)
 
     def keeps(self, within_target: float, quality: float) -> bool:
         """Whether a run is in time and good enough."""
@@ -246,6 +262,12 @@ class Search:
 
 def _key(site: Site, fleet: Sized) -> tuple[object, ...]:
     return site.preference, tuple(sorted(fleet.replicas.items()))
+
+
+def only_model(site: Site, fleet: Sized) -> str | None:
+    """The model that all its replicas run; None where they run several."""
+    models = {plan.model for plan in site.fleet.pools if fleet.replicas.get(plan.name)}
+    return models.pop() if len(models) == 1 else None
 
 
 def beats(one: Point, other: Point) -> bool:

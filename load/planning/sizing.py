@@ -82,9 +82,16 @@ def busiest_per_s(at_s: Floats, width_s: float = 60.0) -> float:
     return float((ends - np.arange(len(at_s))).max() / width_s)
 
 
-def sized(demand: Demand, site: Site, *, filled: float, unlimited: bool) -> Sized:
-    """The cheapest replicas. `filled`: of how full the queueing model lets pools be."""
+def sized(
+    demand: Demand, site: Site, *, filled: float, unlimited: bool, alone: str | None = None
+) -> Sized:
+    """The cheapest replicas, of one model `alone` if that is said; hosted ones are there anyway.
+    `filled`: of how full the queueing model lets pools be.
+    """
     pools = site.fleet.pools
+    most = [
+        site.servers.get(p.name, REPLICAS_MAX) if alone in (None, p.model) else 0 for p in pools
+    ]
     work = WorkTable([pool.rates for pool in pools]).work_s(
         demand.prompt_tokens, demand.output_tokens[:, None]
     )
@@ -98,8 +105,7 @@ def sized(demand: Demand, site: Site, *, filled: float, unlimited: bool) -> Size
     for _ in range(ROUNDS):
         fullest = [_load_max(p, demand, work[:, i], int(replicas[i])) for i, p in enumerate(pools)]
         offers = [
-            _offer(p, filled * full, site.servers.get(p.name, REPLICAS_MAX))
-            for p, full in zip(pools, fullest, strict=True)
+            _offer(p, filled * full, n) for p, full, n in zip(pools, fullest, most, strict=True)
         ]
         mix = cheapest(asks, offers, gpus, OPTIONS)
         assert mix is not None, "to refuse everything is always possible"

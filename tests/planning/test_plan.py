@@ -22,7 +22,7 @@ from load.planning.candidates import with_candidates
 from load.planning.fragment import fragment
 from load.planning.plan import Planned, _verified, hedged
 from load.planning.questions import questions_of, traffic_of
-from load.planning.search import PlanOptions, Point, Search, _key
+from load.planning.search import PlanOptions, Point, Search, _key, beats, only_model
 from load.planning.site import site_of
 from load.planning.sizing import Sized, demand_of, sized
 from load.traces.reading import TraceFile
@@ -173,6 +173,27 @@ def test_a_plan_is_settings_that_a_site_can_run(planned, folder):
     assert replicas == {name: one["replicas"] for name, one in planned["plan"]["pools"].items()}
     assert tomllib.loads(path.read_text())["models"] == tomllib.loads(SETTINGS)["models"]
     assert site.preference[1] == planned["plan"]["cost_weight"]
+
+
+def test_what_one_would_do_by_hand_is_tried(folder):
+    """
+    The best model alone is on the frontier or beaten there: estimates may prefer a worse mix.
+    """
+    site = site_of(with_candidates(read_settings(folder / "fairlead.toml")))
+    trickle = Trace("trickle", 3.0 * np.arange(10), np.full(10, 100), np.full(10, 20))
+    file = TraceFile(trace=trickle, format="plain", rows=10)
+    questions = questions_of(site.catalogue, None, file)
+    search = Search(site, file, questions, PlanOptions(points=0), print)
+    best = site.catalogue.names[int(search._demand.worth.mean(axis=0).argmax())]
+
+    frontier = search.frontier()
+
+    tried = [one for one in search._seen.values() if only_model(site, one.sized) == best]
+    in_time = [one for one in tried if one.meets]
+    assert in_time
+    assert all(one in frontier or any(beats(p, one) for p in frontier) for one in in_time)
+    alone = sized(search._demand, site, filled=1.0, unlimited=False, alone=best)
+    assert only_model(site, alone) == best
 
 
 SERVERS = """
