@@ -59,8 +59,10 @@ def fragment(path: Path, site: Site, fleet: Sized, per_usd: float) -> str:
 
 def _added(settings: dict[str, Any], name: str, model: str, gpu: str) -> dict[str, Any]:
     """A pool that the file has not, run by the command of another one of its model."""
-    pools = settings.setdefault("pools", [])
-    alike = next((one for one in pools if one.get("model") == model and "command" in one), {})
+    pools: list[dict[str, Any]] = settings.setdefault("pools", [])
+    alike: dict[str, Any] = next(
+        (one for one in pools if one.get("model") == model and "command" in one), {}
+    )
     kept = {key: value for key, value in alike.items() if key not in OF_ITS_OWN}
     entry = {"backend": "emulated"} | kept | {"name": name, "model": model, "gpu": gpu}
     pools.append(entry)

@@ -65,7 +65,10 @@ class Site:
     @property
     def servers(self) -> dict[str, int]:
         """How many servers run already, by pool that states their URLs: there are no more."""
-        return {pool.name: len(pool.urls) for pool in self.settings.pools if pool.urls}
+        pools: tuple[Any, ...] = (
+            self.settings.pools
+        )  # made from the layout: their keys have no types
+        return {pool.name: len(pool.urls) for pool in pools if pool.urls}
 
     def with_replicas(self, replicas: dict[str, int]) -> Site:
         """The same with just these replicas, whatever its bounds are; hosted pools stay."""
