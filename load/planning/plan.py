@@ -76,7 +76,9 @@ def plan(
     planned = _verified(search, chosen, say)
     found["frontier"] = [described(search, point, questions) for point in _sorted(search.best())]
     verified = summary(planned.run, planned.site, quality_known=questions.quality_known)
-    found["feasible"] = search.keeps(planned.run.within_target, planned.run.quality)
+    found["feasible"] = search.keeps(
+        within_target=planned.run.within_target, quality=planned.run.quality
+    )
     found["reason"] = _why_not(planned.run, options)
     found["plan"] = described(search, planned.point, questions)
     found["verified"] = verified
@@ -138,10 +140,10 @@ def _verified(search: Search, chosen: Point, say: Say) -> Planned:
     planned = _simulated(search, chosen)
     for _ in range(AGAIN_MAX):
         within_target, quality = planned.run.within_target, planned.run.quality
-        if search.keeps(within_target, quality):
+        if search.keeps(within_target=within_target, quality=quality):
             break
         say(f"{_why_not(planned.run, search.options)}; the next best fleet is tried")
-        search.fell_short(planned.point, within_target, quality)
+        search.fell_short(planned.point, within_target=within_target, quality=quality)
         other, _ = search.chosen(search.best())
         if other is None:
             break

@@ -151,11 +151,11 @@ class Search:
         unlimited = self.options.unlimited
         return sized(self._demand, site, filled=filled, unlimited=unlimited, alone=alone)
 
-    def keeps(self, within_target: float, quality: float) -> bool:
+    def keeps(self, *, within_target: float, quality: float) -> bool:
         """Whether a run is in time and good enough."""
         return within_target >= self.options.share and quality >= (self.options.quality_min or 0.0)
 
-    def fell_short(self, point: Point, within_target: float, quality: float) -> None:
+    def fell_short(self, point: Point, *, within_target: float, quality: float) -> None:
         """On all of the trace a fleet is not what it was in its busiest stretch.
 
         One that is too slow keeps no target, nor does a cheaper one with the same weight of cost; a
