@@ -76,14 +76,19 @@ def without_unused() -> Iterator[None]:
 
 @contextlib.contextmanager
 def our_sigterm() -> Iterator[None]:
-    """Whoever handles SIGTERM does so within and afterwards: Ray takes it, and exits with 15."""
-    takes = utils.set_sigterm_handler
-    if callable(signal.getsignal(signal.SIGTERM)):
+    """Whoever handles SIGTERM does so within and afterwards: Ray takes it, in Python, which exits
+    with 15, and in native code, which aborts.
+    """
+    takes, handler = utils.set_sigterm_handler, signal.getsignal(signal.SIGTERM)
+    ours = callable(handler) and threading.current_thread() is threading.main_thread()
+    if ours:
         utils.set_sigterm_handler = lambda _handler: None
     try:
         yield
     finally:
         utils.set_sigterm_handler = takes
+        if ours:
+            signal.signal(signal.SIGTERM, handler)
 
 
 @contextlib.contextmanager
