@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reporting_pools import WORKING, reported, requests, view, working
+from reporting_pools import RATES, WORKING, reported, requests, view, working
 from router_bench import NOON_MS
 
 from learners.policies.greedy import EpsilonGreedy, Greedy
 from learners.policies.inverse_gap import SquareCb
 from learners.policies.policy import Policy, default_policy
 from learners.prices import ShedOptions
+from learners.work import WorkRates
 from load.simulation.loop.trainer import blind
 from serve.routing import plain
 from serve.routing.catalogue import Model, Pool
@@ -53,6 +54,13 @@ BUSY = st.tuples(
     st.floats(0.0, 2.0),  # log-price
     st.floats(80.0, 3000.0),  # latency
 )
+
+
+# Whatever can be work is some.
+ALL_WORK = WorkRates(
+    prompt_token_s=1e-3, output_token_s=2e-3, context_token_s=1e-7, fixed_s=5e-3, tpot_s=0.5,
+    sequences_max=8.0, kv_tokens_max=12_000.0, request_s=0.02,
+)  # fmt: skip
 
 
 def charged(
@@ -136,7 +144,7 @@ def test_compiled_code_charges_what_numpy_does(conditions, n, power, seed):
     whichever models are eligible.
     """
     pytest.importorskip("numba")
-    rng, fast = np.random.default_rng(seed), busy(conditions, Price(power, 1.0))
+    rng, fast = np.random.default_rng(seed), busy(conditions, Price(power, 1.0), ALL_WORK)
     k, n_pools = len(fast.catalogue), len(fast.catalogue.pool_names)
     fast.work_factor = 0.5 + rng.random(n_pools)
     fast.open = rng.random(n_pools) < 0.8
@@ -346,12 +354,14 @@ def test_nobody_is_taken_to_be_gone_while_no_telemetry_arrives_at_all():
 
 
 def busy(
-    conditions: list[tuple[int, int, float, float, float]], power: Price | None = None
+    conditions: list[tuple[int, int, float, float, float]],
+    power: Price | None = None,
+    rates: WorkRates = RATES,
 ) -> Live:
     """A model with a pool in each of these conditions, each with another power and price."""
     names = [f"p{i}" for i in range(len(conditions))]
     pools = [
-        working(name, usd_per_hour=3.6 + 1.1 * i, watts=300.0 + 70 * i)
+        working(name, usd_per_hour=3.6 + 1.1 * i, watts=300.0 + 70 * i, rates=rates)
         for i, name in enumerate(names)
     ]
     records, prices, latency_ms = [], {}, {}
