@@ -68,7 +68,14 @@ class Known:
     models: Floats
     curves: Floats
     spreads: Floats
+    open: NDArray[np.bool_]  # (k,) which had replicas when this was made
     settings: tuple[object, object, Floats] | None = None  # of which prices and options, and they
+
+    def holds(self, live: Live) -> bool:
+        """Whether the same models have replicas: telemetry comes more often than they change."""
+        if self.open is not live.model_open and np.array_equal(self.open, live.model_open):
+            self.open = live.model_open
+        return self.open is live.model_open
 
     def settings_of(self, live: Live, options: PlacementOptions) -> Floats:
         """Numbers that are declared elsewhere, in the order that the kernel reads."""
@@ -97,10 +104,11 @@ class Known:
         rows[kernel.NOISE : kernel.NOISE + 3] = estimates.noise.T
         rows[kernel.OFF : kernel.OFF + 3] = estimates.mean_deviation.T
         if calibration is None:
-            return cls(rows, NO_CURVES, NONE_SAID)
+            return cls(rows, NO_CURVES, NONE_SAID, live.model_open)
         rows[kernel.COST_FACTOR] = calibration.cost_factor
         spreads = np.stack([calibration.squares, calibration.counts])
-        return cls(rows, np.ascontiguousarray(calibration.curves), spreads)
+        curves = np.ascontiguousarray(calibration.curves)
+        return cls(rows, curves, spreads, live.model_open)
 
 
 def decided(
@@ -185,7 +193,9 @@ def pick(
     if kernel is None or likely is None:
         return None
     n, k = estimates.deviation.shape
-    known = live.known = live.known or Known.of(kernel, live, estimates)
+    known = live.known
+    if known is None or not known.holds(live):
+        known = live.known = Known.of(kernel, live, estimates)
     columns, verdict = np.empty((kernel.N_COLUMNS, n, k)), np.empty((n, k), np.uint8)
     of_models, of_requests = np.empty((3, n, k), bool), np.empty((2, n), bool)
     weighed, found = np.empty((n, 4)), np.zeros(4, bool)
