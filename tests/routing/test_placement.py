@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -61,6 +63,7 @@ ALL_WORK = WorkRates(
     prompt_token_s=1e-3, output_token_s=2e-3, context_token_s=1e-7, fixed_s=5e-3, tpot_s=0.5,
     sequences_max=8.0, kv_tokens_max=12_000.0, request_s=0.02,
 )  # fmt: skip
+NARROW = replace(ALL_WORK, tpot_s=0.05)  # what an idle replica leaves of the target is less
 
 
 def charged(
@@ -144,7 +147,7 @@ def test_compiled_code_charges_what_numpy_does(conditions, n, power, seed):
     whichever models are eligible.
     """
     pytest.importorskip("numba")
-    rng, fast = np.random.default_rng(seed), busy(conditions, Price(power, 1.0), ALL_WORK)
+    rng, fast = np.random.default_rng(seed), busy(conditions, Price(power, 1.0), (ALL_WORK, NARROW))
     k, n_pools = len(fast.catalogue), len(fast.catalogue.pool_names)
     fast.work_factor = 0.5 + rng.random(n_pools)
     fast.open = rng.random(n_pools) < 0.8
@@ -356,13 +359,13 @@ def test_nobody_is_taken_to_be_gone_while_no_telemetry_arrives_at_all():
 def busy(
     conditions: list[tuple[int, int, float, float, float]],
     power: Price | None = None,
-    rates: WorkRates = RATES,
+    rates: Sequence[WorkRates] = (RATES,),
 ) -> Live:
     """A model with a pool in each of these conditions, each with another power and price."""
     names = [f"p{i}" for i in range(len(conditions))]
     pools = [
-        working(name, usd_per_hour=3.6 + 1.1 * i, watts=300.0 + 70 * i, rates=rates)
-        for i, name in enumerate(names)
+        working(name, usd_per_hour=3.6 + 1.1 * i, watts=300.0 + 70 * i, rates=rate)
+        for i, (name, rate) in enumerate(zip(names, cycle(rates)))
     ]
     records, prices, latency_ms = [], {}, {}
     for name, (running, queued, load, log_price, latency) in zip(names, conditions, strict=True):
