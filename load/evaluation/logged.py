@@ -77,7 +77,8 @@ def read_logged(path: Path, *, beside: bool = False) -> Logged:
     every = _Rows(path.name, table).outcome(quality)
     known = table.filter(pa.array(np.isfinite(every)))
     if len(known) < 2:
-        raise LogRefused(path.name, quality, None, "has no outcomes, so nothing can be said")
+        why = f"has no outcomes: of {len(known)} of {len(table)} decisions quality was reported"
+        raise LogRefused(path.name, quality, None, why)
     n_known = len(known)
     if beside and exported and BESIDE in known.column_names:
         decided_twice = known.filter(known[BESIDE].is_valid())

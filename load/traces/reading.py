@@ -170,8 +170,8 @@ def _checked(
     if len(order) and columns.at_s[order[0]] - began_s < ended_s:
         why = f"is before rows that are more than {n:,} earlier: sort the file by time"
         fields.refuse(fields.time_name, int(order[0]), why)
-    prompt, prompt_drawn = _drawn(columns.prompt_tokens[order], name, rng)
-    output, output_drawn = _drawn(columns.output_tokens[order], name, rng)
+    prompt, prompt_drawn = _drawn(columns.prompt_tokens[order], name, "prompt", rng)
+    output, output_drawn = _drawn(columns.output_tokens[order], name, "answer", rng)
     blocks = columns.prefix_blocks
     outcome_rows = columns.outcome_rows
     return TraceFile(
@@ -207,7 +207,7 @@ def _refuse_impossible(fields: Fields, columns: Columns, gone: NDArray[np.bool_]
 
 
 def _drawn(
-    lengths: NDArray[np.float64], name: str, rng: np.random.Generator
+    lengths: NDArray[np.float64], name: str, what: str, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Lengths, with those that are not known taken from those that are; and which they were."""
     unknown = np.isnan(lengths)
@@ -215,8 +215,9 @@ def _drawn(
         raise TraceRefused(
             name,
             "",
-            "says of no request how long its prompt, or its answer, was: a decision log does "
-            "after `fairlead decisions export --outcomes`",
+            f"says of no request how long its {what} was. Callers say prompts' lengths "
+            "(`prompt_tokens`), feedback and dispatchers report answers' (`output_tokens`), and "
+            "`fairlead decisions export --outcomes` writes what was reported",
         )
     found = lengths.copy()
     if unknown.any():

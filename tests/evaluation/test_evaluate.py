@@ -191,7 +191,7 @@ REFUSED = {
     "above one": ({"propensity": [0.5, 1.5] + [0.5] * (N - 2)}, "row 1 .* is 1.5, not a number"),
     "no sum": ({"policy:b": [0.5] * N}, "sum to 1.5, not to 1"),
     "text": ({"quality": ["good"] * N}, "quality` is no column of numbers"),
-    "nothing known": ({"quality": [np.nan] * N}, "has no outcomes"),
+    "nothing known": ({"quality": [np.nan] * N}, f"has no outcomes: of 0 of {N} decisions"),
 }
 
 

@@ -168,6 +168,30 @@ def test_parquet_and_the_decision_log_are_read(tmp_path):
     assert found.began.isoformat() == "2023-11-14T22:13:20+00:00"
 
 
+@pytest.mark.parametrize(
+    ("prompt_tokens", "output_tokens", "what"),
+    [([10.0, 10.0], [None, None], "answer"), ([0.0, 0.0], [20.0, 20.0], "prompt")],
+)
+def test_a_log_in_which_nobody_said_lengths_is_told_which(
+    tmp_path, prompt_tokens, output_tokens, what
+):
+    """
+    Exported with outcomes as it was, of which none had a length.
+    """
+    log = tmp_path / "decisions.parquet"
+    columns = {
+        "decision_id": [b"1", b"2"],
+        "decided_at_ms": [0, 1_000],
+        "model": ["a", "a"],
+        "propensity": [0.5, 0.5],
+        "prompt_tokens": prompt_tokens,
+        "outcome_output_tokens": pa.array(output_tokens, pa.float64()),
+    }
+    pq.write_table(pa.table(columns), log)
+    with pytest.raises(TraceRefused, match=f"how long its {what} was"):
+        read_file(log)
+
+
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03,1,1\n"
 PLAIN = "arrival_s,input_tokens,output_tokens\n0,50,100\n"
 REFUSED = [
