@@ -135,10 +135,9 @@ class Search:
         return tried
 
     def _grow(self, site: Site, fleet: Sized) -> None:
-        """Try a larger fleet, if there is one: pools are filled less than this one's."""
+        """Try the next larger fleet of the same kind, if there is one: pools are filled less."""
         alone = only_model(site, fleet)
-        for filled in FILLED[self._begin + 1 :]:
-            self._begin += 1
+        for filled in FILLED:
             more = self._sized(site, filled, alone)
             if more.usd_per_h > fleet.usd_per_h:
                 self.tried(site, more)
@@ -158,16 +157,18 @@ class Search:
     def fell_short(self, point: Point, *, within_target: float, quality: float) -> None:
         """On all of the trace a fleet is not what it was in its busiest stretch.
 
-        One that is too slow keeps no target, nor does a cheaper one with the same weight of cost; a
-        larger one is tried.
+        One that is too slow keeps no target, nor does a cheaper one of its kind, with the same
+        weight of cost; a larger one is tried.
         """
         site = self.site.with_cost_weight(point.per_usd)
         failed = {"within_target": within_target, "quality": quality}
         self._seen[_key(site, point.sized)] = replace(point, figures=point.figures | failed)
         if within_target >= self.options.share:
             return
+        kind = point.per_usd, only_model(site, point.sized)
         for key, other in self._seen.items():
-            if other.per_usd == point.per_usd and other.usd_per_h <= point.usd_per_h:
+            same = (other.per_usd, only_model(site, other.sized)) == kind
+            if same and other.usd_per_h <= point.usd_per_h:
                 self._seen[key] = replace(other, meets=False)
         self._grow(site, point.sized)
 

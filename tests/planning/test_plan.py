@@ -22,7 +22,7 @@ from load.planning.candidates import with_candidates
 from load.planning.fragment import fragment
 from load.planning.plan import Planned, _verified, hedged
 from load.planning.questions import questions_of, traffic_of
-from load.planning.search import PlanOptions, Point, Search, _key, beats, only_model
+from load.planning.search import FILLED, PlanOptions, Point, Search, _key, beats, only_model
 from load.planning.site import site_of
 from load.planning.sizing import Sized, demand_of, sized
 from load.traces.reading import TraceFile
@@ -132,6 +132,42 @@ def test_what_falls_short_on_all_of_the_trace_leaves_the_frontier(folder, monkey
 
     assert planned.point.sized.replicas == {"small": 3}
     assert search.best() == [planned.point]
+
+
+def test_the_next_larger_fleet_of_the_same_kind_is_tried(folder, monkeypatch):
+    """
+    After a model alone that kept no target however empty its pools were, too; and a model alone
+    that is too slow says nothing of a cheaper mix.
+    """
+    site = site_of(with_candidates(read_settings(folder / "fairlead.toml")))
+    trickle = Trace("trickle", 3.0 * np.arange(10), np.full(10, 100), np.full(10, 20))
+    file = TraceFile(trace=trickle, format="plain", rows=10)
+    search = Search(
+        site, file, questions_of(site.catalogue, None, file), PlanOptions(points=0), print
+    )
+    one_of_each = {plan.model: plan.name for plan in site.fleet.pools}
+    alone, other = list(one_of_each.values())[:2]
+
+    def fleet(usd_per_h, *pools):
+        replicas = {plan.name: int(plan.name in pools) for plan in site.fleet.pools}
+        return Sized(replicas=replicas, unmet=0.0, usd_per_h=usd_per_h)
+
+    def point(one):
+        figures = {"within_target": 1.0, "usd_per_h": one.usd_per_h, "quality": 0.6}
+        return Point(per_usd=site.preference[1], sized=one, figures=figures, meets=True)
+
+    cheaper, mixed, failed = fleet(2.0, alone), fleet(2.5, alone, other), fleet(3.0, alone)
+    for usd in (cheaper, mixed, failed):
+        search._seen[usd.usd_per_h] = point(usd)
+    monkeypatch.setattr(Search, "_sized", lambda self, site, filled, alone: fleet(2.0 / filled))
+    grown = []
+    monkeypatch.setattr(Search, "tried", lambda self, site, one: grown.append(one.usd_per_h))
+    search._begin = len(FILLED) - 1
+
+    search.fell_short(point(failed), within_target=0.9, quality=0.6)
+
+    assert grown == [2.0 / 0.6]
+    assert not search._seen[2.0].meets and search._seen[2.5].meets
 
 
 def test_a_plan_is_good_enough_on_all_of_the_trace(folder, monkeypatch):
