@@ -16,6 +16,7 @@ import os, signal, sys, time
 from fairlead.command_line import terminated
 from load.workers import workers
 signal.signal(signal.SIGTERM, terminated)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore it
 try:
     with workers(2) as pool:
         begun = {pool.submit(os.getpid).result() for _ in range(9)}
@@ -42,7 +43,10 @@ def test_processes_that_compute_end_with_who_began_them(number, code):
         assert pids
         tell = os.killpg if number == signal.SIGINT else os.kill
         tell(parent.pid, number)
-        _, said = parent.communicate(timeout=PATIENCE_S)
+        try:
+            _, said = parent.communicate(timeout=PATIENCE_S)
+        finally:
+            parent.kill()  # if it still runs
 
     assert (parent.returncode, said) == (code, "")
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "workers to end")
@@ -56,7 +60,10 @@ def test_any_command_is_ended_by_sigterm_as_by_ctrl_c():
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         until(lambda: handles(process.pid, signal.SIGTERM), "the command to be loaded")
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=PATIENCE_S)
+        try:
+            _, said = process.communicate(timeout=PATIENCE_S)
+        finally:
+            process.kill()  # if it still runs
 
     assert process.returncode == 143
     assert b"Traceback" not in said
