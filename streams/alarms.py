@@ -25,6 +25,7 @@ BOARDS = "alarms"
 ROUTER_ROLE = "router"  # the role of boards that routers have
 BEAT_MS = 10_000
 SILENT_MS = 45_000  # four beats missed: the process is gone or stuck
+LATEST_MS = 253_402_300_799_000  # the end of the year 9999
 
 
 class Kind(NamedTuple):
@@ -158,7 +159,7 @@ class Alarm:
 
     def json(self) -> dict[str, str]:
         """As `fairlead status --json` has it."""
-        since = _shown(self.since_ms)
+        since = shown(self.since_ms)
         return {"name": self.name, "since": since, "cause": self.cause, "remedy": self.remedy}
 
     def __str__(self) -> str:
@@ -179,12 +180,12 @@ class Change:
 
     def json(self) -> dict[str, object]:
         """As `fairlead status --json` has it."""
-        return {**asdict(self), "since": _shown(self.since_ms)}
+        return {**asdict(self), "since": shown(self.since_ms)}
 
     def __str__(self) -> str:
         return (
             f"{self.target} of {self.model} moved by {self.shift:+.2f} over {self.outcomes} "
-            f"outcomes since {_shown(self.since_ms)}."
+            f"outcomes since {shown(self.since_ms)}."
         )
 
 
@@ -200,11 +201,13 @@ class Condition:
 
     def json(self) -> dict[str, object]:
         """As `fairlead status --json` has it."""
-        return {**asdict(self), "since": _shown(self.since_ms)}
+        return {**asdict(self), "since": shown(self.since_ms)}
 
 
-def _shown(at_ms: int) -> str:
-    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="seconds")
+def shown(at_ms: int) -> str:
+    """A time as people read it, UTC; what a wrong clock said is within the years 1970 to 9999."""
+    within_ms = min(max(at_ms, 0), LATEST_MS)
+    return datetime.fromtimestamp(within_ms / 1000, UTC).isoformat(timespec="seconds")
 
 
 class Folder(Protocol):
@@ -366,10 +369,15 @@ def posted_alarms(folder: Folder, now_ms: int) -> list[Alarm]:
     for board in boards:
         role = board.role
         if role.startswith("trainer") and not any(other.role == role for other in alive):
-            silent_s = (now_ms - board.at_ms) / 1000
-            cause = f"{role} was last heard of {silent_s:.0f} s ago."
+            cause = f"{role} was last heard of {_ago(board.at_ms, now_ms)}."
             found.append(Alarm(name="trainer_silent", since_ms=board.at_ms, cause=cause))
     return first_of_each(found)
+
+
+def _ago(at_ms: int, now_ms: int) -> str:
+    if at_ms <= now_ms:
+        return f"{(now_ms - at_ms) / 1000:.0f} s ago"
+    return f"at {shown(at_ms)}, which is later than now: a clock is or was wrong"
 
 
 def first_of_each(alarms: Iterable[Alarm]) -> list[Alarm]:

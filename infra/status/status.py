@@ -66,7 +66,7 @@ class Status:
     """One look. Counts are since the state began; `None` where the log can't be reached."""
 
     snapshot_version: int  # 0: nothing has been learned yet
-    snapshot_age_s: float | None
+    snapshot_age_s: float | None  # 0 also where its clock was ahead of this one
     encoder: str
     records: int  # feedback records read
     learned: int  # of them, with at least one new value
@@ -142,7 +142,7 @@ def look(
     fleet = _fleet(store, manifest)
     return Status(
         snapshot_version=manifest.version if manifest else 0,
-        snapshot_age_s=(now_ms - int(about["published_at_ms"])) / 1000 if manifest else None,
+        snapshot_age_s=max(0, now_ms - int(about["published_at_ms"])) / 1000 if manifest else None,
         encoder=str(about.get("encoder", "")),
         records=counts.get(RECORDS, 0),
         learned=counts.get(LEARNED, 0),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-from streams.alarms import Board
+from streams.alarms import Board, shown
 from streams.clock import Clocks
 from streams.errors import LogUnavailable
 from streams.feedback.report import Reason, Report
@@ -185,7 +185,8 @@ def _reasons(counts: Mapping[str, int]) -> str:
 def _jumped(state: State) -> str | None:
     for what, clocks in (("feedback", state.clocks), ("telemetry", state.telemetry_clocks)):
         for partition, at_ms in _refuted(clocks):
-            return f"A record of {what}, partition {partition}, before {at_ms} had a wrong time."
+            before = f"partition {partition}, before {shown(at_ms)}"
+            return f"A record of {what}, {before}, had a wrong time."
     return None
 
 

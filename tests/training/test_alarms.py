@@ -13,7 +13,7 @@ from trainer_ground import OPTIONS, Ground
 
 from infra.status.status import look
 from streams import alarms
-from streams.alarms import BEAT_MS, KINDS, SILENT_MS, Board, posted_alarms
+from streams.alarms import BEAT_MS, KINDS, SILENT_MS, Board, posted_alarms, shown
 from streams.errors import LogReplaced, LogUnavailable, SnapshotFenced, TopicUnfit
 from streams.log.contract import FEEDBACK
 from streams.training import supervision
@@ -50,11 +50,15 @@ class Watched:
             self.watch.look(self.trainer.state, self.trainer._unreadable)
 
     def on(self) -> set[str]:
+        return set(self.causes())
+
+    def causes(self) -> dict[str, str]:
+        """Of the alarms that are on, by name."""
         found = look(Store(self.folder), self.ground.log(), self.ground.clock.now_ms, 600.0).json()
         for alarm in found["alarms"]:
             assert set(alarm) == {"name", "since", "cause", "remedy"}
             assert all(alarm.values())
-        return {alarm["name"] for alarm in found["alarms"]}
+        return {alarm["name"]: alarm["cause"] for alarm in found["alarms"]}
 
 
 @pytest.fixture
@@ -83,12 +87,21 @@ def test_a_clock_that_jumped_is_an_alarm_for_an_hour(watched):
     watched.log.place(FEEDBACK, 0, b"?", at_ms=NOW_MS + 10**10)
     watched.minute(*values)
     assert watched.on() == {"clock_jumped"}
+    assert f" {shown(NOW_MS)[:13]}:" in watched.causes()["clock_jumped"]
     for _ in range(58):
         watched.minute(*values, looks=1)
     assert watched.on() == {"clock_jumped"}
     for _ in range(2):
         watched.minute(*values)
     assert watched.on() == set()
+
+
+def test_a_snapshot_of_a_later_time_is_as_old_as_a_new_one(watched):
+    watched.minute(report(decided(1)[0].ticket, quality=0.5))
+
+    found = look(Store(watched.folder), watched.ground.log(), NOW_MS - 10**9, 600.0)
+
+    assert found.snapshot_age_s == 0.0
 
 
 def test_parts_that_are_gone_are_written_again_and_said(watched):
@@ -278,6 +291,21 @@ def test_a_fenced_trainer_learns_again_when_the_other_is_gone(tmp_path):
 
 
 # --- boards, and the table
+
+
+@pytest.mark.parametrize("ahead_ms", [172_800_000, 10**17])
+def test_a_sign_of_life_from_the_future_is_told_as_that(tmp_path, ahead_ms):
+    """
+    After a clock was set back it was said to be so many seconds old, less than none.
+    """
+    folder = Folder(str(tmp_path))
+    Board(folder, "trainer-0", "ahead", lambda: NOW_MS + ahead_ms).beat()
+
+    (alarm,) = posted_alarms(folder, NOW_MS)
+
+    at = f"at {shown(NOW_MS + ahead_ms)}, which is later than now"
+    assert alarm.cause == f"trainer-0 was last heard of {at}: a clock is or was wrong."
+    assert alarm.json()["since"] == shown(NOW_MS + ahead_ms)
 
 
 def test_boards_of_the_dead_are_taken_down_by_who_does_their_work(tmp_path):
