@@ -102,13 +102,13 @@ class OpenAiEndpoint:
             while not answer.over:
                 data = await self._gathered(response, gather_until)
                 data = data or await self._read(response, late_at)
-                gather_until = loop.time() + call.pace_s
-                fresh = False
+                came_s, fresh = loop.time(), False
                 for piece in _linked(answer.feed(data) if data else answer.end()):
                     fresh = True
                     yield replace(piece, full_s=full_s) if full_s else piece
                     full_s = 0.0
                 if fresh:  # signs of life between pieces are none of an answer
+                    gather_until = came_s + call.pace_s
                     late_at = loop.time() + (TAIL_S if answer.finished else options.idle_timeout_s)
             await self._last_mark(response)
         except AttemptFailed:
