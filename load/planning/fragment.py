@@ -39,6 +39,8 @@ def fragment(path: Path, site: Site, fleet: Sized, per_usd: float) -> str:
         if replicas is None or not (replicas or plan.name in stated):
             continue
         entry = stated.get(plan.name) or _added(settings, plan.name, plan.model, plan.machine.name)
+        if replicas:
+            entry.pop("draining", None)  # it is planned: requests are to come
         if entry.get("urls"):
             entry |= {"urls": entry["urls"][:replicas]} if replicas else {"draining": True}
             continue

@@ -291,6 +291,17 @@ def test_a_plan_says_which_pools_nobody_knows_how_to_run(real):
     assert pools["running"]["draining"] is True
 
 
+@pytest.mark.parametrize("added", [{}, {"llama-3.1-8b-l40s": 1}])
+def test_a_pool_that_a_plan_needs_is_drained_no_more(real, added):
+    """
+    Planned again from the last plan's settings, say. One that is added is run as it is, not drained.
+    """
+    real.write_text(real.read_text().replace("command =", "draining = true\ncommand ="))
+    planned = tomllib.loads(fragment_of(real, {"placed": 1} | added))
+    drained = {pool["name"] for pool in planned["pools"] if pool.get("draining")}
+    assert drained == {"running"}
+
+
 def test_no_more_servers_are_planned_than_run_already(real):
     """
     Whoever states URLs has so many servers, however many GPUs there are.
