@@ -241,7 +241,10 @@ def hedged(
     point = plain
     if not plain.meets:
         alone = only_model(harder, planned.point.sized)
-        point = hedging.trimmed(hedging.cheapest(planned.point.per_usd, alone))
+        point = hedging.cheapest(planned.point.per_usd, alone)
+        if alone and not point.meets:  # the plan's model alone won't do, others beside it may
+            point = hedging.cheapest(planned.point.per_usd)
+        point = hedging.trimmed(point)
     calm = search.tried(planned.site, point.sized)
     return {
         **described(hedging, point, questions),

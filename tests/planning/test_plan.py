@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from dataclasses import replace
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -97,6 +98,37 @@ def test_a_plan_that_holds_anyway_is_its_own_hedge(folder):
     assert found["held"] and found["plain_within_target"] == found["within_target"]
     assert found["pools"]["small"]["replicas"] == 2 and len(found["pools"]) == 1
     assert found["usd_per_h_more"] == 0.0
+
+
+def test_a_hedge_takes_other_models_where_the_plans_alone_will_not_do(folder, monkeypatch):
+    """
+    A model alone may be too slow at 1.5 times the forecast however many replicas it has.
+    """
+    site = site_of(with_candidates(read_settings(folder / "fairlead.toml")))
+    trickle = Trace("trickle", 3.0 * np.arange(10), np.full(10, 100), np.full(10, 20))
+    file = TraceFile(trace=trickle, format="plain", rows=10)
+    questions = questions_of(site.catalogue, None, file)
+    search = Search(site, file, questions, PlanOptions(points=0), print)
+    counts = {plan.name: 0 for plan in site.fleet.pools}
+    fleet = Sized(replicas=counts | {"small": 1}, unmet=0.0, usd_per_h=1.0)
+
+    def point(fleet, *, meets):
+        figures = dict.fromkeys(("within_target", "quality", "joules_per_request"), 1.0)
+        figures |= {"usd_per_h": fleet.usd_per_h}
+        return Point(per_usd=20.0, sized=fleet, figures=figures, meets=meets)
+
+    def cheapest(self, per_usd, alone=None):
+        more = replace(fleet, replicas=dict.fromkeys(counts, 2), usd_per_h=4.0)
+        return point(fleet if alone else more, meets=alone is None)
+
+    monkeypatch.setattr(Search, "tried", lambda self, site, fleet: point(fleet, meets=False))
+    monkeypatch.setattr(Search, "trimmed", lambda self, point: point)
+    monkeypatch.setattr(Search, "cheapest", cheapest)
+
+    planned = Planned(point=point(fleet, meets=True), run=None, site=site)
+    found = hedged(search, planned, questions, print)
+
+    assert found["held"] and len(found["pools"]) == len(counts)
 
 
 def test_what_falls_short_on_all_of_the_trace_leaves_the_frontier(folder, monkeypatch):
