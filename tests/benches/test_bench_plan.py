@@ -9,10 +9,17 @@ import pytest
 
 pytest.importorskip("hdrh", reason="needs hdrhistogram: make install")
 
-from load.bench.plan import versus
-from load.bench.plan.bench import PlanBench, inflated, quick
+from infra.settings.settings import read_settings
+from load.bench.plan import by_hand, versus
+from load.bench.plan.bench import EXAMPLE, PlanBench, inflated, quick
 from load.bench.plan.live import by_chance, unless_stuck
+from load.data.traces import Trace
 from load.errors import LoopStuck
+from load.planning.candidates import with_candidates
+from load.planning.questions import questions_of
+from load.planning.search import PlanOptions, Search
+from load.planning.site import site_of
+from load.traces.reading import TraceFile
 
 SMALL = replace(quick().workloads["azure_8b"], requests_per_s=8.0, seconds=20.0)
 
@@ -45,6 +52,43 @@ def test_without_the_peer_its_figures_are_missing_and_said_so(monkeypatch):
     found = versus.versus(SMALL, 0, quiet)
     assert found["cost_ratio"] is None and "make planners" in found["missing"]
     assert found["target_met"]
+
+
+@pytest.fixture
+def search():
+    """Of the example's fleet, under a trickle of half a minute."""
+    trickle = Trace("trickle", 3.0 * np.arange(10), np.full(10, 100), np.full(10, 20))
+    file = TraceFile(trace=trickle, format="plain", rows=10)
+    site = site_of(with_candidates(read_settings(EXAMPLE)))
+    wanted = PlanOptions(points=0, unlimited=True, stretch_s=30.0)
+    return Search(site, file, questions_of(site.catalogue, None, file), wanted, quiet)
+
+
+@pytest.mark.parametrize("most", [0.1, 0.3, 1.0, 5.7, 40.0])
+def test_a_replicas_rate_is_found_to_a_twentieth(monkeypatch, search, most):
+    monkeypatch.setattr(by_hand, "_keeps", lambda search, pool, rate: rate <= most)
+    found = by_hand.one_replica_per_s(search, "any")
+    assert found == 0.0 if most < by_hand.RATE_MIN else most / 1.05 < found <= most
+
+
+def test_by_hand_the_best_model_that_can_gets_headroom_on_its_cheapest_gpus(monkeypatch, search):
+    """
+    A model that keeps the target nowhere is passed over. Ours is no dearer and no worse.
+    """
+    best, second = by_hand._best_first(search)[:2]
+    model = {plan.name: plan.model for plan in search.site.fleet.pools}
+    rates = {best: 0.0, second: 0.4}
+    monkeypatch.setattr(by_hand, "one_replica_per_s", lambda _, pool: rates.get(model[pool], 9.0))
+
+    hand = by_hand.planned_by_hand(search)
+
+    assert hand.model == second
+    assert hand.replicas == 2  # 10 in 27 s are 0.37 a second, times 1.3 0.48
+    cost = [plan.usd_per_hour for plan in search.site.fleet.pools if plan.model == second]
+    assert hand.usd_per_h == pytest.approx(2 * min(cost))
+    found = by_hand.by_hand(search.site, search.file, [1, 2], quiet)
+    assert found["by_hand"]["model"] == second and found["cost_ratio"] <= 1.0
+    assert found["within_target"] >= 0.99 and found["judged_by_hand"]["within_target"] >= 0.99
 
 
 def test_the_hedged_plan_holds_where_the_plan_falls_short():

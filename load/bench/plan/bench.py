@@ -2,6 +2,7 @@
 
 live_vs_simulated        relative differences of TTFT, cost and mix on one emulated site
 plan_vs_vllm_sr_sim      by workload: cost over its cost, and whether the target is met
+plan_vs_by_hand          by trace: cost over that of what one does by hand, target and quality
 inflated                 share within target at 1.5 times demand and service times
 simulated_requests_per_s of one core
 replay                   decisions in batches, intended and delivered
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from infra.settings.settings import read_settings
+from load.bench.plan.by_hand import by_hand
 from load.bench.plan.live import LiveOptions
 from load.bench.plan.live import measure as measure_live
 from load.bench.plan.versus import WORKLOADS, Workload, versus
@@ -32,12 +34,15 @@ from load.planning.simulating import SimulateOptions, simulated
 from load.planning.site import Site, site_of
 from load.planning.sizing import Sized
 from load.replay.targets import Connect
-from load.traces.reading import TraceFile
+from load.traces.reading import TraceFile, read_trace
 from serve.routing.catalogue import Catalogue
 
 EXAMPLE = Path(__file__).parents[3] / "infra" / "example-fleet.toml"
 BUSIEST_S = 1500.0  # of the Azure hour
 SPEED_POOLS = 10
+BY_HAND = {"azure": 1500.0, "mooncake": 600.0}  # since when, of each trace
+BY_HAND_S = 600.0
+BY_HAND_SEEDS = range(1, 9)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +50,7 @@ class PlanBench:
     """What is run."""
 
     workloads: dict[str, Workload] = field(default_factory=lambda: dict(WORKLOADS))
+    by_hand: dict[str, float] = field(default_factory=lambda: dict(BY_HAND))
     live: LiveOptions = LiveOptions()
     inflated_s: float = 300.0  # of the Azure trace's busiest time
     speed_users: float = 35.0
@@ -53,13 +59,14 @@ class PlanBench:
 
 
 def quick() -> PlanBench:
-    """Under a minute on a quiet machine: it shows that all runs."""
+    """Under a minute on a quiet machine: it shows that all runs, but for plans by hand."""
     azure = WORKLOADS["azure_8b"]
     return PlanBench(
         workloads={"azure_8b": replace(azure, requests_per_s=10.0, seconds=60.0)},
         live=LiveOptions(
             seconds=10.0, warm_up_s=2.0, requests_per_s=10.0, length=0.1, decisions_s=3.0
         ),
+        by_hand={},
         inflated_s=60.0,
         speed_s=120.0,
     )
@@ -75,13 +82,15 @@ def measure(options: PlanBench, connect: Connect, say: Callable[[str], None]) ->
         for name, workload in options.workloads.items():
             say(f"{name}: ours and vllm-sr-sim's plan")
             plans[name] = versus(workload, options.seed, say)
+        plans["by_hand"] = {name: _by_hand(name, at, say) for name, at in options.by_hand.items()}
         plans["inflated"] = inflated(options, say)
 
     live = measure_live(options.live, connect, say, meanwhile=plan)
-    found = plans.pop("inflated")
+    found, hand = plans.pop("inflated"), plans.pop("by_hand")
     return {
         "live_vs_simulated": live["live_vs_simulated"],
         "plan_vs_vllm_sr_sim": plans,
+        "plan_vs_by_hand": hand,
         "inflated": found,
         "simulated_requests_per_s": round(speed),
         "replay": live["replay"],
@@ -92,6 +101,13 @@ def measure(options: PlanBench, connect: Connect, say: Callable[[str], None]) ->
 
 def _site() -> Site:
     return site_of(read_settings(EXAMPLE))
+
+
+def _by_hand(name: str, begin_s: float, say: Callable[[str], None]) -> dict[str, Any]:
+    say(f"{name}: ours and a plan by hand")
+    whole = read_trace(name)
+    part = whole.with_trace(whole.trace.between(begin_s, end_s=begin_s + BY_HAND_S), None)
+    return by_hand(site_of(with_candidates(read_settings(EXAMPLE))), part, BY_HAND_SEEDS, say)
 
 
 def _azure(seconds: float) -> TraceFile:
