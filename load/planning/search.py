@@ -95,8 +95,7 @@ class Search:
         """
         for weight in self._weights():
             self.cheapest(weight)
-        for model in self._fixed():
-            self.cheapest(self.site.preference[1], alone=model)
+        self._alone()
         return self.best()
 
     def best(self) -> list[Point]:
@@ -110,14 +109,18 @@ class Search:
         own = self.site.preference[1]
         return sorted({own, *turning_points(self._demand, self.options.points)})
 
-    def _fixed(self) -> list[str]:
-        """The best model, and the best at the site's own weight of cost."""
+    def _alone(self) -> None:
+        """Models alone: the best, and by the site's own weight of cost until one is in time."""
         quality, per_usd, _, _ = self.site.preference
         worth, usd = self._demand.worth.mean(axis=0), self._demand.usd.mean(axis=0)
-        best = {int(worth.argmax()), int((quality * worth - per_usd * usd).argmax())}
-        names = [self.site.catalogue.names[column] for column in sorted(best)]
         own = {p.model for p in self.site.fleet.pools if p.name not in self.site.hosted}
-        return [name for name in names if name in own]
+        names = self.site.catalogue.names
+        best = names[int(worth.argmax())]
+        if best in own:
+            self.cheapest(per_usd, alone=best)
+        for column in np.argsort(per_usd * usd - quality * worth, kind="stable"):
+            if names[column] in own and self.cheapest(per_usd, alone=names[column]).meets:
+                return
 
     def cheapest(self, per_usd: float, alone: str | None = None) -> Point:
         """The cheapest fleet in time with this weight: as full as may be, else the emptiest."""

@@ -100,6 +100,31 @@ def test_a_plan_that_holds_anyway_is_its_own_hedge(folder):
     assert found["usd_per_h_more"] == 0.0
 
 
+def test_models_alone_are_tried_until_one_keeps_the_target(folder, monkeypatch):
+    """
+    The best one may be too slow for the trace's prompts however many replicas it has.
+    """
+    site = site_of(with_candidates(read_settings(folder / "fairlead.toml")))
+    trickle = Trace("trickle", 3.0 * np.arange(10), np.full(10, 100), np.full(10, 20))
+    file = TraceFile(trace=trickle, format="plain", rows=10)
+    questions = questions_of(site.catalogue, None, file)
+    search = Search(site, file, questions, PlanOptions(points=0), print)
+    best = site.catalogue.names[int(search._demand.worth.mean(axis=0).argmax())]
+    (other,) = set(site.catalogue.names) - {best}
+    tried, in_time = [], []
+
+    def cheapest(self, per_usd, alone=None):
+        tried.append(alone)
+        return SimpleNamespace(meets=alone in in_time)
+
+    monkeypatch.setattr(Search, "cheapest", cheapest)
+    for can, all_tried in ((best, {None, best}), (other, {None, best, other})):
+        tried.clear()
+        in_time[:] = [can]
+        search.frontier()
+        assert set(tried) == all_tried
+
+
 def test_a_hedge_takes_other_models_where_the_plans_alone_will_not_do(folder, monkeypatch):
     """
     A model alone may be too slow at 1.5 times the forecast however many replicas it has.

@@ -60,7 +60,7 @@ def by_hand(
     hand = planned_by_hand(search)
     theirs = search.tried(site, _fleet(site, hand.pool, hand.replicas, hand.usd_per_h))
     least = math.floor(theirs.figures["quality"] * 1e3) / 1e3
-    search = replace(search, options=replace(search.options, quality_min=least))
+    search = Search(site, file, questions, replace(wanted, quality_min=least), say)  # knows nothing
     chosen, why = search.chosen(search.frontier())
     found = {"by_hand": _described(site, hand)}
     if chosen is None:
