@@ -117,22 +117,22 @@ class Outbox(Generic[Item]):
             if self.waiting > self._options.items_max:
                 self.counts.dropped += 1
                 return False
+            if future is not None:
+                self._count_awaited(1)  # before it can be taken
             self._queue.put((item, future))
-        if future is not None:
-            self._count_awaited(1)
         return True
 
     def _drain(self) -> None:
         while batch := self._take():
-            self._count_awaited(-sum(future is not None for _, future in batch))
+            with self._counting:
+                self._count_awaited(-sum(future is not None for _, future in batch))
             self._write(batch)
             self._awaited.wait(self._options.linger_s)
 
     def _count_awaited(self, n: int) -> None:
-        """So many more items wait to be written with somebody waiting for that."""
-        with self._counting:
-            self._n_awaited += n
-            (self._awaited.set if self._n_awaited else self._awaited.clear)()
+        """So many more items wait with somebody waiting for them; `_counting` is held."""
+        self._n_awaited += n
+        (self._awaited.set if self._n_awaited else self._awaited.clear)()
 
     def _take(self) -> list[Entry[Item]]:
         """Wait for an item, then take what else is there; [] when closed and empty."""
@@ -222,8 +222,8 @@ class Outbox(Generic[Item]):
         """
         with self._counting:
             self._closing.set()
+            self._count_awaited(1)  # the end, which is never taken
             self._queue.put(None)
-        self._count_awaited(1)  # the end, which is never taken
         self._thread.join(self._options.close_s_max)
         self._gave_up.set()
         left: list[Entry[Item]] = []

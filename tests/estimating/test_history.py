@@ -644,19 +644,24 @@ def test_a_corrected_quality_stays_when_more_outcomes_come():
         changed(full(50, rng), sequences=np.arange(at, at + 50, dtype=np.uint64))
         for at in (0, 50, 100)
     )
-    right = first.targets.copy()
+    first.known[5, Target.QUALITY] = False  # its decision has another row, with the quality
+    first.issuers[5], first.sequences[5] = first.issuers[10], first.sequences[10]
+    second = changed(second, sequences=first.sequences, issuers=first.issuers + 1)
+    right, producers = first.targets.copy(), first.producers.copy()
     right[10:20, Target.QUALITY] += 5
+    producers[10:20] += 1
+    corrected = changed(first, targets=right, producers=producers)
     calm = History(OPTIONS)
-    for rows in (changed(first, targets=right), second, third):
+    for rows in (corrected, second, third):
         calm.update(rows)
         calm.settle()
 
     history = settled(first, OPTIONS)
     given = history.rows
-    history.replace(changed(first, targets=right).take(np.arange(10, 20)))
-    for rows in (second, third):
-        history.update(rows)
-        history.settle()
+    history.update(second)
+    history.replace(corrected.take(np.arange(10, 20)))
+    history.update(third)
+    history.settle()
 
     for name, column in calm.rows.items():
         np.testing.assert_array_equal(history.rows[name], column)

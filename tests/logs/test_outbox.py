@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections.abc import Iterator
@@ -477,10 +478,15 @@ def test_lingering_ends_where_somebody_waits(log, start):
     """
     What was offered before is written with it, and lingering goes on after it.
     """
-    outbox = start(linger_s=3600.0)
+    outbox, lingers = start(linger_s=3600.0), queue.SimpleQueue()
+    wait = outbox._awaited.wait
+    outbox._awaited.wait = lambda rest_s: lingers.put(outbox._awaited.is_set()) or wait(rest_s)
+
     outbox.submit(item(0)).result(PATIENCE_S)
+    assert lingers.get(timeout=PATIENCE_S) is False
     outbox.offer(item(1))
     outbox.submit(item(2)).result(PATIENCE_S)
+    assert lingers.get(timeout=PATIENCE_S) is False
     outbox.offer(item(3))
 
     assert written(log) == [0, 1, 2]

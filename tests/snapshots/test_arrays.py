@@ -16,6 +16,7 @@ ARRAYS = {
     "columns": np.asfortranarray(np.arange(12.0).reshape(3, 4)),
     "text": np.array(["a", "bcd"]),
     "pairs": np.array([(1, 2.5)], dtype=[("a", "<u2"), ("b", "<f8")]),
+    "many": np.ones(2, [(f"a_long_name_{i}", ">i4") for i in range(20)]),
 }
 
 

@@ -217,7 +217,7 @@ def test_of_a_corrected_quality_the_part_with_its_row_alone_is_made_again(store,
     put = Store.put
     monkeypatch.setattr(Store, "put", lambda *part: made.append(part) or put(*part))
     rows = state.learned.history.rows
-    at = np.flatnonzero(rows["known"][:, Target.QUALITY])[:1]
+    at = np.flatnonzero(rows["known"][:, Target.QUALITY])[-1:]
     one = {name: column[at] for name, column in rows.items()}
     one |= {"targets": one["targets"] + 5, "pools": one["models"]}
     unknown = {"figures": np.zeros((1, 4), int), "figures_known": np.zeros((1, 4), bool)}
