@@ -172,7 +172,7 @@ def started(settings: Path) -> Iterator[tuple[str, float]]:
         command,
         stdout=sys.stderr.fileno(),
         stderr=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C is for us: told twice, it would not end in order
+        process_group=0,  # Ctrl-C is for us: told twice, it would not end in order
     )
     try:
         yield f"{listener.host}:{listener.port}", began_s

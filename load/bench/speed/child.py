@@ -36,7 +36,9 @@ def child(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        start_new_session=True,  # Ctrl-C is for us; it ends when its input does
+        # Ctrl-C is for us; it ends when its input does. The session stays ours: Linux shares cores
+        # among sessions first, so that with one of its own ten threads would have as much as we.
+        process_group=0,
         env=os.environ | ONE_THREAD | dict(environment or {}),
     )
     assert process.stdin and process.stdout

@@ -127,7 +127,7 @@ def _child(
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            start_new_session=True,  # Ctrl-C is for us; it ends when its input does
+            process_group=0,  # Ctrl-C is for us; it ends when its input does
             env=os.environ | one_thread,
         )
     assert child.stdin and child.stdout
