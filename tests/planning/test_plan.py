@@ -100,16 +100,27 @@ def test_a_plan_that_holds_anyway_is_its_own_hedge(folder):
     assert found["usd_per_h_more"] == 0.0
 
 
-def test_models_alone_are_tried_until_one_keeps_the_target(folder, monkeypatch):
-    """
-    The best one may be too slow for the trace's prompts however many replicas it has.
-    """
+def trickling(folder):
+    """A site, ten questions three seconds apart, and the search for its plans."""
     site = site_of(with_candidates(read_settings(folder / "fairlead.toml")))
     trickle = Trace("trickle", 3.0 * np.arange(10), np.full(10, 100), np.full(10, 20))
     file = TraceFile(trace=trickle, format="plain", rows=10)
     questions = questions_of(site.catalogue, None, file)
     search = Search(site, file, questions, PlanOptions(points=0), print)
-    best = site.catalogue.names[int(search._demand.worth.mean(axis=0).argmax())]
+    return site, questions, search
+
+
+def best_model(search):
+    """Of the highest value on average."""
+    return search.site.catalogue.names[int(search._demand.worth.mean(axis=0).argmax())]
+
+
+def test_models_alone_are_tried_until_one_keeps_the_target(folder, monkeypatch):
+    """
+    The best one may be too slow for the trace's prompts however many replicas it has.
+    """
+    site, _, search = trickling(folder)
+    best = best_model(search)
     (other,) = set(site.catalogue.names) - {best}
     tried, in_time = [], []
 
@@ -129,11 +140,7 @@ def test_a_hedge_takes_other_models_where_the_plans_alone_will_not_do(folder, mo
     """
     A model alone may be too slow at 1.5 times the forecast however many replicas it has.
     """
-    site = site_of(with_candidates(read_settings(folder / "fairlead.toml")))
-    trickle = Trace("trickle", 3.0 * np.arange(10), np.full(10, 100), np.full(10, 20))
-    file = TraceFile(trace=trickle, format="plain", rows=10)
-    questions = questions_of(site.catalogue, None, file)
-    search = Search(site, file, questions, PlanOptions(points=0), print)
+    site, questions, search = trickling(folder)
     counts = {plan.name: 0 for plan in site.fleet.pools}
     fleet = Sized(replicas=counts | {"small": 1}, unmet=0.0, usd_per_h=1.0)
 
@@ -161,11 +168,7 @@ def test_what_falls_short_on_all_of_the_trace_leaves_the_frontier(folder, monkey
     The busiest stretch may flatter a fleet. The next best is planned then, and nothing that the
     frontier shows is cheaper and better than the plan.
     """
-    site = site_of(with_candidates(read_settings(folder / "fairlead.toml")))
-    trickle = Trace("trickle", 3.0 * np.arange(10), np.full(10, 100), np.full(10, 20))
-    file = TraceFile(trace=trickle, format="plain", rows=10)
-    questions = questions_of(site.catalogue, None, file)
-    search = Search(site, file, questions, PlanOptions(points=0), print)
+    site, _, search = trickling(folder)
     on_all = {1: 0.4, 2: 0.5, 3: 1.0}  # share within target, by replicas
 
     def simulated(self, site, fleet, file):
@@ -272,12 +275,8 @@ def test_what_one_would_do_by_hand_is_tried(folder):
     """
     The best model alone is on the frontier or beaten there: estimates may prefer a worse mix.
     """
-    site = site_of(with_candidates(read_settings(folder / "fairlead.toml")))
-    trickle = Trace("trickle", 3.0 * np.arange(10), np.full(10, 100), np.full(10, 20))
-    file = TraceFile(trace=trickle, format="plain", rows=10)
-    questions = questions_of(site.catalogue, None, file)
-    search = Search(site, file, questions, PlanOptions(points=0), print)
-    best = site.catalogue.names[int(search._demand.worth.mean(axis=0).argmax())]
+    site, _, search = trickling(folder)
+    best = best_model(search)
 
     frontier = search.frontier()
 
