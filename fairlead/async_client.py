@@ -150,7 +150,7 @@ class AsyncClient(Connections):
         )
         try:
             async for reply in replies:
-                if (event := read(reply)) is not None:
+                for event in read(reply):
                     yield event
         except grpc.RpcError as failure:
             raise self._failed("Dispatch", failure, connection) from failure

@@ -146,8 +146,7 @@ class Client(Connections):
         )
         try:
             for reply in replies:
-                if (event := read(reply)) is not None:
-                    yield event
+                yield from read(reply)
         except grpc.RpcError as failure:
             raise self._failed("Dispatch", failure, connection) from failure
         finally:

@@ -9,7 +9,7 @@ before it begins: it has an `Ended` alone, with its `problem`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fairlead import wire
@@ -57,6 +57,7 @@ class DispatchRequest:
             merge=self.merge,
             agreement_min=self.agreement_min,
             escalate_to=self.escalate_to,
+            joined=True,
         )
 
     def _cascade(self) -> pb.Cascade | None:
@@ -139,8 +140,12 @@ class Ended:
 DispatchEvent = Routed | Piece | Ended
 
 
-def read(reply: pb.DispatchReply) -> DispatchEvent | None:
-    """Read one event; None for one that this client is too old to know."""
+def read(reply: pb.DispatchReply) -> Iterator[DispatchEvent]:
+    """Read the events of a message, but for those that this client is too old to know."""
+    return filter(None, map(_event, (reply, *reply.followed_by)))
+
+
+def _event(reply: pb.DispatchReply) -> DispatchEvent | None:
     kind = reply.WhichOneof("part")
     if kind == "piece":
         piece = reply.piece

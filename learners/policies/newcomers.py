@@ -175,7 +175,7 @@ def draw_within(
 
     A row's probabilities depend on what the rows before it drew, never on its own draw.
     """
-    if tries is None:
+    if tries is None or _certain(p, allowed):
         return p, draw(p, uniform)
     p = _cut(p, allowed, tries.share, tries.share < 1.0)
     limited = np.isfinite(tries.requests) | np.isfinite(tries.usd)
@@ -197,6 +197,12 @@ def draw_within(
         cap = np.where(limited & (left < 1.0), 0.0, cap)
         at = row + 1
     return p, chosen
+
+
+def _certain(p: Matrix, allowed: Mask) -> bool:
+    """Whether each row has one model that may be had, and it alone: then nothing can be cut."""
+    only = np.count_nonzero(allowed) == np.count_nonzero(p) == len(p)
+    return only and bool((p[allowed] == 1.0).all()) and bool(allowed.any(axis=1).all())
 
 
 def _cut(p: Matrix, allowed: Mask, cap: Floats, limited: Mask) -> Matrix:

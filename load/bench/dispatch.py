@@ -219,18 +219,20 @@ def _request(number: int) -> pb.DispatchRequest:
     return pb.DispatchRequest(
         route=router_pb2.RouteRequest(text=_text(number)),
         options_json=f'{{"max_tokens": {OUTPUT_TOKENS}}}',
+        joined=True,  # as our clients do
     )
 
 
 async def _dispatch(stub: dispatch_pb2_grpc.DispatcherStub, number: int, seen: Seen) -> None:
     began_s, text, first = time.perf_counter(), [], 0.0
     try:
-        async for reply in stub.Dispatch(_request(number), timeout=ANSWER_S_MAX):
-            if reply.HasField("piece"):
-                first = first or time.perf_counter()
-                text.append(reply.piece.text)
-            elif reply.HasField("ended"):
-                seen.answer("".join(text), reply.ended.output_tokens)
+        async for message in stub.Dispatch(_request(number), timeout=ANSWER_S_MAX):
+            for reply in (message, *message.followed_by):
+                if reply.HasField("piece"):
+                    first = first or time.perf_counter()
+                    text.append(reply.piece.text)
+                elif reply.HasField("ended"):
+                    seen.answer("".join(text), reply.ended.output_tokens)
     except grpc.aio.AioRpcError as error:
         seen.failed.append(str(error.details()))
         return

@@ -23,6 +23,9 @@ from serve.deploy.watched import COMMON, GRACE_S
 from streams.clock import now_ms
 
 DISPATCH_APP = "dispatch"
+# While a new view is made, 10 to 20 ms in a thread, every turn of the event loop waits for the
+# interpreter. Four times a second, as often as a trainer publishes, one request in eight met that.
+LOOK_S_MIN = 1.0
 
 
 class DispatchDeployment:
@@ -59,8 +62,12 @@ def router_within(
     # A dispatched request costs many times its scoring: batching would save nothing.
     batcher = replace(options.replica.servicer.batcher, gather_s_max=0.0)
     servicer = replace(options.replica.servicer, batcher=batcher)
+    live = replace(options.replica.live, poll_s=max(options.replica.live.poll_s, LOOK_S_MIN))
+    within = replace(
+        options.replica, listener=listener, servicer=servicer, live=live, dispatches=True
+    )
     return Replica(
-        replace(options.replica, listener=listener, servicer=servicer, dispatches=True),
+        within,
         site.log(),
         site.store(),
         site.catalogue(),

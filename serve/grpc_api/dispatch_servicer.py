@@ -9,7 +9,7 @@ everything made for it ends.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, cast
 
 import grpc
@@ -66,23 +66,26 @@ class DispatcherServicer(dispatch_pb2_grpc.DispatcherServicer):
         leaves while it waits to be asked for more.
         """
         try:
-            dispatch = read_dispatch(whole(request))
+            asked = whole(request)
+            dispatch = read_dispatch(asked)
             left_s = context.time_remaining()
             if left_s is not None:
                 _limit_deadline(dispatch.route, self._now_ms() + int(left_s * 1000))
             with self._streams.opened() as tenancy:
                 tenancy.belongs_to(dispatch.route.tenant)
 
-                async def written(event: Event) -> None:
-                    await self._streams.written(context.write(write(event)))
+                async def written(events: Sequence[Event]) -> None:
+                    replies = list(map(write, events))
+                    for reply in [joined(replies)] if asked.joined else replies:
+                        await self._streams.written(context.write(reply))
 
                 await PacedWriter(written).send(self._answer(dispatch))
         except Exception as error:
             # A client's own retries would multiply the attempts that have failed already.
             final = (NO_RETRY,) if isinstance(error, AttemptFailed) else ()
             code, message, trailing = refusal_of(error, final)
-            asked = getattr(request, "route", None)  # none in bytes that are no message
-            about = {"request_id": getattr(asked, "request_id", ""), "reason": reason_of(error)}
+            route = getattr(request, "route", None)  # none in bytes that are no message
+            about = {"request_id": getattr(route, "request_id", ""), "reason": reason_of(error)}
             if code is grpc.StatusCode.INTERNAL:
                 logger.error(
                     "a dispatch failed with an internal error", exc_info=error, extra=about
@@ -148,6 +151,13 @@ def _options(text: str) -> dict[str, object]:
 def _limit_deadline(route: router_pb2.RouteRequest, deadline_ms: int) -> None:
     if not route.HasField("deadline_unix_ms") or route.deadline_unix_ms > deadline_ms:
         route.deadline_unix_ms = deadline_ms
+
+
+def joined(replies: Sequence[pb.DispatchReply]) -> pb.DispatchReply:
+    """One message of several."""
+    first, *others = replies
+    first.followed_by.extend(others)
+    return first
 
 
 def write(event: Event) -> pb.DispatchReply:

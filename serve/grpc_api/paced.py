@@ -6,7 +6,7 @@
 A message costs grpc.aio some 150 µs of its event loop, whatever is in it: with 100 streams of
 fast models that is more than everything else a dispatcher does, and each first token would wait
 for it. Nobody reads faster than 50 times a second, and a slower model's pieces are written as they
-come.
+come. Who answers is written with the first token, the last piece with the end.
 
 Nothing is reordered, and nothing that was read is lost, also when reading fails.
 """
@@ -19,7 +19,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Seque
 from contextlib import aclosing
 from dataclasses import replace
 
-from serve.dispatch.answers import Event, Streamed
+from serve.dispatch.answers import Ended, Event, Routed, Streamed
 from serve.dispatch.backend import Piece
 
 PACE_S = 0.02  # between two writes of pieces
@@ -29,7 +29,8 @@ WAITING_MAX = 64  # pieces; a pool that sends more within the pace is not waited
 class PacedWriter:
     """Writes one call's events. Used once, from one event loop."""
 
-    def __init__(self, write: Callable[[Event], Awaitable[None]]) -> None:
+    def __init__(self, write: Callable[[Sequence[Event]], Awaitable[None]]) -> None:
+        """`write` takes events that are there together, at least one."""
         self._write = write
         self._waiting: list[Event] = []
         self._writing = asyncio.Lock()  # writers take their turns, so that order is kept
@@ -55,15 +56,25 @@ class PacedWriter:
             await self._end_timer()
 
     async def _take(self, event: Event) -> None:
-        """Write an event at once, unless it is a piece soon after others, or one came with it."""
+        """Write an event at once, unless another follows it, or it is a piece soon after others."""
         loop = asyncio.get_running_loop()
         self._waiting.append(event)
-        rest_s = self._wrote_s + PACE_S - loop.time()
-        full = len(self._waiting) >= WAITING_MAX
-        if full or not isinstance(event, Streamed) or (rest_s <= 0.0 and not event.piece.followed):
+        rest_s = self._rest_s(event, loop.time())
+        if rest_s <= 0.0 or len(self._waiting) >= WAITING_MAX:
             await self._flush()
-        elif rest_s > 0.0 and self._timer is None:
+        elif self._timer is None:
             self._timer = loop.call_later(rest_s, self._flush_later)
+
+    def _rest_s(self, event: Event, now_s: float) -> float:
+        """How long an event waits for others, if none comes."""
+        if isinstance(event, Ended):
+            return 0.0
+        if isinstance(event, Routed) or event.piece.followed:
+            return PACE_S
+        begun = self._wrote_s > -math.inf
+        if begun and event.piece.finish_reason:
+            return PACE_S
+        return self._wrote_s + PACE_S - now_s
 
     def _flush_later(self) -> None:
         self._timer = None
@@ -78,14 +89,19 @@ class PacedWriter:
         """Write what waits."""
         async with self._writing:
             waiting, self._waiting = self._waiting, []
+            self._stop_timer()
             if any(isinstance(event, Streamed) for event in waiting):
                 self._wrote_s = asyncio.get_running_loop().time()
-            for event in merged(waiting):
-                await self._write(event)
+            if waiting:
+                await self._write(tuple(merged(waiting)))
 
-    async def _end_timer(self) -> None:
+    def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
+
+    async def _end_timer(self) -> None:
+        self._stop_timer()
         if self._later is not None:
             self._later.cancel()  # nothing waits any more, or nobody does
             await asyncio.gather(self._later, return_exceptions=True)

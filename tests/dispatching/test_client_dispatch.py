@@ -291,6 +291,24 @@ def test_event_that_this_client_does_not_know_is_passed_over(caller, dispatcher)
     assert [type(event) for event in caller.all(ASKED)] == [Routed, Piece, Ended]
 
 
+def test_events_that_come_in_one_message_are_told_one_by_one(caller, dispatcher):
+    """
+    The client asks for that, and takes what an older dispatcher sends, too.
+    """
+    alone = [ROUTED, piece("a"), piece("b", finish_reason="stop"), ENDED]
+    together = [
+        pb.DispatchReply(routed=ROUTED.routed, followed_by=alone[1:2]),
+        pb.DispatchReply(piece=alone[2].piece, followed_by=[pb.DispatchReply(answer=7), ENDED]),
+    ]
+    dispatcher.script = alone
+    events = caller.all(ASKED)
+    dispatcher.script = together
+
+    assert caller.all(ASKED) == events
+    assert [type(event) for event in events] == [Routed, Piece, Piece, Ended]
+    assert all(asked.joined for asked in dispatcher.asked)
+
+
 # --- what is asked ---------------------------------------------------------------------------------
 
 

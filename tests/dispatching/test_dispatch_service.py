@@ -174,6 +174,28 @@ def test_an_answer_is_streamed_and_what_it_took_is_fed_back(tmp_path):
         assert counts[f"{SPENT}{key_of('large'):016x}"] == round(ended.cost_usd * 1e9)
 
 
+@pytest.mark.parametrize("fan_out", [1, 2])
+def test_replies_that_are_there_together_come_as_one_message_to_who_asks_for_that(
+    tmp_path, fan_out
+):
+    """
+    A first piece with who answers, the last with the end; the same replies in the same order.
+    """
+    with dispatching(tmp_path, {"large": answers(3), "medium": answers(3)}) as up:
+        messages = up.get(joined=True, fan_out=fan_out)
+        each = [[message, *message.followed_by] for message in messages]
+        replies = [reply for message in each for reply in message]
+
+        assert any(parts(message[:2]) == ["routed", "piece"] for message in each)
+        assert parts(each[-1][-2:])[-1] == "ended" and len(messages) < len(replies)
+        assert not any(reply.followed_by for message in each for reply in message[1:])
+        for i in range(fan_out):
+            kinds = parts([reply for reply in replies if reply.answer == i])
+            assert kinds == ["routed", *["piece"] * (len(kinds) - 2), "ended"]
+        text = "".join(r.piece.text for r in replies if r.answer == 0)
+        assert text == " w0 w1 w2"
+
+
 def test_messages_and_options_are_passed_on(tmp_path):
     with dispatching(tmp_path, {"large": answers(1)}) as up:
         message = {"role": "user", "content": [{"type": "text", "text": "hi"}]}

@@ -40,11 +40,13 @@ class Written:
 
     def __init__(self, takes_s: float = 0.0) -> None:
         self.events: list[tuple[float, Event]] = []
+        self.writes: list[tuple[Event, ...]] = []
         self._takes_s = takes_s
 
-    async def __call__(self, event: Event) -> None:
+    async def __call__(self, events: Sequence[Event]) -> None:
         await asyncio.sleep(self._takes_s)
-        self.events.append((asyncio.get_running_loop().time(), event))
+        self.writes.append(tuple(events))
+        self.events += [(asyncio.get_running_loop().time(), event) for event in events]
 
     @property
     def pieces(self) -> list[tuple[float, Streamed]]:
@@ -82,6 +84,28 @@ def test_the_first_token_is_written_at_once_and_the_next_at_a_pace():
     assert [e.piece.text for _, e in written.pieces] == ["a", "bc", "def", "gh"]
     assert times[1:3] == pytest.approx([PACE_S, 2 * PACE_S])
     assert written.events[-1] == (pytest.approx(0.049), ENDED)
+
+
+def test_who_answers_is_written_with_the_first_piece_and_the_last_piece_with_the_end():
+    """
+    The last piece waits for the end, but not for long; one that is the first does not.
+    """
+    last = word("c", finish_reason="stop")
+    steps = [(0.0, ROUTED), (0.0, word("a")), (0.05, word("b"))]
+
+    soon = sent([*steps, (0.05, last), (0.001, ENDED)])
+    late = sent([*steps, (0.05, last), (1.0, ENDED)])
+    alone = sent([(0.0, ROUTED), (0.0, last), (0.001, ENDED)])
+
+    assert [len(events) for events in soon.writes] == [2, 1, 2]
+    assert late.events[-2:] == [(pytest.approx(0.1 + PACE_S), last), (pytest.approx(1.1), ENDED)]
+    assert [at_s for at_s, _ in alone.events] == pytest.approx([0.0, 0.0, 0.001])
+
+
+def test_who_answers_is_written_also_where_no_piece_comes():
+    written = sent([(0.0, ROUTED), (1.0, ENDED)])
+
+    assert written.events == [(pytest.approx(PACE_S), ROUTED), (1.0, ENDED)]
 
 
 def test_pieces_of_a_slow_model_are_written_as_they_come():
@@ -176,7 +200,7 @@ def test_a_reader_who_is_slow_holds_the_answer_up():
             yield word("x")
             read += 1
 
-    async def stuck(event: Event) -> None:
+    async def stuck(events: Sequence[Event]) -> None:
         await asyncio.sleep(3600)
 
     async def scene() -> None:
@@ -202,7 +226,7 @@ def test_the_events_are_closed_when_writing_ends_early(cancelled):
         finally:
             closed = True
 
-    async def write(event: Event) -> None:
+    async def write(events: Sequence[Event]) -> None:
         if not cancelled:
             raise ConnectionError
 
@@ -224,7 +248,7 @@ def test_no_task_is_left_when_a_caller_leaves_while_writes_are_slow():
     left: list[int] = []
 
     async def work() -> None:
-        async def write(_: Event) -> None:
+        async def write(_: Sequence[Event]) -> None:
             await asyncio.sleep(0.0 if asyncio.get_running_loop().time() < PACE_S / 2 else 1000.0)
 
         pieces = played([(0.0, word("a"))] + [(2 * PACE_S / 3, word("b"))] * 20)

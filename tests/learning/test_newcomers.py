@@ -168,6 +168,26 @@ def test_where_all_are_new_nothing_is_cut():
     np.testing.assert_array_equal(found, p)
 
 
+@pytest.mark.parametrize("left", [0.0, 1.0, np.inf])
+@pytest.mark.parametrize("share", [0.04, 1.0])
+def test_where_one_model_alone_may_be_had_it_is_chosen_as_by_the_rule_for_all(left, share):
+    """
+    Whether its tries are used up or not. Beside a request that has a choice the rule for all
+    decides, and gives the lone one's the same.
+    """
+    p, allowed = np.eye(3)[[2, 0, 2]], np.eye(3, dtype=bool)[[2, 0, 2]]
+    choice = np.vstack([p, [[0.0, 0.0, 1.0]]]), np.vstack([allowed, [[True, False, True]]])
+    limit = Tries(np.array([np.inf, np.inf, left]), FREE, np.array([1.0, 1.0, share]))
+
+    alone, chosen = draw_within(p, allowed, limit, np.zeros((3, 3)), np.full(3, 0.5))
+    beside, _ = draw_within(*choice, limit, np.zeros((4, 3)), np.full(4, 0.5))
+
+    np.testing.assert_array_equal(alone, p)
+    np.testing.assert_array_equal(beside[:3], p)
+    assert chosen.tolist() == [2, 0, 2]
+    assert (beside[3, 2] < 1.0) == (left <= 1.0 or share < 1.0)
+
+
 def test_where_all_are_new_what_is_remembered_does_not_grow_with_requests():
     """
     All requests go to unproven models then: each costs as much as the first, and tries are as they

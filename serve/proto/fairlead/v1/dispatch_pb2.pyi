@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class DispatchRequest(_message.Message):
-    __slots__ = ("route", "messages", "options_json", "cascade", "fan_out", "merge", "agreement_min", "escalate_to")
+    __slots__ = ("route", "messages", "options_json", "cascade", "fan_out", "merge", "agreement_min", "escalate_to", "joined")
     ROUTE_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_JSON_FIELD_NUMBER: _ClassVar[int]
@@ -17,6 +17,7 @@ class DispatchRequest(_message.Message):
     MERGE_FIELD_NUMBER: _ClassVar[int]
     AGREEMENT_MIN_FIELD_NUMBER: _ClassVar[int]
     ESCALATE_TO_FIELD_NUMBER: _ClassVar[int]
+    JOINED_FIELD_NUMBER: _ClassVar[int]
     route: _router_pb2.RouteRequest
     messages: _containers.RepeatedCompositeFieldContainer[ChatMessage]
     options_json: str
@@ -25,7 +26,8 @@ class DispatchRequest(_message.Message):
     merge: str
     agreement_min: float
     escalate_to: str
-    def __init__(self, route: _Optional[_Union[_router_pb2.RouteRequest, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., options_json: _Optional[str] = ..., cascade: _Optional[_Union[Cascade, _Mapping]] = ..., fan_out: _Optional[int] = ..., merge: _Optional[str] = ..., agreement_min: _Optional[float] = ..., escalate_to: _Optional[str] = ...) -> None: ...
+    joined: bool
+    def __init__(self, route: _Optional[_Union[_router_pb2.RouteRequest, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., options_json: _Optional[str] = ..., cascade: _Optional[_Union[Cascade, _Mapping]] = ..., fan_out: _Optional[int] = ..., merge: _Optional[str] = ..., agreement_min: _Optional[float] = ..., escalate_to: _Optional[str] = ..., joined: _Optional[bool] = ...) -> None: ...
 
 class ChatMessage(_message.Message):
     __slots__ = ("role", "content")
@@ -48,16 +50,18 @@ class Cascade(_message.Message):
     def __init__(self, confidence_min: _Optional[float] = ..., by: _Optional[str] = ..., probes: _Optional[int] = ..., temperature: _Optional[float] = ...) -> None: ...
 
 class DispatchReply(_message.Message):
-    __slots__ = ("answer", "routed", "piece", "ended")
+    __slots__ = ("answer", "routed", "piece", "ended", "followed_by")
     ANSWER_FIELD_NUMBER: _ClassVar[int]
     ROUTED_FIELD_NUMBER: _ClassVar[int]
     PIECE_FIELD_NUMBER: _ClassVar[int]
     ENDED_FIELD_NUMBER: _ClassVar[int]
+    FOLLOWED_BY_FIELD_NUMBER: _ClassVar[int]
     answer: int
     routed: Routed
     piece: AnswerPiece
     ended: Ended
-    def __init__(self, answer: _Optional[int] = ..., routed: _Optional[_Union[Routed, _Mapping]] = ..., piece: _Optional[_Union[AnswerPiece, _Mapping]] = ..., ended: _Optional[_Union[Ended, _Mapping]] = ...) -> None: ...
+    followed_by: _containers.RepeatedCompositeFieldContainer[DispatchReply]
+    def __init__(self, answer: _Optional[int] = ..., routed: _Optional[_Union[Routed, _Mapping]] = ..., piece: _Optional[_Union[AnswerPiece, _Mapping]] = ..., ended: _Optional[_Union[Ended, _Mapping]] = ..., followed_by: _Optional[_Iterable[_Union[DispatchReply, _Mapping]]] = ...) -> None: ...
 
 class Routed(_message.Message):
     __slots__ = ("model", "pool", "endpoint", "ticket", "decision", "attempts", "escalated")
