@@ -201,8 +201,8 @@ def draw_within(
 
 def _certain(p: Matrix, allowed: Mask) -> bool:
     """Whether each row has one model that may be had, and it alone: then nothing can be cut."""
-    only = np.count_nonzero(allowed) == np.count_nonzero(p) == len(p)
-    return only and bool((p[allowed] == 1.0).all()) and bool(allowed.any(axis=1).all())
+    each = np.count_nonzero(allowed) == np.count_nonzero(p) == len(p)
+    return each and bool((p[allowed] == 1.0).all())
 
 
 def _cut(p: Matrix, allowed: Mask, cap: Floats, limited: Mask) -> Matrix:

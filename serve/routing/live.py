@@ -65,9 +65,7 @@ class LiveOptions:
     """How the view is kept fresh."""
 
     # A listing of ten names costs 0.1 ms.
-    poll_s: float = option(
-        0.1, "Seconds between looks at the store; a dispatcher's are at least 1.", ge=0.01, le=3600
-    )
+    poll_s: float = option(0.1, "Seconds between looks; a dispatcher's: ≥ 1.", ge=0.01, le=3600)
     # A failure or an outcome is rare; a rate is believed after about as many outcomes.
     error_prior_weight: float = 20.0
     latency_prior_weight: float = 5.0
