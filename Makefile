@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: install run test test-slow test-random lint proto buf api docs site kafka llm-pools vllm-pools peers planners axe browser dist audit clean
 
 # What installing compiles, so that no first start has to; `make test` does it again for what changed.
-COMPILE := $(BIN)/python -m learners.kernels load.simulation.machines.engine_kernels
+COMPILE := $(BIN)/python -m learners.kernels $(addprefix load.simulation.machines.,engine_kernels meter_kernels)
 
 install: $(INSTALLED)
 

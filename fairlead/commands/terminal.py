@@ -82,7 +82,7 @@ def load_kernels() -> None:
     from load.simulation.machines.engines import KERNELS
 
     with late("Loading compiled code. The first time it is compiled, which takes some 30 s …"):
-        load_all(KERNELS)
+        load_all(*KERNELS)
 
 
 @contextlib.contextmanager

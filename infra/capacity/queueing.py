@@ -123,16 +123,16 @@ def _load_for_wait(servers: int, service_s: float, cv2: float, wait_s_max: float
     """The highest load at which the wait is short enough: it grows with the load."""
     if wait_s_max < 0.0:
         return 0.0
-    waits, unit_s = _waits(servers), service_s * (1.0 + cv2)
-    if unit_s * waits[-1] <= wait_s_max:
+    grid, unit_s = waits(servers), service_s * (1.0 + cv2)
+    if unit_s * grid[-1] <= wait_s_max:
         return LOAD_MAX
     wanted = wait_s_max / unit_s
-    above = bisect_right(waits, wanted)
-    share = (wanted - waits[above - 1]) / (waits[above] - waits[above - 1])
+    above = bisect_right(grid, wanted)
+    share = (wanted - grid[above - 1]) / (grid[above] - grid[above - 1])
     return LOAD_MAX * (above - 1 + share) / GRID
 
 
 @cache
-def _waits(servers: int) -> list[float]:
+def waits(servers: int) -> list[float]:
     """Kimura's wait at loads from 0 to the highest, where service takes a second each time."""
     return [wait_s(servers, LOAD_MAX * i / GRID, service_s=1.0, cv2=0.0) for i in range(GRID + 1)]

@@ -86,7 +86,7 @@ def simulate_parts(
     """The same of a traffic that comes in parts. `ended` gets its requests in their order, some at
     a time, when all before them have ended, too; then nothing is known of them here any more.
     """
-    load_all(KERNELS)  # how fast a run is does not depend on what was compiled before
+    load_all(*KERNELS)  # how fast a run is does not depend on what was compiled before
     with one_core():
         began_s = time.process_time()
         with Simulation(

@@ -27,8 +27,15 @@ from msgspec import Raw
 
 from streams.telemetry import service_sums
 from streams.telemetry.format_1 import upgraded
-from streams.telemetry.received import Received, Source, Tables, gauges_of, keep_latest
-from streams.telemetry.records import AnyTelemetry, PoolState, RouterState
+from streams.telemetry.received import (
+    Received,
+    Source,
+    Tables,
+    gauges_of,
+    gauges_of_each,
+    keep_latest,
+)
+from streams.telemetry.records import AnyTelemetry, PoolState, ReplicaStates, RouterState
 from streams.telemetry.service_sums import ServiceTable
 from streams.telemetry.tally import LARGEST, Made, Tally, joined, tally_of
 
@@ -141,9 +148,10 @@ class FleetState:
         source = Source(appended_at_ms, record.sequence)
         keep_latest(tables.sources, record.source, source, SOURCES_MAX)
         at_ms = max(0, min(record.to_unix_ms, appended_at_ms))
-        if isinstance(record, PoolState):  # most are: they count in one pool, and nowhere else
+        if isinstance(record, PoolState | ReplicaStates):  # as most: they count in one pool alone
             self._made_in(self._slot_until(at_ms), record.pool).add(record)
-            service_sums.note(tables.service, record, at_ms, appended_at_ms)
+            if isinstance(record, PoolState):
+                service_sums.note(tables.service, record, at_ms, appended_at_ms)
         else:
             tally = tally_of(record)
             tables.totals.add(tally.bare())
@@ -204,10 +212,11 @@ class FleetState:
         """Keep the latest gauges."""
         tables = self._tables
         before, tables.received_ms = tables.received_ms, max(received_ms, tables.received_ms)
-        if isinstance(record, PoolState):
-            key = joined(record.pool, record.replica)
-            replica = Received(received_ms, gauges_of(record))
-            keep_latest(tables.replicas, key, replica, REPLICAS_MAX)
+        if isinstance(record, PoolState | ReplicaStates):
+            each = [gauges_of(record)] if isinstance(record, PoolState) else gauges_of_each(record)
+            for one in each:
+                key = joined(one.pool, one.replica)
+                keep_latest(tables.replicas, key, Received(received_ms, one), REPLICAS_MAX)
         elif isinstance(record, RouterState):
             router = Received(received_ms, gauges_of(record))
             keep_latest(tables.routers, record.source, router, SOURCES_MAX)

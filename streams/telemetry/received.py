@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from streams.telemetry.records import PoolState, RouterState
+from streams.telemetry.records import GAUGES, PoolState, ReplicaStates, RouterState
 from streams.telemetry.service_sums import ServiceTable
 from streams.telemetry.tally import Tally
 
@@ -26,6 +26,11 @@ SILENT_MS = 10_000  # a process that reported nothing for longer is taken to be 
 # Of a pool's record: counts of its window, which are not how things stand.
 POOL_COUNTS = ("tokens", "prompt_tokens", "cached_tokens", "preempted")
 
+# Of replicas that are reported on together: what is the same of all.
+OF_ALL = (
+    "source", "sequence", "from_unix_ms", "to_unix_ms", "pool", "model", "gpu", "region", "derived",
+    "watts_from",
+)  # fmt: skip
 NO_COUNTS = dict.fromkeys(POOL_COUNTS, 0)
 
 Reported = TypeVar("Reported", PoolState, RouterState)
@@ -69,6 +74,19 @@ def gauges_of(record: Reported) -> Reported:
             first_tokens=[], **NO_COUNTS,
         )  # fmt: skip
     return replace(record, mix=[], refused=0)
+
+
+def gauges_of_each(record: ReplicaStates) -> list[PoolState]:
+    """What records of its own would say of each replica, without counts."""
+    head = {name: getattr(record, name) for name in OF_ALL}
+    columns = zip(record.replica, *(getattr(record, name) for name in GAUGES), strict=True)
+    return [
+        PoolState(
+            replica=replica, state=state, queued=queued, running=running, kv_use=kv_use, load=load,
+            watts=watts, **head,
+        )
+        for replica, state, queued, running, kv_use, load, watts in columns
+    ]  # fmt: skip
 
 
 def keep_latest(table: dict[str, Latest], key: str, found: Latest, most: int) -> None:

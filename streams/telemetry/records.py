@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -33,6 +33,7 @@ POOLS_MAX = 1024  # pools, and pairs of model and pool; then OTHER
 BUDGETS_MAX = 256
 PERIODS_MAX = 5  # of one budget: those that a replica remembers, and the next
 ENDED_MAX = 64  # replicas, in one record
+TOGETHER_MAX = 512  # replicas of a pool, in one record: with names of 200 bytes it is 140 KB
 KINDS_MAX = 64  # of failures, and targets of rerouting, per pool; then OTHER
 WINDOW_MS_MAX = 60_000  # a longer window would blur what the last minute was like
 NAME_LENGTH_MAX = 200
@@ -241,6 +242,9 @@ class RouterState(Telemetry, tag="router"):
     latency_ms_p99: Annotated[Amount | None, Meta(description="Likewise.")] = None
 
 
+ReplicaPhase = Literal["starting", "ready", "draining"]
+
+
 class PoolState(Telemetry, tag="pool"):
     """One replica of a pool, by itself or by a dispatcher that watches it."""
 
@@ -249,7 +253,7 @@ class PoolState(Telemetry, tag="pool"):
     replica: Annotated[Name, Meta(description="Its id or address, the same from whoever reports.")]
     gpu: Annotated[Text, Meta(description="Type of GPU.")] = ""
     region: Text = ""
-    state: Literal["starting", "ready", "draining"] = "ready"
+    state: ReplicaPhase = "ready"
     queued: Annotated[Count, Meta(description="Requests waiting in it.")] = 0
     running: Annotated[Count, Meta(description="Requests being answered.")] = 0
     kv_use: Annotated[Share, Meta(description="Share of its key-value cache in use.")] = 0.0
@@ -338,6 +342,43 @@ class PoolState(Telemetry, tag="pool"):
     ] = "measured"
 
 
+Gauge = TypeVar("Gauge")
+GAUGES = ("state", "queued", "running", "kv_use", "load", "watts")  # of `PoolState`, in columns
+Column = Annotated[list[Gauge], Meta(min_length=1, max_length=TOGETHER_MAX)]
+
+
+class ReplicaStates(Telemetry, tag="replicas"):
+    """Replicas of one pool, by who sees them together: what `PoolState` says of each, in columns.
+
+    All columns are of one length. What they made is told of all together.
+    """
+
+    pool: Name
+    model: Name
+    replica: Annotated[Column[Name], Meta(description="Of each its id or address.")]
+    state: Column[ReplicaPhase]
+    queued: Column[Count]
+    running: Column[Count]
+    kv_use: Column[Share]
+    load: Column[Amount | None]
+    watts: Column[Amount]
+    joules: Column[Amount]
+    gpu: Text = ""
+    region: Text = ""
+    derived: bool = False
+    watts_from: Literal["measured", "figures"] = "measured"
+    tokens: Count = 0
+    ttft_ms: LatencyHistogram = []
+    tpot_ms: LatencyHistogram = []
+
+    def __post_init__(self) -> None:
+        """Raises ValueError, which is an error of validation to who decodes."""
+        n = len(self.replica)
+        for name in (*GAUGES, "joules"):
+            if (found := len(getattr(self, name))) != n:
+                raise ValueError(f"`{name}` is of {found} replicas, `replica` of {n}")
+
+
 class DispatchWindow(Part):
     """What was dispatched to one pool."""
 
@@ -365,7 +406,7 @@ class DispatchState(Telemetry, tag="dispatch"):
     pools: Annotated[list[DispatchWindow], Meta(max_length=POOLS_MAX + 1)]
 
 
-AnyTelemetry = Workload | RouterState | PoolState | DispatchState
+AnyTelemetry = Workload | RouterState | PoolState | ReplicaStates | DispatchState
 _decode = msgspec.json.Decoder(AnyTelemetry).decode
 _encode = msgspec.json.Encoder().encode
 

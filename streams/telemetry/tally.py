@@ -30,6 +30,7 @@ from streams.telemetry.records import (
     DispatchState,
     DispatchWindow,
     PoolState,
+    ReplicaStates,
     RouterState,
     Workload,
 )
@@ -131,10 +132,11 @@ class Made:
         self.ttft_ms: Counts = {}
         self.tpot_ms: Counts = {}
 
-    def add(self, record: PoolState) -> None:
+    def add(self, record: PoolState | ReplicaStates) -> None:
         """Count one record."""
+        joules = record.joules if isinstance(record, ReplicaStates) else [record.joules]
         self.tokens += record.tokens
-        self.millijoules += round(record.joules * JOULE)
+        self.millijoules += sum(round(of_one * JOULE) for of_one in joules)
         count_into(self.ttft_ms, record.ttft_ms)
         count_into(self.tpot_ms, record.tpot_ms)
 
@@ -211,7 +213,7 @@ def tally_of(record: AnyTelemetry) -> Tally:
         for pair in record.mix:
             decided = MixTally(pair.decisions, pair.explored)
             add_under(tally.mix, joined(pair.model, pair.pool), decided, POOLS_MAX)
-    elif isinstance(record, PoolState):
+    elif isinstance(record, PoolState | ReplicaStates):
         made = Made()
         made.add(record)
         tally.pools[record.pool] = made.tally()

@@ -44,7 +44,7 @@ def test_no_compiling_counts_as_time_of_a_simulation(monkeypatch):
     with pytest.raises(Reached):
         simulate_parts([], None, None, None, None, options, [], None)
 
-    assert happened == [(KERNELS,), "clock"]
+    assert happened == [KERNELS, "clock"]
 
 
 def test_all_kernels_are_loaded(monkeypatch):
@@ -53,7 +53,7 @@ def test_all_kernels_are_loaded(monkeypatch):
 
     terminal.load_kernels()
 
-    assert loaded == [*ALL, KERNELS]
+    assert loaded == [*ALL, *KERNELS]
 
 
 def test_who_waits_long_is_told_why(monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
@@ -16,8 +16,8 @@ from strategies import lightly
 from infra.capacity.fleet import Emulation
 from infra.capacity.latency_target import LatencyTarget
 from learners.kernels import compiled
-from load.simulation.machines.engines import KERNELS, CompiledEngines
-from load.simulation.machines.offered import Offered
+from load.simulation.machines.engines import ENGINES, KERNELS, METERS, CompiledEngines
+from load.simulation.machines.offered import Offered, Rows
 from load.simulation.machines.plain_engines import PlainEngines
 
 GAUGES = (
@@ -43,11 +43,15 @@ def kernels():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled, "compiled", lambda *types: lambda function: function)
         patch.setattr(compiled, "inlined", lambda function: function)
-        spec = importlib.util.find_spec(KERNELS)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
+        yield [as_written(name) for name in KERNELS]
+
+
+def as_written(name: str):
+    spec = importlib.util.find_spec(name)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def emulation(performance) -> Emulation:
@@ -59,8 +63,7 @@ def emulation(performance) -> Emulation:
 def play(engines, seed: int, performances, steps: int = 12) -> list:
     """Batches over some replicas in two pools, one of which is lost on the way: all that is seen."""
     rng, told = np.random.default_rng(seed), []
-    opened = [engines.open(emulation(p), 600, 0.0) for p in performances]
-    rows = [row for row, _ in opened]
+    rows = [engines.open(emulation(p), 600, 0.0) for p in performances]
     pools = [rows[: len(rows) // 2 + 1], rows[len(rows) // 2 + 1 :]]
     now_s, number = 0.0, 0
     for step in range(steps):
@@ -77,25 +80,23 @@ def play(engines, seed: int, performances, steps: int = 12) -> list:
         )
         number += n
         taken, at = np.full(n, -1), 0
-        while (at := engines.take(offered, at, pools, now_s, taken)) < n:
+        while (at := engines.take(offered, at, Rows.of(pools), now_s, taken)) < n:
             told.append(("refused", step, at))
             at += 1
         now_s = to_s
-        answered = engines.advance(rows, to_s)
+        answered = engines.advance(np.array(rows), to_s)
         told += [taken.tolist(), answered.numbers.tolist(), answered.output_tokens.tolist()]
         told += [answered.first_s.tolist(), answered.ended_s.tolist()]
         if step % 3 == 2:
-            engines.look(rows, to_s)
-            told += [[getattr(g, name) for name in GAUGES] for row, g in opened if row in rows]
-            told += [
-                (list(c.came), dict(c.ttft_ms), dict(c.tpot_ms)) for c in engines.counted(rows)
-            ]
+            told += [[getattr(engines.look(row, to_s), name) for name in GAUGES] for row in rows]
+            told += map(astuple, engines.report(Rows.of([*pools, []]), to_s))
         if step == steps // 2:
             gone = engines.close(rows[0])
             told += [gone.numbers.tolist(), gone.first_s.tolist()]
             rows, pools[0] = rows[1:], pools[0][1:]
-            row, gauges = engines.open(emulation(performances[0]), 600, to_s)
-            opened, rows = [*opened[1:], (row, gauges)], [*rows, row]
+            row = engines.open(emulation(performances[0]), 600, to_s)
+            engines.begin(row, to_s)
+            rows = [*rows, row]
             pools[1] = [*pools[1], row]
         told += [engines.in_flight(row) for row in rows]
     return told
@@ -109,7 +110,7 @@ def test_the_kernels_do_what_the_engine_does(kernels, seed):
     """
     performances = [TIGHT, ROOMY, TIGHT, TIGHT]
     target = LatencyTarget()
-    one = play(CompiledEngines(kernels, target), seed, performances)
+    one = play(CompiledEngines(*kernels, target), seed, performances)
     assert one == play(PlainEngines(target), seed, performances)
     assert any(isinstance(told, tuple) and told[0] == "refused" for told in one) or seed
 
@@ -119,8 +120,8 @@ def test_compiled_they_do_it_too():
     Where numba is installed: the same bits as Python's.
     """
     pytest.importorskip("numba", reason="kernels are compiled where numba is installed")
-    found, target = compiled.kernels(KERNELS), LatencyTarget()
-    assert found is sys.modules[KERNELS]
+    found, target = [compiled.kernels(name) for name in KERNELS], LatencyTarget()
+    assert found == [sys.modules[ENGINES], sys.modules[METERS]]
     for seed in range(40):
-        one = play(CompiledEngines(found, target), seed, [TIGHT, ROOMY, TIGHT, ROOMY], 30)
+        one = play(CompiledEngines(*found, target), seed, [TIGHT, ROOMY, TIGHT, ROOMY], 30)
         assert one == play(PlainEngines(target), seed, [TIGHT, ROOMY, TIGHT, ROOMY], 30)

@@ -352,7 +352,7 @@ def test_replica_that_goes_says_so_and_takes_no_energy_after():
     engine.submit(0, 100, 50, 1.0)
     engine.advance(ended_s)
     assert machines.joules == pytest.approx(engine.energy_j + 1.01 * POWER.idle_w, rel=1e-9)
-    said = {(report.pool, report.state) for report in machines.reports(10.0)}
+    said = {(report.pool, *report.state) for report in machines.reports(10.0)}
     assert said == {("small-h100", "draining"), ("large-h100", "draining")}
     assert machines.reports(11.0) == []
 
@@ -826,10 +826,12 @@ def test_whatever_befalls_a_fleet_it_knows_who_is_where():
                 state: [r for r in one.replicas if r.state == state]
                 for state in ("starting", "ready", "draining", "gone")
             }
-            assert [r.row for r in one.replicas] == one.rows
-            assert [r.row for r in by["ready"]] == one.ready_rows
+            assert by["ready"] == one.ready
             assert by["draining"] == one.draining
             assert not by["gone"]
             assert one.next_start_s == min((r.ready_s for r in by["starting"]), default=np.inf)
             seen |= {state for state, there in by.items() if there}
+        there, ready = machines._rows
+        assert there.by_pool() == [[r.row for r in one.replicas] for one in machines.pools]
+        assert ready.by_pool() == [[r.row for r in one.ready] for one in machines.pools]
     assert seen == {"starting", "ready", "draining"}

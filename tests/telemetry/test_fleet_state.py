@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from load.bench.recovery.made_telemetry import made_telemetry
 from streams.errors import BadTelemetry
@@ -28,6 +29,7 @@ from streams.telemetry.records import (
     DispatchWindow,
     MixWindow,
     PoolState,
+    ReplicaStates,
     RouterState,
     Workload,
     decode,
@@ -426,6 +428,40 @@ def test_pool_is_the_sum_of_its_live_replicas():
     assert (later.replicas, later.queued, later.silent_s) == ({"gone": 3}, 0, 10.001)
 
 
+def test_replicas_that_are_reported_together_are_as_if_each_reported_alone():
+    """
+    The same gauges, counts and views, but for who says so; energy is rounded for each.
+    """
+    gauges = [
+        {"state": "ready", "queued": 2, "running": 3, "kv_use": 0.5, "load": 0.7, "watts": 60.0},
+        {"state": "starting", "queued": 0, "running": 0, "kv_use": 0.0, "load": None, "watts": 9.0},
+    ]
+    joules, place = [0.1004, 0.2004], {"gpu": "l4", "region": "eu", "derived": True}
+    counts = {"tokens": 7, "ttft_ms": [(3, 2)], "tpot_ms": [(4, 1)]}
+    alone = [
+        (pool(source, 0, replica=name, joules=j, **of, **place, **(counts if name == "a" else {})), NOW_MS)
+        for source, name, of, j in zip((A, B), "ab", gauges, joules, strict=True)
+    ]  # fmt: skip
+    columns = {name: [of[name] for of in gauges] for name in gauges[0]}
+    together = ReplicaStates(
+        pool="p", model="m", replica=["a", "b"], joules=joules, **columns, **place, **counts,
+        **head(C, 0, NOW_MS),
+    )  # fmt: skip
+
+    one, other = folded(alone), folded([(together, NOW_MS)])
+
+    assert fleet_view.pools(other, NOW_MS) == fleet_view.pools(one, NOW_MS)
+    assert fleet_view.pools(other, NOW_MS)["p"].joules == 0.3
+    assert other.replicas.keys() == one.replicas.keys()
+    for key, received in other.replicas.items():
+        assert (
+            replace(received.record, source=one.replicas[key].record.source)
+            == one.replicas[key].record
+        )
+    assert other.n_sources == 1
+    assert not other.fold(together, NOW_MS)
+
+
 def test_latest_word_on_a_replica_counts_whoever_says_it():
     """
     Two dispatchers watch the same server: its queue is not twice as long. What they saw adds up.
@@ -480,6 +516,7 @@ def test_energy_and_dispatch_add_up_for_a_pool_nobody_else_speaks_of():
 NAMES = st.text(max_size=5) | st.sampled_from(["p", OTHER, "default", "\ud800", "😀", "x" * 200])
 COUNTS = st.integers(-1, 10**9) | st.sampled_from([0, 10**9])
 AMOUNTS = st.floats(allow_nan=False) | st.sampled_from([0, 1e9, 0.5])
+BOTH = st.lists(COUNTS, min_size=2, max_size=2)
 HISTOGRAMS = st.lists(st.tuples(st.integers(0, 93), st.integers(1, 10**9)), max_size=3)
 TABLES = st.dictionaries(NAMES, COUNTS, max_size=3)
 PARTS = {
@@ -500,6 +537,12 @@ PARTS = {
     "pool": {
         "pool": NAMES, "model": NAMES, "replica": NAMES, "joules": AMOUNTS, "watts": AMOUNTS,
         "kv_use": AMOUNTS, "tokens": COUNTS, "ttft_ms": HISTOGRAMS,
+    },
+    "replicas": {
+        "pool": NAMES, "model": NAMES, "replica": st.lists(NAMES, min_size=2, max_size=2),
+        "state": st.just(["ready", "draining"]), "queued": BOTH, "running": BOTH,
+        "kv_use": st.just([0.0, 1.0]), "load": st.just([None, 1e9]), "watts": st.just([0.0, 1e9]),
+        "joules": st.lists(AMOUNTS, min_size=2, max_size=2), "tokens": COUNTS,
     },
     "dispatch": {
         "pools": st.lists(

@@ -26,6 +26,7 @@ from streams.telemetry.records import (
     KINDS_MAX,
     OTHER,
     RECORD_BYTES_MAX,
+    TOGETHER_MAX,
     WINDOW_MS_MAX,
     Reason,
     decode,
@@ -43,6 +44,11 @@ GAUGES = RouterGauges(
     snapshot_version=1001, snapshot_age_ms=250, loop_lag_ms_max=1.5, loop_busy_share=0.25
 )
 HEAD = {"source": SOURCE, "sequence": 0, "from_unix_ms": NOW_MS - 1000, "to_unix_ms": NOW_MS}
+TOGETHER = {
+    **HEAD, "kind": "replicas", "pool": "p", "model": "m", "replica": ["r", "s"],
+    "state": ["ready", "starting"], "queued": [0, 1], "running": [2, 3], "kv_use": [0.25, 0.5],
+    "load": [0.75, None], "watts": [60.0, 70.0], "joules": [0.1004, 0.2004],
+}  # fmt: skip
 POOL = {**HEAD, "kind": "pool", "pool": "p", "model": "m", "replica": "r"}
 
 
@@ -134,7 +140,7 @@ def test_what_is_encoded_is_decoded_under_the_source_as_key():
     pairs_ = encode(records)
 
     assert {type(r).__name__ for r in records} == {
-        "Workload", "RouterState", "PoolState", "DispatchState",
+        "Workload", "RouterState", "PoolState", "ReplicaStates", "DispatchState",
     }  # fmt: skip
     assert [decode(value) for _, value in pairs_] == records
     assert [key for key, _ in pairs_] == [record.source.encode() for record in records]
@@ -208,6 +214,46 @@ def test_field_out_of_bounds_refuses_its_record(field, value, reason):
     assert field in caught.value.detail
 
 
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("replica", []),
+        ("replica", ["r", ""]),
+        ("replica", [f"r{i}" for i in range(TOGETHER_MAX + 1)]),
+        ("state", ["ready"]),
+        ("load", [0.75, None, 0.5]),
+        ("joules", [0.1]),
+        ("kv_use", [0.25, 1.1]),
+        ("queued", None),
+    ],
+)
+def test_a_column_that_is_not_of_every_replica_refuses_its_record(column, value):
+    assert decode(json.dumps(TOGETHER).encode()).replica == ["r", "s"]
+
+    with pytest.raises(BadTelemetry) as caught:
+        decode(json.dumps({**TOGETHER, column: value}).encode())
+
+    assert caught.value.reason == Reason.BAD_FIELD
+    assert f"`{column}`" in caught.value.detail or f"$.{column}" in caught.value.detail
+
+
+def test_the_longest_record_of_replicas_fits():
+    """
+    As many as one takes, with the longest names and numbers there are.
+    """
+    n, full = TOGETHER_MAX, [[i, 10**9] for i in range(LATENCY_MS.last + 1)]
+    each = {
+        "state": "draining", "queued": 10**9, "running": 10**9, "kv_use": 0.1 + 0.2, "load": 1e9 / 3,
+        "watts": 1e9 / 3, "joules": 1e9 / 3,
+    }  # fmt: skip
+    columns = {name: [value] * n for name, value in each.items()}
+    names = [f"{i:0200}" for i in range(n)]
+    record = {**TOGETHER, **columns, "replica": names, "ttft_ms": full, "tpot_ms": full}
+    said = {**record, "pool": "p" * 200, "model": "m" * 200, "gpu": "g" * 200, "region": "r" * 200}
+
+    assert decode(json.dumps(said).encode()).replica == names
+
+
 def test_fields_of_later_versions_are_passed_over():
     assert decode(json.dumps({**POOL, "colour": "red"}).encode()) == decode(
         json.dumps(POOL).encode()
@@ -226,6 +272,8 @@ def test_no_bytes_do_worse_than_be_refused(value):
 def test_no_field_does_worse_than_be_refused(value):
     for field in (*POOL, "ttft_ms", "watts"):
         good(json.dumps({**POOL, field: value}).encode("utf-8", "surrogatepass"))
+    for field in ("replica", "load"):
+        good(json.dumps({**TOGETHER, field: value}).encode("utf-8", "surrogatepass"))
 
 
 # --- from decisions to records
@@ -543,7 +591,7 @@ def test_the_page_names_every_field_reason_and_limit():
     named = set(re.findall(r"`([a-z_\d]+)(?:\[\])?`", PAGE))
     for kind in (
         telemetry.Workload, telemetry.ClassWindow, telemetry.DemandWindow, telemetry.RouterState, telemetry.MixWindow,
-        telemetry.PoolState, telemetry.DispatchState, telemetry.DispatchWindow,
+        telemetry.PoolState, telemetry.ReplicaStates, telemetry.DispatchState, telemetry.DispatchWindow,
     ):  # fmt: skip
         for field in kind.__struct_encode_fields__:
             assert field in named or f"`{field}[]`" in PAGE, f"{kind.__name__}.{field}"

@@ -18,12 +18,13 @@ from streams.telemetry.records import (
     DispatchWindow,
     MixWindow,
     PoolState,
+    ReplicaStates,
     RouterState,
     Workload,
     encode,
 )
 
-N_SOURCES = 6
+N_SOURCES = 7
 WINDOW_MS = 1000
 TENANTS = ("default", "acme", "globex")
 MODELS = ("small", "large")
@@ -57,7 +58,7 @@ def _record(
         "from_unix_ms": to_ms - WINDOW_MS,
         "to_unix_ms": to_ms,
     }
-    kind = number % 4
+    kind = number % 5
     if kind == 0:
         return Workload(classes=[_class_window(name, rng) for name in TENANTS], **of)
     if kind == 1:
@@ -67,10 +68,9 @@ def _record(
         ]
         return RouterState(mix=mix, refused=int(rng.integers(3)), snapshot_version=1001, **of)
     if kind == 2:
-        model = MODELS[number // 4 % 2]
         return PoolState(
-            pool=f"{model}-pool",
-            model=model,
+            pool="small-pool",
+            model="small",
             replica=f"replica-{number}",
             gpu="l4",
             queued=int(rng.integers(9)),
@@ -83,6 +83,8 @@ def _record(
             tpot_ms=_histogram(rng),
             **of,
         )
+    if kind == 3:
+        return _replicas(2, rng, of)
     window = DispatchWindow(
         pool="small-pool",
         attempts=int(rng.integers(9)),
@@ -91,6 +93,26 @@ def _record(
         rerouted={"large-pool": int(rng.integers(3))},
     )
     return DispatchState(pools=[window], **of)
+
+
+def _replicas(n: int, rng: np.random.Generator, of: dict[str, Any]) -> ReplicaStates:
+    """Replicas that are reported on together."""
+    return ReplicaStates(
+        pool="large-pool",
+        model="large",
+        replica=[f"large-{i}" for i in range(n)],
+        state=["ready"] * n,
+        queued=rng.integers(9, size=n).tolist(),
+        running=rng.integers(9, size=n).tolist(),
+        kv_use=rng.random(n).tolist(),
+        load=rng.random(n).tolist(),
+        watts=[300.0] * n,
+        joules=rng.uniform(0.0, 300.0, n).tolist(),
+        tokens=int(rng.integers(9000)),
+        ttft_ms=_histogram(rng),
+        tpot_ms=_histogram(rng),
+        **of,
+    )
 
 
 def _class_window(name: str, rng: np.random.Generator) -> ClassWindow:

@@ -4,8 +4,8 @@
                                            ├─ silent ──▶ lost
                                            └─ garbled ─▶ broken bytes, or numbers that can't be
 
-A garbled record of a replica says that it is a thousand times as full as it may be, with a billion
-requests in it, or is not JSON at all, or comes from a time that is no time. Routers' are broken.
+A garbled record of replicas says that they are absurdly full, with a billion requests in each, or
+is not JSON at all, or comes from a time that is no time. Routers' are broken.
 
 What is garbled is garbled by chance alone, from the generator that is handed in.
 """
@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from streams.log.contract import TELEMETRY, Log
-from streams.telemetry.records import AnyTelemetry, PoolState, encode
+from streams.telemetry.records import AnyTelemetry, ReplicaStates, encode
 
 ABSURD_LOAD, ABSURD_COUNT, ABSURD_WATTS = 1e9, 10**9, 1e9  # the most that a record may say
 
@@ -46,14 +46,15 @@ class VirtualTelemetry:
             return key, value[: len(value) // 2]
         if kind == 1:
             return key, self._rng.bytes(64)
-        if kind == 2 or not isinstance(record, PoolState):
+        if kind == 2 or not isinstance(record, ReplicaStates):
             return key, value.replace(b'"to_unix_ms":', b'"to_unix_ms":-')
+        n = len(record.replica)
         absurd = msgspec.structs.replace(
             record,
-            load=ABSURD_LOAD,
-            queued=ABSURD_COUNT,
-            running=ABSURD_COUNT,
-            watts=ABSURD_WATTS,
-            kv_use=1.0,
+            load=[ABSURD_LOAD] * n,
+            queued=[ABSURD_COUNT] * n,
+            running=[ABSURD_COUNT] * n,
+            watts=[ABSURD_WATTS] * n,
+            kv_use=[1.0] * n,
         )
         return encode([absurd])[0]

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
@@ -33,11 +34,14 @@ from load.simulation.machines.offered import (
     Ints,
     Lost,
     Offered,
+    Reported,
+    Rows,
 )
 from load.simulation.machines.replica import VirtualReplica
 from load.simulation.machines.tariff import Tariff
-from streams.telemetry.records import PoolState
-from streams.telemetry.window import Reporter
+from streams.telemetry.histogram import pairs
+from streams.telemetry.records import TOGETHER_MAX, ReplicaStates
+from streams.telemetry.window import SOURCE_BYTES, Reporter
 
 UNIX_MS = 1_760_000_000_000  # what a simulation's time 0 is to telemetry: some time in 2025
 
@@ -57,8 +61,6 @@ class VirtualPool:
         self.replicas: list[VirtualReplica] = []  # not gone, the oldest first
         self.ready: list[VirtualReplica] = []  # of them, those that requests are shared among
         self.draining: list[VirtualReplica] = []
-        self.rows: list[int] = []  # of engines: of all replicas
-        self.ready_rows: list[int] = []
         self.next_start_s = math.inf
         self.launched = 0  # ever
 
@@ -72,14 +74,17 @@ class VirtualPool:
         return len(self.replicas) - self.n("draining")
 
     def arrange(self) -> None:
-        """After states have changed, which is seldom: who is asked every tick looks them up."""
+        """Look up who is in which state."""
         self.replicas = [r for r in self.replicas if r.state != "gone"]
         self.ready = [r for r in self.replicas if r.state == "ready"]
         self.draining = [r for r in self.replicas if r.state == "draining"]
-        self.rows = [r.row for r in self.replicas]
-        self.ready_rows = [r.row for r in self.ready]
         starting = (r.ready_s for r in self.replicas if r.state == "starting")
         self.next_start_s = min(starting, default=math.inf)
+
+    def reporting(self, now_s: float) -> list[list[VirtualReplica]]:
+        """Replicas on a machine that is there to say so, as many together as one record takes."""
+        there = [r for r in self.replicas if r.state != "starting" or r.reports_s <= now_s]
+        return [there[i : i + TOGETHER_MAX] for i in range(0, len(there), TOGETHER_MAX)]
 
     def next_to_go(self) -> VirtualReplica:
         """Of those that are not to go yet, the one that has least to do; the youngest of equals."""
@@ -98,7 +103,6 @@ class VirtualFleet:
         engines: Engines | None = None,
     ) -> None:
         """With the replicas to begin with, ready at time 0. `engines` None: the fastest."""
-        self._target, self._rng = target, rng
         self._engines = engines_for(target) if engines is None else engines
         self._described = fleet
         self.pools = [VirtualPool(plan) for plan in fleet.pools]
@@ -110,13 +114,25 @@ class VirtualFleet:
         self.changes = 0  # replicas launched, and let go, since the beginning
         self.usd = {gpu.name: 0.0 for gpu in fleet.gpus}  # of replicas that are gone
         self.joules = 0.0  # likewise
-        self._last_words: list[PoolState] = []  # of those that went in good order
+        self._reporter = Reporter(rng.bytes(SOURCE_BYTES).hex(), unix_ms(0.0))
+        self._last_words: list[tuple[VirtualReplica, Reported]] = []  # who went in good order
         self._warm: Counter[tuple[str, str]] = Counter()  # GPUs just let go, by type and region
         for pool in self.pools:
             for _ in range(pool.plan.replicas):
                 self._launch(pool, 0.0, ready_s=0.0)
         self.changes = 0
         self.start(0.0)
+
+    @cached_property
+    def _rows(self) -> tuple[Rows, Rows]:
+        """Rows of all replicas, and of those that are ready."""
+        rows = Rows.of([[r.row for r in pool.replicas] for pool in self.pools])
+        return rows, Rows.of([[r.row for r in pool.ready] for pool in self.pools])
+
+    def _arrange(self, pool: VirtualPool) -> None:
+        """After states have changed, which is seldom: who is asked every tick looks them up."""
+        pool.arrange()
+        self.__dict__.pop("_rows", None)
 
     # --- requests
 
@@ -137,12 +153,11 @@ class VirtualFleet:
 
         A pool takes none that has no replica, nor one whose prompt is too long.
         """
-        ready = [pool.ready_rows for pool in self.pools]
-        return self._engines.take(offered, first, ready, now_s, taken)
+        return self._engines.take(offered, first, self._rows[1], now_s, taken)
 
     def advance(self, to_s: float) -> Answered:
         """Let time pass; requests answered since, pool by pool."""
-        answered = self._engines.advance([row for pool in self.pools for row in pool.rows], to_s)
+        answered = self._engines.advance(self._rows[0].rows, to_s)
         drained = [r for pool in self.pools for r in pool.draining if not r.in_flight]
         for replica in drained:
             self._say_goodbye(replica, to_s)
@@ -172,7 +187,7 @@ class VirtualFleet:
             for replica in pool.replicas:
                 if replica.state == "starting" and replica.ready_s <= now_s:
                     replica.begin()
-            pool.arrange()
+            self._arrange(pool)
 
     def _release(self, pool: VirtualPool, now_s: float) -> None:
         """Let a replica go: at once if it has nothing to do, else when it has answered."""
@@ -180,7 +195,7 @@ class VirtualFleet:
         self.changes += 1
         if replica.in_flight:
             replica.state = "draining"
-            pool.arrange()
+            self._arrange(pool)
         else:
             self._say_goodbye(replica, now_s)
             self._leave(replica, now_s)
@@ -189,10 +204,8 @@ class VirtualFleet:
         """As a real one does when it is stopped, so that it is not taken to be there."""
         if replica.state == "starting" and replica.reports_s > now_s:
             return
-        replica.state = "draining"  # it leaves at once
-        self._engines.look([replica.row], now_s)
-        (counted,) = self._engines.counted([replica.row])
-        self._last_words.append(replica.report(counted, unix_ms(now_s)))
+        (said,) = self._engines.report(Rows.of([[replica.row]]), now_s)
+        self._last_words.append((replica, said))
 
     def _launch_wanted(self, now_s: float) -> None:
         for pool in self.pools:
@@ -210,7 +223,6 @@ class VirtualFleet:
         return True
 
     def _launch(self, pool: VirtualPool, now_s: float, ready_s: float) -> None:
-        source = self._rng.bytes(8).hex()
         pool.launched += 1
         self.changes += 1
         pool.replicas.append(
@@ -219,18 +231,16 @@ class VirtualFleet:
                 pool.launched,
                 now_s,
                 ready_s=ready_s,
-                target=self._target,
-                reporter=Reporter(source, unix_ms(now_s)),
                 engines=self._engines,
             )
         )
-        pool.arrange()
+        self._arrange(pool)
 
     def _leave(self, replica: VirtualReplica, at_s: float) -> Lost:
         """A replica is gone: its bill and its energy are known. Returns what it had to do."""
         pool = self._by_name[replica.plan.name]
         replica.leave(at_s)
-        pool.arrange()
+        self._arrange(pool)
         n_gpus = replica.plan.gpus_per_replica
         if at_s >= replica.reports_s:  # before that its machine has not come yet
             self._warm[pool.gpu.name, pool.plan.region] += n_gpus
@@ -302,15 +312,44 @@ class VirtualFleet:
 
     # --- what is known of it
 
-    def reports(self, now_s: float) -> list[PoolState]:
-        """A record of every replica's telemetry window, and the last words of those that went."""
-        now_ms = unix_ms(now_s)
-        said, self._last_words = self._last_words, []
-        there = [r for r in self._all() if r.state != "starting" or r.reports_s <= now_s]
-        rows = [replica.row for replica in there]
-        self._engines.look(rows, now_s)
-        counted = zip(there, self._engines.counted(rows), strict=True)
-        return said + [replica.report(of, now_ms) for replica, of in counted]
+    def reports(self, now_s: float) -> list[ReplicaStates]:
+        """What the replicas of each pool say of themselves, and the last words of who went."""
+        window = self._reporter.window(unix_ms(now_s))
+        together = [some for pool in self.pools for some in pool.reporting(now_s)]
+        found = self._engines.report(Rows.of([[r.row for r in some] for some in together]), now_s)
+        said = [([replica], words) for replica, words in self._last_words]
+        self._last_words = []
+        said += zip(together, found, strict=True)
+        return [self._record(replicas, reported, window) for replicas, reported in said]
+
+    def _record(
+        self, replicas: Sequence[VirtualReplica], reported: Reported, window: tuple[int, int]
+    ) -> ReplicaStates:
+        """Of replicas of one pool."""
+        plan = replicas[0].plan
+        return ReplicaStates(
+            **self._reporter.head(window),
+            pool=plan.name,
+            model=plan.model,
+            gpu=plan.gpu.name if plan.gpu else "",
+            region=plan.region,
+            derived=plan.derived,
+            watts_from="figures",
+            replica=[replica.address for replica in replicas],
+            state=[replica.phase for replica in replicas],
+            queued=reported.queued,
+            running=reported.running,
+            kv_use=reported.kv_use,
+            load=[
+                None if replica.state == "starting" else load
+                for replica, load in zip(replicas, reported.load, strict=True)
+            ],
+            watts=reported.watts,
+            joules=reported.joules,
+            tokens=reported.tokens,
+            ttft_ms=pairs(reported.ttft_ms),
+            tpot_ms=pairs(reported.tpot_ms),
+        )
 
     def described(self) -> Fleet:
         """The fleet as its description would say now: prices and GPUs as they are."""

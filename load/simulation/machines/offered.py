@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple, Protocol
+from itertools import pairwise
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,10 +71,35 @@ class Lost:
 NOBODY = Lost(np.zeros(0, np.int64), np.zeros(0))
 
 
-class Counted(NamedTuple):
-    """What a replica's meter wants to know of a window."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """Rows of replicas by pool: those of pool p are `rows[starts[p] : starts[p + 1]]`."""
 
-    came: Sequence[float]  # for `LoadGauge.came_together`
+    rows: Ints
+    starts: Ints  # (P + 1,)
+
+    @classmethod
+    def of(cls, pools: Sequence[Sequence[int]]) -> Rows:
+        """Of each pool's rows."""
+        flat = np.array([row for pool in pools for row in pool], np.int64)
+        return cls(flat, np.cumsum([0, *map(len, pools)]))
+
+    def by_pool(self) -> list[list[int]]:
+        """Each pool's rows."""
+        return [self.rows[a:b].tolist() for a, b in pairwise(self.starts.tolist())]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Reported:
+    """What replicas of a pool report of themselves, in columns as `ReplicaStates` has them."""
+
+    queued: list[int]
+    running: list[int]
+    kv_use: list[float]
+    load: list[float]
+    watts: list[float]
+    joules: list[float]
+    tokens: int  # of all together, as what follows
     ttft_ms: Counts
     tpot_ms: Counts
 
@@ -81,24 +107,18 @@ class Counted(NamedTuple):
 class Engines(Protocol):
     """The engines of all replicas; `rows` are what `open` gave. Times never go back."""
 
-    def open(
-        self, emulation: Emulation, context_tokens_max: int, now_s: float
-    ) -> tuple[int, EngineGauges]:
-        """A replica more: its row, and its gauges."""
+    def open(self, emulation: Emulation, context_tokens_max: int, now_s: float) -> int:
+        """A replica more: its row."""
 
-    def take(
-        self,
-        offered: Offered,
-        first: int,
-        ready: Sequence[Sequence[int]],
-        now_s: float,
-        taken: Ints,
-    ) -> int:
-        """Give rows from `first` on to replicas of their pools (`ready`, by pool), until one is not
-        taken: its row, or n. `taken` gets the pools. An answer ends where the context does.
+    def begin(self, row: int, now_s: float) -> None:
+        """Measure a replica's load from now on: it is ready."""
+
+    def take(self, offered: Offered, first: int, ready: Rows, now_s: float, taken: Ints) -> int:
+        """Give rows from `first` on to `ready` replicas of their pools, until one is not taken: its
+        row, or n. `taken` gets the pools. An answer ends where the context does.
         """
 
-    def advance(self, rows: Sequence[int], to_s: float) -> Answered:
+    def advance(self, rows: Ints, to_s: float) -> Answered:
         """Let time pass in replicas that have requests."""
 
     def in_flight(self, row: int) -> int:
@@ -107,11 +127,11 @@ class Engines(Protocol):
     def last_end_s(self, row: int) -> float:
         """When it last ended an answer."""
 
-    def look(self, rows: Sequence[int], now_s: float) -> None:
-        """Bring gauges up to date; who is behind a time is moved there."""
+    def look(self, row: int, now_s: float) -> EngineGauges:
+        """One replica's gauges; if it is behind a time it is moved there."""
 
-    def counted(self, rows: Sequence[int]) -> list[Counted]:
-        """What was counted of each since the last call."""
+    def report(self, pools: Rows, now_s: float) -> list[Reported]:
+        """What the replicas of each pool did since they reported last, and how they are."""
 
     def close(self, row: int) -> Lost:
         """A replica is gone, and what it had, in the order it came."""

@@ -1,24 +1,27 @@
-"""The engines of all replicas of a simulation, each an `infra.emulator.engine` of its own.
+"""The engines of all replicas of a simulation, each an `infra.emulator.engine` with its own meter.
 
 They stand in for `CompiledEngines` where there is no numba, and are what those are compared with.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
 from infra.capacity.fleet import Emulation
 from infra.capacity.latency_target import LatencyTarget
-from infra.capacity.load import rates_of
 from infra.emulator.engine import FINISHED, FIRST_TOKEN, Engine
 from infra.emulator.gauges import EngineGauges
-from learners.work import WorkRates
-from load.simulation.machines.offered import Answered, Counted, Ints, Lost, Offered
+from infra.pools.replica_meter import ReplicaMeter
+from load.simulation.machines.offered import Answered, Ints, Lost, Offered, Reported, Rows
 from serve.health.health import less_loaded
-from streams.telemetry.histogram import LATENCY_MS
+from streams.telemetry.histogram import Counts, count_into
+from streams.telemetry.pool_window import ReplicaIdentity
+from streams.telemetry.records import PoolState
+from streams.telemetry.window import SOURCE_BYTES, Reporter
+
+NAMELESS = ReplicaIdentity(pool="", model="", replica="")  # who reports it says who it is
 
 
 class Flight:
@@ -32,24 +35,16 @@ class Flight:
 
 
 class PlainReplica:
-    """One engine, its requests, and what was counted since somebody asked."""
+    """One engine, its requests, and its meter."""
 
-    __slots__ = (
-        "address", "context_tokens_max", "engine", "flights", "last_end_s", "latencies", "rates",
-        "sums",
-    )  # fmt: skip
-
-    def __init__(self, engine: Engine, context_tokens_max: int, rates: WorkRates) -> None:
-        self.engine, self.context_tokens_max, self.rates = engine, context_tokens_max, rates
-        self.address = ""
+    def __init__(
+        self, engine: Engine, context_tokens_max: int, target: LatencyTarget, now_s: float
+    ) -> None:
+        self.engine, self.context_tokens_max = engine, context_tokens_max
+        self.meter = ReplicaMeter(NAMELESS, engine, target)
         self.flights: dict[Flight, None] = {}  # that it has, in the order they came
-        self.last_end_s = 0.0
-        self.begin()
-
-    def begin(self) -> None:
-        """Count from zero."""
-        self.sums = [0.0] * 5
-        self.latencies: tuple[Counter[int], Counter[int]] = (Counter(), Counter())
+        self.last_end_s, self._reported_s = 0.0, now_s
+        self._reporter = Reporter("0" * 2 * SOURCE_BYTES, 0)
 
     @property
     def in_flight(self) -> int:
@@ -68,25 +63,34 @@ class PlainReplica:
         flight = Flight(number, at_s, output)
         self.engine.submit(flight, prompt, output, begin_s, priority=priority, slow=slow)
         self.flights[flight] = None
-        work_s = self.rates.work_s(prompt, output_tokens=output)
-        came = (1.0, prompt, output, work_s, work_s * work_s)
-        self.sums = [before + new for before, new in zip(self.sums, came, strict=True)]
+        self.meter.count_request(prompt, output)
         return True
 
     def advance(self, to_s: float, answered: list[tuple[Flight, float]]) -> None:
         """Let time pass; who was answered is appended."""
-        ttft, tpot = self.latencies
         for flight, kind, at_s in self.engine.advance(to_s):
             if kind is FIRST_TOKEN:
                 flight.first_s = at_s
-                ttft[LATENCY_MS.index((at_s - flight.at_s) * 1000.0)] += 1
+                self.meter.count_first_token((at_s - flight.at_s) * 1000.0)
             elif kind is FINISHED:
                 del self.flights[flight]
                 answered.append((flight, at_s))
                 self.last_end_s = at_s
                 if flight.output_tokens > 1:
                     tpot_s = (at_s - flight.first_s) / (flight.output_tokens - 1)
-                    tpot[LATENCY_MS.index(tpot_s * 1000.0)] += 1
+                    self.meter.count_answer(tpot_s * 1000.0)
+
+    def look(self, now_s: float) -> Engine:
+        """Bring it up to a time."""
+        if self.engine.now_s < now_s:
+            self.engine.advance(now_s)
+        return self.engine
+
+    def report(self, now_s: float) -> PoolState:
+        """What its meter says of it."""
+        elapsed_s = self.look(now_s).now_s - self._reported_s
+        self._reported_s = self.engine.now_s
+        return self.meter.report(self._reporter, (0, 1), "ready", elapsed_s)
 
 
 class PlainEngines:
@@ -97,26 +101,21 @@ class PlainEngines:
         self._replicas: dict[int, PlainReplica] = {}
         self._n = 0
 
-    def open(
-        self, emulation: Emulation, context_tokens_max: int, now_s: float
-    ) -> tuple[int, EngineGauges]:
+    def open(self, emulation: Emulation, context_tokens_max: int, now_s: float) -> int:
         """See `Engines`."""
         engine = Engine(emulation.performance, emulation.power, now_s)
-        rates = rates_of(emulation.performance, self._target)
         self._n += 1
-        self._replicas[self._n] = PlainReplica(engine, context_tokens_max, rates)
-        return self._n, engine
+        self._replicas[self._n] = PlainReplica(engine, context_tokens_max, self._target, now_s)
+        return self._n
 
-    def take(
-        self,
-        offered: Offered,
-        first: int,
-        ready: Sequence[Sequence[int]],
-        now_s: float,
-        taken: Ints,
-    ) -> int:
+    def begin(self, row: int, now_s: float) -> None:
         """See `Engines`."""
-        pools = [[self._replicas[row] for row in rows] for rows in ready]
+        self._replicas[row].look(now_s)
+        self._replicas[row].meter.begin()
+
+    def take(self, offered: Offered, first: int, ready: Rows, now_s: float, taken: Ints) -> int:
+        """See `Engines`."""
+        pools = [[self._replicas[row] for row in rows] for rows in ready.by_pool()]
         asked = zip(*(column[first:].tolist() for column in offered.columns()), strict=True)
         for row, (number, at_s, prompt, output, priority, uniform, slow, place) in enumerate(
             asked, first
@@ -132,10 +131,10 @@ class PlainEngines:
             taken[row] = place
         return len(taken)
 
-    def advance(self, rows: Sequence[int], to_s: float) -> Answered:
+    def advance(self, rows: Ints, to_s: float) -> Answered:
         """See `Engines`."""
         answered: list[tuple[Flight, float]] = []
-        for row in rows:
+        for row in rows.tolist():
             if self._replicas[row].flights:
                 self._replicas[row].advance(to_s, answered)
         flights = [flight for flight, _ in answered]
@@ -154,23 +153,38 @@ class PlainEngines:
         """See `Engines`."""
         return self._replicas[row].last_end_s
 
-    def look(self, rows: Sequence[int], now_s: float) -> None:
+    def look(self, row: int, now_s: float) -> EngineGauges:
         """See `Engines`."""
-        for row in rows:
-            engine = self._replicas[row].engine
-            if engine.now_s < now_s:
-                engine.advance(now_s)
+        return self._replicas[row].look(now_s)
 
-    def counted(self, rows: Sequence[int]) -> list[Counted]:
+    def report(self, pools: Rows, now_s: float) -> list[Reported]:
         """See `Engines`."""
-        replicas = [self._replicas[row] for row in rows]
-        found = [Counted(replica.sums, *replica.latencies) for replica in replicas]
-        for replica in replicas:
-            replica.begin()
-        return found
+        return [
+            _together([self._replicas[row].report(now_s) for row in rows])
+            for rows in pools.by_pool()
+        ]
 
     def close(self, row: int) -> Lost:
         """See `Engines`."""
         flights = list(self._replicas.pop(row).flights)
         numbers = np.array([flight.number for flight in flights], np.int64)
         return Lost(numbers, np.array([flight.first_s for flight in flights]))
+
+
+def _together(records: Sequence[PoolState]) -> Reported:
+    ttft_ms: Counts = {}
+    tpot_ms: Counts = {}
+    for record in records:
+        count_into(ttft_ms, record.ttft_ms)
+        count_into(tpot_ms, record.tpot_ms)
+    return Reported(
+        queued=[record.queued for record in records],
+        running=[record.running for record in records],
+        kv_use=[record.kv_use for record in records],
+        load=[record.load or 0.0 for record in records],
+        watts=[record.watts for record in records],
+        joules=[record.joules for record in records],
+        tokens=sum(record.tokens for record in records),
+        ttft_ms=ttft_ms,
+        tpot_ms=tpot_ms,
+    )

@@ -3,8 +3,7 @@
     launch ──start-up, load──▶ ready ──drain──▶ draining ──last answer──▶ gone
        └────────── stopped, or dies with its machine ───────────────────▶ gone
 
-It is powered, and paid for, from its launch until it is gone. What it reports is what a
-real one's `PoolVitals` would.
+It is powered, and paid for, from its launch until it is gone.
 
 A replica that drains gets no more requests, and finishes those it has.
 """
@@ -14,13 +13,9 @@ from __future__ import annotations
 from typing import Literal
 
 from infra.capacity.fleet import Emulation, PoolPlan
-from infra.capacity.latency_target import LatencyTarget
 from infra.emulator.engine import WATERMARK
-from infra.pools.replica_meter import ReplicaMeter
-from load.simulation.machines.offered import Counted, Engines
-from streams.telemetry.pool_window import ReplicaIdentity
-from streams.telemetry.records import PoolState
-from streams.telemetry.window import Reporter
+from load.simulation.machines.offered import Engines
+from streams.telemetry.records import ReplicaPhase
 
 State = Literal["starting", "ready", "draining", "gone"]
 
@@ -29,8 +24,7 @@ class VirtualReplica:
     """See above. Times are seconds of the simulation."""
 
     __slots__ = (
-        "_engines", "_looked_s", "_meter", "_reporter", "address", "gauges", "gone_s", "launched_s",
-        "plan", "ready_s", "row", "state",
+        "_engines", "address", "gone_s", "joules", "launched_s", "plan", "ready_s", "row", "state",
     )  # fmt: skip
 
     def __init__(
@@ -40,8 +34,6 @@ class VirtualReplica:
         launched_s: float,
         *,
         ready_s: float,
-        target: LatencyTarget,
-        reporter: Reporter,
         engines: Engines,
     ) -> None:
         """`engines` run its own among others."""
@@ -49,10 +41,9 @@ class VirtualReplica:
         self.address = f"{plan.name}/{number}"
         self.gone_s = float("inf")
         self.state: State = "starting"
+        self.joules = 0.0  # that it used, when it is gone
         self._engines = engines
-        self.row, self.gauges = engines.open(_emulation(plan), context_tokens_max(plan), launched_s)
-        self._meter = ReplicaMeter(_identity(plan, self.address), self.gauges, target)
-        self._reporter, self._looked_s = reporter, launched_s  # the time of the last report
+        self.row = engines.open(_emulation(plan), context_tokens_max(plan), launched_s)
 
     @property
     def reports_s(self) -> float:
@@ -61,9 +52,13 @@ class VirtualReplica:
 
     def begin(self) -> None:
         """Be ready; its load is measured from now on."""
-        self._engines.look([self.row], self.ready_s)
-        self._meter.begin()
+        self._engines.begin(self.row, self.ready_s)
         self.state = "ready"
+
+    @property
+    def phase(self) -> ReplicaPhase:
+        """Its state, to telemetry: a replica that is gone had its last word as it drained."""
+        return "draining" if self.state == "gone" else self.state
 
     @property
     def in_flight(self) -> int:
@@ -72,23 +67,10 @@ class VirtualReplica:
 
     def leave(self, at_s: float) -> None:
         """Be gone from a time on."""
-        self._engines.look([self.row], at_s)
+        gauges = self._engines.look(self.row, at_s)
+        over_s = max(0.0, gauges.now_s - at_s)  # it was idle then
+        self.joules = gauges.energy_j - over_s * _emulation(self.plan).power.idle_w
         self.state, self.gone_s = "gone", at_s
-
-    @property
-    def joules(self) -> float:
-        """Energy used until it was gone."""
-        over_s = max(0.0, self.gauges.now_s - self.gone_s)  # it was idle then
-        return self.gauges.energy_j - over_s * _emulation(self.plan).power.idle_w
-
-    def report(self, counted: Counted, now_ms: int) -> PoolState:
-        """What it reports of itself, when its engine has been looked at."""
-        assert self.state != "gone", f"{self.address}: what is gone reports nothing"
-        window, now_s = self._reporter.window(now_ms), self.gauges.now_s
-        elapsed_s, self._looked_s = now_s - self._looked_s, now_s
-        self._meter.count_requests(counted.came)
-        self._meter.count_latencies(counted.ttft_ms, counted.tpot_ms)
-        return self._meter.report(self._reporter, window, self.state, elapsed_s)
 
 
 def context_tokens_max(plan: PoolPlan) -> int:
@@ -102,14 +84,3 @@ def context_tokens_max(plan: PoolPlan) -> int:
 def _emulation(plan: PoolPlan) -> Emulation:
     assert plan.emulation is not None, f"{plan.name}: only emulated pools run in virtual time"
     return plan.emulation
-
-
-def _identity(plan: PoolPlan, address: str) -> ReplicaIdentity:
-    return ReplicaIdentity(
-        pool=plan.name,
-        model=plan.model,
-        replica=address,
-        gpu=plan.gpu.name if plan.gpu else "",
-        region=plan.region,
-        derived=plan.derived,
-    )
