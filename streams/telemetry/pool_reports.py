@@ -150,6 +150,7 @@ def pool_reports(fleet: FleetState) -> Mapping[str, PoolReports]:
 
 
 def _pool_reports(fleet: FleetState) -> Mapping[str, PoolReports]:
-    found = by_pool(sorted(fleet.replicas.items()))
+    replicas = fleet.replicas
+    found = by_pool((key, replicas[key]) for key in sorted(replicas))
     reports = {pool: live(received, fleet.received_ms) for pool, received in found.items()}
     return {pool: of for pool, of in reports.items() if of.replicas}

@@ -164,7 +164,7 @@ class RouterWindow:
         self._n_rows = self._refused = 0
         self._classes: dict[str, _Class] = {}
         self._names = ClassNames()
-        self._mix: dict[tuple[str, str], NDArray[np.int64]] = {}  # decisions, explored
+        self._mix: dict[tuple[str, str], tuple[int, int]] = {}  # decisions, explored
         self._took_s: list[float] = []
 
     def count_took(self, took_s: float) -> None:
@@ -256,14 +256,12 @@ class RouterWindow:
         pool: NDArray[np.intp],
         explored: NDArray[np.bool_],
     ) -> None:
-        cells, of = np.unique(chosen * len(pools) + pool, return_inverse=True)
-        n = len(cells)
-        counts = np.stack(
-            [np.bincount(of, minlength=n), np.bincount(of[explored], minlength=n)], axis=1
-        )
-        for cell, counted in zip(cells.tolist(), counts, strict=True):
+        cells = chosen * len(pools) + pool
+        also = dict(filled(cells[explored]))
+        for cell, n in filled(cells):
             pair = (models[cell // len(pools)], pools[cell % len(pools)])
-            self._mix[pair] = self._mix.get(pair, 0) + counted
+            decided, tried = self._mix.get(pair, (0, 0))
+            self._mix[pair] = decided + n, tried + also.get(cell, 0)
 
     def _count_arrivals(self, batches: Sequence[DecidedBatch]) -> None:
         """Count the requests of batches over the same models, by class."""
@@ -347,14 +345,15 @@ class RouterWindow:
         ]
 
     def _mix_windows(self) -> list[MixWindow]:
-        ranked = sorted(self._mix.items(), key=lambda item: (-int(item[1][0]), item[0]))
-        kept: dict[tuple[str, str], NDArray[np.int64]] = {}
-        for number, ((model, pool), counts) in enumerate(ranked):
+        ranked = sorted(self._mix.items(), key=lambda item: (-item[1][0], item[0]))
+        kept: dict[tuple[str, str], tuple[int, int]] = {}
+        for number, ((model, pool), (decided, explored)) in enumerate(ranked):
             pair = (clean(model), clean(pool)) if number < POOLS_MAX else (OTHER, OTHER)
-            kept[pair] = kept.get(pair, 0) + counts
+            before = kept.get(pair, (0, 0))
+            kept[pair] = before[0] + decided, before[1] + explored
         return [
-            MixWindow(model=model, pool=pool, decisions=int(counts[0]), explored=int(counts[1]))
-            for (model, pool), counts in kept.items()
+            MixWindow(model=model, pool=pool, decisions=decided, explored=explored)
+            for (model, pool), (decided, explored) in kept.items()
         ]
 
 

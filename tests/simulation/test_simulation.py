@@ -409,7 +409,9 @@ def test_replica_with_the_fewest_requests_goes_first_and_before_it_one_that_star
     machines = VirtualFleet(three, LatencyTarget(), np.random.default_rng(0), engines)
     replicas = list(machines.pools[0].replicas)
     for replica, n in zip(replicas, (2, 1, 3), strict=True):
-        engines.take(offered(n, output_tokens=1000), 0, Rows.of([[replica.row]]), 1.0, np.full(n, -1))
+        engines.take(
+            offered(n, output_tokens=1000), 0, Rows.of([[replica.row]]), 1.0, np.full(n, -1)
+        )
 
     machines.resize({"small-h100": 4}, 1.0)
     machines.resize({"small-h100": 3}, 1.1)

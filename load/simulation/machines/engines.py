@@ -141,10 +141,9 @@ class CompiledEngines:
         n = len(offered.numbers)
         self._make_room(n)
         rows = np.array([first, n])
-        asked = np.stack(
-            [offered.numbers, offered.prompt_tokens, offered.output_tokens, offered.priority],
-            axis=1,
-        )
+        asked = np.empty((n, 4), np.int64)
+        asked[:, 0], asked[:, 1] = offered.numbers, offered.prompt_tokens
+        asked[:, 2], asked[:, 3] = offered.output_tokens, offered.priority
         self._k.take(
             *self._state, asked, offered.at_s, offered.uniform, offered.slow, offered.place,
             ready.rows, ready.starts, self._free, taken, now_s, rows, self._n_free,

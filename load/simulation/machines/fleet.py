@@ -106,6 +106,8 @@ class VirtualFleet:
         self._engines = engines_for(target) if engines is None else engines
         self._described = fleet
         self.pools = [VirtualPool(plan) for plan in fleet.pools]
+        slow = [np.array(plan.engine.performance.slow) for plan in fleet.pools]
+        self._slow = {at: quantiles for at, quantiles in enumerate(slow) if len(quantiles)}
         self._by_name = {pool.plan.name: pool for pool in self.pools}
         self.gpus_available = {gpu.name: gpu.available for gpu in fleet.gpus}
         self.regions_lost: set[str] = set()
@@ -139,11 +141,9 @@ class VirtualFleet:
     def slow(self, place: Ints, rng: np.random.Generator) -> Floats:
         """How slow servers are with requests that go to these pools: drawn where that varies."""
         found = np.ones(len(place))
-        varies = [at for at, pool in enumerate(self.pools) if _slow(pool.plan)]
-        if varies:  # otherwise no draw is used up
+        if self._slow:  # otherwise no draw is used up
             uniform = rng.random(len(place))
-            for at in varies:
-                quantiles = np.array(_slow(self.pools[at].plan))
+            for at, quantiles in self._slow.items():
                 drawn = quantiles[(uniform * len(quantiles)).astype(np.int64)]
                 found = np.where(place == at, drawn, found)
         return found
@@ -374,7 +374,3 @@ class VirtualFleet:
 def _gpu(plan: PoolPlan) -> GpuType:
     assert plan.gpu is not None, f"{plan.name}: only pools on GPUs run in virtual time"
     return plan.gpu
-
-
-def _slow(plan: PoolPlan) -> tuple[float, ...]:
-    return plan.engine.performance.slow
