@@ -24,7 +24,7 @@ from streams.telemetry.records import (
     encode,
 )
 
-N_SOURCES = 7
+N_SOURCES = 6
 WINDOW_MS = 1000
 TENANTS = ("default", "acme", "globex")
 MODELS = ("small", "large")
@@ -58,7 +58,9 @@ def _record(
         "from_unix_ms": to_ms - WINDOW_MS,
         "to_unix_ms": to_ms,
     }
-    kind = number % 5
+    if number == 4:
+        return _replicas(2, rng, of)
+    kind = number % 4
     if kind == 0:
         return Workload(classes=[_class_window(name, rng) for name in TENANTS], **of)
     if kind == 1:
@@ -83,8 +85,6 @@ def _record(
             tpot_ms=_histogram(rng),
             **of,
         )
-    if kind == 3:
-        return _replicas(2, rng, of)
     window = DispatchWindow(
         pool="small-pool",
         attempts=int(rng.integers(9)),
