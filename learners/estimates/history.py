@@ -45,6 +45,7 @@ COLUMNS: dict[str, tuple[type, tuple[int, ...]]] = {
     "known": (np.bool_, (N_TARGETS,)),
     "traits": (np.uint8, (SLOTS,)),
 }
+PUT = ("issuers", "sequences", "targets", "producers")  # what a correction says
 Rows = dict[str, NDArray[Any]]
 MODULE = "learners.kernels.estimate"
 TIMES_THINNED = 32
@@ -213,18 +214,21 @@ class History:
 
     def replace(self, outcomes: Outcomes) -> None:
         """Other qualities of decisions that have one; those whose rows were forgotten have none."""
+        self.put({name: getattr(outcomes, name) for name in PUT})
+
+    def put(self, corrected: Rows) -> None:
+        """The same, from rows of another history: their columns `PUT`."""
         self.settle()
         rows, column = self.rows, Target.QUALITY
         judged = rows["known"][:, column]
-        some = np.flatnonzero(judged & np.isin(rows["sequences"], outcomes.sequences))
+        some = np.flatnonzero(judged & np.isin(rows["sequences"], corrected["sequences"]))
         issuers, sequences = rows["issuers"][some], rows["sequences"][some]
         # Copies: who reads them holds what they were.
         targets, producers = rows["targets"].copy(), rows["producers"].copy()
-        for row in range(len(outcomes)):
-            same = (issuers == outcomes.issuers[row]) & (sequences == outcomes.sequences[row])
-            at = some[same]
-            targets[at, column] = outcomes.targets[row, column]
-            producers[at] = outcomes.producers[row]
+        for issuer, sequence, values, producer in zip(*map(corrected.get, PUT), strict=True):
+            at = some[(issuers == issuer) & (sequences == sequence)]
+            targets[at, column] = values[column]
+            producers[at] = producer
             self._corrections.update((at // ROWS_PER_PART).tolist())
         self.rows = self._appended.corrected(rows, {"targets": targets, "producers": producers})
         self.generation += 1

@@ -25,9 +25,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
+import numpy as np
+
 from learners.arms.experience import Experience
-from learners.estimates.history import COLUMNS, History
+from learners.estimates.history import PUT, History, Rows, no_rows
 from learners.estimates.learned import Learned, MemoryOptions
+from learners.targets import N_TARGETS, Target
 from streams.errors import SnapshotDamaged
 from streams.telemetry.fleet_state import FleetState
 from streams.training.folder import Folder
@@ -38,6 +41,8 @@ from streams.training.state import SEEN, Loader, Saver, State
 LAYOUTS, SHARDS = "layouts", "shards"
 MERGES_PER_PRUNE = 20
 LOOK_ELSEWHERE_MS = 2_000
+SAME = ("issuers", "sequences", "known")  # of a history's row, whatever is corrected
+COMPARED = (*SAME, "targets", "producers")
 LOOK_S = 0.05  # between looks at the shards' stores, each a listing of ten names
 
 
@@ -146,8 +151,7 @@ class Merger:
             seen = self._copy_seen([manifest for _, manifest in loaded])
         except SnapshotDamaged:
             return False  # pruned while it was read; the next look finds a newer one
-        terms = [manifest.term for _, manifest in loaded]
-        state = self._sum([state for state, _ in loaded], terms)
+        state = self._sum([state for state, _ in loaded])
         self._saver.save(state, self._now_ms(), seen)
         self._merged = versions
         self._n_published += 1
@@ -155,13 +159,11 @@ class Merger:
             self._store.prune()
         return True
 
-    def _sum(self, states: Sequence[State], terms: Sequence[int]) -> State:
+    def _sum(self, states: Sequence[State]) -> State:
         learned = Learned(self._memory, self._memory.landmarks_of(self._encoder))
         for state in states:
             learned.merge_statistics(state.learned)
-        learned.history = self._history.of(
-            [(state.learned.history, term) for state, term in zip(states, terms, strict=True)]
-        )
+        learned.history = self._history.of([state.learned.history.rows for state in states])
         first = states[0]
         merged = State(
             self._encoder,
@@ -234,22 +236,30 @@ class _JoinedHistory:
     def __init__(self, memory: MemoryOptions, n_shards: int) -> None:
         self._options = memory.history
         self._history = History(memory.history)
-        self._rows_taken = [0] * n_shards
-        # Within a term and a generation a shard's rows are only added to.
-        self._era: list[tuple[int, int]] = [(0, 0)] * n_shards
+        self._taken: list[Rows] = [no_rows()] * n_shards  # columns `COMPARED` alone
 
-    def of(self, shards: Sequence[tuple[History, int]]) -> History:
-        """The joined history of the shards' present ones, each with its trainer's term."""
-        era = [(term, history.generation) for history, term in shards]
-        if era != self._era:
-            self._era, self._rows_taken = era, [0] * len(shards)
-            self._history = History(self._options)
-        for shard, (history, _) in enumerate(shards):
-            first = self._rows_taken[shard]
-            self._history.append({name: history.rows[name][first:] for name in COLUMNS})
-            self._rows_taken[shard] = len(history)
+    def of(self, shards: Sequence[Rows]) -> History:
+        """The joined history of the shards' present rows. Who forgot some makes it begin anew."""
+        if not all(map(_goes_on, self._taken, shards)):
+            self._taken, self._history = [no_rows()] * len(shards), History(self._options)
+        for taken, rows in zip(self._taken, shards, strict=True):
+            n = len(taken["issuers"])
+            corrected = (rows["targets"][:n] != taken["targets"]).any(axis=1)
+            corrected |= rows["producers"][:n] != taken["producers"]
+            if corrected.any():
+                self._history.put({name: rows[name][:n][corrected] for name in PUT})
+            self._history.append({name: column[n:] for name, column in rows.items()})
+        self._taken = [{name: rows[name] for name in COMPARED} for rows in shards]
         self._history.settle()
         return self._history
+
+
+def _goes_on(taken: Rows, rows: Rows) -> bool:
+    """Whether a shard's rows begin with those taken, but for corrected qualities."""
+    n = len(taken["issuers"])
+    same = all(np.array_equal(rows[name][:n], taken[name]) for name in SAME)
+    others = np.arange(N_TARGETS) != Target.QUALITY
+    return same and np.array_equal(rows["targets"][:n, others], taken["targets"][:, others])
 
 
 def _keep_least(merged: dict[int, int], offsets: Mapping[int, int]) -> None:

@@ -13,6 +13,7 @@ from sharded import N_PARTITIONS, OPTIONS, Site, finish, written
 
 from infra.control import rollback
 from infra.control.rollback import roll_back
+from learners.estimates import history
 from streams.errors import SnapshotFenced
 from streams.feedback.ticket import join_ids
 from streams.log.contract import FEEDBACK
@@ -35,14 +36,15 @@ def alone(storage: Storage, folder):
     return trainer.state
 
 
-def report_all(log: MemoryLog, decisions) -> None:
-    """A quality of each, under its key."""
+def report_all(log: MemoryLog, decisions, **values) -> None:
+    """A quality of each, under its key; any, unless it is given."""
     rng = np.random.default_rng(len(decisions))
+    drawn = [{"quality": float(rng.random())} | values for _ in decisions]
     log.append(
         FEEDBACK,
         [
-            (one.decision_id.hex().encode(), report(one.ticket, quality=float(rng.random())))
-            for one in decisions
+            (one.decision_id.hex().encode(), report(one.ticket, **of))
+            for one, of in zip(decisions, drawn, strict=True)
         ],
     )
 
@@ -65,6 +67,33 @@ def test_shards_publish_what_one_trainer_would_learn(tmp_path, n, misplaced):
     assert len(state.seen) == len(expected.seen) == 300
     assert state.offsets == MemoryLog(storage).end_offsets(FEEDBACK)
     assert ("moved" in state.counts) == misplaced
+
+
+def test_of_a_corrected_quality_the_joined_history_has_its_part_alone_made_again(
+    tmp_path, monkeypatch
+):
+    """
+    The rows of all trainers were joined anew, in another order, and indexed anew.
+    """
+    monkeypatch.setattr(history, "ROWS_PER_PART", 8)
+    storage = Storage({FEEDBACK: N_PARTITIONS})
+    log, decisions = MemoryLog(storage, lambda: NOW_MS), decided(30, seed=1)
+    site = Site(tmp_path / "shards", storage)
+    trainers, merger = site.trainers(2)
+    for batch in (decisions[:15], decisions[15:]):  # so that their rows lie between one another
+        report_all(log, batch)
+        finish(trainers, merger)
+    before = site.history_parts()
+    wrong = decisions[0]
+    report_all(log, [wrong], quality=0.123, revision=1)
+    finish(trainers, merger)
+
+    after = site.history_parts()
+    changed = [name for name, blob in after.items() if before[name] != blob]
+    assert len(before) == len(after) == 4
+    assert changed == ["history/000000"]
+    expected = alone(storage, tmp_path / "alone")
+    assert site.published().learned.digest() == expected.learned.digest()
 
 
 def test_changing_the_number_of_shards_keeps_every_outcome(tmp_path):

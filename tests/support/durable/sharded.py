@@ -11,8 +11,8 @@ from streams.log.contract import FEEDBACK
 from streams.training.folder import Folder
 from streams.training.shards import Merger, lay_out, start_of
 from streams.training.share import PartitionShare, home_partitions
-from streams.training.snapshots import Store
-from streams.training.state import Loader
+from streams.training.snapshots import Blob, Store
+from streams.training.state import HISTORY, Loader
 from streams.training.trainer import Trainer, TrainerOptions
 
 N_PARTITIONS = 4
@@ -60,6 +60,12 @@ class Site:
             for shard in range(n)
         ]
         return trainers, Merger(self.uri, layout, ENCODER, MEMORY, lambda: NOW_MS)
+
+    def history_parts(self) -> dict[str, Blob]:
+        """Parts of the published history, by name."""
+        store = Store(Folder(self.uri))
+        blobs = store.load(store.newest()).blobs
+        return {name: blob for name, blob in blobs.items() if HISTORY.fullmatch(name)}
 
     def published(self):
         return Loader(Store(Folder(self.uri)), ENCODER, MEMORY).load_newest()[0]
