@@ -262,6 +262,7 @@ class PoolPlan:
             watts=self.watts,
             draining=self.draining,
             reports=reports,
+            replicas=self.replicas,
             watched=watched and real,
         )
 

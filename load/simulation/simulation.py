@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from infra.autoscaling.contract import Scaler
 from infra.capacity.fleet import Fleet
@@ -89,8 +89,16 @@ def simulate_parts(
     load_all(*KERNELS)  # how fast a run is does not depend on what was compiled before
     with one_core():
         began_s = time.process_time()
+        known = _beginning(catalogue, fleet)
         with Simulation(
-            parts, table, fleet, catalogue, scaler, options, shocks, start, storage, ended
+            parts, table, fleet, known, scaler, options, shocks, start, storage, ended
         ) as simulation:
             simulation.run()
             return simulation.result(time.process_time() - began_s)
+
+
+def _beginning(catalogue: Catalogue, fleet: Fleet) -> Catalogue:
+    """As routers know it that are started with this fleet: with the replicas it begins with."""
+    begun = {plan.name: plan.replicas for plan in fleet.pools}
+    pools = [replace(pool, replicas=begun.get(pool.name, 1)) for pool in catalogue.pools]
+    return Catalogue(catalogue.models, pools, catalogue.prompt_tokens)

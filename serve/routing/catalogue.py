@@ -106,6 +106,7 @@ class Pool:
     usd_per_hour: float = 0.0  # of one replica
     watts: float = 0.0  # of one replica at full load
     reports: bool = False  # it tells telemetry of itself: silent, it has no replicas
+    replicas: int = 1  # that it begins with: so many there are until telemetry says more
     draining: bool = False  # it gets no more requests
     watched: bool = False  # telemetry has what its callers, or its servers' pages, say of it
 

@@ -229,10 +229,12 @@ class Live:
         self.priced = bool(self.loaded.any())
         self.load = np.array([one.load if one else 0.0 for one in priced])
         self.log_price = np.array([one.log_price if one else 0.0 for one in priced])
-        # While nothing at all was received, no pool is taken to be gone.
+        # While nothing at all was received, there are as many as pools begin with.
         self.open = np.array(
             [
-                one.in_state("ready") > 0 if one else not (pool.reports and self.loads)
+                one.in_state("ready") > 0
+                if one
+                else not pool.reports or (not self.loads and pool.replicas > 0)
                 for pool, one in zip(pools, found, strict=True)
             ]
         )

@@ -112,6 +112,12 @@ def test_router_sends_no_prompt_that_a_pool_of_the_model_has_no_room_for():
     assert limits == {"m": small, "other": 1e9}
 
 
+def test_router_knows_how_many_replicas_a_pool_begins_with():
+    settings = Settings(gpus=[GPU], models=[MODEL], pools=[EMULATED | {"replicas": 0}])
+
+    assert [pool.replicas for pool in settings.catalogue().pools] == [0]
+
+
 def test_residency_says_whether_a_new_replica_loads_its_model():
     assert plan(EMULATED, load_s=30).load_s == 0
     assert plan(EMULATED, load_s=30, residency="cold").load_s == 30

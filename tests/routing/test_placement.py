@@ -353,6 +353,24 @@ def test_nobody_is_taken_to_be_gone_while_no_telemetry_arrives_at_all():
     assert live.catalogue.names[decide(requests(live), live).chosen[0]] == "large"
 
 
+def test_before_any_telemetry_a_pool_that_begins_with_no_replica_has_none():
+    """
+    Large is to be scaled from zero. Where nothing else is allowed, it is decided for all the same,
+    and what telemetry says counts from then on.
+    """
+    scaled = working("l", "large", replicas=0)
+    before = view(pools=(*WORKING, scaled))
+    later = view(reported("near", load=0.1), reported("l", load=0.1), pools=(*WORKING, scaled))
+
+    early = decide(requests(before), before)
+    large_only = decide(requests(before, models=["large"]), before)
+
+    assert before.catalogue.names[early.chosen[0]] == "medium"
+    assert early.verdict[0, 2] == Verdict.NO_REPLICA
+    assert before.catalogue.names[large_only.chosen[0]] == "large"
+    assert later.model_open[2]
+
+
 # --- batches ---------------------------------------------------------------------------------------
 
 

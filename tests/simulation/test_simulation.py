@@ -41,6 +41,7 @@ from load.simulation.machines.tariff import Tariff
 from load.simulation.shocks import (
     Available,
     Garbled,
+    PoolLost,
     RegionBack,
     RegionLost,
     Repriced,
@@ -55,6 +56,7 @@ from streams.feedback.ticket import Sealer, key_of
 from streams.log.contract import FEEDBACK, TELEMETRY
 from streams.log.memory_log import MemoryLog, Storage
 from streams.telemetry.records import encode
+from streams.telemetry.tally import parted
 from streams.training.folder import Folder
 from streams.training.snapshots import Store
 from streams.training.state import State
@@ -72,6 +74,14 @@ def changed(**options: object):
 def state_of(asked_table) -> State:
     """A state to begin with, which a test keeps hold of."""
     return State(encoder_of(asked_table), Learned(MemoryOptions()))
+
+
+def decided(asked, there, shocks) -> tuple[Run, dict[str, int]]:
+    """What became of it, and how often pools were chosen."""
+    state = state_of(table())
+    found = run(asked, there, shocks=shocks, start=lambda: state)
+    mix = state.fleet.totals.mix.items()
+    return found, {parted(key)[1]: of.decisions for key, of in mix if of.decisions}
 
 
 def idle_fleet() -> VirtualFleet:
@@ -222,12 +232,27 @@ def test_answer_ends_where_the_context_does():
 
 def test_what_the_chosen_pool_cannot_take_goes_to_another():
     """
-    The router knows nothing yet and chooses the large model; it has no replica.
+    The router does not know yet that the large model's pool is lost, and chooses it.
     """
-    found = run(traffic(100), fleet(pool("large-h100", replicas=0), pool("small-h100")))
+    there = fleet(pool("large-h100"), pool("small-h100"))
+    lost = [Shock(at_s=0.0, what=PoolLost(pool="large-h100"))]
+    found, chosen = decided(traffic(100), there, lost)
 
     assert found.count(Fate.FINISHED) == 100
     assert set(found.requests.pool.tolist()) == {1}
+    assert chosen["large-h100"] > 0
+
+
+def test_a_router_knows_with_how_many_replicas_pools_begin():
+    """
+    Before there is any telemetry: none is asked that has none.
+    """
+    found, chosen = decided(
+        traffic(100), fleet(pool("large-h100", replicas=0), pool("small-h100")), []
+    )
+
+    assert set(found.requests.pool.tolist()) == {1}
+    assert chosen == {"small-h100": 100}
 
 
 def test_a_late_end_leaves_requests_unfinished():
