@@ -5,16 +5,20 @@
                                     is ended, and nothing is left
 
 Ctrl-C comes to all processes of a terminal. The workers leave it to the parent: each would print a
-trace of its own. SIGTERM comes to the parent alone.
+trace of its own. SIGTERM comes to the parent alone. A parent that is killed says nothing: so each
+waits for the end of a pipe whose other end the parent alone has.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
+from multiprocessing.managers import SyncManager
+from threading import Thread
 from typing import Any
 
 
@@ -24,12 +28,21 @@ def workers(
 ) -> Iterator[ProcessPoolExecutor]:
     """So many processes, each begun with `begin(*arguments)`, for the length of a `with` block."""
     # Spawned, not forked: gRPC's and BLAS's threads do not survive a fork.
-    with ProcessPoolExecutor(n, get_context("spawn"), _begun, (begin, arguments)) as pool:
+    with ProcessPoolExecutor(n, get_context("spawn"), begun, (begin, *arguments)) as pool:
         try:
             yield pool
         except BaseException:
             end(pool)
             raise
+
+
+@contextlib.contextmanager
+def shared() -> Iterator[SyncManager]:
+    """Makes what workers share, and holds it in a process of its own, which ends like theirs."""
+    manager = SyncManager(ctx=get_context("spawn"))
+    manager.start(begun)
+    with manager:
+        yield manager
 
 
 def end(pool: ProcessPoolExecutor) -> None:
@@ -52,7 +65,16 @@ def undisturbed() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _begun(begin: Callable[..., object] | None, arguments: tuple[Any, ...]) -> None:
+def begun(begin: Callable[..., object] | None = None, *arguments: Any) -> None:
+    """First of all in a process that computes for its parent; then `begin(*arguments)`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, name="end with parent", daemon=True).start()
     if begin is not None:
         begin(*arguments)
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None, "it is begun in a process that multiprocessing has started"
+    parent.join()
+    os._exit(1)

@@ -175,7 +175,8 @@ def started(settings: Path) -> Iterator[tuple[str, float]]:
         process_group=0,  # Ctrl-C is for us: told twice, it would not end in order
     )
     try:
-        yield f"{listener.host}:{listener.port}", began_s
+        with _guarded(process.pid):
+            yield f"{listener.host}:{listener.port}", began_s
     finally:
         process.send_signal(signal.SIGINT)
         try:
@@ -183,6 +184,17 @@ def started(settings: Path) -> Iterator[tuple[str, float]]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+@contextmanager
+def _guarded(pid: int) -> Iterator[None]:
+    """Within, a process is ended by a shell if we are killed: a pipe of ours is closed then."""
+    guard = ["/bin/sh", "-c", 'read -r word || kill -s TERM "$1"', "guard", str(pid)]
+    with subprocess.Popen(guard, stdin=subprocess.PIPE, start_new_session=True) as shell:
+        try:
+            yield
+        finally:
+            shell.communicate(b"done\n")
 
 
 async def _first_decision(address: str, connect: Connect) -> float:

@@ -54,6 +54,7 @@ from load.fit.iterations import (  # fmt: skip
 )
 from load.fit.power import fit_power
 from load.fit.silicon import Row, Setup, Workload, by_setup, rows
+from load.workers import begun
 
 OUT = Path(infra.emulator.__file__).parent / "fitted.json"
 SOURCE = "fitted to ai-dynamo/aiconfigurator (Apache-2.0) silicon rows"
@@ -69,7 +70,7 @@ def fit_iterations(say: Callable[[str], None], processes: int = 2) -> list[dict[
     many = [s for s in setups if len(training[s]) >= ROWS_MIN]
     few = [s for s in setups if 0 < len(training[s]) < ROWS_MIN]
     found: dict[Setup, Any] = {}
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+    with multiprocessing.get_context("spawn").Pool(processes, begun) as pool:
         _run(pool, _fit_job, [(s, training[s], work[s], None) for s in many], found, say)
         near = {s: min(many, key=partial(likeness, s)) for s in setups}
         neighbour = {s: scaled(found[s_near][0], s_near, s) for s, s_near in near.items()}

@@ -13,7 +13,6 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from load.data.traces import Trace
 from load.replay.measured import BESIDE, STAGES, STEPS, Answers, Measured, Phase
 from load.replay.player import FeedbackOptions, Part, Player, TargetOptions, target_of
 from load.replay.targets import Asked, Connect
-from load.workers import workers
+from load.workers import shared, workers
 
 Say = Callable[[str], None]
 PER_PROCESS = 1500.0  # requests a second that one process sends for sure, one by one
@@ -60,7 +59,7 @@ def replay(
     say(f"{len(trace):,} requests over {trace.at_s[-1]:,.1f} s by {n} processes")
     total = Measured()
     began = time.monotonic()
-    with get_context("spawn").Manager() as manager, workers(n) as pool:
+    with shared() as manager, workers(n) as pool:
         ready, go, done = manager.Queue(), manager.Event(), manager.list([0] * n)
         begin = manager.Value("d", 0.0)
         running = [

@@ -52,6 +52,31 @@ def test_processes_that_compute_end_with_who_began_them(number, code):
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "workers to end")
 
 
+SHARING = """
+import os, time
+from load.workers import shared, workers
+with shared() as manager, workers(2) as pool:
+    begun = {pool.submit(os.getpid).result() for _ in range(9)}
+    busy = pool.submit(time.sleep, 600)
+    print(manager._process.pid, *begun, flush=True)
+    busy.result()
+"""
+
+
+def test_processes_end_with_who_began_them_though_it_was_killed():
+    """
+    Those that compute, idle or not, and the one that holds what they share: they waited for ever.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", SHARING], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as parent:
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        parent.kill()
+
+    assert len(pids) >= 2
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "workers to end")
+
+
 def test_any_command_is_ended_by_sigterm_as_by_ctrl_c():
     """
     By its own code: so Ray, a broker, or processes that a command has begun end with it.
