@@ -106,7 +106,8 @@ class Fields:
         bad = (found < 0.0) | (found > 1e7) | (found != np.floor(found))
         if bad.any():
             row = int(bad.argmax())
-            self.refuse(name, row, f"is {found[row]:g}: a whole number from 0 to 10,000,000 is due")
+            why = f"is {found[row]:.15g}: a whole number from 0 to 10,000,000 is due"
+            self.refuse(name, row, why)
         return found
 
     def times_s(self, name: str, *, per_s: float = 1.0) -> tuple[NDArray[np.float64], bool]:
@@ -119,7 +120,7 @@ class Fields:
         kind, self.time_name = column.type, name
         if pa.types.is_timestamp(kind):
             self._refuse_empty(name, column)
-            return pc.cast(column, pa.timestamp("ns")).cast(pa.int64()).to_numpy() / 1e9, True
+            return self._stamps_s(name, column), True
         if pa.types.is_string(kind) and not _looks_like_number(column):
             return self._dates_s(name, column), True
         found = self.numbers(name) / per_s
@@ -131,12 +132,20 @@ class Fields:
         self, name: str, row: int, at_s: NDArray[np.float64], per_s: float
     ) -> NoReturn:
         """A time after the year 2100 is in another unit than its column is to be."""
-        why = f"is {at_s[row] * per_s:.0f}, which is after the year 2100"
+        why = f"is {at_s[row] * per_s:.15g}, which is after the year 2100"
         for smaller, unit in UNITS:
             if smaller > per_s and at_s[row] * per_s / smaller <= EPOCH_S_MAX:
                 why += f": taken for {unit}, divide by {smaller / per_s:,.0f}"
                 break
         self.refuse(name, row, why)
+
+    def _stamps_s(self, name: str, column: Any) -> NDArray[np.float64]:
+        """Unix time of timestamps of any unit; their zone is told beside them, they are UTC."""
+        per_s = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}[column.type.unit]
+        found: NDArray[np.float64] = column.cast(pa.int64()).to_numpy() / per_s
+        if (beyond := found > EPOCH_S_MAX).any():
+            self.refuse(name, int(beyond.argmax()), "is after the year 2100")
+        return found
 
     def _dates_s(self, name: str, column: Any) -> NDArray[np.float64]:
         self._refuse_empty(name, column)
@@ -153,7 +162,7 @@ class Fields:
             found = pc.cast(column, kind)
         except pa.ArrowInvalid:
             self._refuse_first(name, column, lambda text: pc.cast(pa.scalar(text), kind), DATE)
-        return found.cast(pa.int64()).to_numpy() / 1e9
+        return self._stamps_s(name, found)
 
     def _refuse_empty(self, name: str, column: Any) -> None:
         if column.null_count:

@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
@@ -197,6 +198,8 @@ PLAIN = "arrival_s,input_tokens,output_tokens\n0,50,100\n"
 REFUSED = [
     ("no tokens", PLAIN + "1,,5\n", "line 3, `input_tokens` is empty"),
     ("negative tokens", PLAIN + "1,-4,5\n", "line 3, `input_tokens` is -4"),
+    ("a token too many", PLAIN + "1,10000001,5\n", "`input_tokens` is 10000001: a whole number from"),
+    ("another century", AZURE + "2150-01-01,1,1\n", "line 3, `TIMESTAMP` is after the year 2100"),
     ("half a token", PLAIN + "1,4,5.5\n", "line 3, `output_tokens` is 5.5"),
     ("no number", PLAIN + "1,4,five\n", "line 3, `output_tokens` is 'five': a number is due"),
     ("negative time", PLAIN + "-1,4,5\n", "line 3, `arrival_s` is -1 s"),
@@ -253,6 +256,21 @@ def test_what_cannot_be_is_refused_with_its_row(tmp_path, text, said):
 
     assert said in str(refused.value)
     assert "docs/planning.md" in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("s"), pa.timestamp("us", "UTC"), pa.date32()])
+def test_a_time_in_parquet_that_is_beyond_belief_is_refused_with_its_row(tmp_path, kind):
+    """
+    After 2262 one has no nanoseconds since 1970.
+    """
+    path, years = tmp_path / "a.parquet", pa.array(["2024-02-29", "3000-01-01"]).cast(pa.date32())
+    times = pc.cast(years, kind)
+    pq.write_table(
+        pa.table({"arrival_s": times, "input_tokens": [1, 1], "output_tokens": [1, 1]}), path
+    )
+
+    with pytest.raises(TraceRefused, match=r"row 1 .*`arrival_s` is after the year 2100"):
+        read_file(path)
 
 
 OTHERWISE = {
