@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import pytest
 from waiting import PATIENCE_S, until
+
+from load.bench.recovery import crash_child
+from streams.training.trainer import TrainerOptions
 
 COMPUTING = """
 import os, signal, sys, time
@@ -94,8 +98,24 @@ def test_any_command_is_ended_by_sigterm_as_by_ctrl_c():
     assert b"Traceback" not in said
 
 
-def handles(pid: int, number: int) -> bool:
-    """Whether a process has a handler for a signal."""
+def test_a_trainer_that_is_to_be_killed_leaves_ctrl_c_to_its_parent(tmp_path):
+    """
+    Each printed a trace of its own, between the lines of `bench recovery`.
+    """
+    ours, theirs = multiprocessing.get_context("spawn").Pipe(duplex=False)
+    nowhere = ("127.0.0.1:1", str(tmp_path), TrainerOptions(), None, theirs)
+    child = multiprocessing.get_context("spawn").Process(target=crash_child.run, args=nowhere)
+    child.start()
+    try:
+        until(lambda: handles(child.pid, signal.SIGINT, "SigIgn"), "the child to begin")
+    finally:
+        child.kill()
+        child.join()
+        ours.close()
+
+
+def handles(pid: int, number: int, how: str = "SigCgt") -> bool:
+    """Whether a process has a handler for a signal, or ignores it."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    (caught,) = (int(line.split()[1], 16) for line in lines if line.startswith("SigCgt"))
-    return bool(caught >> (number - 1) & 1)
+    (those,) = (int(line.split()[1], 16) for line in lines if line.startswith(how))
+    return bool(those >> (number - 1) & 1)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import io
 import logging
-import multiprocessing
 import os
 import signal
 import sys
@@ -30,6 +29,7 @@ import streams
 from learners.estimates.estimator import BlendOptions
 from learners.estimates.history import HistoryOptions
 from learners.estimates.learned import MemoryOptions
+from load.workers import begun
 from streams.errors import LogUnavailable
 from streams.feedback.ticket import Sealer
 from streams.log import contract
@@ -165,6 +165,7 @@ def run(
     servers: str, uri: str, options: TrainerOptions, point: Point | None, saves: Connection
 ) -> None:
     """Train until the end of the topic, or until the point. Sends the time of every save."""
+    begun()
     log = KafkaLog(KafkaOptions(bootstrap_servers=servers))
     sys.setprofile(Steps(Death(point, lambda: saves.send(time.monotonic()))))
     try:
@@ -179,10 +180,7 @@ def run(
 def _finish(log: Log, uri: str, options: TrainerOptions) -> None:
     ends = ends_of(log)
     learning = trainer_of(log, uri, options)
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "a child is started by multiprocessing"
-    # An orphan would look for its broker for ever.
-    learning.run(lambda: offsets_of(learning.state) == ends or not parent.is_alive())
+    learning.run(lambda: offsets_of(learning.state) == ends)
 
 
 def ends_of(log: Log) -> tuple[dict[int, int], dict[int, int]]:
