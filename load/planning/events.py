@@ -145,6 +145,8 @@ def _check(file: str, number: int, event: Mapping[str, Any], site: Site) -> None
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not NUMBERS[key] <= value <= NUMBER_MAX:
             refuse(f"({what}) has {key} = {value!r}: a number from 0 to {NUMBER_MAX:,.0f} is due")
+        if key == "gpus" and value != int(value):
+            refuse(f"({what}) has {key} = {value!r}: a whole number is due")
     known = {
         "pool": [plan.name for plan in site.fleet.pools],
         "region": sorted({plan.region for plan in site.fleet.pools}),
@@ -199,9 +201,10 @@ def surged(
     for surge in surges:
         end_s = surge.at_s + surge.for_s
         part = trace.between(surge.at_s, end_s=end_s)
-        if not len(part) or not surge.times:
+        if not len(part):
             continue
-        more = traces.scaled(part, surge.times, rng)
+        nobody = np.zeros(0, np.intp)
+        more = traces.scaled(part, surge.times, rng) if surge.times else part.take(nobody)
         outside = trace.take(np.flatnonzero((trace.at_s < surge.at_s) | (trace.at_s >= end_s)))
         at_s = np.concatenate([outside.at_s, np.maximum(more.at_s + surge.at_s, first_s)])
         order = np.argsort(at_s, kind="stable")

@@ -69,16 +69,22 @@ class TraceFile:
         """The time of the first request, where times are since 1970."""
         return datetime.fromtimestamp(self.began_s, UTC) if self.since_1970 else None
 
-    def with_trace(self, trace: Trace, kept: NDArray[np.intp] | None = None) -> TraceFile:
-        """The same with other requests. What belongs to single rows goes with those that are
-        `kept`, where all are such, and is dropped otherwise.
+    def with_trace(
+        self, trace: Trace, kept: NDArray[np.intp] | None = None, *, from_s: float = 0.0
+    ) -> TraceFile:
+        """The same with other requests, whose times are `from_s` later than they say. What belongs
+        to single rows goes with those that are `kept`, where all are such, and is dropped
+        otherwise.
         """
-        blocks, rows = self.prefix_blocks, self.outcome_rows
+        blocks, rows, began_s = self.prefix_blocks, self.outcome_rows, self.began_s + from_s
         if kept is None:
-            return replace(self, trace=trace, prefix_blocks=None, outcome_rows=None)
+            return replace(
+                self, trace=trace, began_s=began_s, prefix_blocks=None, outcome_rows=None
+            )
         return replace(
             self,
             trace=trace,
+            began_s=began_s,
             prefix_blocks=None if blocks is None else [blocks[row] for row in kept.tolist()],
             outcome_rows=None if rows is None else rows[kept],
         )

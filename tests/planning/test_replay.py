@@ -198,6 +198,7 @@ WRONG = [
     (["replay", "azure", "--target", "router"], "'router' is neither HOST:PORT"),
     (["replay", "azure", "--target", "h:1", "--report", "/no/where.html"], "is there a folder /no"),
     (["simulate", "azure", "--report", "."], ". is a folder: name a file"),
+    (["simulate", "azure", "--report", "a.json"], "name the page, as a.html"),
     (["plan", "azure", "--out", "/no/where.toml"], "is there a folder /no"),
     (["traces", "make", "poisson", "--out", "/no/where.parquet"], "is there a folder /no"),
 ]

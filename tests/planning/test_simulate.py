@@ -296,13 +296,14 @@ def test_a_model_that_comes_later_is_not_there_before(site, tmp_path):
     assert events.newcomers == ("qwen3-32b",)
 
 
-def test_a_surge_multiplies_users_for_its_time(site, tmp_path):
+@pytest.mark.parametrize("times", [5, 0])
+def test_a_surge_multiplies_users_for_its_time(site, tmp_path, times):
     path = tmp_path / "events.toml"
-    path.write_text('[[events]]\nat_s = 20\nwhat = "load"\ntimes = 5\nfor_s = 20\n')
+    path.write_text(f'[[events]]\nat_s = 20\nwhat = "load"\ntimes = {times}\nfor_s = 20\n')
     events = read_events(path, site)
     found = surged(MINUTE.trace, events.surges, np.random.default_rng(0))
     before, after = (np.histogram(t.at_s, [0, 20, 40, 60])[0] for t in (MINUTE.trace, found))
-    assert after.tolist() == [before[0], pytest.approx(5 * before[1], rel=0.1), before[2]]
+    assert after.tolist() == [before[0], pytest.approx(times * before[1], rel=0.1), before[2]]
 
 
 REFUSED = [
@@ -316,6 +317,10 @@ REFUSED = [
     ('[[events]]\nat_s = -1\nwhat = "feedback_away"\nfor_s = 1', "at_s = -1: a number from 0 to"),
     ('[[events]]\nat_s = nan\nwhat = "feedback_away"\nfor_s = 1', "at_s = nan: a number from 0"),
     ('[[events]]\nat_s = 1\nwhat = ["load"]', "is ['load']: known are"),
+    (
+        '[[events]]\nat_s = 1\nwhat = "gpus_available"\ngpu = "l40s"\ngpus = 1.5',
+        "gpus = 1.5: a whole number is due",
+    ),
     ("events = [3]", "and nothing else"),
     ('[[events]]\nat_s = 1\nwhat = "load"\ntimes = 2\nfor_s = 1\nx = 1', "has x, which it does"),
     ("events = 3", "has to be a list of [[events]]"),

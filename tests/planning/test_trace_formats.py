@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fairlead.command_line import app
+from fairlead.commands.planning.trace_options import Stretch, trace_of
 from load.data.traces import Trace
 from load.errors import TableRefused, TraceRefused
 from load.traces.figures import burstiness, figures, rates
@@ -341,6 +342,19 @@ def test_a_time_zone_may_be_written_as_databases_and_pandas_do(tmp_path, written
 
     assert found.trace.at_s.tolist() == [0.0, 1.0]
     assert found.began.isoformat() == "2023-11-16T18:17:03.970000+00:00"
+
+
+def test_a_stretch_of_a_trace_begins_when_it_does(tmp_path):
+    """
+    Not when the file does.
+    """
+    path = tmp_path / "trace.csv"
+    days = "".join(f"2024-02-{day} 12:00:00,1,1\n" for day in (27, 28, 29))
+    path.write_text(AZURE.splitlines()[0] + "\n" + days)
+
+    found = trace_of(str(path), Stretch(rate=1, length=1, from_s=43_200, to_s=1e9, seed=0))
+
+    assert found.began.isoformat() == "2024-02-28T00:00:00+00:00"
 
 
 @pytest.mark.parametrize(

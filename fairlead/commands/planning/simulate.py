@@ -15,7 +15,7 @@ from fairlead.commands.planning.trace_options import (
     Stretch,
     ToOption,
     TraceArgument,
-    writable,
+    page_file,
 )
 from fairlead.commands.terminal import (
     JsonOption,
@@ -37,7 +37,7 @@ OutcomesOption = Annotated[
 ]
 ReportOption = Annotated[
     Path | None,
-    typer.Option(callback=writable, help="Write a page (HTML) there, and its JSON beside it."),
+    typer.Option(callback=page_file, help="Write a page (HTML) there, and its JSON beside it."),
 ]
 
 

@@ -44,6 +44,17 @@ def writable(path: Path | None) -> Path | None:
     return path
 
 
+def page_file(path: Path | None) -> Path | None:
+    """The same of a page, beside which its JSON is written. Raises typer.BadParameter."""
+    if writable(path) is not None and path is not None:
+        beside = path.with_suffix(".json")
+        if beside == path:
+            name = path.with_suffix(".html").name
+            raise typer.BadParameter(f"{path} is where its JSON goes: name the page, as {name}")
+        writable(beside)
+    return path
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stretch:
     """What of a trace is meant, as the options above say."""
@@ -73,7 +84,7 @@ def trace_of(where: str, stretch: Stretch) -> TraceFile:
     if not scaling.changes:
         return found
     made = scaled(found.trace, scaling, np.random.default_rng(stretch.seed))
-    return found.with_trace(made, kept_of(found.trace, scaling))
+    return found.with_trace(made, kept_of(found.trace, scaling), from_s=scaling.begin_s)
 
 
 def parts_of(where: str, stretch: Stretch) -> TraceParts:
