@@ -76,6 +76,17 @@ class Fields:
         """The values as they are written; None where there are none."""
         return list(self._columns[name].to_pylist()) if name in self._columns else [None] * self.n
 
+    def lists(self, name: str) -> list[list[Any]]:
+        """Lists of numbers or texts (n,); empty where there is none."""
+        column = self._columns.get(name, pa.nulls(self.n))
+        kind = column.type
+        listed = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+        if not pa.types.is_null(kind) and not (listed and not pa.types.is_nested(kind.value_type)):
+            row = int(np.argmax(np.asarray(pc.is_valid(column))))
+            shown = str(column[row].as_py())[:SHOWN]
+            self.refuse(name, row, f"is {shown!r}: a list of numbers or texts is due")
+        return [one or [] for one in column.to_pylist()]
+
     def numbers(self, name: str, *, missing: float | None = None) -> NDArray[np.float64]:
         """Finite numbers (n,); where there is none, `missing`, if that is not None."""
         column = self._columns.get(name)

@@ -291,4 +291,10 @@ def _array(file: str, name: str, values: list[Any], lines: Sequence[int]) -> Any
             ):
                 shown = f"is {str(value)[:SHOWN]!r}: {kind.__name__} is due, as in earlier lines"
                 raise TraceRefused(file, f"line {line}, `{name}`", shown) from None
+        if kind in (list, dict):  # of several types, or too large: as text they can be compared
+            return pa.array([None if value is None else _texts(value) for value in values])
         return pa.array([None if value is None else float(value) for value in values])
+
+
+def _texts(value: list[Any] | dict[str, Any]) -> list[str] | str:
+    return [str(one) for one in value] if isinstance(value, list) else str(value)

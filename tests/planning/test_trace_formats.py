@@ -238,6 +238,16 @@ REFUSED = [
         "Timestamp,Request tokens,Response tokens,Elapsed time\n0,1,1,1\n1,1,1,-2\n",
         "line 3, `Elapsed time` comes to -2 s",
     ),
+    (
+        "a row of half an outcome",
+        "arrival_s,input_tokens,output_tokens,outcome_row\n0,1,1,1\n1,1,1,1.5\n",
+        "line 3, `outcome_row` is 1.5: a whole number from 0",
+    ),
+    (
+        "a hash where a list is due",
+        '{"timestamp": 0, "input_length": 1, "output_length": 1, "hash_ids": 7}\n',
+        "line 1, `hash_ids` is '7': a list of numbers or texts is due",
+    ),
     ("an archive", "PK\x03\x04", "is a ZIP archive or a spreadsheet"),
     ("true tokens", '{"arrival_s": 1, "input_tokens": true, "output_tokens": 1}\n', "is True"),
     ("broken JSON", '{"arrival_s": 1,\n', "line 1 is not JSON"),
@@ -257,6 +267,32 @@ def test_what_cannot_be_is_refused_with_its_row(tmp_path, text, said):
 
     assert said in str(refused.value)
     assert "docs/planning.md" in str(refused.value)
+
+
+def test_errors_that_differ_in_type_are_left_out_alike(tmp_path):
+    """
+    A server's code is a number, that of a connection which broke is a word.
+    """
+    path = tmp_path / "profile_export.jsonl"
+    errors = [{"code": 500}, {"code": "reset"}, None, None]
+    path.write_text("\n".join(json.dumps(aiperf(error=error)) for error in errors))
+
+    found = read_file(path)
+
+    assert (len(found.trace), found.left_out) == (2, {"failed": 2})
+
+
+@pytest.mark.parametrize("hashes", [(1, 2), (2**64 - 1, 2**63), (2**70, 0), ("a", 1)])
+def test_blocks_are_found_again_whatever_their_hashes_are(tmp_path, hashes):
+    """
+    Of 64 bits, more, or texts.
+    """
+    path, (one, other) = tmp_path / "trace.jsonl", hashes
+    row = {"timestamp": 0, "input_length": 1, "output_length": 1}
+    blocks = [[one, other], [one], [other]]
+    path.write_text("\n".join(json.dumps(row | {"hash_ids": of}) for of in blocks))
+
+    assert figures(read_file(path))["prefix_reuse_share"] == 0.5
 
 
 @pytest.mark.parametrize("kind", [pa.timestamp("s"), pa.timestamp("us", "UTC"), pa.date32()])

@@ -14,7 +14,7 @@ def read(fields: Fields) -> Columns:
         since_1970=since_1970,
         prompt_tokens=fields.tokens("input_length"),
         output_tokens=fields.tokens("output_length"),
-        prefix_blocks=[blocks or [] for blocks in fields.raw("hash_ids")],
+        prefix_blocks=fields.lists("hash_ids"),
     )
 
 

@@ -30,7 +30,7 @@ def _columns(fields: Fields, at_s: np.ndarray, prompt_tokens: str, *, since_1970
     if "duration_s" in fields:
         duration_s = fields.numbers("duration_s", missing=np.nan)
     if "outcome_row" in fields:
-        outcome_rows = fields.numbers("outcome_row")
+        outcome_rows = fields.tokens("outcome_row")
     return Columns(
         at_s=at_s,
         since_1970=since_1970,
