@@ -105,13 +105,18 @@ def _of_table(table: OutcomeTable, source: str, file: Asking) -> Questions:
     if rows is None:
         asked, known = halves(table)
         return Questions(asked=asked, known=known, quality_known=True, source=source)
-    bad = (rows < 0) | (rows >= len(table))
-    if bad.any():
-        why = f"names outcome_row {rows[bad][0]}, the table has {len(table)} rows"
-        raise TraceRefused(file.name, "", why)
+    refuse_unknown(file, table)
     rest = np.setdiff1d(np.arange(len(table)), rows)
     unasked = table.take(rest) if len(rest) >= PROMPTS_MIN else None
     return Questions(asked=table, known=unasked, quality_known=True, source=source, said=True)
+
+
+def refuse_unknown(file: Asking, table: OutcomeTable) -> None:
+    """Rows that a trace asks about have to be there. Raises TraceRefused."""
+    rows = file.outcome_rows
+    if rows is not None and (bad := (rows < 0) | (rows >= len(table))).any():
+        why = f"names outcome_row {rows[bad][0]}, the table has {len(table)} rows"
+        raise TraceRefused(file.name, "", why)
 
 
 def traffic_of(file: TraceFile, questions: Questions, rng: np.random.Generator) -> Traffic:

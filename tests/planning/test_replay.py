@@ -19,7 +19,8 @@ from waiting import PATIENCE_S
 from fairlead.channels import connect
 from fairlead.command_line import app
 from fairlead.commands.planning.replay import lines_of
-from load.data.traces import Trace, write
+from load.data.traces import FOLDER, Trace, write
+from load.errors import TraceRefused
 
 pytest.importorskip("hdrh", reason="needs hdrhistogram: make install")
 
@@ -213,6 +214,21 @@ def test_what_would_fail_after_the_work_is_said_before_it(command, said):
 
     assert isinstance(done.exception, typer.BadParameter)
     assert said in str(done.exception)
+
+
+def test_a_row_that_the_outcome_table_has_not_is_refused_before_anything_is_sent(tmp_path):
+    """
+    It broke the replay off at the first answer.
+    """
+    trace = tmp_path / "trace.csv"
+    trace.write_text("arrival_s,input_tokens,output_tokens,outcome_row\n0,1,1,1\n1,1,1,999999\n")
+    table = FOLDER / "llmrouter_dc.parquet"
+    command = ["replay", str(trace), "--target", "127.0.0.1:9", "--outcomes", str(table)]
+
+    done = CliRunner().invoke(app, command)
+
+    assert isinstance(done.exception, TraceRefused)
+    assert "names outcome_row 999999" in str(done.exception)
 
 
 def test_a_late_sender_is_no_measurement():

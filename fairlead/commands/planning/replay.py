@@ -109,6 +109,7 @@ def _played(
     from fairlead.channels import connect
     from fairlead.commands.planning.trace_options import trace_of
     from load.data.tables import read
+    from load.planning.questions import refuse_unknown
     from load.replay.player import FeedbackOptions, TargetOptions
     from load.replay.replay import ReplayOptions
     from load.replay.replay import replay as played
@@ -116,6 +117,8 @@ def _played(
     file = trace_of(trace, stretch)
     table = None if outcomes is None else read(outcomes, where_missing=no_vectors)
     rows = None if table is None else file.outcome_rows
+    if table is not None:
+        refuse_unknown(file, table)
     options = ReplayOptions(
         target=TargetOptions(**server, api_key=os.environ.get("OPENAI_API_KEY", "")),
         feedback=FeedbackOptions(**feedback),
