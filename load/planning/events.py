@@ -23,7 +23,8 @@ The one rule: an event that names what the site does not have is refused before 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -119,8 +120,29 @@ def read_events(path: Path, site: Site) -> Events:
             shocks += _shocks(event, site)
     newcomers = tuple(event["model"] for event in events if event["what"] == "model_added")
     return Events(
-        shocks=tuple(shocks), surges=tuple(surges), newcomers=newcomers, listed=tuple(events)
+        shocks=tuple(_until_the_last_ends(shocks)),
+        surges=tuple(surges),
+        newcomers=newcomers,
+        listed=tuple(events),
     )
+
+
+def _until_the_last_ends(shocks: Sequence[Shock]) -> Iterator[Shock]:
+    """In order of time, without returns of what another event still has lost."""
+    lost: Counter[What] = Counter()
+    for shock in sorted(shocks, key=lambda one: one.at_s):
+        match shock.what:
+            case PoolLost() | RegionLost() as gone:
+                lost[gone] += 1
+            case PoolBack(pool=name):
+                lost[PoolLost(pool=name)] -= 1
+                if lost[PoolLost(pool=name)]:
+                    continue
+            case RegionBack(region=name):
+                lost[RegionLost(region=name)] -= 1
+                if lost[RegionLost(region=name)]:
+                    continue
+        yield shock
 
 
 def _are_tables(events: object) -> TypeGuard[list[dict[str, Any]]]:

@@ -29,6 +29,7 @@ from load.planning.simulating import SimulateOptions, simulated
 from load.planning.site import site_of
 from load.planning.snapshot import means_of, speeds_of
 from load.planning.summary import percentiles, summary
+from load.simulation.shocks import PoolBack, RegionBack
 from load.traces.reading import TraceFile, read_trace
 from streams.telemetry.capacity import capacities
 from streams.telemetry.fleet_state import FleetState
@@ -304,6 +305,27 @@ def test_a_surge_multiplies_users_for_its_time(site, tmp_path, times):
     found = surged(MINUTE.trace, events.surges, np.random.default_rng(0))
     before, after = (np.histogram(t.at_s, [0, 20, 40, 60])[0] for t in (MINUTE.trace, found))
     assert after.tolist() == [before[0], pytest.approx(times * before[1], rel=0.1), before[2]]
+
+
+def test_what_two_events_have_lost_is_back_when_the_later_one_ends(site, tmp_path):
+    """
+    Also a model's pool that is lost before the model comes. Without an end nothing comes back.
+    """
+    lost = [(0, "region_lost", 'region = "eu"', 50), (10, "region_lost", 'region = "eu"', 5)]
+    lost += [(60, "region_lost", 'region = "eu"', 5), (5, "pool_lost", 'pool = "qwen3-32b"', 10)]
+    path = tmp_path / "events.toml"
+    path.write_text(
+        "\n".join(
+            f'[[events]]\nat_s = {a}\nwhat = "{w}"\n{of}\nfor_s = {f}' for a, w, of, f in lost
+        )
+        + '\n[[events]]\nat_s = 30\nwhat = "model_added"\nmodel = "qwen3-32b"\n'
+    )
+
+    shocks = read_events(path, site).shocks
+
+    back = [(s.at_s, s.what) for s in shocks if isinstance(s.what, RegionBack | PoolBack)]
+    regions = [(at_s, RegionBack(region="eu")) for at_s in (50.0, 65.0)]
+    assert back == [(30.0, PoolBack(pool="qwen3-32b")), *regions]
 
 
 REFUSED = [
