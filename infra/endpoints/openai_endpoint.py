@@ -108,7 +108,7 @@ class OpenAiEndpoint:
                     yield replace(piece, full_s=full_s) if full_s else piece
                     full_s = 0.0
                 if fresh:  # signs of life between pieces are none of an answer
-                    gather_until = came_s + call.pace_s
+                    gather_until = came_s + call.pace_s()
                     late_at = loop.time() + (TAIL_S if answer.finished else options.idle_timeout_s)
             await self._last_mark(response)
         except AttemptFailed:

@@ -12,7 +12,7 @@ tried elsewhere, what fails after may not.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -30,7 +30,8 @@ class Call:
     confidence: bool = False  # ask for the tokens' log-probabilities
     priority: int = 0  # for servers with priorities: lower is served earlier
     headers: Mapping[str, str] = field(default_factory=dict)  # further ones, for the server
-    pace_s: float = 0.0  # pieces after the first may be given on together, so often at most
+    # From a look at the answer to the next: but for the first, pieces are given on together.
+    pace_s: Callable[[], float] = lambda: 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -234,7 +234,7 @@ class Dispatcher:
             body=body,
             prompt_tokens=dispatch.route.prompt_tokens,
             priority=priority,
-            pace_s=pace_s(self.retries.requests_in_flight),
+            pace_s=lambda: pace_s(self.retries.requests_in_flight),
         )
         return AnswerState(
             dispatch=dispatch,

@@ -105,12 +105,20 @@ def test_every_call_says_who_goes_first(criticality, priority, how):
 
 def test_every_call_says_how_often_its_answer_is_looked_at():
     """
-    Alone as often as anybody reads; the more answers there are at once, the less often.
+    Alone as often as anybody reads; the more answers there are at once, the less often, also of
+    those that began before.
     """
     with bench({"large": [FakeEndpoint("large:1", fails())], "small": answers(1)}) as up:
         assert up.get().error is None
 
-        assert {call.pace_s for end in up.calls() for call in end.calls} == {PACE_S_MIN}
+        calls = [call for end in up.calls() for call in end.calls]
+        assert {call.pace_s() for call in calls} == {PACE_S_MIN}
+        under_way = up.dispatcher.retries
+        for _ in range(15):
+            under_way.request_began()
+        assert {call.pace_s() for call in calls} == {pace_s(15)}
+        for _ in range(15):
+            under_way.request_ended()
     assert PACE_S_MIN < pace_s(15) < pace_s(1000) == PACE_S_MAX
 
 

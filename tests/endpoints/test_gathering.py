@@ -72,7 +72,7 @@ class Read:
 
         own = OpenAiOptions(url="http://up/v1", model="up", **options)
         endpoint = OpenAiEndpoint("small", own, SimpleNamespace(post=post))
-        call = Call(body={"messages": []}, prompt_tokens=7, pace_s=PACE_S)
+        call = Call(body={"messages": []}, prompt_tokens=7, pace_s=lambda: PACE_S)
         try:
             async for part in endpoint.stream(call):
                 if isinstance(part, Piece):

@@ -663,7 +663,7 @@ def paced(parts: Sequence[bytes], pace_s: float, *, ends: bool = True) -> list[l
         async with connected(handle) as (_, endpoint):
             reading = asyncio.get_running_loop().create_future()
             with contextlib.suppress(AttemptFailed):
-                async for part in endpoint.stream(replace(CALL, pace_s=pace_s)):
+                async for part in endpoint.stream(replace(CALL, pace_s=lambda: pace_s)):
                     if reading.done() or not readings:  # somebody else had his turn since
                         readings.append([])
                         reading = asyncio.get_running_loop().create_future()
@@ -704,7 +704,7 @@ def test_pieces_wait_no_longer_than_the_pace():
             await asyncio.Event().wait()
 
         async with connected(handle) as (_, endpoint):
-            stream = endpoint.stream(replace(CALL, pace_s=0.01))
+            stream = endpoint.stream(replace(CALL, pace_s=lambda: 0.01))
             assert [(await anext(stream)).text, (await anext(stream)).text] == ["Hi", "Hi"]
             await stream.aclose()
 
