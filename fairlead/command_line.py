@@ -8,11 +8,10 @@ An error that a person can mend is one message saying what to do, not a trace.
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 try:
     import typer
@@ -30,6 +29,7 @@ try:
     from fairlead.commands.planning.replay import replay
     from fairlead.commands.planning.simulate import simulate
     from fairlead.commands.planning.traces import traces_app
+    from fairlead.commands.terminable import terminable
     from fairlead.commands.terminal import (
         JsonOption,
         SettingsOption,
@@ -85,19 +85,13 @@ def main() -> None:
     from serve.errors import ServeError
     from streams.errors import StreamError
 
-    signal.signal(signal.SIGTERM, terminated)
     try:
-        with written_out():
+        with terminable(), written_out():
             app()
     except (FairleadError, InfraError, LoadError, ServeError, StreamError) as error:
         console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
         console.print(str(error), markup=False, highlight=False)
         sys.exit(1)
-
-
-def terminated(number: int, _frame: object) -> NoReturn:
-    """As Ctrl-C does, it ends what a command has begun: processes, Ray, a broker."""
-    sys.exit(128 + number)
 
 
 def _version(wanted: bool) -> None:

@@ -72,13 +72,14 @@ class Raylets:
 def raylets(machines: Sequence[Mapping[str, float]]) -> Iterator[Raylets]:
     """A head and so many machines, with Ray Serve started. Raises ClusterFailed."""
     os.environ.update(ENVIRONMENT)
-    found = _started(machines)
-    try:
-        _connect(found.address)
-        yield found
-    finally:
-        ray.shutdown()
-        found.end()
+    with our_sigterm():  # also while a machine is added: each takes it
+        found = _started(machines)
+        try:
+            _connect(found.address)
+            yield found
+        finally:
+            ray.shutdown()
+            found.end()
 
 
 def _started(machines: Sequence[Mapping[str, float]], starts_left: int = STARTS_MAX) -> Raylets:
@@ -101,15 +102,14 @@ def _started(machines: Sequence[Mapping[str, float]], starts_left: int = STARTS_
 
 def _connect(address: str) -> None:
     try:
-        with our_sigterm():
-            ray.init(
-                address=address,
-                namespace="serve",
-                configure_logging=True,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                _node_ip_address=HEAD,
-            )
+        ray.init(
+            address=address,
+            namespace="serve",
+            configure_logging=True,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            _node_ip_address=HEAD,
+        )
         ray_serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
     except Exception as error:
         raise ClusterFailed(f"Ray Serve could not be started on raylets: {error}") from error

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -235,7 +237,10 @@ def up(tmp_path_factory) -> Iterator[Running]:
         (folder / "of_others.py").write_text(
             "from ray import serve\n@serve.deployment\nclass Others: pass\napp = Others.bind()\n"
         )
+        stop = partial(sys.exit, 143)
+        former = signal.signal(signal.SIGTERM, stop)
         with raylets(MACHINES):
+            assert signal.getsignal(signal.SIGTERM) is stop, "Ray has taken it"
             declare(
                 ServeApplicationSchema(
                     name=OTHERS,
@@ -251,6 +256,7 @@ def up(tmp_path_factory) -> Iterator[Running]:
                 find_planner()
             withdraw(OTHERS)
             assert ray_serve.status().applications == {}
+        signal.signal(signal.SIGTERM, former)
 
 
 @pytest.fixture

@@ -17,12 +17,11 @@ from streams.training.trainer import TrainerOptions
 
 COMPUTING = """
 import os, signal, sys, time
-from fairlead.command_line import terminated
+from fairlead.commands.terminable import terminable
 from load.workers import workers
-signal.signal(signal.SIGTERM, terminated)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore it
 try:
-    with workers(2) as pool:
+    with terminable(), workers(2) as pool:
         begun = {pool.submit(os.getpid).result() for _ in range(9)}
         busy = [pool.submit(time.sleep, 600) for _ in range(9)]
         print(*begun, flush=True)
@@ -67,18 +66,69 @@ with shared() as manager, workers(2) as pool:
 """
 
 
-def test_processes_end_with_who_began_them_though_it_was_killed():
+GUARDING = """
+import subprocess, sys, time
+from load.bench.loop import _guarded
+site = subprocess.Popen(["sleep", "600"])
+with _guarded(site.pid):
+    print(site.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("program", [SHARING, GUARDING], ids=["computing", "a site"])
+def test_processes_end_with_who_began_them_though_it_was_killed(program):
     """
     Those that compute, idle or not, and the one that holds what they share: they waited for ever.
     """
     with subprocess.Popen(
-        [sys.executable, "-c", SHARING], stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as parent:
         pids = [int(pid) for pid in parent.stdout.readline().split()]
         parent.kill()
 
-    assert len(pids) >= 2
+    assert pids
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "workers to end")
+
+
+LOOPING = """
+import asyncio, signal
+from fairlead.commands.terminable import terminable
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+async def busy():
+    while True:
+        sum(range(10_000))
+        await asyncio.sleep(0)
+
+async def work():
+    tasks = [asyncio.create_task(busy()) for _ in range(3)]
+    print("up", flush=True)
+    try:
+        await asyncio.Event().wait()
+    finally:
+        print("in order", flush=True)
+
+with terminable():
+    asyncio.run(work())
+"""
+
+
+def test_sigterm_ends_an_event_loop_in_order():
+    """
+    It was raised in whatever task or callback was due, which was a trace of each.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", LOOPING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(signal.SIGTERM)
+        try:
+            out, said = process.communicate(timeout=PATIENCE_S)
+        finally:
+            process.kill()  # if it still runs
+
+    assert (process.returncode, out, said) == (143, "in order\n", "")
 
 
 def test_any_command_is_ended_by_sigterm_as_by_ctrl_c():

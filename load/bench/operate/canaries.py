@@ -13,8 +13,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import threading
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,14 +91,24 @@ def session_folder() -> Path | None:
 
 async def found(at: Attacked, canaries: Sequence[str], said: Sequence[Path] = ()) -> list[str]:
     """Where any of them is, whatever form it has."""
-    return await asyncio.to_thread(lambda: sorted(set(_places(at, canaries, said))))
+    stopped = threading.Event()
+    try:
+        return await asyncio.to_thread(
+            lambda: sorted(set(_places(at, canaries, said, stopped.is_set)))
+        )
+    finally:  # there are gigabytes of them, and who was told to stop would wait for the thread
+        stopped.set()
 
 
-def _places(at: Attacked, canaries: Sequence[str], said: Sequence[Path]) -> Iterator[str]:
+def _places(
+    at: Attacked, canaries: Sequence[str], said: Sequence[Path], stopped: Callable[[], bool]
+) -> Iterator[str]:
     looked = [form for canary in canaries for form in forms(canary)]
     folders = [at.site.state_dir, *([session] if (session := session_folder()) else [])]
     for folder in folders:
         for path in [*folder.rglob("*"), *said]:
+            if stopped():
+                return
             if path.is_file() and not path.is_symlink() and in_file(path, looked):
                 yield str(path.name)
     for topic in TOPICS:
