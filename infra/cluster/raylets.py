@@ -102,14 +102,15 @@ def _started(machines: Sequence[Mapping[str, float]], starts_left: int = STARTS_
 
 def _connect(address: str) -> None:
     try:
-        ray.init(
-            address=address,
-            namespace="serve",
-            configure_logging=True,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            _node_ip_address=HEAD,
-        )
+        with our_sigterm():  # native code takes it, too, and gives it back here
+            ray.init(
+                address=address,
+                namespace="serve",
+                configure_logging=True,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                _node_ip_address=HEAD,
+            )
         ray_serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
     except Exception as error:
         raise ClusterFailed(f"Ray Serve could not be started on raylets: {error}") from error

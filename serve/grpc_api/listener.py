@@ -148,7 +148,8 @@ class Listener:
     async def start(self) -> None:
         """Bind and serve. Raises RuntimeError if the address can't be bound."""
         self.port = self._bound(self._options.port)
-        await self._server.start()
+        # Whoever is told to stop meanwhile has a started one to stop: half started, it breaks.
+        await asyncio.shield(self._server.start())
         await self._say(health_pb2.HealthCheckResponse.SERVING)
         self._watching = asyncio.create_task(self._watch())
 

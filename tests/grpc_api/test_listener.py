@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import socket
 
 import grpc
@@ -50,6 +52,28 @@ def run_with(options: ListenerOptions, work) -> None:
             await listener.stop()
 
     asyncio.run(body())
+
+
+def test_a_listener_that_is_told_to_stop_while_it_starts_stops_in_order():
+    """
+    A server that is started by half ended in a trace of gRPC's own, printed when it was collected.
+    """
+    said: list[dict[str, object]] = []
+
+    async def body() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, what: said.append(what))
+        listener = Listener({ROUTER: Slow()}, ListenerOptions(port=0))
+        starting = asyncio.create_task(listener.start())
+        await asyncio.sleep(0)  # it is within the server's start
+        starting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await starting
+        await listener.stop()
+        gc.collect()
+
+    asyncio.run(body())
+
+    assert said == []
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "[::1]", "::", "localhost", "0.0.0.0"])
