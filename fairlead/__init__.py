@@ -45,6 +45,7 @@ from fairlead.errors import (
     RouterFault,
     Unavailable,
     UnknownModel,
+    Unreachable,
     Unsupported,
 )
 from fairlead.messages import (
@@ -97,5 +98,6 @@ __all__ = [
     "TracedRecord",
     "Unavailable",
     "UnknownModel",
+    "Unreachable",
     "Unsupported",
 ]

@@ -213,6 +213,9 @@ class AsyncClient(Connections):
             raise self._cancelled(call.method, cancelled, connection) from None
         return call.read(reply)
 
+    def _is_connected(self, channel: grpc.aio.Channel) -> bool:
+        return channel.get_state() is grpc.ChannelConnectivity.READY
+
     def _cancelled(
         self, method: str, cancelled: asyncio.CancelledError, connection: Connection
     ) -> BaseException:

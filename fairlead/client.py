@@ -9,6 +9,7 @@ A client may be shared between threads, and one is enough for a process.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from queue import Empty, SimpleQueue
 from types import ModuleType
 from typing import ClassVar, Self, TypeVar, Unpack
 
@@ -31,6 +32,7 @@ from fairlead.messages import (
 )
 
 Answer = TypeVar("Answer")
+STATE_S_MAX = 0.1  # a thread has to be started for it
 
 
 class Client(Connections):
@@ -201,3 +203,13 @@ class Client(Connections):
         except grpc.RpcError as failure:
             raise self._failed(call.method, failure, connection) from failure
         return call.read(reply)
+
+    def _is_connected(self, channel: grpc.Channel) -> bool:
+        states: SimpleQueue[grpc.ChannelConnectivity] = SimpleQueue()
+        channel.subscribe(states.put)  # it is told the present state at once, by a thread
+        try:
+            return states.get(timeout=STATE_S_MAX) is grpc.ChannelConnectivity.READY
+        except Empty:
+            return False
+        finally:
+            channel.unsubscribe(states.put)

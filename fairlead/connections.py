@@ -28,6 +28,7 @@ from serve.proto.fairlead.v1.router_pb2_grpc import RouterStub
 STREAM_TIMEOUT_S = 3_600.0
 # A long answer of a large model, from the first try to the last token.
 ANSWER_TIMEOUT_S = 600.0
+LATE = "Deadline Exceeded"  # what gRPC says itself, whatever the reason
 
 
 class Connection(NamedTuple):
@@ -123,7 +124,14 @@ class Connections:
         doing, status = f"{method} at {connection.target}", failure.code()
         if self.is_closed and status is grpc.StatusCode.CANCELLED:
             return ClientClosed(doing, "cancelled by close()")
+        if failure.details() == LATE:
+            connected = not self.is_closed and self._is_connected(connection.channel)
+            return errors.late(doing, method, connected=connected)
         return errors.from_status(doing, status, failure.details() or "")
+
+    def _is_connected(self, channel: Any) -> bool:
+        """Whether a channel of this flavour has a connection at this moment."""
+        raise NotImplementedError
 
 
 def _checked(timeout_s: float) -> float:

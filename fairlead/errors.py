@@ -4,7 +4,8 @@ FairleadError
 ├── InvalidRequest      something asked is malformed or out of bounds; correct the named field
 ├── UnknownModel        a model named in the request is not in the router's catalogue
 ├── NoModelFits         the request leaves no model, or needs an encoder this router lacks
-├── DeadlineExceeded    no answer in time: too late to be useful, or the router can't be reached
+├── DeadlineExceeded    no answer in time: it would be too late to be useful
+│   └── Unreachable     and no connection to the router either, all that time
 ├── Overloaded          the router's queue is full, or the fleet; try later or elsewhere
 ├── Unavailable         the router is starting, stopping or gone; it was tried more than once
 ├── AnswerBroken        a dispatched answer broke off after its first token
@@ -58,18 +59,23 @@ class NoModelFits(FairleadError):
 
 
 class DeadlineExceeded(FairleadError):
-    """The time allowed had passed before there was an answer.
+    """The time allowed had passed before there was an answer."""
+
+    advice = "Allow more time, or go on without an answer."
+    retriable = True
+
+
+class Unreachable(DeadlineExceeded):
+    """There was no connection to send the call over.
 
     While nothing listens, a call waits for a connection as long as it may (see `channels`), so
-    this is also how a router that is down shows itself.
+    this is how a router that is down shows itself.
     """
 
     advice = (
-        "If this happens at every call, nothing answers there: see that the router is running, "
-        "that the address is right and that both sides agree on TLS (`healthy()` does not wait). "
-        "If only at times, the router is slow: allow more time."
+        "See that the router is running, that the address is right and that both sides agree on "
+        "TLS (`healthy()` does not wait)."
     )
-    retriable = True
 
 
 class Overloaded(FairleadError):
@@ -147,6 +153,24 @@ BY_STATUS: dict[grpc.StatusCode, type[FairleadError]] = {
     grpc.StatusCode.ABORTED: AnswerBroken,
     grpc.StatusCode.ALREADY_EXISTS: RouterFault,
 }
+
+# What a call is known to wait for, where a router is there and does not answer.
+WAITS_FOR = {
+    "SendFeedback": (
+        "outcomes are answered once they are in the feedback log: see in `fairlead status` whether "
+        "it can be written (is its disk full?). These may be written yet; to report them again "
+        "does no harm"
+    )
+}
+
+
+def late(doing: str, method: str, *, connected: bool) -> DeadlineExceeded:
+    """Return the error for a call that nobody answered in time."""
+    if not connected:
+        return Unreachable(doing, "no connection, all the time allowed")
+    known = "no answer in the time allowed, from a router that is connected"
+    return DeadlineExceeded(doing, "; ".join(filter(None, (known, WAITS_FOR.get(method)))))
+
 
 _BY_NUMBER = {status.value[0]: error for status, error in BY_STATUS.items()}
 

@@ -49,7 +49,8 @@ class OutboxOptions:
     linger_s: float = 0.0
     retry_s: float = 0.25  # rest after a failed write
     # Who waits for an item is told after so long of failing writes: a full disk may last for hours.
-    patience_s: float = 2.0
+    # Before a caller's own time is over (the client's is 1 s), who would know nothing but that.
+    patience_s: float = 0.5
     close_s_max: float = 5.0  # how long closing tries to write what is waiting
 
 

@@ -704,7 +704,9 @@ def subclasses(kind: type) -> set[type]:
 
 
 def test_the_tree_in_the_docstring_is_the_tree_and_all_of_it_is_exported():
-    drawn = set(re.findall(r"^(?:[├└]── )?([A-Z]\w+)(?:  |$)", errors.__doc__, re.MULTILINE))
+    drawn = set(
+        re.findall(r"^(?:│   )?(?:[├└]── )?([A-Z]\w+)(?:  |$)", errors.__doc__, re.MULTILINE)
+    )
     assert drawn == {kind.__name__ for kind in subclasses(fairlead.FairleadError)}
     assert drawn <= set(fairlead.__all__)
 
@@ -738,10 +740,30 @@ def test_a_call_without_answer_ends_with_its_time_out(connect, port, router, sai
 
     with pytest.raises(fairlead.DeadlineExceeded):
         client.route("hi", **options)
-    with pytest.raises(fairlead.DeadlineExceeded):
+    with pytest.raises(fairlead.DeadlineExceeded, match="feedback log"):
         client.send_feedback(b"ticket", **options)
     with pytest.raises(fairlead.DeadlineExceeded):
         client.route_stream([fairlead.Request(text="a", request_id="r")], timeout_s=SHORT_S)
+
+
+def test_what_is_late_is_known_to_have_had_a_connection_or_none(connect, port, router):
+    """
+    gRPC says the same of both. Whoever is connected needs no word on addresses and TLS.
+    """
+    client = connect(port, timeout_s=PATIENCE_S, connections=1)
+    client.route("hi")
+    router.answering.clear()
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        stranger = connect(nobody.getsockname()[1], timeout_s=SHORT_S)
+        with pytest.raises(fairlead.Unreachable, match="address is right"):
+            stranger.route("hi")
+
+    with pytest.raises(fairlead.DeadlineExceeded) as late:
+        client.route("hi", timeout_s=SHORT_S)
+
+    assert not isinstance(late.value, fairlead.Unreachable)
+    assert "that is connected" in str(late.value)
 
 
 @pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("inf"), float("nan")])

@@ -11,6 +11,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 import pytest
 from memory_log import MemoryLog
 
+from fairlead import Client
 from streams.errors import LogUnavailable, OutboxClosed, RecordTooLarge
 from streams.log.outbox import Outbox, OutboxOptions
 
@@ -490,6 +491,14 @@ def test_lingering_ends_where_somebody_waits(log, start):
     outbox.offer(item(3))
 
     assert written(log) == [0, 1, 2]
+
+
+def test_who_waits_while_a_disk_is_full_is_told_before_his_own_time_is_over():
+    """
+    Else all he would know is that nobody answered.
+    """
+    with Client() as client:
+        assert OutboxOptions().patience_s < client.timeout_s
 
 
 def test_who_waits_while_a_disk_is_full_is_told_that_the_item_is_kept(log, start):
