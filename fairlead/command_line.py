@@ -29,7 +29,7 @@ try:
     from fairlead.commands.planning.replay import replay
     from fairlead.commands.planning.simulate import simulate
     from fairlead.commands.planning.traces import traces_app
-    from fairlead.commands.terminable import terminable
+    from fairlead.commands.restarts import terminable
     from fairlead.commands.terminal import (
         JsonOption,
         SettingsOption,

@@ -1,4 +1,8 @@
-"""What ends `fairlead up`, and starts it anew when Ray has ended: a few times, never in a loop.
+"""What ends a command, and starts `fairlead up` anew where Ray has ended: a few times at most.
+
+SIGTERM ends a command as Ctrl-C does: processes, Ray, a broker that it has begun end with it. While
+an event loop runs, it does what the loop makes of Ctrl-C, tasks ended in order: raised in there, an
+exception would come up in whatever callback is due.
 
     Ray's head dies ─▶ what is left of it is ended ─▶ this process executes itself anew
 
@@ -20,6 +24,8 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from types import FrameType
 from typing import NoReturn
 
 VARIABLE = "FAIRLEAD_RESTARTED_AT_S"
@@ -66,6 +72,28 @@ def stop_on_signals(stopping: threading.Event) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """For all of a command."""
+    told: list[int] = []
+    signal.signal(signal.SIGTERM, partial(terminated, told))
+    try:
+        yield
+    except (SystemExit, KeyboardInterrupt):
+        if told:
+            sys.exit(128 + told[0])
+        raise
+
+
+def terminated(told: list[int], number: int, frame: FrameType | None) -> None:
+    """Note that it came, and do as after Ctrl-C."""
+    told.append(number)
+    interrupt = signal.getsignal(signal.SIGINT)
+    if not callable(interrupt) or interrupt is signal.default_int_handler:
+        sys.exit(128 + number)
+    interrupt(signal.SIGINT, frame)
 
 
 @contextlib.contextmanager

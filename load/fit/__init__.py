@@ -1,5 +1,5 @@
 """How the figures that ship were fitted: the emulator, queueing, projections.
 
-May import `data`, `errors` and what it fits. Developers run it; of the product, only
+May import `data`, `errors`, `workers` and what it fits. Developers run it; of the product, only
 `fairlead landmarks` does.
 """

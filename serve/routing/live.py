@@ -229,15 +229,9 @@ class Live:
         self.priced = bool(self.loaded.any())
         self.load = np.array([one.load if one else 0.0 for one in priced])
         self.log_price = np.array([one.log_price if one else 0.0 for one in priced])
-        # While nothing at all was received, there are as many as pools begin with.
-        self.open = np.array(
-            [
-                one.in_state("ready") > 0
-                if one
-                else not pool.reports or (not self.loads and pool.replicas > 0)
-                for pool, one in zip(pools, found, strict=True)
-            ]
-        )
+        # Silent, a pool is gone; while nothing at all was received, if it begins with no replica.
+        gone = [pool.reports and bool(self.loads or not pool.replicas) for pool in pools]
+        self.open = np.array(ready) | ~(self.reported | np.array(gone))
         self.open &= ~self.catalogue.draining
         self.model_open = np.array([self.open[c].any() for c in self.catalogue.columns_of])  # (k,)
         self.all_open = bool(self.model_open.all())

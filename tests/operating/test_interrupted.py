@@ -17,7 +17,7 @@ from streams.training.trainer import TrainerOptions
 
 COMPUTING = """
 import os, signal, sys, time
-from fairlead.commands.terminable import terminable
+from fairlead.commands.restarts import terminable
 from load.workers import workers
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore it
 try:
@@ -93,7 +93,7 @@ def test_processes_end_with_who_began_them_though_it_was_killed(program):
 
 LOOPING = """
 import asyncio, signal
-from fairlead.commands.terminable import terminable
+from fairlead.commands.restarts import terminable
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 async def busy():

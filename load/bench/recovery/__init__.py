@@ -1,4 +1,4 @@
 """The trainer killed at every durable step, and how fast feedback is folded.
 
-May import `errors` alone of load/, and streams/.
+May import `errors` and `workers` of load/, and streams/.
 """
