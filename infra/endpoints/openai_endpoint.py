@@ -55,6 +55,9 @@ REFUSAL_BYTES_MAX = 64 * 1024  # of an error's text that are read
 DONE, DONE_WITHIN = b"[DONE]", 16
 GATHERED_MAX = 64 * 1024  # bytes that wait for others
 GATHERED_LATE_S = 0.02  # and how much longer than the pace, where nothing else comes
+# What is given on later gives way: a token for each answer comes in one moment, an engine's step,
+# and the first ones of answers are waited for.
+GIVE_WAY_S = 0.002
 # What is added to a call: to learn its tokens, and how sure the model was.
 STREAM_OPTIONS: dict[str, object] = {"stream_options": {"include_usage": True}}
 LOGPROBS: dict[str, object] = {"logprobs": True}
@@ -196,7 +199,8 @@ class OpenAiEndpoint:
                 async with asyncio.timeout_at(until + GATHERED_LATE_S):
                     while not _is_enough(came) and (more := await response.content.readany()):
                         came.append(more)
-                        if loop.time() >= until:
+                        if loop.time() >= until and not _is_enough(came):
+                            await asyncio.sleep(GIVE_WAY_S)
                             break
         return b"".join(came)
 

@@ -72,11 +72,10 @@ from streams.training.snapshots import Store
 
 logger = logging.getLogger(__name__)
 
-# Nobody waits for the decision log. Four writes a second take 1 % of a core; one per batch took 15.
-DECISIONS_LINGER_S = 0.25
-# Nor for what a dispatcher reports: to wake a thread and write for every answer takes more of the
-# interpreter than the report. What a caller sends is waited for, so it is written at once.
-REPORTS_LINGER_S = 0.05
+# Nobody waits for the decision log, nor for what a dispatcher reports. Four writes a second take
+# 1 % of a core; one per batch took 15, and while one is made, the event loop waits for the
+# interpreter. What a caller sends is waited for, so it is written at once.
+LINGER_S = 0.25
 # The event loop shares the interpreter with the threads that write the log and solve new views.
 # Whichever computes gives it up only after so long: by default 5 ms, which a call waits each time
 # that the loop has slept.
@@ -184,12 +183,11 @@ class Replica:
         self.reporter = Reporter(secrets.token_hex(SOURCE_BYTES), now_ms())
         self.tracing = opened(options.tracing)
         self.view = self._live_view(source)
+        patient = replace(options.outbox, linger_s=LINGER_S)
         self.decisions: Outbox[decisions.DecisionBatch] = Outbox(
-            log, DECISIONS, decisions.encode, replace(options.outbox, linger_s=DECISIONS_LINGER_S)
+            log, DECISIONS, decisions.encode, patient
         )
-        self.feedback: Outbox[tuple[bytes, bytes]] = Outbox(
-            log, FEEDBACK, list, replace(options.outbox, linger_s=REPORTS_LINGER_S)
-        )
+        self.feedback: Outbox[tuple[bytes, bytes]] = Outbox(log, FEEDBACK, list, patient)
         self._arms = self._arm_decider()
         self.window = RouterWindow(counted) if options.telemetry_s else None
         chooser = self._chooser(_trial(options, source.read()))

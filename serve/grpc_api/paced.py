@@ -43,6 +43,7 @@ class PacedWriter:
 
         A reader who is slow holds the answer up: nothing is read while a write takes its time.
         """
+        self._loop = asyncio.get_running_loop()  # asked once: each time is a call of the kernel
         try:
             async with aclosing(events):
                 async for event in events:
@@ -57,15 +58,14 @@ class PacedWriter:
 
     async def _take(self, event: Event) -> None:
         """Write an event at once, unless another follows it, or it is a piece soon after others."""
-        loop = asyncio.get_running_loop()
         self._waiting.append(event)
-        rest_s = self._rest_s(event, loop.time())
+        rest_s = self._rest_s(event)
         if rest_s <= 0.0 or len(self._waiting) >= WAITING_MAX:
             await self._flush()
         elif self._timer is None:
-            self._timer = loop.call_later(rest_s, self._flush_later)
+            self._timer = self._loop.call_later(rest_s, self._flush_later)
 
-    def _rest_s(self, event: Event, now_s: float) -> float:
+    def _rest_s(self, event: Event) -> float:
         """How long an event waits for others, if none comes."""
         if isinstance(event, Ended):
             return 0.0
@@ -74,12 +74,12 @@ class PacedWriter:
         begun = self._wrote_s > -math.inf
         if begun and event.piece.finish_reason:
             return PACE_S
-        return self._wrote_s + PACE_S - now_s
+        return self._wrote_s + PACE_S - self._loop.time()
 
     def _flush_later(self) -> None:
         self._timer = None
         if self._later is None or self._later.done():  # else it writes what waits by now, too
-            self._later = asyncio.get_running_loop().create_task(self._flush_all())
+            self._later = self._loop.create_task(self._flush_all())
 
     async def _flush_all(self) -> None:
         while self._waiting:
@@ -91,7 +91,7 @@ class PacedWriter:
             waiting, self._waiting = self._waiting, []
             self._stop_timer()
             if any(isinstance(event, Streamed) for event in waiting):
-                self._wrote_s = asyncio.get_running_loop().time()
+                self._wrote_s = self._loop.time()
             if waiting:
                 await self._write(tuple(merged(waiting)))
 

@@ -19,6 +19,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 from streams.errors import LogTruncated, LogUnavailable
@@ -33,6 +34,9 @@ CREATE TABLE IF NOT EXISTS records (
 """
 # How long a reader pauses between looks. Twenty looks a second cost under 1 % of a core.
 POLL_S = 0.05
+# Python gives the interpreter up at each step of a statement: row by row, an event loop beside the
+# writer would lose it as often. SQLite takes 32,766 values a statement.
+ROWS_TOGETHER = 256
 CHUNKS_PER_CALL = 64  # of records that retention drops
 OPEN_S_MAX = 30.0  # to wait for other processes that use the file
 
@@ -67,10 +71,11 @@ class SqliteLog:
         with self._transaction(timeout_s) as run:
             _, end = _topic(run, topic)
             at_ms = self._now_ms()  # as it is: readers judge it, see `streams.clock`
-            self._connection.executemany(
-                "INSERT INTO records VALUES (?, ?, ?, ?, ?)",
-                [(topic, end + i, at_ms, key, value) for i, (key, value) in enumerate(records)],
-            )
+            for first in range(0, len(records), ROWS_TOGETHER):
+                rows = records[first : first + ROWS_TOGETHER]
+                values = [(topic, end + first + i, at_ms, *record) for i, record in enumerate(rows)]
+                insert = f"INSERT INTO records VALUES {_places(len(rows))}"  # noqa: S608 - only "?"
+                run(insert, [*chain(*values)])
             run("UPDATE topics SET end = ? WHERE name = ?", (end + len(records), topic))
 
     def reader(self, topic: str, offsets: Mapping[int, int]) -> SqliteReader:
@@ -213,6 +218,11 @@ def _topic(run: Callable[..., sqlite3.Cursor], topic: str) -> tuple[str, int]:
     """Identity and end offset, making the topic if needed."""
     run("INSERT OR IGNORE INTO topics VALUES (?, ?, 0)", (topic, uuid.uuid4().hex))
     return run("SELECT id, end FROM topics WHERE name = ?", (topic,)).fetchone()
+
+
+def _places(n: int) -> str:
+    """So many rows of `records`, to be filled in."""
+    return ", ".join(["(?, ?, ?, ?, ?)"] * n)
 
 
 def _first(run: Callable[..., sqlite3.Cursor], topic: str, end: int) -> int:

@@ -13,7 +13,7 @@ from openai_server import DONE, ROLE, chunk, event
 from virtual_loop import virtual_loop
 
 from infra.endpoints import openai_endpoint
-from infra.endpoints.openai_endpoint import GATHERED_LATE_S, OpenAiEndpoint
+from infra.endpoints.openai_endpoint import GATHERED_LATE_S, GIVE_WAY_S, OpenAiEndpoint
 from infra.endpoints.options import OpenAiOptions
 from serve.dispatch.backend import Call, Piece
 from serve.errors import AnswerGarbled, AnswerLate, AttemptFailed
@@ -116,9 +116,12 @@ def test_a_token_before_a_pause_is_given_on_in_the_pause():
 
 
 def test_tokens_faster_than_the_pace_come_with_the_first_one_after_it():
+    """
+    And give way then to first tokens of others, which came in the same moment.
+    """
     read = Read([(0.0, word("a")), *[(0.025, word(c)) for c in "bcdef"], (0.01, END)])
 
-    late = pytest.approx(0.075)
+    late = pytest.approx(0.075 + GIVE_WAY_S)
     assert read.words[:4] == [(0.0, "a"), (late, "b"), (late, "c"), (late, "d")]
     assert [piece.followed for _, piece in read.pieces][:4] == [False, True, True, False]
     assert read.ended_s == pytest.approx(0.135)
@@ -176,7 +179,7 @@ def test_each_piece_is_given_on_once_in_order_and_soon(gaps_s):
         came_s += gap_s
         at_s, text = read.words[i]
         assert text == f"{i} "
-        assert -1e-9 <= at_s - came_s <= PACE_S + GATHERED_LATE_S + 1e-9
+        assert -1e-9 <= at_s - came_s <= PACE_S + GATHERED_LATE_S + GIVE_WAY_S + 1e-9
     assert read.words[-1] == (pytest.approx(came_s + 0.5), "z")
     for (at_s, piece), (next_s, _) in zip(read.pieces, read.pieces[1:], strict=False):
         assert not piece.followed or next_s == at_s

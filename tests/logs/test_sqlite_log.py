@@ -13,6 +13,7 @@ from log_benches import (
 from waiting import PATIENCE_S
 
 from streams.errors import LogUnavailable
+from streams.log.sqlite_log import ROWS_TOGETHER
 
 
 def test_two_processes_append_to_one_file(tmp_path):
@@ -81,3 +82,16 @@ def test_a_log_whose_last_records_were_removed_while_in_use_takes_nothing_more(t
 
     log.close()  # in order, which keeps what is there
     assert [record.value for record in bench.log().reader("t", {0: 0}).read(10, 0.0)] == [b"kept"]
+
+
+@pytest.mark.parametrize("n", [ROWS_TOGETHER - 1, ROWS_TOGETHER, 2 * ROWS_TOGETHER + 1])
+def test_many_records_are_appended_in_order_however_many_statements_that_takes(tmp_path, n):
+    log = SqliteBench(tmp_path).log()
+    log.append("t", [(None, b"before")])
+
+    log.append("t", [(b"k%d" % i, b"v%d" % i) for i in range(n)])
+
+    first, *records = read_topic(log, "t")
+    assert (first.key, first.value) == (None, b"before")
+    assert [r.offset for r in records] == list(range(1, n + 1))
+    assert [(r.key, r.value) for r in records] == [(b"k%d" % i, b"v%d" % i) for i in range(n)]
