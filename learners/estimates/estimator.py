@@ -59,9 +59,9 @@ class BlendOptions:
     failures_weight: float = 20.0  # as many calls without a failure are imagined
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Estimates:
-    """For n requests and k models.
+    """For n requests and k models; not frozen, which would take as long to make as a kernel runs.
 
     `mean` (n, k, 3): quality, and cost and latency as ratios to what is stated; `deviation` (n, k)
     of the quality estimate, which more outcomes would shrink, and its part `mean_deviation` (k, 3)

@@ -45,9 +45,9 @@ NO_CURVES, NONE_SAID = np.zeros((0, 0)), np.zeros((0, 0, 0))
 NO_RULES = np.zeros((0, 0, 0), bool)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Picked:
-    """What was decided, (n, k) each but where said; see `Choices`."""
+    """What was decided, (n, k) each but where said; not frozen, and why: see `Choices`."""
 
     columns: Floats  # (c, n, k), see `learners.kernels.decide`
     verdict: NDArray[np.uint8]
@@ -222,7 +222,11 @@ def pick(
     )
     if not found[kernel.PLAIN]:
         return None
-    (eligible, tried, might), (fits, below) = of_models, of_requests
+    eligible, fits, below = (
+        of_models[kernel.MAY],
+        of_requests[kernel.FITS],
+        of_requests[kernel.BELOW],
+    )
     again = found[kernel.AGAIN]
     if purse is not None:
         asked = asked_of(requests, live, columns[kernel.PAID], columns[kernel.LIST], options)
@@ -230,11 +234,12 @@ def pick(
     first, draws = kernel.SCORED, uniform[:, 0]
     p = likely(kernel, columns[first], columns[first + 1], columns[first + 2], eligible)
     if found[kernel.TRIALS]:
-        p = with_trials(p, tried, np.full(n, options.limits.probe_share))
+        p = with_trials(p, of_models[kernel.TRIED], np.full(n, options.limits.probe_share))
     propensity, chosen = _drawn(kernel, p, eligible, tries, columns, uniform)
     preferred, refused = chosen, np.array([NONE] * n, np.intp)
     if again:
         first = kernel.SCORED_FREE
+        might = of_models[kernel.MIGHT]
         free = likely(kernel, columns[first], columns[first + 1], columns[first + 2], might)
         _, preferred = _drawn(kernel, free, might, tries, columns, uniform)
     if purse is not None:

@@ -311,6 +311,22 @@ def test_decisions_are_counted_by_class_model_and_pool(rows_max):
     assert mix["small"].pool == "small-pool"
 
 
+@pytest.mark.parametrize(("rows", "batches"), [(1, 128), (8, 128), (64, 16), (256, 4)])
+def test_so_much_is_counted_at_once_as_holds_the_event_loop_for_less_than_a_millisecond(
+    rows, batches
+):
+    """
+    A batch costs as much as eight rows, so fewer rows are kept where they came alone.
+    """
+    counted = []
+    window = RouterWindow(lambda kept: counted.append(len(kept)) or kept)
+
+    for _ in range(2 * batches):
+        window.count_batch(batch([0] * rows, [""] * rows, [1.0] * rows))
+
+    assert counted == [batches, batches]
+
+
 def test_prompt_of_unknown_length_arrives_but_has_no_length():
     """
     0 tokens means nobody said.
