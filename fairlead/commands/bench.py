@@ -350,6 +350,9 @@ def bench_vllm(
     simulated_only: Annotated[
         bool, typer.Option("--simulated-only", help="Live against simulated alone.")
     ] = False,
+    shared_cores: Annotated[
+        bool, typer.Option("--shared-cores", help="Simulated: the engine has no core of its own.")
+    ] = False,
     port: Annotated[int, typer.Option(min=1, max=65533, help="And the next two.")] = 7502,
     as_json: JsonOption = False,
 ) -> None:
@@ -358,7 +361,7 @@ def bench_vllm(
     from load.bench.pools.vllm import bench, compared, scenario
 
     options = scenario.VllmBench(python=python.absolute(), model=model.absolute(), port=port)
-    beside = compared.Compared(port=port)
+    beside = compared.Compared(port=port, own_core=not shared_cores)
     if simulated_only:
         measured(lambda say: compared.compared(options, beside, connect, say), as_json)
     else:

@@ -158,6 +158,11 @@ class Engine:
             return self.next_change_s()
         return self._run.end_s(self._done() + 1)
 
+    def held(self, now_s: float) -> int:
+        """Requests that are here at a time, those that wait too."""
+        self._go(now_s)
+        return len(self._known)
+
     def tokens_made(self, request_id: RequestId, now_s: float) -> int:
         """Tokens of an unfinished request so far; raises KeyError for any other."""
         self._go(now_s)

@@ -10,9 +10,9 @@ While there is room x grows with n. Where the server is full more requests only 
 is the capacity. That holds for one that takes four at once and queues the rest, for one with
 continuous batching, and for one that lets nobody see its queue; and it takes no more than counts.
 
-It is full where requests are seen to wait, or where twice as many held are not finished nearly
-twice as fast, and never while it holds less than one: then it is idle at times. Until it was full
-there is only a lower bound, and what is stated counts.
+It is full where some are seen to wait all the time, or where twice as many held are not finished
+nearly twice as fast, and never while it holds less than one: then it is idle at times. Until it was
+full there is only a lower bound, and what is stated counts.
 
 All sums are additive: of servers that are alike, and of any windows, in any order.
 """
@@ -28,7 +28,9 @@ from typing import NamedTuple
 
 # Where buckets of requests held end, in thousandths: from a sixteenth of one to 46,000.
 EDGES = [round(1000 * 2 ** (i / 2) / 16) for i in range(40)]
-WAITED_SHARE = 0.1  # of the requests held, those that wait: then there are always some
+# Of the requests held, those that wait where a server is full; and one at least: a window is some
+# seconds, of which a server that is half idle lets some requests wait, too.
+WAITED_SHARE = 0.1
 # Throughput that grows less than half as fast as what is held (in logarithms) has hit a limit. It
 # is believed at 90 %: a limit that is found late costs callers their answers, one that is not there
 # costs a moment, until more is seen.
@@ -166,7 +168,7 @@ def _at_once(sums: list[Sums]) -> float:
 
 def _full_from(sums: list[Sums], noise: float) -> int | None:
     """The lowest bucket in which the server was full; None: it was not seen to be."""
-    waited = [of for of in sums if of.waited_s > WAITED_SHARE * of.held_s]
+    waited = [of for of in sums if of.waited_s > max(WAITED_SHARE * of.held_s, of.seconds)]
     if sum(of.finished for of in waited) >= FINISHED_LEAST:
         return bucket_of(waited[0].held_s / waited[0].seconds)
     if not _levels_off(sums, noise):

@@ -1,7 +1,7 @@
 """A site's own settings as a world that can be simulated, and what had to be assumed for that.
 
     [[pools]] with a GPU     ─▶ emulated, however they are run: real servers too
-    ... that were learned of ─▶ emulated as fast as their servers were (`snapshot.speeds_of`)
+    ... that were learned of ─▶ emulated as fast as their servers were (`snapshot.servers_of`)
     [[pools]] without one    ─▶ hosted: as fast as their model is stated to be, paid by the token
     [[models]] without pools ─▶ hosted likewise
 
@@ -40,6 +40,14 @@ HOSTED = GpuType(
     available=1_000_000,
     startup_s=0.0,
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnedServers:
+    """What one of a pool's real servers was learned to do."""
+
+    performance: Performance
+    held_max: int = 0  # requests that dispatchers give it at once; 0: no limit is known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -90,9 +98,9 @@ class Site:
 def site_of(
     settings: Settings,
     target: LatencyTarget | None = None,
-    learned: Mapping[str, Performance] | None = None,
+    learned: Mapping[str, LearnedServers] | None = None,
 ) -> Site:
-    """`learned` is how fast pools of real servers are; of others it is not asked.
+    """`learned` is what servers of real pools do; of others it is not asked.
 
     Raises OptionRefused where a pool on GPUs does not say what model it runs.
     """
@@ -102,7 +110,7 @@ def site_of(
         raise OptionRefused("models", "none", "at least one: there is nothing to simulate")
     assumed: list[str] = []
     entries = [_simulated(entry, learned, assumed) for entry in settings.pools]
-    fleet = fleet_of(settings.gpus, settings.models, entries, target)
+    fleet = _limited(fleet_of(settings.gpus, settings.models, entries, target), settings)
     stated = settings.catalogue()
     plans = [
         _as_learned(plan, stated, learned[plan.name], assumed)
@@ -147,6 +155,14 @@ def _simulated(entry: Any, learned: Collection[str], assumed: list[str]) -> Any:
     return entry.model_copy(update=changed)
 
 
+def _limited(fleet: Fleet, settings: Settings) -> Fleet:
+    """With as many requests at once as real servers are stated to be given."""
+    pools: tuple[Any, ...] = settings.pools  # made from the layout: their keys have no types
+    stated = {entry.name: entry.concurrency_max for entry in pools}
+    plans = (replace(plan, concurrency_max=stated[plan.name]) for plan in fleet.pools)
+    return replace(fleet, pools=tuple(plans))
+
+
 def _placed(plan: PoolPlan, stated: Catalogue, assumed: list[str]) -> PoolPlan:
     """A pool without GPUs, on somebody else's."""
     if plan.gpu is not None:
@@ -162,9 +178,10 @@ def _placed(plan: PoolPlan, stated: Catalogue, assumed: list[str]) -> PoolPlan:
 
 
 def _as_learned(
-    plan: PoolPlan, stated: Catalogue, performance: Performance, assumed: list[str]
+    plan: PoolPlan, stated: Catalogue, learned: LearnedServers, assumed: list[str]
 ) -> PoolPlan:
     """A pool of real servers, as fast as they were; where no GPU is stated, on somebody else's."""
+    performance = learned.performance
     model, at_once = stated.models[stated.column_of[plan.model]], performance.sequences_max
     token_ms = 1e3 * (performance.fixed_s + performance.per_sequence_s)
     varies = " on average" if performance.slow else ""
@@ -178,6 +195,7 @@ def _as_learned(
         plan,
         gpu=plan.gpu or HOSTED,
         replicas=max(1, plan.replicas),
+        concurrency_max=plan.concurrency_max or learned.held_max,
         emulation=Emulation(
             performance=performance,
             power=plan.power or Power(idle_w=0.0, decode_w=0.0, prefill_w=0.0),

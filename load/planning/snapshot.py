@@ -1,7 +1,7 @@
 """What a live site has learned of its models, on average: where a simulation can begin.
 
     snapshots' folder ─newest─▶ means of quality, by model of the catalogue
-                           └──▶ how fast servers are, by pool of real servers
+                           └──▶ what one server does, by pool of real servers
 
 A snapshot knows more: of which prompts each model answers well. That is tied to the encoder of the
 site, and the table that is asked has embeddings of its own. So a model that the site found good is
@@ -10,6 +10,7 @@ begun with as good on every prompt, and the simulation learns the rest.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from infra.emulator.performance import Performance
@@ -18,6 +19,7 @@ from learners.estimates import ema
 from learners.estimates.learned import Learned
 from learners.targets import Target
 from load.errors import SnapshotMissing
+from load.planning.site import LearnedServers
 from serve.routing.catalogue import Catalogue
 from streams.telemetry.capacity import capacities
 from streams.telemetry.service_sums import PoolService, first_tokens_of
@@ -58,8 +60,11 @@ def means_of(folder: Path, catalogue: Catalogue, settings: Settings) -> dict[str
     }
 
 
-def speeds_of(folder: Path, settings: Settings) -> dict[str, Performance]:
-    """How fast each pool's servers were learned to be, of those that enough is known of.
+def servers_of(folder: Path, settings: Settings) -> dict[str, LearnedServers]:
+    """What each pool's servers were learned to do, of those that enough is known of.
+
+    A dispatcher that calls them alone gives one of them a request while it holds fewer than
+    `held_most`: so it holds as many, rounded up.
 
     Raises SnapshotMissing.
     """
@@ -69,7 +74,10 @@ def speeds_of(folder: Path, settings: Settings) -> dict[str, Performance]:
     for pool, known in capacities(fleet, settings.target().ttft_s).items():
         if known.of.speed is not None:
             first = first_tokens_of(fleet.service.get(pool, {}), known.reports.n_callers)
-            found[pool] = Performance.of_speed(known.of.speed, _at_once(known.of), first)
+            performance = Performance.of_speed(known.of.speed, _at_once(known.of), first)
+            most = known.held_most
+            held_max = 0 if math.isinf(most) else max(1, math.ceil(most))
+            found[pool] = LearnedServers(performance=performance, held_max=held_max)
     return found
 
 
@@ -79,10 +87,12 @@ def _at_once(of: PoolService) -> int:
     A server whose page says how many wait is at its limit only while some do: throughput that
     does not grow may be all that is asked for.
     """
+    if of.at_once or of.held_max:
+        return of.at_once or of.held_max
     seen = of.service.at_once
     if of.by == "callers" and of.service.full:
         seen = seen or of.service.concurrency
-    return of.held_max or (max(1, round(seen)) if seen else 0)
+    return max(1, round(seen)) if seen else 0
 
 
 def _store(folder: Path) -> Store:

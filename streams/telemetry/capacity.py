@@ -5,7 +5,8 @@
     FleetState.service ┴─▶ what a server can do ─▶ load ────┘
 
 A server that can't say how full it is, is as full as what it holds: n requests, of which it works
-on N at once when it is just full (`learners.servers.service`). Up to N the load is the share of it,
+on N at once when it is just full: as many as run while others wait, if its page says so, else what
+its throughput says (`learners.servers.service`). Up to N the load is the share of it,
 0.95 at N: any more waits. A short queue is no harm, it keeps the server busy; the load is 1 where
 it is as long as it should stand, and beyond that it grows as n / N.
 
@@ -86,7 +87,7 @@ def capacities(fleet: FleetState, first_token_s: float) -> Mapping[str, Capacity
 
 def capacity(reports: PoolReports, of: PoolService, first_token_s: float) -> Capacity:
     """Of one pool."""
-    n_full = of.held_max or of.service.concurrency
+    n_full = of.held_max or of.at_once or of.service.concurrency
     queue = of.service.capacity_per_s * first_token_s * QUEUE_SHARE
     limited = bool(of.held_max) or (of.service.full and n_full > 0.0)
     return Capacity(

@@ -32,6 +32,7 @@ EPOCH_MS = 30_000
 EPOCHS_MAX = 40  # twenty minutes of work, however long ago
 # First tokens are counted in many buckets: half minutes of them would be as long as all else.
 LONG_EPOCH_MS, LONG_EPOCHS_MAX = 300_000, 4
+LOOKS_LEAST = 5  # at a page that says that some wait, to know how many there is room for
 LATELY = 300  # answers, or the epochs that have as many: how fast a server is now, within 6 %
 IDENTITIES_MAX = 4  # of a pool: two versions at once while one takes over from the other
 RECENT_MS = 60_000  # a page that was silent for longer is not what the pool is like now
@@ -68,6 +69,27 @@ class Pace(Summed, frozen=True):
     later_us: int = 0
 
 
+class Looks(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Looks at a page that says how many requests run and how many wait."""
+
+    most: int = 0  # that were ever seen to run
+    at_most: int = 0  # looks while some waited and as many ran
+    waited: int = 0  # all looks while some waited
+
+    def __add__(self, other: Looks) -> Looks:
+        most = max(self.most, other.most)
+        at_most = sum(one.at_most for one in (self, other) if one.most == most)
+        return Looks(most, at_most, self.waited + other.waited)
+
+    @property
+    def at_once(self) -> int:
+        """Requests that run while others wait; 0: that was hardly seen, or is no one number.
+
+        In a server that has room some wait for a moment, too: then as many run as happen to.
+        """
+        return self.most if self.at_most >= max(LOOKS_LEAST, self.waited / 2) else 0
+
+
 class Servers(msgspec.Struct):
     """The servers of one identity."""
 
@@ -78,6 +100,7 @@ class Servers(msgspec.Struct):
     lengths: dict[int, Lengths] = {}  # by epoch, too
     paces: dict[int, dict[int, Pace]] = {}  # by epoch and bucket
     first_tokens: dict[int, dict[int, int]] = {}  # by long epoch and packed cell: answers
+    looks: dict[int, Looks] = {}  # by long epoch
 
     def together(self, finished_least: float = math.inf) -> dict[int, Served]:
         """The newest epochs as one: as many as have so many answers, or all."""
@@ -114,6 +137,7 @@ def note(table: ServiceTable, record: PoolState, at_ms: int, received_ms: int) -
         ),
         paces=_newest(before.paces, at_ms // EPOCH_MS, _paced, record),
         first_tokens=_first_tokens(before.first_tokens, at_ms // LONG_EPOCH_MS, record),
+        looks=_looked(before.looks, at_ms // LONG_EPOCH_MS, record),
     )
     while len(of_pool) > IDENTITIES_MAX:
         del of_pool[min(of_pool, key=lambda k: (of_pool[k].received_ms, k))]
@@ -167,6 +191,15 @@ def _first_tokens(
     return {number: found[number] for number in sorted(found)[-LONG_EPOCHS_MAX:]}
 
 
+def _looked(before: dict[int, Looks], epoch: int, record: PoolState) -> dict[int, Looks]:
+    if record.by != "page":
+        return before
+    waits = int(record.queued > 0)
+    look = Looks(record.running, waits, waits)
+    found = {**before, epoch: before.get(epoch, Looks()) + look}
+    return {number: found[number] for number in sorted(found)[-LONG_EPOCHS_MAX:]}
+
+
 def _packed(cell: Cell) -> int:
     """A byte for each: keys of what is stored are numbers."""
     return cell.held << 16 | cell.prompt << 8 | cell.time
@@ -193,10 +226,16 @@ class PoolService(msgspec.Struct, frozen=True, kw_only=True):
 
     service: Service = NOTHING
     held_max: int = 0  # requests at once, as stated; 0: not stated
+    at_once: int = 0  # requests that run while others wait, as its page says; 0: not seen
     prompt_tokens: float = 0.0  # mean; 0: nothing was finished
     output_tokens: float = 0.0
     by: str = ""  # who says so; "": nobody
     speed: Speed | None = None  # as callers saw its answers; None: nothing is known
+
+    @property
+    def room(self) -> float:
+        """Requests at once of which none waits: those say how soon its first tokens come."""
+        return self.at_once or self.held_max or self.service.concurrency
 
 
 def _recent(of_pool: dict[str, Servers]) -> list[tuple[str, Servers]]:
@@ -219,9 +258,8 @@ def learned(of_pool: dict[str, Servers], n_callers: int) -> PoolService:
     by, servers = max(among, key=lambda one: one[1].received_ms)
     parts = max(1, n_callers)
     found = _learned(by, servers, parts if by == "callers" else 1)
-    at_once = found.held_max or found.service.concurrency
     last = _last_callers(recent)
-    return found if last is None else structs.replace(found, speed=_speed(last, at_once, parts))
+    return found if last is None else structs.replace(found, speed=_speed(last, found.room, parts))
 
 
 def first_tokens_of(of_pool: dict[str, Servers], n_callers: int) -> FirstTokens | None:
@@ -235,8 +273,7 @@ def first_tokens_of(of_pool: dict[str, Servers], n_callers: int) -> FirstTokens 
     counts = Counter[Cell]()
     for of_epoch in last.first_tokens.values():
         counts.update({_unpacked(cell): n for cell, n in of_epoch.items()})
-    of = learned(of_pool, n_callers)
-    return first_tokens(counts, of.held_max or of.service.concurrency, max(1, n_callers))
+    return first_tokens(counts, learned(of_pool, n_callers).room, max(1, n_callers))
 
 
 def _last_callers(recent: list[tuple[str, Servers]]) -> Servers | None:
@@ -269,6 +306,7 @@ def _learned(by: str, servers: Servers, parts: int) -> PoolService:
     return PoolService(
         service=_times(found, parts),
         held_max=servers.held_max,
+        at_once=sum(servers.looks.values(), Looks()).at_once,
         prompt_tokens=lengths.prompt_tokens / n,
         output_tokens=lengths.output_tokens / n,
         by=by,
@@ -289,6 +327,7 @@ def rewind(table: ServiceTable, to_ms: int) -> None:
                 first_tokens={
                     n: of for n, of in servers.first_tokens.items() if n <= to_ms // LONG_EPOCH_MS
                 },
+                looks={n: of for n, of in servers.looks.items() if n <= to_ms // LONG_EPOCH_MS},
             )
             for key, servers in of_pool.items()
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 import zipfile
 from pathlib import Path
@@ -22,10 +23,12 @@ from load.bench.pools.carried import carried
 from load.bench.pools.scenario import SLOTS, TRUE_PER_S, PoolsBench
 from load.bench.pools.server import StandIn
 from load.bench.pools.vllm.compared import Compared, apart
+from load.bench.pools.vllm.cores import kept_free
 from load.bench.pools.vllm.install import requirements
 from load.bench.pools.vllm.scenario import LARGE, SMALL, VllmBench, settings_text
 from load.bench.pools.vllm.watching import Seen, changes, measured_per_s
 from load.data.traces import Trace
+from load.planning.site import LearnedServers
 
 OPTIONS = PoolsBench(kinds=("vllm",), overload_per_s=10.0, settled_s=30.0, overload_s=50.0)
 GREW = [ReplicaCount(0.0, {"vllm": 1}), ReplicaCount(40.0, {"vllm": 2})]
@@ -226,10 +229,9 @@ def test_what_is_simulated_as_learned_is_laid_beside_what_was_live(tmp_path):
     path, options = tmp_path / "fairlead.toml", Compared(warm_up_s=0.0)
     path.write_text(settings_text(tmp_path, engine, pools=(LARGE,)))
     trace = Trace("one", np.array([0.0, 100.0]), np.full(2, 250), np.full(2, 50))
-    learned = Performance.of_speed(
-        Speed(first_s=0.5, first_s_per_prompt_token=1e-3, token_s=0.01, token_s_per_held=0.0,
-              held=1.0, answers=100), 4,
-    )  # fmt: skip
+    speed = Speed(first_s=0.5, first_s_per_prompt_token=1e-3, token_s=0.01, token_s_per_held=0.0,
+                  held=1.0, answers=100)  # fmt: skip
+    learned = LearnedServers(performance=Performance.of_speed(speed, 4))
     first_ms = 500.0 + 4 * 250 + len("user: \nassistant: ")
 
     half = [first_ms / 2.0] * 200
@@ -247,3 +249,36 @@ def test_what_is_simulated_as_learned_is_laid_beside_what_was_live(tmp_path):
     assert found["refused"] == {"live": 0.1, "simulated": 0.0}
     assert none["pool_p99"] is None
     assert "max_tokens" not in path.read_text() and SMALL not in path.read_text()
+
+
+def test_what_dispatchers_would_refuse_is_refused_where_it_is_simulated(tmp_path):
+    """
+    Twenty at once to a server that is given six.
+    """
+    engine = VllmBench(python=Path("python"), model=Path("tiny"), answer_tokens=0)
+    path, options = tmp_path / "fairlead.toml", Compared(warm_up_s=0.0)
+    path.write_text(settings_text(tmp_path, engine, pools=(LARGE,)))
+    trace = Trace("crowd", np.linspace(0.0, 0.1, 20), np.full(20, 250), np.full(20, 50))
+    speed = Speed(first_s=0.5, first_s_per_prompt_token=0.0, token_s=0.01, token_s_per_held=0.0,
+                  held=1.0, answers=100)  # fmt: skip
+    learned = LearnedServers(performance=Performance.of_speed(speed, 4), held_max=6)
+    live = {"finished_ms": {"pool": [], "ttft": []}, "requests": 20, "unfinished": 14}
+
+    found = apart(live, trace, path, learned, [], options)
+
+    assert found["refused"] == {"live": 0.7, "simulated": 0.7}
+
+
+def test_an_engine_has_a_core_of_its_own_and_all_else_the_others(tmp_path):
+    """
+    As it is started, and as long as it is measured.
+    """
+    engine, cores = VllmBench(python=Path("python"), model=Path("tiny")), os.sched_getaffinity(0)
+    with kept_free() as core:
+        if core is not None:
+            assert os.sched_getaffinity(0) == cores - {core} != cores
+    assert os.sched_getaffinity(0) == cores
+
+    alone, shared = (settings_text(tmp_path, engine, pools=(LARGE,), core=at) for at in (1, None))
+    assert 'command = ["taskset", "--cpu-list", "1", "/usr/bin/env"' in alone
+    assert 'command = ["/usr/bin/env"' in shared

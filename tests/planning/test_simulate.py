@@ -26,8 +26,8 @@ from load.planning.events import Events, read_events, surged
 from load.planning.inflated import slower
 from load.planning.questions import questions_of
 from load.planning.simulating import SimulateOptions, simulated
-from load.planning.site import site_of
-from load.planning.snapshot import means_of, speeds_of
+from load.planning.site import LearnedServers, site_of
+from load.planning.snapshot import means_of, servers_of
 from load.planning.summary import percentiles, summary
 from load.simulation.shocks import PoolBack, RegionBack
 from load.traces.reading import TraceFile, read_trace
@@ -125,20 +125,29 @@ def test_all_pools_are_slower_where_service_times_are_longer(site):
         assert longer.request_s == 1.5 * one.request_s
 
 
-def test_a_pool_that_was_learned_of_is_as_fast_as_its_servers_were(settings_path):
+def test_a_pool_that_was_learned_of_is_as_fast_as_its_servers_were(settings_path, tmp_path):
     """
-    Whatever its GPU is taken to do; of pools that are emulated anyway nothing is changed.
+    Whatever its GPU is taken to do; of pools that are emulated anyway nothing is changed. It is given as
+    many requests at once as dispatchers give it, or as are stated.
     """
     one = Performance.of_speed(
         Speed(first_s=0.5, first_s_per_prompt_token=1e-3, token_s=0.1, token_s_per_held=0.01,
               held=1.0, answers=100), 3,
     )  # fmt: skip
-    settings = read_settings(settings_path)
-    site = site_of(settings, learned={"small-us": one, "small-eu": one})
+    learned, settings = LearnedServers(performance=one, held_max=5), read_settings(settings_path)
+    site = site_of(settings, learned=dict.fromkeys(("small-us", "small-eu"), learned))
     eu, us = site.fleet.pools[:2]
 
     assert us.engine.performance == one != eu.engine.performance
     assert (us.machine.name, us.replicas) == ("h100_sxm", 1)
+    assert (eu.concurrency_max, us.concurrency_max) == (0, 5)
+    path = tmp_path / "stated.toml"
+    path.write_text(SETTINGS + "concurrency_max = 3\n")
+    for stated in (
+        site_of(read_settings(path), learned={"small-us": learned}),
+        site_of(read_settings(path)),
+    ):
+        assert stated.fleet.pools[1].concurrency_max == 3
     assert any("small-us is as fast as its servers were: 390 ms" in text for text in site.assumed)
 
 
@@ -154,7 +163,7 @@ def test_a_pool_that_was_slow_by_chance_is_simulated_so_by_the_seed(settings_pat
     settings = read_settings(settings_path)
 
     def first_s(performance):
-        learned = dict.fromkeys(("small-us",), performance)
+        learned = {"small-us": LearnedServers(performance=performance)}
         found = run(site_of(settings, learned=learned), file=short).requests
         return found.ttft_s[np.isfinite(found.ttft_s)]
 
@@ -192,11 +201,20 @@ def test_what_was_learned_is_read_from_the_newest_snapshot(settings_path, tmp_pa
     state = State("hashing", Learned(settings.deployment().trainer.memory), fleet=fleet)
     Saver(store).save(state, 3000)
 
-    found = speeds_of(tmp_path, settings)
+    found = servers_of(tmp_path, settings)
 
-    assert found["small-us"].sequences_max == 4
-    assert found["small-eu"].sequences_max == WITHOUT_END
-    assert found["small-us"].fixed_s == pytest.approx(0.02)
+    us, eu = found["small-us"], found["small-eu"]
+    assert us.performance.sequences_max == 4
+    assert eu.performance.sequences_max == WITHOUT_END
+    assert us.performance.fixed_s == pytest.approx(0.02)
+    assert us.held_max == 6  # four, and what two a second do in half of two seconds
+
+    head |= {"source": "b" * 16, "pool": "small-eu", "by": "page", "replica": "h:1"}
+    for n in range(5):
+        look = PoolState(sequence=1 + n, served=[level], running=3, queued=1, **head)
+        fleet.fold(look, 2000)
+    Saver(store).save(state, 4000)
+    assert servers_of(tmp_path, settings)["small-eu"].performance.sequences_max == 3
 
 
 def test_the_same_seed_gives_the_same_bits_and_every_request_is_counted(site):

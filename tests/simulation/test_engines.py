@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import sys
 from dataclasses import astuple, replace
 
@@ -60,10 +61,14 @@ def emulation(performance) -> Emulation:
     )
 
 
+HELD_MAX = (0, 9, 4, 9)  # of the replicas: no limit, and some that are reached
+
+
 def play(engines, seed: int, performances, steps: int = 12) -> list:
     """Batches over some replicas in two pools, one of which is lost on the way: all that is seen."""
     rng, told = np.random.default_rng(seed), []
-    rows = [engines.open(emulation(p), 600, 0.0) for p in performances]
+    limited = zip(performances, HELD_MAX, strict=True)
+    rows = [engines.open(emulation(p), 600, 0.0, n) for p, n in limited]
     pools = [rows[: len(rows) // 2 + 1], rows[len(rows) // 2 + 1 :]]
     now_s, number = 0.0, 0
     for step in range(steps):
@@ -106,7 +111,7 @@ def play(engines, seed: int, performances, steps: int = 12) -> list:
 @given(seed=st.integers(0, 10_000))
 def test_the_kernels_do_what_the_engine_does(kernels, seed):
     """
-    With queues, chunks, preemption, priorities, experts, and a replica that is lost.
+    With queues, limits, chunks, preemption, priorities, experts, and a replica that is lost.
     """
     performances = [TIGHT, ROOMY, TIGHT, TIGHT]
     target = LatencyTarget()
@@ -125,3 +130,30 @@ def test_compiled_they_do_it_too():
     for seed in range(40):
         one = play(CompiledEngines(*found, target), seed, [TIGHT, ROOMY, TIGHT, ROOMY], 30)
         assert one == play(PlainEngines(target), seed, [TIGHT, ROOMY, TIGHT, ROOMY], 30)
+
+
+def test_a_replica_is_given_as_many_as_it_may_hold_and_the_next_one_the_rest(kernels):
+    """
+    Ten at once to two replicas of three: four are refused, but for those that are served first.
+    """
+    n, target = 10, LatencyTarget()
+    for engines, (priority, most) in itertools.product(
+        (CompiledEngines(*kernels, target), PlainEngines(target)), ((2, 6), (0, 10))
+    ):
+        rows = [engines.open(emulation(ROOMY), 600, 0.0, 3) for _ in range(2)]
+        offered = Offered(
+            numbers=np.arange(n),
+            at_s=np.zeros(n),
+            prompt_tokens=np.full(n, 9),
+            output_tokens=np.full(n, 9),
+            priority=np.full(n, priority),
+            uniform=np.full(n, 0.9),
+            slow=np.ones(n),
+            place=np.zeros(n, np.int64),
+        )
+        taken, at = np.full(n, -1), 0
+        while (at := engines.take(offered, at, Rows.of([rows]), 0.0, taken)) < n:
+            at += 1
+
+        assert np.count_nonzero(taken == 0) == most
+        assert priority == 0 or [engines.in_flight(row) for row in rows] == [3, 3]

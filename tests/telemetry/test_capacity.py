@@ -224,6 +224,34 @@ def test_at_once_are_those_that_are_worked_on_while_others_wait():
     assert of(record(served=[ALONE])).of.service.at_once == 0.0
 
 
+def looked(*looks):
+    """What is known after so many looks at a page: (running, waiting)."""
+    records = [
+        record(
+            source=f"{n:016x}", at_ms=NOON_MS + n, served=[ALONE], running=running, queued=queued
+        )
+        for n, (running, queued) in enumerate(looks)
+    ]
+    found = {
+        (of(*some).of.at_once, of(*some).of.room)
+        for some in (records, records[::-1], records[1::2] + records[::2])
+    }
+    assert len(found) == 1  # in any order
+    return found.pop()
+
+
+def test_a_server_works_on_as_many_as_run_while_others_wait():
+    """
+    If that is mostly one number, and none is greater. Where there is room some wait for a moment, too.
+    """
+    waiting = [(4, 1), (4, 2), (4, 1), (4, 5), (4, 1)]
+
+    assert looked(*waiting, (1, 0), (3, 1), (2, 0)) == (4, 4)
+    assert looked(*waiting[1:], (1, 0))[0] == 0  # seldom seen
+    assert looked(*waiting, (5, 0))[0] == 0  # there was room for one more
+    assert looked(*waiting, *[(n % 4, 1) for n in range(6)])[0] == 0  # no one number
+
+
 @pytest.mark.parametrize("changed", [{"model": "n"}, {"gpu": "h100"}, {"version": "2"}])
 def test_another_model_gpu_or_version_is_learned_anew(changed):
     fleet = folded(

@@ -126,6 +126,31 @@ def test_a_server_that_becomes_faster_is_given_more(page):
     assert found.answered_per_s(180, 238) >= 0.97 * 2 * TRUE_PER_S
 
 
+@pytest.mark.parametrize("load", [0.3, 0.5, 0.65, 0.8, 2.5])
+def test_how_many_a_server_works_on_at_once_is_known_before_it_is_full(load):
+    """
+    To the request, of any load at which some wait; or not at all.
+    """
+    found = [run(load * TRUE_PER_S, 120, spread=0.8, seed=n).known[-1].of.at_once for n in SEEDS]
+
+    assert set(found) <= {0, SLOTS}
+    assert load < 0.8 or found == [SLOTS] * len(SEEDS)
+
+
+def test_a_server_is_not_full_where_some_wait_now_and_then():
+    """
+    Of two at once and half of what they do, one of a hundred is refused, not one of twenty; at four
+    fifths what it does is learned within 15 % on average.
+    """
+    two = {"slots": 2, "answer_s": 0.8, "spread": 0.8}
+    half = [run(0.5 * 2.5, 240, **two, seed=seed) for seed in SEEDS]
+    most = [run(0.8 * 2.5, 240, **two, seed=seed).known[-1].of.service for seed in SEEDS]
+
+    asked = sum(one.refused + len(one.answered_s) for one in half)
+    assert sum(one.refused for one in half) <= 0.01 * asked
+    assert sum(of.capacity_per_s for of in most) / len(most) == pytest.approx(2.5, rel=0.15)
+
+
 def test_what_is_stated_counts_until_it_is_learned():
     stated = Stated(rates=WorkRates(request_s=0.5), known=True)
     found = run(2.5 * TRUE_PER_S, 100, page=CALLERS, stated=stated)

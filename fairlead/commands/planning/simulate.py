@@ -75,11 +75,11 @@ def simulate(
         from load.planning.questions import encoded_by, questions_of
         from load.planning.simulating import SimulateOptions, added_up
         from load.planning.site import site_of
-        from load.planning.snapshot import means_of, speeds_of
+        from load.planning.snapshot import means_of, servers_of
         from load.planning.summary import summed_up
 
         stated = settings_of(settings)
-        site = site_of(stated, learned=None if snapshot is None else speeds_of(snapshot, stated))
+        site = site_of(stated, learned=None if snapshot is None else servers_of(snapshot, stated))
         parts = parts_of(
             trace, Stretch(rate=rate, length=length, from_s=from_s, to_s=to_s, seed=seed)
         )

@@ -5,10 +5,9 @@
     look      what replicas report of themselves
 
 The engine's own file says what happens and why; this is that, with its names, on arrays: a row of
-`reals` and `ints` for each replica, of `reals_of` and `ints_of` for each request in one, and
-`counts` of latencies by replica, kind and bucket. Nobody is cancelled here. A request is in one
-list at a time (front end, queue, running, answered), linked by `NEXT` and `PREVIOUS`. What is
-added is added in the engine's order: tests compare both to the last bit.
+`reals` and `ints` is a replica, one of `reals_of` and `ints_of` a request; `counts` has latencies
+by replica, kind and bucket. A request is in one list at a time, linked by `NEXT` and `PREVIOUS`.
+Sums are made in the engine's order: tests compare bits.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ SUBMITTED, KNOWN, N_RUNNING = range(8, 11)
 IN_FLIGHT, PREFILL_MAX, KV_MAX, SEQUENCES_MAX, CONTEXT_MAX = range(11, 16)
 HEADS = 16  # first and last of the front end, the queue, those running, those answered
 FRONT, QUEUE, RUNNING, ANSWERED = (HEADS + 2 * i for i in range(4))
-N_I = 24
+HELD_MAX, N_I = 24, 25
 # reals_of and ints_of: of a request.
 READY_AT, ARRIVED, FIRST, ENDED = range(4)
 PROMPT, OUTPUT, LEFT, MADE, STATE, FINISHES, PRIORITY, NUMBER, NEXT, PREVIOUS, ASKED = range(11)
@@ -362,29 +361,31 @@ def take(
 ) -> None:  # fmt: skip
     """Give requests of `asked` (n, 4: number, prompt, output, priority) to the pools at `place`.
 
-    `rows` are the first to be given and the end; the first becomes that of one that its pool does
-    not take. −1 in `place`: nowhere. `ready[starts[p]:starts[p + 1]]` are the replicas of pool p,
-    `free` a stack of unused requests' rows, `n_free` its height.
+    `rows`: the first to be given, which becomes that of one that is not taken, and the end. −1 in
+    `place`: nowhere. Replicas of pool p are `ready[starts[p]:starts[p + 1]]`, and one that is full
+    leaves it to the first that has room. `free[:n_free]` are unused rows of requests.
     """
     row, end = rows[0], rows[1]
     while row < end:
         pool = place[row]
         if pool >= 0:
-            if starts[pool + 1] == starts[pool]:
+            here, n, waits = ready[starts[pool] : starts[pool + 1]], 0, asked[row, 3] > 0
+            if len(here) == 0:
                 break
-            r = _less_loaded(ints, ready[starts[pool] : starts[pool + 1]], uniform[row])
+            r, begins_s = _less_loaded(ints, here, uniform[row]), max(at_s[row], now_s)
             room = ints[r, CONTEXT_MAX] - asked[row, 1]
-            if room < 1:
-                break
-            begins_s = max(at_s[row], now_s)
             _go(reals, ints, reals_of, ints_of, counts, edges, r, begins_s)
+            while waits and n < len(here) and ints[r, KNOWN] >= ints[r, HELD_MAX]:
+                r, n = here[n], n + 1
+                _go(reals, ints, reals_of, ints_of, counts, edges, r, begins_s)
+            if room < 1 or (waits and ints[r, KNOWN] >= ints[r, HELD_MAX]):
+                break
             n_free[0] -= 1
-            s = free[n_free[0]]
+            s, taken[row] = free[n_free[0]], pool
             ints_of[s, ASKED], ints_of[s, PROMPT] = asked[row, 0], asked[row, 1]
             ints_of[s, OUTPUT], ints_of[s, PRIORITY] = min(asked[row, 2], room), asked[row, 3]
             reals_of[s, ARRIVED] = at_s[row]
             _submit(reals, ints, reals_of, ints_of, r, s, begins_s, slow[row])
-            taken[row] = pool
         row += 1
     rows[0] = row
 

@@ -23,6 +23,7 @@ from infra.capacity.load import FLOW_S, LENGTHS_S, REPLICAS, rates_of
 from infra.capacity.queueing import LOAD_MAX, LOAD_MIN, READING, SPREAD, waits
 from infra.emulator.engine import WATERMARK
 from infra.emulator.gauges import EngineGauges
+from infra.emulator.performance import WITHOUT_END
 from learners.kernels.compiled import kernels
 from load.simulation.machines.offered import (
     Answered,
@@ -94,7 +95,9 @@ class CompiledEngines:
             self._reals, self._ints, self._reals_of, self._ints_of, self._counts, self._edges,
         )  # fmt: skip
 
-    def open(self, emulation: Emulation, context_tokens_max: int, now_s: float) -> int:
+    def open(
+        self, emulation: Emulation, context_tokens_max: int, now_s: float, held_max: int = 0
+    ) -> int:
         """See `Engines`."""
         k, p, row = self._k, emulation.performance, self._row()
         if row >= len(self._reals):
@@ -112,11 +115,12 @@ class CompiledEngines:
         ]  # fmt: skip
         self._reals[row, k.PER_OTHER] = p.request_per_other_s
         ints = self._ints[row]
-        ints[[k.PREFILL_MAX, k.KV_MAX, k.SEQUENCES_MAX, k.CONTEXT_MAX]] = (
+        ints[[k.PREFILL_MAX, k.KV_MAX, k.SEQUENCES_MAX, k.CONTEXT_MAX, k.HELD_MAX]] = (
             p.prefill_tokens_max, p.kv_tokens_max, p.sequences_max, context_tokens_max,
+            held_max or WITHOUT_END,
         )  # fmt: skip
         ints[k.PARTIAL] = k.NOBODY
-        ints[k.HEADS :] = k.NOBODY
+        ints[k.HEADS : k.HELD_MAX] = k.NOBODY
         self._opened[row], watts = (emulation, now_s), emulation.power
         self._can[row] = [
             rates.prompt_token_s, rates.fixed_s, rates.tpot_s, watts.idle_w, watts.decode_w,

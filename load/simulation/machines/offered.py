@@ -107,8 +107,14 @@ class Reported:
 class Engines(Protocol):
     """The engines of all replicas; `rows` are what `open` gave. Times never go back."""
 
-    def open(self, emulation: Emulation, context_tokens_max: int, now_s: float) -> int:
-        """A replica more: its row."""
+    def open(
+        self, emulation: Emulation, context_tokens_max: int, now_s: float, held_max: int = 0
+    ) -> int:
+        """A replica more: its row.
+
+        It is given no more requests than `held_max` at once (0: without end) but those that are
+        served first (priority 0).
+        """
 
     def begin(self, row: int, now_s: float) -> None:
         """Measure a replica's load from now on: it is ready."""
@@ -116,6 +122,8 @@ class Engines(Protocol):
     def take(self, offered: Offered, first: int, ready: Rows, now_s: float, taken: Ints) -> int:
         """Give rows from `first` on to `ready` replicas of their pools, until one is not taken: its
         row, or n. `taken` gets the pools. An answer ends where the context does.
+
+        It is not taken where its prompt is too long, or all replicas hold as many as they may.
         """
 
     def advance(self, rows: Ints, to_s: float) -> Answered:

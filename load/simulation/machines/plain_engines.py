@@ -38,9 +38,15 @@ class PlainReplica:
     """One engine, its requests, and its meter."""
 
     def __init__(
-        self, engine: Engine, context_tokens_max: int, target: LatencyTarget, now_s: float
+        self,
+        engine: Engine,
+        context_tokens_max: int,
+        target: LatencyTarget,
+        now_s: float,
+        held_max: int,
     ) -> None:
         self.engine, self.context_tokens_max = engine, context_tokens_max
+        self.held_max = held_max
         self.meter = ReplicaMeter(NAMELESS, engine, target)
         self.flights: dict[Flight, None] = {}  # that it has, in the order they came
         self.last_end_s, self._reported_s = 0.0, now_s
@@ -51,13 +57,17 @@ class PlainReplica:
         """Requests it has not finished, as far as is known."""
         return len(self.flights)
 
+    def has_room(self, priority: int, at_s: float) -> bool:
+        """Whether it may be given one more; whoever is served first may always."""
+        return not (self.held_max and priority) or self.engine.held(at_s) < self.held_max
+
     def take(
         self, number: int, at_s: float, prompt: int, output: int, priority: int, begin_s: float,
         *, slow: float,
     ) -> bool:  # fmt: skip
-        """Begin to answer a request; False if its prompt is too long."""
+        """Begin to answer a request; False if its prompt is too long, or there is no place."""
         room = self.context_tokens_max - prompt
-        if room < 1:
+        if room < 1 or not self.has_room(priority, begin_s):
             return False
         output = min(output, room)
         flight = Flight(number, at_s, output)
@@ -101,11 +111,15 @@ class PlainEngines:
         self._replicas: dict[int, PlainReplica] = {}
         self._n = 0
 
-    def open(self, emulation: Emulation, context_tokens_max: int, now_s: float) -> int:
+    def open(
+        self, emulation: Emulation, context_tokens_max: int, now_s: float, held_max: int = 0
+    ) -> int:
         """See `Engines`."""
         engine = Engine(emulation.performance, emulation.power, now_s)
         self._n += 1
-        self._replicas[self._n] = PlainReplica(engine, context_tokens_max, self._target, now_s)
+        self._replicas[self._n] = PlainReplica(
+            engine, context_tokens_max, self._target, now_s, held_max
+        )
         return self._n
 
     def begin(self, row: int, now_s: float) -> None:
@@ -124,8 +138,10 @@ class PlainEngines:
                 continue
             if not pools[place]:
                 return row
-            replica = less_loaded(pools[place], uniform)
-            begin_s = max(at_s, now_s)
+            replica, begin_s = less_loaded(pools[place], uniform), max(at_s, now_s)
+            if not replica.has_room(priority, begin_s):
+                others = (one for one in pools[place] if one.has_room(priority, begin_s))
+                replica = next(others, replica)
             if not replica.take(number, at_s, prompt, output, priority, begin_s, slow=slow):
                 return row
             taken[row] = place

@@ -43,7 +43,9 @@ class VirtualReplica:
         self.state: State = "starting"
         self.joules = 0.0  # that it used, when it is gone
         self._engines = engines
-        self.row = engines.open(_emulation(plan), context_tokens_max(plan), launched_s)
+        self.row = engines.open(
+            _emulation(plan), context_tokens_max(plan), launched_s, plan.concurrency_max
+        )
 
     @property
     def reports_s(self) -> float:

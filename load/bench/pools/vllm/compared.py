@@ -21,6 +21,7 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,17 +29,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.emulator.performance import Performance
 from infra.settings.settings import read_settings
 from load.bench.loop import started
+from load.bench.pools.vllm.cores import kept_free
 from load.bench.pools.vllm.scenario import LARGE, SLOTS, VllmBench, settings_text
 from load.data.traces import Trace
 from load.errors import LoopStuck, SnapshotMissing
 from load.planning.events import Events
 from load.planning.questions import questions_of
 from load.planning.simulating import SimulateOptions, simulated
-from load.planning.site import Site, site_of
-from load.planning.snapshot import speeds_of
+from load.planning.site import LearnedServers, Site, site_of
+from load.planning.snapshot import servers_of
 from load.replay.measured import BESIDE
 from load.replay.player import TargetOptions, target_of
 from load.replay.replay import ReplayOptions, replay
@@ -67,6 +68,7 @@ class Compared:
     full_s: float = 15.0  # of asking as much as fits, to know what that is
     prompt_tokens: tuple[int, int] = (10, 300)  # as a caller counts them, four bytes each
     output_tokens: tuple[int, int] = (20, 200)
+    own_core: bool = True  # for the engine; all else on the others
     port: int = 7512
     seed: int = 0
 
@@ -75,10 +77,18 @@ def compared(
     engine: VllmBench, options: Compared, connect: Connect, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Run all, in about eight minutes. Raises LoopStuck if the engine does not come up."""
-    with tempfile.TemporaryDirectory() as folder:
+    cores = kept_free() if options.own_core else nullcontext(None)
+    with tempfile.TemporaryDirectory() as folder, cores as core:
         path = Path(folder) / "fairlead.toml"
-        any_length = replace(engine, answer_tokens=0)
-        path.write_text(settings_text(path.parent, any_length, pools=(LARGE,), port=options.port))
+        path.write_text(
+            settings_text(
+                path.parent,
+                replace(engine, answer_tokens=0),
+                pools=(LARGE,),
+                port=options.port,
+                core=core,
+            )
+        )
         snapshots = path.parent / "state" / "snapshots"
         say("an engine of vLLM is started, for live against simulated …")
         with started(path):
@@ -154,24 +164,24 @@ def _played(
     return replay(trace, None, None, wanted, connect, say)
 
 
-def _learned(snapshots: Path, settings: Path) -> Performance:
+def _learned(snapshots: Path, settings: Path) -> LearnedServers:
     """As the newest snapshot has it, once what has ended by now is in it. Raises LoopStuck."""
     ends_s, stated = time.monotonic() + SAVED_S_MAX, read_settings(settings)
     time.sleep(2.0 * stated.stated("telemetry.period_s") + LOOK_S)
     while time.monotonic() < ends_s:
         try:
-            return speeds_of(snapshots, stated)[LARGE]
+            return servers_of(snapshots, stated)[LARGE]
         except (KeyError, SnapshotMissing):
             time.sleep(LOOK_S)
     raise LoopStuck("nothing is learned of how fast the engine is")
 
 
-def _figures(learned: Performance) -> dict[str, Any]:
+def _figures(learned: LearnedServers) -> dict[str, Any]:
     """Of how much it varies the quartiles and the 99th percentile."""
-    found = learned.as_dict() | {"slow": {}}
-    if learned.slow:
+    found = learned.performance.as_dict() | {"slow": {}, "held_max": learned.held_max}
+    if learned.performance.slow:
         shares = {"p25": 0.25, "p50": 0.5, "p75": 0.75, "p99": 0.99}
-        quantiles = np.quantile(learned.slow, list(shares.values())).round(3).tolist()
+        quantiles = np.quantile(learned.performance.slow, list(shares.values())).round(3).tolist()
         found["slow"] = dict(zip(shares, quantiles, strict=True))
     return found
 
@@ -180,7 +190,7 @@ def apart(
     live: dict[str, Any],
     trace: Trace,
     path: Path,
-    learned: Performance,
+    learned: LearnedServers,
     beside_ms: Sequence[float],
     options: Compared,
 ) -> dict[str, Any]:

@@ -21,7 +21,7 @@ SMALL, LARGE = "small", "large"
 SLOTS, QUALITY = {SMALL: 2, LARGE: 4}, {SMALL: 0.8, LARGE: 0.7}
 REPLICAS_MAX = {SMALL: 2, LARGE: 1}
 GPU, GPUS = "l4", 3
-# One thread each: engines share the cores with each other and with all else.
+# One thread each: engines share the cores with each other and with all else, or have one alone.
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -60,20 +60,26 @@ class VllmBench:
 
 
 def settings_text(
-    folder: Path, options: VllmBench, pools: Sequence[str] = (SMALL, LARGE), port: int = 0
+    folder: Path,
+    options: VllmBench,
+    pools: Sequence[str] = (SMALL, LARGE),
+    port: int = 0,
+    core: int | None = None,
 ) -> str:
-    """The settings."""
+    """The settings; engines run on one `core` alone, or where they like (None)."""
     gpu = f'[[gpus]]\nname = "{GPU}"\nusd_per_hour = 0.4\nstartup_s = 5\navailable = {GPUS}\n'
-    entries = (_pool(name, options) for name in pools)
+    entries = (_pool(name, options, core) for name in pools)
     return "\n".join([head(folder, port or options.port), gpu, *entries])
 
 
-def _pool(name: str, options: VllmBench) -> str:
+def _pool(name: str, options: VllmBench, core: int | None) -> str:
     length = f", max_tokens = {options.answer_tokens}" if options.answer_tokens else ""
     environment = [f"{key}={value}" for key, value in ENVIRONMENT.items()]
     engine = [str(options.python), "-m", "vllm.entrypoints.openai.api_server"]
     served = ["--model", str(options.model), f"--max-num-seqs={SLOTS[name]}", *ARGUMENTS]
     command = ["/usr/bin/env", *environment, *engine, *served, "--host={host}", "--port={port}"]
+    if core is not None:
+        command = ["taskset", "--cpu-list", str(core), *command]
     return f"""[[models]]
 name = "{name}"
 quality = {QUALITY[name]}
