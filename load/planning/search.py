@@ -224,8 +224,8 @@ class Search:
         if not good:
             best = max(in_time, key=lambda point: point.figures["quality"])
             return None, (
-                f"no fleet reaches quality {o.quality_min:g}; the best is "
-                f"{best.figures['quality']:.4f} at ${best.usd_per_h:.2f}/h"
+                f"no fleet that was tried reaches quality {o.quality_min:g}; the best is "
+                f"{best.figures['quality']:.4f} at ${best.usd_per_h:.2f}/h. More --points try more"
             )
         budget = np.inf if o.budget_usd_per_h is None else o.budget_usd_per_h
         paid = [p for p in good if p.usd_per_h <= budget]

@@ -393,7 +393,7 @@ def test_what_can_not_be_had_is_said_with_the_nearest_that_can(folder):
     assert poor["plan"] is None and poor["frontier"]
     assert "at most $0/h" in ask(folder, *WANTED, "--budget-usd-per-h", "0", code=1)["reason"]
     proud = ask(folder, *WANTED, "--quality-min", "0.999", code=1)
-    assert "no fleet reaches quality 0.999" in proud["reason"]
+    assert "no fleet that was tried reaches quality 0.999" in proud["reason"]
 
 
 # --- the page
