@@ -336,11 +336,11 @@ class Simulation:
             case FeedbackLate():
                 self._mail.late(until_s=now_s + what.for_s, late_s=what.late_s)
             case FeedbackAway():
-                self._mail.away_until_s = now_s + what.for_s
+                self._mail.away(until_s=now_s + what.for_s)
             case Silent():
-                self._telemetry.silent_until_s = now_s + what.for_s
+                self._telemetry.silence(until_s=now_s + what.for_s)
             case Garbled():
-                self._telemetry.garbled_until_s = now_s + what.for_s
+                self._telemetry.garble(until_s=now_s + what.for_s)
 
     # --- the end
 

@@ -29,8 +29,12 @@ from load.planning.simulating import SimulateOptions, simulated
 from load.planning.site import LearnedServers, site_of
 from load.planning.snapshot import means_of, servers_of
 from load.planning.summary import percentiles, summary
+from load.simulation.loop.mail import Mail
+from load.simulation.loop.telemetry import VirtualTelemetry
 from load.simulation.shocks import PoolBack, RegionBack
 from load.traces.reading import TraceFile, read_trace
+from streams.log.contract import TELEMETRY
+from streams.log.memory_log import MemoryLog, Storage
 from streams.telemetry.capacity import capacities
 from streams.telemetry.fleet_state import FleetState
 from streams.telemetry.pool_reports import FROM
@@ -344,6 +348,28 @@ def test_what_two_events_have_lost_is_back_when_the_later_one_ends(site, tmp_pat
     back = [(s.at_s, s.what) for s in shocks if isinstance(s.what, RegionBack | PoolBack)]
     regions = [(at_s, RegionBack(region="eu")) for at_s in (50.0, 65.0)]
     assert back == [(30.0, PoolBack(pool="qwen3-32b")), *regions]
+
+
+def test_a_shorter_event_within_a_longer_one_does_not_end_it():
+    """
+    What is sent meanwhile is lost to the end; of two delays the longer one holds.
+    """
+    mail, log = Mail(), MemoryLog(Storage(), lambda: 0)
+    head = {"source": "a" * 16, "from_unix_ms": 1000, "to_unix_ms": 2000, "sequence": 0}
+    record = PoolState(pool="small-eu", model="m", by="page", replica="h:1", **head)
+    telemetry = VirtualTelemetry(log, np.random.default_rng(0))
+    for until_s, late_s in ((50.0, 20.0), (30.0, 90.0), (20.0, 5.0)):
+        mail.late(until_s=until_s, late_s=late_s)
+        mail.away(until_s=until_s - 35.0)
+        telemetry.silence(until_s=until_s)
+
+    for at_s in (10.0, 29.0, 31.0, 49.0, 60.0):
+        mail.send([(None, f"{at_s:g}".encode())], at_s)
+        telemetry.send([record], at_s)
+
+    when = {int(r): t for t in range(130) for _, r in mail.arrived(float(t))}
+    assert when == {29: 119, 31: 51, 49: 69, 60: 60}
+    assert log.end_offsets(TELEMETRY) == {0: 1}
 
 
 REFUSED = [

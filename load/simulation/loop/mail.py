@@ -18,19 +18,23 @@ class Mail:
     """Used by one simulation."""
 
     def __init__(self) -> None:
-        self.away_until_s = -1.0
-        self._late_until_s, self._late_s = -1.0, 0.0
+        self._away_until_s = -1.0
+        self._late: list[tuple[float, float]] = []  # until when, and how much later
         self._waiting: deque[tuple[float, Sequence[Report]]] = deque()  # with the time they arrive
 
     def late(self, *, until_s: float, late_s: float) -> None:
-        """What is sent until then arrives so much later."""
-        self._late_until_s, self._late_s = until_s, late_s
+        """What is sent until then arrives so much later, or as late as was said before, if more."""
+        self._late.append((until_s, late_s))
+
+    def away(self, *, until_s: float) -> None:
+        """What is sent until then never arrives."""
+        self._away_until_s = max(self._away_until_s, until_s)
 
     def send(self, reports: Sequence[Report], now_s: float) -> None:
         """Send reports off."""
-        if now_s < self.away_until_s:
+        if now_s < self._away_until_s:
             return
-        late_s = self._late_s if now_s < self._late_until_s else 0.0
+        late_s = max((late_s for until_s, late_s in self._late if now_s < until_s), default=0.0)
         self._waiting.append((now_s + late_s, reports))
 
     def arrived(self, now_s: float) -> list[Report]:

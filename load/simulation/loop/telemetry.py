@@ -28,13 +28,21 @@ class VirtualTelemetry:
 
     def __init__(self, log: Log, rng: np.random.Generator) -> None:
         self._log, self._rng = log, rng
-        self.silent_until_s = self.garbled_until_s = -1.0
+        self._silent_until_s = self._garbled_until_s = -1.0
+
+    def silence(self, *, until_s: float) -> None:
+        """What is sent until then is lost."""
+        self._silent_until_s = max(self._silent_until_s, until_s)
+
+    def garble(self, *, until_s: float) -> None:
+        """What is sent until then is garbled."""
+        self._garbled_until_s = max(self._garbled_until_s, until_s)
 
     def send(self, records: Sequence[AnyTelemetry], now_s: float) -> None:
         """Append what arrives of these."""
-        if now_s < self.silent_until_s:
+        if now_s < self._silent_until_s:
             return
-        if now_s < self.garbled_until_s:
+        if now_s < self._garbled_until_s:
             self._log.append(TELEMETRY, [self._garbled(record) for record in records])
         else:
             self._log.append(TELEMETRY, encode(records))
