@@ -146,7 +146,7 @@ class FleetState:
             tables.missing = min(tables.missing + left_out, LARGEST)
         self._packed, self._read = None, {}
         source = Source(appended_at_ms, record.sequence)
-        keep_latest(tables.sources, record.source, source, SOURCES_MAX)
+        keep_latest(tables.sources, {record.source: source}, SOURCES_MAX)
         at_ms = max(0, min(record.to_unix_ms, appended_at_ms))
         if isinstance(record, PoolState | ReplicaStates):  # as most: they count in one pool alone
             self._made_in(self._slot_until(at_ms), record.pool).add(record)
@@ -214,12 +214,11 @@ class FleetState:
         before, tables.received_ms = tables.received_ms, max(received_ms, tables.received_ms)
         if isinstance(record, PoolState | ReplicaStates):
             each = [gauges_of(record)] if isinstance(record, PoolState) else gauges_of_each(record)
-            for one in each:
-                key = joined(one.pool, one.replica)
-                keep_latest(tables.replicas, key, Received(received_ms, one), REPLICAS_MAX)
+            found = {joined(one.pool, one.replica): Received(received_ms, one) for one in each}
+            keep_latest(tables.replicas, found, REPLICAS_MAX)
         elif isinstance(record, RouterState):
             router = Received(received_ms, gauges_of(record))
-            keep_latest(tables.routers, record.source, router, SOURCES_MAX)
+            keep_latest(tables.routers, {record.source: router}, SOURCES_MAX)
         if received_ms == before:  # as of all but the first that the log took at a time
             return
         horizon_ms = (_slot_of(tables.received_ms) - SLOTS) * SLOT_MS

@@ -462,6 +462,47 @@ def test_replicas_that_are_reported_together_are_as_if_each_reported_alone():
     assert not other.fold(together, NOW_MS)
 
 
+def together(names, **columns):
+    """One record on ready replicas with these names."""
+    of = {"queued": 0, "running": 0, "kv_use": 0.0, "load": 0.5, "watts": 0.0, "joules": 0.0}
+    n = len(names)
+    columns = {name: [value] * n for name, value in of.items()} | {"state": ["ready"] * n} | columns
+    return ReplicaStates(pool="p", model="m", replica=list(names), **columns, **head(A, 0, NOW_MS))
+
+
+def test_a_replica_that_is_named_twice_in_a_record_is_as_it_was_named_last():
+    """
+    As in records of its own: one drains, and another one starts under its address.
+    """
+    both = together("aba", state=["draining", "ready", "starting"], load=[0.9, 0.5, None])
+
+    fleet = folded([(both, NOW_MS)])
+
+    assert fleet_view.pools(fleet, NOW_MS)["p"].replicas == {"ready": 1, "starting": 1}
+
+
+def test_replicas_beyond_the_most_are_let_go_together(monkeypatch):
+    """
+    The same that would be one after the other, without going through all of them for each.
+    """
+    monkeypatch.setattr(fleet_state, "REPLICAS_MAX", 64)
+    before, new = [f"a{i:03}" for i in range(60)], [f"b{i:03}" for i in range(40)]
+
+    class Counted(dict):
+        looks = 0
+
+        def __getitem__(self, key):
+            self.looks += 1
+            return super().__getitem__(key)
+
+    fleet = folded([(pool(B, n, NOW_MS, replica=r), NOW_MS) for n, r in enumerate(before)])
+    fleet._tables.replicas = Counted(fleet.replicas)
+    fleet.fold(together(new), NOW_MS + 1)
+
+    assert list(fleet.replicas) == [joined("p", name) for name in before[36:] + new]
+    assert fleet.replicas.looks <= 2 * (len(before) + len(new))
+
+
 def test_latest_word_on_a_replica_counts_whoever_says_it():
     """
     Two dispatchers watch the same server: its queue is not twice as long. What they saw adds up.
