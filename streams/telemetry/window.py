@@ -275,11 +275,12 @@ class RouterWindow:
         far = np.concatenate([_flags(batch.guarded, batch) for batch in batches])
         counts = {
             "arrivals": np.bincount(of).tolist(),
-            "shed": _sums(of, shed),
-            "guarded": _sums(of, far),
+            "shed": _sums(of, shed).tolist(),
+            "guarded": _sums(of, far).tolist(),
         }
         levels = np.concatenate([_levels(batch) for batch in batches])
-        sums_of = zip(classes, _sums(of, tokens), _sums(of, levels), strict=True)
+        both = (_sums(of, values).tolist() for values in (tokens, levels))
+        sums_of = zip(classes, *both, strict=True)
         for i, (found, total, criticality) in enumerate(sums_of):
             found.criticality += criticality
             found.prompt_tokens += total
@@ -300,13 +301,14 @@ class RouterWindow:
         models = batches[0].models
         cells = of * len(models) + np.concatenate([batch.preferred for batch in batches])
         fixed = _sums(cells, np.concatenate([_flags(batch.fixed, batch) for batch in batches]))
-        counts, sums = np.bincount(cells).tolist(), _sums(cells, tokens)
-        for cell, (n, total, alone) in enumerate(zip(counts, sums, fixed, strict=True)):
-            if n:
-                model, of_class = models[cell % len(models)], classes[cell // len(models)]
-                of_class.demand[model] += n
-                of_class.demand_tokens[model] += total
-                of_class.demand_fixed[model] += alone
+        found = filled(cells)  # of as many cells as classes times models
+        at = [cell for cell, _ in found]
+        sums = zip(found, _sums(cells, tokens)[at].tolist(), fixed[at].tolist(), strict=True)
+        for (cell, n), total, alone in sums:
+            model, of_class = models[cell % len(models)], classes[cell // len(models)]
+            of_class.demand[model] += n
+            of_class.demand_tokens[model] += total
+            of_class.demand_fixed[model] += alone
 
     def _class(self, tenant: str) -> _Class:
         """The class of a tenant; of too many, the rest is one."""
@@ -384,9 +386,9 @@ def _levels(batch: DecidedBatch) -> NDArray[np.integer]:
     return batch.criticality + np.int64(1)
 
 
-def _sums(of: NDArray[np.intp], values: NDArray[np.floating]) -> list[int]:
+def _sums(of: NDArray[np.intp], values: NDArray[np.floating]) -> NDArray[np.int64]:
     """Whole sums of values by group."""
-    return np.rint(np.bincount(of, values)).astype(np.int64).tolist()
+    return np.rint(np.bincount(of, values)).astype(np.int64)
 
 
 def clean(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -446,6 +447,32 @@ def test_demand_of_many_classes_for_many_models_fits_a_record():
         assert sum(one.prompt_tokens_sum for one in found.demand) == found.prompt_tokens_sum
         kept = [one.model for one in found.demand if one.model != OTHER]
         assert set(kept) <= set(models[::3])
+
+
+def test_what_was_not_asked_for_costs_no_counting():
+    """
+    Of 64 tenants with one request each, and 255 models: so many lines of code, not so many pairs.
+    """
+    models, n, lines = tuple(f"m{i}" for i in range(255)), 64, 0
+    window = RouterWindow()
+    window.count_batch(
+        batch([0] * n, [f"t{i}" for i in range(n)], [1.0] * n, preferred=range(n), models=models)
+    )
+
+    def count(*_):
+        nonlocal lines
+        lines += 1
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        window.count_batch(batch([0] * 1024, [""] * 1024, [1.0] * 1024, models=models))
+    finally:
+        sys.settrace(before)
+
+    assert n < lines < n * len(models)
+    assert len(taken(window)["Workload"].classes) == n + 1
 
 
 def test_demand_of_one_class_is_all_reported():
