@@ -164,6 +164,26 @@ def test_a_reader_who_is_cancelled_ends_all_answers(at_s):
         assert all(e.running == 0 for e in up.calls())
 
 
+def test_a_reader_who_is_cancelled_again_while_the_answers_end_has_each_reported_once():
+    """
+    A call whose write has failed is cancelled by gRPC, too: what was called is known all the same.
+    """
+    pools = {"large": answers(2), "medium": Script(hangs_at=1)}
+    with bench(pools) as up:
+
+        async def scene() -> None:
+            asking = asyncio.ensure_future(
+                collected(up.answer(fan_out=2, allowed_models=["large", "medium"]))
+            )
+            await asyncio.sleep(1.0)
+            asking.cancel()
+            await asyncio.sleep(0)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+
+        up.loop.run(scene())
+
+
 def test_a_conversation_stays_with_the_decided_model_whoever_was_asked_beside_it():
     with bench({"large": answers(1), "medium": answers(1, delays_s={0: 1.0})}) as up:
         up.get(fan_out=2, session="s", allowed_models=["large", "medium"])

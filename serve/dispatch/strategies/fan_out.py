@@ -69,11 +69,11 @@ class FanOut:
                     yield one
                 failed.clear()
                 yield event
-        finally:
+        finally:  # which may be cancelled, too, at its only wait
+            request.attempts.extend(attempt for part in parts for attempt in part.attempts)
             for pump in pumps:
                 pump.cancel()
             await asyncio.gather(*pumps, return_exceptions=True)
-            request.attempts.extend(attempt for part in parts for attempt in part.attempts)
 
     async def _pump(self, part: AnswerState, events: asyncio.Queue[Event]) -> None:
         """Put one answer's events into the queue; its failure becomes its end."""
