@@ -127,7 +127,10 @@ class Streams:
             yield request
 
     async def written(self, writing: Awaitable[None]) -> None:
-        """Wait for a reply to be taken, but not for ever. Raises NotServing."""
+        """Wait for a reply to be taken, but not for ever. Raises NotServing.
+
+        If its reader leaves meanwhile, gRPC lets the write fail, and cancels the call after it.
+        """
         stalled_s_max = self._options.stalled_s_max
         try:
             async with asyncio.timeout(stalled_s_max):
@@ -135,6 +138,8 @@ class Streams:
         except TimeoutError as error:
             problem = f"nothing of this stream has been read for {stalled_s_max:g} s"
             raise NotServing(problem) from error
+        except grpc.aio.InternalError as error:
+            raise NotServing("whoever read this stream has left") from error
 
 
 class Tenancy:

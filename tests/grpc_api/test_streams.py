@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import grpc
 import pytest
+from grpc._cython.cygrpc import ExecuteBatchError
 from router_bench import PATIENCE_S, Router, embedding, router
 from waiting import until
 
@@ -126,6 +127,18 @@ def test_reader_that_stalls_is_ended():
         assert "0.3 s" in flood.why
 
     asyncio.run(work())
+
+
+def test_a_reader_who_leaves_in_the_midst_of_a_write_is_no_internal_error():
+    """
+    gRPC fails the write first and cancels the call after it.
+    """
+
+    async def write() -> None:
+        raise ExecuteBatchError
+
+    with pytest.raises(NotServing, match="has left"):
+        asyncio.run(Streams(StreamOptions()).written(write()))
 
 
 def test_streams_are_bounded(shared):
