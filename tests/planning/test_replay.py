@@ -195,6 +195,7 @@ def test_load_that_was_not_delivered_or_answered_is_said_and_exits_1(tmp_path):
     assert "Nothing was answered: is 127.0.0.1:9 up" in "\n".join(lines_of(found))
 
 
+TAKEN = "{} would be overwritten"
 WRONG = [
     (["replay", "azure", "--target", "router"], "'router' is neither HOST:PORT"),
     (["replay", "azure", "--target", "h:1", "--report", "/no/where.html"], "is there a folder /no"),
@@ -202,13 +203,19 @@ WRONG = [
     (["simulate", "azure", "--report", "a.json"], "name the page, as a.html"),
     (["plan", "azure", "--out", "/no/where.toml"], "is there a folder /no"),
     (["traces", "make", "poisson", "--out", "/no/where.parquet"], "is there a folder /no"),
+    (["traces", "make", "poisson", "--lengths", "t.csv", "--out", "t.csv"], TAKEN.format("t.csv")),
+    (["plan", "t.csv", "--out", "./t.csv"], TAKEN.format("t.csv")),
+    (["plan", "azure", "--report", "fairlead.toml"], TAKEN.format("fairlead.toml")),
+    (["plan", "azure", "--out", "p.json", "--report", "p.html"], TAKEN.format("p.json")),
+    (["simulate", "t.jsonl", "--events", "e.toml", "--report", "e.toml"], TAKEN.format("e.toml")),
+    (["replay", "p.json", "--target", "h:1", "--report", "p.html"], TAKEN.format("p.json")),
 ]
 
 
 @pytest.mark.parametrize(("command", "said"), WRONG, ids=[" ".join(c) for c, _ in WRONG])
 def test_what_would_fail_after_the_work_is_said_before_it(command, said):
     """
-    A result that can't be written, or an address that is none, is told at once.
+    A result that can't be written or is what is read, an address that is none: told at once.
     """
     done = CliRunner().invoke(app, command, standalone_mode=False)
 

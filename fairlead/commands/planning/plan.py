@@ -24,6 +24,8 @@ from fairlead.commands.planning.trace_options import (
     Stretch,
     ToOption,
     TraceArgument,
+    pages,
+    refuse_overwriting,
     writable,
 )
 from fairlead.commands.terminal import (
@@ -93,6 +95,9 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Plan a fleet for a trace; exit code 1 if none will do. What is answered was simulated."""
+    from fairlead.commands.started import DEFAULT
+
+    refuse_overwriting([trace, settings or DEFAULT, outcomes], out, *pages(report))
     stretch = Stretch(rate=rate, length=length, from_s=from_s, to_s=to_s, seed=seed)
     wanted = {
         "share": share,

@@ -18,6 +18,8 @@ from fairlead.commands.planning.trace_options import (
     Stretch,
     ToOption,
     TraceArgument,
+    pages,
+    refuse_overwriting,
 )
 from fairlead.commands.terminal import JsonOption, only_json, print_lines, progress
 
@@ -72,6 +74,7 @@ def replay(
     as_json: JsonOption = False,
 ) -> None:
     """Play a trace to a live server at its own pace; exit code 1 where that could not be done."""
+    refuse_overwriting([trace, outcomes], *pages(report))
     stretch = Stretch(rate=rate, length=length, from_s=from_s, to_s=to_s, seed=seed)
     server = {
         "url": address(target),

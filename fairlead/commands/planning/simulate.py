@@ -16,6 +16,8 @@ from fairlead.commands.planning.trace_options import (
     ToOption,
     TraceArgument,
     page_file,
+    pages,
+    refuse_overwriting,
 )
 from fairlead.commands.terminal import (
     JsonOption,
@@ -69,6 +71,9 @@ def simulate(
     as_json: JsonOption = False,
 ) -> None:
     """Simulate a trace under the site's own settings: what users would see, and what it costs."""
+    from fairlead.commands.started import DEFAULT
+
+    refuse_overwriting([trace, settings or DEFAULT, outcomes, events], *pages(report))
     with only_json(as_json) as emit:
         from fairlead.commands.planning.trace_options import parts_of
         from load.planning.events import Events, read_events

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -53,6 +54,22 @@ def page_file(path: Path | None) -> Path | None:
             raise typer.BadParameter(f"{path} is where its JSON goes: name the page, as {name}")
         writable(beside)
     return path
+
+
+def refuse_overwriting(read: Iterable[Path | str | None], *written: Path | None) -> None:
+    """What is written is nothing that is read, or written twice. Raises typer.BadParameter."""
+    taken = {Path(one).resolve() for one in read if one is not None}
+    for path in written:
+        if path is None:
+            continue
+        if path.resolve() in taken:
+            raise typer.BadParameter(f"{path} would be overwritten: it is another file of this run")
+        taken.add(path.resolve())
+
+
+def pages(report: Path | None) -> tuple[Path, ...]:
+    """A report's files: its page, and the JSON beside it."""
+    return () if report is None else (report, report.with_suffix(".json"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from fairlead.commands.planning.trace_options import (
     Stretch,
     ToOption,
     TraceArgument,
+    refuse_overwriting,
     writable,
 )
 from fairlead.commands.terminal import JsonOption, only_json, print_lines
@@ -84,6 +85,7 @@ def make(
 
     if kind not in KINDS:
         raise TraceRefused("traces make", "", f"has no kind {kind!r}: known are {', '.join(KINDS)}")
+    refuse_overwriting([lengths], out)
     options = MadeOptions(
         kind=kind,
         requests_per_s=requests_per_s,
