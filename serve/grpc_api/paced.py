@@ -8,12 +8,14 @@ fast models that is more than everything else a dispatcher does, and each first 
 for it. Nobody reads faster than 50 times a second, and a slower model's pieces are written as they
 come. Who answers is written with the first token, the last piece with the end.
 
-Nothing is reordered, and nothing that was read is lost, also when reading fails.
+Nothing is reordered, and nothing that was read is lost, also when reading fails. So nothing is
+written after what could not be.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
@@ -37,6 +39,7 @@ class PacedWriter:
         self._timer: asyncio.TimerHandle | None = None
         self._later: asyncio.Task[None] | None = None  # what a timer writes
         self._wrote_s = -math.inf  # pieces, by the loop's clock
+        self._failed: Exception | None = None  # what a write ended with
 
     async def send(self, events: AsyncGenerator[Event, None]) -> None:
         """Write all events. Raises what reading them raises, after what came before it.
@@ -60,7 +63,7 @@ class PacedWriter:
         """Write an event at once, unless another follows it, or it is a piece soon after others."""
         self._waiting.append(event)
         rest_s = self._rest_s(event)
-        if rest_s <= 0.0 or len(self._waiting) >= WAITING_MAX:
+        if rest_s <= 0.0 or len(self._waiting) >= WAITING_MAX or self._failed:
             await self._flush()
         elif self._timer is None:
             self._timer = self._loop.call_later(rest_s, self._flush_later)
@@ -82,18 +85,25 @@ class PacedWriter:
             self._later = self._loop.create_task(self._flush_all())
 
     async def _flush_all(self) -> None:
-        while self._waiting:
-            await self._flush()
+        with contextlib.suppress(Exception):  # the next event raises it
+            while self._waiting:
+                await self._flush()
 
     async def _flush(self) -> None:
-        """Write what waits."""
+        """Write what waits. Raises what a write has ever failed with."""
         async with self._writing:
+            if self._failed is not None:
+                raise self._failed
             waiting, self._waiting = self._waiting, []
             self._stop_timer()
             if any(isinstance(event, Streamed) for event in waiting):
                 self._wrote_s = self._loop.time()
-            if waiting:
-                await self._write(tuple(merged(waiting)))
+            try:
+                if waiting:
+                    await self._write(tuple(merged(waiting)))
+            except Exception as error:
+                self._failed = error
+                raise
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

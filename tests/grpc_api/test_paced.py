@@ -188,6 +188,25 @@ def test_an_error_comes_after_what_came_before_it():
     assert written.text() == "ab"
 
 
+@pytest.mark.parametrize("later", [[ENDED], [word("c"), ENDED]], ids=["the end", "a piece"])
+def test_nothing_is_written_after_what_could_not_be(later):
+    """
+    A piece that is written later, and not taken, ends the answer: its reader would miss it.
+    """
+    writes: list[Sequence[Event]] = []
+
+    async def write(events: Sequence[Event]) -> None:
+        writes.append(events)
+        if len(writes) == 2:
+            raise ConnectionError
+
+    steps = [(0.0, word("a")), (0.001, word("b")), *[(2 * PACE_S, event) for event in later]]
+    with virtual_loop() as loop, pytest.raises(ConnectionError):
+        loop.run_until_complete(PacedWriter(write).send(played(steps)))
+    assert writes == [(word("a"),), (word("b"),)]
+    assert loop.time() == pytest.approx(0.001 + 2 * PACE_S)
+
+
 def test_a_reader_who_is_slow_holds_the_answer_up():
     """
     Nothing is read while a write takes its time, but for what comes within the pace.
