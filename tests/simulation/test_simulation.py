@@ -34,6 +34,7 @@ from load.simulation.loop import router
 from load.simulation.loop.remembered import Remembered
 from load.simulation.loop.results import Fate, Run
 from load.simulation.loop.trainer import VirtualTrainer
+from load.simulation.machines import fleet as fleet_module
 from load.simulation.machines.fleet import UNIX_MS, VirtualFleet
 from load.simulation.machines.offered import Rows
 from load.simulation.machines.plain_engines import PlainEngines
@@ -55,7 +56,7 @@ from serve.routing.live import Live, LiveOptions
 from streams.feedback.ticket import Sealer, key_of
 from streams.log.contract import FEEDBACK, TELEMETRY
 from streams.log.memory_log import MemoryLog, Storage
-from streams.telemetry.records import encode
+from streams.telemetry.records import decode, encode
 from streams.telemetry.tally import parted
 from streams.training.folder import Folder
 from streams.training.snapshots import Store
@@ -332,6 +333,27 @@ def test_replica_starts_loads_and_is_seen_starting_and_then_answers():
     assert found.replicas.starting[at[5.0], 0] == 1 and found.replicas.ready[at[30.0], 0] == 0
     assert found.replicas.ready[at[40.0], 0] == 1
     assert found.gpu_cost_usd == pytest.approx((found.end_s - 5.0) * USD_PER_S)
+
+
+def test_more_replicas_than_a_record_takes_report_in_several(monkeypatch):
+    """
+    Each in one, with the sequence going on; one that is starting has no load yet.
+    """
+    monkeypatch.setattr(fleet_module, "TOGETHER_MAX", 2)
+    machines = VirtualFleet(
+        fleet(pool(replicas=4, replicas_max=9, load_s=9.0)),
+        LatencyTarget(),
+        np.random.default_rng(0),
+    )
+    machines.resize({"small-h100": 5}, 1.0)
+
+    said = [decode(value) for _, value in encode(machines.reports(25.0))]
+
+    assert [len(one.replica) for one in said] == [2, 2, 1]
+    assert [one.sequence for one in said] == [0, 1, 2]
+    assert len({name for one in said for name in one.replica}) == 5
+    assert [*zip(said[2].state, said[2].load, strict=True)] == [("starting", None)]
+    assert None not in said[0].load + said[1].load
 
 
 def test_draining_replica_finishes_what_it_has_and_gets_no_more():

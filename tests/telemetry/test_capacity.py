@@ -20,6 +20,7 @@ from streams.telemetry.pool_reports import FROM, pool_reports
 from streams.telemetry.pool_window import PoolWindow, ReplicaIdentity
 from streams.telemetry.records import PoolState
 from streams.telemetry.service_sums import first_tokens_of
+from streams.telemetry.service_sums import learned as servers_learned
 from streams.telemetry.window import Reporter
 
 NOON_MS = 1_790_000_000_000
@@ -250,6 +251,38 @@ def test_a_server_works_on_as_many_as_run_while_others_wait():
     assert looked(*waiting[1:], (1, 0))[0] == 0  # seldom seen
     assert looked(*waiting, (5, 0))[0] == 0  # there was room for one more
     assert looked(*waiting, *[(n % 4, 1) for n in range(6)])[0] == 0  # no one number
+
+
+def looks(n, at_ms, source=A, **fields):
+    """So many looks at a page in one window, from the time on."""
+    return [
+        record(source=source, sequence=at_ms - NOON_MS + i, at_ms=at_ms, served=[ALONE], **fields)
+        for i in range(n)
+    ]
+
+
+def test_a_server_is_as_full_as_what_it_holds_of_what_runs_while_others_wait():
+    full, half = (looks(5, NOON_MS, running=4, queued=1, held=held) for held in (4.0, 2.0))
+
+    assert of(*full).load == BUSY
+    assert of(*half).load == BUSY / 2.0
+
+
+def test_how_many_a_server_worked_on_is_forgotten_after_twenty_minutes_of_work():
+    """
+    It was started anew with fewer places. What a clock that was ahead said is taken back.
+    """
+    before, minutes = looks(5, NOON_MS, running=9, queued=1), range(5, 25, 5)
+    after = [looks(5, NOON_MS + 60_000 * at, running=4, queued=1) for at in minutes]
+    fleet = folded(*before, *itertools.chain(*after))
+
+    assert servers_learned(fleet.service["p"], 0).at_once == 4
+
+    ahead = looks(1, NOON_MS + 3_600_000, running=9, source=B)
+    fleet = folded(*after[0], *ahead)
+    assert servers_learned(fleet.service["p"], 0).at_once == 0
+    fleet.rewind(NOON_MS + 300_000)
+    assert servers_learned(fleet.service["p"], 0).at_once == 4
 
 
 @pytest.mark.parametrize("changed", [{"model": "n"}, {"gpu": "h100"}, {"version": "2"}])
