@@ -65,10 +65,13 @@ HELD_MAX = (0, 9, 4, 9)  # of the replicas: no limit, and some that are reached
 
 
 def play(engines, seed: int, performances, steps: int = 12) -> list:
-    """Batches over some replicas in two pools, one of which is lost on the way: all that is seen."""
+    """Batches over some replicas in two pools, of which one is lost on the way, one starts as long,
+    and one comes in its row: all that is seen.
+    """
     rng, told = np.random.default_rng(seed), []
     limited = zip(performances, HELD_MAX, strict=True)
     rows = [engines.open(emulation(p), 600, 0.0, n) for p, n in limited]
+    starts = engines.open(emulation(performances[1]), 600, 0.0)
     pools = [rows[: len(rows) // 2 + 1], rows[len(rows) // 2 + 1 :]]
     now_s, number = 0.0, 0
     for step in range(steps):
@@ -94,15 +97,17 @@ def play(engines, seed: int, performances, steps: int = 12) -> list:
         told += [answered.first_s.tolist(), answered.ended_s.tolist()]
         if step % 3 == 2:
             told += [[getattr(engines.look(row, to_s), name) for name in GAUGES] for row in rows]
-            told += map(astuple, engines.report(Rows.of([*pools, []]), to_s))
+            starting = [starts] if starts not in rows else []
+            told += map(astuple, engines.report(Rows.of([*pools, starting]), to_s))
         if step == steps // 2:
             gone = engines.close(rows[0])
             told += [gone.numbers.tolist(), gone.first_s.tolist()]
             rows, pools[0] = rows[1:], pools[0][1:]
             row = engines.open(emulation(performances[0]), 600, to_s)
             engines.begin(row, to_s)
-            rows = [*rows, row]
-            pools[1] = [*pools[1], row]
+            engines.begin(starts, to_s)
+            rows = [*rows, row, starts]
+            pools[1] = [*pools[1], row, starts]
         told += [engines.in_flight(row) for row in rows]
     return told
 
