@@ -65,7 +65,8 @@ class PacedWriter:
         rest_s = self._rest_s(event)
         if rest_s <= 0.0 or len(self._waiting) >= WAITING_MAX or self._failed:
             await self._flush()
-        elif self._timer is None:
+        elif self._timer is None or self._timer.when() > self._loop.time() + rest_s:
+            self._stop_timer()
             self._timer = self._loop.call_later(rest_s, self._flush_later)
 
     def _rest_s(self, event: Event) -> float:

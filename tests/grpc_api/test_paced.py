@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -106,6 +107,18 @@ def test_who_answers_is_written_also_where_no_piece_comes():
     written = sent([(0.0, ROUTED), (1.0, ENDED)])
 
     assert written.events == [(pytest.approx(PACE_S), ROUTED), (1.0, ENDED)]
+
+
+@pytest.mark.parametrize(
+    "first", [word("b", followed=True), replace(ROUTED, answer=1)], ids=["a piece", "who answers"]
+)
+def test_what_waits_for_what_follows_it_holds_that_up_no_longer_than_the_pace(first):
+    written = sent(
+        [(0.0, ROUTED), (0.0, word("a")), (0.015, first), (0.0, word("c")), (0.5, ENDED)]
+    )
+
+    assert written.pieces[-1][0] == pytest.approx(PACE_S)
+    assert written.text().endswith("c")
 
 
 def test_pieces_of_a_slow_model_are_written_as_they_come():
