@@ -133,7 +133,7 @@ def _state(settings: Settings, runs: str) -> Finding:
         state_folder.prepare(folder)
     except StateUnwritable as error:
         remedy = "Make room, make it writable, or set another state_dir."
-        return Finding("state folder", str(error), remedy)
+        return Finding("state folder", f"{folder} can't be written: {error.problem}", remedy)
     free = f"{_gib(shutil.disk_usage(folder).free)} free"
     used = f" in use by `fairlead up`, process {runs}," if runs else ","
     return Finding("state folder", f"{folder}{used} {free}")
