@@ -20,6 +20,7 @@ from infra.autoscaling.live.site_scaling import planner_options
 from infra.autoscaling.planner import Planner
 from load.data.tables import OutcomeTable
 from load.data.traffic import Traffic
+from load.errors import TraceRefused
 from load.planning.events import Events, surged
 from load.planning.questions import Questions, traffic_of
 from load.planning.site import Site
@@ -110,7 +111,10 @@ def added_up(
     options: SimulateOptions,
     say: Say = lambda text: None,
 ) -> tuple[Happened, Totals]:
-    """The same of a trace of any length, whose requests are added up as they end."""
+    """The same of a trace of any length, whose requests are added up as they end.
+
+    Raises TraceRefused where events leave nobody: nothing could be said of answers.
+    """
     how = _options(site, questions, options)
     totals = Totals(site, site.target, parts.span_s + how.tail_s)
     done = simulate_parts(
@@ -124,6 +128,8 @@ def added_up(
         totals.add,
         start=_start(site, questions, events, options),
     )
+    if not done.n_requests:
+        raise TraceRefused(parts.name, "", "has no request left: events of `load` are 0 all along")
     return done, totals
 
 

@@ -21,7 +21,7 @@ from learners.servers.service import bucket_of
 from learners.servers.speed import Speed
 from load.data import tables
 from load.data.traces import Trace, azure
-from load.errors import EventRefused, SnapshotMissing, TableRefused
+from load.errors import EventRefused, SnapshotMissing, TableRefused, TraceRefused
 from load.planning.events import Events, read_events, surged
 from load.planning.inflated import slower
 from load.planning.questions import questions_of
@@ -327,6 +327,18 @@ def test_a_surge_multiplies_users_for_its_time(site, tmp_path, times):
     found = surged(MINUTE.trace, events.surges, np.random.default_rng(0))
     before, after = (np.histogram(t.at_s, [0, 20, 40, 60])[0] for t in (MINUTE.trace, found))
     assert after.tolist() == [before[0], pytest.approx(times * before[1], rel=0.1), before[2]]
+
+
+def test_a_trace_that_events_leave_nobody_of_is_refused(settings_path, tmp_path):
+    """
+    All of its answers were within no target, and of no quality.
+    """
+    path = tmp_path / "events.toml"
+    path.write_text('[[events]]\nat_s = 0\nwhat = "load"\ntimes = 0\nfor_s = 99\n')
+    options = ["--settings", str(settings_path), "--events", str(path), "--cold", "--to-s", "9"]
+    done = CliRunner().invoke(app, ["simulate", "azure", *options])
+    assert isinstance(done.exception, TraceRefused)
+    assert "has no request left" in str(done.exception)
 
 
 def test_what_two_events_have_lost_is_back_when_the_later_one_ends(site, tmp_path):
