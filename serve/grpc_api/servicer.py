@@ -242,14 +242,15 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         self.counts.decisions += 1
         return reply_bytes(request_id, result)
 
-    def _refuse(
-        self,
-        error: Exception,
-        trailing: Sequence[tuple[str, str]] = (),
-        request: object = None,
+    def _refuse(self, error: Exception, *of: Any, **more: Any) -> Any:
+        """The same as `_said`, of a request that gets no decision."""
+        self.counts.refused += 1
+        return self._said(error, *of, **more)
+
+    def _said(
+        self, error: Exception, trailing: Sequence[tuple[str, str]] = (), request: object = None
     ) -> tuple[grpc.StatusCode, str, Trailing]:
         """What `abort` takes; our bugs are logged with their trace, and by which request."""
-        self.counts.refused += 1
         refusal, reason = refusal_of(error, trailing), reason_of(error)
         about = {"request_id": getattr(request, "request_id", ""), "reason": reason}
         if refusal[0] is grpc.StatusCode.INTERNAL:
@@ -331,14 +332,14 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         async with admitted, self._bulk.turn(left_s):
             return await self._columns_scored(shared, embeddings, tokens)
 
-    async def _answered(self, context: Context[Any, Any], answer: Awaitable[Answer]) -> Answer:
-        """The answer, or the call's end with a status."""
+    async def _answered(self, context: Any, answer: Awaitable[Answer], said: Any = None) -> Answer:
+        """The answer, or the call's end with a status, as `said` tells it, by default `_refuse`."""
         try:
             return await answer
         except Exception as error:
             full = isinstance(error, QueueFull)
             pushback = self._bulk.admission.pushback() if full else ()
-            await context.abort(*self._refuse(error, pushback))
+            await context.abort(*(said or self._refuse)(error, pushback))
             raise AssertionError("abort raises") from error
 
     async def _columns_scored(
@@ -415,7 +416,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         self, request: pb.FeedbackRequest, context: Context[Any, Any]
     ) -> pb.FeedbackReply:
         """Check all outcomes as the trainer will, then write them; durable on return."""
-        return await self._answered(context, self.send_feedback(request))
+        return await self._answered(context, self.send_feedback(request), self._said)
 
     async def send_feedback(self, request: pb.FeedbackRequest) -> pb.FeedbackReply:
         """The same, for other front ends. Raises what `status_of` maps."""
@@ -430,7 +431,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         try:
             return await self._reporting.trace(whole(request).ticket)
         except Exception as error:
-            await context.abort(*self._refuse(error))
+            await context.abort(*self._said(error))
             raise AssertionError("abort raises") from error
 
     async def Explain(
@@ -440,7 +441,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         try:
             return self.explained(whole(request).ticket)
         except Exception as error:
-            await context.abort(*self._refuse(error))
+            await context.abort(*self._said(error))
             raise AssertionError("abort raises") from error
 
     def explained(self, ticket: bytes) -> pb.Explanation:

@@ -434,6 +434,27 @@ def test_explain_of_what_is_no_ticket_says_so(shared):
         assert isinstance(found.exception, FairleadError)
 
 
+def test_refused_requests_are_those_that_got_no_decision(shared):
+    """
+    Feedback and questions about tickets are none: where the log's disk is full, all are decided.
+    """
+    counts = shared.replica.servicer.counts
+    before = counts.refused
+
+    for call, asked in (
+        (shared.stub.SendFeedback, pb.FeedbackRequest(outcomes=[pb.Outcome(ticket=b"none")])),
+        (shared.stub.Explain, pb.ExplainRequest(ticket=b"none")),
+        (shared.stub.TraceFeedback, pb.TraceFeedbackRequest(ticket=b"none")),
+    ):
+        with pytest.raises(grpc.RpcError):
+            call(asked)
+    assert counts.refused == before
+
+    with pytest.raises(grpc.RpcError):
+        shared.stub.Route(pb.RouteRequest(deadline_unix_ms=1))
+    assert counts.refused == before + 1
+
+
 def test_explain_without_a_router_does_not_wait_for_one():
     (port,) = free_ports(1)  # held, so that nobody comes to listen there
     target = f"127.0.0.1:{port}"
