@@ -113,8 +113,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
     def _score(self, asked: Sequence[RouteInput]) -> list[bytes | Exception]:
         """One batch against the view of this moment."""
         decided = self._decider.decide(asked, self._view.current)
-        # In the loop's next turn: a lone caller's answer has left by then.
-        asyncio.get_running_loop().call_soon(self._keep, decided.kept)
+        self._keep(decided.kept)
         return decided.replies
 
     def _keep(self, kept: Kept | None) -> None:
