@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import closing
 
 import grpc
 import psutil
 import pytest
-from kafka_topics import RenamedLog
+from kafka_topics import PATIENT, RenamedLog
 from replicas import replica
 from router_bench import embedding
 
@@ -62,7 +63,8 @@ async def outage(log: RenamedLog, folder, broker, seconds: float) -> None:
     assert up.servicer.counts.decisions == made
     assert up.servicer.counts.refused == 0
     # A batch whose first write was in doubt may be written twice: nothing written is missing.
-    exported = export(log, folder / "decisions.parquet", lambda done, total: None)
+    with closing(RenamedLog(broker.bootstrap_servers, prefix=log.prefix, **PATIENT)) as read:
+        exported = export(read, folder / "decisions.parquet", lambda done, total: None)
     assert exported["decisions"] >= counts.written
     await up.stop()
 
