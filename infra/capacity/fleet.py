@@ -195,6 +195,9 @@ class PoolPlan:
     # Of a real server: as measured or derived for its model on its GPU; None: not known.
     performance: Performance | None = None
     power: Power | None = None
+    # Where it is simulated: requests at once that a replica is given, by criticality from the
+    # lowest; 0: as many as come.
+    held_max: tuple[int, ...] = ()
     target: LatencyTarget = LatencyTarget()
 
     @property

@@ -21,6 +21,7 @@ from infra.emulator.power import Power
 from infra.settings.fleet_plans import fleet_of
 from infra.settings.model import Settings
 from infra.settings.policies import policy_of
+from learners.criticality import Criticality
 from learners.policies.policy import Policy
 from serve.routing.catalogue import Catalogue, Model
 from serve.routing.placement import PlacementOptions
@@ -47,7 +48,8 @@ class LearnedServers:
     """What one of a pool's real servers was learned to do."""
 
     performance: Performance
-    held_max: int = 0  # requests that dispatchers give it at once; 0: no limit is known
+    # Requests that dispatchers give it at once, by criticality; 0: no limit is known.
+    held_max: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -159,8 +161,13 @@ def _limited(fleet: Fleet, settings: Settings) -> Fleet:
     """With as many requests at once as real servers are stated to be given."""
     pools: tuple[Any, ...] = settings.pools  # made from the layout: their keys have no types
     stated = {entry.name: entry.concurrency_max for entry in pools}
-    plans = (replace(plan, concurrency_max=stated[plan.name]) for plan in fleet.pools)
+    plans = (replace(plan, held_max=_for_all(stated[plan.name])) for plan in fleet.pools)
     return replace(fleet, pools=tuple(plans))
+
+
+def _for_all(held_max: int) -> tuple[int, ...]:
+    """The same limit whatever the criticality; whoever is served first has none."""
+    return tuple(held_max if level.priority else 0 for level in Criticality) if held_max else ()
 
 
 def _placed(plan: PoolPlan, stated: Catalogue, assumed: list[str]) -> PoolPlan:
@@ -195,7 +202,7 @@ def _as_learned(
         plan,
         gpu=plan.gpu or HOSTED,
         replicas=max(1, plan.replicas),
-        concurrency_max=plan.concurrency_max or learned.held_max,
+        held_max=plan.held_max or learned.held_max,
         emulation=Emulation(
             performance=performance,
             power=plan.power or Power(idle_w=0.0, decode_w=0.0, prefill_w=0.0),

@@ -15,13 +15,14 @@ from pathlib import Path
 
 from infra.emulator.performance import Performance
 from infra.settings.model import Settings
+from learners.criticality import Criticality
 from learners.estimates import ema
 from learners.estimates.learned import Learned
 from learners.targets import Target
 from load.errors import SnapshotMissing
 from load.planning.site import LearnedServers
 from serve.routing.catalogue import Catalogue
-from streams.telemetry.capacity import capacities
+from streams.telemetry.capacity import Capacity, capacities
 from streams.telemetry.service_sums import PoolService, first_tokens_of
 from streams.training.folder import Folder
 from streams.training.snapshots import Store
@@ -63,9 +64,6 @@ def means_of(folder: Path, catalogue: Catalogue, settings: Settings) -> dict[str
 def servers_of(folder: Path, settings: Settings) -> dict[str, LearnedServers]:
     """What each pool's servers were learned to do, of those that enough is known of.
 
-    A dispatcher that calls them alone gives one of them a request while it holds fewer than
-    `held_most`: so it holds as many, rounded up.
-
     Raises SnapshotMissing.
     """
     store = _store(folder)
@@ -75,10 +73,18 @@ def servers_of(folder: Path, settings: Settings) -> dict[str, LearnedServers]:
         if known.of.speed is not None:
             first = first_tokens_of(fleet.service.get(pool, {}), known.reports.n_callers)
             performance = Performance.of_speed(known.of.speed, _at_once(known.of), first)
-            most = known.held_most
-            held_max = 0 if math.isinf(most) else max(1, math.ceil(most))
-            found[pool] = LearnedServers(performance=performance, held_max=held_max)
+            found[pool] = LearnedServers(performance=performance, held_max=_held_max(known))
     return found
+
+
+def _held_max(known: Capacity) -> tuple[int, ...]:
+    """Requests at once of one server, by criticality from the lowest; 0: no limit.
+
+    A dispatcher that calls it alone gives it another one while it holds fewer than `held_for` says:
+    so it holds as many, rounded up.
+    """
+    most = map(known.held_for, Criticality)
+    return tuple(0 if math.isinf(one) else max(1, math.ceil(one)) for one in most)
 
 
 def _at_once(of: PoolService) -> int:

@@ -55,11 +55,6 @@ KERNELS = [
 ]
 
 
-# Of the queue that a pool's server may have, by criticality from the lowest; the last class is
-# never refused because the fleet is full.
-QUEUE_SHARES = (0.0, 0.5, 1.0, math.inf)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveOptions:
     """How the view is kept fresh."""
@@ -249,17 +244,11 @@ class Live:
         return max(1, len(self.fleet.routers))
 
     def held_most(self, pool: str, criticality: Criticality) -> float:
-        """Requests that a server of a pool may hold of one dispatcher, to be given another one.
-
-        Those that are less critical make do with a shorter queue, or none: it is the others'.
-        """
+        """Requests that a server of a pool may hold of one dispatcher, to be given another one."""
         known = self.loads.get(pool)
-        share = QUEUE_SHARES[criticality]
-        if known is None or math.isinf(known.held_most) or math.isinf(share):
+        if known is None:
             return math.inf
-        queue = known.held_most - known.held_least
-        most = known.held_least + share * queue
-        return max(1.0, most / max(1, known.reports.n_callers))
+        return max(1.0, known.held_for(criticality) / max(1, known.reports.n_callers))
 
     def renewed(
         self,

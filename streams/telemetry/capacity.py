@@ -38,6 +38,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from learners.criticality import Criticality
 from learners.work import WorkRates
 from streams.telemetry.fleet_state import FleetState
 from streams.telemetry.pool_reports import PoolReports, pool_reports
@@ -47,6 +48,9 @@ BUSY = 0.95  # the load of a server that is just full
 QUEUE_SHARE = 0.25  # of the time a first token may take: Q
 WAITING_MOST = 2.0  # times Q: dispatchers let no more wait
 STANDING = 1.75  # times Q, under that limit
+# Of the queue that a server may have, by criticality from the lowest; the last class is never
+# refused because the fleet is full.
+QUEUE_SHARES = (0.0, 0.5, 1.0, math.inf)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +62,16 @@ class Capacity:
     load: float | None  # 1: as full as it should be; None: not known
     held_least: float  # requests that a server works on at once when just full; 0: not known
     held_most: float  # and with as long a queue as it may have; infinite where no limit is known
+
+    def held_for(self, criticality: Criticality) -> float:
+        """Requests that a server may hold, all dispatchers' together, to be given another one.
+
+        Those that are less critical make do with a shorter queue, or none: it is the others'.
+        """
+        share = QUEUE_SHARES[criticality]
+        if math.isinf(self.held_most) or math.isinf(share):
+            return math.inf
+        return self.held_least + share * (self.held_most - self.held_least)
 
     def work_factor(self, rates: WorkRates) -> float:
         """How much more work requests are to it than these rates say, by what was learned of it.

@@ -261,7 +261,7 @@ def test_what_dispatchers_would_refuse_is_refused_where_it_is_simulated(tmp_path
     trace = Trace("crowd", np.linspace(0.0, 0.1, 20), np.full(20, 250), np.full(20, 50))
     speed = Speed(first_s=0.5, first_s_per_prompt_token=0.0, token_s=0.01, token_s_per_held=0.0,
                   held=1.0, answers=100)  # fmt: skip
-    learned = LearnedServers(performance=Performance.of_speed(speed, 4), held_max=6)
+    learned = LearnedServers(performance=Performance.of_speed(speed, 4), held_max=(6, 6, 6, 0))
     live = {"finished_ms": {"pool": [], "ttft": []}, "requests": 20, "unfinished": 14}
 
     found = apart(live, trace, path, learned, [], options)

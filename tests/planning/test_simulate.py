@@ -138,20 +138,21 @@ def test_a_pool_that_was_learned_of_is_as_fast_as_its_servers_were(settings_path
         Speed(first_s=0.5, first_s_per_prompt_token=1e-3, token_s=0.1, token_s_per_held=0.01,
               held=1.0, answers=100), 3,
     )  # fmt: skip
-    learned, settings = LearnedServers(performance=one, held_max=5), read_settings(settings_path)
+    learned = LearnedServers(performance=one, held_max=(3, 4, 5, 0))
+    settings = read_settings(settings_path)
     site = site_of(settings, learned=dict.fromkeys(("small-us", "small-eu"), learned))
     eu, us = site.fleet.pools[:2]
 
     assert us.engine.performance == one != eu.engine.performance
     assert (us.machine.name, us.replicas) == ("h100_sxm", 1)
-    assert (eu.concurrency_max, us.concurrency_max) == (0, 5)
+    assert (eu.held_max, us.held_max) == ((), (3, 4, 5, 0))
     path = tmp_path / "stated.toml"
     path.write_text(SETTINGS + "concurrency_max = 3\n")
     for stated in (
         site_of(read_settings(path), learned={"small-us": learned}),
         site_of(read_settings(path)),
     ):
-        assert stated.fleet.pools[1].concurrency_max == 3
+        assert stated.fleet.pools[1].held_max == (3, 3, 3, 0)
     assert any("small-us is as fast as its servers were: 390 ms" in text for text in site.assumed)
 
 
@@ -211,7 +212,8 @@ def test_what_was_learned_is_read_from_the_newest_snapshot(settings_path, tmp_pa
     assert us.performance.sequences_max == 4
     assert eu.performance.sequences_max == WITHOUT_END
     assert us.performance.fixed_s == pytest.approx(0.02)
-    assert us.held_max == 6  # four, and what two a second do in half of two seconds
+    # Four, and what two a second do in none, a quarter, and half of two seconds, by criticality.
+    assert us.held_max == (4, 5, 6, 0)
 
     head |= {"source": "b" * 16, "pool": "small-eu", "by": "page", "replica": "h:1"}
     for n in range(5):

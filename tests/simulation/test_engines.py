@@ -61,7 +61,8 @@ def emulation(performance) -> Emulation:
     )
 
 
-HELD_MAX = (0, 9, 4, 9)  # of the replicas: no limit, and some that are reached
+# Of the replicas, by criticality: no limit, and some that are reached.
+HELD_MAX = ((), (4, 6, 9, 0), (4, 4, 4, 0), (2, 9, 9, 9))
 
 
 def play(engines, seed: int, performances, steps: int = 12) -> list:
@@ -81,7 +82,7 @@ def play(engines, seed: int, performances, steps: int = 12) -> list:
             at_s=np.sort(rng.uniform(now_s - 0.1, to_s, n)),
             prompt_tokens=rng.integers(1, 640, n),
             output_tokens=rng.integers(1, 120, n),
-            priority=rng.integers(0, 3, n),
+            priority=rng.integers(0, 4, n),
             uniform=rng.random(n),
             slow=np.where(rng.random(n) < 0.5, 1.0, rng.exponential(1.0, n)),
             place=rng.integers(-1, 2, n),
@@ -139,13 +140,14 @@ def test_compiled_they_do_it_too():
 
 def test_a_replica_is_given_as_many_as_it_may_hold_and_the_next_one_the_rest(kernels):
     """
-    Ten at once to two replicas of three: four are refused, but for those that are served first.
+    Ten at once to two replicas of three, two, or one, by how critical they are: all others are
+    refused, but for those that are served first.
     """
     n, target = 10, LatencyTarget()
     for engines, (priority, most) in itertools.product(
-        (CompiledEngines(*kernels, target), PlainEngines(target)), ((2, 6), (0, 10))
+        (CompiledEngines(*kernels, target), PlainEngines(target)), enumerate((10, 6, 4, 2))
     ):
-        rows = [engines.open(emulation(ROOMY), 600, 0.0, 3) for _ in range(2)]
+        rows = [engines.open(emulation(ROOMY), 600, 0.0, (1, 2, 3, 0)) for _ in range(2)]
         offered = Offered(
             numbers=np.arange(n),
             at_s=np.zeros(n),
@@ -161,4 +163,4 @@ def test_a_replica_is_given_as_many_as_it_may_hold_and_the_next_one_the_rest(ker
             at += 1
 
         assert np.count_nonzero(taken == 0) == most
-        assert priority == 0 or [engines.in_flight(row) for row in rows] == [3, 3]
+        assert priority == 0 or [engines.in_flight(row) for row in rows] == [most // 2] * 2

@@ -32,7 +32,7 @@ SUBMITTED, KNOWN, N_RUNNING = range(8, 11)
 IN_FLIGHT, PREFILL_MAX, KV_MAX, SEQUENCES_MAX, CONTEXT_MAX = range(11, 16)
 HEADS = 16  # first and last of the front end, the queue, those running, those answered
 FRONT, QUEUE, RUNNING, ANSWERED = (HEADS + 2 * i for i in range(4))
-HELD_MAX, N_I = 24, 25
+HELD_MAX, N_I = 24, 28  # by priority
 # reals_of and ints_of: of a request.
 READY_AT, ARRIVED, FIRST, ENDED = range(4)
 PROMPT, OUTPUT, LEFT, MADE, STATE, FINISHES, PRIORITY, NUMBER, NEXT, PREVIOUS, ASKED = range(11)
@@ -369,16 +369,16 @@ def take(
     while row < end:
         pool = place[row]
         if pool >= 0:
-            here, n, waits = ready[starts[pool] : starts[pool + 1]], 0, asked[row, 3] > 0
+            here, n, held = ready[starts[pool] : starts[pool + 1]], 0, HELD_MAX + asked[row, 3]
             if len(here) == 0:
                 break
             r, begins_s = _less_loaded(ints, here, uniform[row]), max(at_s[row], now_s)
             room = ints[r, CONTEXT_MAX] - asked[row, 1]
             _go(reals, ints, reals_of, ints_of, counts, edges, r, begins_s)
-            while waits and n < len(here) and ints[r, KNOWN] >= ints[r, HELD_MAX]:
+            while n < len(here) and ints[r, KNOWN] >= ints[r, held]:
                 r, n = here[n], n + 1
                 _go(reals, ints, reals_of, ints_of, counts, edges, r, begins_s)
-            if room < 1 or (waits and ints[r, KNOWN] >= ints[r, HELD_MAX]):
+            if room < 1 or ints[r, KNOWN] >= ints[r, held]:
                 break
             n_free[0] -= 1
             s, taken[row] = free[n_free[0]], pool

@@ -23,7 +23,6 @@ from infra.capacity.load import FLOW_S, LENGTHS_S, REPLICAS, rates_of
 from infra.capacity.queueing import LOAD_MAX, LOAD_MIN, READING, SPREAD, waits
 from infra.emulator.engine import WATERMARK
 from infra.emulator.gauges import EngineGauges
-from infra.emulator.performance import WITHOUT_END
 from learners.kernels.compiled import kernels
 from load.simulation.machines.offered import (
     Answered,
@@ -34,6 +33,7 @@ from load.simulation.machines.offered import (
     Offered,
     Reported,
     Rows,
+    held_by_priority,
 )
 from load.simulation.machines.plain_engines import PlainEngines
 from streams.telemetry.histogram import LATENCY_MS, Counts
@@ -96,7 +96,11 @@ class CompiledEngines:
         )  # fmt: skip
 
     def open(
-        self, emulation: Emulation, context_tokens_max: int, now_s: float, held_max: int = 0
+        self,
+        emulation: Emulation,
+        context_tokens_max: int,
+        now_s: float,
+        held_max: Sequence[int] = (),
     ) -> int:
         """See `Engines`."""
         k, p, row = self._k, emulation.performance, self._row()
@@ -115,10 +119,10 @@ class CompiledEngines:
         ]  # fmt: skip
         self._reals[row, k.PER_OTHER] = p.request_per_other_s
         ints = self._ints[row]
-        ints[[k.PREFILL_MAX, k.KV_MAX, k.SEQUENCES_MAX, k.CONTEXT_MAX, k.HELD_MAX]] = (
+        ints[[k.PREFILL_MAX, k.KV_MAX, k.SEQUENCES_MAX, k.CONTEXT_MAX]] = (
             p.prefill_tokens_max, p.kv_tokens_max, p.sequences_max, context_tokens_max,
-            held_max or WITHOUT_END,
         )  # fmt: skip
+        ints[k.HELD_MAX :] = held_by_priority(held_max)
         ints[k.PARTIAL] = k.NOBODY
         ints[k.HEADS : k.HELD_MAX] = k.NOBODY
         self._opened[row], watts = (emulation, now_s), emulation.power

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from infra.capacity.fleet import Emulation
 from infra.emulator.gauges import EngineGauges
+from infra.emulator.performance import WITHOUT_END
+from learners.criticality import Criticality
 from streams.telemetry.histogram import Counts
 
 Ints = NDArray[np.int64]
@@ -104,17 +106,30 @@ class Reported:
     tpot_ms: Counts
 
 
+def held_by_priority(held_max: Sequence[int]) -> list[int]:
+    """What a replica may hold for another request to be given to it, by the request's priority.
+
+    `held_max` is by criticality from the lowest; 0, as where nothing is said, is without end.
+
+    >>> held_by_priority((4, 6, 8, 0))[1:]
+    [8, 6, 4]
+    """
+    stated = zip(Criticality, held_max or (0,) * len(Criticality), strict=True)
+    by_priority = {level.priority: most or WITHOUT_END for level, most in stated}
+    return [by_priority[priority] for priority in sorted(by_priority)]
+
+
 class Engines(Protocol):
     """The engines of all replicas; `rows` are what `open` gave. Times never go back."""
 
     def open(
-        self, emulation: Emulation, context_tokens_max: int, now_s: float, held_max: int = 0
+        self,
+        emulation: Emulation,
+        context_tokens_max: int,
+        now_s: float,
+        held_max: Sequence[int] = (),
     ) -> int:
-        """A replica more: its row.
-
-        It is given no more requests than `held_max` at once (0: without end) but those that are
-        served first (priority 0).
-        """
+        """A replica more: its row. It is given no more requests than `held_max`, see below."""
 
     def begin(self, row: int, now_s: float) -> None:
         """Measure a replica's load from now on: it is ready."""

@@ -14,7 +14,15 @@ from infra.capacity.latency_target import LatencyTarget
 from infra.emulator.engine import FINISHED, FIRST_TOKEN, Engine
 from infra.emulator.gauges import EngineGauges
 from infra.pools.replica_meter import ReplicaMeter
-from load.simulation.machines.offered import Answered, Ints, Lost, Offered, Reported, Rows
+from load.simulation.machines.offered import (
+    Answered,
+    Ints,
+    Lost,
+    Offered,
+    Reported,
+    Rows,
+    held_by_priority,
+)
 from serve.health.health import less_loaded
 from streams.telemetry.histogram import Counts, count_into
 from streams.telemetry.pool_window import ReplicaIdentity
@@ -43,10 +51,10 @@ class PlainReplica:
         context_tokens_max: int,
         target: LatencyTarget,
         now_s: float,
-        held_max: int,
+        held_max: Sequence[int],
     ) -> None:
         self.engine, self.context_tokens_max = engine, context_tokens_max
-        self.held_max = held_max
+        self._held_max = held_by_priority(held_max)
         self.meter = ReplicaMeter(NAMELESS, engine, target)
         self.flights: dict[Flight, None] = {}  # that it has, in the order they came
         self.last_end_s, self._reported_s = 0.0, now_s
@@ -58,8 +66,8 @@ class PlainReplica:
         return len(self.flights)
 
     def has_room(self, priority: int, at_s: float) -> bool:
-        """Whether it may be given one more; whoever is served first may always."""
-        return not (self.held_max and priority) or self.engine.held(at_s) < self.held_max
+        """Whether it may be given one more."""
+        return self.engine.held(at_s) < self._held_max[priority]
 
     def take(
         self, number: int, at_s: float, prompt: int, output: int, priority: int, begin_s: float,
@@ -112,7 +120,11 @@ class PlainEngines:
         self._n = 0
 
     def open(
-        self, emulation: Emulation, context_tokens_max: int, now_s: float, held_max: int = 0
+        self,
+        emulation: Emulation,
+        context_tokens_max: int,
+        now_s: float,
+        held_max: Sequence[int] = (),
     ) -> int:
         """See `Engines`."""
         engine = Engine(emulation.performance, emulation.power, now_s)

@@ -44,7 +44,7 @@ class VirtualReplica:
         self.joules = 0.0  # that it used, when it is gone
         self._engines = engines
         self.row = engines.open(
-            _emulation(plan), context_tokens_max(plan), launched_s, plan.concurrency_max
+            _emulation(plan), context_tokens_max(plan), launched_s, plan.held_max
         )
 
     @property
