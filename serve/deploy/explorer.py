@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from learners.context import STEP, unit_directions
 from learners.targets import ONE, Target
 from serve.grpc_api.servicer import RouterServicer
-from serve.routing.live import LiveView
+from serve.routing.live_view import LiveView
 
 NEIGHBOURS = 8
 
@@ -62,5 +62,5 @@ class Explorer:
 
     def _prices(self) -> dict[str, float]:
         """What capacity costs now, in multiples of what it costs to have."""
-        capacity = self._view.prices.capacity
+        capacity = self._view.current.prices.capacity
         return {name: round(price.multiple(), 4) for name, price in capacity.items()}

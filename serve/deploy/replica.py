@@ -45,7 +45,8 @@ from serve.grpc_api.streams import StreamOptions
 from serve.routing.catalogue import Catalogue, CatalogueSource
 from serve.routing.chooser import Chooser
 from serve.routing.decider import Decider
-from serve.routing.live import Live, LiveOptions, LiveView
+from serve.routing.live import Live, LiveOptions
+from serve.routing.live_view import LiveView
 from serve.routing.placement import PlacementOptions
 from serve.routing.probing import Prober
 from serve.routing.request import PreferenceDefaults
@@ -65,6 +66,7 @@ from streams.feedback.report import PROBE
 from streams.feedback.ticket import ISSUER_BYTES, Issuer, Sealer, key_of
 from streams.log.contract import DECISIONS, FEEDBACK, TELEMETRY, Log
 from streams.log.outbox import Outbox, OutboxOptions
+from streams.telemetry.received import SILENT_MS
 from streams.telemetry.records import Telemetry, encode_all
 from streams.telemetry.window import SOURCE_BYTES, TELEMETRY_OUTBOX, Reporter, RouterWindow
 from streams.training.change import ChangeOptions
@@ -215,6 +217,7 @@ class Replica:
             self._options.live,
             on_swap=self._refresh_arms,
             on_look=self._alarms.look,
+            since_ms=self.now_ms() - SILENT_MS,
         )
 
     def _chooser(self, trial: Trial | None) -> Chooser:
@@ -393,7 +396,7 @@ class Replica:
 
     def _n_alike(self) -> int:
         """Routers, or dispatchers, that callers are spread over now."""
-        options, known = self._options, len(self.view.current.fleet.routers)
+        options, known = self._options, self.view.current.n_routers_known()
         if options.dispatches:
             return max(1, options.n_dispatchers)
         return max(1, known - options.n_dispatchers if known else options.n_routers)

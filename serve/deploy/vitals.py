@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from serve.budgets.ledger import Left
 from serve.budgets.spending import Spending
 from serve.grpc_api.servicer import ServicerCounts
-from serve.routing.live import LiveView
+from serve.routing.live_view import LiveView
 from streams.errors import OutboxClosed
 from streams.log.outbox import Outbox
 from streams.telemetry.records import EndedReplica, Telemetry

@@ -40,7 +40,8 @@ from serve.dispatch.supported import deny_unable
 from serve.errors import UnknownModel
 from serve.health.health import Health, HealthOptions
 from serve.proto.fairlead.v1 import router_pb2 as pb
-from serve.routing.live import Live, LiveView
+from serve.routing.live import Live
+from serve.routing.live_view import LiveView
 from serve.routing.request import read_criticality
 from serve.rules.dispatched import as_dispatched
 from serve.rules.rule import Rule

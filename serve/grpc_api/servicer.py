@@ -33,7 +33,7 @@ from serve.grpc_api.streams import Flow, StreamOptions, Streams, abort
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.proto.fairlead.v1 import router_pb2_grpc
 from serve.routing.decider import Decider
-from serve.routing.live import LiveView
+from serve.routing.live_view import LiveView
 from serve.routing.request import (
     MODELS_LISTED_MAX,
     PreferenceDefaults,

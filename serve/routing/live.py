@@ -1,50 +1,42 @@
-"""What decisions are made from: the last good snapshot × the catalogue, always in memory.
+"""What decisions are made from: a snapshot × the catalogue, solved, and from then on only read.
 
-    snapshot store ─┐  every `poll_s`, in a thread of its own
-                    ├──▶ load, verify, solve, warm ──▶ one reference is swapped
-    catalogue file ─┘
+    what was learned ─┐
+    telemetry, prices ├──▶ solve, warm ──▶ Live: models (k,), pools (P,), an estimator
+    catalogue ────────┘
 
-While the store, the trainer or the file is away or broken, the last good view stays.
-
-Whoever scores takes the reference once and uses that view to the end.
+Telemetry alone, which comes every second, is read anew without solving again (`renewed`).
+`live_view` keeps the newest one at hand.
 """
 
 from __future__ import annotations
 
 import copy
-import logging
 import math
-import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.arms.experience import Experience
 from learners.context import N_FEATURES
 from learners.criticality import Criticality
 from learners.estimates import ema
 from learners.estimates.billing import BillingOptions, overbilled
 from learners.estimates.calibration import COST_FIGURE
 from learners.estimates.estimator import BlendOptions, Estimator
-from learners.estimates.learned import RATIOS, Learned, MemoryOptions
+from learners.estimates.learned import RATIOS, Learned
 from learners.kernels.compiled import kernels
 from learners.novelty import GuardOptions, Novelty
 from learners.option import option, same_as
 from learners.targets import N_TARGETS, ONE, RATIO_UNIT, Target
-from serve.routing.catalogue import Catalogue, CatalogueSource
-from streams.errors import SnapshotDamaged
+from serve.routing.catalogue import Catalogue
 from streams.feedback.ticket import key_of
 from streams.telemetry.capacity import Capacity, capacities
 from streams.telemetry.fleet_state import FleetState
 from streams.telemetry.tally import parted
-from streams.training.prices import Prices
-from streams.training.snapshots import Manifest, Store
-from streams.training.state import Loader, State
+from streams.training.prices import Price, Prices
 
-logger = logging.getLogger(__name__)
 # The threshold of a share is then off by 0.02 for one view, and by less over several.
 REFERENCE_ROWS = 512
 REFERENCE_TOGETHER = 16  # 0.1 ms; half a millisecond where neighbours are searched
@@ -88,7 +80,10 @@ class Live:
         fleet: FleetState | None = None,
         prices: Prices | None = None,
         counts: Mapping[str, int] | None = None,
+        since_ms: int = 0,
     ) -> None:
+        """`since_ms`: what the log took last before that time describes another time."""
+        self._since_ms = since_ms
         self.fleet = fleet or FleetState()  # read when something is first asked of it
         self.prices, self.counts = prices or Prices(), counts or {}  # of a change under trial
         self.catalogue, self.encoder, self.encoder_key = catalogue, encoder, key_of(encoder)
@@ -195,14 +190,18 @@ class Live:
 
     def _read_telemetry(self) -> None:
         """Pools' utilisation and the price of their capacity, (P,) each; see `load_tracker`."""
-        pools, prices = self.catalogue.pools, self.prices
+        pools = self.catalogue.pools
         self.columns: Any = None  # what `placement` keeps of this view
         several = len(pools) > len(self.catalogue)
         self.loads: Mapping[str, Capacity] = {}
-        if several or any(p.reports or p.watched for p in pools):
+        asked = several or any(p.reports or p.watched for p in pools)
+        if (asked or self.prices.capacity) and self._is_old():
+            # Who begins anew begins as stated: those replicas are gone, and nothing is scarce yet.
+            self.prices = replace(self.prices, capacity={}, power=Price())
+        elif asked:
             self.loads = capacities(self.fleet, self._first_token_s)
         self.loads_as_of_ms = self.fleet.newest_ms if self.loads else 0
-        self.n_routers = max(1, len(self.fleet.routers)) if self.loads else 1
+        self.n_routers = self.n_replicas() if self.loads else 1
         known_of = [self.loads.get(name) for name in self.catalogue.pool_names]
         found = [None if one is None else one.reports for one in known_of]
         self.work_factor = np.array(  # (P,) on the catalogue's work: as learned
@@ -215,7 +214,7 @@ class Live:
         self.queued = np.array([one.queued if one else 0.0 for one in found])
         self.running = np.maximum(1.0, [one.running if one else 0.0 for one in found])
         self.ready = np.maximum(1.0, [one.in_state("ready") if one else 0.0 for one in found])
-        priced = [prices.capacity.get(name) for name in self.catalogue.pool_names]
+        priced = [self.prices.capacity.get(name) for name in self.catalogue.pool_names]
         # Where requests are no work they can't be charged: such a pool has no price.
         # One that has just begun to be ready is taken to be empty until it says more.
         ready = [one is not None and one.in_state("ready") > 0 for one in found]
@@ -241,7 +240,15 @@ class Live:
 
     def n_replicas(self) -> int:
         """Router replicas that telemetry knows of; one where it knows none."""
-        return max(1, len(self.fleet.routers))
+        return max(1, self.n_routers_known())
+
+    def n_routers_known(self) -> int:
+        """The same; 0 where it knows none."""
+        return 0 if self._is_old() else len(self.fleet.live_routers)
+
+    def _is_old(self) -> bool:
+        """Whether telemetry is of the time before this router began, or there is none."""
+        return self.fleet.received_ms < self._since_ms
 
     def held_most(self, pool: str, criticality: Criticality) -> float:
         """Requests that a server of a pool may hold of one dispatcher, to be given another one."""
@@ -257,9 +264,11 @@ class Live:
         fleet: FleetState,
         prices: Prices,
         counts: Mapping[str, int] | None = None,
+        since_ms: int = 0,
     ) -> Live:
         """The view of a later snapshot in which nothing but telemetry is new."""
         later = copy.copy(self)
+        later._since_ms = since_ms
         later.version, later.published_at_ms = version, published_at_ms
         later.fleet, later.prices, later.counts = fleet, prices, counts or {}
         later._read_telemetry()
@@ -278,158 +287,3 @@ def _novelty(learned: Learned, options: GuardOptions) -> Novelty:
 def _with_retries(latency_ms: NDArray[Any], error_share: NDArray[Any]) -> NDArray[Any]:
     """Expected time to success when failures are tried again: latency / (1 − error share)."""
     return latency_ms / np.maximum(1.0 - error_share, 0.01)
-
-
-class LiveView:
-    """Keeps `current` fresh from the store and the catalogue, in a thread of its own."""
-
-    def __init__(
-        self,
-        store: Store,
-        source: CatalogueSource,
-        encoder: str,
-        memory: MemoryOptions,
-        options: LiveOptions,
-        on_swap: Callable[[Live], None] = lambda live: None,
-        on_look: Callable[[Live, str], None] = lambda live, refused: None,
-    ) -> None:
-        """Load what there is. Raises if the catalogue is not valid, and SnapshotForeign.
-
-        A store without a readable snapshot is no obstacle: decisions then rest on what the
-        catalogue states, until the first snapshot comes.
-        """
-        self._store, self._source, self._encoder, self._options = store, source, encoder, options
-        self._loader = Loader(store, encoder, memory, with_seen=False)
-        self._on_swap, self._on_look = on_swap, on_look
-        self._learned = Learned(memory, memory.landmarks_of(encoder))
-        self._version = self._term = self._published_at_ms = 0
-        self._fleet, self._prices = FleetState(), Prices()
-        self.arms = Experience()  # what the newest snapshot has learned of arms
-        self._counts: Mapping[str, int] = {}
-        self._built_of: Learned | None = None  # what `current` was solved from
-        self._passed_over = 0  # a version looked at and not taken
-        self._refused = ""  # why the catalogue as it is now can't be used
-        self._load_first()
-        self.current = self._build(source.read())
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="live view", daemon=True)
-
-    def start(self) -> None:
-        """Begin watching."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Stop watching; the current view stays usable."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join(5.0)
-
-    @property
-    def learned(self) -> Learned:
-        """What the newest view was solved from."""
-        return self._learned
-
-    @property
-    def prices(self) -> Prices:
-        """What is scarce, and what it costs, by the newest snapshot."""
-        return self._prices
-
-    @property
-    def watching(self) -> bool:
-        """Whether the watching thread is alive."""
-        return self._thread.is_alive()
-
-    def refresh(self) -> bool:
-        """Look once; whether a new view was swapped in. Raises what looking raises.
-
-        Either source may be away or broken: what the other one says takes effect all the same.
-        """
-        problems: list[Exception] = []
-        catalogue = self.current.catalogue
-        try:
-            self._load_newer()
-        except Exception as error:  # noqa: BLE001 - raised below
-            problems.append(error)
-        try:
-            catalogue = self._source.read()
-            self._refused = ""
-        except Exception as error:  # noqa: BLE001 - raised below
-            self._refused = str(error)
-            problems.append(error)
-        # Compared with the view, not with the last look: that one may have failed half-way.
-        changed = self._version != self.current.version or catalogue != self.current.catalogue
-        if changed:
-            self.current = self._build(catalogue)
-            self._on_swap(self.current)
-        if problems:
-            raise problems[0]
-        return changed
-
-    def _watch(self) -> None:
-        """Look again and again; a failed look changes nothing and is said once."""
-        last_problem = ""
-        self._on_look(self.current, self._refused)
-        while not self._stopping.wait(self._options.poll_s):
-            try:
-                self.refresh()
-                last_problem = ""
-            except Exception as error:  # noqa: BLE001 - static stability: the last view stays
-                problem = f"{type(error).__name__}: {error}"
-                if problem != last_problem:
-                    logger.warning("the view of version %d stays: %s", self._version, problem)
-                last_problem = problem
-            self._on_look(self.current, self._refused)
-
-    def _load_first(self) -> None:
-        try:
-            loaded = self._loader.load_newest()
-        except (SnapshotDamaged, OSError) as error:
-            logger.error("no snapshot can be read, starting from the catalogue alone: %s", error)
-            return
-        if loaded:
-            self._take(*loaded)
-
-    def _load_newer(self) -> None:
-        """Load the newest version if it is newer, or of a newer trainer."""
-        newest = self._store.newest()
-        if newest in (0, self._version, self._passed_over):
-            return
-        if newest < self._version and self._store.load(newest).term <= self._term:
-            self._passed_over = newest  # the newest was deleted; what is held is still the best
-            return
-        try:
-            self._take(*self._loader.load(newest))
-        except SnapshotDamaged:
-            if newest not in self._store.versions():
-                return  # pruned while being read; a newer one is there
-            self._passed_over = newest
-            raise
-
-    def _take(self, state: State, manifest: Manifest) -> None:
-        self._learned, self._fleet, self._prices = state.learned, state.fleet, state.prices
-        self._counts, self.arms = state.counts, state.arms
-        self._version, self._term = manifest.version, manifest.term
-        self._published_at_ms = int(manifest.about["published_at_ms"])
-        self._passed_over = 0
-
-    def _build(self, catalogue: Catalogue) -> Live:
-        """A view of what is loaded. Telemetry alone, every second, is no reason to solve again."""
-        if self._built_of is self._learned and catalogue == self.current.catalogue:
-            return self.current.renewed(
-                self._version, self._published_at_ms, self._fleet, self._prices, self._counts
-            )
-        with self._learned.history.at_hand():
-            live = Live(
-                catalogue,
-                self._learned,
-                self._encoder,
-                self._options,
-                version=self._version,
-                published_at_ms=self._published_at_ms,
-                fleet=self._fleet,
-                prices=self._prices,
-                counts=self._counts,
-            )
-        self._loader.let_go()
-        self._built_of = self._learned
-        return live

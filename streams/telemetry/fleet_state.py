@@ -28,6 +28,7 @@ from msgspec import Raw
 from streams.telemetry import service_sums
 from streams.telemetry.format_1 import upgraded
 from streams.telemetry.received import (
+    SILENT_MS,
     Received,
     Source,
     Tables,
@@ -98,6 +99,11 @@ class FleetState:
     def routers(self) -> Mapping[str, Received[RouterState]]:
         """Router replicas, by source."""
         return self._opened().routers
+
+    @property
+    def live_routers(self) -> tuple[RouterState, ...]:
+        """What those say that reported within ten seconds of whatever reported last."""
+        return self.read("live routers", _live_routers)
 
     @property
     def n_sources(self) -> int:
@@ -285,6 +291,11 @@ class FleetState:
                 self._packed = None
             self._unread = False  # last: another thread may be asking, too
         return self._tables
+
+
+def _live_routers(fleet: FleetState) -> tuple[RouterState, ...]:
+    since_ms = fleet.received_ms - SILENT_MS
+    return tuple(one.record for one in fleet.routers.values() if one.received_ms >= since_ms)
 
 
 def _slot_of(end_ms: int) -> int:

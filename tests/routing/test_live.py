@@ -7,7 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from router_bench import MODELS, NOON_MS, PATIENCE_S, Source, catalogue, outcomes
+from reporting_pools import reported, working
+from router_bench import (
+    EMBEDDINGS,
+    MODELS,
+    NOON_MS,
+    PATIENCE_S,
+    Source,
+    catalogue,
+    outcomes,
+    router,
+)
 from waiting import until
 
 from learners.context import N_FEATURES
@@ -15,12 +25,16 @@ from learners.estimates.estimator import Estimator
 from learners.estimates.history import HistoryOptions
 from learners.estimates.learned import Learned, MemoryOptions
 from load.bench.recovery.made_telemetry import made_telemetry
+from serve.encoders import identity, make_encoder
 from serve.routing import live
 from serve.routing.catalogue import Model
-from serve.routing.live import LiveOptions, LiveView
+from serve.routing.live import LiveOptions
+from serve.routing.live_view import LiveView
 from streams.errors import SnapshotDamaged, SnapshotForeign
-from streams.telemetry.records import AnyTelemetry, decode
+from streams.telemetry.received import SILENT_MS
+from streams.telemetry.records import AnyTelemetry, RouterState, decode
 from streams.training.folder import Folder
+from streams.training.prices import Price, Prices
 from streams.training.snapshots import Store
 from streams.training.state import Saver, State
 
@@ -482,7 +496,7 @@ def test_watching_survives_everything_that_looking_raises(snapshots, source, cap
     assert [
         r.getMessage().count("broken file")
         for r in caplog.records
-        if r.name == "serve.routing.live"
+        if r.name == "serve.routing.live_view"
     ] == [1]
 
 
@@ -547,3 +561,83 @@ def test_what_is_learned_or_stated_anew_is_solved_again(snapshots, source):
     assert view.current.estimator is not second.estimator
     assert view.current.version == second.version
     assert view.current.fleet is second.fleet
+
+
+def at_work(at_ms: int, pool: str, encoder: str = ENCODER) -> State:
+    """What a trainer knows of a site in which one pool of several reports, and is dear."""
+    state = State(encoder, Learned(MemoryOptions()))
+    for record in (reported(pool, at_ms, load=1.0), router_at(at_ms)):
+        state.fleet.fold(record, at_ms)
+    budget = Price(log_price=1.0, load=1.0)
+    state.prices = Prices(at_ms, {pool: Price(log_price=2.0, load=1.0)}, budget, budget)
+    return state
+
+
+def router_at(at_ms: int, source: str = "c" * 16) -> RouterState:
+    return RouterState(source=source, sequence=at_ms, from_unix_ms=at_ms - 1000, to_unix_ms=at_ms)
+
+
+def test_after_a_restart_the_fleet_is_as_stated_until_it_reports(snapshots):
+    """
+    Of yesterday's two pools one had been scaled to zero, the other was dear. Both begin with a
+    replica now. What was learned and spent stays; and once there is a report of today its view stays,
+    however old it gets.
+    """
+    source = Source(catalogue(pools=[working("near"), working("far")]))
+    state = at_work(NOON_MS, "near")
+    state.learned.update(outcomes("small", n=400, quality=0.9))
+    snapshots.saver.save(state, NOON_MS)
+
+    def view_since(since_ms: int) -> LiveView:
+        memory, options = MemoryOptions(), LiveOptions()
+        return LiveView(snapshots.store, source, ENCODER, memory, options, since_ms=since_ms)
+
+    yesterday, today = view_since(NOON_MS), view_since(NOON_MS + 1)
+
+    near, far = (source.now.pool_names.index(name) for name in ("near", "far"))
+    assert yesterday.current.open[[near, far]].tolist() == [True, False]
+    assert yesterday.current.log_price[near] == 2.0
+    assert yesterday.current.n_routers_known() == 1
+    live = today.current
+    assert live.open.all() and not live.log_price.any()
+    assert live.n_routers_known() == 0 < live.n_replicas()
+    assert live.prices == Prices(NOON_MS, budget=state.prices.budget)
+    assert quality(today) == quality(yesterday) == 0.9
+
+    state.fleet.fold(reported("far", NOON_MS + 20_000), NOON_MS + 20_000)
+    snapshots.saver.save(state, NOON_MS + 20_000)
+    today.refresh()
+    assert today.current.open[[near, far]].tolist() == [False, True]
+    state.fleet.rewind(NOON_MS - 3_600_000)  # the clock was set back
+    state.fleet.fold(reported("far", NOON_MS + 21_000), NOON_MS - 3_600_000)
+    snapshots.saver.save(state, NOON_MS + 21_000)
+    today.refresh()
+    assert today.current.open[[near, far]].tolist() == [False, True]
+    source.now = catalogue((*MODELS, Model(name="new")), source.now.pools[:2])
+    today.refresh()
+    assert today.current.open[[near, far]].tolist() == [False, True]
+
+
+def test_a_router_that_is_silent_shares_nothing_any_more(snapshots, source):
+    """
+    A rate of three routers is shared by two, ten seconds after one of them has left.
+    """
+    state = at_work(NOON_MS, "near")
+    for at_ms, name in ((NOON_MS, "b"), (NOON_MS + 1, "d"), (NOON_MS + 1 + SILENT_MS, "c")):
+        state.fleet.fold(router_at(at_ms, 16 * name), at_ms)
+    snapshots.saver.save(state, NOON_MS)
+
+    live = view_of(snapshots, source).current
+
+    assert (live.n_replicas(), live.n_routers_known(), len(live.fleet.routers)) == (2, 2, 3)
+
+
+@pytest.mark.parametrize(("late_ms", "known"), [(0, 1), (1, 0)])
+def test_a_router_knows_what_was_reported_in_the_ten_seconds_before_it(tmp_path, late_ms, known):
+    writer = Snapshots(tmp_path / "snapshots")
+    at_ms = NOON_MS - SILENT_MS - late_ms
+    writer.saver.save(at_work(at_ms, "near", identity(make_encoder(EMBEDDINGS))), at_ms)
+
+    with router(tmp_path, models=catalogue(pools=[working("near")])) as up:
+        live = up.replica.view.current
+        assert live.n_routers_known() == len(live.loads) == len(live.prices.capacity) == known

@@ -27,7 +27,6 @@ from streams.telemetry.fleet_view import (
     spans,
 )
 from streams.telemetry.pool_reports import PoolReports
-from streams.telemetry.received import SILENT_MS
 from streams.telemetry.tally import parted
 from streams.training.prices import Prices
 
@@ -69,7 +68,6 @@ def observe(
     )
     first_token_s = max((plan.target.ttft_s for plan in fleet.pools), default=0.0)  # one for all
     found, rates = capacities(state, first_token_s), _decided_per_s(state, now_ms)
-    alive = [r for r in state.routers.values() if state.received_ms - r.received_ms <= SILENT_MS]
     return Observed(
         at_s=now_ms / 1000.0,
         demands=demands,
@@ -87,8 +85,8 @@ def observe(
         gpus_available={gpu.name: gpu.available for gpu in fleet.gpus},
         quality=quality or {},
         criticality=criticality_by_class(state, now_ms),
-        routers=len(alive),
-        router_busy_share=sum(router.record.loop_busy_share for router in alive),
+        routers=len(state.live_routers),
+        router_busy_share=sum(router.loop_busy_share for router in state.live_routers),
         telemetry_age_s=max(0, now_ms - _received_ms(state)) / 1000.0,
     )
 
