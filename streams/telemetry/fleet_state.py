@@ -19,6 +19,7 @@ The same records make the same bytes. Within a source they come in order.
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -29,6 +30,7 @@ from streams.telemetry import service_sums
 from streams.telemetry.format_1 import upgraded
 from streams.telemetry.received import (
     SILENT_MS,
+    Ages,
     Received,
     Source,
     Tables,
@@ -71,6 +73,7 @@ class FleetState:
         self._slots: dict[int, Tally] = {}
         self._raw: dict[int, Raw] = {}  # slots as they were packed, if they have not changed
         self._made: dict[tuple[int, str], Made] = {}  # by slot and pool: not in the tallies yet
+        self._ages: defaultdict[str, Ages] = defaultdict(list)  # of keys, by table
         self._read: dict[object, Any] = {}  # what was read out of it since it changed, by question
 
     # --- what is in it
@@ -152,7 +155,7 @@ class FleetState:
             tables.missing = min(tables.missing + left_out, LARGEST)
         self._packed, self._read = None, {}
         source = Source(appended_at_ms, record.sequence)
-        keep_latest(tables.sources, {record.source: source}, SOURCES_MAX)
+        keep_latest(tables.sources, {record.source: source}, SOURCES_MAX, self._ages["sources"])
         at_ms = max(0, min(record.to_unix_ms, appended_at_ms))
         if isinstance(record, PoolState | ReplicaStates):  # as most: they count in one pool alone
             self._made_in(self._slot_until(at_ms), record.pool).add(record)
@@ -221,10 +224,10 @@ class FleetState:
         if isinstance(record, PoolState | ReplicaStates):
             each = [gauges_of(record)] if isinstance(record, PoolState) else gauges_of_each(record)
             found = {joined(one.pool, one.replica): Received(received_ms, one) for one in each}
-            keep_latest(tables.replicas, found, REPLICAS_MAX)
+            keep_latest(tables.replicas, found, REPLICAS_MAX, self._ages["replicas"])
         elif isinstance(record, RouterState):
-            router = Received(received_ms, gauges_of(record))
-            keep_latest(tables.routers, {record.source: router}, SOURCES_MAX)
+            router = {record.source: Received(received_ms, gauges_of(record))}
+            keep_latest(tables.routers, router, SOURCES_MAX, self._ages["routers"])
         if received_ms == before:  # as of all but the first that the log took at a time
             return
         horizon_ms = (_slot_of(tables.received_ms) - SLOTS) * SLOT_MS
@@ -241,6 +244,7 @@ class FleetState:
         """
         tables, self._packed, self._read = self._opened(), None, {}
         self._add_made()
+        self._ages.clear()
         tables.newest_ms = min(tables.newest_ms, to_ms)
         tables.received_ms = min(tables.received_ms, to_ms)
         for name, source in tables.sources.items():

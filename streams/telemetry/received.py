@@ -14,7 +14,7 @@ snapshot, and whoever needs it reads it there.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from heapq import nsmallest
+from heapq import heappop, heappush
 from typing import Generic, TypeVar
 
 import msgspec
@@ -66,6 +66,9 @@ class Tables(msgspec.Struct):
     service: ServiceTable = {}  # what pools' servers can do
 
 
+# A heap of when each key of a full table reported; what is not so any more is passed over.
+Ages = list[tuple[int, str]]
+STALE_MAX = 4  # times as many entries as keys
 Latest = TypeVar("Latest", Source, Received[PoolState], Received[RouterState])
 
 
@@ -92,15 +95,27 @@ def gauges_of_each(record: ReplicaStates) -> list[PoolState]:
     ]  # fmt: skip
 
 
-def keep_latest(table: dict[str, Latest], found: Mapping[str, Latest], most: int) -> None:
-    """Keep the latest under each key; of more than `most` keys, those that reported last."""
+def keep_latest(
+    table: dict[str, Latest], found: Mapping[str, Latest], most: int, ages: Ages
+) -> None:
+    """Keep the latest under each key; of more than `most` keys, those that reported last.
+
+    `ages` are kept from call to call: where they are empty, all of the table is looked at for them.
+    """
+    if len(ages) > STALE_MAX * most:
+        ages.clear()
     for key, one in found.items():
         held = table.get(key)
         if held is None or _order(one) > _order(held):
             table[key] = one
-    # At once of all: to look for the oldest costs as much for one as for hundreds.
-    for key in nsmallest(len(table) - most, table, key=lambda k: (table[k].received_ms, k)):
-        del table[key]
+            if ages:
+                heappush(ages, (one.received_ms, key))
+    if len(table) > most and not ages:
+        ages += sorted((one.received_ms, key) for key, one in table.items())
+    while len(table) > most:
+        at_ms, key = heappop(ages)
+        if key in table and table[key].received_ms == at_ms:
+            del table[key]
 
 
 def _order(found: Latest) -> tuple[int, str, int]:

@@ -481,6 +481,20 @@ def test_a_replica_that_is_named_twice_in_a_record_is_as_it_was_named_last():
     assert fleet_view.pools(fleet, NOW_MS)["p"].replicas == {"ready": 1, "starting": 1}
 
 
+class Counted(dict):
+    """A table that knows how often it was looked at."""
+
+    looks = 0
+
+    def __getitem__(self, key):
+        self.looks += 1
+        return super().__getitem__(key)
+
+    def items(self):
+        self.looks += len(self)
+        return super().items()
+
+
 def test_replicas_beyond_the_most_are_let_go_together(monkeypatch):
     """
     The same that would be one after the other, without going through all of them for each.
@@ -488,19 +502,57 @@ def test_replicas_beyond_the_most_are_let_go_together(monkeypatch):
     monkeypatch.setattr(fleet_state, "REPLICAS_MAX", 64)
     before, new = [f"a{i:03}" for i in range(60)], [f"b{i:03}" for i in range(40)]
 
-    class Counted(dict):
-        looks = 0
-
-        def __getitem__(self, key):
-            self.looks += 1
-            return super().__getitem__(key)
-
     fleet = folded([(pool(B, n, NOW_MS, replica=r), NOW_MS) for n, r in enumerate(before)])
     fleet._tables.replicas = Counted(fleet.replicas)
     fleet.fold(together(new), NOW_MS + 1)
 
     assert list(fleet.replicas) == [joined("p", name) for name in before[36:] + new]
     assert fleet.replicas.looks <= 2 * (len(before) + len(new))
+
+
+def test_one_of_too_many_that_report_alone_costs_no_look_at_all_of_them(monkeypatch):
+    for bound in ("SOURCES_MAX", "REPLICAS_MAX"):
+        monkeypatch.setattr(fleet_state, bound, 64)
+    fleet = FleetState()
+    fleet._tables.replicas, fleet._tables.sources = tables = Counted(), Counted()
+    for n, s in itertools.product(range(8), range(100)):
+        record = pool(f"{s:016x}", n, NOW_MS, replica=f"r{s}")
+        fleet.fold(record, NOW_MS + 1000 * n + s)
+
+    assert [len(table) for table in tables] == [64, 64]
+    assert max(table.looks for table in tables) <= 6 * 8 * 100
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["fold", "fold", "fold", "again", "rewind"]), st.integers(0, 9),
+                  st.integers(0, 3)),
+        max_size=120,
+    )
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_whoever_is_kept_reported_last_however_often_snapshots_are_read_and_clocks_set_back(steps):
+    """
+    As if all were looked at for the oldest each time.
+    """
+    fleet, kept, at_ms = FleetState(), {}, NOW_MS
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fleet_state, "SOURCES_MAX", 4)
+        for n, (step, s, later) in enumerate(steps):
+            source, at_ms = f"{s:016x}", at_ms + later
+            if step == "again":
+                fleet = FleetState(fleet.pack())
+            elif step == "rewind":
+                at_ms -= 5
+                fleet.rewind(at_ms)
+                kept = {name: min(ms, at_ms) for name, ms in kept.items()}
+            else:
+                fleet.fold(pool(source, n, at_ms, replica=f"r{s}"), at_ms)
+                kept[source] = at_ms
+                if len(kept) > 4:
+                    del kept[min(kept, key=lambda name: (kept[name], name))]
+
+    assert {name: one.received_ms for name, one in fleet._opened().sources.items()} == kept
 
 
 def test_latest_word_on_a_replica_counts_whoever_says_it():
