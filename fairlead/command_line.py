@@ -34,6 +34,7 @@ try:
         JsonOption,
         SettingsOption,
         console,
+        mendable,
         only_json,
         written_out,
     )
@@ -78,17 +79,10 @@ def main() -> None:
     from learners.kernels.threads import one_thread
 
     one_thread()
-    # Imported here, so that `--help` is quick and a client-only installation gets its message.
-    from fairlead.errors import FairleadError
-    from infra.errors import InfraError
-    from load.errors import LoadError
-    from serve.errors import ServeError
-    from streams.errors import StreamError
-
     try:
         with terminable(), written_out():
             app()
-    except (FairleadError, InfraError, LoadError, ServeError, StreamError) as error:
+    except mendable() as error:
         console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
         console.print(str(error), markup=False, highlight=False)
         sys.exit(1)

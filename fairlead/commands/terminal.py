@@ -1,7 +1,7 @@
 """What all commands share: options, messages on standard error, results on standard output.
 
 With `--json` a result is one JSON object and nothing else is on standard output, whatever libraries
-print.
+print; where a command refuses, the object is `{"error": {"type": …, "message": …}}`.
 """
 
 from __future__ import annotations
@@ -111,15 +111,36 @@ def only_json(wanted: bool) -> Iterator[Callable[[object], None]]:
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
+    result: list[object] = []
     try:
-        result: list[object] = []
         yield result.append
+    except BaseException as error:  # of one that was stopped, or is broken, there is no result
+        refused = isinstance(error, (*mendable(), typer.BadParameter))
+        result = [{"error": _described(error)}] if refused else []
+        raise
     finally:
         sys.stdout.flush()
         os.dup2(kept, 1)
         os.close(kept)
-    for one in result:
-        print(json.dumps(one, indent=2))
+        for one in result:
+            print(json.dumps(one, indent=2))
+
+
+def mendable() -> tuple[type[Exception], ...]:
+    """What whoever runs a command can mend: it becomes one message, and exit code 1."""
+    # Imported here, so that `--help` is quick.
+    from fairlead.errors import FairleadError
+    from infra.errors import InfraError
+    from load.errors import LoadError
+    from serve.errors import ServeError
+    from streams.errors import StreamError
+
+    return FairleadError, InfraError, LoadError, ServeError, StreamError
+
+
+def _described(error: BaseException) -> dict[str, str]:
+    said = error.format_message() if isinstance(error, typer.BadParameter) else str(error)
+    return {"type": type(error).__name__, "message": said}
 
 
 def measured(

@@ -125,12 +125,14 @@ def read(
     *,
     where_missing: Encode | None = None,
     encoded_max: int | None = None,
+    priced: bool = True,
 ) -> OutcomeTable:
     """A Parquet, CSV or JSON-lines file with the columns that docs/decisions.md lists.
 
     With `encode`, embeddings are made of the texts instead of read; with `where_missing`, if there
     are none. Of more than `encoded_max` texts so many are drawn, and no other prompts are in the
-    table. Raises TableRefused, naming column and row.
+    table. What need not be `priced` may lack costs, which are 0 then. Raises TableRefused, naming
+    column and row.
     """
     if not path.is_file():
         raise TableRefused(path.name, "", None, f"there is no file {path}")
@@ -154,7 +156,12 @@ def read(
     vectors = NONE if encode else check.embeddings()
     texts = check.texts() if encode else []  # encoded when all else is known to be right
     quality = [check.figures(QUALITY + model, 0.0, most=1.0) for model in models]
-    cost = [check.figures(COST + model, USD_MIN, most=USD_MAX) for model in models]
+    cost = [
+        check.figures(COST + model, USD_MIN, most=USD_MAX)
+        if priced or COST + model in table.column_names
+        else np.zeros(len(table))
+        for model in models
+    ]
     return OutcomeTable(
         path.stem,
         models,

@@ -104,8 +104,10 @@ class Events:
 def read_events(path: Path, site: Site) -> Events:
     """Raises EventRefused, naming the event and what would be right."""
     try:
-        found = tomllib.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        found = tomllib.loads(path.read_text("utf-8-sig"))
+    except OSError as error:
+        raise EventRefused(str(path), None, f"can't be read: {error.strerror}") from None
+    except ValueError as error:
         raise EventRefused(path.name, None, f"can't be read as TOML: {error}") from None
     events = found.get("events")
     if set(found) != {"events"} or not _are_tables(events):

@@ -32,8 +32,9 @@ from load.planning.simulating import Say, SimulateOptions, simulated
 from load.planning.site import Site
 from load.planning.sizing import Sized
 from load.planning.summary import percentiles, summary
+from load.shares import percent
 from load.simulation.loop.results import Run
-from load.simulation.shocks import RegionBack, RegionLost, Shock
+from load.simulation.shocks import PoolBack, PoolLost, RegionBack, RegionLost, Shock, What
 from load.traces.made import burstier
 from load.traces.reading import TraceFile
 
@@ -94,8 +95,8 @@ def _why_not(run: Run, options: PlanOptions) -> str:
     """What a fleet lacks on all of the trace; nothing, if nothing."""
     if run.within_target < options.share:
         return (
-            f"on all of the trace {run.within_target:.2%} are within target, not "
-            f"{options.share:.1%}: more GPUs than there are would be needed"
+            f"on all of the trace {percent(run.within_target)} are within target, not "
+            f"{percent(options.share)}: more GPUs than there are would be needed"
         )
     if run.quality < (options.quality_min or 0.0):
         return (
@@ -127,6 +128,7 @@ def described(search: Search, point: Point, questions: Questions) -> dict[str, A
             if fleet.replicas.get(plan.name)
         },
         "usd_per_h": round(point.usd_per_h, 4),
+        "hosted_usd_per_h": round(point.hosted_usd_per_h, 4),
         "within_target": point.figures["within_target"],
         "quality": point.figures["quality"] if questions.quality_known else None,
         "joules_per_request": point.figures["joules_per_request"],
@@ -190,7 +192,7 @@ def _sensitivity(
         brief = _brief(run, site, questions)
         held = brief["within_target"] >= search.options.share
         found.append({"case": name, "held": held, "ttft_ms_p99": ttft["p99"], **brief})
-        say(f"{name}: {brief['within_target']:.2%} within target")
+        say(f"{name}: {percent(brief['within_target'])} within target")
 
     case("as planned", site, stretch)
     for growth in (1.2, INFLATION):
@@ -204,8 +206,8 @@ def _sensitivity(
         busier(stretch, INFLATION, search.options.seed),
     )
     case("GPU prices x 1.5", dearer(site, 1.5), stretch)
-    for region in _zones(site, fleet):
-        case(f"zone {region or '(unnamed)'} lost", site, stretch, _lost(region, stretch))
+    for name, what, back in _zones(site, fleet):
+        case(f"{name} lost", site, stretch, _lost(what, back, stretch))
     return found
 
 
@@ -214,43 +216,61 @@ def busier(file: TraceFile, factor: float, seed: int) -> TraceFile:
     return file.with_trace(traces.scaled(file.trace, factor, np.random.default_rng([seed, 3])))
 
 
-def _zones(site: Site, fleet: Sized) -> list[str]:
-    return sorted({p.region for p in site.fleet.pools if fleet.replicas.get(p.name)})
+def _zones(site: Site, fleet: Sized) -> list[tuple[str, What, What]]:
+    """What may be lost at once: each region, and each pool that is said to be in none."""
+    used = [plan for plan in site.fleet.pools if fleet.replicas.get(plan.name)]
+    regions = sorted({plan.region for plan in used if plan.region})
+    return [
+        *((f"zone {one}", RegionLost(region=one), RegionBack(region=one)) for one in regions),
+        *(
+            (f"pool {plan.name}", PoolLost(pool=plan.name), PoolBack(pool=plan.name))
+            for plan in used
+            if not plan.region
+        ),
+    ]
 
 
-def _lost(region: str, file: TraceFile) -> Events:
+def _lost(what: What, back: What, file: TraceFile) -> Events:
     """For a third of the stretch, in its middle."""
     third_s = float(file.trace.at_s[-1]) / 3.0
-    return Events(
-        shocks=(
-            Shock(at_s=third_s, what=RegionLost(region=region)),
-            Shock(at_s=2 * third_s, what=RegionBack(region=region)),
-        )
-    )
+    return Events(shocks=(Shock(at_s=third_s, what=what), Shock(at_s=2 * third_s, what=back)))
 
 
 def hedged(
     search: Search, planned: Planned, questions: Questions, say: Say
 ) -> dict[str, Any] | None:
-    """A fleet that holds at 1.5 times the forecast, the plan's if it does, and its extra cost."""
-    options = replace(search.options, points=0, quality_min=None, budget_usd_per_h=None)
+    """The cheapest that holds at 1.5 times the forecast, of the quality that was asked for.
+
+    That is the plan if it does. Else more of the same is tried, its model alone on other GPUs, and
+    where neither will do others beside it.
+    """
+    floor = search.options.quality_min or 0.0
+    options = replace(search.options, points=0, quality_min=floor, budget_usd_per_h=None)
     file = busier(stretch_of(search.file, options.stretch_s), INFLATION, options.seed)
     harder = slower(planned.site, INFLATION)
     hedging = Search(harder, file, questions, options, say)
     plain = hedging.tried(harder, planned.point.sized)
-    point = plain
-    if not plain.meets:
-        alone = only_model(harder, planned.point.sized)
-        point = hedging.cheapest(planned.point.per_usd, alone)
-        if alone and not point.meets:  # the plan's model alone won't do, others beside it may
-            point = hedging.cheapest(planned.point.per_usd)
-        point = hedging.trimmed(point)
+    point = plain if hedging.will_do(plain) else _holding(hedging, harder, planned.point)
     calm = search.tried(planned.site, point.sized)
     return {
         **described(hedging, point, questions),
         "usd_per_h": round(calm.usd_per_h, 4),
+        "hosted_usd_per_h": round(calm.hosted_usd_per_h, 4),
         "within_target_as_forecast": calm.figures["within_target"],
         "usd_per_h_more": round(calm.usd_per_h - planned.point.usd_per_h, 4),
-        "held": point.meets,
+        "held": hedging.will_do(point),
         "plain_within_target": plain.figures["within_target"],
     }
+
+
+def _holding(hedging: Search, harder: Site, plan: Point) -> Point:
+    """The cheapest of what was tried that holds; what comes nearest, if nothing does."""
+    alone = only_model(harder, plan.sized)
+    hedging.more_of(harder, plan.sized)
+    point = hedging.cheapest(plan.per_usd, alone)
+    if alone and not hedging.will_do(point):
+        hedging.cheapest(plan.per_usd)
+    chosen, _ = hedging.chosen(hedging.best())
+    if chosen is None:
+        return max(hedging.best(), key=lambda one: one.figures["within_target"])
+    return hedging.trimmed(chosen)

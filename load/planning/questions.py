@@ -77,7 +77,7 @@ def questions_of(
     """
     models = list(catalogue.names)
     if outcomes is not None:
-        table = tables.read(outcomes, where_missing=encode)
+        table = tables.read(outcomes, where_missing=encode, priced=False)
         missing = [name for name in models if name not in table.models]
         if missing:
             has = ", ".join(table.models)

@@ -12,7 +12,8 @@ The one rule: nothing is answered that was not simulated.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -23,8 +24,9 @@ from load.planning.events import Events
 from load.planning.questions import Questions, traffic_of
 from load.planning.simulating import Say, SimulateOptions, simulated
 from load.planning.site import Site
-from load.planning.sizing import Demand, Sized, demand_of, sized
+from load.planning.sizing import Demand, Sized, carried_per_s, demand_of, sized
 from load.planning.summary import summary
+from load.shares import percent
 from load.simulation.loop.results import Run
 from load.traces.made import Scaling, kept_of
 from load.traces.reading import TraceFile
@@ -33,7 +35,9 @@ Floats = NDArray[np.float64]
 # Of how full the queueing model lets pools be: tried from where the last search ended.
 FILLED = (1.3, 1.15, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 BEGIN = 2
-TRIMS_MAX = 6
+TIMES = (1.25, 1.5, 1.75, 2.0, 2.5)  # as many replicas of all, for a hedge
+TRIES_MAX = 24  # fleets a replica away from the one that was chosen
+CARRIED_MIN = 0.7  # of what a fleet carries by the queueing model: with less none is tried
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +67,11 @@ class Point:
         """Of its GPUs, and by the token."""
         return self.figures["usd_per_h"]
 
+    @property
+    def hosted_usd_per_h(self) -> float:
+        """What is paid by the token alone, in the busiest stretch."""
+        return self.usd_per_h - self.sized.usd_per_h
+
 
 @dataclass(slots=True, eq=False)
 class Search:
@@ -75,6 +84,7 @@ class Search:
     say: Say
     stretch: TraceFile = field(init=False)
     _demand: Demand = field(init=False)
+    _carries: dict[str, float] = field(init=False)
     _begin: int = BEGIN
     _seen: dict[tuple[object, ...], Point] = field(default_factory=dict)
 
@@ -84,6 +94,7 @@ class Search:
             self.stretch, self.questions, np.random.default_rng([self.options.seed, 1])
         )
         self._demand = demand_of(traffic, self.site, self.questions.asked, self.questions.known)
+        self._carries = carried_per_s(self._demand, self.site)
 
     # --- the frontier
 
@@ -146,12 +157,31 @@ class Search:
                 self.tried(site, more)
                 return
 
+    def more_of(self, site: Site, fleet: Sized) -> None:
+        """Try the same fleet with more replicas of every pool, until one is in time."""
+        for times in TIMES:
+            each = {name: math.ceil(n * times) for name, n in fleet.replicas.items()}
+            more = fleet_of_replicas(site, each)
+            if self._can_be_had(site, more) and self.tried(site, more).meets:
+                return
+
+    def _can_be_had(self, site: Site, fleet: Sized) -> bool:
+        there = {gpu.name: gpu.available for gpu in site.fleet.gpus}
+        enough = all(n <= there[gpu] for gpu, n in gpus_of(site, fleet).items())
+        servers = all(fleet.replicas.get(name, 0) <= n for name, n in site.servers.items())
+        return servers and (enough or self.options.unlimited)
+
     def _try(self, site: Site, filled: float, alone: str | None) -> Point:
         return self.tried(site, self._sized(site, filled, alone))
 
     def _sized(self, site: Site, filled: float, alone: str | None) -> Sized:
         unlimited = self.options.unlimited
         return sized(self._demand, site, filled=filled, unlimited=unlimited, alone=alone)
+
+    def will_do(self, point: Point) -> bool:
+        """Whether a point is in time and good enough."""
+        good = point.figures["quality"] >= (self.options.quality_min or 0.0)
+        return point.meets and good
 
     def keeps(self, *, within_target: float, quality: float) -> bool:
         """Whether a run is in time and good enough."""
@@ -182,13 +212,16 @@ class Search:
             run = self.simulate(site, fleet, self.stretch)
             point = self._point(site, fleet, run)
             self._seen[key] = point
-            known = self.questions.quality_known
-            self.say(
-                f"{machines(site, fleet)}: {point.figures['within_target']:.2%} within target, "
-                f"${point.usd_per_h:.2f}/h"
-                + (f", quality {point.figures['quality']:.4f}" if known else "")
-            )
+            self.say(self._line(point))
         return self._seen[key]
+
+    def _line(self, point: Point) -> str:
+        found, known = point.figures, self.questions.quality_known
+        return (
+            f"{machines(self.site, point.sized)} at preference.cost {point.per_usd:g}: "
+            f"{percent(found['within_target'])} within target, ${point.usd_per_h:.2f}/h"
+            + (f", quality {found['quality']:.4f}" if known else "")
+        )
 
     def simulate(self, site: Site, fleet: Sized, file: TraceFile) -> Run:
         """Routers know what they know, and learn nothing: fleets are compared, not luck."""
@@ -216,8 +249,9 @@ class Search:
         if not in_time:
             best = max(frontier, key=lambda point: point.figures["within_target"])
             return None, (
-                f"no fleet of the GPUs there are keeps {o.share:.1%} within target; the best, "
-                f"{machines(self.site, best.sized)}, keeps {best.figures['within_target']:.2%}. "
+                f"no fleet of the GPUs there are keeps {percent(o.share)} within target; the best, "
+                f"{machines(self.site, best.sized)}, keeps "
+                f"{percent(best.figures['within_target'])}. "
                 "More GPUs (`available`, --unlimited), a looser target, or a smaller model"
             )
         good = [p for p in in_time if p.figures["quality"] >= (o.quality_min or 0.0)]
@@ -244,24 +278,68 @@ class Search:
         if self.options.budget_usd_per_h is not None:
             return -point.figures["quality"], point.usd_per_h
         quality, per_usd, _, _ = self.site.preference
-        usd = point.usd_per_h / 3600.0 / max(self._demand.rate, 1e-9)
+        usd = self.usd_per_request(point)
         return per_usd * usd - quality * point.figures["quality"], point.usd_per_h
 
+    def usd_per_request(self, point: Point) -> float:
+        """On all of the trace: GPUs are paid for in quiet hours, too."""
+        by_hour = point.sized.usd_per_h / _per_s(self.file.trace)
+        return (by_hour + point.hosted_usd_per_h / _per_s(self.stretch.trace)) / 3600.0
+
     def trimmed(self, point: Point) -> Point:
-        """Without single replicas that it can do without; the dearest are tried first."""
-        site, tries = self.site.with_cost_weight(point.per_usd), 0
-        cost = {plan.name: plan.usd_per_hour for plan in site.fleet.pools}
-        for name in sorted(point.sized.replicas, key=lambda one: -cost[one]):
-            while point.sized.replicas[name] > 0 and tries < TRIMS_MAX:
-                tries += 1
-                fewer = point.sized.replicas | {name: point.sized.replicas[name] - 1}
-                usd = point.sized.usd_per_h - cost[name]
-                less = self.tried(site, replace(point.sized, replicas=fewer, usd_per_h=usd))
-                enough = less.figures["quality"] >= (self.options.quality_min or 0.0)
-                if not (less.meets and enough and self._rank(less) < self._rank(point)):
-                    break
-                point = less
+        """Without what it can do without: a replica less, or cheaper ones instead of it.
+
+        What saves most is tried first, then again from there.
+        """
+        site, tried = self.site.with_cost_weight(point.per_usd), 0
+        fleets = self._cheaper(site, point.sized)
+        while tried < TRIES_MAX and (fleet := next(fleets, None)):
+            tried += 1
+            less = self.tried(site, fleet)
+            if self.will_do(less) and self._rank(less) < self._rank(point):
+                point, fleets = less, self._cheaper(site, fleet)
         return point
+
+    def _cheaper(self, site: Site, fleet: Sized) -> Iterator[Sized]:
+        """Fleets a replica away, the cheapest first, that may carry what this one does."""
+        found = [fleet_of_replicas(site, each) for each in neighbours(site, fleet.replicas)]
+        enough = CARRIED_MIN * self._carried(fleet)
+        for one in sorted(found, key=lambda one: one.usd_per_h):
+            less = all(n <= fleet.replicas.get(name, 0) for name, n in one.replicas.items())
+            carries = less or self._carried(one) >= enough
+            if one.usd_per_h < fleet.usd_per_h and carries and self._can_be_had(site, one):
+                yield one
+
+    def _carried(self, fleet: Sized) -> float:
+        return sum(n * self._carries.get(name, 0.0) for name, n in fleet.replicas.items())
+
+
+def neighbours(site: Site, replicas: dict[str, int]) -> Iterator[dict[str, int]]:
+    """A replica less, or an eighth of a pool; and as many of its model's other pools instead, or
+    twice or half as many.
+    """
+    pools = [plan for plan in site.fleet.pools if plan.name not in site.hosted]
+    for plan in pools:
+        n = replicas.get(plan.name, 0)
+        others = [o.name for o in pools if o.model == plan.model and o.name != plan.name]
+        for step in sorted({1, max(1, n // 8)}):
+            if step <= n:
+                yield replicas | {plan.name: n - step}
+            for name in others:
+                there = replicas.get(name, 0)
+                for gone, come in ((step, step), (step, 2 * step), (2 * step, step)):
+                    if gone <= n:
+                        yield replicas | {plan.name: n - gone, name: there + come}
+
+
+def _per_s(trace: Trace) -> float:
+    return len(trace) / max(float(trace.at_s[-1]), 1e-9)
+
+
+def fleet_of_replicas(site: Site, replicas: dict[str, int]) -> Sized:
+    """So many of each pool."""
+    usd = sum(plan.usd_per_hour * replicas.get(plan.name, 0) for plan in site.fleet.pools)
+    return Sized(replicas=replicas, unmet=0.0, usd_per_h=usd)
 
 
 def _key(site: Site, fleet: Sized) -> tuple[object, ...]:

@@ -121,6 +121,18 @@ def sized(
     return Sized(replicas=own, unmet=unmet, usd_per_h=usd)
 
 
+def carried_per_s(demand: Demand, site: Site) -> dict[str, float]:
+    """By own pool: requests per second that one replica carries, by the queueing model."""
+    pools = [pool for pool in site.fleet.pools if pool.gpu != HOSTED]
+    work_s = WorkTable([pool.rates for pool in pools]).work_s(
+        demand.prompt_tokens, demand.output_tokens[:, None]
+    )
+    return {
+        pool.name: _load_max(pool, demand, work_s[:, i], 1) / max(float(work_s[:, i].mean()), 1e-9)
+        for i, pool in enumerate(pools)
+    }
+
+
 def _offer(pool: PoolPlan, load: float, most: int) -> Offer:
     hosted = pool.gpu == HOSTED
     return Offer(

@@ -40,7 +40,8 @@ def summed_up(run: Happened, of: Totals, site: Site, *, quality_known: bool) -> 
     usd = run.gpu_cost_usd + hosted_usd
     span_s = max(of.last_s, 1.0) if n else run.end_s
     # GPUs are paid for to the last answer, tokens only while requests come.
-    usd_per_s = run.gpu_cost_usd / run.end_s + hosted_usd / span_s
+    gpu_usd_per_s, hosted_usd_per_s = run.gpu_cost_usd / run.end_s, hosted_usd / span_s
+    usd_per_s = gpu_usd_per_s + hosted_usd_per_s
     return {
         "requests": n,
         "requests_per_s": round(n / span_s, 4),
@@ -57,6 +58,8 @@ def summed_up(run: Happened, of: Totals, site: Site, *, quality_known: bool) -> 
         "cost": {
             "usd": round(usd, 6),
             "usd_per_h": round(3600.0 * usd_per_s, 6),
+            "gpu_usd_per_h": round(3600.0 * gpu_usd_per_s, 6),
+            "hosted_usd_per_h": round(3600.0 * hosted_usd_per_s, 6),
             "gpu_usd": round(run.gpu_cost_usd, 6),
             "hosted_usd": round(hosted_usd, 6),
             "usd_per_1k_requests": round(1e3 * usd_per_s * span_s / max(n, 1), 6),

@@ -139,8 +139,9 @@ class Totals:
         ended_s = answers.finished_s[np.isfinite(answers.finished_s)]
         ended = np.histogram(ended_s, self.edges)[0]
         self.ended += ended
-        refused_s = asked.at_s[answers.fate == Fate.REFUSED]
-        self.gone += ended + np.histogram(refused_s, self.edges)[0]
+        # When a request was lost nobody noted: in flight until its replica died, it is left out.
+        never_s = asked.at_s[np.isin(answers.fate, (Fate.REFUSED, Fate.LOST))]
+        self.gone += ended + np.histogram(never_s, self.edges)[0]
 
     @property
     def within_target(self) -> float:

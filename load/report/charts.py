@@ -18,6 +18,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from load.shares import percent
 from load.theme import LINE_TO_BEAT, OTHERS, OURS, style
 
 INK, FAINT = "#010203", "#040506"  # stand-ins, which the page's variables replace
@@ -75,11 +76,11 @@ def lines(
 
 
 def stacked(title: str, at_s: Values, parts: Mapping[str, Values], unit: str) -> str:
-    """Parts of a whole over time."""
+    """Parts of a whole over time; where nobody has any, a gap."""
 
     def draw(axes: Axes) -> None:
-        shown = {name: np.nan_to_num(numbers(v)) for name, v in parts.items()}
-        shown = {name: values for name, values in shown.items() if values.any()}
+        shown = {name: numbers(v) for name, v in parts.items()}
+        shown = {name: values for name, values in shown.items() if np.nan_to_num(values).any()}
         if shown:
             axes.stackplot(
                 minutes(at_s),
@@ -101,6 +102,9 @@ def bars(title: str, values: Mapping[str, float], unit: str, limit: tuple[str, f
         names = list(values)[::-1]
         colours = [OURS if values[name] >= limit[1] else LINE_TO_BEAT for name in names]
         axes.barh(names, [values[name] for name in names], color=colours)
+        for place, name in enumerate(names):
+            axes.text(1.02, place, percent(values[name]), va="center", fontsize=8)
+        axes.set_xlim(0.0, 1.16)  # room for what the bars are labelled with
         axes.axvline(limit[1], color=INK, linestyle=":", linewidth=1.0, label=limit[0])
         axes.grid(visible=False)
         _label(axes, unit, "")

@@ -1,6 +1,7 @@
 """Figures in a page's text, each with the JSON key that it shows, so that the two can be compared.
 
     Shown(found)("cost.usd_per_h", "${:,.2f}") ─▶ <span data-key=… data-value=…>$12.30</span>
+    Shown(found)("within_target", percent)     ─▶ <span data-key=… data-value=…>99.2 %</span>
 
 The one rule: a page has no figure that the JSON has not.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -20,13 +21,22 @@ class Shown:
         self._found = found
 
     def value(self, key: str) -> Any:
-        """What the JSON has under a dotted key, whose names may have dots in them, too."""
+        """What the JSON has under a dotted key, whose names may have dots in them, too, and whose
+        numbers are places in a list.
+        """
         return _within(self._found, key)
 
-    def __call__(self, key: str, form: str, none: str = "not known", times: float = 1.0) -> str:
+    def __call__(
+        self,
+        key: str,
+        form: str | Callable[[Any], str],
+        none: str = "not known",
+        times: float = 1.0,
+    ) -> str:
         """One figure, as `form` has it; `none` where there is none."""
         value = self.value(key)
-        text = none if value is None else form.format(value * times if times != 1.0 else value)
+        say = form.format if isinstance(form, str) else form
+        text = none if value is None else say(value * times if times != 1.0 else value)
         raw = html.escape(json.dumps(value), quote=True)
         return f'<span data-key="{html.escape(key)}" data-value="{raw}">{html.escape(text)}</span>'
 
@@ -43,10 +53,13 @@ def table(heads: list[str], rows: list[list[str]]) -> str:
     )
 
 
-def _within(found: Mapping[str, Any], key: str) -> Any:
+def _within(found: Any, key: str) -> Any:
+    if isinstance(found, list):
+        number, _, rest = key.partition(".")
+        return _within(found[int(number)], rest)
     if key in found:
         return found[key]
     for name, value in found.items():
-        if key.startswith(name + ".") and isinstance(value, Mapping):
+        if key.startswith(name + ".") and isinstance(value, Mapping | list):
             return _within(value, key[len(name) + 1 :])
     raise KeyError(key)

@@ -12,8 +12,10 @@ from typing import Any
 
 from load.report import charts
 from load.report.figures import Shown, table
+from load.shares import percent
 
 Found = Mapping[str, Any]
+HOURS = 24 * 30  # of a month, as bills have it
 TOP = ("p50", "p90", "p95", "p99")
 
 
@@ -24,7 +26,7 @@ def headline(found: Found, shown: Shown) -> str:
     about = (
         f'<p class="muted">{shown("trace.requests", "{:,}")} requests of '
         f"{text(trace['name'])}{source}, {shown('trace.span_s', '{:,.0f}')} s; seed "
-        f"{shown('seed', '{}')}</p>"
+        f"{shown('seed', '{}')}{_wanted(found, shown)}</p>"
     )
     tiles = _plan_tiles(found, shown) if found["command"] == "plan" else _run_tiles(found, shown)
     boxes = "".join(
@@ -34,38 +36,68 @@ def headline(found: Found, shown: Shown) -> str:
     return about + f'<div class="tiles">{boxes}</div>' + _alarms(found)
 
 
+def _wanted(found: Found, shown: Shown) -> str:
+    """What being within target is."""
+    target = found.get("target")
+    if not target:
+        return ""
+    per_1k = shown("target.ttft_ms_per_1k_prompt_tokens", "{:,g} ms per 1,000 prompt tokens")
+    longer = f" + {per_1k}" if target["ttft_ms_per_1k_prompt_tokens"] else ""
+    of = f", for {shown('share', percent)} of requests" if "share" in found else ""
+    return (
+        f"<br>Target: first token within {shown('target.ttft_ms', '{:,g} ms')}{longer}, then "
+        f"{shown('target.tpot_ms', '{:,g} ms')} per token{of}"
+    )
+
+
 def _plan_tiles(found: Found, shown: Shown) -> list[tuple[str, str, str]]:
     if found["plan"] is None:
         return [("No plan", "nothing will do", f"<p>{html.escape(found['reason'])}</p>")]
-    pools = found["plan"]["pools"]
-    gpus = " + ".join(
-        f"{shown(f'plan.gpus.{g}', '{}')}&nbsp;{html.escape(g)}" for g in found["plan"]["gpus"]
-    )
-    what = "".join(
-        f"<p>{shown(f'plan.pools.{name}.replicas', '{}')} × {html.escape(one['model'])} on "
-        f"{one['gpus_per_replica']} {html.escape(one['gpu'])}</p>"
-        for name, one in pools.items()
+    gpus = _gpus(found, shown, "plan")
+    hosted = "".join(
+        f"<p>{html.escape(name)}, by the token: "
+        f"{shown(f'verified.pools.{name}.share', percent)} of requests</p>"
+        for name in _by_token(found["verified"])
     )
     cost = (
+        f"<p>{shown('verified.cost.usd_per_h', '${:,.0f}', times=HOURS)} per 30 days</p>"
+        f"<p>GPUs {shown('verified.cost.gpu_usd_per_h', '${:,.2f}')}, by the token "
+        f"{shown('verified.cost.hosted_usd_per_h', '${:,.2f}')} an hour</p>"
         f"<p>{shown('autoscaled.usd_per_h', '${:,.2f}')} an hour if replicas follow demand "
-        f"({shown('autoscaled.within_target', '{:.2%}')} within target)</p>"
-        f"<p>hedged against 1.5 times demand and service times: "
-        f"{shown('hedged.usd_per_h', '${:,.2f}')} an hour</p>"
+        f"({shown('autoscaled.within_target', percent)} within target)</p>"
     )
     users = (
         f"<p>first token {_times(shown, 'verified.ttft_ms')}</p>"
         f"<p>then {_times(shown, 'verified.tpot_ms')} per token</p>"
         f"<p>quality {shown('verified.quality', '{:.4f}')}</p>"
     )
+    within = f"{shown('verified.within_target', percent)} within target"
     return [
-        ("What would I have to buy?", gpus or "no GPUs", what),
-        ("What would it cost?", shown("plan.usd_per_h", "${:,.2f} an hour"), cost),
-        (
-            "What would users see?",
-            shown("verified.within_target", "{:.2%} within target"),
-            users,
-        ),
+        ("What would I have to buy?", gpus, _replicas(found, shown, "plan") + hosted),
+        ("What would it cost?", shown("verified.cost.usd_per_h", "${:,.2f} an hour"), cost),
+        ("What would users see?", within, users),
     ]
+
+
+def _by_token(run: Found) -> list[str]:
+    """Pools of others' machines that answered something."""
+    return [name for name, one in run["pools"].items() if one["gpu"] == "hosted" and one["share"]]
+
+
+def _gpus(found: Found, shown: Shown, of: str) -> str:
+    gpus = (f"{shown(f'{of}.gpus.{g}', '{}')}&nbsp;{html.escape(g)}" for g in found[of]["gpus"])
+    return " + ".join(gpus) or "no GPUs"
+
+
+def _replicas(found: Found, shown: Shown, of: str) -> str:
+    """A line for each pool of a fleet."""
+    return "".join(
+        f"<p>{shown(f'{of}.pools.{name}.replicas', '{}')} × {html.escape(one['model'])} on "
+        f"{one['gpus_per_replica']} {html.escape(one['gpu'])}"
+        + (f", {html.escape(one['region'])}" if one["region"] else "")
+        + "</p>"
+        for name, one in found[of]["pools"].items()
+    )
 
 
 def _run_tiles(found: Found, shown: Shown) -> list[tuple[str, str, str]]:
@@ -102,13 +134,14 @@ def _run_tiles(found: Found, shown: Shown) -> list[tuple[str, str, str]]:
                 shown("cost.usd_per_h", "${:,.2f} an hour"),
                 f"<p>{shown('cost.usd_per_1k_requests', '${:,.3f}')} per 1,000 requests</p>"
                 f"<p>GPUs {shown('cost.gpu_usd', '${:,.2f}')}, by the token "
-                f"{shown('cost.hosted_usd', '${:,.2f}')}</p>",
+                f"{shown('cost.hosted_usd', '${:,.2f}')} in all</p>",
             )
         )
-    share = (
-        shown("within_target", "{:.2%} within target") if "within_target" in found else "see below"
-    )
-    return [*tiles, ("What would users see?", share, users)]
+    if "within_target" in found:
+        seen = f"{shown('within_target', percent)} within target"
+        return [*tiles, ("What would users see?", seen, users)]
+    seen = shown("ttft_ms.p50", "{:,.0f} ms to the first token", "nothing")
+    return [*tiles, ("What did users see?", seen, users)]
 
 
 def _times(shown: Shown, key: str) -> str:
@@ -123,6 +156,9 @@ def _alarms(found: Found) -> str:
     run = found.get("verified") or found
     fates = [fate for fate in ("refused", "lost", "unfinished") if run.get(fate)]
     said += [f"{run[fate]:,} requests were {fate}" for fate in fates]
+    said += [f"{n:,} of them: {why}" for why, n in (run.get("failed") or {}).items()]
+    if run.get("delivered") is False:
+        said.append("The load was not delivered as intended: this measures nothing")
     return "".join(f'<p class="alarm">{html.escape(text)}</p>' for text in said)
 
 
@@ -132,7 +168,7 @@ def _alarms(found: Found) -> str:
 def sections(found: Found, shown: Shown) -> Iterator[str]:
     """In the order in which they are read."""
     if found.get("frontier"):
-        yield from _frontier(found)
+        yield from _frontier(found, shown)
     if found.get("sensitivity"):
         yield from _what_if(found, shown)
     run, at = (found["verified"], "verified.") if found.get("verified") else (found, "")
@@ -142,41 +178,73 @@ def sections(found: Found, shown: Shown) -> Iterator[str]:
         yield _percentiles(run, shown, at)
     if run.get("models"):
         yield from _mix(run, shown, at)
+    yield _events(found)
     yield _assumed(found)
 
 
-def _frontier(found: Found) -> Iterator[str]:
-    yield "<h2>Cost against quality, at the target</h2>"
+def _frontier(found: Found, shown: Shown) -> Iterator[str]:
+    yield "<h2>Cost against quality, at the target, in the busiest stretch</h2>"
     if found["plan"] is not None and all(p["quality"] is not None for p in found["frontier"]):
         drawn = charts.frontier("Every point was simulated", found["frontier"], found["plan"])
         yield f'<div class="charts">{drawn}</div>'
     rows = [
         [
-            html.escape(" + ".join(f"{n} {g}" for g, n in point["gpus"].items()) or "no GPUs"),
-            f"${point['usd_per_h']:,.2f}",
-            "not known" if point["quality"] is None else f"{point['quality']:.4f}",
-            f"{point['within_target']:.2%}",
-            f"{point['joules_per_request']:,.0f}",
-            f"{point['cost_weight']:g}",
+            html.escape(_fleet(point)),
+            shown(f"frontier.{i}.usd_per_h", "${:,.2f}"),
+            shown(f"frontier.{i}.quality", "{:.4f}"),
+            shown(f"frontier.{i}.within_target", percent),
+            shown(f"frontier.{i}.joules_per_request", "{:,.0f}"),
+            shown(f"frontier.{i}.cost_weight", "{:g}"),
         ]
-        for point in found["frontier"]
+        for i, point in enumerate(found["frontier"])
     ]
-    heads = ["GPUs", "USD per hour", "quality", "within target", "J per request", "cost weight"]
+    heads = ["fleet", "USD per hour", "quality", "within target", "J per request", "cost weight"]
     yield table(heads, rows)
 
 
+def _fleet(point: Found) -> str:
+    """In words: 2 × llama-3.1-8b on l4, by the token beside it."""
+    own = [
+        f"{one['replicas']} × {one['model']} on {one['gpus_per_replica']} {one['gpu']}"
+        for one in point["pools"].values()
+    ]
+    return " + ".join([*own, *(["by the token"] if point["hosted_usd_per_h"] else [])])
+
+
 def _what_if(found: Found, shown: Shown) -> Iterator[str]:
-    yield "<h2>If it turns out otherwise</h2>"
+    yield "<h2>If it turns out otherwise, in the busiest stretch</h2>"
     cases = {one["case"]: one["within_target"] for one in found["sensitivity"]}
-    limit = (f"{found['share']:.0%} wanted", found["share"])
+    limit = (f"{percent(found['share'])} wanted", found["share"])
     yield f'<div class="charts">{charts.bars("Share within target", cases, "share", limit)}</div>'
+    rows = [
+        [
+            html.escape(one["case"]),
+            "yes" if one["held"] else '<span class="alarm">no</span>',
+            shown(f"sensitivity.{i}.within_target", percent),
+            shown(f"sensitivity.{i}.ttft_ms.p99", "{:,.0f}", "never"),
+            shown(f"sensitivity.{i}.tpot_ms.p99", "{:,.0f}", "never"),
+            shown(f"sensitivity.{i}.quality", "{:.4f}"),
+            shown(f"sensitivity.{i}.usd_per_h", "${:,.2f}"),
+        ]
+        for i, one in enumerate(found["sensitivity"])
+    ]
+    first, then = "first token, 99 %, ms", "per token, 99 %, ms"
+    yield table(["case", "holds", "within target", first, then, "quality", "USD per hour"], rows)
     if found.get("hedged"):
-        yield (
-            f"<p>The hedged plan costs {shown('hedged.usd_per_h_more', '${:,.2f}')} an hour more; "
-            f"at 1.5 times demand and service times it keeps "
-            f"{shown('hedged.within_target', '{:.2%}')} within target, the plan "
-            f"{shown('hedged.plain_within_target', '{:.2%}')}.</p>"
-        )
+        yield from _hedged(found, shown)
+
+
+def _hedged(found: Found, shown: Shown) -> Iterator[str]:
+    holds = "holds" if found["hedged"]["held"] else "comes nearest"
+    yield "<h2>Hedged: what holds if demand and service times are 1.5 times the forecast</h2>"
+    yield (
+        f"<p>{_gpus(found, shown, 'hedged')} {holds}: "
+        f"{shown('hedged.within_target', percent)} are within target then, with the plan "
+        f"{shown('hedged.plain_within_target', percent)}. As forecast it costs "
+        f"{shown('hedged.usd_per_h', '${:,.2f}')} an hour, "
+        f"{shown('hedged.usd_per_h_more', '${:,.2f}')} more than the plan.</p>"
+    )
+    yield _replicas(found, shown, "hedged")
 
 
 def _over_time(run: Found) -> Iterator[str]:
@@ -191,7 +259,9 @@ def _over_time(run: Found) -> Iterator[str]:
 
     loads = {"asked": "requests_per_s", "sent": "sent_per_s", "finished": "finished_per_s"}
     add("Load", loads, "requests/s")
-    limit = ("target", target["ttft_ms"]) if target else None
+    longer = target and target["ttft_ms_per_1k_prompt_tokens"]
+    of = "target of a short prompt" if longer else "target"
+    limit = (of, target["ttft_ms"]) if target else None
     add(
         "Time to first token",
         {"half": "ttft_ms_p50", "99 %": "ttft_ms_p99"},
@@ -210,7 +280,12 @@ def _over_time(run: Found) -> Iterator[str]:
     if series.get("models"):
         drawn.append(charts.stacked("Models", at_s, series["models"], "share of requests"))
     if series.get("replicas"):
-        drawn.append(charts.stacked("Ready replicas", at_s, series["replicas"], "replicas"))
+        own = {
+            name: n
+            for name, n in series["replicas"].items()
+            if run["pools"][name]["gpu"] != "hosted"
+        }
+        drawn.append(charts.stacked("Ready replicas", at_s, own, "replicas"))
     add("Cost", {"all": "usd_per_h"}, "US dollars per hour")
     if any(value is not None for value in series.get("quality", ())):
         add("Quality of answers", {"quality": "quality"}, "0 to 1")
@@ -234,7 +309,7 @@ def _mix(run: Found, shown: Shown, at: str) -> Iterator[str]:
     rows = [
         [
             html.escape(name),
-            shown(f"{at}models.{name}.share", "{:.2%}"),
+            shown(f"{at}models.{name}.share", percent),
             shown(f"{at}models.{name}.quality", "{:.4f}", "–"),
         ]
         for name in run["models"]
@@ -245,14 +320,25 @@ def _mix(run: Found, shown: Shown, at: str) -> Iterator[str]:
         [
             html.escape(name),
             html.escape(f"{one['gpus_per_replica']} × {one['gpu']}"),
-            shown(f"{at}pools.{name}.share", "{:.2%}"),
-            shown(f"{at}pools.{name}.within_target", "{:.2%}", "–"),
+            shown(f"{at}pools.{name}.share", percent),
+            shown(f"{at}pools.{name}.within_target", percent, "–"),
             shown(f"{at}pools.{name}.replicas_mean", "{:.2f}"),
         ]
         for name, one in pools.items()
     ]
     if rows:
         yield table(["pool", "GPUs of a replica", "share", "within target", "replicas"], rows)
+
+
+def _events(found: Found) -> str:
+    """What happened meanwhile."""
+    items = "".join(
+        f"<li>at {event['at_s']:g} s: {html.escape(str(event['what']))}, "
+        + html.escape(", ".join(f"{k} {v}" for k, v in event.items() if k not in ("at_s", "what")))
+        + "</li>"
+        for event in found.get("events", ())
+    )
+    return f"<h2>What happened meanwhile</h2><ul>{items}</ul>" if items else ""
 
 
 def _assumed(found: Found) -> str:

@@ -21,11 +21,12 @@ from infra.settings.settings import read_settings
 from load.data.traces import Trace
 from load.planning.candidates import with_candidates
 from load.planning.fragment import fragment
-from load.planning.plan import Planned, _verified, hedged
+from load.planning.plan import Planned, _verified, _zones, hedged
 from load.planning.questions import questions_of, traffic_of
 from load.planning.search import FILLED, PlanOptions, Point, Search, _key, beats, only_model
 from load.planning.site import site_of
 from load.planning.sizing import Sized, demand_of, sized
+from load.shares import percent
 from load.traces.reading import TraceFile
 
 TRACE = ("azure", "--from-s", "1500", "--to-s", "1560", "--stretch-s", "30", "--points", "1")
@@ -72,7 +73,7 @@ def test_a_plan_tells_what_happens_otherwise(planned):
     """
     cases = {one["case"]: one for one in planned["sensitivity"]}
     assert {"as planned", "demand x 1.5", "twice as bursty", "service times x 1.5"} <= set(cases)
-    assert any(case.startswith("zone ") for case in cases)
+    assert any(case.startswith(("zone ", "pool ")) for case in cases)
     harder = cases["demand and service times x 1.5"]
     assert harder["within_target"] <= cases["as planned"]["within_target"]
     hedged = planned["hedged"]
@@ -151,7 +152,8 @@ def test_a_hedge_takes_other_models_where_the_plans_alone_will_not_do(folder, mo
 
     def cheapest(self, per_usd, alone=None):
         more = replace(fleet, replicas=dict.fromkeys(counts, 2), usd_per_h=4.0)
-        return point(fleet if alone else more, meets=alone is None)
+        self._seen[alone] = point(fleet if alone else more, meets=alone is None)
+        return self._seen[alone]
 
     monkeypatch.setattr(Search, "tried", lambda self, site, fleet: point(fleet, meets=False))
     monkeypatch.setattr(Search, "trimmed", lambda self, point: point)
@@ -161,6 +163,67 @@ def test_a_hedge_takes_other_models_where_the_plans_alone_will_not_do(folder, mo
     found = hedged(search, planned, questions, print)
 
     assert found["held"] and len(found["pools"]) == len(counts)
+
+
+def test_a_hedge_is_the_cheapest_that_holds_and_as_good_as_was_asked_for(folder, monkeypatch):
+    """
+    It was what the site's weight of cost likes best: a plan of $6 an hour was hedged by another
+    way to work, of $23. More of the same is tried, as far as it can be had.
+    """
+    site, questions, search = trickling(folder)
+    search.options = replace(search.options, quality_min=0.6)
+    counts = {plan.name: 0 for plan in site.fleet.pools}
+    other = next(name for name in counts if name != "small")
+    plan = Sized(replicas=counts | {"small": 2}, unmet=0.0, usd_per_h=1.7)
+    dear = Sized(replicas=counts | {other: 1}, unmet=0.0, usd_per_h=23.0)
+    worse = Sized(replicas=counts | {other: 2}, unmet=0.0, usd_per_h=0.1)
+
+    def tried(self, site, fleet):
+        quality = {dear.usd_per_h: 0.9, worse.usd_per_h: 0.5}.get(fleet.usd_per_h, 0.6)
+        figures = {"within_target": 1.0, "quality": quality, "usd_per_h": fleet.usd_per_h}
+        figures |= {"joules_per_request": 1.0}
+        meets = self is search or fleet.replicas["small"] != 2
+        point = Point(per_usd=20.0, sized=fleet, figures=figures, meets=meets)
+        return self._seen.setdefault(_key(site, fleet), point)
+
+    def cheapest(self, per_usd, alone=None):
+        tried(self, self.site, worse)
+        return tried(self, self.site, dear)
+
+    monkeypatch.setattr(Search, "tried", tried)
+    monkeypatch.setattr(Search, "cheapest", cheapest)
+    monkeypatch.setattr(Search, "trimmed", lambda self, point: point)
+    planned = Planned(point=tried(search, site, plan), run=None, site=site)
+
+    found = hedged(search, planned, questions, print)
+
+    assert found["held"] and found["pools"]["small"]["replicas"] == 3
+    assert found["usd_per_h"] == pytest.approx(1.5 * 1.7)
+    gpus = tuple(replace(gpu, available=2) for gpu in site.fleet.gpus)
+    few = replace(site, fleet=replace(site.fleet, gpus=gpus))
+    found = hedged(search, replace(planned, site=few), questions, print)
+    assert found["pools"] and "small" not in found["pools"]
+
+
+def test_a_dollar_is_of_the_mean_hour_and_a_pool_in_no_region_is_lost_alone(folder):
+    """
+    GPUs are paid for in quiet hours too, tokens as they are asked for.
+    """
+    site = site_of(with_candidates(read_settings(folder / "fairlead.toml")))
+    at_s = np.concatenate([np.arange(60.0), 60.0 + 10.0 * np.arange(1, 55)])  # busy, then quiet
+    trace = Trace("two", at_s, np.full(len(at_s), 100), np.full(len(at_s), 20))
+    file = TraceFile(trace=trace, format="plain", rows=len(at_s))
+    questions = questions_of(site.catalogue, None, file)
+    search = Search(site, file, questions, PlanOptions(points=0, stretch_s=59.0), print)
+    fleet = Sized(replicas={"small": 1, "llama-3.1-8b-h100-sxm": 1}, unmet=0.0, usd_per_h=3.0)
+    figures = {"usd_per_h": 3.0 + 1.0}
+    point = Point(per_usd=20.0, sized=fleet, figures=figures, meets=True)
+
+    by_hour, by_token = 3.0 / 3600.0 / (114 / 600.0), 1.0 / 3600.0
+    assert search.usd_per_request(point) == pytest.approx(by_hour + by_token, rel=0.02)
+    names = [name for name, *_ in _zones(site, fleet)]
+    region = {plan.name: plan.region for plan in site.fleet.pools}["small"]
+    assert names == [f"zone {region}", "pool llama-3.1-8b-h100-sxm"]
 
 
 def test_what_falls_short_on_all_of_the_trace_leaves_the_frontier(folder, monkeypatch):
@@ -423,9 +486,12 @@ class Figures(HTMLParser):
 
 def within(found, key):
     """Names may have dots, so the longest that is there is taken."""
-    if key in found:
+    if not isinstance(found, list) and key in found:
         return found[key]
-    (name,) = [n for n in found if key.startswith(f"{n}.") and isinstance(found[n], dict)]
+    if isinstance(found, list):
+        number, _, rest = key.partition(".")
+        return within(found[int(number)], rest)
+    (name,) = [n for n in found if key.startswith(f"{n}.") and isinstance(found[n], dict | list)]
     return within(found[name], key[len(name) + 1 :])
 
 
@@ -446,9 +512,15 @@ def test_a_page_in_a_browser_has_the_figures_of_its_json(planned, folder):
         if isinstance(within(beside, key), int) and "gpus" in key:
             assert text == str(within(beside, key))
     shown = {key: text for key, _, text in figures.found}
-    assert shown["plan.usd_per_h"] == f"${beside['plan']['usd_per_h']:,.2f} an hour"
-    share = beside["verified"]["within_target"]
-    assert shown["verified.within_target"] == f"{share:.2%} within target"
+    cost = beside["verified"]["cost"]
+    assert shown["verified.cost.usd_per_h"] == f"${720 * cost['usd_per_h']:,.0f}"  # of 30 days
+    assert f"${cost['usd_per_h']:,.2f} an hour" in dom
+    assert shown["verified.within_target"] == percent(beside["verified"]["within_target"])
+    assert shown["target.ttft_ms"] == "2,000 ms" and shown["share"] == "98 %"
+    cases = [key for key in shown if key.startswith("sensitivity.") and key.endswith("usd_per_h")]
+    assert len(cases) == len(beside["sensitivity"])
+    for name, pool in beside["hedged"]["pools"].items():
+        assert shown[f"hedged.pools.{name}.replicas"] == str(pool["replicas"])
     assert not re.search(r"<script|<link|src=|@import|url\(['\"]?http", dom)
     assert dom.count("<svg") >= 8
 

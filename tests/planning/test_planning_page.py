@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from documented_commands import HERE, commands_of
 from typer.testing import CliRunner
 
-from fairlead.command_line import app
+from fairlead.command_line import app, main
 from load.traces.registry import markdown
 
 ROOT = Path(__file__).parents[2]
@@ -42,8 +43,31 @@ def test_every_command_of_the_page_runs(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("command", ["inspect azure", "make poisson --out t.parquet"])
 def test_json_is_all_that_standard_output_has(command, tmp_path, monkeypatch, capfd):
-    import json
-
     monkeypatch.chdir(tmp_path)
     app(["traces", *command.split(), "--json"], standalone_mode=False)
     assert isinstance(json.loads(capfd.readouterr().out), dict)
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "kind"),
+    [
+        ("simulate nix.csv", 1, "TraceRefused"),
+        ("simulate azure --events nix.toml", 1, "EventRefused"),
+        ("plan azure --settings nix.toml", 1, "SettingsUnreadable"),
+        ("plan azure --out own.toml --settings own.toml", 2, "BadParameter"),
+        ("compare own.toml own.toml", 2, "BadParameter"),
+        ("replay azure --target nowhere", 2, "BadParameter"),
+    ],
+)
+def test_a_refusal_is_one_object_too(command, code, kind, tmp_path, monkeypatch, capfd):
+    """
+    Who reads standard output as JSON reads why; there was nothing.
+    """
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.toml").write_text((ROOT / "infra" / "example-fleet.toml").read_text())
+    monkeypatch.setattr("sys.argv", ["fairlead", *command.split(), "--json"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    error = json.loads(capfd.readouterr().out)["error"]
+    assert (ended.value.code, error["type"]) == (code, kind)
+    assert "nix" in error["message"] or error["message"].startswith("Invalid value")

@@ -40,6 +40,7 @@ def run(tmp_path_factory):
         "trace": {"name": "a <trace>", "source": "somebody & co", "requests": 9, "span_s": 20.0},
         "seed": 0,
         "assumed": ["the sun <shines>"],
+        "events": [{"at_s": 5, "what": "pool_lost", "pool": "a <pool>"}],
         **summary(found, site, quality_known=True),
     }
 
@@ -67,6 +68,7 @@ def test_a_simulation_becomes_a_page(run, tmp_path):
     text = html.read_text()
     assert json.loads(beside.read_text()) == json.loads(json.dumps(run))
     assert "<trace>" not in text and "a &lt;trace&gt;" in text and "&lt;shines&gt;" in text
+    assert "<li>at 5 s: pool_lost, pool a &lt;pool&gt;</li>" in text
     for unit in ("requests/s", "milliseconds", "US dollars per hour", "share of requests"):
         assert unit in text
     assert not re.search(r"<script|<link|src=|@import", text)
@@ -83,4 +85,4 @@ def test_a_replay_becomes_a_page():
     assert "10 requests were unfinished" in text
     assert ">never<" in text
     assert "quality" in text and ">0.7500<" in text  # of the answers that the table knows
-    assert "66.67%" in text and ">–<" in text
+    assert "66.66 %" in text and ">–<" in text

@@ -299,6 +299,7 @@ def test_events_happen_at_their_times(site, tmp_path):
     assert struck.quality < calm.quality
     found = summary(struck, site, quality_known=True)
     drawn = found["series"]
+    assert found["lost"] and drawn["in_flight"][-1] == found["unfinished"]
     billed = sum(drawn["usd_per_h"]) * drawn["step_s"] / 3600.0  # a step is the price at its end
     assert billed == pytest.approx(found["cost"]["usd"], rel=0.05)
 
@@ -452,11 +453,11 @@ def test_a_stretch_of_a_trace_asks_about_the_rows_that_it_says(tmp_path):
 def test_a_table_of_texts_is_encoded(site, tmp_path):
     """
     Whoever has prompts and no embeddings gets those of the site's encoder; those that are there stay.
+    What answers cost the site's prices say: a table need not.
     """
     n, names = 120, site.catalogue.names
     columns = {"prompt": [f"question {i}" for i in range(n)]}
-    for name in names:
-        columns |= {f"quality:{name}": [0.5] * n, f"cost_usd:{name}": [0.001] * n}
+    columns |= {f"quality:{name}": [0.5] * n for name in names}
     path = tmp_path / "own.parquet"
     pq.write_table(pa.table(columns), path)
 

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from fairlead.commands.terminal import JsonOption, SettingsOption, only_json
+from load.shares import percent
 
 if TYPE_CHECKING:
     from load.planning.site import Site
@@ -110,8 +111,8 @@ def show(found: dict[str, Any], out: Console) -> None:
     )
     line(
         f"worth {found['n_effective']:,.0f} decisions of its own, largest weight "
-        f"{found['weight_max']:g}; {found['uncovered']:.1%} of its choices are not in the log; "
-        f"DR by estimates of the {found['estimates_by']}"
+        f"{found['weight_max']:g}; {percent(found['uncovered'])} of its choices are not in the "
+        f"log; DR by estimates of the {found['estimates_by']}"
     )
     if found["sequence"] is None:
         line("no confidence sequence: quality is not within 0 to 1")

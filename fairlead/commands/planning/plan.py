@@ -13,6 +13,7 @@ from fairlead.commands.planning.simulate import (
     ReportOption,
     about,
     settings_of,
+    target_in_words,
     times,
     write_report,
 )
@@ -36,12 +37,16 @@ from fairlead.commands.terminal import (
     print_lines,
     progress,
 )
+from load.shares import percent
 
 if TYPE_CHECKING:
     from infra.capacity.latency_target import LatencyTarget
     from infra.settings.settings import Settings
     from load.planning.site import Site
     from load.planning.sizing import Sized
+
+
+HOURS = 24 * 30  # of a month, as bills have it
 
 
 def plan(
@@ -97,7 +102,6 @@ def plan(
     """Plan a fleet for a trace; exit code 1 if none will do. What is answered was simulated."""
     from fairlead.commands.started import DEFAULT
 
-    refuse_overwriting([trace, settings or DEFAULT, outcomes], out, *pages(report))
     stretch = Stretch(rate=rate, length=length, from_s=from_s, to_s=to_s, seed=seed)
     wanted = {
         "share": share,
@@ -108,6 +112,7 @@ def plan(
         "points": points,
     }
     with only_json(as_json) as emit:
+        refuse_overwriting([trace, settings or DEFAULT, outcomes], out, *pages(report))
         stated = settings_of(settings)
         target = _target(stated, target_ttft_ms, target_ttft_ms_per_1k, target_tpot_ms)
         site = _site(stated, target, own_pools=own_pools)
@@ -193,43 +198,58 @@ def lines_of(found: dict[str, Any]) -> list[str]:
     if found["plan"] is None:
         return [f"No plan: {found['reason']}."]
     plan, verified, more = found["plan"], found["verified"], found["autoscaled"]
+    cost = verified["cost"]
     lines = [f"Not good enough: {found['reason']}."] if found["reason"] else []
     lines += [
-        f"buy            {gpus(plan)}: ${plan['usd_per_h']:,.2f} per hour, "
-        f"${24 * 30 * plan['usd_per_h']:,.0f} per 30 days",
+        f"buy            {gpus(plan)}: ${cost['gpu_usd_per_h']:,.2f} per hour",
+        *_replicas(plan),
         *(
-            f"               {one['replicas']} x {name}: {one['model']} on "
-            f"{one['gpus_per_replica']} {one['gpu']}"
-            for name, one in plan["pools"].items()
+            f"by the token   {name}: {percent(one['share'])} of requests"
+            for name, one in verified["pools"].items()
+            if one["gpu"] == "hosted" and one["share"]
         ),
-        f"users          {verified['within_target']:.2%} within target on all of the trace",
+        f"cost           ${cost['usd_per_h']:,.2f} per hour, "
+        f"${HOURS * cost['usd_per_h']:,.0f} per 30 days; by the token "
+        f"${cost['hosted_usd_per_h']:,.2f} of it per hour",
+        f"users          {percent(verified['within_target'])} within target on all of the trace "
+        f"({target_in_words(found['target'])}; {percent(found['share'])} wanted)",
         f"first token    {times(verified['ttft_ms'])}",
         f"per token      {times(verified['tpot_ms'])}",
         f"quality        {quality(verified).removeprefix('quality ')}; "
         f"preference.cost = {plan['cost_weight']:g}",
         f"energy         {verified['energy']['joules_per_request']:,.0f} J a request",
         f"if it scales   ${more['usd_per_h']:,.2f} per hour, "
-        f"{more['within_target']:.2%} within target",
-        "frontier       "
-        + "; ".join(
-            f"{quality(p)} for ${p['usd_per_h']:,.2f}/h" + ("" if p["meets"] else " (too slow)")
+        f"{percent(more['within_target'])} within target",
+        *(
+            f"frontier       {quality(p)} for ${p['usd_per_h']:,.2f}/h: {gpus(p)}"
+            + ("" if p["meets"] else " (too slow)")
             for p in found["frontier"]
         ),
         *(
-            f"what if        {one['case']}: {one['within_target']:.2%} within target, "
-            f"${one['usd_per_h']:,.2f}/h"
+            f"what if        {one['case']}: {percent(one['within_target'])} within target, "
+            f"${one['usd_per_h']:,.2f}/h" + ("" if one["held"] else " (too slow)")
             for one in found["sensitivity"]
         ),
     ]
     hedged = found["hedged"]
-    lines.append(
+    lines += [
         f"hedged         {gpus(hedged)} for ${hedged['usd_per_h']:,.2f}/h: "
-        f"{hedged['within_target']:.2%} within target at 1.5 times demand and service times, "
-        f"where the plan keeps {hedged['plain_within_target']:.2%}"
-    )
+        f"{percent(hedged['within_target'])} within target at 1.5 times demand and service times, "
+        f"where the plan keeps {percent(hedged['plain_within_target'])}",
+        *_replicas(hedged),
+    ]
     if found["settings"]:
         lines.append(f"settings       fairlead up --settings {found['settings']}")
     return lines + [f"assumed        {text}" for text in found["assumed"]]
+
+
+def _replicas(fleet: dict[str, Any]) -> list[str]:
+    """A line for each pool."""
+    return [
+        f"               {one['replicas']} x {name}: {one['model']} on "
+        f"{one['gpus_per_replica']} {one['gpu']}"
+        for name, one in fleet["pools"].items()
+    ]
 
 
 def gpus(plan: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from fairlead.commands.planning.trace_options import (
     refuse_overwriting,
 )
 from fairlead.commands.terminal import JsonOption, only_json, print_lines, progress
+from load.shares import percent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,16 +75,7 @@ def replay(
     as_json: JsonOption = False,
 ) -> None:
     """Play a trace to a live server at its own pace; exit code 1 where that could not be done."""
-    refuse_overwriting([trace, outcomes], *pages(report))
     stretch = Stretch(rate=rate, length=length, from_s=from_s, to_s=to_s, seed=seed)
-    server = {
-        "url": address(target),
-        "call": one_of(call, ("route", "dispatch"), "--call"),
-        "model": model,
-        "timeout_s": timeout_s,
-        "batch_ms": batch_ms,
-        "extra": object_of(extra),
-    }
     feedback = {
         "share": feedback_share,
         "delay_s_mean": feedback_delay_s,
@@ -91,6 +83,15 @@ def replay(
     }
     how = {"processes": processes, "warm_up_s": warm_up_s, "drain_s": drain_s}
     with only_json(as_json) as emit:
+        refuse_overwriting([trace, outcomes], *pages(report))
+        server = {
+            "url": address(target),
+            "call": one_of(call, ("route", "dispatch"), "--call"),
+            "model": model,
+            "timeout_s": timeout_s,
+            "batch_ms": batch_ms,
+            "extra": object_of(extra),
+        }
         found = _played(trace, stretch, outcomes, server, feedback, how)
         write_report(found, report)
         emit(found)
@@ -118,7 +119,7 @@ def _played(
     from load.replay.replay import replay as played
 
     file = trace_of(trace, stretch)
-    table = None if outcomes is None else read(outcomes, where_missing=no_vectors)
+    table = None if outcomes is None else read(outcomes, where_missing=no_vectors, priced=False)
     rows = None if table is None else file.outcome_rows
     if table is not None:
         refuse_unknown(file, table)
@@ -173,11 +174,12 @@ def object_of(text: str) -> dict[str, Any]:
 def lines_of(found: dict[str, Any]) -> list[str]:
     """What was intended, delivered, and answered."""
     failed = ", ".join(f"{n:,} {why}" for why, n in found["failed"].items()) or "none"
-    mix = ", ".join(f"{name} {one['share']:.1%}" for name, one in found["models"].items())
+    mix = ", ".join(f"{name} {percent(one['share'])}" for name, one in found["models"].items())
     verdict = "as intended" if found["delivered"] else "NOT as intended: this measures nothing"
     lines = [
         f"load           intended {found['intended_per_s']:,.1f}/s, delivered "
-        f"{found['delivered_per_s']:,.1f}/s ({found['delivered_share']:.2%} on time), {verdict}",
+        f"{found['delivered_per_s']:,.1f}/s ({percent(found['delivered_share'])} on time), "
+        f"{verdict}",
         f"requests       {found['requests']:,}: {found['finished']:,} finished, "
         f"{found['unfinished']:,} did not; failed: {failed}",
         f"sent late by   {times(found['lag_ms'])}",

@@ -28,6 +28,7 @@ from fairlead.commands.terminal import (
     print_lines,
     progress,
 )
+from load.shares import percent
 
 if TYPE_CHECKING:
     from infra.settings.settings import Settings
@@ -73,7 +74,6 @@ def simulate(
     """Simulate a trace under the site's own settings: what users would see, and what it costs."""
     from fairlead.commands.started import DEFAULT
 
-    refuse_overwriting([trace, settings or DEFAULT, outcomes, events], *pages(report))
     with only_json(as_json) as emit:
         from fairlead.commands.planning.trace_options import parts_of
         from load.planning.events import Events, read_events
@@ -83,6 +83,7 @@ def simulate(
         from load.planning.snapshot import means_of, servers_of
         from load.planning.summary import summed_up
 
+        refuse_overwriting([trace, settings or DEFAULT, outcomes, events], *pages(report))
         stated = settings_of(settings)
         site = site_of(stated, learned=None if snapshot is None else servers_of(snapshot, stated))
         parts = parts_of(
@@ -156,19 +157,17 @@ def write_report(found: dict[str, Any], path: Path | None) -> None:
 
 def lines_of(found: dict[str, Any]) -> list[str]:
     """What a person wants to know first."""
-    target, cost, energy = found["target"], found["cost"], found["energy"]
+    cost, energy = found["cost"], found["energy"]
     quality = "not known" if found["quality"] is None else f"{found['quality']:.4f}"
     mix = ", ".join(
-        f"{name} {one['share']:.1%}" for name, one in found["models"].items() if one["share"]
+        f"{name} {percent(one['share'])}" for name, one in found["models"].items() if one["share"]
     )
     own = {name: one["max"] for name, one in found["gpus"].items() if name != "hosted"}
     gpus = ", ".join(f"{n} {name}" for name, n in own.items())
     return [
         f"requests       {found['requests']:,}: {found['finished']:,} finished, "
         f"{found['refused']:,} refused, {found['lost']:,} lost, {found['unfinished']:,} unfinished",
-        f"within target  {found['within_target']:.2%} (first token {target['ttft_ms']:g} ms + "
-        f"{target['ttft_ms_per_1k_prompt_tokens']:g} ms per 1,000 prompt tokens, then "
-        f"{target['tpot_ms']:g} ms per token)",
+        f"within target  {percent(found['within_target'])} ({target_in_words(found['target'])})",
         f"first token    {times(found['ttft_ms'])}",
         f"per token      {times(found['tpot_ms'])}",
         f"quality        {quality}; models: {mix}",
@@ -178,6 +177,14 @@ def lines_of(found: dict[str, Any]) -> list[str]:
         f"energy         {energy['kwh']:,.2f} kWh, {energy['joules_per_request']:,.0f} J a request",
         *(f"assumed        {text}" for text in found["assumed"]),
     ]
+
+
+def target_in_words(target: dict[str, float]) -> str:
+    """What being within target is."""
+    return (
+        f"first token {target['ttft_ms']:g} ms + {target['ttft_ms_per_1k_prompt_tokens']:g} ms per "
+        f"1,000 prompt tokens, then {target['tpot_ms']:g} ms per token"
+    )
 
 
 def times(found: dict[str, float | None]) -> str:
