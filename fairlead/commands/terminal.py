@@ -35,7 +35,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 
 def progress(text: str) -> None:
     """Say how far a command has come."""
-    console.print(f"[dim]{text}[/]")
+    console.print(f"[dim]{text}[/]", soft_wrap=True)  # lines of a log stay whole
 
 
 def print_lines(lines: Iterable[str]) -> None:

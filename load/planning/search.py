@@ -306,7 +306,7 @@ class Search:
         enough = CARRIED_MIN * self._carried(fleet)
         for one in sorted(found, key=lambda one: one.usd_per_h):
             less = all(n <= fleet.replicas.get(name, 0) for name, n in one.replicas.items())
-            carries = less or self._carried(one) >= enough
+            carries = self._carried(one) >= enough or (less and (one.usd_per_h or site.hosted))
             if one.usd_per_h < fleet.usd_per_h and carries and self._can_be_had(site, one):
                 yield one
 
@@ -337,9 +337,11 @@ def _per_s(trace: Trace) -> float:
 
 
 def fleet_of_replicas(site: Site, replicas: dict[str, int]) -> Sized:
-    """So many of each pool."""
-    usd = sum(plan.usd_per_hour * replicas.get(plan.name, 0) for plan in site.fleet.pools)
-    return Sized(replicas=replicas, unmet=0.0, usd_per_h=usd)
+    """So many of each pool, none of others."""
+    own = [plan for plan in site.fleet.pools if plan.name not in site.hosted]
+    each = {plan.name: replicas.get(plan.name, 0) for plan in own}
+    usd = sum(plan.usd_per_hour * each[plan.name] for plan in own)
+    return Sized(replicas=each, unmet=0.0, usd_per_h=usd)
 
 
 def _key(site: Site, fleet: Sized) -> tuple[object, ...]:

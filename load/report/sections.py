@@ -61,9 +61,8 @@ def _plan_tiles(found: Found, shown: Shown) -> list[tuple[str, str, str]]:
     )
     cost = (
         f"<p>{shown('verified.cost.usd_per_h', '${:,.0f}', times=HOURS)} per 30 days</p>"
-        f"<p>GPUs {shown('verified.cost.gpu_usd_per_h', '${:,.2f}')}, by the token "
-        f"{shown('verified.cost.hosted_usd_per_h', '${:,.2f}')} an hour</p>"
-        f"<p>{shown('autoscaled.usd_per_h', '${:,.2f}')} an hour if replicas follow demand "
+        + (_parts(shown) if _by_token(found["verified"]) else "")
+        + f"<p>{shown('autoscaled.usd_per_h', '${:,.2f}')} an hour if replicas follow demand "
         f"({shown('autoscaled.within_target', percent)} within target)</p>"
     )
     users = (
@@ -77,6 +76,14 @@ def _plan_tiles(found: Found, shown: Shown) -> list[tuple[str, str, str]]:
         ("What would it cost?", shown("verified.cost.usd_per_h", "${:,.2f} an hour"), cost),
         ("What would users see?", within, users),
     ]
+
+
+def _parts(shown: Shown) -> str:
+    """Of the cost of an hour."""
+    return (
+        f"<p>GPUs {shown('verified.cost.gpu_usd_per_h', '${:,.2f}')}, by the token "
+        f"{shown('verified.cost.hosted_usd_per_h', '${:,.2f}')} an hour</p>"
+    )
 
 
 def _by_token(run: Found) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("hdrh", reason="needs hdrhistogram: make install")
 
 from infra.settings.settings import read_settings
-from load.bench.plan import by_hand, versus
+from load.bench.plan import bench, by_hand, versus
 from load.bench.plan.bench import EXAMPLE, PlanBench, inflated, quick
 from load.bench.plan.live import by_chance, unless_stuck
 from load.data.traces import Trace
@@ -89,6 +89,25 @@ def test_by_hand_the_best_model_that_can_gets_headroom_on_its_cheapest_gpus(monk
     found = by_hand.by_hand(search.site, search.file, [1, 2], quiet)
     assert found["by_hand"]["model"] == second and found["cost_ratio"] <= 1.0
     assert found["within_target"] >= 0.99 and found["judged_by_hand"]["within_target"] >= 0.99
+    reserved = found["with_reserve"]
+    assert reserved["within_target"] >= 0.99 and reserved["usd_per_h"] >= found["usd_per_h"]
+
+
+def test_stretches_that_could_be_planned_count_together(monkeypatch):
+    """
+    Student's t over the ratios; a stretch that nothing was found for is told, not counted.
+    """
+    ratios = {0.0: 0.6, 600.0: 0.8, 1200.0: None}
+
+    def one(name, at, say):
+        return {"cost_ratio": ratios[at], "with_reserve": {"cost_ratio": 1.0}}
+
+    monkeypatch.setattr(bench, "_by_hand", one)
+    found = bench.versus_hand([("azure", at) for at in ratios], quiet)
+    assert found["azure 1200"]["cost_ratio"] is None
+    assert found["all"]["cost_ratio"]["mean"] == pytest.approx(0.7)
+    assert found["all"]["cost_ratio"]["low"] == pytest.approx(0.7 - 12.7062 * 0.1, abs=1e-3)
+    assert found["all"]["cost_ratio_with_reserve"]["mean"] == 1.0
 
 
 def test_the_hedged_plan_holds_where_the_plan_falls_short():

@@ -203,14 +203,9 @@ def lines_of(found: dict[str, Any]) -> list[str]:
     lines += [
         f"buy            {gpus(plan)}: ${cost['gpu_usd_per_h']:,.2f} per hour",
         *_replicas(plan),
-        *(
-            f"by the token   {name}: {percent(one['share'])} of requests"
-            for name, one in verified["pools"].items()
-            if one["gpu"] == "hosted" and one["share"]
-        ),
+        *_by_token(verified),
         f"cost           ${cost['usd_per_h']:,.2f} per hour, "
-        f"${HOURS * cost['usd_per_h']:,.0f} per 30 days; by the token "
-        f"${cost['hosted_usd_per_h']:,.2f} of it per hour",
+        f"${HOURS * cost['usd_per_h']:,.0f} per 30 days",
         f"users          {percent(verified['within_target'])} within target on all of the trace "
         f"({target_in_words(found['target'])}; {percent(found['share'])} wanted)",
         f"first token    {times(verified['ttft_ms'])}",
@@ -241,6 +236,17 @@ def lines_of(found: dict[str, Any]) -> list[str]:
     if found["settings"]:
         lines.append(f"settings       fairlead up --settings {found['settings']}")
     return lines + [f"assumed        {text}" for text in found["assumed"]]
+
+
+def _by_token(run: dict[str, Any]) -> list[str]:
+    """Whom requests are bought of, and for how much."""
+    shares = ", ".join(
+        f"{percent(one['share'])} of requests by {name}"
+        for name, one in run["pools"].items()
+        if one["gpu"] == "hosted" and one["share"]
+    )
+    usd = run["cost"]["hosted_usd_per_h"]
+    return [f"by the token   {shares}: ${usd:,.2f} per hour"] if shares else []
 
 
 def _replicas(fleet: dict[str, Any]) -> list[str]:

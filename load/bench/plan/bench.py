@@ -2,7 +2,7 @@
 
 live_vs_simulated        relative differences of TTFT, cost and mix on one emulated site
 plan_vs_vllm_sr_sim      by workload: cost over its cost, and whether the target is met
-plan_vs_by_hand          by trace: cost over that of what one does by hand, target and quality
+plan_vs_by_hand          by stretch: cost over that of what one does by hand, target and quality
 inflated                 share within target at 1.5 times demand and service times
 simulated_requests_per_s of one core
 replay                   decisions in batches, intended and delivered
@@ -11,7 +11,7 @@ left_out                 what could not be measured, by key, and why
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from load.bench.plan.live import measure as measure_live
 from load.bench.plan.versus import WORKLOADS, Workload, versus
 from load.data import traces
 from load.planning.candidates import with_candidates
+from load.planning.compare import interval
 from load.planning.events import Events
 from load.planning.inflated import slower
 from load.planning.plan import INFLATION, busier
@@ -40,8 +41,10 @@ from serve.routing.catalogue import Catalogue
 EXAMPLE = Path(__file__).parents[3] / "infra" / "example-fleet.toml"
 BUSIEST_S = 1500.0  # of the Azure hour
 SPEED_POOLS = 10
-BY_HAND = {"azure": 1500.0, "mooncake": 600.0}  # since when, of each trace
 BY_HAND_S = 600.0
+BY_HAND = tuple(  # all of both traces, by whole ten minutes: no stretch was chosen
+    (name, begin_s) for name in ("azure", "mooncake") for begin_s in np.arange(5) * BY_HAND_S
+)
 BY_HAND_SEEDS = range(1, 9)
 
 
@@ -50,7 +53,7 @@ class PlanBench:
     """What is run."""
 
     workloads: dict[str, Workload] = field(default_factory=lambda: dict(WORKLOADS))
-    by_hand: dict[str, float] = field(default_factory=lambda: dict(BY_HAND))
+    by_hand: Sequence[tuple[str, float]] = BY_HAND  # a trace, and since when
     live: LiveOptions = LiveOptions()
     inflated_s: float = 300.0  # of the Azure trace's busiest time
     speed_users: float = 35.0
@@ -66,7 +69,7 @@ def quick() -> PlanBench:
         live=LiveOptions(
             seconds=10.0, warm_up_s=2.0, requests_per_s=10.0, length=0.1, decisions_s=3.0
         ),
-        by_hand={},
+        by_hand=(),
         inflated_s=60.0,
         speed_s=120.0,
     )
@@ -82,7 +85,7 @@ def measure(options: PlanBench, connect: Connect, say: Callable[[str], None]) ->
         for name, workload in options.workloads.items():
             say(f"{name}: ours and vllm-sr-sim's plan")
             plans[name] = versus(workload, options.seed, say)
-        plans["by_hand"] = {name: _by_hand(name, at, say) for name, at in options.by_hand.items()}
+        plans["by_hand"] = versus_hand(options.by_hand, say)
         plans["inflated"] = inflated(options, say)
 
     live = measure_live(options.live, connect, say, meanwhile=plan)
@@ -101,6 +104,21 @@ def measure(options: PlanBench, connect: Connect, say: Callable[[str], None]) ->
 
 def _site() -> Site:
     return site_of(read_settings(EXAMPLE))
+
+
+def versus_hand(
+    stretches: Sequence[tuple[str, float]], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Each stretch, and over all of them what ours costs of what one by hand does."""
+    found: dict[str, Any] = {f"{name} {at:g}": _by_hand(name, at, say) for name, at in stretches}
+    kept = [one for one in found.values() if one["cost_ratio"] is not None]
+    if len(kept) > 1:
+        reserved = [one["with_reserve"]["cost_ratio"] for one in kept]
+        found["all"] = {
+            "cost_ratio": interval(np.array([one["cost_ratio"] for one in kept])),
+            "cost_ratio_with_reserve": interval(np.array(reserved)),
+        }
+    return found
 
 
 def _by_hand(name: str, begin_s: float, say: Callable[[str], None]) -> dict[str, Any]:

@@ -3,10 +3,13 @@
     one replica of the best model, by type of GPU ─▶ its highest rate within target ─┐
     the trace's busiest minute × 1.3 ─────────────────────────────────────────────────┴─▶ by hand
     the cheapest fleet of no less quality ────────────────────────────────────────────▶ ours
+    the same for 1.3 times as many users ─────────────────────────────────────────────▶ with reserve
 
 By hand: the best model at the site's own weight of cost that can keep the target at all, on the
 type of GPU on which it is cheapest, as many replicas as the busiest minute times 1.3 takes, rounded
 up. A replica's rate is measured as a load test would: Poisson arrivals, the trace's own lengths.
+That fleet has a reserve, and ours has none: so another one of ours is made for as many more users,
+and all three are judged with them, too.
 
 A rate of less than one request in four seconds counts as none: dozens of replicas would be dear.
 
@@ -24,11 +27,19 @@ import numpy as np
 
 from load.planning.compare import interval
 from load.planning.events import Events
+from load.planning.plan import busier
 from load.planning.questions import questions_of, traffic_of
-from load.planning.search import PlanOptions, Point, Search, able, gpus_of
+from load.planning.search import (
+    PlanOptions,
+    Point,
+    Search,
+    able,
+    fleet_of_replicas,
+    gpus_of,
+)
 from load.planning.simulating import SimulateOptions, simulated
 from load.planning.site import Site
-from load.planning.sizing import Sized, busiest_per_s, demand_of
+from load.planning.sizing import busiest_per_s, demand_of
 from load.simulation.loop.results import Run
 from load.traces.made import MadeOptions, made
 from load.traces.reading import TraceFile
@@ -53,19 +64,33 @@ class Hand:
 def by_hand(
     site: Site, file: TraceFile, seeds: Sequence[int], say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Both plans, each made with seed 0 and judged with `seeds`: cost, target and quality."""
+    """All plans, each made with seed 0 and judged with `seeds`: cost, target and quality."""
     questions = questions_of(site.catalogue, None, file)
     wanted = PlanOptions(points=0, unlimited=True, stretch_s=float(file.trace.at_s[-1]))
     search = Search(site, file, questions, wanted, say)
     hand = planned_by_hand(search)
-    theirs = search.tried(site, _fleet(site, hand.pool, hand.replicas, hand.usd_per_h))
+    theirs = search.tried(site, fleet_of_replicas(site, {hand.pool: hand.replicas}))
     least = math.floor(theirs.figures["quality"] * 1e3) / 1e3
-    search = Search(site, file, questions, replace(wanted, quality_min=least), say)  # knows nothing
-    chosen, why = search.chosen(search.frontier())
-    found = {"by_hand": _described(site, hand)}
-    if chosen is None:
+    wanted = replace(wanted, quality_min=least)  # what comes knows nothing of what was found
+    search = Search(site, file, questions, wanted, say)
+    more = Search(site, busier(file, HEADROOM, wanted.seed), questions, wanted, say)
+    ours, why = planned(search)
+    reserved, _ = planned(more)
+    found: dict[str, Any] = {"by_hand": _described(site, hand)}
+    if ours is None or reserved is None:
         return found | {"cost_ratio": None, "missing": why}
-    return found | _judged(search, search.trimmed(chosen), theirs, seeds)
+    return {
+        **found,
+        **_judged(search, ours, theirs, seeds),
+        "with_more_users": _judged(more, ours, theirs, seeds),
+        "with_reserve": _judged(more, reserved, theirs, seeds),
+    }
+
+
+def planned(search: Search) -> tuple[Point | None, str]:
+    """Ours; none, and why."""
+    chosen, why = search.chosen(search.frontier())
+    return (None if chosen is None else search.trimmed(chosen)), why
 
 
 def planned_by_hand(search: Search) -> Hand:
@@ -126,19 +151,14 @@ def _keeps(search: Search, pool: str, rate: float) -> bool:
     how = MadeOptions(kind="poisson", requests_per_s=rate, seconds=seconds)
     trace = made(how, search.file.trace, np.random.default_rng(0))
     test = TraceFile(trace=trace, format="made", rows=len(trace))
-    fleet = _fleet(search.site, pool, 1, 0.0)
+    fleet = fleet_of_replicas(search.site, {pool: 1})
     return search.simulate(search.site, fleet, test).within_target >= search.options.share
-
-
-def _fleet(site: Site, pool: str, replicas: int, usd_per_h: float) -> Sized:
-    each = {plan.name: 0 for plan in site.fleet.pools} | {pool: replicas}
-    return Sized(replicas=each, unmet=0.0, usd_per_h=usd_per_h)
 
 
 def _described(site: Site, hand: Hand) -> dict[str, Any]:
     return {
         "model": hand.model,
-        "gpus": gpus_of(site, _fleet(site, hand.pool, hand.replicas, 0.0)),
+        "gpus": gpus_of(site, fleet_of_replicas(site, {hand.pool: hand.replicas})),
         "one_replica_per_s": round(hand.one_replica_per_s, 3),
         "usd_per_h": round(hand.usd_per_h, 4),
     }
