@@ -135,7 +135,7 @@ def frontier(title: str, points: Sequence[Mapping[str, Any]], chosen: Mapping[st
             linewidths=1.8,
             label="the plan",
         )
-        axes.set_xlim(left=0.0)
+        axes.set_xlim(0.0, 1.08 * max([p["usd_per_h"] for p in (*points, chosen)]) or 1.0)
         _label(axes, "US dollars per hour", "quality (0 to 1)")
 
     return drawn(title, draw)

@@ -23,7 +23,16 @@ from load.planning.candidates import with_candidates
 from load.planning.fragment import fragment
 from load.planning.plan import Planned, _verified, _zones, hedged
 from load.planning.questions import questions_of, traffic_of
-from load.planning.search import FILLED, PlanOptions, Point, Search, _key, beats, only_model
+from load.planning.search import (
+    FILLED,
+    PlanOptions,
+    Point,
+    Search,
+    _key,
+    beats,
+    fleet_of_replicas,
+    only_model,
+)
 from load.planning.site import site_of
 from load.planning.sizing import Sized, demand_of, sized
 from load.shares import percent
@@ -203,6 +212,33 @@ def test_a_hedge_is_the_cheapest_that_holds_and_as_good_as_was_asked_for(folder,
     few = replace(site, fleet=replace(site.fleet, gpus=gpus))
     found = hedged(search, replace(planned, site=few), questions, print)
     assert found["pools"] and "small" not in found["pools"]
+
+
+def test_a_replica_is_exchanged_for_cheaper_ones_that_hold(folder, monkeypatch):
+    """
+    Two of $0.85 for one of $2, where these can be had; what can't carry it, or is nothing, is not tried.
+    """
+    site, _, search = trickling(folder)
+    dear = fleet_of_replicas(site, {"llama-3.1-8b-h100-sxm": 1})
+    simulated = []
+
+    def tried(self, site, fleet):
+        simulated.append(fleet.replicas)
+        figures = {"within_target": 1.0, "quality": 0.6, "usd_per_h": fleet.usd_per_h}
+        meets = fleet.replicas["small"] == 2 or fleet.replicas == dear.replicas
+        return Point(per_usd=20.0, sized=fleet, figures=figures, meets=meets)
+
+    monkeypatch.setattr(Search, "tried", tried)
+    search._carries = {plan.name: 1.0 for plan in site.fleet.pools}
+    search._carries["llama-3.1-8b-h100-sxm"] = 1.5
+
+    less = search.trimmed(tried(search, site, dear))
+
+    assert {name: n for name, n in less.sized.replicas.items() if n} == {"small": 2}
+    assert less.usd_per_h == pytest.approx(1.7)
+    assert all(any(each.values()) for each in simulated)
+    search._carries["small"] = 0.1
+    assert search.trimmed(tried(search, site, dear)).sized == dear
 
 
 def test_a_dollar_is_of_the_mean_hour_and_a_pool_in_no_region_is_lost_alone(folder):
