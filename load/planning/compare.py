@@ -46,7 +46,7 @@ def compared(
     for seed in seeds:
         for i, site in enumerate(sites):
             questions = questions_of(site.catalogue, outcomes, file, encoded_by(site.settings))
-            run = simulated(site, file, questions, Events(), SimulateOptions(seed=seed))
+            run = simulated(site, file, questions, Events(), SimulateOptions(seed=seed), say)
             runs[i].append(summary(run, site, quality_known=questions.quality_known))
         say(f"seed {seed}: {len(runs[1])} of {len(seeds)} pairs")
     found = {name: _pair(runs, path) for name, path in FIGURES.items()}

@@ -164,7 +164,7 @@ def _autoscaled(search: Search, planned: Planned, questions: Questions) -> dict[
     pools = tuple(replace(p, replicas_max=p.replicas, replicas_min=0) for p in site.fleet.pools)
     site = replace(site, fleet=replace(site.fleet, pools=pools))
     options = SimulateOptions(seed=search.options.seed, feedback_share=0.0, scales=True)
-    run = simulated(site, search.file, questions, Events(), options)
+    run = simulated(site, search.file, questions, Events(), options, search.say)
     return _brief(run, site, questions)
 
 
@@ -187,7 +187,7 @@ def _sensitivity(
 
     def case(name: str, site: Site, file: TraceFile, events: Events | None = None) -> None:
         options = SimulateOptions(seed=search.options.seed, feedback_share=0.0, scales=False)
-        run = simulated(able(site, fleet), file, questions, events or Events(), options)
+        run = simulated(able(site, fleet), file, questions, events or Events(), options, say)
         ttft = percentiles(run.requests.ttft_s * 1e3, len(run.traffic))
         brief = _brief(run, site, questions)
         held = brief["within_target"] >= search.options.share

@@ -226,7 +226,7 @@ class Search:
     def simulate(self, site: Site, fleet: Sized, file: TraceFile) -> Run:
         """Routers know what they know, and learn nothing: fleets are compared, not luck."""
         options = SimulateOptions(seed=self.options.seed, feedback_share=0.0, scales=False)
-        return simulated(able(site, fleet), file, self.questions, Events(), options)
+        return simulated(able(site, fleet), file, self.questions, Events(), options, self.say)
 
     def _point(self, site: Site, fleet: Sized, run: Run) -> Point:
         found = summary(run, site, quality_known=True)

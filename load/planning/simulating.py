@@ -10,6 +10,7 @@ average, or with nothing.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -35,6 +36,7 @@ from streams.training.state import State
 # Of answers somebody judges, so many are reported: a table's rows come again and again, which
 # prompts do not, and more would be learning by heart.
 FEEDBACK_SHARE = 0.02
+SAID_EVERY_S = 2.0  # how far it is
 
 
 Say = Callable[[str], None]
@@ -64,20 +66,26 @@ class Fixed:
 
 
 class Watched:
-    """A scaler that says how far the simulation has come: it is asked all the time."""
+    """A scaler that says every few seconds how far a simulation is: it is asked all the time."""
 
-    def __init__(self, scaler: Scaler, span_s: float, say: Say) -> None:
-        self._scaler, self._span_s, self._say = scaler, span_s, say
-        self._began_s: float | None = None
-        self._said = 0
+    def __init__(
+        self,
+        scaler: Scaler,
+        span_s: float,
+        say: Say,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._scaler, self._span_s, self._say, self._clock = scaler, span_s, say, clock
+        self._began_s: float | None = None  # of the simulation
+        self._said_s = clock()
 
     def step(self, observed: Observed) -> Plan:
         """What the scaler says."""
         began_s = self._began_s = observed.at_s if self._began_s is None else self._began_s
-        done = min(10, int(10 * (observed.at_s - began_s) / max(self._span_s, 1e-9)))
-        if done > self._said:
-            self._said = done
-            self._say(f"{done * 10} % simulated")
+        if (now_s := self._clock()) - self._said_s >= SAID_EVERY_S:
+            self._said_s = now_s
+            done = min(1.0, (observed.at_s - began_s) / max(self._span_s, 1e-9))
+            self._say(f"{100.0 * done:.0f} % simulated")
         return self._scaler.step(observed)
 
 

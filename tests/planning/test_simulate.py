@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +26,7 @@ from load.errors import EventRefused, SnapshotMissing, TableRefused, TraceRefuse
 from load.planning.events import Events, read_events, surged
 from load.planning.inflated import slower
 from load.planning.questions import questions_of
-from load.planning.simulating import SimulateOptions, simulated
+from load.planning.simulating import Fixed, SimulateOptions, Watched, simulated
 from load.planning.site import LearnedServers, site_of
 from load.planning.snapshot import means_of, servers_of
 from load.planning.summary import percentiles, summary
@@ -514,3 +515,14 @@ def test_an_event_after_the_last_request_is_told(site, tmp_path):
     said = read_events(path, site).late(60.0)
 
     assert said == ["event 2 (telemetry_away) is at 5,000 s, after the last request"]
+
+
+def test_who_waits_hears_every_two_seconds_how_far_it_is():
+    """
+    Half a second each step: every fourth says something, and of a short simulation none.
+    """
+    said, clock = [], iter(np.arange(0.0, 100.0, 0.5))
+    scaler = Watched(Fixed({}, 1), 100.0, said.append, lambda: next(clock))
+    for at_s in np.arange(7.0, 7.0 + 110.0, 10.0):
+        scaler.step(SimpleNamespace(at_s=at_s, routers=1))
+    assert said == ["30 % simulated", "70 % simulated"]

@@ -248,6 +248,12 @@ REFUSED = [
         '{"timestamp": 0, "input_length": 1, "output_length": 1, "hash_ids": 7}\n',
         "line 1, `hash_ids` is '7': a list of numbers or texts is due",
     ),
+    (
+        "a turn that comes after an answer",
+        '{"timestamp": 0, "input_length": 1, "output_length": 1, "hash_ids": [7]}\n'
+        '{"delay": 500, "input_length": 1, "output_length": 1, "hash_ids": [7, 8]}\n',
+        "line 2, `timestamp` is empty: a turn with `delay` comes so long after the answer",
+    ),
     ("an archive", "PK\x03\x04", "is a ZIP archive or a spreadsheet"),
     ("true tokens", '{"arrival_s": 1, "input_tokens": true, "output_tokens": 1}\n', "is True"),
     ("broken JSON", '{"arrival_s": 1,\n', "line 1 is not JSON"),
