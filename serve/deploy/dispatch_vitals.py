@@ -158,15 +158,18 @@ class _Server:
         power = self._held.power(running, window_ms)
         power |= {"joules": energy_share * power.get("joules", 0.0)}
         fields = self._pace.take(reporter, window) | held | power
+        paced, batched = self._speeds.take()
         return PoolState(
             by="callers", running=running, refuses=refuses, prompt_tokens=prompts,
-            paced=self._speeds.take(), first_tokens=self._first_tokens.take(), **fields,
+            paced=paced, batched=batched, first_tokens=self._first_tokens.take(), **fields,
         )  # fmt: skip
 
     def _note_speed(self, attempt: Attempt, took_s: float) -> None:
         """Count how fast an answer was that said how long it and its prompt are."""
-        used = attempt.used
-        if attempt.first_s is None or used.prompt_tokens < 1 or used.output_tokens < 1:
+        used, beside = attempt.used, attempt.lease.beside
+        if attempt.first_s is None or beside is None:
+            return
+        if used.prompt_tokens < 1 or used.output_tokens < 1:
             return
         first_s = min(attempt.first_s - attempt.began_s, took_s)
         held, prompt = attempt.lease.waited_for, max(1, used.prompt_tokens - used.cached_tokens)
@@ -177,6 +180,7 @@ class _Server:
             first_s,
             later_tokens=used.output_tokens - 1,
             later_s=took_s - first_s if used.output_tokens > 1 else 0.0,
+            beside=beside,
         )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 
+from learners.servers.batch import Beside, Stay
 from serve.health.first_token import FirstTokens, Pace
 from serve.health.outliers import Endpoint, Endpoints
 
@@ -54,7 +55,7 @@ class EndpointLease:
 
     __slots__ = (
         "_began_s", "_begun", "_endpoint", "_finished", "_pool", "_stint", "_tokens", "_turn",
-        "_waiting", "found", "probe",
+        "_stay", "_waiting", "beside", "found", "probe",
     )  # fmt: skip
 
     def __init__(
@@ -70,6 +71,8 @@ class EndpointLease:
         self._tokens = prompt_tokens
         self._stint, self._begun = endpoint.stint, endpoint.begun
         self._finished, self._waiting = False, True
+        self._stay: Stay | None = None
+        self.beside: Beside | None = None  # once it is finished, if its first token had come
         self.probe = probe  # whether the endpoint was out and this attempt finds out if it is back
         pool.in_flight += 1
         endpoint.in_flight += 1
@@ -91,11 +94,12 @@ class EndpointLease:
         assert self._waiting and not self._finished, "there is one first token, before the end"
         self._waiting = False
         self._endpoint.begun += 1
+        self._stay = self._endpoint.batch.begin(now_s)
         self._note_wait(now_s - self._began_s, now_s)
 
     def succeeded(self, now_s: float) -> None:
         """Finish: the endpoint did its part. It also did if it refused a malformed request."""
-        self._finish()
+        self._finish(now_s)
         self._endpoint.successes += 1
         self._pool.successes += 1
         self._judge(failed=False, now_s=now_s)
@@ -106,7 +110,7 @@ class EndpointLease:
         `was_late`: the wait for its first token was given up. It counts as one of that length at
         least, otherwise the longest waits would be missing and the limit would stay too short.
         """
-        self._leave()
+        self._leave(now_s)
         self._count(kind)
         if was_late and self._waiting:
             self._note_wait(now_s - self._began_s, now_s)
@@ -130,7 +134,7 @@ class EndpointLease:
 
     def overloaded(self, now_s: float, kind: str, *, pause_s: float) -> None:
         """Finish: the endpoint wants to be left alone for so long. Being busy is no failure."""
-        self._leave()
+        self._leave(now_s)
         self._count(kind)
         self.pause(now_s, pause_s=pause_s)
 
@@ -149,7 +153,7 @@ class EndpointLease:
         If it had waited beyond the hedging delay it counts as a wait of that length. Otherwise
         the longest waits, which hedging cuts short, would be missing, and the delay would shrink.
         """
-        self._leave()
+        self._leave(now_s)
         self._endpoint.cancelled += 1
         self._pool.cancelled += 1
         waited_s = now_s - self._began_s
@@ -161,13 +165,15 @@ class EndpointLease:
     def _note_wait(self, wait_s: float, now_s: float) -> None:
         self._pool.note_wait(self._endpoint, wait_s, now_s=now_s, prompt_tokens=self._tokens)
 
-    def _leave(self) -> None:
-        self._finish()
+    def _leave(self, now_s: float) -> None:
+        self._finish(now_s)
         self._turn.leave()
 
-    def _finish(self) -> None:
+    def _finish(self, now_s: float) -> None:
         assert not self._finished, "a lease is finished once"
         self._finished = True
+        if self._stay is not None:
+            self.beside = self._endpoint.batch.end(self._stay, now_s)
         pool, endpoint = self._pool, self._endpoint
         pool.in_flight -= 1
         endpoint.in_flight -= 1

@@ -35,6 +35,7 @@ from statistics import median_low
 from typing import Literal
 
 from learners.option import option
+from learners.servers.batch import Batch
 from serve.health.first_token import Pace
 from serve.health.turns import Turns
 
@@ -111,7 +112,7 @@ class Endpoint:
     """One address of a pool: what is in flight, what became of the rest, and how it stands."""
 
     __slots__ = (
-        "address", "backoff", "begun", "cancelled", "early", "ejected", "ejections",
+        "address", "backoff", "batch", "begun", "cancelled", "early", "ejected", "ejections",
         "failed_latest", "failures", "failures_in_a_row", "in_flight", "judged_latest",
         "needed_at_s", "needed_wait_s", "out", "pace", "paused_until_s", "readmitted_s", "silent",
         "stint", "successes", "turns", "until_s",
@@ -121,7 +122,7 @@ class Endpoint:
         self.address = address
         self.in_flight = self.begun = self.successes = self.cancelled = 0
         self.failures: dict[str, int] = {}  # by kind
-        self.pace, self.turns = Pace(), Turns()
+        self.pace, self.turns, self.batch = Pace(), Turns(), Batch()
         self.stint = 0  # goes up whenever it comes back or leaves the pool
         self.out = self.ejected = False
         self.until_s = self.readmitted_s = 0.0

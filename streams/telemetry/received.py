@@ -77,7 +77,7 @@ def gauges_of(record: Reported) -> Reported:
     if isinstance(record, PoolState):
         return replace(
             record, joules=0.0, ttft_ms=[], tpot_ms=[], served=[], squared=[], paced=[],
-            first_tokens=[], **NO_COUNTS,
+            batched=[], first_tokens=[], **NO_COUNTS,
         )  # fmt: skip
     return replace(record, mix=[], refused=0)
 

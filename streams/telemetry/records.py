@@ -75,7 +75,7 @@ SquaredWindow = tuple[
 ]
 PacedWindow = tuple[
     Annotated[int, Meta(ge=0, le=HELD_BUCKETS)],
-    Many,
+    Count,
     Count,
     Count,
     Large,
@@ -84,8 +84,7 @@ PacedWindow = tuple[
     Count,
     Micros,
 ]
-
-
+BatchedWindow = tuple[Annotated[int, Meta(ge=0, le=HELD_BUCKETS)], Micros, Count]
 FirstTokenCell = tuple[
     Annotated[int, Meta(ge=0, le=HELD_BUCKETS)],
     Annotated[int, Meta(ge=0, le=len(PROMPT_EDGES))],
@@ -311,8 +310,16 @@ class PoolState(Telemetry, tag="pool"):
             max_length=HELD_BUCKETS + 1,
             description="How fast its answers were, by how many requests they found there: [bucket "
             "of how many, answers, requests held, prompt tokens, the sum of their squares, "
-            "microseconds to first tokens, prompt tokens × these, further tokens, microseconds of "
-            "these].",
+            "microseconds to first tokens, prompt tokens × these], and by how many came at once, "
+            "on average: [further tokens, microseconds of these].",
+        ),
+    ] = []
+    batched: Annotated[
+        list[BatchedWindow],
+        Meta(
+            max_length=HELD_BUCKETS + 1,
+            description="What its answers came with: [bucket of how many came at once, on average; "
+            "answers at once × microseconds; others whose first token came meanwhile].",
         ),
     ] = []
     first_tokens: Annotated[

@@ -24,7 +24,7 @@ from msgspec import structs
 
 from learners.servers.first_tokens import Cell, FirstTokens, first_tokens
 from learners.servers.service import COUNTED, NOTHING, TIMED, Service, Sums, service_of
-from learners.servers.speed import Paced, Speed, speed_of
+from learners.servers.speed import Paced, Speed, fields_of, speed_of
 from streams.telemetry.records import POOLS_MAX, PoolState
 from streams.telemetry.tally import BETWEEN, Summed
 
@@ -67,6 +67,8 @@ class Pace(Summed, frozen=True):
     prompt_first_us: int = 0
     later_tokens: int = 0
     later_us: int = 0
+    batch_us: int = 0
+    begun: int = 0
 
 
 class Looks(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -173,7 +175,7 @@ def _noted(before: dict[int, Served] | None, record: PoolState) -> dict[int, Ser
 
 def _paced(before: dict[int, Pace] | None, record: PoolState) -> dict[int, Pace]:
     found = dict(before or {})
-    for bucket, *of in record.paced:
+    for bucket, of in fields_of(record.paced, record.batched):
         found[bucket] = found.get(bucket, Pace()) + Pace(*of)  # type: ignore[assignment]
     return found
 

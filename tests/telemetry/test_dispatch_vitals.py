@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+from learners.servers.batch import Beside
 from learners.servers.first_tokens import cell_of
 from learners.servers.held import Stated
 from learners.servers.service import bucket_of
@@ -21,7 +22,8 @@ def attempt(**used):
     used = {"prompt_tokens": 400, "output_tokens": 11, "cached_tokens": 100} | used
     return SimpleNamespace(
         kind="first", place=SimpleNamespace(pool="p"), decided=SimpleNamespace(pool="p"),
-        lease=SimpleNamespace(address="h:1", waited_for=3), tenant="", used=SimpleNamespace(**used),
+        lease=SimpleNamespace(address="h:1", waited_for=3, beside=Beside(1.5, 2)), tenant="",
+        used=SimpleNamespace(**used),
         settled=SimpleNamespace(outcome="answered", took_ms=3000.0), held_up_s=1.0,
         began_s=10.0, first_s=10.5,
     )  # fmt: skip
@@ -47,12 +49,15 @@ def reported(*attempts, stated=STATED, energy_share=0.0) -> PoolState:
 
 def test_how_fast_a_server_answered_is_reported_by_what_it_held():
     """
-    Of the prompt what was read, and nothing of the time that the reader held it up.
+    Of the prompt what was read, and nothing of the time that the reader held it up. Tokens after
+    the first are told of by what came at once.
     """
     found = reported(attempt(), attempt())
     assert found.paced == [
-        (bucket_of(3), 2, 6, 600, 180_000, 1_000_000, 300_000_000, 20, 3_000_000)
+        (bucket_of(1.5), 0, 0, 0, 0, 0, 0, 20, 3_000_000),
+        (bucket_of(3), 2, 6, 600, 180_000, 1_000_000, 300_000_000, 0, 0),
     ]
+    assert found.batched == [(bucket_of(1.5), 4_500_000, 4)]
     assert found.first_tokens == [(*cell_of(3, 300, 0.5), 2)]
 
 

@@ -14,8 +14,9 @@ from strategies import lightly
 
 from infra.emulator.engine import FIRST_TOKEN, Engine
 from infra.emulator.performance import Performance
+from learners.servers.batch import Beside
 from learners.servers.first_tokens import Cell, FirstTokenCounts, cell_of, first_tokens
-from learners.servers.speed import AnswerSpeeds, Paced, speed_of
+from learners.servers.speed import AnswerSpeeds, Paced, fields_of, speed_of
 
 SLOTS = 4
 # A quarter of a millisecond per token of prompt, and cores that others want, too: half of the
@@ -56,9 +57,10 @@ def learned(seen, *, spread: bool) -> Performance:
     speeds, counts = AnswerSpeeds(), FirstTokenCounts()
     for held, prompt, output, first_s in seen:
         later_s = (output - 1) * (REAL.fixed_s + REAL.per_sequence_s * min(held, SLOTS))
-        speeds.count(held, prompt, first_s, later_tokens=output - 1, later_s=later_s)
+        beside = Beside(min(held, SLOTS), 0)
+        speeds.count(held, prompt, first_s, later_tokens=output - 1, later_s=later_s, beside=beside)
         counts.count(held, prompt, first_s)
-    speed = speed_of([Paced(*of) for _, *of in speeds.take()], SLOTS)
+    speed = speed_of([Paced(*of) for _, of in fields_of(*speeds.take())], SLOTS)
     first = first_tokens({Cell(*cell): n for *cell, n in counts.take()}, SLOTS)
     assert speed is not None
     return Performance.of_speed(speed, SLOTS, first if spread else None)
