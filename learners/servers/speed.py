@@ -15,7 +15,6 @@ All sums are additive: of servers that are alike, and of any answers, in any ord
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -123,7 +122,9 @@ def speed_of(sums: Iterable[Paced], at_once: float, parts: int = 1) -> Speed | N
     if answers < ANSWERS_LEAST:
         return None
     first_s, per_prompt = _first_token(room, answers)
-    prompt_s = per_prompt * sum(one.prompt_tokens for one in rows) / sum(one.answers for one in rows)
+    prompt_s = (
+        per_prompt * sum(one.prompt_tokens for one in rows) / sum(one.answers for one in rows)
+    )
     token_s, per_held = _per_token(all_, prompt_s, parts)
     return Speed(
         first_s=first_s,

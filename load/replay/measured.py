@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import astuple, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from hdrh.histogram import HdrHistogram
 
@@ -27,6 +27,13 @@ STAGES = ("lag", "way", "decision", "pool")
 BESIDE = "beside"  # all of these but the pool's: what clients, the way and the router add
 KINDS = ("ttft", "latency", *STAGES, BESIDE)
 QUANTILES = 200  # evenly spaced, of what finished
+
+
+class Each(NamedTuple):
+    """What became of one request."""
+
+    failed: str  # why; "": it did not
+    took_s: dict[str, float]  # by kind, as far as it came
 
 
 def _histograms(digits: int) -> dict[str, HdrHistogram]:
@@ -119,6 +126,7 @@ class Measured:
     models: dict[str, Answers] = field(default_factory=dict)
     reported: int = 0  # outcomes
     usd: float = 0.0  # as the server says, where it does
+    each: dict[int, Each] = field(default_factory=dict)  # by number, where wanted
 
     def packed(self) -> dict[str, Any]:
         """To be sent to another process."""
@@ -129,6 +137,7 @@ class Measured:
             "models": {model: astuple(of) for model, of in self.models.items()},
             "reported": self.reported,
             "usd": self.usd,
+            "each": self.each,
         }
 
     def add(self, packed: dict[str, Any]) -> None:
@@ -141,6 +150,7 @@ class Measured:
             self.answers_of(model).add(*answers)
         self.reported += packed["reported"]
         self.usd += packed["usd"]
+        self.each |= packed["each"]
 
     def answers_of(self, model: str) -> Answers:
         """To count in."""

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from load.replay.measured import BESIDE, STEPS, Measured, Phase
+from load.replay.measured import BESIDE, STEPS, Each, Measured, Phase
 from load.replay.targets import (
     Answered,
     Asked,
@@ -73,6 +73,7 @@ class Part:
     quality: dict[str, NDArray[np.float64]]  # by model, of the table's rows; empty: none reported
     feedback: FeedbackOptions
     seed: int
+    keeps_each: bool = False  # see `Measured.each`
 
 
 def target_of(options: TargetOptions, connect: Connect) -> Target:
@@ -156,20 +157,18 @@ class Player:
 
     def _note(self, row: int, answer: Answered, zero_s: float, sent_s: float) -> None:
         at_s = float(self._part.at_s[row])
+        took_s = {} if answer.failed else _took_s(answer, at_s + zero_s, sent_s + zero_s)
         for phase in (self._phase(at_s), self._step(at_s)):
             if answer.failed:
                 phase.failed[answer.failed] = phase.failed.get(answer.failed, 0) + 1
                 continue
             phase.finished += 1
             phase.tokens += answer.tokens
-            phase.note("ttft", answer.first_s - zero_s - at_s)
-            phase.note("latency", answer.ended_s - zero_s - at_s)
-            if answer.decided_s is not None:
-                phase.note("way", answer.first_s - zero_s - sent_s - answer.inside_s)
-                phase.note("decision", answer.decided_s)
-                pool_s = answer.inside_s - answer.decided_s
-                phase.note("pool", pool_s)
-                phase.note(BESIDE, answer.first_s - zero_s - at_s - pool_s)
+            for kind, seconds in took_s.items():
+                phase.note(kind, seconds)
+        if self._part.keeps_each:
+            each = Each(answer.failed, took_s | {"lag": sent_s - at_s})
+            self.measured.each[self._part.asked[row].number] = each
         if not answer.failed:
             quality = self._quality(row, answer.model)
             if at_s >= self._part.warm_up_s:
@@ -202,3 +201,13 @@ class Player:
     def _step(self, at_s: float) -> Phase:
         step = int(at_s / max(self._part.span_s, 1e-9) * STEPS)
         return self.measured.steps[min(STEPS - 1, max(0, step))]
+
+
+def _took_s(answer: Answered, due_s: float, sent_s: float) -> dict[str, float]:
+    """By kind: of an answer to what was due, and sent, by the clock that its own times are of."""
+    found = {"ttft": answer.first_s - due_s, "latency": answer.ended_s - due_s}
+    if answer.decided_s is not None:
+        pool_s = answer.inside_s - answer.decided_s
+        found |= {"way": answer.first_s - sent_s - answer.inside_s, "decision": answer.decided_s}
+        found |= {"pool": pool_s, BESIDE: found["ttft"] - pool_s}
+    return found

@@ -41,6 +41,7 @@ class ReplayOptions:
     drain_s: float = 30.0
     feedback: FeedbackOptions = field(default_factory=FeedbackOptions)
     seed: int = 0
+    keeps_each: bool = False  # says of each request what became of it
 
 
 def replay(
@@ -115,6 +116,7 @@ def _part(
         quality=quality,
         feedback=options.feedback,
         seed=options.seed * 1000 + i,
+        keeps_each=options.keeps_each,
     )
 
 
@@ -203,6 +205,7 @@ def _figures(
         },
         "series": _series(total, span_s),
         "wall_s": round(wall_s, 3),
+        **({"each": total.each} if options.keeps_each else {}),
     }
 
 

@@ -54,8 +54,19 @@ class EndpointLease:
     """One attempt at one endpoint, to be finished by exactly one of three calls."""
 
     __slots__ = (
-        "_began_s", "_begun", "_endpoint", "_finished", "_pool", "_stint", "_tokens", "_turn",
-        "_stay", "_waiting", "beside", "found", "probe",
+        "_began_s",
+        "_begun",
+        "_endpoint",
+        "_finished",
+        "_pool",
+        "_stay",
+        "_stint",
+        "_tokens",
+        "_turn",
+        "_waiting",
+        "beside",
+        "found",
+        "probe",
     )  # fmt: skip
 
     def __init__(

@@ -22,13 +22,15 @@ from load.bench.pools.callers import Asked, Callers
 from load.bench.pools.carried import carried
 from load.bench.pools.scenario import SLOTS, TRUE_PER_S, PoolsBench
 from load.bench.pools.server import StandIn
-from load.bench.pools.vllm.compared import Compared, apart
+from load.bench.pools.vllm.apart import apart
+from load.bench.pools.vllm.compared import Compared, Visits, laid_beside, simulated_ms, visits
 from load.bench.pools.vllm.cores import kept_free
 from load.bench.pools.vllm.install import requirements
 from load.bench.pools.vllm.scenario import LARGE, SMALL, VllmBench, settings_text
 from load.bench.pools.vllm.watching import Seen, changes, measured_per_s
 from load.data.traces import Trace
 from load.planning.site import LearnedServers
+from load.replay.measured import Each
 
 OPTIONS = PoolsBench(kinds=("vllm",), overload_per_s=10.0, settled_s=30.0, overload_s=50.0)
 GREW = [ReplicaCount(0.0, {"vllm": 1}), ReplicaCount(40.0, {"vllm": 2})]
@@ -221,33 +223,56 @@ def test_what_vllm_requires_is_read_without_torch_and_extras(tmp_path):
     assert requirements(wheel) == ["numpy>=2"]
 
 
+def of_engine(tmp_path) -> Path:
+    engine = VllmBench(python=Path("python"), model=Path("tiny"), answer_tokens=0)
+    path = tmp_path / "fairlead.toml"
+    path.write_text(settings_text(tmp_path, engine, pools=(LARGE,)))
+    return path
+
+
+def learned_as(first_s, first_s_per_prompt_token=0.0, **of) -> LearnedServers:
+    speed = Speed(first_s=first_s, first_s_per_prompt_token=first_s_per_prompt_token, token_s=0.01,
+                  token_s_per_held=0.0, held=1.0, answers=100)  # fmt: skip
+    return LearnedServers(performance=Performance.of_speed(speed, 4), **of)
+
+
+def played(at_s, took_s) -> Visits:
+    """Requests that all count, and of each that was answered seconds in the pool, and to the caller."""
+    n, none = len(at_s), np.zeros(len(at_s), np.int64)
+    each = {
+        number: Each("", {"pool": of[0], "ttft": of[1], "latency": of[1] + 0.49})
+        if of
+        else Each("REFUSED", {})
+        for number, of in enumerate(took_s)
+    }
+    trace = Trace("some", np.array(at_s), np.full(n, 250), np.full(n, 50))
+    return Visits(trace=trace, load=np.full(n, 0.5), visit=none, block=none, each=each)
+
+
 def test_what_is_simulated_as_learned_is_laid_beside_what_was_live(tmp_path):
     """
     Prompts are as long as the engine counts them: four bytes of a caller's token are four of its.
     """
-    engine = VllmBench(python=Path("python"), model=Path("tiny"), answer_tokens=0)
-    path, options = tmp_path / "fairlead.toml", Compared(warm_up_s=0.0)
-    path.write_text(settings_text(tmp_path, engine, pools=(LARGE,)))
-    trace = Trace("one", np.array([0.0, 100.0]), np.full(2, 250), np.full(2, 50))
-    speed = Speed(first_s=0.5, first_s_per_prompt_token=1e-3, token_s=0.01, token_s_per_held=0.0,
-                  held=1.0, answers=100)  # fmt: skip
-    learned = LearnedServers(performance=Performance.of_speed(speed, 4))
-    first_ms = 500.0 + 4 * 250 + len("user: \nassistant: ")
+    path, at = of_engine(tmp_path), np.arange(10)
+    first_s = 0.5 + 1e-3 * (4 * 250 + len("user: \nassistant: "))
+    live = played(5.0 * at, [(first_s / 2.0, first_s)] * 9 + [None])
 
-    half = [first_ms / 2.0] * 200
-    live = {"finished_ms": {"pool": half, "ttft": [first_ms] * 199 + [1.2 * first_ms]}}
-    live |= {"requests": 10, "unfinished": 1}
-
-    found = apart(live, trace, path, learned, [0.2 * first_ms], options)
-    alone = apart(live, trace, path, learned, [], options)
-    live["finished_ms"]["pool"] = []
-    none = apart(live, trace, path, learned, [], options)
+    was = simulated_ms(live, path, learned_as(0.5, 1e-3))
+    found = laid_beside(live, at, was, np.array([200.0 * first_s, np.nan]))
+    alone = laid_beside(live, at, was, np.array([]))
+    none = laid_beside(played(5.0 * at, [None] * 10), at, was, np.array([]))
 
     assert found["pool_p50"] == pytest.approx(1.0, abs=0.004)  # twice as long as it really took
     assert found["ttft_p50"] == pytest.approx(0.2, abs=0.002)  # callers' part is added
     assert alone["ttft_p50"] == pytest.approx(0.0, abs=0.002)
+    assert found["pool_p50_visits_ms"]["live"] == [pytest.approx(500.0 * first_s, abs=0.1)]
+    assert found["token_visits_ms"] == {
+        "live": [pytest.approx(10.0)],
+        "simulated": [pytest.approx(10.0)],
+    }
     assert found["refused"] == {"live": 0.1, "simulated": 0.0}
-    assert none["pool_p99"] is None
+    assert none["token_visits_ms"]["live"] == [None]
+    assert none["pool_p99"] is None and none["pool_p99_visits_ms"]["live"] == [None]
     assert "max_tokens" not in path.read_text() and SMALL not in path.read_text()
 
 
@@ -255,18 +280,48 @@ def test_what_dispatchers_would_refuse_is_refused_where_it_is_simulated(tmp_path
     """
     Twenty at once to a server that is given six.
     """
-    engine = VllmBench(python=Path("python"), model=Path("tiny"), answer_tokens=0)
-    path, options = tmp_path / "fairlead.toml", Compared(warm_up_s=0.0)
-    path.write_text(settings_text(tmp_path, engine, pools=(LARGE,)))
-    trace = Trace("crowd", np.linspace(0.0, 0.1, 20), np.full(20, 250), np.full(20, 50))
-    speed = Speed(first_s=0.5, first_s_per_prompt_token=0.0, token_s=0.01, token_s_per_held=0.0,
-                  held=1.0, answers=100)  # fmt: skip
-    learned = LearnedServers(performance=Performance.of_speed(speed, 4), held_max=(6, 6, 6, 0))
-    live = {"finished_ms": {"pool": [], "ttft": []}, "requests": 20, "unfinished": 14}
+    live = played(np.linspace(0.0, 0.1, 20), [(0.1, 0.2)] * 6 + [None] * 14)
 
-    found = apart(live, trace, path, learned, [], options)
+    was = simulated_ms(live, of_engine(tmp_path), learned_as(0.5, held_max=(6, 6, 6, 0)))
+    found = laid_beside(live, np.arange(20), was, np.array([]))
 
     assert found["refused"] == {"live": 0.7, "simulated": 0.7}
+
+
+def test_how_far_figures_are_apart_by_chance_is_seen_by_blocks_of_time():
+    """
+    Where half of the blocks are ten times as slow a median is any of both, live and simulated:
+    what one of them has with the other is no difference, what it has alone is one.
+    """
+    rng, block = np.random.default_rng(0), np.repeat(np.arange(20), 50)
+    slow = np.where(block % 2, 10.0, 1.0)
+    live = slow * rng.uniform(0.9, 1.1, 1000)
+    same, double = (by * slow * rng.uniform(0.9, 1.1, (8, 1000)) for by in (1.0, 2.0))
+
+    chance, real = apart("pool", live, same, block), apart("pool", live, double, block)
+
+    low, high = chance["pool_p50_ms"]["live_95"]
+    assert low < 1.2 and high > 8.0
+    assert chance["pool_p50_95"][0] < 0.0 < chance["pool_p50_95"][1]
+    assert chance["pool_p99"] == pytest.approx(0.0, abs=0.02)
+    assert real["pool_p99_95"][0] > 0.9
+
+
+def test_loads_are_visited_in_turns():
+    """
+    What counts at a load is not of the first seconds of a visit, and no block is of two visits.
+    """
+    options = Compared(warm_up_s=10.0)
+    found = visits(options, 1, 20.0, (0.5, 0.8, 0.5), seconds=40.0)
+    half, most = found.counted(0.5), found.counted(0.8)
+
+    assert np.all(np.diff(found.trace.at_s) >= 0.0) and found.trace.at_s[-1] < 120.0
+    assert len(half) / 60.0 == pytest.approx(10.0, rel=0.2)
+    assert len(most) / 30.0 == pytest.approx(16.0, rel=0.2)
+    assert np.all(found.trace.at_s[half] % 40.0 >= 10.0)
+    assert set(found.visit[half]) == {0, 2} and set(found.visit[most]) == {1}
+    assert len(np.unique(found.block[half])) == 4 and len(np.unique(found.block[most])) == 2
+    assert not set(found.block[half]) & set(found.block[most])
 
 
 def test_an_engine_has_a_core_of_its_own_and_all_else_the_others(tmp_path):
