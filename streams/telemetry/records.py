@@ -62,31 +62,13 @@ TokenHistogram = Annotated[
 
 Micros = Annotated[int, Meta(ge=0, le=10**15)]
 Large = Annotated[int, Meta(ge=0, le=2**53)]
-ServedWindow = tuple[
-    Annotated[int, Meta(ge=0, le=HELD_BUCKETS)],
-    Annotated[int, Meta(ge=1, le=10**15)],
-    Micros,
-    Micros,
-    Count,
-]
-
-SquaredWindow = tuple[
-    Annotated[int, Meta(ge=0, le=HELD_BUCKETS)], Annotated[int, Meta(ge=0, le=10**15)]
-]
-PacedWindow = tuple[
-    Annotated[int, Meta(ge=0, le=HELD_BUCKETS)],
-    Count,
-    Count,
-    Count,
-    Large,
-    Micros,
-    Large,
-    Count,
-    Micros,
-]
-BatchedWindow = tuple[Annotated[int, Meta(ge=0, le=HELD_BUCKETS)], Micros, Count]
+Bucket = Annotated[int, Meta(ge=0, le=HELD_BUCKETS)]
+ServedWindow = tuple[Bucket, Annotated[int, Meta(ge=1, le=10**15)], Micros, Micros, Count]
+SquaredWindow = tuple[Bucket, Annotated[int, Meta(ge=0, le=10**15)]]
+PacedWindow = tuple[Bucket, Count, Count, Count, Large, Micros, Large, Count, Micros]
+BatchedWindow = tuple[Bucket, Micros, Count]
 FirstTokenCell = tuple[
-    Annotated[int, Meta(ge=0, le=HELD_BUCKETS)],
+    Bucket,
     Annotated[int, Meta(ge=0, le=len(PROMPT_EDGES))],
     Annotated[int, Meta(ge=0, le=len(TIME_EDGES))],
     Many,
