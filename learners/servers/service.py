@@ -88,10 +88,12 @@ def service_of(
     *,
     stated_per_s: float = 0.0,
     noise: float = COUNTED,
+    at_once: int = 0,
 ) -> Service:
     """What sums by bucket say; `stated_per_s` is what is stated or derived, 0 where nothing is.
 
-    `noise` is what that of one answer is guessed to be.
+    `noise` is what that of one answer is guessed to be. `at_once` is how many it works on while
+    others wait, 0 where nobody knows.
 
     When it is full, and how long a request takes alone, is seen in what it ever did: where more
     come than it can take it is never empty again. How fast it is, is seen in what it did lately.
@@ -105,7 +107,7 @@ def service_of(
         among = [of for bucket, of in ever.items() if full is not None and bucket >= full]
     fastest = max(_surely(of, noise) for of in _known(_ascending(lately) or sums))
     count = float(sum(of.finished for of in among))
-    seconds = sum(of.seconds for of in among)
+    seconds = sum(_full_s(of, at_once) for of in among)
     if stated_per_s:
         count, seconds = count + STATED_WEIGHT, seconds + STATED_WEIGHT / stated_per_s
     capacity = max(count / seconds if seconds else 0.0, fastest)
@@ -117,6 +119,13 @@ def service_of(
         at_once=_at_once(sums),
         finished=sum(of.finished for of in sums),
     )
+
+
+def _full_s(of: Sums, at_once: int) -> float:
+    """How long it took it, had it been full all the time: in a window it also is not, at times."""
+    if not (at_once and of.waited_s):
+        return of.seconds
+    return min(of.seconds, (of.held_s - of.waited_s) / at_once)
 
 
 def _noise(sums: list[Sums], guess: float) -> float:

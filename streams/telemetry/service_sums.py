@@ -300,7 +300,9 @@ def _learned(by: str, servers: Servers, parts: int) -> PoolService:
         for together in (servers.together(), servers.together(LATELY))
     )
     noise = TIMED if by == "callers" else COUNTED
-    found = service_of(ever, lately, stated_per_s=servers.stated_per_s / parts, noise=noise)
+    at_once = sum(servers.looks.values(), Looks()).at_once
+    stated_per_s = servers.stated_per_s / parts
+    found = service_of(ever, lately, stated_per_s=stated_per_s, noise=noise, at_once=at_once)
     lengths = Lengths()
     for epoch in sorted(servers.lengths):
         lengths = lengths + servers.lengths[epoch]  # type: ignore[assignment]
@@ -308,7 +310,7 @@ def _learned(by: str, servers: Servers, parts: int) -> PoolService:
     return PoolService(
         service=_times(found, parts),
         held_max=servers.held_max,
-        at_once=sum(servers.looks.values(), Looks()).at_once,
+        at_once=at_once,
         prompt_tokens=lengths.prompt_tokens / n,
         output_tokens=lengths.output_tokens / n,
         by=by,

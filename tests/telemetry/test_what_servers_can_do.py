@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from full_server import LAG_S, run
 
@@ -149,6 +150,18 @@ def test_a_server_is_not_full_where_some_wait_now_and_then():
     asked = sum(one.refused + len(one.answered_s) for one in half)
     assert sum(one.refused for one in half) <= 0.01 * asked
     assert sum(of.capacity_per_s for of in most) / len(most) == pytest.approx(2.5, rel=0.15)
+
+
+@pytest.mark.parametrize("load", [0.65, 0.8])
+def test_what_a_server_can_do_is_learned_also_where_it_is_not_asked_for_all_of_it(load):
+    """
+    In windows in which some wait it is idle at times, too: by what it finished in them it would do
+    a tenth to a fifth less.
+    """
+    found = [run(load * 10.0, 240, slots=4, answer_s=0.4, spread=0.8, seed=s) for s in range(4)]
+    learned = [one.known[-1].of.service.capacity_per_s for one in found]
+
+    assert np.mean(learned) == pytest.approx(10.0, rel=0.08)
 
 
 def test_what_is_stated_counts_until_it_is_learned():
