@@ -10,6 +10,7 @@ The one rule: the first lines are true of all the trace, or say that no plan was
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -245,32 +246,40 @@ def hedged(
     where neither will do others beside it.
     """
     floor = search.options.quality_min or 0.0
-    options = replace(search.options, points=0, quality_min=floor, budget_usd_per_h=None)
+    options = replace(search.options, points=0, quality_min=0.0, budget_usd_per_h=None)
     file = busier(stretch_of(search.file, options.stretch_s), INFLATION, options.seed)
     harder = slower(planned.site, INFLATION)
     hedging = Search(harder, file, questions, options, say)
     plain = hedging.tried(harder, planned.point.sized)
-    point = plain if hedging.will_do(plain) else _holding(hedging, harder, planned.point)
-    calm = search.tried(planned.site, point.sized)
+
+    def as_forecast(point: Point) -> Point:
+        return search.tried(planned.site, point.sized)
+
+    def is_good(point: Point) -> bool:
+        return as_forecast(point).figures["quality"] >= floor
+
+    point = plain if plain.meets else _holding(hedging, planned.point, is_good)
+    calm = as_forecast(point)
     return {
         **described(hedging, point, questions),
         "usd_per_h": round(calm.usd_per_h, 4),
         "hosted_usd_per_h": round(calm.hosted_usd_per_h, 4),
         "within_target_as_forecast": calm.figures["within_target"],
         "usd_per_h_more": round(calm.usd_per_h - planned.point.usd_per_h, 4),
-        "held": hedging.will_do(point),
+        "held": point.meets and is_good(point),
         "plain_within_target": plain.figures["within_target"],
     }
 
 
-def _holding(hedging: Search, harder: Site, plan: Point) -> Point:
+def _holding(hedging: Search, plan: Point, is_good: Callable[[Point], bool]) -> Point:
     """The cheapest of what was tried that holds; what comes nearest, if nothing does."""
-    alone = only_model(harder, plan.sized)
-    hedging.more_of(harder, plan.sized)
+    alone = only_model(hedging.site, plan.sized)
+    hedging.more_of(hedging.site, plan.sized)
     point = hedging.cheapest(plan.per_usd, alone)
-    if alone and not hedging.will_do(point):
+    if alone and not point.meets:
         hedging.cheapest(plan.per_usd)
-    chosen, _ = hedging.chosen(hedging.best())
-    if chosen is None:
-        return max(hedging.best(), key=lambda one: one.figures["within_target"])
-    return hedging.trimmed(chosen)
+    for one in sorted(hedging.best(), key=lambda one: one.usd_per_h):
+        if one.meets and is_good(one):
+            less = hedging.trimmed(one)
+            return less if is_good(less) else one
+    return max(hedging.best(), key=lambda one: one.figures["within_target"])

@@ -101,24 +101,39 @@ class Search:
     def frontier(self) -> list[Point]:
         """Of all that was tried the fleets in time that no other beats; all, where none is in time.
 
-        Tried are the cheapest of every weight of cost, and those on the way to them; and of one
-        model alone, as one would by hand: it may be better than what estimates would have.
+        Tried are the cheapest of every weight of cost, and those on the way to them; others'
+        machines alone, where there are any; and one model alone, as one would by hand: it may be
+        better than what estimates would have.
         """
         for weight in self._weights():
             self.cheapest(weight)
+            if self.site.hosted:
+                site = self.site.with_cost_weight(weight)
+                self.tried(site, fleet_of_replicas(site, {}))
         self._alone()
         return self.best()
 
     def best(self) -> list[Point]:
         """The frontier of what was tried so far."""
         tried = list(self._seen.values())
-        in_time = [point for point in tried if point.meets]
+        alike: dict[tuple[float, float], Point] = {}
+        for point in sorted((p for p in tried if p.meets), key=self._strange):
+            same = round(point.usd_per_h, 4), round(point.figures["quality"], 6)
+            alike.setdefault(same, point)
+        in_time = list(alike.values())
         return [p for p in in_time if not any(beats(q, p) for q in in_time)] or tried
 
+    def _strange(self, point: Point) -> float:
+        """How far a point's weight of cost is from the site's own."""
+        return abs(point.per_usd - self.site.preference[1])
+
     def _weights(self) -> list[float]:
-        """The site's own, and those at which requests' preferences turn over."""
-        own = self.site.preference[1]
-        return sorted({own, *turning_points(self._demand, self.options.points)})
+        """The site's own, and those at which requests' preferences turn over; where answers are
+        bought of others, too, quality alone: what is dearest is not the largest own model.
+        """
+        own, n = self.site.preference[1], self.options.points
+        alone = {0.0} if n and self.site.hosted else set()
+        return sorted({own, *alone, *turning_points(self._demand, n)})
 
     def _alone(self) -> None:
         """Models alone: the best, and by the site's own weight of cost until one is in time."""
@@ -179,9 +194,11 @@ class Search:
         return sized(self._demand, site, filled=filled, unlimited=unlimited, alone=alone)
 
     def will_do(self, point: Point) -> bool:
-        """Whether a point is in time and good enough."""
-        good = point.figures["quality"] >= (self.options.quality_min or 0.0)
-        return point.meets and good
+        """Whether a point is in time, good enough and affordable."""
+        o = self.options
+        good = point.figures["quality"] >= (o.quality_min or 0.0)
+        paid = o.budget_usd_per_h is None or point.usd_per_h <= o.budget_usd_per_h
+        return point.meets and good and paid
 
     def keeps(self, *, within_target: float, quality: float) -> bool:
         """Whether a run is in time and good enough."""

@@ -31,6 +31,7 @@ from load.planning.search import (
     _key,
     beats,
     fleet_of_replicas,
+    gpus_of,
     only_model,
 )
 from load.planning.site import site_of
@@ -239,6 +240,46 @@ def test_a_replica_is_exchanged_for_cheaper_ones_that_hold(folder, monkeypatch):
     assert all(any(each.values()) for each in simulated)
     search._carries["small"] = 0.1
     assert search.trimmed(tried(search, site, dear)).sized == dear
+
+
+def test_nothing_is_taken_away_that_a_budget_pays_for(folder, monkeypatch):
+    """
+    Without its GPUs all was bought by the token, at four times the budget, since that is better.
+    """
+    site, _, search = trickling(folder)
+    search.options = replace(search.options, budget_usd_per_h=6.0)
+    one, none = fleet_of_replicas(site, {"small": 1}), fleet_of_replicas(site, {})
+
+    def point(fleet, usd_per_h, quality, per_usd=20.0):
+        figures = {"within_target": 1.0, "quality": quality, "usd_per_h": usd_per_h}
+        return Point(per_usd=per_usd, sized=fleet, figures=figures, meets=True)
+
+    dear, paid = point(none, 23.0, 0.9), point(one, 5.75, 0.8)
+    monkeypatch.setattr(Search, "_cheaper", lambda self, site, fleet: iter([none]))
+    monkeypatch.setattr(Search, "tried", lambda self, site, fleet: dear)
+    assert search.trimmed(paid) == paid
+    search.options = replace(search.options, budget_usd_per_h=30.0)
+    assert search.trimmed(paid) == dear
+    search._seen |= {1: point(one, 5.75, 0.8, 400.0), 2: paid, 3: dear}
+    assert search.best() == [paid, dear]  # once, at the site's own weight
+
+
+def test_what_others_answer_is_a_fleet_too(folder):
+    """
+    A better model that is bought by the token alone was no point of the frontier.
+    """
+    path = folder / "hosted.toml"
+    hosted = '[[models]]\nname = "gpt-oss-120b"\nusd_per_1m_output_tokens = 10\nlatency_ms = 900\n'
+    path.write_text(SETTINGS + hosted)
+    site = site_of(with_candidates(read_settings(path)))
+    trickle = Trace("trickle", 3.0 * np.arange(10), np.full(10, 100), np.full(10, 20))
+    file = TraceFile(trace=trickle, format="plain", rows=10)
+    questions = questions_of(site.catalogue, None, file)
+    search = Search(site, file, questions, PlanOptions(points=1, stretch_s=30.0), print)
+    search.frontier()
+    alone = [p for p in search._seen.values() if not gpus_of(site, p.sized)]
+    assert {0.0, site.preference[1]} <= {point.per_usd for point in alone}
+    assert all(point.hosted_usd_per_h > 0.0 for point in alone)
 
 
 def test_a_dollar_is_of_the_mean_hour_and_a_pool_in_no_region_is_lost_alone(folder):
