@@ -193,6 +193,9 @@ def running(app: str) -> int:
 def spread(replicas: int, running: int = 0) -> dict[str, int]:
     """So many replicas, on machines such that the loss of one leaves some of them.
 
+    Where there is one alone, an update starts the new one before it stops the old one. Of several
+    it stops one at a time while the others answer, and so needs no room for one more.
+
     Ray spreads by itself, but does not promise to: with two replicas on one machine, its death
     leaves nobody to decide for as long as it takes to start others. Where there are too few
     machines for that, nothing is asked for that could not be had after one's loss.
@@ -203,13 +206,14 @@ def spread(replicas: int, running: int = 0) -> dict[str, int]:
     """
     machines = sum(node["Alive"] for node in ray.nodes())
     per_machine = PER_MACHINE_MAX
-    if machines > 2:
+    if machines > 2 and replicas > 1:
         # One more than come, as shares of another size don't fill a machine; one is left elsewhere.
         beside = min(replicas - running + 1, replicas - 1) if running else 0
         per_machine = max(math.ceil(replicas / (machines - 1)), beside)
     return {
         "num_replicas": replicas,
         "max_replicas_per_node": min(per_machine, PER_MACHINE_MAX),
+        "max_surge_percent": 100 if replicas == 1 else 0,
     }
 
 
