@@ -54,7 +54,7 @@ from serve.dispatch.judging.fused import FuseOptions
 from serve.dispatch.judging.judging import JudgingOptions
 from serve.dispatch.probes import DispatchProbeOptions
 from serve.encoders import EncoderOptions
-from serve.grpc_api.batcher import BatcherOptions
+from serve.grpc_api.asking.batcher import BatcherOptions
 from serve.grpc_api.listener import ListenerOptions
 from serve.grpc_api.streams import StreamOptions
 from serve.health.first_token import FirstTokenOptions

@@ -60,6 +60,10 @@ class ArmInput:
         """What may happen to it where too many ask."""
         return self.route.criticality
 
+    def with_embedding(self, embedding: bytes) -> ArmInput:
+        """The same, its text encoded."""
+        return replace(self, route=self.route.with_embedding(embedding))
+
 
 def read_arm_request(
     request: pb.RouteArmRequest, defaults: PreferenceDefaults, latest_ms: float = math.inf

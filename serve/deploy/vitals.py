@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 
 from serve.budgets.ledger import Left
 from serve.budgets.spending import Spending
-from serve.grpc_api.servicer import ServicerCounts
+from serve.grpc_api.replies import ServicerCounts
 from serve.routing.live_view import LiveView
 from streams.errors import OutboxClosed
 from streams.log.outbox import Outbox

@@ -22,6 +22,7 @@ DOMAIN, DETAILS_KEY = "fairlead", "grpc-status-details-bin"
 ABOUT_MAX = 200  # characters of a field's name or limit
 TRAILING_BYTES_MAX = 6500  # gRPC drops calls whose trailing metadata is 8 KiB or more
 Trailing = tuple[tuple[str, "str | bytes"], ...]
+Refusal = tuple[StatusCode, str, Trailing]  # what `ServicerContext.abort` takes
 STATUS = {
     Cause.REQUEST: StatusCode.INVALID_ARGUMENT,
     Cause.UNKNOWN_NAME: StatusCode.NOT_FOUND,
@@ -44,10 +45,8 @@ def status_of(error: Exception) -> tuple[StatusCode, str]:
     return STATUS[meaning_of(error).cause], message_of(error, "router")
 
 
-def refusal_of(
-    error: Exception, trailing: Sequence[tuple[str, str]] = ()
-) -> tuple[StatusCode, str, Trailing]:
-    """Status, message and trailing metadata: what `ServicerContext.abort` takes."""
+def refusal_of(error: Exception, trailing: Sequence[tuple[str, str]] = ()) -> Refusal:
+    """Status, message and trailing metadata."""
     code, message = status_of(error)
     details = details_of(error, code, message)
     return code, message, (*trailing, *(((DETAILS_KEY, details),) if details else ()))

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from serve.errors import InvalidRequest, QueueFull
-from serve.grpc_api.bulk import check_count, slices
+from serve.grpc_api.asking.bulk import check_count, slices
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from streams.errors import BadTicket
 from streams.feedback.feedback import Ingest

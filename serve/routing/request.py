@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache, partial
 from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
 
@@ -257,6 +257,10 @@ class RouteInput(RouteFields):
         made = object.__new__(cls)
         made.__dict__.update(said)
         return made
+
+    def with_embedding(self, embedding: bytes) -> RouteInput:
+        """The same, its text encoded."""
+        return replace(self, embedding=embedding)
 
 
 # Of each field, what is annotated of it: its check, and its column if it has one.

@@ -15,7 +15,7 @@ from infra.errors import SettingsInvalid
 from infra.settings.settings import read_settings
 from serve.access.rates import KEPT_MIN, Rate, Rates
 from serve.errors import RateExceeded
-from serve.grpc_api.admission import PUSHBACK_KEY
+from serve.grpc_api.asking.admission import PUSHBACK_KEY
 from serve.openai_api.errors import response_of
 from serve.proto.fairlead.v1 import router_pb2 as pb
 

@@ -10,8 +10,8 @@ import pytest
 from router_bench import PATIENCE_S, Router, embedding, router
 from waiting import until
 
-from serve.grpc_api.admission import PUSHBACK_KEY
-from serve.grpc_api.bulk import lowest
+from serve.grpc_api.asking.admission import PUSHBACK_KEY
+from serve.grpc_api.asking.bulk import lowest
 from serve.grpc_api.reporting import TICKETS_AT_ONCE
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.request import BATCH_MAX
@@ -155,10 +155,11 @@ def test_batches_are_read_and_scored_one_after_the_other(up, monkeypatch):
     for all of these.
     """
     servicer, read, scored = up.replica.servicer, [], []
-    reads, scores = servicer._read, servicer._score
-    monkeypatch.setattr(servicer, "_read", lambda one: read.append(one.tenant) or reads(one))
+    asking = servicer._asking
+    reads, scores = asking.read, asking.score
+    monkeypatch.setattr(asking, "read", lambda one: read.append(one.tenant) or reads(one))
     monkeypatch.setattr(
-        servicer, "_score", lambda asked: scored.append(asked[0].tenant) or scores(asked)
+        asking, "score", lambda asked: scored.append(asked[0].tenant) or scores(asked)
     )
     servicer._bulk.admission.limit = 1e6
 

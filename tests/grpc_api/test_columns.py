@@ -10,7 +10,7 @@ import pytest
 from router_bench import DIM, PATIENCE_S, Router, catalogue, embedding, router
 
 from learners.policies.greedy import Greedy
-from serve.grpc_api.batcher import BatcherOptions
+from serve.grpc_api.asking.batcher import BatcherOptions
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from streams.feedback.ticket import Sealer
 

@@ -17,7 +17,7 @@ from waiting import until
 import fairlead
 from infra.pools.ports import free_ports
 from serve.access.tokens import Token, digest_of
-from serve.grpc_api.admission import PUSHBACK_KEY
+from serve.grpc_api.asking.admission import PUSHBACK_KEY
 from serve.grpc_api.listener import ListenerOptions
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.proto.fairlead.v1.router_pb2_grpc import RouterStub

@@ -41,7 +41,7 @@ from serve.encoders import EncoderOptions
 from serve.encoders.hashing import Hashing
 from serve.encoders.projections import projection_for
 from serve.errors import EncoderUnavailable
-from serve.grpc_api.batcher import BatcherOptions
+from serve.grpc_api.asking.batcher import BatcherOptions
 from serve.grpc_api.listener import ROUTER as SERVICE
 from serve.grpc_api.listener import Listener, ListenerOptions
 from serve.proto.fairlead.v1 import router_pb2 as pb
@@ -638,7 +638,7 @@ def test_texts_waiting_for_a_blocking_encoder_are_bounded(tmp_path, slow):
     with router(tmp_path, batcher=BatcherOptions(waiting_max=3)) as up:
         ask = lambda: up.stub.Route.future(pb.RouteRequest(text="hello"), timeout=PATIENCE_S)  # noqa: E731
         waiting = [ask() for _ in range(3)]
-        until(lambda: up.replica.servicer._elsewhere.waiting == 3, "three texts to wait")
+        until(lambda: up.replica.servicer._asking._elsewhere.waiting == 3, "three texts to wait")
 
         refused = ask().exception()
 
@@ -657,7 +657,9 @@ def test_text_whose_caller_gave_up_is_not_scored(tmp_path, slow):
         with pytest.raises(grpc.RpcError) as late:
             up.stub.Route(pb.RouteRequest(text="hello"), timeout=0.1)
         assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        until(lambda: up.replica.servicer._elsewhere.waiting == 0, "the call to end here too")
+        until(
+            lambda: up.replica.servicer._asking._elsewhere.waiting == 0, "the call to end here too"
+        )
         slow.gate.set()
 
         assert up.route(embedding_f32=embedding(dim=64)).model

@@ -16,7 +16,7 @@ from waiting import until
 
 from learners.criticality import Criticality
 from serve.errors import NotServing
-from serve.grpc_api.admission import Admission, AdmissionOptions
+from serve.grpc_api.asking.admission import Admission, AdmissionOptions
 from serve.grpc_api.listener import ROUTER, Listener, ListenerOptions
 from serve.grpc_api.servicer import RouterServicer
 from serve.grpc_api.streams import StreamOptions, Streams, abort

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from serve.errors import QueueFull
-from serve.grpc_api.admission import Admission, AdmissionOptions
+from serve.grpc_api.asking.admission import Admission, AdmissionOptions
 
 CAPACITY = 1000.0  # answers a second of the server played here
 SECONDS = 6.0

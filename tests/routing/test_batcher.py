@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from serve.errors import InvalidRequest, QueueFull
-from serve.grpc_api.batcher import (
+from serve.grpc_api.asking.batcher import (
     IDLE_S,
     SKIPPED_MAX,
     STILL_S,

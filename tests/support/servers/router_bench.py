@@ -37,7 +37,7 @@ from serve.access.tokens import Token
 from serve.arms.listed import read_arms
 from serve.deploy.replica import Replica, ReplicaOptions
 from serve.encoders import EncoderOptions, identity, make_encoder
-from serve.grpc_api.batcher import BatcherOptions
+from serve.grpc_api.asking.batcher import BatcherOptions
 from serve.grpc_api.listener import ListenerOptions
 from serve.grpc_api.servicer import ServicerOptions
 from serve.proto.fairlead.v1 import router_pb2 as pb

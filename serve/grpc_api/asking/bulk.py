@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from learners.criticality import Criticality
 from serve.errors import DeadlinePassed, InvalidRequest
-from serve.grpc_api.admission import Admission, AdmissionOptions
+from serve.grpc_api.asking.admission import Admission, AdmissionOptions
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.request import BATCH_MAX
 
