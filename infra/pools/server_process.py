@@ -7,7 +7,8 @@
 So vLLM, SGLang or llama.cpp become replicas of a pool: Ray Serve places them on the GPUs they
 need, and replaces them when they die. A replica may itself be killed, and a server left behind
 would hold its GPUs for ever. So a shell waits at a pipe of ours, and ends the server when the pipe
-is closed by our death.
+is closed by our death. It is nobody's child: where Ray ends a worker it ends the worker's children,
+and a server's own children would be left.
 
 The process we started is ended by its id, with the group of processes it made.
 """
@@ -19,9 +20,10 @@ import contextlib
 import math
 import os
 import signal
-from asyncio.subprocess import DEVNULL, PIPE, Process
+from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import aiohttp
 
@@ -30,10 +32,12 @@ from infra.pools.ports import connected, free_ports, released
 from serve.addresses import joined
 
 ASK_S, ASK_S_MAX = 0.25, 2.0
-# $1: the group, $2: seconds between asking it to end and ending it.
+# $1: the group, $2: seconds between asking it to end and ending it. The shell ends at once; what it
+# has begun reads our pipe: its own input would be none.
 GUARD = """\
-read -r word; [ "$word" = done ] && exit
-kill -s TERM -- -$1; sleep $2; kill -s KILL -- -$1
+exec 3<&0
+{ read -r word <&3; [ "$word" = done ] && exit
+kill -s TERM -- -$1; sleep $2; kill -s KILL -- -$1; } &
 """
 
 
@@ -59,7 +63,7 @@ class ServerProcess:
         filled = {"{host}": host, "{port}": str(self._port)}
         self._command = [_filled(part, filled) for part in command]
         self._process: Process | None = None
-        self._guard: Process | None = None
+        self._guard: BinaryIO | None = None  # our end of its pipe
 
     @property
     def address(self) -> str:
@@ -101,10 +105,7 @@ class ServerProcess:
             )
         except OSError as error:
             raise ServerFailed(self._command[0], f"it could not be started: {error}") from error
-        arguments = (str(self._process.pid), f"{self._options.end_s_max:g}")
-        self._guard = await asyncio.create_subprocess_exec(
-            "/bin/sh", "-c", GUARD, "guard", *arguments, stdin=PIPE, start_new_session=True
-        )
+        self._guard = await _guarding(self._process.pid, self._options.end_s_max)
 
     async def _ready(self) -> None:
         assert self._process is not None
@@ -152,19 +153,37 @@ class ServerProcess:
         await self._process.wait()
         self._process = None
         released(self._port)
-        await self._dismiss_guard()
+        self._dismiss_guard()
 
-    async def _dismiss_guard(self) -> None:
+    def _dismiss_guard(self) -> None:
         if self._guard is None:
             return
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            await self._guard.communicate(b"done\n")
+        with self._guard, contextlib.suppress(BrokenPipeError):
+            self._guard.write(b"done\n")
         self._guard = None
 
     @staticmethod
     def _signal(group: int, sign: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(group, sign)
+
+
+async def _guarding(group: int, end_s_max: float) -> BinaryIO:
+    """Have a shell end a group of processes when this pipe is closed; not if `done` is written."""
+    theirs, ours = os.pipe()
+    pipe = os.fdopen(ours, "wb", buffering=0)
+    try:
+        arguments = ("guard", str(group), f"{end_s_max:g}")
+        shell = await asyncio.create_subprocess_exec(
+            "/bin/sh", "-c", GUARD, *arguments, stdin=theirs, start_new_session=True
+        )
+        await shell.wait()
+    except BaseException:
+        pipe.close()
+        raise
+    finally:
+        os.close(theirs)
+    return pipe
 
 
 def _filled(part: str, values: dict[str, str]) -> str:

@@ -184,9 +184,11 @@ def test_start_that_is_cancelled_leaves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("deaf", [False, True])
-def test_server_ends_with_whoever_started_it_even_if_that_is_killed(tmp_path, deaf):
+@pytest.mark.parametrize("children_first", [False, True])
+def test_server_ends_with_whoever_started_it_even_if_that_is_killed(tmp_path, deaf, children_first):
     """
-    SIGKILL leaves no time to clean up, and a server left behind would hold its GPUs.
+    SIGKILL leaves no time to clean up, and a server left behind would hold its GPUs. Ray ends the
+    children of a worker that it ends, and not theirs.
     """
     path = tmp_path / "pids"
     more = ("--deaf",) if deaf else ()
@@ -209,6 +211,8 @@ asyncio.run(work())
     pids = family(path)
     assert all(map(alive, pids))
 
+    for child in psutil.Process(parent.pid).children() if children_first else ():
+        child.kill()
     parent.kill()
     parent.wait()
 
