@@ -97,7 +97,7 @@ def ascend(z: Floats, load: Floats, elapsed_s: float, options: PriceOptions) -> 
     assert np.isfinite(load).all() and (load >= 0.0).all(), "clean loads before they are priced"
     assert elapsed_s >= 0.0, "time does not go back"
     step = options.step_per_s * min(elapsed_s, options.elapsed_s_max)
-    return np.clip(z + step * _excess(load, options), 0.0, options.z_max)
+    return np.minimum(np.maximum(z + step * _excess(load, options), 0.0), options.z_max)
 
 
 def level(z: Floats, options: PriceOptions) -> Floats:
@@ -130,9 +130,10 @@ def shed_share(
 
     They rise linearly in ln(1 + m), which is what prices move in.
     """
-    assert not np.isnan(multiple).any(), "a request has a price"
     share, bands = np.zeros(len(criticality)), (options or ShedOptions()).bands
-    if multiple.max(initial=0.0) <= min(low for low, _ in bands):
+    most = multiple.max(initial=0.0)
+    assert not np.isnan(most), "a request has a price"
+    if most <= min(low for low, _ in bands):
         return share  # as almost always
     log_price = np.log1p(multiple)
     for level, (low, high) in enumerate(np.log1p(bands)):

@@ -20,8 +20,9 @@ from learners.kernels.compiled import compiled
 # replicas, and whether it gets no more requests.
 PROMPT_S, OUTPUT_S, CONTEXT_S, REQUEST_S, SPARE, PER_SEQUENCE, PER_HELD = range(7)
 LENGTH, FACTOR, WATTS, USD_PER_S, OPEN, DRAINING = range(7, 13)
-# Rows (P,) of what changes with every request: prices, seconds to an answer, how full.
-MULTIPLE, LATENCY_S, LOAD = range(3)
+# Rows (P,) of what changes with every request, as `place` has them: how full, seconds to an answer,
+# prices.
+LOAD, LATENCY_S, MULTIPLE = 0, 1, 6
 # What is found of pools (n, P), and at every model's best pool (n, k).
 WORK, ENERGY, POINTS, FIXED, REFERENCE_USD = range(5)
 POINTS_BEST, FIXED_BEST, REFERENCE_BEST, ENERGY_BEST = range(4)

@@ -124,6 +124,7 @@ class Simulation:
             catalogue,
             self._sealer,
             encoder_of(table),
+            contexts_of(table),
             TrainerOptions(pricing=options.placement.pricing),
             options.publish_s,
             self._now_ms,
@@ -136,7 +137,9 @@ class Simulation:
         self._dispatch = Dispatch(arrivals, catalogue, self._fleet, self._ledger, dispatch)
         self._telemetry = VirtualTelemetry(self._log, noise)
         self._asking = Asking(
-            arrivals=arrivals, contexts=contexts_of(table), preference=options.preference
+            arrivals=arrivals,
+            criticality=np.array(arrivals.held.criticality, np.int8),
+            preference=options.preference,
         )
         self._split = None
         if not options.router_priced:

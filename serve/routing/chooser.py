@@ -71,15 +71,18 @@ class Chooser:
         if self.trial is not None:
             choices = _changed(choices, requests, self.trial, turns, uniform[:, 0], tries)
         if tries is not None or live.loads or purse is not None:
-            self._note(choices, live, purse, now_ms)
+            self._note(choices, live, tries, purse, now_ms)
         return choices
 
-    def _note(self, choices: Choices, live: Live, purse: Purse | None, now_ms: int) -> None:
+    def _note(
+        self, choices: Choices, live: Live, tries: Tries | None, purse: Purse | None, now_ms: int
+    ) -> None:
         """Remember what a batch took of trials, pools and budgets."""
-        sent = choices.fits & ~choices.shed
-        at = np.flatnonzero(sent), choices.chosen[sent]
-        usd = np.maximum(choices.cost_usd[at], choices.expected_cost_usd[at])
-        self._trials.sent(live.catalogue.keys, at[1], usd, now_ms)
+        sent = np.flatnonzero(choices.fits & ~choices.shed)
+        at = sent, choices.chosen[sent]
+        if tries is not None:
+            usd = np.maximum(choices.cost_usd[at], choices.expected_cost_usd[at])
+            self._trials.sent(live.catalogue.keys, at[1], usd, now_ms)
         if live.loads:
             self._tracker.sent(live, choices.pool[sent], choices.work_s[sent], now_ms)
         if purse is not None:

@@ -30,7 +30,7 @@ from learners.kernels.compiled import kernels
 from learners.novelty import GuardOptions, Novelty
 from learners.option import option, same_as
 from learners.targets import N_TARGETS, ONE, RATIO_UNIT, Target
-from serve.routing.catalogue import Catalogue
+from serve.routing.catalogue import Catalogue, Pool
 from streams.feedback.ticket import key_of
 from streams.telemetry.capacity import Capacity, capacities
 from streams.telemetry.fleet_state import FleetState
@@ -202,32 +202,24 @@ class Live:
             self.loads = capacities(self.fleet, self._first_token_s)
         self.loads_as_of_ms = self.fleet.newest_ms if self.loads else 0
         self.n_routers = self.n_replicas() if self.loads else 1
-        known_of = [self.loads.get(name) for name in self.catalogue.pool_names]
-        found = [None if one is None else one.reports for one in known_of]
-        self.work_factor = np.array(  # (P,) on the catalogue's work: as learned
-            [
-                1.0 if one is None else one.work_factor(pool.rates)
-                for pool, one in zip(pools, known_of, strict=True)
-            ]
+        names = self.catalogue.pool_names
+        each = map(
+            _of_pool, pools, map(self.loads.get, names), map(self.prices.capacity.get, names)
         )
-        self.reported = np.array([one is not None for one in found])
-        self.queued = np.array([one.queued if one else 0.0 for one in found])
-        self.running = np.maximum(1.0, [one.running if one else 0.0 for one in found])
-        self.ready = np.maximum(1.0, [one.in_state("ready") if one else 0.0 for one in found])
-        priced = [self.prices.capacity.get(name) for name in self.catalogue.pool_names]
+        found = np.array(list(each)).reshape(-1, 8).T
+        self.of_pools = of = np.zeros((7, len(pools)))  # as `learners.kernels.place` takes it
+        of[:6], ready, self.work_factor = found[:6], found[6], found[7]
         # Where requests are no work they can't be charged: such a pool has no price.
-        # One that has just begun to be ready is taken to be empty until it says more.
-        ready = [one is not None and one.in_state("ready") > 0 for one in found]
-        known = np.array(ready) | np.array([one is not None for one in priced])
-        self.loaded = known & self.catalogue.has_work
-        self.priced = bool(self.loaded.any())
-        self.load = np.array([one.load if one else 0.0 for one in priced])
-        self.log_price = np.array([one.log_price if one else 0.0 for one in priced])
+        of[3] *= self.catalogue.has_work
+        of[6] = self.pool_latency_ms
+        _, self.queued, self.running, _, self.load, self.log_price, self.pool_latency_ms = of
+        self.reported, self.loaded, is_ready = of[0] > 0.0, of[3] > 0.0, ready > 0.0
+        self.ready, self.priced = np.maximum(1.0, ready), bool(self.loaded.any())
         # Silent, a pool is gone; while nothing at all was received, if it begins with no replica.
         gone = [pool.reports and bool(self.loads or not pool.replicas) for pool in pools]
-        self.open = np.array(ready) | ~(self.reported | np.array(gone))
+        self.open = is_ready | ~(self.reported | np.array(gone))
         self.open &= ~self.catalogue.draining
-        self.model_open = np.array([self.open[c].any() for c in self.catalogue.columns_of])  # (k,)
+        self.model_open = self.catalogue.least(np.where(self.open, 0.0, 1.0)) == 0.0  # (k,)
         self.all_open = bool(self.model_open.all())
 
     def sent_ever(self) -> NDArray[np.float64]:
@@ -277,6 +269,20 @@ class Live:
     def age_ms(self, now_ms: int) -> int:
         """Time since the snapshot was published; 0 before there is one."""
         return max(0, now_ms - self.published_at_ms) if self.version else 0
+
+
+def _of_pool(pool: Pool, known: Capacity | None, price: Price | None) -> tuple[float, ...]:
+    """Of a pool whether it is reported on, requests queued and running; whether it has a load that
+    counts, it, the logarithm of its price; ready replicas, and its work over the catalogue's.
+    """
+    load, log_price = (0.0, 0.0) if price is None else (price.load, price.log_price)
+    if known is None:
+        return 0.0, 0.0, 1.0, price is not None, load, log_price, 0.0, 1.0
+    of, factor = known.reports, known.work_factor(pool.rates)
+    # One that has just begun to be ready is taken to be empty until it says more.
+    ready = of.in_state("ready")
+    has_load = ready > 0 or price is not None
+    return 1.0, of.queued, max(1.0, of.running), has_load, load, log_price, ready, factor
 
 
 def _novelty(learned: Learned, options: GuardOptions) -> Novelty:

@@ -31,10 +31,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from learners.kernels.compiled import kernels
 from learners.prices import multiples
 from serve.routing.live import Live
 from streams.telemetry.received import SILENT_MS
@@ -48,25 +50,46 @@ FULL_PRIOR_S = 3.0  # at a load of 1, that this counts for
 FULL_MIN, FULL_MAX = 0.1, 2.0  # a router that gets twice its share finds up to 2 × 0.95
 SLOT_MS = 100  # resolution at which sent requests are kept, until newer telemetry covers them
 SLOTS_MAX = 100
+N_ROWS = 7
+KERNEL = "learners.kernels.place"
 LEARNED_S = 60.0  # lengths change by the minute: as in `infra.capacity.load.LENGTHS_S`
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PoolLoad:
-    """All P pools at a moment."""
+class _Row:
+    """One row of `PoolLoad.rows`."""
 
-    latency_ms: Floats  # (P,) of a request sent now
-    waiting: Floats  # (P,) waiting requests, less those there is room for; 0: not reported
-    load: Floats  # (P,) 1: as much as it should carry; 0: not reported
-    multiple: Floats  # (P,) price of its capacity, in multiples of what it costs
-    per_work: Floats  # (P,) of load, that a second of work sent now adds; 0: not reported
+    def __init__(self, row: int) -> None:
+        self._row = row
+
+    def __get__(self, of: PoolLoad, kind: type | None = None) -> Floats:
+        return of.rows[self._row]
+
+
+@dataclass(slots=True, eq=False)
+class PoolLoad:
+    """All P pools at a moment, in the rows that `learners.kernels.place` takes; nobody sets them
+    anew. Where telemetry does not report on a pool, all is 0 but its latency.
+    """
+
+    rows: Floats  # (7, P), which follow
+
+    load = _Row(0)  # 1: as much as it should carry
+    latency_s = _Row(1)  # of a request sent now
+    waiting = _Row(2)  # requests, less those there is room for
+    empty_s = _Row(3)  # what `latency_s` is where nobody waits
+    per_request = _Row(4)  # how many times longer it takes for each that waits
+    per_work = _Row(5)  # of load, that a second of work sent now adds
+    multiple = _Row(6)  # price of its capacity, in multiples of what it costs
 
 
 class LoadTracker:
     """Counts what was sent. Used from one event loop."""
 
     def __init__(self, options: PricingOptions) -> None:
-        self._options = options
+        self._options, ascent = options, options.ascent
+        self._settings = np.array(
+            [FILL_S, ascent.damped_load_max, ascent.damping, ascent.log_multiple_max]
+        )
         self._of: tuple[int, tuple[str, ...]] | None = None  # telemetry and pools counted for
         self._since = np.zeros((2, 0))  # (2, P) since telemetry: requests sent, and their work
         self._slots: list[tuple[int, Floats]] = []  # the same, by when: (end, (2, P))
@@ -76,35 +99,44 @@ class LoadTracker:
 
     def now(self, live: Live, now_ms: int) -> PoolLoad:
         """The pools' load at this moment."""
+        known, rows = live.of_pools, np.zeros((N_ROWS, live.of_pools.shape[1]))
         if not live.loads and not live.priced:  # nothing is known, so nothing is to be corrected
-            free = np.zeros(len(live.load))
-            return PoolLoad(live.pool_latency_ms, free, live.load, free, free)
+            empty_s = live.pool_latency_ms / 1000.0
+            rows[:4] = live.load, empty_s, rows[2], empty_s
+            return PoolLoad(rows)
         self._begin(live)
         since_s = max(0, now_ms - live.loads_as_of_ms) / 1000.0 if live.loads else 0.0
-        latency_s = live.pool_latency_ms / 1000.0
+        per_work = self._per_work(live)
+        kernel: Any = live.kernel and kernels(KERNEL)
+        if kernel is None:
+            self._reckon(live, per_work, since_s, rows)
+        else:
+            kernel.reckon(known, self._since, per_work, since_s, self._settings, rows)
+            np.expm1(rows[-1], out=rows[-1])
+        return PoolLoad(rows)
+
+    def _reckon(self, live: Live, per_work: Floats, since_s: float, rows: Floats) -> None:
+        """Fill in the rows, with numpy."""
+        empty_s = live.pool_latency_ms / 1000.0
         sent, work_s = self._since
-        left = live.queued + sent - live.running * since_s / latency_s
+        left = live.queued + sent - live.running * since_s / empty_s
         waiting = np.where(live.reported, left, 0.0)
         lengthened = 1.0 + np.maximum(0.0, waiting) / live.running
-        per_work = self._per_work(live)
         gone = np.where(live.loaded, live.load * since_s / FILL_S, 0.0)
         load = np.maximum(0.0, live.load + work_s * per_work - gone)
         priced = multiples(live.log_price, load, self._options.ascent)
-        return PoolLoad(
-            latency_ms=live.pool_latency_ms * lengthened,
-            waiting=waiting,
-            load=load,
-            multiple=np.where(live.loaded, priced, 0.0),
-            per_work=per_work,
-        )
+        latency_s = live.pool_latency_ms * lengthened / 1000.0
+        rows[:4] = load, latency_s, waiting, empty_s
+        rows[4] = live.reported / live.running
+        rows[5:] = per_work, np.where(live.loaded, priced, 0.0)
 
     def sent(self, live: Live, pools: NDArray[np.intp], work_s: Floats, now_ms: int) -> None:
         """Note n decisions: their pools (n,), columns of `live`, and their work (n,)."""
         self._begin(live)
         n_pools = len(live.catalogue.pool_names)
-        counts: Floats = np.stack(
-            [np.bincount(pools, minlength=n_pools), np.bincount(pools, work_s, minlength=n_pools)]
-        )
+        counts = np.empty((2, n_pools))
+        counts[0] = np.bincount(pools, minlength=n_pools)
+        counts[1] = np.bincount(pools, work_s, minlength=n_pools)
         self._since += counts
         ends_ms = now_ms // SLOT_MS * SLOT_MS + SLOT_MS
         if self._slots and ends_ms <= self._slots[-1][0]:

@@ -120,7 +120,6 @@ class Columns:
     of_model: NDArray[np.intp]  # … these (P,)
     open_starts: NDArray[np.intp]  # the same of pools that have replicas, where there is a choice
     open_of_model: NDArray[np.intp]
-    state: Floats  # (6, P) rows of `learners.kernels.place`; those of a moment are not filled in
     reported: bool  # whether telemetry knows any of them
 
     def of_open(self, model: int) -> NDArray[np.intp]:
@@ -137,7 +136,7 @@ class Columns:
 
     @classmethod
     def _made(cls, live: Live) -> Columns:
-        catalogue, empty_s = live.catalogue, live.pool_latency_ms / 1000.0
+        catalogue = live.catalogue
         several = {model: of[live.open[of]] for model, of in catalogue.several}
         open_of = [several.get(model, NO_POOLS) for model in range(len(catalogue))]
         rows = [
@@ -148,14 +147,12 @@ class Columns:
             live.open,
             catalogue.draining,
         ]
-        waits = live.reported / live.running  # what one more request that waits adds
         return cls(
             pools=np.concatenate([catalogue.work.columns, rows]),
             starts=_starts(catalogue.columns_of),
             of_model=np.concatenate(catalogue.columns_of),
             open_starts=_starts(open_of),
             open_of_model=np.concatenate(open_of),
-            state=np.stack([empty_s, empty_s, empty_s, empty_s, waits, empty_s]),
             reported=bool(live.reported.any()),
         )
 
@@ -218,15 +215,13 @@ def _charge_compiled(
     kernel: Any = kernels(CHARGES)
     columns, n, k = Columns.of(live), len(preference), len(live.catalogue)
     n_pools = columns.pools.shape[1]
-    now, found, at_best = np.empty((3, n_pools)), np.empty((5, n, n_pools)), np.empty((4, n, k))
+    found, at_best = np.empty((5, n, n_pools)), np.empty((4, n, k))
     money, best = np.empty(n), np.empty((n, k), np.intp)
-    now[0], now[1], now[2] = pool_load.multiple, pool_load.latency_ms, pool_load.load
-    now[1] /= 1000.0
     kernel.charge(
         writable(prompt_tokens),
         writable(preference),
         columns.pools,
-        now,
+        pool_load.rows,
         ALIKE if spread is None else spread,
         columns.starts,
         columns.of_model,
@@ -285,7 +280,7 @@ def best_pools(
     if live.catalogue.several:
         latency = np.maximum(preference[:, 2:3], LATENCY_WEIGHT_MIN)
         late = np.maximum(preference[:, :1], QUALITY_WEIGHT_MIN)
-        rank = fixed + latency * (pool_load.latency_ms / 1000.0) + HEADROOM * pool_load.load
+        rank = fixed + latency * pool_load.latency_s + HEADROOM * pool_load.load
         rank += late * np.maximum(0.0, pool_load.load - ROOM_FROM)
         rank[:, ~live.open] = CLOSED  # not unthinkable: our news may be old
         rank[:, live.catalogue.draining] = np.inf
@@ -306,10 +301,7 @@ def place(
     columns = Columns.of(live)
     if len(chosen) == 1 or not live.catalogue.several or not columns.reported:
         return pools
-    state = columns.state.copy()
-    state[0], state[1], state[2] = pool_load.load, pool_load.latency_ms, pool_load.waiting
-    state[1] /= 1000.0
-    state[5] = pool_load.per_work
+    state = pool_load.rows.copy()
     if live.kernel is None:
         several = {model: columns.of_open(model) for model, _ in live.catalogue.several}
         BatchPlacer(state).place(chosen, several, placement, preference, pools)
@@ -353,10 +345,10 @@ class BatchPlacer:
     """
 
     def __init__(self, state: Floats) -> None:
-        """`state` are the rows (6, P) of the kernel."""
+        """`state` are the rows (7, P) of the kernel."""
         (
             self.load, self.latency_s, self.waiting, self._empty_s, self._per_request,
-            self._per_work,
+            self._per_work, _,
         ) = state.tolist()  # fmt: skip
 
     def place(

@@ -14,7 +14,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -118,6 +118,33 @@ class DecidedBatch:
 
     def __len__(self) -> int:
         return len(self.tenants)
+
+    def __getitem__(self, rows: NDArray[np.intp]) -> DecidedBatch:
+        tenants = [self.tenants[row] for row in rows.tolist()]
+        columns: Any = {name: getattr(self, name) for name in (*COLUMNS, *OPTIONAL)}
+        some = {name: column[rows] for name, column in columns.items() if column is not None}
+        return replace(self, tenants=tenants, **some)
+
+
+COLUMNS = ("chosen", "pool", "explored", "preferred", "shed", "prompt_tokens")
+OPTIONAL = ("criticality", "guarded", "fixed")
+
+
+def _as_one(batches: Sequence[DecidedBatch]) -> DecidedBatch:
+    """Batches over the same models and pools, with all columns; criticality is counted from 1 on, 0
+    where it is not known.
+    """
+    columns: Any = {name: [getattr(batch, name) for batch in batches] for name in COLUMNS}
+    columns["criticality"] = [_levels(batch) for batch in batches]
+    columns |= {
+        name: [_flags(getattr(batch, name), batch) for batch in batches]
+        for name in ("guarded", "fixed")
+    }
+    joined: Any = {
+        name: each[0] if len(each) == 1 else np.concatenate(each) for name, each in columns.items()
+    }
+    tenants = [*itertools.chain.from_iterable(batch.tenants for batch in batches)]
+    return replace(batches[0], tenants=tenants, **joined)
 
 
 @dataclass(slots=True)
@@ -238,73 +265,49 @@ class RouterWindow:
     def _count(self) -> None:
         """Count the batches that are kept."""
         batches, self._batches, self._n_rows = self._batches, [], 0
-        for (models, pools), alike in itertools.groupby(
+        for _, alike in itertools.groupby(
             self._joined(batches), key=lambda batch: (batch.models, batch.pools)
         ):
-            same = list(alike)
-            decided = ~np.concatenate([batch.shed for batch in same])
-            chosen = np.concatenate([batch.chosen for batch in same])[decided]
-            pool = np.concatenate([batch.pool for batch in same])[decided]
-            explored = np.concatenate([batch.explored for batch in same])[decided]
-            self._count_mix(models, pools, chosen, pool, explored)
-            self._count_arrivals(same)
+            batch = _as_one(list(alike))
+            self._count_mix(batch)
+            self._count_arrivals(batch)
 
-    def _count_mix(
-        self,
-        models: Sequence[str],
-        pools: Sequence[str],
-        chosen: NDArray[np.intp],
-        pool: NDArray[np.intp],
-        explored: NDArray[np.bool_],
-    ) -> None:
-        cells = chosen * len(pools) + pool
-        also = dict(filled(cells[explored]))
-        for cell, n in filled(cells):
+    def _count_mix(self, batch: DecidedBatch) -> None:
+        models, pools = batch.models, batch.pools
+        cells, decided = batch.chosen * len(pools) + batch.pool, ~batch.shed
+        also = dict(filled(cells[decided & batch.explored]))
+        for cell, n in filled(cells[decided]):
             pair = (models[cell // len(pools)], pools[cell % len(pools)])
-            decided, tried = self._mix.get(pair, (0, 0))
-            self._mix[pair] = decided + n, tried + also.get(cell, 0)
+            before, tried = self._mix.get(pair, (0, 0))
+            self._mix[pair] = before + n, tried + also.get(cell, 0)
 
-    def _count_arrivals(self, batches: Sequence[DecidedBatch]) -> None:
-        """Count the requests of batches over the same models, by class."""
-        tenants = list(itertools.chain.from_iterable(batch.tenants for batch in batches))
-        tokens = np.concatenate([batch.prompt_tokens for batch in batches])
+    def _count_arrivals(self, batch: DecidedBatch) -> None:
+        """Count its requests by class."""
+        tenants, tokens = batch.tenants, batch.prompt_tokens
         number_of = {name: number for number, name in enumerate(dict.fromkeys(tenants))}
         classes = [self._class(name) for name in number_of]
         of = np.fromiter(map(number_of.__getitem__, tenants), np.intp, len(tenants))
-        shed = np.concatenate([batch.shed for batch in batches])
-        far = np.concatenate([_flags(batch.guarded, batch) for batch in batches])
-        counts = {
-            "arrivals": np.bincount(of).tolist(),
-            "shed": _sums(of, shed).tolist(),
-            "guarded": _sums(of, far).tolist(),
-        }
-        levels = np.concatenate([_levels(batch) for batch in batches])
-        both = (_sums(of, values).tolist() for values in (tokens, levels))
-        sums_of = zip(classes, *both, strict=True)
-        for i, (found, total, criticality) in enumerate(sums_of):
-            found.criticality += criticality
+        sums: Any = (batch.shed, batch.guarded, tokens, batch.criticality)
+        columns = [np.bincount(of).tolist(), *(_sums(of, column).tolist() for column in sums)]
+        for found, n, shed, far, total, level in zip(classes, *columns, strict=True):
+            found.criticality += level
             found.prompt_tokens += total
-            found.counts.update({name: sums[i] for name, sums in counts.items()})
-        self._count_demand(classes, of, tokens, batches)
-        known = tokens > 0
-        width = TOKENS.last + 1
+            found.counts.update({"arrivals": n, "shed": shed, "guarded": far})
+        self._count_demand(classes, of, batch)
+        known, width = tokens > 0, TOKENS.last + 1
         for cell, n in filled(of[known] * width + TOKENS.indexes(tokens[known])):
-            classes[cell // width].prompt_lengths[cell % width] += n
+            count_into(classes[cell // width].prompt_lengths, [(cell % width, n)])
 
     def _count_demand(
-        self,
-        classes: Sequence[_Class],
-        of: NDArray[np.intp],
-        tokens: NDArray[np.floating],
-        batches: Sequence[DecidedBatch],
+        self, classes: Sequence[_Class], of: NDArray[np.intp], batch: DecidedBatch
     ) -> None:
-        models = batches[0].models
-        cells = of * len(models) + np.concatenate([batch.preferred for batch in batches])
-        fixed = _sums(cells, np.concatenate([_flags(batch.fixed, batch) for batch in batches]))
+        models = batch.models
+        cells = of * len(models) + batch.preferred
         found = filled(cells)  # of as many cells as classes times models
         at = [cell for cell, _ in found]
-        sums = zip(found, _sums(cells, tokens)[at].tolist(), fixed[at].tolist(), strict=True)
-        for (cell, n), total, alone in sums:
+        summed: Any = (batch.prompt_tokens, batch.fixed)
+        both = (_sums(cells, column)[at].tolist() for column in summed)
+        for (cell, n), total, alone in zip(found, *both, strict=True):
             model, of_class = models[cell % len(models)], classes[cell // len(models)]
             of_class.demand[model] += n
             of_class.demand_tokens[model] += total

@@ -153,8 +153,7 @@ class Prices:
         )
         levels = level(np.array([price.log_price for price in after[:-2]]), options.ascent)
         capacity = [
-            replace(price, log_price=z)
-            for price, z in zip(after[:-2], levels.tolist(), strict=True)
+            Price(z, price.load) for price, z in zip(after[:-2], levels.tolist(), strict=True)
         ]
         return Prices(
             as_of_ms=at_ms,

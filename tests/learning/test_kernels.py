@@ -16,6 +16,7 @@ from estimated import requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reporting_pools import WORKING, reported, view
+from router_bench import NOON_MS
 from source_files import ROOT
 from waiting import PATIENCE_S
 
@@ -147,6 +148,43 @@ def test_probabilities_have_the_bits_that_numpy_gives(asked, policy):
     np.testing.assert_array_equal(found, policy.probabilities(asked))
 
 
+@given(
+    conditions=st.lists(
+        st.tuples(
+            st.sampled_from([None, 0, 3, 40]),  # queued; None: not reported on
+            st.integers(0, 20),
+            st.sampled_from([0.0, 0.7, 1.3, 55.0]),  # load
+            st.sampled_from([None, 0.0, 0.4, 7.0]),  # log-price; None: none
+        ),
+        min_size=len(WORKING),
+        max_size=len(WORKING),
+    ),
+    after_ms=st.sampled_from([0, 1, 900, 5300]),
+    seed=st.integers(0, 2**32),
+)
+@settings(max_examples=100, deadline=None)
+def test_pools_are_as_full_as_numpy_reckons(conditions, after_ms, seed):
+    """
+    Of what was reported and what was sent since: loads, latencies, queues and prices, to the bit.
+    """
+    work_s, said, prices = np.random.default_rng(seed).random(3), [], {}
+    for pool, (queued, running, load, log_price) in zip(WORKING, conditions, strict=True):
+        if queued is not None:
+            said.append(reported(pool.name, queued=queued, running=running, load=load))
+        if log_price is not None:
+            prices[pool.name] = Price(log_price, load)
+    live = view(*said, pools=WORKING, prices=prices)
+    plain_one = copy(live)
+    plain_one.kernel = None
+    found = []
+    for of in (live, plain_one):
+        tracker = LoadTracker(PlacementOptions().pricing)
+        tracker.sent(of, np.array([0, 1, 0]), work_s, NOON_MS)
+        found.append(tracker.now(of, NOON_MS + after_ms).rows)
+
+    np.testing.assert_array_equal(*found)
+
+
 @given(n=st.integers(1, 40), pools=st.integers(2, 12), seed=st.integers(0, 2**32))
 @settings(max_examples=60, deadline=None)
 def test_pools_are_filled_as_one_by_one_in_lists(n, pools, seed):
@@ -156,7 +194,7 @@ def test_pools_are_filled_as_one_by_one_in_lists(n, pools, seed):
     rng, k = np.random.default_rng(seed), 4
     of_model = np.split(np.arange(pools), np.sort(rng.integers(0, pools + 1, k - 1)))
     alike = rng.integers(0, 3, pools)  # of equals the first is taken
-    state = (rng.integers(0, 8, (6, 3)) / 4.0)[:, alike]
+    state = (rng.integers(0, 8, (7, 3)) / 4.0)[:, alike]
     charged = Placement(*((rng.random((n, 3)) / 7.0)[:, alike] for _ in range(6)), NO_POOLS)
     chosen, preference = rng.integers(0, k, n), rng.random((n, 4))
     found, want = np.full((2, n), -1)

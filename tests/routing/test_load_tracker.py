@@ -38,9 +38,8 @@ def went(live: Live, n: int, now_ms: int = NOON_MS, chooser: Chooser | None = No
 def of(pool_load: PoolLoad, live: Live, pool: str = "near") -> tuple[float, float, float]:
     """Latency, load and price of one pool."""
     at = live.catalogue.pool_names.index(pool)
-    return tuple(
-        float(column[at]) for column in (pool_load.latency_ms, pool_load.load, pool_load.multiple)
-    )
+    columns = (pool_load.latency_s * 1000.0, pool_load.load, pool_load.multiple)
+    return tuple(float(column[at]) for column in columns)
 
 
 def send(
@@ -191,7 +190,7 @@ def test_where_every_model_has_one_pool_that_does_not_report_nothing_is_counted(
 
     pool_load = LoadTracker(PRICING).now(live, NOON_MS)
 
-    assert pool_load.latency_ms is live.pool_latency_ms
+    assert (pool_load.latency_s == live.pool_latency_ms / 1000.0).all()
     assert not pool_load.load.any()
     assert not pool_load.multiple.any()
 

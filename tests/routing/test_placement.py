@@ -469,7 +469,7 @@ def test_a_large_batch_of_equals_levels_its_models_pools(conditions):
 
 def _score(pool_load: PoolLoad) -> np.ndarray:
     late = np.maximum(0.0, pool_load.load - ROOM_FROM)
-    return 0.05 * pool_load.latency_ms / 1000 + HEADROOM * pool_load.load + late
+    return 0.05 * pool_load.latency_s + HEADROOM * pool_load.load + late
 
 
 def test_a_batch_fills_pools_by_the_work_it_brings():

@@ -725,7 +725,13 @@ def test_what_was_read_is_dropped_unless_the_log_is_kept(kept):
     log.ensure_topics()
     options = TrainerOptions(), 60.0, log.now_ms, lambda: None
     with VirtualTrainer(
-        log, catalogue(fleet()), Sealer([TICKET_KEY]), "any", *options, keep_log=kept
+        log,
+        catalogue(fleet()),
+        Sealer([TICKET_KEY]),
+        "any",
+        contexts_of(table()),
+        *options,
+        keep_log=kept,
     ) as trainer:
         log.append(TELEMETRY, encode(machines.reports(1.0)))
         trainer.step()
@@ -739,11 +745,13 @@ def test_remembered_estimates_are_the_estimators_own():
     Whatever is asked before and beside a context, to the last bits of a product of matrices.
     """
     live = Live(catalogue(fleet()), Learned(MemoryOptions()), "any", LiveOptions())
-    remembered, contexts = Remembered(live.estimator), contexts_of(table())
+    contexts = contexts_of(table())
+    remembered = Remembered(live.estimator, contexts)
     rng = np.random.default_rng(0)
     for n in (1, 7, 50, 3):
         rows = rng.integers(0, len(contexts), n)
-        found, fresh = (of.estimate(contexts[rows]) for of in (remembered, live.estimator))
+        found = remembered.estimate(remembered.contexts(rows))
+        fresh = live.estimator.estimate(contexts[rows])
         np.testing.assert_allclose(found.mean, fresh.mean, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(found.deviation, fresh.deviation, rtol=1e-5)
         np.testing.assert_array_equal(found.noise, fresh.noise)
@@ -755,9 +763,10 @@ def test_what_was_asked_before_a_snapshot_is_estimated_with_it():
     """
     contexts, options = contexts_of(table()), LiveOptions()
     before = Remembered(
-        Live(catalogue(fleet()), Learned(MemoryOptions()), "any", options).estimator
+        Live(catalogue(fleet()), Learned(MemoryOptions()), "any", options).estimator, contexts
     )
-    before.estimate(contexts)
+    rows = np.arange(len(contexts))
+    earlier = before.estimate(before.contexts(rows))
     known = learned_state(table(), table(), catalogue(fleet())).learned
     estimator = Live(catalogue(fleet()), known, "any", options).estimator
     asked = []
@@ -771,13 +780,13 @@ def test_what_was_asked_before_a_snapshot_is_estimated_with_it():
             asked.append(len(rows))
             return estimator.estimate(rows)
 
-    after = Remembered(Watched(), before)
+    after = Remembered(Watched(), contexts, before)
     n_asked = sum(asked)
-    found = after.estimate(contexts)
+    found = after.estimate(after.contexts(rows))
 
-    assert n_asked == sum(asked) == len(np.unique(contexts, axis=0))
+    assert n_asked == sum(asked) == len(contexts)
     np.testing.assert_allclose(found.mean, estimator.estimate(contexts).mean, rtol=1e-4, atol=1e-5)
-    assert np.abs(found.mean - before.estimate(contexts).mean).max() > 0.01
+    assert np.abs(found.mean - earlier.mean).max() > 0.01
 
 
 def test_a_router_that_starts_warm_expects_to_pay_list_prices():

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.context import Contexts
 from load.simulation.loop.arrivals import Arrivals
 from load.simulation.loop.split import Split
 from serve.routing.chooser import Chooser
@@ -39,19 +38,21 @@ class Asking:
     """What all requests of a simulation have in common, and their columns."""
 
     arrivals: Arrivals
-    contexts: Contexts  # of the outcome table's rows
+    criticality: NDArray[np.int8]  # by class
     preference: tuple[float, float, float, float]  # quality, US dollars, seconds, kilojoules
 
-    def requests(self, numbers: Numbers, n_models: int) -> RequestBatch:
-        """Requests of these numbers. All models are allowed; there are no limits."""
+    def requests(self, numbers: Numbers, live: Live) -> RequestBatch:
+        """Requests of these numbers, to be decided at once. All models are allowed; there are no
+        limits.
+        """
         n, traffic, rows = len(numbers), self.arrivals.held, self.arrivals.rows(numbers)
-        criticality = np.array(traffic.criticality, np.int8)
+        remembered: Any = live.estimator  # as `VirtualTrainer` has put it there
         said: dict[str, Any] = {
-            "contexts": self.contexts[traffic.rows[rows]],
+            "contexts": remembered.contexts(traffic.rows[rows]),
             "prompt_tokens": traffic.prompt_tokens[rows].astype(np.float64),
-            "criticality": criticality[traffic.classes[rows]],
+            "criticality": self.criticality[traffic.classes[rows]],
         }
-        same = _same(self.preference, n_models, 1 << n.bit_length())
+        same = _same(self.preference, len(live.catalogue), 1 << n.bit_length())
         return RequestBatch(**{name: column[:n] for name, column in same.items()} | said)
 
 
@@ -93,7 +94,7 @@ class VirtualRouter:
 
     def choose(self, numbers: Numbers, live: Live, now_ms: int) -> Decisions:
         """Decide a batch, and count it."""
-        requests = self._asking.requests(numbers, len(live.catalogue))
+        requests = self._asking.requests(numbers, live)
         choices = self._chooser.choose(requests, live, now_ms)
         if self._split is not None:
             choices = replace(choices, pool=self._split.pools(choices.chosen, choices.pool))

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Self
 
+from learners.context import Contexts
 from load.simulation.loop.remembered import Remembered
 from serve.routing.catalogue import Catalogue
 from serve.routing.live import Live, LiveOptions
@@ -48,6 +49,7 @@ class VirtualTrainer:
         catalogue: Catalogue,
         sealer: Sealer,
         encoder: str,
+        contexts: Contexts,
         options: TrainerOptions,
         publish_s: float,
         now_ms: Callable[[], int],
@@ -55,8 +57,12 @@ class VirtualTrainer:
         *,
         keep_log: bool,
     ) -> None:
-        """`start` gives what is known to begin with. Records are kept if `keep_log`."""
+        """`contexts` (t, 64) are all that routers will ask about, made by `encoder`.
+
+        `start` gives what is known to begin with. Records are kept if `keep_log`.
+        """
         self._log, self._catalogue, self._encoder = log, catalogue, encoder
+        self._contexts = contexts
         self._now_ms, self._publish_ms, self._keep_log = now_ms, publish_s * 1000.0, keep_log
         # A trainer claims a store; it never saves anything there, as nobody reads it.
         self._folder = tempfile.TemporaryDirectory()
@@ -113,7 +119,7 @@ class VirtualTrainer:
             fleet=state.fleet,
             prices=state.prices,
         )
-        self._estimates = Remembered(live.estimator, self._estimates)
+        self._estimates = Remembered(live.estimator, self._contexts, self._estimates)
         live.estimator = self._estimates  # type: ignore[assignment]  # answers `estimate` alike
         return live
 

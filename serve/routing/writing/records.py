@@ -234,25 +234,25 @@ def _counted(kept: Sequence[Decisions]) -> DecidedBatch:
     live, (fits, verdict, utility, *others) = kept[0].live, _columns_of(kept, _CHOICES)
     chosen, pool, preferred, shed = others
     tokens, criticality = _columns_of(kept, _REQUESTS, of="requests")
-    tenants = np.array([*chain.from_iterable(one.tenants for one in kept)], object)
-    far = None
+    tenants, far = [*chain.from_iterable(one.tenants for one in kept)], None
     if live.guard is not None:
         said = chain.from_iterable(one.said() for one in kept)
-        far = np.array([one.guarded for one in said], bool)[fits]
-    return DecidedBatch(
+        far = np.array([one.guarded for one in said], bool)
+    found = DecidedBatch(
         models=live.catalogue.names,
         pools=live.catalogue.pool_names,
-        chosen=chosen[fits],
-        pool=pool[fits],
-        explored=explored(verdict, utility, chosen)[fits],
-        preferred=preferred[fits],
-        fixed=(_PASSES[verdict].sum(axis=1) == 1)[fits],
-        shed=shed[fits],
-        tenants=tenants[fits].tolist(),
-        prompt_tokens=tokens[fits],
-        criticality=criticality[fits],
+        chosen=chosen,
+        pool=pool,
+        explored=explored(verdict, utility, chosen),
+        preferred=preferred,
+        fixed=_PASSES[verdict].sum(axis=1) == 1,
+        shed=shed,
+        tenants=tenants,
+        prompt_tokens=tokens,
+        criticality=criticality,
         guarded=far,
     )
+    return found if fits.all() else found[np.flatnonzero(fits)]
 
 
 def _columns_of(
@@ -260,7 +260,7 @@ def _columns_of(
 ) -> list[NDArray[Any]]:
     """Columns of all batches, one after the other."""
     each = [names(getattr(one, of)) for one in kept]
-    return [np.concatenate(columns) for columns in zip(*each, strict=True)]
+    return list(each[0]) if len(each) == 1 else list(map(np.concatenate, zip(*each, strict=True)))
 
 
 def explored(
