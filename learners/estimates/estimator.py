@@ -90,10 +90,12 @@ class Estimator:
         kin: Kin | None = None,
         *,
         compiled: bool = False,
+        of_traits: bool = True,
     ) -> None:
         """Solve for `models` (k keys); `quality_prior` (k,) is NaN where nothing was stated.
 
-        `kin` says what they are declared to be like. `compiled` estimates without numpy.
+        `kin` says what they are declared to be like. `compiled` estimates without numpy. Without
+        `of_traits` nothing is made of what requests say of themselves: nobody will ask.
         """
         self._kin = kin if kin is not None and kin.any_declared else None
         self._compiled = compiled
@@ -128,9 +130,11 @@ class Estimator:
             learned.calibration, models, as_of_ms, options.influence, changed
         )
         # None where no request said anything of itself.
-        self.effects = trait_effects.solve(
-            learned.traits, models, as_of_ms, self.quality, options.influence, changed
-        )
+        self.effects: trait_effects.Effects | None = None
+        if of_traits:
+            self.effects = trait_effects.solve(
+                learned.traits, models, as_of_ms, self.quality, options.influence, changed
+            )
         usual = self.model_means.targets(prior, RATIO_RIDGE.prior_weight)[:, RATIOS] * RATIO_UNIT
         self._least = np.maximum(RATIO_SHARE_MIN * usual, 0.0).astype(np.float32)  # (k, 2) ratios
         self.neighbours = self._neighbours(learned, prior) if options.neighbours_share else None

@@ -81,8 +81,13 @@ class Live:
         prices: Prices | None = None,
         counts: Mapping[str, int] | None = None,
         since_ms: int = 0,
+        plain_requests: bool = False,
     ) -> None:
-        """`since_ms`: what the log took last before that time describes another time."""
+        """`since_ms`: what the log took last before that time describes another time.
+
+        `plain_requests`: they say nothing of themselves and have no limits, so that a fifth of the
+        work of a view is left out; others must not be decided with it.
+        """
         self._since_ms = since_ms
         self.fleet = fleet or FleetState()  # read when something is first asked of it
         self.prices, self.counts = prices or Prices(), counts or {}  # of a change under trial
@@ -93,12 +98,14 @@ class Live:
         self.known: Any = None  # what `plain` keeps of this view
         self.blank: Any = None  # what `records` keeps of it
         self._first_token_s = options.first_token_s
-        self._read_models(learned, options)
+        self._read_models(learned, options, of_traits=not plain_requests)
         self._read_pools(learned, options)
         self._read_telemetry()
         # The first search and product of a process are slow; let no request pay for them.
         self.estimator.estimate(np.zeros((1, N_FEATURES), np.int8))
-        self.reference = self._reference(learned)
+        self.reference = np.zeros((0, len(catalogue)))
+        if not plain_requests:
+            self.reference = self._reference(learned)
         # Whose bills are too high for chance.
         as_of_ms = learned.as_of_ms
         self.overbilled = overbilled(learned.billing, catalogue.keys, as_of_ms, options.billing)
@@ -106,7 +113,7 @@ class Live:
         self.guard = catalogue.column_of.get(options.guard.model)
         self.novelty = None if self.guard is None else _novelty(learned, options.guard)
 
-    def _read_models(self, learned: Learned, options: LiveOptions) -> None:
+    def _read_models(self, learned: Learned, options: LiveOptions, *, of_traits: bool) -> None:
         """The estimator, and what it says of models (k,) whatever the context."""
         catalogue = self.catalogue
         self.estimator = Estimator(
@@ -116,6 +123,7 @@ class Live:
             options.blend,
             catalogue.kin,
             compiled=self.kernel is not None,
+            of_traits=of_traits,
         )
         self.error_share = self.estimator.error_share  # (k,)
         self.n_outcomes = self.estimator.n_outcomes[:, 0]  # (k,) outcomes behind estimates

@@ -789,6 +789,23 @@ def test_what_was_asked_before_a_snapshot_is_estimated_with_it():
     assert np.abs(found.mean - earlier.mean).max() > 0.01
 
 
+def test_a_view_for_plain_requests_estimates_them_as_any_other():
+    """
+    What it leaves out is of requests that say something of themselves, or have limits.
+    """
+    known = learned_state(table(), table(), catalogue(fleet())).learned
+    whole, bare = (
+        Live(catalogue(fleet()), known, "any", LiveOptions(), plain_requests=plain)
+        for plain in (False, True)
+    )
+    found, want = (live.estimator.estimate(contexts_of(table())) for live in (bare, whole))
+
+    np.testing.assert_array_equal(found.mean, want.mean)
+    np.testing.assert_array_equal(found.deviation, want.deviation)
+    assert bare.estimator.effects is None
+    assert not len(bare.reference)
+
+
 def test_a_router_that_starts_warm_expects_to_pay_list_prices():
     """
     What was learned before is of answers that cost what is stated.

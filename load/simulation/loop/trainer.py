@@ -118,6 +118,7 @@ class VirtualTrainer:
             published_at_ms=now_ms,
             fleet=state.fleet,
             prices=state.prices,
+            plain_requests=True,
         )
         self._estimates = Remembered(live.estimator, self._contexts, self._estimates)
         live.estimator = self._estimates  # type: ignore[assignment]  # answers `estimate` alike
