@@ -12,7 +12,7 @@ from typing import Any
 
 from load.report import charts
 from load.report.figures import Shown, table
-from load.shares import percent
+from load.shares import part, percent
 
 Found = Mapping[str, Any]
 HOURS = 24 * 30  # of a month, as bills have it
@@ -56,7 +56,7 @@ def _plan_tiles(found: Found, shown: Shown) -> list[tuple[str, str, str]]:
     gpus = _gpus(found, shown, "plan")
     hosted = "".join(
         f"<p>{html.escape(name)}, by the token: "
-        f"{shown(f'verified.pools.{name}.share', percent)} of requests</p>"
+        f"{shown(f'verified.pools.{name}.share', part)} of requests</p>"
         for name in _by_token(found["verified"])
     )
     cost = (
@@ -316,7 +316,7 @@ def _mix(run: Found, shown: Shown, at: str) -> Iterator[str]:
     rows = [
         [
             html.escape(name),
-            shown(f"{at}models.{name}.share", percent),
+            shown(f"{at}models.{name}.share", part),
             shown(f"{at}models.{name}.quality", "{:.4f}", "–"),
         ]
         for name in run["models"]
@@ -327,7 +327,7 @@ def _mix(run: Found, shown: Shown, at: str) -> Iterator[str]:
         [
             html.escape(name),
             html.escape(f"{one['gpus_per_replica']} × {one['gpu']}"),
-            shown(f"{at}pools.{name}.share", percent),
+            shown(f"{at}pools.{name}.share", part),
             shown(f"{at}pools.{name}.within_target", percent, "–"),
             shown(f"{at}pools.{name}.replicas_mean", "{:.2f}"),
         ]

@@ -85,4 +85,4 @@ def test_a_replay_becomes_a_page():
     assert "10 requests were unfinished" in text
     assert ">never<" in text
     assert "quality" in text and ">0.7500<" in text  # of the answers that the table knows
-    assert "66.66 %" in text and ">–<" in text
+    assert "66.7 %" in text and ">–<" in text

@@ -18,7 +18,7 @@ from fairlead.commands.planning.trace_options import (
     ToOption,
 )
 from fairlead.commands.terminal import JsonOption, load_kernels, only_json, progress
-from load.shares import percent
+from load.shares import part
 
 
 def compare(
@@ -153,7 +153,7 @@ def show_off_policy(found: dict[str, Any], out: Console) -> None:
         out.print(
             f"{name.upper()} {found[name]}: quality {_with_interval(one['snips']['quality'])} "
             f"(SNIPS), {_with_interval(one['dr']['quality'])} (DR); worth "
-            f"{one['n_effective']:,.0f} decisions; {percent(one['uncovered'])} of its choices are "
+            f"{one['n_effective']:,.0f} decisions; {part(one['uncovered'])} of its choices are "
             f"not in the log; {_shares(one['models'])}",
             highlight=False,
             soft_wrap=True,
@@ -163,7 +163,7 @@ def show_off_policy(found: dict[str, Any], out: Console) -> None:
 
 
 def _shares(mix: dict[str, float]) -> str:
-    return ", ".join(f"{model} {percent(share)}" for model, share in mix.items() if share)
+    return ", ".join(f"{model} {part(share)}" for model, share in mix.items() if share)
 
 
 def _with_interval(one: dict[str, float | None]) -> str:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from fairlead.commands.terminal import JsonOption, SettingsOption, only_json
-from load.shares import percent
+from load.shares import part
 
 if TYPE_CHECKING:
     from load.planning.site import Site
@@ -111,7 +111,7 @@ def show(found: dict[str, Any], out: Console) -> None:
     )
     line(
         f"worth {found['n_effective']:,.0f} decisions of its own, largest weight "
-        f"{found['weight_max']:g}; {percent(found['uncovered'])} of its choices are not in the "
+        f"{found['weight_max']:g}; {part(found['uncovered'])} of its choices are not in the "
         f"log; DR by estimates of the {found['estimates_by']}"
     )
     if found["sequence"] is None:

@@ -37,7 +37,7 @@ from fairlead.commands.terminal import (
     print_lines,
     progress,
 )
-from load.shares import percent
+from load.shares import part, percent
 
 if TYPE_CHECKING:
     from infra.capacity.latency_target import LatencyTarget
@@ -241,7 +241,7 @@ def lines_of(found: dict[str, Any]) -> list[str]:
 def _by_token(run: dict[str, Any]) -> list[str]:
     """Whom requests are bought of, and for how much."""
     shares = ", ".join(
-        f"{percent(one['share'])} of requests by {name}"
+        f"{part(one['share'])} of requests by {name}"
         for name, one in run["pools"].items()
         if one["gpu"] == "hosted" and one["share"]
     )

@@ -22,7 +22,7 @@ from fairlead.commands.planning.trace_options import (
     refuse_overwriting,
 )
 from fairlead.commands.terminal import JsonOption, only_json, print_lines, progress
-from load.shares import percent
+from load.shares import part, percent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -174,7 +174,7 @@ def object_of(text: str) -> dict[str, Any]:
 def lines_of(found: dict[str, Any]) -> list[str]:
     """What was intended, delivered, and answered."""
     failed = ", ".join(f"{n:,} {why}" for why, n in found["failed"].items()) or "none"
-    mix = ", ".join(f"{name} {percent(one['share'])}" for name, one in found["models"].items())
+    mix = ", ".join(f"{name} {part(one['share'])}" for name, one in found["models"].items())
     verdict = "as intended" if found["delivered"] else "NOT as intended: this measures nothing"
     lines = [
         f"load           intended {found['intended_per_s']:,.1f}/s, delivered "

@@ -28,7 +28,7 @@ from fairlead.commands.terminal import (
     print_lines,
     progress,
 )
-from load.shares import percent
+from load.shares import part, percent
 
 if TYPE_CHECKING:
     from infra.settings.settings import Settings
@@ -160,7 +160,7 @@ def lines_of(found: dict[str, Any]) -> list[str]:
     cost, energy = found["cost"], found["energy"]
     quality = "not known" if found["quality"] is None else f"{found['quality']:.4f}"
     mix = ", ".join(
-        f"{name} {percent(one['share'])}" for name, one in found["models"].items() if one["share"]
+        f"{name} {part(one['share'])}" for name, one in found["models"].items() if one["share"]
     )
     own = {name: one["max"] for name, one in found["gpus"].items() if name != "hosted"}
     gpus = ", ".join(f"{n} {name}" for name, n in own.items())

@@ -19,7 +19,7 @@ from fairlead.commands.planning.trace_options import (
     writable,
 )
 from fairlead.commands.terminal import JsonOption, only_json, print_lines
-from load.shares import percent
+from load.shares import part
 
 traces_app = typer.Typer(help="Recorded requests.", no_args_is_help=True)
 BARS = " ▁▂▃▄▅▆▇█"
@@ -128,7 +128,7 @@ def lines_of(found: dict[str, Any]) -> list[str]:
     if found["lengths_drawn"]:
         lines.append(f"lengths        of {found['lengths_drawn']:,} requests drawn from the others")
     if found["prefix_reuse_share"] is not None:
-        lines.append(f"prefixes       {percent(found['prefix_reuse_share'])} of blocks came before")
+        lines.append(f"prefixes       {part(found['prefix_reuse_share'])} of blocks came before")
     return lines + [f"doubt          {text}" for text in found["doubts"]]
 
 
