@@ -69,11 +69,16 @@ def by_hand(
     wanted = PlanOptions(points=0, unlimited=True, stretch_s=float(file.trace.at_s[-1]))
     search = Search(site, file, questions, wanted, say)
     hand = planned_by_hand(search)
-    theirs = search.tried(site, fleet_of_replicas(site, {hand.pool: hand.replicas}))
-    least = math.floor(theirs.figures["quality"] * 1e3) / 1e3
-    wanted = replace(wanted, quality_min=least)  # what comes knows nothing of what was found
-    search = Search(site, file, questions, wanted, say)
-    more = Search(site, busier(file, HEADROOM, wanted.seed), questions, wanted, say)
+    fleet = fleet_of_replicas(site, {hand.pool: hand.replicas})
+    theirs = search.tried(site, fleet)
+
+    def afresh(file: TraceFile) -> Search:
+        """Knows nothing of what was found, but for how good it is with these very requests."""
+        quality = Search(site, file, questions, wanted, say).tried(site, fleet).figures["quality"]
+        least = math.floor(quality * 1e3) / 1e3
+        return Search(site, file, questions, replace(wanted, quality_min=least), say)
+
+    search, more = afresh(file), afresh(busier(file, HEADROOM, wanted.seed))
     ours, why = planned(search)
     reserved, _ = planned(more)
     found: dict[str, Any] = {"by_hand": _described(site, hand)}
