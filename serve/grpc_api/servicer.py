@@ -227,17 +227,17 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
 
     async def RouteBatch(self, request: pb.RouteBatchRequest, context: Context) -> bytes:
         """Many requests, scored together as they came; each bad one fails alone."""
-        many = self._many.batch(request, time_left(context.time_remaining()))
+        many = self._many.batch(request, context.time_remaining())
         return await self._answered(context, many, self._replies.refusal)
 
     async def RouteArmBatch(self, request: pb.RouteArmBatchRequest, context: Context) -> bytes:
         """The same of arms."""
-        many = self._many.arm_batch(request, time_left(context.time_remaining()))
+        many = self._many.arm_batch(request, context.time_remaining())
         return await self._answered(context, many, self._replies.refusal)
 
     async def RouteColumns(self, request: pb.RouteColumnsRequest, context: Context) -> bytes:
         """Many requests that differ in their prompts alone; each bad row fails alone."""
-        many = self._many.columns(request, time_left(context.time_remaining()))
+        many = self._many.columns(request, context.time_remaining())
         return await self._answered(context, many, self._replies.refusal)
 
     async def _answered(

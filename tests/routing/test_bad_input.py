@@ -378,17 +378,23 @@ class TooLate:
         raise ValueError(code, details)
 
 
-@pytest.mark.parametrize("method", ["Route", "RouteBatch"])
-def test_call_whose_grpc_deadline_has_passed_is_not_scored(up, method):
+@pytest.mark.parametrize(
+    ("method", "asked"),
+    [
+        ("Route", good_request("r")),
+        ("RouteBatch", pb.RouteBatchRequest(requests=[good_request("r")])),
+        ("RouteArmBatch", pb.RouteArmBatchRequest()),
+        ("RouteColumns", pb.RouteColumnsRequest()),
+    ],
+)
+def test_call_whose_grpc_deadline_has_passed_is_not_scored(up, method, asked):
     """
     Nobody waits for it any more, so it gets no decision and takes no time.
     """
-    one = good_request("r")
-    request = one if method == "Route" else pb.RouteBatchRequest(requests=[one])
     before = up.replica.servicer.counts.decisions
 
     with pytest.raises(ValueError, match="gRPC deadline had passed") as refused:
-        up.run(getattr(up.replica.servicer, method)(request, TooLate()))
+        up.run(getattr(up.replica.servicer, method)(asked, TooLate()))
 
     assert refused.value.args[0] is LATE
     assert up.replica.servicer.counts.decisions == before

@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.grpc_api.asking.admission import time_left
 from serve.grpc_api.asking.asking import Asked, Asking
 from serve.grpc_api.asking.bulk import Bulk, check_count, lowest, or_error, slices
 from serve.grpc_api.replies import Replies
@@ -25,19 +26,23 @@ Score = Callable[[Sequence[Asked]], list[bytes | Exception]]
 
 
 class Many:
-    """Of one replica. Used from its event loop. What a call raises refuses all of its requests."""
+    """Of one replica. Used from its event loop. What a call raises refuses all of its requests.
+
+    `remaining_s` is the time to the caller's deadline, None where there is none.
+    """
 
     def __init__(self, asking: Asking, replies: Replies, bulk: Bulk) -> None:
         self._asking, self._replies, self._bulk = asking, replies, bulk
 
-    async def batch(self, request: pb.RouteBatchRequest, left_s: float) -> bytes:
+    async def batch(self, request: pb.RouteBatchRequest, remaining_s: float | None) -> bytes:
         """A RouteBatchReply."""
-        routes = whole(request).requests
+        routes, left_s = whole(request).requests, time_left(remaining_s)
         return await self._batch(routes, routes, left_s, self._asking.read, self._asking.score)
 
-    async def arm_batch(self, request: pb.RouteArmBatchRequest, left_s: float) -> bytes:
+    async def arm_batch(self, request: pb.RouteArmBatchRequest, remaining_s: float | None) -> bytes:
         """The same of arms."""
-        many, asking = whole(request).requests, self._asking
+        many, left_s = whole(request).requests, time_left(remaining_s)
+        asking = self._asking
         routes = [one.request for one in many]
         return await self._batch(many, routes, left_s, asking.read_arm, asking.score_arms)
 
@@ -78,8 +83,9 @@ class Many:
                     results[at] = scored if isinstance(scored, Exception) else scored[i]
         return results
 
-    async def columns(self, request: pb.RouteColumnsRequest, left_s: float) -> bytes:
+    async def columns(self, request: pb.RouteColumnsRequest, remaining_s: float | None) -> bytes:
         """A RouteColumnsReply, of requests that differ in their prompts alone."""
+        left_s = time_left(remaining_s)
         shared, embeddings, tokens = self._asking.read_columns(request, left_s)
         n = len(embeddings)
         admitted = self._bulk.admitted(n, shared.tenant, shared.criticality, left_s)
