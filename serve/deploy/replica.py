@@ -218,6 +218,7 @@ class Replica:
             on_swap=self._refresh_arms,
             on_look=self._alarms.look,
             since_ms=self.now_ms() - SILENT_MS,
+            reports_as=self.reporter.source,
         )
 
     def _chooser(self, trial: Trial | None) -> Chooser:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -205,7 +205,7 @@ class Live:
         asked = several or any(p.reports or p.watched for p in pools)
         if (asked or self.prices.capacity) and self._is_old():
             # Who begins anew begins as stated: those replicas are gone, and nothing is scarce yet.
-            self.prices = replace(self.prices, capacity={}, power=Price())
+            self.prices = self.prices.of_another_fleet()
         elif asked:
             self.loads = capacities(self.fleet, self._first_token_s)
         self.loads_as_of_ms = self.fleet.newest_ms if self.loads else 0

@@ -41,18 +41,20 @@ class LiveView:
         on_swap: Callable[[Live], None] = lambda live: None,
         on_look: Callable[[Live, str], None] = lambda live, refused: None,
         since_ms: int = 0,
+        reports_as: str = "",
     ) -> None:
         """Load what there is. Raises if the catalogue is not valid, and SnapshotForeign.
 
         Telemetry of before `since_ms` counts as none: it describes a fleet that was there before
-        this router. Once it has seen newer one, the last view stays however old it gets.
+        this router. Once it has seen newer one, the last view stays however old it gets. What
+        this process has reported itself is newer, whatever the clocks say.
 
         A store without a readable snapshot is no obstacle: decisions then rest on what the
         catalogue states, until the first snapshot comes.
         """
         self._store, self._source, self._encoder, self._options = store, source, encoder, options
         self._loader = Loader(store, encoder, memory, with_seen=False)
-        self._since_ms = since_ms
+        self._since_ms, self._reports_as = since_ms, reports_as
         self._on_swap, self._on_look = on_swap, on_look
         self._learned = Learned(memory, memory.landmarks_of(encoder))
         self._version = self._term = self._published_at_ms = 0
@@ -159,7 +161,8 @@ class LiveView:
         self._version, self._term = manifest.version, manifest.term
         self._published_at_ms = int(manifest.about["published_at_ms"])
         self._passed_over = 0
-        if self._fleet.received_ms >= self._since_ms:
+        newer = self._fleet.received_ms >= self._since_ms
+        if newer or self._reports_as in self._fleet.routers:
             self._since_ms = 0  # for good: the clock may be set back
 
     def _build(self, catalogue: Catalogue) -> Live:

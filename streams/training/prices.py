@@ -7,7 +7,8 @@ One entry per pool's capacity, one for the budget, one for the power cap; each h
 much as there should be) and the logarithm of one plus its price (`learners.prices`).
 A second is one of the log's: prices advance when a record comes that the log took a second after
 the last advance, from what was folded before it. So while telemetry is silent prices stay as they
-are, and the silence itself moves nothing.
+are, and the silence itself moves nothing; after five minutes of it they are forgotten with the
+replicas that they are of.
 
 A load that makes no sense (garbage in telemetry) counts as none: the price stays.
 """
@@ -26,11 +27,13 @@ from learners.prices import PriceOptions, ascend, level, multiples
 from streams.clock import STEP_MS
 from streams.feedback.report import NANO_USD
 from streams.telemetry.capacity import capacities
-from streams.telemetry.fleet_state import FleetState
+from streams.telemetry.fleet_state import SLOT_MS, SLOTS, FleetState
 from streams.telemetry.received import SILENT_MS
 from streams.training.budgets import Account, Accounts, Budget, accounts
 
 PERIOD_MS = 1000
+# Of a fleet that was silent for longer nothing is known any more: nor what was scarce in it.
+FORGOTTEN_MS = SLOTS * SLOT_MS
 # Spending comes in as feedback does, in lumps: it is averaged over about this long.
 SPENDING_S = 60.0
 # What is reported in one second enters prices with so much of the budget at the most: a flow of ten
@@ -103,6 +106,10 @@ class Prices:
     carried_usd: float = 0.0  # of it, what has not entered the budget's load yet
     accounts: Accounts = field(default_factory=dict)  # of budgets, by window
 
+    def of_another_fleet(self) -> Prices:
+        """The same where all replicas are new: nothing is scarce yet, what was spent stays."""
+        return replace(self, capacity={}, power=Price())
+
     def due(self, received_ms: int) -> bool:
         """Whether a record that the log took at a time is in a later period."""
         since_ms = received_ms - self.as_of_ms
@@ -123,26 +130,28 @@ class Prices:
         undone, where it is another one (`streams.clock`).
 
         After a silence nothing is known of now, nor after the clock was set back: the time is
-        noted, and which replicas have ended.
+        noted, and which replicas have ended. Prices stay for as long as their replicas are known.
         """
         held = accounts(
             self.accounts, fleet.routers, counts or {}, at_ms, options.budgets, trusted_ms
         )
         if not 0 < self.as_of_ms <= at_ms or at_ms - fleet.received_ms > SILENT_MS:
-            return replace(self, as_of_ms=at_ms, spent_usd=spent_usd, accounts=held)
+            known = at_ms - fleet.received_ms <= FORGOTTEN_MS
+            before = self if known else self.of_another_fleet()
+            return replace(before, as_of_ms=at_ms, spent_usd=spent_usd, accounts=held)
         elapsed_s = (at_ms - self.as_of_ms) / 1000.0
         # A pool without replicas has no capacity, and so no price.
         pools = capacities(fleet, options.first_token_s)
         watts = sum(pool.reports.watts for pool in pools.values())
         # A new pool starts at the current minimum price, or it would attract all traffic.
         least = min((price.log_price for price in self.capacity.values()), default=0.0)
-        before = [self.capacity.get(name, Price(log_price=least)) for name in pools]
+        priced = [self.capacity.get(name, Price(log_price=least)) for name in pools]
         loads = [pool.load for pool in pools.values()]
         now = [None if load is None else load / options.load_target for load in loads]
         spending, carried_usd = self._spending(spent_usd, elapsed_s, options.budget_usd_per_hour)
         share = min(1.0, elapsed_s / SPENDING_S)
         after = _step(
-            [*before, self.budget, self.power],
+            [*priced, self.budget, self.power],
             [
                 *now,
                 self.budget.load + share * (spending - self.budget.load),

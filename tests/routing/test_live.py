@@ -641,3 +641,23 @@ def test_a_router_knows_what_was_reported_in_the_ten_seconds_before_it(tmp_path,
     with router(tmp_path, models=catalogue(pools=[working("near")])) as up:
         live = up.replica.view.current
         assert live.n_routers_known() == len(live.loads) == len(live.prices.capacity) == known
+
+
+def test_a_router_whose_clock_is_ahead_knows_the_fleet_once_it_has_reported_itself(tmp_path):
+    """
+    By an hour, say: for so long it would have decided as if nothing were known.
+    """
+    writer, encoder = Snapshots(tmp_path / "snapshots"), identity(make_encoder(EMBEDDINGS))
+    at_ms = NOON_MS - 3_600_000
+    state = at_work(at_ms, "near", encoder)
+    writer.saver.save(state, at_ms)
+
+    with router(tmp_path, models=catalogue(pools=[working("near")])) as up:
+        writer.claim()
+        view = up.replica.view
+        for ms, name, known in ((1, "d" * 16, 0), (2, up.replica.reporter.source, 3)):
+            state.fleet.fold(router_at(at_ms + ms, name), at_ms + ms)
+            writer.saver.save(state, at_ms + ms)
+            assert up.look()
+            assert view.current.n_routers_known() == known
+            assert len(view.current.loads) == len(view.current.prices.capacity) == (known > 0)

@@ -24,7 +24,14 @@ from streams.telemetry.pool_reports import LOAD_MAX
 from streams.telemetry.received import SILENT_MS
 from streams.telemetry.records import encode
 from streams.training.folder import Folder
-from streams.training.prices import PERIOD_MS, SPENDING_S, Price, Prices, PricingOptions
+from streams.training.prices import (
+    FORGOTTEN_MS,
+    PERIOD_MS,
+    SPENDING_S,
+    Price,
+    Prices,
+    PricingOptions,
+)
 from streams.training.snapshots import Store
 from streams.training.state import Loader, Saver, State
 from streams.training.telemetry_fold import TelemetryFold
@@ -188,6 +195,23 @@ def test_silence_holds_all_prices():
 
     assert after == replace(prices, as_of_ms=late_ms, spent_usd=5.0)
     assert prices.advanced(state, 5.0, late_ms - 1, OPTIONS).capacity["p"].log_price > 1.0
+
+
+def test_who_comes_back_after_minutes_finds_no_prices_of_before():
+    """
+    As it finds no replicas of before. Otherwise a site that was stopped while it was full would
+    refuse requests when it is started the next day. What is spent stays spent.
+    """
+    prices = begun(capacity={"p": Price(1.0, 2.0)}, budget=Price(0.5, 2.0), power=Price(0.25, 2.0))
+    state = fleet(word(3.0), at_ms=NOW_MS)
+
+    def capacity_after(silent_ms: int) -> dict[str, Price]:
+        return prices.advanced(state, 5.0, NOW_MS + silent_ms, OPTIONS).capacity
+
+    assert capacity_after(FORGOTTEN_MS) == prices.capacity
+    assert capacity_after(FORGOTTEN_MS + 1) == {}
+    tomorrow = prices.advanced(state, 5.0, NOW_MS + 86_400_000, OPTIONS)
+    assert (tomorrow.power, tomorrow.budget) == (Price(), prices.budget)
 
 
 def test_the_first_advance_notes_only_time_and_spending():
