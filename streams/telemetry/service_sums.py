@@ -70,6 +70,10 @@ class Pace(Summed, frozen=True):
     batch_us: int = 0
     begun: int = 0
 
+    def of_first_tokens(self) -> Pace:
+        """The same without what came after them."""
+        return structs.replace(self, later_tokens=0, later_us=0, batch_us=0, begun=0)
+
 
 class Looks(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Looks at a page that says how many requests run and how many wait."""
@@ -285,10 +289,12 @@ def _last_callers(recent: list[tuple[str, Servers]]) -> Servers | None:
 
 
 def _speed(servers: Servers, at_once: float, parts: int) -> Speed | None:
-    together = dict[int, Pace]()
-    for of_epoch in servers.paces.values():
-        for bucket, pace in of_epoch.items():
-            together[bucket] = together.get(bucket, Pace()) + pace  # type: ignore[assignment]
+    each = [one for of_epoch in servers.paces.values() for one in of_epoch.items()]
+    # What came at once was not always counted: time of such tokens is better than none, no more.
+    counted, together = any(pace.batch_us for _, pace in each), dict[int, Pace]()
+    for bucket, pace in each:
+        known = pace if pace.batch_us or not counted else pace.of_first_tokens()
+        together[bucket] = together.get(bucket, Pace()) + known  # type: ignore[assignment]
     sums = (Paced(*structs.astuple(together[bucket])) for bucket in sorted(together))
     return speed_of(sums, at_once, parts)
 

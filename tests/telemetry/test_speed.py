@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,7 +15,9 @@ from infra.emulator.engine import FINISHED, FIRST_TOKEN, Engine
 from infra.emulator.performance import Performance
 from learners.servers.batch import Batch, Beside
 from learners.servers.service import bucket_of
-from learners.servers.speed import AnswerSpeeds, Paced, fields_of, speed_of
+from learners.servers.speed import AnswerSpeeds, Paced, Speed, fields_of, speed_of
+from streams.telemetry import service_sums
+from streams.telemetry.records import PoolState
 
 SLOTS = 4
 
@@ -138,6 +141,39 @@ def test_where_nobody_counted_what_came_at_once_the_mean_is_what_is_known():
 
     assert speed is not None
     assert (speed.token_s, speed.token_s_per_held) == (pytest.approx(0.02), 0.0)
+
+
+def test_answers_of_before_it_was_counted_what_came_at_once_do_not_bend_the_line():
+    """
+    In a snapshot of then, they were by what each found, and of 1, 2 and 3 at once as of none.
+    """
+    speeds = AnswerSpeeds()
+    for came, held, prompt, output, first, end, beside in answers(performance(), 0.6, 2000.0):
+        later = {"later_tokens": output - 1, "later_s": end - first}
+        speeds.count(held, prompt, first - came, **later, beside=beside)
+    paced, batched = speeds.take()
+    table: service_sums.ServiceTable = {}
+
+    def note(at_ms: int, batched) -> Speed:
+        record = PoolState(source="a" * 16, sequence=at_ms, from_unix_ms=0, to_unix_ms=at_ms,
+                           pool="p", model="m", replica="r", by="callers", held_max=SLOTS,
+                           served=[(9, 10**6, 10**6, 0, 100)], paced=paced, batched=batched)  # fmt: skip
+        service_sums.note(table, record, at_ms, at_ms)
+        return service_sums.learned(table["p"], 1).speed
+
+    assert note(0, []).token_s_per_held == 0.0
+    stored = msgspec.to_builtins(table)
+    for servers in stored["p"].values():
+        of_then = servers["paces"][0]
+        servers["paces"][0] = {bucket: fields[:8] for bucket, fields in of_then.items()}
+    table = msgspec.convert(stored, service_sums.ServiceTable)
+    after = note(service_sums.EPOCH_MS, batched)
+
+    table = {}
+    alone = note(service_sums.EPOCH_MS, batched)
+    assert after.token_s == pytest.approx(alone.token_s)
+    assert after.token_s_per_held == pytest.approx(alone.token_s_per_held) != 0.0
+    assert after.answers == 2 * alone.answers
 
 
 def test_of_a_few_answers_nothing_is_said():
