@@ -193,9 +193,6 @@ def running(app: str) -> int:
 def spread(replicas: int, running: int = 0) -> dict[str, int]:
     """So many replicas, on machines such that the loss of one leaves some of them.
 
-    Where there is one alone, an update starts the new one before it stops the old one. Of several
-    it stops one at a time while the others answer, and so needs no room for one more.
-
     Ray spreads by itself, but does not promise to: with two replicas on one machine, its death
     leaves nobody to decide for as long as it takes to start others. Where there are too few
     machines for that, nothing is asked for that could not be had after one's loss.
@@ -213,14 +210,26 @@ def spread(replicas: int, running: int = 0) -> dict[str, int]:
     return {
         "num_replicas": replicas,
         "max_replicas_per_node": min(per_machine, PER_MACHINE_MAX),
-        "max_surge_percent": 100 if replicas == 1 else 0,
+        **_updated(replicas),
     }
 
 
-def _scaled(autoscaling: Mapping[str, Any]) -> dict[str, object]:
+def scaled(autoscaling: Mapping[str, Any], running: int = 0) -> dict[str, object]:
     """As many replicas as a policy of Ray's says; there is room for all on all machines but one."""
     room = spread(autoscaling["max_replicas"])["max_replicas_per_node"]
-    return {"autoscaling_config": dict(autoscaling), "max_replicas_per_node": room}
+    return {
+        "autoscaling_config": dict(autoscaling),
+        "max_replicas_per_node": room,
+        **_updated(running or autoscaling["min_replicas"]),
+    }
+
+
+def _updated(replicas: int) -> dict[str, int]:
+    """How an update goes. Where there is one alone, the new one starts before the old one stops.
+
+    Of several one at a time stops while the others answer, which needs no room for one more.
+    """
+    return {"max_surge_percent": 100 if replicas == 1 else 0}
 
 
 def _n_partitions(options: DeploymentOptions, site: Site) -> int:
@@ -243,10 +252,11 @@ def deploy(
     `autoscaling` is Ray's configuration for the router; None: it has `options.replicas`.
     Raises what Ray raises when a deployment can't start, with the replica's error in its text.
     """
+    now = running(ROUTER_APP)
     router = ray_serve.deployment(RouterDeployment).options(  # type: ignore[attr-defined]  # decorates
         name="Router",
         **COMMON,
-        **(_scaled(autoscaling) if autoscaling else spread(options.replicas, running(ROUTER_APP))),
+        **(scaled(autoscaling, now) if autoscaling else spread(options.replicas, now)),
     )
     trainer = ray_serve.deployment(TrainerDeployment).options(  # type: ignore[attr-defined]  # decorates
         name="Trainer", num_replicas=1, **COMMON

@@ -43,6 +43,17 @@ def test_one_alone_is_replaced_once_another_one_listens(monkeypatch, machines):
     assert deployment.spread(2)["max_surge_percent"] == 0
 
 
+@pytest.mark.parametrize(("running", "surge_percent"), [(0, 100), (1, 100), (2, 0)])
+def test_one_of_an_autoscaled_router_that_is_alone_is_replaced_likewise(
+    monkeypatch, running, surge_percent
+):
+    monkeypatch.setattr(deployment.ray, "nodes", lambda: [{"Alive": True}])
+    found = deployment.scaled({"min_replicas": 1, "max_replicas": 4}, running)
+
+    assert found["max_surge_percent"] == surge_percent
+    assert deployment.scaled({"min_replicas": 2, "max_replicas": 4})["max_surge_percent"] == 0
+
+
 @pytest.mark.parametrize("before", [1, 2, 5])
 def test_on_one_machine_an_update_to_more_replicas_finds_room_beside_the_old_ones(
     monkeypatch, before
