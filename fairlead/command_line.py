@@ -31,6 +31,7 @@ try:
     from fairlead.commands.planning.traces import traces_app
     from fairlead.commands.restarts import terminable
     from fairlead.commands.terminal import (
+        Commands,
         JsonOption,
         SettingsOption,
         console,
@@ -45,6 +46,7 @@ except ImportError:  # the base installation is a client
     )
 
 app = typer.Typer(
+    cls=Commands,
     help="Fairlead: which model, in which pool, should take each request.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -1,7 +1,8 @@
 """What all commands share: options, messages on standard error, results on standard output.
 
 With `--json` a result is one JSON object and nothing else is on standard output, whatever libraries
-print; where a command refuses, the object is `{"error": {"type": …, "message": …}}`.
+print; where a command refuses, or can't read its options, the object is
+`{"error": {"type": …, "message": …}}`.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+from typer.core import TyperGroup
 
 console = Console(stderr=True)
 FULL = (errno.ENOSPC, errno.EDQUOT)
+UNREADABLE: Any = typer.BadParameter.__base__  # all that a parser refuses: has no name in typer
 SILENT_S = 2.0  # a command that says nothing for longer seems to hang
 
 SettingsOption = Annotated[
@@ -30,7 +33,8 @@ SettingsOption = Annotated[
         "--settings", "-s", help="Settings file. Default: fairlead.toml, if there is one."
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+JSON = "--json"
+JsonOption = Annotated[bool, typer.Option(JSON, help="Print one JSON object and nothing else.")]
 
 
 def progress(text: str) -> None:
@@ -114,9 +118,8 @@ def only_json(wanted: bool) -> Iterator[Callable[[object], None]]:
     result: list[object] = []
     try:
         yield result.append
-    except BaseException as error:  # of one that was stopped, or is broken, there is no result
-        refused = isinstance(error, (*mendable(), typer.BadParameter))
-        result = [{"error": _described(error)}] if refused else []
+    except BaseException:  # of one that refused, was stopped, or is broken, there is no result
+        result.clear()
         raise
     finally:
         sys.stdout.flush()
@@ -138,9 +141,31 @@ def mendable() -> tuple[type[Exception], ...]:
     return FairleadError, InfraError, LoadError, ServeError, StreamError
 
 
-def _described(error: BaseException) -> dict[str, str]:
-    said = error.format_message() if isinstance(error, typer.BadParameter) else str(error)
-    return {"type": type(error).__name__, "message": said}
+class Commands(TyperGroup):
+    """All commands: what one of them refuses with `--json` is printed as an object, too."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Options of all commands; whether `--json` is asked is known before others are read."""
+        ctx.meta[JSON] = JSON in args
+        with _told(ctx):
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """The command that is asked for, its own options first."""
+        with _told(ctx):
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _told(ctx: Any) -> Iterator[None]:
+    """Print a refusal as JSON, if that is asked; whoever runs the commands says it to people."""
+    try:
+        yield
+    except (*mendable(), UNREADABLE) as error:
+        if ctx.meta[JSON]:
+            said = error.format_message() if isinstance(error, UNREADABLE) else str(error)
+            print(json.dumps({"error": {"type": type(error).__name__, "message": said}}, indent=2))
+        raise
 
 
 def measured(

@@ -97,7 +97,8 @@ def _why_not(run: Run, options: PlanOptions) -> str:
     if run.within_target < options.share:
         return (
             f"on all of the trace {percent(run.within_target)} are within target, not "
-            f"{percent(options.share)}: more GPUs than there are would be needed"
+            f"{percent(options.share)}: more GPUs would be needed than there are"
+            + ("" if options.budget_usd_per_h is None else ", or than the budget pays for")
         )
     if run.quality < (options.quality_min or 0.0):
         return (
@@ -237,13 +238,11 @@ def _lost(what: What, back: What, file: TraceFile) -> Events:
     return Events(shocks=(Shock(at_s=third_s, what=what), Shock(at_s=2 * third_s, what=back)))
 
 
-def hedged(
-    search: Search, planned: Planned, questions: Questions, say: Say
-) -> dict[str, Any] | None:
+def hedged(search: Search, planned: Planned, questions: Questions, say: Say) -> dict[str, Any]:
     """The cheapest that holds at 1.5 times the forecast, of the quality that was asked for.
 
     That is the plan if it does. Else more of the same is tried, its model alone on other GPUs, and
-    where neither will do others beside it.
+    where neither will do others beside it. What it costs is told, whatever the budget.
     """
     floor = search.options.quality_min or 0.0
     options = replace(search.options, points=0, quality_min=0.0, budget_usd_per_h=None)

@@ -10,7 +10,7 @@ The one rule: what is not the site's own statement is said in `assumed`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -138,8 +138,20 @@ def site_of(
         routers=settings.stated("router.replicas"),
         scales=settings.scaling().enabled,
         settings=settings,
-        assumed=tuple(assumed),
+        assumed=(*assumed, *_left_out(settings)),
     )
+
+
+def _left_out(settings: Settings) -> Iterator[str]:
+    """What goes by more than a trace says of requests."""
+    parts = {
+        "[[rules]]": bool(settings.rules),
+        "[[budgets]]": bool(settings.budgets),
+        "[guard]": bool(settings.stated("guard.model")),
+    }
+    for part, is_stated in parts.items():
+        if is_stated:
+            yield f"{part} of the settings: left out, a trace says too little of requests"
 
 
 def _simulated(entry: Any, learned: Collection[str], assumed: list[str]) -> Any:

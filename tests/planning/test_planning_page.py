@@ -57,6 +57,10 @@ def test_json_is_all_that_standard_output_has(command, tmp_path, monkeypatch, ca
         ("plan azure --out own.toml --settings own.toml", 2, "BadParameter"),
         ("compare own.toml own.toml", 2, "BadParameter"),
         ("replay azure --target nowhere", 2, "BadParameter"),
+        ("plan azure --out nix/plan.toml", 2, "BadParameter"),
+        ("plan azure --nix", 2, "NoSuchOption"),
+        ("plan", 2, "MissingParameter"),
+        ("traces make nix --out made.parquet", 1, "TraceRefused"),
     ],
 )
 def test_a_refusal_is_one_object_too(command, code, kind, tmp_path, monkeypatch, capfd):
@@ -70,4 +74,20 @@ def test_a_refusal_is_one_object_too(command, code, kind, tmp_path, monkeypatch,
         main()
     error = json.loads(capfd.readouterr().out)["error"]
     assert (ended.value.code, error["type"]) == (code, kind)
-    assert "nix" in error["message"] or error["message"].startswith("Invalid value")
+    assert any(text in error["message"] for text in ("nix", "Invalid value", "'TRACE'"))
+
+
+def test_what_is_stopped_prints_nothing(monkeypatch, capfd):
+    """
+    Ctrl-C is no refusal, and half a result is none.
+    """
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fairlead.commands.planning.replay._played", stopped)
+    command = ["fairlead", "replay", "azure", "--target", "nix:1", "--json"]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code, capfd.readouterr().out) == (130, "")

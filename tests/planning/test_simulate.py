@@ -120,6 +120,17 @@ def test_a_real_pool_is_emulated_and_a_model_without_gpus_is_hosted(site):
     assert any("qwen3-32b is hosted" in text for text in site.assumed)
 
 
+def test_what_a_trace_says_too_little_for_is_left_out_and_said(settings_path, tmp_path):
+    """
+    Rules were taken to hold; nobody asked them.
+    """
+    path = tmp_path / "fairlead.toml"
+    rule = '[[rules]]\nname = "never"\ndeny = ["qwen3-32b"]\n'
+    path.write_text(f'{settings_path.read_text()}{rule}[guard]\nmodel = "qwen3-32b"\n')
+    said = [text for text in site_of(read_settings(path)).assumed if "left out" in text]
+    assert [text.split(maxsplit=1)[0] for text in said] == ["[[rules]]", "[guard]"]
+
+
 def test_all_pools_are_slower_where_service_times_are_longer(site):
     """
     One's own GPUs, and hosted models that need not be as fast as they are stated to be.

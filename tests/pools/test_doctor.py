@@ -252,7 +252,7 @@ def test_commands_that_look_make_no_site_where_none_has_run(tmp_path, monkeypatc
     result = CliRunner().invoke(app, [*command, "--settings", str(path), "--json"])
 
     assert isinstance(result.exception, NoSiteYet)
-    assert result.stdout == ""
+    assert json.loads(result.stdout)["error"]["type"] == "NoSiteYet"
     assert sorted(tmp_path.iterdir()) == [path]
 
 

@@ -230,7 +230,8 @@ def lines_of(found: dict[str, Any]) -> list[str]:
     lines += [
         f"hedged         {gpus(hedged)} for ${hedged['usd_per_h']:,.2f}/h: "
         f"{percent(hedged['within_target'])} within target at 1.5 times demand and service times, "
-        f"where the plan keeps {percent(hedged['plain_within_target'])}",
+        f"where the plan keeps {percent(hedged['plain_within_target'])}"
+        + ("" if hedged["held"] else " (nothing holds: this comes nearest)"),
         *_replicas(hedged),
     ]
     if found["settings"]:
