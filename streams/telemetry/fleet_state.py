@@ -108,6 +108,10 @@ class FleetState:
         """What those say that reported within ten seconds of whatever reported last."""
         return self.read("live routers", _live_routers)
 
+    def knows(self, source: str) -> bool:
+        """Whether a process has reported before, and its sequence is remembered."""
+        return source in self._opened().sources
+
     @property
     def n_sources(self) -> int:
         """Processes whose sequence is remembered."""

@@ -8,7 +8,7 @@ much as there should be) and the logarithm of one plus its price (`learners.pric
 A second is one of the log's: prices advance when a record comes that the log took a second after
 the last advance, from what was folded before it. So while telemetry is silent prices stay as they
 are, and the silence itself moves nothing; after five minutes of it they are forgotten with the
-replicas that they are of.
+replicas that they are of, if it is others who report then.
 
 A load that makes no sense (garbage in telemetry) counts as none: the price stays.
 """
@@ -123,6 +123,8 @@ class Prices:
         options: PricingOptions,
         counts: Mapping[str, int] | None = None,
         trusted_ms: int | None = None,
+        *,
+        by_known: bool = False,
     ) -> Prices:
         """Prices at a time of the log, from what was folded and spent until then.
 
@@ -130,14 +132,16 @@ class Prices:
         undone, where it is another one (`streams.clock`).
 
         After a silence nothing is known of now, nor after the clock was set back: the time is
-        noted, and which replicas have ended. Prices stay for as long as their replicas are known.
+        noted, and which replicas have ended. Prices stay for as long as their replicas are known;
+        longer if who ends the silence is `by_known`, a process that had reported before it. Then
+        the log was away, or its clock has jumped: it is the same fleet.
         """
         held = accounts(
             self.accounts, fleet.routers, counts or {}, at_ms, options.budgets, trusted_ms
         )
         if not 0 < self.as_of_ms <= at_ms or at_ms - fleet.received_ms > SILENT_MS:
-            known = at_ms - fleet.received_ms <= FORGOTTEN_MS
-            before = self if known else self.of_another_fleet()
+            same = by_known or at_ms - fleet.received_ms <= FORGOTTEN_MS
+            before = self if same else self.of_another_fleet()
             return replace(before, as_of_ms=at_ms, spent_usd=spent_usd, accounts=held)
         elapsed_s = (at_ms - self.as_of_ms) / 1000.0
         # A pool without replicas has no capacity, and so no price.

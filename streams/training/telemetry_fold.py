@@ -108,9 +108,15 @@ class TelemetryFold:
         if at_ms < state.fleet.received_ms - STEP_MS:
             state.fleet.rewind(at_ms)  # the clock was ahead, and is right again
         if state.prices.due(at_ms):
-            counts = self._counts()
+            counts, key = self._counts(), records[0].key or b""
             state.prices = state.prices.advanced(
-                state.fleet, spent_usd(counts), at_ms, self._pricing, counts, clock.trusted_ms
+                state.fleet,
+                spent_usd(counts),
+                at_ms,
+                self._pricing,
+                counts,
+                clock.trusted_ms,
+                by_known=state.fleet.knows(key.decode(errors="replace")),
             )
             forget(state.counts, clock.trusted_ms)
         for name, n in self._folded(records, at_ms).items():

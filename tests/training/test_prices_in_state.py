@@ -362,6 +362,27 @@ def bits(prices: Prices) -> str:
     return repr(prices)  # of a float, repr says every bit
 
 
+@pytest.mark.parametrize("after_ms", [FORGOTTEN_MS + 5000, 86_400_000])
+def test_scarcity_outlasts_a_log_that_was_away_and_a_clock_that_jumps_but_no_restart(after_ms):
+    """
+    All look alike to the clock. But those who report are the same processes, or others.
+    """
+
+    def after(replica: str) -> Prices:
+        state = State(encoder=ENCODER, learned=Learned(MEMORY))
+        log = MemoryLog(Storage(1), lambda: NOW_MS)
+        for ms, who in ((0, "r"), (1000, "r"), (after_ms, replica)):
+            ((key, value),) = encode([reported("p", NOW_MS + ms, who, load=3 * LOAD)])
+            log.place(TELEMETRY, 0, value, key=key, at_ms=NOW_MS + ms)
+        state.fleet = fleet(reported("p", NOW_MS - 1, "r"), at_ms=NOW_MS - 1)
+        state.prices = begun(capacity={"p": Price(1.0, 2.0)})
+        TelemetryFold(log, state, 100, NOW_MS).step(NOW_MS)
+        return state.prices
+
+    assert after("r").capacity["p"].log_price > 1.0
+    assert after("another").capacity == {}
+
+
 def test_prices_are_advanced_by_what_was_folded_before():
     """
     The record that ends a second is of the next one.
