@@ -71,11 +71,12 @@ class RequestOptions(TypedDict, total=False):
     chosen_model: str
 
 
-def names(field: str, listed: Sequence[str]) -> tuple[str, ...]:
+def names(field: str, listed: Sequence[str] | None) -> tuple[str, ...]:
     """Names that were listed. Raises InvalidRequest."""
     # A lone string is a sequence too, of letters: each would be taken for a name.
-    if isinstance(listed, str):
-        raise InvalidRequest("request", f"{field} is the string {listed!r}; give a list of names")
+    if listed is None or isinstance(listed, str):
+        said = "None" if listed is None else f"the string {listed!r}"
+        raise InvalidRequest("request", f"{field} is {said}; give a list of names")
     return tuple(listed)
 
 

@@ -143,6 +143,14 @@ def _ports(settings: Settings, runs: str) -> Iterator[Finding]:
     for setting, (host, port) in settings.addresses().items():
         if why := why_not(port, host):
             yield Finding(setting, f"{host}:{port}: {why}", "Set another host or port.")
+        elif runs and is_free(port, host):
+            yield Finding(
+                setting,
+                f"nobody listens at {host}:{port}, though `fairlead up`, process {runs}, has the "
+                "state folder",
+                "Wait while it starts. If it was started with other settings, start it again; if "
+                "it is another site's, set another state_dir.",
+            )
         elif is_free(port, host):
             yield Finding(setting, f"{host}:{port} is free")
         elif runs:

@@ -40,8 +40,9 @@ that answer, and `fairlead settings --check FILE` says whether a file is valid.
   what does not go together), each with key, value and limit.
 - **Models and pools are read again while the router runs**, every `poll_s` of `[learning]`: a
   model that is added takes requests, one that is removed takes none, and coming back under its
-  name it is remembered. A file that is not valid changes nothing until it is mended. Everything
-  else, and how a pool is run, counts from the next start.
+  name it is remembered. A file that is not valid changes nothing until it is mended. All
+  else, and how a pool is run, counts once `fairlead up` gets SIGHUP or is started again;
+  addresses, state folder and log from its next start alone.
 - Times are in seconds and money in US dollars unless a name says otherwise. A relative path
   starts at the folder where the router is started.
 """

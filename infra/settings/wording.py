@@ -23,6 +23,7 @@ from streams.errors import OptionRefused
 
 Key = tuple[int | str, ...]
 SHOWN = 100  # characters of a value
+ELSEWHERE_MAX = 3  # sections that are proposed for a key that stands in another
 # By pydantic's names for what is wrong, for those who have never heard of Python's types.
 KINDS = {
     "int_type": "it must be an integer",
@@ -72,14 +73,23 @@ def shown(value: object) -> str:
 
 
 def _meant(loc: Key) -> str:
-    """The setting of the same section whose name is close."""
+    """The setting of the same section whose name is close, or others of this very name."""
     section: type[BaseModel] | None = Settings
     for part in loc[:-1]:
         if not isinstance(part, int):
             field = section.model_fields.get(part) if section else None
             section = section_of(field) if field else None
     close = get_close_matches(str(loc[-1]), section.model_fields if section else (), 1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    found = close or _elsewhere(str(loc[-1]))
+    return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
+
+
+def _elsewhere(key: str) -> list[str]:
+    """The settings of that name at the top of the file and in its sections; none if many."""
+    sections = {name: section_of(field) for name, field in Settings.model_fields.items()}
+    found = [f"{name}.{key}" for name, its in sections.items() if its and key in its.model_fields]
+    found += [key] if key in sections else []
+    return found if len(found) <= ELSEWHERE_MAX else []
 
 
 def _secret(path: Key, value: object) -> bool:

@@ -22,7 +22,7 @@ from serve.grpc_api.asking.bulk import check_count, slices
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from streams.errors import BadTicket
 from streams.feedback.feedback import Ingest
-from streams.feedback.report import BOUNDS, REPORTED, as_text, encode_report
+from streams.feedback.report import BOUNDS, REPORTED, SOURCE_CHARS_MAX, as_text, encode_report
 from streams.feedback.ticket import Sealer
 from streams.log.contract import Record
 from streams.log.outbox import Outbox
@@ -97,6 +97,9 @@ class Reporting:
             if not least <= value <= most:
                 limit = f"{least:,.0f} to {most:,.0f}"
                 raise InvalidRequest(f"outcomes[{position}].{name}", value, limit)
+        if (n_chars := len(outcome.source)) > SOURCE_CHARS_MAX:
+            limit = f"at most {SOURCE_CHARS_MAX} characters"
+            raise InvalidRequest(f"outcomes[{position}].source", f"{n_chars} characters", limit)
         try:
             decision_id, _ = self._sealer.open_body(outcome.ticket)
         except BadTicket as error:

@@ -8,6 +8,8 @@ What is published as JSON schema is this declaration; docs/feedback.md explains 
 from __future__ import annotations
 
 import base64
+import codecs
+import re
 from contextlib import suppress
 from enum import StrEnum
 from typing import Annotated, Any
@@ -25,6 +27,7 @@ OUTPUT_TOKENS_MAX = 10_000_000
 OUTPUT_TOKENS_LEARNED_MAX = 65_536  # more counts as this: no model in use answers at more length
 RECORD_BYTES_MAX = 65_536
 REVISION_MAX = 7
+SOURCE_CHARS_MAX = 64
 TRACEPARENT_CHARS_MAX = 128  # 55 now; what can't be read is no reason to refuse an outcome
 
 
@@ -92,9 +95,13 @@ class Report(
         ]
         | None
     ) = None
-    source: Annotated[str, Meta(min_length=1, max_length=64, description="Who says so.")] | None = (
-        None
-    )
+    source: (
+        Annotated[
+            str,
+            Meta(min_length=1, max_length=SOURCE_CHARS_MAX, description="Who says so."),
+        ]
+        | None
+    ) = None
     revision: (
         Annotated[
             int,
@@ -167,6 +174,7 @@ QUALITY_BIT, COST_BIT, ERROR_BIT, PAID_BIT = (
 PROBE, IMPORT, ARMS = "probe", "import", "arms"
 NANO_USD = 1e9  # money is counted in whole billionths of a dollar: exact, in any order
 _decode = msgspec.json.Decoder(Report).decode
+SHOWN_BYTES = 40  # of what is wrong: enough to find it by
 _decode_raw = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -198,7 +206,7 @@ def read_report(value: bytes | None) -> Report:
     except msgspec.ValidationError as error:
         raise BadFeedback(Reason.BAD_FIELD, f"{error}{_found(value, str(error))}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadFeedback(Reason.NOT_JSON, str(error)) from None
+        raise BadFeedback(Reason.NOT_JSON, _why_no_json(value, str(error))) from None
     if (
         report.quality is None
         and report.cost_usd is None
@@ -226,11 +234,24 @@ def _measured(report: Report) -> list[bool]:
     return [getattr(report, name) is not None for name in MEASURED]
 
 
+def _why_no_json(value: bytes, message: str) -> str:
+    """What the decoder says, with what stands at that place, or how to write it instead."""
+    if value.startswith(codecs.BOM_UTF8):
+        return "it begins with a byte order mark; write UTF-8 without one"
+    if b"\0" in value:
+        return "it has zero bytes, as UTF-16 has; write UTF-8"
+    if "codec can't decode" in message:
+        return f"{message}; write UTF-8"
+    place = re.search(r"\(byte (\d+)\)$", message)
+    at = value[int(place[1]) :][:SHOWN_BYTES].decode(errors="replace") if place else ""
+    return f"{message}: {at}" if at else message
+
+
 def _found(value: bytes, message: str) -> str:
     """What the record has in the field that msgspec's message names; "" if that is unclear."""
     field = message.rpartition("$.")[2].rstrip("`")
     with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError):
-        return f", found {bytes(_decode_raw(value)[field])[:40].decode(errors='replace')}"
+        return f", found {bytes(_decode_raw(value)[field])[:SHOWN_BYTES].decode(errors='replace')}"
     return ""
 
 

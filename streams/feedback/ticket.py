@@ -203,7 +203,7 @@ class Sealer:
         decision_id = check_shape(ticket)
         version, key_id = ticket[0], ticket[1]
         if key_id not in self._ciphers:
-            raise BadTicket("a ticket sealed with a key that is not held here")
+            raise BadTicket("a ticket sealed with a key that is not held here: another router's?")
         imported = version == 4 or version == IMPORTED_VERSION  # noqa: PLR1714 - it is quicker
         for cipher in (self._of_imported if imported else self._ciphers)[key_id]:
             try:

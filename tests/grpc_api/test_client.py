@@ -465,6 +465,7 @@ def test_changing_an_array_afterwards_does_not_change_the_request():
         ({"text": "hi", "embedding": ROW}, "both given"),
         ({"text": "hi", "allowed_models": "haiku"}, "allowed_models is the string 'haiku'"),
         ({"text": "hi", "denied_models": "haiku"}, "denied_models is the string 'haiku'"),
+        ({"text": "hi", "allowed_models": None}, "allowed_models is None; give a list of names"),
         ({"text": "hi", "prompt_tokens": -1}, "prompt_tokens is -1"),
         ({"text": "hi", "cost_usd_max": "1"}, "cost_usd_max is '1'"),
         ({"text": "\ud800"}, "text is"),

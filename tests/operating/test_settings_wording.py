@@ -38,6 +38,8 @@ usd_per_call = 0.01
             ("= 0.01\n", '= 1\n[[pools]]\nname = "p"\nmodel = "nope"\n'),
             "line 13: pools.p.model",
         ),
+        (("port = 7480", "poll_s = 1"), "is not a setting; did you mean 'learning.poll_s'?"),
+        (("[[models]]", '[router]\nstate_dir = "x"\n[[models]]'), "did you mean 'state_dir'?"),
         (("[listener]", "quux_zyzzy = 1\n[listener]"), "line 1: quux_zyzzy is not a setting"),
     ],
 )

@@ -92,22 +92,36 @@ def test_ports_and_folder_of_a_running_router_are_in_use_by_right(tmp_path):
     assert "process 4711" in checks["state folder"]["found"]
 
 
+def test_a_folder_that_another_site_uses_is_found_by_the_port_where_it_does_not_listen(tmp_path):
+    """Everything was said to be well, and `fairlead up` then refused to share the folder."""
+    import fcntl
+
+    path = settings_file(tmp_path, free_ports(1)[0])
+    LocalSite.of(read_settings(path), path)
+    with (tmp_path / "state" / LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        checks = examined(path)
+
+    assert {name for name, check in checks.items() if not check["ok"]} == {"listener.port"}
+    assert "set another state_dir" in checks["listener.port"]["remedy"]
+
+
 def test_a_running_routers_disk_that_filled_up_is_a_finding_beside_the_others(
     tmp_path, monkeypatch
 ):
     """It was said to be a mistake in the settings, and nothing else was looked at."""
     import fcntl
 
-    path = settings_file(tmp_path, free_ports(1)[0])
-    LocalSite.of(read_settings(path), path)
-
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with (tmp_path / "state" / LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        monkeypatch.setattr(state_folder, "_write", full)
-        checks = examined(path)
+    with socket.create_server(("127.0.0.1", 0)) as router:
+        path = settings_file(tmp_path, router.getsockname()[1])
+        LocalSite.of(read_settings(path), path)
+        with (tmp_path / "state" / LOCK).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            monkeypatch.setattr(state_folder, "_write", full)
+            checks = examined(path)
 
     assert {name for name, check in checks.items() if not check["ok"]} == {"state folder"}
     assert "No space left" in checks["state folder"]["found"]

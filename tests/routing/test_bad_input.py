@@ -646,6 +646,10 @@ BAD_OUTCOMES: dict[str, tuple[dict, tuple[str, ...]]] = {
         {"output_tokens": 10_000_001},
         ("outcomes[0].output_tokens is ", "must be 0 to 10,000,000"),
     ),
+    "source too long": (
+        {"quality": 1.0, "source": "é" * 65},
+        ("outcomes[0].source is 65 characters", "at most 64 characters"),
+    ),
     "one good, one bad": (
         {"quality": 1.0, "cost_usd": 101.0},
         ("outcomes[0].cost_usd is ", "must be 0 to 100"),
