@@ -16,12 +16,13 @@ from planned_site import SETTINGS
 from typer.testing import CliRunner
 
 from fairlead.command_line import app
+from fairlead.commands.planning.plan import lines_of
 from infra.capacity.latency_target import LatencyTarget
 from infra.settings.settings import read_settings
 from load.data.traces import Trace
 from load.planning.candidates import with_candidates
 from load.planning.fragment import fragment
-from load.planning.plan import Planned, _verified, _zones, hedged
+from load.planning.plan import Planned, _verified, _why_not, _zones, hedged
 from load.planning.questions import questions_of, traffic_of
 from load.planning.search import (
     FILLED,
@@ -39,7 +40,7 @@ from load.planning.sizing import Sized, demand_of, sized
 from load.shares import percent
 from load.traces.reading import TraceFile
 
-TRACE = ("azure", "--from-s", "1500", "--to-s", "1560", "--stretch-s", "30", "--points", "1")
+TRACE = ("azure", "--from-s", "1500", "--to-s", "1540", "--stretch-s", "20", "--points", "1")
 WANTED = ("--target-ttft-ms", "2000", "--target-tpot-ms", "100", "--share", "0.98")
 
 
@@ -531,9 +532,35 @@ def test_what_can_not_be_had_is_said_with_the_nearest_that_can(folder):
     poor = ask(folder, *WANTED, "--budget-usd-per-h", "0.01", code=1)
     assert not poor["feasible"] and "the cheapest that will do is $" in poor["reason"]
     assert poor["plan"] is None and poor["frontier"]
-    assert "at most $0/h" in ask(folder, *WANTED, "--budget-usd-per-h", "0", code=1)["reason"]
-    proud = ask(folder, *WANTED, "--quality-min", "0.999", code=1)
-    assert "no fleet that was tried reaches quality 0.999" in proud["reason"]
+    _, _, search = trickling(folder)
+    frontier = search.frontier()
+    for wanted, said in (
+        (PlanOptions(budget_usd_per_h=0.0), "no fleet costs at most $0/h"),
+        (PlanOptions(quality_min=0.999), "no fleet that was tried reaches quality 0.999"),
+    ):
+        search.options = wanted
+        chosen, why = search.chosen(frontier)
+        assert chosen is None and why.startswith(said)
+
+
+def test_what_is_too_little_for_all_of_the_trace_is_said_with_what_forbids_more():
+    """
+    A budget was taken for a lack of GPUs.
+    """
+    run = SimpleNamespace(within_target=0.9, quality=0.5)
+    gpus = "on all of the trace 90 % are within target, not 99 %: more GPUs would be needed than"
+    assert _why_not(run, PlanOptions()) == f"{gpus} there are"
+    budget = _why_not(run, PlanOptions(budget_usd_per_h=1.0))
+    assert budget == f"{gpus} there are, or than the budget pays for"
+
+
+def test_lines_say_whether_a_hedge_holds(planned):
+    """
+    The page and the JSON do.
+    """
+    for held in (True, False):
+        lines = "\n".join(lines_of(planned | {"hedged": planned["hedged"] | {"held": held}}))
+        assert ("nothing holds" in lines) != held
 
 
 # --- the page

@@ -96,7 +96,7 @@ def test_all_processes_together_send_the_trace_at_its_times():
     Two processes, one schedule; what came is counted by model, warm-up apart.
     """
     with server() as (url, seen):
-        found = play(url, trace_of(60, 30.0), processes=2, warm_up_s=1.0, drain_s=PATIENCE_S)
+        found = play(url, trace_of(60, 60.0), processes=2, warm_up_s=0.5, drain_s=PATIENCE_S)
 
     assert len(seen) == 60
     assert (found["requests"], found["warm_up"]["requests"]) == (30, 30)
