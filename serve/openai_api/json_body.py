@@ -20,6 +20,15 @@ VALUE_CHARS_MAX = 60  # of a wrong value repeated in a message: enough to find i
 
 _FORM = re.compile(r"(?P<problem>.*?)(?: - at `\$(?P<path>.*)`)?", re.DOTALL)
 _STEP = re.compile(r"\.(?P<key>\w+)|\[(?P<position>\d+)\]")
+# Python's names for types, for those who write JSON in other languages.
+_KINDS = {
+    "float": "a number",
+    "int": "an integer",
+    "bool": "true or false",
+    "str": "text",
+    "array": "a list",
+    "object": "an object",
+}
 _decode = msgspec.json.Decoder().decode
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # some editors write it; RFC 8259 allows to ignore it
 
@@ -57,7 +66,16 @@ def _named(message: str, body: object) -> InvalidRequest:
             _joined(path, ""), _shown(_at(body, path)), "one of its documented values"
         )
     limit = problem.removeprefix("Expected ").split(", got ")[0]
-    return InvalidRequest(_joined(path, ""), _shown(_at(body, path)), limit)
+    return InvalidRequest(_joined(path, ""), _shown(_at(body, path)), _plain(limit))
+
+
+def _plain(limit: str) -> str:
+    """Words for msgspec's `` `int | null` >= 0 ``: an integer or null >= 0."""
+
+    def plain(quoted: re.Match[str]) -> str:
+        return " or ".join(_KINDS.get(kind, kind) for kind in quoted[1].split(" | "))
+
+    return re.sub(r"`(.+?)`", plain, limit)
 
 
 def _joined(path: str, name: str) -> str:
