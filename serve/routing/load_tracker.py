@@ -9,7 +9,9 @@ a pool finishes R / L of them per second, so what has not been answered yet is a
     Q = max(0, queued + sent since − R · time since / L)        and a new one takes  L · (1 + Q / R)
 
 A pool that reports its load ρ works off as much per second as it takes in at that load. Work sent
-beyond that raises the load; it takes about `FILL_S` of twice the work to double it:
+beyond that raises the load, a mean of five seconds, and here somewhat faster: so of what one pool's
+load is below another's 0.7 is made up for before the next report. All of it would come to the pool
+as a burst, which fills it beyond its limit, and then to the other one:
 
     ρ + (work sent since · routers / replicas / F − ρ · time since) / FILL_S
 
@@ -44,9 +46,9 @@ from streams.training.prices import PricingOptions
 
 Floats = NDArray[np.float64]
 
-FILL_S = 5.0  # a load is of the last few seconds: `infra.capacity.load.FLOW_S`
+FILL_S = 3.5  # 0.7 of `infra.capacity.load.FLOW_S`: see above
 FULL = 0.9  # F before anything is learned: of chats, on most GPUs
-FULL_PRIOR_S = 3.0  # at a load of 1, that this counts for
+FULL_PRIOR_S = 1.5  # at a load of 1, that this counts for
 FULL_MIN, FULL_MAX = 0.1, 2.0  # a router that gets twice its share finds up to 2 × 0.95
 SLOT_MS = 100  # resolution at which sent requests are kept, until newer telemetry covers them
 SLOTS_MAX = 100
@@ -167,14 +169,16 @@ class LoadTracker:
     def _learn(self, live: Live, work_s: Floats, elapsed_s: float) -> None:
         """Compare the work (P,) that was sent in a time with the loads that were reported after it.
 
-        Not of a pool beyond its limit, whose load counts what waits, nor after a silence.
+        A pool beyond its limit, whose load counts what waits, is taken to be at it: to leave it out
+        would leave only times in which a burst had just come. Not after a silence.
         """
         if not 0.0 < elapsed_s <= SILENT_MS / 1000.0:
             return
-        steady = live.loaded & (live.load > 0.0) & (live.load <= 1.0)
-        new = np.stack([work_s * live.n_routers / live.ready, live.load * elapsed_s])
+        known = live.loaded & (live.load > 0.0)
+        load = np.minimum(live.load, 1.0)
+        new = np.stack([work_s * live.n_routers / live.ready, load * elapsed_s])
         kept = math.exp(-elapsed_s / LEARNED_S)
-        self._recent = np.where(steady, kept * self._recent + new, self._recent)
+        self._recent = np.where(known, kept * self._recent + new, self._recent)
 
     def _per_work(self, live: Live) -> Floats:
         """What a second of work adds to loads (P,); the same until there is another view."""
