@@ -19,7 +19,6 @@ REPORTED, QUEUED, RUNNING, LOADED, LOAD_THEN, LOG_PRICE, EMPTY_MS = range(7)
 # Rows (P,) of what pools are like now: how full, seconds to an answer, requests that wait, seconds
 # to an answer when empty; what one more request that waits, and a second of work, add; the price.
 LOAD, LATENCY_S, WAITING, EMPTY_S, PER_REQUEST, PER_WORK, MULTIPLE = range(7)
-N_NOW = 7
 # What was sent since (P,): requests, their work.
 SENT, WORK_S = range(2)
 # Settings of `reckon`: seconds that fill a pool; of `learners.prices`.

@@ -163,6 +163,7 @@ def said_of(asked: Sequence[RouteInput]) -> NDArray[np.object_] | None:
 
 def traits_of(requests: RequestBatch, live: Live) -> Traits | None:
     """What requests say of themselves, for the learner; None where it knows nothing of it."""
+    assert requests.said is None or not live.plain_requests, "this view leaves out what is said"
     if live.estimator.effects is None:
         return None
     n = len(requests)
@@ -266,6 +267,7 @@ def left_by(
     trials = _stale(requests, live, expected, verdict) & good
     passes, strong = np.ones(n), np.zeros(n, np.intp)
     if (share < 1.0).any():
+        assert not live.plain_requests, "this view leaves out what is usual"
         price = live.catalogue.expected_cost_usd(np.zeros(1))[0]
         strong = strong_of(eligible, live.reference, price)
         passes = strong_passes(share, eligible, strong, expected.success, live.reference)

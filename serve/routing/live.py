@@ -88,7 +88,7 @@ class Live:
         `plain_requests`: they say nothing of themselves and have no limits, so that a fifth of the
         work of a view is left out; others must not be decided with it.
         """
-        self._since_ms = since_ms
+        self._since_ms, self.plain_requests = since_ms, plain_requests
         self.fleet = fleet or FleetState()  # read when something is first asked of it
         self.prices, self.counts = prices or Prices(), counts or {}  # of a change under trial
         self.catalogue, self.encoder, self.encoder_key = catalogue, encoder, key_of(encoder)

@@ -10,6 +10,7 @@ import pytest
 from emulated import POWER
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reporting_pools import requests
 from simulated_world import (
     EMULATION,
     GPU,
@@ -29,6 +30,7 @@ from infra.emulator.engine import FINISHED, FIRST_TOKEN, Engine
 from learners.criticality import Criticality
 from learners.estimates import ema
 from learners.estimates.learned import Learned, MemoryOptions
+from learners.policies.greedy import Greedy
 from learners.targets import Target
 from load.simulation.loop import router
 from load.simulation.loop.remembered import Remembered
@@ -52,7 +54,10 @@ from load.simulation.shocks import (
 from load.simulation.simulation import SimulationOptions, contexts_of, encoder_of
 from load.simulation.virtual_time import TICKET_KEY
 from load.simulation.warm_start import learned_state
+from serve.routing.chooser import Chooser
 from serve.routing.live import Live, LiveOptions
+from serve.routing.placement import PlacementOptions
+from streams.feedback.said import NOTHING
 from streams.feedback.ticket import Sealer, key_of
 from streams.log.contract import FEEDBACK, TELEMETRY
 from streams.log.memory_log import MemoryLog, Storage
@@ -804,6 +809,21 @@ def test_a_view_for_plain_requests_estimates_them_as_any_other():
     np.testing.assert_array_equal(found.deviation, want.deviation)
     assert bare.estimator.effects is None
     assert not len(bare.reference)
+
+
+@pytest.mark.parametrize("column", ["strong_share_max", "said"])
+def test_what_a_view_for_plain_requests_leaves_out_is_not_decided_without_it(column):
+    """
+    A limit or a trait that was passed over would be a wrong decision that nobody sees.
+    """
+    known = learned_state(table(), table(), catalogue(fleet())).learned
+    live = Live(catalogue(fleet()), known, "any", LiveOptions(), plain_requests=True)
+    chooser = Chooser(Greedy(), PlacementOptions(), np.random.default_rng(0))
+    value = {"strong_share_max": np.array([0.5]), "said": np.array([NOTHING], object)}[column]
+    assert len(chooser.choose(requests(live), live, UNIX_MS).chosen) == 1
+
+    with pytest.raises(AssertionError, match="leaves out"):
+        chooser.choose(requests(live, **{column: value}), live, UNIX_MS)
 
 
 def test_a_router_that_starts_warm_expects_to_pay_list_prices():
