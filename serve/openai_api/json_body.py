@@ -11,6 +11,7 @@ import re
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec import inspect
 
 from serve.errors import InvalidRequest
 
@@ -46,10 +47,10 @@ def read_body(content: bytes, kind: type[Kind]) -> tuple[dict[str, object], Kind
     try:
         return body, msgspec.convert(body, kind)
     except msgspec.ValidationError as error:
-        raise _named(str(error), body) from error
+        raise _named(str(error), body, kind) from error
 
 
-def _named(message: str, body: object) -> InvalidRequest:
+def _named(message: str, body: object, kind: type) -> InvalidRequest:
     """What msgspec says, with field and value. Its forms are pinned by tests."""
     found = _FORM.fullmatch(message)
     assert found is not None, "the form takes any text"
@@ -62,11 +63,28 @@ def _named(message: str, body: object) -> InvalidRequest:
             _joined(path, name[1]), value, "left out: there is no field of that name here"
         )
     if problem.startswith("Invalid enum value"):
-        return InvalidRequest(
-            _joined(path, ""), _shown(_at(body, path)), "one of its documented values"
-        )
+        allowed = ", ".join(map(str, _values(inspect.type_info(kind), path)))
+        return InvalidRequest(_joined(path, ""), _shown(_at(body, path)), f"one of {allowed}")
     limit = problem.removeprefix("Expected ").split(", got ")[0]
     return InvalidRequest(_joined(path, ""), _shown(_at(body, path)), _plain(limit))
+
+
+def _values(of: inspect.Type, path: str) -> tuple[Any, ...]:
+    """The values that a field may have, if its type lists them."""
+    for step in _STEP.finditer(path):
+        of = _found(of, inspect.StructType if step["key"] else inspect.ListType)
+        if isinstance(of, inspect.ListType):
+            of = of.item_type
+        elif isinstance(of, inspect.StructType):
+            of = next(field.type for field in of.fields if field.encode_name == step["key"])
+    listed = _found(of, inspect.LiteralType)
+    return listed.values if isinstance(listed, inspect.LiteralType) else ()
+
+
+def _found(of: inspect.Type, kind: type) -> inspect.Type:
+    """The part of a union, such as with null, that is of a kind; without one the type itself."""
+    parts = of.types if isinstance(of, inspect.UnionType) else (of,)
+    return next((part for part in parts if isinstance(part, kind)), of)
 
 
 def _plain(limit: str) -> str:

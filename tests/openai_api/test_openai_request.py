@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from typing import Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import Struct
 from scripted_api import CATALOGUE
 
 from learners.criticality import Criticality
@@ -177,7 +179,11 @@ def test_streaming_is_as_asked_for(fields, streamed, counted):
         ({"fairlead": {"preference": {"cost": True}}}, "fairlead.preference.cost", "true; it must"),
         ({"fairlead": {"deadline_unix_ms": 2**63}}, "fairlead.deadline_unix_ms", "9223372036854775808"),
         ({"fairlead": {"deadline_unix_ms": -1}}, "fairlead.deadline_unix_ms", "-1; it must be"),
-        ({"fairlead": {"criticality": "high"}}, "fairlead.criticality", '"high"; it must be '),
+        (
+            {"fairlead": {"criticality": "high"}},
+            "fairlead.criticality",
+            '"high"; it must be one of critical, critical_plus, sheddable, sheddable_plus',
+        ),
         ({"fairlead": {"allowed_models": ["a", 1]}}, "fairlead.allowed_models[1]", "1; it must be text"),
         ({"fairlead": {"cascade": {}}}, "fairlead.cascade.confidence_min", "missing"),
         ({"fairlead": {"cascade": {"confidence_min": 2}}}, "cascade.confidence_min", "2.0"),
@@ -259,6 +265,19 @@ def test_problems_that_msgspec_finds_are_said_in_our_words():
 
     assert wrong.value.args[0] == "messages[0].role"
     assert str(missing.value) == "messages is missing; it must be given"
+
+
+class Paint(Struct):
+    colour: Literal["red", "blue"] | None = None
+
+
+class Paints(Struct):
+    tins: list[Paint] | None = None
+
+
+def test_values_that_a_field_may_have_are_named_wherever_it_is():
+    with pytest.raises(InvalidRequest, match=r'^tins\[1\]\.colour is "grey"; .* one of blue, red$'):
+        read_body(b'{"tins": [{}, {"colour": "grey"}]}', Paints)
 
 
 # --- the text that is routed by --------------------------------------------------------------------
