@@ -12,6 +12,7 @@ The one rule: nothing that was intended is forgotten. It finished, failed, or wa
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import astuple, dataclass, field
 from typing import Any, NamedTuple
 
@@ -48,7 +49,8 @@ class Phase:
     sent: int = 0
     on_time: int = 0  # sent no later than is tolerated
     finished: int = 0
-    failed: dict[str, int] = field(default_factory=dict)  # by what was said
+    failed: dict[str, int] = field(default_factory=dict)  # by why
+    said: dict[str, str] = field(default_factory=dict)  # by why: how the first of them was put
     tokens: int = 0  # that came
     of: dict[str, HdrHistogram] = field(default_factory=lambda: _histograms(DIGITS))
 
@@ -56,10 +58,16 @@ class Phase:
         """One measurement."""
         self.of[kind].record_value(max(1, min(US_MAX, round(seconds * 1e6))))
 
+    def fail(self, why: str, said: str) -> None:
+        """One request that did not finish."""
+        self.failed[why] = self.failed.get(why, 0) + 1
+        if said:
+            self.said.setdefault(why, said)
+
     def packed(self) -> dict[str, Any]:
         """To be sent to another process."""
-        plain = {name: getattr(self, name) for name in COUNTS}
-        return plain | {"failed": self.failed, "of": {k: h.encode() for k, h in self.of.items()}}
+        plain = {name: getattr(self, name) for name in (*COUNTS, "failed", "said")}
+        return plain | {"of": {k: h.encode() for k, h in self.of.items()}}
 
     def add(self, packed: dict[str, Any]) -> None:
         """What another process measured."""
@@ -67,6 +75,7 @@ class Phase:
             setattr(self, name, getattr(self, name) + packed[name])
         for why, n in packed["failed"].items():
             self.failed[why] = self.failed.get(why, 0) + n
+        self.said = packed["said"] | self.said
         for kind, encoded in packed["of"].items():
             self.of[kind].decode_and_add(encoded)
 
@@ -151,6 +160,12 @@ class Measured:
         self.reported += packed["reported"]
         self.usd += packed["usd"]
         self.each |= packed["each"]
+
+    def so_far(self) -> tuple[int, int, dict[str, int]]:
+        """Requests sent, finished, and failed by why, warm-up among them."""
+        phases = (self.warm_up, self.main)
+        failed = sum((Counter(phase.failed) for phase in phases), Counter[str]())
+        return sum(one.sent for one in phases), sum(one.finished for one in phases), dict(failed)
 
     def answers_of(self, model: str) -> Answers:
         """To count in."""

@@ -44,7 +44,8 @@ class TargetOptions:
     connections: int = 8
     batch_ms: float = 0.0  # route: what is due within so long goes in one call
     extra: dict[str, Any] = field(default_factory=dict)  # put into every chat completion's body
-    api_key: str = ""
+    token: str = field(default="", repr=False)  # a bearer token, or the key of an API
+    root_certificates: bytes | None = None  # PEM: call with TLS, trusting these
 
     @property
     def http(self) -> bool:
@@ -80,12 +81,17 @@ def target_of(options: TargetOptions, connect: Connect) -> Target:
     """Opened; within a running event loop."""
     if options.http:
         return OpenAiTarget(
-            options.url, options.model, options.timeout_s, options.extra, options.api_key
+            options.url,
+            options.model,
+            options.timeout_s,
+            options.extra,
+            options.token,
+            options.root_certificates,
         )
-    called = (connect, options.url, options.timeout_s, options.connections)
+    channels = connect(options.url, options.connections, options.root_certificates)
     if options.call == "dispatch":
-        return DispatchTarget(*called, options.extra)
-    return RouteTarget(*called)
+        return DispatchTarget(channels, options.timeout_s, options.token, options.extra)
+    return RouteTarget(channels, options.timeout_s, options.token)
 
 
 class Player:
@@ -160,7 +166,7 @@ class Player:
         took_s = {} if answer.failed else _took_s(answer, at_s + zero_s, sent_s + zero_s)
         for phase in (self._phase(at_s), self._step(at_s)):
             if answer.failed:
-                phase.failed[answer.failed] = phase.failed.get(answer.failed, 0) + 1
+                phase.fail(answer.failed, answer.said)
                 continue
             phase.finished += 1
             phase.tokens += answer.tokens

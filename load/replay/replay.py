@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,7 @@ from load.replay.targets import Asked, Connect
 from load.workers import shared, workers
 
 Say = Callable[[str], None]
+Progress = tuple[int, int, dict[str, int]]  # requests sent, finished, and failed by why
 PER_PROCESS = 1500.0  # requests a second that one process sends for sure, one by one
 PER_PROCESS_BATCHED = 6000.0
 TOLERATED = 0.01  # of the intended load
@@ -60,8 +62,9 @@ def replay(
     say(f"{len(trace):,} requests over {trace.at_s[-1]:,.1f} s by {n} processes")
     total = Measured()
     began = time.monotonic()
+    nothing: list[Progress] = [(0, 0, {})] * n
     with shared() as manager, workers(n) as pool:
-        ready, go, done = manager.Queue(), manager.Event(), manager.list([0] * n)
+        ready, go, done = manager.Queue(), manager.Event(), manager.list(nothing)
         begin = manager.Value("d", 0.0)
         running = [
             pool.submit(_play, part, options.target, connect, i, ready, go, begin, done)
@@ -145,10 +148,8 @@ async def _played(
     async def tell() -> None:
         while True:
             await asyncio.sleep(1.0)
-            measured = player.measured
-            sent = measured.main.sent + measured.warm_up.sent
             # The list lives in another process: it is not to hold up the sending.
-            await asyncio.to_thread(done.__setitem__, i, sent)
+            await asyncio.to_thread(done.__setitem__, i, player.measured.so_far())
 
     telling = asyncio.create_task(tell())
     try:
@@ -166,7 +167,19 @@ def _watch(running: list[Any], done: Any, n: int, say: Say) -> None:
         time.sleep(0.2)
         if time.monotonic() - said_s >= 2.0:
             said_s = time.monotonic()
-            say(f"{sum(done):,} of {n:,} sent")
+            say(_so_far(list(done), n))
+
+
+def _so_far(done: Sequence[Progress], n: int) -> str:
+    """Of all processes' requests sent, finished and failed.
+
+    >>> _so_far([(9, 5, {"HTTP 429": 1}), (9, 4, {"HTTP 429": 2})], 1000)
+    '18 of 1,000 sent: 9 finished, 3 HTTP 429'
+    """
+    failed = sum((Counter(of) for *_, of in done), Counter[str]())
+    sent, finished = sum(of[0] for of in done), sum(of[1] for of in done)
+    fates = [f"{finished:,} finished", *(f"{times:,} {why}" for why, times in failed.items())]
+    return f"{sent:,} of {n:,} sent: {', '.join(fates)}"
 
 
 def _figures(
@@ -187,6 +200,7 @@ def _figures(
         "sent": main.sent,
         "finished": main.finished,
         "failed": dict(sorted(main.failed.items())),
+        "failed_said": dict(sorted(main.said.items())),
         "unfinished": main.intended - main.finished,
         "ttft_ms": main.percentiles_ms("ttft"),
         "latency_ms": main.percentiles_ms("latency"),

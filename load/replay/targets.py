@@ -4,14 +4,16 @@
                ── dispatch ───▶ a streamed answer
     http://…/v1 ──────────────▶ a streamed answer
 
-The one rule: whatever goes wrong is an answer, too: its `failed` says what.
+The one rule: whatever goes wrong is an answer, too: its `failed` says what, and `said` is how the
+other side put it.
 """
 
 from __future__ import annotations
 
 import json
+import ssl
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,12 +24,14 @@ from serve.proto.fairlead.v1 import dispatch_pb2, dispatch_pb2_grpc, router_pb2_
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.request import BYTES_PER_TOKEN
 
-# Opens so many channels to an address. Handed in: how a client connects is above this folder.
-Connect = Callable[[str, int], Sequence[grpc.aio.Channel]]
 TEXT_CHARACTERS_MAX = 256  # of a prompt that is only decided for: its length is said beside it
 STATUS = {code.value[0]: code.name for code in grpc.StatusCode}  # names by number
 # What comes of an answer that is no JSON, or not as OpenAI's.
 GARBAGE = (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError)
+SAID_CHARACTERS_MAX = 200
+# What a delta of OpenAI's API has text in; the latter two are how others stream thoughts.
+TEXTS = ("content", "reasoning_content", "reasoning")
+FIELDS = (b"", b"event", b"id", b"retry")  # of a stream of server-sent events, beside `data`
 WORDS = "the fleet sails at dawn and every line runs fair "
 
 
@@ -46,6 +50,7 @@ class Answered:
     """What came back."""
 
     failed: str = ""
+    said: str = ""  # of what failed: the beginning of what the other side says about it
     first_s: float = 0.0  # by the clock of `time.perf_counter`; when it was decided, or began
     ended_s: float = 0.0
     model: str = ""
@@ -56,6 +61,15 @@ class Answered:
     # Fairlead's dispatcher: seconds from when it got the request to its decision and first token.
     decided_s: float | None = None
     inside_s: float = 0.0
+
+
+class Connect(Protocol):
+    """Opens channels to an address. Handed in: how a client connects is above this folder."""
+
+    def __call__(
+        self, target: str, connections: int, root_certificates: bytes | None = None
+    ) -> Sequence[grpc.aio.Channel]:
+        """So many; with TLS where there are certificates to trust."""
 
 
 class Target(Protocol):
@@ -82,10 +96,12 @@ def prompt_of(asked: Asked, characters_max: int | None = None) -> str:
 class RouteTarget:
     """Fairlead's router: a decision is all that is asked for."""
 
-    def __init__(self, connect: Connect, address: str, timeout_s: float, connections: int) -> None:
-        self._channels = connect(address, connections)
-        self._stubs = [router_pb2_grpc.RouterStub(channel) for channel in self._channels]
-        self._timeout_s, self._turn = timeout_s, 0
+    def __init__(self, channels: Sequence[grpc.aio.Channel], timeout_s: float, token: str) -> None:
+        self._channels, self._turn = channels, 0
+        self._stubs = [router_pb2_grpc.RouterStub(channel) for channel in channels]
+        self._how: dict[str, Any] = {"timeout": timeout_s}
+        if token:
+            self._how["metadata"] = (("authorization", f"Bearer {token}"),)
 
     def _stub(self) -> Any:
         self._turn += 1
@@ -101,38 +117,40 @@ class RouteTarget:
         ]
         try:
             if len(requests) == 1:
-                decisions = [await self._stub().Route(requests[0], timeout=self._timeout_s)]
-                problems = [""]
+                decisions = [await self._stub().Route(requests[0], **self._how)]
+                problems = [("", "")]
             else:
                 batch = pb.RouteBatchRequest(requests=requests)
-                reply = await self._stub().RouteBatch(batch, timeout=self._timeout_s)
+                reply = await self._stub().RouteBatch(batch, **self._how)
                 decisions = [one.decision for one in reply.replies]
                 problems = [
-                    STATUS[one.problem.code] if one.HasField("problem") else ""
+                    (STATUS[one.problem.code], beginning(one.problem.message))
+                    if one.HasField("problem")
+                    else ("", "")
                     for one in reply.replies
                 ]
         except grpc.aio.AioRpcError as error:
-            return [Answered(failed=error.code().name) for _ in asked]
+            said = beginning(error.details())
+            return [Answered(failed=error.code().name, said=said) for _ in asked]
         now_s = time.perf_counter()
         return [
             Answered(
-                failed=problem,
+                failed=failed,
+                said=said,
                 first_s=now_s,
                 ended_s=now_s,
                 model=decision.model,
                 ticket=decision.ticket,
                 decision_id=decision.decision_id,
             )
-            for decision, problem in zip(decisions, problems, strict=True)
+            for decision, (failed, said) in zip(decisions, problems, strict=True)
         ]
 
     async def report(self, ticket: bytes, quality: float) -> bool:
         """By `SendFeedback`."""
         outcome = pb.Outcome(ticket=ticket, quality=quality)
         try:
-            await self._stub().SendFeedback(
-                pb.FeedbackRequest(outcomes=[outcome]), timeout=self._timeout_s
-            )
+            await self._stub().SendFeedback(pb.FeedbackRequest(outcomes=[outcome]), **self._how)
         except grpc.aio.AioRpcError:
             return False
         return True
@@ -148,15 +166,14 @@ class DispatchTarget(RouteTarget):
 
     def __init__(
         self,
-        connect: Connect,
-        address: str,
+        channels: Sequence[grpc.aio.Channel],
         timeout_s: float,
-        connections: int,
+        token: str,
         extra: Mapping[str, Any],
     ) -> None:
-        super().__init__(connect, address, timeout_s, connections)
+        super().__init__(channels, timeout_s, token)
         self._extra = extra
-        self._dispatch = [dispatch_pb2_grpc.DispatcherStub(channel) for channel in self._channels]
+        self._dispatch = [dispatch_pb2_grpc.DispatcherStub(channel) for channel in channels]
 
     async def ask(self, asked: Sequence[Asked]) -> list[Answered]:
         """One at a time."""
@@ -172,7 +189,7 @@ class DispatchTarget(RouteTarget):
         self._turn += 1
         stub = self._dispatch[self._turn % len(self._dispatch)]
         try:
-            async for reply in stub.Dispatch(request, timeout=self._timeout_s):
+            async for reply in stub.Dispatch(request, **self._how):
                 part = reply.WhichOneof("part")
                 if part == "routed":
                     found.model, found.ticket = reply.routed.model, reply.routed.ticket
@@ -184,7 +201,7 @@ class DispatchTarget(RouteTarget):
                     for attempt in reply.ended.attempts[:1]:
                         found.decided_s = attempt.began_ms / 1e3
         except grpc.aio.AioRpcError as error:
-            found.failed = error.code().name
+            found.failed, found.said = error.code().name, beginning(error.details())
         found.ended_s = time.perf_counter()
         if not found.failed and not found.first_s:
             found.failed = "NO_ANSWER"
@@ -195,14 +212,20 @@ class OpenAiTarget:
     """Any server that speaks OpenAI's chat completions, streamed."""
 
     def __init__(
-        self, url: str, model: str, timeout_s: float, extra: dict[str, Any], api_key: str
+        self,
+        url: str,
+        model: str,
+        timeout_s: float,
+        extra: dict[str, Any],
+        token: str = "",
+        root_certificates: bytes | None = None,
     ) -> None:
         self._url, self._model, self._extra = url.rstrip("/") + "/chat/completions", model, extra
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        trusted = True if root_certificates is None else trusting(root_certificates)
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=timeout_s),
-            connector=aiohttp.TCPConnector(limit=0),
-            headers=headers,
+            connector=aiohttp.TCPConnector(limit=0, ssl=trusted),
+            headers={"Authorization": f"Bearer {token}"} if token else {},
         )
 
     async def ask(self, asked: Sequence[Asked]) -> list[Answered]:
@@ -222,16 +245,17 @@ class OpenAiTarget:
             async with self._session.post(self._url, json=body) as reply:
                 if reply.status != 200:
                     found.failed = f"HTTP {reply.status}"
+                    found.said = _problem(await reply.content.read(1 << 16))
                 else:
                     ended = False
                     async for line in reply.content:
                         ended = _take(line, found) or ended
                     if not (found.failed or ended):
                         found.failed = "BROKEN_OFF" if found.first_s else "NO_ANSWER"
-        except GARBAGE:
-            found.failed = "GARBAGE"
+        except GARBAGE as error:
+            found.failed, found.said = "GARBAGE", beginning(str(error))
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            found.failed = type(error).__name__
+            found.failed, found.said = type(error).__name__, beginning(str(error))
         found.ended_s = time.perf_counter()
         if not found.failed and not found.first_s:
             found.failed = "NO_ANSWER"
@@ -253,18 +277,51 @@ def _take(line: bytes, found: Answered) -> bool:
     Raises one of GARBAGE where it is no such line.
     """
     if not line.startswith(b"data:"):
-        return False
+        if found.first_s or line.partition(b":")[0].strip() in FIELDS:
+            return False
+        found.failed = found.failed or "NO_STREAM"  # a page, or an answer in one piece
+        found.said = found.said or beginning(line.decode(errors="replace"))
+        return True
     if line[5:].strip() == b"[DONE]":
         return True
     piece = json.loads(line[5:])
     if piece.get("error"):
         error = piece["error"]
         found.failed = str((isinstance(error, dict) and error.get("code")) or "error")
+        found.said = _problem(line[5:])
         return True
     found.model = piece.get("model") or found.model
     choices = piece.get("choices") or ()
     for choice in choices:
-        if (choice.get("delta") or {}).get("content"):
+        delta = choice.get("delta") or {}
+        if any(delta.get(text) for text in TEXTS):
             found.first_s = found.first_s or time.perf_counter()
             found.tokens += 1
+    # A piece may hold several tokens: who says how many there were, knows better.
+    found.tokens = (piece.get("usage") or {}).get("completion_tokens") or found.tokens
     return any(choice.get("finish_reason") for choice in choices)
+
+
+def _problem(body: bytes) -> str:
+    """What a server says of an error: its message, as OpenAI's API words it, or all of it."""
+    text = body.decode(errors="replace")
+    try:
+        error = json.loads(text)["error"]
+        text = error if isinstance(error, str) else error["message"]
+    except (ValueError, KeyError, TypeError):
+        pass  # others word it as they like
+    return beginning(str(text))
+
+
+def beginning(text: str | None) -> str:
+    """In one line, and not too long."""
+    line = " ".join((text or "").split())
+    return line if len(line) <= SAID_CHARACTERS_MAX else line[:SAID_CHARACTERS_MAX] + " …"
+
+
+def trusting(root_certificates: bytes) -> ssl.SSLContext:
+    """Who is believed to be who they say, by PEM. Raises ValueError where that is none."""
+    try:
+        return ssl.create_default_context(cadata=root_certificates.decode("ascii"))
+    except (ssl.SSLError, UnicodeDecodeError) as error:
+        raise ValueError(f"holds no certificates as PEM: {error}") from error

@@ -163,7 +163,11 @@ def _alarms(found: Found) -> str:
     run = found.get("verified") or found
     fates = [fate for fate in ("refused", "lost", "unfinished") if run.get(fate)]
     said += [f"{run[fate]:,} requests were {fate}" for fate in fates]
-    said += [f"{n:,} of them: {why}" for why, n in (run.get("failed") or {}).items()]
+    words = run.get("failed_said") or {}
+    said += [
+        f"{n:,} of them: {': '.join(filter(None, (why, words.get(why))))}"
+        for why, n in (run.get("failed") or {}).items()
+    ]
     if run.get("delivered") is False:
         said.append("The load was not delivered as intended: this measures nothing")
     return "".join(f'<p class="alarm">{html.escape(text)}</p>' for text in said)

@@ -6,13 +6,16 @@ import asyncio
 import contextlib
 import json
 import math
+import ssl
 import threading
 import time
 
+import grpc
 import numpy as np
 import pytest
 import typer
 from aiohttp import web
+from certificates import self_signed
 from typer.testing import CliRunner
 from waiting import PATIENCE_S
 
@@ -30,9 +33,10 @@ from load.replay.player import (
     Part,
     Player,
     TargetOptions,
+    target_of,
 )
 from load.replay.replay import ReplayOptions, _figures, processes_for, replay
-from load.replay.targets import Answered, Asked, DispatchTarget, OpenAiTarget
+from load.replay.targets import Answered, Asked, DispatchTarget, OpenAiTarget, RouteTarget
 
 
 def trace_of(n: int, per_s: float) -> Trace:
@@ -130,6 +134,7 @@ def test_what_failed_or_never_came_counts_in_every_percentile():
     with server(fails_every=5, never_every=4) as (url, _):
         found = play(url, trace_of(40, 40.0), processes=1, drain_s=3.0)
     assert found["failed"] == {"HTTP 503": 8}
+    assert "failed: 8 HTTP 503; 8 still without an answer at the end" in lines_of(found)[1]
     assert found["unfinished"] == 16  # of which eight were given up
     assert found["ttft_ms"]["p50"] is not None
     assert found["ttft_ms"]["p90"] is None and found["ttft_ms"]["p99"] is None
@@ -145,6 +150,10 @@ ODD = [
     ("an error with a code", PIECE + b'data: {"error": {"code": 7}}\n\n', "7"),
     ("half an answer", PIECE, "BROKEN_OFF"),
     ("nothing", b"", "NO_ANSWER"),
+    ("a page", b"<html>\n<p>Sign in</p></html>", "NO_STREAM"),
+    ("an answer in one piece", b'{"choices":[{"message":{"content":"a"}}]}', "NO_STREAM"),
+    ("a thought", PIECE.replace(b"content", b"reasoning_content") + b"data: [DONE]\n\n", ""),
+    ("comments and names of events", b": hm\n\nevent: a\nid: 1\n" + PIECE + b"data: [DONE]\n", ""),
     ("an end without a mark", PIECE + b'data: {"choices":[{"finish_reason":"stop"}]}\n\n', ""),
 ]
 
@@ -158,25 +167,163 @@ def test_whatever_a_server_sends_is_an_answer_that_failed_or_not(sent, failed):
     async def serve(request):
         return web.Response(body=sent, content_type="text/event-stream")
 
+    (found,) = asyncio.run(asked_of(serve))
+
+    assert (found.failed, found.model) == (failed, "m")
+
+
+ONE = Asked(number=0, prompt_tokens=5, output_tokens=3, row=-1)
+
+
+async def asked_of(serve, token="", tls=(None, None)):
+    """What comes back of one request to a server of one's own; `tls` are its key and certificate."""
+    key, certificate = tls
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", serve)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    place = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=key)
+    await place.start()
+    scheme, port = "https" if key else "http", runner.addresses[0][1]
+    target = OpenAiTarget(f"{scheme}://localhost:{port}/v1", "m", 60.0, {}, token, certificate)
+    try:
+        return await target.ask([ONE])
+    finally:
+        await target.close()
+        await runner.cleanup()
+
+
+def test_tokens_are_as_many_as_the_server_says():
+    """
+    A piece may hold several: counted by pieces, an answer of forty tokens was one of one.
+    """
+
+    async def serve(request):
+        said = b'data: {"choices":[],"usage":{"completion_tokens":40}}\n\ndata: [DONE]\n\n'
+        return web.Response(body=PIECE + said, content_type="text/event-stream")
+
+    (found,) = asyncio.run(asked_of(serve))
+
+    assert (found.failed, found.tokens) == ("", 40)
+
+
+@pytest.mark.parametrize(("token", "failed"), [("s3", ""), ("", "HTTP 401")])
+def test_a_server_that_wants_a_key_over_tls_gets_it(token, failed, tmp_path):
+    """
+    And where it is not given, the replay says what the server says of it.
+    """
+    key, certificate = self_signed()
+    (tmp_path / "both.pem").write_bytes(key + certificate)
+    own = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    own.load_cert_chain(tmp_path / "both.pem")
+
+    async def serve(request):
+        if request.headers.get("Authorization") != "Bearer s3":
+            return web.json_response({"error": {"message": "who\nare you?"}}, status=401)
+        return web.Response(body=PIECE + b"data: [DONE]\n\n", content_type="text/event-stream")
+
+    (found,) = asyncio.run(asked_of(serve, token, (own, certificate)))
+    phase = Phase(intended=2)
+    for _ in range(2):
+        phase.fail(found.failed, found.said)
+    total = Measured()
+    total.main.add(phase.packed())
+    figures = _figures(trace_of(3, 1.0), total, ReplayOptions(target=TargetOptions(url="x")), 1, 0)
+
+    assert found.failed == failed
+    assert figures["failed_said"] == ({failed: "who are you?"} if failed else {})
+    assert ("HTTP 401       who are you?" in lines_of(figures)) == bool(failed)
+
+
+@pytest.mark.parametrize("kind", [RouteTarget, DispatchTarget])
+def test_a_router_that_wants_a_token_over_tls_gets_it(kind):
+    """
+    A site with tokens could not be replayed to.
+    """
+    key, certificate = self_signed()
+    seen = []
+
+    async def refuse(request, context):
+        seen.append(dict(context.invocation_metadata())["authorization"])
+        await context.abort(grpc.StatusCode.PERMISSION_DENIED, "the token lacks\nthe scope route")
+
+    async def stream(request, context):
+        await refuse(request, context)
+        yield b""
+
     async def asked():
-        app = web.Application()
-        app.router.add_post("/v1/chat/completions", serve)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        place = web.TCPSite(runner, "127.0.0.1", 0)
-        await place.start()
-        target = OpenAiTarget(f"http://127.0.0.1:{runner.addresses[0][1]}/v1", "m", 60.0, {}, "")
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers([
+            grpc.method_handlers_generic_handler(
+                "fairlead.v1.Router", {"Route": grpc.unary_unary_rpc_method_handler(refuse)}
+            ),
+            grpc.method_handlers_generic_handler(
+                "fairlead.v1.Dispatcher", {"Dispatch": grpc.unary_stream_rpc_method_handler(stream)}
+            ),
+        ])  # fmt: skip
+        shown = grpc.ssl_server_credentials([(key, certificate)])
+        port = server.add_secure_port("localhost:0", shown)
+        await server.start()
+        options = TargetOptions(
+            url=f"localhost:{port}",
+            call="route" if kind is RouteTarget else "dispatch",
+            token="s3",
+            root_certificates=certificate,
+        )
+        target = target_of(options, connect)
         try:
-            return await target.ask(
-                [Asked(number=0, prompt_tokens=5, output_tokens=3, row=-1)]
-            )  # fmt: skip
+            return await target.ask([ONE])
         finally:
             await target.close()
-            await runner.cleanup()
+            await server.stop(None)
 
     (found,) = asyncio.run(asked())
 
-    assert (found.failed, found.model) == (failed, "m")
+    assert seen == ["Bearer s3"]
+    assert (found.failed, found.said) == ("PERMISSION_DENIED", "the token lacks the scope route")
+
+
+@pytest.mark.parametrize(
+    ("target", "file", "key"),
+    [
+        ("https://h/v1", True, "of the file"),
+        ("https://h/v1", False, "of the environment"),
+        ("h:7480", True, "of the file"),
+        ("h:7480", False, ""),  # a key of OpenAI's is nothing for a router
+    ],
+)
+def test_keys_and_certificates_of_the_command_reach_the_target(
+    target, file, key, monkeypatch, tmp_path
+):
+    """
+    A file's before the environment's; a token that controls a site is not for any server.
+    """
+    (tmp_path / "key").write_text("of the file\n")
+    (tmp_path / "ca.pem").write_bytes(self_signed()[1])
+    asked = []
+
+    def played(trace, table, rows, options, *rest):
+        asked.append(options.target)
+        raise TraceRefused("that will do")
+
+    monkeypatch.setenv("OPENAI_API_KEY", "of the environment")
+    monkeypatch.setenv("FAIRLEAD_TOKEN_FILE", str(tmp_path / "key"))
+    monkeypatch.setattr("load.replay.replay.replay", played)
+    command = [
+        "replay",
+        "azure",
+        "--to-s",
+        "9",
+        "--target",
+        target,
+        "--ca",
+        str(tmp_path / "ca.pem"),
+    ]
+    CliRunner().invoke(app, command + ["--token-file", str(tmp_path / "key")] * file)
+
+    assert [one.token for one in asked] == [key]
+    assert asked[0].root_certificates == (tmp_path / "ca.pem").read_bytes()
+    assert key == "" or key not in repr(asked)
 
 
 def test_load_that_was_not_delivered_or_answered_is_said_and_exits_1(tmp_path):
@@ -198,6 +345,8 @@ def test_load_that_was_not_delivered_or_answered_is_said_and_exits_1(tmp_path):
 TAKEN = "{} would be overwritten"
 WRONG = [
     (["replay", "azure", "--target", "router"], "'router' is neither HOST:PORT"),
+    (["replay", "azure", "--target", "http:///v1"], "'http:///v1' is neither HOST:PORT"),
+    (["replay", "azure", "--target", "h:1", "--ca", __file__], "holds no certificates as PEM"),
     (["replay", "azure", "--target", "h:1", "--report", "/no/where.html"], "is there a folder /no"),
     (["simulate", "azure", "--report", "."], ". is a folder: name a file"),
     (["simulate", "azure", "--report", "a.json"], "name the page, as a.html"),
@@ -321,7 +470,7 @@ def test_what_is_put_into_every_body_reaches_a_dispatcher(monkeypatch):
         def __init__(self, channel):
             pass
 
-        def Dispatch(self, request, timeout):
+        def Dispatch(self, request, **how):
             sent.append(json.loads(request.options_json))
 
             async def nothing():
@@ -332,7 +481,7 @@ def test_what_is_put_into_every_body_reaches_a_dispatcher(monkeypatch):
 
     monkeypatch.setattr("load.replay.targets.dispatch_pb2_grpc.DispatcherStub", Stub)
     monkeypatch.setattr("load.replay.targets.router_pb2_grpc.RouterStub", Stub)
-    target = DispatchTarget(lambda *_: [None], "x", 1.0, 1, {"ignore_eos": True})
+    target = DispatchTarget([None], 1.0, "", {"ignore_eos": True})
     (answer,) = asyncio.run(target.ask([Asked(number=0, prompt_tokens=5, output_tokens=7, row=-1)]))
     assert sent == [{"max_tokens": 7, "ignore_eos": True}]
     assert answer.failed == "NO_ANSWER"

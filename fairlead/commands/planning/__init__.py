@@ -1,5 +1,5 @@
 """The capacity planner's commands: look at a trace, replay, simulate and plan it, compare settings.
 
-May import `terminal` and `started` of fairlead/commands/, the client's `channels`, and every
-package below fairlead/.
+May import `control`, `terminal` and `started` of fairlead/commands/ (the first for files of tokens
+and certificates), the client's `channels`, and every package below fairlead/.
 """

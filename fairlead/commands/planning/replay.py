@@ -6,9 +6,11 @@ import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
+from fairlead.commands.control.entries import CaOption
 from fairlead.commands.planning.simulate import ReportOption, about, times, write_report
 from fairlead.commands.planning.trace_options import (
     FromOption,
@@ -21,8 +23,15 @@ from fairlead.commands.planning.trace_options import (
     pages,
     refuse_overwriting,
 )
-from fairlead.commands.terminal import JsonOption, only_json, print_lines, progress
+from fairlead.commands.terminal import JsonOption, only_json, print_lines, progress, visible
 from load.shares import part, percent
+
+TokenOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="File with a token, or the key of an API. Over HTTP, else OPENAI_API_KEY is shown."
+    ),
+]
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,6 +72,8 @@ def replay(
         float, typer.Option(min=0, max=3600, help="Waited for answers after the last request.")
     ] = 30.0,
     timeout_s: Annotated[float, typer.Option(min=0.01, max=3600, help="Of a request.")] = 120.0,
+    token_file: TokenOption = None,
+    ca: CaOption = None,
     processes: Annotated[
         int, typer.Option(min=0, max=256, help="0: as many as the load needs.")
     ] = 0,
@@ -91,6 +102,8 @@ def replay(
             "timeout_s": timeout_s,
             "batch_ms": batch_ms,
             "extra": object_of(extra),
+            "token": key_of(token_file, target),
+            "root_certificates": trusted(ca),
         }
         found = _played(trace, stretch, outcomes, server, feedback, how)
         write_report(found, report)
@@ -124,7 +137,7 @@ def _played(
     if table is not None:
         refuse_unknown(file, table)
     options = ReplayOptions(
-        target=TargetOptions(**server, api_key=os.environ.get("OPENAI_API_KEY", "")),
+        target=TargetOptions(**server),
         feedback=FeedbackOptions(**feedback),
         seed=stretch.seed,
         **how,
@@ -147,10 +160,37 @@ def no_vectors(texts: list[str]) -> NDArray[np.float32]:
 def address(text: str) -> str:
     """HOST:PORT or a URL. Raises typer.BadParameter."""
     host, _, port = text.rpartition(":")
-    if text.startswith(("http://", "https://")) or (host and port.isdecimal()):
+    url = text.startswith(("http://", "https://"))
+    if (url and urlsplit(text).hostname) or (host and port.isdecimal()):
         return text
     what = f"{text!r} is neither HOST:PORT, such as 127.0.0.1:7480, nor http://…/v1"
     raise typer.BadParameter(what, param_hint="--target")
+
+
+def key_of(file: Path | None, target: str) -> str:
+    """What is shown to the target: the file's, or OPENAI_API_KEY of the environment over HTTP.
+
+    Not FAIRLEAD_TOKEN_FILE: what controls a site is not for any server that is measured.
+    """
+    from fairlead.commands.control.calls import token_in
+
+    if file is None and target.startswith("http"):
+        return os.environ.get("OPENAI_API_KEY", "")
+    return token_in(file)
+
+
+def trusted(file: Path | None) -> bytes | None:
+    """The certificates in a file. Raises InvalidOption, typer.BadParameter."""
+    from fairlead.commands.control.calls import pem_in
+    from load.replay.targets import trusting
+
+    found = pem_in(file, "--ca")
+    try:
+        if found is not None:
+            trusting(found)
+    except ValueError as error:
+        raise typer.BadParameter(f"{file} {error}", param_hint="--ca") from None
+    return found
 
 
 def one_of(value: str, allowed: tuple[str, ...], option: str) -> str:
@@ -174,6 +214,8 @@ def object_of(text: str) -> dict[str, Any]:
 def lines_of(found: dict[str, Any]) -> list[str]:
     """What was intended, delivered, and answered."""
     failed = ", ".join(f"{n:,} {why}" for why, n in found["failed"].items()) or "none"
+    if given_up := found["unfinished"] - sum(found["failed"].values()):
+        failed += f"; {given_up:,} still without an answer at the end"
     mix = ", ".join(f"{name} {part(one['share'])}" for name, one in found["models"].items())
     verdict = "as intended" if found["delivered"] else "NOT as intended: this measures nothing"
     lines = [
@@ -182,6 +224,7 @@ def lines_of(found: dict[str, Any]) -> list[str]:
         f"{verdict}",
         f"requests       {found['requests']:,}: {found['finished']:,} finished, "
         f"{found['unfinished']:,} did not; failed: {failed}",
+        *(f"{why:14} {visible(said)}" for why, said in found["failed_said"].items()),
         f"sent late by   {times(found['lag_ms'])}",
         f"first answer   {times(found['ttft_ms'])} (of all, from when it was due)",
         f"whole answer   {times(found['latency_ms'])}",
