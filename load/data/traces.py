@@ -157,7 +157,9 @@ def _bursts(
         top_s = begin_s + rng.uniform(*options.burst_rise_s)
         fall_s = top_s + rng.uniform(*options.burst_hold_s)
         corners = [begin_s, top_s, fall_s, fall_s + options.burst_fall_s]
-        factor = np.maximum(factor, np.interp(at_s, corners, [1.0, height, height, 1.0]))
+        meanwhile = slice(*np.searchsorted(at_s, [corners[0], corners[-1]]))
+        raised = np.interp(at_s[meanwhile], corners, [1.0, height, height, 1.0])
+        factor[meanwhile] = np.maximum(factor[meanwhile], raised)
     return factor
 
 
@@ -181,7 +183,7 @@ def read(path: Path) -> Trace:
 def write(trace: Trace, path: Path) -> None:
     """Write times and token counts, small."""
     columns = {
-        "arrival_ms": pa.array(np.rint(trace.at_s * 1e3).astype(np.int32)),
+        "arrival_ms": pa.array(np.rint(trace.at_s * 1e3).astype(np.int64)),
         "prompt_tokens": pa.array(trace.prompt_tokens.astype(np.int32)),
         "output_tokens": pa.array(trace.output_tokens.astype(np.int32)),
     }

@@ -38,6 +38,7 @@ ELSEWISE = {
     b"\xff\xfe": "is UTF-16: UTF-8 is read",
     b"\xfe\xff": "is UTF-16: UTF-8 is read",
 }
+NO_ROWS = ("Empty CSV", "Could not skip initial 1 rows")  # a head alone; without an end of line
 SEPARATORS = ",;\t|"
 EMPTY = ["", "NaN", "nan", "null", "NULL", "None", "NA"]
 VALUE = re.compile(r"[+-]?[\d.,:T /-]*\d[\d.,:TZ /+-]*")  # no name of a column looks like that
@@ -73,6 +74,8 @@ def head_of(path: Path) -> Head:
     for magic, why in ELSEWISE.items():
         if start.startswith(magic):
             raise TraceRefused(path.name, "", why)
+    if b"\0" in start:
+        raise TraceRefused(path.name, "", "is no text, and no Parquet: CSV or JSON lines are read")
     text = start.decode("utf-8-sig", errors="replace").lstrip()
     if not text:
         raise TraceRefused(path.name, "", "is empty")
@@ -212,7 +215,7 @@ def _csv(path: Path, head: Head, written: Mapping[str, str]) -> Iterator[pa.Tabl
             for batch in reader:
                 yield pa.Table.from_batches([batch]).rename_columns([*written])
     except pa.ArrowInvalid as error:
-        if "Empty CSV" not in str(error):  # a head and no rows
+        if not any(words in str(error) for words in NO_ROWS):
             _refuse_csv(path, head, error)
 
 

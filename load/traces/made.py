@@ -37,7 +37,7 @@ class MadeOptions:
     """What is made."""
 
     kind: str
-    requests_per_s: float  # mean; of growth, in the first month
+    requests_per_s: float  # mean; of growth, in the first month; of flash, without the crowd
     seconds: float
     cv: float = 3.0  # gamma: of the gaps
     flash_times: float = 5.0  # flash: the crowd's height over the rate
@@ -45,9 +45,8 @@ class MadeOptions:
 
 
 def made(options: MadeOptions, lengths: Trace, rng: np.random.Generator) -> Trace:
-    """Requests of a kind; their lengths are drawn from those of `lengths`."""
-    if options.requests_per_s * options.seconds > REQUESTS_MAX:
-        raise TraceRefused("traces make", "", f"would have more than {REQUESTS_MAX:,} requests")
+    """Requests of a kind; their lengths are drawn from those of `lengths`. Raises TraceRefused."""
+    _refuse_too_many(options.requests_per_s * options.seconds)
     at_s = ARRIVALS[options.kind](options, rng)
     if len(at_s) < 2:
         raise TraceRefused("traces make", "", "has fewer than two requests: make it longer")
@@ -96,11 +95,17 @@ def _growth(options: MadeOptions, rng: np.random.Generator) -> Floats:
 
 
 def _by_rate(rate: Floats, seconds: float, rng: np.random.Generator) -> Floats:
-    """A Poisson process whose rate is constant for each step."""
+    """A Poisson process whose rate is constant for each step. Raises TraceRefused."""
+    _refuse_too_many(float(rate.sum()) * STEP_S)
     counts = rng.poisson(rate * STEP_S)
     step = np.repeat(np.arange(len(rate)), counts)
     at_s = np.sort((step + rng.random(len(step))) * STEP_S)
     return at_s[at_s < seconds]
+
+
+def _refuse_too_many(expected: float) -> None:
+    if expected > REQUESTS_MAX:
+        raise TraceRefused("traces make", "", f"would have more than {REQUESTS_MAX:,} requests")
 
 
 ARRIVALS = {

@@ -13,6 +13,7 @@ from load.data.traces import DAY_S, Trace
 from load.errors import TraceRefused
 from load.traces.figures import burstiness
 from load.traces.made import KINDS, MadeOptions, Scaling, burstier, made, scaled
+from load.traces.reading import read_trace
 
 LENGTHS = traces.azure()
 HOUR = MadeOptions(kind="poisson", requests_per_s=20.0, seconds=3600.0)
@@ -59,6 +60,25 @@ def test_growth_is_by_month(monkeypatch):
     grown, flat = (make(growth_per_month=factor, **asked) for factor in (1.5, 1.0))
     months, same = (np.bincount((t.at_s / DAY_S).astype(int)) for t in (grown, flat))
     assert months[2] / same[2] == pytest.approx(1.5**2, rel=0.02)
+
+
+def test_growth_beyond_what_can_be_made_is_refused():
+    """
+    By what is expected of all months, not of the first.
+    """
+    with pytest.raises(TraceRefused, match="more than 50,000,000 requests"):
+        make(kind="growth", requests_per_s=0.01, seconds=400 * DAY_S, growth_per_month=10.0)
+
+
+def test_a_trace_of_months_is_written_and_read_as_it_is(tmp_path):
+    """
+    Milliseconds of more than 24 days need more than 32 bits: they came back negative.
+    """
+    long = Trace("long", np.array([0.0, 300 * DAY_S]), np.array([5, 6]), np.array([7, 8]))
+
+    traces.write(long, tmp_path / "long.parquet")
+
+    assert read_trace(str(tmp_path / "long.parquet"), 0).trace.at_s.tolist() == [0.0, 300 * DAY_S]
 
 
 def test_a_trace_is_scaled_in_rate_length_and_time():

@@ -208,6 +208,7 @@ REFUSED = [
     ("no date", AZURE + "yesterday,1,1\n", "line 3, `TIMESTAMP` is 'yesterday'"),
     ("a zone all at once", AZURE + "2023-11-16 18:17:04Z,1,1\n", "line 3, `TIMESTAMP` has a time"),
     ("one request", PLAIN, "has 1 requests in 1 rows, two are least"),
+    ("a head alone", PLAIN.splitlines()[0], "has 0 requests in 0 rows, two are least"),
     ("ragged", PLAIN + "1,2\n", "line 3 has 2 values, not 3"),
     ("decimal commas", PLAIN.replace(",", ";") + "0,5;5;5\n", "line 3, `arrival_s` is '0,5': a num"),
     ("thousands", PLAIN + '1,"1,200",5\n', "with a point before decimals and no commas"),
@@ -422,7 +423,11 @@ def test_parquet_texts_of_every_kind_are_read(tmp_path, kind):
 
 @pytest.mark.parametrize(
     ("first", "said"),
-    [(b"\x1f\x8b\x08", "can't be read: Truncated"), ("a,b\n".encode("utf-16"), "is UTF-16")],
+    [
+        (b"\x1f\x8b\x08", "can't be read: Truncated"),
+        ("a,b\n".encode("utf-16"), "is UTF-16"),
+        (b"\x7fELF\x02\x01\x00,\x00\n", "is no text, and no Parquet"),
+    ],
 )
 def test_a_file_that_is_no_text_is_refused_with_what_to_do(tmp_path, first, said):
     """

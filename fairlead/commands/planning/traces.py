@@ -61,8 +61,16 @@ def formats() -> None:
 def make(
     kind: Annotated[str, typer.Argument(help="poisson, gamma, diurnal, flash or growth.")],
     out: Annotated[Path, typer.Option(callback=writable, help="The Parquet file to write.")],
-    requests_per_s: Annotated[float, typer.Option(min=1e-4, max=1e6, help="On average.")] = 5.0,
-    seconds: Annotated[float, typer.Option(min=1, max=1e9, help="How long.")] = 3600.0,
+    requests_per_s: Annotated[
+        float,
+        typer.Option(
+            min=1e-4,
+            max=1e6,
+            help="On average. flash: without the crowd; growth: in the first month; diurnal: of a "
+            "week.",
+        ),
+    ] = 5.0,
+    seconds: Annotated[float, typer.Option(min=1, max=1e8, help="How long.")] = 3600.0,
     lengths: Annotated[str, typer.Option(help="The trace that lengths are drawn from.")] = "azure",
     cv: Annotated[
         float, typer.Option(min=0.1, max=20, help="gamma: coefficient of variation of the gaps.")
