@@ -336,9 +336,12 @@ def _mix(run: Found, shown: Shown, at: str) -> Iterator[str]:
             shown(f"{at}pools.{name}.replicas_mean", "{:.2f}"),
         ]
         for name, one in pools.items()
+        if one["share"] or one["replicas_mean"]
     ]
     if rows:
         yield table(["pool", "GPUs of a replica", "share", "within target", "replicas"], rows)
+    if idle := len(pools) - len(rows):
+        yield f'<p class="muted">Pools without replicas: {idle}.</p>'
 
 
 def _events(found: Found) -> str:

@@ -51,6 +51,7 @@ from serve.sessions.states import SessionStates
 from streams.feedback.ticket import Issuer, Sealer
 
 U32_BYTES = 4
+CLOCKS_DIFFER_MS = 60_000  # a deadline so long gone is none that was just missed
 
 Refusals = dict[int, ServeError]  # by position in the batch
 
@@ -392,9 +393,11 @@ def check_deadlines(asked: Sequence[RouteInput], now_ms: int, refused: Refusals)
     for i, one in enumerate(asked):
         deadline_ms = one.deadline_unix_ms
         if deadline_ms is not None and deadline_ms <= now_ms:
+            late_ms = now_ms - deadline_ms
+            clock = f"; by this router's clock it is {now_ms}: do yours and its unit agree?"
             refused[i] = DeadlinePassed(
-                f"deadline_unix_ms is {deadline_ms}, {now_ms - deadline_ms} ms before the request "
-                f"was scored"
+                f"deadline_unix_ms is {deadline_ms}, {late_ms} ms before the request was scored"
+                + (clock if late_ms > CLOCKS_DIFFER_MS else "")
             )
 
 

@@ -76,6 +76,16 @@ def test_a_simulation_becomes_a_page(run, tmp_path):
     assert page(run) == text
 
 
+def test_pools_that_never_ran_are_counted_and_not_listed(run):
+    """
+    A plan tries every model on every GPU: most of its pools have no replicas.
+    """
+    idle = {"share": 0.0, "replicas_mean": 0.0, "gpu": "h100_sxm", "gpus_per_replica": 1}
+    text = page(run | {"pools": run["pools"] | {"nowhere": idle | {"within_target": None}}})
+    assert "Pools without replicas: 1." in text and "Pools without" not in page(run)
+    assert "nowhere" not in text
+
+
 def test_a_replay_becomes_a_page():
     """
     What never finished is called so, and raises an alarm.

@@ -140,6 +140,11 @@ BAD: dict[str, tuple[dict, StatusCode, tuple[str, ...]]] = {
         ("small: not allowed", "medium: predicted latency", "large: predicted cost"),
     ),
     "deadline passed": ({"deadline_unix_ms": NOON_MS - 5}, LATE, ("deadline_unix_ms", "5 ms before")),
+    "deadline of a clock that is a day behind": (
+        {"deadline_unix_ms": NOON_MS - 86_400_000},
+        LATE,
+        ("deadline_unix_ms", f"by this router's clock it is {NOON_MS}: do yours and its unit agree"),
+    ),
     "deadline now": ({"deadline_unix_ms": NOON_MS}, LATE, ("deadline_unix_ms", "0 ms before")),
     "deadline at the epoch": ({"deadline_unix_ms": 0}, LATE, ("deadline_unix_ms is 0",)),
     "deadline before all time": ({"deadline_unix_ms": -(2**63)}, LATE, ("deadline_unix_ms",)),
