@@ -59,6 +59,7 @@ class OutcomeTable:
     prompt_tokens: NDArray[np.int64]  # (n,)
     quality: NDArray[np.float64]  # (n, k) 0 to 1
     cost_usd: NDArray[np.float64]  # (n, k) US dollars per call
+    texts: tuple[str | None, ...] | None = None  # (n,) of the prompts, where they were read
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -79,6 +80,7 @@ class OutcomeTable:
             self.prompt_tokens[rows],
             self.quality[rows],
             self.cost_usd[rows],
+            None if self.texts is None else tuple(self.texts[row] for row in rows.tolist()),
         )
 
     def only(self, models: Sequence[str]) -> OutcomeTable:
@@ -91,6 +93,7 @@ class OutcomeTable:
             self.prompt_tokens,
             self.quality[:, columns],
             self.cost_usd[:, columns],
+            self.texts,
         )
 
     def shuffled(self, seed: int, n_max: int) -> OutcomeTable:
@@ -126,13 +129,14 @@ def read(
     where_missing: Encode | None = None,
     encoded_max: int | None = None,
     priced: bool = True,
+    with_texts: bool = False,
 ) -> OutcomeTable:
     """A Parquet, CSV or JSON-lines file with the columns that docs/decisions.md lists.
 
     With `encode`, embeddings are made of the texts instead of read; with `where_missing`, if there
     are none. Of more than `encoded_max` texts so many are drawn, and no other prompts are in the
-    table. What need not be `priced` may lack costs, which are 0 then. Raises TableRefused, naming
-    column and row.
+    table. What need not be `priced` may lack costs, which are 0 then. Texts are kept `with_texts`,
+    where there are any. Raises TableRefused, naming column and row.
     """
     if not path.is_file():
         raise TableRefused(path.name, "", None, f"there is no file {path}")
@@ -169,6 +173,7 @@ def read(
         check.prompt_tokens()[rows],
         np.stack(quality, axis=1)[rows],
         np.stack(cost, axis=1)[rows],
+        check.kept_texts(rows) if with_texts else None,
     )
 
 
@@ -231,6 +236,13 @@ class _Check:
         if wrong:
             self.refuse("prompt", wrong[0], f"is {texts[wrong[0]]!r:.40}, a text is needed")
         return texts
+
+    def kept_texts(self, rows: NDArray[np.intp]) -> tuple[str | None, ...] | None:
+        """The prompts at `rows`, None where there is none; None where there are none at all."""
+        if "prompt" not in self._table.column_names:
+            return None
+        texts = self._table["prompt"].take(rows).to_pylist()
+        return tuple(text if isinstance(text, str) and text else None for text in texts)
 
     def figures(self, name: str, least: float, *, most: float) -> NDArray[np.float64]:
         """A column of numbers (n,) within bounds."""

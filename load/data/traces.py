@@ -17,13 +17,15 @@ A trace is made of its source and the generator handed in, and of nothing else.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+
+from load.data.kinds import Kind
 
 FOLDER = Path(__file__).parent
 AZURE, MOONCAKE = "azure_conv_2023", "mooncake_conversation"
@@ -39,6 +41,8 @@ class Trace:
     at_s: NDArray[np.float64]  # (n,) never falling, from 0 on
     prompt_tokens: NDArray[np.int64]  # (n,) at least 1
     output_tokens: NDArray[np.int64]  # (n,) at least 1
+    classes: NDArray[np.intp] | None = None  # (n,) which of `kinds`; None: they say nothing
+    kinds: tuple[Kind, ...] = ()
 
     def __len__(self) -> int:
         return len(self.at_s)
@@ -47,11 +51,21 @@ class Trace:
         """The requests of [begin_s, end_s), with times from `begin_s` on."""
         first, last = np.searchsorted(self.at_s, [begin_s, end_s])
         part = self.take(np.arange(first, last))
-        return Trace(part.name, part.at_s - begin_s, part.prompt_tokens, part.output_tokens)
+        return replace(part, at_s=part.at_s - begin_s)
 
     def take(self, rows: NDArray[np.intp]) -> Trace:
         """The requests at `rows`, which rise."""
-        return Trace(self.name, self.at_s[rows], self.prompt_tokens[rows], self.output_tokens[rows])
+        return self.like(rows, self.at_s[rows])
+
+    def like(self, rows: NDArray[np.intp], at_s: NDArray[np.float64]) -> Trace:
+        """Requests that are as those at `rows`, at times of their own."""
+        return replace(
+            self,
+            at_s=at_s,
+            prompt_tokens=self.prompt_tokens[rows],
+            output_tokens=self.output_tokens[rows],
+            classes=None if self.classes is None else self.classes[rows],
+        )
 
 
 def azure() -> Trace:
@@ -68,7 +82,7 @@ def scaled(trace: Trace, factor: float, rng: np.random.Generator) -> Trace:
     """As if `factor` times as many users had come: each request `factor` times, on average.
 
     Copies arrive within seconds of the original, so what is a burst stays one, `factor` times as
-    high; their lengths are those of requests of the same minute or so. Factors below 1 thin out.
+    high; what they are like is told by requests of the same minute. Factors below 1 thin out.
     """
     assert factor > 0.0, "a share of nobody is nothing"
     whole = int(factor)
@@ -80,8 +94,19 @@ def scaled(trace: Trace, factor: float, rng: np.random.Generator) -> Trace:
     near = _neighbours(trace, source, rng)
     lengths = np.where(first, source, near)
     order = np.argsort(at_s, kind="stable")
-    rows = lengths[order]
-    return Trace(trace.name, at_s[order], trace.prompt_tokens[rows], trace.output_tokens[rows])
+    return trace.like(lengths[order], at_s[order])
+
+
+def joined(one: Trace, other: Trace) -> Trace:
+    """The requests of two traces of the same kinds, one's after the other's: not by their time."""
+    classes = [part.classes for part in (one, other) if part.classes is not None]
+    return replace(
+        one,
+        at_s=np.concatenate([one.at_s, other.at_s]),
+        prompt_tokens=np.concatenate([one.prompt_tokens, other.prompt_tokens]),
+        output_tokens=np.concatenate([one.output_tokens, other.output_tokens]),
+        classes=np.concatenate(classes) if classes else None,
+    )
 
 
 def _neighbours(

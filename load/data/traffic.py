@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.criticality import Criticality
+from load.data.kinds import UNSAID, Kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -27,22 +28,30 @@ class Traffic:
     prompt_tokens: NDArray[np.int64]  # (n,) at least 1
     output_tokens: NDArray[np.int64]  # (n,) of a typical answer, at least 1
     rows: NDArray[np.intp]  # (n,) of the outcome table
-    classes: NDArray[np.intp]  # (n,) index into `class_names`
-    class_names: tuple[str, ...] = ("default",)
-    criticality: tuple[Criticality, ...] = (Criticality.CRITICAL,)  # of each class
+    classes: NDArray[np.intp]  # (n,) index into `kinds`
+    kinds: tuple[Kind, ...] = (UNSAID,)  # what those of each class say of themselves
 
     def __post_init__(self) -> None:
         n = len(self.at_s)
         columns = (self.prompt_tokens, self.output_tokens, self.rows, self.classes)
         assert all(len(column) == n for column in columns), "columns are of one length"
-        assert len(self.criticality) == len(self.class_names)
         if n:
             assert self.at_s[0] >= 0.0 and (np.diff(self.at_s) >= 0.0).all(), "in order of time"
             assert min(self.prompt_tokens.min(), self.output_tokens.min()) >= 1
-            assert self.classes.min() >= 0 and self.classes.max() < len(self.class_names)
+            assert self.classes.min() >= 0 and self.classes.max() < len(self.kinds)
 
     def __len__(self) -> int:
         return len(self.at_s)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What telemetry counts each class as."""
+        return tuple(kind.class_name for kind in self.kinds)
+
+    @property
+    def criticality(self) -> tuple[Criticality, ...]:
+        """Of each class."""
+        return tuple(kind.criticality for kind in self.kinds)
 
     def until(self, end_s: float) -> Traffic:
         """The requests before a time."""

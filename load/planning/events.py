@@ -230,12 +230,8 @@ def surged(
         nobody = np.zeros(0, np.intp)
         more = traces.scaled(part, surge.times, rng) if surge.times else part.take(nobody)
         outside = trace.take(np.flatnonzero((trace.at_s < surge.at_s) | (trace.at_s >= end_s)))
-        at_s = np.concatenate([outside.at_s, np.maximum(more.at_s + surge.at_s, first_s)])
-        order = np.argsort(at_s, kind="stable")
-        trace = replace(
-            trace,
-            at_s=at_s[order],
-            prompt_tokens=np.concatenate([outside.prompt_tokens, more.prompt_tokens])[order],
-            output_tokens=np.concatenate([outside.output_tokens, more.output_tokens])[order],
+        both = traces.joined(
+            outside, replace(more, at_s=np.maximum(more.at_s + surge.at_s, first_s))
         )
+        trace = both.take(np.argsort(both.at_s, kind="stable"))
     return trace

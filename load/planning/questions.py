@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from infra.settings.model import Settings
 from load.data import tables
+from load.data.kinds import UNSAID
 from load.data.tables import PROMPTS_MIN, Encode, OutcomeTable
 from load.data.traffic import Traffic
 from load.errors import TableRefused, TraceRefused
@@ -77,7 +78,7 @@ def questions_of(
     """
     models = list(catalogue.names)
     if outcomes is not None:
-        table = tables.read(outcomes, where_missing=encode, priced=False)
+        table = tables.read(outcomes, where_missing=encode, priced=False, with_texts=True)
         missing = [name for name in models if name not in table.models]
         if missing:
             has = ", ".join(table.models)
@@ -129,5 +130,6 @@ def traffic_of(file: TraceFile, questions: Questions, rng: np.random.Generator) 
         prompt_tokens=trace.prompt_tokens,
         output_tokens=trace.output_tokens,
         rows=rows,
-        classes=np.zeros(len(trace), np.intp),
+        classes=np.zeros(len(trace), np.intp) if trace.classes is None else trace.classes,
+        kinds=trace.kinds or (UNSAID,),
     )

@@ -31,6 +31,7 @@ EPOCH_S_MIN = 1e8  # a number of seconds above is a time since 1970, below one s
 EPOCH_S_MAX = 4_102_444_800.0  # the year 2100
 UNITS = ((1e3, "milliseconds"), (1e6, "microseconds"), (1e9, "nanoseconds"))
 SHOWN = 40  # characters of a value in a message
+LISTED = "\x1f"  # between the texts of a list that is made one text
 DATE = "a date and time such as 2023-11-16 18:17:03"
 
 
@@ -86,6 +87,25 @@ class Fields:
             shown = str(column[row].as_py())[:SHOWN]
             self.refuse(name, row, f"is {shown!r}: a list of numbers or texts is due")
         return [one or [] for one in column.to_pylist()]
+
+    def coded(self, name: str) -> tuple[NDArray[np.intp], list[str]]:
+        """Texts as numbers (n,) of distinct ones: "" where there is none; of a list its texts, with
+        LISTED between them.
+        """
+        column = self._columns[name]
+        if isinstance(column, pa.ChunkedArray):
+            column = column.combine_chunks()
+        kind = column.type
+        if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            texts = pc.cast(column, pa.list_(pa.string())) if len(column) else column
+            column = pc.binary_join(texts, LISTED)
+        elif pa.types.is_integer(kind) or pa.types.is_null(kind):
+            column = pc.cast(column, pa.string())
+        elif not pa.types.is_string(kind):
+            row = int(np.argmax(np.asarray(pc.is_valid(column))))
+            self.refuse(name, row, f"is {str(column[row].as_py())[:SHOWN]!r}: a text is due")
+        coded = pc.fill_null(column, "").dictionary_encode()
+        return coded.indices.to_numpy().astype(np.intp), coded.dictionary.to_pylist()
 
     def numbers(self, name: str, *, missing: float | None = None) -> NDArray[np.float64]:
         """Finite numbers (n,); where there is none, `missing`, if that is not None."""

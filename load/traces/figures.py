@@ -10,11 +10,13 @@ prefix reuse  share of the prompts' blocks that a former prompt had, where the t
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from load.data.kinds import said_by
 from load.data.traces import Trace
 from load.traces.reading import TraceFile
 
@@ -23,6 +25,7 @@ HOLE_S, HOLE_TIMES, HOLES_SHOWN = 60.0, 20.0, 20
 COUNT_S = 10.0
 # Of whole seconds nearly all of which differ, and so far apart, it is asked whether they are that.
 APART_S, DIFFERENT = 20.0, 0.9
+SAID_SHOWN = 20  # values of a field
 BINS = 60  # of the rate's drawing
 LENGTH_EDGES = np.concatenate([2.0 ** np.arange(20), [np.inf]])  # tokens: 1, 2, 4, … 524,288
 
@@ -55,9 +58,24 @@ def figures(file: TraceFile) -> dict[str, Any]:
             ],
         },
         "prefix_reuse_share": prefix_reuse(file),
+        "says": said(trace),
         "doubts": doubts_of(file),
         "rate_curve": rate_curve(trace),
     }
+
+
+def said(trace: Trace) -> dict[str, dict[str, int]]:
+    """What requests say of themselves: by field how many say what, the most frequent first."""
+    found: dict[str, dict[str, int]] = {}
+    if trace.classes is None:
+        return found
+    counts = np.bincount(trace.classes, minlength=len(trace.kinds)).tolist()
+    for field in said_by(trace.kinds):
+        of = Counter[str]()
+        for kind, n in zip(trace.kinds, counts, strict=True):
+            of.update(dict.fromkeys(kind.words[field], n))
+        found[field] = dict(of.most_common(SAID_SHOWN))
+    return found
 
 
 def rates(trace: Trace) -> dict[str, float]:

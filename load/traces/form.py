@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from load.data.kinds import Kind
 from load.traces.fields import Fields
 from load.traces.files import Container, Head
 
@@ -31,6 +32,8 @@ class Columns:
     left_out: dict[str, NDArray[np.bool_]] = field(default_factory=dict)  # by reason, (n,)
     prefix_blocks: list[list[int]] | None = None  # hashes of the prompt's blocks, in order
     outcome_rows: Floats | None = None  # (n,) of the outcome table
+    classes: NDArray[np.intp] | None = None  # (n,) which of `kinds`; None: they say nothing
+    kinds: tuple[Kind, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,13 +28,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from load.data import traces
+from load.data.kinds import Kind
 from load.data.traces import Trace
 from load.errors import TraceRefused
 from load.traces.fields import Fields
 from load.traces.files import fields_of, head_of
 from load.traces.form import Columns, Format
 from load.traces.registry import all_formats
+from load.traces.said import numbered
 
+# When a trace that states no date is taken to begin: Monday 6 October 2025, 0:00 UTC.
+UNDATED_S = 1_759_708_800.0
 WHOLE = 1 << 62  # rows at a time
 BUNDLED = {
     "azure": (traces.AZURE, "Azure/AzurePublicDataset, AzureLLMInferenceTrace_conv, CC BY 4.0"),
@@ -68,6 +72,11 @@ class TraceFile:
     def began(self) -> datetime | None:
         """The time of the first request, where times are since 1970."""
         return datetime.fromtimestamp(self.began_s, UTC) if self.since_1970 else None
+
+    @property
+    def clock_s(self) -> float:
+        """Unix time of its beginning, as far as it says: of one without dates see `UNDATED_S`."""
+        return self.began_s if self.since_1970 else UNDATED_S + self.began_s
 
     def with_trace(
         self, trace: Trace, kept: NDArray[np.intp] | None = None, *, from_s: float = 0.0
@@ -142,8 +151,13 @@ def read_parts(path: Path, seed: int, rows_max: int) -> Iterator[TraceFile]:
         )
     form = max(fitting, key=lambda one: len(one.needs))
     rng, began_s, ended_s = np.random.default_rng(seed), np.nan, 0.0
+    kinds: dict[Kind, int] = {}  # so far: the numbers of kinds are the same in all parts
     for fields in fields_of(path, head, (*form.needs, *form.reads), rows_max):
-        part = _checked(path.stem, form, fields, form.read(fields), rng, began_s, ended_s)
+        found = form.read(fields)
+        if found.classes is not None:
+            found.classes = numbered(path.name, kinds, found.kinds)[found.classes]
+            found.kinds = tuple(kinds)
+        part = _checked(path.stem, form, fields, found, rng, began_s, ended_s)
         if len(part.trace):
             part = replace(part, later=not np.isnan(began_s))
             began_s = part.began_s
@@ -181,7 +195,14 @@ def _checked(
     blocks = columns.prefix_blocks
     outcome_rows = columns.outcome_rows
     return TraceFile(
-        trace=Trace(name, columns.at_s[order] - began_s, prompt, output),
+        trace=Trace(
+            name,
+            columns.at_s[order] - began_s,
+            prompt,
+            output,
+            None if columns.classes is None else columns.classes[order],
+            columns.kinds,
+        ),
         format=form.name,
         rows=n,
         began_s=began_s,

@@ -23,6 +23,7 @@ from load.shares import part
 
 traces_app = typer.Typer(help="Recorded requests.", no_args_is_help=True)
 BARS = " ▁▂▃▄▅▆▇█"
+SHOWN = 8  # values of what requests say, by field
 
 
 @traces_app.command("inspect")
@@ -137,6 +138,9 @@ def lines_of(found: dict[str, Any]) -> list[str]:
         lines.append(f"lengths        of {found['lengths_drawn']:,} requests drawn from the others")
     if found["prefix_reuse_share"] is not None:
         lines.append(f"prefixes       {part(found['prefix_reuse_share'])} of blocks came before")
+    for field, words in found["says"].items():
+        each = ", ".join(f"{word} {n:,}" for word, n in [*words.items()][:SHOWN])
+        lines.append(f"{field:<14} {each or 'nothing'}")
     return lines + [f"doubt          {text}" for text in found["doubts"]]
 
 

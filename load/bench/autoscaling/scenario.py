@@ -32,8 +32,8 @@ from infra.autoscaling.planner import PlannerOptions, RouterOptions
 from infra.autoscaling.sizing.sizing import SizingOptions
 from infra.autoscaling.sizing.stabilisation import StabilisationOptions
 from infra.settings.scaling_options import AutoscalingOptions
-from learners.criticality import Criticality
 from load.bench.settings import head
+from load.data.kinds import Kind
 from load.data.tables import OutcomeTable
 from load.data.traffic import Traffic
 
@@ -96,8 +96,7 @@ class Arrivals:
             output_tokens=np.full(n, OUTPUT_TOKENS),
             rows=np.arange(n) % ROWS,
             classes=self.classes,
-            class_names=CLASSES,
-            criticality=(Criticality.CRITICAL,) * len(CLASSES),
+            kinds=tuple(Kind(tenant=name) for name in CLASSES),
         )
 
 

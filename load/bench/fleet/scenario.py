@@ -45,6 +45,7 @@ from infra.emulator.roofline import Deployment
 from learners.criticality import Criticality
 from learners.work import WorkTable
 from load.data import tables, traces
+from load.data.kinds import Kind
 from load.data.tables import OutcomeTable
 from load.data.traces import Trace
 from load.data.traffic import Traffic
@@ -214,8 +215,9 @@ def traffic_of(trace: Trace, n_rows: int, rng: np.random.Generator) -> Traffic:
         output_tokens=trace.output_tokens,
         rows=rng.integers(0, n_rows, len(trace)),
         classes=rng.choice(len(CLASSES), len(trace), p=shares),
-        class_names=tuple(name for name, _, _ in CLASSES),
-        criticality=tuple(Criticality(criticality) for _, _, criticality in CLASSES),
+        kinds=tuple(
+            Kind(tenant=name, criticality=Criticality(level)) for name, _, level in CLASSES
+        ),
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from load.traces.fields import Fields
 from load.traces.form import Columns, Format
+from load.traces.said import kinds_of
 
 OUTPUT = "outcome_output_tokens"
 
@@ -21,11 +22,14 @@ def read(fields: Fields) -> Columns:
     output = np.full(fields.n, np.nan)
     if OUTPUT in fields:
         output = np.rint(fields.numbers(OUTPUT, missing=np.nan))
+    classes, kinds = kinds_of(fields)
     return Columns(
         at_s=at_s,
         since_1970=since_1970,
         prompt_tokens=np.where(prompt == 0.0, np.nan, prompt),
         output_tokens=output,
+        classes=classes,
+        kinds=kinds,
     )
 
 
@@ -35,8 +39,9 @@ FORMATS = (
         about="Fairlead's decision log, by `fairlead decisions export --outcomes`",
         containers=("parquet",),
         needs=("decision_id", "decided_at_ms", "model", "propensity", "prompt_tokens"),
-        reads=(OUTPUT,),
-        rules="Lengths that nobody said are taken from the others at random, and counted.",
+        reads=(OUTPUT, "tenant", "task", "tags"),
+        rules="Tenants, tasks and tags are kept, with those that rules added. Lengths that nobody "
+        "said are taken from the others at random, and counted.",
         read=read,
     ),
 )

@@ -10,6 +10,7 @@ import numpy as np
 from load.traces.fields import Fields
 from load.traces.files import Container
 from load.traces.form import Columns, Format
+from load.traces.said import COLUMNS, kinds_of
 
 CONTAINERS: tuple[Container, ...] = ("csv", "jsonl", "parquet")
 
@@ -31,6 +32,7 @@ def _columns(fields: Fields, at_s: np.ndarray, prompt_tokens: str, *, since_1970
         duration_s = fields.numbers("duration_s", missing=np.nan)
     if "outcome_row" in fields:
         outcome_rows = fields.tokens("outcome_row")
+    classes, kinds = kinds_of(fields)
     return Columns(
         at_s=at_s,
         since_1970=since_1970,
@@ -38,10 +40,12 @@ def _columns(fields: Fields, at_s: np.ndarray, prompt_tokens: str, *, since_1970
         output_tokens=fields.tokens("output_tokens"),
         duration_s=duration_s,
         outcome_rows=outcome_rows,
+        classes=classes,
+        kinds=kinds,
     )
 
 
-OPTIONAL = ("duration_s", "outcome_row")
+OPTIONAL = ("duration_s", "outcome_row", *COLUMNS)
 FORMATS = (
     Format(
         name="plain",
@@ -50,7 +54,9 @@ FORMATS = (
         needs=("arrival_s", "input_tokens", "output_tokens"),
         reads=OPTIONAL,
         rules="`arrival_s` is seconds or a date and time. `outcome_row` (optional): which row of "
-        "the outcome table a request asks about. `duration_s` (optional) is checked.",
+        "the outcome table a request asks about. `duration_s` (optional) is checked. Optional, "
+        "what requests say: `tenant`, `task`, `tags` (a list, or separated by `;`), `modality`, "
+        "`criticality`.",
         read=read,
     ),
     Format(

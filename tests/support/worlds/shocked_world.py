@@ -26,6 +26,7 @@ from infra.capacity.latency_target import LatencyTarget
 from infra.capacity.load import rates_of
 from learners.criticality import Criticality
 from load.bench.fleet.scenario import gpu_types, outcomes, pool_plan, usd_per_s, work_s_of
+from load.data.kinds import Kind
 from load.data.tables import OutcomeTable
 from load.data.traffic import Traffic
 from load.simulation.loop.results import Fate, Run
@@ -129,8 +130,7 @@ def traffic(rates: Sequence[tuple[float, float]], seed: int = 1) -> Traffic:
         output_tokens=rng.integers(OUTPUT // 2, OUTPUT * 3 // 2, n),
         rows=rng.integers(0, len(tables()[0]), n),
         classes=rng.choice(len(CLASSES), n, p=[share for _, _, share in CLASSES]),
-        class_names=tuple(name for name, _, _ in CLASSES),
-        criticality=tuple(criticality for _, criticality, _ in CLASSES),
+        kinds=tuple(Kind(tenant=name, criticality=level) for name, level, _ in CLASSES),
     )
 
 

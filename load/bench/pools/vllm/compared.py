@@ -204,10 +204,12 @@ def visits(
     counts = [rng.poisson(load * full_per_s * seconds) for load in loads]
     after_s = [np.sort(rng.uniform(0.0, seconds, n)) for n in counts]  # each visit's beginning
     visit, within_s = np.repeat(np.arange(len(loads)), counts), np.concatenate(after_s)
-    lengths = (rng.integers(*o, len(visit)) for o in (options.prompt_tokens, options.output_tokens))
+    prompt, output = (
+        rng.integers(*o, len(visit)) for o in (options.prompt_tokens, options.output_tokens)
+    )
     of_visit = ((within_s - options.warm_up_s) // BLOCK_S).astype(np.int64)
     return Visits(
-        trace=Trace(f"visits-{number}", seconds * visit + within_s, *lengths),
+        trace=Trace(f"visits-{number}", seconds * visit + within_s, prompt, output),
         load=np.array(loads)[visit],
         visit=visit,
         block=np.where(of_visit < 0, -1, of_visit + visit * math.ceil(seconds / BLOCK_S)),
